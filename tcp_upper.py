@@ -1,0 +1,736 @@
+#!/usr/bin/env python3
+"""Send text over TCP and get it back in capitals: server and client in one file.
+
+    python3 tcp_upper.py server                      wait on 127.0.0.1:12000
+    python3 tcp_upper.py client hello, welcome       HELLO, WELCOME
+    python3 tcp_upper.py client                      a prompt; Ctrl-D ends
+    cat big | python3 tcp_upper.py client > out      any size, both ways at once
+    python3 tcp_upper.py client --ping 5             round-trip times
+    python3 tcp_upper.py client --trace hello        each socket call as it happens
+    python3 tcp_upper.py server --host 0.0.0.0       for other machines too
+
+The protocol: a connection carries a stream of bytes each way. The server sends back what it reads,
+a-z as A-Z and every other byte as it was. TCP does not mark where a message ends, so the client ends
+each with a newline and reads until as many bytes have come back. When it has no more to say it shuts
+its sending side (FIN); the server finishes its answer and closes. A server without room says so in a
+line and closes. Small letters in an answer can be nothing but such a notice.
+
+Limits: nobody is asked for a password, nothing is encrypted. A client that does not read its
+answer for --timeout seconds is hung up on; one that says nothing may stay.
+"""
+from __future__ import annotations
+
+import argparse
+import codecs
+import contextlib
+import errno
+import itertools
+import os
+import re
+import select
+import shlex
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeVar
+
+VERSION = "1.0"
+SERVER = "python3 tcp_upper.py server"
+CLIENT = "python3 tcp_upper.py client"
+PROMPT = "Input lowercase sentence: "
+FULL = b"server full, try again later\n"
+NOTICE_AFTER = 3.0  # seconds of silence until the client says for whom it waits
+PIECE = 65536  # bytes sent before their answer is read: kernels hold more, so the two sides never both wait to send
+GRACE = 2.0  # seconds that Ctrl-C leaves for answers under way
+LINGER = 1.0  # seconds that a refused client has for reading why
+MAX_REFUSED = 64  # refused clients kept that long
+ACCEPT_PAUSE = 0.5  # seconds to the next accept() when the system has no descriptor or memory left
+
+
+# --- pure functions: values in, values out ---
+def shown(text: str) -> str:
+    """Text for a terminal: what could move the cursor or change colours appears in hex."""
+    return "".join(char if char.isprintable() or char in "\n\t" else f"\\x{ord(char):02x}" for char in text)
+
+
+def ping_report(sent: int, trips: Sequence[float]) -> str:
+    """The end of --ping: trips are the seconds that each answered message took."""
+    lines = f"sent {sent}, received {len(trips)}, lost {sent - len(trips)}"
+    if trips:
+        low, mean, high = (1000 * seconds for seconds in (min(trips), sum(trips) / len(trips), max(trips)))
+        lines += f"\nround trip min/avg/max {low:.3f}/{mean:.3f}/{high:.3f} ms"
+    return lines
+
+
+def fate(problem: OSError | None, stopping: bool) -> str:
+    """What became of a connection, for the log."""
+    if isinstance(problem, socket.timeout):
+        return "hung up on: it did not read its answer"
+    if problem is not None:
+        return f"the client left early ({problem.strerror})"
+    return "stopped" if stopping else "done"
+
+
+class Tally:
+    """The bytes that went each way on a connection."""
+
+    def __init__(self) -> None:
+        self.sent = self.received = 0
+
+
+class Output:
+    """Standard output: bytes as they are to a file or a pipe; to a terminal as text, with \\xNN for what is none."""
+
+    def __init__(self) -> None:
+        self.terminal = os.isatty(1)
+        self.decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")  # a chunk can end inside a character
+
+    def write(self, data: bytes, last: bool = False) -> None:
+        view = memoryview(shown(self.decoder.decode(data, last)).encode() if self.terminal else data)
+        try:
+            while view:
+                view = view[os.write(1, view):]
+        except OSError as error:
+            raise Failure(23, f"cannot write standard output ({error.strerror})", "what reads it has ended, or its disk is full",
+                          f"{CLIENT} > FILE, with room for it") from None
+
+
+# --- the server: listen, accept, answer ---
+class Server:
+    """A listening socket, and a thread or process for each client that came in through it."""
+
+    def __init__(self, args: argparse.Namespace, sock: socket.socket) -> None:
+        self.args = args
+        self.sock = sock
+        self.stop = Stop()
+        self.forks = args.mode == "process" and hasattr(os, "fork")
+        self.clients: dict[int, Callable[[], None]] = {}  # by descriptor or process number: what asks that one to end
+        self.refused: list[socket.socket] = []
+        self.finished = 0
+        self.lock = threading.Lock()
+        if self.forks:  # the end of a child is a signal, for which Stop makes select() return
+            signal.signal(signal.SIGCHLD, lambda number, frame: None)
+
+    def run(self) -> None:
+        while not self.stop.asked and not 0 < self.args.requests <= self.finished:
+            watched: list[socket.socket | Stop] = [self.stop]
+            if self.args.mode != "serial" or not self.clients:  # serial: the next client waits in the backlog
+                watched.append(self.sock)
+            ready, _, _ = select.select(watched, [], [], LINGER if self.refused else None)
+            self.stop.drain()
+            if self.sock in ready:
+                self.take()
+            self.settle(everything=not ready)
+        self.finish()
+
+    def take(self) -> None:
+        """Give the next client a thread or process of its own, if there is room."""
+        conn, peer = self.fetch()
+        if conn is None:
+            return
+        if len(self.clients) >= self.args.max_clients:
+            return self.refuse(conn, peer, f"there are {len(self.clients)} clients")
+        try:
+            self.handle(conn, peer)
+        except (OSError, RuntimeError):
+            self.refuse(conn, peer, "the system gives no further thread or process")
+
+    def fetch(self) -> tuple[socket.socket | None, Address]:
+        try:
+            return self.sock.accept()
+        except (BlockingIOError, ConnectionError):
+            pass  # the client left between select() and accept()
+        except OSError as error:  # EMFILE, ENFILE, ENOBUFS, ENOMEM: nothing is wrong with this socket
+            log(f"cannot accept ({error.strerror}): pausing")
+            select.select([self.stop], [], [], ACCEPT_PAUSE)
+        return None, ()
+
+    def refuse(self, conn: socket.socket, peer: Address, why: str) -> None:
+        """Answer and hang up, but keep the socket a moment: closed over unread bytes it sends RST, which destroys the answer."""
+        log(f"{address(peer)} refused: {why}")
+        self.refused.append(conn)
+        with contextlib.suppress(OSError):
+            conn.setblocking(False)
+            conn.send(FULL)
+            conn.shutdown(socket.SHUT_WR)
+
+    def handle(self, conn: socket.socket, peer: Address) -> None:
+        conn.settimeout(None)
+        conn.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # the kernel notices a client that vanished
+        conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # an answer leaves at once, however short
+        if self.forks:
+            return self.hand_over(conn, peer)
+        number = conn.fileno()
+        self.clients[number] = lambda: conn.shutdown(socket.SHUT_RD)  # recv() gives what has arrived, then 0
+        try:
+            threading.Thread(target=self.answer, args=(conn, peer), daemon=True).start()
+        except RuntimeError:
+            del self.clients[number]
+            raise
+
+    def hand_over(self, conn: socket.socket, peer: Address) -> None:
+        """To a child: fork() copies the process, and both have the connection until one closes it."""
+        child = os.fork()
+        if child:
+            self.clients[child] = lambda: os.kill(child, signal.SIGTERM)
+            return conn.close()  # the child has its own
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent passes it on
+        signal.signal(signal.SIGTERM, lambda number, frame: conn.shutdown(socket.SHUT_RD))
+        self.sock.close()
+        self.answer(conn, peer)
+        os._exit(0)
+
+    def answer(self, conn: socket.socket, peer: Address) -> None:
+        """A connection's whole life: read, capitalise, write back, until the client's FIN."""
+        number, began, rate = conn.fileno(), time.monotonic(), self.args.rate
+        size = min(self.args.recv_size, max(1, rate // 10)) if rate else self.args.recv_size  # a tenth of a second's worth
+        tally, problem = Tally(), None
+        try:
+            while chunk := conn.recv(size):
+                tally.received += len(chunk)
+                conn.settimeout(self.args.timeout)
+                send_message(conn, chunk.upper(), tally)
+                conn.settimeout(None)  # a client may think between messages as long as it likes
+                if rate:
+                    time.sleep(max(0.0, began + tally.sent / rate - time.monotonic()))
+        except OSError as error:
+            problem = error
+        took = time.monotonic() - began
+        log(f"{address(peer)} received {tally.received}, sent {tally.sent} bytes in {took:.3f} s: {fate(problem, self.stop.asked)}")
+        with self.lock:
+            self.clients.pop(number, None)
+            self.finished += 1
+        conn.close()
+        self.stop.wake()
+
+    def settle(self, everything: bool) -> None:
+        """Let go of refused clients, all or the oldest; collect the children that ended."""
+        while self.refused and (everything or len(self.refused) > MAX_REFUSED):
+            self.refused.pop(0).close()
+        with contextlib.suppress(ChildProcessError):
+            while self.forks and (child := os.waitpid(-1, os.WNOHANG)[0]):
+                del self.clients[child]
+                self.finished += 1
+
+    def finish(self) -> None:
+        """Close the door, ask each client's thread or process to end, and give what is under way a moment."""
+        self.sock.close()
+        dropped, deadline = len(self.clients), time.monotonic() + GRACE
+        for ask_to_end in list(self.clients.values()):
+            with contextlib.suppress(OSError):
+                ask_to_end()
+        while self.clients and (left := deadline - time.monotonic()) > 0:
+            select.select([self.stop], [], [], left)
+            self.stop.drain()
+            self.settle(everything=True)
+        for child in self.clients if self.forks else ():
+            os.kill(child, signal.SIGKILL)
+        say(f"stopped: {dropped} clients disconnected, {self.finished} served")
+
+
+def serve(args: argparse.Namespace) -> int:
+    raise_file_limit()
+    family, target = resolve(args.host, args.port, socket.SOCK_STREAM)[0]
+    sock = socket_class(args)(family, socket.SOCK_STREAM)
+    if args.reuseaddr and os.name == "posix":  # or what an earlier server left in TIME_WAIT would keep the port
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bind(sock, target)
+    sock.listen(args.backlog)
+    sock.setblocking(False)  # select() waits, accept() does not
+    announce(sock)
+    Server(args, sock).run()
+    return 0
+
+
+# --- the client: a message, a prompt, a pipe, a ping ---
+def connect(args: argparse.Namespace) -> socket.socket:
+    sock = open_connection(args, args.host, args.port, server_command(args))
+    sock.settimeout(None)  # await_reply() watches the time
+    return sock
+
+
+def send_message(sock: socket.socket, data: bytes, tally: Tally) -> None:
+    """send() takes what the kernel has room for. (sendall() has one timeout for it all, and would cut off a slow reader.)"""
+    view = memoryview(data)
+    while view:
+        count = sock.send(view)
+        tally.sent += count
+        view = view[count:]
+
+
+def await_reply(sock: socket.socket, args: argparse.Namespace, tally: Tally) -> bytes:
+    """Some of the answer, as soon as there is some. Silence counts only while an answer is owed."""
+    silence, step = 0.0, min(NOTICE_AFTER, args.timeout)
+    while not select.select([sock], [], [], step)[0]:
+        silence = silence + step if tally.received < tally.sent else 0.0
+        step = min(NOTICE_AFTER, args.timeout - silence)
+        if step <= 0:
+            raise Failure(28, f"no reply from {place(args)} in {args.timeout:g} s", "it is connected but silent: busy with another client "
+                          "(--mode serial), stopped, or no echo server", f"{server_command(args)} --mode thread")
+        if silence == NOTICE_AFTER:
+            say(f"waiting for a reply from {place(args)} (Ctrl-C stops)")
+    chunk = sock.recv(args.recv_size)
+    if not chunk and tally.received < tally.sent:
+        raise ConnectionAbortedError(errno.ECONNABORTED, "the server closed it")
+    if not tally.received and chunk != chunk.upper():
+        raise Failure(7 if chunk.startswith(FULL[:11]) else 56, f"{place(args)} says: {shown(chunk.decode(errors='backslashreplace').strip())}",
+                      "that is a notice: an echo has no small letters", "again later, or the server with more --max-clients")
+    tally.received += len(chunk)
+    return chunk
+
+
+def exchange(sock: socket.socket, message: bytes, args: argparse.Namespace, tally: Tally) -> bytes:
+    """Send a message and collect its reply, which comes in pieces of any size: counting tells when it is whole."""
+    reply = b""
+    for start in range(0, len(message), PIECE):
+        send_message(sock, message[start:start + PIECE], tally)
+        while tally.received < tally.sent:
+            reply += await_reply(sock, args, tally)
+    if reply != message.upper():
+        raise no_echo(args)
+    return reply
+
+
+def stream(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Output) -> None:
+    """Standard input to the server and its answer to standard output, at once: a thread sends while this one receives.
+    Sending everything first and reading then would leave both sides waiting when the kernel's buffers are full."""
+    problems: list[OSError] = []
+    ended = threading.Event()
+
+    def send_input() -> None:
+        try:
+            while chunk := os.read(0, args.recv_size):
+                send_message(sock, chunk, tally)
+        except OSError as error:
+            problems.append(error)  # told when all that is on its way has come back
+        ended.set()
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_WR)
+
+    threading.Thread(target=send_input, daemon=True).start()
+    while chunk := await_reply(sock, args, tally):
+        out.write(chunk)
+    if not ended.is_set() or (problems and isinstance(problems[0], ConnectionError)):
+        raise ConnectionAbortedError(errno.ECONNABORTED, "the server closed it")
+    if tally.received > tally.sent:
+        raise no_echo(args)
+    if problems:
+        raise Failure(26, f"cannot read standard input ({problems[0].strerror})", "what was read before came back whole", f"{CLIENT} < FILE")
+
+
+def converse(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Output) -> None:
+    """The prompt: each line is a message, until Ctrl-D. input() has history and editing where readline exists."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  (not at the top: loading it can write to a terminal)
+    with contextlib.redirect_stdout(sys.stdout if out.terminal else sys.stderr), contextlib.suppress(EOFError):
+        while True:
+            message = os.fsencode(input(PROMPT))
+            out.write(exchange(sock, message + b"\n", args, tally))
+    say("")
+
+
+def ping(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Output) -> None:
+    """Send numbered messages, one each --interval, and time what comes back meanwhile."""
+    left: dict[bytes, float] = {}  # the answer still awaited: when its question left
+    trips: list[float] = []
+    rest, sent, due = b"", 0, time.perf_counter()
+    try:
+        while len(trips) < args.ping:
+            if sent < args.ping and not select.select([sock], [], [], max(0.0, due - time.perf_counter()))[0]:
+                sent, due = sent + 1, due + args.interval
+                left[b"PING %d" % sent] = time.perf_counter()
+                send_message(sock, b"ping %d\n" % sent, tally)
+                continue
+            *replies, rest = (rest + await_reply(sock, args, tally)).split(b"\n")
+            for reply in replies:
+                if reply not in left:
+                    raise no_echo(args)
+                trips.append(time.perf_counter() - left.pop(reply))
+    finally:
+        out.write(f"{ping_report(sent, trips)}\n".encode())
+
+
+def client(args: argparse.Namespace) -> int:
+    tally, out = Tally(), Output()
+    with connect(args) as sock:
+        try:
+            if args.ping:
+                ping(sock, args, tally, out)
+            elif args.text:
+                out.write(exchange(sock, os.fsencode(" ".join(args.text)) + b"\n", args, tally))
+            elif os.isatty(0):
+                converse(sock, args, tally, out)
+            else:
+                stream(sock, args, tally, out)
+        except ConnectionError as error:
+            raise Failure(18 if tally.received else 52, f"connection lost: {tally.received:,} of {tally.sent:,} bytes came back",
+                          f"{error.strerror}; what was printed is right", f"once more; if nobody is there: {server_command(args)}") from None
+        finally:
+            out.write(b"", last=True)
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_WR)  # FIN: nothing more from here
+            sock.recv(1)  # 0 bytes: the server's FIN
+    return 0
+
+
+# --- trace: the same in all six scripts (tests/test_twins.py) ---
+T = TypeVar("T")
+DUMPED = 64  # bytes of each call that --trace-hex shows
+SECRET = re.compile(rb"(?i)((?:authorization|cookie):[ \t]*)([^\r\n]+)")
+
+
+def hexdump(data: bytes) -> str:
+    """The first bytes, sixteen a line, secrets masked."""
+    data = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), data[:DUMPED])
+    rows = [(start, data[start:start + 16]) for start in range(0, len(data), 16)]
+    return "".join(f"\n{start:16x}  {row.hex(' '):47}  {re.sub(rb'[^ -~]', b'.', row).decode()}" for start, row in rows)
+
+
+class Traced(socket.socket):
+    """A socket that prints a line on stderr for each call. It shows what the program asks of the kernel and hears from it;
+    SYN, ACK and retransmission happen inside the kernel, where only tcpdump or Wireshark see them."""
+
+    began = time.perf_counter()
+    numbers = itertools.count(1)
+    dump = False
+    number = sent = received = 0
+
+    def show(self, mark: str, text: str, data: bytes = b"") -> None:
+        self.number = self.number or next(self.numbers)
+        say(f"{1000 * (time.perf_counter() - self.began):9.3f} ms #{self.number} {mark} {text}" + hexdump(data) * self.dump)
+
+    def attempt(self, mark: str, what: str, call: Callable[..., T], *args: object) -> T:
+        try:
+            return call(*args)
+        except OSError as error:
+            if not isinstance(error, BlockingIOError):  # that one means: nothing happened
+                self.show(mark, f"{what}: {error.strerror or 'timed out'}")
+            raise
+
+    def put(self, name: str, data: Any, call: Callable[..., int], *args: object) -> int:
+        count = self.attempt(">", name, call, data, *args)
+        self.sent += count
+        self.show(">", f"{name} {count} of {len(data)} bytes (sent so far {self.sent})", bytes(data[:min(count, DUMPED)]))
+        return count
+
+    def take(self, name: str, size: int, call: Callable[..., T], *args: object) -> T:
+        began = time.perf_counter()
+        result = self.attempt("<", name, call, *args)
+        waited = 1000 * (time.perf_counter() - began)
+        data: Any = result[0] if isinstance(result, tuple) else args[0] if isinstance(result, int) else result
+        count = result if isinstance(result, int) else len(data)
+        self.received += count
+        name += f" {address(result[-1])}" if isinstance(result, tuple) else ""
+        text = f"{name} {count} of at most {size} bytes, waited {waited:.2f} ms (received so far {self.received})"
+        ended = count == 0 and self.type == socket.SOCK_STREAM
+        self.show("<", f"{name} 0 bytes = peer sent FIN (end of stream)" if ended else text, bytes(data[:min(count, DUMPED)]))
+        return result
+
+    def connect(self, target: Any) -> None:
+        began = time.perf_counter()
+        self.attempt("*", f"connect {address(target)}", super().connect, target)
+        took = f"handshake {1000 * (time.perf_counter() - began):.2f} ms" if self.type == socket.SOCK_STREAM else "UDP: nothing is sent"
+        self.show("*", f"connect {address(target)} ok from {address(self.getsockname())} ({took})")
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        plain, peer = self.attempt("*", "accept", super().accept)
+        conn = type(self)(plain.family, plain.type, plain.proto, plain.detach())
+        conn.show("*", f"accept from {address(peer)}")
+        return conn, peer
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        return self.put("send", data, super().send, flags)
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        view = memoryview(data).cast("B")
+        while view:
+            view = view[self.send(view, flags):]
+
+    def sendto(self, data: Any, *rest: Any) -> int:
+        return self.put(f"sendto {address(rest[-1])}", data, super().sendto, *rest)
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        return self.take("recv", size, super().recv, size, flags)
+
+    def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
+        return self.take("recv", size or len(buffer), super().recv_into, buffer, size, flags)
+
+    def recvfrom(self, size: int, flags: int = 0) -> tuple[bytes, Any]:
+        return self.take("recvfrom", size, super().recvfrom, size, flags)
+
+    def recvmsg(self, size: int, *rest: Any) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
+        return self.take("recvmsg", size, super().recvmsg, size, *rest)
+
+    def shutdown(self, how: int) -> None:
+        self.attempt("*", "shutdown", super().shutdown, how)
+        self.show("*", "shutdown of receiving" if how == socket.SHUT_RD else "shutdown of sending = FIN")
+
+    def close(self) -> None:
+        if self.fileno() >= 0:
+            self.show("*", f"close (sent {self.sent}, received {self.received})")
+        super().close()
+
+
+class TracedHex(Traced):
+    dump = True
+
+
+def socket_class(args: argparse.Namespace) -> type[socket.socket]:
+    """What sockets are made of: without --trace the plain class, so that it costs nothing."""
+    return TracedHex if args.trace_hex else Traced if args.trace else socket.socket
+# --- end trace ---
+
+
+# --- listening: the same in server.py, httpserver.py, tcp_upper.py, udp_upper.py (tests/test_twins.py) ---
+class Stop:
+    """Ctrl-C and SIGTERM as something that select() can wait for, on Windows too; the second one ends the process at once.
+    A job that a shell started in the background has SIGINT ignored: here it is heard all the same."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.reader, self.writer = socket.socketpair()
+        self.reader.setblocking(False)
+        self.writer.setblocking(False)
+        signal.set_wakeup_fd(self.writer.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGINT, self.ask)
+        signal.signal(signal.SIGTERM, self.ask)
+
+    def ask(self, number: int, frame: object) -> None:
+        if self.asked:
+            os._exit(130)
+        self.asked = True
+
+    def fileno(self) -> int:
+        return self.reader.fileno()
+
+    def wake(self) -> None:
+        """Make select() return, from any thread."""
+        with contextlib.suppress(OSError):
+            self.writer.send(b"\0")
+
+    def drain(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self.reader.recv(4096)
+
+
+def raise_file_limit() -> None:
+    """A connection is a descriptor: take as many as the system lets this user have."""
+    with contextlib.suppress(ImportError, ValueError, OSError):  # macOS names a limit that it does not grant
+        import resource  # not at the top: Windows has none
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def own_addresses() -> list[str]:
+    """This machine's addresses on its default routes; connecting a UDP socket sends nothing."""
+    found = []
+    for family, elsewhere in (socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"):
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((elsewhere, 9))
+            found.append(probe.getsockname()[0])
+    return found
+
+
+def reachable_at(sock: socket.socket) -> list[str]:
+    """The addresses at which other machines reach this server: none when it is bound to loopback."""
+    host = sock.getsockname()[0]
+    if host == "::1" or host.startswith("127."):
+        return []
+    return [found for found in own_addresses() if host == "::" or ":" not in found] if host in ("::", "0.0.0.0") else [host]
+
+
+def bind(sock: socket.socket, target: Address) -> None:
+    """bind(), with what systems differ in; each way it can fail in three lines."""
+    try:
+        if sys.platform == "win32":  # where two servers could otherwise share a port
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, target[0] != "::")  # --host :: is for IPv4 too
+        sock.bind(target)
+    except OSError as error:
+        sock.close()
+        host, port = target[:2]
+        known = {
+            errno.EADDRINUSE: (f"port {port} is already in use", who_has_port(sock, target),
+                               "--port 0 takes any free one; ss -ltnup shows whose it is"),
+            errno.EADDRNOTAVAIL: (f"{host} is not an address of this machine", "its own are " + ", ".join(["127.0.0.1", *own_addresses()]),
+                                  "--host 0.0.0.0 listens on all of them"),
+            errno.EACCES: (f"port {port} needs administrator rights", "ports below 1024 are kept for the system's services",
+                           f"--port {8000 + port % 1000}"),
+        }
+        other = f"cannot listen on {address(target)} ({error.strerror})", "the system refuses it", "--host 127.0.0.1 --port 0"
+        raise Failure(45, *known.get(error.errno or 0, other)) from None
+
+
+def who_has_port(sock: socket.socket, target: Address) -> str:
+    """A second bind tells: with SO_REUSEADDR it passes over connections in TIME_WAIT, but not over a server."""
+    with contextlib.suppress(OSError), socket.socket(sock.family, sock.type) as probe:
+        if sock.type == socket.SOCK_STREAM and os.name == "posix":
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(target)
+            return "no server has it: connections that ended here a moment ago are in TIME_WAIT, for a minute or so"
+    return "another program is using it"
+# --- end listening ---
+
+
+# --- connecting: the same in client.py, httpclient.py, tcp_upper.py (tests/test_twins.py) ---
+CONNECT_TIMEOUT = 5.0  # seconds; a machine that is there answers within one
+
+
+def open_connection(args: argparse.Namespace, host: str, port: int, server: str) -> socket.socket:
+    """Connect to the first of the host's addresses that answers; server is the command that would start what is missing."""
+    limit = min(CONNECT_TIMEOUT, args.timeout)
+    for family, target in resolve(host, port, socket.SOCK_STREAM):
+        sock = socket_class(args)(family, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(limit)
+            sock.connect(target)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what is sent leaves at once, however short
+            sock.settimeout(args.timeout)
+            return sock
+        except OSError as error:
+            sock.close()
+            problem = error
+    place = address((host, port))
+    if isinstance(problem, ConnectionRefusedError):
+        raise Failure(7, f"nothing is listening on {place} (connection refused)",
+                      "the host answered, but no program has that port open", server)
+    if isinstance(problem, socket.timeout) or problem.errno == errno.ETIMEDOUT:
+        raise Failure(28, f"no answer from {place} in {limit:g} s", "silence means a firewall, a wrong address or a host that is down; "
+                      "a refusal would be instant", "check the address that the server printed")
+    raise Failure(7, f"cannot connect to {place} ({problem.strerror})", "this machine has no way to that address",
+                  "check the address that the server printed, and the network")
+# --- end connecting ---
+
+
+# --- errors: the same in all six scripts (tests/test_twins.py) ---
+Address = tuple[Any, ...]  # (host, port), and for IPv6 (host, port, flow, scope)
+
+
+class Failure(Exception):
+    """What a user or a network can cause: told in three lines, with the exit code that curl has for it."""
+
+    def __init__(self, code: int, error: str, why: str, hint: str) -> None:
+        super().__init__(f"error: {error}\nwhy:   {why}\ntry:   {hint}")
+        self.code = code
+
+
+def say(text: str) -> None:
+    """A line for people, written at once. Nobody left to read it is no reason to stop."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+
+def address(place: Address) -> str:
+    """HOST:PORT, [HOST]:PORT for IPv6; an IPv4 client of a dual-stack server by its IPv4 address."""
+    host, port = str(place[0]), place[1]
+    host = host[7:] if host.startswith("::ffff:") and "." in host else host
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
+    """Each address of a host: the family for socket(), and what connect() and bind() take."""
+    with contextlib.suppress(socket.gaierror, UnicodeError):  # UnicodeError: an empty label, or one over 63 characters
+        return [(family, target) for family, _, _, _, target in socket.getaddrinfo(host, port, type=kind)]
+    raise Failure(6, f'cannot find host "{host}"', "it is neither an address nor a name that this machine can look up",
+                  "check the spelling, or use the address")
+
+
+def between(low: float, high: float, kind: Callable[[str], float] = int) -> Callable[[str], float]:
+    """An argparse type: a number from low to high. (Port 99999 would raise OverflowError out of bind().)"""
+    def number(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if low <= kind(text) <= high:
+                return kind(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
+    return number
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with its complaints in the three lines of all others."""
+
+    def error(self, message: str) -> NoReturn:
+        say(str(Failure(2, message, "the command line is not as the help describes it; nothing was done", f"python3 {self.prog} --help")))
+        raise SystemExit(2)
+# --- end errors ---
+
+
+# --- the command line ---
+def log(text: str) -> None:
+    say(time.strftime("%Y-%m-%d %H:%M:%S ") + text)
+
+
+def place(args: argparse.Namespace) -> str:
+    return address((args.host, args.port))
+
+
+def server_command(args: argparse.Namespace) -> str:
+    """The command that starts the server which this client looks for."""
+    host = "" if args.host in ("127.0.0.1", "localhost") else f" --host {shlex.quote(args.host)}"
+    return f"{SERVER}{host} --port {args.port}"
+
+
+def no_echo(args: argparse.Namespace) -> Failure:
+    return Failure(56, f"{place(args)} is no uppercase echo: what came back is not what was sent, in capitals",
+                   "another program listens there", f"ss -ltnup shows which; {server_command(args)}")
+
+
+def announce(sock: socket.socket) -> None:
+    """Where the server listens: for programs on stdout; for people on stderr, with the command that reaches it."""
+    host, port = sock.getsockname()[:2]
+    print(f"listening on {address((host, port))}", flush=True)
+    for host in reachable_at(sock):
+        say(f"from another machine:  {CLIENT} --host {host} --port {port}")
+    if not reachable_at(sock):
+        say(f"only this machine can reach it, with:  {CLIENT} --port {port}\nfor others, start it with --host 0.0.0.0")
+
+
+def common_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", help="the server's name or address (default 127.0.0.1)")
+    parser.add_argument("--port", type=between(0, 65535), help="its port; a server takes any free one for 0 (default 12000)")
+    parser.add_argument("--timeout", type=between(0.01, 1e6, float), metavar="S", help="silence allowed inside an answer (default 30)")
+    parser.add_argument("--recv-size", type=between(1, 1 << 30), metavar="N", help="bytes asked of one recv (default 65536)")
+    parser.add_argument("--trace", action="store_true", help="print a line for each socket call")
+    parser.add_argument("--trace-hex", action="store_true", help="the same, with the first bytes")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="tcp_upper.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.set_defaults(host="127.0.0.1", port=12000, timeout=30.0, recv_size=65536, trace=False, trace_hex=False)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
+    roles = parser.add_subparsers(dest="role", metavar="server|client", required=True)
+    server = roles.add_parser("server", argument_default=argparse.SUPPRESS, help="wait for clients and answer them")
+    server.add_argument("--requests", type=between(0, 1e9), default=0, metavar="N", help="end after so many; 0 is never (default)")
+    server.add_argument("--rate", type=between(0, 1e12), default=0, metavar="N", help="bytes a second; 0 is no limit (default)")
+    server.add_argument("--mode", choices=("thread", "serial", "process"), default="thread", help="what serves a client (default thread)")
+    server.add_argument("--max-clients", type=between(1, 1e5), default=2000, metavar="N", help="more are refused (default 2000)")
+    server.add_argument("--backlog", type=between(0, 65535), default=128, metavar="N", help="clients that wait for accept (default 128)")
+    server.add_argument("--no-reuseaddr", dest="reuseaddr", action="store_false", default=True, help="let TIME_WAIT keep the port")
+    client = roles.add_parser("client", argument_default=argparse.SUPPRESS, help="send text, print what comes back")
+    client.add_argument("text", nargs="*", default=[], metavar="TEXT", help="the message; without, each line of standard input is one")
+    client.add_argument("--ping", type=between(1, 1e9), default=0, metavar="N", help="send N numbered messages and time them")
+    client.add_argument("--interval", type=between(0, 3600, float), default=0.2, metavar="S", help="from ping to ping (default 0.2)")
+    for each in parser, server, client:
+        common_flags(each)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    try:
+        return serve(args) if args.role == "server" else client(args)
+    except Failure as failure:
+        say(str(failure))
+        return failure.code
+    except KeyboardInterrupt:
+        say("\nstopped")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

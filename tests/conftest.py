@@ -1,0 +1,324 @@
+"""What all tests stand on: real processes on free ports, and peers that misbehave on purpose.
+
+    spawn("tcp_upper.py", "server")      a server, stopped by SIGINT at the end: exit 0 and a clean stderr, or the test fails
+    run("tcp_upper.py", "client", "hi")  a program run to its end: .code, .out, .err
+    canned(b"HTTP/1.1 400 ...")          a TCP server that says these bytes to each client and hangs up
+    proxy(port, cut_at=100)              a proxy that cuts, delays or corrupts what passes through it
+"""
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = [name for name in ("server.py", "client.py", "httpserver.py", "httpclient.py", "tcp_upper.py", "udp_upper.py")
+           if (ROOT / name).exists()]
+DEADLINE = 20.0  # seconds that anything may take before a test calls it hung; no test waits for it to pass
+LISTENING = re.compile(r"listening on (?:https?://)?(.+):(\d+)/?$")
+
+
+def interpreters():
+    """Every python3.9 or later on PATH and among pyenv's versions, by version."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    found = {}
+    for minor in range(9, 20):
+        names = [*sorted(map(str, pyenv.glob(f"3.{minor}.*/bin/python3"))), shutil.which(f"python3.{minor}")]
+        for name in filter(None, names):
+            asked = subprocess.run([name, "-c", "import sys; print(sys.version_info[1])"], capture_output=True, text=True)
+            if asked.stdout.strip() == str(minor):
+                found[f"3.{minor}"] = name
+                break
+    return found
+
+
+def until(condition, what, seconds=DEADLINE):
+    """Wait for a fact of another process that announces itself nowhere, such as a count in /proc."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"waited {seconds} s in vain for {what}"
+        time.sleep(0.005)
+    return value
+
+
+def assert_clean(text):
+    for sign in ("Traceback", "Warning", "Exception ignored", "Fatal"):
+        assert sign not in text, f"stderr is not clean:\n{text}"
+
+
+class Process:
+    """A program that runs meanwhile; its output is gathered as it comes."""
+
+    def __init__(self, *args, cwd=None, env=None, python=sys.executable, prefix=(), stdin=subprocess.DEVNULL, **more):
+        command = [*prefix, python, "-W", "error", *map(str, args)]
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
+        self.process = subprocess.Popen(command, cwd=cwd, env=environment, stdin=stdin,
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
+        self.pid = self.process.pid
+        self.heard = threading.Condition()
+        self.texts = {"out": b"", "err": b""}
+        self.readers = [threading.Thread(target=self.gather, args=(name, stream), daemon=True)
+                        for name, stream in (("out", self.process.stdout), ("err", self.process.stderr))]
+        for reader in self.readers:
+            reader.start()
+
+    def gather(self, name, stream):
+        for chunk in iter(lambda: os.read(stream.fileno(), 65536), b""):
+            with self.heard:
+                self.texts[name] += chunk
+                self.heard.notify_all()
+        with self.heard:
+            self.heard.notify_all()
+
+    @property
+    def out(self):
+        return self.texts["out"].decode(errors="backslashreplace")
+
+    @property
+    def err(self):
+        return self.texts["err"].decode(errors="backslashreplace")
+
+    def wait_for(self, pattern, stream="err", seconds=DEADLINE):
+        """Wait until the output matches; the match object."""
+        deadline = time.monotonic() + seconds
+        with self.heard:
+            while True:
+                if found := re.search(pattern, getattr(self, stream), re.M):
+                    return found
+                left = deadline - time.monotonic()
+                alive = any(reader.is_alive() for reader in self.readers)
+                assert left > 0 and alive, f"no {pattern!r} in std{stream}:\n{self.out}{self.err}"
+                self.heard.wait(min(left, 0.5))
+
+    def wait(self, seconds=DEADLINE):
+        """Its exit code."""
+        try:
+            code = self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"it does not end:\n{self.out}{self.err}") from None
+        for reader in self.readers:
+            reader.join(DEADLINE)
+        self.process.stdout.close()
+        self.process.stderr.close()
+        return code
+
+    def kill(self):
+        self.process.kill()
+        return self.wait()
+
+    def status(self, field):
+        """A number from /proc, such as Threads or VmRSS (KiB)."""
+        return int(re.search(rf"^{field}:\s+(\d+)", Path(f"/proc/{self.pid}/status").read_text(), re.M)[1])
+
+    def descriptors(self):
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+
+class Server(Process):
+    """A server script: .host and .port are where it listens."""
+
+    def __init__(self, script, *args, port=0, **more):
+        super().__init__(ROOT / script if not Path(script).is_absolute() else script, *args, "--port", port, **more)
+        self.host, number = self.wait_for(LISTENING.pattern, "out").groups()
+        self.host, self.port = self.host.strip("[]"), int(number)
+
+    def connect(self, timeout=DEADLINE):
+        return socket.create_connection((self.host, self.port), timeout)
+
+    def stop(self, number=signal.SIGINT):
+        """Ask it to end: exit 0, nothing but the listening line on stdout, and no traceback or warning."""
+        self.process.send_signal(number)
+        code = self.wait()
+        assert code == 0, f"exit {code}:\n{self.err}"
+        assert_clean(self.err)
+        assert LISTENING.fullmatch(self.out.strip()), f"stdout holds more than the listening line:\n{self.out}"
+        return self.err
+
+
+@pytest.fixture
+def spawn():
+    running = []
+
+    def start(script, *args, **more):
+        running.append(Server(script, *args, **more))
+        return running[-1]
+
+    yield start
+    problems = []
+    for server in running:
+        if server.process.poll() is None:
+            try:
+                server.stop()
+            except AssertionError as problem:
+                problems.append(str(problem))
+                with suppress(ProcessLookupError):
+                    server.kill()
+        else:
+            server.wait()
+    assert not problems, "\n".join(problems)
+
+
+class Finished:
+    """What a program left behind: its exit code, its output as bytes, its messages as text."""
+
+    def __init__(self, code, out, err):
+        self.code, self.out, self.err = code, out, err.decode(errors="backslashreplace")
+
+    def __repr__(self):
+        return f"exit {self.code}\nstdout: {self.out[:2000]!r}\nstderr: {self.err}"
+
+
+@pytest.fixture
+def run():
+    def run_to_end(script, *args, input=b"", cwd=None, env=None, python=sys.executable, timeout=60, **more):
+        where = ROOT / script if not Path(script).is_absolute() else script
+        done = subprocess.run([python, "-W", "error", str(where), *map(str, args)], input=input, cwd=cwd, timeout=timeout,
+                              env={**os.environ, **(env or {})}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
+        finished = Finished(done.returncode, done.stdout, done.stderr)
+        assert_clean(finished.err)
+        return finished
+
+    return run_to_end
+
+
+class Listener:
+    """A listening socket whose clients are each given to a thread that runs talk(conn); the threads end with it."""
+
+    def __init__(self, talk):
+        self.talk = talk
+        self.sock = socket.create_server(("127.0.0.1", 0))
+        self.port = self.sock.getsockname()[1]
+        self.open = [self.sock]
+        self.threads = [threading.Thread(target=self.accept, daemon=True)]
+        self.threads[0].start()
+
+    def accept(self):
+        with suppress(OSError):
+            while True:
+                conn, _ = self.sock.accept()
+                self.open.append(conn)
+                self.threads.append(threading.Thread(target=self.serve, args=(conn,), daemon=True))
+                self.threads[-1].start()
+
+    def serve(self, conn):
+        with conn, suppress(OSError):
+            self.talk(conn)
+
+    def close(self):
+        for sock in self.open:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
+        for thread in self.threads:
+            thread.join(DEADLINE)
+
+
+@pytest.fixture
+def listeners():
+    made = []
+    yield made
+    for listener in made:
+        listener.close()
+
+
+@pytest.fixture
+def canned(listeners):
+    """A server that says the next of these byte strings to each client (the last one again and again) and hangs up.
+    With read_until it first reads until those bytes came; what it read is in .read."""
+
+    def start(*answers, read_until=b"", drain=True):
+        read, turn, lock = [], iter(range(1 << 30)), threading.Lock()
+
+        def talk(conn):
+            with lock:
+                number = next(turn)
+                read.append(b"")
+            conn.settimeout(DEADLINE)
+            while read_until not in read[number] and (chunk := conn.recv(65536)):
+                read[number] += chunk
+            conn.sendall(answers[min(number, len(answers) - 1)])
+            if drain:
+                conn.shutdown(socket.SHUT_WR)
+                while chunk := conn.recv(65536):
+                    read[number] += chunk
+
+        listeners.append(Listener(talk))
+        listeners[-1].read = read
+        return listeners[-1]
+
+    return start
+
+
+@pytest.fixture
+def proxy(listeners):
+    """A way to a server that can be bad. Positions count the bytes from the server (or to it, with toward="server"):
+    at cut_at both connections are reset, at corrupt_at one bit is flipped, and delay is waited before each chunk."""
+
+    def start(port, cut_at=None, corrupt_at=None, delay=0.0, toward="client", times=1 << 30):
+        left = [times]
+
+        def talk(conn):
+            bad = left[0] > 0
+            left[0] -= 1
+            with socket.create_connection(("127.0.0.1", port), DEADLINE) as server:
+                upward = threading.Thread(target=pump, args=(conn, server, bad and toward == "server"), daemon=True)
+                upward.start()
+                pump(server, conn, bad and toward == "client")
+                upward.join(DEADLINE)
+
+        def pump(source, sink, bad):
+            passed = 0
+            with suppress(OSError):
+                while True:
+                    most = 65536 if not bad or cut_at is None else min(65536, cut_at - passed)
+                    chunk = source.recv(most) if most else b""
+                    if not most:
+                        for sock in (source, sink):  # linger 0: RST, as a lost link looks to both in the end
+                            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                            sock.shutdown(socket.SHUT_RDWR)
+                        return
+                    if not chunk:
+                        break
+                    if bad and corrupt_at is not None and passed <= corrupt_at < passed + len(chunk):
+                        chunk = bytearray(chunk)
+                        chunk[corrupt_at - passed] ^= 1
+                    if bad and delay:
+                        threading.Event().wait(delay)
+                    sink.sendall(chunk)
+                    passed += len(chunk)
+                sink.shutdown(socket.SHUT_WR)
+
+        listeners.append(Listener(talk))
+        return listeners[-1]
+
+    return start
+
+
+@pytest.fixture
+def alone(tmp_path):
+    """A copy of one script in an empty folder, as somebody who took only that file has it."""
+
+    def copy(script):
+        folder = tmp_path / "alone"
+        folder.mkdir(exist_ok=True)
+        return Path(shutil.copy(ROOT / script, folder))
+
+    return copy
+
+
+def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true", help="run the slow matrices whole (CI does)")
+
+
+@pytest.fixture
+def full(request):
+    return request.config.getoption("--full")

@@ -1,0 +1,66 @@
+"""The blocks that several scripts share are the same to the byte, and stand exactly where their first line says."""
+import ast
+import re
+
+import pytest
+from conftest import ROOT, SCRIPTS
+
+FENCE = re.compile(r"^# --- (?P<name>[\w -]+?): (?P<says>the same in .*?) ---\n(?P<body>.*?)^# --- end (?P=name) ---$", re.M | re.S)
+GROUPS = {"all six scripts": {"server.py", "client.py", "httpserver.py", "httpclient.py", "tcp_upper.py", "udp_upper.py"}}
+
+
+def fences():
+    """name -> script -> (what the first line says, the body)"""
+    found = {}
+    for script in SCRIPTS:
+        for match in FENCE.finditer((ROOT / script).read_text()):
+            assert script not in found.setdefault(match["name"], {}), f"{script} has two blocks called {match['name']}"
+            found[match["name"]][script] = match["says"], match["body"]
+    return found
+
+
+def functions(script):
+    """The names of its functions and methods in their order, a method as Class.name; fenced ones are left out."""
+    source = FENCE.sub(lambda match: "\n" * match[0].count("\n"), (ROOT / script).read_text())
+    names = []
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef):
+            names.append(node.name)
+        if isinstance(node, ast.ClassDef):
+            names += [f"{node.name}.{method.name}" for method in node.body if isinstance(method, ast.FunctionDef)]
+    return names
+
+
+def test_every_fence_that_opens_also_closes():
+    for script in SCRIPTS:
+        source = (ROOT / script).read_text()
+        opened = re.findall(r"^# --- ([\w -]+?): the same in", source, re.M)
+        assert opened == [match["name"] for match in FENCE.finditer(source)], script
+        assert len(re.findall(r"^# --- end ", source, re.M)) == len(opened), script
+
+
+@pytest.mark.parametrize("name", sorted(fences()))
+def test_copies_of_a_fence_are_the_same_to_the_byte(name):
+    copies = fences()[name]
+    assert len({body for _, body in copies.values()}) == 1, f"{name} differs between {', '.join(copies)}"
+    assert len({says for says, _ in copies.values()}) == 1, f"the first lines of {name} differ between {', '.join(copies)}"
+
+
+@pytest.mark.parametrize("name", sorted(fences()))
+def test_a_fence_stands_where_its_first_line_says(name):
+    copies = fences()[name]
+    says = next(iter(copies.values()))[0].replace("the same in ", "").replace(" (tests/test_twins.py)", "")
+    named = GROUPS.get(says) or set(re.split(r", | and ", says))
+    assert named & set(SCRIPTS) == set(copies)
+
+
+def test_one_changed_byte_in_a_fence_is_noticed():
+    copies = dict(fences()["errors"])
+    script = next(iter(copies))
+    says, body = copies[script]
+    copies[script] = says, body.replace("error", "Error", 1)
+    assert len({body for _, body in copies.values()}) == 2
+
+
+def test_the_echo_scripts_have_the_same_functions_in_the_same_order():
+    assert functions("tcp_upper.py") == functions("udp_upper.py")

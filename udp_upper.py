@@ -1,0 +1,703 @@
+#!/usr/bin/env python3
+"""Send text over UDP and get it back in capitals: server and client in one file.
+
+    python3 udp_upper.py server                      wait on 127.0.0.1:12000
+    python3 udp_upper.py client hello, welcome       HELLO, WELCOME
+    python3 udp_upper.py client                      a prompt; Ctrl-D ends
+    cat lines | python3 udp_upper.py client > out    each line a datagram, one after another
+    python3 udp_upper.py client --ping 5             round-trip times, and how many were lost
+    python3 udp_upper.py client --trace hello        each socket call as it happens
+    python3 udp_upper.py server --loss 0.3 --seed 7  a bad network, the same one each time
+
+The protocol: a datagram is a message of its own. The server sends back each one that it reads,
+a-z as A-Z and every other byte as it was. Either may be lost, doubled or overtaken on the way, so the
+client waits 0.1 s for the answer, asks again and waits 0.2, 0.4 and 0.8 s. An answer is known by its
+being the question in capitals: one that is not (a late or foreign one) is ignored and counted, one that
+is only the beginning is reported as truncated. Nobody connects, so nobody can tell when the other left.
+
+Limits: nobody is asked for a password, nothing is encrypted, and a sender's address can be forged.
+A datagram holds at most 65507 bytes over IPv4, 65527 over IPv6. A bad network is decided from
+--seed, the client's host and the number of its datagram: the same experiment has the same result.
+"""
+from __future__ import annotations
+
+import argparse
+import codecs
+import contextlib
+import errno
+import heapq
+import itertools
+import os
+import random
+import re
+import select
+import shlex
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, NoReturn, TypeVar
+
+VERSION = "1.0"
+SERVER = "python3 udp_upper.py server"
+CLIENT = "python3 udp_upper.py client"
+PROMPT = "Input lowercase sentence: "
+TRIES = (0.1, 0.2, 0.4, 0.8)  # seconds that each try of the client waits for the answer
+PING_WAIT = 1.0  # seconds of silence after the last ping until the missing ones count as lost
+LIMITS = {socket.AF_INET: 65507, socket.AF_INET6: 65527}  # 65535 less the headers of IPv4 and UDP, or of UDP alone
+BATCH = 64  # datagrams read before they are answered: fewer turns, and Ctrl-C is still heard
+GRACE = 2.0  # seconds that Ctrl-C leaves for answers that --delay holds back
+LATE = 0.05  # seconds that --reorder holds an answer for the next one to overtake it; less than the first try waits
+MAX_WAITING = 1000  # answers that --delay, --rate and --reorder hold; more are lost, as in a full router
+LONGEST = 1 << 20  # bytes of a line that are read to name its size when it is too long
+MAX_PEERS = 10000  # clients whose datagrams are counted; the oldest is forgotten
+
+
+# --- pure functions: values in, values out ---
+def shown(text: str) -> str:
+    """Text for a terminal: what could move the cursor or change colours appears in hex."""
+    return "".join(char if char.isprintable() or char in "\n\t" else f"\\x{ord(char):02x}" for char in text)
+
+
+def ping_report(sent: int, trips: Sequence[float], doubled: int, overtaken: int) -> str:
+    """The end of --ping: trips are the seconds that each answered message took."""
+    lines = f"sent {sent}, received {len(trips)}, lost {sent - len(trips)}, doubled {doubled}, out of order {overtaken}"
+    if trips:
+        low, mean, high = (1000 * seconds for seconds in (min(trips), sum(trips) / len(trips), max(trips)))
+        lines += f"\nround trip min/avg/max {low:.3f}/{mean:.3f}/{high:.3f} ms"
+    return lines
+
+
+class Fate(NamedTuple):
+    lost: bool
+    doubled: bool
+    reordered: bool
+
+
+def fate(args: argparse.Namespace, host: str, number: int) -> Fate:
+    """What becomes of a client's datagram of that number. Each chance has its own draw, so that one flag does not move another's."""
+    draw = random.Random(f"{args.seed} {host} {number}").random
+    return Fate(draw() < args.loss, draw() < args.dup, draw() < args.reorder)
+
+
+class Tally:
+    """The datagrams that went each way, with those that were no answer and those that nobody took."""
+
+    def __init__(self) -> None:
+        self.sent = self.received = self.ignored = self.refused = 0
+
+
+class Output:
+    """Standard output: bytes as they are to a file or a pipe; to a terminal as text, with \\xNN for what is none."""
+
+    def __init__(self) -> None:
+        self.terminal = os.isatty(1)
+        self.decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")  # a chunk can end inside a character
+
+    def write(self, data: bytes, last: bool = False) -> None:
+        view = memoryview(shown(self.decoder.decode(data, last)).encode() if self.terminal else data)
+        try:
+            while view:
+                view = view[os.write(1, view):]
+        except OSError as error:
+            raise Failure(23, f"cannot write standard output ({error.strerror})", "what reads it has ended, or its disk is full",
+                          f"{CLIENT} > FILE, with room for it") from None
+
+
+# --- the server: bind, receive, answer ---
+class Server:
+    """A socket for all clients, and the answers that are held back to play a bad network."""
+
+    def __init__(self, args: argparse.Namespace, sock: socket.socket) -> None:
+        self.args = args
+        self.sock = sock
+        self.stop = Stop()
+        self.size = args.recv_size
+        self.receive = self.fetch if self.size < max(LIMITS.values()) else sock.recvfrom
+        self.plays = any((args.loss, args.dup, args.reorder, args.delay, args.rate, args.truncate))
+        self.numbers: dict[Address, int] = {}  # how many datagrams each client has sent
+        self.waiting: list[tuple[float, int, bytes, int, Address]] = []  # a heap: when it is due, its turn, the answer, copies, to whom
+        self.late: dict[Address, tuple[float, list[tuple[bytes, int]]]] = {}  # until a client's next answer, or the time: answers, copies
+        self.turn = itertools.count()
+        self.free = 0.0  # when --rate lets the next answer out
+        self.finished = 0
+
+    def run(self) -> None:
+        while not self.stop.asked and not 0 < self.args.requests <= self.finished:
+            watched: list[socket.socket | Stop] = [self.stop, self.sock]
+            ready, _, _ = select.select(watched, [], [], self.settle())
+            self.stop.drain()
+            if self.sock in ready:
+                self.take()
+        self.finish()
+
+    def take(self) -> None:
+        """Read the datagrams that have arrived, then answer them: in turns of many, as that is quicker than one by one."""
+        receive, arrived = self.receive, []
+        turn = min(BATCH, self.args.requests - self.finished) if self.args.requests else BATCH
+        with contextlib.suppress(BlockingIOError, ConnectionError):  # ConnectionError: Windows tells of a client that left
+            for _ in range(turn):
+                arrived.append(receive(self.size))
+        if self.plays:
+            for data, peer in arrived:
+                self.handle(data.upper(), peer)
+            return
+        self.finished += len(arrived)
+        for data, peer in arrived:
+            self.answer(data.upper(), peer)
+
+    def fetch(self, size: int) -> tuple[bytes, Address]:
+        """recvfrom() with a small buffer. What does not fit is cut off and gone, and only recvmsg() tells."""
+        if hasattr(self.sock, "recvmsg"):
+            data, _, flags, peer = self.sock.recvmsg(size)
+            cut = bool(flags & socket.MSG_TRUNC)
+        else:
+            whole, peer = self.sock.recvfrom(1 << 16)
+            data, cut = whole[:size], len(whole) > size
+        if cut:
+            log(f"{address(peer)} truncated: the datagram is larger than the buffer of {size} bytes")
+        return data, peer
+
+    def refuse(self, peer: Address, number: int, why: str) -> None:
+        log(f"{address(peer)} datagram {number} lost: {why}")
+
+    def handle(self, answer: bytes, peer: Address) -> None:
+        """Decide what the bad network does with the answer, and when it leaves."""
+        number = self.numbers[peer] = self.numbers.pop(peer, 0) + 1
+        if len(self.numbers) > MAX_PEERS:
+            del self.numbers[next(iter(self.numbers))]
+        lost, doubled, reordered = fate(self.args, peer[0], number)
+        if lost or len(self.waiting) + len(self.late) >= MAX_WAITING:
+            return self.refuse(peer, number, "by --loss" if lost else f"{MAX_WAITING} answers are waiting")
+        if self.args.truncate and len(answer) > self.args.truncate:
+            log(f"{address(peer)} datagram {number} truncated from {len(answer)} to {self.args.truncate} bytes")
+            answer = answer[:self.args.truncate]
+        if doubled:
+            log(f"{address(peer)} datagram {number} doubled")
+        if reordered:
+            log(f"{address(peer)} datagram {number} reordered")
+            self.late.setdefault(peer, (time.monotonic() + LATE, []))[1].append((answer, 1 + doubled))
+            return
+        self.hand_over(peer, [(answer, 1 + doubled), *self.late.pop(peer, (0.0, []))[1]])
+
+    def hand_over(self, peer: Address, answers: list[tuple[bytes, int]]) -> None:
+        """To the queue: each leaves when its time has come."""
+        for answer, copies in answers:
+            due = time.monotonic() + self.args.delay
+            if self.args.rate:
+                due = self.free = max(due, self.free) + copies * len(answer) / self.args.rate
+            heapq.heappush(self.waiting, (due, next(self.turn), answer, copies, peer))
+
+    def answer(self, answer: bytes, peer: Address) -> None:
+        try:
+            self.sock.sendto(answer, peer)
+        except OSError as error:  # the network is down, a firewall says no, the send buffer is full: lost, as UDP may
+            log(f"{address(peer)} answer lost: {error.strerror}")
+
+    def settle(self) -> float | None:
+        """Send the answers whose time has come; the seconds until the next one's, None when none waits."""
+        now = time.monotonic()
+        while self.late and next(iter(self.late.values()))[0] <= now:
+            peer = next(iter(self.late))
+            self.hand_over(peer, self.late.pop(peer)[1])
+        while self.waiting and self.waiting[0][0] <= now:
+            _, _, answer, copies, peer = heapq.heappop(self.waiting)
+            self.finished += 1
+            for _ in range(copies):
+                self.answer(answer, peer)
+        times = [when for when, *_ in self.waiting[:1]] + [when for when, _ in list(self.late.values())[:1]]
+        return max(0.0, min(times) - time.monotonic()) if times else None
+
+    def finish(self) -> None:
+        """Let the answers that are held back out, as far as a moment is enough."""
+        deadline = time.monotonic() + GRACE
+        while (pause := self.settle()) is not None and time.monotonic() + pause < deadline:
+            time.sleep(pause)
+        self.sock.close()
+        say(f"stopped: {len(self.waiting) + len(self.late)} answers dropped, {self.finished} sent")
+
+
+def serve(args: argparse.Namespace) -> int:
+    family, target = resolve(args.host, args.port, socket.SOCK_DGRAM)[0]
+    sock = socket_class(args)(family, socket.SOCK_DGRAM)
+    bind(sock, target)
+    sock.setblocking(False)  # select() waits, recvfrom() does not
+    announce(sock)
+    Server(args, sock).run()
+    return 0
+
+
+# --- the client: a message, a prompt, a pipe, a ping ---
+def connect(args: argparse.Namespace) -> socket.socket:
+    """Sends nothing: it names the only peer whose datagrams are let in, and whose refusals (ICMP) are told."""
+    family, target = resolve(args.host, args.port, socket.SOCK_DGRAM)[0]
+    sock = socket_class(args)(family, socket.SOCK_DGRAM)
+    try:
+        sock.connect(target)
+    except OSError as error:
+        sock.close()
+        raise Failure(7, f"cannot reach {place(args)} ({error.strerror})", "this machine has no way to that address",
+                      "check the address that the server printed, and the network") from None
+    return sock
+
+
+def send_message(sock: socket.socket, data: bytes, tally: Tally) -> None:
+    """One datagram, whole or not at all."""
+    limit = LIMITS[sock.family]
+    try:
+        if len(data) > limit:
+            raise OSError(errno.EMSGSIZE, "")
+        with contextlib.suppress(ConnectionRefusedError):  # this tells of the last one sent
+            sock.send(data)
+            tally.sent += 1
+            return
+        tally.refused += 1
+        sock.send(data)
+        tally.sent += 1
+    except OSError as error:
+        if error.errno != errno.EMSGSIZE:
+            raise Failure(55, f"cannot send to {address(sock.getpeername())} ({error.strerror})", "the system refused to send", "the same again") from None
+        version = "IPv6" if sock.family == socket.AF_INET6 else "IPv4"
+        raise Failure(2, f"the datagram is {len(data)} bytes, the {version} maximum is {limit}", "UDP sends a datagram whole or not at all"
+                      + ("; this system takes even less" if len(data) <= limit else ""), "a shorter line, or TCP: tcp_upper.py takes any size") from None
+
+
+def await_reply(sock: socket.socket, args: argparse.Namespace, tally: Tally, deadline: float) -> bytes | None:
+    """The next datagram, None when the time is up."""
+    while select.select([sock], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        try:
+            reply = sock.recv(args.recv_size)
+            tally.received += 1
+            return reply
+        except ConnectionRefusedError:
+            tally.refused += 1  # nobody has that port now; a server may still come before the last try
+    return None
+
+
+def exchange(sock: socket.socket, message: bytes, args: argparse.Namespace, tally: Tally) -> bytes:
+    """Send a message until its reply comes, each time with more patience."""
+    expected, refused_before, longest = message.upper(), tally.refused, -1
+    for seconds in TRIES:
+        send_message(sock, message, tally)
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and (reply := await_reply(sock, args, tally, deadline)) is not None:
+            if reply == expected:
+                return reply
+            tally.ignored += 1
+            longest = max(longest, len(reply) if expected.startswith(reply) else -1)  # a late answer can look like that, too
+        if longest >= 0:
+            raise Failure(18, f"the reply is truncated: {longest} of {len(expected)} bytes came back", "a buffer on the way was smaller "
+                          "than the datagram, and UDP drops what does not fit", "a larger --recv-size on the server and here, no --truncate")
+        say(f"no reply in {seconds:g} s" + " (refused: nobody has that port)" * (tally.refused > refused_before))
+    raise no_echo(args, tally.refused - refused_before >= len(TRIES))
+
+
+def stream(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Output) -> None:
+    """Each line of standard input is a datagram; its answer is written before the next is sent."""
+    while True:
+        try:
+            line = sys.stdin.buffer.readline(LONGEST)
+        except OSError as error:
+            raise Failure(26, f"cannot read standard input ({error.strerror})", "what was read before came back whole", f"{CLIENT} < FILE") from None
+        if not line:
+            return
+        message = line[:-1] if line.endswith(b"\n") else line
+        out.write(exchange(sock, message, args, tally) + line[len(message):])
+
+
+def converse(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Output) -> None:
+    """The prompt: each line is a message, until Ctrl-D. input() has history and editing where readline exists."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  (not at the top: loading it can write to a terminal)
+    with contextlib.redirect_stdout(sys.stdout if out.terminal else sys.stderr), contextlib.suppress(EOFError):
+        while True:
+            message = os.fsencode(input(PROMPT))
+            try:
+                out.write(exchange(sock, message, args, tally) + b"\n")
+            except Failure as failure:  # the next one may get through
+                say(str(failure))
+    say("")
+
+
+def ping(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Output) -> None:
+    """Send numbered messages, one each --interval, and time what comes back meanwhile."""
+    left: dict[bytes, tuple[int, float]] = {}  # the answer still awaited: its number, when its question left
+    trips: list[float] = []
+    answered: set[bytes] = set()
+    sent, due, highest, doubled, overtaken = 0, time.perf_counter(), 0, 0, 0
+    try:
+        while len(trips) < args.ping:
+            if sent < args.ping and not select.select([sock], [], [], max(0.0, due - time.perf_counter()))[0]:
+                sent, due = sent + 1, due + args.interval
+                left[b"PING %d" % sent] = sent, time.perf_counter()
+                send_message(sock, b"ping %d" % sent, tally)
+                continue
+            reply = await_reply(sock, args, tally, time.monotonic() + PING_WAIT * (sent == args.ping))
+            if reply in left:
+                number, began = left.pop(reply)
+                trips.append(time.perf_counter() - began)
+                answered.add(reply)
+                overtaken, highest = overtaken + (number < highest), max(number, highest)
+            elif reply is not None:
+                doubled += reply in answered
+                tally.ignored += reply not in answered
+            elif sent == args.ping:
+                break
+    finally:
+        out.write(f"{ping_report(sent, trips, doubled, overtaken)}\n".encode())
+    if not trips:
+        raise no_echo(args, tally.refused >= sent)
+
+
+def client(args: argparse.Namespace) -> int:
+    tally, out = Tally(), Output()
+    with connect(args) as sock:
+        try:
+            if args.ping:
+                ping(sock, args, tally, out)
+            elif args.text:
+                out.write(exchange(sock, os.fsencode(" ".join(args.text)), args, tally) + b"\n")
+            elif os.isatty(0):
+                converse(sock, args, tally, out)
+            else:
+                stream(sock, args, tally, out)
+        finally:
+            out.write(b"", last=True)
+            if tally.ignored:
+                say(f"ignored {tally.ignored} late or foreign datagrams")
+    return 0
+
+
+# --- trace: the same in all six scripts (tests/test_twins.py) ---
+T = TypeVar("T")
+DUMPED = 64  # bytes of each call that --trace-hex shows
+SECRET = re.compile(rb"(?i)((?:authorization|cookie):[ \t]*)([^\r\n]+)")
+
+
+def hexdump(data: bytes) -> str:
+    """The first bytes, sixteen a line, secrets masked."""
+    data = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), data[:DUMPED])
+    rows = [(start, data[start:start + 16]) for start in range(0, len(data), 16)]
+    return "".join(f"\n{start:16x}  {row.hex(' '):47}  {re.sub(rb'[^ -~]', b'.', row).decode()}" for start, row in rows)
+
+
+class Traced(socket.socket):
+    """A socket that prints a line on stderr for each call. It shows what the program asks of the kernel and hears from it;
+    SYN, ACK and retransmission happen inside the kernel, where only tcpdump or Wireshark see them."""
+
+    began = time.perf_counter()
+    numbers = itertools.count(1)
+    dump = False
+    number = sent = received = 0
+
+    def show(self, mark: str, text: str, data: bytes = b"") -> None:
+        self.number = self.number or next(self.numbers)
+        say(f"{1000 * (time.perf_counter() - self.began):9.3f} ms #{self.number} {mark} {text}" + hexdump(data) * self.dump)
+
+    def attempt(self, mark: str, what: str, call: Callable[..., T], *args: object) -> T:
+        try:
+            return call(*args)
+        except OSError as error:
+            if not isinstance(error, BlockingIOError):  # that one means: nothing happened
+                self.show(mark, f"{what}: {error.strerror or 'timed out'}")
+            raise
+
+    def put(self, name: str, data: Any, call: Callable[..., int], *args: object) -> int:
+        count = self.attempt(">", name, call, data, *args)
+        self.sent += count
+        self.show(">", f"{name} {count} of {len(data)} bytes (sent so far {self.sent})", bytes(data[:min(count, DUMPED)]))
+        return count
+
+    def take(self, name: str, size: int, call: Callable[..., T], *args: object) -> T:
+        began = time.perf_counter()
+        result = self.attempt("<", name, call, *args)
+        waited = 1000 * (time.perf_counter() - began)
+        data: Any = result[0] if isinstance(result, tuple) else args[0] if isinstance(result, int) else result
+        count = result if isinstance(result, int) else len(data)
+        self.received += count
+        name += f" {address(result[-1])}" if isinstance(result, tuple) else ""
+        text = f"{name} {count} of at most {size} bytes, waited {waited:.2f} ms (received so far {self.received})"
+        ended = count == 0 and self.type == socket.SOCK_STREAM
+        self.show("<", f"{name} 0 bytes = peer sent FIN (end of stream)" if ended else text, bytes(data[:min(count, DUMPED)]))
+        return result
+
+    def connect(self, target: Any) -> None:
+        began = time.perf_counter()
+        self.attempt("*", f"connect {address(target)}", super().connect, target)
+        took = f"handshake {1000 * (time.perf_counter() - began):.2f} ms" if self.type == socket.SOCK_STREAM else "UDP: nothing is sent"
+        self.show("*", f"connect {address(target)} ok from {address(self.getsockname())} ({took})")
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        plain, peer = self.attempt("*", "accept", super().accept)
+        conn = type(self)(plain.family, plain.type, plain.proto, plain.detach())
+        conn.show("*", f"accept from {address(peer)}")
+        return conn, peer
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        return self.put("send", data, super().send, flags)
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        view = memoryview(data).cast("B")
+        while view:
+            view = view[self.send(view, flags):]
+
+    def sendto(self, data: Any, *rest: Any) -> int:
+        return self.put(f"sendto {address(rest[-1])}", data, super().sendto, *rest)
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        return self.take("recv", size, super().recv, size, flags)
+
+    def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
+        return self.take("recv", size or len(buffer), super().recv_into, buffer, size, flags)
+
+    def recvfrom(self, size: int, flags: int = 0) -> tuple[bytes, Any]:
+        return self.take("recvfrom", size, super().recvfrom, size, flags)
+
+    def recvmsg(self, size: int, *rest: Any) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
+        return self.take("recvmsg", size, super().recvmsg, size, *rest)
+
+    def shutdown(self, how: int) -> None:
+        self.attempt("*", "shutdown", super().shutdown, how)
+        self.show("*", "shutdown of receiving" if how == socket.SHUT_RD else "shutdown of sending = FIN")
+
+    def close(self) -> None:
+        if self.fileno() >= 0:
+            self.show("*", f"close (sent {self.sent}, received {self.received})")
+        super().close()
+
+
+class TracedHex(Traced):
+    dump = True
+
+
+def socket_class(args: argparse.Namespace) -> type[socket.socket]:
+    """What sockets are made of: without --trace the plain class, so that it costs nothing."""
+    return TracedHex if args.trace_hex else Traced if args.trace else socket.socket
+# --- end trace ---
+
+
+# --- listening: the same in server.py, httpserver.py, tcp_upper.py, udp_upper.py (tests/test_twins.py) ---
+class Stop:
+    """Ctrl-C and SIGTERM as something that select() can wait for, on Windows too; the second one ends the process at once.
+    A job that a shell started in the background has SIGINT ignored: here it is heard all the same."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.reader, self.writer = socket.socketpair()
+        self.reader.setblocking(False)
+        self.writer.setblocking(False)
+        signal.set_wakeup_fd(self.writer.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGINT, self.ask)
+        signal.signal(signal.SIGTERM, self.ask)
+
+    def ask(self, number: int, frame: object) -> None:
+        if self.asked:
+            os._exit(130)
+        self.asked = True
+
+    def fileno(self) -> int:
+        return self.reader.fileno()
+
+    def wake(self) -> None:
+        """Make select() return, from any thread."""
+        with contextlib.suppress(OSError):
+            self.writer.send(b"\0")
+
+    def drain(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self.reader.recv(4096)
+
+
+def raise_file_limit() -> None:
+    """A connection is a descriptor: take as many as the system lets this user have."""
+    with contextlib.suppress(ImportError, ValueError, OSError):  # macOS names a limit that it does not grant
+        import resource  # not at the top: Windows has none
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def own_addresses() -> list[str]:
+    """This machine's addresses on its default routes; connecting a UDP socket sends nothing."""
+    found = []
+    for family, elsewhere in (socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"):
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((elsewhere, 9))
+            found.append(probe.getsockname()[0])
+    return found
+
+
+def reachable_at(sock: socket.socket) -> list[str]:
+    """The addresses at which other machines reach this server: none when it is bound to loopback."""
+    host = sock.getsockname()[0]
+    if host == "::1" or host.startswith("127."):
+        return []
+    return [found for found in own_addresses() if host == "::" or ":" not in found] if host in ("::", "0.0.0.0") else [host]
+
+
+def bind(sock: socket.socket, target: Address) -> None:
+    """bind(), with what systems differ in; each way it can fail in three lines."""
+    try:
+        if sys.platform == "win32":  # where two servers could otherwise share a port
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, target[0] != "::")  # --host :: is for IPv4 too
+        sock.bind(target)
+    except OSError as error:
+        sock.close()
+        host, port = target[:2]
+        known = {
+            errno.EADDRINUSE: (f"port {port} is already in use", who_has_port(sock, target),
+                               "--port 0 takes any free one; ss -ltnup shows whose it is"),
+            errno.EADDRNOTAVAIL: (f"{host} is not an address of this machine", "its own are " + ", ".join(["127.0.0.1", *own_addresses()]),
+                                  "--host 0.0.0.0 listens on all of them"),
+            errno.EACCES: (f"port {port} needs administrator rights", "ports below 1024 are kept for the system's services",
+                           f"--port {8000 + port % 1000}"),
+        }
+        other = f"cannot listen on {address(target)} ({error.strerror})", "the system refuses it", "--host 127.0.0.1 --port 0"
+        raise Failure(45, *known.get(error.errno or 0, other)) from None
+
+
+def who_has_port(sock: socket.socket, target: Address) -> str:
+    """A second bind tells: with SO_REUSEADDR it passes over connections in TIME_WAIT, but not over a server."""
+    with contextlib.suppress(OSError), socket.socket(sock.family, sock.type) as probe:
+        if sock.type == socket.SOCK_STREAM and os.name == "posix":
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(target)
+            return "no server has it: connections that ended here a moment ago are in TIME_WAIT, for a minute or so"
+    return "another program is using it"
+# --- end listening ---
+
+
+# --- errors: the same in all six scripts (tests/test_twins.py) ---
+Address = tuple[Any, ...]  # (host, port), and for IPv6 (host, port, flow, scope)
+
+
+class Failure(Exception):
+    """What a user or a network can cause: told in three lines, with the exit code that curl has for it."""
+
+    def __init__(self, code: int, error: str, why: str, hint: str) -> None:
+        super().__init__(f"error: {error}\nwhy:   {why}\ntry:   {hint}")
+        self.code = code
+
+
+def say(text: str) -> None:
+    """A line for people, written at once. Nobody left to read it is no reason to stop."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+
+def address(place: Address) -> str:
+    """HOST:PORT, [HOST]:PORT for IPv6; an IPv4 client of a dual-stack server by its IPv4 address."""
+    host, port = str(place[0]), place[1]
+    host = host[7:] if host.startswith("::ffff:") and "." in host else host
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
+    """Each address of a host: the family for socket(), and what connect() and bind() take."""
+    with contextlib.suppress(socket.gaierror, UnicodeError):  # UnicodeError: an empty label, or one over 63 characters
+        return [(family, target) for family, _, _, _, target in socket.getaddrinfo(host, port, type=kind)]
+    raise Failure(6, f'cannot find host "{host}"', "it is neither an address nor a name that this machine can look up",
+                  "check the spelling, or use the address")
+
+
+def between(low: float, high: float, kind: Callable[[str], float] = int) -> Callable[[str], float]:
+    """An argparse type: a number from low to high. (Port 99999 would raise OverflowError out of bind().)"""
+    def number(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if low <= kind(text) <= high:
+                return kind(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
+    return number
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with its complaints in the three lines of all others."""
+
+    def error(self, message: str) -> NoReturn:
+        say(str(Failure(2, message, "the command line is not as the help describes it; nothing was done", f"python3 {self.prog} --help")))
+        raise SystemExit(2)
+# --- end errors ---
+
+
+# --- the command line ---
+def log(text: str) -> None:
+    say(time.strftime("%Y-%m-%d %H:%M:%S ") + text)
+
+
+def place(args: argparse.Namespace) -> str:
+    return address((args.host, args.port))
+
+
+def server_command(args: argparse.Namespace) -> str:
+    """The command that starts the server which this client looks for."""
+    host = "" if args.host in ("127.0.0.1", "localhost") else f" --host {shlex.quote(args.host)}"
+    return f"{SERVER}{host} --port {args.port}"
+
+
+def no_echo(args: argparse.Namespace, refused: bool) -> Failure:
+    if refused:
+        return Failure(7, f"nothing is listening on {place(args)} (every try was refused)",
+                       "the host answered each datagram with: no program has that port open (ICMP)", server_command(args))
+    return Failure(28, f"no reply from {place(args)} after {len(TRIES)} tries ({', '.join(map(str, TRIES))} s)",
+                   "UDP cannot tell a lost datagram from a server that is not running", server_command(args))
+
+
+def announce(sock: socket.socket) -> None:
+    """Where the server listens: for programs on stdout; for people on stderr, with the command that reaches it."""
+    host, port = sock.getsockname()[:2]
+    print(f"listening on {address((host, port))}", flush=True)
+    for host in reachable_at(sock):
+        say(f"from another machine:  {CLIENT} --host {host} --port {port}")
+    if not reachable_at(sock):
+        say(f"only this machine can reach it, with:  {CLIENT} --port {port}\nfor others, start it with --host 0.0.0.0")
+
+
+def common_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", help="the server's name or address (default 127.0.0.1)")
+    parser.add_argument("--port", type=between(0, 65535), help="its port; a server takes any free one for 0 (default 12000)")
+    parser.add_argument("--timeout", type=between(0.01, 1e6, float), metavar="S", help="silence allowed inside an answer (default 30)")
+    parser.add_argument("--recv-size", type=between(1, 1 << 30), metavar="N", help="bytes asked of one recv (default 65536)")
+    parser.add_argument("--trace", action="store_true", help="print a line for each socket call")
+    parser.add_argument("--trace-hex", action="store_true", help="the same, with the first bytes")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="udp_upper.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.set_defaults(host="127.0.0.1", port=12000, timeout=30.0, recv_size=65536, trace=False, trace_hex=False)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
+    roles = parser.add_subparsers(dest="role", metavar="server|client", required=True)
+    server = roles.add_parser("server", argument_default=argparse.SUPPRESS, help="wait for clients and answer them")
+    server.add_argument("--requests", type=between(0, 1e9), default=0, metavar="N", help="end after so many; 0 is never (default)")
+    server.add_argument("--rate", type=between(0, 1e12), default=0, metavar="N", help="bytes a second, for all; 0 is no limit (default)")
+    server.add_argument("--loss", type=between(0, 1, float), default=0.0, metavar="P", help="share of the datagrams that get no answer")
+    server.add_argument("--dup", type=between(0, 1, float), default=0.0, metavar="P", help="share that is answered twice")
+    server.add_argument("--reorder", type=between(0, 1, float), default=0.0, metavar="P", help="share whose answer the next one overtakes")
+    server.add_argument("--delay", type=between(0, 3600, float), default=0.0, metavar="S", help="seconds that each answer is held back")
+    server.add_argument("--truncate", type=between(0, 65535), default=0, metavar="N", help="bytes left of an answer; 0 is all (default)")
+    server.add_argument("--seed", type=between(0, 1 << 63), default=1, metavar="K", help="another seed is another bad network (default 1)")
+    client = roles.add_parser("client", argument_default=argparse.SUPPRESS, help="send text, print what comes back")
+    client.add_argument("text", nargs="*", default=[], metavar="TEXT", help="the message; without, each line of standard input is one")
+    client.add_argument("--ping", type=between(1, 1e9), default=0, metavar="N", help="send N numbered messages and time them")
+    client.add_argument("--interval", type=between(0, 3600, float), default=0.2, metavar="S", help="from ping to ping (default 0.2)")
+    for each in parser, server, client:
+        common_flags(each)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    try:
+        return serve(args) if args.role == "server" else client(args)
+    except Failure as failure:
+        say(str(failure))
+        return failure.code
+    except KeyboardInterrupt:
+        say("\nstopped")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
