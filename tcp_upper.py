@@ -219,6 +219,7 @@ class Server:
     def finish(self) -> None:
         """Close the door, ask each client's thread or process to end, and give what is under way a moment."""
         self.sock.close()
+        self.settle(everything=True)
         dropped, deadline = len(self.clients), time.monotonic() + GRACE
         for ask_to_end in list(self.clients.values()):
             with contextlib.suppress(OSError):
@@ -229,6 +230,7 @@ class Server:
             self.settle(everything=True)
         for child in self.clients if self.forks else ():
             os.kill(child, signal.SIGKILL)
+        self.stop.close()
         say(f"stopped: {dropped} clients disconnected, {self.finished} served")
 
 
@@ -355,6 +357,8 @@ def ping(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Outpu
 
 
 def client(args: argparse.Namespace) -> int:
+    if sys.stdin is None or sys.stdout is None:  # then the connection would get their numbers
+        raise Failure(26, "standard input or output is closed", "text comes in by the one and goes out by the other", f"{CLIENT} < FILE > OUT")
     tally, out = Tally(), Output()
     with connect(args) as sock:
         try:
@@ -516,6 +520,11 @@ class Stop:
         with contextlib.suppress(BlockingIOError):
             self.reader.recv(4096)
 
+    def close(self) -> None:
+        signal.set_wakeup_fd(-1)
+        self.reader.close()
+        self.writer.close()
+
 
 def raise_file_limit() -> None:
     """A connection is a descriptor: take as many as the system lets this user have."""
@@ -621,7 +630,7 @@ class Failure(Exception):
 
 def say(text: str) -> None:
     """A line for people, written at once. Nobody left to read it is no reason to stop."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # AttributeError: started with stderr closed
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
 

@@ -215,6 +215,7 @@ class Server:
         while (pause := self.settle()) is not None and time.monotonic() + pause < deadline:
             time.sleep(pause)
         self.sock.close()
+        self.stop.close()
         say(f"stopped: {len(self.waiting) + len(self.late)} answers dropped, {self.finished} sent")
 
 
@@ -351,6 +352,8 @@ def ping(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Outpu
 
 
 def client(args: argparse.Namespace) -> int:
+    if sys.stdin is None or sys.stdout is None:  # then the connection would get their numbers
+        raise Failure(26, "standard input or output is closed", "text comes in by the one and goes out by the other", f"{CLIENT} < FILE > OUT")
     tally, out = Tally(), Output()
     with connect(args) as sock:
         try:
@@ -508,6 +511,11 @@ class Stop:
         with contextlib.suppress(BlockingIOError):
             self.reader.recv(4096)
 
+    def close(self) -> None:
+        signal.set_wakeup_fd(-1)
+        self.reader.close()
+        self.writer.close()
+
 
 def raise_file_limit() -> None:
     """A connection is a descriptor: take as many as the system lets this user have."""
@@ -583,7 +591,7 @@ class Failure(Exception):
 
 def say(text: str) -> None:
     """A line for people, written at once. Nobody left to read it is no reason to stop."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # AttributeError: started with stderr closed
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
 
