@@ -284,9 +284,12 @@ def exchange(sock: socket.socket, message: bytes, args: argparse.Namespace, tall
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and (reply := await_reply(sock, args, tally, deadline)) is not None:
             if reply == expected:
+                tally.ignored += longest >= 0  # what looked cut was the late answer to something shorter
                 return reply
-            tally.ignored += 1
-            longest = max(longest, len(reply) if expected.startswith(reply) else -1)  # a late answer can look like that, too
+            if expected.startswith(reply):
+                longest = max(longest, len(reply))
+            else:
+                tally.ignored += 1
         if longest >= 0:
             raise Failure(18, f"the reply is truncated: {longest} of {len(expected)} bytes came back", "a buffer on the way was smaller "
                           "than the datagram, and UDP drops what does not fit", "a larger --recv-size on the server and here, no --truncate")

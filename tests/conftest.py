@@ -57,8 +57,8 @@ def assert_clean(text):
 class Process:
     """A program that runs meanwhile; its output is gathered as it comes."""
 
-    def __init__(self, *args, cwd=None, env=None, python=sys.executable, prefix=(), stdin=subprocess.DEVNULL, **more):
-        command = [*prefix, python, "-W", "error", *map(str, args)]
+    def __init__(self, *args, cwd=None, env=None, python=sys.executable, shell=None, stdin=subprocess.DEVNULL, **more):
+        command = ["bash", "-c", shell] if shell else [python, "-W", "error", *map(str, args)]
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
         self.process = subprocess.Popen(command, cwd=cwd, env=environment, stdin=stdin,
                                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)

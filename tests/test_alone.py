@@ -1,6 +1,7 @@
 """Each script by itself: copied to an empty folder, on every interpreter that is here, with the standard library alone."""
 import ast
 import subprocess
+import sys
 
 import pytest
 from conftest import ROOT, SCRIPTS, interpreters
@@ -40,7 +41,7 @@ def test_imports_are_of_the_standard_library(script, version):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_nothing_runs_at_import(script):
-    done = subprocess.run(["python3", "-I", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {script[:-3]}"],
+    done = subprocess.run([sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {script[:-3]}"],
                           capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
