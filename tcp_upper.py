@@ -243,8 +243,9 @@ def serve(args: argparse.Namespace) -> int:
     bind(sock, target)
     sock.listen(args.backlog)
     sock.setblocking(False)  # select() waits, accept() does not
+    server = Server(args, sock)  # from here on a signal is heard
     announce(sock)
-    Server(args, sock).run()
+    server.run()
     return 0
 
 

@@ -224,8 +224,9 @@ def serve(args: argparse.Namespace) -> int:
     sock = socket_class(args)(family, socket.SOCK_DGRAM)
     bind(sock, target)
     sock.setblocking(False)  # select() waits, recvfrom() does not
+    server = Server(args, sock)  # from here on a signal is heard
     announce(sock)
-    Server(args, sock).run()
+    server.run()
     return 0
 
 
