@@ -298,31 +298,40 @@ def exchange(sock: socket.socket, message: bytes, args: argparse.Namespace, tall
     return reply
 
 
+def read_input(size: int) -> bytes:
+    try:
+        return os.read(0, size)
+    except OSError as error:
+        raise Failure(26, f"cannot read standard input ({error.strerror})", "what was read before came back whole", f"{CLIENT} < FILE") from None
+
+
 def stream(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Output) -> None:
     """Standard input to the server and its answer to standard output, at once: a thread sends while this one receives.
     Sending everything first and reading then would leave both sides waiting when the kernel's buffers are full."""
-    problems: list[OSError] = []
+    problems: list[Failure] = []
     ended = threading.Event()
 
     def send_input() -> None:
         try:
-            while chunk := os.read(0, args.recv_size):
+            while chunk := read_input(args.recv_size):
                 send_message(sock, chunk, tally)
-        except OSError as error:
-            problems.append(error)  # told when all that is on its way has come back
-        ended.set()
+            ended.set()
+        except Failure as failure:
+            problems.append(failure)  # told when all that is on its way has come back
+        except OSError:
+            pass  # the connection is gone: the receiving side meets that too
         with contextlib.suppress(OSError):
             sock.shutdown(socket.SHUT_WR)
 
     threading.Thread(target=send_input, daemon=True).start()
     while chunk := await_reply(sock, args, tally):
         out.write(chunk)
-    if not ended.is_set() or (problems and isinstance(problems[0], ConnectionError)):
+    if problems:
+        raise problems[0]
+    if not ended.is_set():
         raise ConnectionAbortedError(errno.ECONNABORTED, "the server closed it")
     if tally.received > tally.sent:
         raise no_echo(args)
-    if problems:
-        raise Failure(26, f"cannot read standard input ({problems[0].strerror})", "what was read before came back whole", f"{CLIENT} < FILE")
 
 
 def converse(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Output) -> None:
@@ -350,9 +359,9 @@ def ping(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Outpu
                 continue
             *replies, rest = (rest + await_reply(sock, args, tally)).split(b"\n")
             for reply in replies:
-                if reply not in left:
-                    raise no_echo(args)
                 trips.append(time.perf_counter() - left.pop(reply))
+    except KeyError:  # an answer to none of the questions
+        raise no_echo(args) from None
     finally:
         out.write(f"{ping_report(sent, trips)}\n".encode())
 
@@ -371,7 +380,7 @@ def client(args: argparse.Namespace) -> int:
                 converse(sock, args, tally, out)
             else:
                 stream(sock, args, tally, out)
-        except ConnectionError as error:
+        except OSError as error:
             raise Failure(18 if tally.received else 52, f"connection lost: {tally.received:,} of {tally.sent:,} bytes came back",
                           f"{error.strerror}; what was printed is right", f"once more; if nobody is there: {server_command(args)}") from None
         finally:

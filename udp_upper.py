@@ -51,6 +51,7 @@ GRACE = 2.0  # seconds that Ctrl-C leaves for answers that --delay holds back
 LATE = 0.05  # seconds that --reorder holds an answer for the next one to overtake it; less than the first try waits
 MAX_WAITING = 1000  # answers that --delay, --rate and --reorder hold; more are lost, as in a full router
 LONGEST = 1 << 20  # bytes of a line that are read to name its size when it is too long
+MAX_STALE = 64  # datagrams thrown away before a question, so that a flood cannot hold the client
 MAX_PEERS = 10000  # clients whose datagrams are counted; the oldest is forgotten
 
 
@@ -82,10 +83,11 @@ def fate(args: argparse.Namespace, host: str, number: int) -> Fate:
 
 
 class Tally:
-    """The datagrams that went each way, with those that were no answer and those that nobody took."""
+    """The datagrams that went each way, those that were no answer, and what the kernel heard of those that nobody took."""
 
     def __init__(self) -> None:
-        self.sent = self.received = self.ignored = self.refused = 0
+        self.sent = self.received = self.ignored = 0
+        self.refusals: list[str] = []
 
 
 class Output:
@@ -119,6 +121,7 @@ class Server:
         self.numbers: dict[Address, int] = {}  # how many datagrams each client has sent
         self.waiting: list[tuple[float, int, bytes, int, Address]] = []  # a heap: when it is due, its turn, the answer, copies, to whom
         self.late: dict[Address, tuple[float, list[tuple[bytes, int]]]] = {}  # until a client's next answer, or the time: answers, copies
+        self.held = 0  # answers in both
         self.turn = itertools.count()
         self.free = 0.0  # when --rate lets the next answer out
         self.finished = 0
@@ -168,8 +171,9 @@ class Server:
         if len(self.numbers) > MAX_PEERS:
             del self.numbers[next(iter(self.numbers))]
         lost, doubled, reordered = fate(self.args, peer[0], number)
-        if lost or len(self.waiting) + len(self.late) >= MAX_WAITING:
+        if lost or self.held >= MAX_WAITING:
             return self.refuse(peer, number, "by --loss" if lost else f"{MAX_WAITING} answers are waiting")
+        self.held += 1
         if self.args.truncate and len(answer) > self.args.truncate:
             log(f"{address(peer)} datagram {number} truncated from {len(answer)} to {self.args.truncate} bytes")
             answer = answer[:self.args.truncate]
@@ -203,7 +207,7 @@ class Server:
             self.hand_over(peer, self.late.pop(peer)[1])
         while self.waiting and self.waiting[0][0] <= now:
             _, _, answer, copies, peer = heapq.heappop(self.waiting)
-            self.finished += 1
+            self.held, self.finished = self.held - 1, self.finished + 1
             for _ in range(copies):
                 self.answer(answer, peer)
         times = [when for when, *_ in self.waiting[:1]] + [when for when, _ in list(self.late.values())[:1]]
@@ -216,7 +220,7 @@ class Server:
             time.sleep(pause)
         self.sock.close()
         self.stop.close()
-        say(f"stopped: {len(self.waiting) + len(self.late)} answers dropped, {self.finished} sent")
+        say(f"stopped: {self.held} answers dropped, {self.finished} sent")
 
 
 def serve(args: argparse.Namespace) -> int:
@@ -246,23 +250,20 @@ def connect(args: argparse.Namespace) -> socket.socket:
 
 def send_message(sock: socket.socket, data: bytes, tally: Tally) -> None:
     """One datagram, whole or not at all."""
-    limit = LIMITS[sock.family]
-    try:
-        if len(data) > limit:
-            raise OSError(errno.EMSGSIZE, "")
-        with contextlib.suppress(ConnectionRefusedError):  # this tells of the last one sent
+    limit, version = LIMITS[sock.family], "IPv6" if sock.family == socket.AF_INET6 else "IPv4"
+    too_large = Failure(2, f"the datagram is {len(data)} bytes, the {version} maximum is {limit}", "UDP sends a datagram whole or not at all"
+                        + "; this system takes even less" * (len(data) <= limit), "a shorter line, or TCP: tcp_upper.py takes any size")
+    if len(data) > limit:
+        raise too_large
+    for _ in range(2):  # the first send() may do no more than tell what an earlier datagram met
+        try:
             sock.send(data)
             tally.sent += 1
             return
-        tally.refused += 1
-        sock.send(data)
-        tally.sent += 1
-    except OSError as error:
-        if error.errno != errno.EMSGSIZE:
-            raise Failure(55, f"cannot send to {address(sock.getpeername())} ({error.strerror})", "the system refused to send", "the same again") from None
-        version = "IPv6" if sock.family == socket.AF_INET6 else "IPv4"
-        raise Failure(2, f"the datagram is {len(data)} bytes, the {version} maximum is {limit}", "UDP sends a datagram whole or not at all"
-                      + ("; this system takes even less" if len(data) <= limit else ""), "a shorter line, or TCP: tcp_upper.py takes any size") from None
+        except OSError as error:
+            if error.errno == errno.EMSGSIZE:
+                raise too_large from None
+            tally.refusals.append(str(error.strerror))
 
 
 def await_reply(sock: socket.socket, args: argparse.Namespace, tally: Tally, deadline: float) -> bytes | None:
@@ -272,17 +273,19 @@ def await_reply(sock: socket.socket, args: argparse.Namespace, tally: Tally, dea
             reply = sock.recv(args.recv_size)
             tally.received += 1
             return reply
-        except ConnectionRefusedError:
-            tally.refused += 1  # nobody has that port now; a server may still come before the last try
+        except OSError as error:  # ICMP: nobody has that port now, but a server may come before the last try
+            tally.refusals.append(str(error.strerror))
     return None
 
 
 def exchange(sock: socket.socket, message: bytes, args: argparse.Namespace, tally: Tally) -> bytes:
     """Send a message until its reply comes, each time with more patience."""
-    expected, refused_before, longest = message.upper(), tally.refused, -1
+    for _ in range(MAX_STALE):  # what came before the question is no answer to it
+        tally.ignored += await_reply(sock, args, tally, 0.0) is not None
+    expected, refused_tries, longest = message.upper(), 0, -1
     for seconds in TRIES:
+        before, deadline = len(tally.refusals), time.monotonic() + seconds
         send_message(sock, message, tally)
-        deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and (reply := await_reply(sock, args, tally, deadline)) is not None:
             if reply == expected:
                 tally.ignored += longest >= 0  # what looked cut was the late answer to something shorter
@@ -294,19 +297,22 @@ def exchange(sock: socket.socket, message: bytes, args: argparse.Namespace, tall
         if longest >= 0:
             raise Failure(18, f"the reply is truncated: {longest} of {len(expected)} bytes came back", "a buffer on the way was smaller "
                           "than the datagram, and UDP drops what does not fit", "a larger --recv-size on the server and here, no --truncate")
-        say(f"no reply in {seconds:g} s" + " (refused: nobody has that port)" * (tally.refused > refused_before))
-    raise no_echo(args, tally.refused - refused_before >= len(TRIES))
+        refused = tally.refusals[before:]
+        refused_tries += bool(refused)
+        say(f"no reply in {seconds:g} s" + (f" ({refused[-1]})" if refused else ""))
+    raise no_echo(args, refused_tries == len(TRIES))
+
+
+def read_input(size: int) -> bytes:
+    try:
+        return sys.stdin.buffer.readline(size)
+    except OSError as error:
+        raise Failure(26, f"cannot read standard input ({error.strerror})", "what was read before came back whole", f"{CLIENT} < FILE") from None
 
 
 def stream(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Output) -> None:
     """Each line of standard input is a datagram; its answer is written before the next is sent."""
-    while True:
-        try:
-            line = sys.stdin.buffer.readline(LONGEST)
-        except OSError as error:
-            raise Failure(26, f"cannot read standard input ({error.strerror})", "what was read before came back whole", f"{CLIENT} < FILE") from None
-        if not line:
-            return
+    while line := read_input(LONGEST):
         message = line[:-1] if line.endswith(b"\n") else line
         out.write(exchange(sock, message, args, tally) + line[len(message):])
 
@@ -352,7 +358,7 @@ def ping(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Outpu
     finally:
         out.write(f"{ping_report(sent, trips, doubled, overtaken)}\n".encode())
     if not trips:
-        raise no_echo(args, tally.refused >= sent)
+        raise no_echo(args, len(tally.refusals) >= sent)
 
 
 def client(args: argparse.Namespace) -> int:

@@ -161,7 +161,7 @@ def test_nobody_there_is_said_after_four_tries_that_were_all_refused(run):
     port = free_port(socket.SOCK_DGRAM)
     failed = run(SCRIPT, "client", "--port", port, "hi")
     assert failed.code == 7
-    assert re.findall(r"^no reply in ([\d.]+) s \(refused: nobody has that port\)$", failed.err, re.M) == ["0.1", "0.2", "0.4", "0.8"]
+    assert re.findall(r"^no reply in ([\d.]+) s \(Connection refused\)$", failed.err, re.M) == ["0.1", "0.2", "0.4", "0.8"]
     assert lines_of(failed)[0] == f"nothing is listening on 127.0.0.1:{port} (every try was refused)"
     assert lines_of(failed)[2] == f"python3 udp_upper.py server --port {port}"
 
@@ -177,7 +177,7 @@ def test_silence_cannot_be_told_from_loss(run, peer):
 def test_a_server_that_starts_during_the_tries_is_found(spawn):
     port = free_port(socket.SOCK_DGRAM)
     client = start_client("--port", port, "hi")
-    client.wait_for(r"no reply in 0\.1 s \(refused: nobody has that port\)")
+    client.wait_for(r"no reply in 0\.1 s \(Connection refused\)")
     spawn(SCRIPT, "server", port=port)
     assert client.wait() == 0
     assert client.out == "HI\n"
@@ -357,7 +357,7 @@ def test_counts_of_clients_are_bounded():
     args = SimpleNamespace(loss=1.0, dup=0.0, reorder=0.0, delay=0.0, rate=0, truncate=0, seed=1, requests=0, recv_size=65536)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         server = udp_upper.Server.__new__(udp_upper.Server)
-        server.args, server.numbers, server.waiting, server.late, server.refuse = args, {}, [], {}, lambda *told: None
+        server.args, server.numbers, server.held, server.refuse = args, {}, 0, lambda *told: None
         for number in range(udp_upper.MAX_PEERS + 5):
             server.handle(b"", ("10.0.0.1", number))
         assert sock and len(server.numbers) == udp_upper.MAX_PEERS
