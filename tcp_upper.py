@@ -531,6 +531,9 @@ class Stop:
             self.reader.recv(4096)
 
     def close(self) -> None:
+        """All is done: a signal now shall not turn the exit code 0 into another."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.set_wakeup_fd(-1)
         self.reader.close()
         self.writer.close()

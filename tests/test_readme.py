@@ -131,7 +131,7 @@ def transcript(steps, folder):
     return [got[number] for number in range(len(steps))]
 
 
-@pytest.mark.parametrize("steps", blocks())
+@pytest.mark.parametrize("steps", list(blocks()))
 def test_a_command_block_prints_what_the_readme_shows(steps, tmp_path):
     got = transcript(steps, tmp_path / "folder")
     for (command, background, expected), text in zip(steps, got):
