@@ -59,7 +59,7 @@ class Process:
 
     def __init__(self, *args, cwd=None, env=None, python=sys.executable, shell=None, stdin=subprocess.DEVNULL, **more):
         command = ["bash", "-c", shell] if shell else [python, "-W", "error", *map(str, args)]
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
+        environment = {**os.environ, **(env or {})}
         self.process = subprocess.Popen(command, cwd=cwd, env=environment, stdin=stdin,
                                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
         self.pid = self.process.pid

@@ -68,7 +68,7 @@ class Shell:
         programs.mkdir()
         (programs / "python3").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
         (programs / "python3").chmod(0o755)
-        self.env = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "PYTHONUNBUFFERED": "1", "LC_ALL": "C.UTF-8"}
+        self.env = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "LC_ALL": "C.UTF-8"}
         self.bash = subprocess.Popen(["bash", "--noprofile", "--norc"], cwd=folder, env=self.env, text=True,
                                      stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
