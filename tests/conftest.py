@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = [name for name in ("server.py", "client.py", "httpserver.py", "httpclient.py", "tcp_upper.py", "udp_upper.py")
            if (ROOT / name).exists()]
 DEADLINE = 20.0  # seconds that anything may take before a test calls it hung; no test waits for it to pass
-LISTENING = re.compile(r"listening on (?:https?://)?(.+):(\d+)/?$")
+LISTENING = re.compile(r"listening on (?:https?://)?(.+):(\d+)/?\n")
 
 
 def interpreters():
@@ -140,7 +140,7 @@ class Server(Process):
         code = self.wait()
         assert code == 0, f"exit {code}:\n{self.err}"
         assert_clean(self.err)
-        assert LISTENING.fullmatch(self.out.strip()), f"stdout holds more than the listening line:\n{self.out}"
+        assert LISTENING.fullmatch(self.out), f"stdout holds more than the listening line:\n{self.out}"
         return self.err
 
 

@@ -92,7 +92,7 @@ class Shell:
 
     def start(self, command):
         server = Process(shell=f"exec {self.swap(command)} 2>&1", cwd=self.folder, env=self.env)
-        server.wait_for("^listening on ", "out")
+        server.wait_for("^listening on .*\n", "out")
         return server
 
     def close(self):
