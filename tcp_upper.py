@@ -161,28 +161,37 @@ class Server:
         conn.settimeout(None)
         conn.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # the kernel notices a client that vanished
         conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # an answer leaves at once, however short
+
+        def stop_reading() -> None:  # recv() gives what has arrived, then 0
+            with contextlib.suppress(OSError):
+                conn.shutdown(socket.SHUT_RD)
+
         if self.forks:
-            return self.hand_over(conn, peer)
+            return self.hand_over(conn, peer, stop_reading)
         number = conn.fileno()
-        self.clients[number] = lambda: conn.shutdown(socket.SHUT_RD)  # recv() gives what has arrived, then 0
+        self.clients[number] = stop_reading
         try:
             threading.Thread(target=self.answer, args=(conn, peer), daemon=True).start()
         except RuntimeError:
             del self.clients[number]
             raise
 
-    def hand_over(self, conn: socket.socket, peer: Address) -> None:
+    def hand_over(self, conn: socket.socket, peer: Address, stop_reading: Callable[[], None]) -> None:
         """To a child: fork() copies the process, and both have the connection until one closes it."""
         child = os.fork()
         if child:
             self.clients[child] = lambda: os.kill(child, signal.SIGTERM)
             return conn.close()  # the child has its own
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent passes it on
-        signal.signal(signal.SIGTERM, lambda number, frame: conn.shutdown(socket.SHUT_RD))
-        self.sock.close()
-        self.answer(conn, peer)
-        os._exit(0)
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent passes it on
+            signal.signal(signal.SIGTERM, lambda number, frame: stop_reading())
+            self.sock.close()
+            self.answer(conn, peer)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            os._exit(0)  # whatever happened, a child does not go back to accept()
 
     def answer(self, conn: socket.socket, peer: Address) -> None:
         """A connection's whole life: read, capitalise, write back, until the client's FIN."""
@@ -222,8 +231,7 @@ class Server:
         self.settle(everything=True)
         dropped, deadline = len(self.clients), time.monotonic() + GRACE
         for ask_to_end in list(self.clients.values()):
-            with contextlib.suppress(OSError):
-                ask_to_end()
+            ask_to_end()
         while self.clients and (left := deadline - time.monotonic()) > 0:
             select.select([self.stop], [], [], left)
             self.stop.drain()
