@@ -239,7 +239,7 @@ class Server:
         for child in self.clients if self.forks else ():
             os.kill(child, signal.SIGKILL)
         self.stop.close()
-        say(f"stopped: {dropped} clients disconnected, {self.finished} served")
+        say(f"stopped: {dropped} client{'s' * (dropped != 1)} disconnected, {self.finished} served")
 
 
 def serve(args: argparse.Namespace) -> int:
@@ -267,10 +267,12 @@ def connect(args: argparse.Namespace) -> socket.socket:
 def send_message(sock: socket.socket, data: bytes, tally: Tally) -> None:
     """send() takes what the kernel has room for. (sendall() has one timeout for it all, and would cut off a slow reader.)"""
     view = memoryview(data)
-    while view:
-        count = sock.send(view)
-        tally.sent += count
-        view = view[count:]
+    tally.sent += len(view)  # first: the answer can be here before send() returns
+    try:
+        while view:
+            view = view[sock.send(view):]
+    finally:
+        tally.sent -= len(view)
 
 
 def await_reply(sock: socket.socket, args: argparse.Namespace, tally: Tally) -> bytes:
@@ -336,10 +338,10 @@ def stream(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Out
         out.write(chunk)
     if problems:
         raise problems[0]
-    if not ended.is_set():
-        raise ConnectionAbortedError(errno.ECONNABORTED, "the server closed it")
     if tally.received > tally.sent:
         raise no_echo(args)
+    if not ended.is_set():
+        raise ConnectionAbortedError(errno.ECONNABORTED, "the server closed it")
 
 
 def converse(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Output) -> None:

@@ -262,7 +262,7 @@ def test_every_mode_ends_by_ctrl_c_with_a_client_connected(spawn, mode):
     with server.connect() as sock:
         sock.sendall(b"a")
         assert sock.recv(1) == b"A"
-        assert "stopped: 1 clients disconnected" in server.stop()
+        assert "stopped: 1 client disconnected" in server.stop()
 
 
 # --- clients that do harm ---
