@@ -24,6 +24,7 @@ import argparse
 import codecs
 import contextlib
 import errno
+import io
 import itertools
 import os
 import re
@@ -348,6 +349,8 @@ def converse(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: O
     """The prompt: each line is a message, until Ctrl-D. input() has history and editing where readline exists."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (not at the top: loading it can write to a terminal)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are no text come through as they were typed
     with contextlib.redirect_stdout(sys.stdout if out.terminal else sys.stderr), contextlib.suppress(EOFError):
         while True:
             message = os.fsencode(input(PROMPT))
@@ -397,6 +400,7 @@ def client(args: argparse.Namespace) -> int:
             out.write(b"", last=True)
         with contextlib.suppress(OSError):
             sock.shutdown(socket.SHUT_WR)  # FIN: nothing more from here
+            sock.settimeout(args.timeout)
             sock.recv(1)  # 0 bytes: the server's FIN
     return 0
 

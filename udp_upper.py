@@ -26,6 +26,7 @@ import codecs
 import contextlib
 import errno
 import heapq
+import io
 import itertools
 import os
 import random
@@ -321,6 +322,8 @@ def converse(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: O
     """The prompt: each line is a message, until Ctrl-D. input() has history and editing where readline exists."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (not at the top: loading it can write to a terminal)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are no text come through as they were typed
     with contextlib.redirect_stdout(sys.stdout if out.terminal else sys.stderr), contextlib.suppress(EOFError):
         while True:
             message = os.fsencode(input(PROMPT))

@@ -134,6 +134,17 @@ def test_the_prompt_answers_until_end_of_file(spawn, script):
 
 
 @BOTH
+def test_bytes_that_are_no_text_can_be_typed(spawn, script, tmp_path):
+    server = spawn(script, "server")
+    with open(tmp_path / "out", "wb") as out:
+        client = Terminal(ROOT / script, "client", "--port", server.port, stdout=out)
+        client.wait_for(b"sentence: ")
+        client.type(b"a\xffb\n\4")
+        assert client.end() == 0
+    assert (tmp_path / "out").read_bytes() == b"A\xffB\n"
+
+
+@BOTH
 def test_a_prompt_is_no_product(spawn, script, tmp_path):
     server = spawn(script, "server")
     with open(tmp_path / "out", "wb") as out:
