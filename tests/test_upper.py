@@ -245,14 +245,21 @@ def test_a_role_is_needed(run, script):
 
 
 @BOTH
-def test_standard_output_that_takes_nothing_is_said(spawn, run, script):
+@pytest.mark.parametrize("role", ["client", "server"])
+def test_standard_output_that_takes_nothing_is_said(spawn, run, script, role):
     server = spawn(script, "server")
+    args = ["client", "--port", str(server.port), "hi"] if role == "client" else ["server", "--port", "0"]
     with open("/dev/full", "wb") as full:
-        failed = subprocess.run([sys.executable, str(ROOT / script), "client", "--port", str(server.port), "hi"],
-                                stdout=full, stderr=subprocess.PIPE, text=True, timeout=DEADLINE)
+        failed = subprocess.run([sys.executable, str(ROOT / script), *args], stdout=full, stderr=subprocess.PIPE, text=True, timeout=DEADLINE)
     assert failed.returncode == 23
     assert failed.stderr.startswith("error: cannot write standard output (No space left on device)\nwhy:")
     assert_clean(failed.stderr)
+
+
+@BOTH
+def test_a_host_cannot_move_the_cursor(run, script):
+    failed = run(script, "client", "--host", "a\x1b[2Jb", "hi")
+    assert failed.code == 6 and "\x1b" not in failed.err
 
 
 @BOTH
