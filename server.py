@@ -1,0 +1,1459 @@
+#!/usr/bin/env python3
+"""Share a folder over TCP: list, get, put, delete, rename, for any number of clients at once.
+
+    python3 server.py                         share ./files with this machine, on 127.0.0.1:9000
+    python3 server.py /srv/box                share that folder; or a single file
+    python3 server.py --host 0.0.0.0 --open   with other machines too, without a password
+    python3 server.py --read-only             nothing can be changed
+    python3 server.py --min-free 1G --max-size 500M --max-clients 20
+    printf 'list\\n' | nc -N 127.0.0.1 9000    client.py is the client; netcat is enough
+
+THE PROTOCOL, version 1. Every byte belongs to a line, or to the body bytes that a `data N` line announced.
+
+    S: sixsockets 1 max-line=32768 auth=none you=127.0.0.1:51234
+    C: put notes.txt size=6 mtime_ns=1700000000500000000
+    C: data 6
+    C: hello⏎                                        (6 bytes, the line feed is one of them)
+    C: end sha256=5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03
+    S: ok put notes.txt size=6 sha256=5891b5b5… verified=yes
+    C: get notes.txt
+    S: ok get notes.txt size=6 mtime_ns=1700000000500000000
+    S: data 6
+    S: hello⏎
+    S: end sha256=5891b5b5…
+    C: get no%20such.txt
+    S: err get no%20such.txt reason=no-such-file
+    C: list
+    S: file notes.txt size=6 mtime_ns=1700000000500000000
+    S: ok list count=1
+    C: bye
+    S: ok bye
+
+Lines. A verb and words, single spaces between them, at the end LF (CRLF is taken too), at most 32768 bytes with it.
+Verbs are case-insensitive. A word is positional, or key=value; unknown keys are ignored; of a key given twice the last
+counts. An empty line means nothing. In names and values a space, `%`, `=` and every byte that is not part of a printable UTF-8 character are written
+%XX; more may be. Numbers are decimal digits; mtime_ns (nanoseconds since 1970) may begin with a minus sign. Names are paths
+below the shared folder with `/` between components, at most 4096 bytes. Refused as bad-name: an empty component, `.`, `..`,
+a leading `/`, NUL, `.six-<32 hex digits>.part`; on Windows also \\ : < > | ? * ", devices, a trailing dot or space. A name with
+a component that starts with a dot is refused as hidden-name without --hidden. Links are not followed.
+
+Requests and answers. The server speaks first: the greeting above. Requests may follow one another without waiting; answers
+come in their order: `ok VERB NAME… key=value…` or `err VERB NAME… reason=CODE …` (names cut off after 1000 characters).
+Lines that begin with `note` may come before an answer: received=N and checked=N tell how far the server is, ten times a
+second at most; with reason=CODE, in `list`, what was left out.
+
+    help                    help VERB WORDS -- TEXT, a line a verb, then ok help count=N
+    list [FOLDER] [deep=yes]  file NAME size=N mtime_ns=N [exec=yes] and dir NAME mtime_ns=N lines, full names, then
+                            ok list count=N; deep=yes lists all folders below too, each after the lines of the one it is in
+    stat NAME [digest=yes] [size=N mtime_ns=N]
+                            ok stat NAME type=file size= mtime_ns= [exec=yes] [sha256=], or type=dir mtime_ns=. With size
+                            and mtime_ns the answer, err too, has part=N when an interrupted put of such a file left N bytes
+    get NAME                ok get NAME size= mtime_ns= [exec=yes], then a body
+    get NAME offset=N sha256=DIGEST
+                            the rest, to a client that has N bytes with this SHA-256: ok get … offset=N, and a body that
+                            starts there; when the digest is not that of the server's first N bytes: the whole, no offset
+    put NAME [size=N] [mtime_ns=N] [exec=yes] [over=yes] [offset=N]
+                            a body follows; then ok put NAME size= sha256= verified=yes, or =no when `end` had no digest.
+                            over=yes replaces a file. offset=N only right after a `resume` that answered N
+    resume NAME size=N mtime_ns=N
+                            ok resume NAME offset=N sha256=DIGEST of what an interrupted put left (offset=0: nothing). A
+                            client whose first N bytes have this digest may put the rest; another puts without offset
+    delete NAME             a file or an empty folder
+    rename OLD NEW [over=yes]  also into another folder
+    mkdir NAME              a folder, and those above it that are missing
+    ping                    ok ping
+    bye                     ok bye, and the server closes
+    upload, download, and logout, stop, quit are other words for put, get and bye.
+
+Bodies. `data N` and exactly N bytes, any number of times, then `end sha256=DIGEST` of the whole file, from its first byte also
+where an offset was agreed; or `abort reason=CODE` when the sender gives up (reason=changed: the file changed while it was
+sent). A body without its `end` is never a file. Another verb inside a body ends it like abort, and is run then.
+Outside a body `data` is read and dropped, `end` and `abort` mean nothing: a put may be refused before or inside its body, the
+client need not know, and the next line is understood. A client that wants no more of a body from the server closes.
+
+Reason codes. The connection goes on after: no-such-file exists (with size= mtime_ns=) is-a-folder not-a-folder not-a-file
+(a link or special) not-empty not-permitted not-possible bad-name hidden-name read-only too-large (limit=) too-long (more
+than size= said) incomplete (less) wrong-digest aborted disk-full resume-first busy (another client is writing it) usage
+unknown-verb failed. The server closes after: `err - reason=` bad-line, line-too-long, bad-number, this-is-http, this-is-tls, and
+server-full, which comes instead of the greeting. It closes too when a line, once begun, or a body stands still for --timeout
+seconds; between requests a client may be silent for ever. When either side closes inside a put of 1 MiB or more that told size and
+mtime_ns, what was received is kept for seven days for `resume`.
+
+Limits: nobody is asked for a password and nothing is encrypted, so an address that is not loopback needs --open. A file is
+written under a hidden name and renamed when its length and digest are right: readers see the old file or the new one, whole.
+"""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import functools
+import hashlib
+import itertools
+import os
+import re
+import select
+import shutil
+import signal
+import socket
+import stat
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, NoReturn, TypeVar
+
+VERSION = "1.0"
+PROTOCOL = "1"
+CLIENT = "python3 client.py"
+GRACE = 2.0  # seconds that Ctrl-C leaves for transfers under way
+LINGER = 1.0  # seconds that a client which is hung up on has for reading why
+MAX_REFUSED = 64  # clients over the limit that are kept that long
+ACCEPT_PAUSE = 0.5  # seconds to the next accept() when the system has no descriptor or memory left
+STALE = 1.0  # seconds of silence after which the writer of a part gives way to a new one
+BUSY = 2.0  # seconds that a new writer of a part waits for the old one
+MAX_ECHO = 1000  # characters of a name that an error repeats, so that the answer is never too long
+SWEEP = 3600.0  # seconds from one search for parts that nobody came back for to the next
+KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}  # a client that vanished is noticed in two minutes
+
+
+# --- wire: the same in server.py, client.py (tests/test_twins.py) ---
+MAX_LINE = 32768  # bytes of a line with its end: the longest path of most systems, every byte percent-encoded, and keys
+BUFFER = 1 << 18  # bytes asked of one recv: twice as many gain little, and each connection has its own
+BATCH = 1 << 16  # bytes of lines and small bodies that gather until they leave in one send
+PLAIN = re.compile(r"[!-$&-<>-~]*")  # printable ASCII but for space, percent sign and equals sign
+CONTROL = re.compile(rb"[\0-\x1f\x7f]")  # bytes that no line may hold
+BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+FREE = {"help", "say", "said"}  # verbs whose line is text from the first space on
+ESCAPE = re.compile(rb"%(..)")
+HTTP = re.compile(rb"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
+TLS = b"\x16\x03"  # how a TLS client begins
+
+
+class Lost(Exception):
+    """The connection is gone, or its peer silent, where something was still to come."""
+
+
+class Ended(Lost):
+    """The peer closed between two lines, where that may be."""
+
+
+class Broken(Exception):
+    """The peer does not keep to the protocol; the text is the reason code that it is told."""
+
+
+class Line(NamedTuple):
+    verb: str
+    words: list[str]
+    keys: dict[str, str]
+
+    def number(self, key: str, default: int = 0) -> int:
+        """A count of bytes or nanoseconds: decimal digits, few enough for 64 bits; only mtime_ns may be negative."""
+        text = self.keys.get(key)
+        if text is None:
+            return default
+        if not re.fullmatch(r"-?[0-9]{1,18}|-?[0-8][0-9]{18}", text, re.ASCII) or (text[0] == "-" and key != "mtime_ns"):
+            raise Broken("bad-number")
+        return int(text)
+
+
+def quote(text: str) -> str:
+    """A name or value as a word: space, %, = and what is not printable UTF-8 become %XX, byte by byte."""
+    if PLAIN.fullmatch(text):
+        return text
+    return "".join(char if char.isprintable() and char not in " %=" else "".join(f"%{byte:02X}" for byte in char.encode(errors="surrogateescape"))
+                   for char in os.fsencode(text).decode(errors="surrogateescape"))
+
+
+def unquote(word: bytes) -> str:
+    return os.fsdecode(ESCAPE.sub(lambda found: bytes.fromhex(found[1].decode()), word) if b"%" in word else word)
+
+
+def line(*words: str, **keys: object) -> bytes:
+    """A line as it goes out; a key without a value (None) is left away."""
+    text = " ".join([quote(word) for word in words] + [f"{key}={quote(str(value))}" for key, value in keys.items() if value is not None])
+    return text.encode() + b"\n"
+
+
+def parse(raw: bytes) -> Line:
+    """A line as it came in: the verb, the positional words, the key=value words."""
+    if CONTROL.search(raw):
+        raise Broken("bad-line")
+    start, _, rest = raw.partition(b" ")
+    verb = start.decode(errors="replace").lower()
+    if verb in FREE:
+        return Line(verb, [rest.decode(errors="replace")] * bool(rest), {})
+    words = rest.split(b" ") if rest else []
+    if b"" in words or raw.endswith(b" ") or BROKEN_ESCAPE.search(rest):  # b"": two spaces
+        raise Broken("bad-line")
+    pairs = [word.split(b"=", 1) for word in words if b"=" in word]
+    return Line(verb, [unquote(word) for word in words if b"=" not in word], {key.decode(errors="replace"): unquote(value) for key, value in pairs})
+
+
+def shown(text: str) -> str:
+    """A name for people, on one line: what could move a cursor, change colours or forge a line appears in hex."""
+    raw = text if text.isprintable() else os.fsencode(text).decode(errors="backslashreplace")
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in raw)
+
+
+class Wire:
+    """One connection. Every byte on it belongs to a line, or to the body bytes that a `data N` line announced."""
+
+    def __init__(self, sock: socket.socket, timeout: float) -> None:
+        self.sock, self.timeout = sock, timeout
+        sock.settimeout(timeout)
+        self.buffer = bytearray(BUFFER)
+        self.view = memoryview(self.buffer)
+        self.start = self.end = 0  # what has come and is not yet taken: buffer[start:end]
+        self.owed = 0  # bytes of the announced body that are still to be taken
+        self.again: Line | None = None  # a line that was read too early
+        self.out: list[bytes] = []
+        self.queued = 0  # bytes in out
+        self.heard = time.monotonic()  # when the peer last said something
+
+    def put(self, data: bytes) -> None:
+        """Queue bytes: small ones leave together, and before anything is waited for; large ones at once."""
+        if len(data) >= BATCH:
+            self.flush()
+            return self.attempt(self.push, memoryview(data))
+        self.out.append(data)
+        self.queued += len(data)
+        if self.queued >= BATCH:
+            self.flush()
+
+    def flush(self) -> None:
+        if self.out:
+            view = memoryview(b"".join(self.out))
+            self.out.clear()
+            self.queued = 0
+            self.attempt(self.push, view)
+
+    def push(self, view: memoryview) -> int:
+        """All of it, however slowly the peer reads, as long as it does. (sendall() has one timeout for everything.)"""
+        while view:
+            view = view[self.sock.send(view):]
+        return 1
+
+    def attempt(self, call: Callable[[memoryview], int], view: memoryview) -> None:
+        """A socket call that can fail, or find the stream's end: the end of the conversation, unlike an OSError of a disk."""
+        try:
+            count = call(view)
+        except OSError as error:
+            raise Lost(f"silent for {self.timeout:g} s" if isinstance(error, socket.timeout) else error.strerror or "closed") from None
+        if not count:
+            raise Ended("the other side closed the connection")
+        self.heard = time.monotonic()
+
+    def fill(self, patience: float | None) -> None:
+        """Wait for more and take what comes. What is queued leaves first: two sides that both wait would wait for ever."""
+        self.flush()
+        if self.start:
+            self.view[:self.end - self.start] = self.view[self.start:self.end]
+            self.start, self.end = 0, self.end - self.start
+        if patience != self.timeout:
+            self.sock.settimeout(patience)
+        self.attempt(self.receive, self.view[self.end:])
+        if patience != self.timeout:
+            self.sock.settimeout(self.timeout)
+
+    def receive(self, view: memoryview) -> int:
+        count = self.sock.recv_into(view)
+        self.end += count
+        return count
+
+    def line(self, idle: bool = False) -> Line:
+        """The next line. With idle its first byte may take as long as it likes; then the whole line has one deadline."""
+        while self.owed:  # a body that nobody wants is read and dropped
+            self.take()
+        if self.again:
+            early, self.again = self.again, None
+            return early
+        raw = b""
+        while not raw:  # an empty line means nothing
+            raw = self.raw_line(idle)
+        return self.understand(raw)
+
+    def raw_line(self, idle: bool) -> bytes:
+        looked, deadline = 0, None if idle and self.start == self.end else time.monotonic() + self.timeout
+        while (stop := self.buffer.find(b"\n", self.start + looked, self.end)) < 0 and self.end - self.start < MAX_LINE:
+            if self.buffer.startswith(TLS, self.start):
+                raise Broken("this-is-tls")
+            looked = self.end - self.start
+            self.wait(looked, deadline)
+            deadline = deadline or time.monotonic() + self.timeout
+        if not 0 <= stop - self.start < MAX_LINE:
+            raise Broken("line-too-long")
+        raw = bytes(self.view[self.start:stop])
+        self.start = stop + 1
+        return raw[:-1] if raw.endswith(b"\r") else raw
+
+    def wait(self, begun: int, deadline: float | None) -> None:
+        try:
+            self.fill(None if deadline is None else max(0.001, deadline - time.monotonic()))
+        except Ended:
+            if begun:
+                raise Lost("the other side closed the connection inside a line") from None
+            raise
+
+    def understand(self, raw: bytes) -> Line:
+        if HTTP.match(raw):
+            raise Broken("this-is-http")
+        found = parse(raw)
+        if found.verb == "data":
+            if len(found.words) != 1 or not re.fullmatch(r"[0-9]{1,18}", found.words[0], re.ASCII):
+                raise Broken("bad-number")
+            self.owed = int(found.words[0])
+        return found
+
+    def take(self) -> memoryview:
+        """Some of the announced body, valid until the next call."""
+        if self.start == self.end:
+            self.fill(self.timeout)
+        view = self.view[self.start:min(self.end, self.start + self.owed)]
+        self.start += len(view)
+        self.owed -= len(view)
+        return view
+# --- end wire ---
+
+
+# --- pure functions: values in, values out ---
+REASONS = {
+    errno.ENOENT: "no-such-file", errno.ENOTDIR: "not-a-folder", errno.EISDIR: "is-a-folder", errno.EEXIST: "exists",
+    errno.EACCES: "not-permitted", errno.EPERM: "not-permitted", errno.EROFS: "not-permitted", errno.ELOOP: "not-a-file",
+    errno.ENXIO: "not-a-file", errno.ENOSPC: "disk-full", errno.EDQUOT: "disk-full", errno.EFBIG: "too-large",
+    errno.ENAMETOOLONG: "bad-name", errno.EILSEQ: "bad-name", errno.ENOTEMPTY: "not-empty", errno.EINVAL: "not-possible",
+    errno.EXDEV: "not-possible", errno.EMFILE: "busy", errno.ENFILE: "busy", errno.EBUSY: "busy",
+}  # what a client is told of an OSError; any other is "failed"
+
+
+def facts(status: os.stat_result) -> dict[str, object]:
+    """What the protocol tells of a file."""
+    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "exec": "yes" if status.st_mode & stat.S_IXUSR else None}
+
+
+def amount(text: str) -> int:
+    """An argparse type: bytes, with K, M, G or T for powers of 1024."""
+    found = re.fullmatch(r"([0-9]{1,15})([kmgt]?)", text.lower())
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes such as 500M or 2G")
+    return int(found[1]) << 10 * " kmgt".index(found[2] or " ")
+
+
+# --- folders: the same in server.py, client.py (tests/test_twins.py) ---
+MAX_NAME = 4096  # bytes of a path: more than most systems take
+PART = re.compile(r"\.six-[0-9a-f]{32}\.part", re.IGNORECASE)  # what the name of an unfinished file looks like
+DEVICE = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?|.*[. ]|.*[\\:<>|?*\"].*", re.IGNORECASE)  # what Windows takes for something else
+NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # and no wait for a FIFO
+SORTED = 20000  # entries of a folder that are put in order; where there are more they come as the disk has them
+BY_DESCRIPTOR = {os.open, os.stat, os.unlink, os.mkdir, os.rename, os.link} <= os.supports_dir_fd and os.scandir in os.supports_fd
+
+
+class Refused(Exception):
+    """A request that is understood and not carried out: the reason code, and what else the answer says."""
+
+    def __init__(self, reason: str, **keys: object) -> None:
+        super().__init__(reason)
+        self.reason, self.keys = reason, keys
+
+
+def components(name: str, hidden: bool = True, windows: bool = os.name == "nt") -> list[str]:
+    """The parts of a name from the network; or Refused, when it could lead outside, to a device, or to an unfinished file."""
+    parts = name.split("/")
+    if len(os.fsencode(name)) > MAX_NAME:
+        raise Refused("bad-name")
+    for part in parts:
+        if part in ("", ".", "..") or "\0" in part or PART.fullmatch(part) or (windows and DEVICE.fullmatch(part)):
+            raise Refused("bad-name")
+        if part[0] == "." and not hidden:
+            raise Refused("hidden-name")
+    return parts
+
+
+class Folder:
+    """An open folder. Names in it are used through its descriptor, so that no link planted meanwhile leads elsewhere;
+    where the system has no such calls, through its path, resolved and compared. It is closed with its last user."""
+
+    def __init__(self, path: str, within: int | None = None) -> None:
+        self.path, self.fd = path, None
+        if BY_DESCRIPTOR:
+            leaf = path if within is None else os.path.basename(path)
+            nofollow = 0 if within is None else os.O_NOFOLLOW
+            self.fd = os.open(leaf, os.O_RDONLY | os.O_DIRECTORY | nofollow, dir_fd=within)
+        elif not os.path.isdir(path):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+
+    def __del__(self) -> None:
+        if getattr(self, "fd", None) is not None:
+            os.close(self.fd)  # type: ignore[arg-type]
+
+    def at(self, name: str) -> str:
+        return name if self.fd is not None else os.path.join(self.path, name)
+
+    def below(self, name: str, make: bool = False) -> Folder:
+        """The folder of that name in this one; a link is not followed."""
+        if make:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(self.at(name), dir_fd=self.fd)
+        path = os.path.join(self.path, name)
+        if not BY_DESCRIPTOR and os.path.realpath(path) != os.path.join(os.path.realpath(self.path), name):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        return Folder(path, self.fd)
+
+    def open(self, name: str, flags: int, mode: int = 0o666) -> int:
+        if not BY_DESCRIPTOR and os.path.islink(self.at(name)):
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        return os.open(self.at(name), flags | NO_LINK, mode, dir_fd=self.fd)
+
+    def stat(self, name: str) -> os.stat_result | None:
+        try:
+            return os.stat(self.at(name), dir_fd=self.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+
+    def read(self, name: str) -> tuple[int, os.stat_result]:
+        """A regular file, open for reading, and its facts."""
+        fd = self.open(name, os.O_RDONLY)
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(fd)
+            raise Refused("is-a-folder" if stat.S_ISDIR(status.st_mode) else "not-a-file")
+        return fd, status
+
+    def remove(self, name: str, is_folder: bool = False) -> None:
+        (os.rmdir if is_folder else os.unlink)(self.at(name), dir_fd=self.fd)
+
+    def entries(self) -> Iterator[os.DirEntry[str]]:
+        """What is in it, sorted, unless there is so much that memory would feel it."""
+        with os.scandir(self.path if self.fd is None else self.fd) as found:
+            first = list(itertools.islice(found, SORTED))
+            yield from sorted(first, key=lambda entry: entry.name) if len(first) < SORTED else first
+            yield from found
+
+    def move(self, old: str, other: Folder, new: str, over: bool) -> None:
+        """Rename. What is there is replaced only with over; a hard link can tell in one step that nothing is."""
+        source, target = self.at(old), other.at(new)
+        if over:
+            return os.replace(source, target, src_dir_fd=self.fd, dst_dir_fd=other.fd)
+        try:
+            os.link(source, target, src_dir_fd=self.fd, dst_dir_fd=other.fd, follow_symlinks=False)
+        except FileExistsError:
+            raise
+        except OSError:  # a folder, or a file system without hard links (FAT): look first, then rename
+            if other.stat(new):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+            return os.rename(source, target, src_dir_fd=self.fd, dst_dir_fd=other.fd)
+        os.unlink(source, dir_fd=self.fd)
+
+
+def same(size: int, mtime_ns: int, other_size: int, other_mtime_ns: int) -> bool:
+    """Whether two files pass for the same. File systems keep times to 1 or 100 ns, 1 µs, 1 s or 2 s: the coarser side's precision decides."""
+    coarsest = max(unit for unit in (1, 100, 1000, 10**9, 2 * 10**9) if mtime_ns % unit == 0 or other_mtime_ns % unit == 0)
+    return size == other_size and mtime_ns // coarsest == other_mtime_ns // coarsest
+
+
+def walk(top: Folder, name: str, deep: bool, visible: Callable[[str], bool],
+         failed: Callable[[str, OSError], None]) -> Iterator[tuple[str, Folder, os.DirEntry[str]]]:
+    """What is in a folder called name, and with deep in all below it: full name, folder, entry. Only one folder is open at a time."""
+    waiting: list[list[str]] = [[]]
+    while waiting:
+        above, found = waiting.pop(), []
+        full = "/".join([name] * bool(name) + above)
+        try:
+            folder = functools.reduce(Folder.below, above, top)
+            for entry in filter(lambda entry: visible(entry.name), folder.entries()):
+                yield f"{full}/{entry.name}" if full else entry.name, folder, entry
+                found += [[*above, entry.name]] * (deep and entry.is_dir(follow_symlinks=False))
+        except OSError as error:
+            if not above:
+                raise
+            failed(full, error)
+        waiting += reversed(found)
+
+
+def locked(fd: int) -> bool:
+    """Take the lock of a part. Systems without flock do without: there the part's writer alone knows its name."""
+    with contextlib.suppress(ImportError):
+        import fcntl  # not at the top: Windows has none
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+    return True
+# --- end folders ---
+
+
+# --- bodies: the same in server.py, client.py (tests/test_twins.py) ---
+CHUNK = 1 << 20  # most bytes that our side announces in one `data`: it can stop only between two
+RESUMABLE = 1 << 20  # bytes from which an interrupted file is worth resuming; a smaller one starts over
+KEPT = 7 * 86400  # seconds that an interrupted file is kept
+TELL = 0.1  # seconds from note to note
+
+
+class Part:
+    """A file that is being received: hidden and locked in its own folder, hashed as it comes, put in place when it is whole."""
+
+    def __init__(self, folder: Folder, leaf: str, size: int | None = None, mtime_ns: int | None = None, executable: bool = False) -> None:
+        self.folder, self.leaf, self.mtime_ns, self.executable = folder, leaf, mtime_ns, executable
+        self.sha, self.received, self.fd = hashlib.sha256(), 0, -1
+        self.keyed = mtime_ns is not None and (size or 0) >= RESUMABLE
+        token = hashlib.sha256(os.fsencode(f"{leaf}/{size}/{mtime_ns}")).hexdigest()[:32] if self.keyed else os.urandom(16).hex()
+        self.name = f".six-{token}.part"
+
+    def claim(self) -> bool:
+        """Open it, new or as an earlier attempt left it. False: somebody else is writing it."""
+        mode = 0o777 if self.executable else 0o666  # less the umask
+        while self.fd < 0:
+            fd = self.folder.open(self.name, os.O_RDWR | os.O_CREAT | (0 if self.keyed else os.O_EXCL), mode)
+            if self.keyed and not locked(fd):
+                os.close(fd)
+                return False
+            ours, there = os.fstat(fd), self.folder.stat(self.name) if self.keyed else None
+            if self.keyed and not (there and there.st_ino == ours.st_ino and ours.st_nlink == 1 and stat.S_ISREG(ours.st_mode)):
+                os.close(fd)  # its last writer has just put it in place, or died between link and unlink: not ours to write
+                if there and there.st_ino == ours.st_ino:
+                    self.folder.remove(self.name)
+                continue
+            self.fd = fd
+        return True
+
+    def length(self) -> int:
+        return os.fstat(self.fd).st_size
+
+    def begin(self, offset: int) -> None:
+        """Write from offset on, which is where the digest stands, or else from the start."""
+        if offset != self.received:
+            self.sha, self.received = hashlib.sha256(), 0
+        if self.keyed:
+            os.ftruncate(self.fd, self.received)
+            os.lseek(self.fd, self.received, os.SEEK_SET)
+
+    def write(self, chunk: memoryview) -> None:
+        self.sha.update(chunk)
+        self.received += len(chunk)
+        while chunk:
+            chunk = chunk[os.write(self.fd, chunk):]
+
+    def finish(self, over: bool, durable: bool = False) -> None:
+        """Give it its time and mode, and then its name."""
+        there = self.folder.stat(self.leaf) if over else None
+        if there and hasattr(os, "fchmod"):
+            os.fchmod(self.fd, stat.S_IMODE(there.st_mode) | (0o111 & there.st_mode >> 2 if self.executable else 0))
+        if self.mtime_ns is not None:
+            by_fd = os.utime in os.supports_fd
+            os.utime(self.fd if by_fd else self.folder.at(self.name), ns=(self.mtime_ns, self.mtime_ns))
+        if durable:
+            os.fsync(self.fd)
+        if os.name == "nt":
+            self.close()  # Windows renames no open file
+        self.folder.move(self.name, self.folder, self.leaf, over)
+        if durable and self.folder.fd is not None:
+            os.fsync(self.folder.fd)
+        self.close()
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+        self.fd = -1
+
+    def keep(self) -> bool:
+        """After an interruption: leave it for a later attempt, if there can be one."""
+        if self.fd >= 0 and self.keyed and self.received:
+            self.close()
+            return True
+        self.drop()
+        return False
+
+    def drop(self) -> None:
+        if self.fd >= 0:
+            self.close()
+            with contextlib.suppress(OSError):
+                self.folder.remove(self.name)
+
+
+def send_body(wire: Wire, fd: int, status: os.stat_result, sha: hashlib._Hash, go_on: Callable[[int], bool]) -> str:
+    """The file from where fd stands to the size that was announced, and its digest. "" or why it was given up, as the peer is told."""
+    remaining = status.st_size - os.lseek(fd, 0, os.SEEK_CUR)
+    reason = ""
+    while remaining and not reason:
+        chunk = read_some(fd, min(remaining, CHUNK))
+        if not chunk:
+            reason = "changed"
+            break
+        sha.update(chunk)
+        remaining -= len(chunk)
+        wire.put(b"data %d\n" % len(chunk))
+        wire.put(chunk)
+        reason = "" if go_on(len(chunk)) else "refused"
+    now = os.fstat(fd)
+    if not reason and (now.st_size, now.st_mtime_ns) != (status.st_size, status.st_mtime_ns):
+        reason = "changed"
+    wire.put(line("abort", reason=reason) if reason else b"end sha256=%b\n" % sha.hexdigest().encode())
+    return reason
+
+
+def read_some(fd: int, most: int) -> bytes:
+    """A broken disk reads like a file that has become shorter: the body is given up."""
+    try:
+        return os.read(fd, most)
+    except OSError:
+        return b""
+
+
+def digest(fd: int, upto: int, sha: hashlib._Hash, tell: Callable[[int], None]) -> str:
+    """Hash the first bytes of a file, as many as it has of those; fd stands behind them then."""
+    done = 0
+    while done < upto and (chunk := os.read(fd, min(CHUNK, upto - done))):
+        sha.update(chunk)
+        done += len(chunk)
+        tell(done)
+    return sha.hexdigest()
+
+
+def receive_body(wire: Wire, sink: Part, check: Callable[[int], None], tell: Callable[[int], None]) -> Line:
+    """Bodies into the sink until another line comes, which is returned: `end` and its digest, or `abort`.
+    A verb that does not belong inside a body ends it like `abort`, and is then run. check() may refuse what is announced."""
+    while (found := wire.line()).verb == "data":
+        check(sink.received + wire.owed)
+        while wire.owed:
+            sink.write(wire.take())
+            tell(sink.received)
+    if found.verb not in ("end", "abort"):
+        wire.again = found
+        return Line("abort", [], {"reason": "interrupted"})
+    return found
+# --- end bodies ---
+
+
+# --- one client: a line comes, a command answers ---
+class Session(Wire):
+    """A client's connection, and the thread that owns it."""
+
+    def __init__(self, server: Server, sock: socket.socket, peer: Address) -> None:
+        super().__init__(sock, server.args.timeout)
+        self.server, self.args, self.peer = server, server.args, address(peer)
+        self.root = Folder(server.directory)
+        self.near: tuple[str, Folder] = "", self.root  # the folder that was used last
+        self.ready: Part | None = None  # what `resume` has checked, for the `put` that follows
+        self.logged: list[str] = []
+        self.began = self.told = time.monotonic()
+        self.moved = self.requests = 0  # bytes of this operation; lines that were answered
+        self.idle, self.done = True, False
+
+    def run(self) -> None:
+        """A connection's whole life."""
+        try:
+            self.put(line("sixsockets", PROTOCOL, **{"max-line": MAX_LINE, "auth": "none", "you": self.peer}))
+            while not self.done and not self.server.stop.asked:
+                self.idle = self.start == self.end
+                request = self.line(idle=True)
+                self.idle = False
+                self.requests += 1
+                self.dispatch(request)
+        except Ended:
+            if not self.requests:
+                self.note("came and left without a word")
+        except Lost as lost:
+            self.note(f"connection lost: {lost}")
+        except Broken as broken:
+            self.put(line("err", "-", reason=broken))
+            self.note(f"hung up on: {broken}")
+        finally:
+            self.release()
+            self.hang_up()
+
+    def dispatch(self, request: Line) -> None:
+        """Find the command, check what holds for all, run it, tell and log the result."""
+        verb, names = ALIASES.get(request.verb, request.verb), request.words
+        if verb in NOT_ALONE:  # what is left of a body that was refused; line() drops the bytes
+            return
+        self.began = self.told = time.monotonic()
+        self.moved, result = 0, "ok"
+        echo = [word[:MAX_ECHO] for word in (verb, *names[:2])]
+        try:
+            self.command(verb, names).run(self, request)
+        except Refused as refusal:
+            result = refusal.reason
+            self.put(line("err", *echo, reason=result, **refusal.keys))
+        except OSError as error:
+            result = REASONS.get(error.errno or 0, "failed")
+            self.put(line("err", *echo, reason=result))
+        if verb not in UNLOGGED or result not in ("ok", "no-such-file"):
+            what = " ".join([verb, *names])
+            self.note(f"{what[:300]}: {self.moved} bytes, {time.monotonic() - self.began:.3f} s, {result}")
+
+    def command(self, verb: str, names: Sequence[str]) -> Command:
+        found = COMMANDS.get(verb)
+        if found is None:
+            raise Refused("unknown-verb", **{"try": "help"})
+        if not found.least <= len(names) <= found.most:
+            raise Refused("usage", usage=f"{verb} {found.usage}")
+        if found.changes and self.args.read_only:
+            raise Refused("read-only")
+        return found
+
+    def ok(self, request: Line, **keys: object) -> None:
+        self.put(line("ok", ALIASES.get(request.verb, request.verb), *request.words, **keys))
+
+    def tell(self, name: str, key: str) -> Callable[[int], None]:
+        """What a long operation calls as it goes on: now and then the client hears how far it is."""
+        def note(count: int) -> None:
+            now = time.monotonic()
+            if now - self.told >= TELL:
+                self.told = now
+                self.put(line("note", name, **{key: count}))
+                self.flush()
+        return note
+
+    def fill(self, patience: float | None) -> None:
+        """Before it waits: what is known of the last folder may be out of date afterwards."""
+        self.near = "", self.root
+        super().fill(patience)
+
+    def flush(self) -> None:
+        """Log lines leave with the answers that they tell of, many at once."""
+        if self.logged:
+            self.server.log(self.logged)
+            self.logged = []
+        super().flush()
+
+    def note(self, text: str) -> None:
+        self.logged.append(f"{self.peer} {shown(text)}")
+
+    def hang_up(self) -> None:
+        """Close so that the last answer arrives: a socket closed over unread bytes sends RST, which destroys it."""
+        deadline = time.monotonic() + LINGER
+        with contextlib.suppress(Lost, OSError):
+            self.flush()
+            self.sock.shutdown(socket.SHUT_WR)
+            while (left := deadline - time.monotonic()) > 0:
+                self.sock.settimeout(left)
+                if not self.sock.recv_into(self.buffer):
+                    break
+        self.sock.close()
+
+    # names: whatever a client names is found here and nowhere else
+    def folder(self, parts: list[str], make: bool = False) -> Folder:
+        """Component by component from the shared folder; the one that was used last is still open."""
+        if self.server.only and parts:
+            raise Refused("no-such-file")
+        name = "/".join(parts)
+        if name != self.near[0]:
+            found = self.root
+            for part in parts:
+                found = found.below(part, make)
+            self.near = name, found
+        return self.near[1]
+
+    def find(self, name: str, make: bool = False) -> tuple[Folder, str]:
+        """The folder in which a name from the network is, and its last component."""
+        *above, leaf = components(name, self.args.hidden or name == self.server.only)
+        if self.server.only and name != self.server.only:
+            raise Refused("no-such-file")
+        return self.folder(above, make), leaf
+
+    def existing(self, name: str) -> tuple[Folder, str, os.stat_result]:
+        folder, leaf = self.find(name)
+        status = folder.stat(leaf)
+        if status is None:
+            raise Refused("no-such-file")
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+            raise Refused("not-a-file")
+        return folder, leaf, status
+
+    def visible(self, name: str) -> bool:
+        return name == self.server.only if self.server.only else not PART.fullmatch(name) and (self.args.hidden or name[0] != ".")
+
+    # the commands
+    def do_help(self, request: Line) -> None:
+        for verb, command in COMMANDS.items():
+            self.put(f"help {verb} {command.usage}{' ' * bool(command.usage)}-- {command.text}\n".encode())
+        self.ok(request, count=len(COMMANDS))
+
+    def do_list(self, request: Line) -> None:
+        name = request.words[0] if request.words else ""
+        folder = self.folder(components(name, self.args.hidden)) if name else self.root
+        deep, count = request.keys.get("deep") == "yes", 0
+
+        def failed(full: str, error: OSError) -> None:
+            self.put(line("note", full, reason=REASONS.get(error.errno or 0, "failed")))
+
+        for full, _, entry in walk(folder, name, deep, self.visible, failed):
+            count += self.describe(full, entry, deep)
+        self.ok(request, count=count)
+
+    def describe(self, full: str, entry: os.DirEntry[str], deep: bool) -> bool:
+        """One entry of a listing; False for what is no file or folder, or is gone already."""
+        with contextlib.suppress(FileNotFoundError):
+            if entry.is_file(follow_symlinks=False):
+                told = line("file", full, **facts(entry.stat(follow_symlinks=False)))
+                self.put(told if len(told) <= MAX_LINE else line("note", full[:MAX_ECHO], reason="bad-name"))
+                return len(told) <= MAX_LINE
+            if entry.is_dir(follow_symlinks=False):
+                self.put(line("dir", full, mtime_ns=entry.stat(follow_symlinks=False).st_mtime_ns))
+                return True
+            if deep:
+                self.put(line("note", full, reason="not-a-file"))
+        return False
+
+    def do_stat(self, request: Line) -> None:
+        name, keys = request.words[0], request.keys
+        part = Part(*self.find(name), request.number("size"), request.number("mtime_ns")) if "mtime_ns" in keys else None
+        kept = part.folder.stat(part.name) if part and part.keyed else None
+        try:
+            status = self.existing(name)[2]
+        except Refused as refusal:
+            raise Refused(refusal.reason, part=kept.st_size if kept else None) from None
+        if stat.S_ISDIR(status.st_mode):
+            return self.ok(request, type="dir", mtime_ns=status.st_mtime_ns)
+        found = None
+        if keys.get("digest") == "yes":
+            with self.opened(name) as (fd, status):
+                found = digest(fd, status.st_size, hashlib.sha256(), self.tell(name, "checked"))
+        self.ok(request, type="file", **facts(status), sha256=found, part=kept.st_size if kept else None)
+
+    @contextlib.contextmanager
+    def opened(self, name: str) -> Iterator[tuple[int, os.stat_result]]:
+        folder, leaf = self.find(name)
+        fd, status = folder.read(leaf)
+        try:
+            yield fd, status
+        finally:
+            os.close(fd)
+
+    def do_get(self, request: Line) -> None:
+        name, offset, sha = request.words[0], request.number("offset"), hashlib.sha256()
+        with self.opened(name) as (fd, status):
+            if offset and (offset > status.st_size
+                           or digest(fd, offset, sha, self.tell(name, "checked")) != request.keys.get("sha256")):
+                offset, sha = 0, hashlib.sha256()
+                os.lseek(fd, 0, os.SEEK_SET)
+            self.put(line("ok", "get", name, **facts(status), offset=offset or None))
+            given_up = send_body(self, fd, status, sha, self.count)
+        if given_up:
+            self.note(f"get {name}: given up, it {given_up} meanwhile")
+
+    def count(self, more: int) -> bool:
+        self.moved += more
+        return True
+
+    def do_put(self, request: Line) -> None:
+        name, over = request.words[0], request.keys.get("over") == "yes"
+        size = request.number("size") if "size" in request.keys else None
+        folder, leaf = self.find(name)
+        self.check_room(size or 0)
+        self.check_vacant(folder, leaf, over)
+        part = self.part(request, folder, leaf, size)
+
+        def check(announced: int) -> None:
+            if size is not None and announced > size:
+                raise Refused("too-long", size=size)
+            self.check_room(announced - part.received, announced)
+
+        try:
+            part.begin(request.number("offset"))
+            end = receive_body(self, part, check, self.tell(name, "received"))
+            self.moved = part.received
+            self.verify(part, end, size)
+            part.finish(over, self.args.durable)
+        except Lost as lost:
+            self.moved = part.received
+            kept = "nothing is kept"
+            if part.keep():
+                kept, self.server.kept = "kept for seven days", self.server.kept + 1
+            self.note(f"put {name}: cut at {part.received} of {'?' if size is None else size} bytes ({lost}); {kept}")
+            raise
+        finally:
+            self.server.writers.pop(part.name, None)
+            part.drop()
+        self.ok(request, size=part.received, sha256=part.sha.hexdigest(), verified="yes" if "sha256" in end.keys else "no")
+
+    def check_room(self, more: int, whole: int = 0) -> None:
+        if 0 < self.args.max_size < max(more, whole):
+            raise Refused("too-large", limit=self.args.max_size)
+        if self.args.min_free and shutil.disk_usage(self.server.directory).free - more < self.args.min_free:
+            raise Refused("disk-full")
+
+    def check_vacant(self, folder: Folder, leaf: str, over: bool) -> None:
+        there = folder.stat(leaf)
+        if there and stat.S_ISDIR(there.st_mode):
+            raise Refused("is-a-folder")
+        if there and not stat.S_ISREG(there.st_mode):
+            raise Refused("not-a-file")
+        if there and not over:
+            raise Refused("exists", size=there.st_size, mtime_ns=there.st_mtime_ns)
+
+    def part(self, request: Line, folder: Folder, leaf: str, size: int | None) -> Part:
+        """Where the body goes: what `resume` has checked, or a new part."""
+        mtime_ns = request.number("mtime_ns") if "mtime_ns" in request.keys else None
+        part = Part(folder, leaf, size, mtime_ns, request.keys.get("exec") == "yes")
+        if self.ready and (self.ready.name, self.ready.folder.path) == (part.name, folder.path):
+            part, self.ready = self.ready, None
+        self.release()
+        if part.fd < 0:
+            self.claim(part)
+        if request.number("offset") not in (0, part.received):
+            part.keep()
+            raise Refused("resume-first")
+        return part
+
+    def claim(self, part: Part) -> None:
+        """Be the one who writes a part. Who wrote it before and is silent has lost its link, and is ended."""
+        deadline = time.monotonic() + BUSY
+        while not part.claim():
+            other = self.server.writers.get(part.name)
+            if other and time.monotonic() - other.heard > STALE:
+                other.cut()
+            if time.monotonic() > deadline:
+                raise Refused("busy")
+            time.sleep(TELL / 2)
+        if part.keyed:
+            self.server.writers[part.name] = self
+
+    def verify(self, part: Part, end: Line, size: int | None) -> None:
+        if end.verb == "abort":
+            raise Refused("aborted")
+        if size is not None and part.received != size:
+            raise Refused("incomplete", received=part.received, size=size)
+        if end.keys.get("sha256", part.sha.hexdigest()).lower() != part.sha.hexdigest():
+            raise Refused("wrong-digest", sha256=part.sha.hexdigest())
+
+    def do_resume(self, request: Line) -> None:
+        self.release()
+        name, size = request.words[0], request.number("size")
+        part = Part(*self.find(name), size, request.number("mtime_ns"), request.keys.get("exec") == "yes")
+        if not part.keyed or not part.folder.stat(part.name):
+            return self.ok(request, offset=0)
+        self.claim(part)
+        self.ready = part
+        if part.length() <= size:
+            digest(part.fd, part.length(), part.sha, self.tell(name, "checked"))
+            part.received = os.lseek(part.fd, 0, os.SEEK_CUR)
+        self.ok(request, offset=part.received, sha256=part.sha.hexdigest())
+
+    def release(self) -> None:
+        """Nobody sends what `resume` has checked: leave the part as it is."""
+        if self.ready:
+            self.server.writers.pop(self.ready.name, None)
+            self.ready.keep()
+            self.ready = None
+
+    def do_delete(self, request: Line) -> None:
+        folder, leaf, status = self.existing(request.words[0])
+        folder.remove(leaf, stat.S_ISDIR(status.st_mode))
+        self.near = "", self.root
+        self.ok(request)
+
+    def do_rename(self, request: Line) -> None:
+        old, new = request.words
+        folder, leaf, status = self.existing(old)
+        other, other_leaf = self.find(new)
+        over = request.keys.get("over") == "yes" and stat.S_ISREG(status.st_mode)
+        self.check_vacant(other, other_leaf, over)
+        with self.server.lock:
+            folder.move(leaf, other, other_leaf, over)
+        self.near = "", self.root
+        self.ok(request)
+
+    def do_mkdir(self, request: Line) -> None:
+        folder, leaf = self.find(request.words[0], make=True)
+        os.mkdir(folder.at(leaf), dir_fd=folder.fd)
+        self.ok(request)
+
+    def do_ping(self, request: Line) -> None:
+        self.ok(request)
+
+    def do_bye(self, request: Line) -> None:
+        self.ok(request)
+        self.done = True
+
+    def cut(self) -> None:
+        """From another thread: whatever this one waits for ends now."""
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+
+
+class Command(NamedTuple):
+    run: Callable[[Session, Line], None]
+    least: int  # positional words
+    most: int
+    changes: bool  # refused with --read-only
+    usage: str
+    text: str
+
+
+COMMANDS = {
+    "help": Command(Session.do_help, 0, 1, False, "", "these lines"),
+    "list": Command(Session.do_list, 0, 1, False, "[FOLDER] [deep=yes]", "what is there; deep: in all folders below too"),
+    "stat": Command(Session.do_stat, 1, 1, False, "NAME [digest=yes]", "size and time of a file; digest: its SHA-256 too"),
+    "get": Command(Session.do_get, 1, 1, False, "NAME [offset=N sha256=OF-MY-FIRST-N]", "its bytes follow"),
+    "put": Command(Session.do_put, 1, 1, True, "NAME [size=N] [mtime_ns=N] [exec=yes] [over=yes] [offset=N]", "then: data N, N bytes, end"),
+    "resume": Command(Session.do_resume, 1, 1, True, "NAME size=N mtime_ns=N", "how much of it is here from an interrupted put"),
+    "delete": Command(Session.do_delete, 1, 1, True, "NAME", "a file or an empty folder"),
+    "rename": Command(Session.do_rename, 2, 2, True, "OLD NEW [over=yes]", "also into another folder"),
+    "mkdir": Command(Session.do_mkdir, 1, 1, True, "NAME", "a folder, and those above it"),
+    "ping": Command(Session.do_ping, 0, 0, False, "", "is anybody there"),
+    "bye": Command(Session.do_bye, 0, 0, False, "", "the end"),
+}
+ALIASES = {"upload": "put", "download": "get", "logout": "bye", "stop": "bye", "quit": "bye"}
+NOT_ALONE = {"data", "end", "abort"}  # they mean something only inside a body
+UNLOGGED = {"help", "stat", "ping", "bye", "resume"}  # unless they are refused: they move and change nothing
+
+
+# --- the server: listen, accept, a thread a client ---
+class Server:
+    """A listening socket, and a thread for each client that came in through it."""
+
+    def __init__(self, args: argparse.Namespace, sock: socket.socket, directory: str, only: str) -> None:
+        self.args, self.sock, self.directory, self.only = args, sock, directory, only
+        self.stop = Stop()
+        self.sessions: set[Session] = set()
+        self.writers: dict[str, Session] = {}  # by the name of the part that they write
+        self.refused: list[socket.socket] = []
+        self.kept = 0  # parts of interrupted uploads
+        self.lock = threading.Lock()
+        self.journal = os.open(args.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600) if args.log else 2
+
+    def run(self) -> None:
+        swept = -SWEEP
+        while not self.stop.asked:
+            if not self.args.read_only and time.monotonic() - swept >= SWEEP:
+                swept = time.monotonic()
+                threading.Thread(target=self.sweep, daemon=True).start()
+            watched: list[socket.socket | Stop] = [self.stop, self.sock]
+            ready, _, _ = select.select(watched, [], [], LINGER if self.refused else SWEEP)
+            self.stop.drain()
+            if self.sock in ready:
+                self.take()
+            while self.refused and (not ready or len(self.refused) > MAX_REFUSED):
+                self.refused.pop(0).close()
+        self.finish()
+
+    def take(self) -> None:
+        """Give the next client a thread of its own, if there is room."""
+        conn, peer = self.fetch()
+        if conn is None:
+            return
+        if len(self.sessions) >= self.args.max_clients:
+            return self.refuse(conn, peer, f"there are {len(self.sessions)} clients")
+        try:
+            self.handle(conn, peer)
+        except (OSError, RuntimeError):  # RuntimeError: no further thread
+            self.refuse(conn, peer, "the system gives no further thread or descriptor")
+
+    def fetch(self) -> tuple[socket.socket | None, Address]:
+        try:
+            return self.sock.accept()
+        except (BlockingIOError, ConnectionError):
+            pass  # the client left between select() and accept()
+        except OSError as error:  # EMFILE, ENFILE, ENOBUFS, ENOMEM: nothing is wrong with this socket
+            self.log([f"cannot accept ({error.strerror}): pausing"])
+            select.select([self.stop], [], [], ACCEPT_PAUSE)
+        return None, ()
+
+    def refuse(self, conn: socket.socket, peer: Address, why: str) -> None:
+        """Answer and hang up, but keep the socket a moment: closed over unread bytes it sends RST, which destroys the answer."""
+        self.log([f"{address(peer)} refused: {why}"])
+        self.refused.append(conn)
+        with contextlib.suppress(OSError):
+            conn.setblocking(False)
+            conn.send(line("err", "-", reason="server-full"))
+            conn.shutdown(socket.SHUT_WR)
+
+    def handle(self, conn: socket.socket, peer: Address) -> None:
+        conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # an answer leaves at once, however short
+        conn.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEPALIVE.items():
+            if hasattr(socket, option):
+                conn.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+        session = Session(self, conn, peer)
+        self.sessions.add(session)
+        try:
+            threading.Thread(target=self.attend, args=(session,), daemon=True).start()
+        except RuntimeError:
+            self.sessions.discard(session)
+            raise
+
+    def attend(self, session: Session) -> None:
+        try:
+            session.run()
+        finally:
+            self.sessions.discard(session)
+            self.stop.wake()
+
+    def log(self, lines: Sequence[str]) -> None:
+        """One write, so that the lines of two threads do not mix."""
+        now = time.strftime("%Y-%m-%d %H:%M:%S ")
+        with contextlib.suppress(OSError):
+            os.write(self.journal, "".join(f"{now}{text}\n" for text in lines).encode())
+
+    def sweep(self) -> None:
+        """Remove the parts that nobody came back for."""
+        with contextlib.suppress(OSError):
+            for full, folder, entry in walk(Folder(self.directory), "", True, lambda name: True, lambda full, error: None):
+                if PART.fullmatch(entry.name) and time.time() - entry.stat(follow_symlinks=False).st_mtime > KEPT:
+                    folder.remove(entry.name)
+                    self.log([f"removed {shown(full)}: nobody resumed it in {KEPT // 86400} days"])
+
+    def finish(self) -> None:
+        """Close the door, let go of who waits, and give what is under way a moment."""
+        for sock in [self.sock, *self.refused]:
+            sock.close()
+        dropped, deadline = len(self.sessions), time.monotonic() + GRACE
+        while self.sessions and (left := deadline - time.monotonic()) > 0:
+            for session in list(self.sessions):
+                if session.idle:
+                    session.cut()
+            select.select([self.stop], [], [], min(left, ACCEPT_PAUSE))
+            self.stop.drain()
+        for session in list(self.sessions):
+            session.cut()
+        deadline = time.monotonic() + LINGER
+        while self.sessions and (left := deadline - time.monotonic()) > 0:
+            select.select([self.stop], [], [], left)
+            self.stop.drain()
+        say(f"stopped: {dropped} clients disconnected, {self.kept} parts kept")
+        self.stop.close()
+
+
+def shared(path: str) -> tuple[str, str]:
+    """The folder to share, made when missing, and the one name in it when it is a single file."""
+    directory, only = os.path.abspath(path), ""
+    if os.path.isfile(directory):
+        directory, only = os.path.split(directory)
+    try:
+        os.makedirs(directory, exist_ok=True)
+        Folder(directory)
+    except OSError as error:
+        raise Failure(26, f"cannot share {shown(path)} ({error.strerror})", "the folder is missing and cannot be made, or may not be read",
+                      "python3 server.py --directory FOLDER") from None
+    return directory, only
+
+
+def serve(args: argparse.Namespace) -> int:
+    raise_file_limit()
+    directory, only = shared(args.path or args.directory)
+    args.read_only = args.read_only or bool(only)
+    family, target = resolve(args.host, args.port, socket.SOCK_STREAM)[0]
+    if not args.open and target[0] != "::1" and not str(target[0]).startswith("127."):
+        raise Failure(2, f"{args.host} lets other machines in, and there is no password", "everybody who reaches the port could read and change "
+                      "the folder", f"python3 server.py --host {args.host} --open, if that is meant; --read-only with it")
+    sock = socket_class(args)(family, socket.SOCK_STREAM)
+    if os.name == "posix":  # or what an earlier server left in TIME_WAIT would keep the port
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bind(sock, target)
+    sock.listen(128)
+    sock.setblocking(False)  # select() waits, accept() does not
+    server = Server(args, sock, directory, only)
+    announce(sock, args)
+    server.run()
+    return 0
+
+
+# --- trace: the same in all six scripts (tests/test_twins.py) ---
+T = TypeVar("T")
+DUMPED = 64  # bytes of each call that --trace-hex shows
+SECRET = re.compile(rb"(?i)((?:authorization|cookie):[ \t]*)([^\r\n]+)")
+
+
+def hexdump(data: bytes) -> str:
+    """The first bytes, sixteen a line, secrets masked."""
+    data = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), data[:DUMPED])
+    rows = [(start, data[start:start + 16]) for start in range(0, len(data), 16)]
+    return "".join(f"\n{start:16x}  {row.hex(' '):47}  {re.sub(rb'[^ -~]', b'.', row).decode()}" for start, row in rows)
+
+
+class Traced(socket.socket):
+    """A socket that prints a line on stderr for each call. It shows what the program asks of the kernel and hears from it;
+    SYN, ACK and retransmission happen inside the kernel, where only tcpdump or Wireshark see them."""
+
+    began = time.perf_counter()
+    numbers = itertools.count(1)
+    dump = False
+    number = sent = received = 0
+
+    def show(self, mark: str, text: str, data: bytes = b"") -> None:
+        self.number = self.number or next(self.numbers)
+        say(f"{1000 * (time.perf_counter() - self.began):9.3f} ms #{self.number} {mark} {text}" + hexdump(data) * self.dump)
+
+    def attempt(self, mark: str, what: str, call: Callable[..., T], *args: object) -> T:
+        try:
+            return call(*args)
+        except OSError as error:
+            if not isinstance(error, BlockingIOError):  # that one means: nothing happened
+                self.show(mark, f"{what}: {error.strerror or 'timed out'}")
+            raise
+
+    def put(self, name: str, data: Any, call: Callable[..., int], *args: object) -> int:
+        count = self.attempt(">", name, call, data, *args)
+        self.sent += count
+        self.show(">", f"{name} {count} of {len(data)} bytes (sent so far {self.sent})", bytes(data[:min(count, DUMPED)]))
+        return count
+
+    def take(self, name: str, size: int, call: Callable[..., T], *args: object) -> T:
+        began = time.perf_counter()
+        result = self.attempt("<", name, call, *args)
+        waited = 1000 * (time.perf_counter() - began)
+        data: Any = result[0] if isinstance(result, tuple) else args[0] if isinstance(result, int) else result
+        count = result if isinstance(result, int) else len(data)
+        self.received += count
+        name += f" {address(result[-1])}" if isinstance(result, tuple) else ""
+        text = f"{name} {count} of at most {size} bytes, waited {waited:.2f} ms (received so far {self.received})"
+        ended = count == 0 and self.type == socket.SOCK_STREAM
+        self.show("<", f"{name} 0 bytes = peer sent FIN (end of stream)" if ended else text, bytes(data[:min(count, DUMPED)]))
+        return result
+
+    def connect(self, target: Any) -> None:
+        began = time.perf_counter()
+        self.attempt("*", f"connect {address(target)}", super().connect, target)
+        took = f"handshake {1000 * (time.perf_counter() - began):.2f} ms" if self.type == socket.SOCK_STREAM else "UDP: nothing is sent"
+        self.show("*", f"connect {address(target)} ok from {address(self.getsockname())} ({took})")
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        plain, peer = self.attempt("*", "accept", super().accept)
+        conn = type(self)(plain.family, plain.type, plain.proto, plain.detach())
+        conn.show("*", f"accept from {address(peer)}")
+        return conn, peer
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        return self.put("send", data, super().send, flags)
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        view = memoryview(data).cast("B")
+        while view:
+            view = view[self.send(view, flags):]
+
+    def sendto(self, data: Any, *rest: Any) -> int:
+        return self.put(f"sendto {address(rest[-1])}", data, super().sendto, *rest)
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        return self.take("recv", size, super().recv, size, flags)
+
+    def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
+        return self.take("recv", size or len(buffer), super().recv_into, buffer, size, flags)
+
+    def recvfrom(self, size: int, flags: int = 0) -> tuple[bytes, Any]:
+        return self.take("recvfrom", size, super().recvfrom, size, flags)
+
+    def recvmsg(self, size: int, *rest: Any) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
+        return self.take("recvmsg", size, super().recvmsg, size, *rest)
+
+    def shutdown(self, how: int) -> None:
+        self.attempt("*", "shutdown", super().shutdown, how)
+        self.show("*", "shutdown of receiving" if how == socket.SHUT_RD else "shutdown of sending = FIN")
+
+    def close(self) -> None:
+        if self.fileno() >= 0:
+            self.show("*", f"close (sent {self.sent}, received {self.received})")
+        super().close()
+
+
+class TracedHex(Traced):
+    dump = True
+
+
+def socket_class(args: argparse.Namespace) -> type[socket.socket]:
+    """What sockets are made of: without --trace the plain class, so that it costs nothing."""
+    return TracedHex if args.trace_hex else Traced if args.trace else socket.socket
+# --- end trace ---
+
+
+# --- listening: the same in server.py, httpserver.py, tcp_upper.py, udp_upper.py (tests/test_twins.py) ---
+class Stop:
+    """Ctrl-C and SIGTERM as something that select() can wait for, on Windows too; the second one ends the process at once.
+    A job that a shell started in the background has SIGINT ignored: here it is heard all the same."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.reader, self.writer = socket.socketpair()
+        self.reader.setblocking(False)
+        self.writer.setblocking(False)
+        signal.set_wakeup_fd(self.writer.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGINT, self.ask)
+        signal.signal(signal.SIGTERM, self.ask)
+
+    def ask(self, number: int, frame: object) -> None:
+        if self.asked:
+            os._exit(130)
+        self.asked = True
+
+    def fileno(self) -> int:
+        return self.reader.fileno()
+
+    def wake(self) -> None:
+        """Make select() return, from any thread."""
+        with contextlib.suppress(OSError):
+            self.writer.send(b"\0")
+
+    def drain(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self.reader.recv(4096)
+
+    def close(self) -> None:
+        """All is done: a signal now shall not turn the exit code 0 into another."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.set_wakeup_fd(-1)
+        self.reader.close()
+        self.writer.close()
+
+
+def raise_file_limit() -> None:
+    """A connection is a descriptor: take as many as the system lets this user have."""
+    with contextlib.suppress(ImportError, ValueError, OSError):  # macOS names a limit that it does not grant
+        import resource  # not at the top: Windows has none
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def own_addresses() -> list[str]:
+    """This machine's addresses on its default routes; connecting a UDP socket sends nothing."""
+    found = []
+    for family, elsewhere in (socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"):
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((elsewhere, 9))
+            found.append(probe.getsockname()[0])
+    return found
+
+
+def reachable_at(sock: socket.socket) -> list[str]:
+    """The addresses at which other machines reach this server: none when it is bound to loopback."""
+    host = sock.getsockname()[0]
+    if host == "::1" or host.startswith("127."):
+        return []
+    return [found for found in own_addresses() if host == "::" or ":" not in found] if host in ("::", "0.0.0.0") else [host]
+
+
+def bind(sock: socket.socket, target: Address) -> None:
+    """bind(), with what systems differ in; each way it can fail in three lines."""
+    try:
+        if sys.platform == "win32":  # where two servers could otherwise share a port
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, target[0] != "::")  # --host :: is for IPv4 too
+        sock.bind(target)
+    except OSError as error:
+        sock.close()
+        host, port = target[:2]
+        known = {
+            errno.EADDRINUSE: (f"port {port} is already in use", who_has_port(sock, target),
+                               "--port 0 takes any free one; ss -ltnup shows whose it is"),
+            errno.EADDRNOTAVAIL: (f"{host} is not an address of this machine", "its own are " + ", ".join(["127.0.0.1", *own_addresses()]),
+                                  "--host 0.0.0.0 listens on all of them"),
+            errno.EACCES: (f"port {port} needs administrator rights", "ports below 1024 are kept for the system's services",
+                           f"--port {8000 + port % 1000}"),
+        }
+        other = f"cannot listen on {address(target)} ({error.strerror})", "the system refuses it", "--host 127.0.0.1 --port 0"
+        raise Failure(45, *known.get(error.errno or 0, other)) from None
+
+
+def who_has_port(sock: socket.socket, target: Address) -> str:
+    """A second bind tells: with SO_REUSEADDR it passes over connections in TIME_WAIT, but not over a server."""
+    with contextlib.suppress(OSError), socket.socket(sock.family, sock.type) as probe:
+        if sock.type == socket.SOCK_STREAM and os.name == "posix":
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(target)
+            return "no server has it: connections that ended here a moment ago are in TIME_WAIT, for a minute or so"
+    return "another program is using it"
+# --- end listening ---
+
+
+# --- errors: the same in all six scripts (tests/test_twins.py) ---
+Address = tuple[Any, ...]  # (host, port), and for IPv6 (host, port, flow, scope)
+
+
+class Failure(Exception):
+    """What a user or a network can cause: told in three lines, with the exit code that curl has for it."""
+
+    def __init__(self, code: int, error: str, why: str, hint: str) -> None:
+        super().__init__(f"error: {error}\nwhy:   {why}\ntry:   {hint}")
+        self.code = code
+
+
+def say(text: str) -> None:
+    """A line for people, written at once. Nobody left to read it is no reason to stop."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # AttributeError: started with stderr closed
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+
+def address(place: Address) -> str:
+    """HOST:PORT, [HOST]:PORT for IPv6; an IPv4 client of a dual-stack server by its IPv4 address."""
+    host, port = str(place[0]), place[1]
+    host = host[7:] if host.startswith("::ffff:") and "." in host else host
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
+    """Each address of a host: the family for socket(), and what connect() and bind() take."""
+    with contextlib.suppress(socket.gaierror, UnicodeError):  # UnicodeError: an empty label, or one over 63 characters
+        return [(family, target) for family, _, _, _, target in socket.getaddrinfo(host, port, type=kind)]
+    raise Failure(6, f'cannot find host "{host}"', "it is neither an address nor a name that this machine can look up",
+                  "check the spelling, or use the address")
+
+
+def between(low: float, high: float, kind: Callable[[str], float] = int) -> Callable[[str], float]:
+    """An argparse type: a number from low to high. (Port 99999 would raise OverflowError out of bind().)"""
+    def number(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if low <= kind(text) <= high:
+                return kind(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
+    return number
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with its complaints in the three lines of all others."""
+
+    def error(self, message: str) -> NoReturn:
+        say(str(Failure(2, message, "the command line is not as the help describes it; nothing was done", f"python3 {self.prog} --help")))
+        raise SystemExit(2)
+# --- end errors ---
+
+
+# --- the command line ---
+def announce(sock: socket.socket, args: argparse.Namespace) -> None:
+    """Where the server listens: for programs on stdout; for people on stderr, with the command that reaches it."""
+    host, port = sock.getsockname()[:2]
+    print(f"listening on {address((host, port))}", flush=True)
+    for host in reachable_at(sock):
+        say(f"from another machine:  {CLIENT} --host {host} --port {port} list")
+    if reachable_at(sock):
+        say("without a password and unencrypted: others on the way can read it, and everybody who reaches it can change it"
+            if not args.read_only else "without a password and unencrypted: everybody who reaches it can read it")
+    else:
+        say(f"only this machine can reach it, with:  {CLIENT} --port {port} list\nfor others, start it with --host 0.0.0.0 --open")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="server.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flag = parser.add_argument
+    flag("path", nargs="?", metavar="FOLDER", help="what is shared: a folder, or a single file (default files, made when missing)")
+    flag("--directory", default="files", metavar="DIR", help="the same as a flag")
+    flag("--host", default="127.0.0.1", help="the address to listen on (default 127.0.0.1); 0.0.0.0 or :: for all")
+    flag("--port", type=between(0, 65535), default=9000, help="the port; any free one for 0 (default 9000)")
+    flag("--open", action="store_true", help="let other machines in without a password")
+    flag("--read-only", action="store_true", help="refuse what would change the folder")
+    flag("--hidden", action="store_true", help="show and serve names that start with a dot")
+    flag("--durable", action="store_true", help="have files on the disk itself before success is told (fsync)")
+    flag("--max-size", type=amount, default=0, metavar="N", help="largest upload, such as 500M; 0 is no limit (default)")
+    flag("--min-free", type=amount, default=0, metavar="N", help="refuse uploads that would leave less room on the disk (default 0)")
+    flag("--max-clients", type=between(1, 1e5), default=500, metavar="N", help="more are refused (default 500)")
+    flag("--timeout", type=between(0.01, 1e6, float), default=30.0, metavar="S", help="silence allowed inside a line or body (default 30)")
+    flag("--log", metavar="FILE", help="where the log goes (default stderr)")
+    flag("--trace", action="store_true", help="print a line for each socket call")
+    flag("--trace-hex", action="store_true", help="the same, with the first bytes")
+    flag("--version", action="version", version=f"%(prog)s {VERSION}, protocol {PROTOCOL}")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    try:
+        return serve(args)
+    except Failure as failure:
+        say(str(failure))
+        return failure.code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

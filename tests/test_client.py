@@ -1,0 +1,483 @@
+"""client.py as a person at a shell meets it, against the real server and against peers that misbehave."""
+import hashlib
+import json
+import os
+import random
+import re
+import resource
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Process, interpreters, until
+
+sys.path.insert(0, str(ROOT))
+import client as script
+
+BIG = random.Random(4).randbytes(3 << 20)
+GREETING = b"sixsockets 1 max-line=32768 auth=none you=127.0.0.1:1\n"
+
+
+@pytest.fixture
+def box(tmp_path):
+    (tmp_path / "box").mkdir()
+    return tmp_path / "box"
+
+
+@pytest.fixture
+def here(tmp_path):
+    (tmp_path / "here").mkdir()
+    return tmp_path / "here"
+
+
+@pytest.fixture
+def server(spawn, box):
+    return spawn("server.py", box)
+
+
+@pytest.fixture
+def do(run, server, here):
+    """Run the client against the server, in the folder here."""
+    def done(*words, port=None, **more):
+        return run("client.py", "--port", port or server.port, *words, **{"cwd": here, **more})
+    return done
+
+
+def tree(folder):
+    """Every file and folder below, with content, time and executable bit."""
+    return {str(path.relative_to(folder)): path.is_dir() or (path.read_bytes(), path.stat().st_mtime_ns, path.stat().st_mode & 0o100)
+            for path in sorted(Path(folder).rglob("*")) if not path.is_symlink()}
+
+
+def plant(folder):
+    """A tree with what trees have: empty folders and files, odd names, an executable, times to the nanosecond."""
+    for name in ("empty/also empty", "deep/er/est"):
+        (folder / name).mkdir(parents=True)
+    odd = os.fsdecode(b"a b%=\n\xff\xc3\xbc")
+    for name, data in (("a.txt", b"a"), ("nothing", b""), (f"deep/{odd}", b"odd"), ("deep/er/est/big", BIG), ("run.sh", b"#!"), ("-rf", b"dash")):
+        (folder / name).write_bytes(data)
+        os.utime(folder / name, ns=(0, 1700000000123456789))
+    (folder / "run.sh").chmod(0o755)
+
+
+# --- there and back ---
+def test_a_tree_comes_through_whole_in_both_directions(do, here, box):
+    (here / "tree").mkdir()
+    plant(here / "tree")
+    sent = do("put", "tree")
+    assert sent.code == 0 and "put: 6 files, 3.1 MB" in sent.err
+    assert tree(box / "tree") == tree(here / "tree")
+    got = do("get", "tree", "-o", "back")
+    assert got.code == 0 and tree(here / "back/tree") == tree(here / "tree")
+    assert do("get", "tree", "-o", "into/").code == 0 and tree(here / "into/tree") == tree(here / "tree")
+
+
+def test_what_is_there_already_is_skipped_and_counted(do, here, box):
+    (here / "tree").mkdir()
+    plant(here / "tree")
+    do("put", "tree")
+    again = do("put", "tree")
+    assert again.code == 0 and "put: 0 files" in again.err and "6 already there" in again.err
+    do("get", "tree", "-o", "back")
+    assert "6 already there" in do("get", "tree", "-o", "back").err
+
+
+def test_a_different_file_is_replaced_only_by_force(do, here, box):
+    (here / "x").write_text("mine")
+    (box / "x").write_text("theirs")
+    for verb, code in ("put", 25), ("get", 23):
+        refused = do(verb, "x")
+        assert refused.code == code and "4" in refused.err and "6" in refused.err and "--force" in refused.err
+    assert (box / "x").read_text() == "theirs" and (here / "x").read_text() == "mine"
+    assert do("put", "x", "--force").code == 0 and (box / "x").read_text() == "mine"
+    (box / "x").write_text("theirs again")
+    assert do("--force", "get", "x").code == 0 and (here / "x").read_text() == "theirs again"
+
+
+def test_compare_content_skips_what_only_differs_in_time(do, here, box):
+    for folder, when in (here, 5), (box, 7):
+        (folder / "x").write_text("same")
+        os.utime(folder / "x", (0, when))
+    assert do("put", "x").code == 25
+    for verb in "put", "get":
+        assert "1 already there" in do(verb, "x", "--compare", "content").err
+    (box / "x").write_text("diff")
+    assert do("put", "x", "--compare", "content").code == 25 and do("get", "x", "--compare", "content").code == 23
+
+
+def test_one_bad_file_does_not_stop_the_others(do, here, box):
+    for name in "abc":
+        (here / name).write_text(name)
+        (box / (name + "2")).write_text(name)
+    sent = do("put", "a", "nosuch", "b", "c")
+    assert sent.code == 26 and "cannot read nosuch" in sent.err and "put: 3 files" in sent.err and "1 failed" in sent.err
+    got = do("get", "a2", "gone", "b2", "../x", "c2")
+    assert got.code == 78 and "get: 3 files" in got.err and "2 failed" in got.err
+    gone = do("delete", "a2", "gone", "b2")
+    assert gone.code == 78 and not (box / "a2").exists() and not (box / "b2").exists()
+
+
+def test_links_in_a_folder_are_skipped_and_named(do, here, box):
+    (here / "tree").mkdir()
+    (here / "tree" / "real").write_text("x")
+    (here / "tree" / "link").symlink_to("real")
+    os.mkfifo(here / "tree" / "fifo")
+    sent = do("put", "tree")
+    assert sent.code == 0 and "skipped tree/link" in sent.err and "skipped tree/fifo" in sent.err and os.listdir(box / "tree") == ["real"]
+    (box / "tree" / "link").symlink_to("real")
+    got = do("get", "tree", "-o", "back")
+    assert got.code == 0 and "skipped tree/link" in got.err and os.listdir(here / "back/tree") == ["real"]
+
+
+def test_a_named_link_is_followed(do, here, box):
+    (here / "real").write_text("x")
+    (here / "link").symlink_to("real")
+    assert do("put", "link").code == 0 and (box / "link").read_text() == "x" and not (box / "link").is_symlink()
+
+
+def test_globs_names_and_folders(do, here, box):
+    for name in ("a.txt", "b.txt", "c.md", "[x]"):
+        (here / name).write_text(name)
+    assert "put: 2 files" in do("put", "*.txt", "--into", "in/here").err and sorted(os.listdir(box / "in/here")) == ["a.txt", "b.txt"]
+    assert "put: 1 file" in do("put", "[x]").err
+    assert do("put", "c.md", "--as", "d.md").code == 0 and (box / "d.md").exists()
+    assert do("put", "a.txt", "b.txt", "--as", "x").code == 2
+    got = do("get", "in/here/?.txt", "[x]", "-o", "new/")
+    assert got.code == 0 and sorted(os.listdir(here / "new")) == ["[x]", "a.txt", "b.txt"]
+    assert do("get", "a", "b", "-o", "file").code == 2
+    assert do("delete", "in/here/*").code == 0 and os.listdir(box / "in/here") == []
+
+
+def test_standard_input_and_output(do, here, box):
+    assert do("put", "-", "--as", "x", input=BIG).code == 0 and (box / "x").read_bytes() == BIG
+    got = do("get", "x", "-o", "-")
+    assert got.out == BIG and got.code == 0
+    assert do("put", "-").code == 2
+    assert do("get", "x", "-o", "/dev/null").code == 0 and Path("/dev/null").is_char_device()
+    assert do("put", "-", "--as", "empty").code == 0 and (box / "empty").read_bytes() == b""
+
+
+def test_list_stat_rename_mkdir_help(do, box):
+    (box / "sub").mkdir()
+    (box / "sub" / "ü b").write_text("x" * 1234)
+    assert do("list").out.decode() == "sub/\n" and do("list", "-r").out.decode() == "sub/\nsub/ü b\n" and do("list", "sub/").out.decode() == "sub/ü b\n"
+    assert "1,234 bytes" in do("stat", "sub/ü b").out.decode() and "folder" in do("stat", "sub").out.decode()
+    assert do("mkdir", "new/er").code == 0 and do("rename", "sub/ü b", "new/c").code == 0 and (box / "new/c").exists()
+    assert "put NAME" in do("help").out.decode()
+    assert do("mkdir", "new").code == 9 and do("rename", "no", "where").code == 78 and do("delete", "new").code == 9 and do("list", "no").code == 78
+
+
+def test_json_is_one_object_a_line(do, here, box):
+    (here / "a b").write_text("x")
+    for verb in "put", "list", "stat", "get", "delete":
+        done = do(verb, *["a b"] * (verb != "list"), "--json", *["--force"] * (verb == "get"))
+        facts = [json.loads(text) for text in done.out.splitlines()]
+        assert done.code == 0 and facts[0]["name"] == "a b" and done.err == ""
+    (here / "a b").write_text("y")
+
+
+def test_quiet_says_nothing(do, here):
+    (here / "x").write_text("x")
+    done = do("put", "x", "--quiet")
+    assert (done.code, done.out, done.err) == (0, b"", "")
+
+
+# --- interruptions ---
+def grown(folder, count):
+    return lambda: any(path.stat().st_size >= count for path in Path(folder).glob(".six-*"))
+
+
+def test_a_put_that_is_killed_is_resumed_by_the_same_command(server, do, here, box, proxy):
+    (here / "big").write_bytes(BIG * 4)
+    cut = do("put", "big", "--retries", "0", port=proxy(server.port, cut_at=5 << 20, toward="server").port)
+    assert cut.code == 18 and "connection lost at" in cut.err and "of 12,582,912 bytes" in cut.err
+    server.wait_for("put big: cut at .* kept")
+    again = do("put", "big", "--trace")
+    assert again.code == 0 and (box / "big").read_bytes() == BIG * 4 and sum(map(int, re.findall(r"send (\d+) of", again.err))) < 9 << 20
+    assert os.listdir(box) == ["big"]
+
+
+def test_a_get_that_is_cut_is_resumed_by_the_same_command(server, do, here, box, proxy):
+    (box / "big").write_bytes(BIG * 4)
+    cut = do("get", "big", "--retries", "0", port=proxy(server.port, cut_at=5 << 20).port)
+    assert cut.code == 18 and not (here / "big").exists() and len(os.listdir(here)) == 1
+    again = do("get", "big")
+    assert again.code == 0 and (here / "big").read_bytes() == BIG * 4 and os.listdir(here) == ["big"]
+    assert re.search(r"get big: (\d+) bytes", server.wait_for("get big: [1-9]\\d* bytes, .* ok")[0])
+
+
+@pytest.mark.parametrize("toward", ["server", "client"])
+def test_one_run_reconnects_and_resumes_by_itself(server, do, here, box, proxy, toward):
+    source, verb = (here, "put") if toward == "server" else (box, "get")
+    (source / "tree").mkdir()
+    plant(source / "tree")
+    done = do(verb, "tree", port=proxy(server.port, cut_at=2 << 20, toward=toward, times=1).port)
+    assert done.code == 0 and "attempt 1 of 3" in done.err and tree(here / "tree") == tree(box / "tree")
+
+
+@pytest.mark.parametrize("verb", ["put", "get"])
+def test_no_resume_starts_over(server, do, here, box, proxy, verb):
+    (here if verb == "put" else box).joinpath("big").write_bytes(BIG)
+    do(verb, "big", "--retries", "0", port=proxy(server.port, cut_at=2 << 20, toward="server" if verb == "put" else "client").port)
+    if verb == "put":
+        server.wait_for("put big: cut at")
+    done = do(verb, "big", "--no-resume")
+    assert done.code == 0 and "put: 1 file, 3.1 MB" in done.err.replace("get:", "put:") and (here / "big").read_bytes() == (box / "big").read_bytes()
+
+
+def test_a_part_of_another_source_is_not_used(server, do, here, box, proxy):
+    """Same size, same time, other bytes: only the digest tells."""
+    for content in BIG, BIG[::-1]:
+        (here / "big").write_bytes(content)
+        os.utime(here / "big", (0, 5))
+        if content == BIG:
+            do("put", "big", "--retries", "0", port=proxy(server.port, cut_at=2 << 20, toward="server").port)
+            server.wait_for("put big: cut at")
+    assert do("put", "big").code == 0 and (box / "big").read_bytes() == BIG[::-1]
+
+
+def test_a_cut_download_to_standard_output_goes_on(server, do, box, proxy):
+    (box / "big").write_bytes(BIG)
+    done = do("get", "big", "-o", "-", port=proxy(server.port, cut_at=1 << 20, times=1).port)
+    assert done.code == 0 and done.out == BIG
+
+
+def test_ctrl_c_keeps_the_part(server, here, box, proxy):
+    (box / "big").write_bytes(BIG * 30)
+    slow = proxy(server.port, delay=0.01)
+    client = Process(ROOT / "client.py", "--port", slow.port, "get", "big", cwd=here)
+    until(grown(here, 1 << 20), "the part to grow")
+    client.process.send_signal(signal.SIGINT)
+    assert client.wait() == 130 and "the same command again resumes" in client.err and "Traceback" not in client.err
+    assert len(os.listdir(here)) == 1
+
+
+def test_a_killed_client_or_server_is_resumed(spawn, run, here, box, proxy):
+    (here / "big").write_bytes(BIG * 10)
+    server = spawn("server.py", box)
+    client = Process(ROOT / "client.py", "--port", proxy(server.port, delay=0.01).port, "put", "big", cwd=here)
+    until(grown(box, 1 << 20), "the part to grow")
+    client.kill()
+    server.wait_for("put big: cut at")
+    kept = max(path.stat().st_size for path in box.iterdir())
+    client = Process(ROOT / "client.py", "--port", proxy(server.port, delay=0.01).port, "--retries", "0", "put", "big", cwd=here)
+    until(grown(box, kept + 1), "the part to grow")
+    server.kill()
+    assert client.wait() in (18, 56)
+    server = spawn("server.py", box)
+    done = run("client.py", "--port", server.port, "put", "big", cwd=here)
+    assert done.code == 0 and (box / "big").read_bytes() == BIG * 10
+    assert float(re.search(r"put: 1 file, ([\d.]+) MB", done.err)[1]) < 28
+
+
+@pytest.mark.parametrize("verb", ["put", "get"])
+def test_cut_at_every_byte_of_a_short_exchange(server, do, here, box, proxy, full, verb):
+    """Old or new, never in between, and never success where there was none."""
+    (here if verb == "put" else box).joinpath("x").write_text("new data")
+    target = (box if verb == "put" else here) / "x"
+    for toward in "server", "client":
+        for count in range(1, 250, 1 if full else 60):
+            target.unlink(missing_ok=True)
+            done = do(verb, "x", "--retries", "0", port=proxy(server.port, cut_at=count, toward=toward).port)
+            assert not target.exists() or target.read_text() == "new data"
+            assert done.code in (0, 18, 52, 55, 56) and (done.code or target.exists()), (toward, count, done)
+
+
+def test_a_digest_that_is_not_theirs_is_not_kept(do, here, canned):
+    body = b"ok stat x type=file size=3 mtime_ns=1\nok get x size=3 mtime_ns=1\ndata 3\nabcend sha256=" + b"0" * 64 + b"\n"
+    done = do("get", "x", port=canned(GREETING + body).port)
+    assert done.code == 56 and "arrived changed" in done.err and os.listdir(here) == []
+
+
+@pytest.mark.parametrize(("answer", "code"), [
+    (b"ok get x size=3 mtime_ns=1\ndata 5\nabcdeend\n", 56), (b"ok get x size=3 mtime_ns=1\ndata 2\nabend\n", 18),
+    (b"ok get x size=3 mtime_ns=1\ndata 2\nababort reason=changed\n", 18), (b"ok get x size=3 mtime_ns=1\ndata 2\na", 18),
+    (b"err get x reason=no-such-file\n", 78), (b"gibberish\n", 56), (b"ok get x size=-3\n", 56), (b"ok get x size=99999999999999999999\n", 56),
+    (b"x" * 40000, 56), (b"err get x reason=%1B[31m\n", 9), (b"", 18),
+])
+def test_a_server_that_misbehaves_leaves_nothing_behind(do, here, canned, answer, code):
+    done = do("get", "x", "--retries", "0", port=canned(GREETING + b"ok stat x type=file size=3 mtime_ns=1\n" + answer).port)
+    assert done.code == code and "\x1b" not in done.err and os.listdir(here) == [], done
+
+
+@pytest.mark.parametrize("name", ["t/../../x", "/etc/x", "other/x", "t/", "t/a//b", "t/%00", "t/.six-" + "0" * 32 + ".part", "t/.."])
+def test_names_that_a_server_invents_lead_nowhere(do, here, canned, name):
+    listing = f"ok stat t type=dir mtime_ns=1\nfile {name} size=1 mtime_ns=1\ndir {name} mtime_ns=1\nok list t count=1\n".encode()
+    done = do("get", "t", port=canned(GREETING + listing).port)
+    assert done.code == 56 and not any(path.is_file() for path in here.parent.rglob("*")), done
+
+
+def test_links_here_are_not_followed_by_a_tree(do, here, box):
+    (box / "t" / "sub").mkdir(parents=True)
+    (box / "t" / "sub" / "x").write_text("x")
+    (here / "t").mkdir()
+    (here / "elsewhere").mkdir()
+    (here / "t" / "sub").symlink_to(here / "elsewhere")
+    assert do("get", "t").code == 23 and os.listdir(here / "elsewhere") == []
+    (here / "x").symlink_to(here / "new")
+    (box / "x").write_text("x")
+    assert do("get", "x", "--force").code == 23 and not (here / "new").exists()
+
+
+def test_a_source_that_changes_while_it_is_sent_is_told(server, here, box, proxy):
+    (here / "big").write_bytes(BIG * 30)
+    client = Process(ROOT / "client.py", "--port", proxy(server.port, delay=0.01).port, "put", "big", cwd=here)
+    until(grown(box, 1 << 20), "the part to grow")
+    os.utime(here / "big", (0, 99))
+    assert client.wait() == 18 and "changed while it was sent" in client.err
+    until(lambda: os.listdir(box) == [], "the part to go")
+
+
+def test_a_full_disk_here_and_there(spawn, run, here, box):
+    (box / "big").write_bytes(BIG)
+    (box / "small").write_text("small")
+    server = spawn("server.py", box)
+    limited = {"cwd": here, "preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))}
+    got = run("client.py", "--port", server.port, "get", "big", "small", **limited)
+    assert got.code == 23 and "cannot write big" in got.err and os.listdir(here) == ["small"]
+    (here / "large").write_bytes(BIG)
+    (here / "little").write_text("x")
+    full = spawn("server.py", box, "--max-size", "1M")
+    sent = run("client.py", "--port", full.port, "put", "large", "little", cwd=here)
+    assert sent.code == 25 and "too-large" in sent.err and (box / "little").exists() and not (box / "large").exists()
+
+
+def test_a_folder_that_is_refused_is_named_once(spawn, run, here, box):
+    (here / "tree" / ".git").mkdir(parents=True)
+    for number in range(20):
+        (here / "tree" / ".git" / str(number)).touch()
+    (here / "tree" / "z").touch()
+    sent = run("client.py", "--port", spawn("server.py", box).port, "put", "tree", cwd=here)
+    assert sent.code == 25 and sent.err.count("error:") == 1 and (box / "tree" / "z").exists()
+
+
+# --- what people get wrong ---
+def test_absent_server(run):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    failed = run("client.py", "--port", port, "list")
+    assert failed.code == 7 and "connection refused" in failed.err and f"server.py --port {port}" in failed.err
+    assert run("client.py", "--host", "no such host", "list").code == 6
+    assert run("client.py", "frobnicate").code == 2
+
+
+@pytest.mark.parametrize(("says", "code", "told"), [
+    (b"HTTP/1.1 400 Bad Request\r\n\r\n", 56, "no Six Sockets"), (b"", 52, "said nothing"), (b"\x16\x03\x01", 56, "no Six Sockets"),
+    (b"err - reason=server-full\n", 7, "as many clients"), (b"sixsockets 9\n", 56, "no Six Sockets"),
+])
+def test_another_program_on_the_port(run, canned, says, code, told):
+    failed = run("client.py", "--port", canned(says).port, "list")
+    assert failed.code == code and told in failed.err
+
+
+def test_a_silent_server_times_out(run, listeners):
+    from conftest import Listener
+    listeners.append(Listener(lambda conn: conn.recv(1)))
+    failed = run("client.py", "--port", listeners[0].port, "--timeout", "0.2", "list")
+    assert failed.code in (28, 52)
+
+
+def test_did_you_mean(do, here):
+    (here / "note.txt").touch()
+    failed = do("put", "notes.txt")
+    assert failed.code == 26 and "did you mean note.txt?" in failed.err and "no such file" in failed.err
+
+
+# --- the shell ---
+def test_the_shell_goes_on_after_a_failure_and_knows_the_words_of_the_labs(do, here, box):
+    (here / "a b").write_text("x")
+    words = 'upload "a b"\nls\nbogus\ndownload nothere\nput \'open\nrename "a b" c\ndelete c\nhelp\nlist\nlogout\nlist\n'
+    done = do(input=words.encode())
+    assert done.out.decode().startswith("a b\n") and "unknown command bogus" in done.err and "quote" in done.err and done.code
+    assert os.listdir(box) == [] and "upload" in done.out.decode()
+    assert do(input=b"list\n").code == 0
+
+
+def test_the_shell_survives_a_server_that_restarts(spawn, box, here):
+    server = spawn("server.py", box)
+    shell = Process(ROOT / "client.py", "--port", server.port, cwd=here, stdin=subprocess.PIPE)
+    shell.process.stdin.write(b"mkdir a\n")
+    shell.process.stdin.flush()
+    server.wait_for("mkdir a")
+    server.stop()
+    server = spawn("server.py", box, port=server.port)
+    shell.process.stdin.write(b"mkdir b\n")
+    shell.process.stdin.close()
+    assert shell.wait() == 0 and sorted(os.listdir(box)) == ["a", "b"], shell.err
+
+
+def test_a_terminal_has_a_bar_a_table_and_no_escapes(server, here, box, proxy):
+    pty = pytest.importorskip("pty")
+    (box / "esc\x1b[31m").write_text("x" * 1500)
+    (box / "big").write_bytes(BIG)
+    for words, pattern in (["list"], rb"1\.5 kB  \d{4}-.*esc\\x1b\[31m"), (["get", "big", "-o", "new"], rb"% \[#* *\] .* of 3\.1 MB"):
+        master, slave = pty.openpty()
+        port = proxy(server.port, delay=0.02).port
+        client = subprocess.Popen([sys.executable, ROOT / "client.py", "--port", str(port), *words], stdin=slave, stdout=slave, stderr=slave, cwd=here)
+        os.close(slave)
+        said = b""
+        try:
+            while chunk := os.read(master, 65536):
+                said += chunk
+        except OSError:  # how Linux tells that nobody has the terminal any more
+            pass
+        os.close(master)
+        assert client.wait() == 0 and re.search(pattern, said), said
+        assert b"\x1b[31m" not in said
+
+
+# --- many, and large ---
+def test_many_small_files_and_memory_stays_small(server, do, here, box, full):
+    count = 10000 if full else 600
+    (here / "many").mkdir()
+    for number in range(count):
+        (here / "many" / f"{number:05}").write_bytes(b"%d" % number * 20)
+    assert f"put: {count:,} files" in do("put", "many").err and tree(box) == {"many": True, **{f"many/{name}": fact for name, fact in tree(here / "many").items()}}
+    assert f"{count:,} already there" in do("put", "many").err
+    assert f"get: {count:,} files" in do("get", "many", "-o", "back").err and tree(here / "back/many") == tree(here / "many")
+    assert server.status("VmHWM") < 60 << 10
+
+
+def test_the_memory_of_the_client_does_not_grow_with_the_file(server, here, box):
+    with open(here / "big", "wb") as sparse:
+        sparse.truncate(100 << 20)
+    for words in ("put", "big"), ("get", "big", "-o", "back"):
+        code = f"import re, runpy, sys; sys.argv = {['client.py', '--port', str(server.port), *words]!r}\n" \
+               f"try: runpy.run_path({str(ROOT / 'client.py')!r}, run_name='__main__')\n" \
+               "except SystemExit as end: print(end.code, re.search('VmHWM:\\\\s+(\\\\d+)', open('/proc/self/status').read())[1])"
+        done = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True, check=True)
+        assert int(done.stdout.split()[0]) == 0 and int(done.stdout.split()[1]) < 60 << 10
+    assert hashlib.sha256((here / "back").read_bytes()).digest() == hashlib.sha256((here / "big").read_bytes()).digest()
+
+
+# --- pure functions, and the file by itself ---
+@pytest.mark.parametrize(("size", "text"), [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (1234567, "1.2 MB"), (99949, "99.9 kB"), (99951, "100 kB"),
+                                            (999499, "999 kB"), (999500, "1.0 MB"), (5e15, "5000 TB")])
+def test_human(size, text):
+    assert script.human(size) == text
+
+
+def test_clock():
+    assert [script.clock(seconds) for seconds in (0, 61.9, 3600, 36061)] == ["0:00", "1:01", "1:00:00", "10:01:01"]
+
+
+def test_listing_beyond_memory_comes_back_the_same(monkeypatch):
+    monkeypatch.setattr(script, "LISTED", 2)
+    lines = [script.Line("file", [f"a {number}\udcff"], {"size": str(number)}) for number in range(5)]
+    listing = script.Listing()
+    for entry in lines:
+        listing.add(entry)
+    assert list(listing) == lines
+
+
+def test_every_python_since_3_9_runs_it_alone(alone, server, box, full):
+    path = alone("client.py")
+    (path.parent / "x").write_text("x")
+    found = interpreters()
+    for version in found if full else [min(found, key=lambda name: int(name[2:]))]:
+        for words in (["put", "x"], ["get", "x"], ["list"]):
+            done = subprocess.run([found[version], "-I", str(path), "--port", str(server.port), *words], cwd=path.parent, capture_output=True, text=True, check=False)
+            assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr

@@ -1,0 +1,742 @@
+"""server.py as any client meets it: bytes in, bytes out, and what is in the folder and the log afterwards."""
+import contextlib
+import hashlib
+import os
+import random
+import re
+import resource
+import signal
+import socket
+import struct
+import sys
+import threading
+
+import pytest
+from conftest import DEADLINE, ROOT, interpreters, until
+
+sys.path.insert(0, str(ROOT))
+import server as script
+
+GREETING = re.compile(rb"sixsockets 1 max-line=32768 auth=none you=127\.0\.0\.1:\d+\n")
+BIG = random.Random(3).randbytes(3 << 20)  # enough to be resumed
+PLAIN_FLAGS = ("--timeout", "0.5")
+
+
+@pytest.fixture
+def box(tmp_path):
+    """A folder to share, and beside it things that must stay untouched."""
+    (tmp_path / "box").mkdir()
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "secret").write_text("secret")
+    (tmp_path / "box_disallow").write_text("secret")
+    return tmp_path / "box"
+
+
+@pytest.fixture
+def start(spawn, box):
+    def started(*flags, **more):
+        return spawn("server.py", box, *flags, **more)
+    return started
+
+
+def sha(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+def everything(sock):
+    return b"".join(iter(lambda: sock.recv(65536), b""))
+
+
+def talk(server, request, close=True):
+    """All that the server says to these bytes, without its greeting."""
+    with server.connect() as sock:
+        with contextlib.suppress(ConnectionError):  # it may hang up before it has read all
+            sock.sendall(request)
+            if close:
+                sock.shutdown(socket.SHUT_WR)
+        said = everything(sock)
+    greeting, _, rest = said.partition(b"\n")
+    assert GREETING.fullmatch(greeting + b"\n"), greeting
+    return rest
+
+
+def put(name, data, digest=None, **keys):
+    """The lines of an upload."""
+    words = "".join(f" {key}={value}" for key, value in keys.items())
+    return f"put {name}{words}\ndata {len(data)}\n".encode() + data + f"end sha256={digest or sha(data)}\n".encode()
+
+
+def names(folder):
+    return sorted(os.listdir(folder))
+
+
+def parts(folder):
+    return [name for name in os.listdir(folder) if name.startswith(".six-")]
+
+
+# --- the session of the docstring ---
+SESSION = [
+    (put("notes.txt", b"hello\n", size=6, mtime_ns=1700000000500000000), f"ok put notes.txt size=6 sha256={sha(b'hello' + bytes([10]))} verified=yes\n"),
+    (b"get notes.txt\n", f"ok get notes.txt size=6 mtime_ns=1700000000500000000\ndata 6\nhello\nend sha256={sha(b'hello' + bytes([10]))}\n"),
+    (b"get no%20such.txt\n", "err get no%20such.txt reason=no-such-file\n"),
+    (b"list\n", "file notes.txt size=6 mtime_ns=1700000000500000000\nok list count=1\n"),
+    (b"bye\n", "ok bye\n"),
+]
+
+
+@pytest.mark.parametrize("cut", ["whole", "byte by byte", "with trailing bytes", "CRLF and capitals"])
+def test_the_session_of_the_docstring(start, cut):
+    server, request = start(), b"".join(asked for asked, _ in SESSION)
+    answer = "".join(said for _, said in SESSION).encode()
+    if cut == "byte by byte":
+        with server.connect() as sock:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for byte in request:
+                sock.sendall(bytes([byte]))
+            assert GREETING.sub(b"", everything(sock)) == answer
+        return
+    if cut == "with trailing bytes":
+        request += b"list\nbogus"
+    if cut == "CRLF and capitals":
+        request = request.replace(b"put notes.txt", b"\r\n\nPUT notes.txt").replace(b"get no", b"Download no").replace(b"bye\n", b"QUIT\r\n")
+    assert talk(server, request, close=False) == answer
+
+
+def test_help_has_a_line_for_each_verb(start):
+    said = talk(start(), b"help\n").decode().splitlines()
+    assert [text.split()[1] for text in said[:-1]] == list(script.COMMANDS)
+    assert said[-1] == f"ok help count={len(script.COMMANDS)}"
+
+
+def test_the_docstring_names_each_verb_and_each_reason():
+    for verb in [*script.COMMANDS, *script.ALIASES]:
+        assert re.search(rf"\b{verb}\b", script.__doc__), verb
+    source = (ROOT / "server.py").read_text()
+    told = set(re.findall(r'(?:Refused|Broken)\("([a-z-]+)"', source)) | set(script.REASONS.values())
+    for reason in told:
+        assert re.search(rf"(?<![a-z-]){reason}(?![a-z-])", script.__doc__), reason
+
+
+def test_netcat_is_enough(start, box):
+    data = b"by hand\0\xff"
+    assert talk(start(), b"put x\ndata %d\n" % len(data) + data + b"end\n") == f"ok put x size=9 sha256={sha(data)} verified=no\n".encode()
+    assert (box / "x").read_bytes() == data
+
+
+@pytest.mark.parametrize("size", [0, 1, 65535, 65536, 65537, (1 << 18) - 1, 1 << 18, (1 << 20) - 1, 1 << 20, (1 << 20) + 1])
+def test_sizes_come_back_whole(start, box, size):
+    data = BIG[:size]
+    said = talk(start(), put("x", data, size=size) + b"get x\n")
+    assert (box / "x").read_bytes() == data
+    body = said.partition(b"\n")[2].partition(b"\n")[2]
+    got = b""
+    while body.startswith(b"data "):
+        head, _, body = body.partition(b"\n")
+        got, body = got + body[:int(head[5:])], body[int(head[5:]):]
+    assert got == data and body == f"end sha256={sha(data)}\n".encode()
+
+
+def test_time_and_executable_bit_are_kept(start, box):
+    server = start()
+    assert b"verified=yes" in talk(server, put("x", b"abc", mtime_ns=1234567890123456789, exec="yes") + put("y", b"", mtime_ns=-5))
+    assert (box / "x").stat().st_mtime_ns == 1234567890123456789
+    assert (box / "x").stat().st_mode & 0o777 == 0o777 & ~os.umask(os.umask(0o22)) | 0o111 & 0o755
+    assert b"mtime_ns=1234567890123456789 exec=yes" in talk(server, b"stat x\n")
+    assert b"mtime_ns=-5\n" in talk(server, b"stat y\n")
+
+
+def test_what_is_replaced_keeps_its_mode(start, box):
+    (box / "x").write_text("old")
+    (box / "x").chmod(0o640)
+    assert b"reason=exists size=3" in talk(start(), put("x", b"new"))
+    assert (box / "x").read_text() == "old"
+    server = start()
+    assert b"ok put x" in talk(server, put("x", b"new", over="yes"))
+    assert (box / "x").read_text() == "new" and (box / "x").stat().st_mode & 0o777 == 0o640
+
+
+def test_folders(start, box):
+    said = talk(start(), b"mkdir a/b\nmkdir a/b\nlist deep=yes\ndelete a\nrename a/b c\nrename c c/d\ndelete a\nlist\ndelete c\nlist\nlist nope\n").decode()
+    told = re.sub(r" mtime_ns=\d+", "", said).splitlines()
+    assert told == ["ok mkdir a/b", "err mkdir a/b reason=exists", "dir a", "dir a/b", "ok list count=2", "err delete a reason=not-empty",
+                    "ok rename a/b c", "err rename c c/d reason=not-possible", "ok delete a", "dir c", "ok list count=1", "ok delete c", "ok list count=0",
+                    "err list nope reason=no-such-file"]
+
+
+def test_rename_replaces_only_when_told(start, box):
+    for name in "ab":
+        (box / name).write_text(name)
+    assert b"reason=exists" in talk(start(), b"rename a b\n") and (box / "b").read_text() == "b"
+    assert talk(start(), b"rename a b over=yes\n") == b"ok rename a b over=yes\n".replace(b" over=yes", b"") and (box / "b").read_text() == "a"
+
+
+def test_a_listing_is_sorted_and_deep_on_request(start, box):
+    for name in ("z/1", "a", "m/n/o", "b"):
+        (box / name).parent.mkdir(parents=True, exist_ok=True)
+        (box / name).touch()
+    shallow, deep = (re.sub(r" (size|mtime_ns)=\d+", "", talk(start(), asked).decode()).splitlines() for asked in (b"list\n", b"list deep=yes\n"))
+    assert shallow == ["file a", "file b", "dir m", "dir z", "ok list count=4"]
+    assert deep == ["file a", "file b", "dir m", "dir z", "dir m/n", "file m/n/o", "file z/1", "ok list count=7"]
+    assert b"file m/n/o" in talk(start(), b"list m/n\n")
+
+
+# --- names ---
+BAD_NAMES = ["..", ".", "a/../b", "/etc/passwd", "//etc", "..%2f", "%2e%2e/", "..%2Foutside%2Fsecret", "../box_disallow", "a//b", "a/", "%2e",
+             "nul%00byte", "/", ".six-" + "0" * 32 + ".part", "a/.SIX-" + "f" * 32 + ".PART", "a/" * 2500 + "b", "x" * 256]
+ODD_NAMES = ["new%0Aline", "cr%0D", "%1B[31mred", "%9B", "%E2%80%AEgpj.exe", "%FF", "%C0%AE%C0%AE", "%252e%252e", "quote\"'", "~root", "-rf", "x" * 255,
+             "dot.", "space%20", "CON", "nul.txt", "f::$DATA", "C:\\x", "\\\\host\\share", "a%5c..", "ü", "%C3%BC2", "per%25cent", "eq%3Dual", "tab%09", "$(id)"]
+VERBS = ["get {}", "put {} over=yes", "resume {} size=2000000 mtime_ns=1", "stat {}", "delete {}", "rename {} fine", "rename there {}", "mkdir {}",
+         "list {}", "mkdir {}/sub", "get {}/x"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_bad_names_are_refused_by_every_verb(start, box, verb):
+    (box / "there").write_text("there")
+    asked = [verb.format(name) for name in BAD_NAMES if len(name) != 256 or "resume" not in verb]
+    said = talk(start(), "".join(f"{text}\ndata 1\nx\nend\n".replace("x\nend", "xend") for text in asked).encode()).decode().splitlines()
+    assert len(said) == len(asked)
+    for question, answer in zip(asked, said):
+        assert answer.startswith("err ") and answer.endswith(("reason=bad-name", "reason=no-such-file") if "x" * 256 in question else "reason=bad-name"), question[:80]
+    assert names(box) == ["there"] and names(box.parent / "outside") == ["secret"]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_odd_names_come_through_exactly(start, box, name):
+    raw = re.sub(rb"%(..)", lambda found: bytes.fromhex(found[1].decode()), name.encode())
+    server = start()
+    assert b"ok put" in talk(server, put(name, b"data"))
+    assert os.listdir(os.fsencode(box)) == [raw]
+    listed = talk(server, b"list\n").split()[1].decode()
+    said = talk(server, f"get {listed}\nrename {listed} plain\nrename plain {name}\nstat {name}\ndelete {listed}\n".encode())
+    assert said.count(b"ok ") == 5 and b"data 4\ndata" in said
+    assert server.stop().isprintable() is False
+    assert all(char.isprintable() or char == "\n" for char in server.err), server.err
+
+
+def test_names_can_not_forge_a_log_line(start):
+    server = start()
+    talk(server, b"get x%0A2026-01-01%2000:00:00%20127.0.0.1:1%20put%20y\n")
+    assert re.search(r"get x\\n2026-01-01", server.stop())
+
+
+def test_hidden_names_are_refused_and_unlisted_unless_shared(start, box):
+    (box / ".git").mkdir()
+    (box / ".git" / "config").write_text("x")
+    for verb in VERBS[:-2]:
+        if verb != "rename there {}":
+            assert b"reason=hidden-name" in talk(start(), (verb.format(".git/config") + "\n").encode())
+    assert talk(start(), b"list deep=yes\n") == b"ok list count=0\n"
+    assert b".git/config" in talk(start("--hidden"), b"list deep=yes\nget .git/config\n")
+
+
+def test_windows_names_are_refused_on_windows():
+    for name in ("CON", "nul.txt", "f::$DATA", "C:\\x", "\\\\host\\share", "a\\b", "dot.", "space ", "com1", "a?b"):
+        with pytest.raises(script.Refused):
+            script.components(name, windows=True)
+    assert script.components("console/connect.txt", windows=True) == ["console", "connect.txt"]
+
+
+# --- links and special files ---
+def plant(box):
+    outside = box.parent / "outside"
+    (box / "leaf").symlink_to(outside / "secret")
+    (box / "parent").symlink_to(outside)
+    (box / "dangling").symlink_to(outside / "new")
+    os.mkfifo(box / "fifo")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(box / "socket"))
+    listener.close()
+
+
+@pytest.mark.parametrize("name", ["leaf", "parent/secret", "parent/new", "dangling", "fifo", "socket", "parent"])
+@pytest.mark.parametrize("verb", VERBS)
+def test_links_and_special_files_lead_nowhere(start, box, verb, name):
+    plant(box)
+    (box / "there").write_text("there")
+    said = talk(start(), (verb.format(name) + "\n").encode() + b"data 3\nbadend\n")
+    harmless = verb.startswith("resume") and b"offset=0" in said
+    assert said.startswith(b"err ") or harmless, said
+    assert b"secret" not in said.replace(b"parent/secret", b"")
+    assert (box.parent / "outside" / "secret").read_text() == "secret" and names(box.parent / "outside") == ["secret"]
+
+
+def test_links_are_not_listed_and_a_deep_listing_says_which(start, box):
+    plant(box)
+    assert talk(start(), b"list\n") == b"ok list count=0\n"
+    assert sorted(talk(start(), b"list deep=yes\n").splitlines())[:3] == [b"note dangling reason=not-a-file", b"note fifo reason=not-a-file",
+                                                                          b"note leaf reason=not-a-file"]
+
+
+def test_a_folder_swapped_for_a_link_during_an_upload_is_not_followed(start, box):
+    server = start()
+    (box / "a").mkdir()
+    with server.connect() as sock:
+        sock.sendall(b"put a/x\ndata 4\nab")
+        until(lambda: parts(box / "a"), "the part")
+        (box / "a").rename(box / "b")
+        (box / "a").symlink_to(box.parent / "outside")
+        sock.sendall(b"cdend\nbye\n")
+        assert b"ok put a/x" in everything(sock)
+    assert (box / "b" / "x").read_text() == "abcd" and names(box.parent / "outside") == ["secret"]
+
+
+def test_a_single_file_is_all_that_is_shared(spawn, box):
+    (box / "a").write_text("a")
+    (box / "b").write_text("b")
+    said = talk(spawn("server.py", box / "a"), b"list\nget a\nget b\nlist deep=yes\nput c\ndata 1\nxend\ndelete a\n").decode()
+    assert said.count("file a") == 2 and "ok get a" in said and "err get b reason=no-such-file" in said
+    assert "file b" not in said and said.count("reason=read-only") == 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="takes away what Windows does not have")
+def test_without_dir_fd_names_are_resolved_and_compared(box, tmp_path):
+    code = ("import os, runpy, sys; os.supports_dir_fd = set(); sys.argv = ['server.py', sys.argv[1], '--port', sys.argv[3]]\n"
+            f"runpy.run_path({str(ROOT / 'server.py')!r}, run_name='__main__')")
+    from conftest import Server
+    runner = tmp_path / "run.py"
+    runner.write_text(code)
+    server = Server(str(runner), box)
+    try:
+        plant(box)
+        said = talk(server, put("d", b"x") + b"mkdir a/b\n" + put("a/b/c", b"deep") + b"get a/b/c\nget leaf\nget parent/secret\n" + put("parent/y", b"x")
+                    + b"get ../outside/secret\nlist a/b\nrename a/b/c e\ndelete e\nlist parent\n").decode()
+        assert "data 4\ndeep" in said and "secret\n" not in said.replace("parent/secret\n", "")
+        assert [answer.split("reason=")[1] for answer in said.splitlines() if answer.startswith("err")] == [
+            "not-a-file", "not-a-folder", "not-a-folder", "bad-name", "not-a-folder"]
+        assert names(box.parent / "outside") == ["secret"]
+        server.stop()
+    finally:
+        if server.process.poll() is None:
+            server.kill()
+
+
+# --- lines and numbers ---
+@pytest.mark.parametrize(("sent", "reason"), [
+    (b"x" * 40000, "line-too-long"), (b"get " + b"x" * 32763 + b"\n", "bad-name"), (b"get " + b"x" * 32764 + b"\n", "line-too-long"),
+    (b"get a  b\n", "bad-line"), (b"get a \n", "bad-line"), (b"get a%zz\n", "bad-line"), (b"get a%\n", "bad-line"), (b"get a\tb\n", "bad-line"),
+    (b"get a\0\n", "bad-line"), (b"\x1b[2J\n", "bad-line"),
+    (b"data -1\n", "bad-number"), (b"data 1e9\n", "bad-number"), (b"data 0x5\n", "bad-number"), (b"data +5\n", "bad-number"), (b"data\n", "bad-number"),
+    (b"data " + b"9" * 19 + b"\n", "bad-number"), (b"data " + b"9" * 32000 + b"\n", "bad-number"), ("data ٣\n".encode(), "bad-number"),
+    (b"put a size=-1\n", "bad-number"), (b"put a size=1e3\n", "bad-number"), (b"put a mtime_ns=99999999999999999999\n", "bad-number"),
+    (b"put a size=\n", "bad-number"), (b"get a offset=x\n", "bad-number"), (b"put a\ndata x\n", "bad-number"),
+    (b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", "this-is-http"), (b"POST /x HTTP/1.0\r\n\r\nput x\ndata 1\nxend\n", "this-is-http"),
+    (b"PRI * HTTP/2.0\r\n\r\n", "this-is-http"), (b"\x16\x03\x01\x02\x00\x01\x00", "this-is-tls"),
+    (b"bogus\n", "unknown-verb"), (b"get\n", "usage"), (b"get a b\n", "usage"), (b"rename a\n", "usage"), (b"ping x\n", "usage"), (b"=\n", "unknown-verb"),
+    (b"put a offset=5\n", "resume-first"), (b"put a size=3 size=1\ndata 3\nabcend\n", "too-long"),
+    (b"put a size=3\ndata 5\nabcdeend\n", "too-long"), (b"put a size=3\ndata 2\nabend\n", "incomplete"), (b"put a\ndata 2\nababort reason=x\n", "aborted"),
+    (b"put a\ndata 2\nabend sha256=00\n", "wrong-digest"), (b"put a\ndata 2\nabping\n", "aborted"), (b"put a size=4\ndata 99999999999999\nabcd", "too-long"),
+])
+def test_what_a_peer_can_get_wrong_is_answered(start, box, sent, reason):
+    server = start(*PLAIN_FLAGS)
+    said = talk(server, sent)
+    assert f"reason={reason}".encode() in said, said[:300]
+    closes = reason in ("line-too-long", "bad-line", "bad-number", "this-is-http", "this-is-tls")
+    assert (said.splitlines()[-1].startswith(b"err - ")) == closes
+    assert max(map(len, said.splitlines())) < 32768
+    assert names(box) == []
+    assert talk(server, b"ping\n") == b"ok ping\n"
+    assert len(re.findall(r"^20", server.stop(), re.MULTILINE)) >= 1
+
+
+def test_a_refused_body_is_dropped_and_the_next_line_understood(start, box):
+    said = talk(start(), put("../x", BIG[:200000]) + put("y", b"fine") + b"data 5\nget y" + b"end\nabort\nping\n")
+    assert said.splitlines()[0] == b"err put ../x reason=bad-name" and said.splitlines()[1].startswith(b"ok put y") and said.endswith(b"ok ping\n")
+    assert names(box) == ["y"]
+
+
+def test_a_verb_inside_a_body_ends_it_and_is_run(start, box):
+    said = talk(start(), b"put a\ndata 2\nab" + put("b", b"b") + b"list\n")
+    assert [answer.split()[:3] for answer in said.splitlines()[:2]] == [[b"err", b"put", b"a"], [b"ok", b"put", b"b"]]
+    assert names(box) == ["b"]
+
+
+def test_an_error_about_a_long_name_is_no_longer_than_a_line_may_be(start):
+    for sent in (b"get " + b"\xff" * 32000, b"rename " + b"\xff" * 16000 + b" " + b"\xff" * 16000, b"x " + b"a " * 16000 + b"b"):
+        assert len(talk(start(), sent + b"\n").splitlines()[0]) < 32768
+
+
+# --- limits ---
+def test_one_client_too_many_is_told_so(start):
+    server = start("--max-clients", "1")
+    with server.connect() as sock:
+        assert GREETING.match(sock.recv(100))
+        with server.connect() as other:
+            assert everything(other) == b"err - reason=server-full\n"
+    until(lambda: talk_or_full(server) == b"ok ping\n", "room again")
+
+
+def talk_or_full(server):
+    with contextlib.suppress(AssertionError):
+        return talk(server, b"ping\n")
+
+
+def test_limits_on_uploads(start, box):
+    server = start("--max-size", "1K")
+    assert b"reason=too-large limit=1024" in talk(server, put("a", b"x" * 1025)) and b"reason=too-large" in talk(server, b"put a size=1025\n")
+    assert b"ok put" in talk(server, put("a", b"x" * 1024, size=1024))
+    assert b"reason=disk-full" in talk(start("--min-free", "999T"), put("b", b"x"))
+    read_only = start("--read-only")
+    for verb in VERBS[1:3] + VERBS[4:8]:
+        assert b"reason=read-only" in talk(read_only, (verb.format("a") + "\n").encode())
+    assert names(box) == ["a"]
+
+
+def test_an_address_that_others_reach_needs_open(run, start):
+    failed = run("server.py", "--host", "0.0.0.0", "--port", "0")
+    assert failed.code == 2 and "--open" in failed.err
+    server = start("--host", "0.0.0.0", "--open")
+    server.host = "127.0.0.1"
+    assert talk(server, b"ping\n") == b"ok ping\n"
+
+
+@pytest.mark.parametrize("limit", [0, 4096, 100000])
+def test_a_full_disk_leaves_no_file_and_tells_the_client(start, box, limit):
+    server = start(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    said = talk(server, put("x", BIG[:200000], size=200000) + b"ping\n")
+    assert said.splitlines() == [b"err put x reason=too-large", b"ok ping"]
+    assert names(box) == []
+
+
+def test_too_many_open_files_in_accept_is_survived(start):
+    server = start(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24)))
+    socks = [server.connect() for _ in range(40)]
+    server.wait_for("cannot accept|no further thread or descriptor")
+    for sock in socks:
+        sock.close()
+    until(lambda: talk_or_full(server) == b"ok ping\n", "the next client")
+
+
+# --- time ---
+def test_a_line_that_stands_still_is_given_up_and_an_idle_client_is_not(start):
+    server = start("--timeout", "0.2")
+    with server.connect() as idle, server.connect() as slow:
+        slow.sendall(b"lis")
+        assert GREETING.sub(b"", everything(slow)) == b""
+        idle.sendall(b"ping\n")
+        assert GREETING.match(idle.recv(100)) is not None
+        assert "silent for 0.2 s" in server.wait_for("connection lost.*")[0]
+        idle.sendall(b"bye\n")
+        assert everything(idle).endswith(b"ok bye\n")
+
+
+def test_one_byte_at_a_time_does_not_keep_a_line_open(start):
+    server = start("--timeout", "0.3")
+    stop = threading.Event()
+    with server.connect() as sock:
+        def drip():
+            with contextlib.suppress(OSError):
+                while not stop.wait(0.05):
+                    sock.sendall(b"x")
+        thread = threading.Thread(target=drip)
+        thread.start()
+        server.wait_for("connection lost: silent")
+        stop.set()
+        thread.join()
+
+
+def test_a_reader_that_stops_reading_is_let_go(start, box):
+    (box / "big").write_bytes(BIG * 8)
+    server = start("--timeout", "0.3")
+    with server.connect() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.sendall(b"get big\n")
+        server.wait_for("connection lost: silent")
+    assert talk(server, b"ping\n") == b"ok ping\n"
+
+
+def test_many_clients_that_say_nothing_or_reset_delay_nobody(start, full):
+    count = 1000 if full else 100
+    server = start("--max-clients", "2000")
+    before = server.descriptors(), server.status("Threads")
+    silent = [server.connect() for _ in range(count)]
+    for _ in range(count):
+        sock = server.connect()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        sock.close()
+    assert talk(server, b"ping\n") == b"ok ping\n"
+    assert server.status("VmRSS") < (150 << 10) * max(1, count // 100)
+    for sock in silent:
+        sock.close()
+    until(lambda: (server.descriptors(), server.status("Threads")) <= before, "threads and descriptors back")
+
+
+# --- endings ---
+def exchange_bytes():
+    return put("f", b"new data", size=8, over="yes") + b"get f\nlist\nbye\n"
+
+
+def test_an_upload_cut_at_every_byte_leaves_the_old_file_or_the_new_one(start, box, full):
+    (box / "f").write_text("old")
+    server, request = start(), exchange_bytes()
+    whole = request.index(b"get f")
+    for count in range(0, len(request), 1 if full else 5):
+        (box / "f").write_text("old")
+        talk(server, request[:count])
+        assert (box / "f").read_text() == ("old" if count < whole else "new data"), count
+        assert names(box) == ["f"]
+
+
+def test_a_client_reset_at_every_byte_of_the_answer_is_survived(start, box, proxy, full):
+    server, request = start(), exchange_bytes()
+    length = len(talk(server, request)) + 60
+    before = server.descriptors(), server.status("Threads")
+    for count in range(1, length, 1 if full else 20):
+        with socket.create_connection(("127.0.0.1", proxy(server.port, cut_at=count).port), DEADLINE) as sock, contextlib.suppress(ConnectionError):
+            sock.sendall(request)
+            everything(sock)
+    until(lambda: (server.descriptors(), server.status("Threads")) <= before, "threads and descriptors back")
+    assert (box / "f").read_text() == "new data" and names(box) == ["f"]
+
+
+def test_an_upload_corrupted_at_any_byte_is_never_taken_for_whole(start, box, full):
+    server, request = start(), put("f", b"0123456789", size=10)
+    for at in range(0, len(request), 1 if full else 3):
+        broken = bytearray(request)
+        broken[at] ^= 1
+        said = talk(server, bytes(broken))
+        for name in names(box):
+            assert (box / name).read_bytes() == b"0123456789" or b"verified=no" in said, (at, said)
+            (box / name).unlink()
+
+
+def partial(server, box, name="big", data=BIG, count=2 << 20, over=""):
+    """An upload that ends in the middle; what is kept of it."""
+    with server.connect() as sock:
+        sock.sendall(f"put {name} size={len(data)} mtime_ns=1700000000000000001{over}\ndata {len(data)}\n".encode() + data[:count])
+        until(lambda: any(os.stat(box / part).st_size == count for part in parts(box)), "the part to grow")
+    server.wait_for(rf"put {name}: cut at {count} of {len(data)} bytes.*; kept")
+
+
+def resume(server, name="big", data=BIG):
+    return talk(server, f"resume {name} size={len(data)} mtime_ns=1700000000000000001\n".encode()).decode().split()
+
+
+def test_an_interrupted_upload_is_resumed(start, box):
+    server = start()
+    partial(server, box)
+    assert talk(server, b"list\nstat big size=%d mtime_ns=1700000000000000001\n" % len(BIG)) == (
+        b"ok list count=0\nerr stat big reason=no-such-file part=2097152\n")
+    said = talk(server, f"resume big size={len(BIG)} mtime_ns=1700000000000000001\n"
+                f"put big size={len(BIG)} mtime_ns=1700000000000000001 offset={2 << 20}\ndata {1 << 20}\n".encode()
+                + BIG[2 << 20:] + f"end sha256={sha(BIG)}\n".encode()).decode()
+    assert f"ok resume big offset={2 << 20} sha256={sha(BIG[:2 << 20])}" in said and f"ok put big size={len(BIG)} sha256={sha(BIG)} verified=yes" in said
+    assert (box / "big").read_bytes() == BIG and names(box) == ["big"]
+
+
+def test_a_part_survives_the_server_being_killed(start, box):
+    server = start()
+    with server.connect() as sock:
+        sock.sendall(f"put big size={len(BIG)} mtime_ns=1700000000000000001\ndata {len(BIG)}\n".encode() + BIG[:1 << 20])
+        until(lambda: any(os.stat(box / part).st_size == 1 << 20 for part in parts(box)), "the part to grow")
+        server.kill()
+    assert resume(start())[3] == f"offset={1 << 20}"
+
+
+def test_resume_without_a_part_starts_at_nothing(start):
+    assert talk(start(), b"resume x size=5000000 mtime_ns=1\nresume small size=5 mtime_ns=1\n") == b"ok resume x offset=0\nok resume small offset=0\n"
+
+
+def test_a_part_that_is_longer_than_the_source_is_not_used(start, box):
+    server = start()
+    partial(server, box)
+    with open(box / parts(box)[0], "ab") as part:
+        part.write(BIG)
+    assert resume(server)[3] == "offset=0"
+
+
+def test_a_part_that_is_a_hard_link_to_a_file_is_never_written(start, box):
+    """Killed between link and unlink, the part and the published file are one: going on with the part would change the file."""
+    server = start()
+    partial(server, box)
+    part = parts(box)[0]
+    os.link(box / part, box / "published")
+    before = (box / "published").read_bytes()
+    assert resume(server)[3] == "offset=0"
+    assert b"ok put" in talk(server, put("big", BIG, size=len(BIG), mtime_ns=1700000000000000001))
+    assert (box / "published").read_bytes() == before and (box / "big").read_bytes() == BIG and names(box) == ["big", "published"]
+
+
+def test_the_same_part_has_one_writer(start, box):
+    server = start()
+    begin = f"put big size={len(BIG)} mtime_ns=1700000000000000001\ndata {len(BIG)}\n".encode()
+    with server.connect() as first, server.connect() as second:
+        first.sendall(begin + BIG[:1 << 20])
+        until(lambda: parts(box), "the part")
+        second.sendall(begin + BIG + f"end sha256={sha(BIG)}\nbye\n".encode())  # the first is silent: it gives way
+        assert b"ok put big" in everything(second)
+        everything(first)
+    assert (box / "big").read_bytes() == BIG and names(box) == ["big"]
+
+
+def test_two_uploads_of_one_name_at_once_do_not_both_win(start, box):
+    server = start()
+    with server.connect() as first, server.connect() as second:
+        for sock, data in (first, b"first"), (second, b"other"):
+            sock.sendall(b"put x\ndata 5\n" + data)
+        until(lambda: len(parts(box)) == 2, "both parts")
+        first.sendall(b"end\nbye\n")
+        assert b"ok put x" in everything(first)
+        second.sendall(b"end\nbye\n")
+        assert b"err put x reason=exists" in everything(second)
+    assert (box / "x").read_text() == "first" and names(box) == ["x"]
+
+
+def test_old_parts_are_swept_and_young_ones_kept(start, box):
+    (box / "sub").mkdir()
+    for folder in box, box / "sub":
+        for digit, age in ("a", 8 * 86400), ("b", 86400):
+            path = folder / f".six-{digit * 32}.part"
+            path.touch()
+            os.utime(path, (path.stat().st_mtime - age,) * 2)
+    server = start()
+    until(lambda: len(parts(box)) + len(parts(box / "sub")) == 2, "the sweep")
+    assert parts(box) == [f".six-{'b' * 32}.part"] == parts(box / "sub")
+    assert "nobody resumed it in 7 days" in server.stop()
+
+
+def test_get_resumes_only_what_is_the_beginning_of_the_file(start, box):
+    (box / "big").write_bytes(BIG)
+    server = start()
+    good = talk(server, f"get big offset=100 sha256={sha(BIG[:100])}\n".encode())
+    assert good.splitlines()[0].endswith(b" offset=100") and good.endswith(f"end sha256={sha(BIG)}\n".encode()) and len(good) < len(BIG) + 300
+    for offset, digest in (100, sha(b"x")), (len(BIG) + 1, sha(BIG)), (100, ""):
+        other = talk(server, f"get big offset={offset} sha256={digest}\n".encode())
+        assert b"offset" not in other.splitlines()[0] and len(other) > len(BIG)
+
+
+def test_a_file_that_changes_while_it_is_sent_is_given_up(start, box):
+    (box / "big").write_bytes(BIG * 8)
+    server = start()
+    with server.connect() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        sock.sendall(b"get big\nping\n")
+        while b"data " not in sock.recv(4096):
+            pass
+        os.truncate(box / "big", 10)
+        sock.shutdown(socket.SHUT_WR)
+        assert everything(sock).endswith(b"abort reason=changed\nok ping\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_at_once_with_idle_clients(start, number):
+    server = start()
+    with server.connect() as first, server.connect() as second:
+        assert first.recv(100) and second.recv(100)
+        assert "stopped: 2 clients disconnected, 0 parts kept" in server.stop(number)
+
+
+def test_a_signal_in_mid_upload_keeps_the_part(start, box):
+    server = start()
+    with server.connect() as sock:
+        sock.sendall(f"put big size={len(BIG)} mtime_ns=1\ndata {len(BIG)}\n".encode() + BIG[:1 << 20])
+        until(lambda: any(os.stat(box / part).st_size == 1 << 20 for part in parts(box)), "the part to grow")
+        assert "stopped: 1 clients disconnected, 1 parts kept" in server.stop()
+    assert len(parts(box)) == 1
+
+
+STEPS = ["open", "write", "utime", "link", "unlink", "replace", "fsync"]
+
+
+@pytest.mark.parametrize("over", ["", "yes"])
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("after", [False, True])
+def test_killed_at_each_step_the_file_is_the_old_or_the_new_one(box, tmp_path, step, after, over):
+    from conftest import Server
+    if (step == "replace") != bool(over) and step in ("replace", "link", "unlink"):
+        pytest.skip("not a step of this kind of upload")
+    if over:
+        (box / "x").write_text("old")
+    runner = tmp_path / "run.py"
+    runner.write_text(f"""
+import os, runpy, signal, sys
+true = os.{step}
+def deadly(first, *rest, **more):
+    if {after} : result = true(first, *rest, **more)
+    if {step!r} not in ("open", "unlink") or ".six-" in str(first):
+        if {step!r} != "write" or bytes(rest[0][:4]) == b"new ":
+            os.kill(os.getpid(), signal.SIGKILL)
+    return result if {after} else true(first, *rest, **more)
+os.supports_dir_fd = {{*os.supports_dir_fd, deadly}}
+os.supports_fd = {{*os.supports_fd, deadly}}
+os.{step} = deadly
+sys.argv = ["server.py", sys.argv[1], "--durable", "--port", "0"]
+runpy.run_path({str(ROOT / 'server.py')!r}, run_name="__main__")
+""")
+    server = Server(str(runner), box)
+    said = talk(server, put("x", b"new data", size=8, mtime_ns=1, **({"over": over} if over else {})))
+    assert server.wait() == -signal.SIGKILL, server.err
+    assert b"ok put" not in said
+    published = [name for name in names(box) if not name.startswith(".six-")]
+    assert published in ([], ["x"]) and (not over or published)
+    if published:
+        assert (box / "x").read_text() in (("old", "new data") if over else ("new data",))
+
+
+def test_ten_clients_at_once(start, box):
+    server = start()
+    problems = []
+
+    def client(number):
+        data = BIG[number:100000 + number]
+        said = talk(server, b"".join(put(f"{number}-{turn}", data) + f"get {number}-{turn}\n".encode() for turn in range(5)))
+        if said.count(b"verified=yes") != 5 or said.count(sha(data).encode()) != 10:
+            problems.append(said[:200])
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(DEADLINE)
+    assert not problems and len(names(box)) == 50
+
+
+def test_memory_does_not_grow_with_the_size_of_a_file(start, box):
+    server = start()
+    talk(server, put("x", BIG * 40))
+    talk(server, b"get x\n")
+    assert server.status("VmHWM") < 60 << 10
+
+
+# --- the wire, its pure functions ---
+@pytest.mark.parametrize(("raw", "verb", "words", "keys"), [
+    (b"list", "list", [], {}), (b"LIST a deep=yes", "list", ["a"], {"deep": "yes"}), (b"put a%20b size=5 size=6", "put", ["a b"], {"size": "6"}),
+    (b"get a%3Db", "get", ["a=b"], {}), ("get ü".encode(), "get", ["ü"], {}), (b"get %ff", "get", ["\udcff"], {}), (b"x k=", "x", [], {"k": ""}),
+    (b"say  two  spaces = 100%", "say", [" two  spaces = 100%"], {}),
+])
+def test_parse(raw, verb, words, keys):
+    assert script.parse(raw) == (verb, words, keys)
+
+
+@pytest.mark.parametrize("name", ["plain", "a b", "100%", "a=b", "ü", "日本", "\udcff", "a\nb", "\u202e", "\x9b", "~!@#$^&*()[]{}|;:'\",.<>?/\\`"])
+def test_quote_and_parse_agree(name):
+    out = script.line("get", name, key=name)
+    assert out.isascii() == (script.quote(name).isascii()) and script.parse(out[:-1]) == ("get", [name], {"key": name})
+
+
+@pytest.mark.parametrize(("one", "other", "alike"), [
+    (1700000000123456789, 1700000000123456789, True), (1700000000123456789, 1700000000123456700, True), (1700000000123456789, 1700000000000000000, True),
+    (1700000000123456789, 1700000000123456788, False), (1700000001123456789, 1700000000000000000, True), (1700000002123456789, 1700000000000000000, False),
+    (1700000000123456789, 1700000000123450000, False), (1700000000000000000, 1700000001000000000, True),
+])
+def test_times_are_compared_at_the_coarser_precision(one, other, alike):
+    assert script.same(5, one, 5, other) is alike and not script.same(5, one, 6, other)
+
+
+def test_amounts():
+    assert [script.amount(text) for text in ("0", "5", "2k", "3M", "1G", "1t")] == [0, 5, 2048, 3 << 20, 1 << 30, 1 << 40]
+
+
+def test_every_python_since_3_9_runs_it_alone(alone, tmp_path, full):
+    from conftest import Server
+    path = alone("server.py")
+    found = interpreters()
+    for version in found if full else [min(found, key=lambda name: int(name[2:]))]:
+        server = Server(str(path), python=found[version], cwd=path.parent)
+        assert b"ok put" in talk(server, put("x", b"data", over="yes") + b"list\n")
+        server.stop()
+
+
+def test_help_is_the_manual(run):
+    assert script.__doc__.strip()[:60] in run("server.py", "--help").out.decode()
+
+
