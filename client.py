@@ -58,6 +58,8 @@ UNANSWERED_BYTES = 24576  # and their length: what both kernels hold, so that ne
 NOTICE_AFTER = 3.0  # seconds of silence until the client says for whom it waits
 REDRAW = 0.1  # seconds from one picture of the progress bar to the next
 BACK_OFF = 0.5  # seconds until the first new attempt; doubled each time
+ANSWERS = ("ok", "err", "file", "dir", "note", "help")  # how a line that answers something can begin
+MANY = 64  # files of a folder from which one list is quicker than a stat for each
 LISTED = 20000  # lines of a listing that are kept in memory; the rest goes to a nameless file
 
 
@@ -67,9 +69,10 @@ BUFFER = 1 << 18  # bytes asked of one recv: twice as many gain little, and each
 BATCH = 1 << 16  # bytes of lines and small bodies that gather until they leave in one send
 PLAIN = re.compile(r"[!-$&-<>-~]*")  # printable ASCII but for space, percent sign and equals sign
 CONTROL = re.compile(rb"[\0-\x1f\x7f]")  # bytes that no line may hold
-BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 FREE = {"help", "say", "said"}  # verbs whose line is text from the first space on
 ESCAPE = re.compile(rb"%(..)")
+NUMBER = re.compile(r"-?(?:[0-9]{1,18}|[0-8][0-9]{18})")  # what 64 bits hold
 HTTP = re.compile(rb"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
 TLS = b"\x16\x03"  # how a TLS client begins
 
@@ -96,7 +99,7 @@ class Line(NamedTuple):
         text = self.keys.get(key)
         if text is None:
             return default
-        if not re.fullmatch(r"-?[0-9]{1,18}|-?[0-8][0-9]{18}", text, re.ASCII) or (text[0] == "-" and key != "mtime_ns"):
+        if not NUMBER.fullmatch(text) or (text[0] == "-" and key != "mtime_ns"):
             raise Broken("bad-number")
         return int(text)
 
@@ -109,34 +112,44 @@ def quote(text: str) -> str:
                    for char in os.fsencode(text).decode(errors="surrogateescape"))
 
 
-def unquote(word: bytes) -> str:
-    return os.fsdecode(ESCAPE.sub(lambda found: bytes.fromhex(found[1].decode()), word) if b"%" in word else word)
+def unquote(word: str) -> str:
+    if "%" not in word:
+        return word
+    if BROKEN_ESCAPE.search(word):
+        raise Broken("bad-line")
+    return os.fsdecode(ESCAPE.sub(lambda found: bytes.fromhex(found[1].decode()), os.fsencode(word)))
 
 
 def line(*words: str, **keys: object) -> bytes:
     """A line as it goes out; a key without a value (None) is left away."""
     text = " ".join([quote(word) for word in words] + [f"{key}={quote(str(value))}" for key, value in keys.items() if value is not None])
-    return text.encode() + b"\n"
+    return f"{text}\n".encode()
 
 
 def parse(raw: bytes) -> Line:
     """A line as it came in: the verb, the positional words, the key=value words."""
     if CONTROL.search(raw):
         raise Broken("bad-line")
-    start, _, rest = raw.partition(b" ")
-    verb = start.decode(errors="replace").lower()
-    if verb in FREE:
-        return Line(verb, [rest.decode(errors="replace")] * bool(rest), {})
-    words = rest.split(b" ") if rest else []
-    if b"" in words or raw.endswith(b" ") or BROKEN_ESCAPE.search(rest):  # b"": two spaces
-        raise Broken("bad-line")
-    pairs = [word.split(b"=", 1) for word in words if b"=" in word]
-    return Line(verb, [unquote(word) for word in words if b"=" not in word], {key.decode(errors="replace"): unquote(value) for key, value in pairs})
+    start, *rest = os.fsdecode(raw).split(" ")
+    found = Line(start.lower(), [], {})
+    if found.verb in FREE:
+        return found._replace(words=[" ".join(rest)] if rest else [])
+    for word in rest:
+        key, equals, value = word.partition("=")
+        if not word:  # two spaces, or one at the end
+            raise Broken("bad-line")
+        if equals:
+            found.keys[key] = unquote(value)
+        else:
+            found.words.append(unquote(word))
+    return found
 
 
 def shown(text: str) -> str:
     """A name for people, on one line: what could move a cursor, change colours or forge a line appears in hex."""
-    raw = text if text.isprintable() else os.fsencode(text).decode(errors="backslashreplace")
+    if text.isprintable():
+        return text
+    raw = os.fsencode(text).decode(errors="backslashreplace")
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in raw)
 
 
@@ -244,7 +257,7 @@ class Wire:
             raise Broken("this-is-http")
         found = parse(raw)
         if found.verb == "data":
-            if len(found.words) != 1 or not re.fullmatch(r"[0-9]{1,18}", found.words[0], re.ASCII):
+            if len(found.words) != 1 or not re.fullmatch("[0-9]{1,18}", found.words[0]):
                 raise Broken("bad-number")
             self.owed = int(found.words[0])
         return found
@@ -605,13 +618,14 @@ def receive_body(wire: Wire, sink: Part, check: Callable[[int], None], tell: Cal
 class Job:
     """A file or folder on its way: what it is called there and here, and what is known of it."""
 
-    __slots__ = ("below", "executable", "failed", "leaf", "mtime_ns", "name", "offset", "once", "part", "path", "sha256", "size", "status")
+    __slots__ = ("below", "executable", "failed", "fresh", "leaf", "mtime_ns", "name", "offset", "once", "part", "path", "sha256", "size", "status", "there")
 
     def __init__(self, name: str, path: str = "", status: os.stat_result | None = None) -> None:
         self.name, self.path, self.status = name, path, status
         self.size = self.mtime_ns = self.offset = 0
-        self.executable = self.failed = self.below = self.once = False
+        self.executable = self.failed = self.below = self.fresh = self.once = False
         self.part: Part | None = None
+        self.there: Line | None = None  # the server's line of it, from a listing
         self.sha256 = ""
 
 
@@ -664,17 +678,17 @@ class Link(Wire):
         return len(self.pending) >= UNANSWERED or self.unanswered > UNANSWERED_BYTES
 
     def answer(self) -> Line:
-        found = self.arrived.popleft() if self.arrived else self.hear()
-        if found.verb not in ("ok", "err", "file", "dir", "note"):
-            raise Failure(56, f"{self.place} answered {shown(found.verb)!r}, which belongs to nothing that was asked", "it breaks the protocol, or is no "
-                          "server.py", "ss -ltnp shows which program has the port")
-        return found
+        return self.arrived.popleft() if self.arrived else self.hear()
 
     def hear(self) -> Line:
         """The next line that is an answer."""
         while not self.listen():
             pass
-        return self.arrived.pop()
+        found = self.arrived.pop()
+        if found.verb not in ANSWERS:
+            raise Failure(56, f"{self.place} answered {shown(found.verb)!r}, which belongs to nothing that was asked", "it breaks the protocol, or is no "
+                          "server.py", "ss -ltnp shows which program has the port")
+        return found
 
     def listen(self) -> bool:
         """The next line: an answer is kept until it is asked for, a note tells how far the server is."""
@@ -693,11 +707,10 @@ class Link(Wire):
 
     def ask(self, *words: str, **keys: object) -> Line:
         """One request, and its answer; those that come before it are kept for whom they belong to."""
-        self.request(lambda job, answer: None, Job(""), *words, **keys)
+        self.put(line(*words, **keys))
         while len(self.arrived) < len(self.pending):
-            self.arrived.append(self.hear())
-        self.unanswered -= self.pending.pop()[2]
-        return self.arrived.pop()
+            self.listen()
+        return self.hear()
 
 
 def hang_up(args: argparse.Namespace) -> None:
@@ -729,10 +742,10 @@ def expand(args: argparse.Namespace, names: Sequence[str]) -> Iterator[str]:
 
 def listing(args: argparse.Namespace, folder: str, deep: bool = False) -> Iterator[Line]:
     link = connected(args)
-    link.request(lambda job, answer: None, Job(""), "list", *[folder] * bool(folder), deep="yes" if deep else None)
-    while (answer := link.answer()).verb in ("file", "dir", "note"):
+    answer = link.ask("list", *[folder] * bool(folder), deep="yes" if deep else None)
+    while answer.verb in ("file", "dir", "note"):
         yield answer
-    link.pending.clear()
+        answer = link.hear()
     if answer.verb != "ok":
         raise refusal(answer, "list", folder)
 
@@ -785,9 +798,8 @@ class Batch:
         self.link.noted = self.noted
         self.progress = Progress(args)
         self.sources: list[Iterator[Job]] = []
-        self.code = self.moved = self.bytes = self.skipped = self.failed = self.untold = 0
+        self.code = self.moved = self.bytes = self.skipped = self.failed = 0
         self.tries = 0  # new connections since something went well
-        self.barred: list[str] = []  # folders that could not be made: what is in them has failed with them
 
     def noted(self, note: Line) -> None:
         for key in ("received", "checked"):
@@ -860,9 +872,6 @@ class Batch:
         job.failed = True
         self.code = self.code or failure.code
         self.failed += 1
-        if any(job.name.startswith(folder) for folder in self.barred):
-            self.untold += 1
-            return
         self.progress.clear()
         say(str(failure))
         self.report(job, "failed", error=str(failure).splitlines()[0][7:])
@@ -901,7 +910,10 @@ class Batch:
 
     def requeue(self) -> None:
         """What had no answer yet is begun again, in its order, each once."""
-        self.sources.append(iter({id(job): job for _, job, _ in self.link.pending}.values()))
+        again = {id(job): job for _, job, _ in self.link.pending}
+        for job in again.values():
+            job.fresh, job.there = False, None
+        self.sources.append(iter(again.values()))
         self.link.pending.clear()
         hang_up(self.args)
         self.progress.current = 0
@@ -930,7 +942,6 @@ class Batch:
         text = f"{self.verb}: {plural(self.moved, 'file')}, {human(self.bytes)} in {took:.2f} s ({human(self.bytes / max(took, 0.001))}/s)"
         text += f"; {self.skipped:,} already there" if self.skipped else ""
         text += f"; {self.failed:,} failed" if self.failed else ""
-        text += f" ({self.untold:,} of them in folders that failed)" if self.untold else ""
         if self.args.json:
             tell_json({"verb": self.verb, "files": self.moved, "bytes": self.bytes, "seconds": round(took, 3),
                        "skipped": self.skipped, "failed": self.failed})
@@ -961,8 +972,10 @@ class Puts(Batch):
         status = job.status = job.status or os.stat(job.path)  # a link that is named is followed; in a folder links are not
         if stat.S_ISDIR(status.st_mode):
             self.link.request(self.made, job, "mkdir", job.name)
-            if job.path:
-                self.sources.append(self.children(job))
+        elif job.fresh:
+            self.send(job, 0, over=False)
+        elif job.there:
+            self.checked(job, job.there)
         elif stat.S_ISREG(status.st_mode):
             job.size = status.st_size
             content = self.args.compare == "content"
@@ -971,25 +984,35 @@ class Puts(Batch):
         else:
             raise Failure(26, f"skipped {shown(job.path)}", "it is a link or a special file, not a file or folder", "the file that it leads to")
 
-    def children(self, above: Job) -> Iterator[Job]:
+    def children(self, above: Job, known: dict[str, Line], whole: bool) -> Iterator[Job]:
+        """What is in a folder: each with what is known of it there, so that few have to be asked for."""
         try:
             folder = Folder(above.path)
             for entry in folder.entries():
-                if f"{above.name}/" in self.barred:
-                    return
                 if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
                     self.pass_over(os.path.join(above.path, entry.name))
                 elif not PART.fullmatch(entry.name):
                     job = Job(f"{above.name}/{entry.name}", os.path.join(above.path, entry.name), entry.stat(follow_symlinks=False))
+                    job.size = job.status.st_size if job.status else 0
+                    small = job.size < RESUMABLE and self.args.compare != "content"  # of others a part may be there, or the digest is needed
+                    job.fresh = above.fresh or (small and whole and job.name not in known)
+                    job.there = known.get(job.name) if small else None
                     yield job
         except OSError as error:
             self.fail(Job(above.name, above.path), self.trouble(above, error))
 
     def made(self, job: Job, answer: Line) -> None:
-        if answer.verb == "err" and answer.keys.get("reason") != "exists":
-            failure = refusal(answer, "put", job.name)
-            self.fail(job, failure)
-            self.barred.append(job.name + "/")
+        """The folder is there, so what is in it can go: into a new one without asking what is there already."""
+        job.fresh = answer.verb == "ok"
+        if not job.fresh and answer.keys.get("reason") != "exists":
+            raise refusal(answer, "put", job.name)
+        if job.path:
+            known: dict[str, Line] = {}
+            many = not job.fresh and sum(1 for _ in itertools.islice(Folder(job.path).entries(), MANY)) == MANY
+            for entry in listing(self.args, job.name) if many else ():
+                if len(known) < LISTED:
+                    known[entry.words[0]] = entry
+            self.sources.append(self.children(job, known, many and len(known) < LISTED))
 
     def checked(self, job: Job, answer: Line) -> None:
         """What the server has of that name decides."""
@@ -997,12 +1020,12 @@ class Puts(Batch):
             return self.send(job, answer.number("part"), over=False)
         if answer.verb == "err":
             raise refusal(answer, "put", job.name)
-        there = answer.number("size")
-        if answer.keys.get("type") == "file" and self.is_same(job, answer):
+        there, is_file = answer.number("size"), answer.keys.get("type", answer.verb) == "file"
+        if is_file and self.is_same(job, answer):
             return self.skip(job, job.size)
-        if answer.keys.get("type") == "file" and self.args.force:
+        if is_file and self.args.force:
             return self.send(job, answer.number("part"), over=True)
-        if answer.keys.get("type") != "file":
+        if not is_file:
             raise Failure(25, f"server already has a folder {shown(job.name)}", "a file cannot take its place", "--as NAME")
         raise Failure(25, f"server already has {shown(job.name)} ({there:,} bytes; yours has {job.size:,})", "it is different, by size or time",
                       "--force replaces it; --as NAME stores it beside")

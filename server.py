@@ -123,9 +123,10 @@ BUFFER = 1 << 18  # bytes asked of one recv: twice as many gain little, and each
 BATCH = 1 << 16  # bytes of lines and small bodies that gather until they leave in one send
 PLAIN = re.compile(r"[!-$&-<>-~]*")  # printable ASCII but for space, percent sign and equals sign
 CONTROL = re.compile(rb"[\0-\x1f\x7f]")  # bytes that no line may hold
-BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 FREE = {"help", "say", "said"}  # verbs whose line is text from the first space on
 ESCAPE = re.compile(rb"%(..)")
+NUMBER = re.compile(r"-?(?:[0-9]{1,18}|[0-8][0-9]{18})")  # what 64 bits hold
 HTTP = re.compile(rb"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
 TLS = b"\x16\x03"  # how a TLS client begins
 
@@ -152,7 +153,7 @@ class Line(NamedTuple):
         text = self.keys.get(key)
         if text is None:
             return default
-        if not re.fullmatch(r"-?[0-9]{1,18}|-?[0-8][0-9]{18}", text, re.ASCII) or (text[0] == "-" and key != "mtime_ns"):
+        if not NUMBER.fullmatch(text) or (text[0] == "-" and key != "mtime_ns"):
             raise Broken("bad-number")
         return int(text)
 
@@ -165,34 +166,44 @@ def quote(text: str) -> str:
                    for char in os.fsencode(text).decode(errors="surrogateescape"))
 
 
-def unquote(word: bytes) -> str:
-    return os.fsdecode(ESCAPE.sub(lambda found: bytes.fromhex(found[1].decode()), word) if b"%" in word else word)
+def unquote(word: str) -> str:
+    if "%" not in word:
+        return word
+    if BROKEN_ESCAPE.search(word):
+        raise Broken("bad-line")
+    return os.fsdecode(ESCAPE.sub(lambda found: bytes.fromhex(found[1].decode()), os.fsencode(word)))
 
 
 def line(*words: str, **keys: object) -> bytes:
     """A line as it goes out; a key without a value (None) is left away."""
     text = " ".join([quote(word) for word in words] + [f"{key}={quote(str(value))}" for key, value in keys.items() if value is not None])
-    return text.encode() + b"\n"
+    return f"{text}\n".encode()
 
 
 def parse(raw: bytes) -> Line:
     """A line as it came in: the verb, the positional words, the key=value words."""
     if CONTROL.search(raw):
         raise Broken("bad-line")
-    start, _, rest = raw.partition(b" ")
-    verb = start.decode(errors="replace").lower()
-    if verb in FREE:
-        return Line(verb, [rest.decode(errors="replace")] * bool(rest), {})
-    words = rest.split(b" ") if rest else []
-    if b"" in words or raw.endswith(b" ") or BROKEN_ESCAPE.search(rest):  # b"": two spaces
-        raise Broken("bad-line")
-    pairs = [word.split(b"=", 1) for word in words if b"=" in word]
-    return Line(verb, [unquote(word) for word in words if b"=" not in word], {key.decode(errors="replace"): unquote(value) for key, value in pairs})
+    start, *rest = os.fsdecode(raw).split(" ")
+    found = Line(start.lower(), [], {})
+    if found.verb in FREE:
+        return found._replace(words=[" ".join(rest)] if rest else [])
+    for word in rest:
+        key, equals, value = word.partition("=")
+        if not word:  # two spaces, or one at the end
+            raise Broken("bad-line")
+        if equals:
+            found.keys[key] = unquote(value)
+        else:
+            found.words.append(unquote(word))
+    return found
 
 
 def shown(text: str) -> str:
     """A name for people, on one line: what could move a cursor, change colours or forge a line appears in hex."""
-    raw = text if text.isprintable() else os.fsencode(text).decode(errors="backslashreplace")
+    if text.isprintable():
+        return text
+    raw = os.fsencode(text).decode(errors="backslashreplace")
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in raw)
 
 
@@ -300,7 +311,7 @@ class Wire:
             raise Broken("this-is-http")
         found = parse(raw)
         if found.verb == "data":
-            if len(found.words) != 1 or not re.fullmatch(r"[0-9]{1,18}", found.words[0], re.ASCII):
+            if len(found.words) != 1 or not re.fullmatch("[0-9]{1,18}", found.words[0]):
                 raise Broken("bad-number")
             self.owed = int(found.words[0])
         return found
@@ -644,7 +655,9 @@ class Session(Wire):
         try:
             self.put(line("sixsockets", PROTOCOL, **{"max-line": MAX_LINE, "auth": "none", "you": self.peer}))
             while not self.done and not self.server.stop.asked:
-                self.idle = self.start == self.end
+                if self.start == self.end:
+                    self.flush()  # before Ctrl-C may take it for idle
+                    self.idle = True
                 request = self.line(idle=True)
                 self.idle = False
                 self.requests += 1
@@ -668,18 +681,19 @@ class Session(Wire):
             return
         self.began = self.told = time.monotonic()
         self.moved, result = 0, "ok"
-        echo = [word[:MAX_ECHO] for word in (verb, *names[:2])]
         try:
             self.command(verb, names).run(self, request)
         except Refused as refusal:
-            result = refusal.reason
-            self.put(line("err", *echo, reason=result, **refusal.keys))
+            result = self.refuse(refusal, verb, names)
         except OSError as error:
-            result = REASONS.get(error.errno or 0, "failed")
-            self.put(line("err", *echo, reason=result))
+            result = self.refuse(Refused(REASONS.get(error.errno or 0, "failed")), verb, names)
         if verb not in UNLOGGED or result not in ("ok", "no-such-file"):
             what = " ".join([verb, *names])
             self.note(f"{what[:300]}: {self.moved} bytes, {time.monotonic() - self.began:.3f} s, {result}")
+
+    def refuse(self, refusal: Refused, verb: str, names: Sequence[str]) -> str:
+        self.put(line("err", *[word[:MAX_ECHO] for word in (verb, *names[:2])], reason=refusal.reason, **refusal.keys))
+        return refusal.reason
 
     def command(self, verb: str, names: Sequence[str]) -> Command:
         found = COMMANDS.get(verb)
