@@ -126,6 +126,7 @@ CONTROL = re.compile(rb"[\0-\x1f\x7f]")  # bytes that no line may hold
 BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 FREE = {"help", "say", "said"}  # verbs whose line is text from the first space on
 ESCAPE = re.compile(rb"%(..)")
+NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()  # bytes of names as this system has them in text
 NUMBER = re.compile(r"-?(?:[0-9]{1,18}|[0-8][0-9]{18})")  # what 64 bits hold
 HTTP = re.compile(rb"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
 TLS = b"\x16\x03"  # how a TLS client begins
@@ -184,7 +185,7 @@ def parse(raw: bytes) -> Line:
     """A line as it came in: the verb, the positional words, the key=value words."""
     if CONTROL.search(raw):
         raise Broken("bad-line")
-    start, *rest = os.fsdecode(raw).split(" ")
+    start, *rest = raw.decode(*NAMES).split(" ")
     found = Line(start.lower(), [], {})
     if found.verb in FREE:
         return found._replace(words=[" ".join(rest)] if rest else [])
@@ -279,24 +280,28 @@ class Wire:
         if self.again:
             early, self.again = self.again, None
             return early
-        raw = b""
-        while not raw:  # an empty line means nothing
-            raw = self.raw_line(idle)
-        return self.understand(raw)
+        while True:
+            stop = self.buffer.find(b"\n", self.start, self.end)
+            if stop < 0:
+                stop = self.gather(idle)
+            raw = bytes(self.view[self.start:stop])
+            self.start = stop + 1
+            if len(raw) >= MAX_LINE:
+                raise Broken("line-too-long")
+            if raw and raw != b"\r":  # an empty line means nothing
+                return self.understand(raw[:-1] if raw[-1] == 13 else raw)
 
-    def raw_line(self, idle: bool) -> bytes:
-        looked, deadline = 0, None if idle and self.start == self.end else time.monotonic() + self.timeout
-        while (stop := self.buffer.find(b"\n", self.start + looked, self.end)) < 0 and self.end - self.start < MAX_LINE:
+    def gather(self, idle: bool) -> int:
+        """Wait until a line is whole: where it ends."""
+        deadline = None if idle and self.start == self.end else time.monotonic() + self.timeout
+        while (stop := self.buffer.find(b"\n", self.start, self.end)) < 0:
             if self.buffer.startswith(TLS, self.start):
                 raise Broken("this-is-tls")
-            looked = self.end - self.start
-            self.wait(looked, deadline)
+            if self.end - self.start >= MAX_LINE:
+                raise Broken("line-too-long")
+            self.wait(self.end - self.start, deadline)
             deadline = deadline or time.monotonic() + self.timeout
-        if not 0 <= stop - self.start < MAX_LINE:
-            raise Broken("line-too-long")
-        raw = bytes(self.view[self.start:stop])
-        self.start = stop + 1
-        return raw[:-1] if raw.endswith(b"\r") else raw
+        return stop
 
     def wait(self, begun: int, deadline: float | None) -> None:
         try:
@@ -307,7 +312,7 @@ class Wire:
             raise
 
     def understand(self, raw: bytes) -> Line:
-        if HTTP.match(raw):
+        if b"HTTP/" in raw and HTTP.match(raw):
             raise Broken("this-is-http")
         found = parse(raw)
         if found.verb == "data":

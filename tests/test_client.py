@@ -279,7 +279,7 @@ def test_cut_at_every_byte_of_a_short_exchange(server, do, here, box, proxy, ful
     (here if verb == "put" else box).joinpath("x").write_text("new data")
     target = (box if verb == "put" else here) / "x"
     for toward in "server", "client":
-        for count in range(1, 250, 1 if full else 60):
+        for count in range(1, 250, 1 if full else 110):
             target.unlink(missing_ok=True)
             done = do(verb, "x", "--retries", "0", port=proxy(server.port, cut_at=count, toward=toward).port)
             assert not target.exists() or target.read_text() == "new data"
