@@ -330,8 +330,10 @@ def refusal(answer: Line, verb: str, name: str) -> Failure:
     why, hint = WHYS.get(reason, ("the server says so", "the server's log tells more"))
     if "limit" in answer.keys:
         why += f" ({human(answer.number('limit'))})"
-    code = 25 if verb == "put" else 78 if reason == "no-such-file" else 9
-    return Failure(56 if reason == "wrong-digest" else code, f"server refused to {verb} {shown(name)} ({shown(reason)})", why, hint)
+    if "received" in answer.keys:
+        reason += f" after {answer.number('received'):,} bytes"
+    code = 56 if reason.startswith("wrong-digest") else 25 if verb == "put" else 78 if reason == "no-such-file" else 9
+    return Failure(code, f"server refused to {verb} {shown(name)} ({shown(reason)})", why, hint)
 
 
 # --- folders: the same in server.py, client.py (tests/test_twins.py) ---
@@ -657,12 +659,13 @@ class Link(Wire):
         with contextlib.suppress(Lost):
             try:
                 greeting = self.line()
-            except Broken:
-                greeting = Line("?", [], {})
+            except Broken as broken:
+                greeting = Line(str(broken), [], {})
             if greeting.keys.get("reason") == "server-full":
                 raise Failure(7, f"{self.place} has as many clients as it takes", "its --max-clients is reached", "again later")
             if greeting.verb != "sixsockets" or greeting.words[:1] != [PROTOCOL]:
-                raise Failure(56, f"{self.place} is no Six Sockets file server", "it does not begin with its greeting: another program listens there",
+                known = {"http": "it speaks HTTP", "this": "it speaks TLS"}.get(greeting.verb[:4], "it does not begin with the greeting of one")
+                raise Failure(56, f"{self.place} is no Six Sockets file server", f"{known}: another program listens there",
                               "check the port; httpclient.py speaks to web servers")
             return
         raise Failure(52, f"{self.place} said nothing", "it closed or stayed silent where a file server greets", "check the port")
@@ -939,7 +942,8 @@ class Batch:
                 return
         self.progress.clear()
         raise Failure(28 if "silent" in str(lost) else 18, f"connection lost at {reached:,} of {job.size:,} bytes of {shown(job.name)}" if job.size else
-                      "connection lost", str(lost), "the same command again goes on where it was; " + server_command(self.args))
+                      "connection lost", str(lost), "again from the start: standard input cannot be resumed" if job.once else
+                      "the same command again goes on where it was; if nobody is there: " + server_command(self.args))
 
     def summary(self) -> None:
         self.progress.clear()
@@ -1304,6 +1308,7 @@ class Gets(Batch):
             part.keep()
             raise
         except BaseException:
+            job.offset = part.received
             part.drop()
             self.requeue()  # the rest of this body is on its way, and nobody wants it
             self.link = connected(self.args)
@@ -1334,7 +1339,8 @@ class Gets(Batch):
             raise Failure(56, f"{shown(job.name)} arrived changed", "its SHA-256 is not what the server computed: nothing is kept", "again")
 
     def trouble(self, job: Job, error: OSError) -> Failure:
-        return Failure(23, f"cannot write {shown(job.path)} ({error.strerror})", "what was there before is untouched", "room on the disk, or -o DEST")
+        return Failure(23, f"cannot write {shown(job.path)} ({error.strerror}) after {job.offset:,} of {job.size:,} bytes",
+                       "what was there before is untouched", "room on the disk, or -o DEST")
 
 
 class Listing:
@@ -1565,7 +1571,7 @@ def prepare_completion() -> None:
             if readline.get_begidx() == 0:
                 found = [word + " " for word in sorted({*COMMANDS, *WORDS, *ENDS}) if word.startswith(text)]
             else:
-                found = [path + "/" * os.path.isdir(path) for path in sorted(glob.glob(glob.escape(text) + "*"))]
+                found = [shlex.quote(path + "/" * os.path.isdir(path)) for path in sorted(glob.glob(glob.escape(text) + "*"))]
             return found[state] if state < len(found) else None
 
         readline.set_completer_delims(" ")

@@ -74,7 +74,7 @@ client need not know, and the next line is understood. A client that wants no mo
 Reason codes. The connection goes on after: no-such-file exists (with size= mtime_ns=) is-a-folder not-a-folder not-a-file
 (a link or special) not-empty not-permitted not-possible bad-name hidden-name read-only too-large (limit=) too-long (more
 than size= said) incomplete (less) wrong-digest aborted disk-full resume-first busy (another client is writing it) usage
-unknown-verb failed. The server closes after: `err - reason=` bad-line, line-too-long, bad-number, this-is-http, this-is-tls, and
+unknown-verb failed; received=N tells how far a put came. The server closes after: `err - reason=` bad-line, line-too-long, bad-number, this-is-http, this-is-tls, and
 server-full, which comes instead of the greeting. It closes too when a line, once begun, or a body stands still for --timeout
 seconds; between requests a client may be silent for ever. When either side closes inside a put of 1 MiB or more that told size and
 mtime_ns, what was received is kept for seven days for `resume`.
@@ -881,6 +881,8 @@ class Session(Wire):
                 kept, self.server.kept = "kept for seven days", self.server.kept + 1
             self.note(f"put {name}: cut at {part.received} of {'?' if size is None else size} bytes ({lost}); {kept}")
             raise
+        except OSError as error:
+            raise Refused(REASONS.get(error.errno or 0, "failed"), received=part.received) from None
         finally:
             self.server.writers.pop(part.name, None)
             part.drop()
@@ -908,11 +910,12 @@ class Session(Wire):
         if self.ready and (self.ready.name, self.ready.folder.path) == (part.name, folder.path):
             part, self.ready = self.ready, None
         self.release()
-        if part.fd < 0:
-            self.claim(part)
         if request.number("offset") not in (0, part.received):
+            self.server.writers.pop(part.name, None)
             part.keep()
             raise Refused("resume-first")
+        if part.fd < 0:
+            self.claim(part)
         return part
 
     def claim(self, part: Part) -> None:
