@@ -1513,15 +1513,17 @@ def shell(args: argparse.Namespace) -> int:
     if terminal:
         prepare_completion()
         say(f"connected to {place(args)}; help lists the commands")
-    with contextlib.suppress(EOFError):
-        while True:
-            try:
-                words = split(input(PROMPT if terminal else ""))
-                if words and words[0].lower() in ENDS:
-                    break
-                code = (obey(args, words) if words else 0) or code
-            except KeyboardInterrupt:
-                say("")
+    while True:
+        try:
+            words = split(input(PROMPT if terminal else ""))
+            if words and words[0].lower() in ENDS:
+                break
+            failed = obey(args, words) if words else 0
+            code = code or failed
+        except KeyboardInterrupt:
+            say("")
+        except EOFError:
+            break
     if args.link:
         args.link.put(line("bye"))
         args.link.flush()

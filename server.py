@@ -871,11 +871,9 @@ class Session(Wire):
         try:
             part.begin(request.number("offset"))
             end = receive_body(self, part, check, self.tell(name, "received"))
-            self.moved = part.received
             self.verify(part, end, size)
             part.finish(over, self.args.durable)
         except Lost as lost:
-            self.moved = part.received
             kept = "nothing is kept"
             if part.keep():
                 kept, self.server.kept = "kept for seven days", self.server.kept + 1
@@ -884,6 +882,7 @@ class Session(Wire):
         except OSError as error:
             raise Refused(REASONS.get(error.errno or 0, "failed"), received=part.received) from None
         finally:
+            self.moved = part.received
             self.server.writers.pop(part.name, None)
             part.drop()
         self.ok(request, size=part.received, sha256=part.sha.hexdigest(), verified="yes" if "sha256" in end.keys else "no")
@@ -1153,12 +1152,12 @@ def shared(path: str) -> tuple[str, str]:
 
 def serve(args: argparse.Namespace) -> int:
     raise_file_limit()
-    directory, only = shared(args.path or args.directory)
-    args.read_only = args.read_only or bool(only)
     family, target = resolve(args.host, args.port, socket.SOCK_STREAM)[0]
     if not args.open and target[0] != "::1" and not str(target[0]).startswith("127."):
         raise Failure(2, f"{args.host} lets other machines in, and there is no password", "everybody who reaches the port could read and change "
                       "the folder", f"python3 server.py --host {args.host} --open, if that is meant; --read-only with it")
+    directory, only = shared(args.path or args.directory)
+    args.read_only = args.read_only or bool(only)
     sock = socket_class(args)(family, socket.SOCK_STREAM)
     if os.name == "posix":  # or what an earlier server left in TIME_WAIT would keep the port
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
