@@ -645,7 +645,7 @@ class Link(Wire):
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(open_connection(args, args.host, args.port, server_command(args)), args.timeout)
         self.place = place(args)
-        self.pending: deque[tuple[Handler, Job, int]] = deque()
+        self.pending: deque[tuple[Handler, Job, tuple[str, ...], int]] = deque()
         self.unanswered = 0  # bytes of pending requests
         self.arrived: deque[Line] = deque()  # answers that came while something was sent
         self.noted: Callable[[Line], None] = lambda note: None
@@ -678,7 +678,7 @@ class Link(Wire):
 
     def request(self, handler: Handler, job: Job, *words: str, **keys: object) -> None:
         text = line(*words, **keys)
-        self.pending.append((handler, job, len(text)))
+        self.pending.append((handler, job, words, len(text)))
         self.unanswered += len(text)
         self.put(text)
 
@@ -856,8 +856,11 @@ class Batch:
     def settle(self) -> None:
         """The next answer, to whom it belongs. When the connection is lost meanwhile, that job is begun again."""
         answer = self.link.answer()
-        handler, job, cost = entry = self.link.pending.popleft()
+        handler, job, words, cost = entry = self.link.pending.popleft()
         self.link.unanswered -= cost
+        if answer.verb in ("ok", "err") and answer.words != ["-"] and not all(map(str.startswith, words, answer.words)):
+            raise Failure(56, f"the server answered {shown(' '.join(answer.words))} where {shown(' '.join(words))} was asked",
+                          "something on the way changed it, or the server breaks the protocol", "again")
         try:
             self.attempt(handler, job, answer)
         except Lost:
@@ -918,7 +921,7 @@ class Batch:
 
     def requeue(self) -> None:
         """What had no answer yet is begun again, in its order, each once."""
-        again = {id(job): job for _, job, _ in self.link.pending}
+        again = {id(job): job for _, job, _, _ in self.link.pending}
         for job in again.values():
             job.fresh, job.there = False, None
         self.sources.append(iter(again.values()))

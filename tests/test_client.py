@@ -286,6 +286,20 @@ def test_cut_at_every_byte_of_a_short_exchange(server, do, here, box, proxy, ful
             assert done.code in (0, 18, 52, 55, 56) and (done.code or target.exists()), (toward, count, done)
 
 
+@pytest.mark.parametrize("verb", ["put", "get"])
+def test_corrupted_at_any_byte_it_is_whole_or_an_error(server, do, here, box, proxy, full, verb):
+    (here if verb == "put" else box).joinpath("x").write_text("new data")
+    folder = box if verb == "put" else here
+    for toward in "server", "client":
+        for at in range(0, 300, 1 if full else 37):
+            done = do(verb, "x", "--retries", "0", "--timeout", "0.5", port=proxy(server.port, corrupt_at=at, toward=toward).port)
+            whole = (folder / "x").exists() and (folder / "x").read_text() == "new data"
+            assert whole or (done.code and not (folder / "x").exists()), (toward, at, done)
+            for path in folder.iterdir():  # a changed name is stored as it came: told as an error, and its bytes are right
+                assert path.read_text() == "new data" and (path.name == "x" or done.code), (toward, at, done)
+                path.unlink()
+
+
 def test_a_digest_that_is_not_theirs_is_not_kept(do, here, canned):
     body = b"ok stat x type=file size=3 mtime_ns=1\nok get x size=3 mtime_ns=1\ndata 3\nabcend sha256=" + b"0" * 64 + b"\n"
     done = do("get", "x", port=canned(GREETING + body).port)
