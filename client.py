@@ -34,7 +34,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
-import functools
 import hashlib
 import itertools
 import os
@@ -60,7 +59,7 @@ REDRAW = 0.1  # seconds from one picture of the progress bar to the next
 BACK_OFF = 0.5  # seconds until the first new attempt; doubled each time
 ANSWERS = ("ok", "err", "file", "dir", "note", "help")  # how a line that answers something can begin
 MANY = 64  # files of a folder from which one list is quicker than a stat for each
-LISTED = 20000  # lines of a listing that are kept in memory; the rest goes to a nameless file
+LISTED = 12000  # lines of a listing that are kept in memory; the rest goes to a nameless file
 
 
 # --- wire: the same in server.py, client.py (tests/test_twins.py) ---
@@ -298,7 +297,6 @@ WHYS = {
     "usage": ("the server expects other words", "help"),
     "unknown-verb": ("the server does not know that command", "help lists those that it knows"),
 }
-SMALL = 1000  # below this a count of bytes is shown to the byte
 
 
 def human(size: float) -> str:
@@ -317,6 +315,12 @@ def clock(seconds: float) -> str:
 
 def plural(count: int, word: str) -> str:
     return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
+
+
+def same(size: int, mtime_ns: int, other_size: int, other_mtime_ns: int) -> bool:
+    """Whether two files pass for the same. File systems keep times to 1 or 100 ns, 1 µs, 1 s or 2 s: the coarser side's precision decides."""
+    coarsest = max(unit for unit in (1, 100, 1000, 10**9, 2 * 10**9) if mtime_ns % unit == 0 or other_mtime_ns % unit == 0)
+    return size == other_size and mtime_ns // coarsest == other_mtime_ns // coarsest
 
 
 def remote_name(text: str) -> str:
@@ -442,31 +446,6 @@ class Folder:
         os.unlink(source, dir_fd=self.fd)
 
 
-def same(size: int, mtime_ns: int, other_size: int, other_mtime_ns: int) -> bool:
-    """Whether two files pass for the same. File systems keep times to 1 or 100 ns, 1 µs, 1 s or 2 s: the coarser side's precision decides."""
-    coarsest = max(unit for unit in (1, 100, 1000, 10**9, 2 * 10**9) if mtime_ns % unit == 0 or other_mtime_ns % unit == 0)
-    return size == other_size and mtime_ns // coarsest == other_mtime_ns // coarsest
-
-
-def walk(top: Folder, name: str, deep: bool, visible: Callable[[str], bool],
-         failed: Callable[[str, OSError], None]) -> Iterator[tuple[str, Folder, os.DirEntry[str]]]:
-    """What is in a folder called name, and with deep in all below it: full name, folder, entry. Only one folder is open at a time."""
-    waiting: list[list[str]] = [[]]
-    while waiting:
-        above, found = waiting.pop(), []
-        full = "/".join([name] * bool(name) + above)
-        try:
-            folder = functools.reduce(Folder.below, above, top)
-            for entry in filter(lambda entry: visible(entry.name), folder.entries()):
-                yield f"{full}/{entry.name}" if full else entry.name, folder, entry
-                found += [[*above, entry.name]] * (deep and entry.is_dir(follow_symlinks=False))
-        except OSError as error:
-            if not above:
-                raise
-            failed(full, error)
-        waiting += reversed(found)
-
-
 def locked(fd: int) -> bool:
     """Take the lock of a part. Systems without flock do without: there the part's writer alone knows its name."""
     with contextlib.suppress(ImportError):
@@ -482,8 +461,6 @@ def locked(fd: int) -> bool:
 # --- bodies: the same in server.py, client.py (tests/test_twins.py) ---
 CHUNK = 1 << 20  # most bytes that our side announces in one `data`: it can stop only between two
 RESUMABLE = 1 << 20  # bytes from which an interrupted file is worth resuming; a smaller one starts over
-KEPT = 7 * 86400  # seconds that an interrupted file is kept
-TELL = 0.1  # seconds from note to note
 
 
 class Part:

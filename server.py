@@ -110,9 +110,11 @@ GRACE = 2.0  # seconds that Ctrl-C leaves for transfers under way
 LINGER = 1.0  # seconds that a client which is hung up on has for reading why
 MAX_REFUSED = 64  # clients over the limit that are kept that long
 ACCEPT_PAUSE = 0.5  # seconds to the next accept() when the system has no descriptor or memory left
+TELL = 0.1  # seconds from note to note
 STALE = 1.0  # seconds of silence after which the writer of a part gives way to a new one
 BUSY = 2.0  # seconds that a new writer of a part waits for the old one
 MAX_ECHO = 1000  # characters of a name that an error repeats, so that the answer is never too long
+KEPT = 7 * 86400  # seconds that an interrupted upload is kept
 SWEEP = 3600.0  # seconds from one search for parts that nobody came back for to the next
 KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}  # a client that vanished is noticed in two minutes
 
@@ -461,31 +463,6 @@ class Folder:
         os.unlink(source, dir_fd=self.fd)
 
 
-def same(size: int, mtime_ns: int, other_size: int, other_mtime_ns: int) -> bool:
-    """Whether two files pass for the same. File systems keep times to 1 or 100 ns, 1 µs, 1 s or 2 s: the coarser side's precision decides."""
-    coarsest = max(unit for unit in (1, 100, 1000, 10**9, 2 * 10**9) if mtime_ns % unit == 0 or other_mtime_ns % unit == 0)
-    return size == other_size and mtime_ns // coarsest == other_mtime_ns // coarsest
-
-
-def walk(top: Folder, name: str, deep: bool, visible: Callable[[str], bool],
-         failed: Callable[[str, OSError], None]) -> Iterator[tuple[str, Folder, os.DirEntry[str]]]:
-    """What is in a folder called name, and with deep in all below it: full name, folder, entry. Only one folder is open at a time."""
-    waiting: list[list[str]] = [[]]
-    while waiting:
-        above, found = waiting.pop(), []
-        full = "/".join([name] * bool(name) + above)
-        try:
-            folder = functools.reduce(Folder.below, above, top)
-            for entry in filter(lambda entry: visible(entry.name), folder.entries()):
-                yield f"{full}/{entry.name}" if full else entry.name, folder, entry
-                found += [[*above, entry.name]] * (deep and entry.is_dir(follow_symlinks=False))
-        except OSError as error:
-            if not above:
-                raise
-            failed(full, error)
-        waiting += reversed(found)
-
-
 def locked(fd: int) -> bool:
     """Take the lock of a part. Systems without flock do without: there the part's writer alone knows its name."""
     with contextlib.suppress(ImportError):
@@ -501,8 +478,6 @@ def locked(fd: int) -> bool:
 # --- bodies: the same in server.py, client.py (tests/test_twins.py) ---
 CHUNK = 1 << 20  # most bytes that our side announces in one `data`: it can stop only between two
 RESUMABLE = 1 << 20  # bytes from which an interrupted file is worth resuming; a smaller one starts over
-KEPT = 7 * 86400  # seconds that an interrupted file is kept
-TELL = 0.1  # seconds from note to note
 
 
 class Part:
@@ -641,6 +616,25 @@ def receive_body(wire: Wire, sink: Part, check: Callable[[int], None], tell: Cal
 
 
 # --- one client: a line comes, a command answers ---
+def walk(top: Folder, name: str, deep: bool, visible: Callable[[str], bool],
+         failed: Callable[[str, OSError], None]) -> Iterator[tuple[str, Folder, os.DirEntry[str]]]:
+    """What is in a folder called name, and with deep in all below it: full name, folder, entry. Only one folder is open at a time."""
+    waiting: list[list[str]] = [[]]
+    while waiting:
+        above, found = waiting.pop(), []
+        full = "/".join([name] * bool(name) + above)
+        try:
+            folder = functools.reduce(Folder.below, above, top)
+            for entry in filter(lambda entry: visible(entry.name), folder.entries()):
+                yield f"{full}/{entry.name}" if full else entry.name, folder, entry
+                found += [[*above, entry.name]] * (deep and entry.is_dir(follow_symlinks=False))
+        except OSError as error:
+            if not above:
+                raise
+            failed(full, error)
+        waiting += reversed(found)
+
+
 class Session(Wire):
     """A client's connection, and the thread that owns it."""
 

@@ -720,15 +720,6 @@ def test_quote_and_parse_agree(name):
     assert out.isascii() == (script.quote(name).isascii()) and script.parse(out[:-1]) == ("get", [name], {"key": name})
 
 
-@pytest.mark.parametrize(("one", "other", "alike"), [
-    (1700000000123456789, 1700000000123456789, True), (1700000000123456789, 1700000000123456700, True), (1700000000123456789, 1700000000000000000, True),
-    (1700000000123456789, 1700000000123456788, False), (1700000001123456789, 1700000000000000000, True), (1700000002123456789, 1700000000000000000, False),
-    (1700000000123456789, 1700000000123450000, False), (1700000000000000000, 1700000001000000000, True),
-])
-def test_times_are_compared_at_the_coarser_precision(one, other, alike):
-    assert script.same(5, one, 5, other) is alike and not script.same(5, one, 6, other)
-
-
 def test_amounts():
     assert [script.amount(text) for text in ("0", "5", "2k", "3M", "1G", "1t")] == [0, 5, 2048, 3 << 20, 1 << 30, 1 << 40]
 
