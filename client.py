@@ -280,6 +280,7 @@ class Wire:
 # --- pure functions: values in, values out ---
 WHYS = {
     "no-such-file": ("the server has nothing of that name", "list shows what there is"),
+    "no-such-folder": ("a folder in that path is missing there", "mkdir makes it; put --into FOLDER does too"),
     "exists": ("there is already something of that name", "--force replaces a file"),
     "is-a-folder": ("that name is a folder", "another name, or a name in the folder"),
     "not-a-folder": ("a part of that path is a file or a link", "list shows what there is"),
@@ -336,7 +337,7 @@ def refusal(answer: Line, verb: str, name: str) -> Failure:
         why += f" ({human(answer.number('limit'))})"
     if "received" in answer.keys:
         reason += f" after {answer.number('received'):,} bytes"
-    code = 56 if reason.startswith("wrong-digest") else 25 if verb == "put" else 78 if reason == "no-such-file" else 9
+    code = 56 if reason.startswith("wrong-digest") else 25 if verb == "put" else 78 if reason in ("no-such-file", "no-such-folder") else 9
     return Failure(code, f"server refused to {verb} {shown(name)} ({shown(reason)})", why, hint)
 
 

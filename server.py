@@ -71,7 +71,7 @@ sent). A body without its `end` is never a file. Another verb inside a body ends
 Outside a body `data` is read and dropped, `end` and `abort` mean nothing: a put may be refused before or inside its body, the
 client need not know, and the next line is understood. A client that wants no more of a body from the server closes.
 
-Reason codes. The connection goes on after: no-such-file exists (with size= mtime_ns=) is-a-folder not-a-folder not-a-file
+Reason codes. The connection goes on after: no-such-file no-such-folder (one above it is missing) exists (with size= mtime_ns=) is-a-folder not-a-folder not-a-file
 (a link or special) not-empty not-permitted not-possible bad-name hidden-name read-only too-large (limit=) too-long (more
 than size= said) incomplete (less) wrong-digest aborted disk-full resume-first busy (another client is writing it) usage
 unknown-verb failed; received=N tells how far a put came. The server closes after: `err - reason=` bad-line, line-too-long, bad-number, this-is-http, this-is-tls, and
@@ -686,7 +686,7 @@ class Session(Wire):
             result = self.refuse(refusal, verb, names)
         except OSError as error:
             result = self.refuse(Refused(REASONS.get(error.errno or 0, "failed")), verb, names)
-        if verb not in UNLOGGED or result not in ("ok", "no-such-file"):
+        if verb not in UNLOGGED or result not in ("ok", "no-such-file", "no-such-folder"):
             what = " ".join([verb, *names])
             self.note(f"{what[:300]}: {self.moved} bytes, {time.monotonic() - self.began:.3f} s, {result}")
 
@@ -751,10 +751,10 @@ class Session(Wire):
             raise Refused("no-such-file")
         name = "/".join(parts)
         if name != self.near[0]:
-            found = self.root
-            for part in parts:
-                found = found.below(part, make)
-            self.near = name, found
+            try:
+                self.near = name, functools.reduce(lambda found, part: found.below(part, make), parts, self.root)
+            except FileNotFoundError:
+                raise Refused("no-such-folder") from None
         return self.near[1]
 
     def find(self, name: str, make: bool = False) -> tuple[Folder, str]:
@@ -1102,10 +1102,10 @@ class Server:
             os.write(self.journal, "".join(f"{now}{text}\n" for text in lines).encode())
 
     def sweep(self) -> None:
-        """Remove the parts that nobody came back for."""
+        """Remove the parts that nobody came back for. Their ctime tells: mtime is the source's, just before a part gets its name."""
         with contextlib.suppress(OSError):
             for full, folder, entry in walk(Folder(self.directory), "", True, lambda name: True, lambda full, error: None):
-                if PART.fullmatch(entry.name) and time.time() - entry.stat(follow_symlinks=False).st_mtime > KEPT:
+                if PART.fullmatch(entry.name) and time.time() - entry.stat(follow_symlinks=False).st_ctime > KEPT:
                     folder.remove(entry.name)
                     self.log([f"removed {shown(full)}: nobody resumed it in {KEPT // 86400} days"])
 

@@ -160,7 +160,12 @@ def test_folders(start, box):
     told = re.sub(r" mtime_ns=\d+", "", said).splitlines()
     assert told == ["ok mkdir a/b", "err mkdir a/b reason=exists", "dir a", "dir a/b", "ok list count=2", "err delete a reason=not-empty",
                     "ok rename a/b c", "err rename c c/d reason=not-possible", "ok delete a", "dir c", "ok list count=1", "ok delete c", "ok list count=0",
-                    "err list nope reason=no-such-file"]
+                    "err list nope reason=no-such-folder"]
+
+
+def test_a_missing_folder_is_told_from_a_missing_file(start, box):
+    said = talk(start(), put("no/x", b"x") + b"get no/x\nget x\nrename x y\nrename no/x y\nstat no/x\n").decode()
+    assert [answer.split("no-such-")[1] for answer in said.splitlines()] == ["folder", "folder", "file", "file", "folder", "folder"]
 
 
 def test_rename_replaces_only_when_told(start, box):
@@ -586,17 +591,23 @@ def test_two_uploads_of_one_name_at_once_do_not_both_win(start, box):
     assert (box / "x").read_text() == "first" and names(box) == ["x"]
 
 
-def test_old_parts_are_swept_and_young_ones_kept(start, box):
+@pytest.mark.parametrize(("days", "left"), [(6, 2), (8, 0)])
+def test_old_parts_are_swept_and_young_ones_kept(box, tmp_path, days, left):
+    """What counts is when a part was last written, not the time of its source, which it gets before its name."""
+    from conftest import Server
     (box / "sub").mkdir()
     for folder in box, box / "sub":
-        for digit, age in ("a", 8 * 86400), ("b", 86400):
-            path = folder / f".six-{digit * 32}.part"
-            path.touch()
-            os.utime(path, (path.stat().st_mtime - age,) * 2)
-    server = start()
-    until(lambda: len(parts(box)) + len(parts(box / "sub")) == 2, "the sweep")
-    assert parts(box) == [f".six-{'b' * 32}.part"] == parts(box / "sub")
-    assert "nobody resumed it in 7 days" in server.stop()
+        (folder / f".six-{'a' * 32}.part").touch()
+        os.utime(folder / f".six-{'a' * 32}.part", (0, 0))
+    runner = tmp_path / "run.py"
+    runner.write_text(f"import runpy, sys, time\nnow = time.time\ntime.time = lambda: now() + {days} * 86400\n"
+                      f"runpy.run_path({str(ROOT / 'server.py')!r}, run_name='__main__')")
+    server = Server(str(runner), box)
+    if not left:
+        server.wait_for("removed sub/.*: nobody resumed it in 7 days")
+    assert talk(server, b"list deep=yes\n").startswith(b"dir sub")
+    assert len(parts(box) + parts(box / "sub")) == left
+    server.stop()
 
 
 def test_get_resumes_only_what_is_the_beginning_of_the_file(start, box):
