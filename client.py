@@ -474,6 +474,9 @@ class Part:
         token = hashlib.sha256(os.fsencode(f"{leaf}/{size}/{mtime_ns}")).hexdigest()[:32] if self.keyed else os.urandom(16).hex()
         self.name = f".six-{token}.part"
 
+    def place(self) -> str:
+        return os.path.join(self.folder.path, self.name)
+
     def claim(self) -> bool:
         """Open it, new or as an earlier attempt left it. False: somebody else is writing it."""
         mode = 0o777 if self.executable else 0o666  # less the umask
@@ -603,7 +606,8 @@ def receive_body(wire: Wire, sink: Part, check: Callable[[int], None], tell: Cal
 class Job:
     """A file or folder on its way: what it is called there and here, and what is known of it."""
 
-    __slots__ = ("below", "executable", "failed", "fresh", "leaf", "mtime_ns", "name", "offset", "once", "part", "path", "sha256", "size", "status", "there")
+    __slots__ = ("below", "executable", "failed", "fresh", "mtime_ns", "name", "offset", "once", "part", "path", "sha256", "size",
+                 "status", "there")
 
     def __init__(self, name: str, path: str = "", status: os.stat_result | None = None) -> None:
         self.name, self.path, self.status = name, path, status
@@ -672,8 +676,8 @@ class Link(Wire):
             pass
         found = self.arrived.pop()
         if found.verb not in ANSWERS:
-            raise Failure(56, f"{self.place} answered {shown(found.verb)!r}, which belongs to nothing that was asked", "it breaks the protocol, or is no "
-                          "server.py", "ss -ltnp shows which program has the port")
+            raise Failure(56, f"{self.place} answered {shown(found.verb)!r}, which belongs to nothing that was asked",
+                          "it breaks the protocol, or is no server.py", "ss -ltnp shows which program has the port")
         return found
 
     def listen(self) -> bool:
@@ -851,7 +855,8 @@ class Batch:
         except Failure as failure:
             self.fail(job, failure)
         except Broken as broken:
-            raise Failure(56, f"{self.link.place} broke the protocol ({broken})", "it sent what no file server sends", "server.py --trace shows it") from None
+            raise Failure(56, f"{self.link.place} broke the protocol ({broken})", "it sent what no file server sends",
+                          "server.py --trace shows it") from None
         except OSError as error:
             self.fail(job, self.trouble(job, error))
 
@@ -922,8 +927,8 @@ class Batch:
                 self.link.noted = self.noted
                 return
         self.progress.clear()
-        raise Failure(28 if "silent" in str(lost) else 18, f"connection lost at {reached:,} of {job.size:,} bytes of {shown(job.name)}" if job.size else
-                      "connection lost", str(lost), "again from the start: standard input cannot be resumed" if job.once else
+        where = f" at {reached:,} of {job.size:,} bytes of {shown(job.name)}" if job.size else ""
+        raise Failure(28 if "silent" in str(lost) else 18, f"connection lost{where}", str(lost), "again from the start: standard input cannot be resumed" if job.once else
                       "the same command again goes on where it was; if nobody is there: " + server_command(self.args))
 
     def summary(self) -> None:
@@ -1065,7 +1070,8 @@ class Puts(Batch):
         if answer.verb != "ok":
             raise refusal(answer, "put", job.name)
         if answer.keys.get("sha256") != job.sha256 or answer.keys.get("verified") != "yes":
-            raise Failure(56, f"the server stored something else as {shown(job.name)}", "its digest is not that of what was sent", "again, with --force")
+            raise Failure(56, f"the server stored something else as {shown(job.name)}", "its digest is not that of what was sent",
+                          "again, with --force")
         self.done(job, job.size, job.sha256)
 
     def send_input(self, job: Job) -> None:
@@ -1117,7 +1123,8 @@ class Stream(Part):
 
     def begin(self, offset: int) -> None:
         if offset != self.received:
-            raise Failure(36, "cannot go on with standard output", "the file on the server has changed, and its beginning is already written", "again")
+            raise Failure(36, "cannot go on with standard output",
+                          "the file on the server has changed, and its beginning is already written", "again")
 
     def finish(self, over: bool, durable: bool = False) -> None:
         pass
@@ -1201,7 +1208,8 @@ class Gets(Batch):
         for entry in found:
             job = Job(entry.words[0] if entry.words else "")
             if not job.name.startswith(above.name + "/"):
-                self.fail(job, Failure(56, f"the server listed {shown(job.name)}, which is not in {shown(above.name)}", "it breaks the protocol", "another server"))
+                self.fail(job, Failure(56, f"the server listed {shown(job.name)}, which is not in {shown(above.name)}",
+                                       "it breaks the protocol", "another server"))
                 continue
             job.path, job.below = above.path + job.name[len(above.name):], True
             if entry.verb == "note" and entry.keys["reason"] == "not-a-file":
@@ -1224,7 +1232,8 @@ class Gets(Batch):
         try:
             *above, leaf = components(path)
         except Refused:
-            raise Failure(56, f"the server names a file {shown(path)}", "that would lead outside of the folder that it is for", "another server") from None
+            raise Failure(56, f"the server names a file {shown(path)}", "that would lead outside of the folder that it is for",
+                          "another server") from None
         key = "/".join(above)
         if self.near[0] != key:
             found = self.top
@@ -1305,7 +1314,8 @@ class Gets(Batch):
 
         def check(announced: int) -> None:
             if announced > size:
-                raise Failure(56, f"the server sends more of {shown(job.name)} than the {size:,} bytes that it said", "it breaks the protocol", "again")
+                raise Failure(56, f"the server sends more of {shown(job.name)} than the {size:,} bytes that it said",
+                              "it breaks the protocol", "again")
 
         end = receive_body(self.link, part, check, self.progress.at)
         self.verify(job, part, end, size)
@@ -1313,7 +1323,8 @@ class Gets(Batch):
 
     def verify(self, job: Job, part: Part, end: Line, size: int) -> None:
         if end.verb == "abort":
-            raise Failure(18, f"{shown(job.name)} changed while the server sent it", "what came of it is not kept", "again, when nothing writes to it")
+            raise Failure(18, f"{shown(job.name)} changed while the server sent it", "what came of it is not kept",
+                          "again, when nothing writes to it")
         if part.received != size:
             raise Failure(18, f"{part.received:,} of {size:,} bytes of {shown(job.name)} came", "the server ended before", "again")
         if end.keys.get("sha256") != part.sha.hexdigest():
@@ -1823,7 +1834,8 @@ def carry_out(args: argparse.Namespace) -> int:
     except Failure as failure:
         problem = failure
     except Lost as lost:
-        problem = Failure(28 if "silent" in str(lost) else 56, f"connection to {place(args)} lost", str(lost), f"again; if nobody is there: {server_command(args)}")
+        problem = Failure(28 if "silent" in str(lost) else 56, f"connection to {place(args)} lost", str(lost),
+                          f"again; if nobody is there: {server_command(args)}")
     except Broken as broken:
         problem = Failure(56, f"{place(args)} broke the protocol ({broken})", "it sent what no file server sends", "server.py --trace shows it")
     except BrokenPipeError:

@@ -71,13 +71,14 @@ sent). A body without its `end` is never a file. Another verb inside a body ends
 Outside a body `data` is read and dropped, `end` and `abort` mean nothing: a put may be refused before or inside its body, the
 client need not know, and the next line is understood. A client that wants no more of a body from the server closes.
 
-Reason codes. The connection goes on after: no-such-file no-such-folder (one above it is missing) exists (with size= mtime_ns=) is-a-folder not-a-folder not-a-file
-(a link or special) not-empty not-permitted not-possible bad-name hidden-name read-only too-large (limit=) too-long (more
-than size= said) incomplete (less) wrong-digest aborted disk-full resume-first busy (another client is writing it) usage
-unknown-verb failed; received=N tells how far a put came. The server closes after: `err - reason=` bad-line, line-too-long, bad-number, this-is-http, this-is-tls, and
-server-full, which comes instead of the greeting. It closes too when a line, once begun, or a body stands still for --timeout
-seconds; between requests a client may be silent for ever. When either side closes inside a put of 1 MiB or more that told size and
-mtime_ns, what was received is kept for seven days for `resume`.
+Reason codes. The connection goes on after: no-such-file no-such-folder (one above it is missing) exists (with size= mtime_ns=)
+is-a-folder not-a-folder not-a-file (a link or special) not-empty not-permitted not-possible bad-name hidden-name read-only
+too-large (limit=) too-long (more than size= said) incomplete (less) wrong-digest aborted disk-full resume-first busy (another
+client is writing it) usage unknown-verb failed; received=N tells how far a put came. The server closes after `err - reason=`
+bad-line, line-too-long, bad-number, this-is-http, this-is-tls, and server-full, which comes instead of the greeting. It closes
+too when a line, once begun, or a body stands still for --timeout seconds; between requests a client may be silent for ever.
+When either side closes inside a put of 1 MiB or more that told size and mtime_ns, what was received is kept for seven days
+for `resume`.
 
 Limits: nobody is asked for a password and nothing is encrypted, so an address that is not loopback needs --open. A file is
 written under a hidden name and renamed when its length and digest are right: readers see the old file or the new one, whole.
@@ -490,6 +491,9 @@ class Part:
         token = hashlib.sha256(os.fsencode(f"{leaf}/{size}/{mtime_ns}")).hexdigest()[:32] if self.keyed else os.urandom(16).hex()
         self.name = f".six-{token}.part"
 
+    def place(self) -> str:
+        return os.path.join(self.folder.path, self.name)
+
     def claim(self) -> bool:
         """Open it, new or as an earlier attempt left it. False: somebody else is writing it."""
         mode = 0o777 if self.executable else 0o666  # less the umask
@@ -667,7 +671,7 @@ class Session(Wire):
         except Lost as lost:
             self.note(f"connection lost: {lost}")
         except Broken as broken:
-            self.put(line("err", "-", reason=broken))
+            self.out.append(line("err", "-", reason=broken))  # hang_up() sends it
             self.note(f"hung up on: {broken}")
         finally:
             self.release()
@@ -877,7 +881,7 @@ class Session(Wire):
             raise Refused(REASONS.get(error.errno or 0, "failed"), received=part.received) from None
         finally:
             self.moved = part.received
-            self.server.writers.pop(part.name, None)
+            self.server.writers.pop(part.place(), None)
             part.drop()
         self.ok(request, size=part.received, sha256=part.sha.hexdigest(), verified="yes" if "sha256" in end.keys else "no")
 
@@ -900,11 +904,11 @@ class Session(Wire):
         """Where the body goes: what `resume` has checked, or a new part."""
         mtime_ns = request.number("mtime_ns") if "mtime_ns" in request.keys else None
         part = Part(folder, leaf, size, mtime_ns, request.keys.get("exec") == "yes")
-        if self.ready and (self.ready.name, self.ready.folder.path) == (part.name, folder.path):
+        if self.ready and self.ready.place() == part.place():
             part, self.ready = self.ready, None
         self.release()
         if request.number("offset") not in (0, part.received):
-            self.server.writers.pop(part.name, None)
+            self.server.writers.pop(part.place(), None)
             part.keep()
             raise Refused("resume-first")
         if part.fd < 0:
@@ -915,14 +919,14 @@ class Session(Wire):
         """Be the one who writes a part. Who wrote it before and is silent has lost its link, and is ended."""
         deadline = time.monotonic() + BUSY
         while not part.claim():
-            other = self.server.writers.get(part.name)
+            other = self.server.writers.get(part.place())
             if other and time.monotonic() - other.heard > STALE:
                 other.cut()
             if time.monotonic() > deadline:
                 raise Refused("busy")
             time.sleep(TELL / 2)
         if part.keyed:
-            self.server.writers[part.name] = self
+            self.server.writers[part.place()] = self
 
     def verify(self, part: Part, end: Line, size: int | None) -> None:
         if end.verb == "abort":
@@ -948,7 +952,7 @@ class Session(Wire):
     def release(self) -> None:
         """Nobody sends what `resume` has checked: leave the part as it is."""
         if self.ready:
-            self.server.writers.pop(self.ready.name, None)
+            self.server.writers.pop(self.ready.place(), None)
             self.ready.keep()
             self.ready = None
 
@@ -1022,7 +1026,7 @@ class Server:
         self.args, self.sock, self.directory, self.only = args, sock, directory, only
         self.stop = Stop()
         self.sessions: set[Session] = set()
-        self.writers: dict[str, Session] = {}  # by the name of the part that they write
+        self.writers: dict[str, Session] = {}  # by the place of the part that they write
         self.refused: list[socket.socket] = []
         self.kept = 0  # parts of interrupted uploads
         self.lock = threading.Lock()
