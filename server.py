@@ -1406,7 +1406,7 @@ def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
     """Each address of a host: the family for socket(), and what connect() and bind() take."""
     with contextlib.suppress(socket.gaierror, UnicodeError):  # UnicodeError: an empty label, or one over 63 characters
         return [(family, target) for family, _, _, _, target in socket.getaddrinfo(host, port, type=kind)]
-    raise Failure(6, f'cannot find host "{host}"', "it is neither an address nor a name that this machine can look up",
+    raise Failure(6, f'cannot find host "{ascii(host)[1:-1]}"', "it is neither an address nor a name that this machine can look up",
                   "check the spelling, or use the address")
 
 
@@ -1433,7 +1433,12 @@ class Parser(argparse.ArgumentParser):
 def announce(sock: socket.socket, args: argparse.Namespace) -> None:
     """Where the server listens: for programs on stdout; for people on stderr, with the command that reaches it."""
     host, port = sock.getsockname()[:2]
-    print(f"listening on {address((host, port))}", flush=True)
+    try:
+        print(f"listening on {address((host, port))}", flush=True)
+    except OSError as error:
+        sock.close()
+        raise Failure(23, f"cannot write standard output ({error.strerror})", "what reads it has ended, or its disk is full",
+                      "python3 server.py > FILE") from None
     for host in reachable_at(sock):
         say(f"from another machine:  {CLIENT} --host {host} --port {port} list")
     if reachable_at(sock):
