@@ -1150,7 +1150,7 @@ class Gets(Batch):
     def destination(self, output: str | None) -> tuple[Folder | None, tuple[str, Folder | None]]:
         """DEST: a folder, a name, - for standard output, or a device or FIFO."""
         if output == "-" or (output and os.path.exists(output) and not os.path.isfile(output) and not os.path.isdir(output)):
-            self.stream = 1 if output == "-" else os.open(output, os.O_WRONLY)
+            self.stream = product() if output == "-" else os.open(output, os.O_WRONLY)
             return None, ("", None)
         folder = output or "."
         if output and not output.endswith("/") and not os.path.isdir(output):
@@ -1362,9 +1362,20 @@ class Listing:
 # --- the commands ---
 def tell(text: str) -> None:
     """A line of the product: names as they are to a pipe, harmless to a terminal."""
-    raw = shown(text).encode() if os.isatty(1) else os.fsencode(text)
-    sys.stdout.flush()
-    sys.stdout.buffer.write(raw + b"\n")
+    view = memoryview((shown(text).encode() if os.isatty(1) else os.fsencode(text)) + b"\n")
+    try:
+        while view:
+            view = view[os.write(product(), view):]
+    except OSError as error:
+        raise Failure(23, f"cannot write standard output ({error.strerror})", "what reads it has ended, or its disk is full",
+                      "the same without | or >") from None
+
+
+def product() -> int:
+    """Standard output. Where it was closed before the start, the connection may have its number."""
+    if sys.stdout is None:
+        raise Failure(23, "cannot write standard output (it is closed)", "whoever started this closed it", "the same without >&-")
+    return 1
 
 
 def tell_json(facts: dict[str, Any]) -> None:
@@ -1507,7 +1518,7 @@ def shell(args: argparse.Namespace) -> int:
         say(f"connected to {place(args)}; help lists the commands")
     while True:
         try:
-            words = split(input(PROMPT if terminal else ""))
+            words = split(input(PROMPT) if terminal else next_line())
             if words and words[0].lower() in ENDS:
                 break
             failed = obey(args, words) if words else 0
@@ -1522,6 +1533,14 @@ def shell(args: argparse.Namespace) -> int:
     return 0 if terminal else code
 
 
+def next_line() -> str:
+    """input() writes to standard output even where there is no prompt."""
+    text = sys.stdin.readline()
+    if not text:
+        raise EOFError
+    return text
+
+
 def split(text: str) -> list[str]:
     try:
         return shlex.split(text)
@@ -1534,7 +1553,8 @@ def obey(args: argparse.Namespace, words: list[str]) -> int:
     """One line of the shell: the same words as on the command line, and those of the labs."""
     verb = WORDS.get(words[0].lower(), words[0].lower())
     if verb == "help":
-        print(SHELL_HELP, flush=True)
+        for text in SHELL_HELP.splitlines():
+            tell(text)
         return 0
     if verb not in COMMANDS:
         say(str(Failure(2, f"unknown command {shown(words[0])}", "the shell has no such word", "help")))
@@ -1838,8 +1858,6 @@ def carry_out(args: argparse.Namespace) -> int:
                           f"again; if nobody is there: {server_command(args)}")
     except Broken as broken:
         problem = Failure(56, f"{place(args)} broke the protocol ({broken})", "it sent what no file server sends", "server.py --trace shows it")
-    except BrokenPipeError:
-        problem = Failure(23, "cannot write standard output", "what reads it has ended", "the same without the pipe")
     except KeyboardInterrupt:
         hang_up(args)
         say("\nstopped")

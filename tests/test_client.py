@@ -185,6 +185,15 @@ def test_quiet_says_nothing(do, here):
     assert (done.code, done.out, done.err) == (0, b"", "")
 
 
+def test_an_output_that_takes_nothing_is_told(server, box, here):
+    (box / "x").write_text("x")
+    for words in ("list",), ("list", "--json"), ("help",), ("stat", "x"), ("get", "x", "-o", "-"), ():
+        for redirect in (">/dev/full", ">&-"):
+            done = subprocess.run(["sh", "-c", f'exec "$@" {redirect}', "sh", sys.executable, ROOT / "client.py", "--port", str(server.port), *words],
+                                  cwd=here, input=b"list\n", stderr=subprocess.PIPE, check=False)
+            assert done.returncode == 23 and b"Traceback" not in done.stderr, (words, redirect, done.stderr)
+
+
 # --- interruptions ---
 def grown(folder, count):
     return lambda: any(path.stat().st_size >= count for path in Path(folder).glob(".six-*"))
