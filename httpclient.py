@@ -31,6 +31,7 @@ import codecs
 import contextlib
 import email.utils
 import errno
+import functools
 import getpass
 import hashlib
 import html
@@ -307,6 +308,9 @@ def json_entries(text: str, url: URL) -> list[Entry]:
 
 def json_entry(item: dict[str, Any]) -> Entry | None:
     name, size, mtime = item.get("name"), item.get("size"), item.get("mtime", item.get("mod_time"))
+    link = item.get("href", item.get("url"))
+    if isinstance(link, str):  # exact even where the name is no text
+        name = os.fsdecode(unquote_to_bytes(link.removeprefix("./")))
     if not isinstance(name, str):
         return None
     folder = item.get("is_dir") is True or item.get("type") in ("directory", "folder", "dir") or name.endswith("/")
@@ -358,7 +362,7 @@ class Wire:
         self.buffer = memoryview(bytearray(BUFFER))
         self.start = self.end = 0
         self.problem = "the server closed it"  # why nothing more comes, once fill() is 0
-        self.continued = False  # 100 Continue has come
+        self.heard = self.continued = False  # since the last request: a head has come, 100 Continue has come
         self.resource = ""  # where an upload can be resumed, from 104 Upload Resumption Supported
 
     def fill(self) -> int:
@@ -393,6 +397,8 @@ class Wire:
                 raise broken(self.peer, f"no end of a head or line within {limit} bytes")
             if not self.fill():
                 raise self.lost()
+        if found.end() - self.start > limit:
+            raise broken(self.peer, f"a head or line of over {limit} bytes")
         data = bytes(self.buffer[self.start:found.end()])
         self.start = found.end()
         return data
@@ -419,7 +425,7 @@ class Wire:
         except ValueError as error:
             raise broken(self.peer, str(error)) from None
         narrate(self.args, "<", head.text)
-        self.continued = self.continued or head.status == 100
+        self.heard, self.continued = True, self.continued or head.status == 100
         self.resource = head.get("location") if head.status == 104 else self.resource
         return head
 
@@ -531,14 +537,20 @@ class Reply:
         self.keep = self.keep and "content-length" not in self.head.fields  # both: somebody may be smuggling
         while size := self.chunk_size():
             yield from self.sized(size)
-            if self.wire.until(LINE_END, MAX_LINE) not in (b"\r\n", b"\n"):
+            if self.line(MAX_LINE) not in (b"\r\n", b"\n"):
                 raise broken(self.wire.peer, "a chunk that is longer than it says")
         limit = MAX_HEAD
-        while (line := self.wire.until(LINE_END, limit)) not in (b"\r\n", b"\n"):  # trailers
+        while (line := self.line(limit)) not in (b"\r\n", b"\n"):  # trailers
             limit -= len(line)
 
+    def line(self, limit: int) -> bytes:
+        try:
+            return self.wire.until(LINE_END, limit)
+        except Transient:
+            raise self.cut(None) from None
+
     def chunk_size(self) -> int:
-        found = CHUNK_LINE.fullmatch(self.wire.until(LINE_END, MAX_LINE))
+        found = CHUNK_LINE.fullmatch(self.line(MAX_LINE))
         if not found:
             raise broken(self.wire.peer, "a chunk whose size is no hexadecimal number")
         return int(found[1], 16)
@@ -718,7 +730,7 @@ class Client:
             try:
                 return self.converse(wire, request, method, url, body)
             except Transient as failure:
-                if failure.code not in (52, 55):
+                if failure.code not in (52, 55) or wire.heard:
                     raise
         return self.converse(self.dial(url), request, method, url, body)
 
@@ -735,7 +747,7 @@ class Client:
     def converse(self, wire: Wire, request: bytes, method: str, url: URL, body: Body | None) -> Reply:
         narrate(self.args, ">", request.decode("utf-8", "surrogateescape"))
         try:
-            wire.continued = False
+            wire.heard = wire.continued = False
             wire.send(request)
             early = None
             if body is not None:
@@ -792,6 +804,10 @@ class Client:
         if not 200 <= head.status < 300:
             raise Failure(56, f"the proxy {proxy.authority} does not connect to {goal}: {head.status} {shown(head.reason)}",
                           "it allows other ports only, cannot reach the server, or asks for a password", "--proxy http://USER:PASSWORD@HOST:PORT")
+
+    def close(self) -> None:
+        for wire in self.idle.values():
+            wire.close()
 
     def pipeline(self, method: str, urls: Iterable[URL], fields: Fields) -> Iterator[tuple[URL, Reply]]:
         """Ask for many things of one server without waiting in between; the responses come in the same order.
@@ -1322,9 +1338,9 @@ def side_by_side(download: Download, part: Part) -> bool:
 
     def work() -> None:
         try:
-            client = Client(part.args)
-            while not problems and (span := part.next_span(spans)):
-                persist(part.args, lambda: fetch_span(client, download, part, span, problems), lambda: span[0])
+            with contextlib.closing(Client(part.args)) as client:
+                while not problems and (span := part.next_span(spans)):
+                    persist(part.args, functools.partial(fetch_span, client, download, part, span, problems), lambda: span[0])
         except Failure as problem:
             problems.append(problem)
         news.set()
@@ -1433,8 +1449,8 @@ def unwritable(path: str, error: OSError, offset: int) -> Failure:
                    "make room or choose another folder with -o, then the same again")
 
 
-def get(args: argparse.Namespace) -> int:
-    client, folder, name = Client(args), args.output or "", ""
+def get(client: Client) -> int:
+    args, folder, name = client.args, client.args.output or "", ""
     if folder == "-" or folder and not os.path.isdir(folder) and not folder.endswith("/"):
         folder, name = os.path.split(folder)
     if len(args.urls) > 1 and name not in ("", "-"):
@@ -1453,9 +1469,10 @@ def tell(args: argparse.Namespace, download: Download) -> None:
 
 
 # --- sending: put, post, delete, mkdir, move ---
-def put(args: argparse.Namespace) -> int:
-    *paths, last = args.paths
-    client, url = Client(args), target(last, args)
+def put(client: Client) -> int:
+    args = client.args
+    *paths, last = list[str](args.paths)
+    url = target(last, args)
     if not url.path.endswith("/") and len(paths) > 1:
         raise Failure(2, f"{len(paths)} files cannot all become {shown(str(url))}", "nothing was sent", f"{shown(str(url))}/ is a folder")
     if "-" in paths and url.path.endswith("/"):
@@ -1530,7 +1547,8 @@ class Upload:
             check(reply)
 
 
-def post(args: argparse.Namespace) -> int:
+def post(client: Client) -> int:
+    args = client.args
     url, fields, body = target(args.url, args), {}, Body(b"")
     if args.form:
         boundary = os.urandom(16).hex()
@@ -1543,7 +1561,7 @@ def post(args: argparse.Namespace) -> int:
     if body.length is None or body.length >= EXPECT_FROM:
         fields["Expect"] = "100-continue"
     args.progress.begin(str(url), 0, body.length)
-    with Client(args).ask("POST", url, fields, body) as reply:
+    with client.ask("POST", url, fields, body) as reply:
         check(reply)
         sink = Stream(args.output or "-", args)
         for piece in reply.decoded():
@@ -1572,8 +1590,8 @@ def quoted(name: str) -> str:
     return name.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
 
 
-def delete(args: argparse.Namespace) -> int:
-    client = Client(args)
+def delete(client: Client) -> int:
+    args = client.args
 
     def one(url: URL) -> None:
         persist(args, lambda: simple(client, "DELETE", url, {}))
@@ -1587,24 +1605,27 @@ def simple(client: Client, method: str, url: URL, fields: Fields) -> None:
         check(reply)
 
 
-def mkdir(args: argparse.Namespace) -> int:
+def mkdir(client: Client) -> int:
+    args = client.args
     url = folder_url(target(args.url, args))  # nginx insists on the slash
-    simple(Client(args), "MKCOL", url, {})
+    simple(client, "MKCOL", url, {})
     report(args, url, "made", "", 0, None)
     return 0
 
 
-def move(args: argparse.Namespace) -> int:
+def move(client: Client) -> int:
+    args = client.args
     url = target(args.url, args)
     new = url.join(encoded(args.new, "/?")) if "://" not in args.new else target(args.new, args)
-    simple(Client(args), "MOVE", url, {"Destination": new.full, "Overwrite": "T" if args.force else "F"})
+    simple(client, "MOVE", url, {"Destination": new.full, "Overwrite": "T" if args.force else "F"})
     report(args, url, "moved", str(new), 0, None)
     return 0
 
 
-def head(args: argparse.Namespace) -> int:
+def head(client: Client) -> int:
+    args = client.args
     url = target(args.url, args)
-    with Client(args).ask("HEAD", url) as reply:
+    with client.ask("HEAD", url) as reply:
         text = reply.head.text.rstrip("\n")
     if args.json:
         print(json.dumps({"url": str(url), "status": reply.head.status, "fields": reply.head.fields}))
@@ -1629,8 +1650,9 @@ def listing(client: Client, url: URL) -> tuple[URL, list[Entry]]:
         raise broken(url.authority, "an index that is no JSON though it says so") from None
 
 
-def list_folder(args: argparse.Namespace) -> int:
-    client, url = Client(args), folder_url(target(args.url, args))
+def list_folder(client: Client) -> int:
+    args = client.args
+    url = folder_url(target(args.url, args))
     _, entries = persist(args, lambda: listing(client, url))
     for entry in sorted(entries):
         if args.json:
@@ -1642,8 +1664,9 @@ def list_folder(args: argparse.Namespace) -> int:
     return 0
 
 
-def mirror(args: argparse.Namespace) -> int:
-    client, url = Client(args), folder_url(target(args.url, args))
+def mirror(client: Client) -> int:
+    args = client.args
+    url = folder_url(target(args.url, args))
     dest = args.output or safe_name(url_name(url._replace(target=url.path.rstrip("/")))) if url.path != "/" else args.output or url.host
     code = Mirror(client, url).folder(url, dest, 0)
     args.progress.summary(args)
@@ -1700,10 +1723,11 @@ class Mirror:
                     del jobs[url]
 
 
-def upload(args: argparse.Namespace) -> int:
+def upload(client: Client) -> int:
+    args = client.args
     if not os.path.isdir(args.folder):
         raise Failure(26, f"{spoken(args.folder)} is no folder here", "upload sends a folder", "put sends files")
-    client, url = Client(args), folder_url(target(args.url, args))
+    url = folder_url(target(args.url, args))
     code = upload_folder(client, args.folder, url, 0)
     args.progress.summary(args)
     return code
@@ -1778,7 +1802,7 @@ def make_folder(path: str, strict: bool = False) -> None:
         raise unwritable(path, error, 0) from None
 
 
-VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
+VERBS: dict[str, Callable[[Client], int]] = {
     "get": get, "put": put, "post": post, "delete": delete, "head": head, "list": list_folder,
     "mkdir": mkdir, "move": move, "mirror": mirror, "upload": upload,
 }
@@ -2196,7 +2220,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.ask_password:
             args.password = getpass.getpass()
-        return VERBS[args.verb](args)
+        with contextlib.closing(Client(args)) as client:
+            return VERBS[args.verb](client)
     except Failure as failure:
         args.progress.clear()
         say(str(failure))
