@@ -1,6 +1,4 @@
 """httpclient.py: its pure functions as tables, and what it does with canned bytes, cuts, and python's own http.server."""
-import argparse
-import contextlib
 import gzip
 import hashlib
 import http.server
@@ -13,8 +11,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from pathlib import Path
 
 import pytest
 from conftest import DEADLINE, ROOT, Listener, Process, interpreters
