@@ -29,22 +29,17 @@ import argparse
 import base64
 import codecs
 import contextlib
-import email.utils
 import errno
 import functools
-import getpass
 import hashlib
-import html
 import itertools
 import json
-import netrc
 import os
 import random
 import re
 import select
 import shlex
 import socket
-import ssl
 import stat
 import sys
 import threading
@@ -92,12 +87,16 @@ STATUS_LINE = re.compile(r"HTTP/(1\.[0-9]) ([1-9][0-9][0-9])(?: (.*))?")
 TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.6.2
 FOLD = re.compile(rb"\r?\n[ \t]+")  # obs-fold: a user agent reads it as a space (RFC 9112 section 5.2)
 LENGTH = re.compile(r"[0-9]{1,18}")
+DAYS = "Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"
+MONTHS = "JanFebMarAprMayJunJulAugSepOctNovDec"
+DATE = re.compile(r"[A-Z][a-z]{2}, ([0-9]{2}) ([A-Z][a-z]{2}) ([0-9]{4}) ([0-9]{2}):([0-9]{2}):([0-9]{2}) GMT")
 CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n")
 CONTENT_RANGE = re.compile(r"bytes (?:([0-9]{1,18})-([0-9]{1,18})|\*)/([0-9]{1,18}|\*)")
 SHA256_FIELD = re.compile(r"(?i)(?:^|,)\s*sha-256=:?([A-Za-z0-9+/]{43}=):?")
 FILENAME = re.compile(r'(?i)\bfilename\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s;"]+))')
 FILENAME_STAR = re.compile(r"(?i)\bfilename\*\s*=\s*utf-8'[^']*'([^\s;]+)")
 LINK = re.compile(r"(?i)<a\s(?:[^<>]*?\s)?href\s*=\s*(?:\"([^\"<>]*)\"|'([^'<>]*)'|([^\s<>\"']+))")
+PLAIN = re.compile(r"[A-Za-z0-9_%-][A-Za-z0-9_.%~-]*/?")  # a link that needs no resolving, as most in an index
 PART_NAME = re.compile(r"\.six-[0-9a-f]{32}\.(?:part|json)")
 WINDOWS_DEVICE = re.compile(r"(?i)(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|$)")
 
@@ -208,10 +207,20 @@ def parse_head(raw: bytes) -> Head:
 
 
 def parse_date(text: str) -> float | None:
-    """Any of the three forms of RFC 9110 section 5.6.7, as seconds since 1970."""
-    with contextlib.suppress(TypeError, ValueError, OverflowError):
-        return email.utils.parsedate_to_datetime(text).timestamp()
-    return None
+    """Seconds since 1970. Of the three forms of RFC 9110 section 5.6.7 the one that is not obsolete."""
+    found = DATE.fullmatch(text)
+    if not found or found[2] not in MONTHS:
+        return None
+    day, year, (hour, minute, second) = int(found[1]), int(found[3]), map(int, found.groups()[3:])
+    month = MONTHS.index(found[2]) // 3
+    year, month = (year, month - 2) if month > 1 else (year - 1, month + 10)  # a year from March to February ends with its leap day
+    days = 365 * year + year // 4 - year // 100 + year // 400 + (153 * month + 2) // 5 + day - 719469
+    return 86400.0 * days + 3600 * hour + 60 * minute + second
+
+
+def http_date(seconds: float) -> str:
+    day = time.gmtime(seconds)
+    return time.strftime(f"{DAYS[day.tm_wday]}, %d {MONTHS[3 * day.tm_mon - 3:3 * day.tm_mon]} %Y %H:%M:%S GMT", day)
 
 
 def content_range(head: Head) -> tuple[int, int, int] | None:
@@ -285,18 +294,22 @@ class Entry(NamedTuple):
 
 def html_entries(text: str, url: URL) -> list[Entry]:
     """The links of an index page that lead to something in that very folder; sorting links and the way up do not."""
-    found = {}
-    for match in LINK.finditer(text):
-        reference = html.unescape(match[1] or match[2] or match[3] or "")
-        with contextlib.suppress(Failure):
-            link = url.join(reference.strip().partition("#")[0])
-            if link.origin == url.origin and link.path.startswith(url.path) and "?" not in link.target:
-                name = link.path[len(url.path):]
-                folder = name.endswith("/")
-                name = name[:-1] if folder else name
-                if name and "/" not in name:
-                    found[name] = Entry(os.fsdecode(unquote_to_bytes(name)), folder)
-    return list(found.values())
+    import html  # not at the top: a table of 2,000 entities, which few runs need
+    references = [html.unescape(match[1] or match[2] or match[3] or "").strip() for match in LINK.finditer(text)]
+    names = dict.fromkeys(name for reference in references if (name := child_name(reference, url)))
+    return [Entry(os.fsdecode(unquote_to_bytes(name.rstrip("/"))), name.endswith("/")) for name in names]
+
+
+def child_name(reference: str, url: URL) -> str:
+    """The name, still encoded, that a reference gives to something in a folder; "" when it leads elsewhere."""
+    if PLAIN.fullmatch(reference):
+        return reference
+    with contextlib.suppress(Failure):
+        link = url.join(reference.partition("#")[0])
+        name = link.path[len(url.path):]
+        if link.origin == url.origin and link.path.startswith(url.path) and "?" not in link.target and "/" not in name[:-1]:
+            return name if name != "/" else ""
+    return ""
 
 
 def json_entries(text: str, url: URL) -> list[Entry]:
@@ -346,6 +359,7 @@ def error_lines(head: Head, body: bytes) -> str:
     """The first lines of an error page, as text."""
     text = body.decode("utf-8", "replace")
     if "html" in head.get("content-type"):
+        import html
         text = html.unescape(re.sub(r"(?s)<(style|script|head)\b.*?</\1>|<[^<>]*>", "\n", text))
     lines = [" ".join(line.split()) for line in text.splitlines()]
     return shown(" | ".join([line[:200] for line in lines if line][:SHOWN_LINES])).replace("\n", " ")
@@ -372,9 +386,9 @@ class Wire:
         self.start, self.end = 0, waiting
         try:
             count = self.sock.recv_into(self.buffer[waiting:])
-        except (BlockingIOError, ssl.SSLWantReadError):
-            raise
         except OSError as error:
+            if self.sock.gettimeout() == 0:
+                raise
             if isinstance(error, socket.timeout):
                 raise Transient(28, f"{self.peer} has said nothing for {self.args.timeout:g} s",
                                 "it is connected but silent: busy, stopped, or behind a broken link", "--timeout gives it longer") from None
@@ -435,8 +449,8 @@ class Wire:
         try:
             if not self.fill():
                 raise self.lost()
-        except (BlockingIOError, ssl.SSLWantReadError):
-            pass  # TLS has read something of its own, such as a session ticket
+        except OSError:
+            pass  # TLS has read something of its own, such as a session ticket; a true error shows at the next call
         finally:
             self.sock.settimeout(self.args.timeout)
         while HEAD_END.search(self.buffer, self.start, self.end):
@@ -690,12 +704,19 @@ def narrate(args: argparse.Namespace, mark: str, text: str) -> None:
 Fields = dict[str, str]
 
 
+class Route(NamedTuple):
+    """What is the same for all requests to a server."""
+    proxy: URL | None
+    personal: Fields
+
+
 class Client:
     """Asks servers, and keeps a connection to each open between questions. A thread has its own."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.idle: dict[str, Wire] = {}
+        self.routes: dict[tuple[str, str], Route] = {}
         self.met: set[str] = set()  # origins that have answered: when they refuse now, they may be back soon
         self.resource: URL | None = None  # where the upload under way can be resumed
 
@@ -703,7 +724,7 @@ class Client:
         """The response that stands at the end of all redirects. Logins stay with the origin that they were given for."""
         fields, own = fields or {}, True
         for _ in range(MAX_REDIRECTS + 1):
-            reply = self.exchange(method, url, {**fields, **(self.personal(url) if own else {})}, body)
+            reply = self.exchange(method, url, {**fields, **(self.route(url).personal if own else {})}, body)
             location = reply.head.get("location")
             if reply.head.status not in REDIRECTS or not location:
                 return reply
@@ -715,12 +736,15 @@ class Client:
         raise Failure(47, f"more than {MAX_REDIRECTS} redirects, the last one to {shown(str(url))}", "the server sends in circles",
                       "another URL")
 
-    def personal(self, url: URL) -> Fields:
-        """What the user gave for this server alone: -H, and the login."""
-        fields = dict(self.args.header)
-        if "authorization" not in {name.lower() for name in fields} and (login := authorization(url, self.args)):
-            fields["Authorization"] = login
-        return fields
+    def route(self, url: URL) -> Route:
+        """The proxy to a server, and what the user gave for this server alone: -H, and the login."""
+        route = self.routes.get((url.origin, url.login))
+        if route is None:
+            fields = dict(self.args.header)
+            if "authorization" not in {name.lower() for name in fields}:
+                fields["Authorization"] = authorization(url, self.args)
+            route = self.routes[url.origin, url.login] = Route(proxy_for(url, self.args), fields)
+        return route
 
     def exchange(self, method: str, url: URL, fields: Fields, body: Body | None) -> Reply:
         """One request and its response. On a kept connection the server may just have hung up: then once more on a new one."""
@@ -735,7 +759,7 @@ class Client:
         return self.converse(self.dial(url), request, method, url, body)
 
     def request(self, method: str, url: URL, fields: Fields, body: Body | None) -> bytes:
-        proxy = proxy_for(url, self.args)
+        proxy = self.route(url).proxy
         through = proxy is not None and url.scheme == "http"
         all_fields = {"Host": url.authority, "User-Agent": f"six-httpclient/{VERSION}", "Accept": "*/*"}
         if through and proxy and proxy.login:
@@ -782,7 +806,7 @@ class Client:
         return Wire(sock, url.authority, self.args)
 
     def reach(self, url: URL) -> socket.socket:
-        proxy = proxy_for(url, self.args)
+        proxy = self.route(url).proxy
         via = proxy or url
         sock = open_connection(self.args, via_family(via.host, via.port, self.args), via.port, server_command(url, proxy))
         try:
@@ -817,13 +841,14 @@ class Client:
         while waiting or asked:
             url = (asked or waiting)[0]
             wire = wire or self.kept(url) or self.dial(url)
-            new = [waiting.popleft() for _ in range(min(window - len(asked), len(waiting)))]
+            room = window - len(asked) if len(asked) <= window // 2 else 0  # several in one segment
+            new = [waiting.popleft() for _ in range(min(room, len(waiting)))]
             asked.extend(new)
             reply = self.next_reply(wire, method, new, fields, asked[0])
             asked.popleft()
             with reply:
                 yield url, reply
-            window = min(2 * window, PIPELINE) if reply.keep and not proxy_for(url, self.args) else 1
+            window = min(2 * window, PIPELINE) if reply.keep and not self.route(url).proxy else 1
             if not reply.keep:
                 wire = None
                 waiting.extendleft(reversed(asked))
@@ -834,7 +859,7 @@ class Client:
     def next_reply(self, wire: Wire, method: str, new: list[URL], fields: Fields, url: URL) -> Reply:
         try:
             if new:
-                requests = [self.request(method, each, {**fields, **self.personal(each)}, None) for each in new]
+                requests = [self.request(method, each, {**fields, **self.route(each).personal}, None) for each in new]
                 wire.send(b"".join(requests))
                 for request in requests if self.args.verbose else ():
                     narrate(self.args, ">", request.decode("utf-8", "surrogateescape"))
@@ -879,10 +904,17 @@ def authorization(url: URL, args: argparse.Namespace) -> str:
     password = os.environ.get("SIXSOCKETS_PASSWORD", "")
     if password and (url.host, url.port) == (args.host, args.port):
         return basic(":" + password)
-    with contextlib.suppress(OSError, netrc.NetrcParseError):
-        found = netrc.netrc(os.path.expanduser("~/.netrc")).authenticators(url.host)
-        return basic(f"{found[0]}:{found[2]}") if found else ""
-    return ""
+    path = os.path.expanduser("~/.netrc")
+    return netrc_login(path, url.host) if os.path.isfile(path) else ""
+
+
+def netrc_login(path: str, host: str) -> str:
+    import netrc
+    try:
+        found = netrc.netrc(path).authenticators(host)
+    except (OSError, netrc.NetrcParseError) as error:
+        raise Failure(26, f"cannot read {spoken(path)}: {shown(str(error))}", "it may hold the login for this server", "repair or rename it") from None
+    return basic(f"{found[0]}:{found[2]}") if found else ""
 
 
 def proxy_for(url: URL, args: argparse.Namespace) -> URL | None:
@@ -907,10 +939,11 @@ def via_family(host: str, port: int, args: argparse.Namespace) -> str:
 
 def encrypt(sock: socket.socket, host: str, args: argparse.Namespace) -> socket.socket:
     """TLS on a connection. --pin takes the place of authorities: the very certificate is known, whoever signed it."""
+    import ssl  # not at the top: plain http would wait for it
     context = ssl.create_default_context(cafile=args.cacert)
     context.set_alpn_protocols(["http/1.1"])
     if args.trace or args.trace_hex:
-        context.sslsocket_class = TracedTLSHex if args.trace_hex else TracedTLS
+        context.sslsocket_class = type("TracedTLS", (socket_class(args), ssl.SSLSocket), {})  # shows what TLS takes and gives
     if args.insecure or args.pin:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
@@ -988,12 +1021,13 @@ class Part:
 
     def __init__(self, folder: str, url: URL, args: argparse.Namespace) -> None:
         self.args = args
-        self.path = part_path(folder, url)
+        self.path = os.path.join(folder, part_name(url))
         self.note = self.path[:-len("part")] + "json"
         self.source: Source | None = None
         self.left: list[list[int]] = []  # with several connections: the spans still missing, each [first, end]
         self.guard = threading.Lock()
         self.fd = self.open()
+        self.noted = os.fstat(self.fd).st_size > 0
         self.offset = self.recall() if args.resume else 0
         os.lseek(self.fd, self.offset, os.SEEK_SET)
 
@@ -1012,6 +1046,8 @@ class Part:
 
     def recall(self) -> int:
         """How much is here of what the note names; 0 when it cannot be proven."""
+        if not self.noted:
+            return 0
         try:
             with open(self.note, encoding="utf-8") as file:
                 note = json.load(file)
@@ -1044,13 +1080,15 @@ class Part:
                 with open(self.note + "~", "w", encoding="utf-8") as file:
                     json.dump({**self.source._asdict(), "left": self.left}, file)
                 os.replace(self.note + "~", self.note)
+                self.noted = True
             except OSError as error:
                 raise unwritable(self.note, error, self.offset) from None
 
     def forget(self) -> None:
         self.source, self.offset, self.left = None, 0, []
-        with contextlib.suppress(OSError):
-            os.unlink(self.note)
+        if self.noted:
+            with contextlib.suppress(OSError):
+                os.unlink(self.note)
 
     def write(self, data: bytes | memoryview) -> None:
         self.put(data, self.offset)
@@ -1127,9 +1165,8 @@ class Part:
             os.unlink(self.path)
 
 
-def part_path(folder: str, url: URL) -> str:
-    key = hashlib.sha256(url.full.encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    return os.path.join(folder, f".six-{key}.part")
+def part_name(url: URL) -> str:
+    return f".six-{hashlib.sha256(url.full.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.part"
 
 
 class Stream:
@@ -1216,7 +1253,7 @@ class Download:
     def settle(self, reply: Reply, method: str) -> str:
         """What a response that was asked for in a row makes of it: saved, same, or "" when it needs more than that."""
         if method == "HEAD":
-            return "same" * same(os.stat(self.path), reply.head.length, reply.head.modified, self.args.newer)
+            return "same" * same(os.lstat(self.path), reply.head.length, reply.head.modified, self.args.newer)
         try:
             sink = Part(self.folder, self.url, self.args)
             try:
@@ -1453,11 +1490,11 @@ def get(client: Client) -> int:
     args, folder, name = client.args, client.args.output or "", ""
     if folder == "-" or folder and not os.path.isdir(folder) and not folder.endswith("/"):
         folder, name = os.path.split(folder)
-    if len(args.urls) > 1 and name not in ("", "-"):
-        raise Failure(2, f"{len(args.urls)} URLs cannot all be {spoken(args.output)}", "nothing was fetched", "-o FOLDER/")
+    if len(args.url) > 1 and name not in ("", "-"):
+        raise Failure(2, f"{len(args.url)} URLs cannot all be {spoken(args.output)}", "nothing was fetched", "-o FOLDER/")
     if folder:
         make_folder(folder)
-    return each(args, [target(text, args) for text in args.urls],
+    return each(args, [target(text, args) for text in args.url],
                 lambda url: tell(args, Download(client, url, folder, name, replace=False)))
 
 
@@ -1471,8 +1508,8 @@ def tell(args: argparse.Namespace, download: Download) -> None:
 # --- sending: put, post, delete, mkdir, move ---
 def put(client: Client) -> int:
     args = client.args
-    *paths, last = list[str](args.paths)
-    url = target(last, args)
+    paths: list[str] = args.path
+    url = target(args.url, args)
     if not url.path.endswith("/") and len(paths) > 1:
         raise Failure(2, f"{len(paths)} files cannot all become {shown(str(url))}", "nothing was sent", f"{shown(str(url))}/ is a folder")
     if "-" in paths and url.path.endswith("/"):
@@ -1488,7 +1525,7 @@ def send_file(client: Client, path: str, url: URL) -> None:
     """PUT a file, or standard input for -; again after a lost link, from where the server has it if it can tell."""
     began, body, args = time.monotonic(), Body() if path == "-" else Body(path), client.args
     args.progress.begin(path, 0, body.length)
-    upload = Upload(client, url, body, "" if path == "-" else email.utils.formatdate(os.stat(path).st_mtime, usegmt=True))
+    upload = Upload(client, url, body, "" if path == "-" else http_date(os.stat(path).st_mtime))
     persist(args, upload.attempt, lambda: upload.offset) if body.length is not None else upload.attempt()
     report(args, url, "sent", path, body.length if body.length is not None else upload.offset, time.monotonic() - began)
 
@@ -1597,7 +1634,7 @@ def delete(client: Client) -> int:
         persist(args, lambda: simple(client, "DELETE", url, {}))
         report(args, url, "deleted", "", 0, None)
 
-    return each(args, [target(text, args) for text in args.urls], one)
+    return each(args, [target(text, args) for text in args.url], one)
 
 
 def simple(client: Client, method: str, url: URL, fields: Fields) -> None:
@@ -1698,19 +1735,19 @@ class Mirror:
     def files(self, url: URL, dest: str, entries: list[Entry]) -> int:
         """Fetch a folder's files: asked for in a row as long as all goes well, what is left then one by one, with patience."""
         self.args.progress.expect(len(entries))
-        jobs = {url.child(entry.name): entry.name for entry in entries if not self.told_same(dest, entry)}
-        self.quickly("HEAD", [each for each, name in jobs.items() if os.path.isfile(os.path.join(dest, name))], jobs, dest)
-        self.quickly("GET", [each for each in jobs if not os.path.exists(part_path(dest, each))], jobs, dest)
+        here = set(os.listdir(dest))
+        jobs = {url.child(entry.name): entry.name for entry in entries if entry.name not in here or not self.told_same(dest, entry)}
+        self.quickly("HEAD", [each for each, name in jobs.items() if name in here], jobs, dest)
+        self.quickly("GET", [each for each in jobs if part_name(each) not in here], jobs, dest)
         return each(self.args, list(jobs), lambda url: tell(self.args, Download(self.client, url, dest, jobs[url], replace=True)))
 
     def told_same(self, dest: str, entry: Entry) -> bool:
         """Whether the index itself says that the file here is the same."""
-        with contextlib.suppress(OSError):
-            found = os.stat(os.path.join(dest, entry.name))
-            if entry.size is not None and entry.mtime is not None and same(found, entry.size, entry.mtime, self.args.newer):
-                self.args.progress.count("same")
-                return True
-        return False
+        told = entry.size is not None and entry.mtime is not None
+        known = told and same(os.lstat(os.path.join(dest, entry.name)), entry.size, entry.mtime, self.args.newer)
+        if known:
+            self.args.progress.count("same")
+        return known
 
     def quickly(self, method: str, urls: list[URL], jobs: dict[URL, str], dest: str) -> None:
         """Ask for all of them in a row. What succeeds is no job any more; what fails stays one."""
@@ -1725,10 +1762,10 @@ class Mirror:
 
 def upload(client: Client) -> int:
     args = client.args
-    if not os.path.isdir(args.folder):
-        raise Failure(26, f"{spoken(args.folder)} is no folder here", "upload sends a folder", "put sends files")
+    if not os.path.isdir(args.dir):
+        raise Failure(26, f"{spoken(args.dir)} is no folder here", "upload sends a folder", "put sends files")
     url = folder_url(target(args.url, args))
-    code = upload_folder(client, args.folder, url, 0)
+    code = upload_folder(client, args.dir, url, 0)
     args.progress.summary(args)
     return code
 
@@ -2007,14 +2044,6 @@ class Transient(Failure):
         self.after = after
 
 
-class TracedTLS(Traced, ssl.SSLSocket):  # type: ignore[misc]  # the two annotate recv() and others differently
-    """--trace under TLS: what is shown is what TLS takes and gives, not the records that it makes of it."""
-
-
-class TracedTLSHex(TracedTLS):
-    dump = True
-
-
 # --- progress and reports ---
 class Progress:
     """A line on the terminal while something lasts: for one file, or for many. Elsewhere nothing."""
@@ -2185,32 +2214,36 @@ DEFAULTS = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="httpclient.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    common = Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    common_flags(common)
+    parser = Parser(prog="httpclient.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, parents=[common])
     parser.set_defaults(**DEFAULTS)
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    made = {name: verbs.add_parser(name, argument_default=argparse.SUPPRESS, help=text) for name, text in {
-        "get": "fetch files", "put": "send files", "post": "send data or a form", "delete": "delete files", "head": "show a response's head",
-        "list": "show what a folder holds", "mkdir": "make a folder", "move": "rename", "mirror": "fetch a folder, or what changed in it",
-        "upload": "send a folder, or what changed in it"}.items()}
-    for name in "get", "delete":
-        made[name].add_argument("urls", nargs="+", metavar="URL")
-    made["put"].add_argument("paths", nargs="+", metavar="PATH", help="files, or - for standard input; the URL stands last")
-    made["upload"].add_argument("folder", metavar="DIR")
-    for name in "post", "head", "list", "mkdir", "move", "mirror", "upload":
-        made[name].add_argument("url", metavar="URL")
-    made["move"].add_argument("new", metavar="NEW", help="its new URL, path or name")
-    for name in "get", "mirror", "post":
-        saving_flags(made[name])
-    made["move"].add_argument("--force", action="store_true", help="replace what has that name")
-    made["get"].add_argument("--connections", type=between(1, 64), metavar="N", help="fetch ranges of a large file side by side (default 1)")
-    made["get"].add_argument("--checksum", type=checksum, metavar="NAME:HEX", help="what the file must have, such as sha256:9f86d0...")
-    made["post"].add_argument("--data", metavar="TEXT|@FILE|-", help="the body: this text, a file, or standard input")
-    made["post"].add_argument("--form", action="append", metavar="NAME=VALUE|NAME=@FILE", help="a field or file of a form")
-    for name in "mirror", "upload":
-        made[name].add_argument("--hidden", action="store_true", help="names that start with a dot too")
-    for each_parser in parser, *made.values():
-        common_flags(each_parser)
+
+    def verb(name: str, text: str, *places: str) -> Callable[..., argparse.Action]:
+        made = verbs.add_parser(name, parents=[common], argument_default=argparse.SUPPRESS, help=text)
+        for place in places:
+            made.add_argument(place.rstrip("+").lower(), nargs="+" if place.endswith("+") else None, metavar=place.rstrip("+"))
+        if name in ("get", "mirror", "post"):
+            saving_flags(made)
+        return made.add_argument
+
+    flag = verb("get", "fetch files", "URL+")
+    flag("--connections", type=between(1, 64), metavar="N", help="fetch ranges of a large file side by side (default 1)")
+    flag("--checksum", type=checksum, metavar="NAME:HEX", help="what the file must have, such as sha256:9f86d0...")
+    verb("put", "send files, or - for standard input", "PATH+", "URL")
+    flag = verb("post", "send data or a form", "URL")
+    flag("--data", metavar="TEXT|@FILE|-", help="the body: this text, a file, or standard input")
+    flag("--form", action="append", metavar="NAME=VALUE|NAME=@FILE", help="a field or file of a form")
+    verb("delete", "delete files", "URL+")
+    verb("head", "show a response's head", "URL")
+    verb("list", "show what a folder holds", "URL")
+    verb("mkdir", "make a folder", "URL")
+    flag = verb("move", "rename: NEW is a URL, path or name", "URL", "NEW")
+    flag("--force", action="store_true", help="replace what has that name")
+    for flag in verb("mirror", "fetch a folder, or what changed in it", "URL"), verb("upload", "send one, or what changed in it", "DIR", "URL"):
+        flag("--hidden", action="store_true", help="names that start with a dot too")
     return parser
 
 
@@ -2219,6 +2252,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.progress = Progress(args)
     try:
         if args.ask_password:
+            import getpass  # not at the top, like netrc: few runs need them, and all would wait for them
             args.password = getpass.getpass()
         with contextlib.closing(Client(args)) as client:
             return VERBS[args.verb](client)

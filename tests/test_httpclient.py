@@ -776,7 +776,7 @@ def test_ctrl_c_keeps_what_came_and_the_next_run_goes_on(run, listeners, files, 
     assert first.wait() == 130 and "Traceback" not in first.err
     gone.set()
     assert run("httpclient.py", "get", url, cwd=tmp_path).code == 0
-    assert (tmp_path / "file.bin").read_bytes() == server.body and server.sent == len(server.body) - 500_000
+    assert (tmp_path / "file.bin").read_bytes() == server.body and server.sent <= len(server.body) - 500_000 + h.BUFFER
 
 
 def test_nobody_listening_and_nobody_of_that_name(run):
