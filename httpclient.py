@@ -756,6 +756,8 @@ class Client:
             except Transient as failure:
                 if failure.code not in (52, 55) or wire.heard:
                     raise
+        elif wire:
+            wire.close()
         return self.converse(self.dial(url), request, method, url, body)
 
     def request(self, method: str, url: URL, fields: Fields, body: Body | None) -> bytes:
