@@ -784,11 +784,17 @@ class Client:
             wire.close()
             raise
         finally:
-            self.resource = url.join(wire.resource) if wire.resource else self.resource
+            self.note_resource(url, wire.resource)
         self.met.add(url.origin)
         reply.keep = reply.keep and early is None  # or the rest of the body would be taken for a request
         self.idle[url.origin] = wire
         return reply
+
+    def note_resource(self, url: URL, location: str) -> None:
+        """Elsewhere than on the same server it would be sent the login: then it is not used."""
+        resource = url.join(location)
+        if location and resource.origin == url.origin:
+            self.resource = resource._replace(login=url.login)
 
     def kept(self, url: URL) -> Wire | None:
         """The connection of the last response, if that has been read to its end. Bytes after it came unasked."""
@@ -1527,42 +1533,71 @@ def send_file(client: Client, path: str, url: URL) -> None:
     """PUT a file, or standard input for -; again after a lost link, from where the server has it if it can tell."""
     began, body, args = time.monotonic(), Body() if path == "-" else Body(path), client.args
     args.progress.begin(path, 0, body.length)
-    upload = Upload(client, url, body, "" if path == "-" else http_date(os.stat(path).st_mtime))
-    persist(args, upload.attempt, lambda: upload.offset) if body.length is not None else upload.attempt()
-    report(args, url, "sent", path, body.length if body.length is not None else upload.offset, time.monotonic() - began)
+    upload = Upload(client, url, body, path)
+    try:
+        persist(args, upload.attempt, lambda: upload.offset) if body.length is not None else upload.attempt()
+    except BaseException:
+        upload.remember()
+        raise
+    report(args, url, "sent", path, args.progress.done - args.progress.first if body.length is None else body.length, time.monotonic() - began)
 
 
 class Upload:
     """A file on its way to a server, however many requests it takes."""
 
-    def __init__(self, client: Client, url: URL, body: Body, modified: str) -> None:
+    def __init__(self, client: Client, url: URL, body: Body, path: str) -> None:
         self.client = client
         self.url = url
         self.body = body
         self.offset = 0  # what the server is known to have
-        self.resource: URL | None = None  # where it can be continued
-        self.fields = {"Last-Modified": modified} if modified else {}
-        self.large = body.length is None or body.length >= EXPECT_FROM
-        if self.large:
-            self.fields["Expect"] = "100-continue"
-        if body.length is not None and (not self.large or self.digest_wanted()):
-            self.fields["Repr-Digest"] = body.digest()
-        if self.large and body.length is not None and client.args.resume:
-            self.fields.update({"Upload-Complete": "?1", "Upload-Draft-Interop-Version": INTEROP})
+        self.fields: Fields = {}
+        self.modified = "" if body.length is None else http_date(os.stat(path).st_mtime)
+        self.note = os.path.join(os.path.dirname(path), part_name(url)[:-len("part")] + "json")
+        self.noted = os.path.exists(self.note)
+        self.resource = self.recall() if self.noted and client.args.resume else None  # where it can be continued
 
-    def digest_wanted(self) -> bool:
-        """A digest stands before the body, so a large file is read twice for it: only for servers that say they check."""
+    def recall(self) -> URL | None:
+        """Where an earlier run of the same upload stopped, if the file is still the same."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open(self.note, encoding="utf-8") as file:
+            note = json.load(file)
+            if (note["size"], note["modified"]) == (self.body.length, self.modified):
+                return self.url.join(note["resource"])._replace(login=self.url.login)
+        return None
+
+    def remember(self) -> None:
+        """Beside the file that could not be sent whole: where the rest of it may go. Where nothing can be written, it starts over."""
+        if self.resource:
+            note = {"url": str(self.url), "resource": self.resource.target, "size": self.body.length, "modified": self.modified}
+            with contextlib.suppress(OSError), open(self.note, "w", encoding="utf-8") as file:
+                json.dump(note, file)
+
+    def prepare(self) -> Fields:
+        """A digest stands before the body, so a large file is read twice for it: only for servers that say they take it."""
+        length = self.body.length
+        if length is None:
+            return {"Expect": "100-continue"}
+        fields = {"Last-Modified": self.modified}
+        if length < EXPECT_FROM:
+            return {**fields, "Repr-Digest": self.body.digest()}
         with self.client.ask("OPTIONS", self.url) as reply:
-            return bool(reply.head.get("want-repr-digest"))
+            takes = not reply.head.fields.keys().isdisjoint(("want-repr-digest", "upload-limit"))
+        fields.update({"Repr-Digest": self.body.digest()} if takes else {})
+        fields.update({"Upload-Complete": "?1", "Upload-Draft-Interop-Version": INTEROP} if self.client.args.resume else {})
+        return {**fields, "Expect": "100-continue"}
 
     def attempt(self) -> None:
-        if self.resource and self.known():
-            return self.append(self.resource)
-        self.client.resource = None
+        if not (self.resource and self.known() and self.append(self.resource)):
+            self.send_whole()
+        if self.noted:
+            with contextlib.suppress(OSError):
+                os.unlink(self.note)
+
+    def send_whole(self) -> None:
+        self.client.resource, self.fields = None, self.fields or self.prepare()
         try:
             with self.client.ask("PUT", self.url, self.fields, self.body) as reply:
                 if reply.head.status == 417 and self.fields.pop("Expect", ""):
-                    raise Transient(22, "417: the server knows no Expect", "", "", after=0)
+                    raise Transient(22, "417: the server knows no Expect", "it is asked without", "the same again", after=0)
                 check(reply)
         finally:
             self.resource = self.client.resource
@@ -1577,13 +1612,14 @@ class Upload:
         self.offset = int(offset)
         return True
 
-    def append(self, resource: URL) -> None:
+    def append(self, resource: URL) -> bool:
         fields = {"Content-Type": "application/partial-upload", "Upload-Offset": str(self.offset), "Upload-Complete": "?1",
                   "Upload-Draft-Interop-Version": INTEROP}
         with self.client.ask("PATCH", resource, fields, self.body.rest(self.offset)) as reply:
             if reply.head.status == 409:
                 raise Transient(55, "the server has another amount of it than it said", "it is still busy with what came", "the same again")
             check(reply)
+        return True
 
 
 def post(client: Client) -> int:

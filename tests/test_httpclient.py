@@ -627,6 +627,17 @@ def test_an_upload_is_resumed_where_the_server_speaks_the_draft(run, listeners, 
     assert server.methods == ["OPTIONS", "PUT", "HEAD", "PATCH", "HEAD", "PATCH", "HEAD", "PATCH"]
 
 
+def test_an_upload_is_resumed_by_the_same_command_again(run, listeners, tmp_path):
+    (tmp_path / "big").write_bytes(BODY * 10)
+    listeners.append(Uploads(cut_at=700_000, times=1))
+    server, command = listeners[-1], ["put", "big", f"http://127.0.0.1:{listeners[-1].port}/big"]
+    assert run("httpclient.py", *command, "--retries", 0, cwd=tmp_path).code in (18, 52, 55)
+    assert len(names(tmp_path)) == 2
+    assert run("httpclient.py", *command, cwd=tmp_path).code == 0
+    assert server.data == BODY * 10 and server.received == len(server.data) and names(tmp_path) == ["big"]
+    assert server.methods == ["OPTIONS", "PUT", "HEAD", "PATCH"]
+
+
 def test_a_missing_local_file_is_26_and_the_others_are_sent(run, canned, tmp_path):
     (tmp_path / "b").write_bytes(b"b")
     server = canned(answer(b"", "201 Created"), read_until=b"\r\n\r\n")
