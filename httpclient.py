@@ -1090,6 +1090,8 @@ class Part:
                 os.replace(self.note + "~", self.note)
                 self.noted = True
             except OSError as error:
+                with contextlib.suppress(OSError):
+                    os.unlink(self.note + "~")
                 raise unwritable(self.note, error, self.offset) from None
 
     def forget(self) -> None:
@@ -1113,7 +1115,18 @@ class Part:
             while view:
                 view = view[os.write(self.fd, view):]
         except OSError as error:
-            raise unwritable(self.path, error, position) from None
+            raise unwritable(self.path, error, position + len(data) - len(view)) from None
+
+    def divide(self) -> bool:
+        """Cut what is missing into spans, more than there are connections: the quick ones take more of them."""
+        size = self.source.size if self.source else None
+        if size is None:
+            return False
+        step = max(SPLIT_FROM, -(-size // (4 * self.args.connections)))
+        self.left = [[first, min(first + step, size)] for first in range(self.offset, size, step)]
+        self.allocate(size)
+        self.remember()
+        return True
 
     def allocate(self, size: int) -> None:
         """Take the room now, so that a full disk is known before the first byte."""
@@ -1163,8 +1176,9 @@ class Part:
             return
         if self.source is None or not self.offset or not self.source.validator:
             self.discard()
-        else:
-            self.remember()
+        elif self.left:
+            with contextlib.suppress(Failure):  # the note of some seconds ago will do
+                self.remember()
         os.close(self.fd)
 
     def discard(self) -> None:
@@ -1200,7 +1214,8 @@ class Stream:
         try:
             self.out.write(data)
         except OSError as error:
-            raise unwritable("standard output", error, self.offset) from None
+            raise Failure(23, f"cannot write standard output ({error.strerror})", "what reads it has ended, or its disk is full",
+                          "-o FILE, with room for it") from None
         self.offset += len(data)
         self.total.update(data)
 
@@ -1376,7 +1391,7 @@ class Download:
 
 def side_by_side(download: Download, part: Part) -> bool:
     """Fill the part over several connections, each fetching one span after another. False: it has to come in one piece."""
-    if not part.left and (part.args.connections == 1 or part.offset or not split(download, part)):
+    if not part.left and not (part.args.connections > 1 and (part.offset or rangeable(download, part)) and part.divide()):
         return False
     problems, news = list[Failure](), threading.Event()
     spans = iter([span for span in part.left if span[0] < span[1]])
@@ -1411,7 +1426,7 @@ def side_by_side(download: Download, part: Part) -> bool:
     return True
 
 
-def split(download: Download, part: Part) -> bool:
+def rangeable(download: Download, part: Part) -> bool:
     """Ask for one byte: that tells size, validator, and whether ranges are served at all."""
     asked = {"Accept-Encoding": "identity", "Want-Repr-Digest": "sha-256=1", "Range": "bytes=0-0"}
     with download.client.ask("GET", download.url, asked) as reply:
@@ -1420,10 +1435,6 @@ def split(download: Download, part: Part) -> bool:
         return False
     download.saw(reply.head)
     part.begin(source)
-    part.allocate(span[2])
-    step = max(SPLIT_FROM, -(-span[2] // (4 * part.args.connections)))  # the quick ones take more of them
-    part.left = [[first, min(first + step, span[2])] for first in range(0, span[2], step)]
-    part.remember()
     return True
 
 
@@ -1703,9 +1714,9 @@ def head(client: Client) -> int:
     with client.ask("HEAD", url) as reply:
         text = reply.head.text.rstrip("\n")
     if args.json:
-        print(json.dumps({"url": str(url), "status": reply.head.status, "fields": reply.head.fields}))
+        emit(args, json.dumps({"url": str(url), "status": reply.head.status, "fields": reply.head.fields}))
     else:
-        print(shown(text), flush=True)
+        emit(args, shown(text))
     check(reply)
     return 0
 
@@ -1731,11 +1742,11 @@ def list_folder(client: Client) -> int:
     _, entries = persist(args, lambda: listing(client, url))
     for entry in sorted(entries):
         if args.json:
-            print(json.dumps({**entry._asdict(), "name": os.fsencode(entry.name).decode(errors="backslashreplace")}))
+            emit(args, json.dumps({**entry._asdict(), "name": os.fsencode(entry.name).decode(errors="backslashreplace")}))
         else:
             size = "-" if entry.size is None else f"{entry.size}"
             when = "-" if entry.mtime is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.mtime))
-            print(f"{size:>12}  {when:16}  {spoken(entry.name)}{'/' * entry.folder}")
+            emit(args, f"{size:>12}  {when:16}  {spoken(entry.name)}{'/' * entry.folder}")
     return 0
 
 
@@ -2141,13 +2152,18 @@ class Progress:
             sys.stderr.flush()
 
 
+def emit(args: argparse.Namespace, line: str) -> None:
+    """A line of the product: to standard output, at once."""
+    Stream("-", args).write(f"{line}\n".encode())
+
+
 def report(args: argparse.Namespace, url: URL, result: str, path: str, size: int, seconds: float | None) -> None:
     """What became of one transfer: a line for people, or with --json an object for programs."""
     args.progress.count(result)
     args.progress.clear()
     if args.json:
         name = os.fsencode(path).decode(errors="backslashreplace")
-        print(json.dumps({"result": result, "url": str(url), "file": name, "bytes": size, "seconds": seconds and round(seconds, 3)}), flush=True)
+        emit(args, json.dumps({"result": result, "url": str(url), "file": name, "bytes": size, "seconds": seconds and round(seconds, 3)}))
     elif not args.quiet and not args.progress.files:
         rate = f" ({size:,} bytes, {amount(size / max(seconds, 1e-6))}/s)" if seconds else ""
         say(f"{result} {spoken(path) or shown(str(url))}{rate}")
@@ -2164,7 +2180,7 @@ def each(args: argparse.Namespace, items: Iterable[T], act: Callable[[T], int | 
             say(str(failure))
             args.progress.count("failed")
             if args.json:
-                print(json.dumps({"result": "failed", "code": failure.code, "error": str(failure).split("\n")[0][7:]}), flush=True)
+                emit(args, json.dumps({"result": "failed", "code": failure.code, "error": str(failure).split("\n")[0][7:]}))
             result = failure.code
         code = code or result
     return code
@@ -2298,9 +2314,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.progress.clear()
         say(str(failure))
         return failure.code
-    except BrokenPipeError:  # of print(): what reads standard output has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 23
     except KeyboardInterrupt:
         args.progress.clear()
         say("stopped; the same command again goes on from what is here")
