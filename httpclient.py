@@ -71,9 +71,11 @@ SAVE_EVERY = 1.0  # seconds between notes of a download over several connections
 PART_AGE = 7 * 24 * 3600.0  # seconds that a part may wait to be continued
 PAUSES = 0.1, 0.5, 60.0  # seconds before another try: after progress, without (doubling), and the most of it
 DRAWN_EVERY = 0.1  # seconds
+LATEST = 1e11  # seconds since 1970: a later time is a mistake, and no system can show it
 IDEMPOTENT = {"GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"}  # PATCH: only with an Upload-Offset, which makes it so
 PASSING = {408, 429, 500, 502, 503, 504}  # statuses that another try may turn into success
 REDIRECTS = {301, 302, 303, 307, 308}
+WANTED = {"Accept-Encoding": "identity", "Want-Repr-Digest": "sha-256=1"}  # of a file: its very bytes, and their digest if known
 INTEROP = "8"  # of the resumable-upload draft
 ADVICE = {  # what a person may do about a status
     401: "--user NAME:PASSWORD, or SIXSOCKETS_PASSWORD for --host and --port", 403: "another login, or another name",
@@ -131,8 +133,11 @@ class URL(NamedTuple):
         return self.origin + self.path + "?..." * ("?" in self.target)
 
     def join(self, reference: str) -> URL:
-        """What a reference means here. A login in it is somebody else's choice, and dropped."""
-        return parse_url(urljoin(self.full, reference))._replace(login="")
+        """What a reference from the server means. A login in it is somebody else's choice, and dropped."""
+        try:
+            return parse_url(urljoin(self.full, reference))._replace(login="")
+        except (Failure, ValueError):
+            raise broken(self.authority, f"a link to {shown(reference[:100])!r}, which is no http or https URL") from None
 
     def child(self, name: str) -> URL:
         return self._replace(target=self.path.rstrip("/") + "/" + quote(os.fsencode(name)))
@@ -315,7 +320,9 @@ def child_name(reference: str, url: URL) -> str:
 def json_entries(text: str, url: URL) -> list[Entry]:
     """An index as JSON, as httpserver.py, nginx and Caddy write it."""
     index = json.loads(text)
-    index = index.get("entries", []) if isinstance(index, dict) else index
+    index = index.get("entries") if isinstance(index, dict) else index
+    if not isinstance(index, list):
+        raise TypeError("an index that is no list")
     return [entry for item in index if isinstance(item, dict) and (entry := json_entry(item))]
 
 
@@ -327,7 +334,8 @@ def json_entry(item: dict[str, Any]) -> Entry | None:
     if not isinstance(name, str):
         return None
     folder = item.get("is_dir") is True or item.get("type") in ("directory", "folder", "dir") or name.endswith("/")
-    mtime = parse_date(mtime) if isinstance(mtime, str) else float(mtime) if isinstance(mtime, (int, float)) else None
+    mtime = parse_date(mtime) if isinstance(mtime, str) else mtime
+    mtime = mtime if isinstance(mtime, (int, float)) and abs(mtime) < LATEST else None
     return Entry(name.rstrip("/"), folder, size if isinstance(size, int) and not folder else None, mtime)
 
 
@@ -792,9 +800,8 @@ class Client:
 
     def note_resource(self, url: URL, location: str) -> None:
         """Elsewhere than on the same server it would be sent the login: then it is not used."""
-        resource = url.join(location)
-        if location and resource.origin == url.origin:
-            self.resource = resource._replace(login=url.login)
+        if location and url.join(location).origin == url.origin:
+            self.resource = url.join(location)._replace(login=url.login)
 
     def kept(self, url: URL) -> Wire | None:
         """The connection of the last response, if that has been read to its end. Bytes after it came unasked."""
@@ -927,12 +934,15 @@ def netrc_login(path: str, host: str) -> str:
 
 def proxy_for(url: URL, args: argparse.Namespace) -> URL | None:
     """HTTP_PROXY in capitals is not read: a web server sets that from a request's Proxy header."""
-    names = [f"{url.scheme}_proxy", "all_proxy"]
-    text = args.proxy if args.proxy is not None else next((os.environ[name] for name in names if os.environ.get(name)), "")
-    direct = [] if args.proxy is not None else os.environ.get("no_proxy", "").replace(",", " ").split()
-    if not text or any(each == "*" or f".{url.host}".endswith("." + each.lstrip(".")) for each in direct):
+    names = [f"{url.scheme}_proxy", "HTTPS_PROXY" if url.scheme == "https" else "all_proxy", "all_proxy", "ALL_PROXY"]
+    text = args.proxy if args.proxy is not None else next(filter(None, map(os.environ.get, names)), "")
+    direct = (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "") if args.proxy is None else ""
+    if not text or any(each == "*" or f".{url.host}".endswith("." + each.lstrip(".")) for each in direct.replace(",", " ").split()):
         return None
-    return parse_url(text if "://" in text else "http://" + text)
+    proxy = parse_url(text if "://" in text else "http://" + text)
+    if proxy.scheme != "http":
+        raise Failure(2, f"{proxy} is no proxy that is spoken to without TLS", "nothing was sent", "http://HOST:PORT; https servers are reached through it too")
+    return proxy
 
 
 def via_family(host: str, port: int, args: argparse.Namespace) -> str:
@@ -948,7 +958,11 @@ def via_family(host: str, port: int, args: argparse.Namespace) -> str:
 def encrypt(sock: socket.socket, host: str, args: argparse.Namespace) -> socket.socket:
     """TLS on a connection. --pin takes the place of authorities: the very certificate is known, whoever signed it."""
     import ssl  # not at the top: plain http would wait for it
-    context = ssl.create_default_context(cafile=args.cacert)
+    try:
+        context = ssl.create_default_context(cafile=args.cacert)
+    except OSError as error:
+        raise Failure(26, f"cannot read the authorities in {spoken(args.cacert)} ({error.strerror or error})", "a PEM file is expected",
+                      "--cacert FILE") from None
     context.set_alpn_protocols(["http/1.1"])
     if args.trace or args.trace_hex:
         context.sslsocket_class = type("TracedTLS", (socket_class(args), ssl.SSLSocket), {})  # shows what TLS takes and gives
@@ -1050,7 +1064,11 @@ class Part:
             os.close(fd)
             raise Failure(23, f"{spoken(self.path)} is being written by another process", "the same URL is on its way there already",
                           "wait for it, or -o another folder") from None
-        return fd
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(fd), os.lstat(self.path)):
+                return fd
+        os.close(fd)  # the other process has just finished: what was opened bears its final name now
+        return self.open()
 
     def recall(self) -> int:
         """How much is here of what the note names; 0 when it cannot be proven."""
@@ -1157,18 +1175,25 @@ class Part:
         """Give it its name, as the last thing of all. A link cannot replace what somebody else put there meanwhile."""
         try:
             if modified is not None:
-                os.utime(self.path, (modified, modified))
+                with contextlib.suppress(OSError, OverflowError):  # a time that this file system does not know
+                    os.utime(self.path, (modified, modified))
             with contextlib.suppress(FileNotFoundError):
                 os.chmod(self.path, stat.S_IMODE(os.stat(path).st_mode))
-            os.close(self.fd)
-            self.fd = -1
+            if os.name == "nt":
+                self.release()  # Windows renames no open file; elsewhere the lock is held until the part has its name
             if replace or not link(self.path, path):
                 os.replace(self.path, path)
+            self.release()
         except FileExistsError:
             raise exists(path) from None
         except OSError as error:
             raise unwritable(path, error, self.offset) from None
         self.forget()
+
+    def release(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+        self.fd = -1
 
     def close(self) -> None:
         """Without its place found: what can be continued stays."""
@@ -1179,7 +1204,7 @@ class Part:
         elif self.left:
             with contextlib.suppress(Failure):  # the note of some seconds ago will do
                 self.remember()
-        os.close(self.fd)
+        self.release()
 
     def discard(self) -> None:
         self.forget()
@@ -1192,55 +1217,44 @@ def part_name(url: URL) -> str:
 
 
 class Stream:
-    """A download that goes to standard output, a pipe or a device: continued within this run only."""
+    """What goes to standard output, a pipe or a device: as it is, but to a terminal as text, with \\xNN for what is none.
+    A download that goes there is continued within this run only."""
 
     def __init__(self, path: str, args: argparse.Namespace) -> None:
+        self.fd = 1 if path == "-" else os.open(path, os.O_WRONLY)
+        self.decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace") if os.isatty(self.fd) else None
         self.source: Source | None = None
         self.offset = 0
-        self.left: list[list[int]] = []
-        self.total = hashlib.new(args.checksum[0] if args.checksum else "sha256")
-        self.out = Output(1 if path == "-" else os.open(path, os.O_WRONLY))
+        self.totals = {args.checksum[0]: hashlib.new(args.checksum[0])} if args.checksum else {}
 
     def begin(self, source: Source) -> None:
         if self.offset:
             raise Failure(33, "the rest cannot be fetched alone, and what was written cannot be taken back",
                           "the file changed, or the server does not serve ranges", "-o FILE, which can start over")
         self.source = source
+        if source.digest:
+            self.totals["sha256"] = hashlib.sha256()
 
     def forget(self) -> None:
         self.source = None
 
-    def write(self, data: bytes | memoryview) -> None:
+    def write(self, data: bytes | memoryview, last: bool = False) -> None:
+        self.offset += len(data)
+        for total in self.totals.values():
+            total.update(data)
+        view = memoryview(shown(self.decoder.decode(data, last)).encode() if self.decoder else data)
         try:
-            self.out.write(data)
+            while view:
+                view = view[os.write(self.fd, view):]
         except OSError as error:
             raise Failure(23, f"cannot write standard output ({error.strerror})", "what reads it has ended, or its disk is full",
                           "-o FILE, with room for it") from None
-        self.offset += len(data)
-        self.total.update(data)
 
     def digest(self, name: str) -> str:
-        return self.total.hexdigest()
+        return self.totals[name].hexdigest()
 
     def close(self) -> None:
-        self.out.close()
-
-
-class Output:
-    """Standard output, a pipe or a device: bytes as they are to a file or a pipe; to a terminal as text, with \\xNN for what is none."""
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-        self.terminal = os.isatty(fd)
-        self.decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")  # a chunk can end inside a character
-
-    def write(self, data: bytes | memoryview, last: bool = False) -> None:
-        view = memoryview(shown(self.decoder.decode(data, last)).encode() if self.terminal else data)
-        while view:
-            view = view[os.write(self.fd, view):]
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
+        if self.decoder:
             self.write(b"", last=True)
 
 
@@ -1264,7 +1278,7 @@ class Download:
 
     def run(self) -> str:
         """saved, or same when it was here already."""
-        if self.name and self.standing(self.probe()) == "same":
+        if self.name and self.standing(persist(self.args, self.probe)) == "same":
             return "same"
         sink = self.sink()
         try:
@@ -1310,13 +1324,14 @@ class Download:
 
     def fetch(self, sink: Part | Stream) -> bool:
         """One request for what is missing, and its body to the end. False when there is nothing to do."""
-        asked = {"Accept-Encoding": "identity", "Want-Repr-Digest": "sha-256=1"}
+        asked = dict(WANTED)
         if sink.offset and sink.source and sink.source.validator:
             asked.update({"Range": f"bytes={sink.offset}-", "If-Range": sink.source.validator})
         with self.client.ask("GET", self.url, asked) as reply:
             return self.receive(reply, sink)
 
     def receive(self, reply: Reply, sink: Part | Stream) -> bool:
+        """A response into its place. gzip is decoded unless it is what was asked for by name, as in a.tar.gz."""
         head = reply.head
         if head.status == 416 and sink.offset:
             return self.out_of_range(head, sink)
@@ -1328,25 +1343,21 @@ class Download:
         self.saw(head)
         if sink.offset == 0 and self.standing(head) == "same":
             return False
+        decode = head.get("content-encoding") not in ("", "identity") and not self.name.endswith((".gz", ".tgz"))
         if head.status == 200:
-            raw = head.get("content-encoding") not in ("", "identity")  # offsets into it mean nothing after decoding
-            sink.begin(source_of(self.url, head)._replace(etag="", modified="", size=None) if raw else source_of(self.url, head))
-        self.copy(reply, sink)
+            source = source_of(self.url, head)
+            sink.begin(source if not decode else Source(source.url, "", "", None, ""))  # offsets and digests are of what is not decoded
+        self.args.progress.begin(self.name, sink.offset, sink.source.size if sink.source else None)
+        for piece in reply.decoded() if decode else reply.pieces():
+            sink.write(piece)
+            self.received += len(piece)
+            self.args.progress.add(len(piece))
         return True
 
     def saw(self, head: Head) -> None:
         """A response tells the name, if nobody has chosen one, and the time."""
         self.head = head
         self.name = self.name or safe_name(disposition_name(head.get("content-disposition")) or url_name(self.url))
-
-    def copy(self, reply: Reply, sink: Part | Stream) -> None:
-        """gzip is decoded unless it is what was asked for by name, as in a.tar.gz."""
-        self.args.progress.begin(self.name, sink.offset, sink.source.size if sink.source else None)
-        as_it_is = self.name.endswith((".gz", ".tgz"))
-        for piece in reply.pieces() if as_it_is else reply.decoded():
-            sink.write(piece)
-            self.received += len(piece)
-            self.args.progress.add(len(piece))
 
     def continues(self, head: Head, sink: Part | Stream) -> None:
         """A partial response must start where we stopped and be of the same file, whatever the server was asked."""
@@ -1366,7 +1377,7 @@ class Download:
             self.head = head
             return True
         sink.forget()
-        raise Transient(33, f"{self.url.authority} has no byte {sink.offset:,} of it any more", "the file changed", "--no-resume", after=0)
+        raise Transient(33, f"{self.url.authority} has not so many bytes of it any more", "the file changed", "--no-resume", after=0)
 
     def finish(self, sink: Part | Stream) -> str:
         source = sink.source
@@ -1428,8 +1439,7 @@ def side_by_side(download: Download, part: Part) -> bool:
 
 def rangeable(download: Download, part: Part) -> bool:
     """Ask for one byte: that tells size, validator, and whether ranges are served at all."""
-    asked = {"Accept-Encoding": "identity", "Want-Repr-Digest": "sha-256=1", "Range": "bytes=0-0"}
-    with download.client.ask("GET", download.url, asked) as reply:
+    with download.client.ask("GET", download.url, {**WANTED, "Range": "bytes=0-0"}) as reply:
         span, source = content_range(reply.head), source_of(download.url, reply.head)
     if reply.head.status != 206 or not span or not source.validator or span[2] < 2 * SPLIT_FROM:
         return False
@@ -1732,8 +1742,8 @@ def listing(client: Client, url: URL) -> tuple[URL, list[Entry]]:
     text, kind = data.decode("utf-8", "surrogateescape"), reply.head.get("content-type")
     try:
         return reply.url, json_entries(text, reply.url) if "json" in kind else html_entries(text, reply.url)
-    except (ValueError, RecursionError):
-        raise broken(url.authority, "an index that is no JSON though it says so") from None
+    except (TypeError, ValueError, RecursionError):
+        raise broken(url.authority, "an index that is no JSON list though it says so") from None
 
 
 def list_folder(client: Client) -> int:
@@ -1801,7 +1811,7 @@ class Mirror:
     def quickly(self, method: str, urls: list[URL], jobs: dict[URL, str], dest: str) -> None:
         """Ask for all of them in a row. What succeeds is no job any more; what fails stays one."""
         with contextlib.suppress(Transient):
-            for url, reply in self.client.pipeline(method, urls, {"Accept-Encoding": "identity"}):
+            for url, reply in self.client.pipeline(method, urls, WANTED):
                 download = Download(self.client, url, dest, jobs[url], replace=True)
                 verdict = download.settle(reply, method) if reply.head.status == 200 else ""
                 if verdict:
@@ -2215,7 +2225,7 @@ def header(text: str) -> tuple[str, str]:
 
 def checksum(text: str) -> tuple[str, str]:
     name, _, value = text.partition(":")
-    if name not in hashlib.algorithms_available or not re.fullmatch(r"[0-9a-fA-F]{32,128}", value):
+    if name not in hashlib.algorithms_available or name.startswith("shake") or not re.fullmatch(r"[0-9a-fA-F]{32,128}", value):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME:HEX, such as sha256:9f86d0...")
     return name, value.lower()
 

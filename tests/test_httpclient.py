@@ -184,11 +184,24 @@ def test_names_from_an_index(name, want):
     ('<a href="/pub/d">', [("d", False)]), ('<a href="http://h/pub/e?C=N">', []), ('<a href="../">', []), ('<a href="/">', []),
     ('<a href="?C=N;O=D">', []), ('<a href="http://evil/pub/f">', []), ('<a href="//evil/pub/f">', []), ('<a href="g/h">', []),
     ('<a href="i#frag">', [("i", False)]), ('<a href="a&amp;b">', [("a&b", False)]), ('<a href="javascript:alert(1)">', []),
-    ('<a href="%2e%2e/">', [("..", True)]), ('<a href="j%2fk">', [("j/k", False)]), ("<link href='x'>", []), ("<a " * 50000, []),
+    ('<a href="http://[x"><a href="http://h:x/pub/k">', []), ('<a href="%2e%2e/">', [("..", True)]), ('<a href="j%2fk">', [("j/k", False)]), ("<link href='x'>", []), ("<a " * 50000, []),
 ], ids=lambda value: repr(value)[:40])
 def test_links_of_an_index_page(page, want):
     entries = h.html_entries(page, h.parse_url("http://h/pub/"))
     assert [(entry.name, entry.folder) for entry in entries] == want
+
+
+@pytest.mark.parametrize("text", ["5", "{}", "null", '"x"', "[", "[" * 100_000, '{"entries": 5}', "1" * 5000], ids=lambda text: text[:10])
+def test_json_that_is_no_index_is_refused(text):
+    with pytest.raises((TypeError, ValueError, RecursionError)):
+        h.json_entries(text, h.parse_url("http://h/"))
+
+
+@pytest.mark.parametrize("item", ['{"name": 5}', '{"href": "a", "size": true, "mtime": 1e999}', '{"name": "a", "mtime": NaN, "size": "x"}',
+                                  '{"name": "a", "mtime": 1%s}' % ("0" * 400), "[]", "7"])
+def test_odd_values_in_an_index_are_as_if_not_told(item):
+    entries = h.json_entries(f"[{item}]", h.parse_url("http://h/"))
+    assert all((entry.name, entry.mtime) == ("a", None) for entry in entries)
 
 
 def test_indexes_as_json_of_this_server_nginx_and_caddy():
@@ -453,6 +466,7 @@ def test_a_checksum_from_the_command_line_is_checked(run, files, tmp_path):
     assert get(run, tmp_path, server.url, "--checksum", "sha512:" + hashlib.sha512(BODY).hexdigest()).code == 0
     assert get(run, tmp_path, server.url, "-o", "b", "--checksum", "sha256:" + "0" * 64).code == 56
     assert get(run, tmp_path, server.url, "-o", "-", "--checksum", "sha256:" + "0" * 64).code == 56
+    assert get(run, tmp_path, server.url, "-o", "-", "--checksum", "sha512:" + hashlib.sha512(BODY).hexdigest()).out == BODY
     assert names(tmp_path) == ["file.bin"]
 
 
@@ -487,6 +501,12 @@ def test_redirects_are_followed_and_circles_end(run, canned, tmp_path):
     assert len(circle.read) == 11
 
 
+@pytest.mark.parametrize("location", ["ftp://x/", "http://[x", "http://x:y/", "file:///etc/passwd"])
+def test_a_redirect_to_nowhere_is_the_servers_fault(run, canned, tmp_path, location):
+    server = canned(answer(b"", "302 Found", f"Location: {location}\r\n"), read_until=b"\r\n\r\n")
+    assert get(run, tmp_path, f"http://127.0.0.1:{server.port}/").code == 56
+
+
 @pytest.mark.parametrize("login", [["--user", "u:secret"], ["--token", "secret"], ["-H", "X-Key: secret"], ["-H", "Authorization: secret"], "url"])
 def test_logins_stay_with_the_server_they_were_given_for(run, canned, tmp_path, login):
     goal = canned(answer(b"there"), read_until=b"\r\n\r\n")
@@ -517,6 +537,13 @@ def test_netrc(run, canned, tmp_path):
 def test_a_header_cannot_carry_a_line_break(run):
     done = run("httpclient.py", "get", "/", "-H", "A: b\r\nC: d")
     assert done.code == 2 and "NAME: VALUE" in done.err
+
+
+def test_families_and_missing_authorities(run, files, tmp_path):
+    server = files(BODY)
+    assert get(run, tmp_path, server.url.replace("127.0.0.1", "localhost"), "-4").code == 0
+    assert get(run, tmp_path, server.url, "-6").code == 6
+    assert get(run, tmp_path, server.url.replace("http", "https"), "--cacert", "nowhere").code == 26
 
 
 def test_a_proxy_is_asked_with_the_whole_url(run, canned, tmp_path):
