@@ -634,9 +634,11 @@ class Body:
 
     def __init__(self, *parts: bytes | str) -> None:
         self.parts = parts
-        self.sizes = [len(part) if isinstance(part, bytes) else file_size(part) for part in parts]
+        found = [None if isinstance(part, bytes) else sendable_file(part) for part in parts]
+        self.sizes = [len(part) if info is None else info.st_size for part, info in zip(parts, found)]
         self.length = sum(self.sizes) if parts else None
-        self.start = 0
+        self.mtime_ns = next((info.st_mtime_ns for info in found if info), 0)
+        self.start = self.sent = 0
 
     def rest(self, offset: int) -> Body:
         """What follows an offset, of a single file."""
@@ -647,8 +649,9 @@ class Body:
     def pieces(self) -> Iterator[bytes]:
         for part, size in zip(self.parts, self.sizes):
             yield from [part] if isinstance(part, bytes) else file_pieces(part, self.start, size)
-        if self.length is None:
-            yield from iter(lambda: os.read(0, BUFFER), b"")
+        for piece in iter(lambda: os.read(0, BUFFER), b"") if self.length is None else ():
+            self.sent += len(piece)
+            yield piece
 
     def digest(self) -> str:
         """For Repr-Digest (RFC 9530)."""
@@ -659,7 +662,7 @@ class Body:
         return f"sha-256=:{base64.b64encode(sha256.digest()).decode()}:"
 
 
-def file_size(path: str) -> int:
+def sendable_file(path: str) -> os.stat_result:
     try:
         found = os.stat(path)
     except OSError as error:
@@ -667,7 +670,7 @@ def file_size(path: str) -> int:
     if not stat.S_ISREG(found.st_mode):
         raise Failure(26, f"cannot send {spoken(path)}: it is no regular file", "its length is not known in advance",
                       "upload sends a folder; cat FILE | ... put - URL anything else")
-    return found.st_size
+    return found
 
 
 def file_pieces(path: str, start: int, end: int) -> Iterator[bytes]:
@@ -1191,9 +1194,10 @@ class Part:
         self.forget()
 
     def release(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-        self.fd = -1
+        with self.guard:
+            if self.fd >= 0:
+                os.close(self.fd)
+            self.fd = -1
 
     def close(self) -> None:
         """Without its place found: what can be continued stays."""
@@ -1221,7 +1225,10 @@ class Stream:
     A download that goes there is continued within this run only."""
 
     def __init__(self, path: str, args: argparse.Namespace) -> None:
-        self.fd = 1 if path == "-" else os.open(path, os.O_WRONLY)
+        try:
+            self.fd = 1 if path == "-" else os.open(path, os.O_WRONLY)
+        except OSError as error:
+            raise unwritable(path, error, 0) from None
         self.decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace") if os.isatty(self.fd) else None
         self.source: Source | None = None
         self.offset = 0
@@ -1280,9 +1287,15 @@ class Download:
         """saved, or same when it was here already."""
         if self.name and self.standing(persist(self.args, self.probe)) == "same":
             return "same"
-        sink = self.sink()
         try:
-            done = isinstance(sink, Part) and side_by_side(self, sink) or persist(self.args, lambda: self.fetch(sink), lambda: sink.offset)
+            return self.into(self.sink(), many=True)
+        except Changed:
+            return self.into(self.sink(), many=False)
+
+    def into(self, sink: Part | Stream, many: bool) -> str:
+        try:
+            done = many and isinstance(sink, Part) and side_by_side(self, sink)
+            done = done or persist(self.args, lambda: self.fetch(sink), lambda: sink.offset)
             return self.finish(sink) if done else "same"
         finally:
             sink.close()
@@ -1290,7 +1303,7 @@ class Download:
     def settle(self, reply: Reply, method: str) -> str:
         """What a response that was asked for in a row makes of it: saved, same, or "" when it needs more than that."""
         if method == "HEAD":
-            return "same" * same(os.lstat(self.path), reply.head.length, reply.head.modified, self.args.newer)
+            return "same" * same(look(self.path), reply.head.length, reply.head.modified, self.args.newer)
         try:
             sink = Part(self.folder, self.url, self.args)
             try:
@@ -1316,7 +1329,7 @@ class Download:
         """Whether what stands at the destination is the same file, may be replaced, or must stay."""
         if head is None or self.name == "-" or self.args.force or not os.path.isfile(self.path):
             return "free"
-        if same(os.stat(self.path), head.length, head.modified, self.args.newer):
+        if same(look(self.path), head.length, head.modified, self.args.newer):
             return "same"
         if not self.args.newer and not self.replace:
             raise exists(self.path)
@@ -1402,35 +1415,35 @@ class Download:
 
 def side_by_side(download: Download, part: Part) -> bool:
     """Fill the part over several connections, each fetching one span after another. False: it has to come in one piece."""
-    if not part.left and not (part.args.connections > 1 and (part.offset or rangeable(download, part)) and part.divide()):
+    args = part.args
+    if not part.left and not (args.connections > 1 and (part.offset or persist(args, lambda: rangeable(download, part))) and part.divide()):
         return False
-    problems, news = list[Failure](), threading.Event()
+    problems, news = list[BaseException](), threading.Event()
     spans = iter([span for span in part.left if span[0] < span[1]])
 
     def work() -> None:
         try:
-            with contextlib.closing(Client(part.args)) as client:
+            with contextlib.closing(Client(args)) as client:
                 while not problems and (span := part.next_span(spans)):
-                    persist(part.args, functools.partial(fetch_span, client, download, part, span, problems), lambda: span[0])
-        except Failure as problem:
+                    persist(args, functools.partial(fetch_span, client, download, part, span, problems), lambda: span[0])
+        except BaseException as problem:  # noqa: BLE001  (raised again in the thread that waits)
             problems.append(problem)
         news.set()
 
-    workers = [threading.Thread(target=work, daemon=True) for _ in range(part.args.connections)]
+    workers = [threading.Thread(target=work, daemon=True) for _ in range(args.connections)]
     for worker in workers:
         worker.start()
-    part.args.progress.begin(download.name, part.offset - part.missing(), part.offset)
+    args.progress.begin(download.name, part.offset - part.missing(), part.offset)
     saved = time.monotonic()
     while any(worker.is_alive() for worker in workers) and not problems:
         news.wait(DRAWN_EVERY)
         news.clear()
-        part.args.progress.at(part.offset - part.missing())
+        args.progress.at(part.offset - part.missing())
         if time.monotonic() - saved > SAVE_EVERY:
             saved = time.monotonic()
             part.remember()
-    if problems and problems[0].code == 33:
-        part.forget()  # it changed meanwhile
-        return False
+    if problems and isinstance(problems[0], Changed):
+        part.discard()  # others may still be writing into it, so the next one is another file
     if problems:
         raise problems[0]
     download.received, part.left = part.offset, []
@@ -1448,7 +1461,7 @@ def rangeable(download: Download, part: Part) -> bool:
     return True
 
 
-def fetch_span(client: Client, download: Download, part: Part, span: list[int], problems: list[Failure]) -> None:
+def fetch_span(client: Client, download: Download, part: Part, span: list[int], problems: list[BaseException]) -> None:
     """What is missing of one span. Its first byte moves on as it comes, so that a new try asks for the rest only."""
     source, url = part.source, download.url
     if source is None or problems:
@@ -1458,10 +1471,12 @@ def fetch_span(client: Client, download: Download, part: Part, span: list[int], 
         check(reply)
         fits = reply.head.status == 206 and content_range(reply.head) == (span[0], span[1], source.size)
         if not fits or source.etag and reply.head.get("etag") not in ("", source.etag):
-            raise Failure(33, f"{shown(str(url))} changed while it was fetched", "a range of it is not what was asked for", "the same again")
+            raise Changed(33, f"{shown(str(url))} changed while it was fetched", "a range of it is not what was asked for", "the same again")
         download.saw(reply.head)
         for piece in reply.pieces():
-            if problems or len(piece) > span[1] - span[0]:
+            if problems:
+                return
+            if len(piece) > span[1] - span[0]:
                 raise broken(url.authority, "a range longer than it says")
             part.write_at(span[0], piece)
             span[0] += len(piece)
@@ -1469,10 +1484,16 @@ def fetch_span(client: Client, download: Download, part: Part, span: list[int], 
         raise Transient(18, f"a range of {shown(str(url))} came short", f"{span[1] - span[0]:,} bytes of it are missing", "the same again")
 
 
-def same(found: os.stat_result, size: int | None, modified: float | None, newer: bool) -> bool:
+def look(path: str) -> os.stat_result | None:
+    with contextlib.suppress(OSError):
+        return os.stat(path)
+    return None
+
+
+def same(found: os.stat_result | None, size: int | None, modified: float | None, newer: bool) -> bool:
     """Whether a file here is the one that a server describes. mtimes are set from Last-Modified, so equal ones mean much;
     with --newer a later one here is as good, and where no time is told the size must do."""
-    if size is not None and size != found.st_size:
+    if found is None or size is not None and size != found.st_size:
         return False
     if modified is None:
         return newer and size is not None
@@ -1560,7 +1581,7 @@ def send_file(client: Client, path: str, url: URL) -> None:
     except BaseException:
         upload.remember()
         raise
-    report(args, url, "sent", path, args.progress.done - args.progress.first if body.length is None else body.length, time.monotonic() - began)
+    report(args, url, "sent", path, body.sent if body.length is None else body.length, time.monotonic() - began)
 
 
 class Upload:
@@ -1572,7 +1593,6 @@ class Upload:
         self.body = body
         self.offset = 0  # what the server is known to have
         self.fields: Fields = {}
-        self.modified = "" if body.length is None else http_date(os.stat(path).st_mtime)
         self.note = os.path.join(os.path.dirname(path), part_name(url)[:-len("part")] + "json")
         self.noted = os.path.exists(self.note)
         self.resource = self.recall() if self.noted and client.args.resume else None  # where it can be continued
@@ -1581,14 +1601,14 @@ class Upload:
         """Where an earlier run of the same upload stopped, if the file is still the same."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open(self.note, encoding="utf-8") as file:
             note = json.load(file)
-            if (note["size"], note["modified"]) == (self.body.length, self.modified):
+            if (note["size"], note["mtime_ns"]) == (self.body.length, self.body.mtime_ns):
                 return self.url.join(note["resource"])._replace(login=self.url.login)
         return None
 
     def remember(self) -> None:
         """Beside the file that could not be sent whole: where the rest of it may go. Where nothing can be written, it starts over."""
         if self.resource:
-            note = {"url": str(self.url), "resource": self.resource.target, "size": self.body.length, "modified": self.modified}
+            note = {"url": str(self.url), "resource": self.resource.target, "size": self.body.length, "mtime_ns": self.body.mtime_ns}
             with contextlib.suppress(OSError), open(self.note, "w", encoding="utf-8") as file:
                 json.dump(note, file)
 
@@ -1597,7 +1617,7 @@ class Upload:
         length = self.body.length
         if length is None:
             return {"Expect": "100-continue"}
-        fields = {"Last-Modified": self.modified}
+        fields = {"Last-Modified": http_date(self.body.mtime_ns // 10**9)}
         if length < EXPECT_FROM:
             return {**fields, "Repr-Digest": self.body.digest()}
         with self.client.ask("OPTIONS", self.url) as reply:
@@ -1659,7 +1679,7 @@ def post(client: Client) -> int:
     args.progress.begin(str(url), 0, body.length)
     with client.ask("POST", url, fields, body) as reply:
         check(reply)
-        sink = Stream(args.output or "-", args)
+        sink = Stream("-", args)
         for piece in reply.decoded():
             sink.write(piece)
         sink.close()
@@ -1712,7 +1732,8 @@ def mkdir(client: Client) -> int:
 def move(client: Client) -> int:
     args = client.args
     url = target(args.url, args)
-    new = url.join(encoded(args.new, "/?")) if "://" not in args.new else target(args.new, args)
+    sibling = url._replace(target=url.path.rstrip("/"))  # a folder is renamed like a file, not moved into itself
+    new = sibling.join(encoded(args.new, "/?")) if "://" not in args.new else target(args.new, args)
     simple(client, "MOVE", url, {"Destination": new.full, "Overwrite": "T" if args.force else "F"})
     report(args, url, "moved", str(new), 0, None)
     return 0
@@ -1781,29 +1802,28 @@ class Mirror:
         here, entries = persist(self.args, lambda: listing(self.client, url))
         if here.origin != self.root.origin or not here.path.startswith(self.root.path) or depth > MAX_DEPTH:
             raise Failure(56, f"{shown(str(url))} leads out of {shown(str(self.root))}, or too deep", "it was not followed", "mirror that one")
-        make_folder(dest, strict=depth > 0)
+        there = make_folder(dest, strict=depth > 0)
         for entry in entries:
             if not legal(entry.name, self.args.hidden):
                 say(f"skipped {spoken(entry.name)}: not a name that may come from a server (--hidden takes those with a dot)")
         entries = [entry for entry in entries if legal(entry.name, self.args.hidden)]
-        code = self.files(here, dest, [entry for entry in entries if not entry.folder])
+        code = self.files(here, dest, there, [entry for entry in entries if not entry.folder])
         folders = [entry.name for entry in entries if entry.folder]
         further = each(self.args, folders, lambda name: self.folder(folder_url(here.child(name)), os.path.join(dest, name), depth + 1))
         return code or further
 
-    def files(self, url: URL, dest: str, entries: list[Entry]) -> int:
+    def files(self, base: URL, dest: str, there: set[str], entries: list[Entry]) -> int:
         """Fetch a folder's files: asked for in a row as long as all goes well, what is left then one by one, with patience."""
         self.args.progress.expect(len(entries))
-        here = set(os.listdir(dest))
-        jobs = {url.child(entry.name): entry.name for entry in entries if entry.name not in here or not self.told_same(dest, entry)}
-        self.quickly("HEAD", [each for each, name in jobs.items() if name in here], jobs, dest)
-        self.quickly("GET", [each for each in jobs if part_name(each) not in here], jobs, dest)
+        jobs = {base.child(entry.name): entry.name for entry in entries if entry.name not in there or not self.told_same(dest, entry)}
+        self.quickly("HEAD", [url for url, name in jobs.items() if name in there], jobs, dest)
+        self.quickly("GET", [url for url in jobs if part_name(url) not in there], jobs, dest)
         return each(self.args, list(jobs), lambda url: tell(self.args, Download(self.client, url, dest, jobs[url], replace=True)))
 
     def told_same(self, dest: str, entry: Entry) -> bool:
         """Whether the index itself says that the file here is the same."""
         told = entry.size is not None and entry.mtime is not None
-        known = told and same(os.lstat(os.path.join(dest, entry.name)), entry.size, entry.mtime, self.args.newer)
+        known = told and same(look(os.path.join(dest, entry.name)), entry.size, entry.mtime, self.args.newer)
         if known:
             self.args.progress.count("same")
         return known
@@ -1824,12 +1844,12 @@ def upload(client: Client) -> int:
     if not os.path.isdir(args.dir):
         raise Failure(26, f"{spoken(args.dir)} is no folder here", "upload sends a folder", "put sends files")
     url = folder_url(target(args.url, args))
-    code = upload_folder(client, args.dir, url, 0)
+    code = upload_folder(client, args.dir, url)
     args.progress.summary(args)
     return code
 
 
-def upload_folder(client: Client, path: str, url: URL, depth: int) -> int:
+def upload_folder(client: Client, path: str, url: URL) -> int:
     """Send what the server has not, or has otherwise. Links and special files are told and left out."""
     args, there = client.args, remote(client, url)
     files, folders = sendable(path, args)
@@ -1841,7 +1861,7 @@ def upload_folder(client: Client, path: str, url: URL, depth: int) -> int:
         send_file(client, entry.path, url.child(entry.name))
 
     code = each(args, files, one)
-    further = each(args, folders, lambda entry: upload_folder(client, entry.path, folder_url(url.child(entry.name)), depth + 1))
+    further = each(args, folders, lambda entry: upload_folder(client, entry.path, folder_url(url.child(entry.name))))
     return code or further
 
 
@@ -1861,23 +1881,25 @@ def sendable(path: str, args: argparse.Namespace) -> tuple[list[os.DirEntry[str]
 
 def remote(client: Client, url: URL) -> dict[str, Entry] | None:
     """What a server has in a folder, which is made if missing; None when it does not tell."""
+    with client.ask("HEAD", url) as reply:
+        missing = reply.head.status == 404
+    if missing:
+        with contextlib.suppress(Failure):  # many servers make folders as they are needed, and know no MKCOL
+            simple(client, "MKCOL", url, {})
+        return {}
     try:
         return {entry.name: entry for entry in persist(client.args, lambda: listing(client, url))[1]}
     except Failure as failure:
         if failure.code != 22:
             raise
-        missing = ": 404 " in str(failure)
-    if missing:
-        with contextlib.suppress(Failure):  # many servers make folders as they are needed, and know no MKCOL
-            simple(client, "MKCOL", url, {})
-    return {} if missing else None
+        return None
 
 
 def unchanged(client: Client, entry: os.DirEntry[str], url: URL, there: dict[str, Entry] | None) -> bool:
     """Whether a server has this file: of the same size, and not from before it was last written here."""
     if there is not None and entry.name not in there:
         return False
-    known, found = there[entry.name] if there else Entry(entry.name, False), entry.stat()
+    known, found = there[entry.name] if there else Entry(entry.name, False), sendable_file(entry.path)
     if known.size is None or known.mtime is None:
         with client.ask("HEAD", url, {"Accept-Encoding": "identity"}) as reply:
             known = Entry(entry.name, False, reply.head.length if reply.head.status == 200 else None, reply.head.modified)
@@ -1888,12 +1910,13 @@ def folder_url(url: URL) -> URL:
     return url if url.path.endswith("/") else url._replace(target=url.path + "/")
 
 
-def make_folder(path: str, strict: bool = False) -> None:
-    """A folder for what comes. Inside a mirror it must not be a link, which could lead out of it."""
+def make_folder(path: str, strict: bool = False) -> set[str]:
+    """A folder for what comes, and what is there already. Inside a mirror it must not be a link, which could lead out of it."""
     try:
         os.makedirs(path, exist_ok=True)
         if strict and os.path.islink(path):
             raise OSError(errno.ELOOP, "it is a link to elsewhere")
+        return set(os.listdir(path))
     except OSError as error:
         raise unwritable(path, error, 0) from None
 
@@ -2095,6 +2118,10 @@ class Parser(argparse.ArgumentParser):
 # --- end errors ---
 
 
+class Changed(Failure):
+    """What is being fetched in pieces is another file now."""
+
+
 class Transient(Failure):
     """A failure that may pass by itself: worth another try, after so many seconds if the server named them."""
 
@@ -2289,7 +2316,7 @@ def build_parser() -> argparse.ArgumentParser:
         made = verbs.add_parser(name, parents=[common], argument_default=argparse.SUPPRESS, help=text)
         for place in places:
             made.add_argument(place.rstrip("+").lower(), nargs="+" if place.endswith("+") else None, metavar=place.rstrip("+"))
-        if name in ("get", "mirror", "post"):
+        if name in ("get", "mirror"):
             saving_flags(made)
         return made.add_argument
 
