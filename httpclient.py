@@ -26,16 +26,13 @@ Exit codes are curl's: 22 is a status of 400 or above, 18 a transfer cut short, 
 from __future__ import annotations
 
 import argparse
-import base64
+import binascii
 import codecs
 import contextlib
 import errno
 import functools
-import hashlib
 import itertools
-import json
 import os
-import random
 import re
 import select
 import shlex
@@ -47,8 +44,11 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 from urllib.parse import quote, unquote_to_bytes, urljoin, urlsplit
+
+if TYPE_CHECKING:
+    import hashlib
 
 VERSION = "1.0"
 PORTS = {"http": 80, "https": 443}
@@ -256,7 +256,7 @@ def source_of(url: URL, head: Head) -> Source:
     date, modified = parse_date(head.get("date")), head.modified
     settled = date is not None and modified is not None and modified < date  # or it may change again within its second
     found = SHA256_FIELD.search(head.get("repr-digest") or head.get("digest"))
-    digest = "sha256:" + base64.b64decode(found[1]).hex() if found else ""
+    digest = "sha256:" + binascii.a2b_base64(found[1]).hex() if found else ""
     return Source(str(url), head.get("etag"), head.get("last-modified") if settled else "", size, digest)
 
 
@@ -299,7 +299,7 @@ class Entry(NamedTuple):
 
 def html_entries(text: str, url: URL) -> list[Entry]:
     """The links of an index page that lead to something in that very folder; sorting links and the way up do not."""
-    import html  # not at the top: a table of 2,000 entities, which few runs need
+    import html
     references = [html.unescape(match[1] or match[2] or match[3] or "").strip() for match in LINK.finditer(text)]
     names = dict.fromkeys(name for reference in references if (name := child_name(reference, url)))
     return [Entry(os.fsdecode(unquote_to_bytes(name.rstrip("/"))), name.endswith("/")) for name in names]
@@ -319,6 +319,7 @@ def child_name(reference: str, url: URL) -> str:
 
 def json_entries(text: str, url: URL) -> list[Entry]:
     """An index as JSON, as httpserver.py, nginx and Caddy write it."""
+    import json
     index = json.loads(text)
     index = index.get("entries") if isinstance(index, dict) else index
     if not isinstance(index, list):
@@ -359,8 +360,16 @@ def spoken(name: str) -> str:
 
 
 def basic(login: str) -> str:
-    user, _, password = login.partition(":")
-    return "Basic " + base64.b64encode(os.fsencode(f"{user}:{password}")).decode()
+    return "Basic " + b64(os.fsencode(login if ":" in login else login + ":"))
+
+
+def b64(data: bytes) -> str:
+    return binascii.b2a_base64(data, newline=False).decode()
+
+
+def hasher(name: str, data: bytes = b"") -> hashlib._Hash:
+    import hashlib  # not at the top, like json, html and ssl: what loads them is worth the wait, other runs start sooner
+    return hashlib.new(name, data)
 
 
 def error_lines(head: Head, body: bytes) -> str:
@@ -655,11 +664,11 @@ class Body:
 
     def digest(self) -> str:
         """For Repr-Digest (RFC 9530)."""
-        sha256 = hashlib.sha256()
+        sha256 = hasher("sha256")
         for part, size in zip(self.parts, self.sizes):
             for piece in [part] if isinstance(part, bytes) else file_pieces(part, 0, size):
                 sha256.update(piece)
-        return f"sha-256=:{base64.b64encode(sha256.digest()).decode()}:"
+        return f"sha-256=:{b64(sha256.digest())}:"
 
 
 def sendable_file(path: str) -> os.stat_result:
@@ -960,7 +969,7 @@ def via_family(host: str, port: int, args: argparse.Namespace) -> str:
 
 def encrypt(sock: socket.socket, host: str, args: argparse.Namespace) -> socket.socket:
     """TLS on a connection. --pin takes the place of authorities: the very certificate is known, whoever signed it."""
-    import ssl  # not at the top: plain http would wait for it
+    import ssl
     try:
         context = ssl.create_default_context(cafile=args.cacert)
     except OSError as error:
@@ -983,7 +992,7 @@ def encrypt(sock: socket.socket, host: str, args: argparse.Namespace) -> socket.
     except OSError as error:
         raise Transient(28 if isinstance(error, socket.timeout) else 56, f"{host} hung up on TLS or stayed silent", str(error),
                         "http:// instead of https://?") from None
-    found = hashlib.sha256(secured.getpeercert(binary_form=True) or b"").hexdigest()
+    found = hasher("sha256", secured.getpeercert(binary_form=True) or b"").hexdigest()
     if args.pin and found != args.pin:
         secured.close()
         raise Failure(60, f"{host} shows another certificate than the one pinned", f"its SHA-256 is {found}",
@@ -1033,7 +1042,7 @@ def persist(args: argparse.Namespace, act: Callable[[], T], progress: Callable[[
             failures, best = 0 if further else failures + 1, max(best, progress())
             if failures > args.retries or args.retries == 0:
                 raise
-            pause = PAUSES[0] if further else min(PAUSES[1] * 2 ** (failures - 1), PAUSES[2]) * random.uniform(0.5, 1)
+            pause = PAUSES[0] if further else min(PAUSES[1] * 2 ** (failures - 1), PAUSES[2]) * (1 - os.urandom(1)[0] / 512)
             pause = pause if failure.after is None else min(failure.after, PAUSES[2])
             args.progress.clear()
             say(str(failure).split("\n")[0] + f"; trying again in {pause:.1f} s") if not args.quiet else None
@@ -1078,8 +1087,7 @@ class Part:
         if not self.noted:
             return 0
         try:
-            with open(self.note, encoding="utf-8") as file:
-                note = json.load(file)
+            note = read_note(self.note)
             self.left = [[int(first), int(end)] for first, end in note.pop("left")]
             source, found = Source(**note), os.fstat(self.fd)
         except (OSError, ValueError, TypeError, KeyError):
@@ -1103,17 +1111,9 @@ class Part:
             self.remember()
 
     def remember(self) -> None:
-        """Write the note, whole or not at all."""
         if self.source:
-            try:
-                with open(self.note + "~", "w", encoding="utf-8") as file:
-                    json.dump({**self.source._asdict(), "left": self.left}, file)
-                os.replace(self.note + "~", self.note)
-                self.noted = True
-            except OSError as error:
-                with contextlib.suppress(OSError):
-                    os.unlink(self.note + "~")
-                raise unwritable(self.note, error, self.offset) from None
+            write_note(self.note, {**self.source._asdict(), "left": self.left})
+            self.noted = True
 
     def forget(self) -> None:
         self.source, self.offset, self.left = None, 0, []
@@ -1168,7 +1168,7 @@ class Part:
 
     def digest(self, name: str) -> str:
         """Of all that is here: what was fetched in an earlier run counts too."""
-        total, buffer = hashlib.new(name), memoryview(bytearray(BUFFER))
+        total, buffer = hasher(name), memoryview(bytearray(BUFFER))
         with open(self.path, "rb", buffering=0) as file:
             while count := file.readinto(buffer):
                 total.update(buffer[:count])
@@ -1216,8 +1216,30 @@ class Part:
             os.unlink(self.path)
 
 
+def read_note(path: str) -> dict[str, Any]:
+    import json
+    with open(path, encoding="utf-8") as file:
+        note = json.load(file)
+    if not isinstance(note, dict):
+        raise TypeError("a note that is no object")
+    return note
+
+
+def write_note(path: str, note: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    import json
+    try:
+        with open(path + "~", "w", encoding="utf-8") as file:
+            json.dump(note, file)
+        os.replace(path + "~", path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(path + "~")
+        raise unwritable(path, error, 0) from None
+
+
 def part_name(url: URL) -> str:
-    return f".six-{hashlib.sha256(url.full.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.part"
+    return f".six-{hasher('sha256', url.full.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.part"
 
 
 class Stream:
@@ -1232,7 +1254,7 @@ class Stream:
         self.decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace") if os.isatty(self.fd) else None
         self.source: Source | None = None
         self.offset = 0
-        self.totals = {args.checksum[0]: hashlib.new(args.checksum[0])} if args.checksum else {}
+        self.totals = {args.checksum[0]: hasher(args.checksum[0])} if args.checksum else {}
 
     def begin(self, source: Source) -> None:
         if self.offset:
@@ -1240,7 +1262,7 @@ class Stream:
                           "the file changed, or the server does not serve ranges", "-o FILE, which can start over")
         self.source = source
         if source.digest:
-            self.totals["sha256"] = hashlib.sha256()
+            self.totals["sha256"] = hasher("sha256")
 
     def forget(self) -> None:
         self.source = None
@@ -1599,8 +1621,8 @@ class Upload:
 
     def recall(self) -> URL | None:
         """Where an earlier run of the same upload stopped, if the file is still the same."""
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open(self.note, encoding="utf-8") as file:
-            note = json.load(file)
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            note = read_note(self.note)
             if (note["size"], note["mtime_ns"]) == (self.body.length, self.body.mtime_ns):
                 return self.url.join(note["resource"])._replace(login=self.url.login)
         return None
@@ -1609,8 +1631,8 @@ class Upload:
         """Beside the file that could not be sent whole: where the rest of it may go. Where nothing can be written, it starts over."""
         if self.resource:
             note = {"url": str(self.url), "resource": self.resource.target, "size": self.body.length, "mtime_ns": self.body.mtime_ns}
-            with contextlib.suppress(OSError), open(self.note, "w", encoding="utf-8") as file:
-                json.dump(note, file)
+            with contextlib.suppress(Failure):
+                write_note(self.note, note)
 
     def prepare(self) -> Fields:
         """A digest stands before the body, so a large file is read twice for it: only for servers that say they take it."""
@@ -1745,7 +1767,7 @@ def head(client: Client) -> int:
     with client.ask("HEAD", url) as reply:
         text = reply.head.text.rstrip("\n")
     if args.json:
-        emit(args, json.dumps({"url": str(url), "status": reply.head.status, "fields": reply.head.fields}))
+        emit_json(args, {"url": str(url), "status": reply.head.status, "fields": reply.head.fields})
     else:
         emit(args, shown(text))
     check(reply)
@@ -1773,7 +1795,7 @@ def list_folder(client: Client) -> int:
     _, entries = persist(args, lambda: listing(client, url))
     for entry in sorted(entries):
         if args.json:
-            emit(args, json.dumps({**entry._asdict(), "name": os.fsencode(entry.name).decode(errors="backslashreplace")}))
+            emit_json(args, {**entry._asdict(), "name": os.fsencode(entry.name).decode(errors="backslashreplace")})
         else:
             size = "-" if entry.size is None else f"{entry.size}"
             when = "-" if entry.mtime is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.mtime))
@@ -2194,13 +2216,18 @@ def emit(args: argparse.Namespace, line: str) -> None:
     Stream("-", args).write(f"{line}\n".encode())
 
 
+def emit_json(args: argparse.Namespace, facts: dict[str, Any]) -> None:
+    import json
+    emit(args, json.dumps(facts))
+
+
 def report(args: argparse.Namespace, url: URL, result: str, path: str, size: int, seconds: float | None) -> None:
     """What became of one transfer: a line for people, or with --json an object for programs."""
     args.progress.count(result)
     args.progress.clear()
     if args.json:
         name = os.fsencode(path).decode(errors="backslashreplace")
-        emit(args, json.dumps({"result": result, "url": str(url), "file": name, "bytes": size, "seconds": seconds and round(seconds, 3)}))
+        emit_json(args, {"result": result, "url": str(url), "file": name, "bytes": size, "seconds": seconds and round(seconds, 3)})
     elif not args.quiet and not args.progress.files:
         rate = f" ({size:,} bytes, {amount(size / max(seconds, 1e-6))}/s)" if seconds else ""
         say(f"{result} {spoken(path) or shown(str(url))}{rate}")
@@ -2217,7 +2244,7 @@ def each(args: argparse.Namespace, items: Iterable[T], act: Callable[[T], int | 
             say(str(failure))
             args.progress.count("failed")
             if args.json:
-                emit(args, json.dumps({"result": "failed", "code": failure.code, "error": str(failure).split("\n")[0][7:]}))
+                emit_json(args, {"result": "failed", "code": failure.code, "error": str(failure).split("\n")[0][7:]})
             result = failure.code
         code = code or result
     return code
@@ -2252,7 +2279,8 @@ def header(text: str) -> tuple[str, str]:
 
 def checksum(text: str) -> tuple[str, str]:
     name, _, value = text.partition(":")
-    if name not in hashlib.algorithms_available or name.startswith("shake") or not re.fullmatch(r"[0-9a-fA-F]{32,128}", value):
+    known = name in ("md5", "sha1", "sha224", "sha256", "sha384", "sha512")
+    if not known or not re.fullmatch(r"[0-9a-fA-F]{32,128}", value):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME:HEX, such as sha256:9f86d0...")
     return name, value.lower()
 
@@ -2304,16 +2332,24 @@ DEFAULTS = {
 }
 
 
-def build_parser() -> argparse.ArgumentParser:
-    common = Parser(add_help=False, argument_default=argparse.SUPPRESS)
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Told the width, it need not load shutil for it."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=max(60, int(os.environ.get("COLUMNS") or 100) - 2))
+
+
+def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    """A parser for these words: only the verb among them gets its flags, for those of ten verbs take a while to build."""
+    common = Parser(add_help=False, argument_default=argparse.SUPPRESS, formatter_class=Help)
     common_flags(common)
-    parser = Parser(prog="httpclient.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, parents=[common])
+    parser = Parser(prog="httpclient.py", description=__doc__, formatter_class=Help, parents=[common])
     parser.set_defaults(**DEFAULTS)
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, prog="httpclient.py")
 
     def verb(name: str, text: str, *places: str) -> Callable[..., argparse.Action]:
-        made = verbs.add_parser(name, parents=[common], argument_default=argparse.SUPPRESS, help=text)
+        made = verbs.add_parser(name, parents=[common] * (name in words), argument_default=argparse.SUPPRESS, help=text, formatter_class=Help)
         for place in places:
             made.add_argument(place.rstrip("+").lower(), nargs="+" if place.endswith("+") else None, metavar=place.rstrip("+"))
         if name in ("get", "mirror"):
@@ -2339,11 +2375,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    args = build_parser(words).parse_args(words)
     args.progress = Progress(args)
     try:
         if args.ask_password:
-            import getpass  # not at the top, like netrc: few runs need them, and all would wait for them
+            import getpass
             args.password = getpass.getpass()
         with contextlib.closing(Client(args)) as client:
             return VERBS[args.verb](client)
