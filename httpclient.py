@@ -2229,8 +2229,9 @@ def report(args: argparse.Namespace, url: URL, result: str, path: str, size: int
         name = os.fsencode(path).decode(errors="backslashreplace")
         emit_json(args, {"result": result, "url": str(url), "file": name, "bytes": size, "seconds": seconds and round(seconds, 3)})
     elif not args.quiet and not args.progress.files:
-        rate = f" ({size:,} bytes, {amount(size / max(seconds, 1e-6))}/s)" if seconds else ""
-        say(f"{result} {spoken(path) or shown(str(url))}{rate}")
+        rate = f" ({size:,} bytes, {amount(size / max(seconds, 1e-6))}/s)" if seconds and result != "same" else ""
+        what = f"{url} to {path}" if result == "moved" else spoken(path) or str(url)
+        say(f"{result} {shown(what)}{rate}")
 
 
 def each(args: argparse.Namespace, items: Iterable[T], act: Callable[[T], int | None]) -> int:
