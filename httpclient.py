@@ -1640,6 +1640,8 @@ class Upload:
         if length is None:
             return {"Expect": "100-continue"}
         fields = {"Last-Modified": http_date(self.body.mtime_ns // 10**9)}
+        if self.client.args.verb == "upload":
+            fields["Date"] = fields["Last-Modified"]  # from which nginx takes the file's time
         if length < EXPECT_FROM:
             return {**fields, "Repr-Digest": self.body.digest()}
         with self.client.ask("OPTIONS", self.url) as reply:
@@ -2193,7 +2195,8 @@ class Progress:
         text = f"{settled} of {self.files} files, " * bool(self.files) + f"{spoken(self.name)[:30]} "
         text += f"[{'#' * int(20 * share):20}] {100 * share:3.0f}%  " if share is not None else ""
         text += f"{amount(self.done)}  {amount(rate)}/s  " + (f"{left // 60:.0f}:{left % 60:02.0f} left" if left is not None else "")
-        self.put("\r" + text[:os.get_terminal_size(2).columns - 1] + "\x1b[K")
+        width = os.get_terminal_size(2).columns or 80  # 0: a terminal that does not know
+        self.put(f"\r{text[:width - 1]}\x1b[K")
 
     def clear(self) -> None:
         if self.shown:

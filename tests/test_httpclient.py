@@ -1,4 +1,5 @@
 """httpclient.py: its pure functions as tables, and what it does with canned bytes, cuts, and python's own http.server."""
+import contextlib
 import gzip
 import hashlib
 import http.server
@@ -314,6 +315,19 @@ def test_an_existing_file_stays_without_force(run, files, tmp_path):
     os.chmod(tmp_path / "file.bin", 0o640)
     assert get(run, tmp_path, server.url, "--newer").code == 0
     assert (tmp_path / "file.bin").read_bytes() == BODY and os.stat(tmp_path / "file.bin").st_mode & 0o777 == 0o640
+
+
+def test_a_url_signed_for_get_alone_works_and_its_signature_stays_secret(run, files, tmp_path):
+    def store(head):
+        signed = head.startswith("GET /bucket/file.bin?X-Amz-Signature=5ec4e7 ")
+        return None if signed else b"HTTP/1.1 403 Forbidden\r\nContent-Length: 6\r\n\r\ndenied"
+    server = files(BODY, hook=store, cuts=[100_000])
+    url = f"http://127.0.0.1:{server.port}/bucket/file.bin?X-Amz-Signature="
+    (tmp_path / "file.bin").write_bytes(b"old")
+    assert get(run, tmp_path, url + "5ec4e7", "-o", "file.bin", "--newer").code == 0
+    assert (tmp_path / "file.bin").read_bytes() == BODY
+    done = get(run, tmp_path, url + "5ec4e7x", "-o", "b", "--json")
+    assert done.code == 22 and "denied" in done.err and "5ec4e7" not in done.err + done.out.decode()
 
 
 def test_newer_leaves_a_later_file_of_the_same_size(run, files, tmp_path):
@@ -840,6 +854,26 @@ def test_trace_and_verbose_mask_what_is_secret(run, canned, tmp_path):
     server = canned(answer(b"x"), read_until=b"\r\n\r\n")
     done = get(run, tmp_path, f"http://127.0.0.1:{server.port}/a", "--user", "me:word", "--trace-hex", "-v")
     assert done.code == 0 and "bWU6d29yZA" not in done.err and "> Authorization: ***" in done.err and "recv" in done.err
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no pseudo-terminals here")
+def test_a_bar_is_drawn_on_a_terminal_and_nowhere_else(files, proxy, tmp_path):
+    way = proxy(files(BODY * 4).port, delay=0.03)
+    command = [sys.executable, SCRIPT, "get", f"http://127.0.0.1:{way.port}/file.bin", "--force"]
+    drawn = {}
+    for name, more in ("shown", []), ("quiet", ["--quiet"]):
+        here, there = os.openpty()
+        client = subprocess.Popen([*command, *more], cwd=tmp_path, stderr=there)
+        os.close(there)
+        drawn[name] = b""
+        with contextlib.suppress(OSError):  # EIO: the other end is closed
+            while chunk := os.read(here, 65536):
+                drawn[name] += chunk
+        os.close(here)
+        assert client.wait(DEADLINE) == 0
+    assert re.search(rb"\rfile\.bin \[#+ *\] +\d+%  .*B/s  0:0\d left", drawn["shown"]) and drawn["quiet"] == b""
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 0 and re.fullmatch(rb"saved file\.bin \(1,200,000 bytes, [\d.]+ .B/s\)\n", done.stderr)
 
 
 def test_output_to_a_closed_pipe_is_23(files, tmp_path):

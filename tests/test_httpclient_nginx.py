@@ -125,11 +125,13 @@ def test_dav_put_mkdir_move_delete_and_upload(run, nginx, tmp_path):
     (source / "empty").mkdir()
     (source / "deep" / "ö ö" / "b#?;%41.bin").write_bytes(BODY)
     (source / "a").write_bytes(b"a")
+    os.utime(source / "a", (1_600_000_000, 1_600_000_000))
     (source / "link").symlink_to("a")
     (source / ".hidden").write_bytes(b"h")
     done = run("httpclient.py", "upload", "source", f"{nginx.url}/dav/up/", cwd=tmp_path)
     assert done.code == 0 and "skipped source/link" in done.err and "skipped source/.hidden" in done.err and "2 sent" in done.err
     assert tree(dav / "up") == {"deep/ö ö/b#?;%41.bin": BODY, "a": b"a"} and (dav / "up" / "empty").is_dir()
+    assert os.stat(dav / "up" / "a").st_mtime == 1_600_000_000
     (source / "a").write_bytes(b"b!")
     done = run("httpclient.py", "upload", "source", f"{nginx.url}/dav/up/", "--quiet", cwd=tmp_path)
     assert done.code == 0 and (dav / "up" / "a").read_bytes() == b"b!"
