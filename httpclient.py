@@ -594,18 +594,16 @@ class Reply:
             return
         if coding not in ("gzip", "x-gzip"):
             raise broken(self.wire.peer, f"a Content-Encoding that nobody asked for: {shown(coding[:40])}")
-        decoder, made = zlib.decompressobj(31), 0
-        for piece in self.pieces():
-            data: bytes | memoryview = piece
-            while data and not decoder.eof:
-                try:
-                    out = decoder.decompress(data, BUFFER)
-                except zlib.error:
-                    raise broken(self.wire.peer, "a gzip body that is damaged") from None
-                made, data = made + len(out), decoder.unconsumed_tail
-                if made > GZIP_RATIO * self.received + BUFFER:
-                    raise broken(self.wire.peer, f"a gzip body over {GZIP_RATIO} times its size")
-                yield out
+        decoder, made = zlib.decompressobj(wbits=31), 0  # 31: gzip, with its checksum
+        try:
+            for piece in self.pieces():
+                for out in inflated(decoder, piece):
+                    made += len(out)
+                    if made > GZIP_RATIO * self.received + BUFFER:
+                        raise broken(self.wire.peer, f"a gzip body over {GZIP_RATIO} times its size")
+                    yield out
+        except zlib.error:
+            raise broken(self.wire.peer, "a gzip body that is damaged") from None
         if not decoder.eof:
             raise broken(self.wire.peer, "a gzip body that stops in the middle")
 
@@ -636,6 +634,14 @@ class Reply:
         if not self.ended or not self.keep:
             self.keep = False
             self.wire.close()
+
+
+def inflated(decoder: zlib._Decompress, data: bytes | memoryview) -> Iterator[bytes]:
+    """What these bytes decode to, a bounded amount at a time; a full one means that there may be more."""
+    out = decoder.decompress(data, BUFFER)
+    while out:
+        yield out
+        out = decoder.decompress(decoder.unconsumed_tail, BUFFER) if len(out) == BUFFER or decoder.unconsumed_tail else b""
 
 
 class Body:
@@ -687,15 +693,13 @@ def file_pieces(path: str, start: int, end: int) -> Iterator[bytes]:
     try:
         with open(path, "rb", buffering=0) as file:
             file.seek(start)
-            while start < end:
-                piece = file.read(min(BUFFER, end - start))
-                if not piece:
-                    raise Failure(26, f"{spoken(path)} became shorter while it was sent", f"{start:,} of {end:,} bytes were there",
-                                  "once more, when nothing writes to it")
-                start += len(piece)
-                yield piece
+            yield from iter(lambda: file.read(min(BUFFER, end - file.tell())), b"")
+            have = file.tell()
     except OSError as error:
         raise unreadable(path, error) from None
+    if have < end:
+        raise Failure(26, f"{spoken(path)} became shorter while it was sent", f"{have:,} of {end:,} bytes were there",
+                      "once more, when nothing writes to it")
 
 
 def unreadable(path: str, error: OSError) -> Failure:
