@@ -31,7 +31,10 @@ http {{ access_log {base}/access.log; default_type application/octet-stream; cli
     location /dav/ {{ alias {base}/dav/; dav_methods PUT DELETE MKCOL MOVE; create_full_put_path on; }} }}
   {tls} }}
 """
-TLS = "server {{ listen 127.0.0.1:{port} ssl; root {base}/www; ssl_certificate {base}/cert; ssl_certificate_key {base}/key; }}"
+TLS = """
+  server {{ listen 127.0.0.1:{port} ssl; root {base}/www; ssl_certificate {base}/cert; ssl_certificate_key {base}/key;
+    client_max_body_size 50m; location /dav/ {{ alias {base}/dav/; dav_methods PUT; }} }}
+"""
 
 
 def free_port():
@@ -184,6 +187,16 @@ def test_tls_against_plain_and_the_reverse_are_told(run, nginx, tmp_path):
     done = run("httpclient.py", "get", f"https://localhost:{nginx.port}/", cwd=tmp_path)
     assert done.code == 56 and "http:// instead of https://" in done.err
     assert run("httpclient.py", "get", f"http://localhost:{nginx.tls_port}/", cwd=tmp_path).code == 22
+
+
+@needs_nginx
+@needs_openssl
+def test_a_large_file_is_sent_over_tls(run, nginx, tmp_path):
+    (tmp_path / "big").write_bytes(BODY)
+    for name, source, data in ("one", "big", b""), ("two", "-", BODY):
+        assert run("httpclient.py", "put", source, f"{nginx.tls_url}/dav/{name}", "--pin", nginx.pin, cwd=tmp_path, input=data).code == 0
+        assert (nginx.base / "dav" / name).read_bytes() == BODY
+        (nginx.base / "dav" / name).unlink()
 
 
 @needs_nginx
