@@ -276,7 +276,7 @@ def test_a_gzip_bomb_is_stopped_early(run, canned, tmp_path):
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize("size", [0, 1, h.BUFFER - 1, h.BUFFER, h.BUFFER + 1, 10 * h.BUFFER])
+@pytest.mark.parametrize("size", [0, 1, h.BUFFER - 1, h.BUFFER, h.BUFFER + 1, 3 * h.BUFFER])
 def test_gzip_of_any_size_comes_out_whole(run, canned, size):
     body = (b"text %d\n" * 9 % tuple(range(9)) * (size // 60 + 1))[:size]
     server = canned(answer(gzip.compress(body, 1), headers="Content-Encoding: gzip\r\n"), read_until=b"\r\n\r\n")
