@@ -890,7 +890,9 @@ class Client:
     def next_reply(self, wire: Wire, method: str, new: list[URL], fields: Fields, url: URL) -> Reply:
         try:
             if new:
-                requests = [self.request(method, each, {**fields, **self.route(each).personal}, None) for each in new]
+                mark = url._replace(target="\0")  # they differ in nothing but the target, so one is made for all
+                before, after = self.request(method, mark, {**fields, **self.route(url).personal}, None).split(b"\0")
+                requests = [before + each.target.encode() + after for each in new]
                 wire.send(b"".join(requests))
                 for request in requests if self.args.verbose else ():
                     narrate(self.args, ">", request.decode("utf-8", "surrogateescape"))
