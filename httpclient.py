@@ -169,6 +169,7 @@ class Head(NamedTuple):
     status: int
     reason: str
     fields: dict[str, str]
+    length: int | None  # Content-Length, if the body has one
     text: str
 
     def get(self, name: str) -> str:
@@ -176,16 +177,6 @@ class Head(NamedTuple):
 
     def has(self, name: str, word: str) -> bool:
         return word in [item.strip().lower() for item in self.get(name).split(",")]
-
-    @property
-    def length(self) -> int | None:
-        """Content-Length, if the body has one. One that differs from another, or is no number, raises ValueError."""
-        if "content-length" not in self.fields or "transfer-encoding" in self.fields:
-            return None
-        values = {item.strip() for item in self.get("content-length").split(",")}
-        if len(values) != 1 or not LENGTH.fullmatch(value := values.pop()):
-            raise ValueError("a Content-Length that is no number")
-        return int(value)
 
     @property
     def modified(self) -> float | None:
@@ -208,9 +199,20 @@ def parse_head(raw: bytes) -> Head:
             raise ValueError(f"{shown(line[:60])!r} where a header belongs")
         name, value = name.lower(), value.strip(" \t")
         fields[name] = f"{fields[name]}, {value}" if name in fields else value
-    return Head(found[1], int(found[2]), found[3] or "", fields, text)
+    return Head(found[1], int(found[2]), found[3] or "", fields, content_length(fields), text)
 
 
+def content_length(fields: dict[str, str]) -> int | None:
+    """RFC 9112 section 6.3: Transfer-Encoding goes before it; several must be the same number."""
+    if "content-length" not in fields or "transfer-encoding" in fields:
+        return None
+    first, *others = [item.strip() for item in fields["content-length"].split(",")]
+    if not LENGTH.fullmatch(first) or any(other != first for other in others):
+        raise ValueError("a Content-Length that is no number")
+    return int(first)
+
+
+@functools.lru_cache(maxsize=64)  # a folder's files share many
 def parse_date(text: str) -> float | None:
     """Seconds since 1970. Of the three forms of RFC 9110 section 5.6.7 the one that is not obsolete."""
     found = DATE.fullmatch(text)
@@ -452,7 +454,6 @@ class Wire:
         raw = self.until(HEAD_END, MAX_HEAD)
         try:
             head = parse_head(raw)
-            _ = head.length
         except ValueError as error:
             raise broken(self.peer, str(error)) from None
         narrate(self.args, "<", head.text)
