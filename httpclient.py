@@ -599,14 +599,17 @@ class Reply:
         try:
             for piece in self.pieces():
                 for out in inflated(decoder, piece):
-                    made += len(out)
-                    if made > GZIP_RATIO * self.received + BUFFER:
-                        raise broken(self.wire.peer, f"a gzip body over {GZIP_RATIO} times its size")
+                    made = self.bounded(made + len(out))
                     yield out
         except zlib.error:
             raise broken(self.wire.peer, "a gzip body that is damaged") from None
         if not decoder.eof:
             raise broken(self.wire.peer, "a gzip body that stops in the middle")
+
+    def bounded(self, made: int) -> int:
+        if made > GZIP_RATIO * self.received + BUFFER:
+            raise broken(self.wire.peer, f"a gzip body over {GZIP_RATIO} times its size")
+        return made
 
     def read(self, limit: int) -> bytes:
         """The first bytes of the body, all of them if they are not more than the limit."""
