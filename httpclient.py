@@ -1,0 +1,2412 @@
+#!/usr/bin/env python3
+"""Fetch, send and mirror files over HTTP: a client for any web server, in one file.
+
+    python3 httpclient.py get http://HOST/big.iso            saved as big.iso; the same again goes on after a cut
+    python3 httpclient.py get URL -o - | tar x               to standard output; -o takes a folder or a name too
+    python3 httpclient.py get URL --connections 4 --checksum sha256:HEX
+    python3 httpclient.py put notes.txt photo.jpg http://HOST:8000/inbox/
+    python3 httpclient.py upload DIR http://HOST:8000/inbox/ a folder; again sends only what changed
+    python3 httpclient.py mirror http://HOST/pub/ -o copy    the reverse, from any server's index page
+    python3 httpclient.py list /                             http://127.0.0.1:8000/: --host and --port complete it
+    python3 httpclient.py post URL --data 'a=1&b=2'          or --data @FILE, --data -, --form photo=@me.jpg
+    python3 httpclient.py delete|head|mkdir URL, move URL NEW
+
+A download is written to a hidden part (.six-*.part) beside its destination, with a note (.six-*.json) of the
+URL, ETag or Last-Modified and size that it belongs to. A lost link, or running the command again, continues it
+by Range with If-Range; a file that changed meanwhile starts over. Length and digest are checked before the part
+gets its name. What exists is not replaced without --force; --newer replaces it when the server's differs.
+Large uploads ask first (Expect: 100-continue), and are resumed where the server speaks
+draft-ietf-httpbis-resumable-upload-10 (interop version 8).
+
+A password is sent only to the server that --user, --token, -H or the URL named it for, never along a redirect
+elsewhere; SIXSOCKETS_PASSWORD only to --host and --port; otherwise ~/.netrc is asked. Without https others can
+read it. Proxies come from --proxy or http_proxy, https_proxy, all_proxy, no_proxy.
+Exit codes are curl's: 22 is a status of 400 or above, 18 a transfer cut short, 60 a certificate not trusted.
+"""
+from __future__ import annotations
+
+import argparse
+import binascii
+import codecs
+import contextlib
+import errno
+import functools
+import itertools
+import os
+import re
+import select
+import shlex
+import socket
+import stat
+import sys
+import threading
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
+from urllib.parse import quote, unquote_to_bytes, urljoin, urlsplit
+
+if TYPE_CHECKING:
+    import hashlib
+
+VERSION = "1.0"
+PORTS = {"http": 80, "https": 443}
+BUFFER = 1 << 20  # bytes: one recv() at most, and one write(); fewer calls than with 256 KiB save a fifth of the time
+MAX_HEAD = 1 << 16  # bytes of a response's head, or of a chunked body's trailers
+MAX_LINE = 4096  # bytes of the line before a chunk
+MAX_INTERIM = 20  # 1xx responses before the real one
+MAX_REDIRECTS = 10
+MAX_LISTING = 1 << 24  # bytes of an index page: 100,000 names and more
+MAX_ANSWER = 1 << 16  # bytes read of an error page, and drained to keep a connection
+MAX_DEPTH = 100  # folders within folders: a server can make up more for ever
+SHOWN_LINES = 3  # of an error page
+GZIP_RATIO = 200  # decoded bytes for each received one; text rarely passes 20, a bomb has 1000
+PIPELINE = 64  # requests on the way at once, when a folder of files is fetched
+EXPECT_FROM = 1 << 20  # bytes: larger bodies wait for the server's word, as curl's do
+EXPECT_WAIT = 1.0  # seconds for that word; servers that do not know it stay silent
+NOTED_FROM = 1 << 18  # bytes: a smaller file is fetched whole again, and needs no note
+SPLIT_FROM = 1 << 20  # bytes: the least that is worth a connection of its own
+SAVE_EVERY = 1.0  # seconds between notes of a download over several connections
+PART_AGE = 7 * 24 * 3600.0  # seconds that a part may wait to be continued
+PAUSES = 0.1, 0.5, 60.0  # seconds before another try: after progress, without (doubling), and the most of it
+DRAWN_EVERY = 0.1  # seconds
+LATEST = 1e11  # seconds since 1970: a later time is a mistake, and no system can show it
+IDEMPOTENT = {"GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"}  # PATCH: only with an Upload-Offset, which makes it so
+PASSING = {408, 429, 500, 502, 503, 504}  # statuses that another try may turn into success
+REDIRECTS = {301, 302, 303, 307, 308}
+WANTED = {"Accept-Encoding": "identity", "Want-Repr-Digest": "sha-256=1"}  # of a file: its very bytes, and their digest if known
+INTEROP = "8"  # of the resumable-upload draft
+ADVICE = {  # what a person may do about a status
+    401: "--user NAME:PASSWORD, or SIXSOCKETS_PASSWORD for --host and --port", 403: "another login, or another name",
+    404: "check the name; list shows what is there", 405: "the server allows no such change there",
+    407: "--proxy http://USER:PASSWORD@HOST:PORT", 412: "--force replaces what is there", 413: "the server takes no such large body",
+    507: "the server's disk is full",
+}
+HEAD_END = re.compile(rb"\n\r?\n")  # a bare LF ends a line here too: old CGI programs write them
+LINE_END = re.compile(rb"\n")
+STATUS_LINE = re.compile(r"HTTP/(1\.[0-9]) ([1-9][0-9][0-9])(?: (.*))?")
+TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.6.2
+FOLD = re.compile(rb"\r?\n[ \t]+")  # obs-fold: a user agent reads it as a space (RFC 9112 section 5.2)
+LENGTH = re.compile(r"[0-9]{1,18}")
+DAYS = "Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"
+MONTHS = "JanFebMarAprMayJunJulAugSepOctNovDec"
+DATE = re.compile(r"[A-Z][a-z]{2}, ([0-9]{2}) ([A-Z][a-z]{2}) ([0-9]{4}) ([0-9]{2}):([0-9]{2}):([0-9]{2}) GMT")
+CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n")
+CONTENT_RANGE = re.compile(r"bytes (?:([0-9]{1,18})-([0-9]{1,18})|\*)/([0-9]{1,18}|\*)")
+SHA256_FIELD = re.compile(r"(?i)(?:^|,)\s*sha-256=:?([A-Za-z0-9+/]{43}=):?")
+FILENAME = re.compile(r'(?i)\bfilename\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s;"]+))')
+FILENAME_STAR = re.compile(r"(?i)\bfilename\*\s*=\s*utf-8'[^']*'([^\s;]+)")
+LINK = re.compile(r"(?i)<a\s(?:[^<>]*?\s)?href\s*=\s*(?:\"([^\"<>]*)\"|'([^'<>]*)'|([^\s<>\"']+))")
+PLAIN = re.compile(r"[A-Za-z0-9_%-][A-Za-z0-9_.%~-]*/?")  # a link that needs no resolving, as most in an index
+PART_NAME = re.compile(r"\.six-[0-9a-f]{32}\.(?:part|json)")
+WINDOWS_DEVICE = re.compile(r"(?i)(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|$)")
+
+
+# --- pure functions: URLs, heads, names, numbers ---
+class URL(NamedTuple):
+    """Where a request goes. Its text leaves out the login, and what follows a question mark: signatures stand there."""
+    scheme: str
+    host: str
+    port: int
+    target: str  # path and query, percent-encoded
+    login: str = ""  # user:password
+
+    @property
+    def authority(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == PORTS[self.scheme] else f"{host}:{self.port}"
+
+    @property
+    def origin(self) -> str:
+        return f"{self.scheme}://{self.authority}"
+
+    @property
+    def full(self) -> str:
+        return self.origin + self.target
+
+    @property
+    def path(self) -> str:
+        return self.target.partition("?")[0]
+
+    def __str__(self) -> str:
+        return self.origin + self.path + "?..." * ("?" in self.target)
+
+    def join(self, reference: str) -> URL:
+        """What a reference from the server means. A login in it is somebody else's choice, and dropped."""
+        try:
+            return parse_url(urljoin(self.full, reference))._replace(login="")
+        except (Failure, ValueError):
+            raise broken(self.authority, f"a link to {shown(reference[:100])!r}, which is no http or https URL") from None
+
+    def child(self, name: str) -> URL:
+        return self._replace(target=self.path.rstrip("/") + "/" + quote(os.fsencode(name)))
+
+
+def parse_url(text: str) -> URL:
+    """An absolute URL as people write it: spaces and umlauts are encoded, what is encoded already stays."""
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname or "", parts.port
+        host = host if host.isascii() else host.encode("idna").decode()
+    except ValueError as error:
+        raise Failure(2, f"{shown(text)} is no URL ({shown(str(error))})", "nothing was sent", "http://HOST:PORT/PATH") from None
+    if parts.scheme not in PORTS or not host:
+        raise Failure(2, f"{shown(text)} is no http or https URL", "nothing was sent", "http://HOST:PORT/PATH")
+    target = encoded(parts.path or "/", "/") + ("?" + encoded(parts.query, "/?[]") if parts.query else "")
+    login = parts.netloc.rpartition("@")[0]
+    return URL(parts.scheme, host, PORTS[parts.scheme] if port is None else port, target, os.fsdecode(unquote_to_bytes(login)))
+
+
+def encoded(text: str, also: str) -> str:
+    text = re.sub(r"%(?![0-9A-Fa-f]{2})", "%25", text)
+    return quote(text.encode("utf-8", "surrogateescape"), safe="%!$&'()*+,;=:@" + also)
+
+
+class Head(NamedTuple):
+    """The head of a response; field names in lower case, repeated fields joined by commas."""
+    version: str
+    status: int
+    reason: str
+    fields: dict[str, str]
+    length: int | None  # Content-Length, if the body has one
+    text: str
+
+    def get(self, name: str) -> str:
+        return self.fields.get(name, "")
+
+    def has(self, name: str, word: str) -> bool:
+        return word in [item.strip().lower() for item in self.get(name).split(",")]
+
+    @property
+    def modified(self) -> float | None:
+        return parse_date(self.get("last-modified"))
+
+
+def parse_head(raw: bytes) -> Head:
+    """RFC 9112 section 4 and 5. What is malformed raises ValueError: guessing is how two programs come to disagree."""
+    if b"\0" in raw or raw.count(b"\r") != raw.count(b"\r\n"):
+        raise ValueError("a NUL or a bare CR in its head")
+    text = FOLD.sub(b" ", raw).decode("utf-8", "surrogateescape").replace("\r", "")
+    first, *lines = text.rstrip("\n").split("\n")
+    found = STATUS_LINE.fullmatch(first)
+    if not found:
+        raise ValueError(f"{shown(first[:60])!r} where HTTP/1.1 and a status belong")
+    fields: dict[str, str] = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon or not TOKEN.fullmatch(name):
+            raise ValueError(f"{shown(line[:60])!r} where a header belongs")
+        name, value = name.lower(), value.strip(" \t")
+        fields[name] = f"{fields[name]}, {value}" if name in fields else value
+    return Head(found[1], int(found[2]), found[3] or "", fields, content_length(fields), text)
+
+
+def content_length(fields: dict[str, str]) -> int | None:
+    """RFC 9112 section 6.3: Transfer-Encoding goes before it; several must be the same number."""
+    if "content-length" not in fields or "transfer-encoding" in fields:
+        return None
+    first, *others = [item.strip() for item in fields["content-length"].split(",")]
+    if not LENGTH.fullmatch(first) or any(other != first for other in others):
+        raise ValueError("a Content-Length that is no number")
+    return int(first)
+
+
+@functools.lru_cache(maxsize=64)  # a folder's files share many
+def parse_date(text: str) -> float | None:
+    """Seconds since 1970. Of the three forms of RFC 9110 section 5.6.7 the one that is not obsolete."""
+    found = DATE.fullmatch(text)
+    if not found or found[2] not in MONTHS:
+        return None
+    day, year, (hour, minute, second) = int(found[1]), int(found[3]), map(int, found.groups()[3:])
+    month = MONTHS.index(found[2]) // 3
+    year, month = (year, month - 2) if month > 1 else (year - 1, month + 10)  # a year from March to February ends with its leap day
+    days = 365 * year + year // 4 - year // 100 + year // 400 + (153 * month + 2) // 5 + day - 719469
+    return 86400.0 * days + 3600 * hour + 60 * minute + second
+
+
+def http_date(seconds: float) -> str:
+    day = time.gmtime(seconds)
+    return time.strftime(f"{DAYS[day.tm_wday]}, %d {MONTHS[3 * day.tm_mon - 3:3 * day.tm_mon]} %Y %H:%M:%S GMT", day)
+
+
+def content_range(head: Head) -> tuple[int, int, int] | None:
+    """First byte, the byte after the last, and the size of the whole. (-1, -1, size) when none could be satisfied."""
+    found = CONTENT_RANGE.fullmatch(head.get("content-range"))
+    if not found or found[3] == "*":
+        return None
+    return (int(found[1]), int(found[2]) + 1, int(found[3])) if found[1] else (-1, -1, int(found[3]))
+
+
+class Source(NamedTuple):
+    """What a part belongs to."""
+    url: str
+    etag: str
+    modified: str
+    size: int | None
+    digest: str  # sha256:HEX, if the server told it
+
+    @property
+    def validator(self) -> str:
+        """For If-Range, which compares strongly: a weak ETag proves nothing (RFC 9110 section 13.1.5)."""
+        return self.modified if not self.etag or self.etag.startswith("W/") else self.etag
+
+
+def source_of(url: URL, head: Head) -> Source:
+    span = content_range(head)
+    size = span[2] if span else head.length
+    date, modified = parse_date(head.get("date")), head.modified
+    settled = date is not None and modified is not None and modified < date  # or it may change again within its second
+    found = SHA256_FIELD.search(head.get("repr-digest") or head.get("digest"))
+    digest = "sha256:" + binascii.a2b_base64(found[1]).hex() if found else ""
+    return Source(str(url), head.get("etag"), head.get("last-modified") if settled else "", size, digest)
+
+
+def disposition_name(value: str) -> str:
+    """The file name in a Content-Disposition, if any (RFC 6266)."""
+    if found := FILENAME_STAR.search(value):
+        return os.fsdecode(unquote_to_bytes(found[1]))
+    found = FILENAME.search(value)
+    return re.sub(r"\\(.)", r"\1", found[1] or found[2] or "") if found else ""
+
+
+def safe_name(name: str) -> str:
+    """A file name out of what a server proposes: one component, not hidden, no control characters, not too long."""
+    name = re.split(r"[/\\]", name)[-1]
+    name = "".join("_" if char < " " or "\x7f" <= char <= "\x9f" else char for char in name)
+    name = "_" + name[1:] if name.startswith(".") else name
+    if os.name == "nt":
+        name = re.sub(r'[<>:"|?*]', "_", name).rstrip(". ")
+        name = "_" + name if WINDOWS_DEVICE.match(name) else name
+    stem, dot, ending = name.rpartition(".")
+    if len(os.fsencode(name)) > 255:  # what file systems take
+        name = os.fsdecode(os.fsencode(stem or name)[:200]) + (dot + ending if len(os.fsencode(ending)) < 50 else "")
+    return name or "index.html"
+
+
+def legal(name: str, hidden: bool) -> bool:
+    """Whether a name from a server's index may become a file or folder here."""
+    if name in ("", ".", "..") or "/" in name or "\0" in name or PART_NAME.fullmatch(name) or name.startswith(".") and not hidden:
+        return False
+    return os.name != "nt" or not (re.search(r'[\\<>:"|?*\x00-\x1f]|[. ]$', name) or WINDOWS_DEVICE.match(name))
+
+
+class Entry(NamedTuple):
+    """A line of a folder's index; None is what that index does not tell."""
+    name: str
+    folder: bool
+    size: int | None = None
+    mtime: float | None = None
+
+
+def html_entries(text: str, url: URL) -> list[Entry]:
+    """The links of an index page that lead to something in that very folder; sorting links and the way up do not."""
+    import html
+    references = [html.unescape(match[1] or match[2] or match[3] or "").strip() for match in LINK.finditer(text)]
+    names = dict.fromkeys(name for reference in references if (name := child_name(reference, url)))
+    return [Entry(os.fsdecode(unquote_to_bytes(name.rstrip("/"))), name.endswith("/")) for name in names]
+
+
+def child_name(reference: str, url: URL) -> str:
+    """The name, still encoded, that a reference gives to something in a folder; "" when it leads elsewhere."""
+    if PLAIN.fullmatch(reference):
+        return reference
+    with contextlib.suppress(Failure):
+        link = url.join(reference.partition("#")[0])
+        name = link.path[len(url.path):]
+        if link.origin == url.origin and link.path.startswith(url.path) and "?" not in link.target and "/" not in name[:-1]:
+            return name if name != "/" else ""
+    return ""
+
+
+def json_entries(text: str, url: URL) -> list[Entry]:
+    """An index as JSON, as httpserver.py, nginx and Caddy write it."""
+    import json
+    index = json.loads(text)
+    index = index.get("entries") if isinstance(index, dict) else index
+    if not isinstance(index, list):
+        raise TypeError("an index that is no list")
+    return [entry for item in index if isinstance(item, dict) and (entry := json_entry(item))]
+
+
+def json_entry(item: dict[str, Any]) -> Entry | None:
+    name, size, mtime = item.get("name"), item.get("size"), item.get("mtime", item.get("mod_time"))
+    link = item.get("href", item.get("url"))
+    if isinstance(link, str):  # exact even where the name is no text
+        name = os.fsdecode(unquote_to_bytes(link.removeprefix("./")))
+    if not isinstance(name, str):
+        return None
+    folder = item.get("is_dir") is True or item.get("type") in ("directory", "folder", "dir") or name.endswith("/")
+    mtime = parse_date(mtime) if isinstance(mtime, str) else mtime
+    mtime = mtime if isinstance(mtime, (int, float)) and abs(mtime) < LATEST else None
+    return Entry(name.rstrip("/"), folder, size if isinstance(size, int) and not folder else None, mtime)
+
+
+def amount(count: float) -> str:
+    """Bytes for people."""
+    for unit in "B", "kB", "MB", "GB":
+        if count < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def shown(text: str) -> str:
+    """Text for a terminal: what could move the cursor or change colours appears in hex."""
+    return "".join(char if char.isprintable() or char in "\n\t" else f"\\x{ord(char):02x}" for char in text)
+
+
+def spoken(name: str) -> str:
+    """A file name in a message: one line, whatever is in it."""
+    return shown(os.fsencode(name).decode(errors="backslashreplace")).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def basic(login: str) -> str:
+    return "Basic " + b64(os.fsencode(login if ":" in login else login + ":"))
+
+
+def b64(data: bytes) -> str:
+    return binascii.b2a_base64(data, newline=False).decode()
+
+
+def hasher(name: str, data: bytes = b"") -> hashlib._Hash:
+    import hashlib  # not at the top, like json, html and ssl: what loads them is worth the wait, other runs start sooner
+    return hashlib.new(name, data)
+
+
+def error_lines(head: Head, body: bytes) -> str:
+    """The first lines of an error page, as text."""
+    text = body.decode("utf-8", "replace")
+    if "html" in head.get("content-type"):
+        import html
+        text = html.unescape(re.sub(r"(?s)<(style|script|head)\b.*?</\1>|<[^<>]*>", "\n", text))
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    return shown(" | ".join([line[:200] for line in lines if line][:SHOWN_LINES])).replace("\n", " ")
+
+
+# --- the wire: bytes in, heads and bodies out ---
+class Wire:
+    """A connection. What has come in and is not read yet stands in buffer[start:end]."""
+
+    def __init__(self, sock: socket.socket, peer: str, args: argparse.Namespace) -> None:
+        self.sock = sock
+        self.peer = peer
+        self.args = args
+        self.buffer = memoryview(bytearray(BUFFER))
+        self.start = self.end = 0
+        self.problem = "the server closed it"  # why nothing more comes, once fill() is 0
+        self.heard = self.continued = False  # since the last request: a head has come, 100 Continue has come
+        self.resource = ""  # where an upload can be resumed, from 104 Upload Resumption Supported
+
+    def fill(self) -> int:
+        """Put what arrives behind what is there; 0 at the end of the stream."""
+        waiting = self.end - self.start
+        self.buffer[:waiting] = self.buffer[self.start:self.end]
+        self.start, self.end = 0, waiting
+        try:
+            count = self.sock.recv_into(self.buffer[waiting:])
+        except OSError as error:
+            if self.sock.gettimeout() == 0:
+                raise
+            if isinstance(error, socket.timeout):
+                raise Transient(28, f"{self.peer} has said nothing for {self.args.timeout:g} s",
+                                "it is connected but silent: busy, stopped, or behind a broken link", "--timeout gives it longer") from None
+            self.problem, count = error.strerror or str(error), 0
+        self.end += count
+        return count
+
+    def take(self, most: int) -> memoryview:
+        """Some of the bytes that come next, valid until the next call; none at the end of the stream."""
+        if self.start == self.end:
+            self.fill()
+        piece = self.buffer[self.start:min(self.end, self.start + most)]
+        self.start += len(piece)
+        return piece
+
+    def until(self, mark: re.Pattern[bytes], limit: int) -> bytes:
+        """The bytes up to a mark and with it."""
+        while not (found := mark.search(self.buffer, self.start, self.end)):
+            if self.end - self.start > limit:
+                raise broken(self.peer, f"no end of a head or line within {limit} bytes")
+            if not self.fill():
+                raise self.lost()
+        if found.end() - self.start > limit:
+            raise broken(self.peer, f"a head or line of over {limit} bytes")
+        data = bytes(self.buffer[self.start:found.end()])
+        self.start = found.end()
+        return data
+
+    def lost(self) -> Transient:
+        if self.start == self.end:
+            return Transient(52, f"no answer from {self.peer}", f"connection lost: {self.problem}", "the same again")
+        return Transient(18, f"only {self.end - self.start} bytes of a head came from {self.peer}", f"connection lost: {self.problem}",
+                         "the same again")
+
+    def head(self) -> Head:
+        """The head of the response. Interim ones (1xx) before it are taken note of."""
+        for _ in range(MAX_INTERIM):
+            head = self.one_head()
+            if head.status >= 200:
+                return head
+        raise broken(self.peer, f"more than {MAX_INTERIM} interim responses")
+
+    def one_head(self) -> Head:
+        raw = self.until(HEAD_END, MAX_HEAD)
+        try:
+            head = parse_head(raw)
+        except ValueError as error:
+            raise broken(self.peer, str(error)) from None
+        narrate(self.args, "<", head.text)
+        self.heard, self.continued = True, self.continued or head.status == 100
+        self.resource = head.get("location") if head.status == 104 else self.resource
+        return head
+
+    def early(self) -> Head | None:
+        """The response, if it has come though the request is not yet sent whole (rule: it may be a refusal)."""
+        self.sock.settimeout(0)
+        try:
+            if not self.fill():
+                raise self.lost()
+        except OSError:
+            pass  # TLS has read something of its own, such as a session ticket; a true error shows at the next call
+        finally:
+            self.sock.settimeout(self.args.timeout)
+        while HEAD_END.search(self.buffer, self.start, self.end):
+            head = self.one_head()
+            if head.status >= 200:
+                return head
+        return None
+
+    def send(self, data: bytes) -> None:
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[self.sock.send(view):]
+        except OSError as error:
+            raise unsent(self.peer, error) from None
+
+    def send_body(self, body: Body) -> Head | None:
+        """Send it, watching for an answer meanwhile: a server that refuses says so and stops reading."""
+        chunked = body.length is None
+        try:
+            for piece in body.pieces():
+                if head := self.send_piece(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece):
+                    return head
+            return self.send_piece(b"0\r\n\r\n") if chunked else None
+        except OSError as error:  # EPIPE, ECONNRESET: what was said before may still be there to read
+            with contextlib.suppress(Transient):
+                return self.head()
+            raise unsent(self.peer, error) from None
+
+    def send_piece(self, data: bytes) -> Head | None:
+        view = memoryview(data)
+        while view:
+            readable, writable, _ = select.select([self.sock], [self.sock], [], self.args.timeout)
+            if readable and (head := self.early()):
+                return head
+            if not readable and not writable:
+                raise Transient(28, f"{self.peer} has taken nothing for {self.args.timeout:g} s", "it stopped reading", "the same again")
+            if writable:
+                count = self.sock.send(view)
+                view = view[count:]
+                self.args.progress.add(count)
+        return None
+
+    def await_word(self) -> Head | None:
+        """After Expect: 100-continue: the refusal, or None when the body may go."""
+        deadline = time.monotonic() + EXPECT_WAIT
+        while not self.continued and select.select([self.sock], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            if head := self.early():
+                return head
+        return None
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+class Reply:
+    """A response. Its body is read piece by piece; how it ends, RFC 9112 section 6.3 tells."""
+
+    def __init__(self, wire: Wire, head: Head, method: str, url: URL) -> None:
+        self.wire = wire
+        self.head = head
+        self.url = url
+        self.bodiless = method == "HEAD" or head.status in (204, 304)
+        self.left: int | None = 0 if self.bodiless else head.length
+        self.keep = head.has("connection", "keep-alive") if head.version == "1.0" else not head.has("connection", "close")
+        self.ended = self.left == 0 and not self.chunked
+        self.received = 0
+
+    @property
+    def chunked(self) -> bool:
+        return not self.bodiless and "transfer-encoding" in self.head.fields
+
+    def pieces(self) -> Iterator[memoryview]:
+        """The body as it comes; Transient when it ends before its end."""
+        if self.ended:
+            return
+        for piece in self.chunks() if self.chunked else self.sized(self.left):
+            self.received += len(piece)
+            yield piece
+        self.ended = True
+
+    def sized(self, length: int | None) -> Iterator[memoryview]:
+        if length is None:
+            self.keep = False  # the end of the connection is the end of the body
+        left = length
+        while left is None or left:
+            piece = self.wire.take(BUFFER if left is None else left)
+            if not piece and length is None and self.wire.problem.startswith("the server"):
+                return
+            if not piece:
+                raise self.cut(length)
+            left = None if left is None else left - len(piece)
+            yield piece
+
+    def chunks(self) -> Iterator[memoryview]:
+        if self.head.get("transfer-encoding").lower() != "chunked":
+            raise broken(self.wire.peer, "a Transfer-Encoding other than chunked")
+        self.keep = self.keep and "content-length" not in self.head.fields  # both: somebody may be smuggling
+        while size := self.chunk_size():
+            yield from self.sized(size)
+            if self.line(MAX_LINE) not in (b"\r\n", b"\n"):
+                raise broken(self.wire.peer, "a chunk that is longer than it says")
+        limit = MAX_HEAD
+        while (line := self.line(limit)) not in (b"\r\n", b"\n"):  # trailers
+            limit -= len(line)
+
+    def line(self, limit: int) -> bytes:
+        try:
+            return self.wire.until(LINE_END, limit)
+        except Transient:
+            raise self.cut(None) from None
+
+    def chunk_size(self) -> int:
+        found = CHUNK_LINE.fullmatch(self.line(MAX_LINE))
+        if not found:
+            raise broken(self.wire.peer, "a chunk whose size is no hexadecimal number")
+        return int(found[1], 16)
+
+    def decoded(self) -> Iterator[bytes | memoryview]:
+        """The body without its Content-Encoding; gzip no larger than text can become."""
+        coding = self.head.get("content-encoding").lower() or "identity"
+        if coding == "identity":
+            yield from self.pieces()
+            return
+        if coding not in ("gzip", "x-gzip"):
+            raise broken(self.wire.peer, f"a Content-Encoding that nobody asked for: {shown(coding[:40])}")
+        decoder, made = zlib.decompressobj(wbits=31), 0  # 31: gzip, with its checksum
+        try:
+            for piece in self.pieces():
+                for out in inflated(decoder, piece):
+                    made = self.bounded(made + len(out))
+                    yield out
+        except zlib.error:
+            raise broken(self.wire.peer, "a gzip body that is damaged") from None
+        if not decoder.eof:
+            raise broken(self.wire.peer, "a gzip body that stops in the middle")
+
+    def bounded(self, made: int) -> int:
+        if made > GZIP_RATIO * self.received + BUFFER:
+            raise broken(self.wire.peer, f"a gzip body over {GZIP_RATIO} times its size")
+        return made
+
+    def read(self, limit: int) -> bytes:
+        """The first bytes of the body, all of them if they are not more than the limit."""
+        data = b""
+        for piece in self.decoded():
+            data += piece
+            if len(data) > limit:
+                break
+        return data[:limit]
+
+    def cut(self, length: int | None) -> Transient:
+        total = self.head.length if length is not None and not self.chunked else None
+        size = f" of {total:,}" if total is not None else ""
+        return Transient(18, f"connection to {self.wire.peer} lost at {self.received:,}{size} bytes", self.wire.problem,
+                         "the same command again goes on from there")
+
+    def __enter__(self) -> Reply:  # noqa: PYI034  (Self came with Python 3.11)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Leave the connection at the next response, or closed."""
+        if not self.ended and self.left is not None and self.left <= MAX_ANSWER and not exception[0]:
+            with contextlib.suppress(Failure):
+                for _ in self.pieces():
+                    pass
+        if not self.ended or not self.keep:
+            self.keep = False
+            self.wire.close()
+
+
+def inflated(decoder: zlib._Decompress, data: bytes | memoryview) -> Iterator[bytes]:
+    """What these bytes decode to, a bounded amount at a time; a full one means that there may be more."""
+    out = decoder.decompress(data, BUFFER)
+    while out:
+        yield out
+        out = decoder.decompress(decoder.unconsumed_tail, BUFFER) if len(out) == BUFFER or decoder.unconsumed_tail else b""
+
+
+class Body:
+    """What is sent: bytes as they are, or the content of the files that a str names. Without a length: standard input."""
+
+    def __init__(self, *parts: bytes | str) -> None:
+        self.parts = parts
+        found = [None if isinstance(part, bytes) else sendable_file(part) for part in parts]
+        self.sizes = [len(part) if info is None else info.st_size for part, info in zip(parts, found)]
+        self.length = sum(self.sizes) if parts else None
+        self.mtime_ns = next((info.st_mtime_ns for info in found if info), 0)
+        self.start = self.sent = 0
+
+    def rest(self, offset: int) -> Body:
+        """What follows an offset, of a single file."""
+        rest = Body(*self.parts)
+        rest.start, rest.length = offset, sum(self.sizes) - offset
+        return rest
+
+    def pieces(self) -> Iterator[bytes]:
+        for part, size in zip(self.parts, self.sizes):
+            yield from [part] if isinstance(part, bytes) else file_pieces(part, self.start, size)
+        for piece in iter(lambda: os.read(0, BUFFER), b"") if self.length is None else ():
+            self.sent += len(piece)
+            yield piece
+
+    def digest(self) -> str:
+        """For Repr-Digest (RFC 9530)."""
+        sha256 = hasher("sha256")
+        for part, size in zip(self.parts, self.sizes):
+            for piece in [part] if isinstance(part, bytes) else file_pieces(part, 0, size):
+                sha256.update(piece)
+        return f"sha-256=:{b64(sha256.digest())}:"
+
+
+def sendable_file(path: str) -> os.stat_result:
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise unreadable(path, error) from None
+    if not stat.S_ISREG(found.st_mode):
+        raise Failure(26, f"cannot send {spoken(path)}: it is no regular file", "its length is not known in advance",
+                      "upload sends a folder; cat FILE | ... put - URL anything else")
+    return found
+
+
+def file_pieces(path: str, start: int, end: int) -> Iterator[bytes]:
+    """Exactly these bytes of a file: of one that shrinks meanwhile, nothing is made up."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            file.seek(start)
+            yield from iter(lambda: file.read(min(BUFFER, end - file.tell())), b"")
+            have = file.tell()
+    except OSError as error:
+        raise unreadable(path, error) from None
+    if have < end:
+        raise Failure(26, f"{spoken(path)} became shorter while it was sent", f"{have:,} of {end:,} bytes were there",
+                      "once more, when nothing writes to it")
+
+
+def unreadable(path: str, error: OSError) -> Failure:
+    return Failure(26, f"cannot read {spoken(path)}: {error.strerror}", f"looked for in {spoken(os.getcwd())}", "check the name")
+
+
+def unsent(peer: str, error: OSError) -> Transient:
+    return Transient(55, f"could not send to {peer} ({error.strerror or 'timed out'})", "it closed the connection or stopped reading",
+                     "the same again")
+
+
+def broken(peer: str, what: str) -> Failure:
+    hint = "curl -v shows what it sends" if "\\x15" not in what and "\\x16" not in what else "https://: that is TLS"
+    return Failure(56, f"{peer} broke the protocol: {what}", "it is no HTTP server, a faulty one, or an attack", hint)
+
+
+def narrate(args: argparse.Namespace, mark: str, text: str) -> None:
+    """-v: a head, line by line, in curl's marks; passwords masked."""
+    if args.verbose:
+        masked = SECRET.sub(lambda found: found[1] + b"***", text.encode("utf-8", "surrogateescape"))
+        for line in masked.decode("utf-8", "backslashreplace").splitlines():
+            say(f"{mark} {shown(line)}")
+
+
+# --- asking: connections, proxies, passwords, redirects, patience ---
+Fields = dict[str, str]
+
+
+class Route(NamedTuple):
+    """What is the same for all requests to a server."""
+    proxy: URL | None
+    personal: Fields
+
+
+class Client:
+    """Asks servers, and keeps a connection to each open between questions. A thread has its own."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.idle: dict[str, Wire] = {}
+        self.routes: dict[tuple[str, str], Route] = {}
+        self.met: set[str] = set()  # origins that have answered: when they refuse now, they may be back soon
+        self.resource: URL | None = None  # where the upload under way can be resumed
+
+    def ask(self, method: str, url: URL, fields: Fields | None = None, body: Body | None = None) -> Reply:
+        """The response that stands at the end of all redirects. Logins stay with the origin that they were given for."""
+        fields, own = fields or {}, True
+        for _ in range(MAX_REDIRECTS + 1):
+            reply = self.exchange(method, url, {**fields, **(self.route(url).personal if own else {})}, body)
+            location = reply.head.get("location")
+            if reply.head.status not in REDIRECTS or not location:
+                return reply
+            with reply:
+                method, body = redirected(method, reply.head.status, body)
+            target = url.join(location)
+            own = own and target.origin == url.origin
+            url = target._replace(login=url.login if own else "")
+        raise Failure(47, f"more than {MAX_REDIRECTS} redirects, the last one to {shown(str(url))}", "the server sends in circles",
+                      "another URL")
+
+    def route(self, url: URL) -> Route:
+        """The proxy to a server, and what the user gave for this server alone: -H, and the login."""
+        route = self.routes.get((url.origin, url.login))
+        if route is None:
+            fields = dict(self.args.header)
+            if "authorization" not in {name.lower() for name in fields}:
+                fields["Authorization"] = authorization(url, self.args)
+            route = self.routes[url.origin, url.login] = Route(proxy_for(url, self.args), fields)
+        return route
+
+    def exchange(self, method: str, url: URL, fields: Fields, body: Body | None) -> Reply:
+        """One request and its response. On a kept connection the server may just have hung up: then once more on a new one."""
+        request = self.request(method, url, fields, body)
+        wire = self.kept(url)
+        if wire and method in IDEMPOTENT and (body is None or body.length is not None):
+            try:
+                return self.converse(wire, request, method, url, body)
+            except Transient as failure:
+                if failure.code not in (52, 55) or wire.heard:
+                    raise
+        elif wire:
+            wire.close()
+        return self.converse(self.dial(url), request, method, url, body)
+
+    def request(self, method: str, url: URL, fields: Fields, body: Body | None) -> bytes:
+        proxy = self.route(url).proxy
+        through = proxy is not None and url.scheme == "http"
+        all_fields = {"Host": url.authority, "User-Agent": f"six-httpclient/{VERSION}", "Accept": "*/*"}
+        if through and proxy and proxy.login:
+            all_fields["Proxy-Authorization"] = basic(proxy.login)
+        if body is not None:
+            all_fields.update({"Transfer-Encoding": "chunked"} if body.length is None else {"Content-Length": str(body.length)})
+        return request_head(method, url.full if through else url.target, merged(all_fields, fields))
+
+    def converse(self, wire: Wire, request: bytes, method: str, url: URL, body: Body | None) -> Reply:
+        narrate(self.args, ">", request.decode("utf-8", "surrogateescape"))
+        try:
+            wire.heard = wire.continued = False
+            wire.send(request)
+            early = None
+            if body is not None:
+                early = wire.await_word() if b"\r\nExpect: 100-continue\r\n" in request else None
+                early = early or wire.send_body(body)
+            reply = Reply(wire, early or wire.head(), method, url)
+        except BaseException:
+            wire.close()
+            raise
+        finally:
+            self.note_resource(url, wire.resource)
+        self.met.add(url.origin)
+        reply.keep = reply.keep and early is None  # or the rest of the body would be taken for a request
+        self.idle[url.origin] = wire
+        return reply
+
+    def note_resource(self, url: URL, location: str) -> None:
+        """Elsewhere than on the same server it would be sent the login: then it is not used."""
+        if location and url.join(location).origin == url.origin:
+            self.resource = url.join(location)._replace(login=url.login)
+
+    def kept(self, url: URL) -> Wire | None:
+        """The connection of the last response, if that has been read to its end. Bytes after it came unasked."""
+        wire = self.idle.pop(url.origin, None)
+        if wire and wire.start != wire.end:
+            wire.close()
+        return wire if wire and wire.sock.fileno() >= 0 else None
+
+    def dial(self, url: URL) -> Wire:
+        try:
+            sock = self.reach(url)
+        except Failure as failure:
+            if url.origin in self.met and failure.code in (6, 7, 28):
+                raise again(failure) from None
+            raise
+        narrate(self.args, "*", f"connected to {address(sock.getpeername())}")
+        return Wire(sock, url.authority, self.args)
+
+    def reach(self, url: URL) -> socket.socket:
+        proxy = self.route(url).proxy
+        via = proxy or url
+        sock = open_connection(self.args, via_family(via.host, via.port, self.args), via.port, server_command(url, proxy))
+        try:
+            if proxy and url.scheme == "https":
+                self.tunnel(sock, url, proxy)
+            return encrypt(sock, url.host, self.args) if url.scheme == "https" else sock
+        except BaseException:
+            sock.close()
+            raise
+
+    def tunnel(self, sock: socket.socket, url: URL, proxy: URL) -> None:
+        """Ask a proxy to pass bytes to the server unread (RFC 9110 section 9.3.6)."""
+        goal = f"{url.authority}:{url.port}" if url.port == PORTS[url.scheme] else url.authority
+        fields = {"Host": goal, **({"Proxy-Authorization": basic(proxy.login)} if proxy.login else {})}
+        request, wire = request_head("CONNECT", goal, fields), Wire(sock, f"the proxy {proxy.authority}", self.args)
+        narrate(self.args, ">", request.decode())
+        wire.send(request)
+        head = wire.head()
+        if not 200 <= head.status < 300:
+            raise Failure(56, f"the proxy {proxy.authority} does not connect to {goal}: {head.status} {shown(head.reason)}",
+                          "it allows other ports only, cannot reach the server, or asks for a password", "--proxy http://USER:PASSWORD@HOST:PORT")
+
+    def close(self) -> None:
+        for wire in self.idle.values():
+            wire.close()
+
+    def pipeline(self, method: str, urls: Iterable[URL], fields: Fields) -> Iterator[tuple[URL, Reply]]:
+        """Ask for many things of one server without waiting in between; the responses come in the same order.
+        It starts with one request, and doubles while the connection holds: not every server keeps it open."""
+        waiting, asked, window = deque(urls), deque[URL](), 1
+        wire: Wire | None = None
+        while waiting or asked:
+            url = (asked or waiting)[0]
+            wire = wire or self.kept(url) or self.dial(url)
+            room = window - len(asked) if len(asked) <= window // 2 else 0  # several in one segment
+            new = [waiting.popleft() for _ in range(min(room, len(waiting)))]
+            asked.extend(new)
+            reply = self.next_reply(wire, method, new, fields, asked[0])
+            asked.popleft()
+            with reply:
+                yield url, reply
+            window = min(2 * window, PIPELINE) if reply.keep and not self.route(url).proxy else 1
+            if not reply.keep:
+                wire = None
+                waiting.extendleft(reversed(asked))
+                asked.clear()
+        if wire:
+            self.idle[url.origin] = wire
+
+    def next_reply(self, wire: Wire, method: str, new: list[URL], fields: Fields, url: URL) -> Reply:
+        try:
+            if new:
+                mark = url._replace(target="\0")  # they differ in nothing but the target, so one is made for all
+                before, after = self.request(method, mark, {**fields, **self.route(url).personal}, None).split(b"\0")
+                requests = [before + each.target.encode() + after for each in new]
+                wire.send(b"".join(requests))
+                for request in requests if self.args.verbose else ():
+                    narrate(self.args, ">", request.decode("utf-8", "surrogateescape"))
+            reply = Reply(wire, wire.head(), method, url)
+        except BaseException:
+            wire.close()
+            raise
+        self.met.add(url.origin)
+        return reply
+
+
+def redirected(method: str, status: int, body: Body | None) -> tuple[str, Body | None]:
+    """How to go on after a redirect (RFC 9110 section 15.4)."""
+    if status == 303 and method != "HEAD" or status in (301, 302) and method == "POST":
+        return "GET", None
+    if body is not None and body.length is None:
+        raise Failure(47, "the server redirects the upload, but standard input cannot be sent twice", "it has been read",
+                      "send to the new address, or from a file")
+    return method, body
+
+
+def merged(fields: Fields, others: Fields) -> Fields:
+    """Fields of any case over fields of any case; an empty value takes one away, as with curl."""
+    names = {name.lower() for name in others}
+    kept = {name: value for name, value in fields.items() if name.lower() not in names}
+    return {**kept, **{name: value for name, value in others.items() if value}}
+
+
+def request_head(method: str, target: str, fields: Fields) -> bytes:
+    lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
+    return "\r\n".join([*lines, "", ""]).encode("utf-8", "surrogateescape")
+
+
+def authorization(url: URL, args: argparse.Namespace) -> str:
+    """The login for a server: from the URL, the command line, the environment if the server is --host's, or .netrc."""
+    if login := url.login or args.user:
+        return basic(login)
+    if args.token:
+        return f"Bearer {args.token}"
+    if args.password:
+        return basic(":" + args.password)
+    password = os.environ.get("SIXSOCKETS_PASSWORD", "")
+    if password and (url.host, url.port) == (args.host, args.port):
+        return basic(":" + password)
+    path = os.path.expanduser("~/.netrc")
+    return netrc_login(path, url.host) if os.path.isfile(path) else ""
+
+
+def netrc_login(path: str, host: str) -> str:
+    import netrc
+    try:
+        found = netrc.netrc(path).authenticators(host)
+    except (OSError, netrc.NetrcParseError) as error:
+        raise Failure(26, f"cannot read {spoken(path)}: {shown(str(error))}", "it may hold the login for this server", "repair or rename it") from None
+    return basic(f"{found[0]}:{found[2]}") if found else ""
+
+
+def proxy_for(url: URL, args: argparse.Namespace) -> URL | None:
+    """HTTP_PROXY in capitals is not read: a web server sets that from a request's Proxy header."""
+    names = [f"{url.scheme}_proxy", "HTTPS_PROXY" if url.scheme == "https" else "all_proxy", "all_proxy", "ALL_PROXY"]
+    text = args.proxy if args.proxy is not None else next(filter(None, map(os.environ.get, names)), "")
+    direct = (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "") if args.proxy is None else ""
+    if not text or any(each == "*" or f".{url.host}".endswith("." + each.lstrip(".")) for each in direct.replace(",", " ").split()):
+        return None
+    proxy = parse_url(text if "://" in text else "http://" + text)
+    if proxy.scheme != "http":
+        raise Failure(2, f"{proxy} is no proxy that is spoken to without TLS", "nothing was sent", "http://HOST:PORT; https servers are reached through it too")
+    return proxy
+
+
+def via_family(host: str, port: int, args: argparse.Namespace) -> str:
+    """With -4 or -6, the host's address of that kind."""
+    if not args.family:
+        return host
+    for family, target in resolve(host, port, socket.SOCK_STREAM):
+        if family == args.family:
+            return str(target[0])
+    raise Failure(6, f'host "{host}" has no address of the kind asked for', "-4 is for IPv4, -6 for IPv6", "leave it out")
+
+
+def encrypt(sock: socket.socket, host: str, args: argparse.Namespace) -> socket.socket:
+    """TLS on a connection. --pin takes the place of authorities: the very certificate is known, whoever signed it."""
+    import ssl
+    try:
+        context = ssl.create_default_context(cafile=args.cacert)
+    except OSError as error:
+        raise Failure(26, f"cannot read the authorities in {spoken(args.cacert)} ({error.strerror or error})", "a PEM file is expected",
+                      "--cacert FILE") from None
+    context.set_alpn_protocols(["http/1.1"])
+    if args.trace or args.trace_hex:
+        context.sslsocket_class = type("TracedTLS", (socket_class(args), ssl.SSLSocket), {})  # shows what TLS takes and gives
+    if args.insecure or args.pin:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        # a body that ends without TLS's own end-of-stream has been cut: not suppressed
+        secured = context.wrap_socket(sock, server_hostname=host, suppress_ragged_eofs=False)
+    except ssl.SSLCertVerificationError as error:
+        raise Failure(60, f"{host} is not trusted ({error.verify_message})", "nobody known here has signed its certificate for that name",
+                      "--cacert FILE, or --pin SHA256 as the server printed it") from None
+    except ssl.SSLError as error:
+        raise Failure(56, f"no TLS with {host} ({error.reason})", "it speaks plain HTTP on that port, or another version of TLS",
+                      "http:// instead of https://") from None
+    except OSError as error:
+        raise Transient(28 if isinstance(error, socket.timeout) else 56, f"{host} hung up on TLS or stayed silent", str(error),
+                        "http:// instead of https://?") from None
+    found = hasher("sha256", secured.getpeercert(binary_form=True) or b"").hexdigest()
+    if args.pin and found != args.pin:
+        secured.close()
+        raise Failure(60, f"{host} shows another certificate than the one pinned", f"its SHA-256 is {found}",
+                      "if it has been restarted, the pin that it printed; if not, somebody is in between")
+    return secured
+
+
+def check(reply: Reply) -> Reply:
+    """The response, if it is a success; its first lines as a failure otherwise (and never in a file)."""
+    head = reply.head
+    if head.status < 400:
+        return reply
+    with reply:
+        try:
+            lines = error_lines(head, reply.read(MAX_ANSWER))
+        except Failure:
+            lines = ""
+    what = f"{shown(str(reply.url))}: {head.status} {shown(head.reason)}"
+    text = what, f"the server says: {lines}" if lines else "the server gives no reason", ADVICE.get(head.status, "-v shows both heads")
+    if head.status in PASSING:
+        raise Transient(22, *text, after=retry_after(head))
+    raise Failure(22, *text)
+
+
+def retry_after(head: Head) -> float | None:
+    """Seconds, from a number of them or a date (RFC 9110 section 10.2.3)."""
+    value = head.get("retry-after")
+    if LENGTH.fullmatch(value):
+        return float(value)
+    date = parse_date(value)
+    return None if date is None else max(0.0, date - time.time())
+
+
+def again(failure: Failure) -> Transient:
+    error, why, hint = (line[7:] for line in str(failure).split("\n"))
+    return Transient(failure.code, error, why, hint)
+
+
+def persist(args: argparse.Namespace, act: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> T:
+    """Try until it works. --retries counts the tries that got no further; pauses double, and vary so that clients spread."""
+    failures, best = 0, progress()
+    while True:
+        try:
+            return act()
+        except Transient as failure:
+            further = progress() > best
+            failures, best = 0 if further else failures + 1, max(best, progress())
+            if failures > args.retries or args.retries == 0:
+                raise
+            pause = PAUSES[0] if further else min(PAUSES[1] * 2 ** (failures - 1), PAUSES[2]) * (1 - os.urandom(1)[0] / 512)
+            pause = pause if failure.after is None else min(failure.after, PAUSES[2])
+            args.progress.clear()
+            say(str(failure).split("\n")[0] + f"; trying again in {pause:.1f} s") if not args.quiet else None
+            time.sleep(pause)
+
+
+# --- getting: a part, its source, its place ---
+class Part:
+    """A download on its way: a hidden file beside its destination, and a note of what it belongs to."""
+
+    def __init__(self, folder: str, url: URL, args: argparse.Namespace) -> None:
+        self.args = args
+        self.path = os.path.join(folder, part_name(url))
+        self.note = self.path[:-len("part")] + "json"
+        self.source: Source | None = None
+        self.left: list[list[int]] = []  # with several connections: the spans still missing, each [first, end]
+        self.guard = threading.Lock()
+        self.fd = self.open()
+        self.noted = os.fstat(self.fd).st_size > 0
+        self.offset = self.recall() if args.resume else 0
+        os.lseek(self.fd, self.offset, os.SEEK_SET)
+
+    def open(self) -> int:
+        try:
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0), 0o666)
+        except OSError as error:
+            raise unwritable(self.path, error, 0) from None
+        try:
+            lock(fd)
+        except BlockingIOError:
+            os.close(fd)
+            raise Failure(23, f"{spoken(self.path)} is being written by another process", "the same URL is on its way there already",
+                          "wait for it, or -o another folder") from None
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(fd), os.lstat(self.path)):
+                return fd
+        os.close(fd)  # the other process has just finished: what was opened bears its final name now
+        return self.open()
+
+    def recall(self) -> int:
+        """How much is here of what the note names; 0 when it cannot be proven."""
+        if not self.noted:
+            return 0
+        try:
+            note = read_note(self.note)
+            self.left = [[int(first), int(end)] for first, end in note.pop("left")]
+            source, found = Source(**note), os.fstat(self.fd)
+        except (OSError, ValueError, TypeError, KeyError):
+            return 0
+        size = found.st_size if source.size is None or not self.left else source.size
+        if time.time() - found.st_mtime > PART_AGE or not source.validator or size != found.st_size or size > (source.size or size):
+            self.left = []
+            return 0
+        self.source = source
+        if self.left and self.missing():
+            return size
+        self.left = []
+        return min(size, source.size - 1) if source.size else size  # of a whole one the last byte: its answer proves the rest
+
+    def begin(self, source: Source) -> None:
+        """From the first byte, whatever was here."""
+        self.source, self.offset, self.left = source, 0, []
+        os.lseek(self.fd, 0, os.SEEK_SET)
+        os.ftruncate(self.fd, 0)
+        if source.size is None or source.size > NOTED_FROM:
+            self.remember()
+
+    def remember(self) -> None:
+        if self.source:
+            write_note(self.note, {**self.source._asdict(), "left": self.left})
+            self.noted = True
+
+    def forget(self) -> None:
+        self.source, self.offset, self.left = None, 0, []
+        if self.noted:
+            with contextlib.suppress(OSError):
+                os.unlink(self.note)
+
+    def write(self, data: bytes | memoryview) -> None:
+        self.put(data, self.offset)
+        self.offset += len(data)
+
+    def write_at(self, position: int, data: memoryview) -> None:
+        with self.guard:
+            os.lseek(self.fd, position, os.SEEK_SET)
+            self.put(data, position)
+
+    def put(self, data: bytes | memoryview, position: int) -> None:
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(self.fd, view):]
+        except OSError as error:
+            raise unwritable(self.path, error, position + len(data) - len(view)) from None
+
+    def divide(self) -> bool:
+        """Cut what is missing into spans, more than there are connections: the quick ones take more of them."""
+        size = self.source.size if self.source else None
+        if size is None:
+            return False
+        step = max(SPLIT_FROM, -(-size // (4 * self.args.connections)))
+        self.left = [[first, min(first + step, size)] for first in range(self.offset, size, step)]
+        self.allocate(size)
+        self.remember()
+        return True
+
+    def allocate(self, size: int) -> None:
+        """Take the room now, so that a full disk is known before the first byte."""
+        try:
+            with contextlib.suppress(AttributeError):  # macOS and Windows have no such call
+                os.posix_fallocate(self.fd, 0, size)
+            os.ftruncate(self.fd, size)
+        except OSError as error:
+            raise unwritable(self.path, error, 0) from None
+        self.offset = size
+
+    def next_span(self, spans: Iterator[list[int]]) -> list[int]:
+        with self.guard:
+            return next(spans, [])
+
+    def missing(self) -> int:
+        return sum(end - first for first, end in self.left)
+
+    def digest(self, name: str) -> str:
+        """Of all that is here: what was fetched in an earlier run counts too."""
+        total, buffer = hasher(name), memoryview(bytearray(BUFFER))
+        with open(self.path, "rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                total.update(buffer[:count])
+        return total.hexdigest()
+
+    def place(self, path: str, modified: float | None, replace: bool) -> None:
+        """Give it its name, as the last thing of all. A link cannot replace what somebody else put there meanwhile."""
+        try:
+            if modified is not None:
+                with contextlib.suppress(OSError, OverflowError):  # a time that this file system does not know
+                    os.utime(self.path, (modified, modified))
+            with contextlib.suppress(FileNotFoundError):
+                os.chmod(self.path, stat.S_IMODE(os.stat(path).st_mode))
+            if os.name == "nt":
+                self.release()  # Windows renames no open file; elsewhere the lock is held until the part has its name
+            if replace or not link(self.path, path):
+                os.replace(self.path, path)
+            self.release()
+        except FileExistsError:
+            raise exists(path) from None
+        except OSError as error:
+            raise unwritable(path, error, self.offset) from None
+        self.forget()
+
+    def release(self) -> None:
+        with self.guard:
+            if self.fd >= 0:
+                os.close(self.fd)
+            self.fd = -1
+
+    def close(self) -> None:
+        """Without its place found: what can be continued stays."""
+        if self.fd < 0:
+            return
+        if self.source is None or not self.offset or not self.source.validator:
+            self.discard()
+        elif self.left:
+            with contextlib.suppress(Failure):  # the note of some seconds ago will do
+                self.remember()
+        self.release()
+
+    def discard(self) -> None:
+        self.forget()
+        with contextlib.suppress(OSError):
+            os.unlink(self.path)
+
+
+def read_note(path: str) -> dict[str, Any]:
+    import json
+    with open(path, encoding="utf-8") as file:
+        note = json.load(file)
+    if not isinstance(note, dict):
+        raise TypeError("a note that is no object")
+    return note
+
+
+def write_note(path: str, note: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    import json
+    try:
+        with open(path + "~", "w", encoding="utf-8") as file:
+            json.dump(note, file)
+        os.replace(path + "~", path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(path + "~")
+        raise unwritable(path, error, 0) from None
+
+
+def part_name(url: URL) -> str:
+    return f".six-{hasher('sha256', url.full.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.part"
+
+
+class Stream:
+    """What goes to standard output, a pipe or a device: as it is, but to a terminal as text, with \\xNN for what is none.
+    A download that goes there is continued within this run only."""
+
+    def __init__(self, path: str, args: argparse.Namespace) -> None:
+        try:
+            self.fd = 1 if path == "-" else os.open(path, os.O_WRONLY)
+        except OSError as error:
+            raise unwritable(path, error, 0) from None
+        self.decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace") if os.isatty(self.fd) else None
+        self.source: Source | None = None
+        self.offset = 0
+        self.totals = {args.checksum[0]: hasher(args.checksum[0])} if args.checksum else {}
+
+    def begin(self, source: Source) -> None:
+        if self.offset:
+            raise Failure(33, "the rest cannot be fetched alone, and what was written cannot be taken back",
+                          "the file changed, or the server does not serve ranges", "-o FILE, which can start over")
+        self.source = source
+        if source.digest:
+            self.totals["sha256"] = hasher("sha256")
+
+    def forget(self) -> None:
+        self.source = None
+
+    def write(self, data: bytes | memoryview, last: bool = False) -> None:
+        self.offset += len(data)
+        for total in self.totals.values():
+            total.update(data)
+        view = memoryview(shown(self.decoder.decode(data, last)).encode() if self.decoder else data)
+        try:
+            while view:
+                view = view[os.write(self.fd, view):]
+        except OSError as error:
+            raise Failure(23, f"cannot write standard output ({error.strerror})", "what reads it has ended, or its disk is full",
+                          "-o FILE, with room for it") from None
+
+    def digest(self, name: str) -> str:
+        return self.totals[name].hexdigest()
+
+    def close(self) -> None:
+        if self.decoder:
+            self.write(b"", last=True)
+
+
+class Download:
+    """One URL on its way to one file, however many requests it takes."""
+
+    def __init__(self, client: Client, url: URL, folder: str, name: str, replace: bool) -> None:
+        self.client = client
+        self.args = client.args
+        self.url = url
+        self.folder = folder
+        self.name = name  # "" until the first response, which may propose one
+        self.replace = replace
+        self.head: Head | None = None
+        self.began = time.monotonic()
+        self.received = 0
+
+    @property
+    def path(self) -> str:
+        return os.path.join(self.folder, self.name)
+
+    def run(self) -> str:
+        """saved, or same when it was here already."""
+        if self.name and self.standing(persist(self.args, self.probe)) == "same":
+            return "same"
+        try:
+            return self.into(self.sink(), many=True)
+        except Changed:
+            return self.into(self.sink(), many=False)
+
+    def into(self, sink: Part | Stream, many: bool) -> str:
+        try:
+            done = many and isinstance(sink, Part) and side_by_side(self, sink)
+            done = done or persist(self.args, lambda: self.fetch(sink), lambda: sink.offset)
+            return self.finish(sink) if done else "same"
+        finally:
+            sink.close()
+
+    def settle(self, reply: Reply, method: str) -> str:
+        """What a response that was asked for in a row makes of it: saved, same, or "" when it needs more than that."""
+        if method == "HEAD":
+            return "same" * same(look(self.path), reply.head.length, reply.head.modified, self.args.newer)
+        try:
+            sink = Part(self.folder, self.url, self.args)
+            try:
+                return self.finish(sink) if self.receive(reply, sink) else "same"
+            finally:
+                sink.close()
+        except Failure:
+            return ""  # it will be told when it fails once more
+
+    def sink(self) -> Part | Stream:
+        if self.name == "-" or os.path.exists(self.path) and not os.path.isdir(self.path) and not os.path.isfile(self.path):
+            return Stream(self.name if self.name == "-" else self.path, self.args)
+        return Part(self.folder, self.url, self.args)
+
+    def probe(self) -> Head | None:
+        """What the server says of a file that is here already, without fetching it."""
+        if self.name == "-" or not os.path.isfile(self.path) or self.args.force:
+            return None
+        with self.client.ask("HEAD", self.url, {"Accept-Encoding": "identity"}) as reply:
+            return reply.head if reply.head.status == 200 else None  # a URL signed for GET alone refuses HEAD
+
+    def standing(self, head: Head | None) -> str:
+        """Whether what stands at the destination is the same file, may be replaced, or must stay."""
+        if head is None or self.name == "-" or self.args.force or not os.path.isfile(self.path):
+            return "free"
+        if same(look(self.path), head.length, head.modified, self.args.newer):
+            return "same"
+        if not self.args.newer and not self.replace:
+            raise exists(self.path)
+        return "replace"
+
+    def fetch(self, sink: Part | Stream) -> bool:
+        """One request for what is missing, and its body to the end. False when there is nothing to do."""
+        asked = dict(WANTED)
+        if sink.offset and sink.source and sink.source.validator:
+            asked.update({"Range": f"bytes={sink.offset}-", "If-Range": sink.source.validator})
+        with self.client.ask("GET", self.url, asked) as reply:
+            return self.receive(reply, sink)
+
+    def receive(self, reply: Reply, sink: Part | Stream) -> bool:
+        """A response into its place. gzip is decoded unless it is what was asked for by name, as in a.tar.gz."""
+        head = reply.head
+        if head.status == 416 and sink.offset:
+            return self.out_of_range(head, sink)
+        check(reply)
+        if head.status == 206:
+            self.continues(head, sink)
+        elif head.status != 200:
+            raise Failure(22, f"{shown(str(self.url))}: {head.status} {shown(head.reason)}", "that is no file", "-v shows both heads")
+        self.saw(head)
+        if sink.offset == 0 and self.standing(head) == "same":
+            return False
+        decode = head.get("content-encoding") not in ("", "identity") and not self.name.endswith((".gz", ".tgz"))
+        if head.status == 200:
+            source = source_of(self.url, head)
+            sink.begin(source if not decode else Source(source.url, "", "", None, ""))  # offsets and digests are of what is not decoded
+        self.args.progress.begin(self.name, sink.offset, sink.source.size if sink.source else None)
+        for piece in reply.decoded() if decode else reply.pieces():
+            sink.write(piece)
+            self.received += len(piece)
+            self.args.progress.add(len(piece))
+        return True
+
+    def saw(self, head: Head) -> None:
+        """A response tells the name, if nobody has chosen one, and the time."""
+        self.head = head
+        self.name = self.name or safe_name(disposition_name(head.get("content-disposition")) or url_name(self.url))
+
+    def continues(self, head: Head, sink: Part | Stream) -> None:
+        """A partial response must start where we stopped and be of the same file, whatever the server was asked."""
+        span, source = content_range(head), sink.source
+        if not sink.offset or source is None:
+            raise broken(self.url.authority, "a part (206) of what was asked for whole")
+        fits = span and span[0] == sink.offset and span[2] == (source.size if source.size is not None else span[2]) == span[1]
+        if not fits or source.etag and head.get("etag") not in ("", source.etag):
+            sink.forget()
+            raise Transient(33, f"{self.url.authority} answers a range with another one", "it changed meanwhile, or its server is at fault",
+                            "-o FILE --no-resume", after=0)
+
+    def out_of_range(self, head: Head, sink: Part | Stream) -> bool:
+        """416: nothing is missing if the size is what we have and the ETag says that it is the same file."""
+        span, source = content_range(head), sink.source
+        if span and span[2] == sink.offset and source and source.etag and head.get("etag") == source.etag:
+            self.head = head
+            return True
+        sink.forget()
+        raise Transient(33, f"{self.url.authority} has not so many bytes of it any more", "the file changed", "--no-resume", after=0)
+
+    def finish(self, sink: Part | Stream) -> str:
+        source = sink.source
+        if source and source.size is not None and sink.offset != source.size:
+            raise Failure(18, f"{sink.offset:,} of {source.size:,} bytes came", "the server ended the body early", "the same again")
+        for name, want in filter(None, (self.args.checksum, source and source.digest.split(":") if source and source.digest else None)):
+            self.verify(sink, name, want)
+        if isinstance(sink, Part):
+            modified = self.head.modified if self.head else None
+            sink.place(self.path, modified, self.replace or self.args.force or self.args.newer)
+        return "saved"
+
+    def verify(self, sink: Part | Stream, name: str, want: str) -> None:
+        found = sink.digest(name)
+        if found == want.lower():
+            return
+        if isinstance(sink, Part):
+            sink.discard()
+        raise Failure(56, f"{shown(str(self.url))} came with a wrong {name}: {found}", f"{want} was promised; nothing is kept of it",
+                      "the same again; if it stays, the file there is another one")
+
+
+def side_by_side(download: Download, part: Part) -> bool:
+    """Fill the part over several connections, each fetching one span after another. False: it has to come in one piece."""
+    args = part.args
+    if not part.left and not (args.connections > 1 and (part.offset or persist(args, lambda: rangeable(download, part))) and part.divide()):
+        return False
+    problems, news = list[BaseException](), threading.Event()
+    spans = iter([span for span in part.left if span[0] < span[1]])
+
+    def work() -> None:
+        try:
+            with contextlib.closing(Client(args)) as client:
+                while not problems and (span := part.next_span(spans)):
+                    persist(args, functools.partial(fetch_span, client, download, part, span, problems), lambda: span[0])
+        except BaseException as problem:  # noqa: BLE001  (raised again in the thread that waits)
+            problems.append(problem)
+        news.set()
+
+    workers = [threading.Thread(target=work, daemon=True) for _ in range(args.connections)]
+    for worker in workers:
+        worker.start()
+    args.progress.begin(download.name, part.offset - part.missing(), part.offset)
+    saved = time.monotonic()
+    while any(worker.is_alive() for worker in workers) and not problems:
+        news.wait(DRAWN_EVERY)
+        news.clear()
+        args.progress.at(part.offset - part.missing())
+        if time.monotonic() - saved > SAVE_EVERY:
+            saved = time.monotonic()
+            part.remember()
+    if problems and isinstance(problems[0], Changed):
+        part.discard()  # others may still be writing into it, so the next one is another file
+    if problems:
+        raise problems[0]
+    download.received, part.left = part.offset, []
+    return True
+
+
+def rangeable(download: Download, part: Part) -> bool:
+    """Ask for one byte: that tells size, validator, and whether ranges are served at all."""
+    with download.client.ask("GET", download.url, {**WANTED, "Range": "bytes=0-0"}) as reply:
+        span, source = content_range(reply.head), source_of(download.url, reply.head)
+    if reply.head.status != 206 or not span or not source.validator or span[2] < 2 * SPLIT_FROM:
+        return False
+    download.saw(reply.head)
+    part.begin(source)
+    return True
+
+
+def fetch_span(client: Client, download: Download, part: Part, span: list[int], problems: list[BaseException]) -> None:
+    """What is missing of one span. Its first byte moves on as it comes, so that a new try asks for the rest only."""
+    source, url = part.source, download.url
+    if source is None or problems:
+        return
+    asked = {"Accept-Encoding": "identity", "Range": f"bytes={span[0]}-{span[1] - 1}", "If-Range": source.validator}
+    with client.ask("GET", url, asked) as reply:
+        check(reply)
+        fits = reply.head.status == 206 and content_range(reply.head) == (span[0], span[1], source.size)
+        if not fits or source.etag and reply.head.get("etag") not in ("", source.etag):
+            raise Changed(33, f"{shown(str(url))} changed while it was fetched", "a range of it is not what was asked for", "the same again")
+        download.saw(reply.head)
+        for piece in reply.pieces():
+            if problems:
+                return
+            if len(piece) > span[1] - span[0]:
+                raise broken(url.authority, "a range longer than it says")
+            part.write_at(span[0], piece)
+            span[0] += len(piece)
+    if span[0] < span[1]:
+        raise Transient(18, f"a range of {shown(str(url))} came short", f"{span[1] - span[0]:,} bytes of it are missing", "the same again")
+
+
+def look(path: str) -> os.stat_result | None:
+    with contextlib.suppress(OSError):
+        return os.stat(path)
+    return None
+
+
+def same(found: os.stat_result | None, size: int | None, modified: float | None, newer: bool) -> bool:
+    """Whether a file here is the one that a server describes. mtimes are set from Last-Modified, so equal ones mean much;
+    with --newer a later one here is as good, and where no time is told the size must do."""
+    if found is None or size is not None and size != found.st_size:
+        return False
+    if modified is None:
+        return newer and size is not None
+    return int(modified) == int(found.st_mtime) or newer and modified < found.st_mtime
+
+
+def url_name(url: URL) -> str:
+    return os.fsdecode(unquote_to_bytes(url.path.rpartition("/")[2])) or "index.html"
+
+
+def link(source: str, path: str) -> bool:
+    """Give a file its name where there is none yet; False where the file system has no links."""
+    try:
+        os.link(source, path)
+    except FileExistsError:
+        raise
+    except (OSError, AttributeError):
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, "exists") from None
+        return False
+    os.unlink(source)
+    return True
+
+
+def lock(fd: int) -> None:
+    """Two runs of one download would write into each other. BlockingIOError: there is another one. (Windows: not asked.)"""
+    with contextlib.suppress(ImportError):
+        import fcntl  # not at the top: Windows has none
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def exists(path: str) -> Failure:
+    return Failure(23, f"{spoken(path)} exists already, and is another file", "it was left as it is",
+                   "--newer replaces it if the server's differs, --force always, -o gives another name")
+
+
+def unwritable(path: str, error: OSError, offset: int) -> Failure:
+    after = f" after {offset:,} bytes" if offset else ""
+    return Failure(23, f"cannot write {spoken(path)}{after}: {error.strerror}", "what came until then is kept where that is possible",
+                   "make room or choose another folder with -o, then the same again")
+
+
+def get(client: Client) -> int:
+    args, folder, name = client.args, client.args.output or "", ""
+    if folder == "-" or folder and not os.path.isdir(folder) and not folder.endswith("/"):
+        folder, name = os.path.split(folder)
+    if len(args.url) > 1 and name not in ("", "-"):
+        raise Failure(2, f"{len(args.url)} URLs cannot all be {spoken(args.output)}", "nothing was fetched", "-o FOLDER/")
+    if folder:
+        make_folder(folder)
+    return each(args, [target(text, args) for text in args.url],
+                lambda url: tell(args, Download(client, url, folder, name, replace=False)))
+
+
+def tell(args: argparse.Namespace, download: Download) -> None:
+    """Run a download, and say what became of it."""
+    verdict = download.run()
+    if download.name != "-":
+        report(args, download.url, verdict, download.path, download.received, time.monotonic() - download.began)
+
+
+# --- sending: put, post, delete, mkdir, move ---
+def put(client: Client) -> int:
+    args = client.args
+    paths: list[str] = args.path
+    url = target(args.url, args)
+    if not url.path.endswith("/") and len(paths) > 1:
+        raise Failure(2, f"{len(paths)} files cannot all become {shown(str(url))}", "nothing was sent", f"{shown(str(url))}/ is a folder")
+    if "-" in paths and url.path.endswith("/"):
+        raise Failure(2, "standard input has no name", "nothing was sent", f"{shown(str(url))}NAME")
+
+    def one(path: str) -> None:
+        send_file(client, path, url.child(os.path.basename(path)) if url.path.endswith("/") else url)
+
+    return each(args, paths, one)
+
+
+def send_file(client: Client, path: str, url: URL) -> None:
+    """PUT a file, or standard input for -; again after a lost link, from where the server has it if it can tell."""
+    began, body, args = time.monotonic(), Body() if path == "-" else Body(path), client.args
+    args.progress.begin(path, 0, body.length)
+    upload = Upload(client, url, body, path)
+    try:
+        persist(args, upload.attempt, lambda: upload.offset) if body.length is not None else upload.attempt()
+    except BaseException:
+        upload.remember()
+        raise
+    report(args, url, "sent", path, body.sent if body.length is None else body.length, time.monotonic() - began)
+
+
+class Upload:
+    """A file on its way to a server, however many requests it takes."""
+
+    def __init__(self, client: Client, url: URL, body: Body, path: str) -> None:
+        self.client = client
+        self.url = url
+        self.body = body
+        self.offset = 0  # what the server is known to have
+        self.fields: Fields = {}
+        self.note = os.path.join(os.path.dirname(path), part_name(url)[:-len("part")] + "json")
+        self.noted = os.path.exists(self.note)
+        self.resource = self.recall() if self.noted and client.args.resume else None  # where it can be continued
+
+    def recall(self) -> URL | None:
+        """Where an earlier run of the same upload stopped, if the file is still the same."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            note = read_note(self.note)
+            if (note["size"], note["mtime_ns"]) == (self.body.length, self.body.mtime_ns):
+                return self.url.join(note["resource"])._replace(login=self.url.login)
+        return None
+
+    def remember(self) -> None:
+        """Beside the file that could not be sent whole: where the rest of it may go. Where nothing can be written, it starts over."""
+        if self.resource:
+            note = {"url": str(self.url), "resource": self.resource.target, "size": self.body.length, "mtime_ns": self.body.mtime_ns}
+            with contextlib.suppress(Failure):
+                write_note(self.note, note)
+
+    def prepare(self) -> Fields:
+        """A digest stands before the body, so a large file is read twice for it: only for servers that say they take it."""
+        length = self.body.length
+        if length is None:
+            return {"Expect": "100-continue"}
+        fields = {"Last-Modified": http_date(self.body.mtime_ns // 10**9)}
+        if self.client.args.verb == "upload":
+            fields["Date"] = fields["Last-Modified"]  # from which nginx takes the file's time
+        if length < EXPECT_FROM:
+            return {**fields, "Repr-Digest": self.body.digest()}
+        with self.client.ask("OPTIONS", self.url) as reply:
+            takes = not reply.head.fields.keys().isdisjoint(("want-repr-digest", "upload-limit"))
+        fields.update({"Repr-Digest": self.body.digest()} if takes else {})
+        fields.update({"Upload-Complete": "?1", "Upload-Draft-Interop-Version": INTEROP} if self.client.args.resume else {})
+        return {**fields, "Expect": "100-continue"}
+
+    def attempt(self) -> None:
+        if not (self.resource and self.known() and self.append(self.resource)):
+            self.send_whole()
+        if self.noted:
+            with contextlib.suppress(OSError):
+                os.unlink(self.note)
+
+    def send_whole(self) -> None:
+        self.client.resource, self.fields = None, self.fields or self.prepare()
+        try:
+            with self.client.ask("PUT", self.url, self.fields, self.body) as reply:
+                if reply.head.status == 417 and self.fields.pop("Expect", ""):
+                    raise Transient(22, "417: the server knows no Expect", "it is asked without", "the same again", after=0)
+                check(reply)
+        finally:
+            self.resource = self.client.resource
+
+    def known(self) -> bool:
+        """Ask how much has arrived; False when the server has forgotten it."""
+        with self.client.ask("HEAD", self.resource or self.url, {"Upload-Draft-Interop-Version": INTEROP}) as reply:
+            offset = reply.head.get("upload-offset")
+        if reply.head.status >= 400 or not LENGTH.fullmatch(offset) or int(offset) > (self.body.length or 0):
+            self.offset, self.resource = 0, None
+            return False
+        self.offset = int(offset)
+        return True
+
+    def append(self, resource: URL) -> bool:
+        fields = {"Content-Type": "application/partial-upload", "Upload-Offset": str(self.offset), "Upload-Complete": "?1",
+                  "Upload-Draft-Interop-Version": INTEROP}
+        with self.client.ask("PATCH", resource, fields, self.body.rest(self.offset)) as reply:
+            if reply.head.status == 409:
+                raise Transient(55, "the server has another amount of it than it said", "it is still busy with what came", "the same again")
+            check(reply)
+        return True
+
+
+def post(client: Client) -> int:
+    args = client.args
+    url, fields, body = target(args.url, args), {}, Body(b"")
+    if args.form:
+        boundary = os.urandom(16).hex()
+        body = Body(*form_parts(args.form, boundary))
+        fields["Content-Type"] = f"multipart/form-data; boundary={boundary}"
+    elif args.data is not None:
+        text = args.data if args.data != "-" else "@-"
+        body = (Body() if text == "@-" else Body(text[1:])) if text.startswith("@") else Body(os.fsencode(text))
+        fields["Content-Type"] = "application/octet-stream" if text.startswith("@") else "application/x-www-form-urlencoded"
+    if body.length is None or body.length >= EXPECT_FROM:
+        fields["Expect"] = "100-continue"
+    args.progress.begin(str(url), 0, body.length)
+    with client.ask("POST", url, fields, body) as reply:
+        check(reply)
+        sink = Stream("-", args)
+        for piece in reply.decoded():
+            sink.write(piece)
+        sink.close()
+    report(args, url, "posted", "", body.length or 0, None) if args.json else None
+    return 0
+
+
+def form_parts(forms: Sequence[str], boundary: str) -> list[bytes | str]:
+    """The parts of multipart/form-data (RFC 7578): NAME=VALUE as it stands, NAME=@FILE with the file's content."""
+    parts: list[bytes | str] = []
+    for form in forms:
+        name, equals, value = form.partition("=")
+        if not equals:
+            raise Failure(2, f"--form {spoken(form)} has no equals sign", "nothing was sent", "--form NAME=VALUE or --form NAME=@FILE")
+        head = f'--{boundary}\r\nContent-Disposition: form-data; name="{quoted(name)}"'
+        if value.startswith("@"):
+            head += f'; filename="{quoted(os.path.basename(value[1:]))}"\r\nContent-Type: application/octet-stream'
+        parts += [os.fsencode(head + "\r\n\r\n"), value[1:] if value.startswith("@") else os.fsencode(value), b"\r\n"]
+    return [*parts, f"--{boundary}--\r\n".encode()]
+
+
+def quoted(name: str) -> str:
+    """For a quoted string in a form's head, as browsers do it."""
+    return name.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def delete(client: Client) -> int:
+    args = client.args
+
+    def one(url: URL) -> None:
+        persist(args, lambda: simple(client, "DELETE", url, {}))
+        report(args, url, "deleted", "", 0, None)
+
+    return each(args, [target(text, args) for text in args.url], one)
+
+
+def simple(client: Client, method: str, url: URL, fields: Fields) -> None:
+    with client.ask(method, url, fields) as reply:
+        check(reply)
+
+
+def mkdir(client: Client) -> int:
+    args = client.args
+    url = folder_url(target(args.url, args))  # nginx insists on the slash
+    simple(client, "MKCOL", url, {})
+    report(args, url, "made", "", 0, None)
+    return 0
+
+
+def move(client: Client) -> int:
+    args = client.args
+    url = target(args.url, args)
+    sibling = url._replace(target=url.path.rstrip("/"))  # a folder is renamed like a file, not moved into itself
+    new = sibling.join(encoded(args.new, "/?")) if "://" not in args.new else target(args.new, args)
+    simple(client, "MOVE", url, {"Destination": new.full, "Overwrite": "T" if args.force else "F"})
+    report(args, url, "moved", str(new), 0, None)
+    return 0
+
+
+def head(client: Client) -> int:
+    args = client.args
+    url = target(args.url, args)
+    with client.ask("HEAD", url) as reply:
+        text = reply.head.text.rstrip("\n")
+    if args.json:
+        emit_json(args, {"url": str(url), "status": reply.head.status, "fields": reply.head.fields})
+    else:
+        emit(args, shown(text))
+    check(reply)
+    return 0
+
+
+# --- folders: list, mirror, upload ---
+def listing(client: Client, url: URL) -> tuple[URL, list[Entry]]:
+    """The index of a folder: where it stands, and its entries. JSON is asked for, any page of links will do."""
+    with client.ask("GET", url, {"Accept": "application/json, text/html;q=0.9, */*;q=0.1", "Accept-Encoding": "gzip"}) as reply:
+        check(reply)
+        data = reply.read(MAX_LISTING + 1)
+    if len(data) > MAX_LISTING:
+        raise Failure(56, f"the index of {shown(str(url))} is over {MAX_LISTING:,} bytes", "no more is read into memory", "a smaller folder")
+    text, kind = data.decode("utf-8", "surrogateescape"), reply.head.get("content-type")
+    try:
+        return reply.url, json_entries(text, reply.url) if "json" in kind else html_entries(text, reply.url)
+    except (TypeError, ValueError, RecursionError):
+        raise broken(url.authority, "an index that is no JSON list though it says so") from None
+
+
+def list_folder(client: Client) -> int:
+    args = client.args
+    url = folder_url(target(args.url, args))
+    _, entries = persist(args, lambda: listing(client, url))
+    for entry in sorted(entries):
+        if args.json:
+            emit_json(args, {**entry._asdict(), "name": os.fsencode(entry.name).decode(errors="backslashreplace")})
+        else:
+            size = "-" if entry.size is None else f"{entry.size}"
+            when = "-" if entry.mtime is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.mtime))
+            emit(args, f"{size:>12}  {when:16}  {spoken(entry.name)}{'/' * entry.folder}")
+    return 0
+
+
+def mirror(client: Client) -> int:
+    args = client.args
+    url = folder_url(target(args.url, args))
+    dest = args.output or safe_name(url_name(url._replace(target=url.path.rstrip("/")))) if url.path != "/" else args.output or url.host
+    code = Mirror(client, url).folder(url, dest, 0)
+    args.progress.summary(args)
+    return code
+
+
+class Mirror:
+    """A folder of a server on its way here, folder by folder: what is the same is not fetched, a bad file stops nothing."""
+
+    def __init__(self, client: Client, root: URL) -> None:
+        self.client = client
+        self.args = client.args
+        self.root = root
+
+    def folder(self, url: URL, dest: str, depth: int) -> int:
+        here, entries = persist(self.args, lambda: listing(self.client, url))
+        if here.origin != self.root.origin or not here.path.startswith(self.root.path) or depth > MAX_DEPTH:
+            raise Failure(56, f"{shown(str(url))} leads out of {shown(str(self.root))}, or too deep", "it was not followed", "mirror that one")
+        there = make_folder(dest, strict=depth > 0)
+        for entry in entries:
+            if not legal(entry.name, self.args.hidden):
+                say(f"skipped {spoken(entry.name)}: not a name that may come from a server (--hidden takes those with a dot)")
+        entries = [entry for entry in entries if legal(entry.name, self.args.hidden)]
+        code = self.files(here, dest, there, [entry for entry in entries if not entry.folder])
+        folders = [entry.name for entry in entries if entry.folder]
+        further = each(self.args, folders, lambda name: self.folder(folder_url(here.child(name)), os.path.join(dest, name), depth + 1))
+        return code or further
+
+    def files(self, base: URL, dest: str, there: set[str], entries: list[Entry]) -> int:
+        """Fetch a folder's files: asked for in a row as long as all goes well, what is left then one by one, with patience."""
+        self.args.progress.expect(len(entries))
+        jobs = {base.child(entry.name): entry.name for entry in entries if entry.name not in there or not self.told_same(dest, entry)}
+        self.quickly("HEAD", [url for url, name in jobs.items() if name in there], jobs, dest)
+        self.quickly("GET", [url for url in jobs if part_name(url) not in there], jobs, dest)
+        return each(self.args, list(jobs), lambda url: tell(self.args, Download(self.client, url, dest, jobs[url], replace=True)))
+
+    def told_same(self, dest: str, entry: Entry) -> bool:
+        """Whether the index itself says that the file here is the same."""
+        told = entry.size is not None and entry.mtime is not None
+        known = told and same(look(os.path.join(dest, entry.name)), entry.size, entry.mtime, self.args.newer)
+        if known:
+            self.args.progress.count("same")
+        return known
+
+    def quickly(self, method: str, urls: list[URL], jobs: dict[URL, str], dest: str) -> None:
+        """Ask for all of them in a row. What succeeds is no job any more; what fails stays one."""
+        with contextlib.suppress(Transient):
+            for url, reply in self.client.pipeline(method, urls, WANTED):
+                download = Download(self.client, url, dest, jobs[url], replace=True)
+                verdict = download.settle(reply, method) if reply.head.status == 200 else ""
+                if verdict:
+                    report(self.args, url, verdict, download.path, download.received, None)
+                    del jobs[url]
+
+
+def upload(client: Client) -> int:
+    args = client.args
+    if not os.path.isdir(args.dir):
+        raise Failure(26, f"{spoken(args.dir)} is no folder here", "upload sends a folder", "put sends files")
+    url = folder_url(target(args.url, args))
+    code = upload_folder(client, args.dir, url)
+    args.progress.summary(args)
+    return code
+
+
+def upload_folder(client: Client, path: str, url: URL) -> int:
+    """Send what the server has not, or has otherwise. Links and special files are told and left out."""
+    args, there = client.args, remote(client, url)
+    files, folders = sendable(path, args)
+    args.progress.expect(len(files))
+
+    def one(entry: os.DirEntry[str]) -> None:
+        if unchanged(client, entry, url.child(entry.name), there):
+            return report(args, url.child(entry.name), "same", entry.path, 0, None)
+        send_file(client, entry.path, url.child(entry.name))
+
+    code = each(args, files, one)
+    further = each(args, folders, lambda entry: upload_folder(client, entry.path, folder_url(url.child(entry.name))))
+    return code or further
+
+
+def sendable(path: str, args: argparse.Namespace) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]]:
+    """A folder's files and folders, in order of their names."""
+    try:
+        entries = sorted(os.scandir(path), key=lambda entry: entry.name)
+    except OSError as error:
+        raise unreadable(path, error) from None
+    hidden = [entry for entry in entries if entry.name.startswith(".") and (not args.hidden or PART_NAME.fullmatch(entry.name))]
+    odd = [entry for entry in entries if entry.is_symlink() or not entry.is_file() and not entry.is_dir()]
+    for entry in [*hidden, *odd]:
+        say(f"skipped {spoken(entry.path)}: {'hidden (--hidden sends it)' if entry in hidden else 'a link or special file'}")
+    plain = [entry for entry in entries if entry not in hidden and entry not in odd]
+    return [entry for entry in plain if entry.is_file()], [entry for entry in plain if entry.is_dir()]
+
+
+def remote(client: Client, url: URL) -> dict[str, Entry] | None:
+    """What a server has in a folder, which is made if missing; None when it does not tell."""
+    with client.ask("HEAD", url) as reply:
+        missing = reply.head.status == 404
+    if missing:
+        with contextlib.suppress(Failure):  # many servers make folders as they are needed, and know no MKCOL
+            simple(client, "MKCOL", url, {})
+        return {}
+    try:
+        return {entry.name: entry for entry in persist(client.args, lambda: listing(client, url))[1]}
+    except Failure as failure:
+        if failure.code != 22:
+            raise
+        return None
+
+
+def unchanged(client: Client, entry: os.DirEntry[str], url: URL, there: dict[str, Entry] | None) -> bool:
+    """Whether a server has this file: of the same size, and not from before it was last written here."""
+    if there is not None and entry.name not in there:
+        return False
+    known, found = there[entry.name] if there else Entry(entry.name, False), sendable_file(entry.path)
+    if known.size is None or known.mtime is None:
+        with client.ask("HEAD", url, {"Accept-Encoding": "identity"}) as reply:
+            known = Entry(entry.name, False, reply.head.length if reply.head.status == 200 else None, reply.head.modified)
+    return known.size == found.st_size and known.mtime is not None and int(known.mtime) >= int(found.st_mtime)
+
+
+def folder_url(url: URL) -> URL:
+    return url if url.path.endswith("/") else url._replace(target=url.path + "/")
+
+
+def make_folder(path: str, strict: bool = False) -> set[str]:
+    """A folder for what comes, and what is there already. Inside a mirror it must not be a link, which could lead out of it."""
+    try:
+        os.makedirs(path, exist_ok=True)
+        if strict and os.path.islink(path):
+            raise OSError(errno.ELOOP, "it is a link to elsewhere")
+        return set(os.listdir(path))
+    except OSError as error:
+        raise unwritable(path, error, 0) from None
+
+
+VERBS: dict[str, Callable[[Client], int]] = {
+    "get": get, "put": put, "post": post, "delete": delete, "head": head, "list": list_folder,
+    "mkdir": mkdir, "move": move, "mirror": mirror, "upload": upload,
+}
+
+
+# --- trace: the same in all six scripts (tests/test_twins.py) ---
+T = TypeVar("T")
+DUMPED = 64  # bytes of each call that --trace-hex shows
+SECRET = re.compile(rb"(?i)((?:authorization|cookie):[ \t]*)([^\r\n]+)")
+
+
+def hexdump(data: bytes) -> str:
+    """The first bytes, sixteen a line, secrets masked."""
+    data = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), data[:DUMPED])
+    rows = [(start, data[start:start + 16]) for start in range(0, len(data), 16)]
+    return "".join(f"\n{start:16x}  {row.hex(' '):47}  {re.sub(rb'[^ -~]', b'.', row).decode()}" for start, row in rows)
+
+
+class Traced(socket.socket):
+    """A socket that prints a line on stderr for each call. It shows what the program asks of the kernel and hears from it;
+    SYN, ACK and retransmission happen inside the kernel, where only tcpdump or Wireshark see them."""
+
+    began = time.perf_counter()
+    numbers = itertools.count(1)
+    dump = False
+    number = sent = received = 0
+
+    def show(self, mark: str, text: str, data: bytes = b"") -> None:
+        self.number = self.number or next(self.numbers)
+        say(f"{1000 * (time.perf_counter() - self.began):9.3f} ms #{self.number} {mark} {text}" + hexdump(data) * self.dump)
+
+    def attempt(self, mark: str, what: str, call: Callable[..., T], *args: object) -> T:
+        try:
+            return call(*args)
+        except OSError as error:
+            if not isinstance(error, BlockingIOError):  # that one means: nothing happened
+                self.show(mark, f"{what}: {error.strerror or 'timed out'}")
+            raise
+
+    def put(self, name: str, data: Any, call: Callable[..., int], *args: object) -> int:
+        count = self.attempt(">", name, call, data, *args)
+        self.sent += count
+        self.show(">", f"{name} {count} of {len(data)} bytes (sent so far {self.sent})", bytes(data[:min(count, DUMPED)]))
+        return count
+
+    def take(self, name: str, size: int, call: Callable[..., T], *args: object) -> T:
+        began = time.perf_counter()
+        result = self.attempt("<", name, call, *args)
+        waited = 1000 * (time.perf_counter() - began)
+        data: Any = result[0] if isinstance(result, tuple) else args[0] if isinstance(result, int) else result
+        count = result if isinstance(result, int) else len(data)
+        self.received += count
+        name += f" {address(result[-1])}" if isinstance(result, tuple) else ""
+        text = f"{name} {count} of at most {size} bytes, waited {waited:.2f} ms (received so far {self.received})"
+        ended = count == 0 and self.type == socket.SOCK_STREAM
+        self.show("<", f"{name} 0 bytes = peer sent FIN (end of stream)" if ended else text, bytes(data[:min(count, DUMPED)]))
+        return result
+
+    def connect(self, target: Any) -> None:
+        began = time.perf_counter()
+        self.attempt("*", f"connect {address(target)}", super().connect, target)
+        took = f"handshake {1000 * (time.perf_counter() - began):.2f} ms" if self.type == socket.SOCK_STREAM else "UDP: nothing is sent"
+        self.show("*", f"connect {address(target)} ok from {address(self.getsockname())} ({took})")
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        plain, peer = self.attempt("*", "accept", super().accept)
+        conn = type(self)(plain.family, plain.type, plain.proto, plain.detach())
+        conn.show("*", f"accept from {address(peer)}")
+        return conn, peer
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        return self.put("send", data, super().send, flags)
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        view = memoryview(data).cast("B")
+        while view:
+            view = view[self.send(view, flags):]
+
+    def sendto(self, data: Any, *rest: Any) -> int:
+        return self.put(f"sendto {address(rest[-1])}", data, super().sendto, *rest)
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        return self.take("recv", size, super().recv, size, flags)
+
+    def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
+        return self.take("recv", size or len(buffer), super().recv_into, buffer, size, flags)
+
+    def recvfrom(self, size: int, flags: int = 0) -> tuple[bytes, Any]:
+        return self.take("recvfrom", size, super().recvfrom, size, flags)
+
+    def recvmsg(self, size: int, *rest: Any) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
+        return self.take("recvmsg", size, super().recvmsg, size, *rest)
+
+    def shutdown(self, how: int) -> None:
+        self.attempt("*", "shutdown", super().shutdown, how)
+        self.show("*", "shutdown of receiving" if how == socket.SHUT_RD else "shutdown of sending = FIN")
+
+    def close(self) -> None:
+        if self.fileno() >= 0:
+            self.show("*", f"close (sent {self.sent}, received {self.received})")
+        super().close()
+
+
+class TracedHex(Traced):
+    dump = True
+
+
+def socket_class(args: argparse.Namespace) -> type[socket.socket]:
+    """What sockets are made of: without --trace the plain class, so that it costs nothing."""
+    return TracedHex if args.trace_hex else Traced if args.trace else socket.socket
+# --- end trace ---
+
+
+# --- connecting: the same in client.py, httpclient.py, tcp_upper.py (tests/test_twins.py) ---
+CONNECT_TIMEOUT = 5.0  # seconds; a machine that is there answers within one
+
+
+def open_connection(args: argparse.Namespace, host: str, port: int, server: str) -> socket.socket:
+    """Connect to the first of the host's addresses that answers; server is the command that would start what is missing."""
+    limit = min(CONNECT_TIMEOUT, args.timeout)
+    for family, target in resolve(host, port, socket.SOCK_STREAM):
+        sock = socket_class(args)(family, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(limit)
+            sock.connect(target)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what is sent leaves at once, however short
+            sock.settimeout(args.timeout)
+            return sock
+        except OSError as error:
+            sock.close()
+            problem = error
+    place = address((host, port))
+    if isinstance(problem, ConnectionRefusedError):
+        raise Failure(7, f"nothing is listening on {place} (connection refused)",
+                      "the host answered, but no program has that port open", server)
+    if isinstance(problem, socket.timeout) or problem.errno == errno.ETIMEDOUT:
+        raise Failure(28, f"no answer from {place} in {limit:g} s", "silence means a firewall, a wrong address or a host that is down; "
+                      "a refusal would be instant", "check the address that the server printed")
+    raise Failure(7, f"cannot connect to {place} ({problem.strerror})", "this machine has no way to that address",
+                  "check the address that the server printed, and the network")
+# --- end connecting ---
+
+
+# --- errors: the same in all six scripts (tests/test_twins.py) ---
+Address = tuple[Any, ...]  # (host, port), and for IPv6 (host, port, flow, scope)
+
+
+class Failure(Exception):
+    """What a user or a network can cause: told in three lines, with the exit code that curl has for it."""
+
+    def __init__(self, code: int, error: str, why: str, hint: str) -> None:
+        super().__init__(f"error: {error}\nwhy:   {why}\ntry:   {hint}")
+        self.code = code
+
+
+def say(text: str) -> None:
+    """A line for people, written at once. Nobody left to read it is no reason to stop."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # AttributeError: started with stderr closed
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+
+def address(place: Address) -> str:
+    """HOST:PORT, [HOST]:PORT for IPv6; an IPv4 client of a dual-stack server by its IPv4 address."""
+    host, port = str(place[0]), place[1]
+    host = host[7:] if host.startswith("::ffff:") and "." in host else host
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
+    """Each address of a host: the family for socket(), and what connect() and bind() take."""
+    with contextlib.suppress(socket.gaierror, UnicodeError):  # UnicodeError: an empty label, or one over 63 characters
+        return [(family, target) for family, _, _, _, target in socket.getaddrinfo(host, port, type=kind)]
+    raise Failure(6, f'cannot find host "{host}"', "it is neither an address nor a name that this machine can look up",
+                  "check the spelling, or use the address")
+
+
+def between(low: float, high: float, kind: Callable[[str], float] = int) -> Callable[[str], float]:
+    """An argparse type: a number from low to high. (Port 99999 would raise OverflowError out of bind().)"""
+    def number(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if low <= kind(text) <= high:
+                return kind(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
+    return number
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with its complaints in the three lines of all others."""
+
+    def error(self, message: str) -> NoReturn:
+        say(str(Failure(2, message, "the command line is not as the help describes it; nothing was done", f"python3 {self.prog} --help")))
+        raise SystemExit(2)
+# --- end errors ---
+
+
+class Changed(Failure):
+    """What is being fetched in pieces is another file now."""
+
+
+class Transient(Failure):
+    """A failure that may pass by itself: worth another try, after so many seconds if the server named them."""
+
+    def __init__(self, code: int, error: str, why: str, hint: str, after: float | None = None) -> None:
+        super().__init__(code, error, why, hint)
+        self.after = after
+
+
+# --- progress and reports ---
+class Progress:
+    """A line on the terminal while something lasts: for one file, or for many. Elsewhere nothing."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.shown = os.isatty(2) and not (args.quiet or args.verbose or args.trace or args.trace_hex)
+        self.name = ""
+        self.total: int | None = None
+        self.done = self.first = self.files = 0
+        self.results: dict[str, int] = {}  # of many files: how many were saved, same, sent
+        self.began = self.drawn = time.monotonic()
+
+    def begin(self, name: str, done: int, total: int | None) -> None:
+        self.name = name
+        if not self.files:
+            self.done, self.first, self.total, self.began = done, done, total, time.monotonic()
+
+    def expect(self, files: int) -> None:
+        """There are so many more files: from now on the line is about all of them."""
+        self.files += files
+
+    def count(self, result: str) -> None:
+        self.results[result] = self.results.get(result, 0) + 1
+
+    def add(self, count: int) -> None:
+        self.done += count
+        if self.shown and time.monotonic() - self.drawn > DRAWN_EVERY:
+            self.draw()
+
+    def at(self, done: int) -> None:
+        self.add(done - self.done)
+
+    def draw(self) -> None:
+        self.drawn = time.monotonic()
+        passed, settled = max(self.drawn - self.began, 1e-3), sum(self.results.values())
+        share = settled / self.files if self.files else self.done / self.total if self.total else None
+        rate = (self.done - self.first) / passed
+        left = (self.total - self.done) / rate if self.total and rate and not self.files else passed / share - passed if share else None
+        text = f"{settled} of {self.files} files, " * bool(self.files) + f"{spoken(self.name)[:30]} "
+        text += f"[{'#' * int(20 * share):20}] {100 * share:3.0f}%  " if share is not None else ""
+        text += f"{amount(self.done)}  {amount(rate)}/s  " + (f"{left // 60:.0f}:{left % 60:02.0f} left" if left is not None else "")
+        width = os.get_terminal_size(2).columns or 80  # 0: a terminal that does not know
+        self.put(f"\r{text[:width - 1]}\x1b[K")
+
+    def clear(self) -> None:
+        if self.shown:
+            self.put("\r\x1b[K")
+
+    def summary(self, args: argparse.Namespace) -> None:
+        """The one line about many files."""
+        self.clear()
+        if not args.quiet and not args.json:
+            say(", ".join(f"{count} {result}" for result, count in self.results.items()) or "nothing to do")
+
+    def put(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(text)
+            sys.stderr.flush()
+
+
+def emit(args: argparse.Namespace, line: str) -> None:
+    """A line of the product: to standard output, at once."""
+    Stream("-", args).write(f"{line}\n".encode())
+
+
+def emit_json(args: argparse.Namespace, facts: dict[str, Any]) -> None:
+    import json
+    emit(args, json.dumps(facts))
+
+
+def report(args: argparse.Namespace, url: URL, result: str, path: str, size: int, seconds: float | None) -> None:
+    """What became of one transfer: a line for people, or with --json an object for programs."""
+    args.progress.count(result)
+    args.progress.clear()
+    if args.json:
+        name = os.fsencode(path).decode(errors="backslashreplace")
+        emit_json(args, {"result": result, "url": str(url), "file": name, "bytes": size, "seconds": seconds and round(seconds, 3)})
+    elif not args.quiet and not args.progress.files:
+        rate = f" ({size:,} bytes, {amount(size / max(seconds, 1e-6))}/s)" if seconds and result != "same" else ""
+        what = f"{url} to {path}" if result == "moved" else spoken(path) or str(url)
+        say(f"{result} {shown(what)}{rate}")
+
+
+def each(args: argparse.Namespace, items: Iterable[T], act: Callable[[T], int | None]) -> int:
+    """Do it for all of them. A failure is told, and the rest goes on; the first one's exit code stands."""
+    code = 0
+    for item in items:
+        try:
+            result = act(item) or 0
+        except Failure as failure:
+            args.progress.clear()
+            say(str(failure))
+            args.progress.count("failed")
+            if args.json:
+                emit_json(args, {"result": "failed", "code": failure.code, "error": str(failure).split("\n")[0][7:]})
+            result = failure.code
+        code = code or result
+    return code
+
+
+# --- the command line ---
+def target(text: str, args: argparse.Namespace) -> URL:
+    """A URL as people type it: /path is completed by --host and --port, and http:// may be left out."""
+    text = text if "://" in text else "http://" + text if not text.startswith("/") else host_url(args) + text
+    return parse_url(text)
+
+
+def host_url(args: argparse.Namespace) -> str:
+    host = f"[{args.host}]" if ":" in args.host else args.host
+    return f"http{'s' * bool(args.pin or args.cacert or args.insecure)}://{host}:{args.port}"
+
+
+def server_command(url: URL, proxy: URL | None) -> str:
+    """The command that starts the server which was not found there."""
+    if proxy:
+        return f"--proxy or the environment names the proxy {proxy.authority}: is that right?"
+    host = "" if url.host in ("127.0.0.1", "localhost") else f" --host {shlex.quote(url.host)}"
+    return f"python3 httpserver.py{host} --port {url.port}"
+
+
+def header(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not colon or not TOKEN.fullmatch(name) or re.search(r"[\r\n\0]", value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME: VALUE")
+    return name, value.strip()
+
+
+def checksum(text: str) -> tuple[str, str]:
+    name, _, value = text.partition(":")
+    known = name in ("md5", "sha1", "sha224", "sha256", "sha384", "sha512")
+    if not known or not re.fullmatch(r"[0-9a-fA-F]{32,128}", value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME:HEX, such as sha256:9f86d0...")
+    return name, value.lower()
+
+
+def pin(text: str) -> str:
+    value = text.lower().replace(":", "").partition("sha256")[2] or text.lower().replace(":", "")
+    if not re.fullmatch(r"[0-9a-f]{64}", value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not the SHA-256 of a certificate in hex")
+    return value
+
+
+def common_flags(parser: argparse.ArgumentParser) -> None:
+    flag = parser.add_argument
+    flag("--host", help="completes an argument that starts with / (default 127.0.0.1)")
+    flag("--port", type=between(1, 65535), help="the same (default 8000)")
+    flag("-H", "--header", action="append", type=header, metavar="'NAME: VALUE'", help="send this too, or instead; only to the server named")
+    flag("--user", metavar="USER:PASSWORD", help="log in with Basic")
+    flag("--password", help="log in with this alone (or the environment: SIXSOCKETS_PASSWORD)")
+    flag("--ask-password", action="store_true", help="ask for the password on the terminal")
+    flag("--token", help="log in with Bearer")
+    flag("--proxy", metavar="URL", help="go through this proxy; '' for none")
+    flag("--cacert", metavar="FILE", help="trust the authorities in this file")
+    flag("--pin", type=pin, metavar="SHA256", help="trust this very certificate, and no other")
+    flag("--insecure", action="store_true", help="trust any certificate: somebody in between can read and change all")
+    flag("-4", dest="family", action="store_const", const=socket.AF_INET, help="IPv4 only")
+    flag("-6", dest="family", action="store_const", const=socket.AF_INET6, help="IPv6 only")
+    flag("--timeout", type=between(0.01, 1e6, float), metavar="S", help="silence allowed (default 30)")
+    flag("--retries", type=between(0, 1000), metavar="N", help="tries that get no further before giving up (default 3)")
+    flag("--no-resume", dest="resume", action="store_false", help="start over, whatever is here")
+    flag("--quiet", action="store_true", help="no progress, no reports")
+    flag("--json", action="store_true", help="a JSON object for each transfer on standard output")
+    flag("-v", "--verbose", action="store_true", help="show the heads of requests and responses")
+    flag("--trace", action="store_true", help="print a line for each socket call")
+    flag("--trace-hex", action="store_true", help="the same, with the first bytes")
+
+
+def saving_flags(parser: argparse.ArgumentParser) -> None:
+    flag = parser.add_argument
+    flag("-o", "--output", metavar="DEST", help="a folder, a name, or - for standard output")
+    flag("--force", action="store_true", help="replace what exists")
+    flag("--newer", action="store_true", help="replace what exists if the server's is newer or of another size")
+
+
+DEFAULTS = {
+    "host": "127.0.0.1", "port": 8000, "header": [], "user": None, "password": None, "ask_password": False, "token": None, "proxy": None,
+    "cacert": None, "pin": None, "insecure": False, "family": None, "timeout": 30.0, "retries": 3, "resume": True, "quiet": False,
+    "json": False, "verbose": False, "trace": False, "trace_hex": False, "output": None, "force": False, "newer": False,
+    "connections": 1, "checksum": None, "hidden": False, "data": None, "form": [],
+}
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Told the width, it need not load shutil for it."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=max(60, int(os.environ.get("COLUMNS") or 100) - 2))
+
+
+def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    """A parser for these words: only the verb among them gets its flags, for those of ten verbs take a while to build."""
+    common = Parser(add_help=False, argument_default=argparse.SUPPRESS, formatter_class=Help)
+    common_flags(common)
+    parser = Parser(prog="httpclient.py", description=__doc__, formatter_class=Help, parents=[common])
+    parser.set_defaults(**DEFAULTS)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, prog="httpclient.py")
+
+    def verb(name: str, text: str, *places: str) -> Callable[..., argparse.Action]:
+        made = verbs.add_parser(name, parents=[common] * (name in words), argument_default=argparse.SUPPRESS, help=text, formatter_class=Help)
+        for place in places:
+            made.add_argument(place.rstrip("+").lower(), nargs="+" if place.endswith("+") else None, metavar=place.rstrip("+"))
+        if name in ("get", "mirror"):
+            saving_flags(made)
+        return made.add_argument
+
+    flag = verb("get", "fetch files", "URL+")
+    flag("--connections", type=between(1, 64), metavar="N", help="fetch ranges of a large file side by side (default 1)")
+    flag("--checksum", type=checksum, metavar="NAME:HEX", help="what the file must have, such as sha256:9f86d0...")
+    verb("put", "send files, or - for standard input", "PATH+", "URL")
+    flag = verb("post", "send data or a form", "URL")
+    flag("--data", metavar="TEXT|@FILE|-", help="the body: this text, a file, or standard input")
+    flag("--form", action="append", metavar="NAME=VALUE|NAME=@FILE", help="a field or file of a form")
+    verb("delete", "delete files", "URL+")
+    verb("head", "show a response's head", "URL")
+    verb("list", "show what a folder holds", "URL")
+    verb("mkdir", "make a folder", "URL")
+    flag = verb("move", "rename: NEW is a URL, path or name", "URL", "NEW")
+    flag("--force", action="store_true", help="replace what has that name")
+    for flag in verb("mirror", "fetch a folder, or what changed in it", "URL"), verb("upload", "send one, or what changed in it", "DIR", "URL"):
+        flag("--hidden", action="store_true", help="names that start with a dot too")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = sys.argv[1:] if argv is None else argv
+    args = build_parser(words).parse_args(words)
+    args.progress = Progress(args)
+    try:
+        if args.ask_password:
+            import getpass
+            args.password = getpass.getpass()
+        with contextlib.closing(Client(args)) as client:
+            return VERBS[args.verb](client)
+    except Failure as failure:
+        args.progress.clear()
+        say(str(failure))
+        return failure.code
+    except KeyboardInterrupt:
+        args.progress.clear()
+        say("stopped; the same command again goes on from what is here")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

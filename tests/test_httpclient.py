@@ -1,0 +1,900 @@
+"""httpclient.py: its pure functions as tables, and what it does with canned bytes, cuts, and python's own http.server."""
+import contextlib
+import gzip
+import hashlib
+import http.server
+import importlib.util
+import json
+import os
+import random
+import re
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+from conftest import DEADLINE, ROOT, Listener, Process, interpreters
+
+SCRIPT = ROOT / "httpclient.py"
+spec = importlib.util.spec_from_file_location("httpclient", SCRIPT)
+h = importlib.util.module_from_spec(spec)
+sys.modules["httpclient"] = h
+spec.loader.exec_module(h)
+DATE = "Date: Mon, 05 Jan 2026 10:00:00 GMT\r\nLast-Modified: Sun, 04 Jan 2026 10:00:00 GMT\r\n"
+MTIME = 1767520800  # that Last-Modified
+
+
+def answer(body=b"", status="200 OK", headers="", length=True):
+    size = f"Content-Length: {len(body)}\r\n" if length else ""
+    return f"HTTP/1.1 {status}\r\n{size}{headers}Connection: close\r\n\r\n".encode() + body
+
+
+class Files(Listener):
+    """A small HTTP server for one body: ranges, If-Range and HEAD, with everything that a test wants to bend."""
+
+    def __init__(self, body, etag='"a"', headers="", ranges=True, cuts=(), hook=None):
+        self.body, self.etag, self.headers, self.ranges, self.hook = body, etag, headers, ranges, hook
+        self.cuts = list(cuts)  # each: bytes of body after which one response is cut off
+        self.sent = 0  # bytes of body that left here
+        self.heads = []
+        self.lock = threading.Lock()
+        super().__init__(self.talk)
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}/file.bin"
+
+    def talk(self, conn):
+        conn.settimeout(DEADLINE)
+        file = conn.makefile("rb")
+        while head := self.read_head(file):
+            if not self.respond(conn, head):
+                return
+
+    def read_head(self, file):
+        lines = []
+        while (line := file.readline()) not in (b"\r\n", b""):
+            lines.append(line.decode().strip())
+        with self.lock:
+            self.heads.append("\n".join(lines))
+        return "\n".join(lines)
+
+    def respond(self, conn, head):
+        if self.hook and (bent := self.hook(head)):
+            conn.sendall(bent)
+            return b"Connection: close" not in bent
+        start, end, size = 0, len(self.body), len(self.body)
+        asked = re.search(r"Range: bytes=(\d+)-(\d*)", head)
+        fresh = re.search(r"If-Range: (.*)", head)
+        status = "200 OK"
+        if self.ranges and asked and (not fresh or fresh[1] == self.etag):
+            start, end = int(asked[1]), int(asked[2]) + 1 if asked[2] else end
+            status = "206 Partial Content"
+            if start >= size:
+                conn.sendall(f"HTTP/1.1 416 No\r\nContent-Range: bytes */{size}\r\nETag: {self.etag}\r\nContent-Length: 0\r\n\r\n".encode())
+                return True
+        span = f"Content-Range: bytes {start}-{end - 1}/{size}\r\n" if status.startswith("206") else ""
+        etag = f"ETag: {self.etag}\r\n" if self.etag else ""
+        conn.sendall(f"HTTP/1.1 {status}\r\nContent-Length: {end - start}\r\n{span}{etag}{self.headers}\r\n".encode())
+        if head.startswith("HEAD"):
+            return True
+        with self.lock:
+            cut = self.cuts.pop(0) if self.cuts and end - start > self.cuts[0] else None
+        part = self.body[start:end] if cut is None else self.body[start:start + cut]
+        for at in range(0, len(part), 65536):
+            conn.sendall(part[at:at + 65536])
+            with self.lock:
+                self.sent += len(part[at:at + 65536])
+        return cut is None
+
+
+@pytest.fixture
+def files(listeners):
+    def start(*args, **more):
+        listeners.append(Files(*args, **more))
+        return listeners[-1]
+    return start
+
+
+def get(run, tmp_path, *args, **more):
+    return run("httpclient.py", "get", *args, cwd=tmp_path, **more)
+
+
+def names(folder):
+    return sorted(os.listdir(folder))
+
+
+# --- pure functions ---
+@pytest.mark.parametrize("text, full", [
+    ("http://h", "http://h/"),
+    ("http://h:80/a", "http://h/a"),
+    ("http://h:8000/a b", "http://h:8000/a%20b"),
+    ("http://h/%41%zz", "http://h/%41%25zz"),
+    ("http://h/ü?q=ö x#frag", "http://h/%C3%BC?q=%C3%B6%20x"),
+    ("http://[::1]:8000/", "http://[::1]:8000/"),
+    ("https://h:443/", "https://h/"),
+    ("http://bücher.example/", "http://xn--bcher-kva.example/"),
+    ("http://h/a\r\nX: y", "http://h/aX:%20y"),
+])
+def test_urls_are_encoded_once(text, full):
+    assert h.parse_url(text).full == full
+
+
+def test_a_login_and_a_signature_never_show_in_a_urls_text():
+    url = h.parse_url("http://me:s%20cret@h/a?X-Amz-Signature=abc")
+    assert url.login == "me:s cret"
+    assert str(url) == "http://h/a?..."
+
+
+@pytest.mark.parametrize("text", ["ftp://h/", "http://", "http://h:99999/", "http://[::1/", "file:///etc/passwd"])
+def test_what_is_no_http_url_is_usage(text):
+    with pytest.raises(h.Failure) as caught:
+        h.parse_url(text)
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize("raw", [
+    b"HTTP/2 200 OK\n\n", b"ICY 200 OK\r\n\r\n", b"HTTP/1.1 20 OK\r\n\r\n", b"HTTP/1.1  200 OK\r\n\r\n", b"\x15\x03\x01\n\n",
+    b"HTTP/1.1 200 OK\r\njunk\r\n\r\n", b"HTTP/1.1 200 OK\r\nHost : a\r\n\r\n", b"HTTP/1.1 200 OK\r\nA: b\rC: d\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nA: \0\r\n\r\n",
+])
+def test_a_malformed_head_is_refused(raw):
+    with pytest.raises(ValueError):
+        h.parse_head(raw)
+
+
+def test_a_head_is_read_as_the_rfc_says():
+    head = h.parse_head(b"HTTP/1.1 200\r\nA: 1\r\na:2 \r\nFold: x\r\n  y\r\nContent-Length: 5, 5\r\n\r\n")
+    assert (head.status, head.reason, head.get("a"), head.get("fold"), head.length) == (200, "", "1, 2", "x y", 5)
+
+
+@pytest.mark.parametrize("value", ["+5", "1_0", "-1", "0x5", "", "5, 6", "9" * 30, "\u0665"])
+def test_a_content_length_is_digits_alone(value):
+    with pytest.raises(ValueError):
+        _ = h.parse_head(f"HTTP/1.1 200 OK\r\nContent-Length: {value}\r\n\r\n".encode()).length
+
+
+@pytest.mark.parametrize("value, want", [
+    ('attachment; filename="a b.txt"', "a b.txt"), ("attachment; filename=a.txt", "a.txt"), (r'inline; filename="a\"b"', 'a"b'),
+    ("attachment; filename=x; filename*=UTF-8''%C3%BC.txt", "ü.txt"), ("inline", ""), ("attachment; filename=", ""),
+])
+def test_content_disposition(value, want):
+    assert h.disposition_name(value) == want
+
+
+@pytest.mark.parametrize("name, want", [
+    ("../../etc/passwd", "passwd"), ("/etc/passwd", "passwd"), ("..\\..\\x.txt", "x.txt"), (".bashrc", "_bashrc"), ("..", "_."), ("", "index.html"),
+    ("a\nb\x1b[31m\x9b", "a_b_[31m_"), ("ü ü.txt", "ü ü.txt"), ("x" * 300 + ".txt", "x" * 200 + ".txt"), ("a/", "index.html"), ("-rf", "-rf"),
+])
+def test_a_proposed_name_is_made_safe(name, want):
+    assert h.safe_name(name) == want
+
+
+@pytest.mark.parametrize("name, want", [
+    ("a", True), ("a b\n\"'", True), ("\udcff", True), ("..", False), (".", False), ("", False), ("a/b", False), ("a\0", False), (".git", False),
+    (".six-" + "0" * 32 + ".part", False), ("-rf", True), ("~root", True),
+])
+def test_names_from_an_index(name, want):
+    assert h.legal(name, hidden=False) is want
+    assert h.legal(name, hidden=True) is (want or name == ".git")
+
+
+@pytest.mark.parametrize("page, want", [
+    ('<a href="a%20b.txt">x</a>', [("a b.txt", False)]), ("<A  class=x HREF='sub/'>", [("sub", True)]), ("<a href=./c>", [("c", False)]),
+    ('<a href="/pub/d">', [("d", False)]), ('<a href="http://h/pub/e?C=N">', []), ('<a href="../">', []), ('<a href="/">', []),
+    ('<a href="?C=N;O=D">', []), ('<a href="http://evil/pub/f">', []), ('<a href="//evil/pub/f">', []), ('<a href="g/h">', []),
+    ('<a href="i#frag">', [("i", False)]), ('<a href="a&amp;b">', [("a&b", False)]), ('<a href="javascript:alert(1)">', []),
+    ('<a href="http://[x"><a href="http://h:x/pub/k">', []), ('<a href="%2e%2e/">', [("..", True)]), ('<a href="j%2fk">', [("j/k", False)]), ("<link href='x'>", []), ("<a " * 50000, []),
+], ids=lambda value: repr(value)[:40])
+def test_links_of_an_index_page(page, want):
+    entries = h.html_entries(page, h.parse_url("http://h/pub/"))
+    assert [(entry.name, entry.folder) for entry in entries] == want
+
+
+@pytest.mark.parametrize("text", ["5", "{}", "null", '"x"', "[", "[" * 100_000, '{"entries": 5}', "1" * 5000], ids=lambda text: text[:10])
+def test_json_that_is_no_index_is_refused(text):
+    with pytest.raises((TypeError, ValueError, RecursionError)):
+        h.json_entries(text, h.parse_url("http://h/"))
+
+
+@pytest.mark.parametrize("item", ['{"name": 5}', '{"href": "a", "size": true, "mtime": 1e999}', '{"name": "a", "mtime": NaN, "size": "x"}',
+                                  '{"name": "a", "mtime": 1%s}' % ("0" * 400), "[]", "7"])
+def test_odd_values_in_an_index_are_as_if_not_told(item):
+    entries = h.json_entries(f"[{item}]", h.parse_url("http://h/"))
+    assert all((entry.name, entry.mtime) == ("a", None) for entry in entries)
+
+
+def test_indexes_as_json_of_this_server_nginx_and_caddy():
+    url = h.parse_url("http://h/")
+    assert h.json_entries('[{"name":"?","href":"%FF","type":"file","size":3,"mtime":1.5}]', url) == [h.Entry("\udcff", False, 3, 1.5)]
+    nginx = '[{"name":"a","type":"directory","mtime":"Mon, 05 Jan 2026 10:00:00 GMT"}]'
+    assert h.json_entries(nginx, url)[0][:3] == ("a", True, None)
+    assert h.json_entries('[{"name":"s/","size":1,"url":"./s/","is_dir":true,"mod_time":"x"}]', url) == [h.Entry("s", True)]
+
+
+@pytest.mark.parametrize("method, status, want", [
+    ("POST", 301, "GET"), ("POST", 302, "GET"), ("POST", 303, "GET"), ("PUT", 303, "GET"), ("POST", 307, "POST"), ("POST", 308, "POST"),
+    ("PUT", 301, "PUT"), ("HEAD", 303, "HEAD"), ("DELETE", 302, "DELETE"),
+])
+def test_the_method_after_a_redirect(method, status, want):
+    assert h.redirected(method, status, h.Body(b"x"))[0] == want
+
+
+def test_help_is_the_manual(run):
+    done = run("httpclient.py", "--help")
+    assert done.code == 0 and h.__doc__.splitlines()[4].strip() in done.out.decode()
+
+
+# --- get: framing, names, what exists ---
+BODY = random.Random(6).randbytes(300_000)
+
+
+@pytest.mark.parametrize("framed", ["length", "chunked", "close", "old"])
+def test_a_body_is_whole_however_it_is_framed(run, canned, tmp_path, framed):
+    chunks = b"".join(b"%X;ext=1\r\n%b\r\n" % (len(part), part) for part in (BODY[:1], BODY[1:70_000], BODY[70_000:]))
+    server = canned({"length": answer(BODY), "close": answer(BODY, length=False), "old": b"HTTP/1.0 200 OK\n\n" + BODY,
+                     "chunked": answer(chunks + b"0\r\nTrailer: x\r\n\r\n", headers="Transfer-Encoding: chunked\r\n", length=False)}[framed],
+                    read_until=b"\r\n\r\n")
+    assert get(run, tmp_path, f"http://127.0.0.1:{server.port}/a.bin").code == 0
+    assert (tmp_path / "a.bin").read_bytes() == BODY
+    assert names(tmp_path) == ["a.bin"]
+
+
+def test_a_head_that_comes_byte_by_byte(run, listeners, tmp_path):
+    def drip(conn):
+        conn.recv(65536)
+        conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for byte in answer(b"5\r\nhello\r\n0\r\n\r\n", headers="Transfer-Encoding: chunked\r\n", length=False):
+            conn.sendall(bytes([byte]))
+    listeners.append(Listener(drip))
+    done = get(run, tmp_path, f"http://127.0.0.1:{listeners[-1].port}/", "-o", "-")
+    assert (done.code, done.out) == (0, b"hello")
+
+
+@pytest.mark.parametrize("raw, code", [  # ids: pytest puts the id into the environment, which is not for 100 kB
+    (b"", 52), (b"HTTP/1.1 200 OK\r\nContent-Le", 18), (b"SSH-2.0-OpenSSH\r\n\r\n", 56), (b"\x15\x03\x01\x00\x02\x02\n\n", 56),
+    (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello", 56), (b"A" * 70_000, 56),
+    (b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 20_000 + b"\r\n", 56), (b"HTTP/1.1 100 Continue\r\n\r\n" * 30, 56),
+    (answer(b"zz\r\nhello\r\n0\r\n\r\n", headers="Transfer-Encoding: chunked\r\n"), 56),
+    (answer(b"-5\r\nhello\r\n0\r\n\r\n", headers="Transfer-Encoding: chunked\r\n"), 56),
+    (answer(b"3\r\nhello\r\n0\r\n\r\n", headers="Transfer-Encoding: chunked\r\n"), 56),
+    (answer(b"5\r\nhello\r\n", headers="Transfer-Encoding: chunked\r\n"), 18), (answer(b"x", headers="Transfer-Encoding: gzip, chunked\r\n"), 56),
+    (answer(b"x" * 100, headers="Content-Encoding: br\r\n"), 56), (answer(b"x" * 100, headers="Content-Encoding: gzip\r\n"), 56),
+    (answer(b"hello", "206 Partial Content", "Content-Range: bytes 0-4/5\r\n"), 56),
+], ids=lambda value: repr(value)[:40])
+def test_a_server_that_breaks_the_protocol_leaves_no_file(run, canned, tmp_path, raw, code):
+    server = canned(raw, read_until=b"\r\n\r\n")
+    done = get(run, tmp_path, f"http://127.0.0.1:{server.port}/a", "--retries", 0)
+    assert done.code == code, done
+    assert done.err.startswith("error: ") and names(tmp_path) == []
+
+
+def test_a_gzip_bomb_is_stopped_early(run, canned, tmp_path):
+    server = canned(answer(gzip.compress(bytes(300_000_000), 9), headers="Content-Encoding: gzip\r\n"), read_until=b"\r\n\r\n")
+    assert get(run, tmp_path, f"http://127.0.0.1:{server.port}/a").code == 56
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("size", [0, 1, h.BUFFER - 1, h.BUFFER, h.BUFFER + 1, 3 * h.BUFFER])
+def test_gzip_of_any_size_comes_out_whole(run, canned, size):
+    body = (b"text %d\n" * 9 % tuple(range(9)) * (size // 60 + 1))[:size]
+    server = canned(answer(gzip.compress(body, 1), headers="Content-Encoding: gzip\r\n"), read_until=b"\r\n\r\n")
+    done = run("httpclient.py", "post", f"http://127.0.0.1:{server.port}/")
+    assert (done.code, done.out == body) == (0, True)
+
+
+def test_gzip_is_decoded_unless_the_name_asks_for_it(run, canned, tmp_path):
+    packed = gzip.compress(BODY)
+    server = canned(answer(packed, headers="Content-Encoding: gzip\r\n"), read_until=b"\r\n\r\n")
+    assert get(run, tmp_path, f"http://127.0.0.1:{server.port}/a", f"http://127.0.0.1:{server.port}/b.tar.gz").code == 0
+    assert (tmp_path / "a").read_bytes() == BODY and (tmp_path / "b.tar.gz").read_bytes() == packed
+
+
+def test_an_error_page_is_shown_and_never_written(run, canned, tmp_path):
+    page = b"<html><style>p{}</style><h1>No</h1>\n<p>such \x1b[31mfile</p></html>"
+    server = canned(answer(page, "404 Not Found", "Content-Type: text/html\r\n"), read_until=b"\r\n\r\n")
+    (tmp_path / "old").write_bytes(b"old")
+    done = get(run, tmp_path, f"http://127.0.0.1:{server.port}/x", "-o", "old", "--force")
+    assert done.code == 22 and "404 Not Found" in done.err and "No | such \\x1b[31mfile" in done.err
+    assert names(tmp_path) == ["old"] and (tmp_path / "old").read_bytes() == b"old"
+
+
+def test_the_name_comes_from_content_disposition_made_safe(run, canned, tmp_path):
+    server = canned(answer(b"x", headers='Content-Disposition: attachment; filename="../../.b\xc3\xa4d"\r\n'), read_until=b"\r\n\r\n")
+    assert get(run, tmp_path, f"http://127.0.0.1:{server.port}/download?id=1").code == 0
+    assert names(tmp_path) == ["_b\xc3\xa4d"]
+
+
+def test_mtime_is_set_and_the_same_file_is_not_fetched_again(run, files, tmp_path):
+    server = files(BODY, headers=DATE)
+    assert get(run, tmp_path, server.url).code == 0
+    assert os.stat(tmp_path / "file.bin").st_mtime == MTIME
+    done = get(run, tmp_path, server.url, "-o", "file.bin")
+    assert done.code == 0 and "same" in done.err and server.sent == len(BODY)
+
+
+def test_an_existing_file_stays_without_force(run, files, tmp_path):
+    server = files(BODY, headers=DATE)
+    (tmp_path / "file.bin").write_bytes(b"mine")
+    for more in [], ["-o", "file.bin"]:
+        assert get(run, tmp_path, server.url, *more).code == 23
+        assert names(tmp_path) == ["file.bin"] and (tmp_path / "file.bin").read_bytes() == b"mine"
+    os.chmod(tmp_path / "file.bin", 0o640)
+    assert get(run, tmp_path, server.url, "--newer").code == 0
+    assert (tmp_path / "file.bin").read_bytes() == BODY and os.stat(tmp_path / "file.bin").st_mode & 0o777 == 0o640
+
+
+def test_a_url_signed_for_get_alone_works_and_its_signature_stays_secret(run, files, tmp_path):
+    def store(head):
+        signed = head.startswith("GET /bucket/file.bin?X-Amz-Signature=5ec4e7 ")
+        return None if signed else b"HTTP/1.1 403 Forbidden\r\nContent-Length: 6\r\n\r\ndenied"
+    server = files(BODY, hook=store, cuts=[100_000])
+    url = f"http://127.0.0.1:{server.port}/bucket/file.bin?X-Amz-Signature="
+    (tmp_path / "file.bin").write_bytes(b"old")
+    assert get(run, tmp_path, url + "5ec4e7", "-o", "file.bin", "--newer").code == 0
+    assert (tmp_path / "file.bin").read_bytes() == BODY
+    done = get(run, tmp_path, url + "5ec4e7x", "-o", "b", "--json")
+    assert done.code == 22 and "denied" in done.err and "5ec4e7" not in done.err + done.out.decode()
+
+
+def test_newer_leaves_a_later_file_of_the_same_size(run, files, tmp_path):
+    server = files(BODY, headers=DATE)
+    (tmp_path / "file.bin").write_bytes(bytes(len(BODY)))
+    assert "same" in get(run, tmp_path, server.url, "--newer", "-o", "file.bin").err
+    assert get(run, tmp_path, server.url, "--force").code == 0
+    assert (tmp_path / "file.bin").read_bytes() == BODY
+
+
+def test_several_urls_share_a_connection_and_go_on_past_a_bad_one(run, files, tmp_path):
+    server = files(BODY, hook=lambda head: b"HTTP/1.1 404 No\r\nContent-Length: 2\r\n\r\nno" if "/bad" in head else None)
+    base = server.url.rpartition("/")[0]
+    done = get(run, tmp_path, f"{base}/a", f"{base}/bad", f"{base}/b", "--json")
+    assert done.code == 22 and names(tmp_path) == ["a", "b"]
+    results = [json.loads(line) for line in done.out.splitlines()]
+    assert [each["result"] for each in results] == ["saved", "failed", "saved"]
+    assert len(server.threads) == 2  # the one that accepts, and one connection
+
+
+# --- get: cuts, resuming, ranges ---
+def test_twenty_cuts_leave_a_whole_file_and_fetch_nothing_twice(run, files, tmp_path):
+    body = random.Random(1).randbytes(3_000_000)
+    cuts = [random.Random(seed).randrange(1, 140_000) for seed in range(20)]
+    server = files(body, cuts=cuts)
+    done = get(run, tmp_path, server.url, "--retries", 1)
+    assert done.code == 0 and (tmp_path / "file.bin").read_bytes() == body
+    assert names(tmp_path) == ["file.bin"]
+    assert server.cuts == [] and server.sent == len(body)
+
+
+def test_resets_at_random_points_leave_a_whole_file(run, files, proxy, tmp_path):
+    body = random.Random(2).randbytes(2_000_000)
+    server = files(body)
+    way = proxy(server.port, cut_at=400_000, times=4)
+    assert get(run, tmp_path, f"http://127.0.0.1:{way.port}/file.bin").code == 0
+    assert (tmp_path / "file.bin").read_bytes() == body
+
+
+def test_the_same_command_again_goes_on(run, files, tmp_path):
+    server = files(BODY * 4, cuts=[500_000])
+    done = get(run, tmp_path, server.url, "--retries", 0)
+    assert done.code == 18 and "500,000 of 1,200,000" in done.err
+    note = json.loads(next(tmp_path.glob(".six-*.json")).read_text())
+    assert (note["etag"], note["size"], note["url"]) == ('"a"', 1_200_000, server.url)
+    assert get(run, tmp_path, server.url).code == 0
+    assert (tmp_path / "file.bin").read_bytes() == BODY * 4 and server.sent == 1_200_000 and names(tmp_path) == ["file.bin"]
+
+
+def test_a_file_that_changed_meanwhile_starts_over(run, files, tmp_path):
+    server = files(BODY * 4, cuts=[500_000])
+    assert get(run, tmp_path, server.url, "--retries", 0).code == 18
+    server.etag, server.body = '"b"', BODY[::-1] * 4
+    assert get(run, tmp_path, server.url).code == 0
+    assert (tmp_path / "file.bin").read_bytes() == server.body
+
+
+def test_without_a_strong_validator_nothing_is_continued(run, files, tmp_path):
+    server = files(BODY * 4, etag='W/"a"', cuts=[500_000])
+    assert get(run, tmp_path, server.url).code == 0
+    assert (tmp_path / "file.bin").read_bytes() == BODY * 4 and "Range:" not in "".join(server.heads)
+
+
+@pytest.mark.parametrize("span, etag", [("0-{}/{}", '"a"'), ("500001-{}/{}", '"a"'), ("500000-{}/9999999", '"a"'), ("500000-{}/{}", '"b"'), ("x", '"a"')])
+def test_a_206_that_does_not_fit_starts_over(run, files, tmp_path, span, etag):
+    def bend(head):
+        last, total = 1_199_999, 1_200_000
+        text = span.format(last, total)
+        lie = f"HTTP/1.1 206 P\r\nContent-Range: bytes {text}\r\nETag: {etag}\r\nContent-Length: 700000\r\nConnection: close\r\n\r\n"
+        return lie.encode() + bytes(700_000) if "Range: bytes=" in head else None
+    server = files(BODY * 4, cuts=[500_000], hook=bend)
+    assert get(run, tmp_path, server.url).code == 0
+    assert (tmp_path / "file.bin").read_bytes() == BODY * 4
+
+
+def test_416_is_done_only_when_size_and_etag_agree(run, files, tmp_path):
+    unsized = answer(BODY, headers='ETag: "a"\r\nTransfer-Encoding: chunked\r\n', length=False).replace(BODY, b"%x\r\n%b\r\n" % (len(BODY), BODY))
+    for total, etag, again in (len(BODY), '"a"', False), (len(BODY), '"b"', True), (len(BODY) + 1, '"a"', True):
+        no = f"HTTP/1.1 416 No\r\nContent-Range: bytes */{total}\r\nETag: {etag}\r\nContent-Length: 0\r\n\r\n".encode()
+        plain = []
+        def bend(head, plain=plain, no=no):
+            if "Range: bytes=" in head:
+                return no
+            plain.append(head)
+            return unsized if len(plain) == 1 else unsized + b"0\r\n\r\n"
+        server = files(BODY, hook=bend)
+        assert get(run, tmp_path, server.url, "--force").code == 0
+        assert (tmp_path / "file.bin").read_bytes() == BODY and (len(plain) == 2) is again
+
+
+def test_a_status_that_passes_is_tried_again_after_retry_after(run, canned, tmp_path):
+    server = canned(answer(b"busy", "503 Busy", "Retry-After: 0\r\n"), answer(b"slow", "429 Slow", "Retry-After: 0\r\n"), answer(b"ok"),
+                    read_until=b"\r\n\r\n")
+    assert get(run, tmp_path, f"http://127.0.0.1:{server.port}/a").code == 0
+    assert (tmp_path / "a").read_bytes() == b"ok"
+
+
+def test_a_post_is_never_sent_twice(run, canned):
+    server = canned(answer(b"busy", "503 Busy", "Retry-After: 0\r\n"), answer(b"ok"), read_until=b"a=1")
+    assert run("httpclient.py", "post", f"http://127.0.0.1:{server.port}/", "--data", "a=1").code == 22
+    assert len(server.read) == 1 and b"Content-Type: application/x-www-form-urlencoded" in server.read[0]
+
+
+def test_four_connections_fill_one_file_with_each_byte_fetched_once(run, files, tmp_path):
+    body = random.Random(3).randbytes(9_000_001)
+    server = files(body, headers=DATE, cuts=[100_000, 300_000, 700_000])
+    assert get(run, tmp_path, server.url, "--connections", 4).code == 0
+    assert (tmp_path / "file.bin").read_bytes() == body and names(tmp_path) == ["file.bin"]
+    assert server.sent == len(body) + 1 and sum("Range: bytes=" in head for head in server.heads) > 4
+    assert os.stat(tmp_path / "file.bin").st_mtime == MTIME
+
+
+def test_several_connections_resume_what_an_earlier_run_left(run, files, tmp_path):
+    body = random.Random(4).randbytes(8_000_000)
+    server = files(body, cuts=[500_000])
+    done = get(run, tmp_path, server.url, "--connections", 3, "--retries", 0)
+    assert done.code == 18
+    before = server.sent
+    assert get(run, tmp_path, server.url, "--connections", 2).code == 0
+    assert (tmp_path / "file.bin").read_bytes() == body and server.sent < len(body) + before
+
+
+def test_several_connections_go_on_from_a_part_that_one_began(run, files, tmp_path):
+    server = files(random.Random(8).randbytes(6_000_000), cuts=[500_000])
+    assert get(run, tmp_path, server.url, "--retries", 0).code == 18
+    assert get(run, tmp_path, server.url, "--connections", 3).code == 0
+    assert (tmp_path / "file.bin").read_bytes() == server.body and server.sent == len(server.body)
+    assert sum("Range: bytes=" in head for head in server.heads) > 3
+
+
+def test_several_connections_notice_a_change(run, files, tmp_path):
+    server = files(random.Random(5).randbytes(8_000_000), cuts=[500_000])
+    assert get(run, tmp_path, server.url, "--connections", 3, "--retries", 0).code == 18
+    server.etag, server.body = '"b"', random.Random(6).randbytes(8_000_000)
+    assert get(run, tmp_path, server.url, "--connections", 3).code == 0
+    assert (tmp_path / "file.bin").read_bytes() == server.body
+
+
+@pytest.mark.parametrize("field", ["Repr-Digest: sha-256=:{}:", "Digest: SHA-256={}"])
+def test_a_digest_is_checked(run, files, tmp_path, field):
+    import base64
+    right = base64.b64encode(hashlib.sha256(BODY).digest()).decode()
+    wrong = base64.b64encode(hashlib.sha256(b"").digest()).decode()
+    assert get(run, tmp_path, files(BODY, headers=field.format(right) + "\r\n").url).code == 0
+    done = get(run, tmp_path, files(BODY, headers=field.format(wrong) + "\r\n").url, "-o", "other")
+    assert done.code == 56 and "wrong sha256" in done.err and names(tmp_path) == ["file.bin"]
+
+
+def test_a_checksum_from_the_command_line_is_checked(run, files, tmp_path):
+    server = files(BODY)
+    assert get(run, tmp_path, server.url, "--checksum", "sha512:" + hashlib.sha512(BODY).hexdigest()).code == 0
+    assert get(run, tmp_path, server.url, "-o", "b", "--checksum", "sha256:" + "0" * 64).code == 56
+    assert get(run, tmp_path, server.url, "-o", "-", "--checksum", "sha256:" + "0" * 64).code == 56
+    assert get(run, tmp_path, server.url, "-o", "-", "--checksum", "sha512:" + hashlib.sha512(BODY).hexdigest()).out == BODY
+    assert names(tmp_path) == ["file.bin"]
+
+
+def test_two_runs_of_one_download_do_not_write_into_each_other(run, listeners, tmp_path):
+    def stall(conn):
+        conn.recv(65536)
+        conn.sendall(answer(BODY * 2)[:400_000])
+        conn.recv(1)
+    listeners.append(Listener(stall))
+    url = f"http://127.0.0.1:{listeners[-1].port}/a"
+    first = Process(SCRIPT, "get", url, "-v", cwd=tmp_path)
+    first.wait_for("< Content-Length")
+    assert get(run, tmp_path, url).code == 23
+    first.process.send_signal(2)
+    assert first.wait() == 130 and "Traceback" not in first.err
+
+
+def test_a_full_disk_says_after_how_much(run, files, tmp_path):
+    import resource
+    done = get(run, tmp_path, files(BODY * 10).url, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000)))
+    assert done.code == 23 and re.search(r"cannot write \.six-\w+\.part after 1,000,000 bytes", done.err)
+
+
+# --- redirects and logins ---
+def test_redirects_are_followed_and_circles_end(run, canned, tmp_path):
+    goal = canned(answer(b"there"), read_until=b"\r\n\r\n")
+    start = canned(answer(b"", "302 Found", f"Location: http://127.0.0.1:{goal.port}/goal\r\n"), read_until=b"\r\n\r\n")
+    assert get(run, tmp_path, f"http://127.0.0.1:{start.port}/name").code == 0
+    assert (tmp_path / "name").read_bytes() == b"there"
+    circle = canned(answer(b"", "302 Found", "Location: /again\r\n"), read_until=b"\r\n\r\n")
+    assert get(run, tmp_path, f"http://127.0.0.1:{circle.port}/").code == 47
+    assert len(circle.read) == 11
+
+
+@pytest.mark.parametrize("location", ["ftp://x/", "http://[x", "http://x:y/", "file:///etc/passwd"])
+def test_a_redirect_to_nowhere_is_the_servers_fault(run, canned, tmp_path, location):
+    server = canned(answer(b"", "302 Found", f"Location: {location}\r\n"), read_until=b"\r\n\r\n")
+    assert get(run, tmp_path, f"http://127.0.0.1:{server.port}/").code == 56
+
+
+@pytest.mark.parametrize("login", [["--user", "u:secret"], ["--token", "secret"], ["-H", "X-Key: secret"], ["-H", "Authorization: secret"], "url"])
+def test_logins_stay_with_the_server_they_were_given_for(run, canned, tmp_path, login):
+    goal = canned(answer(b"there"), read_until=b"\r\n\r\n")
+    start = canned(answer(b"", "307 Go", f"Location: http://x:y@127.0.0.1:{goal.port}/\r\n"), read_until=b"\r\n\r\n")
+    url = f"http://{'u:secret@' * (login == 'url')}127.0.0.1:{start.port}/a"
+    done = get(run, tmp_path, url, "-v", *([] if login == "url" else login))
+    assert done.code == 0
+    secrets = b"secret", b"dTpzZWNyZXQ="
+    assert any(secret in start.read[0] for secret in secrets)
+    assert not any(secret in goal.read[0] for secret in secrets) and b"Authorization" not in goal.read[0] and b"Referer" not in goal.read[0]
+    assert not any(secret.decode() in done.err for secret in secrets) or login == ["-H", "X-Key: secret"]
+
+
+def test_the_environments_password_is_for_host_and_port_alone(run, canned, tmp_path):
+    one, other = canned(answer(b"x"), read_until=b"\r\n\r\n"), canned(answer(b"x"), read_until=b"\r\n\r\n")
+    env = {"SIXSOCKETS_PASSWORD": "pass:word"}
+    assert get(run, tmp_path, "/a", f"http://127.0.0.1:{other.port}/b", "--port", one.port, env=env).code == 0
+    assert b"Authorization: Basic OnBhc3M6d29yZA==\r\n" in one.read[0] and b"Authorization" not in other.read[0]
+
+
+def test_netrc(run, canned, tmp_path):
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login me password word\n")
+    server = canned(answer(b"x"), read_until=b"\r\n\r\n")
+    assert get(run, tmp_path, f"http://127.0.0.1:{server.port}/a", env={"HOME": str(tmp_path)}).code == 0
+    assert b"Authorization: Basic bWU6d29yZA==\r\n" in server.read[0]
+
+
+def test_a_header_cannot_carry_a_line_break(run):
+    done = run("httpclient.py", "get", "/", "-H", "A: b\r\nC: d")
+    assert done.code == 2 and "NAME: VALUE" in done.err
+
+
+def test_families_and_missing_authorities(run, files, tmp_path):
+    server = files(BODY)
+    assert get(run, tmp_path, server.url.replace("127.0.0.1", "localhost"), "-4").code == 0
+    assert get(run, tmp_path, server.url, "-6").code == 6
+    assert get(run, tmp_path, server.url.replace("http", "https"), "--cacert", "nowhere").code == 26
+
+
+def test_a_proxy_is_asked_with_the_whole_url(run, canned, tmp_path):
+    server = canned(answer(b"x"), read_until=b"\r\n\r\n")
+    proxy = f"http://me:word@127.0.0.1:{server.port}"
+    assert get(run, tmp_path, "http://example.test/a?b", "-o", "a", env={"http_proxy": proxy}).code == 0
+    assert server.read[0].startswith(b"GET http://example.test/a?b HTTP/1.1\r\nHost: example.test\r\n")
+    assert b"Proxy-Authorization: Basic bWU6d29yZA==\r\n" in server.read[0]
+    assert get(run, tmp_path, f"http://127.0.0.1:{server.port}/b", env={"http_proxy": "http://127.0.0.1:1", "no_proxy": "127.0.0.1"}).code == 0
+    assert get(run, tmp_path, f"http://127.0.0.1:{server.port}/c", "--proxy", "", env={"http_proxy": "http://127.0.0.1:1"}).code == 0
+
+
+# --- sending ---
+def test_put_sends_length_and_digest(run, canned, tmp_path):
+    (tmp_path / "a b.txt").write_bytes(b"hello")
+    server = canned(answer(b"", "201 Created"), read_until=b"hello")
+    assert run("httpclient.py", "put", "a b.txt", f"http://127.0.0.1:{server.port}/in/", cwd=tmp_path).code == 0
+    head, _, body = server.read[0].partition(b"\r\n\r\n")
+    assert head.startswith(b"PUT /in/a%20b.txt HTTP/1.1\r\n") and body == b"hello" and b"\r\nContent-Length: 5\r\n" in head
+    assert b"Repr-Digest: sha-256=:LPJNul+wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ=:" in head
+
+
+def test_standard_input_is_sent_in_chunks(run, canned):
+    server = canned(answer(b"", "201 Created"), read_until=b"0\r\n\r\n")
+    assert run("httpclient.py", "put", "-", f"http://127.0.0.1:{server.port}/a", input=b"hello").code == 0
+    assert b"Transfer-Encoding: chunked" in server.read[0] and server.read[0].endswith(b"5\r\nhello\r\n0\r\n\r\n")
+
+
+def test_a_large_body_waits_for_the_servers_word(run, canned, tmp_path):
+    (tmp_path / "big").write_bytes(bytes(2_000_000))
+    server = canned(answer(b"", "404 No"), answer(b"too big", "413 Too Large", "Content-Type: text/plain\r\n"), read_until=b"\r\n\r\n")
+    done = run("httpclient.py", "put", "big", f"http://127.0.0.1:{server.port}/big", cwd=tmp_path)
+    assert done.code == 22 and "413 Too Large" in done.err and "too big" in done.err
+    assert b"Expect: 100-continue" in server.read[1] and len(server.read[1]) < 1000
+
+
+def test_an_early_refusal_is_read_while_sending(run, listeners, tmp_path):
+    (tmp_path / "big").write_bytes(bytes(900_000))
+
+    def refuse(conn):
+        conn.recv(1000)
+        conn.sendall(answer(b"", "507 Full"))
+        conn.shutdown(socket.SHUT_WR)
+        while conn.recv(65536):
+            pass
+    listeners.append(Listener(refuse))
+    done = run("httpclient.py", "put", "big", f"http://127.0.0.1:{listeners[-1].port}/big", "--timeout", 5, cwd=tmp_path)
+    assert done.code == 22 and "507 Full" in done.err
+
+
+def test_an_answer_is_read_though_the_server_hung_up_on_the_body(run, canned, tmp_path):
+    (tmp_path / "big").write_bytes(bytes(900_000))
+    server = canned(answer(b"", "403 Forbidden"), read_until=b"\r\n\r\n", drain=False)
+    done = run("httpclient.py", "put", "big", f"http://127.0.0.1:{server.port}/big", "--retries", 0, cwd=tmp_path)
+    assert done.code in (22, 55) and "Traceback" not in done.err
+
+
+def test_a_form_is_sent_as_browsers_do(run, canned, tmp_path):
+    (tmp_path / 'a"b.txt').write_bytes(b"hello")
+    server = canned(answer(b"thanks"), read_until=b"--\r\n")
+    done = run("httpclient.py", "post", f"http://127.0.0.1:{server.port}/", "--form", "text=a=b", "--form", 'file=@a"b.txt', cwd=tmp_path)
+    assert (done.code, done.out) == (0, b"thanks")
+    head, _, body = server.read[0].partition(b"\r\n\r\n")
+    boundary = re.search(rb"boundary=(\w+)", head)[1]
+    assert body == (b'--%b\r\nContent-Disposition: form-data; name="text"\r\n\r\na=b\r\n--%b\r\nContent-Disposition: form-data; name="file"; '
+                    b'filename="a%%22b.txt"\r\nContent-Type: application/octet-stream\r\n\r\nhello\r\n--%b--\r\n' % (boundary, boundary, boundary))
+    assert int(re.search(rb"Content-Length: (\d+)", head)[1]) == len(body)
+
+
+class Uploads(Listener):
+    """A server that speaks the resumable-upload draft, and cuts the connection after so many bytes, so many times."""
+
+    def __init__(self, cut_at, times):
+        self.cut_at, self.times, self.data, self.methods, self.received = cut_at, times, b"", [], 0
+        super().__init__(self.talk)
+
+    def talk(self, conn):
+        conn.settimeout(DEADLINE)
+        file = conn.makefile("rb")
+        while line := file.readline():
+            fields = {}
+            while (field := file.readline()) not in (b"\r\n", b""):
+                name, _, value = field.decode().partition(":")
+                fields[name.lower()] = value.strip()
+            self.methods.append(line.split()[0].decode())
+            if not self.respond(conn, file, self.methods[-1], fields):
+                return
+
+    def respond(self, conn, file, method, fields):
+        if method == "HEAD":
+            conn.sendall(f"HTTP/1.1 204 OK\r\nUpload-Offset: {len(self.data)}\r\nUpload-Complete: ?0\r\n\r\n".encode())
+        elif method == "OPTIONS":
+            conn.sendall(b"HTTP/1.1 204 OK\r\n\r\n")
+        else:
+            self.data = b"" if method == "PUT" else self.data
+            assert fields["upload-complete"] == "?1" and int(fields.get("upload-offset", 0)) == len(self.data)
+            conn.sendall(b"HTTP/1.1 104 Upload Resumption Supported\r\nLocation: /up/1\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n")
+            length = int(fields["content-length"])
+            cut = self.times > 0 and self.cut_at < length
+            self.times -= 1
+            got = file.read(self.cut_at if cut else length)
+            self.data, self.received = self.data + got, self.received + len(got)
+            if cut:
+                return False
+            conn.sendall(b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n")
+        return True
+
+
+def test_an_upload_is_resumed_where_the_server_speaks_the_draft(run, listeners, tmp_path):
+    (tmp_path / "big").write_bytes(BODY * 10)
+    server = Uploads(cut_at=700_000, times=3)
+    listeners.append(server)
+    assert run("httpclient.py", "put", "big", f"http://127.0.0.1:{server.port}/big", cwd=tmp_path).code == 0
+    assert server.data == BODY * 10 and server.received == len(server.data)
+    assert server.methods == ["OPTIONS", "PUT", "HEAD", "PATCH", "HEAD", "PATCH", "HEAD", "PATCH"]
+
+
+def test_an_upload_is_resumed_by_the_same_command_again(run, listeners, tmp_path):
+    (tmp_path / "big").write_bytes(BODY * 10)
+    listeners.append(Uploads(cut_at=700_000, times=1))
+    server, command = listeners[-1], ["put", "big", f"http://127.0.0.1:{listeners[-1].port}/big"]
+    assert run("httpclient.py", *command, "--retries", 0, cwd=tmp_path).code in (18, 52, 55)
+    assert len(names(tmp_path)) == 2
+    assert run("httpclient.py", *command, cwd=tmp_path).code == 0
+    assert server.data == BODY * 10 and server.received == len(server.data) and names(tmp_path) == ["big"]
+    assert server.methods == ["OPTIONS", "PUT", "HEAD", "PATCH"]
+
+
+def test_a_missing_local_file_is_26_and_the_others_are_sent(run, canned, tmp_path):
+    (tmp_path / "b").write_bytes(b"b")
+    server = canned(answer(b"", "201 Created"), read_until=b"\r\n\r\n")
+    done = run("httpclient.py", "put", "a", "b", f"http://127.0.0.1:{server.port}/", cwd=tmp_path)
+    assert done.code == 26 and "cannot read a: No such file" in done.err and "sent b" in done.err
+
+
+# --- folders ---
+@pytest.fixture
+def stock(tmp_path):
+    """Python's own server, for a folder of its own: HTTP/1.0, an index of plain links, no ranges."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=folder)
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    yield folder, f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def tree(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_mirror_of_pythons_own_server_and_again_only_what_changed(run, stock, tmp_path):
+    folder, url = stock
+    (folder / "sub" / "deep ü").mkdir(parents=True)
+    for name in "a", "b c\n\"'<&>%41", "sub/x.txt", "sub/deep ü/y;z?#":
+        (folder / name).write_bytes(name.encode("utf-8", "surrogateescape"))
+    assert run("httpclient.py", "mirror", url, "-o", "copy", cwd=tmp_path).code == 0
+    assert tree(tmp_path / "copy") == tree(folder)
+    (folder / "a").write_bytes(b"changed")
+    (tmp_path / "copy" / "sub" / "x.txt").unlink()
+    done = run("httpclient.py", "mirror", url, "-o", "copy", cwd=tmp_path)
+    assert done.code == 0 and "2 saved" in done.err and "2 same" in done.err and tree(tmp_path / "copy") == tree(folder)
+
+
+def test_list_shows_names_of_pythons_own_server(run, stock):
+    folder, url = stock
+    (folder / "sub").mkdir()
+    (folder / "a\nb").write_bytes(b"")
+    done = run("httpclient.py", "list", url)
+    assert done.code == 0 and [line.split(maxsplit=2)[2] for line in done.out.decode().splitlines()] == ["a\\nb", "sub/"]
+
+
+def test_a_hostile_index_writes_nothing_outside(run, files, tmp_path):
+    links = ["../../evil", "/etc/passwd", "%2e%2e/evil", "..%2fevil", "%2fetc%2fevil", "http://127.0.0.1:1/evil", "//127.0.0.1:1/x", ".ssh",
+             "..%5c", "x%5cy", "a%00b", "good", ".six-" + "0" * 32 + ".part", "ok/../../evil", "sub/", "?C=N;O=D"]
+    index = answer("".join(f'<a href="{each}">' for each in links).encode(), headers="Content-Type: text/html\r\n")
+    out = answer(b"", "302 Found", "Location: /elsewhere/\r\n")
+
+    def serve(head):
+        path = head.split()[1]
+        return index if path == "/pub/" else out if path == "/pub/sub/" else answer(b"good" if path == "/pub/good" else b"evil")
+    server = files(b"", hook=serve)
+    (tmp_path / "dest").mkdir()
+    done = run("httpclient.py", "mirror", f"http://127.0.0.1:{server.port}/pub/", "-o", "dest/copy", cwd=tmp_path)
+    assert done.code == 56 and "leads out of" in done.err
+    assert names(tmp_path) == ["dest"] and names(tmp_path / "dest") == ["copy"]
+    assert tree(tmp_path / "dest" / "copy") == {"good": b"good", "x\\y": b"evil"}
+    assert {head.split()[1] for head in server.heads if head} == {"/pub/", "/pub/good", "/pub/x%5Cy", "/pub/sub/", "/elsewhere/"}
+
+
+def test_a_link_planted_in_the_destination_is_not_followed(run, stock, tmp_path):
+    folder, url = stock
+    (folder / "sub").mkdir()
+    (folder / "sub" / "x").write_bytes(b"x")
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "copy" / "sub").symlink_to(tmp_path / "outside")
+    assert run("httpclient.py", "mirror", url, "-o", "copy", cwd=tmp_path).code == 23
+    assert names(tmp_path / "outside") == []
+
+
+def test_mirror_pipelines_and_survives_a_server_that_hangs_up(run, files, tmp_path):
+    index = "".join(f'<a href="f{number}">' for number in range(50)).encode()
+    counts = iter(range(1 << 20))
+
+    def serve(head):
+        if head.split()[1] == "/":
+            return f"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: {len(index)}\r\n\r\n".encode() + index
+        name = head.split()[1].encode()
+        close = b"Connection: close\r\n" if next(counts) % 7 == 6 else b""
+        return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n%b\r\n%b" % (len(name), close, name)
+    server = files(b"", hook=serve)
+    assert run("httpclient.py", "mirror", f"http://127.0.0.1:{server.port}/", "-o", "copy", cwd=tmp_path).code == 0
+    assert tree(tmp_path / "copy") == {f"f{number}": b"/f%d" % number for number in range(50)}
+
+
+def test_mirror_goes_on_past_a_bad_file_and_resumes_a_cut_one(run, files, tmp_path):
+    index = b'<a href="a"><a href="bad"><a href="file.bin"><a href="z">'
+
+    def serve(head):
+        path = head.split()[1]
+        if path == "/":
+            return answer(index, headers="Content-Type: text/html\r\n")
+        return None if path == "/file.bin" else answer(b"", "403 No") if path == "/bad" else answer(path.encode())
+    server = files(BODY * 4, hook=serve, cuts=[500_000])
+    done = run("httpclient.py", "mirror", f"http://127.0.0.1:{server.port}/", "-o", "copy", cwd=tmp_path)
+    assert done.code == 22 and "/bad: 403" in done.err
+    assert tree(tmp_path / "copy") == {"a": b"/a", "z": b"/z", "file.bin": BODY * 4} and server.sent == len(BODY * 4)
+
+
+# --- being used ---
+def test_alone_on_every_python(alone, files, tmp_path):
+    script, server = alone("httpclient.py"), files(BODY)
+    for version, python in interpreters().items():
+        done = subprocess.run([python, "-W", "error", "-I", script, "get", server.url, "-o", version], cwd=tmp_path, capture_output=True, check=False)
+        assert done.returncode == 0, (version, done.stderr)
+        assert (tmp_path / version).read_bytes() == BODY
+
+
+def test_without_calls_that_other_systems_lack(files, tmp_path):
+    server = files(random.Random(7).randbytes(5_000_000))
+    code = f"import os, sys, runpy; del os.posix_fallocate, os.link, os.O_NOFOLLOW; sys.modules['fcntl'] = None; sys.argv = sys.argv[1:]; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    for more in [], ["--connections", "3"]:
+        done = subprocess.run([sys.executable, "-c", code, "httpclient.py", "get", server.url, "-o", f"a{len(more)}", *more], cwd=tmp_path, capture_output=True, check=False)
+        assert done.returncode == 0 and (tmp_path / f"a{len(more)}").read_bytes() == server.body, done.stderr
+
+
+def test_ctrl_c_keeps_what_came_and_the_next_run_goes_on(run, listeners, files, tmp_path):
+    gone = threading.Event()
+    server = files(BODY * 4)
+
+    def stall(conn):
+        head = server.read_head(conn.makefile("rb"))
+        if gone.is_set():
+            server.respond(conn, head)
+            return
+        conn.sendall(f'HTTP/1.1 200 OK\r\nETag: "a"\r\nContent-Length: {len(server.body)}\r\n\r\n'.encode() + server.body[:500_000])
+        conn.recv(1)
+    listeners.append(Listener(stall))
+    url = f"http://127.0.0.1:{listeners[-1].port}/file.bin"
+    first = Process(SCRIPT, "get", url, "--trace", cwd=tmp_path)
+    first.wait_for(r"received so far 500\d\d\d\)")
+    first.process.send_signal(2)
+    assert first.wait() == 130 and "Traceback" not in first.err
+    gone.set()
+    assert run("httpclient.py", "get", url, cwd=tmp_path).code == 0
+    assert (tmp_path / "file.bin").read_bytes() == server.body and server.sent <= len(server.body) - 500_000 + h.BUFFER
+
+
+def test_nobody_listening_and_nobody_of_that_name(run):
+    done = run("httpclient.py", "get", "/x", "--port", 1)
+    assert done.code == 7 and "nothing is listening on 127.0.0.1:1" in done.err and "python3 httpserver.py --port 1" in done.err
+    assert run("httpclient.py", "get", "http://no-such-host.invalid/").code == 6
+
+
+def test_a_silent_server_is_28(run, canned, tmp_path):
+    server = canned(b"", read_until=b"never comes")
+    done = get(run, tmp_path, f"http://127.0.0.1:{server.port}/", "--timeout", 0.2, "--retries", 0)
+    assert done.code == 28 and "said nothing for 0.2 s" in done.err
+
+
+def test_trace_and_verbose_mask_what_is_secret(run, canned, tmp_path):
+    server = canned(answer(b"x"), read_until=b"\r\n\r\n")
+    done = get(run, tmp_path, f"http://127.0.0.1:{server.port}/a", "--user", "me:word", "--trace-hex", "-v")
+    assert done.code == 0 and "bWU6d29yZA" not in done.err and "> Authorization: ***" in done.err and "recv" in done.err
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no pseudo-terminals here")
+def test_a_bar_is_drawn_on_a_terminal_and_nowhere_else(files, proxy, tmp_path):
+    way = proxy(files(BODY * 4).port, delay=0.03)
+    command = [sys.executable, SCRIPT, "get", f"http://127.0.0.1:{way.port}/file.bin", "--force"]
+    drawn = {}
+    for name, more in ("shown", []), ("quiet", ["--quiet"]):
+        here, there = os.openpty()
+        client = subprocess.Popen([*command, *more], cwd=tmp_path, stderr=there)
+        os.close(there)
+        drawn[name] = b""
+        with contextlib.suppress(OSError):  # EIO: the other end is closed
+            while chunk := os.read(here, 65536):
+                drawn[name] += chunk
+        os.close(here)
+        assert client.wait(DEADLINE) == 0
+    assert re.search(rb"\rfile\.bin \[#+ *\] +\d+%  .*B/s  0:0\d left", drawn["shown"]) and drawn["quiet"] == b""
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 0 and re.fullmatch(rb"saved file\.bin \(1,200,000 bytes, [\d.]+ .B/s\)\n", done.stderr)
+
+
+def test_output_to_a_closed_pipe_is_23(files, tmp_path):
+    command = f"{sys.executable} {SCRIPT} get {files(BODY * 10).url} -o - | head -c 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, check=False)
+    assert done.returncode == 23 and b"Traceback" not in done.stderr
+
+
+def test_memory_does_not_grow_with_the_file(files, tmp_path):
+    server = files(bytes(1 << 20) * 100)
+    client = Process(SCRIPT, "get", server.url, "-o", "-", "-v", cwd=tmp_path)
+    client.wait_for("< Content-Length")
+    peak = client.status("VmHWM")
+    client.kill()
+    assert peak < 50_000
