@@ -121,6 +121,7 @@ class Refusal(Exception):
     def __init__(self, status: int, text: str, fields: dict[str, str] | None = None, close: bool = False) -> None:
         super().__init__(text)
         self.status, self.text, self.fields, self.close = status, text, fields or {}, close
+        self.mute = False  # the answer to HEAD: no body (§9.3.2)
 
 
 class Gone(Exception):
@@ -176,6 +177,12 @@ def parse_head(head: str) -> Request:
         value = value.rstrip(" \t")
         fields[name] = f"{fields[name]}, {value}" if name in fields else value
     return Request(method, target, int(minor), fields)
+
+
+def too_long(head: bytes) -> Refusal:
+    if b"\n" not in head[:MAX_TARGET]:
+        return Refusal(414, "the target is too long", close=True)
+    return Refusal(431, f"the head is longer than {MAX_HEAD} bytes", close=True)
 
 
 def malformed(head: str) -> Refusal:
@@ -404,6 +411,11 @@ def parse_digest(text: str) -> bytes | None:
     """The sha-256 of a Repr-Digest field (RFC 9530)."""
     found = re.search(r"(?:^|,)[ \t]*sha-256=:([A-Za-z0-9+/]{43}=):", text)
     return base64.b64decode(found[1]) if found else None
+
+
+def wants_digest(text: str) -> bool:
+    """Whether a Want-Repr-Digest asks for sha-256: its weights go from 0 to 10."""
+    return bool(re.search(r"(?:^|,)[ \t]*sha-256=(?:[1-9]|10)[ \t]*(?:,|$)", text))
 
 
 def digest_field(digest: bytes) -> str:
@@ -1041,23 +1053,23 @@ class Connection:
         if not found:
             self.scanned = len(self.buffer)
             if self.scanned > MAX_HEAD:
-                raise self.too_long()
+                raise too_long(self.buffer)
             return None
         head, self.buffer, self.scanned = self.buffer[:found.end()], self.buffer[found.end():], 0
         if len(head) > MAX_HEAD:
-            raise self.too_long()
+            raise too_long(head)
         self.server.gather(self, False)
-        return parse_head(head.decode("latin-1"))
-
-    def too_long(self) -> Refusal:
-        if b"\n" not in self.buffer[:MAX_TARGET]:
-            return Refusal(414, "the target is too long", close=True)
-        return Refusal(431, f"the head is longer than {MAX_HEAD} bytes", close=True)
+        try:
+            return parse_head(head.decode("latin-1"))
+        except Refusal as refused:
+            refused.mute = head.startswith(b"HEAD ")
+            raise
 
     def refuse_head(self, refused: Refusal) -> None:
         """A head that cannot be trusted: nothing after it can either."""
         answer = text_answer(refused.status, refused.text, refused.fields)
         answer.close, answer.note = True, refused.text
+        answer.body = b"" if refused.mute else answer.body
         if not self.send_at_once(None, answer):
             self.close()
 
@@ -1263,12 +1275,12 @@ class Connection:
 
     def read_line(self, most: int) -> bytes:
         """A line up to its CRLF, of at most so many bytes."""
-        while (end := self.buffer.find(b"\r\n")) < 0 and len(self.buffer) < most + 2:
+        while (end := self.buffer.find(b"\n")) < 0 and len(self.buffer) < most + 2:
             self.buffer += self.fetch()
-        if not 0 <= end <= most:
-            raise Refusal(400, "a line of a chunked body is too long", close=True)
-        line, self.buffer = self.buffer[:end], self.buffer[end + 2:]
-        return line
+        line, self.buffer = self.buffer[:end + 1], self.buffer[end + 1:]
+        if line[-2:] != b"\r\n" or end > most + 1:
+            raise Refusal(400, "a line of a chunked body is too long or does not end in CRLF", close=True)
+        return line[:-2]
 
     def fetch(self) -> bytes:
         kept, self.buffer = self.buffer, b""
@@ -1330,8 +1342,8 @@ def is_foreign(request: Request) -> bool:
     origin = request.fields.get("origin")
     if origin is None:
         return False
-    own = request.host.lower(), request.fields.get("x-forwarded-host", "").lower()
-    return origin.partition("://")[2].lower() not in own
+    own = request.host, request.fields.get("x-forwarded-host", "")
+    return origin.partition("://")[2].lower() not in [name.lower() for name in own if name]
 
 
 def get(conn: Connection, request: Request, body: Body | None) -> Answer:
@@ -1365,7 +1377,7 @@ def get_folder(conn: Connection, request: Request, found: Found, options: dict[s
     if "zip" in options:
         return get_zip(conn, found, name)
     if kind == "text/html":
-        with contextlib.suppress(FileNotFoundError, Refusal):
+        with contextlib.suppress(OSError, Refusal):
             index = conn.hold(open_leaf(inside(found.where, "index.html")))
             if not index.is_folder:
                 return get_file(conn, request, "index.html", index)
@@ -1392,7 +1404,7 @@ def get_file(conn: Connection, request: Request, name: str, found: Found) -> Ans
         headers["Content-Encoding"] = coding
     if not conn.server.read_only and ACTIVE.match(kind):
         headers["Content-Security-Policy"] = "sandbox"  # anybody could have uploaded it: no script in this origin
-    if "want-repr-digest" in fields and "sha-256" in weights(fields["want-repr-digest"].replace("=", ";q=")):
+    if wants_digest(fields.get("want-repr-digest", "")):
         headers["Repr-Digest"] = digest_field(conn.server.digest(found))
     whole = [(0, info.st_size)]
     ranges = None
@@ -1577,7 +1589,7 @@ def take_upload(conn: Connection, request: Request, body: Body, place: Place, na
             expire_parts(place)
             part.kept = True
             announce_upload(conn, request, plan)
-        elif digest or "repr-digest" in request.fields.get("trailer", "").lower() or "want-repr-digest" in request.fields:
+        elif digest or "repr-digest" in request.fields.get("trailer", "").lower() or wants_digest(request.fields.get("want-repr-digest", "")):
             part.sha = hashlib.sha256()
         return fill_part(conn, request, body, part, plan, complete != "?0")
     finally:
@@ -2428,6 +2440,8 @@ class Server:
         self.settle(GRACE)
         for conn in self.connections:
             conn.sock.close()
+        for end in self.selector, self.waker, self.woken:
+            end.close()
         self.write_log(0)
         if asked:
             say(f"stopped: {self.count} requests answered, {len(dropped)} transfers cut off")
@@ -2472,14 +2486,11 @@ def serve(args: argparse.Namespace) -> int:
     bind(sock, target)
     sock.listen(1024)
     sock.setblocking(False)
-    announce(sock, args)
-    if args.workers > 1 and hasattr(os, "fork"):
-        return share_port(args, sock, shared)
-    return attend(args, sock, shared)
-
-
-def attend(args: argparse.Namespace, sock: socket.socket, shared: Shared) -> int:
-    return Server(args, sock, shared).run(Stop())
+    with contextlib.closing(Stop()) as stop:
+        announce(sock, args)
+        if args.workers > 1 and hasattr(os, "fork"):
+            return share_port(args, sock, shared, stop)
+        return Server(args, sock, shared).run(stop)
 
 
 def open_shared(args: argparse.Namespace) -> Shared:
@@ -2492,9 +2503,9 @@ def open_shared(args: argparse.Namespace) -> Shared:
                       f"{SERVER} FOLDER, or the name of one file") from None
 
 
-def share_port(args: argparse.Namespace, sock: socket.socket, shared: Shared) -> int:
+def share_port(args: argparse.Namespace, sock: socket.socket, shared: Shared, stop: Stop) -> int:
     """--workers: processes that accept from one listening socket. The parent only waits, and replaces one that dies."""
-    stop, children = Stop(), set[int]()
+    children: set[int] = set()
     signal.signal(signal.SIGCHLD, lambda number, frame: None)  # makes select() return
     while not stop.asked:
         while len(children) < args.workers:
@@ -2518,7 +2529,9 @@ def share_port(args: argparse.Namespace, sock: socket.socket, shared: Shared) ->
 def worker(args: argparse.Namespace, sock: socket.socket, shared: Shared, inherited: Stop) -> int:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     inherited.close()
-    return attend(args, sock, shared)
+    with contextlib.closing(Stop()) as stop:
+        stop.asked = inherited.asked
+        return Server(args, sock, shared).run(stop)
 
 
 def ended_children() -> Iterator[int]:
