@@ -244,14 +244,13 @@ def parse_path(target: str) -> tuple[tuple[str, ...], bool, str]:
     slash = names[-1] == ""
     if slash:
         names.pop()
-    for name in names:
-        if "\0" in name:
-            raise Refusal(400, "a name holds no NUL")
     return tuple(names), slash, query
 
 
 def check_name(name: str, hidden: bool) -> None:
     """The one judgement on names, for every method. What passes is a name inside its folder and nothing else."""
+    if "\0" in name:
+        raise Refusal(400, "a name holds no NUL")
     if name in ("", ".", "..") or "/" in name or os.name == "nt" and WINDOWS_NAME.fullmatch(name):
         raise Refusal(403, "that is not the name of a file or folder")
     if PART.fullmatch(name) or name[0] == "." and not hidden:
@@ -1680,9 +1679,11 @@ def form_parts(chunks: Iterator[bytes], boundary: bytes) -> Iterator[tuple[bytes
     mark = b"\r\n--" + boundary
     text.bounded(mark, MAX_HEAD)
     for _ in range(MAX_PARTS):
-        if text.bounded(b"\r\n", 70).strip(b" \t"):  # "--" ends the form; what follows is nobody's
-            deque(chunks, maxlen=0)
+        if text.skip(b"--"):
+            deque(chunks, maxlen=0)  # what follows the form is nobody's
             return
+        if text.bounded(b"\r\n", 70).strip(b" \t"):
+            raise Refusal(400, "a boundary of the form does not end its line", close=True)
         head = b"" if text.skip(b"\r\n") else text.bounded(b"\r\n\r\n", MAX_TRAILER)
         yield head, text.until(mark)
     raise Refusal(413, f"a form of more than {MAX_PARTS} parts", close=True)
@@ -1697,9 +1698,6 @@ class FormText:
     def more(self) -> None:
         chunk = next(self.chunks, None)
         if chunk is None:
-            if self.buffer == b"--":
-                self.buffer = b"--\r\n"  # the last line end may be missing
-                return
             raise Refusal(400, "the form ends in the middle", close=True)
         self.buffer += chunk
 
@@ -1832,17 +1830,17 @@ def move(conn: Connection, request: Request, body: Body | None) -> Answer:
     names, _, _ = parse_path(path)
     if not request.names or not names:
         raise Refusal(403, "the shared folder itself stays")
-    with conn.server.shared.place(request.names) as old, conn.server.shared.place(names) as new:
+    with conn.server.shared.place(request.names) as old, contextlib.closing(open_leaf(old)) as found:
         try:
-            return rename(old, new, request, names)
-        except FileNotFoundError:
+            with conn.server.shared.place(names) as new:
+                return rename(old, found, new, request, names)
+        except (FileNotFoundError, NotADirectoryError):
             raise Refusal(409, "the folder that it is to be in does not exist") from None
 
 
-def rename(old: Place, new: Place, request: Request, names: Sequence[str]) -> Answer:
-    with contextlib.closing(open_leaf(old)) as found:
-        if judge(request.fields, etag(found.info), int(found.info.st_mtime), reading=False):
-            raise Refusal(412, "it is not as the request expects it")
+def rename(old: Place, found: Found, new: Place, request: Request, names: Sequence[str]) -> Answer:
+    if judge(request.fields, etag(found.info), int(found.info.st_mtime), reading=False):
+        raise Refusal(412, "it is not as the request expects it")
     there, polite = new.stat(), request.fields.get("overwrite", "T").upper() == "F"
     if there and (stat.S_ISDIR(there.st_mode) or found.is_folder or not stat.S_ISREG(there.st_mode)):
         raise Refusal(412 if polite else 409, "something has that name already")
@@ -2187,8 +2185,8 @@ class Server:
     too, but first hands the lead to another thread: so an idle or slow connection costs a socket, a long transfer a thread,
     and no short request waits for a long one."""
 
-    def __init__(self, args: argparse.Namespace, sock: socket.socket, shared: Shared) -> None:
-        self.args, self.sock, self.shared = args, sock, shared
+    def __init__(self, args: argparse.Namespace, sock: socket.socket, shared: Shared, stop: Stop) -> None:
+        self.args, self.sock, self.shared, self.stop = args, sock, shared, stop
         self.read_only = args.read_only or bool(shared.only)
         self.allowed = ", ".join(name for name in METHODS if name in READING or not self.read_only)
         self.names = own_names(args.host)
@@ -2214,19 +2212,16 @@ class Server:
         self.selector.register(sock, selectors.EVENT_READ, self.accept)
         self.selector.register(self.woken, selectors.EVENT_READ, self.drain)
 
-    def run(self, stop: Stop) -> int:
+    def run(self) -> int:
         """The main thread only waits for a signal: Python runs signal handlers in no other."""
         self.start_thread()
-        while not stop.asked and not self.stopping:
-            late = self.once_left()
-            if late is not None and late <= 0:
+        while not self.stop.asked and not self.stopping:
+            left = self.progress + self.args.timeout - time.monotonic() if self.args.once else None
+            if left is not None and left <= 0 and not self.busy:
                 break
-            select.select([stop], [], [], 1.0 if late is None and self.args.requests or self.args.once else late)
-            stop.drain()
-        return self.finish(stop.asked)
-
-    def once_left(self) -> float | None:
-        return self.progress + self.args.timeout - time.monotonic() if self.args.once else None
+            select.select([self.stop], [], [], left if left is None else max(0.05, left))
+            self.stop.drain()
+        return self.finish(self.stop.asked)
 
     def start_thread(self) -> bool:
         with contextlib.suppress(RuntimeError):
@@ -2411,7 +2406,7 @@ class Server:
             self.satisfied = self.satisfied or ranges == [(0, answer.size)]
         if self.satisfied or self.args.requests and self.count >= self.args.requests:
             self.stopping = True
-            self.wake()
+            self.stop.wake()
 
     def note(self, text: str) -> None:
         self.lines.append(f"{log_time(int(time.time()))} {text}\n")
@@ -2490,7 +2485,7 @@ def serve(args: argparse.Namespace) -> int:
         announce(sock, args)
         if args.workers > 1 and hasattr(os, "fork"):
             return share_port(args, sock, shared, stop)
-        return Server(args, sock, shared).run(stop)
+        return Server(args, sock, shared, stop).run()
 
 
 def open_shared(args: argparse.Namespace) -> Shared:
@@ -2516,6 +2511,7 @@ def share_port(args: argparse.Namespace, sock: socket.socket, shared: Shared, st
         select.select([stop], [], [])
         stop.drain()
         children -= set(ended_children())
+    sock.close()
     for child in children:
         os.kill(child, signal.SIGTERM)
     deadline = time.monotonic() + 3 * GRACE
@@ -2531,7 +2527,7 @@ def worker(args: argparse.Namespace, sock: socket.socket, shared: Shared, inheri
     inherited.close()
     with contextlib.closing(Stop()) as stop:
         stop.asked = inherited.asked
-        return Server(args, sock, shared).run(stop)
+        return Server(args, sock, shared, stop).run()
 
 
 def ended_children() -> Iterator[int]:
