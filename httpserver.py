@@ -2519,6 +2519,8 @@ def share_port(args: argparse.Namespace, sock: socket.socket, shared: Shared, st
         select.select([stop], [], [], 0.1)
         stop.drain()
         children -= set(ended_children())
+    for child in children:
+        os.kill(child, signal.SIGKILL)
     return 0
 
 
@@ -2526,7 +2528,8 @@ def worker(args: argparse.Namespace, sock: socket.socket, shared: Shared, inheri
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     inherited.close()
     with contextlib.closing(Stop()) as stop:
-        stop.asked = inherited.asked
+        if inherited.asked:  # before there was the new one
+            stop.asked = True
         return Server(args, sock, shared, stop).run()
 
 
