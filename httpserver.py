@@ -1986,7 +1986,7 @@ async function run() {
   if (!active) { await reload().catch(() => {}); }
 }
 async function upload(job) {
-  for (let pause = 500; !job.cancelled; pause = Math.min(pause * 2, 15000)) {
+  for (let pause = 250, before = 0; !job.cancelled; before = job.sent) {
     try {
       if (!job.url) job.url = await create(job);
       else progress(job, await offset(job));
@@ -1995,6 +1995,7 @@ async function upload(job) {
     } catch (error) {
       if (job.cancelled || error.final) throw error;
       job.note.textContent = 'link lost, trying again';
+      pause = job.sent > before ? 250 : Math.min(pause * 2, 15000);
       await Promise.race([wait(pause), new Promise(go => addEventListener('online', go, {once: true}))]);
     }
   }
