@@ -482,6 +482,7 @@ def log_time(seconds: int) -> str:
 
 
 # --- the folder: nothing outside of it, and only whole files in it ---
+Data = Union[bytes, memoryview]  # noqa: UP007  (3.9)
 Where = Union[int, str]  # noqa: UP007  (3.9) an open folder; its path where the system has no dir_fd
 
 
@@ -667,7 +668,7 @@ class Part:
         os.lseek(self.descriptor, self.size, os.SEEK_SET)
         return True
 
-    def write(self, data: bytes | memoryview) -> None:
+    def write(self, data: Data) -> None:
         if self.sha:
             self.sha.update(data)
         self.size += len(data)
@@ -932,11 +933,13 @@ class Body:
     def __init__(self, conn: Connection, request: Request) -> None:
         self.conn, self.request = conn, request
         self.left = request.length
+        self.space: memoryview | None = None
         self.whole = not request.has_body
         self.asked = "expect" not in request.fields or not request.minor
         self.trailer: dict[str, str] = {}
 
-    def __iter__(self) -> Iterator[bytes]:
+    def __iter__(self) -> Iterator[Data]:
+        """Each piece is gone when the next is asked for: one buffer serves for all, which is twice as fast as new ones."""
         if self.whole:
             return
         if not self.asked:
@@ -945,16 +948,20 @@ class Body:
         if self.request.chunked:
             yield from self.chunks()
         while self.left:
-            data = self.conn.receive(min(self.left, PIECE))
+            data = self.receive(self.left)
             self.left -= len(data)
             yield data
         self.whole = True
 
-    def chunks(self) -> Iterator[bytes]:
+    def receive(self, most: int) -> Data:
+        self.space = self.space or memoryview(bytearray(PIECE))
+        return self.conn.receive(self.space[:most])
+
+    def chunks(self) -> Iterator[Data]:
         """RFC 9112 §7.1, strictly: what is doubtful here could hide another request."""
         while size := self.chunk_size():
             while size:
-                data = self.conn.receive(min(size, PIECE))
+                data = self.receive(size)
                 size -= len(data)
                 yield data
             if self.conn.read_line(2):
@@ -1256,37 +1263,31 @@ class Connection:
                 raise Gone(f"the file shrank by {span.end - at} bytes")
             at += count
 
-    def receive(self, most: int) -> bytes:
-        """Some bytes of a body."""
+    def receive(self, space: memoryview) -> Data:
+        """Some bytes of a body, in space or from what has been read already."""
         if self.buffer:
-            data, self.buffer = self.buffer[:most], self.buffer[most:]
+            data, self.buffer = self.buffer[:len(space)], self.buffer[len(space):]
             return data
         while True:
             try:
-                data = self.sock.recv(most)
+                count = self.sock.recv_into(space)
                 break
             except BlockingIOError:
                 self.wait(writing=False)
-        if not data:
+        if not count:
             raise ConnectionAbortedError(errno.ECONNABORTED, "the body ended early")
-        self.moved += len(data)
-        return data
+        self.moved += count
+        return space[:count]
 
     def read_line(self, most: int) -> bytes:
         """A line up to its CRLF, of at most so many bytes."""
         while (end := self.buffer.find(b"\n")) < 0 and len(self.buffer) < most + 2:
-            self.buffer += self.fetch()
+            kept, self.buffer = self.buffer, b""
+            self.buffer = kept + self.receive(memoryview(bytearray(MAX_LINE)))
         line, self.buffer = self.buffer[:end + 1], self.buffer[end + 1:]
         if line[-2:] != b"\r\n" or end > most + 1:
             raise Refusal(400, "a line of a chunked body is too long or does not end in CRLF", close=True)
         return line[:-2]
-
-    def fetch(self) -> bytes:
-        kept, self.buffer = self.buffer, b""
-        try:
-            return self.receive(MAX_TRAILER)
-        finally:
-            self.buffer = kept
 
     def wait(self, writing: bool) -> None:
         """Until the socket is ready. Silence has a limit, and so has being slower than a person would bear."""
@@ -1673,7 +1674,7 @@ def store_part(conn: Connection, request: Request, data: Iterator[bytes], name: 
     return quoted([*names[:-1], final])
 
 
-def form_parts(chunks: Iterator[bytes], boundary: bytes) -> Iterator[tuple[bytes, Iterator[bytes]]]:
+def form_parts(chunks: Iterator[Data], boundary: bytes) -> Iterator[tuple[bytes, Iterator[bytes]]]:
     """The head of each part with its data, which must be used up before the next."""
     text = FormText(chunks)
     mark = b"\r\n--" + boundary
@@ -1692,7 +1693,7 @@ def form_parts(chunks: Iterator[bytes], boundary: bytes) -> Iterator[tuple[bytes
 class FormText:
     """Chunks in which marks are looked for; each byte is looked at about once."""
 
-    def __init__(self, chunks: Iterator[bytes]) -> None:
+    def __init__(self, chunks: Iterator[Data]) -> None:
         self.chunks, self.buffer = chunks, b"\r\n"  # so that the first boundary needs no case of its own
 
     def more(self) -> None:
