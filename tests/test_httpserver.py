@@ -44,10 +44,11 @@ class Wire:
         return chunk
 
     def exactly(self, count):
-        while len(self.rest) < count and self.more():
-            pass
-        data, self.rest = self.rest[:count], self.rest[count:]
-        return data
+        data = bytearray(self.rest)
+        while len(data) < count and (chunk := self.sock.recv(1 << 20)):
+            data += chunk
+        self.rest = bytes(data[count:])
+        return bytes(data[:count])
 
     def line(self):
         while b"\r\n" not in self.rest and self.more():
