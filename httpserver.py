@@ -64,6 +64,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar, Union
 
 VERSION = "1.0"
 SERVER = "python3 httpserver.py"
+PORT = 8000
 MAX_HEAD = 32768  # bytes of a request's head, all of it
 MAX_TARGET = 8192  # bytes of the target in it
 MAX_FIELDS = 100  # header fields in it
@@ -683,8 +684,10 @@ class Part:
                 os.fchmod(self.descriptor, stat.S_IMODE(old.st_mode) & 0o777)
         if durable:
             os.fsync(self.descriptor)
-        final = next(self.try_names(name, over))
         info = os.fstat(self.descriptor)
+        os.close(self.descriptor)  # Windows renames no open file
+        self.descriptor = -1
+        final = next(self.try_names(name, over))
         self.kept = True  # in its place: nothing to clear away
         if durable and self.place.parent is not None:
             os.fsync(self.place.parent)
@@ -716,7 +719,8 @@ class Part:
             os.replace(source, target, src_dir_fd=folder, dst_dir_fd=folder)
 
     def close(self) -> None:
-        os.close(self.descriptor)
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
         if not self.kept:
             with contextlib.suppress(OSError):
                 os.unlink(self.own.name, dir_fd=self.place.parent)
@@ -864,12 +868,13 @@ def dos_time(item: Item) -> tuple[int, int]:
     return when.tm_hour << 11 | when.tm_min << 5 | when.tm_sec // 2, (when.tm_year - 1980) << 9 | when.tm_mon << 5 | when.tm_mday
 
 
+def zip_size(item: Item) -> int:
+    """Bytes of an entry, without what the directory says of it."""
+    return len(zip_local(item)) + len(zip_after(item, 0)) + (0 if item.entry.is_folder else item.entry.info.st_size)
+
+
 def zip_length(items: Iterable[Item]) -> int:
-    length = len(zip_end(0, 0, 0))
-    for item in items:
-        length += len(zip_local(item)) + len(zip_after(item, 0)) + len(zip_central(item, 0, 0))
-        length += 0 if item.entry.is_folder else item.entry.info.st_size
-    return length
+    return len(zip_end(0, 0, 0)) + sum(zip_size(item) + len(zip_central(item, 0, 0)) for item in items)
 
 
 def zip_pieces(items: Iterable[Item]) -> Iterator[Piece]:
@@ -877,18 +882,14 @@ def zip_pieces(items: Iterable[Item]) -> Iterator[Piece]:
     at = count = 0
     with tempfile.SpooledTemporaryFile(1 << 20) as central:
         for item in items:
-            offset, crc = at, 0
+            crc, count = 0, count + 1
             yield zip_local(item)
-            at += len(zip_local(item))
-            if not item.entry.is_folder:
-                for chunk in file_chunks(item):
-                    crc = zlib.crc32(chunk, crc)
-                    at += len(chunk)
-                    yield chunk
+            for chunk in file_chunks(item):
+                crc = zlib.crc32(chunk, crc)
+                yield chunk
             yield zip_after(item, crc)
-            at += len(zip_after(item, crc))
-            count += 1
-            central.write(zip_central(item, crc, offset))
+            central.write(zip_central(item, crc, at))
+            at += zip_size(item)
         size = central.tell()
         central.seek(0)
         yield from iter(lambda: central.read(PIECE), b"")
@@ -896,6 +897,8 @@ def zip_pieces(items: Iterable[Item]) -> Iterator[Piece]:
 
 
 def file_chunks(item: Item) -> Iterator[bytes]:
+    if item.entry.is_folder:
+        return
     descriptor, left = item.open(), item.entry.info.st_size
     try:
         while left:
@@ -1137,6 +1140,9 @@ class Connection:
             what_next = functools.partial(self.refuse_head, refused)
         except (Gone, OSError):
             what_next = self.close
+        except Exception as bug:  # noqa: BLE001  a mistake of ours ends one connection, not the server
+            self.server.note(f"mistake: {bug!r}")
+            what_next = self.close
         self.server.give_back(self, what_next)
 
     def exchange(self, request: Request, answer: Answer | None) -> bool:
@@ -1188,7 +1194,7 @@ class Connection:
             status, text = PROBLEMS.get(error.errno or 0, (500, "the server's system refused"))
             answer = text_answer(status, text, {"Retry-After": "5"} if status == 503 else {})
             answer.note, answer.close = text if status != 500 else str(error), bool(body and not body.whole)
-        except Exception as bug:  # noqa: BLE001  a mistake of ours ends one connection, not the server
+        except Exception as bug:  # noqa: BLE001  the client shall hear of it too
             answer = text_answer(500, "a mistake in the server")
             answer.note, answer.close = f"{type(bug).__name__}: {bug}", True
         return answer
@@ -1522,18 +1528,14 @@ def post(conn: Connection, request: Request, body: Body | None) -> Answer:
     expect_size(conn, request)
     if request.fields.get("content-type", "").lower().startswith("multipart/form-data"):
         return post_form(conn, request, body)
-    if not request.slash and request.names:
-        with contextlib.suppress(OSError), contextlib.closing(conn.server.shared.open(request.names)) as found:
-            if not found.is_folder:
-                return put(conn, request, body)
-        if not found_folder(conn, request.names):
-            return put(conn, request, body)
+    if request.names and not request.slash and not is_folder(conn, request.names):
+        return put(conn, request, body)
     names = (*request.names, suggested_name(request))
     with conn.server.shared.place(names, make=True) as place:
         return take_upload(conn, request, body, place, names, "number")
 
 
-def found_folder(conn: Connection, names: Sequence[str]) -> bool:
+def is_folder(conn: Connection, names: Sequence[str]) -> bool:
     with contextlib.suppress(FileNotFoundError, NotADirectoryError), contextlib.closing(conn.server.shared.open(names)) as found:
         return found.is_folder
     return False
@@ -1792,12 +1794,10 @@ def delete(conn: Connection, request: Request, body: Body | None) -> Answer:
         return Answer(204)
     if not request.names:
         raise Refusal(403, "the shared folder itself stays")
-    with conn.server.shared.place(request.names) as place:
-        with contextlib.closing(open_leaf(place)) as found:
-            if request.slash and not found.is_folder:
-                raise Refusal(404, "that is a file, not a folder")
-            if judge(request.fields, etag(found.info), int(found.info.st_mtime), reading=False):
-                raise Refusal(412, "it is not as the request expects it")
+    with conn.server.shared.place(request.names) as place, contextlib.closing(open_leaf(place)) as found:
+        if request.slash and not found.is_folder:
+            raise Refusal(404, "that is a file, not a folder")
+        expect_found(request, found)
         if not found.is_folder:
             os.unlink(place.name, dir_fd=place.parent)
         elif "recursive" in options:
@@ -1839,9 +1839,13 @@ def move(conn: Connection, request: Request, body: Body | None) -> Answer:
             raise Refusal(409, "the folder that it is to be in does not exist") from None
 
 
-def rename(old: Place, found: Found, new: Place, request: Request, names: Sequence[str]) -> Answer:
+def expect_found(request: Request, found: Found) -> None:
     if judge(request.fields, etag(found.info), int(found.info.st_mtime), reading=False):
         raise Refusal(412, "it is not as the request expects it")
+
+
+def rename(old: Place, found: Found, new: Place, request: Request, names: Sequence[str]) -> Answer:
+    expect_found(request, found)
     there, polite = new.stat(), request.fields.get("overwrite", "T").upper() == "F"
     if there and (stat.S_ISDIR(there.st_mode) or found.is_folder or not stat.S_ISREG(there.st_mode)):
         raise Refusal(412 if polite else 409, "something has that name already")
@@ -2259,11 +2263,21 @@ class Server:
         """Until something slow is to be done, with another thread there to lead meanwhile."""
         while not self.stopping:
             for key, _ in self.selector.select(self.patience()):
-                job: Job | None = key.data()
+                job = self.turn(key.data)
                 if job and self.hand_over(job.conn):
                     return job
             self.expire()
         return None
+
+    def turn(self, callback: Callable[[], Job | None]) -> Job | None:
+        try:
+            return callback()
+        except Exception as bug:  # noqa: BLE001  a mistake of ours must not end the leader
+            self.note(f"mistake: {bug!r}")
+            if isinstance(owner := getattr(callback, "__self__", None), Connection):
+                owner.release()
+                owner.close()
+            return None
 
     def hand_over(self, conn: Connection) -> bool:
         """Give a connection to the thread that calls, if another one is there to lead."""
@@ -2505,11 +2519,7 @@ def share_port(args: argparse.Namespace, sock: socket.socket, shared: Shared, st
     children: set[int] = set()
     signal.signal(signal.SIGCHLD, lambda number, frame: None)  # makes select() return
     while not stop.asked:
-        while len(children) < args.workers:
-            child = os.fork()
-            if not child:
-                os._exit(worker(args, sock, shared, stop))
-            children.add(child)
+        children |= {start_worker(args, sock, shared, stop) for _ in range(args.workers - len(children))}
         select.select([stop], [], [])
         stop.drain()
         children -= set(ended_children())
@@ -2526,13 +2536,16 @@ def share_port(args: argparse.Namespace, sock: socket.socket, shared: Shared, st
     return 0
 
 
-def worker(args: argparse.Namespace, sock: socket.socket, shared: Shared, inherited: Stop) -> int:
+def start_worker(args: argparse.Namespace, sock: socket.socket, shared: Shared, inherited: Stop) -> int:
+    child = os.fork()
+    if child:
+        return child
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     inherited.close()
     with contextlib.closing(Stop()) as stop:
         if inherited.asked:  # before there was the new one
             stop.asked = True
-        return Server(args, sock, shared, stop).run()
+        os._exit(Server(args, sock, shared, stop).run())
 
 
 def ended_children() -> Iterator[int]:
@@ -2837,7 +2850,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("directory", nargs="?", default=None, metavar="FOLDER|FILE", help="what is shared (default the current folder)")
     add("--directory", dest="folder", default=".", metavar="DIR", help="the same")
     add("--host", default="127.0.0.1", help="the address to listen on; :: is IPv6 and IPv4 (default 127.0.0.1)")
-    add("--port", type=between(0, 65535), default=8000, help="the port; 0 takes any free one (default 8000)")
+    add("--port", type=between(0, 65535), default=PORT, help=f"the port; 0 takes any free one (default {PORT})")
     add("--open", action="store_true", help="serve other machines without a password")
     add("--read-only", action="store_true", help="refuse every change")
     add("--hidden", action="store_true", help="show and serve names that start with a dot")
