@@ -503,8 +503,10 @@ class Place(NamedTuple):
     def regular(self) -> os.stat_result | None:
         """What stands there, if it is a file that may be replaced; nothing else may."""
         info = self.stat()
+        if info and stat.S_ISDIR(info.st_mode):
+            raise Refusal(409, "a folder has that name")
         if info and not stat.S_ISREG(info.st_mode):
-            raise Refusal(*((409, "a folder has that name") if stat.S_ISDIR(info.st_mode) else (403, "only files and folders are served")))
+            raise Refusal(403, "only files and folders are served")
         return info
 
 
@@ -646,6 +648,20 @@ def remove_tree(place: Place, depth: int = 0) -> None:
     os.rmdir(place.name, dir_fd=place.parent)
 
 
+def rename(old: Place, new: Place) -> None:
+    os.replace(old.name, new.name, src_dir_fd=old.parent, dst_dir_fd=new.parent)
+
+
+def rename_new(old: Place, new: Place) -> None:
+    """A rename that does not replace: of two writers one wins."""
+    try:
+        os.link(old.name, new.name, src_dir_fd=old.parent, dst_dir_fd=new.parent, follow_symlinks=False)
+        os.unlink(old.name, dir_fd=old.parent)
+    except (PermissionError, NotImplementedError, AttributeError):  # no hard links, as on a USB stick: take the name first
+        os.close(os.open(new.name, FRESH, 0o666, dir_fd=new.parent))
+        rename(old, new)
+
+
 class Part:
     """A file on its way in: hidden beside its place, locked while written, renamed when it is whole."""
 
@@ -694,29 +710,17 @@ class Part:
         return final, info
 
     def try_names(self, name: str, over: str) -> Iterator[str]:
-        source, folder = self.own.name, self.place.parent
         if over == "replace":
-            os.replace(source, self.place.beside(name).name, src_dir_fd=folder, dst_dir_fd=folder)
+            rename(self.own, self.place.beside(name))
             yield name
         for number in range(1000):
-            target = self.place.beside(numbered(name, number)).name
             try:
-                self.link(source, target, folder)
+                rename_new(self.own, self.place.beside(numbered(name, number)))
                 yield numbered(name, number)
             except FileExistsError:
                 if over == "new":
                     raise
         raise Refusal(409, "that name exists a thousand times")
-
-    @staticmethod
-    def link(source: str, target: str, folder: int | None) -> None:
-        """rename() that does not replace: of two writers one wins."""
-        try:
-            os.link(source, target, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
-            os.unlink(source, dir_fd=folder)
-        except (PermissionError, NotImplementedError, AttributeError):  # no hard links, as on a USB stick: take the name first
-            os.close(os.open(target, FRESH, dir_fd=folder))
-            os.replace(source, target, src_dir_fd=folder, dst_dir_fd=folder)
 
     def close(self) -> None:
         if self.descriptor >= 0:
@@ -763,8 +767,7 @@ class Item(NamedTuple):
     def open(self) -> int:
         """The file, if it still is the one that was listed: its length has been promised."""
         found = open_leaf(self.place)
-        if (found.info.st_size, found.info.st_mtime_ns, found.info.st_ino) == (self.entry.info.st_size, self.entry.info.st_mtime_ns,
-                                                                             self.entry.info.st_ino) and isinstance(found.where, int):
+        if etag(found.info) == etag(self.entry.info) and isinstance(found.where, int):
             return found.where
         found.close()
         raise Gone(f"{log_safe(self.path)} changed")
@@ -1386,7 +1389,9 @@ def get_folder(conn: Connection, request: Request, found: Found, options: dict[s
         with contextlib.suppress(OSError, Refusal):
             index = conn.hold(open_leaf(inside(found.where, "index.html")))
             if not index.is_folder:
-                return get_file(conn, request, "index.html", index)
+                answer = get_file(conn, request, "index.html", index)
+                answer.fields["Vary"] = "Accept, Accept-Encoding"
+                return answer
     fields = {"Content-Type": kind + ("" if kind.endswith("json") else "; charset=utf-8"), "Cache-Control": "no-store", "Vary": "Accept",
               "X-Content-Type-Options": "nosniff"}
     if kind == "text/html":
@@ -1834,7 +1839,7 @@ def move(conn: Connection, request: Request, body: Body | None) -> Answer:
     with conn.server.shared.place(request.names) as old, contextlib.closing(open_leaf(old)) as found:
         try:
             with conn.server.shared.place(names) as new:
-                return rename(old, found, new, request, names)
+                return move_to(old, found, new, request, names)
         except (FileNotFoundError, NotADirectoryError):
             raise Refusal(409, "the folder that it is to be in does not exist") from None
 
@@ -1844,23 +1849,16 @@ def expect_found(request: Request, found: Found) -> None:
         raise Refusal(412, "it is not as the request expects it")
 
 
-def rename(old: Place, found: Found, new: Place, request: Request, names: Sequence[str]) -> Answer:
+def move_to(old: Place, found: Found, new: Place, request: Request, names: Sequence[str]) -> Answer:
     expect_found(request, found)
     there, polite = new.stat(), request.fields.get("overwrite", "T").upper() == "F"
     if there and (stat.S_ISDIR(there.st_mode) or found.is_folder or not stat.S_ISREG(there.st_mode)):
         raise Refusal(412 if polite else 409, "something has that name already")
     if there and polite:
         raise Refusal(412, "that name exists")
-    if polite and not found.is_folder:
-        move_only(old, new)
-    else:
-        os.replace(old.name, new.name, src_dir_fd=old.parent, dst_dir_fd=new.parent)
+    put_there = rename_new if polite and not found.is_folder else rename  # folders have no hard links, and rename() replaces none
+    put_there(old, new)
     return Answer(204) if there else text_answer(201, "moved", {"Location": quoted(names, slash=found.is_folder)})
-
-
-def move_only(old: Place, new: Place) -> None:
-    os.link(old.name, new.name, src_dir_fd=old.parent, dst_dir_fd=new.parent, follow_symlinks=False)
-    os.unlink(old.name, dir_fd=old.parent)
 
 
 METHODS: dict[str, Callable[[Connection, Request, Body | None], Answer]] = {
@@ -2416,7 +2414,7 @@ class Server:
         with self.guard:
             self.progress = time.monotonic()
             self.count += 1
-        if self.args.once and answer.tag and request and request.method == "GET" and answer.status in (200, 206) and not answer.close:
+        if self.args.once and answer.tag and request and request.method == "GET" and answer.status in (200, 206) and not answer.note:
             ranges = self.got.setdefault((conn.peer, answer.tag), [])
             ranges[:] = coalesce([*ranges, *answer.ranges])
             self.satisfied = self.satisfied or ranges == [(0, answer.size)]

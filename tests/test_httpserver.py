@@ -629,6 +629,7 @@ def test_index_types_and_own_headers(spawn, folder, ask):
     reply = ask("GET", "/", to=server)
     assert (reply.body, reply.fields["content-type"], reply.fields["access-control-allow-origin"]) == (b"<p>front", "text/html; charset=utf-8", "*")
     assert b"front" not in ask("GET", "/", "Accept: application/json\r\n", to=server).body
+    assert reply.fields["vary"] == "Accept, Accept-Encoding"
     for name, kind in ("x.tar.gz", "application/gzip"), ("x.unknown", "application/octet-stream"), ("x.JPG", "image/jpeg"), ("x.css", "text/css; charset=utf-8"):
         (folder / name).touch()
         assert ask("GET", "/" + name, to=server).fields["content-type"] == kind

@@ -338,6 +338,15 @@ def test_once_ends_when_one_client_has_the_whole_file_in_however_many_ranges(spa
     assert server.wait() == 0
 
 
+def test_once_counts_a_client_that_closes(spawn, folder):
+    for fields in "HTTP/1.0\r\n", "HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n":
+        server = spawn("httpserver.py", folder / "a.txt", "--once")
+        with server.connect() as sock:
+            sock.sendall(f"GET /a.txt {fields}\r\n".encode())
+            assert b"".join(iter(lambda: sock.recv(4096), b"")).endswith(b"hello\n")
+        assert server.wait() == 0
+
+
 def test_once_gives_up_with_18(run, folder):
     done = run("httpserver.py", folder / "a.txt", "--once", "--port", 0, "--timeout", "0.2")
     assert done.code == 18 and "nobody has got the whole of it" in done.err
