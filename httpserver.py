@@ -943,8 +943,12 @@ class Body:
         self.whole = not request.has_body
         self.asked = "expect" not in request.fields or not request.minor
         self.trailer: dict[str, str] = {}
+        self.pieces = self.read()  # one for all who read: whoever goes on goes on where the last one stopped
 
     def __iter__(self) -> Iterator[Data]:
+        return self.pieces
+
+    def read(self) -> Iterator[Data]:
         """Each piece is gone when the next is asked for: one buffer serves for all, which is twice as fast as new ones."""
         if self.whole:
             return
@@ -995,7 +999,7 @@ class Body:
             taken += len(data)
             if taken > DRAIN:
                 return False
-        return True
+        return self.whole
 
 
 class Connection:
@@ -1183,7 +1187,7 @@ class Connection:
             return METHODS[request.method](self, request, body)
         except Refusal as refused:
             answer = text_answer(refused.status, refused.text, refused.fields)
-            answer.note, answer.close = refused.text, refused.close or bool(body and not body.whole and body.left > DRAIN)
+            answer.note, answer.close = refused.text, refused.close
         except Gone as gone:
             answer = text_answer(500, "what was asked for changed meanwhile")
             answer.note, answer.close = str(gone), True

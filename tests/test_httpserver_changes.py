@@ -102,6 +102,17 @@ def test_broken_and_hostile_forms_store_nothing(ask, folder):  # 33
     assert set(tree(folder.parent)) == {b"www/a.txt"}
 
 
+def test_a_form_refused_in_the_middle_of_a_chunk_hides_no_request_in_it(wire, folder):  # 13
+    smuggled = b"\r\n0\r\n\r\nDELETE /a.txt HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    body = form((b'name="f"; filename=".hidden"', smuggled * 100))
+    connection = wire().send(f"POST / HTTP/1.1\r\nHost: localhost\r\n{FORM}Transfer-Encoding: chunked\r\n\r\n".encode()
+                             + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) + GET.encode() + b"\r\n")
+    reply = connection.reply()
+    assert reply.status == 403
+    assert reply.fields.get("connection") == "close" or connection.reply().body == b"hello\n"
+    assert tree(folder) == {b"a.txt": b"hello\n"}
+
+
 def test_other_posts_are_stored_under_a_new_name_or_like_put(ask, folder):
     reply = ask("POST", "/", "Content-Type: application/x-www-form-urlencoded\r\n", b"a=1&b=2")
     assert reply.status == 201
