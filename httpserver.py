@@ -15,21 +15,21 @@
     curl -C - -O 'http://127.0.0.1:8000/folder/?tar' a folder as an archive, resumable; ?zip is streamed
 
 HTTP/1.1 (RFC 9110, 9112). GET and HEAD know ETag, all conditionals, ranges, and a fresh .gz beside the file; index.html is
-the page of its folder. POST of what is no form is stored under a new name, or under the one in Content-Disposition. Uploads are received
-beside their destination and renamed into place when they are whole; Repr-Digest (RFC 9530, sha-256, header or trailer) is checked first.
-Want-Repr-Digest asks for it. Uploads resume as in draft-ietf-httpbis-resumable-upload-10 (interop version 8): POST or PUT with
-Upload-Complete, then HEAD and PATCH of the Location that was answered, for seven days. All state is in the folder.
+the page of its folder. POST of what is no form is stored under a new name, or under the one in Content-Disposition. Uploads
+are received beside their destination and renamed into place when they are whole; Repr-Digest (RFC 9530, sha-256, header or
+trailer) is checked first, and Want-Repr-Digest asks for it. Uploads resume as in draft-ietf-httpbis-resumable-upload-10
+(interop version 8): POST or PUT with Upload-Complete, then HEAD and PATCH of the Location that was answered, for seven days.
+All state is in the folder, so several servers of one folder are one.
 
 Limits: nobody is asked for a password and nothing is encrypted, so other addresses than loopback need --open. Links are not
-followed; names that start with a dot are not served without --hidden. Uploaded pages run no script here, except with --read-only.
-A Host that is no name of this machine is refused, and a change that another site's page sends, so that no web page reaches the folder. A proxy
-in front passes the Host of the address behind it, and X-Forwarded-Host.
+followed; names that start with a dot are not served without --hidden. HTML and SVG run no script here, except with --read-only.
+A Host that is no name of this machine is refused, and so is a change that another site's page sends: no web page reaches the
+folder. A proxy in front passes the Host of the address behind it, and the one that the browser asked for as X-Forwarded-Host.
 """
 from __future__ import annotations
 
 import argparse
 import base64
-import binascii
 import contextlib
 import email.utils
 import errno
@@ -96,7 +96,7 @@ INTEROP = "8"  # the version of the resumable-upload draft that a client must na
 READING = ("GET", "HEAD", "OPTIONS")
 CHANGING = ("PUT", "POST", "DELETE", "MKCOL", "MOVE", "PATCH")
 ACTIVE = re.compile(r"text/html|application/xhtml\+xml|.*[/+]xml")  # types in which a browser runs script
-DIR_FD = {os.open, os.stat, os.mkdir, os.unlink, os.rmdir, os.rename, os.link} <= os.supports_dir_fd and os.scandir in os.supports_fd
+DIR_FD = {os.open, os.stat, os.mkdir, os.unlink, os.rmdir, os.rename} <= os.supports_dir_fd and os.scandir in os.supports_fd
 FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
 # O_NONBLOCK: opening a FIFO must not wait for its writer
 LEAF = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -111,8 +111,8 @@ PROBLEMS = {
     errno.EINVAL: (400, "the system takes no such name"), errno.EILSEQ: (400, "the system takes no such name"),
     errno.ENXIO: (403, "only files and folders are served"), errno.EISDIR: (409, "a folder has that name"),
     errno.EEXIST: (412, "that name exists"), errno.ENOTEMPTY: (409, "the folder is not empty (?recursive deletes it all the same)"),
-    errno.ENOSPC: (507, "the disk is full"), errno.EDQUOT: (507, "the disk quota is used up"), errno.EFBIG: (507, "too large for the disk"),
-    errno.EMFILE: (503, "too many open files"), errno.ENFILE: (503, "too many open files"), errno.EXDEV: (409, "not on the same disk"),
+    errno.ENOSPC: (507, "the disk is full"), errno.EFBIG: (507, "too large for the disk"), errno.EXDEV: (409, "not on the same disk"),
+    errno.EMFILE: (503, "too many open files"), errno.ENFILE: (503, "too many open files"),
 }
 
 
@@ -152,8 +152,8 @@ class Request:
         self.method, self.target, self.minor, self.fields = method, target, minor, fields
         self.line = f"{method} {target} HTTP/1.{minor}"
         self.chunked, self.length = framing(fields, minor)
-        connection = fields.get("connection", "").lower()
-        self.keep = "close" not in connection if minor else "keep-alive" in connection and not self.chunked  # a list of words (§9.3)
+        words = [word.strip() for word in fields.get("connection", "").lower().split(",")]
+        self.keep = "close" not in words if minor else "keep-alive" in words  # (§9.3)
         self.host, path = split_target(method, target, fields.get("host"), minor)
         self.names, self.slash, self.query = parse_path(path)
 
@@ -197,7 +197,7 @@ def malformed(head: str) -> Refusal:
 
 
 def framing(fields: dict[str, str], minor: int) -> tuple[bool, int]:
-    """How the body is delimited: chunked, or its length (RFC 9112 §6.3). Doubt means that another server could see another request."""
+    """How the body is delimited: chunked, or its length (§6.3). Where there is doubt, a proxy could see another request than we."""
     coding = fields.get("transfer-encoding")
     length = fields.get("content-length")
     if coding is None:
@@ -282,6 +282,7 @@ def parameters(query: str) -> dict[str, str]:
 
 # --- pure functions: conditions, ranges, negotiation (RFC 9110) ---
 CONDITIONS = frozenset(("if-match", "if-none-match", "if-modified-since", "if-unmodified-since"))
+PACKED = {"gzip": "application/gzip", "bzip2": "application/x-bzip2", "xz": "application/x-xz"}
 TAG = re.compile(r'(W/)?("[^"]*")')
 RANGE = re.compile(r"[ \t]*([0-9]{0,40})-([0-9]{0,40})[ \t]*")
 
@@ -333,7 +334,7 @@ def range_applies(condition: str | None, tag: str, mtime: int, now: float) -> bo
 
 
 def parse_ranges(text: str, size: int) -> list[tuple[int, int]] | None:
-    """The (start, end) that a Range asks for, ascending, none overlapping; [] when none can be had, None when it is to be ignored."""
+    """The (start, end) that a Range asks for, ascending; [] when none can be had, None when it is to be ignored."""
     unit, _, listed = text.partition("=")
     if unit.strip().lower() != "bytes" or listed.count(",") > 1000:
         return None
@@ -392,7 +393,7 @@ def media_type(extension: str) -> str:
     """The type of a name's extension. A compressed file is what it is, not a coding of something else."""
     packed = mimetypes.encodings_map.get(extension)
     if packed:
-        return {"gzip": "application/gzip", "bzip2": "application/x-bzip2", "xz": "application/x-xz"}.get(packed, "application/octet-stream")
+        return PACKED.get(packed, "application/octet-stream")
     kind = mimetypes.types_map.get(extension, "application/octet-stream")
     return f"{kind}; charset=utf-8" if kind.startswith("text/") or kind.endswith(("javascript", "json")) else kind
 
@@ -413,9 +414,9 @@ def parse_digest(text: str) -> bytes | None:
     return base64.b64decode(found[1]) if found else None
 
 
-def wants_digest(text: str) -> bool:
-    """Whether a Want-Repr-Digest asks for sha-256: its weights go from 0 to 10."""
-    return bool(re.search(r"(?:^|,)[ \t]*sha-256=(?:[1-9]|10)[ \t]*(?:,|$)", text))
+def wants_digest(request: Request) -> bool:
+    """Whether Want-Repr-Digest asks for sha-256: its weights go from 0 to 10."""
+    return bool(re.search(r"(?:^|,)[ \t]*sha-256=(?:[1-9]|10)[ \t]*(?:,|$)", request.fields.get("want-repr-digest", "")))
 
 
 def digest_field(digest: bytes) -> str:
@@ -534,8 +535,8 @@ class Entry(NamedTuple):
 
 
 class Shared:
-    """The folder that is shared, or the one file in it. Every name from the network becomes something open in here and nowhere else:
-    component by component, no link followed."""
+    """The folder that is shared, or the one file in it. Every name from the network becomes something open in here
+    and nowhere else: component by component, no link followed."""
 
     def __init__(self, path: str, hidden: bool) -> None:
         self.only = None if os.path.isdir(path) else os.path.basename(path)
@@ -694,7 +695,7 @@ class Part:
             view = view[os.write(self.descriptor, view):]
 
     def settle(self, name: str, over: str, old: os.stat_result | None, durable: bool) -> tuple[str, os.stat_result]:
-        """Put it in its place, whole: "replace" what stands there, only as a "new" name, or under a "number". Its name and facts."""
+        """Put it in its place: "replace" what stands there, only as a "new" name, or with a "number". Its name and facts."""
         if old:
             with contextlib.suppress(OSError, AttributeError):
                 os.fchmod(self.descriptor, stat.S_IMODE(old.st_mode) & 0o777)
@@ -934,7 +935,7 @@ def text_answer(status: int, text: str, fields: dict[str, str] | None = None) ->
 
 
 class Body:
-    """A request's body, read from the connection as it is wanted. The client that waits for 100 Continue gets it with the first read."""
+    """A request's body, read as it is wanted: a client that waits for 100 Continue gets it with the first read."""
 
     def __init__(self, conn: Connection, request: Request) -> None:
         self.conn, self.request = conn, request
@@ -1094,7 +1095,7 @@ class Connection:
         return request.method in READING and not request.has_body and "want-repr-digest" not in request.fields and not request.query
 
     def send_at_once(self, request: Request | None, answer: Answer) -> bool:
-        """Send a short answer. False when the client is so slow that the kernel's buffer is full: the rest is left in answer.body."""
+        """Send a short answer. False when the kernel has no room for all of it: the client reads slowly."""
         answer.close = not self.keeps(request, answer)
         body = answer.body if request is None or request.method != "HEAD" else b""
         data = self.head(request, answer) + body
@@ -1396,8 +1397,8 @@ def get_folder(conn: Connection, request: Request, found: Found, options: dict[s
                 answer = get_file(conn, request, "index.html", index)
                 answer.fields["Vary"] = "Accept, Accept-Encoding"
                 return answer
-    fields = {"Content-Type": kind + ("" if kind.endswith("json") else "; charset=utf-8"), "Cache-Control": "no-store", "Vary": "Accept",
-              "X-Content-Type-Options": "nosniff"}
+    fields = {"Content-Type": kind + ("" if kind.endswith("json") else "; charset=utf-8"), "Cache-Control": "no-store",
+              "Vary": "Accept", "X-Content-Type-Options": "nosniff"}
     if kind == "text/html":
         fields |= page_fields()
     pieces = listing(found, kind, request.names, shared.hidden, conn.server.read_only)
@@ -1419,7 +1420,7 @@ def get_file(conn: Connection, request: Request, name: str, found: Found) -> Ans
         headers["Content-Encoding"] = coding
     if not conn.server.read_only and ACTIVE.match(kind):
         headers["Content-Security-Policy"] = "sandbox"  # anybody could have uploaded it: no script in this origin
-    if wants_digest(fields.get("want-repr-digest", "")):
+    if wants_digest(request):
         headers["Repr-Digest"] = digest_field(conn.server.digest(found))
     whole = [(0, info.st_size)]
     ranges = None
@@ -1483,8 +1484,8 @@ def get_tar(conn: Connection, request: Request, found: Found, name: str) -> Answ
         length += tar_length(item)
         sha.update(tar_head(item) + etag(item.entry.info).encode())
     tag, ranges = f'"{sha.hexdigest()[:32]}"', None
-    headers = {"Content-Type": "application/x-tar", "Content-Disposition": disposition(name + ".tar"), "ETag": tag, "Accept-Ranges": "bytes",
-               "Cache-Control": "no-cache"}
+    headers = {"Content-Type": "application/x-tar", "Content-Disposition": disposition(name + ".tar"), "ETag": tag,
+               "Accept-Ranges": "bytes", "Cache-Control": "no-cache"}
     if status := judge(request.fields, tag, 0, reading=True):
         return Answer(304, headers) if status == 304 else text_answer(412, "the folder has changed")
     if "range" in request.fields and request.method == "GET" and request.fields.get("if-range", tag) == tag:
@@ -1556,7 +1557,8 @@ def expect_size(conn: Connection, request: Request) -> None:
         raise Refusal(400, "Upload-Length is not a number")
     size = max(request.length, int(request.fields.get("upload-length", 0)))
     if 0 < conn.args.max_size < size:
-        raise Refusal(413, f"more than {conn.args.max_size} bytes are not taken", {"Upload-Limit": upload_limit(conn, PART_AGE)}, close=True)
+        limit = {"Upload-Limit": upload_limit(conn, PART_AGE)}
+        raise Refusal(413, f"more than {conn.args.max_size} bytes are not taken", limit, close=True)
     expect_space(conn, size)
 
 
@@ -1574,8 +1576,11 @@ def expect_state(request: Request, place: Place) -> os.stat_result | None:
     return info
 
 
+PLAN = re.compile("upload=[0-9a-f]{32}&over=(?:new|replace|number)(?:&length=[0-9]{1,18})?(?:&sha256=[0-9a-f]{64})?")
+
+
 class Plan(NamedTuple):
-    """What becomes of an upload when it is whole. A resumable one carries it in its URL, so that any server of this folder can go on."""
+    """What becomes of an upload when it is whole. A resumable one has it in its URL: any server of this folder can go on."""
     names: Sequence[str]
     token: str
     over: str
@@ -1585,7 +1590,8 @@ class Plan(NamedTuple):
     @property
     def url(self) -> str:
         length = "" if self.length is None else f"&length={self.length}"
-        return f"{quoted(self.names)}?upload={self.token}&over={self.over}{length}{'&sha256=' + self.digest.hex() if self.digest else ''}"
+        digest = f"&sha256={self.digest.hex()}" if self.digest else ""
+        return f"{quoted(self.names)}?upload={self.token}&over={self.over}{length}{digest}"
 
 
 def take_upload(conn: Connection, request: Request, body: Body, place: Place, names: Sequence[str], over: str) -> Answer:
@@ -1600,7 +1606,7 @@ def take_upload(conn: Connection, request: Request, body: Body, place: Place, na
             expire_parts(place)
             part.kept = True
             announce_upload(conn, request, plan)
-        elif digest or "repr-digest" in request.fields.get("trailer", "").lower() or wants_digest(request.fields.get("want-repr-digest", "")):
+        elif digest or "repr-digest" in request.fields.get("trailer", "").lower() or wants_digest(request):
             part.sha = hashlib.sha256()
         return fill_part(conn, request, body, part, plan, complete != "?0")
     finally:
@@ -1627,7 +1633,7 @@ def fill_part(conn: Connection, request: Request, body: Body, part: Part, plan: 
                 checked = part.size
                 expect_space(conn, 0)
     if not complete:
-        fields = {"Location": plan.url, "Upload-Complete": "?0", "Upload-Offset": str(part.size), "Upload-Limit": upload_limit(conn, PART_AGE)}
+        fields = {"Location": plan.url, **upload_fields(conn, part, PART_AGE)}
         return text_answer(201, "to be continued", fields) if request.method != "PATCH" else Answer(204, fields)
     return complete_upload(conn, request, body, part, plan)
 
@@ -1645,7 +1651,11 @@ def complete_upload(conn: Connection, request: Request, body: Body, part: Part, 
     if request.method != "PATCH" and plan.over != "number":
         expect_state(request, part.place)  # again: it may have changed meanwhile
     name, info = part.settle(plan.names[-1], plan.over, old, conn.args.durable)
-    fields = {"ETag": etag(info), **({"Repr-Digest": digest_field(actual)} if actual else {}), **({"Upload-Complete": "?1"} if resumable else {})}
+    fields = {"ETag": etag(info)}
+    if actual:
+        fields["Repr-Digest"] = digest_field(actual)
+    if resumable:
+        fields["Upload-Complete"] = "?1"
     if old:
         return Answer(204, fields)
     path = quoted([*plan.names[:-1], name])
@@ -1745,12 +1755,15 @@ def upload_limit(conn: Connection, age: int) -> str:
     return f"max-age={age}" + (f", max-size={conn.args.max_size}" if conn.args.max_size else "")
 
 
+def upload_fields(conn: Connection, part: Part, age: int) -> dict[str, str]:
+    return {"Upload-Complete": "?0", "Upload-Offset": str(part.size), "Upload-Limit": upload_limit(conn, age)}
+
+
 def read_plan(request: Request, options: dict[str, str]) -> Plan:
-    length, digest = options.get("length"), options.get("sha256", "")
-    if not re.fullmatch("[0-9a-f]{32}", options.get("upload", "")) or options.get("over") not in ("new", "replace", "number") or not request.names \
-            or length is not None and not DIGITS.fullmatch(length) or not re.fullmatch("(?:[0-9a-f]{64})?", digest):
+    if not request.names or not PLAN.fullmatch(request.query):
         raise Refusal(404, "there is no such upload")
-    return Plan(request.names, options["upload"], options["over"], None if length is None else int(length), binascii.unhexlify(digest) or None)
+    length = int(options["length"]) if "length" in options else None
+    return Plan(request.names, options["upload"], options["over"], length, bytes.fromhex(options.get("sha256", "")) or None)
 
 
 @contextlib.contextmanager
@@ -1776,8 +1789,8 @@ def upload_state(conn: Connection, request: Request, options: dict[str, str]) ->
         raise Refusal(405, "an upload answers HEAD, PATCH and DELETE", {"Allow": "HEAD, PATCH, DELETE"})
     with resumed(conn, request, options) as (part, plan):
         age = max(0, int(PART_AGE - time.time() + os.fstat(part.descriptor).st_mtime))
-        fields = {"Upload-Complete": "?0", "Upload-Offset": str(part.size), "Upload-Limit": upload_limit(conn, age), "Cache-Control": "no-store"}
-        return Answer(204, {**fields, **({} if plan.length is None else {"Upload-Length": str(plan.length)})})
+        fields = {**upload_fields(conn, part, age), "Cache-Control": "no-store"}
+        return Answer(204, fields if plan.length is None else {**fields, "Upload-Length": str(plan.length)})
 
 
 def patch(conn: Connection, request: Request, body: Body | None) -> Answer:
@@ -1866,7 +1879,8 @@ def move_to(old: Place, found: Found, new: Place, request: Request, names: Seque
 
 
 METHODS: dict[str, Callable[[Connection, Request, Body | None], Answer]] = {
-    "GET": get, "HEAD": get, "OPTIONS": options, "PUT": put, "POST": post, "PATCH": patch, "DELETE": delete, "MKCOL": mkcol, "MOVE": move,
+    "GET": get, "HEAD": get, "OPTIONS": options,
+    "PUT": put, "POST": post, "PATCH": patch, "DELETE": delete, "MKCOL": mkcol, "MOVE": move,
 }
 PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
@@ -2409,7 +2423,7 @@ class Server:
         return self.digests[key]
 
     def answered(self, conn: Connection, request: Request | None, answer: Answer, sent: int) -> None:
-        """A line in Common Log Format; a note in quotes follows when there is more to say. And the counts of --requests and --once."""
+        """A line in Common Log Format; a note in quotes follows when there is more to say. And what --requests and --once count."""
         if not self.args.quiet:
             now = int(time.time())
             line = log_safe(request.line) if request else "-"
@@ -2418,7 +2432,7 @@ class Server:
         with self.guard:
             self.progress = time.monotonic()
             self.count += 1
-        if self.args.once and answer.tag and request and request.method == "GET" and answer.status in (200, 206) and not answer.note:
+        if self.args.once and answer.tag and request and request.method == "GET" and answer.status < 300 and not answer.note:
             ranges = self.got.setdefault((conn.peer, answer.tag), [])
             ranges[:] = coalesce([*ranges, *answer.ranges])
             self.satisfied = self.satisfied or ranges == [(0, answer.size)]
@@ -2459,7 +2473,8 @@ class Server:
         if asked:
             say(f"stopped: {self.count} requests answered, {len(dropped)} transfers cut off")
         if self.args.once and not self.satisfied and not asked:
-            raise Failure(18, "nobody has got the whole of it", f"no client went on within {self.args.timeout:g} s", f"{SERVER} --once --timeout 600")
+            raise Failure(18, "nobody has got the whole of it", f"no client went on within {self.args.timeout:g} s",
+                          f"{SERVER} --once --timeout 600")
         return 0
 
     def settle(self, seconds: float) -> None:

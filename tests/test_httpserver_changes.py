@@ -320,11 +320,10 @@ def test_zip_is_whole_and_other_programs_read_it(ask, full_folder):
 
 def test_an_archive_whose_file_shrinks_meanwhile_ends_short(wire, folder):
     (folder / "big").touch()
-    os.truncate(folder / "big", 48 << 20)  # more than the kernel's buffers take
+    os.truncate(folder / "big", 16 << 20)  # more than the kernel's buffers take
     (folder / "later").write_bytes(bytes(1 << 20))
     for kind in "tar", "zip":
-        connection = wire()
-        connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        connection = wire(narrow=True)
         connection.send(f"GET /?{kind} HTTP/1.1\r\nHost: localhost\r\n\r\n")
         connection.more()
         os.truncate(folder / "later", (1 << 20) - 1 if kind == "tar" else 1)
@@ -374,7 +373,7 @@ def test_a_single_file_is_all_that_is_served(spawn, folder, ask):
 def test_ctrl_c_ends_at_once_when_idle_and_cuts_off_what_is_stuck(spawn, folder, wire):
     (folder / "big").write_bytes(bytes(64 << 20))
     server = spawn("httpserver.py", folder)
-    idle, stuck = wire(server), wire(server).send("GET /big HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    idle, stuck = wire(server), wire(server, narrow=True).send("GET /big HTTP/1.1\r\nHost: localhost\r\n\r\n")
     stuck.more()
     assert "1 transfers cut off" in server.stop()
     assert idle.closed()
@@ -396,7 +395,7 @@ def test_idle_and_slow_connections_cost_no_thread(server, ask):
 def test_a_reader_that_stops_delays_nobody_and_is_hung_up_on(spawn, folder, ask, wire):
     (folder / "big").write_bytes(bytes(20 << 20))
     server = spawn("httpserver.py", folder, "--timeout", "1")
-    stuck = [wire(server).send("GET /big HTTP/1.1\r\nHost: localhost\r\n\r\n") for _ in range(30)]
+    stuck = [wire(server, narrow=True).send("GET /big HTTP/1.1\r\nHost: localhost\r\n\r\n") for _ in range(30)]
     assert ask("GET", "/big", to=server).whole
     until(lambda: server.err.count("silent for 1 s") == 30, "all to be hung up on")
     assert not stuck[0].reply().whole
@@ -562,7 +561,7 @@ def test_copied_alone_into_an_empty_folder_it_serves(alone, spawn, ask):
     server = spawn(script, cwd=script.parent)
     assert b"httpserver.py" in ask("GET", "/", to=server).body
     help_text = subprocess.run([sys.executable, "-I", script, "--help"], capture_output=True, text=True, check=True).stdout
-    assert "python3 httpserver.py --read-only" in help_text and "draft-ietf-httpbis-resumable-upload-10 (interop version 8)" in help_text
+    assert "python3 httpserver.py --read-only" in help_text and "draft-ietf-httpbis-resumable-upload-10" in help_text
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
