@@ -129,7 +129,8 @@ class Gone(Exception):
     """The client left, or was too slow: nothing can be said to it any more. The text is for the log."""
 
 
-# --- pure functions: the head of a request (RFC 9112) ---
+# --- pure functions: values in, values out ---
+# The head of a request (RFC 9112).
 TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 LINE = re.compile(rf"({TOKEN}) ([^\x00-\x20\x7f]+) HTTP/([0-9])\.([0-9])")
 # A line ends in CRLF; a lone LF is taken too (§2.2), so that a request can be typed into netcat. A lone CR never is.
@@ -280,7 +281,7 @@ def parameters(query: str) -> dict[str, str]:
     return dict(urllib.parse.parse_qsl(query, keep_blank_values=True, max_num_fields=20)) if query.count("&") < 20 else {}
 
 
-# --- pure functions: conditions, ranges, negotiation (RFC 9110) ---
+# Conditions, ranges, negotiation (RFC 9110).
 CONDITIONS = frozenset(("if-match", "if-none-match", "if-modified-since", "if-unmodified-since"))
 PACKED = {"gzip": "application/gzip", "bzip2": "application/x-bzip2", "xz": "application/x-xz"}
 TAG = re.compile(r'(W/)?("[^"]*")')
@@ -423,7 +424,7 @@ def digest_field(digest: bytes) -> str:
     return f"sha-256=:{base64.b64encode(digest).decode()}:"
 
 
-# --- pure functions: forms, names, the log ---
+# Forms, names, the log.
 FILENAME = re.compile(rb';[ \t]*filename=(?:"((?:[^"\\]|\\.)*)"|([^\s;"]+))', re.IGNORECASE | re.DOTALL)
 FIELD_NAME = re.compile(rb';[ \t]*name="?([^";]*)', re.IGNORECASE)
 UNSAFE_LOG = re.compile(r'[^ !#-\[\]-~]')
@@ -620,32 +621,30 @@ def inside(where: Where, name: str) -> Place:
 
 def entries(where: Where, hidden: bool) -> list[Entry]:
     """What a folder shows, by name: files and folders, no links, nothing that check_name() refuses."""
-    found = []
     with os.scandir(where) as scan:
-        for item in scan:
-            with contextlib.suppress(OSError, Refusal):
-                check_name(item.name, hidden)
-                info = item.stat(follow_symlinks=False)
-                if stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode):
-                    found.append(Entry(item.name, info))
-    return sorted(found)
+        return sorted(filter(None, (entry_of(item, hidden) for item in scan)))
+
+
+def entry_of(item: os.DirEntry[str], hidden: bool) -> Entry | None:
+    with contextlib.suppress(OSError, Refusal):
+        check_name(item.name, hidden)
+        info = item.stat(follow_symlinks=False)
+        if stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode):
+            return Entry(item.name, info)
+    return None
 
 
 def remove_tree(place: Place, depth: int = 0) -> None:
     """Delete a folder and all that is in it; links in it are deleted, not followed."""
     if depth > MAX_DEPTH:
         raise Refusal(403, f"more than {MAX_DEPTH} folders deep")
-    folder = open_leaf(place)
-    try:
-        with os.scandir(folder.where) as scan:
-            for item in scan:
-                below = inside(folder.where, item.name)
-                if item.is_dir(follow_symlinks=False):
-                    remove_tree(below, depth + 1)
-                else:
-                    os.unlink(below.name, dir_fd=below.parent)
-    finally:
-        folder.close()
+    with contextlib.closing(open_leaf(place)) as folder, os.scandir(folder.where) as scan:
+        for item in scan:
+            below = inside(folder.where, item.name)
+            if item.is_dir(follow_symlinks=False):
+                remove_tree(below, depth + 1)
+            else:
+                os.unlink(below.name, dir_fd=below.parent)
     os.rmdir(place.name, dir_fd=place.parent)
 
 
@@ -733,12 +732,11 @@ class Part:
 
 def expire_parts(place: Place) -> None:
     """Delete what nobody has gone on with for too long."""
-    with contextlib.suppress(OSError):
-        folder: Where = place.parent if place.parent is not None else os.path.dirname(place.name)
-        with os.scandir(folder) as scan:
-            for item in scan:
-                if PART.fullmatch(item.name) and time.time() - item.stat(follow_symlinks=False).st_mtime > PART_AGE:
-                    os.unlink(inside(folder, item.name).name, dir_fd=place.parent)
+    folder: Where = place.parent if place.parent is not None else os.path.dirname(place.name)
+    with contextlib.suppress(OSError), os.scandir(folder) as scan:
+        for item in scan:
+            if PART.fullmatch(item.name) and time.time() - item.stat(follow_symlinks=False).st_mtime > PART_AGE:
+                os.unlink(inside(folder, item.name).name, dir_fd=place.parent)
 
 
 def free_space(where: Where) -> int:
@@ -782,11 +780,8 @@ def walk(where: Where, path: str, hidden: bool, depth: int = 0) -> Iterator[Item
         item = Item(path + entry.name + "/" * entry.is_folder, entry, inside(where, entry.name))
         yield item
         if entry.is_folder:
-            folder = open_leaf(item.place)
-            try:
+            with contextlib.closing(open_leaf(item.place)) as folder:
                 yield from walk(folder.where, item.path, hidden, depth + 1)
-            finally:
-                folder.close()
 
 
 def tar_head(item: Item) -> bytes:
@@ -797,21 +792,34 @@ def tar_head(item: Item) -> bytes:
     return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")  # the one format whose names are bytes
 
 
+TAR_END = 1024  # two empty blocks
+
+
 def tar_length(item: Item) -> int:
     return len(tar_head(item)) + (0 if item.entry.is_folder else -(-item.entry.info.st_size // 512) * 512)
 
 
-def tar_pieces(items: Iterable[Item], start: int, end: int) -> Iterator[Piece]:
-    """The bytes from start to end of the archive; files before start are not even opened."""
-    at = 0
+def tar_plan(items: Iterable[Item]) -> tuple[int, str]:
+    """The archive's length, and a tag that changes with any name, size or time in it."""
+    length, sha = TAR_END, hashlib.sha256()
+    for item in items:
+        length += tar_length(item)
+        sha.update(tar_head(item) + etag(item.entry.info).encode())
+    return length, f'"{sha.hexdigest()[:32]}"'
+
+
+def tar_pieces(items: Iterable[Item], start: int, end: int, tag: str) -> Iterator[Piece]:
+    """The bytes from start to end of the archive; files outside of them are not even opened."""
+    at, sha = 0, hashlib.sha256()
     for item in items:
         length = tar_length(item)
-        if at + length > start:
+        sha.update(tar_head(item) + etag(item.entry.info).encode())
+        if start < at + length and at < end:
             yield from clip(tar_item(item), start - at, end - at)
         at += length
-        if at >= end:
-            return
-    yield bytes(end - max(start, at))  # two empty blocks end the archive
+    if tag != f'"{sha.hexdigest()[:32]}"':
+        raise Gone("the folder changed")  # before the end is sent: the client sees that it has not got the whole
+    yield from clip([bytes(TAR_END)], start - at, end - at)
 
 
 def tar_item(item: Item) -> Iterator[Piece]:
@@ -1235,12 +1243,17 @@ class Connection:
             return
         chunked = answer.length is None and request.minor > 0
         self.send(head)
-        self.sent = 0
+        self.sent, left = 0, answer.length or 0
         for piece in answer.pieces:
+            left -= piece.end - piece.start if isinstance(piece, Span) else len(piece)
+            if left < 0 and answer.length is not None:
+                raise Gone("what is sent grew meanwhile")
             if isinstance(piece, Span):
                 self.send_span(piece)
             elif piece:
                 self.send(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
+        if left > 0:
+            raise Gone(f"what is sent shrank by {left} bytes")
         if chunked:
             self.send(b"0\r\n\r\n")
 
@@ -1479,11 +1492,8 @@ def several(descriptor: int, kind: str, ranges: list[tuple[int, int]], size: int
 
 def get_tar(conn: Connection, request: Request, found: Found, name: str) -> Answer:
     """The archive's length and tag come from names, sizes and times alone, so a download that was cut can go on."""
-    hidden, length, sha = conn.server.shared.hidden, 1024, hashlib.sha256()
-    for item in walk(found.where, "", hidden):
-        length += tar_length(item)
-        sha.update(tar_head(item) + etag(item.entry.info).encode())
-    tag, ranges = f'"{sha.hexdigest()[:32]}"', None
+    hidden, ranges = conn.server.shared.hidden, None
+    length, tag = tar_plan(walk(found.where, "", hidden))
     headers = {"Content-Type": "application/x-tar", "Content-Disposition": disposition(name + ".tar"), "ETag": tag,
                "Accept-Ranges": "bytes", "Cache-Control": "no-cache"}
     if status := judge(request.fields, tag, 0, reading=True):
@@ -1495,7 +1505,7 @@ def get_tar(conn: Connection, request: Request, found: Found, name: str) -> Answ
     start, end = ranges[0] if ranges and len(ranges) == 1 else (0, length)
     if ranges and len(ranges) == 1:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{length}"
-    pieces = tar_pieces(walk(found.where, "", hidden), start, end)
+    pieces = tar_pieces(walk(found.where, "", hidden), start, end, tag)
     answer = Answer(206 if "Content-Range" in headers else 200, headers, pieces=pieces, length=end - start)
     answer.tag, answer.size, answer.ranges = tag, length, [(start, end)]
     return answer
@@ -1517,7 +1527,7 @@ def options(conn: Connection, request: Request, body: Body | None) -> Answer:
     return Answer(204, fields)
 
 
-# --- methods: uploads ---
+# Uploads.
 def put(conn: Connection, request: Request, body: Body | None) -> Answer:
     if "content-range" in request.fields:
         raise Refusal(400, "PUT takes whole files; Upload-Offset with PATCH takes parts")  # §14.4
@@ -1599,8 +1609,7 @@ def take_upload(conn: Connection, request: Request, body: Body, place: Place, na
     complete = request.fields.get("upload-complete")
     length = request.fields.get("upload-length") or (request.length if complete == "?1" and not request.chunked else None)
     plan = Plan(names, secrets.token_hex(16), over, None if length is None else int(length), digest)
-    part = Part(place, plan.token)
-    try:
+    with contextlib.closing(Part(place, plan.token)) as part:
         part.lock()
         if complete in ("?0", "?1"):
             expire_parts(place)
@@ -1609,8 +1618,6 @@ def take_upload(conn: Connection, request: Request, body: Body, place: Place, na
         elif digest or "repr-digest" in request.fields.get("trailer", "").lower() or wants_digest(request):
             part.sha = hashlib.sha256()
         return fill_part(conn, request, body, part, plan, complete != "?0")
-    finally:
-        part.close()
 
 
 def announce_upload(conn: Connection, request: Request, plan: Plan) -> None:
@@ -1681,17 +1688,13 @@ def post_form(conn: Connection, request: Request, body: Body) -> Answer:
 def store_part(conn: Connection, request: Request, data: Iterator[bytes], name: str) -> str:
     names = (*request.names, *name.split("/"))
     conn.server.shared.check(names)
-    with conn.server.shared.place(names, make=True) as place:
-        part = Part(place, secrets.token_hex(16))
-        try:
-            part.lock()
-            for piece in data:
-                part.write(piece)
-                if 0 < conn.args.max_size < part.size:
-                    raise Refusal(413, f"more than {conn.args.max_size} bytes are not taken", close=True)
-            final, _ = part.settle(names[-1], "number", None, conn.args.durable)
-        finally:
-            part.close()
+    with conn.server.shared.place(names, make=True) as place, contextlib.closing(Part(place, secrets.token_hex(16))) as part:
+        part.lock()
+        for piece in data:
+            part.write(piece)
+            if 0 < conn.args.max_size < part.size:
+                raise Refusal(413, f"more than {conn.args.max_size} bytes are not taken", close=True)
+        final, _ = part.settle(names[-1], "number", None, conn.args.durable)
     return quoted([*names[:-1], final])
 
 
@@ -1750,7 +1753,7 @@ class FormText:
         return found
 
 
-# --- methods: resuming an upload ---
+# Resuming an upload.
 def upload_limit(conn: Connection, age: int) -> str:
     return f"max-age={age}" + (f", max-size={conn.args.max_size}" if conn.args.max_size else "")
 
@@ -1770,18 +1773,14 @@ def read_plan(request: Request, options: dict[str, str]) -> Plan:
 def resumed(conn: Connection, request: Request, options: dict[str, str]) -> Iterator[tuple[Part, Plan]]:
     """An upload's part, locked. A connection that still writes it has failed without knowing: it is ended."""
     plan = read_plan(request, options)
-    with conn.server.shared.place(plan.names) as place:
-        part = Part(place, plan.token, fresh=False)
-        try:
-            deadline = time.monotonic() + BUSY_WAIT
-            while not part.lock():
-                conn.server.interrupt(part)
-                if time.monotonic() > deadline:
-                    raise Refusal(503, "another connection is writing this upload", {"Retry-After": "2"})
-                time.sleep(0.02)
-            yield part, plan
-        finally:
-            part.close()
+    with conn.server.shared.place(plan.names) as place, contextlib.closing(Part(place, plan.token, fresh=False)) as part:
+        deadline = time.monotonic() + BUSY_WAIT
+        while not part.lock():
+            conn.server.interrupt(part)
+            if time.monotonic() > deadline:
+                raise Refusal(503, "another connection is writing this upload", {"Retry-After": "2"})
+            time.sleep(0.02)
+        yield part, plan
 
 
 def upload_state(conn: Connection, request: Request, options: dict[str, str]) -> Answer:
@@ -1807,7 +1806,7 @@ def patch(conn: Connection, request: Request, body: Body | None) -> Answer:
         return fill_part(conn, request, body, part, plan, fields["upload-complete"] == "?1")
 
 
-# --- methods: delete, make, move ---
+# Delete, make, move.
 def delete(conn: Connection, request: Request, body: Body | None) -> Answer:
     options = parameters(request.query)
     if "upload" in options:

@@ -1,6 +1,7 @@
 """httpserver.py: uploads, forms, deleting, renaming, resuming, archives; and what many, slow or hostile clients do to it."""
 import hashlib
 import io
+import itertools
 import os
 import re
 import resource
@@ -318,17 +319,23 @@ def test_zip_is_whole_and_other_programs_read_it(ask, full_folder):
         assert "empty/" in archive.namelist()
 
 
-def test_an_archive_whose_file_shrinks_meanwhile_ends_short(wire, folder):
+def test_an_archive_whose_folder_changes_meanwhile_ends_short(wire, folder):
     (folder / "big").touch()
     os.truncate(folder / "big", 16 << 20)  # more than the kernel's buffers take
     (folder / "later").write_bytes(bytes(1 << 20))
-    for kind in "tar", "zip":
+    (folder / "z").mkdir()
+    (folder / "z" / "gone").touch()
+    changes = [lambda: os.truncate(folder / "later", (1 << 20) - 1), (folder / "z" / "new").touch, (folder / "z" / "gone").unlink]
+    for kind, change in itertools.product(("tar", "zip"), changes):
+        (folder / "z" / "new").unlink(missing_ok=True)
+        (folder / "z" / "gone").touch()
+        (folder / "later").write_bytes(bytes(1 << 20))
         connection = wire(narrow=True)
         connection.send(f"GET /?{kind} HTTP/1.1\r\nHost: localhost\r\n\r\n")
         connection.more()
-        os.truncate(folder / "later", (1 << 20) - 1 if kind == "tar" else 1)
-        assert not connection.reply().whole
-        (folder / "later").write_bytes(bytes(1 << 20))
+        change()
+        assert not connection.reply().whole, kind
+        assert connection.closed()
 
 
 # --- the end: --requests, --once, signals ---
