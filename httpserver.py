@@ -84,7 +84,7 @@ SLICE = 1 << 24  # bytes asked of one sendfile()
 DRAIN = 65536  # bytes of an unwanted body that are read to keep the connection
 LINGER = 2.0  # seconds that a refused client has for reading why
 GRACE = 2.0  # seconds that Ctrl-C leaves for answers under way
-MIN_RATE = 64  # bytes a second, over each --timeout, below which a body counts as stuck
+MIN_RATE = 64  # bytes a second, over each --timeout of waiting for the client, below which a body counts as stuck
 LOG_DELAY = 0.1  # seconds that log lines are gathered
 ACCEPT_PAUSE = 0.5  # seconds to the next accept() when the system has no descriptor or memory left
 BUSY_WAIT = 2.0  # seconds that the old writer of a part has for letting go of it
@@ -1014,14 +1014,14 @@ class Body:
 class Connection:
     """A socket and what has been read from it. It belongs to the thread that leads, or to the one that it was handed to."""
 
-    __slots__ = ("args", "buffer", "held", "moved", "peer", "scanned", "sent", "server", "sock", "until")
+    __slots__ = ("args", "buffer", "held", "moved", "peer", "scanned", "sent", "server", "sock", "waited")
 
     def __init__(self, server: Server, sock: socket.socket, peer: Address) -> None:
         self.server, self.sock, self.args = server, sock, server.args
         self.peer = address((peer[0], 0)).rpartition(":")[0].strip("[]")
         self.buffer = b""
         self.scanned = self.sent = self.moved = 0
-        self.until = 0.0
+        self.waited = 0.0
         self.held: list[Found] = []  # what is open for the answer under way
 
     def hold(self, found: Found) -> Found:
@@ -1163,7 +1163,7 @@ class Connection:
 
     def exchange(self, request: Request, answer: Answer | None) -> bool:
         """One request, whatever it takes. Whether the connection goes on."""
-        self.sent, self.moved, self.until = 0, 0, time.monotonic() + self.args.timeout
+        self.sent, self.moved, self.waited = 0, 0, 0.0
         body = Body(self, request)
         answer = answer or self.respond(request, body)
         try:
@@ -1317,13 +1317,15 @@ class Connection:
         return line[:-2]
 
     def wait(self, writing: bool) -> None:
-        """Until the socket is ready. Silence has a limit, and so has being slower than a person would bear."""
-        if (now := time.monotonic()) > self.until:
-            if self.moved < MIN_RATE * self.args.timeout:
-                raise TimeoutError(f"slower than {MIN_RATE} bytes a second")
-            self.moved, self.until = 0, now + self.args.timeout
+        """Until the socket is ready. Silence has a limit, and so has dripping; only time spent waiting for the client counts."""
+        began = time.monotonic()
         if not is_ready(self.sock, writing, self.args.timeout):
             raise TimeoutError(f"silent for {self.args.timeout:g} s")
+        self.waited += time.monotonic() - began
+        if self.waited > self.args.timeout:
+            if self.moved < MIN_RATE * self.args.timeout:
+                raise TimeoutError(f"slower than {MIN_RATE} bytes a second")
+            self.moved, self.waited = 0, 0.0
 
 
 def told(problem: Exception) -> str:
