@@ -12,7 +12,7 @@
     curl -F file=@a.txt http://127.0.0.1:8000/       upload as a form does (a name that exists gets a number)
     curl -X DELETE http://127.0.0.1:8000/new.txt     /folder/?recursive for a folder that is not empty
     curl -X MKCOL http://127.0.0.1:8000/folder/      make a folder; -X MOVE -H 'Destination: /other' renames
-    curl -C - -O 'http://127.0.0.1:8000/folder/?tar' a folder as an archive, resumable; ?zip is streamed
+    curl -C - -o x.tar 'http://127.0.0.1:8000/x/?tar'  a folder as an archive, resumable; ?zip is streamed
 
 HTTP/1.1 (RFC 9110, 9112). GET and HEAD know ETag, all conditionals, ranges, and a fresh .gz beside the file; index.html is
 the page of its folder. POST of what is no form is stored under a new name, or under the one in Content-Disposition. Uploads
@@ -2208,7 +2208,7 @@ class Server:
     too, but first hands the lead to another thread: so an idle or slow connection costs a socket, a long transfer a thread,
     and no short request waits for a long one."""
 
-    def __init__(self, args: argparse.Namespace, sock: socket.socket, shared: Shared, stop: Stop) -> None:
+    def __init__(self, args: argparse.Namespace, sock: socket.socket, shared: Shared, stop: Stop, log: int) -> None:
         self.args, self.sock, self.shared, self.stop = args, sock, shared, stop
         self.read_only = args.read_only or bool(shared.only)
         self.allowed = ", ".join(name for name in METHODS if name in READING or not self.read_only)
@@ -2224,9 +2224,9 @@ class Server:
         self.busy: set[Connection] = set()  # handed to a thread
         self.returned: deque[Callable[[], object]] = deque()  # what the leader is to do with connections that threads are done with
         self.writers: dict[str, Connection] = {}  # by part: who is uploading it
-        self.threads = self.waiting = self.count = self.dropped = 0
+        self.threads = self.waiting = self.count = 0
         self.lines: deque[str] = deque()
-        self.log_to = os.open(args.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666) if args.log else 2
+        self.log_to = log
         self.log_at = self.accept_at = 0.0
         self.digests: dict[tuple[int, int, int, int], bytes] = {}
         self.got: dict[tuple[str, str], list[tuple[int, int]]] = {}  # --once: the ranges that each client has of each file
@@ -2504,7 +2504,7 @@ def serve(args: argparse.Namespace) -> int:
     raise_file_limit()
     sys.setswitchinterval(0.001)  # a listing that is being made must not hold up the leader for the usual 5 ms
     mimetypes.init()
-    shared = open_shared(args)
+    shared, log = open_shared(args), open_log(args.log) if args.log else 2
     family, target = resolve(args.host, args.port, socket.SOCK_STREAM)[0]
     if not args.open and not ipaddress.ip_address(target[0].partition("%")[0]).is_loopback:
         raise Failure(2, f"other machines could reach {address(target)}, and nobody would be asked for a password",
@@ -2518,8 +2518,15 @@ def serve(args: argparse.Namespace) -> int:
     with contextlib.closing(Stop()) as stop:
         announce(sock, args)
         if args.workers > 1 and hasattr(os, "fork"):
-            return share_port(args, sock, shared, stop)
-        return Server(args, sock, shared, stop).run()
+            return share_port(args, sock, shared, stop, log)
+        return Server(args, sock, shared, stop, log).run()
+
+
+def open_log(path: str) -> int:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    except OSError as error:
+        raise Failure(23, f"cannot write the log {path} ({error.strerror})", "the access log goes there", "another --log FILE") from None
 
 
 def open_shared(args: argparse.Namespace) -> Shared:
@@ -2532,12 +2539,12 @@ def open_shared(args: argparse.Namespace) -> Shared:
                       f"{SERVER} FOLDER, or the name of one file") from None
 
 
-def share_port(args: argparse.Namespace, sock: socket.socket, shared: Shared, stop: Stop) -> int:
+def share_port(args: argparse.Namespace, sock: socket.socket, shared: Shared, stop: Stop, log: int) -> int:
     """--workers: processes that accept from one listening socket. The parent only waits, and replaces one that dies."""
     children: set[int] = set()
     signal.signal(signal.SIGCHLD, lambda number, frame: None)  # makes select() return
     while not stop.asked:
-        children |= {start_worker(args, sock, shared, stop) for _ in range(args.workers - len(children))}
+        children |= {start_worker(args, sock, shared, stop, log) for _ in range(args.workers - len(children))}
         select.select([stop], [], [])
         stop.drain()
         children -= set(ended_children())
@@ -2554,16 +2561,17 @@ def share_port(args: argparse.Namespace, sock: socket.socket, shared: Shared, st
     return 0
 
 
-def start_worker(args: argparse.Namespace, sock: socket.socket, shared: Shared, inherited: Stop) -> int:
+def start_worker(args: argparse.Namespace, sock: socket.socket, shared: Shared, inherited: Stop, log: int) -> int:
     child = os.fork()
     if child:
         return child
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     inherited.close()
     with contextlib.closing(Stop()) as stop:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent passes it on
         if inherited.asked:  # before there was the new one
             stop.asked = True
-        os._exit(Server(args, sock, shared, stop).run())
+        os._exit(Server(args, sock, shared, stop, log).run())
 
 
 def ended_children() -> Iterator[int]:

@@ -478,11 +478,21 @@ def test_workers_share_the_port_and_end_together(spawn, folder, ask):
     assert not any(os.path.exists(f"/proc/{child}") for child in children)
 
 
+def test_the_log_goes_to_a_file_or_nowhere(spawn, folder, ask, tmp_path):
+    log = tmp_path / "access.log"
+    log.write_text("old\n")
+    ask("GET", "/a.txt", to=spawn("httpserver.py", folder, "--log", log))
+    until(lambda: re.fullmatch(r'old\n127\.0\.0\.1 - - \[.*\] "GET /a\.txt HTTP/1\.1" 200 6\n', log.read_text()), "the line")
+    quiet = spawn("httpserver.py", folder, "--quiet")
+    ask("GET", "/a.txt", to=quiet)
+    assert "GET" not in quiet.stop()
+
+
 def test_what_is_said_about_wrong_command_lines(run, folder):
     for args, code, words in [
         (["--host", "0.0.0.0"], 2, "--open"), (["nowhere"], 26, "cannot share nowhere"), (["--port", "99999"], 2, "65535"), (["--header", "no"], 2, "NAME: VALUE"),
         (["--header", "A: b\r\nC: d"], 2, "NAME: VALUE"), (["--max-size", "big"], 2, "500k"), (["--host", "192.0.2.1", "--open"], 45, "not an address of this machine"),
-        (["--workers", "2", "--once"], 2, "one process"),
+        (["--workers", "2", "--once"], 2, "one process"), (["--log", "nowhere/log"], 23, "cannot write the log"),
     ]:
         done = run("httpserver.py", *args, cwd=folder)
         assert done.code == code and words in done.err and re.search("error: .*\nwhy: .*\ntry: ", done.err), (args, done)
