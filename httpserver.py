@@ -2562,15 +2562,18 @@ def share_port(args: argparse.Namespace, sock: socket.socket, shared: Shared, st
 
 
 def start_worker(args: argparse.Namespace, sock: socket.socket, shared: Shared, inherited: Stop, log: int) -> int:
+    signals = signal.SIGINT, signal.SIGTERM
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # until the child has a Stop of its own: one in between would be lost
     child = os.fork()
     if child:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
         return child
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    inherited.close()
+    inherited.reader.close()  # not inherited.close(): it ignores the signals, and one that waits would be lost
+    inherited.writer.close()
     with contextlib.closing(Stop()) as stop:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent passes it on
-        if inherited.asked:  # before there was the new one
-            stop.asked = True
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
         os._exit(Server(args, sock, shared, stop, log).run())
 
 
