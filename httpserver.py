@@ -1,0 +1,2920 @@
+#!/usr/bin/env python3
+"""Share a folder or a file over HTTP: for browsers, curl, wget and proxies.
+
+    python3 httpserver.py                            the current folder, at http://127.0.0.1:8000/
+    python3 httpserver.py Pictures                   another folder
+    python3 httpserver.py film.mkv --once            one file; ends when somebody has got the whole of it
+    python3 httpserver.py --read-only                nobody can change anything
+    python3 httpserver.py --host 0.0.0.0 --open      for other machines too, without a password
+
+    curl http://127.0.0.1:8000/                      the folder as a page; -H 'Accept: application/json' or text/plain
+    curl -T new.txt http://127.0.0.1:8000/docs/      upload (PUT: 201 new, 204 replaced; missing folders are made)
+    curl -F file=@a.txt http://127.0.0.1:8000/       upload as a form does (a name that exists gets a number)
+    curl -X DELETE http://127.0.0.1:8000/new.txt     /folder/?recursive for a folder that is not empty
+    curl -X MKCOL http://127.0.0.1:8000/folder/      make a folder; -X MOVE -H 'Destination: /other' renames
+    curl -C - -o x.tar 'http://127.0.0.1:8000/x/?tar'  a folder as an archive, resumable; ?zip is streamed
+
+HTTP/1.1 (RFC 9110, 9112). GET and HEAD know ETag, all conditionals, ranges, and a fresh .gz beside the file; index.html is
+the page of its folder. POST of what is no form is stored under a new name, or under the one in Content-Disposition. Uploads
+are received beside their destination and renamed into place when they are whole; Repr-Digest (RFC 9530, sha-256, header or
+trailer) is checked first, and Want-Repr-Digest asks for it. Uploads resume as in draft-ietf-httpbis-resumable-upload-10
+(interop version 8): POST or PUT with Upload-Complete, then HEAD and PATCH of the Location that was answered, for seven days.
+All state is in the folder, so several servers of one folder are one.
+
+Limits: nobody is asked for a password and nothing is encrypted, so other addresses than loopback need --open. Links are not
+followed; names that start with a dot are not served without --hidden. HTML and SVG run no script here, except with --read-only.
+A Host that is no name of this machine is refused, and so is a change that another site's page sends: no web page reaches the
+folder. A proxy in front passes the Host of the address behind it, and the one that the browser asked for as X-Forwarded-Host.
+"""
+from __future__ import annotations
+
+import argparse
+import base64
+import contextlib
+import email.utils
+import errno
+import functools
+import hashlib
+import html
+import ipaddress
+import itertools
+import json
+import mimetypes
+import os
+import re
+import secrets
+import select
+import selectors
+import shutil
+import signal
+import socket
+import stat
+import struct
+import sys
+import tarfile
+import tempfile
+import threading
+import time
+import urllib.parse
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from http import HTTPStatus
+from typing import Any, NamedTuple, NoReturn, TypeVar, Union
+
+VERSION = "1.0"
+SERVER = "python3 httpserver.py"
+PORT = 8000
+MAX_HEAD = 32768  # bytes of a request's head, all of it
+MAX_TARGET = 8192  # bytes of the target in it
+MAX_FIELDS = 100  # header fields in it
+MAX_LINE = 1024  # bytes of a chunk's size line with its extensions
+MAX_TRAILER = 8192  # bytes of the fields after the last chunk, and of the head of one part of a form
+MAX_PARTS = 10000  # parts of a form: a large folder dropped on the page of a browser without JavaScript
+MAX_RANGES = 16  # after coalescing; who asks for more gets the whole file
+MAX_GAP = 100  # bytes between two ranges: about what the head of another part would take
+MAX_DEPTH = 100  # folders in folders that an archive or a deletion goes down
+MAX_PIPELINED = 32  # requests of one connection that are answered before another connection has its turn
+MAX_THREADS = 512  # transfers and folder walks at once
+SPARE_THREADS = 4  # threads kept for the next slow request
+MAX_LINGERING = 256  # refused connections kept open until the client has read why
+SMALL = 131072  # bytes of an answer that is sent without handing over the lead
+PIECE = 262144  # bytes read or written at a time
+SLICE = 1 << 24  # bytes asked of one sendfile()
+DRAIN = 65536  # bytes of an unwanted body that are read to keep the connection
+LINGER = 2.0  # seconds that a refused client has for reading why
+GRACE = 2.0  # seconds that Ctrl-C leaves for answers under way
+MIN_RATE = 64  # bytes a second, over each --timeout of waiting for the client, below which a body counts as stuck
+LOG_DELAY = 0.1  # seconds that log lines are gathered
+ACCEPT_PAUSE = 0.5  # seconds to the next accept() when the system has no descriptor or memory left
+BUSY_WAIT = 2.0  # seconds that the old writer of a part has for letting go of it
+PART_AGE = 7 * 86400  # seconds that an interrupted upload can be resumed
+FREE_CHECK = 1 << 26  # bytes of an upload after which free space is looked at again
+MAX_DIGESTS = 10000  # files whose digest is remembered
+PART = re.compile(r"\.six-[0-9a-f]{32}\.part")
+INTEROP = "8"  # the version of the resumable-upload draft that a client must name to be sent interim answers
+READING = ("GET", "HEAD", "OPTIONS")
+CHANGING = ("PUT", "POST", "DELETE", "MKCOL", "MOVE", "PATCH")
+ACTIVE = re.compile(r"text/html|application/xhtml\+xml|.*[/+]xml")  # types in which a browser runs script
+DIR_FD = {os.open, os.stat, os.mkdir, os.unlink, os.rmdir, os.rename} <= os.supports_dir_fd and os.scandir in os.supports_fd
+FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
+# O_NONBLOCK: opening a FIFO must not wait for its writer
+LEAF = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+FRESH = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+
+# What the system says, as the status and the fixed text that the client gets: never a local path.
+PROBLEMS = {
+    errno.ENOENT: (404, "there is no such file or folder"), errno.ENOTDIR: (404, "there is no such file or folder"),
+    errno.ELOOP: (403, "links are not followed"), errno.EMLINK: (403, "links are not followed"),
+    errno.EACCES: (403, "the server may not do that here"), errno.EPERM: (403, "the server may not do that here"),
+    errno.EROFS: (403, "the server cannot write there"), errno.ENAMETOOLONG: (400, "the name is too long"),
+    errno.EINVAL: (400, "the system takes no such name"), errno.EILSEQ: (400, "the system takes no such name"),
+    errno.ENXIO: (403, "only files and folders are served"), errno.EISDIR: (409, "a folder has that name"),
+    errno.EEXIST: (412, "that name exists"), errno.ENOTEMPTY: (409, "the folder is not empty (?recursive deletes it all the same)"),
+    errno.ENOSPC: (507, "the disk is full"), errno.EFBIG: (507, "too large for the disk"), errno.EXDEV: (409, "not on the same disk"),
+    errno.EMFILE: (503, "too many open files"), errno.ENFILE: (503, "too many open files"),
+}
+
+
+class Refusal(Exception):
+    """What the client gets instead: a status, a sentence, header fields. With close the connection cannot go on."""
+
+    def __init__(self, status: int, text: str, fields: dict[str, str] | None = None, close: bool = False) -> None:
+        super().__init__(text)
+        self.status, self.text, self.fields, self.close = status, text, fields or {}, close
+        self.mute = False  # the answer to HEAD: no body (§9.3.2)
+
+
+class Gone(Exception):
+    """The client left, or was too slow: nothing can be said to it any more. The text is for the log."""
+
+
+# --- pure functions: values in, values out ---
+# The head of a request (RFC 9112).
+TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+LINE = re.compile(rf"({TOKEN}) ([^\x00-\x20\x7f]+) HTTP/([0-9])\.([0-9])")
+# A line ends in CRLF; a lone LF is taken too (§2.2), so that a request can be typed into netcat. A lone CR never is.
+HEAD = re.compile(rf"({TOKEN}) ([^\x00-\x20\x7f]+) HTTP/1\.([0-9])\r?\n((?:{TOKEN}:[^\x00-\x08\x0a-\x1f\x7f]*\r?\n)*)\r?\n")
+FIELD = re.compile(rf"({TOKEN}):[ \t]*([^\r\n]*)")
+HEAD_END = re.compile(rb"\n\r?\n")
+EMPTY_LINES = re.compile(rb"(?:\r?\n)+")
+HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z_~!$&'()*+,;=%.-]*)(?::[0-9]*)?")
+BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+DIGITS = re.compile(r"[0-9]{1,18}")
+WINDOWS_NAME = re.compile(r'.*[\\:<>"|?*\x00-\x1f].*|.*[. ]|(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?', re.DOTALL)
+
+
+class Request:
+    """A request's head, checked: everything in it can be relied upon."""
+
+    __slots__ = ("chunked", "fields", "host", "keep", "length", "line", "method", "minor", "names", "query", "slash", "target")
+
+    def __init__(self, method: str, target: str, minor: int, fields: dict[str, str]) -> None:
+        self.method, self.target, self.minor, self.fields = method, target, minor, fields
+        self.line = f"{method} {target} HTTP/1.{minor}"
+        self.chunked, self.length = framing(fields, minor)
+        words = [word.strip() for word in fields.get("connection", "").lower().split(",")]
+        self.keep = "close" not in words if minor else "keep-alive" in words  # (§9.3)
+        self.host, path = split_target(method, target, fields.get("host"), minor)
+        self.names, self.slash, self.query = parse_path(path)
+
+    @property
+    def has_body(self) -> bool:
+        return self.chunked or self.length > 0
+
+
+def parse_head(head: str) -> Request:
+    found = HEAD.fullmatch(head)
+    if not found:
+        raise malformed(head)
+    method, target, minor, lines = found.groups()
+    if len(target) > MAX_TARGET:
+        raise Refusal(414, "the target is too long", close=True)
+    fields: dict[str, str] = {}
+    pairs = FIELD.findall(lines)
+    if len(pairs) > MAX_FIELDS:
+        raise Refusal(431, f"more than {MAX_FIELDS} header fields", close=True)
+    for name, value in pairs:
+        name = name.lower()
+        value = value.rstrip(" \t")
+        fields[name] = f"{fields[name]}, {value}" if name in fields else value
+    return Request(method, target, int(minor), fields)
+
+
+def too_long(head: bytes) -> Refusal:
+    if b"\n" not in head[:MAX_TARGET]:
+        return Refusal(414, "the target is too long", close=True)
+    return Refusal(431, f"the head is longer than {MAX_HEAD} bytes", close=True)
+
+
+def malformed(head: str) -> Refusal:
+    """Why a head is none."""
+    line = LINE.fullmatch(re.split(r"\r?\n", head, maxsplit=1)[0])
+    if line and line[3] > "1":
+        return Refusal(505, "HTTP/1.1 is spoken here", close=True)
+    if not line or line[3] == "0":
+        return Refusal(400, "the request line is not METHOD TARGET HTTP/1.1, with single spaces", close=True)
+    return Refusal(400, "a header line is not NAME: VALUE", close=True)  # folded, without colon, a space before it, a lone CR
+
+
+def framing(fields: dict[str, str], minor: int) -> tuple[bool, int]:
+    """How the body is delimited: chunked, or its length (§6.3). Where there is doubt, a proxy could see another request than we."""
+    coding = fields.get("transfer-encoding")
+    length = fields.get("content-length")
+    if coding is None:
+        if length is None:
+            return False, 0
+        values = {value.strip(" \t") for value in length.split(",")}
+        if len(values) != 1 or not DIGITS.fullmatch(min(values)):
+            raise Refusal(400, "Content-Length is not one number", close=True)
+        return False, int(min(values))
+    if length is not None or not minor:
+        raise Refusal(400, "Transfer-Encoding with Content-Length or in HTTP/1.0", close=True)
+    codings = [word.strip(" \t").lower() for word in coding.split(",")]
+    if codings == ["chunked"]:
+        return True, 0
+    if "chunked" in codings[:-1]:
+        raise Refusal(400, "chunked must be the last transfer coding", close=True)
+    raise Refusal(501, "no other transfer coding than chunked", close=True)
+
+
+def split_target(method: str, target: str, host: str | None, minor: int) -> tuple[str, str]:
+    """The host that was asked, and the path with the query. (§3.2: origin, absolute, authority and asterisk form)"""
+    if host is None and minor or host is not None and not HOST.fullmatch(host):
+        raise Refusal(400, "exactly one valid Host is needed", close=True)
+    if target[0] == "/":
+        return host or "", target
+    if method == "CONNECT":
+        raise Refusal(405, "this is no proxy", {"Allow": ", ".join(READING)}, close=True)
+    if target == "*" and method == "OPTIONS":
+        return host or "", "/"
+    scheme, mark, rest = target.partition("://")
+    authority = re.split(r"[/?]", rest, maxsplit=1)[0]
+    if scheme.lower() not in ("http", "https") or not mark or not authority or not HOST.fullmatch(authority):
+        raise Refusal(400, "the target is neither a path nor a URL", close=True)
+    path = rest[len(authority):]
+    return authority, path if path[:1] == "/" else "/" + path
+
+
+@functools.lru_cache(maxsize=256)
+def parse_path(target: str) -> tuple[tuple[str, ...], bool, str]:
+    """A path as the names in it, decoded once, whether it ends in a slash, and the query. An encoded slash is no separator."""
+    path, _, query = target.partition("?")
+    if BAD_ESCAPE.search(path):
+        raise Refusal(400, "a percent sign must be followed by two hex digits")
+    names = [os.fsdecode(urllib.parse.unquote_to_bytes(part.encode("latin-1"))) for part in path[1:].split("/")]
+    slash = names[-1] == ""
+    if slash:
+        names.pop()
+    return tuple(names), slash, query
+
+
+def check_name(name: str, hidden: bool) -> None:
+    """The one judgement on names, for every method. What passes is a name inside its folder and nothing else."""
+    if "\0" in name:
+        raise Refusal(400, "a name holds no NUL")
+    if name in ("", ".", "..") or "/" in name or os.name == "nt" and WINDOWS_NAME.fullmatch(name):
+        raise Refusal(403, "that is not the name of a file or folder")
+    if PART.fullmatch(name) or name[0] == "." and not hidden:
+        raise Refusal(403, "hidden names are not served")
+
+
+@functools.lru_cache(maxsize=256)
+def is_own_host(host: str, names: frozenset[str]) -> bool:
+    """Whether a Host means this machine. A foreign name that was made to lead here (DNS rebinding) does not."""
+    found = HOST.fullmatch(host)
+    name = found[1].lower().rstrip(".") if found else ""
+    if name in names or name.endswith(".localhost"):
+        return True
+    with contextlib.suppress(ValueError):
+        return bool(ipaddress.ip_address(name.strip("[]")))
+    return False
+
+
+def quoted(names: Iterable[str], slash: bool = False) -> str:
+    """Names as a path: it starts with exactly one slash, and holds nothing that has a meaning in a URL or a header."""
+    path = "/" + "/".join(urllib.parse.quote_from_bytes(os.fsencode(name), safe="") for name in names)
+    return path + "/" if slash and path != "/" else path
+
+
+def parameters(query: str) -> dict[str, str]:
+    return dict(urllib.parse.parse_qsl(query, keep_blank_values=True, max_num_fields=20)) if query.count("&") < 20 else {}
+
+
+# Conditions, ranges, negotiation (RFC 9110).
+CONDITIONS = frozenset(("if-match", "if-none-match", "if-modified-since", "if-unmodified-since"))
+PACKED = {"gzip": "application/gzip", "bzip2": "application/x-bzip2", "xz": "application/x-xz"}
+TAG = re.compile(r'(W/)?("[^"]*")')
+RANGE = re.compile(r"[ \t]*([0-9]{0,40})-([0-9]{0,40})[ \t]*")
+
+
+def etag(info: os.stat_result, coding: str = "") -> str:
+    return f'"{info.st_mtime_ns:x}-{info.st_size:x}-{info.st_ino:x}{coding}"'
+
+
+@functools.lru_cache(maxsize=1024)
+def http_date(seconds: int) -> str:
+    return email.utils.formatdate(seconds, usegmt=True)
+
+
+@functools.lru_cache(maxsize=1024)
+def parse_date(text: str) -> float | None:
+    with contextlib.suppress(ValueError, TypeError, IndexError, OverflowError):
+        return email.utils.parsedate_to_datetime(text).timestamp()
+    return None
+
+
+def matches(listed: str, tag: str | None, weak: bool) -> bool:
+    """Whether an entity tag is in a list of them; a star means any that exists (§13.1.1, §13.1.2)."""
+    if listed.strip() == "*" or tag is None:
+        return tag is not None
+    return any(found[1] == tag and (weak or not found[0]) for found in TAG.findall(listed))
+
+
+def judge(fields: dict[str, str], tag: str | None, mtime: int, reading: bool) -> int:
+    """The preconditions in their order (§13.2.2): 0 to go on, 304 or 412. A tag of None means that nothing is there."""
+    since, until = (parse_date(fields.get(f"if-{word}-since", "")) for word in ("modified", "unmodified"))
+    if "if-match" in fields:
+        if not matches(fields["if-match"], tag, weak=False):
+            return 412
+    elif until is not None and (tag is None or mtime > until):
+        return 412
+    if "if-none-match" in fields:
+        if matches(fields["if-none-match"], tag, weak=True):
+            return 304 if reading else 412
+    elif reading and since is not None and mtime <= since:
+        return 304
+    return 0
+
+
+def range_applies(condition: str | None, tag: str, mtime: int, now: float) -> bool:
+    """If-Range (§13.1.5): a strong tag, or exactly the date of a file that has not changed within the last second."""
+    if condition is None or condition == tag:
+        return True
+    return parse_date(condition) == mtime and now - mtime > 1
+
+
+def parse_ranges(text: str, size: int) -> list[tuple[int, int]] | None:
+    """The (start, end) that a Range asks for, ascending; [] when none can be had, None when it is to be ignored."""
+    unit, _, listed = text.partition("=")
+    if unit.strip().lower() != "bytes" or listed.count(",") > 1000:
+        return None
+    ranges = []
+    for part in filter(str.strip, listed.split(",")):
+        found = RANGE.fullmatch(part)
+        if not found or found[1] == found[2] == "" or found[1] and found[2] and int(found[2]) < int(found[1]):
+            return None
+        if not found[1] and int(found[2]) and not size:
+            return None  # the last N of an empty file: it can be had, and is empty (§14.1.2)
+        start = int(found[1]) if found[1] else max(0, size - int(found[2]))
+        end = min(size, int(found[2]) + 1) if found[1] and found[2] else size
+        if start < end:
+            ranges.append((start, end))
+    if not listed.strip(" \t,"):
+        return None
+    merged = coalesce(ranges, MAX_GAP)
+    return merged if len(merged) <= MAX_RANGES else None
+
+
+def coalesce(ranges: Iterable[tuple[int, int]], gap: int = 0) -> list[tuple[int, int]]:
+    merged: list[tuple[int, int]] = []
+    for start, end in sorted(ranges):
+        if merged and start <= merged[-1][1] + gap:
+            merged[-1] = merged[-1][0], max(end, merged[-1][1])
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def weights(text: str) -> dict[str, float]:
+    """A list such as Accept as {word: q}; what cannot be read counts as 0."""
+    found = {}
+    for item in text.lower().split(","):
+        word, *rest = (part.strip() for part in item.split(";"))
+        q = next((part[2:] for part in rest if part[:2] == "q="), "1")
+        found[word] = float(q) if re.fullmatch(r"[01](\.[0-9]{0,3})?", q) else 0.0
+    return found
+
+
+def takes_gzip(accept: str) -> bool:
+    wanted = weights(accept)
+    return wanted.get("gzip", wanted.get("x-gzip", wanted.get("*", 0.0))) > 0
+
+
+def listing_type(accept: str) -> str:
+    """Which form of a folder a client wants: HTML unless one of the others is named and weighs more."""
+    wanted = weights(accept)
+    page = max(wanted.get("text/html", 0.0), 0.0 if "text/html" in wanted else wanted.get("*/*", 0.0) / 2)
+    best = max(("application/json", "text/plain"), key=lambda kind: wanted.get(kind, 0.0))
+    return best if wanted.get(best, 0.0) > page else "text/html"
+
+
+@functools.lru_cache(maxsize=1024)
+def media_type(extension: str) -> str:
+    """The type of a name's extension. A compressed file is what it is, not a coding of something else."""
+    packed = mimetypes.encodings_map.get(extension)
+    if packed:
+        return PACKED.get(packed, "application/octet-stream")
+    kind = mimetypes.types_map.get(extension, "application/octet-stream")
+    return f"{kind}; charset=utf-8" if kind.startswith("text/") or kind.endswith(("javascript", "json")) else kind
+
+
+def type_of(name: str) -> str:
+    return media_type(os.path.splitext(name)[1].lower())
+
+
+def disposition(name: str) -> str:
+    """Content-Disposition for a download: in ASCII for the old, in UTF-8 for all others (RFC 6266)."""
+    plain = re.sub(r'[^ !#-\[\]-~]|%', "_", name)
+    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{urllib.parse.quote_from_bytes(os.fsencode(name), safe='')}"
+
+
+def parse_digest(text: str) -> bytes | None:
+    """The sha-256 of a Repr-Digest field (RFC 9530)."""
+    found = re.search(r"(?:^|,)[ \t]*sha-256=:([A-Za-z0-9+/]{43}=):", text)
+    return base64.b64decode(found[1]) if found else None
+
+
+def wants_digest(request: Request) -> bool:
+    """Whether Want-Repr-Digest asks for sha-256: its weights go from 0 to 10."""
+    return bool(re.search(r"(?:^|,)[ \t]*sha-256=(?:[1-9]|10)[ \t]*(?:,|$)", request.fields.get("want-repr-digest", "")))
+
+
+def digest_field(digest: bytes) -> str:
+    return f"sha-256=:{base64.b64encode(digest).decode()}:"
+
+
+# Forms, names, the log.
+FILENAME = re.compile(rb';[ \t]*filename=(?:"((?:[^"\\]|\\.)*)"|([^\s;"]+))', re.IGNORECASE | re.DOTALL)
+FIELD_NAME = re.compile(rb';[ \t]*name="?([^";]*)', re.IGNORECASE)
+UNSAFE_LOG = re.compile(r'[^ !#-\[\]-~]')
+
+
+def boundary_of(content_type: str) -> bytes:
+    found = re.search(r';[ \t]*boundary=(?:"([^"]{1,70})"|([^\s;"]{1,70}))', content_type, re.IGNORECASE)
+    if not found:
+        raise Refusal(400, "a form needs a boundary", close=True)
+    return (found[1] or found[2]).encode("latin-1")
+
+
+def form_file(head: bytes) -> str | None:
+    """The name of the file that a part of a form is, "" when none was chosen, None when it is another field (RFC 7578).
+    Only the last component counts, except in a field called folder: there the path below the chosen folder."""
+    line = next((line for line in head.split(b"\r\n") if line.lower().startswith(b"content-disposition:")), b"")
+    found = FILENAME.search(line)
+    if not found:
+        return None
+    raw = found[2] or found[1].replace(b'\\"', b'"').replace(b"\\\\", b"\\")
+    for escape, byte in (b"%22", b'"'), (b"%0D", b"\r"), (b"%0A", b"\n"):
+        raw = raw.replace(escape, byte)
+    name, field = os.fsdecode(raw), FIELD_NAME.search(line)
+    return name if field and field[1] == b"folder" else re.split(r"[/\\]", name)[-1]
+
+
+def suggested_name(request: Request) -> str:
+    """What a body that was posted to a folder is to be called: as Content-Disposition says, or by time and type."""
+    wanted = request.fields.get("content-disposition", "")
+    found = re.search(r"filename\*=UTF-8''([^\s;]+)", wanted, re.IGNORECASE)
+    plain = re.search(r'filename="?([^";]+)', wanted, re.IGNORECASE)
+    if found or plain:
+        raw = urllib.parse.unquote_to_bytes(found[1]) if found else plain[1].encode("latin-1") if plain else b""
+        return re.split(r"[/\\]", os.fsdecode(raw))[-1]
+    kind = request.fields.get("content-type", "").partition(";")[0].strip().lower()
+    return time.strftime("upload-%Y%m%d-%H%M%S") + (mimetypes.guess_extension(kind) or ".bin" if kind else ".bin")
+
+
+def numbered(name: str, number: int) -> str:
+    """a.txt, a (1).txt, a (2).txt, never longer than a file system takes."""
+    if not number:
+        return name
+    stem, extension = os.path.splitext(name)
+    suffix = f" ({number}){extension}"
+    return os.fsdecode(os.fsencode(stem)[:255 - len(os.fsencode(suffix))]) + suffix
+
+
+def log_safe(text: str) -> str:
+    return UNSAFE_LOG.sub(lambda found: f"\\x{ord(found[0]):02x}", text[:1000])
+
+
+@functools.lru_cache(maxsize=16)
+def log_time(seconds: int) -> str:
+    """[10/Oct/2000:13:55:36 -0700], months in English whatever the locale."""
+    now = time.localtime(seconds)
+    month = ("", "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")[now.tm_mon]
+    return f"[{now.tm_mday:02}/{month}/{now.tm_year}:{time.strftime('%H:%M:%S %z', now)}]"
+
+
+# --- the folder: nothing outside of it, and only whole files in it ---
+Data = Union[bytes, memoryview]  # noqa: UP007  (3.9)
+Where = Union[int, str]  # noqa: UP007  (3.9) an open folder; its path where the system has no dir_fd
+
+
+class Place(NamedTuple):
+    """A name in an open folder, as the os functions take it: a path and no folder where the system has no dir_fd."""
+    parent: int | None
+    name: str
+
+    def beside(self, name: str) -> Place:
+        return Place(self.parent, name if self.parent is not None else os.path.join(os.path.dirname(self.name), name))
+
+    def stat(self) -> os.stat_result | None:
+        with contextlib.suppress(FileNotFoundError):
+            return os.stat(self.name, dir_fd=self.parent, follow_symlinks=False)
+        return None
+
+    def regular(self) -> os.stat_result | None:
+        """What stands there, if it is a file that may be replaced; nothing else may."""
+        info = self.stat()
+        if info and stat.S_ISDIR(info.st_mode):
+            raise Refusal(409, "a folder has that name")
+        if info and not stat.S_ISREG(info.st_mode):
+            raise Refusal(403, "only files and folders are served")
+        return info
+
+
+class Found(NamedTuple):
+    """Something that is open: a file's descriptor or a folder, and its facts."""
+    where: Where
+    info: os.stat_result
+
+    @property
+    def is_folder(self) -> bool:
+        return stat.S_ISDIR(self.info.st_mode)
+
+    def close(self) -> None:
+        if isinstance(self.where, int):
+            os.close(self.where)
+
+
+class Entry(NamedTuple):
+    name: str
+    info: os.stat_result
+
+    @property
+    def is_folder(self) -> bool:
+        return stat.S_ISDIR(self.info.st_mode)
+
+
+class Shared:
+    """The folder that is shared, or the one file in it. Every name from the network becomes something open in here
+    and nowhere else: component by component, no link followed."""
+
+    def __init__(self, path: str, hidden: bool) -> None:
+        self.only = None if os.path.isdir(path) else os.path.basename(path)
+        self.path = os.path.realpath(os.path.dirname(path) or "." if self.only else path)
+        self.hidden = hidden or bool(self.only)
+        self.root = os.open(self.path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)) if DIR_FD else None
+
+    def check(self, names: Sequence[str]) -> None:
+        for name in names:
+            check_name(name, self.hidden)
+        if self.only and tuple(names) != (self.only,):
+            raise Refusal(404, "only one file is served here")
+
+    def locate(self, names: Sequence[str], make: bool = False) -> Place:
+        """The place that a path means; its folder is open until release(). With make, missing folders on the way are made."""
+        self.check(names)
+        if not DIR_FD:
+            return self.resolve(names, make)
+        parent = self.root
+        for name in names[:-1]:
+            try:
+                down = self.step(parent, name, make)
+            finally:
+                self.release(Place(parent, ""))
+            parent = down
+        return Place(parent, names[-1] if names else ".")
+
+    def step(self, parent: int | None, name: str, make: bool) -> int:
+        try:
+            return os.open(name, FOLDER, dir_fd=parent)
+        except FileNotFoundError:
+            if not make:
+                raise
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, dir_fd=parent)
+        return os.open(name, FOLDER, dir_fd=parent)
+
+    def resolve(self, names: Sequence[str], make: bool) -> Place:
+        """Without dir_fd: a path that is its own real path goes through no link."""
+        path = os.path.join(self.path, *names)
+        if os.path.normcase(os.path.realpath(path)) != os.path.normcase(path):
+            raise Refusal(403, "links are not followed")
+        if make:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+        return Place(None, path)
+
+    def release(self, place: Place) -> None:
+        if place.parent is not None and place.parent != self.root:
+            os.close(place.parent)
+
+    @contextlib.contextmanager
+    def place(self, names: Sequence[str], make: bool = False) -> Iterator[Place]:
+        place = self.locate(names, make)
+        try:
+            yield place
+        finally:
+            self.release(place)
+
+    def open(self, names: Sequence[str]) -> Found:
+        place = self.locate(names)
+        try:
+            return open_leaf(place)
+        finally:
+            self.release(place)
+
+
+def open_leaf(place: Place) -> Found:
+    if not DIR_FD and os.path.isdir(place.name):
+        return Found(place.name, os.stat(place.name))
+    descriptor = os.open(place.name, LEAF, dir_fd=place.parent)
+    info = os.fstat(descriptor)
+    if stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode):
+        return Found(descriptor, info)
+    os.close(descriptor)
+    raise Refusal(403, "only files and folders are served")
+
+
+def inside(where: Where, name: str) -> Place:
+    return Place(where, name) if isinstance(where, int) else Place(None, os.path.join(where, name))
+
+
+def entries(where: Where, hidden: bool) -> list[Entry]:
+    """What a folder shows, by name: files and folders, no links, nothing that check_name() refuses."""
+    with os.scandir(where) as scan:
+        return sorted(filter(None, (entry_of(item, hidden) for item in scan)))
+
+
+def entry_of(item: os.DirEntry[str], hidden: bool) -> Entry | None:
+    with contextlib.suppress(OSError, Refusal):
+        check_name(item.name, hidden)
+        info = item.stat(follow_symlinks=False)
+        if stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode):
+            return Entry(item.name, info)
+    return None
+
+
+def remove_tree(place: Place, depth: int = 0) -> None:
+    """Delete a folder and all that is in it; links in it are deleted, not followed."""
+    if depth > MAX_DEPTH:
+        raise Refusal(403, f"more than {MAX_DEPTH} folders deep")
+    with contextlib.closing(open_leaf(place)) as folder, os.scandir(folder.where) as scan:
+        for item in scan:
+            below = inside(folder.where, item.name)
+            if item.is_dir(follow_symlinks=False):
+                remove_tree(below, depth + 1)
+            else:
+                os.unlink(below.name, dir_fd=below.parent)
+    os.rmdir(place.name, dir_fd=place.parent)
+
+
+def rename(old: Place, new: Place) -> None:
+    os.replace(old.name, new.name, src_dir_fd=old.parent, dst_dir_fd=new.parent)
+
+
+def rename_new(old: Place, new: Place) -> None:
+    """A rename that does not replace: of two writers one wins."""
+    try:
+        os.link(old.name, new.name, src_dir_fd=old.parent, dst_dir_fd=new.parent, follow_symlinks=False)
+        os.unlink(old.name, dir_fd=old.parent)
+    except (PermissionError, NotImplementedError, AttributeError):  # no hard links, as on a USB stick: take the name first
+        os.close(os.open(new.name, FRESH, 0o666, dir_fd=new.parent))
+        rename(old, new)
+
+
+class Part:
+    """A file on its way in: hidden beside its place, locked while written, renamed when it is whole."""
+
+    def __init__(self, place: Place, token: str, fresh: bool = True) -> None:
+        self.place, self.own = place, place.beside(f".six-{token}.part")
+        self.descriptor = os.open(self.own.name, FRESH if fresh else FRESH & ~(os.O_CREAT | os.O_EXCL), 0o666, dir_fd=place.parent)
+        self.kept = not fresh
+        self.size = os.fstat(self.descriptor).st_size
+        self.sha: Any = None
+
+    def lock(self) -> bool:
+        """Whether no other writer, of this process or another, has it."""
+        try:
+            import fcntl  # not at the top: Windows has none, and there an open file cannot be replaced anyway
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            pass
+        except OSError:
+            return False
+        self.size = os.fstat(self.descriptor).st_size
+        os.lseek(self.descriptor, self.size, os.SEEK_SET)
+        return True
+
+    def write(self, data: Data) -> None:
+        if self.sha:
+            self.sha.update(data)
+        self.size += len(data)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self.descriptor, view):]
+
+    def settle(self, name: str, over: str, old: os.stat_result | None, durable: bool) -> tuple[str, os.stat_result]:
+        """Put it in its place: "replace" what stands there, only as a "new" name, or with a "number". Its name and facts."""
+        if old:
+            with contextlib.suppress(OSError, AttributeError):
+                os.fchmod(self.descriptor, stat.S_IMODE(old.st_mode) & 0o777)
+        if durable:
+            os.fsync(self.descriptor)
+        info = os.fstat(self.descriptor)
+        os.close(self.descriptor)  # Windows renames no open file
+        self.descriptor = -1
+        final = next(self.try_names(name, over))
+        self.kept = True  # in its place: nothing to clear away
+        if durable and self.place.parent is not None:
+            os.fsync(self.place.parent)
+        return final, info
+
+    def try_names(self, name: str, over: str) -> Iterator[str]:
+        if over == "replace":
+            rename(self.own, self.place.beside(name))
+            yield name
+        for number in range(1000):
+            try:
+                rename_new(self.own, self.place.beside(numbered(name, number)))
+                yield numbered(name, number)
+            except FileExistsError:
+                if over == "new":
+                    raise
+        raise Refusal(409, "that name exists a thousand times")
+
+    def close(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+        if not self.kept:
+            with contextlib.suppress(OSError):
+                os.unlink(self.own.name, dir_fd=self.place.parent)
+
+
+def expire_parts(place: Place) -> None:
+    """Delete what nobody has gone on with for too long."""
+    folder: Where = place.parent if place.parent is not None else os.path.dirname(place.name)
+    with contextlib.suppress(OSError), os.scandir(folder) as scan:
+        for item in scan:
+            if PART.fullmatch(item.name) and time.time() - item.stat(follow_symlinks=False).st_mtime > PART_AGE:
+                os.unlink(inside(folder, item.name).name, dir_fd=place.parent)
+
+
+def free_space(where: Where) -> int:
+    if isinstance(where, int) and hasattr(os, "fstatvfs"):
+        info = os.fstatvfs(where)
+        return info.f_bavail * info.f_frsize
+    return shutil.disk_usage(where).free
+
+
+# --- archives: a folder as one stream whose length is known before ---
+class Span(NamedTuple):
+    """Bytes of an open file: what sendfile() takes."""
+    descriptor: int
+    start: int
+    end: int
+
+
+Piece = Union[bytes, Span]  # noqa: UP007
+
+
+class Item(NamedTuple):
+    """A file or folder in an archive. The folder that it is in stays open as long as the walk stands at it."""
+    path: str
+    entry: Entry
+    place: Place
+
+    def open(self) -> int:
+        """The file, if it still is the one that was listed: its length has been promised."""
+        found = open_leaf(self.place)
+        if etag(found.info) == etag(self.entry.info) and isinstance(found.where, int):
+            return found.where
+        found.close()
+        raise Gone(f"{log_safe(self.path)} changed")
+
+
+def walk(where: Where, path: str, hidden: bool, depth: int = 0) -> Iterator[Item]:
+    """Everything in a folder, depth first and by name, so that two walks give the same; one folder's names in memory at a time."""
+    if depth > MAX_DEPTH:
+        raise Refusal(403, f"more than {MAX_DEPTH} folders deep")
+    for entry in entries(where, hidden):
+        item = Item(path + entry.name + "/" * entry.is_folder, entry, inside(where, entry.name))
+        yield item
+        if entry.is_folder:
+            with contextlib.closing(open_leaf(item.place)) as folder:
+                yield from walk(folder.where, item.path, hidden, depth + 1)
+
+
+def tar_head(item: Item) -> bytes:
+    info = tarfile.TarInfo(item.path.rstrip("/"))
+    info.mode = stat.S_IMODE(item.entry.info.st_mode) & 0o777
+    info.mtime = int(item.entry.info.st_mtime)
+    info.type, info.size = (tarfile.DIRTYPE, 0) if item.entry.is_folder else (tarfile.REGTYPE, item.entry.info.st_size)
+    return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")  # the one format whose names are bytes
+
+
+TAR_END = 1024  # two empty blocks
+
+
+def tar_length(item: Item) -> int:
+    return len(tar_head(item)) + (0 if item.entry.is_folder else -(-item.entry.info.st_size // 512) * 512)
+
+
+def tar_plan(items: Iterable[Item]) -> tuple[int, str]:
+    """The archive's length, and a tag that changes with any name, size or time in it."""
+    length, sha = TAR_END, hashlib.sha256()
+    for item in items:
+        length += tar_length(item)
+        sha.update(tar_head(item) + etag(item.entry.info).encode())
+    return length, f'"{sha.hexdigest()[:32]}"'
+
+
+def tar_pieces(items: Iterable[Item], start: int, end: int, tag: str) -> Iterator[Piece]:
+    """The bytes from start to end of the archive; files outside of them are not even opened."""
+    at, sha = 0, hashlib.sha256()
+    for item in items:
+        length = tar_length(item)
+        sha.update(tar_head(item) + etag(item.entry.info).encode())
+        if start < at + length and at < end:
+            yield from clip(tar_item(item), start - at, end - at)
+        at += length
+    if tag != f'"{sha.hexdigest()[:32]}"':
+        raise Gone("the folder changed")  # before the end is sent: the client sees that it has not got the whole
+    yield from clip([bytes(TAR_END)], start - at, end - at)
+
+
+def tar_item(item: Item) -> Iterator[Piece]:
+    yield tar_head(item)
+    if not item.entry.is_folder and item.entry.info.st_size:
+        descriptor = item.open()
+        try:
+            yield Span(descriptor, 0, item.entry.info.st_size)
+        finally:
+            os.close(descriptor)
+        yield bytes(-item.entry.info.st_size % 512)
+
+
+def clip(pieces: Iterable[Piece], start: int, end: int) -> Iterator[Piece]:
+    """What lies between start and end of a stream."""
+    for piece in pieces:
+        size = piece.end - piece.start if isinstance(piece, Span) else len(piece)
+        low, high = max(0, start), min(size, end)
+        if low < high:
+            yield Span(piece.descriptor, piece.start + low, piece.start + high) if isinstance(piece, Span) else piece[low:high]
+        start, end = start - size, end - size
+
+
+LARGE = 0xFFFFFFFF  # in a 32-bit field: the number stands in the zip64 field instead
+
+
+def zip_flags(item: Item) -> int:
+    """Bit 3: the CRC follows the file, because it is not known before. Bit 11: the name is UTF-8."""
+    return 8 | (0x800 if os.fsencode(item.path) == item.path.encode("utf-8", "replace") else 0)
+
+
+def zip_local(item: Item) -> bytes:
+    name, size = os.fsencode(item.path), 0 if item.entry.is_folder else item.entry.info.st_size
+    return (struct.pack("<4s5H3L2H", b"PK\3\4", 45, zip_flags(item), 0, *dos_time(item), 0, LARGE, LARGE, len(name), 20)
+            + name + struct.pack("<2H2Q", 1, 16, size, size))
+
+
+def zip_after(item: Item, crc: int) -> bytes:
+    size = 0 if item.entry.is_folder else item.entry.info.st_size
+    return struct.pack("<4sL2Q", b"PK\7\x08", crc, size, size)
+
+
+def zip_central(item: Item, crc: int, offset: int) -> bytes:
+    name, size = os.fsencode(item.path), 0 if item.entry.is_folder else item.entry.info.st_size
+    mode = item.entry.info.st_mode << 16 | (0x10 if item.entry.is_folder else 0)
+    return struct.pack("<4s6H3L5H2L", b"PK\1\2", 3 << 8 | 45, 45, zip_flags(item), 0, *dos_time(item), crc, LARGE, LARGE, len(name), 28, 0, 0, 0,
+                       mode & LARGE, LARGE) + name + struct.pack("<2H3Q", 1, 24, size, size, offset)
+
+
+def zip_end(count: int, size: int, offset: int) -> bytes:
+    return (struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, offset)
+            + struct.pack("<4sLQL", b"PK\6\7", 0, offset + size, 1)
+            + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, min(count, 0xFFFF), min(count, 0xFFFF), min(size, LARGE), min(offset, LARGE), 0))
+
+
+def dos_time(item: Item) -> tuple[int, int]:
+    when = time.localtime(min(max(item.entry.info.st_mtime, 315619200), 4354732800))  # 1980 to 2107 is all that the format knows
+    return when.tm_hour << 11 | when.tm_min << 5 | when.tm_sec // 2, (when.tm_year - 1980) << 9 | when.tm_mon << 5 | when.tm_mday
+
+
+def zip_size(item: Item) -> int:
+    """Bytes of an entry, without what the directory says of it."""
+    return len(zip_local(item)) + len(zip_after(item, 0)) + (0 if item.entry.is_folder else item.entry.info.st_size)
+
+
+def zip_length(items: Iterable[Item]) -> int:
+    return len(zip_end(0, 0, 0)) + sum(zip_size(item) + len(zip_central(item, 0, 0)) for item in items)
+
+
+def zip_pieces(items: Iterable[Item]) -> Iterator[Piece]:
+    """Entries as they are read, then the directory, which is gathered outside of memory when it grows large."""
+    at = count = 0
+    with tempfile.SpooledTemporaryFile(1 << 20) as central:
+        for item in items:
+            crc, count = 0, count + 1
+            yield zip_local(item)
+            for chunk in file_chunks(item):
+                crc = zlib.crc32(chunk, crc)
+                yield chunk
+            yield zip_after(item, crc)
+            central.write(zip_central(item, crc, at))
+            at += zip_size(item)
+        size = central.tell()
+        central.seek(0)
+        yield from iter(lambda: central.read(PIECE), b"")
+    yield zip_end(count, size, at)
+
+
+def file_chunks(item: Item) -> Iterator[bytes]:
+    if item.entry.is_folder:
+        return
+    descriptor, left = item.open(), item.entry.info.st_size
+    try:
+        while left:
+            chunk = os.read(descriptor, min(PIECE, left))
+            if not chunk:
+                raise Gone(f"{log_safe(item.path)} shrank by {left} bytes")
+            left -= len(chunk)
+            yield chunk
+    finally:
+        os.close(descriptor)
+
+
+# --- the conversation: a request, its body, its answer ---
+class Answer:
+    """What is sent back: a short body, or pieces that are produced while they are sent."""
+
+    __slots__ = ("body", "close", "fields", "length", "note", "pieces", "ranges", "rest", "size", "status", "tag")
+
+    def __init__(self, status: int, fields: dict[str, str] | None = None, body: bytes = b"", pieces: Iterable[Piece] | None = None,
+                 length: int | None = None) -> None:
+        self.status, self.fields, self.body, self.pieces = status, fields or {}, body, pieces
+        self.length = length if pieces is not None else len(body)  # None: not known before
+        self.close, self.rest = False, b""  # rest: head and body that the kernel had no room for
+        self.tag, self.size, self.ranges, self.note = "", 0, [(0, 0)], ""  # what --once counts, what the log adds
+
+
+def text_answer(status: int, text: str, fields: dict[str, str] | None = None) -> Answer:
+    fields = {"Content-Type": "text/plain; charset=utf-8", **(fields or {})}
+    return Answer(status, fields, f"{status} {HTTPStatus(status).phrase}: {text}\n".encode())
+
+
+class Body:
+    """A request's body, read as it is wanted: a client that waits for 100 Continue gets it with the first read."""
+
+    def __init__(self, conn: Connection, request: Request) -> None:
+        self.conn, self.request = conn, request
+        self.left = request.length
+        self.space: memoryview | None = None
+        self.whole = not request.has_body
+        self.asked = "expect" not in request.fields or not request.minor
+        self.trailer: dict[str, str] = {}
+        self.pieces = self.read()  # one for all who read: whoever goes on goes on where the last one stopped
+
+    def __iter__(self) -> Iterator[Data]:
+        return self.pieces
+
+    def read(self) -> Iterator[Data]:
+        """Each piece is gone when the next is asked for: one buffer serves for all, which is twice as fast as new ones."""
+        if self.whole:
+            return
+        if not self.asked:
+            self.asked = True
+            self.conn.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if self.request.chunked:
+            yield from self.chunks()
+        while self.left:
+            data = self.receive(self.left)
+            self.left -= len(data)
+            yield data
+        self.whole = True
+
+    def receive(self, most: int) -> Data:
+        self.space = self.space or memoryview(bytearray(PIECE))
+        return self.conn.receive(self.space[:most])
+
+    def chunks(self) -> Iterator[Data]:
+        """RFC 9112 §7.1, strictly: what is doubtful here could hide another request."""
+        while size := self.chunk_size():
+            while size:
+                data = self.receive(size)
+                size -= len(data)
+                yield data
+            if self.conn.read_line(2):
+                raise Refusal(400, "a chunk is longer than its size", close=True)
+        left = MAX_TRAILER
+        while line := self.conn.read_line(left):
+            left -= len(line)
+            found = FIELD.fullmatch(line.decode("latin-1"))
+            if not found or left <= 0:
+                raise Refusal(400, "the trailer is malformed or too long", close=True)
+            self.trailer[found[1].lower()] = found[2].strip()
+
+    def chunk_size(self) -> int:
+        found = re.fullmatch(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?", self.conn.read_line(MAX_LINE))
+        if not found:
+            raise Refusal(400, "a chunk's size is not in hex digits", close=True)
+        return int(found[1], 16)
+
+    def drain(self) -> bool:
+        """Read what nobody wants, if it is little and the client is sending it: the next request stands behind it."""
+        if not self.asked or self.left > DRAIN:
+            return self.whole
+        taken = 0
+        for data in self:
+            taken += len(data)
+            if taken > DRAIN:
+                return False
+        return self.whole
+
+
+class Connection:
+    """A socket and what has been read from it. It belongs to the thread that leads, or to the one that it was handed to."""
+
+    __slots__ = ("args", "buffer", "held", "moved", "peer", "scanned", "sent", "server", "sock", "waited")
+
+    def __init__(self, server: Server, sock: socket.socket, peer: Address) -> None:
+        self.server, self.sock, self.args = server, sock, server.args
+        self.peer = address((peer[0], 0)).rpartition(":")[0].strip("[]")
+        self.buffer = b""
+        self.scanned = self.sent = self.moved = 0
+        self.waited = 0.0
+        self.held: list[Found] = []  # what is open for the answer under way
+
+    def hold(self, found: Found) -> Found:
+        self.held.append(found)
+        return found
+
+    def release(self) -> None:
+        while self.held:
+            self.held.pop().close()
+
+    # With the lead: nothing here waits. What would wait is returned, to be called without the lead.
+    def readable(self) -> Job | None:
+        try:
+            data = self.sock.recv(SMALL)
+        except BlockingIOError:
+            return None
+        except OSError:
+            data = b""
+        if self in self.server.lingering:
+            if not data:
+                self.close()
+            return None
+        if not data:
+            self.ended()
+            return None
+        self.buffer = self.buffer + data if self.buffer else data
+        return self.advance()
+
+    def advance(self) -> Job | None:
+        """Answer the requests whose heads are here; pipelined ones in their order."""
+        for _ in range(MAX_PIPELINED):
+            try:
+                request = self.next_request()
+            except Refusal as refused:
+                self.refuse_head(refused)
+                return None
+            if request is None:
+                self.server.gather(self, bool(self.buffer))
+                return None
+            if not self.is_light(request):
+                return Job(self, request, None)
+            answer = self.respond(request, None)
+            if answer.pieces is not None and request.method != "HEAD" or not self.send_at_once(request, answer):
+                return Job(self, request, answer)
+            if answer.close or not self.buffer:
+                return None
+        return Job(self, None, None)
+
+    def next_request(self) -> Request | None:
+        """The next whole head, taken off the buffer; None while there is none."""
+        if self.buffer[:1] in (b"\r", b"\n") and (found := EMPTY_LINES.match(self.buffer)):
+            self.buffer = self.buffer[found.end():]  # §2.2: some clients send an empty line after a body
+        found = HEAD_END.search(self.buffer, max(0, self.scanned - 2))
+        if not found:
+            self.scanned = len(self.buffer)
+            if self.scanned > MAX_HEAD:
+                raise too_long(self.buffer)
+            return None
+        head, self.buffer, self.scanned = self.buffer[:found.end()], self.buffer[found.end():], 0
+        if len(head) > MAX_HEAD:
+            raise too_long(head)
+        self.server.gather(self, False)
+        try:
+            return parse_head(head.decode("latin-1"))
+        except Refusal as refused:
+            refused.mute = head.startswith(b"HEAD ")
+            raise
+
+    def refuse_head(self, refused: Refusal) -> None:
+        """A head that cannot be trusted: nothing after it can either."""
+        answer = text_answer(refused.status, refused.text, refused.fields)
+        answer.close, answer.note = True, refused.text
+        answer.body = b"" if refused.mute else answer.body
+        if not self.send_at_once(None, answer):
+            self.close()
+
+    def is_light(self, request: Request) -> bool:
+        """What is answered with the lead: reads that look at one file and have no body."""
+        return request.method in READING and not request.has_body and "want-repr-digest" not in request.fields and not request.query
+
+    def send_at_once(self, request: Request | None, answer: Answer) -> bool:
+        """Send a short answer. False when the kernel has no room for all of it: the client reads slowly."""
+        answer.close = not self.keeps(request, answer)
+        body = answer.body if request is None or request.method != "HEAD" else b""
+        data = self.head(request, answer) + body
+        try:
+            count = self.sock.send(data)
+        except BlockingIOError:
+            count = 0
+        except OSError:
+            answer.note, answer.close, count = "left before the answer", True, len(data)
+        answer.rest = data[count:]
+        if answer.rest:
+            return False
+        self.release()
+        self.server.answered(self, request, answer, len(body))
+        if answer.close:
+            self.linger()
+        return True
+
+    def ended(self) -> None:
+        """The client closed, between requests or in a head."""
+        if self.buffer:
+            answer = Answer(400)
+            answer.note = "left within the head"
+            self.server.answered(self, None, answer, 0)
+        self.close()
+
+    def linger(self) -> None:
+        """Close so that the answer arrives: a socket closed over unread bytes sends RST, which destroys it (§9.6)."""
+        try:
+            self.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            return self.close()
+        self.server.linger(self)
+
+    def close(self) -> None:
+        self.server.forget(self)
+        self.sock.close()
+
+    # Without the lead: one thread, this one connection, and it may wait.
+    def attend(self, request: Request | None, answer: Answer | None = None) -> None:
+        """Answer until no whole head is left in the buffer. Then the leader has the connection again."""
+        what_next: Callable[[], object] = self.watch
+        try:
+            while request is not None or (request := self.next_request()):
+                if not self.exchange(request, answer):
+                    what_next = self.linger
+                    break
+                request = answer = None
+        except Refusal as refused:
+            what_next = functools.partial(self.refuse_head, refused)
+        except (Gone, OSError):
+            what_next = self.close
+        except Exception as bug:  # noqa: BLE001  a mistake of ours ends one connection, not the server
+            self.server.note(f"mistake: {bug!r}")
+            what_next = self.close
+        self.server.give_back(self, what_next)
+
+    def exchange(self, request: Request, answer: Answer | None) -> bool:
+        """One request, whatever it takes. Whether the connection goes on."""
+        self.sent, self.moved, self.waited = 0, 0, 0.0
+        body = Body(self, request)
+        answer = answer or self.respond(request, body)
+        try:
+            answer.close = not self.keeps(request, answer) or not body.drain()
+            self.deliver(request, answer)
+        except (Gone, OSError, Refusal) as problem:
+            answer.note = f"ended at {self.sent} of {answer.length if answer.length is not None else '?'} bytes: {told(problem)}"
+            answer.close = True
+            raise Gone from None
+        finally:
+            self.release()
+            self.server.answered(self, request, answer, self.sent)
+        return not answer.close
+
+    def keeps(self, request: Request | None, answer: Answer) -> bool:
+        """Whether the connection goes on after this answer."""
+        if request is None or answer.close or self.server.stopping:
+            return False
+        return request.keep and (answer.length is not None or request.minor > 0)
+
+    def watch(self) -> None:
+        """Back to the leader, perhaps with the beginning of a head."""
+        self.server.watch(self)
+        self.server.gather(self, bool(self.buffer))
+
+    def respond(self, request: Request, body: Body | None) -> Answer:
+        """The one place where a request becomes an answer, or what kept it from becoming one."""
+        try:
+            check_request(self, request)
+            return METHODS[request.method](self, request, body)
+        except Refusal as refused:
+            answer = text_answer(refused.status, refused.text, refused.fields)
+            answer.note, answer.close = refused.text, refused.close
+        except Gone as gone:
+            answer = text_answer(500, "what was asked for changed meanwhile")
+            answer.note, answer.close = str(gone), True
+        except TimeoutError as late:
+            answer = text_answer(408, "the body did not arrive in time")
+            answer.note, answer.close = told(late), True
+        except ConnectionError as left:
+            answer = Answer(400)
+            answer.note, answer.close = f"left in the body: {told(left)}", True
+        except OSError as error:
+            status, text = PROBLEMS.get(error.errno or 0, (500, "the server's system refused"))
+            answer = text_answer(status, text, {"Retry-After": "5"} if status == 503 else {})
+            answer.note, answer.close = text if status != 500 else str(error), bool(body and not body.whole)
+        except Exception as bug:  # noqa: BLE001  the client shall hear of it too
+            answer = text_answer(500, "a mistake in the server")
+            answer.note, answer.close = f"{type(bug).__name__}: {bug}", True
+        return answer
+
+    def head(self, request: Request | None, answer: Answer) -> bytes:
+        """The status line and header fields. None of them can hold a line end: what is made of names is percent-encoded."""
+        status, fields = answer.status, answer.fields
+        text = f"HTTP/1.1 {status} {PHRASES[status]}\r\nDate: {http_date(int(time.time()))}\r\n"
+        lines = "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
+        if lines.count("\n") != len(fields) or lines.count("\r") != len(fields):
+            raise ValueError(f"a line end in a header field: {fields}")
+        if status != 204 and status != 304:  # §8.6: these have no body and say no length
+            if answer.length is not None:
+                lines += f"Content-Length: {answer.length}\r\n"
+            elif request and request.minor:
+                lines += "Transfer-Encoding: chunked\r\n"
+        if answer.close:
+            lines += "Connection: close\r\n"
+        elif request and not request.minor:
+            lines += "Connection: keep-alive\r\n"
+        return (text + lines + self.server.extra + "\r\n").encode("latin-1")
+
+    def deliver(self, request: Request, answer: Answer) -> None:
+        if answer.rest:  # begun with the lead
+            return self.send(answer.rest)
+        head = self.head(request, answer)
+        if request.method == "HEAD" or answer.pieces is None:
+            self.send(head + (b"" if request.method == "HEAD" else answer.body))
+            self.sent = 0 if request.method == "HEAD" else len(answer.body)
+            return
+        chunked = answer.length is None and request.minor > 0
+        self.send(head)
+        self.sent, left = 0, answer.length or 0
+        for piece in answer.pieces:
+            left -= piece.end - piece.start if isinstance(piece, Span) else len(piece)
+            if left < 0 and answer.length is not None:
+                raise Gone("what is sent grew meanwhile")
+            if isinstance(piece, Span):
+                self.send_span(piece)
+            elif piece:
+                self.send(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
+        if left > 0:
+            raise Gone(f"what is sent shrank by {left} bytes")
+        if chunked:
+            self.send(b"0\r\n\r\n")
+
+    def send(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            try:
+                count = self.sock.send(view[:SLICE])
+            except BlockingIOError:
+                self.wait(writing=True)
+                continue
+            self.sent += count
+            self.moved += count
+            view = view[count:]
+
+    def send_span(self, span: Span) -> None:
+        """From the file to the socket inside the kernel where that is possible. A file that shrinks ends the connection:
+        the client sees that it got less than was announced."""
+        at, direct = span.start, hasattr(os, "sendfile") and not isinstance(self.sock, Traced)
+        while at < span.end:
+            if not direct:
+                data = read_at(span.descriptor, min(PIECE, span.end - at), at)
+                self.send(data)
+                count = len(data)
+            else:
+                try:
+                    count = os.sendfile(self.sock.fileno(), span.descriptor, at, min(SLICE, span.end - at))
+                except BlockingIOError:
+                    self.wait(writing=True)
+                    continue
+                self.sent += count
+                self.moved += count
+            if not count:
+                raise Gone(f"the file shrank by {span.end - at} bytes")
+            at += count
+
+    def receive(self, space: memoryview) -> Data:
+        """Some bytes of a body, in space or from what has been read already."""
+        if self.buffer:
+            data, self.buffer = self.buffer[:len(space)], self.buffer[len(space):]
+            return data
+        while True:
+            try:
+                count = self.sock.recv_into(space)
+                break
+            except BlockingIOError:
+                self.wait(writing=False)
+        if not count:
+            raise ConnectionAbortedError(errno.ECONNABORTED, "the body ended early")
+        self.moved += count
+        return space[:count]
+
+    def read_line(self, most: int) -> bytes:
+        """A line up to its CRLF, of at most so many bytes."""
+        while (end := self.buffer.find(b"\n")) < 0 and len(self.buffer) < most + 2:
+            kept, self.buffer = self.buffer, b""
+            self.buffer = kept + self.receive(memoryview(bytearray(MAX_LINE)))
+        line, self.buffer = self.buffer[:end + 1], self.buffer[end + 1:]
+        if line[-2:] != b"\r\n" or end > most + 1:
+            raise Refusal(400, "a line of a chunked body is too long or does not end in CRLF", close=True)
+        return line[:-2]
+
+    def wait(self, writing: bool) -> None:
+        """Until the socket is ready. Silence has a limit, and so has dripping; only time spent waiting for the client counts."""
+        began = time.monotonic()
+        if not is_ready(self.sock, writing, self.args.timeout):
+            raise TimeoutError(f"silent for {self.args.timeout:g} s")
+        self.waited += time.monotonic() - began
+        if self.waited > self.args.timeout:
+            if self.moved < MIN_RATE * self.args.timeout:
+                raise TimeoutError(f"slower than {MIN_RATE} bytes a second")
+            self.moved, self.waited = 0, 0.0
+
+
+def told(problem: Exception) -> str:
+    return problem.strerror or str(problem) if isinstance(problem, OSError) else str(problem)
+
+
+def is_ready(sock: socket.socket, writing: bool, seconds: float) -> bool:
+    if hasattr(select, "poll"):  # select() has no descriptors above 1023
+        poll = select.poll()
+        poll.register(sock, select.POLLOUT if writing else select.POLLIN)
+        return bool(poll.poll(1000 * seconds))
+    return any(select.select([] if writing else [sock], [sock] if writing else [], [], seconds))
+
+
+def read_at(descriptor: int, size: int, offset: int) -> bytes:
+    """Some bytes of a file. The descriptor belongs to one answer, so seeking disturbs nobody."""
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, size, offset)
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    return os.read(descriptor, size)
+
+
+# --- methods: what each request does ---
+def check_request(conn: Connection, request: Request) -> None:
+    """What holds for every method, in the order in which a stranger would try."""
+    server, fields, method = conn.server, request.fields, request.method
+    if method not in METHODS:
+        known = method in ("CONNECT", "TRACE")
+        raise Refusal(405 if known else 501, "no such method here", {"Allow": server.allowed} if known else {})
+    if request.host and not is_own_host(request.host, server.names):
+        raise Refusal(421, "that host is not this machine")
+    if method in CHANGING:
+        if server.read_only:
+            raise Refusal(405, "nothing can be changed here", {"Allow": server.allowed})
+        if is_foreign(request):
+            raise Refusal(403, "a page of another site may not change anything here")
+    if request.minor and fields.get("expect", "100-continue").lower() != "100-continue":
+        raise Refusal(417, "no other expectation than 100-continue")
+
+
+def is_foreign(request: Request) -> bool:
+    """Whether a browser sent this for a page of another site. No page can add X-Forwarded-Host unasked; a proxy does."""
+    origin = request.fields.get("origin")
+    if origin is None:
+        return False
+    own = request.host, request.fields.get("x-forwarded-host", "")
+    return origin.partition("://")[2].lower() not in [name.lower() for name in own if name]
+
+
+def get(conn: Connection, request: Request, body: Body | None) -> Answer:
+    options = parameters(request.query) if request.query else {}
+    if "upload" in options:
+        return upload_state(conn, request, options)
+    shared = conn.server.shared
+    if shared.only and not request.names:
+        return redirect(quoted([shared.only]), request)
+    found = conn.hold(shared.open(request.names))
+    if found.is_folder and request.names and not request.slash:
+        return redirect(quoted(request.names, slash=True), request)
+    if found.is_folder:
+        return get_folder(conn, request, found, options)
+    if request.slash:
+        raise Refusal(404, "that is a file, not a folder")
+    return get_file(conn, request, request.names[-1], found)
+
+
+def redirect(path: str, request: Request) -> Answer:
+    """To a path of ours, never to a host (§15.4.9; // and \\ would begin one)."""
+    answer = text_answer(308, "it is there", {"Location": path + ("?" + request.query if request.query else "")})
+    return answer
+
+
+def get_folder(conn: Connection, request: Request, found: Found, options: dict[str, str]) -> Answer:
+    shared, kind = conn.server.shared, listing_type(request.fields.get("accept", "*/*"))
+    name = request.names[-1] if request.names else os.path.basename(shared.path) or "files"
+    if "tar" in options:
+        return get_tar(conn, request, found, name)
+    if "zip" in options:
+        return get_zip(conn, found, name)
+    if kind == "text/html":
+        with contextlib.suppress(OSError, Refusal):
+            index = conn.hold(open_leaf(inside(found.where, "index.html")))
+            if not index.is_folder:
+                answer = get_file(conn, request, "index.html", index)
+                answer.fields["Vary"] = "Accept, Accept-Encoding"
+                return answer
+    fields = {"Content-Type": kind + ("" if kind.endswith("json") else "; charset=utf-8"), "Cache-Control": "no-store",
+              "Vary": "Accept", "X-Content-Type-Options": "nosniff"}
+    if kind == "text/html":
+        fields |= page_fields()
+    pieces = listing(found, kind, request.names, shared.hidden, conn.server.read_only)
+    return Answer(200, fields, pieces=gathered(pieces))
+
+
+def get_file(conn: Connection, request: Request, name: str, found: Found) -> Answer:
+    fields, coding = request.fields, ""
+    if "accept-encoding" in fields and "range" not in fields and takes_gzip(fields["accept-encoding"]):
+        found, coding = prefer_gzip(conn, request, name, found)
+    info, now = found.info, time.time()
+    tag, mtime = etag(info, coding and "-gz"), min(int(info.st_mtime), int(now))
+    headers = {"ETag": tag, "Last-Modified": http_date(mtime), "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
+    if not CONDITIONS.isdisjoint(fields) and (status := judge(fields, tag, mtime, reading=True)):
+        return Answer(304, headers) if status == 304 else text_answer(412, "it is not as the request expects it")
+    kind = type_of(name)
+    headers |= {"Content-Type": kind, "Accept-Ranges": "bytes", "X-Content-Type-Options": "nosniff"}
+    if coding:
+        headers["Content-Encoding"] = coding
+    if not conn.server.read_only and ACTIVE.match(kind):
+        headers["Content-Security-Policy"] = "sandbox"  # anybody could have uploaded it: no script in this origin
+    if wants_digest(request):
+        headers["Repr-Digest"] = digest_field(conn.server.digest(found))
+    whole = [(0, info.st_size)]
+    ranges = None
+    if "range" in fields and request.method == "GET" and range_applies(fields.get("if-range"), tag, mtime, now):
+        ranges = parse_ranges(fields["range"], info.st_size)
+    if ranges == []:
+        return text_answer(416, "the file has no such bytes", {"Content-Range": f"bytes */{info.st_size}"})
+    answer = file_answer(headers, found, ranges or whole, partial=ranges is not None, reading=request.method == "GET")
+    answer.tag, answer.size = tag, info.st_size
+    return answer
+
+
+def prefer_gzip(conn: Connection, request: Request, name: str, found: Found) -> tuple[Found, str]:
+    """name.gz beside it, if it is not older."""
+    with contextlib.suppress(OSError, Refusal):
+        names = [*(request.names if not request.slash and request.names else (*request.names, name))]
+        packed = conn.hold(conn.server.shared.open([*names[:-1], names[-1] + ".gz"]))
+        if not packed.is_folder and packed.info.st_mtime >= found.info.st_mtime:
+            return packed, "gzip"
+    return found, ""
+
+
+def file_answer(headers: dict[str, str], found: Found, ranges: list[tuple[int, int]], partial: bool, reading: bool) -> Answer:
+    """The whole file, a part of it, or several parts with a head for each (§14.6)."""
+    descriptor = found.where
+    assert isinstance(descriptor, int)
+    size, (start, end) = found.info.st_size, ranges[0]
+    if len(ranges) > 1:
+        pieces, length, mark = several(descriptor, headers["Content-Type"], ranges, size)
+        headers = {**headers, "Content-Type": f"multipart/byteranges; boundary={mark}"}
+        answer = Answer(206, headers, pieces=pieces, length=length)
+        answer.ranges = ranges
+        return answer
+    if partial:
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+    if end - start <= SMALL and reading:
+        body = read_at(descriptor, end - start, start) if start < end else b""
+        if len(body) < end - start:
+            raise Refusal(500, "the file changed meanwhile")
+        answer = Answer(206 if partial else 200, headers, body)
+    else:
+        answer = Answer(206 if partial else 200, headers, pieces=[Span(descriptor, start, end)], length=end - start)
+    answer.ranges = ranges
+    return answer
+
+
+def several(descriptor: int, kind: str, ranges: list[tuple[int, int]], size: int) -> tuple[list[Piece], int, str]:
+    mark = secrets.token_hex(12)
+    pieces: list[Piece] = []
+    for start, end in ranges:
+        pieces.append(f"\r\n--{mark}\r\nContent-Type: {kind}\r\nContent-Range: bytes {start}-{end - 1}/{size}\r\n\r\n".encode())
+        pieces.append(Span(descriptor, start, end))
+    pieces.append(f"\r\n--{mark}--\r\n".encode())
+    return pieces, sum(piece.end - piece.start if isinstance(piece, Span) else len(piece) for piece in pieces), mark
+
+
+def get_tar(conn: Connection, request: Request, found: Found, name: str) -> Answer:
+    """The archive's length and tag come from names, sizes and times alone, so a download that was cut can go on."""
+    hidden, ranges = conn.server.shared.hidden, None
+    length, tag = tar_plan(walk(found.where, "", hidden))
+    headers = {"Content-Type": "application/x-tar", "Content-Disposition": disposition(name + ".tar"), "ETag": tag,
+               "Accept-Ranges": "bytes", "Cache-Control": "no-cache"}
+    if status := judge(request.fields, tag, 0, reading=True):
+        return Answer(304, headers) if status == 304 else text_answer(412, "the folder has changed")
+    if "range" in request.fields and request.method == "GET" and request.fields.get("if-range", tag) == tag:
+        ranges = parse_ranges(request.fields["range"], length)
+    if ranges == []:
+        return text_answer(416, "the archive has no such bytes", {"Content-Range": f"bytes */{length}"})
+    start, end = ranges[0] if ranges and len(ranges) == 1 else (0, length)
+    if ranges and len(ranges) == 1:
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{length}"
+    pieces = tar_pieces(walk(found.where, "", hidden), start, end, tag)
+    answer = Answer(206 if "Content-Range" in headers else 200, headers, pieces=pieces, length=end - start)
+    answer.tag, answer.size, answer.ranges = tag, length, [(start, end)]
+    return answer
+
+
+def get_zip(conn: Connection, found: Found, name: str) -> Answer:
+    hidden = conn.server.shared.hidden
+    length = zip_length(walk(found.where, "", hidden))
+    headers = {"Content-Type": "application/zip", "Content-Disposition": disposition(name + ".zip"), "Cache-Control": "no-store"}
+    answer = Answer(200, headers, pieces=zip_pieces(walk(found.where, "", hidden)), length=length)
+    answer.tag, answer.size, answer.ranges = "zip", length, [(0, length)]
+    return answer
+
+
+def options(conn: Connection, request: Request, body: Body | None) -> Answer:
+    fields = {"Allow": conn.server.allowed, "Accept-Ranges": "bytes"}
+    if not conn.server.read_only:
+        fields |= {"Accept-Patch": "application/partial-upload", "Upload-Limit": upload_limit(conn, PART_AGE)}
+    return Answer(204, fields)
+
+
+# Uploads.
+def put(conn: Connection, request: Request, body: Body | None) -> Answer:
+    if "content-range" in request.fields:
+        raise Refusal(400, "PUT takes whole files; Upload-Offset with PATCH takes parts")  # §14.4
+    if not request.names or request.slash:
+        raise Refusal(409, "a folder has that name; POST puts files into it")
+    assert body
+    expect_size(conn, request)
+    conn.server.shared.check(request.names)
+    with conn.server.shared.place(request.names, make=True) as place:
+        expect_state(request, place)
+        over = "new" if request.fields.get("if-none-match", "").strip() == "*" else "replace"
+        return take_upload(conn, request, body, place, request.names, over)
+
+
+def post(conn: Connection, request: Request, body: Body | None) -> Answer:
+    """Into a folder: a form's files, or the body itself under a new name. To the name of a file: like PUT."""
+    assert body
+    expect_size(conn, request)
+    if request.fields.get("content-type", "").lower().startswith("multipart/form-data"):
+        return post_form(conn, request, body)
+    if request.names and not request.slash and not is_folder(conn, request.names):
+        return put(conn, request, body)
+    names = (*request.names, suggested_name(request))
+    with conn.server.shared.place(names, make=True) as place:
+        return take_upload(conn, request, body, place, names, "number")
+
+
+def is_folder(conn: Connection, names: Sequence[str]) -> bool:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), contextlib.closing(conn.server.shared.open(names)) as found:
+        return found.is_folder
+    return False
+
+
+def expect_size(conn: Connection, request: Request) -> None:
+    """What can be refused before the body is."""
+    if "upload-length" in request.fields and not DIGITS.fullmatch(request.fields["upload-length"]):
+        raise Refusal(400, "Upload-Length is not a number")
+    size = max(request.length, int(request.fields.get("upload-length", 0)))
+    if 0 < conn.args.max_size < size:
+        limit = {"Upload-Limit": upload_limit(conn, PART_AGE)}
+        raise Refusal(413, f"more than {conn.args.max_size} bytes are not taken", limit, close=True)
+    expect_space(conn, size)
+
+
+def expect_space(conn: Connection, size: int) -> None:
+    shared = conn.server.shared
+    if size + conn.args.min_free > free_space(shared.root if shared.root is not None else shared.path):
+        raise Refusal(507, "there is not that much free space", close=True)
+
+
+def expect_state(request: Request, place: Place) -> os.stat_result | None:
+    """What stands at the place, if the request's conditions allow to replace it."""
+    info = place.regular()
+    if judge(request.fields, etag(info) if info else None, int(info.st_mtime) if info else 0, reading=False):
+        raise Refusal(412, "what is there is not what the request expects")
+    return info
+
+
+PLAN = re.compile("upload=[0-9a-f]{32}&over=(?:new|replace|number)(?:&length=[0-9]{1,18})?(?:&sha256=[0-9a-f]{64})?")
+
+
+class Plan(NamedTuple):
+    """What becomes of an upload when it is whole. A resumable one has it in its URL: any server of this folder can go on."""
+    names: Sequence[str]
+    token: str
+    over: str
+    length: int | None
+    digest: bytes | None
+
+    @property
+    def url(self) -> str:
+        length = "" if self.length is None else f"&length={self.length}"
+        digest = f"&sha256={self.digest.hex()}" if self.digest else ""
+        return f"{quoted(self.names)}?upload={self.token}&over={self.over}{length}{digest}"
+
+
+def take_upload(conn: Connection, request: Request, body: Body, place: Place, names: Sequence[str], over: str) -> Answer:
+    digest = parse_digest(request.fields.get("repr-digest", ""))
+    complete = request.fields.get("upload-complete")
+    length = request.fields.get("upload-length") or (request.length if complete == "?1" and not request.chunked else None)
+    plan = Plan(names, secrets.token_hex(16), over, None if length is None else int(length), digest)
+    with contextlib.closing(Part(place, plan.token)) as part:
+        part.lock()
+        if complete in ("?0", "?1"):
+            expire_parts(place)
+            part.kept = True
+            announce_upload(conn, request, plan)
+        elif digest or "repr-digest" in request.fields.get("trailer", "").lower() or wants_digest(request):
+            part.sha = hashlib.sha256()
+        return fill_part(conn, request, body, part, plan, complete != "?0")
+
+
+def announce_upload(conn: Connection, request: Request, plan: Plan) -> None:
+    """104: where the upload can be resumed, before its end. Only for clients of the same version of the draft."""
+    if request.fields.get("upload-draft-interop-version") == INTEROP and request.minor:
+        conn.send(f"HTTP/1.1 104 Upload Resumption Supported\r\nLocation: {plan.url}\r\nUpload-Draft-Interop-Version: {INTEROP}\r\n"
+                  f"Upload-Limit: {upload_limit(conn, PART_AGE)}\r\n\r\n".encode())
+
+
+def fill_part(conn: Connection, request: Request, body: Body, part: Part, plan: Plan, complete: bool) -> Answer:
+    """Receive into a part, and when the upload is complete check it and put it in its place."""
+    checked = part.size
+    with conn.server.writing(part, conn):
+        for data in body:
+            part.write(data)
+            if 0 < conn.args.max_size < part.size or plan.length is not None and plan.length < part.size:
+                part.kept = False
+                raise Refusal(413 if plan.length is None else 400, "more than was announced or is taken", close=True)
+            if part.size - checked > FREE_CHECK:
+                checked = part.size
+                expect_space(conn, 0)
+    if not complete:
+        fields = {"Location": plan.url, **upload_fields(conn, part, PART_AGE)}
+        return text_answer(201, "to be continued", fields) if request.method != "PATCH" else Answer(204, fields)
+    return complete_upload(conn, request, body, part, plan)
+
+
+def complete_upload(conn: Connection, request: Request, body: Body, part: Part, plan: Plan) -> Answer:
+    resumable = part.kept
+    part.kept = False
+    if plan.length is not None and part.size != plan.length:
+        raise Refusal(400, f"the upload has {part.size} bytes, {plan.length} were announced", {"Upload-Complete": "?1"})
+    wanted = plan.digest or parse_digest(body.trailer.get("repr-digest", ""))
+    actual = part.sha.digest() if part.sha else file_digest(part.descriptor) if wanted else None
+    if wanted and actual != wanted:
+        raise Refusal(400, "what arrived is not what Repr-Digest says", {"Upload-Complete": "?1"} if resumable else {})
+    old = part.place.regular() if plan.over == "replace" else None
+    if request.method != "PATCH" and plan.over != "number":
+        expect_state(request, part.place)  # again: it may have changed meanwhile
+    name, info = part.settle(plan.names[-1], plan.over, old, conn.args.durable)
+    fields = {"ETag": etag(info)}
+    if actual:
+        fields["Repr-Digest"] = digest_field(actual)
+    if resumable:
+        fields["Upload-Complete"] = "?1"
+    if old:
+        return Answer(204, fields)
+    path = quoted([*plan.names[:-1], name])
+    return text_answer(201, f"stored as {path}", {"Location": path, **fields})
+
+
+def post_form(conn: Connection, request: Request, body: Body) -> Answer:
+    """RFC 7578: each file of the form into the folder; a name that exists gets a number."""
+    stored = []
+    for head, data in form_parts(iter(body), boundary_of(request.fields["content-type"])):
+        name = form_file(head)
+        if name:
+            stored.append(store_part(conn, request, data, name))
+        else:
+            deque(data, maxlen=0)
+    if not stored:
+        raise Refusal(400, "the form holds no file")
+    if "text/html" in request.fields.get("accept", ""):
+        return text_answer(303, "stored", {"Location": quoted(request.names, slash=True)})  # a browser shows the folder again
+    return text_answer(201, "stored as " + " ".join(stored), {"Location": stored[0]})
+
+
+def store_part(conn: Connection, request: Request, data: Iterator[bytes], name: str) -> str:
+    names = (*request.names, *name.split("/"))
+    conn.server.shared.check(names)
+    with conn.server.shared.place(names, make=True) as place, contextlib.closing(Part(place, secrets.token_hex(16))) as part:
+        part.lock()
+        for piece in data:
+            part.write(piece)
+            if 0 < conn.args.max_size < part.size:
+                raise Refusal(413, f"more than {conn.args.max_size} bytes are not taken", close=True)
+        final, _ = part.settle(names[-1], "number", None, conn.args.durable)
+    return quoted([*names[:-1], final])
+
+
+def form_parts(chunks: Iterator[Data], boundary: bytes) -> Iterator[tuple[bytes, Iterator[bytes]]]:
+    """The head of each part with its data, which must be used up before the next."""
+    text = FormText(chunks)
+    mark = b"\r\n--" + boundary
+    text.bounded(mark, MAX_HEAD)
+    for _ in range(MAX_PARTS):
+        if text.skip(b"--"):
+            deque(chunks, maxlen=0)  # what follows the form is nobody's
+            return
+        if text.bounded(b"\r\n", 70).strip(b" \t"):
+            raise Refusal(400, "a boundary of the form does not end its line", close=True)
+        head = b"" if text.skip(b"\r\n") else text.bounded(b"\r\n\r\n", MAX_TRAILER)
+        yield head, text.until(mark)
+    raise Refusal(413, f"a form of more than {MAX_PARTS} parts", close=True)
+
+
+class FormText:
+    """Chunks in which marks are looked for; each byte is looked at about once."""
+
+    def __init__(self, chunks: Iterator[Data]) -> None:
+        self.chunks, self.buffer = chunks, b"\r\n"  # so that the first boundary needs no case of its own
+
+    def more(self) -> None:
+        chunk = next(self.chunks, None)
+        if chunk is None:
+            raise Refusal(400, "the form ends in the middle", close=True)
+        self.buffer += chunk
+
+    def until(self, mark: bytes) -> Iterator[bytes]:
+        """What stands before a mark, in pieces; the mark is taken away."""
+        while (at := self.buffer.find(mark)) < 0:
+            safe = len(self.buffer) - len(mark) + 1
+            if safe > 0:
+                piece, self.buffer = self.buffer[:safe], self.buffer[safe:]
+                yield piece
+            self.more()
+        piece, self.buffer = self.buffer[:at], self.buffer[at + len(mark):]
+        yield piece
+
+    def bounded(self, mark: bytes, limit: int) -> bytes:
+        data = b""
+        for piece in self.until(mark):
+            data += piece
+            if len(data) > limit:
+                raise Refusal(400, "a line or head of the form is too long", close=True)
+        return data
+
+    def skip(self, mark: bytes) -> bool:
+        while len(self.buffer) < len(mark):
+            self.more()
+        found = self.buffer.startswith(mark)
+        self.buffer = self.buffer[len(mark):] if found else self.buffer
+        return found
+
+
+# Resuming an upload.
+def upload_limit(conn: Connection, age: int) -> str:
+    return f"max-age={age}" + (f", max-size={conn.args.max_size}" if conn.args.max_size else "")
+
+
+def upload_fields(conn: Connection, part: Part, age: int) -> dict[str, str]:
+    return {"Upload-Complete": "?0", "Upload-Offset": str(part.size), "Upload-Limit": upload_limit(conn, age)}
+
+
+def read_plan(request: Request, options: dict[str, str]) -> Plan:
+    if not request.names or not PLAN.fullmatch(request.query):
+        raise Refusal(404, "there is no such upload")
+    length = int(options["length"]) if "length" in options else None
+    return Plan(request.names, options["upload"], options["over"], length, bytes.fromhex(options.get("sha256", "")) or None)
+
+
+@contextlib.contextmanager
+def resumed(conn: Connection, request: Request, options: dict[str, str]) -> Iterator[tuple[Part, Plan]]:
+    """An upload's part, locked. A connection that still writes it has failed without knowing: it is ended."""
+    plan = read_plan(request, options)
+    with conn.server.shared.place(plan.names) as place, contextlib.closing(Part(place, plan.token, fresh=False)) as part:
+        deadline = time.monotonic() + BUSY_WAIT
+        while not part.lock():
+            conn.server.interrupt(part)
+            if time.monotonic() > deadline:
+                raise Refusal(503, "another connection is writing this upload", {"Retry-After": "2"})
+            time.sleep(0.02)
+        yield part, plan
+
+
+def upload_state(conn: Connection, request: Request, options: dict[str, str]) -> Answer:
+    if request.method != "HEAD":
+        raise Refusal(405, "an upload answers HEAD, PATCH and DELETE", {"Allow": "HEAD, PATCH, DELETE"})
+    with resumed(conn, request, options) as (part, plan):
+        age = max(0, int(PART_AGE - time.time() + os.fstat(part.descriptor).st_mtime))
+        fields = {**upload_fields(conn, part, age), "Cache-Control": "no-store"}
+        return Answer(204, fields if plan.length is None else {**fields, "Upload-Length": str(plan.length)})
+
+
+def patch(conn: Connection, request: Request, body: Body | None) -> Answer:
+    fields, options = request.fields, parameters(request.query)
+    assert body
+    if fields.get("content-type", "").lower() != "application/partial-upload":
+        raise Refusal(415, "PATCH takes application/partial-upload", {"Accept-Patch": "application/partial-upload"})
+    if not DIGITS.fullmatch(fields.get("upload-offset", "")) or fields.get("upload-complete") not in ("?0", "?1"):
+        raise Refusal(400, "Upload-Offset and Upload-Complete are needed")
+    expect_space(conn, request.length)
+    with resumed(conn, request, options) as (part, plan):
+        if part.size != int(fields["upload-offset"]):
+            raise Refusal(409, f"the upload stands at {part.size}", {"Upload-Offset": str(part.size), "Upload-Complete": "?0"})
+        return fill_part(conn, request, body, part, plan, fields["upload-complete"] == "?1")
+
+
+# Delete, make, move.
+def delete(conn: Connection, request: Request, body: Body | None) -> Answer:
+    options = parameters(request.query)
+    if "upload" in options:
+        with resumed(conn, request, options) as (part, _):
+            part.kept = False
+        return Answer(204)
+    if not request.names:
+        raise Refusal(403, "the shared folder itself stays")
+    with conn.server.shared.place(request.names) as place, contextlib.closing(open_leaf(place)) as found:
+        if request.slash and not found.is_folder:
+            raise Refusal(404, "that is a file, not a folder")
+        expect_found(request, found)
+        if not found.is_folder:
+            os.unlink(place.name, dir_fd=place.parent)
+        elif "recursive" in options:
+            remove_tree(place)
+        else:
+            os.rmdir(place.name, dir_fd=place.parent)
+    return Answer(204)
+
+
+def mkcol(conn: Connection, request: Request, body: Body | None) -> Answer:
+    if request.has_body:
+        raise Refusal(415, "MKCOL takes no body")
+    try:
+        if not request.names:
+            raise FileExistsError(errno.EEXIST, "")
+        with conn.server.shared.place(request.names) as place:
+            os.mkdir(place.name, dir_fd=place.parent)
+    except FileExistsError:
+        raise Refusal(405, "that name exists", {"Allow": conn.server.allowed}) from None  # RFC 4918 §9.3.1
+    except (FileNotFoundError, NotADirectoryError):
+        raise Refusal(409, "the folder that it is to be in does not exist") from None
+    return text_answer(201, "made", {"Location": quoted(request.names, slash=True)})
+
+
+def move(conn: Connection, request: Request, body: Body | None) -> Answer:
+    """RFC 4918 §9.9, for what rename() can do."""
+    target = request.fields.get("destination", "")
+    host, path = split_target("MOVE", target, request.host or None, 0) if target else ("", "")
+    if not path or host.lower() not in (request.host.lower(), request.fields.get("x-forwarded-host", "").lower()):
+        raise Refusal(502 if path else 400, "Destination must be a path or URL of this server")
+    names, _, _ = parse_path(path)
+    if not request.names or not names:
+        raise Refusal(403, "the shared folder itself stays")
+    with conn.server.shared.place(request.names) as old, contextlib.closing(open_leaf(old)) as found:
+        try:
+            with conn.server.shared.place(names) as new:
+                return move_to(old, found, new, request, names)
+        except (FileNotFoundError, NotADirectoryError):
+            raise Refusal(409, "the folder that it is to be in does not exist") from None
+
+
+def expect_found(request: Request, found: Found) -> None:
+    if judge(request.fields, etag(found.info), int(found.info.st_mtime), reading=False):
+        raise Refusal(412, "it is not as the request expects it")
+
+
+def move_to(old: Place, found: Found, new: Place, request: Request, names: Sequence[str]) -> Answer:
+    expect_found(request, found)
+    there, polite = new.stat(), request.fields.get("overwrite", "T").upper() == "F"
+    if there and (stat.S_ISDIR(there.st_mode) or found.is_folder or not stat.S_ISREG(there.st_mode)):
+        raise Refusal(412 if polite else 409, "something has that name already")
+    if there and polite:
+        raise Refusal(412, "that name exists")
+    put_there = rename_new if polite and not found.is_folder else rename  # folders have no hard links, and rename() replaces none
+    put_there(old, new)
+    return Answer(204) if there else text_answer(201, "moved", {"Location": quoted(names, slash=found.is_folder)})
+
+
+METHODS: dict[str, Callable[[Connection, Request, Body | None], Answer]] = {
+    "GET": get, "HEAD": get, "OPTIONS": options,
+    "PUT": put, "POST": post, "PATCH": patch, "DELETE": delete, "MKCOL": mkcol, "MOVE": move,
+}
+PHRASES = {status.value: status.phrase for status in HTTPStatus}
+
+
+# --- the page: a folder for people, and for programs ---
+STYLE = """
+:root{color-scheme:light dark;--line:#8884;--dim:#666;--bar:#2a6fdb}
+@media(prefers-color-scheme:dark){:root{--dim:#aaa;--bar:#6ea8ff}}
+*{box-sizing:border-box}
+body{font:16px/1.5 system-ui,sans-serif;margin:0 auto;max-width:62rem;padding:1rem}
+a{color:inherit;text-decoration:none;overflow-wrap:anywhere}a:hover,a:focus{text-decoration:underline}
+nav{font-size:1.25rem;margin-bottom:.75rem}nav a{color:var(--bar)}
+.tools{display:flex;flex-wrap:wrap;gap:.5rem;align-items:center;margin:.75rem 0}
+input,button,.pick{font:inherit;padding:.3rem .7rem;border:1px solid var(--line);border-radius:.4rem;background:transparent;color:inherit}
+button,.pick{cursor:pointer}input[type=search]{flex:1 1 12rem;min-width:8rem}
+.pick:focus-within,button:focus-visible,input:focus-visible{outline:2px solid var(--bar)}.pick input{position:absolute;opacity:0;width:1px;padding:0}
+table{border-collapse:collapse;width:100%}td,th{padding:.35rem .5rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
+th button{border:0;padding:0;font-weight:600}th[aria-sort=ascending] button::after{content:" \\2191"}th[aria-sort=descending] button::after{content:" \\2193"}
+.n{text-align:right;white-space:nowrap}.t{white-space:nowrap;color:var(--dim)}.d{white-space:nowrap;text-align:right}
+.d button{border:0;padding:0 .35rem;color:var(--dim)}.d button:hover,.d button:focus{color:inherit}
+tr:focus-within,tbody tr:hover{background:#8881}
+#jobs{list-style:none;margin:0;padding:0}#jobs li{display:grid;grid-template-columns:1fr auto auto;gap:0 .75rem;align-items:center;padding:.25rem 0}
+#jobs span{overflow-wrap:anywhere}progress{width:100%;grid-column:1/-1;height:.5rem;accent-color:var(--bar)}
+#total{margin:.5rem 0}.drop{outline:3px dashed var(--bar);outline-offset:-.5rem}footer{color:var(--dim);margin-top:1rem}footer a{color:var(--bar)}
+@media(max-width:36rem){.t{display:none}body{padding:.6rem}td,th{padding:.45rem .25rem}}
+[hidden]{display:none!important}
+"""
+SCRIPT = r"""
+'use strict';
+const $ = id => document.getElementById(id), here = location.pathname;
+const make = (tag, text, props) => Object.assign(document.createElement(tag), {textContent: text || ''}, props);
+const say = text => { $('status').textContent = text; };
+const size = n => { let u = 0; for (; n >= 1000 && u < 5; u++) n /= 1000; return (u ? n.toPrecision(3) : n) + ' ' + ['B','kB','MB','GB','TB','PB'][u]; };
+
+// sorting and filtering
+let order = [0, 1];
+const rows = () => [...document.querySelectorAll('tbody tr')];
+function sort() {
+  const [column, way] = order, body = document.querySelector('tbody');
+  const value = row => column ? +row.cells[column].dataset.v : row.dataset.name;
+  const compare = (a, b) => column ? value(a) - value(b) : value(a).localeCompare(value(b), undefined, {numeric: true});
+  body.append(...rows().sort((a, b) => (b.dataset.folder - a.dataset.folder) || way * compare(a, b)));
+  document.querySelectorAll('th[data-key]').forEach(th =>
+    th.setAttribute('aria-sort', +th.dataset.key !== column ? 'none' : way > 0 ? 'ascending' : 'descending'));
+}
+document.querySelectorAll('th[data-key] button').forEach(button => button.onclick = () => {
+  const key = +button.parentNode.dataset.key;
+  order = [key, order[0] === key ? -order[1] : 1];
+  sort();
+});
+function filter() {
+  const want = $('filter').value.toLowerCase();
+  rows().forEach(row => row.hidden = !row.dataset.name.toLowerCase().includes(want));
+}
+$('filter').oninput = filter;
+document.querySelectorAll('.js').forEach(element => element.hidden = false);
+document.querySelectorAll('.nojs').forEach(element => element.hidden = true);
+
+// keys: / filters, arrows walk, Alt+Up goes to the folder above
+document.onkeydown = event => {
+  const links = rows().filter(row => !row.hidden).map(row => row.querySelector('a')), at = links.indexOf(document.activeElement);
+  if (event.key === '/' && document.activeElement.tagName !== 'INPUT') $('filter').focus();
+  else if (event.key === 'Escape' && document.activeElement === $('filter')) { $('filter').value = ''; filter(); }
+  else if (event.key === 'ArrowUp' && event.altKey) { if (here !== '/') location = '../'; }
+  else if (event.key === 'ArrowDown' && links.length) links[Math.min(at + 1, links.length - 1)].focus();
+  else if (event.key === 'ArrowUp' && at > 0) links[at - 1].focus();
+  else return;
+  event.preventDefault();
+};
+
+// changing: rename, delete, new folder
+async function ask(method, url, headers) {
+  try {
+    const answer = await fetch(url, {method, headers});
+    if (!answer.ok) return say(await answer.text());
+    say('');
+    await reload();
+  } catch (error) { say('The server cannot be reached.'); }
+}
+async function reload() {
+  const page = new DOMParser().parseFromString(await (await fetch(here, {headers: {Accept: 'text/html'}})).text(), 'text/html');
+  document.querySelector('tbody').replaceWith(page.querySelector('tbody'));
+  $('count').replaceWith(page.getElementById('count'));
+  equip(); sort(); filter();
+}
+function equip() {
+  if (!$('pick')) return;
+  rows().forEach(row => {
+    const link = row.querySelector('a'), url = link.getAttribute('href'), name = row.dataset.name, folder = row.dataset.folder === '1';
+    const change = make('button', '\u270e', {title: 'Rename ' + name}), remove = make('button', '\u2715', {title: 'Delete ' + name});
+    change.setAttribute('aria-label', change.title); remove.setAttribute('aria-label', remove.title);
+    change.onclick = () => {
+      const wanted = prompt('New name', name);
+      if (wanted && wanted !== name) ask('MOVE', url, {Destination: here + encodeURIComponent(wanted), Overwrite: 'F'});
+    };
+    remove.onclick = () => {
+      if (confirm('Delete ' + name + (folder ? ' and everything in it?' : '?'))) ask('DELETE', url + (folder ? '?recursive' : ''));
+    };
+    row.cells[3].replaceChildren(change, remove);
+  });
+}
+
+// uploading: each file is created, then sent from where the server stands, as often as the link breaks
+const queue = [];
+let active = 0, sum = 0, done = 0;
+const wait = ms => new Promise(go => setTimeout(go, ms));
+function add(file, path) {
+  const job = {file, path, sent: 0, line: make('li'), bar: make('progress', '', {max: file.size || 1, value: 0}), note: make('small')};
+  const stop = make('button', 'cancel');
+  stop.onclick = () => cancel(job);
+  job.stop = stop;
+  job.line.append(make('span', path + file.name), job.note, stop, job.bar);
+  $('jobs').append(job.line);
+  sum += file.size;
+  queue.push(job);
+  progress(job, 0);
+  while (active < 2 && queue.length) { active++; run(); }
+}
+async function run() {
+  for (let job; (job = queue.shift());) {
+    try { if (!job.cancelled) await upload(job); } catch (error) { end(job, error.message); }
+  }
+  active--;
+  if (!active) { await reload().catch(() => {}); }
+}
+async function upload(job) {
+  for (let pause = 250, before = 0; !job.cancelled; before = job.sent) {
+    try {
+      if (!job.url) job.url = await create(job);
+      else progress(job, await offset(job));
+      await send(job);
+      return end(job, 'done', true);
+    } catch (error) {
+      if (job.cancelled || error.final) throw error;
+      job.note.textContent = 'link lost, trying again';
+      pause = job.sent > before ? 250 : Math.min(pause * 2, 15000);
+      await Promise.race([wait(pause), new Promise(go => addEventListener('online', go, {once: true}))]);
+    }
+  }
+}
+const refused = text => Object.assign(new Error(text), {final: true});
+async function check(answer) {
+  if (answer.ok) return answer;
+  const text = await answer.text();
+  throw answer.status >= 500 && answer.status !== 507 ? new Error(text) : refused(text || 'refused: ' + answer.status);
+}
+async function create(job) {
+  const folder = here + job.path.split('/').map(encodeURIComponent).join('/');
+  const answer = await check(await fetch(folder, {method: 'POST', headers: {'Upload-Complete': '?0', 'Upload-Length': job.file.size,
+    'Content-Type': 'application/octet-stream', 'Content-Disposition': "inline; filename*=UTF-8''" + encodeURIComponent(job.file.name).replace(/'/g, '%27')}}));
+  return answer.headers.get('Location');
+}
+async function offset(job) {
+  return +(await check(await fetch(job.url, {method: 'HEAD'}))).headers.get('Upload-Offset');
+}
+function send(job) {
+  return new Promise((good, bad) => {
+    const request = job.request = new XMLHttpRequest(), start = job.sent;
+    request.open('PATCH', job.url);
+    request.setRequestHeader('Content-Type', 'application/partial-upload');
+    request.setRequestHeader('Upload-Offset', start);
+    request.setRequestHeader('Upload-Complete', '?1');
+    request.upload.onprogress = event => progress(job, start + event.loaded);
+    request.onload = () => request.status < 300 ? good() : bad(request.status >= 500 && request.status !== 507 || request.status === 409
+      ? new Error(request.responseText) : refused(request.responseText || 'refused'));
+    request.onerror = request.onabort = () => bad(new Error('interrupted'));
+    request.send(job.file.slice(start));
+  });
+}
+function progress(job, sent) {
+  done += Math.min(sent, job.file.size) - job.sent;
+  job.sent = Math.min(sent, job.file.size);
+  job.bar.value = job.file.size ? job.sent : 1;
+  job.note.textContent = size(job.sent) + ' of ' + size(job.file.size);
+  $('total').hidden = false;
+  $('all').max = sum || 1;
+  $('all').value = sum ? done : 1;
+}
+function end(job, text, whole) {
+  if (whole) progress(job, job.file.size); else { sum -= job.file.size; done -= job.sent; $('all').max = sum || 1; $('all').value = done; }
+  job.note.textContent = text;
+  job.line.className = whole ? 'done' : 'failed';
+  if (!whole) job.bar.remove();
+  job.stop.textContent = 'clear';
+  job.stop.onclick = () => { job.line.remove(); if (!$('jobs').children.length) { $('total').hidden = true; sum = done = 0; } };
+}
+function cancel(job) {
+  job.cancelled = true;
+  if (job.request) job.request.abort();
+  if (queue.includes(job)) { queue.splice(queue.indexOf(job), 1); end(job, 'cancelled'); }
+  else { job.note.textContent = 'cancelled'; if (!job.request) end(job, 'cancelled'); }
+  if (job.url) fetch(job.url, {method: 'DELETE'}).catch(() => {});
+}
+const above = path => path.split('/').slice(0, -1).map(part => part + '/').join('');
+async function enter(entry, path) {
+  if (entry.isFile) return add(await new Promise((good, bad) => entry.file(good, bad)), path);
+  const reader = entry.createReader();
+  for (let some; (some = await new Promise((good, bad) => reader.readEntries(good, bad))).length;)
+    for (const child of some) await enter(child, path + entry.name + '/');
+}
+if ($('pick')) {
+  $('pick').onchange = $('pickdir').onchange = event => {
+    for (const file of event.target.files) add(file, above(file.webkitRelativePath || ''));
+    event.target.value = '';
+  };
+  $('mkdir').onclick = () => { const name = prompt('Name of the new folder'); if (name) ask('MKCOL', here + encodeURIComponent(name) + '/'); };
+  const mark = on => event => { event.preventDefault(); document.body.classList.toggle('drop', on); };
+  document.ondragover = mark(true);
+  document.ondragleave = mark(false);
+  document.ondrop = event => {
+    mark(false)(event);
+    const items = [...event.dataTransfer.items].map(item => item.webkitGetAsEntry && item.webkitGetAsEntry()).filter(Boolean);
+    if (items.length) items.forEach(item => enter(item, '').catch(() => say('That cannot be read.')));
+    else for (const file of event.dataTransfer.files) add(file, '');
+  };
+  equip();
+}
+"""
+UPLOAD = """<form class="tools nojs" method="post" enctype="multipart/form-data">
+<input type="file" name="file" multiple aria-label="files to upload"> <button>Upload</button></form>
+<div class="tools js" hidden><label class="pick">Upload files<input id="pick" type="file" multiple></label>
+<label class="pick">Upload folder<input id="pickdir" type="file" webkitdirectory></label>
+<button id="mkdir">New folder</button> <span>or drop them here</span></div>
+<label id="total" hidden>All<progress id="all" value="0"></progress></label><ul id="jobs"></ul>
+"""
+
+
+@functools.cache
+def page_fields() -> dict[str, str]:
+    """Nothing runs in the page but its own script and style, known by their digests."""
+    script, style = ("sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (SCRIPT, STYLE))
+    policy = (f"default-src 'none'; script-src '{script}'; style-src '{style}'; connect-src 'self'; form-action 'self'; "
+              "base-uri 'none'; frame-ancestors 'none'")
+    return {"Content-Security-Policy": policy, "Referrer-Policy": "same-origin"}
+
+
+def readable_size(size: float) -> str:
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if size < 1000:
+            break
+        size, unit = size / 1000, "PB"
+    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.3g} {unit}" if size < 999.5 else f"{size:.0f} {unit}"
+
+
+def visible(name: str) -> str:
+    """A name as text: what is not UTF-8 as the replacement character, never a lone surrogate."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
+def one_line(name: str) -> str:
+    """A name as a line of text: control characters, what is not UTF-8, and the percent sign are percent-encoded."""
+    return "".join(urllib.parse.quote_from_bytes(os.fsencode(char)) if not char.isprintable() or char == "%" else char for char in name)
+
+
+def listing(found: Found, kind: str, names: Sequence[str], hidden: bool, read_only: bool) -> Iterator[str]:
+    items = entries(found.where, hidden)
+    if kind == "text/html":
+        items.sort(key=lambda entry: (not entry.is_folder, visible(entry.name).casefold()))
+        yield from page(items, names, read_only)
+    elif kind == "text/plain":
+        yield from (one_line(entry.name) + "/" * entry.is_folder + "\n" for entry in items)
+    else:
+        yield "["
+        for number, entry in enumerate(items):
+            yield ",\n"[not number:] + json.dumps(described(entry))
+        yield "]\n"
+
+
+def described(entry: Entry) -> dict[str, object]:
+    """href is exact whatever the name is made of; name is for reading."""
+    kind = "folder" if entry.is_folder else type_of(entry.name)
+    return {"name": visible(entry.name), "href": quoted([entry.name], slash=entry.is_folder)[1:], "size": None if entry.is_folder else entry.info.st_size,
+            "mtime": entry.info.st_mtime, "type": kind, "etag": None if entry.is_folder else etag(entry.info)}
+
+
+def page(items: Sequence[Entry], names: Sequence[str], read_only: bool) -> Iterator[str]:
+    title = html.escape("/" + "/".join(map(visible, names)))
+    yield (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+           f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n<body>\n<nav aria-label="Path"><a href="/">home</a>')
+    for depth, name in enumerate(names):
+        yield f' / <a href="{quoted(names[:depth + 1], slash=True)}">{html.escape(visible(name))}</a>'
+    yield '</nav>\n' + ("" if read_only else UPLOAD) + '<p id="status" role="status"></p>\n<div class="tools"><input class="js" hidden id="filter" type="search" '
+    yield 'placeholder="Filter (press /)" aria-label="Filter names"></div>\n<table><thead><tr>'
+    yield "".join(f'<th scope="col" data-key="{key}" aria-sort="{"none" if key else "ascending"}"{css}><button>{text}</button></th>'
+                  for key, text, css in ((0, "Name", ""), (1, "Size", ' class="n"'), (2, "Changed", ' class="t"')))
+    yield '<th><span hidden>Change</span></th></tr></thead>\n<tbody>\n'
+    yield from map(table_row, items)
+    folders = sum(entry.is_folder for entry in items)
+    total = readable_size(sum(entry.info.st_size for entry in items if not entry.is_folder))
+    yield (f'</tbody></table>\n<footer><span id="count">{folders} folders, {len(items) - folders} files, {total}</span> &middot; '
+           f'all of it as <a href="?tar">tar</a> (can be resumed) or <a href="?zip">zip</a></footer>\n<script>{SCRIPT}</script></body></html>\n')
+
+
+def table_row(entry: Entry) -> str:
+    name, when = html.escape(visible(entry.name)), int(entry.info.st_mtime)
+    size = '<td class="n" data-v="-1"></td>' if entry.is_folder else f'<td class="n" data-v="{entry.info.st_size}">{readable_size(entry.info.st_size)}</td>'
+    return (f'<tr data-name="{name}" data-folder="{int(entry.is_folder)}"><td><a href="{quoted([entry.name], slash=entry.is_folder)[1:]}">{name}{"/" * entry.is_folder}'
+            f'</a></td>{size}<td class="t" data-v="{when}">{time.strftime("%Y-%m-%d %H:%M", time.localtime(when))}</td><td class="d"></td></tr>\n')
+
+
+def gathered(texts: Iterable[str]) -> Iterator[bytes]:
+    """Text in pieces that are worth a send."""
+    rows: list[str] = []
+    size = 0
+    for text in texts:
+        rows.append(text)
+        size += len(text)
+        if size > SMALL:
+            yield "".join(rows).encode()
+            rows, size = [], 0
+    yield "".join(rows).encode()
+
+
+# --- the server: one thread leads, the others follow ---
+class Job(NamedTuple):
+    """A request that takes longer, with its answer where that is made; or none: more requests are in the buffer."""
+    conn: Connection
+    request: Request | None
+    answer: Answer | None
+
+
+class Server:
+    """The thread that has the lead waits for all sockets at once and answers by itself what is short. What takes longer it does
+    too, but first hands the lead to another thread: so an idle or slow connection costs a socket, a long transfer a thread,
+    and no short request waits for a long one."""
+
+    def __init__(self, args: argparse.Namespace, sock: socket.socket, shared: Shared, stop: Stop, log: int) -> None:
+        self.args, self.sock, self.shared, self.stop = args, sock, shared, stop
+        self.read_only = args.read_only or bool(shared.only)
+        self.allowed = ", ".join(name for name in METHODS if name in READING or not self.read_only)
+        self.names = own_names(args.host)
+        self.extra = "".join(f"{line}\r\n" for line in args.header)
+        self.selector = selectors.DefaultSelector()
+        self.waker, self.woken = socket.socketpair()
+        self.woken.setblocking(False)
+        self.lead, self.guard = threading.Lock(), threading.Condition()
+        self.connections: set[Connection] = set()
+        self.gathering: dict[Connection, float] = {}  # heads that have begun, with their deadlines, the next one first
+        self.lingering: dict[Connection, float] = {}  # refused, to be closed when the client has read it or at this time
+        self.busy: set[Connection] = set()  # handed to a thread
+        self.returned: deque[Callable[[], object]] = deque()  # what the leader is to do with connections that threads are done with
+        self.writers: dict[str, Connection] = {}  # by part: who is uploading it
+        self.threads = self.waiting = self.count = 0
+        self.lines: deque[str] = deque()
+        self.log_to = log
+        self.log_at = self.accept_at = 0.0
+        self.digests: dict[tuple[int, int, int, int], bytes] = {}
+        self.got: dict[tuple[str, str], list[tuple[int, int]]] = {}  # --once: the ranges that each client has of each file
+        self.stopping = self.satisfied = False
+        self.progress = time.monotonic()
+        self.selector.register(sock, selectors.EVENT_READ, self.accept)
+        self.selector.register(self.woken, selectors.EVENT_READ, self.drain)
+
+    def run(self) -> int:
+        """The main thread only waits for a signal: Python runs signal handlers in no other."""
+        self.start_thread()
+        while not self.stop.asked and not self.stopping:
+            left = self.progress + self.args.timeout - time.monotonic() if self.args.once else None
+            if left is not None and left <= 0 and not self.busy:
+                break
+            select.select([self.stop], [], [], left if left is None else max(0.05, left))
+            self.stop.drain()
+        return self.finish(self.stop.asked)
+
+    def start_thread(self) -> bool:
+        with contextlib.suppress(RuntimeError):
+            with self.guard:
+                if self.threads >= MAX_THREADS + SPARE_THREADS:
+                    return False
+                self.threads += 1
+                self.waiting += 1
+            threading.Thread(target=self.follow, daemon=True).start()
+            return True
+        with self.guard:
+            self.threads -= 1
+            self.waiting -= 1
+        return False
+
+    def follow(self) -> None:
+        """A thread's life: wait for the lead, lead until something slow comes, hand over, do it, wait again."""
+        while True:
+            with self.lead:
+                with self.guard:
+                    self.waiting -= 1
+                job = None if self.stopping else self.take_lead()
+            if job:
+                job.conn.attend(job.request, job.answer)
+            with self.guard:
+                if self.stopping or self.waiting >= SPARE_THREADS:
+                    self.threads -= 1
+                    self.guard.notify_all()
+                    return
+                self.waiting += 1
+
+    def take_lead(self) -> Job | None:
+        """Until something slow is to be done, with another thread there to lead meanwhile."""
+        while not self.stopping:
+            for key, _ in self.selector.select(self.patience()):
+                job = self.turn(key.data)
+                if job and self.hand_over(job.conn):
+                    return job
+            self.expire()
+        return None
+
+    def turn(self, callback: Callable[[], Job | None]) -> Job | None:
+        try:
+            return callback()
+        except Exception as bug:  # noqa: BLE001  a mistake of ours must not end the leader
+            self.note(f"mistake: {bug!r}")
+            if isinstance(owner := getattr(callback, "__self__", None), Connection):
+                owner.release()
+                owner.close()
+            return None
+
+    def hand_over(self, conn: Connection) -> bool:
+        """Give a connection to the thread that calls, if another one is there to lead."""
+        if not self.waiting and not self.start_thread():
+            conn.release()
+            conn.refuse_head(Refusal(503, "too many transfers at once", {"Retry-After": "5"}, close=True))
+            return False
+        self.unwatch(conn)
+        with self.guard:
+            self.busy.add(conn)
+        return True
+
+    def give_back(self, conn: Connection, what_next: Callable[[], object]) -> None:
+        """The leader goes on with it: only who has the lead touches the selector and the queues."""
+        self.returned.append(what_next)
+        with self.guard:
+            self.busy.discard(conn)
+            self.guard.notify_all()
+        self.wake()
+
+    def patience(self) -> float | None:
+        """Seconds until something is due although no socket is ready."""
+        now = time.monotonic()
+        due = [next(iter(queue.values())) for queue in (self.gathering, self.lingering) if queue]
+        due += [self.log_at + LOG_DELAY] if self.lines else []
+        due += [self.accept_at] if self.accept_at else []
+        return max(0.0, min(due) - now) if due else None
+
+    def expire(self) -> None:
+        now = time.monotonic()
+        while self.gathering and (first := next(iter(self.gathering.items())))[1] <= now:
+            del self.gathering[first[0]]
+            first[0].refuse_head(Refusal(408, f"no whole head in {self.args.timeout:g} s", close=True))
+        while self.lingering and (first := next(iter(self.lingering.items())))[1] <= now:
+            first[0].close()
+        if self.accept_at and self.accept_at <= now:
+            self.accept_at = 0.0
+            self.selector.register(self.sock, selectors.EVENT_READ, self.accept)
+        if self.lines and (now - self.log_at > LOG_DELAY or len(self.lines) > 1000):
+            self.write_log(now)
+
+    # What connections ask of the server.
+    def accept(self) -> Job | None:
+        try:
+            sock, peer = self.sock.accept()
+        except (BlockingIOError, ConnectionError):
+            return None  # another process took it, or the client left
+        except OSError as error:  # EMFILE, ENFILE, ENOBUFS, ENOMEM: nothing is wrong with the listening socket
+            self.note(f"cannot accept ({error.strerror}): pausing")
+            self.accept_at = time.monotonic() + ACCEPT_PAUSE
+            self.selector.unregister(self.sock)
+            return None
+        sock.setblocking(False)
+        conn = Connection(self, sock, peer)
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # an answer leaves at once, however short
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # the kernel notices a client that vanished
+        self.connections.add(conn)
+        self.watch(conn)
+        if len(self.connections) > self.args.max_clients + len(self.lingering):
+            conn.refuse_head(Refusal(503, f"there are {self.args.max_clients} clients", {"Retry-After": "5"}, close=True))
+            return None
+        return conn.readable()
+
+    def drain(self) -> None:
+        with contextlib.suppress(OSError):
+            self.woken.recv(4096)
+        while self.returned:
+            self.returned.popleft()()
+
+    def wake(self) -> None:
+        with contextlib.suppress(OSError):
+            self.waker.send(b"\0")
+
+    def watch(self, conn: Connection) -> None:
+        self.selector.register(conn.sock, selectors.EVENT_READ, conn.readable)
+
+    def unwatch(self, conn: Connection) -> None:
+        with contextlib.suppress(KeyError, ValueError, OSError):
+            self.selector.unregister(conn.sock)
+
+    def gather(self, conn: Connection, begun: bool) -> None:
+        """Set the deadline of a head with its first byte; take it away with its last."""
+        if begun:
+            self.gathering.setdefault(conn, time.monotonic() + self.args.timeout)
+        elif conn in self.gathering:
+            self.gathering.pop(conn, None)
+
+    def linger(self, conn: Connection) -> None:
+        if conn.sock not in self.selector.get_map():
+            self.watch(conn)
+        self.gathering.pop(conn, None)
+        self.lingering[conn] = time.monotonic() + LINGER
+        if len(self.lingering) > MAX_LINGERING:
+            next(iter(self.lingering)).close()
+
+    def forget(self, conn: Connection) -> None:
+        self.unwatch(conn)
+        self.connections.discard(conn)
+        self.gathering.pop(conn, None)
+        self.lingering.pop(conn, None)
+
+    @contextlib.contextmanager
+    def writing(self, part: Part, conn: Connection) -> Iterator[None]:
+        self.writers[part.own.name] = conn
+        try:
+            yield
+        finally:
+            self.writers.pop(part.own.name, None)
+
+    def interrupt(self, part: Part) -> None:
+        conn = self.writers.get(part.own.name)
+        with contextlib.suppress(OSError):
+            if conn:
+                conn.sock.shutdown(socket.SHUT_RDWR)
+
+    def digest(self, found: Found) -> bytes:
+        """SHA-256 of a file, remembered as long as it is the same file."""
+        info = found.info
+        key = info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
+        if key not in self.digests:
+            assert isinstance(found.where, int)
+            digest = file_digest(found.where)
+            while len(self.digests) >= MAX_DIGESTS:
+                self.digests.pop(next(iter(self.digests)))
+            self.digests[key] = digest
+        return self.digests[key]
+
+    def answered(self, conn: Connection, request: Request | None, answer: Answer, sent: int) -> None:
+        """A line in Common Log Format; a note in quotes follows when there is more to say. And what --requests and --once count."""
+        if not self.args.quiet:
+            now = int(time.time())
+            line = log_safe(request.line) if request else "-"
+            note = f' "{log_safe(answer.note)}"' if answer.note else ""
+            self.lines.append(f'{conn.peer} - - {log_time(now)} "{line}" {answer.status} {sent or "-"}{note}\n')
+        with self.guard:
+            self.progress = time.monotonic()
+            self.count += 1
+        if self.args.once and answer.tag and request and request.method == "GET" and answer.status < 300 and not answer.note:
+            ranges = self.got.setdefault((conn.peer, answer.tag), [])
+            ranges[:] = coalesce([*ranges, *answer.ranges])
+            self.satisfied = self.satisfied or ranges == [(0, answer.size)]
+        if self.satisfied or self.args.requests and self.count >= self.args.requests:
+            self.stopping = True
+            self.stop.wake()
+
+    def note(self, text: str) -> None:
+        self.lines.append(f"{log_time(int(time.time()))} {text}\n")
+
+    def write_log(self, now: float) -> None:
+        text = []
+        while self.lines:
+            text.append(self.lines.popleft())
+        self.log_at = now
+        with contextlib.suppress(OSError):
+            os.write(self.log_to, "".join(text).encode())
+
+    def finish(self, asked: bool) -> int:
+        """Close the door, end what is idle at once, give what is under way a moment."""
+        self.stopping = True
+        self.wake()
+        with self.lead:
+            self.sock.close()
+            for conn in self.connections - self.busy - set(self.lingering):
+                conn.close()
+        self.settle(GRACE)
+        dropped = list(self.busy)
+        for conn in dropped:
+            with contextlib.suppress(OSError):
+                conn.sock.shutdown(socket.SHUT_RDWR)
+        self.settle(GRACE)
+        for conn in self.connections:
+            conn.sock.close()
+        for end in self.selector, self.waker, self.woken:
+            end.close()
+        self.write_log(0)
+        if asked:
+            say(f"stopped: {self.count} requests answered, {len(dropped)} transfers cut off")
+        if self.args.once and not self.satisfied and not asked:
+            raise Failure(18, "nobody has got the whole of it", f"no client went on within {self.args.timeout:g} s",
+                          f"{SERVER} --once --timeout 600")
+        return 0
+
+    def settle(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        with self.guard:
+            while self.busy and (left := deadline - time.monotonic()) > 0:
+                self.guard.wait(left)
+
+
+def file_digest(descriptor: int) -> bytes:
+    sha, offset = hashlib.sha256(), 0
+    while chunk := read_at(descriptor, PIECE, offset):
+        sha.update(chunk)
+        offset += len(chunk)
+    return sha.digest()
+
+
+def own_names(host: str) -> frozenset[str]:
+    """The names of this machine, without asking the network (getfqdn can take half a minute)."""
+    name = socket.gethostname().lower()
+    short = name.partition(".")[0]
+    return frozenset(("localhost", name, short, short + ".local", host.lower()))
+
+
+def serve(args: argparse.Namespace) -> int:
+    raise_file_limit()
+    sys.setswitchinterval(0.001)  # a listing that is being made must not hold up the leader for the usual 5 ms
+    mimetypes.init()
+    shared, log = open_shared(args), open_log(args.log) if args.log else 2
+    family, target = resolve(args.host, args.port, socket.SOCK_STREAM)[0]
+    if not args.open and not ipaddress.ip_address(target[0].partition("%")[0]).is_loopback:
+        raise Failure(2, f"other machines could reach {address(target)}, and nobody would be asked for a password",
+                      "only a loopback address is shared without asking", f"{SERVER} --host {args.host} --open")
+    sock = socket_class(args)(family, socket.SOCK_STREAM)
+    if os.name == "posix":  # or what an earlier server left in TIME_WAIT would keep the port
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bind(sock, target)
+    sock.listen(1024)
+    sock.setblocking(False)
+    with contextlib.closing(Stop()) as stop:
+        announce(sock, args)
+        if args.workers > 1 and hasattr(os, "fork"):
+            return share_port(args, sock, shared, stop, log)
+        return Server(args, sock, shared, stop, log).run()
+
+
+def open_log(path: str) -> int:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    except OSError as error:
+        raise Failure(23, f"cannot write the log {path} ({error.strerror})", "the access log goes there", "another --log FILE") from None
+
+
+def open_shared(args: argparse.Namespace) -> Shared:
+    try:
+        if not os.path.isfile(args.directory):
+            os.scandir(args.directory).close()
+        return Shared(args.directory, args.hidden)
+    except OSError as error:
+        raise Failure(26, f"cannot share {args.directory}: {(error.strerror or '').lower()}", f"it is looked for in {os.getcwd()}",
+                      f"{SERVER} FOLDER, or the name of one file") from None
+
+
+def share_port(args: argparse.Namespace, sock: socket.socket, shared: Shared, stop: Stop, log: int) -> int:
+    """--workers: processes that accept from one listening socket. The parent only waits, and replaces one that dies."""
+    children: set[int] = set()
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)  # makes select() return
+    while not stop.asked:
+        children |= {start_worker(args, sock, shared, stop, log) for _ in range(args.workers - len(children))}
+        select.select([stop], [], [])
+        stop.drain()
+        children -= set(ended_children())
+    sock.close()
+    for child in children:
+        os.kill(child, signal.SIGTERM)
+    deadline = time.monotonic() + 3 * GRACE
+    while children and time.monotonic() < deadline:
+        select.select([stop], [], [], 0.1)
+        stop.drain()
+        children -= set(ended_children())
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+    return 0
+
+
+def start_worker(args: argparse.Namespace, sock: socket.socket, shared: Shared, inherited: Stop, log: int) -> int:
+    signals = signal.SIGINT, signal.SIGTERM
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # until the child has a Stop of its own: one in between would be lost
+    child = os.fork()
+    if child:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+        return child
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    inherited.reader.close()  # not inherited.close(): it ignores the signals, and one that waits would be lost
+    inherited.writer.close()
+    with contextlib.closing(Stop()) as stop:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent passes it on
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+        os._exit(Server(args, sock, shared, stop, log).run())
+
+
+def ended_children() -> Iterator[int]:
+    with contextlib.suppress(ChildProcessError):
+        while child := os.waitpid(-1, os.WNOHANG)[0]:
+            yield child
+
+
+# --- trace: the same in all six scripts (tests/test_twins.py) ---
+T = TypeVar("T")
+DUMPED = 64  # bytes of each call that --trace-hex shows
+SECRET = re.compile(rb"(?i)((?:authorization|cookie):[ \t]*)([^\r\n]+)")
+
+
+def hexdump(data: bytes) -> str:
+    """The first bytes, sixteen a line, secrets masked."""
+    data = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), data[:DUMPED])
+    rows = [(start, data[start:start + 16]) for start in range(0, len(data), 16)]
+    return "".join(f"\n{start:16x}  {row.hex(' '):47}  {re.sub(rb'[^ -~]', b'.', row).decode()}" for start, row in rows)
+
+
+class Traced(socket.socket):
+    """A socket that prints a line on stderr for each call. It shows what the program asks of the kernel and hears from it;
+    SYN, ACK and retransmission happen inside the kernel, where only tcpdump or Wireshark see them."""
+
+    began = time.perf_counter()
+    numbers = itertools.count(1)
+    dump = False
+    number = sent = received = 0
+
+    def show(self, mark: str, text: str, data: bytes = b"") -> None:
+        self.number = self.number or next(self.numbers)
+        say(f"{1000 * (time.perf_counter() - self.began):9.3f} ms #{self.number} {mark} {text}" + hexdump(data) * self.dump)
+
+    def attempt(self, mark: str, what: str, call: Callable[..., T], *args: object) -> T:
+        try:
+            return call(*args)
+        except OSError as error:
+            if not isinstance(error, BlockingIOError):  # that one means: nothing happened
+                self.show(mark, f"{what}: {error.strerror or 'timed out'}")
+            raise
+
+    def put(self, name: str, data: Any, call: Callable[..., int], *args: object) -> int:
+        count = self.attempt(">", name, call, data, *args)
+        self.sent += count
+        self.show(">", f"{name} {count} of {len(data)} bytes (sent so far {self.sent})", bytes(data[:min(count, DUMPED)]))
+        return count
+
+    def take(self, name: str, size: int, call: Callable[..., T], *args: object) -> T:
+        began = time.perf_counter()
+        result = self.attempt("<", name, call, *args)
+        waited = 1000 * (time.perf_counter() - began)
+        data: Any = result[0] if isinstance(result, tuple) else args[0] if isinstance(result, int) else result
+        count = result if isinstance(result, int) else len(data)
+        self.received += count
+        name += f" {address(result[-1])}" if isinstance(result, tuple) else ""
+        text = f"{name} {count} of at most {size} bytes, waited {waited:.2f} ms (received so far {self.received})"
+        ended = count == 0 and self.type == socket.SOCK_STREAM
+        self.show("<", f"{name} 0 bytes = peer sent FIN (end of stream)" if ended else text, bytes(data[:min(count, DUMPED)]))
+        return result
+
+    def connect(self, target: Any) -> None:
+        began = time.perf_counter()
+        self.attempt("*", f"connect {address(target)}", super().connect, target)
+        took = f"handshake {1000 * (time.perf_counter() - began):.2f} ms" if self.type == socket.SOCK_STREAM else "UDP: nothing is sent"
+        self.show("*", f"connect {address(target)} ok from {address(self.getsockname())} ({took})")
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        plain, peer = self.attempt("*", "accept", super().accept)
+        conn = type(self)(plain.family, plain.type, plain.proto, plain.detach())
+        conn.show("*", f"accept from {address(peer)}")
+        return conn, peer
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        return self.put("send", data, super().send, flags)
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        view = memoryview(data).cast("B")
+        while view:
+            view = view[self.send(view, flags):]
+
+    def sendto(self, data: Any, *rest: Any) -> int:
+        return self.put(f"sendto {address(rest[-1])}", data, super().sendto, *rest)
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        return self.take("recv", size, super().recv, size, flags)
+
+    def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
+        return self.take("recv", size or len(buffer), super().recv_into, buffer, size, flags)
+
+    def recvfrom(self, size: int, flags: int = 0) -> tuple[bytes, Any]:
+        return self.take("recvfrom", size, super().recvfrom, size, flags)
+
+    def recvmsg(self, size: int, *rest: Any) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
+        return self.take("recvmsg", size, super().recvmsg, size, *rest)
+
+    def shutdown(self, how: int) -> None:
+        self.attempt("*", "shutdown", super().shutdown, how)
+        self.show("*", "shutdown of receiving" if how == socket.SHUT_RD else "shutdown of sending = FIN")
+
+    def close(self) -> None:
+        if self.fileno() >= 0:
+            self.show("*", f"close (sent {self.sent}, received {self.received})")
+        super().close()
+
+
+class TracedHex(Traced):
+    dump = True
+
+
+def socket_class(args: argparse.Namespace) -> type[socket.socket]:
+    """What sockets are made of: without --trace the plain class, so that it costs nothing."""
+    return TracedHex if args.trace_hex else Traced if args.trace else socket.socket
+# --- end trace ---
+
+
+# --- listening: the same in server.py, httpserver.py, tcp_upper.py, udp_upper.py (tests/test_twins.py) ---
+class Stop:
+    """Ctrl-C and SIGTERM as something that select() can wait for, on Windows too; the second one ends the process at once.
+    A job that a shell started in the background has SIGINT ignored: here it is heard all the same."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.reader, self.writer = socket.socketpair()
+        self.reader.setblocking(False)
+        self.writer.setblocking(False)
+        signal.set_wakeup_fd(self.writer.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGINT, self.ask)
+        signal.signal(signal.SIGTERM, self.ask)
+
+    def ask(self, number: int, frame: object) -> None:
+        if self.asked:
+            os._exit(130)
+        self.asked = True
+
+    def fileno(self) -> int:
+        return self.reader.fileno()
+
+    def wake(self) -> None:
+        """Make select() return, from any thread."""
+        with contextlib.suppress(OSError):
+            self.writer.send(b"\0")
+
+    def drain(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self.reader.recv(4096)
+
+    def close(self) -> None:
+        """All is done: a signal now shall not turn the exit code 0 into another."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.set_wakeup_fd(-1)
+        self.reader.close()
+        self.writer.close()
+
+
+def raise_file_limit() -> None:
+    """A connection is a descriptor: take as many as the system lets this user have."""
+    with contextlib.suppress(ImportError, ValueError, OSError):  # macOS names a limit that it does not grant
+        import resource  # not at the top: Windows has none
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def own_addresses() -> list[str]:
+    """This machine's addresses on its default routes; connecting a UDP socket sends nothing."""
+    found = []
+    for family, elsewhere in (socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"):
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((elsewhere, 9))
+            found.append(probe.getsockname()[0])
+    return found
+
+
+def reachable_at(sock: socket.socket) -> list[str]:
+    """The addresses at which other machines reach this server: none when it is bound to loopback."""
+    host = sock.getsockname()[0]
+    if host == "::1" or host.startswith("127."):
+        return []
+    return [found for found in own_addresses() if host == "::" or ":" not in found] if host in ("::", "0.0.0.0") else [host]
+
+
+def bind(sock: socket.socket, target: Address) -> None:
+    """bind(), with what systems differ in; each way it can fail in three lines."""
+    try:
+        if sys.platform == "win32":  # where two servers could otherwise share a port
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, target[0] != "::")  # --host :: is for IPv4 too
+        sock.bind(target)
+    except OSError as error:
+        sock.close()
+        host, port = target[:2]
+        known = {
+            errno.EADDRINUSE: (f"port {port} is already in use", who_has_port(sock, target),
+                               "--port 0 takes any free one; ss -ltnup shows whose it is"),
+            errno.EADDRNOTAVAIL: (f"{host} is not an address of this machine", "its own are " + ", ".join(["127.0.0.1", *own_addresses()]),
+                                  "--host 0.0.0.0 listens on all of them"),
+            errno.EACCES: (f"port {port} needs administrator rights", "ports below 1024 are kept for the system's services",
+                           f"--port {8000 + port % 1000}"),
+        }
+        other = f"cannot listen on {address(target)} ({error.strerror})", "the system refuses it", "--host 127.0.0.1 --port 0"
+        raise Failure(45, *known.get(error.errno or 0, other)) from None
+
+
+def who_has_port(sock: socket.socket, target: Address) -> str:
+    """A second bind tells: with SO_REUSEADDR it passes over connections in TIME_WAIT, but not over a server."""
+    with contextlib.suppress(OSError), socket.socket(sock.family, sock.type) as probe:
+        if sock.type == socket.SOCK_STREAM and os.name == "posix":
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(target)
+            return "no server has it: connections that ended here a moment ago are in TIME_WAIT, for a minute or so"
+    return "another program is using it"
+# --- end listening ---
+
+
+# --- errors: the same in all six scripts (tests/test_twins.py) ---
+Address = tuple[Any, ...]  # (host, port), and for IPv6 (host, port, flow, scope)
+
+
+class Failure(Exception):
+    """What a user or a network can cause: told in three lines, with the exit code that curl has for it."""
+
+    def __init__(self, code: int, error: str, why: str, hint: str) -> None:
+        super().__init__(f"error: {error}\nwhy:   {why}\ntry:   {hint}")
+        self.code = code
+
+
+def say(text: str) -> None:
+    """A line for people, written at once. Nobody left to read it is no reason to stop."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # AttributeError: started with stderr closed
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+
+def address(place: Address) -> str:
+    """HOST:PORT, [HOST]:PORT for IPv6; an IPv4 client of a dual-stack server by its IPv4 address."""
+    host, port = str(place[0]), place[1]
+    host = host[7:] if host.startswith("::ffff:") and "." in host else host
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
+    """Each address of a host: the family for socket(), and what connect() and bind() take."""
+    with contextlib.suppress(socket.gaierror, UnicodeError):  # UnicodeError: an empty label, or one over 63 characters
+        return [(family, target) for family, _, _, _, target in socket.getaddrinfo(host, port, type=kind)]
+    raise Failure(6, f'cannot find host "{host}"', "it is neither an address nor a name that this machine can look up",
+                  "check the spelling, or use the address")
+
+
+def between(low: float, high: float, kind: Callable[[str], float] = int) -> Callable[[str], float]:
+    """An argparse type: a number from low to high. (Port 99999 would raise OverflowError out of bind().)"""
+    def number(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if low <= kind(text) <= high:
+                return kind(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
+    return number
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with its complaints in the three lines of all others."""
+
+    def error(self, message: str) -> NoReturn:
+        say(str(Failure(2, message, "the command line is not as the help describes it; nothing was done", f"python3 {self.prog} --help")))
+        raise SystemExit(2)
+# --- end errors ---
+
+
+# --- the command line ---
+def announce(sock: socket.socket, args: argparse.Namespace) -> None:
+    """Where the server listens: for programs on stdout; for people on stderr, with what reaches it."""
+    host, port = sock.getsockname()[:2]
+    print(f"listening on http://{address((host, port))}/", flush=True)
+    for host in reachable_at(sock):
+        say(f"from another machine:  http://{address((host, port))}/")
+    if reachable_at(sock):
+        say("nothing is encrypted and nobody is asked for a password: whoever is on this network can read it"
+            + ("" if args.read_only else " and change it"))
+    else:
+        say(f"only this machine can reach it, with a browser or:  curl http://{address((host, port))}/\n"
+            "for others, start it with --host 0.0.0.0 --open")
+
+
+def byte_count(text: str) -> int:
+    """An argparse type: bytes, as 1000000, 500k, 20M, 4G or 1T."""
+    found = re.fullmatch(r"([0-9]{1,15})([kMGT]?)", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes such as 500k, 20M or 4G")
+    return int(found[1]) * int(1000 ** " kMGT".index(found[2] or " "))
+
+
+def header_line(text: str) -> str:
+    if not re.fullmatch(rf"{TOKEN}: ?[ -~]*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME: VALUE")
+    return text
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="httpserver.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("directory", nargs="?", default=None, metavar="FOLDER|FILE", help="what is shared (default the current folder)")
+    add("--directory", dest="folder", default=".", metavar="DIR", help="the same")
+    add("--host", default="127.0.0.1", help="the address to listen on; :: is IPv6 and IPv4 (default 127.0.0.1)")
+    add("--port", type=between(0, 65535), default=PORT, help=f"the port; 0 takes any free one (default {PORT})")
+    add("--open", action="store_true", help="serve other machines without a password")
+    add("--read-only", action="store_true", help="refuse every change")
+    add("--hidden", action="store_true", help="show and serve names that start with a dot")
+    add("--max-size", type=byte_count, default=0, metavar="N", help="bytes of one upload; k, M, G, T (default no limit)")
+    add("--min-free", type=byte_count, default=0, metavar="N", help="bytes that uploads leave free on the disk (default 0)")
+    add("--max-clients", type=between(1, 1e6), default=10000, metavar="N", help="connections; more get 503 (default 10000)")
+    add("--durable", action="store_true", help="an upload is on the disk before it is answered (fsync)")
+    add("--header", type=header_line, action="append", default=[], metavar="'NAME: VALUE'", help="add this to every answer")
+    add("--requests", type=between(0, 1e12), default=0, metavar="N", help="end after so many answers (default never)")
+    add("--once", action="store_true", help="end when one client has got the whole of a file")
+    add("--workers", type=between(1, 256), default=1, metavar="N", help="processes that share the port (default 1)")
+    add("--timeout", type=between(0.01, 1e6, float), default=30.0, metavar="S", help="silence allowed inside a head or body (default 30)")
+    add("--log", metavar="FILE", help="where the access log goes (default stderr)")
+    add("--quiet", action="store_true", help="no access log")
+    add("--trace", action="store_true", help="print a line for each socket call")
+    add("--trace-hex", action="store_true", help="the same, with the first bytes")
+    add("--version", action="version", version=f"%(prog)s {VERSION}")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    args.directory = args.directory or args.folder
+    if args.workers > 1 and (args.requests or args.once):
+        parser.error("--requests and --once count in one process: they do not go with --workers")
+    try:
+        return serve(args)
+    except Failure as failure:
+        say(str(failure))
+        return failure.code
+    except KeyboardInterrupt:
+        say("\nstopped")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,606 @@
+"""httpserver.py: uploads, forms, deleting, renaming, resuming, archives; and what many, slow or hostile clients do to it."""
+import hashlib
+import io
+import itertools
+import os
+import re
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import threading
+import zipfile
+from base64 import b64encode
+from contextlib import suppress
+
+import pytest
+from conftest import ROOT, until
+from test_httpserver import GET, RAW, Wire, ask, folder, server, tree, url, wire  # noqa: F401  the fixtures too
+
+DATA = os.urandom(300000)
+
+
+def digest(data):
+    return "sha-256=:" + b64encode(hashlib.sha256(data).digest()).decode() + ":"
+
+
+# --- PUT, POST (rules 30, 33) ---
+def test_put_makes_and_replaces_whole_files_as_its_conditions_say(ask, folder):  # 30
+    assert [ask("PUT", "/new/deep/x", body=DATA).status for _ in range(2)] == [201, 204]
+    assert (folder / "new" / "deep" / "x").read_bytes() == DATA
+    tag = ask("GET", "/a.txt").fields["etag"]
+    for fields, status in ("If-None-Match: *", 412), ('If-Match: "x"', 412), (f"If-Match: {tag}", 204), (f"If-Match: {tag}", 412), ("Content-Range: bytes 0-1/5", 400):
+        assert ask("PUT", "/a.txt", fields + "\r\n", b"changed").status == status
+    assert ask("PUT", "/none", "If-Match: *\r\n", b"x").status == 412
+    assert ask("PUT", "/new", body=b"x").status == 409
+    assert ask("PUT", "/a.txt/below", body=b"x").status in (404, 409)
+    assert ask("PUT", "/", body=b"x").status == 409
+    assert tree(folder) == {b"a.txt": b"changed", b"new/deep/x": DATA}
+
+
+def test_a_replaced_file_keeps_its_mode_and_a_new_one_gets_the_umask(ask, folder):
+    (folder / "a.txt").chmod(0o640)
+    ask("PUT", "/a.txt", body=b"x")
+    ask("PUT", "/new", body=b"x")
+    mask = os.umask(0)
+    os.umask(mask)
+    assert [(folder / name).stat().st_mode & 0o777 for name in ("a.txt", "new")] == [0o640, 0o666 & ~mask]
+
+
+def test_of_two_writers_of_a_new_name_one_wins(ask, folder):
+    statuses = []
+    threads = [threading.Thread(target=lambda n=n: statuses.append(ask("PUT", "/race", "If-None-Match: *\r\n", bytes([n]) * 200000).status)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(statuses) == [201] + [412] * 7
+    assert len(set((folder / "race").read_bytes())) == 1 and len(tree(folder)) == 2
+
+
+def form(*parts, end=b"--\r\n"):
+    body = b"".join(b"--XX\r\nContent-Disposition: form-data; " + head + b"\r\n\r\n" + data + b"\r\n" for head, data in parts)
+    return body + b"--XX" + end
+
+
+FORM = "Content-Type: multipart/form-data; boundary=XX\r\n"
+
+
+def test_a_form_stores_its_files_under_safe_names_and_numbers_those_that_exist(ask, folder):  # 33
+    tricky = b"\r\n--X\r\n--XY\r\n-" + DATA + b"\r\n--"
+    reply = ask("POST", "/", FORM, form(
+        (b'name="file"; filename="a.txt"', tricky), (b'name="file"; filename="a.txt"', b""), (b'name="text"', b"a field"), (b'name="file"; filename=""', b""),
+        (b'name="file"; filename="\xc3\xbc%22%0D%0A.txt"', b"1"), (b'name="file"; filename="../../up.txt"', b"2"), (b'name="file"; filename="C:\\x\\win.txt"', b"3"),
+        (b'name="folder"; filename="deep/er/x"', b"4"), (b'name="file"; filename="plain"; filename*=UTF-8\'\'..%2fevil', b"5"), end=b"--"))
+    assert reply.status == 201, reply
+    assert reply.fields["location"] == "/a%20%281%29.txt"
+    assert tree(folder) == {b"a.txt": b"hello\n", b"a (1).txt": tricky, b"a (2).txt": b"", "ü\"\r\n.txt".encode(): b"1", b"up.txt": b"2", b"win.txt": b"3",
+                            b"deep/er/x": b"4", b"plain": b"5"}
+    assert ask("POST", "/", FORM + "Accept: text/html\r\n", form((b'name="f"; filename="b"', b""))).fields["location"] == "/"
+
+
+def test_a_form_byte_by_byte_is_the_same(wire, folder):  # 33
+    body = b"preamble" + b"\r\n" + form((b'name="file"; filename="x"', b"\r\n--X data \r\n")) + b"epilogue"
+    connection = wire().send(f"POST / HTTP/1.1\r\nHost: localhost\r\n{FORM}Content-Length: {len(body)}\r\n\r\n")
+    for byte in body:
+        connection.send(bytes([byte]))
+    assert connection.reply().status == 201
+    assert (folder / "x").read_bytes() == b"\r\n--X data \r\n"
+
+
+def test_broken_and_hostile_forms_store_nothing(ask, folder):  # 33
+    for fields, body in [
+        (FORM, b""), (FORM, b"--XX--\r\n"), (FORM, form((b'name="f"; filename="cut"', b"12345"))[:-12]), (FORM, b"--XX\r\n" + b"X: y\r\n" * 5000 + b"\r\n\r\n--XX--\r\n"),
+        (FORM.replace("XX", ""), b""), ("Content-Type: multipart/form-data\r\n", b""), (FORM, b"x" * 100000),
+        *((FORM, form((b'name="folder"; filename="%b"' % name, b"x"))) for name in (b"../up", b"/etc/x", b"a//b", b".hidden", b"a/../b", b".six-" + b"0" * 32 + b".part", b"a\0b")),
+        (FORM, form((b'name="f"; filename=".."', b"x"))),
+    ]:
+        reply = ask("POST", "/", fields, body)
+        assert reply.status in (400, 403), (body[:80], reply)
+    assert set(tree(folder.parent)) == {b"www/a.txt"}
+
+
+def test_a_form_refused_in_the_middle_of_a_chunk_hides_no_request_in_it(wire, folder):  # 13
+    smuggled = b"\r\n0\r\n\r\nDELETE /a.txt HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    body = form((b'name="f"; filename=".hidden"', smuggled * 100))
+    connection = wire().send(f"POST / HTTP/1.1\r\nHost: localhost\r\n{FORM}Transfer-Encoding: chunked\r\n\r\n".encode()
+                             + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) + GET.encode() + b"\r\n")
+    reply = connection.reply()
+    assert reply.status == 403
+    assert reply.fields.get("connection") == "close" or connection.reply().body == b"hello\n"
+    assert tree(folder) == {b"a.txt": b"hello\n"}
+
+
+def test_other_posts_are_stored_under_a_new_name_or_like_put(ask, folder):
+    reply = ask("POST", "/", "Content-Type: application/x-www-form-urlencoded\r\n", b"a=1&b=2")
+    assert reply.status == 201
+    assert ask("GET", reply.fields["location"]).body == b"a=1&b=2"
+    assert ask("POST", "/", "Content-Disposition: attachment; filename=\"../a.txt\"\r\n", b"x").fields["location"] == "/a%20%281%29.txt"
+    assert ask("POST", "/", "Content-Disposition: inline; filename*=UTF-8''%c3%bc\r\n", b"x").fields["location"] == "/%C3%BC"
+    assert ask("POST", "/a.txt", body=b"put").status == 204
+    assert ask("POST", "/fresh", body=b"put").status == 201
+    assert (folder / "a.txt").read_bytes() == (folder / "fresh").read_bytes() == b"put"
+
+
+@pytest.mark.skipif(not shutil.which("mount") or os.geteuid() != 0, reason="needs root to mount a tmpfs")
+def test_a_full_disk_is_507_and_the_old_file_stays(spawn, tmp_path, ask):  # 30
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], check=True)
+    try:
+        (disk / "old").write_bytes(b"old")
+        server = spawn("httpserver.py", disk)
+        assert ask("PUT", "/old", body=bytes(2 << 20), to=server).status == 507  # told before the body
+        chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (2 << 20, bytes(2 << 20))
+        assert ask("PUT", "/old", "Transfer-Encoding: chunked\r\n", chunks, to=server, length=False).status == 507
+        assert ask("POST", "/", FORM + "Transfer-Encoding: chunked\r\n", b"%x\r\n" % (2 << 20) + form((b'name="f"; filename="f"', bytes(2 << 20))), to=server, length=False).status == 507
+        assert tree(disk) == {b"old": b"old"}
+        server.stop()
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_file_size_limit_in_the_middle_of_an_upload_is_507(spawn, folder, ask):  # 30
+    server = spawn("httpserver.py", folder, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100000, 100000)))
+    assert ask("PUT", "/a.txt", body=DATA, to=server).status == 507
+    assert tree(folder) == {b"a.txt": b"hello\n"}
+
+
+def test_limits_of_size_and_free_space(spawn, folder, ask):
+    server = spawn("httpserver.py", folder, "--max-size", "1k")
+    assert [ask("PUT", "/x", body=bytes(n), to=server).status for n in (999, 1000, 1001)] == [201, 204, 413]
+    assert ask("POST", "/", FORM, form((b'name="f"; filename="f"', bytes(2000))), to=server).status == 413
+    assert ask("PUT", "/x", body=b"", to=spawn("httpserver.py", folder, "--min-free", "9000T")).status == 507
+    assert set(tree(folder)) == {b"a.txt", b"x"}
+
+
+def test_durable_uploads_work(spawn, folder, ask):
+    server = spawn("httpserver.py", folder, "--durable")
+    assert ask("PUT", "/d/x", body=DATA, to=server).status == 201
+    assert (folder / "d" / "x").read_bytes() == DATA
+
+
+def test_a_digest_is_checked_before_the_file_is_put_in_place(ask, folder):
+    assert ask("PUT", "/good", f"Repr-Digest: sha-512=:AA==:, {digest(DATA)}\r\n", DATA).status == 201
+    assert ask("PUT", "/a.txt", f"Repr-Digest: {digest(DATA)}\r\n", DATA[:-1] + b"?").status == 400
+    for claimed, status in (DATA, 201), (b"other", 400):
+        chunks = b"%x\r\n%b\r\n0\r\nRepr-Digest: %b\r\n\r\n" % (len(DATA), DATA, digest(claimed).encode())
+        assert ask("PUT", f"/trailer{status}", "Trailer: Repr-Digest\r\nTransfer-Encoding: chunked\r\n", chunks, length=False).status == status
+    assert ask("PUT", "/good", "Want-Repr-Digest: sha-256=1\r\n", b"x").fields["repr-digest"] == digest(b"x")
+    assert set(tree(folder)) == {b"a.txt", b"good", b"trailer201"} and (folder / "a.txt").read_bytes() == b"hello\n"
+
+
+# --- DELETE, MKCOL, MOVE (rule 31) ---
+def test_delete(ask, folder):  # 31
+    (folder / "full" / "deep").mkdir(parents=True)
+    (folder / "full" / "deep" / "x").touch()
+    (folder / "full" / "link").symlink_to(folder / "a.txt")
+    (folder / "empty").mkdir()
+    rows = [("/none", "", 404), ("/full/", "", 409), ("/a.txt/", "", 404), ("/a.txt", 'If-Match: "x"\r\n', 412), ("/empty/", "", 204), ("/full/?recursive", "", 204), ("/", "", 403),
+            ("/?recursive", "", 403)]
+    assert [(path, fields, ask("DELETE", path, fields).status) for path, fields, _ in rows] == rows
+    assert tree(folder) == {b"a.txt": b"hello\n"}
+    assert ask("DELETE", "/a.txt").status == 204
+
+
+def test_mkcol_and_move(ask, folder):
+    assert [ask("MKCOL", path).status for path in ("/f/", "/f/", "/a.txt", "/no/where/", "/")] == [201, 405, 405, 409, 405]
+    (folder / "b").write_bytes(b"b")
+    rows = [("/a.txt", "/b", "Overwrite: F\r\n", 412), ("/a.txt", "/new", "Overwrite: F\r\n", 201), ("/new", "http://localhost/f/x", "", 201), ("/f/x", "/b", "", 204),
+            ("/b", "http://evil.example/x", "", 502), ("/b", "", "", 400), ("/b", "/f", "", 409), ("/none", "/x", "", 404), ("/f", "/f/f", "", 400), ("/", "/x", "", 403),
+            ("/b", "/no/where", "", 409), ("/f", "/g", "Overwrite: F\r\n", 201)]
+    assert [(old, new, more, ask("MOVE", old, f"Destination: {new}\r\n{more}").status) for old, new, more, _ in rows] == rows
+    assert tree(folder) == {b"b": b"hello\n"} and sorted(os.listdir(folder)) == ["b", "g"]
+
+
+# --- resuming uploads ---
+def begin(ask, path="/", length=len(DATA), more="", **to):
+    reply = ask("POST" if path.endswith("/") else "PUT", path, f"Upload-Complete: ?0\r\nUpload-Length: {length}\r\nContent-Disposition: inline; filename=big\r\n{more}", **to)
+    assert reply.status == 201, reply
+    return reply.fields["location"]
+
+
+def append(ask, location, offset, data, complete="?1", **to):
+    return ask("PATCH", location, f"Content-Type: application/partial-upload\r\nUpload-Offset: {offset}\r\nUpload-Complete: {complete}\r\n", data, **to)
+
+
+def test_an_upload_in_pieces_is_one_file(ask, folder):
+    location = begin(ask, more=f"Repr-Digest: {digest(DATA)}\r\n")
+    assert append(ask, location, 0, DATA[:1000], "?0").status == 204
+    state = ask("HEAD", location)
+    assert (state.status, state.fields["upload-offset"], state.fields["upload-complete"], state.fields["upload-length"]) == (204, "1000", "?0", str(len(DATA)))
+    assert append(ask, location, 999, DATA[999:]).fields["upload-offset"] == "1000"
+    done = append(ask, location, 1000, DATA[1000:])
+    assert (done.status, done.fields["upload-complete"], done.fields["location"]) == (201, "?1", "/big")
+    assert tree(folder) == {b"a.txt": b"hello\n", b"big": DATA}
+    assert ask("HEAD", location).status == 404
+
+
+def test_an_upload_that_was_cut_goes_on_where_the_server_stands_even_another_server(spawn, server, wire, ask, folder):
+    location = begin(ask, "/x")
+    connection = wire().send(f"PATCH {location} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/partial-upload\r\nUpload-Offset: 0\r\nUpload-Complete: ?1\r\n"
+                             f"Content-Length: {len(DATA)}\r\n\r\n".encode() + DATA[:100000])
+    until(lambda: any(len(data) == 100000 for data in tree(folder).values()), "the part")
+    state = ask("HEAD", location)  # the old connection still is open: it is ended first
+    assert state.fields["upload-offset"] == "100000"
+    assert connection.closed() or connection.reply().status >= 400
+    server.kill()
+    other = spawn("httpserver.py", folder)
+    assert append(ask, location, 100000, DATA[100000:], to=other).status == 201
+    assert tree(folder) == {b"a.txt": b"hello\n", b"x": DATA}
+
+
+def test_interim_answers_go_to_clients_of_the_same_draft_only(wire, ask):
+    request = "PUT /x HTTP/1.1\r\nHost: localhost\r\nUpload-Complete: ?1\r\nContent-Length: 5\r\nUpload-Draft-Interop-Version: {}\r\n\r\nhello"
+    connection = wire().send(request.format(8))
+    early = connection.reply()
+    assert early.status == 104 and "?upload=" in early.fields["location"]
+    assert connection.reply().status == 201
+    assert wire().send(request.format(7)).reply().status == 204
+    assert ask("OPTIONS", "/").fields["accept-patch"] == "application/partial-upload"
+
+
+def test_wrong_resumptions_are_refused_and_change_nothing(ask, folder):
+    location = begin(ask, "/x", 10)
+    assert append(ask, location, 0, b"12345", "?0").status == 204
+    for path, offset, data, complete, status in [
+        (location, 5, b"1234567", "?1", 400), (location.replace("upload=", "upload=0"), 5, b"1", "?1", 404), (location + "&x", 5, b"", "?2", 400), ("/x?upload=" + "0" * 32, 0, b"", "?1", 404),
+        ("/x?upload=../../etc/passwd&over=new", 0, b"", "?1", 404), ("/../x" + location[2:], 5, b"", "?1", 403),
+    ]:
+        assert append(ask, path, offset, data, complete).status == status, path
+    assert ask("HEAD", location).status == 404  # more than was announced: given up, as the draft says
+    location = begin(ask, "/x", 10, f"Repr-Digest: {digest(b'other')}\r\n")
+    assert append(ask, location, 0, b"0123456789").status == 400
+    location = begin(ask, "/x", 10)
+    assert append(ask, location, 0, b"123").status == 400
+    location = begin(ask, "/x", 10)
+    assert ask("DELETE", location).status == 204
+    assert tree(folder) == {b"a.txt": b"hello\n"}
+
+
+def test_old_parts_expire_and_are_never_served(ask, folder):
+    old, young = (folder / f".six-{digit * 32}.part" for digit in "01")
+    old.write_bytes(b"x")
+    young.write_bytes(b"x")
+    os.utime(old, (1, 1))
+    begin(ask)
+    assert not old.exists() and young.exists()
+    assert b".six" not in ask("GET", "/").body + ask("GET", "/?tar").body
+
+
+# --- archives ---
+@pytest.fixture
+def full_folder(folder):
+    for raw in RAW:
+        with open(os.path.join(os.fsencode(folder), raw), "wb") as file:
+            file.write(raw)
+    (folder / "sub" / ("d" * 200)).mkdir(parents=True)
+    (folder / "sub" / ("d" * 200) / "big").write_bytes(DATA)
+    (folder / "empty").mkdir()
+    (folder / "link").symlink_to("/etc/passwd")
+    (folder / ".hidden").touch()
+    return folder
+
+
+def visible(folder):
+    return {name: data for name, data in tree(folder).items() if name not in (b"link", b".hidden")}
+
+
+def test_tar_has_an_exact_length_and_every_file(ask, full_folder):
+    reply = ask("GET", "/?tar")
+    assert reply.whole and int(reply.fields["content-length"]) == len(reply.body)
+    with tarfile.open(fileobj=io.BytesIO(reply.body), encoding="utf-8", errors="surrogateescape") as archive:
+        assert {os.fsencode(item.name): archive.extractfile(item).read() for item in archive if item.isfile()} == visible(full_folder)
+        assert "empty" in archive.getnames()
+    assert "filename=\"www.tar\"; filename*=UTF-8''www.tar" in reply.fields["content-disposition"]
+
+
+def test_tar_resumes_at_every_kind_of_offset(ask, full_folder):
+    whole = ask("GET", "/?tar")
+    for start in 0, 1, 511, 512, 513, 5000, 100000, len(whole.body) - 1025, len(whole.body) - 1:
+        part = ask("GET", "/?tar", f"Range: bytes={start}-\r\nIf-Range: {whole.fields['etag']}\r\n")
+        assert part.status == 206 and part.body == whole.body[start:], start
+    assert ask("GET", "/?tar", "Range: bytes=100-199\r\n").body == whole.body[100:200]
+    assert ask("GET", "/?tar", f"Range: bytes={len(whole.body)}-\r\n").status == 416
+    (full_folder / "more").touch()
+    assert ask("GET", "/?tar", f"Range: bytes=5-\r\nIf-Range: {whole.fields['etag']}\r\n").status == 200
+
+
+def test_zip_is_whole_and_other_programs_read_it(ask, full_folder):
+    reply = ask("GET", "/?zip")
+    assert reply.whole and int(reply.fields["content-length"]) == len(reply.body)
+    with zipfile.ZipFile(io.BytesIO(reply.body)) as archive:
+        assert archive.testzip() is None
+        want = {name.decode("utf-8") if name in RAW[1:] or name.isascii() else name.decode("cp437"): data for name, data in visible(full_folder).items()}
+        assert {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")} == want
+        assert "empty/" in archive.namelist()
+
+
+def test_an_archive_whose_folder_changes_meanwhile_ends_short(wire, folder):
+    (folder / "big").touch()
+    os.truncate(folder / "big", 16 << 20)  # more than the kernel's buffers take
+    (folder / "later").write_bytes(bytes(1 << 20))
+    (folder / "z").mkdir()
+    (folder / "z" / "gone").touch()
+    changes = [lambda: os.truncate(folder / "later", (1 << 20) - 1), (folder / "z" / "new").touch, (folder / "z" / "gone").unlink]
+    for kind, change in itertools.product(("tar", "zip"), changes):
+        (folder / "z" / "new").unlink(missing_ok=True)
+        (folder / "z" / "gone").touch()
+        (folder / "later").write_bytes(bytes(1 << 20))
+        connection = wire(narrow=True)
+        connection.send(f"GET /?{kind} HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        connection.more()
+        change()
+        assert not connection.reply().whole, kind
+        assert connection.closed()
+
+
+# --- the end: --requests, --once, signals ---
+def test_requests_ends_after_so_many(spawn, folder, ask):
+    server = spawn("httpserver.py", folder, "--requests", "3")
+    assert [ask("GET", "/a.txt", to=server).status for _ in range(3)] == [200] * 3
+    assert server.wait() == 0
+
+
+def test_once_ends_when_one_client_has_the_whole_file_in_however_many_ranges(spawn, folder, ask):
+    server = spawn("httpserver.py", folder / "a.txt", "--once")
+    assert ask("HEAD", "/a.txt", to=server).status == ask("GET", "/a.txt", "Range: bytes=3-\r\n", to=server).status - 6 == 200
+    assert ask("GET", "/other", to=server).status == 404
+    assert ask("GET", "/a.txt", "Range: bytes=1-2\r\n", to=server).body == b"el"
+    assert server.process.poll() is None
+    assert ask("GET", "/a.txt", "Range: bytes=0-0\r\n", to=server).body == b"h"
+    assert server.wait() == 0
+
+
+def test_once_counts_a_client_that_closes(spawn, folder):
+    for fields in "HTTP/1.0\r\n", "HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n":
+        server = spawn("httpserver.py", folder / "a.txt", "--once")
+        with server.connect() as sock:
+            sock.sendall(f"GET /a.txt {fields}\r\n".encode())
+            assert b"".join(iter(lambda: sock.recv(4096), b"")).endswith(b"hello\n")
+        assert server.wait() == 0
+
+
+def test_once_gives_up_with_18(run, folder):
+    done = run("httpserver.py", folder / "a.txt", "--once", "--port", 0, "--timeout", "0.2")
+    assert done.code == 18 and "nobody has got the whole of it" in done.err
+
+
+def test_a_single_file_is_all_that_is_served(spawn, folder, ask):
+    (folder / "b").touch()
+    server = spawn("httpserver.py", folder / "a.txt")
+    assert ask("GET", "/", to=server).fields["location"] == "/a.txt"
+    assert [ask("GET", path, to=server).status for path in ("/a.txt", "/b", "/.", "/a.txt/")] == [200, 404, 403, 404]
+    assert ask("PUT", "/a.txt", body=b"x", to=server).status == 405
+
+
+def test_ctrl_c_ends_at_once_when_idle_and_cuts_off_what_is_stuck(spawn, folder, wire):
+    (folder / "big").write_bytes(bytes(64 << 20))
+    server = spawn("httpserver.py", folder)
+    idle, stuck = wire(server), wire(server, narrow=True).send("GET /big HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    stuck.more()
+    assert "1 transfers cut off" in server.stop()
+    assert idle.closed()
+    assert spawn("httpserver.py", folder).stop(signal.SIGTERM)
+
+
+# --- many, slow, hostile clients ---
+def test_idle_and_slow_connections_cost_no_thread(server, ask):
+    socks = [server.connect() for _ in range(300)]
+    for sock in socks[::2]:
+        sock.sendall(b"GET /a.txt HTTP/1.1\r\nHo")
+    assert ask("GET", "/a.txt").status == 200
+    assert server.status("Threads") < 10
+    for sock in socks:
+        sock.close()
+    until(lambda: server.descriptors() < 30, "the connections to be let go")
+
+
+def test_a_reader_that_stops_delays_nobody_and_is_hung_up_on(spawn, folder, ask, wire):
+    (folder / "big").write_bytes(bytes(20 << 20))
+    server = spawn("httpserver.py", folder, "--timeout", "1")
+    stuck = [wire(server, narrow=True).send("GET /big HTTP/1.1\r\nHost: localhost\r\n\r\n") for _ in range(30)]
+    assert ask("GET", "/big", to=server).whole
+    until(lambda: server.err.count("silent for 1 s") == 30, "all to be hung up on")
+    assert not stuck[0].reply().whole
+    until(lambda: server.status("Threads") < 10, "the threads to end")
+
+
+def test_a_crawling_upload_is_ended(spawn, folder, wire):
+    server = spawn("httpserver.py", folder, "--timeout", "0.5")
+    connection = wire(server).send("PUT /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n")
+    with suppress(ConnectionError):
+        while "slower than" not in server.err:
+            connection.send("x")
+            threading.Event().wait(0.05)
+    server.wait_for('"PUT /x HTTP/1.1" 408 .* "slower than 64 bytes a second"')
+    assert set(tree(folder)) == {b"a.txt"}
+
+
+def test_one_client_too_many_gets_503(spawn, folder, wire):
+    server = spawn("httpserver.py", folder, "--max-clients", "3")
+    kept = [wire(server).send(GET + "\r\n") for _ in range(3)]
+    assert [connection.reply().status for connection in kept] == [200] * 3
+    reply = wire(server).reply()
+    assert (reply.status, reply.fields["connection"]) == (503, "close") and reply.fields["retry-after"]
+    kept.pop().close()
+    until(lambda: wire(server).send(GET + "\r\n").reply().status == 200, "room")
+
+
+def test_without_descriptors_it_pauses_and_recovers(spawn, folder, ask, wire):
+    server = spawn("httpserver.py", folder, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)))
+    socks = [server.connect() for _ in range(60)]
+    server.wait_for("cannot accept .*: pausing")
+    for sock in socks:
+        sock.close()
+    assert ask("GET", "/a.txt", to=server).status == 200
+
+
+def test_reset_at_once_and_garbage_leave_it_whole(server, ask):
+    for data in [b"", b"\x16\x03\x01\x02\x00\x01\x00", b"\0" * 5000, b"\r\n" * 5000, b"GET", os.urandom(5000)] * 10:
+        sock = server.connect()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        with suppress(ConnectionError):
+            sock.sendall(data)
+        sock.close()
+    assert ask("GET", "/a.txt").status == 200
+    until(lambda: server.descriptors() < 30, "the connections to be let go")
+
+
+def test_cut_at_every_byte_of_a_request_nothing_half_is_stored(server, wire, ask, folder, full):
+    request = b"PUT /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n0123456789"
+    for end in range(0, len(request), 1 if full else 5):
+        wire().send(request[:end]).close()
+    until(lambda: tree(folder) == {b"a.txt": b"hello\n"}, "parts to be cleared away")
+    assert ask("PUT", "/x", body=b"0123456789").status == 201
+
+
+def test_killed_in_an_upload_the_old_file_stays(server, wire, folder):
+    wire().send("PUT /a.txt HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n12345")
+    until(lambda: len(tree(folder)) == 2, "the part")
+    server.kill()
+    assert (folder / "a.txt").read_bytes() == b"hello\n"
+
+
+# --- the command line, other systems, several servers ---
+def test_workers_share_the_port_and_end_together(spawn, folder, ask):
+    server = spawn("httpserver.py", folder, "--workers", "2")
+    assert {ask("GET", "/a.txt", to=server).status for _ in range(20)} == {200}
+    children = [int(pid) for pid in open(f"/proc/{server.pid}/task/{server.pid}/children").read().split()]
+    assert len(children) == 2
+    os.kill(children[0], signal.SIGKILL)
+    until(lambda: len(open(f"/proc/{server.pid}/task/{server.pid}/children").read().split()) == 2, "a new worker")
+    assert ask("GET", "/a.txt", to=server).status == 200
+    server.stop()
+    assert not any(os.path.exists(f"/proc/{child}") for child in children)
+
+
+def test_the_log_goes_to_a_file_or_nowhere(spawn, folder, ask, tmp_path):
+    log = tmp_path / "access.log"
+    log.write_text("old\n")
+    ask("GET", "/a.txt", to=spawn("httpserver.py", folder, "--log", log))
+    until(lambda: re.fullmatch(r'old\n127\.0\.0\.1 - - \[.*\] "GET /a\.txt HTTP/1\.1" 200 6\n', log.read_text()), "the line")
+    quiet = spawn("httpserver.py", folder, "--quiet")
+    ask("GET", "/a.txt", to=quiet)
+    assert "GET" not in quiet.stop()
+
+
+def test_what_is_said_about_wrong_command_lines(run, folder):
+    for args, code, words in [
+        (["--host", "0.0.0.0"], 2, "--open"), (["nowhere"], 26, "cannot share nowhere"), (["--port", "99999"], 2, "65535"), (["--header", "no"], 2, "NAME: VALUE"),
+        (["--header", "A: b\r\nC: d"], 2, "NAME: VALUE"), (["--max-size", "big"], 2, "500k"), (["--host", "192.0.2.1", "--open"], 45, "not an address of this machine"),
+        (["--workers", "2", "--once"], 2, "one process"), (["--log", "nowhere/log"], 23, "cannot write the log"),
+    ]:
+        done = run("httpserver.py", *args, cwd=folder)
+        assert done.code == code and words in done.err and re.search("error: .*\nwhy: .*\ntry: ", done.err), (args, done)
+
+
+def test_dual_stack_and_ipv6(spawn, folder):
+    server = spawn("httpserver.py", folder, "--host", "::", "--open")
+    for host in "127.0.0.1", "::1":
+        with socket.create_connection((host, server.port)) as sock:
+            sock.sendall((GET + "Connection: close\r\n\r\n").encode())
+            assert b"200 OK" in sock.recv(4096)
+    server.wait_for(r'^127\.0\.0\.1 - - ')
+    server.wait_for(r'^::1 - - ')
+
+
+def test_it_works_without_dir_fd_and_sendfile_as_on_windows(tmp_path, folder, spawn, ask, wire):
+    (folder / "big").write_bytes(DATA * 3)
+    (folder / "link").symlink_to("/etc")
+    script = tmp_path / "bare.py"
+    script.write_text(f"import os, runpy, sys\ndel os.sendfile, os.pread, os.fork\nos.supports_dir_fd.clear()\nsys.argv[0] = 'httpserver.py'\nrunpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n")
+    server = spawn(str(script), folder)
+    assert ask("GET", "/big", to=server).body == DATA * 3
+    assert ask("PUT", "/n/x", body=DATA, to=server).status == 201
+    assert ask("POST", "/", FORM, form((b'name="f"; filename="a.txt"', b"x")), to=server).status == 201
+    assert b"big" in ask("GET", "/", to=server).body
+    assert ask("GET", "/link/passwd", to=server).status == 403
+    assert ask("GET", "/../etc/passwd", to=server).status == 403
+    assert len(tarfile.open(fileobj=io.BytesIO(ask("GET", "/?tar", to=server).body)).getnames()) == 5
+    assert [ask("MKCOL", "/m/", to=server).status, ask("MOVE", "/m", "Destination: /k\r\n", to=server).status, ask("DELETE", "/n/?recursive", to=server).status] == [201, 201, 204]
+    location = begin(ask, "/r", to=server)
+    assert append(ask, location, 0, DATA, to=server).status == 201
+
+
+def test_trace_shows_the_wire_and_masks_secrets(spawn, folder, ask):
+    server = spawn("httpserver.py", folder, "--trace-hex")
+    ask("GET", "/a.txt", "Authorization: Basic c2VjcmV0\r\n", to=server)
+    server.wait_for(r"#\d+ < recv \d+ of at most .*")
+    server.wait_for(r"#\d+ > send \d+ of \d+ bytes")
+    assert "c2VjcmV0" not in server.err
+
+
+@pytest.mark.skipif(not shutil.which("nginx"), reason="needs nginx")
+def test_behind_nginx_two_servers_of_one_folder_are_one(spawn, folder, ask, tmp_path):
+    first, second = spawn("httpserver.py", folder), spawn("httpserver.py", folder)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    config = tmp_path / "nginx.conf"
+    config.write_text(f"""daemon off; master_process off; pid {tmp_path}/pid; error_log {tmp_path}/error.log;
+events {{}}
+http {{ access_log off; client_body_temp_path {tmp_path}/body; proxy_temp_path {tmp_path}/proxy; fastcgi_temp_path {tmp_path}/f; uwsgi_temp_path {tmp_path}/u; scgi_temp_path {tmp_path}/s;
+upstream both {{ server 127.0.0.1:{first.port}; server 127.0.0.1:{second.port}; }}
+server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://both; proxy_http_version 1.1; proxy_set_header Host 127.0.0.1; proxy_set_header X-Forwarded-Host $host;
+proxy_set_header Connection ""; }} }} }}""")
+    nginx = subprocess.Popen(["nginx", "-c", config], stderr=subprocess.PIPE)
+    try:
+        front = type("Front", (), {"connect": lambda self: socket.create_connection(("127.0.0.1", port))})()
+
+        def up():
+            with suppress(ConnectionError):
+                return front.connect().close() is None
+        until(up, "nginx")
+        origin = "Origin: http://localhost\r\n"
+        location = begin(ask, "/shared", len(DATA), origin, to=front)
+        for start in range(0, len(DATA), 100000):
+            chunk = DATA[start:start + 100000]
+            reply = append(ask, location, start, chunk, "?1" if start + 100000 >= len(DATA) else "?0", to=front)
+            assert reply.status in (201, 204), reply
+        assert len({ask("GET", "/shared", to=front).fields["etag"] for _ in range(4)}) == 1
+        assert {ask("GET", "/shared", to=front).body for _ in range(4)} == {DATA}
+        assert ask("DELETE", "/shared", "Origin: http://evil.example\r\n", to=front).status == 403
+        assert len({ask("HEAD", "/?tar", to=front).fields["etag"] for _ in range(4)}) == 1
+    finally:
+        nginx.terminate()
+        nginx.wait()
+        nginx.stderr.close()
+    first.wait_for("PATCH")
+    second.wait_for("PATCH")
+
+
+def test_copied_alone_into_an_empty_folder_it_serves(alone, spawn, ask):
+    script = alone("httpserver.py")
+    server = spawn(script, cwd=script.parent)
+    assert b"httpserver.py" in ask("GET", "/", to=server).body
+    help_text = subprocess.run([sys.executable, "-I", script, "--help"], capture_output=True, text=True, check=True).stdout
+    assert "python3 httpserver.py --read-only" in help_text and "draft-ietf-httpbis-resumable-upload-10" in help_text
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
+def test_curl_can_do_all_that_the_docstring_says(server, folder, tmp_path):
+    (folder / "folder").mkdir()
+    (folder / "folder" / "f").write_bytes(DATA)
+    (tmp_path / "new.txt").write_bytes(DATA)
+    root = f"http://127.0.0.1:{server.port}"
+
+    def curl(*args):
+        return subprocess.run(["curl", "-sS", "-f", *args], cwd=tmp_path, capture_output=True, check=True).stdout
+
+    assert b"a.txt" in curl(root + "/", "-H", "Accept: text/plain")
+    curl("-T", "new.txt", root + "/docs/")
+    curl("-F", "file=@new.txt", root + "/")
+    assert (folder / "docs" / "new.txt").read_bytes() == (folder / "new.txt").read_bytes() == DATA
+    curl("-X", "DELETE", root + "/new.txt")
+    curl("-X", "MKCOL", root + "/made/")
+    curl("-X", "MOVE", "-H", "Destination: /other", root + "/made")
+    curl("-r", "0-99999", "-o", "folder.tar", root + "/folder/?tar")
+    curl("-C", "-", "-o", "folder.tar", root + "/folder/?tar")
+    with tarfile.open(tmp_path / "folder.tar") as archive:
+        assert archive.extractfile("f").read() == DATA
+    curl("-z", str(folder / "a.txt"), root + "/a.txt")
+    assert sorted(os.listdir(folder)) == ["a.txt", "docs", "folder", "other"]
