@@ -36,10 +36,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Callable, NamedTuple, Optional
+from typing import NamedTuple
 from xml.sax.saxutils import escape
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,6 +57,7 @@ ROUNDS = {"quick": 3, "whole": 5}  # rounds that count, after the one that does 
 TOTAL_S = {"quick": 105.0, "whole": 1680.0}  # when to stop: two and thirty minutes, less what ending takes
 LOAD_S = {"quick": 0.3, "whole": 1.5}  # how long requests are counted
 IDLE = {"quick": (0, 1000), "whole": (0, 250, 500, 1000)}  # idle connections held
+CONNECT_ALL_S = 10.0  # to open these; a server with a short backlog needs a second for each that it drops
 CHUNKS = [512, 2 * KIB, 8 * KIB, 32 * KIB, 128 * KIB, 512 * KIB, 4 * MIB]  # bytes of one send and one recv
 IN_FLIGHT = 32  # datagrams on their way at once
 
@@ -65,9 +68,9 @@ IN_FLIGHT = 32  # datagrams on their way at once
 class Goal(NamedTuple):
     suite: str
     ours: str
-    theirs: Optional[str]
+    theirs: str | None
     need: float
-    x: Optional[float] = None
+    x: float | None = None
 
 
 GOALS = [
@@ -212,7 +215,8 @@ def push_stream(port, name):
 
 def serve_chunks(port, name):
     """Each client names a size; it gets the file in sends of that size."""
-    data = memoryview(open(name, "rb").read())
+    with open(name, "rb") as file:
+        data = memoryview(file.read())
     listening = socket.create_server(("127.0.0.1", int(port)))
     while True:
         conn, _ = listening.accept()
@@ -299,7 +303,8 @@ def load(port, path, connections, seconds, kept):
         for key, _ in ready.select(0.1):
             conn = key.fileobj
             data = conn.recv(65536)
-            if (data and not read[conn] and not data.startswith((b"HTTP/1.1 200", b"HTTP/1.0 200"))) or read[conn] + len(data) > size:
+            wrong = data and not read[conn] and not data.startswith((b"HTTP/1.1 200", b"HTTP/1.0 200"))
+            if wrong or read[conn] + len(data) > size:
                 raise SystemExit(f"not the expected answer: {data[:60]!r}")
             read[conn] += len(data)
             if read[conn] == size and kept == "kept":
@@ -386,7 +391,7 @@ def memory(pid, field):
     total = 0
     for one in family(pid):
         with suppress(OSError):
-            found = re.search(rf"^{field}:\s+(\d+)", Path(f"/proc/{one}/status").read_text(), re.M)
+            found = re.search(rf"^{field}:\s+(\d+)", Path(f"/proc/{one}/status").read_text(), re.MULTILINE)
             total += int(found[1]) * KIB if found else 0
     return total / 1e6
 
@@ -447,7 +452,7 @@ class Bench:
     def knows(self, name, *words):
         """Absent unless the script's --help names all these words: what it cannot do yet is not there yet."""
         if name not in self.help_texts:
-            asked = subprocess.run(self.script(name, "--help"), capture_output=True, text=True)
+            asked = subprocess.run(self.script(name, "--help"), capture_output=True, text=True, check=False)
             self.help_texts[name] = asked.stdout
         for word in words:
             if not re.search(rf"(?<![\w-]){word}(?![\w-])", self.help_texts[name]):
@@ -456,7 +461,8 @@ class Bench:
 
     def instrument(self, function, *args):
         """The command that runs one of this file's functions alone, in a Python that imports nothing else."""
-        code = f"import os, socket, sys\nfrom contextlib import suppress\n{inspect.getsource(function)}\n{function.__name__}(*sys.argv[1:])"
+        imports = "import os, socket, sys\nfrom contextlib import suppress"
+        code = f"{imports}\n{inspect.getsource(function)}\n{function.__name__}(*sys.argv[1:])"
         return [sys.executable, "-I", "-S", "-c", code, *map(str, args)]
 
     def c_loop(self):
@@ -503,16 +509,19 @@ class Bench:
             start = time.perf_counter()
             process = subprocess.Popen(command, cwd=cwd or self.work, stdin=stdin or subprocess.DEVNULL, stdout=stdout,
                                        stderr=errors, start_new_session=True)
+            alarm = threading.Timer(patience, stop, [process])  # wait(timeout) would look only now and then: up to 50 ms late
+            alarm.start()
             try:
                 while peak and process.poll() is None:
                     peak(process.pid)
                     time.sleep(0.005)
-                code = process.wait(patience)
-            except subprocess.TimeoutExpired:
-                raise Wrong(f"did not end in {patience:.0f} s") from None
-            finally:
+                code = process.wait()
                 seconds = time.perf_counter() - start
+            finally:
+                alarm.cancel()
                 stop(process)
+            if seconds >= patience:
+                raise Wrong(f"did not end in {patience:.0f} s")
             errors.seek(0)
             if code:
                 raise Wrong(f"exit {code}: {errors.read().decode(errors='replace').strip()[-300:]}")
@@ -865,7 +874,7 @@ def ask_socket(conn, name, want, first=None):
     if first is not None:
         first.append(time.perf_counter())
     total, done = hashlib.sha256(), 0
-    while not (line.startswith(b"end") or line.startswith(b"err")):
+    while not line.startswith((b"end", b"err")):
         if line.startswith(b"data "):
             size = int(line[5:])
             rest, done = read_body(conn, rest, size, total), done + size
@@ -900,7 +909,7 @@ def by_hand(name):
 # measures it once and raises Wrong when the result does not count.
 class Cell(NamedTuple):
     name: str
-    x: Optional[float]
+    x: float | None
     measure: Callable[[], float]
 
 
@@ -1076,7 +1085,8 @@ def under_load(bench):
             if busy:
                 stop(busy)
         return sorted(times)[len(times) * 99 // 100]
-    return [Cell(name, x, lambda n=name, x=x: measure(n, x)) for name in ("httpserver.py", "nginx", "caddy", "http.server") for x in ((0, 16) if bench.args.quick else (0, 4, 16))]
+    places = (0, 16) if bench.args.quick else (0, 4, 16)
+    return [Cell(name, x, lambda n=name, x=x: measure(n, x)) for name in ("httpserver.py", "nginx", "caddy", "http.server") for x in places]
 
 
 def memory_sides(bench):
@@ -1103,7 +1113,10 @@ def idle(bench):
         bench.stop(*[name] if name in bench.running else [])
         server = bench.server(name)
         with ExitStack() as held:
-            for _ in range(count):
+            until = time.monotonic() + CONNECT_ALL_S
+            for number in range(count):
+                if time.monotonic() > until:
+                    raise Wrong(f"let in {number} of {count} connections in {CONNECT_ALL_S:g} s")
                 held.enter_context(socket.create_connection((HERE, server.port), 20))
             with socket.create_connection((HERE, server.port), 20) as conn:
                 if name == "tcp_upper.py":
@@ -1116,7 +1129,7 @@ def idle(bench):
         bench.stop(name)
         return used
     return [Cell(name, x, lambda n=name, x=x: measure(n, x))
-            for name in ("server.py", "httpserver.py", "tcp_upper.py", "nginx", "caddy", "http.server") for x in IDLE[bench.size]]
+            for name in ("server.py", "httpserver.py", "tcp_upper.py", "nginx", "caddy") for x in IDLE[bench.size]]
 
 
 def start_up(bench):
@@ -1145,8 +1158,9 @@ def relay(bench):
         try:
             for number in range(receivers):
                 (got / str(number)).mkdir()
-                waiting.append(subprocess.Popen(client(bench, server, "receive", "--count", "1", "-o", got / str(number)), cwd=got,
-                                                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True))
+                command = client(bench, server, "receive", "--count", "1", "-o", got / str(number))
+                waiting.append(subprocess.Popen(command, cwd=got, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                                                stderr=subprocess.DEVNULL, start_new_session=True))
             deadline = time.monotonic() + READY_S
             while bench.ask(client(bench, server, "who")).lower().count("receiv") < receivers:
                 if time.monotonic() > deadline:
@@ -1227,13 +1241,13 @@ SUITES = {
     "chunks": Suite("Throughput against chunk size", "MB/s", "more", "chunk (bytes)", chunks),
     "sizes": Suite("Time against file size, client process whole", "s", "less", "file size (bytes)", sizes),
     "load": Suite("Small request while others download, 99th percentile", "ms", "less", "large downloads at once", under_load),
+    "udp": Suite(f"UDP echoes, {IN_FLIGHT} in flight", "echoes/s", "more", "", udp),
+    "stream": Suite("A large file through an uppercase echo and back", "GB/s", "more", "", stream),
     "memory": Suite("Peak memory against file size", "MB", "less", "file size (bytes)", memory_sides),
     "idle": Suite("Memory against idle connections", "MB", "less", "idle connections", idle),
     "start": Suite("Start-up of a client", "ms", "less", "", start_up),
     "tls": Suite("One large file down, with TLS and without", "MB/s", "more", "", tls),
     "relay": Suite("From client to client through the server, MB/s delivered", "MB/s", "more", "", relay),
-    "udp": Suite(f"UDP echoes, {IN_FLIGHT} in flight", "echoes/s", "more", "", udp),
-    "stream": Suite("A large file through an uppercase echo and back", "GB/s", "more", "", stream),
 }
 LAB = {
     "lab-time": Suite("Time of one file, socket against HTTP", "ms", "less", "file size (bytes)", lab_cells("ms")),
@@ -1361,10 +1375,12 @@ def goal_lines(bench, suites):
         against = f" / {goal.theirs}" if goal.theirs else f" in {SUITES[goal.suite].unit}"
         met = value >= goal.need if goal.theirs else value <= goal.need
         bound = "at least" if goal.theirs else "at most"
-        lines.append(f"  {'met   ' if met else 'MISSED'} {short(value):>7}, {bound} {short(goal.need):>5}: {goal.suite}: {goal.ours}{against}{place}")
+        reached = f"{'met   ' if met else 'MISSED'} {short(value):>7}, {bound} {short(goal.need):>5}"
+        lines.append(f"  {reached}: {goal.suite}: {goal.ours}{against}{place}")
     if unknown:
         lines.append(f"  not measured: {len(unknown)} (" + ", ".join(dict.fromkeys(goal.suite for goal in unknown)) + ")")
-    return ["Goals (ratios are ours / theirs as throughput, pair by pair)", *lines]
+    quick = "; they are meant for a whole run: with --quick starting up weighs more" if bench.args.quick else ""
+    return [f"Goals (ratios are ours / theirs as throughput, pair by pair{quick})", *lines]
 
 
 def machine(bench):
@@ -1375,7 +1391,7 @@ def machine(bench):
                        ("rsync", "--version"), ("socat", "-V"), ("ncat", "--version"), ("iperf3", "-v"), ("sshd", "-V"), ("wrk", "-v")):
         path = shutil.which(tool) or shutil.which(tool, path="/usr/sbin")
         if path:
-            told = subprocess.run([path, flag], capture_output=True, text=True)
+            told = subprocess.run([path, flag], capture_output=True, text=True, check=False)
             found = re.search(r"\d+\.\d+(?:[.p]\d+)*", told.stdout + told.stderr)
             versions[tool] = found[0] if found else "?"
     return {"date": time.strftime("%Y-%m-%d %H:%M"), "python": platform.python_version(), "system": platform.platform(),
@@ -1412,8 +1428,8 @@ def as_json(bench, suites, where):
 
 # --- charts ---
 WIDTH, PLOT_LEFT, PLOT_RIGHT, BAR, TOP = 760, 250, 640, 22, 64  # pixels of the SVG's own grid
-LIGHT = ["#0a5fb4", "#c2410c", "#15803d", "#7c3aed", "#b45309", "#be185d", "#0e7490", "#57534e"]
-DARK = ["#6cb6ff", "#fb923c", "#4ade80", "#c4b5fd", "#facc15", "#f9a8d4", "#67e8f9", "#d6d3d1"]
+LIGHT = ["#0a5fb4", "#c2410c", "#15803d", "#7c3aed", "#db2777", "#0891b2", "#65a30d", "#57534e"]
+DARK = ["#6cb6ff", "#fb923c", "#4ade80", "#c4b5fd", "#f472b6", "#22d3ee", "#bef264", "#d6d3d1"]
 OURS = re.compile(r"(server|client|upper)\.py|^socket")
 
 
@@ -1459,8 +1475,9 @@ def bar_chart(title, unit, better, found, subtitle=""):
     parts.append(text((PLOT_LEFT + PLOT_RIGHT) / 2, bottom + 34, unit, "middle"))
     for place, (name, _, middle, low, high, _) in enumerate(found):
         y = TOP + BAR * place
+        kind = "f0" if OURS.search(name) else "dim"
         parts += [text(PLOT_LEFT - 8, y + 15, name, "end"),
-                  f'<rect x="{PLOT_LEFT}" y="{y + 4}" width="{max(1, middle * scale):.1f}" height="{BAR - 8}" class="{"f0" if OURS.search(name) else "dim"}"/>',
+                  f'<rect x="{PLOT_LEFT}" y="{y + 4}" width="{max(1, middle * scale):.1f}" height="{BAR - 8}" class="{kind}"/>',
                   rule(PLOT_LEFT + low * scale, y + BAR / 2, PLOT_LEFT + high * scale, y + BAR / 2, "range"),
                   text(PLOT_LEFT + max(middle, high) * scale + 8, y + 15, short(middle))]
     return picture(bottom + 44, title, parts)
@@ -1472,7 +1489,8 @@ def axis(values, low, high):
     if least > 0 and most / least > 30:
         first, last = math.floor(math.log10(least)), math.ceil(math.log10(most))
         jump = max(1, math.ceil((last - first) / 7))
-        return (lambda value: low + (high - low) * (math.log10(value) - first) / (last - first)), [10.0 ** n for n in range(first, last + 1, jump)]
+        marks = [10.0 ** n for n in range(first, last + 1, jump)]
+        return (lambda value: low + (high - low) * (math.log10(value) - first) / (last - first)), marks
     steps = nice_steps(most)
     return (lambda value: low + (high - low) * value / steps[-1]), steps
 
@@ -1515,14 +1533,13 @@ def write_out(bench, suites, where):
     """The report on stdout; that, the JSON and the charts in the folder."""
     out = Path(bench.args.out)
     out.mkdir(parents=True, exist_ok=True)
-    lines = report(bench, suites, where)
+    lines, drawn = report(bench, suites, where), [key for key, rows in bench.results.items() if summary(rows)]
     print("\n".join(lines), flush=True)
     (out / "results.json").write_text(json.dumps(as_json(bench, suites, where), indent=1) + "\n")
     (out / "results.md").write_text("```text\n" + "\n".join(lines) + "\n```\n")
-    for key, rows in bench.results.items():
-        if summary(rows):
-            (out / f"{key}.svg").write_text(chart(suites[key], rows))
-    progress(f"written to {out}: results.json, results.md, " + ", ".join(f"{key}.svg" for key, rows in bench.results.items() if summary(rows)))
+    for key in drawn:
+        (out / f"{key}.svg").write_text(chart(suites[key], bench.results[key]))
+    progress(f"written to {out}: " + ", ".join(["results.json", "results.md", *(f"{key}.svg" for key in drawn)]))
     if sys.stderr.isatty():
         sys.stderr.write("\n")
 
@@ -1531,7 +1548,8 @@ def show_peers(install):
     """Who is here; or the commands that install who is not."""
     missing = {}
     for tool, source in PACKAGES.items():
-        here = importlib.util.find_spec(tool) is not None if source.startswith("pip") else shutil.which(tool) or shutil.which(tool, path="/usr/sbin")
+        program = shutil.which(tool) or shutil.which(tool, path="/usr/sbin")
+        here = importlib.util.find_spec(tool) is not None if source.startswith("pip") else program
         if not here:
             missing.setdefault(source[:3], []).append(source[5:])
         if not install:
@@ -1579,9 +1597,9 @@ def main(argv=None):
     if args.peers:
         return show_peers(args.peers == "install")
     suites, code = chosen(args, parser), 0
-    parent = args.work or ("/dev/shm" if os.path.isdir("/dev/shm") and shutil.disk_usage("/dev/shm").free > 6 * LARGE["whole"] else None)
+    roomy = os.path.isdir("/dev/shm") and shutil.disk_usage("/dev/shm").free > 6 * LARGE["whole"]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with tempfile.TemporaryDirectory(prefix="six-benchmark-", dir=parent) as work:
+    with tempfile.TemporaryDirectory(prefix="six-benchmark-", dir=args.work or ("/dev/shm" if roomy else None)) as work:
         bench = Bench(args, Path(work))
         where = machine(bench)
         try:
