@@ -2129,7 +2129,7 @@ def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
     """Each address of a host: the family for socket(), and what connect() and bind() take."""
     with contextlib.suppress(socket.gaierror, UnicodeError):  # UnicodeError: an empty label, or one over 63 characters
         return [(family, target) for family, _, _, _, target in socket.getaddrinfo(host, port, type=kind)]
-    raise Failure(6, f'cannot find host "{host}"', "it is neither an address nor a name that this machine can look up",
+    raise Failure(6, f'cannot find host "{ascii(host)[1:-1]}"', "it is neither an address nor a name that this machine can look up",
                   "check the spelling, or use the address")
 
 
