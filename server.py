@@ -528,8 +528,8 @@ class Part:
         while chunk:
             chunk = chunk[os.write(self.fd, chunk):]
 
-    def finish(self, over: bool, durable: bool = False) -> None:
-        """Give it its time and mode, and then its name."""
+    def finish(self, over: bool, durable: bool = False, lock: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()) -> None:
+        """Give it its time and mode, and then its name, under the lock that a rename has too."""
         there = self.folder.stat(self.leaf) if over else None
         if there and hasattr(os, "fchmod"):
             os.fchmod(self.fd, stat.S_IMODE(there.st_mode) | (0o111 & there.st_mode >> 2 if self.executable else 0))
@@ -540,7 +540,8 @@ class Part:
             os.fsync(self.fd)
         if os.name == "nt":
             self.close()  # Windows renames no open file
-        self.folder.move(self.name, self.folder, self.leaf, over)
+        with lock:
+            self.folder.move(self.name, self.folder, self.leaf, over)
         if durable and self.folder.fd is not None:
             os.fsync(self.folder.fd)
         self.close()
@@ -870,7 +871,7 @@ class Session(Wire):
             part.begin(request.number("offset"))
             end = receive_body(self, part, check, self.tell(name, "received"))
             self.verify(part, end, size)
-            part.finish(over, self.args.durable)
+            part.finish(over, self.args.durable, self.server.lock)
         except Lost as lost:
             kept = "nothing is kept"
             if part.keep():

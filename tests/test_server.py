@@ -690,6 +690,42 @@ runpy.run_path({str(ROOT / 'server.py')!r}, run_name="__main__")
         assert (box / "x").read_text() in (("old", "new data") if over else ("new data",))
 
 
+def test_a_rename_does_not_take_an_upload_with_it(box, tmp_path):
+    """A rename links the new name and unlinks the old one: between the two an upload must not take the old one."""
+    from conftest import Server
+    (box / "p").write_text("old")
+    runner = tmp_path / "run.py"
+    runner.write_text(f"""
+import os, runpy, sys, threading
+near, named, replace, unlink, utime = threading.Event(), threading.Event(), os.replace, os.unlink, os.utime
+def slow_unlink(path, **more):
+    if path == "p":
+        print("between", file=sys.stderr, flush=True)
+        near.wait(20)
+        named.wait(0.2)  # an upload that does not wait for the lock is named in this time
+    return unlink(path, **more)
+def told_utime(*args, **more):
+    near.set()
+    return utime(*args, **more)
+def told_replace(*args, **more):
+    replace(*args, **more)
+    named.set()
+os.supports_dir_fd = {{*os.supports_dir_fd, slow_unlink}}
+os.supports_fd = {{*os.supports_fd, told_utime}}
+os.unlink, os.utime, os.replace = slow_unlink, told_utime, told_replace
+sys.argv = ["server.py", sys.argv[1], "--port", "0"]
+runpy.run_path({str(ROOT / 'server.py')!r}, run_name="__main__")
+""")
+    server = Server(str(runner), box)
+    with server.connect() as sock:
+        sock.sendall(b"rename p q\nbye\n")
+        server.wait_for("between")
+        assert b"ok put p" in talk(server, put("p", b"new", mtime_ns=1, over="yes"))
+        assert b"ok rename" in everything(sock)
+    server.stop()
+    assert (box / "p").read_text() == "new" and (box / "q").read_text() == "old"
+
+
 def test_ten_clients_at_once(start, box):
     server = start()
     problems = []
