@@ -515,7 +515,7 @@ class Part:
         """Give it its time and mode, and then its name, under the lock that a rename has too."""
         there = self.folder.stat(self.leaf) if over else None
         if there and hasattr(os, "fchmod"):
-            os.fchmod(self.fd, stat.S_IMODE(there.st_mode) | (0o111 & there.st_mode >> 2 if self.executable else 0))
+            os.fchmod(self.fd, there.st_mode & 0o777 | (0o111 & there.st_mode >> 2 if self.executable else 0))
         if self.mtime_ns is not None:
             by_fd = os.utime in os.supports_fd
             os.utime(self.fd if by_fd else self.folder.at(self.name), ns=(self.mtime_ns, self.mtime_ns))

@@ -153,6 +153,9 @@ def test_what_is_replaced_keeps_its_mode(start, box):
     server = start()
     assert b"ok put x" in talk(server, put("x", b"new", over="yes"))
     assert (box / "x").read_text() == "new" and (box / "x").stat().st_mode & 0o777 == 0o640
+    (box / "x").chmod(0o6755)
+    assert b"ok put x" in talk(server, put("x", b"newer", over="yes"))
+    assert (box / "x").stat().st_mode & 0o7777 == 0o755, "whoever may write to the folder must not become the file's owner by it"
 
 
 def test_folders(start, box):
