@@ -785,7 +785,7 @@ class Session(Wire):
     def do_help(self, request: Line) -> None:
         for verb, command in COMMANDS.items():
             self.put(f"help {verb} {command.usage}{' ' * bool(command.usage)}-- {command.text}\n".encode())
-        self.ok(request, count=len(COMMANDS))
+        self.ok(request._replace(words=[]), count=len(COMMANDS))
 
     def do_list(self, request: Line) -> None:
         name = request.words[0] if request.words else ""
@@ -793,7 +793,7 @@ class Session(Wire):
         deep, count = request.keys.get("deep") == "yes", 0
 
         def failed(full: str, error: OSError) -> None:
-            self.put(line("note", full, reason=REASONS.get(error.errno or 0, "failed")))
+            self.entry("note", full, reason=REASONS.get(error.errno or 0, "failed"))
 
         for full, _, entry in walk(folder, name, deep, self.visible, failed):
             count += self.describe(full, entry, deep)
@@ -803,15 +803,18 @@ class Session(Wire):
         """One entry of a listing; False for what is no file or folder, or is gone already."""
         with contextlib.suppress(FileNotFoundError):
             if entry.is_file(follow_symlinks=False):
-                told = line("file", full, **facts(entry.stat(follow_symlinks=False)))
-                self.put(told if len(told) <= MAX_LINE else line("note", full[:MAX_ECHO], reason="bad-name"))
-                return len(told) <= MAX_LINE
+                return self.entry("file", full, **facts(entry.stat(follow_symlinks=False)))
             if entry.is_dir(follow_symlinks=False):
-                self.put(line("dir", full, mtime_ns=entry.stat(follow_symlinks=False).st_mtime_ns))
-                return True
+                return self.entry("dir", full, mtime_ns=entry.stat(follow_symlinks=False).st_mtime_ns)
             if deep:
-                self.put(line("note", full, reason="not-a-file"))
+                self.entry("note", full, reason="not-a-file")
         return False
+
+    def entry(self, kind: str, full: str, **keys: object) -> bool:
+        """A line of a listing. Folders that were renamed into each other can be deeper than any name may be long."""
+        told = line(kind, full, **keys)
+        self.put(told if len(told) <= MAX_LINE else line("note", full[:MAX_ECHO], reason="bad-name"))
+        return len(told) <= MAX_LINE
 
     def do_stat(self, request: Line) -> None:
         name, keys = request.words[0], request.keys

@@ -362,6 +362,24 @@ def test_a_verb_inside_a_body_ends_it_and_is_run(start, box):
     assert names(box) == ["b"]
 
 
+def test_no_line_of_a_deep_listing_is_longer_than_a_line_may_be(start, box):
+    """Folders renamed into each other become deeper than any name that a request may have."""
+    above = os.open(box, os.O_RDONLY)
+    for _ in range(55):
+        os.mkdir(b"\xff" * 250, dir_fd=above)
+        below = os.open(b"\xff" * 250, os.O_RDONLY, dir_fd=above)
+        os.close(above)
+        above = below
+    os.symlink("x", "link", dir_fd=above)
+    os.close(above)
+    said = talk(start(), b"list deep=yes\n").splitlines()
+    assert max(map(len, said)) < 32768 and any(b"note" in told and b"reason=bad-name" in told for told in said)
+
+
+def test_help_about_something_long_does_not_repeat_it(start):
+    assert len(talk(start(), b"help " + b"\xff" * 30000 + b"\n").splitlines()[-1]) < 100
+
+
 def test_an_error_about_a_long_name_is_no_longer_than_a_line_may_be(start):
     for sent in (b"get " + b"\xff" * 32000, b"rename " + b"\xff" * 16000 + b" " + b"\xff" * 16000, b"x " + b"a " * 16000 + b"b"):
         assert len(talk(start(), sent + b"\n").splitlines()[0]) < 32768
