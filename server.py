@@ -123,6 +123,7 @@ KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}  # a cli
 # --- wire: the same in server.py, client.py (tests/test_twins.py) ---
 MAX_LINE = 32768  # bytes of a line with its end: the longest path of most systems, every byte percent-encoded, and keys
 BUFFER = 1 << 18  # bytes asked of one recv: twice as many gain little, and each connection has its own
+QUIET = 1 << 12  # the same for a connection on which no more than that has come at once
 BATCH = 1 << 16  # bytes of lines and small bodies that gather until they leave in one send
 PLAIN = re.compile(r"[!-$&-<>-~]*")  # printable ASCII but for space, percent sign and equals sign
 CONTROL = re.compile(rb"[\0-\x1f\x7f]")  # bytes that no line may hold
@@ -217,7 +218,7 @@ class Wire:
     def __init__(self, sock: socket.socket, timeout: float) -> None:
         self.sock, self.timeout = sock, timeout
         sock.settimeout(timeout)
-        self.buffer = bytearray(BUFFER)
+        self.buffer = bytearray(QUIET)
         self.view = memoryview(self.buffer)
         self.start = self.end = 0  # what has come and is not yet taken: buffer[start:end]
         self.owed = 0  # bytes of the announced body that are still to be taken
@@ -262,9 +263,12 @@ class Wire:
     def fill(self, patience: float | None) -> None:
         """Wait for more and take what comes. What is queued leaves first: two sides that both wait would wait for ever."""
         self.flush()
-        if self.start:
-            self.view[:self.end - self.start] = self.view[self.start:self.end]
-            self.start, self.end = 0, self.end - self.start
+        rest = self.view[self.start:self.end]
+        if len(self.buffer) == QUIET and max(self.end, self.owed) >= QUIET:
+            self.buffer = bytearray(BUFFER)
+            self.view = memoryview(self.buffer)
+        self.view[:len(rest)] = rest
+        self.start, self.end = 0, len(rest)
         if patience != self.timeout:
             self.sock.settimeout(patience)
         self.attempt(self.receive, self.view[self.end:])

@@ -772,6 +772,18 @@ def test_memory_does_not_grow_with_the_size_of_a_file(start, box):
     assert server.status("VmHWM") < 60 << 10
 
 
+def test_a_client_that_says_little_costs_little(start):
+    server = start()
+    talk(server, b"ping\n")
+    before = server.status("VmRSS")
+    with contextlib.ExitStack() as stack:
+        for _ in range(40):
+            sock = stack.enter_context(server.connect())
+            sock.sendall(b"ping\n")
+            assert GREETING.match(sock.recv(100))
+        assert server.status("VmRSS") - before < 40 * 128
+
+
 # --- the wire, its pure functions ---
 @pytest.mark.parametrize(("raw", "verb", "words", "keys"), [
     (b"list", "list", [], {}), (b"LIST a deep=yes", "list", ["a"], {"deep": "yes"}), (b"put a%20b size=5 size=6", "put", ["a b"], {"size": "6"}),
