@@ -466,6 +466,7 @@ def locked(fd: int) -> bool:
 # --- bodies: the same in server.py, client.py (tests/test_twins.py) ---
 CHUNK = 1 << 20  # most bytes that our side announces in one `data`: it can stop only between two
 RESUMABLE = 1 << 20  # bytes from which an interrupted file is worth resuming; a smaller one starts over
+UNLOCKED = contextlib.nullcontext()
 
 
 class Part:
@@ -478,8 +479,12 @@ class Part:
         token = hashlib.sha256(os.fsencode(f"{leaf}/{size}/{mtime_ns}")).hexdigest()[:32] if self.keyed else os.urandom(16).hex()
         self.name = f".six-{token}.part"
 
-    def place(self) -> str:
-        return os.path.join(self.folder.path, self.name)
+    def place(self) -> tuple[object, ...]:
+        """What tells it from all others, also after a folder above it was renamed."""
+        if self.folder.fd is None:
+            return self.folder.path, self.name
+        above = os.fstat(self.folder.fd)
+        return above.st_dev, above.st_ino, self.name
 
     def claim(self) -> bool:
         """Open it, new or as an earlier attempt left it. False: somebody else is writing it."""
@@ -515,7 +520,7 @@ class Part:
         while chunk:
             chunk = chunk[os.write(self.fd, chunk):]
 
-    def finish(self, over: bool, durable: bool = False, lock: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()) -> None:
+    def finish(self, over: bool, durable: bool = False, lock: contextlib.AbstractContextManager[Any] = UNLOCKED) -> None:
         """Give it its time and mode, and then its name, under the lock that a rename has too."""
         there = self.folder.stat(self.leaf) if over else None
         if there and hasattr(os, "fchmod"):
@@ -1131,7 +1136,7 @@ class Stream(Part):
             raise Failure(36, "cannot go on with standard output",
                           "the file on the server has changed, and its beginning is already written", "again")
 
-    def finish(self, over: bool, durable: bool = False, lock: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()) -> None:
+    def finish(self, over: bool, durable: bool = False, lock: contextlib.AbstractContextManager[Any] = UNLOCKED) -> None:
         pass
 
     def keep(self) -> bool:

@@ -483,6 +483,7 @@ def locked(fd: int) -> bool:
 # --- bodies: the same in server.py, client.py (tests/test_twins.py) ---
 CHUNK = 1 << 20  # most bytes that our side announces in one `data`: it can stop only between two
 RESUMABLE = 1 << 20  # bytes from which an interrupted file is worth resuming; a smaller one starts over
+UNLOCKED = contextlib.nullcontext()
 
 
 class Part:
@@ -495,8 +496,12 @@ class Part:
         token = hashlib.sha256(os.fsencode(f"{leaf}/{size}/{mtime_ns}")).hexdigest()[:32] if self.keyed else os.urandom(16).hex()
         self.name = f".six-{token}.part"
 
-    def place(self) -> str:
-        return os.path.join(self.folder.path, self.name)
+    def place(self) -> tuple[object, ...]:
+        """What tells it from all others, also after a folder above it was renamed."""
+        if self.folder.fd is None:
+            return self.folder.path, self.name
+        above = os.fstat(self.folder.fd)
+        return above.st_dev, above.st_ino, self.name
 
     def claim(self) -> bool:
         """Open it, new or as an earlier attempt left it. False: somebody else is writing it."""
@@ -532,7 +537,7 @@ class Part:
         while chunk:
             chunk = chunk[os.write(self.fd, chunk):]
 
-    def finish(self, over: bool, durable: bool = False, lock: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()) -> None:
+    def finish(self, over: bool, durable: bool = False, lock: contextlib.AbstractContextManager[Any] = UNLOCKED) -> None:
         """Give it its time and mode, and then its name, under the lock that a rename has too."""
         there = self.folder.stat(self.leaf) if over else None
         if there and hasattr(os, "fchmod"):
@@ -889,7 +894,7 @@ class Session(Wire):
             raise Refused(REASONS.get(error.errno or 0, "failed"), received=part.received) from None
         finally:
             self.moved = part.received
-            self.server.writers.pop(part.place(), None)
+            self.disclaim(part)
             part.drop()
         self.ok(request, size=part.received, sha256=part.sha.hexdigest(), verified="yes" if "sha256" in end.keys else "no")
 
@@ -916,7 +921,7 @@ class Session(Wire):
             part, self.ready = self.ready, None
         self.release()
         if request.number("offset") not in (0, part.received):
-            self.server.writers.pop(part.place(), None)
+            self.disclaim(part)
             part.keep()
             raise Refused("resume-first")
         if part.fd < 0:
@@ -935,6 +940,11 @@ class Session(Wire):
             time.sleep(TELL / 2)
         if part.keyed:
             self.server.writers[part.place()] = self
+
+    def disclaim(self, part: Part) -> None:
+        """The part has no writer any more, unless the next one has come in already."""
+        if part.keyed and self.server.writers.get(part.place()) is self:
+            del self.server.writers[part.place()]
 
     def verify(self, part: Part, end: Line, size: int | None) -> None:
         if end.verb == "abort":
@@ -960,7 +970,7 @@ class Session(Wire):
     def release(self) -> None:
         """Nobody sends what `resume` has checked: leave the part as it is."""
         if self.ready:
-            self.server.writers.pop(self.ready.place(), None)
+            self.disclaim(self.ready)
             self.ready.keep()
             self.ready = None
 
@@ -1030,15 +1040,15 @@ UNLOGGED = {"help", "stat", "ping", "bye", "resume"}  # unless they are refused:
 class Server:
     """A listening socket, and a thread for each client that came in through it."""
 
-    def __init__(self, args: argparse.Namespace, sock: socket.socket, directory: str, only: str) -> None:
+    def __init__(self, args: argparse.Namespace, sock: socket.socket, directory: str, only: str, journal: int) -> None:
         self.args, self.sock, self.directory, self.only = args, sock, directory, only
         self.stop = Stop()
         self.sessions: set[Session] = set()
-        self.writers: dict[str, Session] = {}  # by the place of the part that they write
+        self.writers: dict[tuple[object, ...], Session] = {}  # by the place of the part that they write
         self.refused: list[socket.socket] = []
         self.kept = 0  # parts of interrupted uploads
         self.lock = threading.Lock()
-        self.journal = os.open(args.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600) if args.log else 2
+        self.journal = journal
 
     def run(self) -> None:
         swept = -SWEEP
@@ -1156,6 +1166,13 @@ def shared(path: str) -> tuple[str, str]:
     return directory, only
 
 
+def open_log(path: str) -> int:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    except OSError as error:
+        raise Failure(23, f"cannot write the log {shown(path)} ({error.strerror})", "nothing was shared", "--log FILE in a folder that is there") from None
+
+
 def serve(args: argparse.Namespace) -> int:
     raise_file_limit()
     family, target = resolve(args.host, args.port, socket.SOCK_STREAM)[0]
@@ -1164,13 +1181,14 @@ def serve(args: argparse.Namespace) -> int:
                       "the folder", f"python3 server.py --host {args.host} --open, if that is meant; --read-only with it")
     directory, only = shared(args.path or args.directory)
     args.read_only = args.read_only or bool(only)
+    journal = open_log(args.log) if args.log else 2
     sock = socket_class(args)(family, socket.SOCK_STREAM)
     if os.name == "posix":  # or what an earlier server left in TIME_WAIT would keep the port
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     bind(sock, target)
     sock.listen(128)
     sock.setblocking(False)  # select() waits, accept() does not
-    server = Server(args, sock, directory, only)
+    server = Server(args, sock, directory, only, journal)
     announce(sock, args)
     server.run()
     return 0

@@ -10,6 +10,7 @@ import socket
 import struct
 import sys
 import threading
+import types
 
 import pytest
 from conftest import DEADLINE, ROOT, interpreters, until
@@ -411,6 +412,11 @@ def test_limits_on_uploads(start, box):
     assert names(box) == ["a"]
 
 
+def test_a_log_that_can_not_be_written_is_told(run, box):
+    failed = run("server.py", box, "--port", "0", "--log", box / "no/log")
+    assert failed.code == 23 and "cannot write the log" in failed.err and failed.out == b""
+
+
 def test_an_address_that_others_reach_needs_open(run, start):
     failed = run("server.py", "--host", "0.0.0.0", "--port", "0")
     assert failed.code == 2 and "--open" in failed.err
@@ -597,6 +603,30 @@ def test_the_same_part_has_one_writer(start, box):
         assert b"ok put big" in everything(second)
         everything(first)
     assert (box / "big").read_bytes() == BIG and names(box) == ["big"]
+
+
+def test_a_silent_writer_gives_way_also_when_its_folder_was_renamed(start, box):
+    server = start()
+    (box / "d").mkdir()
+    begin = f"size={len(BIG)} mtime_ns=1700000000000000001\ndata {len(BIG)}\n".encode()
+    with server.connect() as first:
+        first.sendall(b"put d/big " + begin + BIG[:1 << 20])
+        until(lambda: parts(box / "d"), "the part")
+        assert b"ok rename" in talk(server, b"rename d e\n")
+        assert b"ok put e/big" in talk(server, b"put e/big " + begin + BIG + f"end sha256={sha(BIG)}\n".encode())
+        everything(first)
+    assert (box / "e/big").read_bytes() == BIG and names(box / "e") == ["big"]
+
+
+def test_a_writer_that_is_done_does_not_forget_the_next_one(box):
+    """Between the end of an upload and its last line, somebody else may have begun the same part."""
+    part = script.Part(script.Folder(str(box)), "big", len(BIG), 1)
+    done, following = (script.Session.__new__(script.Session) for _ in range(2))
+    done.server = following.server = types.SimpleNamespace(writers={part.place(): following})
+    done.disclaim(part)
+    assert done.server.writers == {part.place(): following}
+    following.disclaim(part)
+    assert not done.server.writers
 
 
 def test_two_uploads_of_one_name_at_once_do_not_both_win(start, box):
