@@ -693,6 +693,8 @@ class Link(Wire):
     def listen(self) -> bool:
         """The next line: an answer is kept until it is asked for, a note tells how far the server is."""
         found = self.line()
+        if found.verb in ("file", "dir", "note", "help") and not found.words:
+            raise Broken("bad-line")
         if found.verb != "note" or "reason" in found.keys:
             self.arrived.append(found)
             return True
@@ -736,12 +738,11 @@ def expand(args: argparse.Namespace, names: Sequence[str]) -> Iterator[str]:
             continue
         import fnmatch  # not at the top: few need it
         above = name.rpartition("/")[0]
-        found = [answer.words[0] for answer in listing(args, above) if answer.words]
+        found = [answer.words[0] for answer in listing(connected(args), above)]
         yield from [name] if name in found else fnmatch.filter(found, name) or [name]
 
 
-def listing(args: argparse.Namespace, folder: str, deep: bool = False) -> Iterator[Line]:
-    link = connected(args)
+def listing(link: Link, folder: str, deep: bool = False) -> Iterator[Line]:
     answer = link.ask("list", *[folder] * bool(folder), deep="yes" if deep else None)
     while answer.verb in ("file", "dir", "note"):
         yield answer
@@ -1014,7 +1015,7 @@ class Puts(Batch):
         if job.path:
             known: dict[str, Line] = {}
             many = not job.fresh and sum(1 for _ in itertools.islice(Folder(job.path).entries(), MANY)) == MANY
-            for entry in listing(self.args, job.name) if many else ():
+            for entry in listing(self.link, job.name) if many else ():
                 if len(known) < LISTED:
                     known[entry.words[0]] = entry
             self.sources.append(self.children(job, known, many and len(known) < LISTED))
@@ -1216,7 +1217,7 @@ class Gets(Batch):
 
     def entries(self, above: Job, found: Listing) -> Iterator[Job]:
         for entry in found:
-            job = Job(entry.words[0] if entry.words else "")
+            job = Job(entry.words[0])
             if not job.name.startswith(above.name + "/"):
                 self.fail(job, Failure(56, f"the server listed {shown(job.name)}, which is not in {shown(above.name)}",
                                        "it breaks the protocol", "another server"))
@@ -1396,7 +1397,7 @@ def tell_json(facts: dict[str, Any]) -> None:
 def do_list(args: argparse.Namespace) -> int:
     """On a terminal a table; to a pipe one name a line, a folder's with a slash."""
     code, table = 0, os.isatty(1)
-    for entry in listing(args, remote_name(args.folder) if args.folder else "", args.r):
+    for entry in listing(connected(args), remote_name(args.folder) if args.folder else "", args.r):
         if entry.verb == "note":
             code = 9
             say(str(refusal(entry, "list", entry.words[0])))
@@ -1485,11 +1486,12 @@ def do_mkdir(args: argparse.Namespace) -> int:
 
 
 def do_stat(args: argparse.Namespace) -> int:
-    answer = simple(args, "stat", remote_name(args.name))
+    name = remote_name(args.name)
+    answer = simple(args, "stat", name)
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(answer.number("mtime_ns") / 1e9))
     facts = [f"{answer.number('size'):,} bytes"] * ("size" in answer.keys) + [when] + ["executable"] * ("exec" in answer.keys)
     if not args.json:
-        tell(f"{answer.words[1]}: {'folder' if answer.keys.get('type') == 'dir' else 'file'}, {', '.join(facts)}")
+        tell(f"{name}: {'folder' if answer.keys.get('type') == 'dir' else 'file'}, {', '.join(facts)}")
     return 0
 
 

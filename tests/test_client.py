@@ -326,6 +326,26 @@ def test_a_server_that_misbehaves_leaves_nothing_behind(do, here, canned, answer
     assert done.code == code and "\x1b" not in done.err and os.listdir(here) == [], done
 
 
+@pytest.mark.parametrize(("words", "answer", "code"), [
+    (["stat", "x"], b"ok stat\n", 0), (["list"], b"file\nok list\n", 56), (["list"], b"note reason=failed\nok list\n", 56),
+    (["help"], b"help\n", 56), (["get", "t"], b"ok stat t type=dir\nfile\nok list\n", 56), (["get", "*"], b"dir\nok list\n", 56),
+    (["rename", "a", "b"], b"note\nok rename\n", 56), (["delete", "x"], b"dir\n", 56),
+])
+def test_lines_without_their_words_are_told_as_what_they_are(do, canned, words, answer, code):
+    done = do(*words, "--retries", "0", port=canned(GREETING + answer).port)
+    assert done.code == code and "Traceback" not in done.err, done
+
+
+@pytest.mark.parametrize("verb", ["put", "get"])
+def test_a_folder_listed_without_words_stops_the_command(do, here, canned, verb):
+    (here / "t").mkdir()
+    for number in range(70):
+        (here / "t" / str(number)).touch()
+    answers = b"err mkdir t reason=exists\n" if verb == "put" else b"ok stat t type=dir mtime_ns=1\n"
+    done = do(verb, "t", "--retries", "0", "-o" if verb == "get" else "--as", "t", port=canned(GREETING + answers + b"file\nok list t\n").port)
+    assert done.code == 56 and "bad-line" in done.err, done
+
+
 @pytest.mark.parametrize("name", ["t/../../x", "/etc/x", "other/x", "t/", "t/a//b", "t/%00", "t/.six-" + "0" * 32 + ".part", "t/.."])
 def test_names_that_a_server_invents_lead_nowhere(do, here, canned, name):
     listing = f"ok stat t type=dir mtime_ns=1\nfile {name} size=1 mtime_ns=1\ndir {name} mtime_ns=1\nok list t count=1\n".encode()
