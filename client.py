@@ -1390,8 +1390,12 @@ def product() -> int:
 
 
 def tell_json(facts: dict[str, Any]) -> None:
+    """Text that is not UTF-8 is told with \\x escapes; of such a name "quoted" has the bytes, as the protocol writes them."""
     import json  # not at the top: few need it
-    tell(json.dumps(facts))
+    clean = {key: os.fsencode(value).decode(errors="backslashreplace") if isinstance(value, str) else value for key, value in facts.items()}
+    if clean.get("name") != facts.get("name"):
+        clean["quoted"] = quote(facts["name"])
+    tell(json.dumps(clean))
 
 
 def do_list(args: argparse.Namespace) -> int:
@@ -1573,6 +1577,9 @@ def obey(args: argparse.Namespace, words: list[str]) -> int:
         return 2
     if verb in ("put", "get", "delete") and len(words) == 1:
         words = [verb, input("which file? ")]
+    if "\0" in "".join(words):
+        say(str(Failure(2, "cannot read that line (it holds a NUL)", "no file has such a name", "the same without it")))
+        return 2
     try:
         parsed = build_parser().parse_args([verb, *words[1:]])
     except SystemExit as end:

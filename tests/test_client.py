@@ -179,6 +179,14 @@ def test_json_is_one_object_a_line(do, here, box):
     (here / "a b").write_text("y")
 
 
+def test_json_of_names_that_are_no_text_can_be_read_by_all(do, here, box):
+    (here / os.fsdecode(b"a\xff")).write_text("x")
+    for verb in "put", "list", "stat", "get", "delete":
+        done = do(verb, *[os.fsdecode(b"a\xff")] * (verb != "list"), "--json")
+        facts = json.loads(done.out.splitlines()[0])
+        assert done.code == 0 and (facts["name"], facts["quoted"]) == ("a\\xff", "a%FF") and b"\\ud" not in done.out, done
+
+
 def test_quiet_says_nothing(do, here):
     (here / "x").write_text("x")
     done = do("put", "x", "--quiet")
@@ -438,6 +446,11 @@ def test_the_shell_goes_on_after_a_failure_and_knows_the_words_of_the_labs(do, h
     assert done.out.decode().startswith("a b\n") and "unknown command bogus" in done.err and "quote" in done.err and done.code
     assert os.listdir(box) == [] and "upload" in done.out.decode()
     assert do(input=b"list\n").code == 0
+
+
+def test_a_nul_in_a_line_of_the_shell_is_told_and_the_next_line_runs(do, box):
+    done = do(input=b"put a\0b\nli\0st\nlist a\0\nget\nx\0\nmkdir d\n")
+    assert done.code == 2 and done.err.count("NUL") == 3 and os.listdir(box) == ["d"], done
 
 
 def test_the_shell_survives_a_server_that_restarts(spawn, box, here):
