@@ -1149,7 +1149,6 @@ class Server:
             select.select([self.stop], [], [], left)
             self.stop.drain()
         say(f"stopped: {dropped} clients disconnected, {self.kept} parts kept")
-        self.stop.close()
 
 
 def shared(path: str) -> tuple[str, str]:
@@ -1170,7 +1169,8 @@ def open_log(path: str) -> int:
     try:
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     except OSError as error:
-        raise Failure(23, f"cannot write the log {shown(path)} ({error.strerror})", "nothing was shared", "--log FILE in a folder that is there") from None
+        raise Failure(23, f"cannot write the log {shown(path)} ({error.strerror})", "nothing was shared",
+                      "--log FILE in a folder that is there") from None
 
 
 def serve(args: argparse.Namespace) -> int:
@@ -1189,8 +1189,9 @@ def serve(args: argparse.Namespace) -> int:
     sock.listen(128)
     sock.setblocking(False)  # select() waits, accept() does not
     server = Server(args, sock, directory, only, journal)
-    announce(sock, args)
-    server.run()
+    with contextlib.closing(server.stop):
+        announce(sock, args)
+        server.run()
     return 0
 
 

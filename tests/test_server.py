@@ -8,12 +8,13 @@ import resource
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import threading
 import types
 
 import pytest
-from conftest import DEADLINE, ROOT, interpreters, until
+from conftest import DEADLINE, ROOT, assert_clean, interpreters, until
 
 sys.path.insert(0, str(ROOT))
 import server as script
@@ -410,6 +411,14 @@ def test_limits_on_uploads(start, box):
     for verb in VERBS[1:3] + VERBS[4:8]:
         assert b"reason=read-only" in talk(read_only, (verb.format("a") + "\n").encode())
     assert names(box) == ["a"]
+
+
+def test_an_output_that_takes_nothing_is_told(box):
+    with open("/dev/full", "wb") as full:
+        failed = subprocess.run([sys.executable, "-W", "error", ROOT / "server.py", box, "--port", "0"], stdout=full, stderr=subprocess.PIPE,
+                                text=True, timeout=DEADLINE, check=False)
+    assert failed.returncode == 23 and failed.stderr.startswith("error: cannot write standard output"), failed.stderr
+    assert_clean(failed.stderr)
 
 
 def test_a_log_that_can_not_be_written_is_told(run, box):
