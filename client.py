@@ -65,6 +65,7 @@ LISTED = 12000  # lines of a listing that are kept in memory; the rest goes to a
 # --- wire: the same in server.py, client.py (tests/test_twins.py) ---
 MAX_LINE = 32768  # bytes of a line with its end: the longest path of most systems, every byte percent-encoded, and keys
 BUFFER = 1 << 18  # bytes asked of one recv: twice as many gain little, and each connection has its own
+QUIET = 1 << 12  # the same for a connection on which no more than that has come at once
 BATCH = 1 << 16  # bytes of lines and small bodies that gather until they leave in one send
 PLAIN = re.compile(r"[!-$&-<>-~]*")  # printable ASCII but for space, percent sign and equals sign
 CONTROL = re.compile(rb"[\0-\x1f\x7f]")  # bytes that no line may hold
@@ -159,7 +160,7 @@ class Wire:
     def __init__(self, sock: socket.socket, timeout: float) -> None:
         self.sock, self.timeout = sock, timeout
         sock.settimeout(timeout)
-        self.buffer = bytearray(BUFFER)
+        self.buffer = bytearray(QUIET)
         self.view = memoryview(self.buffer)
         self.start = self.end = 0  # what has come and is not yet taken: buffer[start:end]
         self.owed = 0  # bytes of the announced body that are still to be taken
@@ -204,9 +205,12 @@ class Wire:
     def fill(self, patience: float | None) -> None:
         """Wait for more and take what comes. What is queued leaves first: two sides that both wait would wait for ever."""
         self.flush()
-        if self.start:
-            self.view[:self.end - self.start] = self.view[self.start:self.end]
-            self.start, self.end = 0, self.end - self.start
+        rest = self.view[self.start:self.end]
+        if len(self.buffer) == QUIET and max(self.end, self.owed) >= QUIET:
+            self.buffer = bytearray(BUFFER)
+            self.view = memoryview(self.buffer)
+        self.view[:len(rest)] = rest
+        self.start, self.end = 0, len(rest)
         if patience != self.timeout:
             self.sock.settimeout(patience)
         self.attempt(self.receive, self.view[self.end:])
@@ -462,6 +466,7 @@ def locked(fd: int) -> bool:
 # --- bodies: the same in server.py, client.py (tests/test_twins.py) ---
 CHUNK = 1 << 20  # most bytes that our side announces in one `data`: it can stop only between two
 RESUMABLE = 1 << 20  # bytes from which an interrupted file is worth resuming; a smaller one starts over
+UNLOCKED = contextlib.nullcontext()
 
 
 class Part:
@@ -474,8 +479,12 @@ class Part:
         token = hashlib.sha256(os.fsencode(f"{leaf}/{size}/{mtime_ns}")).hexdigest()[:32] if self.keyed else os.urandom(16).hex()
         self.name = f".six-{token}.part"
 
-    def place(self) -> str:
-        return os.path.join(self.folder.path, self.name)
+    def place(self) -> tuple[object, ...]:
+        """What tells it from all others, also after a folder above it was renamed."""
+        if self.folder.fd is None:
+            return self.folder.path, self.name
+        above = os.fstat(self.folder.fd)
+        return above.st_dev, above.st_ino, self.name
 
     def claim(self) -> bool:
         """Open it, new or as an earlier attempt left it. False: somebody else is writing it."""
@@ -511,11 +520,11 @@ class Part:
         while chunk:
             chunk = chunk[os.write(self.fd, chunk):]
 
-    def finish(self, over: bool, durable: bool = False) -> None:
-        """Give it its time and mode, and then its name."""
+    def finish(self, over: bool, durable: bool = False, lock: contextlib.AbstractContextManager[Any] = UNLOCKED) -> None:
+        """Give it its time and mode, and then its name, under the lock that a rename has too."""
         there = self.folder.stat(self.leaf) if over else None
         if there and hasattr(os, "fchmod"):
-            os.fchmod(self.fd, stat.S_IMODE(there.st_mode) | (0o111 & there.st_mode >> 2 if self.executable else 0))
+            os.fchmod(self.fd, there.st_mode & 0o777 | (0o111 & there.st_mode >> 2 if self.executable else 0))
         if self.mtime_ns is not None:
             by_fd = os.utime in os.supports_fd
             os.utime(self.fd if by_fd else self.folder.at(self.name), ns=(self.mtime_ns, self.mtime_ns))
@@ -523,7 +532,8 @@ class Part:
             os.fsync(self.fd)
         if os.name == "nt":
             self.close()  # Windows renames no open file
-        self.folder.move(self.name, self.folder, self.leaf, over)
+        with lock:
+            self.folder.move(self.name, self.folder, self.leaf, over)
         if durable and self.folder.fd is not None:
             os.fsync(self.folder.fd)
         self.close()
@@ -683,6 +693,8 @@ class Link(Wire):
     def listen(self) -> bool:
         """The next line: an answer is kept until it is asked for, a note tells how far the server is."""
         found = self.line()
+        if found.verb in ("file", "dir", "note", "help") and not found.words:
+            raise Broken("bad-line")
         if found.verb != "note" or "reason" in found.keys:
             self.arrived.append(found)
             return True
@@ -726,12 +738,11 @@ def expand(args: argparse.Namespace, names: Sequence[str]) -> Iterator[str]:
             continue
         import fnmatch  # not at the top: few need it
         above = name.rpartition("/")[0]
-        found = [answer.words[0] for answer in listing(args, above) if answer.words]
+        found = [answer.words[0] for answer in listing(connected(args), above)]
         yield from [name] if name in found else fnmatch.filter(found, name) or [name]
 
 
-def listing(args: argparse.Namespace, folder: str, deep: bool = False) -> Iterator[Line]:
-    link = connected(args)
+def listing(link: Link, folder: str, deep: bool = False) -> Iterator[Line]:
     answer = link.ask("list", *[folder] * bool(folder), deep="yes" if deep else None)
     while answer.verb in ("file", "dir", "note"):
         yield answer
@@ -1004,7 +1015,7 @@ class Puts(Batch):
         if job.path:
             known: dict[str, Line] = {}
             many = not job.fresh and sum(1 for _ in itertools.islice(Folder(job.path).entries(), MANY)) == MANY
-            for entry in listing(self.args, job.name) if many else ():
+            for entry in listing(self.link, job.name) if many else ():
                 if len(known) < LISTED:
                     known[entry.words[0]] = entry
             self.sources.append(self.children(job, known, many and len(known) < LISTED))
@@ -1126,7 +1137,7 @@ class Stream(Part):
             raise Failure(36, "cannot go on with standard output",
                           "the file on the server has changed, and its beginning is already written", "again")
 
-    def finish(self, over: bool, durable: bool = False) -> None:
+    def finish(self, over: bool, durable: bool = False, lock: contextlib.AbstractContextManager[Any] = UNLOCKED) -> None:
         pass
 
     def keep(self) -> bool:
@@ -1206,7 +1217,7 @@ class Gets(Batch):
 
     def entries(self, above: Job, found: Listing) -> Iterator[Job]:
         for entry in found:
-            job = Job(entry.words[0] if entry.words else "")
+            job = Job(entry.words[0])
             if not job.name.startswith(above.name + "/"):
                 self.fail(job, Failure(56, f"the server listed {shown(job.name)}, which is not in {shown(above.name)}",
                                        "it breaks the protocol", "another server"))
@@ -1379,14 +1390,18 @@ def product() -> int:
 
 
 def tell_json(facts: dict[str, Any]) -> None:
+    """Text that is not UTF-8 is told with \\x escapes; of such a name "quoted" has the bytes, as the protocol writes them."""
     import json  # not at the top: few need it
-    tell(json.dumps(facts))
+    clean = {key: os.fsencode(value).decode(errors="backslashreplace") if isinstance(value, str) else value for key, value in facts.items()}
+    if clean.get("name") != facts.get("name"):
+        clean["quoted"] = quote(facts["name"])
+    tell(json.dumps(clean))
 
 
 def do_list(args: argparse.Namespace) -> int:
     """On a terminal a table; to a pipe one name a line, a folder's with a slash."""
     code, table = 0, os.isatty(1)
-    for entry in listing(args, remote_name(args.folder) if args.folder else "", args.r):
+    for entry in listing(connected(args), remote_name(args.folder) if args.folder else "", args.r):
         if entry.verb == "note":
             code = 9
             say(str(refusal(entry, "list", entry.words[0])))
@@ -1475,11 +1490,12 @@ def do_mkdir(args: argparse.Namespace) -> int:
 
 
 def do_stat(args: argparse.Namespace) -> int:
-    answer = simple(args, "stat", remote_name(args.name))
+    name = remote_name(args.name)
+    answer = simple(args, "stat", name)
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(answer.number("mtime_ns") / 1e9))
     facts = [f"{answer.number('size'):,} bytes"] * ("size" in answer.keys) + [when] + ["executable"] * ("exec" in answer.keys)
     if not args.json:
-        tell(f"{answer.words[1]}: {'folder' if answer.keys.get('type') == 'dir' else 'file'}, {', '.join(facts)}")
+        tell(f"{name}: {'folder' if answer.keys.get('type') == 'dir' else 'file'}, {', '.join(facts)}")
     return 0
 
 
@@ -1561,6 +1577,9 @@ def obey(args: argparse.Namespace, words: list[str]) -> int:
         return 2
     if verb in ("put", "get", "delete") and len(words) == 1:
         words = [verb, input("which file? ")]
+    if "\0" in "".join(words):
+        say(str(Failure(2, "cannot read that line (it holds a NUL)", "no file has such a name", "the same without it")))
+        return 2
     try:
         parsed = build_parser().parse_args([verb, *words[1:]])
     except SystemExit as end:

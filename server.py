@@ -123,6 +123,7 @@ KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}  # a cli
 # --- wire: the same in server.py, client.py (tests/test_twins.py) ---
 MAX_LINE = 32768  # bytes of a line with its end: the longest path of most systems, every byte percent-encoded, and keys
 BUFFER = 1 << 18  # bytes asked of one recv: twice as many gain little, and each connection has its own
+QUIET = 1 << 12  # the same for a connection on which no more than that has come at once
 BATCH = 1 << 16  # bytes of lines and small bodies that gather until they leave in one send
 PLAIN = re.compile(r"[!-$&-<>-~]*")  # printable ASCII but for space, percent sign and equals sign
 CONTROL = re.compile(rb"[\0-\x1f\x7f]")  # bytes that no line may hold
@@ -217,7 +218,7 @@ class Wire:
     def __init__(self, sock: socket.socket, timeout: float) -> None:
         self.sock, self.timeout = sock, timeout
         sock.settimeout(timeout)
-        self.buffer = bytearray(BUFFER)
+        self.buffer = bytearray(QUIET)
         self.view = memoryview(self.buffer)
         self.start = self.end = 0  # what has come and is not yet taken: buffer[start:end]
         self.owed = 0  # bytes of the announced body that are still to be taken
@@ -262,9 +263,12 @@ class Wire:
     def fill(self, patience: float | None) -> None:
         """Wait for more and take what comes. What is queued leaves first: two sides that both wait would wait for ever."""
         self.flush()
-        if self.start:
-            self.view[:self.end - self.start] = self.view[self.start:self.end]
-            self.start, self.end = 0, self.end - self.start
+        rest = self.view[self.start:self.end]
+        if len(self.buffer) == QUIET and max(self.end, self.owed) >= QUIET:
+            self.buffer = bytearray(BUFFER)
+            self.view = memoryview(self.buffer)
+        self.view[:len(rest)] = rest
+        self.start, self.end = 0, len(rest)
         if patience != self.timeout:
             self.sock.settimeout(patience)
         self.attempt(self.receive, self.view[self.end:])
@@ -479,6 +483,7 @@ def locked(fd: int) -> bool:
 # --- bodies: the same in server.py, client.py (tests/test_twins.py) ---
 CHUNK = 1 << 20  # most bytes that our side announces in one `data`: it can stop only between two
 RESUMABLE = 1 << 20  # bytes from which an interrupted file is worth resuming; a smaller one starts over
+UNLOCKED = contextlib.nullcontext()
 
 
 class Part:
@@ -491,8 +496,12 @@ class Part:
         token = hashlib.sha256(os.fsencode(f"{leaf}/{size}/{mtime_ns}")).hexdigest()[:32] if self.keyed else os.urandom(16).hex()
         self.name = f".six-{token}.part"
 
-    def place(self) -> str:
-        return os.path.join(self.folder.path, self.name)
+    def place(self) -> tuple[object, ...]:
+        """What tells it from all others, also after a folder above it was renamed."""
+        if self.folder.fd is None:
+            return self.folder.path, self.name
+        above = os.fstat(self.folder.fd)
+        return above.st_dev, above.st_ino, self.name
 
     def claim(self) -> bool:
         """Open it, new or as an earlier attempt left it. False: somebody else is writing it."""
@@ -528,11 +537,11 @@ class Part:
         while chunk:
             chunk = chunk[os.write(self.fd, chunk):]
 
-    def finish(self, over: bool, durable: bool = False) -> None:
-        """Give it its time and mode, and then its name."""
+    def finish(self, over: bool, durable: bool = False, lock: contextlib.AbstractContextManager[Any] = UNLOCKED) -> None:
+        """Give it its time and mode, and then its name, under the lock that a rename has too."""
         there = self.folder.stat(self.leaf) if over else None
         if there and hasattr(os, "fchmod"):
-            os.fchmod(self.fd, stat.S_IMODE(there.st_mode) | (0o111 & there.st_mode >> 2 if self.executable else 0))
+            os.fchmod(self.fd, there.st_mode & 0o777 | (0o111 & there.st_mode >> 2 if self.executable else 0))
         if self.mtime_ns is not None:
             by_fd = os.utime in os.supports_fd
             os.utime(self.fd if by_fd else self.folder.at(self.name), ns=(self.mtime_ns, self.mtime_ns))
@@ -540,7 +549,8 @@ class Part:
             os.fsync(self.fd)
         if os.name == "nt":
             self.close()  # Windows renames no open file
-        self.folder.move(self.name, self.folder, self.leaf, over)
+        with lock:
+            self.folder.move(self.name, self.folder, self.leaf, over)
         if durable and self.folder.fd is not None:
             os.fsync(self.folder.fd)
         self.close()
@@ -784,7 +794,7 @@ class Session(Wire):
     def do_help(self, request: Line) -> None:
         for verb, command in COMMANDS.items():
             self.put(f"help {verb} {command.usage}{' ' * bool(command.usage)}-- {command.text}\n".encode())
-        self.ok(request, count=len(COMMANDS))
+        self.ok(request._replace(words=[]), count=len(COMMANDS))
 
     def do_list(self, request: Line) -> None:
         name = request.words[0] if request.words else ""
@@ -792,7 +802,7 @@ class Session(Wire):
         deep, count = request.keys.get("deep") == "yes", 0
 
         def failed(full: str, error: OSError) -> None:
-            self.put(line("note", full, reason=REASONS.get(error.errno or 0, "failed")))
+            self.entry("note", full, reason=REASONS.get(error.errno or 0, "failed"))
 
         for full, _, entry in walk(folder, name, deep, self.visible, failed):
             count += self.describe(full, entry, deep)
@@ -802,15 +812,18 @@ class Session(Wire):
         """One entry of a listing; False for what is no file or folder, or is gone already."""
         with contextlib.suppress(FileNotFoundError):
             if entry.is_file(follow_symlinks=False):
-                told = line("file", full, **facts(entry.stat(follow_symlinks=False)))
-                self.put(told if len(told) <= MAX_LINE else line("note", full[:MAX_ECHO], reason="bad-name"))
-                return len(told) <= MAX_LINE
+                return self.entry("file", full, **facts(entry.stat(follow_symlinks=False)))
             if entry.is_dir(follow_symlinks=False):
-                self.put(line("dir", full, mtime_ns=entry.stat(follow_symlinks=False).st_mtime_ns))
-                return True
+                return self.entry("dir", full, mtime_ns=entry.stat(follow_symlinks=False).st_mtime_ns)
             if deep:
-                self.put(line("note", full, reason="not-a-file"))
+                self.entry("note", full, reason="not-a-file")
         return False
+
+    def entry(self, kind: str, full: str, **keys: object) -> bool:
+        """A line of a listing. Folders that were renamed into each other can be deeper than any name may be long."""
+        told = line(kind, full, **keys)
+        self.put(told if len(told) <= MAX_LINE else line("note", full[:MAX_ECHO], reason="bad-name"))
+        return len(told) <= MAX_LINE
 
     def do_stat(self, request: Line) -> None:
         name, keys = request.words[0], request.keys
@@ -870,7 +883,7 @@ class Session(Wire):
             part.begin(request.number("offset"))
             end = receive_body(self, part, check, self.tell(name, "received"))
             self.verify(part, end, size)
-            part.finish(over, self.args.durable)
+            part.finish(over, self.args.durable, self.server.lock)
         except Lost as lost:
             kept = "nothing is kept"
             if part.keep():
@@ -881,7 +894,7 @@ class Session(Wire):
             raise Refused(REASONS.get(error.errno or 0, "failed"), received=part.received) from None
         finally:
             self.moved = part.received
-            self.server.writers.pop(part.place(), None)
+            self.disclaim(part)
             part.drop()
         self.ok(request, size=part.received, sha256=part.sha.hexdigest(), verified="yes" if "sha256" in end.keys else "no")
 
@@ -908,7 +921,7 @@ class Session(Wire):
             part, self.ready = self.ready, None
         self.release()
         if request.number("offset") not in (0, part.received):
-            self.server.writers.pop(part.place(), None)
+            self.disclaim(part)
             part.keep()
             raise Refused("resume-first")
         if part.fd < 0:
@@ -927,6 +940,11 @@ class Session(Wire):
             time.sleep(TELL / 2)
         if part.keyed:
             self.server.writers[part.place()] = self
+
+    def disclaim(self, part: Part) -> None:
+        """The part has no writer any more, unless the next one has come in already."""
+        if part.keyed and self.server.writers.get(part.place()) is self:
+            del self.server.writers[part.place()]
 
     def verify(self, part: Part, end: Line, size: int | None) -> None:
         if end.verb == "abort":
@@ -952,7 +970,7 @@ class Session(Wire):
     def release(self) -> None:
         """Nobody sends what `resume` has checked: leave the part as it is."""
         if self.ready:
-            self.server.writers.pop(self.ready.place(), None)
+            self.disclaim(self.ready)
             self.ready.keep()
             self.ready = None
 
@@ -1022,15 +1040,15 @@ UNLOGGED = {"help", "stat", "ping", "bye", "resume"}  # unless they are refused:
 class Server:
     """A listening socket, and a thread for each client that came in through it."""
 
-    def __init__(self, args: argparse.Namespace, sock: socket.socket, directory: str, only: str) -> None:
+    def __init__(self, args: argparse.Namespace, sock: socket.socket, directory: str, only: str, journal: int) -> None:
         self.args, self.sock, self.directory, self.only = args, sock, directory, only
         self.stop = Stop()
         self.sessions: set[Session] = set()
-        self.writers: dict[str, Session] = {}  # by the place of the part that they write
+        self.writers: dict[tuple[object, ...], Session] = {}  # by the place of the part that they write
         self.refused: list[socket.socket] = []
         self.kept = 0  # parts of interrupted uploads
         self.lock = threading.Lock()
-        self.journal = os.open(args.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600) if args.log else 2
+        self.journal = journal
 
     def run(self) -> None:
         swept = -SWEEP
@@ -1131,7 +1149,6 @@ class Server:
             select.select([self.stop], [], [], left)
             self.stop.drain()
         say(f"stopped: {dropped} clients disconnected, {self.kept} parts kept")
-        self.stop.close()
 
 
 def shared(path: str) -> tuple[str, str]:
@@ -1148,6 +1165,14 @@ def shared(path: str) -> tuple[str, str]:
     return directory, only
 
 
+def open_log(path: str) -> int:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    except OSError as error:
+        raise Failure(23, f"cannot write the log {shown(path)} ({error.strerror})", "nothing was shared",
+                      "--log FILE in a folder that is there") from None
+
+
 def serve(args: argparse.Namespace) -> int:
     raise_file_limit()
     family, target = resolve(args.host, args.port, socket.SOCK_STREAM)[0]
@@ -1156,15 +1181,17 @@ def serve(args: argparse.Namespace) -> int:
                       "the folder", f"python3 server.py --host {args.host} --open, if that is meant; --read-only with it")
     directory, only = shared(args.path or args.directory)
     args.read_only = args.read_only or bool(only)
+    journal = open_log(args.log) if args.log else 2
     sock = socket_class(args)(family, socket.SOCK_STREAM)
     if os.name == "posix":  # or what an earlier server left in TIME_WAIT would keep the port
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     bind(sock, target)
     sock.listen(128)
     sock.setblocking(False)  # select() waits, accept() does not
-    server = Server(args, sock, directory, only)
-    announce(sock, args)
-    server.run()
+    server = Server(args, sock, directory, only, journal)
+    with contextlib.closing(server.stop):
+        announce(sock, args)
+        server.run()
     return 0
 
 

@@ -8,11 +8,13 @@ import resource
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import threading
+import types
 
 import pytest
-from conftest import DEADLINE, ROOT, interpreters, until
+from conftest import DEADLINE, ROOT, assert_clean, interpreters, until
 
 sys.path.insert(0, str(ROOT))
 import server as script
@@ -153,6 +155,9 @@ def test_what_is_replaced_keeps_its_mode(start, box):
     server = start()
     assert b"ok put x" in talk(server, put("x", b"new", over="yes"))
     assert (box / "x").read_text() == "new" and (box / "x").stat().st_mode & 0o777 == 0o640
+    (box / "x").chmod(0o6755)
+    assert b"ok put x" in talk(server, put("x", b"newer", over="yes"))
+    assert (box / "x").stat().st_mode & 0o7777 == 0o755, "whoever may write to the folder must not become the file's owner by it"
 
 
 def test_folders(start, box):
@@ -359,6 +364,24 @@ def test_a_verb_inside_a_body_ends_it_and_is_run(start, box):
     assert names(box) == ["b"]
 
 
+def test_no_line_of_a_deep_listing_is_longer_than_a_line_may_be(start, box):
+    """Folders renamed into each other become deeper than any name that a request may have."""
+    above = os.open(box, os.O_RDONLY)
+    for _ in range(55):
+        os.mkdir(b"\xff" * 250, dir_fd=above)
+        below = os.open(b"\xff" * 250, os.O_RDONLY, dir_fd=above)
+        os.close(above)
+        above = below
+    os.symlink("x", "link", dir_fd=above)
+    os.close(above)
+    said = talk(start(), b"list deep=yes\n").splitlines()
+    assert max(map(len, said)) < 32768 and any(b"note" in told and b"reason=bad-name" in told for told in said)
+
+
+def test_help_about_something_long_does_not_repeat_it(start):
+    assert len(talk(start(), b"help " + b"\xff" * 30000 + b"\n").splitlines()[-1]) < 100
+
+
 def test_an_error_about_a_long_name_is_no_longer_than_a_line_may_be(start):
     for sent in (b"get " + b"\xff" * 32000, b"rename " + b"\xff" * 16000 + b" " + b"\xff" * 16000, b"x " + b"a " * 16000 + b"b"):
         assert len(talk(start(), sent + b"\n").splitlines()[0]) < 32768
@@ -388,6 +411,19 @@ def test_limits_on_uploads(start, box):
     for verb in VERBS[1:3] + VERBS[4:8]:
         assert b"reason=read-only" in talk(read_only, (verb.format("a") + "\n").encode())
     assert names(box) == ["a"]
+
+
+def test_an_output_that_takes_nothing_is_told(box):
+    with open("/dev/full", "wb") as full:
+        failed = subprocess.run([sys.executable, "-W", "error", ROOT / "server.py", box, "--port", "0"], stdout=full, stderr=subprocess.PIPE,
+                                text=True, timeout=DEADLINE, check=False)
+    assert failed.returncode == 23 and failed.stderr.startswith("error: cannot write standard output"), failed.stderr
+    assert_clean(failed.stderr)
+
+
+def test_a_log_that_can_not_be_written_is_told(run, box):
+    failed = run("server.py", box, "--port", "0", "--log", box / "no/log")
+    assert failed.code == 23 and "cannot write the log" in failed.err and failed.out == b""
 
 
 def test_an_address_that_others_reach_needs_open(run, start):
@@ -578,6 +614,30 @@ def test_the_same_part_has_one_writer(start, box):
     assert (box / "big").read_bytes() == BIG and names(box) == ["big"]
 
 
+def test_a_silent_writer_gives_way_also_when_its_folder_was_renamed(start, box):
+    server = start()
+    (box / "d").mkdir()
+    begin = f"size={len(BIG)} mtime_ns=1700000000000000001\ndata {len(BIG)}\n".encode()
+    with server.connect() as first:
+        first.sendall(b"put d/big " + begin + BIG[:1 << 20])
+        until(lambda: parts(box / "d"), "the part")
+        assert b"ok rename" in talk(server, b"rename d e\n")
+        assert b"ok put e/big" in talk(server, b"put e/big " + begin + BIG + f"end sha256={sha(BIG)}\n".encode())
+        everything(first)
+    assert (box / "e/big").read_bytes() == BIG and names(box / "e") == ["big"]
+
+
+def test_a_writer_that_is_done_does_not_forget_the_next_one(box):
+    """Between the end of an upload and its last line, somebody else may have begun the same part."""
+    part = script.Part(script.Folder(str(box)), "big", len(BIG), 1)
+    done, following = (script.Session.__new__(script.Session) for _ in range(2))
+    done.server = following.server = types.SimpleNamespace(writers={part.place(): following})
+    done.disclaim(part)
+    assert done.server.writers == {part.place(): following}
+    following.disclaim(part)
+    assert not done.server.writers
+
+
 def test_two_uploads_of_one_name_at_once_do_not_both_win(start, box):
     server = start()
     with server.connect() as first, server.connect() as second:
@@ -690,6 +750,42 @@ runpy.run_path({str(ROOT / 'server.py')!r}, run_name="__main__")
         assert (box / "x").read_text() in (("old", "new data") if over else ("new data",))
 
 
+def test_a_rename_does_not_take_an_upload_with_it(box, tmp_path):
+    """A rename links the new name and unlinks the old one: between the two an upload must not take the old one."""
+    from conftest import Server
+    (box / "p").write_text("old")
+    runner = tmp_path / "run.py"
+    runner.write_text(f"""
+import os, runpy, sys, threading
+near, named, replace, unlink, utime = threading.Event(), threading.Event(), os.replace, os.unlink, os.utime
+def slow_unlink(path, **more):
+    if path == "p":
+        print("between", file=sys.stderr, flush=True)
+        near.wait(20)
+        named.wait(0.2)  # an upload that does not wait for the lock is named in this time
+    return unlink(path, **more)
+def told_utime(*args, **more):
+    near.set()
+    return utime(*args, **more)
+def told_replace(*args, **more):
+    replace(*args, **more)
+    named.set()
+os.supports_dir_fd = {{*os.supports_dir_fd, slow_unlink}}
+os.supports_fd = {{*os.supports_fd, told_utime}}
+os.unlink, os.utime, os.replace = slow_unlink, told_utime, told_replace
+sys.argv = ["server.py", sys.argv[1], "--port", "0"]
+runpy.run_path({str(ROOT / 'server.py')!r}, run_name="__main__")
+""")
+    server = Server(str(runner), box)
+    with server.connect() as sock:
+        sock.sendall(b"rename p q\nbye\n")
+        server.wait_for("between")
+        assert b"ok put p" in talk(server, put("p", b"new", mtime_ns=1, over="yes"))
+        assert b"ok rename" in everything(sock)
+    server.stop()
+    assert (box / "p").read_text() == "new" and (box / "q").read_text() == "old"
+
+
 def test_ten_clients_at_once(start, box):
     server = start()
     problems = []
@@ -713,6 +809,18 @@ def test_memory_does_not_grow_with_the_size_of_a_file(start, box):
     talk(server, put("x", BIG * 40))
     talk(server, b"get x\n")
     assert server.status("VmHWM") < 60 << 10
+
+
+def test_a_client_that_says_little_costs_little(start):
+    server = start()
+    talk(server, b"ping\n")
+    before = server.status("VmRSS")
+    with contextlib.ExitStack() as stack:
+        for _ in range(40):
+            sock = stack.enter_context(server.connect())
+            sock.sendall(b"ping\n")
+            assert GREETING.match(sock.recv(100))
+        assert server.status("VmRSS") - before < 40 * 128
 
 
 # --- the wire, its pure functions ---
