@@ -657,13 +657,18 @@ class Body:
         self.sizes = [len(part) if info is None else info.st_size for part, info in zip(parts, found)]
         self.length = sum(self.sizes) if parts else None
         self.mtime_ns = next((info.st_mtime_ns for info in found if info), 0)
+        self.state = [(info.st_size, info.st_mtime_ns) for info in found if info]
         self.start = self.sent = 0
 
     def rest(self, offset: int) -> Body:
         """What follows an offset, of a single file."""
         rest = Body(*self.parts)
-        rest.start, rest.length = offset, sum(self.sizes) - offset
+        rest.start, rest.sizes, rest.length = offset, self.sizes, sum(self.sizes) - offset
         return rest
+
+    def changed(self) -> bool:
+        """Whether a file has been written to since: what was sent and what follows would not fit together."""
+        return Body(*self.parts).state != self.state
 
     def pieces(self) -> Iterator[bytes]:
         for part, size in zip(self.parts, self.sizes):
@@ -1613,7 +1618,7 @@ def send_file(client: Client, path: str, url: URL) -> None:
     except BaseException:
         upload.remember()
         raise
-    report(args, url, "sent", path, body.sent if body.length is None else body.length, time.monotonic() - began)
+    report(args, url, "sent", path, body.sent if upload.body.length is None else upload.body.length, time.monotonic() - began)
 
 
 class Upload:
@@ -1623,6 +1628,7 @@ class Upload:
         self.client = client
         self.url = url
         self.body = body
+        self.path = path
         self.offset = 0  # what the server is known to have
         self.fields: Fields = {}
         self.note = os.path.join(os.path.dirname(path), part_name(url)[:-len("part")] + "json")
@@ -1661,11 +1667,17 @@ class Upload:
         return {**fields, "Expect": "100-continue"}
 
     def attempt(self) -> None:
+        if self.body.changed():  # since the last try: the server has the beginning of another file
+            self.body, self.resource, self.fields, self.offset = Body(self.path), None, {}, 0
         if not (self.resource and self.known() and self.append(self.resource)):
             self.send_whole()
+        self.resource = None
         if self.noted:
             with contextlib.suppress(OSError):
                 os.unlink(self.note)
+        if self.body.changed():
+            raise Failure(18, f"{spoken(self.path)} changed while it was sent", "what the server has may be neither the old nor the new one",
+                          "once more, when nothing writes to it")
 
     def send_whole(self) -> None:
         self.client.resource, self.fields = None, self.fields or self.prepare()

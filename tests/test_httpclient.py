@@ -637,10 +637,12 @@ def test_a_form_is_sent_as_browsers_do(run, canned, tmp_path):
 
 
 class Uploads(Listener):
-    """A server that speaks the resumable-upload draft, and cuts the connection after so many bytes, so many times."""
+    """A server that speaks the resumable-upload draft, and cuts the connection after so many bytes, so many times.
+    What happens meanwhile is done after each body, before the answer or the cut."""
 
-    def __init__(self, cut_at, times):
+    def __init__(self, cut_at, times, meanwhile=lambda: None):
         self.cut_at, self.times, self.data, self.methods, self.received = cut_at, times, b"", [], 0
+        self.meanwhile = meanwhile
         super().__init__(self.talk)
 
     def talk(self, conn):
@@ -669,6 +671,7 @@ class Uploads(Listener):
             self.times -= 1
             got = file.read(self.cut_at if cut else length)
             self.data, self.received = self.data + got, self.received + len(got)
+            self.meanwhile()
             if cut:
                 return False
             conn.sendall(b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n")
@@ -693,6 +696,34 @@ def test_an_upload_is_resumed_by_the_same_command_again(run, listeners, tmp_path
     assert run("httpclient.py", *command, cwd=tmp_path).code == 0
     assert server.data == BODY * 10 and server.received == len(server.data) and names(tmp_path) == ["big"]
     assert server.methods == ["OPTIONS", "PUT", "HEAD", "PATCH"]
+
+
+def rewriter(folder, *bodies):
+    """What gives the file big another content each time, as long as there is one."""
+    left = list(bodies)
+
+    def rewrite():
+        if left:
+            (folder / "new").write_bytes(left.pop(0))
+            os.replace(folder / "new", folder / "big")
+    return rewrite
+
+
+def test_a_file_that_changes_between_tries_is_sent_from_its_start(run, listeners, tmp_path):
+    (tmp_path / "big").write_bytes(BODY * 10)
+    server = Uploads(700_000, 1, rewriter(tmp_path, BODY[::-1] * 10))
+    listeners.append(server)
+    assert run("httpclient.py", "put", "big", f"http://127.0.0.1:{server.port}/big", cwd=tmp_path).code == 0
+    assert server.data == BODY[::-1] * 10 and names(tmp_path) == ["big"]
+    assert server.methods == ["OPTIONS", "PUT", "OPTIONS", "PUT"]
+
+
+def test_a_file_that_changes_while_it_is_sent_is_18(run, listeners, tmp_path):
+    (tmp_path / "big").write_bytes(BODY * 10)
+    server = Uploads(700_000, 0, rewriter(tmp_path, BODY[::-1] * 10))
+    listeners.append(server)
+    done = run("httpclient.py", "put", "big", f"http://127.0.0.1:{server.port}/big", cwd=tmp_path)
+    assert done.code == 18 and "big changed while it was sent" in done.err and names(tmp_path) == ["big"]
 
 
 def test_a_missing_local_file_is_26_and_the_others_are_sent(run, canned, tmp_path):
