@@ -1091,10 +1091,18 @@ class Part:
             os.close(fd)
             raise Failure(23, f"{spoken(self.path)} is being written by another process", "the same URL is on its way there already",
                           "wait for it, or -o another folder") from None
-        with contextlib.suppress(OSError):
-            if os.path.samestat(os.fstat(fd), os.lstat(self.path)):
-                return fd
-        os.close(fd)  # the other process has just finished: what was opened bears its final name now
+        found = os.fstat(fd)
+        try:
+            if os.path.samestat(found, os.lstat(self.path)):
+                if found.st_nlink < 2:
+                    return fd
+                os.unlink(self.path)  # a run was killed in link(): this is the finished file, which keeps its other name
+        except FileNotFoundError:
+            pass  # another process has just finished: what was opened bears its final name now
+        except OSError as error:
+            os.close(fd)
+            raise unwritable(self.path, error, 0) from None
+        os.close(fd)
         return self.open()
 
     def recall(self) -> int:

@@ -507,6 +507,16 @@ def test_two_runs_of_one_download_do_not_write_into_each_other(run, listeners, t
     assert first.wait() == 130 and "Traceback" not in first.err
 
 
+def test_a_part_that_is_the_finished_file_too_is_not_written_into(run, files, tmp_path):
+    server = files(BODY, cuts=[1000])
+    (tmp_path / "file.bin").write_bytes(b"finished")
+    os.link(tmp_path / "file.bin", tmp_path / h.part_name(h.parse_url(server.url)))  # killed between link() and unlink()
+    assert get(run, tmp_path, server.url, "--force", "--retries", 0).code == 18
+    assert (tmp_path / "file.bin").read_bytes() == b"finished"
+    assert get(run, tmp_path, server.url, "--force").code == 0
+    assert (tmp_path / "file.bin").read_bytes() == BODY and names(tmp_path) == ["file.bin"]
+
+
 def test_a_full_disk_says_after_how_much(run, files, tmp_path):
     import resource
     done = get(run, tmp_path, files(BODY * 10).url, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000)))
