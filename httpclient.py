@@ -61,6 +61,7 @@ MAX_LISTING = 1 << 24  # bytes of an index page: 100,000 names and more
 MAX_ANSWER = 1 << 16  # bytes read of an error page, and drained to keep a connection
 MAX_DEPTH = 100  # folders within folders: a server can make up more for ever
 SHOWN_LINES = 3  # of an error page
+GZIP_STEP = 1 << 16  # bytes decoded at once: what follows the end of a gzip member is copied each time
 GZIP_RATIO = 200  # decoded bytes for each received one; text rarely passes 20, a bomb has 1000
 PIPELINE = 64  # requests on the way at once, when a folder of files is fetched
 EXPECT_FROM = 1 << 20  # bytes: larger bodies wait for the server's word, as curl's do
@@ -595,15 +596,15 @@ class Reply:
             return
         if coding not in ("gzip", "x-gzip"):
             raise broken(self.wire.peer, f"a Content-Encoding that nobody asked for: {shown(coding[:40])}")
-        decoder, made = zlib.decompressobj(wbits=31), 0  # 31: gzip, with its checksum
+        gzip, made = Gunzip(), 0
         try:
             for piece in self.pieces():
-                for out in inflated(decoder, piece):
+                for out in gzip.inflated(piece):
                     made = self.bounded(made + len(out))
                     yield out
         except zlib.error:
             raise broken(self.wire.peer, "a gzip body that is damaged") from None
-        if not decoder.eof:
+        if not gzip.decoder.eof:
             raise broken(self.wire.peer, "a gzip body that stops in the middle")
 
     def bounded(self, made: int) -> int:
@@ -640,12 +641,22 @@ class Reply:
             self.wire.close()
 
 
-def inflated(decoder: zlib._Decompress, data: bytes | memoryview) -> Iterator[bytes]:
-    """What these bytes decode to, a bounded amount at a time; a full one means that there may be more."""
-    out = decoder.decompress(data, BUFFER)
-    while out:
-        yield out
-        out = decoder.decompress(decoder.unconsumed_tail, BUFFER) if len(out) == BUFFER or decoder.unconsumed_tail else b""
+class Gunzip:
+    """gzip: one member after another, each with its checksum (RFC 1952 section 2.2)."""
+
+    def __init__(self) -> None:
+        self.decoder = zlib.decompressobj(wbits=31)  # 31: with gzip's head and checksum
+
+    def inflated(self, data: bytes | memoryview) -> Iterator[bytes]:
+        """What these bytes decode to, a bounded amount at a time."""
+        for start in range(0, len(data), GZIP_STEP):
+            rest, full = data[start:start + GZIP_STEP], False
+            while rest or full:
+                if self.decoder.eof:  # what is no member either is a zlib.error
+                    self.decoder = zlib.decompressobj(wbits=31)
+                out = self.decoder.decompress(rest, BUFFER)
+                yield out
+                rest, full = self.decoder.unused_data or self.decoder.unconsumed_tail, len(out) == BUFFER and not self.decoder.eof
 
 
 class Body:

@@ -284,6 +284,21 @@ def test_gzip_of_any_size_comes_out_whole(run, canned, size):
     assert (done.code, done.out == body) == (0, True)
 
 
+@pytest.mark.parametrize("step", [1, 7, 100_000])
+def test_gzip_of_many_members_comes_out_whole(step):
+    packed, gunzip = b"".join(gzip.compress(body) for body in (BODY, b"", b"x", BODY[:70_000])), h.Gunzip()
+    pieces = [packed[at:at + step] for at in range(0, len(packed), step)]
+    assert b"".join(out for piece in pieces for out in gunzip.inflated(piece)) == BODY + b"x" + BODY[:70_000] and gunzip.decoder.eof
+
+
+@pytest.mark.parametrize("after, code", [(gzip.compress(b" world"), 0), (b"junk", 56), (b"\x1f", 56), (b"\0", 56), (gzip.compress(b" world")[:-1], 56)],
+                         ids=["member", "text", "begin", "zero", "cut"])
+def test_what_follows_gzip_is_gzip_or_refused(run, canned, tmp_path, after, code):
+    server = canned(answer(gzip.compress(b"hello") + after, headers="Content-Encoding: gzip\r\n"), read_until=b"\r\n\r\n")
+    assert get(run, tmp_path, f"http://127.0.0.1:{server.port}/a").code == code
+    assert tree(tmp_path) == ({"a": b"hello world"} if code == 0 else {})
+
+
 def test_gzip_is_decoded_unless_the_name_asks_for_it(run, canned, tmp_path):
     packed = gzip.compress(BODY)
     server = canned(answer(packed, headers="Content-Encoding: gzip\r\n"), read_until=b"\r\n\r\n")
