@@ -2386,15 +2386,16 @@ class Help(argparse.RawDescriptionHelpFormatter):
 
 def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
     """A parser for these words: only the verb among them gets its flags, for those of ten verbs take a while to build."""
-    common = Parser(add_help=False, argument_default=argparse.SUPPRESS, formatter_class=Help)
-    common_flags(common)
-    parser = Parser(prog="httpclient.py", description=__doc__, formatter_class=Help, parents=[common])
+    parser = Parser(prog="httpclient.py", description=__doc__, formatter_class=Help)
+    common_flags(parser)
     parser.set_defaults(**DEFAULTS)
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, prog="httpclient.py")
 
     def verb(name: str, text: str, *places: str) -> Callable[..., argparse.Action]:
-        made = verbs.add_parser(name, parents=[common] * (name in words), argument_default=argparse.SUPPRESS, help=text, formatter_class=Help)
+        made = verbs.add_parser(name, argument_default=argparse.SUPPRESS, help=text, formatter_class=Help)
+        if name in words:  # built anew: set_defaults() above would change shared ones, which then undo what stands before the verb
+            common_flags(made)
         for place in places:
             made.add_argument(place.rstrip("+").lower(), nargs="+" if place.endswith("+") else None, metavar=place.rstrip("+"))
         if name in ("get", "mirror"):

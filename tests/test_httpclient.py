@@ -221,6 +221,16 @@ def test_the_method_after_a_redirect(method, status, want):
     assert h.redirected(method, status, h.Body(b"x"))[0] == want
 
 
+@pytest.mark.parametrize("words", [
+    "--port 8233 --host h -v -4 --no-resume --retries 1 -H A:b head /", "head / --port 8233 --host h -v -4 --no-resume --retries 1 -H A:b",
+    "--port 8233 -v head --host h / -4 --retries 1 --no-resume -H A:b", "--port 1 --host x --retries 9 -H X:y head / --port 8233 --host h -v -4 --no-resume --retries 1 -H A:b",
+])
+def test_flags_count_before_and_after_the_verb(words):
+    args = h.build_parser(words.split()).parse_args(words.split())
+    assert (args.port, args.host, args.verbose, args.family, args.resume, args.retries) == (8233, "h", True, socket.AF_INET, False, 1)
+    assert args.header == [("A", "b")] and args.timeout == 30
+
+
 def test_help_is_the_manual(run):
     done = run("httpclient.py", "--help")
     assert done.code == 0 and h.__doc__.splitlines()[4].strip() in done.out.decode()
