@@ -331,11 +331,12 @@ def json_entries(text: str, url: URL) -> list[Entry]:
 
 
 def json_entry(item: dict[str, Any]) -> Entry | None:
-    name, size, mtime = item.get("name"), item.get("size"), item.get("mtime", item.get("mod_time"))
-    link = item.get("href", item.get("url"))
-    if isinstance(link, str):  # exact even where the name is no text
-        name = os.fsdecode(unquote_to_bytes(link.removeprefix("./")))
-    if not isinstance(name, str):
+    name: Any = item.get("name")
+    size, mtime, link = item.get("size"), item.get("mtime", item.get("mod_time")), item.get("href", item.get("url"))
+    try:
+        name = os.fsdecode(unquote_to_bytes(link.removeprefix("./"))) if isinstance(link, str) else name  # exact even where the name is no text
+        os.fsencode(name)
+    except (TypeError, UnicodeError):  # no str, or half a surrogate pair: it stands for no bytes
         return None
     folder = item.get("is_dir") is True or item.get("type") in ("directory", "folder", "dir") or name.endswith("/")
     mtime = parse_date(mtime) if isinstance(mtime, str) else mtime

@@ -205,6 +205,11 @@ def test_odd_values_in_an_index_are_as_if_not_told(item):
     assert all((entry.name, entry.mtime) == ("a", None) for entry in entries)
 
 
+@pytest.mark.parametrize("key", ["name", "href"])
+def test_odd_values_that_are_half_a_surrogate_pair_are_no_names(key):
+    assert h.json_entries(f'[{{"{key}": "\\ud800"}}, {{"name": "b"}}]', h.parse_url("http://h/")) == [h.Entry("b", False)]
+
+
 def test_indexes_as_json_of_this_server_nginx_and_caddy():
     url = h.parse_url("http://h/")
     assert h.json_entries('[{"name":"?","href":"%FF","type":"file","size":3,"mtime":1.5}]', url) == [h.Entry("\udcff", False, 3, 1.5)]
