@@ -1896,7 +1896,7 @@ class Mirror:
 
     def quickly(self, method: str, urls: list[URL], jobs: dict[URL, str], dest: str) -> None:
         """Ask for all of them in a row. What succeeds is no job any more; what fails stays one."""
-        with contextlib.suppress(Transient):
+        with contextlib.suppress(Failure):
             for url, reply in self.client.pipeline(method, urls, WANTED):
                 download = Download(self.client, url, dest, jobs[url], replace=True)
                 verdict = download.settle(reply, method) if reply.head.status == 200 else ""

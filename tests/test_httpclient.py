@@ -879,6 +879,15 @@ def test_mirror_goes_on_past_a_bad_file_and_resumes_a_cut_one(run, files, tmp_pa
     assert tree(tmp_path / "copy") == {"a": b"/a", "z": b"/z", "file.bin": BODY * 4} and server.sent == len(BODY * 4)
 
 
+def test_mirror_goes_on_past_a_bad_file_that_comes_with_a_malformed_head(run, files, tmp_path):
+    pages = {"/": answer(b'<a href="a"><a href="bad"><a href="z"><a href="sub/">', headers="Content-Type: text/html\r\n"),
+             "/sub/": answer(b'<a href="y">', headers="Content-Type: text/html\r\n"), "/bad": b"HTTP/1.1 200 OK\r\njunk\r\nConnection: close\r\n\r\n"}
+    server = files(b"", hook=lambda head: pages.get(head.split()[1]) or answer(b"x"))
+    done = run("httpclient.py", "mirror", f"http://127.0.0.1:{server.port}/", "-o", "copy", cwd=tmp_path)
+    assert done.code == 56 and done.err.count("error: ") == 1
+    assert tree(tmp_path / "copy") == {"a": b"x", "z": b"x", "sub/y": b"x"}
+
+
 # --- being used ---
 def test_alone_on_every_python(alone, files, tmp_path):
     script, server = alone("httpclient.py"), files(BODY)
