@@ -89,6 +89,7 @@ LINE_END = re.compile(rb"\n")
 STATUS_LINE = re.compile(r"HTTP/(1\.[0-9]) ([1-9][0-9][0-9])(?: (.*))?")
 TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.6.2
 FOLD = re.compile(rb"\r?\n[ \t]+")  # obs-fold: a user agent reads it as a space (RFC 9112 section 5.2)
+HOST = re.compile(r"[!-~]+")
 LENGTH = re.compile(r"[0-9]{1,18}")
 DAYS = "Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"
 MONTHS = "JanFebMarAprMayJunJulAugSepOctNovDec"
@@ -152,7 +153,7 @@ def parse_url(text: str) -> URL:
         host = host if host.isascii() else host.encode("idna").decode()
     except ValueError as error:
         raise Failure(2, f"{shown(text)} is no URL ({shown(str(error))})", "nothing was sent", "http://HOST:PORT/PATH") from None
-    if parts.scheme not in PORTS or not host:
+    if parts.scheme not in PORTS or not HOST.fullmatch(host):
         raise Failure(2, f"{shown(text)} is no http or https URL", "nothing was sent", "http://HOST:PORT/PATH")
     target = encoded(parts.path or "/", "/") + ("?" + encoded(parts.query, "/?[]") if parts.query else "")
     login = parts.netloc.rpartition("@")[0]

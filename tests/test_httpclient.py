@@ -127,7 +127,8 @@ def test_a_login_and_a_signature_never_show_in_a_urls_text():
     assert str(url) == "http://h/a?..."
 
 
-@pytest.mark.parametrize("text", ["ftp://h/", "http://", "http://h:99999/", "http://[::1/", "file:///etc/passwd"])
+@pytest.mark.parametrize("text", ["ftp://h/", "http://", "http://h:99999/", "http://[::1/", "file:///etc/passwd",
+                                  "http://a b/", "http://a\0b/", "http://a\x7f:80/", "http://\x1b[31m/"])
 def test_what_is_no_http_url_is_usage(text):
     with pytest.raises(h.Failure) as caught:
         h.parse_url(text)
