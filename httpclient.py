@@ -1812,7 +1812,8 @@ def head(client: Client) -> int:
     with client.ask("HEAD", url) as reply:
         text = reply.head.text.rstrip("\n")
     if args.json:
-        emit_json(args, {"url": str(url), "status": reply.head.status, "fields": reply.head.fields})
+        fields = {name: value.encode("utf-8", "surrogateescape").decode(errors="backslashreplace") for name, value in reply.head.fields.items()}
+        emit_json(args, {"url": str(url), "status": reply.head.status, "fields": fields})
     else:
         emit(args, shown(text))
     check(reply)

@@ -242,6 +242,12 @@ def test_help_is_the_manual(run):
     assert done.code == 0 and h.__doc__.splitlines()[4].strip() in done.out.decode()
 
 
+def test_a_head_as_json_holds_no_half_characters(run, canned):
+    server = canned(answer(headers="X-Name: ?\u00fc\r\n").replace(b"?", b"\xff"), read_until=b"\r\n\r\n")
+    done = run("httpclient.py", "head", "--json", f"http://127.0.0.1:{server.port}/")
+    assert done.code == 0 and json.loads(done.out)["fields"]["x-name"] == "\\xff\u00fc"
+
+
 # --- get: framing, names, what exists ---
 BODY = random.Random(6).randbytes(300_000)
 
