@@ -2384,7 +2384,8 @@ class Help(argparse.RawDescriptionHelpFormatter):
     """Told the width, it need not load shutil for it."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, width=max(60, int(os.environ.get("COLUMNS") or 100) - 2))
+        columns = os.environ.get("COLUMNS", "")
+        super().__init__(prog, width=max(60, int(columns if LENGTH.fullmatch(columns) else 100) - 2))
 
 
 def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
