@@ -382,7 +382,7 @@ def error_lines(head: Head, body: bytes) -> str:
     text = body.decode("utf-8", "replace")
     if "html" in head.get("content-type"):
         import html
-        text = html.unescape(re.sub(r"(?s)<(style|script|head)\b.*?</\1>|<[^<>]*>", "\n", text))
+        text = html.unescape(re.sub(r"(?s)<(style|script|head)\b.*?(?:</\1>|\Z)|<[^<>]*>", "\n", text))
     lines = [" ".join(line.split()) for line in text.splitlines()]
     return shown(" | ".join([line[:200] for line in lines if line][:SHOWN_LINES])).replace("\n", " ")
 

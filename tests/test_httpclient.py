@@ -343,6 +343,13 @@ def test_an_error_page_is_shown_and_never_written(run, canned, tmp_path):
     assert names(tmp_path) == ["old"] and (tmp_path / "old").read_bytes() == b"old"
 
 
+@pytest.mark.parametrize("page, want", [
+    (b"<h1>No</h1><style>p{}</style>such<script>x", "No | such"), (b"<style " * 9300, ""), (b"<header>No</header>", "No"),
+], ids=["open", "styles", "header"])
+def test_an_error_page_says_no_more_than_its_text(page, want):
+    assert h.error_lines(h.parse_head(answer(headers="Content-Type: text/html\r\n")), page) == want
+
+
 def test_the_name_comes_from_content_disposition_made_safe(run, canned, tmp_path):
     server = canned(answer(b"x", headers='Content-Disposition: attachment; filename="../../.b\xc3\xa4d"\r\n'), read_until=b"\r\n\r\n")
     assert get(run, tmp_path, f"http://127.0.0.1:{server.port}/download?id=1").code == 0
