@@ -399,7 +399,7 @@ class Wire:
         self.start = self.end = 0
         self.problem = "the server closed it"  # why nothing more comes, once fill() is 0
         self.heard = self.continued = False  # since the last request: a head has come, 100 Continue has come
-        self.resource = ""  # where an upload can be resumed, from 104 Upload Resumption Supported
+        self.resumable: Callable[[str], None] = lambda location: None  # told of 104 Upload Resumption Supported
 
     def fill(self) -> int:
         """Put what arrives behind what is there; 0 at the end of the stream."""
@@ -461,7 +461,8 @@ class Wire:
             raise broken(self.peer, str(error)) from None
         narrate(self.args, "<", head.text)
         self.heard, self.continued = True, self.continued or head.status == 100
-        self.resource = head.get("location") if head.status == 104 else self.resource
+        if head.status == 104:
+            self.resumable(head.get("location"))
         return head
 
     def early(self) -> Head | None:
@@ -764,7 +765,7 @@ class Client:
         self.idle: dict[str, Wire] = {}
         self.routes: dict[tuple[str, str], Route] = {}
         self.met: set[str] = set()  # origins that have answered: when they refuse now, they may be back soon
-        self.resource: URL | None = None  # where the upload under way can be resumed
+        self.upload: Upload | None = None  # what is under way
 
     def ask(self, method: str, url: URL, fields: Fields | None = None, body: Body | None = None) -> Reply:
         """The response that stands at the end of all redirects. Logins stay with the origin that they were given for."""
@@ -820,6 +821,7 @@ class Client:
         narrate(self.args, ">", request.decode("utf-8", "surrogateescape"))
         try:
             wire.heard = wire.continued = False
+            wire.resumable = functools.partial(self.note_resource, url)
             wire.send(request)
             early = None
             if body is not None:
@@ -829,8 +831,6 @@ class Client:
         except BaseException:
             wire.close()
             raise
-        finally:
-            self.note_resource(url, wire.resource)
         self.met.add(url.origin)
         reply.keep = reply.keep and early is None  # or the rest of the body would be taken for a request
         self.idle[url.origin] = wire
@@ -838,8 +838,8 @@ class Client:
 
     def note_resource(self, url: URL, location: str) -> None:
         """Elsewhere than on the same server it would be sent the login: then it is not used."""
-        if location and url.join(location).origin == url.origin:
-            self.resource = url.join(location)._replace(login=url.login)
+        if self.upload and location and url.join(location).origin == url.origin:
+            self.upload.remember(url.join(location)._replace(login=url.login))
 
     def kept(self, url: URL) -> Wire | None:
         """The connection of the last response, if that has been read to its end. Bytes after it came unasked."""
@@ -1634,11 +1634,7 @@ def send_file(client: Client, path: str, url: URL) -> None:
     began, body, args = time.monotonic(), Body() if path == "-" else Body(path), client.args
     args.progress.begin(path, 0, body.length)
     upload = Upload(client, url, body, path)
-    try:
-        persist(args, upload.attempt, lambda: upload.offset) if body.length is not None else upload.attempt()
-    except BaseException:
-        upload.remember()
-        raise
+    persist(args, upload.attempt, lambda: upload.offset) if body.length is not None else upload.attempt()
     report(args, url, "sent", path, body.sent if upload.body.length is None else upload.body.length, time.monotonic() - began)
 
 
@@ -1664,12 +1660,13 @@ class Upload:
                 return self.url.join(note["resource"])._replace(login=self.url.login)
         return None
 
-    def remember(self) -> None:
-        """Beside the file that could not be sent whole: where the rest of it may go. Where nothing can be written, it starts over."""
-        if self.resource:
-            note = {"url": str(self.url), "resource": self.resource.target, "size": self.body.length, "mtime_ns": self.body.mtime_ns}
-            with contextlib.suppress(Failure):
-                write_note(self.note, note)
+    def remember(self, resource: URL) -> None:
+        """Beside the file, until it is sent whole: where the rest of it may go. Where nothing can be written, it starts over."""
+        self.resource = resource
+        note = {"url": str(self.url), "resource": resource.target, "size": self.body.length, "mtime_ns": self.body.mtime_ns}
+        with contextlib.suppress(Failure):
+            write_note(self.note, note)
+            self.noted = True
 
     def prepare(self) -> Fields:
         """A digest stands before the body, so a large file is read twice for it: only for servers that say they take it."""
@@ -1701,14 +1698,15 @@ class Upload:
                           "once more, when nothing writes to it")
 
     def send_whole(self) -> None:
-        self.client.resource, self.fields = None, self.fields or self.prepare()
+        self.fields = self.fields or self.prepare()
+        self.client.upload = self if self.body.parts else None  # standard input comes only once
         try:
             with self.client.ask("PUT", self.url, self.fields, self.body) as reply:
                 if reply.head.status == 417 and self.fields.pop("Expect", ""):
                     raise Transient(22, "417: the server knows no Expect", "it is asked without", "the same again", after=0)
                 check(reply)
         finally:
-            self.resource = self.client.resource
+            self.client.upload = None
 
     def known(self) -> bool:
         """Ask how much has arrived; False when the server has forgotten it."""

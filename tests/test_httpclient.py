@@ -758,6 +758,26 @@ def test_an_upload_is_resumed_by_the_same_command_again(run, listeners, tmp_path
     assert server.methods == ["OPTIONS", "PUT", "HEAD", "PATCH"]
 
 
+def test_an_upload_killed_in_the_middle_is_resumed(run, listeners, tmp_path):
+    (tmp_path / "big").write_bytes(BODY * 10)
+    started = threading.Event()
+
+    def kill():
+        if not started.is_set():
+            assert len(names(tmp_path)) == 2
+            started.set()
+            client.process.wait(DEADLINE)
+    server = Uploads(700_000, 1, kill)
+    listeners.append(server)
+    command = ["put", "big", f"http://127.0.0.1:{server.port}/big"]
+    client = Process(SCRIPT, *command, cwd=tmp_path)
+    assert started.wait(DEADLINE)
+    client.kill()
+    assert run("httpclient.py", *command, cwd=tmp_path).code == 0
+    assert server.data == BODY * 10 and server.received == len(server.data) and names(tmp_path) == ["big"]
+    assert server.methods == ["OPTIONS", "PUT", "HEAD", "PATCH"]
+
+
 def rewriter(folder, *bodies):
     """What gives the file big another content each time, as long as there is one."""
     left = list(bodies)
