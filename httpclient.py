@@ -61,6 +61,7 @@ MAX_LISTING = 1 << 24  # bytes of an index page: 100,000 names and more
 MAX_ANSWER = 1 << 16  # bytes read of an error page, and drained to keep a connection
 MAX_DEPTH = 100  # folders within folders: a server can make up more for ever
 SHOWN_LINES = 3  # of an error page
+GZIP_STEP = 1 << 16  # bytes decoded at once: what follows the end of a gzip member is copied each time
 GZIP_RATIO = 200  # decoded bytes for each received one; text rarely passes 20, a bomb has 1000
 PIPELINE = 64  # requests on the way at once, when a folder of files is fetched
 EXPECT_FROM = 1 << 20  # bytes: larger bodies wait for the server's word, as curl's do
@@ -88,6 +89,7 @@ LINE_END = re.compile(rb"\n")
 STATUS_LINE = re.compile(r"HTTP/(1\.[0-9]) ([1-9][0-9][0-9])(?: (.*))?")
 TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.6.2
 FOLD = re.compile(rb"\r?\n[ \t]+")  # obs-fold: a user agent reads it as a space (RFC 9112 section 5.2)
+HOST = re.compile(r"[!-~]+")
 LENGTH = re.compile(r"[0-9]{1,18}")
 DAYS = "Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"
 MONTHS = "JanFebMarAprMayJunJulAugSepOctNovDec"
@@ -151,7 +153,7 @@ def parse_url(text: str) -> URL:
         host = host if host.isascii() else host.encode("idna").decode()
     except ValueError as error:
         raise Failure(2, f"{shown(text)} is no URL ({shown(str(error))})", "nothing was sent", "http://HOST:PORT/PATH") from None
-    if parts.scheme not in PORTS or not host:
+    if parts.scheme not in PORTS or not HOST.fullmatch(host):
         raise Failure(2, f"{shown(text)} is no http or https URL", "nothing was sent", "http://HOST:PORT/PATH")
     target = encoded(parts.path or "/", "/") + ("?" + encoded(parts.query, "/?[]") if parts.query else "")
     login = parts.netloc.rpartition("@")[0]
@@ -330,11 +332,12 @@ def json_entries(text: str, url: URL) -> list[Entry]:
 
 
 def json_entry(item: dict[str, Any]) -> Entry | None:
-    name, size, mtime = item.get("name"), item.get("size"), item.get("mtime", item.get("mod_time"))
-    link = item.get("href", item.get("url"))
-    if isinstance(link, str):  # exact even where the name is no text
-        name = os.fsdecode(unquote_to_bytes(link.removeprefix("./")))
-    if not isinstance(name, str):
+    name: Any = item.get("name")
+    size, mtime, link = item.get("size"), item.get("mtime", item.get("mod_time")), item.get("href", item.get("url"))
+    try:
+        name = os.fsdecode(unquote_to_bytes(link.removeprefix("./"))) if isinstance(link, str) else name  # exact even where the name is no text
+        os.fsencode(name)
+    except (TypeError, UnicodeError):  # no str, or half a surrogate pair: it stands for no bytes
         return None
     folder = item.get("is_dir") is True or item.get("type") in ("directory", "folder", "dir") or name.endswith("/")
     mtime = parse_date(mtime) if isinstance(mtime, str) else mtime
@@ -379,7 +382,7 @@ def error_lines(head: Head, body: bytes) -> str:
     text = body.decode("utf-8", "replace")
     if "html" in head.get("content-type"):
         import html
-        text = html.unescape(re.sub(r"(?s)<(style|script|head)\b.*?</\1>|<[^<>]*>", "\n", text))
+        text = html.unescape(re.sub(r"(?s)<(style|script|head)\b.*?(?:</\1>|\Z)|<[^<>]*>", "\n", text))
     lines = [" ".join(line.split()) for line in text.splitlines()]
     return shown(" | ".join([line[:200] for line in lines if line][:SHOWN_LINES])).replace("\n", " ")
 
@@ -396,7 +399,7 @@ class Wire:
         self.start = self.end = 0
         self.problem = "the server closed it"  # why nothing more comes, once fill() is 0
         self.heard = self.continued = False  # since the last request: a head has come, 100 Continue has come
-        self.resource = ""  # where an upload can be resumed, from 104 Upload Resumption Supported
+        self.resumable: Callable[[str], None] = lambda location: None  # told of 104 Upload Resumption Supported
 
     def fill(self) -> int:
         """Put what arrives behind what is there; 0 at the end of the stream."""
@@ -458,7 +461,8 @@ class Wire:
             raise broken(self.peer, str(error)) from None
         narrate(self.args, "<", head.text)
         self.heard, self.continued = True, self.continued or head.status == 100
-        self.resource = head.get("location") if head.status == 104 else self.resource
+        if head.status == 104:
+            self.resumable(head.get("location"))
         return head
 
     def early(self) -> Head | None:
@@ -595,15 +599,15 @@ class Reply:
             return
         if coding not in ("gzip", "x-gzip"):
             raise broken(self.wire.peer, f"a Content-Encoding that nobody asked for: {shown(coding[:40])}")
-        decoder, made = zlib.decompressobj(wbits=31), 0  # 31: gzip, with its checksum
+        gzip, made = Gunzip(), 0
         try:
             for piece in self.pieces():
-                for out in inflated(decoder, piece):
+                for out in gzip.inflated(piece):
                     made = self.bounded(made + len(out))
                     yield out
         except zlib.error:
             raise broken(self.wire.peer, "a gzip body that is damaged") from None
-        if not decoder.eof:
+        if not gzip.decoder.eof:
             raise broken(self.wire.peer, "a gzip body that stops in the middle")
 
     def bounded(self, made: int) -> int:
@@ -640,12 +644,22 @@ class Reply:
             self.wire.close()
 
 
-def inflated(decoder: zlib._Decompress, data: bytes | memoryview) -> Iterator[bytes]:
-    """What these bytes decode to, a bounded amount at a time; a full one means that there may be more."""
-    out = decoder.decompress(data, BUFFER)
-    while out:
-        yield out
-        out = decoder.decompress(decoder.unconsumed_tail, BUFFER) if len(out) == BUFFER or decoder.unconsumed_tail else b""
+class Gunzip:
+    """gzip: one member after another, each with its checksum (RFC 1952 section 2.2)."""
+
+    def __init__(self) -> None:
+        self.decoder = zlib.decompressobj(wbits=31)  # 31: with gzip's head and checksum
+
+    def inflated(self, data: bytes | memoryview) -> Iterator[bytes]:
+        """What these bytes decode to, a bounded amount at a time."""
+        for start in range(0, len(data), GZIP_STEP):
+            rest, full = data[start:start + GZIP_STEP], False
+            while rest or full:
+                if self.decoder.eof:  # what is no member either is a zlib.error
+                    self.decoder = zlib.decompressobj(wbits=31)
+                out = self.decoder.decompress(rest, BUFFER)
+                yield out
+                rest, full = self.decoder.unused_data or self.decoder.unconsumed_tail, len(out) == BUFFER and not self.decoder.eof
 
 
 class Body:
@@ -657,13 +671,18 @@ class Body:
         self.sizes = [len(part) if info is None else info.st_size for part, info in zip(parts, found)]
         self.length = sum(self.sizes) if parts else None
         self.mtime_ns = next((info.st_mtime_ns for info in found if info), 0)
+        self.state = [(info.st_size, info.st_mtime_ns) for info in found if info]
         self.start = self.sent = 0
 
     def rest(self, offset: int) -> Body:
         """What follows an offset, of a single file."""
         rest = Body(*self.parts)
-        rest.start, rest.length = offset, sum(self.sizes) - offset
+        rest.start, rest.sizes, rest.length = offset, self.sizes, sum(self.sizes) - offset
         return rest
+
+    def changed(self) -> bool:
+        """Whether a file has been written to since: what was sent and what follows would not fit together."""
+        return Body(*self.parts).state != self.state
 
     def pieces(self) -> Iterator[bytes]:
         for part, size in zip(self.parts, self.sizes):
@@ -746,7 +765,7 @@ class Client:
         self.idle: dict[str, Wire] = {}
         self.routes: dict[tuple[str, str], Route] = {}
         self.met: set[str] = set()  # origins that have answered: when they refuse now, they may be back soon
-        self.resource: URL | None = None  # where the upload under way can be resumed
+        self.upload: Upload | None = None  # what is under way
 
     def ask(self, method: str, url: URL, fields: Fields | None = None, body: Body | None = None) -> Reply:
         """The response that stands at the end of all redirects. Logins stay with the origin that they were given for."""
@@ -802,6 +821,7 @@ class Client:
         narrate(self.args, ">", request.decode("utf-8", "surrogateescape"))
         try:
             wire.heard = wire.continued = False
+            wire.resumable = functools.partial(self.note_resource, url)
             wire.send(request)
             early = None
             if body is not None:
@@ -811,8 +831,6 @@ class Client:
         except BaseException:
             wire.close()
             raise
-        finally:
-            self.note_resource(url, wire.resource)
         self.met.add(url.origin)
         reply.keep = reply.keep and early is None  # or the rest of the body would be taken for a request
         self.idle[url.origin] = wire
@@ -820,8 +838,8 @@ class Client:
 
     def note_resource(self, url: URL, location: str) -> None:
         """Elsewhere than on the same server it would be sent the login: then it is not used."""
-        if location and url.join(location).origin == url.origin:
-            self.resource = url.join(location)._replace(login=url.login)
+        if self.upload and location and url.join(location).origin == url.origin:
+            self.upload.remember(url.join(location)._replace(login=url.login))
 
     def kept(self, url: URL) -> Wire | None:
         """The connection of the last response, if that has been read to its end. Bytes after it came unasked."""
@@ -1086,10 +1104,18 @@ class Part:
             os.close(fd)
             raise Failure(23, f"{spoken(self.path)} is being written by another process", "the same URL is on its way there already",
                           "wait for it, or -o another folder") from None
-        with contextlib.suppress(OSError):
-            if os.path.samestat(os.fstat(fd), os.lstat(self.path)):
-                return fd
-        os.close(fd)  # the other process has just finished: what was opened bears its final name now
+        found = os.fstat(fd)
+        try:
+            if os.path.samestat(found, os.lstat(self.path)):
+                if found.st_nlink < 2:
+                    return fd
+                os.unlink(self.path)  # a run was killed in link(): this is the finished file, which keeps its other name
+        except FileNotFoundError:
+            pass  # another process has just finished: what was opened bears its final name now
+        except OSError as error:
+            os.close(fd)
+            raise unwritable(self.path, error, 0) from None
+        os.close(fd)
         return self.open()
 
     def recall(self) -> int:
@@ -1608,12 +1634,8 @@ def send_file(client: Client, path: str, url: URL) -> None:
     began, body, args = time.monotonic(), Body() if path == "-" else Body(path), client.args
     args.progress.begin(path, 0, body.length)
     upload = Upload(client, url, body, path)
-    try:
-        persist(args, upload.attempt, lambda: upload.offset) if body.length is not None else upload.attempt()
-    except BaseException:
-        upload.remember()
-        raise
-    report(args, url, "sent", path, body.sent if body.length is None else body.length, time.monotonic() - began)
+    persist(args, upload.attempt, lambda: upload.offset) if body.length is not None else upload.attempt()
+    report(args, url, "sent", path, body.sent if upload.body.length is None else upload.body.length, time.monotonic() - began)
 
 
 class Upload:
@@ -1623,6 +1645,7 @@ class Upload:
         self.client = client
         self.url = url
         self.body = body
+        self.path = path
         self.offset = 0  # what the server is known to have
         self.fields: Fields = {}
         self.note = os.path.join(os.path.dirname(path), part_name(url)[:-len("part")] + "json")
@@ -1637,12 +1660,13 @@ class Upload:
                 return self.url.join(note["resource"])._replace(login=self.url.login)
         return None
 
-    def remember(self) -> None:
-        """Beside the file that could not be sent whole: where the rest of it may go. Where nothing can be written, it starts over."""
-        if self.resource:
-            note = {"url": str(self.url), "resource": self.resource.target, "size": self.body.length, "mtime_ns": self.body.mtime_ns}
-            with contextlib.suppress(Failure):
-                write_note(self.note, note)
+    def remember(self, resource: URL) -> None:
+        """Beside the file, until it is sent whole: where the rest of it may go. Where nothing can be written, it starts over."""
+        self.resource = resource
+        note = {"url": str(self.url), "resource": resource.target, "size": self.body.length, "mtime_ns": self.body.mtime_ns}
+        with contextlib.suppress(Failure):
+            write_note(self.note, note)
+            self.noted = True
 
     def prepare(self) -> Fields:
         """A digest stands before the body, so a large file is read twice for it: only for servers that say they take it."""
@@ -1661,21 +1685,28 @@ class Upload:
         return {**fields, "Expect": "100-continue"}
 
     def attempt(self) -> None:
+        if self.body.changed():  # since the last try: the server has the beginning of another file
+            self.body, self.resource, self.fields, self.offset = Body(self.path), None, {}, 0
         if not (self.resource and self.known() and self.append(self.resource)):
             self.send_whole()
+        self.resource = None
         if self.noted:
             with contextlib.suppress(OSError):
                 os.unlink(self.note)
+        if self.body.changed():
+            raise Failure(18, f"{spoken(self.path)} changed while it was sent", "what the server has may be neither the old nor the new one",
+                          "once more, when nothing writes to it")
 
     def send_whole(self) -> None:
-        self.client.resource, self.fields = None, self.fields or self.prepare()
+        self.fields = self.fields or self.prepare()
+        self.client.upload = self if self.body.parts else None  # standard input comes only once
         try:
             with self.client.ask("PUT", self.url, self.fields, self.body) as reply:
                 if reply.head.status == 417 and self.fields.pop("Expect", ""):
                     raise Transient(22, "417: the server knows no Expect", "it is asked without", "the same again", after=0)
                 check(reply)
         finally:
-            self.resource = self.client.resource
+            self.client.upload = None
 
     def known(self) -> bool:
         """Ask how much has arrived; False when the server has forgotten it."""
@@ -1779,7 +1810,8 @@ def head(client: Client) -> int:
     with client.ask("HEAD", url) as reply:
         text = reply.head.text.rstrip("\n")
     if args.json:
-        emit_json(args, {"url": str(url), "status": reply.head.status, "fields": reply.head.fields})
+        fields = {name: value.encode("utf-8", "surrogateescape").decode(errors="backslashreplace") for name, value in reply.head.fields.items()}
+        emit_json(args, {"url": str(url), "status": reply.head.status, "fields": fields})
     else:
         emit(args, shown(text))
     check(reply)
@@ -1864,7 +1896,7 @@ class Mirror:
 
     def quickly(self, method: str, urls: list[URL], jobs: dict[URL, str], dest: str) -> None:
         """Ask for all of them in a row. What succeeds is no job any more; what fails stays one."""
-        with contextlib.suppress(Transient):
+        with contextlib.suppress(Failure):
             for url, reply in self.client.pipeline(method, urls, WANTED):
                 download = Download(self.client, url, dest, jobs[url], replace=True)
                 verdict = download.settle(reply, method) if reply.head.status == 200 else ""
@@ -2350,20 +2382,22 @@ class Help(argparse.RawDescriptionHelpFormatter):
     """Told the width, it need not load shutil for it."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, width=max(60, int(os.environ.get("COLUMNS") or 100) - 2))
+        columns = os.environ.get("COLUMNS", "")
+        super().__init__(prog, width=max(60, int(columns if LENGTH.fullmatch(columns) else 100) - 2))
 
 
 def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
     """A parser for these words: only the verb among them gets its flags, for those of ten verbs take a while to build."""
-    common = Parser(add_help=False, argument_default=argparse.SUPPRESS, formatter_class=Help)
-    common_flags(common)
-    parser = Parser(prog="httpclient.py", description=__doc__, formatter_class=Help, parents=[common])
+    parser = Parser(prog="httpclient.py", description=__doc__, formatter_class=Help)
+    common_flags(parser)
     parser.set_defaults(**DEFAULTS)
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, prog="httpclient.py")
 
     def verb(name: str, text: str, *places: str) -> Callable[..., argparse.Action]:
-        made = verbs.add_parser(name, parents=[common] * (name in words), argument_default=argparse.SUPPRESS, help=text, formatter_class=Help)
+        made = verbs.add_parser(name, argument_default=argparse.SUPPRESS, help=text, formatter_class=Help)
+        if name in words:  # built anew: set_defaults() above would change shared ones, which then undo what stands before the verb
+            common_flags(made)
         for place in places:
             made.add_argument(place.rstrip("+").lower(), nargs="+" if place.endswith("+") else None, metavar=place.rstrip("+"))
         if name in ("get", "mirror"):

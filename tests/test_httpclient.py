@@ -127,7 +127,8 @@ def test_a_login_and_a_signature_never_show_in_a_urls_text():
     assert str(url) == "http://h/a?..."
 
 
-@pytest.mark.parametrize("text", ["ftp://h/", "http://", "http://h:99999/", "http://[::1/", "file:///etc/passwd"])
+@pytest.mark.parametrize("text", ["ftp://h/", "http://", "http://h:99999/", "http://[::1/", "file:///etc/passwd",
+                                  "http://a b/", "http://a\0b/", "http://a\x7f:80/", "http://\x1b[31m/"])
 def test_what_is_no_http_url_is_usage(text):
     with pytest.raises(h.Failure) as caught:
         h.parse_url(text)
@@ -205,6 +206,11 @@ def test_odd_values_in_an_index_are_as_if_not_told(item):
     assert all((entry.name, entry.mtime) == ("a", None) for entry in entries)
 
 
+@pytest.mark.parametrize("key", ["name", "href"])
+def test_odd_values_that_are_half_a_surrogate_pair_are_no_names(key):
+    assert h.json_entries(f'[{{"{key}": "\\ud800"}}, {{"name": "b"}}]', h.parse_url("http://h/")) == [h.Entry("b", False)]
+
+
 def test_indexes_as_json_of_this_server_nginx_and_caddy():
     url = h.parse_url("http://h/")
     assert h.json_entries('[{"name":"?","href":"%FF","type":"file","size":3,"mtime":1.5}]', url) == [h.Entry("\udcff", False, 3, 1.5)]
@@ -221,9 +227,31 @@ def test_the_method_after_a_redirect(method, status, want):
     assert h.redirected(method, status, h.Body(b"x"))[0] == want
 
 
+@pytest.mark.parametrize("words", [
+    "--port 8233 --host h -v -4 --no-resume --retries 1 -H A:b head /", "head / --port 8233 --host h -v -4 --no-resume --retries 1 -H A:b",
+    "--port 8233 -v head --host h / -4 --retries 1 --no-resume -H A:b", "--port 1 --host x --retries 9 -H X:y head / --port 8233 --host h -v -4 --no-resume --retries 1 -H A:b",
+])
+def test_flags_count_before_and_after_the_verb(words):
+    args = h.build_parser(words.split()).parse_args(words.split())
+    assert (args.port, args.host, args.verbose, args.family, args.resume, args.retries) == (8233, "h", True, socket.AF_INET, False, 1)
+    assert args.header == [("A", "b")] and args.timeout == 30
+
+
 def test_help_is_the_manual(run):
     done = run("httpclient.py", "--help")
     assert done.code == 0 and h.__doc__.splitlines()[4].strip() in done.out.decode()
+
+
+def test_a_head_as_json_holds_no_half_characters(run, canned):
+    server = canned(answer(headers="X-Name: ?\u00fc\r\n").replace(b"?", b"\xff"), read_until=b"\r\n\r\n")
+    done = run("httpclient.py", "head", "--json", f"http://127.0.0.1:{server.port}/")
+    assert done.code == 0 and json.loads(done.out)["fields"]["x-name"] == "\\xff\u00fc"
+
+
+@pytest.mark.parametrize("columns", ["abc", "-1", "\u00b2", "9" * 5000], ids=["text", "sign", "square", "long"])
+def test_columns_that_are_no_width_do_not_matter(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    assert h.build_parser(["get"]).format_help()
 
 
 # --- get: framing, names, what exists ---
@@ -284,6 +312,21 @@ def test_gzip_of_any_size_comes_out_whole(run, canned, size):
     assert (done.code, done.out == body) == (0, True)
 
 
+@pytest.mark.parametrize("step", [1, 7, 100_000])
+def test_gzip_of_many_members_comes_out_whole(step):
+    packed, gunzip = b"".join(gzip.compress(body) for body in (BODY, b"", b"x", BODY[:70_000])), h.Gunzip()
+    pieces = [packed[at:at + step] for at in range(0, len(packed), step)]
+    assert b"".join(out for piece in pieces for out in gunzip.inflated(piece)) == BODY + b"x" + BODY[:70_000] and gunzip.decoder.eof
+
+
+@pytest.mark.parametrize("after, code", [(gzip.compress(b" world"), 0), (b"junk", 56), (b"\x1f", 56), (b"\0", 56), (gzip.compress(b" world")[:-1], 56)],
+                         ids=["member", "text", "begin", "zero", "cut"])
+def test_what_follows_gzip_is_gzip_or_refused(run, canned, tmp_path, after, code):
+    server = canned(answer(gzip.compress(b"hello") + after, headers="Content-Encoding: gzip\r\n"), read_until=b"\r\n\r\n")
+    assert get(run, tmp_path, f"http://127.0.0.1:{server.port}/a").code == code
+    assert tree(tmp_path) == ({"a": b"hello world"} if code == 0 else {})
+
+
 def test_gzip_is_decoded_unless_the_name_asks_for_it(run, canned, tmp_path):
     packed = gzip.compress(BODY)
     server = canned(answer(packed, headers="Content-Encoding: gzip\r\n"), read_until=b"\r\n\r\n")
@@ -298,6 +341,13 @@ def test_an_error_page_is_shown_and_never_written(run, canned, tmp_path):
     done = get(run, tmp_path, f"http://127.0.0.1:{server.port}/x", "-o", "old", "--force")
     assert done.code == 22 and "404 Not Found" in done.err and "No | such \\x1b[31mfile" in done.err
     assert names(tmp_path) == ["old"] and (tmp_path / "old").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("page, want", [
+    (b"<h1>No</h1><style>p{}</style>such<script>x", "No | such"), (b"<style " * 9300, ""), (b"<header>No</header>", "No"),
+], ids=["open", "styles", "header"])
+def test_an_error_page_says_no_more_than_its_text(page, want):
+    assert h.error_lines(h.parse_head(answer(headers="Content-Type: text/html\r\n")), page) == want
 
 
 def test_the_name_comes_from_content_disposition_made_safe(run, canned, tmp_path):
@@ -507,6 +557,16 @@ def test_two_runs_of_one_download_do_not_write_into_each_other(run, listeners, t
     assert first.wait() == 130 and "Traceback" not in first.err
 
 
+def test_a_part_that_is_the_finished_file_too_is_not_written_into(run, files, tmp_path):
+    server = files(BODY, cuts=[1000])
+    (tmp_path / "file.bin").write_bytes(b"finished")
+    os.link(tmp_path / "file.bin", tmp_path / h.part_name(h.parse_url(server.url)))  # killed between link() and unlink()
+    assert get(run, tmp_path, server.url, "--force", "--retries", 0).code == 18
+    assert (tmp_path / "file.bin").read_bytes() == b"finished"
+    assert get(run, tmp_path, server.url, "--force").code == 0
+    assert (tmp_path / "file.bin").read_bytes() == BODY and names(tmp_path) == ["file.bin"]
+
+
 def test_a_full_disk_says_after_how_much(run, files, tmp_path):
     import resource
     done = get(run, tmp_path, files(BODY * 10).url, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000)))
@@ -637,10 +697,12 @@ def test_a_form_is_sent_as_browsers_do(run, canned, tmp_path):
 
 
 class Uploads(Listener):
-    """A server that speaks the resumable-upload draft, and cuts the connection after so many bytes, so many times."""
+    """A server that speaks the resumable-upload draft, and cuts the connection after so many bytes, so many times.
+    What happens meanwhile is done after each body, before the answer or the cut."""
 
-    def __init__(self, cut_at, times):
+    def __init__(self, cut_at, times, meanwhile=lambda: None):
         self.cut_at, self.times, self.data, self.methods, self.received = cut_at, times, b"", [], 0
+        self.meanwhile = meanwhile
         super().__init__(self.talk)
 
     def talk(self, conn):
@@ -669,6 +731,7 @@ class Uploads(Listener):
             self.times -= 1
             got = file.read(self.cut_at if cut else length)
             self.data, self.received = self.data + got, self.received + len(got)
+            self.meanwhile()
             if cut:
                 return False
             conn.sendall(b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n")
@@ -693,6 +756,54 @@ def test_an_upload_is_resumed_by_the_same_command_again(run, listeners, tmp_path
     assert run("httpclient.py", *command, cwd=tmp_path).code == 0
     assert server.data == BODY * 10 and server.received == len(server.data) and names(tmp_path) == ["big"]
     assert server.methods == ["OPTIONS", "PUT", "HEAD", "PATCH"]
+
+
+def test_an_upload_killed_in_the_middle_is_resumed(run, listeners, tmp_path):
+    (tmp_path / "big").write_bytes(BODY * 10)
+    started = threading.Event()
+
+    def kill():
+        if not started.is_set():
+            assert len(names(tmp_path)) == 2
+            started.set()
+            client.process.wait(DEADLINE)
+    server = Uploads(700_000, 1, kill)
+    listeners.append(server)
+    command = ["put", "big", f"http://127.0.0.1:{server.port}/big"]
+    client = Process(SCRIPT, *command, cwd=tmp_path)
+    assert started.wait(DEADLINE)
+    client.kill()
+    assert run("httpclient.py", *command, cwd=tmp_path).code == 0
+    assert server.data == BODY * 10 and server.received == len(server.data) and names(tmp_path) == ["big"]
+    assert server.methods == ["OPTIONS", "PUT", "HEAD", "PATCH"]
+
+
+def rewriter(folder, *bodies):
+    """What gives the file big another content each time, as long as there is one."""
+    left = list(bodies)
+
+    def rewrite():
+        if left:
+            (folder / "new").write_bytes(left.pop(0))
+            os.replace(folder / "new", folder / "big")
+    return rewrite
+
+
+def test_a_file_that_changes_between_tries_is_sent_from_its_start(run, listeners, tmp_path):
+    (tmp_path / "big").write_bytes(BODY * 10)
+    server = Uploads(700_000, 1, rewriter(tmp_path, BODY[::-1] * 10))
+    listeners.append(server)
+    assert run("httpclient.py", "put", "big", f"http://127.0.0.1:{server.port}/big", cwd=tmp_path).code == 0
+    assert server.data == BODY[::-1] * 10 and names(tmp_path) == ["big"]
+    assert server.methods == ["OPTIONS", "PUT", "OPTIONS", "PUT"]
+
+
+def test_a_file_that_changes_while_it_is_sent_is_18(run, listeners, tmp_path):
+    (tmp_path / "big").write_bytes(BODY * 10)
+    server = Uploads(700_000, 0, rewriter(tmp_path, BODY[::-1] * 10))
+    listeners.append(server)
+    done = run("httpclient.py", "put", "big", f"http://127.0.0.1:{server.port}/big", cwd=tmp_path)
+    assert done.code == 18 and "big changed while it was sent" in done.err and names(tmp_path) == ["big"]
 
 
 def test_a_missing_local_file_is_26_and_the_others_are_sent(run, canned, tmp_path):
@@ -806,6 +917,15 @@ def test_mirror_goes_on_past_a_bad_file_and_resumes_a_cut_one(run, files, tmp_pa
     done = run("httpclient.py", "mirror", f"http://127.0.0.1:{server.port}/", "-o", "copy", cwd=tmp_path)
     assert done.code == 22 and "/bad: 403" in done.err
     assert tree(tmp_path / "copy") == {"a": b"/a", "z": b"/z", "file.bin": BODY * 4} and server.sent == len(BODY * 4)
+
+
+def test_mirror_goes_on_past_a_bad_file_that_comes_with_a_malformed_head(run, files, tmp_path):
+    pages = {"/": answer(b'<a href="a"><a href="bad"><a href="z"><a href="sub/">', headers="Content-Type: text/html\r\n"),
+             "/sub/": answer(b'<a href="y">', headers="Content-Type: text/html\r\n"), "/bad": b"HTTP/1.1 200 OK\r\njunk\r\nConnection: close\r\n\r\n"}
+    server = files(b"", hook=lambda head: pages.get(head.split()[1]) or answer(b"x"))
+    done = run("httpclient.py", "mirror", f"http://127.0.0.1:{server.port}/", "-o", "copy", cwd=tmp_path)
+    assert done.code == 56 and done.err.count("error: ") == 1
+    assert tree(tmp_path / "copy") == {"a": b"x", "z": b"x", "sub/y": b"x"}
 
 
 # --- being used ---
