@@ -701,8 +701,9 @@ class Part:
         if durable:
             os.fsync(self.descriptor)
         info = os.fstat(self.descriptor)
-        os.close(self.descriptor)  # Windows renames no open file
-        self.descriptor = -1
+        if os.name == "nt":  # it renames no open file; elsewhere the lock is kept, or somebody could still append to what is in its place
+            os.close(self.descriptor)
+            self.descriptor = -1
         final = next(self.try_names(name, over))
         self.kept = True  # in its place: nothing to clear away
         if durable and self.place.parent is not None:
@@ -1782,6 +1783,9 @@ def resumed(conn: Connection, request: Request, options: dict[str, str]) -> Iter
             if time.monotonic() > deadline:
                 raise Refusal(503, "another connection is writing this upload", {"Retry-After": "2"})
             time.sleep(0.02)
+        there = part.own.stat()
+        if not there or there.st_nlink > 1:
+            raise Refusal(404, "there is no such upload")  # it was completed meanwhile: what is open here is the finished file
         yield part, plan
 
 

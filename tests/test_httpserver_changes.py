@@ -5,6 +5,7 @@ import itertools
 import os
 import re
 import resource
+import select
 import shutil
 import signal
 import socket
@@ -259,6 +260,37 @@ def test_wrong_resumptions_are_refused_and_change_nothing(ask, folder):
     location = begin(ask, "/x", 10)
     assert ask("DELETE", location).status == 204
     assert tree(folder) == {b"a.txt": b"hello\n"}
+
+
+@pytest.fixture
+def halfway(spawn, folder, tmp_path):
+    """A server that stops between the link() and the unlink() of its renames until it gets a line on stdin."""
+    script = tmp_path / "halfway.py"
+    script.write_text("import os, runpy, sys\nlink = os.link\n"
+                      "def halfway(*args, **more):\n    link(*args, **more)\n    os.write(2, b'linked\\n')\n    sys.stdin.readline()\n"
+                      f"os.link, sys.argv[0] = halfway, 'httpserver.py'\nrunpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n")
+    server = spawn(str(script), folder, stdin=subprocess.PIPE)
+    yield server
+    server.process.stdin.close()
+
+
+def meanwhile(server, first, second):
+    """Two replies: to a request that renames, and to another that comes in the middle of that. (It may have to wait for the first one.)"""
+    server.wait_for("linked")
+    select.select([second.sock], [], [], 0.3)
+    server.process.stdin.write(b"\n")
+    server.process.stdin.flush()
+    return first.reply(), second.reply()
+
+
+def test_nobody_appends_to_an_upload_that_is_just_being_put_in_its_place(halfway, wire, ask, folder):
+    location = ask("POST", "/", "Upload-Complete: ?0\r\nContent-Disposition: inline; filename=big\r\n", to=halfway).fields["location"]
+    head = f"PATCH {location} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/partial-upload\r\nContent-Length: 5\r\n"
+    first = wire(halfway).send(f"{head}Upload-Offset: 0\r\nUpload-Complete: ?1\r\n\r\nhello")
+    halfway.wait_for("linked")
+    second = wire(halfway).send(f"{head}Upload-Offset: 5\r\nUpload-Complete: ?0\r\n\r\nworld")
+    assert [reply.status for reply in meanwhile(halfway, first, second)] == [201, 404]
+    assert tree(folder) == {b"a.txt": b"hello\n", b"big": b"hello"}
 
 
 def test_old_parts_expire_and_are_never_served(ask, folder):
