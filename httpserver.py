@@ -654,12 +654,27 @@ def rename(old: Place, new: Place) -> None:
 
 def rename_new(old: Place, new: Place) -> None:
     """A rename that does not replace: of two writers one wins."""
+    if os.name == "nt":
+        return os.rename(old.name, new.name)
     try:
         os.link(old.name, new.name, src_dir_fd=old.parent, dst_dir_fd=new.parent, follow_symlinks=False)
         os.unlink(old.name, dir_fd=old.parent)
     except (PermissionError, NotImplementedError, AttributeError):  # no hard links, as on a USB stick: take the name first
         os.close(os.open(new.name, FRESH, 0o666, dir_fd=new.parent))
         rename(old, new)
+
+
+@contextlib.contextmanager
+def renaming(place: Place) -> Iterator[None]:
+    """Nobody else, of this process or another, gives away a name in this folder. Without it a file that is put between the link()
+    and the unlink() of rename_new() would be lost. (Windows needs none: there rename() replaces nothing.)"""
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl  # not at the top: Windows has none
+            folder = os.open("." if place.parent is not None else os.path.dirname(place.name), FOLDER, dir_fd=place.parent)
+            held.callback(os.close, folder)
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
 
 
 class Part:
@@ -704,7 +719,8 @@ class Part:
         if os.name == "nt":  # it renames no open file; elsewhere the lock is kept, or somebody could still append to what is in its place
             os.close(self.descriptor)
             self.descriptor = -1
-        final = next(self.try_names(name, over))
+        with renaming(self.place):
+            final = next(self.try_names(name, over))
         self.kept = True  # in its place: nothing to clear away
         if durable and self.place.parent is not None:
             os.fsync(self.place.parent)
@@ -1879,7 +1895,8 @@ def move_to(old: Place, found: Found, new: Place, request: Request, names: Seque
     if there and polite:
         raise Refusal(412, "that name exists")
     put_there = rename_new if polite and not found.is_folder else rename  # folders have no hard links, and rename() replaces none
-    put_there(old, new)
+    with renaming(old):
+        put_there(old, new)
     return Answer(204) if there else text_answer(201, "moved", {"Location": quoted(names, slash=found.is_folder)})
 
 

@@ -283,6 +283,14 @@ def meanwhile(server, first, second):
     return first.reply(), second.reply()
 
 
+def test_a_file_put_while_its_old_one_is_moved_away_stays(halfway, wire, ask, folder):
+    first = wire(halfway).send("MOVE /a.txt HTTP/1.1\r\nHost: localhost\r\nDestination: /b\r\nOverwrite: F\r\n\r\n")
+    halfway.wait_for("linked")
+    second = wire(halfway).send("PUT /a.txt HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\nnew")
+    assert all(reply.status in (201, 204) for reply in meanwhile(halfway, first, second))
+    assert tree(folder) == {b"a.txt": b"new", b"b": b"hello\n"}
+
+
 def test_nobody_appends_to_an_upload_that_is_just_being_put_in_its_place(halfway, wire, ask, folder):
     location = ask("POST", "/", "Upload-Complete: ?0\r\nContent-Disposition: inline; filename=big\r\n", to=halfway).fields["location"]
     head = f"PATCH {location} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/partial-upload\r\nContent-Length: 5\r\n"
