@@ -89,7 +89,7 @@ LOG_DELAY = 0.1  # seconds that log lines are gathered
 ACCEPT_PAUSE = 0.5  # seconds to the next accept() when the system has no descriptor or memory left
 BUSY_WAIT = 2.0  # seconds that the old writer of a part has for letting go of it
 PART_AGE = 7 * 86400  # seconds that an interrupted upload can be resumed
-FREE_CHECK = 1 << 26  # bytes of an upload after which free space is looked at again
+FREE_CHECK = 1 << 20  # bytes of an upload after which free space is looked at again
 MAX_DIGESTS = 10000  # files whose digest is remembered
 PART = re.compile(r"\.six-[0-9a-f]{32}\.part")
 INTEROP = "8"  # the version of the resumable-upload draft that a client must name to be sent interim answers
@@ -1597,6 +1597,17 @@ def expect_space(conn: Connection, size: int) -> None:
         raise Refusal(507, "there is not that much free space", close=True)
 
 
+def while_space(conn: Connection, pieces: Iterable[Data]) -> Iterator[Data]:
+    """An upload's data as long as there is room: how long a chunked one gets nobody knows before."""
+    left = 0
+    for piece in pieces:
+        left -= len(piece)
+        if left < 0:
+            left = FREE_CHECK
+            expect_space(conn, len(piece))
+        yield piece
+
+
 def expect_state(request: Request, place: Place) -> os.stat_result | None:
     """What stands at the place, if the request's conditions allow to replace it."""
     info = place.regular()
@@ -1648,16 +1659,12 @@ def announce_upload(conn: Connection, request: Request, plan: Plan) -> None:
 
 def fill_part(conn: Connection, request: Request, body: Body, part: Part, plan: Plan, complete: bool) -> Answer:
     """Receive into a part, and when the upload is complete check it and put it in its place."""
-    checked = part.size
     with conn.server.writing(part, conn):
-        for data in body:
+        for data in while_space(conn, body):
             part.write(data)
             if 0 < conn.args.max_size < part.size or plan.length is not None and plan.length < part.size:
                 part.kept = False
                 raise Refusal(413 if plan.length is None else 400, "more than was announced or is taken", close=True)
-            if part.size - checked > FREE_CHECK:
-                checked = part.size
-                expect_space(conn, 0)
     if not complete:
         fields = {"Location": plan.url, **upload_fields(conn, part, PART_AGE)}
         return text_answer(201, "to be continued", fields) if request.method != "PATCH" else Answer(204, fields)
@@ -1709,7 +1716,7 @@ def store_part(conn: Connection, request: Request, data: Iterator[bytes], name: 
     conn.server.shared.check(names)
     with conn.server.shared.place(names, make=True) as place, contextlib.closing(Part(place, secrets.token_hex(16))) as part:
         part.lock()
-        for piece in data:
+        for piece in while_space(conn, data):
             part.write(piece)
             if 0 < conn.args.max_size < part.size:
                 raise Refusal(413, f"more than {conn.args.max_size} bytes are not taken", close=True)

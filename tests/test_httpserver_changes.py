@@ -126,22 +126,37 @@ def test_other_posts_are_stored_under_a_new_name_or_like_put(ask, folder):
     assert (folder / "a.txt").read_bytes() == (folder / "fresh").read_bytes() == b"put"
 
 
-@pytest.mark.skipif(not shutil.which("mount") or os.geteuid() != 0, reason="needs root to mount a tmpfs")
-def test_a_full_disk_is_507_and_the_old_file_stays(spawn, tmp_path, ask):  # 30
+@pytest.fixture
+def disk(tmp_path):
+    """A disk of 8 MiB with one old file."""
+    if not shutil.which("mount") or os.geteuid() != 0:
+        pytest.skip("needs root to mount a tmpfs")
     disk = tmp_path / "disk"
     disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], check=True)
-    try:
-        (disk / "old").write_bytes(b"old")
-        server = spawn("httpserver.py", disk)
-        assert ask("PUT", "/old", body=bytes(2 << 20), to=server).status == 507  # told before the body
-        chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (2 << 20, bytes(2 << 20))
-        assert ask("PUT", "/old", "Transfer-Encoding: chunked\r\n", chunks, to=server, length=False).status == 507
-        assert ask("POST", "/", FORM + "Transfer-Encoding: chunked\r\n", b"%x\r\n" % (2 << 20) + form((b'name="f"; filename="f"', bytes(2 << 20))), to=server, length=False).status == 507
-        assert tree(disk) == {b"old": b"old"}
-        server.stop()
-    finally:
-        subprocess.run(["umount", disk], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], check=True)
+    (disk / "old").write_bytes(b"old")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def upload_chunked(ask, server, size):
+    """The statuses of an upload and a form whose lengths are not known before."""
+    body = form((b'name="f"; filename="f"', bytes(size)))
+    return [ask(method, path, f"{fields}Transfer-Encoding: chunked\r\n", b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data), to=server, length=False).status
+            for method, path, fields, data in (("PUT", "/old", "", bytes(size)), ("POST", "/", FORM, body))]
+
+
+def test_a_full_disk_is_507_and_the_old_file_stays(spawn, disk, ask):  # 30
+    server = spawn("httpserver.py", disk)
+    assert ask("PUT", "/old", body=bytes(9 << 20), to=server).status == 507  # told before the body
+    assert upload_chunked(ask, server, 9 << 20) == [507, 507]
+    assert tree(disk) == {b"old": b"old"}
+
+
+def test_chunked_uploads_too_leave_the_space_free_that_is_to_stay_free(spawn, disk, ask):
+    server = spawn("httpserver.py", disk, "--min-free", "4M")
+    assert upload_chunked(ask, server, 6 << 20) == [507, 507]
+    assert tree(disk) == {b"old": b"old"}
 
 
 def test_a_file_size_limit_in_the_middle_of_an_upload_is_507(spawn, folder, ask):  # 30
