@@ -788,17 +788,24 @@ class Item(NamedTuple):
         found.close()
         raise Gone(f"{log_safe(self.path)} changed")
 
+    def is_readable(self) -> bool:
+        return os.access(self.place.name, os.R_OK | os.X_OK * self.entry.is_folder, dir_fd=self.place.parent)
 
-def walk(where: Where, path: str, hidden: bool, depth: int = 0) -> Iterator[Item]:
-    """Everything in a folder, depth first and by name, so that two walks give the same; one folder's names in memory at a time."""
+
+def walk(where: Where, path: str, hidden: bool, left_out: Callable[[Item], None] = lambda item: None, depth: int = 0) -> Iterator[Item]:
+    """Everything in a folder, depth first and by name, so that two walks give the same; one folder's names in memory at a time.
+    What the server may not read is left out: one such file is no reason to refuse all others."""
     if depth > MAX_DEPTH:
         raise Refusal(403, f"more than {MAX_DEPTH} folders deep")
     for entry in entries(where, hidden):
         item = Item(path + entry.name + "/" * entry.is_folder, entry, inside(where, entry.name))
+        if not item.is_readable():
+            left_out(item)
+            continue
         yield item
         if entry.is_folder:
             with contextlib.closing(open_leaf(item.place)) as folder:
-                yield from walk(folder.where, item.path, hidden, depth + 1)
+                yield from walk(folder.where, item.path, hidden, left_out, depth + 1)
 
 
 def tar_head(item: Item) -> bytes:
@@ -1512,7 +1519,7 @@ def several(descriptor: int, kind: str, ranges: list[tuple[int, int]], size: int
 def get_tar(conn: Connection, request: Request, found: Found, name: str) -> Answer:
     """The archive's length and tag come from names, sizes and times alone, so a download that was cut can go on."""
     hidden, ranges = conn.server.shared.hidden, None
-    length, tag = tar_plan(walk(found.where, "", hidden))
+    length, tag = tar_plan(walk(found.where, "", hidden, conn.server.note_left_out))
     headers = {"Content-Type": "application/x-tar", "Content-Disposition": disposition(name + ".tar"), "ETag": tag,
                "Accept-Ranges": "bytes", "Cache-Control": "no-cache"}
     if status := judge(request.fields, tag, 0, reading=True):
@@ -1532,7 +1539,7 @@ def get_tar(conn: Connection, request: Request, found: Found, name: str) -> Answ
 
 def get_zip(conn: Connection, found: Found, name: str) -> Answer:
     hidden = conn.server.shared.hidden
-    length = zip_length(walk(found.where, "", hidden))
+    length = zip_length(walk(found.where, "", hidden, conn.server.note_left_out))
     headers = {"Content-Type": "application/zip", "Content-Disposition": disposition(name + ".zip"), "Cache-Control": "no-store"}
     answer = Answer(200, headers, pieces=zip_pieces(walk(found.where, "", hidden)), length=length)
     answer.tag, answer.size, answer.ranges = "zip", length, [(0, length)]
@@ -2471,6 +2478,9 @@ class Server:
 
     def note(self, text: str) -> None:
         self.lines.append(f"{log_time(int(time.time()))} {text}\n")
+
+    def note_left_out(self, item: Item) -> None:
+        self.note(f"left out of an archive, because the server may not read it: {log_safe(item.path)}")
 
     def write_log(self, now: float) -> None:
         text = []

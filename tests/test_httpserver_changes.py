@@ -1,4 +1,5 @@
 """httpserver.py: uploads, forms, deleting, renaming, resuming, archives; and what many, slow or hostile clients do to it."""
+import ctypes
 import hashlib
 import io
 import itertools
@@ -22,6 +23,7 @@ from conftest import ROOT, until
 from test_httpserver import GET, RAW, Wire, ask, folder, server, tree, url, wire  # noqa: F401  the fixtures too
 
 DATA = os.urandom(300000)
+LIBC = ctypes.CDLL(None)
 
 
 def digest(data):
@@ -372,6 +374,29 @@ def test_zip_is_whole_and_other_programs_read_it(ask, full_folder):
         want = {name.decode("utf-8") if name in RAW[1:] or name.isascii() else name.decode("cp437"): data for name, data in visible(full_folder).items()}
         assert {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")} == want
         assert "empty/" in archive.namelist()
+
+
+def obey_modes():
+    """For a process to be started as root: without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, so that modes hold for it too."""
+    LIBC.prctl(24, 1)
+    LIBC.prctl(24, 2)
+
+
+def test_what_may_not_be_read_is_left_out_of_archives(spawn, folder, ask):
+    for name in "locked", "open":
+        (folder / name).mkdir()
+        (folder / name / "x").touch()
+    (folder / "secret").touch(0o000)
+    (folder / "locked").chmod(0o000)
+    server = spawn("httpserver.py", folder, preexec_fn=obey_modes)
+    try:
+        tar, packed = (ask("GET", f"/?{kind}", to=server) for kind in ("tar", "zip"))
+        assert tar.whole and tarfile.open(fileobj=io.BytesIO(tar.body)).getnames() == ["a.txt", "open", "open/x"]
+        assert packed.whole and zipfile.ZipFile(io.BytesIO(packed.body)).namelist() == ["a.txt", "open/", "open/x"]
+        for name in "locked/", "secret":
+            server.wait_for(f"may not read it: {name}$")
+    finally:
+        (folder / "locked").chmod(0o700)
 
 
 def test_an_archive_whose_folder_changes_meanwhile_ends_short(wire, folder):
