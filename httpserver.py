@@ -634,6 +634,15 @@ def entry_of(item: os.DirEntry[str], hidden: bool) -> Entry | None:
     return None
 
 
+def shows_all(place: Place, depth: int = 0) -> bool:
+    """Whether nothing in a folder is hidden from those who could delete it. Uploads that were broken off do not count."""
+    if depth > MAX_DEPTH:
+        raise Refusal(403, f"more than {MAX_DEPTH} folders deep")
+    with contextlib.closing(open_leaf(place)) as folder, os.scandir(folder.where) as scan:
+        return all(PART.fullmatch(item.name) or item.name[0] != "."
+                   and (not item.is_dir(follow_symlinks=False) or shows_all(inside(folder.where, item.name), depth + 1)) for item in scan)
+
+
 def remove_tree(place: Place, depth: int = 0) -> None:
     """Delete a folder and all that is in it; links in it are deleted, not followed."""
     if depth > MAX_DEPTH:
@@ -1858,6 +1867,8 @@ def delete(conn: Connection, request: Request, body: Body | None) -> Answer:
         if not found.is_folder:
             os.unlink(place.name, dir_fd=place.parent)
         elif "recursive" in options:
+            if not conn.server.shared.hidden and not shows_all(place):
+                raise Refusal(409, "it holds hidden files, and hidden names are not served")
             remove_tree(place)
         else:
             os.rmdir(place.name, dir_fd=place.parent)

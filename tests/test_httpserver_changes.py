@@ -204,6 +204,19 @@ def test_delete(ask, folder):  # 31
     assert ask("DELETE", "/a.txt").status == 204
 
 
+def test_a_folder_that_holds_hidden_files_is_deleted_only_by_who_is_shown_them(spawn, ask, folder):
+    (folder / "f" / "deep").mkdir(parents=True)
+    (folder / "f" / "seen").touch()
+    (folder / "f" / "deep" / ".env").touch()
+    assert ask("DELETE", "/f/?recursive").status == 409
+    assert set(tree(folder / "f")) == {b"seen", b"deep/.env"}
+    assert ask("DELETE", "/f/?recursive", to=spawn("httpserver.py", folder, "--hidden")).status == 204
+    (folder / "g").mkdir()
+    (folder / "g" / f".six-{'0' * 32}.part").touch()
+    assert ask("DELETE", "/g/?recursive").status == 204
+    assert os.listdir(folder) == ["a.txt"]
+
+
 def test_mkcol_and_move(ask, folder):
     assert [ask("MKCOL", path).status for path in ("/f/", "/f/", "/a.txt", "/no/where/", "/")] == [201, 405, 405, 409, 405]
     (folder / "b").write_bytes(b"b")
