@@ -2897,7 +2897,12 @@ class Parser(argparse.ArgumentParser):
 def announce(sock: socket.socket, args: argparse.Namespace) -> None:
     """Where the server listens: for programs on stdout; for people on stderr, with what reaches it."""
     host, port = sock.getsockname()[:2]
-    print(f"listening on http://{address((host, port))}/", flush=True)
+    try:
+        print(f"listening on http://{address((host, port))}/", flush=True)
+    except OSError as error:
+        sock.close()
+        raise Failure(23, f"cannot write standard output ({error.strerror})", "what reads it has ended, or its disk is full",
+                      f"{SERVER} > FILE") from None
     for host in reachable_at(sock):
         say(f"from another machine:  http://{address((host, port))}/")
     if reachable_at(sock):

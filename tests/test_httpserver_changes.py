@@ -591,6 +591,12 @@ def test_what_is_said_about_wrong_command_lines(run, folder):
         assert done.code == code and words in done.err and re.search("error: .*\nwhy: .*\ntry: ", done.err), (args, done)
 
 
+def test_nowhere_to_say_where_it_listens_is_23(folder):
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([sys.executable, "-W", "error", ROOT / "httpserver.py", folder, "--port", "0"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 23 and re.fullmatch("error: .*\nwhy: .*\ntry: .*\n", done.stderr), done
+
+
 def test_dual_stack_and_ipv6(spawn, folder):
     server = spawn("httpserver.py", folder, "--host", "::", "--open")
     for host in "127.0.0.1", "::1":
