@@ -19,7 +19,8 @@ the page of its folder. POST of what is no form is stored under a new name, or u
 are received beside their destination and renamed into place when they are whole; Repr-Digest (RFC 9530, sha-256, header or
 trailer) is checked first, and Want-Repr-Digest asks for it. Uploads resume as in draft-ietf-httpbis-resumable-upload-10
 (interop version 8): POST or PUT with Upload-Complete, then HEAD and PATCH of the Location that was answered, for seven days.
-All state is in the folder, so several servers of one folder are one.
+All state is in the folder, so several servers of one folder are one. (Among several, and among --workers, an upload can be
+resumed only when the one that received it has noticed the break, at the latest after --timeout; until then the answer is 503.)
 
 Limits: nobody is asked for a password and nothing is encrypted, so other addresses than loopback need --open. Links are not
 followed; names that start with a dot are not served without --hidden. HTML and SVG run no script here, except with --read-only.
