@@ -19,7 +19,8 @@ the page of its folder. POST of what is no form is stored under a new name, or u
 are received beside their destination and renamed into place when they are whole; Repr-Digest (RFC 9530, sha-256, header or
 trailer) is checked first, and Want-Repr-Digest asks for it. Uploads resume as in draft-ietf-httpbis-resumable-upload-10
 (interop version 8): POST or PUT with Upload-Complete, then HEAD and PATCH of the Location that was answered, for seven days.
-All state is in the folder, so several servers of one folder are one.
+All state is in the folder, so several servers of one folder are one. (Among several, and among --workers, an upload can be
+resumed only when the one that received it has noticed the break, at the latest after --timeout; until then the answer is 503.)
 
 Limits: nobody is asked for a password and nothing is encrypted, so other addresses than loopback need --open. Links are not
 followed; names that start with a dot are not served without --hidden. HTML and SVG run no script here, except with --read-only.
@@ -89,7 +90,7 @@ LOG_DELAY = 0.1  # seconds that log lines are gathered
 ACCEPT_PAUSE = 0.5  # seconds to the next accept() when the system has no descriptor or memory left
 BUSY_WAIT = 2.0  # seconds that the old writer of a part has for letting go of it
 PART_AGE = 7 * 86400  # seconds that an interrupted upload can be resumed
-FREE_CHECK = 1 << 26  # bytes of an upload after which free space is looked at again
+FREE_CHECK = 1 << 20  # bytes of an upload after which free space is looked at again
 MAX_DIGESTS = 10000  # files whose digest is remembered
 PART = re.compile(r"\.six-[0-9a-f]{32}\.part")
 INTEROP = "8"  # the version of the resumable-upload draft that a client must name to be sent interim answers
@@ -634,6 +635,15 @@ def entry_of(item: os.DirEntry[str], hidden: bool) -> Entry | None:
     return None
 
 
+def shows_all(place: Place, depth: int = 0) -> bool:
+    """Whether nothing in a folder is hidden from those who could delete it. Uploads that were broken off do not count."""
+    if depth > MAX_DEPTH:
+        raise Refusal(403, f"more than {MAX_DEPTH} folders deep")
+    with contextlib.closing(open_leaf(place)) as folder, os.scandir(folder.where) as scan:
+        return all(PART.fullmatch(item.name) or item.name[0] != "."
+                   and (not item.is_dir(follow_symlinks=False) or shows_all(inside(folder.where, item.name), depth + 1)) for item in scan)
+
+
 def remove_tree(place: Place, depth: int = 0) -> None:
     """Delete a folder and all that is in it; links in it are deleted, not followed."""
     if depth > MAX_DEPTH:
@@ -654,12 +664,27 @@ def rename(old: Place, new: Place) -> None:
 
 def rename_new(old: Place, new: Place) -> None:
     """A rename that does not replace: of two writers one wins."""
+    if os.name == "nt":
+        return os.rename(old.name, new.name)
     try:
         os.link(old.name, new.name, src_dir_fd=old.parent, dst_dir_fd=new.parent, follow_symlinks=False)
         os.unlink(old.name, dir_fd=old.parent)
     except (PermissionError, NotImplementedError, AttributeError):  # no hard links, as on a USB stick: take the name first
         os.close(os.open(new.name, FRESH, 0o666, dir_fd=new.parent))
         rename(old, new)
+
+
+@contextlib.contextmanager
+def renaming(place: Place) -> Iterator[None]:
+    """Nobody else, of this process or another, gives away a name in this folder. Without it a file that is put between the link()
+    and the unlink() of rename_new() would be lost. (Windows needs none: there rename() replaces nothing.)"""
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl  # not at the top: Windows has none
+            folder = os.open("." if place.parent is not None else os.path.dirname(place.name), FOLDER, dir_fd=place.parent)
+            held.callback(os.close, folder)
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
 
 
 class Part:
@@ -701,9 +726,11 @@ class Part:
         if durable:
             os.fsync(self.descriptor)
         info = os.fstat(self.descriptor)
-        os.close(self.descriptor)  # Windows renames no open file
-        self.descriptor = -1
-        final = next(self.try_names(name, over))
+        if os.name == "nt":  # it renames no open file; elsewhere the lock is kept, or somebody could still append to what is in its place
+            os.close(self.descriptor)
+            self.descriptor = -1
+        with renaming(self.place):
+            final = next(self.try_names(name, over))
         self.kept = True  # in its place: nothing to clear away
         if durable and self.place.parent is not None:
             os.fsync(self.place.parent)
@@ -771,17 +798,24 @@ class Item(NamedTuple):
         found.close()
         raise Gone(f"{log_safe(self.path)} changed")
 
+    def is_readable(self) -> bool:
+        return os.access(self.place.name, os.R_OK | os.X_OK * self.entry.is_folder, dir_fd=self.place.parent)
 
-def walk(where: Where, path: str, hidden: bool, depth: int = 0) -> Iterator[Item]:
-    """Everything in a folder, depth first and by name, so that two walks give the same; one folder's names in memory at a time."""
+
+def walk(where: Where, path: str, hidden: bool, left_out: Callable[[Item], None] = lambda item: None, depth: int = 0) -> Iterator[Item]:
+    """Everything in a folder, depth first and by name, so that two walks give the same; one folder's names in memory at a time.
+    What the server may not read is left out: one such file is no reason to refuse all others."""
     if depth > MAX_DEPTH:
         raise Refusal(403, f"more than {MAX_DEPTH} folders deep")
     for entry in entries(where, hidden):
         item = Item(path + entry.name + "/" * entry.is_folder, entry, inside(where, entry.name))
+        if not item.is_readable():
+            left_out(item)
+            continue
         yield item
         if entry.is_folder:
             with contextlib.closing(open_leaf(item.place)) as folder:
-                yield from walk(folder.where, item.path, hidden, depth + 1)
+                yield from walk(folder.where, item.path, hidden, left_out, depth + 1)
 
 
 def tar_head(item: Item) -> bytes:
@@ -1495,7 +1529,7 @@ def several(descriptor: int, kind: str, ranges: list[tuple[int, int]], size: int
 def get_tar(conn: Connection, request: Request, found: Found, name: str) -> Answer:
     """The archive's length and tag come from names, sizes and times alone, so a download that was cut can go on."""
     hidden, ranges = conn.server.shared.hidden, None
-    length, tag = tar_plan(walk(found.where, "", hidden))
+    length, tag = tar_plan(walk(found.where, "", hidden, conn.server.note_left_out))
     headers = {"Content-Type": "application/x-tar", "Content-Disposition": disposition(name + ".tar"), "ETag": tag,
                "Accept-Ranges": "bytes", "Cache-Control": "no-cache"}
     if status := judge(request.fields, tag, 0, reading=True):
@@ -1515,7 +1549,7 @@ def get_tar(conn: Connection, request: Request, found: Found, name: str) -> Answ
 
 def get_zip(conn: Connection, found: Found, name: str) -> Answer:
     hidden = conn.server.shared.hidden
-    length = zip_length(walk(found.where, "", hidden))
+    length = zip_length(walk(found.where, "", hidden, conn.server.note_left_out))
     headers = {"Content-Type": "application/zip", "Content-Disposition": disposition(name + ".zip"), "Cache-Control": "no-store"}
     answer = Answer(200, headers, pieces=zip_pieces(walk(found.where, "", hidden)), length=length)
     answer.tag, answer.size, answer.ranges = "zip", length, [(0, length)]
@@ -1580,6 +1614,17 @@ def expect_space(conn: Connection, size: int) -> None:
         raise Refusal(507, "there is not that much free space", close=True)
 
 
+def while_space(conn: Connection, pieces: Iterable[Data]) -> Iterator[Data]:
+    """An upload's data as long as there is room: how long a chunked one gets nobody knows before."""
+    left = 0
+    for piece in pieces:
+        left -= len(piece)
+        if left < 0:
+            left = FREE_CHECK
+            expect_space(conn, len(piece))
+        yield piece
+
+
 def expect_state(request: Request, place: Place) -> os.stat_result | None:
     """What stands at the place, if the request's conditions allow to replace it."""
     info = place.regular()
@@ -1631,16 +1676,12 @@ def announce_upload(conn: Connection, request: Request, plan: Plan) -> None:
 
 def fill_part(conn: Connection, request: Request, body: Body, part: Part, plan: Plan, complete: bool) -> Answer:
     """Receive into a part, and when the upload is complete check it and put it in its place."""
-    checked = part.size
     with conn.server.writing(part, conn):
-        for data in body:
+        for data in while_space(conn, body):
             part.write(data)
             if 0 < conn.args.max_size < part.size or plan.length is not None and plan.length < part.size:
                 part.kept = False
                 raise Refusal(413 if plan.length is None else 400, "more than was announced or is taken", close=True)
-            if part.size - checked > FREE_CHECK:
-                checked = part.size
-                expect_space(conn, 0)
     if not complete:
         fields = {"Location": plan.url, **upload_fields(conn, part, PART_AGE)}
         return text_answer(201, "to be continued", fields) if request.method != "PATCH" else Answer(204, fields)
@@ -1692,7 +1733,7 @@ def store_part(conn: Connection, request: Request, data: Iterator[bytes], name: 
     conn.server.shared.check(names)
     with conn.server.shared.place(names, make=True) as place, contextlib.closing(Part(place, secrets.token_hex(16))) as part:
         part.lock()
-        for piece in data:
+        for piece in while_space(conn, data):
             part.write(piece)
             if 0 < conn.args.max_size < part.size:
                 raise Refusal(413, f"more than {conn.args.max_size} bytes are not taken", close=True)
@@ -1782,6 +1823,9 @@ def resumed(conn: Connection, request: Request, options: dict[str, str]) -> Iter
             if time.monotonic() > deadline:
                 raise Refusal(503, "another connection is writing this upload", {"Retry-After": "2"})
             time.sleep(0.02)
+        there = part.own.stat()
+        if not there or there.st_nlink > 1:
+            raise Refusal(404, "there is no such upload")  # it was completed meanwhile: what is open here is the finished file
         yield part, plan
 
 
@@ -1824,6 +1868,8 @@ def delete(conn: Connection, request: Request, body: Body | None) -> Answer:
         if not found.is_folder:
             os.unlink(place.name, dir_fd=place.parent)
         elif "recursive" in options:
+            if not conn.server.shared.hidden and not shows_all(place):
+                raise Refusal(409, "it holds hidden files, and hidden names are not served")
             remove_tree(place)
         else:
             os.rmdir(place.name, dir_fd=place.parent)
@@ -1875,7 +1921,8 @@ def move_to(old: Place, found: Found, new: Place, request: Request, names: Seque
     if there and polite:
         raise Refusal(412, "that name exists")
     put_there = rename_new if polite and not found.is_folder else rename  # folders have no hard links, and rename() replaces none
-    put_there(old, new)
+    with renaming(old):
+        put_there(old, new)
     return Answer(204) if there else text_answer(201, "moved", {"Location": quoted(names, slash=found.is_folder)})
 
 
@@ -2444,6 +2491,9 @@ class Server:
     def note(self, text: str) -> None:
         self.lines.append(f"{log_time(int(time.time()))} {text}\n")
 
+    def note_left_out(self, item: Item) -> None:
+        self.note(f"left out of an archive, because the server may not read it: {log_safe(item.path)}")
+
     def write_log(self, now: float) -> None:
         text = []
         while self.lines:
@@ -2848,7 +2898,12 @@ class Parser(argparse.ArgumentParser):
 def announce(sock: socket.socket, args: argparse.Namespace) -> None:
     """Where the server listens: for programs on stdout; for people on stderr, with what reaches it."""
     host, port = sock.getsockname()[:2]
-    print(f"listening on http://{address((host, port))}/", flush=True)
+    try:
+        print(f"listening on http://{address((host, port))}/", flush=True)
+    except OSError as error:
+        sock.close()
+        raise Failure(23, f"cannot write standard output ({error.strerror})", "what reads it has ended, or its disk is full",
+                      f"{SERVER} > FILE") from None
     for host in reachable_at(sock):
         say(f"from another machine:  http://{address((host, port))}/")
     if reachable_at(sock):

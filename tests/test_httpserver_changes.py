@@ -1,10 +1,12 @@
 """httpserver.py: uploads, forms, deleting, renaming, resuming, archives; and what many, slow or hostile clients do to it."""
+import ctypes
 import hashlib
 import io
 import itertools
 import os
 import re
 import resource
+import select
 import shutil
 import signal
 import socket
@@ -21,6 +23,7 @@ from conftest import ROOT, until
 from test_httpserver import GET, RAW, Wire, ask, folder, server, tree, url, wire  # noqa: F401  the fixtures too
 
 DATA = os.urandom(300000)
+LIBC = ctypes.CDLL(None)
 
 
 def digest(data):
@@ -125,22 +128,37 @@ def test_other_posts_are_stored_under_a_new_name_or_like_put(ask, folder):
     assert (folder / "a.txt").read_bytes() == (folder / "fresh").read_bytes() == b"put"
 
 
-@pytest.mark.skipif(not shutil.which("mount") or os.geteuid() != 0, reason="needs root to mount a tmpfs")
-def test_a_full_disk_is_507_and_the_old_file_stays(spawn, tmp_path, ask):  # 30
+@pytest.fixture
+def disk(tmp_path):
+    """A disk of 8 MiB with one old file."""
+    if not shutil.which("mount") or os.geteuid() != 0:
+        pytest.skip("needs root to mount a tmpfs")
     disk = tmp_path / "disk"
     disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], check=True)
-    try:
-        (disk / "old").write_bytes(b"old")
-        server = spawn("httpserver.py", disk)
-        assert ask("PUT", "/old", body=bytes(2 << 20), to=server).status == 507  # told before the body
-        chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (2 << 20, bytes(2 << 20))
-        assert ask("PUT", "/old", "Transfer-Encoding: chunked\r\n", chunks, to=server, length=False).status == 507
-        assert ask("POST", "/", FORM + "Transfer-Encoding: chunked\r\n", b"%x\r\n" % (2 << 20) + form((b'name="f"; filename="f"', bytes(2 << 20))), to=server, length=False).status == 507
-        assert tree(disk) == {b"old": b"old"}
-        server.stop()
-    finally:
-        subprocess.run(["umount", disk], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], check=True)
+    (disk / "old").write_bytes(b"old")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def upload_chunked(ask, server, size):
+    """The statuses of an upload and a form whose lengths are not known before."""
+    body = form((b'name="f"; filename="f"', bytes(size)))
+    return [ask(method, path, f"{fields}Transfer-Encoding: chunked\r\n", b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data), to=server, length=False).status
+            for method, path, fields, data in (("PUT", "/old", "", bytes(size)), ("POST", "/", FORM, body))]
+
+
+def test_a_full_disk_is_507_and_the_old_file_stays(spawn, disk, ask):  # 30
+    server = spawn("httpserver.py", disk)
+    assert ask("PUT", "/old", body=bytes(9 << 20), to=server).status == 507  # told before the body
+    assert upload_chunked(ask, server, 9 << 20) == [507, 507]
+    assert tree(disk) == {b"old": b"old"}
+
+
+def test_chunked_uploads_too_leave_the_space_free_that_is_to_stay_free(spawn, disk, ask):
+    server = spawn("httpserver.py", disk, "--min-free", "4M")
+    assert upload_chunked(ask, server, 6 << 20) == [507, 507]
+    assert tree(disk) == {b"old": b"old"}
 
 
 def test_a_file_size_limit_in_the_middle_of_an_upload_is_507(spawn, folder, ask):  # 30
@@ -184,6 +202,19 @@ def test_delete(ask, folder):  # 31
     assert [(path, fields, ask("DELETE", path, fields).status) for path, fields, _ in rows] == rows
     assert tree(folder) == {b"a.txt": b"hello\n"}
     assert ask("DELETE", "/a.txt").status == 204
+
+
+def test_a_folder_that_holds_hidden_files_is_deleted_only_by_who_is_shown_them(spawn, ask, folder):
+    (folder / "f" / "deep").mkdir(parents=True)
+    (folder / "f" / "seen").touch()
+    (folder / "f" / "deep" / ".env").touch()
+    assert ask("DELETE", "/f/?recursive").status == 409
+    assert set(tree(folder / "f")) == {b"seen", b"deep/.env"}
+    assert ask("DELETE", "/f/?recursive", to=spawn("httpserver.py", folder, "--hidden")).status == 204
+    (folder / "g").mkdir()
+    (folder / "g" / f".six-{'0' * 32}.part").touch()
+    assert ask("DELETE", "/g/?recursive").status == 204
+    assert os.listdir(folder) == ["a.txt"]
 
 
 def test_mkcol_and_move(ask, folder):
@@ -261,6 +292,45 @@ def test_wrong_resumptions_are_refused_and_change_nothing(ask, folder):
     assert tree(folder) == {b"a.txt": b"hello\n"}
 
 
+@pytest.fixture
+def halfway(spawn, folder, tmp_path):
+    """A server that stops between the link() and the unlink() of its renames until it gets a line on stdin."""
+    script = tmp_path / "halfway.py"
+    script.write_text("import os, runpy, sys\nlink = os.link\n"
+                      "def halfway(*args, **more):\n    link(*args, **more)\n    os.write(2, b'linked\\n')\n    sys.stdin.readline()\n"
+                      f"os.link, sys.argv[0] = halfway, 'httpserver.py'\nrunpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n")
+    server = spawn(str(script), folder, stdin=subprocess.PIPE)
+    yield server
+    server.process.stdin.close()
+
+
+def meanwhile(server, first, second):
+    """Two replies: to a request that renames, and to another that comes in the middle of that. (It may have to wait for the first one.)"""
+    server.wait_for("linked")
+    select.select([second.sock], [], [], 0.3)
+    server.process.stdin.write(b"\n")
+    server.process.stdin.flush()
+    return first.reply(), second.reply()
+
+
+def test_a_file_put_while_its_old_one_is_moved_away_stays(halfway, wire, ask, folder):
+    first = wire(halfway).send("MOVE /a.txt HTTP/1.1\r\nHost: localhost\r\nDestination: /b\r\nOverwrite: F\r\n\r\n")
+    halfway.wait_for("linked")
+    second = wire(halfway).send("PUT /a.txt HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\nnew")
+    assert all(reply.status in (201, 204) for reply in meanwhile(halfway, first, second))
+    assert tree(folder) == {b"a.txt": b"new", b"b": b"hello\n"}
+
+
+def test_nobody_appends_to_an_upload_that_is_just_being_put_in_its_place(halfway, wire, ask, folder):
+    location = ask("POST", "/", "Upload-Complete: ?0\r\nContent-Disposition: inline; filename=big\r\n", to=halfway).fields["location"]
+    head = f"PATCH {location} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/partial-upload\r\nContent-Length: 5\r\n"
+    first = wire(halfway).send(f"{head}Upload-Offset: 0\r\nUpload-Complete: ?1\r\n\r\nhello")
+    halfway.wait_for("linked")
+    second = wire(halfway).send(f"{head}Upload-Offset: 5\r\nUpload-Complete: ?0\r\n\r\nworld")
+    assert [reply.status for reply in meanwhile(halfway, first, second)] == [201, 404]
+    assert tree(folder) == {b"a.txt": b"hello\n", b"big": b"hello"}
+
+
 def test_old_parts_expire_and_are_never_served(ask, folder):
     old, young = (folder / f".six-{digit * 32}.part" for digit in "01")
     old.write_bytes(b"x")
@@ -317,6 +387,29 @@ def test_zip_is_whole_and_other_programs_read_it(ask, full_folder):
         want = {name.decode("utf-8") if name in RAW[1:] or name.isascii() else name.decode("cp437"): data for name, data in visible(full_folder).items()}
         assert {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")} == want
         assert "empty/" in archive.namelist()
+
+
+def obey_modes():
+    """For a process to be started as root: without CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, so that modes hold for it too."""
+    LIBC.prctl(24, 1)
+    LIBC.prctl(24, 2)
+
+
+def test_what_may_not_be_read_is_left_out_of_archives(spawn, folder, ask):
+    for name in "locked", "open":
+        (folder / name).mkdir()
+        (folder / name / "x").touch()
+    (folder / "secret").touch(0o000)
+    (folder / "locked").chmod(0o000)
+    server = spawn("httpserver.py", folder, preexec_fn=obey_modes)
+    try:
+        tar, packed = (ask("GET", f"/?{kind}", to=server) for kind in ("tar", "zip"))
+        assert tar.whole and tarfile.open(fileobj=io.BytesIO(tar.body)).getnames() == ["a.txt", "open", "open/x"]
+        assert packed.whole and zipfile.ZipFile(io.BytesIO(packed.body)).namelist() == ["a.txt", "open/", "open/x"]
+        for name in "locked/", "secret":
+            server.wait_for(f"may not read it: {name}$")
+    finally:
+        (folder / "locked").chmod(0o700)
 
 
 def test_an_archive_whose_folder_changes_meanwhile_ends_short(wire, folder):
@@ -496,6 +589,12 @@ def test_what_is_said_about_wrong_command_lines(run, folder):
     ]:
         done = run("httpserver.py", *args, cwd=folder)
         assert done.code == code and words in done.err and re.search("error: .*\nwhy: .*\ntry: ", done.err), (args, done)
+
+
+def test_nowhere_to_say_where_it_listens_is_23(folder):
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([sys.executable, "-W", "error", ROOT / "httpserver.py", folder, "--port", "0"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 23 and re.fullmatch("error: .*\nwhy: .*\ntry: .*\n", done.stderr), done
 
 
 def test_dual_stack_and_ipv6(spawn, folder):
