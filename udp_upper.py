@@ -347,7 +347,7 @@ def ping(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Outpu
                 left[b"PING %d" % sent] = sent, time.perf_counter()
                 send_message(sock, b"ping %d" % sent, tally)
                 continue
-            reply = await_reply(sock, args, tally, time.monotonic() + PING_WAIT * (sent == args.ping))
+            reply = await_reply(sock, args, tally, time.monotonic() + min(PING_WAIT, args.timeout) * (sent == args.ping))
             if reply in left:
                 number, began = left.pop(reply)
                 trips.append(time.perf_counter() - began)

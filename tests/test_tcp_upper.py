@@ -63,7 +63,7 @@ def test_an_address_as_text(place, want):
 @pytest.mark.parametrize("size", [1, 65535, 65536, 65537, 5_000_000])
 def test_a_stream_of_any_size_comes_back_whole(spawn, run, size):
     server = spawn(SCRIPT, "server")
-    data = random.Random(size).randbytes(size) if sys.version_info >= (3, 9) else b""
+    data = random.Random(size).randbytes(size)
     done = run(SCRIPT, "client", "--port", server.port, input=data)
     assert done.code == 0
     assert hashlib.sha256(done.out).hexdigest() == hashlib.sha256(data.upper()).hexdigest()
