@@ -4,14 +4,18 @@
     python3 client.py list                        what is on 127.0.0.1:9000
     python3 client.py put notes.txt photos/       files and whole folders
     python3 client.py get notes.txt photos        into the current folder; -o DEST for elsewhere
-    python3 client.py --host 192.0.2.7 get '*.jpg' -o pictures/
+    python3 client.py --host 192.0.2.7 --password WORD --pin SHA256 get '*.jpg' -o pictures/     as the server printed it
     tar c . | python3 client.py put - --as box.tar     and: get box.tar -o - | tar x
     python3 client.py delete old.txt              rename OLD NEW, mkdir NAME, stat NAME, help
+    python3 client.py who                         the other clients
+    python3 client.py receive -o inbox/           wait for what they send
+    python3 client.py send photos/ --to 192.0.2.9:51234 --to anna     or --all: straight to them, nothing stays on the server
+    python3 client.py chat --nick anna            talk with everybody who is in it
     python3 client.py                             a shell with these commands
 
-A command that was cut off goes on where it was when it is given again. What is already there with the same size and
-time is skipped; a different file is replaced only with --force. The other side checks length and SHA-256
-before a file gets its name and before success is told.
+After a lost connection a command tries again by itself (--retries); cut off for good, it goes on where it was when it is given
+again. What is already there with the same size and time is skipped; a different file is replaced only with --force. The other
+side checks length and SHA-256 before a file gets its name and before success is told.
 
 What is said on the wire (server.py's docstring specifies it):
 
@@ -27,13 +31,17 @@ What is said on the wire (server.py's docstring specifies it):
     S: hello⏎
     S: end sha256=5891b5b5…
 
-Limits: nothing is encrypted. What comes from standard input cannot be resumed. Links inside a folder are skipped and named.
+The password is --password, --ask-password or SIXSOCKETS_PASSWORD in the environment, which no process list shows; it is never
+sent, but proved, and a server that cannot prove it too is told nothing else. --tls, --cacert or --pin encrypt.
+
+Limits: without TLS others can read what is sent. What comes from standard input cannot be resumed. Links inside a folder are skipped and named.
 """
 from __future__ import annotations
 
 import argparse
 import contextlib
 import errno
+import functools
 import hashlib
 import itertools
 import os
@@ -46,7 +54,10 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
+
+if TYPE_CHECKING:
+    import ssl
 
 VERSION = "1.0"
 PROTOCOL = "1"
@@ -54,18 +65,26 @@ SERVER = "python3 server.py"
 PROMPT = "sixsockets> "
 UNANSWERED = 256  # requests that may wait for their answers
 UNANSWERED_BYTES = 24576  # and their length: what both kernels hold, so that neither side ever waits for the other to read
+NUDGE_AFTER = 1.0  # seconds without a greeting until a server that waits for TLS is made to say so
 NOTICE_AFTER = 3.0  # seconds of silence until the client says for whom it waits
+LIFE = 1.0  # seconds of silence of standard input after which the server is told that more may come
 REDRAW = 0.1  # seconds from one picture of the progress bar to the next
 BACK_OFF = 0.5  # seconds until the first new attempt; doubled each time
-ANSWERS = ("ok", "err", "file", "dir", "note", "help")  # how a line that answers something can begin
+ANSWERS = ("ok", "err", "file", "dir", "note", "help", "client")  # how a line that answers something can begin
 MANY = 64  # files of a folder from which one list is quicker than a stat for each
+CHAT_PROMPT = "> "
+AHEAD = 20  # lines that a pipe may have said before the server has answered
+LONGEST = 1000  # characters of one line of the chat; more are several
+SENDERS = 1000  # folders from others whose names here are remembered
+LASTING = {"chat"}  # commands that have used what came before the connection was lost
 LISTED = 12000  # lines of a listing that are kept in memory; the rest goes to a nameless file
 
 
 # --- wire: the same in server.py, client.py (tests/test_twins.py) ---
 MAX_LINE = 32768  # bytes of a line with its end: the longest path of most systems, every byte percent-encoded, and keys
-BUFFER = 1 << 18  # bytes asked of one recv: twice as many gain little, and each connection has its own
+BUFFER = 1 << 19  # bytes asked of one recv: half as many cost a sixth more time, and each busy connection has its own
 QUIET = 1 << 12  # the same for a connection on which no more than that has come at once
+RECORD = 1 << 14  # bytes of a TLS record at most
 BATCH = 1 << 16  # bytes of lines and small bodies that gather until they leave in one send
 PLAIN = re.compile(r"[!-$&-<>-~]*")  # printable ASCII but for space, percent sign and equals sign
 CONTROL = re.compile(rb"[\0-\x1f\x7f]")  # bytes that no line may hold
@@ -76,10 +95,18 @@ NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()  # bytes of
 NUMBER = re.compile(r"-?(?:[0-9]{1,18}|[0-8][0-9]{18})")  # what 64 bits hold
 HTTP = re.compile(rb"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
 TLS = b"\x16\x03"  # how a TLS client begins
+AUTH = "scrypt-hmac-sha256"
+NONCE = re.compile("(?:[0-9a-f]{2}){16,64}")
+BODY = re.compile(rb"data ([0-9]{1,18})")  # the line that comes most often
+KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}  # a peer that vanished is noticed in two minutes
 
 
 class Lost(Exception):
     """The connection is gone, or its peer silent, where something was still to come."""
+
+
+class Silent(Lost):
+    """The peer is there for all that is known, but neither speaks nor reads."""
 
 
 class Ended(Lost):
@@ -100,9 +127,14 @@ class Line(NamedTuple):
         text = self.keys.get(key)
         if text is None:
             return default
+        if len(text) < 19 and text.isascii() and text.isdigit():  # nearly all; quicker than an expression
+            return int(text)
         if not NUMBER.fullmatch(text) or (text[0] == "-" and key != "mtime_ns"):
             raise Broken("bad-number")
         return int(text)
+
+
+DATA = Line("data", [], {})
 
 
 def quote(text: str) -> str:
@@ -123,15 +155,16 @@ def unquote(word: str) -> str:
 
 def line(*words: str, **keys: object) -> bytes:
     """A line as it goes out; a key without a value (None) is left away."""
-    text = " ".join([quote(word) for word in words] + [f"{key}={quote(str(value))}" for key, value in keys.items() if value is not None])
-    return f"{text}\n".encode()
+    told = [f"{key}={value if type(value) is int else quote(str(value))}" for key, value in keys.items() if value is not None]
+    return f"{' '.join([*map(quote, words), *told])}\n".encode()
 
 
 def parse(raw: bytes) -> Line:
     """A line as it came in: the verb, the positional words, the key=value words."""
-    if CONTROL.search(raw):
-        raise Broken("bad-line")
-    start, *rest = raw.decode(*NAMES).split(" ")
+    text = raw.decode(*NAMES)
+    if not text.isprintable() and CONTROL.search(raw):
+        raise Broken("this-is-tls" if raw.startswith(TLS) else "bad-line")
+    start, *rest = text.split(" ")
     found = Line(start.lower(), [], {})
     if found.verb in FREE:
         return found._replace(words=[" ".join(rest)] if rest else [])
@@ -154,6 +187,27 @@ def shown(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in raw)
 
 
+@functools.lru_cache(maxsize=1)
+def auth_key(password: str, salt: str) -> bytes:
+    """What both sides make of the password. It takes 50 ms and 16 MiB, so that guessing takes long: once per process is enough."""
+    if not hasattr(hashlib, "scrypt"):
+        raise Failure(2, "this Python cannot speak with a password", "its hashlib has no scrypt: it was built without OpenSSL 1.1 or later",
+                      "another Python; python3 -c 'import hashlib; hashlib.scrypt' tells")
+    return hashlib.scrypt(password.encode("utf-8", "surrogateescape"), salt=bytes.fromhex(salt), n=1 << 14, r=8, p=1, dklen=32)
+
+
+def auth_proof(key: bytes, who: str, server_nonce: str, client_nonce: str, pin: str) -> str:
+    """That the client, or the server, knows the password: for this connection alone, and under TLS for this certificate alone."""
+    import hmac  # not at the top: few need it
+    return hmac.new(key, f"{who} {server_nonce} {client_nonce} {pin or '-'}".encode(), "sha256").hexdigest()
+
+
+def same_proof(one: str, other: str) -> bool:
+    """In constant time: how long it takes tells nothing of where they differ."""
+    import hmac
+    return hmac.compare_digest(os.fsencode(one), os.fsencode(other))
+
+
 class Wire:
     """One connection. Every byte on it belongs to a line, or to the body bytes that a `data N` line announced."""
 
@@ -168,6 +222,13 @@ class Wire:
         self.out: list[bytes] = []
         self.queued = 0  # bytes in out
         self.heard = time.monotonic()  # when the peer last said something
+
+    def keep_alive(self) -> None:
+        """Nothing may be said for hours: let the kernel notice when the peer has vanished."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEPALIVE.items():
+            if hasattr(socket, option):
+                self.sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
     def put(self, data: bytes) -> None:
         """Queue bytes: small ones leave together, and before anything is waited for; large ones at once."""
@@ -189,15 +250,21 @@ class Wire:
     def push(self, view: memoryview) -> int:
         """All of it, however slowly the peer reads, as long as it does. (sendall() has one timeout for everything.)"""
         while view:
-            view = view[self.sock.send(view):]
+            view = view[self.sock.send(self.sendable(view)):]
         return 1
+
+    def sendable(self, view: memoryview) -> memoryview:
+        """What one send() may have: TLS takes all of it or nothing, so that a slow reader would look like a stuck one."""
+        return view[:BATCH] if hasattr(self.sock, "pending") else view
 
     def attempt(self, call: Callable[[memoryview], int], view: memoryview) -> None:
         """A socket call that can fail, or find the stream's end: the end of the conversation, unlike an OSError of a disk."""
         try:
             count = call(view)
         except OSError as error:
-            raise Lost(f"silent for {self.timeout:g} s" if isinstance(error, socket.timeout) else error.strerror or "closed") from None
+            if isinstance(error, socket.timeout):
+                raise Silent(f"silent for {self.timeout:g} s") from None
+            raise Lost(error.strerror or "closed") from None
         if not count:
             raise Ended("the other side closed the connection")
         self.heard = time.monotonic()
@@ -206,7 +273,8 @@ class Wire:
         """Wait for more and take what comes. What is queued leaves first: two sides that both wait would wait for ever."""
         self.flush()
         rest = self.view[self.start:self.end]
-        if len(self.buffer) == QUIET and max(self.end, self.owed) >= QUIET:
+        if len(self.buffer) == QUIET and (max(self.end, self.owed) >= QUIET or hasattr(self.sock, "pending")):
+            # under TLS from the start: with room for a whole record it holds nothing back that select() would not see
             self.buffer = bytearray(BUFFER)
             self.view = memoryview(self.buffer)
         self.view[:len(rest)] = rest
@@ -219,7 +287,19 @@ class Wire:
 
     def receive(self, view: memoryview) -> int:
         count = self.sock.recv_into(view)
+        if self.owed and hasattr(self.sock, "pending"):
+            count += self.records(view[count:])
         self.end += count
+        return count
+
+    def records(self, view: memoryview) -> int:
+        """TLS gives one record (16 KiB) at a time: inside a body take all that have come, and write them to the disk at once."""
+        count, patience = 0, self.sock.gettimeout()
+        self.sock.settimeout(0)
+        with contextlib.suppress(OSError):  # nothing more has come, or an error that the next call will tell
+            while len(view) - count >= RECORD and (more := self.sock.recv_into(view[count:])):
+                count += more
+        self.sock.settimeout(patience)
         return count
 
     def line(self, idle: bool = False) -> Line:
@@ -261,6 +341,9 @@ class Wire:
             raise
 
     def understand(self, raw: bytes) -> Line:
+        if body := BODY.fullmatch(raw):
+            self.owed = int(body[1])
+            return DATA
         if b"HTTP/" in raw and HTTP.match(raw):
             raise Broken("this-is-http")
         found = parse(raw)
@@ -301,7 +384,23 @@ WHYS = {
     "aborted": ("it was given up", "again"),
     "usage": ("the server expects other words", "help"),
     "unknown-verb": ("the server does not know that command", "help lists those that it knows"),
+    "no-such-client": ("nobody who is connected has that address or nick", "who lists the clients"),
+    "yourself": ("that is this very connection", "who lists the clients"),
+    "not-receiving": ("it is connected, but does not wait for files", "python3 client.py receive, there"),
+    "gone": ("its connection ended before it had all", "again, when it is back"),
+    "stalled": ("it took nothing for longer than the server's --timeout, and was disconnected", "again"),
+    "left": ("it stopped receiving", "python3 client.py receive, there"),
+    "not-received": ("no receiver has got it", "who lists the clients"),
+    "not-in-chat": ("that connection is not in the chat", "python3 client.py chat"),
+    "bad-nick": ("a nick is 1 to 32 letters, digits, points or hyphens", "--nick NAME"),
 }
+
+
+TURNED_AWAY = {
+    "server-full": (7, "has as many clients as it takes", "its --max-clients is reached", "again later"),
+    "busy": (67, "lets nobody in from this address for a minute", "too many wrong passwords came from it", "again, later"),
+    "tls-only": (56, "speaks TLS only", "it was started with --tls", "--pin SHA256 as the server printed it, or --cacert FILE, or --tls"),
+}  # reasons that come instead of the greeting
 
 
 def human(size: float) -> str:
@@ -322,15 +421,33 @@ def plural(count: int, word: str) -> str:
     return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
 
 
+def numbered(leaf: str) -> Iterator[str]:
+    """notes.txt, notes (1).txt, notes (2).txt ..."""
+    stem, ending = os.path.splitext(leaf)
+    return itertools.chain([leaf], (f"{stem} ({number}){ending}" for number in itertools.count(1)))
+
+
 def same(size: int, mtime_ns: int, other_size: int, other_mtime_ns: int) -> bool:
     """Whether two files pass for the same. File systems keep times to 1 or 100 ns, 1 µs, 1 s or 2 s: the coarser side's precision decides."""
+    if mtime_ns == other_mtime_ns:
+        return size == other_size
     coarsest = max(unit for unit in (1, 100, 1000, 10**9, 2 * 10**9) if mtime_ns % unit == 0 or other_mtime_ns % unit == 0)
     return size == other_size and mtime_ns // coarsest == other_mtime_ns // coarsest
+
+
+def called(place: str, nick: str | None) -> str:
+    return shown(f"{place} ({nick})" if nick else place)
 
 
 def remote_name(text: str) -> str:
     """A name as people type it: a slash at the end of a folder's name means nothing."""
     return text.rstrip("/") or text
+
+
+def granted(answer: Line, verb: str, name: str) -> Line:
+    if answer.verb != "ok":
+        raise refusal(answer, verb, name)
+    return answer
 
 
 def refusal(answer: Line, verb: str, name: str) -> Failure:
@@ -341,7 +458,7 @@ def refusal(answer: Line, verb: str, name: str) -> Failure:
         why += f" ({human(answer.number('limit'))})"
     if "received" in answer.keys:
         reason += f" after {answer.number('received'):,} bytes"
-    code = 56 if reason.startswith("wrong-digest") else 25 if verb == "put" else 78 if reason in ("no-such-file", "no-such-folder") else 9
+    code = 56 if reason.startswith("wrong-digest") else 25 if verb in ("put", "send") else 78 if reason in ("no-such-file", "no-such-folder") else 9
     return Failure(code, f"server refused to {verb} {shown(name)} ({shown(reason)})", why, hint)
 
 
@@ -350,8 +467,19 @@ MAX_NAME = 4096  # bytes of a path: more than most systems take
 PART = re.compile(r"\.six-[0-9a-f]{32}\.part", re.IGNORECASE)  # what the name of an unfinished file looks like
 DEVICE = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?|.*[. ]|.*[\\:<>|?*\"].*", re.IGNORECASE)  # what Windows takes for something else
 NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # and no wait for a FIFO
+KEPT = 7 * 86400  # seconds that the part of an interrupted transfer is kept
 SORTED = 20000  # entries of a folder that are put in order; where there are more they come as the disk has them
+TIMED = os.utime in os.supports_fd
 BY_DESCRIPTOR = {os.open, os.stat, os.unlink, os.mkdir, os.rename, os.link} <= os.supports_dir_fd and os.scandir in os.supports_fd
+
+
+REASONS = {
+    errno.ENOENT: "no-such-file", errno.ENOTDIR: "not-a-folder", errno.EISDIR: "is-a-folder", errno.EEXIST: "exists",
+    errno.EACCES: "not-permitted", errno.EPERM: "not-permitted", errno.EROFS: "not-permitted", errno.ELOOP: "not-a-file",
+    errno.ENXIO: "not-a-file", errno.ENOSPC: "disk-full", errno.EDQUOT: "disk-full", errno.EFBIG: "too-large",
+    errno.ENAMETOOLONG: "bad-name", errno.EILSEQ: "bad-name", errno.ENOTEMPTY: "not-empty", errno.EINVAL: "not-possible",
+    errno.EXDEV: "not-possible", errno.EMFILE: "busy", errno.ENFILE: "busy", errno.EBUSY: "busy",
+}  # what a peer is told of an OSError; any other is "failed"
 
 
 class Refused(Exception):
@@ -360,6 +488,10 @@ class Refused(Exception):
     def __init__(self, reason: str, **keys: object) -> None:
         super().__init__(reason)
         self.reason, self.keys = reason, keys
+
+
+def reason_of(error: OSError) -> str:
+    return REASONS.get(error.errno or 0, "failed")
 
 
 def components(name: str, hidden: bool = True, windows: bool = os.name == "nt") -> list[str]:
@@ -460,6 +592,19 @@ def locked(fd: int) -> bool:
         except OSError:
             return False
     return True
+
+
+def swept(folder: Folder, entry: os.DirEntry[str]) -> bool:
+    """Remove an entry if it is a part that nobody came back for. Its ctime tells: mtime is the source's, just before a part gets its name."""
+    with contextlib.suppress(OSError):
+        if PART.fullmatch(entry.name) and time.time() - entry.stat(follow_symlinks=False).st_ctime > KEPT:
+            fd = folder.open(entry.name, os.O_RDONLY)
+            free = locked(fd)
+            os.close(fd)
+            if free:
+                folder.remove(entry.name)
+            return free
+    return False
 # --- end folders ---
 
 
@@ -467,6 +612,7 @@ def locked(fd: int) -> bool:
 CHUNK = 1 << 20  # most bytes that our side announces in one `data`: it can stop only between two
 RESUMABLE = 1 << 20  # bytes from which an interrupted file is worth resuming; a smaller one starts over
 UNLOCKED = contextlib.nullcontext()
+UNIQUE = itertools.count(int.from_bytes(os.urandom(15), "big"))  # names of parts that nobody has to find again
 
 
 class Part:
@@ -476,7 +622,7 @@ class Part:
         self.folder, self.leaf, self.mtime_ns, self.executable = folder, leaf, mtime_ns, executable
         self.sha, self.received, self.fd = hashlib.sha256(), 0, -1
         self.keyed = mtime_ns is not None and (size or 0) >= RESUMABLE
-        token = hashlib.sha256(os.fsencode(f"{leaf}/{size}/{mtime_ns}")).hexdigest()[:32] if self.keyed else os.urandom(16).hex()
+        token = hashlib.sha256(os.fsencode(f"{leaf}/{size}/{mtime_ns}")).hexdigest()[:32] if self.keyed else f"{next(UNIQUE):032x}"
         self.name = f".six-{token}.part"
 
     def place(self) -> tuple[object, ...]:
@@ -494,8 +640,8 @@ class Part:
             if self.keyed and not locked(fd):
                 os.close(fd)
                 return False
-            ours, there = os.fstat(fd), self.folder.stat(self.name) if self.keyed else None
-            if self.keyed and not (there and there.st_ino == ours.st_ino and ours.st_nlink == 1 and stat.S_ISREG(ours.st_mode)):
+            ours, there = (os.fstat(fd), self.folder.stat(self.name)) if self.keyed else (None, None)
+            if ours and not (there and there.st_ino == ours.st_ino and ours.st_nlink == 1 and stat.S_ISREG(ours.st_mode)):
                 os.close(fd)  # its last writer has just put it in place, or died between link and unlink: not ours to write
                 if there and there.st_ino == ours.st_ino:
                     self.folder.remove(self.name)
@@ -503,8 +649,12 @@ class Part:
             self.fd = fd
         return True
 
-    def length(self) -> int:
-        return os.fstat(self.fd).st_size
+    def examine(self, most: int, tell: Callable[[int], None]) -> None:
+        """Hash what an earlier attempt left; more than the file has cannot be the beginning of it."""
+        length = os.fstat(self.fd).st_size
+        if length <= most:
+            digest(self.fd, length, self.sha, tell)
+            self.received = os.lseek(self.fd, 0, os.SEEK_CUR)
 
     def begin(self, offset: int) -> None:
         """Write from offset on, which is where the digest stands, or else from the start."""
@@ -526,8 +676,7 @@ class Part:
         if there and hasattr(os, "fchmod"):
             os.fchmod(self.fd, there.st_mode & 0o777 | (0o111 & there.st_mode >> 2 if self.executable else 0))
         if self.mtime_ns is not None:
-            by_fd = os.utime in os.supports_fd
-            os.utime(self.fd if by_fd else self.folder.at(self.name), ns=(self.mtime_ns, self.mtime_ns))
+            os.utime(self.fd if TIMED else self.folder.at(self.name), ns=(self.mtime_ns, self.mtime_ns))
         if durable:
             os.fsync(self.fd)
         if os.name == "nt":
@@ -597,161 +746,56 @@ def digest(fd: int, upto: int, sha: hashlib._Hash, tell: Callable[[int], None]) 
     return sha.hexdigest()
 
 
-def receive_body(wire: Wire, sink: Part, check: Callable[[int], None], tell: Callable[[int], None]) -> Line:
-    """Bodies into the sink until another line comes, which is returned: `end` and its digest, or `abort`.
-    A verb that does not belong inside a body ends it like `abort`, and is then run. check() may refuse what is announced."""
-    while (found := wire.line()).verb == "data":
+def receive_body(wire: Wire, sink: Part, size: int | None, check: Callable[[int], None], tell: Callable[[int], None]) -> str:
+    """Bodies into the sink until `end`: "yes" when its digest agrees, "no" without one. Refused when it is not what was announced.
+    A verb that does not belong inside a body ends it like `abort`, and is then run. check() may refuse so many bytes."""
+    while (found := wire.line()).verb in ("data", "note"):  # a note is a sign of life
+        if size is not None and sink.received + wire.owed > size:
+            raise Refused("too-long", size=size)
         check(sink.received + wire.owed)
         while wire.owed:
             sink.write(wire.take())
             tell(sink.received)
     if found.verb not in ("end", "abort"):
         wire.again = found
-        return Line("abort", [], {"reason": "interrupted"})
-    return found
+    if found.verb != "end":
+        raise Refused("aborted")
+    if size is not None and sink.received != size:
+        raise Refused("incomplete", received=sink.received, size=size)
+    if found.keys.get("sha256", sink.sha.hexdigest()).lower() != sink.sha.hexdigest():
+        raise Refused("wrong-digest", sha256=sink.sha.hexdigest())
+    return "yes" if "sha256" in found.keys else "no"
 # --- end bodies ---
 
 
-# --- the connection: requests go out, answers come back in their order ---
-class Job:
-    """A file or folder on its way: what it is called there and here, and what is known of it."""
-
-    __slots__ = ("below", "executable", "failed", "fresh", "mtime_ns", "name", "offset", "once", "part", "path", "sha256", "size",
-                 "status", "there")
-
-    def __init__(self, name: str, path: str = "", status: os.stat_result | None = None) -> None:
-        self.name, self.path, self.status = name, path, status
-        self.size = self.mtime_ns = self.offset = 0
-        self.executable = self.failed = self.below = self.fresh = self.once = False
-        self.part: Part | None = None
-        self.there: Line | None = None  # the server's line of it, from a listing
-        self.sha256 = ""
+# --- telling: results on stdout for programs, progress on stderr for people ---
+def tell(text: str) -> None:
+    """A line of the product: names as they are to a pipe, harmless to a terminal."""
+    view = memoryview((shown(text).encode() if os.isatty(1) else os.fsencode(text)) + b"\n")
+    try:
+        while view:
+            view = view[os.write(product(), view):]
+    except OSError as error:
+        raise Failure(23, f"cannot write standard output ({error.strerror})", "what reads it has ended, or its disk is full",
+                      "the same without | or >") from None
 
 
-Handler = Callable[[Job, Line], None]
+def product() -> int:
+    """Standard output. Where it was closed before the start, the connection may have its number."""
+    if sys.stdout is None:
+        raise Failure(23, "cannot write standard output (it is closed)", "whoever started this closed it", "the same without >&-")
+    return 1
 
 
-class Link(Wire):
-    """A connection to the server, and the requests that it has not answered yet."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        super().__init__(open_connection(args, args.host, args.port, server_command(args)), args.timeout)
-        self.place = place(args)
-        self.pending: deque[tuple[Handler, Job, tuple[str, ...], int]] = deque()
-        self.unanswered = 0  # bytes of pending requests
-        self.arrived: deque[Line] = deque()  # answers that came while something was sent
-        self.noted: Callable[[Line], None] = lambda note: None
-        try:
-            self.greet()
-        except Failure:
-            self.sock.close()
-            raise
-
-    def greet(self) -> None:
-        with contextlib.suppress(Lost):
-            try:
-                greeting = self.line()
-            except Broken as broken:
-                greeting = Line(str(broken), [], {})
-            if greeting.keys.get("reason") == "server-full":
-                raise Failure(7, f"{self.place} has as many clients as it takes", "its --max-clients is reached", "again later")
-            if greeting.verb != "sixsockets" or greeting.words[:1] != [PROTOCOL]:
-                known = {"http": "it speaks HTTP", "this": "it speaks TLS"}.get(greeting.verb[:4], "it does not begin with the greeting of one")
-                raise Failure(56, f"{self.place} is no Six Sockets file server", f"{known}: another program listens there",
-                              "check the port; httpclient.py speaks to web servers")
-            return
-        raise Failure(52, f"{self.place} said nothing", "it closed or stayed silent where a file server greets", "check the port")
-
-    def fill(self, patience: float | None) -> None:
-        self.flush()
-        if not select.select([self.sock], [], [], min(NOTICE_AFTER, self.timeout))[0] and NOTICE_AFTER < self.timeout:
-            say(f"waiting for an answer from {self.place} (Ctrl-C stops)")
-        super().fill(patience)
-
-    def request(self, handler: Handler, job: Job, *words: str, **keys: object) -> None:
-        text = line(*words, **keys)
-        self.pending.append((handler, job, words, len(text)))
-        self.unanswered += len(text)
-        self.put(text)
-
-    def full(self) -> bool:
-        return len(self.pending) >= UNANSWERED or self.unanswered > UNANSWERED_BYTES
-
-    def answer(self) -> Line:
-        return self.arrived.popleft() if self.arrived else self.hear()
-
-    def hear(self) -> Line:
-        """The next line that is an answer."""
-        while not self.listen():
-            pass
-        found = self.arrived.pop()
-        if found.verb not in ANSWERS:
-            raise Failure(56, f"{self.place} answered {shown(found.verb)!r}, which belongs to nothing that was asked",
-                          "it breaks the protocol, or is no server.py", "ss -ltnp shows which program has the port")
-        return found
-
-    def listen(self) -> bool:
-        """The next line: an answer is kept until it is asked for, a note tells how far the server is."""
-        found = self.line()
-        if found.verb in ("file", "dir", "note", "help") and not found.words:
-            raise Broken("bad-line")
-        if found.verb != "note" or "reason" in found.keys:
-            self.arrived.append(found)
-            return True
-        self.noted(found)
-        return False
-
-    def peek(self) -> bool:
-        """Take the lines that have come, without waiting. Has the last request been answered already?"""
-        while self.buffer.find(b"\n", self.start, self.end) >= 0 or select.select([self.sock], [], [], 0)[0]:
-            self.listen()
-        return len(self.arrived) >= len(self.pending)
-
-    def ask(self, *words: str, **keys: object) -> Line:
-        """One request, and its answer; those that come before it are kept for whom they belong to."""
-        self.put(line(*words, **keys))
-        while len(self.arrived) < len(self.pending):
-            self.listen()
-        return self.hear()
+def tell_json(facts: dict[str, Any]) -> None:
+    """Text that is not UTF-8 is told with \\x escapes; of such a name "quoted" has the bytes, as the protocol writes them."""
+    import json  # not at the top: few need it
+    clean = {key: os.fsencode(value).decode(errors="backslashreplace") if isinstance(value, str) else value for key, value in facts.items()}
+    if clean.get("name") != facts.get("name"):
+        clean["quoted"] = quote(facts["name"])
+    tell(json.dumps(clean))
 
 
-def hang_up(args: argparse.Namespace) -> None:
-    if args.link:
-        args.link.sock.close()
-    args.link = None
-
-
-def connected(args: argparse.Namespace) -> Link:
-    """The connection of this command; the shell's stays open from command to command, unless the server has closed it."""
-    if args.link and select.select([args.link.sock], [], [], 0)[0]:
-        hang_up(args)
-    args.link = args.link or Link(args)
-    found: Link = args.link
-    return found
-
-
-def expand(args: argparse.Namespace, names: Sequence[str]) -> Iterator[str]:
-    """Names on the server, with *, ? and [] matched there."""
-    for name in map(remote_name, names):
-        if not re.search(r"[*?[]", name):
-            yield name
-            continue
-        import fnmatch  # not at the top: few need it
-        above = name.rpartition("/")[0]
-        found = [answer.words[0] for answer in listing(connected(args), above)]
-        yield from [name] if name in found else fnmatch.filter(found, name) or [name]
-
-
-def listing(link: Link, folder: str, deep: bool = False) -> Iterator[Line]:
-    answer = link.ask("list", *[folder] * bool(folder), deep="yes" if deep else None)
-    while answer.verb in ("file", "dir", "note"):
-        yield answer
-        answer = link.hear()
-    if answer.verb != "ok":
-        raise refusal(answer, "list", folder)
-
-
-# --- many files: what is asked, what is awaited, what became of each ---
 class Progress:
     """One bar for the whole job, on a terminal: bytes that are safe on the other side, or here."""
 
@@ -788,19 +832,315 @@ class Progress:
             self.shown = False
 
 
+# --- the connection: requests go out, answers come back in their order ---
+class Job:
+    """A file or folder on its way: what it is called there and here, and what is known of it."""
+
+    __slots__ = ("below", "executable", "failed", "fresh", "got", "kept", "mtime_ns", "name", "offset", "once", "part", "path", "sha256", "size",
+                 "status", "there")
+
+    def __init__(self, name: str, path: str = "", status: os.stat_result | None = None) -> None:
+        self.name, self.path, self.status = name, path, status
+        self.size = self.mtime_ns = self.offset = 0
+        self.executable = self.failed = self.below = self.fresh = self.once = False
+        self.part: Part | None = None
+        self.there: Line | None = None  # the server's line of it, from a listing
+        self.sha256 = self.kept = ""  # the digest; the name of the part that a lost connection leaves
+        self.got: list[Line] = []  # what each of its receivers said
+
+
+Handler = Callable[[Job, Line], None]
+
+
+class Link(Wire):
+    """A connection to the server, and the requests that it has not answered yet."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        super().__init__(dial(args), args.timeout)
+        self.place = place(args)
+        self.pending: deque[tuple[Handler, Job, tuple[str, ...], int]] = deque()
+        self.unanswered = 0  # bytes of pending requests
+        self.arrived: deque[Line] = deque()  # answers that came while something was sent
+        self.noted: Callable[[Line], None] = lambda note: None
+        try:
+            self.log_in(args, self.greet())
+        except BaseException:
+            self.sock.close()
+            raise
+
+    def greet(self) -> Line:
+        with contextlib.suppress(Lost):
+            if not select.select([self.sock], [], [], min(NUDGE_AFTER, self.timeout / 2))[0]:
+                self.put(b"\n")  # an empty line means nothing; a server that waits for TLS is answered to its first byte
+            try:
+                greeting = self.line()
+            except Broken as broken:
+                greeting = Line(str(broken), [], {})
+            if greeting.keys.get("reason") in TURNED_AWAY:
+                code, what, why, hint = TURNED_AWAY[greeting.keys["reason"]]
+                raise Failure(code, f"{self.place} {what}", why, hint)
+            if greeting.verb != "sixsockets" or greeting.words[:1] != [PROTOCOL]:
+                known = {"http": "it speaks HTTP", "this": "it speaks TLS"}.get(greeting.verb[:4], "it does not begin with the greeting of one")
+                raise Failure(56, f"{self.place} is no Six Sockets file server", f"{known}: another program listens there",
+                              "check the port; httpclient.py speaks to web servers")
+            return greeting
+        raise Failure(52, f"{self.place} said nothing", "it closed or stayed silent where a file server greets", "check the port")
+
+    def log_in(self, args: argparse.Namespace, greeting: Line) -> None:
+        """Both sides prove that they know the password. To a server that cannot, nothing else is said."""
+        keys, password = greeting.keys, given_password(args, args.host, args.port)
+        if keys.get("auth", "none") == "none":
+            if password:
+                raise Failure(67, f"{self.place} does not ask for the password", "so it cannot prove that it knows it: it may be another server",
+                              "without --password and SIXSOCKETS_PASSWORD, if it is meant to be open")
+            return
+        salt, theirs, mine = keys.get("salt", ""), keys.get("nonce", ""), os.urandom(16).hex()
+        if keys["auth"] != AUTH or not NONCE.fullmatch(salt) or not NONCE.fullmatch(theirs):
+            raise Failure(56, f"{self.place} asks for a password in a way that is not known here", shown(keys["auth"]), "a newer client.py")
+        if not password:
+            password = args.password = self.asked()
+        key, pin = auth_key(password, salt), fingerprint(self.sock.getpeercert(binary_form=True)) if hasattr(self.sock, "getpeercert") else ""
+        answer = self.ask("auth", nonce=mine, proof=auth_proof(key, "client", theirs, mine, pin))
+        if answer.verb != "ok":
+            reason = answer.keys.get("reason", "?")
+            told = TURNED_AWAY["busy"][2:] if reason == "busy" else ("it is not the server's", "the one that the server was given, or printed")
+            raise Failure(67, f"{self.place} refused the password ({shown(reason)})", *told)
+        if not same_proof(answer.keys.get("proof", ""), auth_proof(key, "server", theirs, mine, pin)):
+            raise Failure(67, f"{self.place} does not know the password itself", "it is not the server that it should be, or somebody is in between",
+                          "check the address; nothing was sent")
+
+    def asked(self) -> str:
+        if not os.isatty(2):
+            raise Failure(67, f"{self.place} asks for a password", "none was given, and there is no terminal to ask on",
+                          "--password TEXT, or SIXSOCKETS_PASSWORD in the environment")
+        return ask_password(self.place)
+
+    def push(self, view: memoryview) -> int:
+        """As ever; but a server that says something while it does not read is alive: it waits for others."""
+        while view:
+            try:
+                view = view[self.sock.send(self.sendable(view)):]
+            except OSError as error:
+                if not isinstance(error, socket.timeout) or not self.notes():
+                    raise
+        return 1
+
+    def notes(self) -> int:
+        """Take the lines that have come; how many."""
+        count = 0
+        while self.buffer.find(b"\n", self.start, self.end) >= 0 or select.select([self.sock], [], [], 0)[0]:
+            self.listen()
+            count += 1
+        return count
+
+    def fill(self, patience: float | None) -> None:
+        self.flush()
+        if patience is None:  # between two files that others send there is nothing to notice
+            return super().fill(patience)
+        quiet = min(NOTICE_AFTER, patience)
+        if not select.select([self.sock], [], [], quiet)[0]:
+            patience = max(0.001, patience - quiet)
+            if NOTICE_AFTER < self.timeout:
+                say(f"waiting for an answer from {self.place} (Ctrl-C stops)")
+        super().fill(patience)
+
+    def request(self, handler: Handler, job: Job, *words: str, **keys: object) -> None:
+        text = line(*words, **keys)
+        echoed = words if words[0] != "send" else ("send", words[2])  # the answer does not repeat for whom it was
+        self.pending.append((handler, job, echoed, len(text)))
+        self.unanswered += len(text)
+        self.put(text)
+
+    def full(self) -> bool:
+        return len(self.pending) >= UNANSWERED or self.unanswered > UNANSWERED_BYTES
+
+    def answer(self) -> Line:
+        return self.arrived.popleft() if self.arrived else self.hear()
+
+    def hear(self) -> Line:
+        """The next line that is an answer."""
+        while not self.listen():
+            pass
+        found = self.arrived.pop()
+        if found.verb not in ANSWERS:
+            raise Failure(56, f"{self.place} answered {shown(found.verb)!r}, which belongs to nothing that was asked",
+                          "it breaks the protocol, or is no server.py", "ss -ltnp shows which program has the port")
+        return found
+
+    def listen(self) -> bool:
+        """The next line: an answer is kept until it is asked for, a note tells how far the server is."""
+        found = self.line()
+        if found.verb in ("file", "dir", "note", "help", "client", "got") and not found.words:
+            raise Broken("bad-line")
+        if found.verb != "got" and (found.verb != "note" or "reason" in found.keys):
+            self.arrived.append(found)
+            return True
+        self.noted(found)
+        return False
+
+    def peek(self) -> bool:
+        """Take the lines that have come, without waiting. Has the last request been answered already?"""
+        self.notes()
+        return len(self.arrived) >= len(self.pending)
+
+    def ask(self, *words: str, **keys: object) -> Line:
+        """One request, and its answer; those that come before it are kept for whom they belong to."""
+        self.put(line(*words, **keys))
+        while len(self.arrived) < len(self.pending):
+            self.listen()
+        return self.hear()
+
+
+def dial(args: argparse.Namespace) -> socket.socket:
+    """A connection to the server: by TLS when something is said about whom to trust."""
+    def plain() -> socket.socket:
+        return open_connection(args, args.host, args.port, server_command(args))
+    try:
+        return encrypt(plain, args.host, args) if wants_tls(args) else plain()
+    except OSError as error:
+        if isinstance(error, socket.timeout):
+            raise Silent(f"silent for {args.timeout:g} s") from None
+        raise Lost("it hung up within the TLS handshake") from None
+
+
+def hang_up(args: argparse.Namespace) -> None:
+    if args.link:
+        end_tls(args.link.sock)
+        args.link.sock.close()
+    args.link = None
+
+
+def connected(args: argparse.Namespace) -> Link:
+    """The connection of this command; the shell's stays open from command to command, unless the server has closed it."""
+    if args.link and select.select([args.link.sock], [], [], 0)[0]:
+        hang_up(args)
+    fresh = not args.link
+    args.link = args.link or Link(args)
+    found: Link = args.link
+    if fresh and args.nick:
+        granted(found.ask("ping", nick=args.nick), "accept the nick", args.nick)
+    return found
+
+
+def pause(args: argparse.Namespace, lost: Lost, tries: int) -> None:
+    """Between a lost connection and the next attempt: longer each time."""
+    seconds = BACK_OFF * 2 ** tries
+    say(f"connection lost ({lost}); attempt {tries + 1} of {args.retries} in {seconds:g} s")
+    time.sleep(seconds)
+
+
+# --- many files: what is asked, what is awaited, what became of each ---
+def following(link: Link, answer: Line, verb: str, name: str = "") -> Iterator[Line]:
+    """The lines of an answer that has several, from its first to before its `ok`."""
+    while answer.verb not in ("ok", "err"):
+        yield answer
+        answer = link.hear()
+    granted(answer, verb, name)
+
+
+def listing(link: Link, folder: str) -> Iterator[Line]:
+    return following(link, link.ask("list", *[folder] * bool(folder)), "list", folder)
+
+
+def unrepeated(lines: Iterator[Line]) -> Iterator[Line]:
+    """Lines that are shown as they come: when some were, a lost connection is told, for asking again would show them twice."""
+    count = 0
+    try:
+        for count, found in enumerate(lines, 1):
+            yield found
+    except Lost as lost:
+        if not count:
+            raise
+        raise Failure(28 if isinstance(lost, Silent) else 18, f"connection lost after {plural(count, 'line')}", f"{lost}; what was shown is not all",
+                      "again") from None
+
+
+def expand(args: argparse.Namespace, names: Sequence[str]) -> Iterator[Job]:
+    """Names on the server, with *, ? and [] matched there: all before the first is used, so that nothing comes between."""
+    chosen = Listing()
+    for name in map(remote_name, names):
+        count = 0
+        if re.search(r"[*?[]", name) and connected(args).ask("stat", name).verb != "ok":
+            for count, found in enumerate(matching(connected(args), name), 1):
+                chosen.add(found)
+        if not count:
+            chosen.add(Line("name", [name], {}))
+    return (Job(found.words[0]) for found in chosen)
+
+
+def matching(link: Link, pattern: str) -> Iterator[Line]:
+    import fnmatch  # not at the top: few need it
+    for entry in listing(link, pattern.rpartition("/")[0]):
+        if entry.verb != "note" and fnmatch.fnmatchcase(entry.words[0], pattern):
+            yield Line("name", entry.words[:1], {})
+
+
+class Listing:
+    """The lines of a listing, however many: first in memory, then in a nameless file."""
+
+    def __init__(self) -> None:
+        self.lines: deque[Line] = deque()
+        self.rest: Any = None
+
+    def add(self, entry: Line) -> None:
+        if len(self.lines) < LISTED:
+            return self.lines.append(entry)
+        if self.rest is None:
+            import tempfile  # not at the top: it is slow to load
+            self.rest = tempfile.TemporaryFile()  # noqa: SIM115  (open as long as this object)
+        self.rest.write(line(entry.verb, *entry.words, **entry.keys))
+
+    def __iter__(self) -> Iterator[Line]:
+        while self.lines:
+            yield self.lines.popleft()
+        if self.rest is not None:
+            self.rest.seek(0)
+            yield from (parse(raw[:-1]) for raw in self.rest)
+            self.rest.close()
+
+
+def destination(path: str) -> Folder:
+    """The folder that something comes to, made when missing, without what nobody came back for."""
+    try:
+        os.makedirs(path, exist_ok=True)
+        folder = Folder(path)
+        for entry in folder.entries():
+            swept(folder, entry)
+    except OSError as error:
+        raise Failure(23, f"cannot write to {shown(path)} ({error.strerror})", "nothing was received", "-o DEST for another place") from None
+    return folder
+
+
+@contextlib.contextmanager
+def opened(path: str) -> Iterator[tuple[int, os.stat_result]]:
+    """A regular file for reading, and only that: a FIFO would wait for ever."""
+    fd = os.open(path, os.O_RDONLY | NO_LINK & ~getattr(os, "O_NOFOLLOW", 0))
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        yield fd, status
+    finally:
+        os.close(fd)
+
+
 class Batch:
     """The files of one command. Requests run ahead of their answers; one bad file does not stop the others."""
 
     verb = ""
+    again = "the same command again resumes"
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.link = connected(args)
-        self.link.noted = self.noted
+        self.connect()
         self.progress = Progress(args)
         self.sources: list[Iterator[Job]] = []
         self.code = self.moved = self.bytes = self.skipped = self.failed = 0
         self.tries = 0  # new connections since something went well
+
+    def connect(self) -> None:
+        self.link = connected(self.args)
+        self.link.noted = self.noted
 
     def noted(self, note: Line) -> None:
         for key in ("received", "checked"):
@@ -824,7 +1164,7 @@ class Batch:
                     self.recover(lost)
         except KeyboardInterrupt:
             self.progress.clear()
-            say(f"stopped after {plural(self.moved, 'file')} and {human(self.progress.done + self.progress.current)}; the same command again resumes")
+            say(f"stopped after {plural(self.moved, 'file')} and {human(self.progress.done + self.progress.current)}; {self.again}")
             hang_up(self.args)
             return 130
         self.summary()
@@ -865,9 +1205,6 @@ class Batch:
             call(job, *rest)
         except Failure as failure:
             self.fail(job, failure)
-        except Broken as broken:
-            raise Failure(56, f"{self.link.place} broke the protocol ({broken})", "it sent what no file server sends",
-                          "server.py --trace shows it") from None
         except OSError as error:
             self.fail(job, self.trouble(job, error))
 
@@ -928,19 +1265,16 @@ class Batch:
         reached, job = self.progress.current, self.link.pending[0][1] if self.link.pending else Job("")
         self.requeue()
         while self.tries < self.args.retries and not job.once:
-            pause = BACK_OFF * 2 ** self.tries
-            self.tries += 1
             self.progress.clear()
-            say(f"connection lost ({lost}); attempt {self.tries} of {self.args.retries} in {pause:g} s")
-            time.sleep(pause)
+            pause(self.args, lost, self.tries)
+            self.tries += 1
             with contextlib.suppress(Failure):
-                self.link = connected(self.args)
-                self.link.noted = self.noted
-                return
+                return self.connect()
         self.progress.clear()
         where = f" at {reached:,} of {job.size:,} bytes of {shown(job.name)}" if job.size else ""
-        raise Failure(28 if "silent" in str(lost) else 18, f"connection lost{where}", str(lost), "again from the start: standard input cannot be resumed" if job.once else
-                      "the same command again goes on where it was; if nobody is there: " + server_command(self.args))
+        where += f"; what came is kept as {shown(job.kept)}" if job.kept else ""
+        raise Failure(28 if isinstance(lost, Silent) else 18, f"connection lost{where}", str(lost), "again from the start: " + ONCE[self.verb]
+                      if job.once else f"{self.args.typed}   (goes on there); if nobody is there: {server_command(self.args)}")
 
     def summary(self) -> None:
         self.progress.clear()
@@ -956,6 +1290,9 @@ class Batch:
 
 
 # --- put: files go out ---
+ONCE = {"put": "standard input cannot be resumed", "send": "what others have already would come to them twice"}
+
+
 class Puts(Batch):
     """Each file: is it there already? If not, its bytes, and the answer that they arrived."""
 
@@ -969,7 +1306,7 @@ class Puts(Batch):
         for path in self.args.paths:
             name = self.args.name or os.path.basename(os.path.abspath(path))
             if path == "-" and not self.args.name:
-                raise Failure(2, "standard input has no name", "the server keeps it under one", "put - --as NAME")
+                raise Failure(2, "standard input has no name", "it is kept under one there", f"{self.verb} - --as NAME")
             yield Job(f"{into}/{name}" if into else name, path)
 
     def start(self, job: Job) -> None:
@@ -977,7 +1314,7 @@ class Puts(Batch):
             return self.send_input(job)
         status = job.status = job.status or os.stat(job.path)  # a link that is named is followed; in a folder links are not
         if stat.S_ISDIR(status.st_mode):
-            self.link.request(self.made, job, "mkdir", job.name)
+            self.offer(self.made, job, "mkdir")
         elif job.fresh:
             self.send(job, 0, over=False)
         elif job.there:
@@ -990,6 +1327,9 @@ class Puts(Batch):
         else:
             raise Failure(26, f"skipped {shown(job.path)}", "it is a link or a special file, not a file or folder", "the file that it leads to")
 
+    def offer(self, handler: Handler, job: Job, verb: str, **keys: object) -> None:
+        self.link.request(handler, job, verb, job.name, **keys)
+
     def children(self, above: Job, known: dict[str, Line], whole: bool) -> Iterator[Job]:
         """What is in a folder: each with what is known of it there, so that few have to be asked for."""
         try:
@@ -999,7 +1339,7 @@ class Puts(Batch):
                     self.pass_over(os.path.join(above.path, entry.name))
                 elif not PART.fullmatch(entry.name):
                     job = Job(f"{above.name}/{entry.name}", os.path.join(above.path, entry.name), entry.stat(follow_symlinks=False))
-                    job.size = job.status.st_size if job.status else 0
+                    job.size = job.status.st_size if job.status and entry.is_file() else 0
                     small = job.size < RESUMABLE and self.args.compare != "content"  # of others a part may be there, or the digest is needed
                     job.fresh = above.fresh or (small and whole and job.name not in known)
                     job.there = known.get(job.name) if small else None
@@ -1042,20 +1382,20 @@ class Puts(Batch):
             return same(job.size, job.status.st_mtime_ns, answer.number("size"), answer.number("mtime_ns"))
         if job.size != answer.number("size"):
             return False
-        with opened(job.path) as fd:
+        with opened(job.path) as (fd, _):
             return digest(fd, job.size, hashlib.sha256(), lambda count: self.progress.at(count, "checked")) == answer.keys.get("sha256")
 
     def send(self, job: Job, part: int, over: bool) -> None:
-        with opened(job.path) as fd:
-            status, sha = os.fstat(fd), hashlib.sha256()
-            job.size, offset = status.st_size, 0
+        with opened(job.path) as (fd, status):
+            job.size, offset, sha = status.st_size, 0, hashlib.sha256()
             if part and self.args.resume:
                 offset = self.agree(job, fd, status, sha)
                 sha = sha if offset else hashlib.sha256()
                 os.lseek(fd, offset, os.SEEK_SET)
             self.resumed(job, offset)
-            self.link.request(self.stored, job, "put", job.name, size=job.size, mtime_ns=status.st_mtime_ns, over="yes" if over else None,
-                              exec="yes" if status.st_mode & stat.S_IXUSR and os.name != "nt" else None, offset=offset or None)
+            job.kept = Part(Folder("."), job.name.rpartition("/")[2], job.size, status.st_mtime_ns).name + " there" if job.size >= RESUMABLE else ""
+            self.offer(self.stored, job, "put", size=job.size, mtime_ns=status.st_mtime_ns, over="yes" if over else None,
+                       exec="yes" if status.st_mode & stat.S_IXUSR and os.name != "nt" else None, offset=offset or None)
             given_up = send_body(self.link, fd, status, sha, self.go_on)
         job.sha256 = sha.hexdigest()
         if given_up == "changed":
@@ -1063,10 +1403,8 @@ class Puts(Batch):
 
     def agree(self, job: Job, fd: int, status: os.stat_result, sha: hashlib._Hash) -> int:
         """Where to go on: as far as the server's part is the beginning of this very file."""
-        answer = self.link.ask("resume", job.name, size=job.size, mtime_ns=status.st_mtime_ns,
-                               exec="yes" if status.st_mode & stat.S_IXUSR else None)
-        if answer.verb == "err":
-            raise refusal(answer, "put", job.name)
+        answer = granted(self.link.ask("resume", job.name, size=job.size, mtime_ns=status.st_mtime_ns,
+                                       exec="yes" if status.st_mode & stat.S_IXUSR else None), "put", job.name)
         offset = answer.number("offset")
         ours = digest(fd, offset, sha, lambda count: self.progress.at(count, "checked")) if 0 < offset <= job.size else ""
         return offset if ours and ours == answer.keys.get("sha256") else 0
@@ -1078,8 +1416,7 @@ class Puts(Batch):
     def stored(self, job: Job, answer: Line) -> None:
         if job.failed:
             return
-        if answer.verb != "ok":
-            raise refusal(answer, "put", job.name)
+        granted(answer, "put", job.name)
         if answer.keys.get("sha256") != job.sha256 or answer.keys.get("verified") != "yes":
             raise Failure(56, f"the server stored something else as {shown(job.name)}", "its digest is not that of what was sent",
                           "again, with --force")
@@ -1088,17 +1425,25 @@ class Puts(Batch):
     def send_input(self, job: Job) -> None:
         """Standard input, of unknown length: no question whether it is there, and no second attempt."""
         job.once = True
-        self.link.request(self.stored, job, "put", job.name, over="yes" if self.args.force else None)
-        sha, refused = hashlib.sha256(), False
-        while not refused and (chunk := os.read(0, CHUNK)):
+        if self.verb == "put" and not self.args.quiet:
+            say("standard input cannot be sent twice: if the connection is lost, this upload cannot resume")
+        self.offer(self.stored, job, "put", over="yes" if self.args.force else None)
+        sha = hashlib.sha256()
+        while not (refused := self.await_input(job)) and (chunk := os.read(0, CHUNK)):
             sha.update(chunk)
             job.size += len(chunk)
             self.link.put(b"data %d\n" % len(chunk))
             self.link.put(chunk)
             self.link.flush()
-            refused = self.link.peek()
         job.sha256 = sha.hexdigest()
         self.link.put(line("abort", reason="refused") if refused else line("end", sha256=job.sha256))
+
+    def await_input(self, job: Job) -> bool:
+        """Wait for standard input, however long it is silent; the server hears that we are there. Has it refused meanwhile?"""
+        while not (refused := self.link.peek()) and os.name != "nt" and not select.select([0], [], [], LIFE)[0]:
+            self.link.put(line("note", job.name))
+            self.link.flush()
+        return refused
 
     def trouble(self, job: Job, error: OSError) -> Failure:
         near = ""
@@ -1107,18 +1452,6 @@ class Puts(Batch):
             near = next(iter(difflib.get_close_matches(os.path.basename(job.path), os.listdir(os.path.dirname(job.path) or "."), 1)), "")
         return Failure(26, f"cannot read {shown(job.path)}: {(error.strerror or '').lower()} (in {shown(os.getcwd())})",
                        "it was not sent", f"did you mean {shown(near)}?" if near else "check the name")
-
-
-@contextlib.contextmanager
-def opened(path: str) -> Iterator[int]:
-    """A regular file for reading, and only that: a FIFO would wait for ever."""
-    fd = os.open(path, os.O_RDONLY | NO_LINK & ~getattr(os, "O_NOFOLLOW", 0))
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file")
-        yield fd
-    finally:
-        os.close(fd)
 
 
 # --- get: files come in ---
@@ -1147,6 +1480,14 @@ class Stream(Part):
         pass
 
 
+UNFIT = {
+    "aborted": (18, "changed while the server sent it", "what came of it is not kept", "again, when nothing writes to it"),
+    "incomplete": (18, "ended too early", "the server had announced more", "again"),
+    "too-long": (56, "is longer than the server said", "it breaks the protocol", "again"),
+    "wrong-digest": (56, "arrived changed", "its SHA-256 is not what the server computed: nothing is kept", "again"),
+}  # why a body is not taken for the file
+
+
 class Gets(Batch):
     """Each file: is it here already? If not, its bytes, into a part, and then its name."""
 
@@ -1156,27 +1497,23 @@ class Gets(Batch):
         super().__init__(args)
         self.stream: int | None = None
         self.leaf = ""  # what the one thing that is fetched shall be called
-        self.top, self.near = self.destination(args.output)
+        self.top = self.choose(args.output)
+        self.near = "", self.top
 
-    def destination(self, output: str | None) -> tuple[Folder | None, tuple[str, Folder | None]]:
+    def choose(self, output: str | None) -> Folder | None:
         """DEST: a folder, a name, - for standard output, or a device or FIFO."""
         if output == "-" or (output and os.path.exists(output) and not os.path.isfile(output) and not os.path.isdir(output)):
             self.stream = product() if output == "-" else os.open(output, os.O_WRONLY)
-            return None, ("", None)
+            return None
         folder = output or "."
         if output and not output.endswith("/") and not os.path.isdir(output):
             if len(self.args.names) > 1:
                 raise Failure(2, f"{output} is not a folder", "several files cannot have one name", f"-o {shlex.quote(output)}/ makes the folder")
             folder, self.leaf = os.path.split(os.path.abspath(output))
-        try:
-            os.makedirs(folder, exist_ok=True)
-            top = Folder(folder)
-        except OSError as error:
-            raise Failure(23, f"cannot write to {shown(folder)} ({error.strerror})", "nothing was fetched", "-o DEST for another place") from None
-        return top, ("", top)
+        return destination(folder)
 
     def jobs(self) -> Iterator[Job]:
-        return map(Job, list(expand(self.args, self.args.names)))
+        return expand(self.args, self.args.names)
 
     def start(self, job: Job) -> None:
         if job.below:
@@ -1184,8 +1521,7 @@ class Gets(Batch):
         self.link.request(self.found, job, "stat", job.name, digest="yes" if self.args.compare == "content" and self.stream is None else None)
 
     def found(self, job: Job, answer: Line) -> None:
-        if answer.verb != "ok":
-            raise refusal(answer, "get", job.name)
+        granted(answer, "get", job.name)
         own = job.name.rpartition("/")[2]
         job.path = self.leaf or own
         if answer.keys.get("type") == "dir":  # DEST is where it goes, not its new name: given again, the command finds it there
@@ -1204,15 +1540,11 @@ class Gets(Batch):
     def tree(self, job: Job, answer: Line) -> None:
         """The listing of a folder, whole: bodies can follow only after it."""
         entries = Listing()
-        while answer.verb in ("file", "dir", "note"):
-            entries.add(answer)
-            self.progress.total += answer.number("size") if answer.verb == "file" else 0
-            self.progress.all_files += answer.verb == "file"
-            answer = self.link.hear()
-        if answer.verb != "ok":
-            raise refusal(answer, "get", job.name)
-        if self.stream is None:
-            self.local(job.path + "/x", make=True)
+        for entry in following(self.link, answer, "get", job.name):
+            entries.add(entry)
+            self.progress.total += entry.number("size") if entry.verb == "file" else 0
+            self.progress.all_files += entry.verb == "file"
+        self.make_folder(job)
         self.sources.append(self.entries(job, entries))
 
     def entries(self, above: Job, found: Listing) -> Iterator[Job]:
@@ -1235,9 +1567,11 @@ class Gets(Batch):
 
     def make_folder(self, job: Job) -> None:
         if self.stream is None:
-            self.local(job.path + "/x", make=True)
+            folder, _ = self.local(job.path + "/x")
+            for entry in folder.entries():
+                swept(folder, entry)
 
-    def local(self, path: str, make: bool = False) -> tuple[Folder, str]:
+    def local(self, path: str) -> tuple[Folder, str]:
         """Where a name leads here: checked like a name from any network, component by component below DEST."""
         assert self.top
         try:
@@ -1288,16 +1622,16 @@ class Gets(Batch):
         part = Part(folder, leaf, job.size, job.mtime_ns, job.executable)
         if not folder.stat(part.name):
             return
-        if not part.claim():
-            raise Failure(23, f"another program is writing {shown(job.path)}", "its part is locked", "again, when that one is done")
-        if part.length() <= job.size:
-            digest(part.fd, part.length(), part.sha, lambda count: self.progress.at(count, "checked"))
-            part.received = os.lseek(part.fd, 0, os.SEEK_CUR)
+        self.claim(job, part)
+        part.examine(job.size, lambda count: self.progress.at(count, "checked"))
         job.part = part
 
+    def claim(self, job: Job, part: Part) -> None:
+        if not part.claim():
+            raise Failure(23, f"another program is writing {shown(job.path)}", "its part is locked", "again, when that one is done")
+
     def fetched(self, job: Job, answer: Line) -> None:
-        if answer.verb != "ok":
-            raise refusal(answer, "get", job.name)
+        granted(answer, "get", job.name)
         size = answer.number("size")
         part = job.part or Part(*self.local(job.path), size, answer.number("mtime_ns"), answer.keys.get("exec") == "yes")
         job.part = None
@@ -1306,102 +1640,401 @@ class Gets(Batch):
         except (Lost, KeyboardInterrupt):
             job.part = part if isinstance(part, Stream) else None
             self.progress.current = part.received
-            part.keep()
+            job.kept = os.path.join(part.folder.path, part.name) if part.keep() and part.name else ""
             raise
         except BaseException:
             job.offset = part.received
             part.drop()
             self.requeue()  # the rest of this body is on its way, and nobody wants it
-            self.link = connected(self.args)
-            self.link.noted = self.noted
+            self.connect()
             raise
         self.done(job, size, part.sha.hexdigest())
 
     def receive(self, job: Job, part: Part, size: int, offset: int) -> None:
-        if part.fd < 0 and not part.claim():
-            raise Failure(23, f"another program is writing {shown(job.path)}", "its part is locked", "again, when that one is done")
+        if part.fd < 0:
+            self.claim(job, part)
         part.begin(offset)
         self.resumed(job, offset)
-
-        def check(announced: int) -> None:
-            if announced > size:
-                raise Failure(56, f"the server sends more of {shown(job.name)} than the {size:,} bytes that it said",
-                              "it breaks the protocol", "again")
-
-        end = receive_body(self.link, part, check, self.progress.at)
-        self.verify(job, part, end, size)
+        try:
+            if receive_body(self.link, part, size, lambda announced: None, self.progress.at) == "no":
+                raise Refused("wrong-digest")
+        except Refused as refused:
+            code, what, why, hint = UNFIT[refused.reason]
+            raise Failure(code, f"{shown(job.name)} {what} ({part.received:,} of {size:,} bytes)", why, hint) from None
         part.finish(self.args.force)
-
-    def verify(self, job: Job, part: Part, end: Line, size: int) -> None:
-        if end.verb == "abort":
-            raise Failure(18, f"{shown(job.name)} changed while the server sent it", "what came of it is not kept",
-                          "again, when nothing writes to it")
-        if part.received != size:
-            raise Failure(18, f"{part.received:,} of {size:,} bytes of {shown(job.name)} came", "the server ended before", "again")
-        if end.keys.get("sha256") != part.sha.hexdigest():
-            raise Failure(56, f"{shown(job.name)} arrived changed", "its SHA-256 is not what the server computed: nothing is kept", "again")
 
     def trouble(self, job: Job, error: OSError) -> Failure:
         return Failure(23, f"cannot write {shown(job.path)} ({error.strerror}) after {job.offset:,} of {job.size:,} bytes",
                        "what was there before is untouched", "room on the disk, or -o DEST")
 
 
-class Listing:
-    """The lines of a listing, however many: first in memory, then in a nameless file."""
+# --- from client to client ---
+AWAY = {"gone", "left", "no-such-client", "not-receiving", "stalled"}  # reasons of who gets nothing more either
 
-    def __init__(self) -> None:
-        self.lines: deque[Line] = deque()
-        self.rest: Any = None
 
-    def add(self, entry: Line) -> None:
-        if len(self.lines) < LISTED:
-            return self.lines.append(entry)
-        if self.rest is None:
-            import tempfile  # not at the top: it is slow to load
-            self.rest = tempfile.TemporaryFile()  # noqa: SIM115  (open as long as this object)
-        self.rest.write(line(entry.verb, *entry.words, **entry.keys))
+class Sends(Puts):
+    """Files to other clients: the server hands each on as it comes, and every receiver answers for itself."""
 
-    def __iter__(self) -> Iterator[Line]:
-        while self.lines:
-            yield self.lines.popleft()
-        if self.rest is not None:
-            self.rest.seek(0)
-            yield from (parse(raw[:-1]) for raw in self.rest)
-            self.rest.close()
+    verb = "send"
+    again = "what has arrived whole stays there"
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        super().__init__(args)
+        args.into, self.waiting, self.nobody = None, False, False
+        self.results: dict[str, list[int]] = {}  # receiver -> files and folders it was sent, files it has, their bytes
+        self.targets = ",".join(filter(None, args.to or []))
+        if not self.targets and not args.all:
+            raise Failure(2, "nobody is named to send to", "send goes to other clients", "--to HOST:PORT or NICK, or --all; who lists them")
+        if args.all:
+            waiting = (found for found in everybody(self.link) if found.keys.get("mode") == "receive" and "you" not in found.keys)
+            self.targets = ",".join(found.words[0] for found in waiting)
+        if not self.targets:
+            raise Failure(25, "nobody is receiving", "no other client waits for files",
+                          "python3 client.py receive, there; --to HOST:PORT or NICK, here")
+
+    def offer(self, handler: Handler, job: Job, verb: str, **keys: object) -> None:
+        job.once, job.got, job.kept = True, [], ""
+        self.link.request(handler, job, "send", self.targets, job.name, **keys, type="dir" if verb == "mkdir" else None)
+
+    def start(self, job: Job) -> None:
+        job.fresh = True
+        super().start(job)
+
+    def noted(self, note: Line) -> None:
+        if note.verb == "got":  # answers come in order: it is about the first that has none
+            if len(self.link.arrived) >= len(self.link.pending):
+                raise Broken("got without a send")
+            self.link.pending[len(self.link.arrived)][1].got.append(note)
+        elif "waiting" in note.keys and not self.waiting:
+            self.waiting = True
+            self.progress.clear()
+            say(f"waiting: {plural(note.number('waiting'), 'receiver')}, not all of them free yet")
+        super().noted(note)
+
+    def made(self, job: Job, answer: Line) -> None:
+        self.received(job, answer)
+        if not job.failed:
+            self.sources.append(self.children(job, {}, True))
+
+    def stored(self, job: Job, answer: Line) -> None:
+        self.received(job, answer)
+        if not job.failed:
+            self.done(job, job.size, job.sha256)
+
+    def received(self, job: Job, answer: Line) -> None:
+        """Who has it, who has not, and why."""
+        missing = []
+        if self.nobody:
+            job.failed, self.failed = True, self.failed + 1
+            return
+        for found in job.got:
+            ours = found.words[1:2] == ["ok"] and found.keys.get("sha256") == (job.sha256 or None)
+            target = called(found.words[0], found.keys.get("nick"))
+            row = self.results.setdefault(target, [0, 0, 0])
+            for place, more in enumerate((1, ours, job.size * ours)):
+                row[place] += more
+            if not ours:
+                missing.append((target, found.keys.get("reason", "wrong-digest")))
+        if not job.got:
+            raise refusal(answer, "send", job.name)
+        for target, reason in missing:
+            why, hint = WHYS.get(reason, ("the receiver says so", "again"))
+            job.failed = False  # each receiver that has not got it is told of
+            self.fail(job, Failure(25, f"{target} did not get {shown(job.name)} ({shown(reason)})", why, hint))
+        job.failed = len(missing) == len(job.got)
+        if job.failed and AWAY.issuperset(reason for _, reason in missing):
+            self.nobody = True
+            if self.link.pending or self.next_job():
+                say("nobody is left who receives: the rest is not sent")
+            self.sources.clear()
+
+    def summary(self) -> None:
+        super().summary()
+        for target, (sent, verified, size) in self.results.items():
+            if self.args.json:
+                tell_json({"verb": "send", "receiver": target, "sent": sent, "verified": verified, "bytes": size})
+            elif not self.args.quiet:
+                say(f"{target}: verified {verified:,} of {sent:,}, {human(size)}")
+
+
+def everybody(link: Link) -> Iterator[Line]:
+    """Who is connected."""
+    return following(link, link.ask("who"), "tell", "who is there")
+
+
+class Inbox:
+    """What others send, through the server: its requests come in here, and answers go out, as from a server."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.link = args, connected(args)
+        self.named: dict[tuple[str, str], str] = {}  # (sender, folder) -> what the folder is called here
+        self.top = destination(args.output or ".")
+
+    def run(self) -> int:
+        answer = granted(self.link.ask("receive"), "let receive", "files")
+        self.link.keep_alive()
+        if not self.args.quiet:
+            known = shown(answer.keys.get("nick") or answer.keys.get("you", "?"))
+            say("waiting for files; others send them with:  python3 client.py "
+                f"--host {self.args.host} --port {self.args.port}{needs(self.args)} send PATH --to {known}")
+        limited = bool(self.args.count)
+        while not limited or self.args.count:
+            self.obey(self.link.line(idle=True))
+        self.link.put(line("bye"))
+        self.link.flush()
+        return 0
+
+    def obey(self, request: Line) -> None:
+        """One request. What is left of a body that was refused is passed over."""
+        if request.verb not in ("put", "mkdir"):
+            if request.verb not in ("data", "end", "abort", "note", "ok"):
+                raise Broken(f"{request.verb} where a file was awaited")
+            return
+        name = request.words[0] if request.words else ""
+        try:
+            (self.store if request.verb == "put" else self.make)(name, request)
+        except (Refused, OSError) as error:
+            reason = error.reason if isinstance(error, Refused) else reason_of(error)
+            self.link.put(line("err", request.verb, name[:1000], reason=reason))
+            say(f"did not get {shown(name)} from {self.sender(request)}: {reason}")
+        self.link.flush()
+
+    def sender(self, request: Line) -> str:
+        return called(request.keys.get("from", "?"), request.keys.get("nick"))
+
+    def place(self, name: str, request: Line) -> tuple[Folder, list[str]]:
+        """The folder that it goes to, made where it is missing, and its whole name here."""
+        top, *rest = components(name, self.args.hidden)
+        parts = [self.named.get((request.keys.get("from", ""), top), top), *rest]
+        folder = self.top
+        for part in parts[:-1]:
+            folder = folder.below(part, make=True)
+        return folder, parts
+
+    def make(self, name: str, request: Line) -> None:
+        """A folder. One that nobody has sent from there yet gets a name of its own, with what is in it."""
+        folder, parts = self.place(name, request)
+        sender = request.keys.get("from", ""), name
+        if len(parts) > 1 or self.args.force:
+            folder.below(parts[-1], make=True)
+        else:
+            self.named.pop(sender, None)
+            for leaf in numbered(name):
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(folder.at(leaf), dir_fd=folder.fd)
+                    break
+            self.named[sender] = leaf
+            if len(self.named) > SENDERS:
+                del self.named[next(iter(self.named))]
+        self.link.put(line("ok", "mkdir", name))
+
+    def store(self, name: str, request: Line) -> None:
+        folder, parts = self.place(name, request)
+        size = request.number("size") if "size" in request.keys else None
+        part = Part(folder, parts[-1], None, request.number("mtime_ns") if "mtime_ns" in request.keys else None, request.keys.get("exec") == "yes")
+        progress = Progress(self.args)
+        progress.total, told = size or 0, [0.0]
+
+        def tell_both(received: int) -> None:
+            progress.at(received)
+            if time.monotonic() - told[0] >= REDRAW:
+                told[0] = time.monotonic()
+                self.link.put(line("note", name, received=received))
+                self.link.flush()
+
+        try:
+            part.claim()
+            part.begin(0)
+            verified = receive_body(self.link, part, size, lambda announced: None, tell_both)
+            parts[-1] = self.settle(part)
+        except Lost as lost:
+            raise Failure(18, f"connection lost at {part.received:,} of {size or 0:,} bytes of {shown(name)}", str(lost),
+                          "receive again, and let it be sent again") from None
+        finally:
+            progress.clear()
+            part.drop()
+        given = "/".join(parts)
+        self.link.put(line("ok", "put", name, size=part.received, sha256=part.sha.hexdigest(), verified=verified,
+                           **{"as": given if given != name else None}))
+        self.link.flush()
+        self.show(given, part, request)
+
+    def settle(self, part: Part) -> str:
+        """Its name: the one that it was sent with, or with a number where that is taken."""
+        for leaf in numbered(part.leaf):
+            with contextlib.suppress(FileExistsError):
+                part.leaf = leaf
+                part.finish(self.args.force)
+                break
+        return part.leaf
+
+    def show(self, name: str, part: Part, request: Line) -> None:
+        self.args.count -= bool(self.args.count)  # also for the connection that follows a lost one
+        path = os.path.join(self.args.output or "", *name.split("/"))
+        if self.args.json:
+            return tell_json({"verb": "receive", "name": path, "from": self.sender(request), "size": part.received, "sha256": part.sha.hexdigest()})
+        tell(path)
+        if not self.args.quiet:
+            say(f"  {part.received:,} bytes from {self.sender(request)}")
+
+
+class Chat:
+    """What is typed goes to all others, what they say appears above it. A thread has the connection; the main one waits for typing."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        import threading  # not at the top: few need it
+        self.args, self.link = args, connected(args)
+        self.live = os.isatty(0) and os.isatty(1)
+        self.typed: deque[str | None] = deque()  # lines for the thread; None: that was all
+        self.bell, self.ringer = socket.socketpair()
+        self.room = threading.Semaphore(AHEAD)
+        self.unanswered = self.code = 0
+        self.leaving = self.typing = self.over = False
+        self.problem: Exception | None = None
+        self.thread = threading.Thread(target=self.run, daemon=True)
+
+    def join(self) -> None:
+        self.link.put(line("chat"))
+        while (found := self.link.line()).verb not in ("ok", "err"):
+            self.show(found)
+        granted(found, "let join", "the chat")
+        self.link.keep_alive()
+        if not self.args.quiet:
+            known = shown(found.keys.get("nick") or found.keys.get("you", "?"))
+            say(f"{plural(found.number('count', 1), 'client')} here; you are {known}; /who, /quit")
+        self.thread.start()
+
+    # the thread that has the connection
+    def run(self) -> None:
+        try:
+            while not self.leaving or self.unanswered:
+                self.link.flush()
+                heard = select.select([self.link.sock, self.bell], [], [], self.args.timeout if self.unanswered else None)[0]
+                if not heard:
+                    raise Silent(f"silent for {self.args.timeout:g} s")
+                if self.bell in heard:
+                    self.bell.recv(4096)
+                    while self.typed:
+                        self.utter(self.typed.popleft())
+                if self.link.sock in heard:
+                    self.link.fill(self.args.timeout)
+                while self.link.buffer.find(b"\n", self.link.start, self.link.end) >= 0:
+                    self.show(self.link.line())
+            self.link.put(line("bye"))
+            self.link.flush()
+        except (Lost, Broken, Failure) as problem:
+            self.problem = problem
+        except OSError as error:
+            self.problem = Failure(23, f"cannot write standard output ({error.strerror})", "the terminal is gone", "again")
+        if self.problem:
+            self.wake_typist()
+
+    def utter(self, text: str | None) -> None:
+        if text is None:
+            self.leaving = True
+        elif text == "/who":
+            self.link.put(line("who"))
+        elif text.startswith("/") and not text.startswith("//"):
+            self.emit("* /who tells who is here, /quit leaves; a line that starts with a slash needs two")
+        else:
+            clean = "".join(" " if char < " " or char == "\x7f" else char for char in text[text.startswith("//"):])
+            for start in range(0, len(clean), LONGEST):
+                self.link.put(b"say %b\n" % clean[start:start + LONGEST].encode(errors="surrogateescape"))
+                self.unanswered += 1
+
+    def show(self, found: Line) -> None:
+        """Every line of another's begins with who said it; what begins with a star is the program's."""
+        words, keys = found.words or [""], found.keys
+        if found.verb == "said":
+            name, _, text = words[0].partition(" ")
+            self.emit(f"{unquote(name[5:])}: {text}", {"from": unquote(name[5:]), "text": text})
+        elif found.verb in ("joined", "left"):
+            self.emit(f"* {words[0]} {found.verb}", {found.verb: words[0]})
+        elif found.verb == "client":
+            self.emit("* " + "  ".join([words[0], *(keys[key] for key in ("nick", "mode") if key in keys)]), {"client": words[0], **keys})
+        elif "lost" in keys:
+            self.emit(f"* {plural(found.number('lost'), 'line')} of others lost: they came faster than you took them", {"lost": found.number("lost")})
+        elif found.verb in ("ok", "err") and words[0] == "say":
+            self.unanswered -= 1
+            self.room.release()
+            if found.verb == "err":
+                self.code = 9
+                self.emit(f"* not said ({keys.get('reason', '?')})", {"error": keys.get("reason", "?")})
+
+    def emit(self, text: str, facts: dict[str, Any] | None = None) -> None:
+        if self.args.json and facts:
+            tell_json(facts)
+        elif self.typing and self.live:
+            os.write(product(), self.above(shown(text)).encode())
+        else:
+            tell(shown(text))
+
+    def above(self, text: str) -> str:
+        """The line, and below it the prompt with what was typed so far, if Python has readline to tell."""
+        readline = sys.modules.get("readline")
+        if not readline:
+            return f"\n{text}\n{CHAT_PROMPT}"
+        typed = CHAT_PROMPT + shown(readline.get_line_buffer())
+        columns = os.get_terminal_size(1).columns or len(typed) + 1  # 0: a terminal that does not know
+        return "\r" + "\x1b[A" * (len(typed) // columns) + f"\x1b[J{text}\n{typed}"
+
+    def wake_typist(self) -> None:
+        """Nobody is there any more to type for. A signal that comes just before input() waits is not noticed: it is sent again."""
+        import signal
+        import threading
+        while hasattr(signal, "SIGUSR1") and not self.over:  # on Windows the next line, or Ctrl-C, ends it
+            if self.typing:
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+            time.sleep(REDRAW)
+
+    # the main thread
+    def type(self) -> int:
+        """Line after line, until the end of them."""
+        import signal
+        if hasattr(signal, "SIGUSR1"):
+            signal.signal(signal.SIGUSR1, self.stop_typing)
+        code = 0
+        try:
+            while not self.problem and (text := self.next_line()) != "/quit":
+                self.ring(text)
+        except EOFError:
+            pass
+        except KeyboardInterrupt:
+            code = 130
+        self.typing, self.over = False, True
+        self.ring(None)
+        self.thread.join()
+        if self.problem:
+            raise self.problem
+        return code or (0 if self.live else self.code)
+
+    def next_line(self) -> str:
+        self.typing = True
+        if self.live:
+            return input(CHAT_PROMPT).strip("\r\n")
+        self.room.acquire()  # a pipe is read no faster than the server takes it
+        text = next_line().strip("\r\n")
+        if not text or (text[0] == "/" and text[:2] != "//"):  # nothing that the server will answer
+            self.room.release()
+        return text
+
+    def ring(self, text: str | None) -> None:
+        self.typed.append(text)
+        with contextlib.suppress(OSError):
+            self.ringer.send(b"\0")
+
+    def stop_typing(self, number: int, frame: object) -> None:
+        if self.typing:
+            self.typing = False
+            raise EOFError
 
 
 # --- the commands ---
-def tell(text: str) -> None:
-    """A line of the product: names as they are to a pipe, harmless to a terminal."""
-    view = memoryview((shown(text).encode() if os.isatty(1) else os.fsencode(text)) + b"\n")
-    try:
-        while view:
-            view = view[os.write(product(), view):]
-    except OSError as error:
-        raise Failure(23, f"cannot write standard output ({error.strerror})", "what reads it has ended, or its disk is full",
-                      "the same without | or >") from None
-
-
-def product() -> int:
-    """Standard output. Where it was closed before the start, the connection may have its number."""
-    if sys.stdout is None:
-        raise Failure(23, "cannot write standard output (it is closed)", "whoever started this closed it", "the same without >&-")
-    return 1
-
-
-def tell_json(facts: dict[str, Any]) -> None:
-    """Text that is not UTF-8 is told with \\x escapes; of such a name "quoted" has the bytes, as the protocol writes them."""
-    import json  # not at the top: few need it
-    clean = {key: os.fsencode(value).decode(errors="backslashreplace") if isinstance(value, str) else value for key, value in facts.items()}
-    if clean.get("name") != facts.get("name"):
-        clean["quoted"] = quote(facts["name"])
-    tell(json.dumps(clean))
-
-
 def do_list(args: argparse.Namespace) -> int:
     """On a terminal a table; to a pipe one name a line, a folder's with a slash."""
-    code, table = 0, os.isatty(1)
-    for entry in listing(connected(args), remote_name(args.folder) if args.folder else "", args.r):
+    code, table, link, folder = 0, os.isatty(1), connected(args), remote_name(args.folder)
+    lines = following(link, link.ask("list", *[folder] * bool(folder), deep="yes" if args.r else None), "list", folder)
+    for entry in unrepeated(lines):
         if entry.verb == "note":
             code = 9
             say(str(refusal(entry, "list", entry.words[0])))
@@ -1423,10 +2056,11 @@ def do_get(args: argparse.Namespace) -> int:
 
 
 def do_put(args: argparse.Namespace) -> int:
+    """Also send: the same files, to other clients."""
     if args.name and len(args.paths) > 1:
-        raise Failure(2, "--as names one file, and there are several", "they would replace each other", "--into FOLDER")
+        raise Failure(2, "--as names one file, and there are several", "they would replace each other", f"{args.command} without --as")
     args.paths = [found for path in args.paths for found in local_names(path)]
-    batch = Puts(args)
+    batch = Puts(args) if args.command == "put" else Sends(args)
     if batch.progress.drawn:
         measure(batch.progress, args.paths)
     return batch.run(batch.jobs())
@@ -1443,58 +2077,61 @@ def local_names(path: str) -> list[str]:
 def measure(progress: Progress, paths: Sequence[str]) -> None:
     """How much there is to send: the bar tells how much of it."""
     for path in paths:
-        sizes = ([os.path.join(top, name) for top, _, names in os.walk(path) for name in names] if os.path.isdir(path) else [path])
-        for found in sizes:
+        below = (os.path.join(top, name) for top, _, names in os.walk(path) for name in names)
+        for found in itertools.chain([path], below):
             with contextlib.suppress(OSError):
-                progress.total += os.lstat(found).st_size
-                progress.all_files += 1
+                status = os.lstat(found)
+                progress.total += status.st_size * stat.S_ISREG(status.st_mode)
+                progress.all_files += stat.S_ISREG(status.st_mode)
 
 
-class Deletes(Batch):
-    verb = "delete"
+class Changes(Batch):
+    """delete, rename, mkdir: a request for each name. Where the link was lost, asking again could meet what has been done already."""
+
+    def __init__(self, args: argparse.Namespace, *more: str) -> None:
+        super().__init__(args)
+        self.verb, self.more = args.command, more
 
     def start(self, job: Job) -> None:
-        self.link.request(self.answered, job, "delete", job.name)
+        self.link.request(self.answered, job, self.verb, job.name, *self.more)
 
     def answered(self, job: Job, answer: Line) -> None:
-        if answer.verb != "ok":
-            raise refusal(answer, "delete", job.name)
+        granted(answer, self.verb, job.name)
         self.report(job, "ok")
+
+    def carry_out(self, jobs: Iterator[Job]) -> int:
+        self.sources.append(jobs)
+        try:
+            self.pump()
+        except Lost as lost:
+            asked = [shown(job.name) for _, job, _, _ in self.link.pending]
+            more = f" and {len(asked) - 3:,} more" if len(asked) > 3 else ""
+            raise Failure(28 if isinstance(lost, Silent) else 56,
+                          f"connection lost: unknown whether {self.verb} was done to {', '.join(asked[:3])}{more}",
+                          f"{lost} before the answer came", "list shows what is there now") from None
+        return self.code
 
 
 def do_delete(args: argparse.Namespace) -> int:
-    batch = Deletes(args)
-    batch.sources.append(map(Job, list(expand(args, args.names))))
-    batch.pump()
-    return batch.code
-
-
-def simple(args: argparse.Namespace, *words: str) -> Line:
-    """One request, one answer."""
-    answer = connected(args).ask(*words)
-    if answer.verb != "ok":
-        raise refusal(answer, words[0], words[1])
-    if args.json:
-        tell_json({"verb": words[0], "name": words[1], "result": "ok", **answer.keys})
-    return answer
+    return Changes(args).carry_out(expand(args, args.names))
 
 
 def do_rename(args: argparse.Namespace) -> int:
-    simple(args, "rename", remote_name(args.old), remote_name(args.new))
-    return 0
+    return Changes(args, remote_name(args.new)).carry_out(iter([Job(remote_name(args.old))]))
 
 
 def do_mkdir(args: argparse.Namespace) -> int:
-    simple(args, "mkdir", remote_name(args.folder))
-    return 0
+    return Changes(args).carry_out(iter([Job(remote_name(args.folder))]))
 
 
 def do_stat(args: argparse.Namespace) -> int:
     name = remote_name(args.name)
-    answer = simple(args, "stat", name)
+    answer = granted(connected(args).ask("stat", name), "stat", name)
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(answer.number("mtime_ns") / 1e9))
     facts = [f"{answer.number('size'):,} bytes"] * ("size" in answer.keys) + [when] + ["executable"] * ("exec" in answer.keys)
-    if not args.json:
+    if args.json:
+        tell_json({"verb": "stat", "name": name, "result": "ok", **answer.keys})
+    else:
         tell(f"{name}: {'folder' if answer.keys.get('type') == 'dir' else 'file'}, {', '.join(facts)}")
     return 0
 
@@ -1502,13 +2139,46 @@ def do_stat(args: argparse.Namespace) -> int:
 def do_help(args: argparse.Namespace) -> int:
     """The server's own words: what it understands."""
     link = connected(args)
-    link.put(line("help"))
-    while (found := link.hear()).verb == "help":
+    for found in unrepeated(following(link, link.ask("help"), "help")):
         tell(found.words[0])
     return 0
 
+
+def do_who(args: argparse.Namespace) -> int:
+    for found in everybody(connected(args)):
+        nick, mode, you = (found.keys.get(key, "") for key in ("nick", "mode", "you"))
+        if args.json:
+            tell_json({"address": found.words[0], "nick": nick, "mode": mode, "you": bool(you)})
+        else:
+            tell(shown("  ".join(filter(None, (found.words[0], nick, mode, "(you)" * bool(you))))))
+    return 0
+
+
+def do_receive(args: argparse.Namespace) -> int:
+    try:
+        return Inbox(args).run()
+    finally:
+        hang_up(args)  # in the shell the next command has a connection of its own
+
+
+def do_chat(args: argparse.Namespace) -> int:
+    chat = Chat(args)
+    if chat.live:
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  (not at the top: loading it can write to a terminal)
+    take_any_bytes()
+    try:
+        chat.join()
+        return chat.type()
+    finally:
+        chat.bell.close()
+        chat.ringer.close()
+        hang_up(args)  # in the shell the next command has a connection of its own
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "list": do_list, "get": do_get, "put": do_put, "delete": do_delete, "rename": do_rename, "mkdir": do_mkdir, "stat": do_stat, "help": do_help,
+    "who": do_who, "send": do_put, "receive": do_receive, "chat": do_chat,
 }
 
 
@@ -1518,7 +2188,11 @@ ENDS = {"bye", "logout", "stop", "quit", "exit"}
 SHELL_HELP = """\
     list [FOLDER] [-r]        what is there; -r in all folders below too
     get NAME... [-o DEST]     fetch files or folders (download)
-    put PATH... [--as NAME] [--into FOLDER]    send files or folders (upload)
+    put PATH... [--as NAME] [--into FOLDER]    send files or folders to the server (upload)
+    who                       the other clients
+    send PATH... --to HOST:PORT    to another client (upload IP PORT PATH); or --to NICK, or --all
+    receive [-o DIR] [--count N]   wait for what others send; Ctrl-C stops
+    chat                      talk with those who are in it
     delete NAME...            rename OLD NEW    mkdir NAME    stat NAME
     help                      these lines
     bye                       the end (logout, stop, quit, Ctrl-D)
@@ -1529,6 +2203,7 @@ def shell(args: argparse.Namespace) -> int:
     """Commands from a prompt, or a line each from a pipe. One that fails says so, and the next one comes."""
     terminal, code = os.isatty(0), 0
     connected(args)
+    take_any_bytes()
     if terminal:
         prepare_completion()
         say(f"connected to {place(args)}; help lists the commands")
@@ -1539,6 +2214,9 @@ def shell(args: argparse.Namespace) -> int:
                 break
             failed = obey(args, words) if words else 0
             code = code or failed
+        except Failure as failure:
+            say(str(failure))
+            code = code or failure.code
         except KeyboardInterrupt:
             say("")
         except EOFError:
@@ -1547,6 +2225,12 @@ def shell(args: argparse.Namespace) -> int:
         args.link.put(line("bye"))
         args.link.flush()
     return 0 if terminal else code
+
+
+def take_any_bytes() -> None:
+    """What is typed or piped need not be text: its bytes come through as in file names."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # has been read from already; closed
+        sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
 
 
 def next_line() -> str:
@@ -1560,38 +2244,54 @@ def next_line() -> str:
 def split(text: str) -> list[str]:
     try:
         return shlex.split(text)
-    except ValueError as error:  # a quote that is not closed
-        say(str(Failure(2, f"cannot read that line ({str(error).lower()})", "a quote opens and does not close", "put 'a b.txt'")))
-        return []
+    except ValueError as error:
+        raise Failure(2, f"cannot read that line ({str(error).lower()})", "a quote opens and does not close", "put 'a b.txt'") from None
 
 
 def obey(args: argparse.Namespace, words: list[str]) -> int:
     """One line of the shell: the same words as on the command line, and those of the labs."""
+    words = lab_words(words)
     verb = WORDS.get(words[0].lower(), words[0].lower())
     if verb == "help":
         for text in SHELL_HELP.splitlines():
             tell(text)
         return 0
     if verb not in COMMANDS:
-        say(str(Failure(2, f"unknown command {shown(words[0])}", "the shell has no such word", "help")))
-        return 2
+        raise Failure(2, f"unknown command {shown(words[0])}", "the shell has no such word", "help")
     if verb in ("put", "get", "delete") and len(words) == 1:
-        words = [verb, input("which file? ")]
+        words = [verb, ask("which file? ")]
     if "\0" in "".join(words):
-        say(str(Failure(2, "cannot read that line (it holds a NUL)", "no file has such a name", "the same without it")))
-        return 2
+        raise Failure(2, "cannot read that line (it holds a NUL)", "no file has such a name", "the same without it")
+    parser = build_parser([verb])
+    parser.set_defaults(**{name: getattr(args, name) for name in DEFAULTS})
     try:
-        parsed = build_parser().parse_args([verb, *words[1:]])
+        parsed = parser.parse_args([verb, *words[1:]])
     except SystemExit as end:
         return int(end.code or 0)
-    for name in ("host", "port", "timeout", "retries", "quiet", "json", "trace", "trace_hex", "resume", "compare"):
-        if getattr(parsed, name) == parser_defaults()[name]:
-            setattr(parsed, name, getattr(args, name))
-    parsed.link = args.link
+    parsed.typed = typed(words)
     try:
         return carry_out(parsed)
     finally:
         args.link = parsed.link
+
+
+def lab_words(words: list[str]) -> list[str]:
+    """`upload IP PORT PATH` is a send to that client; `upload` alone asks for the path, and to whom."""
+    if words[0].lower() != "upload":
+        return words
+    to: list[str] = []
+    if len(words) == 1:
+        words = ["upload", ask("which file? ")]
+        to = ask("to whom (empty: the server): ").replace(",", " ").split()
+    elif len(words) > 3 and re.fullmatch("[0-9]{1,5}", words[2]) and not os.path.exists(words[1]):
+        to, words = words[1:3], ["upload", *words[3:]]
+    if len(to) == 2 and to[1].isdigit():
+        to = [address((to[0].strip("[]"), to[1]))]
+    return ["send", *words[1:], *itertools.chain.from_iterable(("--to", one) for one in to)] if to else words
+
+
+def ask(question: str) -> str:
+    return input(question) if os.isatty(0) else next_line().rstrip("\r\n")
 
 
 def prepare_completion() -> None:
@@ -1612,10 +2312,174 @@ def prepare_completion() -> None:
         readline.parse_and_bind("tab: complete")
 
 
+# --- trust: the same in client.py, httpclient.py (tests/test_twins.py) ---
+NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "UNEXPECTED_MESSAGE")  # how OpenSSL calls an answer in the clear
+TLS_TROUBLE = {
+    "ACCESS_DENIED": (67, "lets nobody in from this address for a minute", "too many wrong passwords came from it", "again, later"),
+    "INTERNAL_ERROR": (7, "takes no connection now", "it has as many clients as it takes, or trouble", "again, later"),
+    **dict.fromkeys(NO_TLS, (56, "speaks no TLS on that port", "what came was not encrypted",
+                             "the same without --tls, --pin, --cacert and --insecure, or http:// instead of https://")),
+    **dict.fromkeys(("UNSUPPORTED_PROTOCOL", "PROTOCOL_VERSION"), (56, "speaks only TLS that is older than 1.2", "that is not safe any more",
+                                                                   "a newer server")),
+}  # by the end of OpenSSL's reason
+
+
+def given_password(args: argparse.Namespace, host: str, port: int) -> str:
+    """--password is for the servers that the command names, the environment's only for what --host and --port name."""
+    if args.password is not None:
+        return str(args.password)
+    return os.environ.get("SIXSOCKETS_PASSWORD", "") if (host, port) == (args.host, args.port) else ""
+
+
+def wants_tls(args: argparse.Namespace) -> bool:
+    return bool(args.tls or args.pin or args.cacert or args.insecure)
+
+
+def client_tls(args: argparse.Namespace, checked: bool) -> ssl.SSLContext:
+    """Whom to trust. --pin takes the place of authorities: the very certificate is known, whoever signed it."""
+    import ssl
+    context = tls_context(args, server=False)
+    if not checked or args.insecure or args.pin:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        return context
+    try:
+        context.load_verify_locations(args.cacert) if args.cacert else context.load_default_certs()
+    except OSError as error:
+        raise Failure(26, f"cannot read the authorities in {shown(args.cacert)} ({error.strerror or error})", "a PEM file is expected",
+                      "--cacert FILE") from None
+    return context
+
+
+def encrypt(dial: Callable[[], socket.socket], host: str, args: argparse.Namespace, speaks: Sequence[str] = ()) -> ssl.SSLSocket:
+    """A connection whose other end is who it should be; nothing was said on it yet. An OSError: it was lost in the handshake."""
+    import ssl
+    context = client_tls(args, checked=True)
+    if speaks:
+        context.set_alpn_protocols(list(speaks))
+    secured = over_tls(context, dial(), host)
+    try:
+        shake_hands(secured)
+        found = fingerprint(secured.getpeercert(binary_form=True))
+        if args.pin and found != args.pin:
+            raise Failure(60, f"{host} shows another certificate than the one pinned", f"its SHA-256 is {found}",
+                          "if it has been restarted, the pin that it printed; if not, somebody is in between")
+    except ssl.SSLCertVerificationError as error:
+        secured.close()
+        raise Failure(60, f"{host} is not trusted ({error.verify_message})", "nobody known here has signed its certificate for that name; its SHA-256 is "
+                      + seen(dial, host, args), "--cacert FILE, or --pin SHA256 as the server printed it") from None
+    except ssl.SSLEOFError:
+        secured.close()
+        raise
+    except ssl.SSLError as error:
+        secured.close()
+        raise tls_failure(host, str(error.reason)) from None
+    except BaseException:
+        secured.close()
+        raise
+    if args.insecure and not args.pin:
+        say_once(f"not checked, for --insecure: whether {host} is who it says (the SHA-256 of its certificate is {found})")
+    return secured
+
+
+def tls_failure(host: str, reason: str) -> Failure:
+    code, what, why, hint = next((TLS_TROUBLE[end] for end in TLS_TROUBLE if reason.endswith(end)), (
+        56, f"cannot be spoken to by TLS ({reason})", "it refuses what this client offers", "another server or port"))
+    return Failure(code, f"{host} {what}", why, hint)
+
+
+def seen(dial: Callable[[], socket.socket], host: str, args: argparse.Namespace) -> str:
+    """The certificate that is not trusted: OpenSSL tells only who trusts it. Nothing is said on that connection."""
+    try:
+        with over_tls(client_tls(args, checked=False), dial(), host) as secured:
+            secured.do_handshake()
+            return fingerprint(secured.getpeercert(binary_form=True))
+    except (OSError, Failure):
+        return "not to be had"
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    say(text)
+
+
+def pin(text: str) -> str:
+    """An argparse type: the SHA-256 of a certificate, as we and as openssl print it."""
+    value = text.lower().rpartition("=")[2].replace(":", "").removeprefix("sha256")
+    if not re.fullmatch(r"[0-9a-f]{64}", value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not the SHA-256 of a certificate in hex")
+    return value
+
+
+def trust_flags(parser: argparse.ArgumentParser) -> None:
+    flag = parser.add_argument
+    flag("--password", metavar="TEXT", help="the password (better: the environment's SIXSOCKETS_PASSWORD, for --host and --port alone)")
+    flag("--ask-password", action="store_true", help="ask for it on the terminal")
+    flag("--tls", action="store_true", help="encrypt, and trust whom this system trusts")
+    flag("--cacert", metavar="FILE", help="trust the authorities in this file (implies --tls)")
+    flag("--pin", type=pin, metavar="SHA256", help="trust this very certificate, and no other (implies --tls)")
+    flag("--insecure", action="store_true", help="trust any certificate: somebody in between can read and change all")
+# --- end trust ---
+
+
+# --- secrets: the same in server.py, client.py, httpserver.py, httpclient.py (tests/test_twins.py) ---
+def ask_password(whose: str) -> str:
+    """From the terminal, unseen; where there is none, it is not read from elsewhere in the clear."""
+    import getpass
+    import warnings  # neither at the top, nor ssl below: few need them
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", getpass.GetPassWarning)
+        try:
+            return getpass.getpass(f"password for {whose}: ")
+        except (getpass.GetPassWarning, EOFError, OSError):
+            raise Failure(67, f"cannot ask for the password of {whose}", "there is no terminal here on which it could be typed unseen",
+                          "SIXSOCKETS_PASSWORD in the environment") from None
+
+
+def tls_context(args: argparse.Namespace, server: bool) -> ssl.SSLContext:
+    """TLS 1.2 and later. --trace shows what goes in and comes out: on the wire it is encrypted."""
+    import ssl
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if args.trace or args.trace_hex:
+        context.sslsocket_class = type("TracedTLS", (socket_class(args), ssl.SSLSocket), {})
+    return context
+
+
+def over_tls(context: ssl.SSLContext, sock: socket.socket, host: str | None = None) -> ssl.SSLSocket:
+    """The connection, from now on encrypted; the handshake is still to come. Where a client's stream ends without TLS's own end
+    it was cut, perhaps on purpose: an error. What comes to a server says itself how long it is."""
+    secured = context.wrap_socket(sock, server_side=host is None, do_handshake_on_connect=False, suppress_ragged_eofs=host is None,
+                                  server_hostname=host)
+    if isinstance(sock, Traced):
+        vars(secured).update(vars(sock))  # its trace goes on as the same connection's
+    return secured
+
+
+def shake_hands(secured: ssl.SSLSocket) -> None:
+    began = time.perf_counter()
+    secured.do_handshake()
+    if isinstance(secured, Traced):
+        secured.show("*", f"TLS handshake ok ({secured.version()}, {(secured.cipher() or '?')[0]}, {1000 * (time.perf_counter() - began):.2f} ms)")
+
+
+def end_tls(sock: socket.socket) -> None:
+    """TLS's own end of the stream, if the kernel has room for it; FIN comes after it."""
+    if hasattr(sock, "unwrap"):
+        sock.settimeout(0)
+        with contextlib.suppress(OSError, ValueError):
+            sock.unwrap()
+
+
+def fingerprint(certificate: bytes | None) -> str:
+    import hashlib
+    return hashlib.sha256(certificate or b"").hexdigest()
+# --- end secrets ---
+
+
 # --- trace: the same in all six scripts (tests/test_twins.py) ---
 T = TypeVar("T")
 DUMPED = 64  # bytes of each call that --trace-hex shows
-SECRET = re.compile(rb"(?i)((?:authorization|cookie):[ \t]*)([^\r\n]+)")
+SECRET = re.compile(rb"(?i)((?:authorization|cookie):[ \t]*|\bproof=)([^\r\n]+)")
 
 
 def hexdump(data: bytes) -> str:
@@ -1642,7 +2506,7 @@ class Traced(socket.socket):
         try:
             return call(*args)
         except OSError as error:
-            if not isinstance(error, BlockingIOError):  # that one means: nothing happened
+            if not isinstance(error, BlockingIOError) and "Want" not in type(error).__name__:  # these mean: nothing happened
                 self.show(mark, f"{what}: {error.strerror or 'timed out'}")
             raise
 
@@ -1778,8 +2642,9 @@ def address(place: Address) -> str:
 
 def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
     """Each address of a host: the family for socket(), and what connect() and bind() take."""
+    name = host.encode() if host.isascii() else host  # a str would load the codec for international names each time
     with contextlib.suppress(socket.gaierror, UnicodeError):  # UnicodeError: an empty label, or one over 63 characters
-        return [(family, target) for family, _, _, _, target in socket.getaddrinfo(host, port, type=kind)]
+        return [(family, target) for family, _, _, _, target in socket.getaddrinfo(name, port, type=kind)]
     raise Failure(6, f'cannot find host "{ascii(host)[1:-1]}"', "it is neither an address nor a name that this machine can look up",
                   "check the spelling, or use the address")
 
@@ -1808,23 +2673,41 @@ def place(args: argparse.Namespace) -> str:
     return address((args.host, args.port))
 
 
+def typed(words: Sequence[str]) -> str:
+    """A command to give again, as it was typed; a password is for nobody's screen."""
+    masked = ("..." if re.fullmatch("--pa[a-z]*", before) else re.sub("^(--pa[a-z]*=).*", r"\1...", word, flags=re.DOTALL)
+              for before, word in zip(["", *words], words))  # argparse takes --pa for --password
+    return shown(shlex.join(masked))
+
+
+def needs(args: argparse.Namespace) -> str:
+    """The flags with which others reach this server too; not the password."""
+    trust = f" --pin {args.pin}" if args.pin else f" --cacert {shlex.quote(args.cacert)}" if args.cacert else " --insecure" if args.insecure else ""
+    return (trust or " --tls" * args.tls) + " --ask-password" * bool(given_password(args, args.host, args.port))
+
+
 def server_command(args: argparse.Namespace) -> str:
     """The command that starts the server which this client looks for."""
-    host = "" if args.host in ("127.0.0.1", "localhost") else f" --host {shlex.quote(args.host)} --open"
-    return f"{SERVER}{host} --port {args.port}"
+    host = "" if args.host in ("127.0.0.1", "localhost") else f" --host {shlex.quote(args.host)}"
+    return f"{SERVER}{host} --port {args.port}{' --tls' * wants_tls(args)}"
 
 
-def parser_defaults() -> dict[str, Any]:
-    return {"host": "127.0.0.1", "port": 9000, "timeout": 30.0, "retries": 3, "quiet": False, "json": False, "trace": False, "trace_hex": False,
-            "resume": True, "force": False, "compare": "time", "link": None}
+DEFAULTS: dict[str, Any] = {
+    "host": "127.0.0.1", "port": 9000, "password": None, "ask_password": False, "tls": False, "cacert": None, "pin": None, "insecure": False,
+    "timeout": 30.0, "retries": 3, "nick": None, "force": False, "resume": True, "compare": "time", "quiet": False, "json": False,
+    "trace": False, "trace_hex": False, "folder": "", "r": False, "output": None, "name": None, "into": None, "to": None, "all": False,
+    "count": 0, "hidden": False, "link": None,
+}  # in one place: flags stand before a command or after it, and the shell hands its own to each
 
 
 def common_flags(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument
     flag("--host", help="the server's name or address (default 127.0.0.1)")
     flag("--port", type=between(1, 65535), help="its port (default 9000)")
+    trust_flags(parser)
     flag("--timeout", type=between(0.01, 1e6, float), metavar="S", help="silence allowed inside an answer (default 30)")
     flag("--retries", type=between(0, 1000), metavar="N", help="new connections after a lost one (default 3)")
+    flag("--nick", metavar="NAME", help="what others know this client by")
     flag("--force", action="store_true", help="replace what is different")
     flag("--no-resume", dest="resume", action="store_false", help="start over instead of going on where it was cut off")
     flag("--compare", choices=("time", "content"), help="what makes two files the same: size and time (default), or SHA-256")
@@ -1834,46 +2717,81 @@ def common_flags(parser: argparse.ArgumentParser) -> None:
     flag("--trace-hex", action="store_true", help="the same, with the first bytes")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="client.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.set_defaults(**parser_defaults())
+class Help(argparse.RawDescriptionHelpFormatter):
+    """argparse asks for the terminal's width at each flag, and loads shutil for it: no help has been asked for yet."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=100)
+
+
+def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    """A parser for these words: only the command among them gets its flags, for those of twelve would be felt at the start."""
+    parser = Parser(prog="client.py", description=__doc__, formatter_class=Help)
+    parser.set_defaults(**DEFAULTS)
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}, protocol {PROTOCOL}")
     common_flags(parser)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", prog="client.py")
 
-    def command(name: str, text: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, argument_default=argparse.SUPPRESS, help=text)
+    def command(name: str, text: str, *places: str) -> Callable[..., object]:
+        made = commands.add_parser(name, argument_default=argparse.SUPPRESS, help=text, formatter_class=Help)
+        if name not in words:
+            return lambda *names, **more: None
         common_flags(made)
-        return made
+        for place in places:
+            many = place.endswith("+")
+            made.add_argument({"NAME+": "names", "PATH+": "paths"}.get(place, place.lower()), nargs="+" if many else None, metavar=place.rstrip("+"))
+        return made.add_argument
 
-    listed = command("list", "what is there")
-    listed.add_argument("folder", nargs="?", default="", metavar="PATH", help="a folder (default: all that is shared)")
-    listed.add_argument("-r", action="store_true", default=False, help="all folders below too")
-    got = command("get", "fetch files and folders")
-    got.add_argument("names", nargs="+", metavar="NAME", help="a file, a folder, or a pattern such as '*.jpg'")
-    got.add_argument("-o", dest="output", default=None, metavar="DEST", help="a folder, a name, or - for standard output (default: here)")
-    sent = command("put", "send files and folders")
-    sent.add_argument("paths", nargs="+", metavar="PATH", help="a file, a folder, or - for standard input")
-    sent.add_argument("--as", dest="name", default=None, metavar="NAME", help="what it is called there")
-    sent.add_argument("--into", default=None, metavar="FOLDER", help="the folder there, made when missing")
-    command("delete", "delete files and empty folders").add_argument("names", nargs="+", metavar="NAME")
-    renamed = command("rename", "give a file or folder another name, or another folder")
-    renamed.add_argument("old", metavar="OLD")
-    renamed.add_argument("new", metavar="NEW")
-    command("mkdir", "make a folder").add_argument("folder", metavar="NAME")
-    command("stat", "size and time of a file").add_argument("name", metavar="NAME")
+    flag = command("list", "what is there")
+    flag("folder", nargs="?", metavar="PATH", help="a folder (default: all that is shared)")
+    flag("-r", action="store_true", help="all folders below too")
+    flag = command("get", "fetch files, folders, or what a pattern such as '*.jpg' matches", "NAME+")
+    flag("-o", dest="output", metavar="DEST", help="a folder, a name, or - for standard output (default: here)")
+    flag = command("put", "send files, folders, or - for standard input", "PATH+")
+    flag("--as", dest="name", metavar="NAME", help="what it is called there")
+    flag("--into", metavar="FOLDER", help="the folder there, made when missing")
+    command("delete", "delete files and empty folders", "NAME+")
+    command("rename", "give a file or folder another name, or another folder", "OLD", "NEW")
+    command("mkdir", "make a folder", "FOLDER")
+    command("stat", "size and time of a file", "NAME")
     command("help", "what the server understands")
+    command("who", "who is connected")
+    flag = command("send", "send files, folders, or - for standard input to other clients", "PATH+")
+    flag("--to", action="append", metavar="HOST:PORT|NICK", help="who gets it; may be given several times")
+    flag("--all", action="store_true", help="everybody who is receiving")
+    flag("--as", dest="name", metavar="NAME", help="what it is called there")
+    flag = command("receive", "wait for what others send")
+    flag("-o", dest="output", metavar="DIR", help="the folder for it (default: here)")
+    flag("--count", type=between(1, 1e9), metavar="N", help="end after so many files")
+    flag("--hidden", action="store_true", help="take names that start with a dot too")
+    command("chat", "talk with everybody who is in it")
     return parser
+
+
+def persist(args: argparse.Namespace) -> int:
+    """One command, again where the connection is lost before anything came of it."""
+    tries = 0
+    while True:
+        try:
+            return COMMANDS[args.command](args)
+        except Lost as lost:
+            if tries >= args.retries or args.command in LASTING:
+                raise
+            hang_up(args)
+            pause(args, lost, tries)
+            tries += 1
 
 
 def carry_out(args: argparse.Namespace) -> int:
     """One command, and whatever ends it, as an exit code. A connection on which something failed is not used again."""
     try:
-        return COMMANDS[args.command](args) if args.command else shell(args)
+        if args.ask_password and args.password is None:
+            args.password = ask_password(place(args))
+        return persist(args) if args.command else shell(args)
     except Failure as failure:
         problem = failure
     except Lost as lost:
-        problem = Failure(28 if "silent" in str(lost) else 56, f"connection to {place(args)} lost", str(lost),
+        problem = Failure(28 if isinstance(lost, Silent) else 56, f"connection to {place(args)} lost", str(lost),
                           f"again; if nobody is there: {server_command(args)}")
     except Broken as broken:
         problem = Failure(56, f"{place(args)} broke the protocol ({broken})", "it sent what no file server sends", "server.py --trace shows it")
@@ -1886,8 +2804,19 @@ def carry_out(args: argparse.Namespace) -> int:
     return problem.code
 
 
+def heed_signals() -> None:
+    """kill, or a terminal that is closed, ends it like Ctrl-C: no part is left of what cannot be resumed."""
+    import signal
+    for number in {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup has SIGHUP ignored
+            signal.signal(number, signal.default_int_handler)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    args = build_parser(words).parse_args(words)
+    args.typed = typed(["python3", "client.py", *words])
+    heed_signals()
     try:
         return carry_out(args)
     finally:

@@ -15,12 +15,14 @@ A download is written to a hidden part (.six-*.part) beside its destination, wit
 URL, ETag or Last-Modified and size that it belongs to. A lost link, or running the command again, continues it
 by Range with If-Range; a file that changed meanwhile starts over. Length and digest are checked before the part
 gets its name. What exists is not replaced without --force; --newer replaces it when the server's differs.
+What is here already is not fetched again: told by Last-Modified and size, or where the server tells no time by the
+ETag, which Linux keeps with the file (user.six.etag).
 Large uploads ask first (Expect: 100-continue), and are resumed where the server speaks
-draft-ietf-httpbis-resumable-upload-10 (interop version 8).
+draft-ietf-httpbis-resumable-upload-10 (interop version 8). Files keep their time where the server knows X-OC-Mtime.
 
-A password is sent only to the server that --user, --token, -H or the URL named it for, never along a redirect
-elsewhere; SIXSOCKETS_PASSWORD only to --host and --port; otherwise ~/.netrc is asked. Without https others can
-read it. Proxies come from --proxy or http_proxy, https_proxy, all_proxy, no_proxy.
+A password is sent only to the server that --password, --user, --token, -H or the URL named it for, never along a
+redirect elsewhere; SIXSOCKETS_PASSWORD only to --host and --port; otherwise ~/.netrc is asked, and on a terminal you.
+Without https others can read it. --pin SHA256 trusts the certificate that httpserver.py --tls printed. Proxies come from --proxy or http_proxy, https_proxy, all_proxy, no_proxy.
 Exit codes are curl's: 22 is a status of 400 or above, 18 a transfer cut short, 60 a certificate not trusted.
 """
 from __future__ import annotations
@@ -35,7 +37,6 @@ import itertools
 import os
 import re
 import select
-import shlex
 import socket
 import stat
 import sys
@@ -49,13 +50,15 @@ from urllib.parse import quote, unquote_to_bytes, urljoin, urlsplit
 
 if TYPE_CHECKING:
     import hashlib
+    import ssl
 
 VERSION = "1.0"
 PORTS = {"http": 80, "https": 443}
 BUFFER = 1 << 20  # bytes: one recv() at most, and one write(); fewer calls than with 256 KiB save a fifth of the time
+TLS_SLICE = 1 << 16  # bytes of one send() under TLS: it takes all of them before the timeout, or counts as stuck
 MAX_HEAD = 1 << 16  # bytes of a response's head, or of a chunked body's trailers
 MAX_LINE = 4096  # bytes of the line before a chunk
-MAX_INTERIM = 20  # 1xx responses before the real one
+MAX_INTERIM = 1000  # 1xx responses before the real one; a server may tell each second how much of an upload it has
 MAX_REDIRECTS = 10
 MAX_LISTING = 1 << 24  # bytes of an index page: 100,000 names and more
 MAX_ANSWER = 1 << 16  # bytes read of an error page, and drained to keep a connection
@@ -68,6 +71,7 @@ EXPECT_FROM = 1 << 20  # bytes: larger bodies wait for the server's word, as cur
 EXPECT_WAIT = 1.0  # seconds for that word; servers that do not know it stay silent
 NOTED_FROM = 1 << 18  # bytes: a smaller file is fetched whole again, and needs no note
 SPLIT_FROM = 1 << 20  # bytes: the least that is worth a connection of its own
+XATTR = "user.six.etag"  # an attribute of a file: the ETag that it came with, if nothing else tells it from a newer one
 SAVE_EVERY = 1.0  # seconds between notes of a download over several connections
 PART_AGE = 7 * 24 * 3600.0  # seconds that a part may wait to be continued
 PAUSES = 0.1, 0.5, 60.0  # seconds before another try: after progress, without (doubling), and the most of it
@@ -79,30 +83,34 @@ REDIRECTS = {301, 302, 303, 307, 308}
 WANTED = {"Accept-Encoding": "identity", "Want-Repr-Digest": "sha-256=1"}  # of a file: its very bytes, and their digest if known
 INTEROP = "8"  # of the resumable-upload draft
 ADVICE = {  # what a person may do about a status
-    401: "--user NAME:PASSWORD, or SIXSOCKETS_PASSWORD for --host and --port", 403: "another login, or another name",
+    401: "--password, --ask-password or --user NAME:PASSWORD, or SIXSOCKETS_PASSWORD for --host and --port", 403: "another login, or another name",
     404: "check the name; list shows what is there", 405: "the server allows no such change there",
+    411: "the server wants the length first: put a file, not standard input",
     407: "--proxy http://USER:PASSWORD@HOST:PORT", 412: "--force replaces what is there", 413: "the server takes no such large body",
     507: "the server's disk is full",
 }
+# A pattern is compiled when it is first used, and then kept by re; few runs need all.
 HEAD_END = re.compile(rb"\n\r?\n")  # a bare LF ends a line here too: old CGI programs write them
 LINE_END = re.compile(rb"\n")
-STATUS_LINE = re.compile(r"HTTP/(1\.[0-9]) ([1-9][0-9][0-9])(?: (.*))?")
-TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 section 5.6.2
-FOLD = re.compile(rb"\r?\n[ \t]+")  # obs-fold: a user agent reads it as a space (RFC 9112 section 5.2)
-HOST = re.compile(r"[!-~]+")
-LENGTH = re.compile(r"[0-9]{1,18}")
-DAYS = "Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"
+STATUS_LINE = r"HTTP/(1\.[0-9]) ([1-9][0-9][0-9])(?: (.*))?"
+TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110 section 5.6.2
+FIELD = rf"(?m)^(?:({TOKEN}):(.*)|(.+))$"  # or a line that is none
+FOLD = rb"\r?\n[ \t]+"  # obs-fold: a user agent reads it as a space (RFC 9112 section 5.2)
+HOST = r"[!-~]+"
+LENGTH = r"[0-9]{1,18}"
 MONTHS = "JanFebMarAprMayJunJulAugSepOctNovDec"
-DATE = re.compile(r"[A-Z][a-z]{2}, ([0-9]{2}) ([A-Z][a-z]{2}) ([0-9]{4}) ([0-9]{2}):([0-9]{2}):([0-9]{2}) GMT")
-CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n")
-CONTENT_RANGE = re.compile(r"bytes (?:([0-9]{1,18})-([0-9]{1,18})|\*)/([0-9]{1,18}|\*)")
-SHA256_FIELD = re.compile(r"(?i)(?:^|,)\s*sha-256=:?([A-Za-z0-9+/]{43}=):?")
-FILENAME = re.compile(r'(?i)\bfilename\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s;"]+))')
-FILENAME_STAR = re.compile(r"(?i)\bfilename\*\s*=\s*utf-8'[^']*'([^\s;]+)")
-LINK = re.compile(r"(?i)<a\s(?:[^<>]*?\s)?href\s*=\s*(?:\"([^\"<>]*)\"|'([^'<>]*)'|([^\s<>\"']+))")
-PLAIN = re.compile(r"[A-Za-z0-9_%-][A-Za-z0-9_.%~-]*/?")  # a link that needs no resolving, as most in an index
+DATE = r"[A-Z][a-z]{2}, ([0-9]{2}) ([A-Z][a-z]{2}) ([0-9]{4}) ([0-9]{2}):([0-9]{2}):([0-9]{2}) GMT"
+ISO_DATE = r"([0-9]{4})-(0[1-9]|1[0-2])-([0-9]{2})T([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.[0-9]+)?Z"  # in Caddy's indexes
+CHUNK_LINE = rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n"
+CONTENT_RANGE = r"bytes (?:([0-9]{1,18})-([0-9]{1,18})|\*)/([0-9]{1,18}|\*)"
+SHA256_FIELD = r"(?i)(?:^|,)\s*sha-256=:?([A-Za-z0-9+/]{43}=):?"
+FILENAME = r'(?i)\bfilename\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s;"]+))'
+FILENAME_STAR = r"(?i)\bfilename\*\s*=\s*utf-8'[^']*'([^\s;]+)"
+LINK = r"(?i)<a\s(?:[^<>]*?\s)?href\s*=\s*(?:\"([^\"<>]*)\"|'([^'<>]*)'|([^\s<>\"']+))"
+PLAIN = r"[A-Za-z0-9_%-][A-Za-z0-9_.%~-]*/?"  # a link that needs no resolving, as most in an index
 PART_NAME = re.compile(r"\.six-[0-9a-f]{32}\.(?:part|json)")
-WINDOWS_DEVICE = re.compile(r"(?i)(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|$)")
+SIGNATURE = r"(?i)(?<=[?&])(?:x-(?:amz|goog)-[^&=]*|awsaccesskeyid|googleaccessid|signature|expires)=[^&]*&?"
+WINDOWS_DEVICE = r"(?i)(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|$)"
 
 
 # --- pure functions: URLs, heads, names, numbers ---
@@ -152,12 +160,18 @@ def parse_url(text: str) -> URL:
         host, port = parts.hostname or "", parts.port
         host = host if host.isascii() else host.encode("idna").decode()
     except ValueError as error:
-        raise Failure(2, f"{shown(text)} is no URL ({shown(str(error))})", "nothing was sent", "http://HOST:PORT/PATH") from None
-    if parts.scheme not in PORTS or not HOST.fullmatch(host):
-        raise Failure(2, f"{shown(text)} is no http or https URL", "nothing was sent", "http://HOST:PORT/PATH")
+        reason = "is a character in the password not percent-encoded?" if "@" in text else shown(str(error))
+        raise Failure(2, f"{loginless(text)} is no URL ({reason})", "nothing was sent", "http://HOST:PORT/PATH") from None
+    if parts.scheme not in PORTS or not re.fullmatch(HOST, host):
+        raise Failure(2, f"{loginless(text)} is no http or https URL", "nothing was sent", "http://HOST:PORT/PATH")
     target = encoded(parts.path or "/", "/") + ("?" + encoded(parts.query, "/?[]") if parts.query else "")
     login = parts.netloc.rpartition("@")[0]
     return URL(parts.scheme, host, PORTS[parts.scheme] if port is None else port, target, os.fsdecode(unquote_to_bytes(login)))
+
+
+def loginless(text: str) -> str:
+    """What was given instead of a URL, for a message. Where the login in it ends is uncertain, so all before the last @ counts as such."""
+    return shown(re.sub(r"(?s)^.*@", "...@", text))
 
 
 def encoded(text: str, also: str) -> str:
@@ -189,16 +203,15 @@ def parse_head(raw: bytes) -> Head:
     """RFC 9112 section 4 and 5. What is malformed raises ValueError: guessing is how two programs come to disagree."""
     if b"\0" in raw or raw.count(b"\r") != raw.count(b"\r\n"):
         raise ValueError("a NUL or a bare CR in its head")
-    text = FOLD.sub(b" ", raw).decode("utf-8", "surrogateescape").replace("\r", "")
-    first, *lines = text.rstrip("\n").split("\n")
-    found = STATUS_LINE.fullmatch(first)
+    text = re.sub(FOLD, b" ", raw).decode("utf-8", "surrogateescape").replace("\r", "")
+    first, _, rest = text.rstrip("\n").partition("\n")
+    found = re.fullmatch(STATUS_LINE, first)
     if not found:
         raise ValueError(f"{shown(first[:60])!r} where HTTP/1.1 and a status belong")
     fields: dict[str, str] = {}
-    for line in lines:
-        name, colon, value = line.partition(":")
-        if not colon or not TOKEN.fullmatch(name):
-            raise ValueError(f"{shown(line[:60])!r} where a header belongs")
+    for name, value, other in re.findall(FIELD, rest):
+        if other:
+            raise ValueError(f"{shown(other[:60])!r} where a header belongs")
         name, value = name.lower(), value.strip(" \t")
         fields[name] = f"{fields[name]}, {value}" if name in fields else value
     return Head(found[1], int(found[2]), found[3] or "", fields, content_length(fields), text)
@@ -209,32 +222,33 @@ def content_length(fields: dict[str, str]) -> int | None:
     if "content-length" not in fields or "transfer-encoding" in fields:
         return None
     first, *others = [item.strip() for item in fields["content-length"].split(",")]
-    if not LENGTH.fullmatch(first) or any(other != first for other in others):
+    if not re.fullmatch(LENGTH, first) or any(other != first for other in others):
         raise ValueError("a Content-Length that is no number")
     return int(first)
 
 
 @functools.lru_cache(maxsize=64)  # a folder's files share many
 def parse_date(text: str) -> float | None:
-    """Seconds since 1970. Of the three forms of RFC 9110 section 5.6.7 the one that is not obsolete."""
-    found = DATE.fullmatch(text)
-    if not found or found[2] not in MONTHS:
+    """Seconds since 1970. Of the three forms of RFC 9110 section 5.6.7 the one that is not obsolete, or ISO 8601."""
+    if (found := re.fullmatch(DATE, text)) and found[2] in MONTHS:
+        day, year, month = int(found[1]), int(found[3]), MONTHS.index(found[2]) // 3
+    elif found := re.fullmatch(ISO_DATE, text):
+        day, year, month = int(found[3]), int(found[1]), int(found[2]) - 1
+    else:
         return None
-    day, year, (hour, minute, second) = int(found[1]), int(found[3]), map(int, found.groups()[3:])
-    month = MONTHS.index(found[2]) // 3
+    hour, minute, second = map(int, found.groups()[3:])
     year, month = (year, month - 2) if month > 1 else (year - 1, month + 10)  # a year from March to February ends with its leap day
     days = 365 * year + year // 4 - year // 100 + year // 400 + (153 * month + 2) // 5 + day - 719469
     return 86400.0 * days + 3600 * hour + 60 * minute + second
 
 
 def http_date(seconds: float) -> str:
-    day = time.gmtime(seconds)
-    return time.strftime(f"{DAYS[day.tm_wday]}, %d {MONTHS[3 * day.tm_mon - 3:3 * day.tm_mon]} %Y %H:%M:%S GMT", day)
+    return time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(seconds))  # in English as long as nobody calls setlocale()
 
 
 def content_range(head: Head) -> tuple[int, int, int] | None:
     """First byte, the byte after the last, and the size of the whole. (-1, -1, size) when none could be satisfied."""
-    found = CONTENT_RANGE.fullmatch(head.get("content-range"))
+    found = re.fullmatch(CONTENT_RANGE, head.get("content-range"))
     if not found or found[3] == "*":
         return None
     return (int(found[1]), int(found[2]) + 1, int(found[3])) if found[1] else (-1, -1, int(found[3]))
@@ -259,16 +273,16 @@ def source_of(url: URL, head: Head) -> Source:
     size = span[2] if span else head.length
     date, modified = parse_date(head.get("date")), head.modified
     settled = date is not None and modified is not None and modified < date  # or it may change again within its second
-    found = SHA256_FIELD.search(head.get("repr-digest") or head.get("digest"))
+    found = re.search(SHA256_FIELD, head.get("repr-digest") or head.get("digest"))
     digest = "sha256:" + binascii.a2b_base64(found[1]).hex() if found else ""
     return Source(str(url), head.get("etag"), head.get("last-modified") if settled else "", size, digest)
 
 
 def disposition_name(value: str) -> str:
     """The file name in a Content-Disposition, if any (RFC 6266)."""
-    if found := FILENAME_STAR.search(value):
+    if found := re.search(FILENAME_STAR, value):
         return os.fsdecode(unquote_to_bytes(found[1]))
-    found = FILENAME.search(value)
+    found = re.search(FILENAME, value)
     return re.sub(r"\\(.)", r"\1", found[1] or found[2] or "") if found else ""
 
 
@@ -279,7 +293,7 @@ def safe_name(name: str) -> str:
     name = "_" + name[1:] if name.startswith(".") else name
     if os.name == "nt":
         name = re.sub(r'[<>:"|?*]', "_", name).rstrip(". ")
-        name = "_" + name if WINDOWS_DEVICE.match(name) else name
+        name = "_" + name if re.match(WINDOWS_DEVICE, name) else name
     stem, dot, ending = name.rpartition(".")
     if len(os.fsencode(name)) > 255:  # what file systems take
         name = os.fsdecode(os.fsencode(stem or name)[:200]) + (dot + ending if len(os.fsencode(ending)) < 50 else "")
@@ -290,7 +304,7 @@ def legal(name: str, hidden: bool) -> bool:
     """Whether a name from a server's index may become a file or folder here."""
     if name in ("", ".", "..") or "/" in name or "\0" in name or PART_NAME.fullmatch(name) or name.startswith(".") and not hidden:
         return False
-    return os.name != "nt" or not (re.search(r'[\\<>:"|?*\x00-\x1f]|[. ]$', name) or WINDOWS_DEVICE.match(name))
+    return os.name != "nt" or not (re.search(r'[\\<>:"|?*\x00-\x1f]|[. ]$', name) or re.match(WINDOWS_DEVICE, name))
 
 
 class Entry(NamedTuple):
@@ -303,15 +317,21 @@ class Entry(NamedTuple):
 
 def html_entries(text: str, url: URL) -> list[Entry]:
     """The links of an index page that lead to something in that very folder; sorting links and the way up do not."""
-    import html
-    references = [html.unescape(match[1] or match[2] or match[3] or "").strip() for match in LINK.finditer(text)]
+    references = [unescaped(match[1] or match[2] or match[3] or "").strip() for match in re.finditer(LINK, text)]
     names = dict.fromkeys(name for reference in references if (name := child_name(reference, url)))
     return [Entry(os.fsdecode(unquote_to_bytes(name.rstrip("/"))), name.endswith("/")) for name in names]
 
 
+def unescaped(text: str) -> str:
+    if "&" in text:
+        import html
+        text = html.unescape(text)
+    return text
+
+
 def child_name(reference: str, url: URL) -> str:
     """The name, still encoded, that a reference gives to something in a folder; "" when it leads elsewhere."""
-    if PLAIN.fullmatch(reference):
+    if re.fullmatch(PLAIN, reference):
         return reference
     with contextlib.suppress(Failure):
         link = url.join(reference.partition("#")[0])
@@ -365,7 +385,7 @@ def spoken(name: str) -> str:
 
 
 def basic(login: str) -> str:
-    return "Basic " + b64(os.fsencode(login if ":" in login else login + ":"))
+    return "Basic " + b64((login if ":" in login else login + ":").encode("utf-8", "surrogateescape"))
 
 
 def b64(data: bytes) -> str:
@@ -381,8 +401,7 @@ def error_lines(head: Head, body: bytes) -> str:
     """The first lines of an error page, as text."""
     text = body.decode("utf-8", "replace")
     if "html" in head.get("content-type"):
-        import html
-        text = html.unescape(re.sub(r"(?s)<(style|script|head)\b.*?(?:</\1>|\Z)|<[^<>]*>", "\n", text))
+        text = unescaped(re.sub(r"(?s)<(style|script|head)\b.*?(?:</\1>|\Z)|<[^<>]*>", "\n", text))
     lines = [" ".join(line.split()) for line in text.splitlines()]
     return shown(" | ".join([line[:200] for line in lines if line][:SHOWN_LINES])).replace("\n", " ")
 
@@ -395,6 +414,7 @@ class Wire:
         self.sock = sock
         self.peer = peer
         self.args = args
+        self.slice = TLS_SLICE if hasattr(sock, "unwrap") else BUFFER
         self.buffer = memoryview(bytearray(BUFFER))
         self.start = self.end = 0
         self.problem = "the server closed it"  # why nothing more comes, once fill() is 0
@@ -428,13 +448,11 @@ class Wire:
 
     def until(self, mark: re.Pattern[bytes], limit: int) -> bytes:
         """The bytes up to a mark and with it."""
-        while not (found := mark.search(self.buffer, self.start, self.end)):
-            if self.end - self.start > limit:
+        while not (found := mark.search(self.buffer, self.start, min(self.end, self.start + limit))):
+            if self.end - self.start >= limit:
                 raise broken(self.peer, f"no end of a head or line within {limit} bytes")
             if not self.fill():
                 raise self.lost()
-        if found.end() - self.start > limit:
-            raise broken(self.peer, f"a head or line of over {limit} bytes")
         data = bytes(self.buffer[self.start:found.end()])
         self.start = found.end()
         return data
@@ -461,7 +479,7 @@ class Wire:
             raise broken(self.peer, str(error)) from None
         narrate(self.args, "<", head.text)
         self.heard, self.continued = True, self.continued or head.status == 100
-        if head.status == 104:
+        if head.status == 104 and head.get("upload-draft-interop-version") == INTEROP:
             self.resumable(head.get("location"))
         return head
 
@@ -511,7 +529,7 @@ class Wire:
             if not readable and not writable:
                 raise Transient(28, f"{self.peer} has taken nothing for {self.args.timeout:g} s", "it stopped reading", "the same again")
             if writable:
-                count = self.sock.send(view)
+                count = self.sock.send(view[:self.slice])
                 view = view[count:]
                 self.args.progress.add(count)
         return None
@@ -586,7 +604,7 @@ class Reply:
             raise self.cut(None) from None
 
     def chunk_size(self) -> int:
-        found = CHUNK_LINE.fullmatch(self.line(MAX_LINE))
+        found = re.fullmatch(CHUNK_LINE, self.line(MAX_LINE))
         if not found:
             raise broken(self.wire.peer, "a chunk whose size is no hexadecimal number")
         return int(found[1], 16)
@@ -599,21 +617,15 @@ class Reply:
             return
         if coding not in ("gzip", "x-gzip"):
             raise broken(self.wire.peer, f"a Content-Encoding that nobody asked for: {shown(coding[:40])}")
-        gzip, made = Gunzip(), 0
+        made = 0
         try:
-            for piece in self.pieces():
-                for out in gzip.inflated(piece):
-                    made = self.bounded(made + len(out))
-                    yield out
-        except zlib.error:
-            raise broken(self.wire.peer, "a gzip body that is damaged") from None
-        if not gzip.decoder.eof:
-            raise broken(self.wire.peer, "a gzip body that stops in the middle")
-
-    def bounded(self, made: int) -> int:
-        if made > GZIP_RATIO * self.received + BUFFER:
-            raise broken(self.wire.peer, f"a gzip body over {GZIP_RATIO} times its size")
-        return made
+            for out in gunzip(self.pieces()):
+                made += len(out)
+                if made > GZIP_RATIO * self.received + BUFFER:
+                    raise broken(self.wire.peer, f"a gzip body over {GZIP_RATIO} times its size")
+                yield out
+        except zlib.error as error:
+            raise broken(self.wire.peer, f"a gzip body that is damaged ({error})") from None
 
     def read(self, limit: int) -> bytes:
         """The first bytes of the body, all of them if they are not more than the limit."""
@@ -644,22 +656,20 @@ class Reply:
             self.wire.close()
 
 
-class Gunzip:
-    """gzip: one member after another, each with its checksum (RFC 1952 section 2.2)."""
-
-    def __init__(self) -> None:
-        self.decoder = zlib.decompressobj(wbits=31)  # 31: with gzip's head and checksum
-
-    def inflated(self, data: bytes | memoryview) -> Iterator[bytes]:
-        """What these bytes decode to, a bounded amount at a time."""
-        for start in range(0, len(data), GZIP_STEP):
-            rest, full = data[start:start + GZIP_STEP], False
-            while rest or full:
-                if self.decoder.eof:  # what is no member either is a zlib.error
-                    self.decoder = zlib.decompressobj(wbits=31)
-                out = self.decoder.decompress(rest, BUFFER)
-                yield out
-                rest, full = self.decoder.unused_data or self.decoder.unconsumed_tail, len(out) == BUFFER and not self.decoder.eof
+def gunzip(pieces: Iterable[memoryview]) -> Iterator[bytes]:
+    """What these bytes decode to, a bounded amount at a time: one member after another, each with its checksum
+    (RFC 1952 section 2.2). zlib.error for what is no gzip, or not all of it."""
+    decoder = zlib.decompressobj(wbits=31)  # 31: with gzip's head and checksum
+    for step in (piece[start:start + GZIP_STEP] for piece in pieces for start in range(0, len(piece), GZIP_STEP)):
+        rest, full = bytes(step), False
+        while rest or full:
+            if decoder.eof:
+                decoder = zlib.decompressobj(wbits=31)
+            out = decoder.decompress(rest, BUFFER)
+            yield out
+            rest, full = decoder.unused_data or decoder.unconsumed_tail, len(out) == BUFFER and not decoder.eof
+    if not decoder.eof:
+        raise zlib.error("it stops in the middle")
 
 
 class Body:
@@ -772,6 +782,8 @@ class Client:
         fields, own = fields or {}, True
         for _ in range(MAX_REDIRECTS + 1):
             reply = self.exchange(method, url, {**fields, **(self.route(url).personal if own else {})}, body)
+            if own and self.can_log_in(reply):
+                continue
             location = reply.head.get("location")
             if reply.head.status not in REDIRECTS or not location:
                 return reply
@@ -782,6 +794,19 @@ class Client:
             url = target._replace(login=url.login if own else "")
         raise Failure(47, f"more than {MAX_REDIRECTS} redirects, the last one to {shown(str(url))}", "the server sends in circles",
                       "another URL")
+
+    def can_log_in(self, reply: Reply) -> bool:
+        """Where none was given, a password may be typed: for this server alone."""
+        url = reply.url
+        if reply.head.status != 401 or self.route(url).personal.get("Authorization") or "basic" not in reply.head.get("www-authenticate").lower():
+            return False
+        if not os.isatty(2) or url.origin in self.args.asked:
+            return False
+        with reply:
+            self.args.progress.clear()
+            self.args.asked[url.origin] = ask_password(url.authority)
+        self.routes.clear()
+        return True
 
     def route(self, url: URL) -> Route:
         """The proxy to a server, and what the user gave for this server alone: -H, and the login."""
@@ -837,9 +862,9 @@ class Client:
         return reply
 
     def note_resource(self, url: URL, location: str) -> None:
-        """Elsewhere than on the same server it would be sent the login: then it is not used."""
-        if self.upload and location and url.join(location).origin == url.origin:
-            self.upload.remember(url.join(location)._replace(login=url.login))
+        """Elsewhere than on the server that was named, perhaps after a redirect, it would be sent the login: then it is not used."""
+        if self.upload and location and url.join(location).origin == self.upload.url.origin:
+            self.upload.remember(url.join(location)._replace(login=self.upload.url.login))
 
     def kept(self, url: URL) -> Wire | None:
         """The connection of the last response, if that has been read to its end. Bytes after it came unasked."""
@@ -853,22 +878,32 @@ class Client:
             sock = self.reach(url)
         except Failure as failure:
             if url.origin in self.met and failure.code in (6, 7, 28):
-                raise again(failure) from None
+                error, why, hint = (line[7:] for line in str(failure).split("\n"))
+                raise Transient(failure.code, error, why, hint) from None
             raise
         narrate(self.args, "*", f"connected to {address(sock.getpeername())}")
         return Wire(sock, url.authority, self.args)
 
     def reach(self, url: URL) -> socket.socket:
+        if url.scheme == "http":
+            return self.plain(url)
+        try:
+            return encrypt(functools.partial(self.plain, url), url.host, self.args, ["http/1.1"])
+        except OSError as error:
+            raise Transient(28 if isinstance(error, socket.timeout) else 56, f"{url.host} hung up on TLS or stayed silent", str(error),
+                            "http:// instead of https://?") from None
+
+    def plain(self, url: URL) -> socket.socket:
         proxy = self.route(url).proxy
         via = proxy or url
         sock = open_connection(self.args, via_family(via.host, via.port, self.args), via.port, server_command(url, proxy))
         try:
             if proxy and url.scheme == "https":
                 self.tunnel(sock, url, proxy)
-            return encrypt(sock, url.host, self.args) if url.scheme == "https" else sock
         except BaseException:
             sock.close()
             raise
+        return sock
 
     def tunnel(self, sock: socket.socket, url: URL, proxy: URL) -> None:
         """Ask a proxy to pass bytes to the server unread (RFC 9110 section 9.3.6)."""
@@ -954,10 +989,7 @@ def authorization(url: URL, args: argparse.Namespace) -> str:
         return basic(login)
     if args.token:
         return f"Bearer {args.token}"
-    if args.password:
-        return basic(":" + args.password)
-    password = os.environ.get("SIXSOCKETS_PASSWORD", "")
-    if password and (url.host, url.port) == (args.host, args.port):
+    if password := args.asked.get(url.origin) or given_password(args, url.host, url.port):
         return basic(":" + password)
     path = os.path.expanduser("~/.netrc")
     return netrc_login(path, url.host) if os.path.isfile(path) else ""
@@ -967,7 +999,7 @@ def netrc_login(path: str, host: str) -> str:
     import netrc
     try:
         found = netrc.netrc(path).authenticators(host)
-    except (OSError, netrc.NetrcParseError) as error:
+    except (OSError, ValueError, netrc.NetrcParseError) as error:  # ValueError: it is not UTF-8
         raise Failure(26, f"cannot read {spoken(path)}: {shown(str(error))}", "it may hold the login for this server", "repair or rename it") from None
     return basic(f"{found[0]}:{found[2]}") if found else ""
 
@@ -995,39 +1027,6 @@ def via_family(host: str, port: int, args: argparse.Namespace) -> str:
     raise Failure(6, f'host "{host}" has no address of the kind asked for', "-4 is for IPv4, -6 for IPv6", "leave it out")
 
 
-def encrypt(sock: socket.socket, host: str, args: argparse.Namespace) -> socket.socket:
-    """TLS on a connection. --pin takes the place of authorities: the very certificate is known, whoever signed it."""
-    import ssl
-    try:
-        context = ssl.create_default_context(cafile=args.cacert)
-    except OSError as error:
-        raise Failure(26, f"cannot read the authorities in {spoken(args.cacert)} ({error.strerror or error})", "a PEM file is expected",
-                      "--cacert FILE") from None
-    context.set_alpn_protocols(["http/1.1"])
-    if args.trace or args.trace_hex:
-        context.sslsocket_class = type("TracedTLS", (socket_class(args), ssl.SSLSocket), {})  # shows what TLS takes and gives
-    if args.insecure or args.pin:
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    try:
-        # a body that ends without TLS's own end-of-stream has been cut: not suppressed
-        secured = context.wrap_socket(sock, server_hostname=host, suppress_ragged_eofs=False)
-    except ssl.SSLCertVerificationError as error:
-        raise Failure(60, f"{host} is not trusted ({error.verify_message})", "nobody known here has signed its certificate for that name",
-                      "--cacert FILE, or --pin SHA256 as the server printed it") from None
-    except ssl.SSLError as error:
-        raise Failure(56, f"no TLS with {host} ({error.reason})", "it speaks plain HTTP on that port, or another version of TLS",
-                      "http:// instead of https://") from None
-    except OSError as error:
-        raise Transient(28 if isinstance(error, socket.timeout) else 56, f"{host} hung up on TLS or stayed silent", str(error),
-                        "http:// instead of https://?") from None
-    found = hasher("sha256", secured.getpeercert(binary_form=True) or b"").hexdigest()
-    if args.pin and found != args.pin:
-        secured.close()
-        raise Failure(60, f"{host} shows another certificate than the one pinned", f"its SHA-256 is {found}",
-                      "if it has been restarted, the pin that it printed; if not, somebody is in between")
-    return secured
-
-
 def check(reply: Reply) -> Reply:
     """The response, if it is a success; its first lines as a failure otherwise (and never in a file)."""
     head = reply.head
@@ -1048,15 +1047,10 @@ def check(reply: Reply) -> Reply:
 def retry_after(head: Head) -> float | None:
     """Seconds, from a number of them or a date (RFC 9110 section 10.2.3)."""
     value = head.get("retry-after")
-    if LENGTH.fullmatch(value):
+    if re.fullmatch(LENGTH, value):
         return float(value)
     date = parse_date(value)
     return None if date is None else max(0.0, date - time.time())
-
-
-def again(failure: Failure) -> Transient:
-    error, why, hint = (line[7:] for line in str(failure).split("\n"))
-    return Transient(failure.code, error, why, hint)
 
 
 def persist(args: argparse.Namespace, act: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> T:
@@ -1124,19 +1118,19 @@ class Part:
             return 0
         try:
             note = read_note(self.note)
-            self.left = [[int(first), int(end)] for first, end in note.pop("left")]
+            left = [[int(first), int(end)] for first, end in note.pop("left")]
             source, found = Source(**note), os.fstat(self.fd)
         except (OSError, ValueError, TypeError, KeyError):
             return 0
-        size = found.st_size if source.size is None or not self.left else source.size
-        if time.time() - found.st_mtime > PART_AGE or not source.validator or size != found.st_size or size > (source.size or size):
-            self.left = []
+        size = found.st_size
+        whole = size if source.size is None else source.size
+        if time.time() - found.st_mtime > PART_AGE or not source.validator or size > whole or left and size != whole:
             return 0
         self.source = source
-        if self.left and self.missing():
+        if any(first < end for first, end in left):
+            self.left = left
             return size
-        self.left = []
-        return min(size, source.size - 1) if source.size else size  # of a whole one the last byte: its answer proves the rest
+        return min(size, whole - 1) if source.size else size  # of a whole one the last byte: its answer proves the rest
 
     def begin(self, source: Source) -> None:
         """From the first byte, whatever was here."""
@@ -1195,10 +1189,6 @@ class Part:
             raise unwritable(self.path, error, 0) from None
         self.offset = size
 
-    def next_span(self, spans: Iterator[list[int]]) -> list[int]:
-        with self.guard:
-            return next(spans, [])
-
     def missing(self) -> int:
         return sum(end - first for first, end in self.left)
 
@@ -1210,12 +1200,15 @@ class Part:
                 total.update(buffer[:count])
         return total.hexdigest()
 
-    def place(self, path: str, modified: float | None, replace: bool) -> None:
+    def place(self, path: str, url: URL, modified: float | None, etag: str, replace: bool) -> None:
         """Give it its name, as the last thing of all. A link cannot replace what somebody else put there meanwhile."""
         try:
             if modified is not None:
                 with contextlib.suppress(OSError, OverflowError):  # a time that this file system does not know
                     os.utime(self.path, (modified, modified))
+            elif etag:
+                with contextlib.suppress(OSError, AttributeError):  # only Linux has them, and not on every file system
+                    os.setxattr(self.fd, XATTR, stamp(url, os.fstat(self.fd)) + etag.encode("utf-8", "surrogateescape"))
             with contextlib.suppress(FileNotFoundError):
                 os.chmod(self.path, stat.S_IMODE(os.stat(path).st_mode))
             if os.name == "nt":
@@ -1275,7 +1268,9 @@ def write_note(path: str, note: dict[str, Any]) -> None:
 
 
 def part_name(url: URL) -> str:
-    return f".six-{hasher('sha256', url.full.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.part"
+    """The same for one URL each time, also where a store's signature in it is another one each time."""
+    unsigned = re.sub(SIGNATURE, "", url.full) if "?" in url.target else url.full
+    return f".six-{hasher('sha256', unsigned.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.part"
 
 
 class Stream:
@@ -1332,18 +1327,17 @@ class Download:
         self.url = url
         self.folder = folder
         self.name = name  # "" until the first response, which may propose one
+        self.path = os.path.join(folder, name)
+        self.chosen = bool(name) and not replace  # by the user: then it may be a FIFO or device, too
+        self.stdout = self.chosen and name == "-"
         self.replace = replace
         self.head: Head | None = None
         self.began = time.monotonic()
         self.received = 0
 
-    @property
-    def path(self) -> str:
-        return os.path.join(self.folder, self.name)
-
     def run(self) -> str:
         """saved, or same when it was here already."""
-        if self.name and self.standing(persist(self.args, self.probe)) == "same":
+        if self.standing(persist(self.args, self.probe)) == "same":
             return "same"
         try:
             return self.into(self.sink(), many=True)
@@ -1361,7 +1355,7 @@ class Download:
     def settle(self, reply: Reply, method: str) -> str:
         """What a response that was asked for in a row makes of it: saved, same, or "" when it needs more than that."""
         if method == "HEAD":
-            return "same" * same(look(self.path), reply.head.length, reply.head.modified, self.args.newer)
+            return "same" * self.same(reply.head)
         try:
             sink = Part(self.folder, self.url, self.args)
             try:
@@ -1372,26 +1366,42 @@ class Download:
             return ""  # it will be told when it fails once more
 
     def sink(self) -> Part | Stream:
-        if self.name == "-" or os.path.exists(self.path) and not os.path.isdir(self.path) and not os.path.isfile(self.path):
-            return Stream(self.name if self.name == "-" else self.path, self.args)
+        found = look(self.path) if self.chosen else None
+        if self.stdout or found and not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+            return Stream("-" if self.stdout else self.path, self.args)
         return Part(self.folder, self.url, self.args)
 
     def probe(self) -> Head | None:
-        """What the server says of a file that is here already, without fetching it."""
-        if self.name == "-" or not os.path.isfile(self.path) or self.args.force:
+        """What the server says of a file that seems to be here already, without fetching it."""
+        name = self.name or safe_name(url_name(self.url))
+        if self.stdout or not os.path.isfile(os.path.join(self.folder, name)) or self.args.force:
             return None
         with self.client.ask("HEAD", self.url, {"Accept-Encoding": "identity"}) as reply:
-            return reply.head if reply.head.status == 200 else None  # a URL signed for GET alone refuses HEAD
+            if reply.head.status != 200:
+                return None  # a URL signed for GET alone refuses HEAD
+            self.saw(reply.head)
+            return reply.head
 
     def standing(self, head: Head | None) -> str:
         """Whether what stands at the destination is the same file, may be replaced, or must stay."""
-        if head is None or self.name == "-" or self.args.force or not os.path.isfile(self.path):
+        found = look(self.path)
+        if head is None or found is None or self.stdout or self.chosen and not stat.S_ISREG(found.st_mode):
             return "free"
-        if same(look(self.path), head.length, head.modified, self.args.newer):
+        if not stat.S_ISREG(found.st_mode):
+            raise exists(self.path)
+        if self.args.force:
+            return "free"
+        if self.same(head):
             return "same"
         if not self.args.newer and not self.replace:
             raise exists(self.path)
         return "replace"
+
+    def same(self, head: Head) -> bool:
+        """Whether a response is about the very file that is here: by the ETag that came with it, or by size and time."""
+        if head.modified is None and head.get("etag") and (etag := remembered_etag(self.path, self.url)):
+            return etag == head.get("etag")
+        return same(look(self.path), head.length, head.modified, self.args.newer)
 
     def fetch(self, sink: Part | Stream) -> bool:
         """One request for what is missing, and its body to the end. False when there is nothing to do."""
@@ -1428,7 +1438,9 @@ class Download:
     def saw(self, head: Head) -> None:
         """A response tells the name, if nobody has chosen one, and the time."""
         self.head = head
-        self.name = self.name or safe_name(disposition_name(head.get("content-disposition")) or url_name(self.url))
+        if not self.name:
+            self.name = safe_name(disposition_name(head.get("content-disposition")) or url_name(self.url))
+            self.path = os.path.join(self.folder, self.name)
 
     def continues(self, head: Head, sink: Part | Stream) -> None:
         """A partial response must start where we stopped and be of the same file, whatever the server was asked."""
@@ -1457,8 +1469,8 @@ class Download:
         for name, want in filter(None, (self.args.checksum, source and source.digest.split(":") if source and source.digest else None)):
             self.verify(sink, name, want)
         if isinstance(sink, Part):
-            modified = self.head.modified if self.head else None
-            sink.place(self.path, modified, self.replace or self.args.force or self.args.newer)
+            modified, etag = (self.head.modified, self.head.get("etag")) if self.head else (None, "")
+            sink.place(self.path, self.url, modified, etag, self.replace or self.args.force or self.args.newer)
         return "saved"
 
     def verify(self, sink: Part | Stream, name: str, want: str) -> None:
@@ -1477,13 +1489,16 @@ def side_by_side(download: Download, part: Part) -> bool:
     if not part.left and not (args.connections > 1 and (part.offset or persist(args, lambda: rangeable(download, part))) and part.divide()):
         return False
     problems, news = list[BaseException](), threading.Event()
-    spans = iter([span for span in part.left if span[0] < span[1]])
+    spans = iter(part.left)
+
+    def one(client: Client, span: list[int]) -> None:
+        persist(args, lambda: fetch_span(client, download, part, span, problems), lambda: span[0])
 
     def work() -> None:
         try:
             with contextlib.closing(Client(args)) as client:
-                while not problems and (span := part.next_span(spans)):
-                    persist(args, functools.partial(fetch_span, client, download, part, span, problems), lambda: span[0])
+                for span in spans:  # one iterator for all of them
+                    one(client, span)
         except BaseException as problem:  # noqa: BLE001  (raised again in the thread that waits)
             problems.append(problem)
         news.set()
@@ -1522,7 +1537,7 @@ def rangeable(download: Download, part: Part) -> bool:
 def fetch_span(client: Client, download: Download, part: Part, span: list[int], problems: list[BaseException]) -> None:
     """What is missing of one span. Its first byte moves on as it comes, so that a new try asks for the rest only."""
     source, url = part.source, download.url
-    if source is None or problems:
+    if source is None or problems or span[0] == span[1]:
         return
     asked = {"Accept-Encoding": "identity", "Range": f"bytes={span[0]}-{span[1] - 1}", "If-Range": source.validator}
     with client.ask("GET", url, asked) as reply:
@@ -1558,8 +1573,39 @@ def same(found: os.stat_result | None, size: int | None, modified: float | None,
     return int(modified) == int(found.st_mtime) or newer and modified < found.st_mtime
 
 
+def stamp(url: URL, found: os.stat_result) -> bytes:
+    """What stands before a remembered ETag: it says something of this URL only, and of the file as it was when it came."""
+    return f"{part_name(url)} {found.st_size} {found.st_mtime_ns} ".encode()
+
+
+def remembered_etag(path: str, url: URL) -> str:
+    with contextlib.suppress(OSError, AttributeError):
+        text, start = os.getxattr(path, XATTR), stamp(url, os.stat(path))
+        return text[len(start):].decode("utf-8", "surrogateescape") if text.startswith(start) else ""
+    return ""
+
+
 def url_name(url: URL) -> str:
     return os.fsdecode(unquote_to_bytes(url.path.rpartition("/")[2])) or "index.html"
+
+
+def sweep(folder: str, names: set[str]) -> None:
+    """Remove parts that nobody has continued for a week, and their notes, but none that is locked: somebody writes it."""
+    for name in filter(PART_NAME.fullmatch, names):
+        part, note = name[:-4] + "part", name[:-4] + "json"
+        if name == part or part not in names:  # a note goes with its part
+            with contextlib.suppress(OSError):
+                remove_old(os.path.join(folder, name), [os.path.join(folder, old) for old in {name, note} & names])
+
+
+def remove_old(path: str, paths: list[str]) -> None:
+    """Remove these files if the first is old, and nobody has it locked."""
+    found = os.lstat(path)
+    if stat.S_ISREG(found.st_mode) and time.time() - found.st_mtime > PART_AGE:
+        with open(path, "rb") as file:
+            lock(file.fileno())
+            for old in paths:
+                os.unlink(old)
 
 
 def link(source: str, path: str) -> bool:
@@ -1600,8 +1646,8 @@ def get(client: Client) -> int:
         folder, name = os.path.split(folder)
     if len(args.url) > 1 and name not in ("", "-"):
         raise Failure(2, f"{len(args.url)} URLs cannot all be {spoken(args.output)}", "nothing was fetched", "-o FOLDER/")
-    if folder:
-        make_folder(folder)
+    if name != "-":
+        make_folder(folder or ".")
     return each(args, [target(text, args) for text in args.url],
                 lambda url: tell(args, Download(client, url, folder, name, replace=False)))
 
@@ -1609,7 +1655,7 @@ def get(client: Client) -> int:
 def tell(args: argparse.Namespace, download: Download) -> None:
     """Run a download, and say what became of it."""
     verdict = download.run()
-    if download.name != "-":
+    if not download.stdout:
         report(args, download.url, verdict, download.path, download.received, time.monotonic() - download.began)
 
 
@@ -1647,17 +1693,19 @@ class Upload:
         self.body = body
         self.path = path
         self.offset = 0  # what the server is known to have
+        self.complete = False  # it said that this is all, and stored: only its answer was lost
         self.fields: Fields = {}
         self.note = os.path.join(os.path.dirname(path), part_name(url)[:-len("part")] + "json")
         self.noted = os.path.exists(self.note)
         self.resource = self.recall() if self.noted and client.args.resume else None  # where it can be continued
 
     def recall(self) -> URL | None:
-        """Where an earlier run of the same upload stopped, if the file is still the same."""
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        """Where an earlier run of the same upload stopped, if the file is still the same. Who has made up that note shall get no login."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, Failure):
             note = read_note(self.note)
-            if (note["size"], note["mtime_ns"]) == (self.body.length, self.body.mtime_ns):
-                return self.url.join(note["resource"])._replace(login=self.url.login)
+            resource = self.url.join(note["resource"])
+            if (note["size"], note["mtime_ns"], resource.origin) == (self.body.length, self.body.mtime_ns, self.url.origin):
+                return resource._replace(login=self.url.login)
         return None
 
     def remember(self, resource: URL) -> None:
@@ -1673,7 +1721,8 @@ class Upload:
         length = self.body.length
         if length is None:
             return {"Expect": "100-continue"}
-        fields = {"Last-Modified": http_date(self.body.mtime_ns // 10**9)}
+        seconds = self.body.mtime_ns // 10**9
+        fields = {"Last-Modified": http_date(seconds), **({"X-OC-Mtime": str(seconds)} if seconds >= 0 else {})}  # servers that keep it know the second one
         if self.client.args.verb == "upload":
             fields["Date"] = fields["Last-Modified"]  # from which nginx takes the file's time
         if length < EXPECT_FROM:
@@ -1687,7 +1736,7 @@ class Upload:
     def attempt(self) -> None:
         if self.body.changed():  # since the last try: the server has the beginning of another file
             self.body, self.resource, self.fields, self.offset = Body(self.path), None, {}, 0
-        if not (self.resource and self.known() and self.append(self.resource)):
+        if not (self.resource and self.known() and (self.complete or self.append(self.resource))):
             self.send_whole()
         self.resource = None
         if self.noted:
@@ -1712,11 +1761,11 @@ class Upload:
         """Ask how much has arrived; False when the server has forgotten it."""
         with self.client.ask("HEAD", self.resource or self.url, {"Upload-Draft-Interop-Version": INTEROP}) as reply:
             offset = reply.head.get("upload-offset")
-        if reply.head.status >= 400 or not LENGTH.fullmatch(offset) or int(offset) > (self.body.length or 0):
+        if reply.head.status >= 400 or not re.fullmatch(LENGTH, offset) or int(offset) > (self.body.length or 0):
             self.offset, self.resource = 0, None
             return False
-        self.offset = int(offset)
-        return True
+        self.offset, self.complete = int(offset), reply.head.get("upload-complete") == "?1"
+        return not self.complete or self.offset == self.body.length
 
     def append(self, resource: URL) -> bool:
         fields = {"Content-Type": "application/partial-upload", "Upload-Offset": str(self.offset), "Upload-Complete": "?1",
@@ -1883,7 +1932,8 @@ class Mirror:
         self.args.progress.expect(len(entries))
         jobs = {base.child(entry.name): entry.name for entry in entries if entry.name not in there or not self.told_same(dest, entry)}
         self.quickly("HEAD", [url for url, name in jobs.items() if name in there], jobs, dest)
-        self.quickly("GET", [url for url in jobs if part_name(url) not in there], jobs, dest)
+        begun = set(filter(PART_NAME.fullmatch, there))
+        self.quickly("GET", [url for url in jobs if not begun or part_name(url) not in begun], jobs, dest)
         return each(self.args, list(jobs), lambda url: tell(self.args, Download(self.client, url, dest, jobs[url], replace=True)))
 
     def told_same(self, dest: str, entry: Entry) -> bool:
@@ -1910,15 +1960,18 @@ def upload(client: Client) -> int:
     if not os.path.isdir(args.dir):
         raise Failure(26, f"{spoken(args.dir)} is no folder here", "upload sends a folder", "put sends files")
     url = folder_url(target(args.url, args))
-    code = upload_folder(client, args.dir, url)
+    code = upload_folder(client, args.dir, url, 0)
     args.progress.summary(args)
     return code
 
 
-def upload_folder(client: Client, path: str, url: URL) -> int:
+def upload_folder(client: Client, path: str, url: URL, depth: int) -> int:
     """Send what the server has not, or has otherwise. Links and special files are told and left out."""
-    args, there = client.args, remote(client, url)
-    files, folders = sendable(path, args)
+    args = client.args
+    if depth > MAX_DEPTH:
+        raise Failure(26, f"{spoken(path)} is more than {MAX_DEPTH} folders deep", "it was left out", "upload that one")
+    files, folders = sendable(path, args)  # before the server makes a folder: it may share this very one, and then there is no end
+    there = remote(client, url)
     args.progress.expect(len(files))
 
     def one(entry: os.DirEntry[str]) -> None:
@@ -1927,7 +1980,7 @@ def upload_folder(client: Client, path: str, url: URL) -> int:
         send_file(client, entry.path, url.child(entry.name))
 
     code = each(args, files, one)
-    further = each(args, folders, lambda entry: upload_folder(client, entry.path, folder_url(url.child(entry.name))))
+    further = each(args, folders, lambda entry: upload_folder(client, entry.path, folder_url(url.child(entry.name)), depth + 1))
     return code or further
 
 
@@ -1982,7 +2035,9 @@ def make_folder(path: str, strict: bool = False) -> set[str]:
         os.makedirs(path, exist_ok=True)
         if strict and os.path.islink(path):
             raise OSError(errno.ELOOP, "it is a link to elsewhere")
-        return set(os.listdir(path))
+        names = set(os.listdir(path)) if os.access(path, os.R_OK) else set[str]()  # a drop box may be written to, and not read
+        sweep(path, names)
+        return names
     except OSError as error:
         raise unwritable(path, error, 0) from None
 
@@ -1993,10 +2048,174 @@ VERBS: dict[str, Callable[[Client], int]] = {
 }
 
 
+# --- trust: the same in client.py, httpclient.py (tests/test_twins.py) ---
+NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "UNEXPECTED_MESSAGE")  # how OpenSSL calls an answer in the clear
+TLS_TROUBLE = {
+    "ACCESS_DENIED": (67, "lets nobody in from this address for a minute", "too many wrong passwords came from it", "again, later"),
+    "INTERNAL_ERROR": (7, "takes no connection now", "it has as many clients as it takes, or trouble", "again, later"),
+    **dict.fromkeys(NO_TLS, (56, "speaks no TLS on that port", "what came was not encrypted",
+                             "the same without --tls, --pin, --cacert and --insecure, or http:// instead of https://")),
+    **dict.fromkeys(("UNSUPPORTED_PROTOCOL", "PROTOCOL_VERSION"), (56, "speaks only TLS that is older than 1.2", "that is not safe any more",
+                                                                   "a newer server")),
+}  # by the end of OpenSSL's reason
+
+
+def given_password(args: argparse.Namespace, host: str, port: int) -> str:
+    """--password is for the servers that the command names, the environment's only for what --host and --port name."""
+    if args.password is not None:
+        return str(args.password)
+    return os.environ.get("SIXSOCKETS_PASSWORD", "") if (host, port) == (args.host, args.port) else ""
+
+
+def wants_tls(args: argparse.Namespace) -> bool:
+    return bool(args.tls or args.pin or args.cacert or args.insecure)
+
+
+def client_tls(args: argparse.Namespace, checked: bool) -> ssl.SSLContext:
+    """Whom to trust. --pin takes the place of authorities: the very certificate is known, whoever signed it."""
+    import ssl
+    context = tls_context(args, server=False)
+    if not checked or args.insecure or args.pin:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        return context
+    try:
+        context.load_verify_locations(args.cacert) if args.cacert else context.load_default_certs()
+    except OSError as error:
+        raise Failure(26, f"cannot read the authorities in {shown(args.cacert)} ({error.strerror or error})", "a PEM file is expected",
+                      "--cacert FILE") from None
+    return context
+
+
+def encrypt(dial: Callable[[], socket.socket], host: str, args: argparse.Namespace, speaks: Sequence[str] = ()) -> ssl.SSLSocket:
+    """A connection whose other end is who it should be; nothing was said on it yet. An OSError: it was lost in the handshake."""
+    import ssl
+    context = client_tls(args, checked=True)
+    if speaks:
+        context.set_alpn_protocols(list(speaks))
+    secured = over_tls(context, dial(), host)
+    try:
+        shake_hands(secured)
+        found = fingerprint(secured.getpeercert(binary_form=True))
+        if args.pin and found != args.pin:
+            raise Failure(60, f"{host} shows another certificate than the one pinned", f"its SHA-256 is {found}",
+                          "if it has been restarted, the pin that it printed; if not, somebody is in between")
+    except ssl.SSLCertVerificationError as error:
+        secured.close()
+        raise Failure(60, f"{host} is not trusted ({error.verify_message})", "nobody known here has signed its certificate for that name; its SHA-256 is "
+                      + seen(dial, host, args), "--cacert FILE, or --pin SHA256 as the server printed it") from None
+    except ssl.SSLEOFError:
+        secured.close()
+        raise
+    except ssl.SSLError as error:
+        secured.close()
+        raise tls_failure(host, str(error.reason)) from None
+    except BaseException:
+        secured.close()
+        raise
+    if args.insecure and not args.pin:
+        say_once(f"not checked, for --insecure: whether {host} is who it says (the SHA-256 of its certificate is {found})")
+    return secured
+
+
+def tls_failure(host: str, reason: str) -> Failure:
+    code, what, why, hint = next((TLS_TROUBLE[end] for end in TLS_TROUBLE if reason.endswith(end)), (
+        56, f"cannot be spoken to by TLS ({reason})", "it refuses what this client offers", "another server or port"))
+    return Failure(code, f"{host} {what}", why, hint)
+
+
+def seen(dial: Callable[[], socket.socket], host: str, args: argparse.Namespace) -> str:
+    """The certificate that is not trusted: OpenSSL tells only who trusts it. Nothing is said on that connection."""
+    try:
+        with over_tls(client_tls(args, checked=False), dial(), host) as secured:
+            secured.do_handshake()
+            return fingerprint(secured.getpeercert(binary_form=True))
+    except (OSError, Failure):
+        return "not to be had"
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    say(text)
+
+
+def pin(text: str) -> str:
+    """An argparse type: the SHA-256 of a certificate, as we and as openssl print it."""
+    value = text.lower().rpartition("=")[2].replace(":", "").removeprefix("sha256")
+    if not re.fullmatch(r"[0-9a-f]{64}", value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not the SHA-256 of a certificate in hex")
+    return value
+
+
+def trust_flags(parser: argparse.ArgumentParser) -> None:
+    flag = parser.add_argument
+    flag("--password", metavar="TEXT", help="the password (better: the environment's SIXSOCKETS_PASSWORD, for --host and --port alone)")
+    flag("--ask-password", action="store_true", help="ask for it on the terminal")
+    flag("--tls", action="store_true", help="encrypt, and trust whom this system trusts")
+    flag("--cacert", metavar="FILE", help="trust the authorities in this file (implies --tls)")
+    flag("--pin", type=pin, metavar="SHA256", help="trust this very certificate, and no other (implies --tls)")
+    flag("--insecure", action="store_true", help="trust any certificate: somebody in between can read and change all")
+# --- end trust ---
+
+
+# --- secrets: the same in server.py, client.py, httpserver.py, httpclient.py (tests/test_twins.py) ---
+def ask_password(whose: str) -> str:
+    """From the terminal, unseen; where there is none, it is not read from elsewhere in the clear."""
+    import getpass
+    import warnings  # neither at the top, nor ssl below: few need them
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", getpass.GetPassWarning)
+        try:
+            return getpass.getpass(f"password for {whose}: ")
+        except (getpass.GetPassWarning, EOFError, OSError):
+            raise Failure(67, f"cannot ask for the password of {whose}", "there is no terminal here on which it could be typed unseen",
+                          "SIXSOCKETS_PASSWORD in the environment") from None
+
+
+def tls_context(args: argparse.Namespace, server: bool) -> ssl.SSLContext:
+    """TLS 1.2 and later. --trace shows what goes in and comes out: on the wire it is encrypted."""
+    import ssl
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if args.trace or args.trace_hex:
+        context.sslsocket_class = type("TracedTLS", (socket_class(args), ssl.SSLSocket), {})
+    return context
+
+
+def over_tls(context: ssl.SSLContext, sock: socket.socket, host: str | None = None) -> ssl.SSLSocket:
+    """The connection, from now on encrypted; the handshake is still to come. Where a client's stream ends without TLS's own end
+    it was cut, perhaps on purpose: an error. What comes to a server says itself how long it is."""
+    secured = context.wrap_socket(sock, server_side=host is None, do_handshake_on_connect=False, suppress_ragged_eofs=host is None,
+                                  server_hostname=host)
+    if isinstance(sock, Traced):
+        vars(secured).update(vars(sock))  # its trace goes on as the same connection's
+    return secured
+
+
+def shake_hands(secured: ssl.SSLSocket) -> None:
+    began = time.perf_counter()
+    secured.do_handshake()
+    if isinstance(secured, Traced):
+        secured.show("*", f"TLS handshake ok ({secured.version()}, {(secured.cipher() or '?')[0]}, {1000 * (time.perf_counter() - began):.2f} ms)")
+
+
+def end_tls(sock: socket.socket) -> None:
+    """TLS's own end of the stream, if the kernel has room for it; FIN comes after it."""
+    if hasattr(sock, "unwrap"):
+        sock.settimeout(0)
+        with contextlib.suppress(OSError, ValueError):
+            sock.unwrap()
+
+
+def fingerprint(certificate: bytes | None) -> str:
+    import hashlib
+    return hashlib.sha256(certificate or b"").hexdigest()
+# --- end secrets ---
+
+
 # --- trace: the same in all six scripts (tests/test_twins.py) ---
 T = TypeVar("T")
 DUMPED = 64  # bytes of each call that --trace-hex shows
-SECRET = re.compile(rb"(?i)((?:authorization|cookie):[ \t]*)([^\r\n]+)")
+SECRET = re.compile(rb"(?i)((?:authorization|cookie):[ \t]*|\bproof=)([^\r\n]+)")
 
 
 def hexdump(data: bytes) -> str:
@@ -2023,7 +2242,7 @@ class Traced(socket.socket):
         try:
             return call(*args)
         except OSError as error:
-            if not isinstance(error, BlockingIOError):  # that one means: nothing happened
+            if not isinstance(error, BlockingIOError) and "Want" not in type(error).__name__:  # these mean: nothing happened
                 self.show(mark, f"{what}: {error.strerror or 'timed out'}")
             raise
 
@@ -2159,8 +2378,9 @@ def address(place: Address) -> str:
 
 def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
     """Each address of a host: the family for socket(), and what connect() and bind() take."""
+    name = host.encode() if host.isascii() else host  # a str would load the codec for international names each time
     with contextlib.suppress(socket.gaierror, UnicodeError):  # UnicodeError: an empty label, or one over 63 characters
-        return [(family, target) for family, _, _, _, target in socket.getaddrinfo(host, port, type=kind)]
+        return [(family, target) for family, _, _, _, target in socket.getaddrinfo(name, port, type=kind)]
     raise Failure(6, f'cannot find host "{ascii(host)[1:-1]}"', "it is neither an address nor a name that this machine can look up",
                   "check the spelling, or use the address")
 
@@ -2305,20 +2525,23 @@ def target(text: str, args: argparse.Namespace) -> URL:
 
 def host_url(args: argparse.Namespace) -> str:
     host = f"[{args.host}]" if ":" in args.host else args.host
-    return f"http{'s' * bool(args.pin or args.cacert or args.insecure)}://{host}:{args.port}"
+    return f"http{'s' * wants_tls(args)}://{host}:{args.port}"
 
 
 def server_command(url: URL, proxy: URL | None) -> str:
     """The command that starts the server which was not found there."""
     if proxy:
         return f"--proxy or the environment names the proxy {proxy.authority}: is that right?"
-    host = "" if url.host in ("127.0.0.1", "localhost") else f" --host {shlex.quote(url.host)}"
-    return f"python3 httpserver.py{host} --port {url.port}"
+    tls = " --tls" * (url.scheme == "https")
+    if url.host in ("127.0.0.1", "localhost"):
+        return f"python3 httpserver.py --port {url.port}{tls}"
+    import shlex
+    return f"python3 httpserver.py --host {shlex.quote(url.host)} --port {url.port}{tls}"
 
 
 def header(text: str) -> tuple[str, str]:
     name, colon, value = text.partition(":")
-    if not colon or not TOKEN.fullmatch(name) or re.search(r"[\r\n\0]", value):
+    if not colon or not re.fullmatch(TOKEN, name) or re.search(r"[\r\n\0]", value):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME: VALUE")
     return name, value.strip()
 
@@ -2331,26 +2554,15 @@ def checksum(text: str) -> tuple[str, str]:
     return name, value.lower()
 
 
-def pin(text: str) -> str:
-    value = text.lower().replace(":", "").partition("sha256")[2] or text.lower().replace(":", "")
-    if not re.fullmatch(r"[0-9a-f]{64}", value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not the SHA-256 of a certificate in hex")
-    return value
-
-
-def common_flags(parser: argparse.ArgumentParser) -> None:
+def common_flags(parser: argparse.ArgumentParser, headers: str) -> None:
     flag = parser.add_argument
     flag("--host", help="completes an argument that starts with / (default 127.0.0.1)")
     flag("--port", type=between(1, 65535), help="the same (default 8000)")
-    flag("-H", "--header", action="append", type=header, metavar="'NAME: VALUE'", help="send this too, or instead; only to the server named")
+    flag("-H", "--header", dest=headers, action="append", type=header, metavar="'NAME: VALUE'", help="send this too, or instead; only to the server named")
+    trust_flags(parser)
     flag("--user", metavar="USER:PASSWORD", help="log in with Basic")
-    flag("--password", help="log in with this alone (or the environment: SIXSOCKETS_PASSWORD)")
-    flag("--ask-password", action="store_true", help="ask for the password on the terminal")
     flag("--token", help="log in with Bearer")
     flag("--proxy", metavar="URL", help="go through this proxy; '' for none")
-    flag("--cacert", metavar="FILE", help="trust the authorities in this file")
-    flag("--pin", type=pin, metavar="SHA256", help="trust this very certificate, and no other")
-    flag("--insecure", action="store_true", help="trust any certificate: somebody in between can read and change all")
     flag("-4", dest="family", action="store_const", const=socket.AF_INET, help="IPv4 only")
     flag("-6", dest="family", action="store_const", const=socket.AF_INET6, help="IPv6 only")
     flag("--timeout", type=between(0.01, 1e6, float), metavar="S", help="silence allowed (default 30)")
@@ -2363,15 +2575,8 @@ def common_flags(parser: argparse.ArgumentParser) -> None:
     flag("--trace-hex", action="store_true", help="the same, with the first bytes")
 
 
-def saving_flags(parser: argparse.ArgumentParser) -> None:
-    flag = parser.add_argument
-    flag("-o", "--output", metavar="DEST", help="a folder, a name, or - for standard output")
-    flag("--force", action="store_true", help="replace what exists")
-    flag("--newer", action="store_true", help="replace what exists if the server's is newer or of another size")
-
-
 DEFAULTS = {
-    "host": "127.0.0.1", "port": 8000, "header": [], "user": None, "password": None, "ask_password": False, "token": None, "proxy": None,
+    "host": "127.0.0.1", "port": 8000, "header": [], "later_header": [], "user": None, "password": None, "ask_password": False, "tls": False, "token": None, "proxy": None,
     "cacert": None, "pin": None, "insecure": False, "family": None, "timeout": 30.0, "retries": 3, "resume": True, "quiet": False,
     "json": False, "verbose": False, "trace": False, "trace_hex": False, "output": None, "force": False, "newer": False,
     "connections": 1, "checksum": None, "hidden": False, "data": None, "form": [],
@@ -2383,25 +2588,29 @@ class Help(argparse.RawDescriptionHelpFormatter):
 
     def __init__(self, prog: str) -> None:
         columns = os.environ.get("COLUMNS", "")
-        super().__init__(prog, width=max(60, int(columns if LENGTH.fullmatch(columns) else 100) - 2))
+        super().__init__(prog, width=max(60, int(columns if re.fullmatch(LENGTH, columns) else 100) - 2))
 
 
 def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
     """A parser for these words: only the verb among them gets its flags, for those of ten verbs take a while to build."""
     parser = Parser(prog="httpclient.py", description=__doc__, formatter_class=Help)
-    common_flags(parser)
+    common_flags(parser, "header")
     parser.set_defaults(**DEFAULTS)
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, prog="httpclient.py")
 
-    def verb(name: str, text: str, *places: str) -> Callable[..., argparse.Action]:
+    def verb(name: str, text: str, *places: str) -> Callable[..., object]:
         made = verbs.add_parser(name, argument_default=argparse.SUPPRESS, help=text, formatter_class=Help)
-        if name in words:  # built anew: set_defaults() above would change shared ones, which then undo what stands before the verb
-            common_flags(made)
+        if name not in words:
+            return lambda *names, **more: None
+        # Flags are built anew: set_defaults() above would change shared ones, which then undo what stands before the verb.
+        common_flags(made, "later_header")  # a list of its own: argparse cannot go on with the one from before the verb
         for place in places:
             made.add_argument(place.rstrip("+").lower(), nargs="+" if place.endswith("+") else None, metavar=place.rstrip("+"))
         if name in ("get", "mirror"):
-            saving_flags(made)
+            made.add_argument("-o", "--output", metavar="DEST", help="a folder, a name, or - for standard output")
+            made.add_argument("--force", action="store_true", help="replace what exists")
+            made.add_argument("--newer", action="store_true", help="replace what exists if the server's is newer or of another size")
         return made.add_argument
 
     flag = verb("get", "fetch files", "URL+")
@@ -2422,14 +2631,18 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    words = sys.argv[1:] if argv is None else argv
+def parsed(words: Sequence[str]) -> argparse.Namespace:
     args = build_parser(words).parse_args(words)
-    args.progress = Progress(args)
+    args.header = args.header + args.later_header
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parsed(sys.argv[1:] if argv is None else argv)
+    args.progress, args.asked = Progress(args), {}
     try:
         if args.ask_password:
-            import getpass
-            args.password = getpass.getpass()
+            args.password = ask_password("the server")
         with contextlib.closing(Client(args)) as client:
             return VERBS[args.verb](client)
     except Failure as failure:

@@ -5,7 +5,8 @@
     python3 httpserver.py Pictures                   another folder
     python3 httpserver.py film.mkv --once            one file; ends when somebody has got the whole of it
     python3 httpserver.py --read-only                nobody can change anything
-    python3 httpserver.py --host 0.0.0.0 --open      for other machines too, without a password
+    python3 httpserver.py --host 0.0.0.0 --tls       for other machines too, with a password that is made and printed
+    python3 httpserver.py --host 0.0.0.0 --open      without one; --public-read asks only who changes something
 
     curl http://127.0.0.1:8000/                      the folder as a page; -H 'Accept: application/json' or text/plain
     curl -T new.txt http://127.0.0.1:8000/docs/      upload (PUT: 201 new, 204 replaced; missing folders are made)
@@ -19,10 +20,15 @@ the page of its folder. POST of what is no form is stored under a new name, or u
 are received beside their destination and renamed into place when they are whole; Repr-Digest (RFC 9530, sha-256, header or
 trailer) is checked first, and Want-Repr-Digest asks for it. Uploads resume as in draft-ietf-httpbis-resumable-upload-10
 (interop version 8): POST or PUT with Upload-Complete, then HEAD and PATCH of the Location that was answered, for seven days.
-All state is in the folder, so several servers of one folder are one. (Among several, and among --workers, an upload can be
-resumed only when the one that received it has noticed the break, at the latest after --timeout; until then the answer is 503.)
+An upload that is complete says so there for as long as its file stays. X-OC-Mtime (seconds since 1970, as ownCloud, rclone
+and Apache have it) sets a file's time. All state is in the folder, so several servers of one folder are one.
 
-Limits: nobody is asked for a password and nothing is encrypted, so other addresses than loopback need --open. Links are not
+One password lets everybody in: --password, --ask-password or SIXSOCKETS_PASSWORD, and on other addresses than loopback one that
+is made and printed, unless --open does without. It is asked for by Basic (RFC 7617), with any name; who needs more puts a proxy
+in front. More than ten wrong ones within a minute from one address, in each of --workers, and that address gets 429 (before a
+TLS handshake the alert access_denied). --tls makes a certificate for the run, whose SHA-256 httpclient.py takes as --pin.
+
+Limits: on loopback nobody is asked unless a password is given; without --tls others can read all, the password too. Links are not
 followed; names that start with a dot are not served without --hidden. HTML and SVG run no script here, except with --read-only.
 A Host that is no name of this machine is refused, and so is a change that another site's page sends: no web page reaches the
 folder. A proxy in front passes the Host of the address behind it, and the one that the browser asked for as X-Forwarded-Host.
@@ -32,7 +38,6 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
-import email.utils
 import errno
 import functools
 import hashlib
@@ -46,14 +51,11 @@ import re
 import secrets
 import select
 import selectors
-import shutil
 import signal
 import socket
 import stat
 import struct
 import sys
-import tarfile
-import tempfile
 import threading
 import time
 import urllib.parse
@@ -61,10 +63,14 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from http import HTTPStatus
-from typing import Any, NamedTuple, NoReturn, TypeVar, Union
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar, Union
+
+if TYPE_CHECKING:
+    import ssl
 
 VERSION = "1.0"
 SERVER = "python3 httpserver.py"
+CLIENT = "python3 httpclient.py"
 PORT = 8000
 MAX_HEAD = 32768  # bytes of a request's head, all of it
 MAX_TARGET = 8192  # bytes of the target in it
@@ -82,18 +88,28 @@ MAX_LINGERING = 256  # refused connections kept open until the client has read w
 SMALL = 131072  # bytes of an answer that is sent without handing over the lead
 PIECE = 262144  # bytes read or written at a time
 SLICE = 1 << 24  # bytes asked of one sendfile()
+RECORD = 1 << 14  # bytes of a TLS record at most: with less room TLS would hold back bytes where no selector sees them
+TLS_SLICE = 1 << 16  # bytes of one send() under TLS: it takes all or nothing, so that a slow reader would look like a stuck one
 DRAIN = 65536  # bytes of an unwanted body that are read to keep the connection
 LINGER = 2.0  # seconds that a refused client has for reading why
 GRACE = 2.0  # seconds that Ctrl-C leaves for answers under way
 MIN_RATE = 64  # bytes a second, over each --timeout of waiting for the client, below which a body counts as stuck
+NOTE_EVERY = 1.0  # seconds between two 104 responses that tell how much of an upload has arrived
+LOOK_EVERY = 0.2  # seconds after which an upload that waits for its client looks whether another connection wants to go on with it
+PROMPT = 0.002  # seconds that a thread waits for the next request on its connection before it gives that back
 LOG_DELAY = 0.1  # seconds that log lines are gathered
 ACCEPT_PAUSE = 0.5  # seconds to the next accept() when the system has no descriptor or memory left
 BUSY_WAIT = 2.0  # seconds that the old writer of a part has for letting go of it
+TAGGED = 10**7  # ns: below this a file's time says which upload it came from; 100 ns are what the coarser file systems keep
+WANTED = 0  # ns: the access time that a part gets from who waits for it; no file is read in 1970
 PART_AGE = 7 * 86400  # seconds that an interrupted upload can be resumed
 FREE_CHECK = 1 << 20  # bytes of an upload after which free space is looked at again
+MAX_NUMBER = 1000  # files of one name that are told apart by a number
 MAX_DIGESTS = 10000  # files whose digest is remembered
 PART = re.compile(r"\.six-[0-9a-f]{32}\.part")
 INTEROP = "8"  # the version of the resumable-upload draft that a client must name to be sent interim answers
+PROXIED = frozenset(("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"))
+CHALLENGE = {"WWW-Authenticate": 'Basic realm="Six Sockets: any name, and the password", charset="UTF-8"'}
 READING = ("GET", "HEAD", "OPTIONS")
 CHANGING = ("PUT", "POST", "DELETE", "MKCOL", "MOVE", "PATCH")
 ACTIVE = re.compile(r"text/html|application/xhtml\+xml|.*[/+]xml")  # types in which a browser runs script
@@ -124,6 +140,14 @@ class Refusal(Exception):
         super().__init__(text)
         self.status, self.text, self.fields, self.close = status, text, fields or {}, close
         self.mute = False  # the answer to HEAD: no body (§9.3.2)
+
+
+class Complete(Refusal):
+    """There is nothing to append any more: this upload has become a file. To HEAD that is no refusal."""
+
+    def __init__(self, path: str, size: int) -> None:
+        super().__init__(400, "the upload is complete", {"Location": path})
+        self.size = size
 
 
 class Gone(Exception):
@@ -295,11 +319,14 @@ def etag(info: os.stat_result, coding: str = "") -> str:
 
 @functools.lru_cache(maxsize=1024)
 def http_date(seconds: int) -> str:
-    return email.utils.formatdate(seconds, usegmt=True)
+    return time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(seconds))
 
 
 @functools.lru_cache(maxsize=1024)
 def parse_date(text: str) -> float | None:
+    if not text:
+        return None
+    import email.utils  # not at the top: the slowest import of all, and few requests have a date
     with contextlib.suppress(ValueError, TypeError, IndexError, OverflowError):
         return email.utils.parsedate_to_datetime(text).timestamp()
     return None
@@ -479,10 +506,8 @@ def log_safe(text: str) -> str:
 
 @functools.lru_cache(maxsize=16)
 def log_time(seconds: int) -> str:
-    """[10/Oct/2000:13:55:36 -0700], months in English whatever the locale."""
-    now = time.localtime(seconds)
-    month = ("", "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")[now.tm_mon]
-    return f"[{now.tm_mday:02}/{month}/{now.tm_year}:{time.strftime('%H:%M:%S %z', now)}]"
+    """As in [10/Oct/2000:13:55:36 -0700], in English: nothing here calls setlocale()."""
+    return time.strftime("[%d/%b/%Y:%H:%M:%S %z]", time.localtime(seconds))
 
 
 # --- the folder: nothing outside of it, and only whole files in it ---
@@ -491,9 +516,18 @@ Where = Union[int, str]  # noqa: UP007  (3.9) an open folder; its path where the
 
 
 class Place(NamedTuple):
-    """A name in an open folder, as the os functions take it: a path and no folder where the system has no dir_fd."""
+    """A name in an open folder, as the os functions take it: a path and no folder where the system has no dir_fd.
+    One that locate() gave is used by "with", which closes the folder at the end."""
     parent: int | None
     name: str
+    owned: bool = False
+
+    def __enter__(self) -> Place:  # noqa: PYI034  (3.9 has no Self)
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        if self.owned and self.parent is not None:
+            os.close(self.parent)
 
     def beside(self, name: str) -> Place:
         return Place(self.parent, name if self.parent is not None else os.path.join(os.path.dirname(self.name), name))
@@ -535,6 +569,10 @@ class Entry(NamedTuple):
     def is_folder(self) -> bool:
         return stat.S_ISDIR(self.info.st_mode)
 
+    @property
+    def size(self) -> int:
+        return 0 if self.is_folder else self.info.st_size
+
 
 class Shared:
     """The folder that is shared, or the one file in it. Every name from the network becomes something open in here
@@ -553,18 +591,15 @@ class Shared:
             raise Refusal(404, "only one file is served here")
 
     def locate(self, names: Sequence[str], make: bool = False) -> Place:
-        """The place that a path means; its folder is open until release(). With make, missing folders on the way are made."""
+        """The place that a path means. With make, missing folders on the way are made."""
         self.check(names)
         if not DIR_FD:
             return self.resolve(names, make)
-        parent = self.root
+        place = Place(self.root, ".")
         for name in names[:-1]:
-            try:
-                down = self.step(parent, name, make)
-            finally:
-                self.release(Place(parent, ""))
-            parent = down
-        return Place(parent, names[-1] if names else ".")
+            with place:
+                place = Place(self.step(place.parent, name, make), "", owned=True)
+        return place._replace(name=names[-1] if names else ".")
 
     def step(self, parent: int | None, name: str, make: bool) -> int:
         try:
@@ -585,24 +620,9 @@ class Shared:
             os.makedirs(os.path.dirname(path), exist_ok=True)
         return Place(None, path)
 
-    def release(self, place: Place) -> None:
-        if place.parent is not None and place.parent != self.root:
-            os.close(place.parent)
-
-    @contextlib.contextmanager
-    def place(self, names: Sequence[str], make: bool = False) -> Iterator[Place]:
-        place = self.locate(names, make)
-        try:
-            yield place
-        finally:
-            self.release(place)
-
     def open(self, names: Sequence[str]) -> Found:
-        place = self.locate(names)
-        try:
+        with self.locate(names) as place:
             return open_leaf(place)
-        finally:
-            self.release(place)
 
 
 def open_leaf(place: Place) -> Found:
@@ -635,27 +655,21 @@ def entry_of(item: os.DirEntry[str], hidden: bool) -> Entry | None:
     return None
 
 
-def shows_all(place: Place, depth: int = 0) -> bool:
-    """Whether nothing in a folder is hidden from those who could delete it. Uploads that were broken off do not count."""
-    if depth > MAX_DEPTH:
-        raise Refusal(403, f"more than {MAX_DEPTH} folders deep")
-    with contextlib.closing(open_leaf(place)) as folder, os.scandir(folder.where) as scan:
-        return all(PART.fullmatch(item.name) or item.name[0] != "."
-                   and (not item.is_dir(follow_symlinks=False) or shows_all(inside(folder.where, item.name), depth + 1)) for item in scan)
-
-
-def remove_tree(place: Place, depth: int = 0) -> None:
-    """Delete a folder and all that is in it; links in it are deleted, not followed."""
+def tree(place: Place, depth: int = 0) -> Iterator[tuple[Place, os.DirEntry[str]]]:
+    """All that is in a folder, hidden or not, a folder after what is in it. Links are not followed."""
     if depth > MAX_DEPTH:
         raise Refusal(403, f"more than {MAX_DEPTH} folders deep")
     with contextlib.closing(open_leaf(place)) as folder, os.scandir(folder.where) as scan:
         for item in scan:
             below = inside(folder.where, item.name)
             if item.is_dir(follow_symlinks=False):
-                remove_tree(below, depth + 1)
-            else:
-                os.unlink(below.name, dir_fd=below.parent)
-    os.rmdir(place.name, dir_fd=place.parent)
+                yield from tree(below, depth + 1)
+            yield below, item
+
+
+def shows_all(place: Place) -> bool:
+    """Whether nothing in a folder is hidden from those who could delete it. Uploads that were broken off do not count."""
+    return all(PART.fullmatch(item.name) or item.name[0] != "." for _, item in tree(place))
 
 
 def rename(old: Place, new: Place) -> None:
@@ -675,15 +689,20 @@ def rename_new(old: Place, new: Place) -> None:
 
 
 @contextlib.contextmanager
-def renaming(place: Place) -> Iterator[None]:
-    """Nobody else, of this process or another, gives away a name in this folder. Without it a file that is put between the link()
+def renaming(*places: Place) -> Iterator[None]:
+    """Nobody else, of this process or another, gives away a name in these folders. Without it a file that is put between the link()
     and the unlink() of rename_new() would be lost. (Windows needs none: there rename() replaces nothing.)"""
     with contextlib.ExitStack() as held:
         with contextlib.suppress(ImportError, OSError):
             import fcntl  # not at the top: Windows has none
-            folder = os.open("." if place.parent is not None else os.path.dirname(place.name), FOLDER, dir_fd=place.parent)
-            held.callback(os.close, folder)
-            fcntl.flock(folder, fcntl.LOCK_EX)
+            folders = {}
+            for place in places:
+                folder = os.open("." if place.parent is not None else os.path.dirname(place.name), FOLDER, dir_fd=place.parent)
+                held.callback(os.close, folder)
+                info = os.fstat(folder)
+                folders[info.st_dev, info.st_ino] = folder
+            for _, folder in sorted(folders.items()):  # in the same order by all, so that who moves here and who moves back do not wait for each other
+                fcntl.flock(folder, fcntl.LOCK_EX)
         yield
 
 
@@ -691,7 +710,7 @@ class Part:
     """A file on its way in: hidden beside its place, locked while written, renamed when it is whole."""
 
     def __init__(self, place: Place, token: str, fresh: bool = True) -> None:
-        self.place, self.own = place, place.beside(f".six-{token}.part")
+        self.place, self.own, self.token = place, place.beside(f".six-{token}.part"), token
         self.descriptor = os.open(self.own.name, FRESH if fresh else FRESH & ~(os.O_CREAT | os.O_EXCL), 0o666, dir_fd=place.parent)
         self.kept = not fresh
         self.size = os.fstat(self.descriptor).st_size
@@ -710,6 +729,19 @@ class Part:
         os.lseek(self.descriptor, self.size, os.SEEK_SET)
         return True
 
+    def want(self, wanted: bool) -> None:
+        """Leave a sign for the writer, be it of this process or another, that somebody waits for it to let go; or take it away."""
+        info = os.fstat(self.descriptor)
+        if wanted != self.is_wanted():
+            os.utime(self.descriptor, ns=(WANTED if wanted else time.time_ns(), info.st_mtime_ns))
+
+    def is_wanted(self) -> bool:
+        return os.fstat(self.descriptor).st_atime_ns == WANTED
+
+    def give_way(self) -> None:
+        if self.is_wanted():
+            raise Refusal(409, "another connection goes on with this upload", close=True)
+
     def write(self, data: Data) -> None:
         if self.sha:
             self.sha.update(data)
@@ -718,29 +750,40 @@ class Part:
         while view:
             view = view[os.write(self.descriptor, view):]
 
-    def settle(self, name: str, over: str, old: os.stat_result | None, durable: bool) -> tuple[str, os.stat_result]:
-        """Put it in its place: "replace" what stands there, only as a "new" name, or with a "number". Its name and facts."""
-        if old:
-            with contextlib.suppress(OSError, AttributeError):
-                os.fchmod(self.descriptor, stat.S_IMODE(old.st_mode) & 0o777)
+    def settle(self, name: str, over: str, durable: bool, mtime: int | None, check: Callable[[], os.stat_result | None]) -> tuple[str, os.stat_result, bool]:
+        """Put it in its place: "replace" what stands there, only as a "new" name, or with a "number". What stood there is checked
+        and replaced in one step, or two writers could both believe that they replaced the same. Its name and facts, and whether it replaced."""
         if durable:
             os.fsync(self.descriptor)
-        info = os.fstat(self.descriptor)
-        if os.name == "nt":  # it renames no open file; elsewhere the lock is kept, or somebody could still append to what is in its place
-            os.close(self.descriptor)
-            self.descriptor = -1
         with renaming(self.place):
+            old = check()
+            info = self.finish(old, mtime)
             final = next(self.try_names(name, over))
         self.kept = True  # in its place: nothing to clear away
         if durable and self.place.parent is not None:
             os.fsync(self.place.parent)
-        return final, info
+        return final, info, bool(old)
+
+    def finish(self, old: os.stat_result | None, mtime: int | None) -> os.stat_result:
+        """Give it the mode of the file that it replaces, and its time, whose last digits stand for the token. Its facts."""
+        if old:
+            with contextlib.suppress(OSError, AttributeError):
+                os.fchmod(self.descriptor, stat.S_IMODE(old.st_mode) & 0o777)
+        if os.name == "nt":  # it renames no open file; elsewhere the lock is kept, or somebody could still append to what is in its place
+            os.close(self.descriptor)
+            self.descriptor = -1
+        handle = self.descriptor if self.descriptor >= 0 else self.own.name
+        info = os.stat(handle)  # of a time that was given the fraction stays too: two files of one time and size shall have two ETags
+        since = info.st_mtime_ns if mtime is None else mtime * 10**9 + info.st_mtime_ns % 10**9
+        with contextlib.suppress(OSError):  # not on every mount may a file's writer set its time
+            os.utime(handle, ns=(info.st_atime_ns, since // TAGGED * TAGGED + tag_of(self.token)))
+        return os.stat(handle)
 
     def try_names(self, name: str, over: str) -> Iterator[str]:
         if over == "replace":
             rename(self.own, self.place.beside(name))
             yield name
-        for number in range(1000):
+        for number in range(MAX_NUMBER):
             try:
                 rename_new(self.own, self.place.beside(numbered(name, number)))
                 yield numbered(name, number)
@@ -757,19 +800,26 @@ class Part:
                 os.unlink(self.own.name, dir_fd=self.place.parent)
 
 
+def tag_of(token: str) -> int:
+    """The last nanoseconds of a finished upload's time. The number of an inode alone proves nothing: it is soon given to another file."""
+    return int(token, 16) % (TAGGED // 100) * 100
+
+
 def expire_parts(place: Place) -> None:
-    """Delete what nobody has gone on with for too long."""
+    """Delete what nobody has gone on with for too long, unless somebody just puts it in its place with an old time."""
     folder: Where = place.parent if place.parent is not None else os.path.dirname(place.name)
     with contextlib.suppress(OSError), os.scandir(folder) as scan:
         for item in scan:
             if PART.fullmatch(item.name) and time.time() - item.stat(follow_symlinks=False).st_mtime > PART_AGE:
-                os.unlink(inside(folder, item.name).name, dir_fd=place.parent)
+                with contextlib.closing(Part(place, item.name[5:-5], fresh=False)) as part:
+                    part.kept = not part.lock()
 
 
 def free_space(where: Where) -> int:
     if isinstance(where, int) and hasattr(os, "fstatvfs"):
         info = os.fstatvfs(where)
         return info.f_bavail * info.f_frsize
+    import shutil  # not at the top: only Windows needs it
     return shutil.disk_usage(where).free
 
 
@@ -819,10 +869,11 @@ def walk(where: Where, path: str, hidden: bool, left_out: Callable[[Item], None]
 
 
 def tar_head(item: Item) -> bytes:
+    import tarfile  # not at the top, like tempfile below: few requests need what takes so long to import
     info = tarfile.TarInfo(item.path.rstrip("/"))
     info.mode = stat.S_IMODE(item.entry.info.st_mode) & 0o777
     info.mtime = int(item.entry.info.st_mtime)
-    info.type, info.size = (tarfile.DIRTYPE, 0) if item.entry.is_folder else (tarfile.REGTYPE, item.entry.info.st_size)
+    info.type, info.size = tarfile.DIRTYPE if item.entry.is_folder else tarfile.REGTYPE, item.entry.size
     return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")  # the one format whose names are bytes
 
 
@@ -830,7 +881,7 @@ TAR_END = 1024  # two empty blocks
 
 
 def tar_length(item: Item) -> int:
-    return len(tar_head(item)) + (0 if item.entry.is_folder else -(-item.entry.info.st_size // 512) * 512)
+    return len(tar_head(item)) + -(-item.entry.size // 512) * 512
 
 
 def tar_plan(items: Iterable[Item]) -> tuple[int, str]:
@@ -858,13 +909,13 @@ def tar_pieces(items: Iterable[Item], start: int, end: int, tag: str) -> Iterato
 
 def tar_item(item: Item) -> Iterator[Piece]:
     yield tar_head(item)
-    if not item.entry.is_folder and item.entry.info.st_size:
+    if item.entry.size:
         descriptor = item.open()
         try:
-            yield Span(descriptor, 0, item.entry.info.st_size)
+            yield Span(descriptor, 0, item.entry.size)
         finally:
             os.close(descriptor)
-        yield bytes(-item.entry.info.st_size % 512)
+        yield bytes(-item.entry.size % 512)
 
 
 def clip(pieces: Iterable[Piece], start: int, end: int) -> Iterator[Piece]:
@@ -886,18 +937,17 @@ def zip_flags(item: Item) -> int:
 
 
 def zip_local(item: Item) -> bytes:
-    name, size = os.fsencode(item.path), 0 if item.entry.is_folder else item.entry.info.st_size
+    name, size = os.fsencode(item.path), item.entry.size
     return (struct.pack("<4s5H3L2H", b"PK\3\4", 45, zip_flags(item), 0, *dos_time(item), 0, LARGE, LARGE, len(name), 20)
             + name + struct.pack("<2H2Q", 1, 16, size, size))
 
 
 def zip_after(item: Item, crc: int) -> bytes:
-    size = 0 if item.entry.is_folder else item.entry.info.st_size
-    return struct.pack("<4sL2Q", b"PK\7\x08", crc, size, size)
+    return struct.pack("<4sL2Q", b"PK\7\x08", crc, item.entry.size, item.entry.size)
 
 
 def zip_central(item: Item, crc: int, offset: int) -> bytes:
-    name, size = os.fsencode(item.path), 0 if item.entry.is_folder else item.entry.info.st_size
+    name, size = os.fsencode(item.path), item.entry.size
     mode = item.entry.info.st_mode << 16 | (0x10 if item.entry.is_folder else 0)
     return struct.pack("<4s6H3L5H2L", b"PK\1\2", 3 << 8 | 45, 45, zip_flags(item), 0, *dos_time(item), crc, LARGE, LARGE, len(name), 28, 0, 0, 0,
                        mode & LARGE, LARGE) + name + struct.pack("<2H3Q", 1, 24, size, size, offset)
@@ -916,7 +966,7 @@ def dos_time(item: Item) -> tuple[int, int]:
 
 def zip_size(item: Item) -> int:
     """Bytes of an entry, without what the directory says of it."""
-    return len(zip_local(item)) + len(zip_after(item, 0)) + (0 if item.entry.is_folder else item.entry.info.st_size)
+    return len(zip_local(item)) + len(zip_after(item, 0)) + item.entry.size
 
 
 def zip_length(items: Iterable[Item]) -> int:
@@ -925,6 +975,7 @@ def zip_length(items: Iterable[Item]) -> int:
 
 def zip_pieces(items: Iterable[Item]) -> Iterator[Piece]:
     """Entries as they are read, then the directory, which is gathered outside of memory when it grows large."""
+    import tempfile
     at = count = 0
     with tempfile.SpooledTemporaryFile(1 << 20) as central:
         for item in items:
@@ -945,7 +996,7 @@ def zip_pieces(items: Iterable[Item]) -> Iterator[Piece]:
 def file_chunks(item: Item) -> Iterator[bytes]:
     if item.entry.is_folder:
         return
-    descriptor, left = item.open(), item.entry.info.st_size
+    descriptor, left = item.open(), item.entry.size
     try:
         while left:
             chunk = os.read(descriptor, min(PIECE, left))
@@ -1007,6 +1058,8 @@ class Body:
         self.whole = True
 
     def receive(self, most: int) -> Data:
+        if self.conn.buffer:
+            return self.conn.take(most)
         self.space = self.space or memoryview(bytearray(PIECE))
         return self.conn.receive(self.space[:most])
 
@@ -1048,7 +1101,7 @@ class Body:
 class Connection:
     """A socket and what has been read from it. It belongs to the thread that leads, or to the one that it was handed to."""
 
-    __slots__ = ("args", "buffer", "held", "moved", "peer", "scanned", "sent", "server", "sock", "waited")
+    __slots__ = ("args", "buffer", "held", "moved", "part", "peer", "scanned", "sent", "server", "shaking", "sock", "waited")
 
     def __init__(self, server: Server, sock: socket.socket, peer: Address) -> None:
         self.server, self.sock, self.args = server, sock, server.args
@@ -1057,6 +1110,8 @@ class Connection:
         self.scanned = self.sent = self.moved = 0
         self.waited = 0.0
         self.held: list[Found] = []  # what is open for the answer under way
+        self.part: Part | None = None  # what is being received
+        self.shaking = server.door.tls is not None  # the TLS handshake is still to come, or under way
 
     def hold(self, found: Found) -> Found:
         self.held.append(found)
@@ -1069,8 +1124,10 @@ class Connection:
     # With the lead: nothing here waits. What would wait is returned, to be called without the lead.
     def readable(self) -> Job | None:
         try:
+            if self.shaking and not self.shake():
+                return None
             data = self.sock.recv(SMALL)
-        except BlockingIOError:
+        except self.server.waits:
             return None
         except OSError:
             data = b""
@@ -1083,6 +1140,38 @@ class Connection:
             return None
         self.buffer = self.buffer + data if self.buffer else data
         return self.advance()
+
+    def shake(self) -> bool:
+        """The TLS handshake, as far as the client has come: nobody waits for it. Who begins in the clear is told so in the clear."""
+        import ssl
+        assert self.server.door.tls
+        if not isinstance(self.sock, ssl.SSLSocket):
+            first = socket.socket.recv(self.sock, 1, socket.MSG_PEEK)
+            if first not in (b"", b"\x16"):
+                self.shaking = False
+                self.refuse_head(Refusal(400, "TLS is spoken on this port: the address begins with https://", close=True))
+                return False
+            self.server.unwatch(self)  # or the selector would still know it, should it be closed in the next call
+            self.sock = over_tls(self.server.door.tls, self.sock)
+            self.server.watch(self)
+        try:
+            shake_hands(self.sock)
+        except self.server.waits:
+            raise
+        except OSError as error:
+            self.server.note(f"{self.peer} no TLS: {getattr(error, 'reason', '') or error.strerror}")
+            self.close()
+            return False
+        self.shaking = False
+        self.server.gather(self, False)
+        return True
+
+    def turn_away(self, code: int) -> None:
+        """Before the handshake, which would cost more than a refusal may: an alert."""
+        self.shaking = False
+        with contextlib.suppress(OSError):
+            socket.socket.send(self.sock, alert(code))
+        self.linger()
 
     def advance(self) -> Job | None:
         """Answer the requests whose heads are here; pipelined ones in their order."""
@@ -1113,6 +1202,8 @@ class Connection:
             self.scanned = len(self.buffer)
             if self.scanned > MAX_HEAD:
                 raise too_long(self.buffer)
+            if self.buffer[:1] == b"\x16":
+                raise Refusal(400, "this is TLS, and the port speaks without: the address begins with http://", close=True)
             return None
         head, self.buffer, self.scanned = self.buffer[:found.end()], self.buffer[found.end():], 0
         if len(head) > MAX_HEAD:
@@ -1126,6 +1217,8 @@ class Connection:
 
     def refuse_head(self, refused: Refusal) -> None:
         """A head that cannot be trusted: nothing after it can either."""
+        if self.shaking:
+            return self.turn_away(OVERLOADED)
         answer = text_answer(refused.status, refused.text, refused.fields)
         answer.close, answer.note = True, refused.text
         answer.body = b"" if refused.mute else answer.body
@@ -1140,11 +1233,12 @@ class Connection:
         """Send a short answer. False when the kernel has no room for all of it: the client reads slowly."""
         answer.close = not self.keeps(request, answer)
         body = answer.body if request is None or request.method != "HEAD" else b""
-        data = self.head(request, answer) + body
+        data, count = self.head(request, answer) + body, 0
         try:
-            count = self.sock.send(data)
-        except BlockingIOError:
-            count = 0
+            while count < len(data):
+                count += self.sock.send(data[count:count + self.server.slice] if count or len(data) > self.server.slice else data)
+        except self.server.waits:
+            pass
         except OSError:
             answer.note, answer.close, count = "left before the answer", True, len(data)
         answer.rest = data[count:]
@@ -1167,6 +1261,7 @@ class Connection:
     def linger(self) -> None:
         """Close so that the answer arrives: a socket closed over unread bytes sends RST, which destroys it (§9.6)."""
         try:
+            end_tls(self.sock)
             self.sock.shutdown(socket.SHUT_WR)
         except OSError:
             return self.close()
@@ -1181,7 +1276,7 @@ class Connection:
         """Answer until no whole head is left in the buffer. Then the leader has the connection again."""
         what_next: Callable[[], object] = self.watch
         try:
-            while request is not None or (request := self.next_request()):
+            while request is not None or (request := self.next_request() or self.prompt_request()):
                 if not self.exchange(request, answer):
                     what_next = self.linger
                     break
@@ -1195,6 +1290,15 @@ class Connection:
             what_next = self.close
         self.server.give_back(self, what_next)
 
+    def prompt_request(self) -> Request | None:
+        """A request that follows at once, as when a folder is uploaded: going to the leader and back takes longer than most uploads.
+        Not among several, where the threads would fight over the interpreter's lock."""
+        if len(self.server.busy) > 1 or not is_ready(self.sock, False, PROMPT):
+            return None
+        with contextlib.suppress(*self.server.waits):
+            self.buffer += self.sock.recv(SMALL)
+        return self.next_request()
+
     def exchange(self, request: Request, answer: Answer | None) -> bool:
         """One request, whatever it takes. Whether the connection goes on."""
         self.sent, self.moved, self.waited = 0, 0, 0.0
@@ -1204,7 +1308,7 @@ class Connection:
             answer.close = not self.keeps(request, answer) or not body.drain()
             self.deliver(request, answer)
         except (Gone, OSError, Refusal) as problem:
-            answer.note = f"ended at {self.sent} of {answer.length if answer.length is not None else '?'} bytes: {told(problem)}"
+            answer.note = answer.note or f"ended at {self.sent} of {answer.length if answer.length is not None else '?'} bytes: {told(problem)}"
             answer.close = True
             raise Gone from None
         finally:
@@ -1295,8 +1399,8 @@ class Connection:
         view = memoryview(data)
         while view:
             try:
-                count = self.sock.send(view[:SLICE])
-            except BlockingIOError:
+                count = self.sock.send(view[:self.server.slice])
+            except self.server.waits:
                 self.wait(writing=True)
                 continue
             self.sent += count
@@ -1306,7 +1410,7 @@ class Connection:
     def send_span(self, span: Span) -> None:
         """From the file to the socket inside the kernel where that is possible. A file that shrinks ends the connection:
         the client sees that it got less than was announced."""
-        at, direct = span.start, hasattr(os, "sendfile") and not isinstance(self.sock, Traced)
+        at, direct = span.start, hasattr(os, "sendfile") and type(self.sock) is socket.socket  # on a TLS socket it would send in the clear
         while at < span.end:
             if not direct:
                 data = read_at(span.descriptor, min(PIECE, span.end - at), at)
@@ -1324,28 +1428,43 @@ class Connection:
                 raise Gone(f"the file shrank by {span.end - at} bytes")
             at += count
 
-    def receive(self, space: memoryview) -> Data:
-        """Some bytes of a body, in space or from what has been read already."""
-        if self.buffer:
-            data, self.buffer = self.buffer[:len(space)], self.buffer[len(space):]
-            return data
+    def take(self, most: int) -> bytes:
+        """What has been read already."""
+        data, self.buffer = self.buffer[:most], self.buffer[most:]
+        return data
+
+    def receive(self, space: memoryview) -> memoryview:
+        """Some bytes of a body."""
+        if not self.server.door.tls or len(space) >= RECORD:
+            return self.fetch(space)
+        self.buffer += self.fetch(memoryview(bytearray(RECORD)))
+        data = self.take(len(space))
+        space[:len(data)] = data
+        return space[:len(data)]
+
+    def fetch(self, space: memoryview) -> memoryview:
+        """What comes next. TLS gives a record at a time: all that have come are taken, and written to the disk at once."""
         while True:
             try:
                 count = self.sock.recv_into(space)
                 break
-            except BlockingIOError:
+            except self.server.waits:
                 self.wait(writing=False)
+            except OSError as error:  # TLS that breaks says so with numbers that mean something else to the system
+                raise ConnectionAbortedError(errno.ECONNABORTED, error.strerror) from None
         if not count:
             raise ConnectionAbortedError(errno.ECONNABORTED, "the body ended early")
+        with contextlib.suppress(OSError):  # nothing more has come, or an error that the next call will tell
+            while self.server.door.tls and len(space) - count >= RECORD and (more := self.sock.recv_into(space[count:])):
+                count += more
         self.moved += count
         return space[:count]
 
     def read_line(self, most: int) -> bytes:
         """A line up to its CRLF, of at most so many bytes."""
         while (end := self.buffer.find(b"\n")) < 0 and len(self.buffer) < most + 2:
-            kept, self.buffer = self.buffer, b""
-            self.buffer = kept + self.receive(memoryview(bytearray(MAX_LINE)))
-        line, self.buffer = self.buffer[:end + 1], self.buffer[end + 1:]
+            self.buffer += self.receive(memoryview(bytearray(RECORD)))
+        line = self.take(end + 1)
         if line[-2:] != b"\r\n" or end > most + 1:
             raise Refusal(400, "a line of a chunked body is too long or does not end in CRLF", close=True)
         return line[:-2]
@@ -1353,8 +1472,12 @@ class Connection:
     def wait(self, writing: bool) -> None:
         """Until the socket is ready. Silence has a limit, and so has dripping; only time spent waiting for the client counts."""
         began = time.monotonic()
-        if not is_ready(self.sock, writing, self.args.timeout):
-            raise TimeoutError(f"silent for {self.args.timeout:g} s")
+        seconds = min(LOOK_EVERY, self.args.timeout) if self.part else self.args.timeout
+        while not is_ready(self.sock, writing, seconds):
+            if self.part:
+                self.part.give_way()
+            if time.monotonic() - began >= self.args.timeout:
+                raise TimeoutError(f"silent for {self.args.timeout:g} s")
         self.waited += time.monotonic() - began
         if self.waited > self.args.timeout:
             if self.moved < MIN_RATE * self.args.timeout:
@@ -1386,11 +1509,13 @@ def read_at(descriptor: int, size: int, offset: int) -> bytes:
 def check_request(conn: Connection, request: Request) -> None:
     """What holds for every method, in the order in which a stranger would try."""
     server, fields, method = conn.server, request.fields, request.method
+    if request.host and not is_own_host(request.host, server.names):
+        raise Refusal(421, "that host is not this machine")
+    if server.door.guard:
+        check_password(conn, request, server.door.guard)
     if method not in METHODS:
         known = method in ("CONNECT", "TRACE")
         raise Refusal(405 if known else 501, "no such method here", {"Allow": server.allowed} if known else {})
-    if request.host and not is_own_host(request.host, server.names):
-        raise Refusal(421, "that host is not this machine")
     if method in CHANGING:
         if server.read_only:
             raise Refusal(405, "nothing can be changed here", {"Allow": server.allowed})
@@ -1398,6 +1523,30 @@ def check_request(conn: Connection, request: Request) -> None:
             raise Refusal(403, "a page of another site may not change anything here")
     if request.minor and fields.get("expect", "100-continue").lower() != "100-continue":
         raise Refusal(417, "no other expectation than 100-continue")
+
+
+def check_password(conn: Connection, request: Request, guard: Guard) -> None:
+    """Basic (RFC 7617): any name, and the password. HEAD of an upload ends the one who sends it, so --public-read does not mean that."""
+    if conn.args.public_read and request.method in ("GET", "HEAD") and "upload" not in parameters(request.query):
+        return
+    given = basic_password(request.fields.get("authorization", ""))
+    if given is None:
+        raise Refusal(401, "a password is asked for", CHALLENGE)
+    right = secrets.compare_digest(hashlib.sha256(given).digest(), conn.server.secret)
+    if reason := guard.judge(conn.peer, right):
+        wait = guard.wait(conn.peer)
+        raise Refusal(401, "wrong password", CHALLENGE) if reason != "busy" else Refusal(
+            429, "busy: too many wrong passwords came from this address", {"Retry-After": str(wait)})
+
+
+def basic_password(field: str) -> bytes | None:
+    """What stands behind the first colon; None for what is no login by Basic."""
+    scheme, _, token = field.partition(" ")
+    with contextlib.suppress(ValueError):
+        _, colon, password = base64.b64decode(token.strip(), validate=True).partition(b":")
+        if scheme.lower() == "basic" and colon:
+            return password
+    return None
 
 
 def is_foreign(request: Request) -> bool:
@@ -1423,13 +1572,12 @@ def get(conn: Connection, request: Request, body: Body | None) -> Answer:
         return get_folder(conn, request, found, options)
     if request.slash:
         raise Refusal(404, "that is a file, not a folder")
-    return get_file(conn, request, request.names[-1], found)
+    return get_file(conn, request, request.names, found)
 
 
 def redirect(path: str, request: Request) -> Answer:
     """To a path of ours, never to a host (§15.4.9; // and \\ would begin one)."""
-    answer = text_answer(308, "it is there", {"Location": path + ("?" + request.query if request.query else "")})
-    return answer
+    return text_answer(308, "it is there", {"Location": path + ("?" + request.query if request.query else "")})
 
 
 def get_folder(conn: Connection, request: Request, found: Found, options: dict[str, str]) -> Answer:
@@ -1443,7 +1591,7 @@ def get_folder(conn: Connection, request: Request, found: Found, options: dict[s
         with contextlib.suppress(OSError, Refusal):
             index = conn.hold(open_leaf(inside(found.where, "index.html")))
             if not index.is_folder:
-                answer = get_file(conn, request, "index.html", index)
+                answer = get_file(conn, request, (*request.names, "index.html"), index)
                 answer.fields["Vary"] = "Accept, Accept-Encoding"
                 return answer
     fields = {"Content-Type": kind + ("" if kind.endswith("json") else "; charset=utf-8"), "Cache-Control": "no-store",
@@ -1454,16 +1602,16 @@ def get_folder(conn: Connection, request: Request, found: Found, options: dict[s
     return Answer(200, fields, pieces=gathered(pieces))
 
 
-def get_file(conn: Connection, request: Request, name: str, found: Found) -> Answer:
+def get_file(conn: Connection, request: Request, names: Sequence[str], found: Found) -> Answer:
     fields, coding = request.fields, ""
     if "accept-encoding" in fields and "range" not in fields and takes_gzip(fields["accept-encoding"]):
-        found, coding = prefer_gzip(conn, request, name, found)
+        found, coding = prefer_gzip(conn, names, found)
     info, now = found.info, time.time()
     tag, mtime = etag(info, coding and "-gz"), min(int(info.st_mtime), int(now))
     headers = {"ETag": tag, "Last-Modified": http_date(mtime), "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
-    if not CONDITIONS.isdisjoint(fields) and (status := judge(fields, tag, mtime, reading=True)):
-        return Answer(304, headers) if status == 304 else text_answer(412, "it is not as the request expects it")
-    kind = type_of(name)
+    if is_known(fields, tag, mtime):
+        return Answer(304, headers)
+    kind = type_of(names[-1])
     headers |= {"Content-Type": kind, "Accept-Ranges": "bytes", "X-Content-Type-Options": "nosniff"}
     if coding:
         headers["Content-Encoding"] = coding
@@ -1471,21 +1619,34 @@ def get_file(conn: Connection, request: Request, name: str, found: Found) -> Ans
         headers["Content-Security-Policy"] = "sandbox"  # anybody could have uploaded it: no script in this origin
     if wants_digest(request):
         headers["Repr-Digest"] = digest_field(conn.server.digest(found))
-    whole = [(0, info.st_size)]
-    ranges = None
-    if "range" in fields and request.method == "GET" and range_applies(fields.get("if-range"), tag, mtime, now):
-        ranges = parse_ranges(fields["range"], info.st_size)
-    if ranges == []:
-        return text_answer(416, "the file has no such bytes", {"Content-Range": f"bytes */{info.st_size}"})
-    answer = file_answer(headers, found, ranges or whole, partial=ranges is not None, reading=request.method == "GET")
+    ranges = wanted_ranges(request, info.st_size, tag, mtime, now)
+    answer = file_answer(headers, found, ranges or [(0, info.st_size)], partial=ranges is not None, reading=request.method == "GET")
     answer.tag, answer.size = tag, info.st_size
     return answer
 
 
-def prefer_gzip(conn: Connection, request: Request, name: str, found: Found) -> tuple[Found, str]:
+def is_known(fields: dict[str, str], tag: str, mtime: int) -> bool:
+    """Whether the client has what it asks for already (304). What it expects otherwise is refused (412)."""
+    status = 0 if CONDITIONS.isdisjoint(fields) else judge(fields, tag, mtime, reading=True)
+    if status == 412:
+        raise Refusal(412, "it is not as the request expects it")
+    return status == 304
+
+
+def wanted_ranges(request: Request, size: int, tag: str, mtime: int, now: float) -> list[tuple[int, int]] | None:
+    """The ranges that are to be sent, None for the whole."""
+    fields = request.fields
+    if "range" not in fields or request.method != "GET" or not range_applies(fields.get("if-range"), tag, mtime, now):
+        return None
+    ranges = parse_ranges(fields["range"], size)
+    if ranges == []:
+        raise Refusal(416, "there are no such bytes", {"Content-Range": f"bytes */{size}"})
+    return ranges
+
+
+def prefer_gzip(conn: Connection, names: Sequence[str], found: Found) -> tuple[Found, str]:
     """name.gz beside it, if it is not older."""
     with contextlib.suppress(OSError, Refusal):
-        names = [*(request.names if not request.slash and request.names else (*request.names, name))]
         packed = conn.hold(conn.server.shared.open([*names[:-1], names[-1] + ".gz"]))
         if not packed.is_folder and packed.info.st_mtime >= found.info.st_mtime:
             return packed, "gzip"
@@ -1528,21 +1689,19 @@ def several(descriptor: int, kind: str, ranges: list[tuple[int, int]], size: int
 
 def get_tar(conn: Connection, request: Request, found: Found, name: str) -> Answer:
     """The archive's length and tag come from names, sizes and times alone, so a download that was cut can go on."""
-    hidden, ranges = conn.server.shared.hidden, None
+    hidden = conn.server.shared.hidden
     length, tag = tar_plan(walk(found.where, "", hidden, conn.server.note_left_out))
     headers = {"Content-Type": "application/x-tar", "Content-Disposition": disposition(name + ".tar"), "ETag": tag,
                "Accept-Ranges": "bytes", "Cache-Control": "no-cache"}
-    if status := judge(request.fields, tag, 0, reading=True):
-        return Answer(304, headers) if status == 304 else text_answer(412, "the folder has changed")
-    if "range" in request.fields and request.method == "GET" and request.fields.get("if-range", tag) == tag:
-        ranges = parse_ranges(request.fields["range"], length)
-    if ranges == []:
-        return text_answer(416, "the archive has no such bytes", {"Content-Range": f"bytes */{length}"})
-    start, end = ranges[0] if ranges and len(ranges) == 1 else (0, length)
-    if ranges and len(ranges) == 1:
+    if is_known(request.fields, tag, 0):
+        return Answer(304, headers)
+    ranges = wanted_ranges(request, length, tag, 0, 0)
+    partial = ranges is not None and len(ranges) == 1  # several are answered with the whole
+    start, end = ranges[0] if ranges and partial else (0, length)
+    if partial:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{length}"
     pieces = tar_pieces(walk(found.where, "", hidden), start, end, tag)
-    answer = Answer(206 if "Content-Range" in headers else 200, headers, pieces=pieces, length=end - start)
+    answer = Answer(206 if partial else 200, headers, pieces=pieces, length=end - start)
     answer.tag, answer.size, answer.ranges = tag, length, [(start, end)]
     return answer
 
@@ -1572,8 +1731,8 @@ def put(conn: Connection, request: Request, body: Body | None) -> Answer:
     assert body
     expect_size(conn, request)
     conn.server.shared.check(request.names)
-    with conn.server.shared.place(request.names, make=True) as place:
-        expect_state(request, place)
+    with conn.server.shared.locate(request.names, make=True) as place:
+        expect(request.fields, place.regular())
         over = "new" if request.fields.get("if-none-match", "").strip() == "*" else "replace"
         return take_upload(conn, request, body, place, request.names, over)
 
@@ -1587,7 +1746,7 @@ def post(conn: Connection, request: Request, body: Body | None) -> Answer:
     if request.names and not request.slash and not is_folder(conn, request.names):
         return put(conn, request, body)
     names = (*request.names, suggested_name(request))
-    with conn.server.shared.place(names, make=True) as place:
+    with conn.server.shared.locate(names, make=True) as place:
         return take_upload(conn, request, body, place, names, "number")
 
 
@@ -1616,7 +1775,7 @@ def expect_space(conn: Connection, size: int) -> None:
 
 def while_space(conn: Connection, pieces: Iterable[Data]) -> Iterator[Data]:
     """An upload's data as long as there is room: how long a chunked one gets nobody knows before."""
-    left = 0
+    left = FREE_CHECK  # expect_size() has looked just now
     for piece in pieces:
         left -= len(piece)
         if left < 0:
@@ -1625,67 +1784,91 @@ def while_space(conn: Connection, pieces: Iterable[Data]) -> Iterator[Data]:
         yield piece
 
 
-def expect_state(request: Request, place: Place) -> os.stat_result | None:
-    """What stands at the place, if the request's conditions allow to replace it."""
-    info = place.regular()
-    if judge(request.fields, etag(info) if info else None, int(info.st_mtime) if info else 0, reading=False):
+def expect(fields: dict[str, str], info: os.stat_result | None) -> os.stat_result | None:
+    """What is to be changed, if it is there at all, must be as a request's conditions say."""
+    if judge(fields, etag(info) if info else None, int(info.st_mtime) if info else 0, reading=False):
         raise Refusal(412, "what is there is not what the request expects")
     return info
 
 
-PLAN = re.compile("upload=[0-9a-f]{32}&over=(?:new|replace|number)(?:&length=[0-9]{1,18})?(?:&sha256=[0-9a-f]{64})?")
+PLAN = re.compile("upload=[0-9a-f]{32}&over=(?:new|replace|number)(?:&length=[0-9]{1,18})?(?:&mtime=[0-9]{1,10})?(?:&sha256=[0-9a-f]{64})?&file=[0-9]{1,40}")
 
 
 class Plan(NamedTuple):
-    """What becomes of an upload when it is whole. A resumable one has it in its URL: any server of this folder can go on."""
+    """What becomes of an upload when it is whole. A resumable one has it in its URL: any server of this folder can go on.
+    So has it the number of the part's inode, which stays the same when that is renamed: by it and tag_of() the finished file is known."""
     names: Sequence[str]
     token: str
     over: str
     length: int | None
+    mtime: int | None
     digest: bytes | None
 
-    @property
-    def url(self) -> str:
+    def url(self, part: Part) -> str:
         length = "" if self.length is None else f"&length={self.length}"
+        mtime = "" if self.mtime is None else f"&mtime={self.mtime}"
         digest = f"&sha256={self.digest.hex()}" if self.digest else ""
-        return f"{quoted(self.names)}?upload={self.token}&over={self.over}{length}{digest}"
+        return f"{quoted(self.names)}?upload={self.token}&over={self.over}{length}{mtime}{digest}&file={os.fstat(part.descriptor).st_ino}"
 
 
 def take_upload(conn: Connection, request: Request, body: Body, place: Place, names: Sequence[str], over: str) -> Answer:
     digest = parse_digest(request.fields.get("repr-digest", ""))
     complete = request.fields.get("upload-complete")
     length = request.fields.get("upload-length") or (request.length if complete == "?1" and not request.chunked else None)
-    plan = Plan(names, secrets.token_hex(16), over, None if length is None else int(length), digest)
+    plan = Plan(names, secrets.token_hex(16), over, None if length is None else int(length), wanted_mtime(request), digest)
     with contextlib.closing(Part(place, plan.token)) as part:
         part.lock()
         if complete in ("?0", "?1"):
             expire_parts(place)
             part.kept = True
-            announce_upload(conn, request, plan)
+            interim(conn, request, {"Location": plan.url(part), "Upload-Limit": upload_limit(conn, PART_AGE)})
         elif digest or "repr-digest" in request.fields.get("trailer", "").lower() or wants_digest(request):
             part.sha = hashlib.sha256()
         return fill_part(conn, request, body, part, plan, complete != "?0")
 
 
-def announce_upload(conn: Connection, request: Request, plan: Plan) -> None:
-    """104: where the upload can be resumed, before its end. Only for clients of the same version of the draft."""
-    if request.fields.get("upload-draft-interop-version") == INTEROP and request.minor:
-        conn.send(f"HTTP/1.1 104 Upload Resumption Supported\r\nLocation: {plan.url}\r\nUpload-Draft-Interop-Version: {INTEROP}\r\n"
-                  f"Upload-Limit: {upload_limit(conn, PART_AGE)}\r\n\r\n".encode())
+def wanted_mtime(request: Request) -> int | None:
+    """The file's time at the client, in the field that ownCloud invented and rclone, Nextcloud and Apache know."""
+    text = request.fields.get("x-oc-mtime")
+    if text is not None and not re.fullmatch("[0-9]{1,10}", text):
+        raise Refusal(400, "X-OC-Mtime is not a time in seconds since 1970")
+    return None if text is None else int(text)
+
+
+def interim(conn: Connection, request: Request, fields: dict[str, str]) -> None:
+    """104: where an upload can be resumed, or how much has arrived. Only for clients of the same version of the draft, and not
+    through a proxy that is known to be there: nginx 1.22 takes it for the final response, and the upload hangs."""
+    if request.fields.get("upload-draft-interop-version") == INTEROP and request.minor and PROXIED.isdisjoint(request.fields):
+        lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+        conn.send(f"HTTP/1.1 104 Upload Resumption Supported\r\nUpload-Draft-Interop-Version: {INTEROP}\r\n{lines}\r\n".encode())
 
 
 def fill_part(conn: Connection, request: Request, body: Body, part: Part, plan: Plan, complete: bool) -> Answer:
     """Receive into a part, and when the upload is complete check it and put it in its place."""
-    with conn.server.writing(part, conn):
-        for data in while_space(conn, body):
+    conn.part = part
+    try:
+        for data in while_space(conn, noted(conn, request, body)):
             part.write(data)
+            part.give_way()
             if 0 < conn.args.max_size < part.size or plan.length is not None and plan.length < part.size:
                 part.kept = False
                 raise Refusal(413 if plan.length is None else 400, "more than was announced or is taken", close=True)
+    finally:
+        conn.part = None
     if not complete:
-        fields = {"Location": plan.url, **upload_fields(conn, part, PART_AGE)}
+        fields = {"Location": plan.url(part), **upload_fields(conn, part.size, "?0", PART_AGE)}
         return text_answer(201, "to be continued", fields) if request.method != "PATCH" else Answer(204, fields)
     return complete_upload(conn, request, body, part, plan)
+
+
+def noted(conn: Connection, request: Request, body: Body) -> Iterator[Data]:
+    """The body of a resumable upload; when more of it is to come, the client is told how much is stored, unless it does not read."""
+    told = 0.0
+    for data in body:
+        yield data
+        if conn.part and conn.part.kept and (body.left or request.chunked) and time.monotonic() > told + NOTE_EVERY and is_ready(conn.sock, True, 0):
+            told = time.monotonic()
+            interim(conn, request, {"Upload-Offset": str(conn.part.size)})
 
 
 def complete_upload(conn: Connection, request: Request, body: Body, part: Part, plan: Plan) -> Answer:
@@ -1697,16 +1880,20 @@ def complete_upload(conn: Connection, request: Request, body: Body, part: Part, 
     actual = part.sha.digest() if part.sha else file_digest(part.descriptor) if wanted else None
     if wanted and actual != wanted:
         raise Refusal(400, "what arrived is not what Repr-Digest says", {"Upload-Complete": "?1"} if resumable else {})
-    old = part.place.regular() if plan.over == "replace" else None
-    if request.method != "PATCH" and plan.over != "number":
-        expect_state(request, part.place)  # again: it may have changed meanwhile
-    name, info = part.settle(plan.names[-1], plan.over, old, conn.args.durable)
+    conditions = {} if request.method == "PATCH" else request.fields
+
+    def check() -> os.stat_result | None:
+        """What is there now; it may have changed since the request came."""
+        return expect(conditions, part.place.regular()) if plan.over == "replace" else None
+    name, info, replaced = part.settle(plan.names[-1], plan.over, conn.args.durable, plan.mtime, check)
     fields = {"ETag": etag(info)}
+    if plan.mtime == int(info.st_mtime):
+        fields["X-OC-Mtime"] = "accepted"
     if actual:
         fields["Repr-Digest"] = digest_field(actual)
     if resumable:
         fields["Upload-Complete"] = "?1"
-    if old:
+    if replaced:
         return Answer(204, fields)
     path = quoted([*plan.names[:-1], name])
     return text_answer(201, f"stored as {path}", {"Location": path, **fields})
@@ -1731,13 +1918,13 @@ def post_form(conn: Connection, request: Request, body: Body) -> Answer:
 def store_part(conn: Connection, request: Request, data: Iterator[bytes], name: str) -> str:
     names = (*request.names, *name.split("/"))
     conn.server.shared.check(names)
-    with conn.server.shared.place(names, make=True) as place, contextlib.closing(Part(place, secrets.token_hex(16))) as part:
+    with conn.server.shared.locate(names, make=True) as place, contextlib.closing(Part(place, secrets.token_hex(16))) as part:
         part.lock()
         for piece in while_space(conn, data):
             part.write(piece)
             if 0 < conn.args.max_size < part.size:
                 raise Refusal(413, f"more than {conn.args.max_size} bytes are not taken", close=True)
-        final, _ = part.settle(names[-1], "number", None, conn.args.durable)
+        final, _, _ = part.settle(names[-1], "number", conn.args.durable, None, lambda: None)
     return quoted([*names[:-1], final])
 
 
@@ -1801,41 +1988,63 @@ def upload_limit(conn: Connection, age: int) -> str:
     return f"max-age={age}" + (f", max-size={conn.args.max_size}" if conn.args.max_size else "")
 
 
-def upload_fields(conn: Connection, part: Part, age: int) -> dict[str, str]:
-    return {"Upload-Complete": "?0", "Upload-Offset": str(part.size), "Upload-Limit": upload_limit(conn, age)}
+def upload_fields(conn: Connection, size: int, complete: str, age: int) -> dict[str, str]:
+    return {"Upload-Complete": complete, "Upload-Offset": str(size), "Upload-Limit": upload_limit(conn, age)}
 
 
 def read_plan(request: Request, options: dict[str, str]) -> Plan:
     if not request.names or not PLAN.fullmatch(request.query):
         raise Refusal(404, "there is no such upload")
-    length = int(options["length"]) if "length" in options else None
-    return Plan(request.names, options["upload"], options["over"], length, bytes.fromhex(options.get("sha256", "")) or None)
+    length, mtime = (int(options[key]) if key in options else None for key in ("length", "mtime"))
+    return Plan(request.names, options["upload"], options["over"], length, mtime, bytes.fromhex(options.get("sha256", "")) or None)
 
 
 @contextlib.contextmanager
 def resumed(conn: Connection, request: Request, options: dict[str, str]) -> Iterator[tuple[Part, Plan]]:
     """An upload's part, locked. A connection that still writes it has failed without knowing: it is ended."""
     plan = read_plan(request, options)
-    with conn.server.shared.place(plan.names) as place, contextlib.closing(Part(place, plan.token, fresh=False)) as part:
-        deadline = time.monotonic() + BUSY_WAIT
-        while not part.lock():
-            conn.server.interrupt(part)
-            if time.monotonic() > deadline:
-                raise Refusal(503, "another connection is writing this upload", {"Retry-After": "2"})
-            time.sleep(0.02)
-        there = part.own.stat()
-        if not there or there.st_nlink > 1:
-            raise Refusal(404, "there is no such upload")  # it was completed meanwhile: what is open here is the finished file
-        yield part, plan
+    with conn.server.shared.locate(plan.names) as place:
+        try:
+            part = Part(place, plan.token, fresh=False)
+        except FileNotFoundError:
+            raise completed(place, plan, options) from None
+        with contextlib.closing(part):
+            deadline = time.monotonic() + BUSY_WAIT
+            while not part.lock():
+                part.want(True)
+                if time.monotonic() > deadline:
+                    raise Refusal(503, "another connection is writing this upload", {"Retry-After": "2"})
+                time.sleep(0.02)
+            part.want(False)
+            there = part.own.stat()
+            if not there or there.st_nlink > 1:
+                raise completed(place, plan, options)  # meanwhile: what is open here is the finished file
+            yield part, plan
+
+
+def completed(place: Place, plan: Plan, options: dict[str, str]) -> Refusal:
+    """What is said of an upload that has no part (any more): that it is the file that stands in its place, as long as it does."""
+    for number in range(MAX_NUMBER if plan.over == "number" else 1):
+        name = numbered(plan.names[-1], number)
+        info = place.beside(name).stat()
+        if info and stat.S_ISREG(info.st_mode) and plan.length in (None, info.st_size) and (
+                str(info.st_ino), info.st_mtime_ns % TAGGED) == (options["file"], tag_of(plan.token)):
+            return Complete(quoted([*plan.names[:-1], name]), info.st_size)
+    return Refusal(404, "there is no such upload")
 
 
 def upload_state(conn: Connection, request: Request, options: dict[str, str]) -> Answer:
     if request.method != "HEAD":
         raise Refusal(405, "an upload answers HEAD, PATCH and DELETE", {"Allow": "HEAD, PATCH, DELETE"})
-    with resumed(conn, request, options) as (part, plan):
-        age = max(0, int(PART_AGE - time.time() + os.fstat(part.descriptor).st_mtime))
-        fields = {**upload_fields(conn, part, age), "Cache-Control": "no-store"}
-        return Answer(204, fields if plan.length is None else {**fields, "Upload-Length": str(plan.length)})
+    try:
+        with resumed(conn, request, options) as (part, plan):
+            age = max(0, int(PART_AGE - time.time() + os.fstat(part.descriptor).st_mtime))
+            fields = upload_fields(conn, part.size, "?0", age)
+            length = plan.length
+    except Complete as complete:
+        fields = {**complete.fields, **upload_fields(conn, complete.size, "?1", PART_AGE)}
+        length = complete.size
+    return Answer(204, {**fields, "Cache-Control": "no-store", **({} if length is None else {"Upload-Length": str(length)})})
 
 
 def patch(conn: Connection, request: Request, body: Body | None) -> Answer:
@@ -1861,19 +2070,33 @@ def delete(conn: Connection, request: Request, body: Body | None) -> Answer:
         return Answer(204)
     if not request.names:
         raise Refusal(403, "the shared folder itself stays")
-    with conn.server.shared.place(request.names) as place, contextlib.closing(open_leaf(place)) as found:
+    with conn.server.shared.locate(request.names) as place, contextlib.closing(open_leaf(place)) as found:
         if request.slash and not found.is_folder:
             raise Refusal(404, "that is a file, not a folder")
-        expect_found(request, found)
-        if not found.is_folder:
-            os.unlink(place.name, dir_fd=place.parent)
-        elif "recursive" in options:
-            if not conn.server.shared.hidden and not shows_all(place):
-                raise Refusal(409, "it holds hidden files, and hidden names are not served")
-            remove_tree(place)
+        if found.is_folder:
+            expect(request.fields, found.info)
+            delete_folder(place, "recursive" in options, conn.server.shared.hidden)
         else:
-            os.rmdir(place.name, dir_fd=place.parent)
+            with renaming(place):
+                expect(request.fields, place.stat())
+                os.unlink(place.name, dir_fd=place.parent)
     return Answer(204)
+
+
+def delete_folder(place: Place, recursive: bool, hidden: bool) -> None:
+    if recursive and not hidden and not shows_all(place):
+        raise Refusal(409, "it holds hidden files, and hidden names are not served")
+    for below, item in tree(place) if recursive else ():
+        (os.rmdir if item.is_dir(follow_symlinks=False) else os.unlink)(below.name, dir_fd=below.parent)
+    os.rmdir(place.name, dir_fd=place.parent)
+
+
+def new_place(conn: Connection, names: Sequence[str]) -> Place:
+    """A place for something new, in a folder that must exist (RFC 4918)."""
+    try:
+        return conn.server.shared.locate(names)
+    except (FileNotFoundError, NotADirectoryError):
+        raise Refusal(409, "the folder that it is to be in does not exist") from None
 
 
 def mkcol(conn: Connection, request: Request, body: Body | None) -> Answer:
@@ -1882,12 +2105,10 @@ def mkcol(conn: Connection, request: Request, body: Body | None) -> Answer:
     try:
         if not request.names:
             raise FileExistsError(errno.EEXIST, "")
-        with conn.server.shared.place(request.names) as place:
+        with new_place(conn, request.names) as place:
             os.mkdir(place.name, dir_fd=place.parent)
     except FileExistsError:
         raise Refusal(405, "that name exists", {"Allow": conn.server.allowed}) from None  # RFC 4918 §9.3.1
-    except (FileNotFoundError, NotADirectoryError):
-        raise Refusal(409, "the folder that it is to be in does not exist") from None
     return text_answer(201, "made", {"Location": quoted(request.names, slash=True)})
 
 
@@ -1900,29 +2121,20 @@ def move(conn: Connection, request: Request, body: Body | None) -> Answer:
     names, _, _ = parse_path(path)
     if not request.names or not names:
         raise Refusal(403, "the shared folder itself stays")
-    with conn.server.shared.place(request.names) as old, contextlib.closing(open_leaf(old)) as found:
-        try:
-            with conn.server.shared.place(names) as new:
-                return move_to(old, found, new, request, names)
-        except (FileNotFoundError, NotADirectoryError):
-            raise Refusal(409, "the folder that it is to be in does not exist") from None
-
-
-def expect_found(request: Request, found: Found) -> None:
-    if judge(request.fields, etag(found.info), int(found.info.st_mtime), reading=False):
-        raise Refusal(412, "it is not as the request expects it")
+    with conn.server.shared.locate(request.names) as old, contextlib.closing(open_leaf(old)) as found, \
+            new_place(conn, names) as new, renaming(old, new):
+        return move_to(old, found, new, request, names)
 
 
 def move_to(old: Place, found: Found, new: Place, request: Request, names: Sequence[str]) -> Answer:
-    expect_found(request, found)
+    expect(request.fields, old.stat())
     there, polite = new.stat(), request.fields.get("overwrite", "T").upper() == "F"
     if there and (stat.S_ISDIR(there.st_mode) or found.is_folder or not stat.S_ISREG(there.st_mode)):
         raise Refusal(412 if polite else 409, "something has that name already")
     if there and polite:
         raise Refusal(412, "that name exists")
     put_there = rename_new if polite and not found.is_folder else rename  # folders have no hard links, and rename() replaces none
-    with renaming(old):
-        put_there(old, new)
+    put_there(old, new)
     return Answer(204) if there else text_answer(201, "moved", {"Location": quoted(names, slash=found.is_folder)})
 
 
@@ -1959,6 +2171,9 @@ tr:focus-within,tbody tr:hover{background:#8881}
 SCRIPT = r"""
 'use strict';
 const $ = id => document.getElementById(id), here = location.pathname;
+// fetch() refuses an address with a login in it, which this page's own may be; other requests are first sent without, body and all
+const at = url => new URL(url, location.origin + here);
+const net = (url, options) => fetch(at(url), options);
 const make = (tag, text, props) => Object.assign(document.createElement(tag), {textContent: text || ''}, props);
 const say = text => { $('status').textContent = text; };
 const size = n => { let u = 0; for (; n >= 1000 && u < 5; u++) n /= 1000; return (u ? n.toPrecision(3) : n) + ' ' + ['B','kB','MB','GB','TB','PB'][u]; };
@@ -2002,14 +2217,14 @@ document.onkeydown = event => {
 // changing: rename, delete, new folder
 async function ask(method, url, headers) {
   try {
-    const answer = await fetch(url, {method, headers});
+    const answer = await net(url, {method, headers});
     if (!answer.ok) return say(await answer.text());
     say('');
     await reload();
   } catch (error) { say('The server cannot be reached.'); }
 }
 async function reload() {
-  const page = new DOMParser().parseFromString(await (await fetch(here, {headers: {Accept: 'text/html'}})).text(), 'text/html');
+  const page = new DOMParser().parseFromString(await (await net(here, {headers: {Accept: 'text/html'}})).text(), 'text/html');
   document.querySelector('tbody').replaceWith(page.querySelector('tbody'));
   $('count').replaceWith(page.getElementById('count'));
   equip(); sort(); filter();
@@ -2058,7 +2273,7 @@ async function upload(job) {
   for (let pause = 250, before = 0; !job.cancelled; before = job.sent) {
     try {
       if (!job.url) job.url = await create(job);
-      else progress(job, await offset(job));
+      else if (await arrived(job)) return end(job, 'done', true);
       await send(job);
       return end(job, 'done', true);
     } catch (error) {
@@ -2077,17 +2292,19 @@ async function check(answer) {
 }
 async function create(job) {
   const folder = here + job.path.split('/').map(encodeURIComponent).join('/');
-  const answer = await check(await fetch(folder, {method: 'POST', headers: {'Upload-Complete': '?0', 'Upload-Length': job.file.size,
+  const answer = await check(await net(folder, {method: 'POST', headers: {'Upload-Complete': '?0', 'Upload-Length': job.file.size, 'X-OC-Mtime': Math.max(0, Math.floor(job.file.lastModified / 1000)),
     'Content-Type': 'application/octet-stream', 'Content-Disposition': "inline; filename*=UTF-8''" + encodeURIComponent(job.file.name).replace(/'/g, '%27')}}));
   return answer.headers.get('Location');
 }
-async function offset(job) {
-  return +(await check(await fetch(job.url, {method: 'HEAD'}))).headers.get('Upload-Offset');
+async function arrived(job) {
+  const {headers} = await check(await net(job.url, {method: 'HEAD'}));
+  progress(job, +headers.get('Upload-Offset'));
+  return headers.get('Upload-Complete') === '?1';
 }
 function send(job) {
   return new Promise((good, bad) => {
     const request = job.request = new XMLHttpRequest(), start = job.sent;
-    request.open('PATCH', job.url);
+    request.open('PATCH', at(job.url));
     request.setRequestHeader('Content-Type', 'application/partial-upload');
     request.setRequestHeader('Upload-Offset', start);
     request.setRequestHeader('Upload-Complete', '?1');
@@ -2120,7 +2337,7 @@ function cancel(job) {
   if (job.request) job.request.abort();
   if (queue.includes(job)) { queue.splice(queue.indexOf(job), 1); end(job, 'cancelled'); }
   else { job.note.textContent = 'cancelled'; if (!job.request) end(job, 'cancelled'); }
-  if (job.url) fetch(job.url, {method: 'DELETE'}).catch(() => {});
+  if (job.url) net(job.url, {method: 'DELETE'}).catch(() => {});
 }
 const above = path => path.split('/').slice(0, -1).map(part => part + '/').join('');
 async function enter(entry, path) {
@@ -2200,7 +2417,7 @@ def listing(found: Found, kind: str, names: Sequence[str], hidden: bool, read_on
 def described(entry: Entry) -> dict[str, object]:
     """href is exact whatever the name is made of; name is for reading."""
     kind = "folder" if entry.is_folder else type_of(entry.name)
-    return {"name": visible(entry.name), "href": quoted([entry.name], slash=entry.is_folder)[1:], "size": None if entry.is_folder else entry.info.st_size,
+    return {"name": visible(entry.name), "href": quoted([entry.name], slash=entry.is_folder)[1:], "size": None if entry.is_folder else entry.size,
             "mtime": entry.info.st_mtime, "type": kind, "etag": None if entry.is_folder else etag(entry.info)}
 
 
@@ -2217,14 +2434,14 @@ def page(items: Sequence[Entry], names: Sequence[str], read_only: bool) -> Itera
     yield '<th><span hidden>Change</span></th></tr></thead>\n<tbody>\n'
     yield from map(table_row, items)
     folders = sum(entry.is_folder for entry in items)
-    total = readable_size(sum(entry.info.st_size for entry in items if not entry.is_folder))
+    total = readable_size(sum(entry.size for entry in items))
     yield (f'</tbody></table>\n<footer><span id="count">{folders} folders, {len(items) - folders} files, {total}</span> &middot; '
            f'all of it as <a href="?tar">tar</a> (can be resumed) or <a href="?zip">zip</a></footer>\n<script>{SCRIPT}</script></body></html>\n')
 
 
 def table_row(entry: Entry) -> str:
     name, when = html.escape(visible(entry.name)), int(entry.info.st_mtime)
-    size = '<td class="n" data-v="-1"></td>' if entry.is_folder else f'<td class="n" data-v="{entry.info.st_size}">{readable_size(entry.info.st_size)}</td>'
+    size = '<td class="n" data-v="-1"></td>' if entry.is_folder else f'<td class="n" data-v="{entry.size}">{readable_size(entry.size)}</td>'
     return (f'<tr data-name="{name}" data-folder="{int(entry.is_folder)}"><td><a href="{quoted([entry.name], slash=entry.is_folder)[1:]}">{name}{"/" * entry.is_folder}'
             f'</a></td>{size}<td class="t" data-v="{when}">{time.strftime("%Y-%m-%d %H:%M", time.localtime(when))}</td><td class="d"></td></tr>\n')
 
@@ -2255,7 +2472,9 @@ class Server:
     too, but first hands the lead to another thread: so an idle or slow connection costs a socket, a long transfer a thread,
     and no short request waits for a long one."""
 
-    def __init__(self, args: argparse.Namespace, sock: socket.socket, shared: Shared, stop: Stop, log: int) -> None:
+    def __init__(self, args: argparse.Namespace, sock: socket.socket, door: Door, shared: Shared, stop: Stop, log: int) -> None:
+        self.door, self.waits, self.slice = door, tuple(waits_of(door)), TLS_SLICE if door.tls else SLICE
+        self.secret = hashlib.sha256(door.guard.password.encode("utf-8", "surrogateescape")).digest() if door.guard else b""
         self.args, self.sock, self.shared, self.stop = args, sock, shared, stop
         self.read_only = args.read_only or bool(shared.only)
         self.allowed = ", ".join(name for name in METHODS if name in READING or not self.read_only)
@@ -2270,7 +2489,6 @@ class Server:
         self.lingering: dict[Connection, float] = {}  # refused, to be closed when the client has read it or at this time
         self.busy: set[Connection] = set()  # handed to a thread
         self.returned: deque[Callable[[], object]] = deque()  # what the leader is to do with connections that threads are done with
-        self.writers: dict[str, Connection] = {}  # by part: who is uploading it
         self.threads = self.waiting = self.count = 0
         self.lines: deque[str] = deque()
         self.log_to = log
@@ -2328,7 +2546,7 @@ class Server:
         while not self.stopping:
             for key, _ in self.selector.select(self.patience()):
                 job = self.turn(key.data)
-                if job and self.hand_over(job.conn):
+                if job and self.hand_over(job):
                     return job
             self.expire()
         return None
@@ -2343,11 +2561,16 @@ class Server:
                 owner.close()
             return None
 
-    def hand_over(self, conn: Connection) -> bool:
+    def hand_over(self, job: Job) -> bool:
         """Give a connection to the thread that calls, if another one is there to lead."""
+        conn = job.conn
         if not self.waiting and not self.start_thread():
             conn.release()
-            conn.refuse_head(Refusal(503, "too many transfers at once", {"Retry-After": "5"}, close=True))
+            if job.answer and job.answer.rest:  # another answer in the middle of this one would be taken for a piece of it
+                self.note(f"{conn.peer} cut off within an answer: too many transfers at once")
+                conn.close()
+            else:
+                conn.refuse_head(Refusal(503, "too many transfers at once", {"Retry-After": "5"}, close=True))
             return False
         self.unwatch(conn)
         with self.guard:
@@ -2401,6 +2624,11 @@ class Server:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # the kernel notices a client that vanished
         self.connections.add(conn)
         self.watch(conn)
+        if self.door.tls and self.door.guard and not self.args.public_read and self.door.guard.wait(conn.peer):
+            conn.turn_away(DENIED)
+            return None
+        if conn.shaking:
+            self.gather(conn, True)  # a handshake has a deadline
         if len(self.connections) > self.args.max_clients + len(self.lingering):
             conn.refuse_head(Refusal(503, f"there are {self.args.max_clients} clients", {"Retry-After": "5"}, close=True))
             return None
@@ -2427,7 +2655,7 @@ class Server:
         """Set the deadline of a head with its first byte; take it away with its last."""
         if begun:
             self.gathering.setdefault(conn, time.monotonic() + self.args.timeout)
-        elif conn in self.gathering:
+        else:
             self.gathering.pop(conn, None)
 
     def linger(self, conn: Connection) -> None:
@@ -2443,20 +2671,6 @@ class Server:
         self.connections.discard(conn)
         self.gathering.pop(conn, None)
         self.lingering.pop(conn, None)
-
-    @contextlib.contextmanager
-    def writing(self, part: Part, conn: Connection) -> Iterator[None]:
-        self.writers[part.own.name] = conn
-        try:
-            yield
-        finally:
-            self.writers.pop(part.own.name, None)
-
-    def interrupt(self, part: Part) -> None:
-        conn = self.writers.get(part.own.name)
-        with contextlib.suppress(OSError):
-            if conn:
-                conn.sock.shutdown(socket.SHUT_RDWR)
 
     def digest(self, found: Found) -> bytes:
         """SHA-256 of a file, remembered as long as it is the same file."""
@@ -2514,7 +2728,7 @@ class Server:
         dropped = list(self.busy)
         for conn in dropped:
             with contextlib.suppress(OSError):
-                conn.sock.shutdown(socket.SHUT_RDWR)
+                socket.socket.shutdown(conn.sock, socket.SHUT_RDWR)  # (the method of a TLS socket is for its own thread)
         self.settle(GRACE)
         for conn in self.connections:
             conn.sock.close()
@@ -2533,6 +2747,14 @@ class Server:
         with self.guard:
             while self.busy and (left := deadline - time.monotonic()) > 0:
                 self.guard.wait(left)
+
+
+def waits_of(door: Door) -> Iterator[type[OSError]]:
+    """What it means when nothing can be read or written at this moment."""
+    yield BlockingIOError
+    if door.tls:
+        import ssl
+        yield from (ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 def file_digest(descriptor: int) -> bytes:
@@ -2556,9 +2778,9 @@ def serve(args: argparse.Namespace) -> int:
     mimetypes.init()
     shared, log = open_shared(args), open_log(args.log) if args.log else 2
     family, target = resolve(args.host, args.port, socket.SOCK_STREAM)[0]
-    if not args.open and not ipaddress.ip_address(target[0].partition("%")[0]).is_loopback:
-        raise Failure(2, f"other machines could reach {address(target)}, and nobody would be asked for a password",
-                      "only a loopback address is shared without asking", f"{SERVER} --host {args.host} --open")
+    door = make_door(args, str(target[0]))
+    if door.tls:
+        door.tls.set_alpn_protocols(["http/1.1"])
     sock = socket_class(args)(family, socket.SOCK_STREAM)
     if os.name == "posix":  # or what an earlier server left in TIME_WAIT would keep the port
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -2566,10 +2788,10 @@ def serve(args: argparse.Namespace) -> int:
     sock.listen(1024)
     sock.setblocking(False)
     with contextlib.closing(Stop()) as stop:
-        announce(sock, args)
+        announce(sock, args, door)
         if args.workers > 1 and hasattr(os, "fork"):
-            return share_port(args, sock, shared, stop, log)
-        return Server(args, sock, shared, stop, log).run()
+            return share_port(args, sock, door, shared, stop, log)
+        return Server(args, sock, door, shared, stop, log).run()
 
 
 def open_log(path: str) -> int:
@@ -2589,29 +2811,24 @@ def open_shared(args: argparse.Namespace) -> Shared:
                       f"{SERVER} FOLDER, or the name of one file") from None
 
 
-def share_port(args: argparse.Namespace, sock: socket.socket, shared: Shared, stop: Stop, log: int) -> int:
+def share_port(args: argparse.Namespace, sock: socket.socket, door: Door, shared: Shared, stop: Stop, log: int) -> int:
     """--workers: processes that accept from one listening socket. The parent only waits, and replaces one that dies."""
     children: set[int] = set()
     signal.signal(signal.SIGCHLD, lambda number, frame: None)  # makes select() return
     while not stop.asked:
-        children |= {start_worker(args, sock, shared, stop, log) for _ in range(args.workers - len(children))}
+        children |= {start_worker(args, sock, door, shared, stop, log) for _ in range(args.workers - len(children))}
         select.select([stop], [], [])
         stop.drain()
         children -= set(ended_children())
     sock.close()
     for child in children:
         os.kill(child, signal.SIGTERM)
-    deadline = time.monotonic() + 3 * GRACE
-    while children and time.monotonic() < deadline:
-        select.select([stop], [], [], 0.1)
-        stop.drain()
-        children -= set(ended_children())
     for child in children:
-        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)  # each ends within its own grace
     return 0
 
 
-def start_worker(args: argparse.Namespace, sock: socket.socket, shared: Shared, inherited: Stop, log: int) -> int:
+def start_worker(args: argparse.Namespace, sock: socket.socket, door: Door, shared: Shared, inherited: Stop, log: int) -> int:
     signals = signal.SIGINT, signal.SIGTERM
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # until the child has a Stop of its own: one in between would be lost
     child = os.fork()
@@ -2624,7 +2841,7 @@ def start_worker(args: argparse.Namespace, sock: socket.socket, shared: Shared, 
     with contextlib.closing(Stop()) as stop:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent passes it on
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-        os._exit(Server(args, sock, shared, stop, log).run())
+        os._exit(Server(args, sock, door, shared, stop, log).run())
 
 
 def ended_children() -> Iterator[int]:
@@ -2633,10 +2850,201 @@ def ended_children() -> Iterator[int]:
             yield child
 
 
+# --- guarding: the same in server.py, httpserver.py (tests/test_twins.py) ---
+LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # of passwords that are made: none is taken for another when it is read or told
+MAX_WRONG = 10  # wrong passwords from one address in WINDOW; more are answered busy
+WINDOW = 60.0  # seconds
+MAX_COUNTED = 10000  # addresses whose wrong passwords are counted; one more, and the first is forgotten
+MAKE_CERTIFICATE = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 365 -keyout key.pem -out cert.pem"
+CERTIFICATE = """[req]
+distinguished_name = name
+x509_extensions = more
+prompt = no
+[name]
+CN = Six Sockets
+[more]
+subjectAltName = {names}
+"""
+DENIED, OVERLOADED = 49, 80  # TLS alerts, in the clear instead of a handshake: access_denied, internal_error
+
+
+class Guard:
+    """The password, and who has tried others. Each address is told busy for itself: nobody can lock out somebody else."""
+
+    def __init__(self, password: str) -> None:
+        self.password = password
+        self.wrong: dict[str | bytes, tuple[float, int]] = {}  # by network: when its minute ends, wrong passwords in it
+        self.lock = threading.Lock()
+
+    def wait(self, host: str) -> int:
+        """Seconds until an address may try again."""
+        end, count = self.wrong.get(network(host), (0.0, 0))
+        return max(0, int(end - time.monotonic() + 1)) if count >= MAX_WRONG else 0
+
+    def judge(self, host: str, right: bool) -> str:
+        """An attempt: "" for the right password, or the reason why not. Counting and judging are one step: many at once are no more."""
+        with self.lock:
+            if self.wait(host):
+                return "busy"
+            if not right:
+                now = time.monotonic()
+                end, count = self.wrong.pop(network(host), (0.0, 0))
+                self.wrong[network(host)] = (end, count + 1) if now < end else (now + WINDOW, 1)
+                if len(self.wrong) > MAX_COUNTED:
+                    del self.wrong[next(iter(self.wrong))]
+        return "" if right else "wrong-password"
+
+
+def network(host: str) -> str | bytes:
+    """Who counts as one: an IPv4 address, or 64 bits of an IPv6 address, for its owner has the rest."""
+    return socket.inet_pton(socket.AF_INET6, host.partition("%")[0])[:8] if ":" in host else host
+
+
+class Door(NamedTuple):
+    """How clients come in."""
+    guard: Guard | None
+    tls: ssl.SSLContext | None
+    pin: str  # SHA-256 of the certificate
+    made: str  # the password, when it was made for this run: it may be shown
+    flags: str  # what a client's command needs for them
+
+
+def make_door(args: argparse.Namespace, host: str) -> Door:
+    password, made = choose_password(args), ""
+    if not password and not args.open and host != "::1" and not host.startswith("127."):
+        number = int.from_bytes(os.urandom(32), "big")
+        letters = [LETTERS[number // len(LETTERS) ** place % len(LETTERS)] for place in range(18)]  # 89 bits
+        password = made = "-".join("".join(letters[start:start + 6]) for start in (0, 6, 12))
+    if args.key and not args.cert:
+        raise Failure(2, "--key needs --cert", "a key alone is no certificate", "--cert FILE --key FILE, or --tls alone")
+    tls, pin = server_tls(args) if args.tls or args.cert else (None, "")
+    flags = f" --password {made}" if made else " --ask-password" if password else ""
+    return Door(Guard(password) if password else None, tls, pin, made, flags + (f" --pin {pin}" if tls else ""))
+
+
+def choose_password(args: argparse.Namespace) -> str:
+    """The one that was given, or none."""
+    if args.open and (args.password is not None or args.ask_password):
+        raise Failure(2, "--open and a password exclude each other", "--open lets everybody in", "one of them")
+    if args.open:
+        return ""
+    if args.ask_password:
+        args.password = ask_password("this server")
+    if args.password == "":
+        raise Failure(2, "an empty password is none", "everybody would guess it", "--open, if everybody may come in")
+    return args.password or os.environ.get("SIXSOCKETS_PASSWORD", "")
+
+
+def server_tls(args: argparse.Namespace) -> tuple[ssl.SSLContext, str]:
+    """What TLS needs, and the certificate's SHA-256: --cert's, or that of one made for this run, whose key no file keeps."""
+    import ssl
+    import tempfile
+    context = tls_context(args, server=True)
+    context.options |= getattr(ssl, "OP_NO_RENEGOTIATION", 0)  # each would cost us a handshake
+    with tempfile.TemporaryDirectory(prefix="six-") as folder:
+        cert, key = (args.cert, args.key) if args.cert else make_certificate(args, folder)
+        try:
+            context.load_cert_chain(cert, key)
+            with open(cert, encoding="ascii", errors="replace") as file:
+                found = re.search("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", file.read(), re.DOTALL)
+        except (OSError, ValueError) as error:
+            raise Failure(26, f"cannot use the certificate {cert} ({getattr(error, 'reason', '') or getattr(error, 'strerror', '') or error})",
+                          "--cert is a PEM file with the certificate, and --key the one with its key, unless that is in the first too",
+                          MAKE_CERTIFICATE) from None
+    return context, fingerprint(ssl.PEM_cert_to_DER_cert(found[0] if found else ""))
+
+
+def make_certificate(args: argparse.Namespace, folder: str) -> tuple[str, str]:
+    """A certificate for all names of this machine, signed by itself."""
+    import subprocess
+    names = {"DNS:localhost", "IP:127.0.0.1", "IP:::1", *(f"IP:{found}" for found in own_addresses())}
+    names |= {f"DNS:{name}" for name in (socket.gethostname(), args.host) if re.fullmatch("[0-9A-Za-z-]*[A-Za-z-][0-9A-Za-z.-]*", name)}
+    with open(os.path.join(folder, "names"), "w", encoding="ascii") as file:
+        file.write(CERTIFICATE.format(names=", ".join(sorted(names))))
+    try:
+        subprocess.run([*MAKE_CERTIFICATE.split(), "-config", "names"], cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        why = "it makes the certificate" if isinstance(error, OSError) else error.stderr.decode(errors="backslashreplace").strip()[-200:]
+        raise Failure(2, "the openssl program is missing or fails", why, f"{MAKE_CERTIFICATE} -subj /CN=six, elsewhere; then "
+                      "--cert cert.pem --key key.pem") from None
+    return os.path.join(folder, "cert.pem"), os.path.join(folder, "key.pem")
+
+
+def alert(number: int) -> bytes:
+    """Instead of a handshake: a fatal alert (RFC 8446 section 6)."""
+    return bytes([21, 3, 3, 0, 2, 2, number])
+
+
+def door_flags(parser: argparse.ArgumentParser) -> None:
+    flag = parser.add_argument
+    flag("--password", metavar="TEXT", help="what clients must know (better: the environment's SIXSOCKETS_PASSWORD, which no process list shows)")
+    flag("--ask-password", action="store_true", help="ask for it on the terminal")
+    flag("--open", action="store_true", help="let other machines in without a password")
+    flag("--tls", action="store_true", help="encrypt; without --cert with a certificate made for this run")
+    flag("--cert", metavar="FILE", help="the certificate, PEM (implies --tls)")
+    flag("--key", metavar="FILE", help="its key, if that is in another file")
+# --- end guarding ---
+
+
+# --- secrets: the same in server.py, client.py, httpserver.py, httpclient.py (tests/test_twins.py) ---
+def ask_password(whose: str) -> str:
+    """From the terminal, unseen; where there is none, it is not read from elsewhere in the clear."""
+    import getpass
+    import warnings  # neither at the top, nor ssl below: few need them
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", getpass.GetPassWarning)
+        try:
+            return getpass.getpass(f"password for {whose}: ")
+        except (getpass.GetPassWarning, EOFError, OSError):
+            raise Failure(67, f"cannot ask for the password of {whose}", "there is no terminal here on which it could be typed unseen",
+                          "SIXSOCKETS_PASSWORD in the environment") from None
+
+
+def tls_context(args: argparse.Namespace, server: bool) -> ssl.SSLContext:
+    """TLS 1.2 and later. --trace shows what goes in and comes out: on the wire it is encrypted."""
+    import ssl
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if args.trace or args.trace_hex:
+        context.sslsocket_class = type("TracedTLS", (socket_class(args), ssl.SSLSocket), {})
+    return context
+
+
+def over_tls(context: ssl.SSLContext, sock: socket.socket, host: str | None = None) -> ssl.SSLSocket:
+    """The connection, from now on encrypted; the handshake is still to come. Where a client's stream ends without TLS's own end
+    it was cut, perhaps on purpose: an error. What comes to a server says itself how long it is."""
+    secured = context.wrap_socket(sock, server_side=host is None, do_handshake_on_connect=False, suppress_ragged_eofs=host is None,
+                                  server_hostname=host)
+    if isinstance(sock, Traced):
+        vars(secured).update(vars(sock))  # its trace goes on as the same connection's
+    return secured
+
+
+def shake_hands(secured: ssl.SSLSocket) -> None:
+    began = time.perf_counter()
+    secured.do_handshake()
+    if isinstance(secured, Traced):
+        secured.show("*", f"TLS handshake ok ({secured.version()}, {(secured.cipher() or '?')[0]}, {1000 * (time.perf_counter() - began):.2f} ms)")
+
+
+def end_tls(sock: socket.socket) -> None:
+    """TLS's own end of the stream, if the kernel has room for it; FIN comes after it."""
+    if hasattr(sock, "unwrap"):
+        sock.settimeout(0)
+        with contextlib.suppress(OSError, ValueError):
+            sock.unwrap()
+
+
+def fingerprint(certificate: bytes | None) -> str:
+    import hashlib
+    return hashlib.sha256(certificate or b"").hexdigest()
+# --- end secrets ---
+
+
 # --- trace: the same in all six scripts (tests/test_twins.py) ---
 T = TypeVar("T")
 DUMPED = 64  # bytes of each call that --trace-hex shows
-SECRET = re.compile(rb"(?i)((?:authorization|cookie):[ \t]*)([^\r\n]+)")
+SECRET = re.compile(rb"(?i)((?:authorization|cookie):[ \t]*|\bproof=)([^\r\n]+)")
 
 
 def hexdump(data: bytes) -> str:
@@ -2663,7 +3071,7 @@ class Traced(socket.socket):
         try:
             return call(*args)
         except OSError as error:
-            if not isinstance(error, BlockingIOError):  # that one means: nothing happened
+            if not isinstance(error, BlockingIOError) and "Want" not in type(error).__name__:  # these mean: nothing happened
                 self.show(mark, f"{what}: {error.strerror or 'timed out'}")
             raise
 
@@ -2869,8 +3277,9 @@ def address(place: Address) -> str:
 
 def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
     """Each address of a host: the family for socket(), and what connect() and bind() take."""
+    name = host.encode() if host.isascii() else host  # a str would load the codec for international names each time
     with contextlib.suppress(socket.gaierror, UnicodeError):  # UnicodeError: an empty label, or one over 63 characters
-        return [(family, target) for family, _, _, _, target in socket.getaddrinfo(host, port, type=kind)]
+        return [(family, target) for family, _, _, _, target in socket.getaddrinfo(name, port, type=kind)]
     raise Failure(6, f'cannot find host "{ascii(host)[1:-1]}"', "it is neither an address nor a name that this machine can look up",
                   "check the spelling, or use the address")
 
@@ -2895,23 +3304,28 @@ class Parser(argparse.ArgumentParser):
 
 
 # --- the command line ---
-def announce(sock: socket.socket, args: argparse.Namespace) -> None:
+def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
     """Where the server listens: for programs on stdout; for people on stderr, with what reaches it."""
     host, port = sock.getsockname()[:2]
     try:
-        print(f"listening on http://{address((host, port))}/", flush=True)
+        print(f"listening on {url_of(door, host, port)}", flush=True)
     except OSError as error:
         sock.close()
         raise Failure(23, f"cannot write standard output ({error.strerror})", "what reads it has ended, or its disk is full",
                       f"{SERVER} > FILE") from None
     for host in reachable_at(sock):
-        say(f"from another machine:  http://{address((host, port))}/")
-    if reachable_at(sock):
-        say("nothing is encrypted and nobody is asked for a password: whoever is on this network can read it"
-            + ("" if args.read_only else " and change it"))
-    else:
-        say(f"only this machine can reach it, with a browser or:  curl http://{address((host, port))}/\n"
-            "for others, start it with --host 0.0.0.0 --open")
+        say(f"from another machine:  {url_of(door, host, port).replace('//', f'//any:{door.made}@' if door.made else '//')}\nor:  {CLIENT} --host {host} --port {port}{door.flags} list /")
+    if not reachable_at(sock):
+        with_client = f"{CLIENT} --port {port}{door.flags} list /" if door.flags else f"curl {url_of(door, host, port)}"
+        return say(f"only this machine can reach it, with a browser or:  {with_client}\nfor others, start it with --host 0.0.0.0")
+    if not door.guard:
+        say(f"nobody is asked for a password: everybody who reaches it can read it{'' if args.read_only else ' and change it'}")
+    if not door.tls:
+        say("nothing is encrypted: others on the way can read the traffic" + " and the password in it" * bool(door.guard) + "; --tls encrypts")
+
+
+def url_of(door: Door, host: str, port: int) -> str:
+    return f"http{'s' * bool(door.tls)}://{address((host, port))}/"
 
 
 def byte_count(text: str) -> int:
@@ -2935,7 +3349,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--directory", dest="folder", default=".", metavar="DIR", help="the same")
     add("--host", default="127.0.0.1", help="the address to listen on; :: is IPv6 and IPv4 (default 127.0.0.1)")
     add("--port", type=between(0, 65535), default=PORT, help=f"the port; 0 takes any free one (default {PORT})")
-    add("--open", action="store_true", help="serve other machines without a password")
+    door_flags(parser)
+    add("--public-read", action="store_true", help="ask for the password only where something changes: GET and HEAD go without")
     add("--read-only", action="store_true", help="refuse every change")
     add("--hidden", action="store_true", help="show and serve names that start with a dot")
     add("--max-size", type=byte_count, default=0, metavar="N", help="bytes of one upload; k, M, G, T (default no limit)")

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Share a folder over TCP: list, get, put, delete, rename, for any number of clients at once.
+"""Share a folder over TCP: list, get, put, delete, rename, for any number of clients at once; hand files from client to client; chat.
 
     python3 server.py                         share ./files with this machine, on 127.0.0.1:9000
     python3 server.py /srv/box                share that folder; or a single file
-    python3 server.py --host 0.0.0.0 --open   with other machines too, without a password
+    python3 server.py --host 0.0.0.0 --tls    with other machines too: prints the command, password included, for them
     python3 server.py --read-only             nothing can be changed
     python3 server.py --min-free 1G --max-size 500M --max-clients 20
     printf 'list\\n' | nc -N 127.0.0.1 9000    client.py is the client; netcat is enough
@@ -40,7 +40,9 @@ a component that starts with a dot is refused as hidden-name without --hidden. L
 Requests and answers. The server speaks first: the greeting above. Requests may follow one another without waiting; answers
 come in their order: `ok VERB NAME… key=value…` or `err VERB NAME… reason=CODE …` (names cut off after 1000 characters).
 Lines that begin with `note` may come before an answer: received=N and checked=N tell how far the server is, ten times a
-second at most; with reason=CODE, in `list`, what was left out.
+second at most; with reason=CODE, in `list`, what was left out. Any request but help and say may have the key nick=NAME:
+what others know this client by from now on, 1 to 32 letters, digits, `_`, `.` or `-`, else bad-nick; a number is added
+where another client has that nick already, in whatever case.
 
     help                    help VERB WORDS -- TEXT, a line a verb, then ok help count=N
     list [FOLDER] [deep=yes]  file NAME size=N mtime_ns=N [exec=yes] and dir NAME mtime_ns=N lines, full names, then
@@ -61,32 +63,88 @@ second at most; with reason=CODE, in `list`, what was left out.
     delete NAME             a file or an empty folder
     rename OLD NEW [over=yes]  also into another folder
     mkdir NAME              a folder, and those above it that are missing
+    auth nonce=HEX proof=HEX  ok auth proof=HEX: see Auth
+    who                     client HOST:PORT [nick=NAME] mode=MODE [you=yes] lines, then ok who count=N. MODE is receive or chat for
+                            one that waits in it, else the verb that is carried out, or idle
+    receive                 ok receive you=HOST:PORT [nick=NAME], and the connection waits, below
+    send TO NAME [size=N] [mtime_ns=N] [exec=yes] [type=dir]
+                            a body follows, unless type=dir. TO is one or more HOST:PORT or nicks, with commas between. A line
+                            got … for each receiver, then ok send NAME receivers=N verified=N, below
+    chat [NICK]             up to 50 lines `said` from before, then ok chat [NICK] [nick=NAME] you=HOST:PORT count=N, below
+    say TEXT                the rest of the line as it stands, at most 4000 bytes, to all others in the chat; ok say
     ping                    ok ping
     bye                     ok bye, and the server closes
     upload, download, and logout, stop, quit are other words for put, get and bye.
 
 Bodies. `data N` and exactly N bytes, any number of times, then `end sha256=DIGEST` of the whole file, from its first byte also
 where an offset was agreed; or `abort reason=CODE` when the sender gives up (reason=changed: the file changed while it was
-sent). A body without its `end` is never a file. Another verb inside a body ends it like abort, and is run then.
-Outside a body `data` is read and dropped, `end` and `abort` mean nothing: a put may be refused before or inside its body, the
+sent). `note NAME` between them says that more may come. A body without its `end` is never a file. Another verb inside a body ends
+it like abort, and is run then. Outside a body `data` is read and dropped, `end`, `abort` and `note` mean nothing: a put may be refused before or inside its body, the
 client need not know, and the next line is understood. A client that wants no more of a body from the server closes.
+
+Auth. A server with a password says so in its greeting, and refuses all but help, ping, auth and bye until the client has
+proved that it knows it. The password is never sent. This is how it goes with the password `secret`, without TLS:
+
+    S: sixsockets 1 max-line=32768 auth=scrypt-hmac-sha256 salt=6b1f0a92c4d85e37b0a1934ce27d5f68 nonce=0c9d2be871f34a56907be8d3142fa5c6 you=…
+    C: auth nonce=a4e15b7c03d98f62175c0eb94d3a8f21 proof=e44b51273e139859cfa496f74d825cfac867a2b4cfd9a004a520753f6ec39eeb
+    S: ok auth proof=37116c4fdc7a203e34491b9a0b93bdaa7c141a258e87d5192ebd77edd0034a25
+
+The client makes a nonce of its own: 16 to 64 random bytes in lower-case hex digits, new for each connection. In Python:
+
+    key = hashlib.scrypt(b"secret", salt=bytes.fromhex(salt), n=16384, r=8, p=1, dklen=32)    # RFC 7914, of the UTF-8 bytes
+    text = f"client {servers_nonce} {my_nonce} {certificate}".encode()
+    proof = hmac.new(key, text, "sha256").hexdigest()
+
+where certificate is `-`, or with TLS the SHA-256 of the server's certificate (DER) in hex: so nobody can pass proofs on from
+another connection. The server's proof is the same with the word server for client; a client whose server cannot give it goes
+no further. After a wrong proof the server closes. More than ten within a minute from one address, and all its new connections
+are answered `err - reason=busy retry=SECONDS` instead of the greeting (under TLS by the alert access_denied).
+
+TLS. With --tls the client begins with a TLS handshake (1.2 or later), and all the rest is the same inside. Who begins in the
+clear is answered in the clear, with reason=tls-only.
+
+From client to client. A connection that has said `receive` waits until its client closes or says something other than help,
+who, ping (without nick). Meanwhile the server may send it, one after another and each when the last was answered,
+    put NAME [size=N] [mtime_ns=N] [exec=yes] from=HOST:PORT [nick=NAME]     and a body, in which `note NAME` may stand between lines
+    mkdir NAME from=HOST:PORT [nick=NAME]
+and the client answers as the server does: note NAME received=N while it comes, then ok put NAME size= sha256= verified=yes
+[as=NAME-IT-HAS-THERE] or err put NAME reason=CODE, as soon as it knows; ok or err mkdir NAME. A request of its own inside a body
+is carried out, and means that it does not want the file (left). NAME is what the sender says: it is for the receiver to check.
+
+The sender hears `note NAME waiting=N` while one of its N receivers has something else coming; all are taken at once,
+first come first, and a sender that waits has none (nor keeps it from others, before it has waited for --timeout
+seconds). Then `note NAME received=N`: what the slowest of them has; and of each as soon as it is known, `got HOST:PORT
+ok put NAME size= sha256= verified= [as=] [nick=]` or `got TO err put NAME reason=CODE` (mkdir with type=dir). The
+reason is the receiver's own, or no-such-client, not-receiving, yourself, gone (closed, or broke the protocol), stalled
+(took or said nothing for --timeout seconds: the server has closed it), left. A receiver's ok before the end of the body
+counts as broken protocol. When none has got it, the end is err send NAME reason=not-received receivers=N verified=0; inside the body if
+that is known there. When the sender is lost or gives up, its receivers get `abort reason=…`. Nothing is stored: the server announces
+with `data` what it holds, at most 512 KiB, and takes more when every receiver has that. The digest is the sender's, and the receiver checks it.
+
+Chat. Between `ok chat` and the next request other than help, who, ping, say, lines come between answers: said from=NAME TEXT
+(one space, then the text to the end of the line), joined NAME at=HOST:PORT, left NAME. NAME is the nick or HOST:PORT. One client
+may say 40 lines (or join so often) at once and 20 a second: others are answered too-fast and not told. For a client that does not
+read, 200 lines are kept; it loses the oldest of more, and hears `note chat lost=N` before the next.
 
 Reason codes. The connection goes on after: no-such-file no-such-folder (one above it is missing) exists (with size= mtime_ns=)
 is-a-folder not-a-folder not-a-file (a link or special) not-empty not-permitted not-possible bad-name hidden-name read-only
 too-large (limit=) too-long (more than size= said) incomplete (less) wrong-digest aborted disk-full resume-first busy (another
-client is writing it) usage unknown-verb failed; received=N tells how far a put came. The server closes after `err - reason=`
-bad-line, line-too-long, bad-number, this-is-http, this-is-tls, and server-full, which comes instead of the greeting. It closes
-too when a line, once begun, or a body stands still for --timeout seconds; between requests a client may be silent for ever.
-When either side closes inside a put of 1 MiB or more that told size and mtime_ns, what was received is kept for seven days
-for `resume`.
+client is writing it) bad-nick not-received not-in-chat too-fast (limit=) auth-required not-needed (auth where there is no password, or
+a second time) usage unknown-verb failed; received=N tells how far a put came. The server closes after `err auth` reason=
+wrong-password busy, after `err - reason=` bad-line, line-too-long, bad-number, this-is-http, this-is-tls, and after tls-only,
+server-full and busy, which come instead of the greeting. It closes too when a line, once begun, or a body stands still for --timeout
+seconds, or the password is not proved within them; after that a client may be silent between requests for ever. When either side closes
+inside a put of 1 MiB or more that told size and mtime_ns, what was received is kept for seven days for `resume`.
 
-Limits: nobody is asked for a password and nothing is encrypted, so an address that is not loopback needs --open. A file is
+Limits: on a loopback address nobody is asked for a password unless one is given; on any other one is made at start and printed,
+unless --open does without. Without --tls others can read the traffic, and try passwords on what they have read. A file is
 written under a hidden name and renamed when its length and digest are right: readers see the old file or the new one, whole.
 """
 from __future__ import annotations
 
 import argparse
 import contextlib
+import enum
 import errno
 import functools
 import hashlib
@@ -94,6 +152,7 @@ import itertools
 import os
 import re
 import select
+import selectors
 import shutil
 import signal
 import socket
@@ -101,8 +160,12 @@ import stat
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
+
+if TYPE_CHECKING:
+    import ssl
 
 VERSION = "1.0"
 PROTOCOL = "1"
@@ -115,15 +178,23 @@ TELL = 0.1  # seconds from note to note
 STALE = 1.0  # seconds of silence after which the writer of a part gives way to a new one
 BUSY = 2.0  # seconds that a new writer of a part waits for the old one
 MAX_ECHO = 1000  # characters of a name that an error repeats, so that the answer is never too long
-KEPT = 7 * 86400  # seconds that an interrupted upload is kept
+LIFE = 1.0  # seconds of silence after which somebody who waits for another is told that the server is there
+BRIEF = 0.001  # seconds that one client's connection may hold up what others wait for too
+NICK = re.compile(r"[\w.-]{1,32}")  # letters of any script, digits: nothing that could pass for an address or for more than a name
+MAX_SAY = 4000  # bytes of one line of the chat
+SAY_RATE, SAY_BURST = 20.0, 40.0  # lines a second that one client may say, and how many at once
+MAX_TARGETS = 2000  # receivers that one line can name: each is answered with a line of its own
+HISTORY = 50  # lines of the chat that are told to who joins
+UNHEARD = 200  # lines that wait for one reader; of more it loses the oldest
+AT_ONCE = 16  # of them that leave in one send
 SWEEP = 3600.0  # seconds from one search for parts that nobody came back for to the next
-KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}  # a client that vanished is noticed in two minutes
 
 
 # --- wire: the same in server.py, client.py (tests/test_twins.py) ---
 MAX_LINE = 32768  # bytes of a line with its end: the longest path of most systems, every byte percent-encoded, and keys
-BUFFER = 1 << 18  # bytes asked of one recv: twice as many gain little, and each connection has its own
+BUFFER = 1 << 19  # bytes asked of one recv: half as many cost a sixth more time, and each busy connection has its own
 QUIET = 1 << 12  # the same for a connection on which no more than that has come at once
+RECORD = 1 << 14  # bytes of a TLS record at most
 BATCH = 1 << 16  # bytes of lines and small bodies that gather until they leave in one send
 PLAIN = re.compile(r"[!-$&-<>-~]*")  # printable ASCII but for space, percent sign and equals sign
 CONTROL = re.compile(rb"[\0-\x1f\x7f]")  # bytes that no line may hold
@@ -134,10 +205,18 @@ NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()  # bytes of
 NUMBER = re.compile(r"-?(?:[0-9]{1,18}|[0-8][0-9]{18})")  # what 64 bits hold
 HTTP = re.compile(rb"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
 TLS = b"\x16\x03"  # how a TLS client begins
+AUTH = "scrypt-hmac-sha256"
+NONCE = re.compile("(?:[0-9a-f]{2}){16,64}")
+BODY = re.compile(rb"data ([0-9]{1,18})")  # the line that comes most often
+KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}  # a peer that vanished is noticed in two minutes
 
 
 class Lost(Exception):
     """The connection is gone, or its peer silent, where something was still to come."""
+
+
+class Silent(Lost):
+    """The peer is there for all that is known, but neither speaks nor reads."""
 
 
 class Ended(Lost):
@@ -158,9 +237,14 @@ class Line(NamedTuple):
         text = self.keys.get(key)
         if text is None:
             return default
+        if len(text) < 19 and text.isascii() and text.isdigit():  # nearly all; quicker than an expression
+            return int(text)
         if not NUMBER.fullmatch(text) or (text[0] == "-" and key != "mtime_ns"):
             raise Broken("bad-number")
         return int(text)
+
+
+DATA = Line("data", [], {})
 
 
 def quote(text: str) -> str:
@@ -181,15 +265,16 @@ def unquote(word: str) -> str:
 
 def line(*words: str, **keys: object) -> bytes:
     """A line as it goes out; a key without a value (None) is left away."""
-    text = " ".join([quote(word) for word in words] + [f"{key}={quote(str(value))}" for key, value in keys.items() if value is not None])
-    return f"{text}\n".encode()
+    told = [f"{key}={value if type(value) is int else quote(str(value))}" for key, value in keys.items() if value is not None]
+    return f"{' '.join([*map(quote, words), *told])}\n".encode()
 
 
 def parse(raw: bytes) -> Line:
     """A line as it came in: the verb, the positional words, the key=value words."""
-    if CONTROL.search(raw):
-        raise Broken("bad-line")
-    start, *rest = raw.decode(*NAMES).split(" ")
+    text = raw.decode(*NAMES)
+    if not text.isprintable() and CONTROL.search(raw):
+        raise Broken("this-is-tls" if raw.startswith(TLS) else "bad-line")
+    start, *rest = text.split(" ")
     found = Line(start.lower(), [], {})
     if found.verb in FREE:
         return found._replace(words=[" ".join(rest)] if rest else [])
@@ -212,6 +297,27 @@ def shown(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in raw)
 
 
+@functools.lru_cache(maxsize=1)
+def auth_key(password: str, salt: str) -> bytes:
+    """What both sides make of the password. It takes 50 ms and 16 MiB, so that guessing takes long: once per process is enough."""
+    if not hasattr(hashlib, "scrypt"):
+        raise Failure(2, "this Python cannot speak with a password", "its hashlib has no scrypt: it was built without OpenSSL 1.1 or later",
+                      "another Python; python3 -c 'import hashlib; hashlib.scrypt' tells")
+    return hashlib.scrypt(password.encode("utf-8", "surrogateescape"), salt=bytes.fromhex(salt), n=1 << 14, r=8, p=1, dklen=32)
+
+
+def auth_proof(key: bytes, who: str, server_nonce: str, client_nonce: str, pin: str) -> str:
+    """That the client, or the server, knows the password: for this connection alone, and under TLS for this certificate alone."""
+    import hmac  # not at the top: few need it
+    return hmac.new(key, f"{who} {server_nonce} {client_nonce} {pin or '-'}".encode(), "sha256").hexdigest()
+
+
+def same_proof(one: str, other: str) -> bool:
+    """In constant time: how long it takes tells nothing of where they differ."""
+    import hmac
+    return hmac.compare_digest(os.fsencode(one), os.fsencode(other))
+
+
 class Wire:
     """One connection. Every byte on it belongs to a line, or to the body bytes that a `data N` line announced."""
 
@@ -226,6 +332,13 @@ class Wire:
         self.out: list[bytes] = []
         self.queued = 0  # bytes in out
         self.heard = time.monotonic()  # when the peer last said something
+
+    def keep_alive(self) -> None:
+        """Nothing may be said for hours: let the kernel notice when the peer has vanished."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEPALIVE.items():
+            if hasattr(socket, option):
+                self.sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
     def put(self, data: bytes) -> None:
         """Queue bytes: small ones leave together, and before anything is waited for; large ones at once."""
@@ -247,15 +360,21 @@ class Wire:
     def push(self, view: memoryview) -> int:
         """All of it, however slowly the peer reads, as long as it does. (sendall() has one timeout for everything.)"""
         while view:
-            view = view[self.sock.send(view):]
+            view = view[self.sock.send(self.sendable(view)):]
         return 1
+
+    def sendable(self, view: memoryview) -> memoryview:
+        """What one send() may have: TLS takes all of it or nothing, so that a slow reader would look like a stuck one."""
+        return view[:BATCH] if hasattr(self.sock, "pending") else view
 
     def attempt(self, call: Callable[[memoryview], int], view: memoryview) -> None:
         """A socket call that can fail, or find the stream's end: the end of the conversation, unlike an OSError of a disk."""
         try:
             count = call(view)
         except OSError as error:
-            raise Lost(f"silent for {self.timeout:g} s" if isinstance(error, socket.timeout) else error.strerror or "closed") from None
+            if isinstance(error, socket.timeout):
+                raise Silent(f"silent for {self.timeout:g} s") from None
+            raise Lost(error.strerror or "closed") from None
         if not count:
             raise Ended("the other side closed the connection")
         self.heard = time.monotonic()
@@ -264,7 +383,8 @@ class Wire:
         """Wait for more and take what comes. What is queued leaves first: two sides that both wait would wait for ever."""
         self.flush()
         rest = self.view[self.start:self.end]
-        if len(self.buffer) == QUIET and max(self.end, self.owed) >= QUIET:
+        if len(self.buffer) == QUIET and (max(self.end, self.owed) >= QUIET or hasattr(self.sock, "pending")):
+            # under TLS from the start: with room for a whole record it holds nothing back that select() would not see
             self.buffer = bytearray(BUFFER)
             self.view = memoryview(self.buffer)
         self.view[:len(rest)] = rest
@@ -277,7 +397,19 @@ class Wire:
 
     def receive(self, view: memoryview) -> int:
         count = self.sock.recv_into(view)
+        if self.owed and hasattr(self.sock, "pending"):
+            count += self.records(view[count:])
         self.end += count
+        return count
+
+    def records(self, view: memoryview) -> int:
+        """TLS gives one record (16 KiB) at a time: inside a body take all that have come, and write them to the disk at once."""
+        count, patience = 0, self.sock.gettimeout()
+        self.sock.settimeout(0)
+        with contextlib.suppress(OSError):  # nothing more has come, or an error that the next call will tell
+            while len(view) - count >= RECORD and (more := self.sock.recv_into(view[count:])):
+                count += more
+        self.sock.settimeout(patience)
         return count
 
     def line(self, idle: bool = False) -> Line:
@@ -319,6 +451,9 @@ class Wire:
             raise
 
     def understand(self, raw: bytes) -> Line:
+        if body := BODY.fullmatch(raw):
+            self.owed = int(body[1])
+            return DATA
         if b"HTTP/" in raw and HTTP.match(raw):
             raise Broken("this-is-http")
         found = parse(raw)
@@ -340,15 +475,6 @@ class Wire:
 
 
 # --- pure functions: values in, values out ---
-REASONS = {
-    errno.ENOENT: "no-such-file", errno.ENOTDIR: "not-a-folder", errno.EISDIR: "is-a-folder", errno.EEXIST: "exists",
-    errno.EACCES: "not-permitted", errno.EPERM: "not-permitted", errno.EROFS: "not-permitted", errno.ELOOP: "not-a-file",
-    errno.ENXIO: "not-a-file", errno.ENOSPC: "disk-full", errno.EDQUOT: "disk-full", errno.EFBIG: "too-large",
-    errno.ENAMETOOLONG: "bad-name", errno.EILSEQ: "bad-name", errno.ENOTEMPTY: "not-empty", errno.EINVAL: "not-possible",
-    errno.EXDEV: "not-possible", errno.EMFILE: "busy", errno.ENFILE: "busy", errno.EBUSY: "busy",
-}  # what a client is told of an OSError; any other is "failed"
-
-
 def facts(status: os.stat_result) -> dict[str, object]:
     """What the protocol tells of a file."""
     return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "exec": "yes" if status.st_mode & stat.S_IXUSR else None}
@@ -367,8 +493,19 @@ MAX_NAME = 4096  # bytes of a path: more than most systems take
 PART = re.compile(r"\.six-[0-9a-f]{32}\.part", re.IGNORECASE)  # what the name of an unfinished file looks like
 DEVICE = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?|.*[. ]|.*[\\:<>|?*\"].*", re.IGNORECASE)  # what Windows takes for something else
 NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # and no wait for a FIFO
+KEPT = 7 * 86400  # seconds that the part of an interrupted transfer is kept
 SORTED = 20000  # entries of a folder that are put in order; where there are more they come as the disk has them
+TIMED = os.utime in os.supports_fd
 BY_DESCRIPTOR = {os.open, os.stat, os.unlink, os.mkdir, os.rename, os.link} <= os.supports_dir_fd and os.scandir in os.supports_fd
+
+
+REASONS = {
+    errno.ENOENT: "no-such-file", errno.ENOTDIR: "not-a-folder", errno.EISDIR: "is-a-folder", errno.EEXIST: "exists",
+    errno.EACCES: "not-permitted", errno.EPERM: "not-permitted", errno.EROFS: "not-permitted", errno.ELOOP: "not-a-file",
+    errno.ENXIO: "not-a-file", errno.ENOSPC: "disk-full", errno.EDQUOT: "disk-full", errno.EFBIG: "too-large",
+    errno.ENAMETOOLONG: "bad-name", errno.EILSEQ: "bad-name", errno.ENOTEMPTY: "not-empty", errno.EINVAL: "not-possible",
+    errno.EXDEV: "not-possible", errno.EMFILE: "busy", errno.ENFILE: "busy", errno.EBUSY: "busy",
+}  # what a peer is told of an OSError; any other is "failed"
 
 
 class Refused(Exception):
@@ -377,6 +514,10 @@ class Refused(Exception):
     def __init__(self, reason: str, **keys: object) -> None:
         super().__init__(reason)
         self.reason, self.keys = reason, keys
+
+
+def reason_of(error: OSError) -> str:
+    return REASONS.get(error.errno or 0, "failed")
 
 
 def components(name: str, hidden: bool = True, windows: bool = os.name == "nt") -> list[str]:
@@ -477,6 +618,19 @@ def locked(fd: int) -> bool:
         except OSError:
             return False
     return True
+
+
+def swept(folder: Folder, entry: os.DirEntry[str]) -> bool:
+    """Remove an entry if it is a part that nobody came back for. Its ctime tells: mtime is the source's, just before a part gets its name."""
+    with contextlib.suppress(OSError):
+        if PART.fullmatch(entry.name) and time.time() - entry.stat(follow_symlinks=False).st_ctime > KEPT:
+            fd = folder.open(entry.name, os.O_RDONLY)
+            free = locked(fd)
+            os.close(fd)
+            if free:
+                folder.remove(entry.name)
+            return free
+    return False
 # --- end folders ---
 
 
@@ -484,6 +638,7 @@ def locked(fd: int) -> bool:
 CHUNK = 1 << 20  # most bytes that our side announces in one `data`: it can stop only between two
 RESUMABLE = 1 << 20  # bytes from which an interrupted file is worth resuming; a smaller one starts over
 UNLOCKED = contextlib.nullcontext()
+UNIQUE = itertools.count(int.from_bytes(os.urandom(15), "big"))  # names of parts that nobody has to find again
 
 
 class Part:
@@ -493,7 +648,7 @@ class Part:
         self.folder, self.leaf, self.mtime_ns, self.executable = folder, leaf, mtime_ns, executable
         self.sha, self.received, self.fd = hashlib.sha256(), 0, -1
         self.keyed = mtime_ns is not None and (size or 0) >= RESUMABLE
-        token = hashlib.sha256(os.fsencode(f"{leaf}/{size}/{mtime_ns}")).hexdigest()[:32] if self.keyed else os.urandom(16).hex()
+        token = hashlib.sha256(os.fsencode(f"{leaf}/{size}/{mtime_ns}")).hexdigest()[:32] if self.keyed else f"{next(UNIQUE):032x}"
         self.name = f".six-{token}.part"
 
     def place(self) -> tuple[object, ...]:
@@ -511,8 +666,8 @@ class Part:
             if self.keyed and not locked(fd):
                 os.close(fd)
                 return False
-            ours, there = os.fstat(fd), self.folder.stat(self.name) if self.keyed else None
-            if self.keyed and not (there and there.st_ino == ours.st_ino and ours.st_nlink == 1 and stat.S_ISREG(ours.st_mode)):
+            ours, there = (os.fstat(fd), self.folder.stat(self.name)) if self.keyed else (None, None)
+            if ours and not (there and there.st_ino == ours.st_ino and ours.st_nlink == 1 and stat.S_ISREG(ours.st_mode)):
                 os.close(fd)  # its last writer has just put it in place, or died between link and unlink: not ours to write
                 if there and there.st_ino == ours.st_ino:
                     self.folder.remove(self.name)
@@ -520,8 +675,12 @@ class Part:
             self.fd = fd
         return True
 
-    def length(self) -> int:
-        return os.fstat(self.fd).st_size
+    def examine(self, most: int, tell: Callable[[int], None]) -> None:
+        """Hash what an earlier attempt left; more than the file has cannot be the beginning of it."""
+        length = os.fstat(self.fd).st_size
+        if length <= most:
+            digest(self.fd, length, self.sha, tell)
+            self.received = os.lseek(self.fd, 0, os.SEEK_CUR)
 
     def begin(self, offset: int) -> None:
         """Write from offset on, which is where the digest stands, or else from the start."""
@@ -543,8 +702,7 @@ class Part:
         if there and hasattr(os, "fchmod"):
             os.fchmod(self.fd, there.st_mode & 0o777 | (0o111 & there.st_mode >> 2 if self.executable else 0))
         if self.mtime_ns is not None:
-            by_fd = os.utime in os.supports_fd
-            os.utime(self.fd if by_fd else self.folder.at(self.name), ns=(self.mtime_ns, self.mtime_ns))
+            os.utime(self.fd if TIMED else self.folder.at(self.name), ns=(self.mtime_ns, self.mtime_ns))
         if durable:
             os.fsync(self.fd)
         if os.name == "nt":
@@ -614,19 +772,358 @@ def digest(fd: int, upto: int, sha: hashlib._Hash, tell: Callable[[int], None]) 
     return sha.hexdigest()
 
 
-def receive_body(wire: Wire, sink: Part, check: Callable[[int], None], tell: Callable[[int], None]) -> Line:
-    """Bodies into the sink until another line comes, which is returned: `end` and its digest, or `abort`.
-    A verb that does not belong inside a body ends it like `abort`, and is then run. check() may refuse what is announced."""
-    while (found := wire.line()).verb == "data":
+def receive_body(wire: Wire, sink: Part, size: int | None, check: Callable[[int], None], tell: Callable[[int], None]) -> str:
+    """Bodies into the sink until `end`: "yes" when its digest agrees, "no" without one. Refused when it is not what was announced.
+    A verb that does not belong inside a body ends it like `abort`, and is then run. check() may refuse so many bytes."""
+    while (found := wire.line()).verb in ("data", "note"):  # a note is a sign of life
+        if size is not None and sink.received + wire.owed > size:
+            raise Refused("too-long", size=size)
         check(sink.received + wire.owed)
         while wire.owed:
             sink.write(wire.take())
             tell(sink.received)
     if found.verb not in ("end", "abort"):
         wire.again = found
-        return Line("abort", [], {"reason": "interrupted"})
-    return found
+    if found.verb != "end":
+        raise Refused("aborted")
+    if size is not None and sink.received != size:
+        raise Refused("incomplete", received=sink.received, size=size)
+    if found.keys.get("sha256", sink.sha.hexdigest()).lower() != sink.sha.hexdigest():
+        raise Refused("wrong-digest", sha256=sink.sha.hexdigest())
+    return "yes" if "sha256" in found.keys else "no"
 # --- end bodies ---
+
+
+# --- from client to client: who waits, who is lent to whom, who chats ---
+class Holder(enum.Enum):
+    """Who reads and writes a connection now: no two at once (with TLS one thread alone may)."""
+
+    OWN = "its own thread"  # LOBBY when it waits in `receive` or `chat`
+    LOBBY = "whoever has the lobby's lock"  # OWN when the client says something or is gone, SENDER when another sends to it
+    SENDER = "the thread of the client that sends to it"  # LOBBY when it answered, OWN when it is lost or said something else
+
+
+class Lobby:
+    """The connections that wait. One thread watches them all, while their own threads sleep."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()  # and the lock of all that is here
+        self.selector = selectors.DefaultSelector()
+        self.reader, self.writer = socket.socketpair()
+        self.reader.setblocking(False)
+        self.writer.setblocking(False)
+        self.selector.register(self.reader, selectors.EVENT_READ)
+        self.queue: list[tuple[float, list[Session]]] = []  # when each waiting sender has waited enough, and whom it wants
+        self.chatters: dict[Session, None] = {}  # in the order in which they came
+        self.history: deque[bytes] = deque(maxlen=HISTORY)
+        self.closed = False
+        self.thread = threading.Thread(target=self.watch, daemon=True)
+        self.thread.start()
+
+    def close(self) -> None:
+        self.closed = True
+        self.wake()
+        self.thread.join(LINGER)
+
+    def wake(self) -> None:
+        """Where the system's selector takes no connection while it waits, let it begin anew."""
+        with contextlib.suppress(OSError):
+            self.writer.send(b"\0")
+
+    def watch(self) -> None:
+        while not self.closed:
+            self.heed(self.selector.select())  # a function of its own, so that no connection is held on to while it waits
+        for opened in (self.selector, self.reader, self.writer):
+            opened.close()
+
+    def heed(self, found: Sequence[tuple[selectors.SelectorKey, int]]) -> None:
+        for key, events in found:
+            if key.data is None:
+                with contextlib.suppress(BlockingIOError):
+                    self.reader.recv(4096)
+                continue
+            with self.changed:
+                if key.data.holder is Holder.LOBBY and events & selectors.EVENT_READ:
+                    self.hand_back(key.data)
+                elif key.data.holder is Holder.LOBBY:
+                    self.deliver(key.data)
+
+    # the life of a connection that waits; all but keep() and take() are called with the lock held
+    def keep(self, session: Session) -> None:
+        """Wait until the client says something, in its own thread. Lost, when it was lost while another had it."""
+        with self.changed:
+            session.returned.clear()
+            self.admit(session)
+        session.returned.wait()
+        session.sock.settimeout(session.timeout)
+        if session.rest:  # a line that was begun comes before any other
+            session.out.insert(0, session.rest)
+            session.rest = b""
+        if session.trouble:
+            raise Lost(session.trouble)
+
+    def admit(self, session: Session) -> None:
+        session.holder = Holder.LOBBY
+        session.sock.settimeout(BRIEF)
+        self.selector.register(session.sock, self.events(session), session)
+        self.changed.notify_all()
+        self.wake()
+
+    def events(self, session: Session) -> int:
+        return selectors.EVENT_READ | (selectors.EVENT_WRITE if session.rest or session.unheard else 0)
+
+    def hand_back(self, session: Session, trouble: str = "") -> None:
+        if session.holder is Holder.LOBBY:
+            self.selector.unregister(session.sock)
+        session.holder, session.trouble = Holder.OWN, trouble
+        session.returned.set()
+
+    def leave(self, session: Session) -> None:
+        """It neither receives nor chats any more."""
+        with self.changed:
+            if session in self.chatters:
+                del self.chatters[session]
+                self.tell_all(line("left", session.called()))
+                session.note(f"chat: {session.called()} left")
+            session.mode, session.rest = "", b""
+            session.unheard.clear()
+            self.changed.notify_all()
+
+    # receivers
+    def take(self, wanted: list[Session], waiting: Callable[[int], None], patience: float) -> list[Session]:
+        """All of them that still receive, at once, when it is this sender's turn."""
+        entry = time.monotonic() + patience, wanted
+        with self.changed:
+            self.queue.append(entry)
+        try:
+            while True:
+                with self.changed:
+                    found = [session for session in wanted if session.mode == "receive"]
+                    if self.turn(entry):
+                        return [self.lend(session) for session in found]
+                    self.changed.wait(LIFE)
+                waiting(len(found))
+        finally:
+            with self.changed:
+                self.queue = [each for each in self.queue if each is not entry]
+                self.changed.notify_all()
+
+    def turn(self, entry: tuple[float, list[Session]]) -> bool:
+        """Whether its receivers are free, and for nobody who came before: who can begin too, or has waited enough. Others
+        wait for a receiver that may stand still; until then they keep nobody from those that are free."""
+        spoken_for: set[Session] = set()
+        for each in self.queue:
+            found = {session for session in each[1] if session.mode == "receive"}
+            ready = found.isdisjoint(spoken_for) and all(session.holder is Holder.LOBBY for session in found)
+            if each is entry:
+                return ready
+            if ready or time.monotonic() > each[0]:
+                spoken_for |= found
+        return False
+
+    def lend(self, session: Session) -> Session:
+        self.selector.unregister(session.sock)
+        session.holder, session.idle = Holder.SENDER, False
+        return session
+
+    def give_back(self, session: Session, trouble: str = "") -> None:
+        with self.changed:
+            session.idle = True
+            if trouble or session.start != session.end:
+                self.hand_back(session, trouble)
+            else:
+                self.admit(session)
+            self.changed.notify_all()
+
+    # chatters
+    def join(self, session: Session) -> list[bytes]:
+        """What was said before; what is said from now on comes after it."""
+        with self.changed:
+            self.tell_all(line("joined", session.called(), at=session.peer))
+            self.chatters[session] = None
+            session.mode = "chat"
+            return list(self.history)
+
+    def say(self, session: Session, text: bytes) -> None:
+        with self.changed:
+            said = b"said from=%b %b\n" % (quote(session.called()).encode(), text)
+            self.history.append(said)
+            self.tell_all(said, session)
+
+    def tell_all(self, told: bytes, but: Session | None = None) -> None:
+        """A line to everybody in the chat. Who is slow hears it later, who is stuck never; nobody waits for either."""
+        for session in self.chatters:
+            if session is not but:
+                session.missed += len(session.unheard) == UNHEARD
+                session.unheard.append(told)
+                if session.holder is Holder.LOBBY and not session.rest:
+                    self.deliver(session)
+
+    def deliver(self, session: Session) -> None:
+        """What waits for a reader, as far as it takes it now."""
+        try:
+            while session.rest or session.unheard:
+                if not session.rest:
+                    lost = [line("note", "chat", lost=session.missed)] if session.missed else []
+                    some = [session.unheard.popleft() for _ in range(min(AT_ONCE, len(session.unheard)))]  # a copy of its own, so not all
+                    session.rest, session.missed = b"".join([*lost, *some]), 0
+                session.rest = session.rest[session.sock.send(session.rest[:BATCH]):]
+        except OSError as error:
+            if not isinstance(error, socket.timeout):
+                return self.hand_back(session, error.strerror or "closed")
+        if self.events(session) != self.selector.get_key(session.sock).events:
+            self.selector.modify(session.sock, self.events(session), session)
+
+
+def ready(readers: Sequence[socket.socket], writers: Sequence[socket.socket], patience: float) -> set[socket.socket]:
+    """Wait until one can be read, or one of the others written: those that can be read. (select() knows no descriptor above 1023.)"""
+    with getattr(selectors, "PollSelector", selectors.SelectSelector)() as selector:
+        for sock in {*readers, *writers}:
+            selector.register(sock, selectors.EVENT_READ * (sock in readers) | selectors.EVENT_WRITE * (sock in writers), sock)
+        return {key.data for key, events in selector.select(patience) if events & selectors.EVENT_READ}
+
+
+class Receiver:
+    """One of those that a client sends to: what it has still to take, and what it answered."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.rest = memoryview(b"")
+        self.received = 0
+        self.answer: Line | None = None
+        self.heard = self.told = time.monotonic()  # when it last took or said something; when it was last told something
+
+    def tell(self, block: bytes) -> None:
+        self.rest = memoryview(block)
+        self.heard = self.told = time.monotonic()
+
+    def send(self) -> None:
+        """As much as it takes now."""
+        with contextlib.suppress(socket.timeout):
+            self.rest = self.rest[self.session.sock.send(self.session.sendable(self.rest)):]
+            self.heard = time.monotonic()
+
+    def hear(self, verb: str, ended: bool) -> None:
+        """What it says: notes, then its answer. Something else is a request of its own: it stays unread, and the file is not wanted."""
+        wire = self.session
+        with contextlib.suppress(Silent):
+            wire.fill(BRIEF)
+            self.heard = time.monotonic()
+        wire.sock.settimeout(BRIEF)
+        while not self.answer and wire.has_line():
+            mark, found = wire.start, wire.line()
+            if found.verb == "note":
+                self.received = max(self.received, found.number("received"))
+            elif found.verb in ("ok", "err") and found.words[:1] == [verb] and (ended or found.verb == "err"):
+                self.answer = found
+            else:
+                wire.start, wire.owed = mark, 0
+                self.answer = Line("err", [verb], {"reason": "left"})
+
+
+class Relay:
+    """What one client sends to others, as it comes: nothing is kept but the block that is on its way. The slowest sets the pace."""
+
+    def __init__(self, sender: Session, verb: str, name: str, sessions: Sequence[Session], count: int) -> None:
+        self.sender, self.verb, self.name, self.count = sender, verb, name, count
+        self.open = [Receiver(session) for session in sessions]  # from whom an answer is still to come
+        self.verified = 0
+        self.ended = False  # all is told: only answers are to come
+        self.progress = sender.tell(name, "received")
+
+    def body(self) -> None:
+        """The sender's, line by line, until it ends."""
+        while (found := self.sender.line()).verb in ("data", "note"):
+            if found.verb == "note":
+                self.pass_on(line("note", self.name))
+            while self.sender.owed:
+                chunk = self.sender.take()
+                self.sender.moved += len(chunk)
+                self.pass_on(b"".join((b"data %d\n" % len(chunk), chunk)))
+        if found.verb == "end":
+            return self.end(line("end", sha256=found.keys.get("sha256")))
+        if found.verb != "abort":
+            self.sender.again = found
+        self.end(line("abort", reason=found.keys.get("reason", "interrupted")))
+
+    def end(self, last: bytes) -> None:
+        self.ended = True
+        self.pass_on(last)
+
+    def pass_on(self, block: bytes) -> None:
+        """A whole line, or `data` and its bytes, to all."""
+        for receiver in self.open:
+            receiver.tell(block)
+        self.flush()
+
+    def flush(self) -> None:
+        while any(receiver.rest for receiver in self.open):
+            for receiver in [receiver for receiver in self.open if receiver.rest]:
+                self.attempt(receiver, receiver.send)
+            if any(receiver.rest for receiver in self.open):
+                self.listen(TELL)
+
+    def attend(self, patience: float) -> None:
+        """Called before the sender's thread reads: until there is something, the receivers are listened to."""
+        deadline = time.monotonic() + patience
+        while self.open and self.sender.sock not in self.listen(LIFE, self.sender.sock):
+            if time.monotonic() > deadline:
+                raise Silent(f"silent for {self.sender.timeout:g} s")
+            self.flush()
+        if not self.open:
+            raise self.refusal()
+
+    def refusal(self) -> Refused:
+        return Refused("not-received", receivers=self.count, verified=0)
+
+    def settle(self) -> None:
+        """Wait for the answers."""
+        while self.open:
+            self.listen(TELL)
+
+    def listen(self, patience: float, *others: socket.socket) -> set[socket.socket]:
+        """Hear who says something within that time. The sender is told how far the slowest is, and who waits that the server is there."""
+        silent = [receiver.session.sock for receiver in self.open if not receiver.answer]
+        found = ready([*others, *silent], [receiver.session.sock for receiver in self.open if receiver.rest], patience)
+        now = time.monotonic()
+        for receiver in list(self.open):
+            if receiver.session.sock in found:
+                self.attempt(receiver, functools.partial(receiver.hear, self.verb, self.ended))
+            elif now - receiver.heard > receiver.session.timeout and (receiver.rest or self.ended):
+                self.lose(receiver, "stalled", f"took nothing for {receiver.session.timeout:g} s")
+            elif now - receiver.told > LIFE and not (receiver.rest or self.ended):
+                receiver.tell(line("note", self.name))
+        if self.open:
+            with contextlib.suppress(Lost):
+                self.progress(min(receiver.received for receiver in self.open))
+        return found
+
+    def attempt(self, receiver: Receiver, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except (Lost, Broken, OSError) as error:
+            return self.lose(receiver, "gone", str(error))
+        if receiver.answer and not receiver.rest:
+            self.open.remove(receiver)
+            self.report(receiver.session.peer, receiver.answer, receiver.session.nick)
+            self.sender.server.lobby.give_back(receiver.session)
+
+    def lose(self, receiver: Receiver, reason: str, trouble: str) -> None:
+        """Its own thread closes it; the others go on."""
+        self.open.remove(receiver)
+        self.sender.server.lobby.give_back(receiver.session, trouble)
+        self.report(receiver.session.peer, receiver.answer or Line("err", [], {"reason": reason}), receiver.session.nick)
+
+    def report(self, target: str, answer: Line, nick: str = "") -> None:
+        """What became of it at one receiver, for the sender, whether that is still there or not."""
+        good = answer.verb == "ok"
+        self.verified += good and (self.verb == "mkdir" or answer.keys.get("verified") == "yes")
+        if not good:
+            self.sender.note(f"send {self.name[:300]} to {target[:300]}: {answer.keys.get('reason', 'failed')[:RESULTS['reason']]}")
+        with contextlib.suppress(Lost):
+            told = {key: answer.keys[key][:most] for key, most in RESULTS.items() if key in answer.keys}
+            self.sender.put(line("got", target[:MAX_ECHO], answer.verb, self.verb, self.name, **told, nick=nick or None))
+            self.sender.flush()
 
 
 # --- one client: a line comes, a command answers ---
@@ -662,16 +1159,28 @@ class Session(Wire):
         self.began = self.told = time.monotonic()
         self.moved = self.requests = 0  # bytes of this operation; lines that were answered
         self.idle, self.done = True, False
+        self.known = server.door.guard is None  # whether the client may do more than ask and log in
+        self.nonce = os.urandom(16).hex()
+        self.since, self.doing = self.began, ""
+        # what the lobby knows of it; with nick and mode `who` shows it
+        self.nick = self.mode = ""  # mode: "receive" or "chat" while it waits in one of them
+        self.holder, self.returned = Holder.OWN, threading.Event()
+        self.trouble = ""  # what another thread met that had it
+        self.unheard: deque[bytes] = deque(maxlen=UNHEARD)  # lines of the chat that are still to be sent
+        self.rest, self.missed = b"", 0  # what has begun to leave of them; how many were dropped
+        self.said = time.monotonic() - SAY_BURST / SAY_RATE  # the flood limit's clock, which each line puts forward
+        self.relay: Relay | None = None  # while it sends to others
 
     def run(self) -> None:
         """A connection's whole life."""
         try:
-            self.put(line("sixsockets", PROTOCOL, **{"max-line": MAX_LINE, "auth": "none", "you": self.peer}))
+            self.encrypt()
+            self.greet()
             while not self.done and not self.server.stop.asked:
                 if self.start == self.end:
                     self.flush()  # before Ctrl-C may take it for idle
                     self.idle = True
-                request = self.line(idle=True)
+                request = self.line(idle=self.known)
                 self.idle = False
                 self.requests += 1
                 self.dispatch(request)
@@ -685,7 +1194,29 @@ class Session(Wire):
             self.note(f"hung up on: {broken}")
         finally:
             self.release()
+            self.server.lobby.leave(self)
             self.hang_up()
+
+    def encrypt(self) -> None:
+        """The TLS handshake, under a deadline. Who begins in the clear is answered in the clear."""
+        context = self.server.door.tls
+        if context is None:
+            return
+        try:
+            first = socket.socket.recv(self.sock, 1, socket.MSG_PEEK)
+            if first and first != TLS[:1]:
+                raise Broken("tls-only")
+            secured = over_tls(context, self.sock)
+            self.sock = secured
+            shake_hands(secured)
+        except OSError as error:
+            raise Lost(f"no TLS: {'silent' if isinstance(error, socket.timeout) else getattr(error, 'reason', '') or error.strerror}") from None
+
+    def greet(self) -> None:
+        guard, keys = self.server.door.guard, {"auth": "none"}
+        if guard:
+            keys = {"auth": AUTH, "salt": self.server.salt, "nonce": self.nonce}
+        self.put(line("sixsockets", PROTOCOL, **{"max-line": MAX_LINE, **keys, "you": self.peer}))
 
     def dispatch(self, request: Line) -> None:
         """Find the command, check what holds for all, run it, tell and log the result."""
@@ -695,12 +1226,14 @@ class Session(Wire):
         self.began = self.told = time.monotonic()
         self.moved, result = 0, "ok"
         try:
-            self.command(verb, names).run(self, request)
+            command = self.command(verb, names)
+            self.attend(verb, request)
+            command.run(self, request)
         except Refused as refusal:
-            result = self.refuse(refusal, verb, names)
+            result = self.refuse(refusal, verb, {"send": names[1:], "say": []}.get(verb, names))
         except OSError as error:
-            result = self.refuse(Refused(REASONS.get(error.errno or 0, "failed")), verb, names)
-        if verb not in UNLOGGED or result not in ("ok", "no-such-file", "no-such-folder"):
+            result = self.refuse(Refused(reason_of(error)), verb, names)
+        if verb not in UNLOGGED or result not in EXPECTED:
             what = " ".join([verb, *names])
             self.note(f"{what[:300]}: {self.moved} bytes, {time.monotonic() - self.began:.3f} s, {result}")
 
@@ -714,9 +1247,21 @@ class Session(Wire):
             raise Refused("unknown-verb", **{"try": "help"})
         if not found.least <= len(names) <= found.most:
             raise Refused("usage", usage=f"{verb} {found.usage}")
+        if not self.known and verb not in BEFORE_AUTH:
+            raise Refused("auth-required")
         if found.changes and self.args.read_only:
             raise Refused("read-only")
         return found
+
+    def attend(self, verb: str, request: Line) -> None:
+        """A request may name its client; most end a `receive` or `chat` that waits."""
+        self.doing = verb
+        if self.mode and (verb not in STAYS or "nick" in request.keys):
+            self.server.lobby.leave(self)
+        if "nick" in request.keys:
+            if not self.known:  # or strangers could take the names of those who may come in
+                raise Refused("auth-required")
+            self.take_nick(request.keys["nick"])
 
     def ok(self, request: Line, **keys: object) -> None:
         self.put(line("ok", ALIASES.get(request.verb, request.verb), *request.words, **keys))
@@ -732,9 +1277,28 @@ class Session(Wire):
         return note
 
     def fill(self, patience: float | None) -> None:
-        """Before it waits: what is known of the last folder may be out of date afterwards."""
+        """Before it waits: what is known of the last folder may be out of date afterwards. Other threads may have it meanwhile."""
         self.near = "", self.root
+        if not self.known and time.monotonic() > self.since + self.timeout:  # nor may strangers keep the places of others by idle talk
+            raise Lost(f"no password in {self.timeout:g} s")
+        if self.relay:
+            self.relay.attend(self.timeout if patience is None else patience)
+        elif self.mode and patience is None:
+            self.flush()
+            self.server.lobby.keep(self)
+            if self.start != self.end:  # who had it has left something unread
+                return
+            patience = self.timeout
         super().fill(patience)
+
+    def has_line(self) -> bool:
+        """Has all of a line come that is not empty?"""
+        while self.start < self.end and self.buffer[self.start] in b"\r\n":
+            self.start += 1
+        found = self.buffer.find(b"\n", self.start, self.end) >= 0
+        if not found and self.end - self.start >= MAX_LINE:
+            raise Broken("line-too-long")
+        return found
 
     def flush(self) -> None:
         """Log lines leave with the answers that they tell of, many at once."""
@@ -751,6 +1315,7 @@ class Session(Wire):
         deadline = time.monotonic() + LINGER
         with contextlib.suppress(Lost, OSError):
             self.flush()
+            end_tls(self.sock)
             self.sock.shutdown(socket.SHUT_WR)
             while (left := deadline - time.monotonic()) > 0:
                 self.sock.settimeout(left)
@@ -802,7 +1367,7 @@ class Session(Wire):
         deep, count = request.keys.get("deep") == "yes", 0
 
         def failed(full: str, error: OSError) -> None:
-            self.entry("note", full, reason=REASONS.get(error.errno or 0, "failed"))
+            self.entry("note", full, reason=reason_of(error))
 
         for full, _, entry in walk(folder, name, deep, self.visible, failed):
             count += self.describe(full, entry, deep)
@@ -827,7 +1392,7 @@ class Session(Wire):
 
     def do_stat(self, request: Line) -> None:
         name, keys = request.words[0], request.keys
-        part = Part(*self.find(name), request.number("size"), request.number("mtime_ns")) if "mtime_ns" in keys else None
+        part = self.part(request) if "mtime_ns" in keys else None  # most ask without, and many
         kept = part.folder.stat(part.name) if part and part.keyed else None
         try:
             status = self.existing(name)[2]
@@ -869,20 +1434,17 @@ class Session(Wire):
     def do_put(self, request: Line) -> None:
         name, over = request.words[0], request.keys.get("over") == "yes"
         size = request.number("size") if "size" in request.keys else None
-        folder, leaf = self.find(name)
+        part = self.part(request)
         self.check_room(size or 0)
-        self.check_vacant(folder, leaf, over)
-        part = self.part(request, folder, leaf, size)
+        self.check_vacant(part.folder, part.leaf, over)
+        part = self.claimed(part, request)
 
         def check(announced: int) -> None:
-            if size is not None and announced > size:
-                raise Refused("too-long", size=size)
             self.check_room(announced - part.received, announced)
 
         try:
             part.begin(request.number("offset"))
-            end = receive_body(self, part, check, self.tell(name, "received"))
-            self.verify(part, end, size)
+            verified = receive_body(self, part, size, check, self.tell(name, "received"))
             part.finish(over, self.args.durable, self.server.lock)
         except Lost as lost:
             kept = "nothing is kept"
@@ -891,12 +1453,12 @@ class Session(Wire):
             self.note(f"put {name}: cut at {part.received} of {'?' if size is None else size} bytes ({lost}); {kept}")
             raise
         except OSError as error:
-            raise Refused(REASONS.get(error.errno or 0, "failed"), received=part.received) from None
+            raise Refused(reason_of(error), received=part.received) from None
         finally:
             self.moved = part.received
             self.disclaim(part)
             part.drop()
-        self.ok(request, size=part.received, sha256=part.sha.hexdigest(), verified="yes" if "sha256" in end.keys else "no")
+        self.ok(request, size=part.received, sha256=part.sha.hexdigest(), verified=verified)
 
     def check_room(self, more: int, whole: int = 0) -> None:
         if 0 < self.args.max_size < max(more, whole):
@@ -913,10 +1475,13 @@ class Session(Wire):
         if there and not over:
             raise Refused("exists", size=there.st_size, mtime_ns=there.st_mtime_ns)
 
-    def part(self, request: Line, folder: Folder, leaf: str, size: int | None) -> Part:
-        """Where the body goes: what `resume` has checked, or a new part."""
-        mtime_ns = request.number("mtime_ns") if "mtime_ns" in request.keys else None
-        part = Part(folder, leaf, size, mtime_ns, request.keys.get("exec") == "yes")
+    def part(self, request: Line) -> Part:
+        """Where the body of such an upload goes."""
+        size, mtime_ns = (request.number(key) if key in request.keys else None for key in ("size", "mtime_ns"))
+        return Part(*self.find(request.words[0]), size, mtime_ns, request.keys.get("exec") == "yes")
+
+    def claimed(self, part: Part, request: Line) -> Part:
+        """The part, as `resume` has checked it or new, and ours alone."""
         if self.ready and self.ready.place() == part.place():
             part, self.ready = self.ready, None
         self.release()
@@ -946,25 +1511,14 @@ class Session(Wire):
         if part.keyed and self.server.writers.get(part.place()) is self:
             del self.server.writers[part.place()]
 
-    def verify(self, part: Part, end: Line, size: int | None) -> None:
-        if end.verb == "abort":
-            raise Refused("aborted")
-        if size is not None and part.received != size:
-            raise Refused("incomplete", received=part.received, size=size)
-        if end.keys.get("sha256", part.sha.hexdigest()).lower() != part.sha.hexdigest():
-            raise Refused("wrong-digest", sha256=part.sha.hexdigest())
-
     def do_resume(self, request: Line) -> None:
         self.release()
-        name, size = request.words[0], request.number("size")
-        part = Part(*self.find(name), size, request.number("mtime_ns"), request.keys.get("exec") == "yes")
+        part = self.part(request)
         if not part.keyed or not part.folder.stat(part.name):
             return self.ok(request, offset=0)
         self.claim(part)
         self.ready = part
-        if part.length() <= size:
-            digest(part.fd, part.length(), part.sha, self.tell(name, "checked"))
-            part.received = os.lseek(part.fd, 0, os.SEEK_CUR)
+        part.examine(request.number("size"), self.tell(request.words[0], "checked"))
         self.ok(request, offset=part.received, sha256=part.sha.hexdigest())
 
     def release(self) -> None:
@@ -996,6 +1550,23 @@ class Session(Wire):
         os.mkdir(folder.at(leaf), dir_fd=folder.fd)
         self.ok(request)
 
+    def do_auth(self, request: Line) -> None:
+        """The client proves that it knows the password, and hears the proof that we do. A wrong proof is its connection's last word."""
+        guard, mine = self.server.door.guard, request.keys.get("nonce", "")
+        if guard is None or self.known:
+            raise Refused("not-needed")
+        if not NONCE.fullmatch(mine):
+            raise Refused("usage", usage="auth nonce=HEX proof=HEX")
+        facts, host = (self.nonce, mine, self.server.door.pin), self.peer.rpartition(":")[0].strip("[]")
+        reason = guard.judge(host, same_proof(request.keys.get("proof", ""), auth_proof(self.server.key, "client", *facts)))
+        if reason:
+            self.done, wait = True, guard.wait(host)
+            if reason != "busy" and wait:
+                self.note(f"auth: {MAX_WRONG} wrong passwords: {host} is answered busy for {wait} s")
+            raise Refused(reason, retry=wait if reason == "busy" else None)
+        self.known = True
+        self.put(line("ok", "auth", proof=auth_proof(self.server.key, "server", *facts)))
+
     def do_ping(self, request: Line) -> None:
         self.ok(request)
 
@@ -1003,10 +1574,107 @@ class Session(Wire):
         self.ok(request)
         self.done = True
 
+    # the commands between clients
+    def called(self) -> str:
+        return self.nick or self.peer
+
+    def take_nick(self, nick: str) -> None:
+        """Its name from now on, with a number where another has that name."""
+        if not NICK.fullmatch(nick):
+            raise Refused("bad-nick")
+        with self.server.lobby.changed:
+            taken = {session.nick.casefold() for session in list(self.server.sessions) if session is not self}
+            numbered = itertools.chain([nick], (f"{nick}{number}" for number in itertools.count(2)))
+            self.nick = next(name for name in numbered if name.casefold() not in taken)
+
+    def do_who(self, request: Line) -> None:
+        everybody = sorted(self.server.sessions.copy(), key=lambda session: session.since)
+        for each in everybody:
+            mode = each.mode or ("idle" if each.idle else each.doing)
+            self.put(line("client", each.peer, nick=each.nick or None, mode=mode, you="yes" if each is self else None))
+        self.ok(request, count=len(everybody))
+
+    def do_receive(self, request: Line) -> None:
+        self.ok(request, you=self.peer, nick=self.nick or None)
+        self.mode = "receive"
+
+    def do_send(self, request: Line) -> None:
+        """Each receiver is lent to this thread until it has answered."""
+        targets, name = request.words
+        verb = "mkdir" if request.keys.get("type") == "dir" else "put"
+        components(name)
+        keys = {key: request.number(key) for key in ("size", "mtime_ns") if key in request.keys}
+        offer = line(verb, name, **keys, exec="yes" if request.keys.get("exec") == "yes" else None, **{"from": self.peer, "nick": self.nick or None})
+        wanted, refused = self.targets(targets)
+        count = len(wanted) + len(refused)
+        relay = Relay(self, verb, name, self.server.lobby.take(wanted, self.tell(name, "waiting"), self.timeout), count)
+        try:
+            taken = {receiver.session for receiver in relay.open}
+            for target, reason in [*refused.items(), *((session.peer, "not-receiving") for session in wanted if session not in taken)]:
+                relay.report(target, Line("err", [], {"reason": reason}))
+            if verb == "mkdir":
+                relay.end(offer)
+            else:
+                relay.pass_on(offer)
+                self.relay = relay
+                relay.body()
+        finally:
+            self.relay = None
+            if not relay.ended:
+                relay.end(line("abort", reason="sender-gone"))
+            relay.settle()
+        if not relay.verified:
+            raise relay.refusal()
+        self.put(line("ok", "send", name, receivers=count, verified=relay.verified))
+
+    def targets(self, words: str) -> tuple[list[Session], dict[str, str]]:
+        """Who is meant by HOST:PORT or nick, separated by commas; and why others cannot be."""
+        known = {name.casefold(): session for session in self.server.sessions.copy() for name in (session.peer, session.nick)}
+        wanted: dict[Session, None] = {}
+        refused = {}
+        named = list(filter(None, words.split(",")))
+        if not 0 < len(named) <= MAX_TARGETS:
+            raise Refused("usage", usage=f"send {COMMANDS['send'].usage}")
+        for target in named:
+            found = known.get(target.casefold())
+            if found is None or found is self or found.mode != "receive":
+                refused[target] = "no-such-client" if found is None else "yourself" if found is self else "not-receiving"
+            else:
+                wanted[found] = None
+        return list(wanted), refused
+
+    def do_chat(self, request: Line) -> None:
+        if request.words:
+            self.take_nick(request.words[0])
+        self.pace()
+        for said in self.server.lobby.join(self):
+            self.put(said)
+        self.note(f"chat: {self.called()} joined")
+        self.ok(request, nick=self.nick or None, you=self.peer, count=len(self.server.lobby.chatters))
+
+    def pace(self) -> None:
+        """Each client may make others read so many lines, and no more."""
+        now = time.monotonic()
+        due = max(self.said, now - SAY_BURST / SAY_RATE) + 1 / SAY_RATE
+        if due > now:
+            raise Refused("too-fast", limit=f"{SAY_RATE:g}/s")
+        self.said = due
+
+    def do_say(self, request: Line) -> None:
+        text = request.words[0]
+        if self.mode != "chat":
+            raise Refused("not-in-chat")
+        if len(text.encode(*NAMES)) > MAX_SAY:
+            raise Refused("too-long", limit=MAX_SAY)
+        self.pace()
+        self.server.lobby.say(self, text.encode(*NAMES))
+        self.note(f"chat: <{self.called()}> {text}")
+        self.put(b"ok say\n")
+
     def cut(self) -> None:
-        """From another thread: whatever this one waits for ends now."""
+        """From another thread: whatever this one waits for ends now. (The method of a TLS socket is for its own thread.)"""
         with contextlib.suppress(OSError):
-            self.sock.shutdown(socket.SHUT_RDWR)
+            socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
 
 
 class Command(NamedTuple):
@@ -1028,27 +1696,43 @@ COMMANDS = {
     "delete": Command(Session.do_delete, 1, 1, True, "NAME", "a file or an empty folder"),
     "rename": Command(Session.do_rename, 2, 2, True, "OLD NEW [over=yes]", "also into another folder"),
     "mkdir": Command(Session.do_mkdir, 1, 1, True, "NAME", "a folder, and those above it"),
+    "auth": Command(Session.do_auth, 0, 0, False, "nonce=HEX proof=HEX", "prove that you know the password"),
+    "who": Command(Session.do_who, 0, 0, False, "", "the clients that are connected, and what they do"),
+    "receive": Command(Session.do_receive, 0, 0, False, "[nick=N]", "wait for what others send; it comes as put and mkdir"),
+    "send": Command(Session.do_send, 2, 2, False, "HOST:PORT|NICK[,...] NAME [size=N] [mtime_ns=N] [exec=yes] [type=dir]",
+                    "to clients that receive; a body as after put"),
+    "chat": Command(Session.do_chat, 0, 1, False, "[NICK]", "join: hear what others say"),
+    "say": Command(Session.do_say, 1, 1, False, "TEXT", "to all others in the chat"),
     "ping": Command(Session.do_ping, 0, 0, False, "", "is anybody there"),
     "bye": Command(Session.do_bye, 0, 0, False, "", "the end"),
 }
 ALIASES = {"upload": "put", "download": "get", "logout": "bye", "stop": "bye", "quit": "bye"}
-NOT_ALONE = {"data", "end", "abort"}  # they mean something only inside a body
-UNLOGGED = {"help", "stat", "ping", "bye", "resume"}  # unless they are refused: they move and change nothing
+BEFORE_AUTH = {"help", "ping", "auth", "bye"}
+NOT_ALONE = {"data", "end", "abort", "note"}  # they mean something only inside a body
+STAYS = {"help", "who", "ping", "say"}  # they do not end a `receive` or `chat` that waits
+# what a receiver's answer tells the sender, and characters of each at most: or its line could be longer than the sender may take
+RESULTS = {"reason": 32, "received": 20, "as": MAX_ECHO, "size": 20, "sha256": 64, "verified": 3}
+UNLOGGED = {"help", "stat", "ping", "bye", "resume", "who", "chat", "say", "auth"}  # unless they are refused: they move and change nothing
+EXPECTED = {"ok", "no-such-file", "no-such-folder", "too-fast"}  # results of those that are not worth a line in the log
 
 
 # --- the server: listen, accept, a thread a client ---
 class Server:
     """A listening socket, and a thread for each client that came in through it."""
 
-    def __init__(self, args: argparse.Namespace, sock: socket.socket, directory: str, only: str, journal: int) -> None:
+    def __init__(self, args: argparse.Namespace, sock: socket.socket, door: Door, directory: str, only: str, journal: int) -> None:
+        self.door = door
         self.args, self.sock, self.directory, self.only = args, sock, directory, only
         self.stop = Stop()
         self.sessions: set[Session] = set()
         self.writers: dict[tuple[object, ...], Session] = {}  # by the place of the part that they write
         self.refused: list[socket.socket] = []
+        self.lobby = Lobby()
         self.kept = 0  # parts of interrupted uploads
         self.lock = threading.Lock()
         self.journal = journal
+        self.salt = os.urandom(16).hex()
+        self.key = auth_key(door.guard.password, self.salt) if door.guard else b""
 
     def run(self) -> None:
         swept = -SWEEP
@@ -1070,6 +1754,8 @@ class Server:
         conn, peer = self.fetch()
         if conn is None:
             return
+        if self.door.guard and (wait := self.door.guard.wait(address(peer).rpartition(":")[0].strip("[]"))):
+            return self.turn_away(conn, line("err", "-", reason="busy", retry=wait), DENIED)
         if len(self.sessions) >= self.args.max_clients:
             return self.refuse(conn, peer, f"there are {len(self.sessions)} clients")
         try:
@@ -1088,21 +1774,22 @@ class Server:
         return None, ()
 
     def refuse(self, conn: socket.socket, peer: Address, why: str) -> None:
-        """Answer and hang up, but keep the socket a moment: closed over unread bytes it sends RST, which destroys the answer."""
         self.log([f"{address(peer)} refused: {why}"])
+        self.turn_away(conn, line("err", "-", reason="server-full"), OVERLOADED)
+
+    def turn_away(self, conn: socket.socket, answer: bytes, code: int) -> None:
+        """Answer and hang up, but keep the socket a moment: closed over unread bytes it sends RST, which destroys the answer.
+        A handshake would cost more than the refusal may: under TLS the answer is an alert."""
         self.refused.append(conn)
         with contextlib.suppress(OSError):
             conn.setblocking(False)
-            conn.send(line("err", "-", reason="server-full"))
+            conn.send(alert(code) if self.door.tls else answer)
             conn.shutdown(socket.SHUT_WR)
 
     def handle(self, conn: socket.socket, peer: Address) -> None:
         conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # an answer leaves at once, however short
-        conn.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in KEEPALIVE.items():
-            if hasattr(socket, option):
-                conn.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
         session = Session(self, conn, peer)
+        session.keep_alive()
         self.sessions.add(session)
         try:
             threading.Thread(target=self.attend, args=(session,), daemon=True).start()
@@ -1124,30 +1811,24 @@ class Server:
             os.write(self.journal, "".join(f"{now}{text}\n" for text in lines).encode())
 
     def sweep(self) -> None:
-        """Remove the parts that nobody came back for. Their ctime tells: mtime is the source's, just before a part gets its name."""
         with contextlib.suppress(OSError):
             for full, folder, entry in walk(Folder(self.directory), "", True, lambda name: True, lambda full, error: None):
-                if PART.fullmatch(entry.name) and time.time() - entry.stat(follow_symlinks=False).st_ctime > KEPT:
-                    folder.remove(entry.name)
+                if swept(folder, entry):
                     self.log([f"removed {shown(full)}: nobody resumed it in {KEPT // 86400} days"])
 
     def finish(self) -> None:
         """Close the door, let go of who waits, and give what is under way a moment."""
         for sock in [self.sock, *self.refused]:
             sock.close()
-        dropped, deadline = len(self.sessions), time.monotonic() + GRACE
-        while self.sessions and (left := deadline - time.monotonic()) > 0:
-            for session in list(self.sessions):
-                if session.idle:
+        dropped = len(self.sessions)
+        for seconds, busy_too in (GRACE, False), (LINGER, True):
+            deadline = time.monotonic() + seconds
+            while self.sessions and (left := deadline - time.monotonic()) > 0:
+                for session in [found for found in list(self.sessions) if found.idle or busy_too]:
                     session.cut()
-            select.select([self.stop], [], [], min(left, ACCEPT_PAUSE))
-            self.stop.drain()
-        for session in list(self.sessions):
-            session.cut()
-        deadline = time.monotonic() + LINGER
-        while self.sessions and (left := deadline - time.monotonic()) > 0:
-            select.select([self.stop], [], [], left)
-            self.stop.drain()
+                select.select([self.stop], [], [], min(left, ACCEPT_PAUSE))
+                self.stop.drain()
+        self.lobby.close()
         say(f"stopped: {dropped} clients disconnected, {self.kept} parts kept")
 
 
@@ -1176,9 +1857,9 @@ def open_log(path: str) -> int:
 def serve(args: argparse.Namespace) -> int:
     raise_file_limit()
     family, target = resolve(args.host, args.port, socket.SOCK_STREAM)[0]
-    if not args.open and target[0] != "::1" and not str(target[0]).startswith("127."):
-        raise Failure(2, f"{args.host} lets other machines in, and there is no password", "everybody who reaches the port could read and change "
-                      "the folder", f"python3 server.py --host {args.host} --open, if that is meant; --read-only with it")
+    door = make_door(args, str(target[0]))
+    if door.tls:
+        door.tls.num_tickets = 0  # a client that waits for an answer shall see nothing but answers arrive
     directory, only = shared(args.path or args.directory)
     args.read_only = args.read_only or bool(only)
     journal = open_log(args.log) if args.log else 2
@@ -1186,19 +1867,210 @@ def serve(args: argparse.Namespace) -> int:
     if os.name == "posix":  # or what an earlier server left in TIME_WAIT would keep the port
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     bind(sock, target)
-    sock.listen(128)
+    sock.listen(1024)  # who finds the queue full asks again only after a second
     sock.setblocking(False)  # select() waits, accept() does not
-    server = Server(args, sock, directory, only, journal)
+    server = Server(args, sock, door, directory, only, journal)
     with contextlib.closing(server.stop):
-        announce(sock, args)
+        announce(sock, args, door)
         server.run()
     return 0
+
+
+# --- guarding: the same in server.py, httpserver.py (tests/test_twins.py) ---
+LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # of passwords that are made: none is taken for another when it is read or told
+MAX_WRONG = 10  # wrong passwords from one address in WINDOW; more are answered busy
+WINDOW = 60.0  # seconds
+MAX_COUNTED = 10000  # addresses whose wrong passwords are counted; one more, and the first is forgotten
+MAKE_CERTIFICATE = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 365 -keyout key.pem -out cert.pem"
+CERTIFICATE = """[req]
+distinguished_name = name
+x509_extensions = more
+prompt = no
+[name]
+CN = Six Sockets
+[more]
+subjectAltName = {names}
+"""
+DENIED, OVERLOADED = 49, 80  # TLS alerts, in the clear instead of a handshake: access_denied, internal_error
+
+
+class Guard:
+    """The password, and who has tried others. Each address is told busy for itself: nobody can lock out somebody else."""
+
+    def __init__(self, password: str) -> None:
+        self.password = password
+        self.wrong: dict[str | bytes, tuple[float, int]] = {}  # by network: when its minute ends, wrong passwords in it
+        self.lock = threading.Lock()
+
+    def wait(self, host: str) -> int:
+        """Seconds until an address may try again."""
+        end, count = self.wrong.get(network(host), (0.0, 0))
+        return max(0, int(end - time.monotonic() + 1)) if count >= MAX_WRONG else 0
+
+    def judge(self, host: str, right: bool) -> str:
+        """An attempt: "" for the right password, or the reason why not. Counting and judging are one step: many at once are no more."""
+        with self.lock:
+            if self.wait(host):
+                return "busy"
+            if not right:
+                now = time.monotonic()
+                end, count = self.wrong.pop(network(host), (0.0, 0))
+                self.wrong[network(host)] = (end, count + 1) if now < end else (now + WINDOW, 1)
+                if len(self.wrong) > MAX_COUNTED:
+                    del self.wrong[next(iter(self.wrong))]
+        return "" if right else "wrong-password"
+
+
+def network(host: str) -> str | bytes:
+    """Who counts as one: an IPv4 address, or 64 bits of an IPv6 address, for its owner has the rest."""
+    return socket.inet_pton(socket.AF_INET6, host.partition("%")[0])[:8] if ":" in host else host
+
+
+class Door(NamedTuple):
+    """How clients come in."""
+    guard: Guard | None
+    tls: ssl.SSLContext | None
+    pin: str  # SHA-256 of the certificate
+    made: str  # the password, when it was made for this run: it may be shown
+    flags: str  # what a client's command needs for them
+
+
+def make_door(args: argparse.Namespace, host: str) -> Door:
+    password, made = choose_password(args), ""
+    if not password and not args.open and host != "::1" and not host.startswith("127."):
+        number = int.from_bytes(os.urandom(32), "big")
+        letters = [LETTERS[number // len(LETTERS) ** place % len(LETTERS)] for place in range(18)]  # 89 bits
+        password = made = "-".join("".join(letters[start:start + 6]) for start in (0, 6, 12))
+    if args.key and not args.cert:
+        raise Failure(2, "--key needs --cert", "a key alone is no certificate", "--cert FILE --key FILE, or --tls alone")
+    tls, pin = server_tls(args) if args.tls or args.cert else (None, "")
+    flags = f" --password {made}" if made else " --ask-password" if password else ""
+    return Door(Guard(password) if password else None, tls, pin, made, flags + (f" --pin {pin}" if tls else ""))
+
+
+def choose_password(args: argparse.Namespace) -> str:
+    """The one that was given, or none."""
+    if args.open and (args.password is not None or args.ask_password):
+        raise Failure(2, "--open and a password exclude each other", "--open lets everybody in", "one of them")
+    if args.open:
+        return ""
+    if args.ask_password:
+        args.password = ask_password("this server")
+    if args.password == "":
+        raise Failure(2, "an empty password is none", "everybody would guess it", "--open, if everybody may come in")
+    return args.password or os.environ.get("SIXSOCKETS_PASSWORD", "")
+
+
+def server_tls(args: argparse.Namespace) -> tuple[ssl.SSLContext, str]:
+    """What TLS needs, and the certificate's SHA-256: --cert's, or that of one made for this run, whose key no file keeps."""
+    import ssl
+    import tempfile
+    context = tls_context(args, server=True)
+    context.options |= getattr(ssl, "OP_NO_RENEGOTIATION", 0)  # each would cost us a handshake
+    with tempfile.TemporaryDirectory(prefix="six-") as folder:
+        cert, key = (args.cert, args.key) if args.cert else make_certificate(args, folder)
+        try:
+            context.load_cert_chain(cert, key)
+            with open(cert, encoding="ascii", errors="replace") as file:
+                found = re.search("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", file.read(), re.DOTALL)
+        except (OSError, ValueError) as error:
+            raise Failure(26, f"cannot use the certificate {cert} ({getattr(error, 'reason', '') or getattr(error, 'strerror', '') or error})",
+                          "--cert is a PEM file with the certificate, and --key the one with its key, unless that is in the first too",
+                          MAKE_CERTIFICATE) from None
+    return context, fingerprint(ssl.PEM_cert_to_DER_cert(found[0] if found else ""))
+
+
+def make_certificate(args: argparse.Namespace, folder: str) -> tuple[str, str]:
+    """A certificate for all names of this machine, signed by itself."""
+    import subprocess
+    names = {"DNS:localhost", "IP:127.0.0.1", "IP:::1", *(f"IP:{found}" for found in own_addresses())}
+    names |= {f"DNS:{name}" for name in (socket.gethostname(), args.host) if re.fullmatch("[0-9A-Za-z-]*[A-Za-z-][0-9A-Za-z.-]*", name)}
+    with open(os.path.join(folder, "names"), "w", encoding="ascii") as file:
+        file.write(CERTIFICATE.format(names=", ".join(sorted(names))))
+    try:
+        subprocess.run([*MAKE_CERTIFICATE.split(), "-config", "names"], cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        why = "it makes the certificate" if isinstance(error, OSError) else error.stderr.decode(errors="backslashreplace").strip()[-200:]
+        raise Failure(2, "the openssl program is missing or fails", why, f"{MAKE_CERTIFICATE} -subj /CN=six, elsewhere; then "
+                      "--cert cert.pem --key key.pem") from None
+    return os.path.join(folder, "cert.pem"), os.path.join(folder, "key.pem")
+
+
+def alert(number: int) -> bytes:
+    """Instead of a handshake: a fatal alert (RFC 8446 section 6)."""
+    return bytes([21, 3, 3, 0, 2, 2, number])
+
+
+def door_flags(parser: argparse.ArgumentParser) -> None:
+    flag = parser.add_argument
+    flag("--password", metavar="TEXT", help="what clients must know (better: the environment's SIXSOCKETS_PASSWORD, which no process list shows)")
+    flag("--ask-password", action="store_true", help="ask for it on the terminal")
+    flag("--open", action="store_true", help="let other machines in without a password")
+    flag("--tls", action="store_true", help="encrypt; without --cert with a certificate made for this run")
+    flag("--cert", metavar="FILE", help="the certificate, PEM (implies --tls)")
+    flag("--key", metavar="FILE", help="its key, if that is in another file")
+# --- end guarding ---
+
+
+# --- secrets: the same in server.py, client.py, httpserver.py, httpclient.py (tests/test_twins.py) ---
+def ask_password(whose: str) -> str:
+    """From the terminal, unseen; where there is none, it is not read from elsewhere in the clear."""
+    import getpass
+    import warnings  # neither at the top, nor ssl below: few need them
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", getpass.GetPassWarning)
+        try:
+            return getpass.getpass(f"password for {whose}: ")
+        except (getpass.GetPassWarning, EOFError, OSError):
+            raise Failure(67, f"cannot ask for the password of {whose}", "there is no terminal here on which it could be typed unseen",
+                          "SIXSOCKETS_PASSWORD in the environment") from None
+
+
+def tls_context(args: argparse.Namespace, server: bool) -> ssl.SSLContext:
+    """TLS 1.2 and later. --trace shows what goes in and comes out: on the wire it is encrypted."""
+    import ssl
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if args.trace or args.trace_hex:
+        context.sslsocket_class = type("TracedTLS", (socket_class(args), ssl.SSLSocket), {})
+    return context
+
+
+def over_tls(context: ssl.SSLContext, sock: socket.socket, host: str | None = None) -> ssl.SSLSocket:
+    """The connection, from now on encrypted; the handshake is still to come. Where a client's stream ends without TLS's own end
+    it was cut, perhaps on purpose: an error. What comes to a server says itself how long it is."""
+    secured = context.wrap_socket(sock, server_side=host is None, do_handshake_on_connect=False, suppress_ragged_eofs=host is None,
+                                  server_hostname=host)
+    if isinstance(sock, Traced):
+        vars(secured).update(vars(sock))  # its trace goes on as the same connection's
+    return secured
+
+
+def shake_hands(secured: ssl.SSLSocket) -> None:
+    began = time.perf_counter()
+    secured.do_handshake()
+    if isinstance(secured, Traced):
+        secured.show("*", f"TLS handshake ok ({secured.version()}, {(secured.cipher() or '?')[0]}, {1000 * (time.perf_counter() - began):.2f} ms)")
+
+
+def end_tls(sock: socket.socket) -> None:
+    """TLS's own end of the stream, if the kernel has room for it; FIN comes after it."""
+    if hasattr(sock, "unwrap"):
+        sock.settimeout(0)
+        with contextlib.suppress(OSError, ValueError):
+            sock.unwrap()
+
+
+def fingerprint(certificate: bytes | None) -> str:
+    import hashlib
+    return hashlib.sha256(certificate or b"").hexdigest()
+# --- end secrets ---
 
 
 # --- trace: the same in all six scripts (tests/test_twins.py) ---
 T = TypeVar("T")
 DUMPED = 64  # bytes of each call that --trace-hex shows
-SECRET = re.compile(rb"(?i)((?:authorization|cookie):[ \t]*)([^\r\n]+)")
+SECRET = re.compile(rb"(?i)((?:authorization|cookie):[ \t]*|\bproof=)([^\r\n]+)")
 
 
 def hexdump(data: bytes) -> str:
@@ -1225,7 +2097,7 @@ class Traced(socket.socket):
         try:
             return call(*args)
         except OSError as error:
-            if not isinstance(error, BlockingIOError):  # that one means: nothing happened
+            if not isinstance(error, BlockingIOError) and "Want" not in type(error).__name__:  # these mean: nothing happened
                 self.show(mark, f"{what}: {error.strerror or 'timed out'}")
             raise
 
@@ -1431,8 +2303,9 @@ def address(place: Address) -> str:
 
 def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
     """Each address of a host: the family for socket(), and what connect() and bind() take."""
+    name = host.encode() if host.isascii() else host  # a str would load the codec for international names each time
     with contextlib.suppress(socket.gaierror, UnicodeError):  # UnicodeError: an empty label, or one over 63 characters
-        return [(family, target) for family, _, _, _, target in socket.getaddrinfo(host, port, type=kind)]
+        return [(family, target) for family, _, _, _, target in socket.getaddrinfo(name, port, type=kind)]
     raise Failure(6, f'cannot find host "{ascii(host)[1:-1]}"', "it is neither an address nor a name that this machine can look up",
                   "check the spelling, or use the address")
 
@@ -1457,7 +2330,7 @@ class Parser(argparse.ArgumentParser):
 
 
 # --- the command line ---
-def announce(sock: socket.socket, args: argparse.Namespace) -> None:
+def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
     """Where the server listens: for programs on stdout; for people on stderr, with the command that reaches it."""
     host, port = sock.getsockname()[:2]
     try:
@@ -1467,12 +2340,14 @@ def announce(sock: socket.socket, args: argparse.Namespace) -> None:
         raise Failure(23, f"cannot write standard output ({error.strerror})", "what reads it has ended, or its disk is full",
                       "python3 server.py > FILE") from None
     for host in reachable_at(sock):
-        say(f"from another machine:  {CLIENT} --host {host} --port {port} list")
-    if reachable_at(sock):
-        say("without a password and unencrypted: others on the way can read it, and everybody who reaches it can change it"
-            if not args.read_only else "without a password and unencrypted: everybody who reaches it can read it")
-    else:
-        say(f"only this machine can reach it, with:  {CLIENT} --port {port} list\nfor others, start it with --host 0.0.0.0 --open")
+        say(f"from another machine:  {CLIENT} --host {host} --port {port}{door.flags} list")
+    if not reachable_at(sock):
+        return say(f"only this machine can reach it, with:  {CLIENT} --port {port}{door.flags} list\nfor others, start it with --host 0.0.0.0")
+    if not door.guard:
+        say(f"nobody is asked for a password: everybody who reaches it can read it{'' if args.read_only else ' and change it'}")
+    if not door.tls:
+        guess = " and try to guess a weak password" if door.guard else ""
+        say(f"nothing is encrypted: others on the way can read the traffic{guess}; --tls encrypts")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -1482,7 +2357,7 @@ def build_parser() -> argparse.ArgumentParser:
     flag("--directory", default="files", metavar="DIR", help="the same as a flag")
     flag("--host", default="127.0.0.1", help="the address to listen on (default 127.0.0.1); 0.0.0.0 or :: for all")
     flag("--port", type=between(0, 65535), default=9000, help="the port; any free one for 0 (default 9000)")
-    flag("--open", action="store_true", help="let other machines in without a password")
+    door_flags(parser)
     flag("--read-only", action="store_true", help="refuse what would change the folder")
     flag("--hidden", action="store_true", help="show and serve names that start with a dot")
     flag("--durable", action="store_true", help="have files on the disk itself before success is told (fsync)")
@@ -1504,6 +2379,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Failure as failure:
         say(str(failure))
         return failure.code
+    except KeyboardInterrupt:  # at the question for the password; later it is Stop's
+        say("\nstopped")
+        return 130
 
 
 if __name__ == "__main__":

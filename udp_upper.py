@@ -388,7 +388,7 @@ def client(args: argparse.Namespace) -> int:
 # --- trace: the same in all six scripts (tests/test_twins.py) ---
 T = TypeVar("T")
 DUMPED = 64  # bytes of each call that --trace-hex shows
-SECRET = re.compile(rb"(?i)((?:authorization|cookie):[ \t]*)([^\r\n]+)")
+SECRET = re.compile(rb"(?i)((?:authorization|cookie):[ \t]*|\bproof=)([^\r\n]+)")
 
 
 def hexdump(data: bytes) -> str:
@@ -415,7 +415,7 @@ class Traced(socket.socket):
         try:
             return call(*args)
         except OSError as error:
-            if not isinstance(error, BlockingIOError):  # that one means: nothing happened
+            if not isinstance(error, BlockingIOError) and "Want" not in type(error).__name__:  # these mean: nothing happened
                 self.show(mark, f"{what}: {error.strerror or 'timed out'}")
             raise
 
@@ -621,8 +621,9 @@ def address(place: Address) -> str:
 
 def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
     """Each address of a host: the family for socket(), and what connect() and bind() take."""
+    name = host.encode() if host.isascii() else host  # a str would load the codec for international names each time
     with contextlib.suppress(socket.gaierror, UnicodeError):  # UnicodeError: an empty label, or one over 63 characters
-        return [(family, target) for family, _, _, _, target in socket.getaddrinfo(host, port, type=kind)]
+        return [(family, target) for family, _, _, _, target in socket.getaddrinfo(name, port, type=kind)]
     raise Failure(6, f'cannot find host "{ascii(host)[1:-1]}"', "it is neither an address nor a name that this machine can look up",
                   "check the spelling, or use the address")
 

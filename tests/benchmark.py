@@ -4,6 +4,7 @@
     python3 tests/benchmark.py --quick               two minutes; without it up to thirty
     python3 tests/benchmark.py lab                   one minute: socket against HTTP, for a student's report
     python3 tests/benchmark.py down requests         only these suites (see the end of this page)
+    python3 tests/benchmark.py --charts tests/charts whole, and the README's charts drawn anew
     python3 tests/benchmark.py --peers               who is here, who is not
     python3 tests/benchmark.py --peers install       the commands that install who is not
 
@@ -22,13 +23,17 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import hmac
 import importlib.util
 import inspect
 import json
 import math
 import os
 import platform
+import random
 import re
+import select
+import selectors
 import shutil
 import signal
 import socket
@@ -38,8 +43,12 @@ import sys
 import tempfile
 import threading
 import time
+from base64 import b64encode
+from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, nullcontext, suppress
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 from xml.sax.saxutils import escape
@@ -50,14 +59,21 @@ KIB, MIB = 1024, 1 << 20
 READY_S = 15.0  # a server that does not listen by then counts as broken
 BUFFER = MIB  # bytes of one read in this file's own loops
 LARGE = {"quick": 64 * MIB, "whole": 512 * MIB}  # bytes of the large file
-SIZES = {"lab": (KIB, MIB, 64 * MIB), "quick": (KIB, 64 * KIB, 4 * MIB, 64 * MIB),
+SIZES = {"lab": (KIB, MIB, 64 * MIB), "quick": (KIB, 4 * MIB, 64 * MIB),
          "whole": (KIB, 16 * KIB, 256 * KIB, 4 * MIB, 64 * MIB, 512 * MIB)}  # bytes, where size is the x axis
 MANY = {"quick": 500, "whole": 10_000}  # small files, 1 KiB each
 ROUNDS = {"quick": 3, "whole": 5}  # rounds that count, after the one that does not
+STEADY = 2  # rounds of a suite whose figures hardly change, such as memory
 TOTAL_S = {"quick": 105.0, "whole": 1680.0}  # when to stop: two and thirty minutes, less what ending takes
-LOAD_S = {"quick": 0.3, "whole": 1.5}  # how long requests are counted
+LOAD_S = {"quick": 0.3, "whole": 1.0}  # how long requests are counted
 IDLE = {"quick": (0, 1000), "whole": (0, 250, 500, 1000)}  # idle connections held
 CONNECT_ALL_S = 10.0  # to open these; a server with a short backlog needs a second for each that it drops
+CROWD = {"quick": (300, 60), "whole": (1000, 200)}  # idle connections and slow downloads at once
+SLOW_FILE, SLOW_READ = 4 * MIB, 64 * KIB  # bytes of a slow download, and of one read
+SLOW_S = {"quick": 0.01, "whole": 0.05}  # seconds before each read
+GUESSES = 2000  # wrong passwords a second
+PASSWORD = "right-password"
+CUTS = {"quick": 5, "whole": 20}  # times that the link is cut
 CHUNKS = [512, 2 * KIB, 8 * KIB, 32 * KIB, 128 * KIB, 512 * KIB, 4 * MIB]  # bytes of one send and one recv
 IN_FLIGHT = 32  # datagrams on their way at once
 
@@ -98,18 +114,29 @@ GOALS = [
     Goal("kept", "httpserver.py", "copyparty", 8, 16),
     Goal("kept", "httpserver.py", "http.server", 20, 16),
     Goal("new", "httpserver.py", "http.server", 2, 16),
-    Goal("idle", "httpserver.py", None, 120, 1000),
     Goal("idle", "tcp_upper.py", None, 100, 1000),
-    Goal("load", "httpserver.py", None, 50, 16),
+    Goal("idle-answer", "tcp_upper.py", None, 50, 1000),
+    Goal("crowd", "httpserver.py", None, 120),
+    Goal("crowd-answer", "httpserver.py", None, 50),
+    Goal("crowd", "server.py, 100 downloads alone", None, 150),
+    Goal("cut", "httpclient.py from nginx", None, 1024),
+    Goal("passwords", "server.py password", None, 50),
+    Goal("passwords", "httpserver.py password", None, 50),
     Goal("memory", "client.py", None, 60),
     Goal("memory", "server.py", None, 60),
     Goal("memory", "httpclient.py", None, 50),
+    Goal("memory-many", "client.py", None, 60),
+    Goal("memory-many", "server.py", None, 60),
+    Goal("memory-many", "httpclient.py", None, 50),
     Goal("start", "client.py", "python: socket, hashlib, argparse", 1 / 1.5),
     Goal("start", "httpclient.py", "python: http.client, argparse", 1 / 1.5),
     Goal("tls", "curl from httpserver.py TLS", "curl from nginx TLS", 0.8),
     Goal("tls", "client.py from server.py TLS", "scp from sshd", 1.0),
     Goal("relay", "one to one", "direct put", 0.6),
     Goal("relay", "one to five", "one to one", 1.0),
+    Goal("relay-memory", "one to one", None, 80),
+    Goal("relay-memory", "one to five", None, 80),
+    Goal("chat", "server.py", None, 1000, 500),
     Goal("udp", "udp_upper.py", "C loop", 0.7),
     Goal("stream", "tcp_upper.py", "socat tr", 1.0),
     Goal("stream", "tcp_upper.py", "bare Python loop", 0.75),
@@ -127,6 +154,11 @@ class Wrong(Exception):
 
 def median(values):
     return statistics.median(values) if values else math.nan
+
+
+def percentile(values):
+    """What 99 of 100 stay below."""
+    return sorted(values)[len(values) * 99 // 100]
 
 
 def pair_ratio(ours, theirs, better):
@@ -396,6 +428,16 @@ def memory(pid, field):
     return total / 1e6
 
 
+def need_proc():
+    if not Path("/proc/self/status").exists():
+        raise Absent("/proc")
+
+
+def forget_peak(server):
+    """VmHWM starts again at what is used now."""
+    Path(f"/proc/{server.process.pid}/clear_refs").write_text("5")
+
+
 def stop(process):
     """End a process and what it started: each was given a group of its own."""
     for number, patience in ((signal.SIGTERM, 3), (signal.SIGKILL, 3)):
@@ -404,6 +446,25 @@ def stop(process):
         with suppress(subprocess.TimeoutExpired):
             process.wait(patience)
             return
+
+
+def aside(function, *args):
+    """One of this file's functions begun in a process of its own, so that measuring here and working there do not wait for
+    each other; when its first line is read it is under way."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); import benchmark; benchmark.{function.__name__}(*sys.argv[1:])"
+    process = subprocess.Popen([sys.executable, "-B", "-c", code, *map(str, args)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True, start_new_session=True)
+    if not process.stdout.readline():
+        problem = process.stderr.read().strip()[-300:]
+        end_aside(process)
+        raise Wrong(problem)
+    return process
+
+
+def end_aside(process):
+    stop(process)
+    process.stdout.close()
+    process.stderr.close()
 
 
 class Bench:
@@ -417,6 +478,7 @@ class Bench:
         self.wrong = {}
         self.results = {}
         self.help_texts = {}
+        self.this_round = {}
         self.warming = True  # the round that does not count
         self.until = time.monotonic() + TOTAL_S[self.size]
 
@@ -464,6 +526,14 @@ class Bench:
         imports = "import os, socket, sys\nfrom contextlib import suppress"
         code = f"{imports}\n{inspect.getsource(function)}\n{function.__name__}(*sys.argv[1:])"
         return [sys.executable, "-I", "-S", "-c", code, *map(str, args)]
+
+    def figure(self, number, run, *args):
+        """How to measure one of several figures that a run gives: the run itself happens once a round."""
+        def measure():
+            if (run, args) not in self.this_round:
+                self.this_round[run, args] = run(self, *args)
+            return self.this_round[run, args][number]
+        return measure
 
     def c_loop(self):
         """The datagram loop in C, compiled once."""
@@ -594,7 +664,7 @@ def make_files(bench):
     bench.large = make_file(bench.share / "large.bin", LARGE[bench.size])
     bench.small = make_file(bench.share / "1k.bin", KIB)
     bench.sizes = {size: make_file(bench.share / f"{size}.bin", size)
-                   for size in SIZES["lab" if bench.args.suite == ["lab"] else bench.size]}
+                   for size in SIZES["lab" if bench.args.lab else bench.size]}
 
 
 # --- servers ---
@@ -604,7 +674,7 @@ PACKAGES = {  # what a program is called where it is installed from
     "nginx": "apt: nginx-light", "caddy": "apt: caddy", "lighttpd": "apt: lighttpd lighttpd-mod-webdav", "darkhttpd": "apt: darkhttpd",
     "curl": "apt: curl", "wget": "apt: wget", "aria2c": "apt: aria2", "rsync": "apt: rsync", "sshd": "apt: openssh-server",
     "scp": "apt: openssh-client", "sftp": "apt: openssh-client", "ssh-keygen": "apt: openssh-client", "socat": "apt: socat",
-    "ncat": "apt: ncat", "iperf3": "apt: iperf3", "wrk": "apt: wrk", "ab": "apt: apache2-utils", "openssl": "apt: openssl",
+    "ncat": "apt: ncat", "vsftpd": "apt: vsftpd", "iperf3": "apt: iperf3", "wrk": "apt: wrk", "ab": "apt: apache2-utils", "openssl": "apt: openssl",
     "cc": "apt: gcc libc6-dev", "uploadserver": "pip: uploadserver", "copyparty": "pip: copyparty", "pyftpdlib": "pip: pyftpdlib",
 }
 STOCK = "import http.server as h; h.test(h.SimpleHTTPRequestHandler, h.ThreadingHTTPServer, 'HTTP/1.1', {}, '127.0.0.1')"
@@ -632,10 +702,11 @@ http://127.0.0.1:{port} {{\n root * {bench.share}\n file_server browse\n log {{\
 
 def lighttpd(bench, port, home):
     program = bench.need("lighttpd")
+    dav = Path("/usr/lib/lighttpd/mod_webdav.so").exists()  # a package of its own; without it nothing can be put
     (home / "conf").write_text(f"""server.document-root = "{bench.share}"\nserver.port = {port}\nserver.bind = "127.0.0.1"
-server.modules = ("mod_accesslog", "mod_dirlisting", "mod_webdav")\naccesslog.filename = "{home}/access"
+server.modules = ("mod_accesslog", "mod_dirlisting"{', "mod_webdav"' if dav else ''})\naccesslog.filename = "{home}/access"
 server.upload-dirs = ("{home}")\nserver.max-keep-alive-requests = 60000\nserver.max-fds = 4096
-dir-listing.activate = "enable"\nwebdav.activate = "enable"\n""")
+dir-listing.activate = "enable"\n{'webdav.activate = "enable"' if dav else ''}\n""")
     return [program, "-D", "-f", str(home / "conf")]
 
 
@@ -678,11 +749,27 @@ def certificate(bench):
     return cert, key, hashlib.sha256(ssl.PEM_cert_to_DER_cert(cert.read_text())).hexdigest()
 
 
+def vsftpd(bench, port, home):
+    program = bench.need("vsftpd")
+    mine = "run_as_launching_user=YES\n" if os.geteuid() else ""
+    (home / "conf").write_text(f"""{mine}listen=YES\nbackground=NO\nlisten_address={HERE}\nlisten_port={port}\nanonymous_enable=YES\nno_anon_password=YES
+anon_root={bench.share}\nwrite_enable=YES\nanon_upload_enable=YES\nanon_other_write_enable=YES\nseccomp_sandbox=NO
+use_sendfile=YES\nxferlog_enable=YES\nvsftpd_log_file={home}/access\n""")
+    return [program, str(home / "conf")]
+
+
 def ours_with_tls(name):
     def recipe(bench, port, home):
         bench.knows(name, "--tls", "--cert", "--key")
         cert, key, _ = certificate(bench)
         return bench.script(name, "--port", port, "--directory", bench.share, "--tls", "--cert", cert, "--key", key)
+    return recipe
+
+
+def ours_with_password(name):
+    def recipe(bench, port, home):
+        bench.knows(name, "--password")
+        return bench.script(name, "--port", port, "--directory", bench.share, "--password", PASSWORD)
     return recipe
 
 
@@ -696,9 +783,10 @@ SERVERS: dict[str, Callable[..., list[str]]] = {
     "http.server": lambda b, port, home: [sys.executable, "-c", STOCK.format(port)],
     "uploadserver": lambda b, port, home: b.module("uploadserver", "--bind", HERE, str(port)),
     "uploadserver sink": lambda b, port, home: b.module("uploadserver", "--bind", HERE, "-d", str(b.share / "up"), str(port)),
-    "copyparty": lambda b, port, home: b.module("copyparty", "-q", "-i", HERE, "-p", str(port), "-v", f"{b.share}::A", "--no-crt"),
+    "copyparty": lambda b, port, home: b.module("copyparty", "-q", "-i", HERE, "-p", str(port), "-v", f"{b.share}::A", "--wram", "--no-crt"),
     "rsyncd": rsyncd,
     "sshd": sshd,
+    "vsftpd": vsftpd,
     "pyftpdlib": lambda b, port, home: b.module("pyftpdlib", "-i", HERE, "-p", str(port), "-d", str(b.share), "-w"),
     "socat": lambda b, port, home: [b.need("socat"), "-b", str(BUFFER), "-U", f"TCP-LISTEN:{port},bind={HERE},reuseaddr,fork",
                                     f"OPEN:{b.share}/large.bin,rdonly"],
@@ -709,6 +797,8 @@ SERVERS: dict[str, Callable[..., list[str]]] = {
     "sendfile loop": lambda b, port, home: b.instrument(serve_sendfile, port, b.share / "large.bin"),
     "recv loop": lambda b, port, home: b.instrument(serve_sink, port, b.share / "up"),
     "chunks": lambda b, port, home: b.instrument(serve_chunks, port, b.share / f"{max(b.sizes)}.bin"),
+    "server.py password": ours_with_password("server.py"),
+    "httpserver.py password": ours_with_password("httpserver.py"),
     "httpserver.py TLS": ours_with_tls("httpserver.py"),
     "server.py TLS": ours_with_tls("server.py"),
     "nginx TLS": lambda b, port, home: nginx(b, port, home, tls=True),
@@ -775,7 +865,7 @@ DOWN: dict[str, Callable[..., list[str]]] = {  # (bench, server, name, dest)
     "httpclient.py": lambda b, s, name, dest: b.script("httpclient.py", "get", "--quiet", "--insecure", url(s, name), "-o", dest),
     "curl": lambda b, s, name, dest: [b.need("curl"), "-sSfk", url(s, name), "-o", str(dest)],
     "curl ftp": lambda b, s, name, dest: [b.need("curl"), "-sSf", f"ftp://{HERE}:{s.port}/{name}", "-o", str(dest)],
-    "wget": lambda b, s, name, dest: [b.need("wget"), "-q", url(s, name), "-O", str(dest)],
+    "wget": lambda b, s, name, dest: [b.need("wget"), "-q", "-t", "0", "--waitretry=0", url(s, name), "-O", str(dest)],
     "aria2c": lambda b, s, name, dest: [b.need("aria2c"), "-q", url(s, name), "-d", str(dest.parent), "-o", dest.name],
     "rsync": lambda b, s, name, dest: [b.need("rsync"), "-W", f"rsync://{HERE}:{s.port}/share/{name}", str(dest)],
     "scp": lambda b, s, name, dest: scp(b, s, share_path(b, name), str(dest)),
@@ -786,7 +876,7 @@ DOWN: dict[str, Callable[..., list[str]]] = {  # (bench, server, name, dest)
 }
 DOWN_PAIRS = [("client.py", "server.py"), ("httpclient.py", "httpserver.py"), *(("curl", name) for name in HTTP_SERVERS),
               ("httpclient.py", "nginx"), ("wget", "nginx"), ("aria2c", "nginx"), ("rsync", "rsyncd"), ("scp", "sshd"), ("sftp", "sshd"),
-              ("curl ftp", "pyftpdlib"), ("socat", "socat"), ("ncat", "ncat"), ("recv loop", "sendfile loop")]
+              ("curl ftp", "vsftpd"), ("curl ftp", "pyftpdlib"), ("socat", "socat"), ("ncat", "ncat"), ("recv loop", "sendfile loop")]
 
 UP: dict[str, Callable[..., list[str]]] = {  # (bench, server, source); it arrives as up/large.bin
     "client.py": lambda b, s, source: client(b, s, "put", source, "--into", "up"),
@@ -803,8 +893,8 @@ UP: dict[str, Callable[..., list[str]]] = {  # (bench, server, source); it arriv
 }
 UP_PAIRS = [("client.py", "server.py"), ("httpclient.py", "httpserver.py"), ("curl", "httpserver.py"), ("curl", "nginx"),
             ("curl", "lighttpd"), ("curl", "copyparty"), ("httpclient.py", "nginx"), ("curl form", "httpserver.py"),
-            ("curl form", "uploadserver sink"), ("rsync", "rsyncd"), ("scp", "sshd"), ("sftp", "sshd"), ("curl ftp", "pyftpdlib"),
-            ("socat", "socat sink"), ("sendfile loop", "recv loop")]
+            ("curl form", "uploadserver sink"), ("rsync", "rsyncd"), ("scp", "sshd"), ("sftp", "sshd"), ("curl ftp", "vsftpd"),
+            ("curl ftp", "pyftpdlib"), ("socat", "socat sink"), ("sendfile loop", "recv loop")]
 
 MANY_DOWN: dict[tuple[str, str], Callable[..., list[str]]] = {  # (bench, server, dest): the small files lie in dest or in dest/many
     ("client.py", "server.py"): lambda b, s, dest: client(b, s, "get", "many", "-o", dest),
@@ -816,7 +906,6 @@ MANY_DOWN: dict[tuple[str, str], Callable[..., list[str]]] = {  # (bench, server
     ("aria2c", "nginx"): aria_list,
     ("rsync", "rsyncd"): lambda b, s, dest: [b.need("rsync"), "-rtW", f"rsync://{HERE}:{s.port}/share/many", str(dest)],
     ("scp", "sshd"): lambda b, s, dest: scp(b, s, "-r", share_path(b, "many"), str(dest)),
-    ("sftp", "sshd"): lambda b, s, dest: sftp(b, s, f"get -r {b.share}/many {dest}"),
 }
 MANY_UP: dict[tuple[str, str], Callable[..., list[str]]] = {  # (bench, server, folder): the small files arrive in up/many or up
     ("client.py", "server.py"): lambda b, s, folder: client(b, s, "put", folder, "--into", "up"),
@@ -825,7 +914,6 @@ MANY_UP: dict[tuple[str, str], Callable[..., list[str]]] = {  # (bench, server, 
                                                      url(s, "up/")],
     ("rsync", "rsyncd"): lambda b, s, folder: [b.need("rsync"), "-rtW", str(folder), f"rsync://{HERE}:{s.port}/share/up/"],
     ("scp", "sshd"): lambda b, s, folder: scp(b, s, "-r", str(folder), share_path(b, "up/")),
-    ("sftp", "sshd"): lambda b, s, folder: sftp(b, s, f"put -r {folder} {b.share}/up/"),
 }
 
 
@@ -856,15 +944,29 @@ def read_body(conn, data, size, total):
     return data
 
 
-def greeted(port):
-    """A connection to server.py that has read its greeting."""
-    conn = socket.create_connection((HERE, port), 20)
-    read_line(conn, b"")
+class Slow(socket.socket):
+    """A connection whose reader takes little at a time, and its time; with a small window, or the kernel would take all."""
+    pause = 0.0
+
+    def recv_into(self, buffer):
+        time.sleep(self.pause)
+        return super().recv_into(buffer[:SLOW_READ])
+
+
+def greeted_by_nobody(port, kind=socket.socket):
+    conn = kind(socket.AF_INET, socket.SOCK_STREAM)
+    conn.settimeout(20)
+    if kind is Slow:
+        conn.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SLOW_READ)
+    conn.connect((HERE, port))
     return conn
 
 
-def greeted_by_nobody(port):
-    return socket.create_connection((HERE, port), 20)
+def greeted(port, kind=socket.socket):
+    """A connection to server.py that has read its greeting."""
+    conn = greeted_by_nobody(port, kind)
+    read_line(conn, b"")
+    return conn
 
 
 def ask_socket(conn, name, want, first=None):
@@ -899,9 +1001,29 @@ def ask_http(conn, name, want, first=None):
         raise Wrong(f"{size} bytes of another content after {status[:80]!r}")
 
 
+def ask_echo(conn, name, want):
+    """A line to tcp_upper.py and back."""
+    conn.sendall(b"a\n")
+    if (line := read_line(conn, b"")[0]) != b"A":
+        raise Wrong(f"answered {line[:80]!r}")
+
+
 def by_hand(name):
-    """(how to connect, how to ask) for a server of either kind."""
-    return (greeted, ask_socket) if name == "server.py" else (greeted_by_nobody, ask_http)
+    """(how to connect, how to ask) for a server of each kind."""
+    others = {"server.py": (greeted, ask_socket), "tcp_upper.py": (greeted_by_nobody, ask_echo)}
+    return others.get(name, (greeted_by_nobody, ask_http))
+
+
+def time_small(bench, server, going_on):
+    """What 99 of 100 small requests on one kept connection stay below, in ms, one every few ms while something goes on."""
+    (connect, ask), times = by_hand(server.name), []
+    with connect(server.port) as conn:
+        while going_on():
+            start = time.perf_counter()
+            ask(conn, "1k.bin", bench.small)
+            times.append((time.perf_counter() - start) * 1e3)
+            time.sleep(0.003)
+    return percentile(times)
 
 
 # --- suites ---
@@ -919,12 +1041,13 @@ class Suite(NamedTuple):
     better: str  # "more" or "less"
     x_label: str  # "" for bars
     cells: Callable[[Bench], list[Cell]]
+    steady: bool = False  # its figures hardly change: STEADY rounds suffice
 
 
-def fetch_once(bench, tool, server_name, name, want, peak=None):
+def fetch_once(bench, tool, server_name, name, want):
     server = bench.server(server_name)
     dest = bench.fresh("got") / "large.bin"
-    seconds = bench.run(DOWN[tool](bench, server, name, dest), peak=peak)
+    seconds = bench.run(DOWN[tool](bench, server, name, dest))
     same_file(dest, want)
     dest.unlink()
     return seconds
@@ -1061,75 +1184,275 @@ SIZE_PAIRS = [("client.py", "server.py"), ("httpclient.py", "httpserver.py"), ("
 
 
 def sizes(bench):
-    return [Cell(f"{tool} from {server}", size, lambda t=tool, s=server, z=size: fetch_once(bench, t, s, f"{z}.bin", bench.sizes[z]))
+    return [Cell(f"{tool} from {server}", size, lambda t=tool, s=server, z=size: fetch_once(bench, t, s, f"{z}.bin", bench.sizes[z]) * 1e3)
             for tool, server in SIZE_PAIRS for size in bench.sizes]
 
 
 def under_load(bench):
     """99th percentile of small requests on a kept connection while others download."""
     def measure(name, others):
-        server, times = bench.server(name), []
-        connect, ask = by_hand(name)
-        command = bench.instrument(drain, server.port, "/large.bin", others)
-        busy = subprocess.Popen(command, start_new_session=True) if others else None
+        server = bench.server(name)
+        busy = subprocess.Popen(bench.instrument(drain, server.port, "/large.bin", others), start_new_session=True) if others else None
         try:
-            with connect(server.port) as conn:
-                time.sleep(0.2)  # the downloads are under way
-                until = time.perf_counter() + (0.1 if bench.warming else LOAD_S[bench.size])
-                while time.perf_counter() < until:
-                    start = time.perf_counter()
-                    ask(conn, "1k.bin", bench.small)
-                    times.append((time.perf_counter() - start) * 1e3)
-                    time.sleep(0.002)
+            time.sleep(0.2)  # the downloads are under way
+            until = time.perf_counter() + (0.1 if bench.warming else LOAD_S[bench.size])
+            return time_small(bench, server, lambda: time.perf_counter() < until)
         finally:
             if busy:
                 stop(busy)
-        return sorted(times)[len(times) * 99 // 100]
     places = (0, 16) if bench.args.quick else (0, 4, 16)
     return [Cell(name, x, lambda n=name, x=x: measure(n, x)) for name in ("httpserver.py", "nginx", "caddy", "http.server") for x in places]
 
 
+def peaks(bench, tool, name, size):
+    """(MB of the client, MB of the server) at their peaks while a file passes, or, without a size, the many small ones:
+    up by client.py and rsync, down by httpclient.py."""
+    server, seen, many = bench.server(name), [0.0], bench.share / "many"
+    got = bench.fresh("share/up" if size is None and tool != "httpclient.py" else "got")
+    forget_peak(server)
+    if size:
+        command = DOWN[tool](bench, server, f"{size}.bin", got / "file")
+    else:
+        command = MANY_DOWN[tool, name](bench, server, got) if got.name == "got" else MANY_UP[tool, name](bench, server, many)
+    bench.run(command, peak=lambda pid: seen.append(memory(pid, "VmHWM")))
+    if size:
+        same_file(got / "file", bench.sizes[size])
+    else:
+        same_tree(got / "many" if (got / "many").is_dir() else got, many)
+    return max(seen), memory(server.process.pid, "VmHWM")
+
+
 def memory_sides(bench):
-    """The peak of either process while a file passes."""
-    if not Path("/proc/self/status").exists():
-        raise Absent("/proc")
-
-    def measure(tool, name, size, side):
-        server, seen = bench.server(name), [0.0]
-        Path(f"/proc/{server.process.pid}/clear_refs").write_text("5")  # the peak starts again
-        fetch_once(bench, tool, name, f"{size}.bin", bench.sizes[size], peak=lambda pid: seen.append(memory(pid, "VmHWM")))
-        return max(seen) if side == tool else memory(server.process.pid, "VmHWM")
+    need_proc()
     places = list(bench.sizes)[-2:] if bench.args.quick else list(bench.sizes)
-    return [Cell(side, size, lambda t=tool, s=server, z=size, i=side: measure(t, s, z, i))
-            for tool, server in SIZE_PAIRS[:3] for side in (tool, server) for size in places]
+    return [Cell(side, size, bench.figure(number, peaks, *pair, size)) for pair in SIZE_PAIRS[:3] for number, side in enumerate(pair) for size in places]
 
 
-def idle(bench):
-    """Memory of a server that holds idle connections; a new client must still be answered."""
-    if not Path("/proc/self/status").exists():
-        raise Absent("/proc")
+def memory_many(bench):
+    need_proc()
+    return [Cell(side, None, bench.figure(number, peaks, *pair, None))
+            for pair in (SIZE_PAIRS[0], SIZE_PAIRS[1], ("rsync", "rsyncd")) for number, side in enumerate(pair)]
 
-    def measure(name, count):
-        bench.stop(*[name] if name in bench.running else [])
+
+def hold_idle(bench, name, count):
+    """(MB, ms until a new client is answered, the slowest of 20) of a server that holds so many idle connections."""
+    if bench.warming:  # each round has a server of its own: nothing to warm
+        return 0.0, 0.0
+    bench.stop(*[name] if name in bench.running else [])
+    server = bench.server(name)
+    with ExitStack() as held:
+        until = time.monotonic() + CONNECT_ALL_S
+        for number in range(count):
+            if time.monotonic() > until:
+                raise Wrong(f"let in {number} of {count} connections in {CONNECT_ALL_S:g} s")
+            held.enter_context(greeted_by_nobody(server.port))
+        (connect, ask), times = by_hand(name), []
+        for _ in range(21):
+            start = time.perf_counter()
+            with connect(server.port) as conn:
+                ask(conn, "1k.bin", bench.small)
+            times.append((time.perf_counter() - start) * 1e3)
+        answered = max(times[1:])  # the first waits until those before it are all let in
+        used = memory(server.process.pid, "VmRSS")
+    bench.stop(name)
+    return used, answered
+
+
+def idle(figure):
+    """Cells of one of the two figures of hold_idle."""
+    def cells(bench):
+        need_proc()
+        return [Cell(name, x, bench.figure(figure, hold_idle, name, x))
+                for name in ("server.py", "httpserver.py", "tcp_upper.py", "nginx", "caddy") for x in IDLE[bench.size]]
+    return cells
+
+
+def hold_crowd(name, port, idle_count, slow_count, pause, *wants):
+    """Runs aside: idle connections that have asked once, and slow downloads; at the end says how many of these came whole."""
+    connect, ask = by_hand(name)
+    Slow.pause = float(pause)
+    small, large = ((file, (int(size), sha256)) for file, size, sha256 in (wants[:3], wants[3:]))
+    with ExitStack() as held, ThreadPoolExecutor(int(slow_count)) as pool:
+        for _ in range(int(idle_count)):
+            ask(held.enter_context(connect(int(port))), *small)
+        slow = [pool.submit(ask, held.enter_context(connect(int(port), Slow)), *large) for _ in range(int(slow_count))]
+        print("under way", flush=True)
+        print(sum(not done.exception() for done in slow))
+
+
+def bear_crowd(bench, name, idle_count, slow_count):
+    """(MB at the peak, ms that 99 of 100 small requests stay below) of a server under idle connections and slow downloads."""
+    if bench.warming:  # each round has a server of its own: nothing to warm
+        return 0.0, 0.0
+    bench.stop(*[name] if name in bench.running else [])
+    server = bench.server(name)
+    busy = aside(hold_crowd, name, server.port, idle_count, slow_count, SLOW_S[bench.size], "1k.bin", *bench.small,
+                 f"{SLOW_FILE}.bin", *bench.sizes[SLOW_FILE])
+    try:
+        slowest = time_small(bench, server, lambda: busy.poll() is None)
+        whole = int(busy.stdout.read() or 0)
+    finally:
+        end_aside(busy)
+    if whole != slow_count:
+        raise Wrong(f"{whole} of {slow_count} slow downloads came whole")
+    peak = memory(server.process.pid, "VmHWM")
+    bench.stop(name)
+    return peak, slowest
+
+
+def crowd(figure):
+    """Cells of one of the two figures of bear_crowd."""
+    def cells(bench):
+        need_proc()
+        cells = [Cell(name, None, bench.figure(figure, bear_crowd, name, *CROWD[bench.size])) for name in ("server.py", "httpserver.py", "nginx", "caddy")]
+        return [*cells, Cell("server.py, 100 downloads alone", None, bench.figure(figure, bear_crowd, "server.py", 0, 100))]
+    return cells
+
+
+def guess(port, attempt, seconds):
+    """Runs aside: wrong passwords from 127.0.0.2, each on a connection of its own; says how many a second the server ended."""
+    ready, begun, ended = selectors.DefaultSelector(), 0, 0
+    start = time.perf_counter()
+    print("under way", flush=True)
+    while (now := time.perf_counter() - start) < float(seconds):
+        while begun < now * GUESSES and len(ready.get_map()) < 400:
+            conn = socket.create_connection((HERE, int(port)), 5, source_address=("127.0.0.2", 0))
+            conn.sendall(attempt.encode())
+            ready.register(conn, selectors.EVENT_READ)
+            begun += 1
+        for key, _ in ready.select(0.001):
+            with suppress(ConnectionError):  # a reset is an answer too
+                if key.fileobj.recv(65536):
+                    continue
+            ready.unregister(key.fileobj)
+            key.fileobj.close()
+            ended += 1
+    print(ended / now)
+
+
+WRONG = {"server.py password": f"auth nonce={'a' * 32} proof={'b' * 64}\r\n",
+         "httpserver.py password": f"GET /1k.bin HTTP/1.1\r\nHost: {HERE}\r\nAuthorization: Basic {b64encode(b'six:wrong').decode()}\r\nConnection: close\r\n\r\n"}
+
+
+@cache
+def scrypt_key(salt):
+    return hashlib.scrypt(PASSWORD.encode(), salt=bytes.fromhex(salt), n=16384, r=8, p=1, dklen=32)
+
+
+def log_in(name, port):
+    """Ms from connecting until the right password is accepted, the key ready as a client has it after its first time."""
+    start = time.perf_counter()
+    with greeted_by_nobody(port) as conn:
+        if name == "httpserver.py password":
+            word = b64encode(f"six:{PASSWORD}".encode()).decode()
+            conn.sendall(f"GET /1k.bin HTTP/1.1\r\nHost: {HERE}:{port}\r\nAuthorization: Basic {word}\r\n\r\n".encode())
+            want = b"HTTP/1.1 200"
+        else:
+            keys = dict(word.split("=", 1) for word in read_line(conn, b"")[0].decode().split() if "=" in word)
+            facts = f"client {keys['nonce']} {'c' * 32} -"
+            proof = hmac.new(scrypt_key(keys["salt"]), facts.encode(), "sha256").hexdigest()
+            conn.sendall(f"auth nonce={'c' * 32} proof={proof}\n".encode())
+            want = b"ok auth"
+        line, _ = read_line(conn, b"")
+    if not line.startswith(want):
+        raise Wrong(f"the right password is answered {line[:80]!r}")
+    return (time.perf_counter() - start) * 1e3
+
+
+def guessed(bench):
+    """What a flood of wrong passwords from elsewhere costs the right one: the slowest of 100 then, less the median before."""
+    def measure(name):
         server = bench.server(name)
+        log_in(name, server.port)
+        quiet, during, seconds = median([log_in(name, server.port) for _ in range(20)]), [], 0.2 if bench.warming else 2 * LOAD_S[bench.size]
+        busy = aside(guess, server.port, WRONG[name], seconds)
+        try:
+            while busy.poll() is None:
+                during.append(log_in(name, server.port))
+                time.sleep(0.01)
+            rate = float(busy.stdout.read() or 0)
+        finally:
+            end_aside(busy)
+        if rate < 0.9 * GUESSES and not bench.warming:
+            raise Wrong(f"only {rate:.0f} wrong passwords a second were answered")
+        return max(0.01, percentile(during) - quiet)
+    return [Cell(name, None, lambda n=name: measure(n)) for name in WRONG]
+
+
+def hear(ready, run, heard, deadline):
+    """Reads what has come to the chatters and counts who heard which line of this run."""
+    for key, _ in ready.select(max(0.0, deadline - time.perf_counter())):
+        *lines, key.data[:] = (bytes(key.data) + key.fileobj.recv(65536)).split(b"\n")
+        for line in lines:
+            if found := re.search(rb"^said .* line-%d-(\d+)," % run, line):
+                heard[int(found[1])] += 1
+
+
+def chatters(bench):
+    """Ten lines a second, said in turn by clients that all hear each other: the longest time until the last of them has heard one."""
+    def measure(count):
+        bench.knows("client.py", "chat")
+        server, ready, heard, worst = bench.server("server.py"), selectors.DefaultSelector(), Counter(), 0.0
+        run = time.monotonic_ns()  # who joins is told older lines too
         with ExitStack() as held:
-            until = time.monotonic() + CONNECT_ALL_S
-            for number in range(count):
-                if time.monotonic() > until:
-                    raise Wrong(f"let in {number} of {count} connections in {CONNECT_ALL_S:g} s")
-                held.enter_context(socket.create_connection((HERE, server.port), 20))
-            with socket.create_connection((HERE, server.port), 20) as conn:
-                if name == "tcp_upper.py":
-                    conn.sendall(b"a\n")
-                    if conn.recv(2)[:1] != b"A":
-                        raise Wrong("a new client is not answered")
-                else:
-                    by_hand(name)[1](greeted(server.port) if name == "server.py" else conn, "1k.bin", bench.small)
-            used = memory(server.process.pid, "VmRSS")
-        bench.stop(name)
-        return used
-    return [Cell(name, x, lambda n=name, x=x: measure(n, x))
-            for name in ("server.py", "httpserver.py", "tcp_upper.py", "nginx", "caddy") for x in IDLE[bench.size]]
+            conns = [held.enter_context(greeted(server.port)) for _ in range(count)]
+            for number, conn in enumerate(conns):
+                conn.sendall(b"chat n%d\n" % number)
+                ready.register(conn, selectors.EVENT_READ, bytearray())
+            for number in range(1 + round(10 * 2 * LOAD_S[bench.size])):  # the first is for those who are still joining
+                said = time.perf_counter()
+                conns[number * 7 % count].sendall(b"say line-%d-%d, good day to everybody\n" % (run, number))
+                while heard[number] < count - 1:
+                    if time.perf_counter() > said + READY_S:
+                        raise Wrong(f"line {number} was heard by {heard[number]} of {count - 1}")
+                    hear(ready, run, heard, said + READY_S)
+                worst = max(worst, (time.perf_counter() - said) * 1e3 if number else 0)
+                while time.perf_counter() < said + 0.1:
+                    hear(ready, run, heard, said + 0.1)
+        return worst
+    return [Cell("server.py", x, lambda x=x: measure(x)) for x in ((500,) if bench.args.quick else (50, 200, 500))]
+
+
+def cut_link(port, cuts, passed):
+    """A port that leads to that one. The first answers are cut after so many bytes each; passed tells how many went through."""
+    listening = socket.create_server((HERE, 0))
+
+    def carry(conn, left):
+        with suppress(OSError), conn, greeted_by_nobody(port) as server:
+            while left:
+                for source in select.select([conn, server], [], [])[0]:
+                    data = source.recv(min(left, BUFFER) if source is server else BUFFER)
+                    if not data:
+                        return
+                    (conn if source is server else server).sendall(data)
+                    if source is server:
+                        left -= len(data)
+                        passed.append(len(data))
+
+    def lead():
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=carry, args=(listening.accept()[0], cuts.pop() if cuts else math.inf), daemon=True).start()
+
+    threading.Thread(target=lead, daemon=True).start()
+    return listening
+
+
+def link_cut(bench):
+    """KiB a cut that came twice while a file was fetched over a link that is cut at random places."""
+    def measure(tool, name):
+        size = max(bench.sizes if bench.args.quick else SIZES["quick"])
+        server, dest, passed = bench.server(name), bench.fresh("got") / "large.bin", []
+        count = 1 if bench.warming else CUTS[bench.size]
+        at = random.Random(1).choices(range(1, size // CUTS["whole"]), k=count)
+        with cut_link(server.port, list(at), passed) as listening:
+            through = server._replace(port=listening.getsockname()[1])
+            bench.run(DOWN[tool](bench, through, f"{size}.bin", dest))
+            listening.shutdown(socket.SHUT_RDWR)
+        same_file(dest, bench.sizes[size])
+        return max(0.01, (sum(passed) - size) / KIB / count)
+    return [Cell(f"{tool} from {name}", None, lambda t=tool, n=name: measure(t, n)) for tool, name in
+            (("httpclient.py", "nginx"), ("httpclient.py", "httpserver.py"), ("client.py", "server.py"), ("wget", "nginx"))]
 
 
 def start_up(bench):
@@ -1149,33 +1472,39 @@ def tls(bench):
                  lambda t=tool, s=server: bench.large[0] / 1e6 / fetch_once(bench, t, s, "large.bin", bench.large)) for tool, server in pairs]
 
 
-def relay(bench):
-    """From one client through the server to others, which all must have it; MB/s delivered in total."""
-    def measure(receivers):
-        bench.knows("client.py", "receive", "send")
-        server, got = bench.server("server.py"), bench.fresh("got")
-        waiting = []
-        try:
-            for number in range(receivers):
-                (got / str(number)).mkdir()
-                command = client(bench, server, "receive", "--count", "1", "-o", got / str(number))
-                waiting.append(subprocess.Popen(command, cwd=got, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                                                stderr=subprocess.DEVNULL, start_new_session=True))
-            deadline = time.monotonic() + READY_S
-            while bench.ask(client(bench, server, "who")).lower().count("receiv") < receivers:
-                if time.monotonic() > deadline:
-                    raise Wrong("the receivers are not seen by who")
-            seconds = bench.run(client(bench, server, "send", bench.share / "large.bin", "--all"))
-            for process in waiting:
-                process.wait(READY_S)
-        finally:
-            for process in waiting:
-                stop(process)
+def relay_once(bench, receivers):
+    """(MB/s delivered in total, MB of the server at its peak) from one client through the server to others, which all must have it."""
+    bench.knows("client.py", "receive", "send")
+    server, got, waiting = bench.server("server.py"), bench.fresh("got"), []
+    forget_peak(server)
+    try:
         for number in range(receivers):
-            same_file(got / str(number) / "large.bin", bench.large)
-        return receivers * bench.large[0] / 1e6 / seconds
-    return [Cell("direct put", None, lambda: bench.large[0] / 1e6 / push_once(bench, "client.py", "server.py")),
-            Cell("one to one", None, lambda: measure(1)), Cell("one to five", None, lambda: measure(5))]
+            (got / str(number)).mkdir()
+            command = client(bench, server, "receive", "--count", "1", "-o", got / str(number))
+            waiting.append(subprocess.Popen(command, cwd=got, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                                            stderr=subprocess.DEVNULL, start_new_session=True))
+        deadline = time.monotonic() + READY_S
+        while bench.ask(client(bench, server, "who")).lower().count("receiv") < receivers:
+            if time.monotonic() > deadline:
+                raise Wrong("the receivers are not seen by who")
+        seconds = bench.run(client(bench, server, "send", bench.share / "large.bin", "--all"))
+        for process in waiting:
+            process.wait(READY_S)
+    finally:
+        for process in waiting:
+            stop(process)
+    for number in range(receivers):
+        same_file(got / str(number) / "large.bin", bench.large)
+    return receivers * bench.large[0] / 1e6 / seconds, memory(server.process.pid, "VmHWM")
+
+
+def relay(figure):
+    """Cells of one of the two figures of relay_once; the rate also of the way without a relay."""
+    def cells(bench):
+        direct = [Cell("direct put", None, lambda: bench.large[0] / 1e6 / push_once(bench, "client.py", "server.py"))]
+        return [*(direct if figure == 0 else []), Cell("one to one", None, bench.figure(figure, relay_once, 1)),
+                Cell("one to five", None, bench.figure(figure, relay_once, 5))]
+    return cells
 
 
 def udp(bench):
@@ -1204,29 +1533,20 @@ def stream(bench):
     return [Cell(name, None, lambda n=name: measure(n)) for name in ("tcp_upper.py", "socat tr", "bare Python loop")]
 
 
-def lab_cells(per):
-    """Both protocols by the same few lines of code: seconds a file, or MB/s, with a kept connection and with new ones."""
-    def measure(bench, name, size, kept):
+def by_protocol(bench):
+    """Both protocols by the same few lines of code, on a kept connection and on new ones."""
+    def measure(name, size, kept):
         server, want = bench.server(name), bench.sizes[size]
         connect, ask = by_hand(name)
         count = max(2, min(200, 64 * MIB // size))
         start = time.perf_counter()
-        if kept:
-            with connect(server.port) as conn:
-                for _ in range(count):
-                    ask(conn, f"{size}.bin", want)
-        else:
+        with connect(server.port) if kept else nullcontext() as conn:
             for _ in range(count):
-                with connect(server.port) as conn:
-                    ask(conn, f"{size}.bin", want)
-        seconds = (time.perf_counter() - start) / count
-        return seconds * 1e3 if per == "ms" else size / 1e6 / seconds
-
-    def cells(bench):
-        return [Cell(f"{word}, {how} connection", size, lambda n=name, z=size, k=how == "kept": measure(bench, n, z, k))
-                for word, name in (("socket", "server.py"), ("HTTP", "httpserver.py")) for how in ("kept", "new") for size in bench.sizes]
-
-    return cells
+                with nullcontext(conn) if kept else connect(server.port) as one:
+                    ask(one, f"{size}.bin", want)
+        return (time.perf_counter() - start) / count * 1e3
+    return [Cell(f"{word}, {how} connection", size, lambda n=name, z=size, k=how == "kept": measure(n, z, k))
+            for word, name in (("socket", "server.py"), ("HTTP", "httpserver.py")) for how in ("kept", "new") for size in bench.sizes]
 
 
 SUITES = {
@@ -1236,22 +1556,27 @@ SUITES = {
     "many-up": Suite("Many files of 1 KiB up", "files/s", "more", "", many_up),
     "kept": Suite("Requests for 1 KiB, kept connections", "requests/s", "more", "connections at once", requests("kept")),
     "new": Suite("Requests for 1 KiB, a new connection each", "requests/s", "more", "connections at once", requests("new")),
-    "load-check": Suite("This file's load generator beside wrk and ab: nginx, 16 kept connections", "requests/s", "more", "", load_check),
+    "load-check": Suite("This file's load generator beside wrk and ab: nginx, 16 kept connections", "requests/s", "more", "", load_check, steady=True),
     "first-byte": Suite("Time to first byte, new connection", "ms", "less", "", first_byte),
     "chunks": Suite("Throughput against chunk size", "MB/s", "more", "chunk (bytes)", chunks),
-    "sizes": Suite("Time against file size, client process whole", "s", "less", "file size (bytes)", sizes),
+    "sizes": Suite("Time against file size, client process whole", "ms", "less", "file size (bytes)", sizes),
     "load": Suite("Small request while others download, 99th percentile", "ms", "less", "large downloads at once", under_load),
     "udp": Suite(f"UDP echoes, {IN_FLIGHT} in flight", "echoes/s", "more", "", udp),
     "stream": Suite("A large file through an uppercase echo and back", "GB/s", "more", "", stream),
-    "memory": Suite("Peak memory against file size", "MB", "less", "file size (bytes)", memory_sides),
-    "idle": Suite("Memory against idle connections", "MB", "less", "idle connections", idle),
+    "memory": Suite("Peak memory against file size", "MB", "less", "file size (bytes)", memory_sides, steady=True),
+    "memory-many": Suite("Peak memory while many files of 1 KiB pass", "MB", "less", "", memory_many, steady=True),
+    "idle": Suite("Memory against idle connections", "MB", "less", "idle connections", idle(0), steady=True),
+    "idle-answer": Suite("Until a new client is answered, the slowest of 20, against idle connections", "ms", "less", "idle connections", idle(1), steady=True),
+    "crowd": Suite("Peak memory with idle connections and slow downloads", "MB", "less", "", crowd(0), steady=True),
+    "crowd-answer": Suite("Small request among idle connections and slow downloads, 99th percentile", "ms", "less", "", crowd(1), steady=True),
+    "passwords": Suite(f"What {GUESSES:,} wrong passwords a second add to a right one, 99th percentile", "ms", "less", "", guessed),
+    "cut": Suite("Bytes that come twice over a link that is cut", "KiB a cut", "less", "", link_cut, steady=True),
     "start": Suite("Start-up of a client", "ms", "less", "", start_up),
     "tls": Suite("One large file down, with TLS and without", "MB/s", "more", "", tls),
-    "relay": Suite("From client to client through the server, MB/s delivered", "MB/s", "more", "", relay),
-}
-LAB = {
-    "lab-time": Suite("Time of one file, socket against HTTP", "ms", "less", "file size (bytes)", lab_cells("ms")),
-    "lab-rate": Suite("Rate, socket against HTTP", "MB/s", "more", "file size (bytes)", lab_cells("MB/s")),
+    "lab": Suite("Time of one file, socket against HTTP by the same client code", "ms", "less", "file size (bytes)", by_protocol),
+    "relay": Suite("From client to client through the server, delivered in total", "MB/s", "more", "", relay(0)),
+    "relay-memory": Suite("Peak memory of the server meanwhile", "MB", "less", "", relay(1), steady=True),
+    "chat": Suite("Until a line of chat is heard by all, the slowest", "ms", "less", "chatters", chatters, steady=True),
 }
 
 
@@ -1277,12 +1602,15 @@ def measured(bench, key, cell):
     return None
 
 
+NOT_QUICK = re.compile(r"^load-check|\bsftp|aria2c|lighttpd|darkhttpd|pyftpdlib|ncat|iperf3|from uploadserver|: uploadserver")  # what a quick run leaves out: no goal names it
+
+
 def all_cells(bench, suites):
     """(suite's name, cell) of everything that can be measured here."""
     found = []
     for key, suite in suites.items():
         try:
-            found += [(key, cell) for cell in suite.cells(bench)]
+            found += [(key, cell) for cell in suite.cells(bench) if not (bench.args.quick and NOT_QUICK.search(f"{key}: {cell.name}"))]
         except (Absent, OSError) as missing:
             bench.wrong[key, suite.title, None] = f"absent: {missing}"
     return found
@@ -1290,14 +1618,15 @@ def all_cells(bench, suites):
 
 def run_rounds(bench, suites):
     """All suites once, and again: when time is up or somebody presses Ctrl-C, each has as many rounds as the others.
-    Whoever fails in the round that does not count is not asked again."""
+    Whoever fails before the first result is not asked again."""
     rounds = bench.args.rounds or ROUNDS[bench.size]
     cells = all_cells(bench, suites)
     for number in range(rounds + 1):
         bench.warming = number == 0
-        shown, order = "", list(in_turn(cells, number))
-        if bench.warming:  # once each contender: not at each place of the x axis
-            order = list({(key, cell.name): (key, cell) for key, cell in reversed(order)}.values())[::-1]
+        bench.this_round.clear()
+        shown, order = "", list(in_turn([(key, cell) for key, cell in cells if number <= STEADY or not suites[key].steady], number))
+        if bench.warming:  # once each contender: not at each place of the x axis, nor in each suite
+            order = list({cell.name: (key, cell) for key, cell in reversed(order)}.values())[::-1]
         for place, (key, cell) in enumerate(order):
             if time.monotonic() > bench.until:
                 bench.wrong[key, "time is up", None] = f"round {number} of {rounds} was not finished"
@@ -1308,7 +1637,8 @@ def run_rounds(bench, suites):
             value = measured(bench, key, cell)
             if number:
                 bench.results.setdefault(key, {}).setdefault((cell.name, cell.x), []).append(value)
-        cells = [(key, cell) for key, cell in cells if number or (key, cell.name, cell.x) not in bench.wrong]
+        cells = [(key, cell) for key, cell in cells if (key, cell.name, cell.x) not in bench.wrong
+                 or good(bench.results.get(key, {}).get((cell.name, cell.x), []))]
 
 
 def in_turn(cells, number):
@@ -1344,12 +1674,12 @@ def table(key, suite, rows):
     for name in sorted({row[0] for row in found}):
         by_x = {row[1]: row[2] for row in found if row[0] == name}
         lines.append(f"  {name:{width}}  " + "".join(f"{short(by_x.get(x)):>10}" for x in places))
-    if key == "sizes":
+    if key in ("sizes", "lab"):
         for name in sorted({row[0] for row in found}):
             points = [(row[1], row[2]) for row in found if row[0] == name]
             if len(points) > 2:
                 setup, rate = line_fit(points)
-                lines.append(f"  {name:{width}}  {short(setup * 1e3)} ms to set up, then {short(rate / 1e6)} MB/s")
+                lines.append(f"  {name:{width}}  {short(setup)} ms to set up, then {short(rate / 1e3)} MB/s")
     return lines
 
 
@@ -1412,9 +1742,7 @@ def report(bench, suites, where):
         lines += ["Without a result, or with fewer rounds", *wrong, ""]
     if bench.absent:
         lines += ["Not on this machine: " + ", ".join(f"{tool} ({source})" for tool, source in bench.absent.items()), ""]
-    if any(key in SUITES for key in bench.results):
-        lines += goal_lines(bench, suites)
-    return lines
+    return lines if bench.args.lab else [*lines, *goal_lines(bench, suites)]
 
 
 def as_json(bench, suites, where):
@@ -1428,6 +1756,7 @@ def as_json(bench, suites, where):
 
 # --- charts ---
 WIDTH, PLOT_LEFT, PLOT_RIGHT, BAR, TOP = 760, 250, 640, 22, 64  # pixels of the SVG's own grid
+README_CHARTS = ("down", "kept", "lab")
 LIGHT = ["#0a5fb4", "#c2410c", "#15803d", "#7c3aed", "#db2777", "#0891b2", "#65a30d", "#57534e"]
 DARK = ["#6cb6ff", "#fb923c", "#4ade80", "#c4b5fd", "#f472b6", "#22d3ee", "#bef264", "#d6d3d1"]
 OURS = re.compile(r"(server|client|upper)\.py|^socket")
@@ -1438,7 +1767,7 @@ def style():
         each = "".join(f".s{n}{{stroke:{colour}}}.f{n}{{fill:{colour}}}" for n, colour in enumerate(palette))
         return f"text{{fill:{ink}}}.paper{{fill:{paper}}}.grid{{stroke:{grid}}}.range{{stroke:{ink}}}.dim{{fill:{dim}}}{each}"
     return ("<style>text{font:13px system-ui,sans-serif}.title{font-size:16px;font-weight:600}.small{font-size:11px}"
-            ".line{fill:none;stroke-width:2}" + colours(LIGHT, "#1c1917", "#ffffff", "#d6d3d1", "#a8a29e")
+            ".line{fill:none;stroke-width:2}.line.s1,.line.s3,.line.s5,.line.s7{stroke-dasharray:7 3}" + colours(LIGHT, "#1c1917", "#ffffff", "#d6d3d1", "#a8a29e")
             + "@media(prefers-color-scheme:dark){" + colours(DARK, "#e7e5e4", "#1c1917", "#44403c", "#78716c") + "}</style>")
 
 
@@ -1450,9 +1779,10 @@ def rule(x1, y1, x2, y2, kind="grid"):
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{kind}"/>'
 
 
-def picture(height, title, parts):
+def picture(height, title, note, parts):
     return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img"><title>{escape(title)}</title>{style()}'
-            f'<rect class="paper" width="{WIDTH}" height="{height}"/>{text(16, 26, title, kind="title")}{"".join(parts)}</svg>\n')
+            f'<rect class="paper" width="{WIDTH}" height="{height}"/>{text(16, 26, title, kind="title")}{"".join(parts)}'
+            f'{text(16, height - 8, note, kind="small")}</svg>\n')
 
 
 def nice_steps(top):
@@ -1462,13 +1792,13 @@ def nice_steps(top):
     return [step * n for n in range(math.ceil(top / step - 1e-9) + 1)]
 
 
-def bar_chart(title, unit, better, found, subtitle=""):
+def bar_chart(title, unit, better, note, found):
     """Horizontal bars with their median, and a thin line from the lowest to the highest. Ours are coloured."""
     found = sorted(found, key=lambda row: row[2], reverse=better == "more")
     steps = nice_steps(max(row[4] for row in found))
     bottom = TOP + BAR * len(found)
     scale = (PLOT_RIGHT - PLOT_LEFT) / steps[-1]
-    parts = [text(16, 44, f"{unit}, {better} is better{subtitle}", kind="small")]
+    parts = [text(16, 44, f"{unit}, {better} is better", kind="small")]
     for value in steps:
         parts += [rule(PLOT_LEFT + value * scale, TOP, PLOT_LEFT + value * scale, bottom),
                   text(PLOT_LEFT + value * scale, bottom + 16, short(value) if value else "0", "middle", "small")]
@@ -1480,7 +1810,7 @@ def bar_chart(title, unit, better, found, subtitle=""):
                   f'<rect x="{PLOT_LEFT}" y="{y + 4}" width="{max(1, middle * scale):.1f}" height="{BAR - 8}" class="{kind}"/>',
                   rule(PLOT_LEFT + low * scale, y + BAR / 2, PLOT_LEFT + high * scale, y + BAR / 2, "range"),
                   text(PLOT_LEFT + max(middle, high) * scale + 8, y + 15, short(middle))]
-    return picture(bottom + 44, title, parts)
+    return picture(bottom + 62, title, note, parts)
 
 
 def axis(values, low, high):
@@ -1495,7 +1825,7 @@ def axis(values, low, high):
     return (lambda value: low + (high - low) * value / steps[-1]), steps
 
 
-def line_chart(title, unit, better, x_label, found):
+def line_chart(title, unit, better, x_label, note, found):
     """A line for each contender, with bars from the lowest to the highest, and the names beside it."""
     left, right, top, bottom = 76, 490, 60, 340
     place_x, marks = axis([row[1] for row in found], left, right)
@@ -1519,14 +1849,18 @@ def line_chart(title, unit, better, x_label, found):
         for row in rows:
             parts += [rule(place_x(row[1]), place_y(row[3]), place_x(row[1]), place_y(row[4]), f"s{colour}"),
                       f'<circle cx="{place_x(row[1]):.1f}" cy="{place_y(row[2]):.1f}" r="3" class="f{colour}"/>']
-    return picture(400, title, parts)
+    return picture(404, title, note, parts)
 
 
-def chart(suite, rows):
+def chart(suite, rows, note=""):
+    """A suite as SVG; note stands below: where and when."""
     found = summary(rows)
+    places = sorted({row[1] for row in found if row[1] is not None})
+    if len(places) == 1:
+        return bar_chart(suite.title, suite.unit, suite.better, f"{suite.x_label}: {places[0]:g}. {note}", found)
     if suite.x_label:
-        return line_chart(suite.title, suite.unit, suite.better, suite.x_label, found)
-    return bar_chart(suite.title, suite.unit, suite.better, found)
+        return line_chart(suite.title, suite.unit, suite.better, suite.x_label, note, found)
+    return bar_chart(suite.title, suite.unit, suite.better, note, found)
 
 
 def write_out(bench, suites, where):
@@ -1537,8 +1871,12 @@ def write_out(bench, suites, where):
     print("\n".join(lines), flush=True)
     (out / "results.json").write_text(json.dumps(as_json(bench, suites, where), indent=1) + "\n")
     (out / "results.md").write_text("```text\n" + "\n".join(lines) + "\n```\n")
+    note = f"{where['date'].split()[0]}, {where['processors']} x {where['processor']}, Python {where['python']}, {where['system'].split('-with')[0]}"
     for key in drawn:
-        (out / f"{key}.svg").write_text(chart(suites[key], bench.results[key]))
+        (out / f"{key}.svg").write_text(chart(suites[key], bench.results[key], note))
+        if bench.args.charts and key in README_CHARTS:
+            Path(bench.args.charts).mkdir(parents=True, exist_ok=True)
+            shutil.copy(out / f"{key}.svg", bench.args.charts)
     progress(f"written to {out}: " + ", ".join(["results.json", "results.md", *(f"{key}.svg" for key in drawn)]))
     if sys.stderr.isatty():
         sys.stderr.write("\n")
@@ -1564,13 +1902,15 @@ def show_peers(install):
 def build_parser():
     listed = "\n".join(f"  {key:12} {suite.title}" for key, suite in SUITES.items())
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, epilog=f"suites:\n{listed}")
-    parser.add_argument("suite", nargs="*", help="lab, or the suites to run (default all)")
+    parser.add_argument("suite", nargs="*", help="the suites to run (default all); lab alone is the small comparison of a minute")
     parser.add_argument("--quick", action="store_true", help="smaller files and fewer rounds: two minutes")
     parser.add_argument("--out", metavar="DIR", default=".benchmarks", help="where results go (default %(default)s)")
+    parser.add_argument("--charts", metavar="DIR", help=f"where the README's charts go as well ({', '.join(README_CHARTS)})")
     parser.add_argument("--scripts", metavar="DIR", default=str(ROOT), help="where the six scripts are (default %(default)s)")
     parser.add_argument("--rounds", metavar="N", type=int, help="rounds that count (default 5, 3 with --quick and lab)")
     parser.add_argument("--only", metavar="TEXT", help="only contenders whose name has this regular expression")
     parser.add_argument("--work", metavar="DIR", help="where files lie meanwhile (default /dev/shm, else the temporary folder)")
+    parser.set_defaults(lab=False)
     parser.add_argument("--peers", nargs="?", const="show", choices=("show", "install"), help="who is installed; how to install the others")
     return parser
 
@@ -1578,11 +1918,10 @@ def build_parser():
 def chosen(args, parser):
     """The suites to run."""
     if args.suite == ["lab"]:
-        args.quick = True
-        return LAB
+        args.quick, args.lab, args.suite = True, True, ["lab", "chunks"]
     for key in args.suite:
         if key not in SUITES:
-            parser.error(f"there is no suite {key!r}: " + ", ".join(["lab", *SUITES]))
+            parser.error(f"there is no suite {key!r}: " + ", ".join(SUITES))
     suites = {key: SUITES[key] for key in args.suite or SUITES}
     if args.only:
         def some(suite):

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from multiprocessing import connection
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = [name for name in ("server.py", "client.py", "httpserver.py", "httpclient.py", "tcp_upper.py", "udp_upper.py")
            if (ROOT / name).exists()]
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # the tests were started in the background: what they start must heed Ctrl-C all the same
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 DEADLINE = 20.0  # seconds that anything may take before a test calls it hung; no test waits for it to pass
 LISTENING = re.compile(r"listening on (?:https?://)?(.+):(\d+)/?\n")
 
@@ -317,8 +320,87 @@ def alone(tmp_path):
 
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="run the slow matrices whole (CI does)")
+    parser.addoption("--processes", type=int, default=os.cpu_count(), help="run so many tests at once (one per core)")
 
 
 @pytest.fixture
 def full(request):
     return request.config.getoption("--full")
+
+
+# --- several tests at once: most of a test is waiting for an interpreter to start ---
+
+def pytest_runtestloop(session):
+    """Share the tests out among processes, some at a time. The queue is a pipe of numbers, from which each takes its next."""
+    option, items = session.config.option, session.items
+    at_once = max(10, len(items) // 200)  # few enough for an even end, and a number below 256 for each
+    pieces = [items[start:start + at_once] for start in range(0, len(items), at_once)]
+    count = min(option.processes, len(pieces))
+    watched = option.collectonly or option.usepdb or option.capture == "no"
+    if count < 2 or watched or session.testsfailed or not hasattr(os, "fork"):
+        return None  # pytest's own loop
+    queue, filling = os.pipe()
+    os.write(filling, bytes(range(len(pieces))))
+    os.close(filling)
+    workers = {}
+    for _ in range(count):
+        hear, tell = connection.Pipe(duplex=False)
+        if not (pid := os.fork()):
+            return work(session, pieces, queue, tell)
+        tell.close()
+        workers[hear] = pid
+    gather_reports(session, workers, queue)
+    return True
+
+
+def gather_reports(session, workers, queue):
+    """What the processes report goes to the terminal as if it had happened here; each of them must end well."""
+    hooks, problem = session.config.hook, None
+    try:
+        while workers:
+            for hear in connection.wait(workers):
+                try:
+                    data = hear.recv()
+                except EOFError:
+                    _, status = os.waitpid(workers.pop(hear), 0)
+                    if os.WIFSIGNALED(status):
+                        problem = session.Interrupted(f"a test process died of signal {os.WTERMSIG(status)}")
+                else:
+                    hooks.pytest_runtest_logreport(
+                        report=hooks.pytest_report_from_serializable(config=session.config, data=data))
+                    if session.shouldfail:
+                        problem = session.Failed(session.shouldfail)
+                if problem:
+                    os.read(queue, 256)  # nobody begins another piece
+    finally:
+        os.read(queue, 256)
+        os.close(queue)
+    if problem:
+        raise problem
+
+
+def work(session, pieces, queue, tell):
+    """One of the processes. It then ends as pytest does, tidying up, with nothing on its own standard output."""
+    config = session.config
+    config.workerinput = {}  # what pytest's own plugins look for, to leave the cache to the one that gathers
+    config.pluginmanager.register(Teller(config, tell))
+    capture = config.pluginmanager.getplugin("capturemanager")
+    capture.stop_global_capturing()  # its temporary files are shared with the parent
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+    capture.start_global_capturing()
+    while not session.shouldfail and (number := os.read(queue, 1)):
+        items = pieces[number[0]]
+        for item, following in zip(items, [*items[1:], None]):
+            config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            if session.shouldfail:
+                break
+    return True
+
+
+class Teller:
+    def __init__(self, config, tell):
+        self.config, self.tell = config, tell
+
+    def pytest_runtest_logreport(self, report):
+        self.tell.send(self.config.hook.pytest_report_to_serializable(config=self.config, report=report))

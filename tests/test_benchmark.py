@@ -1,8 +1,10 @@
 """The benchmark: its numbers, its charts, and one small run of it. How fast anything is, is not asserted."""
+import argparse
 import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -55,6 +57,11 @@ def test_sizes_are_named(count, want):
     assert benchmark.size_name(count) == want
 
 
+@pytest.mark.parametrize("values, want", [([5], 5), ([2, 1], 2), (range(100), 99), (range(1000), 990)])
+def test_one_of_a_hundred_lies_above_the_percentile(values, want):
+    assert benchmark.percentile(values) == want
+
+
 def test_each_round_begins_with_another_contender():
     assert [benchmark.turned("abc", n) for n in range(4)] == ["abc", "bca", "cab", "abc"]
 
@@ -76,15 +83,44 @@ def test_a_chart_is_well_formed_names_its_unit_and_runs_nothing(rows, label):
     root = ET.fromstring(drawn)
     words = [element.text for element in root.iter(f"{SVG}text")]
     assert "Title <&>" in words and "MB/s" in words
-    assert not label or label.replace(" (bytes)", "") in words
+    assert label.replace(" (bytes)", "") in " ".join(filter(None, words))
     assert {element.tag for element in root.iter()}.isdisjoint({f"{SVG}script", f"{SVG}image", f"{SVG}a"})
     assert "prefers-color-scheme:dark" in drawn and "http" not in drawn.replace("http://www.w3.org/2000/svg", "").lower().replace(">http<", "")
     for element in root.iter(f"{SVG}circle"):
         assert 0 <= float(element.get("cx")) <= benchmark.WIDTH and 0 <= float(element.get("cy")) <= 400
 
 
-def test_every_goal_names_a_suite():
-    assert {goal.suite for goal in benchmark.GOALS} <= set(benchmark.SUITES)
+def test_every_goal_names_contenders_of_its_suite(tmp_path):
+    bench = benchmark.Bench(argparse.Namespace(quick=False, scripts=ROOT), tmp_path)
+    bench.share.mkdir()
+    bench.large, bench.sizes = benchmark.make_file(bench.share / "large.bin", 10), dict.fromkeys(benchmark.SIZES["whole"])
+    cells = {key: {(cell.name, cell.x) for cell in suite.cells(bench)} for key, suite in benchmark.SUITES.items()}
+    for goal in benchmark.GOALS:
+        for name in filter(None, (goal.ours, goal.theirs)):
+            assert any(name == cell and goal.x in (None, x) for cell, x in cells[goal.suite]), (goal, name)
+
+
+def test_a_link_is_cut_where_it_should_be_and_what_passed_is_counted(canned):
+    passed = []
+    with benchmark.cut_link(canned(b"x" * 1000).port, [100], passed) as link:
+        for want in 100, 1000:
+            with socket.create_connection(link.getsockname(), DEADLINE) as conn, conn.makefile("rb") as answer:
+                conn.sendall(b"give")
+                assert len(answer.read()) == want
+        link.shutdown(socket.SHUT_RDWR)
+    assert sum(passed) == 1100
+
+
+def test_wrong_passwords_are_counted_when_they_are_answered(canned):
+    server = canned(b"no")
+    process = benchmark.aside(benchmark.guess, server.port, "wrong", 0.3)
+    out, err = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 0 and float(out) > 0, err
+
+
+def test_what_cannot_begin_aside_does_not_count():
+    with pytest.raises(benchmark.Wrong, match="Refused"):
+        benchmark.aside(benchmark.hold_crowd, "nginx", 1, 1, 1, 0, "a", 1, "", "b", 1, "")
 
 
 def test_help_is_the_manual_and_lists_the_suites():

@@ -1,5 +1,8 @@
 """client.py as a person at a shell meets it, against the real server and against peers that misbehave."""
+import contextlib
+import fcntl
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -12,7 +15,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Process, interpreters, until
+from conftest import ROOT, Listener, Process, interpreters, until
 
 sys.path.insert(0, str(ROOT))
 import client as script
@@ -151,8 +154,17 @@ def test_globs_names_and_folders(do, here, box):
     assert do("delete", "in/here/*").code == 0 and os.listdir(box / "in/here") == []
 
 
+def test_a_pattern_that_many_names_match_is_not_kept_in_memory(server, here, box):
+    for number in range(9):
+        (box / f"{number}.txt").touch()
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import client; client.LISTED = 2; sys.exit(client.main(sys.argv[1:]))"
+    subprocess.run([sys.executable, "-c", code, "--port", str(server.port), "get", "*.txt"], cwd=here, check=True)
+    assert len(os.listdir(here)) == 9
+
+
 def test_standard_input_and_output(do, here, box):
-    assert do("put", "-", "--as", "x", input=BIG).code == 0 and (box / "x").read_bytes() == BIG
+    sent = do("put", "-", "--as", "x", input=BIG)
+    assert sent.code == 0 and (box / "x").read_bytes() == BIG and "this upload cannot resume" in sent.err
     got = do("get", "x", "-o", "-")
     assert got.out == BIG and got.code == 0
     assert do("put", "-").code == 2
@@ -210,7 +222,8 @@ def grown(folder, count):
 def test_a_put_that_is_killed_is_resumed_by_the_same_command(server, do, here, box, proxy):
     (here / "big").write_bytes(BIG * 4)
     cut = do("put", "big", "--retries", "0", port=proxy(server.port, cut_at=5 << 20, toward="server").port)
-    assert cut.code == 18 and "connection lost at" in cut.err and "of 12,582,912 bytes" in cut.err
+    assert cut.code == 18 and re.search(r"connection lost at [\d,]+ of 12,582,912 bytes of big; what came is kept as \.six-", cut.err)
+    assert re.search(r"try:   python3 client.py --port \d+ put big --retries 0 ", cut.err), cut.err
     server.wait_for("put big: cut at .* kept")
     again = do("put", "big", "--trace")
     assert again.code == 0 and (box / "big").read_bytes() == BIG * 4 and sum(map(int, re.findall(r"send (\d+) of", again.err))) < 12 << 20
@@ -221,6 +234,7 @@ def test_a_get_that_is_cut_is_resumed_by_the_same_command(server, do, here, box,
     (box / "big").write_bytes(BIG * 4)
     cut = do("get", "big", "--retries", "0", port=proxy(server.port, cut_at=5 << 20).port)
     assert cut.code == 18 and not (here / "big").exists() and len(os.listdir(here)) == 1
+    assert f"what came is kept as ./{os.listdir(here)[0]}" in cut.err, cut.err
     again = do("get", "big")
     assert again.code == 0 and (here / "big").read_bytes() == BIG * 4 and os.listdir(here) == ["big"]
     assert re.search(r"get big: (\d+) bytes", server.wait_for("get big: [1-9]\\d* bytes, .* ok")[0])
@@ -233,6 +247,29 @@ def test_one_run_reconnects_and_resumes_by_itself(server, do, here, box, proxy, 
     plant(source / "tree")
     done = do(verb, "tree", port=proxy(server.port, cut_at=2 << 20, toward=toward, times=1).port)
     assert done.code == 0 and "attempt 1 of 3" in done.err and tree(here / "tree") == tree(box / "tree")
+
+
+def test_a_lost_link_where_only_something_is_asked_is_made_good(server, do, box, proxy):
+    for number in range(40):
+        (box / f"{number:03}").touch()
+    for words in (["list"], ["stat", "000"], ["help"], ["get", "*9"], ["delete", "*8"]):
+        done = do(*words, port=proxy(server.port, cut_at=60, times=1).port)
+        assert done.code == 0 and "attempt 1 of 3" in done.err, done
+    assert len(os.listdir(box)) == 36
+    cut = do("list", port=proxy(server.port, cut_at=500, times=1).port)
+    assert cut.code == 18 and cut.out and "what was shown is not all" in cut.err, cut
+
+
+@pytest.mark.parametrize("words", [["delete", "a"], ["mkdir", "d"], ["rename", "a", "b"]])
+def test_a_lost_link_where_something_is_changed_tells_what_is_unknown(server, do, box, proxy, words):
+    (box / "a").touch()
+    done = do(*words, port=proxy(server.port, cut_at=60).port)
+    assert done.code == 56 and f"unknown whether {words[0]} was done to {words[1]}" in done.err, done
+
+
+def test_a_password_is_not_repeated_in_what_to_type_again():
+    assert script.typed(["put", "a b", "--password", "x", "--password=y z", "p"]) == "put 'a b' --password ... --password=... p"
+    assert script.typed(["--pass", "x", "--pa=y\nz", "list"]) == "--pass ... --pa=... list", "argparse takes the beginning of a flag for the flag"
 
 
 @pytest.mark.parametrize("verb", ["put", "get"])
@@ -254,6 +291,25 @@ def test_a_part_of_another_source_is_not_used(server, do, here, box, proxy):
             do("put", "big", "--retries", "0", port=proxy(server.port, cut_at=2 << 20, toward="server").port)
             server.wait_for("put big: cut at")
     assert do("put", "big").code == 0 and (box / "big").read_bytes() == BIG[::-1]
+
+
+def test_a_silent_standard_input_keeps_the_upload_alive_and_a_refusal_is_heard_meanwhile(listeners, tmp_path):
+    def talk(conn):
+        conn.sendall(b"sixsockets 1 max-line=32768 auth=none you=10.0.0.9:9\n")
+        file = conn.makefile("rb")
+        heard.extend(file.readline() for _ in range(5))
+        conn.sendall(b"err put x reason=disk-full received=2\n")
+        file.read()
+
+    heard = []
+    listeners.append(Listener(talk))
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import client; client.LIFE = 0.05; sys.exit(client.main(sys.argv[1:]))"
+    put = Process("-c", code, "--port", listeners[-1].port, "put", "-", "--as", "x", stdin=subprocess.PIPE)
+    put.process.stdin.write(b"a\n")
+    put.process.stdin.flush()
+    assert put.wait() == 25 and "(disk-full after 2 bytes)" in put.err, put.err
+    put.process.stdin.close()
+    assert heard[:5] == [b"put x\n", b"data 2\n", b"a\n", b"note x\n", b"note x\n"], heard
 
 
 def test_a_cut_download_to_standard_output_goes_on(server, do, box, proxy):
@@ -289,6 +345,53 @@ def test_a_killed_client_or_server_is_resumed(spawn, run, here, box, proxy):
     done = run("client.py", "--port", server.port, "--json", "put", "big", cwd=here)
     assert done.code == 0 and (box / "big").read_bytes() == BIG * 10
     assert json.loads(done.out.splitlines()[-1])["bytes"] == len(BIG) * 10 - kept
+
+
+STEPS = {"put": ["open", "fstat", "read", "send", "close"], "get": ["mkdir", "open", "write", "utime", "link", "unlink", "close"],
+         "get --force": ["open", "write", "utime", "replace"]}
+
+
+@pytest.mark.parametrize("command", STEPS)
+def test_killed_at_each_step_the_same_command_completes_it(server, here, box, full, command):
+    """A tree with a large file among small ones; the process dies right after its first, second, third such call."""
+    for step, turn in itertools.product(STEPS[command], (1, 2, 3)):
+        if full or (step, turn) in (("send", 2), ("read", 3), ("write", 2), ("link", 1), ("unlink", 3), ("replace", 1)):
+            kill_and_complete(server, here, box, command, step, turn)
+
+
+def kill_and_complete(server, here, box, command, step, turn):
+    (verb, *flags), top = command.split(), f"{step}{turn}"
+    source, target = (here, box) if verb == "put" else (box, here)
+    (source / top / "d/e").mkdir(parents=True)
+    for name, data in (("a", b"new"), ("big", BIG), ("d/c", b"new too")):
+        (source / top / name).write_bytes(data)
+    if flags:
+        (target / top).mkdir()
+        (target / top / "a").write_text("old and long")
+    code = f"""
+import os, runpy, signal, socket, sys
+left, place = [{turn}], {"socket.socket" if step == "send" else "os"}
+true = place.{step}
+def deadly(first, *rest, **more):
+    result = true(first, *rest, **more)
+    left[0] -= {step!r} not in ("open", "fstat", "close") or "client.py" in sys._getframe(1).f_code.co_filename
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+os.supports_dir_fd = {{*os.supports_dir_fd, deadly}}
+os.supports_fd = {{*os.supports_fd, deadly}}
+place.{step} = deadly
+sys.argv = {["client.py", "--port", str(server.port), verb, *flags, top]!r}
+runpy.run_path({str(ROOT / "client.py")!r}, run_name="__main__")
+"""
+    killed = subprocess.run([sys.executable, "-c", code], cwd=here, stderr=subprocess.PIPE, timeout=60, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    whole = tree(source / top)
+    for name, fact in tree(target / top).items():
+        assert ".six-" in name or fact == whole[name] or (flags and fact[0] == b"old and long"), (name, fact)
+    again = [sys.executable, ROOT / "client.py", "--port", str(server.port), verb, *flags, top]
+    done = subprocess.run(again, cwd=here, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0 and {name: fact for name, fact in tree(target / top).items() if ".six-" not in name} == whole, done.stderr
 
 
 @pytest.mark.parametrize("verb", ["put", "get"])
@@ -526,6 +629,11 @@ def test_times_are_compared_at_the_coarser_precision(one, other, alike):
     assert script.same(5, one, 5, other) is alike and not script.same(5, one, 6, other)
 
 
+@pytest.mark.parametrize("told", ["ab" * 32, "AB" * 32, ":".join(["AB"] * 32), "sha256 Fingerprint=" + ":".join(["AB"] * 32), "sha256:" + "ab" * 32])
+def test_a_pin_is_taken_as_we_and_as_openssl_print_it(told):
+    assert script.pin(told) == "ab" * 32
+
+
 def test_clock():
     assert [script.clock(seconds) for seconds in (0, 61.9, 3600, 36061)] == ["0:00", "1:01", "1:00:00", "10:01:01"]
 
@@ -547,3 +655,38 @@ def test_every_python_since_3_9_runs_it_alone(alone, server, box, full):
         for words in (["put", "x"], ["get", "x"], ["list"]):
             done = subprocess.run([found[version], "-I", str(path), "--port", str(server.port), *words], cwd=path.parent, capture_output=True, text=True, check=False)
             assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+
+
+LATER = """
+import os, runpy, sys, time
+true = time.time
+time.time = lambda: true() + 8 * 86400
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_parts_that_nobody_came_back_for_are_swept_on_both_sides(spawn, server, here, box, tmp_path):
+    """Eight days later, where something new comes: all but those that somebody writes, and what only looks like one."""
+    names = [f".six-{digit * 32}.part" for digit in "0123"]
+    for folder in (here, here / "deep", here / "new", box, box / "deep"):
+        folder.mkdir(exist_ok=True)
+        for name in [*names, ".six-mine"]:
+            (folder / name).write_bytes(b"half")
+    (box / "deep/x").write_bytes(b"x")
+    kept = sorted([names[3], ".six-mine"])
+    with contextlib.ExitStack() as stack:
+        for folder in (here, here / "deep", here / "new", box, box / "deep"):
+            fcntl.flock(stack.enter_context((folder / names[3]).open()), fcntl.LOCK_EX)
+        code = tmp_path / "later.py"
+        code.write_text(LATER)
+        for target in (here, here / "new"):
+            done = subprocess.run([sys.executable, code, ROOT / "client.py", "--port", str(server.port), "get", "deep", "-o", target],
+                                  cwd=here, capture_output=True, text=True, timeout=60, check=False)
+            assert done.returncode == 0, done.stderr
+        assert sorted(os.listdir(here)) == sorted([*kept, "deep", "new"])
+        assert sorted(os.listdir(here / "deep")) == sorted([*kept, "x"]) and sorted(os.listdir(here / "new")) == sorted([*kept, "deep"])
+        assert names[0] in os.listdir(box), "the server has the right time"
+        later = spawn(code, ROOT / "server.py", box)
+        until(lambda: sorted(os.listdir(box)) == sorted([*kept, "deep"]) and sorted(os.listdir(box / "deep")) == sorted([*kept, "x"]), "no parts but one")
+        later.wait_for(r"removed deep/\.six-0{32}\.part: nobody resumed it in 7 days")

@@ -1,4 +1,4 @@
-"""httpclient.py against nginx (index pages, ranges, dav, passwords, TLS), a CONNECT proxy, and httpserver.py."""
+"""httpclient.py against nginx (index pages, ranges, dav, passwords, TLS), a CONNECT proxy, Caddy, and httpserver.py."""
 import hashlib
 import os
 import random
@@ -262,6 +262,38 @@ def test_ctrl_c_in_the_middle_and_again_on_a_terminal(nginx, proxy, run, tmp_pat
     assert done.code == 0 and "> Range: bytes=" in done.err and (tmp_path / "big.bin").read_bytes() == BODY
 
 
+# --- Caddy ---
+@pytest.fixture
+def caddy(tmp_path):
+    port, folder = free_port(), tmp_path / "www"
+    (folder / "sub ü#?%41").mkdir(parents=True)
+    (folder / "big.bin").write_bytes(BODY)
+    (folder / "sub ü#?%41" / "a b.txt").write_text("hello")
+    site = f"{{\nadmin off\nauto_https off\n}}\nhttp://127.0.0.1:{port} {{\nroot * {folder}\nencode gzip\nfile_server browse\n}}\n"
+    (tmp_path / "Caddyfile").write_text(site)
+    process = Process(shell="exec caddy run --config Caddyfile", cwd=tmp_path, env={"XDG_DATA_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)})
+    process.wait_for("serving initial configuration")
+    yield folder, port
+    process.process.terminate()
+    process.wait()
+
+
+@pytest.mark.skipif(shutil.which("caddy") is None, reason="caddy is not installed")
+def test_caddy_is_listed_mirrored_and_continued(run, caddy, proxy, tmp_path):
+    folder, port = caddy
+    url = f"http://127.0.0.1:{port}/"
+    out = run("httpclient.py", "list", url).out.decode()
+    assert re.search(r"^ +3000000  \d{4}-\d\d-\d\d \d\d:\d\d  big\.bin$", out, re.MULTILINE) and "sub ü#?%41/" in out
+    for said in "2 saved\n", "2 same\n":
+        done = run("httpclient.py", "mirror", url, "-o", "copy", cwd=tmp_path)
+        assert (done.code, done.err) == (0, said) and tree(tmp_path / "copy") == tree(folder)
+    for more in [], ["--connections", 3]:
+        way = proxy(port, cut_at=700_000, times=4)
+        assert run("httpclient.py", "get", f"http://127.0.0.1:{way.port}/big.bin", "--force", *more, cwd=tmp_path).code == 0
+        assert (tmp_path / "big.bin").read_bytes() == BODY
+    assert run("httpclient.py", "put", "big.bin", f"{url}new", cwd=tmp_path).code == 22  # it serves files, and takes none
+
+
 # --- httpserver.py, the other half of the pair ---
 @needs_server
 def test_with_httpserver_everything_round_trips(run, spawn, tmp_path):
@@ -288,13 +320,20 @@ def test_with_httpserver_everything_round_trips(run, spawn, tmp_path):
     assert run("httpclient.py", "post", "/new/", "--form", f"file=@{source / 'big'}", *at).code == 0
     assert run("httpclient.py", "delete", "/new/big", *at).code == 0
     assert run("httpclient.py", "get", "/new/big", *at, cwd=tmp_path).code == 22
+    assert run("httpclient.py", "upload", shared / "up", "/up/itself/", *at).code == 0  # the server shares what is sent
+    assert (shared / "up" / "itself" / "sub").is_dir() and not (shared / "up" / "itself" / "itself").exists()
+    (tmp_path / "deep" / "/".join("d" * 101)).mkdir(parents=True)
+    done = run("httpclient.py", "upload", tmp_path / "deep", "/deep/", *at)
+    assert done.code == 26 and "100 folders deep" in done.err and "Traceback" not in done.err
 
 
 @needs_server
 def test_with_httpserver_an_upload_is_resumed(run, spawn, proxy, tmp_path):
     (tmp_path / "shared").mkdir()
     (tmp_path / "big").write_bytes(BODY)
+    os.utime(tmp_path / "big", (1_600_000_000, 1_600_000_000))
     server = spawn("httpserver.py", tmp_path / "shared")
     way = proxy(server.port, cut_at=1_200_000, toward="server", times=2)
     done = run("httpclient.py", "put", "big", f"http://127.0.0.1:{way.port}/big", "-v", cwd=tmp_path)
     assert done.code == 0 and "> PATCH " in done.err and (tmp_path / "shared" / "big").read_bytes() == BODY
+    assert int(os.stat(tmp_path / "shared" / "big").st_mtime) == 1_600_000_000

@@ -139,9 +139,14 @@ def ask(wire, server):
 
 
 def tree(folder):
-    """Every file below a folder with its content, hidden ones too."""
-    return {os.fsencode(os.path.join(where, name))[len(os.fsencode(folder)) + 1:]: open(os.path.join(where, name), "rb").read()
-            for where, _, names in os.walk(folder) for name in names}
+    """Every file below a folder with its content, hidden ones too; but none that goes away meanwhile, as parts do."""
+    found = {}
+    for where, _, names in os.walk(folder):
+        for name in names:
+            path = os.path.join(where, name)
+            with suppress(FileNotFoundError), open(path, "rb") as file:
+                found[os.fsencode(path)[len(os.fsencode(folder)) + 1:]] = file.read()
+    return found
 
 
 def url(name):

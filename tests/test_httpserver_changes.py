@@ -1,5 +1,6 @@
 """httpserver.py: uploads, forms, deleting, renaming, resuming, archives; and what many, slow or hostile clients do to it."""
 import ctypes
+import fcntl
 import hashlib
 import io
 import itertools
@@ -247,21 +248,54 @@ def test_an_upload_in_pieces_is_one_file(ask, folder):
     done = append(ask, location, 1000, DATA[1000:])
     assert (done.status, done.fields["upload-complete"], done.fields["location"]) == (201, "?1", "/big")
     assert tree(folder) == {b"a.txt": b"hello\n", b"big": DATA}
+
+
+def test_a_complete_upload_says_so_as_long_as_its_file_stays(spawn, ask, folder):
+    (folder / "big").write_bytes(DATA)
+    location = begin(ask, more="X-OC-Mtime: 1500000000\r\n")
+    done = append(ask, location, 0, DATA)
+    assert (done.status, done.fields["location"]) == (201, "/big%20%281%29")
+    after_a_restart = spawn("httpserver.py", folder)
+    state = ask("HEAD", location, to=after_a_restart).fields
+    assert (state["upload-complete"], state["upload-offset"], state["upload-length"], state["location"]) == ("?1", "300000", "300000", "/big%20%281%29")
+    assert append(ask, location, len(DATA), b"").status == append(ask, location, 0, DATA).status == 400
+    assert ask("DELETE", location).status == 400
+    assert (folder / "big (1)").read_bytes() == DATA and (folder / "big (1)").stat().st_mtime // 1 == 1500000000
+    assert ask("PUT", "/big%20%281%29", body=DATA).status == 204
     assert ask("HEAD", location).status == 404
 
 
 def test_an_upload_that_was_cut_goes_on_where_the_server_stands_even_another_server(spawn, server, wire, ask, folder):
+    other = spawn("httpserver.py", folder)
     location = begin(ask, "/x")
     connection = wire().send(f"PATCH {location} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/partial-upload\r\nUpload-Offset: 0\r\nUpload-Complete: ?1\r\n"
                              f"Content-Length: {len(DATA)}\r\n\r\n".encode() + DATA[:100000])
     until(lambda: any(len(data) == 100000 for data in tree(folder).values()), "the part")
-    state = ask("HEAD", location)  # the old connection still is open: it is ended first
+    state = ask("HEAD", location, to=other)  # the old connection still is open: it is ended first
     assert state.fields["upload-offset"] == "100000"
-    assert connection.closed() or connection.reply().status >= 400
+    assert connection.reply().status == 409 and connection.closed()
     server.kill()
-    other = spawn("httpserver.py", folder)
     assert append(ask, location, 100000, DATA[100000:], to=other).status == 201
     assert tree(folder) == {b"a.txt": b"hello\n", b"x": DATA}
+
+
+def test_an_upload_can_be_taken_over_although_its_old_connection_still_sends(server, wire, ask, folder):
+    location = ask("PUT", "/x", "Upload-Complete: ?0\r\n").fields["location"]
+    old = wire().send(f"PATCH {location} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/partial-upload\r\nUpload-Offset: 0\r\nUpload-Complete: ?1\r\n"
+                      "Transfer-Encoding: chunked\r\n\r\n")
+
+    def go_on():
+        with suppress(ConnectionError, TimeoutError):
+            while not select.select([old.sock], [], [], 0)[0]:
+                old.send(b"40000\r\n%b\r\n" % bytes(0x40000))
+    sender = threading.Thread(target=go_on)
+    sender.start()
+    until(lambda: any(len(data) > 0 for name, data in tree(folder).items() if name != b"a.txt"), "the part")
+    assert ask("HEAD", location).status == 204
+    assert ask("DELETE", location).status == 204
+    sender.join()
+    assert old.reply().status == 409
+    assert tree(folder) == {b"a.txt": b"hello\n"}
 
 
 def test_interim_answers_go_to_clients_of_the_same_draft_only(wire, ask):
@@ -272,6 +306,27 @@ def test_interim_answers_go_to_clients_of_the_same_draft_only(wire, ask):
     assert connection.reply().status == 201
     assert wire().send(request.format(7)).reply().status == 204
     assert ask("OPTIONS", "/").fields["accept-patch"] == "application/partial-upload"
+
+
+def test_a_client_of_the_same_draft_is_told_how_much_has_arrived(wire, ask):
+    head = f"PATCH {begin(ask, '/x', 6)} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/partial-upload\r\nUpload-Complete: ?1\r\n"
+    connection = wire().send(f"{head}Upload-Draft-Interop-Version: 8\r\nUpload-Offset: 0\r\nContent-Length: 6\r\n\r\n123")
+    note = connection.reply()
+    assert (note.status, note.fields) == (104, {"upload-draft-interop-version": "8", "upload-offset": "3"})
+    assert connection.send("456").reply().status == 201
+
+
+def test_a_file_keeps_the_time_that_it_has_at_the_client(ask, folder):
+    for method, path in ("PUT", "/x"), ("POST", "/"):
+        reply = ask(method, path, "X-OC-Mtime: 1234567890\r\nContent-Disposition: inline; filename=y\r\n", b"data")
+        assert (reply.status, reply.fields["x-oc-mtime"]) == (201, "accepted")
+        assert ask("GET", reply.fields["location"]).fields["last-modified"] == "Fri, 13 Feb 2009 23:31:30 GMT"
+        assert ask("HEAD", reply.fields["location"]).fields["etag"] == reply.fields["etag"]
+    tags = {ask("PUT", "/x", "X-OC-Mtime: 1234567890\r\n", b"%d" % n).fields["etag"] for n in range(5)}
+    assert len(tags) == 5  # of one size, one time, and in turn of one inode
+    for wrong in "", "-1", "1e9", "1.5", "+1", "12345678901", "nan", "1, 2":
+        assert ask("PUT", "/a.txt", f"X-OC-Mtime: {wrong}\r\n", b"data").status == 400, wrong
+    assert (folder / "a.txt").read_bytes() == b"hello\n"
 
 
 def test_wrong_resumptions_are_refused_and_change_nothing(ask, folder):
@@ -294,11 +349,12 @@ def test_wrong_resumptions_are_refused_and_change_nothing(ask, folder):
 
 @pytest.fixture
 def halfway(spawn, folder, tmp_path):
-    """A server that stops between the link() and the unlink() of its renames until it gets a line on stdin."""
+    """A server that stops after the link() and before the replace() of its renames until it gets a line on stdin."""
     script = tmp_path / "halfway.py"
-    script.write_text("import os, runpy, sys\nlink = os.link\n"
+    script.write_text("import os, runpy, sys\nlink, replace = os.link, os.replace\n"
                       "def halfway(*args, **more):\n    link(*args, **more)\n    os.write(2, b'linked\\n')\n    sys.stdin.readline()\n"
-                      f"os.link, sys.argv[0] = halfway, 'httpserver.py'\nrunpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n")
+                      "def later(*args, **more):\n    os.write(2, b'linked\\n')\n    sys.stdin.readline()\n    replace(*args, **more)\n"
+                      f"os.link, os.replace, sys.argv[0] = halfway, later, 'httpserver.py'\nrunpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n")
     server = spawn(str(script), folder, stdin=subprocess.PIPE)
     yield server
     server.process.stdin.close()
@@ -308,7 +364,7 @@ def meanwhile(server, first, second):
     """Two replies: to a request that renames, and to another that comes in the middle of that. (It may have to wait for the first one.)"""
     server.wait_for("linked")
     select.select([second.sock], [], [], 0.3)
-    server.process.stdin.write(b"\n")
+    server.process.stdin.write(b"\n\n")
     server.process.stdin.flush()
     return first.reply(), second.reply()
 
@@ -321,23 +377,65 @@ def test_a_file_put_while_its_old_one_is_moved_away_stays(halfway, wire, ask, fo
     assert tree(folder) == {b"a.txt": b"new", b"b": b"hello\n"}
 
 
+def test_a_file_deleted_while_it_is_moved_is_moved(halfway, wire, folder):
+    first = wire(halfway).send("MOVE /a.txt HTTP/1.1\r\nHost: localhost\r\nDestination: /b\r\nOverwrite: F\r\n\r\n")
+    halfway.wait_for("linked")
+    second = wire(halfway).send("DELETE /a.txt HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert [reply.status for reply in meanwhile(halfway, first, second)] == [201, 404]
+    assert tree(folder) == {b"b": b"hello\n"}
+
+
+def test_a_file_moved_to_where_one_is_put_comes_before_or_after_that(halfway, wire, ask, folder):
+    (folder / "sub").mkdir()
+    (folder / "sub" / "x").write_bytes(b"old")
+    tag = ask("HEAD", "/sub/x", to=halfway).fields["etag"]
+    first = wire(halfway).send(f"PUT /sub/x HTTP/1.1\r\nHost: localhost\r\nIf-Match: {tag}\r\nContent-Length: 3\r\n\r\nnew")
+    halfway.wait_for("linked")
+    second = wire(halfway).send("MOVE /a.txt HTTP/1.1\r\nHost: localhost\r\nDestination: /sub/x\r\n\r\n")
+    select.select([second.sock], [], [], 0.3)
+    assert halfway.err.count("linked") == 1  # not between what the other checks and what it replaces
+    assert [reply.status for reply in meanwhile(halfway, first, second)] == [204, 204]
+    assert tree(folder) == {b"sub/x": b"hello\n"}
+
+
+def test_of_two_writers_who_replace_the_same_version_one_wins(halfway, wire, ask, folder):
+    head = f"PUT /a.txt HTTP/1.1\r\nHost: localhost\r\nIf-Match: {ask('HEAD', '/a.txt', to=halfway).fields['etag']}\r\nContent-Length: 5\r\n\r\n"
+    first = wire(halfway).send(head + "first")
+    halfway.wait_for("linked")
+    second = wire(halfway).send(head + "other")
+    assert [reply.status for reply in meanwhile(halfway, first, second)] == [204, 412]
+    assert tree(folder) == {b"a.txt": b"first"}
+
+
 def test_nobody_appends_to_an_upload_that_is_just_being_put_in_its_place(halfway, wire, ask, folder):
     location = ask("POST", "/", "Upload-Complete: ?0\r\nContent-Disposition: inline; filename=big\r\n", to=halfway).fields["location"]
     head = f"PATCH {location} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/partial-upload\r\nContent-Length: 5\r\n"
     first = wire(halfway).send(f"{head}Upload-Offset: 0\r\nUpload-Complete: ?1\r\n\r\nhello")
     halfway.wait_for("linked")
     second = wire(halfway).send(f"{head}Upload-Offset: 5\r\nUpload-Complete: ?0\r\n\r\nworld")
-    assert [reply.status for reply in meanwhile(halfway, first, second)] == [201, 404]
+    assert [reply.status for reply in meanwhile(halfway, first, second)] == [201, 400]
     assert tree(folder) == {b"a.txt": b"hello\n", b"big": b"hello"}
 
 
+def test_another_file_with_the_inode_of_a_given_up_upload_is_not_taken_for_it(ask, folder):
+    location = begin(ask, "/x", 10)
+    assert ask("DELETE", location).status == 204
+    for fields in "", "Upload-Complete: ?1\r\n", "X-OC-Mtime: 1234567890\r\n":
+        assert ask("PUT", "/x", fields, b"other data").status in (201, 204)
+        stale = f"{location.partition('&file=')[0]}&file={(folder / 'x').stat().st_ino}"  # what an upload with this inode would have got
+        assert ask("HEAD", stale).status == 404 == append(ask, stale, 0, b"0123456789").status
+
+
 def test_old_parts_expire_and_are_never_served(ask, folder):
-    old, young = (folder / f".six-{digit * 32}.part" for digit in "01")
-    old.write_bytes(b"x")
-    young.write_bytes(b"x")
+    old, young, busy = (folder / f".six-{digit * 32}.part" for digit in "012")
+    for part in (old, young, busy):
+        part.write_bytes(b"x")
     os.utime(old, (1, 1))
-    begin(ask)
-    assert not old.exists() and young.exists()
+    os.utime(busy, (1, 1))  # as its file's time is set a moment before it is put in its place
+    with open(busy, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        begin(ask)
+        assert not old.exists() and young.exists() and busy.exists()
     assert b".six" not in ask("GET", "/").body + ask("GET", "/?tar").body
 
 
@@ -532,6 +630,20 @@ def test_without_descriptors_it_pauses_and_recovers(spawn, folder, ask, wire):
     assert ask("GET", "/a.txt", to=server).status == 200
 
 
+def test_without_threads_no_other_answer_stands_in_the_middle_of_one(spawn, folder, wire, tmp_path):
+    (tmp_path / "few.py").write_text("import runpy, sys, threading\nstart, left = threading.Thread.start, [1]\n"
+                                     "def few(thread):\n    left[0] -= 1\n    if left[0] < 0:\n        raise RuntimeError('no more')\n    start(thread)\n"
+                                     f"threading.Thread.start, sys.argv[0] = few, 'httpserver.py'\nrunpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n")
+    (folder / "big").write_bytes(b"x" * 131072)
+    server = spawn(str(tmp_path / "few.py"), folder)
+    assert wire(server).send("GET /?tar HTTP/1.1\r\nHost: localhost\r\n\r\n").reply().status == 503
+    reader = wire(server, narrow=True)
+    for count in itertools.takewhile(lambda count: " cut off " not in server.err, range(25, 1000, 25)):
+        reader.send("GET /big HTTP/1.1\r\nHost: localhost\r\n\r\n" * 25)  # more and more, until the kernel has no room
+        until(lambda count=count: server.err.count("/big") >= count or " cut off " in server.err, "the answers")
+    assert b"too many" not in reader.exactly(1 << 30)
+
+
 def test_reset_at_once_and_garbage_leave_it_whole(server, ask):
     for data in [b"", b"\x16\x03\x01\x02\x00\x01\x00", b"\0" * 5000, b"\r\n" * 5000, b"GET", os.urandom(5000)] * 10:
         sock = server.connect()
@@ -583,7 +695,7 @@ def test_the_log_goes_to_a_file_or_nowhere(spawn, folder, ask, tmp_path):
 
 def test_what_is_said_about_wrong_command_lines(run, folder):
     for args, code, words in [
-        (["--host", "0.0.0.0"], 2, "--open"), (["nowhere"], 26, "cannot share nowhere"), (["--port", "99999"], 2, "65535"), (["--header", "no"], 2, "NAME: VALUE"),
+        (["nowhere"], 26, "cannot share nowhere"), (["--port", "99999"], 2, "65535"), (["--header", "no"], 2, "NAME: VALUE"),
         (["--header", "A: b\r\nC: d"], 2, "NAME: VALUE"), (["--max-size", "big"], 2, "500k"), (["--host", "192.0.2.1", "--open"], 45, "not an address of this machine"),
         (["--workers", "2", "--once"], 2, "one process"), (["--log", "nowhere/log"], 23, "cannot write the log"),
     ]:
@@ -633,41 +745,59 @@ def test_trace_shows_the_wire_and_masks_secrets(spawn, folder, ask):
     assert "c2VjcmV0" not in server.err
 
 
-@pytest.mark.skipif(not shutil.which("nginx"), reason="needs nginx")
-def test_behind_nginx_two_servers_of_one_folder_are_one(spawn, folder, ask, tmp_path):
+NGINX = """daemon off; master_process off; pid {here}/pid; error_log {here}/error.log;
+events {{}}
+http {{ access_log off; client_body_temp_path {here}/body; proxy_temp_path {here}/proxy; fastcgi_temp_path {here}/f; uwsgi_temp_path {here}/u; scgi_temp_path {here}/s;
+upstream both {{ server 127.0.0.1:{first}; server 127.0.0.1:{second}; }}
+server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://both; proxy_http_version 1.1; proxy_set_header Host 127.0.0.1; proxy_set_header X-Forwarded-Host $host;
+proxy_set_header Connection ""; }} }} }}"""
+HAPROXY = """defaults
+  mode http
+  timeout connect 5s
+  timeout client 20s
+  timeout server 20s
+listen both
+  bind 127.0.0.1:{port}
+  http-request set-header X-Forwarded-Host %[req.hdr(Host)]
+  http-request set-header Host 127.0.0.1
+  server first 127.0.0.1:{first}
+  server second 127.0.0.1:{second}
+"""
+
+
+@pytest.mark.parametrize(("program", "config"), [
+    pytest.param(command, config, id=command[0], marks=pytest.mark.skipif(not shutil.which(command[0]), reason=f"needs {command[0]}"))
+    for command, config in ((["nginx", "-c"], NGINX), (["haproxy", "-q", "-db", "-f"], HAPROXY))])
+def test_behind_a_proxy_two_servers_of_one_folder_are_one(program, config, spawn, folder, ask, tmp_path):
     first, second = spawn("httpserver.py", folder), spawn("httpserver.py", folder)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    config = tmp_path / "nginx.conf"
-    config.write_text(f"""daemon off; master_process off; pid {tmp_path}/pid; error_log {tmp_path}/error.log;
-events {{}}
-http {{ access_log off; client_body_temp_path {tmp_path}/body; proxy_temp_path {tmp_path}/proxy; fastcgi_temp_path {tmp_path}/f; uwsgi_temp_path {tmp_path}/u; scgi_temp_path {tmp_path}/s;
-upstream both {{ server 127.0.0.1:{first.port}; server 127.0.0.1:{second.port}; }}
-server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://both; proxy_http_version 1.1; proxy_set_header Host 127.0.0.1; proxy_set_header X-Forwarded-Host $host;
-proxy_set_header Connection ""; }} }} }}""")
-    nginx = subprocess.Popen(["nginx", "-c", config], stderr=subprocess.PIPE)
+    (tmp_path / "config").write_text(config.format(here=tmp_path, first=first.port, second=second.port, port=port))
+    process = subprocess.Popen([*program, tmp_path / "config"], stderr=subprocess.PIPE)
     try:
-        front = type("Front", (), {"connect": lambda self: socket.create_connection(("127.0.0.1", port))})()
+        front = type("Front", (), {"connect": lambda self: socket.create_connection(("127.0.0.1", port), 20)})()
 
         def up():
             with suppress(ConnectionError):
                 return front.connect().close() is None
-        until(up, "nginx")
+        until(up, program[0])
         origin = "Origin: http://localhost\r\n"
         location = begin(ask, "/shared", len(DATA), origin, to=front)
         for start in range(0, len(DATA), 100000):
             chunk = DATA[start:start + 100000]
             reply = append(ask, location, start, chunk, "?1" if start + 100000 >= len(DATA) else "?0", to=front)
             assert reply.status in (201, 204), reply
+        assert {ask("HEAD", location, to=front).fields["upload-complete"] for _ in range(4)} == {"?1"}
         assert len({ask("GET", "/shared", to=front).fields["etag"] for _ in range(4)}) == 1
         assert {ask("GET", "/shared", to=front).body for _ in range(4)} == {DATA}
+        assert ask("PUT", "/shared", "Upload-Complete: ?1\r\nUpload-Draft-Interop-Version: 8\r\n", DATA, to=front).status == 204
         assert ask("DELETE", "/shared", "Origin: http://evil.example\r\n", to=front).status == 403
         assert len({ask("HEAD", "/?tar", to=front).fields["etag"] for _ in range(4)}) == 1
     finally:
-        nginx.terminate()
-        nginx.wait()
-        nginx.stderr.close()
+        process.terminate()
+        process.wait()
+        process.stderr.close()
     first.wait_for("PATCH")
     second.wait_for("PATCH")
 

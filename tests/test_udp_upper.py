@@ -338,7 +338,8 @@ def test_the_queue_of_answers_held_back_is_bounded(spawn, asker):
 def receive_queue(server):
     """Bytes that wait in the server's socket, from /proc/net/udp."""
     with open("/proc/net/udp") as table:
-        rows = [row.split() for row in table if f":{server.port:04X} " in row.split("  ")[0] + " "]
+        rows = [words for row in table if (words := row.split())[1].endswith(f":{server.port:04X}")]
+    assert rows, "the server's socket is not in the table"
     return sum(int(row[4].split(":")[1], 16) for row in rows)
 
 

@@ -1,0 +1,975 @@
+"""From client to client through server.py: who, receive, send and chat, as bytes and with the real client."""
+import contextlib
+import hashlib
+import json
+import os
+import pty
+import random
+import re
+import resource
+import select
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from conftest import DEADLINE, ROOT, Listener, Process, until
+
+sys.path.insert(0, str(ROOT))
+import client as script
+
+BIG = random.Random(5).randbytes(12 << 20)  # more than the kernel's buffers on the way hold
+HELLO = b"hello\n"
+
+
+def sha(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+class Peer:
+    """A client by hand: lines out, lines in."""
+
+    def __init__(self, server, *, small=False):
+        self.sock = socket.socket()
+        self.sock.settimeout(DEADLINE)
+        if small:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self.sock.connect((server.host, server.port))
+        if server.tls:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            self.sock = context.wrap_socket(self.sock)
+        self.file = self.sock.makefile("rb")
+        self.name = self.line().split("you=")[1]
+
+    def tell(self, text):
+        self.sock.sendall(text if isinstance(text, bytes) else text.encode() + b"\n")
+
+    def line(self):
+        return self.file.readline().decode(errors="backslashreplace").rstrip("\n")
+
+    def answer(self):
+        """The next line that is no note."""
+        while (found := self.line()).startswith("note ") and "lost=" not in found:
+            pass
+        return found
+
+    def ask(self, text):
+        self.tell(text)
+        return self.answer()
+
+    def lines(self, text, last="ok "):
+        """All lines of an answer."""
+        found = [self.ask(text)]
+        while not found[-1].startswith((last, "err ")):
+            found.append(self.answer())
+        return found
+
+    def body(self):
+        """What follows a put: its bytes, and the line after them."""
+        data = b""
+        while (found := self.answer()).startswith("data "):
+            data += self.file.read(int(found[5:]))
+        return data, found
+
+    def accept(self):
+        """Take a file as a receiver does."""
+        offer = self.answer()
+        name = offer.split()[1]
+        data, end = self.body()
+        assert end == f"end sha256={sha(data)}", end
+        self.tell(f"ok put {name} size={len(data)} sha256={sha(data)} verified=yes")
+        return name, data
+
+    def send(self, to, name="x", data=HELLO):
+        """A whole file; the lines that answer it."""
+        return self.lines(b"send %b %b size=%d\n%b" % (to.encode(), name.encode(), len(data), body(data)))
+
+    def close(self):
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+        self.file.close()
+        self.sock.close()
+
+
+def body(data, end=True):
+    return b"data %d\n%b" % (len(data), data) + (b"end sha256=%b\n" % sha(data).encode() if end else b"")
+
+
+@pytest.fixture
+def start(spawn, tmp_path):
+    def started(*flags, **more):
+        server = spawn("server.py", tmp_path / "box", *flags, **more)
+        server.tls = "--tls" in flags
+        server.cpu = lambda: sum(map(int, Path(f"/proc/{server.pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13])) / os.sysconf("SC_CLK_TCK")
+        return server
+    return started
+
+
+@pytest.fixture
+def server(start, request):
+    return start(*getattr(request, "param", ()))
+
+
+OVER_TLS = pytest.mark.parametrize("server", [(), ("--tls",)], ids=["plain", "tls"], indirect=True)
+if not shutil.which("openssl"):
+    OVER_TLS = pytest.mark.parametrize("server", [()], indirect=True)
+
+
+@pytest.fixture
+def peer(server):
+    made = []
+
+    def connect(first="", to=None, **more):
+        made.append(Peer(to or server, **more))
+        if first:
+            assert made[-1].lines(first)[-1].startswith("ok "), first
+        return made[-1]
+
+    yield connect
+    for each in made:
+        each.close()
+
+
+def meanwhile(call, *args):
+    """A call in a thread; what it returns comes from .result()."""
+    class Running(threading.Thread):
+        def run(self):
+            self.found = call(*args)
+
+        def result(self):
+            self.join(DEADLINE)
+            assert not self.is_alive(), f"{call.__name__} does not end"
+            return self.found
+
+    running = Running(daemon=True)
+    running.start()
+    return running
+
+
+# --- who, and nicks ---
+def test_who_lists_everybody_with_nick_and_mode(peer):
+    idle, bob, eve = peer("ping nick=anna"), peer("receive nick=bob"), peer("chat eve")
+    until(lambda: "mode=idle" in eve.lines("who")[0], "the first to be idle again")
+    assert eve.lines("who") == [f"client {idle.name} nick=anna mode=idle", f"client {bob.name} nick=bob mode=receive",
+                                f"client {eve.name} nick=eve mode=chat you=yes", "ok who count=3"]
+
+
+def test_a_nick_in_use_gets_a_number_and_is_free_again_afterwards(peer):
+    first = peer("ping nick=anna")
+    assert peer().ask("receive nick=Anna").endswith(" nick=Anna2")
+    assert peer().ask("chat ANNA").split()[3] == "nick=ANNA3"
+    assert first.ask("ping nick=anna") == "ok ping", "its own nick is not taken"
+    first.tell("bye")
+    assert first.line() == "ok bye" and first.line() == ""
+    watcher = peer()
+    until(lambda: not any("nick=anna " in line for line in watcher.lines("who")), "the nick to be free")
+    watcher.tell("ping nick=anna")
+    assert watcher.line() == "ok ping" and f"client {watcher.name} nick=anna mode=who you=yes" in watcher.lines("who")
+
+
+@pytest.mark.parametrize("nick", ["%20", "a%20b", "a:b", "127.0.0.1:9000", "a,b", "a%0Ab", "%1B[31m", "a>", "*", "x" * 33, "%E2%80%AE", "%FF", ""])
+def test_a_nick_that_could_pass_for_something_else_is_refused(peer, nick):
+    other = peer()
+    assert other.ask(f"ping nick={nick}") == "err ping reason=bad-nick" and other.ask("ping nick=Zoë_1.2-x") == "ok ping"
+
+
+# --- one file, many receivers ---
+@OVER_TLS
+def test_the_session_of_the_docstring(peer):
+    sender, bob, other = peer("ping nick=anna"), peer("receive nick=bob"), peer("receive")
+    sending = meanwhile(sender.send, f"bob,{other.name}")
+    for receiver in bob, other:
+        assert receiver.line() == f"put x size=6 from={sender.name} nick=anna"
+        assert receiver.body() == (HELLO, f"end sha256={sha(HELLO)}")
+        receiver.tell(f"ok put x size=6 sha256={sha(HELLO)} verified=yes as=x%20(1)")
+    told = f"ok put x as=x%20(1) size=6 sha256={sha(HELLO)} verified=yes"
+    *got, end = sending.result()
+    assert sorted(got) == sorted([f"got {bob.name} {told} nick=bob", f"got {other.name} {told}"])
+    assert end == "ok send x receivers=2 verified=2"
+
+
+@OVER_TLS
+def test_keys_folders_and_bytes_come_through_exactly(peer):
+    sender, bob = peer(), peer("receive nick=bob")
+    sending = meanwhile(sender.lines, "send bob a%20dir type=dir")
+    assert bob.line() == f"mkdir a%20dir from={sender.name}"
+    bob.tell("ok mkdir a%20dir")
+    assert sending.result() == [f"got {bob.name} ok mkdir a%20dir nick=bob", "ok send a%20dir receivers=1 verified=1"]
+    sender.tell(b"send bob a%%20dir/%%FF size=%d mtime_ns=-5 exec=yes\n" % len(BIG) + b"data 3\nabc")
+    assert bob.line() == f"put a%20dir/%FF size={len(BIG)} mtime_ns=-5 exec=yes from={sender.name}"
+    assert (bob.line(), bob.file.read(3)) == ("data 3", b"abc"), "what has come goes on at once, not only when a block is full"
+    sending = meanwhile(sender.lines, body(BIG[3:], end=False) + b"end\n")
+    assert bob.body() == (BIG[3:], "end")
+    bob.tell("err put a%20dir/%FF reason=wrong-digest")
+    assert sending.result() == [f"got {bob.name} err put a%20dir/%FF reason=wrong-digest nick=bob",
+                                "err send a%20dir/%FF reason=not-received receivers=1 verified=0"]
+
+
+def test_who_cannot_be_sent_to_is_told_and_the_connection_stays_usable(peer):
+    sender, bob, idle = peer("ping nick=anna"), peer("receive nick=bob"), peer()
+    sending = meanwhile(sender.send, f"nobody,anna,{idle.name},{sender.name},,BOB,{bob.name}")
+    assert bob.accept() == ("x", HELLO)
+    reasons = [f"got {name} err put x reason={reason}" for name, reason in (
+        ("nobody", "no-such-client"), ("anna", "yourself"), (idle.name, "not-receiving"), (sender.name, "yourself"))]
+    *got, ok, end = sending.result()
+    assert sorted(got) == sorted(reasons) and ok.startswith(f"got {bob.name} ok put x size=6") and end == "ok send x receivers=5 verified=1"
+    assert sender.send("127.0.0.1:1")[-1] == "err send x reason=not-received receivers=1 verified=0"
+    for name, reason in ("../x", "bad-name"), ("/etc/x", "bad-name"), ("a//b", "bad-name"), ("nul%00", "bad-name"):
+        assert sender.send("bob", name) == [f"err send {name.replace('nul%00', 'nul%00')} reason={reason}"]
+    for wrong in "bob", ", x", "n," * 2001 + "n x":
+        assert sender.ask(f"send {wrong}").startswith("err send ") and "reason=usage" in sender.ask(f"send {wrong}"), wrong[:9]
+    assert sender.ask("ping") == "ok ping"
+
+
+def test_nobody_can_make_a_line_longer_than_the_sender_may_take_nor_flood_the_log(server, peer):
+    sender, bob = peer(), peer("receive nick=bob")
+    sending = meanwhile(sender.send, "bob," + "ü" * 5000, "%FF" * 4096)
+    assert bob.answer().startswith("put %FF") and bob.body()[0] == HELLO
+    bob.tell(b"err put x reason=" + b"\xff" * 32000 + b"\n")
+    got = sending.result()
+    assert len(got) == 3 and max(map(len, got)) < script.MAX_LINE, [len(found) for found in got]
+    assert got[0].startswith("got " + "ü" * 1000 + " err") and got[1].endswith(" reason=" + "%FF" * 32 + " nick=bob")
+    server.wait_for(", not-received")
+    assert max(map(len, server.err.splitlines())) < 3000
+
+
+def test_a_request_ends_the_wait_unless_it_only_asks(peer):
+    sender, bob = peer(), peer("receive nick=bob")
+    assert bob.ask("ping") == "ok ping" and bob.lines("who")[-1] == "ok who count=2" and bob.lines("help")[-1].startswith("ok help")
+    sending = meanwhile(sender.send, "bob")
+    assert bob.accept() == ("x", HELLO) and sending.result()[-1] == "ok send x receivers=1 verified=1"
+    assert bob.ask("get nothing") == "err get nothing reason=no-such-file"
+    assert sender.send("bob")[0] == "got bob err put x reason=not-receiving"
+
+
+# --- somebody goes, or stands still ---
+@OVER_TLS
+@pytest.mark.parametrize("how", ["closes", "says bye", "breaks the protocol", "says ok too early", "never ends a line", "refuses"])
+def test_one_receiver_that_fails_in_mid_body_is_told_at_once_and_the_other_gets_all(peer, how):
+    sender, bob, other = peer(), peer("receive nick=bob"), peer("receive")
+    sender.tell(b"send %b,bob x size=%d\ndata %d\n%b" % (other.name.encode(), len(BIG), len(BIG), BIG[:10]))
+    for receiver in bob, other:
+        assert receiver.line().startswith("put x") and receiver.line() == "data 10" and receiver.file.read(10) == BIG[:10]
+    if how == "closes":
+        bob.close()
+    else:
+        bob.tell({"says bye": b"\r\n\nbye\n", "breaks the protocol": b"put\0\n", "says ok too early": b"ok put x size=10 verified=yes\n",
+                  "never ends a line": b"x" * 300000, "refuses": b"err put x reason=disk-full received=10\n"}[how])
+    reason = {"says bye": "left", "says ok too early": "left", "refuses": "received=10"}.get(how, "gone")
+    if how == "refuses":
+        reason = "disk-full received=10"
+    assert sender.answer() == f"got {bob.name} err put x reason={reason} nick=bob", "the sender is silent meanwhile"
+    getting = meanwhile(other.body)
+    sender.tell(BIG[10:] + b"end sha256=%b\n" % sha(BIG).encode())
+    assert getting.result() == (BIG[10:], f"end sha256={sha(BIG)}")
+    other.tell(f"ok put x size={len(BIG)} sha256={sha(BIG)} verified=yes")
+    assert sender.answer().startswith(f"got {other.name} ok put x") and sender.answer() == "ok send x receivers=2 verified=1"
+    if how == "says bye":
+        assert bob.body()[1] == "ok bye"
+
+
+def test_when_the_only_receiver_goes_the_sender_need_not_go_on(peer):
+    sender, bob = peer(), peer("receive nick=bob")
+    sender.tell(b"send bob x size=100\ndata 100\nabc")
+    assert bob.line() and bob.line() == "data 3"
+    bob.close()
+    assert sender.answer().startswith("got ") and sender.answer() == "err send x reason=not-received receivers=1 verified=0"
+    sender.tell(b"." * 97 + b"abort\n")
+    assert sender.ask("ping") == "ok ping"
+
+
+@pytest.mark.parametrize("how", ["closes", "aborts", "asks for something else", "breaks the protocol", "says nothing more"])
+def test_when_the_sender_ends_in_mid_body_the_receivers_hear_it_at_once_and_can_be_sent_to_again(start, peer, how):
+    server = start("--timeout", "0.5") if how == "says nothing more" else None
+    sender, bob = peer(to=server), peer("receive nick=bob", to=server)
+    sender.tell(b"send bob x size=100\ndata 10\nabcdefghij")
+    assert bob.line() and bob.line() == "data 10" and bob.file.read(10) == b"abcdefghij"
+    said = {"closes": None, "aborts": b"abort reason=changed\n", "asks for something else": b"ping\n", "breaks the protocol": b"a\0\n"}
+    if how == "closes":
+        sender.close()
+    elif how in said:
+        sender.tell(said[how])
+    assert bob.answer() == {"aborts": "abort reason=changed", "asks for something else": "abort reason=interrupted"}.get(how, "abort reason=sender-gone")
+    bob.tell("err put x reason=aborted")
+    if how == "asks for something else":
+        assert [sender.answer() for _ in range(3)][1:] == ["err send x reason=not-received receivers=1 verified=0", "ok ping"]
+    another = peer(to=server)
+    sending = meanwhile(another.send, "bob")
+    assert bob.accept() == ("x", HELLO) and sending.result()[-1] == "ok send x receivers=1 verified=1"
+
+
+@pytest.mark.parametrize("tls", [(), ("--tls",)][:1 + bool(shutil.which("openssl"))])
+def test_a_receiver_that_stalls_is_closed_while_all_others_go_on(start, peer, tls):
+    server = start("--timeout", "1.5", *tls)
+    sender, stuck, other = peer(to=server), peer("receive nick=stuck", to=server, small=True), peer("receive nick=other", to=server)
+    before = server.status("VmRSS")
+    notes = []
+
+    def take():
+        """The body, and how often the server said that it is there while there was nothing to take."""
+        data = b""
+        while not (found := other.line()).startswith("end"):
+            notes.append(found == "note x")
+            data += other.file.read(int(found[5:])) if found.startswith("data ") else b""
+        return data, found
+
+    sending = meanwhile(sender.send, "stuck,other", "x", BIG)
+    assert other.answer().startswith("put x") and stuck.line().startswith("put x") and stuck.line().startswith("data ")
+    stuck.tell("note x received=1")
+    getting = meanwhile(take)
+    until(lambda: server.status("Threads") and sending.is_alive(), "the transfer to run")
+    second, third = peer(to=server), peer("receive nick=third", to=server)  # another pair is not delayed
+    quick = meanwhile(second.send, "third")
+    assert third.accept() == ("x", HELLO) and quick.result()[-1] == "ok send x receivers=1 verified=1" and sending.is_alive()
+    assert getting.result() == (BIG, f"end sha256={sha(BIG)}")
+    assert any(notes)
+    other.tell(f"ok put x size={len(BIG)} sha256={sha(BIG)} verified=yes")
+    *_, gone, ok, end = sending.result()
+    assert gone == f"got {stuck.name} err put x reason=stalled nick=stuck" and ok.startswith(f"got {other.name} ok")
+    assert end == "ok send x receivers=2 verified=1"
+    assert server.status("VmHWM") - before < 20000, "memory does not grow with what a slow receiver has not taken"
+    server.wait_for(re.escape(f"{stuck.name} connection lost: took nothing for 1.5 s"))
+
+
+def test_notes_tell_how_far_the_slowest_is_and_that_the_server_lives(peer):
+    sender, bob, other = peer(), peer("receive nick=bob"), peer("receive nick=other")
+    sender.tell(b"send bob,other x size=100\ndata 10\nabcdefghij")
+    for receiver, count in (bob, 10), (other, 7):
+        assert receiver.line() and receiver.line() == "data 10" and receiver.file.read(10)
+        receiver.tell(f"note x received={count}")
+    while "received=7" not in sender.line():
+        pass
+    other.tell("note x received=10")
+    while "received=10" not in sender.line():
+        pass
+    assert bob.line() == "note x", "while the sender is silent"
+    sender.tell("note x")
+    assert bob.line() == "note x", "the sender's own sign of life"
+
+
+# --- several at once ---
+def test_several_senders_to_one_receiver_come_one_after_another(peer):
+    bob, senders = peer("receive nick=bob"), [peer() for _ in range(4)]
+    senders[0].tell(b"send bob x0 size=20\ndata 10\nabcdefghij")
+    assert bob.line().startswith("put x0")
+    running = [meanwhile(sender.send, "bob", f"x{number + 1}", HELLO * 10) for number, sender in enumerate(senders[1:3])]
+    senders[3].tell("send bob x3")
+    assert senders[3].line() == "note x3 waiting=1"
+    senders[3].close()  # who goes while it waits is forgotten
+    senders[0].tell(body(b"k" * 10, end=False) + b"end\n")
+    assert bob.body() == (b"abcdefghij" + b"k" * 10, "end")
+    bob.tell("ok put x0 size=20 verified=no")
+    assert senders[0].answer().startswith("got") and senders[0].answer() == "err send x0 reason=not-received receivers=1 verified=0"
+    taken = []
+    while len(taken) < 2:
+        offer = bob.answer()
+        data, end = bob.body()
+        if offer.startswith("put x3"):
+            bob.tell("err put x3 reason=aborted")
+            assert end == "abort reason=sender-gone"
+        else:
+            taken.append((offer.split()[1], data))
+            bob.tell(f"ok put {taken[-1][0]} size=60 sha256={sha(data)} verified=yes")
+    assert sorted(taken) == [("x1", HELLO * 10), ("x2", HELLO * 10)]
+    assert all(each.result()[-1].endswith("verified=1") for each in running)
+
+
+@OVER_TLS
+def test_whoever_waits_for_another_misses_nothing_that_came_at_once(peer):
+    """Under TLS 15 kB are one record, and of what it still holds no selector tells: in the chat, of a receiver, of a sender."""
+    anna, carl, text = peer("chat anna"), peer("chat carl"), "x" * 3700
+    anna.tell("\n".join(f"say {number} {text}" for number in range(4)))
+    assert [carl.answer() for _ in range(4)] == [f"said from=anna {number} {text}" for number in range(4)]
+    assert sorted(anna.answer() for _ in range(5)) == ["joined carl at=" + carl.name, *["ok say"] * 4]
+    sender, bob, data = peer(), peer("receive nick=bob"), os.urandom(9000)
+    sender.tell(b"send bob x size=%d\n%b" % (len(data), body(data)))
+    assert bob.answer().startswith("put x ") and bob.body() == (data, f"end sha256={sha(data)}")
+    bob.tell("\n".join([*(f"note x received={number}" for number in range(600)), f"ok put x size={len(data)} sha256={sha(data)} verified=yes"]))
+    assert [sender.answer()[:4], sender.answer()] == ["got ", "ok send x receivers=1 verified=1"]
+
+
+@OVER_TLS
+def test_crossing_transfers_end(peer, full):
+    """A sends to B and C while D sends to C and B, again and again: each takes both receivers or none."""
+    rounds = 200 if full else 30
+    receivers = {nick: peer(f"receive nick={nick}") for nick in "bc"}
+    senders = {"b,c": peer(), "c,b": peer()}
+    taking = [meanwhile(lambda each=each: [each.accept() for _ in range(2 * rounds)]) for each in receivers.values()]
+    sending = [meanwhile(lambda to=to, each=each: [each.send(to, to[0])[-1] for _ in range(rounds)]) for to, each in senders.items()]
+    for to, each in zip(senders, sending):
+        assert each.result() == [f"ok send {to[0]} receivers=2 verified=2"] * rounds
+    for each in taking:
+        assert sorted(each.result()) == [("b", HELLO)] * rounds + [("c", HELLO)] * rounds
+
+
+def test_who_waits_for_one_that_stands_still_keeps_nobody_from_another(peer):
+    mute, bob, (first, second, third) = peer("receive nick=mute"), peer("receive nick=bob"), (peer() for _ in range(3))
+    first.tell(b"send mute x size=10\ndata 1\n.")
+    assert mute.line().startswith("put x")
+    second.tell("send mute,bob y")
+    assert second.line() == "note y waiting=2"
+    taken = meanwhile(bob.accept)
+    assert third.send("bob", "z")[-1] == "ok send z receivers=1 verified=1"
+    assert taken.result() == ("z", HELLO)
+    first.tell(b"abort\n")
+    assert mute.body()[1].startswith("abort")
+    mute.tell("err put x reason=aborted")
+    assert bob.line().startswith("put y"), "and its turn comes"
+
+
+@pytest.mark.parametrize("server", [("--timeout", "1")], indirect=True)
+def test_who_has_waited_long_enough_comes_first(peer):
+    slow, bob, (first, second, third) = peer("receive nick=slow"), peer("receive nick=bob"), (peer() for _ in range(3))
+    first.tell(b"send slow x size=100\ndata 1\n.")
+    assert slow.line().startswith("put x")
+    second.tell("send slow,bob y")
+    for _ in range(3):
+        assert second.line() == "note y waiting=2", "a second each"
+        slow.tell("note x received=1")  # it lives
+        first.tell(b"data 1\n.")
+    third.tell("send bob z")
+    assert third.line() == "note z waiting=1"
+
+
+def test_two_that_send_to_each_other_do_not_wait_for_ever(peer):
+    """Who sends does not receive: so of the two one is told."""
+    one, two = peer("receive nick=one"), peer("receive nick=two")
+    one.tell(b"send two x size=100\ndata 1\n.")
+    assert two.line().startswith("put x") and two.line() == "data 1"
+    two.tell(b"." and b"send one y\n" + body(HELLO))
+    assert two.file.read(1) == b"." and two.answer() == "got one err put y reason=not-receiving"
+    assert two.answer() == "err send y reason=not-received receivers=1 verified=0"
+    assert one.answer() == f"got {two.name} err put x reason=left nick=two"
+
+
+@OVER_TLS
+def test_afterwards_nothing_is_left_over(server, peer, tmp_path):
+    watcher = peer()
+    before = server.descriptors(), server.status("Threads")
+    for number in range(5):
+        sender, bob, chatter = peer(), peer(f"receive nick=bob{number}"), peer("chat")
+        if number:
+            sender.tell(b"send bob%d x size=100\ndata 10\nabcdefghij" % number)
+            assert bob.line().startswith("put x")
+        for each in [sender, bob, chatter][number % 2::]:
+            each.close()
+        if number % 2:
+            sender.close()
+    until(lambda: (server.descriptors(), server.status("Threads")) == before, "threads and descriptors back")
+    assert watcher.lines("who")[-1] == "ok who count=1"
+    assert os.listdir(tmp_path / "box") == [], "the server stores nothing"
+
+
+# --- the real client ---
+@pytest.fixture
+def here(tmp_path):
+    (tmp_path / "here").mkdir()
+    return tmp_path / "here"
+
+
+@pytest.fixture
+def do(run, server, here):
+    def done(*words, **more):
+        return run("client.py", *["--insecure"] * server.tls, "--port", server.port, *words, **{"cwd": here, **more})
+    return done
+
+
+@pytest.fixture
+def receiving(here, server):
+    """Real receivers in the background; each is known to wait when this returns."""
+    running = []
+
+    def started(*flags, port=None, **more):
+        running.append(Process(ROOT / "client.py", *["--insecure"] * server.tls, "--port", port or server.port, "receive", *flags, cwd=here, **more))
+        running[-1].wait_for("waiting for files")
+        return running[-1]
+
+    yield started
+    for each in running:
+        if each.process.poll() is None:
+            each.kill()
+
+
+def plant(folder):
+    for name in ("empty/also empty", "deep/er"):
+        (folder / name).mkdir(parents=True)
+    odd = os.fsdecode(b"a b%=\n\xff\xc3\xbc")
+    for name, data in (("a.txt", b"a"), ("nothing", b""), (f"deep/{odd}", b"odd"), ("deep/er/big", BIG), ("run.sh", b"#!")):
+        (folder / name).write_bytes(data)
+        os.utime(folder / name, ns=(0, 1700000000123456789))
+    (folder / "run.sh").chmod(0o755)
+
+
+def tree(folder):
+    return {os.fsencode(str(path.relative_to(folder))): path.is_dir() or (path.read_bytes(), path.stat().st_mtime_ns, path.stat().st_mode & 0o100)
+            for path in folder.rglob("*")}
+
+
+@OVER_TLS
+def test_files_folders_and_standard_input_reach_everybody_whole(do, here, receiving):
+    (here / "tree").mkdir()
+    plant(here / "tree")
+    (here / "image.png").write_bytes(BIG[:100000])
+    boxes = [receiving("-o", nick, "--nick", nick, "--count", "7") for nick in ("bob", "eve")]
+    sent = do("send", "tree", "image.png", "--all")
+    assert sent.code == 0 and len(re.findall(r"^127\.0\.0\.1:\d+ \((?:bob|eve)\): verified 11 of 11, 12\.7 MB$", sent.err, re.M)) == 2, sent
+    piped = do("send", "-", "--as", "piped", "--to", "bob", "--to", "EVE", input=b"from a pipe", env={"SIX": "1"})
+    assert piped.code == 0, piped
+    for nick, box in zip(("bob", "eve"), boxes):
+        assert box.wait() == 0, box.err
+        assert tree(here / nick / "tree") == tree(here / "tree")
+        assert (here / nick / "image.png").read_bytes() == BIG[:100000] and (here / nick / "piped").read_bytes() == b"from a pipe"
+        assert f"{nick}/piped\n" in box.out and len(box.out.splitlines()) == 8, "one of the names has a line feed"
+
+
+def test_nothing_is_replaced_without_force_and_a_number_is_added(do, here, receiving):
+    (here / "t").mkdir()
+    (here / "t" / "a.txt").write_text("one")
+    box = receiving("-o", "box", "--nick", "bob", "--count", "4")
+    for text in ("one", "two"):
+        (here / "t" / "a.txt").write_text(text)
+        assert do("send", "t", "t/a.txt", "--to", "bob").code == 0
+    assert box.wait() == 0
+    found = {str(path.relative_to(here / "box")): path.read_text() for path in (here / "box").rglob("*.txt")}
+    assert found == {"t/a.txt": "one", "a.txt": "one", "t (1)/a.txt": "two", "a (1).txt": "two"}
+    box = receiving("-o", "box", "--nick", "bob", "--count", "2", "--force", "--json")
+    assert do("send", "t", "t/a.txt", "--to", "bob", "--nick", "anna").code == 0 and box.wait() == 0
+    assert (here / "box" / "t" / "a.txt").read_text() == (here / "box" / "a.txt").read_text() == "two"
+    told = [json.loads(text) for text in box.out.splitlines()]
+    assert sorted(each["name"] for each in told) == ["box/a.txt", "box/t/a.txt"] and all("(anna)" in each["from"] for each in told)
+
+
+def test_unless_all_got_all_it_says_who_did_not_and_exits_25(do, here, receiving):
+    (here / "x").write_text("x")
+    (here / ".hidden").write_text("h")
+    (here / "folder").mkdir()
+    (here / "folder" / "x").touch()
+    unknown = do("send", "folder", "--to", "nobody")
+    assert unknown.code == 25 and unknown.err.count("error:") == 1, "what is in a folder that nobody has is not tried"
+    nobody = do("send", "x", "--all")
+    assert nobody.code == 25 and "nobody is receiving" in nobody.err
+    receiving("-o", "box", "--nick", "bob")
+    some = do("send", "x", ".hidden", "--to", "bob", "--to", "nobody")
+    assert some.code == 25 and "nobody did not get x (no-such-client)" in some.err and "bob) did not get .hidden (hidden-name)" in some.err
+    assert re.search(r"^127.* \(bob\): verified 1 of 2, 1 bytes$", some.err, re.M) and "\nnobody: verified 0 of 2" in some.err
+    assert os.listdir(here / "box") == ["x"]
+    gone = do("send", "nosuch", "x", "--to", "bob", "--json", "--quiet")
+    assert gone.code == 26 and json.loads(gone.out.splitlines()[-1])["verified"] == 1
+    for words in ("x", "x", "--as", "y", "--to", "bob"), ("-", "--to", "bob"), ("x",), ("x", "--to", ""):
+        assert do("send", *words).code == 2
+
+
+def test_when_nobody_is_left_a_tree_is_given_up_and_told_of_once(do, here, receiving):
+    (here / "t" / "empty").mkdir(parents=True)
+    for number in range(300):
+        (here / "t" / f"{number}").write_text("x")
+    receiving("-o", "box", "--nick", "bob", "--count", "1")
+    found = do("send", "t", "--to", "bob,")
+    assert found.code == 25 and found.err.count("error:") == 1 and "\nnobody is left who receives: the rest is not sent\n" in found.err, found.err
+    assert re.search(r"^127\.\S+ \(bob\): verified 2 of [23], 1 bytes$", found.err, re.M) and os.listdir(here / "box" / "t") == ["0"]
+
+
+def test_who_names_and_marks(do, receiving):
+    receiving("--nick", "bob")
+    told = do("who", "--nick", "bob").out.decode()
+    assert re.fullmatch(r"127\.0\.0\.1:\d+  bob  receive\n127\.0\.0\.1:\d+  bob2  who  \(you\)\n", told), told
+    assert [json.loads(text)["you"] for text in do("who", "--json").out.splitlines()] == [False, True]
+    bad = do("list", "--nick", "a b")
+    assert bad.code == 9 and "(bad-nick)" in bad.err
+
+
+def test_the_words_of_the_labs_in_the_shell(do, here, receiving):
+    (here / "x").write_text("x")
+    box = receiving("-o", "box", "--count", "4")
+    place = re.search(r"--to (\S+):(\d+)", box.err)
+    typed = f"upload {place[1]} {place[2]} x\nupload\nx\n{place[1]} {place[2]}\nupload\nx\n{place[1]}:{place[2]}\nsend x --all\nupload\nx\n\nlist\nwho\nstop\n"
+    told = do(input=typed.encode())
+    assert told.code == 0 and told.out.decode().startswith("x\n127.0.0.1:"), told
+    assert box.wait() == 0 and sorted(os.listdir(here / "box")) == ["x", "x (1)", "x (2)", "x (3)"]
+
+
+def test_a_receiver_comes_back_after_a_lost_connection(do, here, receiving, server, proxy, peer):
+    (here / "x").write_text("x")
+    box = receiving("-o", "box", "--nick", "bob", "--count", "2", port=proxy(server.port, cut_at=400, times=1).port)
+    assert do("send", "x", "--to", "bob").code == 0
+    sender = peer()
+    sender.tell("send bob " + "y" * 200 + " type=dir")  # this goes over the 400 bytes
+    assert "reason=gone" in sender.answer()
+    box.wait_for("(?s)waiting for files.*waiting for files")
+    assert do("send", "x", "--to", "bob").code == 0 and box.wait() == 0
+    assert box.out.splitlines() == ["box/x", "box/x (1)"]
+
+
+def test_a_sender_that_waits_for_its_turn_longer_than_its_timeout_is_not_cut(server, peer, here):
+    (here / "x").write_bytes(BIG)
+    first, bob = peer(), peer("receive nick=bob")
+    first.tell(b"send bob y size=1\ndata 1\n")
+    assert bob.line().startswith("put y")
+    second = Process(ROOT / "client.py", "--port", server.port, "send", "x", "--to", "bob", "--timeout", "1.5", "--retries", "0", cwd=here)
+    second.wait_for("^waiting: 1 receiver, not all of them free yet$")
+    for _ in range(3):
+        assert bob.line() == "note y", "a second each"
+    first.tell(b"." + b"end sha256=%b\n" % sha(b".").encode())
+    assert bob.body()[0] == b"."
+    bob.tell(f"ok put y size=1 sha256={sha(b'.')} verified=yes")
+    assert bob.accept() == ("x", BIG) and second.wait() == 0, second.err
+
+
+def test_a_sender_whose_server_is_gone_says_so_and_promises_nothing(server, peer, here):
+    (here / "x").write_bytes(BIG)
+    bob = peer("receive nick=bob")
+    sending = Process(ROOT / "client.py", "--port", server.port, "send", "x", "--to", "bob", cwd=here)
+    assert bob.line().startswith("put x")
+    server.kill()
+    assert sending.wait() == 18 and "would come to them twice" in sending.err and "kept" not in sending.err
+
+
+def test_ctrl_c_or_a_signal_ends_a_receiver_and_leaves_no_part(peer, here, receiving):
+    boxes = {number: receiving("-o", "box", "--nick", f"bob{number:d}") for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    sender = peer()
+    sender.tell(f"send {','.join(f'bob{number:d}' for number in boxes)} x size=100".encode() + b"\ndata 10\nabcdefghij")
+    until(lambda: len(os.listdir(here / "box")) == 3, "the parts")
+    for number, box in boxes.items():
+        box.process.send_signal(number)
+        assert box.wait() == 130, number
+        assert sender.answer().endswith(f"reason=gone nick=bob{number:d}")
+    assert os.listdir(here / "box") == []
+
+
+def test_a_receiver_tells_the_command_that_another_client_needs(start, here):
+    server = start("--tls", "--password", "w ord")
+    pin = server.wait_for("--pin ([0-9a-f]{64})")[1]
+    for flags, told in (("--pin", pin), f"--pin {pin}"), (("--insecure",), "--insecure"):
+        box = Process(ROOT / "client.py", "--port", server.port, *flags, "receive", cwd=here, env={**os.environ, "SIXSOCKETS_PASSWORD": "w ord"})
+        box.wait_for(f"client.py --host 127.0.0.1 --port {server.port} {told} --ask-password send PATH --to 127")
+        box.kill()
+
+
+def test_a_server_that_answers_what_was_not_asked_or_nothing_at_all_ends_the_command(listeners, run, here):
+    def talk(conn):
+        conn.sendall(b"sixsockets 1 max-line=32768 auth=none you=10.0.0.9:9\n")
+        file = conn.makefile("rb")
+        conn.sendall({b"who\n": b"got x ok put y\nok who count=0\n", b"chat\n": b"ok chat you=10.0.0.9:9 count=1\n"}[file.readline()])
+        file.read()
+
+    listeners.append(Listener(talk))
+    (here / "x").write_text("x")
+    for words, code, said in (("send", "x", "--all"), 56, "broke the protocol"), (("chat",), 28, "silent for 0.5 s"):
+        found = run("client.py", "--port", listeners[-1].port, "--timeout", "0.5", *words, cwd=here, input=b"hello\n", timeout=DEADLINE)
+        assert found.code == code and said in found.err, found.err
+
+
+def puts(name, data=HELLO, **keys):
+    return f"put {name}{''.join(f' {key}={value}' for key, value in keys.items())} from=10.0.0.1:1\n".encode() + body(data)
+
+
+HOSTILE = ["..", "../x", "/etc/x", "a/../../x", "%2E%2E/x", "a//b", ".", ".ssh/authorized_keys", "nul%00", ".six-" + "0" * 32 + ".part", "link/x"]
+
+
+def test_a_receiver_writes_nothing_outside_of_its_folder_and_nothing_that_is_not_whole(listeners, here, receiving):
+    """A server that says whatever it likes."""
+    answers = []
+
+    def talk(conn):
+        file = conn.makefile("rb")
+        conn.sendall(b"sixsockets 1 max-line=32768 auth=none you=10.0.0.9:9\n")
+        assert file.readline() == b"receive\n"
+        conn.sendall(b"ok receive you=10.0.0.9:9\n")
+        for told in (*(puts(name) for name in HOSTILE), *(f"mkdir {name} from=x\n".encode() for name in HOSTILE), puts("short", size=7), puts("long", size=5),
+                     b"put wrong\n" + body(HELLO, end=False) + b"end sha256=" + b"0" * 64 + b"\n", b"put cut\n" + body(HELLO, end=False) + b"abort\n",
+                     b"put folder\n" + body(HELLO), b"note x\nput good\n" + b"note good\n" + body(HELLO)):
+            conn.sendall(told)
+            answers.append(next(line for line in file if not line.startswith(b"note ")).decode().strip())
+        conn.sendall(b"put lost size=100\ndata 100\nabc")
+        assert file.readline() == b"note lost received=3\n"
+
+    (here / "box" / "folder").mkdir(parents=True)
+    (here / "outside").mkdir()
+    (here / "box" / "link").symlink_to(here / "outside")
+    listeners.append(Listener(talk))
+    box = receiving("-o", "box", port=listeners[-1].port)
+    assert box.wait() == 18, box.err
+    assert "connection lost at 3 of 100 bytes of lost" in box.err
+    assert all(answer.startswith("err ") for answer in answers[:-2]), answers
+    assert [re.sub(".*reason=", "", answer) for answer in answers[-6:-2]] == ["incomplete", "too-long", "wrong-digest", "aborted"]
+    assert answers[-2] == f"ok put folder size=6 sha256={sha(HELLO)} verified=yes as=folder%20(1)" and answers[-1].startswith("ok put good")
+    assert sorted(os.listdir(here / "box")) == ["folder", "folder (1)", "good", "link"]
+    assert os.listdir(here / "outside") == [] and os.listdir(here / "box" / "folder") == [] and sorted(os.listdir(here)) == ["box", "outside"]
+    assert box.out == "box/folder (1)\nbox/good\n"
+
+
+def test_a_receiver_that_cannot_write_says_so_and_goes_on(do, here, receiving):
+    (here / "n").write_text("n")
+    (here / "large").write_bytes(BIG[:200000])
+    blocked = do("receive", "-o", "n")
+    assert blocked.code == 23 and "cannot write to n" in blocked.err
+    box = receiving("-o", "box", "--nick", "bob", "--count", "1", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100000, 100000)))
+    full = do("send", "large", "n", "--to", "bob")
+    assert full.code == 25 and "did not get large (too-large)" in full.err and "verified 1 of 2" in full.err
+    assert box.wait() == 0 and "did not get large from 127.0.0.1" in box.err and os.listdir(here / "box") == ["n"]
+
+
+# --- chat ---
+@OVER_TLS
+def test_all_others_hear_what_is_said_and_who_comes_and_goes(server, peer):
+    anna, nameless = peer("chat anna"), peer("chat")
+    assert anna.line() == f"joined {nameless.name} at={nameless.name}"
+    assert anna.ask("say hello  all %20 ü") == "ok say"
+    assert nameless.line() == "said from=anna hello  all %20 ü"
+    bob = peer()
+    assert bob.lines("chat bob") == ["said from=anna hello  all %20 ü", f"ok chat bob nick=bob you={bob.name} count=3"], "what was said before"
+    assert nameless.ask("say from=bob said from=bob x").startswith(f"joined bob at={bob.name}") and nameless.line() == "ok say"
+    assert bob.line() == f"said from={nameless.name} from=bob said from=bob x", "the first word is the server's"
+    nameless.close()
+    assert bob.line() == f"left {nameless.name}"
+    assert bob.lines("stat none")[0].startswith("err stat") and bob.ask("say x") == "err say reason=not-in-chat", "another request leaves the chat"
+    assert [anna.line() for _ in range(4)][1:] == [f"said from={nameless.name} from=bob said from=bob x", f"left {nameless.name}", "left bob"]
+    assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d 127\.0\.0\.1:\d+ chat: <anna> hello  all %20 ü$", server.stop(), re.M)
+
+
+def test_the_last_fifty_lines_are_told_to_who_joins(peer):
+    speakers = [peer("chat"), peer("chat")]
+    for number in range(60):
+        speakers[number % 2].tell(f"say {number}")
+        until(lambda: speakers[number % 2].answer() == "ok say", "it to be said")
+    heard = peer().lines("chat")
+    assert [text.rsplit(" ", 1)[1] for text in heard[:-1]] == [str(number) for number in range(10, 60)]
+
+
+@pytest.mark.parametrize("text", [b"a\rsaid from=bob x", b"a\x1b[2Jb", b"a\0b", b"a\tb", b"x" * 40000])
+def test_a_line_that_could_be_two_or_move_a_cursor_ends_the_connection(peer, text):
+    anna, bob = peer("chat anna"), peer("chat bob")
+    anna.line()
+    bob.tell(b"say " + text + b"\n")
+    assert bob.line() in ("err - reason=bad-line", "err - reason=line-too-long") and anna.line() == "left bob"
+
+
+def test_what_is_said_cannot_forge_a_line_of_the_log(server, peer):
+    anna, bob = peer("chat anna"), peer("chat bob")
+    for text in ("\x9b31m \u202e \u2028 2026-01-01 00:00:00 10.0.0.1:1 chat: <eve> I", "x" * 4001, "x" * 4000):
+        bob.tell(f"say {text}")
+        assert bob.line() == ("err say reason=too-long limit=4000" if len(text) == 4001 else "ok say")
+    bob.tell(b"say \xff\xfe\n")
+    assert bob.line() == "ok say"
+    assert [anna.line() for _ in range(4)][-1] == "said from=bob \\xff\\xfe", "bytes come through as they are"
+    log = server.stop()
+    assert r"<bob> \x9b31m \u202e \u2028 2026-01-01" in log and r"<bob> \xff\xfe" in log and all(char.isprintable() or char == "\n" for char in log)
+
+
+def test_who_floods_is_told_so_and_heard_within_limits(server, peer):
+    anna, bob = peer("chat anna"), peer("chat bob")
+    anna.line()
+    bob.tell(b"say flood\n" * 1000 + b"ping\n")
+    answers = [bob.line() for _ in range(1001)]
+    said = answers.count("ok say")
+    assert 39 <= said < 400 and answers.count("err say reason=too-fast limit=20/s") == 1000 - said and answers[-1] == "ok ping"
+    assert [anna.line() for _ in range(said)] == ["said from=bob flood"] * said
+    assert bob.ask("who") and anna.lines("who")[-1].startswith("ok who"), "both go on"
+    assert server.stop().count("flood") == said
+
+
+def test_everybody_hears_every_line(peer, full):
+    crowd = [peer("chat") for _ in range(450 if full else 30)]
+    for number, speaker in enumerate(crowd[::3]):
+        speaker.tell(f"say {number}")
+    count = len(crowd[::3])
+    for number, listener in enumerate(crowd):
+        heard = [int(line.rsplit(" ", 1)[1]) for line in iter_until(listener, count - (number % 3 == 0))]
+        assert sorted([*heard, *[number // 3] * (number % 3 == 0)]) == list(range(count))
+
+
+def iter_until(listener, count):
+    """The next so many lines that were said."""
+    while count:
+        if (line := listener.line()).startswith("said"):
+            count -= 1
+            yield line
+
+
+def test_coming_and_going_is_limited_too(peer):
+    anna, bob = peer("chat anna"), peer()
+    bob.tell(b"chat bob\nping nick=bob\n" * 1000 + b"bye\n")
+    answers = list(iter(bob.line, ""))
+    joined = sum(answer.startswith("ok chat") for answer in answers)
+    assert 39 <= joined < 400 and answers.count("err chat bob reason=too-fast limit=20/s") == 1000 - joined
+    heard = [anna.line() for _ in range(2 * joined)]
+    assert set(heard) == {f"joined bob at={bob.name}", "left bob"} and anna.ask("ping") == "ok ping"
+
+
+def test_who_waits_costs_nothing(server, peer):
+    """Also who was told something while it was typing, and hears it afterwards."""
+    anna, bob = peer("chat anna"), peer("chat bob")
+    anna.tell(b"say")  # a line that is begun
+    assert [bob.ask("say now") for _ in range(3)] == ["ok say"] * 3
+    anna.tell(b" typed\n")
+    assert sorted(anna.line() for _ in range(5)) == [f"joined bob at={bob.name}", "ok say", *["said from=bob now"] * 3]
+    assert bob.line() == "said from=anna typed"
+    sender, eve = peer(), peer("receive nick=eve")
+    before = server.cpu()
+    sender.tell("send eve x")
+    assert eve.line().startswith("put x") and eve.line() == "note x", "the server's sign of life, after a second"
+    assert server.cpu() - before < 0.15
+
+
+def test_a_server_that_stops_lets_what_is_under_way_end(server, peer):
+    sender, bob, eve, waiting = peer(), peer("receive nick=bob"), peer("receive nick=eve"), peer()
+    sender.tell(b"send bob x size=6\ndata 6\nhel")
+    assert bob.line().startswith("put x")
+    waiting.tell("send bob y")
+    assert waiting.line() == "note y waiting=1"
+    server.process.send_signal(signal.SIGINT)
+    assert eve.line() == "", "who waits is let go at once"
+    sender.tell(b"lo\nend sha256=%b\n" % sha(HELLO).encode())
+    assert bob.body()[0] == HELLO
+    bob.tell(f"ok put x size=6 sha256={sha(HELLO)} verified=yes")
+    assert sender.answer().startswith("got") and sender.answer() == "ok send x receivers=1 verified=1"
+    assert server.process.wait(DEADLINE) == 0
+    server.wait_for("stopped: 4 clients")
+
+
+@OVER_TLS
+def test_a_reader_that_is_stuck_loses_its_own_lines_and_is_told_how_many(server, peer):
+    stuck, reader, text = peer("chat stuck", small=True), peer("chat reader"), "x" * 3900
+    hearing = meanwhile(lambda: [line for line in iter(reader.line, "") if line.startswith("said")][:1])
+    spoken = 0
+    for _ in range(60):  # each may say forty at once
+        speaker = peer("chat")
+        speaker.tell(f"say {text}\n".encode() * 40)
+        answered = 0
+        while answered < 40:
+            said = speaker.line()
+            answered += " say" in said
+            spoken += said == "ok say"
+        speaker.tell("bye")
+    heard = [stuck.line()]
+    assert heard[0].startswith("joined reader")
+    while "lost=" not in heard[-1]:
+        heard.append(stuck.line())
+    lost = int(heard[-1].split("lost=")[1])
+    stuck.tell("ping")
+    while heard[-1] != "ok ping":
+        heard.append(stuck.line())
+    whole = [line for line in heard if line.startswith("said")]
+    events = sum(line.startswith(("said", "joined", "left")) for line in heard)
+    assert {len(line.partition(" x")[2]) + 1 for line in whole} == {3900}, "no line is torn"
+    assert lost > 0 and events + lost >= 1 + spoken and events + lost <= 1 + spoken + 120
+    reader.close()
+    assert hearing.result()
+
+
+class Terminal:
+    """A client on a terminal of its own."""
+
+    def __init__(self, *words, cwd, without=""):
+        self.master, slave = pty.openpty()
+        start = f"import runpy, sys; sys.modules[{without!r}] = None; sys.argv[0] = 'client.py'; runpy.run_path({str(ROOT / 'client.py')!r}, run_name='__main__')"
+        program = ["-c", start] if without else [str(ROOT / "client.py")]
+        self.process = subprocess.Popen([sys.executable, "-W", "error", *program, *map(str, words)], cwd=cwd, stdin=slave, stdout=slave,
+                                        stderr=slave, env={**os.environ, "TERM": "xterm"}, close_fds=True, start_new_session=True)
+        os.close(slave)
+        self.text = ""
+
+    def type(self, text):
+        os.write(self.master, text.encode())
+
+    def wait_for(self, text):
+        while text not in self.text:
+            assert select.select([self.master], [], [], DEADLINE)[0], f"no {text!r} in {self.text!r}"
+            with contextlib.suppress(OSError):
+                self.text += os.read(self.master, 65536).decode(errors="replace")
+            assert text in self.text or self.process.poll() is None, self.text
+
+    def end(self):
+        code = self.process.wait(DEADLINE)
+        os.close(self.master)
+        return code
+
+
+def test_on_a_terminal_the_prompt_comes_back_with_what_was_typed_so_far(server, peer, here):
+    anna = peer("chat anna")
+    bob = Terminal("--port", server.port, "chat", "--nick", "bob", cwd=here)
+    bob.wait_for("> ")
+    assert anna.line().startswith("joined bob")
+    bob.type("half a l")
+    bob.wait_for("half a l")
+    assert anna.ask("say \x9b31m hi") == "ok say"
+    bob.wait_for("anna: \\x9b31m hi")
+    bob.wait_for("\n> half a l")
+    bob.type("ine\r")
+    assert anna.line() == "said from=bob half a line"
+    bob.type("/who\r")
+    bob.wait_for(f"* {anna.name}  anna  chat")
+    bob.type("/quit\r")
+    assert bob.end() == 0 and anna.line() == "left bob"
+
+
+def test_on_a_terminal_without_readline_it_is_plain(server, peer, here):
+    anna = peer("chat anna")
+    bob = Terminal("--port", server.port, "chat", "--nick", "bob", cwd=here, without="readline")
+    bob.wait_for("> ")
+    assert anna.line().startswith("joined bob")
+    bob.type("half a l")
+    bob.wait_for("half a l")
+    assert anna.ask("say hi") == "ok say"
+    bob.wait_for("anna: hi\r\n> ")
+    bob.type("ine\r/quit\r")
+    assert anna.line() == "said from=bob half a line" and anna.line() == "left bob" and bob.end() == 0
+    assert "\x1b" not in bob.text
+
+
+def test_the_bar_shows_what_the_slowest_receiver_has(server, peer, here):
+    (here / "x").write_bytes(BIG)
+    bob, eve = peer("receive nick=bob"), peer("receive nick=eve")
+    sending = Terminal("--port", server.port, "send", "x", "--to", "bob", "--to", "eve", cwd=here)
+    taking = [meanwhile(lambda each=each: (each.answer(), each.body())) for each in (bob, eve)]
+    assert [each.result()[1][0] == BIG for each in taking] == [True, True]
+    for receiver, share in (bob, 3), (eve, 2):
+        receiver.tell(f"note x received={len(BIG) // share}")
+    sending.wait_for(" 33% [######  ")
+    for receiver in bob, eve:
+        receiver.tell(f"ok put x size={len(BIG)} sha256={sha(BIG)} verified=yes")
+    sending.wait_for("(eve): verified 1 of 1")
+    assert sending.end() == 0
+
+
+def test_on_a_terminal_a_chat_ends_with_the_server(server, peer, here):
+    anna = peer("chat anna")
+    bob = Terminal("--port", server.port, "chat", "--nick", "bob", "--retries", "0", cwd=here)
+    bob.wait_for("> ")
+    assert anna.line()
+    server.stop()
+    bob.wait_for("error: connection to 127.0.0.1")
+    assert bob.end() == 56
+
+
+@OVER_TLS
+def test_from_a_pipe_it_says_what_comes_in_and_prints_what_it_hears(server, peer, do, here):
+    anna = peer("chat anna")
+    typed = b"hello\n//slash\ttab\n/who\n/huh\n\nbad \xff\n" + b"y" * 2500 + b"\n/quit\nnot this\n"
+    done = do("chat", "--nick", "anna", input=typed)
+    assert done.code == 0 and "you are anna2" in done.err
+    heard = [anna.line() for _ in range(8)]
+    assert heard[1:5] == ["said from=anna2 hello", "said from=anna2 /slash tab", "said from=anna2 bad \\xff", "said from=anna2 " + "y" * 1000]
+    assert heard[7] == "left anna2" and heard[6].endswith(" " + "y" * 500)
+    assert f"* {anna.name}  anna  chat" in done.out.decode() and "* /who tells" in done.out.decode()
+    done = do("chat", "--json", "--quiet", input=b"z\n" * 60)
+    assert done.code == 9 and json.loads(done.out.splitlines()[0]) == {"from": "anna2", "text": "hello"} and b'"too-fast"' in done.out
+
+
+def test_in_the_shell_a_chat_comes_back_to_the_prompt(do, peer):
+    anna = peer("chat anna")
+    done = do("--nick", "bob", input=b"chat\nhi\n/quit\nwho\n")
+    assert done.code == 0 and b"  bob  who  (you)" in done.out
+    assert [anna.line() for _ in range(3)][1] == "said from=bob hi"
+
+
+def test_names_with_a_number_keep_their_ending():
+    names = script.numbered("a.tar.gz")
+    assert [next(names) for _ in range(3)] == ["a.tar.gz", "a.tar (1).gz", "a.tar (2).gz"]
+    assert [name for _, name in zip(range(2), script.numbered("noend"))] == ["noend", "noend (1)"]
