@@ -161,7 +161,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
 
 if TYPE_CHECKING:
@@ -2070,13 +2070,13 @@ def fingerprint(certificate: bytes | None) -> str:
 # --- trace: the same in all six scripts (tests/test_twins.py) ---
 T = TypeVar("T")
 DUMPED = 64  # bytes of each call that --trace-hex shows
-SECRET = re.compile(rb"(?i)((?:authorization|cookie):[ \t]*|\bproof=)([^\r\n]+)")
+LONGEST_NAME = len("authorization:")  # of those that announce a secret
+SECRET = re.compile(rb"(?i)((?:authorization|cookie):[ \t]*|\bproof=)([^\r\n]*)")
 
 
 def hexdump(data: bytes) -> str:
-    """The first bytes, sixteen a line, secrets masked."""
-    data = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), data[:DUMPED])
-    rows = [(start, data[start:start + 16]) for start in range(0, len(data), 16)]
+    """The first bytes, sixteen a line."""
+    rows = [(start, data[start:start + 16]) for start in range(0, min(len(data), DUMPED), 16)]
     return "".join(f"\n{start:16x}  {row.hex(' '):47}  {re.sub(rb'[^ -~]', b'.', row).decode()}" for start, row in rows)
 
 
@@ -2088,10 +2088,21 @@ class Traced(socket.socket):
     numbers = itertools.count(1)
     dump = False
     number = sent = received = 0
+    unended: Mapping[str, bytes] = {}  # for each direction: the end of the last line, or the name of the secret that it is in
 
-    def show(self, mark: str, text: str, data: bytes = b"") -> None:
+    def show(self, mark: str, text: str, data: Any = b"") -> None:
         self.number = self.number or next(self.numbers)
-        say(f"{1000 * (time.perf_counter() - self.began):9.3f} ms #{self.number} {mark} {text}" + hexdump(data) * self.dump)
+        dumped = hexdump(self.masked(mark, bytes(data))) if self.dump and data else ""
+        say(f"{1000 * (time.perf_counter() - self.began):9.3f} ms #{self.number} {mark} {text}{dumped}")
+
+    def masked(self, mark: str, data: bytes) -> bytes:
+        """The bytes with asterisks for a secret, also for one that began in an earlier call: a line may come in pieces."""
+        before = self.unended.get(mark, b"") if self.type == socket.SOCK_STREAM else b""
+        text = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + data)
+        line = text[max(text.rfind(b"\r"), text.rfind(b"\n")) + 1:]
+        secret = SECRET.search(line)
+        self.unended = {**self.unended, mark: secret[1] if secret else line[-LONGEST_NAME:]}
+        return text[len(before):]
 
     def attempt(self, mark: str, what: str, call: Callable[..., T], *args: object) -> T:
         try:
@@ -2104,7 +2115,7 @@ class Traced(socket.socket):
     def put(self, name: str, data: Any, call: Callable[..., int], *args: object) -> int:
         count = self.attempt(">", name, call, data, *args)
         self.sent += count
-        self.show(">", f"{name} {count} of {len(data)} bytes (sent so far {self.sent})", bytes(data[:min(count, DUMPED)]))
+        self.show(">", f"{name} {count} of {len(data)} bytes (sent so far {self.sent})", data[:count])
         return count
 
     def take(self, name: str, size: int, call: Callable[..., T], *args: object) -> T:
@@ -2117,7 +2128,7 @@ class Traced(socket.socket):
         name += f" {address(result[-1])}" if isinstance(result, tuple) else ""
         text = f"{name} {count} of at most {size} bytes, waited {waited:.2f} ms (received so far {self.received})"
         ended = count == 0 and self.type == socket.SOCK_STREAM
-        self.show("<", f"{name} 0 bytes = peer sent FIN (end of stream)" if ended else text, bytes(data[:min(count, DUMPED)]))
+        self.show("<", f"{name} 0 bytes = peer sent FIN (end of stream)" if ended else text, data[:count])
         return result
 
     def connect(self, target: Any) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import hmac
 import http.client
+import itertools
 import os
 import pty
 import re
@@ -615,6 +616,22 @@ def test_http_off_loopback_a_password_is_made_and_printed_in_the_clients_command
     own = spawn("httpserver.py", box, "--host", "0.0.0.0", "--password", WORD)
     own.wait_for(r"httpclient\.py --host \S+ --port \d+ --ask-password list /\n")
     assert WORD not in own.stop()
+
+@pytest.mark.parametrize("script, before, secret, after", [
+    ("httpserver.py", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: ", b"Basic !!!!!!!!", b"\r\nX-After: shown\r\n\r\n"),
+    ("server.py", b"auth proof=", b"!" * 64, b"\nshown\n")])
+def test_a_secret_that_comes_in_pieces_stays_masked_in_the_trace(spawn, box, script, before, secret, after):
+    server = spawn(script, box, "--password", WORD, "--trace-hex")
+    pieces = before[:-4], before[-4:], secret[:2], secret[2:4], secret[4:] + after[:1], after[1:]
+    with socket.create_connection(("127.0.0.1", server.port)) as conn:
+        for sent, piece in zip(itertools.accumulate(map(len, pieces)), pieces):
+            conn.sendall(piece)
+            server.wait_for(rf"received so far {sent}\)")
+        conn.settimeout(10)
+        assert conn.recv(100)
+    traced = server.stop()
+    shown = b"".join(bytes.fromhex(row) for row in re.findall(r"^ +[0-9a-f]+  ((?:[0-9a-f]{2} )+)", traced, re.M))
+    assert before in shown and b"shown" in shown and b"*" * len(secret) in shown and b"!" not in shown
 
 
 # --- httpserver.py: TLS ---
