@@ -302,52 +302,61 @@ def load(port, path, connections, seconds, kept):
     """Requests answered in so many seconds. Every answer must be 200 and as long as the first one."""
     import selectors
     import time
-    closing = "" if kept == "kept" else "Connection: close\r\n"
+    keeps = kept == "kept"
+    closing = "" if keeps else "Connection: close\r\n"
     request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n{closing}\r\n".encode()
-    whole = b""
-    with socket.create_connection(("127.0.0.1", int(port))) as conn:
-        conn.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n{closing}\r\n".encode())
-        while b"\r\n\r\n" not in whole:
-            whole += conn.recv(65536)
-        head, _, body = whole.partition(b"\r\n\r\n")
-        length = int(head.lower().partition(b"content-length:")[2].split()[0])
-        size = len(head) + 4 + length
-        while len(body) < length:
-            body += conn.recv(65536)
     ready, read, done = selectors.DefaultSelector(), {}, 0
 
     def begin():
         conn = socket.create_connection(("127.0.0.1", int(port)))
         conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         conn.sendall(request)
+        return conn
+
+    def watch(conn):
         ready.register(conn, selectors.EVENT_READ)
         read[conn] = 0
 
-    def end(conn):
+    def first_size():
+        whole = b""
+        with begin() as conn:
+            while b"\r\n\r\n" not in whole:
+                whole += conn.recv(65536)
+            head = whole[:whole.index(b"\r\n\r\n") + 4]
+            size = len(head) + int(head.lower().partition(b"content-length:")[2].split()[0])
+            while len(whole) < size:
+                whole += conn.recv(65536)
+        return size
+
+    def answers(conn):
+        """How many answers what has come completes: one, or none."""
+        data = conn.recv(65536)
+        wrong = data and not read[conn] and not data.startswith((b"HTTP/1.1 200", b"HTTP/1.0 200"))
+        read[conn] += len(data)
+        if wrong or read[conn] > size:
+            raise SystemExit(f"not the expected answer: {data[:60]!r}")
+        if keeps and read[conn] == size:
+            read[conn] = 0
+            conn.sendall(request)
+            return 1
+        return 0 if data else ended(conn)
+
+    def ended(conn):
+        if read[conn] != (0 if keeps else size):
+            raise SystemExit(f"closed after {read[conn]} of {size} bytes")
         ready.unregister(conn)
         conn.close()
         del read[conn]
+        watch(begin())
+        return 0 if keeps else 1
 
+    size = first_size()
     for _ in range(int(connections)):
-        begin()
+        watch(begin())
     start = time.perf_counter()
     while (now := time.perf_counter()) < start + float(seconds):
         for key, _ in ready.select(0.1):
-            conn = key.fileobj
-            data = conn.recv(65536)
-            wrong = data and not read[conn] and not data.startswith((b"HTTP/1.1 200", b"HTTP/1.0 200"))
-            if wrong or read[conn] + len(data) > size:
-                raise SystemExit(f"not the expected answer: {data[:60]!r}")
-            read[conn] += len(data)
-            if read[conn] == size and kept == "kept":
-                done, read[conn] = done + 1, 0
-                conn.sendall(request)
-            elif not data:
-                if read[conn] != (0 if kept == "kept" else size):
-                    raise SystemExit(f"closed after {read[conn]} of {size} bytes")
-                done += kept != "kept"
-                end(conn)
-                begin()
+            done += answers(key.fileobj)
     print(done / (now - start))
 
 
