@@ -994,8 +994,9 @@ class Receiver:
         self.heard = self.told = time.monotonic()  # when it last took or said something; when it was last told something
 
     def tell(self, block: bytes) -> None:
-        self.rest = memoryview(block)
-        self.heard = self.told = time.monotonic()
+        self.told = time.monotonic()
+        self.heard = self.heard if self.rest else self.told
+        self.rest = memoryview(bytes(self.rest) + block)  # nothing is left but where the sender was lost within a block
 
     def send(self) -> None:
         """As much as it takes now."""
@@ -1094,9 +1095,16 @@ class Relay:
             elif now - receiver.told > LIFE and not (receiver.rest or self.ended):
                 receiver.tell(line("note", self.name))
         if self.open:
-            with contextlib.suppress(Lost):
-                self.progress(min(receiver.received for receiver in self.open))
+            self.show()
         return found
+
+    def show(self) -> None:
+        """How far the slowest is. A sender that is gone answers with a reset: nothing else tells of it while what it sent is unread."""
+        try:
+            self.progress(min(receiver.received for receiver in self.open))
+        except Lost:
+            if not self.ended:
+                raise
 
     def attempt(self, receiver: Receiver, call: Callable[[], None]) -> None:
         try:
@@ -1618,6 +1626,9 @@ class Session(Wire):
                 relay.pass_on(offer)
                 self.relay = relay
                 relay.body()
+        except Lost as lost:
+            self.note(f"send {name}: cut after {self.moved} bytes ({lost})")
+            raise
         finally:
             self.relay = None
             if not relay.ended:

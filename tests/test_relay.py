@@ -337,6 +337,61 @@ def test_a_receiver_that_stalls_is_closed_while_all_others_go_on(start, peer, tl
     server.wait_for(re.escape(f"{stuck.name} connection lost: took nothing for 1.5 s"))
 
 
+def held_up(peer):
+    """A transfer to one that reads and one that stands still, until no more can be sent: sender, still, other, what other gets,
+    and what the sender still has of the block that it is at."""
+    still, other, sender = peer("receive nick=still", small=True), peer("receive nick=other"), peer()
+    sender.tell("send still,other x")
+    assert still.line().startswith("put x ") and other.line().startswith("put x ")
+    getting, block = meanwhile(other.body), body(BIG[:1 << 20], end=False)
+    sender.sock.settimeout(1)
+    with contextlib.suppress(socket.timeout):
+        rest = block
+        while True:
+            rest = rest[sender.sock.send(rest[:script.BATCH]):] or block
+    sender.sock.settimeout(DEADLINE)
+    return sender, still, other, getting, rest
+
+
+@OVER_TLS
+@pytest.mark.parametrize("how", ["closes", "is reset"])
+def test_a_sender_that_goes_while_a_receiver_stands_still_is_noticed_at_once(server, peer, how):
+    sender, still, other, getting, _ = held_up(peer)
+    if how == "is reset":
+        sender.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    sender.close()
+    data, end = getting.result()
+    assert data and end == "abort reason=sender-gone"
+    server.wait_for(f"{sender.name} send x: cut after [0-9]+ bytes")
+    other.tell("err put x reason=aborted")
+    another = peer()
+    sending = meanwhile(another.send, "other,still")
+    assert still.body() == (data, end), "it hears so behind what was on its way"
+    still.tell("err put x reason=aborted")
+    assert other.accept() == still.accept() == ("x", HELLO) and sending.result()[-1] == "ok send x receivers=2 verified=2"
+
+
+@OVER_TLS
+def test_a_sender_that_only_closes_its_own_half_behind_the_last_byte_is_not_gone(peer):
+    """As nc -N does: what it has sent is on its way, and it waits for the answer."""
+    sender, still, other, getting, rest = held_up(peer)
+    ending = meanwhile(lambda: [sender.tell(rest + b"end\n"), socket.socket.shutdown(sender.sock, socket.SHUT_WR)])
+    line, data = still.line(), b""
+    while ending.is_alive():  # it reads until there is room for all the rest on the way
+        assert line.startswith("data ")
+        data += still.file.read(int(line[5:]))
+        line = still.line()
+    for _ in range(5):
+        assert sender.line() == "note x received=0", "the sender hears how far they are"
+    if line.startswith("data "):
+        data += still.file.read(int(line[5:]))
+        more, line = still.body()
+    assert line == "end" and getting.result() == (data + more, "end")
+    for receiver in still, other:
+        receiver.tell(f"ok put x sha256={sha(data)} verified=yes")
+    assert sender.answer().startswith("got ") and sender.answer().startswith("got ") and sender.answer() == "ok send x receivers=2 verified=2"
+
+
 def test_notes_tell_how_far_the_slowest_is_and_that_the_server_lives(peer):
     sender, bob, other = peer(), peer("receive nick=bob"), peer("receive nick=other")
     sender.tell(b"send bob,other x size=100\ndata 10\nabcdefghij")
