@@ -1908,18 +1908,7 @@ class Chat:
     def run(self) -> None:
         try:
             while not self.leaving or self.unanswered:
-                self.link.flush()
-                heard = select.select([self.link.sock, self.bell], [], [], self.args.timeout if self.unanswered else None)[0]
-                if not heard:
-                    raise Silent(f"silent for {self.args.timeout:g} s")
-                if self.bell in heard:
-                    self.bell.recv(4096)
-                    while self.typed:
-                        self.utter(self.typed.popleft())
-                if self.link.sock in heard:
-                    self.link.fill(self.args.timeout)
-                while self.link.buffer.find(b"\n", self.link.start, self.link.end) >= 0:
-                    self.show(self.link.line())
+                self.attend()
             self.link.put(line("bye"))
             self.link.flush()
         except (Lost, Broken, Failure) as problem:
@@ -1928,6 +1917,21 @@ class Chat:
             self.problem = Failure(23, f"cannot write standard output ({error.strerror})", "the terminal is gone", "again")
         if self.problem:
             self.wake_typist()
+
+    def attend(self) -> None:
+        """Wait until somebody says or types something, and pass it on."""
+        self.link.flush()
+        heard = select.select([self.link.sock, self.bell], [], [], self.args.timeout if self.unanswered else None)[0]
+        if not heard:
+            raise Silent(f"silent for {self.args.timeout:g} s")
+        if self.bell in heard:
+            self.bell.recv(4096)
+            while self.typed:
+                self.utter(self.typed.popleft())
+        if self.link.sock in heard:
+            self.link.fill(self.args.timeout)
+        while self.link.buffer.find(b"\n", self.link.start, self.link.end) >= 0:
+            self.show(self.link.line())
 
     def utter(self, text: str | None) -> None:
         if text is None:

@@ -896,13 +896,9 @@ class Lobby:
         with self.changed:
             self.queue.append(entry)
         try:
-            while True:
-                with self.changed:
-                    found = [session for session in wanted if session.mode == "receive"]
-                    if self.turn(entry):
-                        return [self.lend(session) for session in found]
-                    self.changed.wait(LIFE)
-                waiting(len(found))
+            while (lent := self.lend(entry)) is None:
+                waiting(sum(session.mode == "receive" for session in wanted))
+            return lent
         finally:
             with self.changed:
                 self.queue = [each for each in self.queue if each is not entry]
@@ -921,10 +917,16 @@ class Lobby:
                 spoken_for |= found
         return False
 
-    def lend(self, session: Session) -> Session:
-        self.selector.unregister(session.sock)
-        session.holder, session.idle = Holder.SENDER, False
-        return session
+    def lend(self, entry: tuple[float, list[Session]]) -> list[Session] | None:
+        """Its receivers, if its turn comes within a moment."""
+        with self.changed:
+            if not self.changed.wait_for(lambda: self.turn(entry), LIFE):
+                return None
+            lent = [session for session in entry[1] if session.mode == "receive"]
+            for session in lent:
+                self.selector.unregister(session.sock)
+                session.holder, session.idle = Holder.SENDER, False
+            return lent
 
     def give_back(self, session: Session, trouble: str = "") -> None:
         with self.changed:
