@@ -77,6 +77,7 @@ AHEAD = 20  # lines that a pipe may have said before the server has answered
 LONGEST = 1000  # characters of one line of the chat; more are several
 SENDERS = 1000  # folders from others whose names here are remembered
 LASTING = {"chat"}  # commands that have used what came before the connection was lost
+NEAR = 4  # folders that stay open: what is asked for runs ahead of what comes, often into the next folder
 LISTED = 12000  # lines of a listing that are kept in memory; the rest goes to a nameless file
 
 
@@ -92,7 +93,7 @@ BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 FREE = {"help", "say", "said"}  # verbs whose line is text from the first space on
 ESCAPE = re.compile(rb"%(..)")
 NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()  # bytes of names as this system has them in text
-NUMBER = re.compile(r"-?(?:[0-9]{1,18}|[0-8][0-9]{18})")  # what 64 bits hold
+MOST, DIGITS = 9 * 10 ** 18 - 1, 19  # the largest number of a line, which 64 bits hold, and how many digits it may have
 HTTP = re.compile(rb"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
 TLS = b"\x16\x03"  # how a TLS client begins
 AUTH = "scrypt-hmac-sha256"
@@ -127,9 +128,8 @@ class Line(NamedTuple):
         text = self.keys.get(key)
         if text is None:
             return default
-        if len(text) < 19 and text.isascii() and text.isdigit():  # nearly all; quicker than an expression
-            return int(text)
-        if not NUMBER.fullmatch(text) or (text[0] == "-" and key != "mtime_ns"):
+        digits = text[1:] if text[:1] == "-" and key == "mtime_ns" else text
+        if not digits.isascii() or not digits.isdigit() or len(digits) > DIGITS or int(digits) > MOST:
             raise Broken("bad-number")
         return int(text)
 
@@ -635,18 +635,20 @@ class Part:
     def claim(self) -> bool:
         """Open it, new or as an earlier attempt left it. False: somebody else is writing it."""
         mode = 0o777 if self.executable else 0o666  # less the umask
+        if not self.keyed:
+            self.fd = self.folder.open(self.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
         while self.fd < 0:
-            fd = self.folder.open(self.name, os.O_RDWR | os.O_CREAT | (0 if self.keyed else os.O_EXCL), mode)
-            if self.keyed and not locked(fd):
+            fd = self.folder.open(self.name, os.O_RDWR | os.O_CREAT, mode)
+            if not locked(fd):
                 os.close(fd)
                 return False
-            ours, there = (os.fstat(fd), self.folder.stat(self.name)) if self.keyed else (None, None)
-            if ours and not (there and there.st_ino == ours.st_ino and ours.st_nlink == 1 and stat.S_ISREG(ours.st_mode)):
-                os.close(fd)  # its last writer has just put it in place, or died between link and unlink: not ours to write
-                if there and there.st_ino == ours.st_ino:
-                    self.folder.remove(self.name)
-                continue
-            self.fd = fd
+            ours, there = os.fstat(fd), self.folder.stat(self.name)
+            if there and there.st_ino == ours.st_ino and ours.st_nlink == 1 and stat.S_ISREG(ours.st_mode):
+                self.fd = fd
+                break
+            os.close(fd)  # its last writer has just put it in place, or died between link and unlink: not ours to write
+            if there and there.st_ino == ours.st_ino:
+                self.folder.remove(self.name)
         return True
 
     def examine(self, most: int, tell: Callable[[int], None]) -> None:
@@ -762,9 +764,10 @@ def receive_body(wire: Wire, sink: Part, size: int | None, check: Callable[[int]
         raise Refused("aborted")
     if size is not None and sink.received != size:
         raise Refused("incomplete", received=sink.received, size=size)
-    if found.keys.get("sha256", sink.sha.hexdigest()).lower() != sink.sha.hexdigest():
-        raise Refused("wrong-digest", sha256=sink.sha.hexdigest())
-    return "yes" if "sha256" in found.keys else "no"
+    told, ours = found.keys.get("sha256"), sink.sha.hexdigest()
+    if told is not None and told.lower() != ours:
+        raise Refused("wrong-digest", sha256=ours)
+    return "no" if told is None else "yes"
 # --- end bodies ---
 
 
@@ -1498,7 +1501,7 @@ class Gets(Batch):
         self.stream: int | None = None
         self.leaf = ""  # what the one thing that is fetched shall be called
         self.top = self.choose(args.output)
-        self.near = "", self.top
+        self.folder = functools.lru_cache(NEAR)(self.open_folder)
 
     def choose(self, output: str | None) -> Folder | None:
         """DEST: a folder, a name, - for standard output, or a device or FIFO."""
@@ -1573,21 +1576,16 @@ class Gets(Batch):
 
     def local(self, path: str) -> tuple[Folder, str]:
         """Where a name leads here: checked like a name from any network, component by component below DEST."""
-        assert self.top
         try:
             *above, leaf = components(path)
         except Refused:
             raise Failure(56, f"the server names a file {shown(path)}", "that would lead outside of the folder that it is for",
                           "another server") from None
-        key = "/".join(above)
-        if self.near[0] != key:
-            found = self.top
-            for part in above:
-                found = found.below(part, make=True)
-            self.near = key, found
-        folder = self.near[1]
-        assert folder
-        return folder, leaf
+        return self.folder(*above), leaf
+
+    def open_folder(self, *above: str) -> Folder:
+        assert self.top
+        return functools.reduce(lambda found, part: found.below(part, make=True), above, self.top)
 
     def fetch(self, job: Job) -> None:
         if self.stream is not None:
@@ -1632,9 +1630,9 @@ class Gets(Batch):
 
     def fetched(self, job: Job, answer: Line) -> None:
         granted(answer, "get", job.name)
-        size = answer.number("size")
-        part = job.part or Part(*self.local(job.path), size, answer.number("mtime_ns"), answer.keys.get("exec") == "yes")
-        job.part = None
+        size, mtime_ns = answer.number("size"), answer.number("mtime_ns")
+        part = job.part or Part(*self.local(job.path), size, mtime_ns, answer.keys.get("exec") == "yes")
+        part.mtime_ns, job.part = mtime_ns, None  # a file may have grown since its part was checked
         try:
             self.receive(job, part, size, answer.number("offset"))
         except (Lost, KeyboardInterrupt):
