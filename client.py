@@ -537,6 +537,9 @@ class Folder:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         return Folder(path, self.fd)
 
+    def descend(self, names: Sequence[str], make: bool = False) -> Folder:
+        return functools.reduce(lambda found, name: found.below(name, make), names, self)
+
     def open(self, name: str, flags: int, mode: int = 0o666) -> int:
         if not BY_DESCRIPTOR and os.path.islink(self.at(name)):
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
@@ -839,13 +842,13 @@ class Progress:
 class Job:
     """A file or folder on its way: what it is called there and here, and what is known of it."""
 
-    __slots__ = ("below", "executable", "failed", "fresh", "got", "kept", "mtime_ns", "name", "offset", "once", "part", "path", "sha256", "size",
-                 "status", "there")
+    __slots__ = ("below", "executable", "failed", "fresh", "got", "kept", "mtime_ns", "name", "offset", "part", "path", "sha256", "size", "status",
+                 "there")
 
     def __init__(self, name: str, path: str = "", status: os.stat_result | None = None) -> None:
         self.name, self.path, self.status = name, path, status
         self.size = self.mtime_ns = self.offset = 0
-        self.executable = self.failed = self.below = self.fresh = self.once = False
+        self.executable = self.failed = self.below = self.fresh = False
         self.part: Part | None = None
         self.there: Line | None = None  # the server's line of it, from a listing
         self.sha256 = self.kept = ""  # the digest; the name of the part that a lost connection leaves
@@ -1025,6 +1028,11 @@ def connected(args: argparse.Namespace) -> Link:
     return found
 
 
+def cut_off(lost: Lost, code: int, what: str, hint: str) -> Failure:
+    """What a lost connection ends; silence has an exit code of its own."""
+    return Failure(28 if isinstance(lost, Silent) else code, what, str(lost), hint)
+
+
 def pause(args: argparse.Namespace, lost: Lost, tries: int) -> None:
     """Between a lost connection and the next attempt: longer each time."""
     seconds = BACK_OFF * 2 ** tries
@@ -1054,8 +1062,7 @@ def unrepeated(lines: Iterator[Line]) -> Iterator[Line]:
     except Lost as lost:
         if not count:
             raise
-        raise Failure(28 if isinstance(lost, Silent) else 18, f"connection lost after {plural(count, 'line')}", f"{lost}; what was shown is not all",
-                      "again") from None
+        raise cut_off(lost, 18, f"connection lost after {plural(count, 'line')}: what was shown is not all", "again") from None
 
 
 def expand(args: argparse.Namespace, names: Sequence[str]) -> Iterator[Job]:
@@ -1267,7 +1274,8 @@ class Batch:
         """A new connection, after a pause that grows; or the Failure that tells how far it came."""
         reached, job = self.progress.current, self.link.pending[0][1] if self.link.pending else Job("")
         self.requeue()
-        while self.tries < self.args.retries and not job.once:
+        once = self.once(job)
+        while self.tries < self.args.retries and not once:
             self.progress.clear()
             pause(self.args, lost, self.tries)
             self.tries += 1
@@ -1276,8 +1284,12 @@ class Batch:
         self.progress.clear()
         where = f" at {reached:,} of {job.size:,} bytes of {shown(job.name)}" if job.size else ""
         where += f"; what came is kept as {shown(job.kept)}" if job.kept else ""
-        raise Failure(28 if isinstance(lost, Silent) else 18, f"connection lost{where}", str(lost), "again from the start: " + ONCE[self.verb]
-                      if job.once else f"{self.args.typed}   (goes on there); if nobody is there: {server_command(self.args)}")
+        raise cut_off(lost, 18, f"connection lost{where}", f"again from the start: {once}" if once else
+                      f"{self.args.typed}   (goes on there); if nobody is there: {server_command(self.args)}")
+
+    def once(self, job: Job) -> str:
+        """Why it cannot be begun a second time."""
+        return ""
 
     def summary(self) -> None:
         self.progress.clear()
@@ -1293,9 +1305,6 @@ class Batch:
 
 
 # --- put: files go out ---
-ONCE = {"put": "standard input cannot be resumed", "send": "what others have already would come to them twice"}
-
-
 class Puts(Batch):
     """Each file: is it there already? If not, its bytes, and the answer that they arrived."""
 
@@ -1329,6 +1338,9 @@ class Puts(Batch):
             self.link.request(self.checked, job, "stat", job.name, **keys, digest="yes" if content else None)
         else:
             raise Failure(26, f"skipped {shown(job.path)}", "it is a link or a special file, not a file or folder", "the file that it leads to")
+
+    def once(self, job: Job) -> str:
+        return "standard input cannot be resumed" if job.path == "-" else ""
 
     def offer(self, handler: Handler, job: Job, verb: str, **keys: object) -> None:
         self.link.request(handler, job, verb, job.name, **keys)
@@ -1427,7 +1439,6 @@ class Puts(Batch):
 
     def send_input(self, job: Job) -> None:
         """Standard input, of unknown length: no question whether it is there, and no second attempt."""
-        job.once = True
         if self.verb == "put" and not self.args.quiet:
             say("standard input cannot be sent twice: if the connection is lost, this upload cannot resume")
         self.offer(self.stored, job, "put", over="yes" if self.args.force else None)
@@ -1581,11 +1592,11 @@ class Gets(Batch):
         except Refused:
             raise Failure(56, f"the server names a file {shown(path)}", "that would lead outside of the folder that it is for",
                           "another server") from None
-        return self.folder(*above), leaf
+        return self.folder(tuple(above)), leaf
 
-    def open_folder(self, *above: str) -> Folder:
+    def open_folder(self, above: tuple[str, ...]) -> Folder:
         assert self.top
-        return functools.reduce(lambda found, part: found.below(part, make=True), above, self.top)
+        return self.top.descend(above, make=True)
 
     def fetch(self, job: Job) -> None:
         if self.stream is not None:
@@ -1690,8 +1701,11 @@ class Sends(Puts):
             raise Failure(25, "nobody is receiving", "no other client waits for files",
                           "python3 client.py receive, there; --to HOST:PORT or NICK, here")
 
+    def once(self, job: Job) -> str:
+        return "what others have already would come to them twice"
+
     def offer(self, handler: Handler, job: Job, verb: str, **keys: object) -> None:
-        job.once, job.got, job.kept = True, [], ""
+        job.got, job.kept = [], ""
         self.link.request(handler, job, "send", self.targets, job.name, **keys, type="dir" if verb == "mkdir" else None)
 
     def start(self, job: Job) -> None:
@@ -1721,30 +1735,30 @@ class Sends(Puts):
 
     def received(self, job: Job, answer: Line) -> None:
         """Who has it, who has not, and why."""
-        missing = []
         if self.nobody:
             job.failed, self.failed = True, self.failed + 1
             return
-        for found in job.got:
-            ours = found.words[1:2] == ["ok"] and found.keys.get("sha256") == (job.sha256 or None)
-            target = called(found.words[0], found.keys.get("nick"))
-            row = self.results.setdefault(target, [0, 0, 0])
-            for place, more in enumerate((1, ours, job.size * ours)):
-                row[place] += more
-            if not ours:
-                missing.append((target, found.keys.get("reason", "wrong-digest")))
         if not job.got:
             raise refusal(answer, "send", job.name)
-        for target, reason in missing:
-            why, hint = WHYS.get(reason, ("the receiver says so", "again"))
-            job.failed = False  # each receiver that has not got it is told of
-            self.fail(job, Failure(25, f"{target} did not get {shown(job.name)} ({shown(reason)})", why, hint))
-        job.failed = len(missing) == len(job.got)
-        if job.failed and AWAY.issuperset(reason for _, reason in missing):
+        reasons = [self.account(job, found) for found in job.got]
+        job.failed = all(reasons)
+        if job.failed and AWAY.issuperset(reasons):
             self.nobody = True
             if self.link.pending or self.next_job():
                 say("nobody is left who receives: the rest is not sent")
             self.sources.clear()
+
+    def account(self, job: Job, found: Line) -> str:
+        """What one receiver said: "", or why it has not got it."""
+        verified = found.words[1:2] == ["ok"] and found.keys.get("sha256") == (job.sha256 or None)
+        target, reason = called(found.words[0], found.keys.get("nick")), "" if verified else found.keys.get("reason", "wrong-digest")
+        row = self.results.setdefault(target, [0, 0, 0])
+        for place, more in enumerate((1, verified, job.size * verified)):
+            row[place] += more
+        if reason:
+            job.failed = False  # each receiver that has not got it is told of
+            self.fail(job, Failure(25, f"{target} did not get {shown(job.name)} ({shown(reason)})", *WHYS.get(reason, ("the receiver says so", "again"))))
+        return reason
 
     def summary(self) -> None:
         super().summary()
@@ -1804,10 +1818,7 @@ class Inbox:
         """The folder that it goes to, made where it is missing, and its whole name here."""
         top, *rest = components(name, self.args.hidden)
         parts = [self.named.get((request.keys.get("from", ""), top), top), *rest]
-        folder = self.top
-        for part in parts[:-1]:
-            folder = folder.below(part, make=True)
-        return folder, parts
+        return self.top.descend(parts[:-1], make=True), parts
 
     def make(self, name: str, request: Line) -> None:
         """A folder. One that nobody has sent from there yet gets a name of its own, with what is in it."""
@@ -1846,7 +1857,7 @@ class Inbox:
             verified = receive_body(self.link, part, size, lambda announced: None, tell_both)
             parts[-1] = self.settle(part)
         except Lost as lost:
-            raise Failure(18, f"connection lost at {part.received:,} of {size or 0:,} bytes of {shown(name)}", str(lost),
+            raise cut_off(lost, 18, f"connection lost at {part.received:,} of {size or 0:,} bytes of {shown(name)}",
                           "receive again, and let it be sent again") from None
         finally:
             progress.clear()
@@ -2108,9 +2119,8 @@ class Changes(Batch):
         except Lost as lost:
             asked = [shown(job.name) for _, job, _, _ in self.link.pending]
             more = f" and {len(asked) - 3:,} more" if len(asked) > 3 else ""
-            raise Failure(28 if isinstance(lost, Silent) else 56,
-                          f"connection lost: unknown whether {self.verb} was done to {', '.join(asked[:3])}{more}",
-                          f"{lost} before the answer came", "list shows what is there now") from None
+            raise cut_off(lost, 56, f"connection lost: unknown whether {self.verb} was done to {', '.join(asked[:3])}{more}",
+                          "list shows what is there now") from None
         return self.code
 
 
@@ -2793,8 +2803,7 @@ def carry_out(args: argparse.Namespace) -> int:
     except Failure as failure:
         problem = failure
     except Lost as lost:
-        problem = Failure(28 if isinstance(lost, Silent) else 56, f"connection to {place(args)} lost", str(lost),
-                          f"again; if nobody is there: {server_command(args)}")
+        problem = cut_off(lost, 56, f"connection to {place(args)} lost", f"again; if nobody is there: {server_command(args)}")
     except Broken as broken:
         problem = Failure(56, f"{place(args)} broke the protocol ({broken})", "it sent what no file server sends", "server.py --trace shows it")
     except KeyboardInterrupt:

@@ -562,6 +562,9 @@ class Folder:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         return Folder(path, self.fd)
 
+    def descend(self, names: Sequence[str], make: bool = False) -> Folder:
+        return functools.reduce(lambda found, name: found.below(name, make), names, self)
+
     def open(self, name: str, flags: int, mode: int = 0o666) -> int:
         if not BY_DESCRIPTOR and os.path.islink(self.at(name)):
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
@@ -1147,7 +1150,7 @@ def walk(top: Folder, name: str, deep: bool, visible: Callable[[str], bool],
         above, found = waiting.pop(), []
         full = "/".join([name] * bool(name) + above)
         try:
-            folder = functools.reduce(Folder.below, above, top)
+            folder = top.descend(above)
             for entry in filter(lambda entry: visible(entry.name), folder.entries()):
                 yield f"{full}/{entry.name}" if full else entry.name, folder, entry
                 found += [[*above, entry.name]] * (deep and entry.is_dir(follow_symlinks=False))
@@ -1343,7 +1346,7 @@ class Session(Wire):
         name = "/".join(parts)
         if name != self.near[0]:
             try:
-                self.near = name, functools.reduce(lambda found, part: found.below(part, make), parts, self.root)
+                self.near = name, self.root.descend(parts, make)
             except FileNotFoundError:
                 raise Refused("no-such-folder") from None
         return self.near[1]
