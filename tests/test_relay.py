@@ -375,19 +375,16 @@ def test_a_sender_that_only_closes_its_own_half_behind_the_last_byte_is_not_gone
     """As nc -N does: what it has sent is on its way, and it waits for the answer."""
     sender, still, other, getting, rest = held_up(peer)
     ending = meanwhile(lambda: [sender.tell(rest + b"end\n"), sender.sock.shutdown(socket.SHUT_WR)])
-    line, data = still.line(), b""
-    while ending.is_alive():  # it reads until there is room for all the rest on the way
-        assert line.startswith("data ")
-        data += still.file.read(int(line[5:]))
-        line = still.line()
+    data, line = b"", ""
+    while line != "end" and ending.is_alive():  # it reads until there is room for all the rest on the way
+        line = still.answer()
+        data += b"" if line == "end" else still.file.read(int(line[5:]))
     for _ in range(5):
         assert sender.line() == "note x received=0", "the sender hears how far they are"
-    if line.startswith("data "):
-        data += still.file.read(int(line[5:]))
-        more, line = still.body()
+    more, line = (b"", line) if line == "end" else still.body()
     assert line == "end" and getting.result() == (data + more, "end")
     for receiver in still, other:
-        receiver.tell(f"ok put x sha256={sha(data)} verified=yes")
+        receiver.tell("ok put x verified=yes")
     assert sender.answer().startswith("got ") and sender.answer().startswith("got ") and sender.answer() == "ok send x receivers=2 verified=2"
 
 
