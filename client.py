@@ -40,6 +40,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import enum
 import errno
 import functools
 import hashlib
@@ -1887,6 +1888,14 @@ class Inbox:
             say(f"  {part.received:,} bytes from {self.sender(request)}")
 
 
+class Typist(enum.Enum):
+    """Where the main thread of a chat is."""
+
+    AWAY = "it hands a line on"
+    TYPING = "it waits for a line, and a signal can wake it"
+    GONE = "no more lines come"
+
+
 class Chat:
     """What is typed goes to all others, what they say appears above it. A thread has the connection; the main one waits for typing."""
 
@@ -1894,11 +1903,11 @@ class Chat:
         import threading  # not at the top: few need it
         self.args, self.link = args, connected(args)
         self.live = os.isatty(0) and os.isatty(1)
-        self.typed: deque[str | None] = deque()  # lines for the thread; None: that was all
+        self.typist = Typist.AWAY
+        self.typed: deque[str] = deque()  # lines for the thread
         self.bell, self.ringer = socket.socketpair()
         self.room = threading.Semaphore(AHEAD)
         self.unanswered = self.code = 0
-        self.leaving = self.typing = self.over = False
         self.problem: Exception | None = None
         self.thread = threading.Thread(target=self.run, daemon=True)
 
@@ -1916,7 +1925,7 @@ class Chat:
     # the thread that has the connection
     def run(self) -> None:
         try:
-            while not self.leaving or self.unanswered:
+            while self.typist is not Typist.GONE or self.typed or self.unanswered:
                 self.attend()
             self.link.put(line("bye"))
             self.link.flush()
@@ -1942,10 +1951,8 @@ class Chat:
         while self.link.buffer.find(b"\n", self.link.start, self.link.end) >= 0:
             self.show(self.link.line())
 
-    def utter(self, text: str | None) -> None:
-        if text is None:
-            self.leaving = True
-        elif text == "/who":
+    def utter(self, text: str) -> None:
+        if text == "/who":
             self.link.put(line("who"))
         elif text.startswith("/") and not text.startswith("//"):
             self.emit("* /who tells who is here, /quit leaves; a line that starts with a slash needs two")
@@ -1977,7 +1984,7 @@ class Chat:
     def emit(self, text: str, facts: dict[str, Any] | None = None) -> None:
         if self.args.json and facts:
             tell_json(facts)
-        elif self.typing and self.live:
+        elif self.typist is Typist.TYPING and self.live:
             os.write(product(), self.above(shown(text)).encode())
         else:
             tell(shown(text))
@@ -1995,8 +2002,8 @@ class Chat:
         """Nobody is there any more to type for. A signal that comes just before input() waits is not noticed: it is sent again."""
         import signal
         import threading
-        while hasattr(signal, "SIGUSR1") and not self.over:  # on Windows the next line, or Ctrl-C, ends it
-            if self.typing:
+        while hasattr(signal, "SIGUSR1") and self.typist is not Typist.GONE:  # on Windows the next line, or Ctrl-C, ends it
+            if self.typist is Typist.TYPING:
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
             time.sleep(REDRAW)
 
@@ -2009,20 +2016,21 @@ class Chat:
         code = 0
         try:
             while not self.problem and (text := self.next_line()) != "/quit":
-                self.ring(text)
+                self.typed.append(text)
+                self.ring()
         except EOFError:
             pass
         except KeyboardInterrupt:
             code = 130
-        self.typing, self.over = False, True
-        self.ring(None)
+        self.typist = Typist.GONE
+        self.ring()
         self.thread.join()
         if self.problem:
             raise self.problem
         return code or (0 if self.live else self.code)
 
     def next_line(self) -> str:
-        self.typing = True
+        self.typist = Typist.TYPING
         if self.live:
             return input(CHAT_PROMPT).strip("\r\n")
         self.room.acquire()  # a pipe is read no faster than the server takes it
@@ -2031,14 +2039,13 @@ class Chat:
             self.room.release()
         return text
 
-    def ring(self, text: str | None) -> None:
-        self.typed.append(text)
+    def ring(self) -> None:
         with contextlib.suppress(OSError):
             self.ringer.send(b"\0")
 
     def stop_typing(self, number: int, frame: object) -> None:
-        if self.typing:
-            self.typing = False
+        if self.typist is Typist.TYPING:
+            self.typist = Typist.AWAY
             raise EOFError
 
 
