@@ -619,6 +619,11 @@ UNLOCKED = contextlib.nullcontext()
 UNIQUE = itertools.count(int.from_bytes(os.urandom(15), "big"))  # names of parts that nobody has to find again
 
 
+def lasting_name(leaf: str, size: int | None, mtime_ns: int | None) -> str:
+    """Of the part of a file that is worth resuming: whoever sends the same file again finds it."""
+    return f".six-{hashlib.sha256(os.fsencode(f'{leaf}/{size}/{mtime_ns}')).hexdigest()[:32]}.part"
+
+
 class Part:
     """A file that is being received: hidden and locked in its own folder, hashed as it comes, put in place when it is whole."""
 
@@ -626,8 +631,7 @@ class Part:
         self.folder, self.leaf, self.mtime_ns, self.executable = folder, leaf, mtime_ns, executable
         self.sha, self.received, self.fd = hashlib.sha256(), 0, -1
         self.keyed = mtime_ns is not None and (size or 0) >= RESUMABLE
-        token = hashlib.sha256(os.fsencode(f"{leaf}/{size}/{mtime_ns}")).hexdigest()[:32] if self.keyed else f"{next(UNIQUE):032x}"
-        self.name = f".six-{token}.part"
+        self.name = lasting_name(leaf, size, mtime_ns) if self.keyed else f".six-{next(UNIQUE):032x}.part"
 
     def place(self) -> tuple[object, ...]:
         """What tells it from all others, also after a folder above it was renamed."""
@@ -1409,7 +1413,7 @@ class Puts(Batch):
                 sha = sha if offset else hashlib.sha256()
                 os.lseek(fd, offset, os.SEEK_SET)
             self.resumed(job, offset)
-            job.kept = Part(Folder("."), job.name.rpartition("/")[2], job.size, status.st_mtime_ns).name + " there" if job.size >= RESUMABLE else ""
+            job.kept = lasting_name(job.name.rpartition("/")[2], job.size, status.st_mtime_ns) + " there" if job.size >= RESUMABLE else ""
             self.offer(self.stored, job, "put", size=job.size, mtime_ns=status.st_mtime_ns, over="yes" if over else None,
                        exec="yes" if status.st_mode & stat.S_IXUSR and os.name != "nt" else None, offset=offset or None)
             given_up = send_body(self.link, fd, status, sha, self.go_on)

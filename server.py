@@ -118,8 +118,10 @@ ok put NAME size= sha256= verified= [as=] [nick=]` or `got TO err put NAME reaso
 reason is the receiver's own, or no-such-client, not-receiving, yourself, gone (closed, or broke the protocol), stalled
 (took or said nothing for --timeout seconds: the server has closed it), left. A receiver's ok before the end of the body
 counts as broken protocol. When none has got it, the end is err send NAME reason=not-received receivers=N verified=0; inside the body if
-that is known there. When the sender is lost or gives up, its receivers get `abort reason=…`. Nothing is stored: the server announces
-with `data` what it holds, at most 512 KiB, and takes more when every receiver has that. The digest is the sender's, and the receiver checks it.
+that is known there. When the sender is lost or gives up, its receivers get `abort reason=…`. It may close its writing side
+behind the last byte, as nc -N does, but its connection only after the answer: one that is gone is noticed at the next note.
+Nothing is stored: the server announces with `data` what it holds, at most 512 KiB, and takes more when every receiver has
+that. The digest is the sender's, and the receiver checks it.
 
 Chat. Between `ok chat` and the next request other than help, who, ping, say, lines come between answers: said from=NAME TEXT
 (one space, then the text to the end of the line), joined NAME at=HOST:PORT, left NAME. NAME is the nick or HOST:PORT. One client
@@ -643,6 +645,11 @@ UNLOCKED = contextlib.nullcontext()
 UNIQUE = itertools.count(int.from_bytes(os.urandom(15), "big"))  # names of parts that nobody has to find again
 
 
+def lasting_name(leaf: str, size: int | None, mtime_ns: int | None) -> str:
+    """Of the part of a file that is worth resuming: whoever sends the same file again finds it."""
+    return f".six-{hashlib.sha256(os.fsencode(f'{leaf}/{size}/{mtime_ns}')).hexdigest()[:32]}.part"
+
+
 class Part:
     """A file that is being received: hidden and locked in its own folder, hashed as it comes, put in place when it is whole."""
 
@@ -650,8 +657,7 @@ class Part:
         self.folder, self.leaf, self.mtime_ns, self.executable = folder, leaf, mtime_ns, executable
         self.sha, self.received, self.fd = hashlib.sha256(), 0, -1
         self.keyed = mtime_ns is not None and (size or 0) >= RESUMABLE
-        token = hashlib.sha256(os.fsencode(f"{leaf}/{size}/{mtime_ns}")).hexdigest()[:32] if self.keyed else f"{next(UNIQUE):032x}"
-        self.name = f".six-{token}.part"
+        self.name = lasting_name(leaf, size, mtime_ns) if self.keyed else f".six-{next(UNIQUE):032x}.part"
 
     def place(self) -> tuple[object, ...]:
         """What tells it from all others, also after a folder above it was renamed."""
