@@ -1756,7 +1756,7 @@ class Sends(Puts):
     def account(self, job: Job, found: Line) -> str:
         """What one receiver said: "", or why it has not got it."""
         verified = found.words[1:2] == ["ok"] and found.keys.get("sha256") == (job.sha256 or None)
-        target, reason = called(found.words[0], found.keys.get("nick")), "" if verified else found.keys.get("reason", "wrong-digest")
+        target, reason = called(found.words[0], found.keys.get("nick")), "" if verified else found.keys.get("reason") or "wrong-digest"
         row = self.results.setdefault(target, [0, 0, 0])
         for place, more in enumerate((1, verified, job.size * verified)):
             row[place] += more

@@ -616,6 +616,17 @@ def test_unless_all_got_all_it_says_who_did_not_and_exits_25(do, here, receiving
         assert do("send", *words).code == 2
 
 
+@pytest.mark.parametrize("answer", ["err put x reason=", "err put x", "ok put x verified=yes"])
+def test_a_receiver_that_gives_no_reason_or_no_digest_has_not_got_it_either(do, here, peer, answer):
+    (here / "x").write_text("x")
+    bob = peer("receive nick=bob")
+    sending = meanwhile(do, "send", "x", "--to", "bob")
+    assert bob.line().startswith("put x ") and bob.body()[0] == b"x"
+    bob.tell(answer)
+    sent = sending.result()
+    assert sent.code == 25 and "(bob) did not get x" in sent.err and "verified 0 of 1" in sent.err, sent
+
+
 def test_when_nobody_is_left_a_tree_is_given_up_and_told_of_once(do, here, receiving):
     (here / "t" / "empty").mkdir(parents=True)
     for number in range(300):
