@@ -40,6 +40,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import enum
 import errno
 import functools
 import hashlib
@@ -77,6 +78,7 @@ AHEAD = 20  # lines that a pipe may have said before the server has answered
 LONGEST = 1000  # characters of one line of the chat; more are several
 SENDERS = 1000  # folders from others whose names here are remembered
 LASTING = {"chat"}  # commands that have used what came before the connection was lost
+NEAR = 4  # folders that stay open: what is asked for runs ahead of what comes, often into the next folder
 LISTED = 12000  # lines of a listing that are kept in memory; the rest goes to a nameless file
 
 
@@ -92,7 +94,7 @@ BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 FREE = {"help", "say", "said"}  # verbs whose line is text from the first space on
 ESCAPE = re.compile(rb"%(..)")
 NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()  # bytes of names as this system has them in text
-NUMBER = re.compile(r"-?(?:[0-9]{1,18}|[0-8][0-9]{18})")  # what 64 bits hold
+MOST, DIGITS = 9 * 10 ** 18 - 1, 19  # the largest number of a line, which 64 bits hold, and how many digits it may have
 HTTP = re.compile(rb"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
 TLS = b"\x16\x03"  # how a TLS client begins
 AUTH = "scrypt-hmac-sha256"
@@ -127,9 +129,8 @@ class Line(NamedTuple):
         text = self.keys.get(key)
         if text is None:
             return default
-        if len(text) < 19 and text.isascii() and text.isdigit():  # nearly all; quicker than an expression
-            return int(text)
-        if not NUMBER.fullmatch(text) or (text[0] == "-" and key != "mtime_ns"):
+        digits = text[1:] if text[:1] == "-" and key == "mtime_ns" else text
+        if not digits.isascii() or not digits.isdigit() or len(digits) > DIGITS or int(digits) > MOST:
             raise Broken("bad-number")
         return int(text)
 
@@ -537,6 +538,9 @@ class Folder:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         return Folder(path, self.fd)
 
+    def descend(self, names: Sequence[str], make: bool = False) -> Folder:
+        return functools.reduce(lambda found, name: found.below(name, make), names, self)
+
     def open(self, name: str, flags: int, mode: int = 0o666) -> int:
         if not BY_DESCRIPTOR and os.path.islink(self.at(name)):
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
@@ -615,6 +619,11 @@ UNLOCKED = contextlib.nullcontext()
 UNIQUE = itertools.count(int.from_bytes(os.urandom(15), "big"))  # names of parts that nobody has to find again
 
 
+def lasting_name(leaf: str, size: int | None, mtime_ns: int | None) -> str:
+    """Of the part of a file that is worth resuming: whoever sends the same file again finds it."""
+    return f".six-{hashlib.sha256(os.fsencode(f'{leaf}/{size}/{mtime_ns}')).hexdigest()[:32]}.part"
+
+
 class Part:
     """A file that is being received: hidden and locked in its own folder, hashed as it comes, put in place when it is whole."""
 
@@ -622,8 +631,7 @@ class Part:
         self.folder, self.leaf, self.mtime_ns, self.executable = folder, leaf, mtime_ns, executable
         self.sha, self.received, self.fd = hashlib.sha256(), 0, -1
         self.keyed = mtime_ns is not None and (size or 0) >= RESUMABLE
-        token = hashlib.sha256(os.fsencode(f"{leaf}/{size}/{mtime_ns}")).hexdigest()[:32] if self.keyed else f"{next(UNIQUE):032x}"
-        self.name = f".six-{token}.part"
+        self.name = lasting_name(leaf, size, mtime_ns) if self.keyed else f".six-{next(UNIQUE):032x}.part"
 
     def place(self) -> tuple[object, ...]:
         """What tells it from all others, also after a folder above it was renamed."""
@@ -635,18 +643,20 @@ class Part:
     def claim(self) -> bool:
         """Open it, new or as an earlier attempt left it. False: somebody else is writing it."""
         mode = 0o777 if self.executable else 0o666  # less the umask
+        if not self.keyed:
+            self.fd = self.folder.open(self.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
         while self.fd < 0:
-            fd = self.folder.open(self.name, os.O_RDWR | os.O_CREAT | (0 if self.keyed else os.O_EXCL), mode)
-            if self.keyed and not locked(fd):
+            fd = self.folder.open(self.name, os.O_RDWR | os.O_CREAT, mode)
+            if not locked(fd):
                 os.close(fd)
                 return False
-            ours, there = (os.fstat(fd), self.folder.stat(self.name)) if self.keyed else (None, None)
-            if ours and not (there and there.st_ino == ours.st_ino and ours.st_nlink == 1 and stat.S_ISREG(ours.st_mode)):
-                os.close(fd)  # its last writer has just put it in place, or died between link and unlink: not ours to write
-                if there and there.st_ino == ours.st_ino:
-                    self.folder.remove(self.name)
-                continue
-            self.fd = fd
+            ours, there = os.fstat(fd), self.folder.stat(self.name)
+            if there and there.st_ino == ours.st_ino and ours.st_nlink == 1 and stat.S_ISREG(ours.st_mode):
+                self.fd = fd
+                break
+            os.close(fd)  # its last writer has just put it in place, or died between link and unlink: not ours to write
+            if there and there.st_ino == ours.st_ino:
+                self.folder.remove(self.name)
         return True
 
     def examine(self, most: int, tell: Callable[[int], None]) -> None:
@@ -762,9 +772,10 @@ def receive_body(wire: Wire, sink: Part, size: int | None, check: Callable[[int]
         raise Refused("aborted")
     if size is not None and sink.received != size:
         raise Refused("incomplete", received=sink.received, size=size)
-    if found.keys.get("sha256", sink.sha.hexdigest()).lower() != sink.sha.hexdigest():
-        raise Refused("wrong-digest", sha256=sink.sha.hexdigest())
-    return "yes" if "sha256" in found.keys else "no"
+    told, ours = found.keys.get("sha256"), sink.sha.hexdigest()
+    if told is not None and told.lower() != ours:
+        raise Refused("wrong-digest", sha256=ours)
+    return "no" if told is None else "yes"
 # --- end bodies ---
 
 
@@ -836,13 +847,13 @@ class Progress:
 class Job:
     """A file or folder on its way: what it is called there and here, and what is known of it."""
 
-    __slots__ = ("below", "executable", "failed", "fresh", "got", "kept", "mtime_ns", "name", "offset", "once", "part", "path", "sha256", "size",
-                 "status", "there")
+    __slots__ = ("below", "executable", "failed", "fresh", "got", "kept", "mtime_ns", "name", "offset", "part", "path", "sha256", "size", "status",
+                 "there")
 
     def __init__(self, name: str, path: str = "", status: os.stat_result | None = None) -> None:
         self.name, self.path, self.status = name, path, status
         self.size = self.mtime_ns = self.offset = 0
-        self.executable = self.failed = self.below = self.fresh = self.once = False
+        self.executable = self.failed = self.below = self.fresh = False
         self.part: Part | None = None
         self.there: Line | None = None  # the server's line of it, from a listing
         self.sha256 = self.kept = ""  # the digest; the name of the part that a lost connection leaves
@@ -1022,6 +1033,11 @@ def connected(args: argparse.Namespace) -> Link:
     return found
 
 
+def cut_off(lost: Lost, code: int, what: str, hint: str) -> Failure:
+    """What a lost connection ends; silence has an exit code of its own."""
+    return Failure(28 if isinstance(lost, Silent) else code, what, str(lost), hint)
+
+
 def pause(args: argparse.Namespace, lost: Lost, tries: int) -> None:
     """Between a lost connection and the next attempt: longer each time."""
     seconds = BACK_OFF * 2 ** tries
@@ -1051,8 +1067,7 @@ def unrepeated(lines: Iterator[Line]) -> Iterator[Line]:
     except Lost as lost:
         if not count:
             raise
-        raise Failure(28 if isinstance(lost, Silent) else 18, f"connection lost after {plural(count, 'line')}", f"{lost}; what was shown is not all",
-                      "again") from None
+        raise cut_off(lost, 18, f"connection lost after {plural(count, 'line')}: what was shown is not all", "again") from None
 
 
 def expand(args: argparse.Namespace, names: Sequence[str]) -> Iterator[Job]:
@@ -1264,7 +1279,8 @@ class Batch:
         """A new connection, after a pause that grows; or the Failure that tells how far it came."""
         reached, job = self.progress.current, self.link.pending[0][1] if self.link.pending else Job("")
         self.requeue()
-        while self.tries < self.args.retries and not job.once:
+        once = self.once(job)
+        while self.tries < self.args.retries and not once:
             self.progress.clear()
             pause(self.args, lost, self.tries)
             self.tries += 1
@@ -1273,8 +1289,12 @@ class Batch:
         self.progress.clear()
         where = f" at {reached:,} of {job.size:,} bytes of {shown(job.name)}" if job.size else ""
         where += f"; what came is kept as {shown(job.kept)}" if job.kept else ""
-        raise Failure(28 if isinstance(lost, Silent) else 18, f"connection lost{where}", str(lost), "again from the start: " + ONCE[self.verb]
-                      if job.once else f"{self.args.typed}   (goes on there); if nobody is there: {server_command(self.args)}")
+        raise cut_off(lost, 18, f"connection lost{where}", f"again from the start: {once}" if once else
+                      f"{self.args.typed}   (goes on there); if nobody is there: {server_command(self.args)}")
+
+    def once(self, job: Job) -> str:
+        """Why it cannot be begun a second time."""
+        return ""
 
     def summary(self) -> None:
         self.progress.clear()
@@ -1290,9 +1310,6 @@ class Batch:
 
 
 # --- put: files go out ---
-ONCE = {"put": "standard input cannot be resumed", "send": "what others have already would come to them twice"}
-
-
 class Puts(Batch):
     """Each file: is it there already? If not, its bytes, and the answer that they arrived."""
 
@@ -1326,6 +1343,9 @@ class Puts(Batch):
             self.link.request(self.checked, job, "stat", job.name, **keys, digest="yes" if content else None)
         else:
             raise Failure(26, f"skipped {shown(job.path)}", "it is a link or a special file, not a file or folder", "the file that it leads to")
+
+    def once(self, job: Job) -> str:
+        return "standard input cannot be resumed" if job.path == "-" else ""
 
     def offer(self, handler: Handler, job: Job, verb: str, **keys: object) -> None:
         self.link.request(handler, job, verb, job.name, **keys)
@@ -1393,7 +1413,7 @@ class Puts(Batch):
                 sha = sha if offset else hashlib.sha256()
                 os.lseek(fd, offset, os.SEEK_SET)
             self.resumed(job, offset)
-            job.kept = Part(Folder("."), job.name.rpartition("/")[2], job.size, status.st_mtime_ns).name + " there" if job.size >= RESUMABLE else ""
+            job.kept = lasting_name(job.name.rpartition("/")[2], job.size, status.st_mtime_ns) + " there" if job.size >= RESUMABLE else ""
             self.offer(self.stored, job, "put", size=job.size, mtime_ns=status.st_mtime_ns, over="yes" if over else None,
                        exec="yes" if status.st_mode & stat.S_IXUSR and os.name != "nt" else None, offset=offset or None)
             given_up = send_body(self.link, fd, status, sha, self.go_on)
@@ -1424,7 +1444,6 @@ class Puts(Batch):
 
     def send_input(self, job: Job) -> None:
         """Standard input, of unknown length: no question whether it is there, and no second attempt."""
-        job.once = True
         if self.verb == "put" and not self.args.quiet:
             say("standard input cannot be sent twice: if the connection is lost, this upload cannot resume")
         self.offer(self.stored, job, "put", over="yes" if self.args.force else None)
@@ -1498,7 +1517,7 @@ class Gets(Batch):
         self.stream: int | None = None
         self.leaf = ""  # what the one thing that is fetched shall be called
         self.top = self.choose(args.output)
-        self.near = "", self.top
+        self.folder = functools.lru_cache(NEAR)(self.open_folder)
 
     def choose(self, output: str | None) -> Folder | None:
         """DEST: a folder, a name, - for standard output, or a device or FIFO."""
@@ -1573,21 +1592,16 @@ class Gets(Batch):
 
     def local(self, path: str) -> tuple[Folder, str]:
         """Where a name leads here: checked like a name from any network, component by component below DEST."""
-        assert self.top
         try:
             *above, leaf = components(path)
         except Refused:
             raise Failure(56, f"the server names a file {shown(path)}", "that would lead outside of the folder that it is for",
                           "another server") from None
-        key = "/".join(above)
-        if self.near[0] != key:
-            found = self.top
-            for part in above:
-                found = found.below(part, make=True)
-            self.near = key, found
-        folder = self.near[1]
-        assert folder
-        return folder, leaf
+        return self.folder(tuple(above)), leaf
+
+    def open_folder(self, above: tuple[str, ...]) -> Folder:
+        assert self.top
+        return self.top.descend(above, make=True)
 
     def fetch(self, job: Job) -> None:
         if self.stream is not None:
@@ -1632,9 +1646,9 @@ class Gets(Batch):
 
     def fetched(self, job: Job, answer: Line) -> None:
         granted(answer, "get", job.name)
-        size = answer.number("size")
-        part = job.part or Part(*self.local(job.path), size, answer.number("mtime_ns"), answer.keys.get("exec") == "yes")
-        job.part = None
+        size, mtime_ns = answer.number("size"), answer.number("mtime_ns")
+        part = job.part or Part(*self.local(job.path), size, mtime_ns, answer.keys.get("exec") == "yes")
+        part.mtime_ns, job.part = mtime_ns, None  # a file may have grown since its part was checked
         try:
             self.receive(job, part, size, answer.number("offset"))
         except (Lost, KeyboardInterrupt):
@@ -1692,8 +1706,11 @@ class Sends(Puts):
             raise Failure(25, "nobody is receiving", "no other client waits for files",
                           "python3 client.py receive, there; --to HOST:PORT or NICK, here")
 
+    def once(self, job: Job) -> str:
+        return "what others have already would come to them twice"
+
     def offer(self, handler: Handler, job: Job, verb: str, **keys: object) -> None:
-        job.once, job.got, job.kept = True, [], ""
+        job.got, job.kept = [], ""
         self.link.request(handler, job, "send", self.targets, job.name, **keys, type="dir" if verb == "mkdir" else None)
 
     def start(self, job: Job) -> None:
@@ -1723,30 +1740,30 @@ class Sends(Puts):
 
     def received(self, job: Job, answer: Line) -> None:
         """Who has it, who has not, and why."""
-        missing = []
         if self.nobody:
             job.failed, self.failed = True, self.failed + 1
             return
-        for found in job.got:
-            ours = found.words[1:2] == ["ok"] and found.keys.get("sha256") == (job.sha256 or None)
-            target = called(found.words[0], found.keys.get("nick"))
-            row = self.results.setdefault(target, [0, 0, 0])
-            for place, more in enumerate((1, ours, job.size * ours)):
-                row[place] += more
-            if not ours:
-                missing.append((target, found.keys.get("reason", "wrong-digest")))
         if not job.got:
             raise refusal(answer, "send", job.name)
-        for target, reason in missing:
-            why, hint = WHYS.get(reason, ("the receiver says so", "again"))
-            job.failed = False  # each receiver that has not got it is told of
-            self.fail(job, Failure(25, f"{target} did not get {shown(job.name)} ({shown(reason)})", why, hint))
-        job.failed = len(missing) == len(job.got)
-        if job.failed and AWAY.issuperset(reason for _, reason in missing):
+        reasons = [self.account(job, found) for found in job.got]
+        job.failed = all(reasons)
+        if job.failed and AWAY.issuperset(reasons):
             self.nobody = True
             if self.link.pending or self.next_job():
                 say("nobody is left who receives: the rest is not sent")
             self.sources.clear()
+
+    def account(self, job: Job, found: Line) -> str:
+        """What one receiver said: "", or why it has not got it."""
+        verified = found.words[1:2] == ["ok"] and found.keys.get("sha256") == (job.sha256 or None)
+        target, reason = called(found.words[0], found.keys.get("nick")), "" if verified else found.keys.get("reason") or "wrong-digest"
+        row = self.results.setdefault(target, [0, 0, 0])
+        for place, more in enumerate((1, verified, job.size * verified)):
+            row[place] += more
+        if reason:
+            job.failed = False  # each receiver that has not got it is told of
+            self.fail(job, Failure(25, f"{target} did not get {shown(job.name)} ({shown(reason)})", *WHYS.get(reason, ("the receiver says so", "again"))))
+        return reason
 
     def summary(self) -> None:
         super().summary()
@@ -1806,10 +1823,7 @@ class Inbox:
         """The folder that it goes to, made where it is missing, and its whole name here."""
         top, *rest = components(name, self.args.hidden)
         parts = [self.named.get((request.keys.get("from", ""), top), top), *rest]
-        folder = self.top
-        for part in parts[:-1]:
-            folder = folder.below(part, make=True)
-        return folder, parts
+        return self.top.descend(parts[:-1], make=True), parts
 
     def make(self, name: str, request: Line) -> None:
         """A folder. One that nobody has sent from there yet gets a name of its own, with what is in it."""
@@ -1848,7 +1862,7 @@ class Inbox:
             verified = receive_body(self.link, part, size, lambda announced: None, tell_both)
             parts[-1] = self.settle(part)
         except Lost as lost:
-            raise Failure(18, f"connection lost at {part.received:,} of {size or 0:,} bytes of {shown(name)}", str(lost),
+            raise cut_off(lost, 18, f"connection lost at {part.received:,} of {size or 0:,} bytes of {shown(name)}",
                           "receive again, and let it be sent again") from None
         finally:
             progress.clear()
@@ -1878,6 +1892,14 @@ class Inbox:
             say(f"  {part.received:,} bytes from {self.sender(request)}")
 
 
+class Typist(enum.Enum):
+    """Where the main thread of a chat is."""
+
+    AWAY = "it hands a line on"
+    TYPING = "it waits for a line, and a signal can wake it"
+    GONE = "no more lines come"
+
+
 class Chat:
     """What is typed goes to all others, what they say appears above it. A thread has the connection; the main one waits for typing."""
 
@@ -1885,11 +1907,11 @@ class Chat:
         import threading  # not at the top: few need it
         self.args, self.link = args, connected(args)
         self.live = os.isatty(0) and os.isatty(1)
-        self.typed: deque[str | None] = deque()  # lines for the thread; None: that was all
+        self.typist = Typist.AWAY
+        self.typed: deque[str] = deque()  # lines for the thread
         self.bell, self.ringer = socket.socketpair()
         self.room = threading.Semaphore(AHEAD)
         self.unanswered = self.code = 0
-        self.leaving = self.typing = self.over = False
         self.problem: Exception | None = None
         self.thread = threading.Thread(target=self.run, daemon=True)
 
@@ -1907,19 +1929,8 @@ class Chat:
     # the thread that has the connection
     def run(self) -> None:
         try:
-            while not self.leaving or self.unanswered:
-                self.link.flush()
-                heard = select.select([self.link.sock, self.bell], [], [], self.args.timeout if self.unanswered else None)[0]
-                if not heard:
-                    raise Silent(f"silent for {self.args.timeout:g} s")
-                if self.bell in heard:
-                    self.bell.recv(4096)
-                    while self.typed:
-                        self.utter(self.typed.popleft())
-                if self.link.sock in heard:
-                    self.link.fill(self.args.timeout)
-                while self.link.buffer.find(b"\n", self.link.start, self.link.end) >= 0:
-                    self.show(self.link.line())
+            while self.typist is not Typist.GONE or self.typed or self.unanswered:
+                self.attend()
             self.link.put(line("bye"))
             self.link.flush()
         except (Lost, Broken, Failure) as problem:
@@ -1929,10 +1940,23 @@ class Chat:
         if self.problem:
             self.wake_typist()
 
-    def utter(self, text: str | None) -> None:
-        if text is None:
-            self.leaving = True
-        elif text == "/who":
+    def attend(self) -> None:
+        """Wait until somebody says or types something, and pass it on."""
+        self.link.flush()
+        heard = select.select([self.link.sock, self.bell], [], [], self.args.timeout if self.unanswered else None)[0]
+        if not heard:
+            raise Silent(f"silent for {self.args.timeout:g} s")
+        if self.bell in heard:
+            self.bell.recv(4096)
+            while self.typed:
+                self.utter(self.typed.popleft())
+        if self.link.sock in heard:
+            self.link.fill(self.args.timeout)
+        while self.link.buffer.find(b"\n", self.link.start, self.link.end) >= 0:
+            self.show(self.link.line())
+
+    def utter(self, text: str) -> None:
+        if text == "/who":
             self.link.put(line("who"))
         elif text.startswith("/") and not text.startswith("//"):
             self.emit("* /who tells who is here, /quit leaves; a line that starts with a slash needs two")
@@ -1964,7 +1988,7 @@ class Chat:
     def emit(self, text: str, facts: dict[str, Any] | None = None) -> None:
         if self.args.json and facts:
             tell_json(facts)
-        elif self.typing and self.live:
+        elif self.typist is Typist.TYPING and self.live:
             os.write(product(), self.above(shown(text)).encode())
         else:
             tell(shown(text))
@@ -1982,8 +2006,8 @@ class Chat:
         """Nobody is there any more to type for. A signal that comes just before input() waits is not noticed: it is sent again."""
         import signal
         import threading
-        while hasattr(signal, "SIGUSR1") and not self.over:  # on Windows the next line, or Ctrl-C, ends it
-            if self.typing:
+        while hasattr(signal, "SIGUSR1") and self.typist is not Typist.GONE:  # on Windows the next line, or Ctrl-C, ends it
+            if self.typist is Typist.TYPING:
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
             time.sleep(REDRAW)
 
@@ -1996,20 +2020,21 @@ class Chat:
         code = 0
         try:
             while not self.problem and (text := self.next_line()) != "/quit":
-                self.ring(text)
+                self.typed.append(text)
+                self.ring()
         except EOFError:
             pass
         except KeyboardInterrupt:
             code = 130
-        self.typing, self.over = False, True
-        self.ring(None)
+        self.typist = Typist.GONE
+        self.ring()
         self.thread.join()
         if self.problem:
             raise self.problem
         return code or (0 if self.live else self.code)
 
     def next_line(self) -> str:
-        self.typing = True
+        self.typist = Typist.TYPING
         if self.live:
             return input(CHAT_PROMPT).strip("\r\n")
         self.room.acquire()  # a pipe is read no faster than the server takes it
@@ -2018,14 +2043,13 @@ class Chat:
             self.room.release()
         return text
 
-    def ring(self, text: str | None) -> None:
-        self.typed.append(text)
+    def ring(self) -> None:
         with contextlib.suppress(OSError):
             self.ringer.send(b"\0")
 
     def stop_typing(self, number: int, frame: object) -> None:
-        if self.typing:
-            self.typing = False
+        if self.typist is Typist.TYPING:
+            self.typist = Typist.AWAY
             raise EOFError
 
 
@@ -2106,9 +2130,8 @@ class Changes(Batch):
         except Lost as lost:
             asked = [shown(job.name) for _, job, _, _ in self.link.pending]
             more = f" and {len(asked) - 3:,} more" if len(asked) > 3 else ""
-            raise Failure(28 if isinstance(lost, Silent) else 56,
-                          f"connection lost: unknown whether {self.verb} was done to {', '.join(asked[:3])}{more}",
-                          f"{lost} before the answer came", "list shows what is there now") from None
+            raise cut_off(lost, 56, f"connection lost: unknown whether {self.verb} was done to {', '.join(asked[:3])}{more}",
+                          "list shows what is there now") from None
         return self.code
 
 
@@ -2802,8 +2825,7 @@ def carry_out(args: argparse.Namespace) -> int:
     except Failure as failure:
         problem = failure
     except Lost as lost:
-        problem = Failure(28 if isinstance(lost, Silent) else 56, f"connection to {place(args)} lost", str(lost),
-                          f"again; if nobody is there: {server_command(args)}")
+        problem = cut_off(lost, 56, f"connection to {place(args)} lost", f"again; if nobody is there: {server_command(args)}")
     except Broken as broken:
         problem = Failure(56, f"{place(args)} broke the protocol ({broken})", "it sent what no file server sends", "server.py --trace shows it")
     except KeyboardInterrupt:

@@ -118,8 +118,10 @@ ok put NAME size= sha256= verified= [as=] [nick=]` or `got TO err put NAME reaso
 reason is the receiver's own, or no-such-client, not-receiving, yourself, gone (closed, or broke the protocol), stalled
 (took or said nothing for --timeout seconds: the server has closed it), left. A receiver's ok before the end of the body
 counts as broken protocol. When none has got it, the end is err send NAME reason=not-received receivers=N verified=0; inside the body if
-that is known there. When the sender is lost or gives up, its receivers get `abort reason=…`. Nothing is stored: the server announces
-with `data` what it holds, at most 512 KiB, and takes more when every receiver has that. The digest is the sender's, and the receiver checks it.
+that is known there. When the sender is lost or gives up, its receivers get `abort reason=…`. It may close its writing side
+behind the last byte, as nc -N does, but its connection only after the answer: one that is gone is noticed at the next note.
+Nothing is stored: the server announces with `data` what it holds, at most 512 KiB, and takes more when every receiver has
+that. The digest is the sender's, and the receiver checks it.
 
 Chat. Between `ok chat` and the next request other than help, who, ping, say, lines come between answers: said from=NAME TEXT
 (one space, then the text to the end of the line), joined NAME at=HOST:PORT, left NAME. NAME is the nick or HOST:PORT. One client
@@ -202,7 +204,7 @@ BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 FREE = {"help", "say", "said"}  # verbs whose line is text from the first space on
 ESCAPE = re.compile(rb"%(..)")
 NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()  # bytes of names as this system has them in text
-NUMBER = re.compile(r"-?(?:[0-9]{1,18}|[0-8][0-9]{18})")  # what 64 bits hold
+MOST, DIGITS = 9 * 10 ** 18 - 1, 19  # the largest number of a line, which 64 bits hold, and how many digits it may have
 HTTP = re.compile(rb"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
 TLS = b"\x16\x03"  # how a TLS client begins
 AUTH = "scrypt-hmac-sha256"
@@ -237,9 +239,8 @@ class Line(NamedTuple):
         text = self.keys.get(key)
         if text is None:
             return default
-        if len(text) < 19 and text.isascii() and text.isdigit():  # nearly all; quicker than an expression
-            return int(text)
-        if not NUMBER.fullmatch(text) or (text[0] == "-" and key != "mtime_ns"):
+        digits = text[1:] if text[:1] == "-" and key == "mtime_ns" else text
+        if not digits.isascii() or not digits.isdigit() or len(digits) > DIGITS or int(digits) > MOST:
             raise Broken("bad-number")
         return int(text)
 
@@ -563,6 +564,9 @@ class Folder:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         return Folder(path, self.fd)
 
+    def descend(self, names: Sequence[str], make: bool = False) -> Folder:
+        return functools.reduce(lambda found, name: found.below(name, make), names, self)
+
     def open(self, name: str, flags: int, mode: int = 0o666) -> int:
         if not BY_DESCRIPTOR and os.path.islink(self.at(name)):
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
@@ -641,6 +645,11 @@ UNLOCKED = contextlib.nullcontext()
 UNIQUE = itertools.count(int.from_bytes(os.urandom(15), "big"))  # names of parts that nobody has to find again
 
 
+def lasting_name(leaf: str, size: int | None, mtime_ns: int | None) -> str:
+    """Of the part of a file that is worth resuming: whoever sends the same file again finds it."""
+    return f".six-{hashlib.sha256(os.fsencode(f'{leaf}/{size}/{mtime_ns}')).hexdigest()[:32]}.part"
+
+
 class Part:
     """A file that is being received: hidden and locked in its own folder, hashed as it comes, put in place when it is whole."""
 
@@ -648,8 +657,7 @@ class Part:
         self.folder, self.leaf, self.mtime_ns, self.executable = folder, leaf, mtime_ns, executable
         self.sha, self.received, self.fd = hashlib.sha256(), 0, -1
         self.keyed = mtime_ns is not None and (size or 0) >= RESUMABLE
-        token = hashlib.sha256(os.fsencode(f"{leaf}/{size}/{mtime_ns}")).hexdigest()[:32] if self.keyed else f"{next(UNIQUE):032x}"
-        self.name = f".six-{token}.part"
+        self.name = lasting_name(leaf, size, mtime_ns) if self.keyed else f".six-{next(UNIQUE):032x}.part"
 
     def place(self) -> tuple[object, ...]:
         """What tells it from all others, also after a folder above it was renamed."""
@@ -661,18 +669,20 @@ class Part:
     def claim(self) -> bool:
         """Open it, new or as an earlier attempt left it. False: somebody else is writing it."""
         mode = 0o777 if self.executable else 0o666  # less the umask
+        if not self.keyed:
+            self.fd = self.folder.open(self.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
         while self.fd < 0:
-            fd = self.folder.open(self.name, os.O_RDWR | os.O_CREAT | (0 if self.keyed else os.O_EXCL), mode)
-            if self.keyed and not locked(fd):
+            fd = self.folder.open(self.name, os.O_RDWR | os.O_CREAT, mode)
+            if not locked(fd):
                 os.close(fd)
                 return False
-            ours, there = (os.fstat(fd), self.folder.stat(self.name)) if self.keyed else (None, None)
-            if ours and not (there and there.st_ino == ours.st_ino and ours.st_nlink == 1 and stat.S_ISREG(ours.st_mode)):
-                os.close(fd)  # its last writer has just put it in place, or died between link and unlink: not ours to write
-                if there and there.st_ino == ours.st_ino:
-                    self.folder.remove(self.name)
-                continue
-            self.fd = fd
+            ours, there = os.fstat(fd), self.folder.stat(self.name)
+            if there and there.st_ino == ours.st_ino and ours.st_nlink == 1 and stat.S_ISREG(ours.st_mode):
+                self.fd = fd
+                break
+            os.close(fd)  # its last writer has just put it in place, or died between link and unlink: not ours to write
+            if there and there.st_ino == ours.st_ino:
+                self.folder.remove(self.name)
         return True
 
     def examine(self, most: int, tell: Callable[[int], None]) -> None:
@@ -788,9 +798,10 @@ def receive_body(wire: Wire, sink: Part, size: int | None, check: Callable[[int]
         raise Refused("aborted")
     if size is not None and sink.received != size:
         raise Refused("incomplete", received=sink.received, size=size)
-    if found.keys.get("sha256", sink.sha.hexdigest()).lower() != sink.sha.hexdigest():
-        raise Refused("wrong-digest", sha256=sink.sha.hexdigest())
-    return "yes" if "sha256" in found.keys else "no"
+    told, ours = found.keys.get("sha256"), sink.sha.hexdigest()
+    if told is not None and told.lower() != ours:
+        raise Refused("wrong-digest", sha256=ours)
+    return "no" if told is None else "yes"
 # --- end bodies ---
 
 
@@ -896,13 +907,9 @@ class Lobby:
         with self.changed:
             self.queue.append(entry)
         try:
-            while True:
-                with self.changed:
-                    found = [session for session in wanted if session.mode == "receive"]
-                    if self.turn(entry):
-                        return [self.lend(session) for session in found]
-                    self.changed.wait(LIFE)
-                waiting(len(found))
+            while (lent := self.lend(entry)) is None:
+                waiting(sum(session.mode == "receive" for session in wanted))
+            return lent
         finally:
             with self.changed:
                 self.queue = [each for each in self.queue if each is not entry]
@@ -921,10 +928,16 @@ class Lobby:
                 spoken_for |= found
         return False
 
-    def lend(self, session: Session) -> Session:
-        self.selector.unregister(session.sock)
-        session.holder, session.idle = Holder.SENDER, False
-        return session
+    def lend(self, entry: tuple[float, list[Session]]) -> list[Session] | None:
+        """Its receivers, if its turn comes within a moment."""
+        with self.changed:
+            if not self.changed.wait_for(lambda: self.turn(entry), LIFE):
+                return None
+            lent = [session for session in entry[1] if session.mode == "receive"]
+            for session in lent:
+                self.selector.unregister(session.sock)
+                session.holder, session.idle = Holder.SENDER, False
+            return lent
 
     def give_back(self, session: Session, trouble: str = "") -> None:
         with self.changed:
@@ -994,8 +1007,9 @@ class Receiver:
         self.heard = self.told = time.monotonic()  # when it last took or said something; when it was last told something
 
     def tell(self, block: bytes) -> None:
-        self.rest = memoryview(block)
-        self.heard = self.told = time.monotonic()
+        self.told = time.monotonic()
+        self.heard = self.heard if self.rest else self.told
+        self.rest = memoryview(bytes(self.rest) + block)  # nothing is left but where the sender was lost within a block
 
     def send(self) -> None:
         """As much as it takes now."""
@@ -1094,9 +1108,16 @@ class Relay:
             elif now - receiver.told > LIFE and not (receiver.rest or self.ended):
                 receiver.tell(line("note", self.name))
         if self.open:
-            with contextlib.suppress(Lost):
-                self.progress(min(receiver.received for receiver in self.open))
+            self.show()
         return found
+
+    def show(self) -> None:
+        """How far the slowest is. A sender that is gone answers with a reset: nothing else tells of it while what it sent is unread."""
+        try:
+            self.progress(min(receiver.received for receiver in self.open))
+        except Lost:
+            if not self.ended:
+                raise
 
     def attempt(self, receiver: Receiver, call: Callable[[], None]) -> None:
         try:
@@ -1135,7 +1156,7 @@ def walk(top: Folder, name: str, deep: bool, visible: Callable[[str], bool],
         above, found = waiting.pop(), []
         full = "/".join([name] * bool(name) + above)
         try:
-            folder = functools.reduce(Folder.below, above, top)
+            folder = top.descend(above)
             for entry in filter(lambda entry: visible(entry.name), folder.entries()):
                 yield f"{full}/{entry.name}" if full else entry.name, folder, entry
                 found += [[*above, entry.name]] * (deep and entry.is_dir(follow_symlinks=False))
@@ -1331,7 +1352,7 @@ class Session(Wire):
         name = "/".join(parts)
         if name != self.near[0]:
             try:
-                self.near = name, functools.reduce(lambda found, part: found.below(part, make), parts, self.root)
+                self.near = name, self.root.descend(parts, make)
             except FileNotFoundError:
                 raise Refused("no-such-folder") from None
         return self.near[1]
@@ -1618,6 +1639,9 @@ class Session(Wire):
                 relay.pass_on(offer)
                 self.relay = relay
                 relay.body()
+        except Lost as lost:
+            self.note(f"send {name}: cut after {self.moved} bytes ({lost})")
+            raise
         finally:
             self.relay = None
             if not relay.ended:

@@ -293,6 +293,17 @@ def test_a_part_of_another_source_is_not_used(server, do, here, box, proxy):
     assert do("put", "big").code == 0 and (box / "big").read_bytes() == BIG[::-1]
 
 
+def test_a_file_that_grew_while_its_part_was_checked_has_the_time_of_what_came(do, here, canned):
+    """As a log does: the part is its beginning still, so only the rest is sent."""
+    half, size = BIG[:1 << 20], 2 << 20
+    found, got = (b"ok %%b x size=%d mtime_ns=1\n" % size % word for word in (b"stat", b"get"))
+    begun = GREETING + found + got + b"data %d\n%b" % (len(half), half)
+    grown = b"ok get x size=%d mtime_ns=2 offset=%d\ndata %d\n" % (len(BIG), len(half), len(BIG) - len(half)) + BIG[len(half):]
+    grown += b"end sha256=%b\n" % hashlib.sha256(BIG).hexdigest().encode()
+    assert do("get", "x", port=canned(begun, GREETING + found + grown).port).code == 0
+    assert tree(here) == {"x": (BIG, 2, 0)}
+
+
 def test_a_silent_standard_input_keeps_the_upload_alive_and_a_refusal_is_heard_meanwhile(listeners, tmp_path):
     def talk(conn):
         conn.sendall(b"sixsockets 1 max-line=32768 auth=none you=10.0.0.9:9\n")
