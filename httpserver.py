@@ -170,28 +170,29 @@ WINDOWS_NAME = re.compile(r'.*[\\:<>"|?*\x00-\x1f].*|.*[. ]|(?i:con|prn|aux|nul|
 
 
 class Request:
-    """A request's head, checked: everything in it can be relied upon."""
+    """A request's head, checked: everything in it can be relied upon. Nothing in it changes: the same head may be the same object."""
 
-    __slots__ = ("chunked", "fields", "host", "keep", "length", "line", "method", "minor", "names", "query", "slash", "target")
+    __slots__ = ("chunked", "fields", "has_body", "host", "is_light", "keep", "length", "line", "method", "minor", "names", "query", "slash")
 
     def __init__(self, method: str, target: str, minor: int, fields: dict[str, str]) -> None:
-        self.method, self.target, self.minor, self.fields = method, target, minor, fields
-        self.line = f"{method} {target} HTTP/1.{minor}"
+        self.method, self.minor, self.fields = method, minor, fields
+        self.line = log_safe(f"{method} {target} HTTP/1.{minor}")
         self.chunked, self.length = framing(fields, minor)
+        self.has_body = self.chunked or self.length > 0
         words = [word.strip() for word in fields.get("connection", "").lower().split(",")]
         self.keep = "close" not in words if minor else "keep-alive" in words  # (§9.3)
         self.host, path = split_target(method, target, fields.get("host"), minor)
         self.names, self.slash, self.query = parse_path(path)
-
-    @property
-    def has_body(self) -> bool:
-        return self.chunked or self.length > 0
+        # what is answered with the lead: reads that look at one file
+        self.is_light = method in READING and not self.has_body and not self.query and "want-repr-digest" not in fields
 
 
-def parse_head(head: str) -> Request:
-    found = HEAD.fullmatch(head)
+@functools.lru_cache(maxsize=128)  # a client's heads differ little: at most 10 MB for what is parsed once instead of each time
+def parse_head(head: bytes) -> Request:
+    text = head.decode("latin-1")
+    found = HEAD.fullmatch(text)
     if not found:
-        raise malformed(head)
+        raise malformed(text)
     method, target, minor, lines = found.groups()
     if len(target) > MAX_TARGET:
         raise Refusal(414, "the target is too long", close=True)
@@ -261,7 +262,6 @@ def split_target(method: str, target: str, host: str | None, minor: int) -> tupl
     return authority, path if path[:1] == "/" else "/" + path
 
 
-@functools.lru_cache(maxsize=256)
 def parse_path(target: str) -> tuple[tuple[str, ...], bool, str]:
     """A path as the names in it, decoded once, whether it ends in a slash, and the query. An encoded slash is no separator."""
     path, _, query = target.partition("?")
@@ -280,7 +280,7 @@ def check_name(name: str, hidden: bool) -> None:
         raise Refusal(400, "a name holds no NUL")
     if name in ("", ".", "..") or "/" in name or os.name == "nt" and WINDOWS_NAME.fullmatch(name):
         raise Refusal(403, "that is not the name of a file or folder")
-    if PART.fullmatch(name) or name[0] == "." and not hidden:
+    if name[0] == "." and (not hidden or PART.fullmatch(name)):
         raise Refusal(403, "hidden names are not served")
 
 
@@ -404,6 +404,7 @@ def weights(text: str) -> dict[str, float]:
     return found
 
 
+@functools.lru_cache(maxsize=128)
 def takes_gzip(accept: str) -> bool:
     wanted = weights(accept)
     return wanted.get("gzip", wanted.get("x-gzip", wanted.get("*", 0.0))) > 0
@@ -418,17 +419,14 @@ def listing_type(accept: str) -> str:
 
 
 @functools.lru_cache(maxsize=1024)
-def media_type(extension: str) -> str:
-    """The type of a name's extension. A compressed file is what it is, not a coding of something else."""
+def type_of(name: str) -> str:
+    """The media type by a name's extension. A compressed file is what it is, not a coding of something else."""
+    extension = os.path.splitext(name)[1].lower()
     packed = mimetypes.encodings_map.get(extension)
     if packed:
         return PACKED.get(packed, "application/octet-stream")
     kind = mimetypes.types_map.get(extension, "application/octet-stream")
     return f"{kind}; charset=utf-8" if kind.startswith("text/") or kind.endswith(("javascript", "json")) else kind
-
-
-def type_of(name: str) -> str:
-    return media_type(os.path.splitext(name)[1].lower())
 
 
 def disposition(name: str) -> str:
@@ -445,7 +443,8 @@ def parse_digest(text: str) -> bytes | None:
 
 def wants_digest(request: Request) -> bool:
     """Whether Want-Repr-Digest asks for sha-256: its weights go from 0 to 10."""
-    return bool(re.search(r"(?:^|,)[ \t]*sha-256=(?:[1-9]|10)[ \t]*(?:,|$)", request.fields.get("want-repr-digest", "")))
+    wanted = request.fields.get("want-repr-digest")
+    return wanted is not None and bool(re.search(r"(?:^|,)[ \t]*sha-256=(?:[1-9]|10)[ \t]*(?:,|$)", wanted))
 
 
 def digest_field(digest: bytes) -> str:
@@ -599,7 +598,7 @@ class Shared:
         for name in names[:-1]:
             with place:
                 place = Place(self.step(place.parent, name, make), "", owned=True)
-        return place._replace(name=names[-1] if names else ".")
+        return Place(place.parent, names[-1] if names else ".", place.owned)
 
     def step(self, parent: int | None, name: str, make: bool) -> int:
         try:
@@ -1184,7 +1183,7 @@ class Connection:
             if request is None:
                 self.server.gather(self, bool(self.buffer))
                 return None
-            if not self.is_light(request):
+            if not request.is_light:
                 return Job(self, request, None)
             answer = self.respond(request, None)
             if answer.pieces is not None and request.method != "HEAD" or not self.send_at_once(request, answer):
@@ -1210,7 +1209,7 @@ class Connection:
             raise too_long(head)
         self.server.gather(self, False)
         try:
-            return parse_head(head.decode("latin-1"))
+            return parse_head(head)
         except Refusal as refused:
             refused.mute = head.startswith(b"HEAD ")
             raise
@@ -1224,10 +1223,6 @@ class Connection:
         answer.body = b"" if refused.mute else answer.body
         if not self.send_at_once(None, answer):
             self.close()
-
-    def is_light(self, request: Request) -> bool:
-        """What is answered with the lead: reads that look at one file and have no body."""
-        return request.method in READING and not request.has_body and "want-repr-digest" not in request.fields and not request.query
 
     def send_at_once(self, request: Request | None, answer: Answer) -> bool:
         """Send a short answer. False when the kernel has no room for all of it: the client reads slowly."""
@@ -1358,7 +1353,8 @@ class Connection:
         status, fields = answer.status, answer.fields
         text = f"HTTP/1.1 {status} {PHRASES[status]}\r\nDate: {http_date(int(time.time()))}\r\n"
         lines = "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
-        if lines.count("\n") != len(fields) or lines.count("\r") != len(fields):
+        values = "".join(fields.values())
+        if "\n" in values or "\r" in values:
             raise ValueError(f"a line end in a header field: {fields}")
         if status != 204 and status != 304:  # §8.6: these have no body and say no length
             if answer.length is not None:
@@ -2483,7 +2479,7 @@ class Server:
         self.selector = selectors.DefaultSelector()
         self.waker, self.woken = socket.socketpair()
         self.woken.setblocking(False)
-        self.lead, self.guard = threading.Lock(), threading.Condition()
+        self.lead, self.guard, self.counting = threading.Lock(), threading.Condition(), threading.Lock()
         self.connections: set[Connection] = set()
         self.gathering: dict[Connection, float] = {}  # heads that have begun, with their deadlines, the next one first
         self.lingering: dict[Connection, float] = {}  # refused, to be closed when the client has read it or at this time
@@ -2688,11 +2684,11 @@ class Server:
         """A line in Common Log Format; a note in quotes follows when there is more to say. And what --requests and --once count."""
         if not self.args.quiet:
             now = int(time.time())
-            line = log_safe(request.line) if request else "-"
+            line = request.line if request else "-"
             note = f' "{log_safe(answer.note)}"' if answer.note else ""
             self.lines.append(f'{conn.peer} - - {log_time(now)} "{line}" {answer.status} {sent or "-"}{note}\n')
-        with self.guard:
-            self.progress = time.monotonic()
+        self.progress = time.monotonic()
+        with self.counting:
             self.count += 1
         if self.args.once and answer.tag and request and request.method == "GET" and answer.status < 300 and not answer.note:
             ranges = self.got.setdefault((conn.peer, answer.tag), [])
