@@ -313,8 +313,12 @@ TAG = re.compile(r'(W/)?("[^"]*")')
 RANGE = re.compile(r"[ \t]*([0-9]{0,40})-([0-9]{0,40})[ \t]*")
 
 
+def bare_tag(info: os.stat_result) -> str:
+    return f"{info.st_mtime_ns:x}-{info.st_size:x}-{info.st_ino:x}"
+
+
 def etag(info: os.stat_result, coding: str = "") -> str:
-    return f'"{info.st_mtime_ns:x}-{info.st_size:x}-{info.st_ino:x}{coding}"'
+    return f'"{bare_tag(info)}{coding}"'
 
 
 @functools.lru_cache(maxsize=1024)
@@ -681,7 +685,8 @@ def rename_new(old: Place, new: Place) -> None:
         return os.rename(old.name, new.name)
     try:
         os.link(old.name, new.name, src_dir_fd=old.parent, dst_dir_fd=new.parent, follow_symlinks=False)
-        os.unlink(old.name, dir_fd=old.parent)
+        with contextlib.suppress(FileNotFoundError):  # who deletes the whole folder has done it
+            os.unlink(old.name, dir_fd=old.parent)
     except (PermissionError, NotImplementedError, AttributeError):  # no hard links, as on a USB stick: take the name first
         os.close(os.open(new.name, FRESH, 0o666, dir_fd=new.parent))
         rename(old, new)
@@ -749,13 +754,15 @@ class Part:
         while view:
             view = view[os.write(self.descriptor, view):]
 
-    def settle(self, name: str, over: str, durable: bool, mtime: int | None, check: Callable[[], os.stat_result | None]) -> tuple[str, os.stat_result, bool]:
+    def settle(self, name: str, over: str, durable: bool, mtime: int | None = None, was: str | None = None) -> tuple[str, os.stat_result, bool]:
         """Put it in its place: "replace" what stands there, only as a "new" name, or with a "number". What stood there is checked
         and replaced in one step, or two writers could both believe that they replaced the same. Its name and facts, and whether it replaced."""
         if durable:
             os.fsync(self.descriptor)
         with renaming(self.place):
-            old = check()
+            old = self.place.regular() if over == "replace" else None
+            if was and (not old or bare_tag(old) != was):
+                raise Refusal(412, "what it was to replace has changed meanwhile")
             info = self.finish(old, mtime)
             final = next(self.try_names(name, over))
         self.kept = True  # in its place: nothing to clear away
@@ -1728,9 +1735,10 @@ def put(conn: Connection, request: Request, body: Body | None) -> Answer:
     expect_size(conn, request)
     conn.server.shared.check(request.names)
     with conn.server.shared.locate(request.names, make=True) as place:
-        expect(request.fields, place.regular())
-        over = "new" if request.fields.get("if-none-match", "").strip() == "*" else "replace"
-        return take_upload(conn, request, body, place, request.names, over)
+        there = expect(request.fields, place.regular())
+        if CONDITIONS.isdisjoint(request.fields):
+            return take_upload(conn, request, body, place, request.names, "replace")
+        return take_upload(conn, request, body, place, request.names, "replace" if there else "new", bare_tag(there) if there else None)
 
 
 def post(conn: Connection, request: Request, body: Body | None) -> Answer:
@@ -1787,7 +1795,7 @@ def expect(fields: dict[str, str], info: os.stat_result | None) -> os.stat_resul
     return info
 
 
-PLAN = re.compile("upload=[0-9a-f]{32}&over=(?:new|replace|number)(?:&length=[0-9]{1,18})?(?:&mtime=[0-9]{1,10})?(?:&sha256=[0-9a-f]{64})?&file=[0-9]{1,40}")
+PLAN = re.compile("upload=[0-9a-f]{32}&over=(?:new|replace|number)(?:&length=[0-9]{1,18})?(?:&mtime=[0-9]{1,10})?(?:&sha256=[0-9a-f]{64})?(?:&was=[0-9a-f-]{5,60})?&file=[0-9]{1,40}")
 
 
 class Plan(NamedTuple):
@@ -1799,19 +1807,19 @@ class Plan(NamedTuple):
     length: int | None
     mtime: int | None
     digest: bytes | None
+    was: str | None  # the tag of what it is to replace: a conditional upload replaces nothing else
 
     def url(self, part: Part) -> str:
-        length = "" if self.length is None else f"&length={self.length}"
-        mtime = "" if self.mtime is None else f"&mtime={self.mtime}"
-        digest = f"&sha256={self.digest.hex()}" if self.digest else ""
-        return f"{quoted(self.names)}?upload={self.token}&over={self.over}{length}{mtime}{digest}&file={os.fstat(part.descriptor).st_ino}"
+        known = {"length": self.length, "mtime": self.mtime, "sha256": self.digest and self.digest.hex(), "was": self.was}
+        more = "".join(f"&{key}={value}" for key, value in known.items() if value is not None)
+        return f"{quoted(self.names)}?upload={self.token}&over={self.over}{more}&file={os.fstat(part.descriptor).st_ino}"
 
 
-def take_upload(conn: Connection, request: Request, body: Body, place: Place, names: Sequence[str], over: str) -> Answer:
+def take_upload(conn: Connection, request: Request, body: Body, place: Place, names: Sequence[str], over: str, was: str | None = None) -> Answer:
     digest = parse_digest(request.fields.get("repr-digest", ""))
     complete = request.fields.get("upload-complete")
     length = request.fields.get("upload-length") or (request.length if complete == "?1" and not request.chunked else None)
-    plan = Plan(names, secrets.token_hex(16), over, None if length is None else int(length), wanted_mtime(request), digest)
+    plan = Plan(names, secrets.token_hex(16), over, None if length is None else int(length), wanted_mtime(request), digest, was)
     with contextlib.closing(Part(place, plan.token)) as part:
         part.lock()
         if complete in ("?0", "?1"):
@@ -1876,12 +1884,7 @@ def complete_upload(conn: Connection, request: Request, body: Body, part: Part, 
     actual = part.sha.digest() if part.sha else file_digest(part.descriptor) if wanted else None
     if wanted and actual != wanted:
         raise Refusal(400, "what arrived is not what Repr-Digest says", {"Upload-Complete": "?1"} if resumable else {})
-    conditions = {} if request.method == "PATCH" else request.fields
-
-    def check() -> os.stat_result | None:
-        """What is there now; it may have changed since the request came."""
-        return expect(conditions, part.place.regular()) if plan.over == "replace" else None
-    name, info, replaced = part.settle(plan.names[-1], plan.over, conn.args.durable, plan.mtime, check)
+    name, info, replaced = part.settle(plan.names[-1], plan.over, conn.args.durable, plan.mtime, plan.was)
     fields = {"ETag": etag(info)}
     if plan.mtime == int(info.st_mtime):
         fields["X-OC-Mtime"] = "accepted"
@@ -1920,7 +1923,7 @@ def store_part(conn: Connection, request: Request, data: Iterator[bytes], name: 
             part.write(piece)
             if 0 < conn.args.max_size < part.size:
                 raise Refusal(413, f"more than {conn.args.max_size} bytes are not taken", close=True)
-        final, _, _ = part.settle(names[-1], "number", conn.args.durable, None, lambda: None)
+        final, _, _ = part.settle(names[-1], "number", conn.args.durable)
     return quoted([*names[:-1], final])
 
 
@@ -1992,7 +1995,7 @@ def read_plan(request: Request, options: dict[str, str]) -> Plan:
     if not request.names or not PLAN.fullmatch(request.query):
         raise Refusal(404, "there is no such upload")
     length, mtime = (int(options[key]) if key in options else None for key in ("length", "mtime"))
-    return Plan(request.names, options["upload"], options["over"], length, mtime, bytes.fromhex(options.get("sha256", "")) or None)
+    return Plan(request.names, options["upload"], options["over"], length, mtime, bytes.fromhex(options.get("sha256", "")) or None, options.get("was"))
 
 
 @contextlib.contextmanager

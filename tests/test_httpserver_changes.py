@@ -329,6 +329,21 @@ def test_a_file_keeps_the_time_that_it_has_at_the_client(ask, folder):
     assert (folder / "a.txt").read_bytes() == b"hello\n"
 
 
+@pytest.mark.parametrize("path, condition", [
+    ("/a.txt", "If-Match: TAG"), ("/a.txt", "If-Match: *"), ("/a.txt", 'If-None-Match: "x"'), ("/a.txt", "If-Unmodified-Since: DATE"),
+    ("/new", "If-None-Match: *"), ("/new", 'If-None-Match: "x"')])
+def test_a_conditional_upload_in_pieces_replaces_only_what_was_there_when_it_began(path, condition, ask, folder):
+    there = ask("HEAD", "/a.txt").fields
+    begun = f"{condition}\r\nUpload-Complete: ?0\r\n".replace("TAG", there["etag"]).replace("DATE", there["last-modified"])
+    first, second, third = (ask("PUT", path, begun, b"some ").fields["location"] for _ in range(3))
+    assert append(ask, first, 5, b"first").status in (201, 204)
+    assert append(ask, second, 5, b"second").status == 412
+    assert (folder / path[1:]).read_bytes() == b"some first"
+    assert ask("DELETE", path).status == 204
+    assert append(ask, third, 5, b"third").status == (201 if path == "/new" else 412)
+    assert not [name for name in tree(folder) if b".six-" in name]
+
+
 def test_wrong_resumptions_are_refused_and_change_nothing(ask, folder):
     location = begin(ask, "/x", 10)
     assert append(ask, location, 0, b"12345", "?0").status == 204
@@ -383,6 +398,15 @@ def test_a_file_deleted_while_it_is_moved_is_moved(halfway, wire, folder):
     second = wire(halfway).send("DELETE /a.txt HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert [reply.status for reply in meanwhile(halfway, first, second)] == [201, 404]
     assert tree(folder) == {b"b": b"hello\n"}
+
+
+def test_a_file_whose_folder_is_deleted_while_it_is_moved_is_moved(halfway, wire, ask, folder):
+    assert ask("PUT", "/sub/x", body=b"data").status == 201
+    first = wire(halfway).send("MOVE /sub/x HTTP/1.1\r\nHost: localhost\r\nDestination: /b\r\nOverwrite: F\r\n\r\n")
+    halfway.wait_for("linked")
+    second = wire(halfway).send("DELETE /sub/?recursive HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert [reply.status for reply in meanwhile(halfway, first, second)] == [201, 204]
+    assert tree(folder) == {b"a.txt": b"hello\n", b"b": b"data"}
 
 
 def test_a_file_moved_to_where_one_is_put_comes_before_or_after_that(halfway, wire, ask, folder):
