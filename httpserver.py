@@ -733,6 +733,16 @@ class Part:
         os.lseek(self.descriptor, self.size, os.SEEK_SET)
         return True
 
+    def take_over(self) -> None:
+        """Lock it, once the connection that still writes it has let go."""
+        deadline = time.monotonic() + BUSY_WAIT
+        while not self.lock():
+            self.want(True)
+            if time.monotonic() > deadline:
+                raise Refusal(503, "another connection is writing this upload", {"Retry-After": "2"})
+            time.sleep(0.02)
+        self.want(False)
+
     def want(self, wanted: bool) -> None:
         """Leave a sign for the writer, be it of this process or another, that somebody waits for it to let go; or take it away."""
         info = os.fstat(self.descriptor)
@@ -815,10 +825,13 @@ def expire_parts(place: Place) -> None:
     """Delete what nobody has gone on with for too long, unless somebody just puts it in its place with an old time."""
     folder: Where = place.parent if place.parent is not None else os.path.dirname(place.name)
     with contextlib.suppress(OSError), os.scandir(folder) as scan:
-        for item in scan:
-            if PART.fullmatch(item.name) and time.time() - item.stat(follow_symlinks=False).st_mtime > PART_AGE:
-                with contextlib.closing(Part(place, item.name[5:-5], fresh=False)) as part:
-                    part.kept = not part.lock()
+        for item in filter(is_expired, scan):
+            with contextlib.closing(Part(place, item.name[5:-5], fresh=False)) as part:
+                part.kept = not part.lock()
+
+
+def is_expired(item: os.DirEntry[str]) -> bool:
+    return bool(PART.fullmatch(item.name)) and time.time() - item.stat(follow_symlinks=False).st_mtime > PART_AGE
 
 
 def free_space(where: Where) -> int:
@@ -2008,13 +2021,7 @@ def resumed(conn: Connection, request: Request, options: dict[str, str]) -> Iter
         except FileNotFoundError:
             raise completed(place, plan, options) from None
         with contextlib.closing(part):
-            deadline = time.monotonic() + BUSY_WAIT
-            while not part.lock():
-                part.want(True)
-                if time.monotonic() > deadline:
-                    raise Refusal(503, "another connection is writing this upload", {"Retry-After": "2"})
-                time.sleep(0.02)
-            part.want(False)
+            part.take_over()
             there = part.own.stat()
             if not there or there.st_nlink > 1:
                 raise completed(place, plan, options)  # meanwhile: what is open here is the finished file
