@@ -1041,9 +1041,11 @@ class Answer:
         self.tag, self.size, self.ranges, self.note = "", 0, [(0, 0)], ""  # what --once counts, what the log adds
 
 
-def text_answer(status: int, text: str, fields: dict[str, str] | None = None) -> Answer:
+def text_answer(status: int, text: str, fields: dict[str, str] | None = None, note: str = "", close: bool = False) -> Answer:
     fields = {"Content-Type": "text/plain; charset=utf-8", **(fields or {})}
-    return Answer(status, fields, f"{status} {HTTPStatus(status).phrase}: {text}\n".encode())
+    answer = Answer(status, fields, f"{status} {PHRASES[status]}: {text}\n".encode())
+    answer.note, answer.close = note, close
+    return answer
 
 
 class Body:
@@ -1238,8 +1240,7 @@ class Connection:
         """A head that cannot be trusted: nothing after it can either."""
         if self.shaking:
             return self.turn_away(OVERLOADED)
-        answer = text_answer(refused.status, refused.text, refused.fields)
-        answer.close, answer.note = True, refused.text
+        answer = text_answer(refused.status, refused.text, refused.fields, refused.text, close=True)
         answer.body = b"" if refused.mute else answer.body
         if not self.send_at_once(None, answer):
             self.close()
@@ -1251,7 +1252,7 @@ class Connection:
         data, count = self.head(request, answer) + body, 0
         try:
             while count < len(data):
-                count += self.sock.send(data[count:count + self.server.slice] if count or len(data) > self.server.slice else data)
+                count += self.sock.send(data[count:count + self.server.slice])
         except self.server.waits:
             pass
         except OSError:
@@ -1348,25 +1349,21 @@ class Connection:
             check_request(self, request)
             return METHODS[request.method](self, request, body)
         except Refusal as refused:
-            answer = text_answer(refused.status, refused.text, refused.fields)
-            answer.note, answer.close = refused.text, refused.close
+            return text_answer(refused.status, refused.text, refused.fields, refused.text, refused.close)
         except Gone as gone:
-            answer = text_answer(500, "what was asked for changed meanwhile")
-            answer.note, answer.close = str(gone), True
+            return text_answer(500, "what was asked for changed meanwhile", None, str(gone), close=True)
         except TimeoutError as late:
-            answer = text_answer(408, "the body did not arrive in time")
-            answer.note, answer.close = told(late), True
+            return text_answer(408, "the body did not arrive in time", None, told(late), close=True)
         except ConnectionError as left:
             answer = Answer(400)
             answer.note, answer.close = f"left in the body: {told(left)}", True
+            return answer
         except OSError as error:
             status, text = PROBLEMS.get(error.errno or 0, (500, "the server's system refused"))
-            answer = text_answer(status, text, {"Retry-After": "5"} if status == 503 else {})
-            answer.note, answer.close = text if status != 500 else str(error), bool(body and not body.whole)
+            fields = {"Retry-After": "5"} if status == 503 else {}
+            return text_answer(status, text, fields, text if status != 500 else str(error), bool(body and not body.whole))
         except Exception as bug:  # noqa: BLE001  the client shall hear of it too
-            answer = text_answer(500, "a mistake in the server")
-            answer.note, answer.close = f"{type(bug).__name__}: {bug}", True
-        return answer
+            return text_answer(500, "a mistake in the server", None, f"{type(bug).__name__}: {bug}", close=True)
 
     def head(self, request: Request | None, answer: Answer) -> bytes:
         """The status line and header fields. None of them can hold a line end: what is made of names is percent-encoded."""
@@ -1577,7 +1574,7 @@ def is_foreign(request: Request) -> bool:
 def get(conn: Connection, request: Request, body: Body | None) -> Answer:
     options = parameters(request.query) if request.query else {}
     if "upload" in options:
-        return upload_state(conn, request, options)
+        return upload_state(conn, request)
     shared = conn.server.shared
     if shared.only and not request.names:
         return redirect(quoted([shared.only]), request)
@@ -1808,12 +1805,12 @@ def expect(fields: dict[str, str], info: os.stat_result | None) -> os.stat_resul
     return info
 
 
-PLAN = re.compile("upload=[0-9a-f]{32}&over=(?:new|replace|number)(?:&length=[0-9]{1,18})?(?:&mtime=[0-9]{1,10})?(?:&sha256=[0-9a-f]{64})?(?:&was=[0-9a-f-]{5,60})?&file=[0-9]{1,40}")
+PLAN = re.compile("upload=([0-9a-f]{32})&over=(new|replace|number)(?:&length=([0-9]{1,18}))?(?:&mtime=([0-9]{1,10}))?"
+                  "(?:&sha256=([0-9a-f]{64}))?(?:&was=([0-9a-f-]{5,60}))?&file=([0-9]{1,40})")
 
 
 class Plan(NamedTuple):
-    """What becomes of an upload when it is whole. A resumable one has it in its URL: any server of this folder can go on.
-    So has it the number of the part's inode, which stays the same when that is renamed: by it and tag_of() the finished file is known."""
+    """What becomes of an upload when it is whole. A resumable one has it in its URL: any server of this folder can go on."""
     names: Sequence[str]
     token: str
     over: str
@@ -1821,24 +1818,34 @@ class Plan(NamedTuple):
     mtime: int | None
     digest: bytes | None
     was: str | None  # the tag of what it is to replace: a conditional upload replaces nothing else
+    file: int  # the number of the part's inode, which stays the same when that is renamed: by it and tag_of() the finished file is known
 
-    def url(self, part: Part) -> str:
-        known = {"length": self.length, "mtime": self.mtime, "sha256": self.digest and self.digest.hex(), "was": self.was}
-        more = "".join(f"&{key}={value}" for key, value in known.items() if value is not None)
-        return f"{quoted(self.names)}?upload={self.token}&over={self.over}{more}&file={os.fstat(part.descriptor).st_ino}"
+    def url(self) -> str:
+        known = {"length": self.length, "mtime": self.mtime, "sha256": self.digest and self.digest.hex(), "was": self.was, "file": self.file}
+        return f"{quoted(self.names)}?upload={self.token}&over={self.over}" + "".join(f"&{key}={value}" for key, value in known.items() if value is not None)
+
+
+def read_plan(request: Request) -> Plan:
+    found = PLAN.fullmatch(request.query)
+    if not found or not request.names:
+        raise Refusal(404, "there is no such upload")
+    token, over, length, mtime, digest, was, file = found.groups()
+    return Plan(request.names, token, over, int(length) if length else None, int(mtime) if mtime else None,
+                bytes.fromhex(digest) if digest else None, was, int(file))
 
 
 def take_upload(conn: Connection, request: Request, body: Body, place: Place, names: Sequence[str], over: str, was: str | None = None) -> Answer:
     digest = parse_digest(request.fields.get("repr-digest", ""))
     complete = request.fields.get("upload-complete")
     length = request.fields.get("upload-length") or (request.length if complete == "?1" and not request.chunked else None)
-    plan = Plan(names, secrets.token_hex(16), over, None if length is None else int(length), wanted_mtime(request), digest, was)
-    with contextlib.closing(Part(place, plan.token)) as part:
+    mtime = wanted_mtime(request)
+    with contextlib.closing(Part(place, secrets.token_hex(16))) as part:
         part.lock()
+        plan = Plan(names, part.token, over, None if length is None else int(length), mtime, digest, was, os.fstat(part.descriptor).st_ino)
         if complete in ("?0", "?1"):
             expire_parts(place)
             part.kept = True
-            interim(conn, request, {"Location": plan.url(part), "Upload-Limit": upload_limit(conn, PART_AGE)})
+            interim(conn, request, {"Location": plan.url(), "Upload-Limit": upload_limit(conn, PART_AGE)})
         elif digest or "repr-digest" in request.fields.get("trailer", "").lower() or wants_digest(request):
             part.sha = hashlib.sha256()
         return fill_part(conn, request, body, part, plan, complete != "?0")
@@ -1873,7 +1880,7 @@ def fill_part(conn: Connection, request: Request, body: Body, part: Part, plan: 
     finally:
         conn.part = None
     if not complete:
-        fields = {"Location": plan.url(part), **upload_fields(conn, part.size, "?0", PART_AGE)}
+        fields = {"Location": plan.url(), **upload_fields(conn, part.size, "?0", PART_AGE)}
         return text_answer(201, "to be continued", fields) if request.method != "PATCH" else Answer(204, fields)
     return complete_upload(conn, request, body, part, plan)
 
@@ -2004,46 +2011,39 @@ def upload_fields(conn: Connection, size: int, complete: str, age: int) -> dict[
     return {"Upload-Complete": complete, "Upload-Offset": str(size), "Upload-Limit": upload_limit(conn, age)}
 
 
-def read_plan(request: Request, options: dict[str, str]) -> Plan:
-    if not request.names or not PLAN.fullmatch(request.query):
-        raise Refusal(404, "there is no such upload")
-    length, mtime = (int(options[key]) if key in options else None for key in ("length", "mtime"))
-    return Plan(request.names, options["upload"], options["over"], length, mtime, bytes.fromhex(options.get("sha256", "")) or None, options.get("was"))
-
-
 @contextlib.contextmanager
-def resumed(conn: Connection, request: Request, options: dict[str, str]) -> Iterator[tuple[Part, Plan]]:
+def resumed(conn: Connection, request: Request) -> Iterator[tuple[Part, Plan]]:
     """An upload's part, locked. A connection that still writes it has failed without knowing: it is ended."""
-    plan = read_plan(request, options)
+    plan = read_plan(request)
     with conn.server.shared.locate(plan.names) as place:
         try:
             part = Part(place, plan.token, fresh=False)
         except FileNotFoundError:
-            raise completed(place, plan, options) from None
+            raise completed(place, plan) from None
         with contextlib.closing(part):
             part.take_over()
             there = part.own.stat()
             if not there or there.st_nlink > 1:
-                raise completed(place, plan, options)  # meanwhile: what is open here is the finished file
+                raise completed(place, plan)  # meanwhile: what is open here is the finished file
             yield part, plan
 
 
-def completed(place: Place, plan: Plan, options: dict[str, str]) -> Refusal:
+def completed(place: Place, plan: Plan) -> Refusal:
     """What is said of an upload that has no part (any more): that it is the file that stands in its place, as long as it does."""
     for number in range(MAX_NUMBER if plan.over == "number" else 1):
         name = numbered(plan.names[-1], number)
         info = place.beside(name).stat()
         if info and stat.S_ISREG(info.st_mode) and plan.length in (None, info.st_size) and (
-                str(info.st_ino), info.st_mtime_ns % TAGGED) == (options["file"], tag_of(plan.token)):
+                info.st_ino, info.st_mtime_ns % TAGGED) == (plan.file, tag_of(plan.token)):
             return Complete(quoted([*plan.names[:-1], name]), info.st_size)
     return Refusal(404, "there is no such upload")
 
 
-def upload_state(conn: Connection, request: Request, options: dict[str, str]) -> Answer:
+def upload_state(conn: Connection, request: Request) -> Answer:
     if request.method != "HEAD":
         raise Refusal(405, "an upload answers HEAD, PATCH and DELETE", {"Allow": "HEAD, PATCH, DELETE"})
     try:
-        with resumed(conn, request, options) as (part, plan):
+        with resumed(conn, request) as (part, plan):
             age = max(0, int(PART_AGE - time.time() + os.fstat(part.descriptor).st_mtime))
             fields = upload_fields(conn, part.size, "?0", age)
             length = plan.length
@@ -2054,14 +2054,14 @@ def upload_state(conn: Connection, request: Request, options: dict[str, str]) ->
 
 
 def patch(conn: Connection, request: Request, body: Body | None) -> Answer:
-    fields, options = request.fields, parameters(request.query)
+    fields = request.fields
     assert body
     if fields.get("content-type", "").lower() != "application/partial-upload":
         raise Refusal(415, "PATCH takes application/partial-upload", {"Accept-Patch": "application/partial-upload"})
     if not DIGITS.fullmatch(fields.get("upload-offset", "")) or fields.get("upload-complete") not in ("?0", "?1"):
         raise Refusal(400, "Upload-Offset and Upload-Complete are needed")
     expect_space(conn, request.length)
-    with resumed(conn, request, options) as (part, plan):
+    with resumed(conn, request) as (part, plan):
         if part.size != int(fields["upload-offset"]):
             raise Refusal(409, f"the upload stands at {part.size}", {"Upload-Offset": str(part.size), "Upload-Complete": "?0"})
         return fill_part(conn, request, body, part, plan, fields["upload-complete"] == "?1")
@@ -2071,7 +2071,7 @@ def patch(conn: Connection, request: Request, body: Body | None) -> Answer:
 def delete(conn: Connection, request: Request, body: Body | None) -> Answer:
     options = parameters(request.query)
     if "upload" in options:
-        with resumed(conn, request, options) as (part, _):
+        with resumed(conn, request) as (part, _):
             part.kept = False
         return Answer(204)
     if not request.names:
