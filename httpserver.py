@@ -61,7 +61,7 @@ import time
 import urllib.parse
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar, Union
 
@@ -174,7 +174,7 @@ class Request:
 
     __slots__ = ("chunked", "fields", "has_body", "host", "is_light", "keep", "length", "line", "method", "minor", "names", "query", "slash")
 
-    def __init__(self, method: str, target: str, minor: int, fields: dict[str, str]) -> None:
+    def __init__(self, method: str, target: str, minor: int, fields: Mapping[str, str]) -> None:
         self.method, self.minor, self.fields = method, minor, fields
         self.line = log_safe(f"{method} {target} HTTP/1.{minor}")
         self.chunked, self.length = framing(fields, minor)
@@ -223,7 +223,7 @@ def malformed(head: str) -> Refusal:
     return Refusal(400, "a header line is not NAME: VALUE", close=True)  # folded, without colon, a space before it, a lone CR
 
 
-def framing(fields: dict[str, str], minor: int) -> tuple[bool, int]:
+def framing(fields: Mapping[str, str], minor: int) -> tuple[bool, int]:
     """How the body is delimited: chunked, or its length (§6.3). Where there is doubt, a proxy could see another request than we."""
     coding = fields.get("transfer-encoding")
     length = fields.get("content-length")
@@ -343,7 +343,7 @@ def matches(listed: str, tag: str | None, weak: bool) -> bool:
     return any(found[1] == tag and (weak or not found[0]) for found in TAG.findall(listed))
 
 
-def judge(fields: dict[str, str], tag: str | None, mtime: int, reading: bool) -> int:
+def judge(fields: Mapping[str, str], tag: str | None, mtime: int, reading: bool) -> int:
     """The preconditions in their order (§13.2.2): 0 to go on, 304 or 412. A tag of None means that nothing is there."""
     since, until = (parse_date(fields.get(f"if-{word}-since", "")) for word in ("modified", "unmodified"))
     if "if-match" in fields:
@@ -587,15 +587,12 @@ class Shared:
         self.hidden = hidden or bool(self.only)
         self.root = os.open(self.path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)) if DIR_FD else None
 
-    def check(self, names: Sequence[str]) -> None:
+    def locate(self, names: Sequence[str], make: bool = False) -> Place:
+        """The place that a path means. With make, missing folders on the way are made."""
         for name in names:
             check_name(name, self.hidden)
         if self.only and tuple(names) != (self.only,):
             raise Refusal(404, "only one file is served here")
-
-    def locate(self, names: Sequence[str], make: bool = False) -> Place:
-        """The place that a path means. With make, missing folders on the way are made."""
-        self.check(names)
         if not DIR_FD:
             return self.resolve(names, make)
         place = Place(self.root, ".")
@@ -1060,9 +1057,6 @@ class Body:
         self.trailer: dict[str, str] = {}
         self.pieces = self.read()  # one for all who read: whoever goes on goes on where the last one stopped
 
-    def __iter__(self) -> Iterator[Data]:
-        return self.pieces
-
     def read(self) -> Iterator[Data]:
         """Each piece is gone when the next is asked for: one buffer serves for all, which is twice as fast as new ones."""
         if self.whole:
@@ -1112,7 +1106,7 @@ class Body:
         if not self.asked or self.left > DRAIN:
             return self.whole
         taken = 0
-        for data in self:
+        for data in self.pieces:
             taken += len(data)
             if taken > DRAIN:
                 return False
@@ -1208,7 +1202,7 @@ class Connection:
             if not request.is_light:
                 return Job(self, request, None)
             answer = self.respond(request, None)
-            if answer.pieces is not None and request.method != "HEAD" or not self.send_at_once(request, answer):
+            if answer.pieces is not None or not self.send_at_once(request, answer):
                 return Job(self, request, answer)
             if answer.close or not self.buffer:
                 return None
@@ -1248,8 +1242,7 @@ class Connection:
     def send_at_once(self, request: Request | None, answer: Answer) -> bool:
         """Send a short answer. False when the kernel has no room for all of it: the client reads slowly."""
         answer.close = not self.keeps(request, answer)
-        body = answer.body if request is None or request.method != "HEAD" else b""
-        data, count = self.head(request, answer) + body, 0
+        data, count = self.head(request, answer) + answer.body, 0
         try:
             while count < len(data):
                 count += self.sock.send(data[count:count + self.server.slice])
@@ -1261,7 +1254,7 @@ class Connection:
         if answer.rest:
             return False
         self.release()
-        self.server.answered(self, request, answer, len(body))
+        self.server.answered(self, request, answer, len(answer.body))
         if answer.close:
             self.linger()
         return True
@@ -1344,6 +1337,12 @@ class Connection:
         self.server.gather(self, bool(self.buffer))
 
     def respond(self, request: Request, body: Body | None) -> Answer:
+        answer = self.answer_to(request, body)
+        if request.method == "HEAD":  # the fields of GET with its length, and nothing else (§9.3.2)
+            answer.body, answer.pieces = b"", None
+        return answer
+
+    def answer_to(self, request: Request, body: Body | None) -> Answer:
         """The one place where a request becomes an answer, or what kept it from becoming one."""
         try:
             check_request(self, request)
@@ -1388,9 +1387,9 @@ class Connection:
         if answer.rest:  # begun with the lead
             return self.send(answer.rest)
         head = self.head(request, answer)
-        if request.method == "HEAD" or answer.pieces is None:
-            self.send(head + (b"" if request.method == "HEAD" else answer.body))
-            self.sent = 0 if request.method == "HEAD" else len(answer.body)
+        if answer.pieces is None:
+            self.send(head + answer.body)
+            self.sent = len(answer.body)
             return
         chunked = answer.length is None and request.minor > 0
         self.send(head)
@@ -1638,7 +1637,7 @@ def get_file(conn: Connection, request: Request, names: Sequence[str], found: Fo
     return answer
 
 
-def is_known(fields: dict[str, str], tag: str, mtime: int) -> bool:
+def is_known(fields: Mapping[str, str], tag: str, mtime: int) -> bool:
     """Whether the client has what it asks for already (304). What it expects otherwise is refused (412)."""
     status = 0 if CONDITIONS.isdisjoint(fields) else judge(fields, tag, mtime, reading=True)
     if status == 412:
@@ -1743,7 +1742,6 @@ def put(conn: Connection, request: Request, body: Body | None) -> Answer:
         raise Refusal(409, "a folder has that name; POST puts files into it")
     assert body
     expect_size(conn, request)
-    conn.server.shared.check(request.names)
     with conn.server.shared.locate(request.names, make=True) as place:
         there = expect(request.fields, place.regular())
         if CONDITIONS.isdisjoint(request.fields):
@@ -1798,7 +1796,7 @@ def while_space(conn: Connection, pieces: Iterable[Data]) -> Iterator[Data]:
         yield piece
 
 
-def expect(fields: dict[str, str], info: os.stat_result | None) -> os.stat_result | None:
+def expect(fields: Mapping[str, str], info: os.stat_result | None) -> os.stat_result | None:
     """What is to be changed, if it is there at all, must be as a request's conditions say."""
     if judge(fields, etag(info) if info else None, int(info.st_mtime) if info else 0, reading=False):
         raise Refusal(412, "what is there is not what the request expects")
@@ -1888,7 +1886,7 @@ def fill_part(conn: Connection, request: Request, body: Body, part: Part, plan: 
 def noted(conn: Connection, request: Request, body: Body) -> Iterator[Data]:
     """The body of a resumable upload; when more of it is to come, the client is told how much is stored, unless it does not read."""
     told = 0.0
-    for data in body:
+    for data in body.pieces:
         yield data
         if conn.part and conn.part.kept and (body.left or request.chunked) and time.monotonic() > told + NOTE_EVERY and is_ready(conn.sock, True, 0):
             told = time.monotonic()
@@ -1921,7 +1919,7 @@ def complete_upload(conn: Connection, request: Request, body: Body, part: Part, 
 def post_form(conn: Connection, request: Request, body: Body) -> Answer:
     """RFC 7578: each file of the form into the folder; a name that exists gets a number."""
     stored = []
-    for head, data in form_parts(iter(body), boundary_of(request.fields["content-type"])):
+    for head, data in form_parts(body.pieces, boundary_of(request.fields["content-type"])):
         name = form_file(head)
         if name:
             stored.append(store_part(conn, request, data, name))
@@ -1936,7 +1934,6 @@ def post_form(conn: Connection, request: Request, body: Body) -> Answer:
 
 def store_part(conn: Connection, request: Request, data: Iterator[bytes], name: str) -> str:
     names = (*request.names, *name.split("/"))
-    conn.server.shared.check(names)
     with conn.server.shared.locate(names, make=True) as place, contextlib.closing(Part(place, secrets.token_hex(16))) as part:
         part.lock()
         for piece in while_space(conn, data):
