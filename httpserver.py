@@ -850,6 +850,10 @@ class Span(NamedTuple):
 Piece = Union[bytes, Span]  # noqa: UP007
 
 
+def size_of(piece: Piece) -> int:
+    return piece.end - piece.start if isinstance(piece, Span) else len(piece)
+
+
 class Item(NamedTuple):
     """A file or folder in an archive. The folder that it is in stays open as long as the walk stands at it."""
     path: str
@@ -937,7 +941,7 @@ def tar_item(item: Item) -> Iterator[Piece]:
 def clip(pieces: Iterable[Piece], start: int, end: int) -> Iterator[Piece]:
     """What lies between start and end of a stream."""
     for piece in pieces:
-        size = piece.end - piece.start if isinstance(piece, Span) else len(piece)
+        size = size_of(piece)
         low, high = max(0, start), min(size, end)
         if low < high:
             yield Span(piece.descriptor, piece.start + low, piece.start + high) if isinstance(piece, Span) else piece[low:high]
@@ -1395,7 +1399,7 @@ class Connection:
         self.send(head)
         self.sent, left = 0, answer.length or 0
         for piece in answer.pieces:
-            left -= piece.end - piece.start if isinstance(piece, Span) else len(piece)
+            left -= size_of(piece)
             if left < 0 and answer.length is not None:
                 raise Gone("what is sent grew meanwhile")
             if isinstance(piece, Span):
@@ -1407,16 +1411,20 @@ class Connection:
         if chunked:
             self.send(b"0\r\n\r\n")
 
+    def patiently(self, writing: bool, call: Callable[..., int], *args: object) -> int:
+        """A call that sends or receives; again when the socket is ready, if it was not."""
+        while True:
+            with contextlib.suppress(*self.server.waits):
+                count = call(*args)
+                self.moved += count
+                return count
+            self.wait(writing)
+
     def send(self, data: bytes) -> None:
         view = memoryview(data)
         while view:
-            try:
-                count = self.sock.send(view[:self.server.slice])
-            except self.server.waits:
-                self.wait(writing=True)
-                continue
+            count = self.patiently(True, self.sock.send, view[:self.server.slice])
             self.sent += count
-            self.moved += count
             view = view[count:]
 
     def send_span(self, span: Span) -> None:
@@ -1424,18 +1432,13 @@ class Connection:
         the client sees that it got less than was announced."""
         at, direct = span.start, hasattr(os, "sendfile") and type(self.sock) is socket.socket  # on a TLS socket it would send in the clear
         while at < span.end:
-            if not direct:
+            if direct:
+                count = self.patiently(True, os.sendfile, self.sock.fileno(), span.descriptor, at, min(SLICE, span.end - at))
+                self.sent += count
+            else:
                 data = read_at(span.descriptor, min(PIECE, span.end - at), at)
                 self.send(data)
                 count = len(data)
-            else:
-                try:
-                    count = os.sendfile(self.sock.fileno(), span.descriptor, at, min(SLICE, span.end - at))
-                except BlockingIOError:
-                    self.wait(writing=True)
-                    continue
-                self.sent += count
-                self.moved += count
             if not count:
                 raise Gone(f"the file shrank by {span.end - at} bytes")
             at += count
@@ -1456,20 +1459,17 @@ class Connection:
 
     def fetch(self, space: memoryview) -> memoryview:
         """What comes next. TLS gives a record at a time: all that have come are taken, and written to the disk at once."""
-        while True:
-            try:
-                count = self.sock.recv_into(space)
-                break
-            except self.server.waits:
-                self.wait(writing=False)
-            except OSError as error:  # TLS that breaks says so with numbers that mean something else to the system
-                raise ConnectionAbortedError(errno.ECONNABORTED, error.strerror) from None
+        try:
+            count = self.patiently(False, self.sock.recv_into, space)
+        except TimeoutError:
+            raise
+        except OSError as error:  # TLS that breaks says so with numbers that mean something else to the system
+            raise ConnectionAbortedError(errno.ECONNABORTED, error.strerror) from None
         if not count:
             raise ConnectionAbortedError(errno.ECONNABORTED, "the body ended early")
         with contextlib.suppress(OSError):  # nothing more has come, or an error that the next call will tell
             while self.server.door.tls and len(space) - count >= RECORD and (more := self.sock.recv_into(space[count:])):
                 count += more
-        self.moved += count
         return space[:count]
 
     def read_line(self, most: int) -> bytes:
@@ -1696,7 +1696,7 @@ def several(descriptor: int, kind: str, ranges: list[tuple[int, int]], size: int
         pieces.append(f"\r\n--{mark}\r\nContent-Type: {kind}\r\nContent-Range: bytes {start}-{end - 1}/{size}\r\n\r\n".encode())
         pieces.append(Span(descriptor, start, end))
     pieces.append(f"\r\n--{mark}--\r\n".encode())
-    return pieces, sum(piece.end - piece.start if isinstance(piece, Span) else len(piece) for piece in pieces), mark
+    return pieces, sum(map(size_of, pieces)), mark
 
 
 def get_tar(conn: Connection, request: Request, found: Found, name: str) -> Answer:
