@@ -714,7 +714,7 @@ class Part:
         self.place, self.own, self.token = place, place.beside(f".six-{token}.part"), token
         self.descriptor = os.open(self.own.name, FRESH if fresh else FRESH & ~(os.O_CREAT | os.O_EXCL), 0o666, dir_fd=place.parent)
         self.kept = not fresh
-        self.size = os.fstat(self.descriptor).st_size
+        self.size, self.inode = 0, os.fstat(self.descriptor).st_ino
         self.sha: Any = None
 
     def lock(self) -> bool:
@@ -726,8 +726,7 @@ class Part:
             pass
         except OSError:
             return False
-        self.size = os.fstat(self.descriptor).st_size
-        os.lseek(self.descriptor, self.size, os.SEEK_SET)
+        self.size = os.lseek(self.descriptor, 0, os.SEEK_END)
         return True
 
     def take_over(self) -> None:
@@ -1730,7 +1729,7 @@ def get_zip(conn: Connection, found: Found, name: str) -> Answer:
 def options(conn: Connection, request: Request, body: Body | None) -> Answer:
     fields = {"Allow": conn.server.allowed, "Accept-Ranges": "bytes"}
     if not conn.server.read_only:
-        fields |= {"Accept-Patch": "application/partial-upload", "Upload-Limit": upload_limit(conn, PART_AGE)}
+        fields |= {"Accept-Patch": "application/partial-upload", "Upload-Limit": upload_limit(conn)}
     return Answer(204, fields)
 
 
@@ -1774,7 +1773,7 @@ def expect_size(conn: Connection, request: Request) -> None:
         raise Refusal(400, "Upload-Length is not a number")
     size = max(request.length, int(request.fields.get("upload-length", 0)))
     if 0 < conn.args.max_size < size:
-        limit = {"Upload-Limit": upload_limit(conn, PART_AGE)}
+        limit = {"Upload-Limit": upload_limit(conn)}
         raise Refusal(413, f"more than {conn.args.max_size} bytes are not taken", limit, close=True)
     expect_space(conn, size)
 
@@ -1839,11 +1838,11 @@ def take_upload(conn: Connection, request: Request, body: Body, place: Place, na
     mtime = wanted_mtime(request)
     with contextlib.closing(Part(place, secrets.token_hex(16))) as part:
         part.lock()
-        plan = Plan(names, part.token, over, None if length is None else int(length), mtime, digest, was, os.fstat(part.descriptor).st_ino)
+        plan = Plan(names, part.token, over, None if length is None else int(length), mtime, digest, was, part.inode)
         if complete in ("?0", "?1"):
             expire_parts(place)
             part.kept = True
-            interim(conn, request, {"Location": plan.url(), "Upload-Limit": upload_limit(conn, PART_AGE)})
+            interim(conn, request, {"Location": plan.url(), "Upload-Limit": upload_limit(conn)})
         elif digest or "repr-digest" in request.fields.get("trailer", "").lower() or wants_digest(request):
             part.sha = hashlib.sha256()
         return fill_part(conn, request, body, part, plan, complete != "?0")
@@ -1878,7 +1877,7 @@ def fill_part(conn: Connection, request: Request, body: Body, part: Part, plan: 
     finally:
         conn.part = None
     if not complete:
-        fields = {"Location": plan.url(), **upload_fields(conn, part.size, "?0", PART_AGE)}
+        fields = {"Location": plan.url(), **upload_fields(conn, part.size, "?0")}
         return text_answer(201, "to be continued", fields) if request.method != "PATCH" else Answer(204, fields)
     return complete_upload(conn, request, body, part, plan)
 
@@ -2000,11 +1999,11 @@ class FormText:
 
 
 # Resuming an upload.
-def upload_limit(conn: Connection, age: int) -> str:
+def upload_limit(conn: Connection, age: int = PART_AGE) -> str:
     return f"max-age={age}" + (f", max-size={conn.args.max_size}" if conn.args.max_size else "")
 
 
-def upload_fields(conn: Connection, size: int, complete: str, age: int) -> dict[str, str]:
+def upload_fields(conn: Connection, size: int, complete: str, age: int = PART_AGE) -> dict[str, str]:
     return {"Upload-Complete": complete, "Upload-Offset": str(size), "Upload-Limit": upload_limit(conn, age)}
 
 
@@ -2045,7 +2044,7 @@ def upload_state(conn: Connection, request: Request) -> Answer:
             fields = upload_fields(conn, part.size, "?0", age)
             length = plan.length
     except Complete as complete:
-        fields = {**complete.fields, **upload_fields(conn, complete.size, "?1", PART_AGE)}
+        fields = {**complete.fields, **upload_fields(conn, complete.size, "?1")}
         length = complete.size
     return Answer(204, {**fields, "Cache-Control": "no-store", **({} if length is None else {"Upload-Length": str(length)})})
 
