@@ -1598,19 +1598,23 @@ def get_folder(conn: Connection, request: Request, found: Found, options: dict[s
         return get_tar(conn, request, found, name)
     if "zip" in options:
         return get_zip(conn, found, name)
-    if kind == "text/html":
-        with contextlib.suppress(OSError, Refusal):
-            index = conn.hold(open_leaf(inside(found.where, "index.html")))
-            if not index.is_folder:
-                answer = get_file(conn, request, (*request.names, "index.html"), index)
-                answer.fields["Vary"] = "Accept, Accept-Encoding"
-                return answer
+    if kind == "text/html" and (index := index_of(conn, found)):
+        answer = get_file(conn, request, (*request.names, "index.html"), index)
+        answer.fields["Vary"] = "Accept, Accept-Encoding"
+        return answer
     fields = {"Content-Type": kind + ("" if kind.endswith("json") else "; charset=utf-8"), "Cache-Control": "no-store",
               "Vary": "Accept", "X-Content-Type-Options": "nosniff"}
     if kind == "text/html":
         fields |= page_fields()
     pieces = listing(found, kind, request.names, shared.hidden, conn.server.read_only)
     return Answer(200, fields, pieces=gathered(pieces))
+
+
+def index_of(conn: Connection, folder: Found) -> Found | None:
+    with contextlib.suppress(OSError, Refusal):
+        index = conn.hold(open_leaf(inside(folder.where, "index.html")))
+        return None if index.is_folder else index
+    return None
 
 
 def get_file(conn: Connection, request: Request, names: Sequence[str], found: Found) -> Answer:
@@ -1631,8 +1635,12 @@ def get_file(conn: Connection, request: Request, names: Sequence[str], found: Fo
     if wants_digest(request):
         headers["Repr-Digest"] = digest_field(conn.server.digest(found))
     ranges = wanted_ranges(request, info.st_size, tag, mtime, now)
-    answer = file_answer(headers, found, ranges or [(0, info.st_size)], partial=ranges is not None, reading=request.method == "GET")
-    answer.tag, answer.size = tag, info.st_size
+    assert isinstance(found.where, int)
+    if ranges and len(ranges) > 1:
+        answer = several(headers, found.where, info.st_size, ranges)
+    else:
+        answer = file_answer(headers, found.where, info.st_size, ranges, reading=request.method == "GET")
+    answer.tag, answer.size, answer.ranges = tag, info.st_size, ranges or [(0, info.st_size)]
     return answer
 
 
@@ -1664,38 +1672,30 @@ def prefer_gzip(conn: Connection, names: Sequence[str], found: Found) -> tuple[F
     return found, ""
 
 
-def file_answer(headers: dict[str, str], found: Found, ranges: list[tuple[int, int]], partial: bool, reading: bool) -> Answer:
-    """The whole file, a part of it, or several parts with a head for each (§14.6)."""
-    descriptor = found.where
-    assert isinstance(descriptor, int)
-    size, (start, end) = found.info.st_size, ranges[0]
-    if len(ranges) > 1:
-        pieces, length, mark = several(descriptor, headers["Content-Type"], ranges, size)
-        headers = {**headers, "Content-Type": f"multipart/byteranges; boundary={mark}"}
-        answer = Answer(206, headers, pieces=pieces, length=length)
-        answer.ranges = ranges
-        return answer
-    if partial:
+def file_answer(headers: dict[str, str], descriptor: int, size: int, ranges: list[tuple[int, int]] | None, reading: bool) -> Answer:
+    """The whole file, or a part of it."""
+    start, end = ranges[0] if ranges else (0, size)
+    status = 206 if ranges else 200
+    if ranges:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
-    if end - start <= SMALL and reading:
-        body = read_at(descriptor, end - start, start) if start < end else b""
-        if len(body) < end - start:
-            raise Refusal(500, "the file changed meanwhile")
-        answer = Answer(206 if partial else 200, headers, body)
-    else:
-        answer = Answer(206 if partial else 200, headers, pieces=[Span(descriptor, start, end)], length=end - start)
-    answer.ranges = ranges
-    return answer
+    if end - start > SMALL or not reading:
+        return Answer(status, headers, pieces=[Span(descriptor, start, end)], length=end - start)
+    body = read_at(descriptor, end - start, start)
+    if len(body) < end - start:
+        raise Refusal(500, "the file changed meanwhile")
+    return Answer(status, headers, body)
 
 
-def several(descriptor: int, kind: str, ranges: list[tuple[int, int]], size: int) -> tuple[list[Piece], int, str]:
-    mark = secrets.token_hex(12)
+def several(headers: dict[str, str], descriptor: int, size: int, ranges: list[tuple[int, int]]) -> Answer:
+    """Several parts of a file, with a head for each (§14.6)."""
+    kind, mark = headers["Content-Type"], secrets.token_hex(12)
     pieces: list[Piece] = []
     for start, end in ranges:
         pieces.append(f"\r\n--{mark}\r\nContent-Type: {kind}\r\nContent-Range: bytes {start}-{end - 1}/{size}\r\n\r\n".encode())
         pieces.append(Span(descriptor, start, end))
     pieces.append(f"\r\n--{mark}--\r\n".encode())
-    return pieces, sum(map(size_of, pieces)), mark
+    headers["Content-Type"] = f"multipart/byteranges; boundary={mark}"
+    return Answer(206, headers, pieces=pieces, length=sum(map(size_of, pieces)))
 
 
 def get_tar(conn: Connection, request: Request, found: Found, name: str) -> Answer:
