@@ -689,22 +689,33 @@ def rename_new(old: Place, new: Place) -> None:
         rename(old, new)
 
 
+RENAMING = threading.Lock()  # where folders cannot be locked
+
+
 @contextlib.contextmanager
 def renaming(*places: Place) -> Iterator[None]:
     """Nobody else, of this process or another, gives away a name in these folders. Without it a file that is put between the link()
-    and the unlink() of rename_new() would be lost. (Windows needs none: there rename() replaces nothing.)"""
+    and the unlink() of rename_new() would be lost. (Where there is no flock(), nobody else of this process.)"""
     with contextlib.ExitStack() as held:
-        with contextlib.suppress(ImportError, OSError):
-            import fcntl  # not at the top: Windows has none
-            folders = {}
-            for place in places:
-                folder = os.open("." if place.parent is not None else os.path.dirname(place.name), FOLDER, dir_fd=place.parent)
-                held.callback(os.close, folder)
-                info = os.fstat(folder)
-                folders[info.st_dev, info.st_ino] = folder
-            for _, folder in sorted(folders.items()):  # in the same order by all, so that who moves here and who moves back do not wait for each other
-                fcntl.flock(folder, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):
+            lock_folders(places, held)
         yield
+
+
+def lock_folders(places: Sequence[Place], held: contextlib.ExitStack) -> None:
+    try:
+        import fcntl  # not at the top: Windows has none
+    except ImportError:
+        held.enter_context(RENAMING)
+        return
+    folders = {}
+    for place in places:
+        folder = os.open("." if place.parent is not None else os.path.dirname(place.name), FOLDER, dir_fd=place.parent)
+        held.callback(os.close, folder)
+        info = os.fstat(folder)
+        folders[info.st_dev, info.st_ino] = folder
+    for _, folder in sorted(folders.items()):  # in the same order by all, so that who moves here and who moves back do not wait for each other
+        fcntl.flock(folder, fcntl.LOCK_EX)
 
 
 class Part:

@@ -363,10 +363,10 @@ def test_wrong_resumptions_are_refused_and_change_nothing(ask, folder):
 
 
 @pytest.fixture
-def halfway(spawn, folder, tmp_path):
+def halfway(request, spawn, folder, tmp_path):
     """A server that stops after the link() and before the replace() of its renames until it gets a line on stdin."""
     script = tmp_path / "halfway.py"
-    script.write_text("import os, runpy, sys\nlink, replace = os.link, os.replace\n"
+    script.write_text(getattr(request, "param", "") + "import os, runpy, sys\nlink, replace = os.link, os.replace\n"
                       "def halfway(*args, **more):\n    link(*args, **more)\n    os.write(2, b'linked\\n')\n    sys.stdin.readline()\n"
                       "def later(*args, **more):\n    os.write(2, b'linked\\n')\n    sys.stdin.readline()\n    replace(*args, **more)\n"
                       f"os.link, os.replace, sys.argv[0] = halfway, later, 'httpserver.py'\nrunpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n")
@@ -422,6 +422,7 @@ def test_a_file_moved_to_where_one_is_put_comes_before_or_after_that(halfway, wi
     assert tree(folder) == {b"sub/x": b"hello\n"}
 
 
+@pytest.mark.parametrize("halfway", ["", "import sys\nsys.modules['fcntl'] = None\n"], ids=["flock", "no flock"], indirect=True)
 def test_of_two_writers_who_replace_the_same_version_one_wins(halfway, wire, ask, folder):
     head = f"PUT /a.txt HTTP/1.1\r\nHost: localhost\r\nIf-Match: {ask('HEAD', '/a.txt', to=halfway).fields['etag']}\r\nContent-Length: 5\r\n\r\n"
     first = wire(halfway).send(head + "first")
