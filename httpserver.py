@@ -170,28 +170,29 @@ WINDOWS_NAME = re.compile(r'.*[\\:<>"|?*\x00-\x1f].*|.*[. ]|(?i:con|prn|aux|nul|
 
 
 class Request:
-    """A request's head, checked: everything in it can be relied upon."""
+    """A request's head, checked: everything in it can be relied upon. Nothing in it changes: the same head may be the same object."""
 
-    __slots__ = ("chunked", "fields", "host", "keep", "length", "line", "method", "minor", "names", "query", "slash", "target")
+    __slots__ = ("chunked", "fields", "has_body", "host", "is_light", "keep", "length", "line", "method", "minor", "names", "query", "slash")
 
-    def __init__(self, method: str, target: str, minor: int, fields: dict[str, str]) -> None:
-        self.method, self.target, self.minor, self.fields = method, target, minor, fields
-        self.line = f"{method} {target} HTTP/1.{minor}"
+    def __init__(self, method: str, target: str, minor: int, fields: Mapping[str, str]) -> None:
+        self.method, self.minor, self.fields = method, minor, fields
+        self.line = log_safe(f"{method} {target} HTTP/1.{minor}")
         self.chunked, self.length = framing(fields, minor)
+        self.has_body = self.chunked or self.length > 0
         words = [word.strip() for word in fields.get("connection", "").lower().split(",")]
         self.keep = "close" not in words if minor else "keep-alive" in words  # (§9.3)
         self.host, path = split_target(method, target, fields.get("host"), minor)
         self.names, self.slash, self.query = parse_path(path)
-
-    @property
-    def has_body(self) -> bool:
-        return self.chunked or self.length > 0
+        # what is answered with the lead: reads that look at one file
+        self.is_light = method in READING and not self.has_body and not self.query and "want-repr-digest" not in fields
 
 
-def parse_head(head: str) -> Request:
-    found = HEAD.fullmatch(head)
+@functools.lru_cache(maxsize=128)  # a client's heads differ little: at most 10 MB for what is parsed once instead of each time
+def parse_head(head: bytes) -> Request:
+    text = head.decode("latin-1")
+    found = HEAD.fullmatch(text)
     if not found:
-        raise malformed(head)
+        raise malformed(text)
     method, target, minor, lines = found.groups()
     if len(target) > MAX_TARGET:
         raise Refusal(414, "the target is too long", close=True)
@@ -222,7 +223,7 @@ def malformed(head: str) -> Refusal:
     return Refusal(400, "a header line is not NAME: VALUE", close=True)  # folded, without colon, a space before it, a lone CR
 
 
-def framing(fields: dict[str, str], minor: int) -> tuple[bool, int]:
+def framing(fields: Mapping[str, str], minor: int) -> tuple[bool, int]:
     """How the body is delimited: chunked, or its length (§6.3). Where there is doubt, a proxy could see another request than we."""
     coding = fields.get("transfer-encoding")
     length = fields.get("content-length")
@@ -261,7 +262,6 @@ def split_target(method: str, target: str, host: str | None, minor: int) -> tupl
     return authority, path if path[:1] == "/" else "/" + path
 
 
-@functools.lru_cache(maxsize=256)
 def parse_path(target: str) -> tuple[tuple[str, ...], bool, str]:
     """A path as the names in it, decoded once, whether it ends in a slash, and the query. An encoded slash is no separator."""
     path, _, query = target.partition("?")
@@ -280,7 +280,7 @@ def check_name(name: str, hidden: bool) -> None:
         raise Refusal(400, "a name holds no NUL")
     if name in ("", ".", "..") or "/" in name or os.name == "nt" and WINDOWS_NAME.fullmatch(name):
         raise Refusal(403, "that is not the name of a file or folder")
-    if PART.fullmatch(name) or name[0] == "." and not hidden:
+    if name[0] == "." and (not hidden or PART.fullmatch(name)):
         raise Refusal(403, "hidden names are not served")
 
 
@@ -313,8 +313,12 @@ TAG = re.compile(r'(W/)?("[^"]*")')
 RANGE = re.compile(r"[ \t]*([0-9]{0,40})-([0-9]{0,40})[ \t]*")
 
 
+def bare_tag(info: os.stat_result) -> str:
+    return f"{info.st_mtime_ns:x}-{info.st_size:x}-{info.st_ino:x}"
+
+
 def etag(info: os.stat_result, coding: str = "") -> str:
-    return f'"{info.st_mtime_ns:x}-{info.st_size:x}-{info.st_ino:x}{coding}"'
+    return f'"{bare_tag(info)}{coding}"'
 
 
 @functools.lru_cache(maxsize=1024)
@@ -339,7 +343,7 @@ def matches(listed: str, tag: str | None, weak: bool) -> bool:
     return any(found[1] == tag and (weak or not found[0]) for found in TAG.findall(listed))
 
 
-def judge(fields: dict[str, str], tag: str | None, mtime: int, reading: bool) -> int:
+def judge(fields: Mapping[str, str], tag: str | None, mtime: int, reading: bool) -> int:
     """The preconditions in their order (§13.2.2): 0 to go on, 304 or 412. A tag of None means that nothing is there."""
     since, until = (parse_date(fields.get(f"if-{word}-since", "")) for word in ("modified", "unmodified"))
     if "if-match" in fields:
@@ -404,6 +408,7 @@ def weights(text: str) -> dict[str, float]:
     return found
 
 
+@functools.lru_cache(maxsize=128)
 def takes_gzip(accept: str) -> bool:
     wanted = weights(accept)
     return wanted.get("gzip", wanted.get("x-gzip", wanted.get("*", 0.0))) > 0
@@ -418,17 +423,14 @@ def listing_type(accept: str) -> str:
 
 
 @functools.lru_cache(maxsize=1024)
-def media_type(extension: str) -> str:
-    """The type of a name's extension. A compressed file is what it is, not a coding of something else."""
+def type_of(name: str) -> str:
+    """The media type by a name's extension. A compressed file is what it is, not a coding of something else."""
+    extension = os.path.splitext(name)[1].lower()
     packed = mimetypes.encodings_map.get(extension)
     if packed:
         return PACKED.get(packed, "application/octet-stream")
     kind = mimetypes.types_map.get(extension, "application/octet-stream")
     return f"{kind}; charset=utf-8" if kind.startswith("text/") or kind.endswith(("javascript", "json")) else kind
-
-
-def type_of(name: str) -> str:
-    return media_type(os.path.splitext(name)[1].lower())
 
 
 def disposition(name: str) -> str:
@@ -445,7 +447,8 @@ def parse_digest(text: str) -> bytes | None:
 
 def wants_digest(request: Request) -> bool:
     """Whether Want-Repr-Digest asks for sha-256: its weights go from 0 to 10."""
-    return bool(re.search(r"(?:^|,)[ \t]*sha-256=(?:[1-9]|10)[ \t]*(?:,|$)", request.fields.get("want-repr-digest", "")))
+    wanted = request.fields.get("want-repr-digest")
+    return wanted is not None and bool(re.search(r"(?:^|,)[ \t]*sha-256=(?:[1-9]|10)[ \t]*(?:,|$)", wanted))
 
 
 def digest_field(digest: bytes) -> str:
@@ -584,22 +587,19 @@ class Shared:
         self.hidden = hidden or bool(self.only)
         self.root = os.open(self.path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)) if DIR_FD else None
 
-    def check(self, names: Sequence[str]) -> None:
+    def locate(self, names: Sequence[str], make: bool = False) -> Place:
+        """The place that a path means. With make, missing folders on the way are made."""
         for name in names:
             check_name(name, self.hidden)
         if self.only and tuple(names) != (self.only,):
             raise Refusal(404, "only one file is served here")
-
-    def locate(self, names: Sequence[str], make: bool = False) -> Place:
-        """The place that a path means. With make, missing folders on the way are made."""
-        self.check(names)
         if not DIR_FD:
             return self.resolve(names, make)
         place = Place(self.root, ".")
         for name in names[:-1]:
             with place:
                 place = Place(self.step(place.parent, name, make), "", owned=True)
-        return place._replace(name=names[-1] if names else ".")
+        return Place(place.parent, names[-1] if names else ".", place.owned)
 
     def step(self, parent: int | None, name: str, make: bool) -> int:
         try:
@@ -682,28 +682,40 @@ def rename_new(old: Place, new: Place) -> None:
         return os.rename(old.name, new.name)
     try:
         os.link(old.name, new.name, src_dir_fd=old.parent, dst_dir_fd=new.parent, follow_symlinks=False)
-        os.unlink(old.name, dir_fd=old.parent)
+        with contextlib.suppress(FileNotFoundError):  # who deletes the whole folder has done it
+            os.unlink(old.name, dir_fd=old.parent)
     except (PermissionError, NotImplementedError, AttributeError):  # no hard links, as on a USB stick: take the name first
         os.close(os.open(new.name, FRESH, 0o666, dir_fd=new.parent))
         rename(old, new)
 
 
+RENAMING = threading.Lock()  # where folders cannot be locked
+
+
 @contextlib.contextmanager
 def renaming(*places: Place) -> Iterator[None]:
     """Nobody else, of this process or another, gives away a name in these folders. Without it a file that is put between the link()
-    and the unlink() of rename_new() would be lost. (Windows needs none: there rename() replaces nothing.)"""
+    and the unlink() of rename_new() would be lost. (Where there is no flock(), nobody else of this process.)"""
     with contextlib.ExitStack() as held:
-        with contextlib.suppress(ImportError, OSError):
-            import fcntl  # not at the top: Windows has none
-            folders = {}
-            for place in places:
-                folder = os.open("." if place.parent is not None else os.path.dirname(place.name), FOLDER, dir_fd=place.parent)
-                held.callback(os.close, folder)
-                info = os.fstat(folder)
-                folders[info.st_dev, info.st_ino] = folder
-            for _, folder in sorted(folders.items()):  # in the same order by all, so that who moves here and who moves back do not wait for each other
-                fcntl.flock(folder, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):
+            lock_folders(places, held)
         yield
+
+
+def lock_folders(places: Sequence[Place], held: contextlib.ExitStack) -> None:
+    try:
+        import fcntl  # not at the top: Windows has none
+    except ImportError:
+        held.enter_context(RENAMING)
+        return
+    folders = {}
+    for place in places:
+        folder = os.open("." if place.parent is not None else os.path.dirname(place.name), FOLDER, dir_fd=place.parent)
+        held.callback(os.close, folder)
+        info = os.fstat(folder)
+        folders[info.st_dev, info.st_ino] = folder
+    for _, folder in sorted(folders.items()):  # in the same order by all, so that who moves here and who moves back do not wait for each other
+        fcntl.flock(folder, fcntl.LOCK_EX)
 
 
 class Part:
@@ -713,7 +725,7 @@ class Part:
         self.place, self.own, self.token = place, place.beside(f".six-{token}.part"), token
         self.descriptor = os.open(self.own.name, FRESH if fresh else FRESH & ~(os.O_CREAT | os.O_EXCL), 0o666, dir_fd=place.parent)
         self.kept = not fresh
-        self.size = os.fstat(self.descriptor).st_size
+        self.size, self.inode = 0, os.fstat(self.descriptor).st_ino
         self.sha: Any = None
 
     def lock(self) -> bool:
@@ -725,9 +737,18 @@ class Part:
             pass
         except OSError:
             return False
-        self.size = os.fstat(self.descriptor).st_size
-        os.lseek(self.descriptor, self.size, os.SEEK_SET)
+        self.size = os.lseek(self.descriptor, 0, os.SEEK_END)
         return True
+
+    def take_over(self) -> None:
+        """Lock it, once the connection that still writes it has let go."""
+        deadline = time.monotonic() + BUSY_WAIT
+        while not self.lock():
+            self.want(True)
+            if time.monotonic() > deadline:
+                raise Refusal(503, "another connection is writing this upload", {"Retry-After": "2"})
+            time.sleep(0.02)
+        self.want(False)
 
     def want(self, wanted: bool) -> None:
         """Leave a sign for the writer, be it of this process or another, that somebody waits for it to let go; or take it away."""
@@ -750,13 +771,15 @@ class Part:
         while view:
             view = view[os.write(self.descriptor, view):]
 
-    def settle(self, name: str, over: str, durable: bool, mtime: int | None, check: Callable[[], os.stat_result | None]) -> tuple[str, os.stat_result, bool]:
+    def settle(self, name: str, over: str, durable: bool, mtime: int | None = None, was: str | None = None) -> tuple[str, os.stat_result, bool]:
         """Put it in its place: "replace" what stands there, only as a "new" name, or with a "number". What stood there is checked
         and replaced in one step, or two writers could both believe that they replaced the same. Its name and facts, and whether it replaced."""
         if durable:
             os.fsync(self.descriptor)
         with renaming(self.place):
-            old = check()
+            old = self.place.regular() if over == "replace" else None
+            if was and (not old or bare_tag(old) != was):
+                raise Refusal(412, "what it was to replace has changed meanwhile")
             info = self.finish(old, mtime)
             final = next(self.try_names(name, over))
         self.kept = True  # in its place: nothing to clear away
@@ -809,10 +832,13 @@ def expire_parts(place: Place) -> None:
     """Delete what nobody has gone on with for too long, unless somebody just puts it in its place with an old time."""
     folder: Where = place.parent if place.parent is not None else os.path.dirname(place.name)
     with contextlib.suppress(OSError), os.scandir(folder) as scan:
-        for item in scan:
-            if PART.fullmatch(item.name) and time.time() - item.stat(follow_symlinks=False).st_mtime > PART_AGE:
-                with contextlib.closing(Part(place, item.name[5:-5], fresh=False)) as part:
-                    part.kept = not part.lock()
+        for item in filter(is_expired, scan):
+            with contextlib.closing(Part(place, item.name[5:-5], fresh=False)) as part:
+                part.kept = not part.lock()
+
+
+def is_expired(item: os.DirEntry[str]) -> bool:
+    return bool(PART.fullmatch(item.name)) and time.time() - item.stat(follow_symlinks=False).st_mtime > PART_AGE
 
 
 def free_space(where: Where) -> int:
@@ -832,6 +858,10 @@ class Span(NamedTuple):
 
 
 Piece = Union[bytes, Span]  # noqa: UP007
+
+
+def size_of(piece: Piece) -> int:
+    return piece.end - piece.start if isinstance(piece, Span) else len(piece)
 
 
 class Item(NamedTuple):
@@ -921,7 +951,7 @@ def tar_item(item: Item) -> Iterator[Piece]:
 def clip(pieces: Iterable[Piece], start: int, end: int) -> Iterator[Piece]:
     """What lies between start and end of a stream."""
     for piece in pieces:
-        size = piece.end - piece.start if isinstance(piece, Span) else len(piece)
+        size = size_of(piece)
         low, high = max(0, start), min(size, end)
         if low < high:
             yield Span(piece.descriptor, piece.start + low, piece.start + high) if isinstance(piece, Span) else piece[low:high]
@@ -1022,9 +1052,11 @@ class Answer:
         self.tag, self.size, self.ranges, self.note = "", 0, [(0, 0)], ""  # what --once counts, what the log adds
 
 
-def text_answer(status: int, text: str, fields: dict[str, str] | None = None) -> Answer:
+def text_answer(status: int, text: str, fields: dict[str, str] | None = None, note: str = "", close: bool = False) -> Answer:
     fields = {"Content-Type": "text/plain; charset=utf-8", **(fields or {})}
-    return Answer(status, fields, f"{status} {HTTPStatus(status).phrase}: {text}\n".encode())
+    answer = Answer(status, fields, f"{status} {PHRASES[status]}: {text}\n".encode())
+    answer.note, answer.close = note, close
+    return answer
 
 
 class Body:
@@ -1038,9 +1070,6 @@ class Body:
         self.asked = "expect" not in request.fields or not request.minor
         self.trailer: dict[str, str] = {}
         self.pieces = self.read()  # one for all who read: whoever goes on goes on where the last one stopped
-
-    def __iter__(self) -> Iterator[Data]:
-        return self.pieces
 
     def read(self) -> Iterator[Data]:
         """Each piece is gone when the next is asked for: one buffer serves for all, which is twice as fast as new ones."""
@@ -1091,7 +1120,7 @@ class Body:
         if not self.asked or self.left > DRAIN:
             return self.whole
         taken = 0
-        for data in self:
+        for data in self.pieces:
             taken += len(data)
             if taken > DRAIN:
                 return False
@@ -1184,10 +1213,10 @@ class Connection:
             if request is None:
                 self.server.gather(self, bool(self.buffer))
                 return None
-            if not self.is_light(request):
+            if not request.is_light:
                 return Job(self, request, None)
             answer = self.respond(request, None)
-            if answer.pieces is not None and request.method != "HEAD" or not self.send_at_once(request, answer):
+            if answer.pieces is not None or not self.send_at_once(request, answer):
                 return Job(self, request, answer)
             if answer.close or not self.buffer:
                 return None
@@ -1210,7 +1239,7 @@ class Connection:
             raise too_long(head)
         self.server.gather(self, False)
         try:
-            return parse_head(head.decode("latin-1"))
+            return parse_head(head)
         except Refusal as refused:
             refused.mute = head.startswith(b"HEAD ")
             raise
@@ -1219,24 +1248,18 @@ class Connection:
         """A head that cannot be trusted: nothing after it can either."""
         if self.shaking:
             return self.turn_away(OVERLOADED)
-        answer = text_answer(refused.status, refused.text, refused.fields)
-        answer.close, answer.note = True, refused.text
+        answer = text_answer(refused.status, refused.text, refused.fields, refused.text, close=True)
         answer.body = b"" if refused.mute else answer.body
         if not self.send_at_once(None, answer):
             self.close()
 
-    def is_light(self, request: Request) -> bool:
-        """What is answered with the lead: reads that look at one file and have no body."""
-        return request.method in READING and not request.has_body and "want-repr-digest" not in request.fields and not request.query
-
     def send_at_once(self, request: Request | None, answer: Answer) -> bool:
         """Send a short answer. False when the kernel has no room for all of it: the client reads slowly."""
         answer.close = not self.keeps(request, answer)
-        body = answer.body if request is None or request.method != "HEAD" else b""
-        data, count = self.head(request, answer) + body, 0
+        data, count = self.head(request, answer) + answer.body, 0
         try:
             while count < len(data):
-                count += self.sock.send(data[count:count + self.server.slice] if count or len(data) > self.server.slice else data)
+                count += self.sock.send(data[count:count + self.server.slice])
         except self.server.waits:
             pass
         except OSError:
@@ -1245,7 +1268,7 @@ class Connection:
         if answer.rest:
             return False
         self.release()
-        self.server.answered(self, request, answer, len(body))
+        self.server.answered(self, request, answer, len(answer.body))
         if answer.close:
             self.linger()
         return True
@@ -1328,37 +1351,40 @@ class Connection:
         self.server.gather(self, bool(self.buffer))
 
     def respond(self, request: Request, body: Body | None) -> Answer:
+        answer = self.answer_to(request, body)
+        if request.method == "HEAD":  # the fields of GET with its length, and nothing else (§9.3.2)
+            answer.body, answer.pieces = b"", None
+        return answer
+
+    def answer_to(self, request: Request, body: Body | None) -> Answer:
         """The one place where a request becomes an answer, or what kept it from becoming one."""
         try:
             check_request(self, request)
             return METHODS[request.method](self, request, body)
         except Refusal as refused:
-            answer = text_answer(refused.status, refused.text, refused.fields)
-            answer.note, answer.close = refused.text, refused.close
+            return text_answer(refused.status, refused.text, refused.fields, refused.text, refused.close)
         except Gone as gone:
-            answer = text_answer(500, "what was asked for changed meanwhile")
-            answer.note, answer.close = str(gone), True
+            return text_answer(500, "what was asked for changed meanwhile", None, str(gone), close=True)
         except TimeoutError as late:
-            answer = text_answer(408, "the body did not arrive in time")
-            answer.note, answer.close = told(late), True
+            return text_answer(408, "the body did not arrive in time", None, told(late), close=True)
         except ConnectionError as left:
             answer = Answer(400)
             answer.note, answer.close = f"left in the body: {told(left)}", True
+            return answer
         except OSError as error:
             status, text = PROBLEMS.get(error.errno or 0, (500, "the server's system refused"))
-            answer = text_answer(status, text, {"Retry-After": "5"} if status == 503 else {})
-            answer.note, answer.close = text if status != 500 else str(error), bool(body and not body.whole)
+            fields = {"Retry-After": "5"} if status == 503 else {}
+            return text_answer(status, text, fields, text if status != 500 else str(error), bool(body and not body.whole))
         except Exception as bug:  # noqa: BLE001  the client shall hear of it too
-            answer = text_answer(500, "a mistake in the server")
-            answer.note, answer.close = f"{type(bug).__name__}: {bug}", True
-        return answer
+            return text_answer(500, "a mistake in the server", None, f"{type(bug).__name__}: {bug}", close=True)
 
     def head(self, request: Request | None, answer: Answer) -> bytes:
         """The status line and header fields. None of them can hold a line end: what is made of names is percent-encoded."""
         status, fields = answer.status, answer.fields
         text = f"HTTP/1.1 {status} {PHRASES[status]}\r\nDate: {http_date(int(time.time()))}\r\n"
         lines = "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
-        if lines.count("\n") != len(fields) or lines.count("\r") != len(fields):
+        values = "".join(fields.values())
+        if "\n" in values or "\r" in values:
             raise ValueError(f"a line end in a header field: {fields}")
         if status != 204 and status != 304:  # §8.6: these have no body and say no length
             if answer.length is not None:
@@ -1375,15 +1401,15 @@ class Connection:
         if answer.rest:  # begun with the lead
             return self.send(answer.rest)
         head = self.head(request, answer)
-        if request.method == "HEAD" or answer.pieces is None:
-            self.send(head + (b"" if request.method == "HEAD" else answer.body))
-            self.sent = 0 if request.method == "HEAD" else len(answer.body)
+        if answer.pieces is None:
+            self.send(head + answer.body)
+            self.sent = len(answer.body)
             return
         chunked = answer.length is None and request.minor > 0
         self.send(head)
         self.sent, left = 0, answer.length or 0
         for piece in answer.pieces:
-            left -= piece.end - piece.start if isinstance(piece, Span) else len(piece)
+            left -= size_of(piece)
             if left < 0 and answer.length is not None:
                 raise Gone("what is sent grew meanwhile")
             if isinstance(piece, Span):
@@ -1395,16 +1421,20 @@ class Connection:
         if chunked:
             self.send(b"0\r\n\r\n")
 
+    def patiently(self, writing: bool, call: Callable[..., int], *args: object) -> int:
+        """A call that sends or receives; again when the socket is ready, if it was not."""
+        while True:
+            with contextlib.suppress(*self.server.waits):
+                count = call(*args)
+                self.moved += count
+                return count
+            self.wait(writing)
+
     def send(self, data: bytes) -> None:
         view = memoryview(data)
         while view:
-            try:
-                count = self.sock.send(view[:self.server.slice])
-            except self.server.waits:
-                self.wait(writing=True)
-                continue
+            count = self.patiently(True, self.sock.send, view[:self.server.slice])
             self.sent += count
-            self.moved += count
             view = view[count:]
 
     def send_span(self, span: Span) -> None:
@@ -1412,18 +1442,13 @@ class Connection:
         the client sees that it got less than was announced."""
         at, direct = span.start, hasattr(os, "sendfile") and type(self.sock) is socket.socket  # on a TLS socket it would send in the clear
         while at < span.end:
-            if not direct:
+            if direct:
+                count = self.patiently(True, os.sendfile, self.sock.fileno(), span.descriptor, at, min(SLICE, span.end - at))
+                self.sent += count
+            else:
                 data = read_at(span.descriptor, min(PIECE, span.end - at), at)
                 self.send(data)
                 count = len(data)
-            else:
-                try:
-                    count = os.sendfile(self.sock.fileno(), span.descriptor, at, min(SLICE, span.end - at))
-                except BlockingIOError:
-                    self.wait(writing=True)
-                    continue
-                self.sent += count
-                self.moved += count
             if not count:
                 raise Gone(f"the file shrank by {span.end - at} bytes")
             at += count
@@ -1444,20 +1469,17 @@ class Connection:
 
     def fetch(self, space: memoryview) -> memoryview:
         """What comes next. TLS gives a record at a time: all that have come are taken, and written to the disk at once."""
-        while True:
-            try:
-                count = self.sock.recv_into(space)
-                break
-            except self.server.waits:
-                self.wait(writing=False)
-            except OSError as error:  # TLS that breaks says so with numbers that mean something else to the system
-                raise ConnectionAbortedError(errno.ECONNABORTED, error.strerror) from None
+        try:
+            count = self.patiently(False, self.sock.recv_into, space)
+        except TimeoutError:
+            raise
+        except OSError as error:  # TLS that breaks says so with numbers that mean something else to the system
+            raise ConnectionAbortedError(errno.ECONNABORTED, error.strerror) from None
         if not count:
             raise ConnectionAbortedError(errno.ECONNABORTED, "the body ended early")
         with contextlib.suppress(OSError):  # nothing more has come, or an error that the next call will tell
             while self.server.door.tls and len(space) - count >= RECORD and (more := self.sock.recv_into(space[count:])):
                 count += more
-        self.moved += count
         return space[:count]
 
     def read_line(self, most: int) -> bytes:
@@ -1561,7 +1583,7 @@ def is_foreign(request: Request) -> bool:
 def get(conn: Connection, request: Request, body: Body | None) -> Answer:
     options = parameters(request.query) if request.query else {}
     if "upload" in options:
-        return upload_state(conn, request, options)
+        return upload_state(conn, request)
     shared = conn.server.shared
     if shared.only and not request.names:
         return redirect(quoted([shared.only]), request)
@@ -1587,19 +1609,23 @@ def get_folder(conn: Connection, request: Request, found: Found, options: dict[s
         return get_tar(conn, request, found, name)
     if "zip" in options:
         return get_zip(conn, found, name)
-    if kind == "text/html":
-        with contextlib.suppress(OSError, Refusal):
-            index = conn.hold(open_leaf(inside(found.where, "index.html")))
-            if not index.is_folder:
-                answer = get_file(conn, request, (*request.names, "index.html"), index)
-                answer.fields["Vary"] = "Accept, Accept-Encoding"
-                return answer
+    if kind == "text/html" and (index := index_of(conn, found)):
+        answer = get_file(conn, request, (*request.names, "index.html"), index)
+        answer.fields["Vary"] = "Accept, Accept-Encoding"
+        return answer
     fields = {"Content-Type": kind + ("" if kind.endswith("json") else "; charset=utf-8"), "Cache-Control": "no-store",
               "Vary": "Accept", "X-Content-Type-Options": "nosniff"}
     if kind == "text/html":
         fields |= page_fields()
     pieces = listing(found, kind, request.names, shared.hidden, conn.server.read_only)
     return Answer(200, fields, pieces=gathered(pieces))
+
+
+def index_of(conn: Connection, folder: Found) -> Found | None:
+    with contextlib.suppress(OSError, Refusal):
+        index = conn.hold(open_leaf(inside(folder.where, "index.html")))
+        return None if index.is_folder else index
+    return None
 
 
 def get_file(conn: Connection, request: Request, names: Sequence[str], found: Found) -> Answer:
@@ -1620,12 +1646,16 @@ def get_file(conn: Connection, request: Request, names: Sequence[str], found: Fo
     if wants_digest(request):
         headers["Repr-Digest"] = digest_field(conn.server.digest(found))
     ranges = wanted_ranges(request, info.st_size, tag, mtime, now)
-    answer = file_answer(headers, found, ranges or [(0, info.st_size)], partial=ranges is not None, reading=request.method == "GET")
-    answer.tag, answer.size = tag, info.st_size
+    assert isinstance(found.where, int)
+    if ranges and len(ranges) > 1:
+        answer = several(headers, found.where, info.st_size, ranges)
+    else:
+        answer = file_answer(headers, found.where, info.st_size, ranges, reading=request.method == "GET")
+    answer.tag, answer.size, answer.ranges = tag, info.st_size, ranges or [(0, info.st_size)]
     return answer
 
 
-def is_known(fields: dict[str, str], tag: str, mtime: int) -> bool:
+def is_known(fields: Mapping[str, str], tag: str, mtime: int) -> bool:
     """Whether the client has what it asks for already (304). What it expects otherwise is refused (412)."""
     status = 0 if CONDITIONS.isdisjoint(fields) else judge(fields, tag, mtime, reading=True)
     if status == 412:
@@ -1653,38 +1683,30 @@ def prefer_gzip(conn: Connection, names: Sequence[str], found: Found) -> tuple[F
     return found, ""
 
 
-def file_answer(headers: dict[str, str], found: Found, ranges: list[tuple[int, int]], partial: bool, reading: bool) -> Answer:
-    """The whole file, a part of it, or several parts with a head for each (§14.6)."""
-    descriptor = found.where
-    assert isinstance(descriptor, int)
-    size, (start, end) = found.info.st_size, ranges[0]
-    if len(ranges) > 1:
-        pieces, length, mark = several(descriptor, headers["Content-Type"], ranges, size)
-        headers = {**headers, "Content-Type": f"multipart/byteranges; boundary={mark}"}
-        answer = Answer(206, headers, pieces=pieces, length=length)
-        answer.ranges = ranges
-        return answer
-    if partial:
+def file_answer(headers: dict[str, str], descriptor: int, size: int, ranges: list[tuple[int, int]] | None, reading: bool) -> Answer:
+    """The whole file, or a part of it."""
+    start, end = ranges[0] if ranges else (0, size)
+    status = 206 if ranges else 200
+    if ranges:
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
-    if end - start <= SMALL and reading:
-        body = read_at(descriptor, end - start, start) if start < end else b""
-        if len(body) < end - start:
-            raise Refusal(500, "the file changed meanwhile")
-        answer = Answer(206 if partial else 200, headers, body)
-    else:
-        answer = Answer(206 if partial else 200, headers, pieces=[Span(descriptor, start, end)], length=end - start)
-    answer.ranges = ranges
-    return answer
+    if end - start > SMALL or not reading:
+        return Answer(status, headers, pieces=[Span(descriptor, start, end)], length=end - start)
+    body = read_at(descriptor, end - start, start)
+    if len(body) < end - start:
+        raise Refusal(500, "the file changed meanwhile")
+    return Answer(status, headers, body)
 
 
-def several(descriptor: int, kind: str, ranges: list[tuple[int, int]], size: int) -> tuple[list[Piece], int, str]:
-    mark = secrets.token_hex(12)
+def several(headers: dict[str, str], descriptor: int, size: int, ranges: list[tuple[int, int]]) -> Answer:
+    """Several parts of a file, with a head for each (§14.6)."""
+    kind, mark = headers["Content-Type"], secrets.token_hex(12)
     pieces: list[Piece] = []
     for start, end in ranges:
         pieces.append(f"\r\n--{mark}\r\nContent-Type: {kind}\r\nContent-Range: bytes {start}-{end - 1}/{size}\r\n\r\n".encode())
         pieces.append(Span(descriptor, start, end))
     pieces.append(f"\r\n--{mark}--\r\n".encode())
-    return pieces, sum(piece.end - piece.start if isinstance(piece, Span) else len(piece) for piece in pieces), mark
+    headers["Content-Type"] = f"multipart/byteranges; boundary={mark}"
+    return Answer(206, headers, pieces=pieces, length=sum(map(size_of, pieces)))
 
 
 def get_tar(conn: Connection, request: Request, found: Found, name: str) -> Answer:
@@ -1718,7 +1740,7 @@ def get_zip(conn: Connection, found: Found, name: str) -> Answer:
 def options(conn: Connection, request: Request, body: Body | None) -> Answer:
     fields = {"Allow": conn.server.allowed, "Accept-Ranges": "bytes"}
     if not conn.server.read_only:
-        fields |= {"Accept-Patch": "application/partial-upload", "Upload-Limit": upload_limit(conn, PART_AGE)}
+        fields |= {"Accept-Patch": "application/partial-upload", "Upload-Limit": upload_limit(conn)}
     return Answer(204, fields)
 
 
@@ -1730,11 +1752,11 @@ def put(conn: Connection, request: Request, body: Body | None) -> Answer:
         raise Refusal(409, "a folder has that name; POST puts files into it")
     assert body
     expect_size(conn, request)
-    conn.server.shared.check(request.names)
     with conn.server.shared.locate(request.names, make=True) as place:
-        expect(request.fields, place.regular())
-        over = "new" if request.fields.get("if-none-match", "").strip() == "*" else "replace"
-        return take_upload(conn, request, body, place, request.names, over)
+        there = expect(request.fields, place.regular())
+        if CONDITIONS.isdisjoint(request.fields):
+            return take_upload(conn, request, body, place, request.names, "replace")
+        return take_upload(conn, request, body, place, request.names, "replace" if there else "new", bare_tag(there) if there else None)
 
 
 def post(conn: Connection, request: Request, body: Body | None) -> Answer:
@@ -1762,7 +1784,7 @@ def expect_size(conn: Connection, request: Request) -> None:
         raise Refusal(400, "Upload-Length is not a number")
     size = max(request.length, int(request.fields.get("upload-length", 0)))
     if 0 < conn.args.max_size < size:
-        limit = {"Upload-Limit": upload_limit(conn, PART_AGE)}
+        limit = {"Upload-Limit": upload_limit(conn)}
         raise Refusal(413, f"more than {conn.args.max_size} bytes are not taken", limit, close=True)
     expect_space(conn, size)
 
@@ -1784,44 +1806,54 @@ def while_space(conn: Connection, pieces: Iterable[Data]) -> Iterator[Data]:
         yield piece
 
 
-def expect(fields: dict[str, str], info: os.stat_result | None) -> os.stat_result | None:
+def expect(fields: Mapping[str, str], info: os.stat_result | None) -> os.stat_result | None:
     """What is to be changed, if it is there at all, must be as a request's conditions say."""
     if judge(fields, etag(info) if info else None, int(info.st_mtime) if info else 0, reading=False):
         raise Refusal(412, "what is there is not what the request expects")
     return info
 
 
-PLAN = re.compile("upload=[0-9a-f]{32}&over=(?:new|replace|number)(?:&length=[0-9]{1,18})?(?:&mtime=[0-9]{1,10})?(?:&sha256=[0-9a-f]{64})?&file=[0-9]{1,40}")
+PLAN = re.compile("upload=([0-9a-f]{32})&over=(new|replace|number)(?:&length=([0-9]{1,18}))?(?:&mtime=([0-9]{1,10}))?"
+                  "(?:&sha256=([0-9a-f]{64}))?(?:&was=([0-9a-f-]{5,60}))?&file=([0-9]{1,40})")
 
 
 class Plan(NamedTuple):
-    """What becomes of an upload when it is whole. A resumable one has it in its URL: any server of this folder can go on.
-    So has it the number of the part's inode, which stays the same when that is renamed: by it and tag_of() the finished file is known."""
+    """What becomes of an upload when it is whole. A resumable one has it in its URL: any server of this folder can go on."""
     names: Sequence[str]
     token: str
     over: str
     length: int | None
     mtime: int | None
     digest: bytes | None
+    was: str | None  # the tag of what it is to replace: a conditional upload replaces nothing else
+    file: int  # the number of the part's inode, which stays the same when that is renamed: by it and tag_of() the finished file is known
 
-    def url(self, part: Part) -> str:
-        length = "" if self.length is None else f"&length={self.length}"
-        mtime = "" if self.mtime is None else f"&mtime={self.mtime}"
-        digest = f"&sha256={self.digest.hex()}" if self.digest else ""
-        return f"{quoted(self.names)}?upload={self.token}&over={self.over}{length}{mtime}{digest}&file={os.fstat(part.descriptor).st_ino}"
+    def url(self) -> str:
+        known = {"length": self.length, "mtime": self.mtime, "sha256": self.digest and self.digest.hex(), "was": self.was, "file": self.file}
+        return f"{quoted(self.names)}?upload={self.token}&over={self.over}" + "".join(f"&{key}={value}" for key, value in known.items() if value is not None)
 
 
-def take_upload(conn: Connection, request: Request, body: Body, place: Place, names: Sequence[str], over: str) -> Answer:
+def read_plan(request: Request) -> Plan:
+    found = PLAN.fullmatch(request.query)
+    if not found or not request.names:
+        raise Refusal(404, "there is no such upload")
+    token, over, length, mtime, digest, was, file = found.groups()
+    return Plan(request.names, token, over, int(length) if length else None, int(mtime) if mtime else None,
+                bytes.fromhex(digest) if digest else None, was, int(file))
+
+
+def take_upload(conn: Connection, request: Request, body: Body, place: Place, names: Sequence[str], over: str, was: str | None = None) -> Answer:
     digest = parse_digest(request.fields.get("repr-digest", ""))
     complete = request.fields.get("upload-complete")
     length = request.fields.get("upload-length") or (request.length if complete == "?1" and not request.chunked else None)
-    plan = Plan(names, secrets.token_hex(16), over, None if length is None else int(length), wanted_mtime(request), digest)
-    with contextlib.closing(Part(place, plan.token)) as part:
+    mtime = wanted_mtime(request)
+    with contextlib.closing(Part(place, secrets.token_hex(16))) as part:
         part.lock()
+        plan = Plan(names, part.token, over, None if length is None else int(length), mtime, digest, was, part.inode)
         if complete in ("?0", "?1"):
             expire_parts(place)
             part.kept = True
-            interim(conn, request, {"Location": plan.url(part), "Upload-Limit": upload_limit(conn, PART_AGE)})
+            interim(conn, request, {"Location": plan.url(), "Upload-Limit": upload_limit(conn)})
         elif digest or "repr-digest" in request.fields.get("trailer", "").lower() or wants_digest(request):
             part.sha = hashlib.sha256()
         return fill_part(conn, request, body, part, plan, complete != "?0")
@@ -1856,7 +1888,7 @@ def fill_part(conn: Connection, request: Request, body: Body, part: Part, plan: 
     finally:
         conn.part = None
     if not complete:
-        fields = {"Location": plan.url(part), **upload_fields(conn, part.size, "?0", PART_AGE)}
+        fields = {"Location": plan.url(), **upload_fields(conn, part.size, "?0")}
         return text_answer(201, "to be continued", fields) if request.method != "PATCH" else Answer(204, fields)
     return complete_upload(conn, request, body, part, plan)
 
@@ -1864,7 +1896,7 @@ def fill_part(conn: Connection, request: Request, body: Body, part: Part, plan: 
 def noted(conn: Connection, request: Request, body: Body) -> Iterator[Data]:
     """The body of a resumable upload; when more of it is to come, the client is told how much is stored, unless it does not read."""
     told = 0.0
-    for data in body:
+    for data in body.pieces:
         yield data
         if conn.part and conn.part.kept and (body.left or request.chunked) and time.monotonic() > told + NOTE_EVERY and is_ready(conn.sock, True, 0):
             told = time.monotonic()
@@ -1880,12 +1912,7 @@ def complete_upload(conn: Connection, request: Request, body: Body, part: Part, 
     actual = part.sha.digest() if part.sha else file_digest(part.descriptor) if wanted else None
     if wanted and actual != wanted:
         raise Refusal(400, "what arrived is not what Repr-Digest says", {"Upload-Complete": "?1"} if resumable else {})
-    conditions = {} if request.method == "PATCH" else request.fields
-
-    def check() -> os.stat_result | None:
-        """What is there now; it may have changed since the request came."""
-        return expect(conditions, part.place.regular()) if plan.over == "replace" else None
-    name, info, replaced = part.settle(plan.names[-1], plan.over, conn.args.durable, plan.mtime, check)
+    name, info, replaced = part.settle(plan.names[-1], plan.over, conn.args.durable, plan.mtime, plan.was)
     fields = {"ETag": etag(info)}
     if plan.mtime == int(info.st_mtime):
         fields["X-OC-Mtime"] = "accepted"
@@ -1902,7 +1929,7 @@ def complete_upload(conn: Connection, request: Request, body: Body, part: Part, 
 def post_form(conn: Connection, request: Request, body: Body) -> Answer:
     """RFC 7578: each file of the form into the folder; a name that exists gets a number."""
     stored = []
-    for head, data in form_parts(iter(body), boundary_of(request.fields["content-type"])):
+    for head, data in form_parts(body.pieces, boundary_of(request.fields["content-type"])):
         name = form_file(head)
         if name:
             stored.append(store_part(conn, request, data, name))
@@ -1917,14 +1944,13 @@ def post_form(conn: Connection, request: Request, body: Body) -> Answer:
 
 def store_part(conn: Connection, request: Request, data: Iterator[bytes], name: str) -> str:
     names = (*request.names, *name.split("/"))
-    conn.server.shared.check(names)
     with conn.server.shared.locate(names, make=True) as place, contextlib.closing(Part(place, secrets.token_hex(16))) as part:
         part.lock()
         for piece in while_space(conn, data):
             part.write(piece)
             if 0 < conn.args.max_size < part.size:
                 raise Refusal(413, f"more than {conn.args.max_size} bytes are not taken", close=True)
-        final, _, _ = part.settle(names[-1], "number", conn.args.durable, None, lambda: None)
+        final, _, _ = part.settle(names[-1], "number", conn.args.durable)
     return quoted([*names[:-1], final])
 
 
@@ -1984,78 +2010,65 @@ class FormText:
 
 
 # Resuming an upload.
-def upload_limit(conn: Connection, age: int) -> str:
+def upload_limit(conn: Connection, age: int = PART_AGE) -> str:
     return f"max-age={age}" + (f", max-size={conn.args.max_size}" if conn.args.max_size else "")
 
 
-def upload_fields(conn: Connection, size: int, complete: str, age: int) -> dict[str, str]:
+def upload_fields(conn: Connection, size: int, complete: str, age: int = PART_AGE) -> dict[str, str]:
     return {"Upload-Complete": complete, "Upload-Offset": str(size), "Upload-Limit": upload_limit(conn, age)}
 
 
-def read_plan(request: Request, options: dict[str, str]) -> Plan:
-    if not request.names or not PLAN.fullmatch(request.query):
-        raise Refusal(404, "there is no such upload")
-    length, mtime = (int(options[key]) if key in options else None for key in ("length", "mtime"))
-    return Plan(request.names, options["upload"], options["over"], length, mtime, bytes.fromhex(options.get("sha256", "")) or None)
-
-
 @contextlib.contextmanager
-def resumed(conn: Connection, request: Request, options: dict[str, str]) -> Iterator[tuple[Part, Plan]]:
+def resumed(conn: Connection, request: Request) -> Iterator[tuple[Part, Plan]]:
     """An upload's part, locked. A connection that still writes it has failed without knowing: it is ended."""
-    plan = read_plan(request, options)
+    plan = read_plan(request)
     with conn.server.shared.locate(plan.names) as place:
         try:
             part = Part(place, plan.token, fresh=False)
         except FileNotFoundError:
-            raise completed(place, plan, options) from None
+            raise completed(place, plan) from None
         with contextlib.closing(part):
-            deadline = time.monotonic() + BUSY_WAIT
-            while not part.lock():
-                part.want(True)
-                if time.monotonic() > deadline:
-                    raise Refusal(503, "another connection is writing this upload", {"Retry-After": "2"})
-                time.sleep(0.02)
-            part.want(False)
+            part.take_over()
             there = part.own.stat()
             if not there or there.st_nlink > 1:
-                raise completed(place, plan, options)  # meanwhile: what is open here is the finished file
+                raise completed(place, plan)  # meanwhile: what is open here is the finished file
             yield part, plan
 
 
-def completed(place: Place, plan: Plan, options: dict[str, str]) -> Refusal:
+def completed(place: Place, plan: Plan) -> Refusal:
     """What is said of an upload that has no part (any more): that it is the file that stands in its place, as long as it does."""
     for number in range(MAX_NUMBER if plan.over == "number" else 1):
         name = numbered(plan.names[-1], number)
         info = place.beside(name).stat()
         if info and stat.S_ISREG(info.st_mode) and plan.length in (None, info.st_size) and (
-                str(info.st_ino), info.st_mtime_ns % TAGGED) == (options["file"], tag_of(plan.token)):
+                info.st_ino, info.st_mtime_ns % TAGGED) == (plan.file, tag_of(plan.token)):
             return Complete(quoted([*plan.names[:-1], name]), info.st_size)
     return Refusal(404, "there is no such upload")
 
 
-def upload_state(conn: Connection, request: Request, options: dict[str, str]) -> Answer:
+def upload_state(conn: Connection, request: Request) -> Answer:
     if request.method != "HEAD":
         raise Refusal(405, "an upload answers HEAD, PATCH and DELETE", {"Allow": "HEAD, PATCH, DELETE"})
     try:
-        with resumed(conn, request, options) as (part, plan):
+        with resumed(conn, request) as (part, plan):
             age = max(0, int(PART_AGE - time.time() + os.fstat(part.descriptor).st_mtime))
             fields = upload_fields(conn, part.size, "?0", age)
             length = plan.length
     except Complete as complete:
-        fields = {**complete.fields, **upload_fields(conn, complete.size, "?1", PART_AGE)}
+        fields = {**complete.fields, **upload_fields(conn, complete.size, "?1")}
         length = complete.size
     return Answer(204, {**fields, "Cache-Control": "no-store", **({} if length is None else {"Upload-Length": str(length)})})
 
 
 def patch(conn: Connection, request: Request, body: Body | None) -> Answer:
-    fields, options = request.fields, parameters(request.query)
+    fields = request.fields
     assert body
     if fields.get("content-type", "").lower() != "application/partial-upload":
         raise Refusal(415, "PATCH takes application/partial-upload", {"Accept-Patch": "application/partial-upload"})
     if not DIGITS.fullmatch(fields.get("upload-offset", "")) or fields.get("upload-complete") not in ("?0", "?1"):
         raise Refusal(400, "Upload-Offset and Upload-Complete are needed")
     expect_space(conn, request.length)
-    with resumed(conn, request, options) as (part, plan):
+    with resumed(conn, request) as (part, plan):
         if part.size != int(fields["upload-offset"]):
             raise Refusal(409, f"the upload stands at {part.size}", {"Upload-Offset": str(part.size), "Upload-Complete": "?0"})
         return fill_part(conn, request, body, part, plan, fields["upload-complete"] == "?1")
@@ -2065,7 +2078,7 @@ def patch(conn: Connection, request: Request, body: Body | None) -> Answer:
 def delete(conn: Connection, request: Request, body: Body | None) -> Answer:
     options = parameters(request.query)
     if "upload" in options:
-        with resumed(conn, request, options) as (part, _):
+        with resumed(conn, request) as (part, _):
             part.kept = False
         return Answer(204)
     if not request.names:
@@ -2483,7 +2496,7 @@ class Server:
         self.selector = selectors.DefaultSelector()
         self.waker, self.woken = socket.socketpair()
         self.woken.setblocking(False)
-        self.lead, self.guard = threading.Lock(), threading.Condition()
+        self.lead, self.guard, self.counting = threading.Lock(), threading.Condition(), threading.Lock()
         self.connections: set[Connection] = set()
         self.gathering: dict[Connection, float] = {}  # heads that have begun, with their deadlines, the next one first
         self.lingering: dict[Connection, float] = {}  # refused, to be closed when the client has read it or at this time
@@ -2688,11 +2701,11 @@ class Server:
         """A line in Common Log Format; a note in quotes follows when there is more to say. And what --requests and --once count."""
         if not self.args.quiet:
             now = int(time.time())
-            line = log_safe(request.line) if request else "-"
+            line = request.line if request else "-"
             note = f' "{log_safe(answer.note)}"' if answer.note else ""
             self.lines.append(f'{conn.peer} - - {log_time(now)} "{line}" {answer.status} {sent or "-"}{note}\n')
-        with self.guard:
-            self.progress = time.monotonic()
+        self.progress = time.monotonic()
+        with self.counting:
             self.count += 1
         if self.args.once and answer.tag and request and request.method == "GET" and answer.status < 300 and not answer.note:
             ranges = self.got.setdefault((conn.peer, answer.tag), [])

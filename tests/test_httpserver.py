@@ -524,6 +524,12 @@ def test_preconditions_are_taken_in_their_order(ask, folder):  # 27
     assert "content-length" not in reply.fields and reply.fields["etag"] == tag
 
 
+def test_preconditions_and_ranges_of_a_folder_with_a_page_of_its_own_are_those_of_that_page(ask, folder):
+    (folder / "index.html").write_bytes(b"<p>hello")
+    for field, status in ('If-Match: "x"', 412), ("If-Unmodified-Since: Thu, 01 Jan 1970 00:00:00 GMT", 412), ("Range: bytes=100-", 416), ("Range: bytes=1-", 206), ("If-Match: *", 200):
+        assert ask("GET", "/", field + "\r\n").status == status, field
+
+
 def test_last_modified_is_never_later_than_date(ask, folder):  # 27
     os.utime(folder / "a.txt", (4e9, 4e9))
     fields = ask("GET", "/a.txt").fields

@@ -329,6 +329,21 @@ def test_a_file_keeps_the_time_that_it_has_at_the_client(ask, folder):
     assert (folder / "a.txt").read_bytes() == b"hello\n"
 
 
+@pytest.mark.parametrize("path, condition", [
+    ("/a.txt", "If-Match: TAG"), ("/a.txt", "If-Match: *"), ("/a.txt", 'If-None-Match: "x"'), ("/a.txt", "If-Unmodified-Since: DATE"),
+    ("/new", "If-None-Match: *"), ("/new", 'If-None-Match: "x"')])
+def test_a_conditional_upload_in_pieces_replaces_only_what_was_there_when_it_began(path, condition, ask, folder):
+    there = ask("HEAD", "/a.txt").fields
+    begun = f"{condition}\r\nUpload-Complete: ?0\r\n".replace("TAG", there["etag"]).replace("DATE", there["last-modified"])
+    first, second, third = (ask("PUT", path, begun, b"some ").fields["location"] for _ in range(3))
+    assert append(ask, first, 5, b"first").status in (201, 204)
+    assert append(ask, second, 5, b"second").status == 412
+    assert (folder / path[1:]).read_bytes() == b"some first"
+    assert ask("DELETE", path).status == 204
+    assert append(ask, third, 5, b"third").status == (201 if path == "/new" else 412)
+    assert not [name for name in tree(folder) if b".six-" in name]
+
+
 def test_wrong_resumptions_are_refused_and_change_nothing(ask, folder):
     location = begin(ask, "/x", 10)
     assert append(ask, location, 0, b"12345", "?0").status == 204
@@ -348,10 +363,10 @@ def test_wrong_resumptions_are_refused_and_change_nothing(ask, folder):
 
 
 @pytest.fixture
-def halfway(spawn, folder, tmp_path):
+def halfway(request, spawn, folder, tmp_path):
     """A server that stops after the link() and before the replace() of its renames until it gets a line on stdin."""
     script = tmp_path / "halfway.py"
-    script.write_text("import os, runpy, sys\nlink, replace = os.link, os.replace\n"
+    script.write_text(getattr(request, "param", "") + "import os, runpy, sys\nlink, replace = os.link, os.replace\n"
                       "def halfway(*args, **more):\n    link(*args, **more)\n    os.write(2, b'linked\\n')\n    sys.stdin.readline()\n"
                       "def later(*args, **more):\n    os.write(2, b'linked\\n')\n    sys.stdin.readline()\n    replace(*args, **more)\n"
                       f"os.link, os.replace, sys.argv[0] = halfway, later, 'httpserver.py'\nrunpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n")
@@ -385,6 +400,15 @@ def test_a_file_deleted_while_it_is_moved_is_moved(halfway, wire, folder):
     assert tree(folder) == {b"b": b"hello\n"}
 
 
+def test_a_file_whose_folder_is_deleted_while_it_is_moved_is_moved(halfway, wire, ask, folder):
+    assert ask("PUT", "/sub/x", body=b"data").status == 201
+    first = wire(halfway).send("MOVE /sub/x HTTP/1.1\r\nHost: localhost\r\nDestination: /b\r\nOverwrite: F\r\n\r\n")
+    halfway.wait_for("linked")
+    second = wire(halfway).send("DELETE /sub/?recursive HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert [reply.status for reply in meanwhile(halfway, first, second)] == [201, 204]
+    assert tree(folder) == {b"a.txt": b"hello\n", b"b": b"data"}
+
+
 def test_a_file_moved_to_where_one_is_put_comes_before_or_after_that(halfway, wire, ask, folder):
     (folder / "sub").mkdir()
     (folder / "sub" / "x").write_bytes(b"old")
@@ -398,6 +422,7 @@ def test_a_file_moved_to_where_one_is_put_comes_before_or_after_that(halfway, wi
     assert tree(folder) == {b"sub/x": b"hello\n"}
 
 
+@pytest.mark.parametrize("halfway", ["", "import sys\nsys.modules['fcntl'] = None\n"], ids=["flock", "no flock"], indirect=True)
 def test_of_two_writers_who_replace_the_same_version_one_wins(halfway, wire, ask, folder):
     head = f"PUT /a.txt HTTP/1.1\r\nHost: localhost\r\nIf-Match: {ask('HEAD', '/a.txt', to=halfway).fields['etag']}\r\nContent-Length: 5\r\n\r\n"
     first = wire(halfway).send(head + "first")
