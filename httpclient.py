@@ -95,7 +95,7 @@ LINE_END = re.compile(rb"\n")
 STATUS_LINE = r"HTTP/(1\.[0-9]) ([1-9][0-9][0-9])(?: (.*))?"
 TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110 section 5.6.2
 FIELD = rf"(?m)^(?:({TOKEN}):(.*)|(.+))$"  # or a line that is none
-FOLD = rb"\r?\n[ \t]+"  # obs-fold: a user agent reads it as a space (RFC 9112 section 5.2)
+FOLD = r"\n[ \t]+"  # obs-fold: a user agent reads it as a space (RFC 9112 section 5.2)
 HOST = r"[!-~]+"
 LENGTH = r"[0-9]{1,18}"
 MONTHS = "JanFebMarAprMayJunJulAugSepOctNovDec"
@@ -203,7 +203,7 @@ def parse_head(raw: bytes) -> Head:
     """RFC 9112 section 4 and 5. What is malformed raises ValueError: guessing is how two programs come to disagree."""
     if b"\0" in raw or raw.count(b"\r") != raw.count(b"\r\n"):
         raise ValueError("a NUL or a bare CR in its head")
-    text = re.sub(FOLD, b" ", raw).decode("utf-8", "surrogateescape").replace("\r", "")
+    text = re.sub(FOLD, " ", raw.decode("utf-8", "surrogateescape").replace("\r", ""))
     first, _, rest = text.rstrip("\n").partition("\n")
     found = re.fullmatch(STATUS_LINE, first)
     if not found:
@@ -221,10 +221,10 @@ def content_length(fields: dict[str, str]) -> int | None:
     """RFC 9112 section 6.3: Transfer-Encoding goes before it; several must be the same number."""
     if "content-length" not in fields or "transfer-encoding" in fields:
         return None
-    first, *others = [item.strip() for item in fields["content-length"].split(",")]
-    if not re.fullmatch(LENGTH, first) or any(other != first for other in others):
+    length, *others = {item.strip() for item in fields["content-length"].split(",")}
+    if others or not re.fullmatch(LENGTH, length):
         raise ValueError("a Content-Length that is no number")
-    return int(first)
+    return int(length)
 
 
 @functools.lru_cache(maxsize=64)  # a folder's files share many
@@ -925,6 +925,7 @@ class Client:
         """Ask for many things of one server without waiting in between; the responses come in the same order.
         It starts with one request, and doubles while the connection holds: not every server keeps it open."""
         waiting, asked, window = deque(urls), deque[URL](), 1
+        most = PIPELINE if waiting and not self.route(waiting[0]).proxy else 1
         wire: Wire | None = None
         while waiting or asked:
             url = (asked or waiting)[0]
@@ -936,7 +937,7 @@ class Client:
             asked.popleft()
             with reply:
                 yield url, reply
-            window = min(2 * window, PIPELINE) if reply.keep and not self.route(url).proxy else 1
+            window = min(2 * window, most) if reply.keep else 1
             if not reply.keep:
                 wire = None
                 waiting.extendleft(reversed(asked))
@@ -957,7 +958,6 @@ class Client:
         except BaseException:
             wire.close()
             raise
-        self.met.add(url.origin)
         return reply
 
 
@@ -1075,23 +1075,27 @@ def persist(args: argparse.Namespace, act: Callable[[], T], progress: Callable[[
 class Part:
     """A download on its way: a hidden file beside its destination, and a note of what it belongs to."""
 
-    def __init__(self, folder: str, url: URL, args: argparse.Namespace) -> None:
+    def __init__(self, folder: str, url: URL, args: argparse.Namespace, short: bool = False) -> None:
         self.args = args
-        self.path = os.path.join(folder, part_name(url))
+        self.path = os.path.join(folder, f".six-{os.urandom(16).hex()}.part" if short else part_name(url))
         self.note = self.path[:-len("part")] + "json"
         self.source: Source | None = None
         self.left: list[list[int]] = []  # with several connections: the spans still missing, each [first, end]
         self.guard = threading.Lock()
-        self.fd = self.open()
-        self.noted = os.fstat(self.fd).st_size > 0
+        self.fd = self.create(os.O_EXCL) if short else self.open()  # a name that nobody else makes up needs no lock
+        self.noted = not short and os.fstat(self.fd).st_size > 0
         self.offset = self.recall() if args.resume else 0
         os.lseek(self.fd, self.offset, os.SEEK_SET)
 
-    def open(self) -> int:
+    def create(self, flags: int = 0) -> int:
         try:
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0), 0o666)
+            return os.open(self.path, flags | os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0), 0o666)
         except OSError as error:
             raise unwritable(self.path, error, 0) from None
+
+    def open(self) -> int:
+        """The part, locked: two runs of one download would write into each other."""
+        fd = self.create()
         try:
             lock(fd)
         except BlockingIOError:
@@ -1134,10 +1138,11 @@ class Part:
 
     def begin(self, source: Source) -> None:
         """From the first byte, whatever was here."""
-        self.source, self.offset, self.left = source, 0, []
+        self.forget()
+        self.source = source
         os.lseek(self.fd, 0, os.SEEK_SET)
         os.ftruncate(self.fd, 0)
-        if source.size is None or source.size > NOTED_FROM:
+        if source.validator and (source.size is None or source.size > NOTED_FROM):
             self.remember()
 
     def remember(self) -> None:
@@ -1150,6 +1155,7 @@ class Part:
         if self.noted:
             with contextlib.suppress(OSError):
                 os.unlink(self.note)
+        self.noted = False
 
     def write(self, data: bytes | memoryview) -> None:
         self.put(data, self.offset)
@@ -1232,7 +1238,7 @@ class Part:
         """Without its place found: what can be continued stays."""
         if self.fd < 0:
             return
-        if self.source is None or not self.offset or not self.source.validator:
+        if self.source is None or not self.offset or not self.noted:
             self.discard()
         elif self.left:
             with contextlib.suppress(Failure):  # the note of some seconds ago will do
@@ -1357,7 +1363,7 @@ class Download:
         if method == "HEAD":
             return "same" * self.same(reply.head)
         try:
-            sink = Part(self.folder, self.url, self.args)
+            sink = Part(self.folder, self.url, self.args, short=reply.head.length is not None and reply.head.length <= NOTED_FROM)
             try:
                 return self.finish(sink) if self.receive(reply, sink) else "same"
             finally:
@@ -1918,14 +1924,17 @@ class Mirror:
         if here.origin != self.root.origin or not here.path.startswith(self.root.path) or depth > MAX_DEPTH:
             raise Failure(56, f"{shown(str(url))} leads out of {shown(str(self.root))}, or too deep", "it was not followed", "mirror that one")
         there = make_folder(dest, strict=depth > 0)
-        for entry in entries:
-            if not legal(entry.name, self.args.hidden):
-                say(f"skipped {spoken(entry.name)}: not a name that may come from a server (--hidden takes those with a dot)")
-        entries = [entry for entry in entries if legal(entry.name, self.args.hidden)]
+        entries = list(filter(self.takes, entries))
         code = self.files(here, dest, there, [entry for entry in entries if not entry.folder])
         folders = [entry.name for entry in entries if entry.folder]
         further = each(self.args, folders, lambda name: self.folder(folder_url(here.child(name)), os.path.join(dest, name), depth + 1))
         return code or further
+
+    def takes(self, entry: Entry) -> bool:
+        fine = legal(entry.name, self.args.hidden)
+        if not fine:
+            say(f"skipped {spoken(entry.name)}: not a name that may come from a server (--hidden takes those with a dot)")
+        return fine
 
     def files(self, base: URL, dest: str, there: set[str], entries: list[Entry]) -> int:
         """Fetch a folder's files: asked for in a row as long as all goes well, what is left then one by one, with patience."""

@@ -479,6 +479,15 @@ def test_a_file_that_changed_meanwhile_starts_over(run, files, tmp_path):
     assert (tmp_path / "file.bin").read_bytes() == server.body
 
 
+def test_a_short_file_that_was_cut_is_never_taken_for_a_part_of_a_long_one(run, files, tmp_path):
+    long, server = BODY * 4, files(BODY * 4, cuts=[500_000])
+    assert get(run, tmp_path, server.url, "--retries", 0).code == 18 and len(names(tmp_path)) == 2
+    server.body, server.etag, server.cuts = b"n" * 100_000, '"b"', [50_000]
+    assert get(run, tmp_path, server.url, "--retries", 0).code == 18 and names(tmp_path) == []
+    server.body, server.etag = long, '"a"'
+    assert get(run, tmp_path, server.url).code == 0 and (tmp_path / "file.bin").read_bytes() == long
+
+
 def test_without_a_strong_validator_nothing_is_continued(run, files, tmp_path):
     server = files(BODY * 4, etag='W/"a"', cuts=[500_000])
     assert get(run, tmp_path, server.url).code == 0
@@ -998,6 +1007,15 @@ def test_mirror_goes_on_past_a_bad_file_and_resumes_a_cut_one(run, files, tmp_pa
     done = run("httpclient.py", "mirror", f"http://127.0.0.1:{server.port}/", "-o", "copy", cwd=tmp_path)
     assert done.code == 22 and "/bad: 403" in done.err
     assert tree(tmp_path / "copy") == {"a": b"/a", "z": b"/z", "file.bin": BODY * 4} and server.sent == len(BODY * 4)
+
+
+def test_mirror_leaves_nothing_of_a_short_file_that_is_always_cut(run, files, tmp_path):
+    index = answer(b'<a href="a"><a href="file.bin"><a href="z">', headers="Content-Type: text/html\r\n")
+    server = files(BODY[:1000], cuts=[500] * 9, headers=DATE,
+                   hook=lambda head: None if "file.bin" in head else index if head.split()[1] == "/" else answer(b"x", headers=DATE))
+    done = run("httpclient.py", "mirror", f"http://127.0.0.1:{server.port}/", "-o", "copy", "--retries", 0, cwd=tmp_path)
+    assert done.code == 18 and names(tmp_path / "copy") == ["a", "z"]
+    assert int(os.stat(tmp_path / "copy" / "z").st_mtime) == MTIME
 
 
 def test_mirror_goes_on_past_a_bad_file_that_comes_with_a_malformed_head(run, files, tmp_path):
