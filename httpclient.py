@@ -40,7 +40,6 @@ import select
 import socket
 import stat
 import sys
-import threading
 import time
 import zlib
 from collections import deque
@@ -108,7 +107,7 @@ FILENAME = r'(?i)\bfilename\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s;"]+))'
 FILENAME_STAR = r"(?i)\bfilename\*\s*=\s*utf-8'[^']*'([^\s;]+)"
 LINK = r"(?i)<a\s(?:[^<>]*?\s)?href\s*=\s*(?:\"([^\"<>]*)\"|'([^'<>]*)'|([^\s<>\"']+))"
 PLAIN = r"[A-Za-z0-9_%-][A-Za-z0-9_.%~-]*/?"  # a link that needs no resolving, as most in an index
-PART_NAME = re.compile(r"\.six-[0-9a-f]{32}\.(?:part|json)")
+PART_NAME = r"\.six-[0-9a-f]{32}\.(?:part|json)"
 SIGNATURE = r"(?i)(?<=[?&])(?:x-(?:amz|goog)-[^&=]*|awsaccesskeyid|googleaccessid|signature|expires)=[^&]*&?"
 WINDOWS_DEVICE = r"(?i)(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|$)"
 
@@ -302,9 +301,13 @@ def safe_name(name: str) -> str:
 
 def legal(name: str, hidden: bool) -> bool:
     """Whether a name from a server's index may become a file or folder here."""
-    if name in ("", ".", "..") or "/" in name or "\0" in name or PART_NAME.fullmatch(name) or name.startswith(".") and not hidden:
+    if name in ("", ".", "..") or "/" in name or "\0" in name or name.startswith(".") and not hidden or is_part(name):
         return False
     return os.name != "nt" or not (re.search(r'[\\<>:"|?*\x00-\x1f]|[. ]$', name) or re.match(WINDOWS_DEVICE, name))
+
+
+def is_part(name: str) -> bool:
+    return name.startswith(".six-") and re.fullmatch(PART_NAME, name) is not None
 
 
 class Entry(NamedTuple):
@@ -1081,7 +1084,7 @@ class Part:
         self.note = self.path[:-len("part")] + "json"
         self.source: Source | None = None
         self.left: list[list[int]] = []  # with several connections: the spans still missing, each [first, end]
-        self.guard = threading.Lock()
+        self.guard: contextlib.AbstractContextManager[object] = contextlib.nullcontext()  # a lock once several threads write
         self.fd = self.create(os.O_EXCL) if short else self.open()  # a name that nobody else makes up needs no lock
         self.noted = not short and os.fstat(self.fd).st_size > 0
         self.offset = self.recall() if args.resume else 0
@@ -1494,7 +1497,8 @@ def side_by_side(download: Download, part: Part) -> bool:
     args = part.args
     if not part.left and not (args.connections > 1 and (part.offset or persist(args, lambda: rangeable(download, part))) and part.divide()):
         return False
-    problems, news = list[BaseException](), threading.Event()
+    import threading  # not at the top: one connection needs none
+    problems, news, part.guard = list[BaseException](), threading.Event(), threading.Lock()
     spans = iter(part.left)
 
     def one(client: Client, span: list[int]) -> None:
@@ -1597,7 +1601,7 @@ def url_name(url: URL) -> str:
 
 def sweep(folder: str, names: set[str]) -> None:
     """Remove parts that nobody has continued for a week, and their notes, but none that is locked: somebody writes it."""
-    for name in filter(PART_NAME.fullmatch, names):
+    for name in filter(is_part, names):
         part, note = name[:-4] + "part", name[:-4] + "json"
         if name == part or part not in names:  # a note goes with its part
             with contextlib.suppress(OSError):
@@ -1941,7 +1945,7 @@ class Mirror:
         self.args.progress.expect(len(entries))
         jobs = {base.child(entry.name): entry.name for entry in entries if entry.name not in there or not self.told_same(dest, entry)}
         self.quickly("HEAD", [url for url, name in jobs.items() if name in there], jobs, dest)
-        begun = set(filter(PART_NAME.fullmatch, there))
+        begun = set(filter(is_part, there))
         self.quickly("GET", [url for url in jobs if not begun or part_name(url) not in begun], jobs, dest)
         return each(self.args, list(jobs), lambda url: tell(self.args, Download(self.client, url, dest, jobs[url], replace=True)))
 
@@ -1999,7 +2003,7 @@ def sendable(path: str, args: argparse.Namespace) -> tuple[list[os.DirEntry[str]
         entries = sorted(os.scandir(path), key=lambda entry: entry.name)
     except OSError as error:
         raise unreadable(path, error) from None
-    hidden = [entry for entry in entries if entry.name.startswith(".") and (not args.hidden or PART_NAME.fullmatch(entry.name))]
+    hidden = [entry for entry in entries if entry.name.startswith(".") and (not args.hidden or is_part(entry.name))]
     odd = [entry for entry in entries if entry.is_symlink() or not entry.is_file() and not entry.is_dir()]
     for entry in [*hidden, *odd]:
         say(f"skipped {spoken(entry.path)}: {'hidden (--hidden sends it)' if entry in hidden else 'a link or special file'}")
