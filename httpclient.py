@@ -19,6 +19,7 @@ What is here already is not fetched again: told by Last-Modified and size, or wh
 ETag, which Linux keeps with the file (user.six.etag).
 Large uploads ask first (Expect: 100-continue), and are resumed where the server speaks
 draft-ietf-httpbis-resumable-upload-10 (interop version 8). Files keep their time where the server knows X-OC-Mtime.
+"sent unverified": the server's answer, 200 and a page, may be that of one that ignores PUT.
 
 A password is sent only to the server that --password, --user, --token, -H or the URL named it for, never along a
 redirect elsewhere; SIXSOCKETS_PASSWORD only to --host and --port; otherwise ~/.netrc is asked, and on a terminal you.
@@ -1691,7 +1692,7 @@ def send_file(client: Client, path: str, url: URL) -> None:
     args.progress.begin(path, 0, body.length)
     upload = Upload(client, url, body, path)
     persist(args, upload.attempt, lambda: upload.offset) if body.length is not None else upload.attempt()
-    report(args, url, "sent", path, body.sent if upload.body.length is None else upload.body.length, time.monotonic() - began)
+    report(args, url, upload.verdict, path, upload.sent, time.monotonic() - began)
 
 
 class Upload:
@@ -1704,6 +1705,7 @@ class Upload:
         self.path = path
         self.offset = 0  # what the server is known to have
         self.complete = False  # it said that this is all, and stored: only its answer was lost
+        self.verdict = "sent"
         self.fields: Fields = {}
         self.note = os.path.join(os.path.dirname(path), part_name(url)[:-len("part")] + "json")
         self.noted = os.path.exists(self.note)
@@ -1756,6 +1758,10 @@ class Upload:
             raise Failure(18, f"{spoken(self.path)} changed while it was sent", "what the server has may be neither the old nor the new one",
                           "once more, when nothing writes to it")
 
+    @property
+    def sent(self) -> int:
+        return self.body.sent if self.body.length is None else self.body.length
+
     def send_whole(self) -> None:
         self.fields = self.fields or self.prepare()
         self.client.upload = self if self.body.parts else None  # standard input comes only once
@@ -1764,8 +1770,21 @@ class Upload:
                 if reply.head.status == 417 and self.fields.pop("Expect", ""):
                     raise Transient(22, "417: the server knows no Expect", "it is asked without", "the same again", after=0)
                 check(reply)
+                doubtful = reply.head.status == 200 and (bool(reply.read(1)) or "last-modified" in reply.head.fields)
         finally:
             self.client.upload = None
+        if doubtful:
+            self.look_again()
+
+    def look_again(self) -> None:
+        """A server that takes no files, such as Caddy's, may answer PUT as if it were GET: 200, and what it had before."""
+        length = None
+        with contextlib.suppress(Failure), self.client.ask("HEAD", self.url, {"Accept-Encoding": "identity"}) as reply:
+            length = reply.head.length if reply.head.status == 200 else None
+        if length not in (None, self.sent):
+            raise Failure(56, f"{shown(str(self.url))} has {length:,} bytes, {self.sent:,} were sent", "the server answered 200 and stored something else, or nothing",
+                          "a server that takes files by PUT")
+        self.verdict = "sent unverified"
 
     def known(self) -> bool:
         """Ask how much has arrived; False when the server has forgotten it."""

@@ -711,6 +711,21 @@ def test_put_sends_length_and_digest(run, canned, tmp_path):
     assert b"Repr-Digest: sha-256=:LPJNul+wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ=:" in head
 
 
+@pytest.mark.parametrize("put, head, code, said", [
+    (answer(b""), None, 0, "sent a ("),  # as from S3
+    (answer(b"stored"), answer(b"", "403 No"), 0, "sent unverified a ("),
+    (answer(b"hello"), b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", 0, "sent unverified a ("),
+    (answer(b"older text"), b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n", 56, "has 10 bytes, 5 were sent"),
+    (answer(b"", headers=DATE), b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", 56, "has 0 bytes, 5 were sent"),
+], ids=["store", "page", "same size", "ignored", "ignored, was empty"])
+def test_a_200_to_a_put_is_not_believed_when_it_looks_like_a_get(run, canned, tmp_path, put, head, code, said):
+    (tmp_path / "a").write_bytes(b"hello")
+    server = canned(put, *([head] if head else []), read_until=b"\r\n\r\n")
+    done = run("httpclient.py", "put", "a", f"http://127.0.0.1:{server.port}/a", cwd=tmp_path)
+    assert done.code == code and said in done.err, done
+    assert [head.split()[0] for head in server.read] == [b"PUT", b"HEAD"][:1 + bool(head)]
+
+
 def test_standard_input_is_sent_in_chunks(run, canned):
     server = canned(answer(b"", "201 Created"), read_until=b"0\r\n\r\n")
     assert run("httpclient.py", "put", "-", f"http://127.0.0.1:{server.port}/a", input=b"hello").code == 0

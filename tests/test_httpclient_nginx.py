@@ -291,7 +291,12 @@ def test_caddy_is_listed_mirrored_and_continued(run, caddy, proxy, tmp_path):
         way = proxy(port, cut_at=700_000, times=4)
         assert run("httpclient.py", "get", f"http://127.0.0.1:{way.port}/big.bin", "--force", *more, cwd=tmp_path).code == 0
         assert (tmp_path / "big.bin").read_bytes() == BODY
-    assert run("httpclient.py", "put", "big.bin", f"{url}new", cwd=tmp_path).code == 22  # it serves files, and takes none
+    (tmp_path / "new").write_bytes(b"new")
+    for name in "big.bin", "sub%20%C3%BC%23%3F%2541/a%20b.txt":  # it serves files and takes none, but answers 200
+        done = run("httpclient.py", "put", "new", f"{url}{name}", cwd=tmp_path)
+        assert done.code == 56 and "3 were sent" in done.err
+    assert run("httpclient.py", "put", "new", f"{url}new", cwd=tmp_path).code == 22
+    assert tree(tmp_path / "copy") == tree(folder)
 
 
 # --- httpserver.py, the other half of the pair ---
