@@ -17,8 +17,8 @@ by Range with If-Range; a file that changed meanwhile starts over. Length and di
 gets its name. What exists is not replaced without --force; --newer replaces it when the server's differs.
 What is here already is not fetched again: told by Last-Modified and size, or where the server tells no time by the
 ETag, which Linux keeps with the file (user.six.etag).
-Large uploads ask first (Expect: 100-continue), and are resumed where the server speaks
-draft-ietf-httpbis-resumable-upload-10 (interop version 8). Files keep their time where the server knows X-OC-Mtime.
+Large uploads ask first (Expect: 100-continue), or are resumed, also through proxies, where OPTIONS tells by Upload-Limit
+that the server speaks draft-ietf-httpbis-resumable-upload-10 (interop version 8). Files keep their time where the server knows X-OC-Mtime.
 "sent unverified": the server's answer, 200 and a page, may be that of one that ignores PUT.
 
 A password is sent only to the server that --password, --user, --token, -H or the URL named it for, never along a
@@ -423,7 +423,6 @@ class Wire:
         self.start = self.end = 0
         self.problem = "the server closed it"  # why nothing more comes, once fill() is 0
         self.heard = self.continued = False  # since the last request: a head has come, 100 Continue has come
-        self.resumable: Callable[[str], None] = lambda location: None  # told of 104 Upload Resumption Supported
 
     def fill(self) -> int:
         """Put what arrives behind what is there; 0 at the end of the stream."""
@@ -483,8 +482,6 @@ class Wire:
             raise broken(self.peer, str(error)) from None
         narrate(self.args, "<", head.text)
         self.heard, self.continued = True, self.continued or head.status == 100
-        if head.status == 104 and head.get("upload-draft-interop-version") == INTEROP:
-            self.resumable(head.get("location"))
         return head
 
     def early(self) -> Head | None:
@@ -779,7 +776,6 @@ class Client:
         self.idle: dict[str, Wire] = {}
         self.routes: dict[tuple[str, str], Route] = {}
         self.met: set[str] = set()  # origins that have answered: when they refuse now, they may be back soon
-        self.upload: Upload | None = None  # what is under way
 
     def ask(self, method: str, url: URL, fields: Fields | None = None, body: Body | None = None) -> Reply:
         """The response that stands at the end of all redirects. Logins stay with the origin that they were given for."""
@@ -850,7 +846,6 @@ class Client:
         narrate(self.args, ">", request.decode("utf-8", "surrogateescape"))
         try:
             wire.heard = wire.continued = False
-            wire.resumable = functools.partial(self.note_resource, url)
             wire.send(request)
             early = None
             if body is not None:
@@ -864,11 +859,6 @@ class Client:
         reply.keep = reply.keep and early is None  # or the rest of the body would be taken for a request
         self.idle[url.origin] = wire
         return reply
-
-    def note_resource(self, url: URL, location: str) -> None:
-        """Elsewhere than on the server that was named, perhaps after a redirect, it would be sent the login: then it is not used."""
-        if self.upload and location and url.join(location).origin == self.upload.url.origin:
-            self.upload.remember(url.join(location)._replace(login=self.upload.url.login))
 
     def kept(self, url: URL) -> Wire | None:
         """The connection of the last response, if that has been read to its end. Bytes after it came unasked."""
@@ -1705,6 +1695,7 @@ class Upload:
         self.path = path
         self.offset = 0  # what the server is known to have
         self.complete = False  # it said that this is all, and stored: only its answer was lost
+        self.expects = self.announced = False  # 100 Continue before a large body; the draft
         self.verdict = "sent"
         self.fields: Fields = {}
         self.note = os.path.join(os.path.dirname(path), part_name(url)[:-len("part")] + "json")
@@ -1722,7 +1713,6 @@ class Upload:
 
     def remember(self, resource: URL) -> None:
         """Beside the file, until it is sent whole: where the rest of it may go. Where nothing can be written, it starts over."""
-        self.resource = resource
         note = {"url": str(self.url), "resource": resource.target, "size": self.body.length, "mtime_ns": self.body.mtime_ns}
         with contextlib.suppress(Failure):
             write_note(self.note, note)
@@ -1731,24 +1721,27 @@ class Upload:
     def prepare(self) -> Fields:
         """A digest stands before the body, so a large file is read twice for it: only for servers that say they take it."""
         length = self.body.length
+        self.expects = length is None or length >= EXPECT_FROM
         if length is None:
-            return {"Expect": "100-continue"}
+            return {}
         seconds = self.body.mtime_ns // 10**9
         fields = {"Last-Modified": http_date(seconds), **({"X-OC-Mtime": str(seconds)} if seconds >= 0 else {})}  # servers that keep it know the second one
         if self.client.args.verb == "upload":
             fields["Date"] = fields["Last-Modified"]  # from which nginx takes the file's time
-        if length < EXPECT_FROM:
-            return {**fields, "Repr-Digest": self.body.digest()}
-        with self.client.ask("OPTIONS", self.url) as reply:
-            takes = not reply.head.fields.keys().isdisjoint(("want-repr-digest", "upload-limit"))
-        fields.update({"Repr-Digest": self.body.digest()} if takes else {})
-        fields.update({"Upload-Complete": "?1", "Upload-Draft-Interop-Version": INTEROP} if self.client.args.resume else {})
-        return {**fields, "Expect": "100-continue"}
+        told = {"want-repr-digest"}
+        if self.expects:
+            with self.client.ask("OPTIONS", self.url) as reply:
+                told = set(reply.head.fields)
+        self.announced = "upload-limit" in told and self.client.args.resume
+        return {**fields, **({"Repr-Digest": self.body.digest()} if told & {"want-repr-digest", "upload-limit"} else {})}
 
     def attempt(self) -> None:
         if self.body.changed():  # since the last try: the server has the beginning of another file
             self.body, self.resource, self.fields, self.offset = Body(self.path), None, {}, 0
-        if not (self.resource and self.known() and (self.complete or self.append(self.resource))):
+        self.resource = self.resource if self.resource and self.known() else self.create()
+        if self.resource and not self.complete:
+            self.append(self.resource)
+        elif not self.complete:
             self.send_whole()
         self.resource = None
         if self.noted:
@@ -1758,21 +1751,31 @@ class Upload:
             raise Failure(18, f"{spoken(self.path)} changed while it was sent", "what the server has may be neither the old nor the new one",
                           "once more, when nothing writes to it")
 
+    def create(self) -> URL | None:
+        """Where the server speaks the draft, begin with an upload that is still empty: the answer tells where it can be continued. (104 would
+        tell it meanwhile, but nginx and others pass none on.) Elsewhere than on the server that was named, it would be sent the login: then not."""
+        self.fields, self.offset = self.fields or self.prepare(), 0
+        if not self.announced:
+            return None
+        fields = {**self.fields, "Upload-Complete": "?0", "Upload-Length": str(self.body.length), "Upload-Draft-Interop-Version": INTEROP}
+        with self.client.ask("PUT", self.url, fields, Body(b"")) as reply:
+            resource = check(reply).url.join(reply.head.get("location"))._replace(login=self.url.login)
+        if not reply.head.get("location") or resource.origin != self.url.origin:
+            return None
+        self.remember(resource)
+        return resource
+
     @property
     def sent(self) -> int:
         return self.body.sent if self.body.length is None else self.body.length
 
     def send_whole(self) -> None:
-        self.fields = self.fields or self.prepare()
-        self.client.upload = self if self.body.parts else None  # standard input comes only once
-        try:
-            with self.client.ask("PUT", self.url, self.fields, self.body) as reply:
-                if reply.head.status == 417 and self.fields.pop("Expect", ""):
-                    raise Transient(22, "417: the server knows no Expect", "it is asked without", "the same again", after=0)
-                check(reply)
-                doubtful = reply.head.status == 200 and (bool(reply.read(1)) or "last-modified" in reply.head.fields)
-        finally:
-            self.client.upload = None
+        with self.client.ask("PUT", self.url, {**self.fields, **({"Expect": "100-continue"} if self.expects else {})}, self.body) as reply:
+            if reply.head.status == 417 and self.expects:
+                self.expects = False
+                raise Transient(22, "417: the server knows no Expect", "it is asked without", "the same again", after=0)
+            check(reply)
+            doubtful = reply.head.status == 200 and (bool(reply.read(1)) or "last-modified" in reply.head.fields)
         if doubtful:
             self.look_again()
 
@@ -1790,20 +1793,20 @@ class Upload:
         """Ask how much has arrived; False when the server has forgotten it."""
         with self.client.ask("HEAD", self.resource or self.url, {"Upload-Draft-Interop-Version": INTEROP}) as reply:
             offset = reply.head.get("upload-offset")
+            check(reply) if reply.head.status in PASSING else None
         if reply.head.status >= 400 or not re.fullmatch(LENGTH, offset) or int(offset) > (self.body.length or 0):
-            self.offset, self.resource = 0, None
             return False
-        self.offset, self.complete = int(offset), reply.head.get("upload-complete") == "?1"
-        return not self.complete or self.offset == self.body.length
+        self.offset, whole = int(offset), reply.head.get("upload-complete") == "?1"
+        self.complete = whole and self.offset == self.body.length
+        return self.complete or not whole
 
-    def append(self, resource: URL) -> bool:
+    def append(self, resource: URL) -> None:
         fields = {"Content-Type": "application/partial-upload", "Upload-Offset": str(self.offset), "Upload-Complete": "?1",
                   "Upload-Draft-Interop-Version": INTEROP}
         with self.client.ask("PATCH", resource, fields, self.body.rest(self.offset)) as reply:
             if reply.head.status == 409:
                 raise Transient(55, "the server has another amount of it than it said", "it is still busy with what came", "the same again")
             check(reply)
-        return True
 
 
 def post(client: Client) -> int:
