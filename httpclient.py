@@ -1793,7 +1793,8 @@ class Upload:
         """Ask how much has arrived; False when the server has forgotten it."""
         with self.client.ask("HEAD", self.resource or self.url, {"Upload-Draft-Interop-Version": INTEROP}) as reply:
             offset = reply.head.get("upload-offset")
-            check(reply) if reply.head.status in PASSING else None
+            if reply.head.status == 503:  # busy: another connection, lost without its knowledge, still writes there
+                check(reply)
         if reply.head.status >= 400 or not re.fullmatch(LENGTH, offset) or int(offset) > (self.body.length or 0):
             return False
         self.offset, whole = int(offset), reply.head.get("upload-complete") == "?1"

@@ -778,7 +778,8 @@ class Uploads(Listener):
     """A server that speaks the resumable-upload draft, and cuts the connection after so many bytes, so many times.
     What happens meanwhile is done after each body, before the answer or the cut."""
 
-    def __init__(self, cut_at, times, meanwhile=lambda: None):
+    def __init__(self, cut_at, times, meanwhile=lambda: None, busy=0):
+        self.busy = busy  # so many times
         self.cut_at, self.times, self.data, self.methods, self.received = cut_at, times, b"", [], 0
         self.meanwhile = meanwhile
         super().__init__(self.talk)
@@ -796,7 +797,10 @@ class Uploads(Listener):
                 return
 
     def respond(self, conn, file, method, path, fields):
-        if method == "HEAD":
+        if method == "HEAD" and self.busy:
+            self.busy -= 1
+            conn.sendall(b"HTTP/1.1 503 Busy\r\nRetry-After: 0\r\nContent-Length: 0\r\n\r\n")
+        elif method == "HEAD":
             assert path == b"/up/8"
             conn.sendall(f"HTTP/1.1 204 OK\r\nUpload-Offset: {len(self.data)}\r\nUpload-Complete: ?{int(len(self.data) == self.length)}\r\n\r\n".encode())
         elif method == "OPTIONS":
@@ -828,6 +832,14 @@ def test_an_upload_is_resumed_where_the_server_speaks_the_draft(run, listeners, 
     assert run("httpclient.py", "put", "big", f"http://127.0.0.1:{server.port}/big", cwd=tmp_path).code == 0
     assert server.data == BODY * 10 and server.received == len(server.data)
     assert server.methods == ["OPTIONS", "PUT", *["PATCH", "HEAD"] * 3, "PATCH"]
+
+
+def test_an_upload_that_another_connection_still_writes_is_asked_for_again(run, listeners, tmp_path):
+    (tmp_path / "big").write_bytes(BODY * 10)
+    server = Uploads(cut_at=700_000, times=1, busy=2)
+    listeners.append(server)
+    assert run("httpclient.py", "put", "big", f"http://127.0.0.1:{server.port}/big", cwd=tmp_path).code == 0
+    assert server.data == BODY * 10 and server.methods == ["OPTIONS", "PUT", "PATCH", "HEAD", "HEAD", "HEAD", "PATCH"]
 
 
 def test_an_upload_whose_last_answer_is_lost_is_not_sent_again(run, listeners, tmp_path):
