@@ -705,9 +705,8 @@ class Body:
     def digest(self) -> str:
         """For Repr-Digest (RFC 9530)."""
         sha256 = hasher("sha256")
-        for part, size in zip(self.parts, self.sizes):
-            for piece in [part] if isinstance(part, bytes) else file_pieces(part, 0, size):
-                sha256.update(piece)
+        for piece in self.pieces():
+            sha256.update(piece)
         return f"sha-256=:{b64(sha256.digest())}:"
 
 
@@ -1345,25 +1344,19 @@ class Download:
             return self.into(self.sink(), many=False)
 
     def into(self, sink: Part | Stream, many: bool) -> str:
-        try:
+        with contextlib.closing(sink):
             done = many and isinstance(sink, Part) and side_by_side(self, sink)
             done = done or persist(self.args, lambda: self.fetch(sink), lambda: sink.offset)
             return self.finish(sink) if done else "same"
-        finally:
-            sink.close()
 
     def settle(self, reply: Reply, method: str) -> str:
         """What a response that was asked for in a row makes of it: saved, same, or "" when it needs more than that."""
         if method == "HEAD":
             return "same" * self.same(reply.head)
-        try:
-            sink = Part(self.folder, self.url, self.args, short=reply.head.length is not None and reply.head.length <= NOTED_FROM)
-            try:
-                return self.finish(sink) if self.receive(reply, sink) else "same"
-            finally:
-                sink.close()
-        except Failure:
-            return ""  # it will be told when it fails once more
+        short = reply.head.length is not None and reply.head.length <= NOTED_FROM
+        with contextlib.suppress(Failure), contextlib.closing(Part(self.folder, self.url, self.args, short)) as part:
+            return self.finish(part) if self.receive(reply, part) else "same"
+        return ""  # it will be told when it fails once more
 
     def sink(self) -> Part | Stream:
         found = look(self.path) if self.chosen else None
@@ -1512,7 +1505,7 @@ def side_by_side(download: Download, part: Part) -> bool:
     while any(worker.is_alive() for worker in workers) and not problems:
         news.wait(DRAWN_EVERY)
         news.clear()
-        args.progress.at(part.offset - part.missing())
+        args.progress.add(part.offset - part.missing() - args.progress.done)
         if time.monotonic() - saved > SAVE_EVERY:
             saved = time.monotonic()
             part.remember()
@@ -2491,9 +2484,6 @@ class Progress:
         self.done += count
         if self.shown and time.monotonic() - self.drawn > DRAWN_EVERY:
             self.draw()
-
-    def at(self, done: int) -> None:
-        self.add(done - self.done)
 
     def draw(self) -> None:
         self.drawn = time.monotonic()
