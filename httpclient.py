@@ -1066,7 +1066,8 @@ def persist(args: argparse.Namespace, act: Callable[[], T], progress: Callable[[
 
 # --- getting: a part, its source, its place ---
 class Part:
-    """A download on its way: a hidden file beside its destination, and a note of what it belongs to."""
+    """A download on its way: a hidden file beside its destination, and a note of what it belongs to. A short one is fetched
+    whole again when it is cut, so it needs no note, and no lock under a name that nobody else makes up."""
 
     def __init__(self, folder: str, url: URL, args: argparse.Namespace, short: bool = False) -> None:
         self.args = args
@@ -1075,7 +1076,7 @@ class Part:
         self.source: Source | None = None
         self.left: list[list[int]] = []  # with several connections: the spans still missing, each [first, end]
         self.guard: contextlib.AbstractContextManager[object] = contextlib.nullcontext()  # a lock once several threads write
-        self.fd = self.create(os.O_EXCL) if short else self.open()  # a name that nobody else makes up needs no lock
+        self.fd = self.create(os.O_EXCL) if short else self.open()
         self.noted = not short and os.fstat(self.fd).st_size > 0
         self.offset = self.recall() if args.resume else 0
         os.lseek(self.fd, self.offset, os.SEEK_SET)
