@@ -17,8 +17,9 @@ by Range with If-Range; a file that changed meanwhile starts over. Length and di
 gets its name. What exists is not replaced without --force; --newer replaces it when the server's differs.
 What is here already is not fetched again: told by Last-Modified and size, or where the server tells no time by the
 ETag, which Linux keeps with the file (user.six.etag).
-Large uploads ask first (Expect: 100-continue), and are resumed where the server speaks
-draft-ietf-httpbis-resumable-upload-10 (interop version 8). Files keep their time where the server knows X-OC-Mtime.
+Large uploads ask first (Expect: 100-continue), or are resumed, also through proxies, where OPTIONS tells by Upload-Limit
+that the server speaks draft-ietf-httpbis-resumable-upload-10 (interop version 8). Files keep their time where the server knows X-OC-Mtime.
+"sent unverified": the server's answer, 200 and a page, may be that of one that ignores PUT.
 
 A password is sent only to the server that --password, --user, --token, -H or the URL named it for, never along a
 redirect elsewhere; SIXSOCKETS_PASSWORD only to --host and --port; otherwise ~/.netrc is asked, and on a terminal you.
@@ -40,7 +41,6 @@ import select
 import socket
 import stat
 import sys
-import threading
 import time
 import zlib
 from collections import deque
@@ -95,7 +95,7 @@ LINE_END = re.compile(rb"\n")
 STATUS_LINE = r"HTTP/(1\.[0-9]) ([1-9][0-9][0-9])(?: (.*))?"
 TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110 section 5.6.2
 FIELD = rf"(?m)^(?:({TOKEN}):(.*)|(.+))$"  # or a line that is none
-FOLD = rb"\r?\n[ \t]+"  # obs-fold: a user agent reads it as a space (RFC 9112 section 5.2)
+FOLD = r"\n[ \t]+"  # obs-fold: a user agent reads it as a space (RFC 9112 section 5.2)
 HOST = r"[!-~]+"
 LENGTH = r"[0-9]{1,18}"
 MONTHS = "JanFebMarAprMayJunJulAugSepOctNovDec"
@@ -108,7 +108,7 @@ FILENAME = r'(?i)\bfilename\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s;"]+))'
 FILENAME_STAR = r"(?i)\bfilename\*\s*=\s*utf-8'[^']*'([^\s;]+)"
 LINK = r"(?i)<a\s(?:[^<>]*?\s)?href\s*=\s*(?:\"([^\"<>]*)\"|'([^'<>]*)'|([^\s<>\"']+))"
 PLAIN = r"[A-Za-z0-9_%-][A-Za-z0-9_.%~-]*/?"  # a link that needs no resolving, as most in an index
-PART_NAME = re.compile(r"\.six-[0-9a-f]{32}\.(?:part|json)")
+PART_NAME = r"\.six-[0-9a-f]{32}\.(?:part|json)"
 SIGNATURE = r"(?i)(?<=[?&])(?:x-(?:amz|goog)-[^&=]*|awsaccesskeyid|googleaccessid|signature|expires)=[^&]*&?"
 WINDOWS_DEVICE = r"(?i)(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|$)"
 
@@ -203,7 +203,7 @@ def parse_head(raw: bytes) -> Head:
     """RFC 9112 section 4 and 5. What is malformed raises ValueError: guessing is how two programs come to disagree."""
     if b"\0" in raw or raw.count(b"\r") != raw.count(b"\r\n"):
         raise ValueError("a NUL or a bare CR in its head")
-    text = re.sub(FOLD, b" ", raw).decode("utf-8", "surrogateescape").replace("\r", "")
+    text = re.sub(FOLD, " ", raw.decode("utf-8", "surrogateescape").replace("\r", ""))
     first, _, rest = text.rstrip("\n").partition("\n")
     found = re.fullmatch(STATUS_LINE, first)
     if not found:
@@ -221,10 +221,10 @@ def content_length(fields: dict[str, str]) -> int | None:
     """RFC 9112 section 6.3: Transfer-Encoding goes before it; several must be the same number."""
     if "content-length" not in fields or "transfer-encoding" in fields:
         return None
-    first, *others = [item.strip() for item in fields["content-length"].split(",")]
-    if not re.fullmatch(LENGTH, first) or any(other != first for other in others):
+    length, *others = {item.strip() for item in fields["content-length"].split(",")}
+    if others or not re.fullmatch(LENGTH, length):
         raise ValueError("a Content-Length that is no number")
-    return int(first)
+    return int(length)
 
 
 @functools.lru_cache(maxsize=64)  # a folder's files share many
@@ -302,9 +302,13 @@ def safe_name(name: str) -> str:
 
 def legal(name: str, hidden: bool) -> bool:
     """Whether a name from a server's index may become a file or folder here."""
-    if name in ("", ".", "..") or "/" in name or "\0" in name or PART_NAME.fullmatch(name) or name.startswith(".") and not hidden:
+    if name in ("", ".", "..") or "/" in name or "\0" in name or name.startswith(".") and not hidden or is_part(name):
         return False
     return os.name != "nt" or not (re.search(r'[\\<>:"|?*\x00-\x1f]|[. ]$', name) or re.match(WINDOWS_DEVICE, name))
+
+
+def is_part(name: str) -> bool:
+    return name.startswith(".six-") and re.fullmatch(PART_NAME, name) is not None
 
 
 class Entry(NamedTuple):
@@ -419,7 +423,6 @@ class Wire:
         self.start = self.end = 0
         self.problem = "the server closed it"  # why nothing more comes, once fill() is 0
         self.heard = self.continued = False  # since the last request: a head has come, 100 Continue has come
-        self.resumable: Callable[[str], None] = lambda location: None  # told of 104 Upload Resumption Supported
 
     def fill(self) -> int:
         """Put what arrives behind what is there; 0 at the end of the stream."""
@@ -479,8 +482,6 @@ class Wire:
             raise broken(self.peer, str(error)) from None
         narrate(self.args, "<", head.text)
         self.heard, self.continued = True, self.continued or head.status == 100
-        if head.status == 104 and head.get("upload-draft-interop-version") == INTEROP:
-            self.resumable(head.get("location"))
         return head
 
     def early(self) -> Head | None:
@@ -704,9 +705,8 @@ class Body:
     def digest(self) -> str:
         """For Repr-Digest (RFC 9530)."""
         sha256 = hasher("sha256")
-        for part, size in zip(self.parts, self.sizes):
-            for piece in [part] if isinstance(part, bytes) else file_pieces(part, 0, size):
-                sha256.update(piece)
+        for piece in self.pieces():
+            sha256.update(piece)
         return f"sha-256=:{b64(sha256.digest())}:"
 
 
@@ -775,7 +775,6 @@ class Client:
         self.idle: dict[str, Wire] = {}
         self.routes: dict[tuple[str, str], Route] = {}
         self.met: set[str] = set()  # origins that have answered: when they refuse now, they may be back soon
-        self.upload: Upload | None = None  # what is under way
 
     def ask(self, method: str, url: URL, fields: Fields | None = None, body: Body | None = None) -> Reply:
         """The response that stands at the end of all redirects. Logins stay with the origin that they were given for."""
@@ -846,7 +845,6 @@ class Client:
         narrate(self.args, ">", request.decode("utf-8", "surrogateescape"))
         try:
             wire.heard = wire.continued = False
-            wire.resumable = functools.partial(self.note_resource, url)
             wire.send(request)
             early = None
             if body is not None:
@@ -860,11 +858,6 @@ class Client:
         reply.keep = reply.keep and early is None  # or the rest of the body would be taken for a request
         self.idle[url.origin] = wire
         return reply
-
-    def note_resource(self, url: URL, location: str) -> None:
-        """Elsewhere than on the server that was named, perhaps after a redirect, it would be sent the login: then it is not used."""
-        if self.upload and location and url.join(location).origin == self.upload.url.origin:
-            self.upload.remember(url.join(location)._replace(login=self.upload.url.login))
 
     def kept(self, url: URL) -> Wire | None:
         """The connection of the last response, if that has been read to its end. Bytes after it came unasked."""
@@ -925,6 +918,7 @@ class Client:
         """Ask for many things of one server without waiting in between; the responses come in the same order.
         It starts with one request, and doubles while the connection holds: not every server keeps it open."""
         waiting, asked, window = deque(urls), deque[URL](), 1
+        most = PIPELINE if waiting and not self.route(waiting[0]).proxy else 1
         wire: Wire | None = None
         while waiting or asked:
             url = (asked or waiting)[0]
@@ -936,7 +930,7 @@ class Client:
             asked.popleft()
             with reply:
                 yield url, reply
-            window = min(2 * window, PIPELINE) if reply.keep and not self.route(url).proxy else 1
+            window = min(2 * window, most) if reply.keep else 1
             if not reply.keep:
                 wire = None
                 waiting.extendleft(reversed(asked))
@@ -957,7 +951,6 @@ class Client:
         except BaseException:
             wire.close()
             raise
-        self.met.add(url.origin)
         return reply
 
 
@@ -1073,25 +1066,30 @@ def persist(args: argparse.Namespace, act: Callable[[], T], progress: Callable[[
 
 # --- getting: a part, its source, its place ---
 class Part:
-    """A download on its way: a hidden file beside its destination, and a note of what it belongs to."""
+    """A download on its way: a hidden file beside its destination, and a note of what it belongs to. A short one is fetched
+    whole again when it is cut, so it needs no note, and no lock under a name that nobody else makes up."""
 
-    def __init__(self, folder: str, url: URL, args: argparse.Namespace) -> None:
+    def __init__(self, folder: str, url: URL, args: argparse.Namespace, short: bool = False) -> None:
         self.args = args
-        self.path = os.path.join(folder, part_name(url))
+        self.path = os.path.join(folder, f".six-{os.urandom(16).hex()}.part" if short else part_name(url))
         self.note = self.path[:-len("part")] + "json"
         self.source: Source | None = None
         self.left: list[list[int]] = []  # with several connections: the spans still missing, each [first, end]
-        self.guard = threading.Lock()
-        self.fd = self.open()
-        self.noted = os.fstat(self.fd).st_size > 0
+        self.guard: contextlib.AbstractContextManager[object] = contextlib.nullcontext()  # a lock once several threads write
+        self.fd = self.create(os.O_EXCL) if short else self.open()
+        self.noted = not short and os.fstat(self.fd).st_size > 0
         self.offset = self.recall() if args.resume else 0
         os.lseek(self.fd, self.offset, os.SEEK_SET)
 
-    def open(self) -> int:
+    def create(self, flags: int = 0) -> int:
         try:
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0), 0o666)
+            return os.open(self.path, flags | os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0), 0o666)
         except OSError as error:
             raise unwritable(self.path, error, 0) from None
+
+    def open(self) -> int:
+        """The part, locked: two runs of one download would write into each other."""
+        fd = self.create()
         try:
             lock(fd)
         except BlockingIOError:
@@ -1134,10 +1132,11 @@ class Part:
 
     def begin(self, source: Source) -> None:
         """From the first byte, whatever was here."""
-        self.source, self.offset, self.left = source, 0, []
+        self.forget()
+        self.source = source
         os.lseek(self.fd, 0, os.SEEK_SET)
         os.ftruncate(self.fd, 0)
-        if source.size is None or source.size > NOTED_FROM:
+        if source.validator and (source.size is None or source.size > NOTED_FROM):
             self.remember()
 
     def remember(self) -> None:
@@ -1150,6 +1149,7 @@ class Part:
         if self.noted:
             with contextlib.suppress(OSError):
                 os.unlink(self.note)
+        self.noted = False
 
     def write(self, data: bytes | memoryview) -> None:
         self.put(data, self.offset)
@@ -1232,7 +1232,7 @@ class Part:
         """Without its place found: what can be continued stays."""
         if self.fd < 0:
             return
-        if self.source is None or not self.offset or not self.source.validator:
+        if self.source is None or not self.offset or not self.noted:
             self.discard()
         elif self.left:
             with contextlib.suppress(Failure):  # the note of some seconds ago will do
@@ -1345,25 +1345,19 @@ class Download:
             return self.into(self.sink(), many=False)
 
     def into(self, sink: Part | Stream, many: bool) -> str:
-        try:
+        with contextlib.closing(sink):
             done = many and isinstance(sink, Part) and side_by_side(self, sink)
             done = done or persist(self.args, lambda: self.fetch(sink), lambda: sink.offset)
             return self.finish(sink) if done else "same"
-        finally:
-            sink.close()
 
     def settle(self, reply: Reply, method: str) -> str:
         """What a response that was asked for in a row makes of it: saved, same, or "" when it needs more than that."""
         if method == "HEAD":
             return "same" * self.same(reply.head)
-        try:
-            sink = Part(self.folder, self.url, self.args)
-            try:
-                return self.finish(sink) if self.receive(reply, sink) else "same"
-            finally:
-                sink.close()
-        except Failure:
-            return ""  # it will be told when it fails once more
+        short = reply.head.length is not None and reply.head.length <= NOTED_FROM
+        with contextlib.suppress(Failure), contextlib.closing(Part(self.folder, self.url, self.args, short)) as part:
+            return self.finish(part) if self.receive(reply, part) else "same"
+        return ""  # it will be told when it fails once more
 
     def sink(self) -> Part | Stream:
         found = look(self.path) if self.chosen else None
@@ -1488,7 +1482,8 @@ def side_by_side(download: Download, part: Part) -> bool:
     args = part.args
     if not part.left and not (args.connections > 1 and (part.offset or persist(args, lambda: rangeable(download, part))) and part.divide()):
         return False
-    problems, news = list[BaseException](), threading.Event()
+    import threading  # not at the top: one connection needs none
+    problems, news, part.guard = list[BaseException](), threading.Event(), threading.Lock()
     spans = iter(part.left)
 
     def one(client: Client, span: list[int]) -> None:
@@ -1511,7 +1506,7 @@ def side_by_side(download: Download, part: Part) -> bool:
     while any(worker.is_alive() for worker in workers) and not problems:
         news.wait(DRAWN_EVERY)
         news.clear()
-        args.progress.at(part.offset - part.missing())
+        args.progress.add(part.offset - part.missing() - args.progress.done)
         if time.monotonic() - saved > SAVE_EVERY:
             saved = time.monotonic()
             part.remember()
@@ -1591,7 +1586,7 @@ def url_name(url: URL) -> str:
 
 def sweep(folder: str, names: set[str]) -> None:
     """Remove parts that nobody has continued for a week, and their notes, but none that is locked: somebody writes it."""
-    for name in filter(PART_NAME.fullmatch, names):
+    for name in filter(is_part, names):
         part, note = name[:-4] + "part", name[:-4] + "json"
         if name == part or part not in names:  # a note goes with its part
             with contextlib.suppress(OSError):
@@ -1681,7 +1676,7 @@ def send_file(client: Client, path: str, url: URL) -> None:
     args.progress.begin(path, 0, body.length)
     upload = Upload(client, url, body, path)
     persist(args, upload.attempt, lambda: upload.offset) if body.length is not None else upload.attempt()
-    report(args, url, "sent", path, body.sent if upload.body.length is None else upload.body.length, time.monotonic() - began)
+    report(args, url, upload.verdict, path, upload.sent, time.monotonic() - began)
 
 
 class Upload:
@@ -1694,6 +1689,8 @@ class Upload:
         self.path = path
         self.offset = 0  # what the server is known to have
         self.complete = False  # it said that this is all, and stored: only its answer was lost
+        self.expects = self.announced = False  # 100 Continue before a large body; the draft
+        self.verdict = "sent"
         self.fields: Fields = {}
         self.note = os.path.join(os.path.dirname(path), part_name(url)[:-len("part")] + "json")
         self.noted = os.path.exists(self.note)
@@ -1710,7 +1707,6 @@ class Upload:
 
     def remember(self, resource: URL) -> None:
         """Beside the file, until it is sent whole: where the rest of it may go. Where nothing can be written, it starts over."""
-        self.resource = resource
         note = {"url": str(self.url), "resource": resource.target, "size": self.body.length, "mtime_ns": self.body.mtime_ns}
         with contextlib.suppress(Failure):
             write_note(self.note, note)
@@ -1719,24 +1715,27 @@ class Upload:
     def prepare(self) -> Fields:
         """A digest stands before the body, so a large file is read twice for it: only for servers that say they take it."""
         length = self.body.length
+        self.expects = length is None or length >= EXPECT_FROM
         if length is None:
-            return {"Expect": "100-continue"}
+            return {}
         seconds = self.body.mtime_ns // 10**9
         fields = {"Last-Modified": http_date(seconds), **({"X-OC-Mtime": str(seconds)} if seconds >= 0 else {})}  # servers that keep it know the second one
         if self.client.args.verb == "upload":
             fields["Date"] = fields["Last-Modified"]  # from which nginx takes the file's time
-        if length < EXPECT_FROM:
-            return {**fields, "Repr-Digest": self.body.digest()}
-        with self.client.ask("OPTIONS", self.url) as reply:
-            takes = not reply.head.fields.keys().isdisjoint(("want-repr-digest", "upload-limit"))
-        fields.update({"Repr-Digest": self.body.digest()} if takes else {})
-        fields.update({"Upload-Complete": "?1", "Upload-Draft-Interop-Version": INTEROP} if self.client.args.resume else {})
-        return {**fields, "Expect": "100-continue"}
+        told = {"want-repr-digest"}
+        if self.expects:
+            with self.client.ask("OPTIONS", self.url) as reply:
+                told = set(reply.head.fields)
+        self.announced = "upload-limit" in told and self.client.args.resume
+        return {**fields, **({"Repr-Digest": self.body.digest()} if told & {"want-repr-digest", "upload-limit"} else {})}
 
     def attempt(self) -> None:
         if self.body.changed():  # since the last try: the server has the beginning of another file
             self.body, self.resource, self.fields, self.offset = Body(self.path), None, {}, 0
-        if not (self.resource and self.known() and (self.complete or self.append(self.resource))):
+        self.resource = self.resource if self.resource and self.known() else self.create()
+        if self.resource and not self.complete:
+            self.append(self.resource)
+        elif not self.complete:
             self.send_whole()
         self.resource = None
         if self.noted:
@@ -1746,35 +1745,63 @@ class Upload:
             raise Failure(18, f"{spoken(self.path)} changed while it was sent", "what the server has may be neither the old nor the new one",
                           "once more, when nothing writes to it")
 
+    def create(self) -> URL | None:
+        """Where the server speaks the draft, begin with an upload that is still empty: the answer tells where it can be continued. (104 would
+        tell it meanwhile, but nginx and others pass none on.) Elsewhere than on the server that was named, it would be sent the login: then not."""
+        self.fields, self.offset = self.fields or self.prepare(), 0
+        if not self.announced:
+            return None
+        fields = {**self.fields, "Upload-Complete": "?0", "Upload-Length": str(self.body.length), "Upload-Draft-Interop-Version": INTEROP}
+        with self.client.ask("PUT", self.url, fields, Body(b"")) as reply:
+            resource = check(reply).url.join(reply.head.get("location"))._replace(login=self.url.login)
+        if not reply.head.get("location") or resource.origin != self.url.origin:
+            return None
+        self.remember(resource)
+        return resource
+
+    @property
+    def sent(self) -> int:
+        return self.body.sent if self.body.length is None else self.body.length
+
     def send_whole(self) -> None:
-        self.fields = self.fields or self.prepare()
-        self.client.upload = self if self.body.parts else None  # standard input comes only once
-        try:
-            with self.client.ask("PUT", self.url, self.fields, self.body) as reply:
-                if reply.head.status == 417 and self.fields.pop("Expect", ""):
-                    raise Transient(22, "417: the server knows no Expect", "it is asked without", "the same again", after=0)
-                check(reply)
-        finally:
-            self.client.upload = None
+        with self.client.ask("PUT", self.url, {**self.fields, **({"Expect": "100-continue"} if self.expects else {})}, self.body) as reply:
+            if reply.head.status == 417 and self.expects:
+                self.expects = False
+                raise Transient(22, "417: the server knows no Expect", "it is asked without", "the same again", after=0)
+            check(reply)
+            doubtful = reply.head.status == 200 and (bool(reply.read(1)) or "last-modified" in reply.head.fields)
+        if doubtful:
+            self.look_again()
+
+    def look_again(self) -> None:
+        """A server that takes no files, such as Caddy's, may answer PUT as if it were GET: 200, and what it had before."""
+        length = None
+        with contextlib.suppress(Failure), self.client.ask("HEAD", self.url, {"Accept-Encoding": "identity"}) as reply:
+            length = reply.head.length if reply.head.status == 200 else None
+        if length not in (None, self.sent):
+            raise Failure(56, f"{shown(str(self.url))} has {length:,} bytes, {self.sent:,} were sent", "the server answered 200 and stored something else, or nothing",
+                          "a server that takes files by PUT")
+        self.verdict = "sent unverified"
 
     def known(self) -> bool:
         """Ask how much has arrived; False when the server has forgotten it."""
         with self.client.ask("HEAD", self.resource or self.url, {"Upload-Draft-Interop-Version": INTEROP}) as reply:
             offset = reply.head.get("upload-offset")
+            if reply.head.status == 503:  # busy: another connection, lost without its knowledge, still writes there
+                check(reply)
         if reply.head.status >= 400 or not re.fullmatch(LENGTH, offset) or int(offset) > (self.body.length or 0):
-            self.offset, self.resource = 0, None
             return False
-        self.offset, self.complete = int(offset), reply.head.get("upload-complete") == "?1"
-        return not self.complete or self.offset == self.body.length
+        self.offset, whole = int(offset), reply.head.get("upload-complete") == "?1"
+        self.complete = whole and self.offset == self.body.length
+        return self.complete or not whole
 
-    def append(self, resource: URL) -> bool:
+    def append(self, resource: URL) -> None:
         fields = {"Content-Type": "application/partial-upload", "Upload-Offset": str(self.offset), "Upload-Complete": "?1",
                   "Upload-Draft-Interop-Version": INTEROP}
         with self.client.ask("PATCH", resource, fields, self.body.rest(self.offset)) as reply:
             if reply.head.status == 409:
                 raise Transient(55, "the server has another amount of it than it said", "it is still busy with what came", "the same again")
             check(reply)
-        return True
 
 
 def post(client: Client) -> int:
@@ -1918,21 +1945,24 @@ class Mirror:
         if here.origin != self.root.origin or not here.path.startswith(self.root.path) or depth > MAX_DEPTH:
             raise Failure(56, f"{shown(str(url))} leads out of {shown(str(self.root))}, or too deep", "it was not followed", "mirror that one")
         there = make_folder(dest, strict=depth > 0)
-        for entry in entries:
-            if not legal(entry.name, self.args.hidden):
-                say(f"skipped {spoken(entry.name)}: not a name that may come from a server (--hidden takes those with a dot)")
-        entries = [entry for entry in entries if legal(entry.name, self.args.hidden)]
+        entries = list(filter(self.takes, entries))
         code = self.files(here, dest, there, [entry for entry in entries if not entry.folder])
         folders = [entry.name for entry in entries if entry.folder]
         further = each(self.args, folders, lambda name: self.folder(folder_url(here.child(name)), os.path.join(dest, name), depth + 1))
         return code or further
+
+    def takes(self, entry: Entry) -> bool:
+        fine = legal(entry.name, self.args.hidden)
+        if not fine:
+            say(f"skipped {spoken(entry.name)}: not a name that may come from a server (--hidden takes those with a dot)")
+        return fine
 
     def files(self, base: URL, dest: str, there: set[str], entries: list[Entry]) -> int:
         """Fetch a folder's files: asked for in a row as long as all goes well, what is left then one by one, with patience."""
         self.args.progress.expect(len(entries))
         jobs = {base.child(entry.name): entry.name for entry in entries if entry.name not in there or not self.told_same(dest, entry)}
         self.quickly("HEAD", [url for url, name in jobs.items() if name in there], jobs, dest)
-        begun = set(filter(PART_NAME.fullmatch, there))
+        begun = set(filter(is_part, there))
         self.quickly("GET", [url for url in jobs if not begun or part_name(url) not in begun], jobs, dest)
         return each(self.args, list(jobs), lambda url: tell(self.args, Download(self.client, url, dest, jobs[url], replace=True)))
 
@@ -1990,7 +2020,7 @@ def sendable(path: str, args: argparse.Namespace) -> tuple[list[os.DirEntry[str]
         entries = sorted(os.scandir(path), key=lambda entry: entry.name)
     except OSError as error:
         raise unreadable(path, error) from None
-    hidden = [entry for entry in entries if entry.name.startswith(".") and (not args.hidden or PART_NAME.fullmatch(entry.name))]
+    hidden = [entry for entry in entries if entry.name.startswith(".") and (not args.hidden or is_part(entry.name))]
     odd = [entry for entry in entries if entry.is_symlink() or not entry.is_file() and not entry.is_dir()]
     for entry in [*hidden, *odd]:
         say(f"skipped {spoken(entry.path)}: {'hidden (--hidden sends it)' if entry in hidden else 'a link or special file'}")
@@ -2455,9 +2485,6 @@ class Progress:
         self.done += count
         if self.shown and time.monotonic() - self.drawn > DRAWN_EVERY:
             self.draw()
-
-    def at(self, done: int) -> None:
-        self.add(done - self.done)
 
     def draw(self) -> None:
         self.drawn = time.monotonic()

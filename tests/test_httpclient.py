@@ -479,6 +479,15 @@ def test_a_file_that_changed_meanwhile_starts_over(run, files, tmp_path):
     assert (tmp_path / "file.bin").read_bytes() == server.body
 
 
+def test_a_short_file_that_was_cut_is_never_taken_for_a_part_of_a_long_one(run, files, tmp_path):
+    long, server = BODY * 4, files(BODY * 4, cuts=[500_000])
+    assert get(run, tmp_path, server.url, "--retries", 0).code == 18 and len(names(tmp_path)) == 2
+    server.body, server.etag, server.cuts = b"n" * 100_000, '"b"', [50_000]
+    assert get(run, tmp_path, server.url, "--retries", 0).code == 18 and names(tmp_path) == []
+    server.body, server.etag = long, '"a"'
+    assert get(run, tmp_path, server.url).code == 0 and (tmp_path / "file.bin").read_bytes() == long
+
+
 def test_without_a_strong_validator_nothing_is_continued(run, files, tmp_path):
     server = files(BODY * 4, etag='W/"a"', cuts=[500_000])
     assert get(run, tmp_path, server.url).code == 0
@@ -641,16 +650,17 @@ def test_logins_stay_with_the_server_they_were_given_for(run, canned, tmp_path, 
 
 @pytest.mark.parametrize("login", [["--password", "secret"], "url"])
 def test_logins_stay_also_when_an_upload_is_to_go_on_elsewhere(run, canned, tmp_path, login):
-    (tmp_path / "x").write_bytes(b"data")
-    other = canned(b"HTTP/1.1 104 Go\r\nUpload-Draft-Interop-Version: 8\r\nLocation: /rest\r\n\r\n",
-                   answer(b"", "201 Created", "Upload-Offset: 4\r\nUpload-Complete: ?1\r\n"), read_until=b"\r\n\r\n")
+    (tmp_path / "x").write_bytes(bytes(h.EXPECT_FROM))
+    other = canned(answer(b"", headers="Upload-Limit: min-size=0\r\n"), answer(b"", "201 Created", "Location: /rest\r\n"),
+                   answer(b"", "201 Created"), read_until=b"\r\n\r\n")
     start = canned(answer(b"", "307 Go", f"Location: http://127.0.0.1:{other.port}/\r\n"), read_until=b"\r\n\r\n")
     url, more = f"http://{'u:secret@' * (login == 'url')}127.0.0.1:{start.port}/a", [] if login == "url" else login
     assert run("httpclient.py", "put", "x", url, *more, cwd=tmp_path).code == 0
-    note = {"url": "", "resource": f"http://127.0.0.1:{other.port}/rest", "size": 4, "mtime_ns": (tmp_path / "x").stat().st_mtime_ns}
+    note = {"url": "", "resource": f"http://127.0.0.1:{other.port}/rest", "size": h.EXPECT_FROM, "mtime_ns": (tmp_path / "x").stat().st_mtime_ns}
     (tmp_path / h.part_name(h.parse_url(url)).replace(".part", ".json")).write_text(json.dumps(note))  # as in a folder that others write to
     assert run("httpclient.py", "put", "x", url, *more, cwd=tmp_path).code == 0
-    assert len(other.read) == 3 and not any(word in said for said in other.read for word in (b"secret", b"Authorization"))
+    assert [said.split()[0] for said in other.read] == [b"OPTIONS", b"PUT", b"PUT", b"OPTIONS", b"PUT"]
+    assert not any(word in said for said in other.read for word in (b"secret", b"Authorization", b"/rest"))
 
 
 def test_the_environments_password_is_for_host_and_port_alone(run, canned, tmp_path):
@@ -700,6 +710,21 @@ def test_put_sends_length_and_digest(run, canned, tmp_path):
     head, _, body = server.read[0].partition(b"\r\n\r\n")
     assert head.startswith(b"PUT /in/a%20b.txt HTTP/1.1\r\n") and body == b"hello" and b"\r\nContent-Length: 5\r\n" in head
     assert b"Repr-Digest: sha-256=:LPJNul+wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ=:" in head
+
+
+@pytest.mark.parametrize("put, head, code, said", [
+    (answer(b""), None, 0, "sent a ("),  # as from S3
+    (answer(b"stored"), answer(b"", "403 No"), 0, "sent unverified a ("),
+    (answer(b"hello"), b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", 0, "sent unverified a ("),
+    (answer(b"older text"), b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n", 56, "has 10 bytes, 5 were sent"),
+    (answer(b"", headers=DATE), b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", 56, "has 0 bytes, 5 were sent"),
+], ids=["store", "page", "same size", "ignored", "ignored, was empty"])
+def test_a_200_to_a_put_is_not_believed_when_it_looks_like_a_get(run, canned, tmp_path, put, head, code, said):
+    (tmp_path / "a").write_bytes(b"hello")
+    server = canned(put, *([head] if head else []), read_until=b"\r\n\r\n")
+    done = run("httpclient.py", "put", "a", f"http://127.0.0.1:{server.port}/a", cwd=tmp_path)
+    assert done.code == code and said in done.err, done
+    assert [head.split()[0] for head in server.read] == [b"PUT", b"HEAD"][:1 + bool(head)]
 
 
 def test_standard_input_is_sent_in_chunks(run, canned):
@@ -753,7 +778,8 @@ class Uploads(Listener):
     """A server that speaks the resumable-upload draft, and cuts the connection after so many bytes, so many times.
     What happens meanwhile is done after each body, before the answer or the cut."""
 
-    def __init__(self, cut_at, times, meanwhile=lambda: None):
+    def __init__(self, cut_at, times, meanwhile=lambda: None, busy=0):
+        self.busy = busy  # so many times
         self.cut_at, self.times, self.data, self.methods, self.received = cut_at, times, b"", [], 0
         self.meanwhile = meanwhile
         super().__init__(self.talk)
@@ -771,20 +797,23 @@ class Uploads(Listener):
                 return
 
     def respond(self, conn, file, method, path, fields):
-        if method == "HEAD":
+        if method == "HEAD" and self.busy:
+            self.busy -= 1
+            conn.sendall(b"HTTP/1.1 503 Busy\r\nRetry-After: 0\r\nContent-Length: 0\r\n\r\n")
+        elif method == "HEAD":
             assert path == b"/up/8"
             conn.sendall(f"HTTP/1.1 204 OK\r\nUpload-Offset: {len(self.data)}\r\nUpload-Complete: ?{int(len(self.data) == self.length)}\r\n\r\n".encode())
         elif method == "OPTIONS":
-            conn.sendall(b"HTTP/1.1 204 OK\r\n\r\n")
+            conn.sendall(b"HTTP/1.1 204 OK\r\nUpload-Limit: min-size=0\r\n\r\n")
+        elif method == "PUT":
+            assert fields["upload-complete"] == "?0" and fields["content-length"] == "0" and "expect" not in fields
+            self.data, self.length = b"", int(fields["upload-length"])
+            conn.sendall(b"HTTP/1.1 201 Created\r\nLocation: /up/8\r\nUpload-Complete: ?0\r\nContent-Length: 0\r\n\r\n")
         else:
-            self.data = b"" if method == "PUT" else self.data
-            assert fields["upload-complete"] == "?1" and int(fields.get("upload-offset", 0)) == len(self.data)
-            for version in "8", "7":  # the other one is for others
-                conn.sendall(f"HTTP/1.1 104 Upload Resumption Supported\r\nUpload-Draft-Interop-Version: {version}\r\nLocation: /up/{version}\r\n\r\n".encode())
+            assert (path, fields["upload-complete"], int(fields["upload-offset"])) == (b"/up/8", "?1", len(self.data))
             conn.sendall(b"HTTP/1.1 104 Upload Resumption Supported\r\nUpload-Draft-Interop-Version: 8\r\nUpload-Offset: 0\r\n\r\n" * 30)
-            conn.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
             length = int(fields["content-length"])
-            self.length = len(self.data) + length
+            assert len(self.data) + length == self.length
             cut = self.times > 0 and self.cut_at <= length
             self.times -= 1
             got = file.read(self.cut_at if cut else length)
@@ -802,7 +831,15 @@ def test_an_upload_is_resumed_where_the_server_speaks_the_draft(run, listeners, 
     listeners.append(server)
     assert run("httpclient.py", "put", "big", f"http://127.0.0.1:{server.port}/big", cwd=tmp_path).code == 0
     assert server.data == BODY * 10 and server.received == len(server.data)
-    assert server.methods == ["OPTIONS", "PUT", "HEAD", "PATCH", "HEAD", "PATCH", "HEAD", "PATCH"]
+    assert server.methods == ["OPTIONS", "PUT", *["PATCH", "HEAD"] * 3, "PATCH"]
+
+
+def test_an_upload_that_another_connection_still_writes_is_asked_for_again(run, listeners, tmp_path):
+    (tmp_path / "big").write_bytes(BODY * 10)
+    server = Uploads(cut_at=700_000, times=1, busy=2)
+    listeners.append(server)
+    assert run("httpclient.py", "put", "big", f"http://127.0.0.1:{server.port}/big", cwd=tmp_path).code == 0
+    assert server.data == BODY * 10 and server.methods == ["OPTIONS", "PUT", "PATCH", "HEAD", "HEAD", "HEAD", "PATCH"]
 
 
 def test_an_upload_whose_last_answer_is_lost_is_not_sent_again(run, listeners, tmp_path):
@@ -810,7 +847,7 @@ def test_an_upload_whose_last_answer_is_lost_is_not_sent_again(run, listeners, t
     server = Uploads(cut_at=len(BODY * 10), times=1)
     listeners.append(server)
     assert run("httpclient.py", "put", "big", f"http://127.0.0.1:{server.port}/big", cwd=tmp_path).code == 0
-    assert server.methods == ["OPTIONS", "PUT", "HEAD"] and names(tmp_path) == ["big"]
+    assert server.methods == ["OPTIONS", "PUT", "PATCH", "HEAD"] and names(tmp_path) == ["big"]
 
 
 def test_an_upload_is_resumed_by_the_same_command_again(run, listeners, tmp_path):
@@ -821,7 +858,7 @@ def test_an_upload_is_resumed_by_the_same_command_again(run, listeners, tmp_path
     assert len(names(tmp_path)) == 2
     assert run("httpclient.py", *command, cwd=tmp_path).code == 0
     assert server.data == BODY * 10 and server.received == len(server.data) and names(tmp_path) == ["big"]
-    assert server.methods == ["OPTIONS", "PUT", "HEAD", "PATCH"]
+    assert server.methods == ["OPTIONS", "PUT", "PATCH", "HEAD", "PATCH"]
 
 
 def test_an_upload_killed_in_the_middle_is_resumed(run, listeners, tmp_path):
@@ -841,7 +878,7 @@ def test_an_upload_killed_in_the_middle_is_resumed(run, listeners, tmp_path):
     client.kill()
     assert run("httpclient.py", *command, cwd=tmp_path).code == 0
     assert server.data == BODY * 10 and server.received == len(server.data) and names(tmp_path) == ["big"]
-    assert server.methods == ["OPTIONS", "PUT", "HEAD", "PATCH"]
+    assert server.methods == ["OPTIONS", "PUT", "PATCH", "HEAD", "PATCH"]
 
 
 def rewriter(folder, *bodies):
@@ -861,7 +898,7 @@ def test_a_file_that_changes_between_tries_is_sent_from_its_start(run, listeners
     listeners.append(server)
     assert run("httpclient.py", "put", "big", f"http://127.0.0.1:{server.port}/big", cwd=tmp_path).code == 0
     assert server.data == BODY[::-1] * 10 and names(tmp_path) == ["big"]
-    assert server.methods == ["OPTIONS", "PUT", "OPTIONS", "PUT"]
+    assert server.methods == ["OPTIONS", "PUT", "PATCH", "OPTIONS", "PUT", "PATCH"]
 
 
 def test_a_file_that_changes_while_it_is_sent_is_18(run, listeners, tmp_path):
@@ -998,6 +1035,15 @@ def test_mirror_goes_on_past_a_bad_file_and_resumes_a_cut_one(run, files, tmp_pa
     done = run("httpclient.py", "mirror", f"http://127.0.0.1:{server.port}/", "-o", "copy", cwd=tmp_path)
     assert done.code == 22 and "/bad: 403" in done.err
     assert tree(tmp_path / "copy") == {"a": b"/a", "z": b"/z", "file.bin": BODY * 4} and server.sent == len(BODY * 4)
+
+
+def test_mirror_leaves_nothing_of_a_short_file_that_is_always_cut(run, files, tmp_path):
+    index = answer(b'<a href="a"><a href="file.bin"><a href="z">', headers="Content-Type: text/html\r\n")
+    server = files(BODY[:1000], cuts=[500] * 9, headers=DATE,
+                   hook=lambda head: None if "file.bin" in head else index if head.split()[1] == "/" else answer(b"x", headers=DATE))
+    done = run("httpclient.py", "mirror", f"http://127.0.0.1:{server.port}/", "-o", "copy", "--retries", 0, cwd=tmp_path)
+    assert done.code == 18 and names(tmp_path / "copy") == ["a", "z"]
+    assert int(os.stat(tmp_path / "copy" / "z").st_mtime) == MTIME
 
 
 def test_mirror_goes_on_past_a_bad_file_that_comes_with_a_malformed_head(run, files, tmp_path):

@@ -25,6 +25,7 @@ http {{ access_log {base}/access.log; default_type application/octet-stream; cli
   client_body_temp_path {base}/t1; proxy_temp_path {base}/t2; fastcgi_temp_path {base}/t3; uwsgi_temp_path {base}/t4; scgi_temp_path {base}/t5;
   gzip_types text/html; keepalive_requests 30;
   server {{ listen 127.0.0.1:{port}; root {base}/www; autoindex on; gzip on; gzip_min_length 10;
+    location /behind/ {{ proxy_pass http://127.0.0.1:{behind}/; proxy_request_buffering off; proxy_redirect / /behind/; absolute_redirect off; }}
     location /json/ {{ alias {base}/www/; autoindex_format json; }}
     location /secret/ {{ alias {base}/www/; auth_basic "a"; auth_basic_user_file {base}/users; }}
     location /small/ {{ alias {base}/dav/; dav_methods PUT; client_max_body_size 1k; }}
@@ -43,7 +44,7 @@ def free_port():
 
 
 class Nginx:
-    def __init__(self, base):
+    def __init__(self, base, behind=1):
         for name in "www", "dav":
             (base / name).mkdir()
         (base / "www" / "big.bin").write_bytes(BODY)
@@ -57,7 +58,7 @@ class Nginx:
              "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"], capture_output=True, check=True)
         tls = TLS.format(port=self.tls_port, base=base) if made else ""
         user = "user root;" if hasattr(os, "geteuid") and os.geteuid() == 0 else ""
-        (base / "conf").write_text(CONF.format(base=base, port=self.port, tls=tls, user=user))
+        (base / "conf").write_text(CONF.format(base=base, port=self.port, behind=behind, tls=tls, user=user))
         self.process = subprocess.Popen([NGINX, "-c", base / "conf"], stderr=subprocess.DEVNULL)
         until(self.answers, "nginx to listen")
 
@@ -77,13 +78,16 @@ class Nginx:
     def pin(self):
         return hashlib.sha256(ssl.PEM_cert_to_DER_cert((self.base / "cert").read_text())).hexdigest()
 
+    def stop(self):
+        self.process.terminate()
+        self.process.wait(DEADLINE)
+
 
 @pytest.fixture(scope="module")
 def nginx(tmp_path_factory):
     server = Nginx(tmp_path_factory.mktemp("nginx"))
     yield server
-    server.process.terminate()
-    server.process.wait(DEADLINE)
+    server.stop()
 
 
 def tree(folder):
@@ -291,7 +295,12 @@ def test_caddy_is_listed_mirrored_and_continued(run, caddy, proxy, tmp_path):
         way = proxy(port, cut_at=700_000, times=4)
         assert run("httpclient.py", "get", f"http://127.0.0.1:{way.port}/big.bin", "--force", *more, cwd=tmp_path).code == 0
         assert (tmp_path / "big.bin").read_bytes() == BODY
-    assert run("httpclient.py", "put", "big.bin", f"{url}new", cwd=tmp_path).code == 22  # it serves files, and takes none
+    (tmp_path / "new").write_bytes(b"new")
+    for name in "big.bin", "sub%20%C3%BC%23%3F%2541/a%20b.txt":  # it serves files and takes none, but answers 200
+        done = run("httpclient.py", "put", "new", f"{url}{name}", cwd=tmp_path)
+        assert done.code == 56 and "3 were sent" in done.err
+    assert run("httpclient.py", "put", "new", f"{url}new", cwd=tmp_path).code == 22
+    assert tree(tmp_path / "copy") == tree(folder)
 
 
 # --- httpserver.py, the other half of the pair ---
@@ -337,3 +346,28 @@ def test_with_httpserver_an_upload_is_resumed(run, spawn, proxy, tmp_path):
     done = run("httpclient.py", "put", "big", f"http://127.0.0.1:{way.port}/big", "-v", cwd=tmp_path)
     assert done.code == 0 and "> PATCH " in done.err and (tmp_path / "shared" / "big").read_bytes() == BODY
     assert int(os.stat(tmp_path / "shared" / "big").st_mtime) == 1_600_000_000
+
+
+@needs_server
+@needs_nginx
+def test_an_upload_is_resumed_through_nginx_which_passes_no_interim_responses_on(run, spawn, proxy, tmp_path_factory, tmp_path):
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "big").write_bytes(BODY)
+    os.utime(tmp_path / "big", (1_600_000_000, 1_600_000_000))
+    nginx = Nginx(tmp_path_factory.mktemp("front"), spawn("httpserver.py", tmp_path / "shared").port)
+    try:
+        for name, more in ("one", []), ("two", ["--retries", 0]):
+            way = proxy(nginx.port, cut_at=1_200_000, toward="server", times=1)
+            command = ["httpclient.py", "put", "big", f"http://127.0.0.1:{way.port}/behind/{name}", "-v"]
+            done = run(*command, *more, cwd=tmp_path)
+            said = done.err
+            if more:
+                assert done.code != 0 and len(names(tmp_path)) == 3 and not (tmp_path / "shared" / name).exists()  # a note of where it goes on
+                done = run(*command, cwd=tmp_path)
+                said += done.err
+            offsets = re.findall(r"> Upload-Offset: (\d+)", said)
+            assert done.code == 0 and len(offsets) > 1 and said.count("> PUT ") == 1, done
+            assert names(tmp_path) == ["big", "shared"]
+            assert (tmp_path / "shared" / name).read_bytes() == BODY and int(os.stat(tmp_path / "shared" / name).st_mtime) == 1_600_000_000
+    finally:
+        nginx.stop()
