@@ -6,6 +6,7 @@
     proxy(port, cut_at=100)              a proxy that cuts, delays or corrupts what passes through it
 """
 import os
+import py_compile
 import re
 import shutil
 import signal
@@ -25,8 +26,29 @@ SCRIPTS = [name for name in ("server.py", "client.py", "httpserver.py", "httpcli
            if (ROOT / name).exists()]
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # the tests were started in the background: what they start must heed Ctrl-C all the same
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # or by nohup: the tests go on, but what they start ends as on a terminal that hangs up
+    signal.signal(signal.SIGHUP, lambda *_: None)
 DEADLINE = 20.0  # seconds that anything may take before a test calls it hung; no test waits for it to pass
 LISTENING = re.compile(r"listening on (?:https?://)?(.+):(\d+)/?\n")
+
+
+def compiled(script):
+    """The script as bytecode: compiling is a third of its start, and the tests start a thousand. As it is, where that cannot be stored."""
+    try:
+        return py_compile.compile(str(ROOT / script), doraise=True)  # into __pycache__, as an import does
+    except OSError:
+        return str(ROOT / script)
+
+
+COMPILED = {name: compiled(name) for name in SCRIPTS}
+
+
+def program(script, python):
+    """What to give to this interpreter for a script's name or path; anything else is left as it is."""
+    path = ROOT / script
+    if path.parent != ROOT or path.name not in COMPILED:
+        return str(script)
+    return COMPILED[path.name] if python == sys.executable else str(path)
 
 
 def interpreters():
@@ -61,7 +83,7 @@ class Process:
     """A program that runs meanwhile; its output is gathered as it comes."""
 
     def __init__(self, *args, cwd=None, env=None, python=sys.executable, shell=None, stdin=subprocess.DEVNULL, **more):
-        command = ["bash", "-c", shell] if shell else [python, "-W", "error", *map(str, args)]
+        command = ["bash", "-c", shell] if shell else [python, "-W", "error", program(args[0], python), *map(str, args[1:])]
         environment = {**os.environ, **(env or {})}
         self.process = subprocess.Popen(command, cwd=cwd, env=environment, stdin=stdin,
                                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
@@ -130,7 +152,7 @@ class Server(Process):
     """A server script: .host and .port are where it listens."""
 
     def __init__(self, script, *args, port=0, **more):
-        super().__init__(ROOT / script if not Path(script).is_absolute() else script, *args, "--port", port, **more)
+        super().__init__(script, *args, "--port", port, **more)
         self.host, number = self.wait_for(LISTENING.pattern, "out").groups()
         self.host, self.port = self.host.strip("[]"), int(number)
 
@@ -183,8 +205,7 @@ class Finished:
 @pytest.fixture
 def run():
     def run_to_end(script, *args, input=b"", cwd=None, env=None, python=sys.executable, timeout=60, **more):
-        where = ROOT / script if not Path(script).is_absolute() else script
-        done = subprocess.run([python, "-W", "error", str(where), *map(str, args)], input=input, cwd=cwd, timeout=timeout,
+        done = subprocess.run([python, "-W", "error", program(script, python), *map(str, args)], input=input, cwd=cwd, timeout=timeout,
                               env={**os.environ, **(env or {})}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
         finished = Finished(done.returncode, done.stdout, done.stderr)
         assert_clean(finished.err)
