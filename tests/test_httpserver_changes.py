@@ -592,10 +592,10 @@ def test_idle_and_slow_connections_cost_no_thread(server, ask):
 
 def test_a_reader_that_stops_delays_nobody_and_is_hung_up_on(spawn, folder, ask, wire):
     (folder / "big").write_bytes(bytes(20 << 20))
-    server = spawn("httpserver.py", folder, "--timeout", "1")
+    server = spawn("httpserver.py", folder, "--timeout", "2")
     stuck = [wire(server, narrow=True).send("GET /big HTTP/1.1\r\nHost: localhost\r\n\r\n") for _ in range(30)]
     assert ask("GET", "/big", to=server).whole
-    until(lambda: server.err.count("silent for 1 s") == 30, "all to be hung up on")
+    until(lambda: server.err.count("silent for 2 s") == 30, "all to be hung up on")
     assert not stuck[0].reply().whole
     until(lambda: server.status("Threads") < 10, "the threads to end")
 
