@@ -341,7 +341,8 @@ def alone(tmp_path):
 
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="run the slow matrices whole (CI does)")
-    parser.addoption("--processes", type=int, default=os.cpu_count(), help="run so many tests at once (one per core)")
+    parser.addoption("--processes", type=int, default=(os.cpu_count() or 1) + 1,
+                     help="run so many tests at once (default one more than cores: some wait)")
 
 
 @pytest.fixture
