@@ -368,6 +368,8 @@ def pytest_runtestloop(session):
     for _ in range(count):
         hear, tell = connection.Pipe(duplex=False)
         if not (pid := os.fork()):
+            for other in [*workers, hear]:
+                other.close()  # so that a report which nobody gathers is an error
             return work(session, pieces, queue, tell)
         tell.close()
         workers[hear] = pid
@@ -397,6 +399,9 @@ def gather_reports(session, workers, queue):
     finally:
         os.read(queue, 256)
         os.close(queue)
+        for hear, pid in workers.items():  # interrupted: each ends the test it is in, and tidies up
+            hear.close()
+            os.waitpid(pid, 0)
     if problem:
         raise problem
 
@@ -405,7 +410,7 @@ def work(session, pieces, queue, tell):
     """One of the processes. It then ends as pytest does, tidying up, with nothing on its own standard output."""
     config = session.config
     config.workerinput = {}  # what pytest's own plugins look for, to leave the cache to the one that gathers
-    config.pluginmanager.register(Teller(config, tell))
+    config.pluginmanager.register(Teller(session, tell))
     capture = config.pluginmanager.getplugin("capturemanager")
     capture.stop_global_capturing()  # its temporary files are shared with the parent
     with open(os.devnull, "w") as nowhere:
@@ -421,8 +426,12 @@ def work(session, pieces, queue, tell):
 
 
 class Teller:
-    def __init__(self, config, tell):
-        self.config, self.tell = config, tell
+    def __init__(self, session, tell):
+        self.session, self.tell = session, tell
 
     def pytest_runtest_logreport(self, report):
-        self.tell.send(self.config.hook.pytest_report_to_serializable(config=self.config, report=report))
+        config = self.session.config
+        try:
+            self.tell.send(config.hook.pytest_report_to_serializable(config=config, report=report))
+        except OSError:
+            self.session.shouldfail = "nobody gathers the reports any more"

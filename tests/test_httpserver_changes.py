@@ -674,10 +674,15 @@ def test_killed_in_an_upload_the_old_file_stays(server, wire, folder):
 def test_workers_share_the_port_and_end_together(spawn, folder, ask):
     server = spawn("httpserver.py", folder, "--workers", "2")
     assert {ask("GET", "/a.txt", to=server).status for _ in range(20)} == {200}
-    children = [int(pid) for pid in open(f"/proc/{server.pid}/task/{server.pid}/children").read().split()]
-    assert len(children) == 2
+
+    def workers():
+        with open(f"/proc/{server.pid}/task/{server.pid}/children") as found:
+            return [int(pid) for pid in found.read().split()]
+
+    until(lambda: len(workers()) == 2, "both")
+    children = workers()
     os.kill(children[0], signal.SIGKILL)
-    until(lambda: len(open(f"/proc/{server.pid}/task/{server.pid}/children").read().split()) == 2, "a new worker")
+    until(lambda: len(workers()) == 2 and children[0] not in workers(), "a new worker")
     assert ask("GET", "/a.txt", to=server).status == 200
     server.stop()
     assert not any(os.path.exists(f"/proc/{child}") for child in children)
