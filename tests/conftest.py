@@ -5,6 +5,7 @@
     canned(b"HTTP/1.1 400 ...")          a TCP server that says these bytes to each client and hangs up
     proxy(port, cut_at=100)              a proxy that cuts, delays or corrupts what passes through it
 """
+import itertools
 import os
 import py_compile
 import re
@@ -63,6 +64,20 @@ def interpreters():
                 found[f"3.{minor}"] = name
                 break
     return found
+
+
+PORTS = itertools.count()
+
+
+def free_port(kind=socket.SOCK_STREAM):
+    """A port that is free until it is used: below those that the kernel gives to whoever asks for any, and each of our processes has its own."""
+    first = 20000 + os.getpid() % 100 * 100
+    for number in itertools.islice(PORTS, 1000):
+        port = first + 1 + number % 99
+        with suppress(OSError), socket.socket(socket.AF_INET, kind) as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError(f"no port is free from {first} on")
 
 
 def until(condition, what, seconds=DEADLINE):

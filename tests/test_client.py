@@ -9,13 +9,12 @@ import random
 import re
 import resource
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Listener, Process, interpreters, until
+from conftest import ROOT, Listener, Process, free_port, interpreters, until
 
 sys.path.insert(0, str(ROOT))
 import client as script
@@ -513,8 +512,7 @@ def test_a_folder_that_is_refused_is_named_once(spawn, run, here, box):
 
 # --- what people get wrong ---
 def test_absent_server(run):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = free_port()
     failed = run("client.py", "--port", port, "list")
     assert failed.code == 7 and "connection refused" in failed.err and f"server.py --port {port}" in failed.err
     assert run("client.py", "--host", "no such host", "list").code == 6
@@ -559,7 +557,7 @@ def test_a_nul_in_a_line_of_the_shell_is_told_and_the_next_line_runs(do, box):
 
 
 def test_the_shell_survives_a_server_that_restarts(spawn, box, here):
-    server = spawn("server.py", box)
+    server = spawn("server.py", box, port=free_port())
     shell = Process(ROOT / "client.py", "--port", server.port, cwd=here, stdin=subprocess.PIPE)
     shell.process.stdin.write(b"mkdir a\n")
     shell.process.stdin.flush()

@@ -11,7 +11,7 @@ import threading
 from contextlib import suppress
 
 import pytest
-from conftest import DEADLINE, ROOT, Listener, Process, until
+from conftest import DEADLINE, ROOT, Listener, Process, free_port, until
 
 BODY = random.Random(9).randbytes(3_000_000)
 NGINX = shutil.which("nginx") or ("/usr/sbin/nginx" if os.path.exists("/usr/sbin/nginx") else None)
@@ -35,11 +35,6 @@ TLS = """
   server {{ listen 127.0.0.1:{port} ssl; root {base}/www; ssl_certificate {base}/cert; ssl_certificate_key {base}/key;
     client_max_body_size 50m; location /dav/ {{ alias {base}/dav/; dav_methods PUT; }} }}
 """
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return sock.getsockname()[1]
 
 
 class Nginx:

@@ -20,7 +20,7 @@ from base64 import b64encode
 from contextlib import suppress
 
 import pytest
-from conftest import ROOT, until
+from conftest import ROOT, free_port, until
 from test_httpserver import GET, RAW, Wire, ask, folder, server, tree, url, wire  # noqa: F401  the fixtures too
 
 DATA = os.urandom(300000)
@@ -774,10 +774,7 @@ listen both
     pytest.param(command, config, id=command[0], marks=pytest.mark.skipif(not shutil.which(command[0]), reason=f"needs {command[0]}"))
     for command, config in ((["nginx", "-c"], NGINX), (["haproxy", "-q", "-db", "-f"], HAPROXY))])
 def test_behind_a_proxy_two_servers_of_one_folder_are_one(program, config, spawn, folder, ask, tmp_path):
-    first, second = spawn("httpserver.py", folder), spawn("httpserver.py", folder)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    first, second, port = spawn("httpserver.py", folder), spawn("httpserver.py", folder), free_port()
     (tmp_path / "config").write_text(config.format(here=tmp_path, first=first.port, second=second.port, port=port))
     process = subprocess.Popen([*program, tmp_path / "config"], stderr=subprocess.PIPE)
     try:

@@ -10,14 +10,13 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
 from contextlib import suppress
 
 import pytest
-from conftest import DEADLINE, ROOT, SCRIPTS, Process, assert_clean
+from conftest import DEADLINE, ROOT, SCRIPTS, Process, assert_clean, free_port
 
 README = (ROOT / "README.md").read_text()
 DEFAULT_PORTS = ("8000", "9000", "12000")
@@ -65,7 +64,7 @@ class Shell:
 
     def __init__(self, folder):
         self.folder = folder
-        self.ports = dict(zip(DEFAULT_PORTS, free_ports(len(DEFAULT_PORTS))))
+        self.ports = {port: str(free_port()) for port in DEFAULT_PORTS}
         for script in SCRIPTS:
             source = (ROOT / script).read_text().replace("TRIES = (0.1, 0.2, 0.4, 0.8)", "TRIES = (1.1, 1.2, 0.4, 0.8)")
             (folder / script).write_text(self.swap(source, after=r"port\W{1,3}|:|default[ =]"))
@@ -113,14 +112,6 @@ class Shell:
         self.bash.wait(DEADLINE)
         self.bash.stdin.close()
         self.bash.stdout.close()
-
-
-def free_ports(count):
-    socks = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [str(sock.getsockname()[1]) for sock in socks]
-    for sock in socks:
-        sock.close()
-    return ports
 
 
 def transcript(steps, folder):

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import DEADLINE, ROOT, Listener, Process, assert_clean, until
+from conftest import DEADLINE, ROOT, Listener, Process, assert_clean, free_port, until
 from test_upper import lines_of
 
 sys.path.insert(0, str(ROOT))
@@ -432,7 +432,7 @@ def test_a_stream_cut_anywhere_is_no_success(spawn, run, proxy, cut_at):
 # --- the port after the server ---
 def leave_time_wait(spawn):
     """Stop a server while a client is connected: the server closes first, and its side goes into TIME_WAIT."""
-    server = spawn(SCRIPT, "server")
+    server = spawn(SCRIPT, "server", port=free_port())
     with server.connect() as sock:
         sock.sendall(b"a")
         sock.recv(1)

@@ -10,8 +10,8 @@ import threading
 from types import SimpleNamespace
 
 import pytest
-from conftest import DEADLINE, ROOT, Process, until
-from test_upper import free_port, lines_of, patient
+from conftest import DEADLINE, ROOT, Process, free_port, until
+from test_upper import lines_of, patient
 
 sys.path.insert(0, str(ROOT))
 import udp_upper  # noqa: E402

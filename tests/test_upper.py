@@ -14,7 +14,7 @@ import sys
 import termios
 
 import pytest
-from conftest import DEADLINE, ROOT, Process, assert_clean
+from conftest import DEADLINE, ROOT, Process, assert_clean, free_port
 
 BOTH = pytest.mark.parametrize("script", ["tcp_upper.py", "udp_upper.py"])
 
@@ -30,12 +30,6 @@ def patient(script):
     """The script, where what happens must not depend on a tenth of a second: over UDP the first try, and what is to be overtaken, wait long."""
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import udp_upper as u; u.TRIES, u.LATE = ({DEADLINE},), {DEADLINE}; sys.exit(u.main())"
     return (script,) if script.startswith("tcp") else ("-c", code)
-
-
-def free_port(kind=socket.SOCK_STREAM):
-    with socket.socket(socket.AF_INET, kind) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def kind_of(script):
