@@ -29,7 +29,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # the tests were started 
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # or by nohup: the tests go on, but what they start ends as on a terminal that hangs up
     signal.signal(signal.SIGHUP, lambda *_: None)
-DEADLINE = 20.0  # seconds that anything may take before a test calls it hung; no test waits for it to pass
+DEADLINE = 60.0  # seconds that anything may take before a test calls it hung; no test waits for it to pass
 LISTENING = re.compile(r"listening on (?:https?://)?(.+):(\d+)/?\n")
 
 

@@ -75,7 +75,7 @@ class Shell:
         self.env = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "LC_ALL": "C.UTF-8"}
         self.bash = subprocess.Popen(["bash", "--noprofile", "--norc"], cwd=folder, env=self.env, text=True, start_new_session=True,
                                      stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        self.limit = threading.Timer(6 * DEADLINE, self.kill)  # a command that waits for ever ends the test, not the tests
+        self.limit = threading.Timer(2 * DEADLINE, self.kill)  # a command that waits for ever ends the test, not the tests
         self.limit.start()
 
     def swap(self, text, after=r"\b", back=False):
