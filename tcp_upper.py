@@ -649,6 +649,8 @@ def open_connection(args: argparse.Namespace, host: str, port: int, server: str)
     if isinstance(problem, socket.timeout) or problem.errno == errno.ETIMEDOUT:
         raise Failure(28, f"no answer from {place} in {limit:g} s", "silence means a firewall, a wrong address or a host that is down; "
                       "a refusal would be instant", "check the address that the server printed")
+    if isinstance(problem, ConnectionError):
+        raise Failure(7, f"{place} answered and hung up at once ({problem.strerror})", "the server ended just then, or something on the way refuses", "again")
     raise Failure(7, f"cannot connect to {place} ({problem.strerror})", "this machine has no way to that address",
                   "check the address that the server printed, and the network")
 # --- end connecting ---

@@ -5,7 +5,9 @@
     canned(b"HTTP/1.1 400 ...")          a TCP server that says these bytes to each client and hangs up
     proxy(port, cut_at=100)              a proxy that cuts, delays or corrupts what passes through it
 """
+import itertools
 import os
+import py_compile
 import re
 import shutil
 import signal
@@ -25,8 +27,29 @@ SCRIPTS = [name for name in ("server.py", "client.py", "httpserver.py", "httpcli
            if (ROOT / name).exists()]
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # the tests were started in the background: what they start must heed Ctrl-C all the same
     signal.signal(signal.SIGINT, signal.default_int_handler)
-DEADLINE = 20.0  # seconds that anything may take before a test calls it hung; no test waits for it to pass
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # or by nohup: the tests go on, but what they start ends as on a terminal that hangs up
+    signal.signal(signal.SIGHUP, lambda *_: None)
+DEADLINE = 60.0  # seconds that anything may take before a test calls it hung; no test waits for it to pass
 LISTENING = re.compile(r"listening on (?:https?://)?(.+):(\d+)/?\n")
+
+
+def compiled(script):
+    """The script as bytecode: compiling is a third of its start, and the tests start a thousand. As it is, where that cannot be stored."""
+    try:
+        return py_compile.compile(str(ROOT / script), doraise=True)  # into __pycache__, as an import does
+    except OSError:
+        return str(ROOT / script)
+
+
+COMPILED = {name: compiled(name) for name in SCRIPTS}
+
+
+def program(script, python):
+    """What to give to this interpreter for a script's name or path; anything else is left as it is."""
+    path = ROOT / script
+    if path.parent != ROOT or path.name not in COMPILED:
+        return str(script)
+    return COMPILED[path.name] if python == sys.executable else str(path)
 
 
 def interpreters():
@@ -41,6 +64,20 @@ def interpreters():
                 found[f"3.{minor}"] = name
                 break
     return found
+
+
+PORTS = itertools.count()
+
+
+def free_port(kind=socket.SOCK_STREAM):
+    """A port that is free until it is used: below those that the kernel gives to whoever asks for any, and each of our processes has its own."""
+    first = 20000 + os.getpid() % 100 * 100
+    for number in itertools.islice(PORTS, 1000):
+        port = first + 1 + number % 99
+        with suppress(OSError), socket.socket(socket.AF_INET, kind) as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError(f"no port is free from {first} on")
 
 
 def until(condition, what, seconds=DEADLINE):
@@ -61,7 +98,7 @@ class Process:
     """A program that runs meanwhile; its output is gathered as it comes."""
 
     def __init__(self, *args, cwd=None, env=None, python=sys.executable, shell=None, stdin=subprocess.DEVNULL, **more):
-        command = ["bash", "-c", shell] if shell else [python, "-W", "error", *map(str, args)]
+        command = ["bash", "-c", shell] if shell else [python, "-W", "error", program(args[0], python), *map(str, args[1:])]
         environment = {**os.environ, **(env or {})}
         self.process = subprocess.Popen(command, cwd=cwd, env=environment, stdin=stdin,
                                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
@@ -130,7 +167,7 @@ class Server(Process):
     """A server script: .host and .port are where it listens."""
 
     def __init__(self, script, *args, port=0, **more):
-        super().__init__(ROOT / script if not Path(script).is_absolute() else script, *args, "--port", port, **more)
+        super().__init__(script, *args, "--port", port, **more)
         self.host, number = self.wait_for(LISTENING.pattern, "out").groups()
         self.host, self.port = self.host.strip("[]"), int(number)
 
@@ -183,8 +220,7 @@ class Finished:
 @pytest.fixture
 def run():
     def run_to_end(script, *args, input=b"", cwd=None, env=None, python=sys.executable, timeout=60, **more):
-        where = ROOT / script if not Path(script).is_absolute() else script
-        done = subprocess.run([python, "-W", "error", str(where), *map(str, args)], input=input, cwd=cwd, timeout=timeout,
+        done = subprocess.run([python, "-W", "error", program(script, python), *map(str, args)], input=input, cwd=cwd, timeout=timeout,
                               env={**os.environ, **(env or {})}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
         finished = Finished(done.returncode, done.stdout, done.stderr)
         assert_clean(finished.err)
@@ -320,7 +356,8 @@ def alone(tmp_path):
 
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="run the slow matrices whole (CI does)")
-    parser.addoption("--processes", type=int, default=os.cpu_count(), help="run so many tests at once (one per core)")
+    parser.addoption("--processes", type=int, default=(os.cpu_count() or 1) + 1,
+                     help="run so many tests at once (default one more than cores: some wait)")
 
 
 @pytest.fixture
@@ -346,6 +383,8 @@ def pytest_runtestloop(session):
     for _ in range(count):
         hear, tell = connection.Pipe(duplex=False)
         if not (pid := os.fork()):
+            for other in [*workers, hear]:
+                other.close()  # so that a report which nobody gathers is an error
             return work(session, pieces, queue, tell)
         tell.close()
         workers[hear] = pid
@@ -375,6 +414,9 @@ def gather_reports(session, workers, queue):
     finally:
         os.read(queue, 256)
         os.close(queue)
+        for hear, pid in workers.items():  # interrupted: each ends the test it is in, and tidies up
+            hear.close()
+            os.waitpid(pid, 0)
     if problem:
         raise problem
 
@@ -383,7 +425,7 @@ def work(session, pieces, queue, tell):
     """One of the processes. It then ends as pytest does, tidying up, with nothing on its own standard output."""
     config = session.config
     config.workerinput = {}  # what pytest's own plugins look for, to leave the cache to the one that gathers
-    config.pluginmanager.register(Teller(config, tell))
+    config.pluginmanager.register(Teller(session, tell))
     capture = config.pluginmanager.getplugin("capturemanager")
     capture.stop_global_capturing()  # its temporary files are shared with the parent
     with open(os.devnull, "w") as nowhere:
@@ -399,8 +441,12 @@ def work(session, pieces, queue, tell):
 
 
 class Teller:
-    def __init__(self, config, tell):
-        self.config, self.tell = config, tell
+    def __init__(self, session, tell):
+        self.session, self.tell = session, tell
 
     def pytest_runtest_logreport(self, report):
-        self.tell.send(self.config.hook.pytest_report_to_serializable(config=self.config, report=report))
+        config = self.session.config
+        try:
+            self.tell.send(config.hook.pytest_report_to_serializable(config=config, report=report))
+        except OSError:
+            self.session.shouldfail = "nobody gathers the reports any more"

@@ -9,13 +9,12 @@ import random
 import re
 import resource
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Listener, Process, interpreters, until
+from conftest import ROOT, Listener, Process, free_port, interpreters, until
 
 sys.path.insert(0, str(ROOT))
 import client as script
@@ -409,11 +408,12 @@ runpy.run_path({str(ROOT / "client.py")!r}, run_name="__main__")
 def test_cut_at_every_byte_of_a_short_exchange(server, do, here, box, proxy, full, verb):
     """Old or new, never in between, and never success where there was none."""
     (here if verb == "put" else box).joinpath("x").write_text("new data")
-    target = (box if verb == "put" else here) / "x"
+    target, before = (box if verb == "put" else here) / "x", server.descriptors()
     for toward in "server", "client":
         for count in range(1, 250, 1 if full else 110):
             target.unlink(missing_ok=True)
             done = do(verb, "x", "--retries", "0", port=proxy(server.port, cut_at=count, toward=toward).port)
+            until(lambda: server.descriptors() <= before, "the server to have done with it")
             assert not target.exists() or target.read_text() == "new data"
             assert done.code in (0, 7, 18, 52, 55, 56) and (done.code or target.exists()), (toward, count, done)
 
@@ -421,10 +421,11 @@ def test_cut_at_every_byte_of_a_short_exchange(server, do, here, box, proxy, ful
 @pytest.mark.parametrize("verb", ["put", "get"])
 def test_corrupted_at_any_byte_it_is_whole_or_an_error(server, do, here, box, proxy, full, verb):
     (here if verb == "put" else box).joinpath("x").write_text("new data")
-    folder = box if verb == "put" else here
+    folder, before = box if verb == "put" else here, server.descriptors()
     for toward in "server", "client":
         for at in range(0, 300, 1 if full else 37):
             done = do(verb, "x", "--retries", "0", "--timeout", "0.5", port=proxy(server.port, corrupt_at=at, toward=toward).port)
+            until(lambda: server.descriptors() <= before, "the server to have done with it")
             whole = (folder / "x").exists() and (folder / "x").read_text() == "new data"
             assert whole or (done.code and not (folder / "x").exists()), (toward, at, done)
             for path in folder.iterdir():  # a changed name is stored as it came: told as an error, and its bytes are right
@@ -522,8 +523,7 @@ def test_a_folder_that_is_refused_is_named_once(spawn, run, here, box):
 
 # --- what people get wrong ---
 def test_absent_server(run):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = free_port()
     failed = run("client.py", "--port", port, "list")
     assert failed.code == 7 and "connection refused" in failed.err and f"server.py --port {port}" in failed.err
     assert run("client.py", "--host", "no such host", "list").code == 6
@@ -568,7 +568,7 @@ def test_a_nul_in_a_line_of_the_shell_is_told_and_the_next_line_runs(do, box):
 
 
 def test_the_shell_survives_a_server_that_restarts(spawn, box, here):
-    server = spawn("server.py", box)
+    server = spawn("server.py", box, port=free_port())
     shell = Process(ROOT / "client.py", "--port", server.port, cwd=here, stdin=subprocess.PIPE)
     shell.process.stdin.write(b"mkdir a\n")
     shell.process.stdin.flush()

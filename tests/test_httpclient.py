@@ -24,6 +24,8 @@ sys.modules["httpclient"] = h
 spec.loader.exec_module(h)
 DATE = "Date: Mon, 05 Jan 2026 10:00:00 GMT\r\nLast-Modified: Sun, 04 Jan 2026 10:00:00 GMT\r\n"
 MTIME = 1767520800  # that Last-Modified
+EXPECTANT = "-c", (f"import sys; sys.path.insert(0, {str(ROOT)!r}); import httpclient as h; h.EXPECT_WAIT = {DEADLINE}\n"
+                   "sys.exit(h.main())")  # waits for the server's word until it comes
 
 
 def answer(body=b"", status="200 OK", headers="", length=True):
@@ -736,7 +738,7 @@ def test_standard_input_is_sent_in_chunks(run, canned):
 def test_a_large_body_waits_for_the_servers_word(run, canned, tmp_path):
     (tmp_path / "big").write_bytes(bytes(2_000_000))
     server = canned(answer(b"", "404 No"), answer(b"too big", "413 Too Large", "Content-Type: text/plain\r\n"), read_until=b"\r\n\r\n")
-    done = run("httpclient.py", "put", "big", f"http://127.0.0.1:{server.port}/big", cwd=tmp_path)
+    done = run(*EXPECTANT, "put", "big", f"http://127.0.0.1:{server.port}/big", cwd=tmp_path)
     assert done.code == 22 and "413 Too Large" in done.err and "too big" in done.err
     assert b"Expect: 100-continue" in server.read[1] and len(server.read[1]) < 1000
 

@@ -11,7 +11,8 @@ import threading
 from contextlib import suppress
 
 import pytest
-from conftest import DEADLINE, ROOT, Listener, Process, until
+from conftest import DEADLINE, ROOT, Listener, Process, free_port, until
+from test_httpclient import EXPECTANT
 
 BODY = random.Random(9).randbytes(3_000_000)
 NGINX = shutil.which("nginx") or ("/usr/sbin/nginx" if os.path.exists("/usr/sbin/nginx") else None)
@@ -36,11 +37,6 @@ TLS = """
   server {{ listen 127.0.0.1:{port} ssl; root {base}/www; ssl_certificate {base}/cert; ssl_certificate_key {base}/key;
     client_max_body_size 50m; location /dav/ {{ alias {base}/dav/; dav_methods PUT; }} }}
 """
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return sock.getsockname()[1]
 
 
 class Nginx:
@@ -155,7 +151,7 @@ def test_dav_put_mkdir_move_delete_and_upload(run, nginx, tmp_path):
 @needs_nginx
 def test_a_refused_upload_says_why_before_the_body_is_sent(run, nginx, tmp_path):
     (tmp_path / "big").write_bytes(BODY)
-    done = run("httpclient.py", "put", "big", f"{nginx.url}/small/big", "--trace", cwd=tmp_path)
+    done = run(*EXPECTANT, "put", "big", f"{nginx.url}/small/big", "--trace", cwd=tmp_path)
     assert done.code == 22 and "413" in done.err and int(re.findall(r"close \(sent (\d+)", done.err)[-1]) < 5000
     assert not (nginx.base / "dav" / "big").exists()
 

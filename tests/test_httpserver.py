@@ -105,7 +105,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def server(spawn, folder):
-    return spawn("httpserver.py", folder, "--timeout", "5")
+    return spawn("httpserver.py", folder)
 
 
 @pytest.fixture

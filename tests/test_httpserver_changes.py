@@ -20,7 +20,7 @@ from base64 import b64encode
 from contextlib import suppress
 
 import pytest
-from conftest import ROOT, until
+from conftest import ROOT, free_port, until
 from test_httpserver import GET, RAW, Wire, ask, folder, server, tree, url, wire  # noqa: F401  the fixtures too
 
 DATA = os.urandom(300000)
@@ -617,10 +617,10 @@ def test_idle_and_slow_connections_cost_no_thread(server, ask):
 
 def test_a_reader_that_stops_delays_nobody_and_is_hung_up_on(spawn, folder, ask, wire):
     (folder / "big").write_bytes(bytes(20 << 20))
-    server = spawn("httpserver.py", folder, "--timeout", "1")
+    server = spawn("httpserver.py", folder, "--timeout", "2")
     stuck = [wire(server, narrow=True).send("GET /big HTTP/1.1\r\nHost: localhost\r\n\r\n") for _ in range(30)]
     assert ask("GET", "/big", to=server).whole
-    until(lambda: server.err.count("silent for 1 s") == 30, "all to be hung up on")
+    until(lambda: server.err.count("silent for 2 s") == 30, "all to be hung up on")
     assert not stuck[0].reply().whole
     until(lambda: server.status("Threads") < 10, "the threads to end")
 
@@ -699,10 +699,15 @@ def test_killed_in_an_upload_the_old_file_stays(server, wire, folder):
 def test_workers_share_the_port_and_end_together(spawn, folder, ask):
     server = spawn("httpserver.py", folder, "--workers", "2")
     assert {ask("GET", "/a.txt", to=server).status for _ in range(20)} == {200}
-    children = [int(pid) for pid in open(f"/proc/{server.pid}/task/{server.pid}/children").read().split()]
-    assert len(children) == 2
+
+    def workers():
+        with open(f"/proc/{server.pid}/task/{server.pid}/children") as found:
+            return [int(pid) for pid in found.read().split()]
+
+    until(lambda: len(workers()) == 2, "both")
+    children = workers()
     os.kill(children[0], signal.SIGKILL)
-    until(lambda: len(open(f"/proc/{server.pid}/task/{server.pid}/children").read().split()) == 2, "a new worker")
+    until(lambda: len(workers()) == 2 and children[0] not in workers(), "a new worker")
     assert ask("GET", "/a.txt", to=server).status == 200
     server.stop()
     assert not any(os.path.exists(f"/proc/{child}") for child in children)
@@ -794,10 +799,7 @@ listen both
     pytest.param(command, config, id=command[0], marks=pytest.mark.skipif(not shutil.which(command[0]), reason=f"needs {command[0]}"))
     for command, config in ((["nginx", "-c"], NGINX), (["haproxy", "-q", "-db", "-f"], HAPROXY))])
 def test_behind_a_proxy_two_servers_of_one_folder_are_one(program, config, spawn, folder, ask, tmp_path):
-    first, second = spawn("httpserver.py", folder), spawn("httpserver.py", folder)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    first, second, port = spawn("httpserver.py", folder), spawn("httpserver.py", folder), free_port()
     (tmp_path / "config").write_text(config.format(here=tmp_path, first=first.port, second=second.port, port=port))
     process = subprocess.Popen([*program, tmp_path / "config"], stderr=subprocess.PIPE)
     try:

@@ -1,5 +1,6 @@
 """The page of httpserver.py in headless Chromium, driven through DevTools over a pipe: nothing but Python and Debian's chromium."""
 import base64
+import contextlib
 import itertools
 import json
 import os
@@ -29,10 +30,11 @@ class Browser:
             os.dup2(high[0], 3)
             os.dup2(high[1], 4)
 
+        self.profile = profile
         self.process = subprocess.Popen(
             [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe", "--no-first-run",
              "--disable-background-networking", "--disable-component-update", "--disable-sync", "--password-store=basic", f"--user-data-dir={profile}", "about:blank"],
-            preexec_fn=place, close_fds=False, start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            preexec_fn=place, close_fds=False, env={**os.environ, "HOME": str(profile)}, start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         os.close(to_read)
         os.close(to_write)
         self.numbers, self.rest, self.session, self.answers, self.dialogs = itertools.count(1), b"", None, [], []
@@ -98,6 +100,8 @@ class Browser:
     def close(self):
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        with contextlib.suppress(OSError):  # a folder beside the profile, because a socket's name must be short
+            shutil.rmtree(os.path.dirname(os.readlink(self.profile / "SingletonSocket")))
         os.close(self.to)
         os.close(self.of)
 

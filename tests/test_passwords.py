@@ -225,19 +225,19 @@ def test_without_a_password_there_is_nothing_to_prove(spawn, box):
 
 
 def test_a_client_that_does_not_log_in_may_not_be_silent_for_ever(spawn, box):
-    server = spawn("server.py", box, "--password", WORD, "--timeout", "0.5")
+    server = spawn("server.py", box, "--password", WORD, "--timeout", "2")
     with Student(server, WORD) as student:
         student.log_in()
         with Student(server, WORD) as other:
             assert other.file.read() == b""
-        server.wait_for("silent for 0.5 s")
+        server.wait_for("silent for 2 s")
         with Student(server, WORD) as other:
             def hung_up():
                 with contextlib.suppress(ConnectionError):
                     return other.say("\nping") != b"ok ping\n"
                 return True
             until(hung_up, "the end of idle talk")
-        server.wait_for("connection lost: no password in 0.5 s")
+        server.wait_for("connection lost: no password in 2 s")
         assert student.say("ping") == b"ok ping\n"
 
 
@@ -568,7 +568,7 @@ def test_http_more_than_ten_wrong_passwords_are_answered_busy_and_nobody_else_is
         assert [asked(where, "GET", "/a", basic("guess"), "127.0.0.2", tls=where is tls)[0] for _ in range(10)] == [401] * 10
         assert asked(where, "GET", "/a", basic(WORD), tls=where is tls)[0] == 200
     status, fields, body = asked(server, "DELETE", "/a", basic(WORD), "127.0.0.2")
-    assert status == 429 and 50 < int(fields["Retry-After"]) <= 60 and b"busy" in body
+    assert status == 429 and 0 < int(fields["Retry-After"]) <= 60 and b"busy" in body
     assert asked(server, "GET", "/a", None, "127.0.0.2")[0] == 401
     with pytest.raises(ssl.SSLError, match="ACCESS_DENIED"):
         asked(tls, "GET", "/a", basic(WORD), "127.0.0.2", tls=True)
@@ -713,7 +713,7 @@ def test_http_tls_clients_that_reset_or_send_nonsense_leave_it_whole(spawn, box)
 
 
 def test_http_a_handshake_has_a_deadline(spawn, box):
-    server = spawn("httpserver.py", box, "--tls", "--timeout", "0.5", "--max-clients", "3")
+    server = spawn("httpserver.py", box, "--tls", "--timeout", "2", "--max-clients", "3")
     with server.connect() as mute, server.connect() as begun, server.connect() as third:
         begun.sendall(b"\x16\x03\x01\x02\x00\x01")
         with pytest.raises(ssl.SSLError, match="INTERNAL_ERROR"):

@@ -21,7 +21,6 @@ import server as script
 
 GREETING = re.compile(rb"sixsockets 1 max-line=32768 auth=none you=127\.0\.0\.1:\d+\n")
 BIG = random.Random(3).randbytes(3 << 20)  # enough to be resumed
-PLAIN_FLAGS = ("--timeout", "0.5")
 
 
 @pytest.fixture
@@ -340,7 +339,7 @@ MISTAKES = [
 
 
 def test_what_a_peer_can_get_wrong_is_answered_and_logged_once(start, box):
-    server, closing = start(*PLAIN_FLAGS), ("line-too-long", "bad-line", "bad-number", "this-is-http", "this-is-tls")
+    server, closing = start(), ("line-too-long", "bad-line", "bad-number", "this-is-http", "this-is-tls")
     for sent, reason in MISTAKES:
         said = talk(server, sent)
         assert f"reason={reason}".encode() in said, (sent[:60], said[:300])
@@ -509,11 +508,10 @@ def test_hundreds_who_come_at_once_are_queued_by_the_kernel(start):
     for sock in waiting:
         sock.setblocking(False)
         sock.connect_ex(("127.0.0.1", server.port))
-    connected = sum(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == b"\x01" for sock in waiting)  # 1: ESTABLISHED
+    until(lambda: all(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == b"\x01" for sock in waiting), "all to be connected")  # 1: ESTABLISHED
     server.process.send_signal(signal.SIGCONT)
     for sock in waiting:
         sock.close()
-    assert connected == 300
 
 
 # --- endings ---
