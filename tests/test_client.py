@@ -412,7 +412,9 @@ def test_cut_at_every_byte_of_a_short_exchange(server, do, here, box, proxy, ful
     for toward in "server", "client":
         for count in range(1, 250, 1 if full else 110):
             target.unlink(missing_ok=True)
-            done = do(verb, "x", "--retries", "0", port=proxy(server.port, cut_at=count, toward=toward).port)
+            way = proxy(server.port, cut_at=count, toward=toward)
+            done = do(verb, "x", "--retries", "0", port=way.port)
+            way.close()
             until(lambda: server.descriptors() <= before, "the server to have done with it")
             assert not target.exists() or target.read_text() == "new data"
             assert done.code in (0, 7, 18, 52, 55, 56) and (done.code or target.exists()), (toward, count, done)
@@ -424,7 +426,9 @@ def test_corrupted_at_any_byte_it_is_whole_or_an_error(server, do, here, box, pr
     folder, before = box if verb == "put" else here, server.descriptors()
     for toward in "server", "client":
         for at in range(0, 300, 1 if full else 37):
-            done = do(verb, "x", "--retries", "0", "--timeout", "0.5", port=proxy(server.port, corrupt_at=at, toward=toward).port)
+            way = proxy(server.port, corrupt_at=at, toward=toward)
+            done = do(verb, "x", "--retries", "0", "--timeout", "0.5", port=way.port)
+            way.close()
             until(lambda: server.descriptors() <= before, "the server to have done with it")
             whole = (folder / "x").exists() and (folder / "x").read_text() == "new data"
             assert whole or (done.code and not (folder / "x").exists()), (toward, at, done)

@@ -482,7 +482,7 @@ def test_a_reader_that_stops_reading_is_let_go(start, box):
 
 
 def test_many_clients_that_say_nothing_or_reset_delay_nobody(start, full):
-    count = 1000 if full else 100
+    count = 400 if full else 100  # far fewer than the 1024 descriptors that some systems allow
     server = start("--max-clients", "2000")
     before = server.descriptors(), server.status("Threads")
     silent = [server.connect() for _ in range(count)]
@@ -535,9 +535,11 @@ def test_a_client_reset_at_every_byte_of_the_answer_is_survived(start, box, prox
     length = len(talk(server, request)) + 60
     before = server.descriptors(), server.status("Threads")
     for count in range(1, length, 1 if full else 20):
-        with contextlib.suppress(ConnectionError), socket.create_connection(("127.0.0.1", proxy(server.port, cut_at=count).port), DEADLINE) as sock:
+        way = proxy(server.port, cut_at=count)
+        with contextlib.suppress(ConnectionError), socket.create_connection(("127.0.0.1", way.port), DEADLINE) as sock:
             sock.sendall(request)
             everything(sock)
+        way.close()
     until(lambda: (server.descriptors(), server.status("Threads")) <= before, "threads and descriptors back")
     assert (box / "f").read_text() == "new data" and names(box) == ["f"]
 

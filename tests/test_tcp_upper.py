@@ -193,10 +193,10 @@ def test_more_refused_clients_than_are_kept_waiting(spawn):
             sock.close()
 
 
-def test_a_thousand_idle_clients_cost_little_and_leave_nothing(spawn, full):
+def test_many_idle_clients_cost_little_and_leave_nothing(spawn, full):
     server = spawn(SCRIPT, "server")
     before = server.descriptors(), server.status("Threads")
-    idle = [server.connect() for _ in range(1000 if full else 200)]
+    idle = [server.connect() for _ in range(900 if full else 200)]  # fewer than the 1024 descriptors that some systems allow
     for sock in idle:
         sock.sendall(b"a")
     assert all(sock.recv(1) == b"A" for sock in idle)
