@@ -356,8 +356,8 @@ def alone(tmp_path):
 
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="run the slow matrices whole (CI does)")
-    parser.addoption("--processes", type=int, default=(os.cpu_count() or 1) + 1,
-                     help="run so many tests at once (default one more than cores: some wait)")
+    parser.addoption("--processes", type=int, default=(os.cpu_count() or 1) + 2,
+                     help="run so many tests at once (default two more than cores: some wait)")
 
 
 @pytest.fixture
