@@ -75,6 +75,7 @@ ANSWERS = ("ok", "err", "file", "dir", "note", "help", "client")  # how a line t
 MANY = 64  # files of a folder from which one list is quicker than a stat for each
 CHAT_PROMPT = "> "
 AHEAD = 20  # lines that a pipe may have said before the server has answered
+PIPE_RATE, PIPE_BURST = 18.0, 30.0  # lines a second that a pipe says, and how many at once: a little less than every server takes
 LONGEST = 1000  # characters of one line of the chat; more are several
 SENDERS = 1000  # folders from others whose names here are remembered
 LASTING = {"chat"}  # commands that have used what came before the connection was lost
@@ -1912,6 +1913,7 @@ class Chat:
         self.bell, self.ringer = socket.socketpair()
         self.room = threading.Semaphore(AHEAD)
         self.unanswered = self.code = 0
+        self.due = 0.0  # when the next line from a pipe may be said
         self.problem: Exception | None = None
         self.thread = threading.Thread(target=self.run, daemon=True)
 
@@ -2041,7 +2043,14 @@ class Chat:
         text = next_line().strip("\r\n")
         if not text or (text[0] == "/" and text[:2] != "//"):  # nothing that the server will answer
             self.room.release()
+        else:
+            self.pace(1 + len(text) // LONGEST)
         return text
+
+    def pace(self, lines: int) -> None:
+        now = time.monotonic()
+        self.due = max(self.due, now - PIPE_BURST / PIPE_RATE) + lines / PIPE_RATE
+        time.sleep(max(0.0, self.due - now))
 
     def ring(self) -> None:
         with contextlib.suppress(OSError):

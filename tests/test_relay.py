@@ -1018,8 +1018,14 @@ def test_from_a_pipe_it_says_what_comes_in_and_prints_what_it_hears(server, peer
     assert heard[1:5] == ["said from=anna2 hello", "said from=anna2 /slash tab", "said from=anna2 bad \\xff", "said from=anna2 " + "y" * 1000]
     assert heard[7] == "left anna2" and heard[6].endswith(" " + "y" * 500)
     assert f"* {anna.name}  anna  chat" in done.out.decode() and "* /who tells" in done.out.decode()
-    done = do("chat", "--json", "--quiet", input=b"z\n" * 60)
+    done = do("chat", "--json", "--quiet", input=b"z" * 50 * script.LONGEST + b"\n")
     assert done.code == 9 and json.loads(done.out.splitlines()[0]) == {"from": "anna2", "text": "hello"} and b'"too-fast"' in done.out
+
+
+def test_a_pipe_into_a_chat_waits_for_the_limit_and_loses_no_line(peer, do):
+    anna = peer("chat anna")
+    done = do("chat", "--nick", "bob", input=b"".join(b"line %d\n" % number for number in range(60)))
+    assert done.code == 0 and [anna.line() for _ in range(61)][1:] == [f"said from=bob line {number}" for number in range(60)]
 
 
 def test_in_the_shell_a_chat_comes_back_to_the_prompt(do, peer):
