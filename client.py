@@ -614,7 +614,7 @@ def swept(folder: Folder, entry: os.DirEntry[str]) -> bool:
 
 
 # --- bodies: the same in server.py, client.py (tests/test_twins.py) ---
-CHUNK = 1 << 20  # most bytes that our side announces in one `data`: it can stop only between two
+CHUNK = 1 << 19  # most bytes that our side announces in one `data`: it can stop only between two, and each busy connection has its own
 RESUMABLE = 1 << 20  # bytes from which an interrupted file is worth resuming; a smaller one starts over
 UNLOCKED = contextlib.nullcontext()
 UNIQUE = itertools.count(int.from_bytes(os.urandom(15), "big"))  # names of parts that nobody has to find again
