@@ -95,7 +95,7 @@ BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 FREE = {"help", "say", "said"}  # verbs whose line is text from the first space on
 ESCAPE = re.compile(rb"%(..)")
 NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()  # bytes of names as this system has them in text
-MOST, DIGITS = 9 * 10 ** 18 - 1, 19  # the largest number of a line, which 64 bits hold, and how many digits it may have
+NUMBER = re.compile("[0-8]?[0-9]{1,18}")  # below 9 * 10 ** 18, which 64 bits hold
 HTTP = re.compile(rb"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
 TLS = b"\x16\x03"  # how a TLS client begins
 AUTH = "scrypt-hmac-sha256"
@@ -130,8 +130,7 @@ class Line(NamedTuple):
         text = self.keys.get(key)
         if text is None:
             return default
-        digits = text[1:] if text[:1] == "-" and key == "mtime_ns" else text
-        if not digits.isascii() or not digits.isdigit() or len(digits) > DIGITS or int(digits) > MOST:
+        if not NUMBER.fullmatch(text) and not (key == "mtime_ns" and text.startswith("-") and NUMBER.fullmatch(text, 1)):
             raise Broken("bad-number")
         return int(text)
 
@@ -172,12 +171,12 @@ def parse(raw: bytes) -> Line:
         return found._replace(words=[" ".join(rest)] if rest else [])
     for word in rest:
         key, equals, value = word.partition("=")
-        if not word:  # two spaces, or one at the end
-            raise Broken("bad-line")
         if equals:
             found.keys[key] = unquote(value)
-        else:
+        elif word:
             found.words.append(unquote(word))
+        else:  # two spaces, or one at the end
+            raise Broken("bad-line")
     return found
 
 
@@ -822,8 +821,7 @@ class Progress:
     def at(self, current: int, verb: str = "") -> None:
         """So much of the current file is there."""
         self.current = current
-        now = time.monotonic()
-        if self.drawn and now >= self.due:
+        if self.drawn and (now := time.monotonic()) >= self.due:
             self.due = now + REDRAW
             self.shown = True
             sys.stderr.write("\r" + (f"verifying what is there already: {human(current)}" if verb else self.bar(now)) + "\x1b[K")
@@ -848,17 +846,15 @@ class Progress:
 class Job:
     """A file or folder on its way: what it is called there and here, and what is known of it."""
 
-    __slots__ = ("below", "executable", "failed", "fresh", "got", "kept", "mtime_ns", "name", "offset", "part", "path", "sha256", "size", "status",
-                 "there")
+    size = mtime_ns = offset = 0
+    executable = failed = below = fresh = False
+    part: Part | None = None
+    there: Line | None = None  # the server's line of it, from a listing
+    sha256 = kept = ""  # the digest; the name of the part that a lost connection leaves
+    got: list[Line]  # what each of its receivers said
 
     def __init__(self, name: str, path: str = "", status: os.stat_result | None = None) -> None:
         self.name, self.path, self.status = name, path, status
-        self.size = self.mtime_ns = self.offset = 0
-        self.executable = self.failed = self.below = self.fresh = False
-        self.part: Part | None = None
-        self.there: Line | None = None  # the server's line of it, from a listing
-        self.sha256 = self.kept = ""  # the digest; the name of the part that a lost connection leaves
-        self.got: list[Line] = []  # what each of its receivers said
 
 
 Handler = Callable[[Job, Line], None]
@@ -1351,19 +1347,18 @@ class Puts(Batch):
     def offer(self, handler: Handler, job: Job, verb: str, **keys: object) -> None:
         self.link.request(handler, job, verb, job.name, **keys)
 
-    def children(self, above: Job, known: dict[str, Line], whole: bool) -> Iterator[Job]:
-        """What is in a folder: each with what is known of it there, so that few have to be asked for."""
+    def children(self, above: Job) -> Iterator[Job]:
+        """What is in a folder."""
         try:
-            folder = Folder(above.path)
+            folder, here = Folder(above.path), os.path.join(above.path, "")
             for entry in folder.entries():
-                if entry.is_symlink() or not (entry.is_file() or entry.is_dir()):
-                    self.pass_over(os.path.join(above.path, entry.name))
+                is_file = entry.is_file(follow_symlinks=False)
+                if not is_file and not entry.is_dir(follow_symlinks=False):
+                    self.pass_over(here + entry.name)
                 elif not PART.fullmatch(entry.name):
-                    job = Job(f"{above.name}/{entry.name}", os.path.join(above.path, entry.name), entry.stat(follow_symlinks=False))
-                    job.size = job.status.st_size if job.status and entry.is_file() else 0
-                    small = job.size < RESUMABLE and self.args.compare != "content"  # of others a part may be there, or the digest is needed
-                    job.fresh = above.fresh or (small and whole and job.name not in known)
-                    job.there = known.get(job.name) if small else None
+                    job = Job(f"{above.name}/{entry.name}", here + entry.name, folder.stat(entry.name))
+                    job.size = job.status.st_size if job.status and is_file else 0
+                    job.fresh = above.fresh
                     yield job
         except OSError as error:
             self.fail(Job(above.name, above.path), self.trouble(above, error))
@@ -1374,12 +1369,22 @@ class Puts(Batch):
         if not job.fresh and answer.keys.get("reason") != "exists":
             raise refusal(answer, "put", job.name)
         if job.path:
-            known: dict[str, Line] = {}
-            many = not job.fresh and sum(1 for _ in itertools.islice(Folder(job.path).entries(), MANY)) == MANY
-            for entry in listing(self.link, job.name) if many else ():
-                if len(known) < LISTED:
-                    known[entry.words[0]] = entry
-            self.sources.append(self.children(job, known, many and len(known) < LISTED))
+            ours = self.children(job)
+            first = list(itertools.islice(ours, MANY))
+            if not job.fresh and len(first) == MANY and self.args.compare != "content":
+                theirs = listing(self.link, job.name)
+                first += itertools.islice(ours, LISTED)  # while the server writes its own
+                self.look_up(first, theirs)
+            self.sources.append(itertools.chain(first, ours))
+
+    def look_up(self, jobs: list[Job], theirs: Iterator[Line]) -> None:
+        """What is known of each from a listing, so that few have to be asked for: those of which a part may be there."""
+        known = {entry.words[0]: entry for entry in itertools.islice(theirs, LISTED)}
+        whole = not sum(1 for _ in theirs)
+        for job in jobs:
+            if job.size < RESUMABLE:
+                job.there = known.get(job.name)
+                job.fresh = whole and not job.there
 
     def checked(self, job: Job, answer: Line) -> None:
         """What the server has of that name decides."""
@@ -1387,14 +1392,14 @@ class Puts(Batch):
             return self.send(job, answer.number("part"), over=False)
         if answer.verb == "err":
             raise refusal(answer, "put", job.name)
-        there, is_file = answer.number("size"), answer.keys.get("type", answer.verb) == "file"
+        is_file = answer.keys.get("type", answer.verb) == "file"
         if is_file and self.is_same(job, answer):
             return self.skip(job, job.size)
         if is_file and self.args.force:
             return self.send(job, answer.number("part"), over=True)
         if not is_file:
             raise Failure(25, f"server already has a folder {shown(job.name)}", "a file cannot take its place", "--as NAME")
-        raise Failure(25, f"server already has {shown(job.name)} ({there:,} bytes; yours has {job.size:,})", "it is different, by size or time",
+        raise Failure(25, f"server already has {shown(job.name)} ({answer.number('size'):,} bytes; yours has {job.size:,})", "it is different, by size or time",
                       "--force replaces it; --as NAME stores it beside")
 
     def is_same(self, job: Job, answer: Line) -> bool:
@@ -1732,7 +1737,7 @@ class Sends(Puts):
     def made(self, job: Job, answer: Line) -> None:
         self.received(job, answer)
         if not job.failed:
-            self.sources.append(self.children(job, {}, True))
+            self.sources.append(self.children(job))
 
     def stored(self, job: Job, answer: Line) -> None:
         self.received(job, answer)

@@ -204,7 +204,7 @@ BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 FREE = {"help", "say", "said"}  # verbs whose line is text from the first space on
 ESCAPE = re.compile(rb"%(..)")
 NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()  # bytes of names as this system has them in text
-MOST, DIGITS = 9 * 10 ** 18 - 1, 19  # the largest number of a line, which 64 bits hold, and how many digits it may have
+NUMBER = re.compile("[0-8]?[0-9]{1,18}")  # below 9 * 10 ** 18, which 64 bits hold
 HTTP = re.compile(rb"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
 TLS = b"\x16\x03"  # how a TLS client begins
 AUTH = "scrypt-hmac-sha256"
@@ -239,8 +239,7 @@ class Line(NamedTuple):
         text = self.keys.get(key)
         if text is None:
             return default
-        digits = text[1:] if text[:1] == "-" and key == "mtime_ns" else text
-        if not digits.isascii() or not digits.isdigit() or len(digits) > DIGITS or int(digits) > MOST:
+        if not NUMBER.fullmatch(text) and not (key == "mtime_ns" and text.startswith("-") and NUMBER.fullmatch(text, 1)):
             raise Broken("bad-number")
         return int(text)
 
@@ -281,12 +280,12 @@ def parse(raw: bytes) -> Line:
         return found._replace(words=[" ".join(rest)] if rest else [])
     for word in rest:
         key, equals, value = word.partition("=")
-        if not word:  # two spaces, or one at the end
-            raise Broken("bad-line")
         if equals:
             found.keys[key] = unquote(value)
-        else:
+        elif word:
             found.words.append(unquote(word))
+        else:  # two spaces, or one at the end
+            raise Broken("bad-line")
     return found
 
 
@@ -1155,16 +1154,17 @@ def walk(top: Folder, name: str, deep: bool, visible: Callable[[str], bool],
     while waiting:
         above, found = waiting.pop(), []
         full = "/".join([name] * bool(name) + above)
+        before = f"{full}/" if full else ""
         try:
             folder = top.descend(above)
             for entry in filter(lambda entry: visible(entry.name), folder.entries()):
-                yield f"{full}/{entry.name}" if full else entry.name, folder, entry
-                found += [[*above, entry.name]] * (deep and entry.is_dir(follow_symlinks=False))
+                yield before + entry.name, folder, entry
+                found += [entry.name] * (deep and entry.is_dir(follow_symlinks=False))
         except OSError as error:
             if not above:
                 raise
             failed(full, error)
-        waiting += reversed(found)
+        waiting += ([*above, leaf] for leaf in reversed(found))
 
 
 class Session(Wire):
@@ -1396,13 +1396,16 @@ class Session(Wire):
 
     def describe(self, full: str, entry: os.DirEntry[str], deep: bool) -> bool:
         """One entry of a listing; False for what is no file or folder, or is gone already."""
-        with contextlib.suppress(FileNotFoundError):
-            if entry.is_file(follow_symlinks=False):
-                return self.entry("file", full, **facts(entry.stat(follow_symlinks=False)))
-            if entry.is_dir(follow_symlinks=False):
-                return self.entry("dir", full, mtime_ns=entry.stat(follow_symlinks=False).st_mtime_ns)
-            if deep:
-                self.entry("note", full, reason="not-a-file")
+        try:
+            status = entry.stat(follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        if stat.S_ISREG(status.st_mode):
+            return self.entry("file", full, **facts(status))
+        if stat.S_ISDIR(status.st_mode):
+            return self.entry("dir", full, mtime_ns=status.st_mtime_ns)
+        if deep:
+            self.entry("note", full, reason="not-a-file")
         return False
 
     def entry(self, kind: str, full: str, **keys: object) -> bool:

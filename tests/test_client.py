@@ -481,6 +481,28 @@ def test_names_that_a_server_invents_lead_nowhere(do, here, canned, name):
     assert done.code == 56 and not any(path.is_file() for path in here.parent.rglob("*")), done
 
 
+def test_a_file_that_goes_while_its_folder_is_read_stops_no_other(server, here, box):
+    for name in "abc":
+        (here / "tree" / name).parent.mkdir(exist_ok=True)
+        (here / "tree" / name).write_text(name)
+    code = f"""
+import contextlib, os, runpy, sys
+true = os.scandir
+def late(folder):
+    found = list(true(folder))
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink("tree/b")
+    return contextlib.nullcontext(iter(found))
+os.supports_fd = {{*os.supports_fd, late}}
+os.scandir = late
+sys.argv = {["client.py", "--port", str(server.port), "put", "tree"]!r}
+runpy.run_path({str(ROOT / "client.py")!r}, run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 26 and "cannot read tree/b: no such file" in done.stderr
+    assert {path.name for path in (box / "tree").iterdir()} == {"a", "c"}
+
+
 def test_links_here_are_not_followed_by_a_tree(do, here, box):
     (box / "t" / "sub").mkdir(parents=True)
     (box / "t" / "sub" / "x").write_text("x")
