@@ -683,6 +683,9 @@ def test_http_tls_against_plain_and_the_reverse_are_told(spawn, run, box):
     done = run("httpclient.py", "--port", plain.port, "--tls", "list", "/")
     assert done.code == 56 and "speaks no TLS" in done.err
     plain.wait_for('400 .* "this is TLS')
+    with plain.connect() as sock:  # one of a thousand handshakes has two line ends among its random bytes
+        sock.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 random \n\n bytes")
+        assert b"this is TLS" in everything(sock)
 
 
 def test_http_a_hundred_mute_clients_on_the_tls_port_delay_nobody(spawn, run, box):
