@@ -1226,13 +1226,13 @@ class Connection:
         """The next whole head, taken off the buffer; None while there is none."""
         if self.buffer[:1] in (b"\r", b"\n") and (found := EMPTY_LINES.match(self.buffer)):
             self.buffer = self.buffer[found.end():]  # §2.2: some clients send an empty line after a body
+        if self.buffer[:1] == b"\x16":  # first of all: among its random bytes may be two line ends, which look like the end of a head
+            raise Refusal(400, "this is TLS, and the port speaks without: the address begins with http://", close=True)
         found = HEAD_END.search(self.buffer, max(0, self.scanned - 2))
         if not found:
             self.scanned = len(self.buffer)
             if self.scanned > MAX_HEAD:
                 raise too_long(self.buffer)
-            if self.buffer[:1] == b"\x16":
-                raise Refusal(400, "this is TLS, and the port speaks without: the address begins with http://", close=True)
             return None
         head, self.buffer, self.scanned = self.buffer[:found.end()], self.buffer[found.end():], 0
         if len(head) > MAX_HEAD:

@@ -39,7 +39,7 @@ class Files(Listener):
     def __init__(self, body, etag='"a"', headers="", ranges=True, cuts=(), resets=False, hook=None):
         self.body, self.etag, self.headers, self.ranges, self.resets, self.hook = body, etag, headers, ranges, resets, hook
         self.cuts = list(cuts)  # each: bytes of body after which one response is cut off
-        self.sent = 0  # bytes of body that left here
+        self.sent = 0  # bytes of body that left here, counted before: the client may have ended before send() returns
         self.heads = []
         self.lock = threading.Lock()
         super().__init__(self.talk)
@@ -86,9 +86,9 @@ class Files(Listener):
             cut = self.cuts.pop(0) if self.cuts and end - start > self.cuts[0] else None
         part = self.body[start:end] if cut is None else self.body[start:start + cut]
         for at in range(0, len(part), 65536):
-            conn.sendall(part[at:at + 65536])
             with self.lock:
                 self.sent += len(part[at:at + 65536])
+            conn.sendall(part[at:at + 65536])
         if cut is not None and self.resets and len(self.cuts) % 2:  # linger 0: RST, as a lost link looks in the end
             conn.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         return cut is None
@@ -865,19 +865,20 @@ def test_an_upload_is_resumed_by_the_same_command_again(run, listeners, tmp_path
 
 def test_an_upload_killed_in_the_middle_is_resumed(run, listeners, tmp_path):
     (tmp_path / "big").write_bytes(BODY * 10)
-    started = threading.Event()
+    started, gone = threading.Event(), threading.Event()
 
     def kill():
         if not started.is_set():
             assert len(names(tmp_path)) == 2
             started.set()
-            client.process.wait(DEADLINE)
+            gone.wait(DEADLINE)
     server = Uploads(700_000, 1, kill)
     listeners.append(server)
     command = ["put", "big", f"http://127.0.0.1:{server.port}/big"]
     client = Process(SCRIPT, *command, cwd=tmp_path)
     assert started.wait(DEADLINE)
     client.kill()
+    gone.set()
     assert run("httpclient.py", *command, cwd=tmp_path).code == 0
     assert server.data == BODY * 10 and server.received == len(server.data) and names(tmp_path) == ["big"]
     assert server.methods == ["OPTIONS", "PUT", "PATCH", "HEAD", "PATCH"]

@@ -52,6 +52,7 @@ class Nginx:
         made = shutil.which("openssl") and subprocess.run(
             ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", base / "key", "-out", base / "cert", "-days", "2",
              "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"], capture_output=True, check=True)
+        self.has_tls = bool(made)
         tls = TLS.format(port=self.tls_port, base=base) if made else ""
         user = "user root;" if hasattr(os, "geteuid") and os.geteuid() == 0 else ""
         (base / "conf").write_text(CONF.format(base=base, port=self.port, behind=behind, tls=tls, user=user))
@@ -59,7 +60,9 @@ class Nginx:
         until(self.answers, "nginx to listen")
 
     def answers(self):
-        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
+        with suppress(OSError):
+            for port in [self.port, self.tls_port][:1 + self.has_tls]:
+                socket.create_connection(("127.0.0.1", port)).close()
             return True
 
     @property

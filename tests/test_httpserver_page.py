@@ -38,8 +38,8 @@ class Browser:
         os.close(to_read)
         os.close(to_write)
         self.numbers, self.rest, self.session, self.answers, self.dialogs = itertools.count(1), b"", None, [], []
-        target = next(each for each in self.call("Target.getTargets")["targetInfos"] if each["type"] == "page")
-        self.session = self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)["sessionId"]
+        pages = until(lambda: [each for each in self.call("Target.getTargets")["targetInfos"] if each["type"] == "page"], "the first page")
+        self.session = self.call("Target.attachToTarget", targetId=pages[0]["targetId"], flatten=True)["sessionId"]
         for domain in "Page", "Runtime", "DOM", "Network":
             self.call(f"{domain}.enable")
 
@@ -188,7 +188,7 @@ def test_an_upload_goes_on_after_a_lost_link(browser, spawn, folder, tmp_path, p
     browser.choose("#pick", tmp_path / "big")
     browser.wait("document.querySelectorAll('#jobs .done').length === 1")
     assert (folder / "big").read_bytes() == data and len(os.listdir(folder)) == 1
-    assert server.err.count("PATCH") >= 4
+    assert server.stop().count("PATCH") >= 4
 
 
 def test_an_upload_whose_last_answer_is_lost_is_not_sent_again(browser, spawn, folder, tmp_path):
@@ -201,7 +201,7 @@ def test_an_upload_whose_last_answer_is_lost_is_not_sent_again(browser, spawn, f
     browser.choose("#pick", tmp_path / "x")
     browser.wait("document.querySelectorAll('#jobs .done').length === 1")
     assert os.listdir(folder) == ["x"] and (folder / "x").read_bytes() == b"whole"
-    assert server.err.count("PATCH") == 1 and int((folder / "x").stat().st_mtime) == 1500000000
+    assert server.stop().count("PATCH") == 1 and int((folder / "x").stat().st_mtime) == 1500000000
 
 
 def test_cancel_leaves_nothing(browser, spawn, folder, tmp_path, proxy):
