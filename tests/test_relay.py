@@ -639,11 +639,11 @@ def test_when_nobody_is_left_a_tree_is_given_up_and_told_of_once(do, here, recei
 
 
 def test_who_names_and_marks(do, server, receiving):
+    _, threads = server.at_rest()
     receiving("--nick", "bob")
-    threads = server.status("Threads")
     told = do("who", "--nick", "bob").out.decode()
     assert re.fullmatch(r"127\.0\.0\.1:\d+  bob  receive\n127\.0\.0\.1:\d+  bob2  who  \(you\)\n", told), told
-    until(lambda: server.status("Threads") <= threads, "the server to let go of it")
+    until(lambda: server.status("Threads") == threads + 1, "the server to let go of it")
     assert [json.loads(text)["you"] for text in do("who", "--json").out.splitlines()] == [False, True]
     bad = do("list", "--nick", "a b")
     assert bad.code == 9 and "(bad-nick)" in bad.err
