@@ -1518,14 +1518,16 @@ class Session(Wire):
         return part
 
     def claim(self, part: Part) -> None:
-        """Be the one who writes a part. Who wrote it before and is silent has lost its link, and is ended."""
-        deadline = time.monotonic() + BUSY
+        """Be the one who writes a part. Who wrote it before and is silent has lost its link, and is ended. What counts is how often
+        we have tried: a machine that stood still meanwhile has left the other no time to end."""
+        left = BUSY
         while not part.claim():
             other = self.server.writers.get(part.place())
             if other and time.monotonic() - other.heard > STALE:
                 other.cut()
-            if time.monotonic() > deadline:
+            if left <= 0:
                 raise Refused("busy")
+            left -= TELL / 2
             time.sleep(TELL / 2)
         if part.keyed:
             self.server.writers[part.place()] = self

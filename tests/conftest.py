@@ -5,6 +5,7 @@
     canned(b"HTTP/1.1 400 ...")          a TCP server that says these bytes to each client and hangs up
     proxy(port, cut_at=100)              a proxy that cuts, delays or corrupts what passes through it
 """
+import functools
 import itertools
 import os
 import py_compile
@@ -69,9 +70,21 @@ def interpreters():
 PORTS = itertools.count()
 
 
+@functools.lru_cache(1)
+def hundred(pid):
+    """The first of a hundred ports that no other process of ours uses: whoever holds that one has them all."""
+    for number in range(pid, pid + 100):
+        holder = socket.socket()
+        with suppress(OSError):
+            holder.bind(("127.0.0.1", 20000 + number % 100 * 100))
+            return holder
+        holder.close()
+    raise AssertionError("all ports from 20000 on are taken")
+
+
 def free_port(kind=socket.SOCK_STREAM):
     """A port that is free until it is used: below those that the kernel gives to whoever asks for any, and each of our processes has its own."""
-    first = 20000 + os.getpid() % 100 * 100
+    first = hundred(os.getpid()).getsockname()[1]
     for number in itertools.islice(PORTS, 1000):
         port = first + 1 + number % 99
         with suppress(OSError), socket.socket(socket.AF_INET, kind) as probe:
@@ -174,6 +187,14 @@ class Server(Process):
     def connect(self, timeout=DEADLINE):
         return socket.create_connection((self.host, self.port), timeout)
 
+    def at_rest(self):
+        """The descriptors and threads of a server.py that nobody uses: at its start it looks for old parts, and has some more meanwhile."""
+        with self.connect() as sock:
+            sock.sendall(b"\n")
+            sock.recv(100)  # whom it answers came in after that look began
+        until(lambda: self.status("Threads") == 2, "it to have nothing to do")  # one accepts, one watches connections that wait
+        return self.descriptors(), self.status("Threads")
+
     def stop(self, number=signal.SIGINT):
         """Ask it to end: exit 0, nothing but the listening line on stdout, and no traceback or warning."""
         self.process.send_signal(number)
@@ -234,6 +255,7 @@ class Listener:
 
     def __init__(self, talk):
         self.talk = talk
+        self.go = threading.Event()
         self.sock = socket.create_server(("127.0.0.1", 0))
         self.port = self.sock.getsockname()[1]
         self.open = [self.sock]
@@ -253,6 +275,7 @@ class Listener:
             self.talk(conn)
 
     def close(self):
+        self.go.set()
         for sock in self.open:
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
@@ -300,9 +323,10 @@ def canned(listeners):
 @pytest.fixture
 def proxy(listeners):
     """A way to a server that can be bad. Positions count the bytes from the server (or to it, with toward="server"):
-    at cut_at both connections are reset, at corrupt_at one bit is flipped, and delay is waited before each chunk."""
+    at cut_at both connections are reset, at corrupt_at one bit is flipped, behind hold_at nothing passes before .go is set,
+    and delay is waited before each chunk."""
 
-    def start(port, cut_at=None, corrupt_at=None, delay=0.0, toward="client", times=1 << 30):
+    def start(port, cut_at=None, corrupt_at=None, hold_at=None, delay=0.0, toward="client", times=1 << 30):
         left = [times]
 
         def talk(conn):
@@ -332,12 +356,16 @@ def proxy(listeners):
                         chunk[corrupt_at - passed] ^= 1
                     if bad and delay:
                         threading.Event().wait(delay)
+                    if bad and hold_at is not None and passed >= hold_at:
+                        way.go.wait(DEADLINE)
                     sink.sendall(chunk)
                     passed += len(chunk)
+            with suppress(OSError):  # also when it was reset: the other side would wait for ever
                 sink.shutdown(socket.SHUT_WR)
 
-        listeners.append(Listener(talk))
-        return listeners[-1]
+        way = Listener(talk)
+        listeners.append(way)
+        return way
 
     return start
 

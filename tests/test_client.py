@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Listener, Process, free_port, interpreters, until
+from conftest import DEADLINE, ROOT, Listener, Process, free_port, interpreters, until
 
 sys.path.insert(0, str(ROOT))
 import client as script
@@ -314,11 +314,11 @@ def test_a_silent_standard_input_keeps_the_upload_alive_and_a_refusal_is_heard_m
     heard = []
     listeners.append(Listener(talk))
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import client; client.LIFE = 0.05; sys.exit(client.main(sys.argv[1:]))"
-    put = Process("-c", code, "--port", listeners[-1].port, "put", "-", "--as", "x", stdin=subprocess.PIPE)
-    put.process.stdin.write(b"a\n")
-    put.process.stdin.flush()
-    assert put.wait() == 25 and "(disk-full after 2 bytes)" in put.err, put.err
-    put.process.stdin.close()
+    reader, writer = os.pipe()
+    os.write(writer, b"a\n")  # before it starts, for it tells of silence soon
+    with os.fdopen(reader) as stdin, os.fdopen(writer):
+        put = Process("-c", code, "--port", listeners[-1].port, "put", "-", "--as", "x", stdin=stdin)
+        assert put.wait() == 25 and "(disk-full after 2 bytes)" in put.err, put.err
     assert heard[:5] == [b"put x\n", b"data 2\n", b"a\n", b"note x\n", b"note x\n"], heard
 
 
@@ -341,12 +341,12 @@ def test_ctrl_c_keeps_the_part(server, here, box, proxy):
 def test_a_killed_client_or_server_is_resumed(spawn, run, here, box, proxy):
     (here / "big").write_bytes(BIG * 10)
     server = spawn("server.py", box)
-    client = Process(ROOT / "client.py", "--port", proxy(server.port, delay=0.01).port, "put", "big", cwd=here)
+    client = Process(ROOT / "client.py", "--port", proxy(server.port, delay=0.01, toward="server").port, "put", "big", cwd=here)
     until(grown(box, 1 << 20), "the part to grow")
     client.kill()
     server.wait_for("put big: cut at")
     kept = max(path.stat().st_size for path in box.iterdir())
-    client = Process(ROOT / "client.py", "--port", proxy(server.port, delay=0.01).port, "--retries", "0", "put", "big", cwd=here)
+    client = Process(ROOT / "client.py", "--port", proxy(server.port, delay=0.01, toward="server").port, "--retries", "0", "put", "big", cwd=here)
     until(grown(box, kept + 1), "the part to grow")
     server.kill()
     assert client.wait() in (18, 56)
@@ -394,11 +394,13 @@ place.{step} = deadly
 sys.argv = {["client.py", "--port", str(server.port), verb, *flags, top]!r}
 runpy.run_path({str(ROOT / "client.py")!r}, run_name="__main__")
 """
+    before = server.at_rest()
     killed = subprocess.run([sys.executable, "-c", code], cwd=here, stderr=subprocess.PIPE, timeout=60, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     whole = tree(source / top)
     for name, fact in tree(target / top, parts=False).items():
         assert fact == whole[name] or (flags and fact[0] == b"old and long"), (name, fact)
+    until(lambda: (server.descriptors(), server.status("Threads")) == before, "the server to have stored all that the dead one sent")
     again = [sys.executable, ROOT / "client.py", "--port", str(server.port), verb, *flags, top]
     done = subprocess.run(again, cwd=here, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0 and tree(target / top, parts=False) == whole, done.stderr
@@ -408,7 +410,7 @@ runpy.run_path({str(ROOT / "client.py")!r}, run_name="__main__")
 def test_cut_at_every_byte_of_a_short_exchange(server, do, here, box, proxy, full, verb):
     """Old or new, never in between, and never success where there was none."""
     (here if verb == "put" else box).joinpath("x").write_text("new data")
-    target, before = (box if verb == "put" else here) / "x", server.descriptors()
+    target, (before, _) = (box if verb == "put" else here) / "x", server.at_rest()
     for toward in "server", "client":
         for count in range(1, 250, 1 if full else 110):
             target.unlink(missing_ok=True)
@@ -423,7 +425,7 @@ def test_cut_at_every_byte_of_a_short_exchange(server, do, here, box, proxy, ful
 @pytest.mark.parametrize("verb", ["put", "get"])
 def test_corrupted_at_any_byte_it_is_whole_or_an_error(server, do, here, box, proxy, full, verb):
     (here if verb == "put" else box).joinpath("x").write_text("new data")
-    folder, before = box if verb == "put" else here, server.descriptors()
+    folder, (before, _) = box if verb == "put" else here, server.at_rest()
     for toward in "server", "client":
         for at in range(0, 300, 1 if full else 37):
             way = proxy(server.port, corrupt_at=at, toward=toward)
@@ -516,10 +518,12 @@ def test_links_here_are_not_followed_by_a_tree(do, here, box):
 
 
 def test_a_source_that_changes_while_it_is_sent_is_told(server, here, box, proxy):
-    (here / "big").write_bytes(BIG * 30)
-    client = Process(ROOT / "client.py", "--port", proxy(server.port, delay=0.01).port, "put", "big", cwd=here)
+    (here / "big").write_bytes(BIG * 10)  # more than the kernel's buffers on the way hold
+    way = proxy(server.port, hold_at=2 << 20, toward="server")
+    client = Process(ROOT / "client.py", "--port", way.port, "put", "big", cwd=here)
     until(grown(box, 1 << 20), "the part to grow")
     os.utime(here / "big", (0, 99))
+    way.go.set()
     assert client.wait() == 18 and "changed while it was sent" in client.err
     until(lambda: os.listdir(box) == [], "the part to go")
 
@@ -632,9 +636,10 @@ def test_many_small_files_and_memory_stays_small(server, do, here, box, full):
     (here / "many").mkdir()
     for number in range(count):
         (here / "many" / f"{number:05}").write_bytes(b"%d" % number * 20)
-    assert f"put: {count:,} files" in do("put", "many").err and tree(box) == {"many": True, **{f"many/{name}": fact for name, fact in tree(here / "many").items()}}
-    assert f"{count:,} already there" in do("put", "many").err
-    assert f"get: {count:,} files" in do("get", "many", "-o", "back").err and tree(here / "back/many") == tree(here / "many")
+    slowly = {"timeout": 10 * DEADLINE}
+    assert f"put: {count:,} files" in do("put", "many", **slowly).err and tree(box) == {"many": True, **{f"many/{name}": fact for name, fact in tree(here / "many").items()}}
+    assert f"{count:,} already there" in do("put", "many", **slowly).err
+    assert f"get: {count:,} files" in do("get", "many", "-o", "back", **slowly).err and tree(here / "back/many") == tree(here / "many")
     assert server.status("VmHWM") < 60 << 10
 
 

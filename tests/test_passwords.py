@@ -170,10 +170,12 @@ def test_somebody_in_between_with_another_certificate_passes_no_proof_on(spawn, 
     context.load_cert_chain(cert, key)
 
     def between(conn):
-        with context.wrap_socket(conn, server_side=True) as client, trusting().wrap_socket(server.connect()) as inner:
-            client.sendall(inner.recv(4096))
-            inner.sendall(client.recv(4096))
-            client.sendall(inner.recv(4096))
+        with trusting().wrap_socket(server.connect()) as inner:
+            greeting = inner.recv(4096)  # at hand before the client waits for it: one that waits long says something
+            with context.wrap_socket(conn, server_side=True) as client:
+                client.sendall(greeting)
+                inner.sendall(client.recv(4096))
+                client.sendall(inner.recv(4096))
 
     listeners.append(Listener(between))
     done = run("client.py", "--port", listeners[0].port, "--insecure", "--password", WORD, "list")
@@ -182,7 +184,7 @@ def test_somebody_in_between_with_another_certificate_passes_no_proof_on(spawn, 
 
 
 def test_more_than_ten_wrong_passwords_are_answered_busy_and_nobody_else_is(spawn, run, box):
-    plain, tls = spawn("server.py", box, "--password", WORD), spawn("server.py", box, "--password", WORD, "--tls")
+    plain, tls = spawn("server.py", box, "--password", WORD, "--timeout", "600"), spawn("server.py", box, "--password", WORD, "--tls")
     early = Student(plain, WORD, source="127.0.0.2")
     for server in (plain, tls):
         for _ in range(10):
@@ -225,19 +227,19 @@ def test_without_a_password_there_is_nothing_to_prove(spawn, box):
 
 
 def test_a_client_that_does_not_log_in_may_not_be_silent_for_ever(spawn, box):
-    server = spawn("server.py", box, "--password", WORD, "--timeout", "2")
+    server = spawn("server.py", box, "--password", WORD, "--timeout", "4")
     with Student(server, WORD) as student:
-        student.log_in()
+        assert student.log_in().startswith(b"ok auth")
         with Student(server, WORD) as other:
             assert other.file.read() == b""
-        server.wait_for("silent for 2 s")
+        server.wait_for("silent for 4 s")
         with Student(server, WORD) as other:
             def hung_up():
                 with contextlib.suppress(ConnectionError):
                     return other.say("\nping") != b"ok ping\n"
                 return True
             until(hung_up, "the end of idle talk")
-        server.wait_for("connection lost: no password in 2 s")
+        server.wait_for("connection lost: no password in 4 s")
         assert student.say("ping") == b"ok ping\n"
 
 

@@ -48,6 +48,11 @@ def everything(sock):
     return b"".join(iter(lambda: sock.recv(65536), b""))
 
 
+def without_notes(said):
+    """A server that is slow for a moment tells how far it is."""
+    return re.sub(rb"note \S+ (?:received|checked)=\d+\n", b"", said)
+
+
 def talk(server, request, close=True):
     """All that the server says to these bytes, without its greeting."""
     with server.connect() as sock:
@@ -58,7 +63,7 @@ def talk(server, request, close=True):
         said = everything(sock)
     greeting, _, rest = said.partition(b"\n")
     assert GREETING.fullmatch(greeting + b"\n"), greeting
-    return rest
+    return without_notes(rest)
 
 
 def put(name, data, digest=None, **keys):
@@ -94,7 +99,7 @@ def test_the_session_of_the_docstring(start, cut):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             for byte in request:
                 sock.sendall(bytes([byte]))
-            assert GREETING.sub(b"", everything(sock)) == answer
+            assert without_notes(GREETING.sub(b"", everything(sock))) == answer
         return
     if cut == "with trailing bytes":
         request += b"list\nbogus"
@@ -397,7 +402,7 @@ def test_one_client_too_many_is_told_so(start):
 
 
 def talk_or_full(server):
-    with contextlib.suppress(AssertionError):
+    with contextlib.suppress(AssertionError, OSError):  # OSError: who was turned away and is slow then finds the connection reset
         return talk(server, b"ping\n")
 
 
@@ -484,7 +489,7 @@ def test_a_reader_that_stops_reading_is_let_go(start, box):
 def test_many_clients_that_say_nothing_or_reset_delay_nobody(start, full):
     count = 400 if full else 100  # far fewer than the 1024 descriptors that some systems allow
     server = start("--max-clients", "2000")
-    before = server.descriptors(), server.status("Threads")
+    before = server.at_rest()
     silent = [server.connect() for _ in range(count)]
     for _ in range(count):
         sock = server.connect()
@@ -532,8 +537,7 @@ def test_an_upload_cut_at_every_byte_leaves_the_old_file_or_the_new_one(start, b
 
 def test_a_client_reset_at_every_byte_of_the_answer_is_survived(start, box, proxy, full):
     server, request = start(), exchange_bytes()
-    length = len(talk(server, request)) + 60
-    before = server.descriptors(), server.status("Threads")
+    length, before = len(talk(server, request)) + 60, server.at_rest()
     for count in range(1, length, 1 if full else 20):
         way = proxy(server.port, cut_at=count)
         with contextlib.suppress(ConnectionError), socket.create_connection(("127.0.0.1", way.port), DEADLINE) as sock:
@@ -553,6 +557,10 @@ def test_an_upload_corrupted_at_any_byte_is_never_taken_for_whole(start, box, fu
         for name in names(box):
             assert (box / name).read_bytes() == b"0123456789" or b"verified=no" in said, (at, said)
             (box / name).unlink()
+
+
+def sizes(folder):
+    return [os.stat(folder / part).st_size for part in parts(folder)]
 
 
 def partial(server, box, name="big", data=BIG, count=2 << 20, over=""):
@@ -617,7 +625,7 @@ def test_the_same_part_has_one_writer(start, box):
     begin = f"put big size={len(BIG)} mtime_ns=1700000000000000001\ndata {len(BIG)}\n".encode()
     with server.connect() as first, server.connect() as second:
         first.sendall(begin + BIG[:1 << 20])
-        until(lambda: parts(box), "the part")
+        until(lambda: sizes(box) == [1 << 20], "the part")
         second.sendall(begin + BIG + f"end sha256={sha(BIG)}\nbye\n".encode())  # the first is silent: it gives way
         assert b"ok put big" in everything(second)
         everything(first)
@@ -630,7 +638,7 @@ def test_a_silent_writer_gives_way_also_when_its_folder_was_renamed(start, box):
     begin = f"size={len(BIG)} mtime_ns=1700000000000000001\ndata {len(BIG)}\n".encode()
     with server.connect() as first:
         first.sendall(b"put d/big " + begin + BIG[:1 << 20])
-        until(lambda: parts(box / "d"), "the part")
+        until(lambda: sizes(box / "d") == [1 << 20], "the part")
         assert b"ok rename" in talk(server, b"rename d e\n")
         assert b"ok put e/big" in talk(server, b"put e/big " + begin + BIG + f"end sha256={sha(BIG)}\n".encode())
         everything(first)
