@@ -99,7 +99,7 @@ LOOK_EVERY = 0.2  # seconds after which an upload that waits for its client look
 PROMPT = 0.002  # seconds that a thread waits for the next request on its connection before it gives that back
 LOG_DELAY = 0.1  # seconds that log lines are gathered
 ACCEPT_PAUSE = 0.5  # seconds to the next accept() when the system has no descriptor or memory left
-BUSY_WAIT = 2.0  # seconds that the old writer of a part has for letting go of it
+BUSY_WAIT, BUSY_STEP = 2.0, 0.02  # seconds that the old writer of a part has for letting go of it; from one look to the next
 TAGGED = 10**7  # ns: below this a file's time says which upload it came from; 100 ns are what the coarser file systems keep
 WANTED = 0  # ns: the access time that a part gets from who waits for it; no file is read in 1970
 PART_AGE = 7 * 86400  # seconds that an interrupted upload can be resumed
@@ -741,13 +741,15 @@ class Part:
         return True
 
     def take_over(self) -> None:
-        """Lock it, once the connection that still writes it has let go."""
-        deadline = time.monotonic() + BUSY_WAIT
+        """Lock it, once the connection that still writes it has let go. What counts is how often we have tried: a machine that
+        stood still meanwhile has left the other no time for it."""
+        left = BUSY_WAIT
         while not self.lock():
             self.want(True)
-            if time.monotonic() > deadline:
+            if left <= 0:
                 raise Refusal(503, "another connection is writing this upload", {"Retry-After": "2"})
-            time.sleep(0.02)
+            left -= BUSY_STEP
+            time.sleep(BUSY_STEP)
         self.want(False)
 
     def want(self, wanted: bool) -> None:

@@ -925,7 +925,7 @@ def test_a_reader_that_is_stuck_loses_its_own_lines_and_is_told_how_many(server,
     assert {len(line.partition(" x")[2]) + 1 for line in whole} == {3900}, "no line is torn"
     assert lost > 0 and events + lost == 1 + spoken + 120, "what is not heard is counted"
     assert stuck.ask("ping") == "ok ping"
-    reader.close()
+    reader.tell("bye")
     assert hearing.result()
 
 
