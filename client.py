@@ -992,8 +992,12 @@ class Link(Wire):
         return len(self.arrived) >= len(self.pending)
 
     def ask(self, *words: str, **keys: object) -> Line:
-        """One request, and its answer; those that come before it are kept for whom they belong to."""
+        """One request, and its answer."""
         self.put(line(*words, **keys))
+        return self.reply()
+
+    def reply(self) -> Line:
+        """The answer to what was said last; those that come before it are kept for whom they belong to."""
         while len(self.arrived) < len(self.pending):
             self.listen()
         return self.hear()
@@ -1051,10 +1055,6 @@ def following(link: Link, answer: Line, verb: str, name: str = "") -> Iterator[L
     granted(answer, verb, name)
 
 
-def listing(link: Link, folder: str) -> Iterator[Line]:
-    return following(link, link.ask("list", *[folder] * bool(folder)), "list", folder)
-
-
 def unrepeated(lines: Iterator[Line]) -> Iterator[Line]:
     """Lines that are shown as they come: when some were, a lost connection is told, for asking again would show them twice."""
     count = 0
@@ -1082,7 +1082,8 @@ def expand(args: argparse.Namespace, names: Sequence[str]) -> Iterator[Job]:
 
 def matching(link: Link, pattern: str) -> Iterator[Line]:
     import fnmatch  # not at the top: few need it
-    for entry in listing(link, pattern.rpartition("/")[0]):
+    folder = pattern.rpartition("/")[0]
+    for entry in following(link, link.ask("list", *[folder] * bool(folder)), "list", folder):
         if entry.verb != "note" and fnmatch.fnmatchcase(entry.words[0], pattern):
             yield Line("name", entry.words[:1], {})
 
@@ -1372,9 +1373,10 @@ class Puts(Batch):
             ours = self.children(job)
             first = list(itertools.islice(ours, MANY))
             if not job.fresh and len(first) == MANY and self.args.compare != "content":
-                theirs = listing(self.link, job.name)
+                self.link.put(line("list", job.name))
+                self.link.flush()
                 first += itertools.islice(ours, LISTED)  # while the server writes its own
-                self.look_up(first, theirs)
+                self.look_up(first, following(self.link, self.link.reply(), "list", job.name))
             self.sources.append(itertools.chain(first, ours))
 
     def look_up(self, jobs: list[Job], theirs: Iterator[Line]) -> None:
