@@ -1275,9 +1275,9 @@ class Batch:
 
     def recover(self, lost: Lost) -> None:
         """A new connection, after a pause that grows; or the Failure that tells how far it came."""
-        reached, job = self.progress.current, self.link.pending[0][1] if self.link.pending else Job("")
+        reached, jobs = self.progress.current, [job for _, job, _, _ in self.link.pending] or [Job("")]
+        job, once = jobs[0], next(filter(None, map(self.once, jobs)), "")
         self.requeue()
-        once = self.once(job)
         while self.tries < self.args.retries and not once:
             self.progress.clear()
             pause(self.args, lost, self.tries)

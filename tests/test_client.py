@@ -322,6 +322,12 @@ def test_a_silent_standard_input_keeps_the_upload_alive_and_a_refusal_is_heard_m
     assert heard[:5] == [b"put x\n", b"data 2\n", b"a\n", b"note x\n", b"note x\n"], heard
 
 
+def test_standard_input_that_was_cut_is_not_begun_again_in_its_middle(server, do, box, proxy):
+    """Also where an earlier request, here for the folder, has no answer yet."""
+    done = do("put", "-", "--as", "x", "--into", "d", port=proxy(server.port, cut_at=1 << 20, toward="server", times=1).port, input=BIG)
+    assert done.code == 18 and "standard input cannot be resumed" in done.err and not (box / "d/x").exists(), done
+
+
 def test_a_cut_download_to_standard_output_goes_on(server, do, box, proxy):
     (box / "big").write_bytes(BIG)
     done = do("get", "big", "-o", "-", port=proxy(server.port, cut_at=1 << 20, times=1).port)
