@@ -1282,8 +1282,9 @@ class Batch:
             self.progress.clear()
             pause(self.args, lost, self.tries)
             self.tries += 1
-            with contextlib.suppress(Failure):
+            with contextlib.suppress(Failure, Lost):
                 return self.connect()
+            hang_up(self.args)  # it may have been lost with a question open
         self.progress.clear()
         where = f" at {reached:,} of {job.size:,} bytes of {shown(job.name)}" if job.size else ""
         where += f"; what came is kept as {shown(job.kept)}" if job.kept else ""

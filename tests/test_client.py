@@ -334,6 +334,19 @@ def test_a_cut_download_to_standard_output_goes_on(server, do, box, proxy):
     assert done.code == 0 and done.out == BIG
 
 
+def test_a_second_loss_before_the_first_was_made_good_repeats_nothing(do, canned):
+    """The nick is told on each new connection; that one is lost with its answer."""
+    found = GREETING + b"ok ping nick=anna\nok stat x size=%d\n" % len(BIG)
+    half, rest = BIG[:1 << 20], BIG[1 << 20:]
+    end = b"end sha256=%b\n" % hashlib.sha256(BIG).hexdigest().encode()
+    cut, silent = found + b"ok get x size=%d\ndata %d\n" % (len(BIG), len(half)) + half, GREETING
+    last = found + b"ok get x size=%d offset=%d\ndata %d\n" % (len(BIG), len(half), len(rest)) + rest + end
+    peer = canned(cut, silent, last)
+    done = do("get", "x", "-o", "-", "--nick", "anna", port=peer.port)
+    assert done.code == 0 and done.out == BIG and "attempt 2 of 3" in done.err, done
+    assert b"get x offset=%d sha256=" % len(half) in peer.read[2]
+
+
 def test_ctrl_c_keeps_the_part(server, here, box, proxy):
     (box / "big").write_bytes(BIG * 30)
     slow = proxy(server.port, delay=0.01)
