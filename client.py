@@ -1455,14 +1455,20 @@ class Puts(Batch):
         """Standard input, of unknown length: no question whether it is there, and no second attempt."""
         if self.verb == "put" and not self.args.quiet:
             say("standard input cannot be sent twice: if the connection is lost, this upload cannot resume")
+        if sys.stdin is None:  # closed: the connection may have its number
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         self.offer(self.stored, job, "put", over="yes" if self.args.force else None)
         sha = hashlib.sha256()
-        while not (refused := self.await_input(job)) and (chunk := os.read(0, CHUNK)):
-            sha.update(chunk)
-            job.size += len(chunk)
-            self.link.put(b"data %d\n" % len(chunk))
-            self.link.put(chunk)
-            self.link.flush()
+        try:
+            while not (refused := self.await_input(job)) and (chunk := os.read(0, CHUNK)):
+                sha.update(chunk)
+                job.size += len(chunk)
+                self.link.put(b"data %d\n" % len(chunk))
+                self.link.put(chunk)
+                self.link.flush()
+        except OSError:
+            self.link.put(line("abort", reason="changed"))  # or the server would wait for the rest
+            raise
         job.sha256 = sha.hexdigest()
         self.link.put(line("abort", reason="refused") if refused else line("end", sha256=job.sha256))
 
@@ -2275,7 +2281,7 @@ def take_any_bytes() -> None:
 
 def next_line() -> str:
     """input() writes to standard output even where there is no prompt."""
-    text = sys.stdin.readline()
+    text = sys.stdin.readline() if sys.stdin else ""  # closed before the start: the same as nothing in it
     if not text:
         raise EOFError
     return text

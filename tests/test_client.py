@@ -213,6 +213,16 @@ def test_an_output_that_takes_nothing_is_told(server, box, here):
             assert done.returncode == 23 and b"Traceback" not in done.stderr, (words, redirect, done.stderr)
 
 
+def test_an_input_that_cannot_be_read_is_told_at_once(server, box, here):
+    """Where it is closed the connection may have its number; one that is open for writing alone fails in the middle of the upload."""
+    for words, redirect, code in ((), "<&-", 0), (("chat",), "<&-", 0), (("put", "-", "--as", "x"), "<&-", 26), (("put", "-", "--as", "x"), "0>w", 26):
+        command = ["sh", "-c", f'exec "$@" {redirect}', "sh", sys.executable, ROOT / "client.py", "--port", str(server.port), "--timeout", "600", *words]
+        done = subprocess.run(command, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=DEADLINE, check=False)
+        assert done.returncode == code and b"Traceback" not in done.stderr, (words, redirect, done.stderr)
+        assert done.stderr.count(b"error: cannot read -: bad file descriptor") == (code == 26), done.stderr
+    assert tree(box) == {}
+
+
 # --- interruptions ---
 def grown(folder, count):
     return lambda: any(path.stat().st_size >= count for path in Path(folder).glob(".six-*"))
