@@ -1541,13 +1541,16 @@ class Gets(Batch):
             return None
         folder = output or "."
         if output and not output.endswith("/") and not os.path.isdir(output):
-            if len(self.args.names) > 1:
-                raise Failure(2, f"{output} is not a folder", "several files cannot have one name", f"-o {shlex.quote(output)}/ makes the folder")
             folder, self.leaf = os.path.split(os.path.abspath(output))
         return destination(folder)
 
     def jobs(self) -> Iterator[Job]:
-        return expand(self.args, self.args.names)
+        found = expand(self.args, self.args.names)
+        first = list(itertools.islice(found, 2))
+        if self.leaf and len(first) > 1:
+            output = self.args.output
+            raise Failure(2, f"{shown(output)} is not a folder", "several files cannot have one name", f"-o {shown(shlex.quote(output))}/ makes the folder")
+        return itertools.chain(first, found)
 
     def start(self, job: Job) -> None:
         if job.below:
@@ -2104,9 +2107,9 @@ def do_get(args: argparse.Namespace) -> int:
 
 def do_put(args: argparse.Namespace) -> int:
     """Also send: the same files, to other clients."""
+    args.paths = [found for path in args.paths for found in local_names(path)]
     if args.name and len(args.paths) > 1:
         raise Failure(2, "--as names one file, and there are several", "they would replace each other", f"{args.command} without --as")
-    args.paths = [found for path in args.paths for found in local_names(path)]
     batch = Puts(args) if args.command == "put" else Sends(args)
     if batch.progress.drawn:
         measure(batch.progress, args.paths)

@@ -153,6 +153,15 @@ def test_globs_names_and_folders(do, here, box):
     assert do("delete", "in/here/*").code == 0 and os.listdir(box / "in/here") == []
 
 
+def test_what_a_pattern_matches_does_not_all_get_one_name(do, here, box):
+    for folder in here, box:
+        for name in "a.txt", "b.txt":
+            (folder / name).write_text(name)
+    for words, more in (("get", "*.txt", "-o", "one", "--force"), {}), ((), {"input": b"put *.txt --as one --force\n"}):
+        done = do(*words, **more)
+        assert done.code == 2 and "several" in done.err and {*os.listdir(here), *os.listdir(box)} == {"a.txt", "b.txt"}, done
+
+
 def test_a_pattern_that_many_names_match_is_not_kept_in_memory(server, here, box):
     for number in range(9):
         (box / f"{number}.txt").touch()
