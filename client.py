@@ -1120,8 +1120,12 @@ def destination(path: str) -> Folder:
         for entry in folder.entries():
             swept(folder, entry)
     except OSError as error:
-        raise Failure(23, f"cannot write to {shown(path)} ({error.strerror})", "nothing was received", "-o DEST for another place") from None
+        raise unwritable(path, error) from None
     return folder
+
+
+def unwritable(path: str, error: OSError) -> Failure:
+    return Failure(23, f"cannot write to {shown(path)} ({error.strerror})", "nothing was received", "-o DEST for another place")
 
 
 @contextlib.contextmanager
@@ -1537,7 +1541,10 @@ class Gets(Batch):
     def choose(self, output: str | None) -> Folder | None:
         """DEST: a folder, a name, - for standard output, or a device or FIFO."""
         if output == "-" or (output and os.path.exists(output) and not os.path.isfile(output) and not os.path.isdir(output)):
-            self.stream = product() if output == "-" else os.open(output, os.O_WRONLY)
+            try:
+                self.stream = product() if output == "-" else os.open(output, os.O_WRONLY)
+            except OSError as error:
+                raise unwritable(output, error) from None
             return None
         folder = output or "."
         if output and not output.endswith("/") and not os.path.isdir(output):
@@ -2856,6 +2863,9 @@ def carry_out(args: argparse.Namespace) -> int:
         problem = cut_off(lost, 56, f"connection to {place(args)} lost", f"again; if nobody is there: {server_command(args)}")
     except Broken as broken:
         problem = Failure(56, f"{place(args)} broke the protocol ({broken})", "it sent what no file server sends", "server.py --trace shows it")
+    except OSError as error:
+        problem = Failure(26, f"cannot go on here ({error.strerror or error})", "no single file is the cause: the current folder is gone, or there is no room "
+                          "for temporary files", "the same in a folder that is there")
     except KeyboardInterrupt:
         hang_up(args)
         say("\nstopped")

@@ -207,6 +207,16 @@ def test_json_of_names_that_are_no_text_can_be_read_by_all(do, here, box):
         assert done.code == 0 and (facts["name"], facts["quoted"]) == ("a\\xff", "a%FF") and b"\\ud" not in done.out, done
 
 
+def test_a_destination_that_cannot_be_opened_and_a_current_folder_that_is_gone_are_told(server, box, here):
+    (box / "x").write_text("x")
+    for words, before, code in (("get x -o /dev/tty", "", 23), ("get x -o y", "rmdir ../gone;", 26), ("put x", "rmdir ../gone;", 26), ("put /x y", "rmdir ../gone;", 26)):
+        (here / "gone").mkdir(exist_ok=True)
+        command = ["sh", "-c", f'{before} exec "$@" {words}', "sh", sys.executable, ROOT / "client.py", "--port", str(server.port)]
+        done = subprocess.run(command, cwd=here / "gone", stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False,
+                              start_new_session=True)  # nobody has that terminal
+        assert done.returncode == code and done.stderr.count(b"error: cannot") == 1 and b"Traceback" not in done.stderr, (words, done.stderr)
+
+
 def test_quiet_says_nothing(do, here):
     (here / "x").write_text("x")
     done = do("put", "x", "--quiet")
@@ -226,7 +236,7 @@ def test_an_input_that_cannot_be_read_is_told_at_once(server, box, here):
     """Where it is closed the connection may have its number; one that is open for writing alone fails in the middle of the upload."""
     for words, redirect, code in ((), "<&-", 0), (("chat",), "<&-", 0), (("put", "-", "--as", "x"), "<&-", 26), (("put", "-", "--as", "x"), "0>w", 26):
         command = ["sh", "-c", f'exec "$@" {redirect}', "sh", sys.executable, ROOT / "client.py", "--port", str(server.port), "--timeout", "600", *words]
-        done = subprocess.run(command, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=DEADLINE, check=False)
+        done = subprocess.run(command, cwd=here, capture_output=True, timeout=DEADLINE, check=False)
         assert done.returncode == code and b"Traceback" not in done.stderr, (words, redirect, done.stderr)
         assert done.stderr.count(b"error: cannot read -: bad file descriptor") == (code == 26), done.stderr
     assert tree(box) == {}
