@@ -865,7 +865,7 @@ class Link(Wire):
 
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(dial(args), args.timeout)
-        self.place = place(args)
+        self.place, self.flags = place(args), link_flags(args)
         self.pending: deque[tuple[Handler, Job, tuple[str, ...], int]] = deque()
         self.unanswered = 0  # bytes of pending requests
         self.arrived: deque[Line] = deque()  # answers that came while something was sent
@@ -1015,6 +1015,11 @@ def dial(args: argparse.Namespace) -> socket.socket:
         raise Lost("it hung up within the TLS handshake") from None
 
 
+def link_flags(args: argparse.Namespace) -> list[Any]:
+    """What decides where a connection goes, and how: in the shell each command may say it anew."""
+    return [vars(args)[flag] for flag in ("host", "port", "tls", "cacert", "pin", "insecure", "timeout", "nick", "trace", "trace_hex")]
+
+
 def hang_up(args: argparse.Namespace) -> None:
     if args.link:
         end_tls(args.link.sock)
@@ -1023,8 +1028,8 @@ def hang_up(args: argparse.Namespace) -> None:
 
 
 def connected(args: argparse.Namespace) -> Link:
-    """The connection of this command; the shell's stays open from command to command, unless the server has closed it."""
-    if args.link and select.select([args.link.sock], [], [], 0)[0]:
+    """The connection of this command; the shell's stays open from command to command, unless the server has closed it, or another is asked for."""
+    if args.link and (args.link.flags != link_flags(args) or select.select([args.link.sock], [], [], 0)[0]):
         hang_up(args)
     fresh = not args.link
     args.link = args.link or Link(args)

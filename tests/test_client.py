@@ -645,6 +645,16 @@ def test_a_nul_in_a_line_of_the_shell_is_told_and_the_next_line_runs(do, box):
     assert done.code == 2 and done.err.count("NUL") == 3 and os.listdir(box) == ["d"], done
 
 
+def test_a_command_of_the_shell_goes_where_its_own_flags_say(do, spawn, box, tmp_path):
+    (tmp_path / "other").mkdir()
+    for folder in box, tmp_path / "other":
+        (folder / "x").touch()
+    other = spawn("server.py", tmp_path / "other")
+    done = do(input=b"list\ndelete x --port %d\nwho --nick anna\nstat x\n" % other.port)
+    assert done.code == 0 and os.listdir(box) == ["x"] and os.listdir(tmp_path / "other") == [], done
+    assert b"  anna  " in done.out and b"x: file" in done.out, done
+
+
 def test_the_shell_survives_a_server_that_restarts(spawn, box, here):
     server = spawn("server.py", box, port=free_port())
     shell = Process(ROOT / "client.py", "--port", server.port, cwd=here, stdin=subprocess.PIPE)
