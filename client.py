@@ -1955,6 +1955,7 @@ class Chat:
         if not self.args.quiet:
             known = shown(found.keys.get("nick") or found.keys.get("you", "?"))
             say(f"{plural(found.number('count', 1), 'client')} here; you are {known}; /who, /quit")
+        self.ring()  # somebody may have said something already, and it came with the answer
         self.thread.start()
 
     # the thread that has the connection

@@ -1033,6 +1033,20 @@ def test_from_a_pipe_it_says_what_comes_in_and_prints_what_it_hears(server, peer
     assert done.code == 9 and json.loads(done.out.splitlines()[0]) == {"from": "anna2", "text": "hello"} and b'"too-fast"' in done.out
 
 
+def test_what_is_said_together_with_the_answer_is_heard_at_once(listeners):
+    def talk(conn):
+        conn.sendall(b"sixsockets 1 max-line=32768 auth=none you=10.0.0.9:9\n")
+        assert conn.recv(100) == b"chat\n"
+        conn.sendall(b"ok chat you=10.0.0.9:9 count=2\nsaid from=bob hello\n")
+        conn.recv(100)
+
+    listeners.append(Listener(talk))
+    chat = Process(ROOT / "client.py", "--port", listeners[0].port, "chat", stdin=subprocess.PIPE)
+    chat.wait_for("bob: hello", "out")
+    chat.process.stdin.close()
+    assert chat.wait() == 0, chat.err
+
+
 def test_a_pipe_into_a_chat_waits_for_the_limit_and_loses_no_line(peer, do):
     anna = peer("chat anna")
     done = do("chat", "--nick", "bob", input=b"".join(b"line %d\n" % number for number in range(60)))
