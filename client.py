@@ -1990,6 +1990,7 @@ class Chat:
     def utter(self, text: str) -> None:
         if text == "/who":
             self.link.put(line("who"))
+            self.unanswered += 1
         elif text.startswith("/") and not text.startswith("//"):
             self.emit("* /who tells who is here, /quit leaves; a line that starts with a slash needs two")
         else:
@@ -2010,7 +2011,7 @@ class Chat:
             self.emit("* " + "  ".join([words[0], *(keys[key] for key in ("nick", "mode") if key in keys)]), {"client": words[0], **keys})
         elif "lost" in keys:
             self.emit(f"* {plural(found.number('lost'), 'line')} of others lost: they came faster than you took them", {"lost": found.number("lost")})
-        elif found.verb in ("ok", "err") and words[0] == "say":
+        elif found.verb in ("ok", "err") and words[0] in ("say", "who"):
             self.unanswered -= 1
             self.room.release()
             if found.verb == "err":
@@ -2071,7 +2072,7 @@ class Chat:
             return input(CHAT_PROMPT).strip("\r\n")
         self.room.acquire()  # a pipe is read no faster than the server takes it
         text = next_line().strip("\r\n")
-        if not text or (text[0] == "/" and text[:2] != "//"):  # nothing that the server will answer
+        if not text or (text[0] == "/" and text[:2] != "//" and text != "/who"):  # nothing that the server will answer
             self.room.release()
         else:
             self.pace(1 + len(text) // LONGEST)

@@ -1047,6 +1047,13 @@ def test_what_is_said_together_with_the_answer_is_heard_at_once(listeners):
     assert chat.wait() == 0, chat.err
 
 
+def test_a_pipe_that_asks_who_is_there_is_answered_before_the_chat_ends(peer, do):
+    bob = peer("receive nick=bob")
+    for said in b"/who\n", b"hello\n/who\n", b"/who\n/quit\n":
+        done = do("chat", "--nick", "anna", input=said)
+        assert done.code == 0 and re.search(rf"^\* {bob.name}  bob  receive\n\* \S+  anna  chat\n\Z", done.out.decode(), re.MULTILINE), done
+
+
 def test_a_pipe_into_a_chat_waits_for_the_limit_and_loses_no_line(peer, do):
     anna = peer("chat anna")
     done = do("chat", "--nick", "bob", input=b"".join(b"line %d\n" % number for number in range(60)))
