@@ -80,6 +80,7 @@ LONGEST = 1000  # characters of one line of the chat; more are several
 SENDERS = 1000  # folders from others whose names here are remembered
 LASTING = {"chat"}  # commands that have used what came before the connection was lost
 NEAR = 4  # folders that stay open: what is asked for runs ahead of what comes, often into the next folder
+MEANWHILE = 2.0  # seconds for which a folder is read while the server writes its own: one that waits for longer to be heard hangs up
 LISTED = 12000  # lines of a listing that are kept in memory; the rest goes to a nameless file
 
 
@@ -1385,7 +1386,8 @@ class Puts(Batch):
             if not job.fresh and len(first) == MANY and self.args.compare != "content":
                 self.link.put(line("list", job.name))
                 self.link.flush()
-                first += itertools.islice(ours, LISTED)  # while the server writes its own
+                due = time.monotonic() + MEANWHILE
+                first += (ahead for _, ahead in zip(itertools.takewhile(lambda _: time.monotonic() < due, range(LISTED)), ours))
                 self.look_up(first, following(self.link, self.link.reply(), "list", job.name))
             self.sources.append(itertools.chain(first, ours))
 
