@@ -1188,7 +1188,7 @@ class Batch:
         except KeyboardInterrupt:
             self.progress.clear()
             say(f"stopped after {plural(self.moved, 'file')} and {human(self.progress.done + self.progress.current)}; {self.again}")
-            hang_up(self.args)
+            self.requeue()
             return 130
         self.summary()
         return self.code
@@ -1708,6 +1708,14 @@ class Gets(Batch):
             code, what, why, hint = UNFIT[refused.reason]
             raise Failure(code, f"{shown(job.name)} {what} ({part.received:,} of {size:,} bytes)", why, hint) from None
         part.finish(self.args.force)
+
+    def requeue(self) -> None:
+        """The parts that wait for their turn are let go: this program, a shell, may be the next to ask for them."""
+        for _, job, _, _ in self.link.pending:
+            if job.part and job.part.name:
+                job.part.keep()
+                job.part = None
+        super().requeue()
 
     def trouble(self, job: Job, error: OSError) -> Failure:
         return Failure(23, f"cannot write {shown(job.path)} ({error.strerror}) after {job.offset:,} of {job.size:,} bytes",

@@ -661,6 +661,15 @@ def test_the_shell_goes_on_after_a_failure_and_knows_the_words_of_the_labs(do, h
     assert do(input=b"list\n").code == 0
 
 
+def test_the_shell_holds_no_part_of_a_command_that_was_cut_off(do, server, here, box, proxy):
+    """z waited behind a, and what an earlier command had left of it was locked already."""
+    for name in "a", "z":
+        (box / name).write_bytes(BIG)
+    assert do("get", "z", "--retries", "0", port=proxy(server.port, cut_at=2 << 20).port).code == 18
+    done = do("--retries", "0", input=b"get a z\nget z\nget a\n", port=proxy(server.port, cut_at=2 << 20, times=1).port)
+    assert done.code == 18 and done.err.count("error:") == 1 and tree(here) == tree(box), done
+
+
 def test_a_nul_in_a_line_of_the_shell_is_told_and_the_next_line_runs(do, box):
     done = do(input=b"put a\0b\nli\0st\nlist a\0\nget\nx\0\nmkdir d\n")
     assert done.code == 2 and done.err.count("NUL") == 3 and os.listdir(box) == ["d"], done
