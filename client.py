@@ -39,6 +39,7 @@ Limits: without TLS others can read what is sent. What comes from standard input
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
 import enum
 import errno
@@ -1501,11 +1502,13 @@ class Puts(Batch):
 
 # --- get: files come in ---
 class Stream(Part):
-    """Standard output, or a device or FIFO: what is written cannot be taken back, but it is verified all the same."""
+    """Standard output, or a device or FIFO: what is written cannot be taken back, but it is verified all the same.
+    A terminal gets it as text, with escapes for what is none."""
 
     def __init__(self, fd: int) -> None:
         self.fd, self.keyed, self.name = fd, False, ""
         self.sha, self.received = hashlib.sha256(), 0
+        self.decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace") if os.isatty(fd) else None
 
     def claim(self) -> bool:
         return True
@@ -1515,8 +1518,21 @@ class Stream(Part):
             raise Failure(36, "cannot go on with standard output",
                           "the file on the server has changed, and its beginning is already written", "again")
 
+    def write(self, chunk: memoryview) -> None:
+        if not self.decoder:
+            return super().write(chunk)
+        self.sha.update(chunk)
+        self.received += len(chunk)
+        self.type(self.decoder.decode(chunk))
+
+    def type(self, text: str) -> None:
+        view = memoryview("".join(char if char in "\n\t" else shown(char) for char in text).encode())
+        while view:
+            view = view[os.write(self.fd, view):]
+
     def finish(self, over: bool, durable: bool = False, lock: contextlib.AbstractContextManager[Any] = UNLOCKED) -> None:
-        pass
+        if self.decoder:
+            self.type(self.decoder.decode(b"", True))  # the beginning of a character that never ended
 
     def keep(self) -> bool:
         return bool(self.received)

@@ -718,6 +718,22 @@ def test_a_terminal_has_a_bar_a_table_and_no_escapes(server, here, box, proxy):
         assert b"\x1b[31m" not in said
 
 
+def test_what_a_file_holds_moves_no_terminal(server, box, here):
+    pty = pytest.importorskip("pty")
+    (box / "x").write_bytes("plain\n\tü\x1b]0;title\x07\x9b2J\r".encode() + b"\xff\xc3")
+    for output in "-", "/dev/stdout":
+        master, slave = pty.openpty()
+        client = subprocess.Popen([sys.executable, ROOT / "client.py", "--port", str(server.port), "get", "x", "-o", output], stdout=slave,
+                                  stderr=subprocess.DEVNULL, cwd=here)
+        os.close(slave)
+        shown = b""
+        with contextlib.suppress(OSError):  # EIO: it has ended
+            while chunk := os.read(master, 65536):
+                shown += chunk
+        os.close(master)
+        assert client.wait(DEADLINE) == 0 and shown.decode() == "plain\r\n\tü\\x1b]0;title\\x07\\x9b2J\\r\\xff\\xc3", shown
+
+
 # --- many, and large ---
 def test_many_small_files_and_memory_stays_small(server, do, here, box, full):
     count = 10000 if full else 600
