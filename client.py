@@ -444,6 +444,8 @@ def called(place: str, nick: str | None) -> str:
 
 def remote_name(text: str) -> str:
     """A name as people type it: a slash at the end of a folder's name means nothing."""
+    if not text:  # no line can have it as a word: the server would hang up on all that is asked with it
+        raise Failure(2, "a name is empty", "an empty word was given for it, perhaps by a variable of the shell that is not set", "list shows what there is")
     return text.rstrip("/") or text
 
 
@@ -2122,7 +2124,7 @@ class Chat:
 # --- the commands ---
 def do_list(args: argparse.Namespace) -> int:
     """On a terminal a table; to a pipe one name a line, a folder's with a slash."""
-    code, table, link, folder = 0, os.isatty(1), connected(args), remote_name(args.folder)
+    code, table, link, folder = 0, os.isatty(1), connected(args), args.folder and remote_name(args.folder)
     lines = following(link, link.ask("list", *[folder] * bool(folder), deep="yes" if args.r else None), "list", folder)
     for entry in unrepeated(lines):
         if entry.verb == "note":

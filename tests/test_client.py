@@ -122,6 +122,14 @@ def test_one_bad_file_does_not_stop_the_others(do, here, box):
     assert gone.code == 78 and not (box / "a2").exists() and not (box / "b2").exists()
 
 
+def test_an_empty_name_is_told_before_anything_is_done(do, box):
+    (box / "x").touch()
+    for words in ("delete", "", "x"), ("get", "x", ""), ("stat", ""), ("rename", "x", ""), ("mkdir", ""):
+        done = do(*words)
+        assert done.code == 2 and "error: a name is empty" in done.err and os.listdir(box) == ["x"], done
+    assert do("list", "").out == b"x\n"
+
+
 def test_links_in_a_folder_are_skipped_and_named(do, here, box):
     (here / "tree").mkdir()
     (here / "tree" / "real").write_text("x")
