@@ -434,7 +434,7 @@ class Wire:
         """Wait until a line is whole: where it ends."""
         deadline = None if idle and self.start == self.end else time.monotonic() + self.timeout
         while (stop := self.buffer.find(b"\n", self.start, self.end)) < 0:
-            if self.buffer.startswith(TLS, self.start):
+            if self.buffer.startswith(TLS, self.start, self.end):
                 raise Broken("this-is-tls")
             if self.end - self.start >= MAX_LINE:
                 raise Broken("line-too-long")

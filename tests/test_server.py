@@ -362,6 +362,17 @@ def test_a_refused_body_is_dropped_and_the_next_line_understood(start, box):
     assert names(box) == ["y"]
 
 
+def test_a_file_that_holds_the_first_bytes_of_tls_is_not_taken_for_it(start):
+    """What is left of a body in the buffer stands behind the line that comes next, at whatever place that ends."""
+    body = b"\x16\x03" * 100000
+    with start().connect() as sock, sock.makefile("rb") as answers:
+        for sent in (put("x", body), b"ping\n", b"ping\r\n", b"ping\n"):
+            sock.sendall(sent)
+            while (said := answers.readline()).startswith((b"sixsockets", b"note")):
+                pass
+            assert said.startswith(b"ok "), said
+
+
 def test_a_verb_inside_a_body_ends_it_and_is_run(start, box):
     said = talk(start(), b"put a\ndata 2\nab" + put("b", b"b") + b"list\n")
     assert [answer.split()[:3] for answer in said.splitlines()[:2]] == [[b"err", b"put", b"a"], [b"ok", b"put", b"b"]]
