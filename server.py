@@ -1507,6 +1507,7 @@ class Session(Wire):
     def claimed(self, part: Part, request: Line) -> Part:
         """The part, as `resume` has checked it or new, and ours alone."""
         if self.ready and self.ready.place() == part.place():
+            self.ready.executable = part.executable  # `resume` does not say it
             part, self.ready = self.ready, None
         self.release()
         if request.number("offset") not in (0, part.received):

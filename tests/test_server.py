@@ -598,6 +598,17 @@ def test_an_interrupted_upload_is_resumed(start, box):
     assert (box / "big").read_bytes() == BIG and names(box) == ["big"]
 
 
+def test_a_resumed_upload_that_replaces_a_file_is_executable_all_the_same(start, box):
+    (box / "big").write_text("old")
+    (box / "big").chmod(0o644)
+    server = start()
+    partial(server, box, over=" exec=yes over=yes")
+    talk(server, f"resume big size={len(BIG)} mtime_ns=1700000000000000001\n".encode()
+         + f"put big size={len(BIG)} mtime_ns=1700000000000000001 exec=yes over=yes offset={2 << 20}\ndata {1 << 20}\n".encode()
+         + BIG[2 << 20:] + f"end sha256={sha(BIG)}\n".encode())
+    assert (box / "big").read_bytes() == BIG and (box / "big").stat().st_mode & 0o777 == 0o755
+
+
 def test_a_part_survives_the_server_being_killed(start, box):
     server = start()
     with server.connect() as sock:
