@@ -2003,11 +2003,12 @@ def server_tls(args: argparse.Namespace) -> tuple[ssl.SSLContext, str]:
             context.load_cert_chain(cert, key)
             with open(cert, encoding="ascii", errors="replace") as file:
                 found = re.search("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", file.read(), re.DOTALL)
+            pin = fingerprint(ssl.PEM_cert_to_DER_cert(found[0] if found else ""))
         except (OSError, ValueError) as error:
             raise Failure(26, f"cannot use the certificate {cert} ({getattr(error, 'reason', '') or getattr(error, 'strerror', '') or error})",
                           "--cert is a PEM file with the certificate, and --key the one with its key, unless that is in the first too",
                           MAKE_CERTIFICATE) from None
-    return context, fingerprint(ssl.PEM_cert_to_DER_cert(found[0] if found else ""))
+    return context, pin
 
 
 def make_certificate(args: argparse.Namespace, folder: str) -> tuple[str, str]:
