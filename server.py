@@ -38,7 +38,7 @@ a leading `/`, NUL, `.six-<32 hex digits>.part`; on Windows also \\ : < > | ? * 
 a component that starts with a dot is refused as hidden-name without --hidden. Links are not followed.
 
 Requests and answers. The server speaks first: the greeting above. Requests may follow one another without waiting; answers
-come in their order: `ok VERB NAME… key=value…` or `err VERB NAME… reason=CODE …` (names cut off after 1000 characters).
+come in their order: `ok VERB NAME… key=value…` or `err VERB NAME… reason=CODE …` (words cut off after 900 characters).
 Lines that begin with `note` may come before an answer: received=N and checked=N tell how far the server is, ten times a
 second at most; with reason=CODE, in `list`, what was left out. Any request but help and say may have the key nick=NAME:
 what others know this client by from now on, 1 to 32 letters, digits, `_`, `.` or `-`, else bad-nick; a number is added
@@ -179,7 +179,7 @@ ACCEPT_PAUSE = 0.5  # seconds to the next accept() when the system has no descri
 TELL = 0.1  # seconds from note to note
 STALE = 1.0  # seconds of silence after which the writer of a part gives way to a new one
 BUSY = 2.0  # seconds that a new writer of a part waits for the old one
-MAX_ECHO = 1000  # characters of a name that an error repeats, so that the answer is never too long
+MAX_ECHO = 900  # characters of a name that an error repeats: three words of so many, twelve bytes each, are less than MAX_LINE
 LIFE = 1.0  # seconds of silence after which somebody who waits for another is told that the server is there
 BRIEF = 0.001  # seconds that one client's connection may hold up what others wait for too
 NICK = re.compile(r"[\w.-]{1,32}")  # letters of any script, digits: nothing that could pass for an address or for more than a name

@@ -398,7 +398,8 @@ def test_help_about_something_long_does_not_repeat_it(start):
 
 
 def test_an_error_about_a_long_name_is_no_longer_than_a_line_may_be(start):
-    for sent in (b"get " + b"\xff" * 32000, b"rename " + b"\xff" * 16000 + b" " + b"\xff" * 16000, b"x " + b"a " * 16000 + b"b"):
+    for sent in (b"get " + b"\xff" * 32000, b"rename " + b"\xff" * 16000 + b" " + b"\xff" * 16000, b"x " + b"a " * 16000 + b"b",
+                 b" ".join(["\U000f0000".encode() * 1000] * 3)):
         assert len(talk(start(), sent + b"\n").splitlines()[0]) < 32768
 
 
