@@ -1400,6 +1400,9 @@ class Session(Wire):
             status = entry.stat(follow_symlinks=False)
         except FileNotFoundError:
             return False
+        except OSError as error:  # a folder that may be read but not entered, a dead mount: the others are told all the same
+            self.entry("note", full, reason=reason_of(error))
+            return False
         if stat.S_ISREG(status.st_mode):
             return self.entry("file", full, **facts(status))
         if stat.S_ISDIR(status.st_mode):

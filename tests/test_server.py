@@ -1,5 +1,6 @@
 """server.py as any client meets it: bytes in, bytes out, and what is in the folder and the log afterwards."""
 import contextlib
+import ctypes
 import hashlib
 import os
 import random
@@ -280,6 +281,27 @@ def test_links_are_not_listed_and_a_deep_listing_says_which(start, box):
     assert talk(start(), b"list\n") == b"ok list count=0\n"
     assert sorted(talk(start(), b"list deep=yes\n").splitlines())[:3] == [b"note dangling reason=not-a-file", b"note fifo reason=not-a-file",
                                                                           b"note leaf reason=not-a-file"]
+
+
+def give_up_rights():
+    """What lets root pass over modes: CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, by PR_CAPBSET_DROP. Others have neither."""
+    for capability in (1, 2):
+        ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="root keeps its rights")
+def test_what_cannot_be_looked_at_does_not_end_a_listing(start, box):
+    (box / "closed").mkdir()
+    (box / "closed" / "x").write_text("x")
+    (box / "later").write_text("later")
+    (box / "closed").chmod(0o444)
+    try:
+        server = start(preexec_fn=give_up_rights)
+        told = re.sub(r" (?:size|mtime_ns)=\d+", "", talk(server, b"list deep=yes\nlist closed\n").decode()).splitlines()
+    finally:
+        (box / "closed").chmod(0o755)
+    closed = "note closed/x reason=not-permitted"
+    assert told == ["dir closed", "file later", closed, "ok list count=2", closed, "ok list closed count=0"]
 
 
 def test_a_folder_swapped_for_a_link_during_an_upload_is_not_followed(start, box):
