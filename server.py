@@ -1450,7 +1450,11 @@ class Session(Wire):
                 offset, sha = 0, hashlib.sha256()
                 os.lseek(fd, 0, os.SEEK_SET)
             self.put(line("ok", "get", name, **facts(status), offset=offset or None))
-            given_up = send_body(self, fd, status, sha, self.count)
+            try:
+                given_up = send_body(self, fd, status, sha, self.count)
+            except Lost as lost:
+                self.note(f"get {name}: cut at {self.moved} of {status.st_size - offset} bytes ({lost})")
+                raise
         if given_up:
             self.note(f"get {name}: given up, it {given_up} meanwhile")
 
