@@ -1797,8 +1797,8 @@ class Server:
             return self.refuse(conn, peer, f"there are {len(self.sessions)} clients")
         try:
             self.handle(conn, peer)
-        except (OSError, RuntimeError):  # RuntimeError: no further thread
-            self.refuse(conn, peer, "the system gives no further thread or descriptor")
+        except (OSError, RuntimeError) as error:  # no further descriptor or thread, or the shared folder is gone
+            self.refuse(conn, peer, shown(str(error)))
 
     def fetch(self) -> tuple[socket.socket | None, Address]:
         try:

@@ -473,10 +473,20 @@ def test_a_full_disk_leaves_no_file_and_tells_the_client(start, box, limit):
     assert names(box) == []
 
 
+def test_when_the_shared_folder_is_gone_the_log_says_so(start, box):
+    server = start()
+    box.rename(box.parent / "elsewhere")
+    with server.connect() as sock:
+        assert everything(sock) == b"err - reason=server-full\n"
+    server.wait_for(f"refused: .*No such file or directory: '{box}'")
+    (box.parent / "elsewhere").rename(box)
+    assert talk(server, b"ping\n") == b"ok ping\n"
+
+
 def test_too_many_open_files_in_accept_is_survived(start):
     server = start(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24)))
     socks = [server.connect() for _ in range(40)]
-    server.wait_for("cannot accept|no further thread or descriptor")
+    server.wait_for("cannot accept|Too many open files")
     for sock in socks:
         sock.close()
     until(lambda: talk_or_full(server) == b"ok ping\n", "the next client")
