@@ -6,6 +6,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import signal
 import socket
 import struct
@@ -423,6 +424,14 @@ def test_an_error_about_a_long_name_is_no_longer_than_a_line_may_be(start):
     for sent in (b"get " + b"\xff" * 32000, b"rename " + b"\xff" * 16000 + b" " + b"\xff" * 16000, b"x " + b"a " * 16000 + b"b",
                  b" ".join(["\U000f0000".encode() * 1000] * 3)):
         assert len(talk(start(), sent + b"\n").splitlines()[0]) < 32768
+
+
+def test_without_a_default_route_it_does_not_say_that_nobody_else_can_come(spawn, box):
+    if not shutil.which("unshare") or subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode:
+        pytest.skip("cannot make a network of its own here")
+    server = spawn("server.py", shell=f"exec unshare -rn {sys.executable} {ROOT}/server.py {box} --host 0.0.0.0 --open --port 0")
+    server.wait_for("and change it\nnothing is encrypted.*\n")
+    assert f"client.py --host {socket.gethostname()} --port {server.port} list\n" in server.err and "only this machine" not in server.err
 
 
 # --- limits ---
