@@ -1466,7 +1466,7 @@ class Session(Wire):
         name, over = request.words[0], request.keys.get("over") == "yes"
         size = request.number("size") if "size" in request.keys else None
         part = self.part(request)
-        self.check_room(size or 0)
+        self.check_room((size or 0) - request.number("offset"), size or 0)
         self.check_vacant(part.folder, part.leaf, over)
         part = self.claimed(part, request)
 

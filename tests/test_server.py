@@ -460,6 +460,23 @@ def test_limits_on_uploads(start, box):
     assert names(box) == ["a"]
 
 
+def test_a_resumed_upload_needs_room_for_its_rest_alone(start, box):
+    if not shutil.which("mount") or os.geteuid() != 0:
+        pytest.skip("needs root to mount a tmpfs")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", box], check=True)
+    try:
+        server = start("--min-free", "4M")
+        partial(server, box)
+        said = talk(server, f"resume big size={len(BIG)} mtime_ns=1700000000000000001\n".encode()
+                    + f"put big size={len(BIG)} mtime_ns=1700000000000000001 offset={2 << 20}\ndata {1 << 20}\n".encode()
+                    + BIG[2 << 20:] + f"end sha256={sha(BIG)}\n".encode())
+        assert said.splitlines()[1].startswith(b"ok put big"), said
+        assert talk(server, put("more", BIG, size=len(BIG))) == b"err put more reason=disk-full\n"
+        server.stop()
+    finally:
+        subprocess.run(["umount", "-l", box], check=True)
+
+
 def test_an_output_that_takes_nothing_is_told(box):
     with open("/dev/full", "wb") as full:
         failed = subprocess.run([sys.executable, "-W", "error", ROOT / "server.py", box, "--port", "0"], stdout=full, stderr=subprocess.PIPE,
