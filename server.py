@@ -737,9 +737,11 @@ class Part:
 
     def drop(self) -> None:
         if self.fd >= 0:
-            self.close()
+            if os.name == "nt":
+                self.close()  # Windows removes no open file; elsewhere the lock is held until no other writer can find it
             with contextlib.suppress(OSError):
                 self.folder.remove(self.name)
+            self.close()
 
 
 def send_body(wire: Wire, fd: int, status: os.stat_result, sha: hashlib._Hash, go_on: Callable[[int], bool]) -> str:

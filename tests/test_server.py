@@ -737,6 +737,23 @@ def test_a_writer_that_is_done_does_not_forget_the_next_one(box):
     assert not done.server.writers
 
 
+@pytest.mark.skipif(os.name == "nt", reason="there are no locks there")
+def test_a_part_that_is_dropped_is_locked_until_its_name_is_gone(box):
+    """Or who waits for it takes it in between, and writes to the end what has no name."""
+    class Watched(script.Folder):
+        def remove(self, name, is_folder=False):
+            claims.append(following.claim())
+            super().remove(name, is_folder)
+
+    claims, folder = [], Watched(str(box))
+    part, following = (script.Part(folder, "big", len(BIG), 1) for _ in range(2))
+    claims.append(part.claim())
+    part.drop()
+    assert claims == [True, False] and names(box) == []
+    assert following.claim() and len(parts(box)) == 1
+    following.drop()
+
+
 def test_two_uploads_of_one_name_at_once_do_not_both_win(start, box):
     server = start()
     with server.connect() as first, server.connect() as second:
