@@ -117,7 +117,7 @@ seconds). Then `note NAME received=N`: what the slowest of them has; and of each
 ok put NAME size= sha256= verified= [as=] [nick=]` or `got TO err put NAME reason=CODE` (mkdir with type=dir). The
 reason is the receiver's own, or no-such-client, not-receiving, yourself, gone (closed, or broke the protocol), stalled
 (took or said nothing for --timeout seconds: the server has closed it), left. A receiver's ok before the end of the body
-counts as broken protocol. When none has got it, the end is err send NAME reason=not-received receivers=N verified=0; inside the body if
+is a request like any other: left. When none has got it, the end is err send NAME reason=not-received receivers=N verified=0; inside the body if
 that is known there. When the sender is lost or gives up, its receivers get `abort reason=…`. It may close its writing side
 behind the last byte, as nc -N does, but its connection only after the answer: one that is gone is noticed at the next note.
 Nothing is stored: the server announces with `data` what it holds, at most 512 KiB, and takes more when every receiver has
