@@ -588,12 +588,12 @@ class Folder:
 
 
 def locked(fd: int) -> bool:
-    """Take the lock of a part. Systems without flock do without: there the part's writer alone knows its name."""
-    with contextlib.suppress(ImportError):
+    """Take the lock of a part. Systems and file systems without flock do without: there the writers of one server alone know of each other."""
+    with contextlib.suppress(ImportError, OSError):  # OSError: Lustre, for one, may have none
         import fcntl  # not at the top: Windows has none
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             return False
     return True
 

@@ -613,12 +613,12 @@ class Folder:
 
 
 def locked(fd: int) -> bool:
-    """Take the lock of a part. Systems without flock do without: there the part's writer alone knows its name."""
-    with contextlib.suppress(ImportError):
+    """Take the lock of a part. Systems and file systems without flock do without: there the writers of one server alone know of each other."""
+    with contextlib.suppress(ImportError, OSError):  # OSError: Lustre, for one, may have none
         import fcntl  # not at the top: Windows has none
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             return False
     return True
 
@@ -1489,8 +1489,8 @@ class Session(Wire):
             raise Refused(reason_of(error), received=part.received) from None
         finally:
             self.moved = part.received
-            self.disclaim(part)
             part.drop()
+            self.disclaim(part)
         self.ok(request, size=part.received, sha256=part.sha.hexdigest(), verified=verified)
 
     def check_room(self, more: int, whole: int = 0) -> None:
@@ -1520,8 +1520,8 @@ class Session(Wire):
             part, self.ready = self.ready, None
         self.release()
         if request.number("offset") not in (0, part.received):
-            self.disclaim(part)
             part.keep()
+            self.disclaim(part)
             raise Refused("resume-first")
         if part.fd < 0:
             self.claim(part)
@@ -1531,16 +1531,17 @@ class Session(Wire):
         """Be the one who writes a part. Who wrote it before and is silent has lost its link, and is ended. What counts is how often
         we have tried: a machine that stood still meanwhile has left the other no time to end."""
         left = BUSY
-        while not part.claim():
-            other = self.server.writers.get(part.place())
-            if other and time.monotonic() - other.heard > STALE:
-                other.cut()
-            if left <= 0:
-                raise Refused("busy")
-            left -= TELL / 2
-            time.sleep(TELL / 2)
-        if part.keyed:
-            self.server.writers[part.place()] = self
+        try:
+            while (part.keyed and (other := self.server.writers.setdefault(part.place(), self)) is not self) or not part.claim():
+                if other is not self and time.monotonic() - other.heard > STALE:
+                    other.cut()
+                if left <= 0:
+                    raise Refused("busy")
+                left -= TELL / 2
+                time.sleep(TELL / 2)
+        except (Refused, OSError):
+            self.disclaim(part)
+            raise
 
     def disclaim(self, part: Part) -> None:
         """The part has no writer any more, unless the next one has come in already."""
@@ -1560,8 +1561,8 @@ class Session(Wire):
     def release(self) -> None:
         """Nobody sends what `resume` has checked: leave the part as it is."""
         if self.ready:
-            self.disclaim(self.ready)
             self.ready.keep()
+            self.disclaim(self.ready)
             self.ready = None
 
     def do_delete(self, request: Line) -> None:

@@ -713,6 +713,29 @@ def test_the_same_part_has_one_writer(start, box):
     assert (box / "big").read_bytes() == BIG and names(box) == ["big"]
 
 
+NO_LOCKS = {"system": "import sys; sys.modules['fcntl'] = None",
+            "file system": "import fcntl\ndef flock(*_): raise OSError(38, 'Function not implemented')\nfcntl.flock = flock"}
+
+
+@pytest.mark.parametrize("without", NO_LOCKS)
+def test_a_part_has_one_writer_also_where_there_are_no_locks(spawn, box, tmp_path, without):
+    (tmp_path / "run.py").write_text(f"{NO_LOCKS[without]}\nimport runpy\nrunpy.run_path({str(ROOT / 'server.py')!r}, run_name='__main__')")
+    server = spawn(str(tmp_path / "run.py"), box)
+    begin, end = f"put big size={len(BIG)} mtime_ns=1\ndata {len(BIG)}\n".encode(), f"end sha256={sha(BIG)}\nbye\n".encode()
+    with server.connect() as first, server.connect() as second:
+        first.sendall(begin + BIG[:2 << 20])
+        until(lambda: sizes(box) == [2 << 20], "the part")
+        second.sendall(b"ping\n" + begin + BIG[:10])
+        while b"ok ping\n" not in second.recv(1000):  # it leaves when the second has begun to write
+            pass
+        with contextlib.suppress(ConnectionError):  # it was silent and had to give way
+            first.sendall(BIG[2 << 20:] + end)
+            everything(first)
+        second.sendall(BIG[10:] + end)
+        assert b"ok put big" in everything(second)
+    assert (box / "big").read_bytes() == BIG and names(box) == ["big"]
+
+
 def test_a_silent_writer_gives_way_also_when_its_folder_was_renamed(start, box):
     server = start()
     (box / "d").mkdir()
