@@ -327,7 +327,7 @@ class Wire:
         """Wait until a line is whole: where it ends."""
         deadline = None if idle and self.start == self.end else time.monotonic() + self.timeout
         while (stop := self.buffer.find(b"\n", self.start, self.end)) < 0:
-            if self.buffer.startswith(TLS, self.start):
+            if self.buffer.startswith(TLS, self.start, self.end):
                 raise Broken("this-is-tls")
             if self.end - self.start >= MAX_LINE:
                 raise Broken("line-too-long")
@@ -592,12 +592,12 @@ class Folder:
 
 
 def locked(fd: int) -> bool:
-    """Take the lock of a part. Systems without flock do without: there the part's writer alone knows its name."""
-    with contextlib.suppress(ImportError):
+    """Take the lock of a part. Systems and file systems without flock do without: there the writers of one server alone know of each other."""
+    with contextlib.suppress(ImportError, OSError):  # OSError: Lustre, for one, may have none
         import fcntl  # not at the top: Windows has none
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             return False
     return True
 
@@ -716,9 +716,11 @@ class Part:
 
     def drop(self) -> None:
         if self.fd >= 0:
-            self.close()
+            if os.name == "nt":
+                self.close()  # Windows removes no open file; elsewhere the lock is held until no other writer can find it
             with contextlib.suppress(OSError):
                 self.folder.remove(self.name)
+            self.close()
 
 
 def send_body(wire: Wire, fd: int, status: os.stat_result, sha: hashlib._Hash, go_on: Callable[[int], bool]) -> str:

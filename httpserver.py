@@ -2962,11 +2962,12 @@ def server_tls(args: argparse.Namespace) -> tuple[ssl.SSLContext, str]:
             context.load_cert_chain(cert, key)
             with open(cert, encoding="ascii", errors="replace") as file:
                 found = re.search("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", file.read(), re.DOTALL)
+            pin = fingerprint(ssl.PEM_cert_to_DER_cert(found[0] if found else ""))
         except (OSError, ValueError) as error:
             raise Failure(26, f"cannot use the certificate {cert} ({getattr(error, 'reason', '') or getattr(error, 'strerror', '') or error})",
                           "--cert is a PEM file with the certificate, and --key the one with its key, unless that is in the first too",
                           MAKE_CERTIFICATE) from None
-    return context, fingerprint(ssl.PEM_cert_to_DER_cert(found[0] if found else ""))
+    return context, pin
 
 
 def make_certificate(args: argparse.Namespace, folder: str) -> tuple[str, str]:
@@ -3234,11 +3235,14 @@ def own_addresses() -> list[str]:
 
 
 def reachable_at(sock: socket.socket) -> list[str]:
-    """The addresses at which other machines reach this server: none when it is bound to loopback."""
+    """The addresses at which other machines reach this server: none when it is bound to loopback. A network without
+    a default route does not tell ours, but others on it may come all the same: they are given our name."""
     host = sock.getsockname()[0]
     if host == "::1" or host.startswith("127."):
         return []
-    return [found for found in own_addresses() if host == "::" or ":" not in found] if host in ("::", "0.0.0.0") else [host]
+    if host not in ("::", "0.0.0.0"):
+        return [host]
+    return [found for found in own_addresses() if host == "::" or ":" not in found] or [socket.gethostname()]
 
 
 def bind(sock: socket.socket, target: Address) -> None:

@@ -38,7 +38,7 @@ a leading `/`, NUL, `.six-<32 hex digits>.part`; on Windows also \\ : < > | ? * 
 a component that starts with a dot is refused as hidden-name without --hidden. Links are not followed.
 
 Requests and answers. The server speaks first: the greeting above. Requests may follow one another without waiting; answers
-come in their order: `ok VERB NAME… key=value…` or `err VERB NAME… reason=CODE …` (names cut off after 1000 characters).
+come in their order: `ok VERB NAME… key=value…` or `err VERB NAME… reason=CODE …` (words cut off after 900 characters).
 Lines that begin with `note` may come before an answer: received=N and checked=N tell how far the server is, ten times a
 second at most; with reason=CODE, in `list`, what was left out. Any request but help and say may have the key nick=NAME:
 what others know this client by from now on, 1 to 32 letters, digits, `_`, `.` or `-`, else bad-nick; a number is added
@@ -117,7 +117,7 @@ seconds). Then `note NAME received=N`: what the slowest of them has; and of each
 ok put NAME size= sha256= verified= [as=] [nick=]` or `got TO err put NAME reason=CODE` (mkdir with type=dir). The
 reason is the receiver's own, or no-such-client, not-receiving, yourself, gone (closed, or broke the protocol), stalled
 (took or said nothing for --timeout seconds: the server has closed it), left. A receiver's ok before the end of the body
-counts as broken protocol. When none has got it, the end is err send NAME reason=not-received receivers=N verified=0; inside the body if
+is a request like any other: left. When none has got it, the end is err send NAME reason=not-received receivers=N verified=0; inside the body if
 that is known there. When the sender is lost or gives up, its receivers get `abort reason=…`. It may close its writing side
 behind the last byte, as nc -N does, but its connection only after the answer: one that is gone is noticed at the next note.
 Nothing is stored: the server announces with `data` what it holds, at most 512 KiB, and takes more when every receiver has
@@ -179,7 +179,7 @@ ACCEPT_PAUSE = 0.5  # seconds to the next accept() when the system has no descri
 TELL = 0.1  # seconds from note to note
 STALE = 1.0  # seconds of silence after which the writer of a part gives way to a new one
 BUSY = 2.0  # seconds that a new writer of a part waits for the old one
-MAX_ECHO = 1000  # characters of a name that an error repeats, so that the answer is never too long
+MAX_ECHO = 900  # characters of a name that an error repeats: three words of so many, twelve bytes each, are less than MAX_LINE
 LIFE = 1.0  # seconds of silence after which somebody who waits for another is told that the server is there
 BRIEF = 0.001  # seconds that one client's connection may hold up what others wait for too
 NICK = re.compile(r"[\w.-]{1,32}")  # letters of any script, digits: nothing that could pass for an address or for more than a name
@@ -434,7 +434,7 @@ class Wire:
         """Wait until a line is whole: where it ends."""
         deadline = None if idle and self.start == self.end else time.monotonic() + self.timeout
         while (stop := self.buffer.find(b"\n", self.start, self.end)) < 0:
-            if self.buffer.startswith(TLS, self.start):
+            if self.buffer.startswith(TLS, self.start, self.end):
                 raise Broken("this-is-tls")
             if self.end - self.start >= MAX_LINE:
                 raise Broken("line-too-long")
@@ -613,12 +613,12 @@ class Folder:
 
 
 def locked(fd: int) -> bool:
-    """Take the lock of a part. Systems without flock do without: there the part's writer alone knows its name."""
-    with contextlib.suppress(ImportError):
+    """Take the lock of a part. Systems and file systems without flock do without: there the writers of one server alone know of each other."""
+    with contextlib.suppress(ImportError, OSError):  # OSError: Lustre, for one, may have none
         import fcntl  # not at the top: Windows has none
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             return False
     return True
 
@@ -737,9 +737,11 @@ class Part:
 
     def drop(self) -> None:
         if self.fd >= 0:
-            self.close()
+            if os.name == "nt":
+                self.close()  # Windows removes no open file; elsewhere the lock is held until no other writer can find it
             with contextlib.suppress(OSError):
                 self.folder.remove(self.name)
+            self.close()
 
 
 def send_body(wire: Wire, fd: int, status: os.stat_result, sha: hashlib._Hash, go_on: Callable[[int], bool]) -> str:
@@ -1400,6 +1402,9 @@ class Session(Wire):
             status = entry.stat(follow_symlinks=False)
         except FileNotFoundError:
             return False
+        except OSError as error:  # a folder that may be read but not entered, a dead mount: the others are told all the same
+            self.entry("note", full, reason=reason_of(error))
+            return False
         if stat.S_ISREG(status.st_mode):
             return self.entry("file", full, **facts(status))
         if stat.S_ISDIR(status.st_mode):
@@ -1447,7 +1452,11 @@ class Session(Wire):
                 offset, sha = 0, hashlib.sha256()
                 os.lseek(fd, 0, os.SEEK_SET)
             self.put(line("ok", "get", name, **facts(status), offset=offset or None))
-            given_up = send_body(self, fd, status, sha, self.count)
+            try:
+                given_up = send_body(self, fd, status, sha, self.count)
+            except Lost as lost:
+                self.note(f"get {name}: cut at {self.moved} of {status.st_size - offset} bytes ({lost})")
+                raise
         if given_up:
             self.note(f"get {name}: given up, it {given_up} meanwhile")
 
@@ -1459,7 +1468,7 @@ class Session(Wire):
         name, over = request.words[0], request.keys.get("over") == "yes"
         size = request.number("size") if "size" in request.keys else None
         part = self.part(request)
-        self.check_room(size or 0)
+        self.check_room((size or 0) - request.number("offset"), size or 0)
         self.check_vacant(part.folder, part.leaf, over)
         part = self.claimed(part, request)
 
@@ -1480,8 +1489,8 @@ class Session(Wire):
             raise Refused(reason_of(error), received=part.received) from None
         finally:
             self.moved = part.received
-            self.disclaim(part)
             part.drop()
+            self.disclaim(part)
         self.ok(request, size=part.received, sha256=part.sha.hexdigest(), verified=verified)
 
     def check_room(self, more: int, whole: int = 0) -> None:
@@ -1507,11 +1516,12 @@ class Session(Wire):
     def claimed(self, part: Part, request: Line) -> Part:
         """The part, as `resume` has checked it or new, and ours alone."""
         if self.ready and self.ready.place() == part.place():
+            self.ready.executable = part.executable  # `resume` does not say it
             part, self.ready = self.ready, None
         self.release()
         if request.number("offset") not in (0, part.received):
-            self.disclaim(part)
             part.keep()
+            self.disclaim(part)
             raise Refused("resume-first")
         if part.fd < 0:
             self.claim(part)
@@ -1521,16 +1531,17 @@ class Session(Wire):
         """Be the one who writes a part. Who wrote it before and is silent has lost its link, and is ended. What counts is how often
         we have tried: a machine that stood still meanwhile has left the other no time to end."""
         left = BUSY
-        while not part.claim():
-            other = self.server.writers.get(part.place())
-            if other and time.monotonic() - other.heard > STALE:
-                other.cut()
-            if left <= 0:
-                raise Refused("busy")
-            left -= TELL / 2
-            time.sleep(TELL / 2)
-        if part.keyed:
-            self.server.writers[part.place()] = self
+        try:
+            while (part.keyed and (other := self.server.writers.setdefault(part.place(), self)) is not self) or not part.claim():
+                if other is not self and time.monotonic() - other.heard > STALE:
+                    other.cut()
+                if left <= 0:
+                    raise Refused("busy")
+                left -= TELL / 2
+                time.sleep(TELL / 2)
+        except (Refused, OSError):
+            self.disclaim(part)
+            raise
 
     def disclaim(self, part: Part) -> None:
         """The part has no writer any more, unless the next one has come in already."""
@@ -1550,8 +1561,8 @@ class Session(Wire):
     def release(self) -> None:
         """Nobody sends what `resume` has checked: leave the part as it is."""
         if self.ready:
-            self.disclaim(self.ready)
             self.ready.keep()
+            self.disclaim(self.ready)
             self.ready = None
 
     def do_delete(self, request: Line) -> None:
@@ -1789,8 +1800,8 @@ class Server:
             return self.refuse(conn, peer, f"there are {len(self.sessions)} clients")
         try:
             self.handle(conn, peer)
-        except (OSError, RuntimeError):  # RuntimeError: no further thread
-            self.refuse(conn, peer, "the system gives no further thread or descriptor")
+        except (OSError, RuntimeError) as error:  # no further descriptor or thread, or the shared folder is gone
+            self.refuse(conn, peer, shown(str(error)))
 
     def fetch(self) -> tuple[socket.socket | None, Address]:
         try:
@@ -2002,11 +2013,12 @@ def server_tls(args: argparse.Namespace) -> tuple[ssl.SSLContext, str]:
             context.load_cert_chain(cert, key)
             with open(cert, encoding="ascii", errors="replace") as file:
                 found = re.search("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", file.read(), re.DOTALL)
+            pin = fingerprint(ssl.PEM_cert_to_DER_cert(found[0] if found else ""))
         except (OSError, ValueError) as error:
             raise Failure(26, f"cannot use the certificate {cert} ({getattr(error, 'reason', '') or getattr(error, 'strerror', '') or error})",
                           "--cert is a PEM file with the certificate, and --key the one with its key, unless that is in the first too",
                           MAKE_CERTIFICATE) from None
-    return context, fingerprint(ssl.PEM_cert_to_DER_cert(found[0] if found else ""))
+    return context, pin
 
 
 def make_certificate(args: argparse.Namespace, folder: str) -> tuple[str, str]:
@@ -2274,11 +2286,14 @@ def own_addresses() -> list[str]:
 
 
 def reachable_at(sock: socket.socket) -> list[str]:
-    """The addresses at which other machines reach this server: none when it is bound to loopback."""
+    """The addresses at which other machines reach this server: none when it is bound to loopback. A network without
+    a default route does not tell ours, but others on it may come all the same: they are given our name."""
     host = sock.getsockname()[0]
     if host == "::1" or host.startswith("127."):
         return []
-    return [found for found in own_addresses() if host == "::" or ":" not in found] if host in ("::", "0.0.0.0") else [host]
+    if host not in ("::", "0.0.0.0"):
+        return [host]
+    return [found for found in own_addresses() if host == "::" or ":" not in found] or [socket.gethostname()]
 
 
 def bind(sock: socket.socket, target: Address) -> None:

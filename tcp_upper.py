@@ -583,11 +583,14 @@ def own_addresses() -> list[str]:
 
 
 def reachable_at(sock: socket.socket) -> list[str]:
-    """The addresses at which other machines reach this server: none when it is bound to loopback."""
+    """The addresses at which other machines reach this server: none when it is bound to loopback. A network without
+    a default route does not tell ours, but others on it may come all the same: they are given our name."""
     host = sock.getsockname()[0]
     if host == "::1" or host.startswith("127."):
         return []
-    return [found for found in own_addresses() if host == "::" or ":" not in found] if host in ("::", "0.0.0.0") else [host]
+    if host not in ("::", "0.0.0.0"):
+        return [host]
+    return [found for found in own_addresses() if host == "::" or ":" not in found] or [socket.gethostname()]
 
 
 def bind(sock: socket.socket, target: Address) -> None:

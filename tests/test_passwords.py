@@ -371,6 +371,16 @@ def test_a_machine_without_openssl_is_told_how_to_make_a_certificate_elsewhere(r
     assert {"cert.pem", "key.pem"} < set(os.listdir(box))
 
 
+@pytest.mark.parametrize("script", ["server.py", "httpserver.py"])
+def test_a_certificate_of_openssls_own_kind_is_told_to_be_none(run, box, tmp_path, script):
+    """OpenSSL loads it, with what it may be trusted for, which Python's ssl cannot read."""
+    make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout key.pem -out cert.pem -subj /CN=six"
+    for command in (make, "openssl x509 -in cert.pem -trustout -out trusted.pem"):
+        subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
+    done = run(script, box, "--port", 0, "--cert", tmp_path / "trusted.pem", "--key", tmp_path / "key.pem")
+    assert done.code == 26 and "cannot use the certificate" in done.err and not done.out, done
+
+
 def test_tls_with_a_certificate_made_for_the_run(spawn, run, box, tmp_path):
     (tmp_path / "tmp").mkdir()
     server = spawn("server.py", box, "--tls", env={"TMPDIR": str(tmp_path / "tmp")})
