@@ -195,6 +195,10 @@ class Server(Process):
         until(lambda: self.status("Threads") == 2, "it to have nothing to do")  # one accepts, one watches connections that wait
         return self.descriptors(), self.status("Threads")
 
+    def rests(self, before):
+        """Wait until it has no more than at_rest() told. It can be less: what had just been closed may have counted then."""
+        until(lambda: self.descriptors() <= before[0] and self.status("Threads") <= before[1], "threads and descriptors to be back")
+
     def stop(self, number=signal.SIGINT):
         """Ask it to end: exit 0, nothing but the listening line on stdout, and no traceback or warning."""
         self.process.send_signal(number)

@@ -456,7 +456,7 @@ runpy.run_path({str(ROOT / "client.py")!r}, run_name="__main__")
     whole = tree(source / top)
     for name, fact in tree(target / top, parts=False).items():
         assert fact == whole[name] or (flags and fact[0] == b"old and long"), (name, fact)
-    until(lambda: (server.descriptors(), server.status("Threads")) == before, "the server to have stored all that the dead one sent")
+    server.rests(before)  # it has stored all that the dead one sent
     again = [sys.executable, ROOT / "client.py", "--port", str(server.port), verb, *flags, top]
     done = subprocess.run(again, cwd=here, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0 and tree(target / top, parts=False) == whole, done.stderr
@@ -466,14 +466,14 @@ runpy.run_path({str(ROOT / "client.py")!r}, run_name="__main__")
 def test_cut_at_every_byte_of_a_short_exchange(server, do, here, box, proxy, full, verb):
     """Old or new, never in between, and never success where there was none."""
     (here if verb == "put" else box).joinpath("x").write_text("new data")
-    target, (before, _) = (box if verb == "put" else here) / "x", server.at_rest()
+    target, before = (box if verb == "put" else here) / "x", server.at_rest()
     for toward in "server", "client":
         for count in range(1, 250, 1 if full else 110):
             target.unlink(missing_ok=True)
             way = proxy(server.port, cut_at=count, toward=toward)
             done = do(verb, "x", "--retries", "0", port=way.port)
             way.close()
-            until(lambda: server.descriptors() <= before, "the server to have done with it")
+            server.rests(before)
             assert not target.exists() or target.read_text() == "new data"
             assert done.code in (0, 7, 18, 52, 55, 56) and (done.code or target.exists()), (toward, count, done)
 
@@ -481,13 +481,13 @@ def test_cut_at_every_byte_of_a_short_exchange(server, do, here, box, proxy, ful
 @pytest.mark.parametrize("verb", ["put", "get"])
 def test_corrupted_at_any_byte_it_is_whole_or_an_error(server, do, here, box, proxy, full, verb):
     (here if verb == "put" else box).joinpath("x").write_text("new data")
-    folder, (before, _) = box if verb == "put" else here, server.at_rest()
+    folder, before = box if verb == "put" else here, server.at_rest()
     for toward in "server", "client":
         for at in range(0, 300, 1 if full else 37):
             way = proxy(server.port, corrupt_at=at, toward=toward)
             done = do(verb, "x", "--retries", "0", "--timeout", "0.5", port=way.port)
             way.close()
-            until(lambda: server.descriptors() <= before, "the server to have done with it")
+            server.rests(before)
             whole = (folder / "x").exists() and (folder / "x").read_text() == "new data"
             assert whole or (done.code and not (folder / "x").exists()), (toward, at, done)
             for path in folder.iterdir():  # a changed name is stored as it came: told as an error, and its bytes are right

@@ -513,7 +513,7 @@ def test_afterwards_nothing_is_left_over(server, peer, tmp_path):
             each.close()
         if number % 2:
             sender.close()
-    until(lambda: (server.descriptors(), server.status("Threads")) == before, "threads and descriptors back")
+    server.rests(before)
     assert watcher.lines("who")[-1] == "ok who count=1"
     assert os.listdir(tmp_path / "box") == [], "the server stores nothing"
 

@@ -569,7 +569,7 @@ def test_many_clients_that_say_nothing_or_reset_delay_nobody(start, full):
     assert server.status("VmRSS") < (150 << 10) * max(1, count // 100)
     for sock in silent:
         sock.close()
-    until(lambda: (server.descriptors(), server.status("Threads")) <= before, "threads and descriptors back")
+    server.rests(before)
 
 
 def test_hundreds_who_come_at_once_are_queued_by_the_kernel(start):
@@ -614,7 +614,7 @@ def test_a_client_reset_at_every_byte_of_the_answer_is_survived(start, box, prox
             sock.sendall(request)
             everything(sock)
         way.close()
-    until(lambda: (server.descriptors(), server.status("Threads")) <= before, "threads and descriptors back")
+    server.rests(before)
     assert (box / "f").read_text() == "new data" and names(box) == ["f"]
 
 

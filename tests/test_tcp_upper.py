@@ -204,7 +204,7 @@ def test_many_idle_clients_cost_little_and_leave_nothing(spawn, full):
     assert server.status("VmRSS") < 100_000  # KiB
     for sock in idle:
         sock.close()
-    until(lambda: (server.descriptors(), server.status("Threads")) == before, "descriptors and threads to be back")
+    server.rests(before)
 
 
 def test_out_of_descriptors_is_survived(spawn, run):
