@@ -659,7 +659,8 @@ def tree(place: Place, depth: int = 0) -> Iterator[tuple[Place, os.DirEntry[str]
     """All that is in a folder, hidden or not, a folder after what is in it. Links are not followed."""
     if depth > MAX_DEPTH:
         raise Refusal(403, f"more than {MAX_DEPTH} folders deep")
-    with contextlib.closing(open_leaf(place)) as folder, os.scandir(folder.where) as scan:
+    # a folder that somebody else has deleted meanwhile holds nothing
+    with contextlib.suppress(FileNotFoundError), contextlib.closing(open_leaf(place)) as folder, os.scandir(folder.where) as scan:
         for item in scan:
             below = inside(folder.where, item.name)
             if item.is_dir(follow_symlinks=False):
@@ -2102,7 +2103,8 @@ def delete_folder(place: Place, recursive: bool, hidden: bool) -> None:
     if recursive and not hidden and not shows_all(place):
         raise Refusal(409, "it holds hidden files, and hidden names are not served")
     for below, item in tree(place) if recursive else ():
-        (os.rmdir if item.is_dir(follow_symlinks=False) else os.unlink)(below.name, dir_fd=below.parent)
+        with contextlib.suppress(FileNotFoundError):  # somebody else has done it
+            (os.rmdir if item.is_dir(follow_symlinks=False) else os.unlink)(below.name, dir_fd=below.parent)
     os.rmdir(place.name, dir_fd=place.parent)
 
 

@@ -205,6 +205,20 @@ def test_delete(ask, folder):  # 31
     assert ask("DELETE", "/a.txt").status == 204
 
 
+def test_a_folder_is_deleted_whatever_somebody_else_deletes_in_it_meanwhile(spawn, ask, folder, tmp_path):
+    for name in "a", "b", "c":
+        (folder / "full" / name / "deep").mkdir(parents=True)
+        (folder / "full" / name / "x").touch()
+    script = tmp_path / "meanwhile.py"
+    script.write_text("import os, runpy, shutil, sys\nunlink = os.unlink\n"
+                      "def late(name, dir_fd=None):\n    os.unlink = unlink\n    for other in os.listdir('full'):\n        shutil.rmtree('full/' + other)\n"
+                      "    unlink(name, dir_fd=dir_fd)\n"
+                      "os.supports_dir_fd.add(late)\nos.unlink, sys.argv[0] = late, 'httpserver.py'\n"
+                      f"runpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n")
+    assert ask("DELETE", "/full/?recursive", to=spawn(str(script), cwd=folder)).status == 204
+    assert os.listdir(folder) == ["a.txt"]
+
+
 def test_a_folder_that_holds_hidden_files_is_deleted_only_by_who_is_shown_them(spawn, ask, folder):
     (folder / "f" / "deep").mkdir(parents=True)
     (folder / "f" / "seen").touch()
