@@ -309,6 +309,7 @@ def parameters(query: str) -> dict[str, str]:
 # Conditions, ranges, negotiation (RFC 9110).
 CONDITIONS = frozenset(("if-match", "if-none-match", "if-modified-since", "if-unmodified-since"))
 PACKED = {"gzip": "application/gzip", "bzip2": "application/x-bzip2", "xz": "application/x-xz"}
+NO_DATE = float("nan")  # of what has none: it is neither before nor after any, so that conditions on dates are ignored (§13.1.3, §13.1.4)
 TAG = re.compile(r'(W/)?("[^"]*")')
 RANGE = re.compile(r"[ \t]*([0-9]{0,40})-([0-9]{0,40})[ \t]*")
 
@@ -343,7 +344,7 @@ def matches(listed: str, tag: str | None, weak: bool) -> bool:
     return any(found[1] == tag and (weak or not found[0]) for found in TAG.findall(listed))
 
 
-def judge(fields: Mapping[str, str], tag: str | None, mtime: int, reading: bool) -> int:
+def judge(fields: Mapping[str, str], tag: str | None, mtime: float, reading: bool) -> int:
     """The preconditions in their order (§13.2.2): 0 to go on, 304 or 412. A tag of None means that nothing is there."""
     since, until = (parse_date(fields.get(f"if-{word}-since", "")) for word in ("modified", "unmodified"))
     if "if-match" in fields:
@@ -359,7 +360,7 @@ def judge(fields: Mapping[str, str], tag: str | None, mtime: int, reading: bool)
     return 0
 
 
-def range_applies(condition: str | None, tag: str, mtime: int, now: float) -> bool:
+def range_applies(condition: str | None, tag: str, mtime: float, now: float) -> bool:
     """If-Range (§13.1.5): a strong tag, or exactly the date of a file that has not changed within the last second."""
     if condition is None or condition == tag:
         return True
@@ -1658,7 +1659,7 @@ def get_file(conn: Connection, request: Request, names: Sequence[str], found: Fo
     return answer
 
 
-def is_known(fields: Mapping[str, str], tag: str, mtime: int) -> bool:
+def is_known(fields: Mapping[str, str], tag: str, mtime: float) -> bool:
     """Whether the client has what it asks for already (304). What it expects otherwise is refused (412)."""
     status = 0 if CONDITIONS.isdisjoint(fields) else judge(fields, tag, mtime, reading=True)
     if status == 412:
@@ -1666,7 +1667,7 @@ def is_known(fields: Mapping[str, str], tag: str, mtime: int) -> bool:
     return status == 304
 
 
-def wanted_ranges(request: Request, size: int, tag: str, mtime: int, now: float) -> list[tuple[int, int]] | None:
+def wanted_ranges(request: Request, size: int, tag: str, mtime: float, now: float) -> list[tuple[int, int]] | None:
     """The ranges that are to be sent, None for the whole."""
     fields = request.fields
     if "range" not in fields or request.method != "GET" or not range_applies(fields.get("if-range"), tag, mtime, now):
@@ -1718,9 +1719,9 @@ def get_tar(conn: Connection, request: Request, found: Found, name: str) -> Answ
     length, tag = tar_plan(walk(found.where, "", hidden, conn.server.note_left_out))
     headers = {"Content-Type": "application/x-tar", "Content-Disposition": disposition(name + ".tar"), "ETag": tag,
                "Accept-Ranges": "bytes", "Cache-Control": "no-cache"}
-    if is_known(request.fields, tag, 0):
+    if is_known(request.fields, tag, NO_DATE):
         return Answer(304, headers)
-    ranges = wanted_ranges(request, length, tag, 0, 0)
+    ranges = wanted_ranges(request, length, tag, NO_DATE, 0)
     partial = ranges is not None and len(ranges) == 1  # several are answered with the whole
     start, end = ranges[0] if ranges and partial else (0, length)
     if partial:

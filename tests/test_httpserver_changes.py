@@ -526,6 +526,13 @@ def test_tar_resumes_at_every_kind_of_offset(ask, full_folder):
     assert ask("GET", "/?tar", f"Range: bytes=5-\r\nIf-Range: {whole.fields['etag']}\r\n").status == 200
 
 
+def test_conditions_on_the_date_of_an_archive_which_has_none_are_ignored(ask):
+    date = "Fri, 31 Dec 2100 00:00:00 GMT"
+    assert "last-modified" not in ask("HEAD", "/?tar").fields
+    assert [ask("GET", "/?tar", f"{name}: {date}\r\n").status for name in ("If-Modified-Since", "If-Unmodified-Since")] == [200, 200]
+    assert ask("GET", "/?tar", f"Range: bytes=5-\r\nIf-Range: {date}\r\n").status == 200
+
+
 def test_zip_is_whole_and_other_programs_read_it(ask, full_folder):
     reply = ask("GET", "/?zip")
     assert reply.whole and int(reply.fields["content-length"]) == len(reply.body)
