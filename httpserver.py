@@ -1124,10 +1124,11 @@ class Body:
         if not self.asked or self.left > DRAIN:
             return self.whole
         taken = 0
-        for data in self.pieces:
-            taken += len(data)
-            if taken > DRAIN:
-                return False
+        with contextlib.suppress(OSError, Refusal):  # a broken body ends the connection, but not before the answer
+            for data in self.pieces:
+                taken += len(data)
+                if taken > DRAIN:
+                    return False
         return self.whole
 
 

@@ -260,6 +260,16 @@ def test_a_body_never_becomes_the_next_request(wire):  # 13
             assert connection.reply().body == b"hello\n"
 
 
+def test_an_unwanted_body_that_breaks_takes_no_answer_away(wire, folder):  # 13
+    for number, (framing, body) in enumerate([("Content-Length: 5", b"cut"), ("Transfer-Encoding: chunked", b"5\r\ncut"), ("Transfer-Encoding: chunked", b"zz\r\n")]):
+        (folder / str(number)).touch()
+        connection = wire().send(f"DELETE /{number} HTTP/1.1\r\nHost: localhost\r\n{framing}\r\n\r\n".encode() + body)
+        connection.sock.shutdown(socket.SHUT_WR)
+        reply = connection.reply()
+        assert (reply.status, reply.fields["connection"]) == (204, "close") and connection.closed()
+    assert set(tree(folder)) == {b"a.txt"}
+
+
 CHUNKED = [
     (b"5\r\nhello\r\n0\r\n\r\n", 201), (b"5;ext=1\r\nhello\r\n0\r\nX: y\r\n\r\n", 201), (b"0\r\n\r\n", 201), (b"00005\r\nhello\r\n0\r\n\r\n", 201),
     (b"+5\r\nhello\r\n0\r\n\r\n", 400), (b"0x5\r\nhello\r\n0\r\n\r\n", 400), (b"5\nhello\n0\n\n", 400), (b"5\r\nhelloX\r\n0\r\n\r\n", 400),
