@@ -469,6 +469,11 @@ def boundary_of(content_type: str) -> bytes:
     return (found[1] or found[2]).encode("latin-1")
 
 
+def unquoted(found: re.Match[bytes]) -> bytes:
+    """A file's name that was found in quotes, or without."""
+    return found[2] or found[1].replace(b'\\"', b'"').replace(b"\\\\", b"\\")
+
+
 def form_file(head: bytes) -> str | None:
     """The name of the file that a part of a form is, "" when none was chosen, None when it is another field (RFC 7578).
     Only the last component counts, except in a field called folder: there the path below the chosen folder."""
@@ -476,7 +481,7 @@ def form_file(head: bytes) -> str | None:
     found = FILENAME.search(line)
     if not found:
         return None
-    raw = found[2] or found[1].replace(b'\\"', b'"').replace(b"\\\\", b"\\")
+    raw = unquoted(found)
     for escape, byte in (b"%22", b'"'), (b"%0D", b"\r"), (b"%0A", b"\n"):
         raw = raw.replace(escape, byte)
     name, field = os.fsdecode(raw), FIELD_NAME.search(line)
@@ -485,11 +490,11 @@ def form_file(head: bytes) -> str | None:
 
 def suggested_name(request: Request) -> str:
     """What a body that was posted to a folder is to be called: as Content-Disposition says, or by time and type."""
-    wanted = request.fields.get("content-disposition", "")
-    found = re.search(r"filename\*=UTF-8''([^\s;]+)", wanted, re.IGNORECASE)
-    plain = re.search(r'filename="?([^";]+)', wanted, re.IGNORECASE)
-    if found or plain:
-        raw = urllib.parse.unquote_to_bytes(found[1]) if found else plain[1].encode("latin-1") if plain else b""
+    wanted = request.fields.get("content-disposition", "").encode("latin-1")
+    found = re.search(rb"filename\*=UTF-8''([^\s;]+)", wanted, re.IGNORECASE)
+    plain = re.search(rb'filename=(?:"((?:[^"\\]|\\.)*)"|([^";]+))', wanted, re.IGNORECASE)
+    raw = urllib.parse.unquote_to_bytes(found[1]) if found else unquoted(plain) if plain else b""
+    if raw:
         return re.split(r"[/\\]", os.fsdecode(raw))[-1]
     kind = request.fields.get("content-type", "").partition(";")[0].strip().lower()
     return time.strftime("upload-%Y%m%d-%H%M%S") + (mimetypes.guess_extension(kind) or ".bin" if kind else ".bin")
