@@ -495,7 +495,7 @@ def suggested_name(request: Request) -> str:
     plain = re.search(rb'filename=(?:"((?:[^"\\]|\\.)*)"|([^";]+))', wanted, re.IGNORECASE)
     raw = urllib.parse.unquote_to_bytes(found[1]) if found else unquoted(plain) if plain else b""
     if raw:
-        return re.split(r"[/\\]", os.fsdecode(raw))[-1]
+        return re.split("/" if found else r"[/\\]", os.fsdecode(raw))[-1]  # a backslash in filename* is meant as one: it is what our page sends
     kind = request.fields.get("content-type", "").partition(";")[0].strip().lower()
     return time.strftime("upload-%Y%m%d-%H%M%S") + (mimetypes.guess_extension(kind) or ".bin" if kind else ".bin")
 
