@@ -588,8 +588,9 @@ class Shared:
     and nowhere else: component by component, no link followed."""
 
     def __init__(self, path: str, hidden: bool) -> None:
+        path = os.path.realpath(path)  # what the command line names may be a link
         self.only = None if os.path.isdir(path) else os.path.basename(path)
-        self.path = os.path.realpath(os.path.dirname(path) or "." if self.only else path)
+        self.path = os.path.dirname(path) if self.only else path
         self.hidden = hidden or bool(self.only)
         self.root = os.open(self.path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)) if DIR_FD else None
 

@@ -625,6 +625,8 @@ def test_a_single_file_is_all_that_is_served(spawn, folder, ask):
     assert ask("GET", "/", to=server).fields["location"] == "/a.txt"
     assert [ask("GET", path, to=server).status for path in ("/a.txt", "/b", "/.", "/a.txt/")] == [200, 404, 403, 404]
     assert ask("PUT", "/a.txt", body=b"x", to=server).status == 405
+    (folder / "link").symlink_to("a.txt")
+    assert ask("GET", "/a.txt", to=spawn("httpserver.py", folder / "link")).body == b"hello\n"
 
 
 def test_ctrl_c_ends_at_once_when_idle_and_cuts_off_what_is_stuck(spawn, folder, wire):
