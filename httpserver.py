@@ -934,16 +934,20 @@ def tar_plan(items: Iterable[Item]) -> tuple[int, str]:
 
 
 def tar_pieces(items: Iterable[Item], start: int, end: int, tag: str) -> Iterator[Piece]:
-    """The bytes from start to end of the archive; files outside of them are not even opened."""
-    at, sha = 0, hashlib.sha256()
+    """The bytes from start to end of the archive; files outside of them are not even opened. The last byte comes when all others were
+    of the planned archive: where it does not, the client sees that it has not got the whole."""
+    at, sha, last = 0, hashlib.sha256(), b""
     for item in items:
         length = tar_length(item)
         sha.update(tar_head(item) + etag(item.entry.info).encode())
         if start < at + length and at < end:
-            yield from clip(tar_item(item), start - at, end - at)
+            yield from clip(tar_item(item), start - at, end - 1 - at)
+        if at < end <= at + length:
+            last = tar_byte(item, end - 1 - at)
         at += length
     if tag != f'"{sha.hexdigest()[:32]}"':
-        raise Gone("the folder changed")  # before the end is sent: the client sees that it has not got the whole
+        raise Gone("the folder changed")
+    yield last
     yield from clip([bytes(TAR_END)], start - at, end - at)
 
 
@@ -956,6 +960,12 @@ def tar_item(item: Item) -> Iterator[Piece]:
         finally:
             os.close(descriptor)
         yield bytes(-item.entry.size % 512)
+
+
+def tar_byte(item: Item, at: int) -> bytes:
+    for piece in clip(tar_item(item), at, at + 1):
+        return read_at(piece.descriptor, 1, piece.start) if isinstance(piece, Span) else piece
+    return b""
 
 
 def clip(pieces: Iterable[Piece], start: int, end: int) -> Iterator[Piece]:

@@ -588,6 +588,21 @@ def test_an_archive_whose_folder_changes_meanwhile_ends_short(wire, folder):
         assert connection.closed()
 
 
+def test_a_part_of_an_archive_is_whole_only_if_it_is_of_the_archive_whose_tag_it_has(wire, ask, folder):
+    (folder / "big").touch()
+    os.truncate(folder / "big", 16 << 20)
+    (folder / "z").mkdir()
+    (folder / "z" / "inner").write_bytes(b"x" * 1000)
+    whole = ask("GET", "/?tar").body
+    end = len(whole) - 1024  # of the last file
+    for last in end - 1, end - 25, end - 26, end - 1025:  # in its padding, its last byte, another one, the end of its head
+        assert ask("GET", "/?tar", f"Range: bytes={last - 600}-{last}\r\n").body == whole[last - 600:last + 1]
+    connection = wire(narrow=True).send(f"GET /?tar HTTP/1.1\r\nHost: localhost\r\nRange: bytes=0-{end - 1}\r\n\r\n")
+    connection.more()
+    (folder / "z" / "aaa").write_bytes(b"moves all that follows")
+    assert not connection.reply().whole and connection.closed()
+
+
 # --- the end: --requests, --once, signals ---
 def test_requests_ends_after_so_many(spawn, folder, ask):
     server = spawn("httpserver.py", folder, "--requests", "3")
