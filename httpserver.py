@@ -538,6 +538,10 @@ class Place(NamedTuple):
         if self.owned and self.parent is not None:
             os.close(self.parent)
 
+    @property
+    def folder(self) -> Where:
+        return self.parent if self.parent is not None else os.path.dirname(self.name)
+
     def beside(self, name: str) -> Place:
         return Place(self.parent, name if self.parent is not None else os.path.join(os.path.dirname(self.name), name))
 
@@ -840,8 +844,7 @@ def tag_of(token: str) -> int:
 
 def expire_parts(place: Place) -> None:
     """Delete what nobody has gone on with for too long, unless somebody just puts it in its place with an old time."""
-    folder: Where = place.parent if place.parent is not None else os.path.dirname(place.name)
-    with contextlib.suppress(OSError), os.scandir(folder) as scan:
+    with contextlib.suppress(OSError), os.scandir(place.folder) as scan:
         for item in filter(is_expired, scan):
             with contextlib.closing(Part(place, item.name[5:-5], fresh=False)) as part:
                 part.kept = not part.lock()
@@ -1772,8 +1775,9 @@ def put(conn: Connection, request: Request, body: Body | None) -> Answer:
     if not request.names or request.slash:
         raise Refusal(409, "a folder has that name; POST puts files into it")
     assert body
-    expect_size(conn, request)
+    size = expect_size(conn, request)
     with conn.server.shared.locate(request.names, make=True) as place:
+        expect_space(conn, place, size)
         there = expect(request.fields, place.regular())
         if CONDITIONS.isdisjoint(request.fields):
             return take_upload(conn, request, body, place, request.names, "replace")
@@ -1783,14 +1787,14 @@ def put(conn: Connection, request: Request, body: Body | None) -> Answer:
 def post(conn: Connection, request: Request, body: Body | None) -> Answer:
     """Into a folder: a form's files, or the body itself under a new name. To the name of a file: like PUT."""
     assert body
-    expect_size(conn, request)
-    if request.fields.get("content-type", "").lower().startswith("multipart/form-data"):
-        return post_form(conn, request, body)
-    if request.names and not request.slash and not is_folder(conn, request.names):
+    size = expect_size(conn, request)
+    is_form = request.fields.get("content-type", "").lower().startswith("multipart/form-data")
+    if not is_form and request.names and not request.slash and not is_folder(conn, request.names):
         return put(conn, request, body)
     names = (*request.names, suggested_name(request))
     with conn.server.shared.locate(names, make=True) as place:
-        return take_upload(conn, request, body, place, names, "number")
+        expect_space(conn, place, size)
+        return post_form(conn, request, body) if is_form else take_upload(conn, request, body, place, names, "number")
 
 
 def is_folder(conn: Connection, names: Sequence[str]) -> bool:
@@ -1799,31 +1803,31 @@ def is_folder(conn: Connection, names: Sequence[str]) -> bool:
     return False
 
 
-def expect_size(conn: Connection, request: Request) -> None:
-    """What can be refused before the body is."""
+def expect_size(conn: Connection, request: Request) -> int:
+    """How long an upload says that it gets. What can be refused before the body is."""
     if "upload-length" in request.fields and not DIGITS.fullmatch(request.fields["upload-length"]):
         raise Refusal(400, "Upload-Length is not a number")
     size = max(request.length, int(request.fields.get("upload-length", 0)))
     if 0 < conn.args.max_size < size:
         limit = {"Upload-Limit": upload_limit(conn)}
         raise Refusal(413, f"more than {conn.args.max_size} bytes are not taken", limit, close=True)
-    expect_space(conn, size)
+    return size
 
 
-def expect_space(conn: Connection, size: int) -> None:
-    shared = conn.server.shared
-    if size + conn.args.min_free > free_space(shared.root if shared.root is not None else shared.path):
+def expect_space(conn: Connection, place: Place, size: int) -> None:
+    """Each folder may be on a disk of its own."""
+    if size + conn.args.min_free > free_space(place.folder):
         raise Refusal(507, "there is not that much free space", close=True)
 
 
-def while_space(conn: Connection, pieces: Iterable[Data]) -> Iterator[Data]:
+def while_space(conn: Connection, place: Place, pieces: Iterable[Data]) -> Iterator[Data]:
     """An upload's data as long as there is room: how long a chunked one gets nobody knows before."""
-    left = FREE_CHECK  # expect_size() has looked just now
+    left = FREE_CHECK  # somebody has looked just now
     for piece in pieces:
         left -= len(piece)
         if left < 0:
             left = FREE_CHECK
-            expect_space(conn, len(piece))
+            expect_space(conn, place, len(piece))
         yield piece
 
 
@@ -1900,7 +1904,7 @@ def fill_part(conn: Connection, request: Request, body: Body, part: Part, plan: 
     """Receive into a part, and when the upload is complete check it and put it in its place."""
     conn.part = part
     try:
-        for data in while_space(conn, noted(conn, request, body)):
+        for data in while_space(conn, part.place, noted(conn, request, body)):
             part.write(data)
             part.give_way()
             if 0 < conn.args.max_size < part.size or plan.length is not None and plan.length < part.size:
@@ -1967,7 +1971,7 @@ def store_part(conn: Connection, request: Request, data: Iterator[bytes], name: 
     names = (*request.names, *name.split("/"))
     with conn.server.shared.locate(names, make=True) as place, contextlib.closing(Part(place, secrets.token_hex(16))) as part:
         part.lock()
-        for piece in while_space(conn, data):
+        for piece in while_space(conn, place, data):
             part.write(piece)
             if 0 < conn.args.max_size < part.size:
                 raise Refusal(413, f"more than {conn.args.max_size} bytes are not taken", close=True)
@@ -2088,8 +2092,8 @@ def patch(conn: Connection, request: Request, body: Body | None) -> Answer:
         raise Refusal(415, "PATCH takes application/partial-upload", {"Accept-Patch": "application/partial-upload"})
     if not DIGITS.fullmatch(fields.get("upload-offset", "")) or fields.get("upload-complete") not in ("?0", "?1"):
         raise Refusal(400, "Upload-Offset and Upload-Complete are needed")
-    expect_space(conn, request.length)
     with resumed(conn, request) as (part, plan):
+        expect_space(conn, part.place, request.length)
         if part.size != int(fields["upload-offset"]):
             raise Refusal(409, f"the upload stands at {part.size}", {"Upload-Offset": str(part.size), "Upload-Complete": "?0"})
         return fill_part(conn, request, body, part, plan, fields["upload-complete"] == "?1")

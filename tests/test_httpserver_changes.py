@@ -165,6 +165,17 @@ def test_chunked_uploads_too_leave_the_space_free_that_is_to_stay_free(spawn, di
     assert tree(disk) == {b"old": b"old"}
 
 
+def test_the_free_space_of_a_disk_in_the_folder_is_its_own(spawn, disk, ask):
+    server = spawn("httpserver.py", disk.parent, "--min-free", "4M")
+    for path in "/disk/old", "/disk/new/x":
+        assert ask("PUT", path, body=bytes(5 << 20), to=server).status == 507
+    assert ask("POST", "/disk/", FORM, form((b'name="f"; filename="f"', bytes(5 << 20))), to=server).status == 507
+    assert ask("POST", "/disk/", body=bytes(5 << 20), to=server).status == 507
+    location = ask("POST", "/disk/", "Upload-Complete: ?0\r\nUpload-Length: 9\r\n", to=server).fields["location"]
+    assert append(ask, location, 0, bytes(5 << 20), to=server).status == 507
+    assert ask("DELETE", location, to=server).status == 204 and tree(disk) == {b"old": b"old"}
+
+
 def test_a_file_size_limit_in_the_middle_of_an_upload_is_507(spawn, folder, ask):  # 30
     server = spawn("httpserver.py", folder, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100000, 100000)))
     assert ask("PUT", "/a.txt", body=DATA, to=server).status == 507
