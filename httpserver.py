@@ -118,6 +118,7 @@ FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW",
 # O_NONBLOCK: opening a FIFO must not wait for its writer
 LEAF = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 FRESH = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+NO_LINKS = errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP  # what systems say of a disk without hard links
 
 # What the system says, as the status and the fixed text that the client gets: never a local path.
 PROBLEMS = {
@@ -692,13 +693,27 @@ def rename_new(old: Place, new: Place) -> None:
     """A rename that does not replace: of two writers one wins."""
     if os.name == "nt":
         return os.rename(old.name, new.name)
+    linked = take_name(old, new)
     try:
-        os.link(old.name, new.name, src_dir_fd=old.parent, dst_dir_fd=new.parent, follow_symlinks=False)
+        if not linked:
+            return rename(old, new)
         with contextlib.suppress(FileNotFoundError):  # who deletes the whole folder has done it
             os.unlink(old.name, dir_fd=old.parent)
-    except (PermissionError, NotImplementedError, AttributeError):  # no hard links, as on a USB stick: take the name first
-        os.close(os.open(new.name, FRESH, 0o666, dir_fd=new.parent))
-        rename(old, new)
+    except OSError:
+        os.unlink(new.name, dir_fd=new.parent)
+        raise
+
+
+def take_name(old: Place, new: Place) -> bool:
+    """Whether the file has the new name already. Where there are no hard links, as on a USB stick, an empty file keeps that free."""
+    try:
+        os.link(old.name, new.name, src_dir_fd=old.parent, dst_dir_fd=new.parent, follow_symlinks=False)
+        return True
+    except (OSError, NotImplementedError, AttributeError) as error:
+        if isinstance(error, OSError) and error.errno not in NO_LINKS:
+            raise
+    os.close(os.open(new.name, FRESH, 0o666, dir_fd=new.parent))
+    return False
 
 
 RENAMING = threading.Lock()  # where folders cannot be locked

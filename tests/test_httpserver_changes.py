@@ -1,5 +1,6 @@
 """httpserver.py: uploads, forms, deleting, renaming, resuming, archives; and what many, slow or hostile clients do to it."""
 import ctypes
+import errno
 import fcntl
 import hashlib
 import io
@@ -254,6 +255,21 @@ def test_mkcol_and_move(ask, folder):
             ("/b", "/no/where", "", 409), ("/f", "/g", "Overwrite: F\r\n", 201)]
     assert [(old, new, more, ask("MOVE", old, f"Destination: {new}\r\n{more}").status) for old, new, more, _ in rows] == rows
     assert tree(folder) == {b"b": b"hello\n"} and sorted(os.listdir(folder)) == ["b", "g"]
+
+
+@pytest.mark.parametrize("number", [0, errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP], ids=lambda number: errno.errorcode.get(number, "links"))
+def test_with_and_without_hard_links_a_new_name_is_the_whole_file_or_nothing(number, spawn, ask, folder, tmp_path):
+    (folder / "kept").mkdir()
+    (folder / "kept" / "x").write_bytes(b"kept")
+    (folder / "kept").chmod(0o555)
+    script = tmp_path / "no_links.py"
+    script.write_text("import os, runpy, sys\ndef no_links(*_, **more):\n    raise OSError(%d, 'no links')\n" % number
+                      + f"os.link, sys.argv[0] = {'no_links' if number else 'os.link'}, 'httpserver.py'\n"
+                      f"runpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n")
+    server = spawn(str(script), folder, preexec_fn=obey_modes)
+    assert [ask("PUT", "/b", "If-None-Match: *\r\n", DATA, to=server).status for _ in range(2)] == [201, 412]
+    assert [ask("MOVE", old, "Destination: /c\r\nOverwrite: F\r\n", to=server).status for old in ("/kept/x", "/b", "/a.txt")] == [403, 201, 412]
+    assert tree(folder) == {b"a.txt": b"hello\n", b"c": DATA, b"kept/x": b"kept"}
 
 
 # --- resuming uploads ---
