@@ -129,7 +129,8 @@ PROBLEMS = {
     errno.EINVAL: (400, "the system takes no such name"), errno.EILSEQ: (400, "the system takes no such name"),
     errno.ENXIO: (403, "only files and folders are served"), errno.EISDIR: (409, "a folder has that name"),
     errno.EEXIST: (412, "that name exists"), errno.ENOTEMPTY: (409, "the folder is not empty (?recursive deletes it all the same)"),
-    errno.ENOSPC: (507, "the disk is full"), errno.EFBIG: (507, "too large for the disk"), errno.EXDEV: (409, "not on the same disk"),
+    errno.ENOSPC: (507, "the disk is full"), errno.EDQUOT: (507, "the disk is full for this user"),
+    errno.EFBIG: (507, "too large for the disk"), errno.EXDEV: (409, "not on the same disk"),
     errno.EMFILE: (503, "too many open files"), errno.ENFILE: (503, "too many open files"),
 }
 

@@ -183,6 +183,15 @@ def test_a_file_size_limit_in_the_middle_of_an_upload_is_507(spawn, folder, ask)
     assert tree(folder) == {b"a.txt": b"hello\n"}
 
 
+def test_a_quota_that_is_used_up_is_507(spawn, folder, ask, tmp_path):  # 30
+    script = tmp_path / "quota.py"
+    script.write_text("import errno, os, runpy, stat, sys\nwrite = os.write\n"
+                      "def within(descriptor, data):\n    if stat.S_ISREG(os.fstat(descriptor).st_mode):\n        raise OSError(errno.EDQUOT, 'quota')\n    return write(descriptor, data)\n"
+                      f"os.write, sys.argv[0] = within, 'httpserver.py'\nrunpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n")
+    assert ask("PUT", "/a.txt", body=DATA, to=spawn(str(script), folder)).status == 507
+    assert tree(folder) == {b"a.txt": b"hello\n"}
+
+
 def test_limits_of_size_and_free_space(spawn, folder, ask):
     server = spawn("httpserver.py", folder, "--max-size", "1k")
     assert [ask("PUT", "/x", body=bytes(n), to=server).status for n in (999, 1000, 1001)] == [201, 204, 413]
