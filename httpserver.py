@@ -2634,10 +2634,10 @@ class Server:
 
     def give_back(self, conn: Connection, what_next: Callable[[], object]) -> None:
         """The leader goes on with it: only who has the lead touches the selector and the queues."""
-        self.returned.append(what_next)
         with self.guard:
             self.busy.discard(conn)
             self.guard.notify_all()
+        self.returned.append(what_next)  # from now on the next thread may be busy with it
         self.wake()
 
     def patience(self) -> float | None:

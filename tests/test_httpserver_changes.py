@@ -691,6 +691,23 @@ def test_ctrl_c_ends_at_once_when_idle_and_cuts_off_what_is_stuck(spawn, folder,
 
 
 # --- many, slow, hostile clients ---
+def test_a_transfer_that_begins_while_the_last_one_is_given_back_has_its_grace_too(spawn, folder, wire, tmp_path):
+    script = tmp_path / "slow.py"
+    script.write_text("import collections, os, runpy, sys\n"
+                      "class Queue(collections.deque):\n    first = True\n    def append(self, item):\n        super().append(item)\n"
+                      "        if callable(item) and Queue.first:\n            Queue.first = False\n            os.write(2, b'given back\\n')\n            sys.stdin.readline()\n"
+                      f"collections.deque, sys.argv[0] = Queue, 'httpserver.py'\nrunpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n")
+    server = spawn(str(script), folder, stdin=subprocess.PIPE)
+    first, second = wire(server), wire(server)
+    assert first.send("PUT /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\nx").reply().status == 201
+    server.wait_for("given back")
+    assert second.send("PUT /y HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\ny").reply().status == 201  # its end wakes the leader
+    assert first.send("PUT /z HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n").reply().status == 100
+    server.process.stdin.close()
+    assert second.send(GET + "\r\n").reply().status == 200
+    assert "1 transfers cut off" in server.stop()
+
+
 def test_idle_and_slow_connections_cost_no_thread(server, ask):
     socks = [server.connect() for _ in range(300)]
     for sock in socks[::2]:
