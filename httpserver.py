@@ -2329,15 +2329,19 @@ async function upload(job) {
     try {
       if (!job.url) job.url = await create(job);
       else if (await arrived(job)) return end(job, 'done', true);
+      if (job.cancelled) break;
       await send(job);
       return end(job, 'done', true);
     } catch (error) {
-      if (job.cancelled || error.final) throw error;
+      if (job.cancelled) break;
+      if (error.final) throw error;
       job.note.textContent = 'link lost, trying again';
       pause = job.sent > before ? 250 : Math.min(pause * 2, 15000);
-      await Promise.race([wait(pause), new Promise(go => addEventListener('online', go, {once: true}))]);
+      await Promise.race([wait(pause), new Promise(go => { job.wake = go; addEventListener('online', go, {once: true}); })]);
     }
   }
+  end(job, 'cancelled');
+  if (job.url) net(job.url, {method: 'DELETE'}).catch(() => {});
 }
 const refused = text => Object.assign(new Error(text), {final: true});
 async function check(answer) {
@@ -2389,10 +2393,10 @@ function end(job, text, whole) {
 }
 function cancel(job) {
   job.cancelled = true;
+  job.note.textContent = 'cancelled';
   if (job.request) job.request.abort();
+  if (job.wake) job.wake();
   if (queue.includes(job)) { queue.splice(queue.indexOf(job), 1); end(job, 'cancelled'); }
-  else { job.note.textContent = 'cancelled'; if (!job.request) end(job, 'cancelled'); }
-  if (job.url) net(job.url, {method: 'DELETE'}).catch(() => {});
 }
 const above = path => path.split('/').slice(0, -1).map(part => part + '/').join('');
 async function enter(entry, path) {

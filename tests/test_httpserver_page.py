@@ -215,6 +215,23 @@ def test_cancel_leaves_nothing(browser, spawn, folder, tmp_path, proxy):
     until(lambda: not os.listdir(folder), "the part to be deleted")
 
 
+@pytest.mark.parametrize("change", [
+    "{ const begin = create; create = async job => { const url = await begin(job); job.stop.click(); return url; }; }",
+    "send = async job => { job.request = new XMLHttpRequest(); setTimeout(() => job.stop.click()); throw new Error('the link is lost'); }",
+], ids=["while it begins", "while it waits for the link"])
+def test_cancel_ends_an_upload_at_any_time(change, browser, spawn, folder, tmp_path):
+    (tmp_path / "x").write_bytes(b"x" * 1000)
+    server = spawn("httpserver.py", folder)
+    browser.open(f"http://127.0.0.1:{server.port}/")
+    browser.run(change)
+    browser.choose("#pick", tmp_path / "x")
+    browser.wait("document.querySelectorAll('#jobs .failed').length === 1")
+    assert browser.run("document.querySelector('#jobs small').textContent + ' ' + document.querySelector('#jobs button').textContent + sum + done") == "cancelled clear00"
+    server.wait_for('"DELETE /x[?]')
+    log = server.stop()
+    assert "PATCH" not in log and not os.listdir(folder)
+
+
 def test_new_folder_rename_and_delete_after_a_question(browser, spawn, folder):
     (folder / "old name").write_bytes(b"x")
     browser.open(f"http://127.0.0.1:{spawn('httpserver.py', folder).port}/")
