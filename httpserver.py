@@ -2344,10 +2344,11 @@ async function upload(job) {
   if (job.url) net(job.url, {method: 'DELETE'}).catch(() => {});
 }
 const refused = text => Object.assign(new Error(text), {final: true});
+const passing = status => status >= 500 && status !== 507 || status === 408;
 async function check(answer) {
   if (answer.ok) return answer;
   const text = await answer.text();
-  throw answer.status >= 500 && answer.status !== 507 ? new Error(text) : refused(text || 'refused: ' + answer.status);
+  throw passing(answer.status) ? new Error(text) : refused(text || 'refused: ' + answer.status);
 }
 async function create(job) {
   const folder = here + job.path.split('/').map(encodeURIComponent).join('/');
@@ -2368,7 +2369,7 @@ function send(job) {
     request.setRequestHeader('Upload-Offset', start);
     request.setRequestHeader('Upload-Complete', '?1');
     request.upload.onprogress = event => progress(job, start + event.loaded);
-    request.onload = () => request.status < 300 ? good() : bad(request.status >= 500 && request.status !== 507 || request.status === 409
+    request.onload = () => request.status < 300 ? good() : bad(passing(request.status) || request.status === 409
       ? new Error(request.responseText) : refused(request.responseText || 'refused'));
     request.onerror = request.onabort = () => bad(new Error('interrupted'));
     request.send(job.file.slice(start));

@@ -191,6 +191,18 @@ def test_an_upload_goes_on_after_a_lost_link(browser, spawn, folder, tmp_path, p
     assert server.stop().count("PATCH") >= 4
 
 
+def test_an_upload_goes_on_after_a_link_that_stood_still(browser, spawn, folder, tmp_path, proxy):
+    (tmp_path / "big").write_bytes(os.urandom(500000))  # little enough for the browser to be done with sending
+    server = spawn("httpserver.py", folder, "--timeout", "1", "--header", "Connection: close")  # chromium itself repeats what gets 408 on a connection that it kept
+    way = proxy(server.port, hold_at=100000, toward="server")
+    browser.open(f"http://127.0.0.1:{way.port}/")
+    browser.choose("#pick", tmp_path / "big")
+    server.wait_for('"PATCH .*" 408 ')
+    way.go.set()
+    browser.wait("document.querySelectorAll('#jobs .done').length === 1")
+    assert (folder / "big").read_bytes() == (tmp_path / "big").read_bytes()
+
+
 def test_an_upload_whose_last_answer_is_lost_is_not_sent_again(browser, spawn, folder, tmp_path):
     (tmp_path / "x").write_bytes(b"whole")
     os.utime(tmp_path / "x", (1500000000, 1500000000))
