@@ -2876,7 +2876,11 @@ def share_port(args: argparse.Namespace, sock: socket.socket, door: Door, shared
     children: set[int] = set()
     signal.signal(signal.SIGCHLD, lambda number, frame: None)  # makes select() return
     while not stop.asked:
-        children |= {start_worker(args, sock, door, shared, stop, log) for _ in range(args.workers - len(children))}
+        while len(children) < args.workers and (child := start_worker(args, sock, door, shared, stop, log)):
+            children.add(child)
+        if not children:
+            sock.close()
+            raise Failure(2, "cannot start any worker", "the system has no process or memory left for one", f"{SERVER} --workers 1")
         select.select([stop], [], [])
         stop.drain()
         children -= set(ended_children())
@@ -2889,9 +2893,15 @@ def share_port(args: argparse.Namespace, sock: socket.socket, door: Door, shared
 
 
 def start_worker(args: argparse.Namespace, sock: socket.socket, door: Door, shared: Shared, inherited: Stop, log: int) -> int:
+    """Its process number, or 0 where the system has none left: then those that there are go on."""
     signals = signal.SIGINT, signal.SIGTERM
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # until the child has a Stop of its own: one in between would be lost
-    child = os.fork()
+    try:
+        child = os.fork()
+    except OSError as error:
+        say(f"cannot start another worker ({error.strerror})")
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+        return 0
     if child:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
         return child

@@ -822,6 +822,23 @@ def test_workers_share_the_port_and_end_together(spawn, folder, ask):
     assert not any(os.path.exists(f"/proc/{child}") for child in children)
 
 
+def test_without_processes_for_all_workers_it_does_with_fewer(spawn, run, folder, ask, tmp_path):
+    script = tmp_path / "few.py"
+    few = ("import errno, itertools, os, runpy, sys\nfork, count = os.fork, itertools.count()\n"
+           "def some():\n    if next(count) < %d:\n        return fork()\n    raise BlockingIOError(errno.EAGAIN, 'no process left')\n"
+           f"os.fork, sys.argv[0] = some, 'httpserver.py'\nrunpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n")
+    script.write_text(few % 2)
+    server = spawn(str(script), folder, "--workers", "4")
+    server.wait_for("cannot start another worker")
+    assert ask("GET", "/a.txt", to=server).status == 200
+    server.stop()
+    with pytest.raises(ConnectionRefusedError):
+        server.connect()
+    script.write_text(few % 0)
+    done = run(str(script), folder, "--workers", "2", "--port", "0")
+    assert done.code == 2 and "cannot start any worker" in done.err
+
+
 def test_the_log_goes_to_a_file_or_nowhere(spawn, folder, ask, tmp_path):
     log = tmp_path / "access.log"
     log.write_text("old\n")
