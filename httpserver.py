@@ -2499,11 +2499,17 @@ def page(items: Sequence[Entry], names: Sequence[str], read_only: bool) -> Itera
            f'all of it as <a href="?tar">tar</a> (can be resumed) or <a href="?zip">zip</a></footer>\n<script>{SCRIPT}</script></body></html>\n')
 
 
+def shown_time(when: int) -> str:
+    with contextlib.suppress(OverflowError, OSError):  # a broken disk may say anything, and a listing of all others is still wanted
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(when))
+    return ""
+
+
 def table_row(entry: Entry) -> str:
     name, when = html.escape(visible(entry.name)), int(entry.info.st_mtime)
     size = '<td class="n" data-v="-1"></td>' if entry.is_folder else f'<td class="n" data-v="{entry.size}">{readable_size(entry.size)}</td>'
     return (f'<tr data-name="{name}" data-folder="{int(entry.is_folder)}"><td><a href="{quoted([entry.name], slash=entry.is_folder)[1:]}">{name}{"/" * entry.is_folder}'
-            f'</a></td>{size}<td class="t" data-v="{when}">{time.strftime("%Y-%m-%d %H:%M", time.localtime(when))}</td><td class="d"></td></tr>\n')
+            f'</a></td>{size}<td class="t" data-v="{when}">{shown_time(when)}</td><td class="d"></td></tr>\n')
 
 
 def gathered(texts: Iterable[str]) -> Iterator[bytes]:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import socket
+import tempfile
 import threading
 import time
 from base64 import b64encode
@@ -632,6 +633,17 @@ def test_the_page_has_a_strict_policy_and_a_listing_varies_by_accept(ask):  # 34
     for accept, kind in ("application/json", "application/json"), ("text/plain", "text/plain"), ("*/*", "text/html"), ("application/json;q=0, text/html", "text/html"), \
             ("text/html;q=0.5, application/json", "application/json"):
         assert ask("GET", "/", f"Accept: {accept}\r\n").fields["content-type"].startswith(kind), accept
+
+
+def test_a_time_that_is_none_takes_no_listing_away(spawn, ask):
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:  # most disks keep no such time
+        with open(os.path.join(folder, "far"), "wb") as file:
+            os.utime(file.fileno(), (1 << 62, 1 << 62))
+        server = spawn("httpserver.py", folder)
+        for kind in "text/html", "application/json", "text/plain":
+            reply = ask("GET", "/", f"Accept: {kind}\r\n", to=server)
+            assert reply.whole and b"far" in reply.body
+        assert all(ask("GET", path, to=server).whole for path in ("/far", "/?tar", "/?zip"))
 
 
 def test_changes_from_a_foreign_page_are_refused(ask, folder):  # 38
