@@ -118,6 +118,7 @@ FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW",
 # O_NONBLOCK: opening a FIFO must not wait for its writer
 LEAF = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 FRESH = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+NO_LINKS = errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP  # what systems say of a disk without hard links
 
 # What the system says, as the status and the fixed text that the client gets: never a local path.
 PROBLEMS = {
@@ -128,7 +129,8 @@ PROBLEMS = {
     errno.EINVAL: (400, "the system takes no such name"), errno.EILSEQ: (400, "the system takes no such name"),
     errno.ENXIO: (403, "only files and folders are served"), errno.EISDIR: (409, "a folder has that name"),
     errno.EEXIST: (412, "that name exists"), errno.ENOTEMPTY: (409, "the folder is not empty (?recursive deletes it all the same)"),
-    errno.ENOSPC: (507, "the disk is full"), errno.EFBIG: (507, "too large for the disk"), errno.EXDEV: (409, "not on the same disk"),
+    errno.ENOSPC: (507, "the disk is full"), errno.EDQUOT: (507, "the disk is full for this user"),
+    errno.EFBIG: (507, "too large for the disk"), errno.EXDEV: (409, "not on the same disk"),
     errno.EMFILE: (503, "too many open files"), errno.ENFILE: (503, "too many open files"),
 }
 
@@ -309,6 +311,7 @@ def parameters(query: str) -> dict[str, str]:
 # Conditions, ranges, negotiation (RFC 9110).
 CONDITIONS = frozenset(("if-match", "if-none-match", "if-modified-since", "if-unmodified-since"))
 PACKED = {"gzip": "application/gzip", "bzip2": "application/x-bzip2", "xz": "application/x-xz"}
+NO_DATE = float("nan")  # of what has none: it is neither before nor after any, so that conditions on dates are ignored (§13.1.3, §13.1.4)
 TAG = re.compile(r'(W/)?("[^"]*")')
 RANGE = re.compile(r"[ \t]*([0-9]{0,40})-([0-9]{0,40})[ \t]*")
 
@@ -343,7 +346,7 @@ def matches(listed: str, tag: str | None, weak: bool) -> bool:
     return any(found[1] == tag and (weak or not found[0]) for found in TAG.findall(listed))
 
 
-def judge(fields: Mapping[str, str], tag: str | None, mtime: int, reading: bool) -> int:
+def judge(fields: Mapping[str, str], tag: str | None, mtime: float, reading: bool) -> int:
     """The preconditions in their order (§13.2.2): 0 to go on, 304 or 412. A tag of None means that nothing is there."""
     since, until = (parse_date(fields.get(f"if-{word}-since", "")) for word in ("modified", "unmodified"))
     if "if-match" in fields:
@@ -359,7 +362,7 @@ def judge(fields: Mapping[str, str], tag: str | None, mtime: int, reading: bool)
     return 0
 
 
-def range_applies(condition: str | None, tag: str, mtime: int, now: float) -> bool:
+def range_applies(condition: str | None, tag: str, mtime: float, now: float) -> bool:
     """If-Range (§13.1.5): a strong tag, or exactly the date of a file that has not changed within the last second."""
     if condition is None or condition == tag:
         return True
@@ -468,6 +471,11 @@ def boundary_of(content_type: str) -> bytes:
     return (found[1] or found[2]).encode("latin-1")
 
 
+def unquoted(found: re.Match[bytes]) -> bytes:
+    """A file's name that was found in quotes, or without."""
+    return found[2] or found[1].replace(b'\\"', b'"').replace(b"\\\\", b"\\")
+
+
 def form_file(head: bytes) -> str | None:
     """The name of the file that a part of a form is, "" when none was chosen, None when it is another field (RFC 7578).
     Only the last component counts, except in a field called folder: there the path below the chosen folder."""
@@ -475,7 +483,7 @@ def form_file(head: bytes) -> str | None:
     found = FILENAME.search(line)
     if not found:
         return None
-    raw = found[2] or found[1].replace(b'\\"', b'"').replace(b"\\\\", b"\\")
+    raw = unquoted(found)
     for escape, byte in (b"%22", b'"'), (b"%0D", b"\r"), (b"%0A", b"\n"):
         raw = raw.replace(escape, byte)
     name, field = os.fsdecode(raw), FIELD_NAME.search(line)
@@ -484,12 +492,12 @@ def form_file(head: bytes) -> str | None:
 
 def suggested_name(request: Request) -> str:
     """What a body that was posted to a folder is to be called: as Content-Disposition says, or by time and type."""
-    wanted = request.fields.get("content-disposition", "")
-    found = re.search(r"filename\*=UTF-8''([^\s;]+)", wanted, re.IGNORECASE)
-    plain = re.search(r'filename="?([^";]+)', wanted, re.IGNORECASE)
-    if found or plain:
-        raw = urllib.parse.unquote_to_bytes(found[1]) if found else plain[1].encode("latin-1") if plain else b""
-        return re.split(r"[/\\]", os.fsdecode(raw))[-1]
+    wanted = request.fields.get("content-disposition", "").encode("latin-1")
+    found = re.search(rb"filename\*=UTF-8''([^\s;]+)", wanted, re.IGNORECASE)
+    plain = re.search(rb'filename=(?:"((?:[^"\\]|\\.)*)"|([^";]+))', wanted, re.IGNORECASE)
+    raw = urllib.parse.unquote_to_bytes(found[1]) if found else unquoted(plain) if plain else b""
+    if raw:
+        return re.split("/" if found else r"[/\\]", os.fsdecode(raw))[-1]  # a backslash in filename* is meant as one: it is what our page sends
     kind = request.fields.get("content-type", "").partition(";")[0].strip().lower()
     return time.strftime("upload-%Y%m%d-%H%M%S") + (mimetypes.guess_extension(kind) or ".bin" if kind else ".bin")
 
@@ -531,6 +539,10 @@ class Place(NamedTuple):
     def __exit__(self, *problem: object) -> None:
         if self.owned and self.parent is not None:
             os.close(self.parent)
+
+    @property
+    def folder(self) -> Where:
+        return self.parent if self.parent is not None else os.path.dirname(self.name)
 
     def beside(self, name: str) -> Place:
         return Place(self.parent, name if self.parent is not None else os.path.join(os.path.dirname(self.name), name))
@@ -582,8 +594,9 @@ class Shared:
     and nowhere else: component by component, no link followed."""
 
     def __init__(self, path: str, hidden: bool) -> None:
+        path = os.path.realpath(path)  # what the command line names may be a link
         self.only = None if os.path.isdir(path) else os.path.basename(path)
-        self.path = os.path.realpath(os.path.dirname(path) or "." if self.only else path)
+        self.path = os.path.dirname(path) if self.only else path
         self.hidden = hidden or bool(self.only)
         self.root = os.open(self.path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)) if DIR_FD else None
 
@@ -659,7 +672,8 @@ def tree(place: Place, depth: int = 0) -> Iterator[tuple[Place, os.DirEntry[str]
     """All that is in a folder, hidden or not, a folder after what is in it. Links are not followed."""
     if depth > MAX_DEPTH:
         raise Refusal(403, f"more than {MAX_DEPTH} folders deep")
-    with contextlib.closing(open_leaf(place)) as folder, os.scandir(folder.where) as scan:
+    # a folder that somebody else has deleted meanwhile holds nothing
+    with contextlib.suppress(FileNotFoundError), contextlib.closing(open_leaf(place)) as folder, os.scandir(folder.where) as scan:
         for item in scan:
             below = inside(folder.where, item.name)
             if item.is_dir(follow_symlinks=False):
@@ -680,13 +694,27 @@ def rename_new(old: Place, new: Place) -> None:
     """A rename that does not replace: of two writers one wins."""
     if os.name == "nt":
         return os.rename(old.name, new.name)
+    linked = take_name(old, new)
     try:
-        os.link(old.name, new.name, src_dir_fd=old.parent, dst_dir_fd=new.parent, follow_symlinks=False)
+        if not linked:
+            return rename(old, new)
         with contextlib.suppress(FileNotFoundError):  # who deletes the whole folder has done it
             os.unlink(old.name, dir_fd=old.parent)
-    except (PermissionError, NotImplementedError, AttributeError):  # no hard links, as on a USB stick: take the name first
-        os.close(os.open(new.name, FRESH, 0o666, dir_fd=new.parent))
-        rename(old, new)
+    except OSError:
+        os.unlink(new.name, dir_fd=new.parent)
+        raise
+
+
+def take_name(old: Place, new: Place) -> bool:
+    """Whether the file has the new name already. Where there are no hard links, as on a USB stick, an empty file keeps that free."""
+    try:
+        os.link(old.name, new.name, src_dir_fd=old.parent, dst_dir_fd=new.parent, follow_symlinks=False)
+        return True
+    except (OSError, NotImplementedError, AttributeError) as error:
+        if isinstance(error, OSError) and error.errno not in NO_LINKS:
+            raise
+    os.close(os.open(new.name, FRESH, 0o666, dir_fd=new.parent))
+    return False
 
 
 RENAMING = threading.Lock()  # where folders cannot be locked
@@ -832,8 +860,7 @@ def tag_of(token: str) -> int:
 
 def expire_parts(place: Place) -> None:
     """Delete what nobody has gone on with for too long, unless somebody just puts it in its place with an old time."""
-    folder: Where = place.parent if place.parent is not None else os.path.dirname(place.name)
-    with contextlib.suppress(OSError), os.scandir(folder) as scan:
+    with contextlib.suppress(OSError), os.scandir(place.folder) as scan:
         for item in filter(is_expired, scan):
             with contextlib.closing(Part(place, item.name[5:-5], fresh=False)) as part:
                 part.kept = not part.lock()
@@ -926,16 +953,20 @@ def tar_plan(items: Iterable[Item]) -> tuple[int, str]:
 
 
 def tar_pieces(items: Iterable[Item], start: int, end: int, tag: str) -> Iterator[Piece]:
-    """The bytes from start to end of the archive; files outside of them are not even opened."""
-    at, sha = 0, hashlib.sha256()
+    """The bytes from start to end of the archive; files outside of them are not even opened. The last byte comes when all others were
+    of the planned archive: where it does not, the client sees that it has not got the whole."""
+    at, sha, last = 0, hashlib.sha256(), b""
     for item in items:
         length = tar_length(item)
         sha.update(tar_head(item) + etag(item.entry.info).encode())
         if start < at + length and at < end:
-            yield from clip(tar_item(item), start - at, end - at)
+            yield from clip(tar_item(item), start - at, end - 1 - at)
+        if at < end <= at + length:
+            last = tar_byte(item, end - 1 - at)
         at += length
     if tag != f'"{sha.hexdigest()[:32]}"':
-        raise Gone("the folder changed")  # before the end is sent: the client sees that it has not got the whole
+        raise Gone("the folder changed")
+    yield last
     yield from clip([bytes(TAR_END)], start - at, end - at)
 
 
@@ -948,6 +979,12 @@ def tar_item(item: Item) -> Iterator[Piece]:
         finally:
             os.close(descriptor)
         yield bytes(-item.entry.size % 512)
+
+
+def tar_byte(item: Item, at: int) -> bytes:
+    for piece in clip(tar_item(item), at, at + 1):
+        return read_at(piece.descriptor, 1, piece.start) if isinstance(piece, Span) else piece
+    return b""
 
 
 def clip(pieces: Iterable[Piece], start: int, end: int) -> Iterator[Piece]:
@@ -1122,10 +1159,11 @@ class Body:
         if not self.asked or self.left > DRAIN:
             return self.whole
         taken = 0
-        for data in self.pieces:
-            taken += len(data)
-            if taken > DRAIN:
-                return False
+        with contextlib.suppress(OSError, Refusal):  # a broken body ends the connection, but not before the answer
+            for data in self.pieces:
+                taken += len(data)
+                if taken > DRAIN:
+                    return False
         return self.whole
 
 
@@ -1657,7 +1695,7 @@ def get_file(conn: Connection, request: Request, names: Sequence[str], found: Fo
     return answer
 
 
-def is_known(fields: Mapping[str, str], tag: str, mtime: int) -> bool:
+def is_known(fields: Mapping[str, str], tag: str, mtime: float) -> bool:
     """Whether the client has what it asks for already (304). What it expects otherwise is refused (412)."""
     status = 0 if CONDITIONS.isdisjoint(fields) else judge(fields, tag, mtime, reading=True)
     if status == 412:
@@ -1665,7 +1703,7 @@ def is_known(fields: Mapping[str, str], tag: str, mtime: int) -> bool:
     return status == 304
 
 
-def wanted_ranges(request: Request, size: int, tag: str, mtime: int, now: float) -> list[tuple[int, int]] | None:
+def wanted_ranges(request: Request, size: int, tag: str, mtime: float, now: float) -> list[tuple[int, int]] | None:
     """The ranges that are to be sent, None for the whole."""
     fields = request.fields
     if "range" not in fields or request.method != "GET" or not range_applies(fields.get("if-range"), tag, mtime, now):
@@ -1717,9 +1755,9 @@ def get_tar(conn: Connection, request: Request, found: Found, name: str) -> Answ
     length, tag = tar_plan(walk(found.where, "", hidden, conn.server.note_left_out))
     headers = {"Content-Type": "application/x-tar", "Content-Disposition": disposition(name + ".tar"), "ETag": tag,
                "Accept-Ranges": "bytes", "Cache-Control": "no-cache"}
-    if is_known(request.fields, tag, 0):
+    if is_known(request.fields, tag, NO_DATE):
         return Answer(304, headers)
-    ranges = wanted_ranges(request, length, tag, 0, 0)
+    ranges = wanted_ranges(request, length, tag, NO_DATE, 0)
     partial = ranges is not None and len(ranges) == 1  # several are answered with the whole
     start, end = ranges[0] if ranges and partial else (0, length)
     if partial:
@@ -1753,8 +1791,9 @@ def put(conn: Connection, request: Request, body: Body | None) -> Answer:
     if not request.names or request.slash:
         raise Refusal(409, "a folder has that name; POST puts files into it")
     assert body
-    expect_size(conn, request)
+    size = expect_size(conn, request)
     with conn.server.shared.locate(request.names, make=True) as place:
+        expect_space(conn, place, size)
         there = expect(request.fields, place.regular())
         if CONDITIONS.isdisjoint(request.fields):
             return take_upload(conn, request, body, place, request.names, "replace")
@@ -1764,14 +1803,14 @@ def put(conn: Connection, request: Request, body: Body | None) -> Answer:
 def post(conn: Connection, request: Request, body: Body | None) -> Answer:
     """Into a folder: a form's files, or the body itself under a new name. To the name of a file: like PUT."""
     assert body
-    expect_size(conn, request)
-    if request.fields.get("content-type", "").lower().startswith("multipart/form-data"):
-        return post_form(conn, request, body)
-    if request.names and not request.slash and not is_folder(conn, request.names):
+    size = expect_size(conn, request)
+    is_form = request.fields.get("content-type", "").lower().startswith("multipart/form-data")
+    if not is_form and request.names and not request.slash and not is_folder(conn, request.names):
         return put(conn, request, body)
     names = (*request.names, suggested_name(request))
     with conn.server.shared.locate(names, make=True) as place:
-        return take_upload(conn, request, body, place, names, "number")
+        expect_space(conn, place, size)
+        return post_form(conn, request, body) if is_form else take_upload(conn, request, body, place, names, "number")
 
 
 def is_folder(conn: Connection, names: Sequence[str]) -> bool:
@@ -1780,31 +1819,31 @@ def is_folder(conn: Connection, names: Sequence[str]) -> bool:
     return False
 
 
-def expect_size(conn: Connection, request: Request) -> None:
-    """What can be refused before the body is."""
+def expect_size(conn: Connection, request: Request) -> int:
+    """How long an upload says that it gets. What can be refused before the body is."""
     if "upload-length" in request.fields and not DIGITS.fullmatch(request.fields["upload-length"]):
         raise Refusal(400, "Upload-Length is not a number")
     size = max(request.length, int(request.fields.get("upload-length", 0)))
     if 0 < conn.args.max_size < size:
         limit = {"Upload-Limit": upload_limit(conn)}
         raise Refusal(413, f"more than {conn.args.max_size} bytes are not taken", limit, close=True)
-    expect_space(conn, size)
+    return size
 
 
-def expect_space(conn: Connection, size: int) -> None:
-    shared = conn.server.shared
-    if size + conn.args.min_free > free_space(shared.root if shared.root is not None else shared.path):
+def expect_space(conn: Connection, place: Place, size: int) -> None:
+    """Each folder may be on a disk of its own."""
+    if size + conn.args.min_free > free_space(place.folder):
         raise Refusal(507, "there is not that much free space", close=True)
 
 
-def while_space(conn: Connection, pieces: Iterable[Data]) -> Iterator[Data]:
+def while_space(conn: Connection, place: Place, pieces: Iterable[Data]) -> Iterator[Data]:
     """An upload's data as long as there is room: how long a chunked one gets nobody knows before."""
-    left = FREE_CHECK  # expect_size() has looked just now
+    left = FREE_CHECK  # somebody has looked just now
     for piece in pieces:
         left -= len(piece)
         if left < 0:
             left = FREE_CHECK
-            expect_space(conn, len(piece))
+            expect_space(conn, place, len(piece))
         yield piece
 
 
@@ -1881,7 +1920,7 @@ def fill_part(conn: Connection, request: Request, body: Body, part: Part, plan: 
     """Receive into a part, and when the upload is complete check it and put it in its place."""
     conn.part = part
     try:
-        for data in while_space(conn, noted(conn, request, body)):
+        for data in while_space(conn, part.place, noted(conn, request, body)):
             part.write(data)
             part.give_way()
             if 0 < conn.args.max_size < part.size or plan.length is not None and plan.length < part.size:
@@ -1948,7 +1987,7 @@ def store_part(conn: Connection, request: Request, data: Iterator[bytes], name: 
     names = (*request.names, *name.split("/"))
     with conn.server.shared.locate(names, make=True) as place, contextlib.closing(Part(place, secrets.token_hex(16))) as part:
         part.lock()
-        for piece in while_space(conn, data):
+        for piece in while_space(conn, place, data):
             part.write(piece)
             if 0 < conn.args.max_size < part.size:
                 raise Refusal(413, f"more than {conn.args.max_size} bytes are not taken", close=True)
@@ -2069,8 +2108,8 @@ def patch(conn: Connection, request: Request, body: Body | None) -> Answer:
         raise Refusal(415, "PATCH takes application/partial-upload", {"Accept-Patch": "application/partial-upload"})
     if not DIGITS.fullmatch(fields.get("upload-offset", "")) or fields.get("upload-complete") not in ("?0", "?1"):
         raise Refusal(400, "Upload-Offset and Upload-Complete are needed")
-    expect_space(conn, request.length)
     with resumed(conn, request) as (part, plan):
+        expect_space(conn, part.place, request.length)
         if part.size != int(fields["upload-offset"]):
             raise Refusal(409, f"the upload stands at {part.size}", {"Upload-Offset": str(part.size), "Upload-Complete": "?0"})
         return fill_part(conn, request, body, part, plan, fields["upload-complete"] == "?1")
@@ -2102,7 +2141,8 @@ def delete_folder(place: Place, recursive: bool, hidden: bool) -> None:
     if recursive and not hidden and not shows_all(place):
         raise Refusal(409, "it holds hidden files, and hidden names are not served")
     for below, item in tree(place) if recursive else ():
-        (os.rmdir if item.is_dir(follow_symlinks=False) else os.unlink)(below.name, dir_fd=below.parent)
+        with contextlib.suppress(FileNotFoundError):  # somebody else has done it
+            (os.rmdir if item.is_dir(follow_symlinks=False) else os.unlink)(below.name, dir_fd=below.parent)
     os.rmdir(place.name, dir_fd=place.parent)
 
 
@@ -2289,21 +2329,26 @@ async function upload(job) {
     try {
       if (!job.url) job.url = await create(job);
       else if (await arrived(job)) return end(job, 'done', true);
+      if (job.cancelled) break;
       await send(job);
       return end(job, 'done', true);
     } catch (error) {
-      if (job.cancelled || error.final) throw error;
+      if (job.cancelled) break;
+      if (error.final) throw error;
       job.note.textContent = 'link lost, trying again';
       pause = job.sent > before ? 250 : Math.min(pause * 2, 15000);
-      await Promise.race([wait(pause), new Promise(go => addEventListener('online', go, {once: true}))]);
+      await Promise.race([wait(pause), new Promise(go => { job.wake = go; addEventListener('online', go, {once: true}); })]);
     }
   }
+  end(job, 'cancelled');
+  if (job.url) net(job.url, {method: 'DELETE'}).catch(() => {});
 }
 const refused = text => Object.assign(new Error(text), {final: true});
+const passing = status => status >= 500 && status !== 507 || status === 408;
 async function check(answer) {
   if (answer.ok) return answer;
   const text = await answer.text();
-  throw answer.status >= 500 && answer.status !== 507 ? new Error(text) : refused(text || 'refused: ' + answer.status);
+  throw passing(answer.status) ? new Error(text) : refused(text || 'refused: ' + answer.status);
 }
 async function create(job) {
   const folder = here + job.path.split('/').map(encodeURIComponent).join('/');
@@ -2324,7 +2369,7 @@ function send(job) {
     request.setRequestHeader('Upload-Offset', start);
     request.setRequestHeader('Upload-Complete', '?1');
     request.upload.onprogress = event => progress(job, start + event.loaded);
-    request.onload = () => request.status < 300 ? good() : bad(request.status >= 500 && request.status !== 507 || request.status === 409
+    request.onload = () => request.status < 300 ? good() : bad(passing(request.status) || request.status === 409
       ? new Error(request.responseText) : refused(request.responseText || 'refused'));
     request.onerror = request.onabort = () => bad(new Error('interrupted'));
     request.send(job.file.slice(start));
@@ -2349,10 +2394,10 @@ function end(job, text, whole) {
 }
 function cancel(job) {
   job.cancelled = true;
+  job.note.textContent = 'cancelled';
   if (job.request) job.request.abort();
+  if (job.wake) job.wake();
   if (queue.includes(job)) { queue.splice(queue.indexOf(job), 1); end(job, 'cancelled'); }
-  else { job.note.textContent = 'cancelled'; if (!job.request) end(job, 'cancelled'); }
-  if (job.url) net(job.url, {method: 'DELETE'}).catch(() => {});
 }
 const above = path => path.split('/').slice(0, -1).map(part => part + '/').join('');
 async function enter(entry, path) {
@@ -2454,11 +2499,17 @@ def page(items: Sequence[Entry], names: Sequence[str], read_only: bool) -> Itera
            f'all of it as <a href="?tar">tar</a> (can be resumed) or <a href="?zip">zip</a></footer>\n<script>{SCRIPT}</script></body></html>\n')
 
 
+def shown_time(when: int) -> str:
+    with contextlib.suppress(OverflowError, OSError):  # a broken disk may say anything, and a listing of all others is still wanted
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(when))
+    return ""
+
+
 def table_row(entry: Entry) -> str:
     name, when = html.escape(visible(entry.name)), int(entry.info.st_mtime)
     size = '<td class="n" data-v="-1"></td>' if entry.is_folder else f'<td class="n" data-v="{entry.size}">{readable_size(entry.size)}</td>'
     return (f'<tr data-name="{name}" data-folder="{int(entry.is_folder)}"><td><a href="{quoted([entry.name], slash=entry.is_folder)[1:]}">{name}{"/" * entry.is_folder}'
-            f'</a></td>{size}<td class="t" data-v="{when}">{time.strftime("%Y-%m-%d %H:%M", time.localtime(when))}</td><td class="d"></td></tr>\n')
+            f'</a></td>{size}<td class="t" data-v="{when}">{shown_time(when)}</td><td class="d"></td></tr>\n')
 
 
 def gathered(texts: Iterable[str]) -> Iterator[bytes]:
@@ -2594,10 +2645,10 @@ class Server:
 
     def give_back(self, conn: Connection, what_next: Callable[[], object]) -> None:
         """The leader goes on with it: only who has the lead touches the selector and the queues."""
-        self.returned.append(what_next)
         with self.guard:
             self.busy.discard(conn)
             self.guard.notify_all()
+        self.returned.append(what_next)  # from now on the next thread may be busy with it
         self.wake()
 
     def patience(self) -> float | None:
@@ -2831,7 +2882,11 @@ def share_port(args: argparse.Namespace, sock: socket.socket, door: Door, shared
     children: set[int] = set()
     signal.signal(signal.SIGCHLD, lambda number, frame: None)  # makes select() return
     while not stop.asked:
-        children |= {start_worker(args, sock, door, shared, stop, log) for _ in range(args.workers - len(children))}
+        while len(children) < args.workers and (child := start_worker(args, sock, door, shared, stop, log)):
+            children.add(child)
+        if not children:
+            sock.close()
+            raise Failure(2, "cannot start any worker", "the system has no process or memory left for one", f"{SERVER} --workers 1")
         select.select([stop], [], [])
         stop.drain()
         children -= set(ended_children())
@@ -2844,9 +2899,15 @@ def share_port(args: argparse.Namespace, sock: socket.socket, door: Door, shared
 
 
 def start_worker(args: argparse.Namespace, sock: socket.socket, door: Door, shared: Shared, inherited: Stop, log: int) -> int:
+    """Its process number, or 0 where the system has none left: then those that there are go on."""
     signals = signal.SIGINT, signal.SIGTERM
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # until the child has a Stop of its own: one in between would be lost
-    child = os.fork()
+    try:
+        child = os.fork()
+    except OSError as error:
+        say(f"cannot start another worker ({error.strerror})")
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+        return 0
     if child:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
         return child

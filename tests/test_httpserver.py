@@ -7,6 +7,7 @@ import json
 import os
 import re
 import socket
+import tempfile
 import threading
 import time
 from base64 import b64encode
@@ -258,6 +259,16 @@ def test_a_body_never_becomes_the_next_request(wire):  # 13
         assert reply.status in (status, 204 if status == 201 else status), (method, path, reply)
         if reply.fields.get("connection") != "close":
             assert connection.reply().body == b"hello\n"
+
+
+def test_an_unwanted_body_that_breaks_takes_no_answer_away(wire, folder):  # 13
+    for number, (framing, body) in enumerate([("Content-Length: 5", b"cut"), ("Transfer-Encoding: chunked", b"5\r\ncut"), ("Transfer-Encoding: chunked", b"zz\r\n")]):
+        (folder / str(number)).touch()
+        connection = wire().send(f"DELETE /{number} HTTP/1.1\r\nHost: localhost\r\n{framing}\r\n\r\n".encode() + body)
+        connection.sock.shutdown(socket.SHUT_WR)
+        reply = connection.reply()
+        assert (reply.status, reply.fields["connection"]) == (204, "close") and connection.closed()
+    assert set(tree(folder)) == {b"a.txt"}
 
 
 CHUNKED = [
@@ -622,6 +633,17 @@ def test_the_page_has_a_strict_policy_and_a_listing_varies_by_accept(ask):  # 34
     for accept, kind in ("application/json", "application/json"), ("text/plain", "text/plain"), ("*/*", "text/html"), ("application/json;q=0, text/html", "text/html"), \
             ("text/html;q=0.5, application/json", "application/json"):
         assert ask("GET", "/", f"Accept: {accept}\r\n").fields["content-type"].startswith(kind), accept
+
+
+def test_a_time_that_is_none_takes_no_listing_away(spawn, ask):
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:  # most disks keep no such time
+        with open(os.path.join(folder, "far"), "wb") as file:
+            os.utime(file.fileno(), (1 << 62, 1 << 62))
+        server = spawn("httpserver.py", folder)
+        for kind in "text/html", "application/json", "text/plain":
+            reply = ask("GET", "/", f"Accept: {kind}\r\n", to=server)
+            assert reply.whole and b"far" in reply.body
+        assert all(ask("GET", path, to=server).whole for path in ("/far", "/?tar", "/?zip"))
 
 
 def test_changes_from_a_foreign_page_are_refused(ask, folder):  # 38

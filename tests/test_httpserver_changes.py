@@ -1,5 +1,6 @@
 """httpserver.py: uploads, forms, deleting, renaming, resuming, archives; and what many, slow or hostile clients do to it."""
 import ctypes
+import errno
 import fcntl
 import hashlib
 import io
@@ -124,6 +125,9 @@ def test_other_posts_are_stored_under_a_new_name_or_like_put(ask, folder):
     assert ask("GET", reply.fields["location"]).body == b"a=1&b=2"
     assert ask("POST", "/", "Content-Disposition: attachment; filename=\"../a.txt\"\r\n", b"x").fields["location"] == "/a%20%281%29.txt"
     assert ask("POST", "/", "Content-Disposition: inline; filename*=UTF-8''%c3%bc\r\n", b"x").fields["location"] == "/%C3%BC"
+    assert ask("POST", "/", "Content-Disposition: inline; filename*=UTF-8''..%2fback%5cslash\r\n", b"x").fields["location"] == "/back%5Cslash"
+    for value, want in [('"a;b.txt"', "a;b.txt"), (r'"say \"hi\".txt"', 'say "hi".txt'), ("my file.txt; x=y", "my file.txt")]:
+        assert ask("POST", "/", f"Content-Disposition: attachment; filename={value}\r\n", b"x").status == 201 and (folder / want).read_bytes() == b"x"
     assert ask("POST", "/a.txt", body=b"put").status == 204
     assert ask("POST", "/fresh", body=b"put").status == 201
     assert (folder / "a.txt").read_bytes() == (folder / "fresh").read_bytes() == b"put"
@@ -162,9 +166,29 @@ def test_chunked_uploads_too_leave_the_space_free_that_is_to_stay_free(spawn, di
     assert tree(disk) == {b"old": b"old"}
 
 
+def test_the_free_space_of_a_disk_in_the_folder_is_its_own(spawn, disk, ask):
+    server = spawn("httpserver.py", disk.parent, "--min-free", "4M")
+    for path in "/disk/old", "/disk/new/x":
+        assert ask("PUT", path, body=bytes(5 << 20), to=server).status == 507
+    assert ask("POST", "/disk/", FORM, form((b'name="f"; filename="f"', bytes(5 << 20))), to=server).status == 507
+    assert ask("POST", "/disk/", body=bytes(5 << 20), to=server).status == 507
+    location = ask("POST", "/disk/", "Upload-Complete: ?0\r\nUpload-Length: 9\r\n", to=server).fields["location"]
+    assert append(ask, location, 0, bytes(5 << 20), to=server).status == 507
+    assert ask("DELETE", location, to=server).status == 204 and tree(disk) == {b"old": b"old"}
+
+
 def test_a_file_size_limit_in_the_middle_of_an_upload_is_507(spawn, folder, ask):  # 30
     server = spawn("httpserver.py", folder, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100000, 100000)))
     assert ask("PUT", "/a.txt", body=DATA, to=server).status == 507
+    assert tree(folder) == {b"a.txt": b"hello\n"}
+
+
+def test_a_quota_that_is_used_up_is_507(spawn, folder, ask, tmp_path):  # 30
+    script = tmp_path / "quota.py"
+    script.write_text("import errno, os, runpy, stat, sys\nwrite = os.write\n"
+                      "def within(descriptor, data):\n    if stat.S_ISREG(os.fstat(descriptor).st_mode):\n        raise OSError(errno.EDQUOT, 'quota')\n    return write(descriptor, data)\n"
+                      f"os.write, sys.argv[0] = within, 'httpserver.py'\nrunpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n")
+    assert ask("PUT", "/a.txt", body=DATA, to=spawn(str(script), folder)).status == 507
     assert tree(folder) == {b"a.txt": b"hello\n"}
 
 
@@ -205,6 +229,20 @@ def test_delete(ask, folder):  # 31
     assert ask("DELETE", "/a.txt").status == 204
 
 
+def test_a_folder_is_deleted_whatever_somebody_else_deletes_in_it_meanwhile(spawn, ask, folder, tmp_path):
+    for name in "a", "b", "c":
+        (folder / "full" / name / "deep").mkdir(parents=True)
+        (folder / "full" / name / "x").touch()
+    script = tmp_path / "meanwhile.py"
+    script.write_text("import os, runpy, shutil, sys\nunlink = os.unlink\n"
+                      "def late(name, dir_fd=None):\n    os.unlink = unlink\n    for other in os.listdir('full'):\n        shutil.rmtree('full/' + other)\n"
+                      "    unlink(name, dir_fd=dir_fd)\n"
+                      "os.supports_dir_fd.add(late)\nos.unlink, sys.argv[0] = late, 'httpserver.py'\n"
+                      f"runpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n")
+    assert ask("DELETE", "/full/?recursive", to=spawn(str(script), cwd=folder)).status == 204
+    assert os.listdir(folder) == ["a.txt"]
+
+
 def test_a_folder_that_holds_hidden_files_is_deleted_only_by_who_is_shown_them(spawn, ask, folder):
     (folder / "f" / "deep").mkdir(parents=True)
     (folder / "f" / "seen").touch()
@@ -226,6 +264,21 @@ def test_mkcol_and_move(ask, folder):
             ("/b", "/no/where", "", 409), ("/f", "/g", "Overwrite: F\r\n", 201)]
     assert [(old, new, more, ask("MOVE", old, f"Destination: {new}\r\n{more}").status) for old, new, more, _ in rows] == rows
     assert tree(folder) == {b"b": b"hello\n"} and sorted(os.listdir(folder)) == ["b", "g"]
+
+
+@pytest.mark.parametrize("number", [0, errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP], ids=lambda number: errno.errorcode.get(number, "links"))
+def test_with_and_without_hard_links_a_new_name_is_the_whole_file_or_nothing(number, spawn, ask, folder, tmp_path):
+    (folder / "kept").mkdir()
+    (folder / "kept" / "x").write_bytes(b"kept")
+    (folder / "kept").chmod(0o555)
+    script = tmp_path / "no_links.py"
+    script.write_text("import os, runpy, sys\ndef no_links(*_, **more):\n    raise OSError(%d, 'no links')\n" % number
+                      + f"os.link, sys.argv[0] = {'no_links' if number else 'os.link'}, 'httpserver.py'\n"
+                      f"runpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n")
+    server = spawn(str(script), folder, preexec_fn=obey_modes)
+    assert [ask("PUT", "/b", "If-None-Match: *\r\n", DATA, to=server).status for _ in range(2)] == [201, 412]
+    assert [ask("MOVE", old, "Destination: /c\r\nOverwrite: F\r\n", to=server).status for old in ("/kept/x", "/b", "/a.txt")] == [403, 201, 412]
+    assert tree(folder) == {b"a.txt": b"hello\n", b"c": DATA, b"kept/x": b"kept"}
 
 
 # --- resuming uploads ---
@@ -512,6 +565,13 @@ def test_tar_resumes_at_every_kind_of_offset(ask, full_folder):
     assert ask("GET", "/?tar", f"Range: bytes=5-\r\nIf-Range: {whole.fields['etag']}\r\n").status == 200
 
 
+def test_conditions_on_the_date_of_an_archive_which_has_none_are_ignored(ask):
+    date = "Fri, 31 Dec 2100 00:00:00 GMT"
+    assert "last-modified" not in ask("HEAD", "/?tar").fields
+    assert [ask("GET", "/?tar", f"{name}: {date}\r\n").status for name in ("If-Modified-Since", "If-Unmodified-Since")] == [200, 200]
+    assert ask("GET", "/?tar", f"Range: bytes=5-\r\nIf-Range: {date}\r\n").status == 200
+
+
 def test_zip_is_whole_and_other_programs_read_it(ask, full_folder):
     reply = ask("GET", "/?zip")
     assert reply.whole and int(reply.fields["content-length"]) == len(reply.body)
@@ -564,6 +624,21 @@ def test_an_archive_whose_folder_changes_meanwhile_ends_short(wire, folder):
         assert connection.closed()
 
 
+def test_a_part_of_an_archive_is_whole_only_if_it_is_of_the_archive_whose_tag_it_has(wire, ask, folder):
+    (folder / "big").touch()
+    os.truncate(folder / "big", 16 << 20)
+    (folder / "z").mkdir()
+    (folder / "z" / "inner").write_bytes(b"x" * 1000)
+    whole = ask("GET", "/?tar").body
+    end = len(whole) - 1024  # of the last file
+    for last in end - 1, end - 25, end - 26, end - 1025:  # in its padding, its last byte, another one, the end of its head
+        assert ask("GET", "/?tar", f"Range: bytes={last - 600}-{last}\r\n").body == whole[last - 600:last + 1]
+    connection = wire(narrow=True).send(f"GET /?tar HTTP/1.1\r\nHost: localhost\r\nRange: bytes=0-{end - 1}\r\n\r\n")
+    connection.more()
+    (folder / "z" / "aaa").write_bytes(b"moves all that follows")
+    assert not connection.reply().whole and connection.closed()
+
+
 # --- the end: --requests, --once, signals ---
 def test_requests_ends_after_so_many(spawn, folder, ask):
     server = spawn("httpserver.py", folder, "--requests", "3")
@@ -601,6 +676,8 @@ def test_a_single_file_is_all_that_is_served(spawn, folder, ask):
     assert ask("GET", "/", to=server).fields["location"] == "/a.txt"
     assert [ask("GET", path, to=server).status for path in ("/a.txt", "/b", "/.", "/a.txt/")] == [200, 404, 403, 404]
     assert ask("PUT", "/a.txt", body=b"x", to=server).status == 405
+    (folder / "link").symlink_to("a.txt")
+    assert ask("GET", "/a.txt", to=spawn("httpserver.py", folder / "link")).body == b"hello\n"
 
 
 def test_ctrl_c_ends_at_once_when_idle_and_cuts_off_what_is_stuck(spawn, folder, wire):
@@ -614,6 +691,23 @@ def test_ctrl_c_ends_at_once_when_idle_and_cuts_off_what_is_stuck(spawn, folder,
 
 
 # --- many, slow, hostile clients ---
+def test_a_transfer_that_begins_while_the_last_one_is_given_back_has_its_grace_too(spawn, folder, wire, tmp_path):
+    script = tmp_path / "slow.py"
+    script.write_text("import collections, os, runpy, sys\n"
+                      "class Queue(collections.deque):\n    first = True\n    def append(self, item):\n        super().append(item)\n"
+                      "        if callable(item) and Queue.first:\n            Queue.first = False\n            os.write(2, b'given back\\n')\n            sys.stdin.readline()\n"
+                      f"collections.deque, sys.argv[0] = Queue, 'httpserver.py'\nrunpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n")
+    server = spawn(str(script), folder, stdin=subprocess.PIPE)
+    first, second = wire(server), wire(server)
+    assert first.send("PUT /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\nx").reply().status == 201
+    server.wait_for("given back")
+    assert second.send("PUT /y HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\ny").reply().status == 201  # its end wakes the leader
+    assert first.send("PUT /z HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n").reply().status == 100
+    server.process.stdin.close()
+    assert second.send(GET + "\r\n").reply().status == 200
+    assert "1 transfers cut off" in server.stop()
+
+
 def test_idle_and_slow_connections_cost_no_thread(server, ask):
     socks = [server.connect() for _ in range(300)]
     for sock in socks[::2]:
@@ -726,6 +820,23 @@ def test_workers_share_the_port_and_end_together(spawn, folder, ask):
     assert ask("GET", "/a.txt", to=server).status == 200
     server.stop()
     assert not any(os.path.exists(f"/proc/{child}") for child in children)
+
+
+def test_without_processes_for_all_workers_it_does_with_fewer(spawn, run, folder, ask, tmp_path):
+    script = tmp_path / "few.py"
+    few = ("import errno, itertools, os, runpy, sys\nfork, count = os.fork, itertools.count()\n"
+           "def some():\n    if next(count) < %d:\n        return fork()\n    raise BlockingIOError(errno.EAGAIN, 'no process left')\n"
+           f"os.fork, sys.argv[0] = some, 'httpserver.py'\nrunpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n")
+    script.write_text(few % 2)
+    server = spawn(str(script), folder, "--workers", "4")
+    server.wait_for("cannot start another worker")
+    assert ask("GET", "/a.txt", to=server).status == 200
+    server.stop()
+    with pytest.raises(ConnectionRefusedError):
+        server.connect()
+    script.write_text(few % 0)
+    done = run(str(script), folder, "--workers", "2", "--port", "0")
+    assert done.code == 2 and "cannot start any worker" in done.err
 
 
 def test_the_log_goes_to_a_file_or_nowhere(spawn, folder, ask, tmp_path):

@@ -191,6 +191,18 @@ def test_an_upload_goes_on_after_a_lost_link(browser, spawn, folder, tmp_path, p
     assert server.stop().count("PATCH") >= 4
 
 
+def test_an_upload_goes_on_after_a_link_that_stood_still(browser, spawn, folder, tmp_path, proxy):
+    (tmp_path / "big").write_bytes(os.urandom(500000))  # little enough for the browser to be done with sending
+    server = spawn("httpserver.py", folder, "--timeout", "1", "--header", "Connection: close")  # chromium itself repeats what gets 408 on a connection that it kept
+    way = proxy(server.port, hold_at=100000, toward="server")
+    browser.open(f"http://127.0.0.1:{way.port}/")
+    browser.choose("#pick", tmp_path / "big")
+    server.wait_for('"PATCH .*" 408 ')
+    way.go.set()
+    browser.wait("document.querySelectorAll('#jobs .done').length === 1")
+    assert (folder / "big").read_bytes() == (tmp_path / "big").read_bytes()
+
+
 def test_an_upload_whose_last_answer_is_lost_is_not_sent_again(browser, spawn, folder, tmp_path):
     (tmp_path / "x").write_bytes(b"whole")
     os.utime(tmp_path / "x", (1500000000, 1500000000))
@@ -213,6 +225,23 @@ def test_cancel_leaves_nothing(browser, spawn, folder, tmp_path, proxy):
     browser.run("document.querySelector('#jobs button').click()")
     browser.wait("document.querySelectorAll('#jobs .failed').length === 1")
     until(lambda: not os.listdir(folder), "the part to be deleted")
+
+
+@pytest.mark.parametrize("change", [
+    "{ const begin = create; create = async job => { const url = await begin(job); job.stop.click(); return url; }; }",
+    "send = async job => { job.request = new XMLHttpRequest(); setTimeout(() => job.stop.click()); throw new Error('the link is lost'); }",
+], ids=["while it begins", "while it waits for the link"])
+def test_cancel_ends_an_upload_at_any_time(change, browser, spawn, folder, tmp_path):
+    (tmp_path / "x").write_bytes(b"x" * 1000)
+    server = spawn("httpserver.py", folder)
+    browser.open(f"http://127.0.0.1:{server.port}/")
+    browser.run(change)
+    browser.choose("#pick", tmp_path / "x")
+    browser.wait("document.querySelectorAll('#jobs .failed').length === 1")
+    assert browser.run("document.querySelector('#jobs small').textContent + ' ' + document.querySelector('#jobs button').textContent + sum + done") == "cancelled clear00"
+    server.wait_for('"DELETE /x[?]')
+    log = server.stop()
+    assert "PATCH" not in log and not os.listdir(folder)
 
 
 def test_new_folder_rename_and_delete_after_a_question(browser, spawn, folder):
