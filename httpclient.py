@@ -781,7 +781,7 @@ class Client:
         fields, own = fields or {}, True
         for _ in range(MAX_REDIRECTS + 1):
             reply = self.exchange(method, url, {**fields, **(self.route(url).personal if own else {})}, body)
-            if own and self.can_log_in(reply):
+            if own and not (body and body.sent) and self.can_log_in(reply):  # what was read of standard input cannot be sent again
                 continue
             location = reply.head.get("location")
             if reply.head.status not in REDIRECTS or not location:

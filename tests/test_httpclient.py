@@ -735,6 +735,26 @@ def test_standard_input_is_sent_in_chunks(run, canned):
     assert b"Transfer-Encoding: chunked" in server.read[0] and server.read[0].endswith(b"5\r\nhello\r\n0\r\n\r\n")
 
 
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no pseudo-terminals here")
+def test_standard_input_that_was_read_is_not_sent_again_with_a_password(canned):
+    import fcntl
+    import termios
+    server = canned(answer(b"", "401 No", "WWW-Authenticate: Basic\r\n"), answer(b"", "201 Created"), read_until=b"0\r\n\r\n")
+    here, there = os.openpty()
+    client = subprocess.Popen([sys.executable, SCRIPT, "put", "-", f"http://127.0.0.1:{server.port}/a"], stdin=subprocess.PIPE, stderr=there,
+                              start_new_session=True, preexec_fn=lambda: fcntl.ioctl(there, termios.TIOCSCTTY, 0))
+    os.close(there)
+    client.stdin.write(b"hello")
+    client.stdin.close()
+    said = b""
+    with contextlib.suppress(OSError):  # EIO: the other end is closed
+        while chunk := os.read(here, 65536):
+            said += chunk
+            os.write(here, b"word\n" * chunk.startswith(b"password for"))
+    os.close(here)
+    assert client.wait(DEADLINE) == 22 and b"401 No" in said and len(server.read) == 1, said
+
+
 def test_a_large_body_waits_for_the_servers_word(run, canned, tmp_path):
     (tmp_path / "big").write_bytes(bytes(2_000_000))
     server = canned(answer(b"", "404 No"), answer(b"too big", "413 Too Large", "Content-Type: text/plain\r\n"), read_until=b"\r\n\r\n")
