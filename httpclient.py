@@ -570,6 +570,7 @@ class Reply:
             return
         for piece in self.chunks() if self.chunked else self.sized(self.left):
             self.received += len(piece)
+            self.left = None if self.left is None else self.left - len(piece)
             yield piece
         self.ended = True
 

@@ -729,6 +729,26 @@ def test_a_200_to_a_put_is_not_believed_when_it_looks_like_a_get(run, canned, tm
     assert [head.split()[0] for head in server.read] == [b"PUT", b"HEAD"][:1 + bool(head)]
 
 
+def test_an_answer_whose_beginning_was_read_is_drained_no_further_than_its_end(run, listeners, tmp_path):
+    (tmp_path / "a").write_bytes(b"hello")
+    (tmp_path / "b").write_bytes(b"hello")
+    talks = []
+
+    def store(conn):
+        file = conn.makefile("rb")
+        talks.append(conn)
+        while request := file.readline():
+            while file.readline() != b"\r\n":
+                pass
+            if request.startswith(b"PUT"):
+                file.read(5)
+            stored = b"200 OK\r\nContent-Length: 6\r\n\r\nstored" if request.startswith(b"PUT") else b"404 No\r\nContent-Length: 0\r\n\r\n"
+            conn.sendall(b"HTTP/1.1 " + stored)
+    listeners.append(Listener(store))
+    done = run("httpclient.py", "put", "a", "b", f"http://127.0.0.1:{listeners[-1].port}/", "--timeout", 3, cwd=tmp_path)
+    assert done.code == 0 and done.err.count("sent unverified") == 2 and len(talks) == 1, done
+
+
 def test_standard_input_is_sent_in_chunks(run, canned):
     server = canned(answer(b"", "201 Created"), read_until=b"0\r\n\r\n")
     assert run("httpclient.py", "put", "-", f"http://127.0.0.1:{server.port}/a", input=b"hello").code == 0
