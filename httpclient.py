@@ -1084,7 +1084,7 @@ class Part:
 
     def create(self, flags: int = 0) -> int:
         try:
-            return os.open(self.path, flags | os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0), 0o666)
+            return open_own(self.path, flags | os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0))
         except OSError as error:
             raise unwritable(self.path, error, 0) from None
 
@@ -1246,9 +1246,18 @@ class Part:
             os.unlink(self.path)
 
 
+def open_own(path: str, flags: int) -> int:
+    """open() for names that others in this folder can foretell: what they planted there is not followed, not waited for, and not written to."""
+    fd = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return fd
+    os.close(fd)
+    raise OSError(errno.EINVAL, "it is no regular file")
+
+
 def read_note(path: str) -> dict[str, Any]:
     import json
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8", opener=open_own) as file:
         note = json.load(file)
     if not isinstance(note, dict):
         raise TypeError("a note that is no object")
@@ -1259,7 +1268,7 @@ def write_note(path: str, note: dict[str, Any]) -> None:
     """Whole or not at all."""
     import json
     try:
-        with open(path + "~", "w", encoding="utf-8") as file:
+        with open(path + "~", "w", encoding="utf-8", opener=open_own) as file:
             json.dump(note, file)
         os.replace(path + "~", path)
     except OSError as error:

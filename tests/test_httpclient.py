@@ -614,6 +614,22 @@ def test_a_part_that_is_the_finished_file_too_is_not_written_into(run, files, tm
     assert (tmp_path / "file.bin").read_bytes() == BODY and names(tmp_path) == ["file.bin"]
 
 
+def test_what_was_planted_where_a_part_or_its_note_would_stand_is_left_alone(run, files, tmp_path):
+    server = files(BODY)
+    part = tmp_path / "in" / h.part_name(h.parse_url(server.url))
+    part.parent.mkdir()
+    os.mkfifo(part)
+    done = get(run, part.parent, server.url)
+    assert done.code == 23 and "it is no regular file" in done.err
+    part.unlink()
+    part.write_bytes(b"x")
+    os.mkfifo(part.with_suffix(".json"))
+    (tmp_path / "mine").write_bytes(b"mine")
+    part.with_suffix(".json~").symlink_to(tmp_path / "mine")
+    assert get(run, part.parent, server.url).code == 23 and (tmp_path / "mine").read_bytes() == b"mine"
+    assert get(run, part.parent, server.url).code == 0 and (part.parent / "file.bin").read_bytes() == BODY
+
+
 def test_a_full_disk_says_after_how_much(run, files, tmp_path):
     import resource
     done = get(run, tmp_path, files(BODY * 10).url, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000)))
