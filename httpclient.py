@@ -1923,7 +1923,7 @@ def list_folder(client: Client) -> int:
     args = client.args
     url = folder_url(target(args.url, args))
     _, entries = persist(args, lambda: listing(client, url))
-    for entry in sorted(entries):
+    for entry in sorted(entries, key=lambda entry: entry.name):
         if args.json:
             emit_json(args, {**entry._asdict(), "name": os.fsencode(entry.name).decode(errors="backslashreplace")})
         else:

@@ -1023,6 +1023,12 @@ def test_list_shows_names_of_pythons_own_server(run, stock):
     assert done.code == 0 and [line.split(maxsplit=2)[2] for line in done.out.decode().splitlines()] == ["a\\nb", "sub/"]
 
 
+def test_an_index_that_names_a_file_twice_is_listed(run, canned):
+    server = canned(answer(b'[{"name": "a", "size": 1}, {"name": "a"}]', headers="Content-Type: application/json\r\n"), read_until=b"\r\n\r\n")
+    done = run("httpclient.py", "list", f"http://127.0.0.1:{server.port}/")
+    assert done.code == 0 and [line.split()[0] for line in done.out.splitlines()] == [b"1", b"-"], done
+
+
 def test_a_hostile_index_writes_nothing_outside(run, files, tmp_path):
     links = ["../../evil", "/etc/passwd", "%2e%2e/evil", "..%2fevil", "%2fetc%2fevil", "http://127.0.0.1:1/evil", "//127.0.0.1:1/x", ".ssh",
              "..%5c", "x%5cy", "a%00b", "good", ".six-" + "0" * 32 + ".part", "ok/../../evil", "sub/", "?C=N;O=D"]
