@@ -1461,7 +1461,7 @@ class Download:
         """416: nothing is missing if the size is what we have and the ETag says that it is the same file."""
         span, source = content_range(head), sink.source
         if span and span[2] == sink.offset and source and source.etag and head.get("etag") == source.etag:
-            self.head = head
+            self.saw(head)
             return True
         sink.forget()
         raise Transient(33, f"{self.url.authority} has not so many bytes of it any more", "the file changed", "--no-resume", after=0)

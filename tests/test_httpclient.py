@@ -523,6 +523,15 @@ def test_416_is_done_only_when_size_and_etag_agree(run, files, tmp_path):
         assert (tmp_path / "file.bin").read_bytes() == BODY and (len(plain) == 2) is again
 
 
+def test_416_in_another_run_ends_a_download_that_nobody_gave_a_name(run, canned, tmp_path):
+    server = canned(b'HTTP/1.1 200 OK\r\nETag: "a"\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b' % (len(BODY), BODY),
+                    f'HTTP/1.1 416 No\r\nContent-Range: bytes */{len(BODY)}\r\nETag: "a"\r\nContent-Length: 0\r\n\r\n'.encode(), read_until=b"\r\n\r\n")
+    url = f"http://127.0.0.1:{server.port}/file.bin"
+    assert get(run, tmp_path, url, "--retries", 0).code == 18 and b"Range:" not in server.read[0]
+    assert get(run, tmp_path, url).code == 0 and b"Range: bytes=300000-" in server.read[1]
+    assert (tmp_path / "file.bin").read_bytes() == BODY and names(tmp_path) == ["file.bin"]
+
+
 def test_a_status_that_passes_is_tried_again_after_retry_after(run, canned, tmp_path):
     server = canned(answer(b"busy", "503 Busy", "Retry-After: 0\r\n"), answer(b"slow", "429 Slow", "Retry-After: 0\r\n"), answer(b"ok"),
                     read_until=b"\r\n\r\n")
