@@ -1195,11 +1195,7 @@ class Part:
 
     def digest(self, name: str) -> str:
         """Of all that is here: what was fetched in an earlier run counts too."""
-        total, buffer = hasher(name), memoryview(bytearray(BUFFER))
-        with open(self.path, "rb", buffering=0) as file:
-            while count := file.readinto(buffer):
-                total.update(buffer[:count])
-        return total.hexdigest()
+        return file_digest(self.path, name)
 
     def place(self, path: str, url: URL, modified: float | None, etag: str, replace: bool) -> None:
         """Give it its name, as the last thing of all. A link cannot replace what somebody else put there meanwhile."""
@@ -1402,10 +1398,10 @@ class Download:
         return "replace"
 
     def same(self, head: Head) -> bool:
-        """Whether a response is about the very file that is here: by the ETag that came with it, or by size and time."""
-        if head.modified is None and head.get("etag") and (etag := remembered_etag(self.path, self.url)):
-            return etag == head.get("etag")
-        return same(look(self.path), head.length, head.modified, self.args.newer)
+        """Whether a response is about the very file that is here: by the ETag that came with it, or by size and time; and --checksum agrees."""
+        known = remembered_etag(self.path, self.url) if head.modified is None else ""
+        alike = known == head.get("etag") if known else same(look(self.path), head.length, head.modified, self.args.newer)
+        return alike and (not self.args.checksum or file_digest(self.path, self.args.checksum[0]) == self.args.checksum[1])
 
     def fetch(self, sink: Part | Stream) -> bool:
         """One request for what is missing, and its body to the end. False when there is nothing to do."""
@@ -1576,6 +1572,17 @@ def same(found: os.stat_result | None, size: int | None, modified: float | None,
     if modified is None:
         return newer and size is not None
     return int(modified) == int(found.st_mtime) or newer and modified < found.st_mtime
+
+
+def file_digest(path: str, name: str) -> str:
+    total, buffer = hasher(name), memoryview(bytearray(BUFFER))
+    try:
+        with open(path, "rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                total.update(buffer[:count])
+    except OSError as error:
+        raise unreadable(path, error) from None
+    return total.hexdigest()
 
 
 def stamp(url: URL, found: os.stat_result) -> bytes:

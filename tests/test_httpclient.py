@@ -599,6 +599,15 @@ def test_a_checksum_from_the_command_line_is_checked(run, files, tmp_path):
     assert names(tmp_path) == ["file.bin"]
 
 
+def test_a_checksum_is_checked_also_of_what_is_here_already(run, files, tmp_path):
+    server, wanted = files(b"right", headers=DATE), f"sha256:{hashlib.sha256(b'right').hexdigest()}"
+    for body, code in (b"right", 0), (b"wrong", 23):
+        (tmp_path / "file.bin").write_bytes(body)
+        os.utime(tmp_path / "file.bin", (MTIME, MTIME))
+        done = get(run, tmp_path, server.url, "--checksum", wanted)
+        assert done.code == code and ("same file.bin" in done.err) is (code == 0), done
+
+
 def test_two_runs_of_one_download_do_not_write_into_each_other(run, listeners, tmp_path):
     def stall(conn):
         conn.recv(65536)
