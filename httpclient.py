@@ -1891,7 +1891,7 @@ def move(client: Client) -> int:
     args = client.args
     url = target(args.url, args)
     sibling = url._replace(target=url.path.rstrip("/"))  # a folder is renamed like a file, not moved into itself
-    new = sibling.join(encoded(args.new, "/?")) if "://" not in args.new else target(args.new, args)
+    new = sibling.join(encoded(args.new, "/?").replace(":", "%3A")) if "://" not in args.new else target(args.new, args)  # a:b is no scheme
     simple(client, "MOVE", url, {"Destination": new.full, "Overwrite": "T" if args.force else "F"})
     report(args, url, "moved", str(new), 0, None)
     return 0

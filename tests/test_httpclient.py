@@ -850,6 +850,14 @@ def test_a_form_is_sent_as_browsers_do(run, canned, tmp_path):
     assert int(re.search(rb"Content-Length: (\d+)", head)[1]) == len(body)
 
 
+@pytest.mark.parametrize("new, path", [("note: 1.txt", "/in/note%3A%201.txt"), ("/b", "/b"), ("../b", "/b"), ("http://h/b:c", None)])
+def test_a_file_is_moved_to_any_name(run, canned, new, path):
+    server = canned(answer(b"", "201 Created"), read_until=b"\r\n\r\n")
+    base = f"http://127.0.0.1:{server.port}"
+    assert run("httpclient.py", "move", f"{base}/in/a", new).code == 0
+    assert f"\r\nDestination: {base + path if path else new}\r\n".encode() in server.read[0]
+
+
 class Uploads(Listener):
     """A server that speaks the resumable-upload draft, and cuts the connection after so many bytes, so many times.
     What happens meanwhile is done after each body, before the answer or the cut."""
