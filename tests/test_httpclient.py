@@ -133,6 +133,7 @@ def test_a_login_and_a_signature_never_show_in_a_urls_text():
 
 
 @pytest.mark.parametrize("text", ["ftp://h/", "http://", "http://h:99999/", "http://[::1/", "file:///etc/passwd",
+                                  "https://../x", "https://.h/", "https://a..b/", f"https://{'a' * 64}.h/",
                                   "http://a b/", "http://a\0b/", "http://a\x7f:80/", "http://\x1b[31m/",
                                   "http://u:secret@h:99999/", "http://u:secret/x@h/", "ftp://u:x@secret@h/", "http://u:\nsecret/x@h/"])
 def test_what_is_no_http_url_is_usage(text):
@@ -739,6 +740,12 @@ def test_a_proxy_is_asked_with_the_whole_url(run, canned, tmp_path):
 
 
 # --- sending ---
+def test_a_redirect_to_a_name_that_is_none_ends_in_three_lines_through_a_proxy_too(run, canned, tmp_path):
+    server = canned(answer(b"", "302 Found", f"Location: https://{'a' * 64}.h/\r\n"), b"HTTP/1.1 200 OK\r\n\r\n", read_until=b"\r\n\r\n")
+    done = get(run, tmp_path, "http://h/a", "--proxy", f"http://127.0.0.1:{server.port}")
+    assert done.code == 56 and "which is no http or https URL" in done.err, done
+
+
 def test_put_sends_length_and_digest(run, canned, tmp_path):
     (tmp_path / "a b.txt").write_bytes(b"hello")
     server = canned(answer(b"", "201 Created"), read_until=b"hello")
