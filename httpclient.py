@@ -2022,7 +2022,7 @@ def upload_folder(client: Client, path: str, url: URL, depth: int) -> int:
     args.progress.expect(len(files))
 
     def one(entry: os.DirEntry[str]) -> None:
-        if unchanged(client, entry, url.child(entry.name), there):
+        if persist(args, lambda: unchanged(client, entry, url.child(entry.name), there)):
             return report(args, url.child(entry.name), "same", entry.path, 0, None)
         send_file(client, entry.path, url.child(entry.name))
 
@@ -2047,9 +2047,7 @@ def sendable(path: str, args: argparse.Namespace) -> tuple[list[os.DirEntry[str]
 
 def remote(client: Client, url: URL) -> dict[str, Entry] | None:
     """What a server has in a folder, which is made if missing; None when it does not tell."""
-    with client.ask("HEAD", url) as reply:
-        missing = reply.head.status == 404
-    if missing:
+    if persist(client.args, lambda: missing(client, url)):
         with contextlib.suppress(Failure):  # many servers make folders as they are needed, and know no MKCOL
             simple(client, "MKCOL", url, {})
         return {}
@@ -2059,6 +2057,11 @@ def remote(client: Client, url: URL) -> dict[str, Entry] | None:
         if failure.code != 22:
             raise
         return None
+
+
+def missing(client: Client, url: URL) -> bool:
+    with client.ask("HEAD", url) as reply:
+        return reply.head.status == 404
 
 
 def unchanged(client: Client, entry: os.DirEntry[str], url: URL, there: dict[str, Entry] | None) -> bool:

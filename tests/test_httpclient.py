@@ -865,6 +865,16 @@ def test_a_file_is_moved_to_any_name(run, canned, new, path):
     assert f"\r\nDestination: {base + path if path else new}\r\n".encode() in server.read[0]
 
 
+@pytest.mark.parametrize("there", [[], ["a"]], ids=["of the folder", "of a file"])
+def test_an_upload_asks_again_when_an_answer_is_lost(run, canned, tmp_path, there):
+    (tmp_path / "up").mkdir()
+    (tmp_path / "up" / "a").write_bytes(b"hello")
+    index = [answer(b"", "200 OK"), answer(json.dumps([{"name": "a"}]).encode(), headers="Content-Type: application/json\r\n")] if there else []
+    server = canned(*index, b"", *([] if there else [answer(b"", "404 No"), answer(b"", "201 Created")]), answer(b"", "201 Created"), read_until=b"\r\n\r\n")
+    done = run("httpclient.py", "upload", "up", f"http://127.0.0.1:{server.port}/", cwd=tmp_path)
+    assert done.code == 0 and "trying again" in done.err and server.read[-1].startswith(b"PUT /a"), (done, server.read)
+
+
 class Uploads(Listener):
     """A server that speaks the resumable-upload draft, and cuts the connection after so many bytes, so many times.
     What happens meanwhile is done after each body, before the answer or the cut."""
