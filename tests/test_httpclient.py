@@ -796,24 +796,21 @@ def test_standard_input_is_sent_in_chunks(run, canned):
     assert b"Transfer-Encoding: chunked" in server.read[0] and server.read[0].endswith(b"5\r\nhello\r\n0\r\n\r\n")
 
 
-@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no pseudo-terminals here")
 def test_standard_input_that_was_read_is_not_sent_again_with_a_password(canned):
-    import fcntl
-    import termios
+    pty = pytest.importorskip("pty")
     server = canned(answer(b"", "401 No", "WWW-Authenticate: Basic\r\n"), answer(b"", "201 Created"), read_until=b"0\r\n\r\n")
-    here, there = os.openpty()
-    client = subprocess.Popen([sys.executable, SCRIPT, "put", "-", f"http://127.0.0.1:{server.port}/a"], stdin=subprocess.PIPE, stderr=there,
-                              start_new_session=True, preexec_fn=lambda: fcntl.ioctl(there, termios.TIOCSCTTY, 0))
-    os.close(there)
-    client.stdin.write(b"hello")
-    client.stdin.close()
+    command = f"printf hello | {sys.executable} {SCRIPT} put - http://127.0.0.1:{server.port}/a; echo exit $?"
+    pid, end = pty.fork()
+    if not pid:
+        os.execvp("bash", ["bash", "-c", command])
     said = b""
     with contextlib.suppress(OSError):  # EIO: the other end is closed
-        while chunk := os.read(here, 65536):
+        while chunk := os.read(end, 65536):
             said += chunk
-            os.write(here, b"word\n" * chunk.startswith(b"password for"))
-    os.close(here)
-    assert client.wait(DEADLINE) == 22 and b"401 No" in said and len(server.read) == 1, said
+            os.write(end, b"word\n" * (b"password for" in chunk))
+    os.close(end)
+    os.waitpid(pid, 0)
+    assert b"401 No" in said and said.endswith(b"exit 22\r\n") and len(server.read) == 1, said
 
 
 def test_a_large_body_waits_for_the_servers_word(run, canned, tmp_path):
