@@ -546,6 +546,13 @@ def test_a_post_is_never_sent_twice(run, canned):
     assert len(server.read) == 1 and b"Content-Type: application/x-www-form-urlencoded" in server.read[0]
 
 
+def test_more_connections_than_descriptors_are_told_in_three_lines(run, files, tmp_path):
+    import resource
+    server = files(bytes(70 << 20), hook=lambda head: "bytes=0-0" not in head and server.go.wait(DEADLINE) and None)  # all wait at once
+    done = get(run, tmp_path, server.url, "--connections", 64, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20)))
+    assert done.code == 7 and "Too many open files" in done.err, done
+
+
 def test_four_connections_fill_one_file_with_each_byte_fetched_once(run, files, tmp_path):
     body = random.Random(3).randbytes(9_000_001)
     server = files(body, headers=DATE, cuts=[100_000, 300_000, 700_000])
