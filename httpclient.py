@@ -1531,6 +1531,8 @@ def rangeable(download: Download, part: Part) -> bool:
     if reply.head.status != 206 or not span or not source.validator or span[2] < 2 * SPLIT_FROM:
         return False
     download.saw(reply.head)
+    if download.standing(reply.head._replace(length=span[2])) == "same":
+        return False  # only now its name is known: the response to one whole request tells the same, and is not read
     part.begin(source)
     return True
 

@@ -546,6 +546,16 @@ def test_a_post_is_never_sent_twice(run, canned):
     assert len(server.read) == 1 and b"Content-Type: application/x-www-form-urlencoded" in server.read[0]
 
 
+def test_several_connections_fetch_nothing_of_a_file_that_is_here_by_the_name_that_the_server_gives(run, files, tmp_path):
+    server = files(bytes(8 << 20), headers=DATE + "Content-Disposition: attachment; filename=named\r\n")
+    assert get(run, tmp_path, server.url, "--connections", 4).code == 0 and names(tmp_path) == ["named"]
+    again = get(run, tmp_path, server.url, "--connections", 4)
+    assert again.code == 0 and "same named" in again.err
+    (tmp_path / "named").write_bytes(b"another")
+    server.heads.clear()
+    assert get(run, tmp_path, server.url, "--connections", 4).code == 23 and len(list(filter(None, server.heads))) == 1
+
+
 def test_more_connections_than_descriptors_are_told_in_three_lines(run, files, tmp_path):
     import resource
     server = files(bytes(70 << 20), hook=lambda head: "bytes=0-0" not in head and server.go.wait(DEADLINE) and None)  # all wait at once
