@@ -1737,7 +1737,7 @@ class Upload:
         self.expects = length is None or length >= EXPECT_FROM
         if length is None:
             return {}
-        seconds = self.body.mtime_ns // 10**9
+        seconds = min(self.body.mtime_ns // 10**9, int(LATEST))
         fields = {"Last-Modified": http_date(seconds), **({"X-OC-Mtime": str(seconds)} if seconds >= 0 else {})}  # servers that keep it know the second one
         if self.client.args.verb == "upload":
             fields["Date"] = fields["Last-Modified"]  # from which nginx takes the file's time

@@ -787,6 +787,15 @@ def test_a_200_to_a_put_is_not_believed_when_it_looks_like_a_get(run, canned, tm
     assert [head.split()[0] for head in server.read] == [b"PUT", b"HEAD"][:1 + bool(head)]
 
 
+def test_a_time_that_no_calendar_has_does_not_keep_a_file_from_being_sent(run, canned, tmp_path):
+    (tmp_path / "a").write_bytes(b"hello")
+    os.utime(tmp_path / "a", (9e18, 9e18))
+    if os.stat(tmp_path / "a").st_mtime < h.LATEST:
+        pytest.skip("this file system keeps no such time")
+    server = canned(answer(b"", "201 Created"), read_until=b"\r\n\r\nhello")
+    assert run("httpclient.py", "put", "a", f"http://127.0.0.1:{server.port}/", cwd=tmp_path).code == 0
+
+
 def test_an_answer_whose_beginning_was_read_is_drained_no_further_than_its_end(run, listeners, tmp_path):
     (tmp_path / "a").write_bytes(b"hello")
     (tmp_path / "b").write_bytes(b"hello")
