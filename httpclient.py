@@ -699,7 +699,7 @@ class Body:
     def pieces(self) -> Iterator[bytes]:
         for part, size in zip(self.parts, self.sizes):
             yield from [part] if isinstance(part, bytes) else file_pieces(part, self.start, size)
-        for piece in iter(lambda: os.read(0, BUFFER), b"") if self.length is None else ():
+        for piece in iter(read_input, b"") if self.length is None else ():
             self.sent += len(piece)
             yield piece
 
@@ -734,6 +734,13 @@ def file_pieces(path: str, start: int, end: int) -> Iterator[bytes]:
     if have < end:
         raise Failure(26, f"{spoken(path)} became shorter while it was sent", f"{have:,} of {end:,} bytes were there",
                       "once more, when nothing writes to it")
+
+
+def read_input() -> bytes:
+    try:
+        return os.read(0, BUFFER)
+    except OSError as error:
+        raise Failure(26, f"cannot read standard input ({error.strerror})", "the server has only what was read before, if anything", "put FILE URL") from None
 
 
 def unreadable(path: str, error: OSError) -> Failure:

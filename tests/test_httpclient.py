@@ -822,6 +822,13 @@ def test_standard_input_is_sent_in_chunks(run, canned):
     assert b"Transfer-Encoding: chunked" in server.read[0] and server.read[0].endswith(b"5\r\nhello\r\n0\r\n\r\n")
 
 
+def test_standard_input_that_cannot_be_read_is_26_at_once(canned):
+    server = canned(b"HTTP/1.1 100 Continue\r\n\r\n", read_until=b"\r\n\r\n")
+    with open(os.devnull, "wb") as unreadable:
+        client = Process(SCRIPT, "put", "-", f"http://127.0.0.1:{server.port}/a", stdin=unreadable)
+    assert client.wait() == 26 and "cannot read standard input" in client.err, client.err
+
+
 def test_standard_input_that_was_read_is_not_sent_again_with_a_password(canned):
     pty = pytest.importorskip("pty")
     server = canned(answer(b"", "401 No", "WWW-Authenticate: Basic\r\n"), answer(b"", "201 Created"), read_until=b"0\r\n\r\n")
