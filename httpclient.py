@@ -1791,12 +1791,12 @@ class Upload:
 
     def send_whole(self) -> None:
         with self.client.ask("PUT", self.url, {**self.fields, **({"Expect": "100-continue"} if self.expects else {})}, self.body) as reply:
-            if reply.head.status == 417 and self.expects:
-                self.expects = False
-                raise Transient(22, "417: the server knows no Expect", "it is asked without", "the same again", after=0)
-            check(reply)
-            doubtful = reply.head.status == 200 and (bool(reply.read(1)) or "last-modified" in reply.head.fields)
-        if doubtful:
+            unknown = reply.head.status == 417 and self.expects and not self.body.sent
+            doubtful = not unknown and check(reply).head.status == 200 and (bool(reply.read(1)) or "last-modified" in reply.head.fields)
+        if unknown:  # the server knows no Expect
+            self.expects = False
+            self.send_whole()
+        elif doubtful:
             self.look_again()
 
     def look_again(self) -> None:
