@@ -237,6 +237,8 @@ class Server:
             select.select([self.stop], [], [], left)
             self.stop.drain()
             self.settle(everything=True)
+        for thread in set(threading.enumerate()) - {threading.current_thread()}:  # it left clients before its close, which --trace shows
+            thread.join(max(0.0, deadline - time.monotonic()))
         for child in self.clients if self.forks else ():
             os.kill(child, signal.SIGKILL)
         self.stop.close()
