@@ -96,7 +96,7 @@ STATUS_LINE = r"HTTP/(1\.[0-9]) ([1-9][0-9][0-9])(?: (.*))?"
 TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110 section 5.6.2
 FIELD = rf"(?m)^(?:({TOKEN}):(.*)|(.+))$"  # or a line that is none
 FOLD = r"\n[ \t]+"  # obs-fold: a user agent reads it as a space (RFC 9112 section 5.2)
-HOST = r"[!-~]+"
+HOST = r"[!-,\-/-~]{1,63}(?:\.[!-,\-/-~]{1,63})*\.?"  # labels of a length that TLS and the resolver take
 LENGTH = r"[0-9]{1,18}"
 MONTHS = "JanFebMarAprMayJunJulAugSepOctNovDec"
 DATE = r"[A-Z][a-z]{2}, ([0-9]{2}) ([A-Z][a-z]{2}) ([0-9]{4}) ([0-9]{2}):([0-9]{2}):([0-9]{2}) GMT"
@@ -570,6 +570,7 @@ class Reply:
             return
         for piece in self.chunks() if self.chunked else self.sized(self.left):
             self.received += len(piece)
+            self.left = None if self.left is None else self.left - len(piece)
             yield piece
         self.ended = True
 
@@ -698,7 +699,7 @@ class Body:
     def pieces(self) -> Iterator[bytes]:
         for part, size in zip(self.parts, self.sizes):
             yield from [part] if isinstance(part, bytes) else file_pieces(part, self.start, size)
-        for piece in iter(lambda: os.read(0, BUFFER), b"") if self.length is None else ():
+        for piece in iter(read_input, b"") if self.length is None else ():
             self.sent += len(piece)
             yield piece
 
@@ -733,6 +734,13 @@ def file_pieces(path: str, start: int, end: int) -> Iterator[bytes]:
     if have < end:
         raise Failure(26, f"{spoken(path)} became shorter while it was sent", f"{have:,} of {end:,} bytes were there",
                       "once more, when nothing writes to it")
+
+
+def read_input() -> bytes:
+    try:
+        return os.read(0, BUFFER)
+    except OSError as error:
+        raise Failure(26, f"cannot read standard input ({error.strerror})", "the server has only what was read before, if anything", "put FILE URL") from None
 
 
 def unreadable(path: str, error: OSError) -> Failure:
@@ -781,7 +789,7 @@ class Client:
         fields, own = fields or {}, True
         for _ in range(MAX_REDIRECTS + 1):
             reply = self.exchange(method, url, {**fields, **(self.route(url).personal if own else {})}, body)
-            if own and self.can_log_in(reply):
+            if own and not (body and body.sent) and self.can_log_in(reply):  # what was read of standard input cannot be sent again
                 continue
             location = reply.head.get("location")
             if reply.head.status not in REDIRECTS or not location:
@@ -1083,7 +1091,7 @@ class Part:
 
     def create(self, flags: int = 0) -> int:
         try:
-            return os.open(self.path, flags | os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0), 0o666)
+            return open_own(self.path, flags | os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0))
         except OSError as error:
             raise unwritable(self.path, error, 0) from None
 
@@ -1194,11 +1202,7 @@ class Part:
 
     def digest(self, name: str) -> str:
         """Of all that is here: what was fetched in an earlier run counts too."""
-        total, buffer = hasher(name), memoryview(bytearray(BUFFER))
-        with open(self.path, "rb", buffering=0) as file:
-            while count := file.readinto(buffer):
-                total.update(buffer[:count])
-        return total.hexdigest()
+        return file_digest(self.path, name)
 
     def place(self, path: str, url: URL, modified: float | None, etag: str, replace: bool) -> None:
         """Give it its name, as the last thing of all. A link cannot replace what somebody else put there meanwhile."""
@@ -1245,9 +1249,18 @@ class Part:
             os.unlink(self.path)
 
 
+def open_own(path: str, flags: int) -> int:
+    """open() for names that others in this folder can foretell: what they planted there is not followed, not waited for, and not written to."""
+    fd = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return fd
+    os.close(fd)
+    raise OSError(errno.EINVAL, "it is no regular file")
+
+
 def read_note(path: str) -> dict[str, Any]:
     import json
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8", opener=open_own) as file:
         note = json.load(file)
     if not isinstance(note, dict):
         raise TypeError("a note that is no object")
@@ -1258,7 +1271,7 @@ def write_note(path: str, note: dict[str, Any]) -> None:
     """Whole or not at all."""
     import json
     try:
-        with open(path + "~", "w", encoding="utf-8") as file:
+        with open(path + "~", "w", encoding="utf-8", opener=open_own) as file:
             json.dump(note, file)
         os.replace(path + "~", path)
     except OSError as error:
@@ -1392,10 +1405,10 @@ class Download:
         return "replace"
 
     def same(self, head: Head) -> bool:
-        """Whether a response is about the very file that is here: by the ETag that came with it, or by size and time."""
-        if head.modified is None and head.get("etag") and (etag := remembered_etag(self.path, self.url)):
-            return etag == head.get("etag")
-        return same(look(self.path), head.length, head.modified, self.args.newer)
+        """Whether a response is about the very file that is here: by the ETag that came with it, or by size and time; and --checksum agrees."""
+        known = remembered_etag(self.path, self.url) if head.modified is None else ""
+        alike = known == head.get("etag") if known else same(look(self.path), head.length, head.modified, self.args.newer)
+        return alike and (not self.args.checksum or file_digest(self.path, self.args.checksum[0]) == self.args.checksum[1])
 
     def fetch(self, sink: Part | Stream) -> bool:
         """One request for what is missing, and its body to the end. False when there is nothing to do."""
@@ -1451,7 +1464,7 @@ class Download:
         """416: nothing is missing if the size is what we have and the ETag says that it is the same file."""
         span, source = content_range(head), sink.source
         if span and span[2] == sink.offset and source and source.etag and head.get("etag") == source.etag:
-            self.head = head
+            self.saw(head)
             return True
         sink.forget()
         raise Transient(33, f"{self.url.authority} has not so many bytes of it any more", "the file changed", "--no-resume", after=0)
@@ -1525,6 +1538,8 @@ def rangeable(download: Download, part: Part) -> bool:
     if reply.head.status != 206 or not span or not source.validator or span[2] < 2 * SPLIT_FROM:
         return False
     download.saw(reply.head)
+    if download.standing(reply.head._replace(length=span[2])) == "same":
+        return False  # only now its name is known: the response to one whole request tells the same, and is not read
     part.begin(source)
     return True
 
@@ -1566,6 +1581,17 @@ def same(found: os.stat_result | None, size: int | None, modified: float | None,
     if modified is None:
         return newer and size is not None
     return int(modified) == int(found.st_mtime) or newer and modified < found.st_mtime
+
+
+def file_digest(path: str, name: str) -> str:
+    total, buffer = hasher(name), memoryview(bytearray(BUFFER))
+    try:
+        with open(path, "rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                total.update(buffer[:count])
+    except OSError as error:
+        raise unreadable(path, error) from None
+    return total.hexdigest()
 
 
 def stamp(url: URL, found: os.stat_result) -> bytes:
@@ -1718,7 +1744,7 @@ class Upload:
         self.expects = length is None or length >= EXPECT_FROM
         if length is None:
             return {}
-        seconds = self.body.mtime_ns // 10**9
+        seconds = min(self.body.mtime_ns // 10**9, int(LATEST))
         fields = {"Last-Modified": http_date(seconds), **({"X-OC-Mtime": str(seconds)} if seconds >= 0 else {})}  # servers that keep it know the second one
         if self.client.args.verb == "upload":
             fields["Date"] = fields["Last-Modified"]  # from which nginx takes the file's time
@@ -1765,12 +1791,12 @@ class Upload:
 
     def send_whole(self) -> None:
         with self.client.ask("PUT", self.url, {**self.fields, **({"Expect": "100-continue"} if self.expects else {})}, self.body) as reply:
-            if reply.head.status == 417 and self.expects:
-                self.expects = False
-                raise Transient(22, "417: the server knows no Expect", "it is asked without", "the same again", after=0)
-            check(reply)
-            doubtful = reply.head.status == 200 and (bool(reply.read(1)) or "last-modified" in reply.head.fields)
-        if doubtful:
+            unknown = reply.head.status == 417 and self.expects and not self.body.sent
+            doubtful = not unknown and check(reply).head.status == 200 and (bool(reply.read(1)) or "last-modified" in reply.head.fields)
+        if unknown:  # the server knows no Expect
+            self.expects = False
+            self.send_whole()
+        elif doubtful:
             self.look_again()
 
     def look_again(self) -> None:
@@ -1874,7 +1900,7 @@ def move(client: Client) -> int:
     args = client.args
     url = target(args.url, args)
     sibling = url._replace(target=url.path.rstrip("/"))  # a folder is renamed like a file, not moved into itself
-    new = sibling.join(encoded(args.new, "/?")) if "://" not in args.new else target(args.new, args)
+    new = sibling.join(encoded(args.new, "/?").replace(":", "%3A")) if "://" not in args.new else target(args.new, args)  # a:b is no scheme
     simple(client, "MOVE", url, {"Destination": new.full, "Overwrite": "T" if args.force else "F"})
     report(args, url, "moved", str(new), 0, None)
     return 0
@@ -1913,7 +1939,7 @@ def list_folder(client: Client) -> int:
     args = client.args
     url = folder_url(target(args.url, args))
     _, entries = persist(args, lambda: listing(client, url))
-    for entry in sorted(entries):
+    for entry in sorted(entries, key=lambda entry: entry.name):
         if args.json:
             emit_json(args, {**entry._asdict(), "name": os.fsencode(entry.name).decode(errors="backslashreplace")})
         else:
@@ -2005,7 +2031,7 @@ def upload_folder(client: Client, path: str, url: URL, depth: int) -> int:
     args.progress.expect(len(files))
 
     def one(entry: os.DirEntry[str]) -> None:
-        if unchanged(client, entry, url.child(entry.name), there):
+        if persist(args, lambda: unchanged(client, entry, url.child(entry.name), there)):
             return report(args, url.child(entry.name), "same", entry.path, 0, None)
         send_file(client, entry.path, url.child(entry.name))
 
@@ -2030,9 +2056,7 @@ def sendable(path: str, args: argparse.Namespace) -> tuple[list[os.DirEntry[str]
 
 def remote(client: Client, url: URL) -> dict[str, Entry] | None:
     """What a server has in a folder, which is made if missing; None when it does not tell."""
-    with client.ask("HEAD", url) as reply:
-        missing = reply.head.status == 404
-    if missing:
+    if persist(client.args, lambda: missing(client, url)):
         with contextlib.suppress(Failure):  # many servers make folders as they are needed, and know no MKCOL
             simple(client, "MKCOL", url, {})
         return {}
@@ -2042,6 +2066,11 @@ def remote(client: Client, url: URL) -> dict[str, Entry] | None:
         if failure.code != 22:
             raise
         return None
+
+
+def missing(client: Client, url: URL) -> bool:
+    with client.ask("HEAD", url) as reply:
+        return reply.head.status == 404
 
 
 def unchanged(client: Client, entry: os.DirEntry[str], url: URL, there: dict[str, Entry] | None) -> bool:
@@ -2369,15 +2398,16 @@ def open_connection(args: argparse.Namespace, host: str, port: int, server: str)
     """Connect to the first of the host's addresses that answers; server is the command that would start what is missing."""
     limit = min(CONNECT_TIMEOUT, args.timeout)
     for family, target in resolve(host, port, socket.SOCK_STREAM):
-        sock = socket_class(args)(family, socket.SOCK_STREAM)
         try:
-            sock.settimeout(limit)
-            sock.connect(target)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what is sent leaves at once, however short
-            sock.settimeout(args.timeout)
-            return sock
+            with contextlib.ExitStack() as failed:
+                sock = failed.enter_context(socket_class(args)(family, socket.SOCK_STREAM))  # an OSError too: no IPv6 here, or too many open files
+                sock.settimeout(limit)
+                sock.connect(target)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what is sent leaves at once, however short
+                sock.settimeout(args.timeout)
+                failed.pop_all()
+                return sock
         except OSError as error:
-            sock.close()
             problem = error
     place = address((host, port))
     if isinstance(problem, ConnectionRefusedError):

@@ -237,6 +237,8 @@ class Server:
             select.select([self.stop], [], [], left)
             self.stop.drain()
             self.settle(everything=True)
+        for thread in set(threading.enumerate()) - {threading.current_thread()}:  # it left clients before its close, which --trace shows
+            thread.join(max(0.0, deadline - time.monotonic()))
         for child in self.clients if self.forks else ():
             os.kill(child, signal.SIGKILL)
         self.stop.close()
@@ -635,15 +637,16 @@ def open_connection(args: argparse.Namespace, host: str, port: int, server: str)
     """Connect to the first of the host's addresses that answers; server is the command that would start what is missing."""
     limit = min(CONNECT_TIMEOUT, args.timeout)
     for family, target in resolve(host, port, socket.SOCK_STREAM):
-        sock = socket_class(args)(family, socket.SOCK_STREAM)
         try:
-            sock.settimeout(limit)
-            sock.connect(target)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what is sent leaves at once, however short
-            sock.settimeout(args.timeout)
-            return sock
+            with contextlib.ExitStack() as failed:
+                sock = failed.enter_context(socket_class(args)(family, socket.SOCK_STREAM))  # an OSError too: no IPv6 here, or too many open files
+                sock.settimeout(limit)
+                sock.connect(target)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what is sent leaves at once, however short
+                sock.settimeout(args.timeout)
+                failed.pop_all()
+                return sock
         except OSError as error:
-            sock.close()
             problem = error
     place = address((host, port))
     if isinstance(problem, ConnectionRefusedError):

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import http.server
 import importlib.util
+import itertools
 import json
 import os
 import random
@@ -12,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 
 import pytest
@@ -133,6 +135,7 @@ def test_a_login_and_a_signature_never_show_in_a_urls_text():
 
 
 @pytest.mark.parametrize("text", ["ftp://h/", "http://", "http://h:99999/", "http://[::1/", "file:///etc/passwd",
+                                  "https://../x", "https://.h/", "https://a..b/", f"https://{'a' * 64}.h/",
                                   "http://a b/", "http://a\0b/", "http://a\x7f:80/", "http://\x1b[31m/",
                                   "http://u:secret@h:99999/", "http://u:secret/x@h/", "ftp://u:x@secret@h/", "http://u:\nsecret/x@h/"])
 def test_what_is_no_http_url_is_usage(text):
@@ -523,6 +526,15 @@ def test_416_is_done_only_when_size_and_etag_agree(run, files, tmp_path):
         assert (tmp_path / "file.bin").read_bytes() == BODY and (len(plain) == 2) is again
 
 
+def test_416_in_another_run_ends_a_download_that_nobody_gave_a_name(run, canned, tmp_path):
+    server = canned(b'HTTP/1.1 200 OK\r\nETag: "a"\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b' % (len(BODY), BODY),
+                    f'HTTP/1.1 416 No\r\nContent-Range: bytes */{len(BODY)}\r\nETag: "a"\r\nContent-Length: 0\r\n\r\n'.encode(), read_until=b"\r\n\r\n")
+    url = f"http://127.0.0.1:{server.port}/file.bin"
+    assert get(run, tmp_path, url, "--retries", 0).code == 18 and b"Range:" not in server.read[0]
+    assert get(run, tmp_path, url).code == 0 and b"Range: bytes=300000-" in server.read[1]
+    assert (tmp_path / "file.bin").read_bytes() == BODY and names(tmp_path) == ["file.bin"]
+
+
 def test_a_status_that_passes_is_tried_again_after_retry_after(run, canned, tmp_path):
     server = canned(answer(b"busy", "503 Busy", "Retry-After: 0\r\n"), answer(b"slow", "429 Slow", "Retry-After: 0\r\n"), answer(b"ok"),
                     read_until=b"\r\n\r\n")
@@ -534,6 +546,23 @@ def test_a_post_is_never_sent_twice(run, canned):
     server = canned(answer(b"busy", "503 Busy", "Retry-After: 0\r\n"), answer(b"ok"), read_until=b"a=1")
     assert run("httpclient.py", "post", f"http://127.0.0.1:{server.port}/", "--data", "a=1").code == 22
     assert len(server.read) == 1 and b"Content-Type: application/x-www-form-urlencoded" in server.read[0]
+
+
+def test_several_connections_fetch_nothing_of_a_file_that_is_here_by_the_name_that_the_server_gives(run, files, tmp_path):
+    server = files(bytes(8 << 20), headers=DATE + "Content-Disposition: attachment; filename=named\r\n")
+    assert get(run, tmp_path, server.url, "--connections", 4).code == 0 and names(tmp_path) == ["named"]
+    again = get(run, tmp_path, server.url, "--connections", 4)
+    assert again.code == 0 and "same named" in again.err
+    (tmp_path / "named").write_bytes(b"another")
+    server.heads.clear()
+    assert get(run, tmp_path, server.url, "--connections", 4).code == 23 and len(list(filter(None, server.heads))) == 1
+
+
+def test_more_connections_than_descriptors_are_told_in_three_lines(run, files, tmp_path):
+    import resource
+    server = files(bytes(70 << 20), hook=lambda head: "bytes=0-0" not in head and server.go.wait(DEADLINE) and None)  # all wait at once
+    done = get(run, tmp_path, server.url, "--connections", 64, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20)))
+    assert done.code == 7 and "Too many open files" in done.err, done
 
 
 def test_four_connections_fill_one_file_with_each_byte_fetched_once(run, files, tmp_path):
@@ -590,6 +619,15 @@ def test_a_checksum_from_the_command_line_is_checked(run, files, tmp_path):
     assert names(tmp_path) == ["file.bin"]
 
 
+def test_a_checksum_is_checked_also_of_what_is_here_already(run, files, tmp_path):
+    server, wanted = files(b"right", headers=DATE), f"sha256:{hashlib.sha256(b'right').hexdigest()}"
+    for body, code in (b"right", 0), (b"wrong", 23):
+        (tmp_path / "file.bin").write_bytes(body)
+        os.utime(tmp_path / "file.bin", (MTIME, MTIME))
+        done = get(run, tmp_path, server.url, "--checksum", wanted)
+        assert done.code == code and ("same file.bin" in done.err) is (code == 0), done
+
+
 def test_two_runs_of_one_download_do_not_write_into_each_other(run, listeners, tmp_path):
     def stall(conn):
         conn.recv(65536)
@@ -612,6 +650,22 @@ def test_a_part_that_is_the_finished_file_too_is_not_written_into(run, files, tm
     assert (tmp_path / "file.bin").read_bytes() == b"finished"
     assert get(run, tmp_path, server.url, "--force").code == 0
     assert (tmp_path / "file.bin").read_bytes() == BODY and names(tmp_path) == ["file.bin"]
+
+
+def test_what_was_planted_where_a_part_or_its_note_would_stand_is_left_alone(run, files, tmp_path):
+    server = files(BODY)
+    part = tmp_path / "in" / h.part_name(h.parse_url(server.url))
+    part.parent.mkdir()
+    os.mkfifo(part)
+    done = get(run, part.parent, server.url)
+    assert done.code == 23 and "it is no regular file" in done.err
+    part.unlink()
+    part.write_bytes(b"x")
+    os.mkfifo(part.with_suffix(".json"))
+    (tmp_path / "mine").write_bytes(b"mine")
+    part.with_suffix(".json~").symlink_to(tmp_path / "mine")
+    assert get(run, part.parent, server.url).code == 23 and (tmp_path / "mine").read_bytes() == b"mine"
+    assert get(run, part.parent, server.url).code == 0 and (part.parent / "file.bin").read_bytes() == BODY
 
 
 def test_a_full_disk_says_after_how_much(run, files, tmp_path):
@@ -705,6 +759,12 @@ def test_a_proxy_is_asked_with_the_whole_url(run, canned, tmp_path):
 
 
 # --- sending ---
+def test_a_redirect_to_a_name_that_is_none_ends_in_three_lines_through_a_proxy_too(run, canned, tmp_path):
+    server = canned(answer(b"", "302 Found", f"Location: https://{'a' * 64}.h/\r\n"), b"HTTP/1.1 200 OK\r\n\r\n", read_until=b"\r\n\r\n")
+    done = get(run, tmp_path, "http://h/a", "--proxy", f"http://127.0.0.1:{server.port}")
+    assert done.code == 56 and "which is no http or https URL" in done.err, done
+
+
 def test_put_sends_length_and_digest(run, canned, tmp_path):
     (tmp_path / "a b.txt").write_bytes(b"hello")
     server = canned(answer(b"", "201 Created"), read_until=b"hello")
@@ -729,10 +789,82 @@ def test_a_200_to_a_put_is_not_believed_when_it_looks_like_a_get(run, canned, tm
     assert [head.split()[0] for head in server.read] == [b"PUT", b"HEAD"][:1 + bool(head)]
 
 
+def test_a_time_that_no_calendar_has_does_not_keep_a_file_from_being_sent(run, canned, tmp_path):
+    server = canned(answer(b"", "201 Created"), read_until=b"\r\n\r\nhello")
+    with tempfile.NamedTemporaryFile(dir="/dev/shm" if os.path.isdir("/dev/shm") else tmp_path) as file:  # few file systems keep such a time
+        file.write(b"hello")
+        file.flush()
+        with contextlib.suppress(OSError):
+            os.utime(file.name, (9e18, 9e18))
+        assert run("httpclient.py", "put", file.name, f"http://127.0.0.1:{server.port}/").code == 0
+
+
+def test_an_answer_whose_beginning_was_read_is_drained_no_further_than_its_end(run, listeners, tmp_path):
+    (tmp_path / "a").write_bytes(b"hello")
+    (tmp_path / "b").write_bytes(b"hello")
+    talks = []
+
+    def store(conn):
+        file = conn.makefile("rb")
+        talks.append(conn)
+        while request := file.readline():
+            while file.readline() != b"\r\n":
+                pass
+            if request.startswith(b"PUT"):
+                file.read(5)
+            stored = b"200 OK\r\nContent-Length: 6\r\n\r\nstored" if request.startswith(b"PUT") else b"404 No\r\nContent-Length: 0\r\n\r\n"
+            conn.sendall(b"HTTP/1.1 " + stored)
+    listeners.append(Listener(store))
+    done = run("httpclient.py", "put", "a", "b", f"http://127.0.0.1:{listeners[-1].port}/", "--timeout", 3, cwd=tmp_path)
+    assert done.code == 0 and done.err.count("sent unverified") == 2 and len(talks) == 1, done
+
+
 def test_standard_input_is_sent_in_chunks(run, canned):
     server = canned(answer(b"", "201 Created"), read_until=b"0\r\n\r\n")
     assert run("httpclient.py", "put", "-", f"http://127.0.0.1:{server.port}/a", input=b"hello").code == 0
     assert b"Transfer-Encoding: chunked" in server.read[0] and server.read[0].endswith(b"5\r\nhello\r\n0\r\n\r\n")
+
+
+def test_standard_input_that_cannot_be_read_is_26_at_once(canned):
+    server = canned(b"HTTP/1.1 100 Continue\r\n\r\n", read_until=b"\r\n\r\n")
+    with open(os.devnull, "wb") as unreadable:
+        client = Process(SCRIPT, "put", "-", f"http://127.0.0.1:{server.port}/a", stdin=unreadable)
+    assert client.wait() == 26 and "cannot read standard input" in client.err, client.err
+
+
+@pytest.mark.parametrize("retries", [0, 3])
+def test_a_server_that_knows_no_expect_gets_standard_input_without(run, listeners, retries):
+    heads = []
+
+    def store(conn):
+        with conn.makefile("rb") as file:
+            while lines := list(itertools.takewhile(bytes.strip, file)):
+                heads.append(b"".join(lines))
+                if b"Expect" in heads[-1]:
+                    conn.sendall(b"HTTP/1.1 417 No\r\nContent-Length: 0\r\n\r\n")
+                    continue
+                heads.append(b"".join(itertools.takewhile(bytes.strip, file)))
+                conn.sendall(b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n")
+    listeners.append(Listener(store))
+    done = run("httpclient.py", "put", "-", f"http://127.0.0.1:{listeners[-1].port}/a", "--retries", retries, input=b"hello")
+    assert done.code == 0 and heads[2:] == [b"5\r\nhello\r\n0\r\n"], (done, heads)
+
+
+def test_standard_input_that_was_read_is_not_sent_again_with_a_password(canned):
+    pty = pytest.importorskip("pty")
+    server = canned(answer(b"", "401 No", "WWW-Authenticate: Basic\r\n"), answer(b"", "201 Created"), read_until=b"0\r\n\r\n")
+    command = f"printf hello | {sys.executable} {SCRIPT} put - http://127.0.0.1:{server.port}/a; echo exit $?"
+    pid, end = pty.fork()
+    if not pid:
+        os.execvp("bash", ["bash", "-c", command])
+    said = b""
+    with contextlib.suppress(OSError):  # EIO: the other end is closed
+        while chunk := os.read(end, 65536):
+            said += chunk
+            os.write(end, b"word\n" * (b"password for" in chunk))
+    os.close(end)
+    os.waitpid(pid, 0)
+    assert b"401 No" in said and said.endswith(b"exit 22\r\n") and len(server.read) == 1, said
 
 
 def test_a_large_body_waits_for_the_servers_word(run, canned, tmp_path):
@@ -774,6 +906,24 @@ def test_a_form_is_sent_as_browsers_do(run, canned, tmp_path):
     assert body == (b'--%b\r\nContent-Disposition: form-data; name="text"\r\n\r\na=b\r\n--%b\r\nContent-Disposition: form-data; name="file"; '
                     b'filename="a%%22b.txt"\r\nContent-Type: application/octet-stream\r\n\r\nhello\r\n--%b--\r\n' % (boundary, boundary, boundary))
     assert int(re.search(rb"Content-Length: (\d+)", head)[1]) == len(body)
+
+
+@pytest.mark.parametrize("new, path", [("note: 1.txt", "/in/note%3A%201.txt"), ("/b", "/b"), ("../b", "/b"), ("http://h/b:c", None)])
+def test_a_file_is_moved_to_any_name(run, canned, new, path):
+    server = canned(answer(b"", "201 Created"), read_until=b"\r\n\r\n")
+    base = f"http://127.0.0.1:{server.port}"
+    assert run("httpclient.py", "move", f"{base}/in/a", new).code == 0
+    assert f"\r\nDestination: {base + path if path else new}\r\n".encode() in server.read[0]
+
+
+@pytest.mark.parametrize("there", [[], ["a"]], ids=["of the folder", "of a file"])
+def test_an_upload_asks_again_when_an_answer_is_lost(run, canned, tmp_path, there):
+    (tmp_path / "up").mkdir()
+    (tmp_path / "up" / "a").write_bytes(b"hello")
+    index = [answer(b"", "200 OK"), answer(json.dumps([{"name": "a"}]).encode(), headers="Content-Type: application/json\r\n")] if there else []
+    server = canned(*index, b"", *([] if there else [answer(b"", "404 No"), answer(b"", "201 Created")]), answer(b"", "201 Created"), read_until=b"\r\n\r\n")
+    done = run("httpclient.py", "upload", "up", f"http://127.0.0.1:{server.port}/", cwd=tmp_path)
+    assert done.code == 0 and "trying again" in done.err and server.read[-1].startswith(b"PUT /a"), (done, server.read)
 
 
 class Uploads(Listener):
@@ -965,6 +1115,12 @@ def test_list_shows_names_of_pythons_own_server(run, stock):
     (folder / "a\nb").write_bytes(b"")
     done = run("httpclient.py", "list", url)
     assert done.code == 0 and [line.split(maxsplit=2)[2] for line in done.out.decode().splitlines()] == ["a\\nb", "sub/"]
+
+
+def test_an_index_that_names_a_file_twice_is_listed(run, canned):
+    server = canned(answer(b'[{"name": "a", "size": 1}, {"name": "a"}]', headers="Content-Type: application/json\r\n"), read_until=b"\r\n\r\n")
+    done = run("httpclient.py", "list", f"http://127.0.0.1:{server.port}/")
+    assert done.code == 0 and [line.split()[0] for line in done.out.splitlines()] == [b"1", b"-"], done
 
 
 def test_a_hostile_index_writes_nothing_outside(run, files, tmp_path):

@@ -451,3 +451,31 @@ def test_without_reuseaddr_time_wait_keeps_the_port_and_the_message_says_so(spaw
     error, why, _ = lines_of(failed)
     assert error == f"port {port} is already in use"
     assert "TIME_WAIT" in why and "no server" in why
+
+
+SLOW_TERMINAL = """
+import sys, threading
+sys.path.insert(0, {root!r})
+import tcp_upper
+tell, order, second = tcp_upper.say, iter(range(9)), threading.Event()
+
+def say(text):
+    if "* close (sent 2" in text and next(order) == 0:
+        second.wait({seconds})  # until both are served
+    elif "* close (sent 2" in text:
+        second.set()
+        threading.Event().wait(0.3)  # this one's line comes later than the end could
+    tell(text)
+
+tcp_upper.say, tcp_upper.GRACE = say, {seconds}
+sys.exit(tcp_upper.main(["server", "--port", "0", "--trace"]))
+"""
+
+
+def test_the_trace_is_whole_when_a_server_ends(spawn):
+    server = spawn("-c", SLOW_TERMINAL.format(root=str(ROOT), seconds=DEADLINE))
+    with server.connect() as one, server.connect() as other:
+        for sock in one, other:
+            sock.sendall(b"hi")
+            assert sock.recv(2) == b"HI"
+        assert server.stop().count("* close (sent 2, received 2)") == 2
