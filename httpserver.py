@@ -723,19 +723,17 @@ RENAMING = threading.Lock()  # where folders cannot be locked
 @contextlib.contextmanager
 def renaming(*places: Place) -> Iterator[None]:
     """Nobody else, of this process or another, gives away a name in these folders. Without it a file that is put between the link()
-    and the unlink() of rename_new() would be lost. (Where there is no flock(), nobody else of this process.)"""
+    and the unlink() of rename_new() would be lost. (Where a system or file system has no flock(), nobody else of this process.)"""
     with contextlib.ExitStack() as held:
-        with contextlib.suppress(OSError):
+        try:
             lock_folders(places, held)
+        except (ImportError, OSError):
+            held.enter_context(RENAMING)
         yield
 
 
 def lock_folders(places: Sequence[Place], held: contextlib.ExitStack) -> None:
-    try:
-        import fcntl  # not at the top: Windows has none
-    except ImportError:
-        held.enter_context(RENAMING)
-        return
+    import fcntl  # not at the top: Windows has none
     folders = {}
     for place in places:
         folder = os.open("." if place.parent is not None else os.path.dirname(place.name), FOLDER, dir_fd=place.parent)
@@ -761,10 +759,10 @@ class Part:
         try:
             import fcntl  # not at the top: Windows has none, and there an open file cannot be replaced anyway
             fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:
-            pass
-        except OSError:
+        except BlockingIOError:
             return False
+        except (ImportError, OSError):
+            pass  # a file system without locks, as Lustre may be
         self.size = os.lseek(self.descriptor, 0, os.SEEK_END)
         return True
 

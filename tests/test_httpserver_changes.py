@@ -481,7 +481,11 @@ def test_a_file_moved_to_where_one_is_put_comes_before_or_after_that(halfway, wi
     assert tree(folder) == {b"sub/x": b"hello\n"}
 
 
-@pytest.mark.parametrize("halfway", ["", "import sys\nsys.modules['fcntl'] = None\n"], ids=["flock", "no flock"], indirect=True)
+NO_LOCKS = {"system": "import sys\nsys.modules['fcntl'] = None\n",
+            "file system": "import fcntl\ndef flock(*_): raise OSError(38, 'Function not implemented')\nfcntl.flock = flock\n"}
+
+
+@pytest.mark.parametrize("halfway", ["", *NO_LOCKS.values()], ids=["locks", *NO_LOCKS], indirect=True)
 def test_of_two_writers_who_replace_the_same_version_one_wins(halfway, wire, ask, folder):
     head = f"PUT /a.txt HTTP/1.1\r\nHost: localhost\r\nIf-Match: {ask('HEAD', '/a.txt', to=halfway).fields['etag']}\r\nContent-Length: 5\r\n\r\n"
     first = wire(halfway).send(head + "first")
@@ -503,6 +507,17 @@ def test_nobody_appends_to_an_upload_that_is_just_being_put_in_its_place(halfway
         refused = second.send(append_more).reply()
     assert (done.status, refused.status) == (201, 400)
     assert tree(folder) == {b"a.txt": b"hello\n", b"big": b"hello"}
+
+
+@pytest.mark.parametrize("without", NO_LOCKS)
+def test_where_there_are_no_locks_an_upload_goes_on_all_the_same(without, spawn, ask, folder, tmp_path):
+    (tmp_path / "run.py").write_text(f"{NO_LOCKS[without]}import runpy\nrunpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n")
+    server = spawn(str(tmp_path / "run.py"), folder)
+    location = ask("PUT", "/x", "Upload-Complete: ?0\r\n", b"01234", to=server).fields["location"]
+    state = ask("HEAD", location, to=server)
+    assert (state.status, state.fields.get("upload-offset")) == (204, "5")
+    assert append(ask, location, 5, b"56789", to=server).status == 201
+    assert tree(folder) == {b"a.txt": b"hello\n", b"x": b"0123456789"}
 
 
 def test_another_file_with_the_inode_of_a_given_up_upload_is_not_taken_for_it(ask, folder):
