@@ -821,8 +821,7 @@ class Part:
             with contextlib.suppress(OSError, AttributeError):
                 os.fchmod(self.descriptor, stat.S_IMODE(old.st_mode) & 0o777)
         if os.name == "nt":  # it renames no open file; elsewhere the lock is kept, or somebody could still append to what is in its place
-            os.close(self.descriptor)
-            self.descriptor = -1
+            self.let_go()
         handle = self.descriptor if self.descriptor >= 0 else self.own.name
         info = os.stat(handle)  # of a time that was given the fraction stays too: two files of one time and size shall have two ETags
         since = info.st_mtime_ns if mtime is None else mtime * 10**9 + info.st_mtime_ns % 10**9
@@ -844,11 +843,17 @@ class Part:
         raise Refusal(409, "that name exists a thousand times")
 
     def close(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
+        if os.name == "nt":
+            self.let_go()  # Windows removes no open file; elsewhere the lock is held until no other writer can find it
         if not self.kept:
             with contextlib.suppress(OSError):
                 os.unlink(self.own.name, dir_fd=self.place.parent)
+        self.let_go()
+
+    def let_go(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+        self.descriptor = -1
 
 
 def tag_of(token: str) -> int:

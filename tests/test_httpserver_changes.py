@@ -509,6 +509,22 @@ def test_nobody_appends_to_an_upload_that_is_just_being_put_in_its_place(halfway
     assert tree(folder) == {b"a.txt": b"hello\n", b"big": b"hello"}
 
 
+def test_nobody_goes_on_with_an_upload_that_is_just_being_removed(spawn, ask, wire, folder, tmp_path):
+    script = tmp_path / "halfway.py"
+    script.write_text("import os, runpy, sys\nunlink = os.unlink\n"
+                      "def later(*args, **more):\n    os.write(2, b'unlinking\\n')\n    sys.stdin.readline()\n    unlink(*args, **more)\n"
+                      f"os.unlink, sys.argv[0] = later, 'httpserver.py'\nrunpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n")
+    server = spawn(str(script), folder, stdin=subprocess.PIPE)
+    location = begin(ask, "/x", to=server)
+    first = wire(server).send(f"DELETE {location} HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    server.wait_for("unlinking")
+    assert append(ask, location, 0, b"lost", "?0", to=server).status == 503
+    server.process.stdin.close()
+    assert first.reply().status == 204
+    assert append(ask, location, 0, b"lost", "?0", to=server).status == 404
+    assert tree(folder) == {b"a.txt": b"hello\n"}
+
+
 @pytest.mark.parametrize("without", NO_LOCKS)
 def test_where_there_are_no_locks_an_upload_goes_on_all_the_same(without, spawn, ask, folder, tmp_path):
     (tmp_path / "run.py").write_text(f"{NO_LOCKS[without]}import runpy\nrunpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n")
