@@ -2763,10 +2763,10 @@ class Server:
         self.progress = time.monotonic()
         with self.counting:
             self.count += 1
-        if self.args.once and answer.tag and request and request.method == "GET" and answer.status < 300 and not answer.note:
-            ranges = self.got.setdefault((conn.peer, answer.tag), [])
-            ranges[:] = coalesce([*ranges, *answer.ranges])
-            self.satisfied = self.satisfied or ranges == [(0, answer.size)]
+            if self.args.once and answer.tag and request and request.method == "GET" and answer.status < 300 and not answer.note:
+                ranges = self.got.setdefault((conn.peer, answer.tag), [])
+                ranges[:] = coalesce([*ranges, *answer.ranges])
+                self.satisfied = self.satisfied or ranges == [(0, answer.size)]
         if self.satisfied or self.args.requests and self.count >= self.args.requests:
             self.stopping = True
             self.stop.wake()

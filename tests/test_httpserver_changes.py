@@ -687,6 +687,19 @@ def test_once_ends_when_one_client_has_the_whole_file_in_however_many_ranges(spa
     assert server.wait() == 0
 
 
+def test_once_counts_ranges_that_end_at_the_same_moment(spawn, folder, wire, tmp_path):
+    (folder / "big").write_bytes(bytes(2000000))
+    script = tmp_path / "same_moment.py"
+    script.write_text(f"import sys, threading\nfrom contextlib import suppress\nsys.path.insert(0, {str(ROOT)!r})\nimport httpserver\n"
+                      "coalesce, both = httpserver.coalesce, threading.Barrier(2)\n"
+                      "def together(ranges, gap=0):\n    with suppress(threading.BrokenBarrierError):\n        gap or both.wait(1)\n    return coalesce(ranges, gap)\n"
+                      "httpserver.coalesce = together\nsys.exit(httpserver.main())\n")
+    server = spawn(str(script), folder, "--once")
+    halves = [wire(server).send(f"GET /big HTTP/1.1\r\nHost: localhost\r\nRange: bytes={half}\r\n\r\n") for half in ("0-999999", "1000000-")]
+    assert [half.reply().whole for half in halves] == [True, True]
+    assert server.wait() == 0
+
+
 def test_once_counts_a_client_that_closes(spawn, folder):
     for fields in "HTTP/1.0\r\n", "HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n":
         server = spawn("httpserver.py", folder / "a.txt", "--once")
