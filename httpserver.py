@@ -335,7 +335,7 @@ def parse_date(text: str) -> float | None:
         return None
     import email.utils  # not at the top: the slowest import of all, and few requests have a date
     with contextlib.suppress(ValueError, TypeError, IndexError, OverflowError):
-        return email.utils.parsedate_to_datetime(text).timestamp()
+        return email.utils.parsedate_to_datetime(text.removesuffix(" GMT") + " GMT").timestamp()  # asctime's form names no zone (§5.6.7)
     return None
 
 

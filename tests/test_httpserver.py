@@ -537,6 +537,14 @@ def test_preconditions_are_taken_in_their_order(ask, folder):  # 27
     assert "content-length" not in reply.fields and reply.fields["etag"] == tag
 
 
+def test_a_date_without_a_zone_is_not_taken_for_local_time(spawn, ask, folder):  # 27
+    os.utime(folder / "a.txt", (1e9, 1e9))
+    for zone in "Asia/Tokyo", "America/New_York":
+        server = spawn("httpserver.py", folder, env={"TZ": zone})
+        for second, status in (40, 304), (39, 200):
+            assert ask("GET", "/a.txt", f"If-Modified-Since: Sun Sep  9 01:46:{second} 2001\r\n", to=server).status == status, zone
+
+
 def test_preconditions_and_ranges_of_a_folder_with_a_page_of_its_own_are_those_of_that_page(ask, folder):
     (folder / "index.html").write_bytes(b"<p>hello")
     for field, status in ('If-Match: "x"', 412), ("If-Unmodified-Since: Thu, 01 Jan 1970 00:00:00 GMT", 412), ("Range: bytes=100-", 416), ("Range: bytes=1-", 206), ("If-Match: *", 200):
