@@ -558,6 +558,16 @@ def test_old_parts_expire_and_are_never_served(ask, folder):
     assert b".six" not in ask("GET", "/").body + ask("GET", "/?tar").body
 
 
+def test_an_old_part_that_may_not_be_opened_keeps_no_other_one(spawn, ask, folder):
+    parts = [folder / f".six-{number:032x}.part" for number in range(16)]
+    for number, part in enumerate(parts):
+        part.write_bytes(b"x")
+        part.chmod(0o444 if number % 2 else 0o644)
+        os.utime(part, (1, 1))
+    begin(ask, to=spawn("httpserver.py", folder, preexec_fn=obey_modes))
+    assert [part.exists() for part in parts] == [False, True] * 8
+
+
 # --- archives ---
 @pytest.fixture
 def full_folder(folder):
