@@ -1922,20 +1922,26 @@ def interim(conn: Connection, request: Request, fields: dict[str, str]) -> None:
 
 def fill_part(conn: Connection, request: Request, body: Body, part: Part, plan: Plan, complete: bool) -> Answer:
     """Receive into a part, and when the upload is complete check it and put it in its place."""
+    expect_length(conn, part, plan, part.size + request.length)
     conn.part = part
     try:
         for data in while_space(conn, part.place, noted(conn, request, body)):
             part.write(data)
             part.give_way()
-            if 0 < conn.args.max_size < part.size or plan.length is not None and plan.length < part.size:
-                part.kept = False
-                raise Refusal(413 if plan.length is None else 400, "more than was announced or is taken", close=True)
+            expect_length(conn, part, plan, part.size)
     finally:
         conn.part = None
     if not complete:
         fields = {"Location": plan.url(), **upload_fields(conn, part.size, "?0")}
         return text_answer(201, "to be continued", fields) if request.method != "PATCH" else Answer(204, fields)
     return complete_upload(conn, request, body, part, plan)
+
+
+def expect_length(conn: Connection, part: Part, plan: Plan, size: int) -> None:
+    """An upload that gets longer than it may is given up."""
+    if 0 < conn.args.max_size < size or plan.length is not None and plan.length < size:
+        part.kept = False
+        raise Refusal(413 if plan.length is None else 400, "more than was announced or is taken", close=True)
 
 
 def noted(conn: Connection, request: Request, body: Body) -> Iterator[Data]:

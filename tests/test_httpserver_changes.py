@@ -420,6 +420,16 @@ def test_wrong_resumptions_are_refused_and_change_nothing(ask, folder):
     assert tree(folder) == {b"a.txt": b"hello\n"}
 
 
+def test_a_resumption_that_gets_too_long_is_refused_before_its_body(spawn, wire, ask, folder):
+    server = spawn("httpserver.py", folder, "--max-size", 1000)
+    for announced, status in ("", 413), ("Upload-Length: 10\r\n", 400):
+        location = ask("PUT", "/x", f"Upload-Complete: ?0\r\n{announced}", b"12345", to=server).fields["location"]
+        reply = wire(server).send(f"PATCH {location} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/partial-upload\r\nUpload-Offset: 5\r\n"
+                                  "Upload-Complete: ?1\r\nExpect: 100-continue\r\nContent-Length: 1000\r\n\r\n").reply()
+        assert reply.status == status
+    assert tree(folder) == {b"a.txt": b"hello\n"}
+
+
 @pytest.fixture
 def halfway(request, spawn, folder, tmp_path):
     """A server that stops after the link() and before the replace() of its renames until it gets a line on stdin."""
