@@ -1257,7 +1257,7 @@ class Session(Wire):
         except OSError as error:
             result = self.refuse(Refused(reason_of(error)), verb, names)
         if verb not in UNLOGGED or result not in EXPECTED:
-            what = " ".join([verb, *names])
+            what = " ".join([verb, *(names if verb != "auth" else [])])  # somebody may have typed the password there
             self.note(f"{what[:300]}: {self.moved} bytes, {time.monotonic() - self.began:.3f} s, {result}")
 
     def refuse(self, refusal: Refused, verb: str, names: Sequence[str]) -> str:
