@@ -1479,7 +1479,7 @@ class Session(Wire):
             part.begin(request.number("offset"))
             verified = receive_body(self, part, size, check, self.tell(name, "received"))
             part.finish(over, self.args.durable, self.server.lock)
-        except Lost as lost:
+        except (Lost, Broken) as lost:
             kept = "nothing is kept"
             if part.keep():
                 kept, self.server.kept = "kept for seven days", self.server.kept + 1

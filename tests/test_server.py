@@ -657,6 +657,11 @@ def test_an_interrupted_upload_is_resumed(start, box):
     assert (box / "big").read_bytes() == BIG and names(box) == ["big"]
 
 
+def test_an_upload_that_the_server_hangs_up_on_is_resumed_too(start, box):
+    said = talk(start(), b"put big size=%d mtime_ns=1700000000000000001\ndata %d\n%b" % (len(BIG), 1 << 20, BIG[:1 << 20]) + b"data -1\n")
+    assert said.endswith(b"err - reason=bad-number\n") and sizes(box) == [1 << 20], said
+
+
 def test_a_resumed_upload_that_replaces_a_file_is_executable_all_the_same(start, box):
     (box / "big").write_text("old")
     (box / "big").chmod(0o644)
