@@ -1874,10 +1874,10 @@ class Server:
 
 def shared(path: str) -> tuple[str, str]:
     """The folder to share, made when missing, and the one name in it when it is a single file."""
-    directory, only = os.path.abspath(path), ""
-    if os.path.isfile(directory):
-        directory, only = os.path.split(directory)
     try:
+        directory, only = os.path.realpath(path), ""  # what the command line names may be a link
+        if os.path.isfile(directory):
+            directory, only = os.path.split(directory)
         os.makedirs(directory, exist_ok=True)
         Folder(directory)
     except OSError as error:

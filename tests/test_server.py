@@ -324,6 +324,8 @@ def test_a_single_file_is_all_that_is_shared(spawn, box):
     said = talk(spawn("server.py", box / "a"), b"list\nget a\nget b\nlist deep=yes\nput c\ndata 1\nxend\ndelete a\n").decode()
     assert said.count("file a") == 2 and "ok get a" in said and "err get b reason=no-such-file" in said
     assert "file b" not in said and said.count("reason=read-only") == 2
+    (box / "link").symlink_to("a")
+    assert b"ok get a" in talk(spawn("server.py", box / "link"), b"get a\n")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="takes away what Windows does not have")
@@ -497,6 +499,14 @@ def test_a_full_disk_leaves_no_file_and_tells_the_client(start, box, limit):
     told = re.fullmatch(rb"err put x reason=too-large received=(\d+)\nok ping\n", said)
     assert told and limit <= int(told[1]) <= 200000
     assert names(box) == []
+
+
+def test_a_current_folder_that_is_gone_is_told(box):
+    (box / "gone").mkdir()
+    command = ["sh", "-c", f"rmdir ../gone; exec '{sys.executable}' -W error '{ROOT / 'server.py'}' --port 0"]
+    done = subprocess.run(command, cwd=box / "gone", stderr=subprocess.PIPE, check=False, timeout=DEADLINE)
+    assert done.returncode == 26 and b"error: cannot share files (" in done.stderr
+    assert_clean(done.stderr.decode())
 
 
 def test_when_the_shared_folder_is_gone_the_log_says_so(start, box):
