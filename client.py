@@ -604,11 +604,13 @@ def locked(fd: int) -> bool:
 
 def swept(folder: Folder, entry: os.DirEntry[str]) -> bool:
     """Remove an entry if it is a part that nobody came back for. Its ctime tells: mtime is the source's, just before a part gets its name."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), contextlib.ExitStack() as held:
         if PART.fullmatch(entry.name) and time.time() - entry.stat(follow_symlinks=False).st_ctime > KEPT:
             fd = folder.open(entry.name, os.O_RDONLY)
+            held.callback(os.close, fd)
             free = locked(fd)
-            os.close(fd)
+            if os.name == "nt":
+                held.close()  # Windows removes no open file; elsewhere the lock is held until no writer can find it
             if free:
                 folder.remove(entry.name)
             return free

@@ -792,6 +792,21 @@ def test_a_part_that_is_dropped_is_locked_until_its_name_is_gone(box):
     following.drop()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="there are no locks there")
+def test_an_old_part_that_is_swept_is_locked_until_its_name_is_gone(box, monkeypatch):
+    class Watched(script.Folder):
+        def remove(self, name, is_folder=False):
+            claims.append(following.claim())
+            super().remove(name, is_folder)
+
+    claims, folder = [], Watched(str(box))
+    following = script.Part(folder, "big", len(BIG), 1)
+    (box / following.name).touch()
+    monkeypatch.setattr(script, "KEPT", -1)
+    assert [script.swept(folder, entry) for entry in folder.entries()] == [True]
+    assert claims == [False] and names(box) == []
+
+
 def test_two_uploads_of_one_name_at_once_do_not_both_win(start, box):
     server = start()
     with server.connect() as first, server.connect() as second:
