@@ -846,21 +846,20 @@ class Lobby:
 
     def watch(self) -> None:
         while not self.closed:
-            self.heed(self.selector.select())  # a function of its own, so that no connection is held on to while it waits
+            self.selector.select()
+            with self.changed:  # look again: what spoke may have been lent and given back meanwhile, and have nothing more to say
+                self.heed(self.selector.select(0))  # a function of its own, so that no connection is held on to while it waits
         for opened in (self.selector, self.reader, self.writer):
             opened.close()
 
     def heed(self, found: Sequence[tuple[selectors.SelectorKey, int]]) -> None:
         for key, events in found:
             if key.data is None:
-                with contextlib.suppress(BlockingIOError):
-                    self.reader.recv(4096)
-                continue
-            with self.changed:
-                if key.data.holder is Holder.LOBBY and events & selectors.EVENT_READ:
-                    self.hand_back(key.data)
-                elif key.data.holder is Holder.LOBBY:
-                    self.deliver(key.data)
+                self.reader.recv(4096)
+            elif events & selectors.EVENT_READ:
+                self.hand_back(key.data)
+            else:
+                self.deliver(key.data)
 
     # the life of a connection that waits; all but keep() and take() are called with the lock held
     def keep(self, session: Session) -> None:

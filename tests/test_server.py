@@ -807,6 +807,24 @@ def test_an_old_part_that_is_swept_is_locked_until_its_name_is_gone(box, monkeyp
     assert claims == [False] and names(box) == []
 
 
+def test_a_receiver_that_was_heard_by_its_sender_is_not_waited_for_by_its_own_thread():
+    """What it said may be read, and itself be given back, before the lobby that noticed it has its lock: nothing more would come, and it be lost."""
+    lobby, (ours, theirs) = script.Lobby(), socket.socketpair()
+    session = script.Session.__new__(script.Session)
+    session.sock, session.mode, session.rest, session.unheard, session.start, session.end = ours, "receive", b"", (), 0, 0
+    session.returned, entry = threading.Event(), (0.0, [session])
+    with ours, theirs:
+        with lobby.changed:
+            lobby.admit(session)
+            theirs.send(b"\n")
+            until(lambda: sys._current_frames()[lobby.thread.ident].f_code.co_name == "__enter__", "the lobby to notice it")
+            lobby.queue.append(entry)
+            assert lobby.lend(entry) == [session] and ours.recv(9) == b"\n"
+            lobby.give_back(session)
+        lobby.close()
+    assert session.holder is script.Holder.LOBBY and not session.returned.is_set()
+
+
 def test_two_uploads_of_one_name_at_once_do_not_both_win(start, box):
     server = start()
     with server.connect() as first, server.connect() as second:
