@@ -1281,8 +1281,8 @@ class Batch:
             job.offset, self.tries = offset, 0
 
     def requeue(self) -> None:
-        """What had no answer yet is begun again, in its order, each once."""
-        again = {id(job): job for _, job, _, _ in self.link.pending}
+        """What had no answer yet is begun again, in its order, each once; what has been told as failed already is not."""
+        again = {id(job): job for _, job, _, _ in self.link.pending if not job.failed}
         for job in again.values():
             job.fresh, job.there = False, None
         self.sources.append(iter(again.values()))

@@ -605,6 +605,30 @@ def test_a_source_that_changes_while_it_is_sent_is_told(server, here, box, proxy
     until(lambda: os.listdir(box) == [], "the part to go")
 
 
+def test_what_was_told_as_failed_is_not_sent_again_when_the_link_is_lost(listeners, run, here):
+    def talk(conn):
+        conn.sendall(GREETING)
+        with conn.makefile("rb") as file:
+            asked.append(verbs := [])
+            for line in filter(bytes.strip, file):  # an empty line comes from a client that had to wait
+                verbs.append(line.split()[0])
+                if verbs[-1] == b"stat":
+                    conn.sendall(b"err stat big reason=no-such-file\n")
+                elif verbs[-1] == b"put":
+                    os.utime(here / "big", (0, 99 + len(asked)))
+                elif verbs[-1] == b"data":
+                    file.read(int(line.split()[1]))
+                elif verbs[-1] == b"abort":
+                    return
+
+    asked = []
+    (here / "big").write_bytes(BIG * 10)  # more than the kernel's buffers on the way hold
+    listeners.append(Listener(talk))
+    sent = run("client.py", "--port", listeners[-1].port, "put", "big", cwd=here)
+    assert sent.code == 18 and sent.err.count("error: big changed while it was sent") == 1, sent
+    assert asked[0][-1] == b"abort" and not any(asked[1:]), asked[1:]
+
+
 def test_a_full_disk_here_and_there(spawn, run, here, box):
     (box / "big").write_bytes(BIG)
     (box / "small").write_text("small")
