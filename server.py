@@ -690,6 +690,7 @@ class Part:
         """Hash what an earlier attempt left; more than the file has cannot be the beginning of it."""
         length = os.fstat(self.fd).st_size
         if length <= most:
+            self.received = length  # an interruption of this shall not lose it either
             digest(self.fd, length, self.sha, tell)
             self.received = os.lseek(self.fd, 0, os.SEEK_CUR)
 

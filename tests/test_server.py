@@ -667,6 +667,19 @@ def test_an_interrupted_upload_is_resumed(start, box):
     assert (box / "big").read_bytes() == BIG and names(box) == ["big"]
 
 
+def test_a_part_survives_a_client_that_goes_while_it_is_checked(start, box):
+    server, size = start(), 1 << 34  # a hole costs no room, and more time than a note
+    part = box / script.lasting_name("big", size, 1)
+    with part.open("wb") as file:
+        file.truncate(size)
+    with server.connect() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close() resets
+        sock.sendall(b"resume big size=%d mtime_ns=1\n" % size)
+        until(lambda: b"note big checked=" in sock.recv(4096), "the check to begin")
+    server.wait_for("connection lost")
+    assert b"part=%d" % size in talk(server, b"stat big size=%d mtime_ns=1\n" % size)
+
+
 def test_an_upload_that_the_server_hangs_up_on_is_resumed_too(start, box):
     said = talk(start(), b"put big size=%d mtime_ns=1700000000000000001\ndata %d\n%b" % (len(BIG), 1 << 20, BIG[:1 << 20]) + b"data -1\n")
     assert said.endswith(b"err - reason=bad-number\n") and sizes(box) == [1 << 20], said
