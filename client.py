@@ -1692,7 +1692,11 @@ class Gets(Batch):
         if not folder.stat(part.name):
             return
         self.claim(job, part)
-        part.examine(job.size, lambda count: self.progress.at(count, "checked"))
+        try:
+            part.examine(job.size, lambda count: self.progress.at(count, "checked"))
+        except BaseException:
+            part.close()  # this program, a shell, may be the next to ask for it
+            raise
         job.part = part
 
     def claim(self, job: Job, part: Part) -> None:
