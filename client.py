@@ -1950,7 +1950,7 @@ class Inbox:
         return part.leaf
 
     def show(self, name: str, part: Part, request: Line) -> None:
-        self.args.count -= bool(self.args.count)  # also for the connection that follows a lost one
+        self.args.tries, self.args.count = 0, self.args.count - bool(self.args.count)  # also for the connection that follows a lost one
         path = os.path.join(self.args.output or "", *name.split("/"))
         if self.args.json:
             return tell_json({"verb": "receive", "name": path, "from": self.sender(request), "size": part.received, "sha256": part.sha.hexdigest()})
@@ -2884,16 +2884,16 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
 
 def persist(args: argparse.Namespace) -> int:
     """One command, again where the connection is lost before anything came of it."""
-    tries = 0
+    args.tries = 0
     while True:
         try:
             return COMMANDS[args.command](args)
         except Lost as lost:
-            if tries >= args.retries or args.command in LASTING:
+            if args.tries >= args.retries or args.command in LASTING:
                 raise
             hang_up(args)
-            pause(args, lost, tries)
-            tries += 1
+            pause(args, lost, args.tries)
+            args.tries += 1
 
 
 def carry_out(args: argparse.Namespace) -> int:
