@@ -604,11 +604,13 @@ def locked(fd: int) -> bool:
 
 def swept(folder: Folder, entry: os.DirEntry[str]) -> bool:
     """Remove an entry if it is a part that nobody came back for. Its ctime tells: mtime is the source's, just before a part gets its name."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), contextlib.ExitStack() as held:
         if PART.fullmatch(entry.name) and time.time() - entry.stat(follow_symlinks=False).st_ctime > KEPT:
             fd = folder.open(entry.name, os.O_RDONLY)
+            held.callback(os.close, fd)
             free = locked(fd)
-            os.close(fd)
+            if os.name == "nt":
+                held.close()  # Windows removes no open file; elsewhere the lock is held until no writer can find it
             if free:
                 folder.remove(entry.name)
             return free
@@ -667,6 +669,7 @@ class Part:
         """Hash what an earlier attempt left; more than the file has cannot be the beginning of it."""
         length = os.fstat(self.fd).st_size
         if length <= most:
+            self.received = length  # an interruption of this shall not lose it either
             digest(self.fd, length, self.sha, tell)
             self.received = os.lseek(self.fd, 0, os.SEEK_CUR)
 
@@ -1279,8 +1282,8 @@ class Batch:
             job.offset, self.tries = offset, 0
 
     def requeue(self) -> None:
-        """What had no answer yet is begun again, in its order, each once."""
-        again = {id(job): job for _, job, _, _ in self.link.pending}
+        """What had no answer yet is begun again, in its order, each once; what has been told as failed already is not."""
+        again = {id(job): job for _, job, _, _ in self.link.pending if not job.failed}
         for job in again.values():
             job.fresh, job.there = False, None
         self.sources.append(iter(again.values()))
@@ -1689,7 +1692,11 @@ class Gets(Batch):
         if not folder.stat(part.name):
             return
         self.claim(job, part)
-        part.examine(job.size, lambda count: self.progress.at(count, "checked"))
+        try:
+            part.examine(job.size, lambda count: self.progress.at(count, "checked"))
+        except BaseException:
+            part.close()  # this program, a shell, may be the next to ask for it
+            raise
         job.part = part
 
     def claim(self, job: Job, part: Part) -> None:
@@ -1943,7 +1950,7 @@ class Inbox:
         return part.leaf
 
     def show(self, name: str, part: Part, request: Line) -> None:
-        self.args.count -= bool(self.args.count)  # also for the connection that follows a lost one
+        self.args.tries, self.args.count = 0, self.args.count - bool(self.args.count)  # also for the connection that follows a lost one
         path = os.path.join(self.args.output or "", *name.split("/"))
         if self.args.json:
             return tell_json({"verb": "receive", "name": path, "from": self.sender(request), "size": part.received, "sha256": part.sha.hexdigest()})
@@ -2877,16 +2884,16 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
 
 def persist(args: argparse.Namespace) -> int:
     """One command, again where the connection is lost before anything came of it."""
-    tries = 0
+    args.tries = 0
     while True:
         try:
             return COMMANDS[args.command](args)
         except Lost as lost:
-            if tries >= args.retries or args.command in LASTING:
+            if args.tries >= args.retries or args.command in LASTING:
                 raise
             hang_up(args)
-            pause(args, lost, tries)
-            tries += 1
+            pause(args, lost, args.tries)
+            args.tries += 1
 
 
 def carry_out(args: argparse.Namespace) -> int:

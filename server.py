@@ -625,11 +625,13 @@ def locked(fd: int) -> bool:
 
 def swept(folder: Folder, entry: os.DirEntry[str]) -> bool:
     """Remove an entry if it is a part that nobody came back for. Its ctime tells: mtime is the source's, just before a part gets its name."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), contextlib.ExitStack() as held:
         if PART.fullmatch(entry.name) and time.time() - entry.stat(follow_symlinks=False).st_ctime > KEPT:
             fd = folder.open(entry.name, os.O_RDONLY)
+            held.callback(os.close, fd)
             free = locked(fd)
-            os.close(fd)
+            if os.name == "nt":
+                held.close()  # Windows removes no open file; elsewhere the lock is held until no writer can find it
             if free:
                 folder.remove(entry.name)
             return free
@@ -688,6 +690,7 @@ class Part:
         """Hash what an earlier attempt left; more than the file has cannot be the beginning of it."""
         length = os.fstat(self.fd).st_size
         if length <= most:
+            self.received = length  # an interruption of this shall not lose it either
             digest(self.fd, length, self.sha, tell)
             self.received = os.lseek(self.fd, 0, os.SEEK_CUR)
 
@@ -844,21 +847,20 @@ class Lobby:
 
     def watch(self) -> None:
         while not self.closed:
-            self.heed(self.selector.select())  # a function of its own, so that no connection is held on to while it waits
+            self.selector.select()
+            with self.changed:  # look again: what spoke may have been lent and given back meanwhile, and have nothing more to say
+                self.heed(self.selector.select(0))  # a function of its own, so that no connection is held on to while it waits
         for opened in (self.selector, self.reader, self.writer):
             opened.close()
 
     def heed(self, found: Sequence[tuple[selectors.SelectorKey, int]]) -> None:
         for key, events in found:
             if key.data is None:
-                with contextlib.suppress(BlockingIOError):
-                    self.reader.recv(4096)
-                continue
-            with self.changed:
-                if key.data.holder is Holder.LOBBY and events & selectors.EVENT_READ:
-                    self.hand_back(key.data)
-                elif key.data.holder is Holder.LOBBY:
-                    self.deliver(key.data)
+                self.reader.recv(4096)
+            elif events & selectors.EVENT_READ:
+                self.hand_back(key.data)
+            else:
+                self.deliver(key.data)
 
     # the life of a connection that waits; all but keep() and take() are called with the lock held
     def keep(self, session: Session) -> None:
@@ -1257,7 +1259,7 @@ class Session(Wire):
         except OSError as error:
             result = self.refuse(Refused(reason_of(error)), verb, names)
         if verb not in UNLOGGED or result not in EXPECTED:
-            what = " ".join([verb, *names])
+            what = " ".join([verb, *(names if verb != "auth" else [])])  # somebody may have typed the password there
             self.note(f"{what[:300]}: {self.moved} bytes, {time.monotonic() - self.began:.3f} s, {result}")
 
     def refuse(self, refusal: Refused, verb: str, names: Sequence[str]) -> str:
@@ -1479,7 +1481,7 @@ class Session(Wire):
             part.begin(request.number("offset"))
             verified = receive_body(self, part, size, check, self.tell(name, "received"))
             part.finish(over, self.args.durable, self.server.lock)
-        except Lost as lost:
+        except (Lost, Broken) as lost:
             kept = "nothing is kept"
             if part.keep():
                 kept, self.server.kept = "kept for seven days", self.server.kept + 1
@@ -1874,10 +1876,10 @@ class Server:
 
 def shared(path: str) -> tuple[str, str]:
     """The folder to share, made when missing, and the one name in it when it is a single file."""
-    directory, only = os.path.abspath(path), ""
-    if os.path.isfile(directory):
-        directory, only = os.path.split(directory)
     try:
+        directory, only = os.path.realpath(path), ""  # what the command line names may be a link
+        if os.path.isfile(directory):
+            directory, only = os.path.split(directory)
         os.makedirs(directory, exist_ok=True)
         Folder(directory)
     except OSError as error:

@@ -605,6 +605,56 @@ def test_a_source_that_changes_while_it_is_sent_is_told(server, here, box, proxy
     until(lambda: os.listdir(box) == [], "the part to go")
 
 
+def test_a_part_whose_check_was_interrupted_in_the_shell_is_let_go(server, here, box):
+    size, part = 1 << 34, here / script.lasting_name("big", 1 << 34, 0)  # a hole costs no room, and takes long to check
+    for path in box / "big", part:
+        with path.open("wb") as file:
+            file.truncate(size)
+    os.utime(box / "big", (0, 0))
+
+    def held():
+        """How far in it each descriptor stands that is open on the part."""
+        open_on = [fd.name for fd in Path(f"/proc/{shell.pid}/fd").iterdir() if os.path.realpath(fd) == str(part)]
+        return [int(Path(f"/proc/{shell.pid}/fdinfo/{fd}").read_text().split()[1]) for fd in open_on]
+
+    shell = Process(ROOT / "client.py", "--port", server.port, cwd=here, stdin=subprocess.PIPE)
+    shell.process.stdin.write(b"get big\n")
+    shell.process.stdin.flush()
+    until(lambda: any(held()), "the check to begin")
+    shell.process.send_signal(signal.SIGINT)
+    shell.wait_for("stopped after")
+    shell.process.stdin.write(b"help\n")
+    shell.process.stdin.flush()
+    shell.wait_for("the end", "out")
+    assert not held() and part.stat().st_size == size
+    shell.process.stdin.close()
+    assert shell.wait() == 130
+
+
+def test_what_was_told_as_failed_is_not_sent_again_when_the_link_is_lost(listeners, run, here):
+    def talk(conn):
+        conn.sendall(GREETING)
+        with conn.makefile("rb") as file:
+            asked.append(verbs := [])
+            for line in filter(bytes.strip, file):  # an empty line comes from a client that had to wait
+                verbs.append(line.split()[0])
+                if verbs[-1] == b"stat":
+                    conn.sendall(b"err stat big reason=no-such-file\n")
+                elif verbs[-1] == b"put":
+                    os.utime(here / "big", (0, 99 + len(asked)))
+                elif verbs[-1] == b"data":
+                    file.read(int(line.split()[1]))
+                elif verbs[-1] == b"abort":
+                    return
+
+    asked = []
+    (here / "big").write_bytes(BIG * 10)  # more than the kernel's buffers on the way hold
+    listeners.append(Listener(talk))
+    sent = run("client.py", "--port", listeners[-1].port, "put", "big", cwd=here)
+    assert sent.code == 18 and sent.err.count("error: big changed while it was sent") == 1, sent
+    assert asked[0][-1] == b"abort" and not any(asked[1:]), asked[1:]
+
+
 def test_a_full_disk_here_and_there(spawn, run, here, box):
     (box / "big").write_bytes(BIG)
     (box / "small").write_text("small")

@@ -226,6 +226,14 @@ def test_without_a_password_there_is_nothing_to_prove(spawn, box):
         assert b" auth=none " in student.greeting and student.say("auth nonce=" + "a" * 32) == b"err auth reason=not-needed\n"
 
 
+def test_a_password_that_is_typed_by_hand_is_not_logged(spawn, box):
+    server = spawn("server.py", box, "--password", "correct-horse")
+    with Student(server, "correct-horse") as student:
+        assert b"reason=usage" in student.say("auth correct-horse")
+    server.wait_for("auth: 0 bytes, .* usage")
+    assert "horse" not in server.stop()
+
+
 def test_a_client_that_does_not_log_in_may_not_be_silent_for_ever(spawn, box):
     server = spawn("server.py", box, "--password", WORD, "--timeout", "4")
     with Student(server, WORD) as student:

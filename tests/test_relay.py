@@ -671,6 +671,17 @@ def test_a_receiver_comes_back_after_a_lost_connection(do, here, receiving, serv
     assert box.out.splitlines() == ["box/x", "box/x (1)"]
 
 
+def test_a_receiver_comes_back_after_each_lost_connection_on_which_something_came(listeners, run, here):
+    def talk(conn):
+        conn.sendall(b"sixsockets 1 max-line=32768 auth=none you=10.0.0.9:9\nok receive you=10.0.0.9:9\n" + puts("x"))
+        with conn.makefile("rb") as file:
+            next(line for line in file if line.startswith(b"ok put"))
+
+    listeners.append(Listener(talk))
+    found = run("client.py", "--port", listeners[-1].port, "--retries", "1", "receive", "--count", "3", cwd=here, timeout=DEADLINE)
+    assert found.code == 0 and sorted(os.listdir(here)) == ["x", "x (1)", "x (2)"], found
+
+
 def test_a_sender_that_waits_for_its_turn_longer_than_its_timeout_is_not_cut(server, peer, here):
     (here / "x").write_bytes(BIG)
     first, bob = peer(), peer("receive nick=bob")

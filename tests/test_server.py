@@ -324,6 +324,8 @@ def test_a_single_file_is_all_that_is_shared(spawn, box):
     said = talk(spawn("server.py", box / "a"), b"list\nget a\nget b\nlist deep=yes\nput c\ndata 1\nxend\ndelete a\n").decode()
     assert said.count("file a") == 2 and "ok get a" in said and "err get b reason=no-such-file" in said
     assert "file b" not in said and said.count("reason=read-only") == 2
+    (box / "link").symlink_to("a")
+    assert b"ok get a" in talk(spawn("server.py", box / "link"), b"get a\n")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="takes away what Windows does not have")
@@ -499,6 +501,14 @@ def test_a_full_disk_leaves_no_file_and_tells_the_client(start, box, limit):
     assert names(box) == []
 
 
+def test_a_current_folder_that_is_gone_is_told(box):
+    (box / "gone").mkdir()
+    command = ["sh", "-c", f"rmdir ../gone; exec '{sys.executable}' -W error '{ROOT / 'server.py'}' --port 0"]
+    done = subprocess.run(command, cwd=box / "gone", stderr=subprocess.PIPE, check=False, timeout=DEADLINE)
+    assert done.returncode == 26 and b"error: cannot share files (" in done.stderr
+    assert_clean(done.stderr.decode())
+
+
 def test_when_the_shared_folder_is_gone_the_log_says_so(start, box):
     server = start()
     box.rename(box.parent / "elsewhere")
@@ -657,6 +667,24 @@ def test_an_interrupted_upload_is_resumed(start, box):
     assert (box / "big").read_bytes() == BIG and names(box) == ["big"]
 
 
+def test_a_part_survives_a_client_that_goes_while_it_is_checked(start, box):
+    server, size = start(), 1 << 34  # a hole costs no room, and more time than a note
+    part = box / script.lasting_name("big", size, 1)
+    with part.open("wb") as file:
+        file.truncate(size)
+    with server.connect() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close() resets
+        sock.sendall(b"resume big size=%d mtime_ns=1\n" % size)
+        until(lambda: b"note big checked=" in sock.recv(4096), "the check to begin")
+    server.wait_for("connection lost")
+    assert b"part=%d" % size in talk(server, b"stat big size=%d mtime_ns=1\n" % size)
+
+
+def test_an_upload_that_the_server_hangs_up_on_is_resumed_too(start, box):
+    said = talk(start(), b"put big size=%d mtime_ns=1700000000000000001\ndata %d\n%b" % (len(BIG), 1 << 20, BIG[:1 << 20]) + b"data -1\n")
+    assert said.endswith(b"err - reason=bad-number\n") and sizes(box) == [1 << 20], said
+
+
 def test_a_resumed_upload_that_replaces_a_file_is_executable_all_the_same(start, box):
     (box / "big").write_text("old")
     (box / "big").chmod(0o644)
@@ -775,6 +803,39 @@ def test_a_part_that_is_dropped_is_locked_until_its_name_is_gone(box):
     assert claims == [True, False] and names(box) == []
     assert following.claim() and len(parts(box)) == 1
     following.drop()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no locks there")
+def test_an_old_part_that_is_swept_is_locked_until_its_name_is_gone(box, monkeypatch):
+    class Watched(script.Folder):
+        def remove(self, name, is_folder=False):
+            claims.append(following.claim())
+            super().remove(name, is_folder)
+
+    claims, folder = [], Watched(str(box))
+    following = script.Part(folder, "big", len(BIG), 1)
+    (box / following.name).touch()
+    monkeypatch.setattr(script, "KEPT", -1)
+    assert [script.swept(folder, entry) for entry in folder.entries()] == [True]
+    assert claims == [False] and names(box) == []
+
+
+def test_a_receiver_that_was_heard_by_its_sender_is_not_waited_for_by_its_own_thread():
+    """What it said may be read, and itself be given back, before the lobby that noticed it has its lock: nothing more would come, and it be lost."""
+    lobby, (ours, theirs) = script.Lobby(), socket.socketpair()
+    session = script.Session.__new__(script.Session)
+    session.sock, session.mode, session.rest, session.unheard, session.start, session.end = ours, "receive", b"", (), 0, 0
+    session.returned, entry = threading.Event(), (0.0, [session])
+    with ours, theirs:
+        with lobby.changed:
+            lobby.admit(session)
+            theirs.send(b"\n")
+            until(lambda: sys._current_frames()[lobby.thread.ident].f_code.co_name == "__enter__", "the lobby to notice it")
+            lobby.queue.append(entry)
+            assert lobby.lend(entry) == [session] and ours.recv(9) == b"\n"
+            lobby.give_back(session)
+        lobby.close()
+    assert session.holder is script.Holder.LOBBY and not session.returned.is_set()
 
 
 def test_two_uploads_of_one_name_at_once_do_not_both_win(start, box):
