@@ -1029,9 +1029,10 @@ def via_family(host: str, port: int, args: argparse.Namespace) -> str:
 
 
 def check(reply: Reply) -> Reply:
-    """The response, if it is a success; its first lines as a failure otherwise (and never in a file)."""
+    """The response, if it is a success; its first lines as a failure otherwise (and never in a file). A redirect that does not say where to,
+    as a store sends for another region's bucket, is none; nor is 207, by which WebDAV tells that some of it failed."""
     head = reply.head
-    if head.status < 400:
+    if head.status < 300 and head.status != 207:
         return reply
     with reply:
         try:
@@ -1916,7 +1917,7 @@ def head(client: Client) -> int:
         emit_json(args, {"url": str(url), "status": reply.head.status, "fields": fields})
     else:
         emit(args, shown(text))
-    check(reply)
+    check(reply) if reply.head.status >= 400 else None
     return 0
 
 

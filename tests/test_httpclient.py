@@ -789,6 +789,15 @@ def test_a_200_to_a_put_is_not_believed_when_it_looks_like_a_get(run, canned, tm
     assert [head.split()[0] for head in server.read] == [b"PUT", b"HEAD"][:1 + bool(head)]
 
 
+@pytest.mark.parametrize("status", ["301 Moved Permanently", "307 Temporary Redirect", "300 Multiple Choices", "207 Multi-Status"])
+@pytest.mark.parametrize("verb", ["put", "post", "delete", "mkdir"])
+def test_a_redirect_to_nowhere_and_a_partial_failure_are_no_success(run, canned, tmp_path, verb, status):
+    (tmp_path / "a").write_bytes(b"x")
+    server = canned(answer(b"<Error>use the other endpoint</Error>", status), read_until=b"\r\n\r\n")
+    done = run("httpclient.py", verb, *["a"] * (verb == "put"), f"http://127.0.0.1:{server.port}/a", cwd=tmp_path)
+    assert done.code == 22 and status in done.err and "use the other endpoint" in done.err, done
+
+
 def test_a_time_that_no_calendar_has_does_not_keep_a_file_from_being_sent(run, canned, tmp_path):
     server = canned(answer(b"", "201 Created"), read_until=b"\r\n\r\nhello")
     with tempfile.NamedTemporaryFile(dir="/dev/shm" if os.path.isdir("/dev/shm") else tmp_path) as file:  # few file systems keep such a time
