@@ -738,7 +738,7 @@ def file_pieces(path: str, start: int, end: int) -> Iterator[bytes]:
 
 def read_input() -> bytes:
     try:
-        return os.read(0, BUFFER)
+        return os.read(-1 if sys.stdin is None else 0, BUFFER)  # None: it was closed before the start, and 0 may be the connection
     except OSError as error:
         raise Failure(26, f"cannot read standard input ({error.strerror})", "the server has only what was read before, if anything", "put FILE URL") from None
 
@@ -1287,13 +1287,20 @@ def part_name(url: URL) -> str:
     return f".six-{hasher('sha256', unsigned.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.part"
 
 
+def product() -> int:
+    """Standard output. Where it was closed before the start, the connection may have its number."""
+    if sys.stdout is None:
+        raise Failure(23, "cannot write standard output (it is closed)", "whoever started this closed it", "the same without >&-")
+    return 1
+
+
 class Stream:
     """What goes to standard output, a pipe or a device: as it is, but to a terminal as text, with \\xNN for what is none.
     A download that goes there is continued within this run only."""
 
     def __init__(self, path: str, args: argparse.Namespace) -> None:
         try:
-            self.fd = 1 if path == "-" else os.open(path, os.O_WRONLY)
+            self.fd = product() if path == "-" else os.open(path, os.O_WRONLY)
         except OSError as error:
             raise unwritable(path, error, 0) from None
         self.decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace") if os.isatty(self.fd) else None

@@ -1306,6 +1306,20 @@ def test_output_to_a_closed_pipe_is_23(files, tmp_path):
     assert done.returncode == 23 and b"Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("words, shell, code", [
+    (["get", "URL", "-o", "-"], ">&-", 23), (["list", "URL"], ">&-", 23), (["post", "URL", "--data", "x"], ">&-", 23), (["put", "-", "URL"], "<&-", 26),
+])
+def test_a_connection_is_never_taken_for_a_closed_standard_stream(canned, tmp_path, words, shell, code):
+    page = answer(b"<a href=product>", headers="Content-Type: text/html\r\n")
+    server = canned(b"HTTP/1.1 100 Continue\r\n\r\n" if code == 26 else page, read_until=b"\r\n\r\n")
+    url = f"http://127.0.0.1:{server.port}/"
+    command = [sys.executable, SCRIPT, *(url + "x" * (code == 26) if word == "URL" else word for word in words)]
+    done = subprocess.run(["bash", "-c", f'"$@" {shell}', "bash", *command], cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == code and b"cannot" in done.stderr and b"Traceback" not in done.stderr, done.stderr
+    server.close()  # all of what came is here
+    assert not any(b"product" in said or b"HTTP/1.1 100" in said for said in server.read), server.read
+
+
 def test_memory_does_not_grow_with_the_file(files, tmp_path):
     server = files(bytes(1 << 20) * 100)
     client = Process(SCRIPT, "get", server.url, "-o", "-", "-v", cwd=tmp_path)
