@@ -1000,8 +1000,9 @@ def netrc_login(path: str, host: str) -> str:
     import netrc
     try:
         found = netrc.netrc(path).authenticators(host)
-    except (OSError, ValueError, netrc.NetrcParseError) as error:  # ValueError: it is not UTF-8
-        raise Failure(26, f"cannot read {spoken(path)}: {shown(str(error))}", "it may hold the login for this server", "repair or rename it") from None
+    except (OSError, ValueError, netrc.NetrcParseError) as error:  # ValueError: it is not UTF-8. Their own texts quote words of a password
+        reason = error.strerror if isinstance(error, OSError) else f"it is malformed near line {getattr(error, 'lineno', '?')}"
+        raise Failure(26, f"cannot read {spoken(path)}: {reason}", "it may hold the login for this server", "repair or rename it") from None
     return basic(f"{found[0]}:{found[2]}") if found else ""
 
 

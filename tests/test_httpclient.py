@@ -736,6 +736,12 @@ def test_netrc(run, canned, tmp_path):
     assert done.code == 26 and ".netrc" in done.err
 
 
+def test_a_malformed_netrc_keeps_its_secrets(run, tmp_path):
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login me password two words\n")
+    done = get(run, tmp_path, "http://127.0.0.1:1/a", env={"HOME": str(tmp_path)})
+    assert done.code == 26 and "near line" in done.err and "words" not in done.err, done
+
+
 def test_a_header_cannot_carry_a_line_break(run):
     done = run("httpclient.py", "get", "/", "-H", "A: b\r\nC: d")
     assert done.code == 2 and "NAME: VALUE" in done.err
