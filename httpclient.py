@@ -1653,10 +1653,15 @@ def link(source: str, path: str) -> bool:
 
 
 def lock(fd: int) -> None:
-    """Two runs of one download would write into each other. BlockingIOError: there is another one. (Windows: not asked.)"""
+    """Two runs of one download would write into each other. BlockingIOError: there is another one. Systems and file systems without flock do without."""
     with contextlib.suppress(ImportError):
         import fcntl  # not at the top: Windows has none
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:
+            pass  # Lustre, for one, may have none
 
 
 def exists(path: str) -> Failure:

@@ -1246,6 +1246,13 @@ def test_without_calls_that_other_systems_lack(files, tmp_path):
         assert done.returncode == 0 and (tmp_path / f"a{len(more)}").read_bytes() == server.body, done.stderr
 
 
+def test_a_file_system_without_locks_does_without(files, tmp_path):
+    server = files(BODY)
+    code = f"import fcntl, sys\ndef flock(*_): raise OSError(38, 'Function not implemented')\nfcntl.flock = flock\nsys.path.insert(0, {str(ROOT)!r})\n"
+    done = subprocess.run([sys.executable, "-c", code + "import httpclient\nsys.exit(httpclient.main())", "get", server.url], cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 0 and (tmp_path / "file.bin").read_bytes() == BODY, done.stderr
+
+
 def test_ctrl_c_keeps_what_came_and_the_next_run_goes_on(run, listeners, files, tmp_path):
     gone = threading.Event()
     server = files(BODY * 4)
