@@ -1127,8 +1127,8 @@ class Part:
         try:
             note = read_note(self.note)
             left = [[int(first), int(end)] for first, end in note.pop("left")]
-            source, found = Source(**note), os.fstat(self.fd)
-        except (OSError, ValueError, TypeError, KeyError):
+            source, found = noted_source(note), os.fstat(self.fd)
+        except (OSError, ValueError, OverflowError, TypeError, KeyError):
             return 0
         size = found.st_size
         whole = size if source.size is None else source.size
@@ -1262,11 +1262,25 @@ def open_own(path: str, flags: int) -> int:
 
 def read_note(path: str) -> dict[str, Any]:
     import json
-    with open(path, encoding="utf-8", opener=open_own) as file:
-        note = json.load(file)
+    try:
+        with open(path, encoding="utf-8", opener=open_own) as file:
+            note = json.load(file)
+    except RecursionError:
+        note = None
     if not isinstance(note, dict):
         raise TypeError("a note that is no object")
     return note
+
+
+def noted_source(note: dict[str, Any]) -> Source:
+    """TypeError or ValueError for one that no run of ours wrote: others may plant a note in this folder, and its validator goes into a request's head."""
+    source = Source(**note)
+    texts = source.url, source.etag, source.modified, source.digest
+    if not all(isinstance(text, str) and text.isprintable() for text in texts) or not isinstance(source.size, (int, type(None))):
+        raise TypeError("a note of wrong types")
+    if source.digest and not re.fullmatch("sha256:[0-9a-f]{64}", source.digest):
+        raise ValueError("a note with a digest that is none")
+    return source
 
 
 def write_note(path: str, note: dict[str, Any]) -> None:

@@ -668,6 +668,21 @@ def test_what_was_planted_where_a_part_or_its_note_would_stand_is_left_alone(run
     assert get(run, part.parent, server.url).code == 0 and (part.parent / "file.bin").read_bytes() == BODY
 
 
+@pytest.mark.parametrize("wrong", [
+    '"size": "x"', '"size": [1]', '"etag": 5', '"etag": "\\r\\nX-Planted: 1"', '"etag": "\\ud800"', '"etag": "", "modified": 7', '"digest": 5', '"digest": "x"',
+    '"digest": "x:y"', '"left": [[1e999, 1]]', '"left": 5', '"left": [[-5, 10]]', '"left": ' + "[" * 100_000,
+], ids=lambda wrong: wrong[:30])
+def test_a_planted_note_of_wrong_types_is_as_none(run, files, tmp_path, wrong):
+    server = files(BODY)
+    part = tmp_path / h.part_name(h.parse_url(server.url))
+    part.write_bytes(b"planted")
+    note = {"url": server.url, "etag": '"a"', "modified": "", "size": len(BODY), "digest": "", "left": []}
+    part.with_suffix(".json").write_text(json.dumps(note)[:-1] + f", {wrong}}}")
+    done = get(run, tmp_path, server.url)
+    assert done.code == 0 and (tmp_path / "file.bin").read_bytes() == BODY, done
+    assert not any("Range:" in head or "X-Planted" in head for head in server.heads)
+
+
 def test_a_full_disk_says_after_how_much(run, files, tmp_path):
     import resource
     done = get(run, tmp_path, files(BODY * 10).url, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000)))
