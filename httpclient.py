@@ -882,7 +882,8 @@ class Client:
                 error, why, hint = (line[7:] for line in str(failure).split("\n"))
                 raise Transient(failure.code, error, why, hint) from None
             raise
-        narrate(self.args, "*", f"connected to {address(sock.getpeername())}")
+        with contextlib.suppress(OSError):  # it has hung up already, as will be seen
+            narrate(self.args, "*", f"connected to {address(sock.getpeername())}")
         return Wire(sock, url.authority, self.args)
 
     def reach(self, url: URL) -> socket.socket:

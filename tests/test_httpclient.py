@@ -9,6 +9,7 @@ import json
 import os
 import random
 import re
+import select
 import shutil
 import socket
 import subprocess
@@ -1306,6 +1307,23 @@ def test_trace_and_verbose_mask_what_is_secret(run, canned, tmp_path):
     server = canned(answer(b"x"), read_until=b"\r\n\r\n")
     done = get(run, tmp_path, f"http://127.0.0.1:{server.port}/a", "--user", "me:word", "--trace-hex", "-v")
     assert done.code == 0 and "bWU6d29yZA" not in done.err and "> Authorization: ***" in done.err and "recv" in done.err
+
+
+def test_a_server_that_resets_at_once_is_told_in_three_lines(monkeypatch, capsys, tmp_path):
+    connect = h.open_connection
+
+    def reset(*args):
+        sock = connect(*args)
+        conn, _ = server.accept()
+        conn.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # RST
+        conn.close()
+        assert select.select([sock], [], [], DEADLINE)[0]
+        return sock
+    monkeypatch.setattr(h, "open_connection", reset)  # so that the reset comes before anything else is done with the connection
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(DEADLINE)
+        assert h.main(["get", f"http://127.0.0.1:{server.getsockname()[1]}/a", "-o", f"{tmp_path}/a", "--retries", "0"]) in (52, 55)
+    assert capsys.readouterr().err.startswith("error: ")
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="no pseudo-terminals here")
