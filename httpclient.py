@@ -2556,8 +2556,9 @@ class Progress:
         text = f"{settled} of {self.files} files, " * bool(self.files) + f"{spoken(self.name)[:30]} "
         text += f"[{'#' * int(20 * share):20}] {100 * share:3.0f}%  " if share is not None else ""
         text += f"{amount(self.done)}  {amount(rate)}/s  " + (f"{left // 60:.0f}:{left % 60:02.0f} left" if left is not None else "")
-        width = os.get_terminal_size(2).columns or 80  # 0: a terminal that does not know
-        self.put(f"\r{text[:width - 1]}\x1b[K")
+        with contextlib.suppress(OSError):  # a terminal whose window was closed: what came in the background goes on
+            width = os.get_terminal_size(2).columns or 80  # 0: a terminal that does not know
+            self.put(f"\r{text[:width - 1]}\x1b[K")
 
     def clear(self) -> None:
         if self.shown:

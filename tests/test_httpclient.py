@@ -1346,6 +1346,19 @@ def test_a_bar_is_drawn_on_a_terminal_and_nowhere_else(files, proxy, tmp_path):
     assert done.returncode == 0 and re.fullmatch(rb"saved file\.bin \(1,200,000 bytes, [\d.]+ .B/s\)\n", done.stderr)
 
 
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no pseudo-terminals here")
+def test_a_download_outlives_its_terminal(files, proxy, tmp_path):
+    way = proxy(files(BODY * 4).port, hold_at=500_000, delay=0.03)
+    here, there = os.openpty()
+    client = subprocess.Popen([sys.executable, SCRIPT, "get", f"http://127.0.0.1:{way.port}/file.bin"], cwd=tmp_path, stderr=there, start_new_session=True)
+    os.close(there)
+    while b"%" not in os.read(here, 65536):
+        pass
+    os.close(here)
+    way.go.set()
+    assert client.wait(DEADLINE) == 0 and (tmp_path / "file.bin").read_bytes() == BODY * 4
+
+
 def test_output_to_a_closed_pipe_is_23(files, tmp_path):
     command = f"{sys.executable} {SCRIPT} get {files(BODY * 10).url} -o - | head -c 1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, check=False)
