@@ -2741,6 +2741,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parsed(sys.argv[1:] if argv is None else argv)
     args.progress, args.asked = Progress(args), {}
     try:
+        args.host = parse_url(host_url(args)).host  # as URLs have it: in lower case, which tells whether the environment's password is for one
         if args.ask_password:
             args.password = ask_password("the server")
         with contextlib.closing(Client(args)) as client:

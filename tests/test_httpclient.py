@@ -740,6 +740,8 @@ def test_the_environments_password_is_for_host_and_port_alone(run, canned, tmp_p
     env = {"SIXSOCKETS_PASSWORD": "pass:word"}
     assert get(run, tmp_path, "/a", f"http://127.0.0.1:{other.port}/b", "--port", one.port, env=env).code == 0
     assert b"Authorization: Basic OnBhc3M6d29yZA==\r\n" in one.read[0] and b"Authorization" not in other.read[0]
+    assert get(run, tmp_path, "/c", "--host", "LocalHost", "--port", one.port, env=env).code == 0
+    assert b"Authorization: Basic OnBhc3M6d29yZA==\r\n" in one.read[1]
 
 
 def test_netrc(run, canned, tmp_path):
