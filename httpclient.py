@@ -795,7 +795,8 @@ class Client:
             if reply.head.status not in REDIRECTS or not location:
                 return reply
             with reply:
-                method, body = redirected(method, reply.head.status, body)
+                before, (method, body) = method, redirected(method, reply.head.status, body)
+            fields = fields if method == before else {}  # they were about the body: Content-Type, Expect, a digest (RFC 9110 section 15.4)
             target = url.join(location)
             own = own and target.origin == url.origin
             url = target._replace(login=url.login if own else "")

@@ -701,6 +701,14 @@ def test_redirects_are_followed_and_circles_end(run, canned, tmp_path):
     assert len(circle.read) == 11
 
 
+def test_a_redirect_that_drops_the_body_drops_what_was_said_of_it(run, canned, tmp_path):
+    (tmp_path / "big").write_bytes(bytes(h.EXPECT_FROM))
+    server = canned(answer(b"", "303 See Other", "Location: /b\r\n"), answer(b"there"), read_until=b"\r\n\r\n")
+    done = run("httpclient.py", "post", f"http://127.0.0.1:{server.port}/a", "--data", "@big", cwd=tmp_path)
+    assert done.code == 0 and done.out == b"there" and b"Expect: " in server.read[0]
+    assert server.read[1].startswith(b"GET /b ") and b"Expect" not in server.read[1] and b"Content-" not in server.read[1]
+
+
 @pytest.mark.parametrize("location", ["ftp://x/", "http://[x", "http://x:y/", "file:///etc/passwd"])
 def test_a_redirect_to_nowhere_is_the_servers_fault(run, canned, tmp_path, location):
     server = canned(answer(b"", "302 Found", f"Location: {location}\r\n"), read_until=b"\r\n\r\n")
