@@ -744,7 +744,11 @@ def read_input() -> bytes:
 
 
 def unreadable(path: str, error: OSError) -> Failure:
-    return Failure(26, f"cannot read {spoken(path)}: {error.strerror}", f"looked for in {spoken(os.getcwd())}", "check the name")
+    try:
+        where = f"looked for in {spoken(os.getcwd())}"
+    except OSError:
+        where = "the current folder is gone"
+    return Failure(26, f"cannot read {spoken(path)}: {error.strerror}", where, "check the name")
 
 
 def unsent(peer: str, error: OSError) -> Transient:

@@ -1111,6 +1111,12 @@ def test_a_missing_local_file_is_26_and_the_others_are_sent(run, canned, tmp_pat
 
 
 # --- folders ---
+def test_a_missing_local_file_is_26_also_where_the_current_folder_is_gone(tmp_path):
+    command = f"cd {tmp_path} && rmdir {tmp_path} && {sys.executable} {SCRIPT} put gone http://127.0.0.1:1/"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, check=False)
+    assert done.returncode == 26 and b"the current folder is gone" in done.stderr, done.stderr
+
+
 @pytest.fixture
 def stock(tmp_path):
     """Python's own server, for a folder of its own: HTTP/1.0, an index of plain links, no ranges."""
