@@ -1460,7 +1460,8 @@ class Download:
         self.saw(head)
         if sink.offset == 0 and self.standing(head) == "same":
             return False
-        decode = head.get("content-encoding") not in ("", "identity") and not self.name.endswith((".gz", ".tgz"))
+        named = any(name.endswith((".gz", ".tgz")) for name in (self.name, url_name(self.url)))
+        decode = head.get("content-encoding") not in ("", "identity") and not named
         if head.status == 200:
             source = source_of(self.url, head)
             sink.begin(source if not decode else Source(source.url, "", "", None, ""))  # offsets and digests are of what is not decoded

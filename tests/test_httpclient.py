@@ -343,6 +343,9 @@ def test_gzip_is_decoded_unless_the_name_asks_for_it(run, canned, tmp_path):
     server = canned(answer(packed, headers="Content-Encoding: gzip\r\n"), read_until=b"\r\n\r\n")
     assert get(run, tmp_path, f"http://127.0.0.1:{server.port}/a", f"http://127.0.0.1:{server.port}/b.tar.gz").code == 0
     assert (tmp_path / "a").read_bytes() == BODY and (tmp_path / "b.tar.gz").read_bytes() == packed
+    checksum = "sha256:" + hashlib.sha256(packed).hexdigest()  # what it is to be called here changes nothing
+    assert get(run, tmp_path, f"http://127.0.0.1:{server.port}/b.tar.gz", "-o", "c", "--checksum", checksum).code == 0
+    assert get(run, tmp_path, f"http://127.0.0.1:{server.port}/b.tar.gz", "-o", "-").out == packed
 
 
 def test_an_error_page_is_shown_and_never_written(run, canned, tmp_path):
