@@ -1734,7 +1734,6 @@ def put(client: Client) -> int:
 def send_file(client: Client, path: str, url: URL) -> None:
     """PUT a file, or standard input for -; again after a lost link, from where the server has it if it can tell."""
     began, body, args = time.monotonic(), Body() if path == "-" else Body(path), client.args
-    args.progress.begin(path, 0, body.length)
     upload = Upload(client, url, body, path)
     persist(args, upload.attempt, lambda: upload.offset) if body.length is not None else upload.attempt()
     report(args, url, upload.verdict, path, upload.sent, time.monotonic() - began)
@@ -1825,6 +1824,7 @@ class Upload:
         return self.body.sent if self.body.length is None else self.body.length
 
     def send_whole(self) -> None:
+        self.client.args.progress.begin(self.path, 0, self.body.length)
         with self.client.ask("PUT", self.url, {**self.fields, **({"Expect": "100-continue"} if self.expects else {})}, self.body) as reply:
             unknown = reply.head.status == 417 and self.expects and not self.body.sent
             doubtful = not unknown and check(reply).head.status == 200 and (bool(reply.read(1)) or "last-modified" in reply.head.fields)
@@ -1857,6 +1857,7 @@ class Upload:
         return self.complete or not whole
 
     def append(self, resource: URL) -> None:
+        self.client.args.progress.begin(self.path, self.offset, self.body.length)
         fields = {"Content-Type": "application/partial-upload", "Upload-Offset": str(self.offset), "Upload-Complete": "?1",
                   "Upload-Draft-Interop-Version": INTEROP}
         with self.client.ask("PATCH", resource, fields, self.body.rest(self.offset)) as reply:

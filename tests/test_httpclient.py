@@ -1057,6 +1057,23 @@ def test_an_upload_is_resumed_by_the_same_command_again(run, listeners, tmp_path
     assert server.methods == ["OPTIONS", "PUT", "PATCH", "HEAD", "PATCH"]
 
 
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no pseudo-terminals here")
+def test_the_bar_of_an_upload_tells_what_the_server_has(listeners, tmp_path):
+    (tmp_path / "big").write_bytes(BODY * 10)
+    listeners.append(Uploads(cut_at=1_000_000, times=2))
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import httpclient as h; h.DRAWN_EVERY = -1; sys.exit(h.main())"
+    here, there = os.openpty()
+    client = subprocess.Popen([sys.executable, "-c", code, "put", "big", f"http://127.0.0.1:{listeners[-1].port}/big"], cwd=tmp_path, stderr=there)
+    os.close(there)
+    drawn = b""
+    with contextlib.suppress(OSError):  # EIO: the other end is closed
+        while chunk := os.read(here, 65536):
+            drawn += chunk
+    os.close(here)
+    shares = [int(share) for share in re.findall(rb"(\d+)%", drawn)]
+    assert client.wait(DEADLINE) == 0 and max(shares) == shares[-1] == 100, shares
+
+
 def test_an_upload_killed_in_the_middle_is_resumed(run, listeners, tmp_path):
     (tmp_path / "big").write_bytes(BODY * 10)
     started, gone = threading.Event(), threading.Event()
