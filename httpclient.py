@@ -1522,9 +1522,12 @@ class Download:
 
 def side_by_side(download: Download, part: Part) -> bool:
     """Fill the part over several connections, each fetching one span after another. False: it has to come in one piece."""
-    args = part.args
+    args, resumed = part.args, part.offset > 0
     if not part.left and not (args.connections > 1 and (part.offset or persist(args, lambda: rangeable(download, part))) and part.divide()):
         return False
+    if resumed and os.isatty(2):  # where a password may be asked for: here, and not by several threads at once
+        with contextlib.suppress(Failure), download.client.ask("HEAD", download.url):
+            pass
     import threading  # not at the top: one connection needs none
     problems, news, part.guard = list[BaseException](), threading.Event(), threading.Lock()
     spans = iter(part.left)

@@ -596,6 +596,31 @@ def test_several_connections_go_on_from_a_part_that_one_began(run, files, tmp_pa
     assert sum("Range: bytes=" in head for head in server.heads) > 3
 
 
+def test_several_connections_that_go_on_ask_for_one_password(files, tmp_path):
+    pty = pytest.importorskip("pty")
+    body = random.Random(5).randbytes(4 << 20)
+    refusal = answer(b"", "401 No", "WWW-Authenticate: Basic\r\n")
+    server = files(body, hook=lambda head: None if "Authorization: Basic OndvcmQ=" in head else refusal)
+    part = tmp_path / h.part_name(h.parse_url(server.url))
+    part.write_bytes(bytes(len(body)))
+    spans = [[first, first + (1 << 20)] for first in range(0, len(body), 1 << 20)]
+    note = {"url": server.url, "etag": '"a"', "modified": "", "size": len(body), "digest": "", "left": spans}
+    part.with_suffix(".json").write_text(json.dumps(note))
+    pid, end = pty.fork()
+    if not pid:
+        os.chdir(tmp_path)
+        os.execv(sys.executable, [sys.executable, str(SCRIPT), "get", server.url, "--connections", "4", "--quiet"])
+    said = b""
+    with contextlib.suppress(OSError):  # EIO: the other end is closed
+        while chunk := os.read(end, 65536):
+            said += chunk
+            assert said.count(b"password for") < 2, said
+            os.write(end, b"word\n" * chunk.count(b"password for"))
+    os.close(end)
+    assert os.waitpid(pid, 0)[1] == 0 and said.count(b"password for") == 1, said
+    assert (tmp_path / "file.bin").read_bytes() == body
+
+
 def test_several_connections_notice_a_change(run, files, tmp_path):
     server = files(random.Random(5).randbytes(8_000_000), cuts=[500_000])
     assert get(run, tmp_path, server.url, "--connections", 3, "--retries", 0).code == 18
