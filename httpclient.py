@@ -2629,13 +2629,17 @@ def each(args: argparse.Namespace, items: Iterable[T], act: Callable[[T], int | 
 # --- the command line ---
 def target(text: str, args: argparse.Namespace) -> URL:
     """A URL as people type it: /path is completed by --host and --port, and http:// may be left out."""
-    text = text if "://" in text else "http://" + text if not text.startswith("/") else host_url(args) + text
+    text = host_url(args) + text if text.startswith("/") else text if "://" in text else scheme(args) + text
     return parse_url(text)
 
 
 def host_url(args: argparse.Namespace) -> str:
     host = f"[{args.host}]" if ":" in args.host else args.host
-    return f"http{'s' * wants_tls(args)}://{host}:{args.port}"
+    return f"{scheme(args)}{host}:{args.port}"
+
+
+def scheme(args: argparse.Namespace) -> str:
+    return f"http{'s' * wants_tls(args)}://"
 
 
 def server_command(url: URL, proxy: URL | None) -> str:

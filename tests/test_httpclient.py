@@ -808,6 +808,14 @@ def test_families_and_missing_authorities(run, files, tmp_path):
     assert get(run, tmp_path, server.url.replace("http", "https"), "--cacert", "nowhere").code == 26
 
 
+@pytest.mark.parametrize("flags", [["--tls"], ["--pin", "0" * 64], ["--insecure"]])
+def test_nothing_goes_in_the_clear_where_tls_is_asked_for(run, canned, flags):
+    server = canned(answer(b"x"))
+    done = run("httpclient.py", "head", f"127.0.0.1:{server.port}/a", "--password", "word", "--retries", 0, *flags)
+    assert done.code == 56 and "speaks no TLS" in done.err, done
+    assert not any(b"HEAD" in said for said in server.read)
+
+
 def test_a_proxy_is_asked_with_the_whole_url(run, canned, tmp_path):
     server = canned(answer(b"x"), read_until=b"\r\n\r\n")
     proxy = f"http://me:word@127.0.0.1:{server.port}"
