@@ -1017,7 +1017,7 @@ def proxy_for(url: URL, args: argparse.Namespace) -> URL | None:
     names = [f"{url.scheme}_proxy", "HTTPS_PROXY" if url.scheme == "https" else "all_proxy", "all_proxy", "ALL_PROXY"]
     text = args.proxy if args.proxy is not None else next(filter(None, map(os.environ.get, names)), "")
     direct = (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "") if args.proxy is None else ""
-    if not text or any(each == "*" or f".{url.host}".endswith("." + each.lstrip(".")) for each in direct.replace(",", " ").split()):
+    if not text or any(each == "*" or f".{url.host}".endswith("." + each.lstrip(".")) for each in direct.lower().replace(",", " ").split()):
         return None
     proxy = parse_url(text if "://" in text else "http://" + text)
     if proxy.scheme != "http":

@@ -823,6 +823,7 @@ def test_a_proxy_is_asked_with_the_whole_url(run, canned, tmp_path):
     assert server.read[0].startswith(b"GET http://example.test/a?b HTTP/1.1\r\nHost: example.test\r\n")
     assert b"Proxy-Authorization: Basic bWU6d29yZA==\r\n" in server.read[0]
     assert get(run, tmp_path, f"http://127.0.0.1:{server.port}/b", env={"http_proxy": "http://127.0.0.1:1", "no_proxy": "127.0.0.1"}).code == 0
+    assert get(run, tmp_path, f"http://localhost:{server.port}/d", env={"http_proxy": "http://127.0.0.1:1", "no_proxy": "x, LocalHost"}).code == 0
     assert get(run, tmp_path, f"http://127.0.0.1:{server.port}/c", "--proxy", "", env={"http_proxy": "http://127.0.0.1:1"}).code == 0
 
 
