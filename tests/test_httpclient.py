@@ -1334,8 +1334,9 @@ def test_without_calls_that_other_systems_lack(files, tmp_path):
 
 def test_a_file_system_without_locks_does_without(files, tmp_path):
     server = files(BODY)
-    code = f"import fcntl, sys\ndef flock(*_): raise OSError(38, 'Function not implemented')\nfcntl.flock = flock\nsys.path.insert(0, {str(ROOT)!r})\n"
-    done = subprocess.run([sys.executable, "-c", code + "import httpclient\nsys.exit(httpclient.main())", "get", server.url], cwd=tmp_path, capture_output=True, check=False)
+    code = (f"import fcntl, sys; sys.path.insert(0, {str(ROOT)!r}); import httpclient\n"
+            "def flock(*_): raise OSError(38, 'Function not implemented')\nfcntl.flock = flock\nsys.exit(httpclient.main())")
+    done = subprocess.run([sys.executable, "-c", code, "get", server.url], cwd=tmp_path, capture_output=True, check=False)
     assert done.returncode == 0 and (tmp_path / "file.bin").read_bytes() == BODY, done.stderr
 
 
