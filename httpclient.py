@@ -738,13 +738,17 @@ def file_pieces(path: str, start: int, end: int) -> Iterator[bytes]:
 
 def read_input() -> bytes:
     try:
-        return os.read(0, BUFFER)
+        return os.read(-1 if sys.stdin is None else 0, BUFFER)  # None: it was closed before the start, and 0 may be the connection
     except OSError as error:
         raise Failure(26, f"cannot read standard input ({error.strerror})", "the server has only what was read before, if anything", "put FILE URL") from None
 
 
 def unreadable(path: str, error: OSError) -> Failure:
-    return Failure(26, f"cannot read {spoken(path)}: {error.strerror}", f"looked for in {spoken(os.getcwd())}", "check the name")
+    try:
+        where = f"looked for in {spoken(os.getcwd())}"
+    except OSError:
+        where = "the current folder is gone"
+    return Failure(26, f"cannot read {spoken(path)}: {error.strerror}", where, "check the name")
 
 
 def unsent(peer: str, error: OSError) -> Transient:
@@ -795,7 +799,8 @@ class Client:
             if reply.head.status not in REDIRECTS or not location:
                 return reply
             with reply:
-                method, body = redirected(method, reply.head.status, body)
+                before, (method, body) = method, redirected(method, reply.head.status, body)
+            fields = fields if method == before else {}  # they were about the body: Content-Type, Expect, a digest (RFC 9110 section 15.4)
             target = url.join(location)
             own = own and target.origin == url.origin
             url = target._replace(login=url.login if own else "")
@@ -882,7 +887,8 @@ class Client:
                 error, why, hint = (line[7:] for line in str(failure).split("\n"))
                 raise Transient(failure.code, error, why, hint) from None
             raise
-        narrate(self.args, "*", f"connected to {address(sock.getpeername())}")
+        with contextlib.suppress(OSError):  # it has hung up already, as will be seen
+            narrate(self.args, "*", f"connected to {address(sock.getpeername())}")
         return Wire(sock, url.authority, self.args)
 
     def reach(self, url: URL) -> socket.socket:
@@ -1000,8 +1006,9 @@ def netrc_login(path: str, host: str) -> str:
     import netrc
     try:
         found = netrc.netrc(path).authenticators(host)
-    except (OSError, ValueError, netrc.NetrcParseError) as error:  # ValueError: it is not UTF-8
-        raise Failure(26, f"cannot read {spoken(path)}: {shown(str(error))}", "it may hold the login for this server", "repair or rename it") from None
+    except (OSError, ValueError, netrc.NetrcParseError) as error:  # ValueError: it is not UTF-8. Their own texts quote words of a password
+        reason = error.strerror if isinstance(error, OSError) else f"it is malformed near line {getattr(error, 'lineno', '?')}"
+        raise Failure(26, f"cannot read {spoken(path)}: {reason}", "it may hold the login for this server", "repair or rename it") from None
     return basic(f"{found[0]}:{found[2]}") if found else ""
 
 
@@ -1010,7 +1017,7 @@ def proxy_for(url: URL, args: argparse.Namespace) -> URL | None:
     names = [f"{url.scheme}_proxy", "HTTPS_PROXY" if url.scheme == "https" else "all_proxy", "all_proxy", "ALL_PROXY"]
     text = args.proxy if args.proxy is not None else next(filter(None, map(os.environ.get, names)), "")
     direct = (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "") if args.proxy is None else ""
-    if not text or any(each == "*" or f".{url.host}".endswith("." + each.lstrip(".")) for each in direct.replace(",", " ").split()):
+    if not text or any(each == "*" or f".{url.host}".endswith("." + each.lstrip(".")) for each in direct.lower().replace(",", " ").split()):
         return None
     proxy = parse_url(text if "://" in text else "http://" + text)
     if proxy.scheme != "http":
@@ -1029,9 +1036,10 @@ def via_family(host: str, port: int, args: argparse.Namespace) -> str:
 
 
 def check(reply: Reply) -> Reply:
-    """The response, if it is a success; its first lines as a failure otherwise (and never in a file)."""
+    """The response, if it is a success; its first lines as a failure otherwise (and never in a file). A redirect that does not say where to,
+    as a store sends for another region's bucket, is none; nor is 207, by which WebDAV tells that some of it failed."""
     head = reply.head
-    if head.status < 400:
+    if head.status < 300 and head.status != 207:
         return reply
     with reply:
         try:
@@ -1125,8 +1133,8 @@ class Part:
         try:
             note = read_note(self.note)
             left = [[int(first), int(end)] for first, end in note.pop("left")]
-            source, found = Source(**note), os.fstat(self.fd)
-        except (OSError, ValueError, TypeError, KeyError):
+            source, found = noted_source(note), os.fstat(self.fd)
+        except (OSError, ValueError, OverflowError, TypeError, KeyError):
             return 0
         size = found.st_size
         whole = size if source.size is None else source.size
@@ -1260,11 +1268,25 @@ def open_own(path: str, flags: int) -> int:
 
 def read_note(path: str) -> dict[str, Any]:
     import json
-    with open(path, encoding="utf-8", opener=open_own) as file:
-        note = json.load(file)
+    try:
+        with open(path, encoding="utf-8", opener=open_own) as file:
+            note = json.load(file)
+    except RecursionError:
+        note = None
     if not isinstance(note, dict):
         raise TypeError("a note that is no object")
     return note
+
+
+def noted_source(note: dict[str, Any]) -> Source:
+    """TypeError or ValueError for one that no run of ours wrote: others may plant a note in this folder, and its validator goes into a request's head."""
+    source = Source(**note)
+    texts = source.url, source.etag, source.modified, source.digest
+    if not all(isinstance(text, str) and text.isprintable() for text in texts) or not isinstance(source.size, (int, type(None))):
+        raise TypeError("a note of wrong types")
+    if source.digest and not re.fullmatch("sha256:[0-9a-f]{64}", source.digest):
+        raise ValueError("a note with a digest that is none")
+    return source
 
 
 def write_note(path: str, note: dict[str, Any]) -> None:
@@ -1286,13 +1308,20 @@ def part_name(url: URL) -> str:
     return f".six-{hasher('sha256', unsigned.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.part"
 
 
+def product() -> int:
+    """Standard output. Where it was closed before the start, the connection may have its number."""
+    if sys.stdout is None:
+        raise Failure(23, "cannot write standard output (it is closed)", "whoever started this closed it", "the same without >&-")
+    return 1
+
+
 class Stream:
     """What goes to standard output, a pipe or a device: as it is, but to a terminal as text, with \\xNN for what is none.
     A download that goes there is continued within this run only."""
 
     def __init__(self, path: str, args: argparse.Namespace) -> None:
         try:
-            self.fd = 1 if path == "-" else os.open(path, os.O_WRONLY)
+            self.fd = product() if path == "-" else os.open(path, os.O_WRONLY)
         except OSError as error:
             raise unwritable(path, error, 0) from None
         self.decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace") if os.isatty(self.fd) else None
@@ -1431,7 +1460,8 @@ class Download:
         self.saw(head)
         if sink.offset == 0 and self.standing(head) == "same":
             return False
-        decode = head.get("content-encoding") not in ("", "identity") and not self.name.endswith((".gz", ".tgz"))
+        named = any(name.endswith((".gz", ".tgz")) for name in (self.name, url_name(self.url)))
+        decode = head.get("content-encoding") not in ("", "identity") and not named
         if head.status == 200:
             source = source_of(self.url, head)
             sink.begin(source if not decode else Source(source.url, "", "", None, ""))  # offsets and digests are of what is not decoded
@@ -1492,9 +1522,12 @@ class Download:
 
 def side_by_side(download: Download, part: Part) -> bool:
     """Fill the part over several connections, each fetching one span after another. False: it has to come in one piece."""
-    args = part.args
+    args, resumed = part.args, part.offset > 0
     if not part.left and not (args.connections > 1 and (part.offset or persist(args, lambda: rangeable(download, part))) and part.divide()):
         return False
+    if resumed and os.isatty(2):  # where a password may be asked for: here, and not by several threads at once
+        with contextlib.suppress(Failure), download.client.ask("HEAD", download.url):
+            pass
     import threading  # not at the top: one connection needs none
     problems, news, part.guard = list[BaseException](), threading.Event(), threading.Lock()
     spans = iter(part.left)
@@ -1644,10 +1677,15 @@ def link(source: str, path: str) -> bool:
 
 
 def lock(fd: int) -> None:
-    """Two runs of one download would write into each other. BlockingIOError: there is another one. (Windows: not asked.)"""
+    """Two runs of one download would write into each other. BlockingIOError: there is another one. Systems and file systems without flock do without."""
     with contextlib.suppress(ImportError):
         import fcntl  # not at the top: Windows has none
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:
+            pass  # Lustre, for one, may have none
 
 
 def exists(path: str) -> Failure:
@@ -1699,7 +1737,6 @@ def put(client: Client) -> int:
 def send_file(client: Client, path: str, url: URL) -> None:
     """PUT a file, or standard input for -; again after a lost link, from where the server has it if it can tell."""
     began, body, args = time.monotonic(), Body() if path == "-" else Body(path), client.args
-    args.progress.begin(path, 0, body.length)
     upload = Upload(client, url, body, path)
     persist(args, upload.attempt, lambda: upload.offset) if body.length is not None else upload.attempt()
     report(args, url, upload.verdict, path, upload.sent, time.monotonic() - began)
@@ -1790,6 +1827,7 @@ class Upload:
         return self.body.sent if self.body.length is None else self.body.length
 
     def send_whole(self) -> None:
+        self.client.args.progress.begin(self.path, 0, self.body.length)
         with self.client.ask("PUT", self.url, {**self.fields, **({"Expect": "100-continue"} if self.expects else {})}, self.body) as reply:
             unknown = reply.head.status == 417 and self.expects and not self.body.sent
             doubtful = not unknown and check(reply).head.status == 200 and (bool(reply.read(1)) or "last-modified" in reply.head.fields)
@@ -1822,6 +1860,7 @@ class Upload:
         return self.complete or not whole
 
     def append(self, resource: URL) -> None:
+        self.client.args.progress.begin(self.path, self.offset, self.body.length)
         fields = {"Content-Type": "application/partial-upload", "Upload-Offset": str(self.offset), "Upload-Complete": "?1",
                   "Upload-Draft-Interop-Version": INTEROP}
         with self.client.ask("PATCH", resource, fields, self.body.rest(self.offset)) as reply:
@@ -1916,7 +1955,7 @@ def head(client: Client) -> int:
         emit_json(args, {"url": str(url), "status": reply.head.status, "fields": fields})
     else:
         emit(args, shown(text))
-    check(reply)
+    check(reply) if reply.head.status >= 400 else None
     return 0
 
 
@@ -2527,8 +2566,9 @@ class Progress:
         text = f"{settled} of {self.files} files, " * bool(self.files) + f"{spoken(self.name)[:30]} "
         text += f"[{'#' * int(20 * share):20}] {100 * share:3.0f}%  " if share is not None else ""
         text += f"{amount(self.done)}  {amount(rate)}/s  " + (f"{left // 60:.0f}:{left % 60:02.0f} left" if left is not None else "")
-        width = os.get_terminal_size(2).columns or 80  # 0: a terminal that does not know
-        self.put(f"\r{text[:width - 1]}\x1b[K")
+        with contextlib.suppress(OSError):  # a terminal whose window was closed: what came in the background goes on
+            width = os.get_terminal_size(2).columns or 80  # 0: a terminal that does not know
+            self.put(f"\r{text[:width - 1]}\x1b[K")
 
     def clear(self) -> None:
         if self.shown:
@@ -2589,13 +2629,17 @@ def each(args: argparse.Namespace, items: Iterable[T], act: Callable[[T], int | 
 # --- the command line ---
 def target(text: str, args: argparse.Namespace) -> URL:
     """A URL as people type it: /path is completed by --host and --port, and http:// may be left out."""
-    text = text if "://" in text else "http://" + text if not text.startswith("/") else host_url(args) + text
+    text = host_url(args) + text if text.startswith("/") else text if "://" in text else scheme(args) + text
     return parse_url(text)
 
 
 def host_url(args: argparse.Namespace) -> str:
     host = f"[{args.host}]" if ":" in args.host else args.host
-    return f"http{'s' * wants_tls(args)}://{host}:{args.port}"
+    return f"{scheme(args)}{host}:{args.port}"
+
+
+def scheme(args: argparse.Namespace) -> str:
+    return f"http{'s' * wants_tls(args)}://"
 
 
 def server_command(url: URL, proxy: URL | None) -> str:
@@ -2711,6 +2755,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parsed(sys.argv[1:] if argv is None else argv)
     args.progress, args.asked = Progress(args), {}
     try:
+        args.host = parse_url(host_url(args)).host  # as URLs have it: in lower case, which tells whether the environment's password is for one
         if args.ask_password:
             args.password = ask_password("the server")
         with contextlib.closing(Client(args)) as client:

@@ -9,6 +9,7 @@ import json
 import os
 import random
 import re
+import select
 import shutil
 import socket
 import subprocess
@@ -342,6 +343,9 @@ def test_gzip_is_decoded_unless_the_name_asks_for_it(run, canned, tmp_path):
     server = canned(answer(packed, headers="Content-Encoding: gzip\r\n"), read_until=b"\r\n\r\n")
     assert get(run, tmp_path, f"http://127.0.0.1:{server.port}/a", f"http://127.0.0.1:{server.port}/b.tar.gz").code == 0
     assert (tmp_path / "a").read_bytes() == BODY and (tmp_path / "b.tar.gz").read_bytes() == packed
+    checksum = "sha256:" + hashlib.sha256(packed).hexdigest()  # what it is to be called here changes nothing
+    assert get(run, tmp_path, f"http://127.0.0.1:{server.port}/b.tar.gz", "-o", "c", "--checksum", checksum).code == 0
+    assert get(run, tmp_path, f"http://127.0.0.1:{server.port}/b.tar.gz", "-o", "-").out == packed
 
 
 def test_an_error_page_is_shown_and_never_written(run, canned, tmp_path):
@@ -592,6 +596,31 @@ def test_several_connections_go_on_from_a_part_that_one_began(run, files, tmp_pa
     assert sum("Range: bytes=" in head for head in server.heads) > 3
 
 
+def test_several_connections_that_go_on_ask_for_one_password(files, tmp_path):
+    pty = pytest.importorskip("pty")
+    body = random.Random(5).randbytes(4 << 20)
+    refusal = answer(b"", "401 No", "WWW-Authenticate: Basic\r\n")
+    server = files(body, hook=lambda head: None if "Authorization: Basic OndvcmQ=" in head else refusal)
+    part = tmp_path / h.part_name(h.parse_url(server.url))
+    part.write_bytes(bytes(len(body)))
+    spans = [[first, first + (1 << 20)] for first in range(0, len(body), 1 << 20)]
+    note = {"url": server.url, "etag": '"a"', "modified": "", "size": len(body), "digest": "", "left": spans}
+    part.with_suffix(".json").write_text(json.dumps(note))
+    pid, end = pty.fork()
+    if not pid:
+        os.chdir(tmp_path)
+        os.execv(sys.executable, [sys.executable, str(SCRIPT), "get", server.url, "--connections", "4", "--quiet"])
+    said = b""
+    with contextlib.suppress(OSError):  # EIO: the other end is closed
+        while chunk := os.read(end, 65536):
+            said += chunk
+            assert said.count(b"password for") < 2, said
+            os.write(end, b"word\n" * chunk.count(b"password for"))
+    os.close(end)
+    assert os.waitpid(pid, 0)[1] == 0 and said.count(b"password for") == 1, said
+    assert (tmp_path / "file.bin").read_bytes() == body
+
+
 def test_several_connections_notice_a_change(run, files, tmp_path):
     server = files(random.Random(5).randbytes(8_000_000), cuts=[500_000])
     assert get(run, tmp_path, server.url, "--connections", 3, "--retries", 0).code == 18
@@ -668,6 +697,21 @@ def test_what_was_planted_where_a_part_or_its_note_would_stand_is_left_alone(run
     assert get(run, part.parent, server.url).code == 0 and (part.parent / "file.bin").read_bytes() == BODY
 
 
+@pytest.mark.parametrize("wrong", [
+    '"size": "x"', '"size": [1]', '"etag": 5', '"etag": "\\r\\nX-Planted: 1"', '"etag": "\\ud800"', '"etag": "", "modified": 7', '"digest": 5', '"digest": "x"',
+    '"digest": "x:y"', '"left": [[1e999, 1]]', '"left": 5', '"left": [[-5, 10]]', '"left": ' + "[" * 100_000,
+], ids=lambda wrong: wrong[:30])
+def test_a_planted_note_of_wrong_types_is_as_none(run, files, tmp_path, wrong):
+    server = files(BODY)
+    part = tmp_path / h.part_name(h.parse_url(server.url))
+    part.write_bytes(b"planted")
+    note = {"url": server.url, "etag": '"a"', "modified": "", "size": len(BODY), "digest": "", "left": []}
+    part.with_suffix(".json").write_text(json.dumps(note)[:-1] + f", {wrong}}}")
+    done = get(run, tmp_path, server.url)
+    assert done.code == 0 and (tmp_path / "file.bin").read_bytes() == BODY, done
+    assert not any("Range:" in head or "X-Planted" in head for head in server.heads)
+
+
 def test_a_full_disk_says_after_how_much(run, files, tmp_path):
     import resource
     done = get(run, tmp_path, files(BODY * 10).url, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000)))
@@ -683,6 +727,14 @@ def test_redirects_are_followed_and_circles_end(run, canned, tmp_path):
     circle = canned(answer(b"", "302 Found", "Location: /again\r\n"), read_until=b"\r\n\r\n")
     assert get(run, tmp_path, f"http://127.0.0.1:{circle.port}/").code == 47
     assert len(circle.read) == 11
+
+
+def test_a_redirect_that_drops_the_body_drops_what_was_said_of_it(run, canned, tmp_path):
+    (tmp_path / "big").write_bytes(bytes(h.EXPECT_FROM))
+    server = canned(answer(b"", "303 See Other", "Location: /b\r\n"), answer(b"there"), read_until=b"\r\n\r\n")
+    done = run("httpclient.py", "post", f"http://127.0.0.1:{server.port}/a", "--data", "@big", cwd=tmp_path)
+    assert done.code == 0 and done.out == b"there" and b"Expect: " in server.read[0]
+    assert server.read[1].startswith(b"GET /b ") and b"Expect" not in server.read[1] and b"Content-" not in server.read[1]
 
 
 @pytest.mark.parametrize("location", ["ftp://x/", "http://[x", "http://x:y/", "file:///etc/passwd"])
@@ -724,6 +776,8 @@ def test_the_environments_password_is_for_host_and_port_alone(run, canned, tmp_p
     env = {"SIXSOCKETS_PASSWORD": "pass:word"}
     assert get(run, tmp_path, "/a", f"http://127.0.0.1:{other.port}/b", "--port", one.port, env=env).code == 0
     assert b"Authorization: Basic OnBhc3M6d29yZA==\r\n" in one.read[0] and b"Authorization" not in other.read[0]
+    assert get(run, tmp_path, "/c", "--host", "LocalHost", "--port", one.port, env=env).code == 0
+    assert b"Authorization: Basic OnBhc3M6d29yZA==\r\n" in one.read[1]
 
 
 def test_netrc(run, canned, tmp_path):
@@ -734,6 +788,12 @@ def test_netrc(run, canned, tmp_path):
     (tmp_path / ".netrc").write_bytes(b"machine 127.0.0.1 login me password \xff\n")
     done = get(run, tmp_path, f"http://127.0.0.1:{server.port}/b", env={"HOME": str(tmp_path)})
     assert done.code == 26 and ".netrc" in done.err
+
+
+def test_a_malformed_netrc_keeps_its_secrets(run, tmp_path):
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login me password two words\n")
+    done = get(run, tmp_path, "http://127.0.0.1:1/a", env={"HOME": str(tmp_path)})
+    assert done.code == 26 and "near line" in done.err and "words" not in done.err, done
 
 
 def test_a_header_cannot_carry_a_line_break(run):
@@ -748,6 +808,14 @@ def test_families_and_missing_authorities(run, files, tmp_path):
     assert get(run, tmp_path, server.url.replace("http", "https"), "--cacert", "nowhere").code == 26
 
 
+@pytest.mark.parametrize("flags", [["--tls"], ["--pin", "0" * 64], ["--insecure"]])
+def test_nothing_goes_in_the_clear_where_tls_is_asked_for(run, canned, flags):
+    server = canned(answer(b"x"))
+    done = run("httpclient.py", "head", f"127.0.0.1:{server.port}/a", "--password", "word", "--retries", 0, *flags)
+    assert done.code == 56 and "speaks no TLS" in done.err, done
+    assert not any(b"HEAD" in said for said in server.read)
+
+
 def test_a_proxy_is_asked_with_the_whole_url(run, canned, tmp_path):
     server = canned(answer(b"x"), read_until=b"\r\n\r\n")
     proxy = f"http://me:word@127.0.0.1:{server.port}"
@@ -755,6 +823,7 @@ def test_a_proxy_is_asked_with_the_whole_url(run, canned, tmp_path):
     assert server.read[0].startswith(b"GET http://example.test/a?b HTTP/1.1\r\nHost: example.test\r\n")
     assert b"Proxy-Authorization: Basic bWU6d29yZA==\r\n" in server.read[0]
     assert get(run, tmp_path, f"http://127.0.0.1:{server.port}/b", env={"http_proxy": "http://127.0.0.1:1", "no_proxy": "127.0.0.1"}).code == 0
+    assert get(run, tmp_path, f"http://localhost:{server.port}/d", env={"http_proxy": "http://127.0.0.1:1", "no_proxy": "x, LocalHost"}).code == 0
     assert get(run, tmp_path, f"http://127.0.0.1:{server.port}/c", "--proxy", "", env={"http_proxy": "http://127.0.0.1:1"}).code == 0
 
 
@@ -787,6 +856,15 @@ def test_a_200_to_a_put_is_not_believed_when_it_looks_like_a_get(run, canned, tm
     done = run("httpclient.py", "put", "a", f"http://127.0.0.1:{server.port}/a", cwd=tmp_path)
     assert done.code == code and said in done.err, done
     assert [head.split()[0] for head in server.read] == [b"PUT", b"HEAD"][:1 + bool(head)]
+
+
+@pytest.mark.parametrize("status", ["301 Moved Permanently", "307 Temporary Redirect", "300 Multiple Choices", "207 Multi-Status"])
+@pytest.mark.parametrize("verb", ["put", "post", "delete", "mkdir"])
+def test_a_redirect_to_nowhere_and_a_partial_failure_are_no_success(run, canned, tmp_path, verb, status):
+    (tmp_path / "a").write_bytes(b"x")
+    server = canned(answer(b"<Error>use the other endpoint</Error>", status), read_until=b"\r\n\r\n")
+    done = run("httpclient.py", verb, *["a"] * (verb == "put"), f"http://127.0.0.1:{server.port}/a", cwd=tmp_path)
+    assert done.code == 22 and status in done.err and "use the other endpoint" in done.err, done
 
 
 def test_a_time_that_no_calendar_has_does_not_keep_a_file_from_being_sent(run, canned, tmp_path):
@@ -1013,6 +1091,23 @@ def test_an_upload_is_resumed_by_the_same_command_again(run, listeners, tmp_path
     assert server.methods == ["OPTIONS", "PUT", "PATCH", "HEAD", "PATCH"]
 
 
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no pseudo-terminals here")
+def test_the_bar_of_an_upload_tells_what_the_server_has(listeners, tmp_path):
+    (tmp_path / "big").write_bytes(BODY * 10)
+    listeners.append(Uploads(cut_at=1_000_000, times=2))
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import httpclient as h; h.DRAWN_EVERY = -1; sys.exit(h.main())"
+    here, there = os.openpty()
+    client = subprocess.Popen([sys.executable, "-c", code, "put", "big", f"http://127.0.0.1:{listeners[-1].port}/big"], cwd=tmp_path, stderr=there)
+    os.close(there)
+    drawn = b""
+    with contextlib.suppress(OSError):  # EIO: the other end is closed
+        while chunk := os.read(here, 65536):
+            drawn += chunk
+    os.close(here)
+    shares = [int(share) for share in re.findall(rb"(\d+)%", drawn)]
+    assert client.wait(DEADLINE) == 0 and max(shares) == shares[-1] == 100, shares
+
+
 def test_an_upload_killed_in_the_middle_is_resumed(run, listeners, tmp_path):
     (tmp_path / "big").write_bytes(BODY * 10)
     started, gone = threading.Event(), threading.Event()
@@ -1070,6 +1165,12 @@ def test_a_missing_local_file_is_26_and_the_others_are_sent(run, canned, tmp_pat
 
 
 # --- folders ---
+def test_a_missing_local_file_is_26_also_where_the_current_folder_is_gone(tmp_path):
+    command = f"cd {tmp_path} && rmdir {tmp_path} && {sys.executable} {SCRIPT} put gone http://127.0.0.1:1/"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, check=False)
+    assert done.returncode == 26 and b"the current folder is gone" in done.stderr, done.stderr
+
+
 @pytest.fixture
 def stock(tmp_path):
     """Python's own server, for a folder of its own: HTTP/1.0, an index of plain links, no ranges."""
@@ -1231,6 +1332,14 @@ def test_without_calls_that_other_systems_lack(files, tmp_path):
         assert done.returncode == 0 and (tmp_path / f"a{len(more)}").read_bytes() == server.body, done.stderr
 
 
+def test_a_file_system_without_locks_does_without(files, tmp_path):
+    server = files(BODY)
+    code = (f"import fcntl, sys; sys.path.insert(0, {str(ROOT)!r}); import httpclient\n"
+            "def flock(*_): raise OSError(38, 'Function not implemented')\nfcntl.flock = flock\nsys.exit(httpclient.main())")
+    done = subprocess.run([sys.executable, "-c", code, "get", server.url], cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 0 and (tmp_path / "file.bin").read_bytes() == BODY, done.stderr
+
+
 def test_ctrl_c_keeps_what_came_and_the_next_run_goes_on(run, listeners, files, tmp_path):
     gone = threading.Event()
     server = files(BODY * 4)
@@ -1271,6 +1380,23 @@ def test_trace_and_verbose_mask_what_is_secret(run, canned, tmp_path):
     assert done.code == 0 and "bWU6d29yZA" not in done.err and "> Authorization: ***" in done.err and "recv" in done.err
 
 
+def test_a_server_that_resets_at_once_is_told_in_three_lines(monkeypatch, capsys, tmp_path):
+    connect = h.open_connection
+
+    def reset(*args):
+        sock = connect(*args)
+        conn, _ = server.accept()
+        conn.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # RST
+        conn.close()
+        assert select.select([sock], [], [], DEADLINE)[0]
+        return sock
+    monkeypatch.setattr(h, "open_connection", reset)  # so that the reset comes before anything else is done with the connection
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(DEADLINE)
+        assert h.main(["get", f"http://127.0.0.1:{server.getsockname()[1]}/a", "-o", f"{tmp_path}/a", "--retries", "0"]) in (52, 55)
+    assert capsys.readouterr().err.startswith("error: ")
+
+
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="no pseudo-terminals here")
 def test_a_bar_is_drawn_on_a_terminal_and_nowhere_else(files, proxy, tmp_path):
     way = proxy(files(BODY * 4).port, delay=0.03)
@@ -1291,10 +1417,37 @@ def test_a_bar_is_drawn_on_a_terminal_and_nowhere_else(files, proxy, tmp_path):
     assert done.returncode == 0 and re.fullmatch(rb"saved file\.bin \(1,200,000 bytes, [\d.]+ .B/s\)\n", done.stderr)
 
 
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no pseudo-terminals here")
+def test_a_download_outlives_its_terminal(files, proxy, tmp_path):
+    way = proxy(files(BODY * 4).port, hold_at=500_000, delay=0.03)
+    here, there = os.openpty()
+    client = subprocess.Popen([sys.executable, SCRIPT, "get", f"http://127.0.0.1:{way.port}/file.bin"], cwd=tmp_path, stderr=there, start_new_session=True)
+    os.close(there)
+    while b"%" not in os.read(here, 65536):
+        pass
+    os.close(here)
+    way.go.set()
+    assert client.wait(DEADLINE) == 0 and (tmp_path / "file.bin").read_bytes() == BODY * 4
+
+
 def test_output_to_a_closed_pipe_is_23(files, tmp_path):
     command = f"{sys.executable} {SCRIPT} get {files(BODY * 10).url} -o - | head -c 1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, check=False)
     assert done.returncode == 23 and b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("words, shell, code", [
+    (["get", "URL", "-o", "-"], ">&-", 23), (["list", "URL"], ">&-", 23), (["post", "URL", "--data", "x"], ">&-", 23), (["put", "-", "URL"], "<&-", 26),
+])
+def test_a_connection_is_never_taken_for_a_closed_standard_stream(canned, tmp_path, words, shell, code):
+    page = answer(b"<a href=product>", headers="Content-Type: text/html\r\n")
+    server = canned(b"HTTP/1.1 100 Continue\r\n\r\n" if code == 26 else page, read_until=b"\r\n\r\n")
+    url = f"http://127.0.0.1:{server.port}/"
+    command = [sys.executable, SCRIPT, *(url + "x" * (code == 26) if word == "URL" else word for word in words)]
+    done = subprocess.run(["bash", "-c", f'"$@" {shell}', "bash", *command], cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == code and b"cannot" in done.stderr and b"Traceback" not in done.stderr, done.stderr
+    server.close()  # all of what came is here
+    assert not any(b"product" in said or b"HTTP/1.1 100" in said for said in server.read), server.read
 
 
 def test_memory_does_not_grow_with_the_file(files, tmp_path):
