@@ -1395,7 +1395,8 @@ class Puts(Batch):
                 self.link.put(line("list", job.name))
                 self.link.flush()
                 due = time.monotonic() + MEANWHILE
-                first += (ahead for _, ahead in zip(itertools.takewhile(lambda _: time.monotonic() < due, range(LISTED)), ours))
+                while len(first) < LISTED and time.monotonic() < due and (ahead := next(ours, None)):
+                    first.append(ahead)
                 self.look_up(first, following(self.link, self.link.reply(), "list", job.name))
             self.sources.append(itertools.chain(first, ours))
 

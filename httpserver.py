@@ -2883,8 +2883,11 @@ def open_shared(args: argparse.Namespace) -> Shared:
             os.scandir(args.directory).close()
         return Shared(args.directory, args.hidden)
     except OSError as error:
-        raise Failure(26, f"cannot share {args.directory}: {(error.strerror or '').lower()}", f"it is looked for in {os.getcwd()}",
-                      f"{SERVER} FOLDER, or the name of one file") from None
+        try:
+            where = f"it is looked for in {os.getcwd()}"
+        except OSError:
+            where = "the current folder is gone"
+        raise Failure(26, f"cannot share {args.directory}: {(error.strerror or '').lower()}", where, f"{SERVER} FOLDER, or the name of one file") from None
 
 
 def share_port(args: argparse.Namespace, sock: socket.socket, door: Door, shared: Shared, stop: Stop, log: int) -> int:

@@ -1532,9 +1532,12 @@ class Session(Wire):
     def claim(self, part: Part) -> None:
         """Be the one who writes a part. Who wrote it before and is silent has lost its link, and is ended. What counts is how often
         we have tried: a machine that stood still meanwhile has left the other no time to end."""
+        if not part.keyed:  # nobody else knows its name
+            part.claim()
+            return
         left = BUSY
         try:
-            while (part.keyed and (other := self.server.writers.setdefault(part.place(), self)) is not self) or not part.claim():
+            while (other := self.server.writers.setdefault(part.place(), self)) is not self or not part.claim():
                 if other is not self and time.monotonic() - other.heard > STALE:
                     other.cut()
                 if left <= 0:
