@@ -223,8 +223,7 @@ class Server:
             self.refused.pop(0).close()
         with contextlib.suppress(ChildProcessError):
             while self.forks and (child := os.waitpid(-1, os.WNOHANG)[0]):
-                del self.clients[child]
-                self.finished += 1
+                self.finished += self.clients.pop(child, None) is not None  # it can be that of a shell that became this server
 
     def finish(self) -> None:
         """Close the door, ask each client's thread or process to end, and give what is under way a moment."""

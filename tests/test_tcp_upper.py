@@ -145,6 +145,17 @@ def test_in_serial_mode_the_second_client_waits_for_the_first(spawn):
         assert second.recv(100) == b"SECOND"
 
 
+def test_in_process_mode_the_end_of_a_child_that_is_no_client_means_nothing(spawn):
+    """A shell can start something in the background and then become the server, whose child that is from then on."""
+    code = "import os, runpy, sys; os.fork() or (os.read(0, 1), os._exit(0)); sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')"
+    server = spawn("-c", code, ROOT / SCRIPT, "server", "--mode", "process", stdin=subprocess.PIPE)
+    server.process.stdin.close()  # and that child ends
+    until(lambda: not Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split(), "the child to be gone")
+    with server.connect() as sock:
+        sock.sendall(b"x")
+        assert sock.recv(1) == b"X"
+
+
 def test_in_process_mode_each_client_has_a_process_that_ends_with_it(spawn):
     server = spawn(SCRIPT, "server", "--mode", "process")
     children = Path(f"/proc/{server.pid}/task/{server.pid}/children")
