@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import collections
 import contextlib
 import errno
 import heapq
@@ -89,6 +90,7 @@ class Tally:
     def __init__(self) -> None:
         self.sent = self.received = self.ignored = 0
         self.refusals: list[str] = []
+        self.earlier: collections.deque[bytes] = collections.deque(maxlen=MAX_STALE)  # answers to earlier questions, which may come again
 
 
 class Output:
@@ -284,6 +286,7 @@ def exchange(sock: socket.socket, message: bytes, args: argparse.Namespace, tall
     for _ in range(MAX_STALE):  # what came before the question is no answer to it
         tally.ignored += await_reply(sock, args, tally, 0.0) is not None
     expected, refused_tries, longest = message.upper(), 0, -1
+    tally.earlier.append(expected)
     for seconds in TRIES:
         before, deadline = len(tally.refusals), time.monotonic() + seconds
         send_message(sock, message, tally)
@@ -297,12 +300,14 @@ def exchange(sock: socket.socket, message: bytes, args: argparse.Namespace, tall
                 tally.ignored += 1
             if time.monotonic() >= deadline:  # a flood of them leaves no silence
                 break
-        if longest >= 0:
-            raise Failure(18, f"the reply is truncated: {longest} of {len(expected)} bytes came back", "a buffer on the way was smaller "
-                          "than the datagram, and UDP drops what does not fit", "a larger --recv-size on the server and here, no --truncate")
+        if longest >= 0 and expected[:longest] not in tally.earlier:  # else it may be no beginning but late: ask again
+            break
         refused = tally.refusals[before:]
         refused_tries += bool(refused)
         say(f"no reply in {seconds:g} s" + (f" ({refused[-1]})" if refused else ""))
+    if longest >= 0:
+        raise Failure(18, f"the reply is truncated: {longest} of {len(expected)} bytes came back", "a buffer on the way was smaller "
+                      "than the datagram, and UDP drops what does not fit", "a larger --recv-size on the server and here, no --truncate")
     raise no_echo(args, refused_tries == len(TRIES))
 
 

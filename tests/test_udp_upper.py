@@ -217,6 +217,22 @@ def test_a_beginning_that_is_followed_by_the_whole_is_a_late_answer(peer):
     assert (client.wait(), client.out) == (0, "HELLO\n")
 
 
+def test_a_late_answer_to_an_empty_line_is_not_taken_for_the_beginning_of_the_next(peer):
+    client = Process(*patient(SCRIPT, TRIES=(0.5, DEADLINE)), "client", "--port", peer.port, stdin=subprocess.PIPE)
+    client.process.stdin.write(b"\nhello\n")
+    client.process.stdin.close()
+    while peer.reply(b"") != b"hello":  # what comes back for that is an answer to the empty line, as after a second try
+        pass
+    assert peer.reply(b"HELLO") == b"hello"
+    assert (client.wait(), client.out) == (0, "\nHELLO\n")
+
+
+def test_answers_cut_to_what_an_earlier_one_was_are_reported_after_the_last_try(spawn, run):
+    server = spawn(SCRIPT, "server", "--truncate", 3)
+    failed = run(SCRIPT, "client", "--port", server.port, input=b"hel\nhello\n")
+    assert (failed.code, failed.out, lines_of(failed)[0]) == (18, b"HEL\n", "the reply is truncated: 3 of 5 bytes came back")
+
+
 def test_a_flood_of_foreign_answers_does_not_hold_the_client(peer):
     client = Process(ROOT / SCRIPT, "client", "--port", peer.port, "hi")
     question, sender = peer.sock.recvfrom(100)
