@@ -316,6 +316,13 @@ def test_the_listening_line_comes_alone_on_stdout_and_the_client_command_on_stde
     server.wait_for(rf"only this machine can reach it, with:  python3 {script} client --port {server.port}$")
 
 
+@pytest.mark.parametrize("args", [["tcp_upper.py", "server"], ["udp_upper.py", "server"], ["server.py"], ["httpserver.py", "--password", "x"]])
+@pytest.mark.parametrize("host", ["127.0.0.2", "::1"])
+def test_the_client_command_names_an_address_of_this_machine_where_no_client_looks_by_itself(spawn, tmp_path, args, host):
+    server = spawn(*args, "--host", host, cwd=tmp_path)
+    server.wait_for(rf"only this machine can reach it, with.*client.* --host {host} --port {server.port}\b")
+
+
 @BOTH
 def test_bound_to_every_address_the_server_tells_how_others_reach_it(spawn, run, script):
     server = spawn(script, "server", "--host", "0.0.0.0")
