@@ -111,6 +111,7 @@ class Server:
         self.clients: dict[int, Callable[[], None]] = {}  # by descriptor or process number: what asks that one to end
         self.refused: list[socket.socket] = []
         self.finished = 0
+        self.ending = False
         self.lock = threading.Lock()
         if self.forks:  # the end of a child is a signal, for which Stop makes select() return
             signal.signal(signal.SIGCHLD, lambda number, frame: None)
@@ -164,6 +165,7 @@ class Server:
         conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # an answer leaves at once, however short
 
         def stop_reading() -> None:  # recv() gives what has arrived, then 0
+            self.ending = True
             with contextlib.suppress(OSError):
                 conn.shutdown(socket.SHUT_RD)
 
@@ -210,7 +212,7 @@ class Server:
         except OSError as error:
             problem = error
         took = time.monotonic() - began
-        log(f"{address(peer)} received {tally.received}, sent {tally.sent} bytes in {took:.3f} s: {fate(problem, self.stop.asked)}")
+        log(f"{address(peer)} received {tally.received}, sent {tally.sent} bytes in {took:.3f} s: {fate(problem, self.ending)}")
         with self.lock:
             self.clients.pop(number, None)
             self.finished += 1
@@ -295,6 +297,8 @@ def await_reply(sock: socket.socket, args: argparse.Namespace, tally: Tally) -> 
         raise Failure(7 if chunk.startswith(FULL[:11]) else 56, f"{place(args)} says: {shown(chunk.decode(errors='backslashreplace').strip())}",
                       "that is a notice: an echo has no small letters", "again later, or the server with more --max-clients")
     tally.received += len(chunk)
+    if tally.received > tally.sent:
+        raise no_echo(args)
     return chunk
 
 
@@ -340,8 +344,6 @@ def stream(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Out
         out.write(chunk)
     if problems:
         raise problems[0]
-    if tally.received > tally.sent:
-        raise no_echo(args)
     if not ended.is_set():
         raise ConnectionAbortedError(errno.ECONNABORTED, "the server closed it")
 

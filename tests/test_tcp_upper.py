@@ -3,6 +3,7 @@ import errno
 import hashlib
 import os
 import random
+import re
 import resource
 import signal
 import socket
@@ -122,6 +123,19 @@ def test_rate_paces_in_tenths_of_a_second(spawn, run):
 
 
 # --- modes, room and ends ---
+@pytest.mark.parametrize("flags", [["hi"], ["--ping", 2], []])
+def test_an_answer_that_never_ends_is_not_gathered(listeners, run, flags):
+    def talk(conn):
+        conn.recv(100)
+        while True:
+            conn.sendall(b"A" * 65536)
+
+    listeners.append(Listener(talk))
+    failed = run(SCRIPT, "client", "--port", listeners[-1].port, *flags, input=b"hi\n")
+    assert (failed.code, len(failed.out) < 1 << 20) == (56, True)
+    assert "is no uppercase echo" in lines_of(failed)[0]
+
+
 @pytest.mark.parametrize("mode", ["thread", "process"])
 def test_a_slow_client_delays_nobody(spawn, run, mode):
     server = spawn(SCRIPT, "server", "--mode", mode)
@@ -154,6 +168,18 @@ def test_in_process_mode_the_end_of_a_child_that_is_no_client_means_nothing(spaw
     with server.connect() as sock:
         sock.sendall(b"x")
         assert sock.recv(1) == b"X"
+
+
+@pytest.mark.parametrize("mode", ["thread", "process"])
+def test_the_log_tells_a_connection_that_the_server_cut_from_one_that_was_done(spawn, mode):
+    server = spawn(SCRIPT, "server", "--mode", mode)
+    with server.connect() as done, server.connect() as cut:
+        for sock in done, cut:
+            sock.sendall(b"x")
+            assert sock.recv(1) == b"X"
+        done.shutdown(socket.SHUT_WR)
+        server.wait_for(f"{done.getsockname()[1]} received 1, .*: done$")
+        assert re.search(f"{cut.getsockname()[1]} received 1, .*: stopped$", server.stop(), re.M)
 
 
 def test_in_process_mode_each_client_has_a_process_that_ends_with_it(spawn):
