@@ -212,6 +212,29 @@ def test_a_port_of_another_program_is_said(spawn, run, script):
     assert "ss -l" in lines_of(failed)[2]
 
 
+SERVERS = pytest.mark.parametrize("args", [["tcp_upper.py", "server"], ["udp_upper.py", "server"], ["server.py"], ["httpserver.py"]])
+CHANGED = "import runpy, socket, sys; sys.argv.pop(0); real = socket.socket; %s; runpy.run_path(sys.argv[0], run_name='__main__')"
+
+
+@SERVERS
+def test_a_system_without_ipv6_is_said(run, tmp_path, args):
+    """As after booting with ipv6.disable=1."""
+    code = CHANGED % "socket.socket = type('IPv4', (real,), {'__init__': lambda self, family=2, *rest: real.__init__(self, 99 if family == 10 else 2, *rest)})"
+    failed = run("-c", code, ROOT / args[0], *args[1:], "--host", "::1", "--port", 0, cwd=tmp_path)
+    assert failed.code == 45
+    assert lines_of(failed)[0] == "cannot listen on [::1]:0 (Address family not supported by protocol)"
+
+
+@pytest.mark.parametrize("args", [["tcp_upper.py", "server"], ["server.py"], ["httpserver.py"]])
+def test_of_two_servers_that_start_at_once_one_says_that_the_port_is_in_use(run, tmp_path, args):
+    """Both may bind it, as neither listens yet: the other one listens first here."""
+    code = CHANGED % ("other = real(); listen = real.listen; real.listen = lambda self, backlog: (other.setsockopt(1, socket.SO_REUSEADDR, 1), "
+                      "other.bind(self.getsockname()), listen(other, 1), other.detach(), listen(self, backlog))")
+    failed = run("-c", code, ROOT / args[0], *args[1:], "--port", free_port(), cwd=tmp_path)
+    assert failed.code == 45
+    assert lines_of(failed)[0].endswith("is already in use") and lines_of(failed)[1] == "another program is using it"
+
+
 @BOTH
 def test_an_address_of_another_machine_is_said(run, script):
     failed = run(script, "server", "--host", "192.0.2.1")
