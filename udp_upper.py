@@ -227,7 +227,7 @@ class Server:
 
 
 def serve(args: argparse.Namespace) -> int:
-    family, target = resolve(args.host, args.port, socket.SOCK_DGRAM)[0]
+    family, target = min(resolve(args.host, args.port, socket.SOCK_DGRAM), key=lambda found: found[0])  # as a client does
     sock = bind(args, family, target)
     server = Server(args, sock)  # from here on a signal is heard
     announce(sock)
@@ -238,15 +238,18 @@ def serve(args: argparse.Namespace) -> int:
 # --- the client: a message, a prompt, a pipe, a ping ---
 def connect(args: argparse.Namespace) -> socket.socket:
     """Sends nothing: it names the only peer whose datagrams are let in, and whose refusals (ICMP) are told."""
-    family, target = resolve(args.host, args.port, socket.SOCK_DGRAM)[0]
-    sock = socket_class(args)(family, socket.SOCK_DGRAM)
-    try:
-        sock.connect(target)
-    except OSError as error:
-        sock.close()
-        raise Failure(7, f"cannot reach {place(args)} ({error.strerror})", "this machine has no way to that address",
-                      "check the address that the server printed, and the network") from None
-    return sock
+    for family, target in sorted(resolve(args.host, args.port, socket.SOCK_DGRAM), key=lambda found: found[0]):
+        # IPv4 first, where a server is unless told otherwise: nothing here tells which of several addresses it has
+        try:
+            with contextlib.ExitStack() as failed:
+                sock = failed.enter_context(socket_class(args)(family, socket.SOCK_DGRAM))
+                sock.connect(target)
+                failed.pop_all()
+                return sock
+        except OSError as error:
+            problem = error
+    raise Failure(7, f"cannot reach {place(args)} ({problem.strerror})", "this machine has no way to that address",
+                  "check the address that the server printed, and the network")
 
 
 def send_message(sock: socket.socket, data: bytes, tally: Tally) -> None:

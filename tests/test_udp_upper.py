@@ -171,6 +171,17 @@ def test_silence_cannot_be_told_from_loss(run, peer):
     assert not select.select([peer.sock], [], [], 0)[0]
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_of_a_name_with_addresses_of_both_kinds_client_and_server_take_the_same(spawn, run, host):
+    """Most systems give ::1 first for localhost, where nobody listens by default."""
+    code = ("import runpy, socket, sys; sys.argv.pop(0); look_up = socket.getaddrinfo; "
+            "socket.getaddrinfo = lambda name, *rest, **more: (look_up('::1', *rest, **more) if name == b'localhost' else []) + look_up(name, *rest, **more); "
+            "runpy.run_path(sys.argv[0], run_name='__main__')")
+    server = spawn("-c", code, ROOT / SCRIPT, "server", "--host", host)
+    done = run("-c", code, ROOT / SCRIPT, "client", "--host", "localhost", "--port", server.port, "hi")
+    assert (done.code, done.out) == (0, b"HI\n")
+
+
 def test_a_server_that_starts_during_the_tries_is_found(spawn):
     port = free_port(socket.SOCK_DGRAM)
     client = Process(*patient(SCRIPT, TRIES=(0.1,) * 600), "client", "--port", port, "hi")  # tries for as long as a server may take to start

@@ -216,11 +216,20 @@ SERVERS = pytest.mark.parametrize("args", [["tcp_upper.py", "server"], ["udp_upp
 CHANGED = "import runpy, socket, sys; sys.argv.pop(0); real = socket.socket; %s; runpy.run_path(sys.argv[0], run_name='__main__')"
 
 
+WITHOUT_IPV6 = CHANGED % (  # as after booting with ipv6.disable=1
+    "socket.socket = type('IPv4', (real,), {'__init__': lambda self, family=2, *rest: real.__init__(self, 99 if family == 10 else family, *rest)})")
+
+
+@BOTH
+def test_a_client_that_has_no_ipv6_says_it(run, script):
+    failed = run("-c", WITHOUT_IPV6, ROOT / script, "client", "--host", "::1", "hi")
+    assert failed.code == 7
+    assert "[::1]:12000 (Address family not supported by protocol)" in lines_of(failed)[0]
+
+
 @SERVERS
 def test_a_system_without_ipv6_is_said(run, tmp_path, args):
-    """As after booting with ipv6.disable=1."""
-    code = CHANGED % "socket.socket = type('IPv4', (real,), {'__init__': lambda self, family=2, *rest: real.__init__(self, 99 if family == 10 else 2, *rest)})"
-    failed = run("-c", code, ROOT / args[0], *args[1:], "--host", "::1", "--port", 0, cwd=tmp_path)
+    failed = run("-c", WITHOUT_IPV6, ROOT / args[0], *args[1:], "--host", "::1", "--port", 0, cwd=tmp_path)
     assert failed.code == 45
     assert lines_of(failed)[0] == "cannot listen on [::1]:0 (Address family not supported by protocol)"
 
