@@ -89,7 +89,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.sent = self.received = self.ignored = 0
-        self.refusals: list[str] = []
+        self.refusals: list[OSError] = []
         self.earlier: collections.deque[bytes] = collections.deque(maxlen=MAX_STALE)  # answers to earlier questions, which may come again
 
 
@@ -248,8 +248,7 @@ def connect(args: argparse.Namespace) -> socket.socket:
                 return sock
         except OSError as error:
             problem = error
-    raise Failure(7, f"cannot reach {place(args)} ({problem.strerror})", "this machine has no way to that address",
-                  "check the address that the server printed, and the network")
+    raise no_echo(args, problem)
 
 
 def send_message(sock: socket.socket, data: bytes, tally: Tally) -> None:
@@ -267,7 +266,7 @@ def send_message(sock: socket.socket, data: bytes, tally: Tally) -> None:
         except OSError as error:
             if error.errno == errno.EMSGSIZE:
                 raise too_large from None
-            tally.refusals.append(str(error.strerror))
+            tally.refusals.append(error)
 
 
 def await_reply(sock: socket.socket, args: argparse.Namespace, tally: Tally, deadline: float) -> bytes | None:
@@ -278,7 +277,7 @@ def await_reply(sock: socket.socket, args: argparse.Namespace, tally: Tally, dea
             tally.received += 1
             return reply
         except OSError as error:  # ICMP: nobody has that port now, but a server may come before the last try
-            tally.refusals.append(str(error.strerror))
+            tally.refusals.append(error)
     return None
 
 
@@ -305,11 +304,11 @@ def exchange(sock: socket.socket, message: bytes, args: argparse.Namespace, tall
             break
         refused = tally.refusals[before:]
         refused_tries += bool(refused)
-        say(f"no reply in {seconds:g} s" + (f" ({refused[-1]})" if refused else ""))
+        say(f"no reply in {seconds:g} s" + (f" ({refused[-1].strerror})" if refused else ""))
     if longest >= 0:
         raise Failure(18, f"the reply is truncated: {longest} of {len(expected)} bytes came back", "a buffer on the way was smaller "
                       "than the datagram, and UDP drops what does not fit", "a larger --recv-size on the server and here, no --truncate")
-    raise no_echo(args, refused_tries == len(TRIES))
+    raise no_echo(args, refused[-1] if refused_tries == len(TRIES) else None)
 
 
 def read_input(size: int) -> bytes:
@@ -369,7 +368,7 @@ def ping(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Outpu
     finally:
         out.write(f"{ping_report(sent, trips, doubled, overtaken)}\n".encode())
     if not trips:
-        raise no_echo(args, len(tally.refusals) >= sent)
+        raise no_echo(args, tally.refusals[-1] if len(tally.refusals) >= sent else None)
 
 
 def client(args: argparse.Namespace) -> int:
@@ -693,10 +692,14 @@ def server_command(args: argparse.Namespace) -> str:
     return f"{SERVER}{host} --port {args.port}"
 
 
-def no_echo(args: argparse.Namespace, refused: bool) -> Failure:
-    if refused:
+def no_echo(args: argparse.Namespace, problem: OSError | None) -> Failure:
+    """Nothing came back; problem is what the kernel said instead, if it said something each time."""
+    if isinstance(problem, ConnectionError):
         return Failure(7, f"nothing is listening on {place(args)} (every try was refused)",
                        "the host answered each datagram with: no program has that port open (ICMP)", server_command(args))
+    if problem:
+        return Failure(7, f"cannot reach {place(args)} ({problem.strerror})", "this machine has no way to that address",
+                       "check the address that the server printed, and the network")
     return Failure(28, f"no reply from {place(args)} after {len(TRIES)} tries ({', '.join(map(str, TRIES))} s)",
                    "UDP cannot tell a lost datagram from a server that is not running", server_command(args))
 

@@ -163,6 +163,15 @@ def test_nobody_there_is_said_after_four_tries_that_were_all_refused(run):
     assert lines_of(failed)[2] == f"python3 udp_upper.py server --port {port}"
 
 
+@pytest.mark.parametrize("flags", [["hi"], ["--ping", 2, "--interval", 0]])
+def test_a_network_that_is_lost_is_not_told_as_a_server_that_is_missing(run, flags):
+    code = ("import errno, os, runpy, socket, sys; sys.argv.pop(0); exec('def lost(*_): raise OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))'); "
+            "socket.socket.send = lost; runpy.run_path(sys.argv[0], run_name='__main__')")
+    failed = run("-c", code, ROOT / SCRIPT, "client", *flags)
+    assert failed.code == 7
+    assert lines_of(failed)[:2] == ("cannot reach 127.0.0.1:12000 (Network is unreachable)", "this machine has no way to that address")
+
+
 def test_silence_cannot_be_told_from_loss(run, peer):
     failed = run(SCRIPT, "client", "--port", peer.port, "hi")
     assert failed.code == 28
