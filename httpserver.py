@@ -2857,12 +2857,7 @@ def serve(args: argparse.Namespace) -> int:
     door = make_door(args, str(target[0]))
     if door.tls:
         door.tls.set_alpn_protocols(["http/1.1"])
-    sock = socket_class(args)(family, socket.SOCK_STREAM)
-    if os.name == "posix":  # or what an earlier server left in TIME_WAIT would keep the port
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    bind(sock, target)
-    sock.listen(1024)
-    sock.setblocking(False)
+    sock = bind(args, family, target, 1024)
     with contextlib.closing(Stop()) as stop:
         announce(sock, args, door)
         if args.workers > 1 and hasattr(os, "fork"):
@@ -3319,19 +3314,28 @@ def reachable_at(sock: socket.socket) -> list[str]:
     return [found for found in own_addresses() if host == "::" or ":" not in found] or [socket.gethostname()]
 
 
-def bind(sock: socket.socket, target: Address) -> None:
-    """bind(), with what systems differ in; each way it can fail in three lines."""
+def bind(args: argparse.Namespace, family: int, target: Address, backlog: int | None = None, reuse: bool = True) -> socket.socket:
+    """A socket at that address, which for TCP listens, with what systems differ in; each way it can fail in three lines."""
+    kind = socket.SOCK_DGRAM if backlog is None else socket.SOCK_STREAM
     try:
-        if sys.platform == "win32":  # where two servers could otherwise share a port
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
-        if sock.family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, target[0] != "::")  # --host :: is for IPv4 too
-        sock.bind(target)
+        with contextlib.ExitStack() as failed:
+            sock = failed.enter_context(socket_class(args)(family, kind))  # an OSError too: a system without IPv6
+            if sys.platform == "win32":  # where two servers could otherwise share a port
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+            elif reuse and backlog is not None:  # or what an earlier server left in TIME_WAIT would keep the port
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, target[0] != "::")  # --host :: is for IPv4 too
+            sock.bind(target)
+            if backlog is not None:
+                sock.listen(backlog)  # also where two servers that start at once had both bound
+            sock.setblocking(False)  # select() waits, accept() and recvfrom() do not
+            failed.pop_all()
+            return sock
     except OSError as error:
-        sock.close()
         host, port = target[:2]
         known = {
-            errno.EADDRINUSE: (f"port {port} is already in use", who_has_port(sock, target),
+            errno.EADDRINUSE: (f"port {port} is already in use", who_has_port(family, kind, target),
                                "--port 0 takes any free one; ss -ltnup shows whose it is"),
             errno.EADDRNOTAVAIL: (f"{host} is not an address of this machine", "its own are " + ", ".join(["127.0.0.1", *own_addresses()]),
                                   "--host 0.0.0.0 listens on all of them"),
@@ -3342,10 +3346,10 @@ def bind(sock: socket.socket, target: Address) -> None:
         raise Failure(45, *known.get(error.errno or 0, other)) from None
 
 
-def who_has_port(sock: socket.socket, target: Address) -> str:
+def who_has_port(family: int, kind: int, target: Address) -> str:
     """A second bind tells: with SO_REUSEADDR it passes over connections in TIME_WAIT, but not over a server."""
-    with contextlib.suppress(OSError), socket.socket(sock.family, sock.type) as probe:
-        if sock.type == socket.SOCK_STREAM and os.name == "posix":
+    with contextlib.suppress(OSError), socket.socket(family, kind) as probe:
+        if kind == socket.SOCK_STREAM and os.name == "posix":
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(target)
             return "no server has it: connections that ended here a moment ago are in TIME_WAIT, for a minute or so"
@@ -3420,7 +3424,8 @@ def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
     for host in reachable_at(sock):
         say(f"from another machine:  {url_of(door, host, port).replace('//', f'//any:{door.made}@' if door.made else '//')}\nor:  {CLIENT} --host {host} --port {port}{door.flags} list /")
     if not reachable_at(sock):
-        with_client = f"{CLIENT} --port {port}{door.flags} list /" if door.flags else f"curl {url_of(door, host, port)}"
+        named = f" --host {host}" if host != "127.0.0.1" else ""  # where clients look by themselves
+        with_client = f"{CLIENT}{named} --port {port}{door.flags} list /" if door.flags else f"curl {url_of(door, host, port)}"
         return say(f"only this machine can reach it, with a browser or:  {with_client}\nfor others, start it with --host 0.0.0.0")
     if not door.guard:
         say(f"nobody is asked for a password: everybody who reaches it can read it{'' if args.read_only else ' and change it'}")

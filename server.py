@@ -1908,12 +1908,7 @@ def serve(args: argparse.Namespace) -> int:
     directory, only = shared(args.path or args.directory)
     args.read_only = args.read_only or bool(only)
     journal = open_log(args.log) if args.log else 2
-    sock = socket_class(args)(family, socket.SOCK_STREAM)
-    if os.name == "posix":  # or what an earlier server left in TIME_WAIT would keep the port
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    bind(sock, target)
-    sock.listen(1024)  # who finds the queue full asks again only after a second
-    sock.setblocking(False)  # select() waits, accept() does not
+    sock = bind(args, family, target, 1024)  # who finds the queue full asks again only after a second
     server = Server(args, sock, door, directory, only, journal)
     with contextlib.closing(server.stop):
         announce(sock, args, door)
@@ -2301,19 +2296,28 @@ def reachable_at(sock: socket.socket) -> list[str]:
     return [found for found in own_addresses() if host == "::" or ":" not in found] or [socket.gethostname()]
 
 
-def bind(sock: socket.socket, target: Address) -> None:
-    """bind(), with what systems differ in; each way it can fail in three lines."""
+def bind(args: argparse.Namespace, family: int, target: Address, backlog: int | None = None, reuse: bool = True) -> socket.socket:
+    """A socket at that address, which for TCP listens, with what systems differ in; each way it can fail in three lines."""
+    kind = socket.SOCK_DGRAM if backlog is None else socket.SOCK_STREAM
     try:
-        if sys.platform == "win32":  # where two servers could otherwise share a port
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
-        if sock.family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, target[0] != "::")  # --host :: is for IPv4 too
-        sock.bind(target)
+        with contextlib.ExitStack() as failed:
+            sock = failed.enter_context(socket_class(args)(family, kind))  # an OSError too: a system without IPv6
+            if sys.platform == "win32":  # where two servers could otherwise share a port
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+            elif reuse and backlog is not None:  # or what an earlier server left in TIME_WAIT would keep the port
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, target[0] != "::")  # --host :: is for IPv4 too
+            sock.bind(target)
+            if backlog is not None:
+                sock.listen(backlog)  # also where two servers that start at once had both bound
+            sock.setblocking(False)  # select() waits, accept() and recvfrom() do not
+            failed.pop_all()
+            return sock
     except OSError as error:
-        sock.close()
         host, port = target[:2]
         known = {
-            errno.EADDRINUSE: (f"port {port} is already in use", who_has_port(sock, target),
+            errno.EADDRINUSE: (f"port {port} is already in use", who_has_port(family, kind, target),
                                "--port 0 takes any free one; ss -ltnup shows whose it is"),
             errno.EADDRNOTAVAIL: (f"{host} is not an address of this machine", "its own are " + ", ".join(["127.0.0.1", *own_addresses()]),
                                   "--host 0.0.0.0 listens on all of them"),
@@ -2324,10 +2328,10 @@ def bind(sock: socket.socket, target: Address) -> None:
         raise Failure(45, *known.get(error.errno or 0, other)) from None
 
 
-def who_has_port(sock: socket.socket, target: Address) -> str:
+def who_has_port(family: int, kind: int, target: Address) -> str:
     """A second bind tells: with SO_REUSEADDR it passes over connections in TIME_WAIT, but not over a server."""
-    with contextlib.suppress(OSError), socket.socket(sock.family, sock.type) as probe:
-        if sock.type == socket.SOCK_STREAM and os.name == "posix":
+    with contextlib.suppress(OSError), socket.socket(family, kind) as probe:
+        if kind == socket.SOCK_STREAM and os.name == "posix":
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(target)
             return "no server has it: connections that ended here a moment ago are in TIME_WAIT, for a minute or so"
@@ -2402,7 +2406,8 @@ def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
     for host in reachable_at(sock):
         say(f"from another machine:  {CLIENT} --host {host} --port {port}{door.flags} list")
     if not reachable_at(sock):
-        return say(f"only this machine can reach it, with:  {CLIENT} --port {port}{door.flags} list\nfor others, start it with --host 0.0.0.0")
+        named = f" --host {host}" if host != "127.0.0.1" else ""  # where clients look by themselves
+        return say(f"only this machine can reach it, with:  {CLIENT}{named} --port {port}{door.flags} list\nfor others, start it with --host 0.0.0.0")
     if not door.guard:
         say(f"nobody is asked for a password: everybody who reaches it can read it{'' if args.read_only else ' and change it'}")
     if not door.tls:

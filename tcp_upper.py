@@ -111,6 +111,7 @@ class Server:
         self.clients: dict[int, Callable[[], None]] = {}  # by descriptor or process number: what asks that one to end
         self.refused: list[socket.socket] = []
         self.finished = 0
+        self.ending = False
         self.lock = threading.Lock()
         if self.forks:  # the end of a child is a signal, for which Stop makes select() return
             signal.signal(signal.SIGCHLD, lambda number, frame: None)
@@ -164,6 +165,7 @@ class Server:
         conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # an answer leaves at once, however short
 
         def stop_reading() -> None:  # recv() gives what has arrived, then 0
+            self.ending = True
             with contextlib.suppress(OSError):
                 conn.shutdown(socket.SHUT_RD)
 
@@ -210,7 +212,7 @@ class Server:
         except OSError as error:
             problem = error
         took = time.monotonic() - began
-        log(f"{address(peer)} received {tally.received}, sent {tally.sent} bytes in {took:.3f} s: {fate(problem, self.stop.asked)}")
+        log(f"{address(peer)} received {tally.received}, sent {tally.sent} bytes in {took:.3f} s: {fate(problem, self.ending)}")
         with self.lock:
             self.clients.pop(number, None)
             self.finished += 1
@@ -223,8 +225,7 @@ class Server:
             self.refused.pop(0).close()
         with contextlib.suppress(ChildProcessError):
             while self.forks and (child := os.waitpid(-1, os.WNOHANG)[0]):
-                del self.clients[child]
-                self.finished += 1
+                self.finished += self.clients.pop(child, None) is not None  # it can be that of a shell that became this server
 
     def finish(self) -> None:
         """Close the door, ask each client's thread or process to end, and give what is under way a moment."""
@@ -248,12 +249,7 @@ class Server:
 def serve(args: argparse.Namespace) -> int:
     raise_file_limit()
     family, target = resolve(args.host, args.port, socket.SOCK_STREAM)[0]
-    sock = socket_class(args)(family, socket.SOCK_STREAM)
-    if args.reuseaddr and os.name == "posix":  # or what an earlier server left in TIME_WAIT would keep the port
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    bind(sock, target)
-    sock.listen(args.backlog)
-    sock.setblocking(False)  # select() waits, accept() does not
+    sock = bind(args, family, target, args.backlog, args.reuseaddr)
     server = Server(args, sock)  # from here on a signal is heard
     announce(sock)
     server.run()
@@ -296,6 +292,8 @@ def await_reply(sock: socket.socket, args: argparse.Namespace, tally: Tally) -> 
         raise Failure(7 if chunk.startswith(FULL[:11]) else 56, f"{place(args)} says: {shown(chunk.decode(errors='backslashreplace').strip())}",
                       "that is a notice: an echo has no small letters", "again later, or the server with more --max-clients")
     tally.received += len(chunk)
+    if tally.received > tally.sent:
+        raise no_echo(args)
     return chunk
 
 
@@ -341,8 +339,6 @@ def stream(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Out
         out.write(chunk)
     if problems:
         raise problems[0]
-    if tally.received > tally.sent:
-        raise no_echo(args)
     if not ended.is_set():
         raise ConnectionAbortedError(errno.ECONNABORTED, "the server closed it")
 
@@ -595,19 +591,28 @@ def reachable_at(sock: socket.socket) -> list[str]:
     return [found for found in own_addresses() if host == "::" or ":" not in found] or [socket.gethostname()]
 
 
-def bind(sock: socket.socket, target: Address) -> None:
-    """bind(), with what systems differ in; each way it can fail in three lines."""
+def bind(args: argparse.Namespace, family: int, target: Address, backlog: int | None = None, reuse: bool = True) -> socket.socket:
+    """A socket at that address, which for TCP listens, with what systems differ in; each way it can fail in three lines."""
+    kind = socket.SOCK_DGRAM if backlog is None else socket.SOCK_STREAM
     try:
-        if sys.platform == "win32":  # where two servers could otherwise share a port
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
-        if sock.family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, target[0] != "::")  # --host :: is for IPv4 too
-        sock.bind(target)
+        with contextlib.ExitStack() as failed:
+            sock = failed.enter_context(socket_class(args)(family, kind))  # an OSError too: a system without IPv6
+            if sys.platform == "win32":  # where two servers could otherwise share a port
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+            elif reuse and backlog is not None:  # or what an earlier server left in TIME_WAIT would keep the port
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, target[0] != "::")  # --host :: is for IPv4 too
+            sock.bind(target)
+            if backlog is not None:
+                sock.listen(backlog)  # also where two servers that start at once had both bound
+            sock.setblocking(False)  # select() waits, accept() and recvfrom() do not
+            failed.pop_all()
+            return sock
     except OSError as error:
-        sock.close()
         host, port = target[:2]
         known = {
-            errno.EADDRINUSE: (f"port {port} is already in use", who_has_port(sock, target),
+            errno.EADDRINUSE: (f"port {port} is already in use", who_has_port(family, kind, target),
                                "--port 0 takes any free one; ss -ltnup shows whose it is"),
             errno.EADDRNOTAVAIL: (f"{host} is not an address of this machine", "its own are " + ", ".join(["127.0.0.1", *own_addresses()]),
                                   "--host 0.0.0.0 listens on all of them"),
@@ -618,10 +623,10 @@ def bind(sock: socket.socket, target: Address) -> None:
         raise Failure(45, *known.get(error.errno or 0, other)) from None
 
 
-def who_has_port(sock: socket.socket, target: Address) -> str:
+def who_has_port(family: int, kind: int, target: Address) -> str:
     """A second bind tells: with SO_REUSEADDR it passes over connections in TIME_WAIT, but not over a server."""
-    with contextlib.suppress(OSError), socket.socket(sock.family, sock.type) as probe:
-        if sock.type == socket.SOCK_STREAM and os.name == "posix":
+    with contextlib.suppress(OSError), socket.socket(family, kind) as probe:
+        if kind == socket.SOCK_STREAM and os.name == "posix":
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(target)
             return "no server has it: connections that ended here a moment ago are in TIME_WAIT, for a minute or so"
@@ -747,7 +752,8 @@ def announce(sock: socket.socket) -> None:
     for host in reachable_at(sock):
         say(f"from another machine:  {CLIENT} --host {host} --port {port}")
     if not reachable_at(sock):
-        say(f"only this machine can reach it, with:  {CLIENT} --port {port}\nfor others, start it with --host 0.0.0.0")
+        named = f" --host {host}" if host != "127.0.0.1" else ""  # where clients look by themselves
+        say(f"only this machine can reach it, with:  {CLIENT}{named} --port {port}\nfor others, start it with --host 0.0.0.0")
 
 
 def common_flags(parser: argparse.ArgumentParser) -> None:

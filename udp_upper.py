@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import collections
 import contextlib
 import errno
 import heapq
@@ -88,7 +89,8 @@ class Tally:
 
     def __init__(self) -> None:
         self.sent = self.received = self.ignored = 0
-        self.refusals: list[str] = []
+        self.refusals: list[OSError] = []
+        self.earlier: collections.deque[bytes] = collections.deque(maxlen=MAX_STALE)  # answers to earlier questions, which may come again
 
 
 class Output:
@@ -225,10 +227,8 @@ class Server:
 
 
 def serve(args: argparse.Namespace) -> int:
-    family, target = resolve(args.host, args.port, socket.SOCK_DGRAM)[0]
-    sock = socket_class(args)(family, socket.SOCK_DGRAM)
-    bind(sock, target)
-    sock.setblocking(False)  # select() waits, recvfrom() does not
+    family, target = min(resolve(args.host, args.port, socket.SOCK_DGRAM), key=lambda found: found[0])  # as a client does
+    sock = bind(args, family, target)
     server = Server(args, sock)  # from here on a signal is heard
     announce(sock)
     server.run()
@@ -238,15 +238,17 @@ def serve(args: argparse.Namespace) -> int:
 # --- the client: a message, a prompt, a pipe, a ping ---
 def connect(args: argparse.Namespace) -> socket.socket:
     """Sends nothing: it names the only peer whose datagrams are let in, and whose refusals (ICMP) are told."""
-    family, target = resolve(args.host, args.port, socket.SOCK_DGRAM)[0]
-    sock = socket_class(args)(family, socket.SOCK_DGRAM)
-    try:
-        sock.connect(target)
-    except OSError as error:
-        sock.close()
-        raise Failure(7, f"cannot reach {place(args)} ({error.strerror})", "this machine has no way to that address",
-                      "check the address that the server printed, and the network") from None
-    return sock
+    for family, target in sorted(resolve(args.host, args.port, socket.SOCK_DGRAM), key=lambda found: found[0]):
+        # IPv4 first, where a server is unless told otherwise: nothing here tells which of several addresses it has
+        try:
+            with contextlib.ExitStack() as failed:
+                sock = failed.enter_context(socket_class(args)(family, socket.SOCK_DGRAM))
+                sock.connect(target)
+                failed.pop_all()
+                return sock
+        except OSError as error:
+            problem = error
+    raise no_echo(args, problem)
 
 
 def send_message(sock: socket.socket, data: bytes, tally: Tally) -> None:
@@ -264,7 +266,7 @@ def send_message(sock: socket.socket, data: bytes, tally: Tally) -> None:
         except OSError as error:
             if error.errno == errno.EMSGSIZE:
                 raise too_large from None
-            tally.refusals.append(str(error.strerror))
+            tally.refusals.append(error)
 
 
 def await_reply(sock: socket.socket, args: argparse.Namespace, tally: Tally, deadline: float) -> bytes | None:
@@ -275,7 +277,7 @@ def await_reply(sock: socket.socket, args: argparse.Namespace, tally: Tally, dea
             tally.received += 1
             return reply
         except OSError as error:  # ICMP: nobody has that port now, but a server may come before the last try
-            tally.refusals.append(str(error.strerror))
+            tally.refusals.append(error)
     return None
 
 
@@ -284,6 +286,7 @@ def exchange(sock: socket.socket, message: bytes, args: argparse.Namespace, tall
     for _ in range(MAX_STALE):  # what came before the question is no answer to it
         tally.ignored += await_reply(sock, args, tally, 0.0) is not None
     expected, refused_tries, longest = message.upper(), 0, -1
+    tally.earlier.append(expected)
     for seconds in TRIES:
         before, deadline = len(tally.refusals), time.monotonic() + seconds
         send_message(sock, message, tally)
@@ -297,13 +300,15 @@ def exchange(sock: socket.socket, message: bytes, args: argparse.Namespace, tall
                 tally.ignored += 1
             if time.monotonic() >= deadline:  # a flood of them leaves no silence
                 break
-        if longest >= 0:
-            raise Failure(18, f"the reply is truncated: {longest} of {len(expected)} bytes came back", "a buffer on the way was smaller "
-                          "than the datagram, and UDP drops what does not fit", "a larger --recv-size on the server and here, no --truncate")
+        if longest >= 0 and expected[:longest] not in tally.earlier:  # else it may be no beginning but late: ask again
+            break
         refused = tally.refusals[before:]
         refused_tries += bool(refused)
-        say(f"no reply in {seconds:g} s" + (f" ({refused[-1]})" if refused else ""))
-    raise no_echo(args, refused_tries == len(TRIES))
+        say(f"no reply in {seconds:g} s" + (f" ({refused[-1].strerror})" if refused else ""))
+    if longest >= 0:
+        raise Failure(18, f"the reply is truncated: {longest} of {len(expected)} bytes came back", "a buffer on the way was smaller "
+                      "than the datagram, and UDP drops what does not fit", "a larger --recv-size on the server and here, no --truncate")
+    raise no_echo(args, refused[-1] if refused_tries == len(TRIES) else None)
 
 
 def read_input(size: int) -> bytes:
@@ -363,7 +368,7 @@ def ping(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Outpu
     finally:
         out.write(f"{ping_report(sent, trips, doubled, overtaken)}\n".encode())
     if not trips:
-        raise no_echo(args, len(tally.refusals) >= sent)
+        raise no_echo(args, tally.refusals[-1] if len(tally.refusals) >= sent else None)
 
 
 def client(args: argparse.Namespace) -> int:
@@ -575,19 +580,28 @@ def reachable_at(sock: socket.socket) -> list[str]:
     return [found for found in own_addresses() if host == "::" or ":" not in found] or [socket.gethostname()]
 
 
-def bind(sock: socket.socket, target: Address) -> None:
-    """bind(), with what systems differ in; each way it can fail in three lines."""
+def bind(args: argparse.Namespace, family: int, target: Address, backlog: int | None = None, reuse: bool = True) -> socket.socket:
+    """A socket at that address, which for TCP listens, with what systems differ in; each way it can fail in three lines."""
+    kind = socket.SOCK_DGRAM if backlog is None else socket.SOCK_STREAM
     try:
-        if sys.platform == "win32":  # where two servers could otherwise share a port
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
-        if sock.family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, target[0] != "::")  # --host :: is for IPv4 too
-        sock.bind(target)
+        with contextlib.ExitStack() as failed:
+            sock = failed.enter_context(socket_class(args)(family, kind))  # an OSError too: a system without IPv6
+            if sys.platform == "win32":  # where two servers could otherwise share a port
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+            elif reuse and backlog is not None:  # or what an earlier server left in TIME_WAIT would keep the port
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, target[0] != "::")  # --host :: is for IPv4 too
+            sock.bind(target)
+            if backlog is not None:
+                sock.listen(backlog)  # also where two servers that start at once had both bound
+            sock.setblocking(False)  # select() waits, accept() and recvfrom() do not
+            failed.pop_all()
+            return sock
     except OSError as error:
-        sock.close()
         host, port = target[:2]
         known = {
-            errno.EADDRINUSE: (f"port {port} is already in use", who_has_port(sock, target),
+            errno.EADDRINUSE: (f"port {port} is already in use", who_has_port(family, kind, target),
                                "--port 0 takes any free one; ss -ltnup shows whose it is"),
             errno.EADDRNOTAVAIL: (f"{host} is not an address of this machine", "its own are " + ", ".join(["127.0.0.1", *own_addresses()]),
                                   "--host 0.0.0.0 listens on all of them"),
@@ -598,10 +612,10 @@ def bind(sock: socket.socket, target: Address) -> None:
         raise Failure(45, *known.get(error.errno or 0, other)) from None
 
 
-def who_has_port(sock: socket.socket, target: Address) -> str:
+def who_has_port(family: int, kind: int, target: Address) -> str:
     """A second bind tells: with SO_REUSEADDR it passes over connections in TIME_WAIT, but not over a server."""
-    with contextlib.suppress(OSError), socket.socket(sock.family, sock.type) as probe:
-        if sock.type == socket.SOCK_STREAM and os.name == "posix":
+    with contextlib.suppress(OSError), socket.socket(family, kind) as probe:
+        if kind == socket.SOCK_STREAM and os.name == "posix":
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(target)
             return "no server has it: connections that ended here a moment ago are in TIME_WAIT, for a minute or so"
@@ -678,10 +692,14 @@ def server_command(args: argparse.Namespace) -> str:
     return f"{SERVER}{host} --port {args.port}"
 
 
-def no_echo(args: argparse.Namespace, refused: bool) -> Failure:
-    if refused:
+def no_echo(args: argparse.Namespace, problem: OSError | None) -> Failure:
+    """Nothing came back; problem is what the kernel said instead, if it said something each time."""
+    if isinstance(problem, ConnectionError):
         return Failure(7, f"nothing is listening on {place(args)} (every try was refused)",
                        "the host answered each datagram with: no program has that port open (ICMP)", server_command(args))
+    if problem:
+        return Failure(7, f"cannot reach {place(args)} ({problem.strerror})", "this machine has no way to that address",
+                       "check the address that the server printed, and the network")
     return Failure(28, f"no reply from {place(args)} after {len(TRIES)} tries ({', '.join(map(str, TRIES))} s)",
                    "UDP cannot tell a lost datagram from a server that is not running", server_command(args))
 
@@ -697,7 +715,8 @@ def announce(sock: socket.socket) -> None:
     for host in reachable_at(sock):
         say(f"from another machine:  {CLIENT} --host {host} --port {port}")
     if not reachable_at(sock):
-        say(f"only this machine can reach it, with:  {CLIENT} --port {port}\nfor others, start it with --host 0.0.0.0")
+        named = f" --host {host}" if host != "127.0.0.1" else ""  # where clients look by themselves
+        say(f"only this machine can reach it, with:  {CLIENT}{named} --port {port}\nfor others, start it with --host 0.0.0.0")
 
 
 def common_flags(parser: argparse.ArgumentParser) -> None:

@@ -3,6 +3,7 @@ import errno
 import hashlib
 import os
 import random
+import re
 import resource
 import signal
 import socket
@@ -122,6 +123,19 @@ def test_rate_paces_in_tenths_of_a_second(spawn, run):
 
 
 # --- modes, room and ends ---
+@pytest.mark.parametrize("flags", [["hi"], ["--ping", 2], []])
+def test_an_answer_that_never_ends_is_not_gathered(listeners, run, flags):
+    def talk(conn):
+        conn.recv(100)
+        while True:
+            conn.sendall(b"A" * 65536)
+
+    listeners.append(Listener(talk))
+    failed = run(SCRIPT, "client", "--port", listeners[-1].port, *flags, input=b"hi\n")
+    assert (failed.code, len(failed.out) < 1 << 20) == (56, True)
+    assert "is no uppercase echo" in lines_of(failed)[0]
+
+
 @pytest.mark.parametrize("mode", ["thread", "process"])
 def test_a_slow_client_delays_nobody(spawn, run, mode):
     server = spawn(SCRIPT, "server", "--mode", mode)
@@ -143,6 +157,29 @@ def test_in_serial_mode_the_second_client_waits_for_the_first(spawn):
         first.close()
         second.settimeout(DEADLINE)
         assert second.recv(100) == b"SECOND"
+
+
+def test_in_process_mode_the_end_of_a_child_that_is_no_client_means_nothing(spawn):
+    """A shell can start something in the background and then become the server, whose child that is from then on."""
+    code = "import os, runpy, sys; os.fork() or (os.read(0, 1), os._exit(0)); sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')"
+    server = spawn("-c", code, ROOT / SCRIPT, "server", "--mode", "process", stdin=subprocess.PIPE)
+    server.process.stdin.close()  # and that child ends
+    until(lambda: not Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split(), "the child to be gone")
+    with server.connect() as sock:
+        sock.sendall(b"x")
+        assert sock.recv(1) == b"X"
+
+
+@pytest.mark.parametrize("mode", ["thread", "process"])
+def test_the_log_tells_a_connection_that_the_server_cut_from_one_that_was_done(spawn, mode):
+    server = spawn(SCRIPT, "server", "--mode", mode)
+    with server.connect() as done, server.connect() as cut:
+        for sock in done, cut:
+            sock.sendall(b"x")
+            assert sock.recv(1) == b"X"
+        done.shutdown(socket.SHUT_WR)
+        server.wait_for(f"{done.getsockname()[1]} received 1, .*: done$")
+        assert re.search(f"{cut.getsockname()[1]} received 1, .*: stopped$", server.stop(), re.M)
 
 
 def test_in_process_mode_each_client_has_a_process_that_ends_with_it(spawn):

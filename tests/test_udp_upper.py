@@ -163,12 +163,32 @@ def test_nobody_there_is_said_after_four_tries_that_were_all_refused(run):
     assert lines_of(failed)[2] == f"python3 udp_upper.py server --port {port}"
 
 
+@pytest.mark.parametrize("flags", [["hi"], ["--ping", 2, "--interval", 0]])
+def test_a_network_that_is_lost_is_not_told_as_a_server_that_is_missing(run, flags):
+    code = ("import errno, os, runpy, socket, sys; sys.argv.pop(0); exec('def lost(*_): raise OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))'); "
+            "socket.socket.send = lost; runpy.run_path(sys.argv[0], run_name='__main__')")
+    failed = run("-c", code, ROOT / SCRIPT, "client", *flags)
+    assert failed.code == 7
+    assert lines_of(failed)[:2] == ("cannot reach 127.0.0.1:12000 (Network is unreachable)", "this machine has no way to that address")
+
+
 def test_silence_cannot_be_told_from_loss(run, peer):
     failed = run(SCRIPT, "client", "--port", peer.port, "hi")
     assert failed.code == 28
     assert lines_of(failed)[0] == f"no reply from 127.0.0.1:{peer.port} after 4 tries (0.1, 0.2, 0.4, 0.8 s)"
     assert [peer.reply() for _ in range(4)] == [b"hi"] * 4
     assert not select.select([peer.sock], [], [], 0)[0]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_of_a_name_with_addresses_of_both_kinds_client_and_server_take_the_same(spawn, run, host):
+    """Most systems give ::1 first for localhost, where nobody listens by default."""
+    code = ("import runpy, socket, sys; sys.argv.pop(0); look_up = socket.getaddrinfo; "
+            "socket.getaddrinfo = lambda name, *rest, **more: (look_up('::1', *rest, **more) if name == b'localhost' else []) + look_up(name, *rest, **more); "
+            "runpy.run_path(sys.argv[0], run_name='__main__')")
+    server = spawn("-c", code, ROOT / SCRIPT, "server", "--host", host)
+    done = run("-c", code, ROOT / SCRIPT, "client", "--host", "localhost", "--port", server.port, "hi")
+    assert (done.code, done.out) == (0, b"HI\n")
 
 
 def test_a_server_that_starts_during_the_tries_is_found(spawn):
@@ -215,6 +235,22 @@ def test_a_beginning_that_is_followed_by_the_whole_is_a_late_answer(peer):
     client = Process(*patient(SCRIPT), "client", "--port", peer.port, "hello")
     peer.reply(b"H", b"HELLO")
     assert (client.wait(), client.out) == (0, "HELLO\n")
+
+
+def test_a_late_answer_to_an_empty_line_is_not_taken_for_the_beginning_of_the_next(peer):
+    client = Process(*patient(SCRIPT, TRIES=(0.5, DEADLINE)), "client", "--port", peer.port, stdin=subprocess.PIPE)
+    client.process.stdin.write(b"\nhello\n")
+    client.process.stdin.close()
+    while peer.reply(b"") != b"hello":  # what comes back for that is an answer to the empty line, as after a second try
+        pass
+    assert peer.reply(b"HELLO") == b"hello"
+    assert (client.wait(), client.out) == (0, "\nHELLO\n")
+
+
+def test_answers_cut_to_what_an_earlier_one_was_are_reported_after_the_last_try(spawn, run):
+    server = spawn(SCRIPT, "server", "--truncate", 3)
+    failed = run(SCRIPT, "client", "--port", server.port, input=b"hel\nhello\n")
+    assert (failed.code, failed.out, lines_of(failed)[0]) == (18, b"HEL\n", "the reply is truncated: 3 of 5 bytes came back")
 
 
 def test_a_flood_of_foreign_answers_does_not_hold_the_client(peer):

@@ -212,6 +212,38 @@ def test_a_port_of_another_program_is_said(spawn, run, script):
     assert "ss -l" in lines_of(failed)[2]
 
 
+SERVERS = pytest.mark.parametrize("args", [["tcp_upper.py", "server"], ["udp_upper.py", "server"], ["server.py"], ["httpserver.py"]])
+CHANGED = "import runpy, socket, sys; sys.argv.pop(0); real = socket.socket; %s; runpy.run_path(sys.argv[0], run_name='__main__')"
+
+
+WITHOUT_IPV6 = CHANGED % (  # as after booting with ipv6.disable=1
+    "socket.socket = type('IPv4', (real,), {'__init__': lambda self, family=2, *rest: real.__init__(self, 99 if family == 10 else family, *rest)})")
+
+
+@BOTH
+def test_a_client_that_has_no_ipv6_says_it(run, script):
+    failed = run("-c", WITHOUT_IPV6, ROOT / script, "client", "--host", "::1", "hi")
+    assert failed.code == 7
+    assert "[::1]:12000 (Address family not supported by protocol)" in lines_of(failed)[0]
+
+
+@SERVERS
+def test_a_system_without_ipv6_is_said(run, tmp_path, args):
+    failed = run("-c", WITHOUT_IPV6, ROOT / args[0], *args[1:], "--host", "::1", "--port", 0, cwd=tmp_path)
+    assert failed.code == 45
+    assert lines_of(failed)[0] == "cannot listen on [::1]:0 (Address family not supported by protocol)"
+
+
+@pytest.mark.parametrize("args", [["tcp_upper.py", "server"], ["server.py"], ["httpserver.py"]])
+def test_of_two_servers_that_start_at_once_one_says_that_the_port_is_in_use(run, tmp_path, args):
+    """Both may bind it, as neither listens yet: the other one listens first here."""
+    code = CHANGED % ("other = real(); listen = real.listen; real.listen = lambda self, backlog: (other.setsockopt(1, socket.SO_REUSEADDR, 1), "
+                      "other.bind(self.getsockname()), listen(other, 1), other.detach(), listen(self, backlog))")
+    failed = run("-c", code, ROOT / args[0], *args[1:], "--port", free_port(), cwd=tmp_path)
+    assert failed.code == 45
+    assert lines_of(failed)[0].endswith("is already in use") and lines_of(failed)[1] == "another program is using it"
+
+
 @BOTH
 def test_an_address_of_another_machine_is_said(run, script):
     failed = run(script, "server", "--host", "192.0.2.1")
@@ -314,6 +346,13 @@ def test_the_listening_line_comes_alone_on_stdout_and_the_client_command_on_stde
     server = spawn(script, "server")
     assert server.out == f"listening on 127.0.0.1:{server.port}\n"
     server.wait_for(rf"only this machine can reach it, with:  python3 {script} client --port {server.port}$")
+
+
+@pytest.mark.parametrize("args", [["tcp_upper.py", "server"], ["udp_upper.py", "server"], ["server.py"], ["httpserver.py", "--password", "x"]])
+@pytest.mark.parametrize("host", ["127.0.0.2", "::1"])
+def test_the_client_command_names_an_address_of_this_machine_where_no_client_looks_by_itself(spawn, tmp_path, args, host):
+    server = spawn(*args, "--host", host, cwd=tmp_path)
+    server.wait_for(rf"only this machine can reach it, with.*client.* --host {host} --port {server.port}\b")
 
 
 @BOTH
