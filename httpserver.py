@@ -3407,7 +3407,8 @@ def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
     for host in reachable_at(sock):
         say(f"from another machine:  {url_of(door, host, port).replace('//', f'//any:{door.made}@' if door.made else '//')}\nor:  {CLIENT} --host {host} --port {port}{door.flags} list /")
     if not reachable_at(sock):
-        with_client = f"{CLIENT} --port {port}{door.flags} list /" if door.flags else f"curl {url_of(door, host, port)}"
+        there = "" if host == "127.0.0.1" else f" --host {host}"
+        with_client = f"{CLIENT}{there} --port {port}{door.flags} list /" if door.flags else f"curl {url_of(door, host, port)}"
         return say(f"only this machine can reach it, with a browser or:  {with_client}\nfor others, start it with --host 0.0.0.0")
     if not door.guard:
         say(f"nobody is asked for a password: everybody who reaches it can read it{'' if args.read_only else ' and change it'}")

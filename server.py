@@ -2397,7 +2397,8 @@ def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
     for host in reachable_at(sock):
         say(f"from another machine:  {CLIENT} --host {host} --port {port}{door.flags} list")
     if not reachable_at(sock):
-        return say(f"only this machine can reach it, with:  {CLIENT} --port {port}{door.flags} list\nfor others, start it with --host 0.0.0.0")
+        there = "" if host == "127.0.0.1" else f" --host {host}"
+        return say(f"only this machine can reach it, with:  {CLIENT}{there} --port {port}{door.flags} list\nfor others, start it with --host 0.0.0.0")
     if not door.guard:
         say(f"nobody is asked for a password: everybody who reaches it can read it{'' if args.read_only else ' and change it'}")
     if not door.tls:

@@ -697,7 +697,8 @@ def announce(sock: socket.socket) -> None:
     for host in reachable_at(sock):
         say(f"from another machine:  {CLIENT} --host {host} --port {port}")
     if not reachable_at(sock):
-        say(f"only this machine can reach it, with:  {CLIENT} --port {port}\nfor others, start it with --host 0.0.0.0")
+        there = "" if host == "127.0.0.1" else f" --host {host}"
+        say(f"only this machine can reach it, with:  {CLIENT}{there} --port {port}\nfor others, start it with --host 0.0.0.0")
 
 
 def common_flags(parser: argparse.ArgumentParser) -> None:
