@@ -475,7 +475,12 @@ class Wire:
         raise broken(self.peer, f"more than {MAX_INTERIM} interim responses")
 
     def one_head(self) -> Head:
-        raw = self.until(HEAD_END, MAX_HEAD)
+        try:
+            raw = self.until(HEAD_END, MAX_HEAD)
+        except Transient:
+            raw = bytes(self.buffer[self.start:self.end])
+            if raw.startswith(b"HTTP/"[:len(raw)]):
+                raise  # else no head that was cut but another protocol's greeting: trying again would not help
         try:
             head = parse_head(raw)
         except ValueError as error:

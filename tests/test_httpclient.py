@@ -291,7 +291,7 @@ def test_a_head_that_comes_byte_by_byte(run, listeners, tmp_path):
 
 
 @pytest.mark.parametrize("raw, code", [  # ids: pytest puts the id into the environment, which is not for 100 kB
-    (b"", 52), (b"HTTP/1.1 200 OK\r\nContent-Le", 18), (b"SSH-2.0-OpenSSH\r\n\r\n", 56), (b"\x15\x03\x01\x00\x02\x02\n\n", 56),
+    (b"", 52), (b"HTTP/1.1 200 OK\r\nContent-Le", 18), (b"HT", 18), (b"SSH-2.0-OpenSSH\r\n\r\n", 56), (b"220 ready\r\n", 56), (b"\x15\x03\x01\x00\x02\x02\n\n", 56),
     (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello", 56), (b"A" * 70_000, 56),
     (b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 20_000 + b"\r\n", 56), (b"HTTP/1.1 100 Continue\r\n\r\n" * 1001, 56),
     (answer(b"zz\r\nhello\r\n0\r\n\r\n", headers="Transfer-Encoding: chunked\r\n"), 56),
