@@ -195,6 +195,10 @@ def test_list_stat_rename_mkdir_help(do, box):
     assert "1,234 bytes" in do("stat", "sub/ü b").out.decode() and "folder" in do("stat", "sub").out.decode()
     assert do("mkdir", "new/er").code == 0 and do("rename", "sub/ü b", "new/c").code == 0 and (box / "new/c").exists()
     assert "put NAME" in do("help").out.decode()
+    assert do("rename", "new/c", "x").code == 0 and do("mkdir", "y").code == 0
+    (box / "z").write_text("old")
+    assert do("rename", "x", "z").code == do("--force", "rename", "x", "y").code == do("--force", "mkdir", "z").code == 9
+    assert (box / "z").read_text() == "old" and do("rename", "x", "z", "--force").code == 0 and (box / "z").stat().st_size == 1234
     assert do("mkdir", "new").code == 9 and do("rename", "no", "where").code == 78 and do("delete", "new").code == 9 and do("list", "no").code == 78
 
 
