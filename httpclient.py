@@ -2054,7 +2054,8 @@ def sendable(path: str, args: argparse.Namespace) -> tuple[list[os.DirEntry[str]
     hidden = [entry for entry in entries if entry.name.startswith(".") and (not args.hidden or is_part(entry.name))]
     odd = [entry for entry in entries if entry.is_symlink() or not entry.is_file() and not entry.is_dir()]
     for entry in [*hidden, *odd]:
-        say(f"skipped {spoken(entry.path)}: {'hidden (--hidden sends it)' if entry in hidden else 'a link or special file'}")
+        why = "an unfinished transfer" if is_part(entry.name) else "hidden (--hidden sends it)" if entry in hidden else "a link or special file"
+        say(f"skipped {spoken(entry.path)}: {why}")
     plain = [entry for entry in entries if entry not in hidden and entry not in odd]
     return [entry for entry in plain if entry.is_file()], [entry for entry in plain if entry.is_dir()]
 

@@ -926,6 +926,15 @@ def test_an_upload_asks_again_when_an_answer_is_lost(run, canned, tmp_path, ther
     assert done.code == 0 and "trying again" in done.err and server.read[-1].startswith(b"PUT /a"), (done, server.read)
 
 
+def test_an_upload_says_why_something_stays_here(run, canned, tmp_path):
+    for name in ".six-%032d.part" % 1, ".git":
+        (tmp_path / name).write_text("x")
+    for flags, told in ([], "sends it"), (["--hidden"], "unfinished"):
+        server = canned(answer(b"", "200 OK"), answer(b"[]", headers="Content-Type: application/json\r\n"), answer(b"", "201 Created"), read_until=b"\r\n\r\n")
+        err = run("httpclient.py", "upload", tmp_path, f"http://127.0.0.1:{server.port}/", *flags).err
+        assert "1.part: an unfinished transfer\n" in err and told in err and (".git: " in err) == (not flags), err
+
+
 class Uploads(Listener):
     """A server that speaks the resumable-upload draft, and cuts the connection after so many bytes, so many times.
     What happens meanwhile is done after each body, before the answer or the cut."""
