@@ -927,7 +927,7 @@ def test_an_upload_asks_again_when_an_answer_is_lost(run, canned, tmp_path, ther
 
 
 def test_an_upload_says_why_something_stays_here(run, canned, tmp_path):
-    for name in ".six-%032d.part" % 1, ".git":
+    for name in f".six-{1:032}.part", ".git":
         (tmp_path / name).write_text("x")
     for flags, told in ([], "sends it"), (["--hidden"], "unfinished"):
         server = canned(answer(b"", "200 OK"), answer(b"[]", headers="Content-Type: application/json\r\n"), answer(b"", "201 Created"), read_until=b"\r\n\r\n")
@@ -1116,6 +1116,20 @@ def test_mirror_of_pythons_own_server_and_again_only_what_changed(run, stock, tm
     (tmp_path / "copy" / "sub" / "x.txt").unlink()
     done = run("httpclient.py", "mirror", url, "-o", "copy", cwd=tmp_path)
     assert done.code == 0 and "2 saved" in done.err and "2 same" in done.err and tree(tmp_path / "copy") == tree(folder)
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["told by the index", "asked for"])
+def test_mirror_replaces_by_force_also_what_looks_the_same(run, spawn, stock, tmp_path, own):
+    folder, url = stock
+    url = url if own else f"http://127.0.0.1:{spawn('httpserver.py', folder).port}/"
+    (folder / "a").write_bytes(b"theirs")
+    assert run("httpclient.py", "mirror", url, "-o", "copy", cwd=tmp_path).code == 0
+    when = os.stat(tmp_path / "copy" / "a").st_mtime
+    (tmp_path / "copy" / "a").write_bytes(b"broken")
+    os.utime(tmp_path / "copy" / "a", (when, when))
+    assert "1 same" in run("httpclient.py", "mirror", url, "-o", "copy", cwd=tmp_path).err
+    assert "1 saved" in run("httpclient.py", "mirror", url, "-o", "copy", "--force", cwd=tmp_path).err
+    assert (tmp_path / "copy" / "a").read_bytes() == b"theirs"
 
 
 def test_list_shows_names_of_pythons_own_server(run, stock):
