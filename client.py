@@ -889,7 +889,7 @@ class Link(Wire):
             raise
 
     def greet(self) -> Line:
-        with contextlib.suppress(Lost):
+        try:
             if not select.select([self.sock], [], [], min(NUDGE_AFTER, self.timeout / 2))[0]:
                 self.put(b"\n")  # an empty line means nothing; a server that waits for TLS is answered to its first byte
             try:
@@ -904,7 +904,8 @@ class Link(Wire):
                 raise Failure(56, f"{self.place} is no Six Sockets file server", f"{known}: another program listens there",
                               "check the port; httpclient.py speaks to web servers")
             return greeting
-        raise Failure(52, f"{self.place} said nothing", "it closed or stayed silent where a file server greets", "check the port")
+        except Lost as lost:
+            raise cut_off(lost, 52, f"{self.place} said nothing", "check the port: a file server greets first") from None
 
     def log_in(self, args: argparse.Namespace, greeting: Line) -> None:
         """Both sides prove that they know the password. To a server that cannot, nothing else is said."""
