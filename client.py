@@ -371,7 +371,7 @@ class Wire:
 WHYS = {
     "no-such-file": ("the server has nothing of that name", "list shows what there is"),
     "no-such-folder": ("a folder in that path is missing there", "mkdir makes it; put --into FOLDER does too"),
-    "exists": ("there is already something of that name", "--force replaces a file"),
+    "exists": ("there is already something of that name", "another name; --force puts or renames over a file, never over a folder"),
     "is-a-folder": ("that name is a folder", "another name, or a name in the folder"),
     "not-a-folder": ("a part of that path is a file or a link", "list shows what there is"),
     "not-a-file": ("that name is a link or a special file, and the server follows none", "the name of the file itself"),
@@ -395,7 +395,13 @@ WHYS = {
     "left": ("it stopped receiving", "python3 client.py receive, there"),
     "not-received": ("no receiver has got it", "who lists the clients"),
     "not-in-chat": ("that connection is not in the chat", "python3 client.py chat"),
-    "bad-nick": ("a nick is 1 to 32 letters, digits, points or hyphens", "--nick NAME"),
+    "bad-nick": ("a nick is 1 to 32 letters, digits, points, hyphens or underscores", "--nick NAME"),
+}
+THERE = {  # the same codes from a receiver
+    "disk-full": ("its disk is full", "room there, then again"),
+    "too-large": ("its disk or its user can have no file of that size", "python3 client.py receive -o DIR, there"),
+    "hidden-name": ("it takes no names that start with a dot", "python3 client.py receive --hidden, there; --as NAME, here"),
+    "not-permitted": ("it may not write in its folder", "python3 client.py receive -o DIR, there"),
 }
 
 
@@ -886,7 +892,7 @@ class Link(Wire):
             raise
 
     def greet(self) -> Line:
-        with contextlib.suppress(Lost):
+        try:
             if not select.select([self.sock], [], [], min(NUDGE_AFTER, self.timeout / 2))[0]:
                 self.put(b"\n")  # an empty line means nothing; a server that waits for TLS is answered to its first byte
             try:
@@ -901,7 +907,8 @@ class Link(Wire):
                 raise Failure(56, f"{self.place} is no Six Sockets file server", f"{known}: another program listens there",
                               "check the port; httpclient.py speaks to web servers")
             return greeting
-        raise Failure(52, f"{self.place} said nothing", "it closed or stayed silent where a file server greets", "check the port")
+        except Lost as lost:
+            raise cut_off(lost, 52, f"{self.place} said nothing", "check the port: a file server greets first") from None
 
     def log_in(self, args: argparse.Namespace, greeting: Line) -> None:
         """Both sides prove that they know the password. To a server that cannot, nothing else is said."""
@@ -1830,7 +1837,7 @@ class Sends(Puts):
             row[place] += more
         if reason:
             job.failed = False  # each receiver that has not got it is told of
-            self.fail(job, Failure(25, f"{target} did not get {shown(job.name)} ({shown(reason)})", *WHYS.get(reason, ("the receiver says so", "again"))))
+            self.fail(job, Failure(25, f"{target} did not get {shown(job.name)} ({shown(reason)})", *{**WHYS, **THERE}.get(reason, ("the receiver says so", "again"))))
         return reason
 
     def summary(self) -> None:
@@ -2190,12 +2197,12 @@ def measure(progress: Progress, paths: Sequence[str]) -> None:
 class Changes(Batch):
     """delete, rename, mkdir: a request for each name. Where the link was lost, asking again could meet what has been done already."""
 
-    def __init__(self, args: argparse.Namespace, *more: str) -> None:
+    def __init__(self, args: argparse.Namespace, *more: str, **keys: object) -> None:
         super().__init__(args)
-        self.verb, self.more = args.command, more
+        self.verb, self.more, self.keys = args.command, more, keys
 
     def start(self, job: Job) -> None:
-        self.link.request(self.answered, job, self.verb, job.name, *self.more)
+        self.link.request(self.answered, job, self.verb, job.name, *self.more, **self.keys)
 
     def answered(self, job: Job, answer: Line) -> None:
         granted(answer, self.verb, job.name)
@@ -2218,7 +2225,7 @@ def do_delete(args: argparse.Namespace) -> int:
 
 
 def do_rename(args: argparse.Namespace) -> int:
-    return Changes(args, remote_name(args.new)).carry_out(iter([Job(remote_name(args.old))]))
+    return Changes(args, remote_name(args.new), over="yes" if args.force else None).carry_out(iter([Job(remote_name(args.old))]))
 
 
 def do_mkdir(args: argparse.Namespace) -> int:

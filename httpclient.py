@@ -14,7 +14,8 @@
 A download is written to a hidden part (.six-*.part) beside its destination, with a note (.six-*.json) of the
 URL, ETag or Last-Modified and size that it belongs to. A lost link, or running the command again, continues it
 by Range with If-Range; a file that changed meanwhile starts over. Length and digest are checked before the part
-gets its name. What exists is not replaced without --force; --newer replaces it when the server's differs.
+gets its name. get replaces what exists only with --force, or with --newer if the server's is newer or of another size;
+mirror replaces what differs (with --newer only such).
 What is here already is not fetched again: told by Last-Modified and size, or where the server tells no time by the
 ETag, which Linux keeps with the file (user.six.etag).
 Large uploads ask first (Expect: 100-continue), or are resumed, also through proxies, where OPTIONS tells by Upload-Limit
@@ -475,7 +476,12 @@ class Wire:
         raise broken(self.peer, f"more than {MAX_INTERIM} interim responses")
 
     def one_head(self) -> Head:
-        raw = self.until(HEAD_END, MAX_HEAD)
+        try:
+            raw = self.until(HEAD_END, MAX_HEAD)
+        except Transient:
+            raw = bytes(self.buffer[self.start:self.end])
+            if raw.startswith(b"HTTP/"[:len(raw)]):
+                raise  # else no head that was cut but another protocol's greeting: trying again would not help
         try:
             head = parse_head(raw)
         except ValueError as error:
@@ -1395,7 +1401,7 @@ class Download:
     def settle(self, reply: Reply, method: str) -> str:
         """What a response that was asked for in a row makes of it: saved, same, or "" when it needs more than that."""
         if method == "HEAD":
-            return "same" * self.same(reply.head)
+            return "same" * (self.same(reply.head) and not self.args.force)
         short = reply.head.length is not None and reply.head.length <= NOTED_FROM
         with contextlib.suppress(Failure), contextlib.closing(Part(self.folder, self.url, self.args, short)) as part:
             return self.finish(part) if self.receive(reply, part) else "same"
@@ -1690,7 +1696,7 @@ def lock(fd: int) -> None:
 
 def exists(path: str) -> Failure:
     return Failure(23, f"{spoken(path)} exists already, and is another file", "it was left as it is",
-                   "--newer replaces it if the server's differs, --force always, -o gives another name")
+                   "--newer replaces it if the server's is newer or of another size, --force always, -o gives another name")
 
 
 def unwritable(path: str, error: OSError, offset: int) -> Failure:
@@ -2033,7 +2039,7 @@ class Mirror:
 
     def told_same(self, dest: str, entry: Entry) -> bool:
         """Whether the index itself says that the file here is the same."""
-        told = entry.size is not None and entry.mtime is not None
+        told = entry.size is not None and entry.mtime is not None and not self.args.force
         known = told and same(look(os.path.join(dest, entry.name)), entry.size, entry.mtime, self.args.newer)
         if known:
             self.args.progress.count("same")
@@ -2088,7 +2094,8 @@ def sendable(path: str, args: argparse.Namespace) -> tuple[list[os.DirEntry[str]
     hidden = [entry for entry in entries if entry.name.startswith(".") and (not args.hidden or is_part(entry.name))]
     odd = [entry for entry in entries if entry.is_symlink() or not entry.is_file() and not entry.is_dir()]
     for entry in [*hidden, *odd]:
-        say(f"skipped {spoken(entry.path)}: {'hidden (--hidden sends it)' if entry in hidden else 'a link or special file'}")
+        why = "an unfinished transfer" if is_part(entry.name) else "hidden (--hidden sends it)" if entry in hidden else "a link or special file"
+        say(f"skipped {spoken(entry.path)}: {why}")
     plain = [entry for entry in entries if entry not in hidden and entry not in odd]
     return [entry for entry in plain if entry.is_file()], [entry for entry in plain if entry.is_dir()]
 
@@ -2722,7 +2729,7 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
         for place in places:
             made.add_argument(place.rstrip("+").lower(), nargs="+" if place.endswith("+") else None, metavar=place.rstrip("+"))
         if name in ("get", "mirror"):
-            made.add_argument("-o", "--output", metavar="DEST", help="a folder, a name, or - for standard output")
+            made.add_argument("-o", "--output", metavar="DEST", help="a folder, a name, or - for standard output" if name == "get" else "the folder for it")
             made.add_argument("--force", action="store_true", help="replace what exists")
             made.add_argument("--newer", action="store_true", help="replace what exists if the server's is newer or of another size")
         return made.add_argument

@@ -25,7 +25,7 @@ and Apache have it) sets a file's time. All state is in the folder, so several s
 
 One password lets everybody in: --password, --ask-password or SIXSOCKETS_PASSWORD, and on other addresses than loopback one that
 is made and printed, unless --open does without. It is asked for by Basic (RFC 7617), with any name; who needs more puts a proxy
-in front. More than ten wrong ones within a minute from one address, in each of --workers, and that address gets 429 (before a
+in front. Ten wrong ones within a minute from one address, in each of --workers, and until it is over that address gets 429 (before a
 TLS handshake the alert access_denied). --tls makes a certificate for the run, whose SHA-256 httpclient.py takes as --pin.
 
 Limits: on loopback nobody is asked unless a password is given; without --tls others can read all, the password too. Links are not

@@ -97,7 +97,7 @@ The client makes a nonce of its own: 16 to 64 random bytes in lower-case hex dig
 
 where certificate is `-`, or with TLS the SHA-256 of the server's certificate (DER) in hex: so nobody can pass proofs on from
 another connection. The server's proof is the same with the word server for client; a client whose server cannot give it goes
-no further. After a wrong proof the server closes. More than ten within a minute from one address, and all its new connections
+no further. After a wrong proof the server closes. Ten within a minute from one address, and until it is over all its new connections
 are answered `err - reason=busy retry=SECONDS` instead of the greeting (under TLS by the alert access_denied).
 
 TLS. With --tls the client begins with a TLS handshake (1.2 or later), and all the rest is the same inside. Who begins in the

@@ -292,7 +292,7 @@ def test_a_head_that_comes_byte_by_byte(run, listeners, tmp_path):
 
 
 @pytest.mark.parametrize("raw, code", [  # ids: pytest puts the id into the environment, which is not for 100 kB
-    (b"", 52), (b"HTTP/1.1 200 OK\r\nContent-Le", 18), (b"SSH-2.0-OpenSSH\r\n\r\n", 56), (b"\x15\x03\x01\x00\x02\x02\n\n", 56),
+    (b"", 52), (b"HTTP/1.1 200 OK\r\nContent-Le", 18), (b"HT", 18), (b"SSH-2.0-OpenSSH\r\n\r\n", 56), (b"220 ready\r\n", 56), (b"\x15\x03\x01\x00\x02\x02\n\n", 56),
     (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello", 56), (b"A" * 70_000, 56),
     (b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 20_000 + b"\r\n", 56), (b"HTTP/1.1 100 Continue\r\n\r\n" * 1001, 56),
     (answer(b"zz\r\nhello\r\n0\r\n\r\n", headers="Transfer-Encoding: chunked\r\n"), 56),
@@ -1004,6 +1004,15 @@ def test_an_upload_asks_again_when_an_answer_is_lost(run, canned, tmp_path, ther
     assert done.code == 0 and "trying again" in done.err and server.read[-1].startswith(b"PUT /a"), (done, server.read)
 
 
+def test_an_upload_says_why_something_stays_here(run, canned, tmp_path):
+    for name in f".six-{1:032}.part", ".git":
+        (tmp_path / name).write_text("x")
+    for flags, told in ([], "sends it"), (["--hidden"], "unfinished"):
+        server = canned(answer(b"", "200 OK"), answer(b"[]", headers="Content-Type: application/json\r\n"), answer(b"", "201 Created"), read_until=b"\r\n\r\n")
+        err = run("httpclient.py", "upload", tmp_path, f"http://127.0.0.1:{server.port}/", *flags).err
+        assert "1.part: an unfinished transfer\n" in err and told in err and (".git: " in err) == (not flags), err
+
+
 class Uploads(Listener):
     """A server that speaks the resumable-upload draft, and cuts the connection after so many bytes, so many times.
     What happens meanwhile is done after each body, before the answer or the cut."""
@@ -1208,6 +1217,20 @@ def test_mirror_of_pythons_own_server_and_again_only_what_changed(run, stock, tm
     (tmp_path / "copy" / "sub" / "x.txt").unlink()
     done = run("httpclient.py", "mirror", url, "-o", "copy", cwd=tmp_path)
     assert done.code == 0 and "2 saved" in done.err and "2 same" in done.err and tree(tmp_path / "copy") == tree(folder)
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["told by the index", "asked for"])
+def test_mirror_replaces_by_force_also_what_looks_the_same(run, spawn, stock, tmp_path, own):
+    folder, url = stock
+    url = url if own else f"http://127.0.0.1:{spawn('httpserver.py', folder).port}/"
+    (folder / "a").write_bytes(b"theirs")
+    assert run("httpclient.py", "mirror", url, "-o", "copy", cwd=tmp_path).code == 0
+    when = os.stat(tmp_path / "copy" / "a").st_mtime
+    (tmp_path / "copy" / "a").write_bytes(b"broken")
+    os.utime(tmp_path / "copy" / "a", (when, when))
+    assert "1 same" in run("httpclient.py", "mirror", url, "-o", "copy", cwd=tmp_path).err
+    assert "1 saved" in run("httpclient.py", "mirror", url, "-o", "copy", "--force", cwd=tmp_path).err
+    assert (tmp_path / "copy" / "a").read_bytes() == b"theirs"
 
 
 def test_list_shows_names_of_pythons_own_server(run, stock):

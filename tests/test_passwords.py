@@ -625,6 +625,13 @@ def test_httpclient_asks_on_a_terminal_for_that_server_alone(spawn, box, canned)
     assert basic(WORD, "").encode() not in b"".join(other.read) and basic("other", "").encode() in other.read[-1]
 
 
+@pytest.mark.parametrize("script, client, what", [("server.py", "client.py", "list"), ("httpserver.py", "httpclient.py", "list /")])
+def test_on_another_loopback_address_the_command_that_is_printed_reaches_it(spawn, run, box, script, client, what):
+    server = spawn(script, box, "--host", "127.0.0.2", "--password", WORD)
+    command = server.wait_for(rf"with.*:  python3 ({client} .*)--ask-password {what}\n")
+    assert run(*command[1].split(), "--password", WORD, *what.split()).code == 0
+
+
 def test_http_off_loopback_a_password_is_made_and_printed_in_the_clients_command(spawn, run, box):
     for tls in (False, True):
         server = spawn("httpserver.py", box, "--host", "0.0.0.0", *["--tls"] * tls)

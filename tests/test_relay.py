@@ -609,6 +609,7 @@ def test_unless_all_got_all_it_says_who_did_not_and_exits_25(do, here, receiving
     receiving("-o", "box", "--nick", "bob")
     some = do("send", "x", ".hidden", "--to", "bob", "--to", "nobody")
     assert some.code == 25 and "nobody did not get x (no-such-client)" in some.err and "bob) did not get .hidden (hidden-name)" in some.err
+    assert "receive --hidden" in some.err and "server.py" not in some.err
     assert re.search(r"^127.* \(bob\): verified 1 of 2, 1 bytes$", some.err, re.M) and "\nnobody: verified 0 of 2" in some.err
     assert os.listdir(here / "box") == ["x"]
     gone = do("send", "nosuch", "x", "--to", "bob", "--json", "--quiet")
@@ -788,7 +789,7 @@ def test_a_receiver_that_cannot_write_says_so_and_goes_on(do, here, receiving):
     assert blocked.code == 23 and "cannot write to n" in blocked.err
     box = receiving("-o", "box", "--nick", "bob", "--count", "1", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100000, 100000)))
     full = do("send", "large", "n", "--to", "bob")
-    assert full.code == 25 and "did not get large (too-large)" in full.err and "verified 1 of 2" in full.err
+    assert full.code == 25 and "did not get large (too-large)" in full.err and "--max-size" not in full.err and "verified 1 of 2" in full.err
     assert box.wait() == 0 and "did not get large from 127.0.0.1" in box.err and os.listdir(here / "box") == ["n"]
 
 

@@ -436,6 +436,7 @@ def test_a_server_that_is_no_echo(run, canned, how, answer, code, error):
     failed = run(SCRIPT, "client", "--port", server.port, *how.get("args", ()), input=how.get("input", b""))
     assert failed.code == code, failed
     assert error in lines_of(failed)[0]
+    assert ("--max-clients" in failed.err) == (code == 7), "advice for a full server, and for no other"
 
 
 def test_a_server_that_answers_and_never_closes_does_not_hold_the_client(run, listeners):

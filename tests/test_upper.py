@@ -375,6 +375,7 @@ def test_ipv6_and_dual_stack(spawn, run, script):
         pytest.skip("no IPv6 here")
     only = spawn(script, "server", "--host", "::1")
     assert only.out == f"listening on [::1]:{only.port}\n"
+    only.wait_for(rf"only this machine can reach it, with:  python3 {script} client --host ::1 --port {only.port}\n")
     assert run(script, "client", "--host", "::1", "--port", only.port, "hi").out == b"HI\n"
     both = spawn(script, "server", "--host", "::")
     for host in "::1", "127.0.0.1":
