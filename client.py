@@ -2711,16 +2711,17 @@ def open_connection(args: argparse.Namespace, host: str, port: int, server: str)
     """Connect to the first of the host's addresses that answers; server is the command that would start what is missing."""
     limit = min(CONNECT_TIMEOUT, args.timeout)
     for family, target in resolve(host, port, socket.SOCK_STREAM):
+        sock = None
         try:
-            with contextlib.ExitStack() as failed:
-                sock = failed.enter_context(socket_class(args)(family, socket.SOCK_STREAM))  # an OSError too: no IPv6 here, or too many open files
-                sock.settimeout(limit)
-                sock.connect(target)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what is sent leaves at once, however short
-                sock.settimeout(args.timeout)
-                failed.pop_all()
-                return sock
+            sock = socket_class(args)(family, socket.SOCK_STREAM)  # an OSError too where there is no IPv6, or too many open files
+            sock.settimeout(limit)
+            sock.connect(target)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what is sent leaves at once, however short
+            sock.settimeout(args.timeout)
+            return sock
         except OSError as error:
+            if sock:
+                sock.close()
             problem = error
     place = address((host, port))
     if isinstance(problem, ConnectionRefusedError):
