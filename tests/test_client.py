@@ -618,8 +618,11 @@ def test_a_part_whose_check_was_interrupted_in_the_shell_is_let_go(server, here,
 
     def held():
         """How far in it each descriptor stands that is open on the part."""
-        open_on = [fd.name for fd in Path(f"/proc/{shell.pid}/fd").iterdir() if os.path.realpath(fd) == str(part)]
-        return [int(Path(f"/proc/{shell.pid}/fdinfo/{fd}").read_text().split()[1]) for fd in open_on]
+        found = []
+        for fd in Path(f"/proc/{shell.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                found += [int(Path(f"/proc/{shell.pid}/fdinfo/{fd.name}").read_text().split()[1])] * (os.readlink(fd) == str(part))
+        return found
 
     shell = Process(ROOT / "client.py", "--port", server.port, cwd=here, stdin=subprocess.PIPE)
     shell.process.stdin.write(b"get big\n")
