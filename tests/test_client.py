@@ -569,7 +569,7 @@ def test_a_folder_that_is_read_slowly_does_not_keep_the_server_from_telling_of_i
     """What was not read in time is asked for file by file."""
     def talk(conn):
         conn.sendall(GREETING)
-        for verb, name, *_ in map(bytes.split, conn.makefile("rb")):
+        for verb, name, *_ in map(bytes.split, filter(bytes.strip, conn.makefile("rb"))):  # an empty line comes from a client that had to wait
             heard.append(verb)
             listed = b"".join(b"file t/%03d size=0 mtime_ns=0\n" % number for number in range(100))
             conn.sendall({b"mkdir": b"err mkdir t reason=exists\n", b"list": listed + b"ok list t\n"}.get(verb, b"ok stat %b type=file size=0 mtime_ns=0\n" % name))
