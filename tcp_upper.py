@@ -76,10 +76,11 @@ def fate(problem: OSError | None, stopping: bool) -> str:
 
 
 class Tally:
-    """The bytes that went each way on a connection."""
+    """The bytes that went each way on a connection, and whether the client has no more to say."""
 
     def __init__(self) -> None:
         self.sent = self.received = 0
+        self.ended = False
 
 
 class Output:
@@ -286,7 +287,7 @@ def await_reply(sock: socket.socket, args: argparse.Namespace, tally: Tally) -> 
         if silence == NOTICE_AFTER:
             say(f"waiting for a reply from {place(args)} (Ctrl-C stops)")
     chunk = sock.recv(args.recv_size)
-    if not chunk and tally.received < tally.sent:
+    if not chunk and (tally.received < tally.sent or not tally.ended):
         raise ConnectionAbortedError(errno.ECONNABORTED, "the server closed it")
     if not tally.received and chunk != chunk.upper():
         code, hint = (7, "again later, or the server with more --max-clients") if chunk.startswith(FULL[:11]) else (56, "check the port")
@@ -321,15 +322,15 @@ def stream(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Out
     """Standard input to the server and its answer to standard output, at once: a thread sends while this one receives.
     Sending everything first and reading then would leave both sides waiting when the kernel's buffers are full."""
     problems: list[Failure] = []
-    ended = threading.Event()
 
     def send_input() -> None:
         try:
             while chunk := read_input(args.recv_size):
                 send_message(sock, chunk, tally)
-            ended.set()
+            tally.ended = True
         except Failure as failure:
             problems.append(failure)  # told when all that is on its way has come back
+            tally.ended = True
         except OSError:
             pass  # the connection is gone: the receiving side meets that too
         with contextlib.suppress(OSError):
@@ -340,8 +341,6 @@ def stream(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Out
         out.write(chunk)
     if problems:
         raise problems[0]
-    if not ended.is_set():
-        raise ConnectionAbortedError(errno.ECONNABORTED, "the server closed it")
 
 
 def converse(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Output) -> None:

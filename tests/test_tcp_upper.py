@@ -457,6 +457,13 @@ def test_a_ping_answered_with_nonsense_ends(run, canned):
     assert failed.code == 56
 
 
+def test_a_ping_whose_server_ends_between_two_questions_ends_too(run, listeners):
+    listeners.append(Listener(lambda conn: conn.sendall(conn.recv(100).upper())))
+    failed = run(SCRIPT, "client", "--port", listeners[-1].port, "--ping", 2, "--interval", 5 * DEADLINE)
+    assert (failed.code, failed.out.split(b"\n")[0]) == (18, b"sent 1, received 1, lost 0")
+    assert lines_of(failed)[0] == "connection lost: 7 of 7 bytes came back"
+
+
 @pytest.mark.parametrize("cut_at", [0, 1, 6, 7, 13])
 def test_a_stream_cut_anywhere_is_no_success(spawn, run, proxy, cut_at):
     server = spawn(SCRIPT, "server")
