@@ -251,6 +251,8 @@ def serve(args: argparse.Namespace) -> int:
     raise_file_limit()
     family, target = resolve(args.host, args.port, socket.SOCK_STREAM)[0]
     sock = bind(args, family, target, args.backlog, args.reuseaddr)
+    if os.name == "posix":  # connections inherit it: a server that comes after this one can tell those in TIME_WAIT from a server
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     server = Server(args, sock)  # from here on a signal is heard
     announce(sock)
     server.run()

@@ -473,9 +473,9 @@ def test_a_stream_cut_anywhere_is_no_success(spawn, run, proxy, cut_at):
 
 
 # --- the port after the server ---
-def leave_time_wait(spawn):
+def leave_time_wait(spawn, *flags):
     """Stop a server while a client is connected: the server closes first, and its side goes into TIME_WAIT."""
-    server = spawn(SCRIPT, "server", port=free_port())
+    server = spawn(SCRIPT, "server", *flags, port=free_port())
     with server.connect() as sock:
         sock.sendall(b"a")
         sock.recv(1)
@@ -484,13 +484,18 @@ def leave_time_wait(spawn):
     return server.port
 
 
-def test_a_server_starts_again_over_time_wait(spawn, run):
-    port = leave_time_wait(spawn)
+EARLIER = pytest.mark.parametrize("earlier", [[], ["--no-reuseaddr"]])
+
+
+@EARLIER
+def test_a_server_starts_again_over_time_wait(spawn, run, earlier):
+    port = leave_time_wait(spawn, *earlier)
     assert spawn(SCRIPT, "server", port=port).port == port
 
 
-def test_without_reuseaddr_time_wait_keeps_the_port_and_the_message_says_so(spawn, run):
-    port = leave_time_wait(spawn)
+@EARLIER
+def test_without_reuseaddr_time_wait_keeps_the_port_and_the_message_says_so(spawn, run, earlier):
+    port = leave_time_wait(spawn, *earlier)
     failed = run(SCRIPT, "server", "--no-reuseaddr", "--port", port)
     assert failed.code == 45
     error, why, _ = lines_of(failed)
