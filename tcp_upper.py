@@ -68,7 +68,7 @@ def ping_report(sent: int, trips: Sequence[float]) -> str:
 
 def fate(problem: OSError | None, stopping: bool) -> str:
     """What became of a connection, for the log."""
-    if isinstance(problem, socket.timeout):
+    if isinstance(problem, socket.timeout) and not problem.errno:  # with one it is the kernel's: the other machine has vanished
         return "hung up on: it did not read its answer"
     if problem is not None:
         return f"the client left early ({problem.strerror})"

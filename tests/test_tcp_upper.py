@@ -48,6 +48,7 @@ def test_the_report_of_a_ping(sent, trips, want):
 
 @pytest.mark.parametrize("problem, stopping, want", [
     (None, False, "done"), (None, True, "stopped"), (socket.timeout(), False, "hung up on: it did not read its answer"),
+    (TimeoutError(errno.ETIMEDOUT, "Connection timed out"), False, "the client left early (Connection timed out)"),
     (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), False, "the client left early (Connection reset by peer)"),
 ])
 def test_the_fate_of_a_connection(problem, stopping, want):
