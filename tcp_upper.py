@@ -279,9 +279,9 @@ def send_message(sock: socket.socket, data: bytes, tally: Tally) -> None:
 
 def await_reply(sock: socket.socket, args: argparse.Namespace, tally: Tally) -> bytes:
     """Some of the answer, as soon as there is some. Silence counts only while an answer is owed."""
-    silence, step = 0.0, min(NOTICE_AFTER, args.timeout)
+    silence, step, owed = 0.0, min(NOTICE_AFTER, args.timeout), tally.received < tally.sent
     while not select.select([sock], [], [], step)[0]:
-        silence = silence + step if tally.received < tally.sent else 0.0
+        silence, owed = silence + step * owed, tally.received < tally.sent  # stream() may have sent only at the end of that step
         step = min(NOTICE_AFTER, args.timeout - silence)
         if step <= 0:
             raise Failure(28, f"no reply from {place(args)} in {args.timeout:g} s", "it is connected but silent: busy with another client "

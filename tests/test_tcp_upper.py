@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -411,6 +412,23 @@ def test_a_server_that_is_silent_times_out(run, listeners, canned):
     failed = run(SCRIPT, "client", "--port", silent.port, "--timeout", 0.2, "hi")
     assert failed.code == 28
     assert lines_of(failed)[0] == f"no reply from 127.0.0.1:{silent.port} in 0.2 s"
+
+
+def test_only_silence_since_the_question_counts():
+    """A line that is typed at the end of a long pause has all of --timeout for its answer."""
+    class Sender:
+        received, asked, end = 0, False, time.monotonic() + 0.3
+
+        @property
+        def sent(self):
+            if not self.asked and time.monotonic() >= self.end - 0.05:
+                self.asked = True
+                server.sendall(b"HELLO")
+            return 5 * self.asked
+
+    client, server = socket.socketpair()
+    with client, server:
+        assert tcp_upper.await_reply(client, SimpleNamespace(host="servr", port=9, timeout=0.3, recv_size=100), Sender()) == b"HELLO"
 
 
 def test_after_three_seconds_of_silence_it_says_for_whom_it_waits(canned):
