@@ -292,7 +292,7 @@ def await_reply(sock: socket.socket, args: argparse.Namespace, tally: Tally) -> 
     if not chunk and (tally.received < tally.sent or not tally.ended):
         raise ConnectionAbortedError(errno.ECONNABORTED, "the server closed it")
     if not tally.received and chunk != chunk.upper():
-        code, hint = (7, "again later, or the server with more --max-clients") if chunk.startswith(FULL[:11]) else (56, "check the port")
+        code, hint = (7, "again later, or the server with more --max-clients") if FULL.startswith(chunk[:11]) else (56, "check the port")
         raise Failure(code, f"{place(args)} says: {shown(chunk.decode(errors='backslashreplace').strip())}",
                       "that is a notice: an echo has no small letters", hint)
     tally.received += len(chunk)

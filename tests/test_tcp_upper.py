@@ -458,6 +458,12 @@ def test_a_server_that_is_no_echo(run, canned, how, answer, code, error):
     assert ("--max-clients" in failed.err) == (code == 7), "advice for a full server, and for no other"
 
 
+def test_a_full_server_is_known_by_a_small_buffer_too(run, canned):
+    failed = run(SCRIPT, "client", "--port", canned(tcp_upper.FULL, read_until=b"\n").port, "--recv-size", 4, "abcdef")
+    assert failed.code == 7
+    assert "says: serv" in lines_of(failed)[0] and "--max-clients" in lines_of(failed)[2]
+
+
 def test_a_server_that_answers_and_never_closes_does_not_hold_the_client(run, listeners):
     hold = threading.Event()
     listeners.append(Listener(lambda conn: (conn.sendall(conn.recv(100).upper()), hold.wait(DEADLINE))))
