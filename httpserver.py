@@ -3317,22 +3317,23 @@ def reachable_at(sock: socket.socket) -> list[str]:
 def bind(args: argparse.Namespace, family: int, target: Address, backlog: int | None = None, reuse: bool = True) -> socket.socket:
     """A socket at that address, which for TCP listens, with what systems differ in; each way it can fail in three lines."""
     kind = socket.SOCK_DGRAM if backlog is None else socket.SOCK_STREAM
+    sock = None
     try:
-        with contextlib.ExitStack() as failed:
-            sock = failed.enter_context(socket_class(args)(family, kind))  # an OSError too: a system without IPv6
-            if sys.platform == "win32":  # where two servers could otherwise share a port
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
-            elif reuse and backlog is not None:  # or what an earlier server left in TIME_WAIT would keep the port
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, target[0] != "::")  # --host :: is for IPv4 too
-            sock.bind(target)
-            if backlog is not None:
-                sock.listen(backlog)  # also where two servers that start at once had both bound
-            sock.setblocking(False)  # select() waits, accept() and recvfrom() do not
-            failed.pop_all()
-            return sock
+        sock = socket_class(args)(family, kind)  # an OSError too: a system without IPv6
+        if sys.platform == "win32":  # where two servers could otherwise share a port
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        elif reuse and backlog is not None:  # or what an earlier server left in TIME_WAIT would keep the port
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, target[0] != "::")  # --host :: is for IPv4 too
+        sock.bind(target)
+        if backlog is not None:
+            sock.listen(backlog)  # also where two servers that start at once had both bound
+        sock.setblocking(False)  # select() waits, accept() and recvfrom() do not
+        return sock
     except OSError as error:
+        if sock:
+            sock.close()
         host, port = target[:2]
         known = {
             errno.EADDRINUSE: (f"port {port} is already in use", who_has_port(family, kind, target),

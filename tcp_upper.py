@@ -68,7 +68,7 @@ def ping_report(sent: int, trips: Sequence[float]) -> str:
 
 def fate(problem: OSError | None, stopping: bool) -> str:
     """What became of a connection, for the log."""
-    if isinstance(problem, socket.timeout):
+    if isinstance(problem, socket.timeout) and not problem.errno:  # with one it is the kernel's: the other machine has vanished
         return "hung up on: it did not read its answer"
     if problem is not None:
         return f"the client left early ({problem.strerror})"
@@ -76,10 +76,11 @@ def fate(problem: OSError | None, stopping: bool) -> str:
 
 
 class Tally:
-    """The bytes that went each way on a connection."""
+    """The bytes that went each way on a connection, and whether the client has no more to say."""
 
     def __init__(self) -> None:
         self.sent = self.received = 0
+        self.ended = False
 
 
 class Output:
@@ -250,6 +251,8 @@ def serve(args: argparse.Namespace) -> int:
     raise_file_limit()
     family, target = resolve(args.host, args.port, socket.SOCK_STREAM)[0]
     sock = bind(args, family, target, args.backlog, args.reuseaddr)
+    if os.name == "posix":  # connections inherit it: a server that comes after this one can tell those in TIME_WAIT from a server
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     server = Server(args, sock)  # from here on a signal is heard
     announce(sock)
     server.run()
@@ -276,9 +279,9 @@ def send_message(sock: socket.socket, data: bytes, tally: Tally) -> None:
 
 def await_reply(sock: socket.socket, args: argparse.Namespace, tally: Tally) -> bytes:
     """Some of the answer, as soon as there is some. Silence counts only while an answer is owed."""
-    silence, step = 0.0, min(NOTICE_AFTER, args.timeout)
+    silence, step, owed = 0.0, min(NOTICE_AFTER, args.timeout), tally.received < tally.sent
     while not select.select([sock], [], [], step)[0]:
-        silence = silence + step if tally.received < tally.sent else 0.0
+        silence, owed = silence + step * owed, tally.received < tally.sent  # stream() may have sent only at the end of that step
         step = min(NOTICE_AFTER, args.timeout - silence)
         if step <= 0:
             raise Failure(28, f"no reply from {place(args)} in {args.timeout:g} s", "it is connected but silent: busy with another client "
@@ -286,10 +289,10 @@ def await_reply(sock: socket.socket, args: argparse.Namespace, tally: Tally) -> 
         if silence == NOTICE_AFTER:
             say(f"waiting for a reply from {place(args)} (Ctrl-C stops)")
     chunk = sock.recv(args.recv_size)
-    if not chunk and tally.received < tally.sent:
+    if not chunk and (tally.received < tally.sent or not tally.ended):
         raise ConnectionAbortedError(errno.ECONNABORTED, "the server closed it")
     if not tally.received and chunk != chunk.upper():
-        code, hint = (7, "again later, or the server with more --max-clients") if chunk.startswith(FULL[:11]) else (56, "check the port")
+        code, hint = (7, "again later, or the server with more --max-clients") if FULL.startswith(chunk[:11]) else (56, "check the port")
         raise Failure(code, f"{place(args)} says: {shown(chunk.decode(errors='backslashreplace').strip())}",
                       "that is a notice: an echo has no small letters", hint)
     tally.received += len(chunk)
@@ -321,15 +324,15 @@ def stream(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Out
     """Standard input to the server and its answer to standard output, at once: a thread sends while this one receives.
     Sending everything first and reading then would leave both sides waiting when the kernel's buffers are full."""
     problems: list[Failure] = []
-    ended = threading.Event()
 
     def send_input() -> None:
         try:
             while chunk := read_input(args.recv_size):
                 send_message(sock, chunk, tally)
-            ended.set()
+            tally.ended = True
         except Failure as failure:
             problems.append(failure)  # told when all that is on its way has come back
+            tally.ended = True
         except OSError:
             pass  # the connection is gone: the receiving side meets that too
         with contextlib.suppress(OSError):
@@ -340,8 +343,6 @@ def stream(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Out
         out.write(chunk)
     if problems:
         raise problems[0]
-    if not ended.is_set():
-        raise ConnectionAbortedError(errno.ECONNABORTED, "the server closed it")
 
 
 def converse(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Output) -> None:
@@ -595,22 +596,23 @@ def reachable_at(sock: socket.socket) -> list[str]:
 def bind(args: argparse.Namespace, family: int, target: Address, backlog: int | None = None, reuse: bool = True) -> socket.socket:
     """A socket at that address, which for TCP listens, with what systems differ in; each way it can fail in three lines."""
     kind = socket.SOCK_DGRAM if backlog is None else socket.SOCK_STREAM
+    sock = None
     try:
-        with contextlib.ExitStack() as failed:
-            sock = failed.enter_context(socket_class(args)(family, kind))  # an OSError too: a system without IPv6
-            if sys.platform == "win32":  # where two servers could otherwise share a port
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
-            elif reuse and backlog is not None:  # or what an earlier server left in TIME_WAIT would keep the port
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, target[0] != "::")  # --host :: is for IPv4 too
-            sock.bind(target)
-            if backlog is not None:
-                sock.listen(backlog)  # also where two servers that start at once had both bound
-            sock.setblocking(False)  # select() waits, accept() and recvfrom() do not
-            failed.pop_all()
-            return sock
+        sock = socket_class(args)(family, kind)  # an OSError too: a system without IPv6
+        if sys.platform == "win32":  # where two servers could otherwise share a port
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+        elif reuse and backlog is not None:  # or what an earlier server left in TIME_WAIT would keep the port
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, target[0] != "::")  # --host :: is for IPv4 too
+        sock.bind(target)
+        if backlog is not None:
+            sock.listen(backlog)  # also where two servers that start at once had both bound
+        sock.setblocking(False)  # select() waits, accept() and recvfrom() do not
+        return sock
     except OSError as error:
+        if sock:
+            sock.close()
         host, port = target[:2]
         known = {
             errno.EADDRINUSE: (f"port {port} is already in use", who_has_port(family, kind, target),

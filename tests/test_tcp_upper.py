@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -48,6 +49,7 @@ def test_the_report_of_a_ping(sent, trips, want):
 
 @pytest.mark.parametrize("problem, stopping, want", [
     (None, False, "done"), (None, True, "stopped"), (socket.timeout(), False, "hung up on: it did not read its answer"),
+    (TimeoutError(errno.ETIMEDOUT, "Connection timed out"), False, "the client left early (Connection timed out)"),
     (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), False, "the client left early (Connection reset by peer)"),
 ])
 def test_the_fate_of_a_connection(problem, stopping, want):
@@ -412,6 +414,23 @@ def test_a_server_that_is_silent_times_out(run, listeners, canned):
     assert lines_of(failed)[0] == f"no reply from 127.0.0.1:{silent.port} in 0.2 s"
 
 
+def test_only_silence_since_the_question_counts():
+    """A line that is typed at the end of a long pause has all of --timeout for its answer."""
+    class Sender:
+        received, asked, end = 0, False, time.monotonic() + 0.3
+
+        @property
+        def sent(self):
+            if not self.asked and time.monotonic() >= self.end - 0.05:
+                self.asked = True
+                server.sendall(b"HELLO")
+            return 5 * self.asked
+
+    client, server = socket.socketpair()
+    with client, server:
+        assert tcp_upper.await_reply(client, SimpleNamespace(host="servr", port=9, timeout=0.3, recv_size=100), Sender()) == b"HELLO"
+
+
 def test_after_three_seconds_of_silence_it_says_for_whom_it_waits(canned):
     silent = canned(b"", read_until=b"never comes")
     client = Process(ROOT / SCRIPT, "client", "--port", silent.port, "hi")
@@ -439,6 +458,12 @@ def test_a_server_that_is_no_echo(run, canned, how, answer, code, error):
     assert ("--max-clients" in failed.err) == (code == 7), "advice for a full server, and for no other"
 
 
+def test_a_full_server_is_known_by_a_small_buffer_too(run, canned):
+    failed = run(SCRIPT, "client", "--port", canned(tcp_upper.FULL, read_until=b"\n").port, "--recv-size", 4, "abcdef")
+    assert failed.code == 7
+    assert "says: serv" in lines_of(failed)[0] and "--max-clients" in lines_of(failed)[2]
+
+
 def test_a_server_that_answers_and_never_closes_does_not_hold_the_client(run, listeners):
     hold = threading.Event()
     listeners.append(Listener(lambda conn: (conn.sendall(conn.recv(100).upper()), hold.wait(DEADLINE))))
@@ -457,6 +482,13 @@ def test_a_ping_answered_with_nonsense_ends(run, canned):
     assert failed.code == 56
 
 
+def test_a_ping_whose_server_ends_between_two_questions_ends_too(run, listeners):
+    listeners.append(Listener(lambda conn: conn.sendall(conn.recv(100).upper())))
+    failed = run(SCRIPT, "client", "--port", listeners[-1].port, "--ping", 2, "--interval", 5 * DEADLINE)
+    assert (failed.code, failed.out.split(b"\n")[0]) == (18, b"sent 1, received 1, lost 0")
+    assert lines_of(failed)[0] == "connection lost: 7 of 7 bytes came back"
+
+
 @pytest.mark.parametrize("cut_at", [0, 1, 6, 7, 13])
 def test_a_stream_cut_anywhere_is_no_success(spawn, run, proxy, cut_at):
     server = spawn(SCRIPT, "server")
@@ -466,9 +498,9 @@ def test_a_stream_cut_anywhere_is_no_success(spawn, run, proxy, cut_at):
 
 
 # --- the port after the server ---
-def leave_time_wait(spawn):
+def leave_time_wait(spawn, *flags):
     """Stop a server while a client is connected: the server closes first, and its side goes into TIME_WAIT."""
-    server = spawn(SCRIPT, "server", port=free_port())
+    server = spawn(SCRIPT, "server", *flags, port=free_port())
     with server.connect() as sock:
         sock.sendall(b"a")
         sock.recv(1)
@@ -477,13 +509,18 @@ def leave_time_wait(spawn):
     return server.port
 
 
-def test_a_server_starts_again_over_time_wait(spawn, run):
-    port = leave_time_wait(spawn)
+EARLIER = pytest.mark.parametrize("earlier", [[], ["--no-reuseaddr"]])
+
+
+@EARLIER
+def test_a_server_starts_again_over_time_wait(spawn, run, earlier):
+    port = leave_time_wait(spawn, *earlier)
     assert spawn(SCRIPT, "server", port=port).port == port
 
 
-def test_without_reuseaddr_time_wait_keeps_the_port_and_the_message_says_so(spawn, run):
-    port = leave_time_wait(spawn)
+@EARLIER
+def test_without_reuseaddr_time_wait_keeps_the_port_and_the_message_says_so(spawn, run, earlier):
+    port = leave_time_wait(spawn, *earlier)
     failed = run(SCRIPT, "server", "--no-reuseaddr", "--port", port)
     assert failed.code == 45
     error, why, _ = lines_of(failed)
