@@ -822,6 +822,13 @@ def tell_json(facts: dict[str, Any]) -> None:
     tell(json.dumps(clean))
 
 
+def draw(text: str) -> None:
+    """On a terminal. One whose window was closed does not end what goes on in the background."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+
 class Progress:
     """One bar for the whole job, on a terminal: bytes that are safe on the other side, or here."""
 
@@ -839,8 +846,7 @@ class Progress:
         if self.drawn and (now := time.monotonic()) >= self.due:
             self.due = now + REDRAW
             self.shown = True
-            sys.stderr.write("\r" + (f"verifying what is there already: {human(current)}" if verb else self.bar(now)) + "\x1b[K")
-            sys.stderr.flush()
+            draw("\r" + (f"verifying what is there already: {human(current)}" if verb else self.bar(now)) + "\x1b[K")
 
     def bar(self, now: float) -> str:
         done, total = self.done + self.current, max(self.total, self.done + self.current, 1)
@@ -852,8 +858,7 @@ class Progress:
 
     def clear(self) -> None:
         if self.shown:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
+            draw("\r\x1b[K")
             self.shown = False
 
 

@@ -780,6 +780,21 @@ def test_a_terminal_has_a_bar_a_table_and_no_escapes(server, here, box, proxy):
         assert b"\x1b[31m" not in said
 
 
+@pytest.mark.parametrize("verb", ["get", "put"])
+def test_a_transfer_outlives_its_terminal(server, here, box, proxy, verb):
+    way = proxy(server.port, hold_at=1_500_000, delay=0.03, toward="client" if verb == "get" else "server")
+    source, goal = (box, here) if verb == "get" else (here, box)
+    (source / "big").write_bytes(BIG)
+    ours, theirs = os.openpty()
+    client = subprocess.Popen([sys.executable, ROOT / "client.py", "--port", str(way.port), verb, "big"], cwd=here, stderr=theirs, start_new_session=True)
+    os.close(theirs)
+    while b"%" not in os.read(ours, 65536):
+        pass
+    os.close(ours)
+    way.go.set()
+    assert client.wait(DEADLINE) == 0 and (goal / "big").read_bytes() == BIG
+
+
 def test_what_a_file_holds_moves_no_terminal(server, box, here):
     pty = pytest.importorskip("pty")
     (box / "x").write_bytes("plain\n\tü\x1b]0;title\x07\x9b2J\r".encode() + b"\xff\xc3")
