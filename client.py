@@ -1603,15 +1603,16 @@ class Gets(Batch):
         return itertools.chain(first, found)
 
     def start(self, job: Job) -> None:
-        if job.below:
+        content = self.args.compare == "content" and self.stream is None
+        if job.below and not content:
             return self.fetch(job)
-        self.link.request(self.found, job, "stat", job.name, digest="yes" if self.args.compare == "content" and self.stream is None else None)
+        self.link.request(self.found, job, "stat", job.name, digest="yes" if content else None)
 
     def found(self, job: Job, answer: Line) -> None:
         granted(answer, "get", job.name)
         own = job.name.rpartition("/")[2]
-        job.path = self.leaf or own
-        if answer.keys.get("type") == "dir":  # DEST is where it goes, not its new name: given again, the command finds it there
+        job.path = job.path if job.below else self.leaf or own
+        if answer.keys.get("type") == "dir" and not job.below:  # DEST is where it goes, not its new name: given again, the command finds it there
             job.path = f"{self.leaf}/{own}" if self.leaf else own
             self.link.request(self.tree, job, "list", job.name, deep="yes")
         else:

@@ -110,6 +110,19 @@ def test_compare_content_skips_what_only_differs_in_time(do, here, box):
     assert do("put", "x", "--compare", "content").code == 25 and do("get", "x", "--compare", "content").code == 23
 
 
+def test_compare_content_holds_in_a_folder_too(do, here, box):
+    for folder, text, when in (here, "mine", 5), (box, "ours", 7):
+        (folder / "d").mkdir()
+        (folder / "d/same").write_text("same")
+        (folder / "d/other").write_text(text)
+        os.utime(folder / "d/same", (0, when))
+        os.utime(folder / "d/other", (0, 6))
+    for words in ("put",), ("get",), ("get", "--force"):
+        done = do(*words, "d", "--compare", "content")
+        assert "1 already there" in done.err and done.code == {"put": 25, "get": 23, "--force": 0}[words[-1]], done
+    assert (here / "d/other").read_text() == "ours"
+
+
 def test_one_bad_file_does_not_stop_the_others(do, here, box):
     for name in "abc":
         (here / name).write_text(name)
