@@ -1041,6 +1041,13 @@ def link_flags(args: argparse.Namespace) -> list[Any]:
     return [vars(args)[flag] for flag in ("host", "port", "tls", "cacert", "pin", "insecure", "timeout", "nick", "trace", "trace_hex")]
 
 
+def leave(link: Link) -> None:
+    """All has been said: a server that is gone by now changes nothing."""
+    with contextlib.suppress(Lost):
+        link.put(line("bye"))
+        link.flush()
+
+
 def hang_up(args: argparse.Namespace) -> None:
     if args.link:
         end_tls(args.link.sock)
@@ -1878,8 +1885,7 @@ class Inbox:
         limited = bool(self.args.count)
         while not limited or self.args.count:
             self.obey(self.link.line(idle=True))
-        self.link.put(line("bye"))
-        self.link.flush()
+        leave(self.link)
         return 0
 
     def obey(self, request: Line) -> None:
@@ -2014,8 +2020,7 @@ class Chat:
         try:
             while self.typist is not Typist.GONE or self.typed or self.unanswered:
                 self.attend()
-            self.link.put(line("bye"))
-            self.link.flush()
+            leave(self.link)
         except (Lost, Broken, Failure) as problem:
             self.problem = problem
         except OSError as error:
@@ -2336,8 +2341,7 @@ def shell(args: argparse.Namespace) -> int:
         except EOFError:
             break
     if args.link:
-        args.link.put(line("bye"))
-        args.link.flush()
+        leave(args.link)
     return 0 if terminal else code
 
 
