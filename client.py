@@ -1725,7 +1725,9 @@ class Gets(Batch):
             raise Failure(23, f"another program is writing {shown(job.path)}", "its part is locked", "again, when that one is done")
 
     def fetched(self, job: Job, answer: Line) -> None:
-        granted(answer, "get", job.name)
+        if answer.verb != "ok":
+            self.let_go(job)
+            raise refusal(answer, "get", job.name)
         size, mtime_ns = answer.number("size"), answer.number("mtime_ns")
         part = job.part or Part(*self.local(job.path), size, mtime_ns, answer.keys.get("exec") == "yes")
         part.mtime_ns, job.part = mtime_ns, None  # a file may have grown since its part was checked
@@ -1760,10 +1762,13 @@ class Gets(Batch):
     def requeue(self) -> None:
         """The parts that wait for their turn are let go: this program, a shell, may be the next to ask for them."""
         for _, job, _, _ in self.link.pending:
-            if job.part and job.part.name:
-                job.part.keep()
-                job.part = None
+            self.let_go(job)
         super().requeue()
+
+    def let_go(self, job: Job) -> None:
+        if job.part and job.part.name:
+            job.part.keep()
+            job.part = None
 
     def trouble(self, job: Job, error: OSError) -> Failure:
         return Failure(23, f"cannot write {shown(job.path)} ({error.strerror}) after {job.offset:,} of {job.size:,} bytes",
@@ -2172,7 +2177,11 @@ def do_list(args: argparse.Namespace) -> int:
 
 def do_get(args: argparse.Namespace) -> int:
     batch = Gets(args)
-    return batch.run(batch.jobs())
+    try:
+        return batch.run(batch.jobs())
+    finally:
+        if batch.stream is not None and args.output != "-":
+            os.close(batch.stream)  # its reader waits for the end, and this program may be a shell
 
 
 def do_put(args: argparse.Namespace) -> int:

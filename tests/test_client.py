@@ -648,6 +648,28 @@ def test_a_part_whose_check_was_interrupted_in_the_shell_is_let_go(server, here,
     assert shell.wait() == 130
 
 
+@pytest.mark.parametrize("answer", [b"err get x reason=not-permitted\n"])
+def test_a_part_that_the_server_does_not_go_on_with_is_let_go_in_the_shell(do, here, canned, answer):
+    found, data = GREETING + b"ok stat x size=%d mtime_ns=1\n" % len(BIG), b"data %d\n%b" % (len(BIG), BIG)
+    part = here / script.lasting_name("x", len(BIG), 1)
+    part.write_bytes(BIG[:1 << 20])
+    got = b"ok get x size=%d mtime_ns=1\n%bend sha256=%b\n" % (len(BIG), data, hashlib.sha256(BIG).hexdigest().encode())
+    done = do(input=b"get x\nget x\n", port=canned(GREETING, found + answer, found + got).port)
+    assert done.err.count("error:") == 1 and tree(here) == {"x": (BIG, 1, 0)}, done
+
+
+def test_what_goes_to_a_pipe_with_a_name_ends_with_its_command_in_the_shell(server, here, box):
+    (box / "x").write_text("x")
+    os.mkfifo(here / "pipe")
+    shell = Process(ROOT / "client.py", "--port", server.port, cwd=here, stdin=subprocess.PIPE)
+    shell.process.stdin.write(b"get x -o pipe\n")
+    shell.process.stdin.flush()
+    reader = Process("-c", "print(open('pipe').read())", cwd=here)
+    assert reader.wait() == 0 and reader.out == "x\n"
+    shell.process.stdin.close()
+    assert shell.wait() == 0, shell.err
+
+
 def test_what_was_told_as_failed_is_not_sent_again_when_the_link_is_lost(listeners, run, here):
     def talk(conn):
         conn.sendall(GREETING)
