@@ -1217,6 +1217,9 @@ class Batch:
             say(f"stopped after {plural(self.moved, 'file')} and {human(self.progress.done + self.progress.current)}; {self.again}")
             self.requeue()
             return 130
+        except BaseException:
+            self.requeue()
+            raise
         self.summary()
         return self.code
 
@@ -1239,11 +1242,12 @@ class Batch:
     def settle(self) -> None:
         """The next answer, to whom it belongs. When the connection is lost meanwhile, that job is begun again."""
         answer = self.link.answer()
-        handler, job, words, cost = entry = self.link.pending.popleft()
-        self.link.unanswered -= cost
+        handler, job, words, cost = entry = self.link.pending[0]
         if answer.verb in ("ok", "err") and answer.words != ["-"] and not all(map(str.startswith, words, answer.words)):
             raise Failure(56, f"the server answered {shown(' '.join(answer.words))} where {shown(' '.join(words))} was asked",
                           "something on the way changed it, or the server breaks the protocol", "again")
+        self.link.pending.popleft()
+        self.link.unanswered -= cost
         try:
             self.attempt(handler, job, answer)
         except Lost:

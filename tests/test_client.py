@@ -648,7 +648,7 @@ def test_a_part_whose_check_was_interrupted_in_the_shell_is_let_go(server, here,
     assert shell.wait() == 130
 
 
-@pytest.mark.parametrize("answer", [b"err get x reason=not-permitted\n"])
+@pytest.mark.parametrize("answer", [b"err get x reason=not-permitted\n", b"ok get y size=1\n", b"what\n"])
 def test_a_part_that_the_server_does_not_go_on_with_is_let_go_in_the_shell(do, here, canned, answer):
     found, data = GREETING + b"ok stat x size=%d mtime_ns=1\n" % len(BIG), b"data %d\n%b" % (len(BIG), BIG)
     part = here / script.lasting_name("x", len(BIG), 1)
