@@ -822,6 +822,13 @@ def tell_json(facts: dict[str, Any]) -> None:
     tell(json.dumps(clean))
 
 
+def draw(text: str) -> None:
+    """On a terminal. One whose window was closed does not end what goes on in the background."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+
 class Progress:
     """One bar for the whole job, on a terminal: bytes that are safe on the other side, or here."""
 
@@ -839,8 +846,7 @@ class Progress:
         if self.drawn and (now := time.monotonic()) >= self.due:
             self.due = now + REDRAW
             self.shown = True
-            sys.stderr.write("\r" + (f"verifying what is there already: {human(current)}" if verb else self.bar(now)) + "\x1b[K")
-            sys.stderr.flush()
+            draw("\r" + (f"verifying what is there already: {human(current)}" if verb else self.bar(now)) + "\x1b[K")
 
     def bar(self, now: float) -> str:
         done, total = self.done + self.current, max(self.total, self.done + self.current, 1)
@@ -852,8 +858,7 @@ class Progress:
 
     def clear(self) -> None:
         if self.shown:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
+            draw("\r\x1b[K")
             self.shown = False
 
 
@@ -1036,6 +1041,13 @@ def link_flags(args: argparse.Namespace) -> list[Any]:
     return [vars(args)[flag] for flag in ("host", "port", "tls", "cacert", "pin", "insecure", "timeout", "nick", "trace", "trace_hex")]
 
 
+def leave(link: Link) -> None:
+    """All has been said: a server that is gone by now changes nothing."""
+    with contextlib.suppress(Lost):
+        link.put(line("bye"))
+        link.flush()
+
+
 def hang_up(args: argparse.Namespace) -> None:
     if args.link:
         end_tls(args.link.sock)
@@ -1205,6 +1217,9 @@ class Batch:
             say(f"stopped after {plural(self.moved, 'file')} and {human(self.progress.done + self.progress.current)}; {self.again}")
             self.requeue()
             return 130
+        except BaseException:
+            self.requeue()
+            raise
         self.summary()
         return self.code
 
@@ -1227,11 +1242,12 @@ class Batch:
     def settle(self) -> None:
         """The next answer, to whom it belongs. When the connection is lost meanwhile, that job is begun again."""
         answer = self.link.answer()
-        handler, job, words, cost = entry = self.link.pending.popleft()
-        self.link.unanswered -= cost
+        handler, job, words, cost = entry = self.link.pending[0]
         if answer.verb in ("ok", "err") and answer.words != ["-"] and not all(map(str.startswith, words, answer.words)):
             raise Failure(56, f"the server answered {shown(' '.join(answer.words))} where {shown(' '.join(words))} was asked",
                           "something on the way changed it, or the server breaks the protocol", "again")
+        self.link.pending.popleft()
+        self.link.unanswered -= cost
         try:
             self.attempt(handler, job, answer)
         except Lost:
@@ -1598,15 +1614,16 @@ class Gets(Batch):
         return itertools.chain(first, found)
 
     def start(self, job: Job) -> None:
-        if job.below:
+        content = self.args.compare == "content" and self.stream is None
+        if job.below and not content:
             return self.fetch(job)
-        self.link.request(self.found, job, "stat", job.name, digest="yes" if self.args.compare == "content" and self.stream is None else None)
+        self.link.request(self.found, job, "stat", job.name, digest="yes" if content else None)
 
     def found(self, job: Job, answer: Line) -> None:
         granted(answer, "get", job.name)
         own = job.name.rpartition("/")[2]
-        job.path = self.leaf or own
-        if answer.keys.get("type") == "dir":  # DEST is where it goes, not its new name: given again, the command finds it there
+        job.path = job.path if job.below else self.leaf or own
+        if answer.keys.get("type") == "dir" and not job.below:  # DEST is where it goes, not its new name: given again, the command finds it there
             job.path = f"{self.leaf}/{own}" if self.leaf else own
             self.link.request(self.tree, job, "list", job.name, deep="yes")
         else:
@@ -1712,7 +1729,9 @@ class Gets(Batch):
             raise Failure(23, f"another program is writing {shown(job.path)}", "its part is locked", "again, when that one is done")
 
     def fetched(self, job: Job, answer: Line) -> None:
-        granted(answer, "get", job.name)
+        if answer.verb != "ok":
+            self.let_go(job)
+            raise refusal(answer, "get", job.name)
         size, mtime_ns = answer.number("size"), answer.number("mtime_ns")
         part = job.part or Part(*self.local(job.path), size, mtime_ns, answer.keys.get("exec") == "yes")
         part.mtime_ns, job.part = mtime_ns, None  # a file may have grown since its part was checked
@@ -1747,10 +1766,13 @@ class Gets(Batch):
     def requeue(self) -> None:
         """The parts that wait for their turn are let go: this program, a shell, may be the next to ask for them."""
         for _, job, _, _ in self.link.pending:
-            if job.part and job.part.name:
-                job.part.keep()
-                job.part = None
+            self.let_go(job)
         super().requeue()
+
+    def let_go(self, job: Job) -> None:
+        if job.part and job.part.name:
+            job.part.keep()
+            job.part = None
 
     def trouble(self, job: Job, error: OSError) -> Failure:
         return Failure(23, f"cannot write {shown(job.path)} ({error.strerror}) after {job.offset:,} of {job.size:,} bytes",
@@ -1872,8 +1894,7 @@ class Inbox:
         limited = bool(self.args.count)
         while not limited or self.args.count:
             self.obey(self.link.line(idle=True))
-        self.link.put(line("bye"))
-        self.link.flush()
+        leave(self.link)
         return 0
 
     def obey(self, request: Line) -> None:
@@ -2008,8 +2029,7 @@ class Chat:
         try:
             while self.typist is not Typist.GONE or self.typed or self.unanswered:
                 self.attend()
-            self.link.put(line("bye"))
-            self.link.flush()
+            leave(self.link)
         except (Lost, Broken, Failure) as problem:
             self.problem = problem
         except OSError as error:
@@ -2161,7 +2181,11 @@ def do_list(args: argparse.Namespace) -> int:
 
 def do_get(args: argparse.Namespace) -> int:
     batch = Gets(args)
-    return batch.run(batch.jobs())
+    try:
+        return batch.run(batch.jobs())
+    finally:
+        if batch.stream is not None and args.output != "-":
+            os.close(batch.stream)  # its reader waits for the end, and this program may be a shell
 
 
 def do_put(args: argparse.Namespace) -> int:
@@ -2330,8 +2354,7 @@ def shell(args: argparse.Namespace) -> int:
         except EOFError:
             break
     if args.link:
-        args.link.put(line("bye"))
-        args.link.flush()
+        leave(args.link)
     return 0 if terminal else code
 
 

@@ -110,6 +110,19 @@ def test_compare_content_skips_what_only_differs_in_time(do, here, box):
     assert do("put", "x", "--compare", "content").code == 25 and do("get", "x", "--compare", "content").code == 23
 
 
+def test_compare_content_holds_in_a_folder_too(do, here, box):
+    for folder, text, when in (here, "mine", 5), (box, "ours", 7):
+        (folder / "d").mkdir()
+        (folder / "d/same").write_text("same")
+        (folder / "d/other").write_text(text)
+        os.utime(folder / "d/same", (0, when))
+        os.utime(folder / "d/other", (0, 6))
+    for words in ("put",), ("get",), ("get", "--force"):
+        done = do(*words, "d", "--compare", "content")
+        assert "1 already there" in done.err and done.code == {"put": 25, "get": 23, "--force": 0}[words[-1]], done
+    assert (here / "d/other").read_text() == "ours"
+
+
 def test_one_bad_file_does_not_stop_the_others(do, here, box):
     for name in "abc":
         (here / name).write_text(name)
@@ -638,6 +651,28 @@ def test_a_part_whose_check_was_interrupted_in_the_shell_is_let_go(server, here,
     assert shell.wait() == 130
 
 
+@pytest.mark.parametrize("answer", [b"err get x reason=not-permitted\n", b"ok get y size=1\n", b"what\n"])
+def test_a_part_that_the_server_does_not_go_on_with_is_let_go_in_the_shell(do, here, canned, answer):
+    found, data = GREETING + b"ok stat x size=%d mtime_ns=1\n" % len(BIG), b"data %d\n%b" % (len(BIG), BIG)
+    part = here / script.lasting_name("x", len(BIG), 1)
+    part.write_bytes(BIG[:1 << 20])
+    got = b"ok get x size=%d mtime_ns=1\n%bend sha256=%b\n" % (len(BIG), data, hashlib.sha256(BIG).hexdigest().encode())
+    done = do(input=b"get x\nget x\n", port=canned(GREETING, found + answer, found + got).port)
+    assert done.err.count("error:") == 1 and tree(here) == {"x": (BIG, 1, 0)}, done
+
+
+def test_what_goes_to_a_pipe_with_a_name_ends_with_its_command_in_the_shell(server, here, box):
+    (box / "x").write_text("x")
+    os.mkfifo(here / "pipe")
+    shell = Process(ROOT / "client.py", "--port", server.port, cwd=here, stdin=subprocess.PIPE)
+    shell.process.stdin.write(b"get x -o pipe\n")
+    shell.process.stdin.flush()
+    reader = Process("-c", "print(open('pipe').read())", cwd=here)
+    assert reader.wait() == 0 and reader.out == "x\n"
+    shell.process.stdin.close()
+    assert shell.wait() == 0, shell.err
+
+
 def test_what_was_told_as_failed_is_not_sent_again_when_the_link_is_lost(listeners, run, here):
     def talk(conn):
         conn.sendall(GREETING)
@@ -781,6 +816,21 @@ def test_a_terminal_has_a_bar_a_table_and_no_escapes(server, here, box, proxy):
         os.close(master)
         assert client.wait() == 0 and re.search(pattern, said), said
         assert b"\x1b[31m" not in said
+
+
+@pytest.mark.parametrize("verb", ["get", "put"])
+def test_a_transfer_outlives_its_terminal(server, here, box, proxy, verb):
+    way = proxy(server.port, hold_at=1_500_000, delay=0.03, toward="client" if verb == "get" else "server")
+    source, goal = (box, here) if verb == "get" else (here, box)
+    (source / "big").write_bytes(BIG)
+    ours, theirs = os.openpty()
+    client = subprocess.Popen([sys.executable, ROOT / "client.py", "--port", str(way.port), verb, "big"], cwd=here, stderr=theirs, start_new_session=True)
+    os.close(theirs)
+    while b"%" not in os.read(ours, 65536):
+        pass
+    os.close(ours)
+    way.go.set()
+    assert client.wait(DEADLINE) == 0 and (goal / "big").read_bytes() == BIG
 
 
 def test_what_a_file_holds_moves_no_terminal(server, box, here):

@@ -12,6 +12,7 @@ import shutil
 import signal
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import threading
@@ -681,6 +682,35 @@ def test_a_receiver_comes_back_after_each_lost_connection_on_which_something_cam
     listeners.append(Listener(talk))
     found = run("client.py", "--port", listeners[-1].port, "--retries", "1", "receive", "--count", "3", cwd=here, timeout=DEADLINE)
     assert found.code == 0 and sorted(os.listdir(here)) == ["x", "x (1)", "x (2)"], found
+
+
+def test_a_receiver_that_has_all_ends_also_where_its_goodbye_finds_nobody(listeners, here):
+    def talk(conn):
+        conn.sendall(b"sixsockets 1 max-line=32768 auth=none you=10.0.0.9:9\nok receive you=10.0.0.9:9\n" + puts("x"))
+        with conn.makefile("rb") as file:
+            next((line for line in file if line.startswith(b"ok put")), None)
+        conn.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        conn.close()  # a reset
+        gone.set()
+
+    gone = threading.Event()
+    listeners.append(Listener(talk))
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"\n" * 65536)
+    os.set_blocking(writer, True)  # full: what has come is told when there is room
+    box = subprocess.Popen([sys.executable, ROOT / "client.py", "--port", str(listeners[-1].port), "receive", "--count", "1"], cwd=here, stdout=writer)
+    os.close(writer)
+    try:
+        assert gone.wait(DEADLINE)
+        while b"x" not in os.read(reader, 65536):
+            pass
+        assert box.wait(DEADLINE) == 0 and os.listdir(here) == ["x"]
+    finally:
+        os.close(reader)
+        box.kill()
 
 
 def test_a_sender_that_waits_for_its_turn_longer_than_its_timeout_is_not_cut(server, peer, here):
