@@ -311,6 +311,7 @@ def parameters(query: str) -> dict[str, str]:
 # Conditions, ranges, negotiation (RFC 9110).
 CONDITIONS = frozenset(("if-match", "if-none-match", "if-modified-since", "if-unmodified-since"))
 PACKED = {"gzip": "application/gzip", "bzip2": "application/x-bzip2", "xz": "application/x-xz"}
+EARLIEST = -30610224000  # the year 1000: HTTP's years have four digits, and a broken disk may say anything
 NO_DATE = float("nan")  # of what has none: it is neither before nor after any, so that conditions on dates are ignored (§13.1.3, §13.1.4)
 TAG = re.compile(r'(W/)?("[^"]*")')
 RANGE = re.compile(r"[ \t]*([0-9]{0,40})-([0-9]{0,40})[ \t]*")
@@ -1677,7 +1678,7 @@ def get_file(conn: Connection, request: Request, names: Sequence[str], found: Fo
     if "accept-encoding" in fields and "range" not in fields and takes_gzip(fields["accept-encoding"]):
         found, coding = prefer_gzip(conn, names, found)
     info, now = found.info, time.time()
-    tag, mtime = etag(info, coding and "-gz"), min(int(info.st_mtime), int(now))
+    tag, mtime = etag(info, coding and "-gz"), max(EARLIEST, min(int(info.st_mtime), int(now)))
     headers = {"ETag": tag, "Last-Modified": http_date(mtime), "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
     if is_known(fields, tag, mtime):
         return Answer(304, headers)
