@@ -2199,6 +2199,10 @@ def move_to(old: Place, found: Found, new: Place, request: Request, names: Seque
         raise Refusal(412 if polite else 409, "something has that name already")
     if there and polite:
         raise Refusal(412, "that name exists")
+    if there and there.st_nlink > 1 and os.path.samestat(there, found.info):  # rename() would do nothing, and say that it has
+        raise Refusal(403, "both names are of the same file")
+    if not there and tuple(names[:len(request.names)]) == request.names:
+        raise Refusal(409, "a folder cannot be moved into itself")
     put_there = rename_new if polite and not found.is_folder else rename  # folders have no hard links, and rename() replaces none
     put_there(old, new)
     return Answer(204) if there else text_answer(201, "moved", {"Location": quoted(names, slash=found.is_folder)})

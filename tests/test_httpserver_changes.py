@@ -260,10 +260,14 @@ def test_mkcol_and_move(ask, folder):
     assert [ask("MKCOL", path).status for path in ("/f/", "/f/", "/a.txt", "/no/where/", "/")] == [201, 405, 405, 409, 405]
     (folder / "b").write_bytes(b"b")
     rows = [("/a.txt", "/b", "Overwrite: F\r\n", 412), ("/a.txt", "/new", "Overwrite: F\r\n", 201), ("/new", "http://localhost/f/x", "", 201), ("/f/x", "/b", "", 204),
-            ("/b", "http://evil.example/x", "", 502), ("/b", "", "", 400), ("/b", "/f", "", 409), ("/none", "/x", "", 404), ("/f", "/f/f", "", 400), ("/", "/x", "", 403),
+            ("/b", "http://evil.example/x", "", 502), ("/b", "", "", 400), ("/b", "/f", "", 409), ("/none", "/x", "", 404), ("/f", "/f/f", "", 409), ("/", "/x", "", 403),
             ("/b", "/no/where", "", 409), ("/f", "/g", "Overwrite: F\r\n", 201)]
     assert [(old, new, more, ask("MOVE", old, f"Destination: {new}\r\n{more}").status) for old, new, more, _ in rows] == rows
+    assert b"into itself" in ask("MOVE", "/g", "Destination: /g/f\r\n").body
     assert tree(folder) == {b"b": b"hello\n"} and sorted(os.listdir(folder)) == ["b", "g"]
+    os.link(folder / "b", folder / "same")
+    assert [ask("MOVE", "/b", f"Destination: {new}\r\n").status for new in ("/same", "/c")] == [403, 201]
+    assert sorted(os.listdir(folder)) == ["c", "g", "same"]
 
 
 @pytest.mark.parametrize("number", [0, errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP], ids=lambda number: errno.errorcode.get(number, "links"))
