@@ -1797,7 +1797,12 @@ def put(conn: Connection, request: Request, body: Body | None) -> Answer:
         raise Refusal(409, "a folder has that name; POST puts files into it")
     assert body
     size = expect_size(conn, request)
-    with conn.server.shared.locate(request.names, make=True) as place:
+    try:  # who expects a file there makes no folders for it
+        where = conn.server.shared.locate(request.names, make=not judge(request.fields, None, 0, reading=False))
+    except FileNotFoundError:
+        expect(request.fields, None)
+        raise
+    with where as place:
         expect_space(conn, place, size)
         there = expect(request.fields, place.regular())
         if CONDITIONS.isdisjoint(request.fields):

@@ -39,7 +39,8 @@ def test_put_makes_and_replaces_whole_files_as_its_conditions_say(ask, folder): 
     tag = ask("GET", "/a.txt").fields["etag"]
     for fields, status in ("If-None-Match: *", 412), ('If-Match: "x"', 412), (f"If-Match: {tag}", 204), (f"If-Match: {tag}", 412), ("Content-Range: bytes 0-1/5", 400):
         assert ask("PUT", "/a.txt", fields + "\r\n", b"changed").status == status
-    assert ask("PUT", "/none", "If-Match: *\r\n", b"x").status == 412
+    assert [ask("PUT", path, "If-Match: *\r\n", b"x").status for path in ("/none", "/none/deep/x")] == [412, 412]
+    assert sorted(os.listdir(folder)) == ["a.txt", "new"]
     assert ask("PUT", "/new", body=b"x").status == 409
     assert ask("PUT", "/a.txt/below", body=b"x").status in (404, 409)
     assert ask("PUT", "/", body=b"x").status == 409
