@@ -509,7 +509,9 @@ def numbered(name: str, number: int) -> str:
         return name
     stem, extension = os.path.splitext(name)
     suffix = f" ({number}){extension}"
-    return os.fsdecode(os.fsencode(stem)[:255 - len(os.fsencode(suffix))]) + suffix
+    while stem and len(os.fsencode(stem + suffix)) > 255:
+        stem = stem[:-1]
+    return stem + suffix
 
 
 def log_safe(text: str) -> str:

@@ -88,6 +88,12 @@ def test_a_form_stores_its_files_under_safe_names_and_numbers_those_that_exist(a
     assert ask("POST", "/", FORM + "Accept: text/html\r\n", form((b'name="f"; filename="b"', b""))).fields["location"] == "/"
 
 
+def test_a_long_name_gets_its_number_without_half_a_character(ask, folder):
+    for _ in range(2):
+        assert ask("POST", "/", "Content-Disposition: attachment; filename*=UTF-8''" + "%C3%A9" * 125 + ".txt\r\n", b"x").status == 201
+    assert sorted(tree(folder)) == [b"a.txt", ("é" * 123 + " (1).txt").encode(), ("é" * 125 + ".txt").encode()]
+
+
 def test_a_form_byte_by_byte_is_the_same(wire, folder):  # 33
     body = b"preamble" + b"\r\n" + form((b'name="file"; filename="x"', b"\r\n--X data \r\n")) + b"epilogue"
     connection = wire().send(f"POST / HTTP/1.1\r\nHost: localhost\r\n{FORM}Content-Length: {len(body)}\r\n\r\n")
