@@ -311,6 +311,7 @@ def parameters(query: str) -> dict[str, str]:
 # Conditions, ranges, negotiation (RFC 9110).
 CONDITIONS = frozenset(("if-match", "if-none-match", "if-modified-since", "if-unmodified-since"))
 PACKED = {"gzip": "application/gzip", "bzip2": "application/x-bzip2", "xz": "application/x-xz"}
+EARLIEST = -30610224000  # the year 1000: HTTP's years have four digits, and a broken disk may say anything
 NO_DATE = float("nan")  # of what has none: it is neither before nor after any, so that conditions on dates are ignored (§13.1.3, §13.1.4)
 TAG = re.compile(r'(W/)?("[^"]*")')
 RANGE = re.compile(r"[ \t]*([0-9]{0,40})-([0-9]{0,40})[ \t]*")
@@ -508,7 +509,9 @@ def numbered(name: str, number: int) -> str:
         return name
     stem, extension = os.path.splitext(name)
     suffix = f" ({number}){extension}"
-    return os.fsdecode(os.fsencode(stem)[:255 - len(os.fsencode(suffix))]) + suffix
+    while stem and len(os.fsencode(stem + suffix)) > 255:
+        stem = stem[:-1]
+    return stem + suffix
 
 
 def log_safe(text: str) -> str:
@@ -1677,7 +1680,7 @@ def get_file(conn: Connection, request: Request, names: Sequence[str], found: Fo
     if "accept-encoding" in fields and "range" not in fields and takes_gzip(fields["accept-encoding"]):
         found, coding = prefer_gzip(conn, names, found)
     info, now = found.info, time.time()
-    tag, mtime = etag(info, coding and "-gz"), min(int(info.st_mtime), int(now))
+    tag, mtime = etag(info, coding and "-gz"), max(EARLIEST, min(int(info.st_mtime), int(now)))
     headers = {"ETag": tag, "Last-Modified": http_date(mtime), "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
     if is_known(fields, tag, mtime):
         return Answer(304, headers)
@@ -1796,7 +1799,12 @@ def put(conn: Connection, request: Request, body: Body | None) -> Answer:
         raise Refusal(409, "a folder has that name; POST puts files into it")
     assert body
     size = expect_size(conn, request)
-    with conn.server.shared.locate(request.names, make=True) as place:
+    try:  # who expects a file there makes no folders for it
+        where = conn.server.shared.locate(request.names, make=not judge(request.fields, None, 0, reading=False))
+    except FileNotFoundError:
+        expect(request.fields, None)
+        raise
+    with where as place:
         expect_space(conn, place, size)
         there = expect(request.fields, place.regular())
         if CONDITIONS.isdisjoint(request.fields):
@@ -2198,6 +2206,10 @@ def move_to(old: Place, found: Found, new: Place, request: Request, names: Seque
         raise Refusal(412 if polite else 409, "something has that name already")
     if there and polite:
         raise Refusal(412, "that name exists")
+    if there and there.st_nlink > 1 and os.path.samestat(there, found.info):  # rename() would do nothing, and say that it has
+        raise Refusal(403, "both names are of the same file")
+    if not there and tuple(names[:len(request.names)]) == request.names:
+        raise Refusal(409, "a folder cannot be moved into itself")
     put_there = rename_new if polite and not found.is_folder else rename  # folders have no hard links, and rename() replaces none
     put_there(old, new)
     return Answer(204) if there else text_answer(201, "moved", {"Location": quoted(names, slash=found.is_folder)})

@@ -39,7 +39,8 @@ def test_put_makes_and_replaces_whole_files_as_its_conditions_say(ask, folder): 
     tag = ask("GET", "/a.txt").fields["etag"]
     for fields, status in ("If-None-Match: *", 412), ('If-Match: "x"', 412), (f"If-Match: {tag}", 204), (f"If-Match: {tag}", 412), ("Content-Range: bytes 0-1/5", 400):
         assert ask("PUT", "/a.txt", fields + "\r\n", b"changed").status == status
-    assert ask("PUT", "/none", "If-Match: *\r\n", b"x").status == 412
+    assert [ask("PUT", path, "If-Match: *\r\n", b"x").status for path in ("/none", "/none/deep/x")] == [412, 412]
+    assert sorted(os.listdir(folder)) == ["a.txt", "new"]
     assert ask("PUT", "/new", body=b"x").status == 409
     assert ask("PUT", "/a.txt/below", body=b"x").status in (404, 409)
     assert ask("PUT", "/", body=b"x").status == 409
@@ -85,6 +86,12 @@ def test_a_form_stores_its_files_under_safe_names_and_numbers_those_that_exist(a
     assert tree(folder) == {b"a.txt": b"hello\n", b"a (1).txt": tricky, b"a (2).txt": b"", "ü\"\r\n.txt".encode(): b"1", b"up.txt": b"2", b"win.txt": b"3",
                             b"deep/er/x": b"4", b"plain": b"5"}
     assert ask("POST", "/", FORM + "Accept: text/html\r\n", form((b'name="f"; filename="b"', b""))).fields["location"] == "/"
+
+
+def test_a_long_name_gets_its_number_without_half_a_character(ask, folder):
+    for _ in range(2):
+        assert ask("POST", "/", "Content-Disposition: attachment; filename*=UTF-8''" + "%C3%A9" * 125 + ".txt\r\n", b"x").status == 201
+    assert sorted(tree(folder)) == [b"a.txt", ("é" * 123 + " (1).txt").encode(), ("é" * 125 + ".txt").encode()]
 
 
 def test_a_form_byte_by_byte_is_the_same(wire, folder):  # 33
@@ -260,10 +267,14 @@ def test_mkcol_and_move(ask, folder):
     assert [ask("MKCOL", path).status for path in ("/f/", "/f/", "/a.txt", "/no/where/", "/")] == [201, 405, 405, 409, 405]
     (folder / "b").write_bytes(b"b")
     rows = [("/a.txt", "/b", "Overwrite: F\r\n", 412), ("/a.txt", "/new", "Overwrite: F\r\n", 201), ("/new", "http://localhost/f/x", "", 201), ("/f/x", "/b", "", 204),
-            ("/b", "http://evil.example/x", "", 502), ("/b", "", "", 400), ("/b", "/f", "", 409), ("/none", "/x", "", 404), ("/f", "/f/f", "", 400), ("/", "/x", "", 403),
+            ("/b", "http://evil.example/x", "", 502), ("/b", "", "", 400), ("/b", "/f", "", 409), ("/none", "/x", "", 404), ("/f", "/f/f", "", 409), ("/", "/x", "", 403),
             ("/b", "/no/where", "", 409), ("/f", "/g", "Overwrite: F\r\n", 201)]
     assert [(old, new, more, ask("MOVE", old, f"Destination: {new}\r\n{more}").status) for old, new, more, _ in rows] == rows
+    assert b"into itself" in ask("MOVE", "/g", "Destination: /g/f\r\n").body
     assert tree(folder) == {b"b": b"hello\n"} and sorted(os.listdir(folder)) == ["b", "g"]
+    os.link(folder / "b", folder / "same")
+    assert [ask("MOVE", "/b", f"Destination: {new}\r\n").status for new in ("/same", "/c")] == [403, 201]
+    assert sorted(os.listdir(folder)) == ["c", "g", "same"]
 
 
 @pytest.mark.parametrize("number", [0, errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP], ids=lambda number: errno.errorcode.get(number, "links"))
