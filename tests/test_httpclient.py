@@ -629,6 +629,22 @@ def test_several_connections_notice_a_change(run, files, tmp_path):
     assert (tmp_path / "file.bin").read_bytes() == server.body
 
 
+@pytest.mark.parametrize("more", [[], ["--connections", 3]])
+def test_a_change_is_noticed_also_where_the_server_knows_range_but_not_if_range(run, files, tmp_path, more):
+    old, new = (random.Random(seed).randbytes(6_000_000) for seed in (1, 2))
+    server = files(old, etag="", headers=DATE, cuts=[500_000])
+    assert get(run, tmp_path, server.url, "--retries", 0).code == 18
+
+    def careless(head):
+        asked = re.search(r"Range: bytes=(\d+)-(\d*)", head)
+        start, end = (int(asked[1]), int(asked[2] or len(new) - 1) + 1) if asked else (0, len(new))
+        return answer(new[start:end], "206 Partial" if asked else "200 OK",
+                      DATE.replace("04 Jan", "03 Jan") + f"Content-Range: bytes {start}-{end - 1}/{len(new)}\r\n" * bool(asked))
+    server.hook = careless
+    done = get(run, tmp_path, server.url, *more)
+    assert done.code == 0 and (tmp_path / "file.bin").read_bytes() == new, done
+
+
 @pytest.mark.parametrize("field", ["Repr-Digest: sha-256=:{}:", "Digest: SHA-256={}"])
 def test_a_digest_is_checked(run, files, tmp_path, field):
     import base64
