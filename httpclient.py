@@ -1202,8 +1202,15 @@ class Part:
             return False
         step = max(SPLIT_FROM, -(-size // (4 * self.args.connections)))
         self.left = [[first, min(first + step, size)] for first in range(self.offset, size, step)]
-        self.allocate(size)
-        self.remember()
+        try:
+            self.remember()  # first: what a run that is killed just then leaves is room, not what came
+            self.allocate(size)
+        except Failure:
+            self.left = []
+            with contextlib.suppress(OSError, Failure):
+                os.ftruncate(self.fd, self.offset)
+                self.remember()
+            raise
         return True
 
     def allocate(self, size: int) -> None:

@@ -596,6 +596,30 @@ def test_several_connections_go_on_from_a_part_that_one_began(run, files, tmp_pa
     assert sum("Range: bytes=" in head for head in server.heads) > 3
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_room_taken_by_a_run_that_is_killed_then_is_not_what_came(run, files, tmp_path, begun):
+    server = files(random.Random(9).randbytes(6_000_000), cuts=[500_000])
+    if begun:
+        assert get(run, tmp_path, server.url, "--retries", 0).code == 18
+    deadly = (f"import os, signal, sys; sys.path.insert(0, {str(ROOT)!r}); import httpclient as h; take = h.Part.allocate\n"
+              "h.Part.allocate = lambda *args: (take(*args), os.kill(os.getpid(), signal.SIGKILL))\n"
+              f"sys.argv[1:] = ['get', {server.url!r}, '--connections', '3']; h.main()")
+    killed = subprocess.run([sys.executable, "-c", deadly], cwd=tmp_path, timeout=DEADLINE, check=False)
+    assert killed.returncode == -9
+    assert get(run, tmp_path, server.url).code == 0
+    assert (tmp_path / "file.bin").read_bytes() == server.body
+
+
+def test_several_connections_without_room_keep_what_one_fetched(run, files, tmp_path):
+    import resource
+    server = files(random.Random(9).randbytes(6_000_000), cuts=[500_000])
+    assert get(run, tmp_path, server.url, "--retries", 0).code == 18
+    little = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))}
+    assert get(run, tmp_path, server.url, "--connections", 3, **little).code == 23
+    assert get(run, tmp_path, server.url).code == 0
+    assert (tmp_path / "file.bin").read_bytes() == server.body and server.sent == len(server.body)
+
+
 def test_several_connections_that_go_on_ask_for_one_password(files, tmp_path):
     pty = pytest.importorskip("pty")
     body = random.Random(5).randbytes(4 << 20)
