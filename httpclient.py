@@ -268,6 +268,11 @@ class Source(NamedTuple):
         """For If-Range, which compares strongly: a weak ETag proves nothing (RFC 9110 section 13.1.5)."""
         return self.modified if not self.etag or self.etag.startswith("W/") else self.etag
 
+    def fits(self, head: Head) -> bool:
+        """Whether a partial response may be of the same file: servers that know Range but not If-Range send one of any."""
+        field, want = ("etag", self.etag) if self.etag else ("last-modified", self.modified)
+        return head.get(field) in ("", want)
+
 
 def source_of(url: URL, head: Head) -> Source:
     span = content_range(head)
@@ -1197,8 +1202,15 @@ class Part:
             return False
         step = max(SPLIT_FROM, -(-size // (4 * self.args.connections)))
         self.left = [[first, min(first + step, size)] for first in range(self.offset, size, step)]
-        self.allocate(size)
-        self.remember()
+        try:
+            self.remember()  # first: what a run that is killed just then leaves is room, not what came
+            self.allocate(size)
+        except Failure:
+            self.left = []
+            with contextlib.suppress(OSError, Failure):
+                os.ftruncate(self.fd, self.offset)
+                self.remember()
+            raise
         return True
 
     def allocate(self, size: int) -> None:
@@ -1491,7 +1503,7 @@ class Download:
         if not sink.offset or source is None:
             raise broken(self.url.authority, "a part (206) of what was asked for whole")
         fits = span and span[0] == sink.offset and span[2] == (source.size if source.size is not None else span[2]) == span[1]
-        if not fits or source.etag and head.get("etag") not in ("", source.etag):
+        if not fits or not source.fits(head):
             sink.forget()
             raise Transient(33, f"{self.url.authority} answers a range with another one", "it changed meanwhile, or its server is at fault",
                             "-o FILE --no-resume", after=0)
@@ -1592,7 +1604,7 @@ def fetch_span(client: Client, download: Download, part: Part, span: list[int], 
     with client.ask("GET", url, asked) as reply:
         check(reply)
         fits = reply.head.status == 206 and content_range(reply.head) == (span[0], span[1], source.size)
-        if not fits or source.etag and reply.head.get("etag") not in ("", source.etag):
+        if not fits or not source.fits(reply.head):
             raise Changed(33, f"{shown(str(url))} changed while it was fetched", "a range of it is not what was asked for", "the same again")
         download.saw(reply.head)
         for piece in reply.pieces():

@@ -596,6 +596,30 @@ def test_several_connections_go_on_from_a_part_that_one_began(run, files, tmp_pa
     assert sum("Range: bytes=" in head for head in server.heads) > 3
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_room_taken_by_a_run_that_is_killed_then_is_not_what_came(run, files, tmp_path, begun):
+    server = files(random.Random(9).randbytes(6_000_000), cuts=[500_000])
+    if begun:
+        assert get(run, tmp_path, server.url, "--retries", 0).code == 18
+    deadly = (f"import os, signal, sys; sys.path.insert(0, {str(ROOT)!r}); import httpclient as h; take = h.Part.allocate\n"
+              "h.Part.allocate = lambda *args: (take(*args), os.kill(os.getpid(), signal.SIGKILL))\n"
+              f"sys.argv[1:] = ['get', {server.url!r}, '--connections', '3']; h.main()")
+    killed = subprocess.run([sys.executable, "-c", deadly], cwd=tmp_path, timeout=DEADLINE, check=False)
+    assert killed.returncode == -9
+    assert get(run, tmp_path, server.url).code == 0
+    assert (tmp_path / "file.bin").read_bytes() == server.body
+
+
+def test_several_connections_without_room_keep_what_one_fetched(run, files, tmp_path):
+    import resource
+    server = files(random.Random(9).randbytes(6_000_000), cuts=[500_000])
+    assert get(run, tmp_path, server.url, "--retries", 0).code == 18
+    little = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))}
+    assert get(run, tmp_path, server.url, "--connections", 3, **little).code == 23
+    assert get(run, tmp_path, server.url).code == 0
+    assert (tmp_path / "file.bin").read_bytes() == server.body and server.sent == len(server.body)
+
+
 def test_several_connections_that_go_on_ask_for_one_password(files, tmp_path):
     pty = pytest.importorskip("pty")
     body = random.Random(5).randbytes(4 << 20)
@@ -627,6 +651,22 @@ def test_several_connections_notice_a_change(run, files, tmp_path):
     server.etag, server.body = '"b"', random.Random(6).randbytes(8_000_000)
     assert get(run, tmp_path, server.url, "--connections", 3).code == 0
     assert (tmp_path / "file.bin").read_bytes() == server.body
+
+
+@pytest.mark.parametrize("more", [[], ["--connections", 3]])
+def test_a_change_is_noticed_also_where_the_server_knows_range_but_not_if_range(run, files, tmp_path, more):
+    old, new = (random.Random(seed).randbytes(6_000_000) for seed in (1, 2))
+    server = files(old, etag="", headers=DATE, cuts=[500_000])
+    assert get(run, tmp_path, server.url, "--retries", 0).code == 18
+
+    def careless(head):
+        asked = re.search(r"Range: bytes=(\d+)-(\d*)", head)
+        start, end = (int(asked[1]), int(asked[2] or len(new) - 1) + 1) if asked else (0, len(new))
+        return answer(new[start:end], "206 Partial" if asked else "200 OK",
+                      DATE.replace("04 Jan", "03 Jan") + f"Content-Range: bytes {start}-{end - 1}/{len(new)}\r\n" * bool(asked))
+    server.hook = careless
+    done = get(run, tmp_path, server.url, *more)
+    assert done.code == 0 and (tmp_path / "file.bin").read_bytes() == new, done
 
 
 @pytest.mark.parametrize("field", ["Repr-Digest: sha-256=:{}:", "Digest: SHA-256={}"])
