@@ -79,8 +79,8 @@ where another client has that nick already, in whatever case.
 Bodies. `data N` and exactly N bytes, any number of times, then `end sha256=DIGEST` of the whole file, from its first byte also
 where an offset was agreed; or `abort reason=CODE` when the sender gives up (reason=changed: the file changed while it was
 sent). `note NAME` between them says that more may come. A body without its `end` is never a file. Another verb inside a body ends
-it like abort, and is run then. Outside a body `data` is read and dropped, `end`, `abort` and `note` mean nothing: a put may be refused before or inside its body, the
-client need not know, and the next line is understood. A client that wants no more of a body from the server closes.
+it like abort, and is run then. Outside a body `data` is read and dropped, `end`, `abort` and `note` mean nothing: a put may be refused before or inside its body,
+the client need not know, and the next line is understood. A client that wants no more of a body from the server closes.
 
 Auth. A server with a password says so in its greeting, and refuses all but help, ping, auth and bye until the client has
 proved that it knows it. The password is never sent. This is how it goes with the password `secret`, without TLS:
