@@ -168,6 +168,8 @@ def parse(raw: bytes) -> Line:
     if not text.isprintable() and CONTROL.search(raw):
         raise Broken("this-is-tls" if raw.startswith(TLS) else "bad-line")
     start, *rest = text.split(" ")
+    if not start:  # a space at the beginning: an answer would repeat no verb, and be no line itself
+        raise Broken("bad-line")
     found = Line(start.lower(), [], {})
     if found.verb in FREE:
         return found._replace(words=[" ".join(rest)] if rest else [])

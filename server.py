@@ -79,8 +79,8 @@ where another client has that nick already, in whatever case.
 Bodies. `data N` and exactly N bytes, any number of times, then `end sha256=DIGEST` of the whole file, from its first byte also
 where an offset was agreed; or `abort reason=CODE` when the sender gives up (reason=changed: the file changed while it was
 sent). `note NAME` between them says that more may come. A body without its `end` is never a file. Another verb inside a body ends
-it like abort, and is run then. Outside a body `data` is read and dropped, `end`, `abort` and `note` mean nothing: a put may be refused before or inside its body, the
-client need not know, and the next line is understood. A client that wants no more of a body from the server closes.
+it like abort, and is run then. Outside a body `data` is read and dropped, `end`, `abort` and `note` mean nothing: a put may be refused before or inside its body,
+the client need not know, and the next line is understood. A client that wants no more of a body from the server closes.
 
 Auth. A server with a password says so in its greeting, and refuses all but help, ping, auth and bye until the client has
 proved that it knows it. The password is never sent. This is how it goes with the password `secret`, without TLS:
@@ -104,7 +104,7 @@ TLS. With --tls the client begins with a TLS handshake (1.2 or later), and all t
 clear is answered in the clear, with reason=tls-only.
 
 From client to client. A connection that has said `receive` waits until its client closes or says something other than help,
-who, ping (without nick). Meanwhile the server may send it, one after another and each when the last was answered,
+who, ping, say (without nick); usage and unknown-verb do not end it. Meanwhile the server may send it, one after another and each when the last was answered,
     put NAME [size=N] [mtime_ns=N] [exec=yes] from=HOST:PORT [nick=NAME]     and a body, in which `note NAME` may stand between lines
     mkdir NAME from=HOST:PORT [nick=NAME]
 and the client answers as the server does: note NAME received=N while it comes, then ok put NAME size= sha256= verified=yes
@@ -128,7 +128,7 @@ Chat. Between `ok chat` and the next request other than help, who, ping, say, li
 may say 40 lines (or join so often) at once and 20 a second: others are answered too-fast and not told. For a client that does not
 read, 200 lines are kept; it loses the oldest of more, and hears `note chat lost=N` before the next.
 
-Reason codes. The connection goes on after: no-such-file no-such-folder (one above it is missing) exists (with size= mtime_ns=)
+Reason codes. The connection goes on after: no-such-file no-such-folder (one above it is missing) exists (with size= mtime_ns=, but for mkdir)
 is-a-folder not-a-folder not-a-file (a link or special) not-empty not-permitted not-possible bad-name hidden-name read-only
 too-large (limit=) too-long (more than size= said) incomplete (less) wrong-digest aborted disk-full resume-first busy (another
 client is writing it) bad-nick not-received not-in-chat too-fast (limit=) auth-required not-needed (auth where there is no password, or
@@ -275,6 +275,8 @@ def parse(raw: bytes) -> Line:
     if not text.isprintable() and CONTROL.search(raw):
         raise Broken("this-is-tls" if raw.startswith(TLS) else "bad-line")
     start, *rest = text.split(" ")
+    if not start:  # a space at the beginning: an answer would repeat no verb, and be no line itself
+        raise Broken("bad-line")
     found = Line(start.lower(), [], {})
     if found.verb in FREE:
         return found._replace(words=[" ".join(rest)] if rest else [])

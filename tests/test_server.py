@@ -354,7 +354,7 @@ def test_without_dir_fd_names_are_resolved_and_compared(box, tmp_path):
 MISTAKES = [
     (b"x" * 40000, "line-too-long"), (b"get " + b"x" * 32763 + b"\n", "bad-name"), (b"get " + b"x" * 32764 + b"\n", "line-too-long"),
     (b"get a  b\n", "bad-line"), (b"get a \n", "bad-line"), (b"get a%zz\n", "bad-line"), (b"get a%\n", "bad-line"), (b"get a\tb\n", "bad-line"),
-    (b"get a\0\n", "bad-line"), (b"\x1b[2J\n", "bad-line"),
+    (b" list\n", "bad-line"), (b"get a\0\n", "bad-line"), (b"\x1b[2J\n", "bad-line"),
     (b"data -1\n", "bad-number"), (b"data 1e9\n", "bad-number"), (b"data 0x5\n", "bad-number"), (b"data +5\n", "bad-number"), (b"data\n", "bad-number"),
     (b"data " + b"9" * 19 + b"\n", "bad-number"), (b"data " + b"9" * 32000 + b"\n", "bad-number"), ("data ٣\n".encode(), "bad-number"),
     (b"put a size=-1\n", "bad-number"), (b"put a size=1e3\n", "bad-number"), (b"put a mtime_ns=99999999999999999999\n", "bad-number"),
