@@ -1471,11 +1471,14 @@ class Connection:
     def patiently(self, writing: bool, call: Callable[..., int], *args: object) -> int:
         """A call that sends or receives; again when the socket is ready, if it was not."""
         while True:
-            with contextlib.suppress(*self.server.waits):
+            try:
                 count = call(*args)
                 self.moved += count
                 return count
-            self.wait(writing)
+            except self.server.waits:
+                self.wait(writing)
+            except OSError as error:  # TLS that breaks says so with numbers that mean something else to the system
+                raise ConnectionAbortedError(errno.ECONNABORTED, error.strerror) from None
 
     def send(self, data: bytes) -> None:
         view = memoryview(data)
@@ -1516,12 +1519,7 @@ class Connection:
 
     def fetch(self, space: memoryview) -> memoryview:
         """What comes next. TLS gives a record at a time: all that have come are taken, and written to the disk at once."""
-        try:
-            count = self.patiently(False, self.sock.recv_into, space)
-        except TimeoutError:
-            raise
-        except OSError as error:  # TLS that breaks says so with numbers that mean something else to the system
-            raise ConnectionAbortedError(errno.ECONNABORTED, error.strerror) from None
+        count = self.patiently(False, self.sock.recv_into, space)
         if not count:
             raise ConnectionAbortedError(errno.ECONNABORTED, "the body ended early")
         with contextlib.suppress(OSError):  # nothing more has come, or an error that the next call will tell

@@ -12,6 +12,8 @@ import select
 import shutil
 import signal
 import socket
+import ssl
+import struct
 import subprocess
 import sys
 import tarfile
@@ -1061,3 +1063,17 @@ def test_curl_can_do_all_that_the_docstring_says(server, folder, tmp_path):
         assert archive.extractfile("f").read() == DATA
     curl("-z", str(folder / "a.txt"), root + "/a.txt")
     assert sorted(os.listdir(folder)) == ["a.txt", "docs", "folder", "other"]
+
+
+def test_a_client_that_leaves_before_100_continue_is_no_fault_of_the_server(spawn, folder):
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    server = spawn("httpserver.py", folder, "--tls")
+    with context.wrap_socket(server.connect()) as sock:
+        sock.sendall(GET.encode() + b"\r\n")
+        assert sock.recv(100)
+        os.kill(server.pid, signal.SIGSTOP)  # until all is there: the head, and the end
+        sock.sendall(b"PUT /x HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    os.kill(server.pid, signal.SIGCONT)
+    assert server.wait_for('"PUT /x HTTP/1.1" (.*)')[1].startswith('400 - "left in the body')
