@@ -1586,7 +1586,8 @@ def rangeable(download: Download, part: Part) -> bool:
     """Ask for one byte: that tells size, validator, and whether ranges are served at all."""
     with download.client.ask("GET", download.url, {**WANTED, "Range": "bytes=0-0"}) as reply:
         span, source = content_range(reply.head), source_of(download.url, reply.head)
-    if reply.head.status != 206 or not span or not source.validator or span[2] < 2 * SPLIT_FROM:
+    coded = reply.head.get("content-encoding") not in ("", "identity")  # ranges are of what is encoded: receive() decodes the whole
+    if reply.head.status != 206 or not span or not source.validator or span[2] < 2 * SPLIT_FROM or coded:
         return False
     download.saw(reply.head)
     if download.standing(reply.head._replace(length=span[2])) == "same":

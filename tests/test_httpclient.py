@@ -620,6 +620,14 @@ def test_several_connections_without_room_keep_what_one_fetched(run, files, tmp_
     assert (tmp_path / "file.bin").read_bytes() == server.body and server.sent == len(server.body)
 
 
+def test_several_connections_decode_what_one_does(run, files, tmp_path):
+    text = b"".join(b"%d\n" % number for number in random.Random(1).choices(range(10**9), k=700_000))
+    server = files(gzip.compress(text), headers="Content-Encoding: gzip\r\n")
+    for name, more in ("one", []), ("more", ["--connections", 3]):
+        assert get(run, tmp_path, server.url, "-o", name, *more).code == 0
+        assert (tmp_path / name).read_bytes() == text, name
+
+
 def test_several_connections_that_go_on_ask_for_one_password(files, tmp_path):
     pty = pytest.importorskip("pty")
     body = random.Random(5).randbytes(4 << 20)
