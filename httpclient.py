@@ -2651,7 +2651,10 @@ def each(args: argparse.Namespace, items: Iterable[T], act: Callable[[T], int | 
 def target(text: str, args: argparse.Namespace) -> URL:
     """A URL as people type it: /path is completed by --host and --port, and http:// may be left out."""
     text = host_url(args) + text if text.startswith("/") else text if "://" in text else scheme(args) + text
-    return parse_url(text)
+    url = parse_url(text)
+    if url.scheme == "http" and (args.tls or args.pin or args.cacert):
+        raise Failure(2, f"{shown(str(url))} would go in the clear", "--tls, --pin and --cacert ask for TLS, http:// for none; nothing was sent", "https://")
+    return url
 
 
 def host_url(args: argparse.Namespace) -> str:

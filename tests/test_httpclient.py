@@ -864,6 +864,14 @@ def test_nothing_goes_in_the_clear_where_tls_is_asked_for(run, canned, flags):
     assert not any(b"HEAD" in said for said in server.read)
 
 
+@pytest.mark.parametrize("flags", [["--tls"], ["--pin", "0" * 64], ["--cacert", "file"]])
+def test_http_is_refused_where_tls_is_asked_for(run, canned, flags):
+    server = canned(answer(b"x"))
+    done = run("httpclient.py", "head", f"http://127.0.0.1:{server.port}/a", "--password", "word", *flags)
+    assert done.code == 2 and "in the clear" in done.err and "https://" in done.err, done
+    assert not server.read
+
+
 def test_a_proxy_is_asked_with_the_whole_url(run, canned, tmp_path):
     server = canned(answer(b"x"), read_until=b"\r\n\r\n")
     proxy = f"http://me:word@127.0.0.1:{server.port}"
