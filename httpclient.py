@@ -642,12 +642,12 @@ class Reply:
 
     def read(self, limit: int) -> bytes:
         """The first bytes of the body, all of them if they are not more than the limit."""
-        data = b""
+        data = bytearray()  # bytes would be copied for each piece
         for piece in self.decoded():
             data += piece
             if len(data) > limit:
                 break
-        return data[:limit]
+        return bytes(data[:limit])
 
     def cut(self, length: int | None) -> Transient:
         total = self.head.length if length is not None and not self.chunked else None

@@ -872,6 +872,13 @@ def test_http_is_refused_where_tls_is_asked_for(run, canned, flags):
     assert not server.read
 
 
+def test_an_index_in_many_chunks_is_read_in_one_go(run, canned):
+    chunks = b"3e8\r\n" + b" " * 1000 + b"\r\n"
+    server = canned(answer(chunks * 16_000 + b"0\r\n\r\n", headers="Transfer-Encoding: chunked\r\n", length=False), read_until=b"\r\n\r\n")
+    done = run("httpclient.py", "list", f"http://127.0.0.1:{server.port}/", timeout=30)  # copied anew for each chunk it takes minutes
+    assert done.code == 0 and not done.out, done
+
+
 def test_a_proxy_is_asked_with_the_whole_url(run, canned, tmp_path):
     server = canned(answer(b"x"), read_until=b"\r\n\r\n")
     proxy = f"http://me:word@127.0.0.1:{server.port}"
