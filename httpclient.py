@@ -642,12 +642,12 @@ class Reply:
 
     def read(self, limit: int) -> bytes:
         """The first bytes of the body, all of them if they are not more than the limit."""
-        data = b""
+        data = bytearray()  # bytes would be copied for each piece
         for piece in self.decoded():
             data += piece
             if len(data) > limit:
                 break
-        return data[:limit]
+        return bytes(data[:limit])
 
     def cut(self, length: int | None) -> Transient:
         total = self.head.length if length is not None and not self.chunked else None
@@ -1586,7 +1586,8 @@ def rangeable(download: Download, part: Part) -> bool:
     """Ask for one byte: that tells size, validator, and whether ranges are served at all."""
     with download.client.ask("GET", download.url, {**WANTED, "Range": "bytes=0-0"}) as reply:
         span, source = content_range(reply.head), source_of(download.url, reply.head)
-    if reply.head.status != 206 or not span or not source.validator or span[2] < 2 * SPLIT_FROM:
+    coded = reply.head.get("content-encoding") not in ("", "identity")  # ranges are of what is encoded: receive() decodes the whole
+    if reply.head.status != 206 or not span or not source.validator or span[2] < 2 * SPLIT_FROM or coded:
         return False
     download.saw(reply.head)
     if download.standing(reply.head._replace(length=span[2])) == "same":
@@ -2650,7 +2651,10 @@ def each(args: argparse.Namespace, items: Iterable[T], act: Callable[[T], int | 
 def target(text: str, args: argparse.Namespace) -> URL:
     """A URL as people type it: /path is completed by --host and --port, and http:// may be left out."""
     text = host_url(args) + text if text.startswith("/") else text if "://" in text else scheme(args) + text
-    return parse_url(text)
+    url = parse_url(text)
+    if url.scheme == "http" and (args.tls or args.pin or args.cacert):
+        raise Failure(2, f"{shown(str(url))} would go in the clear", "--tls, --pin and --cacert ask for TLS, http:// for none; nothing was sent", "https://")
+    return url
 
 
 def host_url(args: argparse.Namespace) -> str:

@@ -620,6 +620,14 @@ def test_several_connections_without_room_keep_what_one_fetched(run, files, tmp_
     assert (tmp_path / "file.bin").read_bytes() == server.body and server.sent == len(server.body)
 
 
+def test_several_connections_decode_what_one_does(run, files, tmp_path):
+    text = b"".join(b"%d\n" % number for number in random.Random(1).choices(range(10**9), k=700_000))
+    server = files(gzip.compress(text), headers="Content-Encoding: gzip\r\n")
+    for name, more in ("one", []), ("more", ["--connections", 3]):
+        assert get(run, tmp_path, server.url, "-o", name, *more).code == 0
+        assert (tmp_path / name).read_bytes() == text, name
+
+
 def test_several_connections_that_go_on_ask_for_one_password(files, tmp_path):
     pty = pytest.importorskip("pty")
     body = random.Random(5).randbytes(4 << 20)
@@ -854,6 +862,21 @@ def test_nothing_goes_in_the_clear_where_tls_is_asked_for(run, canned, flags):
     done = run("httpclient.py", "head", f"127.0.0.1:{server.port}/a", "--password", "word", "--retries", 0, *flags)
     assert done.code == 56 and "speaks no TLS" in done.err, done
     assert not any(b"HEAD" in said for said in server.read)
+
+
+@pytest.mark.parametrize("flags", [["--tls"], ["--pin", "0" * 64], ["--cacert", "file"]])
+def test_http_is_refused_where_tls_is_asked_for(run, canned, flags):
+    server = canned(answer(b"x"))
+    done = run("httpclient.py", "head", f"http://127.0.0.1:{server.port}/a", "--password", "word", *flags)
+    assert done.code == 2 and "in the clear" in done.err and "https://" in done.err, done
+    assert not server.read
+
+
+def test_an_index_in_many_chunks_is_read_in_one_go(run, canned):
+    chunks = b"3e8\r\n" + b" " * 1000 + b"\r\n"
+    server = canned(answer(chunks * 16_000 + b"0\r\n\r\n", headers="Transfer-Encoding: chunked\r\n", length=False), read_until=b"\r\n\r\n")
+    done = run("httpclient.py", "list", f"http://127.0.0.1:{server.port}/", timeout=30)  # copied anew for each chunk it takes minutes
+    assert done.code == 0 and not done.out, done
 
 
 def test_a_proxy_is_asked_with_the_whole_url(run, canned, tmp_path):
