@@ -1397,12 +1397,13 @@ def guessed(bench):
 
 
 def hear(ready, run, heard, deadline):
-    """Reads what has come to the chatters and counts who heard which line of this run."""
+    """Reads what has come to the chatters and counts who has joined, and who heard which line of this run."""
     for key, _ in ready.select(max(0.0, deadline - time.perf_counter())):
         *lines, key.data[:] = (bytes(key.data) + key.fileobj.recv(65536)).split(b"\n")
         for line in lines:
             if found := re.search(rb"^said .* line-%d-(\d+)," % run, line):
                 heard[int(found[1])] += 1
+            heard["joined"] += line.startswith(b"ok chat")
 
 
 def chatters(bench):
@@ -1416,7 +1417,12 @@ def chatters(bench):
             for number, conn in enumerate(conns):
                 conn.sendall(b"chat n%d\n" % number)
                 ready.register(conn, selectors.EVENT_READ, bytearray())
-            for number in range(1 + round(10 * 2 * LOAD_S[bench.size])):  # the first is for those who are still joining
+            begun = time.perf_counter()
+            while heard["joined"] < count:
+                if time.perf_counter() > begun + READY_S:
+                    raise Wrong(f"{heard['joined']} of {count} have joined")
+                hear(ready, run, heard, begun + READY_S)
+            for number in range(1 + round(10 * 2 * LOAD_S[bench.size])):  # the first is for the news of who joined
                 said = time.perf_counter()
                 conns[number * 7 % count].sendall(b"say line-%d-%d, good day to everybody\n" % (run, number))
                 while heard[number] < count - 1:
