@@ -430,67 +430,67 @@ class Traced(socket.socket):
         self.unended = {**self.unended, mark: secret[1] if secret else line[-LONGEST_NAME:]}
         return text[len(before):]
 
-    def attempt(self, mark: str, what: str, call: Callable[..., T], *args: object) -> T:
+    def attempt(self, mark: str, what: str, call: Callable[..., T], *args: object) -> tuple[T, float]:
+        """What the call gives, and the milliseconds that it took."""
+        began = time.perf_counter()
         try:
-            return call(*args)
+            return call(*args), 1000 * (time.perf_counter() - began)
         except OSError as error:
             if not isinstance(error, BlockingIOError) and "Want" not in type(error).__name__:  # these mean: nothing happened
                 self.show(mark, f"{what}: {error.strerror or 'timed out'}")
             raise
 
-    def put(self, name: str, data: Any, call: Callable[..., int], *args: object) -> int:
-        count = self.attempt(">", name, call, data, *args)
+    def show_sent(self, name: str, data: Any, count: int) -> None:
         self.sent += count
         self.show(">", f"{name} {count} of {len(data)} bytes (sent so far {self.sent})", data[:count])
-        return count
 
-    def take(self, name: str, size: int, call: Callable[..., T], *args: object) -> T:
-        began = time.perf_counter()
-        result = self.attempt("<", name, call, *args)
-        waited = 1000 * (time.perf_counter() - began)
-        data: Any = result[0] if isinstance(result, tuple) else args[0] if isinstance(result, int) else result
-        count = result if isinstance(result, int) else len(data)
-        self.received += count
-        name += f" {address(result[-1])}" if isinstance(result, tuple) else ""
-        text = f"{name} {count} of at most {size} bytes, waited {waited:.2f} ms (received so far {self.received})"
-        ended = count == 0 and self.type == socket.SOCK_STREAM
-        self.show("<", f"{name} 0 bytes = peer sent FIN (end of stream)" if ended else text, data[:count])
-        return result
+    def show_received(self, name: str, data: Any, size: int, waited: float) -> None:
+        self.received += len(data)
+        text = f"{name} {len(data)} of at most {size} bytes, waited {waited:.2f} ms (received so far {self.received})"
+        ended = not len(data) and self.type == socket.SOCK_STREAM
+        self.show("<", f"{name} 0 bytes = peer sent FIN (end of stream)" if ended else text, data)
 
     def connect(self, target: Any) -> None:
-        began = time.perf_counter()
-        self.attempt("*", f"connect {address(target)}", super().connect, target)
-        took = f"handshake {1000 * (time.perf_counter() - began):.2f} ms" if self.type == socket.SOCK_STREAM else "UDP: nothing is sent"
-        self.show("*", f"connect {address(target)} ok from {address(self.getsockname())} ({took})")
+        _, took = self.attempt("*", f"connect {address(target)}", super().connect, target)
+        how = f"handshake {took:.2f} ms" if self.type == socket.SOCK_STREAM else "UDP: nothing is sent"
+        self.show("*", f"connect {address(target)} ok from {address(self.getsockname())} ({how})")
 
     def accept(self) -> tuple[socket.socket, Any]:
-        plain, peer = self.attempt("*", "accept", super().accept)
+        (plain, peer), _ = self.attempt("*", "accept", super().accept)
         conn = type(self)(plain.family, plain.type, plain.proto, plain.detach())
         conn.show("*", f"accept from {address(peer)}")
         return conn, peer
 
     def send(self, data: Any, flags: int = 0) -> int:
-        return self.put("send", data, super().send, flags)
-
-    def sendall(self, data: Any, flags: int = 0) -> None:
-        view = memoryview(data).cast("B")
-        while view:
-            view = view[self.send(view, flags):]
+        count, _ = self.attempt(">", "send", super().send, data, flags)
+        self.show_sent("send", data, count)
+        return count
 
     def sendto(self, data: Any, *rest: Any) -> int:
-        return self.put(f"sendto {address(rest[-1])}", data, super().sendto, *rest)
+        name = f"sendto {address(rest[-1])}"
+        count, _ = self.attempt(">", name, super().sendto, data, *rest)
+        self.show_sent(name, data, count)
+        return count
 
     def recv(self, size: int, flags: int = 0) -> bytes:
-        return self.take("recv", size, super().recv, size, flags)
+        data, waited = self.attempt("<", "recv", super().recv, size, flags)
+        self.show_received("recv", data, size, waited)
+        return data
 
     def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
-        return self.take("recv", size or len(buffer), super().recv_into, buffer, size, flags)
+        count, waited = self.attempt("<", "recv", super().recv_into, buffer, size, flags)
+        self.show_received("recv", memoryview(buffer)[:count], size or len(buffer), waited)
+        return count
 
     def recvfrom(self, size: int, flags: int = 0) -> tuple[bytes, Any]:
-        return self.take("recvfrom", size, super().recvfrom, size, flags)
+        (data, peer), waited = self.attempt("<", "recvfrom", super().recvfrom, size, flags)
+        self.show_received(f"recvfrom {address(peer)}", data, size, waited)
+        return data, peer
 
     def recvmsg(self, size: int, *rest: Any) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
-        return self.take("recvmsg", size, super().recvmsg, size, *rest)
+        (data, ancillary, flags, peer), waited = self.attempt("<", "recvmsg", super().recvmsg, size, *rest)
+        self.show_received(f"recvmsg {address(peer)}", data, size, waited)
+        return data, ancillary, flags, peer
 
     def shutdown(self, how: int) -> None:
         self.attempt("*", "shutdown", super().shutdown, how)
