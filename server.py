@@ -2318,17 +2318,18 @@ def bind(args: argparse.Namespace, family: int, target: Address, backlog: int | 
     except OSError as error:
         if sock:
             sock.close()
-        host, port = target[:2]
-        known = {
-            errno.EADDRINUSE: (f"port {port} is already in use", who_has_port(family, kind, target),
-                               "--port 0 takes any free one; ss -ltnup shows whose it is"),
-            errno.EADDRNOTAVAIL: (f"{host} is not an address of this machine", "its own are " + ", ".join(["127.0.0.1", *own_addresses()]),
-                                  "--host 0.0.0.0 listens on all of them"),
-            errno.EACCES: (f"port {port} needs administrator rights", "ports below 1024 are kept for the system's services",
-                           f"--port {8000 + port % 1000}"),
-        }
-        other = f"cannot listen on {address(target)} ({error.strerror})", "the system refuses it", "--host 127.0.0.1 --port 0"
-        raise Failure(45, *known.get(error.errno or 0, other)) from None
+        problem = error
+    host, port = target[:2]
+    if problem.errno == errno.EADDRINUSE:
+        raise Failure(45, f"port {port} is already in use", who_has_port(family, kind, target),
+                      "--port 0 takes any free one; ss -ltnup shows whose it is")
+    if problem.errno == errno.EADDRNOTAVAIL:
+        raise Failure(45, f"{host} is not an address of this machine", "its own are " + ", ".join(["127.0.0.1", *own_addresses()]),
+                      "--host 0.0.0.0 listens on all of them")
+    if problem.errno == errno.EACCES:
+        raise Failure(45, f"port {port} needs administrator rights", "ports below 1024 are kept for the system's services",
+                      f"--port {8000 + port % 1000}")
+    raise Failure(45, f"cannot listen on {address(target)} ({problem.strerror})", "the system refuses it", "--host 127.0.0.1 --port 0")
 
 
 def who_has_port(family: int, kind: int, target: Address) -> str:
