@@ -109,7 +109,7 @@ class Server:
         self.sock = sock
         self.stop = Stop()
         self.forks = args.mode == "process" and hasattr(os, "fork")
-        self.clients: dict[int, Callable[[], None]] = {}  # by descriptor or process number: what asks that one to end
+        self.clients: dict[socket.socket | int, Callable[[], None]] = {}  # a connection, or its process: what asks that one to end
         self.refused: list[socket.socket] = []
         self.finished = 0
         self.ending = False
@@ -172,12 +172,11 @@ class Server:
 
         if self.forks:
             return self.hand_over(conn, peer, stop_reading)
-        number = conn.fileno()
-        self.clients[number] = stop_reading
+        self.clients[conn] = stop_reading
         try:
             threading.Thread(target=self.answer, args=(conn, peer), daemon=True).start()
         except RuntimeError:
-            del self.clients[number]
+            del self.clients[conn]
             raise
 
     def hand_over(self, conn: socket.socket, peer: Address, stop_reading: Callable[[], None]) -> None:
@@ -199,7 +198,7 @@ class Server:
 
     def answer(self, conn: socket.socket, peer: Address) -> None:
         """A connection's whole life: read, capitalise, write back, until the client's FIN."""
-        number, began, rate = conn.fileno(), time.monotonic(), self.args.rate
+        began, rate = time.monotonic(), self.args.rate
         size = min(self.args.recv_size, max(1, rate // 10)) if rate else self.args.recv_size  # a tenth of a second's worth
         tally, problem = Tally(), None
         try:
@@ -214,10 +213,10 @@ class Server:
             problem = error
         took = time.monotonic() - began
         log(f"{address(peer)} received {tally.received}, sent {tally.sent} bytes in {took:.3f} s: {fate(problem, self.ending)}")
-        with self.lock:
-            self.clients.pop(number, None)
-            self.finished += 1
         conn.close()
+        with self.lock:
+            self.clients.pop(conn, None)  # in a child it is not there
+            self.finished += 1
         self.stop.wake()
 
     def settle(self, everything: bool) -> None:
@@ -226,7 +225,8 @@ class Server:
             self.refused.pop(0).close()
         with contextlib.suppress(ChildProcessError):
             while self.forks and (child := os.waitpid(-1, os.WNOHANG)[0]):
-                self.finished += self.clients.pop(child, None) is not None  # it can be that of a shell that became this server
+                if self.clients.pop(child, None):  # else a shell had started it, and then became this server
+                    self.finished += 1
 
     def finish(self) -> None:
         """Close the door, ask each client's thread or process to end, and give what is under way a moment."""
@@ -239,10 +239,9 @@ class Server:
             select.select([self.stop], [], [], left)
             self.stop.drain()
             self.settle(everything=True)
-        for thread in set(threading.enumerate()) - {threading.current_thread()}:  # it left clients before its close, which --trace shows
-            thread.join(max(0.0, deadline - time.monotonic()))
-        for child in self.clients if self.forks else ():
-            os.kill(child, signal.SIGKILL)
+        for child in self.clients:
+            if isinstance(child, int):
+                os.kill(child, signal.SIGKILL)
         self.stop.close()
         say(f"stopped: {dropped} client{'s' * (dropped != 1)} disconnected, {self.finished} served")
 
