@@ -278,11 +278,15 @@ def send_message(sock: socket.socket, data: bytes, tally: Tally) -> None:
 
 def await_reply(sock: socket.socket, args: argparse.Namespace, tally: Tally) -> bytes:
     """Some of the answer, as soon as there is some. Silence counts only while an answer is owed."""
-    silence, step, owed = 0.0, min(NOTICE_AFTER, args.timeout), tally.received < tally.sent
-    while not select.select([sock], [], [], step)[0]:
-        silence, owed = silence + step * owed, tally.received < tally.sent  # stream() may have sent only at the end of that step
-        step = min(NOTICE_AFTER, args.timeout - silence)
-        if step <= 0:
+    silence = 0.0
+    while True:
+        owed, step = tally.received < tally.sent, min(NOTICE_AFTER, args.timeout - silence)
+        if select.select([sock], [], [], step)[0]:
+            break
+        if not owed:  # what stream() sent meanwhile has all of --timeout
+            continue
+        silence += step
+        if silence >= args.timeout:
             raise Failure(28, f"no reply from {place(args)} in {args.timeout:g} s", "it is connected but silent: busy with another client "
                           "(--mode serial), stopped, or no echo server", f"{server_command(args)} --mode thread")
         if silence == NOTICE_AFTER:
@@ -291,7 +295,7 @@ def await_reply(sock: socket.socket, args: argparse.Namespace, tally: Tally) -> 
     if not chunk and (tally.received < tally.sent or not tally.ended):
         raise ConnectionAbortedError(errno.ECONNABORTED, "the server closed it")
     if not tally.received and chunk != chunk.upper():
-        code, hint = (7, "again later, or the server with more --max-clients") if FULL.startswith(chunk[:11]) else (56, "check the port")
+        code, hint = (7, "again later, or the server with more --max-clients") if FULL.startswith(chunk) else (56, "check the port")
         raise Failure(code, f"{place(args)} says: {shown(chunk.decode(errors='backslashreplace').strip())}",
                       "that is a notice: an echo has no small letters", hint)
     tally.received += len(chunk)
@@ -322,18 +326,15 @@ def read_input(size: int) -> bytes:
 def stream(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Output) -> None:
     """Standard input to the server and its answer to standard output, at once: a thread sends while this one receives.
     Sending everything first and reading then would leave both sides waiting when the kernel's buffers are full."""
-    problems: list[Failure] = []
+    problems: list[Exception] = []
 
     def send_input() -> None:
         try:
             while chunk := read_input(args.recv_size):
                 send_message(sock, chunk, tally)
-            tally.ended = True
-        except Failure as failure:
-            problems.append(failure)  # told when all that is on its way has come back
-            tally.ended = True
-        except OSError:
-            pass  # the connection is gone: the receiving side meets that too
+        except (Failure, OSError) as problem:
+            problems.append(problem)  # told when all that is on its way has come back
+        tally.ended = True
         with contextlib.suppress(OSError):
             sock.shutdown(socket.SHUT_WR)
 
