@@ -92,12 +92,14 @@ class Output:
 
     def write(self, data: bytes, last: bool = False) -> None:
         view = memoryview(shown(self.decoder.decode(data, last)).encode() if self.terminal else data)
-        try:
-            while view:
+        while view:
+            try:
                 view = view[os.write(1, view):]
-        except OSError as error:
-            raise Failure(23, f"cannot write standard output ({error.strerror})", "what reads it has ended, or its disk is full",
-                          f"{CLIENT} > FILE, with room for it") from None
+            except BlockingIOError:  # another program that shares it has set it so
+                select.select([], [1], [])
+            except OSError as error:
+                raise Failure(23, f"cannot write standard output ({error.strerror})", "what reads it has ended, or its disk is full",
+                              f"{CLIENT} > FILE, with room for it") from None
 
 
 # --- the server: listen, accept, answer ---
@@ -317,10 +319,13 @@ def exchange(sock: socket.socket, message: bytes, args: argparse.Namespace, tall
 
 
 def read_input(size: int) -> bytes:
-    try:
-        return os.read(0, size)
-    except OSError as error:
-        raise Failure(26, f"cannot read standard input ({error.strerror})", "what was read before came back whole", f"{CLIENT} < FILE") from None
+    while True:
+        try:
+            return os.read(0, size)
+        except BlockingIOError:  # another program that shares it has set it so
+            select.select([0], [], [])
+        except OSError as error:
+            raise Failure(26, f"cannot read standard input ({error.strerror})", "what was read before came back whole", f"{CLIENT} < FILE") from None
 
 
 def stream(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Output) -> None:

@@ -52,6 +52,7 @@ BATCH = 64  # datagrams read before they are answered: fewer turns, and Ctrl-C i
 GRACE = 2.0  # seconds that Ctrl-C leaves for answers that --delay holds back
 LATE = 0.05  # seconds that --reorder holds an answer for the next one to overtake it; less than the first try waits
 MAX_WAITING = 1000  # answers that --delay, --rate and --reorder hold; more are lost, as in a full router
+PIECE = 65536  # bytes of standard input that are read at once
 LONGEST = 1 << 20  # bytes of a line that are read to name its size when it is too long
 MAX_STALE = 64  # datagrams thrown away before a question, so that a flood cannot hold the client
 MAX_PEERS = 10000  # clients whose datagrams are counted; the oldest is forgotten
@@ -102,12 +103,14 @@ class Output:
 
     def write(self, data: bytes, last: bool = False) -> None:
         view = memoryview(shown(self.decoder.decode(data, last)).encode() if self.terminal else data)
-        try:
-            while view:
+        while view:
+            try:
                 view = view[os.write(1, view):]
-        except OSError as error:
-            raise Failure(23, f"cannot write standard output ({error.strerror})", "what reads it has ended, or its disk is full",
-                          f"{CLIENT} > FILE, with room for it") from None
+            except BlockingIOError:  # another program that shares it has set it so
+                select.select([], [1], [])
+            except OSError as error:
+                raise Failure(23, f"cannot write standard output ({error.strerror})", "what reads it has ended, or its disk is full",
+                              f"{CLIENT} > FILE, with room for it") from None
 
 
 # --- the server: bind, receive, answer ---
@@ -313,17 +316,24 @@ def exchange(sock: socket.socket, message: bytes, args: argparse.Namespace, tall
 
 
 def read_input(size: int) -> bytes:
-    try:
-        return sys.stdin.buffer.readline(size)
-    except OSError as error:
-        raise Failure(26, f"cannot read standard input ({error.strerror})", "what was read before came back whole", f"{CLIENT} < FILE") from None
+    while True:
+        try:
+            return os.read(0, size)
+        except BlockingIOError:  # another program that shares it has set it so
+            select.select([0], [], [])
+        except OSError as error:
+            raise Failure(26, f"cannot read standard input ({error.strerror})", "what was read before came back whole", f"{CLIENT} < FILE") from None
 
 
 def stream(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Output) -> None:
     """Each line of standard input is a datagram; its answer is written before the next is sent."""
-    while line := read_input(LONGEST):
-        message = line[:-1] if line.endswith(b"\n") else line
-        out.write(exchange(sock, message, args, tally) + line[len(message):])
+    rest = b""
+    while len(rest) <= LONGEST and (chunk := read_input(PIECE)):
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            out.write(exchange(sock, line, args, tally) + b"\n")
+    if rest:
+        out.write(exchange(sock, rest, args, tally))
 
 
 def converse(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Output) -> None:
