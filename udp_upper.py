@@ -385,6 +385,8 @@ def ping(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Outpu
 def client(args: argparse.Namespace) -> int:
     if sys.stdin is None or sys.stdout is None:  # then the connection would get their numbers
         raise Failure(26, "standard input or output is closed", "text comes in by the one and goes out by the other", f"{CLIENT} < FILE > OUT")
+    if args.port == 0:
+        raise Failure(2, "port 0 is no server's", "with it a server takes any free one", "the port that the server printed when it started")
     tally, out = Tally(), Output()
     with connect(args) as sock:
         try:
@@ -725,9 +727,10 @@ def announce(sock: socket.socket) -> None:
     except OSError as error:
         sock.close()
         raise Failure(23, f"cannot write standard output ({error.strerror})", "what reads it has ended, or its disk is full", f"{SERVER} > FILE") from None
-    for host in reachable_at(sock):
-        say(f"from another machine:  {CLIENT} --host {host} --port {port}")
-    if not reachable_at(sock):
+    elsewhere = reachable_at(sock)
+    for known in elsewhere:
+        say(f"from another machine:  {CLIENT} --host {known} --port {port}")
+    if not elsewhere:
         named = f" --host {host}" if host != "127.0.0.1" else ""  # where clients look by themselves
         say(f"only this machine can reach it, with:  {CLIENT}{named} --port {port}\nfor others, start it with --host 0.0.0.0")
 

@@ -196,6 +196,14 @@ def test_a_bad_port_is_a_matter_of_the_command_line(run, script, port):
 
 
 @BOTH
+@pytest.mark.parametrize("args", [["client", "--port", "0", "hi"], ["--port", "0", "client", "hi"]])
+def test_a_client_cannot_ask_at_port_0(run, script, args):
+    failed = run(script, *args)
+    assert (failed.code, failed.err.count("\n")) == (2, 3)
+    assert lines_of(failed)[0] == "port 0 is no server's" and "server --port 0" not in failed.err
+
+
+@BOTH
 @pytest.mark.parametrize("role", ["server", "client"])
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "a..b", "x" * 64 + ".org"])
 def test_an_unknown_name_is_said(run, script, role, host):
