@@ -50,7 +50,7 @@ PING_WAIT = 1.0  # seconds of silence after the last ping until the missing ones
 LIMITS = {socket.AF_INET: 65507, socket.AF_INET6: 65527}  # 65535 less the headers of IPv4 and UDP, or of UDP alone
 BATCH = 64  # datagrams read before they are answered: fewer turns, and Ctrl-C is still heard
 GRACE = 2.0  # seconds that Ctrl-C leaves for answers that --delay holds back
-LATE = 0.05  # seconds that --reorder holds an answer for the next one to overtake it; less than the first try waits
+LATE = 0.05  # seconds that --reorder holds an answer for others to overtake it; less than the first try waits
 MAX_WAITING = 1000  # answers that --delay, --rate and --reorder hold; more are lost, as in a full router
 PIECE = 65536  # bytes of standard input that are read at once
 LONGEST = 1 << 20  # bytes of a line that are read to name its size when it is too long
@@ -126,8 +126,6 @@ class Server:
         self.plays = any((args.loss, args.dup, args.reorder, args.delay, args.rate, args.truncate))
         self.numbers: dict[Address, int] = {}  # how many datagrams each client has sent
         self.waiting: list[tuple[float, int, bytes, int, Address]] = []  # a heap: when it is due, its turn, the answer, copies, to whom
-        self.late: dict[Address, tuple[float, list[tuple[bytes, int]]]] = {}  # until a client's next answer, or the time: answers, copies
-        self.held = 0  # answers in both
         self.turn = itertools.count()
         self.free = 0.0  # when --rate lets the next answer out
         self.finished = 0
@@ -177,9 +175,8 @@ class Server:
         if len(self.numbers) > MAX_PEERS:
             del self.numbers[next(iter(self.numbers))]
         lost, doubled, reordered = fate(self.args, peer[0], number)
-        if lost or self.held >= MAX_WAITING:
+        if lost or len(self.waiting) >= MAX_WAITING:
             return self.refuse(peer, number, "by --loss" if lost else f"{MAX_WAITING} answers are waiting")
-        self.held += 1
         if self.args.truncate and len(answer) > self.args.truncate:
             log(f"{address(peer)} datagram {number} truncated from {len(answer)} to {self.args.truncate} bytes")
             answer = answer[:self.args.truncate]
@@ -187,17 +184,14 @@ class Server:
             log(f"{address(peer)} datagram {number} doubled")
         if reordered:
             log(f"{address(peer)} datagram {number} reordered")
-            self.late.setdefault(peer, (time.monotonic() + LATE, []))[1].append((answer, 1 + doubled))
-            return
-        self.hand_over(peer, [(answer, 1 + doubled), *self.late.pop(peer, (0.0, []))[1]])
+        self.hand_over(answer, peer, 1 + doubled, LATE if reordered else 0.0)
 
-    def hand_over(self, peer: Address, answers: list[tuple[bytes, int]]) -> None:
-        """To the queue: each leaves when its time has come."""
-        for answer, copies in answers:
-            due = time.monotonic() + self.args.delay
-            if self.args.rate:
-                due = self.free = max(due, self.free) + copies * len(answer) / self.args.rate
-            heapq.heappush(self.waiting, (due, next(self.turn), answer, copies, peer))
+    def hand_over(self, answer: bytes, peer: Address, copies: int, late: float) -> None:
+        """To the queue: it leaves when its time has come."""
+        due = time.monotonic() + self.args.delay
+        if self.args.rate:
+            due = self.free = max(due, self.free) + copies * len(answer) / self.args.rate
+        heapq.heappush(self.waiting, (due + late, next(self.turn), answer, copies, peer))
 
     def answer(self, answer: bytes, peer: Address) -> None:
         try:
@@ -207,17 +201,12 @@ class Server:
 
     def settle(self) -> float | None:
         """Send the answers whose time has come; the seconds until the next one's, None when none waits."""
-        now = time.monotonic()
-        while self.late and next(iter(self.late.values()))[0] <= now:
-            peer = next(iter(self.late))
-            self.hand_over(peer, self.late.pop(peer)[1])
-        while self.waiting and self.waiting[0][0] <= now:
+        while self.waiting and (pause := self.waiting[0][0] - time.monotonic()) <= 0:
             _, _, answer, copies, peer = heapq.heappop(self.waiting)
-            self.held, self.finished = self.held - 1, self.finished + 1
             for _ in range(copies):
                 self.answer(answer, peer)
-        times = [when for when, *_ in self.waiting[:1]] + [when for when, _ in list(self.late.values())[:1]]
-        return max(0.0, min(times) - time.monotonic()) if times else None
+            self.finished += 1
+        return pause if self.waiting else None
 
     def finish(self) -> None:
         """Let the answers that are held back out, as far as a moment is enough."""
@@ -226,7 +215,7 @@ class Server:
             time.sleep(pause)
         self.sock.close()
         self.stop.close()
-        say(f"stopped: {self.held} answers dropped, {self.finished} sent")
+        say(f"stopped: {len(self.waiting)} answers dropped, {self.finished} sent")
 
 
 def serve(args: argparse.Namespace) -> int:
@@ -754,7 +743,7 @@ def build_parser() -> argparse.ArgumentParser:
     server.add_argument("--rate", type=between(0, 1e12), default=0, metavar="N", help="bytes a second, for all; 0 is no limit (default)")
     server.add_argument("--loss", type=between(0, 1, float), default=0.0, metavar="P", help="share of the datagrams that get no answer")
     server.add_argument("--dup", type=between(0, 1, float), default=0.0, metavar="P", help="share that is answered twice")
-    server.add_argument("--reorder", type=between(0, 1, float), default=0.0, metavar="P", help="share whose answer the next one overtakes")
+    server.add_argument("--reorder", type=between(0, 1, float), default=0.0, metavar="P", help="share whose answer later ones overtake")
     server.add_argument("--delay", type=between(0, 3600, float), default=0.0, metavar="S", help="seconds that each answer is held back")
     server.add_argument("--truncate", type=between(0, 65535), default=0, metavar="N", help="bytes left of an answer; 0 is all (default)")
     server.add_argument("--seed", type=between(0, 1 << 63), default=1, metavar="K", help="another seed is another bad network (default 1)")

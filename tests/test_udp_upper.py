@@ -325,13 +325,15 @@ def test_dup_and_reorder_have_one_right_result(spawn, run):
 
 
 def test_a_reordered_answer_comes_after_the_next(spawn, asker):
-    server = spawn(*patient(SCRIPT), "server", "--reorder", 0.3, "--seed", 7)
+    server = spawn(*patient(SCRIPT, LATE=1.0), "server", "--reorder", 0.3, "--seed", 7)
     decided = [each.reordered for each in fates(count=10, reorder=0.3)]
     first = decided.index(True) + 1
     assert not decided[first]
     sock = asker(server.port)
+    server.process.send_signal(signal.SIGSTOP)  # so that all are there at once, however slow this is
     for number in range(1, first + 2):
         sock.send(b"%d" % number)
+    server.process.send_signal(signal.SIGCONT)
     expected = [b"%d" % number for number in [*range(1, first), first + 1, first]]
     assert [sock.recv(10) for _ in expected] == expected
 
@@ -405,7 +407,7 @@ def test_counts_of_clients_are_bounded():
     args = SimpleNamespace(loss=1.0, dup=0.0, reorder=0.0, delay=0.0, rate=0, truncate=0, seed=1, requests=0, recv_size=65536)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         server = udp_upper.Server.__new__(udp_upper.Server)
-        server.args, server.numbers, server.held, server.refuse = args, {}, 0, lambda *told: None
+        server.args, server.numbers, server.waiting, server.refuse = args, {}, [], lambda *told: None
         for number in range(udp_upper.MAX_PEERS + 5):
             server.handle(b"", ("10.0.0.1", number))
         assert sock and len(server.numbers) == udp_upper.MAX_PEERS
