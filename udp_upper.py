@@ -12,8 +12,9 @@
 The protocol: a datagram is a message of its own. The server sends back each one that it reads,
 a-z as A-Z and every other byte as it was. Either may be lost, doubled or overtaken on the way, so the
 client waits 0.1 s for the answer, asks again and waits 0.2, 0.4 and 0.8 s. An answer is known by its
-being the question in capitals: one that is not (a late or foreign one) is ignored and counted, one that
-is only the beginning is reported as truncated. Nobody connects, so nobody can tell when the other left.
+being the question in capitals: one that is not (a late or foreign one) is ignored and counted. When no
+more than its beginning ever comes, it is reported as truncated. Nobody connects, so nobody can tell when
+the other left.
 
 Limits: nobody is asked for a password, nothing is encrypted, and a sender's address can be forged.
 A datagram holds at most 65507 bytes over IPv4, 65527 over IPv6. A bad network is decided from
@@ -23,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import codecs
-import collections
 import contextlib
 import errno
 import heapq
@@ -86,12 +86,11 @@ def fate(args: argparse.Namespace, host: str, number: int) -> Fate:
 
 
 class Tally:
-    """The datagrams that went each way, those that were no answer, and what the kernel heard of those that nobody took."""
+    """Datagrams that were no answer, and what the kernel heard (ICMP) of those that nobody took."""
 
     def __init__(self) -> None:
-        self.sent = self.received = self.ignored = 0
+        self.ignored = 0
         self.refusals: list[OSError] = []
-        self.earlier: collections.deque[bytes] = collections.deque(maxlen=MAX_STALE)  # answers to earlier questions, which may come again
 
 
 class Output:
@@ -246,30 +245,25 @@ def connect(args: argparse.Namespace) -> socket.socket:
 
 def send_message(sock: socket.socket, data: bytes, tally: Tally) -> None:
     """One datagram, whole or not at all."""
-    limit, version = LIMITS[sock.family], "IPv6" if sock.family == socket.AF_INET6 else "IPv4"
-    too_large = Failure(2, f"the datagram is {len(data)} bytes, the {version} maximum is {limit}", "UDP sends a datagram whole or not at all"
-                        + "; this system takes even less" * (len(data) <= limit), "a shorter line, or TCP: tcp_upper.py takes any size")
-    if len(data) > limit:
-        raise too_large
     for _ in range(2):  # the first send() may do no more than tell what an earlier datagram met
         try:
             sock.send(data)
-            tally.sent += 1
             return
         except OSError as error:
             if error.errno == errno.EMSGSIZE:
-                raise too_large from None
+                limit, version = LIMITS[sock.family], "IPv6" if sock.family == socket.AF_INET6 else "IPv4"
+                why = "UDP sends a datagram whole or not at all" + "; this system takes even less" * (len(data) <= limit)
+                raise Failure(2, f"the datagram is {len(data)} bytes, the {version} maximum is {limit}", why,
+                              "a shorter line, or TCP: tcp_upper.py takes any size") from None
             tally.refusals.append(error)
 
 
 def await_reply(sock: socket.socket, args: argparse.Namespace, tally: Tally, deadline: float) -> bytes | None:
-    """The next datagram, None when the time is up."""
-    while select.select([sock], [], [], max(0.0, deadline - time.monotonic()))[0]:
+    """The next datagram, None when the time is up. One that is there already counts, however late it has become."""
+    while select.select([sock], [], [], max(0.0, deadline - time.perf_counter()))[0]:
         try:
-            reply = sock.recv(args.recv_size)
-            tally.received += 1
-            return reply
-        except OSError as error:  # ICMP: nobody has that port now, but a server may come before the last try
+            return sock.recv(args.recv_size)
+        except OSError as error:  # nobody has that port now, but a server may come before the last try
             tally.refusals.append(error)
     return None
 
@@ -277,31 +271,32 @@ def await_reply(sock: socket.socket, args: argparse.Namespace, tally: Tally, dea
 def exchange(sock: socket.socket, message: bytes, args: argparse.Namespace, tally: Tally) -> bytes:
     """Send a message until its reply comes, each time with more patience."""
     for _ in range(MAX_STALE):  # what came before the question is no answer to it
-        tally.ignored += await_reply(sock, args, tally, 0.0) is not None
-    expected, refused_tries, longest = message.upper(), 0, -1
-    tally.earlier.append(expected)
+        if await_reply(sock, args, tally, 0.0) is None:
+            break
+        tally.ignored += 1
+    expected, refused_tries = message.upper(), 0
+    beginnings: set[int] = set()  # their sizes: each may be the answer, cut, or a late one to an earlier and shorter question
     for seconds in TRIES:
-        before, deadline = len(tally.refusals), time.monotonic() + seconds
+        tally.refusals.clear()
+        deadline = time.perf_counter() + seconds
         send_message(sock, message, tally)
-        while (reply := await_reply(sock, args, tally, deadline)) is not None:  # one look at least, however late it has become meanwhile
+        while (reply := await_reply(sock, args, tally, deadline)) is not None:
             if reply == expected:
-                tally.ignored += longest >= 0  # what looked cut was the late answer to something shorter
+                tally.ignored += len(beginnings)  # so they were late ones
                 return reply
             if expected.startswith(reply):
-                longest = max(longest, len(reply))
+                beginnings.add(len(reply))
             else:
                 tally.ignored += 1
-            if time.monotonic() >= deadline:  # a flood of them leaves no silence
+            if time.perf_counter() >= deadline:  # a flood of them leaves no silence
                 break
-        if longest >= 0 and expected[:longest] not in tally.earlier:  # else it may be no beginning but late: ask again
-            break
-        refused = tally.refusals[before:]
-        refused_tries += bool(refused)
-        say(f"no reply in {seconds:g} s" + (f" ({refused[-1].strerror})" if refused else ""))
-    if longest >= 0:
-        raise Failure(18, f"the reply is truncated: {longest} of {len(expected)} bytes came back", "a buffer on the way was smaller "
+        refused_tries += bool(tally.refusals)
+        if not beginnings:
+            say(f"no reply in {seconds:g} s" + (f" ({tally.refusals[-1].strerror})" if tally.refusals else ""))
+    if beginnings:
+        raise Failure(18, f"the reply is truncated: {max(beginnings)} of {len(expected)} bytes came back", "a buffer on the way was smaller "
                       "than the datagram, and UDP drops what does not fit", "a larger --recv-size on the server and here, no --truncate")
-    raise no_echo(args, refused[-1] if refused_tries == len(TRIES) else None)
+    raise no_echo(args, tally.refusals[-1] if refused_tries == len(TRIES) else None)
 
 
 def read_input(size: int) -> bytes:
@@ -354,7 +349,7 @@ def ping(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Outpu
                 left[b"PING %d" % sent] = sent, time.perf_counter()
                 send_message(sock, b"ping %d" % sent, tally)
                 continue
-            reply = await_reply(sock, args, tally, time.monotonic() + min(PING_WAIT, args.timeout) * (sent == args.ping))
+            reply = await_reply(sock, args, tally, time.perf_counter() + min(PING_WAIT, args.timeout) * (sent == args.ping))
             if reply in left:
                 number, began = left.pop(reply)
                 trips.append(time.perf_counter() - began)
