@@ -365,19 +365,19 @@ def converse(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: O
 
 def ping(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Output) -> None:
     """Send numbered messages, one each --interval, and time what comes back meanwhile."""
-    left: dict[bytes, float] = {}  # the answer still awaited: when its question left
+    awaited: dict[bytes, float] = {}  # an answer that is to come: when its question left
     trips: list[float] = []
     rest, sent, due = b"", 0, time.perf_counter()
     try:
         while len(trips) < args.ping:
             if sent < args.ping and not select.select([sock], [], [], max(0.0, due - time.perf_counter()))[0]:
                 sent, due = sent + 1, due + args.interval
-                left[b"PING %d" % sent] = time.perf_counter()
+                awaited[b"PING %d" % sent] = time.perf_counter()
                 send_message(sock, b"ping %d\n" % sent, tally)
                 continue
             *replies, rest = (rest + await_reply(sock, args, tally)).split(b"\n")
             for reply in replies:
-                trips.append(time.perf_counter() - left.pop(reply))
+                trips.append(time.perf_counter() - awaited.pop(reply))
     except KeyError:  # an answer to none of the questions
         raise no_echo(args) from None
     finally:

@@ -338,28 +338,31 @@ def converse(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: O
 
 def ping(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Output) -> None:
     """Send numbered messages, one each --interval, and time what comes back meanwhile."""
-    left: dict[bytes, tuple[int, float]] = {}  # the answer still awaited: its number, when its question left
-    trips: list[float] = []
+    awaited: dict[bytes, tuple[int, float]] = {}  # an answer that may come: its number, when its question left
     answered: set[bytes] = set()
+    trips: list[float] = []
+    patience = min(PING_WAIT, args.timeout)
     sent, due, highest, doubled, overtaken = 0, time.perf_counter(), 0, 0, 0
     try:
         while len(trips) < args.ping:
-            if sent < args.ping and not select.select([sock], [], [], max(0.0, due - time.perf_counter()))[0]:
-                sent, due = sent + 1, due + args.interval
-                left[b"PING %d" % sent] = sent, time.perf_counter()
+            now = time.perf_counter()
+            if now >= due and sent == args.ping:
+                break
+            if now >= due:
+                sent += 1
+                due = due + args.interval if sent < args.ping else now + patience
+                awaited[b"PING %d" % sent] = sent, now
                 send_message(sock, b"ping %d" % sent, tally)
-                continue
-            reply = await_reply(sock, args, tally, time.perf_counter() + min(PING_WAIT, args.timeout) * (sent == args.ping))
-            if reply in left:
-                number, began = left.pop(reply)
+            reply = await_reply(sock, args, tally, due)
+            if reply in awaited:
+                number, began = awaited.pop(reply)
                 trips.append(time.perf_counter() - began)
                 answered.add(reply)
                 overtaken, highest = overtaken + (number < highest), max(number, highest)
+                due = due if sent < args.ping else time.perf_counter() + patience
             elif reply is not None:
                 doubled += reply in answered
                 tally.ignored += reply not in answered
-            elif sent == args.ping:
-                break
     finally:
         out.write(f"{ping_report(sent, trips, doubled, overtaken)}\n".encode())
     if not trips:
@@ -699,7 +702,8 @@ def no_echo(args: argparse.Namespace, problem: OSError | None) -> Failure:
     if problem:
         return Failure(7, f"cannot reach {place(args)} ({problem.strerror})", "this machine has no way to that address",
                        "check the address that the server printed, and the network")
-    return Failure(28, f"no reply from {place(args)} after {len(TRIES)} tries ({', '.join(map(str, TRIES))} s)",
+    asked = f"to {args.ping} pings" if args.ping else f"after {len(TRIES)} tries ({', '.join(map(str, TRIES))} s)"
+    return Failure(28, f"no reply from {place(args)} {asked}",
                    "UDP cannot tell a lost datagram from a server that is not running", server_command(args))
 
 

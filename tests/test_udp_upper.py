@@ -253,8 +253,9 @@ def test_answers_cut_to_what_an_earlier_one_was_are_reported_after_the_last_try(
     assert (failed.code, failed.out, lines_of(failed)[0]) == (18, b"HEL\n", "the reply is truncated: 3 of 5 bytes came back")
 
 
-def test_a_flood_of_foreign_answers_does_not_hold_the_client(peer):
-    client = Process(ROOT / SCRIPT, "client", "--port", peer.port, "hi")
+@pytest.mark.parametrize("flags", [["hi"], ["--ping", 2, "--interval", 0.01]])
+def test_a_flood_of_foreign_answers_does_not_hold_the_client(peer, flags):
+    client = Process(ROOT / SCRIPT, "client", "--port", peer.port, *flags)
     question, sender = peer.sock.recvfrom(100)
     stop = threading.Event()
 
@@ -281,6 +282,7 @@ def test_after_a_failure_in_a_pipe_nothing_more_is_sent(run, peer):
 def test_ping_without_any_answer(run, peer):
     failed = run(SCRIPT, "client", "--port", peer.port, "--ping", 3, "--interval", 0)
     assert (failed.code, failed.out) == (28, b"sent 3, received 0, lost 3, doubled 0, out of order 0\n")
+    assert lines_of(failed)[0] == f"no reply from 127.0.0.1:{peer.port} to 3 pings"
 
 
 def test_ping_with_nobody_there(run):
