@@ -512,14 +512,13 @@ WITHOUT = {
 def test_it_works_without_what_some_systems_lack(run, script, call, tmp_path):
     """The script runs as in a system that does not have the call; the fallback has to give the same."""
     if call == "recvmsg":
-        take_away = "import _socket; Plain = socket.socket\n" \
-                    "class Bare(Plain):\n    recvmsg = property(lambda self: (_ for _ in ()).throw(AttributeError()))\n" \
-                    "socket.socket = Bare"
+        take_away = "gone = property(lambda self: (_ for _ in ()).throw(AttributeError('recvmsg')))\n" \
+                    "socket.socket = type('Lacking', (type,), {'recvmsg': gone})('Bare', (socket.socket,), {'recvmsg': gone})"
     else:
         take_away = WITHOUT[call]
     wrapper = tmp_path / "without.py"
     wrapper.write_text(f"import os, runpy, socket, sys\n{take_away}\nsys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')\n")
-    more = ["--mode", "process"] if script.startswith("tcp") else ["--recv-size", "10"]
+    more = ["--mode", "process"] if script.startswith("tcp") else ["--recv-size", "10", "--trace"]
     server = Process(wrapper, ROOT / script, "server", "--port", 0, *more)
     try:
         port = int(server.wait_for(r"listening on .*:(\d+)$", "out")[1])
