@@ -113,14 +113,13 @@ class Server:
         self.forks = args.mode == "process" and hasattr(os, "fork")
         self.clients: dict[socket.socket | int, Callable[[], None]] = {}  # a connection, or its process: what asks that one to end
         self.refused: list[socket.socket] = []
-        self.finished = 0
+        self.accepted = 0
         self.ending = False
-        self.lock = threading.Lock()
         if self.forks:  # the end of a child is a signal, for which Stop makes select() return
             signal.signal(signal.SIGCHLD, lambda number, frame: None)
 
     def run(self) -> None:
-        while not self.stop.asked and not 0 < self.args.requests <= self.finished:
+        while not self.stop.asked and not 0 < self.args.requests <= self.accepted - len(self.clients):
             watched: list[socket.socket | Stop] = [self.stop]
             if self.args.mode != "serial" or not self.clients:  # serial: the next client waits in the backlog
                 watched.append(self.sock)
@@ -140,6 +139,7 @@ class Server:
             return self.refuse(conn, peer, f"there are {len(self.clients)} clients")
         try:
             self.handle(conn, peer)
+            self.accepted += 1
         except (OSError, RuntimeError):
             self.refuse(conn, peer, "the system gives no further thread or process")
 
@@ -216,9 +216,7 @@ class Server:
         took = time.monotonic() - began
         log(f"{address(peer)} received {tally.received}, sent {tally.sent} bytes in {took:.3f} s: {fate(problem, self.ending)}")
         conn.close()
-        with self.lock:
-            self.clients.pop(conn, None)  # in a child it is not there
-            self.finished += 1
+        self.clients.pop(conn, None)  # in a child it is not there
         self.stop.wake()
 
     def settle(self, everything: bool) -> None:
@@ -227,8 +225,7 @@ class Server:
             self.refused.pop(0).close()
         with contextlib.suppress(ChildProcessError):
             while self.forks and (child := os.waitpid(-1, os.WNOHANG)[0]):
-                if self.clients.pop(child, None):  # else a shell had started it, and then became this server
-                    self.finished += 1
+                self.clients.pop(child, None)  # it is not there when a shell had started it, and then became this server
 
     def finish(self) -> None:
         """Close the door, ask each client's thread or process to end, and give what is under way a moment."""
@@ -245,7 +242,7 @@ class Server:
             if isinstance(child, int):
                 os.kill(child, signal.SIGKILL)
         self.stop.close()
-        say(f"stopped: {dropped} client{'s' * (dropped != 1)} disconnected, {self.finished} served")
+        say(f"stopped: {dropped} client{'s' * (dropped != 1)} disconnected, {self.accepted - len(self.clients)} served")
 
 
 def serve(args: argparse.Namespace) -> int:
