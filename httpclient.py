@@ -2377,19 +2377,21 @@ class Traced(socket.socket):
                 self.show(mark, f"{what}: {error.strerror or 'timed out'}")
             raise
 
-    def show_sent(self, name: str, data: Any, count: int) -> None:
+    def put(self, name: str, data: Any, call: Callable[..., int], *args: object) -> int:
+        count, _ = self.attempt(">", name, call, data, *args)
         self.sent += count
         self.show(">", f"{name} {count} of {len(data)} bytes (sent so far {self.sent})", data[:count])
+        return count
 
-    def show_received(self, name: str, data: Any, size: int, waited: float) -> None:
+    def took(self, name: str, data: Any, size: int, waited: float) -> None:
         self.received += len(data)
         text = f"{name} {len(data)} of at most {size} bytes, waited {waited:.2f} ms (received so far {self.received})"
         ended = not len(data) and self.type == socket.SOCK_STREAM
         self.show("<", f"{name} 0 bytes = peer sent FIN (end of stream)" if ended else text, data)
 
     def connect(self, target: Any) -> None:
-        _, took = self.attempt("*", f"connect {address(target)}", super().connect, target)
-        how = f"handshake {took:.2f} ms" if self.type == socket.SOCK_STREAM else "UDP: nothing is sent"
+        _, lasted = self.attempt("*", f"connect {address(target)}", super().connect, target)
+        how = f"handshake {lasted:.2f} ms" if self.type == socket.SOCK_STREAM else "UDP: nothing is sent"
         self.show("*", f"connect {address(target)} ok from {address(self.getsockname())} ({how})")
 
     def accept(self) -> tuple[socket.socket, Any]:
@@ -2399,34 +2401,29 @@ class Traced(socket.socket):
         return conn, peer
 
     def send(self, data: Any, flags: int = 0) -> int:
-        count, _ = self.attempt(">", "send", super().send, data, flags)
-        self.show_sent("send", data, count)
-        return count
+        return self.put("send", data, super().send, flags)
 
     def sendto(self, data: Any, *rest: Any) -> int:
-        name = f"sendto {address(rest[-1])}"
-        count, _ = self.attempt(">", name, super().sendto, data, *rest)
-        self.show_sent(name, data, count)
-        return count
+        return self.put(f"sendto {address(rest[-1])}", data, super().sendto, *rest)
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         data, waited = self.attempt("<", "recv", super().recv, size, flags)
-        self.show_received("recv", data, size, waited)
+        self.took("recv", data, size, waited)
         return data
 
     def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
         count, waited = self.attempt("<", "recv", super().recv_into, buffer, size, flags)
-        self.show_received("recv", memoryview(buffer)[:count], size or len(buffer), waited)
+        self.took("recv", memoryview(buffer)[:count], size or len(buffer), waited)
         return count
 
     def recvfrom(self, size: int, flags: int = 0) -> tuple[bytes, Any]:
         (data, peer), waited = self.attempt("<", "recvfrom", super().recvfrom, size, flags)
-        self.show_received(f"recvfrom {address(peer)}", data, size, waited)
+        self.took(f"recvfrom {address(peer)}", data, size, waited)
         return data, peer
 
     def recvmsg(self, size: int, *rest: Any) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
         (data, ancillary, flags, peer), waited = self.attempt("<", "recvmsg", super().recvmsg, size, *rest)
-        self.show_received(f"recvmsg {address(peer)}", data, size, waited)
+        self.took(f"recvmsg {address(peer)}", data, size, waited)
         return data, ancillary, flags, peer
 
     def shutdown(self, how: int) -> None:
