@@ -110,6 +110,7 @@ class Server:
         self.args = args
         self.sock = sock
         self.stop = Stop()
+        self.limit = args.requests or sys.maxsize
         self.forks = args.mode == "process" and hasattr(os, "fork")
         self.clients: dict[socket.socket | int, Callable[[], None]] = {}  # a connection, or its process: what asks that one to end
         self.refused: list[socket.socket] = []
@@ -119,7 +120,7 @@ class Server:
             signal.signal(signal.SIGCHLD, lambda number, frame: None)
 
     def run(self) -> None:
-        while not self.stop.asked and not 0 < self.args.requests <= self.accepted - len(self.clients):
+        while not self.stop.asked and self.accepted - len(self.clients) < self.limit:
             watched: list[socket.socket | Stop] = [self.stop]
             if self.args.mode != "serial" or not self.clients:  # serial: the next client waits in the backlog
                 watched.append(self.sock)

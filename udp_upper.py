@@ -120,6 +120,7 @@ class Server:
         self.args = args
         self.sock = sock
         self.stop = Stop()
+        self.limit = args.requests or sys.maxsize
         self.size = args.recv_size
         self.receive = self.fetch if self.size < max(LIMITS.values()) else sock.recvfrom
         self.plays = any((args.loss, args.dup, args.reorder, args.delay, args.rate, args.truncate))
@@ -130,7 +131,7 @@ class Server:
         self.finished = 0
 
     def run(self) -> None:
-        while not self.stop.asked and not 0 < self.args.requests <= self.finished:
+        while not self.stop.asked and self.finished < self.limit:
             watched: list[socket.socket | Stop] = [self.stop, self.sock]
             ready, _, _ = select.select(watched, [], [], self.settle())
             self.stop.drain()
@@ -141,9 +142,8 @@ class Server:
     def take(self) -> None:
         """Read the datagrams that have arrived, then answer them: in turns of many, as that is quicker than one by one."""
         receive, arrived = self.receive, []
-        turn = min(BATCH, self.args.requests - self.finished) if self.args.requests else BATCH
         with contextlib.suppress(BlockingIOError, ConnectionError):  # ConnectionError: Windows tells of a client that left
-            for _ in range(turn):
+            for _ in range(min(BATCH, self.limit - self.finished)):
                 arrived.append(receive(self.size))
         if self.plays:
             for data, peer in arrived:
@@ -170,7 +170,7 @@ class Server:
 
     def handle(self, answer: bytes, peer: Address) -> None:
         """Decide what the bad network does with the answer, and when it leaves."""
-        number = self.numbers[peer] = self.numbers.pop(peer, 0) + 1
+        number = self.numbers[peer] = self.numbers.pop(peer, 0) + 1  # put at the end: the first is whom nothing came from for longest
         if len(self.numbers) > MAX_PEERS:
             del self.numbers[next(iter(self.numbers))]
         lost, doubled, reordered = fate(self.args, peer[0], number)
