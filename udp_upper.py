@@ -39,7 +39,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 VERSION = "1.0"
 SERVER = "python3 udp_upper.py server"
@@ -73,16 +73,10 @@ def ping_report(sent: int, trips: Sequence[float], doubled: int, overtaken: int)
     return lines
 
 
-class Fate(NamedTuple):
-    lost: bool
-    doubled: bool
-    reordered: bool
-
-
-def fate(args: argparse.Namespace, host: str, number: int) -> Fate:
-    """What becomes of a client's datagram of that number. Each chance has its own draw, so that one flag does not move another's."""
+def fate(args: argparse.Namespace, host: str, number: int) -> tuple[bool, bool, bool]:
+    """Whether a client's datagram of that number is lost, doubled, reordered. Each has its own draw, so that one flag does not move another's."""
     draw = random.Random(f"{args.seed} {host} {number}").random
-    return Fate(draw() < args.loss, draw() < args.dup, draw() < args.reorder)
+    return draw() < args.loss, draw() < args.dup, draw() < args.reorder
 
 
 class Tally:

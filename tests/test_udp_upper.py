@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections import namedtuple
 from types import SimpleNamespace
 
 import pytest
@@ -61,9 +62,12 @@ def test_the_report_of_a_ping(sent, trips, doubled, overtaken, want):
     assert udp_upper.ping_report(sent, trips, doubled, overtaken) == want
 
 
+Fate = namedtuple("Fate", "lost doubled reordered")
+
+
 def fates(count=100, host="127.0.0.1", **chances):
     args = SimpleNamespace(**{"seed": 7, "loss": 0.0, "dup": 0.0, "reorder": 0.0, **chances})
-    return [udp_upper.fate(args, host, number) for number in range(1, count + 1)]
+    return [Fate(*udp_upper.fate(args, host, number)) for number in range(1, count + 1)]
 
 
 def lost(**chances):
