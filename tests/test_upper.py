@@ -29,8 +29,8 @@ def lines_of(failure):
 
 def patient(script, **constants):
     """The script, where what happens must not depend on a tenth of a second, or on two: over TCP Ctrl-C leaves answers much time,
-    over UDP the first try, a ping and what is to be overtaken wait long."""
-    longer = {"GRACE": DEADLINE} if script.startswith("tcp") else {"TRIES": (DEADLINE,), "PING_WAIT": DEADLINE, "LATE": DEADLINE}
+    over UDP the first try and a ping wait long."""
+    longer = {"GRACE": DEADLINE} if script.startswith("tcp") else {"TRIES": (DEADLINE,), "PING_WAIT": DEADLINE}
     longer.update(constants)
     module = script.partition(".")[0]
     return "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {module} as it; vars(it).update({longer}); sys.exit(it.main())"
