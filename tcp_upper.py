@@ -239,7 +239,7 @@ class Server:
             select.select([self.stop], [], [], left)
             self.stop.drain()
             self.settle(everything=True)
-        for child in self.clients:
+        for child in list(self.clients):
             if isinstance(child, int):
                 os.kill(child, signal.SIGKILL)
         self.stop.close()
