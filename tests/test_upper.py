@@ -326,7 +326,7 @@ def test_standard_streams_that_do_not_block_lose_nothing(spawn, script):
     os.set_blocking(inner, False)
     os.set_blocking(outer, False)
     fcntl.fcntl(outer, F_SETPIPE_SZ, 4096)
-    client = subprocess.Popen([sys.executable, str(ROOT / script), "client", "--port", str(server.port)],
+    client = subprocess.Popen([sys.executable, *patient(script), "client", "--port", str(server.port)],
                               stdin=inner, stdout=outer, stderr=subprocess.PIPE)
     os.close(inner)
     os.close(outer)
