@@ -243,6 +243,15 @@ def test_a_system_without_ipv6_is_said(run, tmp_path, args):
     assert lines_of(failed)[0] == "cannot listen on [::1]:0 (Address family not supported by protocol)"
 
 
+@SERVERS
+def test_a_port_above_1023_that_is_refused_needs_no_rights(run, tmp_path, args):
+    """Windows keeps ranges of ports for itself, SELinux all but some: administrator rights would not help."""
+    code = CHANGED % ("exec('def refuse(self, target): raise PermissionError(13, \"Permission denied\")'); "
+                      "socket.socket = type('Refused', (real,), {'bind': refuse})")
+    failed = run("-c", code, ROOT / args[0], *args[1:], "--port", 50000, cwd=tmp_path)
+    assert (failed.code, lines_of(failed)[0]) == (45, "cannot listen on 127.0.0.1:50000 (Permission denied)")
+
+
 @pytest.mark.parametrize("args", [["tcp_upper.py", "server"], ["server.py"], ["httpserver.py"]])
 def test_of_two_servers_that_start_at_once_one_says_that_the_port_is_in_use(run, tmp_path, args):
     """Both may bind it, as neither listens yet: the other one listens first here."""
