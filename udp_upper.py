@@ -601,7 +601,7 @@ def bind(args: argparse.Namespace, family: int, target: Address, backlog: int | 
                       "--host 0.0.0.0 listens on all of them")
     if problem.errno == errno.EACCES and port < 1024:
         raise Failure(45, f"port {port} needs administrator rights", "ports below 1024 are kept for the system's services",
-                      f"--port {8000 + port % 1000}")
+                      f"--port {8000 + port}")
     raise Failure(45, f"cannot listen on {address(target)} ({problem.strerror})", "the system refuses it", "--host 127.0.0.1 --port 0")
 
 
