@@ -74,7 +74,7 @@ def ping_report(sent: int, trips: Sequence[float], doubled: int, overtaken: int)
 
 
 def fate(args: argparse.Namespace, host: str, number: int) -> tuple[bool, bool, bool]:
-    """Whether a client's datagram of that number is lost, doubled, reordered. Each has its own draw, so that one flag does not move another's."""
+    """Whether a client's datagram of that number is lost, doubled, reordered: a draw each, so that one flag does not move another."""
     draw = random.Random(f"{args.seed} {host} {number}").random
     return draw() < args.loss, draw() < args.dup, draw() < args.reorder
 
@@ -164,7 +164,7 @@ class Server:
 
     def handle(self, answer: bytes, peer: Address) -> None:
         """Decide what the bad network does with the answer, and when it leaves."""
-        number = self.numbers[peer] = self.numbers.pop(peer, 0) + 1  # put at the end: the first is whom nothing came from for longest
+        number = self.numbers[peer] = self.numbers.pop(peer, 0) + 1  # at the end: the first is the longest silent
         if len(self.numbers) > MAX_PEERS:
             del self.numbers[next(iter(self.numbers))]
         lost, doubled, reordered = fate(self.args, peer[0], number)
