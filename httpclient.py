@@ -696,11 +696,12 @@ class Body:
         self.mtime_ns = next((info.st_mtime_ns for info in found if info), 0)
         self.state = [(info.st_size, info.st_mtime_ns) for info in found if info]
         self.start = self.sent = 0
+        self.expects = self.length is None or self.length >= EXPECT_FROM  # 100 Continue, before it is sent
 
     def rest(self, offset: int) -> Body:
-        """What follows an offset, of a single file."""
+        """What follows an offset, of a single file. The server has said already that it wants it."""
         rest = Body(*self.parts)
-        rest.start, rest.sizes, rest.length = offset, self.sizes, sum(self.sizes) - offset
+        rest.start, rest.sizes, rest.length, rest.expects = offset, self.sizes, sum(self.sizes) - offset, False
         return rest
 
     def changed(self) -> bool:
@@ -804,7 +805,12 @@ class Client:
         fields, own = fields or {}, True
         for _ in range(MAX_REDIRECTS + 1):
             reply = self.exchange(method, url, {**fields, **(self.route(url).personal if own else {})}, body)
-            if own and not (body and body.sent) and self.can_log_in(reply):  # what was read of standard input cannot be sent again
+            again = not (body and body.sent)  # what was read of standard input cannot be sent twice
+            if again and own and self.can_log_in(reply):
+                continue
+            if again and reply.head.status == 417 and body and body.expects:
+                with reply:
+                    body.expects = False  # the server knows no Expect
                 continue
             location = reply.head.get("location")
             if reply.head.status not in REDIRECTS or not location:
@@ -863,6 +869,7 @@ class Client:
             all_fields["Proxy-Authorization"] = basic(proxy.login)
         if body is not None:
             all_fields.update({"Transfer-Encoding": "chunked"} if body.length is None else {"Content-Length": str(body.length)})
+            all_fields.update({"Expect": "100-continue"} if body.expects else {})
         return request_head(method, url.full if through else url.target, merged(all_fields, fields))
 
     def converse(self, wire: Wire, request: bytes, method: str, url: URL, body: Body | None) -> Reply:
@@ -1285,9 +1292,9 @@ def open_own(path: str, flags: int) -> int:
 
 
 def read_note(path: str) -> dict[str, Any]:
-    import json
     try:
         with open(path, encoding="utf-8", opener=open_own) as file:
+            import json  # here: mostly there is no note
             note = json.load(file)
     except RecursionError:
         note = None
@@ -1771,12 +1778,11 @@ class Upload:
         self.path = path
         self.offset = 0  # what the server is known to have
         self.complete = False  # it said that this is all, and stored: only its answer was lost
-        self.expects = self.announced = False  # 100 Continue before a large body; the draft
+        self.announced = False  # that the server speaks the draft
         self.verdict = "sent"
         self.fields: Fields = {}
         self.note = os.path.join(os.path.dirname(path), part_name(url)[:-len("part")] + "json")
-        self.noted = os.path.exists(self.note)
-        self.resource = self.recall() if self.noted and client.args.resume else None  # where it can be continued
+        self.resource = self.recall() if client.args.resume else None  # where it can be continued
 
     def recall(self) -> URL | None:
         """Where an earlier run of the same upload stopped, if the file is still the same. Who has made up that note shall get no login."""
@@ -1792,20 +1798,17 @@ class Upload:
         note = {"url": str(self.url), "resource": resource.target, "size": self.body.length, "mtime_ns": self.body.mtime_ns}
         with contextlib.suppress(Failure):
             write_note(self.note, note)
-            self.noted = True
 
     def prepare(self) -> Fields:
         """A digest stands before the body, so a large file is read twice for it: only for servers that say they take it."""
-        length = self.body.length
-        self.expects = length is None or length >= EXPECT_FROM
-        if length is None:
+        if self.body.length is None:
             return {}
         seconds = min(self.body.mtime_ns // 10**9, int(LATEST))
         fields = {"Last-Modified": http_date(seconds), **({"X-OC-Mtime": str(seconds)} if seconds >= 0 else {})}  # servers that keep it know the second one
         if self.client.args.verb == "upload":
             fields["Date"] = fields["Last-Modified"]  # from which nginx takes the file's time
         told = {"want-repr-digest"}
-        if self.expects:
+        if self.body.length >= EXPECT_FROM:
             with self.client.ask("OPTIONS", self.url) as reply:
                 told = set(reply.head.fields)
         self.announced = "upload-limit" in told and self.client.args.resume
@@ -1813,16 +1816,15 @@ class Upload:
 
     def attempt(self) -> None:
         if self.body.changed():  # since the last try: the server has the beginning of another file
-            self.body, self.resource, self.fields, self.offset = Body(self.path), None, {}, 0
-        self.resource = self.resource if self.resource and self.known() else self.create()
-        if self.resource and not self.complete:
-            self.append(self.resource)
-        elif not self.complete:
+            self.body, self.resource, self.fields = Body(self.path), None, {}
+        if not (self.resource and self.known(self.resource)):
+            self.resource = self.create()
+        if not self.resource:
             self.send_whole()
-        self.resource = None
-        if self.noted:
-            with contextlib.suppress(OSError):
-                os.unlink(self.note)
+        elif not self.complete:
+            self.append(self.resource)
+        with contextlib.suppress(OSError):
+            os.unlink(self.note)
         if self.body.changed():
             raise Failure(18, f"{spoken(self.path)} changed while it was sent", "what the server has may be neither the old nor the new one",
                           "once more, when nothing writes to it")
@@ -1847,13 +1849,9 @@ class Upload:
 
     def send_whole(self) -> None:
         self.client.args.progress.begin(self.path, 0, self.body.length)
-        with self.client.ask("PUT", self.url, {**self.fields, **({"Expect": "100-continue"} if self.expects else {})}, self.body) as reply:
-            unknown = reply.head.status == 417 and self.expects and not self.body.sent
-            doubtful = not unknown and check(reply).head.status == 200 and (bool(reply.read(1)) or "last-modified" in reply.head.fields)
-        if unknown:  # the server knows no Expect
-            self.expects = False
-            self.send_whole()
-        elif doubtful:
+        with self.client.ask("PUT", self.url, self.fields, self.body) as reply:
+            doubtful = check(reply).head.status == 200 and (bool(reply.read(1)) or "last-modified" in reply.head.fields)
+        if doubtful:
             self.look_again()
 
     def look_again(self) -> None:
@@ -1866,9 +1864,9 @@ class Upload:
                           "a server that takes files by PUT")
         self.verdict = "sent unverified"
 
-    def known(self) -> bool:
+    def known(self, resource: URL) -> bool:
         """Ask how much has arrived; False when the server has forgotten it."""
-        with self.client.ask("HEAD", self.resource or self.url, {"Upload-Draft-Interop-Version": INTEROP}) as reply:
+        with self.client.ask("HEAD", resource, {"Upload-Draft-Interop-Version": INTEROP}) as reply:
             offset = reply.head.get("upload-offset")
             if reply.head.status == 503:  # busy: another connection, lost without its knowledge, still writes there
                 check(reply)
@@ -1899,8 +1897,6 @@ def post(client: Client) -> int:
         text = args.data if args.data != "-" else "@-"
         body = (Body() if text == "@-" else Body(text[1:])) if text.startswith("@") else Body(os.fsencode(text))
         fields["Content-Type"] = "application/octet-stream" if text.startswith("@") else "application/x-www-form-urlencoded"
-    if body.length is None or body.length >= EXPECT_FROM:
-        fields["Expect"] = "100-continue"
     args.progress.begin(str(url), 0, body.length)
     with client.ask("POST", url, fields, body) as reply:
         check(reply)

@@ -973,8 +973,9 @@ def test_standard_input_that_cannot_be_read_is_26_at_once(canned):
     assert client.wait() == 26 and "cannot read standard input" in client.err, client.err
 
 
-@pytest.mark.parametrize("retries", [0, 3])
-def test_a_server_that_knows_no_expect_gets_standard_input_without(run, listeners, retries):
+@pytest.mark.parametrize("words", [("put", "-", "URL", "--retries", 0), ("put", "-", "URL"), ("post", "URL", "--data", "-"), ("post", "URL", "--data", "@big")])
+def test_a_server_that_knows_no_expect_gets_the_body_without(run, listeners, tmp_path, words):
+    (tmp_path / "big").write_bytes(bytes(2_000_000))
     heads = []
 
     def store(conn):
@@ -984,11 +985,13 @@ def test_a_server_that_knows_no_expect_gets_standard_input_without(run, listener
                 if b"Expect" in heads[-1]:
                     conn.sendall(b"HTTP/1.1 417 No\r\nContent-Length: 0\r\n\r\n")
                     continue
-                heads.append(b"".join(itertools.takewhile(bytes.strip, file)))
+                length = re.search(rb"Content-Length: (\d+)", heads[-1])
+                heads.append(file.read(int(length[1])) if length else b"".join(itertools.takewhile(bytes.strip, file)))
                 conn.sendall(b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n")
     listeners.append(Listener(store))
-    done = run("httpclient.py", "put", "-", f"http://127.0.0.1:{listeners[-1].port}/a", "--retries", retries, input=b"hello")
-    assert done.code == 0 and heads[2:] == [b"5\r\nhello\r\n0\r\n"], (done, heads)
+    url = f"http://127.0.0.1:{listeners[-1].port}/a"
+    done = run("httpclient.py", *(url if word == "URL" else word for word in words), input=b"hello", cwd=tmp_path)
+    assert done.code == 0 and heads[2:] == [bytes(2_000_000) if "@big" in words else b"5\r\nhello\r\n0\r\n"], (done, heads)
 
 
 def test_standard_input_that_was_read_is_not_sent_again_with_a_password(canned):
