@@ -417,6 +417,9 @@ def error_lines(head: Head, body: bytes) -> str:
 
 
 # --- the wire: bytes in, heads and bodies out ---
+CLOSED = "the server closed it"
+
+
 class Wire:
     """A connection. What has come in and is not read yet stands in buffer[start:end]."""
 
@@ -427,7 +430,7 @@ class Wire:
         self.slice = TLS_SLICE if hasattr(sock, "unwrap") else BUFFER
         self.buffer = memoryview(bytearray(BUFFER))
         self.start = self.end = 0
-        self.problem = "the server closed it"  # why nothing more comes, once fill() is 0
+        self.problem = CLOSED  # why nothing more comes, once fill() is 0
         self.heard = self.continued = False  # since the last request: a head has come, 100 Continue has come
 
     def fill(self) -> int:
@@ -467,10 +470,9 @@ class Wire:
         return data
 
     def lost(self) -> Transient:
-        if self.start == self.end:
-            return Transient(52, f"no answer from {self.peer}", f"connection lost: {self.problem}", "the same again")
-        return Transient(18, f"only {self.end - self.start} bytes of a head came from {self.peer}", f"connection lost: {self.problem}",
-                         "the same again")
+        came = self.end - self.start
+        code, what = (18, f"only {came} bytes of a head came") if came else (52, "no answer")
+        return Transient(code, f"{what} from {self.peer}", f"connection lost: {self.problem}", "the same again")
 
     def head(self) -> Head:
         """The head of the response. Interim ones (1xx) before it are taken note of."""
@@ -565,38 +567,38 @@ class Reply:
         self.wire = wire
         self.head = head
         self.url = url
-        self.bodiless = method == "HEAD" or head.status in (204, 304)
-        self.left: int | None = 0 if self.bodiless else head.length
         self.keep = head.has("connection", "keep-alive") if head.version == "1.0" else not head.has("connection", "close")
-        self.ended = self.left == 0 and not self.chunked
+        self.ended = method == "HEAD" or head.status in (204, 304) or head.length == 0
         self.received = 0
-
-    @property
-    def chunked(self) -> bool:
-        return not self.bodiless and "transfer-encoding" in self.head.fields
 
     def pieces(self) -> Iterator[memoryview]:
         """The body as it comes; Transient when it ends before its end."""
         if self.ended:
             return
-        for piece in self.chunks() if self.chunked else self.sized(self.left):
+        if "transfer-encoding" in self.head.fields:
+            body = self.chunks()
+        else:
+            body = self.to_the_end() if self.head.length is None else self.sized(self.head.length - self.received)
+        for piece in body:
             self.received += len(piece)
-            self.left = None if self.left is None else self.left - len(piece)
             yield piece
         self.ended = True
 
-    def sized(self, length: int | None) -> Iterator[memoryview]:
-        if length is None:
-            self.keep = False  # the end of the connection is the end of the body
-        left = length
-        while left is None or left:
-            piece = self.wire.take(BUFFER if left is None else left)
-            if not piece and length is None and self.wire.problem.startswith("the server"):
-                return
+    def sized(self, left: int) -> Iterator[memoryview]:
+        while left:
+            piece = self.wire.take(left)
             if not piece:
-                raise self.cut(length)
-            left = None if left is None else left - len(piece)
+                raise self.cut()
+            left -= len(piece)
             yield piece
+
+    def to_the_end(self) -> Iterator[memoryview]:
+        """The end of the connection is the end of the body, if it is the server that ended it."""
+        self.keep = False
+        while piece := self.wire.take(BUFFER):
+            yield piece
+        if self.wire.problem != CLOSED:
+            raise self.cut()
 
     def chunks(self) -> Iterator[memoryview]:
         if self.head.get("transfer-encoding").lower() != "chunked":
@@ -614,7 +616,7 @@ class Reply:
         try:
             return self.wire.until(LINE_END, limit)
         except Transient:
-            raise self.cut(None) from None
+            raise self.cut() from None
 
     def chunk_size(self) -> int:
         found = re.fullmatch(CHUNK_LINE, self.line(MAX_LINE))
@@ -649,9 +651,8 @@ class Reply:
                 break
         return bytes(data[:limit])
 
-    def cut(self, length: int | None) -> Transient:
-        total = self.head.length if length is not None and not self.chunked else None
-        size = f" of {total:,}" if total is not None else ""
+    def cut(self) -> Transient:
+        size = "" if self.head.length is None else f" of {self.head.length:,}"
         return Transient(18, f"connection to {self.wire.peer} lost at {self.received:,}{size} bytes", self.wire.problem,
                          "the same command again goes on from there")
 
@@ -660,7 +661,7 @@ class Reply:
 
     def __exit__(self, *exception: object) -> None:
         """Leave the connection at the next response, or closed."""
-        if not self.ended and self.left is not None and self.left <= MAX_ANSWER and not exception[0]:
+        if not self.ended and self.head.length is not None and self.head.length - self.received <= MAX_ANSWER and not exception[0]:
             with contextlib.suppress(Failure):
                 for _ in self.pieces():
                     pass
@@ -1404,7 +1405,7 @@ class Download:
 
     def run(self) -> str:
         """saved, or same when it was here already."""
-        if self.standing(persist(self.args, self.probe)) == "same":
+        if self.here(persist(self.args, self.probe)):
             return "same"
         try:
             return self.into(self.sink(), many=True)
@@ -1443,20 +1444,17 @@ class Download:
             self.saw(reply.head)
             return reply.head
 
-    def standing(self, head: Head | None) -> str:
-        """Whether what stands at the destination is the same file, may be replaced, or must stay."""
+    def here(self, head: Head | None) -> bool:
+        """Whether the very file is here already. A Failure where what is here is another one, and must stay."""
         found = look(self.path)
         if head is None or found is None or self.stdout or self.chosen and not stat.S_ISREG(found.st_mode):
-            return "free"
-        if not stat.S_ISREG(found.st_mode):
+            return False
+        regular = stat.S_ISREG(found.st_mode)
+        if regular and not self.args.force and self.same(head):
+            return True
+        if not regular or not (self.args.force or self.args.newer or self.replace):
             raise exists(self.path)
-        if self.args.force:
-            return "free"
-        if self.same(head):
-            return "same"
-        if not self.args.newer and not self.replace:
-            raise exists(self.path)
-        return "replace"
+        return False
 
     def same(self, head: Head) -> bool:
         """Whether a response is about the very file that is here: by the ETag that came with it, or by size and time; and --checksum agrees."""
@@ -1483,7 +1481,7 @@ class Download:
         elif head.status != 200:
             raise Failure(22, f"{shown(str(self.url))}: {head.status} {shown(head.reason)}", "that is no file", "-v shows both heads")
         self.saw(head)
-        if sink.offset == 0 and self.standing(head) == "same":
+        if sink.offset == 0 and self.here(head):
             return False
         named = any(name.endswith((".gz", ".tgz")) for name in (self.name, url_name(self.url)))
         decode = head.get("content-encoding") not in ("", "identity") and not named
@@ -1597,7 +1595,7 @@ def rangeable(download: Download, part: Part) -> bool:
     if reply.head.status != 206 or not span or not source.validator or span[2] < 2 * SPLIT_FROM or coded:
         return False
     download.saw(reply.head)
-    if download.standing(reply.head._replace(length=span[2])) == "same":
+    if download.here(reply.head._replace(length=span[2])):
         return False  # only now its name is known: the response to one whole request tells the same, and is not read
     part.begin(source)
     return True
