@@ -2211,18 +2211,13 @@ def encrypt(dial: Callable[[], socket.socket], host: str, args: argparse.Namespa
         if args.pin and found != args.pin:
             raise Failure(60, f"{host} shows another certificate than the one pinned", f"its SHA-256 is {found}",
                           "if it has been restarted, the pin that it printed; if not, somebody is in between")
-    except ssl.SSLCertVerificationError as error:
+    except BaseException as error:
         secured.close()
-        raise Failure(60, f"{host} is not trusted ({error.verify_message})", "nobody known here has signed its certificate for that name; its SHA-256 is "
-                      + seen(dial, host, args), "--cacert FILE, or --pin SHA256 as the server printed it") from None
-    except ssl.SSLEOFError:
-        secured.close()
-        raise
-    except ssl.SSLError as error:
-        secured.close()
-        raise tls_failure(host, str(error.reason)) from None
-    except BaseException:
-        secured.close()
+        if isinstance(error, ssl.SSLCertVerificationError):
+            raise Failure(60, f"{host} is not trusted ({error.verify_message})", "nobody known here has signed its certificate for that name; "
+                          f"its SHA-256 is {seen(dial, host, args)}", "--cacert FILE, or --pin SHA256 as the server printed it") from None
+        if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
+            raise tls_failure(host, str(error.reason)) from None
         raise
     if args.insecure and not args.pin:
         say_once(f"not checked, for --insecure: whether {host} is who it says (the SHA-256 of its certificate is {found})")
@@ -2715,24 +2710,19 @@ DEFAULTS = {
 }
 
 
-class Help(argparse.RawDescriptionHelpFormatter):
-    """Told the width, it need not load shutil for it."""
-
-    def __init__(self, prog: str) -> None:
-        columns = os.environ.get("COLUMNS", "")
-        super().__init__(prog, width=max(60, int(columns if re.fullmatch(LENGTH, columns) else 100) - 2))
+HELP = functools.partial(argparse.RawDescriptionHelpFormatter, width=100)  # told the width, it need not load shutil for it
 
 
 def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
     """A parser for these words: only the verb among them gets its flags, for those of ten verbs take a while to build."""
-    parser = Parser(prog="httpclient.py", description=__doc__, formatter_class=Help)
+    parser = Parser(prog="httpclient.py", description=__doc__, formatter_class=HELP)
     common_flags(parser, "header")
     parser.set_defaults(**DEFAULTS)
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, prog="httpclient.py")
 
     def verb(name: str, text: str, *places: str) -> Callable[..., object]:
-        made = verbs.add_parser(name, argument_default=argparse.SUPPRESS, help=text, formatter_class=Help)
+        made = verbs.add_parser(name, argument_default=argparse.SUPPRESS, help=text, formatter_class=HELP)
         if name not in words:
             return lambda *names, **more: None
         # Flags are built anew: set_defaults() above would change shared ones, which then undo what stands before the verb.
