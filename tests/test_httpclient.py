@@ -259,12 +259,6 @@ def test_a_head_as_json_holds_no_half_characters(run, canned):
     assert done.code == 0 and json.loads(done.out)["fields"]["x-name"] == "\\xff\u00fc"
 
 
-@pytest.mark.parametrize("columns", ["abc", "-1", "\u00b2", "9" * 5000], ids=["text", "sign", "square", "long"])
-def test_columns_that_are_no_width_do_not_matter(monkeypatch, columns):
-    monkeypatch.setenv("COLUMNS", columns)
-    assert h.build_parser(["get"]).format_help()
-
-
 # --- get: framing, names, what exists ---
 BODY = random.Random(6).randbytes(300_000)
 
