@@ -261,7 +261,7 @@ class Source(NamedTuple):
     etag: str
     modified: str
     size: int | None
-    digest: str  # sha256:HEX, if the server told it
+    digest: str  # SHA-256 in hex, if the server told it
 
     @property
     def validator(self) -> str:
@@ -280,7 +280,7 @@ def source_of(url: URL, head: Head) -> Source:
     date, modified = parse_date(head.get("date")), head.modified
     settled = date is not None and modified is not None and modified < date  # or it may change again within its second
     found = re.search(SHA256_FIELD, head.get("repr-digest") or head.get("digest"))
-    digest = "sha256:" + binascii.a2b_base64(found[1]).hex() if found else ""
+    digest = binascii.a2b_base64(found[1]).hex() if found else ""
     return Source(str(url), head.get("etag"), head.get("last-modified") if settled else "", size, digest)
 
 
@@ -899,25 +899,20 @@ class Client:
         return wire if wire and wire.sock.fileno() >= 0 else None
 
     def dial(self, url: URL) -> Wire:
+        dial = functools.partial(self.plain, url)
         try:
-            sock = self.reach(url)
+            sock = encrypt(dial, url.host, self.args, ["http/1.1"]) if url.scheme == "https" else dial()
+        except OSError as error:
+            raise Transient(28 if isinstance(error, socket.timeout) else 56, f"{url.host} hung up on TLS or stayed silent", str(error),
+                            "http:// instead of https://?") from None
         except Failure as failure:
             if url.origin in self.met and failure.code in (6, 7, 28):
-                error, why, hint = (line[7:] for line in str(failure).split("\n"))
-                raise Transient(failure.code, error, why, hint) from None
+                what, why, hint = (line[7:] for line in str(failure).split("\n"))
+                raise Transient(failure.code, what, why, hint) from None
             raise
         with contextlib.suppress(OSError):  # it has hung up already, as will be seen
             narrate(self.args, "*", f"connected to {address(sock.getpeername())}")
         return Wire(sock, url.authority, self.args)
-
-    def reach(self, url: URL) -> socket.socket:
-        if url.scheme == "http":
-            return self.plain(url)
-        try:
-            return encrypt(functools.partial(self.plain, url), url.host, self.args, ["http/1.1"])
-        except OSError as error:
-            raise Transient(28 if isinstance(error, socket.timeout) else 56, f"{url.host} hung up on TLS or stayed silent", str(error),
-                            "http:// instead of https://?") from None
 
     def plain(self, url: URL) -> socket.socket:
         proxy = self.route(url).proxy
@@ -1310,7 +1305,7 @@ def noted_source(note: dict[str, Any]) -> Source:
     texts = source.url, source.etag, source.modified, source.digest
     if not all(isinstance(text, str) and text.isprintable() for text in texts) or not isinstance(source.size, (int, type(None))):
         raise TypeError("a note of wrong types")
-    if source.digest and not re.fullmatch("sha256:[0-9a-f]{64}", source.digest):
+    if not re.fullmatch("[0-9a-f]{64}|", source.digest):
         raise ValueError("a note with a digest that is none")
     return source
 
@@ -1334,20 +1329,15 @@ def part_name(url: URL) -> str:
     return f".six-{hasher('sha256', unsigned.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.part"
 
 
-def product() -> int:
-    """Standard output. Where it was closed before the start, the connection may have its number."""
-    if sys.stdout is None:
-        raise Failure(23, "cannot write standard output (it is closed)", "whoever started this closed it", "the same without >&-")
-    return 1
-
-
 class Stream:
     """What goes to standard output, a pipe or a device: as it is, but to a terminal as text, with \\xNN for what is none.
     A download that goes there is continued within this run only."""
 
     def __init__(self, path: str, args: argparse.Namespace) -> None:
+        if path == "-" and sys.stdout is None:  # closed before the start: the connection may have its number
+            raise Failure(23, "cannot write standard output (it is closed)", "whoever started this closed it", "the same without >&-")
         try:
-            self.fd = product() if path == "-" else os.open(path, os.O_WRONLY)
+            self.fd = 1 if path == "-" else os.open(path, os.O_WRONLY)
         except OSError as error:
             raise unwritable(path, error, 0) from None
         self.decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace") if os.isatty(self.fd) else None
@@ -1398,7 +1388,7 @@ class Download:
         self.path = os.path.join(folder, name)
         self.chosen = bool(name) and not replace  # by the user: then it may be a FIFO or device, too
         self.stdout = self.chosen and name == "-"
-        self.replace = replace
+        self.replace = bool(replace or self.args.force or self.args.newer)
         self.head: Head | None = None
         self.began = time.monotonic()
         self.received = 0
@@ -1452,7 +1442,7 @@ class Download:
         regular = stat.S_ISREG(found.st_mode)
         if regular and not self.args.force and self.same(head):
             return True
-        if not regular or not (self.args.force or self.args.newer or self.replace):
+        if not regular or not self.replace:
             raise exists(self.path)
         return False
 
@@ -1526,16 +1516,17 @@ class Download:
         source = sink.source
         if source and source.size is not None and sink.offset != source.size:
             raise Failure(18, f"{sink.offset:,} of {source.size:,} bytes came", "the server ended the body early", "the same again")
-        for name, want in filter(None, (self.args.checksum, source and source.digest.split(":") if source and source.digest else None)):
+        promised = [self.args.checksum, source and source.digest and ("sha256", source.digest)]
+        for name, want in filter(None, promised):
             self.verify(sink, name, want)
         if isinstance(sink, Part):
             modified, etag = (self.head.modified, self.head.get("etag")) if self.head else (None, "")
-            sink.place(self.path, self.url, modified, etag, self.replace or self.args.force or self.args.newer)
+            sink.place(self.path, self.url, modified, etag, self.replace)
         return "saved"
 
     def verify(self, sink: Part | Stream, name: str, want: str) -> None:
         found = sink.digest(name)
-        if found == want.lower():
+        if found == want:
             return
         if isinstance(sink, Part):
             sink.discard()
@@ -1669,21 +1660,19 @@ def url_name(url: URL) -> str:
 
 def sweep(folder: str, names: set[str]) -> None:
     """Remove parts that nobody has continued for a week, and their notes, but none that is locked: somebody writes it."""
-    for name in filter(is_part, names):
-        part, note = name[:-4] + "part", name[:-4] + "json"
-        if name == part or part not in names:  # a note goes with its part
-            with contextlib.suppress(OSError):
-                remove_old(os.path.join(folder, name), [os.path.join(folder, old) for old in {name, note} & names])
+    for stem in {name[:-len("part")] for name in names if is_part(name)}:
+        with contextlib.suppress(OSError):
+            remove_old([os.path.join(folder, stem + end) for end in ("part", "json") if stem + end in names])
 
 
-def remove_old(path: str, paths: list[str]) -> None:
+def remove_old(paths: list[str]) -> None:
     """Remove these files if the first is old, and nobody has it locked."""
-    found = os.lstat(path)
+    found = os.lstat(paths[0])
     if stat.S_ISREG(found.st_mode) and time.time() - found.st_mtime > PART_AGE:
-        with open(path, "rb") as file:
+        with open(paths[0], "rb") as file:
             lock(file.fileno())
-            for old in paths:
-                os.unlink(old)
+            for path in paths:
+                os.unlink(path)
 
 
 def link(source: str, path: str) -> bool:
