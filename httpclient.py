@@ -116,7 +116,7 @@ WINDOWS_DEVICE = r"(?i)(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|$)"
 
 # --- pure functions: URLs, heads, names, numbers ---
 class URL(NamedTuple):
-    """Where a request goes. Its text leaves out the login, and what follows a question mark: signatures stand there."""
+    """Where a request goes. Its text, all of it printable ASCII, leaves out the login, and what follows a question mark: signatures stand there."""
     scheme: str
     host: str
     port: int
@@ -148,7 +148,7 @@ class URL(NamedTuple):
         try:
             return parse_url(urljoin(self.full, reference))._replace(login="")
         except (Failure, ValueError):
-            raise broken(self.authority, f"a link to {shown(reference[:100])!r}, which is no http or https URL") from None
+            raise broken(self.authority, f"a link to {reference[:100]!r}, which is no http or https URL") from None
 
     def child(self, name: str) -> URL:
         return self._replace(target=self.path.rstrip("/") + "/" + quote(os.fsencode(name)))
@@ -208,11 +208,11 @@ def parse_head(raw: bytes) -> Head:
     first, _, rest = text.rstrip("\n").partition("\n")
     found = re.fullmatch(STATUS_LINE, first)
     if not found:
-        raise ValueError(f"{shown(first[:60])!r} where HTTP/1.1 and a status belong")
+        raise ValueError(f"{first[:60]!r} where HTTP/1.1 and a status belong")
     fields: dict[str, str] = {}
     for name, value, other in re.findall(FIELD, rest):
         if other:
-            raise ValueError(f"{shown(other[:60])!r} where a header belongs")
+            raise ValueError(f"{other[:60]!r} where a header belongs")
         name, value = name.lower(), value.strip(" \t")
         fields[name] = f"{fields[name]}, {value}" if name in fields else value
     return Head(found[1], int(found[2]), found[3] or "", fields, content_length(fields), text)
@@ -822,7 +822,7 @@ class Client:
             target = url.join(location)
             own = own and target.origin == url.origin
             url = target._replace(login=url.login if own else "")
-        raise Failure(47, f"more than {MAX_REDIRECTS} redirects, the last one to {shown(str(url))}", "the server sends in circles",
+        raise Failure(47, f"more than {MAX_REDIRECTS} redirects, the last one to {url}", "the server sends in circles",
                       "another URL")
 
     def can_log_in(self, reply: Reply) -> bool:
@@ -1060,7 +1060,7 @@ def check(reply: Reply) -> Reply:
             lines = error_lines(head, reply.read(MAX_ANSWER))
         except Failure:
             lines = ""
-    what = f"{shown(str(reply.url))}: {head.status} {shown(head.reason)}"
+    what = f"{reply.url}: {head.status} {shown(head.reason)}"
     text = what, f"the server says: {lines}" if lines else "the server gives no reason", ADVICE.get(head.status, "-v shows both heads")
     if head.status in PASSING:
         raise Transient(22, *text, after=retry_after(head))
@@ -1469,7 +1469,7 @@ class Download:
         if head.status == 206:
             self.continues(head, sink)
         elif head.status != 200:
-            raise Failure(22, f"{shown(str(self.url))}: {head.status} {shown(head.reason)}", "that is no file", "-v shows both heads")
+            raise Failure(22, f"{self.url}: {head.status} {shown(head.reason)}", "that is no file", "-v shows both heads")
         self.saw(head)
         if sink.offset == 0 and self.here(head):
             return False
@@ -1530,7 +1530,7 @@ class Download:
             return
         if isinstance(sink, Part):
             sink.discard()
-        raise Failure(56, f"{shown(str(self.url))} came with a wrong {name}: {found}", f"{want} was promised; nothing is kept of it",
+        raise Failure(56, f"{self.url} came with a wrong {name}: {found}", f"{want} was promised; nothing is kept of it",
                       "the same again; if it stays, the file there is another one")
 
 
@@ -1602,7 +1602,7 @@ def fetch_span(client: Client, download: Download, part: Part, span: list[int], 
         check(reply)
         fits = reply.head.status == 206 and content_range(reply.head) == (span[0], span[1], source.size)
         if not fits or not source.fits(reply.head):
-            raise Changed(33, f"{shown(str(url))} changed while it was fetched", "a range of it is not what was asked for", "the same again")
+            raise Changed(33, f"{url} changed while it was fetched", "a range of it is not what was asked for", "the same again")
         download.saw(reply.head)
         for piece in reply.pieces():
             if problems:
@@ -1612,7 +1612,7 @@ def fetch_span(client: Client, download: Download, part: Part, span: list[int], 
             part.write_at(span[0], piece)
             span[0] += len(piece)
     if span[0] < span[1]:
-        raise Transient(18, f"a range of {shown(str(url))} came short", f"{span[1] - span[0]:,} bytes of it are missing", "the same again")
+        raise Transient(18, f"a range of {url} came short", f"{span[1] - span[0]:,} bytes of it are missing", "the same again")
 
 
 def look(path: str) -> os.stat_result | None:
@@ -1737,9 +1737,9 @@ def put(client: Client) -> int:
     paths: list[str] = args.path
     url = target(args.url, args)
     if not url.path.endswith("/") and len(paths) > 1:
-        raise Failure(2, f"{len(paths)} files cannot all become {shown(str(url))}", "nothing was sent", f"{shown(str(url))}/ is a folder")
+        raise Failure(2, f"{len(paths)} files cannot all become {url}", "nothing was sent", f"{url}/ is a folder")
     if "-" in paths and url.path.endswith("/"):
-        raise Failure(2, "standard input has no name", "nothing was sent", f"{shown(str(url))}NAME")
+        raise Failure(2, "standard input has no name", "nothing was sent", f"{url}NAME")
 
     def one(path: str) -> None:
         send_file(client, path, url.child(os.path.basename(path)) if url.path.endswith("/") else url)
@@ -1847,7 +1847,7 @@ class Upload:
         with contextlib.suppress(Failure), self.client.ask("HEAD", self.url, {"Accept-Encoding": "identity"}) as reply:
             length = reply.head.length if reply.head.status == 200 else None
         if length not in (None, self.sent):
-            raise Failure(56, f"{shown(str(self.url))} has {length:,} bytes, {self.sent:,} were sent", "the server answered 200 and stored something else, or nothing",
+            raise Failure(56, f"{self.url} has {length:,} bytes, {self.sent:,} were sent", "the server answered 200 and stored something else, or nothing",
                           "a server that takes files by PUT")
         self.verdict = "sent unverified"
 
@@ -1968,7 +1968,7 @@ def listing(client: Client, url: URL) -> tuple[URL, list[Entry]]:
         check(reply)
         data = reply.read(MAX_LISTING + 1)
     if len(data) > MAX_LISTING:
-        raise Failure(56, f"the index of {shown(str(url))} is over {MAX_LISTING:,} bytes", "no more is read into memory", "a smaller folder")
+        raise Failure(56, f"the index of {url} is over {MAX_LISTING:,} bytes", "no more is read into memory", "a smaller folder")
     text, kind = data.decode("utf-8", "surrogateescape"), reply.head.get("content-type")
     try:
         return reply.url, json_entries(text, reply.url) if "json" in kind else html_entries(text, reply.url)
@@ -2010,7 +2010,7 @@ class Mirror:
     def folder(self, url: URL, dest: str, depth: int) -> int:
         here, entries = persist(self.args, lambda: listing(self.client, url))
         if here.origin != self.root.origin or not here.path.startswith(self.root.path) or depth > MAX_DEPTH:
-            raise Failure(56, f"{shown(str(url))} leads out of {shown(str(self.root))}, or too deep", "it was not followed", "mirror that one")
+            raise Failure(56, f"{url} leads out of {self.root}, or too deep", "it was not followed", "mirror that one")
         there = make_folder(dest, strict=depth > 0)
         entries = list(filter(self.takes, entries))
         code = self.files(here, dest, there, [entry for entry in entries if not entry.folder])
@@ -2604,8 +2604,8 @@ def report(args: argparse.Namespace, url: URL, result: str, path: str, size: int
         emit_json(args, {"result": result, "url": str(url), "file": name, "bytes": size, "seconds": seconds and round(seconds, 3)})
     elif not args.quiet and not args.progress.files:
         rate = f" ({size:,} bytes, {amount(size / max(seconds, 1e-6))}/s)" if seconds and result != "same" else ""
-        what = f"{url} to {path}" if result == "moved" else spoken(path) or str(url)
-        say(f"{result} {shown(what)}{rate}")
+        what = f"{url} to {path}" if result == "moved" else spoken(path) or url
+        say(f"{result} {what}{rate}")
 
 
 def each(args: argparse.Namespace, items: Iterable[T], act: Callable[[T], int | None]) -> int:
@@ -2631,7 +2631,7 @@ def target(text: str, args: argparse.Namespace) -> URL:
     text = host_url(args) + text if text.startswith("/") else text if "://" in text else scheme(args) + text
     url = parse_url(text)
     if url.scheme == "http" and (args.tls or args.pin or args.cacert):
-        raise Failure(2, f"{shown(str(url))} would go in the clear", "--tls, --pin and --cacert ask for TLS, http:// for none; nothing was sent", "https://")
+        raise Failure(2, f"{url} would go in the clear", "--tls, --pin and --cacert ask for TLS, http:// for none; nothing was sent", "https://")
     return url
 
 
