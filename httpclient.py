@@ -167,7 +167,7 @@ def parse_url(text: str) -> URL:
         raise Failure(2, f"{loginless(text)} is no http or https URL", "nothing was sent", "http://HOST:PORT/PATH")
     target = encoded(parts.path or "/", "/") + ("?" + encoded(parts.query, "/?[]") if parts.query else "")
     login = parts.netloc.rpartition("@")[0]
-    return URL(parts.scheme, host, PORTS[parts.scheme] if port is None else port, target, os.fsdecode(unquote_to_bytes(login)))
+    return URL(parts.scheme, host, PORTS[parts.scheme] if port is None else port, target, unquoted(login))
 
 
 def loginless(text: str) -> str:
@@ -178,6 +178,11 @@ def loginless(text: str) -> str:
 def encoded(text: str, also: str) -> str:
     text = re.sub(r"%(?![0-9A-Fa-f]{2})", "%25", text)
     return quote(text.encode("utf-8", "surrogateescape"), safe="%!$&'()*+,;=:@" + also)
+
+
+def unquoted(text: str) -> str:
+    """Percent-decoded, as a name or login. What is no UTF-8 passes byte by byte."""
+    return os.fsdecode(unquote_to_bytes(text.encode("utf-8", "surrogateescape")))
 
 
 class Head(NamedTuple):
@@ -287,7 +292,7 @@ def source_of(url: URL, head: Head) -> Source:
 def disposition_name(value: str) -> str:
     """The file name in a Content-Disposition, if any (RFC 6266)."""
     if found := re.search(FILENAME_STAR, value):
-        return os.fsdecode(unquote_to_bytes(found[1]))
+        return unquoted(found[1])
     found = re.search(FILENAME, value)
     return re.sub(r"\\(.)", r"\1", found[1] or found[2] or "") if found else ""
 
@@ -329,7 +334,7 @@ def html_entries(text: str, url: URL) -> list[Entry]:
     """The links of an index page that lead to something in that very folder; sorting links and the way up do not."""
     references = [unescaped(match[1] or match[2] or match[3] or "").strip() for match in re.finditer(LINK, text)]
     names = dict.fromkeys(name for reference in references if (name := child_name(reference, url)))
-    return [Entry(os.fsdecode(unquote_to_bytes(name.rstrip("/"))), name.endswith("/")) for name in names]
+    return [Entry(unquoted(name.rstrip("/")), name.endswith("/")) for name in names]
 
 
 def unescaped(text: str) -> str:
@@ -365,7 +370,7 @@ def json_entry(item: dict[str, Any]) -> Entry | None:
     name: Any = item.get("name")
     size, mtime, link = item.get("size"), item.get("mtime", item.get("mod_time")), item.get("href", item.get("url"))
     try:
-        name = os.fsdecode(unquote_to_bytes(link.removeprefix("./"))) if isinstance(link, str) else name  # exact even where the name is no text
+        name = unquoted(link.removeprefix("./")) if isinstance(link, str) else name  # exact even where the name is no text
         os.fsencode(name)
     except (TypeError, UnicodeError):  # no str, or half a surrogate pair: it stands for no bytes
         return None
@@ -1655,7 +1660,7 @@ def remembered_etag(path: str, url: URL) -> str:
 
 
 def url_name(url: URL) -> str:
-    return os.fsdecode(unquote_to_bytes(url.path.rpartition("/")[2])) or "index.html"
+    return unquoted(url.path.rpartition("/")[2]) or "index.html"
 
 
 def sweep(folder: str, names: set[str]) -> None:

@@ -133,6 +133,7 @@ def test_a_login_and_a_signature_never_show_in_a_urls_text():
     url = h.parse_url("http://me:s%20cret@h/a?X-Amz-Signature=abc")
     assert url.login == "me:s cret"
     assert str(url) == "http://h/a?..."
+    assert h.parse_url("http://\udcff:%fe@h/").login == "\udcff:\udcfe"  # bytes of a command line that is not UTF-8
 
 
 @pytest.mark.parametrize("text", ["ftp://h/", "http://", "http://h:99999/", "http://[::1/", "file:///etc/passwd",
@@ -169,6 +170,7 @@ def test_a_content_length_is_digits_alone(value):
 @pytest.mark.parametrize("value, want", [
     ('attachment; filename="a b.txt"', "a b.txt"), ("attachment; filename=a.txt", "a.txt"), (r'inline; filename="a\"b"', 'a"b'),
     ("attachment; filename=x; filename*=UTF-8''%C3%BC.txt", "ü.txt"), ("inline", ""), ("attachment; filename=", ""),
+    ("attachment; filename*=UTF-8''\udcff%FE", "\udcff\udcfe"),
 ])
 def test_content_disposition(value, want):
     assert h.disposition_name(value) == want
