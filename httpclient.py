@@ -436,7 +436,7 @@ class Wire:
         self.buffer = memoryview(bytearray(BUFFER))
         self.start = self.end = 0
         self.problem = CLOSED  # why nothing more comes, once fill() is 0
-        self.heard = self.continued = False  # since the last request: a head has come, 100 Continue has come
+        self.heard = False  # a head has come since the last request, an interim one (1xx) at least
 
     def fill(self) -> int:
         """Put what arrives behind what is there; 0 at the end of the stream."""
@@ -499,7 +499,7 @@ class Wire:
         except ValueError as error:
             raise broken(self.peer, str(error)) from None
         narrate(self.args, "<", head.text)
-        self.heard, self.continued = True, self.continued or head.status == 100
+        self.heard = True
         return head
 
     def early(self) -> Head | None:
@@ -554,9 +554,9 @@ class Wire:
         return None
 
     def await_word(self) -> Head | None:
-        """After Expect: 100-continue: the refusal, or None when the body may go."""
+        """After Expect: 100-continue: the refusal, or None when the body may go, as any interim response says."""
         deadline = time.monotonic() + EXPECT_WAIT
-        while not self.continued and select.select([self.sock], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        while not self.heard and select.select([self.sock], [], [], max(0.0, deadline - time.monotonic()))[0]:
             if head := self.early():
                 return head
         return None
@@ -881,7 +881,7 @@ class Client:
     def converse(self, wire: Wire, request: bytes, method: str, url: URL, body: Body | None) -> Reply:
         narrate(self.args, ">", request.decode("utf-8", "surrogateescape"))
         try:
-            wire.heard = wire.continued = False
+            wire.heard = False
             wire.send(request)
             early = None
             if body is not None:
@@ -912,8 +912,7 @@ class Client:
                             "http:// instead of https://?") from None
         except Failure as failure:
             if url.origin in self.met and failure.code in (6, 7, 28):
-                what, why, hint = (line[7:] for line in str(failure).split("\n"))
-                raise Transient(failure.code, what, why, hint) from None
+                raise Transient(failure.code, *(line[7:] for line in str(failure).split("\n"))) from None
             raise
         with contextlib.suppress(OSError):  # it has hung up already, as will be seen
             narrate(self.args, "*", f"connected to {address(sock.getpeername())}")
@@ -1923,13 +1922,13 @@ def delete(client: Client) -> int:
     args = client.args
 
     def one(url: URL) -> None:
-        persist(args, lambda: simple(client, "DELETE", url, {}))
+        persist(args, lambda: simple(client, "DELETE", url))
         report(args, url, "deleted", "", 0, None)
 
     return each(args, [target(text, args) for text in args.url], one)
 
 
-def simple(client: Client, method: str, url: URL, fields: Fields) -> None:
+def simple(client: Client, method: str, url: URL, fields: Fields | None = None) -> None:
     with client.ask(method, url, fields) as reply:
         check(reply)
 
@@ -1937,7 +1936,7 @@ def simple(client: Client, method: str, url: URL, fields: Fields) -> None:
 def mkdir(client: Client) -> int:
     args = client.args
     url = folder_url(target(args.url, args))  # nginx insists on the slash
-    simple(client, "MKCOL", url, {})
+    simple(client, "MKCOL", url)
     report(args, url, "made", "", 0, None)
     return 0
 
@@ -1998,8 +1997,8 @@ def list_folder(client: Client) -> int:
 def mirror(client: Client) -> int:
     args = client.args
     url = folder_url(target(args.url, args))
-    dest = args.output or safe_name(url_name(url._replace(target=url.path.rstrip("/")))) if url.path != "/" else args.output or url.host
-    code = Mirror(client, url).folder(url, dest, 0)
+    name = url.host if url.path == "/" else safe_name(url_name(url._replace(target=url.path.rstrip("/"))))
+    code = Mirror(client, url).folder(url, args.output or name, 0)
     args.progress.summary(args)
     return code
 
@@ -2105,7 +2104,7 @@ def remote(client: Client, url: URL) -> dict[str, Entry] | None:
     """What a server has in a folder, which is made if missing; None when it does not tell."""
     if persist(client.args, lambda: missing(client, url)):
         with contextlib.suppress(Failure):  # many servers make folders as they are needed, and know no MKCOL
-            simple(client, "MKCOL", url, {})
+            simple(client, "MKCOL", url)
         return {}
     try:
         return {entry.name: entry for entry in persist(client.args, lambda: listing(client, url))[1]}
@@ -2527,7 +2526,7 @@ class Changed(Failure):
 class Transient(Failure):
     """A failure that may pass by itself: worth another try, after so many seconds if the server named them."""
 
-    def __init__(self, code: int, error: str, why: str, hint: str, after: float | None = None) -> None:
+    def __init__(self, code: int, error: str, why: str, hint: str, *, after: float | None = None) -> None:
         super().__init__(code, error, why, hint)
         self.after = after
 
