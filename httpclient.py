@@ -1391,7 +1391,7 @@ class Download:
         self.name = name  # "" until the first response, which may propose one
         self.path = os.path.join(folder, name)
         self.chosen = bool(name) and not replace  # by the user: then it may be a FIFO or device, too
-        self.stdout = self.chosen and name == "-"
+        self.stdout = self.chosen and self.path == "-"
         self.replace = bool(replace or self.args.force or self.args.newer)
         self.head: Head | None = None
         self.began = time.monotonic()
@@ -1424,7 +1424,7 @@ class Download:
     def sink(self) -> Part | Stream:
         found = look(self.path) if self.chosen else None
         if self.stdout or found and not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
-            return Stream("-" if self.stdout else self.path, self.args)
+            return Stream(self.path, self.args)
         return Part(self.folder, self.url, self.args)
 
     def probe(self) -> Head | None:
@@ -1720,9 +1720,9 @@ def get(client: Client) -> int:
     args, folder, name = client.args, client.args.output or "", ""
     if folder == "-" or folder and not os.path.isdir(folder) and not folder.endswith("/"):
         folder, name = os.path.split(folder)
-    if len(args.url) > 1 and name not in ("", "-"):
+    if len(args.url) > 1 and name and args.output != "-":
         raise Failure(2, f"{len(args.url)} URLs cannot all be {spoken(args.output)}", "nothing was fetched", "-o FOLDER/")
-    if name != "-":
+    if args.output != "-":
         make_folder(folder or ".")
     return each(args, [target(text, args) for text in args.url],
                 lambda url: tell(args, Download(client, url, folder, name, replace=False)))

@@ -409,6 +409,13 @@ def test_parts_of_last_week_are_swept_unless_somebody_writes_them(run, files, st
     assert names(tmp_path / "copy") == sorted([f"{young}.part", f"{young}.json", f"{note}.json", ".six-mine.part"])
 
 
+def test_only_a_lone_dash_is_standard_output(run, files, tmp_path):
+    (tmp_path / "sub").mkdir()
+    for place in "./-", "sub/-":
+        done = get(run, tmp_path, files(BODY).url, "-o", place)
+        assert done.code == 0 and done.out == b"" and (tmp_path / place).read_bytes() == BODY
+
+
 def test_an_existing_file_stays_without_force(run, files, tmp_path):
     server = files(BODY, headers=DATE)
     (tmp_path / "file.bin").write_bytes(b"mine")
