@@ -791,26 +791,28 @@ def narrate(args: argparse.Namespace, mark: str, text: str) -> None:
 Fields = dict[str, str]
 
 
-class Route(NamedTuple):
-    """What is the same for all requests to a server."""
-    proxy: URL | None
-    personal: Fields
+class Server:
+    """What a client knows of one server, and the connection that it keeps to it between questions."""
+
+    def __init__(self, url: URL, args: argparse.Namespace) -> None:
+        self.proxy = proxy_for(url, args)
+        self.personal = personal(url, args)
+        self.idle: Wire | None = None
+        self.answered = False  # once: when it refuses now, it may be back soon
 
 
 class Client:
-    """Asks servers, and keeps a connection to each open between questions. A thread has its own."""
+    """Asks servers. A thread has its own."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.idle: dict[str, Wire] = {}
-        self.routes: dict[tuple[str, str], Route] = {}
-        self.met: set[str] = set()  # origins that have answered: when they refuse now, they may be back soon
+        self.servers: dict[tuple[str, str], Server] = {}  # by origin and login
 
     def ask(self, method: str, url: URL, fields: Fields | None = None, body: Body | None = None) -> Reply:
         """The response that stands at the end of all redirects. Logins stay with the origin that they were given for."""
         fields, own = fields or {}, True
         for _ in range(MAX_REDIRECTS + 1):
-            reply = self.exchange(method, url, {**fields, **(self.route(url).personal if own else {})}, body)
+            reply = self.exchange(method, url, {**fields, **(self.server(url).personal if own else {})}, body)
             again = not (body and body.sent)  # what was read of standard input cannot be sent twice
             if again and own and self.can_log_in(reply):
                 continue
@@ -832,26 +834,22 @@ class Client:
 
     def can_log_in(self, reply: Reply) -> bool:
         """Where none was given, a password may be typed: for this server alone."""
-        url = reply.url
-        if reply.head.status != 401 or self.route(url).personal.get("Authorization") or "basic" not in reply.head.get("www-authenticate").lower():
+        url, server = reply.url, self.server(reply.url)
+        if reply.head.status != 401 or server.personal.get("Authorization") or "basic" not in reply.head.get("www-authenticate").lower():
             return False
         if not os.isatty(2) or url.origin in self.args.asked:
             return False
         with reply:
             self.args.progress.clear()
             self.args.asked[url.origin] = ask_password(url.authority)
-        self.routes.clear()
+        server.personal = personal(url, self.args)
         return True
 
-    def route(self, url: URL) -> Route:
-        """The proxy to a server, and what the user gave for this server alone: -H, and the login."""
-        route = self.routes.get((url.origin, url.login))
-        if route is None:
-            fields = dict(self.args.header)
-            if "authorization" not in {name.lower() for name in fields}:
-                fields["Authorization"] = authorization(url, self.args)
-            route = self.routes[url.origin, url.login] = Route(proxy_for(url, self.args), fields)
-        return route
+    def server(self, url: URL) -> Server:
+        server = self.servers.get((url.origin, url.login))
+        if server is None:
+            server = self.servers[url.origin, url.login] = Server(url, self.args)
+        return server
 
     def exchange(self, method: str, url: URL, fields: Fields, body: Body | None) -> Reply:
         """One request and its response. On a kept connection the server may just have hung up: then once more on a new one."""
@@ -868,7 +866,7 @@ class Client:
         return self.converse(self.dial(url), request, method, url, body)
 
     def request(self, method: str, url: URL, fields: Fields, body: Body | None) -> bytes:
-        proxy = self.route(url).proxy
+        proxy = self.server(url).proxy
         through = proxy is not None and url.scheme == "http"
         all_fields = {"Host": url.authority, "User-Agent": f"six-httpclient/{VERSION}", "Accept": "*/*"}
         if through and proxy and proxy.login:
@@ -891,14 +889,15 @@ class Client:
         except BaseException:
             wire.close()
             raise
-        self.met.add(url.origin)
         reply.keep = reply.keep and early is None  # or the rest of the body would be taken for a request
-        self.idle[url.origin] = wire
+        server = self.server(url)
+        server.idle, server.answered = wire, True
         return reply
 
     def kept(self, url: URL) -> Wire | None:
         """The connection of the last response, if that has been read to its end. Bytes after it came unasked."""
-        wire = self.idle.pop(url.origin, None)
+        server = self.server(url)
+        wire, server.idle = server.idle, None
         if wire and wire.start != wire.end:
             wire.close()
         return wire if wire and wire.sock.fileno() >= 0 else None
@@ -911,7 +910,7 @@ class Client:
             raise Transient(28 if isinstance(error, socket.timeout) else 56, f"{url.host} hung up on TLS or stayed silent", str(error),
                             "http:// instead of https://?") from None
         except Failure as failure:
-            if url.origin in self.met and failure.code in (6, 7, 28):
+            if self.server(url).answered and failure.code in (6, 7, 28):
                 raise Transient(failure.code, *(line[7:] for line in str(failure).split("\n"))) from None
             raise
         with contextlib.suppress(OSError):  # it has hung up already, as will be seen
@@ -919,7 +918,7 @@ class Client:
         return Wire(sock, url.authority, self.args)
 
     def plain(self, url: URL) -> socket.socket:
-        proxy = self.route(url).proxy
+        proxy = self.server(url).proxy
         via = proxy or url
         sock = open_connection(self.args, via_family(via.host, via.port, self.args), via.port, server_command(url, proxy))
         try:
@@ -943,14 +942,15 @@ class Client:
                           "it allows other ports only, cannot reach the server, or asks for a password", "--proxy http://USER:PASSWORD@HOST:PORT")
 
     def close(self) -> None:
-        for wire in self.idle.values():
-            wire.close()
+        for server in self.servers.values():
+            if server.idle:
+                server.idle.close()
 
     def pipeline(self, method: str, urls: Iterable[URL], fields: Fields) -> Iterator[tuple[URL, Reply]]:
         """Ask for many things of one server without waiting in between; the responses come in the same order.
         It starts with one request, and doubles while the connection holds: not every server keeps it open."""
         waiting, asked, window = deque(urls), deque[URL](), 1
-        most = PIPELINE if waiting and not self.route(waiting[0]).proxy else 1
+        most = PIPELINE if waiting and not self.server(waiting[0]).proxy else 1
         wire: Wire | None = None
         while waiting or asked:
             url = (asked or waiting)[0]
@@ -968,13 +968,13 @@ class Client:
                 waiting.extendleft(reversed(asked))
                 asked.clear()
         if wire:
-            self.idle[url.origin] = wire
+            self.server(url).idle = wire
 
     def next_reply(self, wire: Wire, method: str, new: list[URL], fields: Fields, url: URL) -> Reply:
         try:
             if new:
                 mark = url._replace(target="\0")  # they differ in nothing but the target, so one is made for all
-                before, after = self.request(method, mark, {**fields, **self.route(url).personal}, None).split(b"\0")
+                before, after = self.request(method, mark, {**fields, **self.server(url).personal}, None).split(b"\0")
                 requests = [before + each.target.encode() + after for each in new]
                 wire.send(b"".join(requests))
                 for request in requests if self.args.verbose else ():
@@ -1006,6 +1006,14 @@ def merged(fields: Fields, others: Fields) -> Fields:
 def request_head(method: str, target: str, fields: Fields) -> bytes:
     lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
     return "\r\n".join([*lines, "", ""]).encode("utf-8", "surrogateescape")
+
+
+def personal(url: URL, args: argparse.Namespace) -> Fields:
+    """What the user gave for one server alone: -H, and the login."""
+    fields = dict(args.header)
+    if "authorization" not in {name.lower() for name in fields}:
+        fields["Authorization"] = authorization(url, args)
+    return fields
 
 
 def authorization(url: URL, args: argparse.Namespace) -> str:
@@ -1541,8 +1549,10 @@ class Download:
 def side_by_side(download: Download, part: Part) -> bool:
     """Fill the part over several connections, each fetching one span after another. False: it has to come in one piece."""
     args, resumed = part.args, part.offset > 0
-    if not part.left and not (args.connections > 1 and (part.offset or persist(args, lambda: rangeable(download, part))) and part.divide()):
-        return False
+    if not part.left:
+        many = args.connections > 1 and (resumed or persist(args, lambda: rangeable(download, part)))
+        if not many or not part.divide():
+            return False
     if resumed and os.isatty(2):  # where a password may be asked for: here, and not by several threads at once
         with contextlib.suppress(Failure), download.client.ask("HEAD", download.url):
             pass
