@@ -1890,6 +1890,8 @@ class Upload:
 def post(client: Client) -> int:
     args = client.args
     url, fields, body = target(args.url, args), {}, Body(b"")
+    if args.form and args.data is not None:
+        raise Failure(2, "--data and --form are two bodies", "a request has one; nothing was sent", "one of them, or --form NAME=VALUE for both")
     if args.form:
         boundary = os.urandom(16).hex()
         body = Body(*form_parts(args.form, boundary))

@@ -1043,6 +1043,12 @@ def test_an_answer_is_read_though_the_server_hung_up_on_the_body(run, canned, tm
     assert done.code in (22, 55) and "Traceback" not in done.err
 
 
+def test_data_and_a_form_are_not_sent_as_one_of_them(run, canned):
+    server = canned(answer(b""), read_until=b"\r\n\r\n")
+    done = run("httpclient.py", "post", f"http://127.0.0.1:{server.port}/", "--data", "a", "--form", "b=c")
+    assert done.code == 2 and "two bodies" in done.err and not server.read
+
+
 def test_a_form_is_sent_as_browsers_do(run, canned, tmp_path):
     (tmp_path / 'a"b.txt').write_bytes(b"hello")
     server = canned(answer(b"thanks"), read_until=b"--\r\n")
