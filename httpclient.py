@@ -531,7 +531,7 @@ class Wire:
         chunked = body.length is None
         try:
             for piece in body.pieces():
-                if head := self.send_piece(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece):
+                if head := self.send_piece(b"%x\r\n" % len(piece) + piece + b"\r\n" if chunked else piece):
                     return head
             return self.send_piece(b"0\r\n\r\n") if chunked else None
         except OSError as error:  # EPIPE, ECONNRESET: what was said before may still be there to read
@@ -539,7 +539,7 @@ class Wire:
                 return self.head()
             raise unsent(self.peer, error) from None
 
-    def send_piece(self, data: bytes) -> Head | None:
+    def send_piece(self, data: bytes | memoryview) -> Head | None:
         view = memoryview(data)
         while view:
             readable, writable, _ = select.select([self.sock], [self.sock], [], self.args.timeout)
@@ -714,7 +714,7 @@ class Body:
         """Whether a file has been written to since: what was sent and what follows would not fit together."""
         return Body(*self.parts).state != self.state
 
-    def pieces(self) -> Iterator[bytes]:
+    def pieces(self) -> Iterator[bytes | memoryview]:
         for part, size in zip(self.parts, self.sizes):
             yield from [part] if isinstance(part, bytes) else file_pieces(part, self.start, size)
         for piece in iter(read_input, b"") if self.length is None else ():
@@ -740,17 +740,19 @@ def sendable_file(path: str) -> os.stat_result:
     return found
 
 
-def file_pieces(path: str, start: int, end: int) -> Iterator[bytes]:
-    """Exactly these bytes of a file: of one that shrinks meanwhile, nothing is made up."""
+def file_pieces(path: str, start: int, end: int) -> Iterator[memoryview]:
+    """Exactly these bytes of a file, each piece valid until the next: of one that shrinks meanwhile, nothing is made up."""
+    buffer = memoryview(bytearray(min(BUFFER, end - start)))
     try:
         with open(path, "rb", buffering=0) as file:
             file.seek(start)
-            yield from iter(lambda: file.read(min(BUFFER, end - file.tell())), b"")
+            while count := file.readinto(buffer[:end - file.tell()]):
+                yield buffer[:count]
             have = file.tell()
     except OSError as error:
         raise unreadable(path, error) from None
     if have < end:
-        raise Failure(26, f"{spoken(path)} became shorter while it was sent", f"{have:,} of {end:,} bytes were there",
+        raise Failure(26, f"{spoken(path)} became shorter while it was read", f"{have:,} of {end:,} bytes were there",
                       "once more, when nothing writes to it")
 
 
@@ -835,9 +837,8 @@ class Client:
     def can_log_in(self, reply: Reply) -> bool:
         """Where none was given, a password may be typed: for this server alone."""
         url, server = reply.url, self.server(reply.url)
-        if reply.head.status != 401 or server.personal.get("Authorization") or "basic" not in reply.head.get("www-authenticate").lower():
-            return False
-        if not os.isatty(2) or url.origin in self.args.asked:
+        wanted = reply.head.status == 401 and "basic" in reply.head.get("www-authenticate").lower()
+        if not wanted or server.personal.get("Authorization") or url.origin in self.args.asked or not os.isatty(2):
             return False
         with reply:
             self.args.progress.clear()
@@ -1121,7 +1122,6 @@ class Part:
         self.fd = self.create(os.O_EXCL) if short else self.open()
         self.noted = not short and os.fstat(self.fd).st_size > 0
         self.offset = self.recall() if args.resume else 0
-        os.lseek(self.fd, self.offset, os.SEEK_SET)
 
     def create(self, flags: int = 0) -> int:
         try:
@@ -1176,7 +1176,6 @@ class Part:
         """From the first byte, whatever was here."""
         self.forget()
         self.source = source
-        os.lseek(self.fd, 0, os.SEEK_SET)
         os.ftruncate(self.fd, 0)
         if source.validator and (source.size is None or source.size > NOTED_FROM):
             self.remember()
@@ -1194,21 +1193,18 @@ class Part:
         self.noted = False
 
     def write(self, data: bytes | memoryview) -> None:
-        self.put(data, self.offset)
+        self.write_at(self.offset, data)
         self.offset += len(data)
 
-    def write_at(self, position: int, data: memoryview) -> None:
-        with self.guard:
-            os.lseek(self.fd, position, os.SEEK_SET)
-            self.put(data, position)
-
-    def put(self, data: bytes | memoryview, position: int) -> None:
+    def write_at(self, position: int, data: bytes | memoryview) -> None:
         view = memoryview(data)
-        try:
-            while view:
-                view = view[os.write(self.fd, view):]
-        except OSError as error:
-            raise unwritable(self.path, error, position + len(data) - len(view)) from None
+        with self.guard:
+            try:
+                os.lseek(self.fd, position, os.SEEK_SET)
+                while view:
+                    view = view[os.write(self.fd, view):]
+            except OSError as error:
+                raise unwritable(self.path, error, position + len(data) - len(view)) from None
 
     def divide(self) -> bool:
         """Cut what is missing into spans, more than there are connections: the quick ones take more of them."""
@@ -1646,13 +1642,9 @@ def same(found: os.stat_result | None, size: int | None, modified: float | None,
 
 
 def file_digest(path: str, name: str) -> str:
-    total, buffer = hasher(name), memoryview(bytearray(BUFFER))
-    try:
-        with open(path, "rb", buffering=0) as file:
-            while count := file.readinto(buffer):
-                total.update(buffer[:count])
-    except OSError as error:
-        raise unreadable(path, error) from None
+    total = hasher(name)
+    for piece in file_pieces(path, 0, sendable_file(path).st_size):
+        total.update(piece)
     return total.hexdigest()
 
 
