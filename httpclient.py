@@ -2002,62 +2002,60 @@ def mirror(client: Client) -> int:
     args = client.args
     url = folder_url(target(args.url, args))
     name = url.host if url.path == "/" else safe_name(url_name(url._replace(target=url.path.rstrip("/"))))
-    code = Mirror(client, url).folder(url, args.output or name, 0)
+    code = mirror_folder(client, url, url, args.output or name, 0)
     args.progress.summary(args)
     return code
 
 
-class Mirror:
-    """A folder of a server on its way here, folder by folder: what is the same is not fetched, a bad file stops nothing."""
-
-    def __init__(self, client: Client, root: URL) -> None:
-        self.client = client
-        self.args = client.args
-        self.root = root
-
-    def folder(self, url: URL, dest: str, depth: int) -> int:
-        here, entries = persist(self.args, lambda: listing(self.client, url))
-        if here.origin != self.root.origin or not here.path.startswith(self.root.path) or depth > MAX_DEPTH:
-            raise Failure(56, f"{url} leads out of {self.root}, or too deep", "it was not followed", "mirror that one")
-        there = make_folder(dest, strict=depth > 0)
-        entries = list(filter(self.takes, entries))
-        code = self.files(here, dest, there, [entry for entry in entries if not entry.folder])
-        folders = [entry.name for entry in entries if entry.folder]
-        further = each(self.args, folders, lambda name: self.folder(folder_url(here.child(name)), os.path.join(dest, name), depth + 1))
-        return code or further
-
-    def takes(self, entry: Entry) -> bool:
-        fine = legal(entry.name, self.args.hidden)
-        if not fine:
+def mirror_folder(client: Client, root: URL, url: URL, dest: str, depth: int) -> int:
+    """A folder and those in it: what is the same is not fetched, a bad file stops nothing."""
+    args = client.args
+    here, entries = persist(args, lambda: listing(client, url))
+    if here.origin != root.origin or not here.path.startswith(root.path) or depth > MAX_DEPTH:
+        raise Failure(56, f"{url} leads out of {root}, or too deep", "it was not followed", "mirror that one")
+    there = make_folder(dest, strict=depth > 0)
+    files, folders = list[Entry](), list[str]()
+    for entry in entries:
+        if not legal(entry.name, args.hidden):
             say(f"skipped {spoken(entry.name)}: not a name that may come from a server (--hidden takes those with a dot)")
-        return fine
+        elif entry.folder:
+            folders.append(entry.name)
+        else:
+            files.append(entry)
+    code = mirror_files(client, here, dest, there, files)
+    further = each(args, folders, lambda name: mirror_folder(client, root, folder_url(here.child(name)), os.path.join(dest, name), depth + 1))
+    return code or further
 
-    def files(self, base: URL, dest: str, there: set[str], entries: list[Entry]) -> int:
-        """Fetch a folder's files: asked for in a row as long as all goes well, what is left then one by one, with patience."""
-        self.args.progress.expect(len(entries))
-        jobs = {base.child(entry.name): entry.name for entry in entries if entry.name not in there or not self.told_same(dest, entry)}
-        self.quickly("HEAD", [url for url, name in jobs.items() if name in there], jobs, dest)
-        begun = set(filter(is_part, there))
-        self.quickly("GET", [url for url in jobs if not begun or part_name(url) not in begun], jobs, dest)
-        return each(self.args, list(jobs), lambda url: tell(self.args, Download(self.client, url, dest, jobs[url], replace=True)))
 
-    def told_same(self, dest: str, entry: Entry) -> bool:
-        """Whether the index itself says that the file here is the same."""
-        told = entry.size is not None and entry.mtime is not None and not self.args.force
-        known = told and same(look(os.path.join(dest, entry.name)), entry.size, entry.mtime, self.args.newer)
-        if known:
-            self.args.progress.count("same")
-        return known
+def mirror_files(client: Client, base: URL, dest: str, there: set[str], entries: list[Entry]) -> int:
+    """Fetch a folder's files: asked for in a row as long as all goes well, what is left then one by one, with patience."""
+    args = client.args
+    args.progress.expect(len(entries))
+    jobs = {base.child(entry.name): entry.name for entry in entries if entry.name not in there or not told_same(args, dest, entry)}
+    quickly(client, "HEAD", [url for url, name in jobs.items() if name in there], jobs, dest)
+    begun = set(filter(is_part, there))
+    quickly(client, "GET", [url for url in jobs if not begun or part_name(url) not in begun], jobs, dest)
+    return each(args, list(jobs), lambda url: tell(args, Download(client, url, dest, jobs[url], replace=True)))
 
-    def quickly(self, method: str, urls: list[URL], jobs: dict[URL, str], dest: str) -> None:
-        """Ask for all of them in a row. What succeeds is no job any more; what fails stays one."""
-        with contextlib.suppress(Failure):
-            for url, reply in self.client.pipeline(method, urls, WANTED):
-                download = Download(self.client, url, dest, jobs[url], replace=True)
-                verdict = download.settle(reply, method) if reply.head.status == 200 else ""
-                if verdict:
-                    report(self.args, url, verdict, download.path, download.received, None)
-                    del jobs[url]
+
+def told_same(args: argparse.Namespace, dest: str, entry: Entry) -> bool:
+    """Whether the index itself says that the file here is the same."""
+    told = entry.size is not None and entry.mtime is not None and not args.force
+    known = told and same(look(os.path.join(dest, entry.name)), entry.size, entry.mtime, args.newer)
+    if known:
+        args.progress.count("same")
+    return known
+
+
+def quickly(client: Client, method: str, urls: list[URL], jobs: dict[URL, str], dest: str) -> None:
+    """Ask for all of them in a row. What succeeds is no job any more; what fails stays one."""
+    with contextlib.suppress(Failure):
+        for url, reply in client.pipeline(method, urls, WANTED):
+            download = Download(client, url, dest, jobs[url], replace=True)
+            verdict = download.settle(reply, method) if reply.head.status == 200 else ""
+            if verdict:
+                report(client.args, url, verdict, download.path, download.received, None)
+                del jobs[url]
 
 
 def upload(client: Client) -> int:
