@@ -1403,7 +1403,7 @@ class Download:
 
     def run(self) -> str:
         """saved, or same when it was here already."""
-        if self.here(persist(self.args, self.probe)):
+        if persist(self.args, self.probe):
             return "same"
         try:
             return self.into(self.sink(), many=True)
@@ -1419,7 +1419,7 @@ class Download:
     def settle(self, reply: Reply, method: str) -> str:
         """What a response that was asked for in a row makes of it: saved, same, or "" when it needs more than that."""
         if method == "HEAD":
-            return "same" * (self.same(reply.head) and not self.args.force)
+            return "same" * self.same(reply.head)
         short = reply.head.length is not None and reply.head.length <= NOTED_FROM
         with contextlib.suppress(Failure), contextlib.closing(Part(self.folder, self.url, self.args, short)) as part:
             return self.finish(part) if self.receive(reply, part) else "same"
@@ -1431,21 +1431,21 @@ class Download:
             return Stream(self.path, self.args)
         return Part(self.folder, self.url, self.args)
 
-    def probe(self) -> Head | None:
-        """What the server says of a file that seems to be here already, without fetching it."""
+    def probe(self) -> bool:
+        """Whether the file is here already, by what the server says of it without sending it."""
         name = self.name or safe_name(url_name(self.url))
-        if self.stdout or not os.path.isfile(os.path.join(self.folder, name)) or self.args.force:
-            return None
+        if self.stdout or self.args.force or not os.path.isfile(os.path.join(self.folder, name)):
+            return False
         with self.client.ask("HEAD", self.url, {"Accept-Encoding": "identity"}) as reply:
             if reply.head.status != 200:
-                return None  # a URL signed for GET alone refuses HEAD
+                return False  # a URL signed for GET alone refuses HEAD
             self.saw(reply.head)
-            return reply.head
+            return self.here(reply.head)
 
-    def here(self, head: Head | None) -> bool:
+    def here(self, head: Head) -> bool:
         """Whether the very file is here already. A Failure where what is here is another one, and must stay."""
         found = look(self.path)
-        if head is None or found is None or self.stdout or self.chosen and not stat.S_ISREG(found.st_mode):
+        if found is None or self.stdout or self.chosen and not stat.S_ISREG(found.st_mode):
             return False
         regular = stat.S_ISREG(found.st_mode)
         if regular and not self.args.force and self.same(head):
@@ -1505,7 +1505,7 @@ class Download:
         span, source = content_range(head), sink.source
         if not sink.offset or source is None:
             raise broken(self.url.authority, "a part (206) of what was asked for whole")
-        fits = span and span[0] == sink.offset and span[2] == (source.size if source.size is not None else span[2]) == span[1]
+        fits = span and span[0] == sink.offset and span[1] == span[2] and source.size in (None, span[2])
         if not fits or not source.fits(head):
             sink.forget()
             raise Transient(33, f"{self.url.authority} answers a range with another one", "it changed meanwhile, or its server is at fault",
@@ -2031,8 +2031,9 @@ def mirror_files(client: Client, base: URL, dest: str, there: set[str], entries:
     """Fetch a folder's files: asked for in a row as long as all goes well, what is left then one by one, with patience."""
     args = client.args
     args.progress.expect(len(entries))
-    jobs = {base.child(entry.name): entry.name for entry in entries if entry.name not in there or not told_same(args, dest, entry)}
-    quickly(client, "HEAD", [url for url, name in jobs.items() if name in there], jobs, dest)
+    known = there if not args.force else set[str]()
+    jobs = {base.child(entry.name): entry.name for entry in entries if entry.name not in known or not told_same(args, dest, entry)}
+    quickly(client, "HEAD", [url for url, name in jobs.items() if name in known], jobs, dest)
     begun = set(filter(is_part, there))
     quickly(client, "GET", [url for url in jobs if not begun or part_name(url) not in begun], jobs, dest)
     return each(args, list(jobs), lambda url: tell(args, Download(client, url, dest, jobs[url], replace=True)))
@@ -2040,11 +2041,11 @@ def mirror_files(client: Client, base: URL, dest: str, there: set[str], entries:
 
 def told_same(args: argparse.Namespace, dest: str, entry: Entry) -> bool:
     """Whether the index itself says that the file here is the same."""
-    told = entry.size is not None and entry.mtime is not None and not args.force
-    known = told and same(look(os.path.join(dest, entry.name)), entry.size, entry.mtime, args.newer)
-    if known:
-        args.progress.count("same")
-    return known
+    told = entry.size is not None and entry.mtime is not None
+    if not told or not same(look(os.path.join(dest, entry.name)), entry.size, entry.mtime, args.newer):
+        return False
+    args.progress.count("same")
+    return True
 
 
 def quickly(client: Client, method: str, urls: list[URL], jobs: dict[URL, str], dest: str) -> None:
