@@ -867,15 +867,14 @@ class Client:
         return self.converse(self.dial(url), request, method, url, body)
 
     def request(self, method: str, url: URL, fields: Fields, body: Body | None) -> bytes:
-        proxy = self.server(url).proxy
-        through = proxy is not None and url.scheme == "http"
+        proxy = self.server(url).proxy if url.scheme == "http" else None  # https goes through a tunnel
         all_fields = {"Host": url.authority, "User-Agent": f"six-httpclient/{VERSION}", "Accept": "*/*"}
-        if through and proxy and proxy.login:
+        if proxy and proxy.login:
             all_fields["Proxy-Authorization"] = basic(proxy.login)
         if body is not None:
             all_fields.update({"Transfer-Encoding": "chunked"} if body.length is None else {"Content-Length": str(body.length)})
             all_fields.update({"Expect": "100-continue"} if body.expects else {})
-        return request_head(method, url.full if through else url.target, merged(all_fields, fields))
+        return request_head(method, url.full if proxy else url.target, merged(all_fields, fields))
 
     def converse(self, wire: Wire, request: bytes, method: str, url: URL, body: Body | None) -> Reply:
         narrate(self.args, ">", request.decode("utf-8", "surrogateescape"))
@@ -904,9 +903,9 @@ class Client:
         return wire if wire and wire.sock.fileno() >= 0 else None
 
     def dial(self, url: URL) -> Wire:
-        dial = functools.partial(self.plain, url)
+        plain = functools.partial(self.plain, url)
         try:
-            sock = encrypt(dial, url.host, self.args, ["http/1.1"]) if url.scheme == "https" else dial()
+            sock = encrypt(plain, url.host, self.args, ["http/1.1"]) if url.scheme == "https" else plain()
         except OSError as error:
             raise Transient(28 if isinstance(error, socket.timeout) else 56, f"{url.host} hung up on TLS or stayed silent", str(error),
                             "http:// instead of https://?") from None
