@@ -2499,8 +2499,9 @@ def encrypt(dial: Callable[[], socket.socket], host: str, args: argparse.Namespa
     except BaseException as error:
         secured.close()
         if isinstance(error, ssl.SSLCertVerificationError):
-            raise Failure(60, f"{host} is not trusted ({error.verify_message})", "nobody known here has signed its certificate for that name; "
-                          f"its SHA-256 is {seen(dial, host, args)}", "--cacert FILE, or --pin SHA256 as the server printed it") from None
+            raise Failure(60, f"{host} is not trusted ({error.verify_message})",
+                          f"nobody known here has signed its certificate for that name; its SHA-256 is {seen(dial, host, args)}",
+                          "--cacert FILE, or --pin SHA256 as the server printed it") from None
         if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
             raise tls_failure(host, str(error.reason)) from None
         raise

@@ -24,7 +24,8 @@ that the server speaks draft-ietf-httpbis-resumable-upload-10 (interop version 8
 
 A password is sent only to the server that --password, --user, --token, -H or the URL named it for, never along a
 redirect elsewhere; SIXSOCKETS_PASSWORD only to --host and --port; otherwise ~/.netrc is asked, and on a terminal you.
-Without https others can read it. --pin SHA256 trusts the certificate that httpserver.py --tls printed. Proxies come from --proxy or http_proxy, https_proxy, all_proxy, no_proxy.
+Without https others can read it. --pin SHA256 trusts the certificate that httpserver.py --tls printed.
+Proxies come from --proxy or http_proxy, https_proxy, all_proxy, no_proxy.
 Exit codes are curl's: 22 is a status of 400 or above, 18 a transfer cut short, 60 a certificate not trusted.
 """
 from __future__ import annotations
@@ -84,8 +85,8 @@ REDIRECTS = {301, 302, 303, 307, 308}
 WANTED = {"Accept-Encoding": "identity", "Want-Repr-Digest": "sha-256=1"}  # of a file: its very bytes, and their digest if known
 INTEROP = "8"  # of the resumable-upload draft
 ADVICE = {  # what a person may do about a status
-    401: "--password, --ask-password or --user NAME:PASSWORD, or SIXSOCKETS_PASSWORD for --host and --port", 403: "another login, or another name",
-    404: "check the name; list shows what is there", 405: "the server allows no such change there",
+    401: "--password, --ask-password or --user NAME:PASSWORD, or SIXSOCKETS_PASSWORD for --host and --port",
+    403: "another login, or another name", 404: "check the name; list shows what is there", 405: "the server allows no such change there",
     411: "the server wants the length first: put a file, not standard input",
     407: "--proxy http://USER:PASSWORD@HOST:PORT", 412: "--force replaces what is there", 413: "the server takes no such large body",
     507: "the server's disk is full",
@@ -116,7 +117,7 @@ WINDOWS_DEVICE = r"(?i)(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|$)"
 
 # --- pure functions: URLs, heads, names, numbers ---
 class URL(NamedTuple):
-    """Where a request goes. Its text, all of it printable ASCII, leaves out the login, and what follows a question mark: signatures stand there."""
+    """Where a request goes. Its text is printable ASCII, without the login and what follows a question mark: signatures stand there."""
     scheme: str
     host: str
     port: int
@@ -760,7 +761,8 @@ def read_input() -> bytes:
     try:
         return os.read(-1 if sys.stdin is None else 0, BUFFER)  # None: it was closed before the start, and 0 may be the connection
     except OSError as error:
-        raise Failure(26, f"cannot read standard input ({error.strerror})", "the server has only what was read before, if anything", "put FILE URL") from None
+        raise Failure(26, f"cannot read standard input ({error.strerror})", "the server has at most what was read before",
+                      "put FILE URL") from None
 
 
 def unreadable(path: str, error: OSError) -> Failure:
@@ -1047,7 +1049,7 @@ def proxy_for(url: URL, args: argparse.Namespace) -> URL | None:
         return None
     proxy = parse_url(text if "://" in text else "http://" + text)
     if proxy.scheme != "http":
-        raise Failure(2, f"{proxy} is no proxy that is spoken to without TLS", "nothing was sent", "http://HOST:PORT; https servers are reached through it too")
+        raise Failure(2, f"{proxy} is no proxy that is spoken to without TLS", "nothing was sent", "http://HOST:PORT, for https too")
     return proxy
 
 
@@ -1062,8 +1064,8 @@ def via_family(host: str, port: int, args: argparse.Namespace) -> str:
 
 
 def check(reply: Reply) -> Reply:
-    """The response, if it is a success; its first lines as a failure otherwise (and never in a file). A redirect that does not say where to,
-    as a store sends for another region's bucket, is none; nor is 207, by which WebDAV tells that some of it failed."""
+    """The response, if it is a success; its first lines as a failure otherwise (and never in a file). None is a redirect to nowhere,
+    as a store sends for another region's bucket, nor 207, by which WebDAV tells that some of it failed."""
     head = reply.head
     if head.status < 300 and head.status != 207:
         return reply
@@ -1286,7 +1288,7 @@ class Part:
 
 
 def open_own(path: str, flags: int) -> int:
-    """open() for names that others in this folder can foretell: what they planted there is not followed, not waited for, and not written to."""
+    """open() for names that others in this folder can foretell: what they planted is not followed, waited for, or written to."""
     fd = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
     if stat.S_ISREG(os.fstat(fd).st_mode):
         return fd
@@ -1307,7 +1309,7 @@ def read_note(path: str) -> dict[str, Any]:
 
 
 def noted_source(note: dict[str, Any]) -> Source:
-    """TypeError or ValueError for one that no run of ours wrote: others may plant a note in this folder, and its validator goes into a request's head."""
+    """TypeError or ValueError for one that no run of ours wrote: others may plant a note, and its validator goes into a request's head."""
     source = Source(**note)
     texts = source.url, source.etag, source.modified, source.digest
     if not all(isinstance(text, str) and text.isprintable() for text in texts) or not isinstance(source.size, (int, type(None))):
@@ -1454,7 +1456,7 @@ class Download:
         return False
 
     def same(self, head: Head) -> bool:
-        """Whether a response is about the very file that is here: by the ETag that came with it, or by size and time; and --checksum agrees."""
+        """Whether a response is about the very file here: by the ETag that came with it, or by size and time; and --checksum agrees."""
         known = remembered_etag(self.path, self.url) if head.modified is None else ""
         alike = known == head.get("etag") if known else same(look(self.path), head.length, head.modified, self.args.newer)
         return alike and (not self.args.checksum or file_digest(self.path, self.args.checksum[0]) == self.args.checksum[1])
@@ -1695,7 +1697,7 @@ def link(source: str, path: str) -> bool:
 
 
 def lock(fd: int) -> None:
-    """Two runs of one download would write into each other. BlockingIOError: there is another one. Systems and file systems without flock do without."""
+    """BlockingIOError: another run has it. Systems and file systems without flock do without."""
     with contextlib.suppress(ImportError):
         import fcntl  # not at the top: Windows has none
         try:
@@ -1796,7 +1798,9 @@ class Upload:
         if self.body.length is None:
             return {}
         seconds = min(self.body.mtime_ns // 10**9, int(LATEST))
-        fields = {"Last-Modified": http_date(seconds), **({"X-OC-Mtime": str(seconds)} if seconds >= 0 else {})}  # servers that keep it know the second one
+        fields = {"Last-Modified": http_date(seconds)}
+        if seconds >= 0:
+            fields["X-OC-Mtime"] = str(seconds)  # the one that servers keep
         if self.client.args.verb == "upload":
             fields["Date"] = fields["Last-Modified"]  # from which nginx takes the file's time
         told = {"want-repr-digest"}
@@ -1818,12 +1822,12 @@ class Upload:
         with contextlib.suppress(OSError):
             os.unlink(self.note)
         if self.body.changed():
-            raise Failure(18, f"{spoken(self.path)} changed while it was sent", "what the server has may be neither the old nor the new one",
+            raise Failure(18, f"{spoken(self.path)} changed while it was sent", "what the server has may be neither the old nor the new",
                           "once more, when nothing writes to it")
 
     def create(self) -> URL | None:
-        """Where the server speaks the draft, begin with an upload that is still empty: the answer tells where it can be continued. (104 would
-        tell it meanwhile, but nginx and others pass none on.) Elsewhere than on the server that was named, it would be sent the login: then not."""
+        """Where the server speaks the draft, begin with an empty upload: the answer tells where it can be continued. (104 would tell it
+        meanwhile, but nginx and others pass none on.) Not elsewhere than on the server that was named: it would be sent the login."""
         self.fields, self.offset = self.fields or self.prepare(), 0
         if not self.announced:
             return None
@@ -1852,8 +1856,8 @@ class Upload:
         with contextlib.suppress(Failure), self.client.ask("HEAD", self.url, {"Accept-Encoding": "identity"}) as reply:
             length = reply.head.length if reply.head.status == 200 else None
         if length not in (None, self.sent):
-            raise Failure(56, f"{self.url} has {length:,} bytes, {self.sent:,} were sent", "the server answered 200 and stored something else, or nothing",
-                          "a server that takes files by PUT")
+            raise Failure(56, f"{self.url} has {length:,} bytes, {self.sent:,} were sent",
+                          "the server answered 200 and stored something else, or nothing", "a server that takes files by PUT")
         self.verdict = "sent unverified"
 
     def known(self, resource: URL) -> bool:
@@ -1882,7 +1886,7 @@ def post(client: Client) -> int:
     args = client.args
     url, fields, body = target(args.url, args), {}, Body(b"")
     if args.form and args.data is not None:
-        raise Failure(2, "--data and --form are two bodies", "a request has one; nothing was sent", "one of them, or --form NAME=VALUE for both")
+        raise Failure(2, "--data and --form are two bodies", "a request has one; nothing was sent", "--form NAME=VALUE for both")
     if args.form:
         boundary = os.urandom(16).hex()
         body = Body(*form_parts(args.form, boundary))
@@ -1960,7 +1964,8 @@ def head(client: Client) -> int:
     with client.ask("HEAD", url) as reply:
         text = reply.head.text.rstrip("\n")
     if args.json:
-        fields = {name: value.encode("utf-8", "surrogateescape").decode(errors="backslashreplace") for name, value in reply.head.fields.items()}
+        fields = {name: value.encode("utf-8", "surrogateescape").decode(errors="backslashreplace")
+                  for name, value in reply.head.fields.items()}
         emit_json(args, {"url": str(url), "status": reply.head.status, "fields": fields})
     else:
         emit(args, shown(text))
@@ -2022,7 +2027,11 @@ def mirror_folder(client: Client, root: URL, url: URL, dest: str, depth: int) ->
         else:
             files.append(entry)
     code = mirror_files(client, here, dest, there, files)
-    further = each(args, folders, lambda name: mirror_folder(client, root, folder_url(here.child(name)), os.path.join(dest, name), depth + 1))
+
+    def one(name: str) -> int:
+        return mirror_folder(client, root, folder_url(here.child(name)), os.path.join(dest, name), depth + 1)
+
+    further = each(args, folders, one)
     return code or further
 
 
@@ -2096,7 +2105,8 @@ def sendable(path: str, args: argparse.Namespace) -> tuple[list[os.DirEntry[str]
     hidden = [entry for entry in entries if entry.name.startswith(".") and (not args.hidden or is_part(entry.name))]
     odd = [entry for entry in entries if entry.is_symlink() or not entry.is_file() and not entry.is_dir()]
     for entry in [*hidden, *odd]:
-        why = "an unfinished transfer" if is_part(entry.name) else "hidden (--hidden sends it)" if entry in hidden else "a link or special file"
+        kept = "hidden (--hidden sends it)" if entry in hidden else "a link or special file"
+        why = "an unfinished transfer" if is_part(entry.name) else kept
         say(f"skipped {spoken(entry.path)}: {why}")
     plain = [entry for entry in entries if entry not in hidden and entry not in odd]
     return [entry for entry in plain if entry.is_file()], [entry for entry in plain if entry.is_dir()]
@@ -2209,8 +2219,9 @@ def encrypt(dial: Callable[[], socket.socket], host: str, args: argparse.Namespa
     except BaseException as error:
         secured.close()
         if isinstance(error, ssl.SSLCertVerificationError):
-            raise Failure(60, f"{host} is not trusted ({error.verify_message})", "nobody known here has signed its certificate for that name; "
-                          f"its SHA-256 is {seen(dial, host, args)}", "--cacert FILE, or --pin SHA256 as the server printed it") from None
+            raise Failure(60, f"{host} is not trusted ({error.verify_message})",
+                          f"nobody known here has signed its certificate for that name; its SHA-256 is {seen(dial, host, args)}",
+                          "--cacert FILE, or --pin SHA256 as the server printed it") from None
         if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
             raise tls_failure(host, str(error.reason)) from None
         raise
@@ -2637,7 +2648,7 @@ def target(text: str, args: argparse.Namespace) -> URL:
     text = host_url(args) + text if text.startswith("/") else text if "://" in text else scheme(args) + text
     url = parse_url(text)
     if url.scheme == "http" and (args.tls or args.pin or args.cacert):
-        raise Failure(2, f"{url} would go in the clear", "--tls, --pin and --cacert ask for TLS, http:// for none; nothing was sent", "https://")
+        raise Failure(2, f"{url} would go in the clear", "--tls, --pin and --cacert ask for TLS; nothing was sent", "https://")
     return url
 
 
@@ -2680,7 +2691,8 @@ def common_flags(parser: argparse.ArgumentParser, headers: str) -> None:
     flag = parser.add_argument
     flag("--host", help="completes an argument that starts with / (default 127.0.0.1)")
     flag("--port", type=between(1, 65535), help="the same (default 8000)")
-    flag("-H", "--header", dest=headers, action="append", type=header, metavar="'NAME: VALUE'", help="send this too, or instead; only to the server named")
+    flag("-H", "--header", dest=headers, action="append", type=header, metavar="'NAME: VALUE'",
+         help="send this too, or instead; only to the server named")
     trust_flags(parser)
     flag("--user", metavar="USER:PASSWORD", help="log in with Basic")
     flag("--token", help="log in with Bearer")
@@ -2698,10 +2710,10 @@ def common_flags(parser: argparse.ArgumentParser, headers: str) -> None:
 
 
 DEFAULTS = {
-    "host": "127.0.0.1", "port": 8000, "header": [], "later_header": [], "user": None, "password": None, "ask_password": False, "tls": False, "token": None, "proxy": None,
-    "cacert": None, "pin": None, "insecure": False, "family": None, "timeout": 30.0, "retries": 3, "resume": True, "quiet": False,
-    "json": False, "verbose": False, "trace": False, "trace_hex": False, "output": None, "force": False, "newer": False,
-    "connections": 1, "checksum": None, "hidden": False, "data": None, "form": [],
+    "host": "127.0.0.1", "port": 8000, "header": [], "later_header": [], "user": None, "password": None, "ask_password": False,
+    "tls": False, "cacert": None, "pin": None, "insecure": False, "token": None, "proxy": None, "family": None, "timeout": 30.0,
+    "retries": 3, "resume": True, "quiet": False, "json": False, "verbose": False, "trace": False, "trace_hex": False, "output": None,
+    "force": False, "newer": False, "connections": 1, "checksum": None, "hidden": False, "data": None, "form": [],
 }
 
 
@@ -2725,7 +2737,8 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
         for place in places:
             made.add_argument(place.rstrip("+").lower(), nargs="+" if place.endswith("+") else None, metavar=place.rstrip("+"))
         if name in ("get", "mirror"):
-            made.add_argument("-o", "--output", metavar="DEST", help="a folder, a name, or - for standard output" if name == "get" else "the folder for it")
+            where = "a folder, a name, or - for standard output" if name == "get" else "the folder for it"
+            made.add_argument("-o", "--output", metavar="DEST", help=where)
             made.add_argument("--force", action="store_true", help="replace what exists")
             made.add_argument("--newer", action="store_true", help="replace what exists if the server's is newer or of another size")
         return made.add_argument
@@ -2743,7 +2756,8 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
     verb("mkdir", "make a folder", "URL")
     flag = verb("move", "rename: NEW is a URL, path or name", "URL", "NEW")
     flag("--force", action="store_true", help="replace what has that name")
-    for flag in verb("mirror", "fetch a folder, or what changed in it", "URL"), verb("upload", "send one, or what changed in it", "DIR", "URL"):
+    folders = verb("mirror", "fetch a folder, or what changed in it", "URL"), verb("upload", "send one, or what changed in it", "DIR", "URL")
+    for flag in folders:
         flag("--hidden", action="store_true", help="names that start with a dot too")
     return parser
 
@@ -2758,7 +2772,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parsed(sys.argv[1:] if argv is None else argv)
     args.progress, args.asked = Progress(args), {}
     try:
-        args.host = parse_url(host_url(args)).host  # as URLs have it: in lower case, which tells whether the environment's password is for one
+        args.host = parse_url(host_url(args)).host  # in lower case, as in URLs: for one of them the environment's password may be
         if args.ask_password:
             args.password = ask_password("the server")
         with contextlib.closing(Client(args)) as client:
