@@ -1214,26 +1214,19 @@ class Part:
             return False
         step = max(SPLIT_FROM, -(-size // (4 * self.args.connections)))
         self.left = [[first, min(first + step, size)] for first in range(self.offset, size, step)]
-        try:
+        try:  # to take the room now, so that a full disk is known before the first byte
             self.remember()  # first: what a run that is killed just then leaves is room, not what came
-            self.allocate(size)
-        except Failure:
+            with contextlib.suppress(AttributeError):  # macOS and Windows have no such call
+                os.posix_fallocate(self.fd, 0, size)
+            os.ftruncate(self.fd, size)
+        except (OSError, Failure) as problem:
             self.left = []
             with contextlib.suppress(OSError, Failure):
                 os.ftruncate(self.fd, self.offset)
                 self.remember()
-            raise
-        return True
-
-    def allocate(self, size: int) -> None:
-        """Take the room now, so that a full disk is known before the first byte."""
-        try:
-            with contextlib.suppress(AttributeError):  # macOS and Windows have no such call
-                os.posix_fallocate(self.fd, 0, size)
-            os.ftruncate(self.fd, size)
-        except OSError as error:
-            raise unwritable(self.path, error, 0) from None
+            raise (unwritable(self.path, problem, 0) if isinstance(problem, OSError) else problem) from None
         self.offset = size
+        return True
 
     def missing(self) -> int:
         return sum(end - first for first, end in self.left)
@@ -1364,6 +1357,8 @@ class Stream:
 
     def forget(self) -> None:
         self.source = None
+
+    discard = forget
 
     def write(self, data: bytes | memoryview, last: bool = False) -> None:
         self.offset += len(data)
@@ -1527,20 +1522,15 @@ class Download:
             raise Failure(18, f"{sink.offset:,} of {source.size:,} bytes came", "the server ended the body early", "the same again")
         promised = [self.args.checksum, source and source.digest and ("sha256", source.digest)]
         for name, want in filter(None, promised):
-            self.verify(sink, name, want)
+            found = sink.digest(name)
+            if found != want:
+                sink.discard()
+                raise Failure(56, f"{self.url} came with a wrong {name}: {found}", f"{want} was promised; nothing is kept of it",
+                              "the same again; if it stays, the file there is another one")
         if isinstance(sink, Part):
             modified, etag = (self.head.modified, self.head.get("etag")) if self.head else (None, "")
             sink.place(self.path, self.url, modified, etag, self.replace)
         return "saved"
-
-    def verify(self, sink: Part | Stream, name: str, want: str) -> None:
-        found = sink.digest(name)
-        if found == want:
-            return
-        if isinstance(sink, Part):
-            sink.discard()
-        raise Failure(56, f"{self.url} came with a wrong {name}: {found}", f"{want} was promised; nothing is kept of it",
-                      "the same again; if it stays, the file there is another one")
 
 
 def side_by_side(download: Download, part: Part) -> bool:

@@ -604,8 +604,8 @@ def test_room_taken_by_a_run_that_is_killed_then_is_not_what_came(run, files, tm
     server = files(random.Random(9).randbytes(6_000_000), cuts=[500_000])
     if begun:
         assert get(run, tmp_path, server.url, "--retries", 0).code == 18
-    deadly = (f"import os, signal, sys; sys.path.insert(0, {str(ROOT)!r}); import httpclient as h; take = h.Part.allocate\n"
-              "h.Part.allocate = lambda *args: (take(*args), os.kill(os.getpid(), signal.SIGKILL))\n"
+    deadly = (f"import os, signal, sys; sys.path.insert(0, {str(ROOT)!r}); import httpclient as h; take = os.posix_fallocate\n"
+              "os.posix_fallocate = lambda *args: (take(*args), os.kill(os.getpid(), signal.SIGKILL))\n"
               f"sys.argv[1:] = ['get', {server.url!r}, '--connections', '3']; h.main()")
     killed = subprocess.run([sys.executable, "-c", deadly], cwd=tmp_path, timeout=DEADLINE, check=False)
     assert killed.returncode == -9
