@@ -621,8 +621,8 @@ class Reply:
     def line(self, limit: int) -> bytes:
         try:
             return self.wire.until(LINE_END, limit)
-        except Transient:
-            raise self.cut() from None
+        except Transient as failure:
+            raise failure if failure.code == 28 else self.cut() from None
 
     def chunk_size(self) -> int:
         found = re.fullmatch(CHUNK_LINE, self.line(MAX_LINE))

@@ -1472,6 +1472,18 @@ def test_a_silent_server_is_28(run, canned, tmp_path):
     assert done.code == 28 and "said nothing for 0.2 s" in done.err
 
 
+@pytest.mark.parametrize("begun", [b"Content-Length: 9\r\n\r\nhello", b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", b"\r\nhello"],
+                         ids=["length", "chunked", "close"])
+def test_a_server_that_falls_silent_in_a_body_is_28(run, listeners, tmp_path, begun):
+    def talk(conn):
+        conn.recv(65536)
+        conn.sendall(b"HTTP/1.1 200 OK\r\n" + begun)
+        conn.recv(1)  # the end, when the client leaves
+    listeners.append(Listener(talk))
+    done = get(run, tmp_path, f"http://127.0.0.1:{listeners[-1].port}/a", "--timeout", 0.2, "--retries", 0)
+    assert done.code == 28 and "said nothing for 0.2 s" in done.err and names(tmp_path) == []
+
+
 def test_trace_and_verbose_mask_what_is_secret(run, canned, tmp_path):
     server = canned(answer(b"x"), read_until=b"\r\n\r\n")
     done = get(run, tmp_path, f"http://127.0.0.1:{server.port}/a", "--user", "me:word", "--trace-hex", "-v")
