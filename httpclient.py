@@ -1336,6 +1336,7 @@ class Stream:
     A download that goes there is continued within this run only."""
 
     def __init__(self, path: str, args: argparse.Namespace) -> None:
+        self.name = "standard output" if path == "-" else spoken(path)
         if path == "-" and sys.stdout is None:  # closed before the start: the connection may have its number
             raise Failure(23, "cannot write standard output (it is closed)", "whoever started this closed it", "the same without >&-")
         try:
@@ -1369,7 +1370,7 @@ class Stream:
             while view:
                 view = view[os.write(self.fd, view):]
         except OSError as error:
-            raise Failure(23, f"cannot write standard output ({error.strerror})", "what reads it has ended, or its disk is full",
+            raise Failure(23, f"cannot write {self.name} ({error.strerror})", "what reads it has ended, or its disk is full",
                           "-o FILE, with room for it") from None
 
     def digest(self, name: str) -> str:

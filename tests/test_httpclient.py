@@ -769,6 +769,11 @@ def test_a_full_disk_says_after_how_much(run, files, tmp_path):
     assert done.code == 23 and re.search(r"cannot write \.six-\w+\.part after 1,000,000 bytes", done.err)
 
 
+def test_a_device_that_takes_no_more_is_named(run, files, tmp_path):
+    done = get(run, tmp_path, files(BODY).url, "-o", "/dev/full")
+    assert done.code == 23 and "cannot write /dev/full (No space left" in done.err
+
+
 # --- redirects and logins ---
 def test_redirects_are_followed_and_circles_end(run, canned, tmp_path):
     goal = canned(answer(b"there"), read_until=b"\r\n\r\n")
