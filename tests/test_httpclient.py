@@ -852,6 +852,12 @@ def test_a_malformed_netrc_keeps_its_secrets(run, tmp_path):
     assert done.code == 26 and "near line" in done.err and "words" not in done.err, done
 
 
+@pytest.mark.parametrize("text", ["sha256:" + "0" * 63, "sha256:" + "0" * 40, "sha1:" + "g" * 40, "crc32:00000000", "md5:", ":", "sha256"])
+def test_a_checksum_that_can_never_be_is_refused_before_the_download(text, run):
+    done = run("httpclient.py", "get", "--checksum", text, "http://127.0.0.1:1/")
+    assert done.code == 2 and "is not NAME:HEX" in done.err
+
+
 def test_a_header_cannot_carry_a_line_break(run):
     done = run("httpclient.py", "get", "/", "-H", "A: b\r\nC: d")
     assert done.code == 2 and "NAME: VALUE" in done.err
