@@ -2496,18 +2496,14 @@ def encrypt(dial: Callable[[], socket.socket], host: str, args: argparse.Namespa
         if args.pin and found != args.pin:
             raise Failure(60, f"{host} shows another certificate than the one pinned", f"its SHA-256 is {found}",
                           "if it has been restarted, the pin that it printed; if not, somebody is in between")
-    except ssl.SSLCertVerificationError as error:
+    except BaseException as error:
         secured.close()
-        raise Failure(60, f"{host} is not trusted ({error.verify_message})", "nobody known here has signed its certificate for that name; its SHA-256 is "
-                      + seen(dial, host, args), "--cacert FILE, or --pin SHA256 as the server printed it") from None
-    except ssl.SSLEOFError:
-        secured.close()
-        raise
-    except ssl.SSLError as error:
-        secured.close()
-        raise tls_failure(host, str(error.reason)) from None
-    except BaseException:
-        secured.close()
+        if isinstance(error, ssl.SSLCertVerificationError):
+            raise Failure(60, f"{host} is not trusted ({error.verify_message})",
+                          f"nobody known here has signed its certificate for that name; its SHA-256 is {seen(dial, host, args)}",
+                          "--cacert FILE, or --pin SHA256 as the server printed it") from None
+        if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
+            raise tls_failure(host, str(error.reason)) from None
         raise
     if args.insecure and not args.pin:
         say_once(f"not checked, for --insecure: whether {host} is who it says (the SHA-256 of its certificate is {found})")

@@ -24,7 +24,8 @@ that the server speaks draft-ietf-httpbis-resumable-upload-10 (interop version 8
 
 A password is sent only to the server that --password, --user, --token, -H or the URL named it for, never along a
 redirect elsewhere; SIXSOCKETS_PASSWORD only to --host and --port; otherwise ~/.netrc is asked, and on a terminal you.
-Without https others can read it. --pin SHA256 trusts the certificate that httpserver.py --tls printed. Proxies come from --proxy or http_proxy, https_proxy, all_proxy, no_proxy.
+Without https others can read it. --pin SHA256 trusts the certificate that httpserver.py --tls printed.
+Proxies come from --proxy or http_proxy, https_proxy, all_proxy, no_proxy.
 Exit codes are curl's: 22 is a status of 400 or above, 18 a transfer cut short, 60 a certificate not trusted.
 """
 from __future__ import annotations
@@ -84,8 +85,8 @@ REDIRECTS = {301, 302, 303, 307, 308}
 WANTED = {"Accept-Encoding": "identity", "Want-Repr-Digest": "sha-256=1"}  # of a file: its very bytes, and their digest if known
 INTEROP = "8"  # of the resumable-upload draft
 ADVICE = {  # what a person may do about a status
-    401: "--password, --ask-password or --user NAME:PASSWORD, or SIXSOCKETS_PASSWORD for --host and --port", 403: "another login, or another name",
-    404: "check the name; list shows what is there", 405: "the server allows no such change there",
+    401: "--password, --ask-password or --user NAME:PASSWORD, or SIXSOCKETS_PASSWORD for --host and --port",
+    403: "another login, or another name", 404: "check the name; list shows what is there", 405: "the server allows no such change there",
     411: "the server wants the length first: put a file, not standard input",
     407: "--proxy http://USER:PASSWORD@HOST:PORT", 412: "--force replaces what is there", 413: "the server takes no such large body",
     507: "the server's disk is full",
@@ -116,7 +117,7 @@ WINDOWS_DEVICE = r"(?i)(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|$)"
 
 # --- pure functions: URLs, heads, names, numbers ---
 class URL(NamedTuple):
-    """Where a request goes. Its text leaves out the login, and what follows a question mark: signatures stand there."""
+    """Where a request goes. Its text is printable ASCII, without the login and what follows a question mark: signatures stand there."""
     scheme: str
     host: str
     port: int
@@ -148,7 +149,7 @@ class URL(NamedTuple):
         try:
             return parse_url(urljoin(self.full, reference))._replace(login="")
         except (Failure, ValueError):
-            raise broken(self.authority, f"a link to {shown(reference[:100])!r}, which is no http or https URL") from None
+            raise broken(self.authority, f"a link to {reference[:100]!r}, which is no http or https URL") from None
 
     def child(self, name: str) -> URL:
         return self._replace(target=self.path.rstrip("/") + "/" + quote(os.fsencode(name)))
@@ -167,7 +168,7 @@ def parse_url(text: str) -> URL:
         raise Failure(2, f"{loginless(text)} is no http or https URL", "nothing was sent", "http://HOST:PORT/PATH")
     target = encoded(parts.path or "/", "/") + ("?" + encoded(parts.query, "/?[]") if parts.query else "")
     login = parts.netloc.rpartition("@")[0]
-    return URL(parts.scheme, host, PORTS[parts.scheme] if port is None else port, target, os.fsdecode(unquote_to_bytes(login)))
+    return URL(parts.scheme, host, PORTS[parts.scheme] if port is None else port, target, unquoted(login))
 
 
 def loginless(text: str) -> str:
@@ -178,6 +179,11 @@ def loginless(text: str) -> str:
 def encoded(text: str, also: str) -> str:
     text = re.sub(r"%(?![0-9A-Fa-f]{2})", "%25", text)
     return quote(text.encode("utf-8", "surrogateescape"), safe="%!$&'()*+,;=:@" + also)
+
+
+def unquoted(text: str) -> str:
+    """Percent-decoded, as a name or login. What is no UTF-8 passes byte by byte."""
+    return os.fsdecode(unquote_to_bytes(text.encode("utf-8", "surrogateescape")))
 
 
 class Head(NamedTuple):
@@ -208,11 +214,11 @@ def parse_head(raw: bytes) -> Head:
     first, _, rest = text.rstrip("\n").partition("\n")
     found = re.fullmatch(STATUS_LINE, first)
     if not found:
-        raise ValueError(f"{shown(first[:60])!r} where HTTP/1.1 and a status belong")
+        raise ValueError(f"{first[:60]!r} where HTTP/1.1 and a status belong")
     fields: dict[str, str] = {}
     for name, value, other in re.findall(FIELD, rest):
         if other:
-            raise ValueError(f"{shown(other[:60])!r} where a header belongs")
+            raise ValueError(f"{other[:60]!r} where a header belongs")
         name, value = name.lower(), value.strip(" \t")
         fields[name] = f"{fields[name]}, {value}" if name in fields else value
     return Head(found[1], int(found[2]), found[3] or "", fields, content_length(fields), text)
@@ -261,7 +267,7 @@ class Source(NamedTuple):
     etag: str
     modified: str
     size: int | None
-    digest: str  # sha256:HEX, if the server told it
+    digest: str  # SHA-256 in hex, if the server told it
 
     @property
     def validator(self) -> str:
@@ -280,14 +286,14 @@ def source_of(url: URL, head: Head) -> Source:
     date, modified = parse_date(head.get("date")), head.modified
     settled = date is not None and modified is not None and modified < date  # or it may change again within its second
     found = re.search(SHA256_FIELD, head.get("repr-digest") or head.get("digest"))
-    digest = "sha256:" + binascii.a2b_base64(found[1]).hex() if found else ""
+    digest = binascii.a2b_base64(found[1]).hex() if found else ""
     return Source(str(url), head.get("etag"), head.get("last-modified") if settled else "", size, digest)
 
 
 def disposition_name(value: str) -> str:
     """The file name in a Content-Disposition, if any (RFC 6266)."""
     if found := re.search(FILENAME_STAR, value):
-        return os.fsdecode(unquote_to_bytes(found[1]))
+        return unquoted(found[1])
     found = re.search(FILENAME, value)
     return re.sub(r"\\(.)", r"\1", found[1] or found[2] or "") if found else ""
 
@@ -329,7 +335,7 @@ def html_entries(text: str, url: URL) -> list[Entry]:
     """The links of an index page that lead to something in that very folder; sorting links and the way up do not."""
     references = [unescaped(match[1] or match[2] or match[3] or "").strip() for match in re.finditer(LINK, text)]
     names = dict.fromkeys(name for reference in references if (name := child_name(reference, url)))
-    return [Entry(os.fsdecode(unquote_to_bytes(name.rstrip("/"))), name.endswith("/")) for name in names]
+    return [Entry(unquoted(name.rstrip("/")), name.endswith("/")) for name in names]
 
 
 def unescaped(text: str) -> str:
@@ -365,7 +371,7 @@ def json_entry(item: dict[str, Any]) -> Entry | None:
     name: Any = item.get("name")
     size, mtime, link = item.get("size"), item.get("mtime", item.get("mod_time")), item.get("href", item.get("url"))
     try:
-        name = os.fsdecode(unquote_to_bytes(link.removeprefix("./"))) if isinstance(link, str) else name  # exact even where the name is no text
+        name = unquoted(link.removeprefix("./")) if isinstance(link, str) else name  # exact even where the name is no text
         os.fsencode(name)
     except (TypeError, UnicodeError):  # no str, or half a surrogate pair: it stands for no bytes
         return None
@@ -417,6 +423,9 @@ def error_lines(head: Head, body: bytes) -> str:
 
 
 # --- the wire: bytes in, heads and bodies out ---
+CLOSED = "the server closed it"
+
+
 class Wire:
     """A connection. What has come in and is not read yet stands in buffer[start:end]."""
 
@@ -427,8 +436,8 @@ class Wire:
         self.slice = TLS_SLICE if hasattr(sock, "unwrap") else BUFFER
         self.buffer = memoryview(bytearray(BUFFER))
         self.start = self.end = 0
-        self.problem = "the server closed it"  # why nothing more comes, once fill() is 0
-        self.heard = self.continued = False  # since the last request: a head has come, 100 Continue has come
+        self.problem = CLOSED  # why nothing more comes, once fill() is 0
+        self.heard = False  # a head has come since the last request, an interim one (1xx) at least
 
     def fill(self) -> int:
         """Put what arrives behind what is there; 0 at the end of the stream."""
@@ -467,10 +476,9 @@ class Wire:
         return data
 
     def lost(self) -> Transient:
-        if self.start == self.end:
-            return Transient(52, f"no answer from {self.peer}", f"connection lost: {self.problem}", "the same again")
-        return Transient(18, f"only {self.end - self.start} bytes of a head came from {self.peer}", f"connection lost: {self.problem}",
-                         "the same again")
+        came = self.end - self.start
+        code, what = (18, f"only {came} bytes of a head came") if came else (52, "no answer")
+        return Transient(code, f"{what} from {self.peer}", f"connection lost: {self.problem}", "the same again")
 
     def head(self) -> Head:
         """The head of the response. Interim ones (1xx) before it are taken note of."""
@@ -492,7 +500,7 @@ class Wire:
         except ValueError as error:
             raise broken(self.peer, str(error)) from None
         narrate(self.args, "<", head.text)
-        self.heard, self.continued = True, self.continued or head.status == 100
+        self.heard = True
         return head
 
     def early(self) -> Head | None:
@@ -524,7 +532,7 @@ class Wire:
         chunked = body.length is None
         try:
             for piece in body.pieces():
-                if head := self.send_piece(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece):
+                if head := self.send_piece(b"%x\r\n" % len(piece) + piece + b"\r\n" if chunked else piece):
                     return head
             return self.send_piece(b"0\r\n\r\n") if chunked else None
         except OSError as error:  # EPIPE, ECONNRESET: what was said before may still be there to read
@@ -532,7 +540,7 @@ class Wire:
                 return self.head()
             raise unsent(self.peer, error) from None
 
-    def send_piece(self, data: bytes) -> Head | None:
+    def send_piece(self, data: bytes | memoryview) -> Head | None:
         view = memoryview(data)
         while view:
             readable, writable, _ = select.select([self.sock], [self.sock], [], self.args.timeout)
@@ -547,9 +555,9 @@ class Wire:
         return None
 
     def await_word(self) -> Head | None:
-        """After Expect: 100-continue: the refusal, or None when the body may go."""
+        """After Expect: 100-continue: the refusal, or None when the body may go, as any interim response says."""
         deadline = time.monotonic() + EXPECT_WAIT
-        while not self.continued and select.select([self.sock], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        while not self.heard and select.select([self.sock], [], [], max(0.0, deadline - time.monotonic()))[0]:
             if head := self.early():
                 return head
         return None
@@ -565,38 +573,38 @@ class Reply:
         self.wire = wire
         self.head = head
         self.url = url
-        self.bodiless = method == "HEAD" or head.status in (204, 304)
-        self.left: int | None = 0 if self.bodiless else head.length
         self.keep = head.has("connection", "keep-alive") if head.version == "1.0" else not head.has("connection", "close")
-        self.ended = self.left == 0 and not self.chunked
+        self.ended = method == "HEAD" or head.status in (204, 304) or head.length == 0
         self.received = 0
-
-    @property
-    def chunked(self) -> bool:
-        return not self.bodiless and "transfer-encoding" in self.head.fields
 
     def pieces(self) -> Iterator[memoryview]:
         """The body as it comes; Transient when it ends before its end."""
         if self.ended:
             return
-        for piece in self.chunks() if self.chunked else self.sized(self.left):
+        if "transfer-encoding" in self.head.fields:
+            body = self.chunks()
+        else:
+            body = self.to_the_end() if self.head.length is None else self.sized(self.head.length - self.received)
+        for piece in body:
             self.received += len(piece)
-            self.left = None if self.left is None else self.left - len(piece)
             yield piece
         self.ended = True
 
-    def sized(self, length: int | None) -> Iterator[memoryview]:
-        if length is None:
-            self.keep = False  # the end of the connection is the end of the body
-        left = length
-        while left is None or left:
-            piece = self.wire.take(BUFFER if left is None else left)
-            if not piece and length is None and self.wire.problem.startswith("the server"):
-                return
+    def sized(self, left: int) -> Iterator[memoryview]:
+        while left:
+            piece = self.wire.take(left)
             if not piece:
-                raise self.cut(length)
-            left = None if left is None else left - len(piece)
+                raise self.cut()
+            left -= len(piece)
             yield piece
+
+    def to_the_end(self) -> Iterator[memoryview]:
+        """The end of the connection is the end of the body, if it is the server that ended it."""
+        self.keep = False
+        while piece := self.wire.take(BUFFER):
+            yield piece
+        if self.wire.problem != CLOSED:
+            raise self.cut()
 
     def chunks(self) -> Iterator[memoryview]:
         if self.head.get("transfer-encoding").lower() != "chunked":
@@ -613,8 +621,8 @@ class Reply:
     def line(self, limit: int) -> bytes:
         try:
             return self.wire.until(LINE_END, limit)
-        except Transient:
-            raise self.cut(None) from None
+        except Transient as failure:
+            raise failure if failure.code == 28 else self.cut() from None
 
     def chunk_size(self) -> int:
         found = re.fullmatch(CHUNK_LINE, self.line(MAX_LINE))
@@ -649,9 +657,8 @@ class Reply:
                 break
         return bytes(data[:limit])
 
-    def cut(self, length: int | None) -> Transient:
-        total = self.head.length if length is not None and not self.chunked else None
-        size = f" of {total:,}" if total is not None else ""
+    def cut(self) -> Transient:
+        size = "" if self.head.length is None else f" of {self.head.length:,}"
         return Transient(18, f"connection to {self.wire.peer} lost at {self.received:,}{size} bytes", self.wire.problem,
                          "the same command again goes on from there")
 
@@ -660,7 +667,7 @@ class Reply:
 
     def __exit__(self, *exception: object) -> None:
         """Leave the connection at the next response, or closed."""
-        if not self.ended and self.left is not None and self.left <= MAX_ANSWER and not exception[0]:
+        if not self.ended and self.head.length is not None and self.head.length - self.received <= MAX_ANSWER and not exception[0]:
             with contextlib.suppress(Failure):
                 for _ in self.pieces():
                     pass
@@ -696,18 +703,19 @@ class Body:
         self.mtime_ns = next((info.st_mtime_ns for info in found if info), 0)
         self.state = [(info.st_size, info.st_mtime_ns) for info in found if info]
         self.start = self.sent = 0
+        self.expects = self.length is None or self.length >= EXPECT_FROM  # 100 Continue, before it is sent
 
     def rest(self, offset: int) -> Body:
-        """What follows an offset, of a single file."""
+        """What follows an offset, of a single file. The server has said already that it wants it."""
         rest = Body(*self.parts)
-        rest.start, rest.sizes, rest.length = offset, self.sizes, sum(self.sizes) - offset
+        rest.start, rest.sizes, rest.length, rest.expects = offset, self.sizes, sum(self.sizes) - offset, False
         return rest
 
     def changed(self) -> bool:
         """Whether a file has been written to since: what was sent and what follows would not fit together."""
         return Body(*self.parts).state != self.state
 
-    def pieces(self) -> Iterator[bytes]:
+    def pieces(self) -> Iterator[bytes | memoryview]:
         for part, size in zip(self.parts, self.sizes):
             yield from [part] if isinstance(part, bytes) else file_pieces(part, self.start, size)
         for piece in iter(read_input, b"") if self.length is None else ():
@@ -733,17 +741,19 @@ def sendable_file(path: str) -> os.stat_result:
     return found
 
 
-def file_pieces(path: str, start: int, end: int) -> Iterator[bytes]:
-    """Exactly these bytes of a file: of one that shrinks meanwhile, nothing is made up."""
+def file_pieces(path: str, start: int, end: int) -> Iterator[memoryview]:
+    """Exactly these bytes of a file, each piece valid until the next: of one that shrinks meanwhile, nothing is made up."""
+    buffer = memoryview(bytearray(min(BUFFER, end - start)))
     try:
         with open(path, "rb", buffering=0) as file:
             file.seek(start)
-            yield from iter(lambda: file.read(min(BUFFER, end - file.tell())), b"")
+            while count := file.readinto(buffer[:end - file.tell()]):
+                yield buffer[:count]
             have = file.tell()
     except OSError as error:
         raise unreadable(path, error) from None
     if have < end:
-        raise Failure(26, f"{spoken(path)} became shorter while it was sent", f"{have:,} of {end:,} bytes were there",
+        raise Failure(26, f"{spoken(path)} became shorter while it was read", f"{have:,} of {end:,} bytes were there",
                       "once more, when nothing writes to it")
 
 
@@ -751,7 +761,8 @@ def read_input() -> bytes:
     try:
         return os.read(-1 if sys.stdin is None else 0, BUFFER)  # None: it was closed before the start, and 0 may be the connection
     except OSError as error:
-        raise Failure(26, f"cannot read standard input ({error.strerror})", "the server has only what was read before, if anything", "put FILE URL") from None
+        raise Failure(26, f"cannot read standard input ({error.strerror})", "the server has at most what was read before",
+                      "put FILE URL") from None
 
 
 def unreadable(path: str, error: OSError) -> Failure:
@@ -784,27 +795,34 @@ def narrate(args: argparse.Namespace, mark: str, text: str) -> None:
 Fields = dict[str, str]
 
 
-class Route(NamedTuple):
-    """What is the same for all requests to a server."""
-    proxy: URL | None
-    personal: Fields
+class Server:
+    """What a client knows of one server, and the connection that it keeps to it between questions."""
+
+    def __init__(self, url: URL, args: argparse.Namespace) -> None:
+        self.proxy = proxy_for(url, args)
+        self.personal = personal(url, args)
+        self.idle: Wire | None = None
+        self.answered = False  # once: when it refuses now, it may be back soon
 
 
 class Client:
-    """Asks servers, and keeps a connection to each open between questions. A thread has its own."""
+    """Asks servers. A thread has its own."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.idle: dict[str, Wire] = {}
-        self.routes: dict[tuple[str, str], Route] = {}
-        self.met: set[str] = set()  # origins that have answered: when they refuse now, they may be back soon
+        self.servers: dict[tuple[str, str], Server] = {}  # by origin and login
 
     def ask(self, method: str, url: URL, fields: Fields | None = None, body: Body | None = None) -> Reply:
         """The response that stands at the end of all redirects. Logins stay with the origin that they were given for."""
         fields, own = fields or {}, True
         for _ in range(MAX_REDIRECTS + 1):
-            reply = self.exchange(method, url, {**fields, **(self.route(url).personal if own else {})}, body)
-            if own and not (body and body.sent) and self.can_log_in(reply):  # what was read of standard input cannot be sent again
+            reply = self.exchange(method, url, {**fields, **(self.server(url).personal if own else {})}, body)
+            again = not (body and body.sent)  # what was read of standard input cannot be sent twice
+            if again and own and self.can_log_in(reply):
+                continue
+            if again and reply.head.status == 417 and body and body.expects:
+                with reply:
+                    body.expects = False  # the server knows no Expect
                 continue
             location = reply.head.get("location")
             if reply.head.status not in REDIRECTS or not location:
@@ -815,31 +833,26 @@ class Client:
             target = url.join(location)
             own = own and target.origin == url.origin
             url = target._replace(login=url.login if own else "")
-        raise Failure(47, f"more than {MAX_REDIRECTS} redirects, the last one to {shown(str(url))}", "the server sends in circles",
+        raise Failure(47, f"more than {MAX_REDIRECTS} redirects, the last one to {url}", "the server sends in circles",
                       "another URL")
 
     def can_log_in(self, reply: Reply) -> bool:
         """Where none was given, a password may be typed: for this server alone."""
-        url = reply.url
-        if reply.head.status != 401 or self.route(url).personal.get("Authorization") or "basic" not in reply.head.get("www-authenticate").lower():
-            return False
-        if not os.isatty(2) or url.origin in self.args.asked:
+        url, server = reply.url, self.server(reply.url)
+        wanted = reply.head.status == 401 and "basic" in reply.head.get("www-authenticate").lower()
+        if not wanted or server.personal.get("Authorization") or url.origin in self.args.asked or not os.isatty(2):
             return False
         with reply:
             self.args.progress.clear()
             self.args.asked[url.origin] = ask_password(url.authority)
-        self.routes.clear()
+        server.personal = personal(url, self.args)
         return True
 
-    def route(self, url: URL) -> Route:
-        """The proxy to a server, and what the user gave for this server alone: -H, and the login."""
-        route = self.routes.get((url.origin, url.login))
-        if route is None:
-            fields = dict(self.args.header)
-            if "authorization" not in {name.lower() for name in fields}:
-                fields["Authorization"] = authorization(url, self.args)
-            route = self.routes[url.origin, url.login] = Route(proxy_for(url, self.args), fields)
-        return route
+    def server(self, url: URL) -> Server:
+        server = self.servers.get((url.origin, url.login))
+        if server is None:
+            server = self.servers[url.origin, url.login] = Server(url, self.args)
+        return server
 
     def exchange(self, method: str, url: URL, fields: Fields, body: Body | None) -> Reply:
         """One request and its response. On a kept connection the server may just have hung up: then once more on a new one."""
@@ -856,19 +869,19 @@ class Client:
         return self.converse(self.dial(url), request, method, url, body)
 
     def request(self, method: str, url: URL, fields: Fields, body: Body | None) -> bytes:
-        proxy = self.route(url).proxy
-        through = proxy is not None and url.scheme == "http"
+        proxy = self.server(url).proxy if url.scheme == "http" else None  # https goes through a tunnel
         all_fields = {"Host": url.authority, "User-Agent": f"six-httpclient/{VERSION}", "Accept": "*/*"}
-        if through and proxy and proxy.login:
+        if proxy and proxy.login:
             all_fields["Proxy-Authorization"] = basic(proxy.login)
         if body is not None:
             all_fields.update({"Transfer-Encoding": "chunked"} if body.length is None else {"Content-Length": str(body.length)})
-        return request_head(method, url.full if through else url.target, merged(all_fields, fields))
+            all_fields.update({"Expect": "100-continue"} if body.expects else {})
+        return request_head(method, url.full if proxy else url.target, merged(all_fields, fields))
 
     def converse(self, wire: Wire, request: bytes, method: str, url: URL, body: Body | None) -> Reply:
         narrate(self.args, ">", request.decode("utf-8", "surrogateescape"))
         try:
-            wire.heard = wire.continued = False
+            wire.heard = False
             wire.send(request)
             early = None
             if body is not None:
@@ -878,41 +891,36 @@ class Client:
         except BaseException:
             wire.close()
             raise
-        self.met.add(url.origin)
         reply.keep = reply.keep and early is None  # or the rest of the body would be taken for a request
-        self.idle[url.origin] = wire
+        server = self.server(url)
+        server.idle, server.answered = wire, True
         return reply
 
     def kept(self, url: URL) -> Wire | None:
         """The connection of the last response, if that has been read to its end. Bytes after it came unasked."""
-        wire = self.idle.pop(url.origin, None)
+        server = self.server(url)
+        wire, server.idle = server.idle, None
         if wire and wire.start != wire.end:
             wire.close()
         return wire if wire and wire.sock.fileno() >= 0 else None
 
     def dial(self, url: URL) -> Wire:
+        plain = functools.partial(self.plain, url)
         try:
-            sock = self.reach(url)
+            sock = encrypt(plain, url.host, self.args, ["http/1.1"]) if url.scheme == "https" else plain()
+        except OSError as error:
+            raise Transient(28 if isinstance(error, socket.timeout) else 56, f"{url.host} hung up on TLS or stayed silent", str(error),
+                            "http:// instead of https://?") from None
         except Failure as failure:
-            if url.origin in self.met and failure.code in (6, 7, 28):
-                error, why, hint = (line[7:] for line in str(failure).split("\n"))
-                raise Transient(failure.code, error, why, hint) from None
+            if self.server(url).answered and failure.code in (6, 7, 28):
+                raise Transient(failure.code, *(line[7:] for line in str(failure).split("\n"))) from None
             raise
         with contextlib.suppress(OSError):  # it has hung up already, as will be seen
             narrate(self.args, "*", f"connected to {address(sock.getpeername())}")
         return Wire(sock, url.authority, self.args)
 
-    def reach(self, url: URL) -> socket.socket:
-        if url.scheme == "http":
-            return self.plain(url)
-        try:
-            return encrypt(functools.partial(self.plain, url), url.host, self.args, ["http/1.1"])
-        except OSError as error:
-            raise Transient(28 if isinstance(error, socket.timeout) else 56, f"{url.host} hung up on TLS or stayed silent", str(error),
-                            "http:// instead of https://?") from None
-
     def plain(self, url: URL) -> socket.socket:
-        proxy = self.route(url).proxy
+        proxy = self.server(url).proxy
         via = proxy or url
         sock = open_connection(self.args, via_family(via.host, via.port, self.args), via.port, server_command(url, proxy))
         try:
@@ -936,14 +944,15 @@ class Client:
                           "it allows other ports only, cannot reach the server, or asks for a password", "--proxy http://USER:PASSWORD@HOST:PORT")
 
     def close(self) -> None:
-        for wire in self.idle.values():
-            wire.close()
+        for server in self.servers.values():
+            if server.idle:
+                server.idle.close()
 
     def pipeline(self, method: str, urls: Iterable[URL], fields: Fields) -> Iterator[tuple[URL, Reply]]:
         """Ask for many things of one server without waiting in between; the responses come in the same order.
         It starts with one request, and doubles while the connection holds: not every server keeps it open."""
         waiting, asked, window = deque(urls), deque[URL](), 1
-        most = PIPELINE if waiting and not self.route(waiting[0]).proxy else 1
+        most = PIPELINE if waiting and not self.server(waiting[0]).proxy else 1
         wire: Wire | None = None
         while waiting or asked:
             url = (asked or waiting)[0]
@@ -961,13 +970,13 @@ class Client:
                 waiting.extendleft(reversed(asked))
                 asked.clear()
         if wire:
-            self.idle[url.origin] = wire
+            self.server(url).idle = wire
 
     def next_reply(self, wire: Wire, method: str, new: list[URL], fields: Fields, url: URL) -> Reply:
         try:
             if new:
                 mark = url._replace(target="\0")  # they differ in nothing but the target, so one is made for all
-                before, after = self.request(method, mark, {**fields, **self.route(url).personal}, None).split(b"\0")
+                before, after = self.request(method, mark, {**fields, **self.server(url).personal}, None).split(b"\0")
                 requests = [before + each.target.encode() + after for each in new]
                 wire.send(b"".join(requests))
                 for request in requests if self.args.verbose else ():
@@ -1001,6 +1010,14 @@ def request_head(method: str, target: str, fields: Fields) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode("utf-8", "surrogateescape")
 
 
+def personal(url: URL, args: argparse.Namespace) -> Fields:
+    """What the user gave for one server alone: -H, and the login."""
+    fields = dict(args.header)
+    if "authorization" not in {name.lower() for name in fields}:
+        fields["Authorization"] = authorization(url, args)
+    return fields
+
+
 def authorization(url: URL, args: argparse.Namespace) -> str:
     """The login for a server: from the URL, the command line, the environment if the server is --host's, or .netrc."""
     if login := url.login or args.user:
@@ -1032,7 +1049,7 @@ def proxy_for(url: URL, args: argparse.Namespace) -> URL | None:
         return None
     proxy = parse_url(text if "://" in text else "http://" + text)
     if proxy.scheme != "http":
-        raise Failure(2, f"{proxy} is no proxy that is spoken to without TLS", "nothing was sent", "http://HOST:PORT; https servers are reached through it too")
+        raise Failure(2, f"{proxy} is no proxy that is spoken to without TLS", "nothing was sent", "http://HOST:PORT, for https too")
     return proxy
 
 
@@ -1047,8 +1064,8 @@ def via_family(host: str, port: int, args: argparse.Namespace) -> str:
 
 
 def check(reply: Reply) -> Reply:
-    """The response, if it is a success; its first lines as a failure otherwise (and never in a file). A redirect that does not say where to,
-    as a store sends for another region's bucket, is none; nor is 207, by which WebDAV tells that some of it failed."""
+    """The response, if it is a success; its first lines as a failure otherwise (and never in a file). None is a redirect to nowhere,
+    as a store sends for another region's bucket, nor 207, by which WebDAV tells that some of it failed."""
     head = reply.head
     if head.status < 300 and head.status != 207:
         return reply
@@ -1057,7 +1074,7 @@ def check(reply: Reply) -> Reply:
             lines = error_lines(head, reply.read(MAX_ANSWER))
         except Failure:
             lines = ""
-    what = f"{shown(str(reply.url))}: {head.status} {shown(head.reason)}"
+    what = f"{reply.url}: {head.status} {shown(head.reason)}"
     text = what, f"the server says: {lines}" if lines else "the server gives no reason", ADVICE.get(head.status, "-v shows both heads")
     if head.status in PASSING:
         raise Transient(22, *text, after=retry_after(head))
@@ -1106,7 +1123,6 @@ class Part:
         self.fd = self.create(os.O_EXCL) if short else self.open()
         self.noted = not short and os.fstat(self.fd).st_size > 0
         self.offset = self.recall() if args.resume else 0
-        os.lseek(self.fd, self.offset, os.SEEK_SET)
 
     def create(self, flags: int = 0) -> int:
         try:
@@ -1161,7 +1177,6 @@ class Part:
         """From the first byte, whatever was here."""
         self.forget()
         self.source = source
-        os.lseek(self.fd, 0, os.SEEK_SET)
         os.ftruncate(self.fd, 0)
         if source.validator and (source.size is None or source.size > NOTED_FROM):
             self.remember()
@@ -1179,21 +1194,18 @@ class Part:
         self.noted = False
 
     def write(self, data: bytes | memoryview) -> None:
-        self.put(data, self.offset)
+        self.write_at(self.offset, data)
         self.offset += len(data)
 
-    def write_at(self, position: int, data: memoryview) -> None:
-        with self.guard:
-            os.lseek(self.fd, position, os.SEEK_SET)
-            self.put(data, position)
-
-    def put(self, data: bytes | memoryview, position: int) -> None:
+    def write_at(self, position: int, data: bytes | memoryview) -> None:
         view = memoryview(data)
-        try:
-            while view:
-                view = view[os.write(self.fd, view):]
-        except OSError as error:
-            raise unwritable(self.path, error, position + len(data) - len(view)) from None
+        with self.guard:
+            try:
+                os.lseek(self.fd, position, os.SEEK_SET)
+                while view:
+                    view = view[os.write(self.fd, view):]
+            except OSError as error:
+                raise unwritable(self.path, error, position + len(data) - len(view)) from None
 
     def divide(self) -> bool:
         """Cut what is missing into spans, more than there are connections: the quick ones take more of them."""
@@ -1202,26 +1214,19 @@ class Part:
             return False
         step = max(SPLIT_FROM, -(-size // (4 * self.args.connections)))
         self.left = [[first, min(first + step, size)] for first in range(self.offset, size, step)]
-        try:
+        try:  # to take the room now, so that a full disk is known before the first byte
             self.remember()  # first: what a run that is killed just then leaves is room, not what came
-            self.allocate(size)
-        except Failure:
+            with contextlib.suppress(AttributeError):  # macOS and Windows have no such call
+                os.posix_fallocate(self.fd, 0, size)
+            os.ftruncate(self.fd, size)
+        except (OSError, Failure) as problem:
             self.left = []
             with contextlib.suppress(OSError, Failure):
                 os.ftruncate(self.fd, self.offset)
                 self.remember()
-            raise
-        return True
-
-    def allocate(self, size: int) -> None:
-        """Take the room now, so that a full disk is known before the first byte."""
-        try:
-            with contextlib.suppress(AttributeError):  # macOS and Windows have no such call
-                os.posix_fallocate(self.fd, 0, size)
-            os.ftruncate(self.fd, size)
-        except OSError as error:
-            raise unwritable(self.path, error, 0) from None
+            raise (unwritable(self.path, problem, 0) if isinstance(problem, OSError) else problem) from None
         self.offset = size
+        return True
 
     def missing(self) -> int:
         return sum(end - first for first, end in self.left)
@@ -1276,7 +1281,7 @@ class Part:
 
 
 def open_own(path: str, flags: int) -> int:
-    """open() for names that others in this folder can foretell: what they planted there is not followed, not waited for, and not written to."""
+    """open() for names that others in this folder can foretell: what they planted is not followed, waited for, or written to."""
     fd = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
     if stat.S_ISREG(os.fstat(fd).st_mode):
         return fd
@@ -1285,9 +1290,9 @@ def open_own(path: str, flags: int) -> int:
 
 
 def read_note(path: str) -> dict[str, Any]:
-    import json
     try:
         with open(path, encoding="utf-8", opener=open_own) as file:
+            import json  # here: mostly there is no note
             note = json.load(file)
     except RecursionError:
         note = None
@@ -1297,12 +1302,12 @@ def read_note(path: str) -> dict[str, Any]:
 
 
 def noted_source(note: dict[str, Any]) -> Source:
-    """TypeError or ValueError for one that no run of ours wrote: others may plant a note in this folder, and its validator goes into a request's head."""
+    """TypeError or ValueError for one that no run of ours wrote: others may plant a note, and its validator goes into a request's head."""
     source = Source(**note)
     texts = source.url, source.etag, source.modified, source.digest
     if not all(isinstance(text, str) and text.isprintable() for text in texts) or not isinstance(source.size, (int, type(None))):
         raise TypeError("a note of wrong types")
-    if source.digest and not re.fullmatch("sha256:[0-9a-f]{64}", source.digest):
+    if not re.fullmatch("[0-9a-f]{64}|", source.digest):
         raise ValueError("a note with a digest that is none")
     return source
 
@@ -1326,20 +1331,16 @@ def part_name(url: URL) -> str:
     return f".six-{hasher('sha256', unsigned.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.part"
 
 
-def product() -> int:
-    """Standard output. Where it was closed before the start, the connection may have its number."""
-    if sys.stdout is None:
-        raise Failure(23, "cannot write standard output (it is closed)", "whoever started this closed it", "the same without >&-")
-    return 1
-
-
 class Stream:
     """What goes to standard output, a pipe or a device: as it is, but to a terminal as text, with \\xNN for what is none.
     A download that goes there is continued within this run only."""
 
     def __init__(self, path: str, args: argparse.Namespace) -> None:
+        self.name = "standard output" if path == "-" else spoken(path)
+        if path == "-" and sys.stdout is None:  # closed before the start: the connection may have its number
+            raise Failure(23, "cannot write standard output (it is closed)", "whoever started this closed it", "the same without >&-")
         try:
-            self.fd = product() if path == "-" else os.open(path, os.O_WRONLY)
+            self.fd = 1 if path == "-" else os.open(path, os.O_WRONLY)
         except OSError as error:
             raise unwritable(path, error, 0) from None
         self.decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace") if os.isatty(self.fd) else None
@@ -1358,6 +1359,8 @@ class Stream:
     def forget(self) -> None:
         self.source = None
 
+    discard = forget
+
     def write(self, data: bytes | memoryview, last: bool = False) -> None:
         self.offset += len(data)
         for total in self.totals.values():
@@ -1367,7 +1370,7 @@ class Stream:
             while view:
                 view = view[os.write(self.fd, view):]
         except OSError as error:
-            raise Failure(23, f"cannot write standard output ({error.strerror})", "what reads it has ended, or its disk is full",
+            raise Failure(23, f"cannot write {self.name} ({error.strerror})", "what reads it has ended, or its disk is full",
                           "-o FILE, with room for it") from None
 
     def digest(self, name: str) -> str:
@@ -1389,15 +1392,15 @@ class Download:
         self.name = name  # "" until the first response, which may propose one
         self.path = os.path.join(folder, name)
         self.chosen = bool(name) and not replace  # by the user: then it may be a FIFO or device, too
-        self.stdout = self.chosen and name == "-"
-        self.replace = replace
+        self.stdout = self.chosen and self.path == "-"
+        self.replace = bool(replace or self.args.force or self.args.newer)
         self.head: Head | None = None
         self.began = time.monotonic()
         self.received = 0
 
     def run(self) -> str:
         """saved, or same when it was here already."""
-        if self.standing(persist(self.args, self.probe)) == "same":
+        if persist(self.args, self.probe):
             return "same"
         try:
             return self.into(self.sink(), many=True)
@@ -1413,7 +1416,7 @@ class Download:
     def settle(self, reply: Reply, method: str) -> str:
         """What a response that was asked for in a row makes of it: saved, same, or "" when it needs more than that."""
         if method == "HEAD":
-            return "same" * (self.same(reply.head) and not self.args.force)
+            return "same" * self.same(reply.head)
         short = reply.head.length is not None and reply.head.length <= NOTED_FROM
         with contextlib.suppress(Failure), contextlib.closing(Part(self.folder, self.url, self.args, short)) as part:
             return self.finish(part) if self.receive(reply, part) else "same"
@@ -1422,37 +1425,34 @@ class Download:
     def sink(self) -> Part | Stream:
         found = look(self.path) if self.chosen else None
         if self.stdout or found and not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
-            return Stream("-" if self.stdout else self.path, self.args)
+            return Stream(self.path, self.args)
         return Part(self.folder, self.url, self.args)
 
-    def probe(self) -> Head | None:
-        """What the server says of a file that seems to be here already, without fetching it."""
+    def probe(self) -> bool:
+        """Whether the file is here already, by what the server says of it without sending it."""
         name = self.name or safe_name(url_name(self.url))
-        if self.stdout or not os.path.isfile(os.path.join(self.folder, name)) or self.args.force:
-            return None
+        if self.stdout or self.args.force or not os.path.isfile(os.path.join(self.folder, name)):
+            return False
         with self.client.ask("HEAD", self.url, {"Accept-Encoding": "identity"}) as reply:
             if reply.head.status != 200:
-                return None  # a URL signed for GET alone refuses HEAD
+                return False  # a URL signed for GET alone refuses HEAD
             self.saw(reply.head)
-            return reply.head
+            return self.here(reply.head)
 
-    def standing(self, head: Head | None) -> str:
-        """Whether what stands at the destination is the same file, may be replaced, or must stay."""
+    def here(self, head: Head) -> bool:
+        """Whether the very file is here already. A Failure where what is here is another one, and must stay."""
         found = look(self.path)
-        if head is None or found is None or self.stdout or self.chosen and not stat.S_ISREG(found.st_mode):
-            return "free"
-        if not stat.S_ISREG(found.st_mode):
+        if found is None or self.stdout or self.chosen and not stat.S_ISREG(found.st_mode):
+            return False
+        regular = stat.S_ISREG(found.st_mode)
+        if regular and not self.args.force and self.same(head):
+            return True
+        if not regular or not self.replace:
             raise exists(self.path)
-        if self.args.force:
-            return "free"
-        if self.same(head):
-            return "same"
-        if not self.args.newer and not self.replace:
-            raise exists(self.path)
-        return "replace"
+        return False
 
     def same(self, head: Head) -> bool:
-        """Whether a response is about the very file that is here: by the ETag that came with it, or by size and time; and --checksum agrees."""
+        """Whether a response is about the very file here: by the ETag that came with it, or by size and time; and --checksum agrees."""
         known = remembered_etag(self.path, self.url) if head.modified is None else ""
         alike = known == head.get("etag") if known else same(look(self.path), head.length, head.modified, self.args.newer)
         return alike and (not self.args.checksum or file_digest(self.path, self.args.checksum[0]) == self.args.checksum[1])
@@ -1474,9 +1474,9 @@ class Download:
         if head.status == 206:
             self.continues(head, sink)
         elif head.status != 200:
-            raise Failure(22, f"{shown(str(self.url))}: {head.status} {shown(head.reason)}", "that is no file", "-v shows both heads")
+            raise Failure(22, f"{self.url}: {head.status} {shown(head.reason)}", "that is no file", "-v shows both heads")
         self.saw(head)
-        if sink.offset == 0 and self.standing(head) == "same":
+        if sink.offset == 0 and self.here(head):
             return False
         named = any(name.endswith((".gz", ".tgz")) for name in (self.name, url_name(self.url)))
         decode = head.get("content-encoding") not in ("", "identity") and not named
@@ -1502,7 +1502,7 @@ class Download:
         span, source = content_range(head), sink.source
         if not sink.offset or source is None:
             raise broken(self.url.authority, "a part (206) of what was asked for whole")
-        fits = span and span[0] == sink.offset and span[2] == (source.size if source.size is not None else span[2]) == span[1]
+        fits = span and span[0] == sink.offset and span[1] == span[2] and source.size in (None, span[2])
         if not fits or not source.fits(head):
             sink.forget()
             raise Transient(33, f"{self.url.authority} answers a range with another one", "it changed meanwhile, or its server is at fault",
@@ -1521,28 +1521,26 @@ class Download:
         source = sink.source
         if source and source.size is not None and sink.offset != source.size:
             raise Failure(18, f"{sink.offset:,} of {source.size:,} bytes came", "the server ended the body early", "the same again")
-        for name, want in filter(None, (self.args.checksum, source and source.digest.split(":") if source and source.digest else None)):
-            self.verify(sink, name, want)
+        promised = [self.args.checksum, source and source.digest and ("sha256", source.digest)]
+        for name, want in filter(None, promised):
+            found = sink.digest(name)
+            if found != want:
+                sink.discard()
+                raise Failure(56, f"{self.url} came with a wrong {name}: {found}", f"{want} was promised; nothing is kept of it",
+                              "the same again; if it stays, the file there is another one")
         if isinstance(sink, Part):
             modified, etag = (self.head.modified, self.head.get("etag")) if self.head else (None, "")
-            sink.place(self.path, self.url, modified, etag, self.replace or self.args.force or self.args.newer)
+            sink.place(self.path, self.url, modified, etag, self.replace)
         return "saved"
-
-    def verify(self, sink: Part | Stream, name: str, want: str) -> None:
-        found = sink.digest(name)
-        if found == want.lower():
-            return
-        if isinstance(sink, Part):
-            sink.discard()
-        raise Failure(56, f"{shown(str(self.url))} came with a wrong {name}: {found}", f"{want} was promised; nothing is kept of it",
-                      "the same again; if it stays, the file there is another one")
 
 
 def side_by_side(download: Download, part: Part) -> bool:
     """Fill the part over several connections, each fetching one span after another. False: it has to come in one piece."""
     args, resumed = part.args, part.offset > 0
-    if not part.left and not (args.connections > 1 and (part.offset or persist(args, lambda: rangeable(download, part))) and part.divide()):
-        return False
+    if not part.left:
+        many = args.connections > 1 and (resumed or persist(args, lambda: rangeable(download, part)))
+        if not many or not part.divide():
+            return False
     if resumed and os.isatty(2):  # where a password may be asked for: here, and not by several threads at once
         with contextlib.suppress(Failure), download.client.ask("HEAD", download.url):
             pass
@@ -1590,7 +1588,7 @@ def rangeable(download: Download, part: Part) -> bool:
     if reply.head.status != 206 or not span or not source.validator or span[2] < 2 * SPLIT_FROM or coded:
         return False
     download.saw(reply.head)
-    if download.standing(reply.head._replace(length=span[2])) == "same":
+    if download.here(reply.head._replace(length=span[2])):
         return False  # only now its name is known: the response to one whole request tells the same, and is not read
     part.begin(source)
     return True
@@ -1606,7 +1604,7 @@ def fetch_span(client: Client, download: Download, part: Part, span: list[int], 
         check(reply)
         fits = reply.head.status == 206 and content_range(reply.head) == (span[0], span[1], source.size)
         if not fits or not source.fits(reply.head):
-            raise Changed(33, f"{shown(str(url))} changed while it was fetched", "a range of it is not what was asked for", "the same again")
+            raise Changed(33, f"{url} changed while it was fetched", "a range of it is not what was asked for", "the same again")
         download.saw(reply.head)
         for piece in reply.pieces():
             if problems:
@@ -1616,7 +1614,7 @@ def fetch_span(client: Client, download: Download, part: Part, span: list[int], 
             part.write_at(span[0], piece)
             span[0] += len(piece)
     if span[0] < span[1]:
-        raise Transient(18, f"a range of {shown(str(url))} came short", f"{span[1] - span[0]:,} bytes of it are missing", "the same again")
+        raise Transient(18, f"a range of {url} came short", f"{span[1] - span[0]:,} bytes of it are missing", "the same again")
 
 
 def look(path: str) -> os.stat_result | None:
@@ -1636,13 +1634,9 @@ def same(found: os.stat_result | None, size: int | None, modified: float | None,
 
 
 def file_digest(path: str, name: str) -> str:
-    total, buffer = hasher(name), memoryview(bytearray(BUFFER))
-    try:
-        with open(path, "rb", buffering=0) as file:
-            while count := file.readinto(buffer):
-                total.update(buffer[:count])
-    except OSError as error:
-        raise unreadable(path, error) from None
+    total = hasher(name)
+    for piece in file_pieces(path, 0, sendable_file(path).st_size):
+        total.update(piece)
     return total.hexdigest()
 
 
@@ -1659,26 +1653,24 @@ def remembered_etag(path: str, url: URL) -> str:
 
 
 def url_name(url: URL) -> str:
-    return os.fsdecode(unquote_to_bytes(url.path.rpartition("/")[2])) or "index.html"
+    return unquoted(url.path.rpartition("/")[2]) or "index.html"
 
 
 def sweep(folder: str, names: set[str]) -> None:
     """Remove parts that nobody has continued for a week, and their notes, but none that is locked: somebody writes it."""
-    for name in filter(is_part, names):
-        part, note = name[:-4] + "part", name[:-4] + "json"
-        if name == part or part not in names:  # a note goes with its part
-            with contextlib.suppress(OSError):
-                remove_old(os.path.join(folder, name), [os.path.join(folder, old) for old in {name, note} & names])
+    for stem in {name[:-len("part")] for name in names if is_part(name)}:
+        with contextlib.suppress(OSError):
+            remove_old([os.path.join(folder, stem + end) for end in ("part", "json") if stem + end in names])
 
 
-def remove_old(path: str, paths: list[str]) -> None:
+def remove_old(paths: list[str]) -> None:
     """Remove these files if the first is old, and nobody has it locked."""
-    found = os.lstat(path)
+    found = os.lstat(paths[0])
     if stat.S_ISREG(found.st_mode) and time.time() - found.st_mtime > PART_AGE:
-        with open(path, "rb") as file:
+        with open(paths[0], "rb") as file:
             lock(file.fileno())
-            for old in paths:
-                os.unlink(old)
+            for path in paths:
+                os.unlink(path)
 
 
 def link(source: str, path: str) -> bool:
@@ -1696,7 +1688,7 @@ def link(source: str, path: str) -> bool:
 
 
 def lock(fd: int) -> None:
-    """Two runs of one download would write into each other. BlockingIOError: there is another one. Systems and file systems without flock do without."""
+    """BlockingIOError: another run has it. Systems and file systems without flock do without."""
     with contextlib.suppress(ImportError):
         import fcntl  # not at the top: Windows has none
         try:
@@ -1722,9 +1714,9 @@ def get(client: Client) -> int:
     args, folder, name = client.args, client.args.output or "", ""
     if folder == "-" or folder and not os.path.isdir(folder) and not folder.endswith("/"):
         folder, name = os.path.split(folder)
-    if len(args.url) > 1 and name not in ("", "-"):
+    if len(args.url) > 1 and name and args.output != "-":
         raise Failure(2, f"{len(args.url)} URLs cannot all be {spoken(args.output)}", "nothing was fetched", "-o FOLDER/")
-    if name != "-":
+    if args.output != "-":
         make_folder(folder or ".")
     return each(args, [target(text, args) for text in args.url],
                 lambda url: tell(args, Download(client, url, folder, name, replace=False)))
@@ -1743,9 +1735,9 @@ def put(client: Client) -> int:
     paths: list[str] = args.path
     url = target(args.url, args)
     if not url.path.endswith("/") and len(paths) > 1:
-        raise Failure(2, f"{len(paths)} files cannot all become {shown(str(url))}", "nothing was sent", f"{shown(str(url))}/ is a folder")
+        raise Failure(2, f"{len(paths)} files cannot all become {url}", "nothing was sent", f"{url}/ is a folder")
     if "-" in paths and url.path.endswith("/"):
-        raise Failure(2, "standard input has no name", "nothing was sent", f"{shown(str(url))}NAME")
+        raise Failure(2, "standard input has no name", "nothing was sent", f"{url}NAME")
 
     def one(path: str) -> None:
         send_file(client, path, url.child(os.path.basename(path)) if url.path.endswith("/") else url)
@@ -1771,12 +1763,11 @@ class Upload:
         self.path = path
         self.offset = 0  # what the server is known to have
         self.complete = False  # it said that this is all, and stored: only its answer was lost
-        self.expects = self.announced = False  # 100 Continue before a large body; the draft
+        self.announced = False  # that the server speaks the draft
         self.verdict = "sent"
         self.fields: Fields = {}
         self.note = os.path.join(os.path.dirname(path), part_name(url)[:-len("part")] + "json")
-        self.noted = os.path.exists(self.note)
-        self.resource = self.recall() if self.noted and client.args.resume else None  # where it can be continued
+        self.resource = self.recall() if client.args.resume else None  # where it can be continued
 
     def recall(self) -> URL | None:
         """Where an earlier run of the same upload stopped, if the file is still the same. Who has made up that note shall get no login."""
@@ -1792,20 +1783,19 @@ class Upload:
         note = {"url": str(self.url), "resource": resource.target, "size": self.body.length, "mtime_ns": self.body.mtime_ns}
         with contextlib.suppress(Failure):
             write_note(self.note, note)
-            self.noted = True
 
     def prepare(self) -> Fields:
         """A digest stands before the body, so a large file is read twice for it: only for servers that say they take it."""
-        length = self.body.length
-        self.expects = length is None or length >= EXPECT_FROM
-        if length is None:
+        if self.body.length is None:
             return {}
         seconds = min(self.body.mtime_ns // 10**9, int(LATEST))
-        fields = {"Last-Modified": http_date(seconds), **({"X-OC-Mtime": str(seconds)} if seconds >= 0 else {})}  # servers that keep it know the second one
+        fields = {"Last-Modified": http_date(seconds)}
+        if seconds >= 0:
+            fields["X-OC-Mtime"] = str(seconds)  # the one that servers keep
         if self.client.args.verb == "upload":
             fields["Date"] = fields["Last-Modified"]  # from which nginx takes the file's time
         told = {"want-repr-digest"}
-        if self.expects:
+        if self.body.length >= EXPECT_FROM:
             with self.client.ask("OPTIONS", self.url) as reply:
                 told = set(reply.head.fields)
         self.announced = "upload-limit" in told and self.client.args.resume
@@ -1813,23 +1803,22 @@ class Upload:
 
     def attempt(self) -> None:
         if self.body.changed():  # since the last try: the server has the beginning of another file
-            self.body, self.resource, self.fields, self.offset = Body(self.path), None, {}, 0
-        self.resource = self.resource if self.resource and self.known() else self.create()
-        if self.resource and not self.complete:
-            self.append(self.resource)
-        elif not self.complete:
+            self.body, self.resource, self.fields = Body(self.path), None, {}
+        if not (self.resource and self.known(self.resource)):
+            self.resource = self.create()
+        if not self.resource:
             self.send_whole()
-        self.resource = None
-        if self.noted:
-            with contextlib.suppress(OSError):
-                os.unlink(self.note)
+        elif not self.complete:
+            self.append(self.resource)
+        with contextlib.suppress(OSError):
+            os.unlink(self.note)
         if self.body.changed():
-            raise Failure(18, f"{spoken(self.path)} changed while it was sent", "what the server has may be neither the old nor the new one",
+            raise Failure(18, f"{spoken(self.path)} changed while it was sent", "what the server has may be neither the old nor the new",
                           "once more, when nothing writes to it")
 
     def create(self) -> URL | None:
-        """Where the server speaks the draft, begin with an upload that is still empty: the answer tells where it can be continued. (104 would
-        tell it meanwhile, but nginx and others pass none on.) Elsewhere than on the server that was named, it would be sent the login: then not."""
+        """Where the server speaks the draft, begin with an empty upload: the answer tells where it can be continued. (104 would tell it
+        meanwhile, but nginx and others pass none on.) Not elsewhere than on the server that was named: it would be sent the login."""
         self.fields, self.offset = self.fields or self.prepare(), 0
         if not self.announced:
             return None
@@ -1847,13 +1836,9 @@ class Upload:
 
     def send_whole(self) -> None:
         self.client.args.progress.begin(self.path, 0, self.body.length)
-        with self.client.ask("PUT", self.url, {**self.fields, **({"Expect": "100-continue"} if self.expects else {})}, self.body) as reply:
-            unknown = reply.head.status == 417 and self.expects and not self.body.sent
-            doubtful = not unknown and check(reply).head.status == 200 and (bool(reply.read(1)) or "last-modified" in reply.head.fields)
-        if unknown:  # the server knows no Expect
-            self.expects = False
-            self.send_whole()
-        elif doubtful:
+        with self.client.ask("PUT", self.url, self.fields, self.body) as reply:
+            doubtful = check(reply).head.status == 200 and (bool(reply.read(1)) or "last-modified" in reply.head.fields)
+        if doubtful:
             self.look_again()
 
     def look_again(self) -> None:
@@ -1862,13 +1847,13 @@ class Upload:
         with contextlib.suppress(Failure), self.client.ask("HEAD", self.url, {"Accept-Encoding": "identity"}) as reply:
             length = reply.head.length if reply.head.status == 200 else None
         if length not in (None, self.sent):
-            raise Failure(56, f"{shown(str(self.url))} has {length:,} bytes, {self.sent:,} were sent", "the server answered 200 and stored something else, or nothing",
-                          "a server that takes files by PUT")
+            raise Failure(56, f"{self.url} has {length:,} bytes, {self.sent:,} were sent",
+                          "the server answered 200 and stored something else, or nothing", "a server that takes files by PUT")
         self.verdict = "sent unverified"
 
-    def known(self) -> bool:
+    def known(self, resource: URL) -> bool:
         """Ask how much has arrived; False when the server has forgotten it."""
-        with self.client.ask("HEAD", self.resource or self.url, {"Upload-Draft-Interop-Version": INTEROP}) as reply:
+        with self.client.ask("HEAD", resource, {"Upload-Draft-Interop-Version": INTEROP}) as reply:
             offset = reply.head.get("upload-offset")
             if reply.head.status == 503:  # busy: another connection, lost without its knowledge, still writes there
                 check(reply)
@@ -1891,6 +1876,8 @@ class Upload:
 def post(client: Client) -> int:
     args = client.args
     url, fields, body = target(args.url, args), {}, Body(b"")
+    if args.form and args.data is not None:
+        raise Failure(2, "--data and --form are two bodies", "a request has one; nothing was sent", "--form NAME=VALUE for both")
     if args.form:
         boundary = os.urandom(16).hex()
         body = Body(*form_parts(args.form, boundary))
@@ -1899,8 +1886,6 @@ def post(client: Client) -> int:
         text = args.data if args.data != "-" else "@-"
         body = (Body() if text == "@-" else Body(text[1:])) if text.startswith("@") else Body(os.fsencode(text))
         fields["Content-Type"] = "application/octet-stream" if text.startswith("@") else "application/x-www-form-urlencoded"
-    if body.length is None or body.length >= EXPECT_FROM:
-        fields["Expect"] = "100-continue"
     args.progress.begin(str(url), 0, body.length)
     with client.ask("POST", url, fields, body) as reply:
         check(reply)
@@ -1935,13 +1920,13 @@ def delete(client: Client) -> int:
     args = client.args
 
     def one(url: URL) -> None:
-        persist(args, lambda: simple(client, "DELETE", url, {}))
+        persist(args, lambda: simple(client, "DELETE", url))
         report(args, url, "deleted", "", 0, None)
 
     return each(args, [target(text, args) for text in args.url], one)
 
 
-def simple(client: Client, method: str, url: URL, fields: Fields) -> None:
+def simple(client: Client, method: str, url: URL, fields: Fields | None = None) -> None:
     with client.ask(method, url, fields) as reply:
         check(reply)
 
@@ -1949,7 +1934,7 @@ def simple(client: Client, method: str, url: URL, fields: Fields) -> None:
 def mkdir(client: Client) -> int:
     args = client.args
     url = folder_url(target(args.url, args))  # nginx insists on the slash
-    simple(client, "MKCOL", url, {})
+    simple(client, "MKCOL", url)
     report(args, url, "made", "", 0, None)
     return 0
 
@@ -1970,7 +1955,8 @@ def head(client: Client) -> int:
     with client.ask("HEAD", url) as reply:
         text = reply.head.text.rstrip("\n")
     if args.json:
-        fields = {name: value.encode("utf-8", "surrogateescape").decode(errors="backslashreplace") for name, value in reply.head.fields.items()}
+        fields = {name: value.encode("utf-8", "surrogateescape").decode(errors="backslashreplace")
+                  for name, value in reply.head.fields.items()}
         emit_json(args, {"url": str(url), "status": reply.head.status, "fields": fields})
     else:
         emit(args, shown(text))
@@ -1985,7 +1971,7 @@ def listing(client: Client, url: URL) -> tuple[URL, list[Entry]]:
         check(reply)
         data = reply.read(MAX_LISTING + 1)
     if len(data) > MAX_LISTING:
-        raise Failure(56, f"the index of {shown(str(url))} is over {MAX_LISTING:,} bytes", "no more is read into memory", "a smaller folder")
+        raise Failure(56, f"the index of {url} is over {MAX_LISTING:,} bytes", "no more is read into memory", "a smaller folder")
     text, kind = data.decode("utf-8", "surrogateescape"), reply.head.get("content-type")
     try:
         return reply.url, json_entries(text, reply.url) if "json" in kind else html_entries(text, reply.url)
@@ -2010,63 +1996,66 @@ def list_folder(client: Client) -> int:
 def mirror(client: Client) -> int:
     args = client.args
     url = folder_url(target(args.url, args))
-    dest = args.output or safe_name(url_name(url._replace(target=url.path.rstrip("/")))) if url.path != "/" else args.output or url.host
-    code = Mirror(client, url).folder(url, dest, 0)
+    name = url.host if url.path == "/" else safe_name(url_name(url._replace(target=url.path.rstrip("/"))))
+    code = mirror_folder(client, url, url, args.output or name, 0)
     args.progress.summary(args)
     return code
 
 
-class Mirror:
-    """A folder of a server on its way here, folder by folder: what is the same is not fetched, a bad file stops nothing."""
-
-    def __init__(self, client: Client, root: URL) -> None:
-        self.client = client
-        self.args = client.args
-        self.root = root
-
-    def folder(self, url: URL, dest: str, depth: int) -> int:
-        here, entries = persist(self.args, lambda: listing(self.client, url))
-        if here.origin != self.root.origin or not here.path.startswith(self.root.path) or depth > MAX_DEPTH:
-            raise Failure(56, f"{shown(str(url))} leads out of {shown(str(self.root))}, or too deep", "it was not followed", "mirror that one")
-        there = make_folder(dest, strict=depth > 0)
-        entries = list(filter(self.takes, entries))
-        code = self.files(here, dest, there, [entry for entry in entries if not entry.folder])
-        folders = [entry.name for entry in entries if entry.folder]
-        further = each(self.args, folders, lambda name: self.folder(folder_url(here.child(name)), os.path.join(dest, name), depth + 1))
-        return code or further
-
-    def takes(self, entry: Entry) -> bool:
-        fine = legal(entry.name, self.args.hidden)
-        if not fine:
+def mirror_folder(client: Client, root: URL, url: URL, dest: str, depth: int) -> int:
+    """A folder and those in it: what is the same is not fetched, a bad file stops nothing."""
+    args = client.args
+    here, entries = persist(args, lambda: listing(client, url))
+    if here.origin != root.origin or not here.path.startswith(root.path) or depth > MAX_DEPTH:
+        raise Failure(56, f"{url} leads out of {root}, or too deep", "it was not followed", "mirror that one")
+    there = make_folder(dest, strict=depth > 0)
+    files, folders = list[Entry](), list[str]()
+    for entry in entries:
+        if not legal(entry.name, args.hidden):
             say(f"skipped {spoken(entry.name)}: not a name that may come from a server (--hidden takes those with a dot)")
-        return fine
+        elif entry.folder:
+            folders.append(entry.name)
+        else:
+            files.append(entry)
+    code = mirror_files(client, here, dest, there, files)
 
-    def files(self, base: URL, dest: str, there: set[str], entries: list[Entry]) -> int:
-        """Fetch a folder's files: asked for in a row as long as all goes well, what is left then one by one, with patience."""
-        self.args.progress.expect(len(entries))
-        jobs = {base.child(entry.name): entry.name for entry in entries if entry.name not in there or not self.told_same(dest, entry)}
-        self.quickly("HEAD", [url for url, name in jobs.items() if name in there], jobs, dest)
-        begun = set(filter(is_part, there))
-        self.quickly("GET", [url for url in jobs if not begun or part_name(url) not in begun], jobs, dest)
-        return each(self.args, list(jobs), lambda url: tell(self.args, Download(self.client, url, dest, jobs[url], replace=True)))
+    def one(name: str) -> int:
+        return mirror_folder(client, root, folder_url(here.child(name)), os.path.join(dest, name), depth + 1)
 
-    def told_same(self, dest: str, entry: Entry) -> bool:
-        """Whether the index itself says that the file here is the same."""
-        told = entry.size is not None and entry.mtime is not None and not self.args.force
-        known = told and same(look(os.path.join(dest, entry.name)), entry.size, entry.mtime, self.args.newer)
-        if known:
-            self.args.progress.count("same")
-        return known
+    further = each(args, folders, one)
+    return code or further
 
-    def quickly(self, method: str, urls: list[URL], jobs: dict[URL, str], dest: str) -> None:
-        """Ask for all of them in a row. What succeeds is no job any more; what fails stays one."""
-        with contextlib.suppress(Failure):
-            for url, reply in self.client.pipeline(method, urls, WANTED):
-                download = Download(self.client, url, dest, jobs[url], replace=True)
-                verdict = download.settle(reply, method) if reply.head.status == 200 else ""
-                if verdict:
-                    report(self.args, url, verdict, download.path, download.received, None)
-                    del jobs[url]
+
+def mirror_files(client: Client, base: URL, dest: str, there: set[str], entries: list[Entry]) -> int:
+    """Fetch a folder's files: asked for in a row as long as all goes well, what is left then one by one, with patience."""
+    args = client.args
+    args.progress.expect(len(entries))
+    known = there if not args.force else set[str]()
+    jobs = {base.child(entry.name): entry.name for entry in entries if entry.name not in known or not told_same(args, dest, entry)}
+    quickly(client, "HEAD", [url for url, name in jobs.items() if name in known], jobs, dest)
+    begun = set(filter(is_part, there))
+    quickly(client, "GET", [url for url in jobs if not begun or part_name(url) not in begun], jobs, dest)
+    return each(args, list(jobs), lambda url: tell(args, Download(client, url, dest, jobs[url], replace=True)))
+
+
+def told_same(args: argparse.Namespace, dest: str, entry: Entry) -> bool:
+    """Whether the index itself says that the file here is the same."""
+    told = entry.size is not None and entry.mtime is not None
+    if not told or not same(look(os.path.join(dest, entry.name)), entry.size, entry.mtime, args.newer):
+        return False
+    args.progress.count("same")
+    return True
+
+
+def quickly(client: Client, method: str, urls: list[URL], jobs: dict[URL, str], dest: str) -> None:
+    """Ask for all of them in a row. What succeeds is no job any more; what fails stays one."""
+    with contextlib.suppress(Failure):
+        for url, reply in client.pipeline(method, urls, WANTED):
+            download = Download(client, url, dest, jobs[url], replace=True)
+            verdict = download.settle(reply, method) if reply.head.status == 200 else ""
+            if verdict:
+                report(client.args, url, verdict, download.path, download.received, None)
+                del jobs[url]
 
 
 def upload(client: Client) -> int:
@@ -2107,7 +2096,8 @@ def sendable(path: str, args: argparse.Namespace) -> tuple[list[os.DirEntry[str]
     hidden = [entry for entry in entries if entry.name.startswith(".") and (not args.hidden or is_part(entry.name))]
     odd = [entry for entry in entries if entry.is_symlink() or not entry.is_file() and not entry.is_dir()]
     for entry in [*hidden, *odd]:
-        why = "an unfinished transfer" if is_part(entry.name) else "hidden (--hidden sends it)" if entry in hidden else "a link or special file"
+        kept = "hidden (--hidden sends it)" if entry in hidden else "a link or special file"
+        why = "an unfinished transfer" if is_part(entry.name) else kept
         say(f"skipped {spoken(entry.path)}: {why}")
     plain = [entry for entry in entries if entry not in hidden and entry not in odd]
     return [entry for entry in plain if entry.is_file()], [entry for entry in plain if entry.is_dir()]
@@ -2117,7 +2107,7 @@ def remote(client: Client, url: URL) -> dict[str, Entry] | None:
     """What a server has in a folder, which is made if missing; None when it does not tell."""
     if persist(client.args, lambda: missing(client, url)):
         with contextlib.suppress(Failure):  # many servers make folders as they are needed, and know no MKCOL
-            simple(client, "MKCOL", url, {})
+            simple(client, "MKCOL", url)
         return {}
     try:
         return {entry.name: entry for entry in persist(client.args, lambda: listing(client, url))[1]}
@@ -2217,18 +2207,14 @@ def encrypt(dial: Callable[[], socket.socket], host: str, args: argparse.Namespa
         if args.pin and found != args.pin:
             raise Failure(60, f"{host} shows another certificate than the one pinned", f"its SHA-256 is {found}",
                           "if it has been restarted, the pin that it printed; if not, somebody is in between")
-    except ssl.SSLCertVerificationError as error:
+    except BaseException as error:
         secured.close()
-        raise Failure(60, f"{host} is not trusted ({error.verify_message})", "nobody known here has signed its certificate for that name; its SHA-256 is "
-                      + seen(dial, host, args), "--cacert FILE, or --pin SHA256 as the server printed it") from None
-    except ssl.SSLEOFError:
-        secured.close()
-        raise
-    except ssl.SSLError as error:
-        secured.close()
-        raise tls_failure(host, str(error.reason)) from None
-    except BaseException:
-        secured.close()
+        if isinstance(error, ssl.SSLCertVerificationError):
+            raise Failure(60, f"{host} is not trusted ({error.verify_message})",
+                          f"nobody known here has signed its certificate for that name; its SHA-256 is {seen(dial, host, args)}",
+                          "--cacert FILE, or --pin SHA256 as the server printed it") from None
+        if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
+            raise tls_failure(host, str(error.reason)) from None
         raise
     if args.insecure and not args.pin:
         say_once(f"not checked, for --insecure: whether {host} is who it says (the SHA-256 of its certificate is {found})")
@@ -2541,7 +2527,7 @@ class Changed(Failure):
 class Transient(Failure):
     """A failure that may pass by itself: worth another try, after so many seconds if the server named them."""
 
-    def __init__(self, code: int, error: str, why: str, hint: str, after: float | None = None) -> None:
+    def __init__(self, code: int, error: str, why: str, hint: str, *, after: float | None = None) -> None:
         super().__init__(code, error, why, hint)
         self.after = after
 
@@ -2623,8 +2609,8 @@ def report(args: argparse.Namespace, url: URL, result: str, path: str, size: int
         emit_json(args, {"result": result, "url": str(url), "file": name, "bytes": size, "seconds": seconds and round(seconds, 3)})
     elif not args.quiet and not args.progress.files:
         rate = f" ({size:,} bytes, {amount(size / max(seconds, 1e-6))}/s)" if seconds and result != "same" else ""
-        what = f"{url} to {path}" if result == "moved" else spoken(path) or str(url)
-        say(f"{result} {shown(what)}{rate}")
+        what = f"{url} to {path}" if result == "moved" else spoken(path) or url
+        say(f"{result} {what}{rate}")
 
 
 def each(args: argparse.Namespace, items: Iterable[T], act: Callable[[T], int | None]) -> int:
@@ -2650,7 +2636,7 @@ def target(text: str, args: argparse.Namespace) -> URL:
     text = host_url(args) + text if text.startswith("/") else text if "://" in text else scheme(args) + text
     url = parse_url(text)
     if url.scheme == "http" and (args.tls or args.pin or args.cacert):
-        raise Failure(2, f"{shown(str(url))} would go in the clear", "--tls, --pin and --cacert ask for TLS, http:// for none; nothing was sent", "https://")
+        raise Failure(2, f"{url} would go in the clear", "--tls, --pin and --cacert ask for TLS; nothing was sent", "https://")
     return url
 
 
@@ -2683,8 +2669,8 @@ def header(text: str) -> tuple[str, str]:
 
 def checksum(text: str) -> tuple[str, str]:
     name, _, value = text.partition(":")
-    known = name in ("md5", "sha1", "sha224", "sha256", "sha384", "sha512")
-    if not known or not re.fullmatch(r"[0-9a-fA-F]{32,128}", value):
+    digits = {"md5": 32, "sha1": 40, "sha224": 56, "sha256": 64, "sha384": 96, "sha512": 128}.get(name, 0)
+    if len(value) != digits or not re.fullmatch("[0-9a-fA-F]+", value):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME:HEX, such as sha256:9f86d0...")
     return name, value.lower()
 
@@ -2693,7 +2679,8 @@ def common_flags(parser: argparse.ArgumentParser, headers: str) -> None:
     flag = parser.add_argument
     flag("--host", help="completes an argument that starts with / (default 127.0.0.1)")
     flag("--port", type=between(1, 65535), help="the same (default 8000)")
-    flag("-H", "--header", dest=headers, action="append", type=header, metavar="'NAME: VALUE'", help="send this too, or instead; only to the server named")
+    flag("-H", "--header", dest=headers, action="append", type=header, metavar="'NAME: VALUE'",
+         help="send this too, or instead; only to the server named")
     trust_flags(parser)
     flag("--user", metavar="USER:PASSWORD", help="log in with Basic")
     flag("--token", help="log in with Bearer")
@@ -2711,31 +2698,26 @@ def common_flags(parser: argparse.ArgumentParser, headers: str) -> None:
 
 
 DEFAULTS = {
-    "host": "127.0.0.1", "port": 8000, "header": [], "later_header": [], "user": None, "password": None, "ask_password": False, "tls": False, "token": None, "proxy": None,
-    "cacert": None, "pin": None, "insecure": False, "family": None, "timeout": 30.0, "retries": 3, "resume": True, "quiet": False,
-    "json": False, "verbose": False, "trace": False, "trace_hex": False, "output": None, "force": False, "newer": False,
-    "connections": 1, "checksum": None, "hidden": False, "data": None, "form": [],
+    "host": "127.0.0.1", "port": 8000, "header": [], "later_header": [], "user": None, "password": None, "ask_password": False,
+    "tls": False, "cacert": None, "pin": None, "insecure": False, "token": None, "proxy": None, "family": None, "timeout": 30.0,
+    "retries": 3, "resume": True, "quiet": False, "json": False, "verbose": False, "trace": False, "trace_hex": False, "output": None,
+    "force": False, "newer": False, "connections": 1, "checksum": None, "hidden": False, "data": None, "form": [],
 }
 
 
-class Help(argparse.RawDescriptionHelpFormatter):
-    """Told the width, it need not load shutil for it."""
-
-    def __init__(self, prog: str) -> None:
-        columns = os.environ.get("COLUMNS", "")
-        super().__init__(prog, width=max(60, int(columns if re.fullmatch(LENGTH, columns) else 100) - 2))
+HELP = functools.partial(argparse.RawDescriptionHelpFormatter, width=100)  # told the width, it need not load shutil for it
 
 
 def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
     """A parser for these words: only the verb among them gets its flags, for those of ten verbs take a while to build."""
-    parser = Parser(prog="httpclient.py", description=__doc__, formatter_class=Help)
+    parser = Parser(prog="httpclient.py", description=__doc__, formatter_class=HELP)
     common_flags(parser, "header")
     parser.set_defaults(**DEFAULTS)
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, prog="httpclient.py")
 
     def verb(name: str, text: str, *places: str) -> Callable[..., object]:
-        made = verbs.add_parser(name, argument_default=argparse.SUPPRESS, help=text, formatter_class=Help)
+        made = verbs.add_parser(name, argument_default=argparse.SUPPRESS, help=text, formatter_class=HELP)
         if name not in words:
             return lambda *names, **more: None
         # Flags are built anew: set_defaults() above would change shared ones, which then undo what stands before the verb.
@@ -2743,7 +2725,8 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
         for place in places:
             made.add_argument(place.rstrip("+").lower(), nargs="+" if place.endswith("+") else None, metavar=place.rstrip("+"))
         if name in ("get", "mirror"):
-            made.add_argument("-o", "--output", metavar="DEST", help="a folder, a name, or - for standard output" if name == "get" else "the folder for it")
+            where = "a folder, a name, or - for standard output" if name == "get" else "the folder for it"
+            made.add_argument("-o", "--output", metavar="DEST", help=where)
             made.add_argument("--force", action="store_true", help="replace what exists")
             made.add_argument("--newer", action="store_true", help="replace what exists if the server's is newer or of another size")
         return made.add_argument
@@ -2761,7 +2744,8 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
     verb("mkdir", "make a folder", "URL")
     flag = verb("move", "rename: NEW is a URL, path or name", "URL", "NEW")
     flag("--force", action="store_true", help="replace what has that name")
-    for flag in verb("mirror", "fetch a folder, or what changed in it", "URL"), verb("upload", "send one, or what changed in it", "DIR", "URL"):
+    folders = verb("mirror", "fetch a folder, or what changed in it", "URL"), verb("upload", "send one, or what changed in it", "DIR", "URL")
+    for flag in folders:
         flag("--hidden", action="store_true", help="names that start with a dot too")
     return parser
 
@@ -2776,7 +2760,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parsed(sys.argv[1:] if argv is None else argv)
     args.progress, args.asked = Progress(args), {}
     try:
-        args.host = parse_url(host_url(args)).host  # as URLs have it: in lower case, which tells whether the environment's password is for one
+        args.host = parse_url(host_url(args)).host  # in lower case, as in URLs: for one of them the environment's password may be
         if args.ask_password:
             args.password = ask_password("the server")
         with contextlib.closing(Client(args)) as client:

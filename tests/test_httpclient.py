@@ -133,6 +133,7 @@ def test_a_login_and_a_signature_never_show_in_a_urls_text():
     url = h.parse_url("http://me:s%20cret@h/a?X-Amz-Signature=abc")
     assert url.login == "me:s cret"
     assert str(url) == "http://h/a?..."
+    assert h.parse_url("http://\udcff:%fe@h/").login == "\udcff:\udcfe"  # bytes of a command line that is not UTF-8
 
 
 @pytest.mark.parametrize("text", ["ftp://h/", "http://", "http://h:99999/", "http://[::1/", "file:///etc/passwd",
@@ -169,6 +170,7 @@ def test_a_content_length_is_digits_alone(value):
 @pytest.mark.parametrize("value, want", [
     ('attachment; filename="a b.txt"', "a b.txt"), ("attachment; filename=a.txt", "a.txt"), (r'inline; filename="a\"b"', 'a"b'),
     ("attachment; filename=x; filename*=UTF-8''%C3%BC.txt", "ü.txt"), ("inline", ""), ("attachment; filename=", ""),
+    ("attachment; filename*=UTF-8''\udcff%FE", "\udcff\udcfe"),
 ])
 def test_content_disposition(value, want):
     assert h.disposition_name(value) == want
@@ -257,12 +259,6 @@ def test_a_head_as_json_holds_no_half_characters(run, canned):
     server = canned(answer(headers="X-Name: ?\u00fc\r\n").replace(b"?", b"\xff"), read_until=b"\r\n\r\n")
     done = run("httpclient.py", "head", "--json", f"http://127.0.0.1:{server.port}/")
     assert done.code == 0 and json.loads(done.out)["fields"]["x-name"] == "\\xff\u00fc"
-
-
-@pytest.mark.parametrize("columns", ["abc", "-1", "\u00b2", "9" * 5000], ids=["text", "sign", "square", "long"])
-def test_columns_that_are_no_width_do_not_matter(monkeypatch, columns):
-    monkeypatch.setenv("COLUMNS", columns)
-    assert h.build_parser(["get"]).format_help()
 
 
 # --- get: framing, names, what exists ---
@@ -411,6 +407,13 @@ def test_parts_of_last_week_are_swept_unless_somebody_writes_them(run, files, st
                                       "copy", "file.bin", "served"])
     assert run("httpclient.py", "mirror", stock[1], "-o", tmp_path / "copy").code == 0
     assert names(tmp_path / "copy") == sorted([f"{young}.part", f"{young}.json", f"{note}.json", ".six-mine.part"])
+
+
+def test_only_a_lone_dash_is_standard_output(run, files, tmp_path):
+    (tmp_path / "sub").mkdir()
+    for place in "./-", "sub/-":
+        done = get(run, tmp_path, files(BODY).url, "-o", place)
+        assert done.code == 0 and done.out == b"" and (tmp_path / place).read_bytes() == BODY
 
 
 def test_an_existing_file_stays_without_force(run, files, tmp_path):
@@ -601,8 +604,8 @@ def test_room_taken_by_a_run_that_is_killed_then_is_not_what_came(run, files, tm
     server = files(random.Random(9).randbytes(6_000_000), cuts=[500_000])
     if begun:
         assert get(run, tmp_path, server.url, "--retries", 0).code == 18
-    deadly = (f"import os, signal, sys; sys.path.insert(0, {str(ROOT)!r}); import httpclient as h; take = h.Part.allocate\n"
-              "h.Part.allocate = lambda *args: (take(*args), os.kill(os.getpid(), signal.SIGKILL))\n"
+    deadly = (f"import os, signal, sys; sys.path.insert(0, {str(ROOT)!r}); import httpclient as h; take = os.posix_fallocate\n"
+              "os.posix_fallocate = lambda *args: (take(*args), os.kill(os.getpid(), signal.SIGKILL))\n"
               f"sys.argv[1:] = ['get', {server.url!r}, '--connections', '3']; h.main()")
     killed = subprocess.run([sys.executable, "-c", deadly], cwd=tmp_path, timeout=DEADLINE, check=False)
     assert killed.returncode == -9
@@ -766,6 +769,11 @@ def test_a_full_disk_says_after_how_much(run, files, tmp_path):
     assert done.code == 23 and re.search(r"cannot write \.six-\w+\.part after 1,000,000 bytes", done.err)
 
 
+def test_a_device_that_takes_no_more_is_named(run, files, tmp_path):
+    done = get(run, tmp_path, files(BODY).url, "-o", "/dev/full")
+    assert done.code == 23 and "cannot write /dev/full (No space left" in done.err
+
+
 # --- redirects and logins ---
 def test_redirects_are_followed_and_circles_end(run, canned, tmp_path):
     goal = canned(answer(b"there"), read_until=b"\r\n\r\n")
@@ -842,6 +850,12 @@ def test_a_malformed_netrc_keeps_its_secrets(run, tmp_path):
     (tmp_path / ".netrc").write_text("machine 127.0.0.1 login me password two words\n")
     done = get(run, tmp_path, "http://127.0.0.1:1/a", env={"HOME": str(tmp_path)})
     assert done.code == 26 and "near line" in done.err and "words" not in done.err, done
+
+
+@pytest.mark.parametrize("text", ["sha256:" + "0" * 63, "sha256:" + "0" * 40, "sha1:" + "g" * 40, "crc32:00000000", "md5:", ":", "sha256"])
+def test_a_checksum_that_can_never_be_is_refused_before_the_download(text, run):
+    done = run("httpclient.py", "get", "--checksum", text, "http://127.0.0.1:1/")
+    assert done.code == 2 and "is not NAME:HEX" in done.err
 
 
 def test_a_header_cannot_carry_a_line_break(run):
@@ -973,8 +987,9 @@ def test_standard_input_that_cannot_be_read_is_26_at_once(canned):
     assert client.wait() == 26 and "cannot read standard input" in client.err, client.err
 
 
-@pytest.mark.parametrize("retries", [0, 3])
-def test_a_server_that_knows_no_expect_gets_standard_input_without(run, listeners, retries):
+@pytest.mark.parametrize("words", [("put", "-", "URL", "--retries", 0), ("put", "-", "URL"), ("post", "URL", "--data", "-"), ("post", "URL", "--data", "@big")])
+def test_a_server_that_knows_no_expect_gets_the_body_without(run, listeners, tmp_path, words):
+    (tmp_path / "big").write_bytes(bytes(2_000_000))
     heads = []
 
     def store(conn):
@@ -984,11 +999,13 @@ def test_a_server_that_knows_no_expect_gets_standard_input_without(run, listener
                 if b"Expect" in heads[-1]:
                     conn.sendall(b"HTTP/1.1 417 No\r\nContent-Length: 0\r\n\r\n")
                     continue
-                heads.append(b"".join(itertools.takewhile(bytes.strip, file)))
+                length = re.search(rb"Content-Length: (\d+)", heads[-1])
+                heads.append(file.read(int(length[1])) if length else b"".join(itertools.takewhile(bytes.strip, file)))
                 conn.sendall(b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n")
     listeners.append(Listener(store))
-    done = run("httpclient.py", "put", "-", f"http://127.0.0.1:{listeners[-1].port}/a", "--retries", retries, input=b"hello")
-    assert done.code == 0 and heads[2:] == [b"5\r\nhello\r\n0\r\n"], (done, heads)
+    url = f"http://127.0.0.1:{listeners[-1].port}/a"
+    done = run("httpclient.py", *(url if word == "URL" else word for word in words), input=b"hello", cwd=tmp_path)
+    assert done.code == 0 and heads[2:] == [bytes(2_000_000) if "@big" in words else b"5\r\nhello\r\n0\r\n"], (done, heads)
 
 
 def test_standard_input_that_was_read_is_not_sent_again_with_a_password(canned):
@@ -1035,6 +1052,12 @@ def test_an_answer_is_read_though_the_server_hung_up_on_the_body(run, canned, tm
     server = canned(answer(b"", "403 Forbidden"), read_until=b"\r\n\r\n", drain=False)
     done = run("httpclient.py", "put", "big", f"http://127.0.0.1:{server.port}/big", "--retries", 0, cwd=tmp_path)
     assert done.code in (22, 55) and "Traceback" not in done.err
+
+
+def test_data_and_a_form_are_not_sent_as_one_of_them(run, canned):
+    server = canned(answer(b""), read_until=b"\r\n\r\n")
+    done = run("httpclient.py", "post", f"http://127.0.0.1:{server.port}/", "--data", "a", "--form", "b=c")
+    assert done.code == 2 and "two bodies" in done.err and not server.read
 
 
 def test_a_form_is_sent_as_browsers_do(run, canned, tmp_path):
@@ -1458,6 +1481,18 @@ def test_a_silent_server_is_28(run, canned, tmp_path):
     server = canned(b"", read_until=b"never comes")
     done = get(run, tmp_path, f"http://127.0.0.1:{server.port}/", "--timeout", 0.2, "--retries", 0)
     assert done.code == 28 and "said nothing for 0.2 s" in done.err
+
+
+@pytest.mark.parametrize("begun", [b"Content-Length: 9\r\n\r\nhello", b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", b"\r\nhello"],
+                         ids=["length", "chunked", "close"])
+def test_a_server_that_falls_silent_in_a_body_is_28(run, listeners, tmp_path, begun):
+    def talk(conn):
+        conn.recv(65536)
+        conn.sendall(b"HTTP/1.1 200 OK\r\n" + begun)
+        conn.recv(1)  # the end, when the client leaves
+    listeners.append(Listener(talk))
+    done = get(run, tmp_path, f"http://127.0.0.1:{listeners[-1].port}/a", "--timeout", 0.2, "--retries", 0)
+    assert done.code == 28 and "said nothing for 0.2 s" in done.err and names(tmp_path) == []
 
 
 def test_trace_and_verbose_mask_what_is_secret(run, canned, tmp_path):
