@@ -1239,7 +1239,7 @@ class Connection:
             self.close()
             return False
         self.shaking = False
-        self.server.gather(self, False)
+        self.server.await_head(self)
         return True
 
     def turn_away(self, code: int) -> None:
@@ -1258,14 +1258,18 @@ class Connection:
                 self.refuse_head(refused)
                 return None
             if request is None:
-                self.server.gather(self, bool(self.buffer))
+                self.server.await_head(self)
                 return None
+            self.server.await_no_head(self)
             if not request.is_light:
                 return Job(self, request, None)
             answer = self.respond(request, None)
             if answer.pieces is not None or not self.send_at_once(request, answer):
                 return Job(self, request, answer)
-            if answer.close or not self.buffer:
+            if answer.close:
+                return None
+            if not self.buffer:
+                self.server.await_head(self)
                 return None
         return Job(self, None, None)
 
@@ -1284,7 +1288,6 @@ class Connection:
         head, self.buffer, self.scanned = self.buffer[:found.end()], self.buffer[found.end():], 0
         if len(head) > MAX_HEAD:
             raise too_long(head)
-        self.server.gather(self, False)
         try:
             return parse_head(head)
         except Refusal as refused:
@@ -1395,7 +1398,7 @@ class Connection:
     def watch(self) -> None:
         """Back to the leader, perhaps with the beginning of a head."""
         self.server.watch(self)
-        self.server.gather(self, bool(self.buffer))
+        self.server.await_head(self)
 
     def respond(self, request: Request, body: Body | None) -> Answer:
         answer = self.answer_to(request, body)
@@ -2571,6 +2574,7 @@ class Server:
         self.woken.setblocking(False)
         self.lead, self.guard, self.counting = threading.Lock(), threading.Condition(), threading.Lock()
         self.connections: set[Connection] = set()
+        self.idle: dict[Connection, None] = {}  # between two requests, who has been there longest first
         self.gathering: dict[Connection, float] = {}  # heads that have begun, with their deadlines, the next one first
         self.lingering: dict[Connection, float] = {}  # refused, to be closed when the client has read it or at this time
         self.busy: set[Connection] = set()  # handed to a thread
@@ -2713,12 +2717,19 @@ class Server:
         if self.door.tls and self.door.guard and not self.args.public_read and self.door.guard.wait(conn.peer):
             conn.turn_away(DENIED)
             return None
-        if conn.shaking:
-            self.gather(conn, True)  # a handshake has a deadline
-        if len(self.connections) > self.args.max_clients + len(self.lingering):
+        if len(self.connections) > self.args.max_clients + len(self.lingering) and not self.end_idle():
             conn.refuse_head(Refusal(503, f"there are {self.args.max_clients} clients", {"Retry-After": "5"}, close=True))
             return None
+        self.await_head(conn)
         return conn.readable()
+
+    def end_idle(self) -> bool:
+        """Whether there was one to be closed for a new client: of those between two requests, the one that has been there longest (§9.5)."""
+        for conn in self.idle:
+            if not is_ready(conn.sock, False, 0):  # or its next request is here, and only not read yet
+                conn.linger()
+                return True
+        return False
 
     def drain(self) -> None:
         with contextlib.suppress(OSError):
@@ -2737,17 +2748,23 @@ class Server:
         with contextlib.suppress(KeyError, ValueError, OSError):
             self.selector.unregister(conn.sock)
 
-    def gather(self, conn: Connection, begun: bool) -> None:
-        """Set the deadline of a head with its first byte; take it away with its last."""
-        if begun:
+    def await_head(self, conn: Connection) -> None:
+        """It is idle until the first byte of a head comes, or of a handshake; from then on the last one has a deadline."""
+        if conn.shaking or conn.buffer:
+            self.idle.pop(conn, None)
             self.gathering.setdefault(conn, time.monotonic() + self.args.timeout)
         else:
             self.gathering.pop(conn, None)
+            self.idle[conn] = None
+
+    def await_no_head(self, conn: Connection) -> None:
+        self.idle.pop(conn, None)
+        self.gathering.pop(conn, None)
 
     def linger(self, conn: Connection) -> None:
         if conn.sock not in self.selector.get_map():
             self.watch(conn)
-        self.gathering.pop(conn, None)
+        self.await_no_head(conn)
         self.lingering[conn] = time.monotonic() + LINGER
         if len(self.lingering) > MAX_LINGERING:
             next(iter(self.lingering)).close()
@@ -2755,7 +2772,7 @@ class Server:
     def forget(self, conn: Connection) -> None:
         self.unwatch(conn)
         self.connections.discard(conn)
-        self.gathering.pop(conn, None)
+        self.await_no_head(conn)
         self.lingering.pop(conn, None)
 
     def digest(self, found: Found) -> bytes:
@@ -3475,7 +3492,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--hidden", action="store_true", help="show and serve names that start with a dot")
     add("--max-size", type=byte_count, default=0, metavar="N", help="bytes of one upload; k, M, G, T (default no limit)")
     add("--min-free", type=byte_count, default=0, metavar="N", help="bytes that uploads leave free on the disk (default 0)")
-    add("--max-clients", type=between(1, 1e6), default=10000, metavar="N", help="connections; more get 503 (default 10000)")
+    add("--max-clients", type=between(1, 1e6), default=10000, metavar="N", help="connections; for more the longest idle one is closed, or they get 503 (default 10000)")
     add("--durable", action="store_true", help="an upload is on the disk before it is answered (fsync)")
     add("--header", type=header_line, action="append", default=[], metavar="'NAME: VALUE'", help="add this to every answer")
     add("--requests", type=between(0, 1e12), default=0, metavar="N", help="end after so many answers (default never)")

@@ -826,10 +826,37 @@ def test_one_client_too_many_gets_503(spawn, folder, wire):
     server = spawn("httpserver.py", folder, "--max-clients", "3")
     kept = [wire(server).send(GET + "\r\n") for _ in range(3)]
     assert [connection.reply().status for connection in kept] == [200] * 3
+    for connection in kept:
+        connection.send(GET)  # not idle: there is no end to this head
     reply = wire(server).reply()
     assert (reply.status, reply.fields["connection"]) == (503, "close") and reply.fields["retry-after"]
     kept.pop().close()
     until(lambda: wire(server).send(GET + "\r\n").reply().status == 200, "room")
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_for_a_new_client_the_connection_that_is_idle_longest_makes_room(scheme, spawn, folder, wire):
+    server = spawn("httpserver.py", folder, "--max-clients", "3", *["--tls"] * (scheme == "https"))
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+
+    def asked(connection):
+        return connection.send(GET + "\r\n").reply().status
+
+    def come():
+        connection = wire(server)
+        connection.sock = context.wrap_socket(connection.sock) if scheme == "https" else connection.sock
+        return connection
+    kept = []
+    for _ in range(3):
+        kept.append(come())
+        assert asked(kept[-1]) == 200
+    assert asked(kept[0]) == 200  # the second is idle longest now
+    new = come()
+    assert asked(new) == 200 and kept[1].closed()
+    kept[2].send(GET)
+    assert asked(come()) == 200 and kept[0].closed()
+    assert kept[2].send("\r\n").reply().status == 200 == asked(new)
 
 
 def test_without_descriptors_it_pauses_and_recovers(spawn, folder, ask, wire):
