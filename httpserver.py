@@ -2592,7 +2592,9 @@ class Server:
 
     def run(self) -> int:
         """The main thread only waits for a signal: Python runs signal handlers in no other."""
-        self.start_thread()
+        if not self.start_thread():
+            self.close()
+            raise Failure(2, "cannot start a thread", "the system has no memory or process left for one", f"{SERVER} where there is room (ulimit -a)")
         while not self.stop.asked and not self.stopping:
             left = self.progress + self.args.timeout - time.monotonic() if self.args.once else None
             if left is not None and left <= 0 and not self.busy:
@@ -2602,17 +2604,12 @@ class Server:
         return self.finish(self.stop.asked)
 
     def start_thread(self) -> bool:
-        with contextlib.suppress(RuntimeError):
-            with self.guard:
-                if self.threads >= MAX_THREADS + SPARE_THREADS:
-                    return False
+        with self.guard, contextlib.suppress(RuntimeError):  # the system has none left
+            if self.threads < MAX_THREADS + SPARE_THREADS:
+                threading.Thread(target=self.follow, daemon=True).start()
                 self.threads += 1
                 self.waiting += 1
-            threading.Thread(target=self.follow, daemon=True).start()
-            return True
-        with self.guard:
-            self.threads -= 1
-            self.waiting -= 1
+                return True
         return False
 
     def follow(self) -> None:
@@ -2835,8 +2832,7 @@ class Server:
         self.settle(GRACE)
         for conn in self.connections:
             conn.sock.close()
-        for end in self.selector, self.waker, self.woken:
-            end.close()
+        self.close()
         self.write_log(0)
         if asked:
             say(f"stopped: {self.count} requests answered, {len(dropped)} transfers cut off")
@@ -2844,6 +2840,10 @@ class Server:
             raise Failure(18, "nobody has got the whole of it", f"no client went on within {self.args.timeout:g} s",
                           f"{SERVER} --once --timeout 600")
         return 0
+
+    def close(self) -> None:
+        for end in self.sock, self.selector, self.waker, self.woken:
+            end.close()
 
     def settle(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -2924,7 +2924,9 @@ def share_port(args: argparse.Namespace, sock: socket.socket, door: Door, shared
             raise Failure(2, "cannot start any worker", "the system has no process or memory left for one", f"{SERVER} --workers 1")
         select.select([stop], [], [])
         stop.drain()
-        children -= set(ended_children())
+        if ended := set(ended_children()):
+            children -= ended
+            select.select([stop], [], [], ACCEPT_PAUSE)  # one that cannot work is not replaced as fast as can be
     sock.close()
     for child in children:
         os.kill(child, signal.SIGTERM)

@@ -882,6 +882,13 @@ def test_without_threads_no_other_answer_stands_in_the_middle_of_one(spawn, fold
     assert b"too many" not in reader.exactly(1 << 30)
 
 
+def test_without_any_thread_it_says_so_and_ends(run, folder, tmp_path):
+    (tmp_path / "none.py").write_text("import runpy, sys, threading\ndef none(thread):\n    raise RuntimeError(\"can't start new thread\")\n"
+                                      f"threading.Thread.start, sys.argv[0] = none, 'httpserver.py'\nrunpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n")
+    done = run(str(tmp_path / "none.py"), folder, "--port", "0")
+    assert done.code == 2 and re.search("^error: cannot start a thread\nwhy: .*\ntry: .*\n", done.err, re.M), done
+
+
 def test_reset_at_once_and_garbage_leave_it_whole(server, ask):
     for data in [b"", b"\x16\x03\x01\x02\x00\x01\x00", b"\0" * 5000, b"\r\n" * 5000, b"GET", os.urandom(5000)] * 10:
         sock = server.connect()
