@@ -2776,13 +2776,15 @@ class Server:
         """SHA-256 of a file, remembered as long as it is the same file."""
         info = found.info
         key = info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
-        if key not in self.digests:
+        digest = self.digests.get(key)
+        if digest is None:
             assert isinstance(found.where, int)
             digest = file_digest(found.where)
-            while len(self.digests) >= MAX_DIGESTS:
-                self.digests.pop(next(iter(self.digests)))
-            self.digests[key] = digest
-        return self.digests[key]
+            with self.counting:
+                self.digests[key] = digest
+                if len(self.digests) > MAX_DIGESTS:
+                    del self.digests[next(iter(self.digests))]
+        return digest
 
     def answered(self, conn: Connection, request: Request | None, answer: Answer, sent: int) -> None:
         """A line in Common Log Format; a note in quotes follows when there is more to say. And what --requests and --once count."""

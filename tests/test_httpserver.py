@@ -672,6 +672,22 @@ def test_starting_looks_up_no_name(spawn, folder):  # 40
     assert spawn("httpserver.py", folder)
 
 
+def test_digests_that_are_forgotten_at_the_same_moment_disturb_no_answer(spawn, folder, wire, ask, tmp_path):
+    for name in "b", "c":
+        (folder / name).write_text(name)
+    script = tmp_path / "forget.py"
+    script.write_text(f"import sys, threading\nfrom contextlib import suppress\nsys.path.insert(0, {str(ROOT)!r})\nimport httpserver\n"
+                      "both, init, httpserver.MAX_DIGESTS = threading.Barrier(2), httpserver.Server.__init__, 1\n"
+                      "class Meeting(dict):\n    def pop(self, key):\n        del self[key]\n"
+                      "    def __delitem__(self, key):\n        with suppress(threading.BrokenBarrierError):\n            both.wait(1)\n        super().__delitem__(key)\n"
+                      "def begin(self, *args):\n    init(self, *args)\n    self.digests = Meeting()\n"
+                      "httpserver.Server.__init__ = begin\nsys.exit(httpserver.main())\n")
+    server, want = spawn(str(script), folder), "Want-Repr-Digest: sha-256=1\r\n"
+    assert ask("GET", "/a.txt", want, to=server).status == 200
+    pair = [wire(server).send(f"GET /{name} HTTP/1.1\r\nHost: localhost\r\n{want}\r\n") for name in "bc"]
+    assert [connection.reply().body for connection in pair] == [b"b", b"c"], server.err
+
+
 def test_index_types_and_own_headers(spawn, folder, ask):
     (folder / "index.html").write_bytes(b"<p>front")
     server = spawn("httpserver.py", folder, "--header", "Access-Control-Allow-Origin: *", "--header", "X-One: 1")
