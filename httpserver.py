@@ -596,11 +596,11 @@ class Shared:
     """The folder that is shared, or the one file in it. Every name from the network becomes something open in here
     and nowhere else: component by component, no link followed."""
 
-    def __init__(self, path: str, hidden: bool) -> None:
+    def __init__(self, path: str, hidden: bool, durable: bool) -> None:
         path = os.path.realpath(path)  # what the command line names may be a link
         self.only = None if os.path.isdir(path) else os.path.basename(path)
         self.path = os.path.dirname(path) if self.only else path
-        self.hidden = hidden or bool(self.only)
+        self.hidden, self.durable = hidden or bool(self.only), durable
         self.root = os.open(self.path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)) if DIR_FD else None
 
     def locate(self, names: Sequence[str], make: bool = False) -> Place:
@@ -614,18 +614,23 @@ class Shared:
         place = Place(self.root, ".")
         for name in names[:-1]:
             with place:
-                place = Place(self.step(place.parent, name, make), "", owned=True)
+                place = Place(self.step(Place(place.parent, name), make), "", owned=True)
         return Place(place.parent, names[-1] if names else ".", place.owned)
 
-    def step(self, parent: int | None, name: str, make: bool) -> int:
+    def step(self, place: Place, make: bool) -> int:
         try:
-            return os.open(name, FOLDER, dir_fd=parent)
+            return os.open(place.name, FOLDER, dir_fd=place.parent)
         except FileNotFoundError:
             if not make:
                 raise
         with contextlib.suppress(FileExistsError):
-            os.mkdir(name, dir_fd=parent)
-        return os.open(name, FOLDER, dir_fd=parent)
+            self.make_folder(place)
+        return os.open(place.name, FOLDER, dir_fd=place.parent)
+
+    def make_folder(self, place: Place) -> None:
+        os.mkdir(place.name, dir_fd=place.parent)
+        if self.durable:
+            keep_name(place)
 
     def resolve(self, names: Sequence[str], make: bool) -> Place:
         """Without dir_fd: a path that is its own real path goes through no link."""
@@ -687,6 +692,12 @@ def tree(place: Place, depth: int = 0) -> Iterator[tuple[Place, os.DirEntry[str]
 def shows_all(place: Place) -> bool:
     """Whether nothing in a folder is hidden from those who could delete it. Uploads that were broken off do not count."""
     return all(PART.fullmatch(item.name) or item.name[0] != "." for _, item in tree(place))
+
+
+def keep_name(place: Place) -> None:
+    """For --durable: a name that was just given in a folder is there after a power loss too. (Windows opens no folder.)"""
+    if place.parent is not None:
+        os.fsync(place.parent)
 
 
 def rename(old: Place, new: Place) -> None:
@@ -814,8 +825,8 @@ class Part:
             info = self.finish(old, mtime)
             final = next(self.try_names(name, over))
         self.kept = True  # in its place: nothing to clear away
-        if durable and self.place.parent is not None:
-            os.fsync(self.place.parent)
+        if durable:
+            keep_name(self.place)
         return final, info, bool(old)
 
     def finish(self, old: os.stat_result | None, mtime: int | None) -> os.stat_result:
@@ -2180,7 +2191,7 @@ def mkcol(conn: Connection, request: Request, body: Body | None) -> Answer:
         if not request.names:
             raise FileExistsError(errno.EEXIST, "")
         with new_place(conn, request.names) as place:
-            os.mkdir(place.name, dir_fd=place.parent)
+            conn.server.shared.make_folder(place)
     except FileExistsError:
         raise Refusal(405, "that name exists", {"Allow": conn.server.allowed}) from None  # RFC 4918 §9.3.1
     return text_answer(201, "made", {"Location": quoted(request.names, slash=True)})
@@ -2905,7 +2916,7 @@ def open_shared(args: argparse.Namespace) -> Shared:
     try:
         if not os.path.isfile(args.directory):
             os.scandir(args.directory).close()
-        return Shared(args.directory, args.hidden)
+        return Shared(args.directory, args.hidden, args.durable)
     except OSError as error:
         try:
             where = f"it is looked for in {os.getcwd()}"

@@ -215,6 +215,20 @@ def test_durable_uploads_work(spawn, folder, ask):
     assert (folder / "d" / "x").read_bytes() == DATA
 
 
+def test_durable_puts_the_names_of_new_folders_on_the_disk_too(spawn, folder, ask, tmp_path):
+    (tmp_path / "told.py").write_text("import os, runpy, sys\nmkdir, fsync = os.mkdir, os.fsync\n"
+                                      "def told_mkdir(name, **more):\n    mkdir(name, **more)\n    print('mkdir in', os.fstat(more['dir_fd']).st_ino, file=sys.stderr)\n"
+                                      "def told_fsync(number):\n    fsync(number)\n    print('fsync of', os.fstat(number).st_ino, file=sys.stderr)\n"
+                                      "os.supports_dir_fd.add(told_mkdir)\nos.mkdir, os.fsync, sys.argv[0] = told_mkdir, told_fsync, 'httpserver.py'\n"
+                                      f"runpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n")
+    server = spawn(str(tmp_path / "told.py"), folder, "--durable", "--quiet")
+    assert ask("PUT", "/d/e/x", body=DATA, to=server).status == ask("MKCOL", "/m/", to=server).status == 201
+    inodes = [os.stat(path).st_ino for path in (folder, folder / "d", folder / "d/e/x", folder / "d/e")]
+    told = ["mkdir in", "fsync of", "mkdir in", "fsync of", "fsync of", "fsync of", "mkdir in", "fsync of"]
+    where = [0, 0, 1, 1, 2, 3, 0, 0]
+    assert re.findall(r"(?:mkdir in|fsync of) \d+", server.stop()) == [f"{what} {inodes[number]}" for what, number in zip(told, where)]
+
+
 def test_a_digest_is_checked_before_the_file_is_put_in_place(ask, folder):
     assert ask("PUT", "/good", f"Repr-Digest: sha-512=:AA==:, {digest(DATA)}\r\n", DATA).status == 201
     assert ask("PUT", "/a.txt", f"Repr-Digest: {digest(DATA)}\r\n", DATA[:-1] + b"?").status == 400
