@@ -1129,7 +1129,6 @@ class Body:
         self.pieces = self.read()  # one for all who read: whoever goes on goes on where the last one stopped
 
     def read(self) -> Iterator[Data]:
-        """Each piece is gone when the next is asked for: one buffer serves for all, which is twice as fast as new ones."""
         if self.whole:
             return
         if not self.asked:
@@ -1144,10 +1143,26 @@ class Body:
         self.whole = True
 
     def receive(self, most: int) -> Data:
-        if self.conn.buffer:
-            return self.conn.take(most)
+        if not self.conn.buffer and most >= RECORD:
+            return self.more(most)
+        if not self.conn.buffer:
+            self.conn.buffer += self.more(RECORD)
+        return self.conn.take(most)
+
+    def more(self, most: int) -> memoryview:
+        """It is gone when the next is asked for: one buffer serves for all, which is twice as fast as new ones."""
         self.space = self.space or memoryview(bytearray(PIECE))
         return self.conn.receive(self.space[:most])
+
+    def read_line(self, most: int) -> bytes:
+        """A line up to its CRLF, of at most so many bytes."""
+        conn = self.conn
+        while (end := conn.buffer.find(b"\n")) < 0 and len(conn.buffer) < most + 2:
+            conn.buffer += self.more(RECORD)
+        line = conn.take(end + 1)
+        if line[-2:] != b"\r\n" or end > most + 1:
+            raise Refusal(400, "a line of a chunked body is too long or does not end in CRLF", close=True)
+        return line[:-2]
 
     def chunks(self) -> Iterator[Data]:
         """RFC 9112 §7.1, strictly: what is doubtful here could hide another request."""
@@ -1156,10 +1171,10 @@ class Body:
                 data = self.receive(size)
                 size -= len(data)
                 yield data
-            if self.conn.read_line(2):
+            if self.read_line(2):
                 raise Refusal(400, "a chunk is longer than its size", close=True)
         left = MAX_TRAILER
-        while line := self.conn.read_line(left):
+        while line := self.read_line(left):
             left -= len(line)
             found = FIELD.fullmatch(line.decode("latin-1"))
             if not found or left <= 0:
@@ -1167,7 +1182,7 @@ class Body:
             self.trailer[found[1].lower()] = found[2].strip()
 
     def chunk_size(self) -> int:
-        found = re.fullmatch(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?", self.conn.read_line(MAX_LINE))
+        found = re.fullmatch(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?", self.read_line(MAX_LINE))
         if not found:
             raise Refusal(400, "a chunk's size is not in hex digits", close=True)
         return int(found[1], 16)
@@ -1523,16 +1538,7 @@ class Connection:
         return data
 
     def receive(self, space: memoryview) -> memoryview:
-        """Some bytes of a body."""
-        if not self.server.door.tls or len(space) >= RECORD:
-            return self.fetch(space)
-        self.buffer += self.fetch(memoryview(bytearray(RECORD)))
-        data = self.take(len(space))
-        space[:len(data)] = data
-        return space[:len(data)]
-
-    def fetch(self, space: memoryview) -> memoryview:
-        """What comes next. TLS gives a record at a time: all that have come are taken, and written to the disk at once."""
+        """What comes next, into at least RECORD bytes. TLS gives a record at a time: all that have come are written to the disk at once."""
         count = self.patiently(False, self.sock.recv_into, space)
         if not count:
             raise ConnectionAbortedError(errno.ECONNABORTED, "the body ended early")
@@ -1540,15 +1546,6 @@ class Connection:
             while self.server.door.tls and len(space) - count >= RECORD and (more := self.sock.recv_into(space[count:])):
                 count += more
         return space[:count]
-
-    def read_line(self, most: int) -> bytes:
-        """A line up to its CRLF, of at most so many bytes."""
-        while (end := self.buffer.find(b"\n")) < 0 and len(self.buffer) < most + 2:
-            self.buffer += self.receive(memoryview(bytearray(RECORD)))
-        line = self.take(end + 1)
-        if line[-2:] != b"\r\n" or end > most + 1:
-            raise Refusal(400, "a line of a chunked body is too long or does not end in CRLF", close=True)
-        return line[:-2]
 
     def wait(self, writing: bool) -> None:
         """Until the socket is ready. Silence has a limit, and so has dripping; only time spent waiting for the client counts."""
