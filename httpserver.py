@@ -141,7 +141,6 @@ class Refusal(Exception):
     def __init__(self, status: int, text: str, fields: dict[str, str] | None = None, close: bool = False) -> None:
         super().__init__(text)
         self.status, self.text, self.fields, self.close = status, text, fields or {}, close
-        self.mute = False  # the answer to HEAD: no body (§9.3.2)
 
 
 class Complete(Refusal):
@@ -1311,22 +1310,21 @@ class Connection:
             if self.scanned > MAX_HEAD:
                 raise too_long(self.buffer)
             return None
-        head, self.buffer, self.scanned = self.buffer[:found.end()], self.buffer[found.end():], 0
+        head = self.buffer[:found.end()]
         if len(head) > MAX_HEAD:
             raise too_long(head)
-        try:
-            return parse_head(head)
-        except Refusal as refused:
-            refused.mute = head.startswith(b"HEAD ")
-            raise
+        request = parse_head(head)
+        self.buffer, self.scanned = self.buffer[found.end():], 0
+        return request
 
-    def refuse_head(self, refused: Refusal) -> None:
-        """A head that cannot be trusted: nothing after it can either."""
+    def refuse_head(self, refused: Refusal, request: Request | None = None) -> None:
+        """A head that cannot be trusted: nothing after it can either. Or a request that comes at the wrong moment."""
         if self.shaking:
             return self.turn_away(OVERLOADED)
         answer = text_answer(refused.status, refused.text, refused.fields, refused.text, close=True)
-        answer.body = b"" if refused.mute else answer.body
-        if not self.send_at_once(None, answer):
+        if request.method == "HEAD" if request else self.buffer.startswith(b"HEAD "):
+            answer.body = b""  # (§9.3.2)
+        if not self.send_at_once(request, answer):
             self.close()
 
     def send_at_once(self, request: Request | None, answer: Answer) -> bool:
@@ -2665,7 +2663,7 @@ class Server:
                 self.note(f"{conn.peer} cut off within an answer: too many transfers at once")
                 conn.close()
             else:
-                conn.refuse_head(Refusal(503, "too many transfers at once", {"Retry-After": "5"}, close=True))
+                conn.refuse_head(Refusal(503, "too many transfers at once", {"Retry-After": "5"}, close=True), job.request)
             return False
         self.unwatch(conn)
         with self.guard:

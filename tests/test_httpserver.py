@@ -469,6 +469,14 @@ def test_head_has_the_fields_of_get_and_no_body(wire, ask, folder):  # 22
         assert connection.closed()
 
 
+def test_a_head_that_is_refused_is_answered_without_a_body_too(wire, spawn, folder):  # 22
+    hasty = spawn("httpserver.py", folder, "--timeout", "0.2")
+    for head, to, status in (" /a HTTP/1.1\r\njunk\r\n\r\n", None, 400), (f" /a HTTP/1.1\r\nX: {'a' * 40000}\r\n\r\n", None, 431), (" /a HTTP/1.1\r\n", hasty, 408):
+        connection = wire(to).send("HEAD" + head)
+        reply = connection.reply(head=True)
+        assert reply.status == status and int(reply.fields["content-length"]) > 0 and connection.closed(), (head[:40], reply, connection.rest)
+
+
 def test_read_only_says_405_with_allow(spawn, folder, ask):  # 23
     server = spawn("httpserver.py", folder, "--read-only")
     for method in "PUT", "POST", "DELETE", "MKCOL", "MOVE", "PATCH":

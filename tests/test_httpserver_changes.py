@@ -889,6 +889,8 @@ def test_without_threads_no_other_answer_stands_in_the_middle_of_one(spawn, fold
     (folder / "big").write_bytes(b"x" * 131072)
     server = spawn(str(tmp_path / "few.py"), folder)
     assert wire(server).send("GET /?tar HTTP/1.1\r\nHost: localhost\r\n\r\n").reply().status == 503
+    connection = wire(server).send("HEAD /?tar HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert connection.reply(head=True).status == 503 and connection.closed()
     reader = wire(server, narrow=True)
     for count in itertools.takewhile(lambda count: " cut off " not in server.err, range(25, 1000, 25)):
         reader.send("GET /big HTTP/1.1\r\nHost: localhost\r\n\r\n" * 25)  # more and more, until the kernel has no room
