@@ -459,7 +459,7 @@ def digest_field(digest: bytes) -> str:
 
 
 # Forms, names, the log.
-FILENAME = re.compile(rb';[ \t]*filename=(?:"((?:[^"\\]|\\.)*)"|([^\s;"]+))', re.IGNORECASE | re.DOTALL)
+FILENAME = re.compile(rb';[ \t]*filename=(?:"((?:[^"\\]|\\.)*)"|([^;"]+))', re.IGNORECASE | re.DOTALL)
 FIELD_NAME = re.compile(rb';[ \t]*name="?([^";]*)', re.IGNORECASE)
 UNSAFE_LOG = re.compile(r'[^ !#-\[\]-~]')
 
@@ -473,7 +473,7 @@ def boundary_of(content_type: str) -> bytes:
 
 def unquoted(found: re.Match[bytes]) -> bytes:
     """A file's name that was found in quotes, or without."""
-    return found[2] or found[1].replace(b'\\"', b'"').replace(b"\\\\", b"\\")
+    return found[2].strip() if found[2] else found[1].replace(b'\\"', b'"').replace(b"\\\\", b"\\")
 
 
 def form_file(head: bytes) -> str | None:
@@ -494,7 +494,7 @@ def suggested_name(request: Request) -> str:
     """What a body that was posted to a folder is to be called: as Content-Disposition says, or by time and type."""
     wanted = request.fields.get("content-disposition", "").encode("latin-1")
     found = re.search(rb"filename\*=UTF-8''([^\s;]+)", wanted, re.IGNORECASE)
-    plain = re.search(rb'filename=(?:"((?:[^"\\]|\\.)*)"|([^";]+))', wanted, re.IGNORECASE)
+    plain = FILENAME.search(wanted)
     raw = urllib.parse.unquote_to_bytes(found[1]) if found else unquoted(plain) if plain else b""
     if raw:
         return re.split("/" if found else r"[/\\]", os.fsdecode(raw))[-1]  # a backslash in filename* is meant as one: it is what our page sends
@@ -547,7 +547,7 @@ class Place(NamedTuple):
         return self.parent if self.parent is not None else os.path.dirname(self.name)
 
     def beside(self, name: str) -> Place:
-        return Place(self.parent, name if self.parent is not None else os.path.join(os.path.dirname(self.name), name))
+        return inside(self.folder, name)
 
     def stat(self) -> os.stat_result | None:
         with contextlib.suppress(FileNotFoundError):
@@ -707,7 +707,7 @@ def rename_new(old: Place, new: Place) -> None:
     """A rename that does not replace: of two writers one wins."""
     if os.name == "nt":
         return os.rename(old.name, new.name)
-    linked = take_name(old, new)
+    linked = link(old, new)
     try:
         if not linked:
             return rename(old, new)
@@ -718,7 +718,7 @@ def rename_new(old: Place, new: Place) -> None:
         raise
 
 
-def take_name(old: Place, new: Place) -> bool:
+def link(old: Place, new: Place) -> bool:
     """Whether the file has the new name already. Where there are no hard links, as on a USB stick, an empty file keeps that free."""
     try:
         os.link(old.name, new.name, src_dir_fd=old.parent, dst_dir_fd=new.parent, follow_symlinks=False)
@@ -822,7 +822,7 @@ class Part:
             if was and (not old or bare_tag(old) != was):
                 raise Refusal(412, "what it was to replace has changed meanwhile")
             info = self.finish(old, mtime)
-            final = next(self.try_names(name, over))
+            final = self.take_name(name, over)
         self.kept = True  # in its place: nothing to clear away
         if durable:
             keep_name(self.place)
@@ -842,14 +842,14 @@ class Part:
             os.utime(handle, ns=(info.st_atime_ns, since // TAGGED * TAGGED + tag_of(self.token)))
         return os.stat(handle)
 
-    def try_names(self, name: str, over: str) -> Iterator[str]:
+    def take_name(self, name: str, over: str) -> str:
         if over == "replace":
             rename(self.own, self.place.beside(name))
-            yield name
+            return name
         for number in range(MAX_NUMBER):
             try:
                 rename_new(self.own, self.place.beside(numbered(name, number)))
-                yield numbered(name, number)
+                return numbered(name, number)
             except FileExistsError:
                 if over == "new":
                     raise
@@ -1704,7 +1704,7 @@ def get_file(conn: Connection, request: Request, names: Sequence[str], found: Fo
     if ranges and len(ranges) > 1:
         answer = several(headers, found.where, info.st_size, ranges)
     else:
-        answer = file_answer(headers, found.where, info.st_size, ranges, reading=request.method == "GET")
+        answer = file_answer(headers, found.where, *one_range(headers, ranges, info.st_size), reading=request.method == "GET")
     answer.tag, answer.size, answer.ranges = tag, info.st_size, ranges or [(0, info.st_size)]
     return answer
 
@@ -1737,12 +1737,16 @@ def prefer_gzip(conn: Connection, names: Sequence[str], found: Found) -> tuple[F
     return found, ""
 
 
-def file_answer(headers: dict[str, str], descriptor: int, size: int, ranges: list[tuple[int, int]] | None, reading: bool) -> Answer:
-    """The whole file, or a part of it."""
-    start, end = ranges[0] if ranges else (0, size)
-    status = 206 if ranges else 200
-    if ranges:
-        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+def one_range(headers: dict[str, str], ranges: list[tuple[int, int]] | None, size: int) -> tuple[int, int, int]:
+    """The status, and from where to where: of one range, or of the whole."""
+    if not ranges or len(ranges) > 1:
+        return 200, 0, size
+    start, end = ranges[0]
+    headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+    return 206, start, end
+
+
+def file_answer(headers: dict[str, str], descriptor: int, status: int, start: int, end: int, reading: bool) -> Answer:
     if end - start > SMALL or not reading:
         return Answer(status, headers, pieces=[Span(descriptor, start, end)], length=end - start)
     body = read_at(descriptor, end - start, start)
@@ -1771,13 +1775,8 @@ def get_tar(conn: Connection, request: Request, found: Found, name: str) -> Answ
                "Accept-Ranges": "bytes", "Cache-Control": "no-cache"}
     if is_known(request.fields, tag, NO_DATE):
         return Answer(304, headers)
-    ranges = wanted_ranges(request, length, tag, NO_DATE, 0)
-    partial = ranges is not None and len(ranges) == 1  # several are answered with the whole
-    start, end = ranges[0] if ranges and partial else (0, length)
-    if partial:
-        headers["Content-Range"] = f"bytes {start}-{end - 1}/{length}"
-    pieces = tar_pieces(walk(found.where, "", hidden), start, end, tag)
-    answer = Answer(206 if partial else 200, headers, pieces=pieces, length=end - start)
+    status, start, end = one_range(headers, wanted_ranges(request, length, tag, NO_DATE, 0), length)
+    answer = Answer(status, headers, pieces=tar_pieces(walk(found.where, "", hidden), start, end, tag), length=end - start)
     answer.tag, answer.size, answer.ranges = tag, length, [(start, end)]
     return answer
 
@@ -2578,14 +2577,14 @@ class Server:
         self.selector = selectors.DefaultSelector()
         self.waker, self.woken = socket.socketpair()
         self.woken.setblocking(False)
-        self.lead, self.guard, self.counting = threading.Lock(), threading.Condition(), threading.Lock()
+        self.lead, self.lock = threading.Lock(), threading.Condition()  # the second for all that threads change without the lead
         self.connections: set[Connection] = set()
         self.idle: dict[Connection, None] = {}  # between two requests, who has been there longest first
         self.gathering: dict[Connection, float] = {}  # heads that have begun, with their deadlines, the next one first
         self.lingering: dict[Connection, float] = {}  # refused, to be closed when the client has read it or at this time
         self.busy: set[Connection] = set()  # handed to a thread
         self.returned: deque[Callable[[], object]] = deque()  # what the leader is to do with connections that threads are done with
-        self.threads = self.waiting = self.count = 0
+        self.waiting = self.count = 0  # threads that wait for the lead, answers
         self.lines: deque[str] = deque()
         self.log_to = log
         self.log_at = self.accept_at = 0.0
@@ -2610,10 +2609,9 @@ class Server:
         return self.finish(self.stop.asked)
 
     def start_thread(self) -> bool:
-        with self.guard, contextlib.suppress(RuntimeError):  # the system has none left
-            if self.threads < MAX_THREADS + SPARE_THREADS:
+        with self.lock, contextlib.suppress(RuntimeError):  # the system has none left
+            if len(self.busy) < MAX_THREADS:
                 threading.Thread(target=self.follow, daemon=True).start()
-                self.threads += 1
                 self.waiting += 1
                 return True
         return False
@@ -2622,15 +2620,13 @@ class Server:
         """A thread's life: wait for the lead, lead until something slow comes, hand over, do it, wait again."""
         while True:
             with self.lead:
-                with self.guard:
+                with self.lock:
                     self.waiting -= 1
-                job = None if self.stopping else self.take_lead()
+                job = self.take_lead()
             if job:
                 job.conn.attend(job.request, job.answer)
-            with self.guard:
+            with self.lock:
                 if self.stopping or self.waiting >= SPARE_THREADS:
-                    self.threads -= 1
-                    self.guard.notify_all()
                     return
                 self.waiting += 1
 
@@ -2666,15 +2662,15 @@ class Server:
                 conn.refuse_head(Refusal(503, "too many transfers at once", {"Retry-After": "5"}, close=True), job.request)
             return False
         self.unwatch(conn)
-        with self.guard:
+        with self.lock:
             self.busy.add(conn)
         return True
 
     def give_back(self, conn: Connection, what_next: Callable[[], object]) -> None:
         """The leader goes on with it: only who has the lead touches the selector and the queues."""
-        with self.guard:
+        with self.lock:
             self.busy.discard(conn)
-            self.guard.notify_all()
+            self.lock.notify_all()
         self.returned.append(what_next)  # from now on the next thread may be busy with it
         self.wake()
 
@@ -2786,7 +2782,7 @@ class Server:
         if digest is None:
             assert isinstance(found.where, int)
             digest = file_digest(found.where)
-            with self.counting:
+            with self.lock:
                 self.digests[key] = digest
                 if len(self.digests) > MAX_DIGESTS:
                     del self.digests[next(iter(self.digests))]
@@ -2800,7 +2796,7 @@ class Server:
             note = f' "{log_safe(answer.note)}"' if answer.note else ""
             self.lines.append(f'{conn.peer} - - {log_time(now)} "{line}" {answer.status} {sent or "-"}{note}\n')
         self.progress = time.monotonic()
-        with self.counting:
+        with self.lock:
             self.count += 1
             if self.args.once and answer.tag and request and request.method == "GET" and answer.status < 300 and not answer.note:
                 ranges = self.got.setdefault((conn.peer, answer.tag), [])
@@ -2855,9 +2851,9 @@ class Server:
 
     def settle(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
-        with self.guard:
+        with self.lock:
             while self.busy and (left := deadline - time.monotonic()) > 0:
-                self.guard.wait(left)
+                self.lock.wait(left)
 
 
 def waits_of(door: Door) -> Iterator[type[OSError]]:
