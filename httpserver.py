@@ -1202,7 +1202,7 @@ class Body:
 class Connection:
     """A socket and what has been read from it. It belongs to the thread that leads, or to the one that it was handed to."""
 
-    __slots__ = ("args", "buffer", "held", "moved", "part", "peer", "scanned", "sent", "server", "shaking", "sock", "waited")
+    __slots__ = ("args", "body", "buffer", "held", "moved", "part", "peer", "scanned", "sent", "server", "shaking", "sock", "waited")
 
     def __init__(self, server: Server, sock: socket.socket, peer: Address) -> None:
         self.server, self.sock, self.args = server, sock, server.args
@@ -1211,6 +1211,7 @@ class Connection:
         self.scanned = self.sent = self.moved = 0
         self.waited = 0.0
         self.held: list[Found] = []  # what is open for the answer under way
+        self.body: Body  # of the request that is being answered without the lead
         self.part: Part | None = None  # what is being received
         self.shaking = server.door.tls is not None  # the TLS handshake is still to come, or under way
 
@@ -1288,7 +1289,7 @@ class Connection:
             self.server.await_no_head(self)
             if not request.is_light:
                 return Job(self, request, None)
-            answer = self.respond(request, None)
+            answer = self.respond(request)
             if answer.pieces is not None or not self.send_at_once(request, answer):
                 return Job(self, request, answer)
             if answer.close:
@@ -1399,16 +1400,17 @@ class Connection:
     def exchange(self, request: Request, answer: Answer | None) -> bool:
         """One request, whatever it takes. Whether the connection goes on."""
         self.sent, self.moved, self.waited = 0, 0, 0.0
-        body = Body(self, request)
-        answer = answer or self.respond(request, body)
+        self.body = Body(self, request)
+        answer = answer or self.respond(request)
         try:
-            answer.close = not self.keeps(request, answer) or not body.drain()
+            answer.close = not self.keeps(request, answer) or not self.body.drain()
             self.deliver(request, answer)
         except (Gone, OSError, Refusal) as problem:
             answer.note = answer.note or f"ended at {self.sent} of {answer.length if answer.length is not None else '?'} bytes: {told(problem)}"
             answer.close = True
             raise Gone from None
         finally:
+            del self.body
             self.release()
             self.server.answered(self, request, answer, self.sent)
         return not answer.close
@@ -1424,17 +1426,17 @@ class Connection:
         self.server.watch(self)
         self.server.await_head(self)
 
-    def respond(self, request: Request, body: Body | None) -> Answer:
-        answer = self.answer_to(request, body)
+    def respond(self, request: Request) -> Answer:
+        answer = self.answer_to(request)
         if request.method == "HEAD":  # the fields of GET with its length, and nothing else (§9.3.2)
             answer.body, answer.pieces = b"", None
         return answer
 
-    def answer_to(self, request: Request, body: Body | None) -> Answer:
+    def answer_to(self, request: Request) -> Answer:
         """The one place where a request becomes an answer, or what kept it from becoming one."""
         try:
             check_request(self, request)
-            return METHODS[request.method](self, request, body)
+            return METHODS[request.method](self, request)
         except Refusal as refused:
             return text_answer(refused.status, refused.text, refused.fields, refused.text, refused.close)
         except Gone as gone:
@@ -1448,7 +1450,7 @@ class Connection:
         except OSError as error:
             status, text = PROBLEMS.get(error.errno or 0, (500, "the server's system refused"))
             fields = {"Retry-After": "5"} if status == 503 else {}
-            return text_answer(status, text, fields, text if status != 500 else str(error), bool(body and not body.whole))
+            return text_answer(status, text, fields, text if status != 500 else str(error), request.has_body and not self.body.whole)
         except Exception as bug:  # noqa: BLE001  the client shall hear of it too
             return text_answer(500, "a mistake in the server", None, f"{type(bug).__name__}: {bug}", close=True)
 
@@ -1634,7 +1636,7 @@ def is_foreign(request: Request) -> bool:
     return origin.partition("://")[2].lower() not in [name.lower() for name in own if name]
 
 
-def get(conn: Connection, request: Request, body: Body | None) -> Answer:
+def get(conn: Connection, request: Request) -> Answer:
     options = parameters(request.query) if request.query else {}
     if "upload" in options:
         return upload_state(conn, request)
@@ -1790,7 +1792,7 @@ def get_zip(conn: Connection, found: Found, name: str) -> Answer:
     return answer
 
 
-def options(conn: Connection, request: Request, body: Body | None) -> Answer:
+def options(conn: Connection, request: Request) -> Answer:
     fields = {"Allow": conn.server.allowed, "Accept-Ranges": "bytes"}
     if not conn.server.read_only:
         fields |= {"Accept-Patch": "application/partial-upload", "Upload-Limit": upload_limit(conn)}
@@ -1798,12 +1800,11 @@ def options(conn: Connection, request: Request, body: Body | None) -> Answer:
 
 
 # Uploads.
-def put(conn: Connection, request: Request, body: Body | None) -> Answer:
+def put(conn: Connection, request: Request) -> Answer:
     if "content-range" in request.fields:
         raise Refusal(400, "PUT takes whole files; Upload-Offset with PATCH takes parts")  # §14.4
     if not request.names or request.slash:
         raise Refusal(409, "a folder has that name; POST puts files into it")
-    assert body
     size = expect_size(conn, request)
     try:  # who expects a file there makes no folders for it
         where = conn.server.shared.locate(request.names, make=not judge(request.fields, None, 0, reading=False))
@@ -1814,21 +1815,22 @@ def put(conn: Connection, request: Request, body: Body | None) -> Answer:
         expect_space(conn, place, size)
         there = expect(request.fields, place.regular())
         if CONDITIONS.isdisjoint(request.fields):
-            return take_upload(conn, request, body, place, request.names, "replace")
-        return take_upload(conn, request, body, place, request.names, "replace" if there else "new", bare_tag(there) if there else None)
+            return take_upload(conn, request, place, request.names, "replace")
+        if there:
+            return take_upload(conn, request, place, request.names, "replace", bare_tag(there))
+        return take_upload(conn, request, place, request.names, "new")
 
 
-def post(conn: Connection, request: Request, body: Body | None) -> Answer:
+def post(conn: Connection, request: Request) -> Answer:
     """Into a folder: a form's files, or the body itself under a new name. To the name of a file: like PUT."""
-    assert body
     size = expect_size(conn, request)
     is_form = request.fields.get("content-type", "").lower().startswith("multipart/form-data")
     if not is_form and request.names and not request.slash and not is_folder(conn, request.names):
-        return put(conn, request, body)
+        return put(conn, request)
     names = (*request.names, suggested_name(request))
     with conn.server.shared.locate(names, make=True) as place:
         expect_space(conn, place, size)
-        return post_form(conn, request, body) if is_form else take_upload(conn, request, body, place, names, "number")
+        return post_form(conn, request) if is_form else take_upload(conn, request, place, names, "number")
 
 
 def is_folder(conn: Connection, names: Sequence[str]) -> bool:
@@ -1901,7 +1903,7 @@ def read_plan(request: Request) -> Plan:
                 bytes.fromhex(digest) if digest else None, was, int(file))
 
 
-def take_upload(conn: Connection, request: Request, body: Body, place: Place, names: Sequence[str], over: str, was: str | None = None) -> Answer:
+def take_upload(conn: Connection, request: Request, place: Place, names: Sequence[str], over: str, was: str | None = None) -> Answer:
     digest = parse_digest(request.fields.get("repr-digest", ""))
     complete = request.fields.get("upload-complete")
     length = request.fields.get("upload-length") or (request.length if complete == "?1" and not request.chunked else None)
@@ -1915,7 +1917,7 @@ def take_upload(conn: Connection, request: Request, body: Body, place: Place, na
             interim(conn, request, {"Location": plan.url(), "Upload-Limit": upload_limit(conn)})
         elif digest or "repr-digest" in request.fields.get("trailer", "").lower() or wants_digest(request):
             part.sha = hashlib.sha256()
-        return fill_part(conn, request, body, part, plan, complete != "?0")
+        return fill_part(conn, request, part, plan, complete != "?0")
 
 
 def wanted_mtime(request: Request) -> int | None:
@@ -1934,12 +1936,12 @@ def interim(conn: Connection, request: Request, fields: dict[str, str]) -> None:
         conn.send(f"HTTP/1.1 104 Upload Resumption Supported\r\nUpload-Draft-Interop-Version: {INTEROP}\r\n{lines}\r\n".encode())
 
 
-def fill_part(conn: Connection, request: Request, body: Body, part: Part, plan: Plan, complete: bool) -> Answer:
+def fill_part(conn: Connection, request: Request, part: Part, plan: Plan, complete: bool) -> Answer:
     """Receive into a part, and when the upload is complete check it and put it in its place."""
     expect_length(conn, part, plan, part.size + request.length)
     conn.part = part
     try:
-        for data in while_space(conn, part.place, noted(conn, request, body)):
+        for data in while_space(conn, part.place, noted(conn, request, part)):
             part.write(data)
             part.give_way()
             expect_length(conn, part, plan, part.size)
@@ -1948,7 +1950,7 @@ def fill_part(conn: Connection, request: Request, body: Body, part: Part, plan: 
     if not complete:
         fields = {"Location": plan.url(), **upload_fields(conn, part.size, "?0")}
         return text_answer(201, "to be continued", fields) if request.method != "PATCH" else Answer(204, fields)
-    return complete_upload(conn, request, body, part, plan)
+    return complete_upload(conn, request, part, plan)
 
 
 def expect_length(conn: Connection, part: Part, plan: Plan, size: int) -> None:
@@ -1958,22 +1960,22 @@ def expect_length(conn: Connection, part: Part, plan: Plan, size: int) -> None:
         raise Refusal(413 if plan.length is None else 400, "more than was announced or is taken", close=True)
 
 
-def noted(conn: Connection, request: Request, body: Body) -> Iterator[Data]:
+def noted(conn: Connection, request: Request, part: Part) -> Iterator[Data]:
     """The body of a resumable upload; when more of it is to come, the client is told how much is stored, unless it does not read."""
-    told = 0.0
-    for data in body.pieces:
+    last = 0.0
+    for data in conn.body.pieces:
         yield data
-        if conn.part and conn.part.kept and (body.left or request.chunked) and time.monotonic() > told + NOTE_EVERY and is_ready(conn.sock, True, 0):
-            told = time.monotonic()
-            interim(conn, request, {"Upload-Offset": str(conn.part.size)})
+        if part.kept and (conn.body.left or request.chunked) and time.monotonic() > last + NOTE_EVERY and is_ready(conn.sock, True, 0):
+            last = time.monotonic()
+            interim(conn, request, {"Upload-Offset": str(part.size)})
 
 
-def complete_upload(conn: Connection, request: Request, body: Body, part: Part, plan: Plan) -> Answer:
+def complete_upload(conn: Connection, request: Request, part: Part, plan: Plan) -> Answer:
     resumable = part.kept
     part.kept = False
     if plan.length is not None and part.size != plan.length:
         raise Refusal(400, f"the upload has {part.size} bytes, {plan.length} were announced", {"Upload-Complete": "?1"})
-    wanted = plan.digest or parse_digest(body.trailer.get("repr-digest", ""))
+    wanted = plan.digest or parse_digest(conn.body.trailer.get("repr-digest", ""))
     actual = part.sha.digest() if part.sha else file_digest(part.descriptor) if wanted else None
     if wanted and actual != wanted:
         raise Refusal(400, "what arrived is not what Repr-Digest says", {"Upload-Complete": "?1"} if resumable else {})
@@ -1991,10 +1993,10 @@ def complete_upload(conn: Connection, request: Request, body: Body, part: Part, 
     return text_answer(201, f"stored as {path}", {"Location": path, **fields})
 
 
-def post_form(conn: Connection, request: Request, body: Body) -> Answer:
+def post_form(conn: Connection, request: Request) -> Answer:
     """RFC 7578: each file of the form into the folder; a name that exists gets a number."""
     stored = []
-    for head, data in form_parts(body.pieces, boundary_of(request.fields["content-type"])):
+    for head, data in form_parts(conn.body.pieces, boundary_of(request.fields["content-type"])):
         name = form_file(head)
         if name:
             stored.append(store_part(conn, request, data, name))
@@ -2125,9 +2127,8 @@ def upload_state(conn: Connection, request: Request) -> Answer:
     return Answer(204, {**fields, "Cache-Control": "no-store", **({} if length is None else {"Upload-Length": str(length)})})
 
 
-def patch(conn: Connection, request: Request, body: Body | None) -> Answer:
+def patch(conn: Connection, request: Request) -> Answer:
     fields = request.fields
-    assert body
     if fields.get("content-type", "").lower() != "application/partial-upload":
         raise Refusal(415, "PATCH takes application/partial-upload", {"Accept-Patch": "application/partial-upload"})
     if not DIGITS.fullmatch(fields.get("upload-offset", "")) or fields.get("upload-complete") not in ("?0", "?1"):
@@ -2136,11 +2137,11 @@ def patch(conn: Connection, request: Request, body: Body | None) -> Answer:
         expect_space(conn, part.place, request.length)
         if part.size != int(fields["upload-offset"]):
             raise Refusal(409, f"the upload stands at {part.size}", {"Upload-Offset": str(part.size), "Upload-Complete": "?0"})
-        return fill_part(conn, request, body, part, plan, fields["upload-complete"] == "?1")
+        return fill_part(conn, request, part, plan, fields["upload-complete"] == "?1")
 
 
 # Delete, make, move.
-def delete(conn: Connection, request: Request, body: Body | None) -> Answer:
+def delete(conn: Connection, request: Request) -> Answer:
     options = parameters(request.query)
     if "upload" in options:
         with resumed(conn, request) as (part, _):
@@ -2178,7 +2179,7 @@ def new_place(conn: Connection, names: Sequence[str]) -> Place:
         raise Refusal(409, "the folder that it is to be in does not exist") from None
 
 
-def mkcol(conn: Connection, request: Request, body: Body | None) -> Answer:
+def mkcol(conn: Connection, request: Request) -> Answer:
     if request.has_body:
         raise Refusal(415, "MKCOL takes no body")
     try:
@@ -2191,7 +2192,7 @@ def mkcol(conn: Connection, request: Request, body: Body | None) -> Answer:
     return text_answer(201, "made", {"Location": quoted(request.names, slash=True)})
 
 
-def move(conn: Connection, request: Request, body: Body | None) -> Answer:
+def move(conn: Connection, request: Request) -> Answer:
     """RFC 4918 §9.9, for what rename() can do."""
     target = request.fields.get("destination", "")
     host, path = split_target("MOVE", target, request.host or None, 0) if target else ("", "")
@@ -2221,7 +2222,7 @@ def move_to(old: Place, found: Found, new: Place, request: Request, names: Seque
     return Answer(204) if there else text_answer(201, "moved", {"Location": quoted(names, slash=found.is_folder)})
 
 
-METHODS: dict[str, Callable[[Connection, Request, Body | None], Answer]] = {
+METHODS: dict[str, Callable[[Connection, Request], Answer]] = {
     "GET": get, "HEAD": get, "OPTIONS": options,
     "PUT": put, "POST": post, "PATCH": patch, "DELETE": delete, "MKCOL": mkcol, "MOVE": move,
 }
