@@ -573,6 +573,11 @@ class Found(NamedTuple):
     def is_folder(self) -> bool:
         return stat.S_ISDIR(self.info.st_mode)
 
+    @property
+    def descriptor(self) -> int:
+        assert isinstance(self.where, int)  # only a folder may be a path
+        return self.where
+
     def close(self) -> None:
         if isinstance(self.where, int):
             os.close(self.where)
@@ -888,10 +893,7 @@ def is_expired(item: os.DirEntry[str]) -> bool:
 
 
 def free_space(where: Where) -> int:
-    if isinstance(where, int) and hasattr(os, "fstatvfs"):
-        info = os.fstatvfs(where)
-        return info.f_bavail * info.f_frsize
-    import shutil  # not at the top: only Windows needs it
+    import shutil  # not at the top, like tarfile and tempfile below: few requests need what takes so long to import
     return shutil.disk_usage(where).free
 
 
@@ -919,8 +921,8 @@ class Item(NamedTuple):
     def open(self) -> int:
         """The file, if it still is the one that was listed: its length has been promised."""
         found = open_leaf(self.place)
-        if etag(found.info) == etag(self.entry.info) and isinstance(found.where, int):
-            return found.where
+        if etag(found.info) == etag(self.entry.info):
+            return found.descriptor
         found.close()
         raise Gone(f"{log_safe(self.path)} changed")
 
@@ -945,7 +947,7 @@ def walk(where: Where, path: str, hidden: bool, left_out: Callable[[Item], None]
 
 
 def tar_head(item: Item) -> bytes:
-    import tarfile  # not at the top, like tempfile below: few requests need what takes so long to import
+    import tarfile
     info = tarfile.TarInfo(item.path.rstrip("/"))
     info.mode = stat.S_IMODE(item.entry.info.st_mode) & 0o777
     info.mtime = int(item.entry.info.st_mtime)
@@ -1702,11 +1704,10 @@ def get_file(conn: Connection, request: Request, names: Sequence[str], found: Fo
     if wants_digest(request):
         headers["Repr-Digest"] = digest_field(conn.server.digest(found))
     ranges = wanted_ranges(request, info.st_size, tag, mtime, now)
-    assert isinstance(found.where, int)
     if ranges and len(ranges) > 1:
-        answer = several(headers, found.where, info.st_size, ranges)
+        answer = several(headers, found.descriptor, info.st_size, ranges)
     else:
-        answer = file_answer(headers, found.where, *one_range(headers, ranges, info.st_size), reading=request.method == "GET")
+        answer = file_answer(headers, found.descriptor, *one_range(headers, ranges, info.st_size), reading=request.method == "GET")
     answer.tag, answer.size, answer.ranges = tag, info.st_size, ranges or [(0, info.st_size)]
     return answer
 
@@ -2568,7 +2569,11 @@ class Server:
     and no short request waits for a long one."""
 
     def __init__(self, args: argparse.Namespace, sock: socket.socket, door: Door, shared: Shared, stop: Stop, log: int) -> None:
-        self.door, self.waits, self.slice = door, tuple(waits_of(door)), TLS_SLICE if door.tls else SLICE
+        self.door, self.slice = door, TLS_SLICE if door.tls else SLICE
+        self.waits: tuple[type[OSError], ...] = (BlockingIOError,)  # nothing can be read or written at this moment
+        if door.tls:
+            import ssl
+            self.waits += ssl.SSLWantReadError, ssl.SSLWantWriteError
         self.secret = hashlib.sha256(door.guard.password.encode("utf-8", "surrogateescape")).digest() if door.guard else b""
         self.args, self.sock, self.shared, self.stop = args, sock, shared, stop
         self.read_only = args.read_only or bool(shared.only)
@@ -2594,7 +2599,7 @@ class Server:
         self.stopping = self.satisfied = False
         self.progress = time.monotonic()
         self.selector.register(sock, selectors.EVENT_READ, self.accept)
-        self.selector.register(self.woken, selectors.EVENT_READ, self.drain)
+        self.selector.register(self.woken, selectors.EVENT_READ, self.take_back)
 
     def run(self) -> int:
         """The main thread only waits for a signal: Python runs signal handlers in no other."""
@@ -2731,7 +2736,7 @@ class Server:
                 return True
         return False
 
-    def drain(self) -> None:
+    def take_back(self) -> None:
         with contextlib.suppress(OSError):
             self.woken.recv(4096)
         while self.returned:
@@ -2781,8 +2786,7 @@ class Server:
         key = info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
         digest = self.digests.get(key)
         if digest is None:
-            assert isinstance(found.where, int)
-            digest = file_digest(found.where)
+            digest = file_digest(found.descriptor)
             with self.lock:
                 self.digests[key] = digest
                 if len(self.digests) > MAX_DIGESTS:
@@ -2855,14 +2859,6 @@ class Server:
         with self.lock:
             while self.busy and (left := deadline - time.monotonic()) > 0:
                 self.lock.wait(left)
-
-
-def waits_of(door: Door) -> Iterator[type[OSError]]:
-    """What it means when nothing can be read or written at this moment."""
-    yield BlockingIOError
-    if door.tls:
-        import ssl
-        yield from (ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 def file_digest(descriptor: int) -> bytes:
