@@ -693,9 +693,9 @@ def tree(place: Place, depth: int = 0) -> Iterator[tuple[Place, os.DirEntry[str]
             yield below, item
 
 
-def shows_all(place: Place) -> bool:
+def shows_all(place: Place, hidden: bool) -> bool:
     """Whether nothing in a folder is hidden from those who could delete it. Uploads that were broken off do not count."""
-    return all(PART.fullmatch(item.name) or item.name[0] != "." for _, item in tree(place))
+    return all(hidden or PART.fullmatch(item.name) or item.name[0] != "." for _, item in tree(place))
 
 
 def keep_name(place: Place) -> None:
@@ -2164,7 +2164,7 @@ def delete(conn: Connection, request: Request) -> Answer:
 
 
 def delete_folder(place: Place, recursive: bool, hidden: bool) -> None:
-    if recursive and not hidden and not shows_all(place):
+    if recursive and not shows_all(place, hidden):  # or it is too deep, which too must be known before anything is gone
         raise Refusal(409, "it holds hidden files, and hidden names are not served")
     for below, item in tree(place) if recursive else ():
         with contextlib.suppress(FileNotFoundError):  # somebody else has done it

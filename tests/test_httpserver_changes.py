@@ -279,6 +279,15 @@ def test_a_folder_that_holds_hidden_files_is_deleted_only_by_who_is_shown_them(s
     assert os.listdir(folder) == ["a.txt"]
 
 
+def test_a_folder_that_is_too_deep_to_be_deleted_stays_whole(spawn, ask, folder):
+    (folder / "f" / "/".join(["deep"] * 102)).mkdir(parents=True)
+    for number in range(30):
+        (folder / "f" / str(number)).touch()
+    for flags in [], ["--hidden"]:
+        assert ask("DELETE", "/f/?recursive", to=spawn("httpserver.py", folder, *flags)).status == 403
+        assert len(os.listdir(folder / "f")) == 31
+
+
 def test_mkcol_and_move(ask, folder):
     assert [ask("MKCOL", path).status for path in ("/f/", "/f/", "/a.txt", "/no/where/", "/")] == [201, 405, 405, 409, 405]
     (folder / "b").write_bytes(b"b")
