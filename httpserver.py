@@ -476,13 +476,13 @@ def unquoted(found: re.Match[bytes]) -> bytes:
     return found[2].strip() if found[2] else found[1].replace(b'\\"', b'"').replace(b"\\\\", b"\\")
 
 
-def form_file(head: bytes) -> str | None:
-    """The name of the file that a part of a form is, "" when none was chosen, None when it is another field (RFC 7578).
+def form_file(head: bytes) -> str:
+    """The name of the file that a part of a form is, "" when none was chosen or it is another field (RFC 7578).
     Only the last component counts, except in a field called folder: there the path below the chosen folder."""
     line = next((line for line in head.split(b"\r\n") if line.lower().startswith(b"content-disposition:")), b"")
     found = FILENAME.search(line)
     if not found:
-        return None
+        return ""
     raw = unquoted(found)
     for escape, byte in (b"%22", b'"'), (b"%0D", b"\r"), (b"%0A", b"\n"):
         raw = raw.replace(escape, byte)
@@ -958,39 +958,42 @@ def tar_head(item: Item) -> bytes:
 TAR_END = 1024  # two empty blocks
 
 
-def tar_length(item: Item) -> int:
-    return len(tar_head(item)) + -(-item.entry.size // 512) * 512
+def tar_heads(items: Iterable[Item], sha: hashlib._Hash) -> Iterator[tuple[Item, bytes, int]]:
+    """Each item with its head and its length in the archive, whose tag changes with any name, size or time in it."""
+    for item in items:
+        head = tar_head(item)
+        sha.update(head + etag(item.entry.info).encode())
+        yield item, head, len(head) + item.entry.size + -item.entry.size % 512
+
+
+def tar_tag(sha: hashlib._Hash) -> str:
+    return f'"{sha.hexdigest()[:32]}"'
 
 
 def tar_plan(items: Iterable[Item]) -> tuple[int, str]:
-    """The archive's length, and a tag that changes with any name, size or time in it."""
-    length, sha = TAR_END, hashlib.sha256()
-    for item in items:
-        length += tar_length(item)
-        sha.update(tar_head(item) + etag(item.entry.info).encode())
-    return length, f'"{sha.hexdigest()[:32]}"'
+    """The archive's length and tag."""
+    sha = hashlib.sha256()
+    return TAR_END + sum(length for _, _, length in tar_heads(items, sha)), tar_tag(sha)
 
 
 def tar_pieces(items: Iterable[Item], start: int, end: int, tag: str) -> Iterator[Piece]:
     """The bytes from start to end of the archive; files outside of them are not even opened. The last byte comes when all others were
     of the planned archive: where it does not, the client sees that it has not got the whole."""
     at, sha, last = 0, hashlib.sha256(), b""
-    for item in items:
-        length = tar_length(item)
-        sha.update(tar_head(item) + etag(item.entry.info).encode())
+    for item, head, length in tar_heads(items, sha):
         if start < at + length and at < end:
-            yield from clip(tar_item(item), start - at, end - 1 - at)
+            yield from clip(tar_item(item, head), start - at, end - 1 - at)
         if at < end <= at + length:
-            last = tar_byte(item, end - 1 - at)
+            last = tar_byte(item, head, end - 1 - at)
         at += length
-    if tag != f'"{sha.hexdigest()[:32]}"':
+    if tag != tar_tag(sha):
         raise Gone("the folder changed")
     yield last
     yield from clip([bytes(TAR_END)], start - at, end - at)
 
 
-def tar_item(item: Item) -> Iterator[Piece]:
-    yield tar_head(item)
+def tar_item(item: Item, head: bytes) -> Iterator[Piece]:
+    yield head
     if item.entry.size:
         descriptor = item.open()
         try:
@@ -1000,8 +1003,8 @@ def tar_item(item: Item) -> Iterator[Piece]:
         yield bytes(-item.entry.size % 512)
 
 
-def tar_byte(item: Item, at: int) -> bytes:
-    for piece in clip(tar_item(item), at, at + 1):
+def tar_byte(item: Item, head: bytes, at: int) -> bytes:
+    for piece in clip(tar_item(item, head), at, at + 1):
         return read_at(piece.descriptor, 1, piece.start) if isinstance(piece, Span) else piece
     return b""
 
