@@ -1894,8 +1894,9 @@ class Plan(NamedTuple):
     file: int  # the number of the part's inode, which stays the same when that is renamed: by it and tag_of() the finished file is known
 
     def url(self) -> str:
-        known = {"length": self.length, "mtime": self.mtime, "sha256": self.digest and self.digest.hex(), "was": self.was, "file": self.file}
-        return f"{quoted(self.names)}?upload={self.token}&over={self.over}" + "".join(f"&{key}={value}" for key, value in known.items() if value is not None)
+        words = {"upload": self.token, "over": self.over, "length": self.length, "mtime": self.mtime,
+                 "sha256": self.digest and self.digest.hex(), "was": self.was, "file": self.file}
+        return f"{quoted(self.names)}?" + "&".join(f"{key}={value}" for key, value in words.items() if value is not None)
 
 
 def read_plan(request: Request) -> Plan:
@@ -2608,7 +2609,7 @@ class Server:
         """The main thread only waits for a signal: Python runs signal handlers in no other."""
         if not self.start_thread():
             self.close()
-            raise Failure(2, "cannot start a thread", "the system has no memory or process left for one", f"{SERVER} where there is room (ulimit -a)")
+            raise Failure(2, "cannot start a thread", "the system has no memory or process left for one", "ulimit -a shows what it allows")
         while not self.stop.asked and not self.stopping:
             left = self.progress + self.args.timeout - time.monotonic() if self.args.once else None
             if left is not None and left <= 0 and not self.busy:
@@ -2732,7 +2733,7 @@ class Server:
         return conn.readable()
 
     def end_idle(self) -> bool:
-        """Whether there was one to be closed for a new client: of those between two requests, the one that has been there longest (§9.5)."""
+        """Whether one between two requests could be closed for a new client: the one that has been there longest (RFC 9112 §9.5)."""
         for conn in self.idle:
             if not is_ready(conn.sock, False, 0):  # or its next request is here, and only not read yet
                 conn.linger()
@@ -3455,9 +3456,11 @@ def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
         sock.close()
         raise Failure(23, f"cannot write standard output ({error.strerror})", "what reads it has ended, or its disk is full",
                       f"{SERVER} > FILE") from None
-    for host in reachable_at(sock):
-        say(f"from another machine:  {url_of(door, host, port).replace('//', f'//any:{door.made}@' if door.made else '//')}\nor:  {CLIENT} --host {host} --port {port}{door.flags} list /")
-    if not reachable_at(sock):
+    others = reachable_at(sock)
+    for other in others:
+        say(f"from another machine:  {url_of(door, other, port, f'any:{door.made}@' * bool(door.made))}\n"
+            f"or:  {CLIENT} --host {other} --port {port}{door.flags} list /")
+    if not others:
         named = f" --host {host}" if host != "127.0.0.1" else ""  # where clients look by themselves
         with_client = f"{CLIENT}{named} --port {port}{door.flags} list /" if door.flags else f"curl {url_of(door, host, port)}"
         return say(f"only this machine can reach it, with a browser or:  {with_client}\nfor others, start it with --host 0.0.0.0")
@@ -3467,8 +3470,8 @@ def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
         say("nothing is encrypted: others on the way can read the traffic" + " and the password in it" * bool(door.guard) + "; --tls encrypts")
 
 
-def url_of(door: Door, host: str, port: int) -> str:
-    return f"http{'s' * bool(door.tls)}://{address((host, port))}/"
+def url_of(door: Door, host: str, port: int, login: str = "") -> str:
+    return f"http{'s' * bool(door.tls)}://{login}{address((host, port))}/"
 
 
 def byte_count(text: str) -> int:
@@ -3498,7 +3501,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--hidden", action="store_true", help="show and serve names that start with a dot")
     add("--max-size", type=byte_count, default=0, metavar="N", help="bytes of one upload; k, M, G, T (default no limit)")
     add("--min-free", type=byte_count, default=0, metavar="N", help="bytes that uploads leave free on the disk (default 0)")
-    add("--max-clients", type=between(1, 1e6), default=10000, metavar="N", help="connections; for more the longest idle one is closed, or they get 503 (default 10000)")
+    add("--max-clients", type=between(1, 1e6), default=10000, metavar="N",
+        help="connections; for one more the longest idle is closed, or it gets 503 (default 10000)")
     add("--durable", action="store_true", help="an upload is on the disk before it is answered (fsync)")
     add("--header", type=header_line, action="append", default=[], metavar="'NAME: VALUE'", help="add this to every answer")
     add("--requests", type=between(0, 1e12), default=0, metavar="N", help="end after so many answers (default never)")
