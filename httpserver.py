@@ -196,11 +196,11 @@ def parse_head(head: bytes) -> Request:
         raise malformed(text)
     method, target, minor, lines = found.groups()
     if len(target) > MAX_TARGET:
-        raise Refusal(414, "the target is too long", close=True)
+        raise Refusal(414, "the target is too long")
     fields: dict[str, str] = {}
     pairs = FIELD.findall(lines)
     if len(pairs) > MAX_FIELDS:
-        raise Refusal(431, f"more than {MAX_FIELDS} header fields", close=True)
+        raise Refusal(431, f"more than {MAX_FIELDS} header fields")
     for name, value in pairs:
         name = name.lower()
         value = value.rstrip(" \t")
@@ -210,18 +210,18 @@ def parse_head(head: bytes) -> Request:
 
 def too_long(head: bytes) -> Refusal:
     if b"\n" not in head[:MAX_TARGET]:
-        return Refusal(414, "the target is too long", close=True)
-    return Refusal(431, f"the head is longer than {MAX_HEAD} bytes", close=True)
+        return Refusal(414, "the target is too long")
+    return Refusal(431, f"the head is longer than {MAX_HEAD} bytes")
 
 
 def malformed(head: str) -> Refusal:
     """Why a head is none."""
     line = LINE.fullmatch(re.split(r"\r?\n", head, maxsplit=1)[0])
     if line and line[3] > "1":
-        return Refusal(505, "HTTP/1.1 is spoken here", close=True)
+        return Refusal(505, "HTTP/1.1 is spoken here")
     if not line or line[3] == "0":
-        return Refusal(400, "the request line is not METHOD TARGET HTTP/1.1, with single spaces", close=True)
-    return Refusal(400, "a header line is not NAME: VALUE", close=True)  # folded, without colon, a space before it, a lone CR
+        return Refusal(400, "the request line is not METHOD TARGET HTTP/1.1, with single spaces")
+    return Refusal(400, "a header line is not NAME: VALUE")  # folded, without colon, a space before it, a lone CR
 
 
 def framing(fields: Mapping[str, str], minor: int) -> tuple[bool, int]:
@@ -233,32 +233,32 @@ def framing(fields: Mapping[str, str], minor: int) -> tuple[bool, int]:
             return False, 0
         values = {value.strip(" \t") for value in length.split(",")}
         if len(values) != 1 or not DIGITS.fullmatch(min(values)):
-            raise Refusal(400, "Content-Length is not one number", close=True)
+            raise Refusal(400, "Content-Length is not one number")
         return False, int(min(values))
     if length is not None or not minor:
-        raise Refusal(400, "Transfer-Encoding with Content-Length or in HTTP/1.0", close=True)
+        raise Refusal(400, "Transfer-Encoding with Content-Length or in HTTP/1.0")
     codings = [word.strip(" \t").lower() for word in coding.split(",")]
     if codings == ["chunked"]:
         return True, 0
     if "chunked" in codings[:-1]:
-        raise Refusal(400, "chunked must be the last transfer coding", close=True)
-    raise Refusal(501, "no other transfer coding than chunked", close=True)
+        raise Refusal(400, "chunked must be the last transfer coding")
+    raise Refusal(501, "no other transfer coding than chunked")
 
 
 def split_target(method: str, target: str, host: str | None, minor: int) -> tuple[str, str]:
     """The host that was asked, and the path with the query. (§3.2: origin, absolute, authority and asterisk form)"""
     if host is None and minor or host is not None and not HOST.fullmatch(host):
-        raise Refusal(400, "exactly one valid Host is needed", close=True)
+        raise Refusal(400, "exactly one valid Host is needed")
     if target[0] == "/":
         return host or "", target
     if method == "CONNECT":
-        raise Refusal(405, "this is no proxy", {"Allow": ", ".join(READING)}, close=True)
+        raise Refusal(405, "this is no proxy", {"Allow": ", ".join(READING)})
     if target == "*" and method == "OPTIONS":
         return host or "", "/"
     scheme, mark, rest = target.partition("://")
     authority = re.split(r"[/?]", rest, maxsplit=1)[0]
     if scheme.lower() not in ("http", "https") or not mark or not authority or not HOST.fullmatch(authority):
-        raise Refusal(400, "the target is neither a path nor a URL", close=True)
+        raise Refusal(400, "the target is neither a path nor a URL")
     path = rest[len(authority):]
     return authority, path if path[:1] == "/" else "/" + path
 
@@ -1256,7 +1256,7 @@ class Connection:
             first = socket.socket.recv(self.sock, 1, socket.MSG_PEEK)
             if first not in (b"", b"\x16"):
                 self.shaking = False
-                self.refuse_head(Refusal(400, "TLS is spoken on this port: the address begins with https://", close=True))
+                self.refuse_head(Refusal(400, "TLS is spoken on this port: the address begins with https://"))
                 return False
             self.server.unwatch(self)  # or the selector would still know it, should it be closed in the next call
             self.sock = over_tls(self.server.door.tls, self.sock)
@@ -1309,7 +1309,7 @@ class Connection:
         if self.buffer[:1] in (b"\r", b"\n") and (found := EMPTY_LINES.match(self.buffer)):
             self.buffer = self.buffer[found.end():]  # §2.2: some clients send an empty line after a body
         if self.buffer[:1] == b"\x16":  # first of all: among its random bytes may be two line ends, which look like the end of a head
-            raise Refusal(400, "this is TLS, and the port speaks without: the address begins with http://", close=True)
+            raise Refusal(400, "this is TLS, and the port speaks without: the address begins with http://")
         found = HEAD_END.search(self.buffer, max(0, self.scanned - 2))
         if not found:
             self.scanned = len(self.buffer)
@@ -2669,7 +2669,7 @@ class Server:
                 self.note(f"{conn.peer} cut off within an answer: too many transfers at once")
                 conn.close()
             else:
-                conn.refuse_head(Refusal(503, "too many transfers at once", {"Retry-After": "5"}, close=True), job.request)
+                conn.refuse_head(Refusal(503, "too many transfers at once", {"Retry-After": "5"}), job.request)
             return False
         self.unwatch(conn)
         with self.lock:
@@ -2696,7 +2696,7 @@ class Server:
         now = time.monotonic()
         while self.gathering and (first := next(iter(self.gathering.items())))[1] <= now:
             del self.gathering[first[0]]
-            first[0].refuse_head(Refusal(408, f"no whole head in {self.args.timeout:g} s", close=True))
+            first[0].refuse_head(Refusal(408, f"no whole head in {self.args.timeout:g} s"))
         while self.lingering and (first := next(iter(self.lingering.items())))[1] <= now:
             first[0].close()
         if self.accept_at and self.accept_at <= now:
@@ -2727,7 +2727,7 @@ class Server:
             conn.turn_away(DENIED)
             return None
         if len(self.connections) > self.args.max_clients + len(self.lingering) and not self.end_idle():
-            conn.refuse_head(Refusal(503, f"there are {self.args.max_clients} clients", {"Retry-After": "5"}, close=True))
+            conn.refuse_head(Refusal(503, f"there are {self.args.max_clients} clients", {"Retry-After": "5"}))
             return None
         self.await_head(conn)
         return conn.readable()
