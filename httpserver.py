@@ -1106,18 +1106,16 @@ class Answer:
     __slots__ = ("body", "close", "fields", "length", "note", "pieces", "ranges", "rest", "size", "status", "tag")
 
     def __init__(self, status: int, fields: dict[str, str] | None = None, body: bytes = b"", pieces: Iterable[Piece] | None = None,
-                 length: int | None = None) -> None:
+                 length: int | None = None, note: str = "", close: bool = False) -> None:
         self.status, self.fields, self.body, self.pieces = status, fields or {}, body, pieces
         self.length = length if pieces is not None else len(body)  # None: not known before
-        self.close, self.rest = False, b""  # rest: head and body that the kernel had no room for
-        self.tag, self.size, self.ranges, self.note = "", 0, [(0, 0)], ""  # what --once counts, what the log adds
+        self.note, self.close, self.rest = note, close, b""  # for the log; the connection ends; what the kernel had no room for
+        self.tag, self.size, self.ranges = "", 0, [(0, 0)]  # what --once counts
 
 
 def text_answer(status: int, text: str, fields: dict[str, str] | None = None, note: str = "", close: bool = False) -> Answer:
     fields = {"Content-Type": "text/plain; charset=utf-8", **(fields or {})}
-    answer = Answer(status, fields, f"{status} {PHRASES[status]}: {text}\n".encode())
-    answer.note, answer.close = note, close
-    return answer
+    return Answer(status, fields, f"{status} {PHRASES[status]}: {text}\n".encode(), note=note, close=close)
 
 
 class Body:
@@ -1356,9 +1354,7 @@ class Connection:
     def ended(self) -> None:
         """The client closed, between requests or in a head."""
         if self.buffer:
-            answer = Answer(400)
-            answer.note = "left within the head"
-            self.server.answered(self, None, answer, 0)
+            self.server.answered(self, None, Answer(400, note="left within the head"), 0)
         self.close()
 
     def linger(self) -> None:
@@ -1449,9 +1445,7 @@ class Connection:
         except TimeoutError as late:
             return text_answer(408, "the body did not arrive in time", None, told(late), close=True)
         except ConnectionError as left:
-            answer = Answer(400)
-            answer.note, answer.close = f"left in the body: {told(left)}", True
-            return answer
+            return Answer(400, note=f"left in the body: {told(left)}", close=True)
         except OSError as error:
             status, text = PROBLEMS.get(error.errno or 0, (500, "the server's system refused"))
             fields = {"Retry-After": "5"} if status == 503 else {}
