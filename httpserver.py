@@ -2884,11 +2884,15 @@ def serve(args: argparse.Namespace) -> int:
     if door.tls:
         door.tls.set_alpn_protocols(["http/1.1"])
     sock = bind(args, family, target, 1024)
+
+    def work(stop: Stop) -> int:
+        return Server(args, sock, door, shared, stop, log).run()
+
     with contextlib.closing(Stop()) as stop:
         announce(sock, args, door)
         if args.workers > 1 and hasattr(os, "fork"):
-            return share_port(args, sock, door, shared, stop, log)
-        return Server(args, sock, door, shared, stop, log).run()
+            return share_port(args.workers, sock, stop, work)
+        return work(stop)
 
 
 def open_log(path: str) -> int:
@@ -2911,21 +2915,21 @@ def open_shared(args: argparse.Namespace) -> Shared:
         raise Failure(26, f"cannot share {args.directory}: {(error.strerror or '').lower()}", where, f"{SERVER} FOLDER, or the name of one file") from None
 
 
-def share_port(args: argparse.Namespace, sock: socket.socket, door: Door, shared: Shared, stop: Stop, log: int) -> int:
+def share_port(workers: int, sock: socket.socket, stop: Stop, work: Callable[[Stop], int]) -> int:
     """--workers: processes that accept from one listening socket. The parent only waits, and replaces one that dies."""
     children: set[int] = set()
     signal.signal(signal.SIGCHLD, lambda number, frame: None)  # makes select() return
     while not stop.asked:
-        while len(children) < args.workers and (child := start_worker(args, sock, door, shared, stop, log)):
+        while len(children) < workers and (child := start_worker(stop, work)):
             children.add(child)
         if not children:
             sock.close()
             raise Failure(2, "cannot start any worker", "the system has no process or memory left for one", f"{SERVER} --workers 1")
         select.select([stop], [], [])
         stop.drain()
-        if ended := set(ended_children()):
-            children -= ended
-            select.select([stop], [], [], ACCEPT_PAUSE)  # one that cannot work is not replaced as fast as can be
+        for child, status in ended_children():
+            children.discard(child)
+            workers -= os.WIFEXITED(status) and os.WEXITSTATUS(status) > 0  # it has said why, and the next one would say the same
     sock.close()
     for child in children:
         os.kill(child, signal.SIGTERM)
@@ -2934,7 +2938,7 @@ def share_port(args: argparse.Namespace, sock: socket.socket, door: Door, shared
     return 0
 
 
-def start_worker(args: argparse.Namespace, sock: socket.socket, door: Door, shared: Shared, inherited: Stop, log: int) -> int:
+def start_worker(inherited: Stop, work: Callable[[Stop], int]) -> int:
     """Its process number, or 0 where the system has none left: then those that there are go on."""
     signals = signal.SIGINT, signal.SIGTERM
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # until the child has a Stop of its own: one in between would be lost
@@ -2953,13 +2957,13 @@ def start_worker(args: argparse.Namespace, sock: socket.socket, door: Door, shar
     with contextlib.closing(Stop()) as stop:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent passes it on
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-        os._exit(Server(args, sock, door, shared, stop, log).run())
+        os._exit(work(stop))
 
 
-def ended_children() -> Iterator[int]:
+def ended_children() -> Iterator[tuple[int, int]]:
     with contextlib.suppress(ChildProcessError):
-        while child := os.waitpid(-1, os.WNOHANG)[0]:
-            yield child
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            yield ended
 
 
 # --- guarding: the same in server.py, httpserver.py (tests/test_twins.py) ---

@@ -910,8 +910,9 @@ def test_without_threads_no_other_answer_stands_in_the_middle_of_one(spawn, fold
 def test_without_any_thread_it_says_so_and_ends(run, folder, tmp_path):
     (tmp_path / "none.py").write_text("import runpy, sys, threading\ndef none(thread):\n    raise RuntimeError(\"can't start new thread\")\n"
                                       f"threading.Thread.start, sys.argv[0] = none, 'httpserver.py'\nrunpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n")
-    done = run(str(tmp_path / "none.py"), folder, "--port", "0")
-    assert done.code == 2 and re.search("^error: cannot start a thread\nwhy: .*\ntry: .*\n", done.err, re.M), done
+    for workers, count in (1, 1), (2, 3):  # the workers, and who waits for them
+        done = run(str(tmp_path / "none.py"), folder, "--port", "0", "--workers", workers)
+        assert done.code == 2 and len(re.findall("^error: cannot start a.*\nwhy: .*\ntry: .*\n", done.err, re.M)) == count, done
 
 
 def test_reset_at_once_and_garbage_leave_it_whole(server, ask):
