@@ -765,12 +765,15 @@ def lock_folders(places: Sequence[Place], held: contextlib.ExitStack) -> None:
 class Part:
     """A file on its way in: hidden beside its place, locked while written, renamed when it is whole."""
 
-    def __init__(self, place: Place, token: str, fresh: bool = True) -> None:
-        self.place, self.own, self.token = place, place.beside(f".six-{token}.part"), token
-        self.descriptor = os.open(self.own.name, FRESH if fresh else FRESH & ~(os.O_CREAT | os.O_EXCL), 0o666, dir_fd=place.parent)
-        self.kept = not fresh
+    def __init__(self, place: Place, token: str = "") -> None:
+        """A new one, or the one that has this token: before it is locked it may be another writer's."""
+        self.kept, self.token = bool(token), token or secrets.token_hex(16)
+        self.place, self.own = place, place.beside(f".six-{self.token}.part")
+        self.descriptor = os.open(self.own.name, FRESH & ~(os.O_CREAT | os.O_EXCL) if token else FRESH, 0o666, dir_fd=place.parent)
         self.size, self.inode = 0, os.fstat(self.descriptor).st_ino
         self.sha: Any = None
+        if not token:
+            self.lock()
 
     def lock(self) -> bool:
         """Whether no other writer, of this process or another, has it."""
@@ -884,7 +887,7 @@ def expire_parts(place: Place) -> None:
     with contextlib.suppress(OSError), os.scandir(place.folder) as scan:
         for item in filter(is_expired, scan):
             # one that is another user's keeps none of the others
-            with contextlib.suppress(OSError), contextlib.closing(Part(place, item.name[5:-5], fresh=False)) as part:
+            with contextlib.suppress(OSError), contextlib.closing(Part(place, item.name[5:-5])) as part:
                 part.kept = not part.lock()
 
 
@@ -1907,8 +1910,7 @@ def take_upload(conn: Connection, request: Request, place: Place, names: Sequenc
     complete = request.fields.get("upload-complete")
     length = request.fields.get("upload-length") or (request.length if complete == "?1" and not request.chunked else None)
     mtime = wanted_mtime(request)
-    with contextlib.closing(Part(place, secrets.token_hex(16))) as part:
-        part.lock()
+    with contextlib.closing(Part(place)) as part:
         plan = Plan(names, part.token, over, None if length is None else int(length), mtime, digest, was, part.inode)
         if complete in ("?0", "?1"):
             expire_parts(place)
@@ -2010,8 +2012,7 @@ def post_form(conn: Connection, request: Request) -> Answer:
 
 def store_part(conn: Connection, request: Request, data: Iterator[bytes], name: str) -> str:
     names = (*request.names, *name.split("/"))
-    with conn.server.shared.locate(names, make=True) as place, contextlib.closing(Part(place, secrets.token_hex(16))) as part:
-        part.lock()
+    with conn.server.shared.locate(names, make=True) as place, contextlib.closing(Part(place)) as part:
         for piece in while_space(conn, place, data):
             part.write(piece)
             if 0 < conn.args.max_size < part.size:
@@ -2090,7 +2091,7 @@ def resumed(conn: Connection, request: Request) -> Iterator[tuple[Part, Plan]]:
     plan = read_plan(request)
     with conn.server.shared.locate(plan.names) as place:
         try:
-            part = Part(place, plan.token, fresh=False)
+            part = Part(place, plan.token)
         except FileNotFoundError:
             raise completed(place, plan) from None
         with contextlib.closing(part):
