@@ -106,6 +106,7 @@ PART_AGE = 7 * 86400  # seconds that an interrupted upload can be resumed
 FREE_CHECK = 1 << 20  # bytes of an upload after which free space is looked at again
 MAX_NUMBER = 1000  # files of one name that are told apart by a number
 MAX_DIGESTS = 10000  # files whose digest is remembered
+MAX_SWEPT = 10000  # folders of which is remembered that old parts were looked for
 PART = re.compile(r"\.six-[0-9a-f]{32}\.part")
 INTEROP = "8"  # the version of the resumable-upload draft that a client must name to be sent interim answers
 PROXIED = frozenset(("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"))
@@ -1913,7 +1914,8 @@ def take_upload(conn: Connection, request: Request, place: Place, names: Sequenc
     with contextlib.closing(Part(place)) as part:
         plan = Plan(names, part.token, over, None if length is None else int(length), mtime, digest, was, part.inode)
         if complete in ("?0", "?1"):
-            expire_parts(place)
+            if conn.server.is_sweep_due(place.folder):
+                expire_parts(place)
             part.kept = True
             interim(conn, request, {"Location": plan.url(), "Upload-Limit": upload_limit(conn)})
         elif digest or "repr-digest" in request.fields.get("trailer", "").lower() or wants_digest(request):
@@ -2594,6 +2596,7 @@ class Server:
         self.log_to = log
         self.log_at = self.accept_at = 0.0
         self.digests: dict[tuple[int, int, int, int], bytes] = {}
+        self.swept: set[tuple[int, int, int]] = set()  # folders that old parts were looked for in, and the hour
         self.got: dict[tuple[str, str], list[tuple[int, int]]] = {}  # --once: the ranges that each client has of each file
         self.stopping = self.satisfied = False
         self.progress = time.monotonic()
@@ -2791,6 +2794,16 @@ class Server:
                 if len(self.digests) > MAX_DIGESTS:
                     del self.digests[next(iter(self.digests))]
         return digest
+
+    def is_sweep_due(self, folder: Where) -> bool:
+        """Whether to look for old parts: once an hour, or each upload into a large folder would read all of it."""
+        info = os.stat(folder)
+        key = info.st_dev, info.st_ino, int(time.time()) // 3600
+        due = key not in self.swept
+        if len(self.swept) >= MAX_SWEPT:
+            self.swept.clear()
+        self.swept.add(key)
+        return due
 
     def answered(self, conn: Connection, request: Request | None, answer: Answer, sent: int) -> None:
         """A line in Common Log Format; a note in quotes follows when there is more to say. And what --requests and --once count."""

@@ -604,6 +604,17 @@ def test_old_parts_expire_and_are_never_served(ask, folder):
     assert b".six" not in ask("GET", "/").body + ask("GET", "/?tar").body
 
 
+def test_a_folder_is_not_looked_through_for_each_upload_into_it(spawn, ask, folder, tmp_path):
+    (tmp_path / "told.py").write_text("import os, runpy, sys\nscandir = os.scandir\n"
+                                      "def told(where='.'):\n    print('looks through', where, file=sys.stderr)\n    return scandir(where)\n"
+                                      "os.supports_fd.add(told)\nos.scandir, sys.argv[0] = told, 'httpserver.py'\n"
+                                      f"runpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n")
+    server = spawn(str(tmp_path / "told.py"), folder)
+    for path in ("/x", "/y", "/d/x", "/d/y") * 5:
+        begin(ask, path, to=server)
+    assert 2 <= len(re.findall(r"looks through \d+", server.stop())) <= 4  # four when an hour ends meanwhile
+
+
 def test_an_old_part_that_may_not_be_opened_keeps_no_other_one(spawn, ask, folder):
     parts = [folder / f".six-{number:032x}.part" for number in range(16)]
     for number, part in enumerate(parts):
