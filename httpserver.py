@@ -1858,17 +1858,6 @@ def expect_space(conn: Connection, place: Place, size: int) -> None:
         raise Refusal(507, "there is not that much free space", close=True)
 
 
-def while_space(conn: Connection, place: Place, pieces: Iterable[Data]) -> Iterator[Data]:
-    """An upload's data as long as there is room: how long a chunked one gets nobody knows before."""
-    left = FREE_CHECK  # somebody has looked just now
-    for piece in pieces:
-        left -= len(piece)
-        if left < 0:
-            left = FREE_CHECK
-            expect_space(conn, place, len(piece))
-        yield piece
-
-
 def expect(fields: Mapping[str, str], info: os.stat_result | None) -> os.stat_result | None:
     """What is to be changed, if it is there at all, must be as a request's conditions say."""
     if judge(fields, etag(info) if info else None, int(info.st_mtime) if info else 0, reading=False):
@@ -1941,13 +1930,10 @@ def interim(conn: Connection, request: Request, fields: dict[str, str]) -> None:
 
 def fill_part(conn: Connection, request: Request, part: Part, plan: Plan, complete: bool) -> Answer:
     """Receive into a part, and when the upload is complete check it and put it in its place."""
-    expect_length(conn, part, plan, part.size + request.length)
+    expect_length(conn, part, plan.length, part.size + request.length)
     conn.part = part
     try:
-        for data in while_space(conn, part.place, noted(conn, request, part)):
-            part.write(data)
-            part.give_way()
-            expect_length(conn, part, plan, part.size)
+        store(conn, part, noted(conn, request, part), plan.length)
     finally:
         conn.part = None
     if not complete:
@@ -1956,11 +1942,24 @@ def fill_part(conn: Connection, request: Request, part: Part, plan: Plan, comple
     return complete_upload(conn, request, part, plan)
 
 
-def expect_length(conn: Connection, part: Part, plan: Plan, size: int) -> None:
+def store(conn: Connection, part: Part, pieces: Iterable[Data], length: int | None = None) -> None:
+    """Write what comes, as long as there is room: how much a chunked upload holds nobody knows before."""
+    left = FREE_CHECK  # somebody has looked just now
+    for piece in pieces:
+        left -= len(piece)
+        if left < 0:
+            left = FREE_CHECK
+            expect_space(conn, part.place, len(piece))
+        part.write(piece)
+        part.give_way()
+        expect_length(conn, part, length, part.size)
+
+
+def expect_length(conn: Connection, part: Part, length: int | None, size: int) -> None:
     """An upload that gets longer than it may is given up."""
-    if 0 < conn.args.max_size < size or plan.length is not None and plan.length < size:
+    if 0 < conn.args.max_size < size or length is not None and length < size:
         part.kept = False
-        raise Refusal(413 if plan.length is None else 400, "more than was announced or is taken", close=True)
+        raise Refusal(413 if length is None else 400, "more than was announced or is taken", close=True)
 
 
 def noted(conn: Connection, request: Request, part: Part) -> Iterator[Data]:
@@ -2015,10 +2014,7 @@ def post_form(conn: Connection, request: Request) -> Answer:
 def store_part(conn: Connection, request: Request, data: Iterator[bytes], name: str) -> str:
     names = (*request.names, *name.split("/"))
     with conn.server.shared.locate(names, make=True) as place, contextlib.closing(Part(place)) as part:
-        for piece in while_space(conn, place, data):
-            part.write(piece)
-            if 0 < conn.args.max_size < part.size:
-                raise Refusal(413, f"more than {conn.args.max_size} bytes are not taken", close=True)
+        store(conn, part, data)
         final, _, _ = part.settle(names[-1], "number", conn.args.durable)
     return quoted([*names[:-1], final])
 
