@@ -174,8 +174,6 @@ WINDOWS_NAME = re.compile(r'.*[\\:<>"|?*\x00-\x1f].*|.*[. ]|(?i:con|prn|aux|nul|
 class Request:
     """A request's head, checked: everything in it can be relied upon. Nothing in it changes: the same head may be the same object."""
 
-    __slots__ = ("chunked", "fields", "has_body", "host", "is_light", "keep", "length", "line", "method", "minor", "names", "query", "slash")
-
     def __init__(self, method: str, target: str, minor: int, fields: Mapping[str, str]) -> None:
         self.method, self.minor, self.fields = method, minor, fields
         self.line = log_safe(f"{method} {target} HTTP/1.{minor}")
@@ -1613,11 +1611,11 @@ def check_password(conn: Connection, request: Request, guard: Guard) -> None:
     given = basic_password(request.fields.get("authorization", ""))
     if given is None:
         raise Refusal(401, "a password is asked for", CHALLENGE)
-    right = secrets.compare_digest(hashlib.sha256(given).digest(), conn.server.secret)
-    if reason := guard.judge(conn.peer, right):
-        wait = guard.wait(conn.peer)
-        raise Refusal(401, "wrong password", CHALLENGE) if reason != "busy" else Refusal(
-            429, "busy: too many wrong passwords came from this address", {"Retry-After": str(wait)})
+    reason = guard.judge(conn.peer, secrets.compare_digest(hashlib.sha256(given).digest(), conn.server.secret))
+    if reason == "busy":
+        raise Refusal(429, "busy: too many wrong passwords came from this address", {"Retry-After": str(guard.wait(conn.peer))})
+    if reason:
+        raise Refusal(401, "wrong password", CHALLENGE)
 
 
 def basic_password(field: str) -> bytes | None:
