@@ -217,8 +217,8 @@ def test_durable_uploads_work(spawn, folder, ask):
 
 def test_durable_puts_the_names_of_new_folders_on_the_disk_too(spawn, folder, ask, tmp_path):
     (tmp_path / "told.py").write_text("import os, runpy, sys\nmkdir, fsync = os.mkdir, os.fsync\n"
-                                      "def told_mkdir(name, **more):\n    mkdir(name, **more)\n    print('mkdir in', os.fstat(more['dir_fd']).st_ino, file=sys.stderr)\n"
-                                      "def told_fsync(number):\n    fsync(number)\n    print('fsync of', os.fstat(number).st_ino, file=sys.stderr)\n"
+                                      "def told_mkdir(name, **more):\n    mkdir(name, **more)\n    os.write(2, f\"mkdir in {os.fstat(more['dir_fd']).st_ino}\\n\".encode())\n"
+                                      "def told_fsync(number):\n    fsync(number)\n    os.write(2, f'fsync of {os.fstat(number).st_ino}\\n'.encode())\n"
                                       "os.supports_dir_fd.add(told_mkdir)\nos.mkdir, os.fsync, sys.argv[0] = told_mkdir, told_fsync, 'httpserver.py'\n"
                                       f"runpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n")
     server = spawn(str(tmp_path / "told.py"), folder, "--durable", "--quiet")
@@ -606,7 +606,7 @@ def test_old_parts_expire_and_are_never_served(ask, folder):
 
 def test_a_folder_is_not_looked_through_for_each_upload_into_it(spawn, ask, folder, tmp_path):
     (tmp_path / "told.py").write_text("import os, runpy, sys\nscandir = os.scandir\n"
-                                      "def told(where='.'):\n    print('looks through', where, file=sys.stderr)\n    return scandir(where)\n"
+                                      "def told(where='.'):\n    os.write(2, f'looks through {where}\\n'.encode())  # whole, whatever else is said\n    return scandir(where)\n"
                                       "os.supports_fd.add(told)\nos.scandir, sys.argv[0] = told, 'httpserver.py'\n"
                                       f"runpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n")
     server = spawn(str(tmp_path / "told.py"), folder)
