@@ -1328,8 +1328,8 @@ class Connection:
         if self.shaking:
             return self.turn_away(OVERLOADED)
         answer = text_answer(refused.status, refused.text, refused.fields, refused.text, close=True)
-        if request.method == "HEAD" if request else self.buffer.startswith(b"HEAD "):
-            answer.body = b""  # (§9.3.2)
+        is_head = request.method == "HEAD" if request else self.buffer.startswith(b"HEAD ")
+        answer.body = b"" if is_head else answer.body  # (§9.3.2)
         if not self.send_at_once(request, answer):
             self.close()
 
@@ -2937,7 +2937,8 @@ def share_port(workers: int, sock: socket.socket, stop: Stop, work: Callable[[St
         stop.drain()
         for child, status in ended_children():
             children.discard(child)
-            workers -= os.WIFEXITED(status) and os.WEXITSTATUS(status) > 0  # it has said why, and the next one would say the same
+            if os.WIFEXITED(status) and os.WEXITSTATUS(status):  # it has said why, and the next one would say the same
+                workers -= 1
     sock.close()
     for child in children:
         os.kill(child, signal.SIGTERM)
