@@ -106,6 +106,7 @@ PART_AGE = 7 * 86400  # seconds that an interrupted upload can be resumed
 FREE_CHECK = 1 << 20  # bytes of an upload after which free space is looked at again
 MAX_NUMBER = 1000  # files of one name that are told apart by a number
 MAX_DIGESTS = 10000  # files whose digest is remembered
+MAX_SWEPT = 10000  # folders of which is remembered that old parts were looked for
 PART = re.compile(r"\.six-[0-9a-f]{32}\.part")
 INTEROP = "8"  # the version of the resumable-upload draft that a client must name to be sent interim answers
 PROXIED = frozenset(("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"))
@@ -141,7 +142,6 @@ class Refusal(Exception):
     def __init__(self, status: int, text: str, fields: dict[str, str] | None = None, close: bool = False) -> None:
         super().__init__(text)
         self.status, self.text, self.fields, self.close = status, text, fields or {}, close
-        self.mute = False  # the answer to HEAD: no body (§9.3.2)
 
 
 class Complete(Refusal):
@@ -174,8 +174,6 @@ WINDOWS_NAME = re.compile(r'.*[\\:<>"|?*\x00-\x1f].*|.*[. ]|(?i:con|prn|aux|nul|
 class Request:
     """A request's head, checked: everything in it can be relied upon. Nothing in it changes: the same head may be the same object."""
 
-    __slots__ = ("chunked", "fields", "has_body", "host", "is_light", "keep", "length", "line", "method", "minor", "names", "query", "slash")
-
     def __init__(self, method: str, target: str, minor: int, fields: Mapping[str, str]) -> None:
         self.method, self.minor, self.fields = method, minor, fields
         self.line = log_safe(f"{method} {target} HTTP/1.{minor}")
@@ -197,11 +195,11 @@ def parse_head(head: bytes) -> Request:
         raise malformed(text)
     method, target, minor, lines = found.groups()
     if len(target) > MAX_TARGET:
-        raise Refusal(414, "the target is too long", close=True)
+        raise Refusal(414, "the target is too long")
     fields: dict[str, str] = {}
     pairs = FIELD.findall(lines)
     if len(pairs) > MAX_FIELDS:
-        raise Refusal(431, f"more than {MAX_FIELDS} header fields", close=True)
+        raise Refusal(431, f"more than {MAX_FIELDS} header fields")
     for name, value in pairs:
         name = name.lower()
         value = value.rstrip(" \t")
@@ -211,18 +209,18 @@ def parse_head(head: bytes) -> Request:
 
 def too_long(head: bytes) -> Refusal:
     if b"\n" not in head[:MAX_TARGET]:
-        return Refusal(414, "the target is too long", close=True)
-    return Refusal(431, f"the head is longer than {MAX_HEAD} bytes", close=True)
+        return Refusal(414, "the target is too long")
+    return Refusal(431, f"the head is longer than {MAX_HEAD} bytes")
 
 
 def malformed(head: str) -> Refusal:
     """Why a head is none."""
     line = LINE.fullmatch(re.split(r"\r?\n", head, maxsplit=1)[0])
     if line and line[3] > "1":
-        return Refusal(505, "HTTP/1.1 is spoken here", close=True)
+        return Refusal(505, "HTTP/1.1 is spoken here")
     if not line or line[3] == "0":
-        return Refusal(400, "the request line is not METHOD TARGET HTTP/1.1, with single spaces", close=True)
-    return Refusal(400, "a header line is not NAME: VALUE", close=True)  # folded, without colon, a space before it, a lone CR
+        return Refusal(400, "the request line is not METHOD TARGET HTTP/1.1, with single spaces")
+    return Refusal(400, "a header line is not NAME: VALUE")  # folded, without colon, a space before it, a lone CR
 
 
 def framing(fields: Mapping[str, str], minor: int) -> tuple[bool, int]:
@@ -234,32 +232,32 @@ def framing(fields: Mapping[str, str], minor: int) -> tuple[bool, int]:
             return False, 0
         values = {value.strip(" \t") for value in length.split(",")}
         if len(values) != 1 or not DIGITS.fullmatch(min(values)):
-            raise Refusal(400, "Content-Length is not one number", close=True)
+            raise Refusal(400, "Content-Length is not one number")
         return False, int(min(values))
     if length is not None or not minor:
-        raise Refusal(400, "Transfer-Encoding with Content-Length or in HTTP/1.0", close=True)
+        raise Refusal(400, "Transfer-Encoding with Content-Length or in HTTP/1.0")
     codings = [word.strip(" \t").lower() for word in coding.split(",")]
     if codings == ["chunked"]:
         return True, 0
     if "chunked" in codings[:-1]:
-        raise Refusal(400, "chunked must be the last transfer coding", close=True)
-    raise Refusal(501, "no other transfer coding than chunked", close=True)
+        raise Refusal(400, "chunked must be the last transfer coding")
+    raise Refusal(501, "no other transfer coding than chunked")
 
 
 def split_target(method: str, target: str, host: str | None, minor: int) -> tuple[str, str]:
     """The host that was asked, and the path with the query. (§3.2: origin, absolute, authority and asterisk form)"""
     if host is None and minor or host is not None and not HOST.fullmatch(host):
-        raise Refusal(400, "exactly one valid Host is needed", close=True)
+        raise Refusal(400, "exactly one valid Host is needed")
     if target[0] == "/":
         return host or "", target
     if method == "CONNECT":
-        raise Refusal(405, "this is no proxy", {"Allow": ", ".join(READING)}, close=True)
+        raise Refusal(405, "this is no proxy", {"Allow": ", ".join(READING)})
     if target == "*" and method == "OPTIONS":
         return host or "", "/"
     scheme, mark, rest = target.partition("://")
     authority = re.split(r"[/?]", rest, maxsplit=1)[0]
     if scheme.lower() not in ("http", "https") or not mark or not authority or not HOST.fullmatch(authority):
-        raise Refusal(400, "the target is neither a path nor a URL", close=True)
+        raise Refusal(400, "the target is neither a path nor a URL")
     path = rest[len(authority):]
     return authority, path if path[:1] == "/" else "/" + path
 
@@ -460,7 +458,7 @@ def digest_field(digest: bytes) -> str:
 
 
 # Forms, names, the log.
-FILENAME = re.compile(rb';[ \t]*filename=(?:"((?:[^"\\]|\\.)*)"|([^\s;"]+))', re.IGNORECASE | re.DOTALL)
+FILENAME = re.compile(rb';[ \t]*filename=(?:"((?:[^"\\]|\\.)*)"|([^;"]+))', re.IGNORECASE | re.DOTALL)
 FIELD_NAME = re.compile(rb';[ \t]*name="?([^";]*)', re.IGNORECASE)
 UNSAFE_LOG = re.compile(r'[^ !#-\[\]-~]')
 
@@ -474,16 +472,16 @@ def boundary_of(content_type: str) -> bytes:
 
 def unquoted(found: re.Match[bytes]) -> bytes:
     """A file's name that was found in quotes, or without."""
-    return found[2] or found[1].replace(b'\\"', b'"').replace(b"\\\\", b"\\")
+    return found[2].strip() if found[2] else found[1].replace(b'\\"', b'"').replace(b"\\\\", b"\\")
 
 
-def form_file(head: bytes) -> str | None:
-    """The name of the file that a part of a form is, "" when none was chosen, None when it is another field (RFC 7578).
+def form_file(head: bytes) -> str:
+    """The name of the file that a part of a form is, "" when none was chosen or it is another field (RFC 7578).
     Only the last component counts, except in a field called folder: there the path below the chosen folder."""
     line = next((line for line in head.split(b"\r\n") if line.lower().startswith(b"content-disposition:")), b"")
     found = FILENAME.search(line)
     if not found:
-        return None
+        return ""
     raw = unquoted(found)
     for escape, byte in (b"%22", b'"'), (b"%0D", b"\r"), (b"%0A", b"\n"):
         raw = raw.replace(escape, byte)
@@ -495,7 +493,7 @@ def suggested_name(request: Request) -> str:
     """What a body that was posted to a folder is to be called: as Content-Disposition says, or by time and type."""
     wanted = request.fields.get("content-disposition", "").encode("latin-1")
     found = re.search(rb"filename\*=UTF-8''([^\s;]+)", wanted, re.IGNORECASE)
-    plain = re.search(rb'filename=(?:"((?:[^"\\]|\\.)*)"|([^";]+))', wanted, re.IGNORECASE)
+    plain = FILENAME.search(wanted)
     raw = urllib.parse.unquote_to_bytes(found[1]) if found else unquoted(plain) if plain else b""
     if raw:
         return re.split("/" if found else r"[/\\]", os.fsdecode(raw))[-1]  # a backslash in filename* is meant as one: it is what our page sends
@@ -548,7 +546,7 @@ class Place(NamedTuple):
         return self.parent if self.parent is not None else os.path.dirname(self.name)
 
     def beside(self, name: str) -> Place:
-        return Place(self.parent, name if self.parent is not None else os.path.join(os.path.dirname(self.name), name))
+        return inside(self.folder, name)
 
     def stat(self) -> os.stat_result | None:
         with contextlib.suppress(FileNotFoundError):
@@ -574,6 +572,11 @@ class Found(NamedTuple):
     def is_folder(self) -> bool:
         return stat.S_ISDIR(self.info.st_mode)
 
+    @property
+    def descriptor(self) -> int:
+        assert isinstance(self.where, int)  # only a folder may be a path
+        return self.where
+
     def close(self) -> None:
         if isinstance(self.where, int):
             os.close(self.where)
@@ -596,11 +599,11 @@ class Shared:
     """The folder that is shared, or the one file in it. Every name from the network becomes something open in here
     and nowhere else: component by component, no link followed."""
 
-    def __init__(self, path: str, hidden: bool) -> None:
+    def __init__(self, path: str, hidden: bool, durable: bool) -> None:
         path = os.path.realpath(path)  # what the command line names may be a link
         self.only = None if os.path.isdir(path) else os.path.basename(path)
         self.path = os.path.dirname(path) if self.only else path
-        self.hidden = hidden or bool(self.only)
+        self.hidden, self.durable = hidden or bool(self.only), durable
         self.root = os.open(self.path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)) if DIR_FD else None
 
     def locate(self, names: Sequence[str], make: bool = False) -> Place:
@@ -614,18 +617,23 @@ class Shared:
         place = Place(self.root, ".")
         for name in names[:-1]:
             with place:
-                place = Place(self.step(place.parent, name, make), "", owned=True)
+                place = Place(self.step(Place(place.parent, name), make), "", owned=True)
         return Place(place.parent, names[-1] if names else ".", place.owned)
 
-    def step(self, parent: int | None, name: str, make: bool) -> int:
+    def step(self, place: Place, make: bool) -> int:
         try:
-            return os.open(name, FOLDER, dir_fd=parent)
+            return os.open(place.name, FOLDER, dir_fd=place.parent)
         except FileNotFoundError:
             if not make:
                 raise
         with contextlib.suppress(FileExistsError):
-            os.mkdir(name, dir_fd=parent)
-        return os.open(name, FOLDER, dir_fd=parent)
+            self.make_folder(place)
+        return os.open(place.name, FOLDER, dir_fd=place.parent)
+
+    def make_folder(self, place: Place) -> None:
+        os.mkdir(place.name, dir_fd=place.parent)
+        if self.durable:
+            keep_name(place)
 
     def resolve(self, names: Sequence[str], make: bool) -> Place:
         """Without dir_fd: a path that is its own real path goes through no link."""
@@ -684,9 +692,15 @@ def tree(place: Place, depth: int = 0) -> Iterator[tuple[Place, os.DirEntry[str]
             yield below, item
 
 
-def shows_all(place: Place) -> bool:
+def shows_all(place: Place, hidden: bool) -> bool:
     """Whether nothing in a folder is hidden from those who could delete it. Uploads that were broken off do not count."""
-    return all(PART.fullmatch(item.name) or item.name[0] != "." for _, item in tree(place))
+    return all(hidden or PART.fullmatch(item.name) or item.name[0] != "." for _, item in tree(place))
+
+
+def keep_name(place: Place) -> None:
+    """For --durable: a name that was just given in a folder is there after a power loss too. (Windows opens no folder.)"""
+    if place.parent is not None:
+        os.fsync(place.parent)
 
 
 def rename(old: Place, new: Place) -> None:
@@ -697,7 +711,7 @@ def rename_new(old: Place, new: Place) -> None:
     """A rename that does not replace: of two writers one wins."""
     if os.name == "nt":
         return os.rename(old.name, new.name)
-    linked = take_name(old, new)
+    linked = link(old, new)
     try:
         if not linked:
             return rename(old, new)
@@ -708,7 +722,7 @@ def rename_new(old: Place, new: Place) -> None:
         raise
 
 
-def take_name(old: Place, new: Place) -> bool:
+def link(old: Place, new: Place) -> bool:
     """Whether the file has the new name already. Where there are no hard links, as on a USB stick, an empty file keeps that free."""
     try:
         os.link(old.name, new.name, src_dir_fd=old.parent, dst_dir_fd=new.parent, follow_symlinks=False)
@@ -750,12 +764,15 @@ def lock_folders(places: Sequence[Place], held: contextlib.ExitStack) -> None:
 class Part:
     """A file on its way in: hidden beside its place, locked while written, renamed when it is whole."""
 
-    def __init__(self, place: Place, token: str, fresh: bool = True) -> None:
-        self.place, self.own, self.token = place, place.beside(f".six-{token}.part"), token
-        self.descriptor = os.open(self.own.name, FRESH if fresh else FRESH & ~(os.O_CREAT | os.O_EXCL), 0o666, dir_fd=place.parent)
-        self.kept = not fresh
+    def __init__(self, place: Place, token: str = "") -> None:
+        """A new one, or the one that has this token: before it is locked it may be another writer's."""
+        self.kept, self.token = bool(token), token or secrets.token_hex(16)
+        self.place, self.own = place, place.beside(f".six-{self.token}.part")
+        self.descriptor = os.open(self.own.name, FRESH & ~(os.O_CREAT | os.O_EXCL) if token else FRESH, 0o666, dir_fd=place.parent)
         self.size, self.inode = 0, os.fstat(self.descriptor).st_ino
         self.sha: Any = None
+        if not token:
+            self.lock()
 
     def lock(self) -> bool:
         """Whether no other writer, of this process or another, has it."""
@@ -812,10 +829,10 @@ class Part:
             if was and (not old or bare_tag(old) != was):
                 raise Refusal(412, "what it was to replace has changed meanwhile")
             info = self.finish(old, mtime)
-            final = next(self.try_names(name, over))
+            final = self.take_name(name, over)
         self.kept = True  # in its place: nothing to clear away
-        if durable and self.place.parent is not None:
-            os.fsync(self.place.parent)
+        if durable:
+            keep_name(self.place)
         return final, info, bool(old)
 
     def finish(self, old: os.stat_result | None, mtime: int | None) -> os.stat_result:
@@ -832,14 +849,14 @@ class Part:
             os.utime(handle, ns=(info.st_atime_ns, since // TAGGED * TAGGED + tag_of(self.token)))
         return os.stat(handle)
 
-    def try_names(self, name: str, over: str) -> Iterator[str]:
+    def take_name(self, name: str, over: str) -> str:
         if over == "replace":
             rename(self.own, self.place.beside(name))
-            yield name
+            return name
         for number in range(MAX_NUMBER):
             try:
                 rename_new(self.own, self.place.beside(numbered(name, number)))
-                yield numbered(name, number)
+                return numbered(name, number)
             except FileExistsError:
                 if over == "new":
                     raise
@@ -869,7 +886,7 @@ def expire_parts(place: Place) -> None:
     with contextlib.suppress(OSError), os.scandir(place.folder) as scan:
         for item in filter(is_expired, scan):
             # one that is another user's keeps none of the others
-            with contextlib.suppress(OSError), contextlib.closing(Part(place, item.name[5:-5], fresh=False)) as part:
+            with contextlib.suppress(OSError), contextlib.closing(Part(place, item.name[5:-5])) as part:
                 part.kept = not part.lock()
 
 
@@ -878,10 +895,7 @@ def is_expired(item: os.DirEntry[str]) -> bool:
 
 
 def free_space(where: Where) -> int:
-    if isinstance(where, int) and hasattr(os, "fstatvfs"):
-        info = os.fstatvfs(where)
-        return info.f_bavail * info.f_frsize
-    import shutil  # not at the top: only Windows needs it
+    import shutil  # not at the top, like tarfile and tempfile below: few requests need what takes so long to import
     return shutil.disk_usage(where).free
 
 
@@ -909,8 +923,8 @@ class Item(NamedTuple):
     def open(self) -> int:
         """The file, if it still is the one that was listed: its length has been promised."""
         found = open_leaf(self.place)
-        if etag(found.info) == etag(self.entry.info) and isinstance(found.where, int):
-            return found.where
+        if etag(found.info) == etag(self.entry.info):
+            return found.descriptor
         found.close()
         raise Gone(f"{log_safe(self.path)} changed")
 
@@ -935,7 +949,7 @@ def walk(where: Where, path: str, hidden: bool, left_out: Callable[[Item], None]
 
 
 def tar_head(item: Item) -> bytes:
-    import tarfile  # not at the top, like tempfile below: few requests need what takes so long to import
+    import tarfile
     info = tarfile.TarInfo(item.path.rstrip("/"))
     info.mode = stat.S_IMODE(item.entry.info.st_mode) & 0o777
     info.mtime = int(item.entry.info.st_mtime)
@@ -946,39 +960,42 @@ def tar_head(item: Item) -> bytes:
 TAR_END = 1024  # two empty blocks
 
 
-def tar_length(item: Item) -> int:
-    return len(tar_head(item)) + -(-item.entry.size // 512) * 512
+def tar_heads(items: Iterable[Item], sha: hashlib._Hash) -> Iterator[tuple[Item, bytes, int]]:
+    """Each item with its head and its length in the archive, whose tag changes with any name, size or time in it."""
+    for item in items:
+        head = tar_head(item)
+        sha.update(head + etag(item.entry.info).encode())
+        yield item, head, len(head) + item.entry.size + -item.entry.size % 512
+
+
+def tar_tag(sha: hashlib._Hash) -> str:
+    return f'"{sha.hexdigest()[:32]}"'
 
 
 def tar_plan(items: Iterable[Item]) -> tuple[int, str]:
-    """The archive's length, and a tag that changes with any name, size or time in it."""
-    length, sha = TAR_END, hashlib.sha256()
-    for item in items:
-        length += tar_length(item)
-        sha.update(tar_head(item) + etag(item.entry.info).encode())
-    return length, f'"{sha.hexdigest()[:32]}"'
+    """The archive's length and tag."""
+    sha = hashlib.sha256()
+    return TAR_END + sum(length for _, _, length in tar_heads(items, sha)), tar_tag(sha)
 
 
 def tar_pieces(items: Iterable[Item], start: int, end: int, tag: str) -> Iterator[Piece]:
     """The bytes from start to end of the archive; files outside of them are not even opened. The last byte comes when all others were
     of the planned archive: where it does not, the client sees that it has not got the whole."""
     at, sha, last = 0, hashlib.sha256(), b""
-    for item in items:
-        length = tar_length(item)
-        sha.update(tar_head(item) + etag(item.entry.info).encode())
+    for item, head, length in tar_heads(items, sha):
         if start < at + length and at < end:
-            yield from clip(tar_item(item), start - at, end - 1 - at)
+            yield from clip(tar_item(item, head), start - at, end - 1 - at)
         if at < end <= at + length:
-            last = tar_byte(item, end - 1 - at)
+            last = tar_byte(item, head, end - 1 - at)
         at += length
-    if tag != f'"{sha.hexdigest()[:32]}"':
+    if tag != tar_tag(sha):
         raise Gone("the folder changed")
     yield last
     yield from clip([bytes(TAR_END)], start - at, end - at)
 
 
-def tar_item(item: Item) -> Iterator[Piece]:
-    yield tar_head(item)
+def tar_item(item: Item, head: bytes) -> Iterator[Piece]:
+    yield head
     if item.entry.size:
         descriptor = item.open()
         try:
@@ -988,8 +1005,8 @@ def tar_item(item: Item) -> Iterator[Piece]:
         yield bytes(-item.entry.size % 512)
 
 
-def tar_byte(item: Item, at: int) -> bytes:
-    for piece in clip(tar_item(item), at, at + 1):
+def tar_byte(item: Item, head: bytes, at: int) -> bytes:
+    for piece in clip(tar_item(item, head), at, at + 1):
         return read_at(piece.descriptor, 1, piece.start) if isinstance(piece, Span) else piece
     return b""
 
@@ -1091,18 +1108,16 @@ class Answer:
     __slots__ = ("body", "close", "fields", "length", "note", "pieces", "ranges", "rest", "size", "status", "tag")
 
     def __init__(self, status: int, fields: dict[str, str] | None = None, body: bytes = b"", pieces: Iterable[Piece] | None = None,
-                 length: int | None = None) -> None:
+                 length: int | None = None, note: str = "", close: bool = False) -> None:
         self.status, self.fields, self.body, self.pieces = status, fields or {}, body, pieces
         self.length = length if pieces is not None else len(body)  # None: not known before
-        self.close, self.rest = False, b""  # rest: head and body that the kernel had no room for
-        self.tag, self.size, self.ranges, self.note = "", 0, [(0, 0)], ""  # what --once counts, what the log adds
+        self.note, self.close, self.rest = note, close, b""  # for the log; the connection ends; what the kernel had no room for
+        self.tag, self.size, self.ranges = "", 0, [(0, 0)]  # what --once counts
 
 
 def text_answer(status: int, text: str, fields: dict[str, str] | None = None, note: str = "", close: bool = False) -> Answer:
     fields = {"Content-Type": "text/plain; charset=utf-8", **(fields or {})}
-    answer = Answer(status, fields, f"{status} {PHRASES[status]}: {text}\n".encode())
-    answer.note, answer.close = note, close
-    return answer
+    return Answer(status, fields, f"{status} {PHRASES[status]}: {text}\n".encode(), note=note, close=close)
 
 
 class Body:
@@ -1118,7 +1133,6 @@ class Body:
         self.pieces = self.read()  # one for all who read: whoever goes on goes on where the last one stopped
 
     def read(self) -> Iterator[Data]:
-        """Each piece is gone when the next is asked for: one buffer serves for all, which is twice as fast as new ones."""
         if self.whole:
             return
         if not self.asked:
@@ -1133,10 +1147,26 @@ class Body:
         self.whole = True
 
     def receive(self, most: int) -> Data:
-        if self.conn.buffer:
-            return self.conn.take(most)
+        if not self.conn.buffer and most >= RECORD:
+            return self.more(most)
+        if not self.conn.buffer:
+            self.conn.buffer += self.more(RECORD)
+        return self.conn.take(most)
+
+    def more(self, most: int) -> memoryview:
+        """It is gone when the next is asked for: one buffer serves for all, which is twice as fast as new ones."""
         self.space = self.space or memoryview(bytearray(PIECE))
         return self.conn.receive(self.space[:most])
+
+    def read_line(self, most: int) -> bytes:
+        """A line up to its CRLF, of at most so many bytes."""
+        conn = self.conn
+        while (end := conn.buffer.find(b"\n")) < 0 and len(conn.buffer) < most + 2:
+            conn.buffer += self.more(RECORD)
+        line = conn.take(end + 1)
+        if line[-2:] != b"\r\n" or end > most + 1:
+            raise Refusal(400, "a line of a chunked body is too long or does not end in CRLF", close=True)
+        return line[:-2]
 
     def chunks(self) -> Iterator[Data]:
         """RFC 9112 §7.1, strictly: what is doubtful here could hide another request."""
@@ -1145,10 +1175,10 @@ class Body:
                 data = self.receive(size)
                 size -= len(data)
                 yield data
-            if self.conn.read_line(2):
+            if self.read_line(2):
                 raise Refusal(400, "a chunk is longer than its size", close=True)
         left = MAX_TRAILER
-        while line := self.conn.read_line(left):
+        while line := self.read_line(left):
             left -= len(line)
             found = FIELD.fullmatch(line.decode("latin-1"))
             if not found or left <= 0:
@@ -1156,7 +1186,7 @@ class Body:
             self.trailer[found[1].lower()] = found[2].strip()
 
     def chunk_size(self) -> int:
-        found = re.fullmatch(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?", self.conn.read_line(MAX_LINE))
+        found = re.fullmatch(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?", self.read_line(MAX_LINE))
         if not found:
             raise Refusal(400, "a chunk's size is not in hex digits", close=True)
         return int(found[1], 16)
@@ -1177,7 +1207,7 @@ class Body:
 class Connection:
     """A socket and what has been read from it. It belongs to the thread that leads, or to the one that it was handed to."""
 
-    __slots__ = ("args", "buffer", "held", "moved", "part", "peer", "scanned", "sent", "server", "shaking", "sock", "waited")
+    __slots__ = ("args", "body", "buffer", "held", "moved", "part", "peer", "scanned", "sent", "server", "shaking", "sock", "waited")
 
     def __init__(self, server: Server, sock: socket.socket, peer: Address) -> None:
         self.server, self.sock, self.args = server, sock, server.args
@@ -1186,6 +1216,7 @@ class Connection:
         self.scanned = self.sent = self.moved = 0
         self.waited = 0.0
         self.held: list[Found] = []  # what is open for the answer under way
+        self.body: Body  # of the request that is being answered without the lead
         self.part: Part | None = None  # what is being received
         self.shaking = server.door.tls is not None  # the TLS handshake is still to come, or under way
 
@@ -1225,7 +1256,7 @@ class Connection:
             first = socket.socket.recv(self.sock, 1, socket.MSG_PEEK)
             if first not in (b"", b"\x16"):
                 self.shaking = False
-                self.refuse_head(Refusal(400, "TLS is spoken on this port: the address begins with https://", close=True))
+                self.refuse_head(Refusal(400, "TLS is spoken on this port: the address begins with https://"))
                 return False
             self.server.unwatch(self)  # or the selector would still know it, should it be closed in the next call
             self.sock = over_tls(self.server.door.tls, self.sock)
@@ -1239,7 +1270,7 @@ class Connection:
             self.close()
             return False
         self.shaking = False
-        self.server.gather(self, False)
+        self.server.await_head(self)
         return True
 
     def turn_away(self, code: int) -> None:
@@ -1258,14 +1289,18 @@ class Connection:
                 self.refuse_head(refused)
                 return None
             if request is None:
-                self.server.gather(self, bool(self.buffer))
+                self.server.await_head(self)
                 return None
+            self.server.await_no_head(self)
             if not request.is_light:
                 return Job(self, request, None)
-            answer = self.respond(request, None)
+            answer = self.respond(request)
             if answer.pieces is not None or not self.send_at_once(request, answer):
                 return Job(self, request, answer)
-            if answer.close or not self.buffer:
+            if answer.close:
+                return None
+            if not self.buffer:
+                self.server.await_head(self)
                 return None
         return Job(self, None, None)
 
@@ -1274,30 +1309,28 @@ class Connection:
         if self.buffer[:1] in (b"\r", b"\n") and (found := EMPTY_LINES.match(self.buffer)):
             self.buffer = self.buffer[found.end():]  # §2.2: some clients send an empty line after a body
         if self.buffer[:1] == b"\x16":  # first of all: among its random bytes may be two line ends, which look like the end of a head
-            raise Refusal(400, "this is TLS, and the port speaks without: the address begins with http://", close=True)
+            raise Refusal(400, "this is TLS, and the port speaks without: the address begins with http://")
         found = HEAD_END.search(self.buffer, max(0, self.scanned - 2))
         if not found:
             self.scanned = len(self.buffer)
             if self.scanned > MAX_HEAD:
                 raise too_long(self.buffer)
             return None
-        head, self.buffer, self.scanned = self.buffer[:found.end()], self.buffer[found.end():], 0
+        head = self.buffer[:found.end()]
         if len(head) > MAX_HEAD:
             raise too_long(head)
-        self.server.gather(self, False)
-        try:
-            return parse_head(head)
-        except Refusal as refused:
-            refused.mute = head.startswith(b"HEAD ")
-            raise
+        request = parse_head(head)
+        self.buffer, self.scanned = self.buffer[found.end():], 0
+        return request
 
-    def refuse_head(self, refused: Refusal) -> None:
-        """A head that cannot be trusted: nothing after it can either."""
+    def refuse_head(self, refused: Refusal, request: Request | None = None) -> None:
+        """A head that cannot be trusted: nothing after it can either. Or a request that comes at the wrong moment."""
         if self.shaking:
             return self.turn_away(OVERLOADED)
         answer = text_answer(refused.status, refused.text, refused.fields, refused.text, close=True)
-        answer.body = b"" if refused.mute else answer.body
-        if not self.send_at_once(None, answer):
+        is_head = request.method == "HEAD" if request else self.buffer.startswith(b"HEAD ")
+        answer.body = b"" if is_head else answer.body  # (§9.3.2)
+        if not self.send_at_once(request, answer):
             self.close()
 
     def send_at_once(self, request: Request | None, answer: Answer) -> bool:
@@ -1323,9 +1356,7 @@ class Connection:
     def ended(self) -> None:
         """The client closed, between requests or in a head."""
         if self.buffer:
-            answer = Answer(400)
-            answer.note = "left within the head"
-            self.server.answered(self, None, answer, 0)
+            self.server.answered(self, None, Answer(400, note="left within the head"), 0)
         self.close()
 
     def linger(self) -> None:
@@ -1372,16 +1403,17 @@ class Connection:
     def exchange(self, request: Request, answer: Answer | None) -> bool:
         """One request, whatever it takes. Whether the connection goes on."""
         self.sent, self.moved, self.waited = 0, 0, 0.0
-        body = Body(self, request)
-        answer = answer or self.respond(request, body)
+        self.body = Body(self, request)
+        answer = answer or self.respond(request)
         try:
-            answer.close = not self.keeps(request, answer) or not body.drain()
+            answer.close = not self.keeps(request, answer) or not self.body.drain()
             self.deliver(request, answer)
         except (Gone, OSError, Refusal) as problem:
             answer.note = answer.note or f"ended at {self.sent} of {answer.length if answer.length is not None else '?'} bytes: {told(problem)}"
             answer.close = True
             raise Gone from None
         finally:
+            del self.body
             self.release()
             self.server.answered(self, request, answer, self.sent)
         return not answer.close
@@ -1395,19 +1427,19 @@ class Connection:
     def watch(self) -> None:
         """Back to the leader, perhaps with the beginning of a head."""
         self.server.watch(self)
-        self.server.gather(self, bool(self.buffer))
+        self.server.await_head(self)
 
-    def respond(self, request: Request, body: Body | None) -> Answer:
-        answer = self.answer_to(request, body)
+    def respond(self, request: Request) -> Answer:
+        answer = self.answer_to(request)
         if request.method == "HEAD":  # the fields of GET with its length, and nothing else (§9.3.2)
             answer.body, answer.pieces = b"", None
         return answer
 
-    def answer_to(self, request: Request, body: Body | None) -> Answer:
+    def answer_to(self, request: Request) -> Answer:
         """The one place where a request becomes an answer, or what kept it from becoming one."""
         try:
             check_request(self, request)
-            return METHODS[request.method](self, request, body)
+            return METHODS[request.method](self, request)
         except Refusal as refused:
             return text_answer(refused.status, refused.text, refused.fields, refused.text, refused.close)
         except Gone as gone:
@@ -1415,13 +1447,11 @@ class Connection:
         except TimeoutError as late:
             return text_answer(408, "the body did not arrive in time", None, told(late), close=True)
         except ConnectionError as left:
-            answer = Answer(400)
-            answer.note, answer.close = f"left in the body: {told(left)}", True
-            return answer
+            return Answer(400, note=f"left in the body: {told(left)}", close=True)
         except OSError as error:
             status, text = PROBLEMS.get(error.errno or 0, (500, "the server's system refused"))
             fields = {"Retry-After": "5"} if status == 503 else {}
-            return text_answer(status, text, fields, text if status != 500 else str(error), bool(body and not body.whole))
+            return text_answer(status, text, fields, text if status != 500 else str(error), request.has_body and not self.body.whole)
         except Exception as bug:  # noqa: BLE001  the client shall hear of it too
             return text_answer(500, "a mistake in the server", None, f"{type(bug).__name__}: {bug}", close=True)
 
@@ -1509,16 +1539,7 @@ class Connection:
         return data
 
     def receive(self, space: memoryview) -> memoryview:
-        """Some bytes of a body."""
-        if not self.server.door.tls or len(space) >= RECORD:
-            return self.fetch(space)
-        self.buffer += self.fetch(memoryview(bytearray(RECORD)))
-        data = self.take(len(space))
-        space[:len(data)] = data
-        return space[:len(data)]
-
-    def fetch(self, space: memoryview) -> memoryview:
-        """What comes next. TLS gives a record at a time: all that have come are taken, and written to the disk at once."""
+        """What comes next, into at least RECORD bytes. TLS gives a record at a time: all that have come are written to the disk at once."""
         count = self.patiently(False, self.sock.recv_into, space)
         if not count:
             raise ConnectionAbortedError(errno.ECONNABORTED, "the body ended early")
@@ -1526,15 +1547,6 @@ class Connection:
             while self.server.door.tls and len(space) - count >= RECORD and (more := self.sock.recv_into(space[count:])):
                 count += more
         return space[:count]
-
-    def read_line(self, most: int) -> bytes:
-        """A line up to its CRLF, of at most so many bytes."""
-        while (end := self.buffer.find(b"\n")) < 0 and len(self.buffer) < most + 2:
-            self.buffer += self.receive(memoryview(bytearray(RECORD)))
-        line = self.take(end + 1)
-        if line[-2:] != b"\r\n" or end > most + 1:
-            raise Refusal(400, "a line of a chunked body is too long or does not end in CRLF", close=True)
-        return line[:-2]
 
     def wait(self, writing: bool) -> None:
         """Until the socket is ready. Silence has a limit, and so has dripping; only time spent waiting for the client counts."""
@@ -1599,11 +1611,11 @@ def check_password(conn: Connection, request: Request, guard: Guard) -> None:
     given = basic_password(request.fields.get("authorization", ""))
     if given is None:
         raise Refusal(401, "a password is asked for", CHALLENGE)
-    right = secrets.compare_digest(hashlib.sha256(given).digest(), conn.server.secret)
-    if reason := guard.judge(conn.peer, right):
-        wait = guard.wait(conn.peer)
-        raise Refusal(401, "wrong password", CHALLENGE) if reason != "busy" else Refusal(
-            429, "busy: too many wrong passwords came from this address", {"Retry-After": str(wait)})
+    reason = guard.judge(conn.peer, secrets.compare_digest(hashlib.sha256(given).digest(), conn.server.secret))
+    if reason == "busy":
+        raise Refusal(429, "busy: too many wrong passwords came from this address", {"Retry-After": str(guard.wait(conn.peer))})
+    if reason:
+        raise Refusal(401, "wrong password", CHALLENGE)
 
 
 def basic_password(field: str) -> bytes | None:
@@ -1625,7 +1637,7 @@ def is_foreign(request: Request) -> bool:
     return origin.partition("://")[2].lower() not in [name.lower() for name in own if name]
 
 
-def get(conn: Connection, request: Request, body: Body | None) -> Answer:
+def get(conn: Connection, request: Request) -> Answer:
     options = parameters(request.query) if request.query else {}
     if "upload" in options:
         return upload_state(conn, request)
@@ -1691,11 +1703,10 @@ def get_file(conn: Connection, request: Request, names: Sequence[str], found: Fo
     if wants_digest(request):
         headers["Repr-Digest"] = digest_field(conn.server.digest(found))
     ranges = wanted_ranges(request, info.st_size, tag, mtime, now)
-    assert isinstance(found.where, int)
     if ranges and len(ranges) > 1:
-        answer = several(headers, found.where, info.st_size, ranges)
+        answer = several(headers, found.descriptor, info.st_size, ranges)
     else:
-        answer = file_answer(headers, found.where, info.st_size, ranges, reading=request.method == "GET")
+        answer = file_answer(headers, found.descriptor, *one_range(headers, ranges, info.st_size), reading=request.method == "GET")
     answer.tag, answer.size, answer.ranges = tag, info.st_size, ranges or [(0, info.st_size)]
     return answer
 
@@ -1728,12 +1739,16 @@ def prefer_gzip(conn: Connection, names: Sequence[str], found: Found) -> tuple[F
     return found, ""
 
 
-def file_answer(headers: dict[str, str], descriptor: int, size: int, ranges: list[tuple[int, int]] | None, reading: bool) -> Answer:
-    """The whole file, or a part of it."""
-    start, end = ranges[0] if ranges else (0, size)
-    status = 206 if ranges else 200
-    if ranges:
-        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+def one_range(headers: dict[str, str], ranges: list[tuple[int, int]] | None, size: int) -> tuple[int, int, int]:
+    """The status, and from where to where: of one range, or of the whole."""
+    if not ranges or len(ranges) > 1:
+        return 200, 0, size
+    start, end = ranges[0]
+    headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+    return 206, start, end
+
+
+def file_answer(headers: dict[str, str], descriptor: int, status: int, start: int, end: int, reading: bool) -> Answer:
     if end - start > SMALL or not reading:
         return Answer(status, headers, pieces=[Span(descriptor, start, end)], length=end - start)
     body = read_at(descriptor, end - start, start)
@@ -1762,13 +1777,8 @@ def get_tar(conn: Connection, request: Request, found: Found, name: str) -> Answ
                "Accept-Ranges": "bytes", "Cache-Control": "no-cache"}
     if is_known(request.fields, tag, NO_DATE):
         return Answer(304, headers)
-    ranges = wanted_ranges(request, length, tag, NO_DATE, 0)
-    partial = ranges is not None and len(ranges) == 1  # several are answered with the whole
-    start, end = ranges[0] if ranges and partial else (0, length)
-    if partial:
-        headers["Content-Range"] = f"bytes {start}-{end - 1}/{length}"
-    pieces = tar_pieces(walk(found.where, "", hidden), start, end, tag)
-    answer = Answer(206 if partial else 200, headers, pieces=pieces, length=end - start)
+    status, start, end = one_range(headers, wanted_ranges(request, length, tag, NO_DATE, 0), length)
+    answer = Answer(status, headers, pieces=tar_pieces(walk(found.where, "", hidden), start, end, tag), length=end - start)
     answer.tag, answer.size, answer.ranges = tag, length, [(start, end)]
     return answer
 
@@ -1782,7 +1792,7 @@ def get_zip(conn: Connection, found: Found, name: str) -> Answer:
     return answer
 
 
-def options(conn: Connection, request: Request, body: Body | None) -> Answer:
+def options(conn: Connection, request: Request) -> Answer:
     fields = {"Allow": conn.server.allowed, "Accept-Ranges": "bytes"}
     if not conn.server.read_only:
         fields |= {"Accept-Patch": "application/partial-upload", "Upload-Limit": upload_limit(conn)}
@@ -1790,12 +1800,11 @@ def options(conn: Connection, request: Request, body: Body | None) -> Answer:
 
 
 # Uploads.
-def put(conn: Connection, request: Request, body: Body | None) -> Answer:
+def put(conn: Connection, request: Request) -> Answer:
     if "content-range" in request.fields:
         raise Refusal(400, "PUT takes whole files; Upload-Offset with PATCH takes parts")  # §14.4
     if not request.names or request.slash:
         raise Refusal(409, "a folder has that name; POST puts files into it")
-    assert body
     size = expect_size(conn, request)
     try:  # who expects a file there makes no folders for it
         where = conn.server.shared.locate(request.names, make=not judge(request.fields, None, 0, reading=False))
@@ -1806,21 +1815,22 @@ def put(conn: Connection, request: Request, body: Body | None) -> Answer:
         expect_space(conn, place, size)
         there = expect(request.fields, place.regular())
         if CONDITIONS.isdisjoint(request.fields):
-            return take_upload(conn, request, body, place, request.names, "replace")
-        return take_upload(conn, request, body, place, request.names, "replace" if there else "new", bare_tag(there) if there else None)
+            return take_upload(conn, request, place, request.names, "replace")
+        if there:
+            return take_upload(conn, request, place, request.names, "replace", bare_tag(there))
+        return take_upload(conn, request, place, request.names, "new")
 
 
-def post(conn: Connection, request: Request, body: Body | None) -> Answer:
+def post(conn: Connection, request: Request) -> Answer:
     """Into a folder: a form's files, or the body itself under a new name. To the name of a file: like PUT."""
-    assert body
     size = expect_size(conn, request)
     is_form = request.fields.get("content-type", "").lower().startswith("multipart/form-data")
     if not is_form and request.names and not request.slash and not is_folder(conn, request.names):
-        return put(conn, request, body)
+        return put(conn, request)
     names = (*request.names, suggested_name(request))
     with conn.server.shared.locate(names, make=True) as place:
         expect_space(conn, place, size)
-        return post_form(conn, request, body) if is_form else take_upload(conn, request, body, place, names, "number")
+        return post_form(conn, request) if is_form else take_upload(conn, request, place, names, "number")
 
 
 def is_folder(conn: Connection, names: Sequence[str]) -> bool:
@@ -1846,17 +1856,6 @@ def expect_space(conn: Connection, place: Place, size: int) -> None:
         raise Refusal(507, "there is not that much free space", close=True)
 
 
-def while_space(conn: Connection, place: Place, pieces: Iterable[Data]) -> Iterator[Data]:
-    """An upload's data as long as there is room: how long a chunked one gets nobody knows before."""
-    left = FREE_CHECK  # somebody has looked just now
-    for piece in pieces:
-        left -= len(piece)
-        if left < 0:
-            left = FREE_CHECK
-            expect_space(conn, place, len(piece))
-        yield piece
-
-
 def expect(fields: Mapping[str, str], info: os.stat_result | None) -> os.stat_result | None:
     """What is to be changed, if it is there at all, must be as a request's conditions say."""
     if judge(fields, etag(info) if info else None, int(info.st_mtime) if info else 0, reading=False):
@@ -1880,8 +1879,9 @@ class Plan(NamedTuple):
     file: int  # the number of the part's inode, which stays the same when that is renamed: by it and tag_of() the finished file is known
 
     def url(self) -> str:
-        known = {"length": self.length, "mtime": self.mtime, "sha256": self.digest and self.digest.hex(), "was": self.was, "file": self.file}
-        return f"{quoted(self.names)}?upload={self.token}&over={self.over}" + "".join(f"&{key}={value}" for key, value in known.items() if value is not None)
+        words = {"upload": self.token, "over": self.over, "length": self.length, "mtime": self.mtime,
+                 "sha256": self.digest and self.digest.hex(), "was": self.was, "file": self.file}
+        return f"{quoted(self.names)}?" + "&".join(f"{key}={value}" for key, value in words.items() if value is not None)
 
 
 def read_plan(request: Request) -> Plan:
@@ -1893,21 +1893,21 @@ def read_plan(request: Request) -> Plan:
                 bytes.fromhex(digest) if digest else None, was, int(file))
 
 
-def take_upload(conn: Connection, request: Request, body: Body, place: Place, names: Sequence[str], over: str, was: str | None = None) -> Answer:
+def take_upload(conn: Connection, request: Request, place: Place, names: Sequence[str], over: str, was: str | None = None) -> Answer:
     digest = parse_digest(request.fields.get("repr-digest", ""))
     complete = request.fields.get("upload-complete")
     length = request.fields.get("upload-length") or (request.length if complete == "?1" and not request.chunked else None)
     mtime = wanted_mtime(request)
-    with contextlib.closing(Part(place, secrets.token_hex(16))) as part:
-        part.lock()
+    with contextlib.closing(Part(place)) as part:
         plan = Plan(names, part.token, over, None if length is None else int(length), mtime, digest, was, part.inode)
         if complete in ("?0", "?1"):
-            expire_parts(place)
+            if conn.server.is_sweep_due(place.folder):
+                expire_parts(place)
             part.kept = True
             interim(conn, request, {"Location": plan.url(), "Upload-Limit": upload_limit(conn)})
         elif digest or "repr-digest" in request.fields.get("trailer", "").lower() or wants_digest(request):
             part.sha = hashlib.sha256()
-        return fill_part(conn, request, body, part, plan, complete != "?0")
+        return fill_part(conn, request, part, plan, complete != "?0")
 
 
 def wanted_mtime(request: Request) -> int | None:
@@ -1926,46 +1926,56 @@ def interim(conn: Connection, request: Request, fields: dict[str, str]) -> None:
         conn.send(f"HTTP/1.1 104 Upload Resumption Supported\r\nUpload-Draft-Interop-Version: {INTEROP}\r\n{lines}\r\n".encode())
 
 
-def fill_part(conn: Connection, request: Request, body: Body, part: Part, plan: Plan, complete: bool) -> Answer:
+def fill_part(conn: Connection, request: Request, part: Part, plan: Plan, complete: bool) -> Answer:
     """Receive into a part, and when the upload is complete check it and put it in its place."""
-    expect_length(conn, part, plan, part.size + request.length)
+    expect_length(conn, part, plan.length, part.size + request.length)
     conn.part = part
     try:
-        for data in while_space(conn, part.place, noted(conn, request, body)):
-            part.write(data)
-            part.give_way()
-            expect_length(conn, part, plan, part.size)
+        store(conn, part, noted(conn, request, part), plan.length)
     finally:
         conn.part = None
     if not complete:
         fields = {"Location": plan.url(), **upload_fields(conn, part.size, "?0")}
         return text_answer(201, "to be continued", fields) if request.method != "PATCH" else Answer(204, fields)
-    return complete_upload(conn, request, body, part, plan)
+    return complete_upload(conn, request, part, plan)
 
 
-def expect_length(conn: Connection, part: Part, plan: Plan, size: int) -> None:
+def store(conn: Connection, part: Part, pieces: Iterable[Data], length: int | None = None) -> None:
+    """Write what comes, as long as there is room: how much a chunked upload holds nobody knows before."""
+    left = FREE_CHECK  # somebody has looked just now
+    for piece in pieces:
+        left -= len(piece)
+        if left < 0:
+            left = FREE_CHECK
+            expect_space(conn, part.place, len(piece))
+        part.write(piece)
+        part.give_way()
+        expect_length(conn, part, length, part.size)
+
+
+def expect_length(conn: Connection, part: Part, length: int | None, size: int) -> None:
     """An upload that gets longer than it may is given up."""
-    if 0 < conn.args.max_size < size or plan.length is not None and plan.length < size:
+    if 0 < conn.args.max_size < size or length is not None and length < size:
         part.kept = False
-        raise Refusal(413 if plan.length is None else 400, "more than was announced or is taken", close=True)
+        raise Refusal(413 if length is None else 400, "more than was announced or is taken", close=True)
 
 
-def noted(conn: Connection, request: Request, body: Body) -> Iterator[Data]:
+def noted(conn: Connection, request: Request, part: Part) -> Iterator[Data]:
     """The body of a resumable upload; when more of it is to come, the client is told how much is stored, unless it does not read."""
-    told = 0.0
-    for data in body.pieces:
+    last = 0.0
+    for data in conn.body.pieces:
         yield data
-        if conn.part and conn.part.kept and (body.left or request.chunked) and time.monotonic() > told + NOTE_EVERY and is_ready(conn.sock, True, 0):
-            told = time.monotonic()
-            interim(conn, request, {"Upload-Offset": str(conn.part.size)})
+        if part.kept and (conn.body.left or request.chunked) and time.monotonic() > last + NOTE_EVERY and is_ready(conn.sock, True, 0):
+            last = time.monotonic()
+            interim(conn, request, {"Upload-Offset": str(part.size)})
 
 
-def complete_upload(conn: Connection, request: Request, body: Body, part: Part, plan: Plan) -> Answer:
+def complete_upload(conn: Connection, request: Request, part: Part, plan: Plan) -> Answer:
     resumable = part.kept
     part.kept = False
     if plan.length is not None and part.size != plan.length:
         raise Refusal(400, f"the upload has {part.size} bytes, {plan.length} were announced", {"Upload-Complete": "?1"})
-    wanted = plan.digest or parse_digest(body.trailer.get("repr-digest", ""))
+    wanted = plan.digest or parse_digest(conn.body.trailer.get("repr-digest", ""))
     actual = part.sha.digest() if part.sha else file_digest(part.descriptor) if wanted else None
     if wanted and actual != wanted:
         raise Refusal(400, "what arrived is not what Repr-Digest says", {"Upload-Complete": "?1"} if resumable else {})
@@ -1983,10 +1993,10 @@ def complete_upload(conn: Connection, request: Request, body: Body, part: Part, 
     return text_answer(201, f"stored as {path}", {"Location": path, **fields})
 
 
-def post_form(conn: Connection, request: Request, body: Body) -> Answer:
+def post_form(conn: Connection, request: Request) -> Answer:
     """RFC 7578: each file of the form into the folder; a name that exists gets a number."""
     stored = []
-    for head, data in form_parts(body.pieces, boundary_of(request.fields["content-type"])):
+    for head, data in form_parts(conn.body.pieces, boundary_of(request.fields["content-type"])):
         name = form_file(head)
         if name:
             stored.append(store_part(conn, request, data, name))
@@ -2001,12 +2011,8 @@ def post_form(conn: Connection, request: Request, body: Body) -> Answer:
 
 def store_part(conn: Connection, request: Request, data: Iterator[bytes], name: str) -> str:
     names = (*request.names, *name.split("/"))
-    with conn.server.shared.locate(names, make=True) as place, contextlib.closing(Part(place, secrets.token_hex(16))) as part:
-        part.lock()
-        for piece in while_space(conn, place, data):
-            part.write(piece)
-            if 0 < conn.args.max_size < part.size:
-                raise Refusal(413, f"more than {conn.args.max_size} bytes are not taken", close=True)
+    with conn.server.shared.locate(names, make=True) as place, contextlib.closing(Part(place)) as part:
+        store(conn, part, data)
         final, _, _ = part.settle(names[-1], "number", conn.args.durable)
     return quoted([*names[:-1], final])
 
@@ -2081,7 +2087,7 @@ def resumed(conn: Connection, request: Request) -> Iterator[tuple[Part, Plan]]:
     plan = read_plan(request)
     with conn.server.shared.locate(plan.names) as place:
         try:
-            part = Part(place, plan.token, fresh=False)
+            part = Part(place, plan.token)
         except FileNotFoundError:
             raise completed(place, plan) from None
         with contextlib.closing(part):
@@ -2117,9 +2123,8 @@ def upload_state(conn: Connection, request: Request) -> Answer:
     return Answer(204, {**fields, "Cache-Control": "no-store", **({} if length is None else {"Upload-Length": str(length)})})
 
 
-def patch(conn: Connection, request: Request, body: Body | None) -> Answer:
+def patch(conn: Connection, request: Request) -> Answer:
     fields = request.fields
-    assert body
     if fields.get("content-type", "").lower() != "application/partial-upload":
         raise Refusal(415, "PATCH takes application/partial-upload", {"Accept-Patch": "application/partial-upload"})
     if not DIGITS.fullmatch(fields.get("upload-offset", "")) or fields.get("upload-complete") not in ("?0", "?1"):
@@ -2128,11 +2133,11 @@ def patch(conn: Connection, request: Request, body: Body | None) -> Answer:
         expect_space(conn, part.place, request.length)
         if part.size != int(fields["upload-offset"]):
             raise Refusal(409, f"the upload stands at {part.size}", {"Upload-Offset": str(part.size), "Upload-Complete": "?0"})
-        return fill_part(conn, request, body, part, plan, fields["upload-complete"] == "?1")
+        return fill_part(conn, request, part, plan, fields["upload-complete"] == "?1")
 
 
 # Delete, make, move.
-def delete(conn: Connection, request: Request, body: Body | None) -> Answer:
+def delete(conn: Connection, request: Request) -> Answer:
     options = parameters(request.query)
     if "upload" in options:
         with resumed(conn, request) as (part, _):
@@ -2154,7 +2159,7 @@ def delete(conn: Connection, request: Request, body: Body | None) -> Answer:
 
 
 def delete_folder(place: Place, recursive: bool, hidden: bool) -> None:
-    if recursive and not hidden and not shows_all(place):
+    if recursive and not shows_all(place, hidden):  # or it is too deep, which too must be known before anything is gone
         raise Refusal(409, "it holds hidden files, and hidden names are not served")
     for below, item in tree(place) if recursive else ():
         with contextlib.suppress(FileNotFoundError):  # somebody else has done it
@@ -2170,20 +2175,20 @@ def new_place(conn: Connection, names: Sequence[str]) -> Place:
         raise Refusal(409, "the folder that it is to be in does not exist") from None
 
 
-def mkcol(conn: Connection, request: Request, body: Body | None) -> Answer:
+def mkcol(conn: Connection, request: Request) -> Answer:
     if request.has_body:
         raise Refusal(415, "MKCOL takes no body")
     try:
         if not request.names:
             raise FileExistsError(errno.EEXIST, "")
         with new_place(conn, request.names) as place:
-            os.mkdir(place.name, dir_fd=place.parent)
+            conn.server.shared.make_folder(place)
     except FileExistsError:
         raise Refusal(405, "that name exists", {"Allow": conn.server.allowed}) from None  # RFC 4918 §9.3.1
     return text_answer(201, "made", {"Location": quoted(request.names, slash=True)})
 
 
-def move(conn: Connection, request: Request, body: Body | None) -> Answer:
+def move(conn: Connection, request: Request) -> Answer:
     """RFC 4918 §9.9, for what rename() can do."""
     target = request.fields.get("destination", "")
     host, path = split_target("MOVE", target, request.host or None, 0) if target else ("", "")
@@ -2213,7 +2218,7 @@ def move_to(old: Place, found: Found, new: Place, request: Request, names: Seque
     return Answer(204) if there else text_answer(201, "moved", {"Location": quoted(names, slash=found.is_folder)})
 
 
-METHODS: dict[str, Callable[[Connection, Request, Body | None], Answer]] = {
+METHODS: dict[str, Callable[[Connection, Request], Answer]] = {
     "GET": get, "HEAD": get, "OPTIONS": options,
     "PUT": put, "POST": post, "PATCH": patch, "DELETE": delete, "MKCOL": mkcol, "MOVE": move,
 }
@@ -2559,7 +2564,11 @@ class Server:
     and no short request waits for a long one."""
 
     def __init__(self, args: argparse.Namespace, sock: socket.socket, door: Door, shared: Shared, stop: Stop, log: int) -> None:
-        self.door, self.waits, self.slice = door, tuple(waits_of(door)), TLS_SLICE if door.tls else SLICE
+        self.door, self.slice = door, TLS_SLICE if door.tls else SLICE
+        self.waits: tuple[type[OSError], ...] = (BlockingIOError,)  # nothing can be read or written at this moment
+        if door.tls:
+            import ssl
+            self.waits += ssl.SSLWantReadError, ssl.SSLWantWriteError
         self.secret = hashlib.sha256(door.guard.password.encode("utf-8", "surrogateescape")).digest() if door.guard else b""
         self.args, self.sock, self.shared, self.stop = args, sock, shared, stop
         self.read_only = args.read_only or bool(shared.only)
@@ -2569,26 +2578,30 @@ class Server:
         self.selector = selectors.DefaultSelector()
         self.waker, self.woken = socket.socketpair()
         self.woken.setblocking(False)
-        self.lead, self.guard, self.counting = threading.Lock(), threading.Condition(), threading.Lock()
+        self.lead, self.lock = threading.Lock(), threading.Condition()  # the second for all that threads change without the lead
         self.connections: set[Connection] = set()
+        self.idle: dict[Connection, None] = {}  # between two requests, who has been there longest first
         self.gathering: dict[Connection, float] = {}  # heads that have begun, with their deadlines, the next one first
         self.lingering: dict[Connection, float] = {}  # refused, to be closed when the client has read it or at this time
         self.busy: set[Connection] = set()  # handed to a thread
         self.returned: deque[Callable[[], object]] = deque()  # what the leader is to do with connections that threads are done with
-        self.threads = self.waiting = self.count = 0
+        self.waiting = self.count = 0  # threads that wait for the lead, answers
         self.lines: deque[str] = deque()
         self.log_to = log
         self.log_at = self.accept_at = 0.0
         self.digests: dict[tuple[int, int, int, int], bytes] = {}
+        self.swept: set[tuple[int, int, int]] = set()  # folders that old parts were looked for in, and the hour
         self.got: dict[tuple[str, str], list[tuple[int, int]]] = {}  # --once: the ranges that each client has of each file
         self.stopping = self.satisfied = False
         self.progress = time.monotonic()
         self.selector.register(sock, selectors.EVENT_READ, self.accept)
-        self.selector.register(self.woken, selectors.EVENT_READ, self.drain)
+        self.selector.register(self.woken, selectors.EVENT_READ, self.take_back)
 
     def run(self) -> int:
         """The main thread only waits for a signal: Python runs signal handlers in no other."""
-        self.start_thread()
+        if not self.start_thread():
+            self.close()
+            raise Failure(2, "cannot start a thread", "the system has no memory or process left for one", "ulimit -a shows what it allows")
         while not self.stop.asked and not self.stopping:
             left = self.progress + self.args.timeout - time.monotonic() if self.args.once else None
             if left is not None and left <= 0 and not self.busy:
@@ -2598,32 +2611,24 @@ class Server:
         return self.finish(self.stop.asked)
 
     def start_thread(self) -> bool:
-        with contextlib.suppress(RuntimeError):
-            with self.guard:
-                if self.threads >= MAX_THREADS + SPARE_THREADS:
-                    return False
-                self.threads += 1
+        with self.lock, contextlib.suppress(RuntimeError):  # the system has none left
+            if len(self.busy) < MAX_THREADS:
+                threading.Thread(target=self.follow, daemon=True).start()
                 self.waiting += 1
-            threading.Thread(target=self.follow, daemon=True).start()
-            return True
-        with self.guard:
-            self.threads -= 1
-            self.waiting -= 1
+                return True
         return False
 
     def follow(self) -> None:
         """A thread's life: wait for the lead, lead until something slow comes, hand over, do it, wait again."""
         while True:
             with self.lead:
-                with self.guard:
+                with self.lock:
                     self.waiting -= 1
-                job = None if self.stopping else self.take_lead()
+                job = self.take_lead()
             if job:
                 job.conn.attend(job.request, job.answer)
-            with self.guard:
+            with self.lock:
                 if self.stopping or self.waiting >= SPARE_THREADS:
-                    self.threads -= 1
-                    self.guard.notify_all()
                     return
                 self.waiting += 1
 
@@ -2656,18 +2661,18 @@ class Server:
                 self.note(f"{conn.peer} cut off within an answer: too many transfers at once")
                 conn.close()
             else:
-                conn.refuse_head(Refusal(503, "too many transfers at once", {"Retry-After": "5"}, close=True))
+                conn.refuse_head(Refusal(503, "too many transfers at once", {"Retry-After": "5"}), job.request)
             return False
         self.unwatch(conn)
-        with self.guard:
+        with self.lock:
             self.busy.add(conn)
         return True
 
     def give_back(self, conn: Connection, what_next: Callable[[], object]) -> None:
         """The leader goes on with it: only who has the lead touches the selector and the queues."""
-        with self.guard:
+        with self.lock:
             self.busy.discard(conn)
-            self.guard.notify_all()
+            self.lock.notify_all()
         self.returned.append(what_next)  # from now on the next thread may be busy with it
         self.wake()
 
@@ -2683,7 +2688,7 @@ class Server:
         now = time.monotonic()
         while self.gathering and (first := next(iter(self.gathering.items())))[1] <= now:
             del self.gathering[first[0]]
-            first[0].refuse_head(Refusal(408, f"no whole head in {self.args.timeout:g} s", close=True))
+            first[0].refuse_head(Refusal(408, f"no whole head in {self.args.timeout:g} s"))
         while self.lingering and (first := next(iter(self.lingering.items())))[1] <= now:
             first[0].close()
         if self.accept_at and self.accept_at <= now:
@@ -2713,14 +2718,21 @@ class Server:
         if self.door.tls and self.door.guard and not self.args.public_read and self.door.guard.wait(conn.peer):
             conn.turn_away(DENIED)
             return None
-        if conn.shaking:
-            self.gather(conn, True)  # a handshake has a deadline
-        if len(self.connections) > self.args.max_clients + len(self.lingering):
-            conn.refuse_head(Refusal(503, f"there are {self.args.max_clients} clients", {"Retry-After": "5"}, close=True))
+        if len(self.connections) > self.args.max_clients + len(self.lingering) and not self.end_idle():
+            conn.refuse_head(Refusal(503, f"there are {self.args.max_clients} clients", {"Retry-After": "5"}))
             return None
+        self.await_head(conn)
         return conn.readable()
 
-    def drain(self) -> None:
+    def end_idle(self) -> bool:
+        """Whether one between two requests could be closed for a new client: the one that has been there longest (RFC 9112 §9.5)."""
+        for conn in self.idle:
+            if not is_ready(conn.sock, False, 0):  # or its next request is here, and only not read yet
+                conn.linger()
+                return True
+        return False
+
+    def take_back(self) -> None:
         with contextlib.suppress(OSError):
             self.woken.recv(4096)
         while self.returned:
@@ -2737,17 +2749,23 @@ class Server:
         with contextlib.suppress(KeyError, ValueError, OSError):
             self.selector.unregister(conn.sock)
 
-    def gather(self, conn: Connection, begun: bool) -> None:
-        """Set the deadline of a head with its first byte; take it away with its last."""
-        if begun:
+    def await_head(self, conn: Connection) -> None:
+        """It is idle until the first byte of a head comes, or of a handshake; from then on the last one has a deadline."""
+        if conn.shaking or conn.buffer:
+            self.idle.pop(conn, None)
             self.gathering.setdefault(conn, time.monotonic() + self.args.timeout)
         else:
             self.gathering.pop(conn, None)
+            self.idle[conn] = None
+
+    def await_no_head(self, conn: Connection) -> None:
+        self.idle.pop(conn, None)
+        self.gathering.pop(conn, None)
 
     def linger(self, conn: Connection) -> None:
         if conn.sock not in self.selector.get_map():
             self.watch(conn)
-        self.gathering.pop(conn, None)
+        self.await_no_head(conn)
         self.lingering[conn] = time.monotonic() + LINGER
         if len(self.lingering) > MAX_LINGERING:
             next(iter(self.lingering)).close()
@@ -2755,20 +2773,31 @@ class Server:
     def forget(self, conn: Connection) -> None:
         self.unwatch(conn)
         self.connections.discard(conn)
-        self.gathering.pop(conn, None)
+        self.await_no_head(conn)
         self.lingering.pop(conn, None)
 
     def digest(self, found: Found) -> bytes:
         """SHA-256 of a file, remembered as long as it is the same file."""
         info = found.info
         key = info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
-        if key not in self.digests:
-            assert isinstance(found.where, int)
-            digest = file_digest(found.where)
-            while len(self.digests) >= MAX_DIGESTS:
-                self.digests.pop(next(iter(self.digests)))
-            self.digests[key] = digest
-        return self.digests[key]
+        digest = self.digests.get(key)
+        if digest is None:
+            digest = file_digest(found.descriptor)
+            with self.lock:
+                self.digests[key] = digest
+                if len(self.digests) > MAX_DIGESTS:
+                    del self.digests[next(iter(self.digests))]
+        return digest
+
+    def is_sweep_due(self, folder: Where) -> bool:
+        """Whether to look for old parts: once an hour, or each upload into a large folder would read all of it."""
+        info = os.stat(folder)
+        key = info.st_dev, info.st_ino, int(time.time()) // 3600
+        due = key not in self.swept
+        if len(self.swept) >= MAX_SWEPT:
+            self.swept.clear()
+        self.swept.add(key)
+        return due
 
     def answered(self, conn: Connection, request: Request | None, answer: Answer, sent: int) -> None:
         """A line in Common Log Format; a note in quotes follows when there is more to say. And what --requests and --once count."""
@@ -2778,7 +2807,7 @@ class Server:
             note = f' "{log_safe(answer.note)}"' if answer.note else ""
             self.lines.append(f'{conn.peer} - - {log_time(now)} "{line}" {answer.status} {sent or "-"}{note}\n')
         self.progress = time.monotonic()
-        with self.counting:
+        with self.lock:
             self.count += 1
             if self.args.once and answer.tag and request and request.method == "GET" and answer.status < 300 and not answer.note:
                 ranges = self.got.setdefault((conn.peer, answer.tag), [])
@@ -2818,8 +2847,7 @@ class Server:
         self.settle(GRACE)
         for conn in self.connections:
             conn.sock.close()
-        for end in self.selector, self.waker, self.woken:
-            end.close()
+        self.close()
         self.write_log(0)
         if asked:
             say(f"stopped: {self.count} requests answered, {len(dropped)} transfers cut off")
@@ -2828,19 +2856,15 @@ class Server:
                           f"{SERVER} --once --timeout 600")
         return 0
 
+    def close(self) -> None:
+        for end in self.sock, self.selector, self.waker, self.woken:
+            end.close()
+
     def settle(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
-        with self.guard:
+        with self.lock:
             while self.busy and (left := deadline - time.monotonic()) > 0:
-                self.guard.wait(left)
-
-
-def waits_of(door: Door) -> Iterator[type[OSError]]:
-    """What it means when nothing can be read or written at this moment."""
-    yield BlockingIOError
-    if door.tls:
-        import ssl
-        yield from (ssl.SSLWantReadError, ssl.SSLWantWriteError)
+                self.lock.wait(left)
 
 
 def file_digest(descriptor: int) -> bytes:
@@ -2868,11 +2892,15 @@ def serve(args: argparse.Namespace) -> int:
     if door.tls:
         door.tls.set_alpn_protocols(["http/1.1"])
     sock = bind(args, family, target, 1024)
+
+    def work(stop: Stop) -> int:
+        return Server(args, sock, door, shared, stop, log).run()
+
     with contextlib.closing(Stop()) as stop:
         announce(sock, args, door)
         if args.workers > 1 and hasattr(os, "fork"):
-            return share_port(args, sock, door, shared, stop, log)
-        return Server(args, sock, door, shared, stop, log).run()
+            return share_port(args.workers, sock, stop, work)
+        return work(stop)
 
 
 def open_log(path: str) -> int:
@@ -2886,7 +2914,7 @@ def open_shared(args: argparse.Namespace) -> Shared:
     try:
         if not os.path.isfile(args.directory):
             os.scandir(args.directory).close()
-        return Shared(args.directory, args.hidden)
+        return Shared(args.directory, args.hidden, args.durable)
     except OSError as error:
         try:
             where = f"it is looked for in {os.getcwd()}"
@@ -2895,19 +2923,22 @@ def open_shared(args: argparse.Namespace) -> Shared:
         raise Failure(26, f"cannot share {args.directory}: {(error.strerror or '').lower()}", where, f"{SERVER} FOLDER, or the name of one file") from None
 
 
-def share_port(args: argparse.Namespace, sock: socket.socket, door: Door, shared: Shared, stop: Stop, log: int) -> int:
+def share_port(workers: int, sock: socket.socket, stop: Stop, work: Callable[[Stop], int]) -> int:
     """--workers: processes that accept from one listening socket. The parent only waits, and replaces one that dies."""
     children: set[int] = set()
     signal.signal(signal.SIGCHLD, lambda number, frame: None)  # makes select() return
     while not stop.asked:
-        while len(children) < args.workers and (child := start_worker(args, sock, door, shared, stop, log)):
+        while len(children) < workers and (child := start_worker(stop, work)):
             children.add(child)
         if not children:
             sock.close()
             raise Failure(2, "cannot start any worker", "the system has no process or memory left for one", f"{SERVER} --workers 1")
         select.select([stop], [], [])
         stop.drain()
-        children -= set(ended_children())
+        for child, status in ended_children():
+            children.discard(child)
+            if os.WIFEXITED(status) and os.WEXITSTATUS(status):  # it has said why, and the next one would say the same
+                workers -= 1
     sock.close()
     for child in children:
         os.kill(child, signal.SIGTERM)
@@ -2916,7 +2947,7 @@ def share_port(args: argparse.Namespace, sock: socket.socket, door: Door, shared
     return 0
 
 
-def start_worker(args: argparse.Namespace, sock: socket.socket, door: Door, shared: Shared, inherited: Stop, log: int) -> int:
+def start_worker(inherited: Stop, work: Callable[[Stop], int]) -> int:
     """Its process number, or 0 where the system has none left: then those that there are go on."""
     signals = signal.SIGINT, signal.SIGTERM
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # until the child has a Stop of its own: one in between would be lost
@@ -2935,13 +2966,13 @@ def start_worker(args: argparse.Namespace, sock: socket.socket, door: Door, shar
     with contextlib.closing(Stop()) as stop:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent passes it on
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-        os._exit(Server(args, sock, door, shared, stop, log).run())
+        os._exit(work(stop))
 
 
-def ended_children() -> Iterator[int]:
+def ended_children() -> Iterator[tuple[int, int]]:
     with contextlib.suppress(ChildProcessError):
-        while child := os.waitpid(-1, os.WNOHANG)[0]:
-            yield child
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            yield ended
 
 
 # --- guarding: the same in server.py, httpserver.py (tests/test_twins.py) ---
@@ -3430,9 +3461,11 @@ def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
         sock.close()
         raise Failure(23, f"cannot write standard output ({error.strerror})", "what reads it has ended, or its disk is full",
                       f"{SERVER} > FILE") from None
-    for host in reachable_at(sock):
-        say(f"from another machine:  {url_of(door, host, port).replace('//', f'//any:{door.made}@' if door.made else '//')}\nor:  {CLIENT} --host {host} --port {port}{door.flags} list /")
-    if not reachable_at(sock):
+    others = reachable_at(sock)
+    for other in others:
+        say(f"from another machine:  {url_of(door, other, port, f'any:{door.made}@' * bool(door.made))}\n"
+            f"or:  {CLIENT} --host {other} --port {port}{door.flags} list /")
+    if not others:
         named = f" --host {host}" if host != "127.0.0.1" else ""  # where clients look by themselves
         with_client = f"{CLIENT}{named} --port {port}{door.flags} list /" if door.flags else f"curl {url_of(door, host, port)}"
         return say(f"only this machine can reach it, with a browser or:  {with_client}\nfor others, start it with --host 0.0.0.0")
@@ -3442,8 +3475,8 @@ def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
         say("nothing is encrypted: others on the way can read the traffic" + " and the password in it" * bool(door.guard) + "; --tls encrypts")
 
 
-def url_of(door: Door, host: str, port: int) -> str:
-    return f"http{'s' * bool(door.tls)}://{address((host, port))}/"
+def url_of(door: Door, host: str, port: int, login: str = "") -> str:
+    return f"http{'s' * bool(door.tls)}://{login}{address((host, port))}/"
 
 
 def byte_count(text: str) -> int:
@@ -3473,7 +3506,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--hidden", action="store_true", help="show and serve names that start with a dot")
     add("--max-size", type=byte_count, default=0, metavar="N", help="bytes of one upload; k, M, G, T (default no limit)")
     add("--min-free", type=byte_count, default=0, metavar="N", help="bytes that uploads leave free on the disk (default 0)")
-    add("--max-clients", type=between(1, 1e6), default=10000, metavar="N", help="connections; more get 503 (default 10000)")
+    add("--max-clients", type=between(1, 1e6), default=10000, metavar="N",
+        help="connections; for one more the longest idle is closed, or it gets 503 (default 10000)")
     add("--durable", action="store_true", help="an upload is on the disk before it is answered (fsync)")
     add("--header", type=header_line, action="append", default=[], metavar="'NAME: VALUE'", help="add this to every answer")
     add("--requests", type=between(0, 1e12), default=0, metavar="N", help="end after so many answers (default never)")

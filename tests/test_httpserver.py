@@ -469,6 +469,14 @@ def test_head_has_the_fields_of_get_and_no_body(wire, ask, folder):  # 22
         assert connection.closed()
 
 
+def test_a_head_that_is_refused_is_answered_without_a_body_too(wire, spawn, folder):  # 22
+    hasty = spawn("httpserver.py", folder, "--timeout", "0.2")
+    for head, to, status in (" /a HTTP/1.1\r\njunk\r\n\r\n", None, 400), (f" /a HTTP/1.1\r\nX: {'a' * 40000}\r\n\r\n", None, 431), (" /a HTTP/1.1\r\n", hasty, 408):
+        connection = wire(to).send("HEAD" + head)
+        reply = connection.reply(head=True)
+        assert reply.status == status and int(reply.fields["content-length"]) > 0 and connection.closed(), (head[:40], reply, connection.rest)
+
+
 def test_read_only_says_405_with_allow(spawn, folder, ask):  # 23
     server = spawn("httpserver.py", folder, "--read-only")
     for method in "PUT", "POST", "DELETE", "MKCOL", "MOVE", "PATCH":
@@ -670,6 +678,22 @@ def test_starting_looks_up_no_name(spawn, folder):  # 40
     source = (ROOT / "httpserver.py").read_text()
     assert "getfqdn(" not in source
     assert spawn("httpserver.py", folder)
+
+
+def test_digests_that_are_forgotten_at_the_same_moment_disturb_no_answer(spawn, folder, wire, ask, tmp_path):
+    for name in "b", "c":
+        (folder / name).write_text(name)
+    script = tmp_path / "forget.py"
+    script.write_text(f"import sys, threading\nfrom contextlib import suppress\nsys.path.insert(0, {str(ROOT)!r})\nimport httpserver\n"
+                      "both, init, httpserver.MAX_DIGESTS = threading.Barrier(2), httpserver.Server.__init__, 1\n"
+                      "class Meeting(dict):\n    def pop(self, key):\n        del self[key]\n"
+                      "    def __delitem__(self, key):\n        with suppress(threading.BrokenBarrierError):\n            both.wait(1)\n        super().__delitem__(key)\n"
+                      "def begin(self, *args):\n    init(self, *args)\n    self.digests = Meeting()\n"
+                      "httpserver.Server.__init__ = begin\nsys.exit(httpserver.main())\n")
+    server, want = spawn(str(script), folder), "Want-Repr-Digest: sha-256=1\r\n"
+    assert ask("GET", "/a.txt", want, to=server).status == 200
+    pair = [wire(server).send(f"GET /{name} HTTP/1.1\r\nHost: localhost\r\n{want}\r\n") for name in "bc"]
+    assert [connection.reply().body for connection in pair] == [b"b", b"c"], server.err
 
 
 def test_index_types_and_own_headers(spawn, folder, ask):

@@ -215,6 +215,20 @@ def test_durable_uploads_work(spawn, folder, ask):
     assert (folder / "d" / "x").read_bytes() == DATA
 
 
+def test_durable_puts_the_names_of_new_folders_on_the_disk_too(spawn, folder, ask, tmp_path):
+    (tmp_path / "told.py").write_text("import os, runpy, sys\nmkdir, fsync = os.mkdir, os.fsync\n"
+                                      "def told_mkdir(name, **more):\n    mkdir(name, **more)\n    os.write(2, f\"mkdir in {os.fstat(more['dir_fd']).st_ino}\\n\".encode())\n"
+                                      "def told_fsync(number):\n    fsync(number)\n    os.write(2, f'fsync of {os.fstat(number).st_ino}\\n'.encode())\n"
+                                      "os.supports_dir_fd.add(told_mkdir)\nos.mkdir, os.fsync, sys.argv[0] = told_mkdir, told_fsync, 'httpserver.py'\n"
+                                      f"runpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n")
+    server = spawn(str(tmp_path / "told.py"), folder, "--durable", "--quiet")
+    assert ask("PUT", "/d/e/x", body=DATA, to=server).status == ask("MKCOL", "/m/", to=server).status == 201
+    inodes = [os.stat(path).st_ino for path in (folder, folder / "d", folder / "d/e/x", folder / "d/e")]
+    told = ["mkdir in", "fsync of", "mkdir in", "fsync of", "fsync of", "fsync of", "mkdir in", "fsync of"]
+    where = [0, 0, 1, 1, 2, 3, 0, 0]
+    assert re.findall(r"(?:mkdir in|fsync of) \d+", server.stop()) == [f"{what} {inodes[number]}" for what, number in zip(told, where)]
+
+
 def test_a_digest_is_checked_before_the_file_is_put_in_place(ask, folder):
     assert ask("PUT", "/good", f"Repr-Digest: sha-512=:AA==:, {digest(DATA)}\r\n", DATA).status == 201
     assert ask("PUT", "/a.txt", f"Repr-Digest: {digest(DATA)}\r\n", DATA[:-1] + b"?").status == 400
@@ -263,6 +277,15 @@ def test_a_folder_that_holds_hidden_files_is_deleted_only_by_who_is_shown_them(s
     (folder / "g" / f".six-{'0' * 32}.part").touch()
     assert ask("DELETE", "/g/?recursive").status == 204
     assert os.listdir(folder) == ["a.txt"]
+
+
+def test_a_folder_that_is_too_deep_to_be_deleted_stays_whole(spawn, ask, folder):
+    (folder / "f" / "/".join(["deep"] * 102)).mkdir(parents=True)
+    for number in range(30):
+        (folder / "f" / str(number)).touch()
+    for flags in [], ["--hidden"]:
+        assert ask("DELETE", "/f/?recursive", to=spawn("httpserver.py", folder, *flags)).status == 403
+        assert len(os.listdir(folder / "f")) == 31
 
 
 def test_mkcol_and_move(ask, folder):
@@ -581,6 +604,17 @@ def test_old_parts_expire_and_are_never_served(ask, folder):
     assert b".six" not in ask("GET", "/").body + ask("GET", "/?tar").body
 
 
+def test_a_folder_is_not_looked_through_for_each_upload_into_it(spawn, ask, folder, tmp_path):
+    (tmp_path / "told.py").write_text("import os, runpy, sys\nscandir = os.scandir\n"
+                                      "def told(where='.'):\n    os.write(2, f'looks through {where}\\n'.encode())  # whole, whatever else is said\n    return scandir(where)\n"
+                                      "os.supports_fd.add(told)\nos.scandir, sys.argv[0] = told, 'httpserver.py'\n"
+                                      f"runpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n")
+    server = spawn(str(tmp_path / "told.py"), folder)
+    for path in ("/x", "/y", "/d/x", "/d/y") * 5:
+        begin(ask, path, to=server)
+    assert 2 <= len(re.findall(r"looks through \d+", server.stop())) <= 4  # four when an hour ends meanwhile
+
+
 def test_an_old_part_that_may_not_be_opened_keeps_no_other_one(spawn, ask, folder):
     parts = [folder / f".six-{number:032x}.part" for number in range(16)]
     for number, part in enumerate(parts):
@@ -826,10 +860,37 @@ def test_one_client_too_many_gets_503(spawn, folder, wire):
     server = spawn("httpserver.py", folder, "--max-clients", "3")
     kept = [wire(server).send(GET + "\r\n") for _ in range(3)]
     assert [connection.reply().status for connection in kept] == [200] * 3
+    for connection in kept:
+        connection.send(GET)  # not idle: there is no end to this head
     reply = wire(server).reply()
     assert (reply.status, reply.fields["connection"]) == (503, "close") and reply.fields["retry-after"]
     kept.pop().close()
     until(lambda: wire(server).send(GET + "\r\n").reply().status == 200, "room")
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_for_a_new_client_the_connection_that_is_idle_longest_makes_room(scheme, spawn, folder, wire):
+    server = spawn("httpserver.py", folder, "--max-clients", "3", *["--tls"] * (scheme == "https"))
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+
+    def asked(connection):
+        return connection.send(GET + "\r\n").reply().status
+
+    def come():
+        connection = wire(server)
+        connection.sock = context.wrap_socket(connection.sock) if scheme == "https" else connection.sock
+        return connection
+    kept = []
+    for _ in range(3):
+        kept.append(come())
+        assert asked(kept[-1]) == 200
+    assert asked(kept[0]) == 200  # the second is idle longest now
+    new = come()
+    assert asked(new) == 200 and kept[1].closed()
+    kept[2].send(GET)
+    assert asked(come()) == 200 and kept[0].closed()
+    assert kept[2].send("\r\n").reply().status == 200 == asked(new)
 
 
 def test_without_descriptors_it_pauses_and_recovers(spawn, folder, ask, wire):
@@ -848,11 +909,21 @@ def test_without_threads_no_other_answer_stands_in_the_middle_of_one(spawn, fold
     (folder / "big").write_bytes(b"x" * 131072)
     server = spawn(str(tmp_path / "few.py"), folder)
     assert wire(server).send("GET /?tar HTTP/1.1\r\nHost: localhost\r\n\r\n").reply().status == 503
+    connection = wire(server).send("HEAD /?tar HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert connection.reply(head=True).status == 503 and connection.closed()
     reader = wire(server, narrow=True)
     for count in itertools.takewhile(lambda count: " cut off " not in server.err, range(25, 1000, 25)):
         reader.send("GET /big HTTP/1.1\r\nHost: localhost\r\n\r\n" * 25)  # more and more, until the kernel has no room
         until(lambda count=count: server.err.count("/big") >= count or " cut off " in server.err, "the answers")
     assert b"too many" not in reader.exactly(1 << 30)
+
+
+def test_without_any_thread_it_says_so_and_ends(run, folder, tmp_path):
+    (tmp_path / "none.py").write_text("import runpy, sys, threading\ndef none(thread):\n    raise RuntimeError(\"can't start new thread\")\n"
+                                      f"threading.Thread.start, sys.argv[0] = none, 'httpserver.py'\nrunpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n")
+    for workers, count in (1, 1), (2, 3):  # the workers, and who waits for them
+        done = run(str(tmp_path / "none.py"), folder, "--port", "0", "--workers", workers)
+        assert done.code == 2 and len(re.findall("^error: cannot start a.*\nwhy: .*\ntry: .*\n", done.err, re.M)) == count, done
 
 
 def test_reset_at_once_and_garbage_leave_it_whole(server, ask):
