@@ -1214,12 +1214,10 @@ class Batch:
                     break
                 except Lost as lost:
                     self.recover(lost)
-        except KeyboardInterrupt:
+        except BaseException as end:
             self.progress.clear()
-            say(f"stopped after {plural(self.moved, 'file')} and {human(self.progress.done + self.progress.current)}; {self.again}")
-            self.requeue()
-            return 130
-        except BaseException:
+            if isinstance(end, KeyboardInterrupt):
+                end.args = f"stopped after {plural(self.moved, 'file')} and {human(self.progress.done + self.progress.current)}; {self.again}",
             self.requeue()
             raise
         self.summary()
@@ -2117,21 +2115,19 @@ class Chat:
         import signal
         if hasattr(signal, "SIGUSR1"):
             signal.signal(signal.SIGUSR1, self.stop_typing)
-        code = 0
         try:
             while not self.problem and (text := self.next_line()) != "/quit":
                 self.typed.append(text)
                 self.ring()
         except EOFError:
             pass
-        except KeyboardInterrupt:
-            code = 130
-        self.typist = Typist.GONE
-        self.ring()
-        self.thread.join()
+        finally:
+            self.typist = Typist.GONE
+            self.ring()
+            self.thread.join()
         if self.problem:
             raise self.problem
-        return code or (0 if self.live else self.code)
+        return 0 if self.live else self.code
 
     def next_line(self) -> str:
         self.typist = Typist.TYPING
@@ -2351,8 +2347,10 @@ def shell(args: argparse.Namespace) -> int:
         except Failure as failure:
             say(str(failure))
             code = code or failure.code
-        except KeyboardInterrupt:
-            say("")
+        except KeyboardInterrupt as end:
+            if not terminal or isinstance(end, Killed):
+                raise
+            say(str(end))
         except EOFError:
             break
     if args.link:
@@ -2931,7 +2929,7 @@ def persist(args: argparse.Namespace) -> int:
 
 
 def carry_out(args: argparse.Namespace) -> int:
-    """One command, and whatever ends it, as an exit code. A connection on which something failed is not used again."""
+    """One command, and whatever ends it but a signal, as an exit code. A connection on which something failed is not used again."""
     try:
         if args.ask_password and args.password is None:
             args.password = ask_password(place(args))
@@ -2945,21 +2943,28 @@ def carry_out(args: argparse.Namespace) -> int:
     except OSError as error:
         problem = Failure(26, f"cannot go on here ({error.strerror or error})", "no single file is the cause: the current folder is gone, or there is no room "
                           "for temporary files", "the same in a folder that is there")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as end:
         hang_up(args)
-        say("\nstopped")
-        return 130
+        end.args = end.args or ("\nstopped",)
+        raise
     hang_up(args)
     say(str(problem))
     return problem.code
 
 
+class Killed(KeyboardInterrupt):
+    """kill, or a terminal that is closed, ends it like Ctrl-C, so that no part is left of what cannot be resumed; and the shell too."""
+
+
 def heed_signals() -> None:
-    """kill, or a terminal that is closed, ends it like Ctrl-C: no part is left of what cannot be resumed."""
     import signal
+
+    def end(number: int, frame: object) -> None:
+        raise Killed
+
     for number in {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
         if signal.getsignal(number) == signal.SIG_DFL:  # nohup has SIGHUP ignored
-            signal.signal(number, signal.default_int_handler)
+            signal.signal(number, end)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -2969,6 +2974,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     heed_signals()
     try:
         return carry_out(args)
+    except KeyboardInterrupt as end:
+        say(str(end))
+        return 130
     finally:
         hang_up(args)
 

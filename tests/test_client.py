@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, ROOT, Listener, Process, free_port, interpreters, until
+from conftest import DEADLINE, ROOT, Listener, Process, Terminal, free_port, interpreters, until
 
 sys.path.insert(0, str(ROOT))
 import client as script
@@ -632,23 +632,49 @@ def test_a_part_whose_check_was_interrupted_in_the_shell_is_let_go(server, here,
     def held():
         """How far in it each descriptor stands that is open on the part."""
         found = []
-        for fd in Path(f"/proc/{shell.pid}/fd").iterdir():
+        for fd in Path(f"/proc/{shell.process.pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-                found += [int(Path(f"/proc/{shell.pid}/fdinfo/{fd.name}").read_text().split()[1])] * (os.readlink(fd) == str(part))
+                found += [int(Path(f"/proc/{shell.process.pid}/fdinfo/{fd.name}").read_text().split()[1])] * (os.readlink(fd) == str(part))
         return found
 
-    shell = Process(ROOT / "client.py", "--port", server.port, cwd=here, stdin=subprocess.PIPE)
-    shell.process.stdin.write(b"get big\n")
-    shell.process.stdin.flush()
+    shell = Terminal("--port", server.port, cwd=here)
+    shell.type("get big\r")
     until(lambda: any(held()), "the check to begin")
     shell.process.send_signal(signal.SIGINT)
     shell.wait_for("stopped after")
-    shell.process.stdin.write(b"help\n")
-    shell.process.stdin.flush()
-    shell.wait_for("the end", "out")
+    shell.type("help\r")
+    shell.wait_for("the end")
     assert not held() and part.stat().st_size == size
+    shell.type("bye\r")
+    assert shell.end() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_shell_that_a_pipe_feeds_and_no_later_line_runs(server, here, box, number):
+    shell = Process(ROOT / "client.py", "--port", server.port, cwd=here, stdin=subprocess.PIPE)
+    shell.process.stdin.write(b"receive\nmkdir after\n")
+    shell.process.stdin.flush()
+    shell.wait_for("waiting for files")
+    shell.process.send_signal(number)
+    assert shell.wait() == 130 and "\nstopped\n" in shell.err and os.listdir(box) == [], shell.err
     shell.process.stdin.close()
-    assert shell.wait() == 130
+
+
+def test_a_terminal_comes_back_to_the_prompt_at_ctrl_c_and_sigterm_ends_the_shell(server, here):
+    shell = Terminal("--port", server.port, cwd=here)
+    shell.wait_for("sixsockets> ")
+    shell.type("half a line")
+    shell.wait_for("half a line")
+    shell.process.send_signal(signal.SIGINT)
+    shell.type("\rreceive\r")  # a signal that comes just before it waits for typing is noticed behind the line
+    shell.wait_for("waiting for files")
+    shell.process.send_signal(signal.SIGINT)
+    shell.wait_for("stopped")
+    shell.type("mkdir a\r")
+    server.wait_for("mkdir a")
+    shell.process.send_signal(signal.SIGTERM)
+    shell.type("\r")
+    assert "unknown command" not in shell.text and shell.end() == 130
 
 
 @pytest.mark.parametrize("answer", [b"err get x reason=not-permitted\n", b"ok get y size=1\n", b"what\n"])

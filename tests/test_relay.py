@@ -3,11 +3,9 @@ import contextlib
 import hashlib
 import json
 import os
-import pty
 import random
 import re
 import resource
-import select
 import shutil
 import signal
 import socket
@@ -19,7 +17,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, ROOT, Listener, Process, until
+from conftest import DEADLINE, ROOT, Listener, Process, Terminal, until
 
 sys.path.insert(0, str(ROOT))
 import client as script
@@ -969,37 +967,6 @@ def test_a_reader_that_is_stuck_loses_its_own_lines_and_is_told_how_many(server,
     assert stuck.ask("ping") == "ok ping"
     reader.tell("bye")
     assert hearing.result()
-
-
-class Terminal:
-    """A client on a terminal of its own."""
-
-    def __init__(self, *words, cwd, without=""):
-        self.master, slave = pty.openpty()
-        start = f"import runpy, sys; sys.modules[{without!r}] = None; sys.argv[0] = 'client.py'; runpy.run_path({str(ROOT / 'client.py')!r}, run_name='__main__')"
-        program = ["-c", start] if without else [str(ROOT / "client.py")]
-        self.process = subprocess.Popen([sys.executable, "-W", "error", *program, *map(str, words)], cwd=cwd, stdin=slave, stdout=slave,
-                                        stderr=slave, env={**os.environ, "TERM": "xterm"}, close_fds=True, start_new_session=True)
-        os.close(slave)
-        self.text = ""
-
-    def type(self, text):
-        os.write(self.master, text.encode())
-
-    def wait_for(self, text):
-        while text not in self.text:
-            ended = self.process.poll() is not None  # if it had ended before, there is nothing to come when all is read
-            assert select.select([self.master], [], [], DEADLINE)[0], f"no {text!r} in {self.text!r}"
-            more = b""
-            with contextlib.suppress(OSError):
-                more = os.read(self.master, 65536)
-            self.text += more.decode(errors="replace")
-            assert more or not ended, self.text
-
-    def end(self):
-        code = self.process.wait(DEADLINE)
-        os.close(self.master)
-        return code
 
 
 def test_on_a_terminal_the_prompt_comes_back_with_what_was_typed_so_far(server, peer, here):
