@@ -1882,6 +1882,7 @@ class Inbox:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.link = args, connected(args)
         self.named: dict[tuple[str, str], str] = {}  # (sender, folder) -> what the folder is called here
+        self.noted = 0.0  # when the sender was last told how far it is
         self.top = destination(args.output or ".")
 
     def run(self) -> int:
@@ -1943,12 +1944,12 @@ class Inbox:
         size = request.number("size") if "size" in request.keys else None
         part = Part(folder, parts[-1], None, request.number("mtime_ns") if "mtime_ns" in request.keys else None, request.keys.get("exec") == "yes")
         progress = Progress(self.args)
-        progress.total, told = size or 0, [0.0]
+        progress.total = size or 0
 
         def tell_both(received: int) -> None:
             progress.at(received)
-            if time.monotonic() - told[0] >= REDRAW:
-                told[0] = time.monotonic()
+            if time.monotonic() - self.noted >= REDRAW:
+                self.noted = time.monotonic()
                 self.link.put(line("note", name, received=received))
                 self.link.flush()
 
