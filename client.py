@@ -2189,6 +2189,9 @@ def do_get(args: argparse.Namespace) -> int:
 
 def do_put(args: argparse.Namespace) -> int:
     """Also send: the same files, to other clients."""
+    if args.name and args.name.endswith("/"):
+        raise Failure(2, f"--as {shown(args.name)} names a folder", "it is the whole name that the file gets", f"--as {shown(args.name)}NAME"
+                      + f"; or --into {shown(args.name)}, which makes the folder" * (args.command == "put"))
     args.paths = [found for path in args.paths for found in local_names(path)]
     if args.name and len(args.paths) > 1:
         raise Failure(2, "--as names one file, and there are several", "they would replace each other", f"{args.command} without --as")

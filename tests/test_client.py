@@ -174,6 +174,13 @@ def test_globs_names_and_folders(do, here, box):
     assert do("delete", "in/here/*").code == 0 and os.listdir(box / "in/here") == []
 
 
+@pytest.mark.parametrize(("verb", "port"), [("put", None), ("send", 1)])
+def test_a_folder_as_the_new_name_is_told_before_anything_is_sent(do, here, box, verb, port):
+    (here / "x").touch()
+    done = do(verb, "x", "--as", "docs/", port=port)
+    assert done.code == 2 and "--as docs/NAME" in done.err and ("--into docs/" in done.err) == (verb == "put") and os.listdir(box) == [], done
+
+
 def test_what_a_pattern_matches_does_not_all_get_one_name(do, here, box):
     for folder in here, box:
         for name in "a.txt", "b.txt":
