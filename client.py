@@ -872,6 +872,7 @@ class Job:
     executable = failed = below = fresh = False
     part: Part | None = None
     there: Line | None = None  # the server's line of it, from a listing
+    top = ""  # here: the folder that was named, which it is in
     sha256 = kept = ""  # the digest; the name of the part that a lost connection leaves
     got: list[Line]  # what each of its receivers said
 
@@ -1163,19 +1164,6 @@ def unwritable(path: str, error: OSError) -> Failure:
     return Failure(23, f"cannot write to {shown(path)} ({error.strerror})", "nothing was received", "-o DEST for another place")
 
 
-@contextlib.contextmanager
-def opened(path: str) -> Iterator[tuple[int, os.stat_result]]:
-    """A regular file for reading, and only that: a FIFO would wait for ever."""
-    fd = os.open(path, os.O_RDONLY | NO_LINK & ~getattr(os, "O_NOFOLLOW", 0))
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file")
-        yield fd, status
-    finally:
-        os.close(fd)
-
-
 class Batch:
     """The files of one command. Requests run ahead of their answers; one bad file does not stop the others."""
 
@@ -1355,6 +1343,10 @@ class Puts(Batch):
 
     verb = "put"
 
+    def __init__(self, args: argparse.Namespace) -> None:
+        super().__init__(args)
+        self.folder = functools.lru_cache(NEAR)(self.open_folder)
+
     def jobs(self) -> Iterator[Job]:
         """What the command line names. Folders on the way to --into are made."""
         into = remote_name(self.args.into) if self.args.into else ""
@@ -1393,7 +1385,8 @@ class Puts(Batch):
     def children(self, above: Job) -> Iterator[Job]:
         """What is in a folder."""
         try:
-            folder, here = Folder(above.path), os.path.join(above.path, "")
+            top, here = above.top or above.path, os.path.join(above.path, "")
+            folder = self.folder(top, above.path)
             for entry in folder.entries():
                 is_file = entry.is_file(follow_symlinks=False)
                 if not is_file and not entry.is_dir(follow_symlinks=False):
@@ -1401,10 +1394,27 @@ class Puts(Batch):
                 elif not PART.fullmatch(entry.name):
                     job = Job(f"{above.name}/{entry.name}", here + entry.name, folder.stat(entry.name))
                     job.size = job.status.st_size if job.status and is_file else 0
-                    job.fresh = above.fresh
+                    job.fresh, job.top = above.fresh, top
                     yield job
         except OSError as error:
             self.fail(Job(above.name, above.path), self.trouble(above, error))
+
+    def open_folder(self, top: str, path: str) -> Folder:
+        """A folder of a tree: from the one that was named down, through no link, for one may have taken its place meanwhile."""
+        return Folder(top).descend([*filter(None, path[len(top):].split(os.sep))])
+
+    @contextlib.contextmanager
+    def opened(self, job: Job) -> Iterator[tuple[int, os.stat_result]]:
+        """A regular file for reading, and only that: a FIFO would wait for ever. Only a link that was named itself is followed."""
+        above, leaf = os.path.split(job.path)
+        fd = self.folder(job.top, above).open(leaf, os.O_RDONLY) if job.top else os.open(job.path, os.O_RDONLY | NO_LINK & ~getattr(os, "O_NOFOLLOW", 0))
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EINVAL, "not a regular file")
+            yield fd, status
+        finally:
+            os.close(fd)
 
     def made(self, job: Job, answer: Line) -> None:
         """The folder is there, so what is in it can go: into a new one without asking what is there already."""
@@ -1454,11 +1464,11 @@ class Puts(Batch):
             return same(job.size, job.status.st_mtime_ns, answer.number("size"), answer.number("mtime_ns"))
         if job.size != answer.number("size"):
             return False
-        with opened(job.path) as (fd, _):
+        with self.opened(job) as (fd, _):
             return digest(fd, job.size, hashlib.sha256(), lambda count: self.progress.at(count, "checked")) == answer.keys.get("sha256")
 
     def send(self, job: Job, part: int, over: bool) -> None:
-        with opened(job.path) as (fd, status):
+        with self.opened(job) as (fd, status):
             job.size, offset, sha = status.st_size, 0, hashlib.sha256()
             if part and self.args.resume:
                 offset = self.agree(job, fd, status, sha)

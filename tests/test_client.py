@@ -585,6 +585,31 @@ runpy.run_path({str(ROOT / "client.py")!r}, run_name="__main__")
     assert {path.name for path in (box / "tree").iterdir()} == {"a", "c"}
 
 
+@pytest.mark.parametrize(("name", "listed", "code"), [("a", "a", 26), ("deep", "deep", 26), ("deep", "x", 0)])
+def test_a_link_that_takes_the_place_of_a_file_or_folder_of_a_tree_is_not_followed(server, here, box, name, listed, code):
+    """It comes when what is there has just been listed; in the last case when also what is in it has."""
+    for path in "tree/a", "tree/deep/x", "else/x":
+        (here / path).parent.mkdir(parents=True, exist_ok=True)
+        (here / path).write_text("secret" if path == "else/x" else "mine")
+    program = f"""
+import contextlib, os, runpy, sys
+true = os.scandir
+def late(folder):
+    found = list(true(folder))
+    if {listed!r} in [entry.name for entry in found]:
+        os.rename("tree/{name}", "moved")
+        os.symlink("../else{'/x' * (name == "a")}", "tree/{name}")
+    return contextlib.nullcontext(iter(found))
+os.supports_fd = {{*os.supports_fd, late}}
+os.scandir = late
+sys.argv = {["client.py", "--port", str(server.port), "put", "tree"]!r}
+runpy.run_path({str(ROOT / "client.py")!r}, run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=here, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == code and done.stderr.count("error: cannot read") == bool(code), done.stderr
+    assert [path.read_text() for path in box.rglob("*") if path.is_file()] == ["mine"] * (1 if code else 2)
+
+
 def test_a_folder_that_is_read_slowly_does_not_keep_the_server_from_telling_of_its_own(listeners, here):
     """What was not read in time is asked for file by file."""
     def talk(conn):
