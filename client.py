@@ -79,7 +79,6 @@ AHEAD = 20  # lines that a pipe may have said before the server has answered
 PIPE_RATE, PIPE_BURST = 18.0, 30.0  # lines a second that a pipe says, and how many at once: a little less than every server takes
 LONGEST = 1000  # characters of one line of the chat; more are several
 SENDERS = 1000  # folders from others whose names here are remembered
-LASTING = {"chat"}  # commands that have used what came before the connection was lost
 NEAR = 4  # folders that stay open: what is asked for runs ahead of what comes, often into the next folder
 MEANWHILE = 2.0  # seconds for which a folder is read while the server writes its own: one that waits for longer to be heard hangs up
 LISTED = 12000  # lines of a listing that are kept in memory; the rest goes to a nameless file
@@ -1075,11 +1074,18 @@ def cut_off(lost: Lost, code: int, what: str, hint: str) -> Failure:
     return Failure(28 if isinstance(lost, Silent) else code, what, str(lost), hint)
 
 
-def pause(args: argparse.Namespace, lost: Lost, tries: int) -> None:
-    """Between a lost connection and the next attempt: longer each time."""
-    seconds = BACK_OFF * 2 ** tries
-    say(f"connection lost ({lost}); attempt {tries + 1} of {args.retries} in {seconds:g} s")
-    time.sleep(seconds)
+def reconnected(args: argparse.Namespace, lost: Lost) -> Link | None:
+    """A new connection in the place of a lost one, if there is one to be had; the pause before each attempt is longer."""
+    hang_up(args)
+    while args.tries < args.retries:
+        seconds = BACK_OFF * 2 ** args.tries
+        args.tries += 1
+        say(f"connection lost ({lost}); attempt {args.tries} of {args.retries} in {seconds:g} s")
+        time.sleep(seconds)
+        with contextlib.suppress(Failure, Lost):
+            return connected(args)
+        hang_up(args)  # it may have been lost with a question open
+    return None
 
 
 # --- many files: what is asked, what is awaited, what became of each ---
@@ -1172,15 +1178,14 @@ class Batch:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.connect()
+        self.use(connected(args))
         self.progress = Progress(args)
         self.sources: list[Iterator[Job]] = []
         self.code = self.moved = self.bytes = self.skipped = self.failed = 0
-        self.tries = 0  # new connections since something went well
 
-    def connect(self) -> None:
-        self.link = connected(self.args)
-        self.link.noted = self.noted
+    def use(self, link: Link) -> None:
+        self.link = link
+        link.noted = self.noted
 
     def noted(self, note: Line) -> None:
         for key in ("received", "checked"):
@@ -1263,7 +1268,7 @@ class Batch:
     def done(self, job: Job, size: int, sha256: str) -> None:
         self.moved += 1
         self.bytes += size - job.offset
-        self.tries = 0
+        self.args.tries = 0
         self.advance(size)
         self.report(job, "ok", size=size, sha256=sha256)
 
@@ -1290,7 +1295,7 @@ class Batch:
         """It goes on at offset: further than the last time means that new attempts get somewhere."""
         if offset > job.offset:
             self.progress.resumed += offset - job.offset
-            job.offset, self.tries = offset, 0
+            job.offset, self.args.tries = offset, 0
 
     def requeue(self) -> None:
         """What had no answer yet is begun again, in its order, each once; what has been told as failed already is not."""
@@ -1303,18 +1308,13 @@ class Batch:
         self.progress.current = 0
 
     def recover(self, lost: Lost) -> None:
-        """A new connection, after a pause that grows; or the Failure that tells how far it came."""
+        """A new connection, or the Failure that tells how far it came."""
         reached, jobs = self.progress.current, [job for _, job, _, _ in self.link.pending] or [Job("")]
         job, once = jobs[0], next(filter(None, map(self.once, jobs)), "")
         self.requeue()
-        while self.tries < self.args.retries and not once:
-            self.progress.clear()
-            pause(self.args, lost, self.tries)
-            self.tries += 1
-            with contextlib.suppress(Failure, Lost):
-                return self.connect()
-            hang_up(self.args)  # it may have been lost with a question open
         self.progress.clear()
+        if not once and (link := reconnected(self.args, lost)):
+            return self.use(link)
         where = f" at {reached:,} of {job.size:,} bytes of {shown(job.name)}" if job.size else ""
         where += f"; what came is kept as {shown(job.kept)}" if job.kept else ""
         raise cut_off(lost, 18, f"connection lost{where}", f"again from the start: {once}" if once else
@@ -1756,7 +1756,7 @@ class Gets(Batch):
             job.offset = part.received
             part.drop()
             self.requeue()  # the rest of this body is on its way, and nobody wants it
-            self.connect()
+            self.use(connected(self.args))
             raise
         self.done(job, size, part.sha.hexdigest())
 
@@ -2929,17 +2929,14 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def persist(args: argparse.Namespace) -> int:
-    """One command, again where the connection is lost before anything came of it."""
-    args.tries = 0
+    """One command, again where the connection is lost before anything came of it; of a chat something has come."""
+    args.tries = 0  # new connections since something went well
     while True:
         try:
             return COMMANDS[args.command](args)
         except Lost as lost:
-            if args.tries >= args.retries or args.command in LASTING:
+            if args.command == "chat" or not reconnected(args, lost):
                 raise
-            hang_up(args)
-            pause(args, lost, args.tries)
-            args.tries += 1
 
 
 def carry_out(args: argparse.Namespace) -> int:
