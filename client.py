@@ -72,7 +72,7 @@ NOTICE_AFTER = 3.0  # seconds of silence until the client says for whom it waits
 LIFE = 1.0  # seconds of silence of standard input after which the server is told that more may come
 REDRAW = 0.1  # seconds from one picture of the progress bar to the next
 BACK_OFF = 0.5  # seconds until the first new attempt; doubled each time
-ANSWERS = ("ok", "err", "file", "dir", "note", "help", "client")  # how a line that answers something can begin
+ANSWERS = ("ok", "err", "file", "dir", "note", "help", "client", "got")  # how a line that answers something can begin
 MANY = 64  # files of a folder from which one list is quicker than a stat for each
 CHAT_PROMPT = "> "
 AHEAD = 20  # lines that a pipe may have said before the server has answered
@@ -992,16 +992,14 @@ class Link(Wire):
         """The next line that is an answer."""
         while not self.listen():
             pass
-        found = self.arrived.pop()
-        if found.verb not in ANSWERS:
-            raise Failure(56, f"{self.place} answered {shown(found.verb)!r}, which belongs to nothing that was asked",
-                          "it breaks the protocol, or is no server.py", "ss -ltnp shows which program has the port")
-        return found
+        return self.arrived.pop()
 
     def listen(self) -> bool:
         """The next line: an answer is kept until it is asked for, a note tells how far the server is."""
         found = self.line()
-        if found.verb in ("file", "dir", "note", "help", "client", "got") and not found.words:
+        if found.verb not in ANSWERS:
+            raise Broken(f"{found.verb} where an answer was awaited")
+        if found.verb not in ("ok", "err") and not found.words:
             raise Broken("bad-line")
         if found.verb != "got" and (found.verb != "note" or "reason" in found.keys):
             self.arrived.append(found)
@@ -1237,8 +1235,7 @@ class Batch:
         answer = self.link.answer()
         handler, job, words, cost = entry = self.link.pending[0]
         if answer.verb in ("ok", "err") and answer.words != ["-"] and not all(map(str.startswith, words, answer.words)):
-            raise Failure(56, f"the server answered {shown(' '.join(answer.words))} where {shown(' '.join(words))} was asked",
-                          "something on the way changed it, or the server breaks the protocol", "again")
+            raise Broken(f"{' '.join(answer.words)} where {' '.join(words)} was asked")
         self.link.pending.popleft()
         self.link.unanswered -= cost
         try:
@@ -2950,7 +2947,7 @@ def carry_out(args: argparse.Namespace) -> int:
     except Lost as lost:
         problem = cut_off(lost, 56, f"connection to {place(args)} lost", f"again; if nobody is there: {server_command(args)}")
     except Broken as broken:
-        problem = Failure(56, f"{place(args)} broke the protocol ({broken})", "it sent what no file server sends", "server.py --trace shows it")
+        problem = Failure(56, f"{place(args)} broke the protocol ({shown(str(broken))})", "it sent what no file server sends", "server.py --trace shows it")
     except OSError as error:
         problem = Failure(26, f"cannot go on here ({error.strerror or error})", "no single file is the cause: the current folder is gone, or there is no room "
                           "for temporary files", "the same in a folder that is there")

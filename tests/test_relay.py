@@ -813,6 +813,11 @@ def test_a_receiver_writes_nothing_outside_of_its_folder_and_nothing_that_is_not
     assert box.out == "box/folder (1)\nbox/good\n"
 
 
+def test_what_a_receiver_hears_instead_of_a_file_moves_no_terminal(canned, run, here):
+    told = run("client.py", "--port", canned(b"sixsockets 1 auth=none you=10.0.0.9:9\nok receive you=10.0.0.9:9\n\xc2\x9b31m x\n").port, "receive", cwd=here)
+    assert told.code == 56 and "broke the protocol (\\x9b31m where a file was awaited)" in told.err, told
+
+
 def test_a_receiver_that_cannot_write_says_so_and_goes_on(do, here, receiving):
     (here / "n").write_text("n")
     (here / "large").write_bytes(BIG[:200000])
