@@ -75,7 +75,6 @@ BACK_OFF = 0.5  # seconds until the first new attempt; doubled each time
 ANSWERS = ("ok", "err", "file", "dir", "note", "help", "client", "got")  # how a line that answers something can begin
 MANY = 64  # files of a folder from which one list is quicker than a stat for each
 CHAT_PROMPT = "> "
-AHEAD = 20  # lines that a pipe may have said before the server has answered
 PIPE_RATE, PIPE_BURST = 18.0, 30.0  # lines a second that a pipe says, and how many at once: a little less than every server takes
 LONGEST = 1000  # characters of one line of the chat; more are several
 SENDERS = 1000  # folders from others whose names here are remembered
@@ -902,20 +901,19 @@ class Link(Wire):
         try:
             if not select.select([self.sock], [], [], min(NUDGE_AFTER, self.timeout / 2))[0]:
                 self.put(b"\n")  # an empty line means nothing; a server that waits for TLS is answered to its first byte
-            try:
-                greeting = self.line()
-            except Broken as broken:
-                greeting = Line(str(broken), [], {})
-            if greeting.keys.get("reason") in TURNED_AWAY:
-                code, what, why, hint = TURNED_AWAY[greeting.keys["reason"]]
-                raise Failure(code, f"{self.place} {what}", why, hint)
-            if greeting.verb != "sixsockets" or greeting.words[:1] != [PROTOCOL]:
-                known = {"http": "it speaks HTTP", "this": "it speaks TLS"}.get(greeting.verb[:4], "it does not begin with the greeting of one")
-                raise Failure(56, f"{self.place} is no Six Sockets file server", f"{known}: another program listens there",
-                              "check the port; httpclient.py speaks to web servers")
-            return greeting
+            greeting = self.line()
+        except Broken as broken:
+            greeting = Line(str(broken), [], {})
         except Lost as lost:
             raise cut_off(lost, 52, f"{self.place} said nothing", "check the port: a file server greets first") from None
+        if greeting.keys.get("reason") in TURNED_AWAY:
+            code, what, why, hint = TURNED_AWAY[greeting.keys["reason"]]
+            raise Failure(code, f"{self.place} {what}", why, hint)
+        if greeting.verb != "sixsockets" or greeting.words[:1] != [PROTOCOL]:
+            known = {"http": "it speaks HTTP", "this": "it speaks TLS"}.get(greeting.verb[:4], "it does not begin with the greeting of one")
+            raise Failure(56, f"{self.place} is no Six Sockets file server", f"{known}: another program listens there",
+                          "check the port; httpclient.py speaks to web servers")
+        return greeting
 
     def log_in(self, args: argparse.Namespace, greeting: Line) -> None:
         """Both sides prove that they know the password. To a server that cannot, nothing else is said."""
@@ -1026,8 +1024,7 @@ class Link(Wire):
 
 def dial(args: argparse.Namespace) -> socket.socket:
     """A connection to the server: by TLS when something is said about whom to trust."""
-    def plain() -> socket.socket:
-        return open_connection(args, args.host, args.port, server_command(args))
+    plain = functools.partial(open_connection, args, args.host, args.port, server_command(args))
     try:
         return encrypt(plain, args.host, args) if wants_tls(args) else plain()
     except OSError as error:
@@ -1634,14 +1631,11 @@ class Gets(Batch):
             job.path = f"{self.leaf}/{own}" if self.leaf else own
             self.link.request(self.tree, job, "list", job.name, deep="yes")
         else:
-            self.learn(job, answer)
+            self.progress.total += answer.number("size") - job.size
+            self.progress.all_files += not job.mtime_ns
+            job.size, job.mtime_ns, job.sha256 = answer.number("size"), answer.number("mtime_ns"), answer.keys.get("sha256", "")
+            job.executable = answer.keys.get("exec") == "yes"
             self.fetch(job)
-
-    def learn(self, job: Job, answer: Line) -> None:
-        self.progress.total += answer.number("size") - job.size
-        self.progress.all_files += not job.mtime_ns
-        job.size, job.mtime_ns, job.sha256 = answer.number("size"), answer.number("mtime_ns"), answer.keys.get("sha256", "")
-        job.executable = answer.keys.get("exec") == "yes"
 
     def tree(self, job: Job, answer: Line) -> None:
         """The listing of a folder, whole: bodies can follow only after it."""
@@ -1798,7 +1792,7 @@ class Sends(Puts):
 
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(args)
-        args.into, self.waiting, self.nobody = None, False, False
+        self.waiting = self.nobody = False
         self.results: dict[str, list[int]] = {}  # receiver -> files and folders it was sent, files it has, their bytes
         self.targets = ",".join(filter(None, args.to or []))
         if not self.targets and not args.all:
@@ -1899,8 +1893,7 @@ class Inbox:
             known = shown(answer.keys.get("nick") or answer.keys.get("you", "?"))
             say("waiting for files; others send them with:  python3 client.py "
                 f"--host {self.args.host} --port {self.args.port}{needs(self.args)} send PATH --to {known}")
-        limited = bool(self.args.count)
-        while not limited or self.args.count:
+        while self.args.count:  # below zero, without --count, it comes to no end
             self.obey(self.link.line(idle=True))
         leave(self.link)
         return 0
@@ -1987,7 +1980,7 @@ class Inbox:
         return part.leaf
 
     def show(self, name: str, part: Part, request: Line) -> None:
-        self.args.tries, self.args.count = 0, self.args.count - bool(self.args.count)  # also for the connection that follows a lost one
+        self.args.tries, self.args.count = 0, self.args.count - 1  # also for the connection that follows a lost one
         path = os.path.join(self.args.output or "", *name.split("/"))
         if self.args.json:
             return tell_json({"verb": "receive", "name": path, "from": self.sender(request), "size": part.received, "sha256": part.sha.hexdigest()})
@@ -2014,7 +2007,6 @@ class Chat:
         self.typist = Typist.AWAY
         self.typed: deque[str] = deque()  # lines for the thread
         self.bell, self.ringer = socket.socketpair()
-        self.room = threading.Semaphore(AHEAD)
         self.unanswered = self.code = 0
         self.due = 0.0  # when the next line from a pipe may be said
         self.problem: Exception | None = None
@@ -2086,7 +2078,6 @@ class Chat:
             self.emit(f"* {plural(found.number('lost'), 'line')} of others lost: they came faster than you took them", {"lost": found.number("lost")})
         elif found.verb in ("ok", "err") and words[0] in ("say", "who"):
             self.unanswered -= 1
-            self.room.release()
             if found.verb == "err":
                 self.code = 9
                 self.emit(f"* not said ({keys.get('reason', '?')})", {"error": keys.get("reason", "?")})
@@ -2141,18 +2132,10 @@ class Chat:
         self.typist = Typist.TYPING
         if self.live:
             return input(CHAT_PROMPT).strip("\r\n")
-        self.room.acquire()  # a pipe is read no faster than the server takes it
-        text = next_line().strip("\r\n")
-        if not text or (text[0] == "/" and text[:2] != "//" and text != "/who"):  # nothing that the server will answer
-            self.room.release()
-        else:
-            self.pace(1 + len(text) // LONGEST)
+        text, now = next_line().strip("\r\n"), time.monotonic()
+        self.due = max(self.due, now - PIPE_BURST / PIPE_RATE) + (1 + len(text) // LONGEST) / PIPE_RATE
+        time.sleep(max(0.0, self.due - now))  # a pipe is read no faster than the server takes it
         return text
-
-    def pace(self, lines: int) -> None:
-        now = time.monotonic()
-        self.due = max(self.due, now - PIPE_BURST / PIPE_RATE) + lines / PIPE_RATE
-        time.sleep(max(0.0, self.due - now))
 
     def ring(self) -> None:
         with contextlib.suppress(OSError):
@@ -2241,7 +2224,7 @@ class Changes(Batch):
         granted(answer, self.verb, job.name)
         self.report(job, "ok")
 
-    def carry_out(self, jobs: Iterator[Job]) -> int:
+    def run(self, jobs: Iterator[Job]) -> int:
         self.sources.append(jobs)
         try:
             self.pump()
@@ -2254,15 +2237,15 @@ class Changes(Batch):
 
 
 def do_delete(args: argparse.Namespace) -> int:
-    return Changes(args).carry_out(expand(args, args.names))
+    return Changes(args).run(expand(args, args.names))
 
 
 def do_rename(args: argparse.Namespace) -> int:
-    return Changes(args, remote_name(args.new), over="yes" if args.force else None).carry_out(iter([Job(remote_name(args.old))]))
+    return Changes(args, remote_name(args.new), over="yes" if args.force else None).run(iter([Job(remote_name(args.old))]))
 
 
 def do_mkdir(args: argparse.Namespace) -> int:
-    return Changes(args).carry_out(iter([Job(remote_name(args.folder))]))
+    return Changes(args).run(iter([Job(remote_name(args.folder))]))
 
 
 def do_stat(args: argparse.Namespace) -> int:
@@ -2853,7 +2836,7 @@ DEFAULTS: dict[str, Any] = {
     "host": "127.0.0.1", "port": 9000, "password": None, "ask_password": False, "tls": False, "cacert": None, "pin": None, "insecure": False,
     "timeout": 30.0, "retries": 3, "nick": None, "force": False, "resume": True, "compare": "time", "quiet": False, "json": False,
     "trace": False, "trace_hex": False, "folder": "", "r": False, "output": None, "name": None, "into": None, "to": None, "all": False,
-    "count": 0, "hidden": False, "link": None,
+    "count": -1, "hidden": False, "link": None,
 }  # in one place: flags stand before a command or after it, and the shell hands its own to each
 
 
