@@ -2269,7 +2269,7 @@ def do_help(args: argparse.Namespace) -> int:
 
 
 def do_who(args: argparse.Namespace) -> int:
-    for found in everybody(connected(args)):
+    for found in unrepeated(everybody(connected(args))):
         nick, mode, you = (found.keys.get(key, "") for key in ("nick", "mode", "you"))
         if args.json:
             tell_json({"address": found.words[0], "nick": nick, "mode": mode, "you": bool(you)})

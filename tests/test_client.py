@@ -320,6 +320,11 @@ def test_a_lost_link_where_only_something_is_asked_is_made_good(server, do, box,
     assert cut.code == 18 and cut.out and "what was shown is not all" in cut.err, cut
 
 
+def test_who_was_shown_before_the_link_was_lost_is_not_shown_twice(do, canned):
+    done = do("who", port=canned(GREETING + b"client 10.0.0.1:1 mode=idle\n").port)
+    assert done.code == 18 and done.out == b"10.0.0.1:1  idle\n" and "what was shown is not all" in done.err, done
+
+
 @pytest.mark.parametrize("words", [["delete", "a"], ["mkdir", "d"], ["rename", "a", "b"]])
 def test_a_lost_link_where_something_is_changed_tells_what_is_unknown(server, do, box, proxy, words):
     (box / "a").touch()
