@@ -867,10 +867,10 @@ class Job:
     """A file or folder on its way: what it is called there and here, and what is known of it."""
 
     size = mtime_ns = offset = 0
-    executable = failed = below = fresh = False
+    executable = failed = fresh = False
     part: Part | None = None
     there: Line | None = None  # the server's line of it, from a listing
-    top = ""  # here: the folder that was named, which it is in
+    top = ""  # the folder that was named, which it is in
     sha256 = kept = ""  # the digest; the name of the part that a lost connection leaves
     got: list[Line]  # what each of its receivers said
 
@@ -1619,15 +1619,15 @@ class Gets(Batch):
 
     def start(self, job: Job) -> None:
         content = self.args.compare == "content" and self.stream is None
-        if job.below and not content:
+        if job.top and not content:
             return self.fetch(job)
         self.link.request(self.found, job, "stat", job.name, digest="yes" if content else None)
 
     def found(self, job: Job, answer: Line) -> None:
         granted(answer, "get", job.name)
         own = job.name.rpartition("/")[2]
-        job.path = job.path if job.below else self.leaf or own
-        if answer.keys.get("type") == "dir" and not job.below:  # DEST is where it goes, not its new name: given again, the command finds it there
+        job.path = job.path if job.top else self.leaf or own
+        if answer.keys.get("type") == "dir" and not job.top:  # DEST is where it goes, not its new name: given again, the command finds it there
             job.path = f"{self.leaf}/{own}" if self.leaf else own
             self.link.request(self.tree, job, "list", job.name, deep="yes")
         else:
@@ -1654,7 +1654,7 @@ class Gets(Batch):
                 self.fail(job, Failure(56, f"the server listed {shown(job.name)}, which is not in {shown(above.name)}",
                                        "it breaks the protocol", "another server"))
                 continue
-            job.path, job.below = above.path + job.name[len(above.name):], True
+            job.path, job.top = above.path + job.name[len(above.name):], above.path
             if entry.verb == "note" and entry.keys["reason"] == "not-a-file":
                 self.pass_over(job.name)
             elif entry.verb == "note":
@@ -1992,7 +1992,7 @@ class Inbox:
 class Typist(enum.Enum):
     """Where the main thread of a chat is."""
 
-    AWAY = "it hands a line on"
+    AWAY = "it has not begun"
     TYPING = "it waits for a line, and a signal can wake it"
     GONE = "no more lines come"
 
@@ -2130,11 +2130,10 @@ class Chat:
 
     def next_line(self) -> str:
         self.typist = Typist.TYPING
-        if self.live:
-            return input(CHAT_PROMPT).strip("\r\n")
-        text, now = next_line().strip("\r\n"), time.monotonic()
-        self.due = max(self.due, now - PIPE_BURST / PIPE_RATE) + (1 + len(text) // LONGEST) / PIPE_RATE
-        time.sleep(max(0.0, self.due - now))  # a pipe is read no faster than the server takes it
+        text, now = next_line(CHAT_PROMPT), time.monotonic()
+        if not self.live:  # a pipe is read no faster than the server takes it
+            self.due = max(self.due, now - PIPE_BURST / PIPE_RATE) + (1 + len(text) // LONGEST) / PIPE_RATE
+            time.sleep(max(0.0, self.due - now))
         return text
 
     def ring(self) -> None:
@@ -2143,7 +2142,7 @@ class Chat:
 
     def stop_typing(self, number: int, frame: object) -> None:
         if self.typist is Typist.TYPING:
-            self.typist = Typist.AWAY
+            self.typist = Typist.GONE
             raise EOFError
 
 
@@ -2290,7 +2289,6 @@ def do_chat(args: argparse.Namespace) -> int:
     if chat.live:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  (not at the top: loading it can write to a terminal)
-    take_any_bytes()
     try:
         chat.join()
         return chat.type()
@@ -2327,13 +2325,12 @@ def shell(args: argparse.Namespace) -> int:
     """Commands from a prompt, or a line each from a pipe. One that fails says so, and the next one comes."""
     terminal, code = os.isatty(0), 0
     connected(args)
-    take_any_bytes()
     if terminal:
         prepare_completion()
         say(f"connected to {place(args)}; help lists the commands")
     while True:
         try:
-            words = split(input(PROMPT) if terminal else next_line())
+            words = split(next_line(PROMPT))
             if words and words[0].lower() in ENDS:
                 break
             failed = obey(args, words) if words else 0
@@ -2352,18 +2349,14 @@ def shell(args: argparse.Namespace) -> int:
     return 0 if terminal else code
 
 
-def take_any_bytes() -> None:
-    """What is typed or piped need not be text: its bytes come through as in file names."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # has been read from already; closed
-        sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
-
-
-def next_line() -> str:
-    """input() writes to standard output even where there is no prompt."""
+def next_line(prompt: str) -> str:
+    """What is typed, or the next line from a pipe: there input() would write the prompt among the results."""
+    if os.isatty(0) and os.isatty(1):
+        return input(prompt)
     text = sys.stdin.readline() if sys.stdin else ""  # closed before the start: the same as nothing in it
     if not text:
         raise EOFError
-    return text
+    return text.rstrip("\r\n")
 
 
 def split(text: str) -> list[str]:
@@ -2384,7 +2377,7 @@ def obey(args: argparse.Namespace, words: list[str]) -> int:
     if verb not in COMMANDS:
         raise Failure(2, f"unknown command {shown(words[0])}", "the shell has no such word", "help")
     if verb in ("put", "get", "delete") and len(words) == 1:
-        words = [verb, ask("which file? ")]
+        words = [verb, next_line("which file? ")]
     if "\0" in "".join(words):
         raise Failure(2, "cannot read that line (it holds a NUL)", "no file has such a name", "the same without it")
     parser = build_parser([verb])
@@ -2406,17 +2399,13 @@ def lab_words(words: list[str]) -> list[str]:
         return words
     to: list[str] = []
     if len(words) == 1:
-        words = ["upload", ask("which file? ")]
-        to = ask("to whom (empty: the server): ").replace(",", " ").split()
+        words = ["upload", next_line("which file? ")]
+        to = next_line("to whom (empty: the server): ").replace(",", " ").split()
     elif len(words) > 3 and re.fullmatch("[0-9]{1,5}", words[2]) and not os.path.exists(words[1]):
         to, words = words[1:3], ["upload", *words[3:]]
     if len(to) == 2 and to[1].isdigit():
         to = [address((to[0].strip("[]"), to[1]))]
     return ["send", *words[1:], *itertools.chain.from_iterable(("--to", one) for one in to)] if to else words
-
-
-def ask(question: str) -> str:
-    return input(question) if os.isatty(0) else next_line().rstrip("\r\n")
 
 
 def prepare_completion() -> None:
@@ -2963,6 +2952,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser(words).parse_args(words)
     args.typed = typed(["python3", "client.py", *words])
     heed_signals()
+    with contextlib.suppress(AttributeError):  # None: it was closed
+        sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # what is typed or piped need not be text: as in file names
     try:
         return carry_out(args)
     except KeyboardInterrupt as end:
