@@ -1347,9 +1347,9 @@ class Puts(Batch):
         if into:
             yield Job(into, "", os.stat("."))
         for path in self.args.paths:
-            name = self.args.name or os.path.basename(os.path.abspath(path))
-            if path == "-" and not self.args.name:
+            if path == "-" and self.args.name is None:
                 raise Failure(2, "standard input has no name", "it is kept under one there", f"{self.verb} - --as NAME")
+            name = remote_name(os.path.basename(os.path.abspath(path)) if self.args.name is None else self.args.name)
             yield Job(f"{into}/{name}" if into else name, path)
 
     def start(self, job: Job) -> None:

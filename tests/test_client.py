@@ -137,7 +137,7 @@ def test_one_bad_file_does_not_stop_the_others(do, here, box):
 
 def test_an_empty_name_is_told_before_anything_is_done(do, box):
     (box / "x").touch()
-    for words in ("delete", "", "x"), ("get", "x", ""), ("stat", ""), ("rename", "x", ""), ("mkdir", ""):
+    for words in ("delete", "", "x"), ("get", "x", ""), ("stat", ""), ("rename", "x", ""), ("mkdir", ""), ("put", "/"), ("put", "/etc/passwd", "--as", ""):
         done = do(*words)
         assert done.code == 2 and "error: a name is empty" in done.err and os.listdir(box) == ["x"], done
     assert do("list", "").out == b"x\n"
