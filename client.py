@@ -1038,18 +1038,19 @@ def link_flags(args: argparse.Namespace) -> list[Any]:
     return [vars(args)[flag] for flag in ("host", "port", "tls", "cacert", "pin", "insecure", "timeout", "nick", "trace", "trace_hex")]
 
 
-def leave(link: Link) -> None:
-    """All has been said: a server that is gone by now changes nothing."""
-    with contextlib.suppress(Lost):
-        link.put(line("bye"))
-        link.flush()
-
-
 def hang_up(args: argparse.Namespace) -> None:
     if args.link:
         end_tls(args.link.sock)
         args.link.sock.close()
     args.link = None
+
+
+def leave(args: argparse.Namespace) -> None:
+    """All has been said: a server that is gone by now changes nothing."""
+    with contextlib.suppress(Lost):
+        args.link.put(line("bye"))
+        args.link.flush()
+    hang_up(args)
 
 
 def connected(args: argparse.Namespace) -> Link:
@@ -1895,7 +1896,7 @@ class Inbox:
                 f"--host {self.args.host} --port {self.args.port}{needs(self.args)} send PATH --to {known}")
         while self.args.count:  # below zero, without --count, it comes to no end
             self.obey(self.link.line(idle=True))
-        leave(self.link)
+        leave(self.args)
         return 0
 
     def obey(self, request: Line) -> None:
@@ -2029,7 +2030,7 @@ class Chat:
         try:
             while self.typist is not Typist.GONE or self.typed or self.unanswered:
                 self.attend()
-            leave(self.link)
+            leave(self.args)
         except (Lost, Broken, Failure) as problem:
             self.problem = problem
         except OSError as error:
@@ -2278,10 +2279,7 @@ def do_who(args: argparse.Namespace) -> int:
 
 
 def do_receive(args: argparse.Namespace) -> int:
-    try:
-        return Inbox(args).run()
-    finally:
-        hang_up(args)  # in the shell the next command has a connection of its own
+    return Inbox(args).run()
 
 
 def do_chat(args: argparse.Namespace) -> int:
@@ -2295,7 +2293,6 @@ def do_chat(args: argparse.Namespace) -> int:
     finally:
         chat.bell.close()
         chat.ringer.close()
-        hang_up(args)  # in the shell the next command has a connection of its own
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
@@ -2345,7 +2342,7 @@ def shell(args: argparse.Namespace) -> int:
         except EOFError:
             break
     if args.link:
-        leave(args.link)
+        leave(args)
     return 0 if terminal else code
 
 
