@@ -2935,11 +2935,14 @@ class Killed(KeyboardInterrupt):
 
 def heed_signals() -> None:
     import signal
+    deadly = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
 
     def end(number: int, frame: object) -> None:
+        for each in deadly:  # a system that goes down sends both: the second one shall not interrupt what the first one began
+            signal.signal(each, lambda *_: None)
         raise Killed
 
-    for number in {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
+    for number in deadly:
         if signal.getsignal(number) == signal.SIG_DFL:  # nohup has SIGHUP ignored
             signal.signal(number, end)
 

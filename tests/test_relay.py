@@ -748,6 +748,15 @@ def test_ctrl_c_or_a_signal_ends_a_receiver_and_leaves_no_part(peer, here, recei
     assert os.listdir(here / "box") == []
 
 
+def test_two_signals_at_once_end_a_receiver_as_one_does(peer, here, receiving):
+    box, sender = receiving("-o", "box", "--nick", "bob"), peer()
+    sender.tell(b"send bob x size=100\ndata 10\nabcdefghij")
+    until(lambda: [path.stat().st_size for path in (here / "box").iterdir()] == [10], "the part")
+    for number in signal.SIGSTOP, signal.SIGTERM, signal.SIGHUP, signal.SIGCONT:
+        box.process.send_signal(number)
+    assert box.wait() == 130 and "Traceback" not in box.err and os.listdir(here / "box") == [], box.err
+
+
 def test_a_receiver_tells_the_command_that_another_client_needs(start, here):
     server = start("--tls", "--password", "w ord")
     pin = server.wait_for("--pin ([0-9a-f]{64})")[1]
