@@ -926,8 +926,11 @@ class Link(Wire):
         salt, theirs, mine = keys.get("salt", ""), keys.get("nonce", ""), os.urandom(16).hex()
         if keys["auth"] != AUTH or not NONCE.fullmatch(salt) or not NONCE.fullmatch(theirs):
             raise Failure(56, f"{self.place} asks for a password in a way that is not known here", shown(keys["auth"]), "a newer client.py")
+        if not password and not os.isatty(2):
+            raise Failure(67, f"{self.place} asks for a password", "none was given, and there is no terminal to ask on",
+                          "--password TEXT, or SIXSOCKETS_PASSWORD in the environment")
         if not password:
-            password = args.password = self.asked()
+            password = args.password = ask_password(self.place)
         key, pin = auth_key(password, salt), fingerprint(self.sock.getpeercert(binary_form=True)) if hasattr(self.sock, "getpeercert") else ""
         answer = self.ask("auth", nonce=mine, proof=auth_proof(key, "client", theirs, mine, pin))
         if answer.verb != "ok":
@@ -937,12 +940,6 @@ class Link(Wire):
         if not same_proof(answer.keys.get("proof", ""), auth_proof(key, "server", theirs, mine, pin)):
             raise Failure(67, f"{self.place} does not know the password itself", "it is not the server that it should be, or somebody is in between",
                           "check the address; nothing was sent")
-
-    def asked(self) -> str:
-        if not os.isatty(2):
-            raise Failure(67, f"{self.place} asks for a password", "none was given, and there is no terminal to ask on",
-                          "--password TEXT, or SIXSOCKETS_PASSWORD in the environment")
-        return ask_password(self.place)
 
     def push(self, view: memoryview) -> int:
         """As ever; but a server that says something while it does not read is alive: it waits for others."""
@@ -1206,7 +1203,8 @@ class Batch:
         except BaseException as end:
             self.progress.clear()
             if isinstance(end, KeyboardInterrupt):
-                end.args = f"stopped after {plural(self.moved, 'file')} and {human(self.progress.done + self.progress.current)}; {self.again}",
+                reached = human(self.progress.done + self.progress.current)
+                end.args = (f"stopped after {plural(self.moved, 'file')} and {reached}; {self.again}",)
             self.requeue()
             raise
         self.summary()
