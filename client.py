@@ -72,14 +72,12 @@ NOTICE_AFTER = 3.0  # seconds of silence until the client says for whom it waits
 LIFE = 1.0  # seconds of silence of standard input after which the server is told that more may come
 REDRAW = 0.1  # seconds from one picture of the progress bar to the next
 BACK_OFF = 0.5  # seconds until the first new attempt; doubled each time
-ANSWERS = ("ok", "err", "file", "dir", "note", "help", "client")  # how a line that answers something can begin
+ANSWERS = ("ok", "err", "file", "dir", "note", "help", "client", "got")  # how a line that answers something can begin
 MANY = 64  # files of a folder from which one list is quicker than a stat for each
 CHAT_PROMPT = "> "
-AHEAD = 20  # lines that a pipe may have said before the server has answered
 PIPE_RATE, PIPE_BURST = 18.0, 30.0  # lines a second that a pipe says, and how many at once: a little less than every server takes
 LONGEST = 1000  # characters of one line of the chat; more are several
 SENDERS = 1000  # folders from others whose names here are remembered
-LASTING = {"chat"}  # commands that have used what came before the connection was lost
 NEAR = 4  # folders that stay open: what is asked for runs ahead of what comes, often into the next folder
 MEANWHILE = 2.0  # seconds for which a folder is read while the server writes its own: one that waits for longer to be heard hangs up
 LISTED = 12000  # lines of a listing that are kept in memory; the rest goes to a nameless file
@@ -869,9 +867,10 @@ class Job:
     """A file or folder on its way: what it is called there and here, and what is known of it."""
 
     size = mtime_ns = offset = 0
-    executable = failed = below = fresh = False
+    executable = failed = fresh = False
     part: Part | None = None
     there: Line | None = None  # the server's line of it, from a listing
+    top = ""  # the folder that was named, which it is in
     sha256 = kept = ""  # the digest; the name of the part that a lost connection leaves
     got: list[Line]  # what each of its receivers said
 
@@ -902,20 +901,19 @@ class Link(Wire):
         try:
             if not select.select([self.sock], [], [], min(NUDGE_AFTER, self.timeout / 2))[0]:
                 self.put(b"\n")  # an empty line means nothing; a server that waits for TLS is answered to its first byte
-            try:
-                greeting = self.line()
-            except Broken as broken:
-                greeting = Line(str(broken), [], {})
-            if greeting.keys.get("reason") in TURNED_AWAY:
-                code, what, why, hint = TURNED_AWAY[greeting.keys["reason"]]
-                raise Failure(code, f"{self.place} {what}", why, hint)
-            if greeting.verb != "sixsockets" or greeting.words[:1] != [PROTOCOL]:
-                known = {"http": "it speaks HTTP", "this": "it speaks TLS"}.get(greeting.verb[:4], "it does not begin with the greeting of one")
-                raise Failure(56, f"{self.place} is no Six Sockets file server", f"{known}: another program listens there",
-                              "check the port; httpclient.py speaks to web servers")
-            return greeting
+            greeting = self.line()
+        except Broken as broken:
+            greeting = Line(str(broken), [], {})
         except Lost as lost:
             raise cut_off(lost, 52, f"{self.place} said nothing", "check the port: a file server greets first") from None
+        if greeting.keys.get("reason") in TURNED_AWAY:
+            code, what, why, hint = TURNED_AWAY[greeting.keys["reason"]]
+            raise Failure(code, f"{self.place} {what}", why, hint)
+        if greeting.verb != "sixsockets" or greeting.words[:1] != [PROTOCOL]:
+            known = {"http": "it speaks HTTP", "this": "it speaks TLS"}.get(greeting.verb[:4], "it does not begin with the greeting of one")
+            raise Failure(56, f"{self.place} is no Six Sockets file server", f"{known}: another program listens there",
+                          "check the port; httpclient.py speaks to web servers")
+        return greeting
 
     def log_in(self, args: argparse.Namespace, greeting: Line) -> None:
         """Both sides prove that they know the password. To a server that cannot, nothing else is said."""
@@ -928,8 +926,11 @@ class Link(Wire):
         salt, theirs, mine = keys.get("salt", ""), keys.get("nonce", ""), os.urandom(16).hex()
         if keys["auth"] != AUTH or not NONCE.fullmatch(salt) or not NONCE.fullmatch(theirs):
             raise Failure(56, f"{self.place} asks for a password in a way that is not known here", shown(keys["auth"]), "a newer client.py")
+        if not password and not os.isatty(2):
+            raise Failure(67, f"{self.place} asks for a password", "none was given, and there is no terminal to ask on",
+                          "--password TEXT, or SIXSOCKETS_PASSWORD in the environment")
         if not password:
-            password = args.password = self.asked()
+            password = args.password = ask_password(self.place)
         key, pin = auth_key(password, salt), fingerprint(self.sock.getpeercert(binary_form=True)) if hasattr(self.sock, "getpeercert") else ""
         answer = self.ask("auth", nonce=mine, proof=auth_proof(key, "client", theirs, mine, pin))
         if answer.verb != "ok":
@@ -939,12 +940,6 @@ class Link(Wire):
         if not same_proof(answer.keys.get("proof", ""), auth_proof(key, "server", theirs, mine, pin)):
             raise Failure(67, f"{self.place} does not know the password itself", "it is not the server that it should be, or somebody is in between",
                           "check the address; nothing was sent")
-
-    def asked(self) -> str:
-        if not os.isatty(2):
-            raise Failure(67, f"{self.place} asks for a password", "none was given, and there is no terminal to ask on",
-                          "--password TEXT, or SIXSOCKETS_PASSWORD in the environment")
-        return ask_password(self.place)
 
     def push(self, view: memoryview) -> int:
         """As ever; but a server that says something while it does not read is alive: it waits for others."""
@@ -992,16 +987,14 @@ class Link(Wire):
         """The next line that is an answer."""
         while not self.listen():
             pass
-        found = self.arrived.pop()
-        if found.verb not in ANSWERS:
-            raise Failure(56, f"{self.place} answered {shown(found.verb)!r}, which belongs to nothing that was asked",
-                          "it breaks the protocol, or is no server.py", "ss -ltnp shows which program has the port")
-        return found
+        return self.arrived.pop()
 
     def listen(self) -> bool:
         """The next line: an answer is kept until it is asked for, a note tells how far the server is."""
         found = self.line()
-        if found.verb in ("file", "dir", "note", "help", "client", "got") and not found.words:
+        if found.verb not in ANSWERS:
+            raise Broken(f"{found.verb} where an answer was awaited")
+        if found.verb not in ("ok", "err") and not found.words:
             raise Broken("bad-line")
         if found.verb != "got" and (found.verb != "note" or "reason" in found.keys):
             self.arrived.append(found)
@@ -1028,8 +1021,7 @@ class Link(Wire):
 
 def dial(args: argparse.Namespace) -> socket.socket:
     """A connection to the server: by TLS when something is said about whom to trust."""
-    def plain() -> socket.socket:
-        return open_connection(args, args.host, args.port, server_command(args))
+    plain = functools.partial(open_connection, args, args.host, args.port, server_command(args))
     try:
         return encrypt(plain, args.host, args) if wants_tls(args) else plain()
     except OSError as error:
@@ -1043,18 +1035,19 @@ def link_flags(args: argparse.Namespace) -> list[Any]:
     return [vars(args)[flag] for flag in ("host", "port", "tls", "cacert", "pin", "insecure", "timeout", "nick", "trace", "trace_hex")]
 
 
-def leave(link: Link) -> None:
-    """All has been said: a server that is gone by now changes nothing."""
-    with contextlib.suppress(Lost):
-        link.put(line("bye"))
-        link.flush()
-
-
 def hang_up(args: argparse.Namespace) -> None:
     if args.link:
         end_tls(args.link.sock)
         args.link.sock.close()
     args.link = None
+
+
+def leave(args: argparse.Namespace) -> None:
+    """All has been said: a server that is gone by now changes nothing."""
+    with contextlib.suppress(Lost):
+        args.link.put(line("bye"))
+        args.link.flush()
+    hang_up(args)
 
 
 def connected(args: argparse.Namespace) -> Link:
@@ -1074,11 +1067,18 @@ def cut_off(lost: Lost, code: int, what: str, hint: str) -> Failure:
     return Failure(28 if isinstance(lost, Silent) else code, what, str(lost), hint)
 
 
-def pause(args: argparse.Namespace, lost: Lost, tries: int) -> None:
-    """Between a lost connection and the next attempt: longer each time."""
-    seconds = BACK_OFF * 2 ** tries
-    say(f"connection lost ({lost}); attempt {tries + 1} of {args.retries} in {seconds:g} s")
-    time.sleep(seconds)
+def reconnected(args: argparse.Namespace, lost: Lost) -> Link | None:
+    """A new connection in the place of a lost one, if there is one to be had; the pause before each attempt is longer."""
+    hang_up(args)
+    while args.tries < args.retries:
+        seconds = BACK_OFF * 2 ** args.tries
+        args.tries += 1
+        say(f"connection lost ({lost}); attempt {args.tries} of {args.retries} in {seconds:g} s")
+        time.sleep(seconds)
+        with contextlib.suppress(Failure, Lost):
+            return connected(args)
+        hang_up(args)  # it may have been lost with a question open
+    return None
 
 
 # --- many files: what is asked, what is awaited, what became of each ---
@@ -1163,19 +1163,6 @@ def unwritable(path: str, error: OSError) -> Failure:
     return Failure(23, f"cannot write to {shown(path)} ({error.strerror})", "nothing was received", "-o DEST for another place")
 
 
-@contextlib.contextmanager
-def opened(path: str) -> Iterator[tuple[int, os.stat_result]]:
-    """A regular file for reading, and only that: a FIFO would wait for ever."""
-    fd = os.open(path, os.O_RDONLY | NO_LINK & ~getattr(os, "O_NOFOLLOW", 0))
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file")
-        yield fd, status
-    finally:
-        os.close(fd)
-
-
 class Batch:
     """The files of one command. Requests run ahead of their answers; one bad file does not stop the others."""
 
@@ -1184,15 +1171,14 @@ class Batch:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.connect()
+        self.use(connected(args))
         self.progress = Progress(args)
         self.sources: list[Iterator[Job]] = []
         self.code = self.moved = self.bytes = self.skipped = self.failed = 0
-        self.tries = 0  # new connections since something went well
 
-    def connect(self) -> None:
-        self.link = connected(self.args)
-        self.link.noted = self.noted
+    def use(self, link: Link) -> None:
+        self.link = link
+        link.noted = self.noted
 
     def noted(self, note: Line) -> None:
         for key in ("received", "checked"):
@@ -1214,12 +1200,11 @@ class Batch:
                     break
                 except Lost as lost:
                     self.recover(lost)
-        except KeyboardInterrupt:
+        except BaseException as end:
             self.progress.clear()
-            say(f"stopped after {plural(self.moved, 'file')} and {human(self.progress.done + self.progress.current)}; {self.again}")
-            self.requeue()
-            return 130
-        except BaseException:
+            if isinstance(end, KeyboardInterrupt):
+                reached = human(self.progress.done + self.progress.current)
+                end.args = (f"stopped after {plural(self.moved, 'file')} and {reached}; {self.again}",)
             self.requeue()
             raise
         self.summary()
@@ -1246,8 +1231,7 @@ class Batch:
         answer = self.link.answer()
         handler, job, words, cost = entry = self.link.pending[0]
         if answer.verb in ("ok", "err") and answer.words != ["-"] and not all(map(str.startswith, words, answer.words)):
-            raise Failure(56, f"the server answered {shown(' '.join(answer.words))} where {shown(' '.join(words))} was asked",
-                          "something on the way changed it, or the server breaks the protocol", "again")
+            raise Broken(f"{' '.join(answer.words)} where {' '.join(words)} was asked")
         self.link.pending.popleft()
         self.link.unanswered -= cost
         try:
@@ -1277,7 +1261,7 @@ class Batch:
     def done(self, job: Job, size: int, sha256: str) -> None:
         self.moved += 1
         self.bytes += size - job.offset
-        self.tries = 0
+        self.args.tries = 0
         self.advance(size)
         self.report(job, "ok", size=size, sha256=sha256)
 
@@ -1304,7 +1288,7 @@ class Batch:
         """It goes on at offset: further than the last time means that new attempts get somewhere."""
         if offset > job.offset:
             self.progress.resumed += offset - job.offset
-            job.offset, self.tries = offset, 0
+            job.offset, self.args.tries = offset, 0
 
     def requeue(self) -> None:
         """What had no answer yet is begun again, in its order, each once; what has been told as failed already is not."""
@@ -1317,18 +1301,13 @@ class Batch:
         self.progress.current = 0
 
     def recover(self, lost: Lost) -> None:
-        """A new connection, after a pause that grows; or the Failure that tells how far it came."""
+        """A new connection, or the Failure that tells how far it came."""
         reached, jobs = self.progress.current, [job for _, job, _, _ in self.link.pending] or [Job("")]
         job, once = jobs[0], next(filter(None, map(self.once, jobs)), "")
         self.requeue()
-        while self.tries < self.args.retries and not once:
-            self.progress.clear()
-            pause(self.args, lost, self.tries)
-            self.tries += 1
-            with contextlib.suppress(Failure, Lost):
-                return self.connect()
-            hang_up(self.args)  # it may have been lost with a question open
         self.progress.clear()
+        if not once and (link := reconnected(self.args, lost)):
+            return self.use(link)
         where = f" at {reached:,} of {job.size:,} bytes of {shown(job.name)}" if job.size else ""
         where += f"; what came is kept as {shown(job.kept)}" if job.kept else ""
         raise cut_off(lost, 18, f"connection lost{where}", f"again from the start: {once}" if once else
@@ -1357,15 +1336,19 @@ class Puts(Batch):
 
     verb = "put"
 
+    def __init__(self, args: argparse.Namespace) -> None:
+        super().__init__(args)
+        self.folder = functools.lru_cache(NEAR)(self.open_folder)
+
     def jobs(self) -> Iterator[Job]:
         """What the command line names. Folders on the way to --into are made."""
         into = remote_name(self.args.into) if self.args.into else ""
         if into:
             yield Job(into, "", os.stat("."))
         for path in self.args.paths:
-            name = self.args.name or os.path.basename(os.path.abspath(path))
-            if path == "-" and not self.args.name:
+            if path == "-" and self.args.name is None:
                 raise Failure(2, "standard input has no name", "it is kept under one there", f"{self.verb} - --as NAME")
+            name = remote_name(os.path.basename(os.path.abspath(path)) if self.args.name is None else self.args.name)
             yield Job(f"{into}/{name}" if into else name, path)
 
     def start(self, job: Job) -> None:
@@ -1395,7 +1378,8 @@ class Puts(Batch):
     def children(self, above: Job) -> Iterator[Job]:
         """What is in a folder."""
         try:
-            folder, here = Folder(above.path), os.path.join(above.path, "")
+            top, here = above.top or above.path, os.path.join(above.path, "")
+            folder = self.folder(top, above.path)
             for entry in folder.entries():
                 is_file = entry.is_file(follow_symlinks=False)
                 if not is_file and not entry.is_dir(follow_symlinks=False):
@@ -1403,10 +1387,27 @@ class Puts(Batch):
                 elif not PART.fullmatch(entry.name):
                     job = Job(f"{above.name}/{entry.name}", here + entry.name, folder.stat(entry.name))
                     job.size = job.status.st_size if job.status and is_file else 0
-                    job.fresh = above.fresh
+                    job.fresh, job.top = above.fresh, top
                     yield job
         except OSError as error:
             self.fail(Job(above.name, above.path), self.trouble(above, error))
+
+    def open_folder(self, top: str, path: str) -> Folder:
+        """A folder of a tree: from the one that was named down, through no link, for one may have taken its place meanwhile."""
+        return Folder(top).descend([*filter(None, path[len(top):].split(os.sep))])
+
+    @contextlib.contextmanager
+    def opened(self, job: Job) -> Iterator[tuple[int, os.stat_result]]:
+        """A regular file for reading, and only that: a FIFO would wait for ever. Only a link that was named itself is followed."""
+        above, leaf = os.path.split(job.path)
+        fd = self.folder(job.top, above).open(leaf, os.O_RDONLY) if job.top else os.open(job.path, os.O_RDONLY | NO_LINK & ~getattr(os, "O_NOFOLLOW", 0))
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EINVAL, "not a regular file")
+            yield fd, status
+        finally:
+            os.close(fd)
 
     def made(self, job: Job, answer: Line) -> None:
         """The folder is there, so what is in it can go: into a new one without asking what is there already."""
@@ -1456,11 +1457,11 @@ class Puts(Batch):
             return same(job.size, job.status.st_mtime_ns, answer.number("size"), answer.number("mtime_ns"))
         if job.size != answer.number("size"):
             return False
-        with opened(job.path) as (fd, _):
+        with self.opened(job) as (fd, _):
             return digest(fd, job.size, hashlib.sha256(), lambda count: self.progress.at(count, "checked")) == answer.keys.get("sha256")
 
     def send(self, job: Job, part: int, over: bool) -> None:
-        with opened(job.path) as (fd, status):
+        with self.opened(job) as (fd, status):
             job.size, offset, sha = status.st_size, 0, hashlib.sha256()
             if part and self.args.resume:
                 offset = self.agree(job, fd, status, sha)
@@ -1617,26 +1618,23 @@ class Gets(Batch):
 
     def start(self, job: Job) -> None:
         content = self.args.compare == "content" and self.stream is None
-        if job.below and not content:
+        if job.top and not content:
             return self.fetch(job)
         self.link.request(self.found, job, "stat", job.name, digest="yes" if content else None)
 
     def found(self, job: Job, answer: Line) -> None:
         granted(answer, "get", job.name)
         own = job.name.rpartition("/")[2]
-        job.path = job.path if job.below else self.leaf or own
-        if answer.keys.get("type") == "dir" and not job.below:  # DEST is where it goes, not its new name: given again, the command finds it there
+        job.path = job.path if job.top else self.leaf or own
+        if answer.keys.get("type") == "dir" and not job.top:  # DEST is where it goes, not its new name: given again, the command finds it there
             job.path = f"{self.leaf}/{own}" if self.leaf else own
             self.link.request(self.tree, job, "list", job.name, deep="yes")
         else:
-            self.learn(job, answer)
+            self.progress.total += answer.number("size") - job.size
+            self.progress.all_files += not job.mtime_ns
+            job.size, job.mtime_ns, job.sha256 = answer.number("size"), answer.number("mtime_ns"), answer.keys.get("sha256", "")
+            job.executable = answer.keys.get("exec") == "yes"
             self.fetch(job)
-
-    def learn(self, job: Job, answer: Line) -> None:
-        self.progress.total += answer.number("size") - job.size
-        self.progress.all_files += not job.mtime_ns
-        job.size, job.mtime_ns, job.sha256 = answer.number("size"), answer.number("mtime_ns"), answer.keys.get("sha256", "")
-        job.executable = answer.keys.get("exec") == "yes"
 
     def tree(self, job: Job, answer: Line) -> None:
         """The listing of a folder, whole: bodies can follow only after it."""
@@ -1655,7 +1653,7 @@ class Gets(Batch):
                 self.fail(job, Failure(56, f"the server listed {shown(job.name)}, which is not in {shown(above.name)}",
                                        "it breaks the protocol", "another server"))
                 continue
-            job.path, job.below = above.path + job.name[len(above.name):], True
+            job.path, job.top = above.path + job.name[len(above.name):], above.path
             if entry.verb == "note" and entry.keys["reason"] == "not-a-file":
                 self.pass_over(job.name)
             elif entry.verb == "note":
@@ -1748,7 +1746,7 @@ class Gets(Batch):
             job.offset = part.received
             part.drop()
             self.requeue()  # the rest of this body is on its way, and nobody wants it
-            self.connect()
+            self.use(connected(self.args))
             raise
         self.done(job, size, part.sha.hexdigest())
 
@@ -1793,7 +1791,7 @@ class Sends(Puts):
 
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(args)
-        args.into, self.waiting, self.nobody = None, False, False
+        self.waiting = self.nobody = False
         self.results: dict[str, list[int]] = {}  # receiver -> files and folders it was sent, files it has, their bytes
         self.targets = ",".join(filter(None, args.to or []))
         if not self.targets and not args.all:
@@ -1884,6 +1882,7 @@ class Inbox:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.link = args, connected(args)
         self.named: dict[tuple[str, str], str] = {}  # (sender, folder) -> what the folder is called here
+        self.noted = 0.0  # when the sender was last told how far it is
         self.top = destination(args.output or ".")
 
     def run(self) -> int:
@@ -1893,10 +1892,9 @@ class Inbox:
             known = shown(answer.keys.get("nick") or answer.keys.get("you", "?"))
             say("waiting for files; others send them with:  python3 client.py "
                 f"--host {self.args.host} --port {self.args.port}{needs(self.args)} send PATH --to {known}")
-        limited = bool(self.args.count)
-        while not limited or self.args.count:
+        while self.args.count:  # below zero, without --count, it comes to no end
             self.obey(self.link.line(idle=True))
-        leave(self.link)
+        leave(self.args)
         return 0
 
     def obey(self, request: Line) -> None:
@@ -1945,12 +1943,12 @@ class Inbox:
         size = request.number("size") if "size" in request.keys else None
         part = Part(folder, parts[-1], None, request.number("mtime_ns") if "mtime_ns" in request.keys else None, request.keys.get("exec") == "yes")
         progress = Progress(self.args)
-        progress.total, told = size or 0, [0.0]
+        progress.total = size or 0
 
         def tell_both(received: int) -> None:
             progress.at(received)
-            if time.monotonic() - told[0] >= REDRAW:
-                told[0] = time.monotonic()
+            if time.monotonic() - self.noted >= REDRAW:
+                self.noted = time.monotonic()
                 self.link.put(line("note", name, received=received))
                 self.link.flush()
 
@@ -1981,7 +1979,7 @@ class Inbox:
         return part.leaf
 
     def show(self, name: str, part: Part, request: Line) -> None:
-        self.args.tries, self.args.count = 0, self.args.count - bool(self.args.count)  # also for the connection that follows a lost one
+        self.args.tries, self.args.count = 0, self.args.count - 1  # also for the connection that follows a lost one
         path = os.path.join(self.args.output or "", *name.split("/"))
         if self.args.json:
             return tell_json({"verb": "receive", "name": path, "from": self.sender(request), "size": part.received, "sha256": part.sha.hexdigest()})
@@ -1993,7 +1991,7 @@ class Inbox:
 class Typist(enum.Enum):
     """Where the main thread of a chat is."""
 
-    AWAY = "it hands a line on"
+    AWAY = "it has not begun"
     TYPING = "it waits for a line, and a signal can wake it"
     GONE = "no more lines come"
 
@@ -2008,7 +2006,6 @@ class Chat:
         self.typist = Typist.AWAY
         self.typed: deque[str] = deque()  # lines for the thread
         self.bell, self.ringer = socket.socketpair()
-        self.room = threading.Semaphore(AHEAD)
         self.unanswered = self.code = 0
         self.due = 0.0  # when the next line from a pipe may be said
         self.problem: Exception | None = None
@@ -2031,7 +2028,7 @@ class Chat:
         try:
             while self.typist is not Typist.GONE or self.typed or self.unanswered:
                 self.attend()
-            leave(self.link)
+            leave(self.args)
         except (Lost, Broken, Failure) as problem:
             self.problem = problem
         except OSError as error:
@@ -2080,7 +2077,6 @@ class Chat:
             self.emit(f"* {plural(found.number('lost'), 'line')} of others lost: they came faster than you took them", {"lost": found.number("lost")})
         elif found.verb in ("ok", "err") and words[0] in ("say", "who"):
             self.unanswered -= 1
-            self.room.release()
             if found.verb == "err":
                 self.code = 9
                 self.emit(f"* not said ({keys.get('reason', '?')})", {"error": keys.get("reason", "?")})
@@ -2117,38 +2113,27 @@ class Chat:
         import signal
         if hasattr(signal, "SIGUSR1"):
             signal.signal(signal.SIGUSR1, self.stop_typing)
-        code = 0
         try:
             while not self.problem and (text := self.next_line()) != "/quit":
                 self.typed.append(text)
                 self.ring()
         except EOFError:
             pass
-        except KeyboardInterrupt:
-            code = 130
-        self.typist = Typist.GONE
-        self.ring()
-        self.thread.join()
+        finally:
+            self.typist = Typist.GONE
+            self.ring()
+            self.thread.join()
         if self.problem:
             raise self.problem
-        return code or (0 if self.live else self.code)
+        return 0 if self.live else self.code
 
     def next_line(self) -> str:
         self.typist = Typist.TYPING
-        if self.live:
-            return input(CHAT_PROMPT).strip("\r\n")
-        self.room.acquire()  # a pipe is read no faster than the server takes it
-        text = next_line().strip("\r\n")
-        if not text or (text[0] == "/" and text[:2] != "//" and text != "/who"):  # nothing that the server will answer
-            self.room.release()
-        else:
-            self.pace(1 + len(text) // LONGEST)
+        text, now = next_line(CHAT_PROMPT), time.monotonic()
+        if not self.live:  # a pipe is read no faster than the server takes it
+            self.due = max(self.due, now - PIPE_BURST / PIPE_RATE) + (1 + len(text) // LONGEST) / PIPE_RATE
+            time.sleep(max(0.0, self.due - now))
         return text
-
-    def pace(self, lines: int) -> None:
-        now = time.monotonic()
-        self.due = max(self.due, now - PIPE_BURST / PIPE_RATE) + lines / PIPE_RATE
-        time.sleep(max(0.0, self.due - now))
 
     def ring(self) -> None:
         with contextlib.suppress(OSError):
@@ -2156,7 +2141,7 @@ class Chat:
 
     def stop_typing(self, number: int, frame: object) -> None:
         if self.typist is Typist.TYPING:
-            self.typist = Typist.AWAY
+            self.typist = Typist.GONE
             raise EOFError
 
 
@@ -2192,6 +2177,9 @@ def do_get(args: argparse.Namespace) -> int:
 
 def do_put(args: argparse.Namespace) -> int:
     """Also send: the same files, to other clients."""
+    if args.name and args.name.endswith("/"):
+        raise Failure(2, f"--as {shown(args.name)} names a folder", "it is the whole name that the file gets", f"--as {shown(args.name)}NAME"
+                      + f"; or --into {shown(args.name)}, which makes the folder" * (args.command == "put"))
     args.paths = [found for path in args.paths for found in local_names(path)]
     if args.name and len(args.paths) > 1:
         raise Failure(2, "--as names one file, and there are several", "they would replace each other", f"{args.command} without --as")
@@ -2234,7 +2222,7 @@ class Changes(Batch):
         granted(answer, self.verb, job.name)
         self.report(job, "ok")
 
-    def carry_out(self, jobs: Iterator[Job]) -> int:
+    def run(self, jobs: Iterator[Job]) -> int:
         self.sources.append(jobs)
         try:
             self.pump()
@@ -2247,15 +2235,15 @@ class Changes(Batch):
 
 
 def do_delete(args: argparse.Namespace) -> int:
-    return Changes(args).carry_out(expand(args, args.names))
+    return Changes(args).run(expand(args, args.names))
 
 
 def do_rename(args: argparse.Namespace) -> int:
-    return Changes(args, remote_name(args.new), over="yes" if args.force else None).carry_out(iter([Job(remote_name(args.old))]))
+    return Changes(args, remote_name(args.new), over="yes" if args.force else None).run(iter([Job(remote_name(args.old))]))
 
 
 def do_mkdir(args: argparse.Namespace) -> int:
-    return Changes(args).carry_out(iter([Job(remote_name(args.folder))]))
+    return Changes(args).run(iter([Job(remote_name(args.folder))]))
 
 
 def do_stat(args: argparse.Namespace) -> int:
@@ -2279,7 +2267,7 @@ def do_help(args: argparse.Namespace) -> int:
 
 
 def do_who(args: argparse.Namespace) -> int:
-    for found in everybody(connected(args)):
+    for found in unrepeated(everybody(connected(args))):
         nick, mode, you = (found.keys.get(key, "") for key in ("nick", "mode", "you"))
         if args.json:
             tell_json({"address": found.words[0], "nick": nick, "mode": mode, "you": bool(you)})
@@ -2289,10 +2277,7 @@ def do_who(args: argparse.Namespace) -> int:
 
 
 def do_receive(args: argparse.Namespace) -> int:
-    try:
-        return Inbox(args).run()
-    finally:
-        hang_up(args)  # in the shell the next command has a connection of its own
+    return Inbox(args).run()
 
 
 def do_chat(args: argparse.Namespace) -> int:
@@ -2300,14 +2285,12 @@ def do_chat(args: argparse.Namespace) -> int:
     if chat.live:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  (not at the top: loading it can write to a terminal)
-    take_any_bytes()
     try:
         chat.join()
         return chat.type()
     finally:
         chat.bell.close()
         chat.ringer.close()
-        hang_up(args)  # in the shell the next command has a connection of its own
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
@@ -2337,13 +2320,12 @@ def shell(args: argparse.Namespace) -> int:
     """Commands from a prompt, or a line each from a pipe. One that fails says so, and the next one comes."""
     terminal, code = os.isatty(0), 0
     connected(args)
-    take_any_bytes()
     if terminal:
         prepare_completion()
         say(f"connected to {place(args)}; help lists the commands")
     while True:
         try:
-            words = split(input(PROMPT) if terminal else next_line())
+            words = split(next_line(PROMPT))
             if words and words[0].lower() in ENDS:
                 break
             failed = obey(args, words) if words else 0
@@ -2351,27 +2333,25 @@ def shell(args: argparse.Namespace) -> int:
         except Failure as failure:
             say(str(failure))
             code = code or failure.code
-        except KeyboardInterrupt:
-            say("")
+        except KeyboardInterrupt as end:
+            if not terminal or isinstance(end, Killed):
+                raise
+            say(str(end))
         except EOFError:
             break
     if args.link:
-        leave(args.link)
+        leave(args)
     return 0 if terminal else code
 
 
-def take_any_bytes() -> None:
-    """What is typed or piped need not be text: its bytes come through as in file names."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # has been read from already; closed
-        sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
-
-
-def next_line() -> str:
-    """input() writes to standard output even where there is no prompt."""
+def next_line(prompt: str) -> str:
+    """What is typed, or the next line from a pipe: there input() would write the prompt among the results."""
+    if os.isatty(0) and os.isatty(1):
+        return input(prompt)
     text = sys.stdin.readline() if sys.stdin else ""  # closed before the start: the same as nothing in it
     if not text:
         raise EOFError
-    return text
+    return text.rstrip("\r\n")
 
 
 def split(text: str) -> list[str]:
@@ -2392,7 +2372,7 @@ def obey(args: argparse.Namespace, words: list[str]) -> int:
     if verb not in COMMANDS:
         raise Failure(2, f"unknown command {shown(words[0])}", "the shell has no such word", "help")
     if verb in ("put", "get", "delete") and len(words) == 1:
-        words = [verb, ask("which file? ")]
+        words = [verb, next_line("which file? ")]
     if "\0" in "".join(words):
         raise Failure(2, "cannot read that line (it holds a NUL)", "no file has such a name", "the same without it")
     parser = build_parser([verb])
@@ -2414,17 +2394,13 @@ def lab_words(words: list[str]) -> list[str]:
         return words
     to: list[str] = []
     if len(words) == 1:
-        words = ["upload", ask("which file? ")]
-        to = ask("to whom (empty: the server): ").replace(",", " ").split()
+        words = ["upload", next_line("which file? ")]
+        to = next_line("to whom (empty: the server): ").replace(",", " ").split()
     elif len(words) > 3 and re.fullmatch("[0-9]{1,5}", words[2]) and not os.path.exists(words[1]):
         to, words = words[1:3], ["upload", *words[3:]]
     if len(to) == 2 and to[1].isdigit():
         to = [address((to[0].strip("[]"), to[1]))]
     return ["send", *words[1:], *itertools.chain.from_iterable(("--to", one) for one in to)] if to else words
-
-
-def ask(question: str) -> str:
-    return input(question) if os.isatty(0) else next_line().rstrip("\r\n")
 
 
 def prepare_completion() -> None:
@@ -2837,7 +2813,7 @@ DEFAULTS: dict[str, Any] = {
     "host": "127.0.0.1", "port": 9000, "password": None, "ask_password": False, "tls": False, "cacert": None, "pin": None, "insecure": False,
     "timeout": 30.0, "retries": 3, "nick": None, "force": False, "resume": True, "compare": "time", "quiet": False, "json": False,
     "trace": False, "trace_hex": False, "folder": "", "r": False, "output": None, "name": None, "into": None, "to": None, "all": False,
-    "count": 0, "hidden": False, "link": None,
+    "count": -1, "hidden": False, "link": None,
 }  # in one place: flags stand before a command or after it, and the shell hands its own to each
 
 
@@ -2910,21 +2886,18 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def persist(args: argparse.Namespace) -> int:
-    """One command, again where the connection is lost before anything came of it."""
-    args.tries = 0
+    """One command, again where the connection is lost before anything came of it; of a chat something has come."""
+    args.tries = 0  # new connections since something went well
     while True:
         try:
             return COMMANDS[args.command](args)
         except Lost as lost:
-            if args.tries >= args.retries or args.command in LASTING:
+            if args.command == "chat" or not reconnected(args, lost):
                 raise
-            hang_up(args)
-            pause(args, lost, args.tries)
-            args.tries += 1
 
 
 def carry_out(args: argparse.Namespace) -> int:
-    """One command, and whatever ends it, as an exit code. A connection on which something failed is not used again."""
+    """One command, and whatever ends it but a signal, as an exit code. A connection on which something failed is not used again."""
     try:
         if args.ask_password and args.password is None:
             args.password = ask_password(place(args))
@@ -2934,25 +2907,35 @@ def carry_out(args: argparse.Namespace) -> int:
     except Lost as lost:
         problem = cut_off(lost, 56, f"connection to {place(args)} lost", f"again; if nobody is there: {server_command(args)}")
     except Broken as broken:
-        problem = Failure(56, f"{place(args)} broke the protocol ({broken})", "it sent what no file server sends", "server.py --trace shows it")
+        problem = Failure(56, f"{place(args)} broke the protocol ({shown(str(broken))})", "it sent what no file server sends", "server.py --trace shows it")
     except OSError as error:
         problem = Failure(26, f"cannot go on here ({error.strerror or error})", "no single file is the cause: the current folder is gone, or there is no room "
                           "for temporary files", "the same in a folder that is there")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as end:
         hang_up(args)
-        say("\nstopped")
-        return 130
+        end.args = end.args or ("\nstopped",)
+        raise
     hang_up(args)
     say(str(problem))
     return problem.code
 
 
+class Killed(KeyboardInterrupt):
+    """kill, or a terminal that is closed, ends it like Ctrl-C, so that no part is left of what cannot be resumed; and the shell too."""
+
+
 def heed_signals() -> None:
-    """kill, or a terminal that is closed, ends it like Ctrl-C: no part is left of what cannot be resumed."""
     import signal
-    for number in {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
+    deadly = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
+
+    def end(number: int, frame: object) -> None:
+        for each in deadly:  # a system that goes down sends both: the second one shall not interrupt what the first one began
+            signal.signal(each, lambda *_: None)
+        raise Killed
+
+    for number in deadly:
         if signal.getsignal(number) == signal.SIG_DFL:  # nohup has SIGHUP ignored
-            signal.signal(number, signal.default_int_handler)
+            signal.signal(number, end)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -2960,8 +2943,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser(words).parse_args(words)
     args.typed = typed(["python3", "client.py", *words])
     heed_signals()
+    with contextlib.suppress(AttributeError):  # None: it was closed
+        sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # what is typed or piped need not be text: as in file names
     try:
         return carry_out(args)
+    except KeyboardInterrupt as end:
+        say(str(end))
+        return 130
     finally:
         hang_up(args)
 

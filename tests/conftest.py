@@ -10,6 +10,7 @@ import itertools
 import os
 import py_compile
 import re
+import select
 import shutil
 import signal
 import socket
@@ -230,6 +231,37 @@ def spawn():
         else:
             server.wait()
     assert not problems, "\n".join(problems)
+
+
+class Terminal:
+    """A client on a terminal of its own."""
+
+    def __init__(self, *words, cwd, without=""):
+        self.master, slave = os.openpty()
+        start = f"import runpy, sys; sys.modules[{without!r}] = None; sys.argv[0] = 'client.py'; runpy.run_path({str(ROOT / 'client.py')!r}, run_name='__main__')"
+        program = ["-c", start] if without else [str(ROOT / "client.py")]
+        self.process = subprocess.Popen([sys.executable, "-W", "error", *program, *map(str, words)], cwd=cwd, stdin=slave, stdout=slave,
+                                        stderr=slave, env={**os.environ, "TERM": "xterm"}, close_fds=True, start_new_session=True)
+        os.close(slave)
+        self.text = ""
+
+    def type(self, text):
+        os.write(self.master, text.encode())
+
+    def wait_for(self, text):
+        while text not in self.text:
+            ended = self.process.poll() is not None  # if it had ended before, there is nothing to come when all is read
+            assert select.select([self.master], [], [], DEADLINE)[0], f"no {text!r} in {self.text!r}"
+            more = b""
+            with suppress(OSError):
+                more = os.read(self.master, 65536)
+            self.text += more.decode(errors="replace")
+            assert more or not ended, self.text
+
+    def end(self):
+        code = self.process.wait(DEADLINE)
+        os.close(self.master)
+        return code
 
 
 class Finished:

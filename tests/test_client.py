@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, ROOT, Listener, Process, free_port, interpreters, until
+from conftest import DEADLINE, ROOT, Listener, Process, Terminal, free_port, interpreters, until
 
 sys.path.insert(0, str(ROOT))
 import client as script
@@ -137,7 +137,7 @@ def test_one_bad_file_does_not_stop_the_others(do, here, box):
 
 def test_an_empty_name_is_told_before_anything_is_done(do, box):
     (box / "x").touch()
-    for words in ("delete", "", "x"), ("get", "x", ""), ("stat", ""), ("rename", "x", ""), ("mkdir", ""):
+    for words in ("delete", "", "x"), ("get", "x", ""), ("stat", ""), ("rename", "x", ""), ("mkdir", ""), ("put", "/"), ("put", "/etc/passwd", "--as", ""):
         done = do(*words)
         assert done.code == 2 and "error: a name is empty" in done.err and os.listdir(box) == ["x"], done
     assert do("list", "").out == b"x\n"
@@ -172,6 +172,13 @@ def test_globs_names_and_folders(do, here, box):
     assert got.code == 0 and sorted(os.listdir(here / "new")) == ["[x]", "a.txt", "b.txt"]
     assert do("get", "a", "b", "-o", "file").code == 2
     assert do("delete", "in/here/*").code == 0 and os.listdir(box / "in/here") == []
+
+
+@pytest.mark.parametrize(("verb", "port"), [("put", None), ("send", 1)])
+def test_a_folder_as_the_new_name_is_told_before_anything_is_sent(do, here, box, verb, port):
+    (here / "x").touch()
+    done = do(verb, "x", "--as", "docs/", port=port)
+    assert done.code == 2 and "--as docs/NAME" in done.err and ("--into docs/" in done.err) == (verb == "put") and os.listdir(box) == [], done
 
 
 def test_what_a_pattern_matches_does_not_all_get_one_name(do, here, box):
@@ -311,6 +318,11 @@ def test_a_lost_link_where_only_something_is_asked_is_made_good(server, do, box,
     assert len(os.listdir(box)) == 36
     cut = do("list", port=proxy(server.port, cut_at=500, times=1).port)
     assert cut.code == 18 and cut.out and "what was shown is not all" in cut.err, cut
+
+
+def test_who_was_shown_before_the_link_was_lost_is_not_shown_twice(do, canned):
+    done = do("who", port=canned(GREETING + b"client 10.0.0.1:1 mode=idle\n").port)
+    assert done.code == 18 and done.out == b"10.0.0.1:1  idle\n" and "what was shown is not all" in done.err, done
 
 
 @pytest.mark.parametrize("words", [["delete", "a"], ["mkdir", "d"], ["rename", "a", "b"]])
@@ -522,11 +534,11 @@ def test_a_digest_that_is_not_theirs_is_not_kept(do, here, canned):
     (b"ok get x size=3 mtime_ns=1\ndata 5\nabcdeend\n", 56), (b"ok get x size=3 mtime_ns=1\ndata 2\nabend\n", 18),
     (b"ok get x size=3 mtime_ns=1\ndata 2\nababort reason=changed\n", 18), (b"ok get x size=3 mtime_ns=1\ndata 2\na", 18),
     (b"err get x reason=no-such-file\n", 78), (b"gibberish\n", 56), (b"ok get x size=-3\n", 56), (b"ok get x size=99999999999999999999\n", 56),
-    (b"x" * 40000, 56), (b"err get x reason=%1B[31m\n", 9), (b"", 18),
+    (b"x" * 40000, 56), (b"err get x reason=%1B[31m\n", 9), (b"", 18), (b"\xc2\x9b31m\n", 56), (b"ok get y%1B[31m\n", 56),
 ])
 def test_a_server_that_misbehaves_leaves_nothing_behind(do, here, canned, answer, code):
     done = do("get", "x", "--retries", "0", port=canned(GREETING + b"ok stat x type=file size=3 mtime_ns=1\n" + answer).port)
-    assert done.code == code and "\x1b" not in done.err and os.listdir(here) == [], done
+    assert done.code == code and not {"\x1b", "\x9b"} & {*done.err} and os.listdir(here) == [], done
 
 
 @pytest.mark.parametrize(("words", "answer", "code"), [
@@ -576,6 +588,31 @@ runpy.run_path({str(ROOT / "client.py")!r}, run_name="__main__")
     done = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 26 and "cannot read tree/b: no such file" in done.stderr
     assert {path.name for path in (box / "tree").iterdir()} == {"a", "c"}
+
+
+@pytest.mark.parametrize(("name", "listed", "code"), [("a", "a", 26), ("deep", "deep", 26), ("deep", "x", 0)])
+def test_a_link_that_takes_the_place_of_a_file_or_folder_of_a_tree_is_not_followed(server, here, box, name, listed, code):
+    """It comes when what is there has just been listed; in the last case when also what is in it has."""
+    for path in "tree/a", "tree/deep/x", "else/x":
+        (here / path).parent.mkdir(parents=True, exist_ok=True)
+        (here / path).write_text("secret" if path == "else/x" else "mine")
+    program = f"""
+import contextlib, os, runpy, sys
+true = os.scandir
+def late(folder):
+    found = list(true(folder))
+    if {listed!r} in [entry.name for entry in found]:
+        os.rename("tree/{name}", "moved")
+        os.symlink("../else{'/x' * (name == "a")}", "tree/{name}")
+    return contextlib.nullcontext(iter(found))
+os.supports_fd = {{*os.supports_fd, late}}
+os.scandir = late
+sys.argv = {["client.py", "--port", str(server.port), "put", "tree"]!r}
+runpy.run_path({str(ROOT / "client.py")!r}, run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=here, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == code and done.stderr.count("error: cannot read") == bool(code), done.stderr
+    assert [path.read_text() for path in box.rglob("*") if path.is_file()] == ["mine"] * (1 if code else 2)
 
 
 def test_a_folder_that_is_read_slowly_does_not_keep_the_server_from_telling_of_its_own(listeners, here):
@@ -632,23 +669,49 @@ def test_a_part_whose_check_was_interrupted_in_the_shell_is_let_go(server, here,
     def held():
         """How far in it each descriptor stands that is open on the part."""
         found = []
-        for fd in Path(f"/proc/{shell.pid}/fd").iterdir():
+        for fd in Path(f"/proc/{shell.process.pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-                found += [int(Path(f"/proc/{shell.pid}/fdinfo/{fd.name}").read_text().split()[1])] * (os.readlink(fd) == str(part))
+                found += [int(Path(f"/proc/{shell.process.pid}/fdinfo/{fd.name}").read_text().split()[1])] * (os.readlink(fd) == str(part))
         return found
 
-    shell = Process(ROOT / "client.py", "--port", server.port, cwd=here, stdin=subprocess.PIPE)
-    shell.process.stdin.write(b"get big\n")
-    shell.process.stdin.flush()
+    shell = Terminal("--port", server.port, cwd=here)
+    shell.type("get big\r")
     until(lambda: any(held()), "the check to begin")
     shell.process.send_signal(signal.SIGINT)
     shell.wait_for("stopped after")
-    shell.process.stdin.write(b"help\n")
-    shell.process.stdin.flush()
-    shell.wait_for("the end", "out")
+    shell.type("help\r")
+    shell.wait_for("the end")
     assert not held() and part.stat().st_size == size
+    shell.type("bye\r")
+    assert shell.end() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_shell_that_a_pipe_feeds_and_no_later_line_runs(server, here, box, number):
+    shell = Process(ROOT / "client.py", "--port", server.port, cwd=here, stdin=subprocess.PIPE)
+    shell.process.stdin.write(b"receive\nmkdir after\n")
+    shell.process.stdin.flush()
+    shell.wait_for("waiting for files")
+    shell.process.send_signal(number)
+    assert shell.wait() == 130 and "\nstopped\n" in shell.err and os.listdir(box) == [], shell.err
     shell.process.stdin.close()
-    assert shell.wait() == 130
+
+
+def test_a_terminal_comes_back_to_the_prompt_at_ctrl_c_and_sigterm_ends_the_shell(server, here):
+    shell = Terminal("--port", server.port, cwd=here)
+    shell.wait_for("sixsockets> ")
+    shell.type("half a line")
+    shell.wait_for("half a line")
+    shell.process.send_signal(signal.SIGINT)
+    shell.type("\rreceive\r")  # a signal that comes just before it waits for typing is noticed behind the line
+    shell.wait_for("waiting for files")
+    shell.process.send_signal(signal.SIGINT)
+    shell.wait_for("stopped")
+    shell.type("mkdir a\r")
+    server.wait_for("mkdir a")
+    shell.process.send_signal(signal.SIGTERM)
+    shell.type("\r")
+    assert "unknown command" not in shell.text and shell.end() == 130
 
 
 @pytest.mark.parametrize("answer", [b"err get x reason=not-permitted\n", b"ok get y size=1\n", b"what\n"])

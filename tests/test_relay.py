@@ -3,7 +3,6 @@ import contextlib
 import hashlib
 import json
 import os
-import pty
 import random
 import re
 import resource
@@ -19,7 +18,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import DEADLINE, ROOT, Listener, Process, until
+from conftest import DEADLINE, ROOT, Listener, Process, Terminal, until
 
 sys.path.insert(0, str(ROOT))
 import client as script
@@ -749,6 +748,15 @@ def test_ctrl_c_or_a_signal_ends_a_receiver_and_leaves_no_part(peer, here, recei
     assert os.listdir(here / "box") == []
 
 
+def test_two_signals_at_once_end_a_receiver_as_one_does(peer, here, receiving):
+    box, sender = receiving("-o", "box", "--nick", "bob"), peer()
+    sender.tell(b"send bob x size=100\ndata 10\nabcdefghij")
+    until(lambda: [path.stat().st_size for path in (here / "box").iterdir()] == [10], "the part")
+    for number in signal.SIGSTOP, signal.SIGTERM, signal.SIGHUP, signal.SIGCONT:
+        box.process.send_signal(number)
+    assert box.wait() == 130 and "Traceback" not in box.err and os.listdir(here / "box") == [], box.err
+
+
 def test_a_receiver_tells_the_command_that_another_client_needs(start, here):
     server = start("--tls", "--password", "w ord")
     pin = server.wait_for("--pin ([0-9a-f]{64})")[1]
@@ -794,8 +802,10 @@ def test_a_receiver_writes_nothing_outside_of_its_folder_and_nothing_that_is_not
                      b"put folder\n" + body(HELLO), b"note x\nput good\n" + b"note good\n" + body(HELLO)):
             conn.sendall(told)
             answers.append(next(line for line in file if not line.startswith(b"note ")).decode().strip())
-        conn.sendall(b"put lost size=100\ndata 100\nabc")
-        assert file.readline() == b"note lost received=3\n"
+        conn.sendall(b"put lost size=100000000\ndata 100000000\n")
+        while not select.select([conn], [], [], 0)[0]:  # it says ten times a second how far it is
+            conn.sendall(b"abc")
+        assert file.readline().startswith(b"note lost received=")
 
     (here / "box" / "folder").mkdir(parents=True)
     (here / "outside").mkdir()
@@ -803,13 +813,18 @@ def test_a_receiver_writes_nothing_outside_of_its_folder_and_nothing_that_is_not
     listeners.append(Listener(talk))
     box = receiving("-o", "box", port=listeners[-1].port)
     assert box.wait() == 18, box.err
-    assert "connection lost at 3 of 100 bytes of lost" in box.err
+    assert re.search(r"connection lost at [1-9][\d,]* of 100,000,000 bytes of lost", box.err)
     assert all(answer.startswith("err ") for answer in answers[:-2]), answers
     assert [re.sub(".*reason=", "", answer) for answer in answers[-6:-2]] == ["incomplete", "too-long", "wrong-digest", "aborted"]
     assert answers[-2] == f"ok put folder size=6 sha256={sha(HELLO)} verified=yes as=folder%20(1)" and answers[-1].startswith("ok put good")
     assert sorted(os.listdir(here / "box")) == ["folder", "folder (1)", "good", "link"]
     assert os.listdir(here / "outside") == [] and os.listdir(here / "box" / "folder") == [] and sorted(os.listdir(here)) == ["box", "outside"]
     assert box.out == "box/folder (1)\nbox/good\n"
+
+
+def test_what_a_receiver_hears_instead_of_a_file_moves_no_terminal(canned, run, here):
+    told = run("client.py", "--port", canned(b"sixsockets 1 auth=none you=10.0.0.9:9\nok receive you=10.0.0.9:9\n\xc2\x9b31m x\n").port, "receive", cwd=here)
+    assert told.code == 56 and "broke the protocol (\\x9b31m where a file was awaited)" in told.err, told
 
 
 def test_a_receiver_that_cannot_write_says_so_and_goes_on(do, here, receiving):
@@ -969,37 +984,6 @@ def test_a_reader_that_is_stuck_loses_its_own_lines_and_is_told_how_many(server,
     assert stuck.ask("ping") == "ok ping"
     reader.tell("bye")
     assert hearing.result()
-
-
-class Terminal:
-    """A client on a terminal of its own."""
-
-    def __init__(self, *words, cwd, without=""):
-        self.master, slave = pty.openpty()
-        start = f"import runpy, sys; sys.modules[{without!r}] = None; sys.argv[0] = 'client.py'; runpy.run_path({str(ROOT / 'client.py')!r}, run_name='__main__')"
-        program = ["-c", start] if without else [str(ROOT / "client.py")]
-        self.process = subprocess.Popen([sys.executable, "-W", "error", *program, *map(str, words)], cwd=cwd, stdin=slave, stdout=slave,
-                                        stderr=slave, env={**os.environ, "TERM": "xterm"}, close_fds=True, start_new_session=True)
-        os.close(slave)
-        self.text = ""
-
-    def type(self, text):
-        os.write(self.master, text.encode())
-
-    def wait_for(self, text):
-        while text not in self.text:
-            ended = self.process.poll() is not None  # if it had ended before, there is nothing to come when all is read
-            assert select.select([self.master], [], [], DEADLINE)[0], f"no {text!r} in {self.text!r}"
-            more = b""
-            with contextlib.suppress(OSError):
-                more = os.read(self.master, 65536)
-            self.text += more.decode(errors="replace")
-            assert more or not ended, self.text
-
-    def end(self):
-        code = self.process.wait(DEADLINE)
-        os.close(self.master)
-        return code
 
 
 def test_on_a_terminal_the_prompt_comes_back_with_what_was_typed_so_far(server, peer, here):
