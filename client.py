@@ -524,8 +524,9 @@ class Folder:
     """An open folder. Names in it are used through its descriptor, so that no link planted meanwhile leads elsewhere;
     where the system has no such calls, through its path, resolved and compared. It is closed with its last user."""
 
-    def __init__(self, path: str, within: int | None = None) -> None:
-        self.path, self.fd = path, None
+    def __init__(self, path: str, within: int | None = None, durable: bool = False) -> None:
+        self.path, self.durable = path, durable
+        self.fd: int | None = None
         if BY_DESCRIPTOR:
             leaf = path if within is None else os.path.basename(path)
             nofollow = 0 if within is None else os.O_NOFOLLOW
@@ -534,8 +535,8 @@ class Folder:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
 
     def __del__(self) -> None:
-        if getattr(self, "fd", None) is not None:
-            os.close(self.fd)  # type: ignore[arg-type]
+        if self.fd is not None:
+            os.close(self.fd)
 
     def at(self, name: str) -> str:
         return name if self.fd is not None else os.path.join(self.path, name)
@@ -544,14 +545,26 @@ class Folder:
         """The folder of that name in this one; a link is not followed."""
         if make:
             with contextlib.suppress(FileExistsError):
-                os.mkdir(self.at(name), dir_fd=self.fd)
+                self.make(name)
         path = os.path.join(self.path, name)
         if not BY_DESCRIPTOR and os.path.realpath(path) != os.path.join(os.path.realpath(self.path), name):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        return Folder(path, self.fd)
+        return Folder(path, self.fd, self.durable)
 
     def descend(self, names: Sequence[str], make: bool = False) -> Folder:
         return functools.reduce(lambda found, name: found.below(name, make), names, self)
+
+    def make(self, name: str) -> None:
+        """A folder in it. One that is there already may have been made this very moment, and not be on the disk yet."""
+        try:
+            os.mkdir(self.at(name), dir_fd=self.fd)
+        finally:
+            self.sync()
+
+    def sync(self) -> None:
+        """With --durable: the names in it, onto the disk itself. (Windows can sync no folder.)"""
+        if self.durable and self.fd is not None:
+            os.fsync(self.fd)
 
     def open(self, name: str, flags: int, mode: int = 0o666) -> int:
         if not BY_DESCRIPTOR and os.path.islink(self.at(name)):
@@ -695,21 +708,20 @@ class Part:
         while chunk:
             chunk = chunk[os.write(self.fd, chunk):]
 
-    def finish(self, over: bool, durable: bool = False, lock: contextlib.AbstractContextManager[Any] = UNLOCKED) -> None:
+    def finish(self, over: bool, *, lock: contextlib.AbstractContextManager[Any] = UNLOCKED) -> None:
         """Give it its time and mode, and then its name, under the lock that a rename has too."""
         there = self.folder.stat(self.leaf) if over else None
         if there and hasattr(os, "fchmod"):
             os.fchmod(self.fd, there.st_mode & 0o777 | (0o111 & there.st_mode >> 2 if self.executable else 0))
         if self.mtime_ns is not None:
             os.utime(self.fd if TIMED else self.folder.at(self.name), ns=(self.mtime_ns, self.mtime_ns))
-        if durable:
+        if self.folder.durable:
             os.fsync(self.fd)
         if os.name == "nt":
             self.close()  # Windows renames no open file
         with lock:
             self.folder.move(self.name, self.folder, self.leaf, over)
-        if durable and self.folder.fd is not None:
-            os.fsync(self.folder.fd)
+        self.folder.sync()
         self.close()
 
     def close(self) -> None:

@@ -950,6 +950,34 @@ runpy.run_path({str(ROOT / 'server.py')!r}, run_name="__main__")
         assert (box / "x").read_text() in (("old", "new data") if over else ("new data",))
 
 
+def test_with_durable_a_folder_that_is_made_is_on_the_disk_before_success_is_told(box, tmp_path):
+    from conftest import Server
+    runner = tmp_path / "run.py"
+    runner.write_text(f"""
+import os, runpy, sys
+true = os.fsync
+def told(fd):
+    true(fd)
+    with open({str(tmp_path / 'synced')!r}, "a") as file:
+        print(os.fstat(fd).st_ino, file=file)
+os.fsync = told
+sys.argv = ["server.py", *sys.argv[1:], "--port", "0"]
+runpy.run_path({str(ROOT / 'server.py')!r}, run_name="__main__")
+""")
+    server = Server(str(runner), box, "--durable")
+    (box / "a").mkdir()  # as by somebody else a moment ago
+    assert talk(server, b"mkdir a/b/c\n") == b"ok mkdir a/b/c\n"
+    assert talk(server, b"mkdir a/b/c\n") == b"err mkdir a/b/c reason=exists\n"
+    above = [str(folder.stat().st_ino) for folder in (box, box / "a", box / "a" / "b")]
+    assert (tmp_path / "synced").read_text().split() == above * 2
+    server.stop()
+    (tmp_path / "synced").unlink()
+    plain = Server(str(runner), box)
+    assert talk(plain, b"mkdir d/e\n") == b"ok mkdir d/e\n"
+    plain.stop()
+    assert not (tmp_path / "synced").exists()
+
+
 def test_a_rename_does_not_take_an_upload_with_it(box, tmp_path):
     """A rename links the new name and unlinks the old one: between the two an upload must not take the old one."""
     from conftest import Server
