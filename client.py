@@ -577,6 +577,13 @@ class Folder:
         except FileNotFoundError:
             return None
 
+    def place(self, name: str) -> tuple[object, ...]:
+        """What tells a name in it from all others, also after a folder above it was renamed."""
+        if self.fd is None:
+            return os.path.normcase(self.path), name
+        status = os.fstat(self.fd)
+        return status.st_dev, status.st_ino, name
+
     def read(self, name: str) -> tuple[int, os.stat_result]:
         """A regular file, open for reading, and its facts."""
         fd = self.open(name, os.O_RDONLY)
@@ -661,11 +668,7 @@ class Part:
         self.name = lasting_name(leaf, size, mtime_ns) if self.keyed else f".six-{next(UNIQUE):032x}.part"
 
     def place(self) -> tuple[object, ...]:
-        """What tells it from all others, also after a folder above it was renamed."""
-        if self.folder.fd is None:
-            return self.folder.path, self.name
-        above = os.fstat(self.folder.fd)
-        return above.st_dev, above.st_ino, self.name
+        return self.folder.place(self.name)
 
     def claim(self) -> bool:
         """Open it, new or as an earlier attempt left it. False: somebody else is writing it."""

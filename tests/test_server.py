@@ -186,6 +186,17 @@ def test_rename_replaces_only_when_told(start, box):
     assert talk(start(), b"rename a b over=yes\n") == b"ok rename a b over=yes\n".replace(b" over=yes", b"") and (box / "b").read_text() == "a"
 
 
+@pytest.mark.parametrize("new", ["b", "d/a"])
+def test_a_rename_from_link_to_link_of_one_file_leaves_the_new_name_alone(start, box, new):
+    server = start()
+    (box / "d").mkdir()
+    (box / "a").write_text("a")
+    os.link(box / "a", box / new)
+    assert talk(server, b"rename a a over=yes\n") == b"ok rename a a\n" and (box / "a").exists(), "to its own name: nothing happens"
+    assert talk(server, f"rename a {new} over=yes\n".encode()) == f"ok rename a {new}\n".encode()
+    assert not (box / "a").exists() and (box / new).read_text() == "a"
+
+
 def test_a_listing_is_sorted_and_deep_on_request(start, box):
     for name in ("z/1", "a", "m/n/o", "b"):
         (box / name).parent.mkdir(parents=True, exist_ok=True)
