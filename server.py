@@ -116,7 +116,7 @@ first come first, and a sender that waits has none (nor keeps it from others, be
 seconds). Then `note NAME received=N`: what the slowest of them has; and of each as soon as it is known, `got HOST:PORT
 ok put NAME size= sha256= verified= [as=] [nick=]` or `got TO err put NAME reason=CODE` (mkdir with type=dir). The
 reason is the receiver's own, or no-such-client, not-receiving, yourself, gone (closed, or broke the protocol), stalled
-(took or said nothing for --timeout seconds: the server has closed it), left. A receiver's ok before the end of the body
+(took nothing and told of nothing more received for --timeout seconds: the server has closed it), left. A receiver's ok before the end of the body
 is a request like any other: left. When none has got it, the end is err send NAME reason=not-received receivers=N verified=0; inside the body if
 that is known there. When the sender is lost or gives up, its receivers get `abort reason=…`. It may close its writing side
 behind the last byte, as nc -N does, but its connection only after the answer: one that is gone is noticed at the next note.
@@ -1024,7 +1024,7 @@ class Receiver:
         self.rest = memoryview(b"")
         self.received = 0
         self.answer: Line | None = None
-        self.heard = self.told = time.monotonic()  # when it last took or said something; when it was last told something
+        self.heard = self.told = time.monotonic()  # when it last took something or got further; when it was last told something
 
     def tell(self, block: bytes) -> None:
         self.told = time.monotonic()
@@ -1037,22 +1037,23 @@ class Receiver:
             self.rest = self.rest[self.session.sock.send(self.session.sendable(self.rest)):]
             self.heard = time.monotonic()
 
-    def hear(self, verb: str, ended: bool) -> None:
+    def hear(self, relay: Relay) -> None:
         """What it says: notes, then its answer. Something else is a request of its own: it stays unread, and the file is not wanted."""
         wire = self.session
         with contextlib.suppress(Silent):
             wire.fill(BRIEF)
-            self.heard = time.monotonic()
         wire.sock.settimeout(BRIEF)
         while not self.answer and wire.has_line():
             mark, found = wire.start, wire.line()
             if found.verb == "note":
-                self.received = max(self.received, found.number("received"))
-            elif found.verb in ("ok", "err") and found.words[:1] == [verb] and (ended or found.verb == "err"):
+                received = min(found.number("received"), relay.sender.moved)
+                if received > self.received:  # what tells of nothing new is no life: or notes without end would hold the sender for ever
+                    self.received, self.heard = received, time.monotonic()
+            elif found.verb in ("ok", "err") and found.words[:1] == [relay.verb] and (relay.ended or found.verb == "err"):
                 self.answer = found
             else:
                 wire.start, wire.owed = mark, 0
-                self.answer = Line("err", [verb], {"reason": "left"})
+                self.answer = Line("err", [relay.verb], {"reason": "left"})
 
 
 class Relay:
@@ -1119,11 +1120,11 @@ class Relay:
         """Hear who says something within that time. The sender is told how far the slowest is, and who waits that the server is there."""
         silent = [receiver.session.sock for receiver in self.open if not receiver.answer]
         found = ready([*others, *silent], [receiver.session.sock for receiver in self.open if receiver.rest], patience)
+        for receiver in [receiver for receiver in self.open if receiver.session.sock in found]:
+            self.attempt(receiver, functools.partial(receiver.hear, self))
         now = time.monotonic()
         for receiver in list(self.open):
-            if receiver.session.sock in found:
-                self.attempt(receiver, functools.partial(receiver.hear, self.verb, self.ended))
-            elif now - receiver.heard > receiver.session.timeout and (receiver.rest or self.ended):
+            if now - receiver.heard > receiver.session.timeout and (receiver.rest or self.ended):
                 self.lose(receiver, "stalled", f"took nothing for {receiver.session.timeout:g} s")
             elif now - receiver.told > LIFE and not (receiver.rest or self.ended):
                 receiver.tell(line("note", self.name))
