@@ -331,8 +331,7 @@ class Wire:
         self.start = self.end = 0  # what has come and is not yet taken: buffer[start:end]
         self.owed = 0  # bytes of the announced body that are still to be taken
         self.again: Line | None = None  # a line that was read too early
-        self.out: list[bytes] = []
-        self.queued = 0  # bytes in out
+        self.out = bytearray()  # what has still to leave
         self.heard = time.monotonic()  # when the peer last said something
 
     def keep_alive(self) -> None:
@@ -347,16 +346,13 @@ class Wire:
         if len(data) >= BATCH:
             self.flush()
             return self.attempt(self.push, memoryview(data))
-        self.out.append(data)
-        self.queued += len(data)
-        if self.queued >= BATCH:
+        self.out += data
+        if len(self.out) >= BATCH:
             self.flush()
 
     def flush(self) -> None:
         if self.out:
-            view = memoryview(b"".join(self.out))
-            self.out.clear()
-            self.queued = 0
+            view, self.out = memoryview(self.out), bytearray()
             self.attempt(self.push, view)
 
     def push(self, view: memoryview) -> int:
@@ -440,17 +436,14 @@ class Wire:
                 raise Broken("this-is-tls")
             if self.end - self.start >= MAX_LINE:
                 raise Broken("line-too-long")
-            self.wait(self.end - self.start, deadline)
+            try:
+                self.fill(None if deadline is None else max(0.001, deadline - time.monotonic()))
+            except Ended:
+                if self.start < self.end:
+                    raise Lost("the other side closed the connection inside a line") from None
+                raise
             deadline = deadline or time.monotonic() + self.timeout
         return stop
-
-    def wait(self, begun: int, deadline: float | None) -> None:
-        try:
-            self.fill(None if deadline is None else max(0.001, deadline - time.monotonic()))
-        except Ended:
-            if begun:
-                raise Lost("the other side closed the connection inside a line") from None
-            raise
 
     def understand(self, raw: bytes) -> Line:
         if body := BODY.fullmatch(raw):
@@ -888,8 +881,7 @@ class Lobby:
         session.returned.wait()
         session.sock.settimeout(session.timeout)
         if session.rest:  # a line that was begun comes before any other
-            session.out.insert(0, session.rest)
-            session.rest = b""
+            session.out, session.rest = bytearray(session.rest) + session.out, b""
         if session.trouble:
             raise Lost(session.trouble)
 
@@ -1233,7 +1225,7 @@ class Session(Wire):
         except Lost as lost:
             self.note(f"connection lost: {lost}")
         except Broken as broken:
-            self.out.append(line("err", "-", reason=broken))  # hang_up() sends it
+            self.out += line("err", "-", reason=broken)  # hang_up() sends it
             self.note(f"hung up on: {broken}")
         finally:
             self.release()
