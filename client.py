@@ -747,7 +747,10 @@ def send_body(wire: Wire, fd: int, status: os.stat_result, sha: hashlib._Hash, g
     remaining = status.st_size - os.lseek(fd, 0, os.SEEK_CUR)
     reason = ""
     while remaining and not reason:
-        chunk = read_some(fd, min(remaining, CHUNK))
+        try:
+            chunk = os.read(fd, min(remaining, CHUNK))
+        except OSError:  # a broken disk reads like a file that has become shorter
+            chunk = b""
         if not chunk:
             reason = "changed"
             break
@@ -761,14 +764,6 @@ def send_body(wire: Wire, fd: int, status: os.stat_result, sha: hashlib._Hash, g
         reason = "changed"
     wire.put(line("abort", reason=reason) if reason else b"end sha256=%b\n" % sha.hexdigest().encode())
     return reason
-
-
-def read_some(fd: int, most: int) -> bytes:
-    """A broken disk reads like a file that has become shorter: the body is given up."""
-    try:
-        return os.read(fd, most)
-    except OSError:
-        return b""
 
 
 def digest(fd: int, upto: int, sha: hashlib._Hash, tell: Callable[[int], None]) -> str:
