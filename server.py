@@ -1522,16 +1522,15 @@ class Session(Wire):
 
     def claimed(self, part: Part, request: Line) -> Part:
         """The part, as `resume` has checked it or new, and ours alone."""
-        if self.ready and self.ready.place() == part.place():
+        offset = request.number("offset")
+        if self.ready and self.ready.place() == part.place() and offset in (0, self.ready.received):
             self.ready.executable = part.executable  # `resume` does not say it
             part, self.ready = self.ready, None
+            return part
         self.release()
-        if request.number("offset") not in (0, part.received):
-            part.keep()
-            self.disclaim(part)
+        if offset:
             raise Refused("resume-first")
-        if part.fd < 0:
-            self.claim(part)
+        self.claim(part)
         return part
 
     def claim(self, part: Part) -> None:
