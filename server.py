@@ -1259,17 +1259,13 @@ class Session(Wire):
             command = self.command(verb, names)
             self.attend(verb, request)
             command.run(self, request)
-        except Refused as refusal:
-            result = self.refuse(refusal, verb, {"send": names[1:], "say": []}.get(verb, names))
-        except OSError as error:
-            result = self.refuse(Refused(reason_of(error)), verb, names)
+        except (Refused, OSError) as error:
+            result, keys = (error.reason, error.keys) if isinstance(error, Refused) else (reason_of(error), {})
+            named = {"send": names[1:], "say": []}.get(verb, names)
+            self.put(line("err", *[word[:MAX_ECHO] for word in (verb, *named[:2])], reason=result, **keys))
         if verb not in UNLOGGED or result not in EXPECTED:
             what = " ".join([verb, *(names if verb != "auth" else [])])  # somebody may have typed the password there
             self.note(f"{what[:300]}: {self.moved} bytes, {time.monotonic() - self.began:.3f} s, {result}")
-
-    def refuse(self, refusal: Refused, verb: str, names: Sequence[str]) -> str:
-        self.put(line("err", *[word[:MAX_ECHO] for word in (verb, *names[:2])], reason=refusal.reason, **refusal.keys))
-        return refusal.reason
 
     def command(self, verb: str, names: Sequence[str]) -> Command:
         found = COMMANDS.get(verb)
