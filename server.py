@@ -1800,8 +1800,13 @@ class Server:
 
     def take(self) -> None:
         """Give the next client a thread of its own, if there is room."""
-        conn, peer = self.fetch()
-        if conn is None:
+        try:
+            conn, peer = self.sock.accept()
+        except (BlockingIOError, ConnectionError):
+            return  # the client left between select() and accept()
+        except OSError as error:  # EMFILE, ENFILE, ENOBUFS, ENOMEM: nothing is wrong with this socket
+            self.log([f"cannot accept ({error.strerror}): pausing"])
+            select.select([self.stop], [], [], ACCEPT_PAUSE)
             return
         if self.door.guard and (wait := self.door.guard.wait(address(peer).rpartition(":")[0].strip("[]"))):
             return self.turn_away(conn, line("err", "-", reason="busy", retry=wait), DENIED)
@@ -1811,16 +1816,6 @@ class Server:
             self.handle(conn, peer)
         except (OSError, RuntimeError) as error:  # no further descriptor or thread, or the shared folder is gone
             self.refuse(conn, peer, shown(str(error)))
-
-    def fetch(self) -> tuple[socket.socket | None, Address]:
-        try:
-            return self.sock.accept()
-        except (BlockingIOError, ConnectionError):
-            pass  # the client left between select() and accept()
-        except OSError as error:  # EMFILE, ENFILE, ENOBUFS, ENOMEM: nothing is wrong with this socket
-            self.log([f"cannot accept ({error.strerror}): pausing"])
-            select.select([self.stop], [], [], ACCEPT_PAUSE)
-        return None, ()
 
     def refuse(self, conn: socket.socket, peer: Address, why: str) -> None:
         self.log([f"{address(peer)} refused: {why}"])
