@@ -2980,13 +2980,14 @@ class Guard:
         with self.lock:
             if self.wait(host):
                 return "busy"
-            if not right:
-                now = time.monotonic()
-                end, count = self.wrong.pop(network(host), (0.0, 0))
-                self.wrong[network(host)] = (end, count + 1) if now < end else (now + WINDOW, 1)
-                if len(self.wrong) > MAX_COUNTED:
-                    del self.wrong[next(iter(self.wrong))]
-        return "" if right else "wrong-password"
+            if right:
+                return ""
+            now = time.monotonic()
+            end, count = self.wrong.pop(network(host), (0.0, 0))
+            self.wrong[network(host)] = (end, count + 1) if now < end else (now + WINDOW, 1)
+            if len(self.wrong) > MAX_COUNTED:
+                del self.wrong[next(iter(self.wrong))]
+            return "wrong-password"
 
 
 def network(host: str) -> str | bytes:
