@@ -2403,9 +2403,10 @@ def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
         sock.close()
         raise Failure(23, f"cannot write standard output ({error.strerror})", "what reads it has ended, or its disk is full",
                       "python3 server.py > FILE") from None
-    for host in reachable_at(sock):
-        say(f"from another machine:  {CLIENT} --host {host} --port {port}{door.flags} list")
-    if not reachable_at(sock):
+    elsewhere = reachable_at(sock)
+    for name in elsewhere:
+        say(f"from another machine:  {CLIENT} --host {name} --port {port}{door.flags} list")
+    if not elsewhere:
         named = f" --host {host}" if host != "127.0.0.1" else ""  # where clients look by themselves
         return say(f"only this machine can reach it, with:  {CLIENT}{named} --port {port}{door.flags} list\nfor others, start it with --host 0.0.0.0")
     if not door.guard:
