@@ -1652,11 +1652,12 @@ class Session(Wire):
         keys = {key: request.number(key) for key in ("size", "mtime_ns") if key in request.keys}
         offer = line(verb, name, **keys, exec="yes" if request.keys.get("exec") == "yes" else None, **{"from": self.peer, "nick": self.nick or None})
         wanted, refused = self.targets(targets)
-        count = len(wanted) + len(refused)
-        relay = Relay(self, verb, name, self.server.lobby.take(wanted, self.tell(name, "waiting"), self.timeout), count)
+        lent = self.server.lobby.take(wanted, self.tell(name, "waiting"), self.timeout)
+        refused.update((session.peer, "not-receiving") for session in set(wanted).difference(lent))
+        count = len(lent) + len(refused)
+        relay = Relay(self, verb, name, lent, count)
         try:
-            taken = {receiver.session for receiver in relay.open}
-            for target, reason in [*refused.items(), *((session.peer, "not-receiving") for session in wanted if session not in taken)]:
+            for target, reason in refused.items():
                 relay.report(target, Line("err", [], {"reason": reason}))
             if verb == "mkdir":
                 relay.end(offer)
