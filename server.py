@@ -1471,16 +1471,12 @@ class Session(Wire):
         name, over = request.words[0], request.keys.get("over") == "yes"
         size = request.number("size") if "size" in request.keys else None
         part = self.part(request)
-        self.check_room((size or 0) - request.number("offset"), size or 0)
+        self.check_room(size or 0, request.number("offset"))
         self.check_vacant(part.folder, part.leaf, over)
         part = self.claimed(part, request)
-
-        def check(announced: int) -> None:
-            self.check_room(announced - part.received, announced)
-
         try:
             part.begin(request.number("offset"))
-            verified = receive_body(self, part, size, check, self.tell(name, "received"))
+            verified = receive_body(self, part, size, lambda announced: self.check_room(announced, part.received), self.tell(name, "received"))
             part.finish(over, lock=self.server.lock)
         except (Lost, Broken) as lost:
             kept = "nothing is kept"
@@ -1496,10 +1492,10 @@ class Session(Wire):
             self.disclaim(part)
         self.ok(request, size=part.received, sha256=part.sha.hexdigest(), verified=verified)
 
-    def check_room(self, more: int, whole: int = 0) -> None:
-        if 0 < self.args.max_size < max(more, whole):
+    def check_room(self, whole: int, have: int) -> None:
+        if 0 < self.args.max_size < whole:
             raise Refused("too-large", limit=self.args.max_size)
-        if self.args.min_free and shutil.disk_usage(self.server.directory).free - more < self.args.min_free:
+        if self.args.min_free and shutil.disk_usage(self.server.directory).free - (whole - have) < self.args.min_free:
             raise Refused("disk-full")
 
     def check_vacant(self, folder: Folder, leaf: str, over: bool) -> None:
