@@ -132,7 +132,7 @@ class Line(NamedTuple):
         text = self.keys.get(key)
         if text is None:
             return default
-        if not NUMBER.fullmatch(text) and not (key == "mtime_ns" and text.startswith("-") and NUMBER.fullmatch(text, 1)):
+        if not NUMBER.fullmatch(text.removeprefix("-") if key == "mtime_ns" else text):
             raise Broken("bad-number")
         return int(text)
 
