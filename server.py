@@ -943,12 +943,11 @@ class Lobby:
             lent = [session for session in entry[1] if session.mode == "receive"]
             for session in lent:
                 self.selector.unregister(session.sock)
-                session.holder, session.idle = Holder.SENDER, False
+                session.holder = Holder.SENDER
             return lent
 
     def give_back(self, session: Session, trouble: str = "") -> None:
         with self.changed:
-            session.idle = True
             if trouble or session.start != session.end:
                 self.hand_back(session, trouble)
             else:
@@ -1865,8 +1864,9 @@ class Server:
         for seconds, busy_too in (GRACE, False), (LINGER, True):
             deadline = time.monotonic() + seconds
             while self.sessions and (left := deadline - time.monotonic()) > 0:
-                for session in [found for found in list(self.sessions) if found.idle or busy_too]:
-                    session.cut()
+                for session in list(self.sessions):
+                    if busy_too or (session.idle and session.holder is not Holder.SENDER):
+                        session.cut()
                 select.select([self.stop], [], [], min(left, ACCEPT_PAUSE))
                 self.stop.drain()
         self.lobby.close()
