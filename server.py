@@ -1649,8 +1649,7 @@ class Session(Wire):
         wanted, refused = self.targets(targets)
         lent = self.server.lobby.take(wanted, self.tell(name, "waiting"), self.timeout)
         refused.update((session.peer, "not-receiving") for session in set(wanted).difference(lent))
-        count = len(lent) + len(refused)
-        relay = Relay(self, verb, name, lent, count)
+        relay = Relay(self, verb, name, lent, len(lent) + len(refused))
         try:
             for target, reason in refused.items():
                 relay.report(target, Line("err", [], {"reason": reason}))
@@ -1670,7 +1669,7 @@ class Session(Wire):
             relay.settle()
         if not relay.verified:
             raise relay.refusal()
-        self.put(line("ok", "send", name, receivers=count, verified=relay.verified))
+        self.put(line("ok", "send", name, receivers=relay.count, verified=relay.verified))
 
     def targets(self, words: str) -> tuple[list[Session], dict[str, str]]:
         """Who is meant by HOST:PORT or nick, separated by commas; and why others cannot be."""
@@ -1864,9 +1863,9 @@ class Server:
         for seconds, busy_too in (GRACE, False), (LINGER, True):
             deadline = time.monotonic() + seconds
             while self.sessions and (left := deadline - time.monotonic()) > 0:
-                for session in list(self.sessions):
-                    if busy_too or (session.idle and session.holder is not Holder.SENDER):
-                        session.cut()
+                waiting = [found for found in list(self.sessions) if found.idle and found.holder is not Holder.SENDER]
+                for session in list(self.sessions) if busy_too else waiting:
+                    session.cut()
                 select.select([self.stop], [], [], min(left, ACCEPT_PAUSE))
                 self.stop.drain()
         self.lobby.close()
