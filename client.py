@@ -130,7 +130,7 @@ class Line(NamedTuple):
         text = self.keys.get(key)
         if text is None:
             return default
-        if not NUMBER.fullmatch(text) and not (key == "mtime_ns" and text.startswith("-") and NUMBER.fullmatch(text, 1)):
+        if not NUMBER.fullmatch(text.removeprefix("-") if key == "mtime_ns" else text):
             raise Broken("bad-number")
         return int(text)
 
@@ -222,8 +222,7 @@ class Wire:
         self.start = self.end = 0  # what has come and is not yet taken: buffer[start:end]
         self.owed = 0  # bytes of the announced body that are still to be taken
         self.again: Line | None = None  # a line that was read too early
-        self.out: list[bytes] = []
-        self.queued = 0  # bytes in out
+        self.out = bytearray()  # what has still to leave
         self.heard = time.monotonic()  # when the peer last said something
 
     def keep_alive(self) -> None:
@@ -238,16 +237,13 @@ class Wire:
         if len(data) >= BATCH:
             self.flush()
             return self.attempt(self.push, memoryview(data))
-        self.out.append(data)
-        self.queued += len(data)
-        if self.queued >= BATCH:
+        self.out += data
+        if len(self.out) >= BATCH:
             self.flush()
 
     def flush(self) -> None:
         if self.out:
-            view = memoryview(b"".join(self.out))
-            self.out.clear()
-            self.queued = 0
+            view, self.out = memoryview(self.out), bytearray()
             self.attempt(self.push, view)
 
     def push(self, view: memoryview) -> int:
@@ -331,17 +327,14 @@ class Wire:
                 raise Broken("this-is-tls")
             if self.end - self.start >= MAX_LINE:
                 raise Broken("line-too-long")
-            self.wait(self.end - self.start, deadline)
+            try:
+                self.fill(None if deadline is None else max(0.001, deadline - time.monotonic()))
+            except Ended:
+                if self.start < self.end:
+                    raise Lost("the other side closed the connection inside a line") from None
+                raise
             deadline = deadline or time.monotonic() + self.timeout
         return stop
-
-    def wait(self, begun: int, deadline: float | None) -> None:
-        try:
-            self.fill(None if deadline is None else max(0.001, deadline - time.monotonic()))
-        except Ended:
-            if begun:
-                raise Lost("the other side closed the connection inside a line") from None
-            raise
 
     def understand(self, raw: bytes) -> Line:
         if body := BODY.fullmatch(raw):
@@ -522,8 +515,9 @@ class Folder:
     """An open folder. Names in it are used through its descriptor, so that no link planted meanwhile leads elsewhere;
     where the system has no such calls, through its path, resolved and compared. It is closed with its last user."""
 
-    def __init__(self, path: str, within: int | None = None) -> None:
-        self.path, self.fd = path, None
+    def __init__(self, path: str, within: int | None = None, durable: bool = False) -> None:
+        self.path, self.durable = path, durable
+        self.fd: int | None = None
         if BY_DESCRIPTOR:
             leaf = path if within is None else os.path.basename(path)
             nofollow = 0 if within is None else os.O_NOFOLLOW
@@ -532,8 +526,8 @@ class Folder:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
 
     def __del__(self) -> None:
-        if getattr(self, "fd", None) is not None:
-            os.close(self.fd)  # type: ignore[arg-type]
+        if self.fd is not None:
+            os.close(self.fd)
 
     def at(self, name: str) -> str:
         return name if self.fd is not None else os.path.join(self.path, name)
@@ -542,14 +536,26 @@ class Folder:
         """The folder of that name in this one; a link is not followed."""
         if make:
             with contextlib.suppress(FileExistsError):
-                os.mkdir(self.at(name), dir_fd=self.fd)
+                self.make(name)
         path = os.path.join(self.path, name)
         if not BY_DESCRIPTOR and os.path.realpath(path) != os.path.join(os.path.realpath(self.path), name):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        return Folder(path, self.fd)
+        return Folder(path, self.fd, self.durable)
 
     def descend(self, names: Sequence[str], make: bool = False) -> Folder:
         return functools.reduce(lambda found, name: found.below(name, make), names, self)
+
+    def make(self, name: str) -> None:
+        """A folder in it. One that is there already may have been made this very moment, and not be on the disk yet."""
+        try:
+            os.mkdir(self.at(name), dir_fd=self.fd)
+        finally:
+            self.sync()
+
+    def sync(self) -> None:
+        """With --durable: the names in it, onto the disk itself. (Windows can sync no folder.)"""
+        if self.durable and self.fd is not None:
+            os.fsync(self.fd)
 
     def open(self, name: str, flags: int, mode: int = 0o666) -> int:
         if not BY_DESCRIPTOR and os.path.islink(self.at(name)):
@@ -561,6 +567,13 @@ class Folder:
             return os.stat(self.at(name), dir_fd=self.fd, follow_symlinks=False)
         except FileNotFoundError:
             return None
+
+    def place(self, name: str) -> tuple[object, ...]:
+        """What tells a name in it from all others, also after a folder above it was renamed."""
+        if self.fd is None:
+            return os.path.normcase(self.path), name
+        status = os.fstat(self.fd)
+        return status.st_dev, status.st_ino, name
 
     def read(self, name: str) -> tuple[int, os.stat_result]:
         """A regular file, open for reading, and its facts."""
@@ -646,11 +659,7 @@ class Part:
         self.name = lasting_name(leaf, size, mtime_ns) if self.keyed else f".six-{next(UNIQUE):032x}.part"
 
     def place(self) -> tuple[object, ...]:
-        """What tells it from all others, also after a folder above it was renamed."""
-        if self.folder.fd is None:
-            return self.folder.path, self.name
-        above = os.fstat(self.folder.fd)
-        return above.st_dev, above.st_ino, self.name
+        return self.folder.place(self.name)
 
     def claim(self) -> bool:
         """Open it, new or as an earlier attempt left it. False: somebody else is writing it."""
@@ -693,21 +702,20 @@ class Part:
         while chunk:
             chunk = chunk[os.write(self.fd, chunk):]
 
-    def finish(self, over: bool, durable: bool = False, lock: contextlib.AbstractContextManager[Any] = UNLOCKED) -> None:
+    def finish(self, over: bool, *, lock: contextlib.AbstractContextManager[Any] = UNLOCKED) -> None:
         """Give it its time and mode, and then its name, under the lock that a rename has too."""
         there = self.folder.stat(self.leaf) if over else None
         if there and hasattr(os, "fchmod"):
             os.fchmod(self.fd, there.st_mode & 0o777 | (0o111 & there.st_mode >> 2 if self.executable else 0))
         if self.mtime_ns is not None:
             os.utime(self.fd if TIMED else self.folder.at(self.name), ns=(self.mtime_ns, self.mtime_ns))
-        if durable:
+        if self.folder.durable:
             os.fsync(self.fd)
         if os.name == "nt":
             self.close()  # Windows renames no open file
         with lock:
             self.folder.move(self.name, self.folder, self.leaf, over)
-        if durable and self.folder.fd is not None:
-            os.fsync(self.folder.fd)
+        self.folder.sync()
         self.close()
 
     def close(self) -> None:
@@ -737,7 +745,10 @@ def send_body(wire: Wire, fd: int, status: os.stat_result, sha: hashlib._Hash, g
     remaining = status.st_size - os.lseek(fd, 0, os.SEEK_CUR)
     reason = ""
     while remaining and not reason:
-        chunk = read_some(fd, min(remaining, CHUNK))
+        try:
+            chunk = os.read(fd, min(remaining, CHUNK))
+        except OSError:  # a broken disk reads like a file that has become shorter
+            chunk = b""
         if not chunk:
             reason = "changed"
             break
@@ -751,14 +762,6 @@ def send_body(wire: Wire, fd: int, status: os.stat_result, sha: hashlib._Hash, g
         reason = "changed"
     wire.put(line("abort", reason=reason) if reason else b"end sha256=%b\n" % sha.hexdigest().encode())
     return reason
-
-
-def read_some(fd: int, most: int) -> bytes:
-    """A broken disk reads like a file that has become shorter: the body is given up."""
-    try:
-        return os.read(fd, most)
-    except OSError:
-        return b""
 
 
 def digest(fd: int, upto: int, sha: hashlib._Hash, tell: Callable[[int], None]) -> str:

@@ -3011,13 +3011,14 @@ class Guard:
         with self.lock:
             if self.wait(host):
                 return "busy"
-            if not right:
-                now = time.monotonic()
-                end, count = self.wrong.pop(network(host), (0.0, 0))
-                self.wrong[network(host)] = (end, count + 1) if now < end else (now + WINDOW, 1)
-                if len(self.wrong) > MAX_COUNTED:
-                    del self.wrong[next(iter(self.wrong))]
-        return "" if right else "wrong-password"
+            if right:
+                return ""
+            now = time.monotonic()
+            end, count = self.wrong.pop(network(host), (0.0, 0))
+            self.wrong[network(host)] = (end, count + 1) if now < end else (now + WINDOW, 1)
+            if len(self.wrong) > MAX_COUNTED:
+                del self.wrong[next(iter(self.wrong))]
+            return "wrong-password"
 
 
 def network(host: str) -> str | bytes:
@@ -3037,9 +3038,8 @@ class Door(NamedTuple):
 def make_door(args: argparse.Namespace, host: str) -> Door:
     password, made = choose_password(args), ""
     if not password and not args.open and host != "::1" and not host.startswith("127."):
-        number = int.from_bytes(os.urandom(32), "big")
-        letters = [LETTERS[number // len(LETTERS) ** place % len(LETTERS)] for place in range(18)]  # 89 bits
-        password = made = "-".join("".join(letters[start:start + 6]) for start in (0, 6, 12))
+        import secrets  # not at the top: few need it
+        password = made = "-".join("".join(secrets.choice(LETTERS) for _ in range(6)) for _ in range(3))  # 89 bits
     if args.key and not args.cert:
         raise Failure(2, "--key needs --cert", "a key alone is no certificate", "--cert FILE --key FILE, or --tls alone")
     tls, pin = server_tls(args) if args.tls or args.cert else (None, "")

@@ -116,7 +116,7 @@ first come first, and a sender that waits has none (nor keeps it from others, be
 seconds). Then `note NAME received=N`: what the slowest of them has; and of each as soon as it is known, `got HOST:PORT
 ok put NAME size= sha256= verified= [as=] [nick=]` or `got TO err put NAME reason=CODE` (mkdir with type=dir). The
 reason is the receiver's own, or no-such-client, not-receiving, yourself, gone (closed, or broke the protocol), stalled
-(took or said nothing for --timeout seconds: the server has closed it), left. A receiver's ok before the end of the body
+(took nothing and told of nothing more received for --timeout seconds: the server has closed it), left. A receiver's ok before the end of the body
 is a request like any other: left. When none has got it, the end is err send NAME reason=not-received receivers=N verified=0; inside the body if
 that is known there. When the sender is lost or gives up, its receivers get `abort reason=…`. It may close its writing side
 behind the last byte, as nc -N does, but its connection only after the answer: one that is gone is noticed at the next note.
@@ -239,7 +239,7 @@ class Line(NamedTuple):
         text = self.keys.get(key)
         if text is None:
             return default
-        if not NUMBER.fullmatch(text) and not (key == "mtime_ns" and text.startswith("-") and NUMBER.fullmatch(text, 1)):
+        if not NUMBER.fullmatch(text.removeprefix("-") if key == "mtime_ns" else text):
             raise Broken("bad-number")
         return int(text)
 
@@ -331,8 +331,7 @@ class Wire:
         self.start = self.end = 0  # what has come and is not yet taken: buffer[start:end]
         self.owed = 0  # bytes of the announced body that are still to be taken
         self.again: Line | None = None  # a line that was read too early
-        self.out: list[bytes] = []
-        self.queued = 0  # bytes in out
+        self.out = bytearray()  # what has still to leave
         self.heard = time.monotonic()  # when the peer last said something
 
     def keep_alive(self) -> None:
@@ -347,16 +346,13 @@ class Wire:
         if len(data) >= BATCH:
             self.flush()
             return self.attempt(self.push, memoryview(data))
-        self.out.append(data)
-        self.queued += len(data)
-        if self.queued >= BATCH:
+        self.out += data
+        if len(self.out) >= BATCH:
             self.flush()
 
     def flush(self) -> None:
         if self.out:
-            view = memoryview(b"".join(self.out))
-            self.out.clear()
-            self.queued = 0
+            view, self.out = memoryview(self.out), bytearray()
             self.attempt(self.push, view)
 
     def push(self, view: memoryview) -> int:
@@ -440,17 +436,14 @@ class Wire:
                 raise Broken("this-is-tls")
             if self.end - self.start >= MAX_LINE:
                 raise Broken("line-too-long")
-            self.wait(self.end - self.start, deadline)
+            try:
+                self.fill(None if deadline is None else max(0.001, deadline - time.monotonic()))
+            except Ended:
+                if self.start < self.end:
+                    raise Lost("the other side closed the connection inside a line") from None
+                raise
             deadline = deadline or time.monotonic() + self.timeout
         return stop
-
-    def wait(self, begun: int, deadline: float | None) -> None:
-        try:
-            self.fill(None if deadline is None else max(0.001, deadline - time.monotonic()))
-        except Ended:
-            if begun:
-                raise Lost("the other side closed the connection inside a line") from None
-            raise
 
     def understand(self, raw: bytes) -> Line:
         if body := BODY.fullmatch(raw):
@@ -539,8 +532,9 @@ class Folder:
     """An open folder. Names in it are used through its descriptor, so that no link planted meanwhile leads elsewhere;
     where the system has no such calls, through its path, resolved and compared. It is closed with its last user."""
 
-    def __init__(self, path: str, within: int | None = None) -> None:
-        self.path, self.fd = path, None
+    def __init__(self, path: str, within: int | None = None, durable: bool = False) -> None:
+        self.path, self.durable = path, durable
+        self.fd: int | None = None
         if BY_DESCRIPTOR:
             leaf = path if within is None else os.path.basename(path)
             nofollow = 0 if within is None else os.O_NOFOLLOW
@@ -549,8 +543,8 @@ class Folder:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
 
     def __del__(self) -> None:
-        if getattr(self, "fd", None) is not None:
-            os.close(self.fd)  # type: ignore[arg-type]
+        if self.fd is not None:
+            os.close(self.fd)
 
     def at(self, name: str) -> str:
         return name if self.fd is not None else os.path.join(self.path, name)
@@ -559,14 +553,26 @@ class Folder:
         """The folder of that name in this one; a link is not followed."""
         if make:
             with contextlib.suppress(FileExistsError):
-                os.mkdir(self.at(name), dir_fd=self.fd)
+                self.make(name)
         path = os.path.join(self.path, name)
         if not BY_DESCRIPTOR and os.path.realpath(path) != os.path.join(os.path.realpath(self.path), name):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        return Folder(path, self.fd)
+        return Folder(path, self.fd, self.durable)
 
     def descend(self, names: Sequence[str], make: bool = False) -> Folder:
         return functools.reduce(lambda found, name: found.below(name, make), names, self)
+
+    def make(self, name: str) -> None:
+        """A folder in it. One that is there already may have been made this very moment, and not be on the disk yet."""
+        try:
+            os.mkdir(self.at(name), dir_fd=self.fd)
+        finally:
+            self.sync()
+
+    def sync(self) -> None:
+        """With --durable: the names in it, onto the disk itself. (Windows can sync no folder.)"""
+        if self.durable and self.fd is not None:
+            os.fsync(self.fd)
 
     def open(self, name: str, flags: int, mode: int = 0o666) -> int:
         if not BY_DESCRIPTOR and os.path.islink(self.at(name)):
@@ -578,6 +584,13 @@ class Folder:
             return os.stat(self.at(name), dir_fd=self.fd, follow_symlinks=False)
         except FileNotFoundError:
             return None
+
+    def place(self, name: str) -> tuple[object, ...]:
+        """What tells a name in it from all others, also after a folder above it was renamed."""
+        if self.fd is None:
+            return os.path.normcase(self.path), name
+        status = os.fstat(self.fd)
+        return status.st_dev, status.st_ino, name
 
     def read(self, name: str) -> tuple[int, os.stat_result]:
         """A regular file, open for reading, and its facts."""
@@ -663,11 +676,7 @@ class Part:
         self.name = lasting_name(leaf, size, mtime_ns) if self.keyed else f".six-{next(UNIQUE):032x}.part"
 
     def place(self) -> tuple[object, ...]:
-        """What tells it from all others, also after a folder above it was renamed."""
-        if self.folder.fd is None:
-            return self.folder.path, self.name
-        above = os.fstat(self.folder.fd)
-        return above.st_dev, above.st_ino, self.name
+        return self.folder.place(self.name)
 
     def claim(self) -> bool:
         """Open it, new or as an earlier attempt left it. False: somebody else is writing it."""
@@ -710,21 +719,20 @@ class Part:
         while chunk:
             chunk = chunk[os.write(self.fd, chunk):]
 
-    def finish(self, over: bool, durable: bool = False, lock: contextlib.AbstractContextManager[Any] = UNLOCKED) -> None:
+    def finish(self, over: bool, *, lock: contextlib.AbstractContextManager[Any] = UNLOCKED) -> None:
         """Give it its time and mode, and then its name, under the lock that a rename has too."""
         there = self.folder.stat(self.leaf) if over else None
         if there and hasattr(os, "fchmod"):
             os.fchmod(self.fd, there.st_mode & 0o777 | (0o111 & there.st_mode >> 2 if self.executable else 0))
         if self.mtime_ns is not None:
             os.utime(self.fd if TIMED else self.folder.at(self.name), ns=(self.mtime_ns, self.mtime_ns))
-        if durable:
+        if self.folder.durable:
             os.fsync(self.fd)
         if os.name == "nt":
             self.close()  # Windows renames no open file
         with lock:
             self.folder.move(self.name, self.folder, self.leaf, over)
-        if durable and self.folder.fd is not None:
-            os.fsync(self.folder.fd)
+        self.folder.sync()
         self.close()
 
     def close(self) -> None:
@@ -754,7 +762,10 @@ def send_body(wire: Wire, fd: int, status: os.stat_result, sha: hashlib._Hash, g
     remaining = status.st_size - os.lseek(fd, 0, os.SEEK_CUR)
     reason = ""
     while remaining and not reason:
-        chunk = read_some(fd, min(remaining, CHUNK))
+        try:
+            chunk = os.read(fd, min(remaining, CHUNK))
+        except OSError:  # a broken disk reads like a file that has become shorter
+            chunk = b""
         if not chunk:
             reason = "changed"
             break
@@ -768,14 +779,6 @@ def send_body(wire: Wire, fd: int, status: os.stat_result, sha: hashlib._Hash, g
         reason = "changed"
     wire.put(line("abort", reason=reason) if reason else b"end sha256=%b\n" % sha.hexdigest().encode())
     return reason
-
-
-def read_some(fd: int, most: int) -> bytes:
-    """A broken disk reads like a file that has become shorter: the body is given up."""
-    try:
-        return os.read(fd, most)
-    except OSError:
-        return b""
 
 
 def digest(fd: int, upto: int, sha: hashlib._Hash, tell: Callable[[int], None]) -> str:
@@ -873,8 +876,7 @@ class Lobby:
         session.returned.wait()
         session.sock.settimeout(session.timeout)
         if session.rest:  # a line that was begun comes before any other
-            session.out.insert(0, session.rest)
-            session.rest = b""
+            session.out, session.rest = bytearray(session.rest) + session.out, b""
         if session.trouble:
             raise Lost(session.trouble)
 
@@ -941,12 +943,11 @@ class Lobby:
             lent = [session for session in entry[1] if session.mode == "receive"]
             for session in lent:
                 self.selector.unregister(session.sock)
-                session.holder, session.idle = Holder.SENDER, False
+                session.holder = Holder.SENDER
             return lent
 
     def give_back(self, session: Session, trouble: str = "") -> None:
         with self.changed:
-            session.idle = True
             if trouble or session.start != session.end:
                 self.hand_back(session, trouble)
             else:
@@ -1009,7 +1010,7 @@ class Receiver:
         self.rest = memoryview(b"")
         self.received = 0
         self.answer: Line | None = None
-        self.heard = self.told = time.monotonic()  # when it last took or said something; when it was last told something
+        self.heard = self.told = time.monotonic()  # when it last took something or got further; when it was last told something
 
     def tell(self, block: bytes) -> None:
         self.told = time.monotonic()
@@ -1022,22 +1023,23 @@ class Receiver:
             self.rest = self.rest[self.session.sock.send(self.session.sendable(self.rest)):]
             self.heard = time.monotonic()
 
-    def hear(self, verb: str, ended: bool) -> None:
+    def hear(self, relay: Relay) -> None:
         """What it says: notes, then its answer. Something else is a request of its own: it stays unread, and the file is not wanted."""
         wire = self.session
         with contextlib.suppress(Silent):
             wire.fill(BRIEF)
-            self.heard = time.monotonic()
         wire.sock.settimeout(BRIEF)
         while not self.answer and wire.has_line():
             mark, found = wire.start, wire.line()
             if found.verb == "note":
-                self.received = max(self.received, found.number("received"))
-            elif found.verb in ("ok", "err") and found.words[:1] == [verb] and (ended or found.verb == "err"):
+                received = min(found.number("received"), relay.sender.moved)
+                if received > self.received:  # what tells of nothing new is no life: or notes without end would hold the sender for ever
+                    self.received, self.heard = received, time.monotonic()
+            elif found.verb in ("ok", "err") and found.words[:1] == [relay.verb] and (relay.ended or found.verb == "err"):
                 self.answer = found
             else:
                 wire.start, wire.owed = mark, 0
-                self.answer = Line("err", [verb], {"reason": "left"})
+                self.answer = Line("err", [relay.verb], {"reason": "left"})
 
 
 class Relay:
@@ -1104,11 +1106,11 @@ class Relay:
         """Hear who says something within that time. The sender is told how far the slowest is, and who waits that the server is there."""
         silent = [receiver.session.sock for receiver in self.open if not receiver.answer]
         found = ready([*others, *silent], [receiver.session.sock for receiver in self.open if receiver.rest], patience)
+        for receiver in [receiver for receiver in self.open if receiver.session.sock in found]:
+            self.attempt(receiver, functools.partial(receiver.hear, self))
         now = time.monotonic()
         for receiver in list(self.open):
-            if receiver.session.sock in found:
-                self.attempt(receiver, functools.partial(receiver.hear, self.verb, self.ended))
-            elif now - receiver.heard > receiver.session.timeout and (receiver.rest or self.ended):
+            if now - receiver.heard > receiver.session.timeout and (receiver.rest or self.ended):
                 self.lose(receiver, "stalled", f"took nothing for {receiver.session.timeout:g} s")
             elif now - receiver.told > LIFE and not (receiver.rest or self.ended):
                 receiver.tell(line("note", self.name))
@@ -1179,7 +1181,7 @@ class Session(Wire):
     def __init__(self, server: Server, sock: socket.socket, peer: Address) -> None:
         super().__init__(sock, server.args.timeout)
         self.server, self.args, self.peer = server, server.args, address(peer)
-        self.root = Folder(server.directory)
+        self.root = Folder(server.directory, durable=server.args.durable)
         self.near: tuple[str, Folder] = "", self.root  # the folder that was used last
         self.ready: Part | None = None  # what `resume` has checked, for the `put` that follows
         self.logged: list[str] = []
@@ -1217,7 +1219,7 @@ class Session(Wire):
         except Lost as lost:
             self.note(f"connection lost: {lost}")
         except Broken as broken:
-            self.out.append(line("err", "-", reason=broken))  # hang_up() sends it
+            self.out += line("err", "-", reason=broken)  # hang_up() sends it
             self.note(f"hung up on: {broken}")
         finally:
             self.release()
@@ -1256,17 +1258,13 @@ class Session(Wire):
             command = self.command(verb, names)
             self.attend(verb, request)
             command.run(self, request)
-        except Refused as refusal:
-            result = self.refuse(refusal, verb, {"send": names[1:], "say": []}.get(verb, names))
-        except OSError as error:
-            result = self.refuse(Refused(reason_of(error)), verb, names)
+        except (Refused, OSError) as error:
+            result, keys = (error.reason, error.keys) if isinstance(error, Refused) else (reason_of(error), {})
+            named = {"send": names[1:], "say": []}.get(verb, names)
+            self.put(line("err", *[word[:MAX_ECHO] for word in (verb, *named[:2])], reason=result, **keys))
         if verb not in UNLOGGED or result not in EXPECTED:
             what = " ".join([verb, *(names if verb != "auth" else [])])  # somebody may have typed the password there
             self.note(f"{what[:300]}: {self.moved} bytes, {time.monotonic() - self.began:.3f} s, {result}")
-
-    def refuse(self, refusal: Refused, verb: str, names: Sequence[str]) -> str:
-        self.put(line("err", *[word[:MAX_ECHO] for word in (verb, *names[:2])], reason=refusal.reason, **refusal.keys))
-        return refusal.reason
 
     def command(self, verb: str, names: Sequence[str]) -> Command:
         found = COMMANDS.get(verb)
@@ -1472,17 +1470,13 @@ class Session(Wire):
         name, over = request.words[0], request.keys.get("over") == "yes"
         size = request.number("size") if "size" in request.keys else None
         part = self.part(request)
-        self.check_room((size or 0) - request.number("offset"), size or 0)
+        self.check_room(size or 0, request.number("offset"))
         self.check_vacant(part.folder, part.leaf, over)
         part = self.claimed(part, request)
-
-        def check(announced: int) -> None:
-            self.check_room(announced - part.received, announced)
-
         try:
             part.begin(request.number("offset"))
-            verified = receive_body(self, part, size, check, self.tell(name, "received"))
-            part.finish(over, self.args.durable, self.server.lock)
+            verified = receive_body(self, part, size, lambda announced: self.check_room(announced, part.received), self.tell(name, "received"))
+            part.finish(over, lock=self.server.lock)
         except (Lost, Broken) as lost:
             kept = "nothing is kept"
             if part.keep():
@@ -1497,10 +1491,10 @@ class Session(Wire):
             self.disclaim(part)
         self.ok(request, size=part.received, sha256=part.sha.hexdigest(), verified=verified)
 
-    def check_room(self, more: int, whole: int = 0) -> None:
-        if 0 < self.args.max_size < max(more, whole):
+    def check_room(self, whole: int, have: int) -> None:
+        if 0 < self.args.max_size < whole:
             raise Refused("too-large", limit=self.args.max_size)
-        if self.args.min_free and shutil.disk_usage(self.server.directory).free - more < self.args.min_free:
+        if self.args.min_free and shutil.disk_usage(self.server.directory).free - (whole - have) < self.args.min_free:
             raise Refused("disk-full")
 
     def check_vacant(self, folder: Folder, leaf: str, over: bool) -> None:
@@ -1519,16 +1513,15 @@ class Session(Wire):
 
     def claimed(self, part: Part, request: Line) -> Part:
         """The part, as `resume` has checked it or new, and ours alone."""
-        if self.ready and self.ready.place() == part.place():
+        offset = request.number("offset")
+        if self.ready and self.ready.place() == part.place() and offset in (0, self.ready.received):
             self.ready.executable = part.executable  # `resume` does not say it
             part, self.ready = self.ready, None
+            return part
         self.release()
-        if request.number("offset") not in (0, part.received):
-            part.keep()
-            self.disclaim(part)
+        if offset:
             raise Refused("resume-first")
-        if part.fd < 0:
-            self.claim(part)
+        self.claim(part)
         return part
 
     def claim(self, part: Part) -> None:
@@ -1586,12 +1579,16 @@ class Session(Wire):
         self.check_vacant(other, other_leaf, over)
         with self.server.lock:
             folder.move(leaf, other, other_leaf, over)
+            left = folder.stat(leaf) if over else None
+            twins = left and os.path.samestat(left, status) and folder.place(leaf) != other.place(other_leaf)
+            if twins and any(entry.name == leaf for entry in folder.entries()):  # not where "a" became "A", and is found by both
+                folder.remove(leaf)  # rename() does nothing between two links of one file
         self.near = "", self.root
         self.ok(request)
 
     def do_mkdir(self, request: Line) -> None:
         folder, leaf = self.find(request.words[0], make=True)
-        os.mkdir(folder.at(leaf), dir_fd=folder.fd)
+        folder.make(leaf)
         self.ok(request)
 
     def do_auth(self, request: Line) -> None:
@@ -1650,11 +1647,11 @@ class Session(Wire):
         keys = {key: request.number(key) for key in ("size", "mtime_ns") if key in request.keys}
         offer = line(verb, name, **keys, exec="yes" if request.keys.get("exec") == "yes" else None, **{"from": self.peer, "nick": self.nick or None})
         wanted, refused = self.targets(targets)
-        count = len(wanted) + len(refused)
-        relay = Relay(self, verb, name, self.server.lobby.take(wanted, self.tell(name, "waiting"), self.timeout), count)
+        lent = self.server.lobby.take(wanted, self.tell(name, "waiting"), self.timeout)
+        refused.update((session.peer, "not-receiving") for session in set(wanted).difference(lent))
+        relay = Relay(self, verb, name, lent, len(lent) + len(refused))
         try:
-            taken = {receiver.session for receiver in relay.open}
-            for target, reason in [*refused.items(), *((session.peer, "not-receiving") for session in wanted if session not in taken)]:
+            for target, reason in refused.items():
                 relay.report(target, Line("err", [], {"reason": reason}))
             if verb == "mkdir":
                 relay.end(offer)
@@ -1672,7 +1669,7 @@ class Session(Wire):
             relay.settle()
         if not relay.verified:
             raise relay.refusal()
-        self.put(line("ok", "send", name, receivers=count, verified=relay.verified))
+        self.put(line("ok", "send", name, receivers=relay.count, verified=relay.verified))
 
     def targets(self, words: str) -> tuple[list[Session], dict[str, str]]:
         """Who is meant by HOST:PORT or nick, separated by commas; and why others cannot be."""
@@ -1798,8 +1795,13 @@ class Server:
 
     def take(self) -> None:
         """Give the next client a thread of its own, if there is room."""
-        conn, peer = self.fetch()
-        if conn is None:
+        try:
+            conn, peer = self.sock.accept()
+        except (BlockingIOError, ConnectionError):
+            return  # the client left between select() and accept()
+        except OSError as error:  # EMFILE, ENFILE, ENOBUFS, ENOMEM: nothing is wrong with this socket
+            self.log([f"cannot accept ({error.strerror}): pausing"])
+            select.select([self.stop], [], [], ACCEPT_PAUSE)
             return
         if self.door.guard and (wait := self.door.guard.wait(address(peer).rpartition(":")[0].strip("[]"))):
             return self.turn_away(conn, line("err", "-", reason="busy", retry=wait), DENIED)
@@ -1809,16 +1811,6 @@ class Server:
             self.handle(conn, peer)
         except (OSError, RuntimeError) as error:  # no further descriptor or thread, or the shared folder is gone
             self.refuse(conn, peer, shown(str(error)))
-
-    def fetch(self) -> tuple[socket.socket | None, Address]:
-        try:
-            return self.sock.accept()
-        except (BlockingIOError, ConnectionError):
-            pass  # the client left between select() and accept()
-        except OSError as error:  # EMFILE, ENFILE, ENOBUFS, ENOMEM: nothing is wrong with this socket
-            self.log([f"cannot accept ({error.strerror}): pausing"])
-            select.select([self.stop], [], [], ACCEPT_PAUSE)
-        return None, ()
 
     def refuse(self, conn: socket.socket, peer: Address, why: str) -> None:
         self.log([f"{address(peer)} refused: {why}"])
@@ -1871,7 +1863,8 @@ class Server:
         for seconds, busy_too in (GRACE, False), (LINGER, True):
             deadline = time.monotonic() + seconds
             while self.sessions and (left := deadline - time.monotonic()) > 0:
-                for session in [found for found in list(self.sessions) if found.idle or busy_too]:
+                waiting = [found for found in list(self.sessions) if found.idle and found.holder is not Holder.SENDER]
+                for session in list(self.sessions) if busy_too else waiting:
                     session.cut()
                 select.select([self.stop], [], [], min(left, ACCEPT_PAUSE))
                 self.stop.drain()
@@ -1954,13 +1947,14 @@ class Guard:
         with self.lock:
             if self.wait(host):
                 return "busy"
-            if not right:
-                now = time.monotonic()
-                end, count = self.wrong.pop(network(host), (0.0, 0))
-                self.wrong[network(host)] = (end, count + 1) if now < end else (now + WINDOW, 1)
-                if len(self.wrong) > MAX_COUNTED:
-                    del self.wrong[next(iter(self.wrong))]
-        return "" if right else "wrong-password"
+            if right:
+                return ""
+            now = time.monotonic()
+            end, count = self.wrong.pop(network(host), (0.0, 0))
+            self.wrong[network(host)] = (end, count + 1) if now < end else (now + WINDOW, 1)
+            if len(self.wrong) > MAX_COUNTED:
+                del self.wrong[next(iter(self.wrong))]
+            return "wrong-password"
 
 
 def network(host: str) -> str | bytes:
@@ -1980,9 +1974,8 @@ class Door(NamedTuple):
 def make_door(args: argparse.Namespace, host: str) -> Door:
     password, made = choose_password(args), ""
     if not password and not args.open and host != "::1" and not host.startswith("127."):
-        number = int.from_bytes(os.urandom(32), "big")
-        letters = [LETTERS[number // len(LETTERS) ** place % len(LETTERS)] for place in range(18)]  # 89 bits
-        password = made = "-".join("".join(letters[start:start + 6]) for start in (0, 6, 12))
+        import secrets  # not at the top: few need it
+        password = made = "-".join("".join(secrets.choice(LETTERS) for _ in range(6)) for _ in range(3))  # 89 bits
     if args.key and not args.cert:
         raise Failure(2, "--key needs --cert", "a key alone is no certificate", "--cert FILE --key FILE, or --tls alone")
     tls, pin = server_tls(args) if args.tls or args.cert else (None, "")
@@ -2404,9 +2397,10 @@ def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
         sock.close()
         raise Failure(23, f"cannot write standard output ({error.strerror})", "what reads it has ended, or its disk is full",
                       "python3 server.py > FILE") from None
-    for host in reachable_at(sock):
-        say(f"from another machine:  {CLIENT} --host {host} --port {port}{door.flags} list")
-    if not reachable_at(sock):
+    elsewhere = reachable_at(sock)
+    for name in elsewhere:
+        say(f"from another machine:  {CLIENT} --host {name} --port {port}{door.flags} list")
+    if not elsewhere:
         named = f" --host {host}" if host != "127.0.0.1" else ""  # where clients look by themselves
         return say(f"only this machine can reach it, with:  {CLIENT}{named} --port {port}{door.flags} list\nfor others, start it with --host 0.0.0.0")
     if not door.guard:

@@ -337,6 +337,23 @@ def test_a_receiver_that_stalls_is_closed_while_all_others_go_on(start, peer, tl
     server.wait_for(re.escape(f"{stuck.name} connection lost: took nothing for 3 s"))
 
 
+@pytest.mark.parametrize("note", ["note x", f"note x received={len(HELLO)}", "note x received=%d"])
+def test_a_receiver_whose_notes_tell_of_nothing_new_does_not_hold_its_sender(start, peer, note):
+    server = start("--timeout", "1")
+    sender, talker = peer(to=server), peer("receive", to=server)
+    sending = meanwhile(sender.send, talker.name)
+    assert talker.answer().startswith("put x ") and talker.body() == (HELLO, f"end sha256={sha(HELLO)}")
+    with contextlib.suppress(ConnectionError):
+        for number in range(len(HELLO), round(DEADLINE * 100)):  # an answer never comes
+            talker.tell(note % number if "%" in note else note)
+            sending.join(0.01)
+            if not sending.is_alive():
+                break
+        else:
+            raise AssertionError("held for as long as it talked")
+    assert sending.result()[-2:] == [f"got {talker.name} err put x reason=stalled", "err send x reason=not-received receivers=1 verified=0"]
+
+
 def held_up(peer):
     """A transfer to one that reads and one that stands still, until no more can be sent: sender, still, other, what other gets,
     and what the sender still has of the block that it is at."""

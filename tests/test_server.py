@@ -186,6 +186,17 @@ def test_rename_replaces_only_when_told(start, box):
     assert talk(start(), b"rename a b over=yes\n") == b"ok rename a b over=yes\n".replace(b" over=yes", b"") and (box / "b").read_text() == "a"
 
 
+@pytest.mark.parametrize("new", ["b", "d/a"])
+def test_a_rename_from_link_to_link_of_one_file_leaves_the_new_name_alone(start, box, new):
+    server = start()
+    (box / "d").mkdir()
+    (box / "a").write_text("a")
+    os.link(box / "a", box / new)
+    assert talk(server, b"rename a a over=yes\n") == b"ok rename a a\n" and (box / "a").exists(), "to its own name: nothing happens"
+    assert talk(server, f"rename a {new} over=yes\n".encode()) == f"ok rename a {new}\n".encode()
+    assert not (box / "a").exists() and (box / new).read_text() == "a"
+
+
 def test_a_listing_is_sorted_and_deep_on_request(start, box):
     for name in ("z/1", "a", "m/n/o", "b"):
         (box / name).parent.mkdir(parents=True, exist_ok=True)
@@ -948,6 +959,34 @@ runpy.run_path({str(ROOT / 'server.py')!r}, run_name="__main__")
     assert published in ([], ["x"]) and (not over or published)
     if published:
         assert (box / "x").read_text() in (("old", "new data") if over else ("new data",))
+
+
+def test_with_durable_a_folder_that_is_made_is_on_the_disk_before_success_is_told(box, tmp_path):
+    from conftest import Server
+    runner = tmp_path / "run.py"
+    runner.write_text(f"""
+import os, runpy, sys
+true = os.fsync
+def told(fd):
+    true(fd)
+    with open({str(tmp_path / 'synced')!r}, "a") as file:
+        print(os.fstat(fd).st_ino, file=file)
+os.fsync = told
+sys.argv = ["server.py", *sys.argv[1:], "--port", "0"]
+runpy.run_path({str(ROOT / 'server.py')!r}, run_name="__main__")
+""")
+    server = Server(str(runner), box, "--durable")
+    (box / "a").mkdir()  # as by somebody else a moment ago
+    assert talk(server, b"mkdir a/b/c\n") == b"ok mkdir a/b/c\n"
+    assert talk(server, b"mkdir a/b/c\n") == b"err mkdir a/b/c reason=exists\n"
+    above = [str(folder.stat().st_ino) for folder in (box, box / "a", box / "a" / "b")]
+    assert (tmp_path / "synced").read_text().split() == above * 2
+    server.stop()
+    (tmp_path / "synced").unlink()
+    plain = Server(str(runner), box)
+    assert talk(plain, b"mkdir d/e\n") == b"ok mkdir d/e\n"
+    plain.stop()
+    assert not (tmp_path / "synced").exists()
 
 
 def test_a_rename_does_not_take_an_upload_with_it(box, tmp_path):
