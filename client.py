@@ -370,7 +370,7 @@ WHYS = {
     "not-a-file": ("that name is a link or a special file, and the server follows none", "the name of the file itself"),
     "not-empty": ("the folder is not empty, or holds names that are not shown", "delete what is in it first"),
     "not-permitted": ("the server's user may not do that there", "the permissions of the server's folder"),
-    "bad-name": ("the name leaves the shared folder, or no server can have it", "a path below the shared folder, without .. or a leading /"),
+    "bad-name": ("the name leaves the shared folder, or no server can have it", "a path below the shared folder, without .. and without a / at its beginning or end"),
     "hidden-name": ("the server keeps names that start with a dot to itself", f"{SERVER} --hidden"),
     "read-only": ("the server was started with --read-only", f"{SERVER} without it"),
     "too-large": ("it is more than the server's --max-size", f"{SERVER} with a larger --max-size"),
@@ -1358,7 +1358,9 @@ class Puts(Batch):
         if job.path == "-":
             return self.send_input(job)
         status = job.status = job.status or os.stat(job.path)  # a link that is named is followed; in a folder links are not
-        if stat.S_ISDIR(status.st_mode):
+        if stat.S_ISDIR(status.st_mode) and self.is_copy(job):
+            say(f"skipped {shown(job.path)}: there the server keeps what is sent")
+        elif stat.S_ISDIR(status.st_mode):
             self.offer(self.made, job, "mkdir")
         elif job.fresh:
             self.send(job, 0, over=False)
@@ -1411,6 +1413,15 @@ class Puts(Batch):
             yield fd, status
         finally:
             os.close(fd)
+
+    def is_copy(self, job: Job) -> bool:
+        """Whether a folder is the one that the server puts all this into, for it may share a part of what is sent: a copy of it would
+        hold another for ever. When the server has answered it is at rest, so that to the nanosecond no other folder has its time."""
+        goal, sock = job.name.partition("/")[0], self.link.sock
+        if self.verb != "put" or not job.top or not job.name.endswith(f"/{goal}") or sock.getsockname()[0] != sock.getpeername()[0]:
+            return False
+        there = self.link.ask("stat", goal)
+        return there.keys.get("type") == "dir" and there.number("mtime_ns") == os.lstat(job.path).st_mtime_ns
 
     def made(self, job: Job, answer: Line) -> None:
         """The folder is there, so what is in it can go: into a new one without asking what is there already."""
@@ -1567,7 +1578,7 @@ class Stream(Part):
         while view:
             view = view[os.write(self.fd, view):]
 
-    def finish(self, over: bool, durable: bool = False, lock: contextlib.AbstractContextManager[Any] = UNLOCKED) -> None:
+    def finish(self, over: bool, *, lock: contextlib.AbstractContextManager[Any] = UNLOCKED) -> None:
         if self.decoder:
             self.type(self.decoder.decode(b"", True))  # the beginning of a character that never ended
 

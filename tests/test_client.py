@@ -615,6 +615,22 @@ runpy.run_path({str(ROOT / "client.py")!r}, run_name="__main__")
     assert [path.read_text() for path in box.rglob("*") if path.is_file()] == ["mine"] * (1 if code else 2)
 
 
+@pytest.mark.parametrize("words", [["put", "."], ["put", ".", "--into", "copies/of"], ["put", "../here"], ["put", "files"]])
+def test_a_folder_that_holds_the_shared_one_is_sent_without_what_the_server_keeps_of_it(spawn, run, here, words):
+    (here / "files/old").mkdir(parents=True)
+    whole = {"a", "files/old/c", *(f"files/{number:03}" for number in range(200))}
+    for path in whole:
+        (here / path).write_text(path)
+    server = spawn("server.py", "files", cwd=here)
+    for attempt in range(2):
+        done = run("client.py", "--port", server.port, *words, "--compare", "content", cwd=here)
+        assert done.code == 0 and done.err.count("there the server keeps what is sent") == 1, done
+    into, name = ("copies/of/" if "--into" in words else ""), "files" if words[1] == "files" else "here"
+    sent = {path.removeprefix("files/") for path in whole if path.startswith("files/")} if name == "files" else whole
+    found = {str(path.relative_to(here)) for path in here.rglob("*") if path.is_file()}
+    assert found == whole | {f"files/{into}{name}/{path}" for path in sent}
+
+
 def test_a_folder_that_is_read_slowly_does_not_keep_the_server_from_telling_of_its_own(listeners, here):
     """What was not read in time is asked for file by file."""
     def talk(conn):
