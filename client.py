@@ -1359,6 +1359,7 @@ class Puts(Batch):
             return self.send_input(job)
         status = job.status = job.status or os.stat(job.path)  # a link that is named is followed; in a folder links are not
         if stat.S_ISDIR(status.st_mode) and self.is_copy(job):
+            self.progress.clear()
             say(f"skipped {shown(job.path)}: there the server keeps what is sent")
         elif stat.S_ISDIR(status.st_mode):
             self.offer(self.made, job, "mkdir")
@@ -1418,9 +1419,16 @@ class Puts(Batch):
         """Whether a folder is the one that the server puts all this into, for it may share a part of what is sent: a copy of it would
         hold another for ever. When the server has answered it is at rest, so that to the nanosecond no other folder has its time."""
         goal, sock = job.name.partition("/")[0], self.link.sock
-        if self.verb != "put" or not job.top or not job.name.endswith(f"/{goal}") or sock.getsockname()[0] != sock.getpeername()[0]:
+        if self.verb != "put" or not job.top or not job.name.endswith(f"/{goal}"):
             return False
-        there = self.link.ask("stat", goal)
+        with contextlib.suppress(OSError):  # the connection is lost: ask() tells
+            if sock.getsockname()[0] != sock.getpeername()[0]:
+                return False
+        try:
+            there = self.link.ask("stat", goal)
+        except Lost:
+            self.sources.append(iter([job]))  # no answer to it is pending, so nothing else would begin it again
+            raise
         return there.keys.get("type") == "dir" and there.number("mtime_ns") == os.lstat(job.path).st_mtime_ns
 
     def made(self, job: Job, answer: Line) -> None:

@@ -9,6 +9,7 @@ import random
 import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -629,6 +630,45 @@ def test_a_folder_that_holds_the_shared_one_is_sent_without_what_the_server_keep
     sent = {path.removeprefix("files/") for path in whole if path.startswith("files/")} if name == "files" else whole
     found = {str(path.relative_to(here)) for path in here.rglob("*") if path.is_file()}
     assert found == whole | {f"files/{into}{name}/{path}" for path in sent}
+
+
+def test_a_link_that_is_lost_while_a_folder_is_looked_at_loses_nothing_of_it(server, do, here, box, proxy):
+    for path in "tree/tree/a", "tree/b":
+        (here / path).parent.mkdir(parents=True, exist_ok=True)
+        (here / path).write_text(path)
+    done = do("put", "tree", port=proxy(server.port, cut_at=len("mkdir tree\nsta"), toward="server", times=1).port)
+    assert done.code == 0 and "attempt 1" in done.err, done
+    assert {str(path.relative_to(box)) for path in box.rglob("*") if path.is_file()} == {"tree/tree/a", "tree/b"}
+
+
+def test_a_link_that_is_lost_before_a_folder_is_looked_at_is_told_as_lost(listeners, here):
+    """When the folder has been listed, the client waits until its kernel knows of the reset."""
+    def talk(conn):
+        conn.sendall(GREETING)
+        conn.recv(100)
+        conn.sendall(b"ok mkdir tree\n")
+        conn.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+
+    (here / "tree/tree").mkdir(parents=True)
+    listeners.append(Listener(talk))
+    program = f"""
+import contextlib, os, runpy, select, sys
+true = os.scandir
+def late(folder):
+    found, poll = list(true(folder)), select.poll()
+    for fd in range(3, 20):
+        with contextlib.suppress(OSError):
+            os.fstat(fd)
+            poll.register(fd, 0)
+    assert any(event & select.POLLHUP for _, event in poll.poll({DEADLINE * 1000}))
+    return contextlib.nullcontext(iter(found))
+os.supports_fd = {{*os.supports_fd, late}}
+os.scandir = late
+sys.argv = {["client.py", "--port", str(listeners[-1].port), "--retries", "0", "put", "tree"]!r}
+runpy.run_path({str(ROOT / "client.py")!r}, run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=here, capture_output=True, text=True, timeout=DEADLINE, check=False)
+    assert done.returncode == 18 and "error: connection lost" in done.stderr, done
 
 
 def test_a_folder_that_is_read_slowly_does_not_keep_the_server_from_telling_of_its_own(listeners, here):
