@@ -1581,7 +1581,8 @@ class Session(Wire):
             folder.move(leaf, other, other_leaf, over)
             left = folder.stat(leaf) if over else None
             twins = left and os.path.samestat(left, status) and folder.place(leaf) != other.place(other_leaf)
-            if twins and any(entry.name == leaf for entry in folder.entries()):  # not where "a" became "A", and is found by both
+            both = (folder, leaf), (other, other_leaf)  # where "a" and "A" are one name, only one of them is listed
+            if twins and all(any(entry.name == name for entry in where.entries()) for where, name in both):
                 folder.remove(leaf)  # rename() does nothing between two links of one file
         self.near = "", self.root
         self.ok(request)

@@ -197,6 +197,30 @@ def test_a_rename_from_link_to_link_of_one_file_leaves_the_new_name_alone(start,
     assert not (box / "a").exists() and (box / new).read_text() == "a"
 
 
+def test_a_rename_to_the_same_name_in_another_case_loses_no_file(box, tmp_path):
+    """Where both are one name to the file system, Linux finds source and target to be one file, and its rename() does nothing."""
+    from conftest import Server
+    runner = tmp_path / "run.py"
+    runner.write_text(f"""
+import os, runpy, sys
+def fold(call, *folders):
+    def folded(*names, **more):
+        found = [next((each for each in os.listdir(more[key]) if each.lower() == name.lower()), name) if more.get(key) is not None else name
+                 for name, key in zip(names, folders)]
+        return call(*found, *names[len(found):], **more)
+    os.supports_dir_fd.add(folded)
+    return folded
+os.stat, os.unlink, os.replace = fold(os.stat, "dir_fd"), fold(os.unlink, "dir_fd"), fold(os.replace, "src_dir_fd", "dst_dir_fd")
+sys.argv = ["server.py", *sys.argv[1:], "--port", "0"]
+runpy.run_path({str(ROOT / 'server.py')!r}, run_name="__main__")
+""")
+    (box / "a").write_text("a")
+    server = Server(str(runner), box)
+    assert talk(server, b"rename a A over=yes\n") == b"ok rename a A\n"
+    server.stop()
+    assert [path.read_text() for path in box.iterdir()] == ["a"]
+
+
 def test_a_listing_is_sorted_and_deep_on_request(start, box):
     for name in ("z/1", "a", "m/n/o", "b"):
         (box / name).parent.mkdir(parents=True, exist_ok=True)
