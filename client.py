@@ -76,6 +76,7 @@ ANSWERS = ("ok", "err", "file", "dir", "note", "help", "client", "got")  # how a
 MANY = 64  # files of a folder from which one list is quicker than a stat for each
 CHAT_PROMPT = "> "
 PIPE_RATE, PIPE_BURST = 18.0, 30.0  # lines a second that a pipe says, and how many at once: a little less than every server takes
+AHEAD = 8  # lines of a pipe that may wait for their answers: a link that stood still brings them all at once, and PIPE_BURST others after them
 LONGEST = 1000  # characters of one line of the chat; more are several
 SENDERS = 1000  # folders from others whose names here are remembered
 NEAR = 4  # folders that stay open: what is asked for runs ahead of what comes, often into the next folder
@@ -2155,6 +2156,8 @@ class Chat:
         if not self.live:  # a pipe is read no faster than the server takes it
             self.due = max(self.due, now - PIPE_BURST / PIPE_RATE) + (1 + len(text) // LONGEST) / PIPE_RATE
             time.sleep(max(0.0, self.due - now))
+        while not self.live and self.unanswered + len(self.typed) >= AHEAD and not self.problem:
+            time.sleep(REDRAW)
         return text
 
     def ring(self) -> None:

@@ -1103,6 +1103,20 @@ def test_a_pipe_into_a_chat_waits_for_the_limit_and_loses_no_line(peer, do):
     assert done.code == 0 and [anna.line() for _ in range(61)][1:] == [f"said from=bob line {number}" for number in range(60)]
 
 
+def test_a_pipe_into_a_chat_waits_for_a_server_that_does_not_answer(listeners, run):
+    """What a link that stood still had gathered would come to the server all at once: more than it takes."""
+    said = []
+
+    def talk(conn):
+        conn.sendall(b"sixsockets 1 auth=none you=10.0.0.9:9\nok chat you=10.0.0.9:9 count=1\n")
+        said.extend(line for line in conn.makefile("rb") if line.startswith(b"say "))
+
+    listeners.append(Listener(talk))
+    done = run("client.py", "--port", listeners[-1].port, "chat", "--timeout", "2", input=b"".join(b"line %d\n" % number for number in range(60)))
+    listeners[-1].threads[-1].join(DEADLINE)
+    assert done.code == 28 and said == [b"say line %d\n" % number for number in range(8)], (done, said)
+
+
 def test_in_the_shell_a_chat_comes_back_to_the_prompt(do, peer):
     anna = peer("chat anna")
     done = do("--nick", "bob", input=b"chat\nhi\n/quit\nwho\n")
