@@ -77,6 +77,7 @@ MANY = 64  # files of a folder from which one list is quicker than a stat for ea
 CHAT_PROMPT = "> "
 PIPE_RATE, PIPE_BURST = 18.0, 30.0  # lines a second that a pipe says, and how many at once: a little less than every server takes
 AHEAD = 8  # lines of a pipe that may wait for answers: a link that stood still brings them all at once, and PIPE_BURST others after them
+PARTING = 1.0  # seconds that a chat which is stopped has for the answers to what was said last
 LONGEST = 1000  # characters of one line of the chat; more are several
 SENDERS = 1000  # folders from others whose names here are remembered
 NEAR = 4  # folders that stay open: what is asked for runs ahead of what comes, often into the next folder
@@ -2136,16 +2137,23 @@ class Chat:
         import signal
         if hasattr(signal, "SIGUSR1"):
             signal.signal(signal.SIGUSR1, self.stop_typing)
+        patience = None
         try:
             while not self.problem and (text := self.next_line()) != "/quit":
                 self.typed.append(text)
                 self.ring()
         except EOFError:
             pass
+        except KeyboardInterrupt:
+            patience = PARTING
+            raise
         finally:
             self.typist = Typist.GONE
             self.ring()
-            self.thread.join()
+            self.thread.join(patience)
+            with contextlib.suppress(OSError):  # closed already, unless the server is stuck: then the thread, which owns it, hears its end
+                socket.socket.shutdown(self.link.sock, socket.SHUT_RDWR)
+            self.thread.join(patience)
         if self.problem:
             raise self.problem
         return 0 if self.live else self.code

@@ -1117,6 +1117,26 @@ def test_a_pipe_into_a_chat_waits_for_a_server_that_does_not_answer(listeners, r
     assert done.code == 28 and len(said) in range(script.AHEAD, script.AHEAD + 4), (done, said)  # one is counted late now and then
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_chat_is_stopped_soon_also_where_the_server_does_not_answer(listeners, number):
+    said = threading.Event()
+
+    def talk(conn):
+        conn.sendall(b"sixsockets 1 auth=none you=10.0.0.9:9\nok chat you=10.0.0.9:9 count=1\n")
+        for line in conn.makefile("rb"):
+            if line == b"say hello\n":
+                said.set()
+
+    listeners.append(Listener(talk))
+    chat = Process(ROOT / "client.py", "--port", listeners[-1].port, "--timeout", "1000", "chat", stdin=subprocess.PIPE)
+    chat.process.stdin.write(b"hello\n")
+    chat.process.stdin.flush()
+    assert said.wait(DEADLINE)
+    chat.process.send_signal(number)
+    assert chat.wait() == 130 and chat.err.endswith("\nstopped\n"), chat.err
+    chat.process.stdin.close()
+
+
 def test_in_the_shell_a_chat_comes_back_to_the_prompt(do, peer):
     anna = peer("chat anna")
     done = do("--nick", "bob", input=b"chat\nhi\n/quit\nwho\n")
