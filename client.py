@@ -1351,9 +1351,11 @@ class Puts(Batch):
         if into:
             yield Job(into, "", os.stat("."))
         for path in self.args.paths:
-            if path == "-" and self.args.name is None:
-                raise Failure(2, "standard input has no name", "it is kept under one there", f"{self.verb} - --as NAME")
-            name = remote_name(os.path.basename(os.path.abspath(path)) if self.args.name is None else self.args.name)
+            own = "" if path == "-" else os.path.basename(os.path.abspath(path))  # "" is the root folder's
+            if not own and self.args.name is None:
+                what = "standard input" if path == "-" else shown(path)
+                raise Failure(2, f"{what} has no name", "it is kept under one there", f"{self.verb} {shown(shlex.quote(path))} --as NAME")
+            name = remote_name(own if self.args.name is None else self.args.name)
             yield Job(f"{into}/{name}" if into else name, path)
 
     def start(self, job: Job) -> None:

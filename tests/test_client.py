@@ -138,7 +138,7 @@ def test_one_bad_file_does_not_stop_the_others(do, here, box):
 
 def test_an_empty_name_is_told_before_anything_is_done(do, box):
     (box / "x").touch()
-    for words in ("delete", "", "x"), ("get", "x", ""), ("stat", ""), ("rename", "x", ""), ("mkdir", ""), ("put", "/"), ("put", "/etc/passwd", "--as", ""):
+    for words in ("delete", "", "x"), ("get", "x", ""), ("stat", ""), ("rename", "x", ""), ("mkdir", ""), ("put", "/etc/passwd", "--as", ""):
         done = do(*words)
         assert done.code == 2 and "error: a name is empty" in done.err and os.listdir(box) == ["x"], done
     assert do("list", "").out == b"x\n"
@@ -173,6 +173,12 @@ def test_globs_names_and_folders(do, here, box):
     assert got.code == 0 and sorted(os.listdir(here / "new")) == ["[x]", "a.txt", "b.txt"]
     assert do("get", "a", "b", "-o", "file").code == 2
     assert do("delete", "in/here/*").code == 0 and os.listdir(box / "in/here") == []
+
+
+@pytest.mark.parametrize(("path", "what"), [("/", "/"), ("-", "standard input")])
+def test_what_has_no_name_is_told_how_it_gets_one(do, box, path, what):
+    done = do("put", path)
+    assert done.code == 2 and f"error: {what} has no name" in done.err and f"try:   put {path} --as NAME" in done.err and os.listdir(box) == [], done
 
 
 @pytest.mark.parametrize(("verb", "port"), [("put", None), ("send", 1)])
