@@ -1302,6 +1302,7 @@ class Batch:
             job.fresh, job.there = False, None
         self.sources.append(iter(again.values()))
         self.link.pending.clear()
+        self.link.unanswered = 0
         hang_up(self.args)
         self.progress.current = 0
 
