@@ -458,7 +458,7 @@ def digest_field(digest: bytes) -> str:
 
 
 # Forms, names, the log.
-FILENAME = re.compile(rb';[ \t]*filename=(?:"((?:[^"\\]|\\.)*)"|([^;"]+))', re.IGNORECASE | re.DOTALL)
+FILENAME = re.compile(rb'(?:^|;)[ \t]*filename=(?:"((?:[^"\\]|\\.)*)"|([^;"]+))', re.IGNORECASE | re.DOTALL)
 FIELD_NAME = re.compile(rb';[ \t]*name="?([^";]*)', re.IGNORECASE)
 UNSAFE_LOG = re.compile(r'[^ !#-\[\]-~]')
 

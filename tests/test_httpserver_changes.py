@@ -135,8 +135,9 @@ def test_other_posts_are_stored_under_a_new_name_or_like_put(ask, folder):
     assert ask("POST", "/", "Content-Disposition: attachment; filename=\"../a.txt\"\r\n", b"x").fields["location"] == "/a%20%281%29.txt"
     assert ask("POST", "/", "Content-Disposition: inline; filename*=UTF-8''%c3%bc\r\n", b"x").fields["location"] == "/%C3%BC"
     assert ask("POST", "/", "Content-Disposition: inline; filename*=UTF-8''..%2fback%5cslash\r\n", b"x").fields["location"] == "/back%5Cslash"
-    for value, want in [('"a;b.txt"', "a;b.txt"), (r'"say \"hi\".txt"', 'say "hi".txt'), ("my file.txt; x=y", "my file.txt")]:
-        assert ask("POST", "/", f"Content-Disposition: attachment; filename={value}\r\n", b"x").status == 201 and (folder / want).read_bytes() == b"x"
+    for kind, value, want in [("attachment; ", '"a;b.txt"', "a;b.txt"), ("attachment; ", r'"say \"hi\".txt"', 'say "hi".txt'),
+                              ("attachment; ", "my file.txt; x=y", "my file.txt"), ("", "without-type.txt", "without-type.txt")]:
+        assert ask("POST", "/", f"Content-Disposition: {kind}filename={value}\r\n", b"x").status == 201 and (folder / want).read_bytes() == b"x"
     assert ask("POST", "/a.txt", body=b"put").status == 204
     assert ask("POST", "/fresh", body=b"put").status == 201
     assert (folder / "a.txt").read_bytes() == (folder / "fresh").read_bytes() == b"put"
