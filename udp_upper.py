@@ -13,8 +13,8 @@ The protocol: a datagram is a message of its own. The server sends back each one
 a-z as A-Z and every other byte as it was. Either may be lost, doubled or overtaken on the way, so the
 client waits 0.1 s for the answer, asks again and waits 0.2, 0.4 and 0.8 s. An answer is known by its
 being the question in capitals: one that is not (a late or foreign one) is ignored and counted. When no
-more than its beginning ever comes, it is reported as truncated. Nobody connects, so nobody can tell when
-the other left.
+more than its beginning comes, it is reported as truncated: at once, unless an earlier question was as
+short, whose late answer it may be. Nobody connects, so nobody can tell when the other left.
 
 Limits: nobody is asked for a password, nothing is encrypted, and a sender's address can be forged.
 A datagram holds at most 65507 bytes over IPv4, 65527 over IPv6. A bad network is decided from
@@ -80,11 +80,12 @@ def fate(args: argparse.Namespace, host: str, number: int) -> tuple[bool, bool, 
 
 
 class Tally:
-    """Datagrams that were no answer, and what the kernel heard (ICMP) of those that nobody took."""
+    """Datagrams that were no answer, what the kernel heard (ICMP) of those that nobody took, and how long the questions were."""
 
     def __init__(self) -> None:
         self.ignored = 0
         self.refusals: list[OSError] = []
+        self.sizes: set[int] = set()
 
 
 class Output:
@@ -269,6 +270,7 @@ def exchange(sock: socket.socket, message: bytes, args: argparse.Namespace, tall
             break
         tally.ignored += 1
     expected, refused_tries = message.upper(), 0
+    tally.sizes.add(len(message))
     beginnings: set[int] = set()  # their sizes: each may be the answer, cut, or a late one to an earlier and shorter question
     for seconds in TRIES:
         tally.refusals.clear()
@@ -284,6 +286,8 @@ def exchange(sock: socket.socket, message: bytes, args: argparse.Namespace, tall
                 tally.ignored += 1
             if time.perf_counter() >= deadline:  # a flood of them leaves no silence
                 break
+        if beginnings - tally.sizes:  # no question was as short
+            break
         refused_tries += bool(tally.refusals)
         if not beginnings:
             say(f"no reply in {seconds:g} s" + (f" ({tally.refusals[-1].strerror})" if tally.refusals else ""))

@@ -257,6 +257,13 @@ def test_answers_cut_to_what_an_earlier_one_was_are_reported_after_the_last_try(
     assert (failed.code, failed.out, lines_of(failed)[0]) == (18, b"HEL\n", "the reply is truncated: 3 of 5 bytes came back")
 
 
+def test_an_answer_cut_to_what_no_earlier_one_was_is_reported_at_once(spawn, run):
+    server = spawn(SCRIPT, "server", "--truncate", 3)
+    failed = run(*patient(SCRIPT, TRIES=(1, 1, 1, 1)), "client", "--port", server.port, input=b"a\nhello\n")
+    assert (failed.code, failed.out, lines_of(failed)[0]) == (18, b"A\n", "the reply is truncated: 3 of 5 bytes came back")
+    assert 1 <= server.stop().count(" truncated from ") < 4
+
+
 @pytest.mark.parametrize("flags", [["hi"], ["--ping", 2, "--interval", 0.01]])
 def test_a_flood_of_foreign_answers_does_not_hold_the_client(peer, flags):
     client = Process(ROOT / SCRIPT, "client", "--port", peer.port, *flags)
