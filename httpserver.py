@@ -1361,6 +1361,7 @@ class Connection:
 
     def linger(self) -> None:
         """Close so that the answer arrives: a socket closed over unread bytes sends RST, which destroys it (§9.6)."""
+        self.buffer = b""  # nobody is to take it for a head that was left
         try:
             end_tls(self.sock)
             self.sock.shutdown(socket.SHUT_WR)

@@ -919,6 +919,20 @@ def test_without_threads_no_other_answer_stands_in_the_middle_of_one(spawn, fold
     assert b"too many" not in reader.exactly(1 << 30)
 
 
+def test_a_refused_client_that_is_let_go_of_as_it_leaves_is_not_logged_twice(spawn, folder, wire, tmp_path):
+    (tmp_path / "few.py").write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport httpserver\nhttpserver.MAX_LINGERING = 2\nsys.exit(httpserver.main())\n")
+    server = spawn(str(tmp_path / "few.py"), folder)
+    first, second, third = wire(server), wire(server), wire(server)
+    assert [connection.send("junk\r\n\r\n").reply().status for connection in (first, second)] == [400, 400]
+    server.process.send_signal(signal.SIGSTOP)
+    os.waitpid(server.process.pid, os.WUNTRACED)
+    third.send("junk\r\n\r\n")  # one too many to be kept open: the first is closed, whose end is to be read next
+    first.close()
+    server.process.send_signal(signal.SIGCONT)
+    assert third.reply().status == 400
+    assert "left within" not in server.stop()
+
+
 def test_without_any_thread_it_says_so_and_ends(run, folder, tmp_path):
     (tmp_path / "none.py").write_text("import runpy, sys, threading\ndef none(thread):\n    raise RuntimeError(\"can't start new thread\")\n"
                                       f"threading.Thread.start, sys.argv[0] = none, 'httpserver.py'\nrunpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n")
