@@ -54,7 +54,7 @@ LATE = 0.05  # seconds that --reorder holds an answer for others to overtake it;
 MAX_WAITING = 1000  # answers that --delay, --rate and --reorder hold; more are lost, as in a full router
 PIECE = 65536  # bytes of standard input that are read at once
 LONGEST = 1 << 20  # bytes of a line that are read to name its size when it is too long
-MAX_STALE = 64  # datagrams thrown away before a question, so that a flood cannot hold the client
+MAX_STALE = 64  # datagrams that are read before a question, so that a flood cannot hold the client
 MAX_PEERS = 10000  # clients whose datagrams are counted; the oldest is forgotten
 
 
@@ -340,18 +340,19 @@ def ping(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Outpu
     answered: set[bytes] = set()
     trips: list[float] = []
     patience = min(PING_WAIT, args.timeout)
-    sent, due, highest, doubled, overtaken = 0, time.perf_counter(), 0, 0, 0
+    sent, read, due, highest, doubled, overtaken = 0, 0, time.perf_counter(), 0, 0, 0
     try:
         while len(trips) < args.ping:
-            now = time.perf_counter()
-            if now >= due and sent == args.ping:
-                break
-            if now >= due:
-                sent += 1
+            # what has come is read first: unread, it would look slow, and soon find no room
+            if time.perf_counter() >= due and (read >= MAX_STALE or not select.select([sock], [], [], 0)[0]):
+                if sent == args.ping:
+                    break
+                sent, read, now = sent + 1, 0, time.perf_counter()
                 due = due + args.interval if sent < args.ping else now + patience
                 awaited[b"PING %d" % sent] = sent, now
                 send_message(sock, b"ping %d" % sent, tally)
             reply = await_reply(sock, args, tally, due)
+            read += reply is not None
             if reply in awaited:
                 number, began = awaited.pop(reply)
                 trips.append(time.perf_counter() - began)
