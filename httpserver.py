@@ -458,7 +458,7 @@ def digest_field(digest: bytes) -> str:
 
 
 # Forms, names, the log.
-FILENAME = re.compile(rb';[ \t]*filename=(?:"((?:[^"\\]|\\.)*)"|([^;"]+))', re.IGNORECASE | re.DOTALL)
+FILENAME = re.compile(rb'(?:^|;)[ \t]*filename=(?:"((?:[^"\\]|\\.)*)"|([^;"]+))', re.IGNORECASE | re.DOTALL)
 FIELD_NAME = re.compile(rb';[ \t]*name="?([^";]*)', re.IGNORECASE)
 UNSAFE_LOG = re.compile(r'[^ !#-\[\]-~]')
 
@@ -1361,6 +1361,7 @@ class Connection:
 
     def linger(self) -> None:
         """Close so that the answer arrives: a socket closed over unread bytes sends RST, which destroys it (§9.6)."""
+        self.buffer = b""  # nobody is to take it for a head that was left
         try:
             end_tls(self.sock)
             self.sock.shutdown(socket.SHUT_WR)

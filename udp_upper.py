@@ -13,8 +13,8 @@ The protocol: a datagram is a message of its own. The server sends back each one
 a-z as A-Z and every other byte as it was. Either may be lost, doubled or overtaken on the way, so the
 client waits 0.1 s for the answer, asks again and waits 0.2, 0.4 and 0.8 s. An answer is known by its
 being the question in capitals: one that is not (a late or foreign one) is ignored and counted. When no
-more than its beginning ever comes, it is reported as truncated. Nobody connects, so nobody can tell when
-the other left.
+more than its beginning comes, it is reported as truncated: at once, unless an earlier question was as
+short, whose late answer it may be. Nobody connects, so nobody can tell when the other left.
 
 Limits: nobody is asked for a password, nothing is encrypted, and a sender's address can be forged.
 A datagram holds at most 65507 bytes over IPv4, 65527 over IPv6. A bad network is decided from
@@ -54,7 +54,7 @@ LATE = 0.05  # seconds that --reorder holds an answer for others to overtake it;
 MAX_WAITING = 1000  # answers that --delay, --rate and --reorder hold; more are lost, as in a full router
 PIECE = 65536  # bytes of standard input that are read at once
 LONGEST = 1 << 20  # bytes of a line that are read to name its size when it is too long
-MAX_STALE = 64  # datagrams thrown away before a question, so that a flood cannot hold the client
+MAX_STALE = 64  # datagrams that are read before a question, so that a flood cannot hold the client
 MAX_PEERS = 10000  # clients whose datagrams are counted; the oldest is forgotten
 
 
@@ -80,11 +80,12 @@ def fate(args: argparse.Namespace, host: str, number: int) -> tuple[bool, bool, 
 
 
 class Tally:
-    """Datagrams that were no answer, and what the kernel heard (ICMP) of those that nobody took."""
+    """Datagrams that were no answer, what the kernel heard (ICMP) of those that nobody took, and how long the questions were."""
 
     def __init__(self) -> None:
         self.ignored = 0
         self.refusals: list[OSError] = []
+        self.sizes: set[int] = set()
 
 
 class Output:
@@ -269,6 +270,7 @@ def exchange(sock: socket.socket, message: bytes, args: argparse.Namespace, tall
             break
         tally.ignored += 1
     expected, refused_tries = message.upper(), 0
+    tally.sizes.add(len(message))
     beginnings: set[int] = set()  # their sizes: each may be the answer, cut, or a late one to an earlier and shorter question
     for seconds in TRIES:
         tally.refusals.clear()
@@ -284,6 +286,8 @@ def exchange(sock: socket.socket, message: bytes, args: argparse.Namespace, tall
                 tally.ignored += 1
             if time.perf_counter() >= deadline:  # a flood of them leaves no silence
                 break
+        if beginnings - tally.sizes:  # no question was as short
+            break
         refused_tries += bool(tally.refusals)
         if not beginnings:
             say(f"no reply in {seconds:g} s" + (f" ({tally.refusals[-1].strerror})" if tally.refusals else ""))
@@ -336,18 +340,19 @@ def ping(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Outpu
     answered: set[bytes] = set()
     trips: list[float] = []
     patience = min(PING_WAIT, args.timeout)
-    sent, due, highest, doubled, overtaken = 0, time.perf_counter(), 0, 0, 0
+    sent, read, due, highest, doubled, overtaken = 0, 0, time.perf_counter(), 0, 0, 0
     try:
         while len(trips) < args.ping:
-            now = time.perf_counter()
-            if now >= due and sent == args.ping:
-                break
-            if now >= due:
-                sent += 1
+            # what has come is read first: unread, it would look slow, and soon find no room
+            if time.perf_counter() >= due and (read >= MAX_STALE or not select.select([sock], [], [], 0)[0]):
+                if sent == args.ping:
+                    break
+                sent, read, now = sent + 1, 0, time.perf_counter()
                 due = due + args.interval if sent < args.ping else now + patience
                 awaited[b"PING %d" % sent] = sent, now
                 send_message(sock, b"ping %d" % sent, tally)
             reply = await_reply(sock, args, tally, due)
+            read += reply is not None
             if reply in awaited:
                 number, began = awaited.pop(reply)
                 trips.append(time.perf_counter() - began)

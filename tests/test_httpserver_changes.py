@@ -135,8 +135,9 @@ def test_other_posts_are_stored_under_a_new_name_or_like_put(ask, folder):
     assert ask("POST", "/", "Content-Disposition: attachment; filename=\"../a.txt\"\r\n", b"x").fields["location"] == "/a%20%281%29.txt"
     assert ask("POST", "/", "Content-Disposition: inline; filename*=UTF-8''%c3%bc\r\n", b"x").fields["location"] == "/%C3%BC"
     assert ask("POST", "/", "Content-Disposition: inline; filename*=UTF-8''..%2fback%5cslash\r\n", b"x").fields["location"] == "/back%5Cslash"
-    for value, want in [('"a;b.txt"', "a;b.txt"), (r'"say \"hi\".txt"', 'say "hi".txt'), ("my file.txt; x=y", "my file.txt")]:
-        assert ask("POST", "/", f"Content-Disposition: attachment; filename={value}\r\n", b"x").status == 201 and (folder / want).read_bytes() == b"x"
+    for kind, value, want in [("attachment; ", '"a;b.txt"', "a;b.txt"), ("attachment; ", r'"say \"hi\".txt"', 'say "hi".txt'),
+                              ("attachment; ", "my file.txt; x=y", "my file.txt"), ("", "without-type.txt", "without-type.txt")]:
+        assert ask("POST", "/", f"Content-Disposition: {kind}filename={value}\r\n", b"x").status == 201 and (folder / want).read_bytes() == b"x"
     assert ask("POST", "/a.txt", body=b"put").status == 204
     assert ask("POST", "/fresh", body=b"put").status == 201
     assert (folder / "a.txt").read_bytes() == (folder / "fresh").read_bytes() == b"put"
@@ -916,6 +917,20 @@ def test_without_threads_no_other_answer_stands_in_the_middle_of_one(spawn, fold
         reader.send("GET /big HTTP/1.1\r\nHost: localhost\r\n\r\n" * 25)  # more and more, until the kernel has no room
         until(lambda count=count: server.err.count("/big") >= count or " cut off " in server.err, "the answers")
     assert b"too many" not in reader.exactly(1 << 30)
+
+
+def test_a_refused_client_that_is_let_go_of_as_it_leaves_is_not_logged_twice(spawn, folder, wire, tmp_path):
+    (tmp_path / "few.py").write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport httpserver\nhttpserver.MAX_LINGERING = 2\nsys.exit(httpserver.main())\n")
+    server = spawn(str(tmp_path / "few.py"), folder)
+    first, second, third = wire(server), wire(server), wire(server)
+    assert [connection.send("junk\r\n\r\n").reply().status for connection in (first, second)] == [400, 400]
+    server.process.send_signal(signal.SIGSTOP)
+    os.waitpid(server.process.pid, os.WUNTRACED)
+    third.send("junk\r\n\r\n")  # one too many to be kept open: the first is closed, whose end is to be read next
+    first.close()
+    server.process.send_signal(signal.SIGCONT)
+    assert third.reply().status == 400
+    assert "left within" not in server.stop()
 
 
 def test_without_any_thread_it_says_so_and_ends(run, folder, tmp_path):

@@ -257,6 +257,13 @@ def test_answers_cut_to_what_an_earlier_one_was_are_reported_after_the_last_try(
     assert (failed.code, failed.out, lines_of(failed)[0]) == (18, b"HEL\n", "the reply is truncated: 3 of 5 bytes came back")
 
 
+def test_an_answer_cut_to_what_no_earlier_one_was_is_reported_at_once(spawn, run):
+    server = spawn(SCRIPT, "server", "--truncate", 3)
+    failed = run(*patient(SCRIPT, TRIES=(1, 1, 1, 1)), "client", "--port", server.port, input=b"a\nhello\n")
+    assert (failed.code, failed.out, lines_of(failed)[0]) == (18, b"A\n", "the reply is truncated: 3 of 5 bytes came back")
+    assert 1 <= server.stop().count(" truncated from ") < 4
+
+
 @pytest.mark.parametrize("flags", [["hi"], ["--ping", 2, "--interval", 0.01]])
 def test_a_flood_of_foreign_answers_does_not_hold_the_client(peer, flags):
     client = Process(ROOT / SCRIPT, "client", "--port", peer.port, *flags)
@@ -287,6 +294,21 @@ def test_ping_without_any_answer(run, peer):
     failed = run(SCRIPT, "client", "--port", peer.port, "--ping", 3, "--interval", 0)
     assert (failed.code, failed.out) == (28, b"sent 3, received 0, lost 3, doubled 0, out of order 0\n")
     assert lines_of(failed)[0] == f"no reply from 127.0.0.1:{peer.port} to 3 pings"
+
+
+def test_a_ping_reads_what_has_come_before_it_asks_again(peer, asker, monkeypatch):
+    """Or of two answers to each question one would stay unread, until the kernel has no room for the next."""
+    sock, told = asker(peer.port), []
+
+    def answer_twice(sock, data, tally):
+        for _ in range(2):
+            peer.sock.sendto(data.upper(), sock.getsockname())
+        select.select([sock], [], [])
+
+    monkeypatch.setattr(udp_upper, "send_message", answer_twice)
+    args = SimpleNamespace(ping=3000, interval=0.0, timeout=5.0, recv_size=100)
+    udp_upper.ping(sock, args, udp_upper.Tally(), SimpleNamespace(write=told.append))
+    assert told[0].startswith(b"sent 3000, received 3000, lost 0, doubled ")
 
 
 def test_ping_with_nobody_there(run):
