@@ -2520,8 +2520,9 @@ def page(items: Sequence[Entry], names: Sequence[str], read_only: bool) -> Itera
     yield '<th><span hidden>Change</span></th></tr></thead>\n<tbody>\n'
     yield from map(table_row, items)
     folders = sum(entry.is_folder for entry in items)
-    total = readable_size(sum(entry.size for entry in items))
-    yield (f'</tbody></table>\n<footer><span id="count">{folders} folders, {len(items) - folders} files, {total}</span> &middot; '
+    files, total = len(items) - folders, readable_size(sum(entry.size for entry in items))
+    counts = f"{folders} folder{'s' * (folders != 1)}, {files} file{'s' * (files != 1)}"
+    yield (f'</tbody></table>\n<footer><span id="count">{counts}, {total}</span> &middot; '
            f'all of it as <a href="?tar">tar</a> (can be resumed) or <a href="?zip">zip</a></footer>\n<script>{SCRIPT}</script></body></html>\n')
 
 
@@ -2851,7 +2852,7 @@ class Server:
         self.close()
         self.write_log(0)
         if asked:
-            say(f"stopped: {self.count} requests answered, {len(dropped)} transfers cut off")
+            say(f"stopped: {self.count} request{'s' * (self.count != 1)} answered, {len(dropped)} transfer{'s' * (len(dropped) != 1)} cut off")
         if self.args.once and not self.satisfied and not asked:
             raise Failure(18, "nobody has got the whole of it", f"no client went on within {self.args.timeout:g} s",
                           f"{SERVER} --once --timeout 600")

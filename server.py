@@ -1870,7 +1870,7 @@ class Server:
                 select.select([self.stop], [], [], min(left, ACCEPT_PAUSE))
                 self.stop.drain()
         self.lobby.close()
-        say(f"stopped: {dropped} clients disconnected, {self.kept} parts kept")
+        say(f"stopped: {dropped} client{'s' * (dropped != 1)} disconnected, {self.kept} part{'s' * (self.kept != 1)} kept")
 
 
 def shared(path: str) -> tuple[str, str]:

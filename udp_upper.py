@@ -209,7 +209,7 @@ class Server:
             time.sleep(pause)
         self.sock.close()
         self.stop.close()
-        say(f"stopped: {len(self.waiting)} answers dropped, {self.finished} sent")
+        say(f"stopped: {len(self.waiting)} answer{'s' * (len(self.waiting) != 1)} dropped, {self.finished} sent")
 
 
 def serve(args: argparse.Namespace) -> int:

@@ -941,7 +941,7 @@ def test_a_signal_in_mid_upload_keeps_the_part(start, box):
     with server.connect() as sock:
         sock.sendall(f"put big size={len(BIG)} mtime_ns=1\ndata {len(BIG)}\n".encode() + BIG[:1 << 20])
         until(lambda: any(os.stat(box / part).st_size == 1 << 20 for part in parts(box)), "the part to grow")
-        assert "stopped: 1 clients disconnected, 1 parts kept" in server.stop()
+        assert "stopped: 1 client disconnected, 1 part kept" in server.stop()
     assert len(parts(box)) == 1
 
 
