@@ -509,8 +509,10 @@ class Wire:
         try:
             if not self.fill():
                 raise self.lost()
-        except OSError:
-            pass  # TLS has read something of its own, such as a session ticket; a true error shows at the next call
+        except OSError as error:
+            if not isinstance(error, BlockingIOError) and "Want" not in type(error).__name__:
+                raise unsent(self.peer, error) from None
+            # else TLS has read something of its own, such as a session ticket
         finally:
             self.sock.settimeout(self.args.timeout)
         while HEAD_END.search(self.buffer, self.start, self.end):
