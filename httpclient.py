@@ -438,6 +438,7 @@ class Wire:
         self.start = self.end = 0
         self.problem = CLOSED  # why nothing more comes, once fill() is 0
         self.heard = False  # a head has come since the last request, an interim one (1xx) at least
+        self.success: Head | None = None  # one that was told before the body was sent: the server may still be reading
 
     def fill(self) -> int:
         """Put what arrives behind what is there; 0 at the end of the stream."""
@@ -530,24 +531,26 @@ class Wire:
             raise unsent(self.peer, error) from None
 
     def send_body(self, body: Body) -> Head | None:
-        """Send it, watching for an answer meanwhile: a server that refuses says so and stops reading."""
+        """Send it, watching for an answer meanwhile: a server that refuses says so and stops reading. A success is its word for later."""
         chunked = body.length is None
         try:
             for piece in body.pieces():
                 if head := self.send_piece(b"%x\r\n" % len(piece) + piece + b"\r\n" if chunked else piece):
                     return head
-            return self.send_piece(b"0\r\n\r\n") if chunked else None
+            return (self.send_piece(b"0\r\n\r\n") if chunked else None) or self.success
         except OSError as error:  # EPIPE, ECONNRESET: what was said before may still be there to read
             with contextlib.suppress(Transient):
-                return self.head()
+                return self.success or self.head()
             raise unsent(self.peer, error) from None
 
     def send_piece(self, data: bytes | memoryview) -> Head | None:
         view = memoryview(data)
         while view:
-            readable, writable, _ = select.select([self.sock], [self.sock], [], self.args.timeout)
+            readable, writable, _ = select.select([] if self.success else [self.sock], [self.sock], [], self.args.timeout)
             if readable and (head := self.early()):
-                return head
+                if head.status >= 300:
+                    return head
+                self.success = head
             if not readable and not writable:
                 raise Transient(28, f"{self.peer} has taken nothing for {self.args.timeout:g} s", "it stopped reading", "the same again")
             if writable:

@@ -1047,6 +1047,28 @@ def test_an_early_refusal_is_read_while_sending(run, listeners, tmp_path):
     assert done.code == 22 and "507 Full" in done.err
 
 
+@pytest.mark.parametrize("words", [("put", "big", "URL"), ("post", "URL", "--data", "@big"), ("put", "-", "URL")])
+def test_a_success_that_is_told_early_does_not_end_the_body(run, listeners, tmp_path, words):
+    (tmp_path / "big").write_bytes(BODY * 30)  # more than fits on the way
+    got = []
+
+    def store(conn):
+        with conn.makefile("rb") as file:
+            head = b"".join(itertools.takewhile(bytes.strip, file))
+            if head.startswith(b"OPTIONS"):
+                return conn.sendall(answer())
+            conn.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+            file.peek()
+            conn.sendall(answer(b"", "201 Created"))
+            length = re.search(rb"Content-Length: (\d+)", head)
+            sizes = (int(line, 16) for line in file if line.strip())
+            got.append(file.read(int(length[1])) if length else b"".join(file.read(size) for size in iter(sizes.__next__, 0)))
+    listeners.append(Listener(store))
+    url = f"http://127.0.0.1:{listeners[-1].port}/a"
+    done = run(*EXPECTANT, *(url if word == "URL" else word for word in words), input=BODY * 30, cwd=tmp_path)
+    assert done.code == 0 and got == [BODY * 30], (done, list(map(len, got)))
+
+
 def test_an_answer_is_read_though_the_server_hung_up_on_the_body(run, canned, tmp_path):
     (tmp_path / "big").write_bytes(bytes(900_000))
     server = canned(answer(b"", "403 Forbidden"), read_until=b"\r\n\r\n", drain=False)
