@@ -1004,7 +1004,7 @@ def test_a_server_that_knows_no_expect_gets_the_body_without(run, listeners, tmp
                 conn.sendall(b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n")
     listeners.append(Listener(store))
     url = f"http://127.0.0.1:{listeners[-1].port}/a"
-    done = run("httpclient.py", *(url if word == "URL" else word for word in words), input=b"hello", cwd=tmp_path)
+    done = run(*EXPECTANT, *(url if word == "URL" else word for word in words), input=b"hello", cwd=tmp_path)
     assert done.code == 0 and heads[2:] == [bytes(2_000_000) if "@big" in words else b"5\r\nhello\r\n0\r\n"], (done, heads)
 
 
