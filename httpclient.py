@@ -1005,9 +1005,8 @@ def redirected(method: str, status: int, body: Body | None) -> tuple[str, Body |
 
 def merged(fields: Fields, others: Fields) -> Fields:
     """Fields of any case over fields of any case; an empty value takes one away, as with curl."""
-    names = {name.lower() for name in others}
-    kept = {name: value for name, value in fields.items() if name.lower() not in names}
-    return {**kept, **{name: value for name, value in others.items() if value}}
+    named = {name.lower(): (name, value) for name, value in [*fields.items(), *others.items()]}
+    return {name: value for name, value in named.values() if value}
 
 
 def request_head(method: str, target: str, fields: Fields) -> bytes:

@@ -858,6 +858,15 @@ def test_a_checksum_that_can_never_be_is_refused_before_the_download(text, run):
     assert done.code == 2 and "is not NAME:HEX" in done.err
 
 
+def test_a_given_header_takes_the_place_of_ours_in_any_case(run, canned):
+    server = canned(answer(b""), read_until=b"{}")
+    done = run("httpclient.py", "post", f"http://127.0.0.1:{server.port}/", "--data", "{}",
+               "-H", "content-type: application/json", "-H", "user-agent: me", "-H", "accept:")
+    assert done.code == 0 and b"content-type: application/json\r\n" in server.read[0] and b"user-agent: me\r\n" in server.read[0]
+    assert server.read[0].lower().count(b"content-type:") == server.read[0].lower().count(b"user-agent:") == 1
+    assert b"accept" not in server.read[0].lower()
+
+
 def test_a_header_cannot_carry_a_line_break(run):
     done = run("httpclient.py", "get", "/", "-H", "A: b\r\nC: d")
     assert done.code == 2 and "NAME: VALUE" in done.err
