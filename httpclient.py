@@ -707,7 +707,7 @@ class Body:
         self.length = sum(self.sizes) if parts else None
         self.mtime_ns = next((info.st_mtime_ns for info in found if info), 0)
         self.state = [(info.st_size, info.st_mtime_ns) for info in found if info]
-        self.start = self.sent = 0
+        self.start = self.sent = 0  # sent: what was read of standard input
         self.expects = self.length is None or self.length >= EXPECT_FROM  # 100 Continue, before it is sent
 
     def rest(self, offset: int) -> Body:
@@ -997,7 +997,7 @@ def redirected(method: str, status: int, body: Body | None) -> tuple[str, Body |
     """How to go on after a redirect (RFC 9110 section 15.4)."""
     if status == 303 and method != "HEAD" or status in (301, 302) and method == "POST":
         return "GET", None
-    if body is not None and body.length is None:
+    if body is not None and body.sent:
         raise Failure(47, "the server redirects the upload, but standard input cannot be sent twice", "it has been read",
                       "send to the new address, or from a file")
     return method, body

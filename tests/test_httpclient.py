@@ -1017,6 +1017,24 @@ def test_a_server_that_knows_no_expect_gets_the_body_without(run, listeners, tmp
     assert done.code == 0 and heads[2:] == [bytes(2_000_000) if "@big" in words else b"5\r\nhello\r\n0\r\n"], (done, heads)
 
 
+@pytest.mark.parametrize("read, code, said", [(b"\r\n\r\n", 0, "sent -"), (b"0\r\n\r\n", 47, "it has been read")], ids=["before", "after"])
+def test_standard_input_goes_where_a_redirect_says_until_it_is_read(run, listeners, canned, read, code, said):
+    got = []
+
+    def store(conn):
+        with conn.makefile("rb") as file:
+            list(itertools.takewhile(bytes.strip, file))
+            conn.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+            got.append(b"".join(itertools.takewhile(bytes.strip, file)))
+            conn.sendall(answer(b"", "201 Created"))
+    listeners.append(Listener(store))
+    there = answer(b"", "307 There", f"Location: http://127.0.0.1:{listeners[-1].port}/b\r\n")
+    gate = canned(there, read_until=read)
+    words = EXPECTANT if code == 0 else ["httpclient.py"]
+    done = run(*words, "put", "-", f"http://127.0.0.1:{gate.port}/a", input=b"hello")
+    assert done.code == code and said in done.err and got == [b"5\r\nhello\r\n0\r\n"] * (code == 0), (done, got)
+
+
 def test_standard_input_that_was_read_is_not_sent_again_with_a_password(canned):
     pty = pytest.importorskip("pty")
     server = canned(answer(b"", "401 No", "WWW-Authenticate: Basic\r\n"), answer(b"", "201 Created"), read_until=b"0\r\n\r\n")
