@@ -1220,8 +1220,7 @@ class Part:
         self.left = [[first, min(first + step, size)] for first in range(self.offset, size, step)]
         try:  # to take the room now, so that a full disk is known before the first byte
             self.remember()  # first: what a run that is killed just then leaves is room, not what came
-            with contextlib.suppress(AttributeError):  # macOS and Windows have no such call
-                os.posix_fallocate(self.fd, 0, size)
+            take_room(self.fd, size)
             os.ftruncate(self.fd, size)
         except (OSError, Failure) as problem:
             self.left = []
@@ -1282,6 +1281,16 @@ class Part:
         self.forget()
         with contextlib.suppress(OSError):
             os.unlink(self.path)
+
+
+def take_room(fd: int, size: int) -> None:
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except AttributeError:
+        pass  # macOS and Windows have no such call
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # a file system that cannot, such as ZFS on FreeBSD
+            raise
 
 
 def open_own(path: str, flags: int) -> int:

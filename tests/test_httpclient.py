@@ -599,6 +599,15 @@ def test_several_connections_go_on_from_a_part_that_one_began(run, files, tmp_pa
     assert sum("Range: bytes=" in head for head in server.heads) > 3
 
 
+def test_a_file_system_that_takes_no_room_in_advance_takes_the_file(run, files, tmp_path):
+    body = random.Random(9).randbytes(6_000_000)
+    unable = (f"import errno, os, sys; sys.path.insert(0, {str(ROOT)!r}); import httpclient as h\n"
+              "def unable(*args): raise OSError(errno.EOPNOTSUPP, 'not supported')\n"
+              "os.posix_fallocate = unable; sys.exit(h.main())")
+    done = run("-c", unable, "get", files(body).url, "--connections", 3, cwd=tmp_path)
+    assert done.code == 0 and (tmp_path / "file.bin").read_bytes() == body, done
+
+
 @pytest.mark.parametrize("begun", [False, True])
 def test_room_taken_by_a_run_that_is_killed_then_is_not_what_came(run, files, tmp_path, begun):
     server = files(random.Random(9).randbytes(6_000_000), cuts=[500_000])
