@@ -1780,7 +1780,7 @@ class Upload:
         self.verdict = "sent"
         self.fields: Fields = {}
         self.note = os.path.join(os.path.dirname(path), part_name(url)[:-len("part")] + "json")
-        self.resource = self.recall() if client.args.resume else None  # where it can be continued
+        self.resource = self.recall() if client.args.resume and body.length is not None else None  # where it can be continued
 
     def recall(self) -> URL | None:
         """Where an earlier run of the same upload stopped, if the file is still the same. Who has made up that note shall get no login."""

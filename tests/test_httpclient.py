@@ -1044,6 +1044,25 @@ def test_standard_input_goes_where_a_redirect_says_until_it_is_read(run, listene
     assert done.code == code and said in done.err and got == [b"5\r\nhello\r\n0\r\n"] * (code == 0), (done, got)
 
 
+def test_standard_input_goes_on_from_no_planted_note(run, listeners, tmp_path):
+    heads = []
+
+    def store(conn):
+        with conn.makefile("rb") as file:
+            heads.append(next(file, b""))
+            list(itertools.takewhile(bytes.strip, file))
+            if heads[-1].startswith(b"PUT"):
+                conn.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+                heads.append(b"".join(itertools.takewhile(bytes.strip, file)))
+            conn.sendall(answer(b"", "204 Fine", "Upload-Offset: 0\r\nUpload-Complete: ?0\r\n"))
+    listeners.append(Listener(store))
+    url = h.parse_url(f"http://127.0.0.1:{listeners[-1].port}/a")
+    note = tmp_path / h.part_name(url).replace(".part", ".json")
+    note.write_text(json.dumps({"url": str(url), "resource": "/x", "size": None, "mtime_ns": 0}))
+    done = run("httpclient.py", "put", "-", url, input=b"hello", cwd=tmp_path)
+    assert done.code == 0 and heads == [b"PUT /a HTTP/1.1\r\n", b"5\r\nhello\r\n0\r\n"], (done, heads)
+
+
 def test_standard_input_that_was_read_is_not_sent_again_with_a_password(canned):
     pty = pytest.importorskip("pty")
     server = canned(answer(b"", "401 No", "WWW-Authenticate: Basic\r\n"), answer(b"", "201 Created"), read_until=b"0\r\n\r\n")
