@@ -801,12 +801,11 @@ Fields = dict[str, str]
 
 
 class Server:
-    """What a client knows of one server, and the connection that it keeps to it between questions."""
+    """What a client knows of one server."""
 
     def __init__(self, url: URL, args: argparse.Namespace) -> None:
         self.proxy = proxy_for(url, args)
         self.personal = personal(url, args)
-        self.idle: Wire | None = None
         self.answered = False  # once: when it refuses now, it may be back soon
 
 
@@ -816,6 +815,7 @@ class Client:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.servers: dict[tuple[str, str], Server] = {}  # by origin and login
+        self.idle: dict[str, Wire] = {}  # the connection kept to each origin: one, for there are servers that serve one at a time
 
     def ask(self, method: str, url: URL, fields: Fields | None = None, body: Body | None = None) -> Reply:
         """The response that stands at the end of all redirects. Logins stay with the origin that they were given for."""
@@ -897,14 +897,12 @@ class Client:
             wire.close()
             raise
         reply.keep = reply.keep and early is None  # or the rest of the body would be taken for a request
-        server = self.server(url)
-        server.idle, server.answered = wire, True
+        self.idle[url.origin], self.server(url).answered = wire, True
         return reply
 
     def kept(self, url: URL) -> Wire | None:
         """The connection of the last response, if that has been read to its end. Bytes after it came unasked."""
-        server = self.server(url)
-        wire, server.idle = server.idle, None
+        wire = self.idle.pop(url.origin, None)
         if wire and wire.start != wire.end:
             wire.close()
         return wire if wire and wire.sock.fileno() >= 0 else None
@@ -949,9 +947,8 @@ class Client:
                           "it allows other ports only, cannot reach the server, or asks for a password", "--proxy http://USER:PASSWORD@HOST:PORT")
 
     def close(self) -> None:
-        for server in self.servers.values():
-            if server.idle:
-                server.idle.close()
+        for wire in self.idle.values():
+            wire.close()
 
     def pipeline(self, method: str, urls: Iterable[URL], fields: Fields) -> Iterator[tuple[URL, Reply]]:
         """Ask for many things of one server without waiting in between; the responses come in the same order.
@@ -975,7 +972,7 @@ class Client:
                 waiting.extendleft(reversed(asked))
                 asked.clear()
         if wire:
-            self.server(url).idle = wire
+            self.idle[url.origin] = wire
 
     def next_reply(self, wire: Wire, method: str, new: list[URL], fields: Fields, url: URL) -> Reply:
         try:

@@ -876,6 +876,19 @@ def test_a_given_header_takes_the_place_of_ours_in_any_case(run, canned):
     assert b"accept" not in server.read[0].lower()
 
 
+def test_a_server_that_serves_one_connection_at_a_time_is_kept_one(run, listeners, tmp_path):
+    alone = threading.Lock()
+
+    def talk(conn):
+        with alone, conn.makefile("rb") as file:
+            while b"".join(itertools.takewhile(bytes.strip, file)):
+                conn.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+    listeners.append(Listener(talk))
+    place = f"127.0.0.1:{listeners[-1].port}"
+    done = get(run, tmp_path, f"http://me:word@{place}/a", f"http://{place}/b", "-o", "-", "--timeout", 10, "--retries", 0)
+    assert done.code == 0 and done.out == b"hihi", done
+
+
 def test_a_header_cannot_carry_a_line_break(run):
     done = run("httpclient.py", "get", "/", "-H", "A: b\r\nC: d")
     assert done.code == 2 and "NAME: VALUE" in done.err
