@@ -438,6 +438,7 @@ class Wire:
         self.start = self.end = 0
         self.problem = CLOSED  # why nothing more comes, once fill() is 0
         self.heard = False  # a head has come since the last request, an interim one (1xx) at least
+        self.success: Head | None = None  # one that was told before the body was sent: the server may still be reading
 
     def fill(self) -> int:
         """Put what arrives behind what is there; 0 at the end of the stream."""
@@ -509,8 +510,10 @@ class Wire:
         try:
             if not self.fill():
                 raise self.lost()
-        except OSError:
-            pass  # TLS has read something of its own, such as a session ticket; a true error shows at the next call
+        except OSError as error:
+            if not isinstance(error, BlockingIOError) and "Want" not in type(error).__name__:
+                raise unsent(self.peer, error) from None
+            # else TLS has read something of its own, such as a session ticket
         finally:
             self.sock.settimeout(self.args.timeout)
         while HEAD_END.search(self.buffer, self.start, self.end):
@@ -528,24 +531,26 @@ class Wire:
             raise unsent(self.peer, error) from None
 
     def send_body(self, body: Body) -> Head | None:
-        """Send it, watching for an answer meanwhile: a server that refuses says so and stops reading."""
+        """Send it, watching for an answer meanwhile: a server that refuses says so and stops reading. A success is its word for later."""
         chunked = body.length is None
         try:
             for piece in body.pieces():
                 if head := self.send_piece(b"%x\r\n" % len(piece) + piece + b"\r\n" if chunked else piece):
                     return head
-            return self.send_piece(b"0\r\n\r\n") if chunked else None
+            return (self.send_piece(b"0\r\n\r\n") if chunked else None) or self.success
         except OSError as error:  # EPIPE, ECONNRESET: what was said before may still be there to read
             with contextlib.suppress(Transient):
-                return self.head()
+                return self.success or self.head()
             raise unsent(self.peer, error) from None
 
     def send_piece(self, data: bytes | memoryview) -> Head | None:
         view = memoryview(data)
         while view:
-            readable, writable, _ = select.select([self.sock], [self.sock], [], self.args.timeout)
+            readable, writable, _ = select.select([] if self.success else [self.sock], [self.sock], [], self.args.timeout)
             if readable and (head := self.early()):
-                return head
+                if head.status >= 300:
+                    return head
+                self.success = head
             if not readable and not writable:
                 raise Transient(28, f"{self.peer} has taken nothing for {self.args.timeout:g} s", "it stopped reading", "the same again")
             if writable:
@@ -702,7 +707,7 @@ class Body:
         self.length = sum(self.sizes) if parts else None
         self.mtime_ns = next((info.st_mtime_ns for info in found if info), 0)
         self.state = [(info.st_size, info.st_mtime_ns) for info in found if info]
-        self.start = self.sent = 0
+        self.start = self.sent = 0  # sent: what was read of standard input
         self.expects = self.length is None or self.length >= EXPECT_FROM  # 100 Continue, before it is sent
 
     def rest(self, offset: int) -> Body:
@@ -796,12 +801,11 @@ Fields = dict[str, str]
 
 
 class Server:
-    """What a client knows of one server, and the connection that it keeps to it between questions."""
+    """What a client knows of one server."""
 
     def __init__(self, url: URL, args: argparse.Namespace) -> None:
         self.proxy = proxy_for(url, args)
         self.personal = personal(url, args)
-        self.idle: Wire | None = None
         self.answered = False  # once: when it refuses now, it may be back soon
 
 
@@ -811,6 +815,7 @@ class Client:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.servers: dict[tuple[str, str], Server] = {}  # by origin and login
+        self.idle: dict[str, Wire] = {}  # the connection kept to each origin: one, for there are servers that serve one at a time
 
     def ask(self, method: str, url: URL, fields: Fields | None = None, body: Body | None = None) -> Reply:
         """The response that stands at the end of all redirects. Logins stay with the origin that they were given for."""
@@ -892,14 +897,12 @@ class Client:
             wire.close()
             raise
         reply.keep = reply.keep and early is None  # or the rest of the body would be taken for a request
-        server = self.server(url)
-        server.idle, server.answered = wire, True
+        self.idle[url.origin], self.server(url).answered = wire, True
         return reply
 
     def kept(self, url: URL) -> Wire | None:
         """The connection of the last response, if that has been read to its end. Bytes after it came unasked."""
-        server = self.server(url)
-        wire, server.idle = server.idle, None
+        wire = self.idle.pop(url.origin, None)
         if wire and wire.start != wire.end:
             wire.close()
         return wire if wire and wire.sock.fileno() >= 0 else None
@@ -944,9 +947,8 @@ class Client:
                           "it allows other ports only, cannot reach the server, or asks for a password", "--proxy http://USER:PASSWORD@HOST:PORT")
 
     def close(self) -> None:
-        for server in self.servers.values():
-            if server.idle:
-                server.idle.close()
+        for wire in self.idle.values():
+            wire.close()
 
     def pipeline(self, method: str, urls: Iterable[URL], fields: Fields) -> Iterator[tuple[URL, Reply]]:
         """Ask for many things of one server without waiting in between; the responses come in the same order.
@@ -970,7 +972,7 @@ class Client:
                 waiting.extendleft(reversed(asked))
                 asked.clear()
         if wire:
-            self.server(url).idle = wire
+            self.idle[url.origin] = wire
 
     def next_reply(self, wire: Wire, method: str, new: list[URL], fields: Fields, url: URL) -> Reply:
         try:
@@ -992,7 +994,7 @@ def redirected(method: str, status: int, body: Body | None) -> tuple[str, Body |
     """How to go on after a redirect (RFC 9110 section 15.4)."""
     if status == 303 and method != "HEAD" or status in (301, 302) and method == "POST":
         return "GET", None
-    if body is not None and body.length is None:
+    if body is not None and body.sent:
         raise Failure(47, "the server redirects the upload, but standard input cannot be sent twice", "it has been read",
                       "send to the new address, or from a file")
     return method, body
@@ -1000,9 +1002,8 @@ def redirected(method: str, status: int, body: Body | None) -> tuple[str, Body |
 
 def merged(fields: Fields, others: Fields) -> Fields:
     """Fields of any case over fields of any case; an empty value takes one away, as with curl."""
-    names = {name.lower() for name in others}
-    kept = {name: value for name, value in fields.items() if name.lower() not in names}
-    return {**kept, **{name: value for name, value in others.items() if value}}
+    named = {name.lower(): (name, value) for name, value in [*fields.items(), *others.items()]}
+    return {name: value for name, value in named.values() if value}
 
 
 def request_head(method: str, target: str, fields: Fields) -> bytes:
@@ -1216,8 +1217,7 @@ class Part:
         self.left = [[first, min(first + step, size)] for first in range(self.offset, size, step)]
         try:  # to take the room now, so that a full disk is known before the first byte
             self.remember()  # first: what a run that is killed just then leaves is room, not what came
-            with contextlib.suppress(AttributeError):  # macOS and Windows have no such call
-                os.posix_fallocate(self.fd, 0, size)
+            take_room(self.fd, size)
             os.ftruncate(self.fd, size)
         except (OSError, Failure) as problem:
             self.left = []
@@ -1278,6 +1278,16 @@ class Part:
         self.forget()
         with contextlib.suppress(OSError):
             os.unlink(self.path)
+
+
+def take_room(fd: int, size: int) -> None:
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except AttributeError:
+        pass  # macOS and Windows have no such call
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # a file system that cannot, such as ZFS on FreeBSD
+            raise
 
 
 def open_own(path: str, flags: int) -> int:
@@ -1767,7 +1777,7 @@ class Upload:
         self.verdict = "sent"
         self.fields: Fields = {}
         self.note = os.path.join(os.path.dirname(path), part_name(url)[:-len("part")] + "json")
-        self.resource = self.recall() if client.args.resume else None  # where it can be continued
+        self.resource = self.recall() if client.args.resume and body.length is not None else None  # where it can be continued
 
     def recall(self) -> URL | None:
         """Where an earlier run of the same upload stopped, if the file is still the same. Who has made up that note shall get no login."""

@@ -599,6 +599,15 @@ def test_several_connections_go_on_from_a_part_that_one_began(run, files, tmp_pa
     assert sum("Range: bytes=" in head for head in server.heads) > 3
 
 
+def test_a_file_system_that_takes_no_room_in_advance_takes_the_file(run, files, tmp_path):
+    body = random.Random(9).randbytes(6_000_000)
+    unable = (f"import errno, os, sys; sys.path.insert(0, {str(ROOT)!r}); import httpclient as h\n"
+              "def unable(*args): raise OSError(errno.EOPNOTSUPP, 'not supported')\n"
+              "os.posix_fallocate = unable; sys.exit(h.main())")
+    done = run("-c", unable, "get", files(body).url, "--connections", 3, cwd=tmp_path)
+    assert done.code == 0 and (tmp_path / "file.bin").read_bytes() == body, done
+
+
 @pytest.mark.parametrize("begun", [False, True])
 def test_room_taken_by_a_run_that_is_killed_then_is_not_what_came(run, files, tmp_path, begun):
     server = files(random.Random(9).randbytes(6_000_000), cuts=[500_000])
@@ -858,6 +867,28 @@ def test_a_checksum_that_can_never_be_is_refused_before_the_download(text, run):
     assert done.code == 2 and "is not NAME:HEX" in done.err
 
 
+def test_a_given_header_takes_the_place_of_ours_in_any_case(run, canned):
+    server = canned(answer(b""), read_until=b"{}")
+    done = run("httpclient.py", "post", f"http://127.0.0.1:{server.port}/", "--data", "{}",
+               "-H", "content-type: application/json", "-H", "user-agent: me", "-H", "accept:")
+    assert done.code == 0 and b"content-type: application/json\r\n" in server.read[0] and b"user-agent: me\r\n" in server.read[0]
+    assert server.read[0].lower().count(b"content-type:") == server.read[0].lower().count(b"user-agent:") == 1
+    assert b"accept" not in server.read[0].lower()
+
+
+def test_a_server_that_serves_one_connection_at_a_time_is_kept_one(run, listeners, tmp_path):
+    alone = threading.Lock()
+
+    def talk(conn):
+        with alone, conn.makefile("rb") as file:
+            while b"".join(itertools.takewhile(bytes.strip, file)):
+                conn.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+    listeners.append(Listener(talk))
+    place = f"127.0.0.1:{listeners[-1].port}"
+    done = get(run, tmp_path, f"http://me:word@{place}/a", f"http://{place}/b", "-o", "-", "--timeout", 10, "--retries", 0)
+    assert done.code == 0 and done.out == b"hihi", done
+
+
 def test_a_header_cannot_carry_a_line_break(run):
     done = run("httpclient.py", "get", "/", "-H", "A: b\r\nC: d")
     assert done.code == 2 and "NAME: VALUE" in done.err
@@ -1004,8 +1035,45 @@ def test_a_server_that_knows_no_expect_gets_the_body_without(run, listeners, tmp
                 conn.sendall(b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n")
     listeners.append(Listener(store))
     url = f"http://127.0.0.1:{listeners[-1].port}/a"
-    done = run("httpclient.py", *(url if word == "URL" else word for word in words), input=b"hello", cwd=tmp_path)
+    done = run(*EXPECTANT, *(url if word == "URL" else word for word in words), input=b"hello", cwd=tmp_path)
     assert done.code == 0 and heads[2:] == [bytes(2_000_000) if "@big" in words else b"5\r\nhello\r\n0\r\n"], (done, heads)
+
+
+@pytest.mark.parametrize("read, code, said", [(b"\r\n\r\n", 0, "sent -"), (b"0\r\n\r\n", 47, "it has been read")], ids=["before", "after"])
+def test_standard_input_goes_where_a_redirect_says_until_it_is_read(run, listeners, canned, read, code, said):
+    got = []
+
+    def store(conn):
+        with conn.makefile("rb") as file:
+            list(itertools.takewhile(bytes.strip, file))
+            conn.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+            got.append(b"".join(itertools.takewhile(bytes.strip, file)))
+            conn.sendall(answer(b"", "201 Created"))
+    listeners.append(Listener(store))
+    there = answer(b"", "307 There", f"Location: http://127.0.0.1:{listeners[-1].port}/b\r\n")
+    gate = canned(there, read_until=read)
+    words = EXPECTANT if code == 0 else ["httpclient.py"]
+    done = run(*words, "put", "-", f"http://127.0.0.1:{gate.port}/a", input=b"hello")
+    assert done.code == code and said in done.err and got == [b"5\r\nhello\r\n0\r\n"] * (code == 0), (done, got)
+
+
+def test_standard_input_goes_on_from_no_planted_note(run, listeners, tmp_path):
+    heads = []
+
+    def store(conn):
+        with conn.makefile("rb") as file:
+            heads.append(next(file, b""))
+            list(itertools.takewhile(bytes.strip, file))
+            if heads[-1].startswith(b"PUT"):
+                conn.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+                heads.append(b"".join(itertools.takewhile(bytes.strip, file)))
+            conn.sendall(answer(b"", "204 Fine", "Upload-Offset: 0\r\nUpload-Complete: ?0\r\n"))
+    listeners.append(Listener(store))
+    url = h.parse_url(f"http://127.0.0.1:{listeners[-1].port}/a")
+    note = tmp_path / h.part_name(url).replace(".part", ".json")
+    note.write_text(json.dumps({"url": str(url), "resource": "/x", "size": None, "mtime_ns": 0}))
+    done = run("httpclient.py", "put", "-", url, input=b"hello", cwd=tmp_path)
+    assert done.code == 0 and heads == [b"PUT /a HTTP/1.1\r\n", b"5\r\nhello\r\n0\r\n"], (done, heads)
 
 
 def test_standard_input_that_was_read_is_not_sent_again_with_a_password(canned):
@@ -1045,6 +1113,28 @@ def test_an_early_refusal_is_read_while_sending(run, listeners, tmp_path):
     listeners.append(Listener(refuse))
     done = run("httpclient.py", "put", "big", f"http://127.0.0.1:{listeners[-1].port}/big", "--timeout", 5, cwd=tmp_path)
     assert done.code == 22 and "507 Full" in done.err
+
+
+@pytest.mark.parametrize("words", [("put", "big", "URL"), ("post", "URL", "--data", "@big"), ("put", "-", "URL")])
+def test_a_success_that_is_told_early_does_not_end_the_body(run, listeners, tmp_path, words):
+    (tmp_path / "big").write_bytes(BODY * 30)  # more than fits on the way
+    got = []
+
+    def store(conn):
+        with conn.makefile("rb") as file:
+            head = b"".join(itertools.takewhile(bytes.strip, file))
+            if head.startswith(b"OPTIONS"):
+                return conn.sendall(answer())
+            conn.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+            file.peek()
+            conn.sendall(answer(b"", "201 Created"))
+            length = re.search(rb"Content-Length: (\d+)", head)
+            sizes = (int(line, 16) for line in file if line.strip())
+            got.append(file.read(int(length[1])) if length else b"".join(file.read(size) for size in iter(sizes.__next__, 0)))
+    listeners.append(Listener(store))
+    url = f"http://127.0.0.1:{listeners[-1].port}/a"
+    done = run(*EXPECTANT, *(url if word == "URL" else word for word in words), input=BODY * 30, cwd=tmp_path)
+    assert done.code == 0 and got == [BODY * 30], (done, list(map(len, got)))
 
 
 def test_an_answer_is_read_though_the_server_hung_up_on_the_body(run, canned, tmp_path):

@@ -1,6 +1,8 @@
 """Who may come in, and how it is encrypted: server.py with client.py, httpserver.py with httpclient.py."""
+import array
 import base64
 import contextlib
+import fcntl
 import hashlib
 import hmac
 import http.client
@@ -15,6 +17,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import termios
 import threading
 import urllib.parse
 import warnings
@@ -484,6 +487,43 @@ def test_a_client_that_waits_takes_all_that_one_record_of_tls_holds(listeners, t
         chat.process.stdin.close()
         chat.kill()
         inbox.kill()
+
+
+def test_a_server_that_ends_tls_amid_a_body_is_not_waited_for(listeners, tmp_path):
+    """Such an end can be read again and again: select() never waits, and no timeout passes."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*made(tmp_path, "own"))
+    with open(tmp_path / "big", "wb") as file:
+        file.truncate(50_000_000)  # more than fits on the way
+    wanted, stuck, conns = threading.Event(), threading.Event(), []
+
+    def talk(conn):
+        with context.wrap_socket(conn, server_side=True) as server:
+            server.recv(65536)
+            server.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+            select.select([server], [], [], DEADLINE)
+            conns.append(server)
+            wanted.set()
+            stuck.wait(DEADLINE)
+            socket.socket.shutdown(server, socket.SHUT_WR)  # FIN without TLS's own end
+            listeners[0].go.wait(DEADLINE)
+
+    listeners.append(Listener(talk))
+    client = Process("httpclient.py", "post", f"https://127.0.0.1:{listeners[0].port}/", "--data", f"@{tmp_path / 'big'}", "--insecure")
+    try:
+        assert wanted.wait(DEADLINE)
+        waiting = array.array("i", [0])
+        amounts = [-1]
+
+        def still():
+            fcntl.ioctl(conns[0], termios.FIONREAD, waiting)
+            amounts.append(waiting[0])
+            return len(amounts) > 20 and len(set(amounts[-20:])) == 1
+        until(still, "the client to be stuck")  # if it is only slow, nothing is shown, and nothing fails
+        stuck.set()
+        assert client.wait() == 55 and "could not send" in client.err, client.err
+    finally:
+        client.kill()
 
 
 def test_a_hundred_mute_clients_on_the_tls_port_delay_nobody(spawn, run, box):
