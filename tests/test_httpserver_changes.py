@@ -797,7 +797,7 @@ def test_ctrl_c_ends_at_once_when_idle_and_cuts_off_what_is_stuck(spawn, folder,
     server = spawn("httpserver.py", folder)
     idle, stuck = wire(server), wire(server, narrow=True).send("GET /big HTTP/1.1\r\nHost: localhost\r\n\r\n")
     stuck.more()
-    assert "1 transfers cut off" in server.stop()
+    assert "1 transfer cut off" in server.stop()
     assert idle.closed()
     assert spawn("httpserver.py", folder).stop(signal.SIGTERM)
 
@@ -817,7 +817,7 @@ def test_a_transfer_that_begins_while_the_last_one_is_given_back_has_its_grace_t
     assert first.send("PUT /z HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n").reply().status == 100
     server.process.stdin.close()
     assert second.send(GET + "\r\n").reply().status == 200
-    assert "1 transfers cut off" in server.stop()
+    assert "1 transfer cut off" in server.stop()
 
 
 def test_idle_and_slow_connections_cost_no_thread(server, ask):
