@@ -18,7 +18,7 @@ import tempfile
 import threading
 
 import pytest
-from conftest import DEADLINE, ROOT, Listener, Process, interpreters
+from conftest import DEADLINE, ROOT, Listener, Process, interpreters, until
 
 SCRIPT = ROOT / "httpclient.py"
 spec = importlib.util.spec_from_file_location("httpclient", SCRIPT)
@@ -1134,7 +1134,9 @@ def test_a_success_that_is_told_early_does_not_end_the_body(run, listeners, tmp_
     listeners.append(Listener(store))
     url = f"http://127.0.0.1:{listeners[-1].port}/a"
     done = run(*EXPECTANT, *(url if word == "URL" else word for word in words), input=BODY * 30, cwd=tmp_path)
-    assert done.code == 0 and got == [BODY * 30], (done, list(map(len, got)))
+    assert done.code == 0, done
+    until(lambda: got, "the body")
+    assert got == [BODY * 30], list(map(len, got))
 
 
 def test_an_answer_is_read_though_the_server_hung_up_on_the_body(run, canned, tmp_path):
