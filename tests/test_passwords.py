@@ -521,7 +521,7 @@ def test_a_server_that_ends_tls_amid_a_body_is_not_waited_for(listeners, tmp_pat
             return len(amounts) > 20 and len(set(amounts[-20:])) == 1
         until(still, "the client to be stuck")  # if it is only slow, nothing is shown, and nothing fails
         stuck.set()
-        assert client.wait() == 55 and "could not send" in client.err, client.err
+        assert client.wait() in (52, 55), client.err  # Python 3.9 finds an end of the stream in it, later ones a broken TLS
     finally:
         client.kill()
 
