@@ -2580,7 +2580,8 @@ class Server:
         self.selector = selectors.DefaultSelector()
         self.waker, self.woken = socket.socketpair()
         self.woken.setblocking(False)
-        self.lead, self.lock = threading.Lock(), threading.Condition()  # the second for all that threads change without the lead
+        self.lead, self.lock = threading.Lock(), threading.Lock()  # the second for all that threads change without the lead
+        self.freed = threading.Condition(self.lock)  # one of the busy was given back
         self.connections: set[Connection] = set()
         self.idle: dict[Connection, None] = {}  # between two requests, who has been there longest first
         self.gathering: dict[Connection, float] = {}  # heads that have begun, with their deadlines, the next one first
@@ -2674,7 +2675,7 @@ class Server:
         """The leader goes on with it: only who has the lead touches the selector and the queues."""
         with self.lock:
             self.busy.discard(conn)
-            self.lock.notify_all()
+            self.freed.notify_all()
         self.returned.append(what_next)  # from now on the next thread may be busy with it
         self.wake()
 
@@ -2866,7 +2867,7 @@ class Server:
         deadline = time.monotonic() + seconds
         with self.lock:
             while self.busy and (left := deadline - time.monotonic()) > 0:
-                self.lock.wait(left)
+                self.freed.wait(left)
 
 
 def file_digest(descriptor: int) -> bytes:
