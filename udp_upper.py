@@ -344,9 +344,10 @@ def ping(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Outpu
     try:
         while len(trips) < args.ping:
             # what has come is read first: unread, it would look slow, and soon find no room
-            if time.perf_counter() >= due and (read >= MAX_STALE or not select.select([sock], [], [], 0)[0]):
-                if sent == args.ping:
-                    break
+            is_due = time.perf_counter() >= due and (read >= MAX_STALE or not select.select([sock], [], [], 0)[0])
+            if is_due and sent == args.ping:
+                break
+            if is_due:
                 sent, read, now = sent + 1, 0, time.perf_counter()
                 due = due + args.interval if sent < args.ping else now + patience
                 awaited[b"PING %d" % sent] = sent, now
