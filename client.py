@@ -36,6 +36,7 @@ sent, but proved, and a server that cannot prove it too is told nothing else. --
 
 Limits: without TLS others can read what is sent. What comes from standard input cannot be resumed. Links inside a folder are skipped and named.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -66,28 +67,39 @@ PROTOCOL = "1"
 SERVER = "python3 server.py"
 PROMPT = "sixsockets> "
 UNANSWERED = 256  # requests that may wait for their answers
-UNANSWERED_BYTES = 24576  # and their length: what both kernels hold, so that neither side ever waits for the other to read
+# and their length: what both kernels hold, so that neither side ever waits for the other to read
+UNANSWERED_BYTES = 24576
 NUDGE_AFTER = 1.0  # seconds without a greeting until a server that waits for TLS is made to say so
 NOTICE_AFTER = 3.0  # seconds of silence until the client says for whom it waits
 LIFE = 1.0  # seconds of silence of standard input after which the server is told that more may come
 REDRAW = 0.1  # seconds from one picture of the progress bar to the next
 BACK_OFF = 0.5  # seconds until the first new attempt; doubled each time
-ANSWERS = ("ok", "err", "file", "dir", "note", "help", "client", "got")  # how a line that answers something can begin
+# how a line that answers something can begin
+ANSWERS = ("ok", "err", "file", "dir", "note", "help", "client", "got")
 MANY = 64  # files of a folder from which one list is quicker than a stat for each
 CHAT_PROMPT = "> "
-PIPE_RATE, PIPE_BURST = 18.0, 30.0  # lines a second that a pipe says, and how many at once: a little less than every server takes
-AHEAD = 8  # lines of a pipe that may wait for answers: a link that stood still brings them all at once, and PIPE_BURST others after them
+# lines a second that a pipe says, and how many at once: a little less than every server takes
+PIPE_RATE, PIPE_BURST = 18.0, 30.0
+# lines of a pipe that may wait for answers: a link that stood still brings them all at once, and
+# PIPE_BURST others after them
+AHEAD = 8
 PARTING = 1.0  # seconds that a chat which is stopped has for the answers to what was said last
 LONGEST = 1000  # characters of one line of the chat; more are several
 SENDERS = 1000  # folders from others whose names here are remembered
-NEAR = 4  # folders that stay open: what is asked for runs ahead of what comes, often into the next folder
-MEANWHILE = 2.0  # seconds for which a folder is read while the server writes its own: one that waits for longer to be heard hangs up
+# folders that stay open: what is asked for runs ahead of what comes, often into the next folder
+NEAR = 4
+# seconds for which a folder is read while the server writes its own: one that waits for longer to
+# be heard hangs up
+MEANWHILE = 2.0
 LISTED = 12000  # lines of a listing that are kept in memory; the rest goes to a nameless file
 
 
 # --- wire: the same in server.py, client.py (tests/test_twins.py) ---
-MAX_LINE = 32768  # bytes of a line with its end: the longest path of most systems, every byte percent-encoded, and keys
-BUFFER = 1 << 19  # bytes asked of one recv: half as many cost a sixth more time, and each busy connection has its own
+# bytes of a line with its end: the longest path of most systems, every byte percent-encoded, and
+# keys
+MAX_LINE = 32768
+# bytes asked of one recv: half as many cost a sixth more time, and each busy connection has its own
+BUFFER = 1 << 19
 QUIET = 1 << 12  # the same for a connection on which no more than that has come at once
 RECORD = 1 << 14  # bytes of a TLS record at most
 BATCH = 1 << 16  # bytes of lines and small bodies that gather until they leave in one send
@@ -96,14 +108,16 @@ CONTROL = re.compile(rb"[\0-\x1f\x7f]")  # bytes that no line may hold
 BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 FREE = {"help", "say", "said"}  # verbs whose line is text from the first space on
 ESCAPE = re.compile(rb"%(..)")
-NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()  # bytes of names as this system has them in text
+# bytes of names as this system has them in text
+NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 NUMBER = re.compile("[0-8]?[0-9]{1,18}")  # below 9 * 10 ** 18, which 64 bits hold
 HTTP = re.compile(rb"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
 TLS = b"\x16\x03"  # how a TLS client begins
 AUTH = "scrypt-hmac-sha256"
 NONCE = re.compile("(?:[0-9a-f]{2}){16,64}")
 BODY = re.compile(rb"data ([0-9]{1,18})")  # the line that comes most often
-KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}  # a peer that vanished is noticed in two minutes
+# a peer that vanished is noticed in two minutes
+KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 
 
 class Lost(Exception):
@@ -144,8 +158,12 @@ def quote(text: str) -> str:
     """A name or value as a word: space, %, = and what is not printable UTF-8 become %XX, byte by byte."""
     if PLAIN.fullmatch(text):
         return text
-    return "".join(char if char.isprintable() and char not in " %=" else "".join(f"%{byte:02X}" for byte in char.encode(errors="surrogateescape"))
-                   for char in os.fsencode(text).decode(errors="surrogateescape"))
+    return "".join(
+        char
+        if char.isprintable() and char not in " %="
+        else "".join(f"%{byte:02X}" for byte in char.encode(errors="surrogateescape"))
+        for char in os.fsencode(text).decode(errors="surrogateescape")
+    )
 
 
 def unquote(word: str) -> str:
@@ -153,12 +171,18 @@ def unquote(word: str) -> str:
         return word
     if BROKEN_ESCAPE.search(word):
         raise Broken("bad-line")
-    return os.fsdecode(ESCAPE.sub(lambda found: bytes.fromhex(found[1].decode()), os.fsencode(word)))
+    return os.fsdecode(
+        ESCAPE.sub(lambda found: bytes.fromhex(found[1].decode()), os.fsencode(word))
+    )
 
 
 def line(*words: str, **keys: object) -> bytes:
     """A line as it goes out; a key without a value (None) is left away."""
-    told = [f"{key}={value if type(value) is int else quote(str(value))}" for key, value in keys.items() if value is not None]
+    told = [
+        f"{key}={value if type(value) is int else quote(str(value))}"
+        for key, value in keys.items()
+        if value is not None
+    ]
     return f"{' '.join([*map(quote, words), *told])}\n".encode()
 
 
@@ -189,27 +213,44 @@ def shown(text: str) -> str:
     if text.isprintable():
         return text
     raw = os.fsencode(text).decode(errors="backslashreplace")
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in raw)
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in raw
+    )
 
 
 @functools.lru_cache(maxsize=1)
 def auth_key(password: str, salt: str) -> bytes:
     """What both sides make of the password. It takes 50 ms and 16 MiB, so that guessing takes long: once per process is enough."""
     if not hasattr(hashlib, "scrypt"):
-        raise Failure(2, "this Python cannot speak with a password", "its hashlib has no scrypt: it was built without OpenSSL 1.1 or later",
-                      "another Python; python3 -c 'import hashlib; hashlib.scrypt' tells")
-    return hashlib.scrypt(password.encode("utf-8", "surrogateescape"), salt=bytes.fromhex(salt), n=1 << 14, r=8, p=1, dklen=32)
+        raise Failure(
+            2,
+            "this Python cannot speak with a password",
+            "its hashlib has no scrypt: it was built without OpenSSL 1.1 or later",
+            "another Python; python3 -c 'import hashlib; hashlib.scrypt' tells",
+        )
+    return hashlib.scrypt(
+        password.encode("utf-8", "surrogateescape"),
+        salt=bytes.fromhex(salt),
+        n=1 << 14,
+        r=8,
+        p=1,
+        dklen=32,
+    )
 
 
 def auth_proof(key: bytes, who: str, server_nonce: str, client_nonce: str, pin: str) -> str:
     """That the client, or the server, knows the password: for this connection alone, and under TLS for this certificate alone."""
     import hmac  # not at the top: few need it
-    return hmac.new(key, f"{who} {server_nonce} {client_nonce} {pin or '-'}".encode(), "sha256").hexdigest()
+
+    return hmac.new(
+        key, f"{who} {server_nonce} {client_nonce} {pin or '-'}".encode(), "sha256"
+    ).hexdigest()
 
 
 def same_proof(one: str, other: str) -> bool:
     """In constant time: how long it takes tells nothing of where they differ."""
     import hmac
+
     return hmac.compare_digest(os.fsencode(one), os.fsencode(other))
 
 
@@ -251,7 +292,7 @@ class Wire:
     def push(self, view: memoryview) -> int:
         """All of it, however slowly the peer reads, as long as it does. (sendall() has one timeout for everything.)"""
         while view:
-            view = view[self.sock.send(self.sendable(view)):]
+            view = view[self.sock.send(self.sendable(view)) :]
         return 1
 
     def sendable(self, view: memoryview) -> memoryview:
@@ -273,16 +314,19 @@ class Wire:
     def fill(self, patience: float | None) -> None:
         """Wait for more and take what comes. What is queued leaves first: two sides that both wait would wait for ever."""
         self.flush()
-        rest = self.view[self.start:self.end]
-        if len(self.buffer) == QUIET and (max(self.end, self.owed) >= QUIET or hasattr(self.sock, "pending")):
-            # under TLS from the start: with room for a whole record it holds nothing back that select() would not see
+        rest = self.view[self.start : self.end]
+        if len(self.buffer) == QUIET and (
+            max(self.end, self.owed) >= QUIET or hasattr(self.sock, "pending")
+        ):
+            # under TLS from the start: with room for a whole record it holds nothing back that
+            # select() would not see
             self.buffer = bytearray(BUFFER)
             self.view = memoryview(self.buffer)
-        self.view[:len(rest)] = rest
+        self.view[: len(rest)] = rest
         self.start, self.end = 0, len(rest)
         if patience != self.timeout:
             self.sock.settimeout(patience)
-        self.attempt(self.receive, self.view[self.end:])
+        self.attempt(self.receive, self.view[self.end :])
         if patience != self.timeout:
             self.sock.settimeout(self.timeout)
 
@@ -297,7 +341,8 @@ class Wire:
         """TLS gives one record (16 KiB) at a time: inside a body take all that have come, and write them to the disk at once."""
         count, patience = 0, self.sock.gettimeout()
         self.sock.settimeout(0)
-        with contextlib.suppress(OSError):  # nothing more has come, or an error that the next call will tell
+        # nothing more has come, or an error that the next call will tell
+        with contextlib.suppress(OSError):
             while len(view) - count >= RECORD and (more := self.sock.recv_into(view[count:])):
                 count += more
         self.sock.settimeout(patience)
@@ -314,7 +359,7 @@ class Wire:
             stop = self.buffer.find(b"\n", self.start, self.end)
             if stop < 0:
                 stop = self.gather(idle)
-            raw = bytes(self.view[self.start:stop])
+            raw = bytes(self.view[self.start : stop])
             self.start = stop + 1
             if len(raw) >= MAX_LINE:
                 raise Broken("line-too-long")
@@ -355,55 +400,111 @@ class Wire:
         """Some of the announced body, valid until the next call."""
         if self.start == self.end:
             self.fill(self.timeout)
-        view = self.view[self.start:min(self.end, self.start + self.owed)]
+        view = self.view[self.start : min(self.end, self.start + self.owed)]
         self.start += len(view)
         self.owed -= len(view)
         return view
+
+
 # --- end wire ---
 
 
 # --- pure functions: values in, values out ---
 WHYS = {
     "no-such-file": ("the server has nothing of that name", "list shows what there is"),
-    "no-such-folder": ("a folder in that path is missing there", "mkdir makes it; put --into FOLDER does too"),
-    "exists": ("there is already something of that name", "another name; --force puts or renames over a file, never over a folder"),
+    "no-such-folder": (
+        "a folder in that path is missing there",
+        "mkdir makes it; put --into FOLDER does too",
+    ),
+    "exists": (
+        "there is already something of that name",
+        "another name; --force puts or renames over a file, never over a folder",
+    ),
     "is-a-folder": ("that name is a folder", "another name, or a name in the folder"),
     "not-a-folder": ("a part of that path is a file or a link", "list shows what there is"),
-    "not-a-file": ("that name is a link or a special file, and the server follows none", "the name of the file itself"),
-    "not-empty": ("the folder is not empty, or holds names that are not shown", "delete what is in it first"),
-    "not-permitted": ("the server's user may not do that there", "the permissions of the server's folder"),
-    "bad-name": ("the name leaves the shared folder, or no server can have it", "a path below the shared folder, without .. and without a / at its beginning or end"),
+    "not-a-file": (
+        "that name is a link or a special file, and the server follows none",
+        "the name of the file itself",
+    ),
+    "not-empty": (
+        "the folder is not empty, or holds names that are not shown",
+        "delete what is in it first",
+    ),
+    "not-permitted": (
+        "the server's user may not do that there",
+        "the permissions of the server's folder",
+    ),
+    "bad-name": (
+        "the name leaves the shared folder, or no server can have it",
+        "a path below the shared folder, without .. and without a / at its beginning or end",
+    ),
     "hidden-name": ("the server keeps names that start with a dot to itself", f"{SERVER} --hidden"),
     "read-only": ("the server was started with --read-only", f"{SERVER} without it"),
     "too-large": ("it is more than the server's --max-size", f"{SERVER} with a larger --max-size"),
-    "disk-full": ("the server's disk is full, or would be fuller than --min-free allows", "delete something there"),
+    "disk-full": (
+        "the server's disk is full, or would be fuller than --min-free allows",
+        "delete something there",
+    ),
     "busy": ("another client is sending this file", "again, when that one is done"),
-    "wrong-digest": ("what arrived is not what was sent: the network or a disk changed it", "again"),
+    "wrong-digest": (
+        "what arrived is not what was sent: the network or a disk changed it",
+        "again",
+    ),
     "aborted": ("it was given up", "again"),
     "usage": ("the server expects other words", "help"),
     "unknown-verb": ("the server does not know that command", "help lists those that it knows"),
     "no-such-client": ("nobody who is connected has that address or nick", "who lists the clients"),
     "yourself": ("that is this very connection", "who lists the clients"),
-    "not-receiving": ("it is connected, but does not wait for files", "python3 client.py receive, there"),
+    "not-receiving": (
+        "it is connected, but does not wait for files",
+        "python3 client.py receive, there",
+    ),
     "gone": ("its connection ended before it had all", "again, when it is back"),
-    "stalled": ("it took nothing for longer than the server's --timeout, and was disconnected", "again"),
+    "stalled": (
+        "it took nothing for longer than the server's --timeout, and was disconnected",
+        "again",
+    ),
     "left": ("it stopped receiving", "python3 client.py receive, there"),
     "not-received": ("no receiver has got it", "who lists the clients"),
     "not-in-chat": ("that connection is not in the chat", "python3 client.py chat"),
-    "bad-nick": ("a nick is 1 to 32 letters, digits, points, hyphens or underscores", "--nick NAME"),
+    "bad-nick": (
+        "a nick is 1 to 32 letters, digits, points, hyphens or underscores",
+        "--nick NAME",
+    ),
 }
 THERE = {  # the same codes from a receiver
     "disk-full": ("its disk is full", "room there, then again"),
-    "too-large": ("its disk or its user can have no file of that size", "python3 client.py receive -o DIR, there"),
-    "hidden-name": ("it takes no names that start with a dot", "python3 client.py receive --hidden, there; --as NAME, here"),
+    "too-large": (
+        "its disk or its user can have no file of that size",
+        "python3 client.py receive -o DIR, there",
+    ),
+    "hidden-name": (
+        "it takes no names that start with a dot",
+        "python3 client.py receive --hidden, there; --as NAME, here",
+    ),
     "not-permitted": ("it may not write in its folder", "python3 client.py receive -o DIR, there"),
 }
 
 
 TURNED_AWAY = {
-    "server-full": (7, "has as many clients as it takes", "its --max-clients is reached", "again later"),
-    "busy": (67, "lets nobody in from this address for a minute", "too many wrong passwords came from it", "again, later"),
-    "tls-only": (56, "speaks TLS only", "it was started with --tls", "--pin SHA256 as the server printed it, or --cacert FILE, or --tls"),
+    "server-full": (
+        7,
+        "has as many clients as it takes",
+        "its --max-clients is reached",
+        "again later",
+    ),
+    "busy": (
+        67,
+        "lets nobody in from this address for a minute",
+        "too many wrong passwords came from it",
+        "again, later",
+    ),
+    "tls-only": (
+        56,
+        "speaks TLS only",
+        "it was started with --tls",
+        "--pin SHA256 as the server printed it, or --cacert FILE, or --tls",
+    ),
 }  # reasons that come instead of the greeting
 
 
@@ -418,7 +519,9 @@ def human(size: float) -> str:
 
 def clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+    return (
+        f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+    )
 
 
 def plural(count: int, word: str) -> str:
@@ -435,7 +538,11 @@ def same(size: int, mtime_ns: int, other_size: int, other_mtime_ns: int) -> bool
     """Whether two files pass for the same. File systems keep times to 1 or 100 ns, 1 µs, 1 s or 2 s: the coarser side's precision decides."""
     if mtime_ns == other_mtime_ns:
         return size == other_size
-    coarsest = max(unit for unit in (1, 100, 1000, 10**9, 2 * 10**9) if mtime_ns % unit == 0 or other_mtime_ns % unit == 0)
+    coarsest = max(
+        unit
+        for unit in (1, 100, 1000, 10**9, 2 * 10**9)
+        if mtime_ns % unit == 0 or other_mtime_ns % unit == 0
+    )
     return size == other_size and mtime_ns // coarsest == other_mtime_ns // coarsest
 
 
@@ -445,8 +552,14 @@ def called(place: str, nick: str | None) -> str:
 
 def remote_name(text: str) -> str:
     """A name as people type it: a slash at the end of a folder's name means nothing."""
-    if not text:  # no line can have it as a word: the server would hang up on all that is asked with it
-        raise Failure(2, "a name is empty", "an empty word was given for it, perhaps by a variable of the shell that is not set", "list shows what there is")
+    # no line can have it as a word: the server would hang up on all that is asked with it
+    if not text:
+        raise Failure(
+            2,
+            "a name is empty",
+            "an empty word was given for it, perhaps by a variable of the shell that is not set",
+            "list shows what there is",
+        )
     return text.rstrip("/") or text
 
 
@@ -464,27 +577,63 @@ def refusal(answer: Line, verb: str, name: str) -> Failure:
         why += f" ({human(answer.number('limit'))})"
     if "received" in answer.keys:
         reason += f" after {answer.number('received'):,} bytes"
-    code = 56 if reason.startswith("wrong-digest") else 25 if verb in ("put", "send") else 78 if reason in ("no-such-file", "no-such-folder") else 9
+    code = (
+        56
+        if reason.startswith("wrong-digest")
+        else 25
+        if verb in ("put", "send")
+        else 78
+        if reason in ("no-such-file", "no-such-folder")
+        else 9
+    )
     return Failure(code, f"server refused to {verb} {shown(name)} ({shown(reason)})", why, hint)
 
 
 # --- folders: the same in server.py, client.py (tests/test_twins.py) ---
 MAX_NAME = 4096  # bytes of a path: more than most systems take
-PART = re.compile(r"\.six-[0-9a-f]{32}\.part", re.IGNORECASE)  # what the name of an unfinished file looks like
-DEVICE = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?|.*[. ]|.*[\\:<>|?*\"].*", re.IGNORECASE)  # what Windows takes for something else
-NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # and no wait for a FIFO
+# what the name of an unfinished file looks like
+PART = re.compile(r"\.six-[0-9a-f]{32}\.part", re.IGNORECASE)
+# what Windows takes for something else
+DEVICE = re.compile(
+    r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?|.*[. ]|.*[\\:<>|?*\"].*", re.IGNORECASE
+)
+# and no wait for a FIFO
+NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 KEPT = 7 * 86400  # seconds that the part of an interrupted transfer is kept
-SORTED = 20000  # entries of a folder that are put in order; where there are more they come as the disk has them
+# entries of a folder that are put in order; where there are more they come as the disk has them
+SORTED = 20000
 TIMED = os.utime in os.supports_fd
-BY_DESCRIPTOR = {os.open, os.stat, os.unlink, os.mkdir, os.rename, os.link} <= os.supports_dir_fd and os.scandir in os.supports_fd
+BY_DESCRIPTOR = {
+    os.open,
+    os.stat,
+    os.unlink,
+    os.mkdir,
+    os.rename,
+    os.link,
+} <= os.supports_dir_fd and os.scandir in os.supports_fd
 
 
 REASONS = {
-    errno.ENOENT: "no-such-file", errno.ENOTDIR: "not-a-folder", errno.EISDIR: "is-a-folder", errno.EEXIST: "exists",
-    errno.EACCES: "not-permitted", errno.EPERM: "not-permitted", errno.EROFS: "not-permitted", errno.ELOOP: "not-a-file",
-    errno.ENXIO: "not-a-file", errno.ENOSPC: "disk-full", errno.EDQUOT: "disk-full", errno.EFBIG: "too-large",
-    errno.ENAMETOOLONG: "bad-name", errno.EILSEQ: "bad-name", errno.ENOTEMPTY: "not-empty", errno.EINVAL: "not-possible",
-    errno.EXDEV: "not-possible", errno.EMFILE: "busy", errno.ENFILE: "busy", errno.EBUSY: "busy",
+    errno.ENOENT: "no-such-file",
+    errno.ENOTDIR: "not-a-folder",
+    errno.EISDIR: "is-a-folder",
+    errno.EEXIST: "exists",
+    errno.EACCES: "not-permitted",
+    errno.EPERM: "not-permitted",
+    errno.EROFS: "not-permitted",
+    errno.ELOOP: "not-a-file",
+    errno.ENXIO: "not-a-file",
+    errno.ENOSPC: "disk-full",
+    errno.EDQUOT: "disk-full",
+    errno.EFBIG: "too-large",
+    errno.ENAMETOOLONG: "bad-name",
+    errno.EILSEQ: "bad-name",
+    errno.ENOTEMPTY: "not-empty",
+    errno.EINVAL: "not-possible",
+    errno.EXDEV: "not-possible",
+    errno.EMFILE: "busy",
+    errno.ENFILE: "busy",
+    errno.EBUSY: "busy",
 }  # what a peer is told of an OSError; any other is "failed"
 
 
@@ -506,7 +655,12 @@ def components(name: str, hidden: bool = True, windows: bool = os.name == "nt") 
     if len(os.fsencode(name)) > MAX_NAME:
         raise Refused("bad-name")
     for part in parts:
-        if part in ("", ".", "..") or "\0" in part or PART.fullmatch(part) or (windows and DEVICE.fullmatch(part)):
+        if (
+            part in ("", ".", "..")
+            or "\0" in part
+            or PART.fullmatch(part)
+            or (windows and DEVICE.fullmatch(part))
+        ):
             raise Refused("bad-name")
         if part[0] == "." and not hidden:
             raise Refused("hidden-name")
@@ -540,7 +694,9 @@ class Folder:
             with contextlib.suppress(FileExistsError):
                 self.make(name)
         path = os.path.join(self.path, name)
-        if not BY_DESCRIPTOR and os.path.realpath(path) != os.path.join(os.path.realpath(self.path), name):
+        if not BY_DESCRIPTOR and os.path.realpath(path) != os.path.join(
+            os.path.realpath(self.path), name
+        ):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         return Folder(path, self.fd, self.durable)
 
@@ -605,7 +761,8 @@ class Folder:
             os.link(source, target, src_dir_fd=self.fd, dst_dir_fd=other.fd, follow_symlinks=False)
         except FileExistsError:
             raise
-        except OSError:  # a folder, or a file system without hard links (FAT): look first, then rename
+        except OSError:
+            # a folder, or a file system without hard links (FAT): look first, then rename
             if other.stat(new):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
             return os.rename(source, target, src_dir_fd=self.fd, dst_dir_fd=other.fd)
@@ -616,6 +773,7 @@ def locked(fd: int) -> bool:
     """Take the lock of a part. Systems and file systems without flock do without: there the writers of one server alone know of each other."""
     with contextlib.suppress(ImportError, OSError):  # OSError: Lustre, for one, may have none
         import fcntl  # not at the top: Windows has none
+
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -626,24 +784,35 @@ def locked(fd: int) -> bool:
 def swept(folder: Folder, entry: os.DirEntry[str]) -> bool:
     """Remove an entry if it is a part that nobody came back for. Its ctime tells: mtime is the source's, just before a part gets its name."""
     with contextlib.suppress(OSError), contextlib.ExitStack() as held:
-        if PART.fullmatch(entry.name) and time.time() - entry.stat(follow_symlinks=False).st_ctime > KEPT:
+        if (
+            PART.fullmatch(entry.name)
+            and time.time() - entry.stat(follow_symlinks=False).st_ctime > KEPT
+        ):
             fd = folder.open(entry.name, os.O_RDONLY)
             held.callback(os.close, fd)
             free = locked(fd)
             if os.name == "nt":
-                held.close()  # Windows removes no open file; elsewhere the lock is held until no writer can find it
+                # Windows removes no open file; elsewhere the lock is held until no writer can find
+                # it
+                held.close()
             if free:
                 folder.remove(entry.name)
             return free
     return False
+
+
 # --- end folders ---
 
 
 # --- bodies: the same in server.py, client.py (tests/test_twins.py) ---
-CHUNK = 1 << 19  # most bytes that our side announces in one `data`: it can stop only between two, and each busy connection has its own
-RESUMABLE = 1 << 20  # bytes from which an interrupted file is worth resuming; a smaller one starts over
+# most bytes that our side announces in one `data`: it can stop only between two, and each busy
+# connection has its own
+CHUNK = 1 << 19
+# bytes from which an interrupted file is worth resuming; a smaller one starts over
+RESUMABLE = 1 << 20
 UNLOCKED = contextlib.nullcontext()
-UNIQUE = itertools.count(int.from_bytes(os.urandom(15), "big"))  # names of parts that nobody has to find again
+# names of parts that nobody has to find again
+UNIQUE = itertools.count(int.from_bytes(os.urandom(15), "big"))
 
 
 def lasting_name(leaf: str, size: int | None, mtime_ns: int | None) -> str:
@@ -654,11 +823,20 @@ def lasting_name(leaf: str, size: int | None, mtime_ns: int | None) -> str:
 class Part:
     """A file that is being received: hidden and locked in its own folder, hashed as it comes, put in place when it is whole."""
 
-    def __init__(self, folder: Folder, leaf: str, size: int | None = None, mtime_ns: int | None = None, executable: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Folder,
+        leaf: str,
+        size: int | None = None,
+        mtime_ns: int | None = None,
+        executable: bool = False,
+    ) -> None:
         self.folder, self.leaf, self.mtime_ns, self.executable = folder, leaf, mtime_ns, executable
         self.sha, self.received, self.fd = hashlib.sha256(), 0, -1
         self.keyed = mtime_ns is not None and (size or 0) >= RESUMABLE
-        self.name = lasting_name(leaf, size, mtime_ns) if self.keyed else f".six-{next(UNIQUE):032x}.part"
+        self.name = (
+            lasting_name(leaf, size, mtime_ns) if self.keyed else f".six-{next(UNIQUE):032x}.part"
+        )
 
     def place(self) -> tuple[object, ...]:
         return self.folder.place(self.name)
@@ -674,10 +852,17 @@ class Part:
                 os.close(fd)
                 return False
             ours, there = os.fstat(fd), self.folder.stat(self.name)
-            if there and there.st_ino == ours.st_ino and ours.st_nlink == 1 and stat.S_ISREG(ours.st_mode):
+            if (
+                there
+                and there.st_ino == ours.st_ino
+                and ours.st_nlink == 1
+                and stat.S_ISREG(ours.st_mode)
+            ):
                 self.fd = fd
                 break
-            os.close(fd)  # its last writer has just put it in place, or died between link and unlink: not ours to write
+            # its last writer has just put it in place, or died between link and unlink: not ours to
+            # write
+            os.close(fd)
             if there and there.st_ino == ours.st_ino:
                 self.folder.remove(self.name)
         return True
@@ -702,15 +887,22 @@ class Part:
         self.sha.update(chunk)
         self.received += len(chunk)
         while chunk:
-            chunk = chunk[os.write(self.fd, chunk):]
+            chunk = chunk[os.write(self.fd, chunk) :]
 
-    def finish(self, over: bool, *, lock: contextlib.AbstractContextManager[Any] = UNLOCKED) -> None:
+    def finish(
+        self, over: bool, *, lock: contextlib.AbstractContextManager[Any] = UNLOCKED
+    ) -> None:
         """Give it its time and mode, and then its name, under the lock that a rename has too."""
         there = self.folder.stat(self.leaf) if over else None
         if there and hasattr(os, "fchmod"):
-            os.fchmod(self.fd, there.st_mode & 0o777 | (0o111 & there.st_mode >> 2 if self.executable else 0))
+            os.fchmod(
+                self.fd,
+                there.st_mode & 0o777 | (0o111 & there.st_mode >> 2 if self.executable else 0),
+            )
         if self.mtime_ns is not None:
-            os.utime(self.fd if TIMED else self.folder.at(self.name), ns=(self.mtime_ns, self.mtime_ns))
+            os.utime(
+                self.fd if TIMED else self.folder.at(self.name), ns=(self.mtime_ns, self.mtime_ns)
+            )
         if self.folder.durable:
             os.fsync(self.fd)
         if os.name == "nt":
@@ -736,13 +928,17 @@ class Part:
     def drop(self) -> None:
         if self.fd >= 0:
             if os.name == "nt":
-                self.close()  # Windows removes no open file; elsewhere the lock is held until no other writer can find it
+                # Windows removes no open file; elsewhere the lock is held until no other writer can
+                # find it
+                self.close()
             with contextlib.suppress(OSError):
                 self.folder.remove(self.name)
             self.close()
 
 
-def send_body(wire: Wire, fd: int, status: os.stat_result, sha: hashlib._Hash, go_on: Callable[[int], bool]) -> str:
+def send_body(
+    wire: Wire, fd: int, status: os.stat_result, sha: hashlib._Hash, go_on: Callable[[int], bool]
+) -> str:
     """The file from where fd stands to the size that was announced, and its digest. "" or why it was given up, as the peer is told."""
     remaining = status.st_size - os.lseek(fd, 0, os.SEEK_CUR)
     reason = ""
@@ -762,7 +958,9 @@ def send_body(wire: Wire, fd: int, status: os.stat_result, sha: hashlib._Hash, g
     now = os.fstat(fd)
     if not reason and (now.st_size, now.st_mtime_ns) != (status.st_size, status.st_mtime_ns):
         reason = "changed"
-    wire.put(line("abort", reason=reason) if reason else b"end sha256=%b\n" % sha.hexdigest().encode())
+    wire.put(
+        line("abort", reason=reason) if reason else b"end sha256=%b\n" % sha.hexdigest().encode()
+    )
     return reason
 
 
@@ -776,7 +974,13 @@ def digest(fd: int, upto: int, sha: hashlib._Hash, tell: Callable[[int], None]) 
     return sha.hexdigest()
 
 
-def receive_body(wire: Wire, sink: Part, size: int | None, check: Callable[[int], None], tell: Callable[[int], None]) -> str:
+def receive_body(
+    wire: Wire,
+    sink: Part,
+    size: int | None,
+    check: Callable[[int], None],
+    tell: Callable[[int], None],
+) -> str:
     """Bodies into the sink until `end`: "yes" when its digest agrees, "no" without one. Refused when it is not what was announced.
     A verb that does not belong inside a body ends it like `abort`, and is then run. check() may refuse so many bytes."""
     while (found := wire.line()).verb in ("data", "note"):  # a note is a sign of life
@@ -796,6 +1000,8 @@ def receive_body(wire: Wire, sink: Part, size: int | None, check: Callable[[int]
     if told is not None and told.lower() != ours:
         raise Refused("wrong-digest", sha256=ours)
     return "no" if told is None else "yes"
+
+
 # --- end bodies ---
 
 
@@ -805,23 +1011,38 @@ def tell(text: str) -> None:
     view = memoryview((shown(text).encode() if os.isatty(1) else os.fsencode(text)) + b"\n")
     try:
         while view:
-            view = view[os.write(product(), view):]
+            view = view[os.write(product(), view) :]
     except OSError as error:
-        raise Failure(23, f"cannot write standard output ({error.strerror})", "what reads it has ended, or its disk is full",
-                      "the same without | or >") from None
+        raise Failure(
+            23,
+            f"cannot write standard output ({error.strerror})",
+            "what reads it has ended, or its disk is full",
+            "the same without | or >",
+        ) from None
 
 
 def product() -> int:
     """Standard output. Where it was closed before the start, the connection may have its number."""
     if sys.stdout is None:
-        raise Failure(23, "cannot write standard output (it is closed)", "whoever started this closed it", "the same without >&-")
+        raise Failure(
+            23,
+            "cannot write standard output (it is closed)",
+            "whoever started this closed it",
+            "the same without >&-",
+        )
     return 1
 
 
 def tell_json(facts: dict[str, Any]) -> None:
     """Text that is not UTF-8 is told with \\x escapes; of such a name "quoted" has the bytes, as the protocol writes them."""
     import json  # not at the top: few need it
-    clean = {key: os.fsencode(value).decode(errors="backslashreplace") if isinstance(value, str) else value for key, value in facts.items()}
+
+    clean = {
+        key: os.fsencode(value).decode(errors="backslashreplace")
+        if isinstance(value, str)
+        else value
+        for key, value in facts.items()
+    }
     if clean.get("name") != facts.get("name"):
         clean["quoted"] = quote(facts["name"])
     tell(json.dumps(clean))
@@ -851,14 +1072,20 @@ class Progress:
         if self.drawn and (now := time.monotonic()) >= self.due:
             self.due = now + REDRAW
             self.shown = True
-            draw("\r" + (f"verifying what is there already: {human(current)}" if verb else self.bar(now)) + "\x1b[K")
+            draw(
+                "\r"
+                + (f"verifying what is there already: {human(current)}" if verb else self.bar(now))
+                + "\x1b[K"
+            )
 
     def bar(self, now: float) -> str:
         done, total = self.done + self.current, max(self.total, self.done + self.current, 1)
         rate = (done - self.resumed) / max(now - self.began, 0.001)
         filled = 20 * done // total
         left = f"{clock((total - done) / rate)} left" if rate > 0 else ""
-        files = f"  {self.files:,} of {plural(self.all_files, 'file')}" if self.all_files > 1 else ""
+        files = (
+            f"  {self.files:,} of {plural(self.all_files, 'file')}" if self.all_files > 1 else ""
+        )
         return f"{100 * done // total:3}% [{'#' * filled}{' ' * (20 - filled)}] {human(done)} of {human(total)}  {human(rate)}/s  {left}{files}"
 
     def clear(self) -> None:
@@ -905,19 +1132,29 @@ class Link(Wire):
     def greet(self) -> Line:
         try:
             if not select.select([self.sock], [], [], min(NUDGE_AFTER, self.timeout / 2))[0]:
-                self.put(b"\n")  # an empty line means nothing; a server that waits for TLS is answered to its first byte
+                # an empty line means nothing; a server that waits for TLS is answered to its first
+                # byte
+                self.put(b"\n")
             greeting = self.line()
         except Broken as broken:
             greeting = Line(str(broken), [], {})
         except Lost as lost:
-            raise cut_off(lost, 52, f"{self.place} said nothing", "check the port: a file server greets first") from None
+            raise cut_off(
+                lost, 52, f"{self.place} said nothing", "check the port: a file server greets first"
+            ) from None
         if greeting.keys.get("reason") in TURNED_AWAY:
             code, what, why, hint = TURNED_AWAY[greeting.keys["reason"]]
             raise Failure(code, f"{self.place} {what}", why, hint)
         if greeting.verb != "sixsockets" or greeting.words[:1] != [PROTOCOL]:
-            known = {"http": "it speaks HTTP", "this": "it speaks TLS"}.get(greeting.verb[:4], "it does not begin with the greeting of one")
-            raise Failure(56, f"{self.place} is no Six Sockets file server", f"{known}: another program listens there",
-                          "check the port; httpclient.py speaks to web servers")
+            known = {"http": "it speaks HTTP", "this": "it speaks TLS"}.get(
+                greeting.verb[:4], "it does not begin with the greeting of one"
+            )
+            raise Failure(
+                56,
+                f"{self.place} is no Six Sockets file server",
+                f"{known}: another program listens there",
+                "check the port; httpclient.py speaks to web servers",
+            )
         return greeting
 
     def log_in(self, args: argparse.Namespace, greeting: Line) -> None:
@@ -925,32 +1162,60 @@ class Link(Wire):
         keys, password = greeting.keys, given_password(args, args.host, args.port)
         if keys.get("auth", "none") == "none":
             if password:
-                raise Failure(67, f"{self.place} does not ask for the password", "so it cannot prove that it knows it: it may be another server",
-                              "without --password and SIXSOCKETS_PASSWORD, if it is meant to be open")
+                raise Failure(
+                    67,
+                    f"{self.place} does not ask for the password",
+                    "so it cannot prove that it knows it: it may be another server",
+                    "without --password and SIXSOCKETS_PASSWORD, if it is meant to be open",
+                )
             return
         salt, theirs, mine = keys.get("salt", ""), keys.get("nonce", ""), os.urandom(16).hex()
         if keys["auth"] != AUTH or not NONCE.fullmatch(salt) or not NONCE.fullmatch(theirs):
-            raise Failure(56, f"{self.place} asks for a password in a way that is not known here", shown(keys["auth"]), "a newer client.py")
+            raise Failure(
+                56,
+                f"{self.place} asks for a password in a way that is not known here",
+                shown(keys["auth"]),
+                "a newer client.py",
+            )
         if not password and not os.isatty(2):
-            raise Failure(67, f"{self.place} asks for a password", "none was given, and there is no terminal to ask on",
-                          "--password TEXT, or SIXSOCKETS_PASSWORD in the environment")
+            raise Failure(
+                67,
+                f"{self.place} asks for a password",
+                "none was given, and there is no terminal to ask on",
+                "--password TEXT, or SIXSOCKETS_PASSWORD in the environment",
+            )
         if not password:
             password = args.password = ask_password(self.place)
-        key, pin = auth_key(password, salt), fingerprint(self.sock.getpeercert(binary_form=True)) if hasattr(self.sock, "getpeercert") else ""
+        key, pin = (
+            auth_key(password, salt),
+            fingerprint(self.sock.getpeercert(binary_form=True))
+            if hasattr(self.sock, "getpeercert")
+            else "",
+        )
         answer = self.ask("auth", nonce=mine, proof=auth_proof(key, "client", theirs, mine, pin))
         if answer.verb != "ok":
             reason = answer.keys.get("reason", "?")
-            told = TURNED_AWAY["busy"][2:] if reason == "busy" else ("it is not the server's", "the one that the server was given, or printed")
+            told = (
+                TURNED_AWAY["busy"][2:]
+                if reason == "busy"
+                else ("it is not the server's", "the one that the server was given, or printed")
+            )
             raise Failure(67, f"{self.place} refused the password ({shown(reason)})", *told)
-        if not same_proof(answer.keys.get("proof", ""), auth_proof(key, "server", theirs, mine, pin)):
-            raise Failure(67, f"{self.place} does not know the password itself", "it is not the server that it should be, or somebody is in between",
-                          "check the address; nothing was sent")
+        if not same_proof(
+            answer.keys.get("proof", ""), auth_proof(key, "server", theirs, mine, pin)
+        ):
+            raise Failure(
+                67,
+                f"{self.place} does not know the password itself",
+                "it is not the server that it should be, or somebody is in between",
+                "check the address; nothing was sent",
+            )
 
     def push(self, view: memoryview) -> int:
         """As ever; but a server that says something while it does not read is alive: it waits for others."""
         while view:
             try:
-                view = view[self.sock.send(self.sendable(view)):]
+                view = view[self.sock.send(self.sendable(view)) :]
             except OSError as error:
                 if not isinstance(error, socket.timeout) or not self.notes():
                     raise
@@ -959,7 +1224,10 @@ class Link(Wire):
     def notes(self) -> int:
         """Take the lines that have come; how many."""
         count = 0
-        while self.buffer.find(b"\n", self.start, self.end) >= 0 or select.select([self.sock], [], [], 0)[0]:
+        while (
+            self.buffer.find(b"\n", self.start, self.end) >= 0
+            or select.select([self.sock], [], [], 0)[0]
+        ):
             self.listen()
             count += 1
         return count
@@ -977,7 +1245,8 @@ class Link(Wire):
 
     def request(self, handler: Handler, job: Job, *words: str, **keys: object) -> None:
         text = line(*words, **keys)
-        echoed = words if words[0] != "send" else ("send", words[2])  # the answer does not repeat for whom it was
+        # the answer does not repeat for whom it was
+        echoed = words if words[0] != "send" else ("send", words[2])
         self.pending.append((handler, job, echoed, len(text)))
         self.unanswered += len(text)
         self.put(text)
@@ -1037,7 +1306,21 @@ def dial(args: argparse.Namespace) -> socket.socket:
 
 def link_flags(args: argparse.Namespace) -> list[Any]:
     """What decides where a connection goes, and how: in the shell each command may say it anew."""
-    return [vars(args)[flag] for flag in ("host", "port", "tls", "cacert", "pin", "insecure", "timeout", "nick", "trace", "trace_hex")]
+    return [
+        vars(args)[flag]
+        for flag in (
+            "host",
+            "port",
+            "tls",
+            "cacert",
+            "pin",
+            "insecure",
+            "timeout",
+            "nick",
+            "trace",
+            "trace_hex",
+        )
+    ]
 
 
 def hang_up(args: argparse.Namespace) -> None:
@@ -1057,7 +1340,9 @@ def leave(args: argparse.Namespace) -> None:
 
 def connected(args: argparse.Namespace) -> Link:
     """The connection of this command; the shell's stays open from command to command, unless the server has closed it, or another is asked for."""
-    if args.link and (args.link.flags != link_flags(args) or select.select([args.link.sock], [], [], 0)[0]):
+    if args.link and (
+        args.link.flags != link_flags(args) or select.select([args.link.sock], [], [], 0)[0]
+    ):
         hang_up(args)
     fresh = not args.link
     args.link = args.link or Link(args)
@@ -1076,7 +1361,7 @@ def reconnected(args: argparse.Namespace, lost: Lost) -> Link | None:
     """A new connection in the place of a lost one, if there is one to be had; the pause before each attempt is longer."""
     hang_up(args)
     while args.tries < args.retries:
-        seconds = BACK_OFF * 2 ** args.tries
+        seconds = BACK_OFF * 2**args.tries
         args.tries += 1
         say(f"connection lost ({lost}); attempt {args.tries} of {args.retries} in {seconds:g} s")
         time.sleep(seconds)
@@ -1104,7 +1389,12 @@ def unrepeated(lines: Iterator[Line]) -> Iterator[Line]:
     except Lost as lost:
         if not count:
             raise
-        raise cut_off(lost, 18, f"connection lost after {plural(count, 'line')}: what was shown is not all", "again") from None
+        raise cut_off(
+            lost,
+            18,
+            f"connection lost after {plural(count, 'line')}: what was shown is not all",
+            "again",
+        ) from None
 
 
 def expand(args: argparse.Namespace, names: Sequence[str]) -> Iterator[Job]:
@@ -1122,6 +1412,7 @@ def expand(args: argparse.Namespace, names: Sequence[str]) -> Iterator[Job]:
 
 def matching(link: Link, pattern: str) -> Iterator[Line]:
     import fnmatch  # not at the top: few need it
+
     folder = pattern.rpartition("/")[0]
     for entry in following(link, link.ask("list", *[folder] * bool(folder)), "list", folder):
         if entry.verb != "note" and fnmatch.fnmatchcase(entry.words[0], pattern):
@@ -1140,6 +1431,7 @@ class Listing:
             return self.lines.append(entry)
         if self.rest is None:
             import tempfile  # not at the top: it is slow to load
+
             self.rest = tempfile.TemporaryFile()  # noqa: SIM115  (open as long as this object)
         self.rest.write(line(entry.verb, *entry.words, **entry.keys))
 
@@ -1165,7 +1457,12 @@ def destination(path: str) -> Folder:
 
 
 def unwritable(path: str, error: OSError) -> Failure:
-    return Failure(23, f"cannot write to {shown(path)} ({error.strerror})", "nothing was received", "-o DEST for another place")
+    return Failure(
+        23,
+        f"cannot write to {shown(path)} ({error.strerror})",
+        "nothing was received",
+        "-o DEST for another place",
+    )
 
 
 class Batch:
@@ -1209,7 +1506,9 @@ class Batch:
             self.progress.clear()
             if isinstance(end, KeyboardInterrupt):
                 reached = human(self.progress.done + self.progress.current)
-                end.args = (f"stopped after {plural(self.moved, 'file')} and {reached}; {self.again}",)
+                end.args = (
+                    f"stopped after {plural(self.moved, 'file')} and {reached}; {self.again}",
+                )
             self.requeue()
             raise
         self.summary()
@@ -1235,7 +1534,11 @@ class Batch:
         """The next answer, to whom it belongs. When the connection is lost meanwhile, that job is begun again."""
         answer = self.link.answer()
         handler, job, words, cost = entry = self.link.pending[0]
-        if answer.verb in ("ok", "err") and answer.words != ["-"] and not all(map(str.startswith, words, answer.words)):
+        if (
+            answer.verb in ("ok", "err")
+            and answer.words != ["-"]
+            and not all(map(str.startswith, words, answer.words))
+        ):
             raise Broken(f"{' '.join(answer.words)} where {' '.join(words)} was asked")
         self.link.pending.popleft()
         self.link.unanswered -= cost
@@ -1308,7 +1611,10 @@ class Batch:
 
     def recover(self, lost: Lost) -> None:
         """A new connection, or the Failure that tells how far it came."""
-        reached, jobs = self.progress.current, [job for _, job, _, _ in self.link.pending] or [Job("")]
+        reached, jobs = (
+            self.progress.current,
+            [job for _, job, _, _ in self.link.pending] or [Job("")],
+        )
         job, once = jobs[0], next(filter(None, map(self.once, jobs)), "")
         self.requeue()
         self.progress.clear()
@@ -1316,8 +1622,14 @@ class Batch:
             return self.use(link)
         where = f" at {reached:,} of {job.size:,} bytes of {shown(job.name)}" if job.size else ""
         where += f"; what came is kept as {shown(job.kept)}" if job.kept else ""
-        raise cut_off(lost, 18, f"connection lost{where}", f"again from the start: {once}" if once else
-                      f"{self.args.typed}   (goes on there); if nobody is there: {server_command(self.args)}")
+        raise cut_off(
+            lost,
+            18,
+            f"connection lost{where}",
+            f"again from the start: {once}"
+            if once
+            else f"{self.args.typed}   (goes on there); if nobody is there: {server_command(self.args)}",
+        )
 
     def once(self, job: Job) -> str:
         """Why it cannot be begun a second time."""
@@ -1330,8 +1642,16 @@ class Batch:
         text += f"; {self.skipped:,} already there" if self.skipped else ""
         text += f"; {self.failed:,} failed" if self.failed else ""
         if self.args.json:
-            tell_json({"verb": self.verb, "files": self.moved, "bytes": self.bytes, "seconds": round(took, 3),
-                       "skipped": self.skipped, "failed": self.failed})
+            tell_json(
+                {
+                    "verb": self.verb,
+                    "files": self.moved,
+                    "bytes": self.bytes,
+                    "seconds": round(took, 3),
+                    "skipped": self.skipped,
+                    "failed": self.failed,
+                }
+            )
         elif not self.args.quiet and (self.moved or self.skipped or self.failed > 1):
             say(text)
 
@@ -1352,17 +1672,24 @@ class Puts(Batch):
         if into:
             yield Job(into, "", os.stat("."))
         for path in self.args.paths:
-            own = "" if path == "-" else os.path.basename(os.path.abspath(path))  # "" is the root folder's
+            # "" is the root folder's
+            own = "" if path == "-" else os.path.basename(os.path.abspath(path))
             if not own and self.args.name is None:
                 what = "standard input" if path == "-" else shown(path)
-                raise Failure(2, f"{what} has no name", "it is kept under one there", f"{self.verb} {shown(shlex.quote(path))} --as NAME")
+                raise Failure(
+                    2,
+                    f"{what} has no name",
+                    "it is kept under one there",
+                    f"{self.verb} {shown(shlex.quote(path))} --as NAME",
+                )
             name = remote_name(own if self.args.name is None else self.args.name)
             yield Job(f"{into}/{name}" if into else name, path)
 
     def start(self, job: Job) -> None:
         if job.path == "-":
             return self.send_input(job)
-        status = job.status = job.status or os.stat(job.path)  # a link that is named is followed; in a folder links are not
+        # a link that is named is followed; in a folder links are not
+        status = job.status = job.status or os.stat(job.path)
         if stat.S_ISDIR(status.st_mode) and self.is_copy(job):
             self.progress.clear()
             say(f"skipped {shown(job.path)}: there the server keeps what is sent")
@@ -1375,10 +1702,21 @@ class Puts(Batch):
         elif stat.S_ISREG(status.st_mode):
             job.size = status.st_size
             content = self.args.compare == "content"
-            keys = {"size": job.size, "mtime_ns": status.st_mtime_ns} if job.size >= RESUMABLE and self.args.resume else {}
-            self.link.request(self.checked, job, "stat", job.name, **keys, digest="yes" if content else None)
+            keys = (
+                {"size": job.size, "mtime_ns": status.st_mtime_ns}
+                if job.size >= RESUMABLE and self.args.resume
+                else {}
+            )
+            self.link.request(
+                self.checked, job, "stat", job.name, **keys, digest="yes" if content else None
+            )
         else:
-            raise Failure(26, f"skipped {shown(job.path)}", "it is a link or a special file, not a file or folder", "the file that it leads to")
+            raise Failure(
+                26,
+                f"skipped {shown(job.path)}",
+                "it is a link or a special file, not a file or folder",
+                "the file that it leads to",
+            )
 
     def once(self, job: Job) -> str:
         return "standard input cannot be resumed" if job.path == "-" else ""
@@ -1396,7 +1734,9 @@ class Puts(Batch):
                 if not is_file and not entry.is_dir(follow_symlinks=False):
                     self.pass_over(here + entry.name)
                 elif not PART.fullmatch(entry.name):
-                    job = Job(f"{above.name}/{entry.name}", here + entry.name, folder.stat(entry.name))
+                    job = Job(
+                        f"{above.name}/{entry.name}", here + entry.name, folder.stat(entry.name)
+                    )
                     job.size = job.status.st_size if job.status and is_file else 0
                     job.fresh, job.top = above.fresh, top
                     yield job
@@ -1405,13 +1745,17 @@ class Puts(Batch):
 
     def open_folder(self, top: str, path: str) -> Folder:
         """A folder of a tree: from the one that was named down, through no link, for one may have taken its place meanwhile."""
-        return Folder(top).descend([*filter(None, path[len(top):].split(os.sep))])
+        return Folder(top).descend([*filter(None, path[len(top) :].split(os.sep))])
 
     @contextlib.contextmanager
     def opened(self, job: Job) -> Iterator[tuple[int, os.stat_result]]:
         """A regular file for reading, and only that: a FIFO would wait for ever. Only a link that was named itself is followed."""
         above, leaf = os.path.split(job.path)
-        fd = self.folder(job.top, above).open(leaf, os.O_RDONLY) if job.top else os.open(job.path, os.O_RDONLY | NO_LINK & ~getattr(os, "O_NOFOLLOW", 0))
+        fd = (
+            self.folder(job.top, above).open(leaf, os.O_RDONLY)
+            if job.top
+            else os.open(job.path, os.O_RDONLY | NO_LINK & ~getattr(os, "O_NOFOLLOW", 0))
+        )
         try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
@@ -1432,9 +1776,13 @@ class Puts(Batch):
         try:
             there = self.link.ask("stat", goal)
         except Lost:
-            self.sources.append(iter([job]))  # no answer to it is pending, so nothing else would begin it again
+            # no answer to it is pending, so nothing else would begin it again
+            self.sources.append(iter([job]))
             raise
-        return there.keys.get("type") == "dir" and there.number("mtime_ns") == os.lstat(job.path).st_mtime_ns
+        return (
+            there.keys.get("type") == "dir"
+            and there.number("mtime_ns") == os.lstat(job.path).st_mtime_ns
+        )
 
     def made(self, job: Job, answer: Line) -> None:
         """The folder is there, so what is in it can go: into a new one without asking what is there already."""
@@ -1448,7 +1796,9 @@ class Puts(Batch):
                 self.link.put(line("list", job.name))
                 self.link.flush()
                 due = time.monotonic() + MEANWHILE
-                while len(first) < LISTED and time.monotonic() < due and (ahead := next(ours, None)):
+                while (
+                    len(first) < LISTED and time.monotonic() < due and (ahead := next(ours, None))
+                ):
                     first.append(ahead)
                 self.look_up(first, following(self.link, self.link.reply(), "list", job.name))
             self.sources.append(itertools.chain(first, ours))
@@ -1474,18 +1824,31 @@ class Puts(Batch):
         if is_file and self.args.force:
             return self.send(job, answer.number("part"), over=True)
         if not is_file:
-            raise Failure(25, f"server already has a folder {shown(job.name)}", "a file cannot take its place", "--as NAME")
-        raise Failure(25, f"server already has {shown(job.name)} ({answer.number('size'):,} bytes; yours has {job.size:,})", "it is different, by size or time",
-                      "--force replaces it; --as NAME stores it beside")
+            raise Failure(
+                25,
+                f"server already has a folder {shown(job.name)}",
+                "a file cannot take its place",
+                "--as NAME",
+            )
+        raise Failure(
+            25,
+            f"server already has {shown(job.name)} ({answer.number('size'):,} bytes; yours has {job.size:,})",
+            "it is different, by size or time",
+            "--force replaces it; --as NAME stores it beside",
+        )
 
     def is_same(self, job: Job, answer: Line) -> bool:
         assert job.status
         if self.args.compare != "content":
-            return same(job.size, job.status.st_mtime_ns, answer.number("size"), answer.number("mtime_ns"))
+            return same(
+                job.size, job.status.st_mtime_ns, answer.number("size"), answer.number("mtime_ns")
+            )
         if job.size != answer.number("size"):
             return False
         with self.opened(job) as (fd, _):
-            return digest(fd, job.size, hashlib.sha256(), lambda count: self.progress.at(count, "checked")) == answer.keys.get("sha256")
+            return digest(
+                fd, job.size, hashlib.sha256(), lambda count: self.progress.at(count, "checked")
+            ) == answer.keys.get("sha256")
 
     def send(self, job: Job, part: int, over: bool) -> None:
         with self.opened(job) as (fd, status):
@@ -1495,20 +1858,50 @@ class Puts(Batch):
                 sha = sha if offset else hashlib.sha256()
                 os.lseek(fd, offset, os.SEEK_SET)
             self.resumed(job, offset)
-            job.kept = lasting_name(job.name.rpartition("/")[2], job.size, status.st_mtime_ns) + " there" if job.size >= RESUMABLE else ""
-            self.offer(self.stored, job, "put", size=job.size, mtime_ns=status.st_mtime_ns, over="yes" if over else None,
-                       exec="yes" if status.st_mode & stat.S_IXUSR and os.name != "nt" else None, offset=offset or None)
+            job.kept = (
+                lasting_name(job.name.rpartition("/")[2], job.size, status.st_mtime_ns) + " there"
+                if job.size >= RESUMABLE
+                else ""
+            )
+            self.offer(
+                self.stored,
+                job,
+                "put",
+                size=job.size,
+                mtime_ns=status.st_mtime_ns,
+                over="yes" if over else None,
+                exec="yes" if status.st_mode & stat.S_IXUSR and os.name != "nt" else None,
+                offset=offset or None,
+            )
             given_up = send_body(self.link, fd, status, sha, self.go_on)
         job.sha256 = sha.hexdigest()
         if given_up == "changed":
-            raise Failure(18, f"{shown(job.path)} changed while it was sent", "the server has not kept it", "again, when nothing writes to it")
+            raise Failure(
+                18,
+                f"{shown(job.path)} changed while it was sent",
+                "the server has not kept it",
+                "again, when nothing writes to it",
+            )
 
     def agree(self, job: Job, fd: int, status: os.stat_result, sha: hashlib._Hash) -> int:
         """Where to go on: as far as the server's part is the beginning of this very file."""
-        answer = granted(self.link.ask("resume", job.name, size=job.size, mtime_ns=status.st_mtime_ns,
-                                       exec="yes" if status.st_mode & stat.S_IXUSR else None), "put", job.name)
+        answer = granted(
+            self.link.ask(
+                "resume",
+                job.name,
+                size=job.size,
+                mtime_ns=status.st_mtime_ns,
+                exec="yes" if status.st_mode & stat.S_IXUSR else None,
+            ),
+            "put",
+            job.name,
+        )
         offset = answer.number("offset")
-        ours = digest(fd, offset, sha, lambda count: self.progress.at(count, "checked")) if 0 < offset <= job.size else ""
+        ours = (
+            digest(fd, offset, sha, lambda count: self.progress.at(count, "checked"))
+            if 0 < offset <= job.size
+            else ""
+        )
         return offset if ours and ours == answer.keys.get("sha256") else 0
 
     def go_on(self, count: int) -> bool:
@@ -1520,14 +1913,20 @@ class Puts(Batch):
             return
         granted(answer, "put", job.name)
         if answer.keys.get("sha256") != job.sha256 or answer.keys.get("verified") != "yes":
-            raise Failure(56, f"the server stored something else as {shown(job.name)}", "its digest is not that of what was sent",
-                          "again, with --force")
+            raise Failure(
+                56,
+                f"the server stored something else as {shown(job.name)}",
+                "its digest is not that of what was sent",
+                "again, with --force",
+            )
         self.done(job, job.size, job.sha256)
 
     def send_input(self, job: Job) -> None:
         """Standard input, of unknown length: no question whether it is there, and no second attempt."""
         if self.verb == "put" and not self.args.quiet:
-            say("standard input cannot be sent twice: if the connection is lost, this upload cannot resume")
+            say(
+                "standard input cannot be sent twice: if the connection is lost, this upload cannot resume"
+            )
         if sys.stdin is None:  # closed: the connection may have its number
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         self.offer(self.stored, job, "put", over="yes" if self.args.force else None)
@@ -1543,11 +1942,17 @@ class Puts(Batch):
             self.link.put(line("abort", reason="changed"))  # or the server would wait for the rest
             raise
         job.sha256 = sha.hexdigest()
-        self.link.put(line("abort", reason="refused") if refused else line("end", sha256=job.sha256))
+        self.link.put(
+            line("abort", reason="refused") if refused else line("end", sha256=job.sha256)
+        )
 
     def await_input(self, job: Job) -> bool:
         """Wait for standard input, however long it is silent; the server hears that we are there. Has it refused meanwhile?"""
-        while not (refused := self.link.peek()) and os.name != "nt" and not select.select([0], [], [], LIFE)[0]:
+        while (
+            not (refused := self.link.peek())
+            and os.name != "nt"
+            and not select.select([0], [], [], LIFE)[0]
+        ):
             self.link.put(line("note", job.name))
             self.link.flush()
         return refused
@@ -1556,9 +1961,21 @@ class Puts(Batch):
         near = ""
         with contextlib.suppress(OSError):
             import difflib
-            near = next(iter(difflib.get_close_matches(os.path.basename(job.path), os.listdir(os.path.dirname(job.path) or "."), 1)), "")
-        return Failure(26, f"cannot read {shown(job.path)}: {(error.strerror or '').lower()} (in {shown(os.getcwd())})",
-                       "it was not sent", f"did you mean {shown(near)}?" if near else "check the name")
+
+            near = next(
+                iter(
+                    difflib.get_close_matches(
+                        os.path.basename(job.path), os.listdir(os.path.dirname(job.path) or "."), 1
+                    )
+                ),
+                "",
+            )
+        return Failure(
+            26,
+            f"cannot read {shown(job.path)}: {(error.strerror or '').lower()} (in {shown(os.getcwd())})",
+            "it was not sent",
+            f"did you mean {shown(near)}?" if near else "check the name",
+        )
 
 
 # --- get: files come in ---
@@ -1569,15 +1986,21 @@ class Stream(Part):
     def __init__(self, fd: int) -> None:
         self.fd, self.keyed, self.name = fd, False, ""
         self.sha, self.received = hashlib.sha256(), 0
-        self.decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace") if os.isatty(fd) else None
+        self.decoder = (
+            codecs.getincrementaldecoder("utf-8")("backslashreplace") if os.isatty(fd) else None
+        )
 
     def claim(self) -> bool:
         return True
 
     def begin(self, offset: int) -> None:
         if offset != self.received:
-            raise Failure(36, "cannot go on with standard output",
-                          "the file on the server has changed, and its beginning is already written", "again")
+            raise Failure(
+                36,
+                "cannot go on with standard output",
+                "the file on the server has changed, and its beginning is already written",
+                "again",
+            )
 
     def write(self, chunk: memoryview) -> None:
         if not self.decoder:
@@ -1587,13 +2010,18 @@ class Stream(Part):
         self.type(self.decoder.decode(chunk))
 
     def type(self, text: str) -> None:
-        view = memoryview("".join(char if char in "\n\t" else shown(char) for char in text).encode())
+        view = memoryview(
+            "".join(char if char in "\n\t" else shown(char) for char in text).encode()
+        )
         while view:
-            view = view[os.write(self.fd, view):]
+            view = view[os.write(self.fd, view) :]
 
-    def finish(self, over: bool, *, lock: contextlib.AbstractContextManager[Any] = UNLOCKED) -> None:
+    def finish(
+        self, over: bool, *, lock: contextlib.AbstractContextManager[Any] = UNLOCKED
+    ) -> None:
         if self.decoder:
-            self.type(self.decoder.decode(b"", True))  # the beginning of a character that never ended
+            # the beginning of a character that never ended
+            self.type(self.decoder.decode(b"", True))
 
     def keep(self) -> bool:
         return bool(self.received)
@@ -1603,10 +2031,20 @@ class Stream(Part):
 
 
 UNFIT = {
-    "aborted": (18, "changed while the server sent it", "what came of it is not kept", "again, when nothing writes to it"),
+    "aborted": (
+        18,
+        "changed while the server sent it",
+        "what came of it is not kept",
+        "again, when nothing writes to it",
+    ),
     "incomplete": (18, "ended too early", "the server had announced more", "again"),
     "too-long": (56, "is longer than the server said", "it breaks the protocol", "again"),
-    "wrong-digest": (56, "arrived changed", "its SHA-256 is not what the server computed: nothing is kept", "again"),
+    "wrong-digest": (
+        56,
+        "arrived changed",
+        "its SHA-256 is not what the server computed: nothing is kept",
+        "again",
+    ),
 }  # why a body is not taken for the file
 
 
@@ -1624,7 +2062,12 @@ class Gets(Batch):
 
     def choose(self, output: str | None) -> Folder | None:
         """DEST: a folder, a name, - for standard output, or a device or FIFO."""
-        if output == "-" or (output and os.path.exists(output) and not os.path.isfile(output) and not os.path.isdir(output)):
+        if output == "-" or (
+            output
+            and os.path.exists(output)
+            and not os.path.isfile(output)
+            and not os.path.isdir(output)
+        ):
             try:
                 self.stream = product() if output == "-" else os.open(output, os.O_WRONLY)
             except OSError as error:
@@ -1640,7 +2083,12 @@ class Gets(Batch):
         first = list(itertools.islice(found, 2))
         if self.leaf and len(first) > 1:
             output = self.args.output
-            raise Failure(2, f"{shown(output)} is not a folder", "several files cannot have one name", f"-o {shown(shlex.quote(output))}/ makes the folder")
+            raise Failure(
+                2,
+                f"{shown(output)} is not a folder",
+                "several files cannot have one name",
+                f"-o {shown(shlex.quote(output))}/ makes the folder",
+            )
         return itertools.chain(first, found)
 
     def start(self, job: Job) -> None:
@@ -1653,13 +2101,18 @@ class Gets(Batch):
         granted(answer, "get", job.name)
         own = job.name.rpartition("/")[2]
         job.path = job.path if job.top else self.leaf or own
-        if answer.keys.get("type") == "dir" and not job.top:  # DEST is where it goes, not its new name: given again, the command finds it there
+        # DEST is where it goes, not its new name: given again, the command finds it there
+        if answer.keys.get("type") == "dir" and not job.top:
             job.path = f"{self.leaf}/{own}" if self.leaf else own
             self.link.request(self.tree, job, "list", job.name, deep="yes")
         else:
             self.progress.total += answer.number("size") - job.size
             self.progress.all_files += not job.mtime_ns
-            job.size, job.mtime_ns, job.sha256 = answer.number("size"), answer.number("mtime_ns"), answer.keys.get("sha256", "")
+            job.size, job.mtime_ns, job.sha256 = (
+                answer.number("size"),
+                answer.number("mtime_ns"),
+                answer.keys.get("sha256", ""),
+            )
             job.executable = answer.keys.get("exec") == "yes"
             self.fetch(job)
 
@@ -1677,10 +2130,17 @@ class Gets(Batch):
         for entry in found:
             job = Job(entry.words[0])
             if not job.name.startswith(above.name + "/"):
-                self.fail(job, Failure(56, f"the server listed {shown(job.name)}, which is not in {shown(above.name)}",
-                                       "it breaks the protocol", "another server"))
+                self.fail(
+                    job,
+                    Failure(
+                        56,
+                        f"the server listed {shown(job.name)}, which is not in {shown(above.name)}",
+                        "it breaks the protocol",
+                        "another server",
+                    ),
+                )
                 continue
-            job.path, job.top = above.path + job.name[len(above.name):], above.path
+            job.path, job.top = above.path + job.name[len(above.name) :], above.path
             if entry.verb == "note" and entry.keys["reason"] == "not-a-file":
                 self.pass_over(job.name)
             elif entry.verb == "note":
@@ -1688,7 +2148,11 @@ class Gets(Batch):
             elif entry.verb == "dir":
                 self.attempt(self.make_folder, job)
             else:
-                job.size, job.mtime_ns, job.executable = entry.number("size"), entry.number("mtime_ns"), entry.keys.get("exec") == "yes"
+                job.size, job.mtime_ns, job.executable = (
+                    entry.number("size"),
+                    entry.number("mtime_ns"),
+                    entry.keys.get("exec") == "yes",
+                )
                 yield job
 
     def make_folder(self, job: Job) -> None:
@@ -1702,8 +2166,12 @@ class Gets(Batch):
         try:
             *above, leaf = components(path)
         except Refused:
-            raise Failure(56, f"the server names a file {shown(path)}", "that would lead outside of the folder that it is for",
-                          "another server") from None
+            raise Failure(
+                56,
+                f"the server names a file {shown(path)}",
+                "that would lead outside of the folder that it is for",
+                "another server",
+            ) from None
         return self.folder(tuple(above)), leaf
 
     def open_folder(self, above: tuple[str, ...]) -> Folder:
@@ -1718,24 +2186,42 @@ class Gets(Batch):
         elif self.args.resume and job.size >= RESUMABLE and not job.part:
             self.resume(job, *self.local(job.path))
         part = job.part
-        self.link.request(self.fetched, job, "get", job.name, offset=part.received if part and part.received else None,
-                          sha256=part.sha.hexdigest() if part and part.received else None)
+        self.link.request(
+            self.fetched,
+            job,
+            "get",
+            job.name,
+            offset=part.received if part and part.received else None,
+            sha256=part.sha.hexdigest() if part and part.received else None,
+        )
 
     def is_here(self, job: Job, folder: Folder, leaf: str) -> bool:
         there = folder.stat(leaf)
         if there is None:
             return False
         if not stat.S_ISREG(there.st_mode):
-            raise Failure(23, f"cannot write {shown(job.path)}", "a folder, a link or a special file has that name here", "-o DEST for another place")
+            raise Failure(
+                23,
+                f"cannot write {shown(job.path)}",
+                "a folder, a link or a special file has that name here",
+                "-o DEST for another place",
+            )
         if job.sha256:
             fd, there = folder.read(leaf)
             with os.fdopen(fd, "rb"):
-                alike = there.st_size == job.size and digest(fd, job.size, hashlib.sha256(), lambda count: None) == job.sha256
+                alike = (
+                    there.st_size == job.size
+                    and digest(fd, job.size, hashlib.sha256(), lambda count: None) == job.sha256
+                )
         else:
             alike = same(job.size, job.mtime_ns, there.st_size, there.st_mtime_ns)
         if not alike and not self.args.force:
-            raise Failure(23, f"{shown(job.path)} is already here ({there.st_size:,} bytes; the server's has {job.size:,})",
-                          "it is different, by size or time", "--force replaces it; -o DEST puts it elsewhere")
+            raise Failure(
+                23,
+                f"{shown(job.path)} is already here ({there.st_size:,} bytes; the server's has {job.size:,})",
+                "it is different, by size or time",
+                "--force replaces it; -o DEST puts it elsewhere",
+            )
         return alike
 
     def resume(self, job: Job, folder: Folder, leaf: str) -> None:
@@ -1753,21 +2239,30 @@ class Gets(Batch):
 
     def claim(self, job: Job, part: Part) -> None:
         if not part.claim():
-            raise Failure(23, f"another program is writing {shown(job.path)}", "its part is locked", "again, when that one is done")
+            raise Failure(
+                23,
+                f"another program is writing {shown(job.path)}",
+                "its part is locked",
+                "again, when that one is done",
+            )
 
     def fetched(self, job: Job, answer: Line) -> None:
         if answer.verb != "ok":
             self.let_go(job)
             raise refusal(answer, "get", job.name)
         size, mtime_ns = answer.number("size"), answer.number("mtime_ns")
-        part = job.part or Part(*self.local(job.path), size, mtime_ns, answer.keys.get("exec") == "yes")
+        part = job.part or Part(
+            *self.local(job.path), size, mtime_ns, answer.keys.get("exec") == "yes"
+        )
         part.mtime_ns, job.part = mtime_ns, None  # a file may have grown since its part was checked
         try:
             self.receive(job, part, size, answer.number("offset"))
         except (Lost, KeyboardInterrupt):
             job.part = part if isinstance(part, Stream) else None
             self.progress.current = part.received
-            job.kept = os.path.join(part.folder.path, part.name) if part.keep() and part.name else ""
+            job.kept = (
+                os.path.join(part.folder.path, part.name) if part.keep() and part.name else ""
+            )
             raise
         except BaseException:
             job.offset = part.received
@@ -1783,11 +2278,16 @@ class Gets(Batch):
         part.begin(offset)
         self.resumed(job, offset)
         try:
-            if receive_body(self.link, part, size, lambda announced: None, self.progress.at) == "no":
+            if (
+                receive_body(self.link, part, size, lambda announced: None, self.progress.at)
+                == "no"
+            ):
                 raise Refused("wrong-digest")
         except Refused as refused:
             code, what, why, hint = UNFIT[refused.reason]
-            raise Failure(code, f"{shown(job.name)} {what} ({part.received:,} of {size:,} bytes)", why, hint) from None
+            raise Failure(
+                code, f"{shown(job.name)} {what} ({part.received:,} of {size:,} bytes)", why, hint
+            ) from None
         part.finish(self.args.force)
 
     def requeue(self) -> None:
@@ -1802,12 +2302,17 @@ class Gets(Batch):
             job.part = None
 
     def trouble(self, job: Job, error: OSError) -> Failure:
-        return Failure(23, f"cannot write {shown(job.path)} ({error.strerror}) after {job.offset:,} of {job.size:,} bytes",
-                       "what was there before is untouched", "room on the disk, or -o DEST")
+        return Failure(
+            23,
+            f"cannot write {shown(job.path)} ({error.strerror}) after {job.offset:,} of {job.size:,} bytes",
+            "what was there before is untouched",
+            "room on the disk, or -o DEST",
+        )
 
 
 # --- from client to client ---
-AWAY = {"gone", "left", "no-such-client", "not-receiving", "stalled"}  # reasons of who gets nothing more either
+# reasons of who gets nothing more either
+AWAY = {"gone", "left", "no-such-client", "not-receiving", "stalled"}
 
 
 class Sends(Puts):
@@ -1819,23 +2324,45 @@ class Sends(Puts):
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(args)
         self.waiting = self.nobody = False
-        self.results: dict[str, list[int]] = {}  # receiver -> files and folders it was sent, files it has, their bytes
+        # receiver -> files and folders it was sent, files it has, their bytes
+        self.results: dict[str, list[int]] = {}
         self.targets = ",".join(filter(None, args.to or []))
         if not self.targets and not args.all:
-            raise Failure(2, "nobody is named to send to", "send goes to other clients", "--to HOST:PORT or NICK, or --all; who lists them")
+            raise Failure(
+                2,
+                "nobody is named to send to",
+                "send goes to other clients",
+                "--to HOST:PORT or NICK, or --all; who lists them",
+            )
         if args.all:
-            waiting = (found for found in everybody(self.link) if found.keys.get("mode") == "receive" and "you" not in found.keys)
+            waiting = (
+                found
+                for found in everybody(self.link)
+                if found.keys.get("mode") == "receive" and "you" not in found.keys
+            )
             self.targets = ",".join(found.words[0] for found in waiting)
         if not self.targets:
-            raise Failure(25, "nobody is receiving", "no other client waits for files",
-                          "python3 client.py receive, there; --to HOST:PORT or NICK, here")
+            raise Failure(
+                25,
+                "nobody is receiving",
+                "no other client waits for files",
+                "python3 client.py receive, there; --to HOST:PORT or NICK, here",
+            )
 
     def once(self, job: Job) -> str:
         return "what others have already would come to them twice"
 
     def offer(self, handler: Handler, job: Job, verb: str, **keys: object) -> None:
         job.got, job.kept = [], ""
-        self.link.request(handler, job, "send", self.targets, job.name, **keys, type="dir" if verb == "mkdir" else None)
+        self.link.request(
+            handler,
+            job,
+            "send",
+            self.targets,
+            job.name,
+            **keys,
+            type="dir" if verb == "mkdir" else None,
+        )
 
     def start(self, job: Job) -> None:
         job.fresh = True
@@ -1880,20 +2407,38 @@ class Sends(Puts):
     def account(self, job: Job, found: Line) -> str:
         """What one receiver said: "", or why it has not got it."""
         verified = found.words[1:2] == ["ok"] and found.keys.get("sha256") == (job.sha256 or None)
-        target, reason = called(found.words[0], found.keys.get("nick")), "" if verified else found.keys.get("reason") or "wrong-digest"
+        target, reason = (
+            called(found.words[0], found.keys.get("nick")),
+            "" if verified else found.keys.get("reason") or "wrong-digest",
+        )
         row = self.results.setdefault(target, [0, 0, 0])
         for place, more in enumerate((1, verified, job.size * verified)):
             row[place] += more
         if reason:
             job.failed = False  # each receiver that has not got it is told of
-            self.fail(job, Failure(25, f"{target} did not get {shown(job.name)} ({shown(reason)})", *{**WHYS, **THERE}.get(reason, ("the receiver says so", "again"))))
+            self.fail(
+                job,
+                Failure(
+                    25,
+                    f"{target} did not get {shown(job.name)} ({shown(reason)})",
+                    *{**WHYS, **THERE}.get(reason, ("the receiver says so", "again")),
+                ),
+            )
         return reason
 
     def summary(self) -> None:
         super().summary()
         for target, (sent, verified, size) in self.results.items():
             if self.args.json:
-                tell_json({"verb": "send", "receiver": target, "sent": sent, "verified": verified, "bytes": size})
+                tell_json(
+                    {
+                        "verb": "send",
+                        "receiver": target,
+                        "sent": sent,
+                        "verified": verified,
+                        "bytes": size,
+                    }
+                )
             elif not self.args.quiet:
                 say(f"{target}: verified {verified:,} of {sent:,}, {human(size)}")
 
@@ -1908,7 +2453,8 @@ class Inbox:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.link = args, connected(args)
-        self.named: dict[tuple[str, str], str] = {}  # (sender, folder) -> what the folder is called here
+        # (sender, folder) -> what the folder is called here
+        self.named: dict[tuple[str, str], str] = {}
         self.noted = 0.0  # when the sender was last told how far it is
         self.top = destination(args.output or ".")
 
@@ -1917,8 +2463,10 @@ class Inbox:
         self.link.keep_alive()
         if not self.args.quiet:
             known = shown(answer.keys.get("nick") or answer.keys.get("you", "?"))
-            say("waiting for files; others send them with:  python3 client.py "
-                f"--host {self.args.host} --port {self.args.port}{needs(self.args)} send PATH --to {known}")
+            say(
+                "waiting for files; others send them with:  python3 client.py "
+                f"--host {self.args.host} --port {self.args.port}{needs(self.args)} send PATH --to {known}"
+            )
         while self.args.count:  # below zero, without --count, it comes to no end
             self.obey(self.link.line(idle=True))
         leave(self.args)
@@ -1968,7 +2516,13 @@ class Inbox:
     def store(self, name: str, request: Line) -> None:
         folder, parts = self.place(name, request)
         size = request.number("size") if "size" in request.keys else None
-        part = Part(folder, parts[-1], None, request.number("mtime_ns") if "mtime_ns" in request.keys else None, request.keys.get("exec") == "yes")
+        part = Part(
+            folder,
+            parts[-1],
+            None,
+            request.number("mtime_ns") if "mtime_ns" in request.keys else None,
+            request.keys.get("exec") == "yes",
+        )
         progress = Progress(self.args)
         progress.total = size or 0
 
@@ -1985,14 +2539,27 @@ class Inbox:
             verified = receive_body(self.link, part, size, lambda announced: None, tell_both)
             parts[-1] = self.settle(part)
         except Lost as lost:
-            raise cut_off(lost, 18, f"connection lost at {part.received:,} of {size or 0:,} bytes of {shown(name)}",
-                          "receive again, and let it be sent again") from None
+            raise cut_off(
+                lost,
+                18,
+                f"connection lost at {part.received:,} of {size or 0:,} bytes of {shown(name)}",
+                "receive again, and let it be sent again",
+            ) from None
         finally:
             progress.clear()
             part.drop()
         given = "/".join(parts)
-        self.link.put(line("ok", "put", name, size=part.received, sha256=part.sha.hexdigest(), verified=verified,
-                           **{"as": given if given != name else None}))
+        self.link.put(
+            line(
+                "ok",
+                "put",
+                name,
+                size=part.received,
+                sha256=part.sha.hexdigest(),
+                verified=verified,
+                **{"as": given if given != name else None},
+            )
+        )
         self.link.flush()
         self.show(given, part, request)
 
@@ -2006,10 +2573,19 @@ class Inbox:
         return part.leaf
 
     def show(self, name: str, part: Part, request: Line) -> None:
-        self.args.tries, self.args.count = 0, self.args.count - 1  # also for the connection that follows a lost one
+        # also for the connection that follows a lost one
+        self.args.tries, self.args.count = 0, self.args.count - 1
         path = os.path.join(self.args.output or "", *name.split("/"))
         if self.args.json:
-            return tell_json({"verb": "receive", "name": path, "from": self.sender(request), "size": part.received, "sha256": part.sha.hexdigest()})
+            return tell_json(
+                {
+                    "verb": "receive",
+                    "name": path,
+                    "from": self.sender(request),
+                    "size": part.received,
+                    "sha256": part.sha.hexdigest(),
+                }
+            )
         tell(path)
         if not self.args.quiet:
             say(f"  {part.received:,} bytes from {self.sender(request)}")
@@ -2028,6 +2604,7 @@ class Chat:
 
     def __init__(self, args: argparse.Namespace) -> None:
         import threading  # not at the top: few need it
+
         self.args, self.link = args, connected(args)
         self.live = os.isatty(0) and os.isatty(1)
         self.typist = Typist.AWAY
@@ -2059,14 +2636,21 @@ class Chat:
         except (Lost, Broken, Failure) as problem:
             self.problem = problem
         except OSError as error:
-            self.problem = Failure(23, f"cannot write standard output ({error.strerror})", "the terminal is gone", "again")
+            self.problem = Failure(
+                23,
+                f"cannot write standard output ({error.strerror})",
+                "the terminal is gone",
+                "again",
+            )
         if self.problem:
             self.wake_typist()
 
     def attend(self) -> None:
         """Wait until somebody says or types something, and pass it on."""
         self.link.flush()
-        heard = select.select([self.link.sock, self.bell], [], [], self.args.timeout if self.unanswered else None)[0]
+        heard = select.select(
+            [self.link.sock, self.bell], [], [], self.args.timeout if self.unanswered else None
+        )[0]
         if not heard:
             raise Silent(f"silent for {self.args.timeout:g} s")
         if self.bell in heard:
@@ -2083,11 +2667,18 @@ class Chat:
             self.link.put(line("who"))
             self.unanswered += 1
         elif text.startswith("/") and not text.startswith("//"):
-            self.emit("* /who tells who is here, /quit leaves; a line that starts with a slash needs two")
+            self.emit(
+                "* /who tells who is here, /quit leaves; a line that starts with a slash needs two"
+            )
         else:
-            clean = "".join(" " if char < " " or char == "\x7f" else char for char in text[text.startswith("//"):])
+            clean = "".join(
+                " " if char < " " or char == "\x7f" else char
+                for char in text[text.startswith("//") :]
+            )
             for start in range(0, len(clean), LONGEST):
-                self.link.put(b"say %b\n" % clean[start:start + LONGEST].encode(errors="surrogateescape"))
+                self.link.put(
+                    b"say %b\n" % clean[start : start + LONGEST].encode(errors="surrogateescape")
+                )
                 self.unanswered += 1
 
     def show(self, found: Line) -> None:
@@ -2099,14 +2690,23 @@ class Chat:
         elif found.verb in ("joined", "left"):
             self.emit(f"* {words[0]} {found.verb}", {found.verb: words[0]})
         elif found.verb == "client":
-            self.emit("* " + "  ".join([words[0], *(keys[key] for key in ("nick", "mode") if key in keys)]), {"client": words[0], **keys})
+            self.emit(
+                "* "
+                + "  ".join([words[0], *(keys[key] for key in ("nick", "mode") if key in keys)]),
+                {"client": words[0], **keys},
+            )
         elif "lost" in keys:
-            self.emit(f"* {plural(found.number('lost'), 'line')} of others lost: they came faster than you took them", {"lost": found.number("lost")})
+            self.emit(
+                f"* {plural(found.number('lost'), 'line')} of others lost: they came faster than you took them",
+                {"lost": found.number("lost")},
+            )
         elif found.verb in ("ok", "err") and words[0] in ("say", "who"):
             self.unanswered -= 1
             if found.verb == "err":
                 self.code = 9
-                self.emit(f"* not said ({keys.get('reason', '?')})", {"error": keys.get("reason", "?")})
+                self.emit(
+                    f"* not said ({keys.get('reason', '?')})", {"error": keys.get("reason", "?")}
+                )
 
     def emit(self, text: str, facts: dict[str, Any] | None = None) -> None:
         if self.args.json and facts:
@@ -2122,14 +2722,17 @@ class Chat:
         if not readline:
             return f"\n{text}\n{CHAT_PROMPT}"
         typed = CHAT_PROMPT + shown(readline.get_line_buffer())
-        columns = os.get_terminal_size(1).columns or len(typed) + 1  # 0: a terminal that does not know
+        # 0: a terminal that does not know
+        columns = os.get_terminal_size(1).columns or len(typed) + 1
         return "\r" + "\x1b[A" * (len(typed) // columns) + f"\x1b[J{text}\n{typed}"
 
     def wake_typist(self) -> None:
         """Nobody is there any more to type for. A signal that comes just before input() waits is not noticed: it is sent again."""
         import signal
         import threading
-        while hasattr(signal, "SIGUSR1") and self.typist is not Typist.GONE:  # on Windows the next line, or Ctrl-C, ends it
+
+        # on Windows the next line, or Ctrl-C, ends it
+        while hasattr(signal, "SIGUSR1") and self.typist is not Typist.GONE:
             if self.typist is Typist.TYPING:
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
             time.sleep(REDRAW)
@@ -2138,6 +2741,7 @@ class Chat:
     def type(self) -> int:
         """Line after line, until the end of them."""
         import signal
+
         if hasattr(signal, "SIGUSR1"):
             signal.signal(signal.SIGUSR1, self.stop_typing)
         patience = None
@@ -2154,7 +2758,9 @@ class Chat:
             self.typist = Typist.GONE
             self.ring()
             self.thread.join(patience)
-            with contextlib.suppress(OSError):  # closed already, unless the server is stuck: then the thread, which owns it, hears its end
+            # closed already, unless the server is stuck: then the thread, which owns it, hears its
+            # end
+            with contextlib.suppress(OSError):
                 socket.socket.shutdown(self.link.sock, socket.SHUT_RDWR)
             self.thread.join(patience)
         if self.problem:
@@ -2165,7 +2771,9 @@ class Chat:
         self.typist = Typist.TYPING
         text, now = next_line(CHAT_PROMPT), time.monotonic()
         if not self.live:  # a pipe is read no faster than the server takes it
-            self.due = max(self.due, now - PIPE_BURST / PIPE_RATE) + (1 + len(text) // LONGEST) / PIPE_RATE
+            self.due = (
+                max(self.due, now - PIPE_BURST / PIPE_RATE) + (1 + len(text) // LONGEST) / PIPE_RATE
+            )
             time.sleep(max(0.0, self.due - now))
         while not self.live and self.unanswered + len(self.typed) >= AHEAD and not self.problem:
             time.sleep(REDRAW)
@@ -2184,8 +2792,18 @@ class Chat:
 # --- the commands ---
 def do_list(args: argparse.Namespace) -> int:
     """On a terminal a table; to a pipe one name a line, a folder's with a slash."""
-    code, table, link, folder = 0, os.isatty(1), connected(args), args.folder and remote_name(args.folder)
-    lines = following(link, link.ask("list", *[folder] * bool(folder), deep="yes" if args.r else None), "list", folder)
+    code, table, link, folder = (
+        0,
+        os.isatty(1),
+        connected(args),
+        args.folder and remote_name(args.folder),
+    )
+    lines = following(
+        link,
+        link.ask("list", *[folder] * bool(folder), deep="yes" if args.r else None),
+        "list",
+        folder,
+    )
     for entry in unrepeated(lines):
         if entry.verb == "note":
             code = 9
@@ -2193,10 +2811,18 @@ def do_list(args: argparse.Namespace) -> int:
             continue
         name = entry.words[0] + "/" * (entry.verb == "dir")
         if args.json:
-            tell_json({"type": entry.verb, "name": entry.words[0], **{key: entry.number(key) for key in ("size", "mtime_ns") if key in entry.keys}})
+            tell_json(
+                {
+                    "type": entry.verb,
+                    "name": entry.words[0],
+                    **{key: entry.number(key) for key in ("size", "mtime_ns") if key in entry.keys},
+                }
+            )
         elif table:
             when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.number("mtime_ns") / 1e9))
-            tell(f"{human(entry.number('size')) if entry.verb == 'file' else '':>9}  {when}  {name}")
+            tell(
+                f"{human(entry.number('size')) if entry.verb == 'file' else '':>9}  {when}  {name}"
+            )
         else:
             tell(name)
     return code
@@ -2214,11 +2840,21 @@ def do_get(args: argparse.Namespace) -> int:
 def do_put(args: argparse.Namespace) -> int:
     """Also send: the same files, to other clients."""
     if args.name and args.name.endswith("/"):
-        raise Failure(2, f"--as {shown(args.name)} names a folder", "it is the whole name that the file gets", f"--as {shown(args.name)}NAME"
-                      + f"; or --into {shown(args.name)}, which makes the folder" * (args.command == "put"))
+        raise Failure(
+            2,
+            f"--as {shown(args.name)} names a folder",
+            "it is the whole name that the file gets",
+            f"--as {shown(args.name)}NAME"
+            + f"; or --into {shown(args.name)}, which makes the folder" * (args.command == "put"),
+        )
     args.paths = [found for path in args.paths for found in local_names(path)]
     if args.name and len(args.paths) > 1:
-        raise Failure(2, "--as names one file, and there are several", "they would replace each other", f"{args.command} without --as")
+        raise Failure(
+            2,
+            "--as names one file, and there are several",
+            "they would replace each other",
+            f"{args.command} without --as",
+        )
     batch = Puts(args) if args.command == "put" else Sends(args)
     if batch.progress.drawn:
         measure(batch.progress, args.paths)
@@ -2230,6 +2866,7 @@ def local_names(path: str) -> list[str]:
     if not re.search(r"[*?[]", path) or os.path.lexists(path):
         return [path]
     import glob  # not at the top: few need it
+
     return sorted(glob.glob(path)) or [path]
 
 
@@ -2265,8 +2902,12 @@ class Changes(Batch):
         except Lost as lost:
             asked = [shown(job.name) for _, job, _, _ in self.link.pending]
             more = f" and {len(asked) - 3:,} more" if len(asked) > 3 else ""
-            raise cut_off(lost, 56, f"connection lost: unknown whether {self.verb} was done to {', '.join(asked[:3])}{more}",
-                          "list shows what is there now") from None
+            raise cut_off(
+                lost,
+                56,
+                f"connection lost: unknown whether {self.verb} was done to {', '.join(asked[:3])}{more}",
+                "list shows what is there now",
+            ) from None
         return self.code
 
 
@@ -2275,7 +2916,9 @@ def do_delete(args: argparse.Namespace) -> int:
 
 
 def do_rename(args: argparse.Namespace) -> int:
-    return Changes(args, remote_name(args.new), over="yes" if args.force else None).run(iter([Job(remote_name(args.old))]))
+    return Changes(args, remote_name(args.new), over="yes" if args.force else None).run(
+        iter([Job(remote_name(args.old))])
+    )
 
 
 def do_mkdir(args: argparse.Namespace) -> int:
@@ -2286,11 +2929,17 @@ def do_stat(args: argparse.Namespace) -> int:
     name = remote_name(args.name)
     answer = granted(connected(args).ask("stat", name), "stat", name)
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(answer.number("mtime_ns") / 1e9))
-    facts = [f"{answer.number('size'):,} bytes"] * ("size" in answer.keys) + [when] + ["executable"] * ("exec" in answer.keys)
+    facts = (
+        [f"{answer.number('size'):,} bytes"] * ("size" in answer.keys)
+        + [when]
+        + ["executable"] * ("exec" in answer.keys)
+    )
     if args.json:
         tell_json({"verb": "stat", "name": name, "result": "ok", **answer.keys})
     else:
-        tell(f"{name}: {'folder' if answer.keys.get('type') == 'dir' else 'file'}, {', '.join(facts)}")
+        tell(
+            f"{name}: {'folder' if answer.keys.get('type') == 'dir' else 'file'}, {', '.join(facts)}"
+        )
     return 0
 
 
@@ -2330,8 +2979,18 @@ def do_chat(args: argparse.Namespace) -> int:
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "list": do_list, "get": do_get, "put": do_put, "delete": do_delete, "rename": do_rename, "mkdir": do_mkdir, "stat": do_stat, "help": do_help,
-    "who": do_who, "send": do_put, "receive": do_receive, "chat": do_chat,
+    "list": do_list,
+    "get": do_get,
+    "put": do_put,
+    "delete": do_delete,
+    "rename": do_rename,
+    "mkdir": do_mkdir,
+    "stat": do_stat,
+    "help": do_help,
+    "who": do_who,
+    "send": do_put,
+    "receive": do_receive,
+    "chat": do_chat,
 }
 
 
@@ -2384,7 +3043,8 @@ def next_line(prompt: str) -> str:
     """What is typed, or the next line from a pipe: there input() would write the prompt among the results."""
     if os.isatty(0) and os.isatty(1):
         return input(prompt)
-    text = sys.stdin.readline() if sys.stdin else ""  # closed before the start: the same as nothing in it
+    # closed before the start: the same as nothing in it
+    text = sys.stdin.readline() if sys.stdin else ""
     if not text:
         raise EOFError
     return text.rstrip("\r\n")
@@ -2394,7 +3054,12 @@ def split(text: str) -> list[str]:
     try:
         return shlex.split(text)
     except ValueError as error:
-        raise Failure(2, f"cannot read that line ({str(error).lower()})", "a quote opens and does not close", "put 'a b.txt'") from None
+        raise Failure(
+            2,
+            f"cannot read that line ({str(error).lower()})",
+            "a quote opens and does not close",
+            "put 'a b.txt'",
+        ) from None
 
 
 def obey(args: argparse.Namespace, words: list[str]) -> int:
@@ -2410,7 +3075,12 @@ def obey(args: argparse.Namespace, words: list[str]) -> int:
     if verb in ("put", "get", "delete") and len(words) == 1:
         words = [verb, next_line("which file? ")]
     if "\0" in "".join(words):
-        raise Failure(2, "cannot read that line (it holds a NUL)", "no file has such a name", "the same without it")
+        raise Failure(
+            2,
+            "cannot read that line (it holds a NUL)",
+            "no file has such a name",
+            "the same without it",
+        )
     parser = build_parser([verb])
     parser.set_defaults(**{name: getattr(args, name) for name in DEFAULTS})
     try:
@@ -2436,7 +3106,11 @@ def lab_words(words: list[str]) -> list[str]:
         to, words = words[1:3], ["upload", *words[3:]]
     if len(to) == 2 and to[1].isdigit():
         to = [address((to[0].strip("[]"), to[1]))]
-    return ["send", *words[1:], *itertools.chain.from_iterable(("--to", one) for one in to)] if to else words
+    return (
+        ["send", *words[1:], *itertools.chain.from_iterable(("--to", one) for one in to)]
+        if to
+        else words
+    )
 
 
 def prepare_completion() -> None:
@@ -2446,10 +3120,18 @@ def prepare_completion() -> None:
 
         def complete(text: str, state: int) -> str | None:
             import glob
+
             if readline.get_begidx() == 0:
-                found = [word + " " for word in sorted({*COMMANDS, *WORDS, *ENDS}) if word.startswith(text)]
+                found = [
+                    word + " "
+                    for word in sorted({*COMMANDS, *WORDS, *ENDS})
+                    if word.startswith(text)
+                ]
             else:
-                found = [shlex.quote(path + "/" * os.path.isdir(path)) for path in sorted(glob.glob(glob.escape(text) + "*"))]
+                found = [
+                    shlex.quote(path + "/" * os.path.isdir(path))
+                    for path in sorted(glob.glob(glob.escape(text) + "*"))
+                ]
             return found[state] if state < len(found) else None
 
         readline.set_completer_delims(" ")
@@ -2458,14 +3140,39 @@ def prepare_completion() -> None:
 
 
 # --- trust: the same in client.py, httpclient.py (tests/test_twins.py) ---
-NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "UNEXPECTED_MESSAGE")  # how OpenSSL calls an answer in the clear
+# how OpenSSL calls an answer in the clear
+NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "UNEXPECTED_MESSAGE")
 TLS_TROUBLE = {
-    "ACCESS_DENIED": (67, "lets nobody in from this address for a minute", "too many wrong passwords came from it", "again, later"),
-    "INTERNAL_ERROR": (7, "takes no connection now", "it has as many clients as it takes, or trouble", "again, later"),
-    **dict.fromkeys(NO_TLS, (56, "speaks no TLS on that port", "what came was not encrypted",
-                             "the same without --tls, --pin, --cacert and --insecure, or http:// instead of https://")),
-    **dict.fromkeys(("UNSUPPORTED_PROTOCOL", "PROTOCOL_VERSION"), (56, "speaks only TLS that is older than 1.2", "that is not safe any more",
-                                                                   "a newer server")),
+    "ACCESS_DENIED": (
+        67,
+        "lets nobody in from this address for a minute",
+        "too many wrong passwords came from it",
+        "again, later",
+    ),
+    "INTERNAL_ERROR": (
+        7,
+        "takes no connection now",
+        "it has as many clients as it takes, or trouble",
+        "again, later",
+    ),
+    **dict.fromkeys(
+        NO_TLS,
+        (
+            56,
+            "speaks no TLS on that port",
+            "what came was not encrypted",
+            "the same without --tls, --pin, --cacert and --insecure, or http:// instead of https://",
+        ),
+    ),
+    **dict.fromkeys(
+        ("UNSUPPORTED_PROTOCOL", "PROTOCOL_VERSION"),
+        (
+            56,
+            "speaks only TLS that is older than 1.2",
+            "that is not safe any more",
+            "a newer server",
+        ),
+    ),
 }  # by the end of OpenSSL's reason
 
 
@@ -2473,7 +3180,9 @@ def given_password(args: argparse.Namespace, host: str, port: int) -> str:
     """--password is for the servers that the command names, the environment's only for what --host and --port name."""
     if args.password is not None:
         return str(args.password)
-    return os.environ.get("SIXSOCKETS_PASSWORD", "") if (host, port) == (args.host, args.port) else ""
+    return (
+        os.environ.get("SIXSOCKETS_PASSWORD", "") if (host, port) == (args.host, args.port) else ""
+    )
 
 
 def wants_tls(args: argparse.Namespace) -> bool:
@@ -2483,6 +3192,7 @@ def wants_tls(args: argparse.Namespace) -> bool:
 def client_tls(args: argparse.Namespace, checked: bool) -> ssl.SSLContext:
     """Whom to trust. --pin takes the place of authorities: the very certificate is known, whoever signed it."""
     import ssl
+
     context = tls_context(args, server=False)
     if not checked or args.insecure or args.pin:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -2490,14 +3200,24 @@ def client_tls(args: argparse.Namespace, checked: bool) -> ssl.SSLContext:
     try:
         context.load_verify_locations(args.cacert) if args.cacert else context.load_default_certs()
     except OSError as error:
-        raise Failure(26, f"cannot read the authorities in {shown(args.cacert)} ({error.strerror or error})", "a PEM file is expected",
-                      "--cacert FILE") from None
+        raise Failure(
+            26,
+            f"cannot read the authorities in {shown(args.cacert)} ({error.strerror or error})",
+            "a PEM file is expected",
+            "--cacert FILE",
+        ) from None
     return context
 
 
-def encrypt(dial: Callable[[], socket.socket], host: str, args: argparse.Namespace, speaks: Sequence[str] = ()) -> ssl.SSLSocket:
+def encrypt(
+    dial: Callable[[], socket.socket],
+    host: str,
+    args: argparse.Namespace,
+    speaks: Sequence[str] = (),
+) -> ssl.SSLSocket:
     """A connection whose other end is who it should be; nothing was said on it yet. An OSError: it was lost in the handshake."""
     import ssl
+
     context = client_tls(args, checked=True)
     if speaks:
         context.set_alpn_protocols(list(speaks))
@@ -2506,25 +3226,41 @@ def encrypt(dial: Callable[[], socket.socket], host: str, args: argparse.Namespa
         shake_hands(secured)
         found = fingerprint(secured.getpeercert(binary_form=True))
         if args.pin and found != args.pin:
-            raise Failure(60, f"{host} shows another certificate than the one pinned", f"its SHA-256 is {found}",
-                          "if it has been restarted, the pin that it printed; if not, somebody is in between")
+            raise Failure(
+                60,
+                f"{host} shows another certificate than the one pinned",
+                f"its SHA-256 is {found}",
+                "if it has been restarted, the pin that it printed; if not, somebody is in between",
+            )
     except BaseException as error:
         secured.close()
         if isinstance(error, ssl.SSLCertVerificationError):
-            raise Failure(60, f"{host} is not trusted ({error.verify_message})",
-                          f"nobody known here has signed its certificate for that name; its SHA-256 is {seen(dial, host, args)}",
-                          "--cacert FILE, or --pin SHA256 as the server printed it") from None
+            raise Failure(
+                60,
+                f"{host} is not trusted ({error.verify_message})",
+                f"nobody known here has signed its certificate for that name; its SHA-256 is {seen(dial, host, args)}",
+                "--cacert FILE, or --pin SHA256 as the server printed it",
+            ) from None
         if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
             raise tls_failure(host, str(error.reason)) from None
         raise
     if args.insecure and not args.pin:
-        say_once(f"not checked, for --insecure: whether {host} is who it says (the SHA-256 of its certificate is {found})")
+        say_once(
+            f"not checked, for --insecure: whether {host} is who it says (the SHA-256 of its certificate is {found})"
+        )
     return secured
 
 
 def tls_failure(host: str, reason: str) -> Failure:
-    code, what, why, hint = next((TLS_TROUBLE[end] for end in TLS_TROUBLE if reason.endswith(end)), (
-        56, f"cannot be spoken to by TLS ({reason})", "it refuses what this client offers", "another server or port"))
+    code, what, why, hint = next(
+        (TLS_TROUBLE[end] for end in TLS_TROUBLE if reason.endswith(end)),
+        (
+            56,
+            f"cannot be spoken to by TLS ({reason})",
+            "it refuses what this client offers",
+            "another server or port",
+        ),
+    )
     return Failure(code, f"{host} {what}", why, hint)
 
 
@@ -2553,12 +3289,27 @@ def pin(text: str) -> str:
 
 def trust_flags(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument
-    flag("--password", metavar="TEXT", help="the password (better: the environment's SIXSOCKETS_PASSWORD, for --host and --port alone)")
+    flag(
+        "--password",
+        metavar="TEXT",
+        help="the password (better: the environment's SIXSOCKETS_PASSWORD, for --host and --port alone)",
+    )
     flag("--ask-password", action="store_true", help="ask for it on the terminal")
     flag("--tls", action="store_true", help="encrypt, and trust whom this system trusts")
     flag("--cacert", metavar="FILE", help="trust the authorities in this file (implies --tls)")
-    flag("--pin", type=pin, metavar="SHA256", help="trust this very certificate, and no other (implies --tls)")
-    flag("--insecure", action="store_true", help="trust any certificate: somebody in between can read and change all")
+    flag(
+        "--pin",
+        type=pin,
+        metavar="SHA256",
+        help="trust this very certificate, and no other (implies --tls)",
+    )
+    flag(
+        "--insecure",
+        action="store_true",
+        help="trust any certificate: somebody in between can read and change all",
+    )
+
+
 # --- end trust ---
 
 
@@ -2567,18 +3318,24 @@ def ask_password(whose: str) -> str:
     """From the terminal, unseen; where there is none, it is not read from elsewhere in the clear."""
     import getpass
     import warnings  # neither at the top, nor ssl below: few need them
+
     with warnings.catch_warnings():
         warnings.simplefilter("error", getpass.GetPassWarning)
         try:
             return getpass.getpass(f"password for {whose}: ")
         except (getpass.GetPassWarning, EOFError, OSError):
-            raise Failure(67, f"cannot ask for the password of {whose}", "there is no terminal here on which it could be typed unseen",
-                          "SIXSOCKETS_PASSWORD in the environment") from None
+            raise Failure(
+                67,
+                f"cannot ask for the password of {whose}",
+                "there is no terminal here on which it could be typed unseen",
+                "SIXSOCKETS_PASSWORD in the environment",
+            ) from None
 
 
 def tls_context(args: argparse.Namespace, server: bool) -> ssl.SSLContext:
     """TLS 1.2 and later. --trace shows what goes in and comes out: on the wire it is encrypted."""
     import ssl
+
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if args.trace or args.trace_hex:
@@ -2586,11 +3343,18 @@ def tls_context(args: argparse.Namespace, server: bool) -> ssl.SSLContext:
     return context
 
 
-def over_tls(context: ssl.SSLContext, sock: socket.socket, host: str | None = None) -> ssl.SSLSocket:
+def over_tls(
+    context: ssl.SSLContext, sock: socket.socket, host: str | None = None
+) -> ssl.SSLSocket:
     """The connection, from now on encrypted; the handshake is still to come. Where a client's stream ends without TLS's own end
     it was cut, perhaps on purpose: an error. What comes to a server says itself how long it is."""
-    secured = context.wrap_socket(sock, server_side=host is None, do_handshake_on_connect=False, suppress_ragged_eofs=host is None,
-                                  server_hostname=host)
+    secured = context.wrap_socket(
+        sock,
+        server_side=host is None,
+        do_handshake_on_connect=False,
+        suppress_ragged_eofs=host is None,
+        server_hostname=host,
+    )
     if isinstance(sock, Traced):
         vars(secured).update(vars(sock))  # its trace goes on as the same connection's
     return secured
@@ -2600,7 +3364,10 @@ def shake_hands(secured: ssl.SSLSocket) -> None:
     began = time.perf_counter()
     secured.do_handshake()
     if isinstance(secured, Traced):
-        secured.show("*", f"TLS handshake ok ({secured.version()}, {(secured.cipher() or '?')[0]}, {1000 * (time.perf_counter() - began):.2f} ms)")
+        secured.show(
+            "*",
+            f"TLS handshake ok ({secured.version()}, {(secured.cipher() or '?')[0]}, {1000 * (time.perf_counter() - began):.2f} ms)",
+        )
 
 
 def end_tls(sock: socket.socket) -> None:
@@ -2613,7 +3380,10 @@ def end_tls(sock: socket.socket) -> None:
 
 def fingerprint(certificate: bytes | None) -> str:
     import hashlib
+
     return hashlib.sha256(certificate or b"").hexdigest()
+
+
 # --- end secrets ---
 
 
@@ -2626,8 +3396,11 @@ SECRET = re.compile(rb"(?i)((?:authorization|cookie):[ \t]*|\bproof=)([^\r\n]*)"
 
 def hexdump(data: bytes) -> str:
     """The first bytes, sixteen a line."""
-    rows = [(start, data[start:start + 16]) for start in range(0, min(len(data), DUMPED), 16)]
-    return "".join(f"\n{start:16x}  {row.hex(' '):47}  {re.sub(rb'[^ -~]', b'.', row).decode()}" for start, row in rows)
+    rows = [(start, data[start : start + 16]) for start in range(0, min(len(data), DUMPED), 16)]
+    return "".join(
+        f"\n{start:16x}  {row.hex(' '):47}  {re.sub(rb'[^ -~]', b'.', row).decode()}"
+        for start, row in rows
+    )
 
 
 class Traced(socket.socket):
@@ -2638,36 +3411,44 @@ class Traced(socket.socket):
     numbers = itertools.count(1)
     dump = False
     number = sent = received = 0
-    unended: Mapping[str, bytes] = {}  # for each direction: the end of the last line, or the name of the secret that it is in
+    # for each direction: the end of the last line, or the name of the secret that it is in
+    unended: Mapping[str, bytes] = {}
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
         self.number = self.number or next(self.numbers)
         dumped = hexdump(self.masked(mark, bytes(data))) if self.dump and data else ""
-        say(f"{1000 * (time.perf_counter() - self.began):9.3f} ms #{self.number} {mark} {text}{dumped}")
+        say(
+            f"{1000 * (time.perf_counter() - self.began):9.3f} ms #{self.number} {mark} {text}{dumped}"
+        )
 
     def masked(self, mark: str, data: bytes) -> bytes:
         """The bytes with asterisks for a secret, also for one that began in an earlier call: a line may come in pieces."""
         before = self.unended.get(mark, b"") if self.type == socket.SOCK_STREAM else b""
         text = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + data)
-        line = text[max(text.rfind(b"\r"), text.rfind(b"\n")) + 1:]
+        line = text[max(text.rfind(b"\r"), text.rfind(b"\n")) + 1 :]
         secret = SECRET.search(line)
         self.unended = {**self.unended, mark: secret[1] if secret else line[-LONGEST_NAME:]}
-        return text[len(before):]
+        return text[len(before) :]
 
-    def attempt(self, mark: str, what: str, call: Callable[..., T], *args: object) -> tuple[T, float]:
+    def attempt(
+        self, mark: str, what: str, call: Callable[..., T], *args: object
+    ) -> tuple[T, float]:
         """What the call gives, and the milliseconds that it took."""
         began = time.perf_counter()
         try:
             return call(*args), 1000 * (time.perf_counter() - began)
         except OSError as error:
-            if not isinstance(error, BlockingIOError) and "Want" not in type(error).__name__:  # these mean: nothing happened
+            # these mean: nothing happened
+            if not isinstance(error, BlockingIOError) and "Want" not in type(error).__name__:
                 self.show(mark, f"{what}: {error.strerror or 'timed out'}")
             raise
 
     def put(self, name: str, data: Any, call: Callable[..., int], *args: object) -> int:
         count, _ = self.attempt(">", name, call, data, *args)
         self.sent += count
-        self.show(">", f"{name} {count} of {len(data)} bytes (sent so far {self.sent})", data[:count])
+        self.show(
+            ">", f"{name} {count} of {len(data)} bytes (sent so far {self.sent})", data[:count]
+        )
         return count
 
     def took(self, name: str, data: Any, size: int, waited: float) -> None:
@@ -2678,7 +3459,11 @@ class Traced(socket.socket):
 
     def connect(self, target: Any) -> None:
         _, lasted = self.attempt("*", f"connect {address(target)}", super().connect, target)
-        how = f"handshake {lasted:.2f} ms" if self.type == socket.SOCK_STREAM else "UDP: nothing is sent"
+        how = (
+            f"handshake {lasted:.2f} ms"
+            if self.type == socket.SOCK_STREAM
+            else "UDP: nothing is sent"
+        )
         self.show("*", f"connect {address(target)} ok from {address(self.getsockname())} ({how})")
 
     def accept(self) -> tuple[socket.socket, Any]:
@@ -2708,14 +3493,20 @@ class Traced(socket.socket):
         self.took(f"recvfrom {address(peer)}", data, size, waited)
         return data, peer
 
-    def recvmsg(self, size: int, *rest: Any) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
-        (data, ancillary, flags, peer), waited = self.attempt("<", "recvmsg", super().recvmsg, size, *rest)
+    def recvmsg(
+        self, size: int, *rest: Any
+    ) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
+        (data, ancillary, flags, peer), waited = self.attempt(
+            "<", "recvmsg", super().recvmsg, size, *rest
+        )
         self.took(f"recvmsg {address(peer)}", data, size, waited)
         return data, ancillary, flags, peer
 
     def shutdown(self, how: int) -> None:
         self.attempt("*", "shutdown", super().shutdown, how)
-        self.show("*", "shutdown of receiving" if how == socket.SHUT_RD else "shutdown of sending = FIN")
+        self.show(
+            "*", "shutdown of receiving" if how == socket.SHUT_RD else "shutdown of sending = FIN"
+        )
 
     def close(self) -> None:
         if self.fileno() >= 0:
@@ -2730,6 +3521,8 @@ class TracedHex(Traced):
 def socket_class(args: argparse.Namespace) -> type[socket.socket]:
     """What sockets are made of: without --trace the plain class, so that it costs nothing."""
     return TracedHex if args.trace_hex else Traced if args.trace else socket.socket
+
+
 # --- end trace ---
 
 
@@ -2743,10 +3536,12 @@ def open_connection(args: argparse.Namespace, host: str, port: int, server: str)
     for family, target in resolve(host, port, socket.SOCK_STREAM):
         sock = None
         try:
-            sock = socket_class(args)(family, socket.SOCK_STREAM)  # an OSError too where there is no IPv6, or too many open files
+            # an OSError too where there is no IPv6, or too many open files
+            sock = socket_class(args)(family, socket.SOCK_STREAM)
             sock.settimeout(limit)
             sock.connect(target)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what is sent leaves at once, however short
+            # what is sent leaves at once, however short
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.settimeout(args.timeout)
             return sock
         except OSError as error:
@@ -2755,15 +3550,35 @@ def open_connection(args: argparse.Namespace, host: str, port: int, server: str)
             problem = error
     place = address((host, port))
     if isinstance(problem, ConnectionRefusedError):
-        raise Failure(7, f"nothing is listening on {place} (connection refused)",
-                      "the host answered, but no program has that port open", server)
+        raise Failure(
+            7,
+            f"nothing is listening on {place} (connection refused)",
+            "the host answered, but no program has that port open",
+            server,
+        )
     if isinstance(problem, socket.timeout) or problem.errno == errno.ETIMEDOUT:
-        raise Failure(28, f"no answer from {place} in {limit:g} s", "silence means a firewall, a wrong address or a host that is down; "
-                      "a refusal would be instant", "check the address that the server printed")
+        raise Failure(
+            28,
+            f"no answer from {place} in {limit:g} s",
+            "silence means a firewall, a wrong address or a host that is down; "
+            "a refusal would be instant",
+            "check the address that the server printed",
+        )
     if isinstance(problem, ConnectionError):
-        raise Failure(7, f"{place} answered and hung up at once ({problem.strerror})", "the server ended just then, or something on the way refuses", "again")
-    raise Failure(7, f"cannot connect to {place} ({problem.strerror})", "this machine has no way to that address",
-                  "check the address that the server printed, and the network")
+        raise Failure(
+            7,
+            f"{place} answered and hung up at once ({problem.strerror})",
+            "the server ended just then, or something on the way refuses",
+            "again",
+        )
+    raise Failure(
+        7,
+        f"cannot connect to {place} ({problem.strerror})",
+        "this machine has no way to that address",
+        "check the address that the server printed, and the network",
+    )
+
+
 # --- end connecting ---
 
 
@@ -2781,7 +3596,8 @@ class Failure(Exception):
 
 def say(text: str) -> None:
     """A line for people, written at once. Nobody left to read it is no reason to stop."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # AttributeError: started with stderr closed
+    # AttributeError: started with stderr closed
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
 
@@ -2795,20 +3611,31 @@ def address(place: Address) -> str:
 
 def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
     """Each address of a host: the family for socket(), and what connect() and bind() take."""
-    name = host.encode() if host.isascii() else host  # a str would load the codec for international names each time
-    with contextlib.suppress(socket.gaierror, UnicodeError):  # UnicodeError: an empty label, or one over 63 characters
-        return [(family, target) for family, _, _, _, target in socket.getaddrinfo(name, port, type=kind)]
-    raise Failure(6, f'cannot find host "{ascii(host)[1:-1]}"', "it is neither an address nor a name that this machine can look up",
-                  "check the spelling, or use the address")
+    # a str would load the codec for international names each time
+    name = host.encode() if host.isascii() else host
+    # UnicodeError: an empty label, or one over 63 characters
+    with contextlib.suppress(socket.gaierror, UnicodeError):
+        return [
+            (family, target)
+            for family, _, _, _, target in socket.getaddrinfo(name, port, type=kind)
+        ]
+    raise Failure(
+        6,
+        f'cannot find host "{ascii(host)[1:-1]}"',
+        "it is neither an address nor a name that this machine can look up",
+        "check the spelling, or use the address",
+    )
 
 
 def between(low: float, high: float, kind: Callable[[str], float] = int) -> Callable[[str], float]:
     """An argparse type: a number from low to high. (Port 99999 would raise OverflowError out of bind().)"""
+
     def number(text: str) -> float:
         with contextlib.suppress(ValueError):
             if low <= kind(text) <= high:
                 return kind(text)
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
+
     return number
 
 
@@ -2816,8 +3643,19 @@ class Parser(argparse.ArgumentParser):
     """argparse, with its complaints in the three lines of all others."""
 
     def error(self, message: str) -> NoReturn:
-        say(str(Failure(2, message, "the command line is not as the help describes it; nothing was done", f"python3 {self.prog} --help")))
+        say(
+            str(
+                Failure(
+                    2,
+                    message,
+                    "the command line is not as the help describes it; nothing was done",
+                    f"python3 {self.prog} --help",
+                )
+            )
+        )
         raise SystemExit(2)
+
+
 # --- end errors ---
 
 
@@ -2828,15 +3666,29 @@ def place(args: argparse.Namespace) -> str:
 
 def typed(words: Sequence[str]) -> str:
     """A command to give again, as it was typed; a password is for nobody's screen."""
-    masked = ("..." if re.fullmatch("--pa[a-z]*", before) else re.sub("^(--pa[a-z]*=).*", r"\1...", word, flags=re.DOTALL)
-              for before, word in zip(["", *words], words))  # argparse takes --pa for --password
+    masked = (
+        "..."
+        if re.fullmatch("--pa[a-z]*", before)
+        else re.sub("^(--pa[a-z]*=).*", r"\1...", word, flags=re.DOTALL)
+        for before, word in zip(["", *words], words)
+    )  # argparse takes --pa for --password
     return shown(shlex.join(masked))
 
 
 def needs(args: argparse.Namespace) -> str:
     """The flags with which others reach this server too; not the password."""
-    trust = f" --pin {args.pin}" if args.pin else f" --cacert {shlex.quote(args.cacert)}" if args.cacert else " --insecure" if args.insecure else ""
-    return (trust or " --tls" * args.tls) + " --ask-password" * bool(given_password(args, args.host, args.port))
+    trust = (
+        f" --pin {args.pin}"
+        if args.pin
+        else f" --cacert {shlex.quote(args.cacert)}"
+        if args.cacert
+        else " --insecure"
+        if args.insecure
+        else ""
+    )
+    return (trust or " --tls" * args.tls) + " --ask-password" * bool(
+        given_password(args, args.host, args.port)
+    )
 
 
 def server_command(args: argparse.Namespace) -> str:
@@ -2846,10 +3698,34 @@ def server_command(args: argparse.Namespace) -> str:
 
 
 DEFAULTS: dict[str, Any] = {
-    "host": "127.0.0.1", "port": 9000, "password": None, "ask_password": False, "tls": False, "cacert": None, "pin": None, "insecure": False,
-    "timeout": 30.0, "retries": 3, "nick": None, "force": False, "resume": True, "compare": "time", "quiet": False, "json": False,
-    "trace": False, "trace_hex": False, "folder": "", "r": False, "output": None, "name": None, "into": None, "to": None, "all": False,
-    "count": -1, "hidden": False, "link": None,
+    "host": "127.0.0.1",
+    "port": 9000,
+    "password": None,
+    "ask_password": False,
+    "tls": False,
+    "cacert": None,
+    "pin": None,
+    "insecure": False,
+    "timeout": 30.0,
+    "retries": 3,
+    "nick": None,
+    "force": False,
+    "resume": True,
+    "compare": "time",
+    "quiet": False,
+    "json": False,
+    "trace": False,
+    "trace_hex": False,
+    "folder": "",
+    "r": False,
+    "output": None,
+    "name": None,
+    "into": None,
+    "to": None,
+    "all": False,
+    "count": -1,
+    "hidden": False,
+    "link": None,
 }  # in one place: flags stand before a command or after it, and the shell hands its own to each
 
 
@@ -2858,12 +3734,31 @@ def common_flags(parser: argparse.ArgumentParser) -> None:
     flag("--host", help="the server's name or address (default 127.0.0.1)")
     flag("--port", type=between(1, 65535), help="its port (default 9000)")
     trust_flags(parser)
-    flag("--timeout", type=between(0.01, 1e6, float), metavar="S", help="silence allowed inside an answer (default 30)")
-    flag("--retries", type=between(0, 1000), metavar="N", help="new connections after a lost one (default 3)")
+    flag(
+        "--timeout",
+        type=between(0.01, 1e6, float),
+        metavar="S",
+        help="silence allowed inside an answer (default 30)",
+    )
+    flag(
+        "--retries",
+        type=between(0, 1000),
+        metavar="N",
+        help="new connections after a lost one (default 3)",
+    )
     flag("--nick", metavar="NAME", help="what others know this client by")
     flag("--force", action="store_true", help="replace what is different")
-    flag("--no-resume", dest="resume", action="store_false", help="start over instead of going on where it was cut off")
-    flag("--compare", choices=("time", "content"), help="what makes two files the same: size and time (default), or SHA-256")
+    flag(
+        "--no-resume",
+        dest="resume",
+        action="store_false",
+        help="start over instead of going on where it was cut off",
+    )
+    flag(
+        "--compare",
+        choices=("time", "content"),
+        help="what makes two files the same: size and time (default), or SHA-256",
+    )
     flag("--quiet", action="store_true", help="no progress, no last line")
     flag("--json", action="store_true", help="results on stdout, one JSON object a line")
     flag("--trace", action="store_true", help="print a line for each socket call")
@@ -2881,25 +3776,40 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
     """A parser for these words: only the command among them gets its flags, for those of twelve would be felt at the start."""
     parser = Parser(prog="client.py", description=__doc__, formatter_class=Help)
     parser.set_defaults(**DEFAULTS)
-    parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}, protocol {PROTOCOL}")
+    parser.add_argument(
+        "--version", action="version", version=f"%(prog)s {VERSION}, protocol {PROTOCOL}"
+    )
     common_flags(parser)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", prog="client.py")
 
     def command(name: str, text: str, *places: str) -> Callable[..., object]:
-        made = commands.add_parser(name, argument_default=argparse.SUPPRESS, help=text, formatter_class=Help)
+        made = commands.add_parser(
+            name, argument_default=argparse.SUPPRESS, help=text, formatter_class=Help
+        )
         if name not in words:
             return lambda *names, **more: None
         common_flags(made)
         for place in places:
             many = place.endswith("+")
-            made.add_argument({"NAME+": "names", "PATH+": "paths"}.get(place, place.lower()), nargs="+" if many else None, metavar=place.rstrip("+"))
+            made.add_argument(
+                {"NAME+": "names", "PATH+": "paths"}.get(place, place.lower()),
+                nargs="+" if many else None,
+                metavar=place.rstrip("+"),
+            )
         return made.add_argument
 
     flag = command("list", "what is there")
     flag("folder", nargs="?", metavar="PATH", help="a folder (default: all that is shared)")
     flag("-r", action="store_true", help="all folders below too")
-    flag = command("get", "fetch files, folders, or what a pattern such as '*.jpg' matches", "NAME+")
-    flag("-o", dest="output", metavar="DEST", help="a folder, a name, or - for standard output (default: here)")
+    flag = command(
+        "get", "fetch files, folders, or what a pattern such as '*.jpg' matches", "NAME+"
+    )
+    flag(
+        "-o",
+        dest="output",
+        metavar="DEST",
+        help="a folder, a name, or - for standard output (default: here)",
+    )
     flag = command("put", "send files, folders, or - for standard input", "PATH+")
     flag("--as", dest="name", metavar="NAME", help="what it is called there")
     flag("--into", metavar="FOLDER", help="the folder there, made when missing")
@@ -2910,7 +3820,12 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
     command("help", "what the server understands")
     command("who", "who is connected")
     flag = command("send", "send files, folders, or - for standard input to other clients", "PATH+")
-    flag("--to", action="append", metavar="HOST:PORT|NICK", help="who gets it; may be given several times")
+    flag(
+        "--to",
+        action="append",
+        metavar="HOST:PORT|NICK",
+        help="who gets it; may be given several times",
+    )
     flag("--all", action="store_true", help="everybody who is receiving")
     flag("--as", dest="name", metavar="NAME", help="what it is called there")
     flag = command("receive", "wait for what others send")
@@ -2941,12 +3856,27 @@ def carry_out(args: argparse.Namespace) -> int:
     except Failure as failure:
         problem = failure
     except Lost as lost:
-        problem = cut_off(lost, 56, f"connection to {place(args)} lost", f"again; if nobody is there: {server_command(args)}")
+        problem = cut_off(
+            lost,
+            56,
+            f"connection to {place(args)} lost",
+            f"again; if nobody is there: {server_command(args)}",
+        )
     except Broken as broken:
-        problem = Failure(56, f"{place(args)} broke the protocol ({shown(str(broken))})", "it sent what no file server sends", "server.py --trace shows it")
+        problem = Failure(
+            56,
+            f"{place(args)} broke the protocol ({shown(str(broken))})",
+            "it sent what no file server sends",
+            "server.py --trace shows it",
+        )
     except OSError as error:
-        problem = Failure(26, f"cannot go on here ({error.strerror or error})", "no single file is the cause: the current folder is gone, or there is no room "
-                          "for temporary files", "the same in a folder that is there")
+        problem = Failure(
+            26,
+            f"cannot go on here ({error.strerror or error})",
+            "no single file is the cause: the current folder is gone, or there is no room "
+            "for temporary files",
+            "the same in a folder that is there",
+        )
     except KeyboardInterrupt as end:
         hang_up(args)
         end.args = end.args or ("\nstopped",)
@@ -2962,10 +3892,13 @@ class Killed(KeyboardInterrupt):
 
 def heed_signals() -> None:
     import signal
+
     deadly = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
 
     def end(number: int, frame: object) -> None:
-        for each in deadly:  # a system that goes down sends both: the second one shall not interrupt what the first one began
+        # a system that goes down sends both: the second one shall not interrupt what the first one
+        # began
+        for each in deadly:
             signal.signal(each, lambda *_: None)
         raise Killed
 

@@ -28,6 +28,7 @@ Without https others can read it. --pin SHA256 trusts the certificate that https
 Proxies come from --proxy or http_proxy, https_proxy, all_proxy, no_proxy.
 Exit codes are curl's: 22 is a status of 400 or above, 18 a transfer cut short, 60 a certificate not trusted.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -56,39 +57,51 @@ if TYPE_CHECKING:
 
 VERSION = "1.0"
 PORTS = {"http": 80, "https": 443}
-BUFFER = 1 << 20  # bytes: one recv() at most, and one write(); fewer calls than with 256 KiB save a fifth of the time
-TLS_SLICE = 1 << 16  # bytes of one send() under TLS: it takes all of them before the timeout, or counts as stuck
+# bytes: one recv() at most, and one write(); fewer calls than with 256 KiB save a fifth of the time
+BUFFER = 1 << 20
+# bytes of one send() under TLS: it takes all of them before the timeout, or counts as stuck
+TLS_SLICE = 1 << 16
 MAX_HEAD = 1 << 16  # bytes of a response's head, or of a chunked body's trailers
 MAX_LINE = 4096  # bytes of the line before a chunk
-MAX_INTERIM = 1000  # 1xx responses before the real one; a server may tell each second how much of an upload it has
+# 1xx responses before the real one; a server may tell each second how much of an upload it has
+MAX_INTERIM = 1000
 MAX_REDIRECTS = 10
 MAX_LISTING = 1 << 24  # bytes of an index page: 100,000 names and more
 MAX_ANSWER = 1 << 16  # bytes read of an error page, and drained to keep a connection
 MAX_DEPTH = 100  # folders within folders: a server can make up more for ever
 SHOWN_LINES = 3  # of an error page
-GZIP_STEP = 1 << 16  # bytes decoded at once: what follows the end of a gzip member is copied each time
+# bytes decoded at once: what follows the end of a gzip member is copied each time
+GZIP_STEP = 1 << 16
 GZIP_RATIO = 200  # decoded bytes for each received one; text rarely passes 20, a bomb has 1000
 PIPELINE = 64  # requests on the way at once, when a folder of files is fetched
 EXPECT_FROM = 1 << 20  # bytes: larger bodies wait for the server's word, as curl's do
 EXPECT_WAIT = 1.0  # seconds for that word; servers that do not know it stay silent
 NOTED_FROM = 1 << 18  # bytes: a smaller file is fetched whole again, and needs no note
 SPLIT_FROM = 1 << 20  # bytes: the least that is worth a connection of its own
-XATTR = "user.six.etag"  # an attribute of a file: the ETag that it came with, if nothing else tells it from a newer one
+# an attribute of a file: the ETag that it came with, if nothing else tells it from a newer one
+XATTR = "user.six.etag"
 SAVE_EVERY = 1.0  # seconds between notes of a download over several connections
 PART_AGE = 7 * 24 * 3600.0  # seconds that a part may wait to be continued
-PAUSES = 0.1, 0.5, 60.0  # seconds before another try: after progress, without (doubling), and the most of it
+# seconds before another try: after progress, without (doubling), and the most of it
+PAUSES = 0.1, 0.5, 60.0
 DRAWN_EVERY = 0.1  # seconds
 LATEST = 1e11  # seconds since 1970: a later time is a mistake, and no system can show it
-IDEMPOTENT = {"GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"}  # PATCH: only with an Upload-Offset, which makes it so
+# PATCH: only with an Upload-Offset, which makes it so
+IDEMPOTENT = {"GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"}
 PASSING = {408, 429, 500, 502, 503, 504}  # statuses that another try may turn into success
 REDIRECTS = {301, 302, 303, 307, 308}
-WANTED = {"Accept-Encoding": "identity", "Want-Repr-Digest": "sha-256=1"}  # of a file: its very bytes, and their digest if known
+# of a file: its very bytes, and their digest if known
+WANTED = {"Accept-Encoding": "identity", "Want-Repr-Digest": "sha-256=1"}
 INTEROP = "8"  # of the resumable-upload draft
 ADVICE = {  # what a person may do about a status
     401: "--password, --ask-password or --user NAME:PASSWORD, or SIXSOCKETS_PASSWORD for --host and --port",
-    403: "another login, or another name", 404: "check the name; list shows what is there", 405: "the server allows no such change there",
+    403: "another login, or another name",
+    404: "check the name; list shows what is there",
+    405: "the server allows no such change there",
     411: "the server wants the length first: put a file, not standard input",
-    407: "--proxy http://USER:PASSWORD@HOST:PORT", 412: "--force replaces what is there", 413: "the server takes no such large body",
+    407: "--proxy http://USER:PASSWORD@HOST:PORT",
+    412: "--force replaces what is there",
+    413: "the server takes no such large body",
     507: "the server's disk is full",
 }
 # A pattern is compiled when it is first used, and then kept by re; few runs need all.
@@ -98,11 +111,13 @@ STATUS_LINE = r"HTTP/(1\.[0-9]) ([1-9][0-9][0-9])(?: (.*))?"
 TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110 section 5.6.2
 FIELD = rf"(?m)^(?:({TOKEN}):(.*)|(.+))$"  # or a line that is none
 FOLD = r"\n[ \t]+"  # obs-fold: a user agent reads it as a space (RFC 9112 section 5.2)
-HOST = r"[!-,\-/-~]{1,63}(?:\.[!-,\-/-~]{1,63})*\.?"  # labels of a length that TLS and the resolver take
+# labels of a length that TLS and the resolver take
+HOST = r"[!-,\-/-~]{1,63}(?:\.[!-,\-/-~]{1,63})*\.?"
 LENGTH = r"[0-9]{1,18}"
 MONTHS = "JanFebMarAprMayJunJulAugSepOctNovDec"
 DATE = r"[A-Z][a-z]{2}, ([0-9]{2}) ([A-Z][a-z]{2}) ([0-9]{4}) ([0-9]{2}):([0-9]{2}):([0-9]{2}) GMT"
-ISO_DATE = r"([0-9]{4})-(0[1-9]|1[0-2])-([0-9]{2})T([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.[0-9]+)?Z"  # in Caddy's indexes
+# in Caddy's indexes
+ISO_DATE = r"([0-9]{4})-(0[1-9]|1[0-2])-([0-9]{2})T([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.[0-9]+)?Z"
 CHUNK_LINE = rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n"
 CONTENT_RANGE = r"bytes (?:([0-9]{1,18})-([0-9]{1,18})|\*)/([0-9]{1,18}|\*)"
 SHA256_FIELD = r"(?i)(?:^|,)\s*sha-256=:?([A-Za-z0-9+/]{43}=):?"
@@ -118,6 +133,7 @@ WINDOWS_DEVICE = r"(?i)(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|$)"
 # --- pure functions: URLs, heads, names, numbers ---
 class URL(NamedTuple):
     """Where a request goes. Its text is printable ASCII, without the login and what follows a question mark: signatures stand there."""
+
     scheme: str
     host: str
     port: int
@@ -149,7 +165,9 @@ class URL(NamedTuple):
         try:
             return parse_url(urljoin(self.full, reference))._replace(login="")
         except (Failure, ValueError):
-            raise broken(self.authority, f"a link to {reference[:100]!r}, which is no http or https URL") from None
+            raise broken(
+                self.authority, f"a link to {reference[:100]!r}, which is no http or https URL"
+            ) from None
 
     def child(self, name: str) -> URL:
         return self._replace(target=self.path.rstrip("/") + "/" + quote(os.fsencode(name)))
@@ -162,13 +180,31 @@ def parse_url(text: str) -> URL:
         host, port = parts.hostname or "", parts.port
         host = host if host.isascii() else host.encode("idna").decode()
     except ValueError as error:
-        reason = "is a character in the password not percent-encoded?" if "@" in text else shown(str(error))
-        raise Failure(2, f"{loginless(text)} is no URL ({reason})", "nothing was sent", "http://HOST:PORT/PATH") from None
+        reason = (
+            "is a character in the password not percent-encoded?"
+            if "@" in text
+            else shown(str(error))
+        )
+        raise Failure(
+            2,
+            f"{loginless(text)} is no URL ({reason})",
+            "nothing was sent",
+            "http://HOST:PORT/PATH",
+        ) from None
     if parts.scheme not in PORTS or not re.fullmatch(HOST, host):
-        raise Failure(2, f"{loginless(text)} is no http or https URL", "nothing was sent", "http://HOST:PORT/PATH")
-    target = encoded(parts.path or "/", "/") + ("?" + encoded(parts.query, "/?[]") if parts.query else "")
+        raise Failure(
+            2,
+            f"{loginless(text)} is no http or https URL",
+            "nothing was sent",
+            "http://HOST:PORT/PATH",
+        )
+    target = encoded(parts.path or "/", "/") + (
+        "?" + encoded(parts.query, "/?[]") if parts.query else ""
+    )
     login = parts.netloc.rpartition("@")[0]
-    return URL(parts.scheme, host, PORTS[parts.scheme] if port is None else port, target, unquoted(login))
+    return URL(
+        parts.scheme, host, PORTS[parts.scheme] if port is None else port, target, unquoted(login)
+    )
 
 
 def loginless(text: str) -> str:
@@ -188,6 +224,7 @@ def unquoted(text: str) -> str:
 
 class Head(NamedTuple):
     """The head of a response; field names in lower case, repeated fields joined by commas."""
+
     version: str
     status: int
     reason: str
@@ -244,13 +281,17 @@ def parse_date(text: str) -> float | None:
     else:
         return None
     hour, minute, second = map(int, found.groups()[3:])
-    year, month = (year, month - 2) if month > 1 else (year - 1, month + 10)  # a year from March to February ends with its leap day
-    days = 365 * year + year // 4 - year // 100 + year // 400 + (153 * month + 2) // 5 + day - 719469
+    # a year from March to February ends with its leap day
+    year, month = (year, month - 2) if month > 1 else (year - 1, month + 10)
+    days = (
+        365 * year + year // 4 - year // 100 + year // 400 + (153 * month + 2) // 5 + day - 719469
+    )
     return 86400.0 * days + 3600 * hour + 60 * minute + second
 
 
 def http_date(seconds: float) -> str:
-    return time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(seconds))  # in English as long as nobody calls setlocale()
+    # in English as long as nobody calls setlocale()
+    return time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(seconds))
 
 
 def content_range(head: Head) -> tuple[int, int, int] | None:
@@ -258,11 +299,14 @@ def content_range(head: Head) -> tuple[int, int, int] | None:
     found = re.fullmatch(CONTENT_RANGE, head.get("content-range"))
     if not found or found[3] == "*":
         return None
-    return (int(found[1]), int(found[2]) + 1, int(found[3])) if found[1] else (-1, -1, int(found[3]))
+    return (
+        (int(found[1]), int(found[2]) + 1, int(found[3])) if found[1] else (-1, -1, int(found[3]))
+    )
 
 
 class Source(NamedTuple):
     """What a part belongs to."""
+
     url: str
     etag: str
     modified: str
@@ -284,10 +328,13 @@ def source_of(url: URL, head: Head) -> Source:
     span = content_range(head)
     size = span[2] if span else head.length
     date, modified = parse_date(head.get("date")), head.modified
-    settled = date is not None and modified is not None and modified < date  # or it may change again within its second
+    # or it may change again within its second
+    settled = date is not None and modified is not None and modified < date
     found = re.search(SHA256_FIELD, head.get("repr-digest") or head.get("digest"))
     digest = binascii.a2b_base64(found[1]).hex() if found else ""
-    return Source(str(url), head.get("etag"), head.get("last-modified") if settled else "", size, digest)
+    return Source(
+        str(url), head.get("etag"), head.get("last-modified") if settled else "", size, digest
+    )
 
 
 def disposition_name(value: str) -> str:
@@ -308,15 +355,26 @@ def safe_name(name: str) -> str:
         name = "_" + name if re.match(WINDOWS_DEVICE, name) else name
     stem, dot, ending = name.rpartition(".")
     if len(os.fsencode(name)) > 255:  # what file systems take
-        name = os.fsdecode(os.fsencode(stem or name)[:200]) + (dot + ending if len(os.fsencode(ending)) < 50 else "")
+        name = os.fsdecode(os.fsencode(stem or name)[:200]) + (
+            dot + ending if len(os.fsencode(ending)) < 50 else ""
+        )
     return name or "index.html"
 
 
 def legal(name: str, hidden: bool) -> bool:
     """Whether a name from a server's index may become a file or folder here."""
-    if name in ("", ".", "..") or "/" in name or "\0" in name or name.startswith(".") and not hidden or is_part(name):
+    if (
+        name in ("", ".", "..")
+        or "/" in name
+        or "\0" in name
+        or name.startswith(".")
+        and not hidden
+        or is_part(name)
+    ):
         return False
-    return os.name != "nt" or not (re.search(r'[\\<>:"|?*\x00-\x1f]|[. ]$', name) or re.match(WINDOWS_DEVICE, name))
+    return os.name != "nt" or not (
+        re.search(r'[\\<>:"|?*\x00-\x1f]|[. ]$', name) or re.match(WINDOWS_DEVICE, name)
+    )
 
 
 def is_part(name: str) -> bool:
@@ -325,6 +383,7 @@ def is_part(name: str) -> bool:
 
 class Entry(NamedTuple):
     """A line of a folder's index; None is what that index does not tell."""
+
     name: str
     folder: bool
     size: int | None = None
@@ -333,7 +392,10 @@ class Entry(NamedTuple):
 
 def html_entries(text: str, url: URL) -> list[Entry]:
     """The links of an index page that lead to something in that very folder; sorting links and the way up do not."""
-    references = [unescaped(match[1] or match[2] or match[3] or "").strip() for match in re.finditer(LINK, text)]
+    references = [
+        unescaped(match[1] or match[2] or match[3] or "").strip()
+        for match in re.finditer(LINK, text)
+    ]
     names = dict.fromkeys(name for reference in references if (name := child_name(reference, url)))
     return [Entry(unquoted(name.rstrip("/")), name.endswith("/")) for name in names]
 
@@ -341,6 +403,7 @@ def html_entries(text: str, url: URL) -> list[Entry]:
 def unescaped(text: str) -> str:
     if "&" in text:
         import html
+
         text = html.unescape(text)
     return text
 
@@ -351,8 +414,13 @@ def child_name(reference: str, url: URL) -> str:
         return reference
     with contextlib.suppress(Failure):
         link = url.join(reference.partition("#")[0])
-        name = link.path[len(url.path):]
-        if link.origin == url.origin and link.path.startswith(url.path) and "?" not in link.target and "/" not in name[:-1]:
+        name = link.path[len(url.path) :]
+        if (
+            link.origin == url.origin
+            and link.path.startswith(url.path)
+            and "?" not in link.target
+            and "/" not in name[:-1]
+        ):
             return name if name != "/" else ""
     return ""
 
@@ -360,6 +428,7 @@ def child_name(reference: str, url: URL) -> str:
 def json_entries(text: str, url: URL) -> list[Entry]:
     """An index as JSON, as httpserver.py, nginx and Caddy write it."""
     import json
+
     index = json.loads(text)
     index = index.get("entries") if isinstance(index, dict) else index
     if not isinstance(index, list):
@@ -369,16 +438,27 @@ def json_entries(text: str, url: URL) -> list[Entry]:
 
 def json_entry(item: dict[str, Any]) -> Entry | None:
     name: Any = item.get("name")
-    size, mtime, link = item.get("size"), item.get("mtime", item.get("mod_time")), item.get("href", item.get("url"))
+    size, mtime, link = (
+        item.get("size"),
+        item.get("mtime", item.get("mod_time")),
+        item.get("href", item.get("url")),
+    )
     try:
-        name = unquoted(link.removeprefix("./")) if isinstance(link, str) else name  # exact even where the name is no text
+        # exact even where the name is no text
+        name = unquoted(link.removeprefix("./")) if isinstance(link, str) else name
         os.fsencode(name)
     except (TypeError, UnicodeError):  # no str, or half a surrogate pair: it stands for no bytes
         return None
-    folder = item.get("is_dir") is True or item.get("type") in ("directory", "folder", "dir") or name.endswith("/")
+    folder = (
+        item.get("is_dir") is True
+        or item.get("type") in ("directory", "folder", "dir")
+        or name.endswith("/")
+    )
     mtime = parse_date(mtime) if isinstance(mtime, str) else mtime
     mtime = mtime if isinstance(mtime, (int, float)) and abs(mtime) < LATEST else None
-    return Entry(name.rstrip("/"), folder, size if isinstance(size, int) and not folder else None, mtime)
+    return Entry(
+        name.rstrip("/"), folder, size if isinstance(size, int) and not folder else None, mtime
+    )
 
 
 def amount(count: float) -> str:
@@ -392,16 +472,24 @@ def amount(count: float) -> str:
 
 def shown(text: str) -> str:
     """Text for a terminal: what could move the cursor or change colours appears in hex."""
-    return "".join(char if char.isprintable() or char in "\n\t" else f"\\x{ord(char):02x}" for char in text)
+    return "".join(
+        char if char.isprintable() or char in "\n\t" else f"\\x{ord(char):02x}" for char in text
+    )
 
 
 def spoken(name: str) -> str:
     """A file name in a message: one line, whatever is in it."""
-    return shown(os.fsencode(name).decode(errors="backslashreplace")).replace("\n", "\\n").replace("\t", "\\t")
+    return (
+        shown(os.fsencode(name).decode(errors="backslashreplace"))
+        .replace("\n", "\\n")
+        .replace("\t", "\\t")
+    )
 
 
 def basic(login: str) -> str:
-    return "Basic " + b64((login if ":" in login else login + ":").encode("utf-8", "surrogateescape"))
+    return "Basic " + b64(
+        (login if ":" in login else login + ":").encode("utf-8", "surrogateescape")
+    )
 
 
 def b64(data: bytes) -> str:
@@ -409,7 +497,10 @@ def b64(data: bytes) -> str:
 
 
 def hasher(name: str, data: bytes = b"") -> hashlib._Hash:
-    import hashlib  # not at the top, like json, html and ssl: what loads them is worth the wait, other runs start sooner
+    # not at the top, like json, html and ssl: what loads them is worth the wait, other runs start
+    # sooner
+    import hashlib
+
     return hashlib.new(name, data)
 
 
@@ -419,7 +510,9 @@ def error_lines(head: Head, body: bytes) -> str:
     if "html" in head.get("content-type"):
         text = unescaped(re.sub(r"(?s)<(style|script|head)\b.*?(?:</\1>|\Z)|<[^<>]*>", "\n", text))
     lines = [" ".join(line.split()) for line in text.splitlines()]
-    return shown(" | ".join([line[:200] for line in lines if line][:SHOWN_LINES])).replace("\n", " ")
+    return shown(" | ".join([line[:200] for line in lines if line][:SHOWN_LINES])).replace(
+        "\n", " "
+    )
 
 
 # --- the wire: bytes in, heads and bodies out ---
@@ -438,12 +531,13 @@ class Wire:
         self.start = self.end = 0
         self.problem = CLOSED  # why nothing more comes, once fill() is 0
         self.heard = False  # a head has come since the last request, an interim one (1xx) at least
-        self.success: Head | None = None  # one that was told before the body was sent: the server may still be reading
+        # one that was told before the body was sent: the server may still be reading
+        self.success: Head | None = None
 
     def fill(self) -> int:
         """Put what arrives behind what is there; 0 at the end of the stream."""
         waiting = self.end - self.start
-        self.buffer[:waiting] = self.buffer[self.start:self.end]
+        self.buffer[:waiting] = self.buffer[self.start : self.end]
         self.start, self.end = 0, waiting
         try:
             count = self.sock.recv_into(self.buffer[waiting:])
@@ -451,8 +545,12 @@ class Wire:
             if self.sock.gettimeout() == 0:
                 raise
             if isinstance(error, socket.timeout):
-                raise Transient(28, f"{self.peer} has said nothing for {self.args.timeout:g} s",
-                                "it is connected but silent: busy, stopped, or behind a broken link", "--timeout gives it longer") from None
+                raise Transient(
+                    28,
+                    f"{self.peer} has said nothing for {self.args.timeout:g} s",
+                    "it is connected but silent: busy, stopped, or behind a broken link",
+                    "--timeout gives it longer",
+                ) from None
             self.problem, count = error.strerror or str(error), 0
         self.end += count
         return count
@@ -461,25 +559,29 @@ class Wire:
         """Some of the bytes that come next, valid until the next call; none at the end of the stream."""
         if self.start == self.end:
             self.fill()
-        piece = self.buffer[self.start:min(self.end, self.start + most)]
+        piece = self.buffer[self.start : min(self.end, self.start + most)]
         self.start += len(piece)
         return piece
 
     def until(self, mark: re.Pattern[bytes], limit: int) -> bytes:
         """The bytes up to a mark and with it."""
-        while not (found := mark.search(self.buffer, self.start, min(self.end, self.start + limit))):
+        while not (
+            found := mark.search(self.buffer, self.start, min(self.end, self.start + limit))
+        ):
             if self.end - self.start >= limit:
                 raise broken(self.peer, f"no end of a head or line within {limit} bytes")
             if not self.fill():
                 raise self.lost()
-        data = bytes(self.buffer[self.start:found.end()])
+        data = bytes(self.buffer[self.start : found.end()])
         self.start = found.end()
         return data
 
     def lost(self) -> Transient:
         came = self.end - self.start
         code, what = (18, f"only {came} bytes of a head came") if came else (52, "no answer")
-        return Transient(code, f"{what} from {self.peer}", f"connection lost: {self.problem}", "the same again")
+        return Transient(
+            code, f"{what} from {self.peer}", f"connection lost: {self.problem}", "the same again"
+        )
 
     def head(self) -> Head:
         """The head of the response. Interim ones (1xx) before it are taken note of."""
@@ -493,9 +595,11 @@ class Wire:
         try:
             raw = self.until(HEAD_END, MAX_HEAD)
         except Transient:
-            raw = bytes(self.buffer[self.start:self.end])
-            if raw.startswith(b"HTTP/"[:len(raw)]):
-                raise  # else no head that was cut but another protocol's greeting: trying again would not help
+            raw = bytes(self.buffer[self.start : self.end])
+            if raw.startswith(b"HTTP/"[: len(raw)]):
+                # else no head that was cut but another protocol's greeting: trying again would not
+                # help
+                raise
         try:
             head = parse_head(raw)
         except ValueError as error:
@@ -526,7 +630,7 @@ class Wire:
         view = memoryview(data)
         try:
             while view:
-                view = view[self.sock.send(view):]
+                view = view[self.sock.send(view) :]
         except OSError as error:
             raise unsent(self.peer, error) from None
 
@@ -535,10 +639,13 @@ class Wire:
         chunked = body.length is None
         try:
             for piece in body.pieces():
-                if head := self.send_piece(b"%x\r\n" % len(piece) + piece + b"\r\n" if chunked else piece):
+                if head := self.send_piece(
+                    b"%x\r\n" % len(piece) + piece + b"\r\n" if chunked else piece
+                ):
                     return head
             return (self.send_piece(b"0\r\n\r\n") if chunked else None) or self.success
-        except OSError as error:  # EPIPE, ECONNRESET: what was said before may still be there to read
+        except OSError as error:
+            # EPIPE, ECONNRESET: what was said before may still be there to read
             with contextlib.suppress(Transient):
                 return self.success or self.head()
             raise unsent(self.peer, error) from None
@@ -546,15 +653,22 @@ class Wire:
     def send_piece(self, data: bytes | memoryview) -> Head | None:
         view = memoryview(data)
         while view:
-            readable, writable, _ = select.select([] if self.success else [self.sock], [self.sock], [], self.args.timeout)
+            readable, writable, _ = select.select(
+                [] if self.success else [self.sock], [self.sock], [], self.args.timeout
+            )
             if readable and (head := self.early()):
                 if head.status >= 300:
                     return head
                 self.success = head
             if not readable and not writable:
-                raise Transient(28, f"{self.peer} has taken nothing for {self.args.timeout:g} s", "it stopped reading", "the same again")
+                raise Transient(
+                    28,
+                    f"{self.peer} has taken nothing for {self.args.timeout:g} s",
+                    "it stopped reading",
+                    "the same again",
+                )
             if writable:
-                count = self.sock.send(view[:self.slice])
+                count = self.sock.send(view[: self.slice])
                 view = view[count:]
                 self.args.progress.add(count)
         return None
@@ -562,7 +676,10 @@ class Wire:
     def await_word(self) -> Head | None:
         """After Expect: 100-continue: the refusal, or None when the body may go, as any interim response says."""
         deadline = time.monotonic() + EXPECT_WAIT
-        while not self.heard and select.select([self.sock], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        while (
+            not self.heard
+            and select.select([self.sock], [], [], max(0.0, deadline - time.monotonic()))[0]
+        ):
             if head := self.early():
                 return head
         return None
@@ -578,7 +695,11 @@ class Reply:
         self.wire = wire
         self.head = head
         self.url = url
-        self.keep = head.has("connection", "keep-alive") if head.version == "1.0" else not head.has("connection", "close")
+        self.keep = (
+            head.has("connection", "keep-alive")
+            if head.version == "1.0"
+            else not head.has("connection", "close")
+        )
         self.ended = method == "HEAD" or head.status in (204, 304) or head.length == 0
         self.received = 0
 
@@ -589,7 +710,11 @@ class Reply:
         if "transfer-encoding" in self.head.fields:
             body = self.chunks()
         else:
-            body = self.to_the_end() if self.head.length is None else self.sized(self.head.length - self.received)
+            body = (
+                self.to_the_end()
+                if self.head.length is None
+                else self.sized(self.head.length - self.received)
+            )
         for piece in body:
             self.received += len(piece)
             yield piece
@@ -614,7 +739,8 @@ class Reply:
     def chunks(self) -> Iterator[memoryview]:
         if self.head.get("transfer-encoding").lower() != "chunked":
             raise broken(self.wire.peer, "a Transfer-Encoding other than chunked")
-        self.keep = self.keep and "content-length" not in self.head.fields  # both: somebody may be smuggling
+        # both: somebody may be smuggling
+        self.keep = self.keep and "content-length" not in self.head.fields
         while size := self.chunk_size():
             yield from self.sized(size)
             if self.line(MAX_LINE) not in (b"\r\n", b"\n"):
@@ -642,7 +768,9 @@ class Reply:
             yield from self.pieces()
             return
         if coding not in ("gzip", "x-gzip"):
-            raise broken(self.wire.peer, f"a Content-Encoding that nobody asked for: {shown(coding[:40])}")
+            raise broken(
+                self.wire.peer, f"a Content-Encoding that nobody asked for: {shown(coding[:40])}"
+            )
         made = 0
         try:
             for out in gunzip(self.pieces()):
@@ -664,15 +792,24 @@ class Reply:
 
     def cut(self) -> Transient:
         size = "" if self.head.length is None else f" of {self.head.length:,}"
-        return Transient(18, f"connection to {self.wire.peer} lost at {self.received:,}{size} bytes", self.wire.problem,
-                         "the same command again goes on from there")
+        return Transient(
+            18,
+            f"connection to {self.wire.peer} lost at {self.received:,}{size} bytes",
+            self.wire.problem,
+            "the same command again goes on from there",
+        )
 
     def __enter__(self) -> Reply:  # noqa: PYI034  (Self came with Python 3.11)
         return self
 
     def __exit__(self, *exception: object) -> None:
         """Leave the connection at the next response, or closed."""
-        if not self.ended and self.head.length is not None and self.head.length - self.received <= MAX_ANSWER and not exception[0]:
+        if (
+            not self.ended
+            and self.head.length is not None
+            and self.head.length - self.received <= MAX_ANSWER
+            and not exception[0]
+        ):
             with contextlib.suppress(Failure):
                 for _ in self.pieces():
                     pass
@@ -685,14 +822,21 @@ def gunzip(pieces: Iterable[memoryview]) -> Iterator[bytes]:
     """What these bytes decode to, a bounded amount at a time: one member after another, each with its checksum
     (RFC 1952 section 2.2). zlib.error for what is no gzip, or not all of it."""
     decoder = zlib.decompressobj(wbits=31)  # 31: with gzip's head and checksum
-    for step in (piece[start:start + GZIP_STEP] for piece in pieces for start in range(0, len(piece), GZIP_STEP)):
+    for step in (
+        piece[start : start + GZIP_STEP]
+        for piece in pieces
+        for start in range(0, len(piece), GZIP_STEP)
+    ):
         rest, full = bytes(step), False
         while rest or full:
             if decoder.eof:
                 decoder = zlib.decompressobj(wbits=31)
             out = decoder.decompress(rest, BUFFER)
             yield out
-            rest, full = decoder.unused_data or decoder.unconsumed_tail, len(out) == BUFFER and not decoder.eof
+            rest, full = (
+                decoder.unused_data or decoder.unconsumed_tail,
+                len(out) == BUFFER and not decoder.eof,
+            )
     if not decoder.eof:
         raise zlib.error("it stops in the middle")
 
@@ -703,17 +847,25 @@ class Body:
     def __init__(self, *parts: bytes | str) -> None:
         self.parts = parts
         found = [None if isinstance(part, bytes) else sendable_file(part) for part in parts]
-        self.sizes = [len(part) if info is None else info.st_size for part, info in zip(parts, found)]
+        self.sizes = [
+            len(part) if info is None else info.st_size for part, info in zip(parts, found)
+        ]
         self.length = sum(self.sizes) if parts else None
         self.mtime_ns = next((info.st_mtime_ns for info in found if info), 0)
         self.state = [(info.st_size, info.st_mtime_ns) for info in found if info]
         self.start = self.sent = 0  # sent: what was read of standard input
-        self.expects = self.length is None or self.length >= EXPECT_FROM  # 100 Continue, before it is sent
+        # 100 Continue, before it is sent
+        self.expects = self.length is None or self.length >= EXPECT_FROM
 
     def rest(self, offset: int) -> Body:
         """What follows an offset, of a single file. The server has said already that it wants it."""
         rest = Body(*self.parts)
-        rest.start, rest.sizes, rest.length, rest.expects = offset, self.sizes, sum(self.sizes) - offset, False
+        rest.start, rest.sizes, rest.length, rest.expects = (
+            offset,
+            self.sizes,
+            sum(self.sizes) - offset,
+            False,
+        )
         return rest
 
     def changed(self) -> bool:
@@ -741,8 +893,12 @@ def sendable_file(path: str) -> os.stat_result:
     except OSError as error:
         raise unreadable(path, error) from None
     if not stat.S_ISREG(found.st_mode):
-        raise Failure(26, f"cannot send {spoken(path)}: it is no regular file", "its length is not known in advance",
-                      "upload sends a folder; cat FILE | ... put - URL anything else")
+        raise Failure(
+            26,
+            f"cannot send {spoken(path)}: it is no regular file",
+            "its length is not known in advance",
+            "upload sends a folder; cat FILE | ... put - URL anything else",
+        )
     return found
 
 
@@ -752,22 +908,31 @@ def file_pieces(path: str, start: int, end: int) -> Iterator[memoryview]:
     try:
         with open(path, "rb", buffering=0) as file:
             file.seek(start)
-            while count := file.readinto(buffer[:end - file.tell()]):
+            while count := file.readinto(buffer[: end - file.tell()]):
                 yield buffer[:count]
             have = file.tell()
     except OSError as error:
         raise unreadable(path, error) from None
     if have < end:
-        raise Failure(26, f"{spoken(path)} became shorter while it was read", f"{have:,} of {end:,} bytes were there",
-                      "once more, when nothing writes to it")
+        raise Failure(
+            26,
+            f"{spoken(path)} became shorter while it was read",
+            f"{have:,} of {end:,} bytes were there",
+            "once more, when nothing writes to it",
+        )
 
 
 def read_input() -> bytes:
     try:
-        return os.read(-1 if sys.stdin is None else 0, BUFFER)  # None: it was closed before the start, and 0 may be the connection
+        # None: it was closed before the start, and 0 may be the connection
+        return os.read(-1 if sys.stdin is None else 0, BUFFER)
     except OSError as error:
-        raise Failure(26, f"cannot read standard input ({error.strerror})", "the server has at most what was read before",
-                      "put FILE URL") from None
+        raise Failure(
+            26,
+            f"cannot read standard input ({error.strerror})",
+            "the server has at most what was read before",
+            "put FILE URL",
+        ) from None
 
 
 def unreadable(path: str, error: OSError) -> Failure:
@@ -779,19 +944,34 @@ def unreadable(path: str, error: OSError) -> Failure:
 
 
 def unsent(peer: str, error: OSError) -> Transient:
-    return Transient(55, f"could not send to {peer} ({error.strerror or 'timed out'})", "it closed the connection or stopped reading",
-                     "the same again")
+    return Transient(
+        55,
+        f"could not send to {peer} ({error.strerror or 'timed out'})",
+        "it closed the connection or stopped reading",
+        "the same again",
+    )
 
 
 def broken(peer: str, what: str) -> Failure:
-    hint = "curl -v shows what it sends" if "\\x15" not in what and "\\x16" not in what else "https://: that is TLS"
-    return Failure(56, f"{peer} broke the protocol: {what}", "it is no HTTP server, a faulty one, or an attack", hint)
+    hint = (
+        "curl -v shows what it sends"
+        if "\\x15" not in what and "\\x16" not in what
+        else "https://: that is TLS"
+    )
+    return Failure(
+        56,
+        f"{peer} broke the protocol: {what}",
+        "it is no HTTP server, a faulty one, or an attack",
+        hint,
+    )
 
 
 def narrate(args: argparse.Namespace, mark: str, text: str) -> None:
     """-v: a head, line by line, in curl's marks; passwords masked."""
     if args.verbose:
-        masked = SECRET.sub(lambda found: found[1] + b"***", text.encode("utf-8", "surrogateescape"))
+        masked = SECRET.sub(
+            lambda found: found[1] + b"***", text.encode("utf-8", "surrogateescape")
+        )
         for line in masked.decode("utf-8", "backslashreplace").splitlines():
             say(f"{mark} {shown(line)}")
 
@@ -815,13 +995,18 @@ class Client:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.servers: dict[tuple[str, str], Server] = {}  # by origin and login
-        self.idle: dict[str, Wire] = {}  # the connection kept to each origin: one, for there are servers that serve one at a time
+        # the connection kept to each origin: one, for there are servers that serve one at a time
+        self.idle: dict[str, Wire] = {}
 
-    def ask(self, method: str, url: URL, fields: Fields | None = None, body: Body | None = None) -> Reply:
+    def ask(
+        self, method: str, url: URL, fields: Fields | None = None, body: Body | None = None
+    ) -> Reply:
         """The response that stands at the end of all redirects. Logins stay with the origin that they were given for."""
         fields, own = fields or {}, True
         for _ in range(MAX_REDIRECTS + 1):
-            reply = self.exchange(method, url, {**fields, **(self.server(url).personal if own else {})}, body)
+            reply = self.exchange(
+                method, url, {**fields, **(self.server(url).personal if own else {})}, body
+            )
             again = not (body and body.sent)  # what was read of standard input cannot be sent twice
             if again and own and self.can_log_in(reply):
                 continue
@@ -834,18 +1019,28 @@ class Client:
                 return reply
             with reply:
                 before, (method, body) = method, redirected(method, reply.head.status, body)
-            fields = fields if method == before else {}  # they were about the body: Content-Type, Expect, a digest (RFC 9110 section 15.4)
+            # they were about the body: Content-Type, Expect, a digest (RFC 9110 section 15.4)
+            fields = fields if method == before else {}
             target = url.join(location)
             own = own and target.origin == url.origin
             url = target._replace(login=url.login if own else "")
-        raise Failure(47, f"more than {MAX_REDIRECTS} redirects, the last one to {url}", "the server sends in circles",
-                      "another URL")
+        raise Failure(
+            47,
+            f"more than {MAX_REDIRECTS} redirects, the last one to {url}",
+            "the server sends in circles",
+            "another URL",
+        )
 
     def can_log_in(self, reply: Reply) -> bool:
         """Where none was given, a password may be typed: for this server alone."""
         url, server = reply.url, self.server(reply.url)
         wanted = reply.head.status == 401 and "basic" in reply.head.get("www-authenticate").lower()
-        if not wanted or server.personal.get("Authorization") or url.origin in self.args.asked or not os.isatty(2):
+        if (
+            not wanted
+            or server.personal.get("Authorization")
+            or url.origin in self.args.asked
+            or not os.isatty(2)
+        ):
             return False
         with reply:
             self.args.progress.clear()
@@ -874,16 +1069,27 @@ class Client:
         return self.converse(self.dial(url), request, method, url, body)
 
     def request(self, method: str, url: URL, fields: Fields, body: Body | None) -> bytes:
-        proxy = self.server(url).proxy if url.scheme == "http" else None  # https goes through a tunnel
-        all_fields = {"Host": url.authority, "User-Agent": f"six-httpclient/{VERSION}", "Accept": "*/*"}
+        # https goes through a tunnel
+        proxy = self.server(url).proxy if url.scheme == "http" else None
+        all_fields = {
+            "Host": url.authority,
+            "User-Agent": f"six-httpclient/{VERSION}",
+            "Accept": "*/*",
+        }
         if proxy and proxy.login:
             all_fields["Proxy-Authorization"] = basic(proxy.login)
         if body is not None:
-            all_fields.update({"Transfer-Encoding": "chunked"} if body.length is None else {"Content-Length": str(body.length)})
+            all_fields.update(
+                {"Transfer-Encoding": "chunked"}
+                if body.length is None
+                else {"Content-Length": str(body.length)}
+            )
             all_fields.update({"Expect": "100-continue"} if body.expects else {})
         return request_head(method, url.full if proxy else url.target, merged(all_fields, fields))
 
-    def converse(self, wire: Wire, request: bytes, method: str, url: URL, body: Body | None) -> Reply:
+    def converse(
+        self, wire: Wire, request: bytes, method: str, url: URL, body: Body | None
+    ) -> Reply:
         narrate(self.args, ">", request.decode("utf-8", "surrogateescape"))
         try:
             wire.heard = False
@@ -896,7 +1102,8 @@ class Client:
         except BaseException:
             wire.close()
             raise
-        reply.keep = reply.keep and early is None  # or the rest of the body would be taken for a request
+        # or the rest of the body would be taken for a request
+        reply.keep = reply.keep and early is None
         self.idle[url.origin], self.server(url).answered = wire, True
         return reply
 
@@ -910,13 +1117,23 @@ class Client:
     def dial(self, url: URL) -> Wire:
         plain = functools.partial(self.plain, url)
         try:
-            sock = encrypt(plain, url.host, self.args, ["http/1.1"]) if url.scheme == "https" else plain()
+            sock = (
+                encrypt(plain, url.host, self.args, ["http/1.1"])
+                if url.scheme == "https"
+                else plain()
+            )
         except OSError as error:
-            raise Transient(28 if isinstance(error, socket.timeout) else 56, f"{url.host} hung up on TLS or stayed silent", str(error),
-                            "http:// instead of https://?") from None
+            raise Transient(
+                28 if isinstance(error, socket.timeout) else 56,
+                f"{url.host} hung up on TLS or stayed silent",
+                str(error),
+                "http:// instead of https://?",
+            ) from None
         except Failure as failure:
             if self.server(url).answered and failure.code in (6, 7, 28):
-                raise Transient(failure.code, *(line[7:] for line in str(failure).split("\n"))) from None
+                raise Transient(
+                    failure.code, *(line[7:] for line in str(failure).split("\n"))
+                ) from None
             raise
         with contextlib.suppress(OSError):  # it has hung up already, as will be seen
             narrate(self.args, "*", f"connected to {address(sock.getpeername())}")
@@ -925,7 +1142,12 @@ class Client:
     def plain(self, url: URL) -> socket.socket:
         proxy = self.server(url).proxy
         via = proxy or url
-        sock = open_connection(self.args, via_family(via.host, via.port, self.args), via.port, server_command(url, proxy))
+        sock = open_connection(
+            self.args,
+            via_family(via.host, via.port, self.args),
+            via.port,
+            server_command(url, proxy),
+        )
         try:
             if proxy and url.scheme == "https":
                 self.tunnel(sock, url, proxy)
@@ -937,20 +1159,32 @@ class Client:
     def tunnel(self, sock: socket.socket, url: URL, proxy: URL) -> None:
         """Ask a proxy to pass bytes to the server unread (RFC 9110 section 9.3.6)."""
         goal = f"{url.authority}:{url.port}" if url.port == PORTS[url.scheme] else url.authority
-        fields = {"Host": goal, **({"Proxy-Authorization": basic(proxy.login)} if proxy.login else {})}
-        request, wire = request_head("CONNECT", goal, fields), Wire(sock, f"the proxy {proxy.authority}", self.args)
+        fields = {
+            "Host": goal,
+            **({"Proxy-Authorization": basic(proxy.login)} if proxy.login else {}),
+        }
+        request, wire = (
+            request_head("CONNECT", goal, fields),
+            Wire(sock, f"the proxy {proxy.authority}", self.args),
+        )
         narrate(self.args, ">", request.decode())
         wire.send(request)
         head = wire.head()
         if not 200 <= head.status < 300:
-            raise Failure(56, f"the proxy {proxy.authority} does not connect to {goal}: {head.status} {shown(head.reason)}",
-                          "it allows other ports only, cannot reach the server, or asks for a password", "--proxy http://USER:PASSWORD@HOST:PORT")
+            raise Failure(
+                56,
+                f"the proxy {proxy.authority} does not connect to {goal}: {head.status} {shown(head.reason)}",
+                "it allows other ports only, cannot reach the server, or asks for a password",
+                "--proxy http://USER:PASSWORD@HOST:PORT",
+            )
 
     def close(self) -> None:
         for wire in self.idle.values():
             wire.close()
 
-    def pipeline(self, method: str, urls: Iterable[URL], fields: Fields) -> Iterator[tuple[URL, Reply]]:
+    def pipeline(
+        self, method: str, urls: Iterable[URL], fields: Fields
+    ) -> Iterator[tuple[URL, Reply]]:
         """Ask for many things of one server without waiting in between; the responses come in the same order.
         It starts with one request, and doubles while the connection holds: not every server keeps it open."""
         waiting, asked, window = deque(urls), deque[URL](), 1
@@ -974,11 +1208,16 @@ class Client:
         if wire:
             self.idle[url.origin] = wire
 
-    def next_reply(self, wire: Wire, method: str, new: list[URL], fields: Fields, url: URL) -> Reply:
+    def next_reply(
+        self, wire: Wire, method: str, new: list[URL], fields: Fields, url: URL
+    ) -> Reply:
         try:
             if new:
-                mark = url._replace(target="\0")  # they differ in nothing but the target, so one is made for all
-                before, after = self.request(method, mark, {**fields, **self.server(url).personal}, None).split(b"\0")
+                # they differ in nothing but the target, so one is made for all
+                mark = url._replace(target="\0")
+                before, after = self.request(
+                    method, mark, {**fields, **self.server(url).personal}, None
+                ).split(b"\0")
                 requests = [before + each.target.encode() + after for each in new]
                 wire.send(b"".join(requests))
                 for request in requests if self.args.verbose else ():
@@ -995,8 +1234,12 @@ def redirected(method: str, status: int, body: Body | None) -> tuple[str, Body |
     if status == 303 and method != "HEAD" or status in (301, 302) and method == "POST":
         return "GET", None
     if body is not None and body.sent:
-        raise Failure(47, "the server redirects the upload, but standard input cannot be sent twice", "it has been read",
-                      "send to the new address, or from a file")
+        raise Failure(
+            47,
+            "the server redirects the upload, but standard input cannot be sent twice",
+            "it has been read",
+            "send to the new address, or from a file",
+        )
     return method, body
 
 
@@ -1033,24 +1276,54 @@ def authorization(url: URL, args: argparse.Namespace) -> str:
 
 def netrc_login(path: str, host: str) -> str:
     import netrc
+
     try:
         found = netrc.netrc(path).authenticators(host)
-    except (OSError, ValueError, netrc.NetrcParseError) as error:  # ValueError: it is not UTF-8. Their own texts quote words of a password
-        reason = error.strerror if isinstance(error, OSError) else f"it is malformed near line {getattr(error, 'lineno', '?')}"
-        raise Failure(26, f"cannot read {spoken(path)}: {reason}", "it may hold the login for this server", "repair or rename it") from None
+    except (OSError, ValueError, netrc.NetrcParseError) as error:
+        # ValueError: it is not UTF-8. Their own texts quote words of a password
+        reason = (
+            error.strerror
+            if isinstance(error, OSError)
+            else f"it is malformed near line {getattr(error, 'lineno', '?')}"
+        )
+        raise Failure(
+            26,
+            f"cannot read {spoken(path)}: {reason}",
+            "it may hold the login for this server",
+            "repair or rename it",
+        ) from None
     return basic(f"{found[0]}:{found[2]}") if found else ""
 
 
 def proxy_for(url: URL, args: argparse.Namespace) -> URL | None:
     """HTTP_PROXY in capitals is not read: a web server sets that from a request's Proxy header."""
-    names = [f"{url.scheme}_proxy", "HTTPS_PROXY" if url.scheme == "https" else "all_proxy", "all_proxy", "ALL_PROXY"]
-    text = args.proxy if args.proxy is not None else next(filter(None, map(os.environ.get, names)), "")
-    direct = (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "") if args.proxy is None else ""
-    if not text or any(each == "*" or f".{url.host}".endswith("." + each.lstrip(".")) for each in direct.lower().replace(",", " ").split()):
+    names = [
+        f"{url.scheme}_proxy",
+        "HTTPS_PROXY" if url.scheme == "https" else "all_proxy",
+        "all_proxy",
+        "ALL_PROXY",
+    ]
+    text = (
+        args.proxy if args.proxy is not None else next(filter(None, map(os.environ.get, names)), "")
+    )
+    direct = (
+        (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "")
+        if args.proxy is None
+        else ""
+    )
+    if not text or any(
+        each == "*" or f".{url.host}".endswith("." + each.lstrip("."))
+        for each in direct.lower().replace(",", " ").split()
+    ):
         return None
     proxy = parse_url(text if "://" in text else "http://" + text)
     if proxy.scheme != "http":
-        raise Failure(2, f"{proxy} is no proxy that is spoken to without TLS", "nothing was sent", "http://HOST:PORT, for https too")
+        raise Failure(
+            2,
+            f"{proxy} is no proxy that is spoken to without TLS",
+            "nothing was sent",
+            "http://HOST:PORT, for https too",
+        )
     return proxy
 
 
@@ -1061,7 +1334,12 @@ def via_family(host: str, port: int, args: argparse.Namespace) -> str:
     for family, target in resolve(host, port, socket.SOCK_STREAM):
         if family == args.family:
             return str(target[0])
-    raise Failure(6, f'host "{host}" has no address of the kind asked for', "-4 is for IPv4, -6 for IPv6", "leave it out")
+    raise Failure(
+        6,
+        f'host "{host}" has no address of the kind asked for',
+        "-4 is for IPv4, -6 for IPv6",
+        "leave it out",
+    )
 
 
 def check(reply: Reply) -> Reply:
@@ -1076,7 +1354,11 @@ def check(reply: Reply) -> Reply:
         except Failure:
             lines = ""
     what = f"{reply.url}: {head.status} {shown(head.reason)}"
-    text = what, f"the server says: {lines}" if lines else "the server gives no reason", ADVICE.get(head.status, "-v shows both heads")
+    text = (
+        what,
+        f"the server says: {lines}" if lines else "the server gives no reason",
+        ADVICE.get(head.status, "-v shows both heads"),
+    )
     if head.status in PASSING:
         raise Transient(22, *text, after=retry_after(head))
     raise Failure(22, *text)
@@ -1091,7 +1373,9 @@ def retry_after(head: Head) -> float | None:
     return None if date is None else max(0.0, date - time.time())
 
 
-def persist(args: argparse.Namespace, act: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> T:
+def persist(
+    args: argparse.Namespace, act: Callable[[], T], progress: Callable[[], int] = lambda: 0
+) -> T:
     """Try until it works. --retries counts the tries that got no further; pauses double, and vary so that clients spread."""
     failures, best = 0, progress()
     while True:
@@ -1102,10 +1386,16 @@ def persist(args: argparse.Namespace, act: Callable[[], T], progress: Callable[[
             failures, best = 0 if further else failures + 1, max(best, progress())
             if failures > args.retries or args.retries == 0:
                 raise
-            pause = PAUSES[0] if further else min(PAUSES[1] * 2 ** (failures - 1), PAUSES[2]) * (1 - os.urandom(1)[0] / 512)
+            pause = (
+                PAUSES[0]
+                if further
+                else min(PAUSES[1] * 2 ** (failures - 1), PAUSES[2]) * (1 - os.urandom(1)[0] / 512)
+            )
             pause = pause if failure.after is None else min(failure.after, PAUSES[2])
             args.progress.clear()
-            say(str(failure).split("\n")[0] + f"; trying again in {pause:.1f} s") if not args.quiet else None
+            say(
+                str(failure).split("\n")[0] + f"; trying again in {pause:.1f} s"
+            ) if not args.quiet else None
             time.sleep(pause)
 
 
@@ -1114,13 +1404,19 @@ class Part:
     """A download on its way: a hidden file beside its destination, and a note of what it belongs to. A short one is fetched
     whole again when it is cut, so it needs no note, and no lock under a name that nobody else makes up."""
 
-    def __init__(self, folder: str, url: URL, args: argparse.Namespace, short: bool = False) -> None:
+    def __init__(
+        self, folder: str, url: URL, args: argparse.Namespace, short: bool = False
+    ) -> None:
         self.args = args
-        self.path = os.path.join(folder, f".six-{os.urandom(16).hex()}.part" if short else part_name(url))
-        self.note = self.path[:-len("part")] + "json"
+        self.path = os.path.join(
+            folder, f".six-{os.urandom(16).hex()}.part" if short else part_name(url)
+        )
+        self.note = self.path[: -len("part")] + "json"
         self.source: Source | None = None
-        self.left: list[list[int]] = []  # with several connections: the spans still missing, each [first, end]
-        self.guard: contextlib.AbstractContextManager[object] = contextlib.nullcontext()  # a lock once several threads write
+        # with several connections: the spans still missing, each [first, end]
+        self.left: list[list[int]] = []
+        # a lock once several threads write
+        self.guard: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         self.fd = self.create(os.O_EXCL) if short else self.open()
         self.noted = not short and os.fstat(self.fd).st_size > 0
         self.offset = self.recall() if args.resume else 0
@@ -1138,14 +1434,19 @@ class Part:
             lock(fd)
         except BlockingIOError:
             os.close(fd)
-            raise Failure(23, f"{spoken(self.path)} is being written by another process", "the same URL is on its way there already",
-                          "wait for it, or -o another folder") from None
+            raise Failure(
+                23,
+                f"{spoken(self.path)} is being written by another process",
+                "the same URL is on its way there already",
+                "wait for it, or -o another folder",
+            ) from None
         found = os.fstat(fd)
         try:
             if os.path.samestat(found, os.lstat(self.path)):
                 if found.st_nlink < 2:
                     return fd
-                os.unlink(self.path)  # a run was killed in link(): this is the finished file, which keeps its other name
+                # a run was killed in link(): this is the finished file, which keeps its other name
+                os.unlink(self.path)
         except FileNotFoundError:
             pass  # another process has just finished: what was opened bears its final name now
         except OSError as error:
@@ -1166,13 +1467,20 @@ class Part:
             return 0
         size = found.st_size
         whole = size if source.size is None else source.size
-        if time.time() - found.st_mtime > PART_AGE or not source.validator or size > whole or left and size != whole:
+        if (
+            time.time() - found.st_mtime > PART_AGE
+            or not source.validator
+            or size > whole
+            or left
+            and size != whole
+        ):
             return 0
         self.source = source
         if any(first < end for first, end in left):
             self.left = left
             return size
-        return min(size, whole - 1) if source.size else size  # of a whole one the last byte: its answer proves the rest
+        # of a whole one the last byte: its answer proves the rest
+        return min(size, whole - 1) if source.size else size
 
     def begin(self, source: Source) -> None:
         """From the first byte, whatever was here."""
@@ -1204,7 +1512,7 @@ class Part:
             try:
                 os.lseek(self.fd, position, os.SEEK_SET)
                 while view:
-                    view = view[os.write(self.fd, view):]
+                    view = view[os.write(self.fd, view) :]
             except OSError as error:
                 raise unwritable(self.path, error, position + len(data) - len(view)) from None
 
@@ -1216,7 +1524,8 @@ class Part:
         step = max(SPLIT_FROM, -(-size // (4 * self.args.connections)))
         self.left = [[first, min(first + step, size)] for first in range(self.offset, size, step)]
         try:  # to take the room now, so that a full disk is known before the first byte
-            self.remember()  # first: what a run that is killed just then leaves is room, not what came
+            # first: what a run that is killed just then leaves is room, not what came
+            self.remember()
             take_room(self.fd, size)
             os.ftruncate(self.fd, size)
         except (OSError, Failure) as problem:
@@ -1224,7 +1533,9 @@ class Part:
             with contextlib.suppress(OSError, Failure):
                 os.ftruncate(self.fd, self.offset)
                 self.remember()
-            raise (unwritable(self.path, problem, 0) if isinstance(problem, OSError) else problem) from None
+            raise (
+                unwritable(self.path, problem, 0) if isinstance(problem, OSError) else problem
+            ) from None
         self.offset = size
         return True
 
@@ -1239,15 +1550,23 @@ class Part:
         """Give it its name, as the last thing of all. A link cannot replace what somebody else put there meanwhile."""
         try:
             if modified is not None:
-                with contextlib.suppress(OSError, OverflowError):  # a time that this file system does not know
+                # a time that this file system does not know
+                with contextlib.suppress(OSError, OverflowError):
                     os.utime(self.path, (modified, modified))
             elif etag:
-                with contextlib.suppress(OSError, AttributeError):  # only Linux has them, and not on every file system
-                    os.setxattr(self.fd, XATTR, stamp(url, os.fstat(self.fd)) + etag.encode("utf-8", "surrogateescape"))
+                # only Linux has them, and not on every file system
+                with contextlib.suppress(OSError, AttributeError):
+                    os.setxattr(
+                        self.fd,
+                        XATTR,
+                        stamp(url, os.fstat(self.fd)) + etag.encode("utf-8", "surrogateescape"),
+                    )
             with contextlib.suppress(FileNotFoundError):
                 os.chmod(self.path, stat.S_IMODE(os.stat(path).st_mode))
             if os.name == "nt":
-                self.release()  # Windows renames no open file; elsewhere the lock is held until the part has its name
+                # Windows renames no open file; elsewhere the lock is held until the part has its
+                # name
+                self.release()
             if replace or not link(self.path, path):
                 os.replace(self.path, path)
             self.release()
@@ -1286,7 +1605,8 @@ def take_room(fd: int, size: int) -> None:
     except AttributeError:
         pass  # macOS and Windows have no such call
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # a file system that cannot, such as ZFS on FreeBSD
+        # a file system that cannot, such as ZFS on FreeBSD
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
             raise
 
 
@@ -1303,6 +1623,7 @@ def read_note(path: str) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8", opener=open_own) as file:
             import json  # here: mostly there is no note
+
             note = json.load(file)
     except RecursionError:
         note = None
@@ -1315,7 +1636,9 @@ def noted_source(note: dict[str, Any]) -> Source:
     """TypeError or ValueError for one that no run of ours wrote: others may plant a note, and its validator goes into a request's head."""
     source = Source(**note)
     texts = source.url, source.etag, source.modified, source.digest
-    if not all(isinstance(text, str) and text.isprintable() for text in texts) or not isinstance(source.size, (int, type(None))):
+    if not all(isinstance(text, str) and text.isprintable() for text in texts) or not isinstance(
+        source.size, (int, type(None))
+    ):
         raise TypeError("a note of wrong types")
     if not re.fullmatch("[0-9a-f]{64}|", source.digest):
         raise ValueError("a note with a digest that is none")
@@ -1325,6 +1648,7 @@ def noted_source(note: dict[str, Any]) -> Source:
 def write_note(path: str, note: dict[str, Any]) -> None:
     """Whole or not at all."""
     import json
+
     try:
         with open(path + "~", "w", encoding="utf-8", opener=open_own) as file:
             json.dump(note, file)
@@ -1347,21 +1671,35 @@ class Stream:
 
     def __init__(self, path: str, args: argparse.Namespace) -> None:
         self.name = "standard output" if path == "-" else spoken(path)
-        if path == "-" and sys.stdout is None:  # closed before the start: the connection may have its number
-            raise Failure(23, "cannot write standard output (it is closed)", "whoever started this closed it", "the same without >&-")
+        # closed before the start: the connection may have its number
+        if path == "-" and sys.stdout is None:
+            raise Failure(
+                23,
+                "cannot write standard output (it is closed)",
+                "whoever started this closed it",
+                "the same without >&-",
+            )
         try:
             self.fd = 1 if path == "-" else os.open(path, os.O_WRONLY)
         except OSError as error:
             raise unwritable(path, error, 0) from None
-        self.decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace") if os.isatty(self.fd) else None
+        self.decoder = (
+            codecs.getincrementaldecoder("utf-8")("backslashreplace")
+            if os.isatty(self.fd)
+            else None
+        )
         self.source: Source | None = None
         self.offset = 0
         self.totals = {args.checksum[0]: hasher(args.checksum[0])} if args.checksum else {}
 
     def begin(self, source: Source) -> None:
         if self.offset:
-            raise Failure(33, "the rest cannot be fetched alone, and what was written cannot be taken back",
-                          "the file changed, or the server does not serve ranges", "-o FILE, which can start over")
+            raise Failure(
+                33,
+                "the rest cannot be fetched alone, and what was written cannot be taken back",
+                "the file changed, or the server does not serve ranges",
+                "-o FILE, which can start over",
+            )
         self.source = source
         if source.digest:
             self.totals["sha256"] = hasher("sha256")
@@ -1378,10 +1716,14 @@ class Stream:
         view = memoryview(shown(self.decoder.decode(data, last)).encode() if self.decoder else data)
         try:
             while view:
-                view = view[os.write(self.fd, view):]
+                view = view[os.write(self.fd, view) :]
         except OSError as error:
-            raise Failure(23, f"cannot write {self.name} ({error.strerror})", "what reads it has ended, or its disk is full",
-                          "-o FILE, with room for it") from None
+            raise Failure(
+                23,
+                f"cannot write {self.name} ({error.strerror})",
+                "what reads it has ended, or its disk is full",
+                "-o FILE, with room for it",
+            ) from None
 
     def digest(self, name: str) -> str:
         return self.totals[name].hexdigest()
@@ -1401,7 +1743,8 @@ class Download:
         self.folder = folder
         self.name = name  # "" until the first response, which may propose one
         self.path = os.path.join(folder, name)
-        self.chosen = bool(name) and not replace  # by the user: then it may be a FIFO or device, too
+        # by the user: then it may be a FIFO or device, too
+        self.chosen = bool(name) and not replace
         self.stdout = self.chosen and self.path == "-"
         self.replace = bool(replace or self.args.force or self.args.newer)
         self.head: Head | None = None
@@ -1428,13 +1771,21 @@ class Download:
         if method == "HEAD":
             return "same" * self.same(reply.head)
         short = reply.head.length is not None and reply.head.length <= NOTED_FROM
-        with contextlib.suppress(Failure), contextlib.closing(Part(self.folder, self.url, self.args, short)) as part:
+        with (
+            contextlib.suppress(Failure),
+            contextlib.closing(Part(self.folder, self.url, self.args, short)) as part,
+        ):
             return self.finish(part) if self.receive(reply, part) else "same"
         return ""  # it will be told when it fails once more
 
     def sink(self) -> Part | Stream:
         found = look(self.path) if self.chosen else None
-        if self.stdout or found and not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+        if (
+            self.stdout
+            or found
+            and not stat.S_ISREG(found.st_mode)
+            and not stat.S_ISDIR(found.st_mode)
+        ):
             return Stream(self.path, self.args)
         return Part(self.folder, self.url, self.args)
 
@@ -1464,8 +1815,15 @@ class Download:
     def same(self, head: Head) -> bool:
         """Whether a response is about the very file here: by the ETag that came with it, or by size and time; and --checksum agrees."""
         known = remembered_etag(self.path, self.url) if head.modified is None else ""
-        alike = known == head.get("etag") if known else same(look(self.path), head.length, head.modified, self.args.newer)
-        return alike and (not self.args.checksum or file_digest(self.path, self.args.checksum[0]) == self.args.checksum[1])
+        alike = (
+            known == head.get("etag")
+            if known
+            else same(look(self.path), head.length, head.modified, self.args.newer)
+        )
+        return alike and (
+            not self.args.checksum
+            or file_digest(self.path, self.args.checksum[0]) == self.args.checksum[1]
+        )
 
     def fetch(self, sink: Part | Stream) -> bool:
         """One request for what is missing, and its body to the end. False when there is nothing to do."""
@@ -1484,7 +1842,12 @@ class Download:
         if head.status == 206:
             self.continues(head, sink)
         elif head.status != 200:
-            raise Failure(22, f"{self.url}: {head.status} {shown(head.reason)}", "that is no file", "-v shows both heads")
+            raise Failure(
+                22,
+                f"{self.url}: {head.status} {shown(head.reason)}",
+                "that is no file",
+                "-v shows both heads",
+            )
         self.saw(head)
         if sink.offset == 0 and self.here(head):
             return False
@@ -1492,7 +1855,8 @@ class Download:
         decode = head.get("content-encoding") not in ("", "identity") and not named
         if head.status == 200:
             source = source_of(self.url, head)
-            sink.begin(source if not decode else Source(source.url, "", "", None, ""))  # offsets and digests are of what is not decoded
+            # offsets and digests are of what is not decoded
+            sink.begin(source if not decode else Source(source.url, "", "", None, ""))
         self.args.progress.begin(self.name, sink.offset, sink.source.size if sink.source else None)
         for piece in reply.decoded() if decode else reply.pieces():
             sink.write(piece)
@@ -1504,7 +1868,9 @@ class Download:
         """A response tells the name, if nobody has chosen one, and the time."""
         self.head = head
         if not self.name:
-            self.name = safe_name(disposition_name(head.get("content-disposition")) or url_name(self.url))
+            self.name = safe_name(
+                disposition_name(head.get("content-disposition")) or url_name(self.url)
+            )
             self.path = os.path.join(self.folder, self.name)
 
     def continues(self, head: Head, sink: Part | Stream) -> None:
@@ -1512,34 +1878,67 @@ class Download:
         span, source = content_range(head), sink.source
         if not sink.offset or source is None:
             raise broken(self.url.authority, "a part (206) of what was asked for whole")
-        fits = span and span[0] == sink.offset and span[1] == span[2] and source.size in (None, span[2])
+        fits = (
+            span
+            and span[0] == sink.offset
+            and span[1] == span[2]
+            and source.size in (None, span[2])
+        )
         if not fits or not source.fits(head):
             sink.forget()
-            raise Transient(33, f"{self.url.authority} answers a range with another one", "it changed meanwhile, or its server is at fault",
-                            "-o FILE --no-resume", after=0)
+            raise Transient(
+                33,
+                f"{self.url.authority} answers a range with another one",
+                "it changed meanwhile, or its server is at fault",
+                "-o FILE --no-resume",
+                after=0,
+            )
 
     def out_of_range(self, head: Head, sink: Part | Stream) -> bool:
         """416: nothing is missing if the size is what we have and the ETag says that it is the same file."""
         span, source = content_range(head), sink.source
-        if span and span[2] == sink.offset and source and source.etag and head.get("etag") == source.etag:
+        if (
+            span
+            and span[2] == sink.offset
+            and source
+            and source.etag
+            and head.get("etag") == source.etag
+        ):
             self.saw(head)
             return True
         sink.forget()
-        raise Transient(33, f"{self.url.authority} has not so many bytes of it any more", "the file changed", "--no-resume", after=0)
+        raise Transient(
+            33,
+            f"{self.url.authority} has not so many bytes of it any more",
+            "the file changed",
+            "--no-resume",
+            after=0,
+        )
 
     def finish(self, sink: Part | Stream) -> str:
         source = sink.source
         if source and source.size is not None and sink.offset != source.size:
-            raise Failure(18, f"{sink.offset:,} of {source.size:,} bytes came", "the server ended the body early", "the same again")
+            raise Failure(
+                18,
+                f"{sink.offset:,} of {source.size:,} bytes came",
+                "the server ended the body early",
+                "the same again",
+            )
         promised = [self.args.checksum, source and source.digest and ("sha256", source.digest)]
         for name, want in filter(None, promised):
             found = sink.digest(name)
             if found != want:
                 sink.discard()
-                raise Failure(56, f"{self.url} came with a wrong {name}: {found}", f"{want} was promised; nothing is kept of it",
-                              "the same again; if it stays, the file there is another one")
+                raise Failure(
+                    56,
+                    f"{self.url} came with a wrong {name}: {found}",
+                    f"{want} was promised; nothing is kept of it",
+                    "the same again; if it stays, the file there is another one",
+                )
         if isinstance(sink, Part):
-            modified, etag = (self.head.modified, self.head.get("etag")) if self.head else (None, "")
+            modified, etag = (
+                (self.head.modified, self.head.get("etag")) if self.head else (None, "")
+            )
             sink.place(self.path, self.url, modified, etag, self.replace)
         return "saved"
 
@@ -1548,13 +1947,17 @@ def side_by_side(download: Download, part: Part) -> bool:
     """Fill the part over several connections, each fetching one span after another. False: it has to come in one piece."""
     args, resumed = part.args, part.offset > 0
     if not part.left:
-        many = args.connections > 1 and (resumed or persist(args, lambda: rangeable(download, part)))
+        many = args.connections > 1 and (
+            resumed or persist(args, lambda: rangeable(download, part))
+        )
         if not many or not part.divide():
             return False
-    if resumed and os.isatty(2):  # where a password may be asked for: here, and not by several threads at once
+    # where a password may be asked for: here, and not by several threads at once
+    if resumed and os.isatty(2):
         with contextlib.suppress(Failure), download.client.ask("HEAD", download.url):
             pass
     import threading  # not at the top: one connection needs none
+
     problems, news, part.guard = list[BaseException](), threading.Event(), threading.Lock()
     spans = iter(part.left)
 
@@ -1594,27 +1997,51 @@ def rangeable(download: Download, part: Part) -> bool:
     """Ask for one byte: that tells size, validator, and whether ranges are served at all."""
     with download.client.ask("GET", download.url, {**WANTED, "Range": "bytes=0-0"}) as reply:
         span, source = content_range(reply.head), source_of(download.url, reply.head)
-    coded = reply.head.get("content-encoding") not in ("", "identity")  # ranges are of what is encoded: receive() decodes the whole
-    if reply.head.status != 206 or not span or not source.validator or span[2] < 2 * SPLIT_FROM or coded:
+    # ranges are of what is encoded: receive() decodes the whole
+    coded = reply.head.get("content-encoding") not in ("", "identity")
+    if (
+        reply.head.status != 206
+        or not span
+        or not source.validator
+        or span[2] < 2 * SPLIT_FROM
+        or coded
+    ):
         return False
     download.saw(reply.head)
     if download.here(reply.head._replace(length=span[2])):
-        return False  # only now its name is known: the response to one whole request tells the same, and is not read
+        # only now its name is known: the response to one whole request tells the same, and is not
+        # read
+        return False
     part.begin(source)
     return True
 
 
-def fetch_span(client: Client, download: Download, part: Part, span: list[int], problems: list[BaseException]) -> None:
+def fetch_span(
+    client: Client, download: Download, part: Part, span: list[int], problems: list[BaseException]
+) -> None:
     """What is missing of one span. Its first byte moves on as it comes, so that a new try asks for the rest only."""
     source, url = part.source, download.url
     if source is None or problems or span[0] == span[1]:
         return
-    asked = {"Accept-Encoding": "identity", "Range": f"bytes={span[0]}-{span[1] - 1}", "If-Range": source.validator}
+    asked = {
+        "Accept-Encoding": "identity",
+        "Range": f"bytes={span[0]}-{span[1] - 1}",
+        "If-Range": source.validator,
+    }
     with client.ask("GET", url, asked) as reply:
         check(reply)
-        fits = reply.head.status == 206 and content_range(reply.head) == (span[0], span[1], source.size)
+        fits = reply.head.status == 206 and content_range(reply.head) == (
+            span[0],
+            span[1],
+            source.size,
+        )
         if not fits or not source.fits(reply.head):
-            raise Changed(33, f"{url} changed while it was fetched", "a range of it is not what was asked for", "the same again")
+            raise Changed(
+                33,
+                f"{url} changed while it was fetched",
+                "a range of it is not what was asked for",
+                "the same again",
+            )
         download.saw(reply.head)
         for piece in reply.pieces():
             if problems:
@@ -1624,7 +2051,12 @@ def fetch_span(client: Client, download: Download, part: Part, span: list[int], 
             part.write_at(span[0], piece)
             span[0] += len(piece)
     if span[0] < span[1]:
-        raise Transient(18, f"a range of {url} came short", f"{span[1] - span[0]:,} bytes of it are missing", "the same again")
+        raise Transient(
+            18,
+            f"a range of {url} came short",
+            f"{span[1] - span[0]:,} bytes of it are missing",
+            "the same again",
+        )
 
 
 def look(path: str) -> os.stat_result | None:
@@ -1633,7 +2065,9 @@ def look(path: str) -> os.stat_result | None:
     return None
 
 
-def same(found: os.stat_result | None, size: int | None, modified: float | None, newer: bool) -> bool:
+def same(
+    found: os.stat_result | None, size: int | None, modified: float | None, newer: bool
+) -> bool:
     """Whether a file here is the one that a server describes. mtimes are set from Last-Modified, so equal ones mean much;
     with --newer a later one here is as good, and where no time is told the size must do."""
     if found is None or size is not None and size != found.st_size:
@@ -1658,7 +2092,9 @@ def stamp(url: URL, found: os.stat_result) -> bytes:
 def remembered_etag(path: str, url: URL) -> str:
     with contextlib.suppress(OSError, AttributeError):
         text, start = os.getxattr(path, XATTR), stamp(url, os.stat(path))
-        return text[len(start):].decode("utf-8", "surrogateescape") if text.startswith(start) else ""
+        return (
+            text[len(start) :].decode("utf-8", "surrogateescape") if text.startswith(start) else ""
+        )
     return ""
 
 
@@ -1668,9 +2104,15 @@ def url_name(url: URL) -> str:
 
 def sweep(folder: str, names: set[str]) -> None:
     """Remove parts that nobody has continued for a week, and their notes, but none that is locked: somebody writes it."""
-    for stem in {name[:-len("part")] for name in names if is_part(name)}:
+    for stem in {name[: -len("part")] for name in names if is_part(name)}:
         with contextlib.suppress(OSError):
-            remove_old([os.path.join(folder, stem + end) for end in ("part", "json") if stem + end in names])
+            remove_old(
+                [
+                    os.path.join(folder, stem + end)
+                    for end in ("part", "json")
+                    if stem + end in names
+                ]
+            )
 
 
 def remove_old(paths: list[str]) -> None:
@@ -1701,6 +2143,7 @@ def lock(fd: int) -> None:
     """BlockingIOError: another run has it. Systems and file systems without flock do without."""
     with contextlib.suppress(ImportError):
         import fcntl  # not at the top: Windows has none
+
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -1710,14 +2153,22 @@ def lock(fd: int) -> None:
 
 
 def exists(path: str) -> Failure:
-    return Failure(23, f"{spoken(path)} exists already, and is another file", "it was left as it is",
-                   "--newer replaces it if the server's is newer or of another size, --force always, -o gives another name")
+    return Failure(
+        23,
+        f"{spoken(path)} exists already, and is another file",
+        "it was left as it is",
+        "--newer replaces it if the server's is newer or of another size, --force always, -o gives another name",
+    )
 
 
 def unwritable(path: str, error: OSError, offset: int) -> Failure:
     after = f" after {offset:,} bytes" if offset else ""
-    return Failure(23, f"cannot write {spoken(path)}{after}: {error.strerror}", "what came until then is kept where that is possible",
-                   "make room or choose another folder with -o, then the same again")
+    return Failure(
+        23,
+        f"cannot write {spoken(path)}{after}: {error.strerror}",
+        "what came until then is kept where that is possible",
+        "make room or choose another folder with -o, then the same again",
+    )
 
 
 def get(client: Client) -> int:
@@ -1725,18 +2176,33 @@ def get(client: Client) -> int:
     if folder == "-" or folder and not os.path.isdir(folder) and not folder.endswith("/"):
         folder, name = os.path.split(folder)
     if len(args.url) > 1 and name and args.output != "-":
-        raise Failure(2, f"{len(args.url)} URLs cannot all be {spoken(args.output)}", "nothing was fetched", "-o FOLDER/")
+        raise Failure(
+            2,
+            f"{len(args.url)} URLs cannot all be {spoken(args.output)}",
+            "nothing was fetched",
+            "-o FOLDER/",
+        )
     if args.output != "-":
         make_folder(folder or ".")
-    return each(args, [target(text, args) for text in args.url],
-                lambda url: tell(args, Download(client, url, folder, name, replace=False)))
+    return each(
+        args,
+        [target(text, args) for text in args.url],
+        lambda url: tell(args, Download(client, url, folder, name, replace=False)),
+    )
 
 
 def tell(args: argparse.Namespace, download: Download) -> None:
     """Run a download, and say what became of it."""
     verdict = download.run()
     if not download.stdout:
-        report(args, download.url, verdict, download.path, download.received, time.monotonic() - download.began)
+        report(
+            args,
+            download.url,
+            verdict,
+            download.path,
+            download.received,
+            time.monotonic() - download.began,
+        )
 
 
 # --- sending: put, post, delete, mkdir, move ---
@@ -1745,12 +2211,19 @@ def put(client: Client) -> int:
     paths: list[str] = args.path
     url = target(args.url, args)
     if not url.path.endswith("/") and len(paths) > 1:
-        raise Failure(2, f"{len(paths)} files cannot all become {url}", "nothing was sent", f"{url}/ is a folder")
+        raise Failure(
+            2,
+            f"{len(paths)} files cannot all become {url}",
+            "nothing was sent",
+            f"{url}/ is a folder",
+        )
     if "-" in paths and url.path.endswith("/"):
         raise Failure(2, "standard input has no name", "nothing was sent", f"{url}NAME")
 
     def one(path: str) -> None:
-        send_file(client, path, url.child(os.path.basename(path)) if url.path.endswith("/") else url)
+        send_file(
+            client, path, url.child(os.path.basename(path)) if url.path.endswith("/") else url
+        )
 
     return each(args, paths, one)
 
@@ -1759,7 +2232,9 @@ def send_file(client: Client, path: str, url: URL) -> None:
     """PUT a file, or standard input for -; again after a lost link, from where the server has it if it can tell."""
     began, body, args = time.monotonic(), Body() if path == "-" else Body(path), client.args
     upload = Upload(client, url, body, path)
-    persist(args, upload.attempt, lambda: upload.offset) if body.length is not None else upload.attempt()
+    persist(
+        args, upload.attempt, lambda: upload.offset
+    ) if body.length is not None else upload.attempt()
     report(args, url, upload.verdict, path, upload.sent, time.monotonic() - began)
 
 
@@ -1776,21 +2251,31 @@ class Upload:
         self.announced = False  # that the server speaks the draft
         self.verdict = "sent"
         self.fields: Fields = {}
-        self.note = os.path.join(os.path.dirname(path), part_name(url)[:-len("part")] + "json")
-        self.resource = self.recall() if client.args.resume and body.length is not None else None  # where it can be continued
+        self.note = os.path.join(os.path.dirname(path), part_name(url)[: -len("part")] + "json")
+        # where it can be continued
+        self.resource = self.recall() if client.args.resume and body.length is not None else None
 
     def recall(self) -> URL | None:
         """Where an earlier run of the same upload stopped, if the file is still the same. Who has made up that note shall get no login."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, Failure):
             note = read_note(self.note)
             resource = self.url.join(note["resource"])
-            if (note["size"], note["mtime_ns"], resource.origin) == (self.body.length, self.body.mtime_ns, self.url.origin):
+            if (note["size"], note["mtime_ns"], resource.origin) == (
+                self.body.length,
+                self.body.mtime_ns,
+                self.url.origin,
+            ):
                 return resource._replace(login=self.url.login)
         return None
 
     def remember(self, resource: URL) -> None:
         """Beside the file, until it is sent whole: where the rest of it may go. Where nothing can be written, it starts over."""
-        note = {"url": str(self.url), "resource": resource.target, "size": self.body.length, "mtime_ns": self.body.mtime_ns}
+        note = {
+            "url": str(self.url),
+            "resource": resource.target,
+            "size": self.body.length,
+            "mtime_ns": self.body.mtime_ns,
+        }
         with contextlib.suppress(Failure):
             write_note(self.note, note)
 
@@ -1809,7 +2294,14 @@ class Upload:
             with self.client.ask("OPTIONS", self.url) as reply:
                 told = set(reply.head.fields)
         self.announced = "upload-limit" in told and self.client.args.resume
-        return {**fields, **({"Repr-Digest": self.body.digest()} if told & {"want-repr-digest", "upload-limit"} else {})}
+        return {
+            **fields,
+            **(
+                {"Repr-Digest": self.body.digest()}
+                if told & {"want-repr-digest", "upload-limit"}
+                else {}
+            ),
+        }
 
     def attempt(self) -> None:
         if self.body.changed():  # since the last try: the server has the beginning of another file
@@ -1823,8 +2315,12 @@ class Upload:
         with contextlib.suppress(OSError):
             os.unlink(self.note)
         if self.body.changed():
-            raise Failure(18, f"{spoken(self.path)} changed while it was sent", "what the server has may be neither the old nor the new",
-                          "once more, when nothing writes to it")
+            raise Failure(
+                18,
+                f"{spoken(self.path)} changed while it was sent",
+                "what the server has may be neither the old nor the new",
+                "once more, when nothing writes to it",
+            )
 
     def create(self) -> URL | None:
         """Where the server speaks the draft, begin with an empty upload: the answer tells where it can be continued. (104 would tell it
@@ -1832,9 +2328,16 @@ class Upload:
         self.fields, self.offset = self.fields or self.prepare(), 0
         if not self.announced:
             return None
-        fields = {**self.fields, "Upload-Complete": "?0", "Upload-Length": str(self.body.length), "Upload-Draft-Interop-Version": INTEROP}
+        fields = {
+            **self.fields,
+            "Upload-Complete": "?0",
+            "Upload-Length": str(self.body.length),
+            "Upload-Draft-Interop-Version": INTEROP,
+        }
         with self.client.ask("PUT", self.url, fields, Body(b"")) as reply:
-            resource = check(reply).url.join(reply.head.get("location"))._replace(login=self.url.login)
+            resource = (
+                check(reply).url.join(reply.head.get("location"))._replace(login=self.url.login)
+            )
         if not reply.head.get("location") or resource.origin != self.url.origin:
             return None
         self.remember(resource)
@@ -1847,27 +2350,41 @@ class Upload:
     def send_whole(self) -> None:
         self.client.args.progress.begin(self.path, 0, self.body.length)
         with self.client.ask("PUT", self.url, self.fields, self.body) as reply:
-            doubtful = check(reply).head.status == 200 and (bool(reply.read(1)) or "last-modified" in reply.head.fields)
+            doubtful = check(reply).head.status == 200 and (
+                bool(reply.read(1)) or "last-modified" in reply.head.fields
+            )
         if doubtful:
             self.look_again()
 
     def look_again(self) -> None:
         """A server that takes no files, such as Caddy's, may answer PUT as if it were GET: 200, and what it had before."""
         length = None
-        with contextlib.suppress(Failure), self.client.ask("HEAD", self.url, {"Accept-Encoding": "identity"}) as reply:
+        with (
+            contextlib.suppress(Failure),
+            self.client.ask("HEAD", self.url, {"Accept-Encoding": "identity"}) as reply,
+        ):
             length = reply.head.length if reply.head.status == 200 else None
         if length not in (None, self.sent):
-            raise Failure(56, f"{self.url} has {length:,} bytes, {self.sent:,} were sent",
-                          "the server answered 200 and stored something else, or nothing", "a server that takes files by PUT")
+            raise Failure(
+                56,
+                f"{self.url} has {length:,} bytes, {self.sent:,} were sent",
+                "the server answered 200 and stored something else, or nothing",
+                "a server that takes files by PUT",
+            )
         self.verdict = "sent unverified"
 
     def known(self, resource: URL) -> bool:
         """Ask how much has arrived; False when the server has forgotten it."""
         with self.client.ask("HEAD", resource, {"Upload-Draft-Interop-Version": INTEROP}) as reply:
             offset = reply.head.get("upload-offset")
-            if reply.head.status == 503:  # busy: another connection, lost without its knowledge, still writes there
+            # busy: another connection, lost without its knowledge, still writes there
+            if reply.head.status == 503:
                 check(reply)
-        if reply.head.status >= 400 or not re.fullmatch(LENGTH, offset) or int(offset) > (self.body.length or 0):
+        if (
+            reply.head.status >= 400
+            or not re.fullmatch(LENGTH, offset)
+            or int(offset) > (self.body.length or 0)
+        ):
             return False
         self.offset, whole = int(offset), reply.head.get("upload-complete") == "?1"
         self.complete = whole and self.offset == self.body.length
@@ -1875,11 +2392,20 @@ class Upload:
 
     def append(self, resource: URL) -> None:
         self.client.args.progress.begin(self.path, self.offset, self.body.length)
-        fields = {"Content-Type": "application/partial-upload", "Upload-Offset": str(self.offset), "Upload-Complete": "?1",
-                  "Upload-Draft-Interop-Version": INTEROP}
+        fields = {
+            "Content-Type": "application/partial-upload",
+            "Upload-Offset": str(self.offset),
+            "Upload-Complete": "?1",
+            "Upload-Draft-Interop-Version": INTEROP,
+        }
         with self.client.ask("PATCH", resource, fields, self.body.rest(self.offset)) as reply:
             if reply.head.status == 409:
-                raise Transient(55, "the server has another amount of it than it said", "it is still busy with what came", "the same again")
+                raise Transient(
+                    55,
+                    "the server has another amount of it than it said",
+                    "it is still busy with what came",
+                    "the same again",
+                )
             check(reply)
 
 
@@ -1887,15 +2413,28 @@ def post(client: Client) -> int:
     args = client.args
     url, fields, body = target(args.url, args), {}, Body(b"")
     if args.form and args.data is not None:
-        raise Failure(2, "--data and --form are two bodies", "a request has one; nothing was sent", "--form NAME=VALUE for both")
+        raise Failure(
+            2,
+            "--data and --form are two bodies",
+            "a request has one; nothing was sent",
+            "--form NAME=VALUE for both",
+        )
     if args.form:
         boundary = os.urandom(16).hex()
         body = Body(*form_parts(args.form, boundary))
         fields["Content-Type"] = f"multipart/form-data; boundary={boundary}"
     elif args.data is not None:
         text = args.data if args.data != "-" else "@-"
-        body = (Body() if text == "@-" else Body(text[1:])) if text.startswith("@") else Body(os.fsencode(text))
-        fields["Content-Type"] = "application/octet-stream" if text.startswith("@") else "application/x-www-form-urlencoded"
+        body = (
+            (Body() if text == "@-" else Body(text[1:]))
+            if text.startswith("@")
+            else Body(os.fsencode(text))
+        )
+        fields["Content-Type"] = (
+            "application/octet-stream"
+            if text.startswith("@")
+            else "application/x-www-form-urlencoded"
+        )
     args.progress.begin(str(url), 0, body.length)
     with client.ask("POST", url, fields, body) as reply:
         check(reply)
@@ -1913,11 +2452,20 @@ def form_parts(forms: Sequence[str], boundary: str) -> list[bytes | str]:
     for form in forms:
         name, equals, value = form.partition("=")
         if not equals:
-            raise Failure(2, f"--form {spoken(form)} has no equals sign", "nothing was sent", "--form NAME=VALUE or --form NAME=@FILE")
+            raise Failure(
+                2,
+                f"--form {spoken(form)} has no equals sign",
+                "nothing was sent",
+                "--form NAME=VALUE or --form NAME=@FILE",
+            )
         head = f'--{boundary}\r\nContent-Disposition: form-data; name="{quoted(name)}"'
         if value.startswith("@"):
             head += f'; filename="{quoted(os.path.basename(value[1:]))}"\r\nContent-Type: application/octet-stream'
-        parts += [os.fsencode(head + "\r\n\r\n"), value[1:] if value.startswith("@") else os.fsencode(value), b"\r\n"]
+        parts += [
+            os.fsencode(head + "\r\n\r\n"),
+            value[1:] if value.startswith("@") else os.fsencode(value),
+            b"\r\n",
+        ]
     return [*parts, f"--{boundary}--\r\n".encode()]
 
 
@@ -1952,8 +2500,14 @@ def mkdir(client: Client) -> int:
 def move(client: Client) -> int:
     args = client.args
     url = target(args.url, args)
-    sibling = url._replace(target=url.path.rstrip("/"))  # a folder is renamed like a file, not moved into itself
-    new = sibling.join(encoded(args.new, "/?").replace(":", "%3A")) if "://" not in args.new else target(args.new, args)  # a:b is no scheme
+    # a folder is renamed like a file, not moved into itself
+    sibling = url._replace(target=url.path.rstrip("/"))
+    # a:b is no scheme
+    new = (
+        sibling.join(encoded(args.new, "/?").replace(":", "%3A"))
+        if "://" not in args.new
+        else target(args.new, args)
+    )
     simple(client, "MOVE", url, {"Destination": new.full, "Overwrite": "T" if args.force else "F"})
     report(args, url, "moved", str(new), 0, None)
     return 0
@@ -1965,8 +2519,10 @@ def head(client: Client) -> int:
     with client.ask("HEAD", url) as reply:
         text = reply.head.text.rstrip("\n")
     if args.json:
-        fields = {name: value.encode("utf-8", "surrogateescape").decode(errors="backslashreplace")
-                  for name, value in reply.head.fields.items()}
+        fields = {
+            name: value.encode("utf-8", "surrogateescape").decode(errors="backslashreplace")
+            for name, value in reply.head.fields.items()
+        }
         emit_json(args, {"url": str(url), "status": reply.head.status, "fields": fields})
     else:
         emit(args, shown(text))
@@ -1977,14 +2533,25 @@ def head(client: Client) -> int:
 # --- folders: list, mirror, upload ---
 def listing(client: Client, url: URL) -> tuple[URL, list[Entry]]:
     """The index of a folder: where it stands, and its entries. JSON is asked for, any page of links will do."""
-    with client.ask("GET", url, {"Accept": "application/json, text/html;q=0.9, */*;q=0.1", "Accept-Encoding": "gzip"}) as reply:
+    with client.ask(
+        "GET",
+        url,
+        {"Accept": "application/json, text/html;q=0.9, */*;q=0.1", "Accept-Encoding": "gzip"},
+    ) as reply:
         check(reply)
         data = reply.read(MAX_LISTING + 1)
     if len(data) > MAX_LISTING:
-        raise Failure(56, f"the index of {url} is over {MAX_LISTING:,} bytes", "no more is read into memory", "a smaller folder")
+        raise Failure(
+            56,
+            f"the index of {url} is over {MAX_LISTING:,} bytes",
+            "no more is read into memory",
+            "a smaller folder",
+        )
     text, kind = data.decode("utf-8", "surrogateescape"), reply.head.get("content-type")
     try:
-        return reply.url, json_entries(text, reply.url) if "json" in kind else html_entries(text, reply.url)
+        return reply.url, json_entries(text, reply.url) if "json" in kind else html_entries(
+            text, reply.url
+        )
     except (TypeError, ValueError, RecursionError):
         raise broken(url.authority, "an index that is no JSON list though it says so") from None
 
@@ -1995,10 +2562,20 @@ def list_folder(client: Client) -> int:
     _, entries = persist(args, lambda: listing(client, url))
     for entry in sorted(entries, key=lambda entry: entry.name):
         if args.json:
-            emit_json(args, {**entry._asdict(), "name": os.fsencode(entry.name).decode(errors="backslashreplace")})
+            emit_json(
+                args,
+                {
+                    **entry._asdict(),
+                    "name": os.fsencode(entry.name).decode(errors="backslashreplace"),
+                },
+            )
         else:
             size = "-" if entry.size is None else f"{entry.size}"
-            when = "-" if entry.mtime is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.mtime))
+            when = (
+                "-"
+                if entry.mtime is None
+                else time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.mtime))
+            )
             emit(args, f"{size:>12}  {when:16}  {spoken(entry.name)}{'/' * entry.folder}")
     return 0
 
@@ -2006,7 +2583,11 @@ def list_folder(client: Client) -> int:
 def mirror(client: Client) -> int:
     args = client.args
     url = folder_url(target(args.url, args))
-    name = url.host if url.path == "/" else safe_name(url_name(url._replace(target=url.path.rstrip("/"))))
+    name = (
+        url.host
+        if url.path == "/"
+        else safe_name(url_name(url._replace(target=url.path.rstrip("/"))))
+    )
     code = mirror_folder(client, url, url, args.output or name, 0)
     args.progress.summary(args)
     return code
@@ -2017,12 +2598,16 @@ def mirror_folder(client: Client, root: URL, url: URL, dest: str, depth: int) ->
     args = client.args
     here, entries = persist(args, lambda: listing(client, url))
     if here.origin != root.origin or not here.path.startswith(root.path) or depth > MAX_DEPTH:
-        raise Failure(56, f"{url} leads out of {root}, or too deep", "it was not followed", "mirror that one")
+        raise Failure(
+            56, f"{url} leads out of {root}, or too deep", "it was not followed", "mirror that one"
+        )
     there = make_folder(dest, strict=depth > 0)
     files, folders = list[Entry](), list[str]()
     for entry in entries:
         if not legal(entry.name, args.hidden):
-            say(f"skipped {spoken(entry.name)}: not a name that may come from a server (--hidden takes those with a dot)")
+            say(
+                f"skipped {spoken(entry.name)}: not a name that may come from a server (--hidden takes those with a dot)"
+            )
         elif entry.folder:
             folders.append(entry.name)
         else:
@@ -2030,28 +2615,44 @@ def mirror_folder(client: Client, root: URL, url: URL, dest: str, depth: int) ->
     code = mirror_files(client, here, dest, there, files)
 
     def one(name: str) -> int:
-        return mirror_folder(client, root, folder_url(here.child(name)), os.path.join(dest, name), depth + 1)
+        return mirror_folder(
+            client, root, folder_url(here.child(name)), os.path.join(dest, name), depth + 1
+        )
 
     further = each(args, folders, one)
     return code or further
 
 
-def mirror_files(client: Client, base: URL, dest: str, there: set[str], entries: list[Entry]) -> int:
+def mirror_files(
+    client: Client, base: URL, dest: str, there: set[str], entries: list[Entry]
+) -> int:
     """Fetch a folder's files: asked for in a row as long as all goes well, what is left then one by one, with patience."""
     args = client.args
     args.progress.expect(len(entries))
     known = there if not args.force else set[str]()
-    jobs = {base.child(entry.name): entry.name for entry in entries if entry.name not in known or not told_same(args, dest, entry)}
+    jobs = {
+        base.child(entry.name): entry.name
+        for entry in entries
+        if entry.name not in known or not told_same(args, dest, entry)
+    }
     quickly(client, "HEAD", [url for url, name in jobs.items() if name in known], jobs, dest)
     begun = set(filter(is_part, there))
-    quickly(client, "GET", [url for url in jobs if not begun or part_name(url) not in begun], jobs, dest)
-    return each(args, list(jobs), lambda url: tell(args, Download(client, url, dest, jobs[url], replace=True)))
+    quickly(
+        client, "GET", [url for url in jobs if not begun or part_name(url) not in begun], jobs, dest
+    )
+    return each(
+        args,
+        list(jobs),
+        lambda url: tell(args, Download(client, url, dest, jobs[url], replace=True)),
+    )
 
 
 def told_same(args: argparse.Namespace, dest: str, entry: Entry) -> bool:
     """Whether the index itself says that the file here is the same."""
     told = entry.size is not None and entry.mtime is not None
-    if not told or not same(look(os.path.join(dest, entry.name)), entry.size, entry.mtime, args.newer):
+    if not told or not same(
+        look(os.path.join(dest, entry.name)), entry.size, entry.mtime, args.newer
+    ):
         return False
     args.progress.count("same")
     return True
@@ -2071,7 +2672,9 @@ def quickly(client: Client, method: str, urls: list[URL], jobs: dict[URL, str], 
 def upload(client: Client) -> int:
     args = client.args
     if not os.path.isdir(args.dir):
-        raise Failure(26, f"{spoken(args.dir)} is no folder here", "upload sends a folder", "put sends files")
+        raise Failure(
+            26, f"{spoken(args.dir)} is no folder here", "upload sends a folder", "put sends files"
+        )
     url = folder_url(target(args.url, args))
     code = upload_folder(client, args.dir, url, 0)
     args.progress.summary(args)
@@ -2082,8 +2685,14 @@ def upload_folder(client: Client, path: str, url: URL, depth: int) -> int:
     """Send what the server has not, or has otherwise. Links and special files are told and left out."""
     args = client.args
     if depth > MAX_DEPTH:
-        raise Failure(26, f"{spoken(path)} is more than {MAX_DEPTH} folders deep", "it was left out", "upload that one")
-    files, folders = sendable(path, args)  # before the server makes a folder: it may share this very one, and then there is no end
+        raise Failure(
+            26,
+            f"{spoken(path)} is more than {MAX_DEPTH} folders deep",
+            "it was left out",
+            "upload that one",
+        )
+    # before the server makes a folder: it may share this very one, and then there is no end
+    files, folders = sendable(path, args)
     there = remote(client, url)
     args.progress.expect(len(files))
 
@@ -2093,34 +2702,55 @@ def upload_folder(client: Client, path: str, url: URL, depth: int) -> int:
         send_file(client, entry.path, url.child(entry.name))
 
     code = each(args, files, one)
-    further = each(args, folders, lambda entry: upload_folder(client, entry.path, folder_url(url.child(entry.name)), depth + 1))
+    further = each(
+        args,
+        folders,
+        lambda entry: upload_folder(
+            client, entry.path, folder_url(url.child(entry.name)), depth + 1
+        ),
+    )
     return code or further
 
 
-def sendable(path: str, args: argparse.Namespace) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]]:
+def sendable(
+    path: str, args: argparse.Namespace
+) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]]:
     """A folder's files and folders, in order of their names."""
     try:
         entries = sorted(os.scandir(path), key=lambda entry: entry.name)
     except OSError as error:
         raise unreadable(path, error) from None
-    hidden = [entry for entry in entries if entry.name.startswith(".") and (not args.hidden or is_part(entry.name))]
-    odd = [entry for entry in entries if entry.is_symlink() or not entry.is_file() and not entry.is_dir()]
+    hidden = [
+        entry
+        for entry in entries
+        if entry.name.startswith(".") and (not args.hidden or is_part(entry.name))
+    ]
+    odd = [
+        entry
+        for entry in entries
+        if entry.is_symlink() or not entry.is_file() and not entry.is_dir()
+    ]
     for entry in [*hidden, *odd]:
         kept = "hidden (--hidden sends it)" if entry in hidden else "a link or special file"
         why = "an unfinished transfer" if is_part(entry.name) else kept
         say(f"skipped {spoken(entry.path)}: {why}")
     plain = [entry for entry in entries if entry not in hidden and entry not in odd]
-    return [entry for entry in plain if entry.is_file()], [entry for entry in plain if entry.is_dir()]
+    return [entry for entry in plain if entry.is_file()], [
+        entry for entry in plain if entry.is_dir()
+    ]
 
 
 def remote(client: Client, url: URL) -> dict[str, Entry] | None:
     """What a server has in a folder, which is made if missing; None when it does not tell."""
     if persist(client.args, lambda: missing(client, url)):
-        with contextlib.suppress(Failure):  # many servers make folders as they are needed, and know no MKCOL
+        # many servers make folders as they are needed, and know no MKCOL
+        with contextlib.suppress(Failure):
             simple(client, "MKCOL", url)
         return {}
     try:
-        return {entry.name: entry for entry in persist(client.args, lambda: listing(client, url))[1]}
+        return {
+            entry.name: entry for entry in persist(client.args, lambda: listing(client, url))[1]
+        }
     except Failure as failure:
         if failure.code != 22:
             raise
@@ -2132,15 +2762,29 @@ def missing(client: Client, url: URL) -> bool:
         return reply.head.status == 404
 
 
-def unchanged(client: Client, entry: os.DirEntry[str], url: URL, there: dict[str, Entry] | None) -> bool:
+def unchanged(
+    client: Client, entry: os.DirEntry[str], url: URL, there: dict[str, Entry] | None
+) -> bool:
     """Whether a server has this file: of the same size, and not from before it was last written here."""
     if there is not None and entry.name not in there:
         return False
-    known, found = there[entry.name] if there else Entry(entry.name, False), sendable_file(entry.path)
+    known, found = (
+        there[entry.name] if there else Entry(entry.name, False),
+        sendable_file(entry.path),
+    )
     if known.size is None or known.mtime is None:
         with client.ask("HEAD", url, {"Accept-Encoding": "identity"}) as reply:
-            known = Entry(entry.name, False, reply.head.length if reply.head.status == 200 else None, reply.head.modified)
-    return known.size == found.st_size and known.mtime is not None and int(known.mtime) >= int(found.st_mtime)
+            known = Entry(
+                entry.name,
+                False,
+                reply.head.length if reply.head.status == 200 else None,
+                reply.head.modified,
+            )
+    return (
+        known.size == found.st_size
+        and known.mtime is not None
+        and int(known.mtime) >= int(found.st_mtime)
+    )
 
 
 def folder_url(url: URL) -> URL:
@@ -2153,7 +2797,8 @@ def make_folder(path: str, strict: bool = False) -> set[str]:
         os.makedirs(path, exist_ok=True)
         if strict and os.path.islink(path):
             raise OSError(errno.ELOOP, "it is a link to elsewhere")
-        names = set(os.listdir(path)) if os.access(path, os.R_OK) else set[str]()  # a drop box may be written to, and not read
+        # a drop box may be written to, and not read
+        names = set(os.listdir(path)) if os.access(path, os.R_OK) else set[str]()
         sweep(path, names)
         return names
     except OSError as error:
@@ -2161,20 +2806,53 @@ def make_folder(path: str, strict: bool = False) -> set[str]:
 
 
 VERBS: dict[str, Callable[[Client], int]] = {
-    "get": get, "put": put, "post": post, "delete": delete, "head": head, "list": list_folder,
-    "mkdir": mkdir, "move": move, "mirror": mirror, "upload": upload,
+    "get": get,
+    "put": put,
+    "post": post,
+    "delete": delete,
+    "head": head,
+    "list": list_folder,
+    "mkdir": mkdir,
+    "move": move,
+    "mirror": mirror,
+    "upload": upload,
 }
 
 
 # --- trust: the same in client.py, httpclient.py (tests/test_twins.py) ---
-NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "UNEXPECTED_MESSAGE")  # how OpenSSL calls an answer in the clear
+# how OpenSSL calls an answer in the clear
+NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "UNEXPECTED_MESSAGE")
 TLS_TROUBLE = {
-    "ACCESS_DENIED": (67, "lets nobody in from this address for a minute", "too many wrong passwords came from it", "again, later"),
-    "INTERNAL_ERROR": (7, "takes no connection now", "it has as many clients as it takes, or trouble", "again, later"),
-    **dict.fromkeys(NO_TLS, (56, "speaks no TLS on that port", "what came was not encrypted",
-                             "the same without --tls, --pin, --cacert and --insecure, or http:// instead of https://")),
-    **dict.fromkeys(("UNSUPPORTED_PROTOCOL", "PROTOCOL_VERSION"), (56, "speaks only TLS that is older than 1.2", "that is not safe any more",
-                                                                   "a newer server")),
+    "ACCESS_DENIED": (
+        67,
+        "lets nobody in from this address for a minute",
+        "too many wrong passwords came from it",
+        "again, later",
+    ),
+    "INTERNAL_ERROR": (
+        7,
+        "takes no connection now",
+        "it has as many clients as it takes, or trouble",
+        "again, later",
+    ),
+    **dict.fromkeys(
+        NO_TLS,
+        (
+            56,
+            "speaks no TLS on that port",
+            "what came was not encrypted",
+            "the same without --tls, --pin, --cacert and --insecure, or http:// instead of https://",
+        ),
+    ),
+    **dict.fromkeys(
+        ("UNSUPPORTED_PROTOCOL", "PROTOCOL_VERSION"),
+        (
+            56,
+            "speaks only TLS that is older than 1.2",
+            "that is not safe any more",
+            "a newer server",
+        ),
+    ),
 }  # by the end of OpenSSL's reason
 
 
@@ -2182,7 +2860,9 @@ def given_password(args: argparse.Namespace, host: str, port: int) -> str:
     """--password is for the servers that the command names, the environment's only for what --host and --port name."""
     if args.password is not None:
         return str(args.password)
-    return os.environ.get("SIXSOCKETS_PASSWORD", "") if (host, port) == (args.host, args.port) else ""
+    return (
+        os.environ.get("SIXSOCKETS_PASSWORD", "") if (host, port) == (args.host, args.port) else ""
+    )
 
 
 def wants_tls(args: argparse.Namespace) -> bool:
@@ -2192,6 +2872,7 @@ def wants_tls(args: argparse.Namespace) -> bool:
 def client_tls(args: argparse.Namespace, checked: bool) -> ssl.SSLContext:
     """Whom to trust. --pin takes the place of authorities: the very certificate is known, whoever signed it."""
     import ssl
+
     context = tls_context(args, server=False)
     if not checked or args.insecure or args.pin:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -2199,14 +2880,24 @@ def client_tls(args: argparse.Namespace, checked: bool) -> ssl.SSLContext:
     try:
         context.load_verify_locations(args.cacert) if args.cacert else context.load_default_certs()
     except OSError as error:
-        raise Failure(26, f"cannot read the authorities in {shown(args.cacert)} ({error.strerror or error})", "a PEM file is expected",
-                      "--cacert FILE") from None
+        raise Failure(
+            26,
+            f"cannot read the authorities in {shown(args.cacert)} ({error.strerror or error})",
+            "a PEM file is expected",
+            "--cacert FILE",
+        ) from None
     return context
 
 
-def encrypt(dial: Callable[[], socket.socket], host: str, args: argparse.Namespace, speaks: Sequence[str] = ()) -> ssl.SSLSocket:
+def encrypt(
+    dial: Callable[[], socket.socket],
+    host: str,
+    args: argparse.Namespace,
+    speaks: Sequence[str] = (),
+) -> ssl.SSLSocket:
     """A connection whose other end is who it should be; nothing was said on it yet. An OSError: it was lost in the handshake."""
     import ssl
+
     context = client_tls(args, checked=True)
     if speaks:
         context.set_alpn_protocols(list(speaks))
@@ -2215,25 +2906,41 @@ def encrypt(dial: Callable[[], socket.socket], host: str, args: argparse.Namespa
         shake_hands(secured)
         found = fingerprint(secured.getpeercert(binary_form=True))
         if args.pin and found != args.pin:
-            raise Failure(60, f"{host} shows another certificate than the one pinned", f"its SHA-256 is {found}",
-                          "if it has been restarted, the pin that it printed; if not, somebody is in between")
+            raise Failure(
+                60,
+                f"{host} shows another certificate than the one pinned",
+                f"its SHA-256 is {found}",
+                "if it has been restarted, the pin that it printed; if not, somebody is in between",
+            )
     except BaseException as error:
         secured.close()
         if isinstance(error, ssl.SSLCertVerificationError):
-            raise Failure(60, f"{host} is not trusted ({error.verify_message})",
-                          f"nobody known here has signed its certificate for that name; its SHA-256 is {seen(dial, host, args)}",
-                          "--cacert FILE, or --pin SHA256 as the server printed it") from None
+            raise Failure(
+                60,
+                f"{host} is not trusted ({error.verify_message})",
+                f"nobody known here has signed its certificate for that name; its SHA-256 is {seen(dial, host, args)}",
+                "--cacert FILE, or --pin SHA256 as the server printed it",
+            ) from None
         if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
             raise tls_failure(host, str(error.reason)) from None
         raise
     if args.insecure and not args.pin:
-        say_once(f"not checked, for --insecure: whether {host} is who it says (the SHA-256 of its certificate is {found})")
+        say_once(
+            f"not checked, for --insecure: whether {host} is who it says (the SHA-256 of its certificate is {found})"
+        )
     return secured
 
 
 def tls_failure(host: str, reason: str) -> Failure:
-    code, what, why, hint = next((TLS_TROUBLE[end] for end in TLS_TROUBLE if reason.endswith(end)), (
-        56, f"cannot be spoken to by TLS ({reason})", "it refuses what this client offers", "another server or port"))
+    code, what, why, hint = next(
+        (TLS_TROUBLE[end] for end in TLS_TROUBLE if reason.endswith(end)),
+        (
+            56,
+            f"cannot be spoken to by TLS ({reason})",
+            "it refuses what this client offers",
+            "another server or port",
+        ),
+    )
     return Failure(code, f"{host} {what}", why, hint)
 
 
@@ -2262,12 +2969,27 @@ def pin(text: str) -> str:
 
 def trust_flags(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument
-    flag("--password", metavar="TEXT", help="the password (better: the environment's SIXSOCKETS_PASSWORD, for --host and --port alone)")
+    flag(
+        "--password",
+        metavar="TEXT",
+        help="the password (better: the environment's SIXSOCKETS_PASSWORD, for --host and --port alone)",
+    )
     flag("--ask-password", action="store_true", help="ask for it on the terminal")
     flag("--tls", action="store_true", help="encrypt, and trust whom this system trusts")
     flag("--cacert", metavar="FILE", help="trust the authorities in this file (implies --tls)")
-    flag("--pin", type=pin, metavar="SHA256", help="trust this very certificate, and no other (implies --tls)")
-    flag("--insecure", action="store_true", help="trust any certificate: somebody in between can read and change all")
+    flag(
+        "--pin",
+        type=pin,
+        metavar="SHA256",
+        help="trust this very certificate, and no other (implies --tls)",
+    )
+    flag(
+        "--insecure",
+        action="store_true",
+        help="trust any certificate: somebody in between can read and change all",
+    )
+
+
 # --- end trust ---
 
 
@@ -2276,18 +2998,24 @@ def ask_password(whose: str) -> str:
     """From the terminal, unseen; where there is none, it is not read from elsewhere in the clear."""
     import getpass
     import warnings  # neither at the top, nor ssl below: few need them
+
     with warnings.catch_warnings():
         warnings.simplefilter("error", getpass.GetPassWarning)
         try:
             return getpass.getpass(f"password for {whose}: ")
         except (getpass.GetPassWarning, EOFError, OSError):
-            raise Failure(67, f"cannot ask for the password of {whose}", "there is no terminal here on which it could be typed unseen",
-                          "SIXSOCKETS_PASSWORD in the environment") from None
+            raise Failure(
+                67,
+                f"cannot ask for the password of {whose}",
+                "there is no terminal here on which it could be typed unseen",
+                "SIXSOCKETS_PASSWORD in the environment",
+            ) from None
 
 
 def tls_context(args: argparse.Namespace, server: bool) -> ssl.SSLContext:
     """TLS 1.2 and later. --trace shows what goes in and comes out: on the wire it is encrypted."""
     import ssl
+
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if args.trace or args.trace_hex:
@@ -2295,11 +3023,18 @@ def tls_context(args: argparse.Namespace, server: bool) -> ssl.SSLContext:
     return context
 
 
-def over_tls(context: ssl.SSLContext, sock: socket.socket, host: str | None = None) -> ssl.SSLSocket:
+def over_tls(
+    context: ssl.SSLContext, sock: socket.socket, host: str | None = None
+) -> ssl.SSLSocket:
     """The connection, from now on encrypted; the handshake is still to come. Where a client's stream ends without TLS's own end
     it was cut, perhaps on purpose: an error. What comes to a server says itself how long it is."""
-    secured = context.wrap_socket(sock, server_side=host is None, do_handshake_on_connect=False, suppress_ragged_eofs=host is None,
-                                  server_hostname=host)
+    secured = context.wrap_socket(
+        sock,
+        server_side=host is None,
+        do_handshake_on_connect=False,
+        suppress_ragged_eofs=host is None,
+        server_hostname=host,
+    )
     if isinstance(sock, Traced):
         vars(secured).update(vars(sock))  # its trace goes on as the same connection's
     return secured
@@ -2309,7 +3044,10 @@ def shake_hands(secured: ssl.SSLSocket) -> None:
     began = time.perf_counter()
     secured.do_handshake()
     if isinstance(secured, Traced):
-        secured.show("*", f"TLS handshake ok ({secured.version()}, {(secured.cipher() or '?')[0]}, {1000 * (time.perf_counter() - began):.2f} ms)")
+        secured.show(
+            "*",
+            f"TLS handshake ok ({secured.version()}, {(secured.cipher() or '?')[0]}, {1000 * (time.perf_counter() - began):.2f} ms)",
+        )
 
 
 def end_tls(sock: socket.socket) -> None:
@@ -2322,7 +3060,10 @@ def end_tls(sock: socket.socket) -> None:
 
 def fingerprint(certificate: bytes | None) -> str:
     import hashlib
+
     return hashlib.sha256(certificate or b"").hexdigest()
+
+
 # --- end secrets ---
 
 
@@ -2335,8 +3076,11 @@ SECRET = re.compile(rb"(?i)((?:authorization|cookie):[ \t]*|\bproof=)([^\r\n]*)"
 
 def hexdump(data: bytes) -> str:
     """The first bytes, sixteen a line."""
-    rows = [(start, data[start:start + 16]) for start in range(0, min(len(data), DUMPED), 16)]
-    return "".join(f"\n{start:16x}  {row.hex(' '):47}  {re.sub(rb'[^ -~]', b'.', row).decode()}" for start, row in rows)
+    rows = [(start, data[start : start + 16]) for start in range(0, min(len(data), DUMPED), 16)]
+    return "".join(
+        f"\n{start:16x}  {row.hex(' '):47}  {re.sub(rb'[^ -~]', b'.', row).decode()}"
+        for start, row in rows
+    )
 
 
 class Traced(socket.socket):
@@ -2347,36 +3091,44 @@ class Traced(socket.socket):
     numbers = itertools.count(1)
     dump = False
     number = sent = received = 0
-    unended: Mapping[str, bytes] = {}  # for each direction: the end of the last line, or the name of the secret that it is in
+    # for each direction: the end of the last line, or the name of the secret that it is in
+    unended: Mapping[str, bytes] = {}
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
         self.number = self.number or next(self.numbers)
         dumped = hexdump(self.masked(mark, bytes(data))) if self.dump and data else ""
-        say(f"{1000 * (time.perf_counter() - self.began):9.3f} ms #{self.number} {mark} {text}{dumped}")
+        say(
+            f"{1000 * (time.perf_counter() - self.began):9.3f} ms #{self.number} {mark} {text}{dumped}"
+        )
 
     def masked(self, mark: str, data: bytes) -> bytes:
         """The bytes with asterisks for a secret, also for one that began in an earlier call: a line may come in pieces."""
         before = self.unended.get(mark, b"") if self.type == socket.SOCK_STREAM else b""
         text = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + data)
-        line = text[max(text.rfind(b"\r"), text.rfind(b"\n")) + 1:]
+        line = text[max(text.rfind(b"\r"), text.rfind(b"\n")) + 1 :]
         secret = SECRET.search(line)
         self.unended = {**self.unended, mark: secret[1] if secret else line[-LONGEST_NAME:]}
-        return text[len(before):]
+        return text[len(before) :]
 
-    def attempt(self, mark: str, what: str, call: Callable[..., T], *args: object) -> tuple[T, float]:
+    def attempt(
+        self, mark: str, what: str, call: Callable[..., T], *args: object
+    ) -> tuple[T, float]:
         """What the call gives, and the milliseconds that it took."""
         began = time.perf_counter()
         try:
             return call(*args), 1000 * (time.perf_counter() - began)
         except OSError as error:
-            if not isinstance(error, BlockingIOError) and "Want" not in type(error).__name__:  # these mean: nothing happened
+            # these mean: nothing happened
+            if not isinstance(error, BlockingIOError) and "Want" not in type(error).__name__:
                 self.show(mark, f"{what}: {error.strerror or 'timed out'}")
             raise
 
     def put(self, name: str, data: Any, call: Callable[..., int], *args: object) -> int:
         count, _ = self.attempt(">", name, call, data, *args)
         self.sent += count
-        self.show(">", f"{name} {count} of {len(data)} bytes (sent so far {self.sent})", data[:count])
+        self.show(
+            ">", f"{name} {count} of {len(data)} bytes (sent so far {self.sent})", data[:count]
+        )
         return count
 
     def took(self, name: str, data: Any, size: int, waited: float) -> None:
@@ -2387,7 +3139,11 @@ class Traced(socket.socket):
 
     def connect(self, target: Any) -> None:
         _, lasted = self.attempt("*", f"connect {address(target)}", super().connect, target)
-        how = f"handshake {lasted:.2f} ms" if self.type == socket.SOCK_STREAM else "UDP: nothing is sent"
+        how = (
+            f"handshake {lasted:.2f} ms"
+            if self.type == socket.SOCK_STREAM
+            else "UDP: nothing is sent"
+        )
         self.show("*", f"connect {address(target)} ok from {address(self.getsockname())} ({how})")
 
     def accept(self) -> tuple[socket.socket, Any]:
@@ -2417,14 +3173,20 @@ class Traced(socket.socket):
         self.took(f"recvfrom {address(peer)}", data, size, waited)
         return data, peer
 
-    def recvmsg(self, size: int, *rest: Any) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
-        (data, ancillary, flags, peer), waited = self.attempt("<", "recvmsg", super().recvmsg, size, *rest)
+    def recvmsg(
+        self, size: int, *rest: Any
+    ) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
+        (data, ancillary, flags, peer), waited = self.attempt(
+            "<", "recvmsg", super().recvmsg, size, *rest
+        )
         self.took(f"recvmsg {address(peer)}", data, size, waited)
         return data, ancillary, flags, peer
 
     def shutdown(self, how: int) -> None:
         self.attempt("*", "shutdown", super().shutdown, how)
-        self.show("*", "shutdown of receiving" if how == socket.SHUT_RD else "shutdown of sending = FIN")
+        self.show(
+            "*", "shutdown of receiving" if how == socket.SHUT_RD else "shutdown of sending = FIN"
+        )
 
     def close(self) -> None:
         if self.fileno() >= 0:
@@ -2439,6 +3201,8 @@ class TracedHex(Traced):
 def socket_class(args: argparse.Namespace) -> type[socket.socket]:
     """What sockets are made of: without --trace the plain class, so that it costs nothing."""
     return TracedHex if args.trace_hex else Traced if args.trace else socket.socket
+
+
 # --- end trace ---
 
 
@@ -2452,10 +3216,12 @@ def open_connection(args: argparse.Namespace, host: str, port: int, server: str)
     for family, target in resolve(host, port, socket.SOCK_STREAM):
         sock = None
         try:
-            sock = socket_class(args)(family, socket.SOCK_STREAM)  # an OSError too where there is no IPv6, or too many open files
+            # an OSError too where there is no IPv6, or too many open files
+            sock = socket_class(args)(family, socket.SOCK_STREAM)
             sock.settimeout(limit)
             sock.connect(target)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what is sent leaves at once, however short
+            # what is sent leaves at once, however short
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.settimeout(args.timeout)
             return sock
         except OSError as error:
@@ -2464,15 +3230,35 @@ def open_connection(args: argparse.Namespace, host: str, port: int, server: str)
             problem = error
     place = address((host, port))
     if isinstance(problem, ConnectionRefusedError):
-        raise Failure(7, f"nothing is listening on {place} (connection refused)",
-                      "the host answered, but no program has that port open", server)
+        raise Failure(
+            7,
+            f"nothing is listening on {place} (connection refused)",
+            "the host answered, but no program has that port open",
+            server,
+        )
     if isinstance(problem, socket.timeout) or problem.errno == errno.ETIMEDOUT:
-        raise Failure(28, f"no answer from {place} in {limit:g} s", "silence means a firewall, a wrong address or a host that is down; "
-                      "a refusal would be instant", "check the address that the server printed")
+        raise Failure(
+            28,
+            f"no answer from {place} in {limit:g} s",
+            "silence means a firewall, a wrong address or a host that is down; "
+            "a refusal would be instant",
+            "check the address that the server printed",
+        )
     if isinstance(problem, ConnectionError):
-        raise Failure(7, f"{place} answered and hung up at once ({problem.strerror})", "the server ended just then, or something on the way refuses", "again")
-    raise Failure(7, f"cannot connect to {place} ({problem.strerror})", "this machine has no way to that address",
-                  "check the address that the server printed, and the network")
+        raise Failure(
+            7,
+            f"{place} answered and hung up at once ({problem.strerror})",
+            "the server ended just then, or something on the way refuses",
+            "again",
+        )
+    raise Failure(
+        7,
+        f"cannot connect to {place} ({problem.strerror})",
+        "this machine has no way to that address",
+        "check the address that the server printed, and the network",
+    )
+
+
 # --- end connecting ---
 
 
@@ -2490,7 +3276,8 @@ class Failure(Exception):
 
 def say(text: str) -> None:
     """A line for people, written at once. Nobody left to read it is no reason to stop."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # AttributeError: started with stderr closed
+    # AttributeError: started with stderr closed
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
 
@@ -2504,20 +3291,31 @@ def address(place: Address) -> str:
 
 def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
     """Each address of a host: the family for socket(), and what connect() and bind() take."""
-    name = host.encode() if host.isascii() else host  # a str would load the codec for international names each time
-    with contextlib.suppress(socket.gaierror, UnicodeError):  # UnicodeError: an empty label, or one over 63 characters
-        return [(family, target) for family, _, _, _, target in socket.getaddrinfo(name, port, type=kind)]
-    raise Failure(6, f'cannot find host "{ascii(host)[1:-1]}"', "it is neither an address nor a name that this machine can look up",
-                  "check the spelling, or use the address")
+    # a str would load the codec for international names each time
+    name = host.encode() if host.isascii() else host
+    # UnicodeError: an empty label, or one over 63 characters
+    with contextlib.suppress(socket.gaierror, UnicodeError):
+        return [
+            (family, target)
+            for family, _, _, _, target in socket.getaddrinfo(name, port, type=kind)
+        ]
+    raise Failure(
+        6,
+        f'cannot find host "{ascii(host)[1:-1]}"',
+        "it is neither an address nor a name that this machine can look up",
+        "check the spelling, or use the address",
+    )
 
 
 def between(low: float, high: float, kind: Callable[[str], float] = int) -> Callable[[str], float]:
     """An argparse type: a number from low to high. (Port 99999 would raise OverflowError out of bind().)"""
+
     def number(text: str) -> float:
         with contextlib.suppress(ValueError):
             if low <= kind(text) <= high:
                 return kind(text)
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
+
     return number
 
 
@@ -2525,8 +3323,19 @@ class Parser(argparse.ArgumentParser):
     """argparse, with its complaints in the three lines of all others."""
 
     def error(self, message: str) -> NoReturn:
-        say(str(Failure(2, message, "the command line is not as the help describes it; nothing was done", f"python3 {self.prog} --help")))
+        say(
+            str(
+                Failure(
+                    2,
+                    message,
+                    "the command line is not as the help describes it; nothing was done",
+                    f"python3 {self.prog} --help",
+                )
+            )
+        )
         raise SystemExit(2)
+
+
 # --- end errors ---
 
 
@@ -2537,7 +3346,9 @@ class Changed(Failure):
 class Transient(Failure):
     """A failure that may pass by itself: worth another try, after so many seconds if the server named them."""
 
-    def __init__(self, code: int, error: str, why: str, hint: str, *, after: float | None = None) -> None:
+    def __init__(
+        self, code: int, error: str, why: str, hint: str, *, after: float | None = None
+    ) -> None:
         super().__init__(code, error, why, hint)
         self.after = after
 
@@ -2547,7 +3358,9 @@ class Progress:
     """A line on the terminal while something lasts: for one file, or for many. Elsewhere nothing."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.shown = os.isatty(2) and not (args.quiet or args.verbose or args.trace or args.trace_hex)
+        self.shown = os.isatty(2) and not (
+            args.quiet or args.verbose or args.trace or args.trace_hex
+        )
         self.name = ""
         self.total: int | None = None
         self.done = self.first = self.files = 0
@@ -2574,15 +3387,28 @@ class Progress:
     def draw(self) -> None:
         self.drawn = time.monotonic()
         passed, settled = max(self.drawn - self.began, 1e-3), sum(self.results.values())
-        share = settled / self.files if self.files else self.done / self.total if self.total else None
+        share = (
+            settled / self.files if self.files else self.done / self.total if self.total else None
+        )
         rate = (self.done - self.first) / passed
-        left = (self.total - self.done) / rate if self.total and rate and not self.files else passed / share - passed if share else None
-        text = f"{settled} of {self.files} files, " * bool(self.files) + f"{spoken(self.name)[:30]} "
+        left = (
+            (self.total - self.done) / rate
+            if self.total and rate and not self.files
+            else passed / share - passed
+            if share
+            else None
+        )
+        text = (
+            f"{settled} of {self.files} files, " * bool(self.files) + f"{spoken(self.name)[:30]} "
+        )
         text += f"[{'#' * int(20 * share):20}] {100 * share:3.0f}%  " if share is not None else ""
-        text += f"{amount(self.done)}  {amount(rate)}/s  " + (f"{left // 60:.0f}:{left % 60:02.0f} left" if left is not None else "")
-        with contextlib.suppress(OSError):  # a terminal whose window was closed: what came in the background goes on
+        text += f"{amount(self.done)}  {amount(rate)}/s  " + (
+            f"{left // 60:.0f}:{left % 60:02.0f} left" if left is not None else ""
+        )
+        # a terminal whose window was closed: what came in the background goes on
+        with contextlib.suppress(OSError):
             width = os.get_terminal_size(2).columns or 80  # 0: a terminal that does not know
-            self.put(f"\r{text[:width - 1]}\x1b[K")
+            self.put(f"\r{text[: width - 1]}\x1b[K")
 
     def clear(self) -> None:
         if self.shown:
@@ -2592,7 +3418,10 @@ class Progress:
         """The one line about many files."""
         self.clear()
         if not args.quiet and not args.json:
-            say(", ".join(f"{count} {result}" for result, count in self.results.items()) or "nothing to do")
+            say(
+                ", ".join(f"{count} {result}" for result, count in self.results.items())
+                or "nothing to do"
+            )
 
     def put(self, text: str) -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -2607,18 +3436,34 @@ def emit(args: argparse.Namespace, line: str) -> None:
 
 def emit_json(args: argparse.Namespace, facts: dict[str, Any]) -> None:
     import json
+
     emit(args, json.dumps(facts))
 
 
-def report(args: argparse.Namespace, url: URL, result: str, path: str, size: int, seconds: float | None) -> None:
+def report(
+    args: argparse.Namespace, url: URL, result: str, path: str, size: int, seconds: float | None
+) -> None:
     """What became of one transfer: a line for people, or with --json an object for programs."""
     args.progress.count(result)
     args.progress.clear()
     if args.json:
         name = os.fsencode(path).decode(errors="backslashreplace")
-        emit_json(args, {"result": result, "url": str(url), "file": name, "bytes": size, "seconds": seconds and round(seconds, 3)})
+        emit_json(
+            args,
+            {
+                "result": result,
+                "url": str(url),
+                "file": name,
+                "bytes": size,
+                "seconds": seconds and round(seconds, 3),
+            },
+        )
     elif not args.quiet and not args.progress.files:
-        rate = f" ({size:,} bytes, {amount(size / max(seconds, 1e-6))}/s)" if seconds and result != "same" else ""
+        rate = (
+            f" ({size:,} bytes, {amount(size / max(seconds, 1e-6))}/s)"
+            if seconds and result != "same"
+            else ""
+        )
         what = f"{url} to {path}" if result == "moved" else spoken(path) or url
         say(f"{result} {what}{rate}")
 
@@ -2634,7 +3479,14 @@ def each(args: argparse.Namespace, items: Iterable[T], act: Callable[[T], int | 
             say(str(failure))
             args.progress.count("failed")
             if args.json:
-                emit_json(args, {"result": "failed", "code": failure.code, "error": str(failure).split("\n")[0][7:]})
+                emit_json(
+                    args,
+                    {
+                        "result": "failed",
+                        "code": failure.code,
+                        "error": str(failure).split("\n")[0][7:],
+                    },
+                )
             result = failure.code
         code = code or result
     return code
@@ -2643,10 +3495,21 @@ def each(args: argparse.Namespace, items: Iterable[T], act: Callable[[T], int | 
 # --- the command line ---
 def target(text: str, args: argparse.Namespace) -> URL:
     """A URL as people type it: /path is completed by --host and --port, and http:// may be left out."""
-    text = host_url(args) + text if text.startswith("/") else text if "://" in text else scheme(args) + text
+    text = (
+        host_url(args) + text
+        if text.startswith("/")
+        else text
+        if "://" in text
+        else scheme(args) + text
+    )
     url = parse_url(text)
     if url.scheme == "http" and (args.tls or args.pin or args.cacert):
-        raise Failure(2, f"{url} would go in the clear", "--tls, --pin and --cacert ask for TLS; nothing was sent", "https://")
+        raise Failure(
+            2,
+            f"{url} would go in the clear",
+            "--tls, --pin and --cacert ask for TLS; nothing was sent",
+            "https://",
+        )
     return url
 
 
@@ -2667,6 +3530,7 @@ def server_command(url: URL, proxy: URL | None) -> str:
     if url.host in ("127.0.0.1", "localhost"):
         return f"python3 httpserver.py --port {url.port}{tls}"
     import shlex
+
     return f"python3 httpserver.py --host {shlex.quote(url.host)} --port {url.port}{tls}"
 
 
@@ -2679,7 +3543,9 @@ def header(text: str) -> tuple[str, str]:
 
 def checksum(text: str) -> tuple[str, str]:
     name, _, value = text.partition(":")
-    digits = {"md5": 32, "sha1": 40, "sha224": 56, "sha256": 64, "sha384": 96, "sha512": 128}.get(name, 0)
+    digits = {"md5": 32, "sha1": 40, "sha224": 56, "sha256": 64, "sha384": 96, "sha512": 128}.get(
+        name, 0
+    )
     if len(value) != digits or not re.fullmatch("[0-9a-fA-F]+", value):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME:HEX, such as sha256:9f86d0...")
     return name, value.lower()
@@ -2689,16 +3555,33 @@ def common_flags(parser: argparse.ArgumentParser, headers: str) -> None:
     flag = parser.add_argument
     flag("--host", help="completes an argument that starts with / (default 127.0.0.1)")
     flag("--port", type=between(1, 65535), help="the same (default 8000)")
-    flag("-H", "--header", dest=headers, action="append", type=header, metavar="'NAME: VALUE'",
-         help="send this too, or instead; only to the server named")
+    flag(
+        "-H",
+        "--header",
+        dest=headers,
+        action="append",
+        type=header,
+        metavar="'NAME: VALUE'",
+        help="send this too, or instead; only to the server named",
+    )
     trust_flags(parser)
     flag("--user", metavar="USER:PASSWORD", help="log in with Basic")
     flag("--token", help="log in with Bearer")
     flag("--proxy", metavar="URL", help="go through this proxy; '' for none")
     flag("-4", dest="family", action="store_const", const=socket.AF_INET, help="IPv4 only")
     flag("-6", dest="family", action="store_const", const=socket.AF_INET6, help="IPv6 only")
-    flag("--timeout", type=between(0.01, 1e6, float), metavar="S", help="silence allowed (default 30)")
-    flag("--retries", type=between(0, 1000), metavar="N", help="tries that get no further before giving up (default 3)")
+    flag(
+        "--timeout",
+        type=between(0.01, 1e6, float),
+        metavar="S",
+        help="silence allowed (default 30)",
+    )
+    flag(
+        "--retries",
+        type=between(0, 1000),
+        metavar="N",
+        help="tries that get no further before giving up (default 3)",
+    )
     flag("--no-resume", dest="resume", action="store_false", help="start over, whatever is here")
     flag("--quiet", action="store_true", help="no progress, no reports")
     flag("--json", action="store_true", help="a JSON object for each transfer on standard output")
@@ -2708,14 +3591,41 @@ def common_flags(parser: argparse.ArgumentParser, headers: str) -> None:
 
 
 DEFAULTS = {
-    "host": "127.0.0.1", "port": 8000, "header": [], "later_header": [], "user": None, "password": None, "ask_password": False,
-    "tls": False, "cacert": None, "pin": None, "insecure": False, "token": None, "proxy": None, "family": None, "timeout": 30.0,
-    "retries": 3, "resume": True, "quiet": False, "json": False, "verbose": False, "trace": False, "trace_hex": False, "output": None,
-    "force": False, "newer": False, "connections": 1, "checksum": None, "hidden": False, "data": None, "form": [],
+    "host": "127.0.0.1",
+    "port": 8000,
+    "header": [],
+    "later_header": [],
+    "user": None,
+    "password": None,
+    "ask_password": False,
+    "tls": False,
+    "cacert": None,
+    "pin": None,
+    "insecure": False,
+    "token": None,
+    "proxy": None,
+    "family": None,
+    "timeout": 30.0,
+    "retries": 3,
+    "resume": True,
+    "quiet": False,
+    "json": False,
+    "verbose": False,
+    "trace": False,
+    "trace_hex": False,
+    "output": None,
+    "force": False,
+    "newer": False,
+    "connections": 1,
+    "checksum": None,
+    "hidden": False,
+    "data": None,
+    "form": [],
 }
 
 
-HELP = functools.partial(argparse.RawDescriptionHelpFormatter, width=100)  # told the width, it need not load shutil for it
+# told the width, it need not load shutil for it
+HELP = functools.partial(argparse.RawDescriptionHelpFormatter, width=100)
 
 
 def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
@@ -2727,34 +3637,65 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, prog="httpclient.py")
 
     def verb(name: str, text: str, *places: str) -> Callable[..., object]:
-        made = verbs.add_parser(name, argument_default=argparse.SUPPRESS, help=text, formatter_class=HELP)
+        made = verbs.add_parser(
+            name, argument_default=argparse.SUPPRESS, help=text, formatter_class=HELP
+        )
         if name not in words:
             return lambda *names, **more: None
-        # Flags are built anew: set_defaults() above would change shared ones, which then undo what stands before the verb.
-        common_flags(made, "later_header")  # a list of its own: argparse cannot go on with the one from before the verb
+        # Flags are built anew: set_defaults() above would change shared ones, which then undo what
+        # stands before the verb.
+        # a list of its own: argparse cannot go on with the one from before the verb
+        common_flags(made, "later_header")
         for place in places:
-            made.add_argument(place.rstrip("+").lower(), nargs="+" if place.endswith("+") else None, metavar=place.rstrip("+"))
+            made.add_argument(
+                place.rstrip("+").lower(),
+                nargs="+" if place.endswith("+") else None,
+                metavar=place.rstrip("+"),
+            )
         if name in ("get", "mirror"):
-            where = "a folder, a name, or - for standard output" if name == "get" else "the folder for it"
+            where = (
+                "a folder, a name, or - for standard output"
+                if name == "get"
+                else "the folder for it"
+            )
             made.add_argument("-o", "--output", metavar="DEST", help=where)
             made.add_argument("--force", action="store_true", help="replace what exists")
-            made.add_argument("--newer", action="store_true", help="replace what exists if the server's is newer or of another size")
+            made.add_argument(
+                "--newer",
+                action="store_true",
+                help="replace what exists if the server's is newer or of another size",
+            )
         return made.add_argument
 
     flag = verb("get", "fetch files", "URL+")
-    flag("--connections", type=between(1, 64), metavar="N", help="fetch ranges of a large file side by side (default 1)")
-    flag("--checksum", type=checksum, metavar="NAME:HEX", help="what the file must have, such as sha256:9f86d0...")
+    flag(
+        "--connections",
+        type=between(1, 64),
+        metavar="N",
+        help="fetch ranges of a large file side by side (default 1)",
+    )
+    flag(
+        "--checksum",
+        type=checksum,
+        metavar="NAME:HEX",
+        help="what the file must have, such as sha256:9f86d0...",
+    )
     verb("put", "send files, or - for standard input", "PATH+", "URL")
     flag = verb("post", "send data or a form", "URL")
     flag("--data", metavar="TEXT|@FILE|-", help="the body: this text, a file, or standard input")
-    flag("--form", action="append", metavar="NAME=VALUE|NAME=@FILE", help="a field or file of a form")
+    flag(
+        "--form", action="append", metavar="NAME=VALUE|NAME=@FILE", help="a field or file of a form"
+    )
     verb("delete", "delete files", "URL+")
     verb("head", "show a response's head", "URL")
     verb("list", "show what a folder holds", "URL")
     verb("mkdir", "make a folder", "URL")
     flag = verb("move", "rename: NEW is a URL, path or name", "URL", "NEW")
     flag("--force", action="store_true", help="replace what has that name")
-    folders = verb("mirror", "fetch a folder, or what changed in it", "URL"), verb("upload", "send one, or what changed in it", "DIR", "URL")
+    folders = (
+        verb("mirror", "fetch a folder, or what changed in it", "URL"),
+        verb("upload", "send one, or what changed in it", "DIR", "URL"),
+    )
     for flag in folders:
         flag("--hidden", action="store_true", help="names that start with a dot too")
     return parser
@@ -2770,7 +3711,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parsed(sys.argv[1:] if argv is None else argv)
     args.progress, args.asked = Progress(args), {}
     try:
-        args.host = parse_url(host_url(args)).host  # in lower case, as in URLs: for one of them the environment's password may be
+        # in lower case, as in URLs: for one of them the environment's password may be
+        args.host = parse_url(host_url(args)).host
         if args.ask_password:
             args.password = ask_password("the server")
         with contextlib.closing(Client(args)) as client:

@@ -33,6 +33,7 @@ followed; names that start with a dot are not served without --hidden. HTML and 
 A Host that is no name of this machine is refused, and so is a change that another site's page sends: no web page reaches the
 folder. A proxy in front passes the Host of the address behind it, and the one that the browser asked for as X-Forwarded-Host.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -76,31 +77,45 @@ MAX_HEAD = 32768  # bytes of a request's head, all of it
 MAX_TARGET = 8192  # bytes of the target in it
 MAX_FIELDS = 100  # header fields in it
 MAX_LINE = 1024  # bytes of a chunk's size line with its extensions
-MAX_TRAILER = 8192  # bytes of the fields after the last chunk, and of the head of one part of a form
-MAX_PARTS = 10000  # parts of a form: a large folder dropped on the page of a browser without JavaScript
+# bytes of the fields after the last chunk, and of the head of one part of a form
+MAX_TRAILER = 8192
+# parts of a form: a large folder dropped on the page of a browser without JavaScript
+MAX_PARTS = 10000
 MAX_RANGES = 16  # after coalescing; who asks for more gets the whole file
 MAX_GAP = 100  # bytes between two ranges: about what the head of another part would take
 MAX_DEPTH = 100  # folders in folders that an archive or a deletion goes down
-MAX_PIPELINED = 32  # requests of one connection that are answered before another connection has its turn
+# requests of one connection that are answered before another connection has its turn
+MAX_PIPELINED = 32
 MAX_THREADS = 512  # transfers and folder walks at once
 SPARE_THREADS = 4  # threads kept for the next slow request
 MAX_LINGERING = 256  # refused connections kept open until the client has read why
 SMALL = 131072  # bytes of an answer that is sent without handing over the lead
 PIECE = 262144  # bytes read or written at a time
 SLICE = 1 << 24  # bytes asked of one sendfile()
-RECORD = 1 << 14  # bytes of a TLS record at most: with less room TLS would hold back bytes where no selector sees them
-TLS_SLICE = 1 << 16  # bytes of one send() under TLS: it takes all or nothing, so that a slow reader would look like a stuck one
+# bytes of a TLS record at most: with less room TLS would hold back bytes where no selector sees
+# them
+RECORD = 1 << 14
+# bytes of one send() under TLS: it takes all or nothing, so that a slow reader would look like a
+# stuck one
+TLS_SLICE = 1 << 16
 DRAIN = 65536  # bytes of an unwanted body that are read to keep the connection
 LINGER = 2.0  # seconds that a refused client has for reading why
 GRACE = 2.0  # seconds that Ctrl-C leaves for answers under way
-MIN_RATE = 64  # bytes a second, over each --timeout of waiting for the client, below which a body counts as stuck
+# bytes a second, over each --timeout of waiting for the client, below which a body counts as stuck
+MIN_RATE = 64
 NOTE_EVERY = 1.0  # seconds between two 104 responses that tell how much of an upload has arrived
-LOOK_EVERY = 0.2  # seconds after which an upload that waits for its client looks whether another connection wants to go on with it
-PROMPT = 0.002  # seconds that a thread waits for the next request on its connection before it gives that back
+# seconds after which an upload that waits for its client looks whether another connection wants to
+# go on with it
+LOOK_EVERY = 0.2
+# seconds that a thread waits for the next request on its connection before it gives that back
+PROMPT = 0.002
 LOG_DELAY = 0.1  # seconds that log lines are gathered
 ACCEPT_PAUSE = 0.5  # seconds to the next accept() when the system has no descriptor or memory left
-BUSY_WAIT, BUSY_STEP = 2.0, 0.02  # seconds that the old writer of a part has for letting go of it; from one look to the next
-TAGGED = 10**7  # ns: below this a file's time says which upload it came from; 100 ns are what the coarser file systems keep
+# seconds that the old writer of a part has for letting go of it; from one look to the next
+BUSY_WAIT, BUSY_STEP = 2.0, 0.02
+# ns: below this a file's time says which upload it came from; 100 ns are what the coarser file
+# systems keep
+TAGGED = 10**7
 WANTED = 0  # ns: the access time that a part gets from who waits for it; no file is read in 1970
 PART_AGE = 7 * 86400  # seconds that an interrupted upload can be resumed
 FREE_CHECK = 1 << 20  # bytes of an upload after which free space is looked at again
@@ -108,38 +123,71 @@ MAX_NUMBER = 1000  # files of one name that are told apart by a number
 MAX_DIGESTS = 10000  # files whose digest is remembered
 MAX_SWEPT = 10000  # folders of which is remembered that old parts were looked for
 PART = re.compile(r"\.six-[0-9a-f]{32}\.part")
-INTEROP = "8"  # the version of the resumable-upload draft that a client must name to be sent interim answers
-PROXIED = frozenset(("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip"))
-CHALLENGE = {"WWW-Authenticate": 'Basic realm="Six Sockets: any name, and the password", charset="UTF-8"'}
+# the version of the resumable-upload draft that a client must name to be sent interim answers
+INTEROP = "8"
+PROXIED = frozenset(
+    ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
+)
+CHALLENGE = {
+    "WWW-Authenticate": 'Basic realm="Six Sockets: any name, and the password", charset="UTF-8"'
+}
 READING = ("GET", "HEAD", "OPTIONS")
 CHANGING = ("PUT", "POST", "DELETE", "MKCOL", "MOVE", "PATCH")
-ACTIVE = re.compile(r"text/html|application/xhtml\+xml|.*[/+]xml")  # types in which a browser runs script
-DIR_FD = {os.open, os.stat, os.mkdir, os.unlink, os.rmdir, os.rename} <= os.supports_dir_fd and os.scandir in os.supports_fd
+# types in which a browser runs script
+ACTIVE = re.compile(r"text/html|application/xhtml\+xml|.*[/+]xml")
+DIR_FD = {
+    os.open,
+    os.stat,
+    os.mkdir,
+    os.unlink,
+    os.rmdir,
+    os.rename,
+} <= os.supports_dir_fd and os.scandir in os.supports_fd
 FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
 # O_NONBLOCK: opening a FIFO must not wait for its writer
-LEAF = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-FRESH = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-NO_LINKS = errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP  # what systems say of a disk without hard links
+LEAF = (
+    os.O_RDONLY
+    | getattr(os, "O_NOFOLLOW", 0)
+    | getattr(os, "O_NONBLOCK", 0)
+    | getattr(os, "O_BINARY", 0)
+)
+FRESH = (
+    os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+)
+# what systems say of a disk without hard links
+NO_LINKS = errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP
 
 # What the system says, as the status and the fixed text that the client gets: never a local path.
 PROBLEMS = {
-    errno.ENOENT: (404, "there is no such file or folder"), errno.ENOTDIR: (404, "there is no such file or folder"),
-    errno.ELOOP: (403, "links are not followed"), errno.EMLINK: (403, "links are not followed"),
-    errno.EACCES: (403, "the server may not do that here"), errno.EPERM: (403, "the server may not do that here"),
-    errno.EROFS: (403, "the server cannot write there"), errno.ENAMETOOLONG: (400, "the name is too long"),
-    errno.EINVAL: (400, "the system takes no such name"), errno.EILSEQ: (400, "the system takes no such name"),
-    errno.ENXIO: (403, "only files and folders are served"), errno.EISDIR: (409, "a folder has that name"),
-    errno.EEXIST: (412, "that name exists"), errno.ENOTEMPTY: (409, "the folder is not empty (?recursive deletes it all the same)"),
-    errno.ENOSPC: (507, "the disk is full"), errno.EDQUOT: (507, "the disk is full for this user"),
-    errno.EFBIG: (507, "too large for the disk"), errno.EXDEV: (409, "not on the same disk"),
-    errno.EMFILE: (503, "too many open files"), errno.ENFILE: (503, "too many open files"),
+    errno.ENOENT: (404, "there is no such file or folder"),
+    errno.ENOTDIR: (404, "there is no such file or folder"),
+    errno.ELOOP: (403, "links are not followed"),
+    errno.EMLINK: (403, "links are not followed"),
+    errno.EACCES: (403, "the server may not do that here"),
+    errno.EPERM: (403, "the server may not do that here"),
+    errno.EROFS: (403, "the server cannot write there"),
+    errno.ENAMETOOLONG: (400, "the name is too long"),
+    errno.EINVAL: (400, "the system takes no such name"),
+    errno.EILSEQ: (400, "the system takes no such name"),
+    errno.ENXIO: (403, "only files and folders are served"),
+    errno.EISDIR: (409, "a folder has that name"),
+    errno.EEXIST: (412, "that name exists"),
+    errno.ENOTEMPTY: (409, "the folder is not empty (?recursive deletes it all the same)"),
+    errno.ENOSPC: (507, "the disk is full"),
+    errno.EDQUOT: (507, "the disk is full for this user"),
+    errno.EFBIG: (507, "too large for the disk"),
+    errno.EXDEV: (409, "not on the same disk"),
+    errno.EMFILE: (503, "too many open files"),
+    errno.ENFILE: (503, "too many open files"),
 }
 
 
 class Refusal(Exception):
     """What the client gets instead: a status, a sentence, header fields. With close the connection cannot go on."""
 
-    def __init__(self, status: int, text: str, fields: dict[str, str] | None = None, close: bool = False) -> None:
+    def __init__(
+        self, status: int, text: str, fields: dict[str, str] | None = None, close: bool = False
+    ) -> None:
         super().__init__(text)
         self.status, self.text, self.fields, self.close = status, text, fields or {}, close
 
@@ -160,15 +208,20 @@ class Gone(Exception):
 # The head of a request (RFC 9112).
 TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 LINE = re.compile(rf"({TOKEN}) ([^\x00-\x20\x7f]+) HTTP/([0-9])\.([0-9])")
-# A line ends in CRLF; a lone LF is taken too (§2.2), so that a request can be typed into netcat. A lone CR never is.
-HEAD = re.compile(rf"({TOKEN}) ([^\x00-\x20\x7f]+) HTTP/1\.([0-9])\r?\n((?:{TOKEN}:[^\x00-\x08\x0a-\x1f\x7f]*\r?\n)*)\r?\n")
+# A line ends in CRLF; a lone LF is taken too (§2.2), so that a request can be typed into netcat. A
+# lone CR never is.
+HEAD = re.compile(
+    rf"({TOKEN}) ([^\x00-\x20\x7f]+) HTTP/1\.([0-9])\r?\n((?:{TOKEN}:[^\x00-\x08\x0a-\x1f\x7f]*\r?\n)*)\r?\n"
+)
 FIELD = re.compile(rf"({TOKEN}):[ \t]*([^\r\n]*)")
 HEAD_END = re.compile(rb"\n\r?\n")
 EMPTY_LINES = re.compile(rb"(?:\r?\n)+")
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z_~!$&'()*+,;=%.-]*)(?::[0-9]*)?")
 BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 DIGITS = re.compile(r"[0-9]{1,18}")
-WINDOWS_NAME = re.compile(r'.*[\\:<>"|?*\x00-\x1f].*|.*[. ]|(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?', re.DOTALL)
+WINDOWS_NAME = re.compile(
+    r'.*[\\:<>"|?*\x00-\x1f].*|.*[. ]|(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?', re.DOTALL
+)
 
 
 class Request:
@@ -184,10 +237,16 @@ class Request:
         self.host, path = split_target(method, target, fields.get("host"), minor)
         self.names, self.slash, self.query = parse_path(path)
         # what is answered with the lead: reads that look at one file
-        self.is_light = method in READING and not self.has_body and not self.query and "want-repr-digest" not in fields
+        self.is_light = (
+            method in READING
+            and not self.has_body
+            and not self.query
+            and "want-repr-digest" not in fields
+        )
 
 
-@functools.lru_cache(maxsize=128)  # a client's heads differ little: at most 10 MB for what is parsed once instead of each time
+# a client's heads differ little: at most 10 MB for what is parsed once instead of each time
+@functools.lru_cache(maxsize=128)
 def parse_head(head: bytes) -> Request:
     text = head.decode("latin-1")
     found = HEAD.fullmatch(text)
@@ -220,7 +279,8 @@ def malformed(head: str) -> Refusal:
         return Refusal(505, "HTTP/1.1 is spoken here")
     if not line or line[3] == "0":
         return Refusal(400, "the request line is not METHOD TARGET HTTP/1.1, with single spaces")
-    return Refusal(400, "a header line is not NAME: VALUE")  # folded, without colon, a space before it, a lone CR
+    # folded, without colon, a space before it, a lone CR
+    return Refusal(400, "a header line is not NAME: VALUE")
 
 
 def framing(fields: Mapping[str, str], minor: int) -> tuple[bool, int]:
@@ -256,9 +316,14 @@ def split_target(method: str, target: str, host: str | None, minor: int) -> tupl
         return host or "", "/"
     scheme, mark, rest = target.partition("://")
     authority = re.split(r"[/?]", rest, maxsplit=1)[0]
-    if scheme.lower() not in ("http", "https") or not mark or not authority or not HOST.fullmatch(authority):
+    if (
+        scheme.lower() not in ("http", "https")
+        or not mark
+        or not authority
+        or not HOST.fullmatch(authority)
+    ):
         raise Refusal(400, "the target is neither a path nor a URL")
-    path = rest[len(authority):]
+    path = rest[len(authority) :]
     return authority, path if path[:1] == "/" else "/" + path
 
 
@@ -267,7 +332,10 @@ def parse_path(target: str) -> tuple[tuple[str, ...], bool, str]:
     path, _, query = target.partition("?")
     if BAD_ESCAPE.search(path):
         raise Refusal(400, "a percent sign must be followed by two hex digits")
-    names = [os.fsdecode(urllib.parse.unquote_to_bytes(part.encode("latin-1"))) for part in path[1:].split("/")]
+    names = [
+        os.fsdecode(urllib.parse.unquote_to_bytes(part.encode("latin-1")))
+        for part in path[1:].split("/")
+    ]
     slash = names[-1] == ""
     if slash:
         names.pop()
@@ -298,19 +366,28 @@ def is_own_host(host: str, names: frozenset[str]) -> bool:
 
 def quoted(names: Iterable[str], slash: bool = False) -> str:
     """Names as a path: it starts with exactly one slash, and holds nothing that has a meaning in a URL or a header."""
-    path = "/" + "/".join(urllib.parse.quote_from_bytes(os.fsencode(name), safe="") for name in names)
+    path = "/" + "/".join(
+        urllib.parse.quote_from_bytes(os.fsencode(name), safe="") for name in names
+    )
     return path + "/" if slash and path != "/" else path
 
 
 def parameters(query: str) -> dict[str, str]:
-    return dict(urllib.parse.parse_qsl(query, keep_blank_values=True, max_num_fields=20)) if query.count("&") < 20 else {}
+    return (
+        dict(urllib.parse.parse_qsl(query, keep_blank_values=True, max_num_fields=20))
+        if query.count("&") < 20
+        else {}
+    )
 
 
 # Conditions, ranges, negotiation (RFC 9110).
 CONDITIONS = frozenset(("if-match", "if-none-match", "if-modified-since", "if-unmodified-since"))
 PACKED = {"gzip": "application/gzip", "bzip2": "application/x-bzip2", "xz": "application/x-xz"}
-EARLIEST = -30610224000  # the year 1000: HTTP's years have four digits, and a broken disk may say anything
-NO_DATE = float("nan")  # of what has none: it is neither before nor after any, so that conditions on dates are ignored (§13.1.3, §13.1.4)
+# the year 1000: HTTP's years have four digits, and a broken disk may say anything
+EARLIEST = -30610224000
+# of what has none: it is neither before nor after any, so that conditions on dates are ignored
+# (§13.1.3, §13.1.4)
+NO_DATE = float("nan")
 TAG = re.compile(r'(W/)?("[^"]*")')
 RANGE = re.compile(r"[ \t]*([0-9]{0,40})-([0-9]{0,40})[ \t]*")
 
@@ -333,8 +410,10 @@ def parse_date(text: str) -> float | None:
     if not text:
         return None
     import email.utils  # not at the top: the slowest import of all, and few requests have a date
+
     with contextlib.suppress(ValueError, TypeError, IndexError, OverflowError):
-        return email.utils.parsedate_to_datetime(text.removesuffix(" GMT") + " GMT").timestamp()  # asctime's form names no zone (§5.6.7)
+        # asctime's form names no zone (§5.6.7)
+        return email.utils.parsedate_to_datetime(text.removesuffix(" GMT") + " GMT").timestamp()
     return None
 
 
@@ -347,7 +426,9 @@ def matches(listed: str, tag: str | None, weak: bool) -> bool:
 
 def judge(fields: Mapping[str, str], tag: str | None, mtime: float, reading: bool) -> int:
     """The preconditions in their order (§13.2.2): 0 to go on, 304 or 412. A tag of None means that nothing is there."""
-    since, until = (parse_date(fields.get(f"if-{word}-since", "")) for word in ("modified", "unmodified"))
+    since, until = (
+        parse_date(fields.get(f"if-{word}-since", "")) for word in ("modified", "unmodified")
+    )
     if "if-match" in fields:
         if not matches(fields["if-match"], tag, weak=False):
             return 412
@@ -376,7 +457,13 @@ def parse_ranges(text: str, size: int) -> list[tuple[int, int]] | None:
     ranges = []
     for part in filter(str.strip, listed.split(",")):
         found = RANGE.fullmatch(part)
-        if not found or found[1] == found[2] == "" or found[1] and found[2] and int(found[2]) < int(found[1]):
+        if (
+            not found
+            or found[1] == found[2] == ""
+            or found[1]
+            and found[2]
+            and int(found[2]) < int(found[1])
+        ):
             return None
         if not found[1] and int(found[2]) and not size:
             return None  # the last N of an empty file: it can be had, and is empty (§14.1.2)
@@ -419,7 +506,9 @@ def takes_gzip(accept: str) -> bool:
 def listing_type(accept: str) -> str:
     """Which form of a folder a client wants: HTML unless one of the others is named and weighs more."""
     wanted = weights(accept)
-    page = max(wanted.get("text/html", 0.0), 0.0 if "text/html" in wanted else wanted.get("*/*", 0.0) / 2)
+    page = max(
+        wanted.get("text/html", 0.0), 0.0 if "text/html" in wanted else wanted.get("*/*", 0.0) / 2
+    )
     best = max(("application/json", "text/plain"), key=lambda kind: wanted.get(kind, 0.0))
     return best if wanted.get(best, 0.0) > page else "text/html"
 
@@ -432,12 +521,16 @@ def type_of(name: str) -> str:
     if packed:
         return PACKED.get(packed, "application/octet-stream")
     kind = mimetypes.types_map.get(extension, "application/octet-stream")
-    return f"{kind}; charset=utf-8" if kind.startswith("text/") or kind.endswith(("javascript", "json")) else kind
+    return (
+        f"{kind}; charset=utf-8"
+        if kind.startswith("text/") or kind.endswith(("javascript", "json"))
+        else kind
+    )
 
 
 def disposition(name: str) -> str:
     """Content-Disposition for a download: in ASCII for the old, in UTF-8 for all others (RFC 6266)."""
-    plain = re.sub(r'[^ !#-\[\]-~]|%', "_", name)
+    plain = re.sub(r"[^ !#-\[\]-~]|%", "_", name)
     return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{urllib.parse.quote_from_bytes(os.fsencode(name), safe='')}"
 
 
@@ -450,7 +543,9 @@ def parse_digest(text: str) -> bytes | None:
 def wants_digest(request: Request) -> bool:
     """Whether Want-Repr-Digest asks for sha-256: its weights go from 0 to 10."""
     wanted = request.fields.get("want-repr-digest")
-    return wanted is not None and bool(re.search(r"(?:^|,)[ \t]*sha-256=(?:[1-9]|10)[ \t]*(?:,|$)", wanted))
+    return wanted is not None and bool(
+        re.search(r"(?:^|,)[ \t]*sha-256=(?:[1-9]|10)[ \t]*(?:,|$)", wanted)
+    )
 
 
 def digest_field(digest: bytes) -> str:
@@ -458,13 +553,17 @@ def digest_field(digest: bytes) -> str:
 
 
 # Forms, names, the log.
-FILENAME = re.compile(rb'(?:^|;)[ \t]*filename=(?:"((?:[^"\\]|\\.)*)"|([^;"]+))', re.IGNORECASE | re.DOTALL)
+FILENAME = re.compile(
+    rb'(?:^|;)[ \t]*filename=(?:"((?:[^"\\]|\\.)*)"|([^;"]+))', re.IGNORECASE | re.DOTALL
+)
 FIELD_NAME = re.compile(rb';[ \t]*name="?([^";]*)', re.IGNORECASE)
-UNSAFE_LOG = re.compile(r'[^ !#-\[\]-~]')
+UNSAFE_LOG = re.compile(r"[^ !#-\[\]-~]")
 
 
 def boundary_of(content_type: str) -> bytes:
-    found = re.search(r';[ \t]*boundary=(?:"([^"]{1,70})"|([^\s;"]{1,70}))', content_type, re.IGNORECASE)
+    found = re.search(
+        r';[ \t]*boundary=(?:"([^"]{1,70})"|([^\s;"]{1,70}))', content_type, re.IGNORECASE
+    )
     if not found:
         raise Refusal(400, "a form needs a boundary", close=True)
     return (found[1] or found[2]).encode("latin-1")
@@ -478,7 +577,10 @@ def unquoted(found: re.Match[bytes]) -> bytes:
 def form_file(head: bytes) -> str:
     """The name of the file that a part of a form is, "" when none was chosen or it is another field (RFC 7578).
     Only the last component counts, except in a field called folder: there the path below the chosen folder."""
-    line = next((line for line in head.split(b"\r\n") if line.lower().startswith(b"content-disposition:")), b"")
+    line = next(
+        (line for line in head.split(b"\r\n") if line.lower().startswith(b"content-disposition:")),
+        b"",
+    )
     found = FILENAME.search(line)
     if not found:
         return ""
@@ -496,9 +598,12 @@ def suggested_name(request: Request) -> str:
     plain = FILENAME.search(wanted)
     raw = urllib.parse.unquote_to_bytes(found[1]) if found else unquoted(plain) if plain else b""
     if raw:
-        return re.split("/" if found else r"[/\\]", os.fsdecode(raw))[-1]  # a backslash in filename* is meant as one: it is what our page sends
+        # a backslash in filename* is meant as one: it is what our page sends
+        return re.split("/" if found else r"[/\\]", os.fsdecode(raw))[-1]
     kind = request.fields.get("content-type", "").partition(";")[0].strip().lower()
-    return time.strftime("upload-%Y%m%d-%H%M%S") + (mimetypes.guess_extension(kind) or ".bin" if kind else ".bin")
+    return time.strftime("upload-%Y%m%d-%H%M%S") + (
+        mimetypes.guess_extension(kind) or ".bin" if kind else ".bin"
+    )
 
 
 def numbered(name: str, number: int) -> str:
@@ -530,6 +635,7 @@ Where = Union[int, str]  # noqa: UP007  (3.9) an open folder; its path where the
 class Place(NamedTuple):
     """A name in an open folder, as the os functions take it: a path and no folder where the system has no dir_fd.
     One that locate() gave is used by "with", which closes the folder at the end."""
+
     parent: int | None
     name: str
     owned: bool = False
@@ -565,6 +671,7 @@ class Place(NamedTuple):
 
 class Found(NamedTuple):
     """Something that is open: a file's descriptor or a folder, and its facts."""
+
     where: Where
     info: os.stat_result
 
@@ -604,7 +711,9 @@ class Shared:
         self.only = None if os.path.isdir(path) else os.path.basename(path)
         self.path = os.path.dirname(path) if self.only else path
         self.hidden, self.durable = hidden or bool(self.only), durable
-        self.root = os.open(self.path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)) if DIR_FD else None
+        self.root = (
+            os.open(self.path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)) if DIR_FD else None
+        )
 
     def locate(self, names: Sequence[str], make: bool = False) -> Place:
         """The place that a path means. With make, missing folders on the way are made."""
@@ -684,7 +793,11 @@ def tree(place: Place, depth: int = 0) -> Iterator[tuple[Place, os.DirEntry[str]
     if depth > MAX_DEPTH:
         raise Refusal(403, f"more than {MAX_DEPTH} folders deep")
     # a folder that somebody else has deleted meanwhile holds nothing
-    with contextlib.suppress(FileNotFoundError), contextlib.closing(open_leaf(place)) as folder, os.scandir(folder.where) as scan:
+    with (
+        contextlib.suppress(FileNotFoundError),
+        contextlib.closing(open_leaf(place)) as folder,
+        os.scandir(folder.where) as scan,
+    ):
         for item in scan:
             below = inside(folder.where, item.name)
             if item.is_dir(follow_symlinks=False):
@@ -694,7 +807,9 @@ def tree(place: Place, depth: int = 0) -> Iterator[tuple[Place, os.DirEntry[str]
 
 def shows_all(place: Place, hidden: bool) -> bool:
     """Whether nothing in a folder is hidden from those who could delete it. Uploads that were broken off do not count."""
-    return all(hidden or PART.fullmatch(item.name) or item.name[0] != "." for _, item in tree(place))
+    return all(
+        hidden or PART.fullmatch(item.name) or item.name[0] != "." for _, item in tree(place)
+    )
 
 
 def keep_name(place: Place) -> None:
@@ -725,7 +840,9 @@ def rename_new(old: Place, new: Place) -> None:
 def link(old: Place, new: Place) -> bool:
     """Whether the file has the new name already. Where there are no hard links, as on a USB stick, an empty file keeps that free."""
     try:
-        os.link(old.name, new.name, src_dir_fd=old.parent, dst_dir_fd=new.parent, follow_symlinks=False)
+        os.link(
+            old.name, new.name, src_dir_fd=old.parent, dst_dir_fd=new.parent, follow_symlinks=False
+        )
         return True
     except (OSError, NotImplementedError, AttributeError) as error:
         if isinstance(error, OSError) and error.errno not in NO_LINKS:
@@ -751,13 +868,19 @@ def renaming(*places: Place) -> Iterator[None]:
 
 def lock_folders(places: Sequence[Place], held: contextlib.ExitStack) -> None:
     import fcntl  # not at the top: Windows has none
+
     folders = {}
     for place in places:
-        folder = os.open("." if place.parent is not None else os.path.dirname(place.name), FOLDER, dir_fd=place.parent)
+        folder = os.open(
+            "." if place.parent is not None else os.path.dirname(place.name),
+            FOLDER,
+            dir_fd=place.parent,
+        )
         held.callback(os.close, folder)
         info = os.fstat(folder)
         folders[info.st_dev, info.st_ino] = folder
-    for _, folder in sorted(folders.items()):  # in the same order by all, so that who moves here and who moves back do not wait for each other
+    # in the same order by all, so that who moves here and who moves back do not wait for each other
+    for _, folder in sorted(folders.items()):
         fcntl.flock(folder, fcntl.LOCK_EX)
 
 
@@ -768,7 +891,12 @@ class Part:
         """A new one, or the one that has this token: before it is locked it may be another writer's."""
         self.kept, self.token = bool(token), token or secrets.token_hex(16)
         self.place, self.own = place, place.beside(f".six-{self.token}.part")
-        self.descriptor = os.open(self.own.name, FRESH & ~(os.O_CREAT | os.O_EXCL) if token else FRESH, 0o666, dir_fd=place.parent)
+        self.descriptor = os.open(
+            self.own.name,
+            FRESH & ~(os.O_CREAT | os.O_EXCL) if token else FRESH,
+            0o666,
+            dir_fd=place.parent,
+        )
         self.size, self.inode = 0, os.fstat(self.descriptor).st_ino
         self.sha: Any = None
         if not token:
@@ -777,7 +905,9 @@ class Part:
     def lock(self) -> bool:
         """Whether no other writer, of this process or another, has it."""
         try:
-            import fcntl  # not at the top: Windows has none, and there an open file cannot be replaced anyway
+            # not at the top: Windows has none, and there an open file cannot be replaced anyway
+            import fcntl
+
             fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
@@ -793,7 +923,9 @@ class Part:
         while not self.lock():
             self.want(True)
             if left <= 0:
-                raise Refusal(503, "another connection is writing this upload", {"Retry-After": "2"})
+                raise Refusal(
+                    503, "another connection is writing this upload", {"Retry-After": "2"}
+                )
             left -= BUSY_STEP
             time.sleep(BUSY_STEP)
         self.want(False)
@@ -817,9 +949,11 @@ class Part:
         self.size += len(data)
         view = memoryview(data)
         while view:
-            view = view[os.write(self.descriptor, view):]
+            view = view[os.write(self.descriptor, view) :]
 
-    def settle(self, name: str, over: str, durable: bool, mtime: int | None = None, was: str | None = None) -> tuple[str, os.stat_result, bool]:
+    def settle(
+        self, name: str, over: str, durable: bool, mtime: int | None = None, was: str | None = None
+    ) -> tuple[str, os.stat_result, bool]:
         """Put it in its place: "replace" what stands there, only as a "new" name, or with a "number". What stood there is checked
         and replaced in one step, or two writers could both believe that they replaced the same. Its name and facts, and whether it replaced."""
         if durable:
@@ -840,10 +974,14 @@ class Part:
         if old:
             with contextlib.suppress(OSError, AttributeError):
                 os.fchmod(self.descriptor, stat.S_IMODE(old.st_mode) & 0o777)
-        if os.name == "nt":  # it renames no open file; elsewhere the lock is kept, or somebody could still append to what is in its place
+        # it renames no open file; elsewhere the lock is kept, or somebody could still append to
+        # what is in its place
+        if os.name == "nt":
             self.let_go()
         handle = self.descriptor if self.descriptor >= 0 else self.own.name
-        info = os.stat(handle)  # of a time that was given the fraction stays too: two files of one time and size shall have two ETags
+        # of a time that was given the fraction stays too: two files of one time and size shall have
+        # two ETags
+        info = os.stat(handle)
         since = info.st_mtime_ns if mtime is None else mtime * 10**9 + info.st_mtime_ns % 10**9
         with contextlib.suppress(OSError):  # not on every mount may a file's writer set its time
             os.utime(handle, ns=(info.st_atime_ns, since // TAGGED * TAGGED + tag_of(self.token)))
@@ -864,7 +1002,9 @@ class Part:
 
     def close(self) -> None:
         if os.name == "nt":
-            self.let_go()  # Windows removes no open file; elsewhere the lock is held until no other writer can find it
+            # Windows removes no open file; elsewhere the lock is held until no other writer can
+            # find it
+            self.let_go()
         if not self.kept:
             with contextlib.suppress(OSError):
                 os.unlink(self.own.name, dir_fd=self.place.parent)
@@ -886,22 +1026,32 @@ def expire_parts(place: Place) -> None:
     with contextlib.suppress(OSError), os.scandir(place.folder) as scan:
         for item in filter(is_expired, scan):
             # one that is another user's keeps none of the others
-            with contextlib.suppress(OSError), contextlib.closing(Part(place, item.name[5:-5])) as part:
+            with (
+                contextlib.suppress(OSError),
+                contextlib.closing(Part(place, item.name[5:-5])) as part,
+            ):
                 part.kept = not part.lock()
 
 
 def is_expired(item: os.DirEntry[str]) -> bool:
-    return bool(PART.fullmatch(item.name)) and time.time() - item.stat(follow_symlinks=False).st_mtime > PART_AGE
+    return (
+        bool(PART.fullmatch(item.name))
+        and time.time() - item.stat(follow_symlinks=False).st_mtime > PART_AGE
+    )
 
 
 def free_space(where: Where) -> int:
-    import shutil  # not at the top, like tarfile and tempfile below: few requests need what takes so long to import
+    # not at the top, like tarfile and tempfile below: few requests need what takes so long to
+    # import
+    import shutil
+
     return shutil.disk_usage(where).free
 
 
 # --- archives: a folder as one stream whose length is known before ---
 class Span(NamedTuple):
     """Bytes of an open file: what sendfile() takes."""
+
     descriptor: int
     start: int
     end: int
@@ -916,6 +1066,7 @@ def size_of(piece: Piece) -> int:
 
 class Item(NamedTuple):
     """A file or folder in an archive. The folder that it is in stays open as long as the walk stands at it."""
+
     path: str
     entry: Entry
     place: Place
@@ -929,10 +1080,18 @@ class Item(NamedTuple):
         raise Gone(f"{log_safe(self.path)} changed")
 
     def is_readable(self) -> bool:
-        return os.access(self.place.name, os.R_OK | os.X_OK * self.entry.is_folder, dir_fd=self.place.parent)
+        return os.access(
+            self.place.name, os.R_OK | os.X_OK * self.entry.is_folder, dir_fd=self.place.parent
+        )
 
 
-def walk(where: Where, path: str, hidden: bool, left_out: Callable[[Item], None] = lambda item: None, depth: int = 0) -> Iterator[Item]:
+def walk(
+    where: Where,
+    path: str,
+    hidden: bool,
+    left_out: Callable[[Item], None] = lambda item: None,
+    depth: int = 0,
+) -> Iterator[Item]:
     """Everything in a folder, depth first and by name, so that two walks give the same; one folder's names in memory at a time.
     What the server may not read is left out: one such file is no reason to refuse all others."""
     if depth > MAX_DEPTH:
@@ -950,11 +1109,16 @@ def walk(where: Where, path: str, hidden: bool, left_out: Callable[[Item], None]
 
 def tar_head(item: Item) -> bytes:
     import tarfile
+
     info = tarfile.TarInfo(item.path.rstrip("/"))
     info.mode = stat.S_IMODE(item.entry.info.st_mode) & 0o777
     info.mtime = int(item.entry.info.st_mtime)
-    info.type, info.size = tarfile.DIRTYPE if item.entry.is_folder else tarfile.REGTYPE, item.entry.size
-    return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")  # the one format whose names are bytes
+    info.type, info.size = (
+        tarfile.DIRTYPE if item.entry.is_folder else tarfile.REGTYPE,
+        item.entry.size,
+    )
+    # the one format whose names are bytes
+    return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
 
 
 TAR_END = 1024  # two empty blocks
@@ -1017,7 +1181,11 @@ def clip(pieces: Iterable[Piece], start: int, end: int) -> Iterator[Piece]:
         size = size_of(piece)
         low, high = max(0, start), min(size, end)
         if low < high:
-            yield Span(piece.descriptor, piece.start + low, piece.start + high) if isinstance(piece, Span) else piece[low:high]
+            yield (
+                Span(piece.descriptor, piece.start + low, piece.start + high)
+                if isinstance(piece, Span)
+                else piece[low:high]
+            )
         start, end = start - size, end - size
 
 
@@ -1031,8 +1199,23 @@ def zip_flags(item: Item) -> int:
 
 def zip_local(item: Item) -> bytes:
     name, size = os.fsencode(item.path), item.entry.size
-    return (struct.pack("<4s5H3L2H", b"PK\3\4", 45, zip_flags(item), 0, *dos_time(item), 0, LARGE, LARGE, len(name), 20)
-            + name + struct.pack("<2H2Q", 1, 16, size, size))
+    return (
+        struct.pack(
+            "<4s5H3L2H",
+            b"PK\3\4",
+            45,
+            zip_flags(item),
+            0,
+            *dos_time(item),
+            0,
+            LARGE,
+            LARGE,
+            len(name),
+            20,
+        )
+        + name
+        + struct.pack("<2H2Q", 1, 16, size, size)
+    )
 
 
 def zip_after(item: Item, crc: int) -> bytes:
@@ -1042,19 +1225,55 @@ def zip_after(item: Item, crc: int) -> bytes:
 def zip_central(item: Item, crc: int, offset: int) -> bytes:
     name, size = os.fsencode(item.path), item.entry.size
     mode = item.entry.info.st_mode << 16 | (0x10 if item.entry.is_folder else 0)
-    return struct.pack("<4s6H3L5H2L", b"PK\1\2", 3 << 8 | 45, 45, zip_flags(item), 0, *dos_time(item), crc, LARGE, LARGE, len(name), 28, 0, 0, 0,
-                       mode & LARGE, LARGE) + name + struct.pack("<2H3Q", 1, 24, size, size, offset)
+    return (
+        struct.pack(
+            "<4s6H3L5H2L",
+            b"PK\1\2",
+            3 << 8 | 45,
+            45,
+            zip_flags(item),
+            0,
+            *dos_time(item),
+            crc,
+            LARGE,
+            LARGE,
+            len(name),
+            28,
+            0,
+            0,
+            0,
+            mode & LARGE,
+            LARGE,
+        )
+        + name
+        + struct.pack("<2H3Q", 1, 24, size, size, offset)
+    )
 
 
 def zip_end(count: int, size: int, offset: int) -> bytes:
-    return (struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, offset)
-            + struct.pack("<4sLQL", b"PK\6\7", 0, offset + size, 1)
-            + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, min(count, 0xFFFF), min(count, 0xFFFF), min(size, LARGE), min(offset, LARGE), 0))
+    return (
+        struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, offset)
+        + struct.pack("<4sLQL", b"PK\6\7", 0, offset + size, 1)
+        + struct.pack(
+            "<4s4H2LH",
+            b"PK\5\6",
+            0,
+            0,
+            min(count, 0xFFFF),
+            min(count, 0xFFFF),
+            min(size, LARGE),
+            min(offset, LARGE),
+            0,
+        )
+    )
 
 
 def dos_time(item: Item) -> tuple[int, int]:
-    when = time.localtime(min(max(item.entry.info.st_mtime, 315619200), 4354732800))  # 1980 to 2107 is all that the format knows
-    return when.tm_hour << 11 | when.tm_min << 5 | when.tm_sec // 2, (when.tm_year - 1980) << 9 | when.tm_mon << 5 | when.tm_mday
+    # 1980 to 2107 is all that the format knows
+    when = time.localtime(min(max(item.entry.info.st_mtime, 315619200), 4354732800))
+    return when.tm_hour << 11 | when.tm_min << 5 | when.tm_sec // 2, (
+        when.tm_year - 1980
+    ) << 9 | when.tm_mon << 5 | when.tm_mday
 
 
 def zip_size(item: Item) -> int:
@@ -1063,12 +1282,15 @@ def zip_size(item: Item) -> int:
 
 
 def zip_length(items: Iterable[Item]) -> int:
-    return len(zip_end(0, 0, 0)) + sum(zip_size(item) + len(zip_central(item, 0, 0)) for item in items)
+    return len(zip_end(0, 0, 0)) + sum(
+        zip_size(item) + len(zip_central(item, 0, 0)) for item in items
+    )
 
 
 def zip_pieces(items: Iterable[Item]) -> Iterator[Piece]:
     """Entries as they are read, then the directory, which is gathered outside of memory when it grows large."""
     import tempfile
+
     at = count = 0
     with tempfile.SpooledTemporaryFile(1 << 20) as central:
         for item in items:
@@ -1105,19 +1327,48 @@ def file_chunks(item: Item) -> Iterator[bytes]:
 class Answer:
     """What is sent back: a short body, or pieces that are produced while they are sent."""
 
-    __slots__ = ("body", "close", "fields", "length", "note", "pieces", "ranges", "rest", "size", "status", "tag")
+    __slots__ = (
+        "body",
+        "close",
+        "fields",
+        "length",
+        "note",
+        "pieces",
+        "ranges",
+        "rest",
+        "size",
+        "status",
+        "tag",
+    )
 
-    def __init__(self, status: int, fields: dict[str, str] | None = None, body: bytes = b"", pieces: Iterable[Piece] | None = None,
-                 length: int | None = None, note: str = "", close: bool = False) -> None:
+    def __init__(
+        self,
+        status: int,
+        fields: dict[str, str] | None = None,
+        body: bytes = b"",
+        pieces: Iterable[Piece] | None = None,
+        length: int | None = None,
+        note: str = "",
+        close: bool = False,
+    ) -> None:
         self.status, self.fields, self.body, self.pieces = status, fields or {}, body, pieces
         self.length = length if pieces is not None else len(body)  # None: not known before
-        self.note, self.close, self.rest = note, close, b""  # for the log; the connection ends; what the kernel had no room for
+        # for the log; the connection ends; what the kernel had no room for
+        self.note, self.close, self.rest = note, close, b""
         self.tag, self.size, self.ranges = "", 0, [(0, 0)]  # what --once counts
 
 
-def text_answer(status: int, text: str, fields: dict[str, str] | None = None, note: str = "", close: bool = False) -> Answer:
+def text_answer(
+    status: int,
+    text: str,
+    fields: dict[str, str] | None = None,
+    note: str = "",
+    close: bool = False,
+) -> Answer:
     fields = {"Content-Type": "text/plain; charset=utf-8", **(fields or {})}
-    return Answer(status, fields, f"{status} {PHRASES[status]}: {text}\n".encode(), note=note, close=close)
+    return Answer(
+        status, fields, f"{status} {PHRASES[status]}: {text}\n".encode(), note=note, close=close
+    )
 
 
 class Body:
@@ -1130,7 +1381,8 @@ class Body:
         self.whole = not request.has_body
         self.asked = "expect" not in request.fields or not request.minor
         self.trailer: dict[str, str] = {}
-        self.pieces = self.read()  # one for all who read: whoever goes on goes on where the last one stopped
+        # one for all who read: whoever goes on goes on where the last one stopped
+        self.pieces = self.read()
 
     def read(self) -> Iterator[Data]:
         if self.whole:
@@ -1165,7 +1417,9 @@ class Body:
             conn.buffer += self.more(RECORD)
         line = conn.take(end + 1)
         if line[-2:] != b"\r\n" or end > most + 1:
-            raise Refusal(400, "a line of a chunked body is too long or does not end in CRLF", close=True)
+            raise Refusal(
+                400, "a line of a chunked body is too long or does not end in CRLF", close=True
+            )
         return line[:-2]
 
     def chunks(self) -> Iterator[Data]:
@@ -1186,7 +1440,9 @@ class Body:
             self.trailer[found[1].lower()] = found[2].strip()
 
     def chunk_size(self) -> int:
-        found = re.fullmatch(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?", self.read_line(MAX_LINE))
+        found = re.fullmatch(
+            rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?", self.read_line(MAX_LINE)
+        )
         if not found:
             raise Refusal(400, "a chunk's size is not in hex digits", close=True)
         return int(found[1], 16)
@@ -1196,7 +1452,8 @@ class Body:
         if not self.asked or self.left > DRAIN:
             return self.whole
         taken = 0
-        with contextlib.suppress(OSError, Refusal):  # a broken body ends the connection, but not before the answer
+        # a broken body ends the connection, but not before the answer
+        with contextlib.suppress(OSError, Refusal):
             for data in self.pieces:
                 taken += len(data)
                 if taken > DRAIN:
@@ -1207,7 +1464,21 @@ class Body:
 class Connection:
     """A socket and what has been read from it. It belongs to the thread that leads, or to the one that it was handed to."""
 
-    __slots__ = ("args", "body", "buffer", "held", "moved", "part", "peer", "scanned", "sent", "server", "shaking", "sock", "waited")
+    __slots__ = (
+        "args",
+        "body",
+        "buffer",
+        "held",
+        "moved",
+        "part",
+        "peer",
+        "scanned",
+        "sent",
+        "server",
+        "shaking",
+        "sock",
+        "waited",
+    )
 
     def __init__(self, server: Server, sock: socket.socket, peer: Address) -> None:
         self.server, self.sock, self.args = server, sock, server.args
@@ -1218,7 +1489,8 @@ class Connection:
         self.held: list[Found] = []  # what is open for the answer under way
         self.body: Body  # of the request that is being answered without the lead
         self.part: Part | None = None  # what is being received
-        self.shaking = server.door.tls is not None  # the TLS handshake is still to come, or under way
+        # the TLS handshake is still to come, or under way
+        self.shaking = server.door.tls is not None
 
     def hold(self, found: Found) -> Found:
         self.held.append(found)
@@ -1251,14 +1523,18 @@ class Connection:
     def shake(self) -> bool:
         """The TLS handshake, as far as the client has come: nobody waits for it. Who begins in the clear is told so in the clear."""
         import ssl
+
         assert self.server.door.tls
         if not isinstance(self.sock, ssl.SSLSocket):
             first = socket.socket.recv(self.sock, 1, socket.MSG_PEEK)
             if first not in (b"", b"\x16"):
                 self.shaking = False
-                self.refuse_head(Refusal(400, "TLS is spoken on this port: the address begins with https://"))
+                self.refuse_head(
+                    Refusal(400, "TLS is spoken on this port: the address begins with https://")
+                )
                 return False
-            self.server.unwatch(self)  # or the selector would still know it, should it be closed in the next call
+            # or the selector would still know it, should it be closed in the next call
+            self.server.unwatch(self)
             self.sock = over_tls(self.server.door.tls, self.sock)
             self.server.watch(self)
         try:
@@ -1266,7 +1542,9 @@ class Connection:
         except self.server.waits:
             raise
         except OSError as error:
-            self.server.note(f"{self.peer} no TLS: {getattr(error, 'reason', '') or error.strerror}")
+            self.server.note(
+                f"{self.peer} no TLS: {getattr(error, 'reason', '') or error.strerror}"
+            )
             self.close()
             return False
         self.shaking = False
@@ -1307,20 +1585,25 @@ class Connection:
     def next_request(self) -> Request | None:
         """The next whole head, taken off the buffer; None while there is none."""
         if self.buffer[:1] in (b"\r", b"\n") and (found := EMPTY_LINES.match(self.buffer)):
-            self.buffer = self.buffer[found.end():]  # §2.2: some clients send an empty line after a body
-        if self.buffer[:1] == b"\x16":  # first of all: among its random bytes may be two line ends, which look like the end of a head
-            raise Refusal(400, "this is TLS, and the port speaks without: the address begins with http://")
+            # §2.2: some clients send an empty line after a body
+            self.buffer = self.buffer[found.end() :]
+        # first of all: among its random bytes may be two line ends, which look like the end of a
+        # head
+        if self.buffer[:1] == b"\x16":
+            raise Refusal(
+                400, "this is TLS, and the port speaks without: the address begins with http://"
+            )
         found = HEAD_END.search(self.buffer, max(0, self.scanned - 2))
         if not found:
             self.scanned = len(self.buffer)
             if self.scanned > MAX_HEAD:
                 raise too_long(self.buffer)
             return None
-        head = self.buffer[:found.end()]
+        head = self.buffer[: found.end()]
         if len(head) > MAX_HEAD:
             raise too_long(head)
         request = parse_head(head)
-        self.buffer, self.scanned = self.buffer[found.end():], 0
+        self.buffer, self.scanned = self.buffer[found.end() :], 0
         return request
 
     def refuse_head(self, refused: Refusal, request: Request | None = None) -> None:
@@ -1339,7 +1622,7 @@ class Connection:
         data, count = self.head(request, answer) + answer.body, 0
         try:
             while count < len(data):
-                count += self.sock.send(data[count:count + self.server.slice])
+                count += self.sock.send(data[count : count + self.server.slice])
         except self.server.waits:
             pass
         except OSError:
@@ -1410,7 +1693,10 @@ class Connection:
             answer.close = not self.keeps(request, answer) or not self.body.drain()
             self.deliver(request, answer)
         except (Gone, OSError, Refusal) as problem:
-            answer.note = answer.note or f"ended at {self.sent} of {answer.length if answer.length is not None else '?'} bytes: {told(problem)}"
+            answer.note = (
+                answer.note
+                or f"ended at {self.sent} of {answer.length if answer.length is not None else '?'} bytes: {told(problem)}"
+            )
             answer.close = True
             raise Gone from None
         finally:
@@ -1442,9 +1728,13 @@ class Connection:
             check_request(self, request)
             return METHODS[request.method](self, request)
         except Refusal as refused:
-            return text_answer(refused.status, refused.text, refused.fields, refused.text, refused.close)
+            return text_answer(
+                refused.status, refused.text, refused.fields, refused.text, refused.close
+            )
         except Gone as gone:
-            return text_answer(500, "what was asked for changed meanwhile", None, str(gone), close=True)
+            return text_answer(
+                500, "what was asked for changed meanwhile", None, str(gone), close=True
+            )
         except TimeoutError as late:
             return text_answer(408, "the body did not arrive in time", None, told(late), close=True)
         except ConnectionError as left:
@@ -1452,9 +1742,17 @@ class Connection:
         except OSError as error:
             status, text = PROBLEMS.get(error.errno or 0, (500, "the server's system refused"))
             fields = {"Retry-After": "5"} if status == 503 else {}
-            return text_answer(status, text, fields, text if status != 500 else str(error), request.has_body and not self.body.whole)
+            return text_answer(
+                status,
+                text,
+                fields,
+                text if status != 500 else str(error),
+                request.has_body and not self.body.whole,
+            )
         except Exception as bug:  # noqa: BLE001  the client shall hear of it too
-            return text_answer(500, "a mistake in the server", None, f"{type(bug).__name__}: {bug}", close=True)
+            return text_answer(
+                500, "a mistake in the server", None, f"{type(bug).__name__}: {bug}", close=True
+            )
 
     def head(self, request: Request | None, answer: Answer) -> bytes:
         """The status line and header fields. None of them can hold a line end: what is made of names is percent-encoded."""
@@ -1508,23 +1806,32 @@ class Connection:
                 return count
             except self.server.waits:
                 self.wait(writing)
-            except OSError as error:  # TLS that breaks says so with numbers that mean something else to the system
+            except OSError as error:
+                # TLS that breaks says so with numbers that mean something else to the system
                 raise ConnectionAbortedError(errno.ECONNABORTED, error.strerror) from None
 
     def send(self, data: bytes) -> None:
         view = memoryview(data)
         while view:
-            count = self.patiently(True, self.sock.send, view[:self.server.slice])
+            count = self.patiently(True, self.sock.send, view[: self.server.slice])
             self.sent += count
             view = view[count:]
 
     def send_span(self, span: Span) -> None:
         """From the file to the socket inside the kernel where that is possible. A file that shrinks ends the connection:
         the client sees that it got less than was announced."""
-        at, direct = span.start, hasattr(os, "sendfile") and type(self.sock) is socket.socket  # on a TLS socket it would send in the clear
+        # on a TLS socket it would send in the clear
+        at, direct = span.start, hasattr(os, "sendfile") and type(self.sock) is socket.socket
         while at < span.end:
             if direct:
-                count = self.patiently(True, os.sendfile, self.sock.fileno(), span.descriptor, at, min(SLICE, span.end - at))
+                count = self.patiently(
+                    True,
+                    os.sendfile,
+                    self.sock.fileno(),
+                    span.descriptor,
+                    at,
+                    min(SLICE, span.end - at),
+                )
                 self.sent += count
             else:
                 data = read_at(span.descriptor, min(PIECE, span.end - at), at)
@@ -1544,8 +1851,13 @@ class Connection:
         count = self.patiently(False, self.sock.recv_into, space)
         if not count:
             raise ConnectionAbortedError(errno.ECONNABORTED, "the body ended early")
-        with contextlib.suppress(OSError):  # nothing more has come, or an error that the next call will tell
-            while self.server.door.tls and len(space) - count >= RECORD and (more := self.sock.recv_into(space[count:])):
+        # nothing more has come, or an error that the next call will tell
+        with contextlib.suppress(OSError):
+            while (
+                self.server.door.tls
+                and len(space) - count >= RECORD
+                and (more := self.sock.recv_into(space[count:]))
+            ):
                 count += more
         return space[:count]
 
@@ -1595,7 +1907,9 @@ def check_request(conn: Connection, request: Request) -> None:
         check_password(conn, request, server.door.guard)
     if method not in METHODS:
         known = method in ("CONNECT", "TRACE")
-        raise Refusal(405 if known else 501, "no such method here", {"Allow": server.allowed} if known else {})
+        raise Refusal(
+            405 if known else 501, "no such method here", {"Allow": server.allowed} if known else {}
+        )
     if method in CHANGING:
         if server.read_only:
             raise Refusal(405, "nothing can be changed here", {"Allow": server.allowed})
@@ -1607,14 +1921,24 @@ def check_request(conn: Connection, request: Request) -> None:
 
 def check_password(conn: Connection, request: Request, guard: Guard) -> None:
     """Basic (RFC 7617): any name, and the password. HEAD of an upload ends the one who sends it, so --public-read does not mean that."""
-    if conn.args.public_read and request.method in ("GET", "HEAD") and "upload" not in parameters(request.query):
+    if (
+        conn.args.public_read
+        and request.method in ("GET", "HEAD")
+        and "upload" not in parameters(request.query)
+    ):
         return
     given = basic_password(request.fields.get("authorization", ""))
     if given is None:
         raise Refusal(401, "a password is asked for", CHALLENGE)
-    reason = guard.judge(conn.peer, secrets.compare_digest(hashlib.sha256(given).digest(), conn.server.secret))
+    reason = guard.judge(
+        conn.peer, secrets.compare_digest(hashlib.sha256(given).digest(), conn.server.secret)
+    )
     if reason == "busy":
-        raise Refusal(429, "busy: too many wrong passwords came from this address", {"Retry-After": str(guard.wait(conn.peer))})
+        raise Refusal(
+            429,
+            "busy: too many wrong passwords came from this address",
+            {"Retry-After": str(guard.wait(conn.peer))},
+        )
     if reason:
         raise Refusal(401, "wrong password", CHALLENGE)
 
@@ -1657,7 +1981,9 @@ def get(conn: Connection, request: Request) -> Answer:
 
 def redirect(path: str, request: Request) -> Answer:
     """To a path of ours, never to a host (§15.4.9; // and \\ would begin one)."""
-    return text_answer(308, "it is there", {"Location": path + ("?" + request.query if request.query else "")})
+    return text_answer(
+        308, "it is there", {"Location": path + ("?" + request.query if request.query else "")}
+    )
 
 
 def get_folder(conn: Connection, request: Request, found: Found, options: dict[str, str]) -> Answer:
@@ -1671,8 +1997,12 @@ def get_folder(conn: Connection, request: Request, found: Found, options: dict[s
         answer = get_file(conn, request, (*request.names, "index.html"), index)
         answer.fields["Vary"] = "Accept, Accept-Encoding"
         return answer
-    fields = {"Content-Type": kind + ("" if kind.endswith("json") else "; charset=utf-8"), "Cache-Control": "no-store",
-              "Vary": "Accept", "X-Content-Type-Options": "nosniff"}
+    fields = {
+        "Content-Type": kind + ("" if kind.endswith("json") else "; charset=utf-8"),
+        "Cache-Control": "no-store",
+        "Vary": "Accept",
+        "X-Content-Type-Options": "nosniff",
+    }
     if kind == "text/html":
         fields |= page_fields()
     pieces = listing(found, kind, request.names, shared.hidden, conn.server.read_only)
@@ -1688,11 +2018,20 @@ def index_of(conn: Connection, folder: Found) -> Found | None:
 
 def get_file(conn: Connection, request: Request, names: Sequence[str], found: Found) -> Answer:
     fields, coding = request.fields, ""
-    if "accept-encoding" in fields and "range" not in fields and takes_gzip(fields["accept-encoding"]):
+    if (
+        "accept-encoding" in fields
+        and "range" not in fields
+        and takes_gzip(fields["accept-encoding"])
+    ):
         found, coding = prefer_gzip(conn, names, found)
     info, now = found.info, time.time()
     tag, mtime = etag(info, coding and "-gz"), max(EARLIEST, min(int(info.st_mtime), int(now)))
-    headers = {"ETag": tag, "Last-Modified": http_date(mtime), "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
+    headers = {
+        "ETag": tag,
+        "Last-Modified": http_date(mtime),
+        "Cache-Control": "no-cache",
+        "Vary": "Accept-Encoding",
+    }
     if is_known(fields, tag, mtime):
         return Answer(304, headers)
     kind = type_of(names[-1])
@@ -1700,14 +2039,20 @@ def get_file(conn: Connection, request: Request, names: Sequence[str], found: Fo
     if coding:
         headers["Content-Encoding"] = coding
     if not conn.server.read_only and ACTIVE.match(kind):
-        headers["Content-Security-Policy"] = "sandbox"  # anybody could have uploaded it: no script in this origin
+        # anybody could have uploaded it: no script in this origin
+        headers["Content-Security-Policy"] = "sandbox"
     if wants_digest(request):
         headers["Repr-Digest"] = digest_field(conn.server.digest(found))
     ranges = wanted_ranges(request, info.st_size, tag, mtime, now)
     if ranges and len(ranges) > 1:
         answer = several(headers, found.descriptor, info.st_size, ranges)
     else:
-        answer = file_answer(headers, found.descriptor, *one_range(headers, ranges, info.st_size), reading=request.method == "GET")
+        answer = file_answer(
+            headers,
+            found.descriptor,
+            *one_range(headers, ranges, info.st_size),
+            reading=request.method == "GET",
+        )
     answer.tag, answer.size, answer.ranges = tag, info.st_size, ranges or [(0, info.st_size)]
     return answer
 
@@ -1720,10 +2065,16 @@ def is_known(fields: Mapping[str, str], tag: str, mtime: float) -> bool:
     return status == 304
 
 
-def wanted_ranges(request: Request, size: int, tag: str, mtime: float, now: float) -> list[tuple[int, int]] | None:
+def wanted_ranges(
+    request: Request, size: int, tag: str, mtime: float, now: float
+) -> list[tuple[int, int]] | None:
     """The ranges that are to be sent, None for the whole."""
     fields = request.fields
-    if "range" not in fields or request.method != "GET" or not range_applies(fields.get("if-range"), tag, mtime, now):
+    if (
+        "range" not in fields
+        or request.method != "GET"
+        or not range_applies(fields.get("if-range"), tag, mtime, now)
+    ):
         return None
     ranges = parse_ranges(fields["range"], size)
     if ranges == []:
@@ -1740,7 +2091,9 @@ def prefer_gzip(conn: Connection, names: Sequence[str], found: Found) -> tuple[F
     return found, ""
 
 
-def one_range(headers: dict[str, str], ranges: list[tuple[int, int]] | None, size: int) -> tuple[int, int, int]:
+def one_range(
+    headers: dict[str, str], ranges: list[tuple[int, int]] | None, size: int
+) -> tuple[int, int, int]:
     """The status, and from where to where: of one range, or of the whole."""
     if not ranges or len(ranges) > 1:
         return 200, 0, size
@@ -1749,7 +2102,9 @@ def one_range(headers: dict[str, str], ranges: list[tuple[int, int]] | None, siz
     return 206, start, end
 
 
-def file_answer(headers: dict[str, str], descriptor: int, status: int, start: int, end: int, reading: bool) -> Answer:
+def file_answer(
+    headers: dict[str, str], descriptor: int, status: int, start: int, end: int, reading: bool
+) -> Answer:
     if end - start > SMALL or not reading:
         return Answer(status, headers, pieces=[Span(descriptor, start, end)], length=end - start)
     body = read_at(descriptor, end - start, start)
@@ -1758,12 +2113,16 @@ def file_answer(headers: dict[str, str], descriptor: int, status: int, start: in
     return Answer(status, headers, body)
 
 
-def several(headers: dict[str, str], descriptor: int, size: int, ranges: list[tuple[int, int]]) -> Answer:
+def several(
+    headers: dict[str, str], descriptor: int, size: int, ranges: list[tuple[int, int]]
+) -> Answer:
     """Several parts of a file, with a head for each (§14.6)."""
     kind, mark = headers["Content-Type"], secrets.token_hex(12)
     pieces: list[Piece] = []
     for start, end in ranges:
-        pieces.append(f"\r\n--{mark}\r\nContent-Type: {kind}\r\nContent-Range: bytes {start}-{end - 1}/{size}\r\n\r\n".encode())
+        pieces.append(
+            f"\r\n--{mark}\r\nContent-Type: {kind}\r\nContent-Range: bytes {start}-{end - 1}/{size}\r\n\r\n".encode()
+        )
         pieces.append(Span(descriptor, start, end))
     pieces.append(f"\r\n--{mark}--\r\n".encode())
     headers["Content-Type"] = f"multipart/byteranges; boundary={mark}"
@@ -1774,12 +2133,22 @@ def get_tar(conn: Connection, request: Request, found: Found, name: str) -> Answ
     """The archive's length and tag come from names, sizes and times alone, so a download that was cut can go on."""
     hidden = conn.server.shared.hidden
     length, tag = tar_plan(walk(found.where, "", hidden, conn.server.note_left_out))
-    headers = {"Content-Type": "application/x-tar", "Content-Disposition": disposition(name + ".tar"), "ETag": tag,
-               "Accept-Ranges": "bytes", "Cache-Control": "no-cache"}
+    headers = {
+        "Content-Type": "application/x-tar",
+        "Content-Disposition": disposition(name + ".tar"),
+        "ETag": tag,
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "no-cache",
+    }
     if is_known(request.fields, tag, NO_DATE):
         return Answer(304, headers)
     status, start, end = one_range(headers, wanted_ranges(request, length, tag, NO_DATE, 0), length)
-    answer = Answer(status, headers, pieces=tar_pieces(walk(found.where, "", hidden), start, end, tag), length=end - start)
+    answer = Answer(
+        status,
+        headers,
+        pieces=tar_pieces(walk(found.where, "", hidden), start, end, tag),
+        length=end - start,
+    )
     answer.tag, answer.size, answer.ranges = tag, length, [(start, end)]
     return answer
 
@@ -1787,7 +2156,11 @@ def get_tar(conn: Connection, request: Request, found: Found, name: str) -> Answ
 def get_zip(conn: Connection, found: Found, name: str) -> Answer:
     hidden = conn.server.shared.hidden
     length = zip_length(walk(found.where, "", hidden, conn.server.note_left_out))
-    headers = {"Content-Type": "application/zip", "Content-Disposition": disposition(name + ".zip"), "Cache-Control": "no-store"}
+    headers = {
+        "Content-Type": "application/zip",
+        "Content-Disposition": disposition(name + ".zip"),
+        "Cache-Control": "no-store",
+    }
     answer = Answer(200, headers, pieces=zip_pieces(walk(found.where, "", hidden)), length=length)
     answer.tag, answer.size, answer.ranges = "zip", length, [(0, length)]
     return answer
@@ -1808,7 +2181,9 @@ def put(conn: Connection, request: Request) -> Answer:
         raise Refusal(409, "a folder has that name; POST puts files into it")
     size = expect_size(conn, request)
     try:  # who expects a file there makes no folders for it
-        where = conn.server.shared.locate(request.names, make=not judge(request.fields, None, 0, reading=False))
+        where = conn.server.shared.locate(
+            request.names, make=not judge(request.fields, None, 0, reading=False)
+        )
     except FileNotFoundError:
         expect(request.fields, None)
         raise
@@ -1831,11 +2206,18 @@ def post(conn: Connection, request: Request) -> Answer:
     names = (*request.names, suggested_name(request))
     with conn.server.shared.locate(names, make=True) as place:
         expect_space(conn, place, size)
-        return post_form(conn, request) if is_form else take_upload(conn, request, place, names, "number")
+        return (
+            post_form(conn, request)
+            if is_form
+            else take_upload(conn, request, place, names, "number")
+        )
 
 
 def is_folder(conn: Connection, names: Sequence[str]) -> bool:
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError), contextlib.closing(conn.server.shared.open(names)) as found:
+    with (
+        contextlib.suppress(FileNotFoundError, NotADirectoryError),
+        contextlib.closing(conn.server.shared.open(names)) as found,
+    ):
         return found.is_folder
     return False
 
@@ -1859,17 +2241,22 @@ def expect_space(conn: Connection, place: Place, size: int) -> None:
 
 def expect(fields: Mapping[str, str], info: os.stat_result | None) -> os.stat_result | None:
     """What is to be changed, if it is there at all, must be as a request's conditions say."""
-    if judge(fields, etag(info) if info else None, int(info.st_mtime) if info else 0, reading=False):
+    if judge(
+        fields, etag(info) if info else None, int(info.st_mtime) if info else 0, reading=False
+    ):
         raise Refusal(412, "what is there is not what the request expects")
     return info
 
 
-PLAN = re.compile("upload=([0-9a-f]{32})&over=(new|replace|number)(?:&length=([0-9]{1,18}))?(?:&mtime=([0-9]{1,10}))?"
-                  "(?:&sha256=([0-9a-f]{64}))?(?:&was=([0-9a-f-]{5,60}))?&file=([0-9]{1,40})")
+PLAN = re.compile(
+    "upload=([0-9a-f]{32})&over=(new|replace|number)(?:&length=([0-9]{1,18}))?(?:&mtime=([0-9]{1,10}))?"
+    "(?:&sha256=([0-9a-f]{64}))?(?:&was=([0-9a-f-]{5,60}))?&file=([0-9]{1,40})"
+)
 
 
 class Plan(NamedTuple):
     """What becomes of an upload when it is whole. A resumable one has it in its URL: any server of this folder can go on."""
+
     names: Sequence[str]
     token: str
     over: str
@@ -1877,12 +2264,23 @@ class Plan(NamedTuple):
     mtime: int | None
     digest: bytes | None
     was: str | None  # the tag of what it is to replace: a conditional upload replaces nothing else
-    file: int  # the number of the part's inode, which stays the same when that is renamed: by it and tag_of() the finished file is known
+    # the number of the part's inode, which stays the same when that is renamed: by it and tag_of()
+    # the finished file is known
+    file: int
 
     def url(self) -> str:
-        words = {"upload": self.token, "over": self.over, "length": self.length, "mtime": self.mtime,
-                 "sha256": self.digest and self.digest.hex(), "was": self.was, "file": self.file}
-        return f"{quoted(self.names)}?" + "&".join(f"{key}={value}" for key, value in words.items() if value is not None)
+        words = {
+            "upload": self.token,
+            "over": self.over,
+            "length": self.length,
+            "mtime": self.mtime,
+            "sha256": self.digest and self.digest.hex(),
+            "was": self.was,
+            "file": self.file,
+        }
+        return f"{quoted(self.names)}?" + "&".join(
+            f"{key}={value}" for key, value in words.items() if value is not None
+        )
 
 
 def read_plan(request: Request) -> Plan:
@@ -1890,23 +2288,53 @@ def read_plan(request: Request) -> Plan:
     if not found or not request.names:
         raise Refusal(404, "there is no such upload")
     token, over, length, mtime, digest, was, file = found.groups()
-    return Plan(request.names, token, over, int(length) if length else None, int(mtime) if mtime else None,
-                bytes.fromhex(digest) if digest else None, was, int(file))
+    return Plan(
+        request.names,
+        token,
+        over,
+        int(length) if length else None,
+        int(mtime) if mtime else None,
+        bytes.fromhex(digest) if digest else None,
+        was,
+        int(file),
+    )
 
 
-def take_upload(conn: Connection, request: Request, place: Place, names: Sequence[str], over: str, was: str | None = None) -> Answer:
+def take_upload(
+    conn: Connection,
+    request: Request,
+    place: Place,
+    names: Sequence[str],
+    over: str,
+    was: str | None = None,
+) -> Answer:
     digest = parse_digest(request.fields.get("repr-digest", ""))
     complete = request.fields.get("upload-complete")
-    length = request.fields.get("upload-length") or (request.length if complete == "?1" and not request.chunked else None)
+    length = request.fields.get("upload-length") or (
+        request.length if complete == "?1" and not request.chunked else None
+    )
     mtime = wanted_mtime(request)
     with contextlib.closing(Part(place)) as part:
-        plan = Plan(names, part.token, over, None if length is None else int(length), mtime, digest, was, part.inode)
+        plan = Plan(
+            names,
+            part.token,
+            over,
+            None if length is None else int(length),
+            mtime,
+            digest,
+            was,
+            part.inode,
+        )
         if complete in ("?0", "?1"):
             if conn.server.is_sweep_due(place.folder):
                 expire_parts(place)
             part.kept = True
             interim(conn, request, {"Location": plan.url(), "Upload-Limit": upload_limit(conn)})
-        elif digest or "repr-digest" in request.fields.get("trailer", "").lower() or wants_digest(request):
+        elif (
+            digest
+            or "repr-digest" in request.fields.get("trailer", "").lower()
+            or wants_digest(request)
+        ):
             part.sha = hashlib.sha256()
         return fill_part(conn, request, part, plan, complete != "?0")
 
@@ -1922,9 +2350,15 @@ def wanted_mtime(request: Request) -> int | None:
 def interim(conn: Connection, request: Request, fields: dict[str, str]) -> None:
     """104: where an upload can be resumed, or how much has arrived. Only for clients of the same version of the draft, and not
     through a proxy that is known to be there: nginx 1.22 takes it for the final response, and the upload hangs."""
-    if request.fields.get("upload-draft-interop-version") == INTEROP and request.minor and PROXIED.isdisjoint(request.fields):
+    if (
+        request.fields.get("upload-draft-interop-version") == INTEROP
+        and request.minor
+        and PROXIED.isdisjoint(request.fields)
+    ):
         lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-        conn.send(f"HTTP/1.1 104 Upload Resumption Supported\r\nUpload-Draft-Interop-Version: {INTEROP}\r\n{lines}\r\n".encode())
+        conn.send(
+            f"HTTP/1.1 104 Upload Resumption Supported\r\nUpload-Draft-Interop-Version: {INTEROP}\r\n{lines}\r\n".encode()
+        )
 
 
 def fill_part(conn: Connection, request: Request, part: Part, plan: Plan, complete: bool) -> Answer:
@@ -1937,7 +2371,11 @@ def fill_part(conn: Connection, request: Request, part: Part, plan: Plan, comple
         conn.part = None
     if not complete:
         fields = {"Location": plan.url(), **upload_fields(conn, part.size, "?0")}
-        return text_answer(201, "to be continued", fields) if request.method != "PATCH" else Answer(204, fields)
+        return (
+            text_answer(201, "to be continued", fields)
+            if request.method != "PATCH"
+            else Answer(204, fields)
+        )
     return complete_upload(conn, request, part, plan)
 
 
@@ -1958,7 +2396,9 @@ def expect_length(conn: Connection, part: Part, length: int | None, size: int) -
     """An upload that gets longer than it may is given up."""
     if 0 < conn.args.max_size < size or length is not None and length < size:
         part.kept = False
-        raise Refusal(413 if length is None else 400, "more than was announced or is taken", close=True)
+        raise Refusal(
+            413 if length is None else 400, "more than was announced or is taken", close=True
+        )
 
 
 def noted(conn: Connection, request: Request, part: Part) -> Iterator[Data]:
@@ -1966,7 +2406,12 @@ def noted(conn: Connection, request: Request, part: Part) -> Iterator[Data]:
     last = 0.0
     for data in conn.body.pieces:
         yield data
-        if part.kept and (conn.body.left or request.chunked) and time.monotonic() > last + NOTE_EVERY and is_ready(conn.sock, True, 0):
+        if (
+            part.kept
+            and (conn.body.left or request.chunked)
+            and time.monotonic() > last + NOTE_EVERY
+            and is_ready(conn.sock, True, 0)
+        ):
             last = time.monotonic()
             interim(conn, request, {"Upload-Offset": str(part.size)})
 
@@ -1975,12 +2420,22 @@ def complete_upload(conn: Connection, request: Request, part: Part, plan: Plan) 
     resumable = part.kept
     part.kept = False
     if plan.length is not None and part.size != plan.length:
-        raise Refusal(400, f"the upload has {part.size} bytes, {plan.length} were announced", {"Upload-Complete": "?1"})
+        raise Refusal(
+            400,
+            f"the upload has {part.size} bytes, {plan.length} were announced",
+            {"Upload-Complete": "?1"},
+        )
     wanted = plan.digest or parse_digest(conn.body.trailer.get("repr-digest", ""))
     actual = part.sha.digest() if part.sha else file_digest(part.descriptor) if wanted else None
     if wanted and actual != wanted:
-        raise Refusal(400, "what arrived is not what Repr-Digest says", {"Upload-Complete": "?1"} if resumable else {})
-    name, info, replaced = part.settle(plan.names[-1], plan.over, conn.args.durable, plan.mtime, plan.was)
+        raise Refusal(
+            400,
+            "what arrived is not what Repr-Digest says",
+            {"Upload-Complete": "?1"} if resumable else {},
+        )
+    name, info, replaced = part.settle(
+        plan.names[-1], plan.over, conn.args.durable, plan.mtime, plan.was
+    )
     fields = {"ETag": etag(info)}
     if plan.mtime == int(info.st_mtime):
         fields["X-OC-Mtime"] = "accepted"
@@ -2006,13 +2461,17 @@ def post_form(conn: Connection, request: Request) -> Answer:
     if not stored:
         raise Refusal(400, "the form holds no file")
     if "text/html" in request.fields.get("accept", ""):
-        return text_answer(303, "stored", {"Location": quoted(request.names, slash=True)})  # a browser shows the folder again
+        # a browser shows the folder again
+        return text_answer(303, "stored", {"Location": quoted(request.names, slash=True)})
     return text_answer(201, "stored as " + " ".join(stored), {"Location": stored[0]})
 
 
 def store_part(conn: Connection, request: Request, data: Iterator[bytes], name: str) -> str:
     names = (*request.names, *name.split("/"))
-    with conn.server.shared.locate(names, make=True) as place, contextlib.closing(Part(place)) as part:
+    with (
+        conn.server.shared.locate(names, make=True) as place,
+        contextlib.closing(Part(place)) as part,
+    ):
         store(conn, part, data)
         final, _, _ = part.settle(names[-1], "number", conn.args.durable)
     return quoted([*names[:-1], final])
@@ -2038,7 +2497,8 @@ class FormText:
     """Chunks in which marks are looked for; each byte is looked at about once."""
 
     def __init__(self, chunks: Iterator[Data]) -> None:
-        self.chunks, self.buffer = chunks, b"\r\n"  # so that the first boundary needs no case of its own
+        # so that the first boundary needs no case of its own
+        self.chunks, self.buffer = chunks, b"\r\n"
 
     def more(self) -> None:
         chunk = next(self.chunks, None)
@@ -2054,7 +2514,7 @@ class FormText:
                 piece, self.buffer = self.buffer[:safe], self.buffer[safe:]
                 yield piece
             self.more()
-        piece, self.buffer = self.buffer[:at], self.buffer[at + len(mark):]
+        piece, self.buffer = self.buffer[:at], self.buffer[at + len(mark) :]
         yield piece
 
     def bounded(self, mark: bytes, limit: int) -> bytes:
@@ -2069,7 +2529,7 @@ class FormText:
         while len(self.buffer) < len(mark):
             self.more()
         found = self.buffer.startswith(mark)
-        self.buffer = self.buffer[len(mark):] if found else self.buffer
+        self.buffer = self.buffer[len(mark) :] if found else self.buffer
         return found
 
 
@@ -2078,8 +2538,14 @@ def upload_limit(conn: Connection, age: int = PART_AGE) -> str:
     return f"max-age={age}" + (f", max-size={conn.args.max_size}" if conn.args.max_size else "")
 
 
-def upload_fields(conn: Connection, size: int, complete: str, age: int = PART_AGE) -> dict[str, str]:
-    return {"Upload-Complete": complete, "Upload-Offset": str(size), "Upload-Limit": upload_limit(conn, age)}
+def upload_fields(
+    conn: Connection, size: int, complete: str, age: int = PART_AGE
+) -> dict[str, str]:
+    return {
+        "Upload-Complete": complete,
+        "Upload-Offset": str(size),
+        "Upload-Limit": upload_limit(conn, age),
+    }
 
 
 @contextlib.contextmanager
@@ -2104,15 +2570,21 @@ def completed(place: Place, plan: Plan) -> Refusal:
     for number in range(MAX_NUMBER if plan.over == "number" else 1):
         name = numbered(plan.names[-1], number)
         info = place.beside(name).stat()
-        if info and stat.S_ISREG(info.st_mode) and plan.length in (None, info.st_size) and (
-                info.st_ino, info.st_mtime_ns % TAGGED) == (plan.file, tag_of(plan.token)):
+        if (
+            info
+            and stat.S_ISREG(info.st_mode)
+            and plan.length in (None, info.st_size)
+            and (info.st_ino, info.st_mtime_ns % TAGGED) == (plan.file, tag_of(plan.token))
+        ):
             return Complete(quoted([*plan.names[:-1], name]), info.st_size)
     return Refusal(404, "there is no such upload")
 
 
 def upload_state(conn: Connection, request: Request) -> Answer:
     if request.method != "HEAD":
-        raise Refusal(405, "an upload answers HEAD, PATCH and DELETE", {"Allow": "HEAD, PATCH, DELETE"})
+        raise Refusal(
+            405, "an upload answers HEAD, PATCH and DELETE", {"Allow": "HEAD, PATCH, DELETE"}
+        )
     try:
         with resumed(conn, request) as (part, plan):
             age = max(0, int(PART_AGE - time.time() + os.fstat(part.descriptor).st_mtime))
@@ -2121,19 +2593,36 @@ def upload_state(conn: Connection, request: Request) -> Answer:
     except Complete as complete:
         fields = {**complete.fields, **upload_fields(conn, complete.size, "?1")}
         length = complete.size
-    return Answer(204, {**fields, "Cache-Control": "no-store", **({} if length is None else {"Upload-Length": str(length)})})
+    return Answer(
+        204,
+        {
+            **fields,
+            "Cache-Control": "no-store",
+            **({} if length is None else {"Upload-Length": str(length)}),
+        },
+    )
 
 
 def patch(conn: Connection, request: Request) -> Answer:
     fields = request.fields
     if fields.get("content-type", "").lower() != "application/partial-upload":
-        raise Refusal(415, "PATCH takes application/partial-upload", {"Accept-Patch": "application/partial-upload"})
-    if not DIGITS.fullmatch(fields.get("upload-offset", "")) or fields.get("upload-complete") not in ("?0", "?1"):
+        raise Refusal(
+            415,
+            "PATCH takes application/partial-upload",
+            {"Accept-Patch": "application/partial-upload"},
+        )
+    if not DIGITS.fullmatch(fields.get("upload-offset", "")) or fields.get(
+        "upload-complete"
+    ) not in ("?0", "?1"):
         raise Refusal(400, "Upload-Offset and Upload-Complete are needed")
     with resumed(conn, request) as (part, plan):
         expect_space(conn, part.place, request.length)
         if part.size != int(fields["upload-offset"]):
-            raise Refusal(409, f"the upload stands at {part.size}", {"Upload-Offset": str(part.size), "Upload-Complete": "?0"})
+            raise Refusal(
+                409,
+                f"the upload stands at {part.size}",
+                {"Upload-Offset": str(part.size), "Upload-Complete": "?0"},
+            )
         return fill_part(conn, request, part, plan, fields["upload-complete"] == "?1")
 
 
@@ -2146,7 +2635,10 @@ def delete(conn: Connection, request: Request) -> Answer:
         return Answer(204)
     if not request.names:
         raise Refusal(403, "the shared folder itself stays")
-    with conn.server.shared.locate(request.names) as place, contextlib.closing(open_leaf(place)) as found:
+    with (
+        conn.server.shared.locate(request.names) as place,
+        contextlib.closing(open_leaf(place)) as found,
+    ):
         if request.slash and not found.is_folder:
             raise Refusal(404, "that is a file, not a folder")
         if found.is_folder:
@@ -2160,11 +2652,14 @@ def delete(conn: Connection, request: Request) -> Answer:
 
 
 def delete_folder(place: Place, recursive: bool, hidden: bool) -> None:
-    if recursive and not shows_all(place, hidden):  # or it is too deep, which too must be known before anything is gone
+    # or it is too deep, which too must be known before anything is gone
+    if recursive and not shows_all(place, hidden):
         raise Refusal(409, "it holds hidden files, and hidden names are not served")
     for below, item in tree(place) if recursive else ():
         with contextlib.suppress(FileNotFoundError):  # somebody else has done it
-            (os.rmdir if item.is_dir(follow_symlinks=False) else os.unlink)(below.name, dir_fd=below.parent)
+            (os.rmdir if item.is_dir(follow_symlinks=False) else os.unlink)(
+                below.name, dir_fd=below.parent
+            )
     os.rmdir(place.name, dir_fd=place.parent)
 
 
@@ -2185,7 +2680,8 @@ def mkcol(conn: Connection, request: Request) -> Answer:
         with new_place(conn, request.names) as place:
             conn.server.shared.make_folder(place)
     except FileExistsError:
-        raise Refusal(405, "that name exists", {"Allow": conn.server.allowed}) from None  # RFC 4918 §9.3.1
+        # RFC 4918 §9.3.1
+        raise Refusal(405, "that name exists", {"Allow": conn.server.allowed}) from None
     return text_answer(201, "made", {"Location": quoted(request.names, slash=True)})
 
 
@@ -2193,35 +2689,57 @@ def move(conn: Connection, request: Request) -> Answer:
     """RFC 4918 §9.9, for what rename() can do."""
     target = request.fields.get("destination", "")
     host, path = split_target("MOVE", target, request.host or None, 0) if target else ("", "")
-    if not path or host.lower() not in (request.host.lower(), request.fields.get("x-forwarded-host", "").lower()):
+    if not path or host.lower() not in (
+        request.host.lower(),
+        request.fields.get("x-forwarded-host", "").lower(),
+    ):
         raise Refusal(502 if path else 400, "Destination must be a path or URL of this server")
     names, _, _ = parse_path(path)
     if not request.names or not names:
         raise Refusal(403, "the shared folder itself stays")
-    with conn.server.shared.locate(request.names) as old, contextlib.closing(open_leaf(old)) as found, \
-            new_place(conn, names) as new, renaming(old, new):
+    with (
+        conn.server.shared.locate(request.names) as old,
+        contextlib.closing(open_leaf(old)) as found,
+        new_place(conn, names) as new,
+        renaming(old, new),
+    ):
         return move_to(old, found, new, request, names)
 
 
 def move_to(old: Place, found: Found, new: Place, request: Request, names: Sequence[str]) -> Answer:
     expect(request.fields, old.stat())
     there, polite = new.stat(), request.fields.get("overwrite", "T").upper() == "F"
-    if there and (stat.S_ISDIR(there.st_mode) or found.is_folder or not stat.S_ISREG(there.st_mode)):
+    if there and (
+        stat.S_ISDIR(there.st_mode) or found.is_folder or not stat.S_ISREG(there.st_mode)
+    ):
         raise Refusal(412 if polite else 409, "something has that name already")
     if there and polite:
         raise Refusal(412, "that name exists")
-    if there and there.st_nlink > 1 and os.path.samestat(there, found.info):  # rename() would do nothing, and say that it has
+    # rename() would do nothing, and say that it has
+    if there and there.st_nlink > 1 and os.path.samestat(there, found.info):
         raise Refusal(403, "both names are of the same file")
-    if not there and tuple(names[:len(request.names)]) == request.names:
+    if not there and tuple(names[: len(request.names)]) == request.names:
         raise Refusal(409, "a folder cannot be moved into itself")
-    put_there = rename_new if polite and not found.is_folder else rename  # folders have no hard links, and rename() replaces none
+    # folders have no hard links, and rename() replaces none
+    put_there = rename_new if polite and not found.is_folder else rename
     put_there(old, new)
-    return Answer(204) if there else text_answer(201, "moved", {"Location": quoted(names, slash=found.is_folder)})
+    return (
+        Answer(204)
+        if there
+        else text_answer(201, "moved", {"Location": quoted(names, slash=found.is_folder)})
+    )
 
 
 METHODS: dict[str, Callable[[Connection, Request], Answer]] = {
-    "GET": get, "HEAD": get, "OPTIONS": options,
-    "PUT": put, "POST": post, "PATCH": patch, "DELETE": delete, "MKCOL": mkcol, "MOVE": move,
+    "GET": get,
+    "HEAD": get,
+    "OPTIONS": options,
+    "PUT": put,
+    "POST": post,
+    "PATCH": patch,
+    "DELETE": delete,
+    "MKCOL": mkcol,
+    "MOVE": move,
 }
 PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
@@ -2462,9 +2980,14 @@ UPLOAD = """<form class="tools nojs" method="post" enctype="multipart/form-data"
 @functools.cache
 def page_fields() -> dict[str, str]:
     """Nothing runs in the page but its own script and style, known by their digests."""
-    script, style = ("sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (SCRIPT, STYLE))
-    policy = (f"default-src 'none'; script-src '{script}'; style-src '{style}'; connect-src 'self'; form-action 'self'; "
-              "base-uri 'none'; frame-ancestors 'none'")
+    script, style = (
+        "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        for text in (SCRIPT, STYLE)
+    )
+    policy = (
+        f"default-src 'none'; script-src '{script}'; style-src '{style}'; connect-src 'self'; form-action 'self'; "
+        "base-uri 'none'; frame-ancestors 'none'"
+    )
     return {"Content-Security-Policy": policy, "Referrer-Policy": "same-origin"}
 
 
@@ -2473,7 +2996,13 @@ def readable_size(size: float) -> str:
         if size < 1000:
             break
         size, unit = size / 1000, "PB"
-    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.3g} {unit}" if size < 999.5 else f"{size:.0f} {unit}"
+    return (
+        f"{size:.0f} {unit}"
+        if unit == "B"
+        else f"{size:.3g} {unit}"
+        if size < 999.5
+        else f"{size:.0f} {unit}"
+    )
 
 
 def visible(name: str) -> str:
@@ -2483,10 +3012,17 @@ def visible(name: str) -> str:
 
 def one_line(name: str) -> str:
     """A name as a line of text: control characters, what is not UTF-8, and the percent sign are percent-encoded."""
-    return "".join(urllib.parse.quote_from_bytes(os.fsencode(char)) if not char.isprintable() or char == "%" else char for char in name)
+    return "".join(
+        urllib.parse.quote_from_bytes(os.fsencode(char))
+        if not char.isprintable() or char == "%"
+        else char
+        for char in name
+    )
 
 
-def listing(found: Found, kind: str, names: Sequence[str], hidden: bool, read_only: bool) -> Iterator[str]:
+def listing(
+    found: Found, kind: str, names: Sequence[str], hidden: bool, read_only: bool
+) -> Iterator[str]:
     items = entries(found.where, hidden)
     if kind == "text/html":
         items.sort(key=lambda entry: (not entry.is_folder, visible(entry.name).casefold()))
@@ -2496,47 +3032,74 @@ def listing(found: Found, kind: str, names: Sequence[str], hidden: bool, read_on
     else:
         yield "["
         for number, entry in enumerate(items):
-            yield ",\n"[not number:] + json.dumps(described(entry))
+            yield ",\n"[not number :] + json.dumps(described(entry))
         yield "]\n"
 
 
 def described(entry: Entry) -> dict[str, object]:
     """href is exact whatever the name is made of; name is for reading."""
     kind = "folder" if entry.is_folder else type_of(entry.name)
-    return {"name": visible(entry.name), "href": quoted([entry.name], slash=entry.is_folder)[1:], "size": None if entry.is_folder else entry.size,
-            "mtime": entry.info.st_mtime, "type": kind, "etag": None if entry.is_folder else etag(entry.info)}
+    return {
+        "name": visible(entry.name),
+        "href": quoted([entry.name], slash=entry.is_folder)[1:],
+        "size": None if entry.is_folder else entry.size,
+        "mtime": entry.info.st_mtime,
+        "type": kind,
+        "etag": None if entry.is_folder else etag(entry.info),
+    }
 
 
 def page(items: Sequence[Entry], names: Sequence[str], read_only: bool) -> Iterator[str]:
     title = html.escape("/" + "/".join(map(visible, names)))
-    yield (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-           f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n<body>\n<nav aria-label="Path"><a href="/">home</a>')
+    yield (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n<body>\n<nav aria-label="Path"><a href="/">home</a>'
+    )
     for depth, name in enumerate(names):
-        yield f' / <a href="{quoted(names[:depth + 1], slash=True)}">{html.escape(visible(name))}</a>'
-    yield '</nav>\n' + ("" if read_only else UPLOAD) + '<p id="status" role="status"></p>\n<div class="tools"><input class="js" hidden id="filter" type="search" '
+        yield f' / <a href="{quoted(names[: depth + 1], slash=True)}">{html.escape(visible(name))}</a>'
+    yield (
+        "</nav>\n"
+        + ("" if read_only else UPLOAD)
+        + '<p id="status" role="status"></p>\n<div class="tools"><input class="js" hidden id="filter" type="search" '
+    )
     yield 'placeholder="Filter (press /)" aria-label="Filter names"></div>\n<table><thead><tr>'
-    yield "".join(f'<th scope="col" data-key="{key}" aria-sort="{"none" if key else "ascending"}"{css}><button>{text}</button></th>'
-                  for key, text, css in ((0, "Name", ""), (1, "Size", ' class="n"'), (2, "Changed", ' class="t"')))
-    yield '<th><span hidden>Change</span></th></tr></thead>\n<tbody>\n'
+    yield "".join(
+        f'<th scope="col" data-key="{key}" aria-sort="{"none" if key else "ascending"}"{css}><button>{text}</button></th>'
+        for key, text, css in (
+            (0, "Name", ""),
+            (1, "Size", ' class="n"'),
+            (2, "Changed", ' class="t"'),
+        )
+    )
+    yield "<th><span hidden>Change</span></th></tr></thead>\n<tbody>\n"
     yield from map(table_row, items)
     folders = sum(entry.is_folder for entry in items)
     files, total = len(items) - folders, readable_size(sum(entry.size for entry in items))
     counts = f"{folders} folder{'s' * (folders != 1)}, {files} file{'s' * (files != 1)}"
-    yield (f'</tbody></table>\n<footer><span id="count">{counts}, {total}</span> &middot; '
-           f'all of it as <a href="?tar">tar</a> (can be resumed) or <a href="?zip">zip</a></footer>\n<script>{SCRIPT}</script></body></html>\n')
+    yield (
+        f'</tbody></table>\n<footer><span id="count">{counts}, {total}</span> &middot; '
+        f'all of it as <a href="?tar">tar</a> (can be resumed) or <a href="?zip">zip</a></footer>\n<script>{SCRIPT}</script></body></html>\n'
+    )
 
 
 def shown_time(when: int) -> str:
-    with contextlib.suppress(OverflowError, OSError):  # a broken disk may say anything, and a listing of all others is still wanted
+    # a broken disk may say anything, and a listing of all others is still wanted
+    with contextlib.suppress(OverflowError, OSError):
         return time.strftime("%Y-%m-%d %H:%M", time.localtime(when))
     return ""
 
 
 def table_row(entry: Entry) -> str:
     name, when = html.escape(visible(entry.name)), int(entry.info.st_mtime)
-    size = '<td class="n" data-v="-1"></td>' if entry.is_folder else f'<td class="n" data-v="{entry.size}">{readable_size(entry.size)}</td>'
-    return (f'<tr data-name="{name}" data-folder="{int(entry.is_folder)}"><td><a href="{quoted([entry.name], slash=entry.is_folder)[1:]}">{name}{"/" * entry.is_folder}'
-            f'</a></td>{size}<td class="t" data-v="{when}">{shown_time(when)}</td><td class="d"></td></tr>\n')
+    size = (
+        '<td class="n" data-v="-1"></td>'
+        if entry.is_folder
+        else f'<td class="n" data-v="{entry.size}">{readable_size(entry.size)}</td>'
+    )
+    return (
+        f'<tr data-name="{name}" data-folder="{int(entry.is_folder)}"><td><a href="{quoted([entry.name], slash=entry.is_folder)[1:]}">{name}{"/" * entry.is_folder}'
+        f'</a></td>{size}<td class="t" data-v="{when}">{shown_time(when)}</td><td class="d"></td></tr>\n'
+    )
 
 
 def gathered(texts: Iterable[str]) -> Iterator[bytes]:
@@ -2555,6 +3118,7 @@ def gathered(texts: Iterable[str]) -> Iterator[bytes]:
 # --- the server: one thread leads, the others follow ---
 class Job(NamedTuple):
     """A request that takes longer, with its answer where that is made; or none: more requests are in the buffer."""
+
     conn: Connection
     request: Request | None
     answer: Answer | None
@@ -2565,13 +3129,27 @@ class Server:
     too, but first hands the lead to another thread: so an idle or slow connection costs a socket, a long transfer a thread,
     and no short request waits for a long one."""
 
-    def __init__(self, args: argparse.Namespace, sock: socket.socket, door: Door, shared: Shared, stop: Stop, log: int) -> None:
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        sock: socket.socket,
+        door: Door,
+        shared: Shared,
+        stop: Stop,
+        log: int,
+    ) -> None:
         self.door, self.slice = door, TLS_SLICE if door.tls else SLICE
-        self.waits: tuple[type[OSError], ...] = (BlockingIOError,)  # nothing can be read or written at this moment
+        # nothing can be read or written at this moment
+        self.waits: tuple[type[OSError], ...] = (BlockingIOError,)
         if door.tls:
             import ssl
+
             self.waits += ssl.SSLWantReadError, ssl.SSLWantWriteError
-        self.secret = hashlib.sha256(door.guard.password.encode("utf-8", "surrogateescape")).digest() if door.guard else b""
+        self.secret = (
+            hashlib.sha256(door.guard.password.encode("utf-8", "surrogateescape")).digest()
+            if door.guard
+            else b""
+        )
         self.args, self.sock, self.shared, self.stop = args, sock, shared, stop
         self.read_only = args.read_only or bool(shared.only)
         self.allowed = ", ".join(name for name in METHODS if name in READING or not self.read_only)
@@ -2580,21 +3158,28 @@ class Server:
         self.selector = selectors.DefaultSelector()
         self.waker, self.woken = socket.socketpair()
         self.woken.setblocking(False)
-        self.lead, self.lock = threading.Lock(), threading.Lock()  # the second for all that threads change without the lead
+        # the second for all that threads change without the lead
+        self.lead, self.lock = threading.Lock(), threading.Lock()
         self.freed = threading.Condition(self.lock)  # one of the busy was given back
         self.connections: set[Connection] = set()
-        self.idle: dict[Connection, None] = {}  # between two requests, who has been there longest first
-        self.gathering: dict[Connection, float] = {}  # heads that have begun, with their deadlines, the next one first
-        self.lingering: dict[Connection, float] = {}  # refused, to be closed when the client has read it or at this time
+        # between two requests, who has been there longest first
+        self.idle: dict[Connection, None] = {}
+        # heads that have begun, with their deadlines, the next one first
+        self.gathering: dict[Connection, float] = {}
+        # refused, to be closed when the client has read it or at this time
+        self.lingering: dict[Connection, float] = {}
         self.busy: set[Connection] = set()  # handed to a thread
-        self.returned: deque[Callable[[], object]] = deque()  # what the leader is to do with connections that threads are done with
+        # what the leader is to do with connections that threads are done with
+        self.returned: deque[Callable[[], object]] = deque()
         self.waiting = self.count = 0  # threads that wait for the lead, answers
         self.lines: deque[str] = deque()
         self.log_to = log
         self.log_at = self.accept_at = 0.0
         self.digests: dict[tuple[int, int, int, int], bytes] = {}
-        self.swept: set[tuple[int, int, int]] = set()  # folders that old parts were looked for in, and the hour
-        self.got: dict[tuple[str, str], list[tuple[int, int]]] = {}  # --once: the ranges that each client has of each file
+        # folders that old parts were looked for in, and the hour
+        self.swept: set[tuple[int, int, int]] = set()
+        # --once: the ranges that each client has of each file
+        self.got: dict[tuple[str, str], list[tuple[int, int]]] = {}
         self.stopping = self.satisfied = False
         self.progress = time.monotonic()
         self.selector.register(sock, selectors.EVENT_READ, self.accept)
@@ -2604,7 +3189,12 @@ class Server:
         """The main thread only waits for a signal: Python runs signal handlers in no other."""
         if not self.start_thread():
             self.close()
-            raise Failure(2, "cannot start a thread", "the system has no memory or process left for one", "ulimit -a shows what it allows")
+            raise Failure(
+                2,
+                "cannot start a thread",
+                "the system has no memory or process left for one",
+                "ulimit -a shows what it allows",
+            )
         while not self.stop.asked and not self.stopping:
             left = self.progress + self.args.timeout - time.monotonic() if self.args.once else None
             if left is not None and left <= 0 and not self.busy:
@@ -2660,11 +3250,14 @@ class Server:
         conn = job.conn
         if not self.waiting and not self.start_thread():
             conn.release()
-            if job.answer and job.answer.rest:  # another answer in the middle of this one would be taken for a piece of it
+            # another answer in the middle of this one would be taken for a piece of it
+            if job.answer and job.answer.rest:
                 self.note(f"{conn.peer} cut off within an answer: too many transfers at once")
                 conn.close()
             else:
-                conn.refuse_head(Refusal(503, "too many transfers at once", {"Retry-After": "5"}), job.request)
+                conn.refuse_head(
+                    Refusal(503, "too many transfers at once", {"Retry-After": "5"}), job.request
+                )
             return False
         self.unwatch(conn)
         with self.lock:
@@ -2706,7 +3299,8 @@ class Server:
             sock, peer = self.sock.accept()
         except (BlockingIOError, ConnectionError):
             return None  # another process took it, or the client left
-        except OSError as error:  # EMFILE, ENFILE, ENOBUFS, ENOMEM: nothing is wrong with the listening socket
+        except OSError as error:
+            # EMFILE, ENFILE, ENOBUFS, ENOMEM: nothing is wrong with the listening socket
             self.note(f"cannot accept ({error.strerror}): pausing")
             self.accept_at = time.monotonic() + ACCEPT_PAUSE
             self.selector.unregister(self.sock)
@@ -2714,15 +3308,27 @@ class Server:
         sock.setblocking(False)
         conn = Connection(self, sock, peer)
         with contextlib.suppress(OSError):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # an answer leaves at once, however short
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # the kernel notices a client that vanished
+            # an answer leaves at once, however short
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # the kernel notices a client that vanished
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self.connections.add(conn)
         self.watch(conn)
-        if self.door.tls and self.door.guard and not self.args.public_read and self.door.guard.wait(conn.peer):
+        if (
+            self.door.tls
+            and self.door.guard
+            and not self.args.public_read
+            and self.door.guard.wait(conn.peer)
+        ):
             conn.turn_away(DENIED)
             return None
-        if len(self.connections) > self.args.max_clients + len(self.lingering) and not self.end_idle():
-            conn.refuse_head(Refusal(503, f"there are {self.args.max_clients} clients", {"Retry-After": "5"}))
+        if (
+            len(self.connections) > self.args.max_clients + len(self.lingering)
+            and not self.end_idle()
+        ):
+            conn.refuse_head(
+                Refusal(503, f"there are {self.args.max_clients} clients", {"Retry-After": "5"})
+            )
             return None
         self.await_head(conn)
         return conn.readable()
@@ -2730,7 +3336,8 @@ class Server:
     def end_idle(self) -> bool:
         """Whether one between two requests could be closed for a new client: the one that has been there longest (RFC 9112 §9.5)."""
         for conn in self.idle:
-            if not is_ready(conn.sock, False, 0):  # or its next request is here, and only not read yet
+            # or its next request is here, and only not read yet
+            if not is_ready(conn.sock, False, 0):
                 conn.linger()
                 return True
         return False
@@ -2802,17 +3409,28 @@ class Server:
         self.swept.add(key)
         return due
 
-    def answered(self, conn: Connection, request: Request | None, answer: Answer, sent: int) -> None:
+    def answered(
+        self, conn: Connection, request: Request | None, answer: Answer, sent: int
+    ) -> None:
         """A line in Common Log Format; a note in quotes follows when there is more to say. And what --requests and --once count."""
         if not self.args.quiet:
             now = int(time.time())
             line = request.line if request else "-"
             note = f' "{log_safe(answer.note)}"' if answer.note else ""
-            self.lines.append(f'{conn.peer} - - {log_time(now)} "{line}" {answer.status} {sent or "-"}{note}\n')
+            self.lines.append(
+                f'{conn.peer} - - {log_time(now)} "{line}" {answer.status} {sent or "-"}{note}\n'
+            )
         self.progress = time.monotonic()
         with self.lock:
             self.count += 1
-            if self.args.once and answer.tag and request and request.method == "GET" and answer.status < 300 and not answer.note:
+            if (
+                self.args.once
+                and answer.tag
+                and request
+                and request.method == "GET"
+                and answer.status < 300
+                and not answer.note
+            ):
                 ranges = self.got.setdefault((conn.peer, answer.tag), [])
                 ranges[:] = coalesce([*ranges, *answer.ranges])
                 self.satisfied = self.satisfied or ranges == [(0, answer.size)]
@@ -2824,7 +3442,9 @@ class Server:
         self.lines.append(f"{log_time(int(time.time()))} {text}\n")
 
     def note_left_out(self, item: Item) -> None:
-        self.note(f"left out of an archive, because the server may not read it: {log_safe(item.path)}")
+        self.note(
+            f"left out of an archive, because the server may not read it: {log_safe(item.path)}"
+        )
 
     def write_log(self, now: float) -> None:
         text = []
@@ -2846,17 +3466,24 @@ class Server:
         dropped = list(self.busy)
         for conn in dropped:
             with contextlib.suppress(OSError):
-                socket.socket.shutdown(conn.sock, socket.SHUT_RDWR)  # (the method of a TLS socket is for its own thread)
+                # (the method of a TLS socket is for its own thread)
+                socket.socket.shutdown(conn.sock, socket.SHUT_RDWR)
         self.settle(GRACE)
         for conn in self.connections:
             conn.sock.close()
         self.close()
         self.write_log(0)
         if asked:
-            say(f"stopped: {self.count} request{'s' * (self.count != 1)} answered, {len(dropped)} transfer{'s' * (len(dropped) != 1)} cut off")
+            say(
+                f"stopped: {self.count} request{'s' * (self.count != 1)} answered, {len(dropped)} transfer{'s' * (len(dropped) != 1)} cut off"
+            )
         if self.args.once and not self.satisfied and not asked:
-            raise Failure(18, "nobody has got the whole of it", f"no client went on within {self.args.timeout:g} s",
-                          f"{SERVER} --once --timeout 600")
+            raise Failure(
+                18,
+                "nobody has got the whole of it",
+                f"no client went on within {self.args.timeout:g} s",
+                f"{SERVER} --once --timeout 600",
+            )
         return 0
 
     def close(self) -> None:
@@ -2887,7 +3514,8 @@ def own_names(host: str) -> frozenset[str]:
 
 def serve(args: argparse.Namespace) -> int:
     raise_file_limit()
-    sys.setswitchinterval(0.001)  # a listing that is being made must not hold up the leader for the usual 5 ms
+    # a listing that is being made must not hold up the leader for the usual 5 ms
+    sys.setswitchinterval(0.001)
     mimetypes.init()
     shared, log = open_shared(args), open_log(args.log) if args.log else 2
     family, target = resolve(args.host, args.port, socket.SOCK_STREAM)[0]
@@ -2910,7 +3538,12 @@ def open_log(path: str) -> int:
     try:
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     except OSError as error:
-        raise Failure(23, f"cannot write the log {path} ({error.strerror})", "the access log goes there", "another --log FILE") from None
+        raise Failure(
+            23,
+            f"cannot write the log {path} ({error.strerror})",
+            "the access log goes there",
+            "another --log FILE",
+        ) from None
 
 
 def open_shared(args: argparse.Namespace) -> Shared:
@@ -2923,7 +3556,12 @@ def open_shared(args: argparse.Namespace) -> Shared:
             where = f"it is looked for in {os.getcwd()}"
         except OSError:
             where = "the current folder is gone"
-        raise Failure(26, f"cannot share {args.directory}: {(error.strerror or '').lower()}", where, f"{SERVER} FOLDER, or the name of one file") from None
+        raise Failure(
+            26,
+            f"cannot share {args.directory}: {(error.strerror or '').lower()}",
+            where,
+            f"{SERVER} FOLDER, or the name of one file",
+        ) from None
 
 
 def share_port(workers: int, sock: socket.socket, stop: Stop, work: Callable[[Stop], int]) -> int:
@@ -2935,12 +3573,18 @@ def share_port(workers: int, sock: socket.socket, stop: Stop, work: Callable[[St
             children.add(child)
         if not children:
             sock.close()
-            raise Failure(2, "cannot start any worker", "the system has no process or memory left for one", f"{SERVER} --workers 1")
+            raise Failure(
+                2,
+                "cannot start any worker",
+                "the system has no process or memory left for one",
+                f"{SERVER} --workers 1",
+            )
         select.select([stop], [], [])
         stop.drain()
         for child, status in ended_children():
             children.discard(child)
-            if os.WIFEXITED(status) and os.WEXITSTATUS(status):  # it has said why, and the next one would say the same
+            # it has said why, and the next one would say the same
+            if os.WIFEXITED(status) and os.WEXITSTATUS(status):
                 workers -= 1
     sock.close()
     for child in children:
@@ -2953,7 +3597,8 @@ def share_port(workers: int, sock: socket.socket, stop: Stop, work: Callable[[St
 def start_worker(inherited: Stop, work: Callable[[Stop], int]) -> int:
     """Its process number, or 0 where the system has none left: then those that there are go on."""
     signals = signal.SIGINT, signal.SIGTERM
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # until the child has a Stop of its own: one in between would be lost
+    # until the child has a Stop of its own: one in between would be lost
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         child = os.fork()
     except OSError as error:
@@ -2964,10 +3609,12 @@ def start_worker(inherited: Stop, work: Callable[[Stop], int]) -> int:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
         return child
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    inherited.reader.close()  # not inherited.close(): it ignores the signals, and one that waits would be lost
+    # not inherited.close(): it ignores the signals, and one that waits would be lost
+    inherited.reader.close()
     inherited.writer.close()
     with contextlib.closing(Stop()) as stop:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent passes it on
+        # Ctrl-C reaches the whole group; the parent passes it on
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
         os._exit(work(stop))
 
@@ -2979,10 +3626,12 @@ def ended_children() -> Iterator[tuple[int, int]]:
 
 
 # --- guarding: the same in server.py, httpserver.py (tests/test_twins.py) ---
-LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # of passwords that are made: none is taken for another when it is read or told
+# of passwords that are made: none is taken for another when it is read or told
+LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
 MAX_WRONG = 10  # wrong passwords from one address in WINDOW; more are answered busy
 WINDOW = 60.0  # seconds
-MAX_COUNTED = 10000  # addresses whose wrong passwords are counted; one more, and the first is forgotten
+# addresses whose wrong passwords are counted; one more, and the first is forgotten
+MAX_COUNTED = 10000
 MAKE_CERTIFICATE = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 365 -keyout key.pem -out cert.pem"
 CERTIFICATE = """[req]
 distinguished_name = name
@@ -2993,7 +3642,8 @@ CN = Six Sockets
 [more]
 subjectAltName = {names}
 """
-DENIED, OVERLOADED = 49, 80  # TLS alerts, in the clear instead of a handshake: access_denied, internal_error
+# TLS alerts, in the clear instead of a handshake: access_denied, internal_error
+DENIED, OVERLOADED = 49, 80
 
 
 class Guard:
@@ -3001,7 +3651,8 @@ class Guard:
 
     def __init__(self, password: str) -> None:
         self.password = password
-        self.wrong: dict[str | bytes, tuple[float, int]] = {}  # by network: when its minute ends, wrong passwords in it
+        # by network: when its minute ends, wrong passwords in it
+        self.wrong: dict[str | bytes, tuple[float, int]] = {}
         self.lock = threading.Lock()
 
     def wait(self, host: str) -> int:
@@ -3031,6 +3682,7 @@ def network(host: str) -> str | bytes:
 
 class Door(NamedTuple):
     """How clients come in."""
+
     guard: Guard | None
     tls: ssl.SSLContext | None
     pin: str  # SHA-256 of the certificate
@@ -3042,24 +3694,46 @@ def make_door(args: argparse.Namespace, host: str) -> Door:
     password, made = choose_password(args), ""
     if not password and not args.open and host != "::1" and not host.startswith("127."):
         import secrets  # not at the top: few need it
-        password = made = "-".join("".join(secrets.choice(LETTERS) for _ in range(6)) for _ in range(3))  # 89 bits
+
+        # 89 bits
+        password = made = "-".join(
+            "".join(secrets.choice(LETTERS) for _ in range(6)) for _ in range(3)
+        )
     if args.key and not args.cert:
-        raise Failure(2, "--key needs --cert", "a key alone is no certificate", "--cert FILE --key FILE, or --tls alone")
+        raise Failure(
+            2,
+            "--key needs --cert",
+            "a key alone is no certificate",
+            "--cert FILE --key FILE, or --tls alone",
+        )
     tls, pin = server_tls(args) if args.tls or args.cert else (None, "")
     flags = f" --password {made}" if made else " --ask-password" if password else ""
-    return Door(Guard(password) if password else None, tls, pin, made, flags + (f" --pin {pin}" if tls else ""))
+    return Door(
+        Guard(password) if password else None,
+        tls,
+        pin,
+        made,
+        flags + (f" --pin {pin}" if tls else ""),
+    )
 
 
 def choose_password(args: argparse.Namespace) -> str:
     """The one that was given, or none."""
     if args.open and (args.password is not None or args.ask_password):
-        raise Failure(2, "--open and a password exclude each other", "--open lets everybody in", "one of them")
+        raise Failure(
+            2, "--open and a password exclude each other", "--open lets everybody in", "one of them"
+        )
     if args.open:
         return ""
     if args.ask_password:
         args.password = ask_password("this server")
     if args.password == "":
-        raise Failure(2, "an empty password is none", "everybody would guess it", "--open, if everybody may come in")
+        raise Failure(
+            2,
+            "an empty password is none",
+            "everybody would guess it",
+            "--open, if everybody may come in",
+        )
     return args.password or os.environ.get("SIXSOCKETS_PASSWORD", "")
 
 
@@ -3067,6 +3741,7 @@ def server_tls(args: argparse.Namespace) -> tuple[ssl.SSLContext, str]:
     """What TLS needs, and the certificate's SHA-256: --cert's, or that of one made for this run, whose key no file keeps."""
     import ssl
     import tempfile
+
     context = tls_context(args, server=True)
     context.options |= getattr(ssl, "OP_NO_RENEGOTIATION", 0)  # each would cost us a handshake
     with tempfile.TemporaryDirectory(prefix="six-") as folder:
@@ -3074,28 +3749,59 @@ def server_tls(args: argparse.Namespace) -> tuple[ssl.SSLContext, str]:
         try:
             context.load_cert_chain(cert, key)
             with open(cert, encoding="ascii", errors="replace") as file:
-                found = re.search("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", file.read(), re.DOTALL)
+                found = re.search(
+                    "-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----",
+                    file.read(),
+                    re.DOTALL,
+                )
             pin = fingerprint(ssl.PEM_cert_to_DER_cert(found[0] if found else ""))
         except (OSError, ValueError) as error:
-            raise Failure(26, f"cannot use the certificate {cert} ({getattr(error, 'reason', '') or getattr(error, 'strerror', '') or error})",
-                          "--cert is a PEM file with the certificate, and --key the one with its key, unless that is in the first too",
-                          MAKE_CERTIFICATE) from None
+            raise Failure(
+                26,
+                f"cannot use the certificate {cert} ({getattr(error, 'reason', '') or getattr(error, 'strerror', '') or error})",
+                "--cert is a PEM file with the certificate, and --key the one with its key, unless that is in the first too",
+                MAKE_CERTIFICATE,
+            ) from None
     return context, pin
 
 
 def make_certificate(args: argparse.Namespace, folder: str) -> tuple[str, str]:
     """A certificate for all names of this machine, signed by itself."""
     import subprocess
-    names = {"DNS:localhost", "IP:127.0.0.1", "IP:::1", *(f"IP:{found}" for found in own_addresses())}
-    names |= {f"DNS:{name}" for name in (socket.gethostname(), args.host) if re.fullmatch("[0-9A-Za-z-]*[A-Za-z-][0-9A-Za-z.-]*", name)}
+
+    names = {
+        "DNS:localhost",
+        "IP:127.0.0.1",
+        "IP:::1",
+        *(f"IP:{found}" for found in own_addresses()),
+    }
+    names |= {
+        f"DNS:{name}"
+        for name in (socket.gethostname(), args.host)
+        if re.fullmatch("[0-9A-Za-z-]*[A-Za-z-][0-9A-Za-z.-]*", name)
+    }
     with open(os.path.join(folder, "names"), "w", encoding="ascii") as file:
         file.write(CERTIFICATE.format(names=", ".join(sorted(names))))
     try:
-        subprocess.run([*MAKE_CERTIFICATE.split(), "-config", "names"], cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, check=True)
+        subprocess.run(
+            [*MAKE_CERTIFICATE.split(), "-config", "names"],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=True,
+        )
     except (OSError, subprocess.CalledProcessError) as error:
-        why = "it makes the certificate" if isinstance(error, OSError) else error.stderr.decode(errors="backslashreplace").strip()[-200:]
-        raise Failure(2, "the openssl program is missing or fails", why, f"{MAKE_CERTIFICATE} -subj /CN=six, elsewhere; then "
-                      "--cert cert.pem --key key.pem") from None
+        why = (
+            "it makes the certificate"
+            if isinstance(error, OSError)
+            else error.stderr.decode(errors="backslashreplace").strip()[-200:]
+        )
+        raise Failure(
+            2,
+            "the openssl program is missing or fails",
+            why,
+            f"{MAKE_CERTIFICATE} -subj /CN=six, elsewhere; then --cert cert.pem --key key.pem",
+        ) from None
     return os.path.join(folder, "cert.pem"), os.path.join(folder, "key.pem")
 
 
@@ -3106,12 +3812,22 @@ def alert(number: int) -> bytes:
 
 def door_flags(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument
-    flag("--password", metavar="TEXT", help="what clients must know (better: the environment's SIXSOCKETS_PASSWORD, which no process list shows)")
+    flag(
+        "--password",
+        metavar="TEXT",
+        help="what clients must know (better: the environment's SIXSOCKETS_PASSWORD, which no process list shows)",
+    )
     flag("--ask-password", action="store_true", help="ask for it on the terminal")
     flag("--open", action="store_true", help="let other machines in without a password")
-    flag("--tls", action="store_true", help="encrypt; without --cert with a certificate made for this run")
+    flag(
+        "--tls",
+        action="store_true",
+        help="encrypt; without --cert with a certificate made for this run",
+    )
     flag("--cert", metavar="FILE", help="the certificate, PEM (implies --tls)")
     flag("--key", metavar="FILE", help="its key, if that is in another file")
+
+
 # --- end guarding ---
 
 
@@ -3120,18 +3836,24 @@ def ask_password(whose: str) -> str:
     """From the terminal, unseen; where there is none, it is not read from elsewhere in the clear."""
     import getpass
     import warnings  # neither at the top, nor ssl below: few need them
+
     with warnings.catch_warnings():
         warnings.simplefilter("error", getpass.GetPassWarning)
         try:
             return getpass.getpass(f"password for {whose}: ")
         except (getpass.GetPassWarning, EOFError, OSError):
-            raise Failure(67, f"cannot ask for the password of {whose}", "there is no terminal here on which it could be typed unseen",
-                          "SIXSOCKETS_PASSWORD in the environment") from None
+            raise Failure(
+                67,
+                f"cannot ask for the password of {whose}",
+                "there is no terminal here on which it could be typed unseen",
+                "SIXSOCKETS_PASSWORD in the environment",
+            ) from None
 
 
 def tls_context(args: argparse.Namespace, server: bool) -> ssl.SSLContext:
     """TLS 1.2 and later. --trace shows what goes in and comes out: on the wire it is encrypted."""
     import ssl
+
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if args.trace or args.trace_hex:
@@ -3139,11 +3861,18 @@ def tls_context(args: argparse.Namespace, server: bool) -> ssl.SSLContext:
     return context
 
 
-def over_tls(context: ssl.SSLContext, sock: socket.socket, host: str | None = None) -> ssl.SSLSocket:
+def over_tls(
+    context: ssl.SSLContext, sock: socket.socket, host: str | None = None
+) -> ssl.SSLSocket:
     """The connection, from now on encrypted; the handshake is still to come. Where a client's stream ends without TLS's own end
     it was cut, perhaps on purpose: an error. What comes to a server says itself how long it is."""
-    secured = context.wrap_socket(sock, server_side=host is None, do_handshake_on_connect=False, suppress_ragged_eofs=host is None,
-                                  server_hostname=host)
+    secured = context.wrap_socket(
+        sock,
+        server_side=host is None,
+        do_handshake_on_connect=False,
+        suppress_ragged_eofs=host is None,
+        server_hostname=host,
+    )
     if isinstance(sock, Traced):
         vars(secured).update(vars(sock))  # its trace goes on as the same connection's
     return secured
@@ -3153,7 +3882,10 @@ def shake_hands(secured: ssl.SSLSocket) -> None:
     began = time.perf_counter()
     secured.do_handshake()
     if isinstance(secured, Traced):
-        secured.show("*", f"TLS handshake ok ({secured.version()}, {(secured.cipher() or '?')[0]}, {1000 * (time.perf_counter() - began):.2f} ms)")
+        secured.show(
+            "*",
+            f"TLS handshake ok ({secured.version()}, {(secured.cipher() or '?')[0]}, {1000 * (time.perf_counter() - began):.2f} ms)",
+        )
 
 
 def end_tls(sock: socket.socket) -> None:
@@ -3166,7 +3898,10 @@ def end_tls(sock: socket.socket) -> None:
 
 def fingerprint(certificate: bytes | None) -> str:
     import hashlib
+
     return hashlib.sha256(certificate or b"").hexdigest()
+
+
 # --- end secrets ---
 
 
@@ -3179,8 +3914,11 @@ SECRET = re.compile(rb"(?i)((?:authorization|cookie):[ \t]*|\bproof=)([^\r\n]*)"
 
 def hexdump(data: bytes) -> str:
     """The first bytes, sixteen a line."""
-    rows = [(start, data[start:start + 16]) for start in range(0, min(len(data), DUMPED), 16)]
-    return "".join(f"\n{start:16x}  {row.hex(' '):47}  {re.sub(rb'[^ -~]', b'.', row).decode()}" for start, row in rows)
+    rows = [(start, data[start : start + 16]) for start in range(0, min(len(data), DUMPED), 16)]
+    return "".join(
+        f"\n{start:16x}  {row.hex(' '):47}  {re.sub(rb'[^ -~]', b'.', row).decode()}"
+        for start, row in rows
+    )
 
 
 class Traced(socket.socket):
@@ -3191,36 +3929,44 @@ class Traced(socket.socket):
     numbers = itertools.count(1)
     dump = False
     number = sent = received = 0
-    unended: Mapping[str, bytes] = {}  # for each direction: the end of the last line, or the name of the secret that it is in
+    # for each direction: the end of the last line, or the name of the secret that it is in
+    unended: Mapping[str, bytes] = {}
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
         self.number = self.number or next(self.numbers)
         dumped = hexdump(self.masked(mark, bytes(data))) if self.dump and data else ""
-        say(f"{1000 * (time.perf_counter() - self.began):9.3f} ms #{self.number} {mark} {text}{dumped}")
+        say(
+            f"{1000 * (time.perf_counter() - self.began):9.3f} ms #{self.number} {mark} {text}{dumped}"
+        )
 
     def masked(self, mark: str, data: bytes) -> bytes:
         """The bytes with asterisks for a secret, also for one that began in an earlier call: a line may come in pieces."""
         before = self.unended.get(mark, b"") if self.type == socket.SOCK_STREAM else b""
         text = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + data)
-        line = text[max(text.rfind(b"\r"), text.rfind(b"\n")) + 1:]
+        line = text[max(text.rfind(b"\r"), text.rfind(b"\n")) + 1 :]
         secret = SECRET.search(line)
         self.unended = {**self.unended, mark: secret[1] if secret else line[-LONGEST_NAME:]}
-        return text[len(before):]
+        return text[len(before) :]
 
-    def attempt(self, mark: str, what: str, call: Callable[..., T], *args: object) -> tuple[T, float]:
+    def attempt(
+        self, mark: str, what: str, call: Callable[..., T], *args: object
+    ) -> tuple[T, float]:
         """What the call gives, and the milliseconds that it took."""
         began = time.perf_counter()
         try:
             return call(*args), 1000 * (time.perf_counter() - began)
         except OSError as error:
-            if not isinstance(error, BlockingIOError) and "Want" not in type(error).__name__:  # these mean: nothing happened
+            # these mean: nothing happened
+            if not isinstance(error, BlockingIOError) and "Want" not in type(error).__name__:
                 self.show(mark, f"{what}: {error.strerror or 'timed out'}")
             raise
 
     def put(self, name: str, data: Any, call: Callable[..., int], *args: object) -> int:
         count, _ = self.attempt(">", name, call, data, *args)
         self.sent += count
-        self.show(">", f"{name} {count} of {len(data)} bytes (sent so far {self.sent})", data[:count])
+        self.show(
+            ">", f"{name} {count} of {len(data)} bytes (sent so far {self.sent})", data[:count]
+        )
         return count
 
     def took(self, name: str, data: Any, size: int, waited: float) -> None:
@@ -3231,7 +3977,11 @@ class Traced(socket.socket):
 
     def connect(self, target: Any) -> None:
         _, lasted = self.attempt("*", f"connect {address(target)}", super().connect, target)
-        how = f"handshake {lasted:.2f} ms" if self.type == socket.SOCK_STREAM else "UDP: nothing is sent"
+        how = (
+            f"handshake {lasted:.2f} ms"
+            if self.type == socket.SOCK_STREAM
+            else "UDP: nothing is sent"
+        )
         self.show("*", f"connect {address(target)} ok from {address(self.getsockname())} ({how})")
 
     def accept(self) -> tuple[socket.socket, Any]:
@@ -3261,14 +4011,20 @@ class Traced(socket.socket):
         self.took(f"recvfrom {address(peer)}", data, size, waited)
         return data, peer
 
-    def recvmsg(self, size: int, *rest: Any) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
-        (data, ancillary, flags, peer), waited = self.attempt("<", "recvmsg", super().recvmsg, size, *rest)
+    def recvmsg(
+        self, size: int, *rest: Any
+    ) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
+        (data, ancillary, flags, peer), waited = self.attempt(
+            "<", "recvmsg", super().recvmsg, size, *rest
+        )
         self.took(f"recvmsg {address(peer)}", data, size, waited)
         return data, ancillary, flags, peer
 
     def shutdown(self, how: int) -> None:
         self.attempt("*", "shutdown", super().shutdown, how)
-        self.show("*", "shutdown of receiving" if how == socket.SHUT_RD else "shutdown of sending = FIN")
+        self.show(
+            "*", "shutdown of receiving" if how == socket.SHUT_RD else "shutdown of sending = FIN"
+        )
 
     def close(self) -> None:
         if self.fileno() >= 0:
@@ -3283,6 +4039,8 @@ class TracedHex(Traced):
 def socket_class(args: argparse.Namespace) -> type[socket.socket]:
     """What sockets are made of: without --trace the plain class, so that it costs nothing."""
     return TracedHex if args.trace_hex else Traced if args.trace else socket.socket
+
+
 # --- end trace ---
 
 
@@ -3328,8 +4086,10 @@ class Stop:
 
 def raise_file_limit() -> None:
     """A connection is a descriptor: take as many as the system lets this user have."""
-    with contextlib.suppress(ImportError, ValueError, OSError):  # macOS names a limit that it does not grant
+    # macOS names a limit that it does not grant
+    with contextlib.suppress(ImportError, ValueError, OSError):
         import resource  # not at the top: Windows has none
+
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
@@ -3352,10 +4112,18 @@ def reachable_at(sock: socket.socket) -> list[str]:
         return []
     if host not in ("::", "0.0.0.0"):
         return [host]
-    return [found for found in own_addresses() if host == "::" or ":" not in found] or [socket.gethostname()]
+    return [found for found in own_addresses() if host == "::" or ":" not in found] or [
+        socket.gethostname()
+    ]
 
 
-def bind(args: argparse.Namespace, family: int, target: Address, backlog: int | None = None, reuse: bool = True) -> socket.socket:
+def bind(
+    args: argparse.Namespace,
+    family: int,
+    target: Address,
+    backlog: int | None = None,
+    reuse: bool = True,
+) -> socket.socket:
     """A socket at that address, which for TCP listens, with what systems differ in; each way it can fail in three lines."""
     kind = socket.SOCK_DGRAM if backlog is None else socket.SOCK_STREAM
     sock = None
@@ -3363,10 +4131,12 @@ def bind(args: argparse.Namespace, family: int, target: Address, backlog: int | 
         sock = socket_class(args)(family, kind)  # an OSError too: a system without IPv6
         if sys.platform == "win32":  # where two servers could otherwise share a port
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
-        elif reuse and backlog is not None:  # or what an earlier server left in TIME_WAIT would keep the port
+        elif reuse and backlog is not None:
+            # or what an earlier server left in TIME_WAIT would keep the port
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, target[0] != "::")  # --host :: is for IPv4 too
+            # --host :: is for IPv4 too
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, target[0] != "::")
         sock.bind(target)
         if backlog is not None:
             sock.listen(backlog)  # also where two servers that start at once had both bound
@@ -3378,15 +4148,32 @@ def bind(args: argparse.Namespace, family: int, target: Address, backlog: int | 
         problem = error
     host, port = target[:2]
     if problem.errno == errno.EADDRINUSE:
-        raise Failure(45, f"port {port} is already in use", who_has_port(family, kind, target),
-                      "--port 0 takes any free one; ss -ltnup shows whose it is")
+        raise Failure(
+            45,
+            f"port {port} is already in use",
+            who_has_port(family, kind, target),
+            "--port 0 takes any free one; ss -ltnup shows whose it is",
+        )
     if problem.errno == errno.EADDRNOTAVAIL:
-        raise Failure(45, f"{host} is not an address of this machine", "its own are " + ", ".join(["127.0.0.1", *own_addresses()]),
-                      "--host 0.0.0.0 listens on all of them")
+        raise Failure(
+            45,
+            f"{host} is not an address of this machine",
+            "its own are " + ", ".join(["127.0.0.1", *own_addresses()]),
+            "--host 0.0.0.0 listens on all of them",
+        )
     if problem.errno == errno.EACCES and port < 1024:
-        raise Failure(45, f"port {port} needs administrator rights", "ports below 1024 are kept for the system's services",
-                      f"--port {8000 + port}")
-    raise Failure(45, f"cannot listen on {address(target)} ({problem.strerror})", "the system refuses it", "--host 127.0.0.1 --port 0")
+        raise Failure(
+            45,
+            f"port {port} needs administrator rights",
+            "ports below 1024 are kept for the system's services",
+            f"--port {8000 + port}",
+        )
+    raise Failure(
+        45,
+        f"cannot listen on {address(target)} ({problem.strerror})",
+        "the system refuses it",
+        "--host 127.0.0.1 --port 0",
+    )
 
 
 def who_has_port(family: int, kind: int, target: Address) -> str:
@@ -3397,6 +4184,8 @@ def who_has_port(family: int, kind: int, target: Address) -> str:
             probe.bind(target)
             return "no server has it: connections that ended here a moment ago are in TIME_WAIT, for a minute or so"
     return "another program is using it"
+
+
 # --- end listening ---
 
 
@@ -3414,7 +4203,8 @@ class Failure(Exception):
 
 def say(text: str) -> None:
     """A line for people, written at once. Nobody left to read it is no reason to stop."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # AttributeError: started with stderr closed
+    # AttributeError: started with stderr closed
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
 
@@ -3428,20 +4218,31 @@ def address(place: Address) -> str:
 
 def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
     """Each address of a host: the family for socket(), and what connect() and bind() take."""
-    name = host.encode() if host.isascii() else host  # a str would load the codec for international names each time
-    with contextlib.suppress(socket.gaierror, UnicodeError):  # UnicodeError: an empty label, or one over 63 characters
-        return [(family, target) for family, _, _, _, target in socket.getaddrinfo(name, port, type=kind)]
-    raise Failure(6, f'cannot find host "{ascii(host)[1:-1]}"', "it is neither an address nor a name that this machine can look up",
-                  "check the spelling, or use the address")
+    # a str would load the codec for international names each time
+    name = host.encode() if host.isascii() else host
+    # UnicodeError: an empty label, or one over 63 characters
+    with contextlib.suppress(socket.gaierror, UnicodeError):
+        return [
+            (family, target)
+            for family, _, _, _, target in socket.getaddrinfo(name, port, type=kind)
+        ]
+    raise Failure(
+        6,
+        f'cannot find host "{ascii(host)[1:-1]}"',
+        "it is neither an address nor a name that this machine can look up",
+        "check the spelling, or use the address",
+    )
 
 
 def between(low: float, high: float, kind: Callable[[str], float] = int) -> Callable[[str], float]:
     """An argparse type: a number from low to high. (Port 99999 would raise OverflowError out of bind().)"""
+
     def number(text: str) -> float:
         with contextlib.suppress(ValueError):
             if low <= kind(text) <= high:
                 return kind(text)
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
+
     return number
 
 
@@ -3449,8 +4250,19 @@ class Parser(argparse.ArgumentParser):
     """argparse, with its complaints in the three lines of all others."""
 
     def error(self, message: str) -> NoReturn:
-        say(str(Failure(2, message, "the command line is not as the help describes it; nothing was done", f"python3 {self.prog} --help")))
+        say(
+            str(
+                Failure(
+                    2,
+                    message,
+                    "the command line is not as the help describes it; nothing was done",
+                    f"python3 {self.prog} --help",
+                )
+            )
+        )
         raise SystemExit(2)
+
+
 # --- end errors ---
 
 
@@ -3462,20 +4274,38 @@ def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
         print(f"listening on {url_of(door, host, port)}", flush=True)
     except OSError as error:
         sock.close()
-        raise Failure(23, f"cannot write standard output ({error.strerror})", "what reads it has ended, or its disk is full",
-                      f"{SERVER} > FILE") from None
+        raise Failure(
+            23,
+            f"cannot write standard output ({error.strerror})",
+            "what reads it has ended, or its disk is full",
+            f"{SERVER} > FILE",
+        ) from None
     others = reachable_at(sock)
     for other in others:
-        say(f"from another machine:  {url_of(door, other, port, f'any:{door.made}@' * bool(door.made))}\n"
-            f"or:  {CLIENT} --host {other} --port {port}{door.flags} list /")
+        say(
+            f"from another machine:  {url_of(door, other, port, f'any:{door.made}@' * bool(door.made))}\n"
+            f"or:  {CLIENT} --host {other} --port {port}{door.flags} list /"
+        )
     if not others:
         named = f" --host {host}" if host != "127.0.0.1" else ""  # where clients look by themselves
-        with_client = f"{CLIENT}{named} --port {port}{door.flags} list /" if door.flags else f"curl {url_of(door, host, port)}"
-        return say(f"only this machine can reach it, with a browser or:  {with_client}\nfor others, start it with --host 0.0.0.0")
+        with_client = (
+            f"{CLIENT}{named} --port {port}{door.flags} list /"
+            if door.flags
+            else f"curl {url_of(door, host, port)}"
+        )
+        return say(
+            f"only this machine can reach it, with a browser or:  {with_client}\nfor others, start it with --host 0.0.0.0"
+        )
     if not door.guard:
-        say(f"nobody is asked for a password: everybody who reaches it can read it{'' if args.read_only else ' and change it'}")
+        say(
+            f"nobody is asked for a password: everybody who reaches it can read it{'' if args.read_only else ' and change it'}"
+        )
     if not door.tls:
-        say("nothing is encrypted: others on the way can read the traffic" + " and the password in it" * bool(door.guard) + "; --tls encrypts")
+        say(
+            "nothing is encrypted: others on the way can read the traffic"
+            + " and the password in it" * bool(door.guard)
+            + "; --tls encrypts"
+        )
 
 
 def url_of(door: Door, host: str, port: int, login: str = "") -> str:
@@ -3486,7 +4316,9 @@ def byte_count(text: str) -> int:
     """An argparse type: bytes, as 1000000, 500k, 20M, 4G or 1T."""
     found = re.fullmatch(r"([0-9]{1,15})([kMGT]?)", text)
     if not found:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes such as 500k, 20M or 4G")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number of bytes such as 500k, 20M or 4G"
+        )
     return int(found[1]) * int(1000 ** " kMGT".index(found[2] or " "))
 
 
@@ -3497,26 +4329,95 @@ def header_line(text: str) -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="httpserver.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        prog="httpserver.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
-    add("directory", nargs="?", default=None, metavar="FOLDER|FILE", help="what is shared (default the current folder)")
+    add(
+        "directory",
+        nargs="?",
+        default=None,
+        metavar="FOLDER|FILE",
+        help="what is shared (default the current folder)",
+    )
     add("--directory", dest="folder", default=".", metavar="DIR", help="the same")
-    add("--host", default="127.0.0.1", help="the address to listen on; :: is IPv6 and IPv4 (default 127.0.0.1)")
-    add("--port", type=between(0, 65535), default=PORT, help=f"the port; 0 takes any free one (default {PORT})")
+    add(
+        "--host",
+        default="127.0.0.1",
+        help="the address to listen on; :: is IPv6 and IPv4 (default 127.0.0.1)",
+    )
+    add(
+        "--port",
+        type=between(0, 65535),
+        default=PORT,
+        help=f"the port; 0 takes any free one (default {PORT})",
+    )
     door_flags(parser)
-    add("--public-read", action="store_true", help="ask for the password only where something changes: GET and HEAD go without")
+    add(
+        "--public-read",
+        action="store_true",
+        help="ask for the password only where something changes: GET and HEAD go without",
+    )
     add("--read-only", action="store_true", help="refuse every change")
     add("--hidden", action="store_true", help="show and serve names that start with a dot")
-    add("--max-size", type=byte_count, default=0, metavar="N", help="bytes of one upload; k, M, G, T (default no limit)")
-    add("--min-free", type=byte_count, default=0, metavar="N", help="bytes that uploads leave free on the disk (default 0)")
-    add("--max-clients", type=between(1, 1e6), default=10000, metavar="N",
-        help="connections; for one more the longest idle is closed, or it gets 503 (default 10000)")
-    add("--durable", action="store_true", help="an upload is on the disk before it is answered (fsync)")
-    add("--header", type=header_line, action="append", default=[], metavar="'NAME: VALUE'", help="add this to every answer")
-    add("--requests", type=between(0, 1e12), default=0, metavar="N", help="end after so many answers (default never)")
+    add(
+        "--max-size",
+        type=byte_count,
+        default=0,
+        metavar="N",
+        help="bytes of one upload; k, M, G, T (default no limit)",
+    )
+    add(
+        "--min-free",
+        type=byte_count,
+        default=0,
+        metavar="N",
+        help="bytes that uploads leave free on the disk (default 0)",
+    )
+    add(
+        "--max-clients",
+        type=between(1, 1e6),
+        default=10000,
+        metavar="N",
+        help="connections; for one more the longest idle is closed, or it gets 503 (default 10000)",
+    )
+    add(
+        "--durable",
+        action="store_true",
+        help="an upload is on the disk before it is answered (fsync)",
+    )
+    add(
+        "--header",
+        type=header_line,
+        action="append",
+        default=[],
+        metavar="'NAME: VALUE'",
+        help="add this to every answer",
+    )
+    add(
+        "--requests",
+        type=between(0, 1e12),
+        default=0,
+        metavar="N",
+        help="end after so many answers (default never)",
+    )
     add("--once", action="store_true", help="end when one client has got the whole of a file")
-    add("--workers", type=between(1, 256), default=1, metavar="N", help="processes that share the port (default 1)")
-    add("--timeout", type=between(0.01, 1e6, float), default=30.0, metavar="S", help="silence allowed inside a head or body (default 30)")
+    add(
+        "--workers",
+        type=between(1, 256),
+        default=1,
+        metavar="N",
+        help="processes that share the port (default 1)",
+    )
+    add(
+        "--timeout",
+        type=between(0.01, 1e6, float),
+        default=30.0,
+        metavar="S",
+        help="silence allowed inside a head or body (default 30)",
+    )
     add("--log", metavar="FILE", help="where the access log goes (default stderr)")
     add("--quiet", action="store_true", help="no access log")
     add("--trace", action="store_true", help="print a line for each socket call")

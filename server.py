@@ -142,6 +142,7 @@ Limits: on a loopback address nobody is asked for a password unless one is given
 unless --open does without. Without --tls others can read the traffic, and try passwords on what they have read. A file is
 written under a hidden name and renamed when its length and digest are right: readers see the old file or the new one, whole.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -179,10 +180,14 @@ ACCEPT_PAUSE = 0.5  # seconds to the next accept() when the system has no descri
 TELL = 0.1  # seconds from note to note
 STALE = 1.0  # seconds of silence after which the writer of a part gives way to a new one
 BUSY = 2.0  # seconds that a new writer of a part waits for the old one
-MAX_ECHO = 900  # characters of a name that an error repeats: three words of so many, twelve bytes each, are less than MAX_LINE
-LIFE = 1.0  # seconds of silence after which somebody who waits for another is told that the server is there
+# characters of a name that an error repeats: three words of so many, twelve bytes each, are less
+# than MAX_LINE
+MAX_ECHO = 900
+# seconds of silence after which somebody who waits for another is told that the server is there
+LIFE = 1.0
 BRIEF = 0.001  # seconds that one client's connection may hold up what others wait for too
-NICK = re.compile(r"[\w.-]{1,32}")  # letters of any script, digits: nothing that could pass for an address or for more than a name
+# letters of any script, digits: nothing that could pass for an address or for more than a name
+NICK = re.compile(r"[\w.-]{1,32}")
 MAX_SAY = 4000  # bytes of one line of the chat
 SAY_RATE, SAY_BURST = 20.0, 40.0  # lines a second that one client may say, and how many at once
 MAX_TARGETS = 2000  # receivers that one line can name: each is answered with a line of its own
@@ -193,8 +198,11 @@ SWEEP = 3600.0  # seconds from one search for parts that nobody came back for to
 
 
 # --- wire: the same in server.py, client.py (tests/test_twins.py) ---
-MAX_LINE = 32768  # bytes of a line with its end: the longest path of most systems, every byte percent-encoded, and keys
-BUFFER = 1 << 19  # bytes asked of one recv: half as many cost a sixth more time, and each busy connection has its own
+# bytes of a line with its end: the longest path of most systems, every byte percent-encoded, and
+# keys
+MAX_LINE = 32768
+# bytes asked of one recv: half as many cost a sixth more time, and each busy connection has its own
+BUFFER = 1 << 19
 QUIET = 1 << 12  # the same for a connection on which no more than that has come at once
 RECORD = 1 << 14  # bytes of a TLS record at most
 BATCH = 1 << 16  # bytes of lines and small bodies that gather until they leave in one send
@@ -203,14 +211,16 @@ CONTROL = re.compile(rb"[\0-\x1f\x7f]")  # bytes that no line may hold
 BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 FREE = {"help", "say", "said"}  # verbs whose line is text from the first space on
 ESCAPE = re.compile(rb"%(..)")
-NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()  # bytes of names as this system has them in text
+# bytes of names as this system has them in text
+NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
 NUMBER = re.compile("[0-8]?[0-9]{1,18}")  # below 9 * 10 ** 18, which 64 bits hold
 HTTP = re.compile(rb"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
 TLS = b"\x16\x03"  # how a TLS client begins
 AUTH = "scrypt-hmac-sha256"
 NONCE = re.compile("(?:[0-9a-f]{2}){16,64}")
 BODY = re.compile(rb"data ([0-9]{1,18})")  # the line that comes most often
-KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}  # a peer that vanished is noticed in two minutes
+# a peer that vanished is noticed in two minutes
+KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 
 
 class Lost(Exception):
@@ -251,8 +261,12 @@ def quote(text: str) -> str:
     """A name or value as a word: space, %, = and what is not printable UTF-8 become %XX, byte by byte."""
     if PLAIN.fullmatch(text):
         return text
-    return "".join(char if char.isprintable() and char not in " %=" else "".join(f"%{byte:02X}" for byte in char.encode(errors="surrogateescape"))
-                   for char in os.fsencode(text).decode(errors="surrogateescape"))
+    return "".join(
+        char
+        if char.isprintable() and char not in " %="
+        else "".join(f"%{byte:02X}" for byte in char.encode(errors="surrogateescape"))
+        for char in os.fsencode(text).decode(errors="surrogateescape")
+    )
 
 
 def unquote(word: str) -> str:
@@ -260,12 +274,18 @@ def unquote(word: str) -> str:
         return word
     if BROKEN_ESCAPE.search(word):
         raise Broken("bad-line")
-    return os.fsdecode(ESCAPE.sub(lambda found: bytes.fromhex(found[1].decode()), os.fsencode(word)))
+    return os.fsdecode(
+        ESCAPE.sub(lambda found: bytes.fromhex(found[1].decode()), os.fsencode(word))
+    )
 
 
 def line(*words: str, **keys: object) -> bytes:
     """A line as it goes out; a key without a value (None) is left away."""
-    told = [f"{key}={value if type(value) is int else quote(str(value))}" for key, value in keys.items() if value is not None]
+    told = [
+        f"{key}={value if type(value) is int else quote(str(value))}"
+        for key, value in keys.items()
+        if value is not None
+    ]
     return f"{' '.join([*map(quote, words), *told])}\n".encode()
 
 
@@ -296,27 +316,44 @@ def shown(text: str) -> str:
     if text.isprintable():
         return text
     raw = os.fsencode(text).decode(errors="backslashreplace")
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in raw)
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in raw
+    )
 
 
 @functools.lru_cache(maxsize=1)
 def auth_key(password: str, salt: str) -> bytes:
     """What both sides make of the password. It takes 50 ms and 16 MiB, so that guessing takes long: once per process is enough."""
     if not hasattr(hashlib, "scrypt"):
-        raise Failure(2, "this Python cannot speak with a password", "its hashlib has no scrypt: it was built without OpenSSL 1.1 or later",
-                      "another Python; python3 -c 'import hashlib; hashlib.scrypt' tells")
-    return hashlib.scrypt(password.encode("utf-8", "surrogateescape"), salt=bytes.fromhex(salt), n=1 << 14, r=8, p=1, dklen=32)
+        raise Failure(
+            2,
+            "this Python cannot speak with a password",
+            "its hashlib has no scrypt: it was built without OpenSSL 1.1 or later",
+            "another Python; python3 -c 'import hashlib; hashlib.scrypt' tells",
+        )
+    return hashlib.scrypt(
+        password.encode("utf-8", "surrogateescape"),
+        salt=bytes.fromhex(salt),
+        n=1 << 14,
+        r=8,
+        p=1,
+        dklen=32,
+    )
 
 
 def auth_proof(key: bytes, who: str, server_nonce: str, client_nonce: str, pin: str) -> str:
     """That the client, or the server, knows the password: for this connection alone, and under TLS for this certificate alone."""
     import hmac  # not at the top: few need it
-    return hmac.new(key, f"{who} {server_nonce} {client_nonce} {pin or '-'}".encode(), "sha256").hexdigest()
+
+    return hmac.new(
+        key, f"{who} {server_nonce} {client_nonce} {pin or '-'}".encode(), "sha256"
+    ).hexdigest()
 
 
 def same_proof(one: str, other: str) -> bool:
     """In constant time: how long it takes tells nothing of where they differ."""
     import hmac
+
     return hmac.compare_digest(os.fsencode(one), os.fsencode(other))
 
 
@@ -358,7 +395,7 @@ class Wire:
     def push(self, view: memoryview) -> int:
         """All of it, however slowly the peer reads, as long as it does. (sendall() has one timeout for everything.)"""
         while view:
-            view = view[self.sock.send(self.sendable(view)):]
+            view = view[self.sock.send(self.sendable(view)) :]
         return 1
 
     def sendable(self, view: memoryview) -> memoryview:
@@ -380,16 +417,19 @@ class Wire:
     def fill(self, patience: float | None) -> None:
         """Wait for more and take what comes. What is queued leaves first: two sides that both wait would wait for ever."""
         self.flush()
-        rest = self.view[self.start:self.end]
-        if len(self.buffer) == QUIET and (max(self.end, self.owed) >= QUIET or hasattr(self.sock, "pending")):
-            # under TLS from the start: with room for a whole record it holds nothing back that select() would not see
+        rest = self.view[self.start : self.end]
+        if len(self.buffer) == QUIET and (
+            max(self.end, self.owed) >= QUIET or hasattr(self.sock, "pending")
+        ):
+            # under TLS from the start: with room for a whole record it holds nothing back that
+            # select() would not see
             self.buffer = bytearray(BUFFER)
             self.view = memoryview(self.buffer)
-        self.view[:len(rest)] = rest
+        self.view[: len(rest)] = rest
         self.start, self.end = 0, len(rest)
         if patience != self.timeout:
             self.sock.settimeout(patience)
-        self.attempt(self.receive, self.view[self.end:])
+        self.attempt(self.receive, self.view[self.end :])
         if patience != self.timeout:
             self.sock.settimeout(self.timeout)
 
@@ -404,7 +444,8 @@ class Wire:
         """TLS gives one record (16 KiB) at a time: inside a body take all that have come, and write them to the disk at once."""
         count, patience = 0, self.sock.gettimeout()
         self.sock.settimeout(0)
-        with contextlib.suppress(OSError):  # nothing more has come, or an error that the next call will tell
+        # nothing more has come, or an error that the next call will tell
+        with contextlib.suppress(OSError):
             while len(view) - count >= RECORD and (more := self.sock.recv_into(view[count:])):
                 count += more
         self.sock.settimeout(patience)
@@ -421,7 +462,7 @@ class Wire:
             stop = self.buffer.find(b"\n", self.start, self.end)
             if stop < 0:
                 stop = self.gather(idle)
-            raw = bytes(self.view[self.start:stop])
+            raw = bytes(self.view[self.start : stop])
             self.start = stop + 1
             if len(raw) >= MAX_LINE:
                 raise Broken("line-too-long")
@@ -462,17 +503,23 @@ class Wire:
         """Some of the announced body, valid until the next call."""
         if self.start == self.end:
             self.fill(self.timeout)
-        view = self.view[self.start:min(self.end, self.start + self.owed)]
+        view = self.view[self.start : min(self.end, self.start + self.owed)]
         self.start += len(view)
         self.owed -= len(view)
         return view
+
+
 # --- end wire ---
 
 
 # --- pure functions: values in, values out ---
 def facts(status: os.stat_result) -> dict[str, object]:
     """What the protocol tells of a file."""
-    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "exec": "yes" if status.st_mode & stat.S_IXUSR else None}
+    return {
+        "size": status.st_size,
+        "mtime_ns": status.st_mtime_ns,
+        "exec": "yes" if status.st_mode & stat.S_IXUSR else None,
+    }
 
 
 def amount(text: str) -> int:
@@ -485,21 +532,49 @@ def amount(text: str) -> int:
 
 # --- folders: the same in server.py, client.py (tests/test_twins.py) ---
 MAX_NAME = 4096  # bytes of a path: more than most systems take
-PART = re.compile(r"\.six-[0-9a-f]{32}\.part", re.IGNORECASE)  # what the name of an unfinished file looks like
-DEVICE = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?|.*[. ]|.*[\\:<>|?*\"].*", re.IGNORECASE)  # what Windows takes for something else
-NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # and no wait for a FIFO
+# what the name of an unfinished file looks like
+PART = re.compile(r"\.six-[0-9a-f]{32}\.part", re.IGNORECASE)
+# what Windows takes for something else
+DEVICE = re.compile(
+    r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?|.*[. ]|.*[\\:<>|?*\"].*", re.IGNORECASE
+)
+# and no wait for a FIFO
+NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 KEPT = 7 * 86400  # seconds that the part of an interrupted transfer is kept
-SORTED = 20000  # entries of a folder that are put in order; where there are more they come as the disk has them
+# entries of a folder that are put in order; where there are more they come as the disk has them
+SORTED = 20000
 TIMED = os.utime in os.supports_fd
-BY_DESCRIPTOR = {os.open, os.stat, os.unlink, os.mkdir, os.rename, os.link} <= os.supports_dir_fd and os.scandir in os.supports_fd
+BY_DESCRIPTOR = {
+    os.open,
+    os.stat,
+    os.unlink,
+    os.mkdir,
+    os.rename,
+    os.link,
+} <= os.supports_dir_fd and os.scandir in os.supports_fd
 
 
 REASONS = {
-    errno.ENOENT: "no-such-file", errno.ENOTDIR: "not-a-folder", errno.EISDIR: "is-a-folder", errno.EEXIST: "exists",
-    errno.EACCES: "not-permitted", errno.EPERM: "not-permitted", errno.EROFS: "not-permitted", errno.ELOOP: "not-a-file",
-    errno.ENXIO: "not-a-file", errno.ENOSPC: "disk-full", errno.EDQUOT: "disk-full", errno.EFBIG: "too-large",
-    errno.ENAMETOOLONG: "bad-name", errno.EILSEQ: "bad-name", errno.ENOTEMPTY: "not-empty", errno.EINVAL: "not-possible",
-    errno.EXDEV: "not-possible", errno.EMFILE: "busy", errno.ENFILE: "busy", errno.EBUSY: "busy",
+    errno.ENOENT: "no-such-file",
+    errno.ENOTDIR: "not-a-folder",
+    errno.EISDIR: "is-a-folder",
+    errno.EEXIST: "exists",
+    errno.EACCES: "not-permitted",
+    errno.EPERM: "not-permitted",
+    errno.EROFS: "not-permitted",
+    errno.ELOOP: "not-a-file",
+    errno.ENXIO: "not-a-file",
+    errno.ENOSPC: "disk-full",
+    errno.EDQUOT: "disk-full",
+    errno.EFBIG: "too-large",
+    errno.ENAMETOOLONG: "bad-name",
+    errno.EILSEQ: "bad-name",
+    errno.ENOTEMPTY: "not-empty",
+    errno.EINVAL: "not-possible",
+    errno.EXDEV: "not-possible",
+    errno.EMFILE: "busy",
+    errno.ENFILE: "busy",
+    errno.EBUSY: "busy",
 }  # what a peer is told of an OSError; any other is "failed"
 
 
@@ -521,7 +596,12 @@ def components(name: str, hidden: bool = True, windows: bool = os.name == "nt") 
     if len(os.fsencode(name)) > MAX_NAME:
         raise Refused("bad-name")
     for part in parts:
-        if part in ("", ".", "..") or "\0" in part or PART.fullmatch(part) or (windows and DEVICE.fullmatch(part)):
+        if (
+            part in ("", ".", "..")
+            or "\0" in part
+            or PART.fullmatch(part)
+            or (windows and DEVICE.fullmatch(part))
+        ):
             raise Refused("bad-name")
         if part[0] == "." and not hidden:
             raise Refused("hidden-name")
@@ -555,7 +635,9 @@ class Folder:
             with contextlib.suppress(FileExistsError):
                 self.make(name)
         path = os.path.join(self.path, name)
-        if not BY_DESCRIPTOR and os.path.realpath(path) != os.path.join(os.path.realpath(self.path), name):
+        if not BY_DESCRIPTOR and os.path.realpath(path) != os.path.join(
+            os.path.realpath(self.path), name
+        ):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         return Folder(path, self.fd, self.durable)
 
@@ -620,7 +702,8 @@ class Folder:
             os.link(source, target, src_dir_fd=self.fd, dst_dir_fd=other.fd, follow_symlinks=False)
         except FileExistsError:
             raise
-        except OSError:  # a folder, or a file system without hard links (FAT): look first, then rename
+        except OSError:
+            # a folder, or a file system without hard links (FAT): look first, then rename
             if other.stat(new):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
             return os.rename(source, target, src_dir_fd=self.fd, dst_dir_fd=other.fd)
@@ -631,6 +714,7 @@ def locked(fd: int) -> bool:
     """Take the lock of a part. Systems and file systems without flock do without: there the writers of one server alone know of each other."""
     with contextlib.suppress(ImportError, OSError):  # OSError: Lustre, for one, may have none
         import fcntl  # not at the top: Windows has none
+
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -641,24 +725,35 @@ def locked(fd: int) -> bool:
 def swept(folder: Folder, entry: os.DirEntry[str]) -> bool:
     """Remove an entry if it is a part that nobody came back for. Its ctime tells: mtime is the source's, just before a part gets its name."""
     with contextlib.suppress(OSError), contextlib.ExitStack() as held:
-        if PART.fullmatch(entry.name) and time.time() - entry.stat(follow_symlinks=False).st_ctime > KEPT:
+        if (
+            PART.fullmatch(entry.name)
+            and time.time() - entry.stat(follow_symlinks=False).st_ctime > KEPT
+        ):
             fd = folder.open(entry.name, os.O_RDONLY)
             held.callback(os.close, fd)
             free = locked(fd)
             if os.name == "nt":
-                held.close()  # Windows removes no open file; elsewhere the lock is held until no writer can find it
+                # Windows removes no open file; elsewhere the lock is held until no writer can find
+                # it
+                held.close()
             if free:
                 folder.remove(entry.name)
             return free
     return False
+
+
 # --- end folders ---
 
 
 # --- bodies: the same in server.py, client.py (tests/test_twins.py) ---
-CHUNK = 1 << 19  # most bytes that our side announces in one `data`: it can stop only between two, and each busy connection has its own
-RESUMABLE = 1 << 20  # bytes from which an interrupted file is worth resuming; a smaller one starts over
+# most bytes that our side announces in one `data`: it can stop only between two, and each busy
+# connection has its own
+CHUNK = 1 << 19
+# bytes from which an interrupted file is worth resuming; a smaller one starts over
+RESUMABLE = 1 << 20
 UNLOCKED = contextlib.nullcontext()
-UNIQUE = itertools.count(int.from_bytes(os.urandom(15), "big"))  # names of parts that nobody has to find again
+# names of parts that nobody has to find again
+UNIQUE = itertools.count(int.from_bytes(os.urandom(15), "big"))
 
 
 def lasting_name(leaf: str, size: int | None, mtime_ns: int | None) -> str:
@@ -669,11 +764,20 @@ def lasting_name(leaf: str, size: int | None, mtime_ns: int | None) -> str:
 class Part:
     """A file that is being received: hidden and locked in its own folder, hashed as it comes, put in place when it is whole."""
 
-    def __init__(self, folder: Folder, leaf: str, size: int | None = None, mtime_ns: int | None = None, executable: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Folder,
+        leaf: str,
+        size: int | None = None,
+        mtime_ns: int | None = None,
+        executable: bool = False,
+    ) -> None:
         self.folder, self.leaf, self.mtime_ns, self.executable = folder, leaf, mtime_ns, executable
         self.sha, self.received, self.fd = hashlib.sha256(), 0, -1
         self.keyed = mtime_ns is not None and (size or 0) >= RESUMABLE
-        self.name = lasting_name(leaf, size, mtime_ns) if self.keyed else f".six-{next(UNIQUE):032x}.part"
+        self.name = (
+            lasting_name(leaf, size, mtime_ns) if self.keyed else f".six-{next(UNIQUE):032x}.part"
+        )
 
     def place(self) -> tuple[object, ...]:
         return self.folder.place(self.name)
@@ -689,10 +793,17 @@ class Part:
                 os.close(fd)
                 return False
             ours, there = os.fstat(fd), self.folder.stat(self.name)
-            if there and there.st_ino == ours.st_ino and ours.st_nlink == 1 and stat.S_ISREG(ours.st_mode):
+            if (
+                there
+                and there.st_ino == ours.st_ino
+                and ours.st_nlink == 1
+                and stat.S_ISREG(ours.st_mode)
+            ):
                 self.fd = fd
                 break
-            os.close(fd)  # its last writer has just put it in place, or died between link and unlink: not ours to write
+            # its last writer has just put it in place, or died between link and unlink: not ours to
+            # write
+            os.close(fd)
             if there and there.st_ino == ours.st_ino:
                 self.folder.remove(self.name)
         return True
@@ -717,15 +828,22 @@ class Part:
         self.sha.update(chunk)
         self.received += len(chunk)
         while chunk:
-            chunk = chunk[os.write(self.fd, chunk):]
+            chunk = chunk[os.write(self.fd, chunk) :]
 
-    def finish(self, over: bool, *, lock: contextlib.AbstractContextManager[Any] = UNLOCKED) -> None:
+    def finish(
+        self, over: bool, *, lock: contextlib.AbstractContextManager[Any] = UNLOCKED
+    ) -> None:
         """Give it its time and mode, and then its name, under the lock that a rename has too."""
         there = self.folder.stat(self.leaf) if over else None
         if there and hasattr(os, "fchmod"):
-            os.fchmod(self.fd, there.st_mode & 0o777 | (0o111 & there.st_mode >> 2 if self.executable else 0))
+            os.fchmod(
+                self.fd,
+                there.st_mode & 0o777 | (0o111 & there.st_mode >> 2 if self.executable else 0),
+            )
         if self.mtime_ns is not None:
-            os.utime(self.fd if TIMED else self.folder.at(self.name), ns=(self.mtime_ns, self.mtime_ns))
+            os.utime(
+                self.fd if TIMED else self.folder.at(self.name), ns=(self.mtime_ns, self.mtime_ns)
+            )
         if self.folder.durable:
             os.fsync(self.fd)
         if os.name == "nt":
@@ -751,13 +869,17 @@ class Part:
     def drop(self) -> None:
         if self.fd >= 0:
             if os.name == "nt":
-                self.close()  # Windows removes no open file; elsewhere the lock is held until no other writer can find it
+                # Windows removes no open file; elsewhere the lock is held until no other writer can
+                # find it
+                self.close()
             with contextlib.suppress(OSError):
                 self.folder.remove(self.name)
             self.close()
 
 
-def send_body(wire: Wire, fd: int, status: os.stat_result, sha: hashlib._Hash, go_on: Callable[[int], bool]) -> str:
+def send_body(
+    wire: Wire, fd: int, status: os.stat_result, sha: hashlib._Hash, go_on: Callable[[int], bool]
+) -> str:
     """The file from where fd stands to the size that was announced, and its digest. "" or why it was given up, as the peer is told."""
     remaining = status.st_size - os.lseek(fd, 0, os.SEEK_CUR)
     reason = ""
@@ -777,7 +899,9 @@ def send_body(wire: Wire, fd: int, status: os.stat_result, sha: hashlib._Hash, g
     now = os.fstat(fd)
     if not reason and (now.st_size, now.st_mtime_ns) != (status.st_size, status.st_mtime_ns):
         reason = "changed"
-    wire.put(line("abort", reason=reason) if reason else b"end sha256=%b\n" % sha.hexdigest().encode())
+    wire.put(
+        line("abort", reason=reason) if reason else b"end sha256=%b\n" % sha.hexdigest().encode()
+    )
     return reason
 
 
@@ -791,7 +915,13 @@ def digest(fd: int, upto: int, sha: hashlib._Hash, tell: Callable[[int], None]) 
     return sha.hexdigest()
 
 
-def receive_body(wire: Wire, sink: Part, size: int | None, check: Callable[[int], None], tell: Callable[[int], None]) -> str:
+def receive_body(
+    wire: Wire,
+    sink: Part,
+    size: int | None,
+    check: Callable[[int], None],
+    tell: Callable[[int], None],
+) -> str:
     """Bodies into the sink until `end`: "yes" when its digest agrees, "no" without one. Refused when it is not what was announced.
     A verb that does not belong inside a body ends it like `abort`, and is then run. check() may refuse so many bytes."""
     while (found := wire.line()).verb in ("data", "note"):  # a note is a sign of life
@@ -811,6 +941,8 @@ def receive_body(wire: Wire, sink: Part, size: int | None, check: Callable[[int]
     if told is not None and told.lower() != ours:
         raise Refused("wrong-digest", sha256=ours)
     return "no" if told is None else "yes"
+
+
 # --- end bodies ---
 
 
@@ -819,8 +951,10 @@ class Holder(enum.Enum):
     """Who reads and writes a connection now: no two at once (with TLS one thread alone may)."""
 
     OWN = "its own thread"  # LOBBY when it waits in `receive` or `chat`
-    LOBBY = "whoever has the lobby's lock"  # OWN when the client says something or is gone, SENDER when another sends to it
-    SENDER = "the thread of the client that sends to it"  # LOBBY when it answered, OWN when it is lost or said something else
+    # OWN when the client says something or is gone, SENDER when another sends to it
+    LOBBY = "whoever has the lobby's lock"
+    # LOBBY when it answered, OWN when it is lost or said something else
+    SENDER = "the thread of the client that sends to it"
 
 
 class Lobby:
@@ -833,7 +967,8 @@ class Lobby:
         self.reader.setblocking(False)
         self.writer.setblocking(False)
         self.selector.register(self.reader, selectors.EVENT_READ)
-        self.queue: list[tuple[float, list[Session]]] = []  # when each waiting sender has waited enough, and whom it wants
+        # when each waiting sender has waited enough, and whom it wants
+        self.queue: list[tuple[float, list[Session]]] = []
         self.chatters: dict[Session, None] = {}  # in the order in which they came
         self.history: deque[bytes] = deque(maxlen=HISTORY)
         self.closed = False
@@ -853,8 +988,11 @@ class Lobby:
     def watch(self) -> None:
         while not self.closed:
             self.selector.select()
-            with self.changed:  # look again: what spoke may have been lent and given back meanwhile, and have nothing more to say
-                self.heed(self.selector.select(0))  # a function of its own, so that no connection is held on to while it waits
+            # look again: what spoke may have been lent and given back meanwhile, and have nothing
+            # more to say
+            with self.changed:
+                # a function of its own, so that no connection is held on to while it waits
+                self.heed(self.selector.select(0))
         for opened in (self.selector, self.reader, self.writer):
             opened.close()
 
@@ -888,7 +1026,9 @@ class Lobby:
         self.wake()
 
     def events(self, session: Session) -> int:
-        return selectors.EVENT_READ | (selectors.EVENT_WRITE if session.rest or session.unheard else 0)
+        return selectors.EVENT_READ | (
+            selectors.EVENT_WRITE if session.rest or session.unheard else 0
+        )
 
     def hand_back(self, session: Session, trouble: str = "") -> None:
         if session.holder is Holder.LOBBY:
@@ -908,7 +1048,9 @@ class Lobby:
             self.changed.notify_all()
 
     # receivers
-    def take(self, wanted: list[Session], waiting: Callable[[int], None], patience: float) -> list[Session]:
+    def take(
+        self, wanted: list[Session], waiting: Callable[[int], None], patience: float
+    ) -> list[Session]:
         """All of them that still receive, at once, when it is this sender's turn."""
         entry = time.monotonic() + patience, wanted
         with self.changed:
@@ -928,7 +1070,9 @@ class Lobby:
         spoken_for: set[Session] = set()
         for each in self.queue:
             found = {session for session in each[1] if session.mode == "receive"}
-            ready = found.isdisjoint(spoken_for) and all(session.holder is Holder.LOBBY for session in found)
+            ready = found.isdisjoint(spoken_for) and all(
+                session.holder is Holder.LOBBY for session in found
+            )
             if each is entry:
                 return ready
             if ready or time.monotonic() > each[0]:
@@ -984,9 +1128,12 @@ class Lobby:
             while session.rest or session.unheard:
                 if not session.rest:
                     lost = [line("note", "chat", lost=session.missed)] if session.missed else []
-                    some = [session.unheard.popleft() for _ in range(min(AT_ONCE, len(session.unheard)))]  # a copy of its own, so not all
+                    # a copy of its own, so not all
+                    some = [
+                        session.unheard.popleft() for _ in range(min(AT_ONCE, len(session.unheard)))
+                    ]
                     session.rest, session.missed = b"".join([*lost, *some]), 0
-                session.rest = session.rest[session.sock.send(session.rest[:BATCH]):]
+                session.rest = session.rest[session.sock.send(session.rest[:BATCH]) :]
         except OSError as error:
             if not isinstance(error, socket.timeout):
                 return self.hand_back(session, error.strerror or "closed")
@@ -994,12 +1141,21 @@ class Lobby:
             self.selector.modify(session.sock, self.events(session), session)
 
 
-def ready(readers: Sequence[socket.socket], writers: Sequence[socket.socket], patience: float) -> set[socket.socket]:
+def ready(
+    readers: Sequence[socket.socket], writers: Sequence[socket.socket], patience: float
+) -> set[socket.socket]:
     """Wait until one can be read, or one of the others written: those that can be read. (select() knows no descriptor above 1023.)"""
     with getattr(selectors, "PollSelector", selectors.SelectSelector)() as selector:
         for sock in {*readers, *writers}:
-            selector.register(sock, selectors.EVENT_READ * (sock in readers) | selectors.EVENT_WRITE * (sock in writers), sock)
-        return {key.data for key, events in selector.select(patience) if events & selectors.EVENT_READ}
+            selector.register(
+                sock,
+                selectors.EVENT_READ * (sock in readers)
+                | selectors.EVENT_WRITE * (sock in writers),
+                sock,
+            )
+        return {
+            key.data for key, events in selector.select(patience) if events & selectors.EVENT_READ
+        }
 
 
 class Receiver:
@@ -1010,17 +1166,19 @@ class Receiver:
         self.rest = memoryview(b"")
         self.received = 0
         self.answer: Line | None = None
-        self.heard = self.told = time.monotonic()  # when it last took something or got further; when it was last told something
+        # when it last took something or got further; when it was last told something
+        self.heard = self.told = time.monotonic()
 
     def tell(self, block: bytes) -> None:
         self.told = time.monotonic()
         self.heard = self.heard if self.rest else self.told
-        self.rest = memoryview(bytes(self.rest) + block)  # nothing is left but where the sender was lost within a block
+        # nothing is left but where the sender was lost within a block
+        self.rest = memoryview(bytes(self.rest) + block)
 
     def send(self) -> None:
         """As much as it takes now."""
         with contextlib.suppress(socket.timeout):
-            self.rest = self.rest[self.session.sock.send(self.session.sendable(self.rest)):]
+            self.rest = self.rest[self.session.sock.send(self.session.sendable(self.rest)) :]
             self.heard = time.monotonic()
 
     def hear(self, relay: Relay) -> None:
@@ -1033,9 +1191,15 @@ class Receiver:
             mark, found = wire.start, wire.line()
             if found.verb == "note":
                 received = min(found.number("received"), relay.sender.moved)
-                if received > self.received:  # what tells of nothing new is no life: or notes without end would hold the sender for ever
+                # what tells of nothing new is no life: or notes without end would hold the sender
+                # for ever
+                if received > self.received:
                     self.received, self.heard = received, time.monotonic()
-            elif found.verb in ("ok", "err") and found.words[:1] == [relay.verb] and (relay.ended or found.verb == "err"):
+            elif (
+                found.verb in ("ok", "err")
+                and found.words[:1] == [relay.verb]
+                and (relay.ended or found.verb == "err")
+            ):
                 self.answer = found
             else:
                 wire.start, wire.owed = mark, 0
@@ -1045,9 +1209,12 @@ class Receiver:
 class Relay:
     """What one client sends to others, as it comes: nothing is kept but the block that is on its way. The slowest sets the pace."""
 
-    def __init__(self, sender: Session, verb: str, name: str, sessions: Sequence[Session], count: int) -> None:
+    def __init__(
+        self, sender: Session, verb: str, name: str, sessions: Sequence[Session], count: int
+    ) -> None:
         self.sender, self.verb, self.name, self.count = sender, verb, name, count
-        self.open = [Receiver(session) for session in sessions]  # from whom an answer is still to come
+        # from whom an answer is still to come
+        self.open = [Receiver(session) for session in sessions]
         self.verified = 0
         self.ended = False  # all is told: only answers are to come
         self.progress = sender.tell(name, "received")
@@ -1105,7 +1272,11 @@ class Relay:
     def listen(self, patience: float, *others: socket.socket) -> set[socket.socket]:
         """Hear who says something within that time. The sender is told how far the slowest is, and who waits that the server is there."""
         silent = [receiver.session.sock for receiver in self.open if not receiver.answer]
-        found = ready([*others, *silent], [receiver.session.sock for receiver in self.open if receiver.rest], patience)
+        found = ready(
+            [*others, *silent],
+            [receiver.session.sock for receiver in self.open if receiver.rest],
+            patience,
+        )
         for receiver in [receiver for receiver in self.open if receiver.session.sock in found]:
             self.attempt(receiver, functools.partial(receiver.hear, self))
         now = time.monotonic()
@@ -1140,23 +1311,46 @@ class Relay:
         """Its own thread closes it; the others go on."""
         self.open.remove(receiver)
         self.sender.server.lobby.give_back(receiver.session, trouble)
-        self.report(receiver.session.peer, receiver.answer or Line("err", [], {"reason": reason}), receiver.session.nick)
+        self.report(
+            receiver.session.peer,
+            receiver.answer or Line("err", [], {"reason": reason}),
+            receiver.session.nick,
+        )
 
     def report(self, target: str, answer: Line, nick: str = "") -> None:
         """What became of it at one receiver, for the sender, whether that is still there or not."""
         good = answer.verb == "ok"
         self.verified += good and (self.verb == "mkdir" or answer.keys.get("verified") == "yes")
         if not good:
-            self.sender.note(f"send {self.name[:300]} to {target[:300]}: {answer.keys.get('reason', 'failed')[:RESULTS['reason']]}")
+            self.sender.note(
+                f"send {self.name[:300]} to {target[:300]}: {answer.keys.get('reason', 'failed')[: RESULTS['reason']]}"
+            )
         with contextlib.suppress(Lost):
-            told = {key: answer.keys[key][:most] for key, most in RESULTS.items() if key in answer.keys}
-            self.sender.put(line("got", target[:MAX_ECHO], answer.verb, self.verb, self.name, **told, nick=nick or None))
+            told = {
+                key: answer.keys[key][:most] for key, most in RESULTS.items() if key in answer.keys
+            }
+            self.sender.put(
+                line(
+                    "got",
+                    target[:MAX_ECHO],
+                    answer.verb,
+                    self.verb,
+                    self.name,
+                    **told,
+                    nick=nick or None,
+                )
+            )
             self.sender.flush()
 
 
 # --- one client: a line comes, a command answers ---
-def walk(top: Folder, name: str, deep: bool, visible: Callable[[str], bool],
-         failed: Callable[[str, OSError], None]) -> Iterator[tuple[str, Folder, os.DirEntry[str]]]:
+def walk(
+    top: Folder,
+    name: str,
+    deep: bool,
+    visible: Callable[[str], bool],
+    failed: Callable[[str, OSError], None],
+) -> Iterator[tuple[str, Folder, os.DirEntry[str]]]:
     """What is in a folder called name, and with deep in all below it: full name, folder, entry. Only one folder is open at a time."""
     waiting: list[list[str]] = [[]]
     while waiting:
@@ -1195,9 +1389,11 @@ class Session(Wire):
         self.nick = self.mode = ""  # mode: "receive" or "chat" while it waits in one of them
         self.holder, self.returned = Holder.OWN, threading.Event()
         self.trouble = ""  # what another thread met that had it
-        self.unheard: deque[bytes] = deque(maxlen=UNHEARD)  # lines of the chat that are still to be sent
+        # lines of the chat that are still to be sent
+        self.unheard: deque[bytes] = deque(maxlen=UNHEARD)
         self.rest, self.missed = b"", 0  # what has begun to leave of them; how many were dropped
-        self.said = time.monotonic() - SAY_BURST / SAY_RATE  # the flood limit's clock, which each line puts forward
+        # the flood limit's clock, which each line puts forward
+        self.said = time.monotonic() - SAY_BURST / SAY_RATE
         self.relay: Relay | None = None  # while it sends to others
 
     def run(self) -> None:
@@ -1239,7 +1435,9 @@ class Session(Wire):
             self.sock = secured
             shake_hands(secured)
         except OSError as error:
-            raise Lost(f"no TLS: {'silent' if isinstance(error, socket.timeout) else getattr(error, 'reason', '') or error.strerror}") from None
+            raise Lost(
+                f"no TLS: {'silent' if isinstance(error, socket.timeout) else getattr(error, 'reason', '') or error.strerror}"
+            ) from None
 
     def greet(self) -> None:
         guard, keys = self.server.door.guard, {"auth": "none"}
@@ -1259,12 +1457,21 @@ class Session(Wire):
             self.attend(verb, request)
             command.run(self, request)
         except (Refused, OSError) as error:
-            result, keys = (error.reason, error.keys) if isinstance(error, Refused) else (reason_of(error), {})
+            result, keys = (
+                (error.reason, error.keys) if isinstance(error, Refused) else (reason_of(error), {})
+            )
             named = {"send": names[1:], "say": []}.get(verb, names)
-            self.put(line("err", *[word[:MAX_ECHO] for word in (verb, *named[:2])], reason=result, **keys))
+            self.put(
+                line(
+                    "err", *[word[:MAX_ECHO] for word in (verb, *named[:2])], reason=result, **keys
+                )
+            )
         if verb not in UNLOGGED or result not in EXPECTED:
-            what = " ".join([verb, *(names if verb != "auth" else [])])  # somebody may have typed the password there
-            self.note(f"{what[:300]}: {self.moved} bytes, {time.monotonic() - self.began:.3f} s, {result}")
+            # somebody may have typed the password there
+            what = " ".join([verb, *(names if verb != "auth" else [])])
+            self.note(
+                f"{what[:300]}: {self.moved} bytes, {time.monotonic() - self.began:.3f} s, {result}"
+            )
 
     def command(self, verb: str, names: Sequence[str]) -> Command:
         found = COMMANDS.get(verb)
@@ -1293,18 +1500,21 @@ class Session(Wire):
 
     def tell(self, name: str, key: str) -> Callable[[int], None]:
         """What a long operation calls as it goes on: now and then the client hears how far it is."""
+
         def note(count: int) -> None:
             now = time.monotonic()
             if now - self.told >= TELL:
                 self.told = now
                 self.put(line("note", name, **{key: count}))
                 self.flush()
+
         return note
 
     def fill(self, patience: float | None) -> None:
         """Before it waits: what is known of the last folder may be out of date afterwards. Other threads may have it meanwhile."""
         self.near = "", self.root
-        if not self.known and time.monotonic() > self.since + self.timeout:  # nor may strangers keep the places of others by idle talk
+        # nor may strangers keep the places of others by idle talk
+        if not self.known and time.monotonic() > self.since + self.timeout:
             raise Lost(f"no password in {self.timeout:g} s")
         if self.relay:
             self.relay.attend(self.timeout if patience is None else patience)
@@ -1378,12 +1588,18 @@ class Session(Wire):
         return folder, leaf, status
 
     def visible(self, name: str) -> bool:
-        return name == self.server.only if self.server.only else not PART.fullmatch(name) and (self.args.hidden or name[0] != ".")
+        return (
+            name == self.server.only
+            if self.server.only
+            else not PART.fullmatch(name) and (self.args.hidden or name[0] != ".")
+        )
 
     # the commands
     def do_help(self, request: Line) -> None:
         for verb, command in COMMANDS.items():
-            self.put(f"help {verb} {command.usage}{' ' * bool(command.usage)}-- {command.text}\n".encode())
+            self.put(
+                f"help {verb} {command.usage}{' ' * bool(command.usage)}-- {command.text}\n".encode()
+            )
         self.ok(request._replace(words=[]), count=len(COMMANDS))
 
     def do_list(self, request: Line) -> None:
@@ -1404,7 +1620,9 @@ class Session(Wire):
             status = entry.stat(follow_symlinks=False)
         except FileNotFoundError:
             return False
-        except OSError as error:  # a folder that may be read but not entered, a dead mount: the others are told all the same
+        except OSError as error:
+            # a folder that may be read but not entered, a dead mount: the others are told all the
+            # same
             self.entry("note", full, reason=reason_of(error))
             return False
         if stat.S_ISREG(status.st_mode):
@@ -1418,7 +1636,9 @@ class Session(Wire):
     def entry(self, kind: str, full: str, **keys: object) -> bool:
         """A line of a listing. Folders that were renamed into each other can be deeper than any name may be long."""
         told = line(kind, full, **keys)
-        self.put(told if len(told) <= MAX_LINE else line("note", full[:MAX_ECHO], reason="bad-name"))
+        self.put(
+            told if len(told) <= MAX_LINE else line("note", full[:MAX_ECHO], reason="bad-name")
+        )
         return len(told) <= MAX_LINE
 
     def do_stat(self, request: Line) -> None:
@@ -1435,7 +1655,9 @@ class Session(Wire):
         if keys.get("digest") == "yes":
             with self.opened(name) as (fd, status):
                 found = digest(fd, status.st_size, hashlib.sha256(), self.tell(name, "checked"))
-        self.ok(request, type="file", **facts(status), sha256=found, part=kept.st_size if kept else None)
+        self.ok(
+            request, type="file", **facts(status), sha256=found, part=kept.st_size if kept else None
+        )
 
     @contextlib.contextmanager
     def opened(self, name: str) -> Iterator[tuple[int, os.stat_result]]:
@@ -1449,15 +1671,19 @@ class Session(Wire):
     def do_get(self, request: Line) -> None:
         name, offset, sha = request.words[0], request.number("offset"), hashlib.sha256()
         with self.opened(name) as (fd, status):
-            if offset and (offset > status.st_size
-                           or digest(fd, offset, sha, self.tell(name, "checked")) != request.keys.get("sha256")):
+            if offset and (
+                offset > status.st_size
+                or digest(fd, offset, sha, self.tell(name, "checked")) != request.keys.get("sha256")
+            ):
                 offset, sha = 0, hashlib.sha256()
                 os.lseek(fd, 0, os.SEEK_SET)
             self.put(line("ok", "get", name, **facts(status), offset=offset or None))
             try:
                 given_up = send_body(self, fd, status, sha, self.count)
             except Lost as lost:
-                self.note(f"get {name}: cut at {self.moved} of {status.st_size - offset} bytes ({lost})")
+                self.note(
+                    f"get {name}: cut at {self.moved} of {status.st_size - offset} bytes ({lost})"
+                )
                 raise
         if given_up:
             self.note(f"get {name}: given up, it {given_up} meanwhile")
@@ -1475,13 +1701,21 @@ class Session(Wire):
         part = self.claimed(part, request)
         try:
             part.begin(request.number("offset"))
-            verified = receive_body(self, part, size, lambda announced: self.check_room(announced, part.received), self.tell(name, "received"))
+            verified = receive_body(
+                self,
+                part,
+                size,
+                lambda announced: self.check_room(announced, part.received),
+                self.tell(name, "received"),
+            )
             part.finish(over, lock=self.server.lock)
         except (Lost, Broken) as lost:
             kept = "nothing is kept"
             if part.keep():
                 kept, self.server.kept = "kept for seven days", self.server.kept + 1
-            self.note(f"put {name}: cut at {part.received} of {'?' if size is None else size} bytes ({lost}); {kept}")
+            self.note(
+                f"put {name}: cut at {part.received} of {'?' if size is None else size} bytes ({lost}); {kept}"
+            )
             raise
         except OSError as error:
             raise Refused(reason_of(error), received=part.received) from None
@@ -1494,7 +1728,10 @@ class Session(Wire):
     def check_room(self, whole: int, have: int) -> None:
         if 0 < self.args.max_size < whole:
             raise Refused("too-large", limit=self.args.max_size)
-        if self.args.min_free and shutil.disk_usage(self.server.directory).free - (whole - have) < self.args.min_free:
+        if (
+            self.args.min_free
+            and shutil.disk_usage(self.server.directory).free - (whole - have) < self.args.min_free
+        ):
             raise Refused("disk-full")
 
     def check_vacant(self, folder: Folder, leaf: str, over: bool) -> None:
@@ -1508,7 +1745,9 @@ class Session(Wire):
 
     def part(self, request: Line) -> Part:
         """Where the body of such an upload goes."""
-        size, mtime_ns = (request.number(key) if key in request.keys else None for key in ("size", "mtime_ns"))
+        size, mtime_ns = (
+            request.number(key) if key in request.keys else None for key in ("size", "mtime_ns")
+        )
         return Part(*self.find(request.words[0]), size, mtime_ns, request.keys.get("exec") == "yes")
 
     def claimed(self, part: Part, request: Line) -> Part:
@@ -1532,7 +1771,9 @@ class Session(Wire):
             return
         left = BUSY
         try:
-            while (other := self.server.writers.setdefault(part.place(), self)) is not self or not part.claim():
+            while (
+                other := self.server.writers.setdefault(part.place(), self)
+            ) is not self or not part.claim():
                 if other is not self and time.monotonic() - other.heard > STALE:
                     other.cut()
                 if left <= 0:
@@ -1580,9 +1821,16 @@ class Session(Wire):
         with self.server.lock:
             folder.move(leaf, other, other_leaf, over)
             left = folder.stat(leaf) if over else None
-            twins = left and os.path.samestat(left, status) and folder.place(leaf) != other.place(other_leaf)
-            both = (folder, leaf), (other, other_leaf)  # where "a" and "A" are one name, only one of them is listed
-            if twins and all(any(entry.name == name for entry in where.entries()) for where, name in both):
+            twins = (
+                left
+                and os.path.samestat(left, status)
+                and folder.place(leaf) != other.place(other_leaf)
+            )
+            # where "a" and "A" are one name, only one of them is listed
+            both = (folder, leaf), (other, other_leaf)
+            if twins and all(
+                any(entry.name == name for entry in where.entries()) for where, name in both
+            ):
                 folder.remove(leaf)  # rename() does nothing between two links of one file
         self.near = "", self.root
         self.ok(request)
@@ -1599,12 +1847,22 @@ class Session(Wire):
             raise Refused("not-needed")
         if not NONCE.fullmatch(mine):
             raise Refused("usage", usage="auth nonce=HEX proof=HEX")
-        facts, host = (self.nonce, mine, self.server.door.pin), self.peer.rpartition(":")[0].strip("[]")
-        reason = guard.judge(host, same_proof(request.keys.get("proof", ""), auth_proof(self.server.key, "client", *facts)))
+        facts, host = (
+            (self.nonce, mine, self.server.door.pin),
+            self.peer.rpartition(":")[0].strip("[]"),
+        )
+        reason = guard.judge(
+            host,
+            same_proof(
+                request.keys.get("proof", ""), auth_proof(self.server.key, "client", *facts)
+            ),
+        )
         if reason:
             self.done, wait = True, guard.wait(host)
             if reason != "busy" and wait:
-                self.note(f"auth: {MAX_WRONG} wrong passwords: {host} is answered busy for {wait} s")
+                self.note(
+                    f"auth: {MAX_WRONG} wrong passwords: {host} is answered busy for {wait} s"
+                )
             raise Refused(reason, retry=wait if reason == "busy" else None)
         self.known = True
         self.put(line("ok", "auth", proof=auth_proof(self.server.key, "server", *facts)))
@@ -1625,7 +1883,11 @@ class Session(Wire):
         if not NICK.fullmatch(nick):
             raise Refused("bad-nick")
         with self.server.lobby.changed:
-            taken = {session.nick.casefold() for session in list(self.server.sessions) if session is not self}
+            taken = {
+                session.nick.casefold()
+                for session in list(self.server.sessions)
+                if session is not self
+            }
             numbered = itertools.chain([nick], (f"{nick}{number}" for number in itertools.count(2)))
             self.nick = next(name for name in numbered if name.casefold() not in taken)
 
@@ -1633,7 +1895,15 @@ class Session(Wire):
         everybody = sorted(self.server.sessions.copy(), key=lambda session: session.since)
         for each in everybody:
             mode = each.mode or ("idle" if each.idle else each.doing)
-            self.put(line("client", each.peer, nick=each.nick or None, mode=mode, you="yes" if each is self else None))
+            self.put(
+                line(
+                    "client",
+                    each.peer,
+                    nick=each.nick or None,
+                    mode=mode,
+                    you="yes" if each is self else None,
+                )
+            )
         self.ok(request, count=len(everybody))
 
     def do_receive(self, request: Line) -> None:
@@ -1646,7 +1916,13 @@ class Session(Wire):
         verb = "mkdir" if request.keys.get("type") == "dir" else "put"
         components(name)
         keys = {key: request.number(key) for key in ("size", "mtime_ns") if key in request.keys}
-        offer = line(verb, name, **keys, exec="yes" if request.keys.get("exec") == "yes" else None, **{"from": self.peer, "nick": self.nick or None})
+        offer = line(
+            verb,
+            name,
+            **keys,
+            exec="yes" if request.keys.get("exec") == "yes" else None,
+            **{"from": self.peer, "nick": self.nick or None},
+        )
         wanted, refused = self.targets(targets)
         lent = self.server.lobby.take(wanted, self.tell(name, "waiting"), self.timeout)
         refused.update((session.peer, "not-receiving") for session in set(wanted).difference(lent))
@@ -1674,7 +1950,11 @@ class Session(Wire):
 
     def targets(self, words: str) -> tuple[list[Session], dict[str, str]]:
         """Who is meant by HOST:PORT or nick, separated by commas; and why others cannot be."""
-        known = {name.casefold(): session for session in self.server.sessions.copy() for name in (session.peer, session.nick)}
+        known = {
+            name.casefold(): session
+            for session in self.server.sessions.copy()
+            for name in (session.peer, session.nick)
+        }
         wanted: dict[Session, None] = {}
         refused = {}
         named = list(filter(None, words.split(",")))
@@ -1683,7 +1963,13 @@ class Session(Wire):
         for target in named:
             found = known.get(target.casefold())
             if found is None or found is self or found.mode != "receive":
-                refused[target] = "no-such-client" if found is None else "yourself" if found is self else "not-receiving"
+                refused[target] = (
+                    "no-such-client"
+                    if found is None
+                    else "yourself"
+                    if found is self
+                    else "not-receiving"
+                )
             else:
                 wanted[found] = None
         return list(wanted), refused
@@ -1695,7 +1981,9 @@ class Session(Wire):
         for said in self.server.lobby.join(self):
             self.put(said)
         self.note(f"chat: {self.called()} joined")
-        self.ok(request, nick=self.nick or None, you=self.peer, count=len(self.server.lobby.chatters))
+        self.ok(
+            request, nick=self.nick or None, you=self.peer, count=len(self.server.lobby.chatters)
+        )
 
     def pace(self) -> None:
         """Each client may make others read so many lines, and no more."""
@@ -1733,19 +2021,68 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "help": Command(Session.do_help, 0, 1, False, "", "these lines"),
-    "list": Command(Session.do_list, 0, 1, False, "[FOLDER] [deep=yes]", "what is there; deep: in all folders below too"),
-    "stat": Command(Session.do_stat, 1, 1, False, "NAME [digest=yes]", "size and time of a file; digest: its SHA-256 too"),
-    "get": Command(Session.do_get, 1, 1, False, "NAME [offset=N sha256=OF-MY-FIRST-N]", "its bytes follow"),
-    "put": Command(Session.do_put, 1, 1, True, "NAME [size=N] [mtime_ns=N] [exec=yes] [over=yes] [offset=N]", "then: data N, N bytes, end"),
-    "resume": Command(Session.do_resume, 1, 1, True, "NAME size=N mtime_ns=N", "how much of it is here from an interrupted put"),
+    "list": Command(
+        Session.do_list,
+        0,
+        1,
+        False,
+        "[FOLDER] [deep=yes]",
+        "what is there; deep: in all folders below too",
+    ),
+    "stat": Command(
+        Session.do_stat,
+        1,
+        1,
+        False,
+        "NAME [digest=yes]",
+        "size and time of a file; digest: its SHA-256 too",
+    ),
+    "get": Command(
+        Session.do_get, 1, 1, False, "NAME [offset=N sha256=OF-MY-FIRST-N]", "its bytes follow"
+    ),
+    "put": Command(
+        Session.do_put,
+        1,
+        1,
+        True,
+        "NAME [size=N] [mtime_ns=N] [exec=yes] [over=yes] [offset=N]",
+        "then: data N, N bytes, end",
+    ),
+    "resume": Command(
+        Session.do_resume,
+        1,
+        1,
+        True,
+        "NAME size=N mtime_ns=N",
+        "how much of it is here from an interrupted put",
+    ),
     "delete": Command(Session.do_delete, 1, 1, True, "NAME", "a file or an empty folder"),
-    "rename": Command(Session.do_rename, 2, 2, True, "OLD NEW [over=yes]", "also into another folder"),
+    "rename": Command(
+        Session.do_rename, 2, 2, True, "OLD NEW [over=yes]", "also into another folder"
+    ),
     "mkdir": Command(Session.do_mkdir, 1, 1, True, "NAME", "a folder, and those above it"),
-    "auth": Command(Session.do_auth, 0, 0, False, "nonce=HEX proof=HEX", "prove that you know the password"),
-    "who": Command(Session.do_who, 0, 0, False, "", "the clients that are connected, and what they do"),
-    "receive": Command(Session.do_receive, 0, 0, False, "[nick=N]", "wait for what others send; it comes as put and mkdir"),
-    "send": Command(Session.do_send, 2, 2, False, "HOST:PORT|NICK[,...] NAME [size=N] [mtime_ns=N] [exec=yes] [type=dir]",
-                    "to clients that receive; a body as after put"),
+    "auth": Command(
+        Session.do_auth, 0, 0, False, "nonce=HEX proof=HEX", "prove that you know the password"
+    ),
+    "who": Command(
+        Session.do_who, 0, 0, False, "", "the clients that are connected, and what they do"
+    ),
+    "receive": Command(
+        Session.do_receive,
+        0,
+        0,
+        False,
+        "[nick=N]",
+        "wait for what others send; it comes as put and mkdir",
+    ),
+    "send": Command(
+        Session.do_send,
+        2,
+        2,
+        False,
+        "HOST:PORT|NICK[,...] NAME [size=N] [mtime_ns=N] [exec=yes] [type=dir]",
+        "to clients that receive; a body as after put",
+    ),
     "chat": Command(Session.do_chat, 0, 1, False, "[NICK]", "join: hear what others say"),
     "say": Command(Session.do_say, 1, 1, False, "TEXT", "to all others in the chat"),
     "ping": Command(Session.do_ping, 0, 0, False, "", "is anybody there"),
@@ -1755,22 +2092,34 @@ ALIASES = {"upload": "put", "download": "get", "logout": "bye", "stop": "bye", "
 BEFORE_AUTH = {"help", "ping", "auth", "bye"}
 NOT_ALONE = {"data", "end", "abort", "note"}  # they mean something only inside a body
 STAYS = {"help", "who", "ping", "say"}  # they do not end a `receive` or `chat` that waits
-# what a receiver's answer tells the sender, and characters of each at most: or its line could be longer than the sender may take
+# what a receiver's answer tells the sender, and characters of each at most: or its line could be
+# longer than the sender may take
 RESULTS = {"reason": 32, "received": 20, "as": MAX_ECHO, "size": 20, "sha256": 64, "verified": 3}
-UNLOGGED = {"help", "stat", "ping", "bye", "resume", "who", "chat", "say", "auth"}  # unless they are refused: they move and change nothing
-EXPECTED = {"ok", "no-such-file", "no-such-folder", "too-fast"}  # results of those that are not worth a line in the log
+# unless they are refused: they move and change nothing
+UNLOGGED = {"help", "stat", "ping", "bye", "resume", "who", "chat", "say", "auth"}
+# results of those that are not worth a line in the log
+EXPECTED = {"ok", "no-such-file", "no-such-folder", "too-fast"}
 
 
 # --- the server: listen, accept, a thread a client ---
 class Server:
     """A listening socket, and a thread for each client that came in through it."""
 
-    def __init__(self, args: argparse.Namespace, sock: socket.socket, door: Door, directory: str, only: str, journal: int) -> None:
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        sock: socket.socket,
+        door: Door,
+        directory: str,
+        only: str,
+        journal: int,
+    ) -> None:
         self.door = door
         self.args, self.sock, self.directory, self.only = args, sock, directory, only
         self.stop = Stop()
         self.sessions: set[Session] = set()
-        self.writers: dict[tuple[object, ...], Session] = {}  # by the place of the part that they write
+        # by the place of the part that they write
+        self.writers: dict[tuple[object, ...], Session] = {}
         self.refused: list[socket.socket] = []
         self.lobby = Lobby()
         self.kept = 0  # parts of interrupted uploads
@@ -1800,17 +2149,21 @@ class Server:
             conn, peer = self.sock.accept()
         except (BlockingIOError, ConnectionError):
             return  # the client left between select() and accept()
-        except OSError as error:  # EMFILE, ENFILE, ENOBUFS, ENOMEM: nothing is wrong with this socket
+        except OSError as error:
+            # EMFILE, ENFILE, ENOBUFS, ENOMEM: nothing is wrong with this socket
             self.log([f"cannot accept ({error.strerror}): pausing"])
             select.select([self.stop], [], [], ACCEPT_PAUSE)
             return
-        if self.door.guard and (wait := self.door.guard.wait(address(peer).rpartition(":")[0].strip("[]"))):
+        if self.door.guard and (
+            wait := self.door.guard.wait(address(peer).rpartition(":")[0].strip("[]"))
+        ):
             return self.turn_away(conn, line("err", "-", reason="busy", retry=wait), DENIED)
         if len(self.sessions) >= self.args.max_clients:
             return self.refuse(conn, peer, f"there are {len(self.sessions)} clients")
         try:
             self.handle(conn, peer)
-        except (OSError, RuntimeError) as error:  # no further descriptor or thread, or the shared folder is gone
+        except (OSError, RuntimeError) as error:
+            # no further descriptor or thread, or the shared folder is gone
             self.refuse(conn, peer, shown(str(error)))
 
     def refuse(self, conn: socket.socket, peer: Address, why: str) -> None:
@@ -1827,7 +2180,8 @@ class Server:
             conn.shutdown(socket.SHUT_WR)
 
     def handle(self, conn: socket.socket, peer: Address) -> None:
-        conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # an answer leaves at once, however short
+        # an answer leaves at once, however short
+        conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         session = Session(self, conn, peer)
         session.keep_alive()
         self.sessions.add(session)
@@ -1852,7 +2206,9 @@ class Server:
 
     def sweep(self) -> None:
         with contextlib.suppress(OSError):
-            for full, folder, entry in walk(Folder(self.directory), "", True, lambda name: True, lambda full, error: None):
+            for full, folder, entry in walk(
+                Folder(self.directory), "", True, lambda name: True, lambda full, error: None
+            ):
                 if swept(folder, entry):
                     self.log([f"removed {shown(full)}: nobody resumed it in {KEPT // 86400} days"])
 
@@ -1864,13 +2220,19 @@ class Server:
         for seconds, busy_too in (GRACE, False), (LINGER, True):
             deadline = time.monotonic() + seconds
             while self.sessions and (left := deadline - time.monotonic()) > 0:
-                waiting = [found for found in list(self.sessions) if found.idle and found.holder is not Holder.SENDER]
+                waiting = [
+                    found
+                    for found in list(self.sessions)
+                    if found.idle and found.holder is not Holder.SENDER
+                ]
                 for session in list(self.sessions) if busy_too else waiting:
                     session.cut()
                 select.select([self.stop], [], [], min(left, ACCEPT_PAUSE))
                 self.stop.drain()
         self.lobby.close()
-        say(f"stopped: {dropped} client{'s' * (dropped != 1)} disconnected, {self.kept} part{'s' * (self.kept != 1)} kept")
+        say(
+            f"stopped: {dropped} client{'s' * (dropped != 1)} disconnected, {self.kept} part{'s' * (self.kept != 1)} kept"
+        )
 
 
 def shared(path: str) -> tuple[str, str]:
@@ -1882,8 +2244,12 @@ def shared(path: str) -> tuple[str, str]:
         os.makedirs(directory, exist_ok=True)
         Folder(directory)
     except OSError as error:
-        raise Failure(26, f"cannot share {shown(path)} ({error.strerror})", "the folder is missing and cannot be made, or may not be read",
-                      "python3 server.py --directory FOLDER") from None
+        raise Failure(
+            26,
+            f"cannot share {shown(path)} ({error.strerror})",
+            "the folder is missing and cannot be made, or may not be read",
+            "python3 server.py --directory FOLDER",
+        ) from None
     return directory, only
 
 
@@ -1891,8 +2257,12 @@ def open_log(path: str) -> int:
     try:
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     except OSError as error:
-        raise Failure(23, f"cannot write the log {shown(path)} ({error.strerror})", "nothing was shared",
-                      "--log FILE in a folder that is there") from None
+        raise Failure(
+            23,
+            f"cannot write the log {shown(path)} ({error.strerror})",
+            "nothing was shared",
+            "--log FILE in a folder that is there",
+        ) from None
 
 
 def serve(args: argparse.Namespace) -> int:
@@ -1900,11 +2270,13 @@ def serve(args: argparse.Namespace) -> int:
     family, target = resolve(args.host, args.port, socket.SOCK_STREAM)[0]
     door = make_door(args, str(target[0]))
     if door.tls:
-        door.tls.num_tickets = 0  # a client that waits for an answer shall see nothing but answers arrive
+        # a client that waits for an answer shall see nothing but answers arrive
+        door.tls.num_tickets = 0
     directory, only = shared(args.path or args.directory)
     args.read_only = args.read_only or bool(only)
     journal = open_log(args.log) if args.log else 2
-    sock = bind(args, family, target, 1024)  # who finds the queue full asks again only after a second
+    # who finds the queue full asks again only after a second
+    sock = bind(args, family, target, 1024)
     server = Server(args, sock, door, directory, only, journal)
     with contextlib.closing(server.stop):
         announce(sock, args, door)
@@ -1913,10 +2285,12 @@ def serve(args: argparse.Namespace) -> int:
 
 
 # --- guarding: the same in server.py, httpserver.py (tests/test_twins.py) ---
-LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # of passwords that are made: none is taken for another when it is read or told
+# of passwords that are made: none is taken for another when it is read or told
+LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
 MAX_WRONG = 10  # wrong passwords from one address in WINDOW; more are answered busy
 WINDOW = 60.0  # seconds
-MAX_COUNTED = 10000  # addresses whose wrong passwords are counted; one more, and the first is forgotten
+# addresses whose wrong passwords are counted; one more, and the first is forgotten
+MAX_COUNTED = 10000
 MAKE_CERTIFICATE = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 365 -keyout key.pem -out cert.pem"
 CERTIFICATE = """[req]
 distinguished_name = name
@@ -1927,7 +2301,8 @@ CN = Six Sockets
 [more]
 subjectAltName = {names}
 """
-DENIED, OVERLOADED = 49, 80  # TLS alerts, in the clear instead of a handshake: access_denied, internal_error
+# TLS alerts, in the clear instead of a handshake: access_denied, internal_error
+DENIED, OVERLOADED = 49, 80
 
 
 class Guard:
@@ -1935,7 +2310,8 @@ class Guard:
 
     def __init__(self, password: str) -> None:
         self.password = password
-        self.wrong: dict[str | bytes, tuple[float, int]] = {}  # by network: when its minute ends, wrong passwords in it
+        # by network: when its minute ends, wrong passwords in it
+        self.wrong: dict[str | bytes, tuple[float, int]] = {}
         self.lock = threading.Lock()
 
     def wait(self, host: str) -> int:
@@ -1965,6 +2341,7 @@ def network(host: str) -> str | bytes:
 
 class Door(NamedTuple):
     """How clients come in."""
+
     guard: Guard | None
     tls: ssl.SSLContext | None
     pin: str  # SHA-256 of the certificate
@@ -1976,24 +2353,46 @@ def make_door(args: argparse.Namespace, host: str) -> Door:
     password, made = choose_password(args), ""
     if not password and not args.open and host != "::1" and not host.startswith("127."):
         import secrets  # not at the top: few need it
-        password = made = "-".join("".join(secrets.choice(LETTERS) for _ in range(6)) for _ in range(3))  # 89 bits
+
+        # 89 bits
+        password = made = "-".join(
+            "".join(secrets.choice(LETTERS) for _ in range(6)) for _ in range(3)
+        )
     if args.key and not args.cert:
-        raise Failure(2, "--key needs --cert", "a key alone is no certificate", "--cert FILE --key FILE, or --tls alone")
+        raise Failure(
+            2,
+            "--key needs --cert",
+            "a key alone is no certificate",
+            "--cert FILE --key FILE, or --tls alone",
+        )
     tls, pin = server_tls(args) if args.tls or args.cert else (None, "")
     flags = f" --password {made}" if made else " --ask-password" if password else ""
-    return Door(Guard(password) if password else None, tls, pin, made, flags + (f" --pin {pin}" if tls else ""))
+    return Door(
+        Guard(password) if password else None,
+        tls,
+        pin,
+        made,
+        flags + (f" --pin {pin}" if tls else ""),
+    )
 
 
 def choose_password(args: argparse.Namespace) -> str:
     """The one that was given, or none."""
     if args.open and (args.password is not None or args.ask_password):
-        raise Failure(2, "--open and a password exclude each other", "--open lets everybody in", "one of them")
+        raise Failure(
+            2, "--open and a password exclude each other", "--open lets everybody in", "one of them"
+        )
     if args.open:
         return ""
     if args.ask_password:
         args.password = ask_password("this server")
     if args.password == "":
-        raise Failure(2, "an empty password is none", "everybody would guess it", "--open, if everybody may come in")
+        raise Failure(
+            2,
+            "an empty password is none",
+            "everybody would guess it",
+            "--open, if everybody may come in",
+        )
     return args.password or os.environ.get("SIXSOCKETS_PASSWORD", "")
 
 
@@ -2001,6 +2400,7 @@ def server_tls(args: argparse.Namespace) -> tuple[ssl.SSLContext, str]:
     """What TLS needs, and the certificate's SHA-256: --cert's, or that of one made for this run, whose key no file keeps."""
     import ssl
     import tempfile
+
     context = tls_context(args, server=True)
     context.options |= getattr(ssl, "OP_NO_RENEGOTIATION", 0)  # each would cost us a handshake
     with tempfile.TemporaryDirectory(prefix="six-") as folder:
@@ -2008,28 +2408,59 @@ def server_tls(args: argparse.Namespace) -> tuple[ssl.SSLContext, str]:
         try:
             context.load_cert_chain(cert, key)
             with open(cert, encoding="ascii", errors="replace") as file:
-                found = re.search("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", file.read(), re.DOTALL)
+                found = re.search(
+                    "-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----",
+                    file.read(),
+                    re.DOTALL,
+                )
             pin = fingerprint(ssl.PEM_cert_to_DER_cert(found[0] if found else ""))
         except (OSError, ValueError) as error:
-            raise Failure(26, f"cannot use the certificate {cert} ({getattr(error, 'reason', '') or getattr(error, 'strerror', '') or error})",
-                          "--cert is a PEM file with the certificate, and --key the one with its key, unless that is in the first too",
-                          MAKE_CERTIFICATE) from None
+            raise Failure(
+                26,
+                f"cannot use the certificate {cert} ({getattr(error, 'reason', '') or getattr(error, 'strerror', '') or error})",
+                "--cert is a PEM file with the certificate, and --key the one with its key, unless that is in the first too",
+                MAKE_CERTIFICATE,
+            ) from None
     return context, pin
 
 
 def make_certificate(args: argparse.Namespace, folder: str) -> tuple[str, str]:
     """A certificate for all names of this machine, signed by itself."""
     import subprocess
-    names = {"DNS:localhost", "IP:127.0.0.1", "IP:::1", *(f"IP:{found}" for found in own_addresses())}
-    names |= {f"DNS:{name}" for name in (socket.gethostname(), args.host) if re.fullmatch("[0-9A-Za-z-]*[A-Za-z-][0-9A-Za-z.-]*", name)}
+
+    names = {
+        "DNS:localhost",
+        "IP:127.0.0.1",
+        "IP:::1",
+        *(f"IP:{found}" for found in own_addresses()),
+    }
+    names |= {
+        f"DNS:{name}"
+        for name in (socket.gethostname(), args.host)
+        if re.fullmatch("[0-9A-Za-z-]*[A-Za-z-][0-9A-Za-z.-]*", name)
+    }
     with open(os.path.join(folder, "names"), "w", encoding="ascii") as file:
         file.write(CERTIFICATE.format(names=", ".join(sorted(names))))
     try:
-        subprocess.run([*MAKE_CERTIFICATE.split(), "-config", "names"], cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, check=True)
+        subprocess.run(
+            [*MAKE_CERTIFICATE.split(), "-config", "names"],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=True,
+        )
     except (OSError, subprocess.CalledProcessError) as error:
-        why = "it makes the certificate" if isinstance(error, OSError) else error.stderr.decode(errors="backslashreplace").strip()[-200:]
-        raise Failure(2, "the openssl program is missing or fails", why, f"{MAKE_CERTIFICATE} -subj /CN=six, elsewhere; then "
-                      "--cert cert.pem --key key.pem") from None
+        why = (
+            "it makes the certificate"
+            if isinstance(error, OSError)
+            else error.stderr.decode(errors="backslashreplace").strip()[-200:]
+        )
+        raise Failure(
+            2,
+            "the openssl program is missing or fails",
+            why,
+            f"{MAKE_CERTIFICATE} -subj /CN=six, elsewhere; then --cert cert.pem --key key.pem",
+        ) from None
     return os.path.join(folder, "cert.pem"), os.path.join(folder, "key.pem")
 
 
@@ -2040,12 +2471,22 @@ def alert(number: int) -> bytes:
 
 def door_flags(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument
-    flag("--password", metavar="TEXT", help="what clients must know (better: the environment's SIXSOCKETS_PASSWORD, which no process list shows)")
+    flag(
+        "--password",
+        metavar="TEXT",
+        help="what clients must know (better: the environment's SIXSOCKETS_PASSWORD, which no process list shows)",
+    )
     flag("--ask-password", action="store_true", help="ask for it on the terminal")
     flag("--open", action="store_true", help="let other machines in without a password")
-    flag("--tls", action="store_true", help="encrypt; without --cert with a certificate made for this run")
+    flag(
+        "--tls",
+        action="store_true",
+        help="encrypt; without --cert with a certificate made for this run",
+    )
     flag("--cert", metavar="FILE", help="the certificate, PEM (implies --tls)")
     flag("--key", metavar="FILE", help="its key, if that is in another file")
+
+
 # --- end guarding ---
 
 
@@ -2054,18 +2495,24 @@ def ask_password(whose: str) -> str:
     """From the terminal, unseen; where there is none, it is not read from elsewhere in the clear."""
     import getpass
     import warnings  # neither at the top, nor ssl below: few need them
+
     with warnings.catch_warnings():
         warnings.simplefilter("error", getpass.GetPassWarning)
         try:
             return getpass.getpass(f"password for {whose}: ")
         except (getpass.GetPassWarning, EOFError, OSError):
-            raise Failure(67, f"cannot ask for the password of {whose}", "there is no terminal here on which it could be typed unseen",
-                          "SIXSOCKETS_PASSWORD in the environment") from None
+            raise Failure(
+                67,
+                f"cannot ask for the password of {whose}",
+                "there is no terminal here on which it could be typed unseen",
+                "SIXSOCKETS_PASSWORD in the environment",
+            ) from None
 
 
 def tls_context(args: argparse.Namespace, server: bool) -> ssl.SSLContext:
     """TLS 1.2 and later. --trace shows what goes in and comes out: on the wire it is encrypted."""
     import ssl
+
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if args.trace or args.trace_hex:
@@ -2073,11 +2520,18 @@ def tls_context(args: argparse.Namespace, server: bool) -> ssl.SSLContext:
     return context
 
 
-def over_tls(context: ssl.SSLContext, sock: socket.socket, host: str | None = None) -> ssl.SSLSocket:
+def over_tls(
+    context: ssl.SSLContext, sock: socket.socket, host: str | None = None
+) -> ssl.SSLSocket:
     """The connection, from now on encrypted; the handshake is still to come. Where a client's stream ends without TLS's own end
     it was cut, perhaps on purpose: an error. What comes to a server says itself how long it is."""
-    secured = context.wrap_socket(sock, server_side=host is None, do_handshake_on_connect=False, suppress_ragged_eofs=host is None,
-                                  server_hostname=host)
+    secured = context.wrap_socket(
+        sock,
+        server_side=host is None,
+        do_handshake_on_connect=False,
+        suppress_ragged_eofs=host is None,
+        server_hostname=host,
+    )
     if isinstance(sock, Traced):
         vars(secured).update(vars(sock))  # its trace goes on as the same connection's
     return secured
@@ -2087,7 +2541,10 @@ def shake_hands(secured: ssl.SSLSocket) -> None:
     began = time.perf_counter()
     secured.do_handshake()
     if isinstance(secured, Traced):
-        secured.show("*", f"TLS handshake ok ({secured.version()}, {(secured.cipher() or '?')[0]}, {1000 * (time.perf_counter() - began):.2f} ms)")
+        secured.show(
+            "*",
+            f"TLS handshake ok ({secured.version()}, {(secured.cipher() or '?')[0]}, {1000 * (time.perf_counter() - began):.2f} ms)",
+        )
 
 
 def end_tls(sock: socket.socket) -> None:
@@ -2100,7 +2557,10 @@ def end_tls(sock: socket.socket) -> None:
 
 def fingerprint(certificate: bytes | None) -> str:
     import hashlib
+
     return hashlib.sha256(certificate or b"").hexdigest()
+
+
 # --- end secrets ---
 
 
@@ -2113,8 +2573,11 @@ SECRET = re.compile(rb"(?i)((?:authorization|cookie):[ \t]*|\bproof=)([^\r\n]*)"
 
 def hexdump(data: bytes) -> str:
     """The first bytes, sixteen a line."""
-    rows = [(start, data[start:start + 16]) for start in range(0, min(len(data), DUMPED), 16)]
-    return "".join(f"\n{start:16x}  {row.hex(' '):47}  {re.sub(rb'[^ -~]', b'.', row).decode()}" for start, row in rows)
+    rows = [(start, data[start : start + 16]) for start in range(0, min(len(data), DUMPED), 16)]
+    return "".join(
+        f"\n{start:16x}  {row.hex(' '):47}  {re.sub(rb'[^ -~]', b'.', row).decode()}"
+        for start, row in rows
+    )
 
 
 class Traced(socket.socket):
@@ -2125,36 +2588,44 @@ class Traced(socket.socket):
     numbers = itertools.count(1)
     dump = False
     number = sent = received = 0
-    unended: Mapping[str, bytes] = {}  # for each direction: the end of the last line, or the name of the secret that it is in
+    # for each direction: the end of the last line, or the name of the secret that it is in
+    unended: Mapping[str, bytes] = {}
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
         self.number = self.number or next(self.numbers)
         dumped = hexdump(self.masked(mark, bytes(data))) if self.dump and data else ""
-        say(f"{1000 * (time.perf_counter() - self.began):9.3f} ms #{self.number} {mark} {text}{dumped}")
+        say(
+            f"{1000 * (time.perf_counter() - self.began):9.3f} ms #{self.number} {mark} {text}{dumped}"
+        )
 
     def masked(self, mark: str, data: bytes) -> bytes:
         """The bytes with asterisks for a secret, also for one that began in an earlier call: a line may come in pieces."""
         before = self.unended.get(mark, b"") if self.type == socket.SOCK_STREAM else b""
         text = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + data)
-        line = text[max(text.rfind(b"\r"), text.rfind(b"\n")) + 1:]
+        line = text[max(text.rfind(b"\r"), text.rfind(b"\n")) + 1 :]
         secret = SECRET.search(line)
         self.unended = {**self.unended, mark: secret[1] if secret else line[-LONGEST_NAME:]}
-        return text[len(before):]
+        return text[len(before) :]
 
-    def attempt(self, mark: str, what: str, call: Callable[..., T], *args: object) -> tuple[T, float]:
+    def attempt(
+        self, mark: str, what: str, call: Callable[..., T], *args: object
+    ) -> tuple[T, float]:
         """What the call gives, and the milliseconds that it took."""
         began = time.perf_counter()
         try:
             return call(*args), 1000 * (time.perf_counter() - began)
         except OSError as error:
-            if not isinstance(error, BlockingIOError) and "Want" not in type(error).__name__:  # these mean: nothing happened
+            # these mean: nothing happened
+            if not isinstance(error, BlockingIOError) and "Want" not in type(error).__name__:
                 self.show(mark, f"{what}: {error.strerror or 'timed out'}")
             raise
 
     def put(self, name: str, data: Any, call: Callable[..., int], *args: object) -> int:
         count, _ = self.attempt(">", name, call, data, *args)
         self.sent += count
-        self.show(">", f"{name} {count} of {len(data)} bytes (sent so far {self.sent})", data[:count])
+        self.show(
+            ">", f"{name} {count} of {len(data)} bytes (sent so far {self.sent})", data[:count]
+        )
         return count
 
     def took(self, name: str, data: Any, size: int, waited: float) -> None:
@@ -2165,7 +2636,11 @@ class Traced(socket.socket):
 
     def connect(self, target: Any) -> None:
         _, lasted = self.attempt("*", f"connect {address(target)}", super().connect, target)
-        how = f"handshake {lasted:.2f} ms" if self.type == socket.SOCK_STREAM else "UDP: nothing is sent"
+        how = (
+            f"handshake {lasted:.2f} ms"
+            if self.type == socket.SOCK_STREAM
+            else "UDP: nothing is sent"
+        )
         self.show("*", f"connect {address(target)} ok from {address(self.getsockname())} ({how})")
 
     def accept(self) -> tuple[socket.socket, Any]:
@@ -2195,14 +2670,20 @@ class Traced(socket.socket):
         self.took(f"recvfrom {address(peer)}", data, size, waited)
         return data, peer
 
-    def recvmsg(self, size: int, *rest: Any) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
-        (data, ancillary, flags, peer), waited = self.attempt("<", "recvmsg", super().recvmsg, size, *rest)
+    def recvmsg(
+        self, size: int, *rest: Any
+    ) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
+        (data, ancillary, flags, peer), waited = self.attempt(
+            "<", "recvmsg", super().recvmsg, size, *rest
+        )
         self.took(f"recvmsg {address(peer)}", data, size, waited)
         return data, ancillary, flags, peer
 
     def shutdown(self, how: int) -> None:
         self.attempt("*", "shutdown", super().shutdown, how)
-        self.show("*", "shutdown of receiving" if how == socket.SHUT_RD else "shutdown of sending = FIN")
+        self.show(
+            "*", "shutdown of receiving" if how == socket.SHUT_RD else "shutdown of sending = FIN"
+        )
 
     def close(self) -> None:
         if self.fileno() >= 0:
@@ -2217,6 +2698,8 @@ class TracedHex(Traced):
 def socket_class(args: argparse.Namespace) -> type[socket.socket]:
     """What sockets are made of: without --trace the plain class, so that it costs nothing."""
     return TracedHex if args.trace_hex else Traced if args.trace else socket.socket
+
+
 # --- end trace ---
 
 
@@ -2262,8 +2745,10 @@ class Stop:
 
 def raise_file_limit() -> None:
     """A connection is a descriptor: take as many as the system lets this user have."""
-    with contextlib.suppress(ImportError, ValueError, OSError):  # macOS names a limit that it does not grant
+    # macOS names a limit that it does not grant
+    with contextlib.suppress(ImportError, ValueError, OSError):
         import resource  # not at the top: Windows has none
+
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
@@ -2286,10 +2771,18 @@ def reachable_at(sock: socket.socket) -> list[str]:
         return []
     if host not in ("::", "0.0.0.0"):
         return [host]
-    return [found for found in own_addresses() if host == "::" or ":" not in found] or [socket.gethostname()]
+    return [found for found in own_addresses() if host == "::" or ":" not in found] or [
+        socket.gethostname()
+    ]
 
 
-def bind(args: argparse.Namespace, family: int, target: Address, backlog: int | None = None, reuse: bool = True) -> socket.socket:
+def bind(
+    args: argparse.Namespace,
+    family: int,
+    target: Address,
+    backlog: int | None = None,
+    reuse: bool = True,
+) -> socket.socket:
     """A socket at that address, which for TCP listens, with what systems differ in; each way it can fail in three lines."""
     kind = socket.SOCK_DGRAM if backlog is None else socket.SOCK_STREAM
     sock = None
@@ -2297,10 +2790,12 @@ def bind(args: argparse.Namespace, family: int, target: Address, backlog: int | 
         sock = socket_class(args)(family, kind)  # an OSError too: a system without IPv6
         if sys.platform == "win32":  # where two servers could otherwise share a port
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
-        elif reuse and backlog is not None:  # or what an earlier server left in TIME_WAIT would keep the port
+        elif reuse and backlog is not None:
+            # or what an earlier server left in TIME_WAIT would keep the port
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, target[0] != "::")  # --host :: is for IPv4 too
+            # --host :: is for IPv4 too
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, target[0] != "::")
         sock.bind(target)
         if backlog is not None:
             sock.listen(backlog)  # also where two servers that start at once had both bound
@@ -2312,15 +2807,32 @@ def bind(args: argparse.Namespace, family: int, target: Address, backlog: int | 
         problem = error
     host, port = target[:2]
     if problem.errno == errno.EADDRINUSE:
-        raise Failure(45, f"port {port} is already in use", who_has_port(family, kind, target),
-                      "--port 0 takes any free one; ss -ltnup shows whose it is")
+        raise Failure(
+            45,
+            f"port {port} is already in use",
+            who_has_port(family, kind, target),
+            "--port 0 takes any free one; ss -ltnup shows whose it is",
+        )
     if problem.errno == errno.EADDRNOTAVAIL:
-        raise Failure(45, f"{host} is not an address of this machine", "its own are " + ", ".join(["127.0.0.1", *own_addresses()]),
-                      "--host 0.0.0.0 listens on all of them")
+        raise Failure(
+            45,
+            f"{host} is not an address of this machine",
+            "its own are " + ", ".join(["127.0.0.1", *own_addresses()]),
+            "--host 0.0.0.0 listens on all of them",
+        )
     if problem.errno == errno.EACCES and port < 1024:
-        raise Failure(45, f"port {port} needs administrator rights", "ports below 1024 are kept for the system's services",
-                      f"--port {8000 + port}")
-    raise Failure(45, f"cannot listen on {address(target)} ({problem.strerror})", "the system refuses it", "--host 127.0.0.1 --port 0")
+        raise Failure(
+            45,
+            f"port {port} needs administrator rights",
+            "ports below 1024 are kept for the system's services",
+            f"--port {8000 + port}",
+        )
+    raise Failure(
+        45,
+        f"cannot listen on {address(target)} ({problem.strerror})",
+        "the system refuses it",
+        "--host 127.0.0.1 --port 0",
+    )
 
 
 def who_has_port(family: int, kind: int, target: Address) -> str:
@@ -2331,6 +2843,8 @@ def who_has_port(family: int, kind: int, target: Address) -> str:
             probe.bind(target)
             return "no server has it: connections that ended here a moment ago are in TIME_WAIT, for a minute or so"
     return "another program is using it"
+
+
 # --- end listening ---
 
 
@@ -2348,7 +2862,8 @@ class Failure(Exception):
 
 def say(text: str) -> None:
     """A line for people, written at once. Nobody left to read it is no reason to stop."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # AttributeError: started with stderr closed
+    # AttributeError: started with stderr closed
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
 
@@ -2362,20 +2877,31 @@ def address(place: Address) -> str:
 
 def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
     """Each address of a host: the family for socket(), and what connect() and bind() take."""
-    name = host.encode() if host.isascii() else host  # a str would load the codec for international names each time
-    with contextlib.suppress(socket.gaierror, UnicodeError):  # UnicodeError: an empty label, or one over 63 characters
-        return [(family, target) for family, _, _, _, target in socket.getaddrinfo(name, port, type=kind)]
-    raise Failure(6, f'cannot find host "{ascii(host)[1:-1]}"', "it is neither an address nor a name that this machine can look up",
-                  "check the spelling, or use the address")
+    # a str would load the codec for international names each time
+    name = host.encode() if host.isascii() else host
+    # UnicodeError: an empty label, or one over 63 characters
+    with contextlib.suppress(socket.gaierror, UnicodeError):
+        return [
+            (family, target)
+            for family, _, _, _, target in socket.getaddrinfo(name, port, type=kind)
+        ]
+    raise Failure(
+        6,
+        f'cannot find host "{ascii(host)[1:-1]}"',
+        "it is neither an address nor a name that this machine can look up",
+        "check the spelling, or use the address",
+    )
 
 
 def between(low: float, high: float, kind: Callable[[str], float] = int) -> Callable[[str], float]:
     """An argparse type: a number from low to high. (Port 99999 would raise OverflowError out of bind().)"""
+
     def number(text: str) -> float:
         with contextlib.suppress(ValueError):
             if low <= kind(text) <= high:
                 return kind(text)
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
+
     return number
 
 
@@ -2383,8 +2909,19 @@ class Parser(argparse.ArgumentParser):
     """argparse, with its complaints in the three lines of all others."""
 
     def error(self, message: str) -> NoReturn:
-        say(str(Failure(2, message, "the command line is not as the help describes it; nothing was done", f"python3 {self.prog} --help")))
+        say(
+            str(
+                Failure(
+                    2,
+                    message,
+                    "the command line is not as the help describes it; nothing was done",
+                    f"python3 {self.prog} --help",
+                )
+            )
+        )
         raise SystemExit(2)
+
+
 # --- end errors ---
 
 
@@ -2396,36 +2933,88 @@ def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
         print(f"listening on {address((host, port))}", flush=True)
     except OSError as error:
         sock.close()
-        raise Failure(23, f"cannot write standard output ({error.strerror})", "what reads it has ended, or its disk is full",
-                      "python3 server.py > FILE") from None
+        raise Failure(
+            23,
+            f"cannot write standard output ({error.strerror})",
+            "what reads it has ended, or its disk is full",
+            "python3 server.py > FILE",
+        ) from None
     elsewhere = reachable_at(sock)
     for name in elsewhere:
         say(f"from another machine:  {CLIENT} --host {name} --port {port}{door.flags} list")
     if not elsewhere:
         named = f" --host {host}" if host != "127.0.0.1" else ""  # where clients look by themselves
-        return say(f"only this machine can reach it, with:  {CLIENT}{named} --port {port}{door.flags} list\nfor others, start it with --host 0.0.0.0")
+        return say(
+            f"only this machine can reach it, with:  {CLIENT}{named} --port {port}{door.flags} list\nfor others, start it with --host 0.0.0.0"
+        )
     if not door.guard:
-        say(f"nobody is asked for a password: everybody who reaches it can read it{'' if args.read_only else ' and change it'}")
+        say(
+            f"nobody is asked for a password: everybody who reaches it can read it{'' if args.read_only else ' and change it'}"
+        )
     if not door.tls:
         guess = " and try to guess a weak password" if door.guard else ""
         say(f"nothing is encrypted: others on the way can read the traffic{guess}; --tls encrypts")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="server.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        prog="server.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     flag = parser.add_argument
-    flag("path", nargs="?", metavar="FOLDER", help="what is shared: a folder, or a single file (default files, made when missing)")
+    flag(
+        "path",
+        nargs="?",
+        metavar="FOLDER",
+        help="what is shared: a folder, or a single file (default files, made when missing)",
+    )
     flag("--directory", default="files", metavar="DIR", help="the same as a flag")
-    flag("--host", default="127.0.0.1", help="the address to listen on (default 127.0.0.1); 0.0.0.0 or :: for all")
-    flag("--port", type=between(0, 65535), default=9000, help="the port; any free one for 0 (default 9000)")
+    flag(
+        "--host",
+        default="127.0.0.1",
+        help="the address to listen on (default 127.0.0.1); 0.0.0.0 or :: for all",
+    )
+    flag(
+        "--port",
+        type=between(0, 65535),
+        default=9000,
+        help="the port; any free one for 0 (default 9000)",
+    )
     door_flags(parser)
     flag("--read-only", action="store_true", help="refuse what would change the folder")
     flag("--hidden", action="store_true", help="show and serve names that start with a dot")
-    flag("--durable", action="store_true", help="have files on the disk itself before success is told (fsync)")
-    flag("--max-size", type=amount, default=0, metavar="N", help="largest upload, such as 500M; 0 is no limit (default)")
-    flag("--min-free", type=amount, default=0, metavar="N", help="refuse uploads that would leave less room on the disk (default 0)")
-    flag("--max-clients", type=between(1, 1e5), default=500, metavar="N", help="more are refused (default 500)")
-    flag("--timeout", type=between(0.01, 1e6, float), default=30.0, metavar="S", help="silence allowed inside a line or body (default 30)")
+    flag(
+        "--durable",
+        action="store_true",
+        help="have files on the disk itself before success is told (fsync)",
+    )
+    flag(
+        "--max-size",
+        type=amount,
+        default=0,
+        metavar="N",
+        help="largest upload, such as 500M; 0 is no limit (default)",
+    )
+    flag(
+        "--min-free",
+        type=amount,
+        default=0,
+        metavar="N",
+        help="refuse uploads that would leave less room on the disk (default 0)",
+    )
+    flag(
+        "--max-clients",
+        type=between(1, 1e5),
+        default=500,
+        metavar="N",
+        help="more are refused (default 500)",
+    )
+    flag(
+        "--timeout",
+        type=between(0.01, 1e6, float),
+        default=30.0,
+        metavar="S",
+        help="silence allowed inside a line or body (default 30)",
+    )
     flag("--log", metavar="FILE", help="where the log goes (default stderr)")
     flag("--trace", action="store_true", help="print a line for each socket call")
     flag("--trace-hex", action="store_true", help="the same, with the first bytes")

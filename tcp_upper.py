@@ -18,6 +18,7 @@ line and closes. Small letters in an answer can be nothing but such a notice.
 Limits: nobody is asked for a password, nothing is encrypted. A client that does not read its
 answer for --timeout seconds is hung up on; one that says nothing may stay.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -44,7 +45,9 @@ CLIENT = "python3 tcp_upper.py client"
 PROMPT = "Input lowercase sentence: "
 FULL = b"server full, try again later\n"
 NOTICE_AFTER = 3.0  # seconds of silence until the client says for whom it waits
-PIECE = 65536  # bytes sent before their answer is read: kernels hold more, so the two sides never both wait to send
+# bytes sent before their answer is read: kernels hold more, so the two sides never both wait to
+# send
+PIECE = 65536
 GRACE = 2.0  # seconds that Ctrl-C leaves for answers under way
 LINGER = 1.0  # seconds that a refused client has for reading why
 MAX_REFUSED = 64  # refused clients kept that long
@@ -54,21 +57,26 @@ ACCEPT_PAUSE = 0.5  # seconds to the next accept() when the system has no descri
 # --- pure functions: values in, values out ---
 def shown(text: str) -> str:
     """Text for a terminal: what could move the cursor or change colours appears in hex."""
-    return "".join(char if char.isprintable() or char in "\n\t" else f"\\x{ord(char):02x}" for char in text)
+    return "".join(
+        char if char.isprintable() or char in "\n\t" else f"\\x{ord(char):02x}" for char in text
+    )
 
 
 def ping_report(sent: int, trips: Sequence[float]) -> str:
     """The end of --ping: trips are the seconds that each answered message took."""
     lines = f"sent {sent}, received {len(trips)}, lost {sent - len(trips)}"
     if trips:
-        low, mean, high = (1000 * seconds for seconds in (min(trips), sum(trips) / len(trips), max(trips)))
+        low, mean, high = (
+            1000 * seconds for seconds in (min(trips), sum(trips) / len(trips), max(trips))
+        )
         lines += f"\nround trip min/avg/max {low:.3f}/{mean:.3f}/{high:.3f} ms"
     return lines
 
 
 def fate(problem: OSError | None, stopping: bool) -> str:
     """What became of a connection, for the log."""
-    if isinstance(problem, socket.timeout) and not problem.errno:  # with one it is the kernel's: the other machine has vanished
+    # with one it is the kernel's: the other machine has vanished
+    if isinstance(problem, socket.timeout) and not problem.errno:
         return "hung up on: it did not read its answer"
     if problem is not None:
         return f"the client left early ({problem.strerror})"
@@ -88,18 +96,25 @@ class Output:
 
     def __init__(self) -> None:
         self.terminal = os.isatty(1)
-        self.decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")  # a chunk can end inside a character
+        # a chunk can end inside a character
+        self.decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
 
     def write(self, data: bytes, last: bool = False) -> None:
-        view = memoryview(shown(self.decoder.decode(data, last)).encode() if self.terminal else data)
+        view = memoryview(
+            shown(self.decoder.decode(data, last)).encode() if self.terminal else data
+        )
         while view:
             try:
-                view = view[os.write(1, view):]
+                view = view[os.write(1, view) :]
             except BlockingIOError:  # another program that shares it has set it so
                 select.select([], [1], [])
             except OSError as error:
-                raise Failure(23, f"cannot write standard output ({error.strerror})", "what reads it has ended, or its disk is full",
-                              f"{CLIENT} > FILE, with room for it") from None
+                raise Failure(
+                    23,
+                    f"cannot write standard output ({error.strerror})",
+                    "what reads it has ended, or its disk is full",
+                    f"{CLIENT} > FILE, with room for it",
+                ) from None
 
 
 # --- the server: listen, accept, answer ---
@@ -112,7 +127,8 @@ class Server:
         self.stop = Stop()
         self.limit = args.requests or sys.maxsize
         self.forks = args.mode == "process" and hasattr(os, "fork")
-        self.clients: dict[socket.socket | int, Callable[[], None]] = {}  # a connection, or its process: what asks that one to end
+        # a connection, or its process: what asks that one to end
+        self.clients: dict[socket.socket | int, Callable[[], None]] = {}
         self.refused: list[socket.socket] = []
         self.accepted = 0
         self.ending = False
@@ -122,7 +138,8 @@ class Server:
     def run(self) -> None:
         while not self.stop.asked and self.accepted - len(self.clients) < self.limit:
             watched: list[socket.socket | Stop] = [self.stop]
-            if self.args.mode != "serial" or not self.clients:  # serial: the next client waits in the backlog
+            # serial: the next client waits in the backlog
+            if self.args.mode != "serial" or not self.clients:
                 watched.append(self.sock)
             ready, _, _ = select.select(watched, [], [], LINGER if self.refused else None)
             self.stop.drain()
@@ -149,7 +166,8 @@ class Server:
             return self.sock.accept()
         except (BlockingIOError, ConnectionError):
             pass  # the client left between select() and accept()
-        except OSError as error:  # EMFILE, ENFILE, ENOBUFS, ENOMEM: nothing is wrong with this socket
+        except OSError as error:
+            # EMFILE, ENFILE, ENOBUFS, ENOMEM: nothing is wrong with this socket
             log(f"cannot accept ({error.strerror}): pausing")
             select.select([self.stop], [], [], ACCEPT_PAUSE)
         return None, ()
@@ -165,8 +183,10 @@ class Server:
 
     def handle(self, conn: socket.socket, peer: Address) -> None:
         conn.settimeout(None)
-        conn.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # the kernel notices a client that vanished
-        conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # an answer leaves at once, however short
+        # the kernel notices a client that vanished
+        conn.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        # an answer leaves at once, however short
+        conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
         def stop_reading() -> None:  # recv() gives what has arrived, then 0
             self.ending = True
@@ -182,7 +202,9 @@ class Server:
             del self.clients[conn]
             raise
 
-    def hand_over(self, conn: socket.socket, peer: Address, stop_reading: Callable[[], None]) -> None:
+    def hand_over(
+        self, conn: socket.socket, peer: Address, stop_reading: Callable[[], None]
+    ) -> None:
         """To a child: fork() copies the process, and both have the connection until one closes it."""
         child = os.fork()
         if child:
@@ -190,7 +212,8 @@ class Server:
             return conn.close()  # the child has its own
         try:
             signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent passes it on
+            # Ctrl-C reaches the whole group; the parent passes it on
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, lambda number, frame: stop_reading())
             self.sock.close()
             self.answer(conn, peer)
@@ -202,7 +225,8 @@ class Server:
     def answer(self, conn: socket.socket, peer: Address) -> None:
         """A connection's whole life: read, capitalise, write back, until the client's FIN."""
         began, rate = time.monotonic(), self.args.rate
-        size = min(self.args.recv_size, max(1, rate // 10)) if rate else self.args.recv_size  # a tenth of a second's worth
+        # a tenth of a second's worth
+        size = min(self.args.recv_size, max(1, rate // 10)) if rate else self.args.recv_size
         tally, problem = Tally(), None
         try:
             while chunk := conn.recv(size):
@@ -215,7 +239,9 @@ class Server:
         except OSError as error:
             problem = error
         took = time.monotonic() - began
-        log(f"{address(peer)} received {tally.received}, sent {tally.sent} bytes in {took:.3f} s: {fate(problem, self.ending)}")
+        log(
+            f"{address(peer)} received {tally.received}, sent {tally.sent} bytes in {took:.3f} s: {fate(problem, self.ending)}"
+        )
         conn.close()
         self.clients.pop(conn, None)  # in a child it is not there
         self.stop.wake()
@@ -226,7 +252,8 @@ class Server:
             self.refused.pop(0).close()
         with contextlib.suppress(ChildProcessError):
             while self.forks and (child := os.waitpid(-1, os.WNOHANG)[0]):
-                self.clients.pop(child, None)  # it is not there when a shell had started it, and then became this server
+                # it is not there when a shell had started it, and then became this server
+                self.clients.pop(child, None)
 
     def finish(self) -> None:
         """Close the door, ask each client's thread or process to end, and give what is under way a moment."""
@@ -243,14 +270,18 @@ class Server:
             if isinstance(child, int):
                 os.kill(child, signal.SIGKILL)
         self.stop.close()
-        say(f"stopped: {dropped} client{'s' * (dropped != 1)} disconnected, {self.accepted - len(self.clients)} served")
+        say(
+            f"stopped: {dropped} client{'s' * (dropped != 1)} disconnected, {self.accepted - len(self.clients)} served"
+        )
 
 
 def serve(args: argparse.Namespace) -> int:
     raise_file_limit()
     family, target = resolve(args.host, args.port, socket.SOCK_STREAM)[0]
     sock = bind(args, family, target, args.backlog, args.reuseaddr)
-    if os.name == "posix":  # connections inherit it: a server that comes after this one can tell those in TIME_WAIT from a server
+    # connections inherit it: a server that comes after this one can tell those in TIME_WAIT from a
+    # server
+    if os.name == "posix":
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     server = Server(args, sock)  # from here on a signal is heard
     announce(sock)
@@ -271,7 +302,7 @@ def send_message(sock: socket.socket, data: bytes, tally: Tally) -> None:
     tally.sent += len(view)  # first: the answer can be here before send() returns
     try:
         while view:
-            view = view[sock.send(view):]
+            view = view[sock.send(view) :]
     finally:
         tally.sent -= len(view)
 
@@ -287,17 +318,30 @@ def await_reply(sock: socket.socket, args: argparse.Namespace, tally: Tally) -> 
             continue
         silence += step
         if silence >= args.timeout:
-            raise Failure(28, f"no reply from {place(args)} in {args.timeout:g} s", "it is connected but silent: busy with another client "
-                          "(--mode serial), stopped, or no echo server", f"{server_command(args)} --mode thread")
+            raise Failure(
+                28,
+                f"no reply from {place(args)} in {args.timeout:g} s",
+                "it is connected but silent: busy with another client "
+                "(--mode serial), stopped, or no echo server",
+                f"{server_command(args)} --mode thread",
+            )
         if silence == NOTICE_AFTER:
             say(f"waiting for a reply from {place(args)} (Ctrl-C stops)")
     chunk = sock.recv(args.recv_size)
     if not chunk and (tally.received < tally.sent or not tally.ended):
         raise ConnectionAbortedError(errno.ECONNABORTED, "the server closed it")
     if not tally.received and chunk != chunk.upper():
-        code, hint = (7, "again later, or the server with more --max-clients") if FULL.startswith(chunk) else (56, "check the port")
-        raise Failure(code, f"{place(args)} says: {shown(chunk.decode(errors='backslashreplace').strip())}",
-                      "that is a notice: an echo has no small letters", hint)
+        code, hint = (
+            (7, "again later, or the server with more --max-clients")
+            if FULL.startswith(chunk)
+            else (56, "check the port")
+        )
+        raise Failure(
+            code,
+            f"{place(args)} says: {shown(chunk.decode(errors='backslashreplace').strip())}",
+            "that is a notice: an echo has no small letters",
+            hint,
+        )
     tally.received += len(chunk)
     if tally.received > tally.sent:
         raise no_echo(args)
@@ -308,7 +352,7 @@ def exchange(sock: socket.socket, message: bytes, args: argparse.Namespace, tall
     """Send a message and collect its reply, which comes in pieces of any size: counting tells when it is whole."""
     reply = b""
     for start in range(0, len(message), PIECE):
-        send_message(sock, message[start:start + PIECE], tally)
+        send_message(sock, message[start : start + PIECE], tally)
         while tally.received < tally.sent:
             reply += await_reply(sock, args, tally)
     if reply != message.upper():
@@ -323,7 +367,12 @@ def read_input(size: int) -> bytes:
         except BlockingIOError:  # another program that shares it has set it so
             select.select([0], [], [])
         except OSError as error:
-            raise Failure(26, f"cannot read standard input ({error.strerror})", "what was read before came back whole", f"{CLIENT} < FILE") from None
+            raise Failure(
+                26,
+                f"cannot read standard input ({error.strerror})",
+                "what was read before came back whole",
+                f"{CLIENT} < FILE",
+            ) from None
 
 
 def stream(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Output) -> None:
@@ -353,8 +402,12 @@ def converse(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: O
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (not at the top: loading it can write to a terminal)
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are no text come through as they were typed
-    with contextlib.redirect_stdout(sys.stdout if out.terminal else sys.stderr), contextlib.suppress(EOFError):
+        # bytes that are no text come through as they were typed
+        sys.stdin.reconfigure(errors="surrogateescape")
+    with (
+        contextlib.redirect_stdout(sys.stdout if out.terminal else sys.stderr),
+        contextlib.suppress(EOFError),
+    ):
         while True:
             message = os.fsencode(input(PROMPT))
             out.write(exchange(sock, message + b"\n", args, tally))
@@ -368,7 +421,10 @@ def ping(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Outpu
     rest, sent, due = b"", 0, time.perf_counter()
     try:
         while len(trips) < args.ping:
-            if sent < args.ping and not select.select([sock], [], [], max(0.0, due - time.perf_counter()))[0]:
+            if (
+                sent < args.ping
+                and not select.select([sock], [], [], max(0.0, due - time.perf_counter()))[0]
+            ):
                 sent, due = sent + 1, due + args.interval
                 awaited[b"PING %d" % sent] = time.perf_counter()
                 send_message(sock, b"ping %d\n" % sent, tally)
@@ -384,9 +440,19 @@ def ping(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Outpu
 
 def client(args: argparse.Namespace) -> int:
     if sys.stdin is None or sys.stdout is None:  # then the connection would get their numbers
-        raise Failure(26, "standard input or output is closed", "text comes in by the one and goes out by the other", f"{CLIENT} < FILE > OUT")
+        raise Failure(
+            26,
+            "standard input or output is closed",
+            "text comes in by the one and goes out by the other",
+            f"{CLIENT} < FILE > OUT",
+        )
     if args.port == 0:
-        raise Failure(2, "port 0 is no server's", "with it a server takes any free one", "the port that the server printed when it started")
+        raise Failure(
+            2,
+            "port 0 is no server's",
+            "with it a server takes any free one",
+            "the port that the server printed when it started",
+        )
     tally, out = Tally(), Output()
     with connect(args) as sock:
         try:
@@ -399,8 +465,12 @@ def client(args: argparse.Namespace) -> int:
             else:
                 stream(sock, args, tally, out)
         except OSError as error:
-            raise Failure(18 if tally.received else 52, f"connection lost: {tally.received:,} of {tally.sent:,} bytes came back",
-                          f"{error.strerror}; what was printed is right", f"once more; if nobody is there: {server_command(args)}") from None
+            raise Failure(
+                18 if tally.received else 52,
+                f"connection lost: {tally.received:,} of {tally.sent:,} bytes came back",
+                f"{error.strerror}; what was printed is right",
+                f"once more; if nobody is there: {server_command(args)}",
+            ) from None
         finally:
             out.write(b"", last=True)
         with contextlib.suppress(OSError):
@@ -419,8 +489,11 @@ SECRET = re.compile(rb"(?i)((?:authorization|cookie):[ \t]*|\bproof=)([^\r\n]*)"
 
 def hexdump(data: bytes) -> str:
     """The first bytes, sixteen a line."""
-    rows = [(start, data[start:start + 16]) for start in range(0, min(len(data), DUMPED), 16)]
-    return "".join(f"\n{start:16x}  {row.hex(' '):47}  {re.sub(rb'[^ -~]', b'.', row).decode()}" for start, row in rows)
+    rows = [(start, data[start : start + 16]) for start in range(0, min(len(data), DUMPED), 16)]
+    return "".join(
+        f"\n{start:16x}  {row.hex(' '):47}  {re.sub(rb'[^ -~]', b'.', row).decode()}"
+        for start, row in rows
+    )
 
 
 class Traced(socket.socket):
@@ -431,36 +504,44 @@ class Traced(socket.socket):
     numbers = itertools.count(1)
     dump = False
     number = sent = received = 0
-    unended: Mapping[str, bytes] = {}  # for each direction: the end of the last line, or the name of the secret that it is in
+    # for each direction: the end of the last line, or the name of the secret that it is in
+    unended: Mapping[str, bytes] = {}
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
         self.number = self.number or next(self.numbers)
         dumped = hexdump(self.masked(mark, bytes(data))) if self.dump and data else ""
-        say(f"{1000 * (time.perf_counter() - self.began):9.3f} ms #{self.number} {mark} {text}{dumped}")
+        say(
+            f"{1000 * (time.perf_counter() - self.began):9.3f} ms #{self.number} {mark} {text}{dumped}"
+        )
 
     def masked(self, mark: str, data: bytes) -> bytes:
         """The bytes with asterisks for a secret, also for one that began in an earlier call: a line may come in pieces."""
         before = self.unended.get(mark, b"") if self.type == socket.SOCK_STREAM else b""
         text = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + data)
-        line = text[max(text.rfind(b"\r"), text.rfind(b"\n")) + 1:]
+        line = text[max(text.rfind(b"\r"), text.rfind(b"\n")) + 1 :]
         secret = SECRET.search(line)
         self.unended = {**self.unended, mark: secret[1] if secret else line[-LONGEST_NAME:]}
-        return text[len(before):]
+        return text[len(before) :]
 
-    def attempt(self, mark: str, what: str, call: Callable[..., T], *args: object) -> tuple[T, float]:
+    def attempt(
+        self, mark: str, what: str, call: Callable[..., T], *args: object
+    ) -> tuple[T, float]:
         """What the call gives, and the milliseconds that it took."""
         began = time.perf_counter()
         try:
             return call(*args), 1000 * (time.perf_counter() - began)
         except OSError as error:
-            if not isinstance(error, BlockingIOError) and "Want" not in type(error).__name__:  # these mean: nothing happened
+            # these mean: nothing happened
+            if not isinstance(error, BlockingIOError) and "Want" not in type(error).__name__:
                 self.show(mark, f"{what}: {error.strerror or 'timed out'}")
             raise
 
     def put(self, name: str, data: Any, call: Callable[..., int], *args: object) -> int:
         count, _ = self.attempt(">", name, call, data, *args)
         self.sent += count
-        self.show(">", f"{name} {count} of {len(data)} bytes (sent so far {self.sent})", data[:count])
+        self.show(
+            ">", f"{name} {count} of {len(data)} bytes (sent so far {self.sent})", data[:count]
+        )
         return count
 
     def took(self, name: str, data: Any, size: int, waited: float) -> None:
@@ -471,7 +552,11 @@ class Traced(socket.socket):
 
     def connect(self, target: Any) -> None:
         _, lasted = self.attempt("*", f"connect {address(target)}", super().connect, target)
-        how = f"handshake {lasted:.2f} ms" if self.type == socket.SOCK_STREAM else "UDP: nothing is sent"
+        how = (
+            f"handshake {lasted:.2f} ms"
+            if self.type == socket.SOCK_STREAM
+            else "UDP: nothing is sent"
+        )
         self.show("*", f"connect {address(target)} ok from {address(self.getsockname())} ({how})")
 
     def accept(self) -> tuple[socket.socket, Any]:
@@ -501,14 +586,20 @@ class Traced(socket.socket):
         self.took(f"recvfrom {address(peer)}", data, size, waited)
         return data, peer
 
-    def recvmsg(self, size: int, *rest: Any) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
-        (data, ancillary, flags, peer), waited = self.attempt("<", "recvmsg", super().recvmsg, size, *rest)
+    def recvmsg(
+        self, size: int, *rest: Any
+    ) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
+        (data, ancillary, flags, peer), waited = self.attempt(
+            "<", "recvmsg", super().recvmsg, size, *rest
+        )
         self.took(f"recvmsg {address(peer)}", data, size, waited)
         return data, ancillary, flags, peer
 
     def shutdown(self, how: int) -> None:
         self.attempt("*", "shutdown", super().shutdown, how)
-        self.show("*", "shutdown of receiving" if how == socket.SHUT_RD else "shutdown of sending = FIN")
+        self.show(
+            "*", "shutdown of receiving" if how == socket.SHUT_RD else "shutdown of sending = FIN"
+        )
 
     def close(self) -> None:
         if self.fileno() >= 0:
@@ -523,6 +614,8 @@ class TracedHex(Traced):
 def socket_class(args: argparse.Namespace) -> type[socket.socket]:
     """What sockets are made of: without --trace the plain class, so that it costs nothing."""
     return TracedHex if args.trace_hex else Traced if args.trace else socket.socket
+
+
 # --- end trace ---
 
 
@@ -568,8 +661,10 @@ class Stop:
 
 def raise_file_limit() -> None:
     """A connection is a descriptor: take as many as the system lets this user have."""
-    with contextlib.suppress(ImportError, ValueError, OSError):  # macOS names a limit that it does not grant
+    # macOS names a limit that it does not grant
+    with contextlib.suppress(ImportError, ValueError, OSError):
         import resource  # not at the top: Windows has none
+
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
@@ -592,10 +687,18 @@ def reachable_at(sock: socket.socket) -> list[str]:
         return []
     if host not in ("::", "0.0.0.0"):
         return [host]
-    return [found for found in own_addresses() if host == "::" or ":" not in found] or [socket.gethostname()]
+    return [found for found in own_addresses() if host == "::" or ":" not in found] or [
+        socket.gethostname()
+    ]
 
 
-def bind(args: argparse.Namespace, family: int, target: Address, backlog: int | None = None, reuse: bool = True) -> socket.socket:
+def bind(
+    args: argparse.Namespace,
+    family: int,
+    target: Address,
+    backlog: int | None = None,
+    reuse: bool = True,
+) -> socket.socket:
     """A socket at that address, which for TCP listens, with what systems differ in; each way it can fail in three lines."""
     kind = socket.SOCK_DGRAM if backlog is None else socket.SOCK_STREAM
     sock = None
@@ -603,10 +706,12 @@ def bind(args: argparse.Namespace, family: int, target: Address, backlog: int | 
         sock = socket_class(args)(family, kind)  # an OSError too: a system without IPv6
         if sys.platform == "win32":  # where two servers could otherwise share a port
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
-        elif reuse and backlog is not None:  # or what an earlier server left in TIME_WAIT would keep the port
+        elif reuse and backlog is not None:
+            # or what an earlier server left in TIME_WAIT would keep the port
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, target[0] != "::")  # --host :: is for IPv4 too
+            # --host :: is for IPv4 too
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, target[0] != "::")
         sock.bind(target)
         if backlog is not None:
             sock.listen(backlog)  # also where two servers that start at once had both bound
@@ -618,15 +723,32 @@ def bind(args: argparse.Namespace, family: int, target: Address, backlog: int | 
         problem = error
     host, port = target[:2]
     if problem.errno == errno.EADDRINUSE:
-        raise Failure(45, f"port {port} is already in use", who_has_port(family, kind, target),
-                      "--port 0 takes any free one; ss -ltnup shows whose it is")
+        raise Failure(
+            45,
+            f"port {port} is already in use",
+            who_has_port(family, kind, target),
+            "--port 0 takes any free one; ss -ltnup shows whose it is",
+        )
     if problem.errno == errno.EADDRNOTAVAIL:
-        raise Failure(45, f"{host} is not an address of this machine", "its own are " + ", ".join(["127.0.0.1", *own_addresses()]),
-                      "--host 0.0.0.0 listens on all of them")
+        raise Failure(
+            45,
+            f"{host} is not an address of this machine",
+            "its own are " + ", ".join(["127.0.0.1", *own_addresses()]),
+            "--host 0.0.0.0 listens on all of them",
+        )
     if problem.errno == errno.EACCES and port < 1024:
-        raise Failure(45, f"port {port} needs administrator rights", "ports below 1024 are kept for the system's services",
-                      f"--port {8000 + port}")
-    raise Failure(45, f"cannot listen on {address(target)} ({problem.strerror})", "the system refuses it", "--host 127.0.0.1 --port 0")
+        raise Failure(
+            45,
+            f"port {port} needs administrator rights",
+            "ports below 1024 are kept for the system's services",
+            f"--port {8000 + port}",
+        )
+    raise Failure(
+        45,
+        f"cannot listen on {address(target)} ({problem.strerror})",
+        "the system refuses it",
+        "--host 127.0.0.1 --port 0",
+    )
 
 
 def who_has_port(family: int, kind: int, target: Address) -> str:
@@ -637,6 +759,8 @@ def who_has_port(family: int, kind: int, target: Address) -> str:
             probe.bind(target)
             return "no server has it: connections that ended here a moment ago are in TIME_WAIT, for a minute or so"
     return "another program is using it"
+
+
 # --- end listening ---
 
 
@@ -650,10 +774,12 @@ def open_connection(args: argparse.Namespace, host: str, port: int, server: str)
     for family, target in resolve(host, port, socket.SOCK_STREAM):
         sock = None
         try:
-            sock = socket_class(args)(family, socket.SOCK_STREAM)  # an OSError too where there is no IPv6, or too many open files
+            # an OSError too where there is no IPv6, or too many open files
+            sock = socket_class(args)(family, socket.SOCK_STREAM)
             sock.settimeout(limit)
             sock.connect(target)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what is sent leaves at once, however short
+            # what is sent leaves at once, however short
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.settimeout(args.timeout)
             return sock
         except OSError as error:
@@ -662,15 +788,35 @@ def open_connection(args: argparse.Namespace, host: str, port: int, server: str)
             problem = error
     place = address((host, port))
     if isinstance(problem, ConnectionRefusedError):
-        raise Failure(7, f"nothing is listening on {place} (connection refused)",
-                      "the host answered, but no program has that port open", server)
+        raise Failure(
+            7,
+            f"nothing is listening on {place} (connection refused)",
+            "the host answered, but no program has that port open",
+            server,
+        )
     if isinstance(problem, socket.timeout) or problem.errno == errno.ETIMEDOUT:
-        raise Failure(28, f"no answer from {place} in {limit:g} s", "silence means a firewall, a wrong address or a host that is down; "
-                      "a refusal would be instant", "check the address that the server printed")
+        raise Failure(
+            28,
+            f"no answer from {place} in {limit:g} s",
+            "silence means a firewall, a wrong address or a host that is down; "
+            "a refusal would be instant",
+            "check the address that the server printed",
+        )
     if isinstance(problem, ConnectionError):
-        raise Failure(7, f"{place} answered and hung up at once ({problem.strerror})", "the server ended just then, or something on the way refuses", "again")
-    raise Failure(7, f"cannot connect to {place} ({problem.strerror})", "this machine has no way to that address",
-                  "check the address that the server printed, and the network")
+        raise Failure(
+            7,
+            f"{place} answered and hung up at once ({problem.strerror})",
+            "the server ended just then, or something on the way refuses",
+            "again",
+        )
+    raise Failure(
+        7,
+        f"cannot connect to {place} ({problem.strerror})",
+        "this machine has no way to that address",
+        "check the address that the server printed, and the network",
+    )
+
+
 # --- end connecting ---
 
 
@@ -688,7 +834,8 @@ class Failure(Exception):
 
 def say(text: str) -> None:
     """A line for people, written at once. Nobody left to read it is no reason to stop."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # AttributeError: started with stderr closed
+    # AttributeError: started with stderr closed
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
 
@@ -702,20 +849,31 @@ def address(place: Address) -> str:
 
 def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
     """Each address of a host: the family for socket(), and what connect() and bind() take."""
-    name = host.encode() if host.isascii() else host  # a str would load the codec for international names each time
-    with contextlib.suppress(socket.gaierror, UnicodeError):  # UnicodeError: an empty label, or one over 63 characters
-        return [(family, target) for family, _, _, _, target in socket.getaddrinfo(name, port, type=kind)]
-    raise Failure(6, f'cannot find host "{ascii(host)[1:-1]}"', "it is neither an address nor a name that this machine can look up",
-                  "check the spelling, or use the address")
+    # a str would load the codec for international names each time
+    name = host.encode() if host.isascii() else host
+    # UnicodeError: an empty label, or one over 63 characters
+    with contextlib.suppress(socket.gaierror, UnicodeError):
+        return [
+            (family, target)
+            for family, _, _, _, target in socket.getaddrinfo(name, port, type=kind)
+        ]
+    raise Failure(
+        6,
+        f'cannot find host "{ascii(host)[1:-1]}"',
+        "it is neither an address nor a name that this machine can look up",
+        "check the spelling, or use the address",
+    )
 
 
 def between(low: float, high: float, kind: Callable[[str], float] = int) -> Callable[[str], float]:
     """An argparse type: a number from low to high. (Port 99999 would raise OverflowError out of bind().)"""
+
     def number(text: str) -> float:
         with contextlib.suppress(ValueError):
             if low <= kind(text) <= high:
                 return kind(text)
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
+
     return number
 
 
@@ -723,8 +881,19 @@ class Parser(argparse.ArgumentParser):
     """argparse, with its complaints in the three lines of all others."""
 
     def error(self, message: str) -> NoReturn:
-        say(str(Failure(2, message, "the command line is not as the help describes it; nothing was done", f"python3 {self.prog} --help")))
+        say(
+            str(
+                Failure(
+                    2,
+                    message,
+                    "the command line is not as the help describes it; nothing was done",
+                    f"python3 {self.prog} --help",
+                )
+            )
+        )
         raise SystemExit(2)
+
+
 # --- end errors ---
 
 
@@ -744,8 +913,12 @@ def server_command(args: argparse.Namespace) -> str:
 
 
 def no_echo(args: argparse.Namespace) -> Failure:
-    return Failure(56, f"{place(args)} is no uppercase echo: what came back is not what was sent, in capitals",
-                   "another program listens there", f"ss -ltnup shows which; {server_command(args)}")
+    return Failure(
+        56,
+        f"{place(args)} is no uppercase echo: what came back is not what was sent, in capitals",
+        "another program listens there",
+        f"ss -ltnup shows which; {server_command(args)}",
+    )
 
 
 def announce(sock: socket.socket) -> None:
@@ -755,40 +928,124 @@ def announce(sock: socket.socket) -> None:
         print(f"listening on {address((host, port))}", flush=True)
     except OSError as error:
         sock.close()
-        raise Failure(23, f"cannot write standard output ({error.strerror})", "what reads it has ended, or its disk is full", f"{SERVER} > FILE") from None
+        raise Failure(
+            23,
+            f"cannot write standard output ({error.strerror})",
+            "what reads it has ended, or its disk is full",
+            f"{SERVER} > FILE",
+        ) from None
     elsewhere = reachable_at(sock)
     for known in elsewhere:
         say(f"from another machine:  {CLIENT} --host {known} --port {port}")
     if not elsewhere:
         named = f" --host {host}" if host != "127.0.0.1" else ""  # where clients look by themselves
-        say(f"only this machine can reach it, with:  {CLIENT}{named} --port {port}\nfor others, start it with --host 0.0.0.0")
+        say(
+            f"only this machine can reach it, with:  {CLIENT}{named} --port {port}\nfor others, start it with --host 0.0.0.0"
+        )
 
 
 def common_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", help="the server's name or address (default 127.0.0.1)")
-    parser.add_argument("--port", type=between(0, 65535), help="its port; a server takes any free one for 0 (default 12000)")
-    parser.add_argument("--timeout", type=between(0.01, 1e6, float), metavar="S", help="silence allowed inside an answer (default 30)")
-    parser.add_argument("--recv-size", type=between(1, 1 << 30), metavar="N", help="bytes asked of one recv (default 65536)")
+    parser.add_argument(
+        "--port",
+        type=between(0, 65535),
+        help="its port; a server takes any free one for 0 (default 12000)",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=between(0.01, 1e6, float),
+        metavar="S",
+        help="silence allowed inside an answer (default 30)",
+    )
+    parser.add_argument(
+        "--recv-size",
+        type=between(1, 1 << 30),
+        metavar="N",
+        help="bytes asked of one recv (default 65536)",
+    )
     parser.add_argument("--trace", action="store_true", help="print a line for each socket call")
     parser.add_argument("--trace-hex", action="store_true", help="the same, with the first bytes")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="tcp_upper.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.set_defaults(host="127.0.0.1", port=12000, timeout=30.0, recv_size=65536, trace=False, trace_hex=False)
+    parser = Parser(
+        prog="tcp_upper.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(
+        host="127.0.0.1", port=12000, timeout=30.0, recv_size=65536, trace=False, trace_hex=False
+    )
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     roles = parser.add_subparsers(dest="role", metavar="server|client", required=True)
-    server = roles.add_parser("server", argument_default=argparse.SUPPRESS, help="wait for clients and answer them")
-    server.add_argument("--requests", type=between(0, 1e9), default=0, metavar="N", help="end after so many; 0 is never (default)")
-    server.add_argument("--rate", type=between(0, 1e12), default=0, metavar="N", help="bytes a second; 0 is no limit (default)")
-    server.add_argument("--mode", choices=("thread", "serial", "process"), default="thread", help="what serves a client (default thread)")
-    server.add_argument("--max-clients", type=between(1, 1e5), default=2000, metavar="N", help="more are refused (default 2000)")
-    server.add_argument("--backlog", type=between(0, 65535), default=128, metavar="N", help="clients that wait for accept (default 128)")
-    server.add_argument("--no-reuseaddr", dest="reuseaddr", action="store_false", default=True, help="let TIME_WAIT keep the port")
-    client = roles.add_parser("client", argument_default=argparse.SUPPRESS, help="send text, print what comes back")
-    client.add_argument("text", nargs="*", default=[], metavar="TEXT", help="the message; without, each line of standard input is one")
-    client.add_argument("--ping", type=between(1, 1e9), default=0, metavar="N", help="send N numbered messages and time them")
-    client.add_argument("--interval", type=between(0, 3600, float), default=0.2, metavar="S", help="from ping to ping (default 0.2)")
+    server = roles.add_parser(
+        "server", argument_default=argparse.SUPPRESS, help="wait for clients and answer them"
+    )
+    server.add_argument(
+        "--requests",
+        type=between(0, 1e9),
+        default=0,
+        metavar="N",
+        help="end after so many; 0 is never (default)",
+    )
+    server.add_argument(
+        "--rate",
+        type=between(0, 1e12),
+        default=0,
+        metavar="N",
+        help="bytes a second; 0 is no limit (default)",
+    )
+    server.add_argument(
+        "--mode",
+        choices=("thread", "serial", "process"),
+        default="thread",
+        help="what serves a client (default thread)",
+    )
+    server.add_argument(
+        "--max-clients",
+        type=between(1, 1e5),
+        default=2000,
+        metavar="N",
+        help="more are refused (default 2000)",
+    )
+    server.add_argument(
+        "--backlog",
+        type=between(0, 65535),
+        default=128,
+        metavar="N",
+        help="clients that wait for accept (default 128)",
+    )
+    server.add_argument(
+        "--no-reuseaddr",
+        dest="reuseaddr",
+        action="store_false",
+        default=True,
+        help="let TIME_WAIT keep the port",
+    )
+    client = roles.add_parser(
+        "client", argument_default=argparse.SUPPRESS, help="send text, print what comes back"
+    )
+    client.add_argument(
+        "text",
+        nargs="*",
+        default=[],
+        metavar="TEXT",
+        help="the message; without, each line of standard input is one",
+    )
+    client.add_argument(
+        "--ping",
+        type=between(1, 1e9),
+        default=0,
+        metavar="N",
+        help="send N numbered messages and time them",
+    )
+    client.add_argument(
+        "--interval",
+        type=between(0, 3600, float),
+        default=0.2,
+        metavar="S",
+        help="from ping to ping (default 0.2)",
+    )
     for each in parser, server, client:
         common_flags(each)
     return parser

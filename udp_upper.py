@@ -20,6 +20,7 @@ Limits: nobody is asked for a password, nothing is encrypted, and a sender's add
 A datagram holds at most 65507 bytes over IPv4, 65527 over IPv6. A bad network is decided from
 --seed, the client's host and the number of its datagram: the same experiment has the same result.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -47,11 +48,14 @@ CLIENT = "python3 udp_upper.py client"
 PROMPT = "Input lowercase sentence: "
 TRIES = (0.1, 0.2, 0.4, 0.8)  # seconds that each try of the client waits for the answer
 PING_WAIT = 1.0  # seconds of silence after the last ping until the missing ones count as lost
-LIMITS = {socket.AF_INET: 65507, socket.AF_INET6: 65527}  # 65535 less the headers of IPv4 and UDP, or of UDP alone
+# 65535 less the headers of IPv4 and UDP, or of UDP alone
+LIMITS = {socket.AF_INET: 65507, socket.AF_INET6: 65527}
 BATCH = 64  # datagrams read before they are answered: fewer turns, and Ctrl-C is still heard
 GRACE = 2.0  # seconds that Ctrl-C leaves for answers that --delay holds back
-LATE = 0.05  # seconds that --reorder holds an answer for others to overtake it; less than the first try waits
-MAX_WAITING = 1000  # answers that --delay, --rate and --reorder hold; more are lost, as in a full router
+# seconds that --reorder holds an answer for others to overtake it; less than the first try waits
+LATE = 0.05
+# answers that --delay, --rate and --reorder hold; more are lost, as in a full router
+MAX_WAITING = 1000
 PIECE = 65536  # bytes of standard input that are read at once
 LONGEST = 1 << 20  # bytes of a line that are read to name its size when it is too long
 MAX_STALE = 64  # datagrams that are read before a question, so that a flood cannot hold the client
@@ -61,14 +65,18 @@ MAX_PEERS = 10000  # clients whose datagrams are counted; the oldest is forgotte
 # --- pure functions: values in, values out ---
 def shown(text: str) -> str:
     """Text for a terminal: what could move the cursor or change colours appears in hex."""
-    return "".join(char if char.isprintable() or char in "\n\t" else f"\\x{ord(char):02x}" for char in text)
+    return "".join(
+        char if char.isprintable() or char in "\n\t" else f"\\x{ord(char):02x}" for char in text
+    )
 
 
 def ping_report(sent: int, trips: Sequence[float], doubled: int, overtaken: int) -> str:
     """The end of --ping: trips are the seconds that each answered message took."""
     lines = f"sent {sent}, received {len(trips)}, lost {sent - len(trips)}, doubled {doubled}, out of order {overtaken}"
     if trips:
-        low, mean, high = (1000 * seconds for seconds in (min(trips), sum(trips) / len(trips), max(trips)))
+        low, mean, high = (
+            1000 * seconds for seconds in (min(trips), sum(trips) / len(trips), max(trips))
+        )
         lines += f"\nround trip min/avg/max {low:.3f}/{mean:.3f}/{high:.3f} ms"
     return lines
 
@@ -93,18 +101,25 @@ class Output:
 
     def __init__(self) -> None:
         self.terminal = os.isatty(1)
-        self.decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")  # a chunk can end inside a character
+        # a chunk can end inside a character
+        self.decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
 
     def write(self, data: bytes, last: bool = False) -> None:
-        view = memoryview(shown(self.decoder.decode(data, last)).encode() if self.terminal else data)
+        view = memoryview(
+            shown(self.decoder.decode(data, last)).encode() if self.terminal else data
+        )
         while view:
             try:
-                view = view[os.write(1, view):]
+                view = view[os.write(1, view) :]
             except BlockingIOError:  # another program that shares it has set it so
                 select.select([], [1], [])
             except OSError as error:
-                raise Failure(23, f"cannot write standard output ({error.strerror})", "what reads it has ended, or its disk is full",
-                              f"{CLIENT} > FILE, with room for it") from None
+                raise Failure(
+                    23,
+                    f"cannot write standard output ({error.strerror})",
+                    "what reads it has ended, or its disk is full",
+                    f"{CLIENT} > FILE, with room for it",
+                ) from None
 
 
 # --- the server: bind, receive, answer ---
@@ -120,7 +135,8 @@ class Server:
         self.receive = self.fetch if self.size < max(LIMITS.values()) else sock.recvfrom
         self.plays = any((args.loss, args.dup, args.reorder, args.delay, args.rate, args.truncate))
         self.numbers: dict[Address, int] = {}  # how many datagrams each client has sent
-        self.waiting: list[tuple[float, int, bytes, int, Address]] = []  # a heap: when it is due, its turn, the answer, copies, to whom
+        # a heap: when it is due, its turn, the answer, copies, to whom
+        self.waiting: list[tuple[float, int, bytes, int, Address]] = []
         self.turn = itertools.count()
         self.free = 0.0  # when --rate lets the next answer out
         self.finished = 0
@@ -137,7 +153,8 @@ class Server:
     def take(self) -> None:
         """Read the datagrams that have arrived, then answer them: in turns of many, as that is quicker than one by one."""
         receive, arrived = self.receive, []
-        with contextlib.suppress(BlockingIOError, ConnectionError):  # ConnectionError: Windows tells of a client that left
+        # ConnectionError: Windows tells of a client that left
+        with contextlib.suppress(BlockingIOError, ConnectionError):
             for _ in range(min(BATCH, self.limit - self.finished)):
                 arrived.append(receive(self.size))
         if self.plays:
@@ -157,7 +174,9 @@ class Server:
             whole, peer = self.sock.recvfrom(1 << 16)
             data, cut = whole[:size], len(whole) > size
         if cut:
-            log(f"{address(peer)} truncated: the datagram is larger than the buffer of {size} bytes")
+            log(
+                f"{address(peer)} truncated: the datagram is larger than the buffer of {size} bytes"
+            )
         return data, peer
 
     def refuse(self, peer: Address, number: int, why: str) -> None:
@@ -165,15 +184,20 @@ class Server:
 
     def handle(self, answer: bytes, peer: Address) -> None:
         """Decide what the bad network does with the answer, and when it leaves."""
-        number = self.numbers[peer] = self.numbers.pop(peer, 0) + 1  # at the end: the first is the longest silent
+        # at the end: the first is the longest silent
+        number = self.numbers[peer] = self.numbers.pop(peer, 0) + 1
         if len(self.numbers) > MAX_PEERS:
             del self.numbers[next(iter(self.numbers))]
         lost, doubled, reordered = fate(self.args, peer[0], number)
         if lost or len(self.waiting) >= MAX_WAITING:
-            return self.refuse(peer, number, "by --loss" if lost else f"{MAX_WAITING} answers are waiting")
+            return self.refuse(
+                peer, number, "by --loss" if lost else f"{MAX_WAITING} answers are waiting"
+            )
         if self.args.truncate and len(answer) > self.args.truncate:
-            log(f"{address(peer)} datagram {number} truncated from {len(answer)} to {self.args.truncate} bytes")
-            answer = answer[:self.args.truncate]
+            log(
+                f"{address(peer)} datagram {number} truncated from {len(answer)} to {self.args.truncate} bytes"
+            )
+            answer = answer[: self.args.truncate]
         if doubled:
             log(f"{address(peer)} datagram {number} doubled")
         if reordered:
@@ -190,7 +214,8 @@ class Server:
     def answer(self, answer: bytes, peer: Address) -> None:
         try:
             self.sock.sendto(answer, peer)
-        except OSError as error:  # the network is down, a firewall says no, the send buffer is full: lost, as UDP may
+        except OSError as error:
+            # the network is down, a firewall says no, the send buffer is full: lost, as UDP may
             log(f"{address(peer)} answer lost: {error.strerror}")
 
     def settle(self) -> float | None:
@@ -209,11 +234,16 @@ class Server:
             time.sleep(pause)
         self.sock.close()
         self.stop.close()
-        say(f"stopped: {len(self.waiting)} answer{'s' * (len(self.waiting) != 1)} dropped, {self.finished} sent")
+        say(
+            f"stopped: {len(self.waiting)} answer{'s' * (len(self.waiting) != 1)} dropped, {self.finished} sent"
+        )
 
 
 def serve(args: argparse.Namespace) -> int:
-    family, target = min(resolve(args.host, args.port, socket.SOCK_DGRAM), key=lambda found: found[0])  # as a client does
+    # as a client does
+    family, target = min(
+        resolve(args.host, args.port, socket.SOCK_DGRAM), key=lambda found: found[0]
+    )
     sock = bind(args, family, target)
     server = Server(args, sock)  # from here on a signal is heard
     announce(sock)
@@ -224,8 +254,11 @@ def serve(args: argparse.Namespace) -> int:
 # --- the client: a message, a prompt, a pipe, a ping ---
 def connect(args: argparse.Namespace) -> socket.socket:
     """Sends nothing: it names the only peer whose datagrams are let in, and whose refusals (ICMP) are told."""
-    for family, target in sorted(resolve(args.host, args.port, socket.SOCK_DGRAM), key=lambda found: found[0]):
-        # IPv4 first, where a server is unless told otherwise: nothing here tells which of several addresses it has
+    for family, target in sorted(
+        resolve(args.host, args.port, socket.SOCK_DGRAM), key=lambda found: found[0]
+    ):
+        # IPv4 first, where a server is unless told otherwise: nothing here tells which of several
+        # addresses it has
         sock = None
         try:
             sock = socket_class(args)(family, socket.SOCK_DGRAM)
@@ -246,19 +279,32 @@ def send_message(sock: socket.socket, data: bytes, tally: Tally) -> None:
             return
         except OSError as error:
             if error.errno == errno.EMSGSIZE:
-                limit, version = LIMITS[sock.family], "IPv6" if sock.family == socket.AF_INET6 else "IPv4"
-                why = "UDP sends a datagram whole or not at all" + "; this system takes even less" * (len(data) <= limit)
-                raise Failure(2, f"the datagram is {len(data)} bytes, the {version} maximum is {limit}", why,
-                              "a shorter line, or TCP: tcp_upper.py takes any size") from None
+                limit, version = (
+                    LIMITS[sock.family],
+                    "IPv6" if sock.family == socket.AF_INET6 else "IPv4",
+                )
+                why = (
+                    "UDP sends a datagram whole or not at all"
+                    + "; this system takes even less" * (len(data) <= limit)
+                )
+                raise Failure(
+                    2,
+                    f"the datagram is {len(data)} bytes, the {version} maximum is {limit}",
+                    why,
+                    "a shorter line, or TCP: tcp_upper.py takes any size",
+                ) from None
             tally.refusals.append(error)
 
 
-def await_reply(sock: socket.socket, args: argparse.Namespace, tally: Tally, deadline: float) -> bytes | None:
+def await_reply(
+    sock: socket.socket, args: argparse.Namespace, tally: Tally, deadline: float
+) -> bytes | None:
     """The next datagram, None when the time is up. One that is there already counts, however late it has become."""
     while select.select([sock], [], [], max(0.0, deadline - time.perf_counter()))[0]:
         try:
             return sock.recv(args.recv_size)
-        except OSError as error:  # nobody has that port now, but a server may come before the last try
+        except OSError as error:
+            # nobody has that port now, but a server may come before the last try
             tally.refusals.append(error)
     return None
 
@@ -271,7 +317,8 @@ def exchange(sock: socket.socket, message: bytes, args: argparse.Namespace, tall
         tally.ignored += 1
     expected, refused_tries = message.upper(), 0
     tally.sizes.add(len(message))
-    beginnings: set[int] = set()  # their sizes: each may be the answer, cut, or a late one to an earlier and shorter question
+    # their sizes: each may be the answer, cut, or a late one to an earlier and shorter question
+    beginnings: set[int] = set()
     for seconds in TRIES:
         tally.refusals.clear()
         deadline = time.perf_counter() + seconds
@@ -290,10 +337,17 @@ def exchange(sock: socket.socket, message: bytes, args: argparse.Namespace, tall
             break
         refused_tries += bool(tally.refusals)
         if not beginnings:
-            say(f"no reply in {seconds:g} s" + (f" ({tally.refusals[-1].strerror})" if tally.refusals else ""))
+            say(
+                f"no reply in {seconds:g} s"
+                + (f" ({tally.refusals[-1].strerror})" if tally.refusals else "")
+            )
     if beginnings:
-        raise Failure(18, f"the reply is truncated: {max(beginnings)} of {len(expected)} bytes came back", "a buffer on the way was smaller "
-                      "than the datagram, and UDP drops what does not fit", "a larger --recv-size on the server and here, no --truncate")
+        raise Failure(
+            18,
+            f"the reply is truncated: {max(beginnings)} of {len(expected)} bytes came back",
+            "a buffer on the way was smaller than the datagram, and UDP drops what does not fit",
+            "a larger --recv-size on the server and here, no --truncate",
+        )
     raise no_echo(args, tally.refusals[-1] if refused_tries == len(TRIES) else None)
 
 
@@ -304,7 +358,12 @@ def read_input(size: int) -> bytes:
         except BlockingIOError:  # another program that shares it has set it so
             select.select([0], [], [])
         except OSError as error:
-            raise Failure(26, f"cannot read standard input ({error.strerror})", "what was read before came back whole", f"{CLIENT} < FILE") from None
+            raise Failure(
+                26,
+                f"cannot read standard input ({error.strerror})",
+                "what was read before came back whole",
+                f"{CLIENT} < FILE",
+            ) from None
 
 
 def stream(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Output) -> None:
@@ -323,8 +382,12 @@ def converse(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: O
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (not at the top: loading it can write to a terminal)
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are no text come through as they were typed
-    with contextlib.redirect_stdout(sys.stdout if out.terminal else sys.stderr), contextlib.suppress(EOFError):
+        # bytes that are no text come through as they were typed
+        sys.stdin.reconfigure(errors="surrogateescape")
+    with (
+        contextlib.redirect_stdout(sys.stdout if out.terminal else sys.stderr),
+        contextlib.suppress(EOFError),
+    ):
         while True:
             message = os.fsencode(input(PROMPT))
             try:
@@ -336,7 +399,8 @@ def converse(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: O
 
 def ping(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Output) -> None:
     """Send numbered messages, one each --interval, and time what comes back meanwhile."""
-    awaited: dict[bytes, tuple[int, float]] = {}  # an answer that may come: its number, when its question left
+    # an answer that may come: its number, when its question left
+    awaited: dict[bytes, tuple[int, float]] = {}
     answered: set[bytes] = set()
     trips: list[float] = []
     patience = min(PING_WAIT, args.timeout)
@@ -344,7 +408,9 @@ def ping(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Outpu
     try:
         while len(trips) < args.ping:
             # what has come is read first: unread, it would look slow, and soon find no room
-            is_due = time.perf_counter() >= due and (read >= MAX_STALE or not select.select([sock], [], [], 0)[0])
+            is_due = time.perf_counter() >= due and (
+                read >= MAX_STALE or not select.select([sock], [], [], 0)[0]
+            )
             if is_due and sent == args.ping:
                 break
             if is_due:
@@ -371,9 +437,19 @@ def ping(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Outpu
 
 def client(args: argparse.Namespace) -> int:
     if sys.stdin is None or sys.stdout is None:  # then the connection would get their numbers
-        raise Failure(26, "standard input or output is closed", "text comes in by the one and goes out by the other", f"{CLIENT} < FILE > OUT")
+        raise Failure(
+            26,
+            "standard input or output is closed",
+            "text comes in by the one and goes out by the other",
+            f"{CLIENT} < FILE > OUT",
+        )
     if args.port == 0:
-        raise Failure(2, "port 0 is no server's", "with it a server takes any free one", "the port that the server printed when it started")
+        raise Failure(
+            2,
+            "port 0 is no server's",
+            "with it a server takes any free one",
+            "the port that the server printed when it started",
+        )
     tally, out = Tally(), Output()
     with connect(args) as sock:
         try:
@@ -401,8 +477,11 @@ SECRET = re.compile(rb"(?i)((?:authorization|cookie):[ \t]*|\bproof=)([^\r\n]*)"
 
 def hexdump(data: bytes) -> str:
     """The first bytes, sixteen a line."""
-    rows = [(start, data[start:start + 16]) for start in range(0, min(len(data), DUMPED), 16)]
-    return "".join(f"\n{start:16x}  {row.hex(' '):47}  {re.sub(rb'[^ -~]', b'.', row).decode()}" for start, row in rows)
+    rows = [(start, data[start : start + 16]) for start in range(0, min(len(data), DUMPED), 16)]
+    return "".join(
+        f"\n{start:16x}  {row.hex(' '):47}  {re.sub(rb'[^ -~]', b'.', row).decode()}"
+        for start, row in rows
+    )
 
 
 class Traced(socket.socket):
@@ -413,36 +492,44 @@ class Traced(socket.socket):
     numbers = itertools.count(1)
     dump = False
     number = sent = received = 0
-    unended: Mapping[str, bytes] = {}  # for each direction: the end of the last line, or the name of the secret that it is in
+    # for each direction: the end of the last line, or the name of the secret that it is in
+    unended: Mapping[str, bytes] = {}
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
         self.number = self.number or next(self.numbers)
         dumped = hexdump(self.masked(mark, bytes(data))) if self.dump and data else ""
-        say(f"{1000 * (time.perf_counter() - self.began):9.3f} ms #{self.number} {mark} {text}{dumped}")
+        say(
+            f"{1000 * (time.perf_counter() - self.began):9.3f} ms #{self.number} {mark} {text}{dumped}"
+        )
 
     def masked(self, mark: str, data: bytes) -> bytes:
         """The bytes with asterisks for a secret, also for one that began in an earlier call: a line may come in pieces."""
         before = self.unended.get(mark, b"") if self.type == socket.SOCK_STREAM else b""
         text = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + data)
-        line = text[max(text.rfind(b"\r"), text.rfind(b"\n")) + 1:]
+        line = text[max(text.rfind(b"\r"), text.rfind(b"\n")) + 1 :]
         secret = SECRET.search(line)
         self.unended = {**self.unended, mark: secret[1] if secret else line[-LONGEST_NAME:]}
-        return text[len(before):]
+        return text[len(before) :]
 
-    def attempt(self, mark: str, what: str, call: Callable[..., T], *args: object) -> tuple[T, float]:
+    def attempt(
+        self, mark: str, what: str, call: Callable[..., T], *args: object
+    ) -> tuple[T, float]:
         """What the call gives, and the milliseconds that it took."""
         began = time.perf_counter()
         try:
             return call(*args), 1000 * (time.perf_counter() - began)
         except OSError as error:
-            if not isinstance(error, BlockingIOError) and "Want" not in type(error).__name__:  # these mean: nothing happened
+            # these mean: nothing happened
+            if not isinstance(error, BlockingIOError) and "Want" not in type(error).__name__:
                 self.show(mark, f"{what}: {error.strerror or 'timed out'}")
             raise
 
     def put(self, name: str, data: Any, call: Callable[..., int], *args: object) -> int:
         count, _ = self.attempt(">", name, call, data, *args)
         self.sent += count
-        self.show(">", f"{name} {count} of {len(data)} bytes (sent so far {self.sent})", data[:count])
+        self.show(
+            ">", f"{name} {count} of {len(data)} bytes (sent so far {self.sent})", data[:count]
+        )
         return count
 
     def took(self, name: str, data: Any, size: int, waited: float) -> None:
@@ -453,7 +540,11 @@ class Traced(socket.socket):
 
     def connect(self, target: Any) -> None:
         _, lasted = self.attempt("*", f"connect {address(target)}", super().connect, target)
-        how = f"handshake {lasted:.2f} ms" if self.type == socket.SOCK_STREAM else "UDP: nothing is sent"
+        how = (
+            f"handshake {lasted:.2f} ms"
+            if self.type == socket.SOCK_STREAM
+            else "UDP: nothing is sent"
+        )
         self.show("*", f"connect {address(target)} ok from {address(self.getsockname())} ({how})")
 
     def accept(self) -> tuple[socket.socket, Any]:
@@ -483,14 +574,20 @@ class Traced(socket.socket):
         self.took(f"recvfrom {address(peer)}", data, size, waited)
         return data, peer
 
-    def recvmsg(self, size: int, *rest: Any) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
-        (data, ancillary, flags, peer), waited = self.attempt("<", "recvmsg", super().recvmsg, size, *rest)
+    def recvmsg(
+        self, size: int, *rest: Any
+    ) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
+        (data, ancillary, flags, peer), waited = self.attempt(
+            "<", "recvmsg", super().recvmsg, size, *rest
+        )
         self.took(f"recvmsg {address(peer)}", data, size, waited)
         return data, ancillary, flags, peer
 
     def shutdown(self, how: int) -> None:
         self.attempt("*", "shutdown", super().shutdown, how)
-        self.show("*", "shutdown of receiving" if how == socket.SHUT_RD else "shutdown of sending = FIN")
+        self.show(
+            "*", "shutdown of receiving" if how == socket.SHUT_RD else "shutdown of sending = FIN"
+        )
 
     def close(self) -> None:
         if self.fileno() >= 0:
@@ -505,6 +602,8 @@ class TracedHex(Traced):
 def socket_class(args: argparse.Namespace) -> type[socket.socket]:
     """What sockets are made of: without --trace the plain class, so that it costs nothing."""
     return TracedHex if args.trace_hex else Traced if args.trace else socket.socket
+
+
 # --- end trace ---
 
 
@@ -550,8 +649,10 @@ class Stop:
 
 def raise_file_limit() -> None:
     """A connection is a descriptor: take as many as the system lets this user have."""
-    with contextlib.suppress(ImportError, ValueError, OSError):  # macOS names a limit that it does not grant
+    # macOS names a limit that it does not grant
+    with contextlib.suppress(ImportError, ValueError, OSError):
         import resource  # not at the top: Windows has none
+
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
@@ -574,10 +675,18 @@ def reachable_at(sock: socket.socket) -> list[str]:
         return []
     if host not in ("::", "0.0.0.0"):
         return [host]
-    return [found for found in own_addresses() if host == "::" or ":" not in found] or [socket.gethostname()]
+    return [found for found in own_addresses() if host == "::" or ":" not in found] or [
+        socket.gethostname()
+    ]
 
 
-def bind(args: argparse.Namespace, family: int, target: Address, backlog: int | None = None, reuse: bool = True) -> socket.socket:
+def bind(
+    args: argparse.Namespace,
+    family: int,
+    target: Address,
+    backlog: int | None = None,
+    reuse: bool = True,
+) -> socket.socket:
     """A socket at that address, which for TCP listens, with what systems differ in; each way it can fail in three lines."""
     kind = socket.SOCK_DGRAM if backlog is None else socket.SOCK_STREAM
     sock = None
@@ -585,10 +694,12 @@ def bind(args: argparse.Namespace, family: int, target: Address, backlog: int | 
         sock = socket_class(args)(family, kind)  # an OSError too: a system without IPv6
         if sys.platform == "win32":  # where two servers could otherwise share a port
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
-        elif reuse and backlog is not None:  # or what an earlier server left in TIME_WAIT would keep the port
+        elif reuse and backlog is not None:
+            # or what an earlier server left in TIME_WAIT would keep the port
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, target[0] != "::")  # --host :: is for IPv4 too
+            # --host :: is for IPv4 too
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, target[0] != "::")
         sock.bind(target)
         if backlog is not None:
             sock.listen(backlog)  # also where two servers that start at once had both bound
@@ -600,15 +711,32 @@ def bind(args: argparse.Namespace, family: int, target: Address, backlog: int | 
         problem = error
     host, port = target[:2]
     if problem.errno == errno.EADDRINUSE:
-        raise Failure(45, f"port {port} is already in use", who_has_port(family, kind, target),
-                      "--port 0 takes any free one; ss -ltnup shows whose it is")
+        raise Failure(
+            45,
+            f"port {port} is already in use",
+            who_has_port(family, kind, target),
+            "--port 0 takes any free one; ss -ltnup shows whose it is",
+        )
     if problem.errno == errno.EADDRNOTAVAIL:
-        raise Failure(45, f"{host} is not an address of this machine", "its own are " + ", ".join(["127.0.0.1", *own_addresses()]),
-                      "--host 0.0.0.0 listens on all of them")
+        raise Failure(
+            45,
+            f"{host} is not an address of this machine",
+            "its own are " + ", ".join(["127.0.0.1", *own_addresses()]),
+            "--host 0.0.0.0 listens on all of them",
+        )
     if problem.errno == errno.EACCES and port < 1024:
-        raise Failure(45, f"port {port} needs administrator rights", "ports below 1024 are kept for the system's services",
-                      f"--port {8000 + port}")
-    raise Failure(45, f"cannot listen on {address(target)} ({problem.strerror})", "the system refuses it", "--host 127.0.0.1 --port 0")
+        raise Failure(
+            45,
+            f"port {port} needs administrator rights",
+            "ports below 1024 are kept for the system's services",
+            f"--port {8000 + port}",
+        )
+    raise Failure(
+        45,
+        f"cannot listen on {address(target)} ({problem.strerror})",
+        "the system refuses it",
+        "--host 127.0.0.1 --port 0",
+    )
 
 
 def who_has_port(family: int, kind: int, target: Address) -> str:
@@ -619,6 +747,8 @@ def who_has_port(family: int, kind: int, target: Address) -> str:
             probe.bind(target)
             return "no server has it: connections that ended here a moment ago are in TIME_WAIT, for a minute or so"
     return "another program is using it"
+
+
 # --- end listening ---
 
 
@@ -636,7 +766,8 @@ class Failure(Exception):
 
 def say(text: str) -> None:
     """A line for people, written at once. Nobody left to read it is no reason to stop."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # AttributeError: started with stderr closed
+    # AttributeError: started with stderr closed
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
 
@@ -650,20 +781,31 @@ def address(place: Address) -> str:
 
 def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
     """Each address of a host: the family for socket(), and what connect() and bind() take."""
-    name = host.encode() if host.isascii() else host  # a str would load the codec for international names each time
-    with contextlib.suppress(socket.gaierror, UnicodeError):  # UnicodeError: an empty label, or one over 63 characters
-        return [(family, target) for family, _, _, _, target in socket.getaddrinfo(name, port, type=kind)]
-    raise Failure(6, f'cannot find host "{ascii(host)[1:-1]}"', "it is neither an address nor a name that this machine can look up",
-                  "check the spelling, or use the address")
+    # a str would load the codec for international names each time
+    name = host.encode() if host.isascii() else host
+    # UnicodeError: an empty label, or one over 63 characters
+    with contextlib.suppress(socket.gaierror, UnicodeError):
+        return [
+            (family, target)
+            for family, _, _, _, target in socket.getaddrinfo(name, port, type=kind)
+        ]
+    raise Failure(
+        6,
+        f'cannot find host "{ascii(host)[1:-1]}"',
+        "it is neither an address nor a name that this machine can look up",
+        "check the spelling, or use the address",
+    )
 
 
 def between(low: float, high: float, kind: Callable[[str], float] = int) -> Callable[[str], float]:
     """An argparse type: a number from low to high. (Port 99999 would raise OverflowError out of bind().)"""
+
     def number(text: str) -> float:
         with contextlib.suppress(ValueError):
             if low <= kind(text) <= high:
                 return kind(text)
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
+
     return number
 
 
@@ -671,8 +813,19 @@ class Parser(argparse.ArgumentParser):
     """argparse, with its complaints in the three lines of all others."""
 
     def error(self, message: str) -> NoReturn:
-        say(str(Failure(2, message, "the command line is not as the help describes it; nothing was done", f"python3 {self.prog} --help")))
+        say(
+            str(
+                Failure(
+                    2,
+                    message,
+                    "the command line is not as the help describes it; nothing was done",
+                    f"python3 {self.prog} --help",
+                )
+            )
+        )
         raise SystemExit(2)
+
+
 # --- end errors ---
 
 
@@ -694,14 +847,30 @@ def server_command(args: argparse.Namespace) -> str:
 def no_echo(args: argparse.Namespace, problem: OSError | None) -> Failure:
     """Nothing came back; problem is what the kernel said instead, if it said something each time."""
     if isinstance(problem, ConnectionError):
-        return Failure(7, f"nothing is listening on {place(args)} (every try was refused)",
-                       "the host answered each datagram with: no program has that port open (ICMP)", server_command(args))
+        return Failure(
+            7,
+            f"nothing is listening on {place(args)} (every try was refused)",
+            "the host answered each datagram with: no program has that port open (ICMP)",
+            server_command(args),
+        )
     if problem:
-        return Failure(7, f"cannot reach {place(args)} ({problem.strerror})", "this machine has no way to that address",
-                       "check the address that the server printed, and the network")
-    asked = f"to {args.ping} pings" if args.ping else f"after {len(TRIES)} tries ({', '.join(map(str, TRIES))} s)"
-    return Failure(28, f"no reply from {place(args)} {asked}",
-                   "UDP cannot tell a lost datagram from a server that is not running", server_command(args))
+        return Failure(
+            7,
+            f"cannot reach {place(args)} ({problem.strerror})",
+            "this machine has no way to that address",
+            "check the address that the server printed, and the network",
+        )
+    asked = (
+        f"to {args.ping} pings"
+        if args.ping
+        else f"after {len(TRIES)} tries ({', '.join(map(str, TRIES))} s)"
+    )
+    return Failure(
+        28,
+        f"no reply from {place(args)} {asked}",
+        "UDP cannot tell a lost datagram from a server that is not running",
+        server_command(args),
+    )
 
 
 def announce(sock: socket.socket) -> None:
@@ -711,42 +880,139 @@ def announce(sock: socket.socket) -> None:
         print(f"listening on {address((host, port))}", flush=True)
     except OSError as error:
         sock.close()
-        raise Failure(23, f"cannot write standard output ({error.strerror})", "what reads it has ended, or its disk is full", f"{SERVER} > FILE") from None
+        raise Failure(
+            23,
+            f"cannot write standard output ({error.strerror})",
+            "what reads it has ended, or its disk is full",
+            f"{SERVER} > FILE",
+        ) from None
     elsewhere = reachable_at(sock)
     for known in elsewhere:
         say(f"from another machine:  {CLIENT} --host {known} --port {port}")
     if not elsewhere:
         named = f" --host {host}" if host != "127.0.0.1" else ""  # where clients look by themselves
-        say(f"only this machine can reach it, with:  {CLIENT}{named} --port {port}\nfor others, start it with --host 0.0.0.0")
+        say(
+            f"only this machine can reach it, with:  {CLIENT}{named} --port {port}\nfor others, start it with --host 0.0.0.0"
+        )
 
 
 def common_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", help="the server's name or address (default 127.0.0.1)")
-    parser.add_argument("--port", type=between(0, 65535), help="its port; a server takes any free one for 0 (default 12000)")
-    parser.add_argument("--timeout", type=between(0.01, 1e6, float), metavar="S", help="silence allowed inside an answer (default 30)")
-    parser.add_argument("--recv-size", type=between(1, 1 << 30), metavar="N", help="bytes asked of one recv (default 65536)")
+    parser.add_argument(
+        "--port",
+        type=between(0, 65535),
+        help="its port; a server takes any free one for 0 (default 12000)",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=between(0.01, 1e6, float),
+        metavar="S",
+        help="silence allowed inside an answer (default 30)",
+    )
+    parser.add_argument(
+        "--recv-size",
+        type=between(1, 1 << 30),
+        metavar="N",
+        help="bytes asked of one recv (default 65536)",
+    )
     parser.add_argument("--trace", action="store_true", help="print a line for each socket call")
     parser.add_argument("--trace-hex", action="store_true", help="the same, with the first bytes")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="udp_upper.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.set_defaults(host="127.0.0.1", port=12000, timeout=30.0, recv_size=65536, trace=False, trace_hex=False)
+    parser = Parser(
+        prog="udp_upper.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(
+        host="127.0.0.1", port=12000, timeout=30.0, recv_size=65536, trace=False, trace_hex=False
+    )
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     roles = parser.add_subparsers(dest="role", metavar="server|client", required=True)
-    server = roles.add_parser("server", argument_default=argparse.SUPPRESS, help="wait for clients and answer them")
-    server.add_argument("--requests", type=between(0, 1e9), default=0, metavar="N", help="end after so many; 0 is never (default)")
-    server.add_argument("--rate", type=between(0, 1e12), default=0, metavar="N", help="bytes a second, for all; 0 is no limit (default)")
-    server.add_argument("--loss", type=between(0, 1, float), default=0.0, metavar="P", help="share of the datagrams that get no answer")
-    server.add_argument("--dup", type=between(0, 1, float), default=0.0, metavar="P", help="share that is answered twice")
-    server.add_argument("--reorder", type=between(0, 1, float), default=0.0, metavar="P", help="share whose answer later ones overtake")
-    server.add_argument("--delay", type=between(0, 3600, float), default=0.0, metavar="S", help="seconds that each answer is held back")
-    server.add_argument("--truncate", type=between(0, 65535), default=0, metavar="N", help="bytes left of an answer; 0 is all (default)")
-    server.add_argument("--seed", type=between(0, 1 << 63), default=1, metavar="K", help="another seed is another bad network (default 1)")
-    client = roles.add_parser("client", argument_default=argparse.SUPPRESS, help="send text, print what comes back")
-    client.add_argument("text", nargs="*", default=[], metavar="TEXT", help="the message; without, each line of standard input is one")
-    client.add_argument("--ping", type=between(1, 1e9), default=0, metavar="N", help="send N numbered messages and time them")
-    client.add_argument("--interval", type=between(0, 3600, float), default=0.2, metavar="S", help="from ping to ping (default 0.2)")
+    server = roles.add_parser(
+        "server", argument_default=argparse.SUPPRESS, help="wait for clients and answer them"
+    )
+    server.add_argument(
+        "--requests",
+        type=between(0, 1e9),
+        default=0,
+        metavar="N",
+        help="end after so many; 0 is never (default)",
+    )
+    server.add_argument(
+        "--rate",
+        type=between(0, 1e12),
+        default=0,
+        metavar="N",
+        help="bytes a second, for all; 0 is no limit (default)",
+    )
+    server.add_argument(
+        "--loss",
+        type=between(0, 1, float),
+        default=0.0,
+        metavar="P",
+        help="share of the datagrams that get no answer",
+    )
+    server.add_argument(
+        "--dup",
+        type=between(0, 1, float),
+        default=0.0,
+        metavar="P",
+        help="share that is answered twice",
+    )
+    server.add_argument(
+        "--reorder",
+        type=between(0, 1, float),
+        default=0.0,
+        metavar="P",
+        help="share whose answer later ones overtake",
+    )
+    server.add_argument(
+        "--delay",
+        type=between(0, 3600, float),
+        default=0.0,
+        metavar="S",
+        help="seconds that each answer is held back",
+    )
+    server.add_argument(
+        "--truncate",
+        type=between(0, 65535),
+        default=0,
+        metavar="N",
+        help="bytes left of an answer; 0 is all (default)",
+    )
+    server.add_argument(
+        "--seed",
+        type=between(0, 1 << 63),
+        default=1,
+        metavar="K",
+        help="another seed is another bad network (default 1)",
+    )
+    client = roles.add_parser(
+        "client", argument_default=argparse.SUPPRESS, help="send text, print what comes back"
+    )
+    client.add_argument(
+        "text",
+        nargs="*",
+        default=[],
+        metavar="TEXT",
+        help="the message; without, each line of standard input is one",
+    )
+    client.add_argument(
+        "--ping",
+        type=between(1, 1e9),
+        default=0,
+        metavar="N",
+        help="send N numbered messages and time them",
+    )
+    client.add_argument(
+        "--interval",
+        type=between(0, 3600, float),
+        default=0.2,
+        metavar="S",
+        help="from ping to ping (default 0.2)",
+    )
     for each in parser, server, client:
         common_flags(each)
     return parser

@@ -19,6 +19,7 @@ has the right length and SHA-256. Contenders that are not installed are named an
 Limits: loopback has no delay, no loss and no wire, and both sides share the processors; files lie in memory where
 /dev/shm has room. A ratio says more than a number here. Memory and idle connections are read from /proc (Linux).
 """
+
 from __future__ import annotations
 
 import argparse
@@ -60,27 +61,35 @@ KIB, MIB = 1024, 1 << 20
 READY_S = 15.0  # a server that does not listen by then counts as broken
 BUFFER = MIB  # bytes of one read in this file's own loops
 LARGE = {"quick": 64 * MIB, "whole": 512 * MIB}  # bytes of the large file
-SIZES = {"lab": (KIB, MIB, 64 * MIB), "quick": (KIB, 4 * MIB, 64 * MIB),
-         "whole": (KIB, 16 * KIB, 256 * KIB, 4 * MIB, 64 * MIB, 512 * MIB)}  # bytes, where size is the x axis
+SIZES = {
+    "lab": (KIB, MIB, 64 * MIB),
+    "quick": (KIB, 4 * MIB, 64 * MIB),
+    # bytes, where size is the x axis
+    "whole": (KIB, 16 * KIB, 256 * KIB, 4 * MIB, 64 * MIB, 512 * MIB),
+}
 MANY = {"quick": 500, "whole": 10_000}  # small files, 1 KiB each
 ROUNDS = {"quick": 3, "whole": 5}  # rounds that count, after the one that does not
 STEADY = 2  # rounds of a suite whose figures hardly change, such as memory
-TOTAL_S = {"quick": 105.0, "whole": 1680.0}  # when to stop: two and thirty minutes, less what ending takes
+# when to stop: two and thirty minutes, less what ending takes
+TOTAL_S = {"quick": 105.0, "whole": 1680.0}
 LOAD_S = {"quick": 0.3, "whole": 1.0}  # how long requests are counted
 IDLE = {"quick": (0, 1000), "whole": (0, 250, 500, 1000)}  # idle connections held
-CONNECT_ALL_S = 10.0  # to open these; a server with a short backlog needs a second for each that it drops
+# to open these; a server with a short backlog needs a second for each that it drops
+CONNECT_ALL_S = 10.0
 CROWD = {"quick": (300, 60), "whole": (1000, 200)}  # idle connections and slow downloads at once
 SLOW_FILE, SLOW_READ = 4 * MIB, 64 * KIB  # bytes of a slow download, and of one read
 SLOW_S = {"quick": 0.01, "whole": 0.05}  # seconds before each read
 GUESSES = 2000  # wrong passwords a second
 PASSWORD = "right-password"
 CUTS = {"quick": 5, "whole": 20}  # times that the link is cut
-CHUNKS = [512, 2 * KIB, 8 * KIB, 32 * KIB, 128 * KIB, 512 * KIB, 4 * MIB]  # bytes of one send and one recv
+# bytes of one send and one recv
+CHUNKS = [512, 2 * KIB, 8 * KIB, 32 * KIB, 128 * KIB, 512 * KIB, 4 * MIB]
 IN_FLIGHT = 32  # datagrams on their way at once
 
 
 # --- goals ---
-# What each script must reach: floors. A ratio is ours divided by theirs as throughput, so more is better whatever the unit.
+# What each script must reach: floors. A ratio is ours divided by theirs as throughput, so more is
+# better whatever the unit.
 # Without theirs it is a plain figure in the suite's unit: a ceiling where less is better.
 class Goal(NamedTuple):
     suite: str
@@ -171,12 +180,16 @@ def pair_ratio(ours, theirs, better):
 def line_fit(points):
     """(seconds to set up, bytes a second) of times against sizes. Errors are weighed relative to the time, or the largest
     file alone would decide; nan where time does not grow."""
-    weights = [1 / seconds ** 2 for _, seconds in points]
+    weights = [1 / seconds**2 for _, seconds in points]
     total = sum(weights)
     mean_x = sum(w * x for w, (x, _) in zip(weights, points)) / total
     mean_y = sum(w * y for w, (_, y) in zip(weights, points)) / total
     spread = sum(w * (x - mean_x) ** 2 for w, (x, _) in zip(weights, points))
-    slope = sum(w * (x - mean_x) * (y - mean_y) for w, (x, y) in zip(weights, points)) / spread if spread else 0
+    slope = (
+        sum(w * (x - mean_x) * (y - mean_y) for w, (x, y) in zip(weights, points)) / spread
+        if spread
+        else 0
+    )
     return mean_y - slope * mean_x, (1 / slope if slope > 0 else math.nan)
 
 
@@ -204,7 +217,8 @@ def turned(items, places):
 
 
 # --- instruments ---
-# Small programs that are run in a Python of their own, with nothing imported that they do not use: see Bench.instrument.
+# Small programs that are run in a Python of their own, with nothing imported that they do not use:
+# see Bench.instrument.
 def serve_sendfile(port, name):
     """The limit: each client gets the file from one sendfile loop."""
     size = os.path.getsize(name)
@@ -233,7 +247,10 @@ def serve_sink(port, folder):
 def fetch_stream(port, name):
     """Everything that comes, into a file."""
     buffer = memoryview(bytearray(1 << 20))
-    with socket.create_connection(("127.0.0.1", int(port))) as conn, open(name, "wb", buffering=0) as file:
+    with (
+        socket.create_connection(("127.0.0.1", int(port))) as conn,
+        open(name, "wb", buffering=0) as file,
+    ):
         while count := conn.recv_into(buffer):
             file.write(buffer[:count])
 
@@ -256,7 +273,7 @@ def serve_chunks(port, name):
         with suppress(OSError), conn:
             chunk = int(conn.recv(64) or 1 << 30)
             for start in range(0, len(data), chunk):
-                conn.sendall(data[start:start + chunk])
+                conn.sendall(data[start : start + chunk])
 
 
 def serve_upper(port):
@@ -281,6 +298,7 @@ def serve_upper_datagrams(port):
 def drain(port, path, connections):
     """So many clients of an HTTP server fetch a large file again and again, and drop it."""
     import selectors
+
     ready, buffer = selectors.DefaultSelector(), bytearray(1 << 20)
     request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n".encode()
 
@@ -303,6 +321,7 @@ def load(port, path, connections, seconds, kept):
     """Requests answered in so many seconds. Every answer must be 200 and as long as the first one."""
     import selectors
     import time
+
     keeps = kept == "kept"
     closing = "" if keeps else "Connection: close\r\n"
     request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n{closing}\r\n".encode()
@@ -323,7 +342,7 @@ def load(port, path, connections, seconds, kept):
         with begin() as conn:
             while b"\r\n\r\n" not in whole:
                 whole += conn.recv(65536)
-            head = whole[:whole.index(b"\r\n\r\n") + 4]
+            head = whole[: whole.index(b"\r\n\r\n") + 4]
             size = len(head) + int(head.lower().partition(b"content-length:")[2].split()[0])
             while len(whole) < size:
                 whole += conn.recv(65536)
@@ -361,7 +380,8 @@ def load(port, path, connections, seconds, kept):
     print(done / (now - start))
 
 
-# A datagram loop as short as C has it, and a load that keeps so many on their way: Python would measure itself instead.
+# A datagram loop as short as C has it, and a load that keeps so many on their way: Python would
+# measure itself instead.
 C_ECHO = r"""
 #include <arpa/inet.h>
 #include <ctype.h>
@@ -440,7 +460,9 @@ def memory(pid, field):
     total = 0
     for one in family(pid):
         with suppress(OSError):
-            found = re.search(rf"^{field}:\s+(\d+)", Path(f"/proc/{one}/status").read_text(), re.MULTILINE)
+            found = re.search(
+                rf"^{field}:\s+(\d+)", Path(f"/proc/{one}/status").read_text(), re.MULTILINE
+            )
             total += int(found[1]) * KIB if found else 0
     return total / 1e6
 
@@ -469,8 +491,14 @@ def aside(function, *args):
     """One of this file's functions begun in a process of its own, so that measuring here and working there do not wait for
     each other; when its first line is read it is under way."""
     code = f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); import benchmark; benchmark.{function.__name__}(*sys.argv[1:])"
-    process = subprocess.Popen([sys.executable, "-B", "-c", code, *map(str, args)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-B", "-c", code, *map(str, args)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     if not process.stdout.readline():
         problem = process.stderr.read().strip()[-300:]
         end_aside(process)
@@ -531,7 +559,9 @@ class Bench:
     def knows(self, name, *words):
         """Absent unless the script's --help names all these words: what it cannot do yet is not there yet."""
         if name not in self.help_texts:
-            asked = subprocess.run(self.script(name, "--help"), capture_output=True, text=True, check=False)
+            asked = subprocess.run(
+                self.script(name, "--help"), capture_output=True, text=True, check=False
+            )
             self.help_texts[name] = asked.stdout
         for word in words:
             if not re.search(rf"(?<![\w-]){word}(?![\w-])", self.help_texts[name]):
@@ -546,10 +576,12 @@ class Bench:
 
     def figure(self, number, run, *args):
         """How to measure one of several figures that a run gives: the run itself happens once a round."""
+
         def measure():
             if (run, args) not in self.this_round:
                 self.this_round[run, args] = run(self, *args)
             return self.this_round[run, args][number]
+
         return measure
 
     def c_loop(self):
@@ -558,7 +590,11 @@ class Bench:
         if not program.exists():
             compiler = self.need("cc", "gcc")
             (self.work / "echo.c").write_text(C_ECHO)
-            subprocess.run([compiler, "-O2", "-o", program, self.work / "echo.c"], check=True, capture_output=True)
+            subprocess.run(
+                [compiler, "-O2", "-o", program, self.work / "echo.c"],
+                check=True,
+                capture_output=True,
+            )
         return str(program)
 
     # Processes.
@@ -566,20 +602,32 @@ class Bench:
         """The server of that name, started when it is first asked for; it runs until the end."""
         if name not in self.running:
             udp = name in DATAGRAM_SERVERS
-            port, home = free_port(socket.SOCK_DGRAM if udp else socket.SOCK_STREAM), self.work / "servers" / name.replace(" ", "-")
+            port, home = (
+                free_port(socket.SOCK_DGRAM if udp else socket.SOCK_STREAM),
+                self.work / "servers" / name.replace(" ", "-"),
+            )
             shutil.rmtree(home, ignore_errors=True)
             home.mkdir(parents=True)
             command = SERVERS[name](self, port, home)
             log = (home / "log").open("wb")
-            process = subprocess.Popen(command, cwd=self.share, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                       start_new_session=True)
+            process = subprocess.Popen(
+                command,
+                cwd=self.share,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
             log.close()
             self.running[name] = Server(name, port, process)
             deadline = time.monotonic() + READY_S
             while not (udp or answers(port)):
                 if process.poll() is not None or time.monotonic() > deadline:
                     self.stop(name)
-                    raise Wrong("does not start: " + (home / "log").read_text(errors="replace").strip()[-300:])
+                    raise Wrong(
+                        "does not start: "
+                        + (home / "log").read_text(errors="replace").strip()[-300:]
+                    )
                 time.sleep(0.02)
             if udp:
                 time.sleep(0.3)  # nothing tells that a bare datagram loop is there
@@ -594,9 +642,16 @@ class Bench:
         patience = max(5.0, min(180.0, self.until - time.monotonic()))
         with tempfile.TemporaryFile() as errors:
             start = time.perf_counter()
-            process = subprocess.Popen(command, cwd=cwd or self.work, stdin=stdin or subprocess.DEVNULL, stdout=stdout,
-                                       stderr=errors, start_new_session=True)
-            alarm = threading.Timer(patience, stop, [process])  # wait(timeout) would look only now and then: up to 50 ms late
+            process = subprocess.Popen(
+                command,
+                cwd=cwd or self.work,
+                stdin=stdin or subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=errors,
+                start_new_session=True,
+            )
+            # wait(timeout) would look only now and then: up to 50 ms late
+            alarm = threading.Timer(patience, stop, [process])
             alarm.start()
             try:
                 while peak and process.poll() is None:
@@ -647,14 +702,21 @@ def same_file(got, want):
     """Wrong unless the file has the length and SHA-256 that are wanted."""
     have = digest(got)
     if have != want:
-        raise Wrong(f"{have[0]} bytes arrived of {want[0]}" if have[0] != want[0] else "another content arrived")
+        raise Wrong(
+            f"{have[0]} bytes arrived of {want[0]}"
+            if have[0] != want[0]
+            else "another content arrived"
+        )
 
 
 def same_tree(got, want):
     """Wrong unless every small file is there with its content. Index pages that wget -r leaves do not matter."""
     for name in os.listdir(want):
         try:
-            with open(os.path.join(got, name), "rb") as a, open(os.path.join(want, name), "rb") as b:
+            with (
+                open(os.path.join(got, name), "rb") as a,
+                open(os.path.join(want, name), "rb") as b,
+            ):
                 if a.read() != b.read():
                     raise Wrong(f"{name} has another content")
         except OSError as error:
@@ -680,19 +742,40 @@ def make_files(bench):
         (many / f"{number:05d}.bin").write_bytes(os.urandom(KIB))
     bench.large = make_file(bench.share / "large.bin", LARGE[bench.size])
     bench.small = make_file(bench.share / "1k.bin", KIB)
-    bench.sizes = {size: make_file(bench.share / f"{size}.bin", size)
-                   for size in SIZES["lab" if bench.args.lab else bench.size]}
+    bench.sizes = {
+        size: make_file(bench.share / f"{size}.bin", size)
+        for size in SIZES["lab" if bench.args.lab else bench.size]
+    }
 
 
 # --- servers ---
-# A recipe is a function of (bench, port, its own folder) that writes what configuration is needed and returns the command.
+# A recipe is a function of (bench, port, its own folder) that writes what configuration is needed
+# and returns the command.
 # It runs in the shared folder. Access logs are on where a server has one, as they are in ours.
 PACKAGES = {  # what a program is called where it is installed from
-    "nginx": "apt: nginx-light", "caddy": "apt: caddy", "lighttpd": "apt: lighttpd lighttpd-mod-webdav", "darkhttpd": "apt: darkhttpd",
-    "curl": "apt: curl", "wget": "apt: wget", "aria2c": "apt: aria2", "rsync": "apt: rsync", "sshd": "apt: openssh-server",
-    "scp": "apt: openssh-client", "sftp": "apt: openssh-client", "ssh-keygen": "apt: openssh-client", "socat": "apt: socat",
-    "ncat": "apt: ncat", "vsftpd": "apt: vsftpd", "iperf3": "apt: iperf3", "wrk": "apt: wrk", "ab": "apt: apache2-utils", "openssl": "apt: openssl",
-    "cc": "apt: gcc libc6-dev", "uploadserver": "pip: uploadserver", "copyparty": "pip: copyparty", "pyftpdlib": "pip: pyftpdlib",
+    "nginx": "apt: nginx-light",
+    "caddy": "apt: caddy",
+    "lighttpd": "apt: lighttpd lighttpd-mod-webdav",
+    "darkhttpd": "apt: darkhttpd",
+    "curl": "apt: curl",
+    "wget": "apt: wget",
+    "aria2c": "apt: aria2",
+    "rsync": "apt: rsync",
+    "sshd": "apt: openssh-server",
+    "scp": "apt: openssh-client",
+    "sftp": "apt: openssh-client",
+    "ssh-keygen": "apt: openssh-client",
+    "socat": "apt: socat",
+    "ncat": "apt: ncat",
+    "vsftpd": "apt: vsftpd",
+    "iperf3": "apt: iperf3",
+    "wrk": "apt: wrk",
+    "ab": "apt: apache2-utils",
+    "openssl": "apt: openssl",
+    "cc": "apt: gcc libc6-dev",
+    "uploadserver": "pip: uploadserver",
+    "copyparty": "pip: copyparty",
+    "pyftpdlib": "pip: pyftpdlib",
 }
 STOCK = "import http.server as h; h.test(h.SimpleHTTPRequestHandler, h.ThreadingHTTPServer, 'HTTP/1.1', {}, '127.0.0.1')"
 
@@ -700,41 +783,63 @@ STOCK = "import http.server as h; h.test(h.SimpleHTTPRequestHandler, h.Threading
 def nginx(bench, port, home, tls=False):
     program = bench.need("nginx")
     user = "user root;" if os.geteuid() == 0 else ""
-    secure = f"ssl_certificate {certificate(bench)[0]}; ssl_certificate_key {certificate(bench)[1]};" if tls else ""
-    (home / "nginx.conf").write_text(f"""daemon off; {user} worker_processes 1; worker_rlimit_nofile 20000; pid {home}/pid; error_log {home}/error;
+    secure = (
+        f"ssl_certificate {certificate(bench)[0]}; ssl_certificate_key {certificate(bench)[1]};"
+        if tls
+        else ""
+    )
+    (
+        home / "nginx.conf"
+    ).write_text(f"""daemon off; {user} worker_processes 1; worker_rlimit_nofile 20000; pid {home}/pid; error_log {home}/error;
 events {{ worker_connections 10000; }}
 http {{ access_log {home}/access; sendfile on; tcp_nopush on; keepalive_requests 1000000000; client_max_body_size 0;
 client_body_temp_path {bench.work}/nginx-body; proxy_temp_path {home}/p; fastcgi_temp_path {home}/f; uwsgi_temp_path {home}/u; scgi_temp_path {home}/s;
-server {{ listen 127.0.0.1:{port} {'ssl' if tls else ''}; {secure} root {bench.share}; autoindex on;
+server {{ listen 127.0.0.1:{port} {"ssl" if tls else ""}; {secure} root {bench.share}; autoindex on;
           dav_methods PUT DELETE MKCOL MOVE; create_full_put_path on; }} }}""")
     return [program, "-c", str(home / "nginx.conf"), "-e", str(home / "error")]
 
 
 def caddy(bench, port, home):
     program = bench.need("caddy")
-    (home / "Caddyfile").write_text(f"""{{\n admin off\n auto_https off\n storage file_system {home}\n}}
+    (
+        home / "Caddyfile"
+    ).write_text(f"""{{\n admin off\n auto_https off\n storage file_system {home}\n}}
 http://127.0.0.1:{port} {{\n root * {bench.share}\n file_server browse\n log {{\n output file {home}/access\n }}\n}}\n""")
     return [program, "run", "--adapter", "caddyfile", "--config", str(home / "Caddyfile")]
 
 
 def lighttpd(bench, port, home):
     program = bench.need("lighttpd")
-    dav = Path("/usr/lib/lighttpd/mod_webdav.so").exists()  # a package of its own; without it nothing can be put
-    (home / "conf").write_text(f"""server.document-root = "{bench.share}"\nserver.port = {port}\nserver.bind = "127.0.0.1"
-server.modules = ("mod_accesslog", "mod_dirlisting"{', "mod_webdav"' if dav else ''})\naccesslog.filename = "{home}/access"
+    # a package of its own; without it nothing can be put
+    dav = Path("/usr/lib/lighttpd/mod_webdav.so").exists()
+    (
+        home / "conf"
+    ).write_text(f"""server.document-root = "{bench.share}"\nserver.port = {port}\nserver.bind = "127.0.0.1"
+server.modules = ("mod_accesslog", "mod_dirlisting"{', "mod_webdav"' if dav else ""})\naccesslog.filename = "{home}/access"
 server.upload-dirs = ("{home}")\nserver.max-keep-alive-requests = 60000\nserver.max-fds = 4096
-dir-listing.activate = "enable"\n{'webdav.activate = "enable"' if dav else ''}\n""")
+dir-listing.activate = "enable"\n{'webdav.activate = "enable"' if dav else ""}\n""")
     return [program, "-D", "-f", str(home / "conf")]
 
 
 def darkhttpd(bench, port, home):
-    return [bench.need("darkhttpd"), str(bench.share), "--addr", HERE, "--port", str(port), "--log", str(home / "access")]
+    return [
+        bench.need("darkhttpd"),
+        str(bench.share),
+        "--addr",
+        HERE,
+        "--port",
+        str(port),
+        "--log",
+        str(home / "access"),
+    ]
 
 
 def rsyncd(bench, port, home):
     program = bench.need("rsync")
     owner = "uid = root\ngid = root\n" if os.geteuid() == 0 else ""
-    (home / "conf").write_text(f"address = 127.0.0.1\nuse chroot = no\n{owner}[share]\npath = {bench.share}\nread only = no\n")
+    (home / "conf").write_text(
+        f"address = 127.0.0.1\nuse chroot = no\n{owner}[share]\npath = {bench.share}\nread only = no\n"
+    )
     return [program, "--daemon", "--no-detach", f"--port={port}", f"--config={home}/conf"]
 
 
@@ -743,7 +848,9 @@ def sshd(bench, port, home):
     if os.geteuid() == 0:
         os.makedirs("/run/sshd", exist_ok=True)  # sshd wants it when root starts it
     key = ssh_key(bench)
-    (home / "conf").write_text(f"""Port {port}\nListenAddress 127.0.0.1\nHostKey {key}\nAuthorizedKeysFile {key}.pub\nStrictModes no
+    (
+        home / "conf"
+    ).write_text(f"""Port {port}\nListenAddress 127.0.0.1\nHostKey {key}\nAuthorizedKeysFile {key}.pub\nStrictModes no
 PidFile none\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin yes\nMaxStartups 100\nSubsystem sftp internal-sftp\n""")
     return [program, "-D", "-e", "-f", str(home / "conf")]
 
@@ -751,7 +858,11 @@ PidFile none\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin yes\nMaxStar
 def ssh_key(bench):
     key = bench.work / "ssh-key"
     if not key.exists():
-        subprocess.run([bench.need("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", key], check=True, capture_output=True)
+        subprocess.run(
+            [bench.need("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", key],
+            check=True,
+            capture_output=True,
+        )
     return key
 
 
@@ -759,17 +870,41 @@ def certificate(bench):
     """(certificate, key, SHA-256 of the certificate) made for this run."""
     cert, key = bench.work / "cert.pem", bench.work / "key.pem"
     if not cert.exists():
-        subprocess.run([bench.need("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout",
-                        key, "-out", cert, "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"],
-                       check=True, capture_output=True)
+        subprocess.run(
+            [
+                bench.need("openssl"),
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:prime256v1",
+                "-nodes",
+                "-keyout",
+                key,
+                "-out",
+                cert,
+                "-days",
+                "2",
+                "-subj",
+                "/CN=localhost",
+                "-addext",
+                "subjectAltName=IP:127.0.0.1",
+            ],
+            check=True,
+            capture_output=True,
+        )
     import ssl  # only here: the stock interpreter of a small machine may have none
+
     return cert, key, hashlib.sha256(ssl.PEM_cert_to_DER_cert(cert.read_text())).hexdigest()
 
 
 def vsftpd(bench, port, home):
     program = bench.need("vsftpd")
     mine = "run_as_launching_user=YES\n" if os.geteuid() else ""
-    (home / "conf").write_text(f"""{mine}listen=YES\nbackground=NO\nlisten_address={HERE}\nlisten_port={port}\nanonymous_enable=YES\nno_anon_password=YES
+    (
+        home / "conf"
+    ).write_text(f"""{mine}listen=YES\nbackground=NO\nlisten_address={HERE}\nlisten_port={port}\nanonymous_enable=YES\nno_anon_password=YES
 anon_root={bench.share}\nwrite_enable=YES\nanon_upload_enable=YES\nanon_other_write_enable=YES\nseccomp_sandbox=NO
 use_sendfile=YES\nxferlog_enable=YES\nvsftpd_log_file={home}/access\n""")
     return [program, str(home / "conf")]
@@ -779,55 +914,107 @@ def ours_with_tls(name):
     def recipe(bench, port, home):
         bench.knows(name, "--tls", "--cert", "--key")
         cert, key, _ = certificate(bench)
-        return bench.script(name, "--port", port, "--directory", bench.share, "--tls", "--cert", cert, "--key", key)
+        return bench.script(
+            name, "--port", port, "--directory", bench.share, "--tls", "--cert", cert, "--key", key
+        )
+
     return recipe
 
 
 def ours_with_password(name):
     def recipe(bench, port, home):
         bench.knows(name, "--password")
-        return bench.script(name, "--port", port, "--directory", bench.share, "--password", PASSWORD)
+        return bench.script(
+            name, "--port", port, "--directory", bench.share, "--password", PASSWORD
+        )
+
     return recipe
 
 
 SERVERS: dict[str, Callable[..., list[str]]] = {
-    "server.py": lambda b, port, home: b.script("server.py", "--port", port, "--directory", b.share, "--max-clients", 2000),
-    "httpserver.py": lambda b, port, home: b.script("httpserver.py", "--port", port, "--directory", b.share),
+    "server.py": lambda b, port, home: b.script(
+        "server.py", "--port", port, "--directory", b.share, "--max-clients", 2000
+    ),
+    "httpserver.py": lambda b, port, home: b.script(
+        "httpserver.py", "--port", port, "--directory", b.share
+    ),
     "nginx": nginx,
     "caddy": caddy,
     "lighttpd": lighttpd,
     "darkhttpd": darkhttpd,
     "http.server": lambda b, port, home: [sys.executable, "-c", STOCK.format(port)],
     "uploadserver": lambda b, port, home: b.module("uploadserver", "--bind", HERE, str(port)),
-    "uploadserver sink": lambda b, port, home: b.module("uploadserver", "--bind", HERE, "-d", str(b.share / "up"), str(port)),
-    "copyparty": lambda b, port, home: b.module("copyparty", "-q", "-i", HERE, "-p", str(port), "-v", f"{b.share}::A", "--wram", "--no-crt"),
+    "uploadserver sink": lambda b, port, home: b.module(
+        "uploadserver", "--bind", HERE, "-d", str(b.share / "up"), str(port)
+    ),
+    "copyparty": lambda b, port, home: b.module(
+        "copyparty", "-q", "-i", HERE, "-p", str(port), "-v", f"{b.share}::A", "--wram", "--no-crt"
+    ),
     "rsyncd": rsyncd,
     "sshd": sshd,
     "vsftpd": vsftpd,
-    "pyftpdlib": lambda b, port, home: b.module("pyftpdlib", "-i", HERE, "-p", str(port), "-d", str(b.share), "-w"),
-    "socat": lambda b, port, home: [b.need("socat"), "-b", str(BUFFER), "-U", f"TCP-LISTEN:{port},bind={HERE},reuseaddr,fork",
-                                    f"OPEN:{b.share}/large.bin,rdonly"],
-    "socat sink": lambda b, port, home: [b.need("socat"), "-b", str(BUFFER), "-u", f"TCP-LISTEN:{port},bind={HERE},reuseaddr,fork",
-                                         f"CREATE:{b.share}/up/large.bin"],
-    "ncat": lambda b, port, home: [b.need("ncat"), "-lk", HERE, str(port), "--sh-exec", f"cat {b.share}/large.bin"],
+    "pyftpdlib": lambda b, port, home: b.module(
+        "pyftpdlib", "-i", HERE, "-p", str(port), "-d", str(b.share), "-w"
+    ),
+    "socat": lambda b, port, home: [
+        b.need("socat"),
+        "-b",
+        str(BUFFER),
+        "-U",
+        f"TCP-LISTEN:{port},bind={HERE},reuseaddr,fork",
+        f"OPEN:{b.share}/large.bin,rdonly",
+    ],
+    "socat sink": lambda b, port, home: [
+        b.need("socat"),
+        "-b",
+        str(BUFFER),
+        "-u",
+        f"TCP-LISTEN:{port},bind={HERE},reuseaddr,fork",
+        f"CREATE:{b.share}/up/large.bin",
+    ],
+    "ncat": lambda b, port, home: [
+        b.need("ncat"),
+        "-lk",
+        HERE,
+        str(port),
+        "--sh-exec",
+        f"cat {b.share}/large.bin",
+    ],
     "iperf3": lambda b, port, home: [b.need("iperf3"), "-s", "-B", HERE, "-p", str(port)],
-    "sendfile loop": lambda b, port, home: b.instrument(serve_sendfile, port, b.share / "large.bin"),
+    "sendfile loop": lambda b, port, home: b.instrument(
+        serve_sendfile, port, b.share / "large.bin"
+    ),
     "recv loop": lambda b, port, home: b.instrument(serve_sink, port, b.share / "up"),
-    "chunks": lambda b, port, home: b.instrument(serve_chunks, port, b.share / f"{max(b.sizes)}.bin"),
+    "chunks": lambda b, port, home: b.instrument(
+        serve_chunks, port, b.share / f"{max(b.sizes)}.bin"
+    ),
     "server.py password": ours_with_password("server.py"),
     "httpserver.py password": ours_with_password("httpserver.py"),
     "httpserver.py TLS": ours_with_tls("httpserver.py"),
     "server.py TLS": ours_with_tls("server.py"),
     "nginx TLS": lambda b, port, home: nginx(b, port, home, tls=True),
     "tcp_upper.py": lambda b, port, home: b.script("tcp_upper.py", "server", "--port", port),
-    "socat tr": lambda b, port, home: [b.need("socat"), f"TCP-LISTEN:{port},bind={HERE},reuseaddr,fork", "SYSTEM:tr a-z A-Z"],
+    "socat tr": lambda b, port, home: [
+        b.need("socat"),
+        f"TCP-LISTEN:{port},bind={HERE},reuseaddr,fork",
+        "SYSTEM:tr a-z A-Z",
+    ],
     "bare Python loop": lambda b, port, home: b.instrument(serve_upper, port),
     "udp_upper.py": lambda b, port, home: b.script("udp_upper.py", "server", "--port", port),
     "C loop": lambda b, port, home: [b.c_loop(), str(port)],
     "bare Python datagrams": lambda b, port, home: b.instrument(serve_upper_datagrams, port),
 }
 DATAGRAM_SERVERS = ("udp_upper.py", "C loop", "bare Python datagrams")
-HTTP_SERVERS = ["httpserver.py", "nginx", "caddy", "lighttpd", "darkhttpd", "http.server", "uploadserver", "copyparty"]
+HTTP_SERVERS = [
+    "httpserver.py",
+    "nginx",
+    "caddy",
+    "lighttpd",
+    "darkhttpd",
+    "http.server",
+    "uploadserver",
+    "copyparty",
+]
 
 
 # --- clients ---
@@ -837,8 +1024,21 @@ def url(server, path=""):
 
 
 def ssh_flags(bench):
-    return ["-F", "none", "-q", "-i", str(ssh_key(bench)), "-c", "aes128-gcm@openssh.com", "-o", "StrictHostKeyChecking=no", "-o",
-            f"UserKnownHostsFile={os.devnull}", "-o", "BatchMode=yes"]
+    return [
+        "-F",
+        "none",
+        "-q",
+        "-i",
+        str(ssh_key(bench)),
+        "-c",
+        "aes128-gcm@openssh.com",
+        "-o",
+        "StrictHostKeyChecking=no",
+        "-o",
+        f"UserKnownHostsFile={os.devnull}",
+        "-o",
+        "BatchMode=yes",
+    ]
 
 
 def sftp(bench, server, order):
@@ -863,13 +1063,19 @@ def curl_list(bench, server, dest):
     """All small files by one curl on one connection."""
     names = sorted(os.listdir(bench.share / "many"))
     listed = bench.work / "curl-list"
-    listed.write_text("".join(f'url = "{url(server, "many/" + name)}"\noutput = "{dest}/{name}"\n' for name in names))
+    listed.write_text(
+        "".join(
+            f'url = "{url(server, "many/" + name)}"\noutput = "{dest}/{name}"\n' for name in names
+        )
+    )
     return [bench.need("curl"), "-sS", "-f", "-K", str(listed)]
 
 
 def aria_list(bench, server, dest):
     listed = bench.work / "aria-list"
-    listed.write_text("".join(f"{url(server, 'many/' + name)}\n" for name in os.listdir(bench.share / "many")))
+    listed.write_text(
+        "".join(f"{url(server, 'many/' + name)}\n" for name in os.listdir(bench.share / "many"))
+    )
     return [bench.need("aria2c"), "-q", "-j16", "-i", str(listed), "-d", str(dest)]
 
 
@@ -879,57 +1085,194 @@ def share_path(bench, name):
 
 DOWN: dict[str, Callable[..., list[str]]] = {  # (bench, server, name, dest)
     "client.py": lambda b, s, name, dest: client(b, s, "get", name, "-o", dest),
-    "httpclient.py": lambda b, s, name, dest: b.script("httpclient.py", "get", "--quiet", "--insecure", url(s, name), "-o", dest),
+    "httpclient.py": lambda b, s, name, dest: b.script(
+        "httpclient.py", "get", "--quiet", "--insecure", url(s, name), "-o", dest
+    ),
     "curl": lambda b, s, name, dest: [b.need("curl"), "-sSfk", url(s, name), "-o", str(dest)],
-    "curl ftp": lambda b, s, name, dest: [b.need("curl"), "-sSf", f"ftp://{HERE}:{s.port}/{name}", "-o", str(dest)],
-    "wget": lambda b, s, name, dest: [b.need("wget"), "-q", "-t", "0", "--waitretry=0", url(s, name), "-O", str(dest)],
-    "aria2c": lambda b, s, name, dest: [b.need("aria2c"), "-q", url(s, name), "-d", str(dest.parent), "-o", dest.name],
-    "rsync": lambda b, s, name, dest: [b.need("rsync"), "-W", f"rsync://{HERE}:{s.port}/share/{name}", str(dest)],
+    "curl ftp": lambda b, s, name, dest: [
+        b.need("curl"),
+        "-sSf",
+        f"ftp://{HERE}:{s.port}/{name}",
+        "-o",
+        str(dest),
+    ],
+    "wget": lambda b, s, name, dest: [
+        b.need("wget"),
+        "-q",
+        "-t",
+        "0",
+        "--waitretry=0",
+        url(s, name),
+        "-O",
+        str(dest),
+    ],
+    "aria2c": lambda b, s, name, dest: [
+        b.need("aria2c"),
+        "-q",
+        url(s, name),
+        "-d",
+        str(dest.parent),
+        "-o",
+        dest.name,
+    ],
+    "rsync": lambda b, s, name, dest: [
+        b.need("rsync"),
+        "-W",
+        f"rsync://{HERE}:{s.port}/share/{name}",
+        str(dest),
+    ],
     "scp": lambda b, s, name, dest: scp(b, s, share_path(b, name), str(dest)),
     "sftp": lambda b, s, name, dest: sftp(b, s, f"get {b.share}/{name} {dest}"),
-    "socat": lambda b, s, name, dest: [b.need("socat"), "-b", str(BUFFER), "-u", f"TCP:{HERE}:{s.port}", f"CREATE:{dest}"],
-    "ncat": lambda b, s, name, dest: ["sh", "-c", f"exec {b.need('ncat')} --recv-only {HERE} {s.port} > {dest}"],
+    "socat": lambda b, s, name, dest: [
+        b.need("socat"),
+        "-b",
+        str(BUFFER),
+        "-u",
+        f"TCP:{HERE}:{s.port}",
+        f"CREATE:{dest}",
+    ],
+    "ncat": lambda b, s, name, dest: [
+        "sh",
+        "-c",
+        f"exec {b.need('ncat')} --recv-only {HERE} {s.port} > {dest}",
+    ],
     "recv loop": lambda b, s, name, dest: b.instrument(fetch_stream, s.port, dest),
 }
-DOWN_PAIRS = [("client.py", "server.py"), ("httpclient.py", "httpserver.py"), *(("curl", name) for name in HTTP_SERVERS),
-              ("httpclient.py", "nginx"), ("wget", "nginx"), ("aria2c", "nginx"), ("rsync", "rsyncd"), ("scp", "sshd"), ("sftp", "sshd"),
-              ("curl ftp", "vsftpd"), ("curl ftp", "pyftpdlib"), ("socat", "socat"), ("ncat", "ncat"), ("recv loop", "sendfile loop")]
+DOWN_PAIRS = [
+    ("client.py", "server.py"),
+    ("httpclient.py", "httpserver.py"),
+    *(("curl", name) for name in HTTP_SERVERS),
+    ("httpclient.py", "nginx"),
+    ("wget", "nginx"),
+    ("aria2c", "nginx"),
+    ("rsync", "rsyncd"),
+    ("scp", "sshd"),
+    ("sftp", "sshd"),
+    ("curl ftp", "vsftpd"),
+    ("curl ftp", "pyftpdlib"),
+    ("socat", "socat"),
+    ("ncat", "ncat"),
+    ("recv loop", "sendfile loop"),
+]
 
 UP: dict[str, Callable[..., list[str]]] = {  # (bench, server, source); it arrives as up/large.bin
     "client.py": lambda b, s, source: client(b, s, "put", source, "--into", "up"),
-    "httpclient.py": lambda b, s, source: b.script("httpclient.py", "put", "--quiet", source, url(s, "up/")),
-    "curl": lambda b, s, source: [b.need("curl"), "-sSf", "-o", os.devnull, "-T", str(source), url(s, "up/large.bin")],
-    "curl form": lambda b, s, source: [b.need("curl"), "-sSf", "-o", os.devnull, "-F", f"files=@{source}",
-                                       url(s, "up/" if s.name == "httpserver.py" else "upload")],
-    "curl ftp": lambda b, s, source: [b.need("curl"), "-sSf", "-T", str(source), f"ftp://{HERE}:{s.port}/up/large.bin"],
-    "rsync": lambda b, s, source: [b.need("rsync"), "-W", str(source), f"rsync://{HERE}:{s.port}/share/up/"],
+    "httpclient.py": lambda b, s, source: b.script(
+        "httpclient.py", "put", "--quiet", source, url(s, "up/")
+    ),
+    "curl": lambda b, s, source: [
+        b.need("curl"),
+        "-sSf",
+        "-o",
+        os.devnull,
+        "-T",
+        str(source),
+        url(s, "up/large.bin"),
+    ],
+    "curl form": lambda b, s, source: [
+        b.need("curl"),
+        "-sSf",
+        "-o",
+        os.devnull,
+        "-F",
+        f"files=@{source}",
+        url(s, "up/" if s.name == "httpserver.py" else "upload"),
+    ],
+    "curl ftp": lambda b, s, source: [
+        b.need("curl"),
+        "-sSf",
+        "-T",
+        str(source),
+        f"ftp://{HERE}:{s.port}/up/large.bin",
+    ],
+    "rsync": lambda b, s, source: [
+        b.need("rsync"),
+        "-W",
+        str(source),
+        f"rsync://{HERE}:{s.port}/share/up/",
+    ],
     "scp": lambda b, s, source: scp(b, s, str(source), share_path(b, "up/large.bin")),
     "sftp": lambda b, s, source: sftp(b, s, f"put {source} {b.share}/up/large.bin"),
-    "socat": lambda b, s, source: [b.need("socat"), "-b", str(BUFFER), "-u", f"OPEN:{source},rdonly", f"TCP:{HERE}:{s.port}"],
+    "socat": lambda b, s, source: [
+        b.need("socat"),
+        "-b",
+        str(BUFFER),
+        "-u",
+        f"OPEN:{source},rdonly",
+        f"TCP:{HERE}:{s.port}",
+    ],
     "sendfile loop": lambda b, s, source: b.instrument(push_stream, s.port, source),
 }
-UP_PAIRS = [("client.py", "server.py"), ("httpclient.py", "httpserver.py"), ("curl", "httpserver.py"), ("curl", "nginx"),
-            ("curl", "lighttpd"), ("curl", "copyparty"), ("httpclient.py", "nginx"), ("curl form", "httpserver.py"),
-            ("curl form", "uploadserver sink"), ("rsync", "rsyncd"), ("scp", "sshd"), ("sftp", "sshd"), ("curl ftp", "vsftpd"),
-            ("curl ftp", "pyftpdlib"), ("socat", "socat sink"), ("sendfile loop", "recv loop")]
+UP_PAIRS = [
+    ("client.py", "server.py"),
+    ("httpclient.py", "httpserver.py"),
+    ("curl", "httpserver.py"),
+    ("curl", "nginx"),
+    ("curl", "lighttpd"),
+    ("curl", "copyparty"),
+    ("httpclient.py", "nginx"),
+    ("curl form", "httpserver.py"),
+    ("curl form", "uploadserver sink"),
+    ("rsync", "rsyncd"),
+    ("scp", "sshd"),
+    ("sftp", "sshd"),
+    ("curl ftp", "vsftpd"),
+    ("curl ftp", "pyftpdlib"),
+    ("socat", "socat sink"),
+    ("sendfile loop", "recv loop"),
+]
 
-MANY_DOWN: dict[tuple[str, str], Callable[..., list[str]]] = {  # (bench, server, dest): the small files lie in dest or in dest/many
+# (bench, server, dest): the small files lie in dest or in dest/many
+MANY_DOWN: dict[tuple[str, str], Callable[..., list[str]]] = {
     ("client.py", "server.py"): lambda b, s, dest: client(b, s, "get", "many", "-o", dest),
-    ("httpclient.py", "httpserver.py"): lambda b, s, dest: b.script("httpclient.py", "mirror", "--quiet", url(s, "many/"), "-o", dest),
-    ("httpclient.py", "nginx"): lambda b, s, dest: b.script("httpclient.py", "mirror", "--quiet", url(s, "many/"), "-o", dest),
+    ("httpclient.py", "httpserver.py"): lambda b, s, dest: b.script(
+        "httpclient.py", "mirror", "--quiet", url(s, "many/"), "-o", dest
+    ),
+    ("httpclient.py", "nginx"): lambda b, s, dest: b.script(
+        "httpclient.py", "mirror", "--quiet", url(s, "many/"), "-o", dest
+    ),
     ("curl", "httpserver.py"): curl_list,
     ("curl", "nginx"): curl_list,
-    ("wget", "nginx"): lambda b, s, dest: [b.need("wget"), "-q", "-r", "-np", "-nH", "-P", str(dest), url(s, "many/")],
+    ("wget", "nginx"): lambda b, s, dest: [
+        b.need("wget"),
+        "-q",
+        "-r",
+        "-np",
+        "-nH",
+        "-P",
+        str(dest),
+        url(s, "many/"),
+    ],
     ("aria2c", "nginx"): aria_list,
-    ("rsync", "rsyncd"): lambda b, s, dest: [b.need("rsync"), "-rtW", f"rsync://{HERE}:{s.port}/share/many", str(dest)],
+    ("rsync", "rsyncd"): lambda b, s, dest: [
+        b.need("rsync"),
+        "-rtW",
+        f"rsync://{HERE}:{s.port}/share/many",
+        str(dest),
+    ],
     ("scp", "sshd"): lambda b, s, dest: scp(b, s, "-r", share_path(b, "many"), str(dest)),
 }
-MANY_UP: dict[tuple[str, str], Callable[..., list[str]]] = {  # (bench, server, folder): the small files arrive in up/many or up
+# (bench, server, folder): the small files arrive in up/many or up
+MANY_UP: dict[tuple[str, str], Callable[..., list[str]]] = {
     ("client.py", "server.py"): lambda b, s, folder: client(b, s, "put", folder, "--into", "up"),
-    ("httpclient.py", "httpserver.py"): lambda b, s, folder: b.script("httpclient.py", "upload", "--quiet", folder, url(s, "up/many/")),
-    ("curl", "httpserver.py"): lambda b, s, folder: [b.need("curl"), "-sSf", "-o", os.devnull, "-T", f"{folder}/{{{','.join(sorted(os.listdir(folder)))}}}",
-                                                     url(s, "up/")],
-    ("rsync", "rsyncd"): lambda b, s, folder: [b.need("rsync"), "-rtW", str(folder), f"rsync://{HERE}:{s.port}/share/up/"],
+    ("httpclient.py", "httpserver.py"): lambda b, s, folder: b.script(
+        "httpclient.py", "upload", "--quiet", folder, url(s, "up/many/")
+    ),
+    ("curl", "httpserver.py"): lambda b, s, folder: [
+        b.need("curl"),
+        "-sSf",
+        "-o",
+        os.devnull,
+        "-T",
+        f"{folder}/{{{','.join(sorted(os.listdir(folder)))}}}",
+        url(s, "up/"),
+    ],
+    ("rsync", "rsyncd"): lambda b, s, folder: [
+        b.need("rsync"),
+        "-rtW",
+        str(folder),
+        f"rsync://{HERE}:{s.port}/share/up/",
+    ],
     ("scp", "sshd"): lambda b, s, folder: scp(b, s, "-r", str(folder), share_path(b, "up/")),
 }
 
@@ -953,7 +1296,7 @@ def read_body(conn, data, size, total):
     size, data = size - len(taken), data[size:]
     buffer = memoryview(bytearray(min(size, BUFFER)))
     while size:
-        count = conn.recv_into(buffer[:min(size, BUFFER)])
+        count = conn.recv_into(buffer[: min(size, BUFFER)])
         if not count:
             raise Wrong(f"closed with {size} bytes missing")
         total.update(buffer[:count])
@@ -963,6 +1306,7 @@ def read_body(conn, data, size, total):
 
 class Slow(socket.socket):
     """A connection whose reader takes little at a time, and its time; with a small window, or the kernel would take all."""
+
     pause = 0.0
 
     def recv_into(self, buffer):
@@ -1044,7 +1388,8 @@ def time_small(bench, server, going_on):
 
 
 # --- suites ---
-# A suite is a list of cells. A cell is a contender at one place of the x axis (None where there is none), and a function that
+# A suite is a list of cells. A cell is a contender at one place of the x axis (None where there is
+# none), and a function that
 # measures it once and raises Wrong when the result does not count.
 class Cell(NamedTuple):
     name: str
@@ -1076,10 +1421,27 @@ def down(bench):
 
     def memory_to_memory():
         server = bench.server("iperf3")
-        told = json.loads(bench.ask([bench.need("iperf3"), "-c", HERE, "-p", str(server.port), "-R", "-J", "-n", str(bench.large[0])]))
+        told = json.loads(
+            bench.ask(
+                [
+                    bench.need("iperf3"),
+                    "-c",
+                    HERE,
+                    "-p",
+                    str(server.port),
+                    "-R",
+                    "-J",
+                    "-n",
+                    str(bench.large[0]),
+                ]
+            )
+        )
         return told["end"]["sum_received"]["bits_per_second"] / 8e6
 
-    cells = [Cell(f"{tool} from {server}", None, lambda t=tool, s=server: measure(t, s)) for tool, server in DOWN_PAIRS]
+    cells = [
+        Cell(f"{tool} from {server}", None, lambda t=tool, s=server: measure(t, s))
+        for tool, server in DOWN_PAIRS
+    ]
     return [*cells, Cell("iperf3, no file", None, memory_to_memory)]
 
 
@@ -1090,7 +1452,9 @@ def push_once(bench, tool, server_name):
     os.chmod(arrived.parent, 0o777)
     start = time.perf_counter()
     bench.run(UP[tool](bench, server, bench.share / "large.bin"))
-    while time.perf_counter() < start + READY_S and not (arrived.exists() and arrived.stat().st_size >= bench.large[0]):
+    while time.perf_counter() < start + READY_S and not (
+        arrived.exists() and arrived.stat().st_size >= bench.large[0]
+    ):
         time.sleep(0.001)
     seconds = time.perf_counter() - start
     same_file(arrived, bench.large)
@@ -1099,8 +1463,14 @@ def push_once(bench, tool, server_name):
 
 
 def up(bench):
-    return [Cell(f"{tool} to {server.replace(' sink', '')}", None, lambda t=tool, s=server: bench.large[0] / 1e6 / push_once(bench, t, s))
-            for tool, server in UP_PAIRS]
+    return [
+        Cell(
+            f"{tool} to {server.replace(' sink', '')}",
+            None,
+            lambda t=tool, s=server: bench.large[0] / 1e6 / push_once(bench, t, s),
+        )
+        for tool, server in UP_PAIRS
+    ]
 
 
 def many_down(bench):
@@ -1109,7 +1479,11 @@ def many_down(bench):
         seconds = bench.run(MANY_DOWN[tool, name](bench, server, dest))
         same_tree(dest / "many" if (dest / "many").is_dir() else dest, bench.share / "many")
         return MANY[bench.size] / seconds
-    return [Cell(f"{tool} from {name}", None, lambda t=tool, n=name: measure(t, n)) for tool, name in MANY_DOWN]
+
+    return [
+        Cell(f"{tool} from {name}", None, lambda t=tool, n=name: measure(t, n))
+        for tool, name in MANY_DOWN
+    ]
 
 
 def many_up(bench):
@@ -1125,46 +1499,95 @@ def many_up(bench):
             seconds = bench.run(command)
         same_tree(arrived / "many" if (arrived / "many").is_dir() else arrived, folder)
         return MANY[bench.size] / seconds
-    cells = [Cell(f"{tool} to {name}", None, lambda t=tool, n=name: measure(t, n)) for tool, name in MANY_UP]
-    return [*cells, Cell("client.py, nothing changed", None, lambda: measure("client.py", "server.py", again=True)),
-            Cell("rsync, nothing changed", None, lambda: measure("rsync", "rsyncd", again=True))]
+
+    cells = [
+        Cell(f"{tool} to {name}", None, lambda t=tool, n=name: measure(t, n))
+        for tool, name in MANY_UP
+    ]
+    return [
+        *cells,
+        Cell(
+            "client.py, nothing changed",
+            None,
+            lambda: measure("client.py", "server.py", again=True),
+        ),
+        Cell("rsync, nothing changed", None, lambda: measure("rsync", "rsyncd", again=True)),
+    ]
 
 
 def requests(kept, own=False):
     """Cells that count requests: by wrk, or by this file's own load where wrk is not."""
+
     def measure(bench, name, connections, own):
         server = bench.server(name)
         with greeted_by_nobody(server.port) as conn:
             ask_http(conn, "1k.bin", bench.small)
         seconds = 0.1 if bench.warming else LOAD_S[bench.size]
         if own or bench.warming or not bench.has("wrk"):
-            return float(bench.ask(bench.instrument(load, server.port, "/1k.bin", connections, seconds, kept)))
+            return float(
+                bench.ask(
+                    bench.instrument(load, server.port, "/1k.bin", connections, seconds, kept)
+                )
+            )
         close = [] if kept == "kept" else ["-H", "Connection: close"]
-        told = bench.ask(["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", *close, url(server, "1k.bin")])
+        told = bench.ask(
+            [
+                "wrk",
+                "-t1",
+                f"-c{connections}",
+                f"-d{max(1, round(seconds))}s",
+                *close,
+                url(server, "1k.bin"),
+            ]
+        )
         if bad := re.search(r"Non-2xx.*", told):
             raise Wrong(bad[0])
         return float(re.search(r"Requests/sec:\s+([\d.]+)", told)[1])
 
     def cells(bench):
         places = (16,) if bench.args.quick else (1, 16, 256)
-        return [Cell(name, x, lambda n=name, x=x: measure(bench, n, x, own)) for name in HTTP_SERVERS for x in places]
+        return [
+            Cell(name, x, lambda n=name, x=x: measure(bench, n, x, own))
+            for name in HTTP_SERVERS
+            for x in places
+        ]
 
     return cells
 
 
 def load_check(bench):
     """This file's own load beside wrk and ab on one server: what is behind 'requests' where they are missing."""
+
     def by_ab():
         seconds, server = max(1, round(LOAD_S[bench.size])), bench.server("nginx")
-        told = bench.ask([bench.need("ab"), "-q", "-k", "-c", "16", "-t", str(seconds), "-n", "10000000", url(server, "1k.bin")])
+        told = bench.ask(
+            [
+                bench.need("ab"),
+                "-q",
+                "-k",
+                "-c",
+                "16",
+                "-t",
+                str(seconds),
+                "-n",
+                "10000000",
+                url(server, "1k.bin"),
+            ]
+        )
         return float(re.search(r"Requests per second:\s+([\d.]+)", told)[1])
 
     def by(own):
         if not own:
             bench.need("wrk")
-        return next(cell for cell in requests("kept", own)(bench) if (cell.name, cell.x) == ("nginx", 16)).measure()
+        return next(
+            cell for cell in requests("kept", own)(bench) if (cell.name, cell.x) == ("nginx", 16)
+        ).measure()
 
-    return [Cell("own load", None, lambda: by(True)), Cell("wrk", None, lambda: by(False)), Cell("ab", None, by_ab)]
+    return [
+        Cell("own load", None, lambda: by(True)),
+        Cell("wrk", None, lambda: by(False)),
+        Cell("ab", None, by_ab),
+    ]
 
 
 def first_byte(bench):
@@ -1177,6 +1600,7 @@ def first_byte(bench):
                 ask(conn, "1k.bin", bench.small, first)
             times.append((first[0] - start) * 1e3)
         return median(times)
+
     return [Cell(name, None, lambda n=name: measure(n)) for name in ["server.py", *HTTP_SERVERS]]
 
 
@@ -1188,28 +1612,53 @@ def chunks(bench):
         with greeted_by_nobody(server.port) as conn:
             conn.sendall(b"%d" % chunk)
             start = time.perf_counter()
-            while done < len(data) and (count := conn.recv_into(view[done:done + chunk])):
+            while done < len(data) and (count := conn.recv_into(view[done : done + chunk])):
                 done += count
             seconds = time.perf_counter() - start
         if (done, hashlib.sha256(data).hexdigest()) != bench.sizes[len(data)]:
             raise Wrong(f"{done} of {len(data)} bytes, or another content")
         return done / 1e6 / seconds
-    return [Cell("send and recv of that size", chunk, lambda c=chunk: by_loop(c)) for chunk in CHUNKS]
+
+    return [
+        Cell("send and recv of that size", chunk, lambda c=chunk: by_loop(c)) for chunk in CHUNKS
+    ]
 
 
-SIZE_PAIRS = [("client.py", "server.py"), ("httpclient.py", "httpserver.py"), ("curl", "nginx"), ("rsync", "rsyncd"), ("scp", "sshd")]
+SIZE_PAIRS = [
+    ("client.py", "server.py"),
+    ("httpclient.py", "httpserver.py"),
+    ("curl", "nginx"),
+    ("rsync", "rsyncd"),
+    ("scp", "sshd"),
+]
 
 
 def sizes(bench):
-    return [Cell(f"{tool} from {server}", size, lambda t=tool, s=server, z=size: fetch_once(bench, t, s, f"{z}.bin", bench.sizes[z]) * 1e3)
-            for tool, server in SIZE_PAIRS for size in bench.sizes]
+    return [
+        Cell(
+            f"{tool} from {server}",
+            size,
+            lambda t=tool, s=server, z=size: (
+                fetch_once(bench, t, s, f"{z}.bin", bench.sizes[z]) * 1e3
+            ),
+        )
+        for tool, server in SIZE_PAIRS
+        for size in bench.sizes
+    ]
 
 
 def under_load(bench):
     """99th percentile of small requests on a kept connection while others download."""
+
     def measure(name, others):
         server = bench.server(name)
-        busy = subprocess.Popen(bench.instrument(drain, server.port, "/large.bin", others), start_new_session=True) if others else None
+        busy = (
+            subprocess.Popen(
+                bench.instrument(drain, server.port, "/large.bin", others), start_new_session=True
+            )
+            if others
+            else None
+        )
         try:
             time.sleep(0.2)  # the downloads are under way
             until = time.perf_counter() + (0.1 if bench.warming else LOAD_S[bench.size])
@@ -1217,8 +1666,13 @@ def under_load(bench):
         finally:
             if busy:
                 stop(busy)
+
     places = (0, 16) if bench.args.quick else (0, 4, 16)
-    return [Cell(name, x, lambda n=name, x=x: measure(n, x)) for name in ("httpserver.py", "nginx", "caddy", "http.server") for x in places]
+    return [
+        Cell(name, x, lambda n=name, x=x: measure(n, x))
+        for name in ("httpserver.py", "nginx", "caddy", "http.server")
+        for x in places
+    ]
 
 
 def peaks(bench, tool, name, size):
@@ -1230,7 +1684,11 @@ def peaks(bench, tool, name, size):
     if size:
         command = DOWN[tool](bench, server, f"{size}.bin", got / "file")
     else:
-        command = MANY_DOWN[tool, name](bench, server, got) if got.name == "got" else MANY_UP[tool, name](bench, server, many)
+        command = (
+            MANY_DOWN[tool, name](bench, server, got)
+            if got.name == "got"
+            else MANY_UP[tool, name](bench, server, many)
+        )
     bench.run(command, peak=lambda pid: seen.append(memory(pid, "VmHWM")))
     if size:
         same_file(got / "file", bench.sizes[size])
@@ -1242,13 +1700,21 @@ def peaks(bench, tool, name, size):
 def memory_sides(bench):
     need_proc()
     places = list(bench.sizes)[-2:] if bench.args.quick else list(bench.sizes)
-    return [Cell(side, size, bench.figure(number, peaks, *pair, size)) for pair in SIZE_PAIRS[:3] for number, side in enumerate(pair) for size in places]
+    return [
+        Cell(side, size, bench.figure(number, peaks, *pair, size))
+        for pair in SIZE_PAIRS[:3]
+        for number, side in enumerate(pair)
+        for size in places
+    ]
 
 
 def memory_many(bench):
     need_proc()
-    return [Cell(side, None, bench.figure(number, peaks, *pair, None))
-            for pair in (SIZE_PAIRS[0], SIZE_PAIRS[1], ("rsync", "rsyncd")) for number, side in enumerate(pair)]
+    return [
+        Cell(side, None, bench.figure(number, peaks, *pair, None))
+        for pair in (SIZE_PAIRS[0], SIZE_PAIRS[1], ("rsync", "rsyncd"))
+        for number, side in enumerate(pair)
+    ]
 
 
 def hold_idle(bench, name, count):
@@ -1277,10 +1743,15 @@ def hold_idle(bench, name, count):
 
 def idle(figure):
     """Cells of one of the two figures of hold_idle."""
+
     def cells(bench):
         need_proc()
-        return [Cell(name, x, bench.figure(figure, hold_idle, name, x))
-                for name in ("server.py", "httpserver.py", "tcp_upper.py", "nginx", "caddy") for x in IDLE[bench.size]]
+        return [
+            Cell(name, x, bench.figure(figure, hold_idle, name, x))
+            for name in ("server.py", "httpserver.py", "tcp_upper.py", "nginx", "caddy")
+            for x in IDLE[bench.size]
+        ]
+
     return cells
 
 
@@ -1292,7 +1763,10 @@ def hold_crowd(name, port, idle_count, slow_count, pause, *wants):
     with ExitStack() as held, ThreadPoolExecutor(int(slow_count)) as pool:
         for _ in range(int(idle_count)):
             ask(held.enter_context(connect(int(port))), *small)
-        slow = [pool.submit(ask, held.enter_context(connect(int(port), Slow)), *large) for _ in range(int(slow_count))]
+        slow = [
+            pool.submit(ask, held.enter_context(connect(int(port), Slow)), *large)
+            for _ in range(int(slow_count))
+        ]
         print("under way", flush=True)
         print(sum(not done.exception() for done in slow))
 
@@ -1303,8 +1777,18 @@ def bear_crowd(bench, name, idle_count, slow_count):
         return 0.0, 0.0
     bench.stop(*[name] if name in bench.running else [])
     server = bench.server(name)
-    busy = aside(hold_crowd, name, server.port, idle_count, slow_count, SLOW_S[bench.size], "1k.bin", *bench.small,
-                 f"{SLOW_FILE}.bin", *bench.sizes[SLOW_FILE])
+    busy = aside(
+        hold_crowd,
+        name,
+        server.port,
+        idle_count,
+        slow_count,
+        SLOW_S[bench.size],
+        "1k.bin",
+        *bench.small,
+        f"{SLOW_FILE}.bin",
+        *bench.sizes[SLOW_FILE],
+    )
     try:
         slowest = time_small(bench, server, lambda: busy.poll() is None)
         whole = int(busy.stdout.read() or 0)
@@ -1319,10 +1803,22 @@ def bear_crowd(bench, name, idle_count, slow_count):
 
 def crowd(figure):
     """Cells of one of the two figures of bear_crowd."""
+
     def cells(bench):
         need_proc()
-        cells = [Cell(name, None, bench.figure(figure, bear_crowd, name, *CROWD[bench.size])) for name in ("server.py", "httpserver.py", "nginx", "caddy")]
-        return [*cells, Cell("server.py, 100 downloads alone", None, bench.figure(figure, bear_crowd, "server.py", 0, 100))]
+        cells = [
+            Cell(name, None, bench.figure(figure, bear_crowd, name, *CROWD[bench.size]))
+            for name in ("server.py", "httpserver.py", "nginx", "caddy")
+        ]
+        return [
+            *cells,
+            Cell(
+                "server.py, 100 downloads alone",
+                None,
+                bench.figure(figure, bear_crowd, "server.py", 0, 100),
+            ),
+        ]
+
     return cells
 
 
@@ -1347,8 +1843,10 @@ def guess(port, attempt, seconds):
     print(ended / now)
 
 
-WRONG = {"server.py password": f"auth nonce={'a' * 32} proof={'b' * 64}\r\n",
-         "httpserver.py password": f"GET /1k.bin HTTP/1.1\r\nHost: {HERE}\r\nAuthorization: Basic {b64encode(b'six:wrong').decode()}\r\nConnection: close\r\n\r\n"}
+WRONG = {
+    "server.py password": f"auth nonce={'a' * 32} proof={'b' * 64}\r\n",
+    "httpserver.py password": f"GET /1k.bin HTTP/1.1\r\nHost: {HERE}\r\nAuthorization: Basic {b64encode(b'six:wrong').decode()}\r\nConnection: close\r\n\r\n",
+}
 
 
 @cache
@@ -1362,10 +1860,16 @@ def log_in(name, port):
     with greeted_by_nobody(port) as conn:
         if name == "httpserver.py password":
             word = b64encode(f"six:{PASSWORD}".encode()).decode()
-            conn.sendall(f"GET /1k.bin HTTP/1.1\r\nHost: {HERE}:{port}\r\nAuthorization: Basic {word}\r\n\r\n".encode())
+            conn.sendall(
+                f"GET /1k.bin HTTP/1.1\r\nHost: {HERE}:{port}\r\nAuthorization: Basic {word}\r\n\r\n".encode()
+            )
             want = b"HTTP/1.1 200"
         else:
-            keys = dict(word.split("=", 1) for word in read_line(conn, b"")[0].decode().split() if "=" in word)
+            keys = dict(
+                word.split("=", 1)
+                for word in read_line(conn, b"")[0].decode().split()
+                if "=" in word
+            )
             facts = f"client {keys['nonce']} {'c' * 32} -"
             proof = hmac.new(scrypt_key(keys["salt"]), facts.encode(), "sha256").hexdigest()
             conn.sendall(f"auth nonce={'c' * 32} proof={proof}\n".encode())
@@ -1378,10 +1882,15 @@ def log_in(name, port):
 
 def guessed(bench):
     """What a flood of wrong passwords from elsewhere costs the right one: the slowest of 100 then, less the median before."""
+
     def measure(name):
         server = bench.server(name)
         log_in(name, server.port)
-        quiet, during, seconds = median([log_in(name, server.port) for _ in range(20)]), [], 0.2 if bench.warming else 2 * LOAD_S[bench.size]
+        quiet, during, seconds = (
+            median([log_in(name, server.port) for _ in range(20)]),
+            [],
+            0.2 if bench.warming else 2 * LOAD_S[bench.size],
+        )
         busy = aside(guess, server.port, WRONG[name], seconds)
         try:
             while busy.poll() is None:
@@ -1393,6 +1902,7 @@ def guessed(bench):
         if rate < 0.9 * GUESSES and not bench.warming:
             raise Wrong(f"only {rate:.0f} wrong passwords a second were answered")
         return max(0.01, percentile(during) - quiet)
+
     return [Cell(name, None, lambda n=name: measure(n)) for name in WRONG]
 
 
@@ -1408,9 +1918,15 @@ def hear(ready, run, heard, deadline):
 
 def chatters(bench):
     """Ten lines a second, said in turn by clients that all hear each other: the longest time until the last of them has heard one."""
+
     def measure(count):
         bench.knows("client.py", "chat")
-        server, ready, heard, worst = bench.server("server.py"), selectors.DefaultSelector(), Counter(), 0.0
+        server, ready, heard, worst = (
+            bench.server("server.py"),
+            selectors.DefaultSelector(),
+            Counter(),
+            0.0,
+        )
         run = time.monotonic_ns()  # who joins is told older lines too
         with ExitStack() as held:
             conns = [held.enter_context(greeted(server.port)) for _ in range(count)]
@@ -1422,9 +1938,12 @@ def chatters(bench):
                 if time.perf_counter() > begun + READY_S:
                     raise Wrong(f"{heard['joined']} of {count} have joined")
                 hear(ready, run, heard, begun + READY_S)
-            for number in range(1 + round(10 * 2 * LOAD_S[bench.size])):  # the first is for the news of who joined
+            # the first is for the news of who joined
+            for number in range(1 + round(10 * 2 * LOAD_S[bench.size])):
                 said = time.perf_counter()
-                conns[number * 7 % count].sendall(b"say line-%d-%d, good day to everybody\n" % (run, number))
+                conns[number * 7 % count].sendall(
+                    b"say line-%d-%d, good day to everybody\n" % (run, number)
+                )
                 while heard[number] < count - 1:
                     if time.perf_counter() > said + READY_S:
                         raise Wrong(f"line {number} was heard by {heard[number]} of {count - 1}")
@@ -1433,7 +1952,11 @@ def chatters(bench):
                 while time.perf_counter() < said + 0.1:
                     hear(ready, run, heard, said + 0.1)
         return worst
-    return [Cell("server.py", x, lambda x=x: measure(x)) for x in ((500,) if bench.args.quick else (50, 200, 500))]
+
+    return [
+        Cell("server.py", x, lambda x=x: measure(x))
+        for x in ((500,) if bench.args.quick else (50, 200, 500))
+    ]
 
 
 def cut_link(port, cuts, passed):
@@ -1455,7 +1978,11 @@ def cut_link(port, cuts, passed):
     def lead():
         with suppress(OSError):
             while True:
-                threading.Thread(target=carry, args=(listening.accept()[0], cuts.pop() if cuts else math.inf), daemon=True).start()
+                threading.Thread(
+                    target=carry,
+                    args=(listening.accept()[0], cuts.pop() if cuts else math.inf),
+                    daemon=True,
+                ).start()
 
     threading.Thread(target=lead, daemon=True).start()
     return listening
@@ -1463,6 +1990,7 @@ def cut_link(port, cuts, passed):
 
 def link_cut(bench):
     """KiB a cut that came twice while a file was fetched over a link that is cut at random places."""
+
     def measure(tool, name):
         size = max(bench.sizes if bench.args.quick else SIZES["quick"])
         server, dest, passed = bench.server(name), bench.fresh("got") / "large.bin", []
@@ -1474,25 +2002,62 @@ def link_cut(bench):
             listening.shutdown(socket.SHUT_RDWR)
         same_file(dest, bench.sizes[size])
         return max(0.01, (sum(passed) - size) / KIB / count)
-    return [Cell(f"{tool} from {name}", None, lambda t=tool, n=name: measure(t, n)) for tool, name in
-            (("httpclient.py", "nginx"), ("httpclient.py", "httpserver.py"), ("client.py", "server.py"), ("wget", "nginx"))]
+
+    return [
+        Cell(f"{tool} from {name}", None, lambda t=tool, n=name: measure(t, n))
+        for tool, name in (
+            ("httpclient.py", "nginx"),
+            ("httpclient.py", "httpserver.py"),
+            ("client.py", "server.py"),
+            ("wget", "nginx"),
+        )
+    ]
 
 
 def start_up(bench):
-    commands = {"client.py": lambda: bench.script("client.py", "--version"),
-                "httpclient.py": lambda: bench.script("httpclient.py", "--version"),
-                "python: socket, hashlib, argparse": lambda: [sys.executable, "-c", "import socket, hashlib, argparse"],
-                "python: http.client, argparse": lambda: [sys.executable, "-c", "import http.client, argparse"],
-                "curl": lambda: [bench.need("curl"), "--version"], "wget": lambda: [bench.need("wget"), "--version"],
-                "rsync": lambda: [bench.need("rsync"), "--version"]}
-    return [Cell(name, None, lambda c=command: median([bench.run(c()) for _ in range(5)]) * 1e3) for name, command in commands.items()]
+    commands = {
+        "client.py": lambda: bench.script("client.py", "--version"),
+        "httpclient.py": lambda: bench.script("httpclient.py", "--version"),
+        "python: socket, hashlib, argparse": lambda: [
+            sys.executable,
+            "-c",
+            "import socket, hashlib, argparse",
+        ],
+        "python: http.client, argparse": lambda: [
+            sys.executable,
+            "-c",
+            "import http.client, argparse",
+        ],
+        "curl": lambda: [bench.need("curl"), "--version"],
+        "wget": lambda: [bench.need("wget"), "--version"],
+        "rsync": lambda: [bench.need("rsync"), "--version"],
+    }
+    return [
+        Cell(name, None, lambda c=command: median([bench.run(c()) for _ in range(5)]) * 1e3)
+        for name, command in commands.items()
+    ]
 
 
 def tls(bench):
-    pairs = [("curl", "httpserver.py TLS"), ("curl", "nginx TLS"), ("client.py", "server.py TLS"), ("curl", "httpserver.py"),
-             ("curl", "nginx"), ("client.py", "server.py"), ("scp", "sshd")]
-    return [Cell(f"{tool} from {server}", None,
-                 lambda t=tool, s=server: bench.large[0] / 1e6 / fetch_once(bench, t, s, "large.bin", bench.large)) for tool, server in pairs]
+    pairs = [
+        ("curl", "httpserver.py TLS"),
+        ("curl", "nginx TLS"),
+        ("client.py", "server.py TLS"),
+        ("curl", "httpserver.py"),
+        ("curl", "nginx"),
+        ("client.py", "server.py"),
+        ("scp", "sshd"),
+    ]
+    return [
+        Cell(
+            f"{tool} from {server}",
+            None,
+            lambda t=tool, s=server: (
+                bench.large[0] / 1e6 / fetch_once(bench, t, s, "large.bin", bench.large)
+            ),
+        )
+        for tool, server in pairs
+    ]
 
 
 def relay_once(bench, receivers):
@@ -1504,8 +2069,16 @@ def relay_once(bench, receivers):
         for number in range(receivers):
             (got / str(number)).mkdir()
             command = client(bench, server, "receive", "--count", "1", "-o", got / str(number))
-            waiting.append(subprocess.Popen(command, cwd=got, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                                            stderr=subprocess.DEVNULL, start_new_session=True))
+            waiting.append(
+                subprocess.Popen(
+                    command,
+                    cwd=got,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            )
         deadline = time.monotonic() + READY_S
         while bench.ask(client(bench, server, "who")).lower().count("receiv") < receivers:
             if time.monotonic() > deadline:
@@ -1523,17 +2096,31 @@ def relay_once(bench, receivers):
 
 def relay(figure):
     """Cells of one of the two figures of relay_once; the rate also of the way without a relay."""
+
     def cells(bench):
-        direct = [Cell("direct put", None, lambda: bench.large[0] / 1e6 / push_once(bench, "client.py", "server.py"))]
-        return [*(direct if figure == 0 else []), Cell("one to one", None, bench.figure(figure, relay_once, 1)),
-                Cell("one to five", None, bench.figure(figure, relay_once, 5))]
+        direct = [
+            Cell(
+                "direct put",
+                None,
+                lambda: bench.large[0] / 1e6 / push_once(bench, "client.py", "server.py"),
+            )
+        ]
+        return [
+            *(direct if figure == 0 else []),
+            Cell("one to one", None, bench.figure(figure, relay_once, 1)),
+            Cell("one to five", None, bench.figure(figure, relay_once, 5)),
+        ]
+
     return cells
 
 
 def udp(bench):
     def measure(name):
         server = bench.server(name)
-        return float(bench.ask([bench.c_loop(), str(server.port), str(IN_FLIGHT), str(LOAD_S[bench.size])]))
+        return float(
+            bench.ask([bench.c_loop(), str(server.port), str(IN_FLIGHT), str(LOAD_S[bench.size])])
+        )
+
     return [Cell(name, None, lambda n=name: measure(n)) for name in DATAGRAM_SERVERS]
 
 
@@ -1553,11 +2140,16 @@ def stream(bench):
             seconds = bench.run(command, stdin=stdin, stdout=stdout)
         same_file(got, want)
         return want[0] / 1e9 / seconds
-    return [Cell(name, None, lambda n=name: measure(n)) for name in ("tcp_upper.py", "socat tr", "bare Python loop")]
+
+    return [
+        Cell(name, None, lambda n=name: measure(n))
+        for name in ("tcp_upper.py", "socat tr", "bare Python loop")
+    ]
 
 
 def by_protocol(bench):
     """Both protocols by the same few lines of code, on a kept connection and on new ones."""
+
     def measure(name, size, kept):
         server, want = bench.server(name), bench.sizes[size]
         connect, ask = by_hand(name)
@@ -1568,8 +2160,17 @@ def by_protocol(bench):
                 with nullcontext(conn) if kept else connect(server.port) as one:
                     ask(one, f"{size}.bin", want)
         return (time.perf_counter() - start) / count * 1e3
-    return [Cell(f"{word}, {how} connection", size, lambda n=name, z=size, k=how == "kept": measure(n, z, k))
-            for word, name in (("socket", "server.py"), ("HTTP", "httpserver.py")) for how in ("kept", "new") for size in bench.sizes]
+
+    return [
+        Cell(
+            f"{word}, {how} connection",
+            size,
+            lambda n=name, z=size, k=how == "kept": measure(n, z, k),
+        )
+        for word, name in (("socket", "server.py"), ("HTTP", "httpserver.py"))
+        for how in ("kept", "new")
+        for size in bench.sizes
+    ]
 
 
 SUITES = {
@@ -1577,29 +2178,118 @@ SUITES = {
     "up": Suite("One large file up", "MB/s", "more", "", up),
     "many-down": Suite("Many files of 1 KiB down", "files/s", "more", "", many_down),
     "many-up": Suite("Many files of 1 KiB up", "files/s", "more", "", many_up),
-    "kept": Suite("Requests for 1 KiB, kept connections", "requests/s", "more", "connections at once", requests("kept")),
-    "new": Suite("Requests for 1 KiB, a new connection each", "requests/s", "more", "connections at once", requests("new")),
-    "load-check": Suite("This file's load generator beside wrk and ab: nginx, 16 kept connections", "requests/s", "more", "", load_check, steady=True),
+    "kept": Suite(
+        "Requests for 1 KiB, kept connections",
+        "requests/s",
+        "more",
+        "connections at once",
+        requests("kept"),
+    ),
+    "new": Suite(
+        "Requests for 1 KiB, a new connection each",
+        "requests/s",
+        "more",
+        "connections at once",
+        requests("new"),
+    ),
+    "load-check": Suite(
+        "This file's load generator beside wrk and ab: nginx, 16 kept connections",
+        "requests/s",
+        "more",
+        "",
+        load_check,
+        steady=True,
+    ),
     "first-byte": Suite("Time to first byte, new connection", "ms", "less", "", first_byte),
     "chunks": Suite("Throughput against chunk size", "MB/s", "more", "chunk (bytes)", chunks),
-    "sizes": Suite("Time against file size, client process whole", "ms", "less", "file size (bytes)", sizes),
-    "load": Suite("Small request while others download, 99th percentile", "ms", "less", "large downloads at once", under_load),
+    "sizes": Suite(
+        "Time against file size, client process whole", "ms", "less", "file size (bytes)", sizes
+    ),
+    "load": Suite(
+        "Small request while others download, 99th percentile",
+        "ms",
+        "less",
+        "large downloads at once",
+        under_load,
+    ),
     "udp": Suite(f"UDP echoes, {IN_FLIGHT} in flight", "echoes/s", "more", "", udp),
     "stream": Suite("A large file through an uppercase echo and back", "GB/s", "more", "", stream),
-    "memory": Suite("Peak memory against file size", "MB", "less", "file size (bytes)", memory_sides, steady=True),
-    "memory-many": Suite("Peak memory while many files of 1 KiB pass", "MB", "less", "", memory_many, steady=True),
-    "idle": Suite("Memory against idle connections", "MB", "less", "idle connections", idle(0), steady=True),
-    "idle-answer": Suite("Until a new client is answered, the slowest of 20, against idle connections", "ms", "less", "idle connections", idle(1), steady=True),
-    "crowd": Suite("Peak memory with idle connections and slow downloads", "MB", "less", "", crowd(0), steady=True),
-    "crowd-answer": Suite("Small request among idle connections and slow downloads, 99th percentile", "ms", "less", "", crowd(1), steady=True),
-    "passwords": Suite(f"What {GUESSES:,} wrong passwords a second add to a right one, 99th percentile", "ms", "less", "", guessed),
-    "cut": Suite("Bytes that come twice over a link that is cut", "KiB a cut", "less", "", link_cut, steady=True),
+    "memory": Suite(
+        "Peak memory against file size",
+        "MB",
+        "less",
+        "file size (bytes)",
+        memory_sides,
+        steady=True,
+    ),
+    "memory-many": Suite(
+        "Peak memory while many files of 1 KiB pass", "MB", "less", "", memory_many, steady=True
+    ),
+    "idle": Suite(
+        "Memory against idle connections", "MB", "less", "idle connections", idle(0), steady=True
+    ),
+    "idle-answer": Suite(
+        "Until a new client is answered, the slowest of 20, against idle connections",
+        "ms",
+        "less",
+        "idle connections",
+        idle(1),
+        steady=True,
+    ),
+    "crowd": Suite(
+        "Peak memory with idle connections and slow downloads",
+        "MB",
+        "less",
+        "",
+        crowd(0),
+        steady=True,
+    ),
+    "crowd-answer": Suite(
+        "Small request among idle connections and slow downloads, 99th percentile",
+        "ms",
+        "less",
+        "",
+        crowd(1),
+        steady=True,
+    ),
+    "passwords": Suite(
+        f"What {GUESSES:,} wrong passwords a second add to a right one, 99th percentile",
+        "ms",
+        "less",
+        "",
+        guessed,
+    ),
+    "cut": Suite(
+        "Bytes that come twice over a link that is cut",
+        "KiB a cut",
+        "less",
+        "",
+        link_cut,
+        steady=True,
+    ),
     "start": Suite("Start-up of a client", "ms", "less", "", start_up),
     "tls": Suite("One large file down, with TLS and without", "MB/s", "more", "", tls),
-    "lab": Suite("Time of one file, socket against HTTP by the same client code", "ms", "less", "file size (bytes)", by_protocol),
-    "relay": Suite("From client to client through the server, delivered in total", "MB/s", "more", "", relay(0)),
-    "relay-memory": Suite("Peak memory of the server meanwhile", "MB", "less", "", relay(1), steady=True),
-    "chat": Suite("Until a line of chat is heard by all, the slowest", "ms", "less", "chatters", chatters, steady=True),
+    "lab": Suite(
+        "Time of one file, socket against HTTP by the same client code",
+        "ms",
+        "less",
+        "file size (bytes)",
+        by_protocol,
+    ),
+    "relay": Suite(
+        "From client to client through the server, delivered in total", "MB/s", "more", "", relay(0)
+    ),
+    "relay-memory": Suite(
+        "Peak memory of the server meanwhile", "MB", "less", "", relay(1), steady=True
+    ),
+    "chat": Suite(
+        "Until a line of chat is heard by all, the slowest",
+        "ms",
+        "less",
+        "chatters",
+        chatters,
+        steady=True,
+    ),
 }
 
 
@@ -1625,7 +2315,10 @@ def measured(bench, key, cell):
     return None
 
 
-NOT_QUICK = re.compile(r"^load-check|\bsftp|aria2c|lighttpd|darkhttpd|pyftpdlib|ncat|iperf3|from uploadserver|: uploadserver")  # what a quick run leaves out: no goal names it
+# what a quick run leaves out: no goal names it
+NOT_QUICK = re.compile(
+    r"^load-check|\bsftp|aria2c|lighttpd|darkhttpd|pyftpdlib|ncat|iperf3|from uploadserver|: uploadserver"
+)
 
 
 def all_cells(bench, suites):
@@ -1633,7 +2326,11 @@ def all_cells(bench, suites):
     found = []
     for key, suite in suites.items():
         try:
-            found += [(key, cell) for cell in suite.cells(bench) if not (bench.args.quick and NOT_QUICK.search(f"{key}: {cell.name}"))]
+            found += [
+                (key, cell)
+                for cell in suite.cells(bench)
+                if not (bench.args.quick and NOT_QUICK.search(f"{key}: {cell.name}"))
+            ]
         except (Absent, OSError) as missing:
             bench.wrong[key, suite.title, None] = f"absent: {missing}"
     return found
@@ -1647,21 +2344,41 @@ def run_rounds(bench, suites):
     for number in range(rounds + 1):
         bench.warming = number == 0
         bench.this_round.clear()
-        shown, order = "", list(in_turn([(key, cell) for key, cell in cells if number <= STEADY or not suites[key].steady], number))
+        shown, order = (
+            "",
+            list(
+                in_turn(
+                    [
+                        (key, cell)
+                        for key, cell in cells
+                        if number <= STEADY or not suites[key].steady
+                    ],
+                    number,
+                )
+            ),
+        )
         if bench.warming:  # once each contender: not at each place of the x axis, nor in each suite
             order = list({cell.name: (key, cell) for key, cell in reversed(order)}.values())[::-1]
         for place, (key, cell) in enumerate(order):
             if time.monotonic() > bench.until:
-                bench.wrong[key, "time is up", None] = f"round {number} of {rounds} was not finished"
+                bench.wrong[key, "time is up", None] = (
+                    f"round {number} of {rounds} was not finished"
+                )
                 return
             if shown != key or sys.stderr.isatty():
                 shown, what = key, f"round {number} of {rounds}" if number else "warming up"
-                progress(f"{what}, {place + 1} of {len(order)}: {key}: {cell.name}{'' if cell.x is None else f' at {cell.x:g}'}")
+                progress(
+                    f"{what}, {place + 1} of {len(order)}: {key}: {cell.name}{'' if cell.x is None else f' at {cell.x:g}'}"
+                )
             value = measured(bench, key, cell)
             if number:
                 bench.results.setdefault(key, {}).setdefault((cell.name, cell.x), []).append(value)
-        cells = [(key, cell) for key, cell in cells if (key, cell.name, cell.x) not in bench.wrong
-                 or good(bench.results.get(key, {}).get((cell.name, cell.x), []))]
+        cells = [
+            (key, cell)
+            for key, cell in cells
+            if (key, cell.name, cell.x) not in bench.wrong
+            or good(bench.results.get(key, {}).get((cell.name, cell.x), []))
+        ]
 
 
 def in_turn(cells, number):
@@ -1678,8 +2395,11 @@ def good(values):
 
 def summary(rows):
     """[(name, x, median, lowest, highest, how many)] of a suite's rows that have a result."""
-    return [(name, x, median(good(values)), min(good(values)), max(good(values)), len(good(values)))
-            for (name, x), values in rows.items() if good(values)]
+    return [
+        (name, x, median(good(values)), min(good(values)), max(good(values)), len(good(values)))
+        for (name, x), values in rows.items()
+        if good(values)
+    ]
 
 
 def table(key, suite, rows):
@@ -1688,7 +2408,9 @@ def table(key, suite, rows):
     lines = [f"{suite.title} ({suite.unit}, {suite.better} is better) [{key}]"]
     width = max([len(row[0]) for row in found], default=0)
     if not suite.x_label:
-        for name, _, middle, low, high, _ in sorted(found, key=lambda row: row[2], reverse=suite.better == "more"):
+        for name, _, middle, low, high, _ in sorted(
+            found, key=lambda row: row[2], reverse=suite.better == "more"
+        ):
             lines.append(f"  {name:{width}}  {short(middle):>8}   {short(low)} to {short(high)}")
         return lines
     places, width = sorted({row[1] for row in found}), max(width, len(suite.x_label))
@@ -1702,7 +2424,9 @@ def table(key, suite, rows):
             points = [(row[1], row[2]) for row in found if row[0] == name]
             if len(points) > 2:
                 setup, rate = line_fit(points)
-                lines.append(f"  {name:{width}}  {short(setup)} ms to set up, then {short(rate / 1e3)} MB/s")
+                lines.append(
+                    f"  {name:{width}}  {short(setup)} ms to set up, then {short(rate / 1e3)} MB/s"
+                )
     return lines
 
 
@@ -1710,9 +2434,15 @@ def goal_value(bench, goal, suites):
     """What was reached, as need is told; None where it was not measured."""
     rows, suite = bench.results.get(goal.suite, {}), suites.get(goal.suite)
     if goal.theirs is None:
-        found = [row[2] for row in summary(rows) if row[0] == goal.ours and goal.x in (None, row[1])]
+        found = [
+            row[2] for row in summary(rows) if row[0] == goal.ours and goal.x in (None, row[1])
+        ]
         return max(found) if found else None
-    value = pair_ratio(rows.get((goal.ours, goal.x), []), rows.get((goal.theirs, goal.x), []), suite.better if suite else "more")
+    value = pair_ratio(
+        rows.get((goal.ours, goal.x), []),
+        rows.get((goal.theirs, goal.x), []),
+        suite.better if suite else "more",
+    )
     return None if math.isnan(value) else value
 
 
@@ -1728,53 +2458,120 @@ def goal_lines(bench, suites):
         against = f" / {goal.theirs}" if goal.theirs else f" in {SUITES[goal.suite].unit}"
         met = value >= goal.need if goal.theirs else value <= goal.need
         bound = "at least" if goal.theirs else "at most"
-        reached = f"{'met   ' if met else 'MISSED'} {short(value):>7}, {bound} {short(goal.need):>5}"
+        reached = (
+            f"{'met   ' if met else 'MISSED'} {short(value):>7}, {bound} {short(goal.need):>5}"
+        )
         lines.append(f"  {reached}: {goal.suite}: {goal.ours}{against}{place}")
     if unknown:
-        lines.append(f"  not measured: {len(unknown)} (" + ", ".join(dict.fromkeys(goal.suite for goal in unknown)) + ")")
-    quick = "; they are meant for a whole run: with --quick starting up weighs more" if bench.args.quick else ""
+        lines.append(
+            f"  not measured: {len(unknown)} ("
+            + ", ".join(dict.fromkeys(goal.suite for goal in unknown))
+            + ")"
+        )
+    quick = (
+        "; they are meant for a whole run: with --quick starting up weighs more"
+        if bench.args.quick
+        else ""
+    )
     return [f"Goals (ratios are ours / theirs as throughput, pair by pair{quick})", *lines]
 
 
 def machine(bench):
     """Where this was measured."""
-    cpu = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else None
+    cpu = (
+        re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        if Path("/proc/cpuinfo").exists()
+        else None
+    )
     versions = {}
-    for tool, flag in (("nginx", "-v"), ("caddy", "version"), ("lighttpd", "-v"), ("curl", "-V"), ("wget", "-V"), ("aria2c", "-v"),
-                       ("rsync", "--version"), ("socat", "-V"), ("ncat", "--version"), ("iperf3", "-v"), ("sshd", "-V"), ("wrk", "-v")):
+    for tool, flag in (
+        ("nginx", "-v"),
+        ("caddy", "version"),
+        ("lighttpd", "-v"),
+        ("curl", "-V"),
+        ("wget", "-V"),
+        ("aria2c", "-v"),
+        ("rsync", "--version"),
+        ("socat", "-V"),
+        ("ncat", "--version"),
+        ("iperf3", "-v"),
+        ("sshd", "-V"),
+        ("wrk", "-v"),
+    ):
         path = shutil.which(tool) or shutil.which(tool, path="/usr/sbin")
         if path:
             told = subprocess.run([path, flag], capture_output=True, text=True, check=False)
             found = re.search(r"\d+\.\d+(?:[.p]\d+)*", told.stdout + told.stderr)
             versions[tool] = found[0] if found else "?"
-    return {"date": time.strftime("%Y-%m-%d %H:%M"), "python": platform.python_version(), "system": platform.platform(),
-            "processor": cpu[1] if cpu else platform.processor(), "processors": os.cpu_count(), "load": os.getloadavg()[0],
-            "files": str(bench.work), "large file": size_name(LARGE[bench.size]), "small files": MANY[bench.size], "versions": versions}
+    return {
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": cpu[1] if cpu else platform.processor(),
+        "processors": os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "files": str(bench.work),
+        "large file": size_name(LARGE[bench.size]),
+        "small files": MANY[bench.size],
+        "versions": versions,
+    }
 
 
 def report(bench, suites, where):
     """Everything as text."""
-    lines = [f"{where['date']}, {where['processors']} x {where['processor']}, Python {where['python']}, {where['system']}",
-             f"large file {where['large file']}, {where['small files']} small files, load when it began {where['load']:.1f}", ""]
+    lines = [
+        f"{where['date']}, {where['processors']} x {where['processor']}, Python {where['python']}, {where['system']}",
+        f"large file {where['large file']}, {where['small files']} small files, load when it began {where['load']:.1f}",
+        "",
+    ]
     for key, rows in bench.results.items():
         if summary(rows):
             lines += [*table(key, suites[key], rows), ""]
-    wrong = {f"  {key}: {name}{'' if x is None else f' at {short(x)}'}: {why}": None for (key, name, x), why in bench.wrong.items()
-             if not why.startswith("absent")}
+    wrong = {
+        f"  {key}: {name}{'' if x is None else f' at {short(x)}'}: {why}": None
+        for (key, name, x), why in bench.wrong.items()
+        if not why.startswith("absent")
+    }
     if wrong:
         lines += ["Without a result, or with fewer rounds", *wrong, ""]
     if bench.absent:
-        lines += ["Not on this machine: " + ", ".join(f"{tool} ({source})" for tool, source in bench.absent.items()), ""]
+        lines += [
+            "Not on this machine: "
+            + ", ".join(f"{tool} ({source})" for tool, source in bench.absent.items()),
+            "",
+        ]
     return lines if bench.args.lab else [*lines, *goal_lines(bench, suites)]
 
 
 def as_json(bench, suites, where):
-    rows = [{"suite": key, "title": suites[key].title, "unit": suites[key].unit, "better": suites[key].better, "contender": name, "x": x,
-             "median": middle, "min": low, "max": high, "rounds": bench.results[key][name, x]}
-            for key, found in bench.results.items() for name, x, middle, low, high, _ in summary(found)]
+    rows = [
+        {
+            "suite": key,
+            "title": suites[key].title,
+            "unit": suites[key].unit,
+            "better": suites[key].better,
+            "contender": name,
+            "x": x,
+            "median": middle,
+            "min": low,
+            "max": high,
+            "rounds": bench.results[key][name, x],
+        }
+        for key, found in bench.results.items()
+        for name, x, middle, low, high, _ in summary(found)
+    ]
     goals = [{**goal._asdict(), "reached": goal_value(bench, goal, suites)} for goal in GOALS]
-    wrong = [{"suite": key, "contender": name, "x": x, "why": why} for (key, name, x), why in bench.wrong.items()]
-    return {"machine": where, "results": rows, "goals": goals, "without result": wrong, "absent": bench.absent}
+    wrong = [
+        {"suite": key, "contender": name, "x": x, "why": why}
+        for (key, name, x), why in bench.wrong.items()
+    ]
+    return {
+        "machine": where,
+        "results": rows,
+        "goals": goals,
+        "without result": wrong,
+        "absent": bench.absent,
+    }
 
 
 # --- charts ---
@@ -1787,11 +2584,19 @@ OURS = re.compile(r"(server|client|upper)\.py|^socket")
 
 def style():
     def colours(palette, ink, paper, grid, dim):
-        each = "".join(f".s{n}{{stroke:{colour}}}.f{n}{{fill:{colour}}}" for n, colour in enumerate(palette))
+        each = "".join(
+            f".s{n}{{stroke:{colour}}}.f{n}{{fill:{colour}}}" for n, colour in enumerate(palette)
+        )
         return f"text{{fill:{ink}}}.paper{{fill:{paper}}}.grid{{stroke:{grid}}}.range{{stroke:{ink}}}.dim{{fill:{dim}}}{each}"
-    return ("<style>text{font:13px system-ui,sans-serif}.title{font-size:16px;font-weight:600}.small{font-size:11px}"
-            ".line{fill:none;stroke-width:2}.line.s1,.line.s3,.line.s5,.line.s7{stroke-dasharray:7 3}" + colours(LIGHT, "#1c1917", "#ffffff", "#d6d3d1", "#a8a29e")
-            + "@media(prefers-color-scheme:dark){" + colours(DARK, "#e7e5e4", "#1c1917", "#44403c", "#78716c") + "}</style>")
+
+    return (
+        "<style>text{font:13px system-ui,sans-serif}.title{font-size:16px;font-weight:600}.small{font-size:11px}"
+        ".line{fill:none;stroke-width:2}.line.s1,.line.s3,.line.s5,.line.s7{stroke-dasharray:7 3}"
+        + colours(LIGHT, "#1c1917", "#ffffff", "#d6d3d1", "#a8a29e")
+        + "@media(prefers-color-scheme:dark){"
+        + colours(DARK, "#e7e5e4", "#1c1917", "#44403c", "#78716c")
+        + "}</style>"
+    )
 
 
 def text(x, y, words, anchor="start", kind=""):
@@ -1803,9 +2608,11 @@ def rule(x1, y1, x2, y2, kind="grid"):
 
 
 def picture(height, title, note, parts):
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img"><title>{escape(title)}</title>{style()}'
-            f'<rect class="paper" width="{WIDTH}" height="{height}"/>{text(16, 26, title, kind="title")}{"".join(parts)}'
-            f'{text(16, height - 8, note, kind="small")}</svg>\n')
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img"><title>{escape(title)}</title>{style()}'
+        f'<rect class="paper" width="{WIDTH}" height="{height}"/>{text(16, 26, title, kind="title")}{"".join(parts)}'
+        f"{text(16, height - 8, note, kind='small')}</svg>\n"
+    )
 
 
 def nice_steps(top):
@@ -1823,16 +2630,28 @@ def bar_chart(title, unit, better, note, found):
     scale = (PLOT_RIGHT - PLOT_LEFT) / steps[-1]
     parts = [text(16, 44, f"{unit}, {better} is better", kind="small")]
     for value in steps:
-        parts += [rule(PLOT_LEFT + value * scale, TOP, PLOT_LEFT + value * scale, bottom),
-                  text(PLOT_LEFT + value * scale, bottom + 16, short(value) if value else "0", "middle", "small")]
+        parts += [
+            rule(PLOT_LEFT + value * scale, TOP, PLOT_LEFT + value * scale, bottom),
+            text(
+                PLOT_LEFT + value * scale,
+                bottom + 16,
+                short(value) if value else "0",
+                "middle",
+                "small",
+            ),
+        ]
     parts.append(text((PLOT_LEFT + PLOT_RIGHT) / 2, bottom + 34, unit, "middle"))
     for place, (name, _, middle, low, high, _) in enumerate(found):
         y = TOP + BAR * place
         kind = "f0" if OURS.search(name) else "dim"
-        parts += [text(PLOT_LEFT - 8, y + 15, name, "end"),
-                  f'<rect x="{PLOT_LEFT}" y="{y + 4}" width="{max(1, middle * scale):.1f}" height="{BAR - 8}" class="{kind}"/>',
-                  rule(PLOT_LEFT + low * scale, y + BAR / 2, PLOT_LEFT + high * scale, y + BAR / 2, "range"),
-                  text(PLOT_LEFT + max(middle, high) * scale + 8, y + 15, short(middle))]
+        parts += [
+            text(PLOT_LEFT - 8, y + 15, name, "end"),
+            f'<rect x="{PLOT_LEFT}" y="{y + 4}" width="{max(1, middle * scale):.1f}" height="{BAR - 8}" class="{kind}"/>',
+            rule(
+                PLOT_LEFT + low * scale, y + BAR / 2, PLOT_LEFT + high * scale, y + BAR / 2, "range"
+            ),
+            text(PLOT_LEFT + max(middle, high) * scale + 8, y + 15, short(middle)),
+        ]
     return picture(bottom + 62, title, note, parts)
 
 
@@ -1842,8 +2661,10 @@ def axis(values, low, high):
     if least > 0 and most / least > 30:
         first, last = math.floor(math.log10(least)), math.ceil(math.log10(most))
         jump = max(1, math.ceil((last - first) / 7))
-        marks = [10.0 ** n for n in range(first, last + 1, jump)]
-        return (lambda value: low + (high - low) * (math.log10(value) - first) / (last - first)), marks
+        marks = [10.0**n for n in range(first, last + 1, jump)]
+        return (
+            lambda value: low + (high - low) * (math.log10(value) - first) / (last - first)
+        ), marks
     steps = nice_steps(most)
     return (lambda value: low + (high - low) * value / steps[-1]), steps
 
@@ -1858,20 +2679,43 @@ def line_chart(title, unit, better, x_label, note, found):
     parts = [text(16, 44, f"{unit}, {better} is better", kind="small")]
     for value in marks:
         name = size_name(value) if "bytes" in x_label else f"{value:g}"
-        parts += [rule(place_x(value), top, place_x(value), bottom), text(place_x(value), bottom + 16, name, "middle", "small")]
+        parts += [
+            rule(place_x(value), top, place_x(value), bottom),
+            text(place_x(value), bottom + 16, name, "middle", "small"),
+        ]
     for value in levels:
-        parts += [rule(left, place_y(value), right, place_y(value)), text(left - 6, place_y(value) + 4, f"{value:,.10g}", "end", "small")]
+        parts += [
+            rule(left, place_y(value), right, place_y(value)),
+            text(left - 6, place_y(value) + 4, f"{value:,.10g}", "end", "small"),
+        ]
     parts.append(text((left + right) / 2, bottom + 38, x_label.replace(" (bytes)", ""), "middle"))
-    parts.append(f'<text transform="translate(16 {(top + bottom) / 2}) rotate(-90)" text-anchor="middle">{escape(unit)}</text>')
+    parts.append(
+        f'<text transform="translate(16 {(top + bottom) / 2}) rotate(-90)" text-anchor="middle">{escape(unit)}</text>'
+    )
     for number, name in enumerate(sorted({row[0] for row in found})):
-        rows, colour = sorted((row for row in found if row[0] == name), key=lambda row: row[1]), number % len(LIGHT)
+        rows, colour = (
+            sorted((row for row in found if row[0] == name), key=lambda row: row[1]),
+            number % len(LIGHT),
+        )
         points = " ".join(f"{place_x(row[1]):.1f},{place_y(row[2]):.1f}" for row in rows)
-        parts += [f'<polyline points="{points}" class="line s{colour}"/>',
-                  rule(right + 16, top + 10 + 20 * number, right + 36, top + 10 + 20 * number, f"line s{colour}"),
-                  text(right + 42, top + 14 + 20 * number, name)]
+        parts += [
+            f'<polyline points="{points}" class="line s{colour}"/>',
+            rule(
+                right + 16,
+                top + 10 + 20 * number,
+                right + 36,
+                top + 10 + 20 * number,
+                f"line s{colour}",
+            ),
+            text(right + 42, top + 14 + 20 * number, name),
+        ]
         for row in rows:
-            parts += [rule(place_x(row[1]), place_y(row[3]), place_x(row[1]), place_y(row[4]), f"s{colour}"),
-                      f'<circle cx="{place_x(row[1]):.1f}" cy="{place_y(row[2]):.1f}" r="3" class="f{colour}"/>']
+            parts += [
+                rule(
+                    place_x(row[1]), place_y(row[3]), place_x(row[1]), place_y(row[4]), f"s{colour}"
+                ),
+                f'<circle cx="{place_x(row[1]):.1f}" cy="{place_y(row[2]):.1f}" r="3" class="f{colour}"/>',
+            ]
     return picture(404, title, note, parts)
 
 
@@ -1880,7 +2724,9 @@ def chart(suite, rows, note=""):
     found = summary(rows)
     places = sorted({row[1] for row in found if row[1] is not None})
     if len(places) == 1:
-        return bar_chart(suite.title, suite.unit, suite.better, f"{suite.x_label}: {places[0]:g}. {note}", found)
+        return bar_chart(
+            suite.title, suite.unit, suite.better, f"{suite.x_label}: {places[0]:g}. {note}", found
+        )
     if suite.x_label:
         return line_chart(suite.title, suite.unit, suite.better, suite.x_label, note, found)
     return bar_chart(suite.title, suite.unit, suite.better, note, found)
@@ -1890,7 +2736,10 @@ def write_out(bench, suites, where):
     """The report on stdout; that, the JSON and the charts in the folder."""
     out = Path(bench.args.out)
     out.mkdir(parents=True, exist_ok=True)
-    lines, drawn = report(bench, suites, where), [key for key, rows in bench.results.items() if summary(rows)]
+    lines, drawn = (
+        report(bench, suites, where),
+        [key for key, rows in bench.results.items() if summary(rows)],
+    )
     print("\n".join(lines), flush=True)
     (out / "results.json").write_text(json.dumps(as_json(bench, suites, where), indent=1) + "\n")
     (out / "results.md").write_text("```text\n" + "\n".join(lines) + "\n```\n")
@@ -1900,7 +2749,10 @@ def write_out(bench, suites, where):
         if bench.args.charts and key in README_CHARTS:
             Path(bench.args.charts).mkdir(parents=True, exist_ok=True)
             shutil.copy(out / f"{key}.svg", bench.args.charts)
-    progress(f"written to {out}: " + ", ".join(["results.json", "results.md", *(f"{key}.svg" for key in drawn)]))
+    progress(
+        f"written to {out}: "
+        + ", ".join(["results.json", "results.md", *(f"{key}.svg" for key in drawn)])
+    )
     if sys.stderr.isatty():
         sys.stderr.write("\n")
 
@@ -1916,7 +2768,10 @@ def show_peers(install):
         if not install:
             print(f"{'here  ' if here else 'absent'} {tool}{'' if here else f' ({source})'}")
     if install:
-        for kind, command in (("apt", "sudo apt-get install --no-install-recommends"), ("pip", f"{sys.executable} -m pip install")):
+        for kind, command in (
+            ("apt", "sudo apt-get install --no-install-recommends"),
+            ("pip", f"{sys.executable} -m pip install"),
+        ):
             if kind in missing:
                 print(command, *dict.fromkeys(missing[kind]))
     return 0
@@ -1924,17 +2779,55 @@ def show_peers(install):
 
 def build_parser():
     listed = "\n".join(f"  {key:12} {suite.title}" for key, suite in SUITES.items())
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, epilog=f"suites:\n{listed}")
-    parser.add_argument("suite", nargs="*", help="the suites to run (default all); lab alone is the small comparison of a minute")
-    parser.add_argument("--quick", action="store_true", help="smaller files and fewer rounds: two minutes")
-    parser.add_argument("--out", metavar="DIR", default=".benchmarks", help="where results go (default %(default)s)")
-    parser.add_argument("--charts", metavar="DIR", help=f"where the README's charts go as well ({', '.join(README_CHARTS)})")
-    parser.add_argument("--scripts", metavar="DIR", default=str(ROOT), help="where the six scripts are (default %(default)s)")
-    parser.add_argument("--rounds", metavar="N", type=int, help="rounds that count (default 5, 3 with --quick and lab)")
-    parser.add_argument("--only", metavar="TEXT", help="only contenders whose name has this regular expression")
-    parser.add_argument("--work", metavar="DIR", help="where files lie meanwhile (default /dev/shm, else the temporary folder)")
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"suites:\n{listed}",
+    )
+    parser.add_argument(
+        "suite",
+        nargs="*",
+        help="the suites to run (default all); lab alone is the small comparison of a minute",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="smaller files and fewer rounds: two minutes"
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", default=".benchmarks", help="where results go (default %(default)s)"
+    )
+    parser.add_argument(
+        "--charts",
+        metavar="DIR",
+        help=f"where the README's charts go as well ({', '.join(README_CHARTS)})",
+    )
+    parser.add_argument(
+        "--scripts",
+        metavar="DIR",
+        default=str(ROOT),
+        help="where the six scripts are (default %(default)s)",
+    )
+    parser.add_argument(
+        "--rounds",
+        metavar="N",
+        type=int,
+        help="rounds that count (default 5, 3 with --quick and lab)",
+    )
+    parser.add_argument(
+        "--only", metavar="TEXT", help="only contenders whose name has this regular expression"
+    )
+    parser.add_argument(
+        "--work",
+        metavar="DIR",
+        help="where files lie meanwhile (default /dev/shm, else the temporary folder)",
+    )
     parser.set_defaults(lab=False)
-    parser.add_argument("--peers", nargs="?", const="show", choices=("show", "install"), help="who is installed; how to install the others")
+    parser.add_argument(
+        "--peers",
+        nargs="?",
+        const="show",
+        choices=("show", "install"),
+        help="who is installed; how to install the others",
+    )
     return parser
 
 
@@ -1947,8 +2840,14 @@ def chosen(args, parser):
             parser.error(f"there is no suite {key!r}: " + ", ".join(SUITES))
     suites = {key: SUITES[key] for key in args.suite or SUITES}
     if args.only:
+
         def some(suite):
-            return suite._replace(cells=lambda bench: [cell for cell in suite.cells(bench) if re.search(args.only, cell.name)])
+            return suite._replace(
+                cells=lambda bench: [
+                    cell for cell in suite.cells(bench) if re.search(args.only, cell.name)
+                ]
+            )
+
         suites = {key: some(suite) for key, suite in suites.items()}
     return suites
 
@@ -1961,7 +2860,9 @@ def main(argv=None):
     suites, code = chosen(args, parser), 0
     roomy = os.path.isdir("/dev/shm") and shutil.disk_usage("/dev/shm").free > 6 * LARGE["whole"]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with tempfile.TemporaryDirectory(prefix="six-benchmark-", dir=args.work or ("/dev/shm" if roomy else None)) as work:
+    with tempfile.TemporaryDirectory(
+        prefix="six-benchmark-", dir=args.work or ("/dev/shm" if roomy else None)
+    ) as work:
         bench = Bench(args, Path(work))
         where = machine(bench)
         try:

@@ -1,10 +1,11 @@
 """What all tests stand on: real processes on free ports, and peers that misbehave on purpose.
 
-    spawn("tcp_upper.py", "server")      a server, stopped by SIGINT at the end: exit 0 and a clean stderr, or the test fails
-    run("tcp_upper.py", "client", "hi")  a program run to its end: .code, .out, .err
-    canned(b"HTTP/1.1 400 ...")          a TCP server that says these bytes to each client and hangs up
-    proxy(port, cut_at=100)              a proxy that cuts, delays or corrupts what passes through it
+spawn("tcp_upper.py", "server")      a server, stopped by SIGINT at the end: exit 0 and a clean stderr, or the test fails
+run("tcp_upper.py", "client", "hi")  a program run to its end: .code, .out, .err
+canned(b"HTTP/1.1 400 ...")          a TCP server that says these bytes to each client and hangs up
+proxy(port, cut_at=100)              a proxy that cuts, delays or corrupts what passes through it
 """
+
 import functools
 import itertools
 import os
@@ -25,20 +26,34 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = [name for name in ("server.py", "client.py", "httpserver.py", "httpclient.py", "tcp_upper.py", "udp_upper.py")
-           if (ROOT / name).exists()]
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # the tests were started in the background: what they start must heed Ctrl-C all the same
+SCRIPTS = [
+    name
+    for name in (
+        "server.py",
+        "client.py",
+        "httpserver.py",
+        "httpclient.py",
+        "tcp_upper.py",
+        "udp_upper.py",
+    )
+    if (ROOT / name).exists()
+]
+# the tests were started in the background: what they start must heed Ctrl-C all the same
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # or by nohup: the tests go on, but what they start ends as on a terminal that hangs up
+# or by nohup: the tests go on, but what they start ends as on a terminal that hangs up
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda *_: None)
-DEADLINE = 60.0  # seconds that anything may take before a test calls it hung; no test waits for it to pass
+# seconds that anything may take before a test calls it hung; no test waits for it to pass
+DEADLINE = 60.0
 LISTENING = re.compile(r"listening on (?:https?://)?(.+):(\d+)/?\n")
 
 
 def compiled(script):
     """The script as bytecode: compiling is a third of its start, and the tests start a thousand. As it is, where that cannot be stored."""
     try:
-        return py_compile.compile(str(ROOT / script), doraise=True)  # into __pycache__, as an import does
+        # into __pycache__, as an import does
+        return py_compile.compile(str(ROOT / script), doraise=True)
     except OSError:
         return str(ROOT / script)
 
@@ -59,9 +74,16 @@ def interpreters():
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     found = {}
     for minor in range(9, 20):
-        names = [*sorted(map(str, pyenv.glob(f"3.{minor}.*/bin/python3"))), shutil.which(f"python3.{minor}")]
+        names = [
+            *sorted(map(str, pyenv.glob(f"3.{minor}.*/bin/python3"))),
+            shutil.which(f"python3.{minor}"),
+        ]
         for name in filter(None, names):
-            asked = subprocess.run([name, "-c", "import sys; print(sys.version_info[1])"], capture_output=True, text=True)
+            asked = subprocess.run(
+                [name, "-c", "import sys; print(sys.version_info[1])"],
+                capture_output=True,
+                text=True,
+            )
             if asked.stdout.strip() == str(minor):
                 found[f"3.{minor}"] = name
                 break
@@ -111,16 +133,38 @@ def assert_clean(text):
 class Process:
     """A program that runs meanwhile; its output is gathered as it comes."""
 
-    def __init__(self, *args, cwd=None, env=None, python=sys.executable, shell=None, stdin=subprocess.DEVNULL, **more):
-        command = ["bash", "-c", shell] if shell else [python, "-W", "error", program(args[0], python), *map(str, args[1:])]
+    def __init__(
+        self,
+        *args,
+        cwd=None,
+        env=None,
+        python=sys.executable,
+        shell=None,
+        stdin=subprocess.DEVNULL,
+        **more,
+    ):
+        command = (
+            ["bash", "-c", shell]
+            if shell
+            else [python, "-W", "error", program(args[0], python), *map(str, args[1:])]
+        )
         environment = {**os.environ, **(env or {})}
-        self.process = subprocess.Popen(command, cwd=cwd, env=environment, stdin=stdin,
-                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
+        self.process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=environment,
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            **more,
+        )
         self.pid = self.process.pid
         self.heard = threading.Condition()
         self.texts = {"out": b"", "err": b""}
-        self.readers = [threading.Thread(target=self.gather, args=(name, stream), daemon=True)
-                        for name, stream in (("out", self.process.stdout), ("err", self.process.stderr))]
+        self.readers = [
+            threading.Thread(target=self.gather, args=(name, stream), daemon=True)
+            for name, stream in (("out", self.process.stdout), ("err", self.process.stderr))
+        ]
         for reader in self.readers:
             reader.start()
 
@@ -171,7 +215,9 @@ class Process:
 
     def status(self, field):
         """A number from /proc, such as Threads or VmRSS (KiB)."""
-        return int(re.search(rf"^{field}:\s+(\d+)", Path(f"/proc/{self.pid}/status").read_text(), re.M)[1])
+        return int(
+            re.search(rf"^{field}:\s+(\d+)", Path(f"/proc/{self.pid}/status").read_text(), re.M)[1]
+        )
 
     def descriptors(self):
         return len(os.listdir(f"/proc/{self.pid}/fd"))
@@ -193,12 +239,16 @@ class Server(Process):
         with self.connect() as sock:
             sock.sendall(b"\n")
             sock.recv(100)  # whom it answers came in after that look began
-        until(lambda: self.status("Threads") == 2, "it to have nothing to do")  # one accepts, one watches connections that wait
+        # one accepts, one watches connections that wait
+        until(lambda: self.status("Threads") == 2, "it to have nothing to do")
         return self.descriptors(), self.status("Threads")
 
     def rests(self, before):
         """Wait until it has no more than at_rest() told. It can be less: what had just been closed may have counted then."""
-        until(lambda: self.descriptors() <= before[0] and self.status("Threads") <= before[1], "threads and descriptors to be back")
+        until(
+            lambda: self.descriptors() <= before[0] and self.status("Threads") <= before[1],
+            "threads and descriptors to be back",
+        )
 
     def stop(self, number=signal.SIGINT):
         """Ask it to end: exit 0, nothing but the listening line on stdout, and no traceback or warning."""
@@ -206,7 +256,9 @@ class Server(Process):
         code = self.wait()
         assert code == 0, f"exit {code}:\n{self.err}"
         assert_clean(self.err)
-        assert LISTENING.fullmatch(self.out), f"stdout holds more than the listening line:\n{self.out}"
+        assert LISTENING.fullmatch(self.out), (
+            f"stdout holds more than the listening line:\n{self.out}"
+        )
         return self.err
 
 
@@ -240,8 +292,16 @@ class Terminal:
         self.master, slave = os.openpty()
         start = f"import runpy, sys; sys.modules[{without!r}] = None; sys.argv[0] = 'client.py'; runpy.run_path({str(ROOT / 'client.py')!r}, run_name='__main__')"
         program = ["-c", start] if without else [str(ROOT / "client.py")]
-        self.process = subprocess.Popen([sys.executable, "-W", "error", *program, *map(str, words)], cwd=cwd, stdin=slave, stdout=slave,
-                                        stderr=slave, env={**os.environ, "TERM": "xterm"}, close_fds=True, start_new_session=True)
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "error", *program, *map(str, words)],
+            cwd=cwd,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env={**os.environ, "TERM": "xterm"},
+            close_fds=True,
+            start_new_session=True,
+        )
         os.close(slave)
         self.text = ""
 
@@ -250,8 +310,11 @@ class Terminal:
 
     def wait_for(self, text):
         while text not in self.text:
-            ended = self.process.poll() is not None  # if it had ended before, there is nothing to come when all is read
-            assert select.select([self.master], [], [], DEADLINE)[0], f"no {text!r} in {self.text!r}"
+            # if it had ended before, there is nothing to come when all is read
+            ended = self.process.poll() is not None
+            assert select.select([self.master], [], [], DEADLINE)[0], (
+                f"no {text!r} in {self.text!r}"
+            )
             more = b""
             with suppress(OSError):
                 more = os.read(self.master, 65536)
@@ -276,9 +339,19 @@ class Finished:
 
 @pytest.fixture
 def run():
-    def run_to_end(script, *args, input=b"", cwd=None, env=None, python=sys.executable, timeout=60, **more):
-        done = subprocess.run([python, "-W", "error", program(script, python), *map(str, args)], input=input, cwd=cwd, timeout=timeout,
-                              env={**os.environ, **(env or {})}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
+    def run_to_end(
+        script, *args, input=b"", cwd=None, env=None, python=sys.executable, timeout=60, **more
+    ):
+        done = subprocess.run(
+            [python, "-W", "error", program(script, python), *map(str, args)],
+            input=input,
+            cwd=cwd,
+            timeout=timeout,
+            env={**os.environ, **(env or {})},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            **more,
+        )
         finished = Finished(done.returncode, done.stdout, done.stderr)
         assert_clean(finished.err)
         return finished
@@ -362,14 +435,18 @@ def proxy(listeners):
     at cut_at both connections are reset, at corrupt_at one bit is flipped, behind hold_at nothing passes before .go is set,
     and delay is waited before each chunk."""
 
-    def start(port, cut_at=None, corrupt_at=None, hold_at=None, delay=0.0, toward="client", times=1 << 30):
+    def start(
+        port, cut_at=None, corrupt_at=None, hold_at=None, delay=0.0, toward="client", times=1 << 30
+    ):
         left = [times]
 
         def talk(conn):
             bad = left[0] > 0
             left[0] -= 1
             with socket.create_connection(("127.0.0.1", port), DEADLINE) as server:
-                upward = threading.Thread(target=pump, args=(conn, server, bad and toward == "server"), daemon=True)
+                upward = threading.Thread(
+                    target=pump, args=(conn, server, bad and toward == "server"), daemon=True
+                )
                 upward.start()
                 pump(server, conn, bad and toward == "client")
                 upward.join(DEADLINE)
@@ -381,13 +458,20 @@ def proxy(listeners):
                     most = 65536 if not bad or cut_at is None else min(65536, cut_at - passed)
                     chunk = source.recv(most) if most else b""
                     if not most:
-                        for sock in (source, sink):  # linger 0: RST, as a lost link looks to both in the end
-                            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                        # linger 0: RST, as a lost link looks to both in the end
+                        for sock in (source, sink):
+                            sock.setsockopt(
+                                socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0"
+                            )
                             sock.shutdown(socket.SHUT_RDWR)
                         return
                     if not chunk:
                         break
-                    if bad and corrupt_at is not None and passed <= corrupt_at < passed + len(chunk):
+                    if (
+                        bad
+                        and corrupt_at is not None
+                        and passed <= corrupt_at < passed + len(chunk)
+                    ):
                         chunk = bytearray(chunk)
                         chunk[corrupt_at - passed] ^= 1
                     if bad and delay:
@@ -420,8 +504,12 @@ def alone(tmp_path):
 
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="run the slow matrices whole (CI does)")
-    parser.addoption("--processes", type=int, default=(os.cpu_count() or 1) + 2,
-                     help="run so many tests at once (default two more than cores: some wait)")
+    parser.addoption(
+        "--processes",
+        type=int,
+        default=(os.cpu_count() or 1) + 2,
+        help="run so many tests at once (default two more than cores: some wait)",
+    )
 
 
 @pytest.fixture
@@ -431,11 +519,13 @@ def full(request):
 
 # --- several tests at once: most of a test is waiting for an interpreter to start ---
 
+
 def pytest_runtestloop(session):
     """Share the tests out among processes, some at a time. The queue is a pipe of numbers, from which each takes its next."""
     option, items = session.config.option, session.items
-    at_once = max(10, len(items) // 200)  # few enough for an even end, and a number below 256 for each
-    pieces = [items[start:start + at_once] for start in range(0, len(items), at_once)]
+    # few enough for an even end, and a number below 256 for each
+    at_once = max(10, len(items) // 200)
+    pieces = [items[start : start + at_once] for start in range(0, len(items), at_once)]
     count = min(option.processes, len(pieces))
     watched = option.collectonly or option.usepdb or option.capture == "no"
     if count < 2 or watched or session.testsfailed or not hasattr(os, "fork"):
@@ -467,10 +557,15 @@ def gather_reports(session, workers, queue):
                 except EOFError:
                     _, status = os.waitpid(workers.pop(hear), 0)
                     if os.WIFSIGNALED(status):
-                        problem = session.Interrupted(f"a test process died of signal {os.WTERMSIG(status)}")
+                        problem = session.Interrupted(
+                            f"a test process died of signal {os.WTERMSIG(status)}"
+                        )
                 else:
                     hooks.pytest_runtest_logreport(
-                        report=hooks.pytest_report_from_serializable(config=session.config, data=data))
+                        report=hooks.pytest_report_from_serializable(
+                            config=session.config, data=data
+                        )
+                    )
                     if session.shouldfail:
                         problem = session.Failed(session.shouldfail)
                 if problem:
@@ -488,7 +583,8 @@ def gather_reports(session, workers, queue):
 def work(session, pieces, queue, tell):
     """One of the processes. It then ends as pytest does, tidying up, with nothing on its own standard output."""
     config = session.config
-    config.workerinput = {}  # what pytest's own plugins look for, to leave the cache to the one that gathers
+    # what pytest's own plugins look for, to leave the cache to the one that gathers
+    config.workerinput = {}
     config.pluginmanager.register(Teller(session, tell))
     capture = config.pluginmanager.getplugin("capturemanager")
     capture.stop_global_capturing()  # its temporary files are shared with the parent

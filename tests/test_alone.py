@@ -1,4 +1,5 @@
 """Each script by itself: copied to an empty folder, on every interpreter that is here, with the standard library alone."""
+
 import ast
 import subprocess
 import sys
@@ -15,7 +16,12 @@ def test_a_copy_in_an_empty_folder_prints_its_help(alone, script, version):
     """-I keeps the folder and the user's packages out, -S the installed ones: what is imported is the standard library."""
     copy = alone(script)
     for flags in ["-I"], ["-I", "-S"]:
-        helped = subprocess.run([PYTHONS[version], *flags, "-W", "error", copy.name, "--help"], cwd=copy.parent, capture_output=True, text=True)
+        helped = subprocess.run(
+            [PYTHONS[version], *flags, "-W", "error", copy.name, "--help"],
+            cwd=copy.parent,
+            capture_output=True,
+            text=True,
+        )
         assert (helped.returncode, helped.stderr) == (0, "")
         assert helped.stdout.startswith(f"usage: {script} ")
     assert [path.name for path in copy.parent.iterdir()] == [script]
@@ -34,15 +40,27 @@ def imported(script):
 @pytest.mark.parametrize("version", sorted(PYTHONS))
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_imports_are_of_the_standard_library(script, version):
-    code = "".join(f"import {name}\n" for name in sorted(set(imported(script)) - {"msvcrt", "winreg"}))
-    done = subprocess.run([PYTHONS[version], "-I", "-S", "-W", "error", "-c", code], capture_output=True, text=True)
+    code = "".join(
+        f"import {name}\n" for name in sorted(set(imported(script)) - {"msvcrt", "winreg"})
+    )
+    done = subprocess.run(
+        [PYTHONS[version], "-I", "-S", "-W", "error", "-c", code], capture_output=True, text=True
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_nothing_runs_at_import(script):
-    done = subprocess.run([sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {script[:-3]}"],
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-I",
+            "-c",
+            f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {script[:-3]}",
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 

@@ -1,4 +1,5 @@
 """client.py as a person at a shell meets it, against the real server and against peers that misbehave."""
+
 import contextlib
 import fcntl
 import hashlib
@@ -44,15 +45,21 @@ def server(spawn, box):
 @pytest.fixture
 def do(run, server, here):
     """Run the client against the server, in the folder here."""
+
     def done(*words, port=None, **more):
         return run("client.py", "--port", port or server.port, *words, **{"cwd": here, **more})
+
     return done
 
 
 def tree(folder, parts=True):
     """Every file and folder below, with content, time and executable bit; without the parts, which go at any time while a server works."""
-    return {str(path.relative_to(folder)): path.is_dir() or (path.read_bytes(), path.stat().st_mtime_ns, path.stat().st_mode & 0o100)
-            for path in sorted(Path(folder).rglob("*")) if not path.is_symlink() and (parts or ".six-" not in path.name)}
+    return {
+        str(path.relative_to(folder)): path.is_dir()
+        or (path.read_bytes(), path.stat().st_mtime_ns, path.stat().st_mode & 0o100)
+        for path in sorted(Path(folder).rglob("*"))
+        if not path.is_symlink() and (parts or ".six-" not in path.name)
+    }
 
 
 def plant(folder):
@@ -60,7 +67,14 @@ def plant(folder):
     for name in ("empty/also empty", "deep/er/est"):
         (folder / name).mkdir(parents=True)
     odd = os.fsdecode(b"a b%=\n\xff\xc3\xbc")
-    for name, data in (("a.txt", b"a"), ("nothing", b""), (f"deep/{odd}", b"odd"), ("deep/er/est/big", BIG), ("run.sh", b"#!"), ("-rf", b"dash")):
+    for name, data in (
+        ("a.txt", b"a"),
+        ("nothing", b""),
+        (f"deep/{odd}", b"odd"),
+        ("deep/er/est/big", BIG),
+        ("run.sh", b"#!"),
+        ("-rf", b"dash"),
+    ):
         (folder / name).write_bytes(data)
         os.utime(folder / name, ns=(0, 1700000000123456789))
     (folder / "run.sh").chmod(0o755)
@@ -75,7 +89,9 @@ def test_a_tree_comes_through_whole_in_both_directions(do, here, box):
     assert tree(box / "tree") == tree(here / "tree")
     got = do("get", "tree", "-o", "back")
     assert got.code == 0 and tree(here / "back/tree") == tree(here / "tree")
-    assert do("get", "tree", "-o", "into/").code == 0 and tree(here / "into/tree") == tree(here / "tree")
+    assert do("get", "tree", "-o", "into/").code == 0 and tree(here / "into/tree") == tree(
+        here / "tree"
+    )
 
 
 def test_what_is_there_already_is_skipped_and_counted(do, here, box):
@@ -93,7 +109,12 @@ def test_a_different_file_is_replaced_only_by_force(do, here, box):
     (box / "x").write_text("theirs")
     for verb, code in ("put", 25), ("get", 23):
         refused = do(verb, "x")
-        assert refused.code == code and "4" in refused.err and "6" in refused.err and "--force" in refused.err
+        assert (
+            refused.code == code
+            and "4" in refused.err
+            and "6" in refused.err
+            and "--force" in refused.err
+        )
     assert (box / "x").read_text() == "theirs" and (here / "x").read_text() == "mine"
     assert do("put", "x", "--force").code == 0 and (box / "x").read_text() == "mine"
     (box / "x").write_text("theirs again")
@@ -108,7 +129,10 @@ def test_compare_content_skips_what_only_differs_in_time(do, here, box):
     for verb in "put", "get":
         assert "1 already there" in do(verb, "x", "--compare", "content").err
     (box / "x").write_text("diff")
-    assert do("put", "x", "--compare", "content").code == 25 and do("get", "x", "--compare", "content").code == 23
+    assert (
+        do("put", "x", "--compare", "content").code == 25
+        and do("get", "x", "--compare", "content").code == 23
+    )
 
 
 def test_compare_content_holds_in_a_folder_too(do, here, box):
@@ -120,7 +144,10 @@ def test_compare_content_holds_in_a_folder_too(do, here, box):
         os.utime(folder / "d/other", (0, 6))
     for words in ("put",), ("get",), ("get", "--force"):
         done = do(*words, "d", "--compare", "content")
-        assert "1 already there" in done.err and done.code == {"put": 25, "get": 23, "--force": 0}[words[-1]], done
+        assert (
+            "1 already there" in done.err
+            and done.code == {"put": 25, "get": 23, "--force": 0}[words[-1]]
+        ), done
     assert (here / "d/other").read_text() == "ours"
 
 
@@ -129,7 +156,12 @@ def test_one_bad_file_does_not_stop_the_others(do, here, box):
         (here / name).write_text(name)
         (box / (name + "2")).write_text(name)
     sent = do("put", "a", "nosuch", "b", "c")
-    assert sent.code == 26 and "cannot read nosuch" in sent.err and "put: 3 files" in sent.err and "1 failed" in sent.err
+    assert (
+        sent.code == 26
+        and "cannot read nosuch" in sent.err
+        and "put: 3 files" in sent.err
+        and "1 failed" in sent.err
+    )
     got = do("get", "a2", "gone", "b2", "../x", "c2")
     assert got.code == 78 and "get: 3 files" in got.err and "2 failed" in got.err
     gone = do("delete", "a2", "gone", "b2")
@@ -138,9 +170,18 @@ def test_one_bad_file_does_not_stop_the_others(do, here, box):
 
 def test_an_empty_name_is_told_before_anything_is_done(do, box):
     (box / "x").touch()
-    for words in ("delete", "", "x"), ("get", "x", ""), ("stat", ""), ("rename", "x", ""), ("mkdir", ""), ("put", "/etc/passwd", "--as", ""):
+    for words in (
+        ("delete", "", "x"),
+        ("get", "x", ""),
+        ("stat", ""),
+        ("rename", "x", ""),
+        ("mkdir", ""),
+        ("put", "/etc/passwd", "--as", ""),
+    ):
         done = do(*words)
-        assert done.code == 2 and "error: a name is empty" in done.err and os.listdir(box) == ["x"], done
+        assert (
+            done.code == 2 and "error: a name is empty" in done.err and os.listdir(box) == ["x"]
+        ), done
     assert do("list", "").out == b"x\n"
 
 
@@ -150,22 +191,37 @@ def test_links_in_a_folder_are_skipped_and_named(do, here, box):
     (here / "tree" / "link").symlink_to("real")
     os.mkfifo(here / "tree" / "fifo")
     sent = do("put", "tree")
-    assert sent.code == 0 and "skipped tree/link" in sent.err and "skipped tree/fifo" in sent.err and os.listdir(box / "tree") == ["real"]
+    assert (
+        sent.code == 0
+        and "skipped tree/link" in sent.err
+        and "skipped tree/fifo" in sent.err
+        and os.listdir(box / "tree") == ["real"]
+    )
     (box / "tree" / "link").symlink_to("real")
     got = do("get", "tree", "-o", "back")
-    assert got.code == 0 and "skipped tree/link" in got.err and os.listdir(here / "back/tree") == ["real"]
+    assert (
+        got.code == 0
+        and "skipped tree/link" in got.err
+        and os.listdir(here / "back/tree") == ["real"]
+    )
 
 
 def test_a_named_link_is_followed(do, here, box):
     (here / "real").write_text("x")
     (here / "link").symlink_to("real")
-    assert do("put", "link").code == 0 and (box / "link").read_text() == "x" and not (box / "link").is_symlink()
+    assert (
+        do("put", "link").code == 0
+        and (box / "link").read_text() == "x"
+        and not (box / "link").is_symlink()
+    )
 
 
 def test_globs_names_and_folders(do, here, box):
     for name in ("a.txt", "b.txt", "c.md", "[x]"):
         (here / name).write_text(name)
-    assert "put: 2 files" in do("put", "*.txt", "--into", "in/here").err and sorted(os.listdir(box / "in/here")) == ["a.txt", "b.txt"]
+    assert "put: 2 files" in do("put", "*.txt", "--into", "in/here").err and sorted(
+        os.listdir(box / "in/here")
+    ) == ["a.txt", "b.txt"]
     assert "put: 1 file" in do("put", "[x]").err
     assert do("put", "c.md", "--as", "d.md").code == 0 and (box / "d.md").exists()
     assert do("put", "a.txt", "b.txt", "--as", "x").code == 2
@@ -178,36 +234,61 @@ def test_globs_names_and_folders(do, here, box):
 @pytest.mark.parametrize(("path", "what"), [("/", "/"), ("-", "standard input")])
 def test_what_has_no_name_is_told_how_it_gets_one(do, box, path, what):
     done = do("put", path)
-    assert done.code == 2 and f"error: {what} has no name" in done.err and f"try:   put {path} --as NAME" in done.err and os.listdir(box) == [], done
+    assert (
+        done.code == 2
+        and f"error: {what} has no name" in done.err
+        and f"try:   put {path} --as NAME" in done.err
+        and os.listdir(box) == []
+    ), done
 
 
 @pytest.mark.parametrize(("verb", "port"), [("put", None), ("send", 1)])
 def test_a_folder_as_the_new_name_is_told_before_anything_is_sent(do, here, box, verb, port):
     (here / "x").touch()
     done = do(verb, "x", "--as", "docs/", port=port)
-    assert done.code == 2 and "--as docs/NAME" in done.err and ("--into docs/" in done.err) == (verb == "put") and os.listdir(box) == [], done
+    assert (
+        done.code == 2
+        and "--as docs/NAME" in done.err
+        and ("--into docs/" in done.err) == (verb == "put")
+        and os.listdir(box) == []
+    ), done
 
 
 def test_what_a_pattern_matches_does_not_all_get_one_name(do, here, box):
     for folder in here, box:
         for name in "a.txt", "b.txt":
             (folder / name).write_text(name)
-    for words, more in (("get", "*.txt", "-o", "one", "--force"), {}), ((), {"input": b"put *.txt --as one --force\n"}):
+    for words, more in (
+        (("get", "*.txt", "-o", "one", "--force"), {}),
+        ((), {"input": b"put *.txt --as one --force\n"}),
+    ):
         done = do(*words, **more)
-        assert done.code == 2 and "several" in done.err and {*os.listdir(here), *os.listdir(box)} == {"a.txt", "b.txt"}, done
+        assert (
+            done.code == 2
+            and "several" in done.err
+            and {*os.listdir(here), *os.listdir(box)} == {"a.txt", "b.txt"}
+        ), done
 
 
 def test_a_pattern_that_many_names_match_is_not_kept_in_memory(server, here, box):
     for number in range(9):
         (box / f"{number}.txt").touch()
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import client; client.LISTED = 2; sys.exit(client.main(sys.argv[1:]))"
-    subprocess.run([sys.executable, "-c", code, "--port", str(server.port), "get", "*.txt"], cwd=here, check=True)
+    subprocess.run(
+        [sys.executable, "-c", code, "--port", str(server.port), "get", "*.txt"],
+        cwd=here,
+        check=True,
+    )
     assert len(os.listdir(here)) == 9
 
 
 def test_standard_input_and_output(do, here, box):
     sent = do("put", "-", "--as", "x", input=BIG)
-    assert sent.code == 0 and (box / "x").read_bytes() == BIG and "this upload cannot resume" in sent.err
+    assert (
+        sent.code == 0
+        and (box / "x").read_bytes() == BIG
+        and "this upload cannot resume" in sent.err
+    )
     got = do("get", "x", "-o", "-")
     assert got.out == BIG and got.code == 0
     assert do("put", "-").code == 2
@@ -218,15 +299,40 @@ def test_standard_input_and_output(do, here, box):
 def test_list_stat_rename_mkdir_help(do, box):
     (box / "sub").mkdir()
     (box / "sub" / "ü b").write_text("x" * 1234)
-    assert do("list").out.decode() == "sub/\n" and do("list", "-r").out.decode() == "sub/\nsub/ü b\n" and do("list", "sub/").out.decode() == "sub/ü b\n"
-    assert "1,234 bytes" in do("stat", "sub/ü b").out.decode() and "folder" in do("stat", "sub").out.decode()
-    assert do("mkdir", "new/er").code == 0 and do("rename", "sub/ü b", "new/c").code == 0 and (box / "new/c").exists()
+    assert (
+        do("list").out.decode() == "sub/\n"
+        and do("list", "-r").out.decode() == "sub/\nsub/ü b\n"
+        and do("list", "sub/").out.decode() == "sub/ü b\n"
+    )
+    assert (
+        "1,234 bytes" in do("stat", "sub/ü b").out.decode()
+        and "folder" in do("stat", "sub").out.decode()
+    )
+    assert (
+        do("mkdir", "new/er").code == 0
+        and do("rename", "sub/ü b", "new/c").code == 0
+        and (box / "new/c").exists()
+    )
     assert "put NAME" in do("help").out.decode()
     assert do("rename", "new/c", "x").code == 0 and do("mkdir", "y").code == 0
     (box / "z").write_text("old")
-    assert do("rename", "x", "z").code == do("--force", "rename", "x", "y").code == do("--force", "mkdir", "z").code == 9
-    assert (box / "z").read_text() == "old" and do("rename", "x", "z", "--force").code == 0 and (box / "z").stat().st_size == 1234
-    assert do("mkdir", "new").code == 9 and do("rename", "no", "where").code == 78 and do("delete", "new").code == 9 and do("list", "no").code == 78
+    assert (
+        do("rename", "x", "z").code
+        == do("--force", "rename", "x", "y").code
+        == do("--force", "mkdir", "z").code
+        == 9
+    )
+    assert (
+        (box / "z").read_text() == "old"
+        and do("rename", "x", "z", "--force").code == 0
+        and (box / "z").stat().st_size == 1234
+    )
+    assert (
+        do("mkdir", "new").code == 9
+        and do("rename", "no", "where").code == 78
+        and do("delete", "new").code == 9
+        and do("list", "no").code == 78
+    )
 
 
 def test_json_is_one_object_a_line(do, here, box):
@@ -243,17 +349,47 @@ def test_json_of_names_that_are_no_text_can_be_read_by_all(do, here, box):
     for verb in "put", "list", "stat", "get", "delete":
         done = do(verb, *[os.fsdecode(b"a\xff")] * (verb != "list"), "--json")
         facts = json.loads(done.out.splitlines()[0])
-        assert done.code == 0 and (facts["name"], facts["quoted"]) == ("a\\xff", "a%FF") and b"\\ud" not in done.out, done
+        assert (
+            done.code == 0
+            and (facts["name"], facts["quoted"]) == ("a\\xff", "a%FF")
+            and b"\\ud" not in done.out
+        ), done
 
 
-def test_a_destination_that_cannot_be_opened_and_a_current_folder_that_is_gone_are_told(server, box, here):
+def test_a_destination_that_cannot_be_opened_and_a_current_folder_that_is_gone_are_told(
+    server, box, here
+):
     (box / "x").write_text("x")
-    for words, before, code in (("get x -o /dev/tty", "", 23), ("get x -o y", "rmdir ../gone;", 26), ("put x", "rmdir ../gone;", 26), ("put /x y", "rmdir ../gone;", 26)):
+    for words, before, code in (
+        ("get x -o /dev/tty", "", 23),
+        ("get x -o y", "rmdir ../gone;", 26),
+        ("put x", "rmdir ../gone;", 26),
+        ("put /x y", "rmdir ../gone;", 26),
+    ):
         (here / "gone").mkdir(exist_ok=True)
-        command = ["sh", "-c", f'{before} exec "$@" {words}', "sh", sys.executable, ROOT / "client.py", "--port", str(server.port)]
-        done = subprocess.run(command, cwd=here / "gone", stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False,
-                              start_new_session=True)  # nobody has that terminal
-        assert done.returncode == code and done.stderr.count(b"error: cannot") == 1 and b"Traceback" not in done.stderr, (words, done.stderr)
+        command = [
+            "sh",
+            "-c",
+            f'{before} exec "$@" {words}',
+            "sh",
+            sys.executable,
+            ROOT / "client.py",
+            "--port",
+            str(server.port),
+        ]
+        done = subprocess.run(
+            command,
+            cwd=here / "gone",
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            check=False,
+            start_new_session=True,
+        )  # nobody has that terminal
+        assert (
+            done.returncode == code
+            and done.stderr.count(b"error: cannot") == 1
+            and b"Traceback" not in done.stderr
+        ), (words, done.stderr)
 
 
 def test_quiet_says_nothing(do, here):
@@ -264,20 +400,69 @@ def test_quiet_says_nothing(do, here):
 
 def test_an_output_that_takes_nothing_is_told(server, box, here):
     (box / "x").write_text("x")
-    for words in ("list",), ("list", "--json"), ("help",), ("stat", "x"), ("get", "x", "-o", "-"), ():
+    for words in (
+        ("list",),
+        ("list", "--json"),
+        ("help",),
+        ("stat", "x"),
+        ("get", "x", "-o", "-"),
+        (),
+    ):
         for redirect in (">/dev/full", ">&-"):
-            done = subprocess.run(["sh", "-c", f'exec "$@" {redirect}', "sh", sys.executable, ROOT / "client.py", "--port", str(server.port), *words],
-                                  cwd=here, input=b"list\n", stderr=subprocess.PIPE, check=False)
-            assert done.returncode == 23 and b"Traceback" not in done.stderr, (words, redirect, done.stderr)
+            done = subprocess.run(
+                [
+                    "sh",
+                    "-c",
+                    f'exec "$@" {redirect}',
+                    "sh",
+                    sys.executable,
+                    ROOT / "client.py",
+                    "--port",
+                    str(server.port),
+                    *words,
+                ],
+                cwd=here,
+                input=b"list\n",
+                stderr=subprocess.PIPE,
+                check=False,
+            )
+            assert done.returncode == 23 and b"Traceback" not in done.stderr, (
+                words,
+                redirect,
+                done.stderr,
+            )
 
 
 def test_an_input_that_cannot_be_read_is_told_at_once(server, box, here):
     """Where it is closed the connection may have its number; one that is open for writing alone fails in the middle of the upload."""
-    for words, redirect, code in ((), "<&-", 0), (("chat",), "<&-", 0), (("put", "-", "--as", "x"), "<&-", 26), (("put", "-", "--as", "x"), "0>w", 26):
-        command = ["sh", "-c", f'exec "$@" {redirect}', "sh", sys.executable, ROOT / "client.py", "--port", str(server.port), "--timeout", "600", *words]
+    for words, redirect, code in (
+        ((), "<&-", 0),
+        (("chat",), "<&-", 0),
+        (("put", "-", "--as", "x"), "<&-", 26),
+        (("put", "-", "--as", "x"), "0>w", 26),
+    ):
+        command = [
+            "sh",
+            "-c",
+            f'exec "$@" {redirect}',
+            "sh",
+            sys.executable,
+            ROOT / "client.py",
+            "--port",
+            str(server.port),
+            "--timeout",
+            "600",
+            *words,
+        ]
         done = subprocess.run(command, cwd=here, capture_output=True, timeout=DEADLINE, check=False)
-        assert done.returncode == code and b"Traceback" not in done.stderr, (words, redirect, done.stderr)
-        assert done.stderr.count(b"error: cannot read -: bad file descriptor") == (code == 26), done.stderr
+        assert done.returncode == code and b"Traceback" not in done.stderr, (
+            words,
+            redirect,
+            done.stderr,
+        )
+        assert done.stderr.count(b"error: cannot read -: bad file descriptor") == (code == 26), (
+            done.stderr
+        )
     assert tree(box) == {}
 
 
@@ -288,12 +473,25 @@ def grown(folder, count):
 
 def test_a_put_that_is_killed_is_resumed_by_the_same_command(server, do, here, box, proxy):
     (here / "big").write_bytes(BIG * 4)
-    cut = do("put", "big", "--retries", "0", port=proxy(server.port, cut_at=5 << 20, toward="server").port)
-    assert cut.code == 18 and re.search(r"connection lost at [\d,]+ of 12,582,912 bytes of big; what came is kept as \.six-", cut.err)
+    cut = do(
+        "put",
+        "big",
+        "--retries",
+        "0",
+        port=proxy(server.port, cut_at=5 << 20, toward="server").port,
+    )
+    assert cut.code == 18 and re.search(
+        r"connection lost at [\d,]+ of 12,582,912 bytes of big; what came is kept as \.six-",
+        cut.err,
+    )
     assert re.search(r"try:   python3 client.py --port \d+ put big --retries 0 ", cut.err), cut.err
     server.wait_for("put big: cut at .* kept")
     again = do("put", "big", "--trace")
-    assert again.code == 0 and (box / "big").read_bytes() == BIG * 4 and sum(map(int, re.findall(r"send (\d+) of", again.err))) < 12 << 20
+    assert (
+        again.code == 0
+        and (box / "big").read_bytes() == BIG * 4
+        and sum(map(int, re.findall(r"send (\d+) of", again.err))) < 12 << 20
+    )
     assert os.listdir(box) == ["big"]
 
 
@@ -303,7 +501,9 @@ def test_a_get_that_is_cut_is_resumed_by_the_same_command(server, do, here, box,
     assert cut.code == 18 and not (here / "big").exists() and len(os.listdir(here)) == 1
     assert f"what came is kept as ./{os.listdir(here)[0]}" in cut.err, cut.err
     again = do("get", "big")
-    assert again.code == 0 and (here / "big").read_bytes() == BIG * 4 and os.listdir(here) == ["big"]
+    assert (
+        again.code == 0 and (here / "big").read_bytes() == BIG * 4 and os.listdir(here) == ["big"]
+    )
     assert re.search(r"get big: (\d+) bytes", server.wait_for("get big: [1-9]\\d* bytes, .* ok")[0])
 
 
@@ -313,7 +513,11 @@ def test_one_run_reconnects_and_resumes_by_itself(server, do, here, box, proxy, 
     (source / "tree").mkdir()
     plant(source / "tree")
     done = do(verb, "tree", port=proxy(server.port, cut_at=2 << 20, toward=toward, times=1).port)
-    assert done.code == 0 and "attempt 1 of 3" in done.err and tree(here / "tree") == tree(box / "tree")
+    assert (
+        done.code == 0
+        and "attempt 1 of 3" in done.err
+        and tree(here / "tree") == tree(box / "tree")
+    )
 
 
 def test_a_lost_link_where_only_something_is_asked_is_made_good(server, do, box, proxy):
@@ -329,29 +533,54 @@ def test_a_lost_link_where_only_something_is_asked_is_made_good(server, do, box,
 
 def test_who_was_shown_before_the_link_was_lost_is_not_shown_twice(do, canned):
     done = do("who", port=canned(GREETING + b"client 10.0.0.1:1 mode=idle\n").port)
-    assert done.code == 18 and done.out == b"10.0.0.1:1  idle\n" and "what was shown is not all" in done.err, done
+    assert (
+        done.code == 18
+        and done.out == b"10.0.0.1:1  idle\n"
+        and "what was shown is not all" in done.err
+    ), done
 
 
 @pytest.mark.parametrize("words", [["delete", "a"], ["mkdir", "d"], ["rename", "a", "b"]])
-def test_a_lost_link_where_something_is_changed_tells_what_is_unknown(server, do, box, proxy, words):
+def test_a_lost_link_where_something_is_changed_tells_what_is_unknown(
+    server, do, box, proxy, words
+):
     (box / "a").touch()
     done = do(*words, port=proxy(server.port, cut_at=60).port)
-    assert done.code == 56 and f"unknown whether {words[0]} was done to {words[1]}" in done.err, done
+    assert done.code == 56 and f"unknown whether {words[0]} was done to {words[1]}" in done.err, (
+        done
+    )
 
 
 def test_a_password_is_not_repeated_in_what_to_type_again():
-    assert script.typed(["put", "a b", "--password", "x", "--password=y z", "p"]) == "put 'a b' --password ... --password=... p"
-    assert script.typed(["--pass", "x", "--pa=y\nz", "list"]) == "--pass ... --pa=... list", "argparse takes the beginning of a flag for the flag"
+    assert (
+        script.typed(["put", "a b", "--password", "x", "--password=y z", "p"])
+        == "put 'a b' --password ... --password=... p"
+    )
+    assert script.typed(["--pass", "x", "--pa=y\nz", "list"]) == "--pass ... --pa=... list", (
+        "argparse takes the beginning of a flag for the flag"
+    )
 
 
 @pytest.mark.parametrize("verb", ["put", "get"])
 def test_no_resume_starts_over(server, do, here, box, proxy, verb):
     (here if verb == "put" else box).joinpath("big").write_bytes(BIG)
-    do(verb, "big", "--retries", "0", port=proxy(server.port, cut_at=2 << 20, toward="server" if verb == "put" else "client").port)
+    do(
+        verb,
+        "big",
+        "--retries",
+        "0",
+        port=proxy(
+            server.port, cut_at=2 << 20, toward="server" if verb == "put" else "client"
+        ).port,
+    )
     if verb == "put":
         server.wait_for("put big: cut at")
     done = do(verb, "big", "--no-resume")
-    assert done.code == 0 and "put: 1 file, 3.1 MB" in done.err.replace("get:", "put:") and (here / "big").read_bytes() == (box / "big").read_bytes()
+    assert (
+        done.code == 0
+        and "put: 1 file, 3.1 MB" in done.err.replace("get:", "put:")
+        and (here / "big").read_bytes() == (box / "big").read_bytes()
+    )
 
 
 def test_a_part_of_another_source_is_not_used(server, do, here, box, proxy):
@@ -360,23 +589,35 @@ def test_a_part_of_another_source_is_not_used(server, do, here, box, proxy):
         (here / "big").write_bytes(content)
         os.utime(here / "big", (0, 5))
         if content == BIG:
-            do("put", "big", "--retries", "0", port=proxy(server.port, cut_at=2 << 20, toward="server").port)
+            do(
+                "put",
+                "big",
+                "--retries",
+                "0",
+                port=proxy(server.port, cut_at=2 << 20, toward="server").port,
+            )
             server.wait_for("put big: cut at")
     assert do("put", "big").code == 0 and (box / "big").read_bytes() == BIG[::-1]
 
 
 def test_a_file_that_grew_while_its_part_was_checked_has_the_time_of_what_came(do, here, canned):
     """As a log does: the part is its beginning still, so only the rest is sent."""
-    half, size = BIG[:1 << 20], 2 << 20
+    half, size = BIG[: 1 << 20], 2 << 20
     found, got = (b"ok %%b x size=%d mtime_ns=1\n" % size % word for word in (b"stat", b"get"))
     begun = GREETING + found + got + b"data %d\n%b" % (len(half), half)
-    grown = b"ok get x size=%d mtime_ns=2 offset=%d\ndata %d\n" % (len(BIG), len(half), len(BIG) - len(half)) + BIG[len(half):]
+    grown = (
+        b"ok get x size=%d mtime_ns=2 offset=%d\ndata %d\n"
+        % (len(BIG), len(half), len(BIG) - len(half))
+        + BIG[len(half) :]
+    )
     grown += b"end sha256=%b\n" % hashlib.sha256(BIG).hexdigest().encode()
     assert do("get", "x", port=canned(begun, GREETING + found + grown).port).code == 0
     assert tree(here) == {"x": (BIG, 2, 0)}
 
 
-def test_a_silent_standard_input_keeps_the_upload_alive_and_a_refusal_is_heard_meanwhile(listeners, tmp_path):
+def test_a_silent_standard_input_keeps_the_upload_alive_and_a_refusal_is_heard_meanwhile(
+    listeners, tmp_path
+):
     def talk(conn):
         conn.sendall(b"sixsockets 1 max-line=32768 auth=none you=10.0.0.9:9\n")
         file = conn.makefile("rb")
@@ -390,15 +631,30 @@ def test_a_silent_standard_input_keeps_the_upload_alive_and_a_refusal_is_heard_m
     reader, writer = os.pipe()
     os.write(writer, b"a\n")  # before it starts, for it tells of silence soon
     with os.fdopen(reader) as stdin, os.fdopen(writer):
-        put = Process("-c", code, "--port", listeners[-1].port, "put", "-", "--as", "x", stdin=stdin)
+        put = Process(
+            "-c", code, "--port", listeners[-1].port, "put", "-", "--as", "x", stdin=stdin
+        )
         assert put.wait() == 25 and "(disk-full after 2 bytes)" in put.err, put.err
     assert heard[:5] == [b"put x\n", b"data 2\n", b"a\n", b"note x\n", b"note x\n"], heard
 
 
 def test_standard_input_that_was_cut_is_not_begun_again_in_its_middle(server, do, box, proxy):
     """Also where an earlier request, here for the folder, has no answer yet."""
-    done = do("put", "-", "--as", "x", "--into", "d", port=proxy(server.port, cut_at=1 << 20, toward="server", times=1).port, input=BIG)
-    assert done.code == 18 and "standard input cannot be resumed" in done.err and not (box / "d/x").exists(), done
+    done = do(
+        "put",
+        "-",
+        "--as",
+        "x",
+        "--into",
+        "d",
+        port=proxy(server.port, cut_at=1 << 20, toward="server", times=1).port,
+        input=BIG,
+    )
+    assert (
+        done.code == 18
+        and "standard input cannot be resumed" in done.err
+        and not (box / "d/x").exists()
+    ), done
 
 
 def test_a_cut_download_to_standard_output_goes_on(server, do, box, proxy):
@@ -410,10 +666,15 @@ def test_a_cut_download_to_standard_output_goes_on(server, do, box, proxy):
 def test_a_second_loss_before_the_first_was_made_good_repeats_nothing(do, canned):
     """The nick is told on each new connection; that one is lost with its answer."""
     found = GREETING + b"ok ping nick=anna\nok stat x size=%d\n" % len(BIG)
-    half, rest = BIG[:1 << 20], BIG[1 << 20:]
+    half, rest = BIG[: 1 << 20], BIG[1 << 20 :]
     end = b"end sha256=%b\n" % hashlib.sha256(BIG).hexdigest().encode()
     cut, silent = found + b"ok get x size=%d\ndata %d\n" % (len(BIG), len(half)) + half, GREETING
-    last = found + b"ok get x size=%d offset=%d\ndata %d\n" % (len(BIG), len(half), len(rest)) + rest + end
+    last = (
+        found
+        + b"ok get x size=%d offset=%d\ndata %d\n" % (len(BIG), len(half), len(rest))
+        + rest
+        + end
+    )
     peer = canned(cut, silent, last)
     done = do("get", "x", "-o", "-", "--nick", "anna", port=peer.port)
     assert done.code == 0 and done.out == BIG and "attempt 2 of 3" in done.err, done
@@ -426,19 +687,39 @@ def test_ctrl_c_keeps_the_part(server, here, box, proxy):
     client = Process(ROOT / "client.py", "--port", slow.port, "get", "big", cwd=here)
     until(grown(here, 1 << 20), "the part to grow")
     client.process.send_signal(signal.SIGINT)
-    assert client.wait() == 130 and "the same command again resumes" in client.err and "Traceback" not in client.err
+    assert (
+        client.wait() == 130
+        and "the same command again resumes" in client.err
+        and "Traceback" not in client.err
+    )
     assert len(os.listdir(here)) == 1
 
 
 def test_a_killed_client_or_server_is_resumed(spawn, run, here, box, proxy):
     (here / "big").write_bytes(BIG * 10)
     server = spawn("server.py", box)
-    client = Process(ROOT / "client.py", "--port", proxy(server.port, delay=0.01, toward="server").port, "put", "big", cwd=here)
+    client = Process(
+        ROOT / "client.py",
+        "--port",
+        proxy(server.port, delay=0.01, toward="server").port,
+        "put",
+        "big",
+        cwd=here,
+    )
     until(grown(box, 1 << 20), "the part to grow")
     client.kill()
     server.wait_for("put big: cut at")
     kept = max(path.stat().st_size for path in box.iterdir())
-    client = Process(ROOT / "client.py", "--port", proxy(server.port, delay=0.01, toward="server").port, "--retries", "0", "put", "big", cwd=here)
+    client = Process(
+        ROOT / "client.py",
+        "--port",
+        proxy(server.port, delay=0.01, toward="server").port,
+        "--retries",
+        "0",
+        "put",
+        "big",
+        cwd=here,
+    )
     until(grown(box, kept + 1), "the part to grow")
     server.kill()
     assert client.wait() in (18, 56)
@@ -449,15 +730,25 @@ def test_a_killed_client_or_server_is_resumed(spawn, run, here, box, proxy):
     assert json.loads(done.out.splitlines()[-1])["bytes"] == len(BIG) * 10 - kept
 
 
-STEPS = {"put": ["open", "fstat", "read", "send", "close"], "get": ["mkdir", "open", "write", "utime", "link", "unlink", "close"],
-         "get --force": ["open", "write", "utime", "replace"]}
+STEPS = {
+    "put": ["open", "fstat", "read", "send", "close"],
+    "get": ["mkdir", "open", "write", "utime", "link", "unlink", "close"],
+    "get --force": ["open", "write", "utime", "replace"],
+}
 
 
 @pytest.mark.parametrize("command", STEPS)
 def test_killed_at_each_step_the_same_command_completes_it(server, here, box, full, command):
     """A tree with a large file among small ones; the process dies right after its first, second, third such call."""
     for step, turn in itertools.product(STEPS[command], (1, 2, 3)):
-        if full or (step, turn) in (("send", 2), ("read", 3), ("write", 2), ("link", 1), ("unlink", 3), ("replace", 1)):
+        if full or (step, turn) in (
+            ("send", 2),
+            ("read", 3),
+            ("write", 2),
+            ("link", 1),
+            ("unlink", 3),
+            ("replace", 1),
+        ):
             kill_and_complete(server, here, box, command, step, turn)
 
 
@@ -487,7 +778,9 @@ sys.argv = {["client.py", "--port", str(server.port), verb, *flags, top]!r}
 runpy.run_path({str(ROOT / "client.py")!r}, run_name="__main__")
 """
     before = server.at_rest()
-    killed = subprocess.run([sys.executable, "-c", code], cwd=here, stderr=subprocess.PIPE, timeout=60, check=False)
+    killed = subprocess.run(
+        [sys.executable, "-c", code], cwd=here, stderr=subprocess.PIPE, timeout=60, check=False
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     whole = tree(source / top)
     for name, fact in tree(target / top, parts=False).items():
@@ -511,7 +804,11 @@ def test_cut_at_every_byte_of_a_short_exchange(server, do, here, box, proxy, ful
             way.close()
             server.rests(before)
             assert not target.exists() or target.read_text() == "new data"
-            assert done.code in (0, 7, 18, 52, 55, 56) and (done.code or target.exists()), (toward, count, done)
+            assert done.code in (0, 7, 18, 52, 55, 56) and (done.code or target.exists()), (
+                toward,
+                count,
+                done,
+            )
 
 
 @pytest.mark.parametrize("verb", ["put", "get"])
@@ -526,33 +823,68 @@ def test_corrupted_at_any_byte_it_is_whole_or_an_error(server, do, here, box, pr
             server.rests(before)
             whole = (folder / "x").exists() and (folder / "x").read_text() == "new data"
             assert whole or (done.code and not (folder / "x").exists()), (toward, at, done)
-            for path in folder.iterdir():  # a changed name is stored as it came: told as an error, and its bytes are right
-                assert path.read_text() == "new data" and (path.name == "x" or done.code), (toward, at, done)
+            # a changed name is stored as it came: told as an error, and its bytes are right
+            for path in folder.iterdir():
+                assert path.read_text() == "new data" and (path.name == "x" or done.code), (
+                    toward,
+                    at,
+                    done,
+                )
                 path.unlink()
 
 
 def test_a_digest_that_is_not_theirs_is_not_kept(do, here, canned):
-    body = b"ok stat x type=file size=3 mtime_ns=1\nok get x size=3 mtime_ns=1\ndata 3\nabcend sha256=" + b"0" * 64 + b"\n"
+    body = (
+        b"ok stat x type=file size=3 mtime_ns=1\nok get x size=3 mtime_ns=1\ndata 3\nabcend sha256="
+        + b"0" * 64
+        + b"\n"
+    )
     done = do("get", "x", port=canned(GREETING + body).port)
     assert done.code == 56 and "arrived changed" in done.err and os.listdir(here) == []
 
 
-@pytest.mark.parametrize(("answer", "code"), [
-    (b"ok get x size=3 mtime_ns=1\ndata 5\nabcdeend\n", 56), (b"ok get x size=3 mtime_ns=1\ndata 2\nabend\n", 18),
-    (b"ok get x size=3 mtime_ns=1\ndata 2\nababort reason=changed\n", 18), (b"ok get x size=3 mtime_ns=1\ndata 2\na", 18),
-    (b"err get x reason=no-such-file\n", 78), (b"gibberish\n", 56), (b"ok get x size=-3\n", 56), (b"ok get x size=99999999999999999999\n", 56),
-    (b"x" * 40000, 56), (b"err get x reason=%1B[31m\n", 9), (b"", 18), (b"\xc2\x9b31m\n", 56), (b"ok get y%1B[31m\n", 56),
-])
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (b"ok get x size=3 mtime_ns=1\ndata 5\nabcdeend\n", 56),
+        (b"ok get x size=3 mtime_ns=1\ndata 2\nabend\n", 18),
+        (b"ok get x size=3 mtime_ns=1\ndata 2\nababort reason=changed\n", 18),
+        (b"ok get x size=3 mtime_ns=1\ndata 2\na", 18),
+        (b"err get x reason=no-such-file\n", 78),
+        (b"gibberish\n", 56),
+        (b"ok get x size=-3\n", 56),
+        (b"ok get x size=99999999999999999999\n", 56),
+        (b"x" * 40000, 56),
+        (b"err get x reason=%1B[31m\n", 9),
+        (b"", 18),
+        (b"\xc2\x9b31m\n", 56),
+        (b"ok get y%1B[31m\n", 56),
+    ],
+)
 def test_a_server_that_misbehaves_leaves_nothing_behind(do, here, canned, answer, code):
-    done = do("get", "x", "--retries", "0", port=canned(GREETING + b"ok stat x type=file size=3 mtime_ns=1\n" + answer).port)
+    done = do(
+        "get",
+        "x",
+        "--retries",
+        "0",
+        port=canned(GREETING + b"ok stat x type=file size=3 mtime_ns=1\n" + answer).port,
+    )
     assert done.code == code and not {"\x1b", "\x9b"} & {*done.err} and os.listdir(here) == [], done
 
 
-@pytest.mark.parametrize(("words", "answer", "code"), [
-    (["stat", "x"], b"ok stat\n", 0), (["list"], b"file\nok list\n", 56), (["list"], b"note reason=failed\nok list\n", 56),
-    (["help"], b"help\n", 56), (["get", "t"], b"ok stat t type=dir\nfile\nok list\n", 56), (["get", "*"], b"dir\nok list\n", 56),
-    (["rename", "a", "b"], b"note\nok rename\n", 56), (["delete", "x"], b"dir\n", 56),
-])
+@pytest.mark.parametrize(
+    ("words", "answer", "code"),
+    [
+        (["stat", "x"], b"ok stat\n", 0),
+        (["list"], b"file\nok list\n", 56),
+        (["list"], b"note reason=failed\nok list\n", 56),
+        (["help"], b"help\n", 56),
+        (["get", "t"], b"ok stat t type=dir\nfile\nok list\n", 56),
+        (["get", "*"], b"dir\nok list\n", 56),
+        (["rename", "a", "b"], b"note\nok rename\n", 56),
+        (["delete", "x"], b"dir\n", 56),
+    ],
+)
 def test_lines_without_their_words_are_told_as_what_they_are(do, canned, words, answer, code):
     done = do(*words, "--retries", "0", port=canned(GREETING + answer).port)
     assert done.code == code and "Traceback" not in done.err, done
@@ -563,12 +895,34 @@ def test_a_folder_listed_without_words_stops_the_command(do, here, canned, verb)
     (here / "t").mkdir()
     for number in range(70):
         (here / "t" / str(number)).touch()
-    answers = b"err mkdir t reason=exists\n" if verb == "put" else b"ok stat t type=dir mtime_ns=1\n"
-    done = do(verb, "t", "--retries", "0", "-o" if verb == "get" else "--as", "t", port=canned(GREETING + answers + b"file\nok list t\n").port)
+    answers = (
+        b"err mkdir t reason=exists\n" if verb == "put" else b"ok stat t type=dir mtime_ns=1\n"
+    )
+    done = do(
+        verb,
+        "t",
+        "--retries",
+        "0",
+        "-o" if verb == "get" else "--as",
+        "t",
+        port=canned(GREETING + answers + b"file\nok list t\n").port,
+    )
     assert done.code == 56 and "bad-line" in done.err, done
 
 
-@pytest.mark.parametrize("name", ["t/../../x", "/etc/x", "other/x", "t/", "t/a//b", "t/%00", "t/.six-" + "0" * 32 + ".part", "t/.."])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "t/../../x",
+        "/etc/x",
+        "other/x",
+        "t/",
+        "t/a//b",
+        "t/%00",
+        "t/.six-" + "0" * 32 + ".part",
+        "t/..",
+    ],
+)
 def test_names_that_a_server_invents_lead_nowhere(do, here, canned, name):
     listing = f"ok stat t type=dir mtime_ns=1\nfile {name} size=1 mtime_ns=1\ndir {name} mtime_ns=1\nok list t count=1\n".encode()
     done = do("get", "t", port=canned(GREETING + listing).port)
@@ -592,13 +946,24 @@ os.scandir = late
 sys.argv = {["client.py", "--port", str(server.port), "put", "tree"]!r}
 runpy.run_path({str(ROOT / "client.py")!r}, run_name="__main__")
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=here,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert done.returncode == 26 and "cannot read tree/b: no such file" in done.stderr
     assert {path.name for path in (box / "tree").iterdir()} == {"a", "c"}
 
 
-@pytest.mark.parametrize(("name", "listed", "code"), [("a", "a", 26), ("deep", "deep", 26), ("deep", "x", 0)])
-def test_a_link_that_takes_the_place_of_a_file_or_folder_of_a_tree_is_not_followed(server, here, box, name, listed, code):
+@pytest.mark.parametrize(
+    ("name", "listed", "code"), [("a", "a", 26), ("deep", "deep", 26), ("deep", "x", 0)]
+)
+def test_a_link_that_takes_the_place_of_a_file_or_folder_of_a_tree_is_not_followed(
+    server, here, box, name, listed, code
+):
     """It comes when what is there has just been listed; in the last case when also what is in it has."""
     for path in "tree/a", "tree/deep/x", "else/x":
         (here / path).parent.mkdir(parents=True, exist_ok=True)
@@ -610,20 +975,36 @@ def late(folder):
     found = list(true(folder))
     if {listed!r} in [entry.name for entry in found]:
         os.rename("tree/{name}", "moved")
-        os.symlink("../else{'/x' * (name == "a")}", "tree/{name}")
+        os.symlink("../else{"/x" * (name == "a")}", "tree/{name}")
     return contextlib.nullcontext(iter(found))
 os.supports_fd = {{*os.supports_fd, late}}
 os.scandir = late
 sys.argv = {["client.py", "--port", str(server.port), "put", "tree"]!r}
 runpy.run_path({str(ROOT / "client.py")!r}, run_name="__main__")
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=here, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == code and done.stderr.count("error: cannot read") == bool(code), done.stderr
-    assert [path.read_text() for path in box.rglob("*") if path.is_file()] == ["mine"] * (1 if code else 2)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=here,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == code and done.stderr.count("error: cannot read") == bool(code), (
+        done.stderr
+    )
+    assert [path.read_text() for path in box.rglob("*") if path.is_file()] == ["mine"] * (
+        1 if code else 2
+    )
 
 
-@pytest.mark.parametrize("words", [["put", "."], ["put", ".", "--into", "copies/of"], ["put", "../here"], ["put", "files"]])
-def test_a_folder_that_holds_the_shared_one_is_sent_without_what_the_server_keeps_of_it(spawn, run, here, words):
+@pytest.mark.parametrize(
+    "words",
+    [["put", "."], ["put", ".", "--into", "copies/of"], ["put", "../here"], ["put", "files"]],
+)
+def test_a_folder_that_holds_the_shared_one_is_sent_without_what_the_server_keeps_of_it(
+    spawn, run, here, words
+):
     (here / "files/old").mkdir(parents=True)
     whole = {"a", "files/old/c", *(f"files/{number:03}" for number in range(200))}
     for path in whole:
@@ -632,23 +1013,40 @@ def test_a_folder_that_holds_the_shared_one_is_sent_without_what_the_server_keep
     for attempt in range(2):
         done = run("client.py", "--port", server.port, *words, "--compare", "content", cwd=here)
         assert done.code == 0 and done.err.count("there the server keeps what is sent") == 1, done
-    into, name = ("copies/of/" if "--into" in words else ""), "files" if words[1] == "files" else "here"
-    sent = {path.removeprefix("files/") for path in whole if path.startswith("files/")} if name == "files" else whole
+    into, name = (
+        ("copies/of/" if "--into" in words else ""),
+        "files" if words[1] == "files" else "here",
+    )
+    sent = (
+        {path.removeprefix("files/") for path in whole if path.startswith("files/")}
+        if name == "files"
+        else whole
+    )
     found = {str(path.relative_to(here)) for path in here.rglob("*") if path.is_file()}
     assert found == whole | {f"files/{into}{name}/{path}" for path in sent}
 
 
-def test_a_link_that_is_lost_while_a_folder_is_looked_at_loses_nothing_of_it(server, do, here, box, proxy):
+def test_a_link_that_is_lost_while_a_folder_is_looked_at_loses_nothing_of_it(
+    server, do, here, box, proxy
+):
     for path in "tree/tree/a", "tree/b":
         (here / path).parent.mkdir(parents=True, exist_ok=True)
         (here / path).write_text(path)
-    done = do("put", "tree", port=proxy(server.port, cut_at=len("mkdir tree\nsta"), toward="server", times=1).port)
+    done = do(
+        "put",
+        "tree",
+        port=proxy(server.port, cut_at=len("mkdir tree\nsta"), toward="server", times=1).port,
+    )
     assert done.code == 0 and "attempt 1" in done.err, done
-    assert {str(path.relative_to(box)) for path in box.rglob("*") if path.is_file()} == {"tree/tree/a", "tree/b"}
+    assert {str(path.relative_to(box)) for path in box.rglob("*") if path.is_file()} == {
+        "tree/tree/a",
+        "tree/b",
+    }
 
 
 def test_a_link_that_is_lost_before_a_folder_is_looked_at_is_told_as_lost(listeners, here):
     """When the folder has been listed, the client waits until its kernel knows of the reset."""
+
     def talk(conn):
         conn.sendall(GREETING)
         conn.recv(100)
@@ -673,18 +1071,33 @@ os.scandir = late
 sys.argv = {["client.py", "--port", str(listeners[-1].port), "--retries", "0", "put", "tree"]!r}
 runpy.run_path({str(ROOT / "client.py")!r}, run_name="__main__")
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=here, capture_output=True, text=True, timeout=DEADLINE, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=here,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
+    )
     assert done.returncode == 18 and "error: connection lost" in done.stderr, done
 
 
-def test_a_folder_that_is_read_slowly_does_not_keep_the_server_from_telling_of_its_own(listeners, here):
+def test_a_folder_that_is_read_slowly_does_not_keep_the_server_from_telling_of_its_own(
+    listeners, here
+):
     """What was not read in time is asked for file by file."""
+
     def talk(conn):
         conn.sendall(GREETING)
-        for verb, name, *_ in map(bytes.split, filter(bytes.strip, conn.makefile("rb"))):  # an empty line comes from a client that had to wait
+        # an empty line comes from a client that had to wait
+        for verb, name, *_ in map(bytes.split, filter(bytes.strip, conn.makefile("rb"))):
             heard.append(verb)
             listed = b"".join(b"file t/%03d size=0 mtime_ns=0\n" % number for number in range(100))
-            conn.sendall({b"mkdir": b"err mkdir t reason=exists\n", b"list": listed + b"ok list t\n"}.get(verb, b"ok stat %b type=file size=0 mtime_ns=0\n" % name))
+            conn.sendall(
+                {b"mkdir": b"err mkdir t reason=exists\n", b"list": listed + b"ok list t\n"}.get(
+                    verb, b"ok stat %b type=file size=0 mtime_ns=0\n" % name
+                )
+            )
 
     heard = []
     listeners.append(Listener(talk))
@@ -722,7 +1135,8 @@ def test_a_source_that_changes_while_it_is_sent_is_told(server, here, box, proxy
 
 
 def test_a_part_whose_check_was_interrupted_in_the_shell_is_let_go(server, here, box):
-    size, part = 1 << 34, here / script.lasting_name("big", 1 << 34, 0)  # a hole costs no room, and takes long to check
+    # a hole costs no room, and takes long to check
+    size, part = 1 << 34, here / script.lasting_name("big", 1 << 34, 0)
     for path in box / "big", part:
         with path.open("wb") as file:
             file.truncate(size)
@@ -733,7 +1147,9 @@ def test_a_part_whose_check_was_interrupted_in_the_shell_is_let_go(server, here,
         found = []
         for fd in Path(f"/proc/{shell.process.pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-                found += [int(Path(f"/proc/{shell.process.pid}/fdinfo/{fd.name}").read_text().split()[1])] * (os.readlink(fd) == str(part))
+                found += [
+                    int(Path(f"/proc/{shell.process.pid}/fdinfo/{fd.name}").read_text().split()[1])
+                ] * (os.readlink(fd) == str(part))
         return found
 
     shell = Terminal("--port", server.port, cwd=here)
@@ -749,7 +1165,9 @@ def test_a_part_whose_check_was_interrupted_in_the_shell_is_let_go(server, here,
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_the_shell_that_a_pipe_feeds_and_no_later_line_runs(server, here, box, number):
+def test_a_signal_ends_the_shell_that_a_pipe_feeds_and_no_later_line_runs(
+    server, here, box, number
+):
     shell = Process(ROOT / "client.py", "--port", server.port, cwd=here, stdin=subprocess.PIPE)
     shell.process.stdin.write(b"receive\nmkdir after\n")
     shell.process.stdin.flush()
@@ -765,7 +1183,8 @@ def test_a_terminal_comes_back_to_the_prompt_at_ctrl_c_and_sigterm_ends_the_shel
     shell.type("half a line")
     shell.wait_for("half a line")
     shell.process.send_signal(signal.SIGINT)
-    shell.type("\rreceive\r")  # a signal that comes just before it waits for typing is noticed behind the line
+    # a signal that comes just before it waits for typing is noticed behind the line
+    shell.type("\rreceive\r")
     shell.wait_for("waiting for files")
     shell.process.send_signal(signal.SIGINT)
     shell.wait_for("stopped")
@@ -776,12 +1195,23 @@ def test_a_terminal_comes_back_to_the_prompt_at_ctrl_c_and_sigterm_ends_the_shel
     assert "unknown command" not in shell.text and shell.end() == 130
 
 
-@pytest.mark.parametrize("answer", [b"err get x reason=not-permitted\n", b"ok get y size=1\n", b"what\n"])
-def test_a_part_that_the_server_does_not_go_on_with_is_let_go_in_the_shell(do, here, canned, answer):
-    found, data = GREETING + b"ok stat x size=%d mtime_ns=1\n" % len(BIG), b"data %d\n%b" % (len(BIG), BIG)
+@pytest.mark.parametrize(
+    "answer", [b"err get x reason=not-permitted\n", b"ok get y size=1\n", b"what\n"]
+)
+def test_a_part_that_the_server_does_not_go_on_with_is_let_go_in_the_shell(
+    do, here, canned, answer
+):
+    found, data = (
+        GREETING + b"ok stat x size=%d mtime_ns=1\n" % len(BIG),
+        b"data %d\n%b" % (len(BIG), BIG),
+    )
     part = here / script.lasting_name("x", len(BIG), 1)
-    part.write_bytes(BIG[:1 << 20])
-    got = b"ok get x size=%d mtime_ns=1\n%bend sha256=%b\n" % (len(BIG), data, hashlib.sha256(BIG).hexdigest().encode())
+    part.write_bytes(BIG[: 1 << 20])
+    got = b"ok get x size=%d mtime_ns=1\n%bend sha256=%b\n" % (
+        len(BIG),
+        data,
+        hashlib.sha256(BIG).hexdigest().encode(),
+    )
     done = do(input=b"get x\nget x\n", port=canned(GREETING, found + answer, found + got).port)
     assert done.err.count("error:") == 1 and tree(here) == {"x": (BIG, 1, 0)}, done
 
@@ -803,7 +1233,8 @@ def test_what_was_told_as_failed_is_not_sent_again_when_the_link_is_lost(listene
         conn.sendall(GREETING)
         with conn.makefile("rb") as file:
             asked.append(verbs := [])
-            for line in filter(bytes.strip, file):  # an empty line comes from a client that had to wait
+            # an empty line comes from a client that had to wait
+            for line in filter(bytes.strip, file):
                 verbs.append(line.split()[0])
                 if verbs[-1] == b"stat":
                     conn.sendall(b"err stat big reason=no-such-file\n")
@@ -826,14 +1257,27 @@ def test_a_full_disk_here_and_there(spawn, run, here, box):
     (box / "big").write_bytes(BIG)
     (box / "small").write_text("small")
     server = spawn("server.py", box)
-    limited = {"cwd": here, "preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))}
+    limited = {
+        "cwd": here,
+        "preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20)),
+    }
     got = run("client.py", "--port", server.port, "get", "big", "small", **limited)
-    assert got.code == 23 and "cannot write big" in got.err and re.search(r"after [1-9][\d,]+ of 3,145,728 bytes", got.err) and os.listdir(here) == ["small"]
+    assert (
+        got.code == 23
+        and "cannot write big" in got.err
+        and re.search(r"after [1-9][\d,]+ of 3,145,728 bytes", got.err)
+        and os.listdir(here) == ["small"]
+    )
     (here / "large").write_bytes(BIG)
     (here / "little").write_text("x")
     full = spawn("server.py", box, "--max-size", "1M")
     sent = run("client.py", "--port", full.port, "put", "large", "little", cwd=here)
-    assert sent.code == 25 and "too-large" in sent.err and (box / "little").exists() and not (box / "large").exists()
+    assert (
+        sent.code == 25
+        and "too-large" in sent.err
+        and (box / "little").exists()
+        and not (box / "large").exists()
+    )
 
 
 def test_a_folder_that_is_refused_is_named_once(spawn, run, here, box):
@@ -849,15 +1293,25 @@ def test_a_folder_that_is_refused_is_named_once(spawn, run, here, box):
 def test_absent_server(run):
     port = free_port()
     failed = run("client.py", "--port", port, "list")
-    assert failed.code == 7 and "connection refused" in failed.err and f"server.py --port {port}" in failed.err
+    assert (
+        failed.code == 7
+        and "connection refused" in failed.err
+        and f"server.py --port {port}" in failed.err
+    )
     assert run("client.py", "--host", "no such host", "list").code == 6
     assert run("client.py", "frobnicate").code == 2
 
 
-@pytest.mark.parametrize(("says", "code", "told"), [
-    (b"HTTP/1.1 400 Bad Request\r\n\r\n", 56, "no Six Sockets"), (b"", 52, "said nothing"), (b"\x16\x03\x01", 56, "no Six Sockets"),
-    (b"err - reason=server-full\n", 7, "as many clients"), (b"sixsockets 9\n", 56, "no Six Sockets"),
-])
+@pytest.mark.parametrize(
+    ("says", "code", "told"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", 56, "no Six Sockets"),
+        (b"", 52, "said nothing"),
+        (b"\x16\x03\x01", 56, "no Six Sockets"),
+        (b"err - reason=server-full\n", 7, "as many clients"),
+        (b"sixsockets 9\n", 56, "no Six Sockets"),
+    ],
+)
 def test_another_program_on_the_port(run, canned, says, code, told):
     failed = run("client.py", "--port", canned(says).port, "list")
     assert failed.code == code and told in failed.err
@@ -865,6 +1319,7 @@ def test_another_program_on_the_port(run, canned, says, code, told):
 
 def test_a_silent_server_times_out(run, listeners):
     from conftest import Listener
+
     listeners.append(Listener(lambda conn: b"".join(iter(lambda: conn.recv(65536), b""))))
     failed = run("client.py", "--port", listeners[0].port, "--timeout", "0.2", "list")
     assert failed.code == 28 and "said nothing\nwhy:   silent for 0.2 s" in failed.err
@@ -873,7 +1328,11 @@ def test_a_silent_server_times_out(run, listeners):
 def test_did_you_mean(do, here):
     (here / "note.txt").touch()
     failed = do("put", "notes.txt")
-    assert failed.code == 26 and "did you mean note.txt?" in failed.err and "no such file" in failed.err
+    assert (
+        failed.code == 26
+        and "did you mean note.txt?" in failed.err
+        and "no such file" in failed.err
+    )
 
 
 # --- the shell ---
@@ -881,7 +1340,12 @@ def test_the_shell_goes_on_after_a_failure_and_knows_the_words_of_the_labs(do, h
     (here / "a b").write_text("x")
     words = 'upload "a b"\nls\nbogus\ndownload nothere\nput \'open\nrename "a b" c\ndelete c\nhelp\nlist\nlogout\nlist\n'
     done = do(input=words.encode())
-    assert done.out.decode().startswith("a b\n") and "unknown command bogus" in done.err and "quote" in done.err and done.code
+    assert (
+        done.out.decode().startswith("a b\n")
+        and "unknown command bogus" in done.err
+        and "quote" in done.err
+        and done.code
+    )
     assert os.listdir(box) == [] and "upload" in done.out.decode()
     assert do(input=b"list\n").code == 0
 
@@ -891,7 +1355,12 @@ def test_the_shell_holds_no_part_of_a_command_that_was_cut_off(do, server, here,
     for name in "a", "z":
         (box / name).write_bytes(BIG)
     assert do("get", "z", "--retries", "0", port=proxy(server.port, cut_at=2 << 20).port).code == 18
-    done = do("--retries", "0", input=b"get a z\nget z\nget a\n", port=proxy(server.port, cut_at=2 << 20, times=1).port)
+    done = do(
+        "--retries",
+        "0",
+        input=b"get a z\nget z\nget a\n",
+        port=proxy(server.port, cut_at=2 << 20, times=1).port,
+    )
     assert done.code == 18 and done.err.count("error:") == 1 and tree(here) == tree(box), done
 
 
@@ -906,7 +1375,9 @@ def test_a_command_of_the_shell_goes_where_its_own_flags_say(do, spawn, box, tmp
         (folder / "x").touch()
     other = spawn("server.py", tmp_path / "other")
     done = do(input=b"list\ndelete x --port %d\nwho --nick anna\nstat x\n" % other.port)
-    assert done.code == 0 and os.listdir(box) == ["x"] and os.listdir(tmp_path / "other") == [], done
+    assert done.code == 0 and os.listdir(box) == ["x"] and os.listdir(tmp_path / "other") == [], (
+        done
+    )
     assert b"  anna  " in done.out and b"x: file" in done.out, done
 
 
@@ -927,10 +1398,19 @@ def test_a_terminal_has_a_bar_a_table_and_no_escapes(server, here, box, proxy):
     pty = pytest.importorskip("pty")
     (box / "esc\x1b[31m").write_text("x" * 1500)
     (box / "big").write_bytes(BIG)
-    for words, pattern in (["list"], rb"1\.5 kB  \d{4}-.*esc\\x1b\[31m"), (["get", "big", "-o", "new"], rb"% \[#* *\] .* of 3\.1 MB"):
+    for words, pattern in (
+        (["list"], rb"1\.5 kB  \d{4}-.*esc\\x1b\[31m"),
+        (["get", "big", "-o", "new"], rb"% \[#* *\] .* of 3\.1 MB"),
+    ):
         master, slave = pty.openpty()
         port = proxy(server.port, delay=0.02).port
-        client = subprocess.Popen([sys.executable, ROOT / "client.py", "--port", str(port), *words], stdin=slave, stdout=slave, stderr=slave, cwd=here)
+        client = subprocess.Popen(
+            [sys.executable, ROOT / "client.py", "--port", str(port), *words],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            cwd=here,
+        )
         os.close(slave)
         said = b""
         try:
@@ -945,11 +1425,18 @@ def test_a_terminal_has_a_bar_a_table_and_no_escapes(server, here, box, proxy):
 
 @pytest.mark.parametrize("verb", ["get", "put"])
 def test_a_transfer_outlives_its_terminal(server, here, box, proxy, verb):
-    way = proxy(server.port, hold_at=1_500_000, delay=0.03, toward="client" if verb == "get" else "server")
+    way = proxy(
+        server.port, hold_at=1_500_000, delay=0.03, toward="client" if verb == "get" else "server"
+    )
     source, goal = (box, here) if verb == "get" else (here, box)
     (source / "big").write_bytes(BIG)
     ours, theirs = os.openpty()
-    client = subprocess.Popen([sys.executable, ROOT / "client.py", "--port", str(way.port), verb, "big"], cwd=here, stderr=theirs, start_new_session=True)
+    client = subprocess.Popen(
+        [sys.executable, ROOT / "client.py", "--port", str(way.port), verb, "big"],
+        cwd=here,
+        stderr=theirs,
+        start_new_session=True,
+    )
     os.close(theirs)
     while b"%" not in os.read(ours, 65536):
         pass
@@ -963,15 +1450,31 @@ def test_what_a_file_holds_moves_no_terminal(server, box, here):
     (box / "x").write_bytes("plain\n\tü\x1b]0;title\x07\x9b2J\r".encode() + b"\xff\xc3")
     for output in "-", "/dev/stdout":
         master, slave = pty.openpty()
-        client = subprocess.Popen([sys.executable, ROOT / "client.py", "--port", str(server.port), "get", "x", "-o", output], stdout=slave,
-                                  stderr=subprocess.DEVNULL, cwd=here)
+        client = subprocess.Popen(
+            [
+                sys.executable,
+                ROOT / "client.py",
+                "--port",
+                str(server.port),
+                "get",
+                "x",
+                "-o",
+                output,
+            ],
+            stdout=slave,
+            stderr=subprocess.DEVNULL,
+            cwd=here,
+        )
         os.close(slave)
         shown = b""
         with contextlib.suppress(OSError):  # EIO: it has ended
             while chunk := os.read(master, 65536):
                 shown += chunk
         os.close(master)
-        assert client.wait(DEADLINE) == 0 and shown.decode() == "plain\r\n\tü\\x1b]0;title\\x07\\x9b2J\\r\\xff\\xc3", shown
+        assert (
+            client.wait(DEADLINE) == 0
+            and shown.decode() == "plain\r\n\tü\\x1b]0;title\\x07\\x9b2J\\r\\xff\\xc3"
+        ), shown
 
 
 # --- many, and large ---
@@ -981,9 +1484,14 @@ def test_many_small_files_and_memory_stays_small(server, do, here, box, full):
     for number in range(count):
         (here / "many" / f"{number:05}").write_bytes(b"%d" % number * 20)
     slowly = {"timeout": 10 * DEADLINE}
-    assert f"put: {count:,} files" in do("put", "many", **slowly).err and tree(box) == {"many": True, **{f"many/{name}": fact for name, fact in tree(here / "many").items()}}
+    assert f"put: {count:,} files" in do("put", "many", **slowly).err and tree(box) == {
+        "many": True,
+        **{f"many/{name}": fact for name, fact in tree(here / "many").items()},
+    }
     assert f"{count:,} already there" in do("put", "many", **slowly).err
-    assert f"get: {count:,} files" in do("get", "many", "-o", "back", **slowly).err and tree(here / "back/many") == tree(here / "many")
+    assert f"get: {count:,} files" in do("get", "many", "-o", "back", **slowly).err and tree(
+        here / "back/many"
+    ) == tree(here / "many")
     assert server.status("VmHWM") < 60 << 10
 
 
@@ -991,42 +1499,85 @@ def test_the_memory_of_the_client_does_not_grow_with_the_file(server, here, box)
     with open(here / "big", "wb") as sparse:
         sparse.truncate(100 << 20)
     for words in ("put", "big"), ("get", "big", "-o", "back"):
-        code = f"import re, runpy, sys; sys.argv = {['client.py', '--port', str(server.port), *words]!r}\n" \
-               f"try: runpy.run_path({str(ROOT / 'client.py')!r}, run_name='__main__')\n" \
-               "except SystemExit as end: print(end.code, re.search('VmHWM:\\\\s+(\\\\d+)', open('/proc/self/status').read())[1])"
-        done = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True, check=True)
+        code = (
+            f"import re, runpy, sys; sys.argv = {['client.py', '--port', str(server.port), *words]!r}\n"
+            f"try: runpy.run_path({str(ROOT / 'client.py')!r}, run_name='__main__')\n"
+            "except SystemExit as end: print(end.code, re.search('VmHWM:\\\\s+(\\\\d+)', open('/proc/self/status').read())[1])"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=here, capture_output=True, text=True, check=True
+        )
         assert int(done.stdout.split()[0]) == 0 and int(done.stdout.split()[1]) < 60 << 10
-    assert hashlib.sha256((here / "back").read_bytes()).digest() == hashlib.sha256((here / "big").read_bytes()).digest()
+    assert (
+        hashlib.sha256((here / "back").read_bytes()).digest()
+        == hashlib.sha256((here / "big").read_bytes()).digest()
+    )
 
 
 # --- pure functions, and the file by itself ---
-@pytest.mark.parametrize(("size", "text"), [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (1234567, "1.2 MB"), (99949, "99.9 kB"), (99951, "100 kB"),
-                                            (999499, "999 kB"), (999500, "1.0 MB"), (5e15, "5000 TB")])
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "1.0 kB"),
+        (1234567, "1.2 MB"),
+        (99949, "99.9 kB"),
+        (99951, "100 kB"),
+        (999499, "999 kB"),
+        (999500, "1.0 MB"),
+        (5e15, "5000 TB"),
+    ],
+)
 def test_human(size, text):
     assert script.human(size) == text
 
 
-@pytest.mark.parametrize(("one", "other", "alike"), [
-    (1700000000123456789, 1700000000123456789, True), (1700000000123456789, 1700000000123456700, True), (1700000000123456789, 1700000000000000000, True),
-    (1700000000123456789, 1700000000123456788, False), (1700000001123456789, 1700000000000000000, True), (1700000002123456789, 1700000000000000000, False),
-    (1700000000123456789, 1700000000123450000, False), (1700000000000000000, 1700000001000000000, True),
-])
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        (1700000000123456789, 1700000000123456789, True),
+        (1700000000123456789, 1700000000123456700, True),
+        (1700000000123456789, 1700000000000000000, True),
+        (1700000000123456789, 1700000000123456788, False),
+        (1700000001123456789, 1700000000000000000, True),
+        (1700000002123456789, 1700000000000000000, False),
+        (1700000000123456789, 1700000000123450000, False),
+        (1700000000000000000, 1700000001000000000, True),
+    ],
+)
 def test_times_are_compared_at_the_coarser_precision(one, other, alike):
     assert script.same(5, one, 5, other) is alike and not script.same(5, one, 6, other)
 
 
-@pytest.mark.parametrize("told", ["ab" * 32, "AB" * 32, ":".join(["AB"] * 32), "sha256 Fingerprint=" + ":".join(["AB"] * 32), "sha256:" + "ab" * 32])
+@pytest.mark.parametrize(
+    "told",
+    [
+        "ab" * 32,
+        "AB" * 32,
+        ":".join(["AB"] * 32),
+        "sha256 Fingerprint=" + ":".join(["AB"] * 32),
+        "sha256:" + "ab" * 32,
+    ],
+)
 def test_a_pin_is_taken_as_we_and_as_openssl_print_it(told):
     assert script.pin(told) == "ab" * 32
 
 
 def test_clock():
-    assert [script.clock(seconds) for seconds in (0, 61.9, 3600, 36061)] == ["0:00", "1:01", "1:00:00", "10:01:01"]
+    assert [script.clock(seconds) for seconds in (0, 61.9, 3600, 36061)] == [
+        "0:00",
+        "1:01",
+        "1:00:00",
+        "10:01:01",
+    ]
 
 
 def test_listing_beyond_memory_comes_back_the_same(monkeypatch):
     monkeypatch.setattr(script, "LISTED", 2)
-    lines = [script.Line("file", [f"a {number}\udcff"], {"size": str(number)}) for number in range(5)]
+    lines = [
+        script.Line("file", [f"a {number}\udcff"], {"size": str(number)}) for number in range(5)
+    ]
     listing = script.Listing()
     for entry in lines:
         listing.add(entry)
@@ -1039,7 +1590,13 @@ def test_every_python_since_3_9_runs_it_alone(alone, server, box, full):
     found = interpreters()
     for version in found if full else [min(found, key=lambda name: int(name[2:]))]:
         for words in (["put", "x"], ["get", "x"], ["list"]):
-            done = subprocess.run([found[version], "-I", str(path), "--port", str(server.port), *words], cwd=path.parent, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                [found[version], "-I", str(path), "--port", str(server.port), *words],
+                cwd=path.parent,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
             assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
 
 
@@ -1052,7 +1609,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def test_parts_that_nobody_came_back_for_are_swept_on_both_sides(spawn, server, here, box, tmp_path):
+def test_parts_that_nobody_came_back_for_are_swept_on_both_sides(
+    spawn, server, here, box, tmp_path
+):
     """Eight days later, where something new comes: all but those that somebody writes, and what only looks like one."""
     names = [f".six-{digit * 32}.part" for digit in "0123"]
     for folder in (here, here / "deep", here / "new", box, box / "deep"):
@@ -1067,12 +1626,36 @@ def test_parts_that_nobody_came_back_for_are_swept_on_both_sides(spawn, server, 
         code = tmp_path / "later.py"
         code.write_text(LATER)
         for target in (here, here / "new"):
-            done = subprocess.run([sys.executable, code, ROOT / "client.py", "--port", str(server.port), "get", "deep", "-o", target],
-                                  cwd=here, capture_output=True, text=True, timeout=60, check=False)
+            done = subprocess.run(
+                [
+                    sys.executable,
+                    code,
+                    ROOT / "client.py",
+                    "--port",
+                    str(server.port),
+                    "get",
+                    "deep",
+                    "-o",
+                    target,
+                ],
+                cwd=here,
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
             assert done.returncode == 0, done.stderr
         assert sorted(os.listdir(here)) == sorted([*kept, "deep", "new"])
-        assert sorted(os.listdir(here / "deep")) == sorted([*kept, "x"]) and sorted(os.listdir(here / "new")) == sorted([*kept, "deep"])
+        assert sorted(os.listdir(here / "deep")) == sorted([*kept, "x"]) and sorted(
+            os.listdir(here / "new")
+        ) == sorted([*kept, "deep"])
         assert names[0] in os.listdir(box), "the server has the right time"
         later = spawn(code, ROOT / "server.py", box)
-        until(lambda: sorted(os.listdir(box)) == sorted([*kept, "deep"]) and sorted(os.listdir(box / "deep")) == sorted([*kept, "x"]), "no parts but one")
+        until(
+            lambda: (
+                sorted(os.listdir(box)) == sorted([*kept, "deep"])
+                and sorted(os.listdir(box / "deep")) == sorted([*kept, "x"])
+            ),
+            "no parts but one",
+        )
         later.wait_for(r"removed deep/\.six-0{32}\.part: nobody resumed it in 7 days")

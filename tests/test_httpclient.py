@@ -1,4 +1,5 @@
 """httpclient.py: its pure functions as tables, and what it does with canned bytes, cuts, and python's own http.server."""
+
 import contextlib
 import gzip
 import hashlib
@@ -27,8 +28,13 @@ sys.modules["httpclient"] = h
 spec.loader.exec_module(h)
 DATE = "Date: Mon, 05 Jan 2026 10:00:00 GMT\r\nLast-Modified: Sun, 04 Jan 2026 10:00:00 GMT\r\n"
 MTIME = 1767520800  # that Last-Modified
-EXPECTANT = "-c", (f"import sys; sys.path.insert(0, {str(ROOT)!r}); import httpclient as h; h.EXPECT_WAIT = {DEADLINE}\n"
-                   "sys.exit(h.main())")  # waits for the server's word until it comes
+EXPECTANT = (
+    "-c",
+    (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import httpclient as h; h.EXPECT_WAIT = {DEADLINE}\n"
+        "sys.exit(h.main())"
+    ),
+)  # waits for the server's word until it comes
 
 
 def answer(body=b"", status="200 OK", headers="", length=True):
@@ -40,9 +46,18 @@ class Files(Listener):
     """A small HTTP server for one body: ranges, If-Range and HEAD, with everything that a test wants to bend."""
 
     def __init__(self, body, etag='"a"', headers="", ranges=True, cuts=(), resets=False, hook=None):
-        self.body, self.etag, self.headers, self.ranges, self.resets, self.hook = body, etag, headers, ranges, resets, hook
+        self.body, self.etag, self.headers, self.ranges, self.resets, self.hook = (
+            body,
+            etag,
+            headers,
+            ranges,
+            resets,
+            hook,
+        )
         self.cuts = list(cuts)  # each: bytes of body after which one response is cut off
-        self.sent = 0  # bytes of body that left here, counted before: the client may have ended before send() returns
+        # bytes of body that left here, counted before: the client may have ended before send()
+        # returns
+        self.sent = 0
         self.heads = []
         self.lock = threading.Lock()
         super().__init__(self.talk)
@@ -78,21 +93,28 @@ class Files(Listener):
             start, end = int(asked[1]), int(asked[2]) + 1 if asked[2] else end
             status = "206 Partial Content"
             if start >= size:
-                conn.sendall(f"HTTP/1.1 416 No\r\nContent-Range: bytes */{size}\r\nETag: {self.etag}\r\nContent-Length: 0\r\n\r\n".encode())
+                conn.sendall(
+                    f"HTTP/1.1 416 No\r\nContent-Range: bytes */{size}\r\nETag: {self.etag}\r\nContent-Length: 0\r\n\r\n".encode()
+                )
                 return True
-        span = f"Content-Range: bytes {start}-{end - 1}/{size}\r\n" if status.startswith("206") else ""
+        span = (
+            f"Content-Range: bytes {start}-{end - 1}/{size}\r\n" if status.startswith("206") else ""
+        )
         etag = f"ETag: {self.etag}\r\n" if self.etag else ""
-        conn.sendall(f"HTTP/1.1 {status}\r\nContent-Length: {end - start}\r\n{span}{etag}{self.headers}\r\n".encode())
+        conn.sendall(
+            f"HTTP/1.1 {status}\r\nContent-Length: {end - start}\r\n{span}{etag}{self.headers}\r\n".encode()
+        )
         if head.startswith("HEAD"):
             return True
         with self.lock:
             cut = self.cuts.pop(0) if self.cuts and end - start > self.cuts[0] else None
-        part = self.body[start:end] if cut is None else self.body[start:start + cut]
+        part = self.body[start:end] if cut is None else self.body[start : start + cut]
         for at in range(0, len(part), 65536):
             with self.lock:
-                self.sent += len(part[at:at + 65536])
-            conn.sendall(part[at:at + 65536])
-        if cut is not None and self.resets and len(self.cuts) % 2:  # linger 0: RST, as a lost link looks in the end
+                self.sent += len(part[at : at + 65536])
+            conn.sendall(part[at : at + 65536])
+        # linger 0: RST, as a lost link looks in the end
+        if cut is not None and self.resets and len(self.cuts) % 2:
             conn.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         return cut is None
 
@@ -102,6 +124,7 @@ def files(listeners):
     def start(*args, **more):
         listeners.append(Files(*args, **more))
         return listeners[-1]
+
     return start
 
 
@@ -114,17 +137,20 @@ def names(folder):
 
 
 # --- pure functions ---
-@pytest.mark.parametrize("text, full", [
-    ("http://h", "http://h/"),
-    ("http://h:80/a", "http://h/a"),
-    ("http://h:8000/a b", "http://h:8000/a%20b"),
-    ("http://h/%41%zz", "http://h/%41%25zz"),
-    ("http://h/ü?q=ö x#frag", "http://h/%C3%BC?q=%C3%B6%20x"),
-    ("http://[::1]:8000/", "http://[::1]:8000/"),
-    ("https://h:443/", "https://h/"),
-    ("http://bücher.example/", "http://xn--bcher-kva.example/"),
-    ("http://h/a\r\nX: y", "http://h/aX:%20y"),
-])
+@pytest.mark.parametrize(
+    "text, full",
+    [
+        ("http://h", "http://h/"),
+        ("http://h:80/a", "http://h/a"),
+        ("http://h:8000/a b", "http://h:8000/a%20b"),
+        ("http://h/%41%zz", "http://h/%41%25zz"),
+        ("http://h/ü?q=ö x#frag", "http://h/%C3%BC?q=%C3%B6%20x"),
+        ("http://[::1]:8000/", "http://[::1]:8000/"),
+        ("https://h:443/", "https://h/"),
+        ("http://bücher.example/", "http://xn--bcher-kva.example/"),
+        ("http://h/a\r\nX: y", "http://h/aX:%20y"),
+    ],
+)
 def test_urls_are_encoded_once(text, full):
     assert h.parse_url(text).full == full
 
@@ -133,32 +159,68 @@ def test_a_login_and_a_signature_never_show_in_a_urls_text():
     url = h.parse_url("http://me:s%20cret@h/a?X-Amz-Signature=abc")
     assert url.login == "me:s cret"
     assert str(url) == "http://h/a?..."
-    assert h.parse_url("http://\udcff:%fe@h/").login == "\udcff:\udcfe"  # bytes of a command line that is not UTF-8
+    # bytes of a command line that is not UTF-8
+    assert h.parse_url("http://\udcff:%fe@h/").login == "\udcff:\udcfe"
 
 
-@pytest.mark.parametrize("text", ["ftp://h/", "http://", "http://h:99999/", "http://[::1/", "file:///etc/passwd",
-                                  "https://../x", "https://.h/", "https://a..b/", f"https://{'a' * 64}.h/",
-                                  "http://a b/", "http://a\0b/", "http://a\x7f:80/", "http://\x1b[31m/",
-                                  "http://u:secret@h:99999/", "http://u:secret/x@h/", "ftp://u:x@secret@h/", "http://u:\nsecret/x@h/"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ftp://h/",
+        "http://",
+        "http://h:99999/",
+        "http://[::1/",
+        "file:///etc/passwd",
+        "https://../x",
+        "https://.h/",
+        "https://a..b/",
+        f"https://{'a' * 64}.h/",
+        "http://a b/",
+        "http://a\0b/",
+        "http://a\x7f:80/",
+        "http://\x1b[31m/",
+        "http://u:secret@h:99999/",
+        "http://u:secret/x@h/",
+        "ftp://u:x@secret@h/",
+        "http://u:\nsecret/x@h/",
+    ],
+)
 def test_what_is_no_http_url_is_usage(text):
     with pytest.raises(h.Failure) as caught:
         h.parse_url(text)
     assert caught.value.code == 2 and "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("raw", [
-    b"HTTP/2 200 OK\n\n", b"ICY 200 OK\r\n\r\n", b"HTTP/1.1 20 OK\r\n\r\n", b"HTTP/1.1  200 OK\r\n\r\n", b"\x15\x03\x01\n\n",
-    b"HTTP/1.1 200 OK\r\njunk\r\n\r\n", b"HTTP/1.1 200 OK\r\nHost : a\r\n\r\n", b"HTTP/1.1 200 OK\r\nA: b\rC: d\r\n\r\n",
-    b"HTTP/1.1 200 OK\r\nA: \0\r\n\r\n",
-])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"HTTP/2 200 OK\n\n",
+        b"ICY 200 OK\r\n\r\n",
+        b"HTTP/1.1 20 OK\r\n\r\n",
+        b"HTTP/1.1  200 OK\r\n\r\n",
+        b"\x15\x03\x01\n\n",
+        b"HTTP/1.1 200 OK\r\njunk\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nHost : a\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nA: b\rC: d\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nA: \0\r\n\r\n",
+    ],
+)
 def test_a_malformed_head_is_refused(raw):
     with pytest.raises(ValueError):
         h.parse_head(raw)
 
 
 def test_a_head_is_read_as_the_rfc_says():
-    head = h.parse_head(b"HTTP/1.1 200\r\nA: 1\r\na:2 \r\nFold: x\r\n  y\r\nContent-Length: 5, 5\r\n\r\n")
-    assert (head.status, head.reason, head.get("a"), head.get("fold"), head.length) == (200, "", "1, 2", "x y", 5)
+    head = h.parse_head(
+        b"HTTP/1.1 200\r\nA: 1\r\na:2 \r\nFold: x\r\n  y\r\nContent-Length: 5, 5\r\n\r\n"
+    )
+    assert (head.status, head.reason, head.get("a"), head.get("fold"), head.length) == (
+        200,
+        "",
+        "1, 2",
+        "x y",
+        5,
+    )
 
 
 @pytest.mark.parametrize("value", ["+5", "1_0", "-1", "0x5", "", "5, 6", "9" * 30, "\u0665"])
@@ -167,52 +229,115 @@ def test_a_content_length_is_digits_alone(value):
         _ = h.parse_head(f"HTTP/1.1 200 OK\r\nContent-Length: {value}\r\n\r\n".encode()).length
 
 
-@pytest.mark.parametrize("value, want", [
-    ('attachment; filename="a b.txt"', "a b.txt"), ("attachment; filename=a.txt", "a.txt"), (r'inline; filename="a\"b"', 'a"b'),
-    ("attachment; filename=x; filename*=UTF-8''%C3%BC.txt", "ü.txt"), ("inline", ""), ("attachment; filename=", ""),
-    ("attachment; filename*=UTF-8''\udcff%FE", "\udcff\udcfe"),
-])
+@pytest.mark.parametrize(
+    "value, want",
+    [
+        ('attachment; filename="a b.txt"', "a b.txt"),
+        ("attachment; filename=a.txt", "a.txt"),
+        (r'inline; filename="a\"b"', 'a"b'),
+        ("attachment; filename=x; filename*=UTF-8''%C3%BC.txt", "ü.txt"),
+        ("inline", ""),
+        ("attachment; filename=", ""),
+        ("attachment; filename*=UTF-8''\udcff%FE", "\udcff\udcfe"),
+    ],
+)
 def test_content_disposition(value, want):
     assert h.disposition_name(value) == want
 
 
-@pytest.mark.parametrize("name, want", [
-    ("../../etc/passwd", "passwd"), ("/etc/passwd", "passwd"), ("..\\..\\x.txt", "x.txt"), (".bashrc", "_bashrc"), ("..", "_."), ("", "index.html"),
-    ("a\nb\x1b[31m\x9b", "a_b_[31m_"), ("ü ü.txt", "ü ü.txt"), ("x" * 300 + ".txt", "x" * 200 + ".txt"), ("a/", "index.html"), ("-rf", "-rf"),
-])
+@pytest.mark.parametrize(
+    "name, want",
+    [
+        ("../../etc/passwd", "passwd"),
+        ("/etc/passwd", "passwd"),
+        ("..\\..\\x.txt", "x.txt"),
+        (".bashrc", "_bashrc"),
+        ("..", "_."),
+        ("", "index.html"),
+        ("a\nb\x1b[31m\x9b", "a_b_[31m_"),
+        ("ü ü.txt", "ü ü.txt"),
+        ("x" * 300 + ".txt", "x" * 200 + ".txt"),
+        ("a/", "index.html"),
+        ("-rf", "-rf"),
+    ],
+)
 def test_a_proposed_name_is_made_safe(name, want):
     assert h.safe_name(name) == want
 
 
-@pytest.mark.parametrize("name, want", [
-    ("a", True), ("a b\n\"'", True), ("\udcff", True), ("..", False), (".", False), ("", False), ("a/b", False), ("a\0", False), (".git", False),
-    (".six-" + "0" * 32 + ".part", False), ("-rf", True), ("~root", True),
-])
+@pytest.mark.parametrize(
+    "name, want",
+    [
+        ("a", True),
+        ("a b\n\"'", True),
+        ("\udcff", True),
+        ("..", False),
+        (".", False),
+        ("", False),
+        ("a/b", False),
+        ("a\0", False),
+        (".git", False),
+        (".six-" + "0" * 32 + ".part", False),
+        ("-rf", True),
+        ("~root", True),
+    ],
+)
 def test_names_from_an_index(name, want):
     assert h.legal(name, hidden=False) is want
     assert h.legal(name, hidden=True) is (want or name == ".git")
 
 
-@pytest.mark.parametrize("page, want", [
-    ('<a href="a%20b.txt">x</a>', [("a b.txt", False)]), ("<A  class=x HREF='sub/'>", [("sub", True)]), ("<a href=./c>", [("c", False)]),
-    ('<a href="/pub/d">', [("d", False)]), ('<a href="http://h/pub/e?C=N">', []), ('<a href="../">', []), ('<a href="/">', []),
-    ('<a href="?C=N;O=D">', []), ('<a href="http://evil/pub/f">', []), ('<a href="//evil/pub/f">', []), ('<a href="g/h">', []),
-    ('<a href="i#frag">', [("i", False)]), ('<a href="a&amp;b">', [("a&b", False)]), ('<a href="javascript:alert(1)">', []),
-    ('<a href="http://[x"><a href="http://h:x/pub/k">', []), ('<a href="%2e%2e/">', [("..", True)]), ('<a href="j%2fk">', [("j/k", False)]), ("<link href='x'>", []), ("<a " * 50000, []),
-], ids=lambda value: repr(value)[:40])
+@pytest.mark.parametrize(
+    "page, want",
+    [
+        ('<a href="a%20b.txt">x</a>', [("a b.txt", False)]),
+        ("<A  class=x HREF='sub/'>", [("sub", True)]),
+        ("<a href=./c>", [("c", False)]),
+        ('<a href="/pub/d">', [("d", False)]),
+        ('<a href="http://h/pub/e?C=N">', []),
+        ('<a href="../">', []),
+        ('<a href="/">', []),
+        ('<a href="?C=N;O=D">', []),
+        ('<a href="http://evil/pub/f">', []),
+        ('<a href="//evil/pub/f">', []),
+        ('<a href="g/h">', []),
+        ('<a href="i#frag">', [("i", False)]),
+        ('<a href="a&amp;b">', [("a&b", False)]),
+        ('<a href="javascript:alert(1)">', []),
+        ('<a href="http://[x"><a href="http://h:x/pub/k">', []),
+        ('<a href="%2e%2e/">', [("..", True)]),
+        ('<a href="j%2fk">', [("j/k", False)]),
+        ("<link href='x'>", []),
+        ("<a " * 50000, []),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
 def test_links_of_an_index_page(page, want):
     entries = h.html_entries(page, h.parse_url("http://h/pub/"))
     assert [(entry.name, entry.folder) for entry in entries] == want
 
 
-@pytest.mark.parametrize("text", ["5", "{}", "null", '"x"', "[", "[" * 100_000, '{"entries": 5}', "1" * 5000], ids=lambda text: text[:10])
+@pytest.mark.parametrize(
+    "text",
+    ["5", "{}", "null", '"x"', "[", "[" * 100_000, '{"entries": 5}', "1" * 5000],
+    ids=lambda text: text[:10],
+)
 def test_json_that_is_no_index_is_refused(text):
     with pytest.raises((TypeError, ValueError, RecursionError)):
         h.json_entries(text, h.parse_url("http://h/"))
 
 
-@pytest.mark.parametrize("item", ['{"name": 5}', '{"href": "a", "size": true, "mtime": 1e999}', '{"name": "a", "mtime": NaN, "size": "x"}',
-                                  '{"name": "a", "mtime": 1%s}' % ("0" * 400), "[]", "7"])
+@pytest.mark.parametrize(
+    "item",
+    [
+        '{"name": 5}',
+        '{"href": "a", "size": true, "mtime": 1e999}',
+        '{"name": "a", "mtime": NaN, "size": "x"}',
+        '{"name": "a", "mtime": 1%s}' % ("0" * 400),
+        "[]",
+        "7",
+    ],
+)
 def test_odd_values_in_an_index_are_as_if_not_told(item):
     entries = h.json_entries(f"[{item}]", h.parse_url("http://h/"))
     assert all((entry.name, entry.mtime) == ("a", None) for entry in entries)
@@ -220,33 +345,63 @@ def test_odd_values_in_an_index_are_as_if_not_told(item):
 
 @pytest.mark.parametrize("key", ["name", "href"])
 def test_odd_values_that_are_half_a_surrogate_pair_are_no_names(key):
-    assert h.json_entries(f'[{{"{key}": "\\ud800"}}, {{"name": "b"}}]', h.parse_url("http://h/")) == [h.Entry("b", False)]
+    assert h.json_entries(
+        f'[{{"{key}": "\\ud800"}}, {{"name": "b"}}]', h.parse_url("http://h/")
+    ) == [h.Entry("b", False)]
 
 
 def test_indexes_as_json_of_this_server_nginx_and_caddy():
     url = h.parse_url("http://h/")
-    assert h.json_entries('[{"name":"?","href":"%FF","type":"file","size":3,"mtime":1.5}]', url) == [h.Entry("\udcff", False, 3, 1.5)]
+    assert h.json_entries(
+        '[{"name":"?","href":"%FF","type":"file","size":3,"mtime":1.5}]', url
+    ) == [h.Entry("\udcff", False, 3, 1.5)]
     nginx = '[{"name":"a","type":"directory","mtime":"Mon, 05 Jan 2026 10:00:00 GMT"}]'
     assert h.json_entries(nginx, url)[0][:3] == ("a", True, None)
-    assert h.json_entries('[{"name":"s/","size":1,"url":"./s/","is_dir":true,"mod_time":"x"}]', url) == [h.Entry("s", True)]
-    assert h.json_entries('[{"name":"c","size":1,"url":"./c","mod_time":"2026-01-04T10:00:00.123456789Z"}]', url) == [h.Entry("c", False, 1, MTIME)]
+    assert h.json_entries(
+        '[{"name":"s/","size":1,"url":"./s/","is_dir":true,"mod_time":"x"}]', url
+    ) == [h.Entry("s", True)]
+    assert h.json_entries(
+        '[{"name":"c","size":1,"url":"./c","mod_time":"2026-01-04T10:00:00.123456789Z"}]', url
+    ) == [h.Entry("c", False, 1, MTIME)]
 
 
-@pytest.mark.parametrize("method, status, want", [
-    ("POST", 301, "GET"), ("POST", 302, "GET"), ("POST", 303, "GET"), ("PUT", 303, "GET"), ("POST", 307, "POST"), ("POST", 308, "POST"),
-    ("PUT", 301, "PUT"), ("HEAD", 303, "HEAD"), ("DELETE", 302, "DELETE"),
-])
+@pytest.mark.parametrize(
+    "method, status, want",
+    [
+        ("POST", 301, "GET"),
+        ("POST", 302, "GET"),
+        ("POST", 303, "GET"),
+        ("PUT", 303, "GET"),
+        ("POST", 307, "POST"),
+        ("POST", 308, "POST"),
+        ("PUT", 301, "PUT"),
+        ("HEAD", 303, "HEAD"),
+        ("DELETE", 302, "DELETE"),
+    ],
+)
 def test_the_method_after_a_redirect(method, status, want):
     assert h.redirected(method, status, h.Body(b"x"))[0] == want
 
 
-@pytest.mark.parametrize("words", [
-    "--port 8233 --host h -v -4 --no-resume --retries 1 -H A:b head /", "head / --port 8233 --host h -v -4 --no-resume --retries 1 -H A:b",
-    "--port 8233 -v head --host h / -4 --retries 1 --no-resume -H A:b", "--port 1 --host x --retries 9 -H X:y head / --port 8233 --host h -v -4 --no-resume --retries 1 -H A:b",
-])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--port 8233 --host h -v -4 --no-resume --retries 1 -H A:b head /",
+        "head / --port 8233 --host h -v -4 --no-resume --retries 1 -H A:b",
+        "--port 8233 -v head --host h / -4 --retries 1 --no-resume -H A:b",
+        "--port 1 --host x --retries 9 -H X:y head / --port 8233 --host h -v -4 --no-resume --retries 1 -H A:b",
+    ],
+)
 def test_flags_count_before_and_after_the_verb(words):
     args = h.parsed(words.split())
-    assert (args.port, args.host, args.verbose, args.family, args.resume, args.retries) == (8233, "h", True, socket.AF_INET, False, 1)
+    assert (args.port, args.host, args.verbose, args.family, args.resume, args.retries) == (
+        8233,
+        "h",
+        True,
+        socket.AF_INET,
+        False,
+        1,
+    )
     assert args.header == [("X", "y")] * ("X:y" in words) + [("A", "b")] and args.timeout == 30
 
 
@@ -256,7 +411,9 @@ def test_help_is_the_manual(run):
 
 
 def test_a_head_as_json_holds_no_half_characters(run, canned):
-    server = canned(answer(headers="X-Name: ?\u00fc\r\n").replace(b"?", b"\xff"), read_until=b"\r\n\r\n")
+    server = canned(
+        answer(headers="X-Name: ?\u00fc\r\n").replace(b"?", b"\xff"), read_until=b"\r\n\r\n"
+    )
     done = run("httpclient.py", "head", "--json", f"http://127.0.0.1:{server.port}/")
     assert done.code == 0 and json.loads(done.out)["fields"]["x-name"] == "\\xff\u00fc"
 
@@ -267,10 +424,23 @@ BODY = random.Random(6).randbytes(300_000)
 
 @pytest.mark.parametrize("framed", ["length", "chunked", "close", "old"])
 def test_a_body_is_whole_however_it_is_framed(run, canned, tmp_path, framed):
-    chunks = b"".join(b"%X;ext=1\r\n%b\r\n" % (len(part), part) for part in (BODY[:1], BODY[1:70_000], BODY[70_000:]))
-    server = canned({"length": answer(BODY), "close": answer(BODY, length=False), "old": b"HTTP/1.0 200 OK\n\n" + BODY,
-                     "chunked": answer(chunks + b"0\r\nTrailer: x\r\n\r\n", headers="Transfer-Encoding: chunked\r\n", length=False)}[framed],
-                    read_until=b"\r\n\r\n")
+    chunks = b"".join(
+        b"%X;ext=1\r\n%b\r\n" % (len(part), part)
+        for part in (BODY[:1], BODY[1:70_000], BODY[70_000:])
+    )
+    server = canned(
+        {
+            "length": answer(BODY),
+            "close": answer(BODY, length=False),
+            "old": b"HTTP/1.0 200 OK\n\n" + BODY,
+            "chunked": answer(
+                chunks + b"0\r\nTrailer: x\r\n\r\n",
+                headers="Transfer-Encoding: chunked\r\n",
+                length=False,
+            ),
+        }[framed],
+        read_until=b"\r\n\r\n",
+    )
     assert get(run, tmp_path, f"http://127.0.0.1:{server.port}/a.bin").code == 0
     assert (tmp_path / "a.bin").read_bytes() == BODY
     assert names(tmp_path) == ["a.bin"]
@@ -280,24 +450,41 @@ def test_a_head_that_comes_byte_by_byte(run, listeners, tmp_path):
     def drip(conn):
         conn.recv(65536)
         conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for byte in answer(b"5\r\nhello\r\n0\r\n\r\n", headers="Transfer-Encoding: chunked\r\n", length=False):
+        for byte in answer(
+            b"5\r\nhello\r\n0\r\n\r\n", headers="Transfer-Encoding: chunked\r\n", length=False
+        ):
             conn.sendall(bytes([byte]))
+
     listeners.append(Listener(drip))
     done = get(run, tmp_path, f"http://127.0.0.1:{listeners[-1].port}/", "-o", "-")
     assert (done.code, done.out) == (0, b"hello")
 
 
-@pytest.mark.parametrize("raw, code", [  # ids: pytest puts the id into the environment, which is not for 100 kB
-    (b"", 52), (b"HTTP/1.1 200 OK\r\nContent-Le", 18), (b"HT", 18), (b"SSH-2.0-OpenSSH\r\n\r\n", 56), (b"220 ready\r\n", 56), (b"\x15\x03\x01\x00\x02\x02\n\n", 56),
-    (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello", 56), (b"A" * 70_000, 56),
-    (b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 20_000 + b"\r\n", 56), (b"HTTP/1.1 100 Continue\r\n\r\n" * 1001, 56),
-    (answer(b"zz\r\nhello\r\n0\r\n\r\n", headers="Transfer-Encoding: chunked\r\n"), 56),
-    (answer(b"-5\r\nhello\r\n0\r\n\r\n", headers="Transfer-Encoding: chunked\r\n"), 56),
-    (answer(b"3\r\nhello\r\n0\r\n\r\n", headers="Transfer-Encoding: chunked\r\n"), 56),
-    (answer(b"5\r\nhello\r\n", headers="Transfer-Encoding: chunked\r\n"), 18), (answer(b"x", headers="Transfer-Encoding: gzip, chunked\r\n"), 56),
-    (answer(b"x" * 100, headers="Content-Encoding: br\r\n"), 56), (answer(b"x" * 100, headers="Content-Encoding: gzip\r\n"), 56),
-    (answer(b"hello", "206 Partial Content", "Content-Range: bytes 0-4/5\r\n"), 56),
-], ids=lambda value: repr(value)[:40])
+# ids: pytest puts the id into the environment, which is not for 100 kB
+@pytest.mark.parametrize(
+    "raw, code",
+    [
+        (b"", 52),
+        (b"HTTP/1.1 200 OK\r\nContent-Le", 18),
+        (b"HT", 18),
+        (b"SSH-2.0-OpenSSH\r\n\r\n", 56),
+        (b"220 ready\r\n", 56),
+        (b"\x15\x03\x01\x00\x02\x02\n\n", 56),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello", 56),
+        (b"A" * 70_000, 56),
+        (b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 20_000 + b"\r\n", 56),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" * 1001, 56),
+        (answer(b"zz\r\nhello\r\n0\r\n\r\n", headers="Transfer-Encoding: chunked\r\n"), 56),
+        (answer(b"-5\r\nhello\r\n0\r\n\r\n", headers="Transfer-Encoding: chunked\r\n"), 56),
+        (answer(b"3\r\nhello\r\n0\r\n\r\n", headers="Transfer-Encoding: chunked\r\n"), 56),
+        (answer(b"5\r\nhello\r\n", headers="Transfer-Encoding: chunked\r\n"), 18),
+        (answer(b"x", headers="Transfer-Encoding: gzip, chunked\r\n"), 56),
+        (answer(b"x" * 100, headers="Content-Encoding: br\r\n"), 56),
+        (answer(b"x" * 100, headers="Content-Encoding: gzip\r\n"), 56),
+        (answer(b"hello", "206 Partial Content", "Content-Range: bytes 0-4/5\r\n"), 56),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
 def test_a_server_that_breaks_the_protocol_leaves_no_file(run, canned, tmp_path, raw, code):
     server = canned(raw, read_until=b"\r\n\r\n")
     done = get(run, tmp_path, f"http://127.0.0.1:{server.port}/a", "--retries", 0)
@@ -306,7 +493,10 @@ def test_a_server_that_breaks_the_protocol_leaves_no_file(run, canned, tmp_path,
 
 
 def test_a_gzip_bomb_is_stopped_early(run, canned, tmp_path):
-    server = canned(answer(gzip.compress(bytes(300_000_000), 9), headers="Content-Encoding: gzip\r\n"), read_until=b"\r\n\r\n")
+    server = canned(
+        answer(gzip.compress(bytes(300_000_000), 9), headers="Content-Encoding: gzip\r\n"),
+        read_until=b"\r\n\r\n",
+    )
     assert get(run, tmp_path, f"http://127.0.0.1:{server.port}/a").code == 56
     assert names(tmp_path) == []
 
@@ -314,7 +504,9 @@ def test_a_gzip_bomb_is_stopped_early(run, canned, tmp_path):
 @pytest.mark.parametrize("size", [0, 1, h.BUFFER - 1, h.BUFFER, h.BUFFER + 1, 3 * h.BUFFER])
 def test_gzip_of_any_size_comes_out_whole(run, canned, size):
     body = (b"text %d\n" * 9 % tuple(range(9)) * (size // 60 + 1))[:size]
-    server = canned(answer(gzip.compress(body, 1), headers="Content-Encoding: gzip\r\n"), read_until=b"\r\n\r\n")
+    server = canned(
+        answer(gzip.compress(body, 1), headers="Content-Encoding: gzip\r\n"), read_until=b"\r\n\r\n"
+    )
     done = run("httpclient.py", "post", f"http://127.0.0.1:{server.port}/")
     assert (done.code, done.out == body) == (0, True)
 
@@ -322,14 +514,26 @@ def test_gzip_of_any_size_comes_out_whole(run, canned, size):
 @pytest.mark.parametrize("step", [1, 7, 100_000])
 def test_gzip_of_many_members_comes_out_whole(step):
     packed = b"".join(gzip.compress(body) for body in (BODY, b"", b"x", BODY[:70_000]))
-    pieces = [packed[at:at + step] for at in range(0, len(packed), step)]
+    pieces = [packed[at : at + step] for at in range(0, len(packed), step)]
     assert b"".join(h.gunzip(pieces)) == BODY + b"x" + BODY[:70_000]
 
 
-@pytest.mark.parametrize("after, code", [(gzip.compress(b" world"), 0), (b"junk", 56), (b"\x1f", 56), (b"\0", 56), (gzip.compress(b" world")[:-1], 56)],
-                         ids=["member", "text", "begin", "zero", "cut"])
+@pytest.mark.parametrize(
+    "after, code",
+    [
+        (gzip.compress(b" world"), 0),
+        (b"junk", 56),
+        (b"\x1f", 56),
+        (b"\0", 56),
+        (gzip.compress(b" world")[:-1], 56),
+    ],
+    ids=["member", "text", "begin", "zero", "cut"],
+)
 def test_what_follows_gzip_is_gzip_or_refused(run, canned, tmp_path, after, code):
-    server = canned(answer(gzip.compress(b"hello") + after, headers="Content-Encoding: gzip\r\n"), read_until=b"\r\n\r\n")
+    server = canned(
+        answer(gzip.compress(b"hello") + after, headers="Content-Encoding: gzip\r\n"),
+        read_until=b"\r\n\r\n",
+    )
     assert get(run, tmp_path, f"http://127.0.0.1:{server.port}/a").code == code
     assert tree(tmp_path) == ({"a": b"hello world"} if code == 0 else {})
 
@@ -337,31 +541,62 @@ def test_what_follows_gzip_is_gzip_or_refused(run, canned, tmp_path, after, code
 def test_gzip_is_decoded_unless_the_name_asks_for_it(run, canned, tmp_path):
     packed = gzip.compress(BODY)
     server = canned(answer(packed, headers="Content-Encoding: gzip\r\n"), read_until=b"\r\n\r\n")
-    assert get(run, tmp_path, f"http://127.0.0.1:{server.port}/a", f"http://127.0.0.1:{server.port}/b.tar.gz").code == 0
+    assert (
+        get(
+            run,
+            tmp_path,
+            f"http://127.0.0.1:{server.port}/a",
+            f"http://127.0.0.1:{server.port}/b.tar.gz",
+        ).code
+        == 0
+    )
     assert (tmp_path / "a").read_bytes() == BODY and (tmp_path / "b.tar.gz").read_bytes() == packed
-    checksum = "sha256:" + hashlib.sha256(packed).hexdigest()  # what it is to be called here changes nothing
-    assert get(run, tmp_path, f"http://127.0.0.1:{server.port}/b.tar.gz", "-o", "c", "--checksum", checksum).code == 0
+    # what it is to be called here changes nothing
+    checksum = "sha256:" + hashlib.sha256(packed).hexdigest()
+    assert (
+        get(
+            run,
+            tmp_path,
+            f"http://127.0.0.1:{server.port}/b.tar.gz",
+            "-o",
+            "c",
+            "--checksum",
+            checksum,
+        ).code
+        == 0
+    )
     assert get(run, tmp_path, f"http://127.0.0.1:{server.port}/b.tar.gz", "-o", "-").out == packed
 
 
 def test_an_error_page_is_shown_and_never_written(run, canned, tmp_path):
     page = b"<html><style>p{}</style><h1>No</h1>\n<p>such \x1b[31mfile</p></html>"
-    server = canned(answer(page, "404 Not Found", "Content-Type: text/html\r\n"), read_until=b"\r\n\r\n")
+    server = canned(
+        answer(page, "404 Not Found", "Content-Type: text/html\r\n"), read_until=b"\r\n\r\n"
+    )
     (tmp_path / "old").write_bytes(b"old")
     done = get(run, tmp_path, f"http://127.0.0.1:{server.port}/x", "-o", "old", "--force")
     assert done.code == 22 and "404 Not Found" in done.err and "No | such \\x1b[31mfile" in done.err
     assert names(tmp_path) == ["old"] and (tmp_path / "old").read_bytes() == b"old"
 
 
-@pytest.mark.parametrize("page, want", [
-    (b"<h1>No</h1><style>p{}</style>such<script>x", "No | such"), (b"<style " * 9300, ""), (b"<header>No</header>", "No"),
-], ids=["open", "styles", "header"])
+@pytest.mark.parametrize(
+    "page, want",
+    [
+        (b"<h1>No</h1><style>p{}</style>such<script>x", "No | such"),
+        (b"<style " * 9300, ""),
+        (b"<header>No</header>", "No"),
+    ],
+    ids=["open", "styles", "header"],
+)
 def test_an_error_page_says_no_more_than_its_text(page, want):
     assert h.error_lines(h.parse_head(answer(headers="Content-Type: text/html\r\n")), page) == want
 
 
 def test_the_name_comes_from_content_disposition_made_safe(run, canned, tmp_path):
-    server = canned(answer(b"x", headers='Content-Disposition: attachment; filename="../../.b\xc3\xa4d"\r\n'), read_until=b"\r\n\r\n")
+    server = canned(
+        answer(b"x", headers='Content-Disposition: attachment; filename="../../.b\xc3\xa4d"\r\n'),
+        read_until=b"\r\n\r\n",
+    )
     assert get(run, tmp_path, f"http://127.0.0.1:{server.port}/download?id=1").code == 0
     assert names(tmp_path) == ["_b\xc3\xa4d"]
 
@@ -382,18 +617,30 @@ def test_an_etag_alone_tells_the_same_file_and_another_one(run, files, tmp_path)
         assert get(run, tmp_path, server.url).code == 0
         for more in [], ["-o", "file.bin"], ["--newer"]:
             assert "same" in get(run, tmp_path, server.url, *more).err and server.sent == len(BODY)
-        assert get(run, tmp_path, server.url + "?other", "-o", "file.bin").code == 23  # nobody said that its ETags are not the same by chance
+        # nobody said that its ETags are not the same by chance
+        assert get(run, tmp_path, server.url + "?other", "-o", "file.bin").code == 23
         server.etag = '"b"'
         assert get(run, tmp_path, server.url).code == 23
-        assert "saved" in get(run, tmp_path, server.url, "--newer").err and server.sent == 2 * len(BODY)
-        os.utime(tmp_path / "file.bin", (1, 1))  # written to meanwhile: the ETag is no longer of what is in it
+        assert "saved" in get(run, tmp_path, server.url, "--newer").err and server.sent == 2 * len(
+            BODY
+        )
+        # written to meanwhile: the ETag is no longer of what is in it
+        os.utime(tmp_path / "file.bin", (1, 1))
         assert get(run, tmp_path, server.url).code == 23
 
 
 def test_parts_of_last_week_are_swept_unless_somebody_writes_them(run, files, stock, tmp_path):
     import fcntl
+
     old, locked, young, note, single = (f".six-{number * 32}" for number in "01234")
-    for name in f"{old}.part", f"{old}.json", f"{locked}.part", f"{locked}.json", f"{single}.json", ".six-mine.part":
+    for name in (
+        f"{old}.part",
+        f"{old}.json",
+        f"{locked}.part",
+        f"{locked}.json",
+        f"{single}.json",
+        ".six-mine.part",
+    ):
         (tmp_path / name).write_bytes(b"x")
         os.utime(tmp_path / name, (MTIME, MTIME))
     for name in f"{young}.part", f"{young}.json", f"{note}.json":
@@ -403,10 +650,23 @@ def test_parts_of_last_week_are_swept_unless_somebody_writes_them(run, files, st
         fcntl.flock(file, fcntl.LOCK_EX)
         shutil.copytree(tmp_path, tmp_path / "copy", ignore=lambda folder, names: {"served"})
         assert get(run, tmp_path, files(BODY).url).code == 0
-    assert names(tmp_path) == sorted([f"{locked}.part", f"{locked}.json", f"{young}.part", f"{young}.json", f"{note}.json", ".six-mine.part",
-                                      "copy", "file.bin", "served"])
+    assert names(tmp_path) == sorted(
+        [
+            f"{locked}.part",
+            f"{locked}.json",
+            f"{young}.part",
+            f"{young}.json",
+            f"{note}.json",
+            ".six-mine.part",
+            "copy",
+            "file.bin",
+            "served",
+        ]
+    )
     assert run("httpclient.py", "mirror", stock[1], "-o", tmp_path / "copy").code == 0
-    assert names(tmp_path / "copy") == sorted([f"{young}.part", f"{young}.json", f"{note}.json", ".six-mine.part"])
+    assert names(tmp_path / "copy") == sorted(
+        [f"{young}.part", f"{young}.json", f"{note}.json", ".six-mine.part"]
+    )
 
 
 def test_only_a_lone_dash_is_standard_output(run, files, tmp_path):
@@ -424,13 +684,16 @@ def test_an_existing_file_stays_without_force(run, files, tmp_path):
         assert names(tmp_path) == ["file.bin"] and (tmp_path / "file.bin").read_bytes() == b"mine"
     os.chmod(tmp_path / "file.bin", 0o640)
     assert get(run, tmp_path, server.url, "--newer").code == 0
-    assert (tmp_path / "file.bin").read_bytes() == BODY and os.stat(tmp_path / "file.bin").st_mode & 0o777 == 0o640
+    assert (tmp_path / "file.bin").read_bytes() == BODY and os.stat(
+        tmp_path / "file.bin"
+    ).st_mode & 0o777 == 0o640
 
 
 def test_a_url_signed_for_get_alone_works_and_its_signature_stays_secret(run, files, tmp_path):
     def store(head):
         signed = re.match("GET /bucket/file.bin[?]X-Amz-Signature=5ec4e7[ &]", head)
         return None if signed else b"HTTP/1.1 403 Forbidden\r\nContent-Length: 6\r\n\r\ndenied"
+
     server = files(BODY, hook=store, cuts=[100_000])
     url = f"http://127.0.0.1:{server.port}/bucket/file.bin?X-Amz-Signature="
     (tmp_path / "file.bin").write_bytes(b"old")
@@ -438,7 +701,8 @@ def test_a_url_signed_for_get_alone_works_and_its_signature_stays_secret(run, fi
     assert (tmp_path / "file.bin").read_bytes() == BODY
     server.cuts.append(200_000)
     assert get(run, tmp_path, url + "5ec4e7&X-Amz-Date=1", "-o", "c", "--retries", 0).code == 18
-    assert get(run, tmp_path, url + "5ec4e7&X-Amz-Date=2", "-o", "c").code == 0  # signed anew, and continued
+    # signed anew, and continued
+    assert get(run, tmp_path, url + "5ec4e7&X-Amz-Date=2", "-o", "c").code == 0
     assert (tmp_path / "c").read_bytes() == BODY and server.sent == 2 * len(BODY)
     done = get(run, tmp_path, url + "5ec4e7x", "-o", "b", "--json")
     assert done.code == 22 and "denied" in done.err and "5ec4e7" not in done.err + done.out.decode()
@@ -453,7 +717,12 @@ def test_newer_leaves_a_later_file_of_the_same_size(run, files, tmp_path):
 
 
 def test_several_urls_share_a_connection_and_go_on_past_a_bad_one(run, files, tmp_path):
-    server = files(BODY, hook=lambda head: b"HTTP/1.1 404 No\r\nContent-Length: 2\r\n\r\nno" if "/bad" in head else None)
+    server = files(
+        BODY,
+        hook=lambda head: (
+            b"HTTP/1.1 404 No\r\nContent-Length: 2\r\n\r\nno" if "/bad" in head else None
+        ),
+    )
     base = server.url.rpartition("/")[0]
     done = get(run, tmp_path, f"{base}/a", f"{base}/bad", f"{base}/b", "--json")
     assert done.code == 22 and names(tmp_path) == ["a", "b"]
@@ -465,12 +734,15 @@ def test_several_urls_share_a_connection_and_go_on_past_a_bad_one(run, files, tm
 # --- get: cuts, resuming, ranges ---
 def test_twenty_cuts_leave_a_whole_file_and_fetch_nothing_twice(run, files, tmp_path):
     body = random.Random(1).randbytes(20_000_000)
-    server = files(body, cuts=[random.Random(seed).randrange(1, 900_000) for seed in range(20)], resets=True)
+    server = files(
+        body, cuts=[random.Random(seed).randrange(1, 900_000) for seed in range(20)], resets=True
+    )
     done = get(run, tmp_path, server.url, "--trace")
     assert done.code == 0 and (tmp_path / "file.bin").read_bytes() == body
     assert names(tmp_path) == ["file.bin"] and server.cuts == []
     came = [int(count) for count in re.findall(r"close \(sent \d+, received (\d+)\)", done.err)]
-    assert len(came) == 21 and len(body) < sum(came) < len(body) + 21 * 300  # 300: a head; what a reset destroyed never came
+    # 300: a head; what a reset destroyed never came
+    assert len(came) == 21 and len(body) < sum(came) < len(body) + 21 * 300
 
 
 def test_the_same_command_again_goes_on(run, files, tmp_path):
@@ -480,7 +752,11 @@ def test_the_same_command_again_goes_on(run, files, tmp_path):
     note = json.loads(next(tmp_path.glob(".six-*.json")).read_text())
     assert (note["etag"], note["size"], note["url"]) == ('"a"', 1_200_000, server.url)
     assert get(run, tmp_path, server.url).code == 0
-    assert (tmp_path / "file.bin").read_bytes() == BODY * 4 and server.sent == 1_200_000 and names(tmp_path) == ["file.bin"]
+    assert (
+        (tmp_path / "file.bin").read_bytes() == BODY * 4
+        and server.sent == 1_200_000
+        and names(tmp_path) == ["file.bin"]
+    )
 
 
 def test_a_file_that_changed_meanwhile_starts_over(run, files, tmp_path):
@@ -503,39 +779,63 @@ def test_a_short_file_that_was_cut_is_never_taken_for_a_part_of_a_long_one(run, 
 def test_without_a_strong_validator_nothing_is_continued(run, files, tmp_path):
     server = files(BODY * 4, etag='W/"a"', cuts=[500_000])
     assert get(run, tmp_path, server.url).code == 0
-    assert (tmp_path / "file.bin").read_bytes() == BODY * 4 and "Range:" not in "".join(server.heads)
+    assert (tmp_path / "file.bin").read_bytes() == BODY * 4 and "Range:" not in "".join(
+        server.heads
+    )
 
 
-@pytest.mark.parametrize("span, etag", [("0-{}/{}", '"a"'), ("500001-{}/{}", '"a"'), ("500000-{}/9999999", '"a"'), ("500000-{}/{}", '"b"'), ("x", '"a"')])
+@pytest.mark.parametrize(
+    "span, etag",
+    [
+        ("0-{}/{}", '"a"'),
+        ("500001-{}/{}", '"a"'),
+        ("500000-{}/9999999", '"a"'),
+        ("500000-{}/{}", '"b"'),
+        ("x", '"a"'),
+    ],
+)
 def test_a_206_that_does_not_fit_starts_over(run, files, tmp_path, span, etag):
     def bend(head):
         last, total = 1_199_999, 1_200_000
         text = span.format(last, total)
         lie = f"HTTP/1.1 206 P\r\nContent-Range: bytes {text}\r\nETag: {etag}\r\nContent-Length: 700000\r\nConnection: close\r\n\r\n"
         return lie.encode() + bytes(700_000) if "Range: bytes=" in head else None
+
     server = files(BODY * 4, cuts=[500_000], hook=bend)
     assert get(run, tmp_path, server.url).code == 0
     assert (tmp_path / "file.bin").read_bytes() == BODY * 4
 
 
 def test_416_is_done_only_when_size_and_etag_agree(run, files, tmp_path):
-    unsized = answer(BODY, headers='ETag: "a"\r\nTransfer-Encoding: chunked\r\n', length=False).replace(BODY, b"%x\r\n%b\r\n" % (len(BODY), BODY))
-    for total, etag, again in (len(BODY), '"a"', False), (len(BODY), '"b"', True), (len(BODY) + 1, '"a"', True):
+    unsized = answer(
+        BODY, headers='ETag: "a"\r\nTransfer-Encoding: chunked\r\n', length=False
+    ).replace(BODY, b"%x\r\n%b\r\n" % (len(BODY), BODY))
+    for total, etag, again in (
+        (len(BODY), '"a"', False),
+        (len(BODY), '"b"', True),
+        (len(BODY) + 1, '"a"', True),
+    ):
         no = f"HTTP/1.1 416 No\r\nContent-Range: bytes */{total}\r\nETag: {etag}\r\nContent-Length: 0\r\n\r\n".encode()
         plain = []
+
         def bend(head, plain=plain, no=no):
             if "Range: bytes=" in head:
                 return no
             plain.append(head)
             return unsized if len(plain) == 1 else unsized + b"0\r\n\r\n"
+
         server = files(BODY, hook=bend)
         assert get(run, tmp_path, server.url, "--force").code == 0
         assert (tmp_path / "file.bin").read_bytes() == BODY and (len(plain) == 2) is again
 
 
 def test_416_in_another_run_ends_a_download_that_nobody_gave_a_name(run, canned, tmp_path):
-    server = canned(b'HTTP/1.1 200 OK\r\nETag: "a"\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b' % (len(BODY), BODY),
-                    f'HTTP/1.1 416 No\r\nContent-Range: bytes */{len(BODY)}\r\nETag: "a"\r\nContent-Length: 0\r\n\r\n'.encode(), read_until=b"\r\n\r\n")
+    server = canned(
+        b'HTTP/1.1 200 OK\r\nETag: "a"\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b'
+        % (len(BODY), BODY),
+        f'HTTP/1.1 416 No\r\nContent-Range: bytes */{len(BODY)}\r\nETag: "a"\r\nContent-Length: 0\r\n\r\n'.encode(),
+        read_until=b"\r\n\r\n",
+    )
     url = f"http://127.0.0.1:{server.port}/file.bin"
     assert get(run, tmp_path, url, "--retries", 0).code == 18 and b"Range:" not in server.read[0]
     assert get(run, tmp_path, url).code == 0 and b"Range: bytes=300000-" in server.read[1]
@@ -543,32 +843,64 @@ def test_416_in_another_run_ends_a_download_that_nobody_gave_a_name(run, canned,
 
 
 def test_a_status_that_passes_is_tried_again_after_retry_after(run, canned, tmp_path):
-    server = canned(answer(b"busy", "503 Busy", "Retry-After: 0\r\n"), answer(b"slow", "429 Slow", "Retry-After: 0\r\n"), answer(b"ok"),
-                    read_until=b"\r\n\r\n")
+    server = canned(
+        answer(b"busy", "503 Busy", "Retry-After: 0\r\n"),
+        answer(b"slow", "429 Slow", "Retry-After: 0\r\n"),
+        answer(b"ok"),
+        read_until=b"\r\n\r\n",
+    )
     assert get(run, tmp_path, f"http://127.0.0.1:{server.port}/a").code == 0
     assert (tmp_path / "a").read_bytes() == b"ok"
 
 
 def test_a_post_is_never_sent_twice(run, canned):
-    server = canned(answer(b"busy", "503 Busy", "Retry-After: 0\r\n"), answer(b"ok"), read_until=b"a=1")
-    assert run("httpclient.py", "post", f"http://127.0.0.1:{server.port}/", "--data", "a=1").code == 22
-    assert len(server.read) == 1 and b"Content-Type: application/x-www-form-urlencoded" in server.read[0]
+    server = canned(
+        answer(b"busy", "503 Busy", "Retry-After: 0\r\n"), answer(b"ok"), read_until=b"a=1"
+    )
+    assert (
+        run("httpclient.py", "post", f"http://127.0.0.1:{server.port}/", "--data", "a=1").code == 22
+    )
+    assert (
+        len(server.read) == 1
+        and b"Content-Type: application/x-www-form-urlencoded" in server.read[0]
+    )
 
 
-def test_several_connections_fetch_nothing_of_a_file_that_is_here_by_the_name_that_the_server_gives(run, files, tmp_path):
-    server = files(bytes(8 << 20), headers=DATE + "Content-Disposition: attachment; filename=named\r\n")
-    assert get(run, tmp_path, server.url, "--connections", 4).code == 0 and names(tmp_path) == ["named"]
+def test_several_connections_fetch_nothing_of_a_file_that_is_here_by_the_name_that_the_server_gives(
+    run, files, tmp_path
+):
+    server = files(
+        bytes(8 << 20), headers=DATE + "Content-Disposition: attachment; filename=named\r\n"
+    )
+    assert get(run, tmp_path, server.url, "--connections", 4).code == 0 and names(tmp_path) == [
+        "named"
+    ]
     again = get(run, tmp_path, server.url, "--connections", 4)
     assert again.code == 0 and "same named" in again.err
     (tmp_path / "named").write_bytes(b"another")
     server.heads.clear()
-    assert get(run, tmp_path, server.url, "--connections", 4).code == 23 and len(list(filter(None, server.heads))) == 1
+    assert (
+        get(run, tmp_path, server.url, "--connections", 4).code == 23
+        and len(list(filter(None, server.heads))) == 1
+    )
 
 
 def test_more_connections_than_descriptors_are_told_in_three_lines(run, files, tmp_path):
     import resource
-    server = files(bytes(70 << 20), hook=lambda head: "bytes=0-0" not in head and server.go.wait(DEADLINE) and None)  # all wait at once
-    done = get(run, tmp_path, server.url, "--connections", 64, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20)))
+
+    # all wait at once
+    server = files(
+        bytes(70 << 20),
+        hook=lambda head: "bytes=0-0" not in head and server.go.wait(DEADLINE) and None,
+    )
+    done = get(
+        run,
+        tmp_path,
+        server.url,
+        "--connections",
+        64,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20)),
+    )
     assert done.code == 7 and "Too many open files" in done.err, done
 
 
@@ -577,7 +909,9 @@ def test_four_connections_fill_one_file_with_each_byte_fetched_once(run, files, 
     server = files(body, headers=DATE, cuts=[100_000, 300_000, 700_000])
     assert get(run, tmp_path, server.url, "--connections", 4).code == 0
     assert (tmp_path / "file.bin").read_bytes() == body and names(tmp_path) == ["file.bin"]
-    assert server.sent == len(body) + 1 and sum("Range: bytes=" in head for head in server.heads) > 4
+    assert (
+        server.sent == len(body) + 1 and sum("Range: bytes=" in head for head in server.heads) > 4
+    )
     assert os.stat(tmp_path / "file.bin").st_mtime == MTIME
 
 
@@ -601,9 +935,11 @@ def test_several_connections_go_on_from_a_part_that_one_began(run, files, tmp_pa
 
 def test_a_file_system_that_takes_no_room_in_advance_takes_the_file(run, files, tmp_path):
     body = random.Random(9).randbytes(6_000_000)
-    unable = (f"import errno, os, sys; sys.path.insert(0, {str(ROOT)!r}); import httpclient as h\n"
-              "def unable(*args): raise OSError(errno.EOPNOTSUPP, 'not supported')\n"
-              "os.posix_fallocate = unable; sys.exit(h.main())")
+    unable = (
+        f"import errno, os, sys; sys.path.insert(0, {str(ROOT)!r}); import httpclient as h\n"
+        "def unable(*args): raise OSError(errno.EOPNOTSUPP, 'not supported')\n"
+        "os.posix_fallocate = unable; sys.exit(h.main())"
+    )
     done = run("-c", unable, "get", files(body).url, "--connections", 3, cwd=tmp_path)
     assert done.code == 0 and (tmp_path / "file.bin").read_bytes() == body, done
 
@@ -613,10 +949,14 @@ def test_room_taken_by_a_run_that_is_killed_then_is_not_what_came(run, files, tm
     server = files(random.Random(9).randbytes(6_000_000), cuts=[500_000])
     if begun:
         assert get(run, tmp_path, server.url, "--retries", 0).code == 18
-    deadly = (f"import os, signal, sys; sys.path.insert(0, {str(ROOT)!r}); import httpclient as h; take = os.posix_fallocate\n"
-              "os.posix_fallocate = lambda *args: (take(*args), os.kill(os.getpid(), signal.SIGKILL))\n"
-              f"sys.argv[1:] = ['get', {server.url!r}, '--connections', '3']; h.main()")
-    killed = subprocess.run([sys.executable, "-c", deadly], cwd=tmp_path, timeout=DEADLINE, check=False)
+    deadly = (
+        f"import os, signal, sys; sys.path.insert(0, {str(ROOT)!r}); import httpclient as h; take = os.posix_fallocate\n"
+        "os.posix_fallocate = lambda *args: (take(*args), os.kill(os.getpid(), signal.SIGKILL))\n"
+        f"sys.argv[1:] = ['get', {server.url!r}, '--connections', '3']; h.main()"
+    )
+    killed = subprocess.run(
+        [sys.executable, "-c", deadly], cwd=tmp_path, timeout=DEADLINE, check=False
+    )
     assert killed.returncode == -9
     assert get(run, tmp_path, server.url).code == 0
     assert (tmp_path / "file.bin").read_bytes() == server.body
@@ -624,16 +964,21 @@ def test_room_taken_by_a_run_that_is_killed_then_is_not_what_came(run, files, tm
 
 def test_several_connections_without_room_keep_what_one_fetched(run, files, tmp_path):
     import resource
+
     server = files(random.Random(9).randbytes(6_000_000), cuts=[500_000])
     assert get(run, tmp_path, server.url, "--retries", 0).code == 18
-    little = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))}
+    little = {
+        "preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+    }
     assert get(run, tmp_path, server.url, "--connections", 3, **little).code == 23
     assert get(run, tmp_path, server.url).code == 0
     assert (tmp_path / "file.bin").read_bytes() == server.body and server.sent == len(server.body)
 
 
 def test_several_connections_decode_what_one_does(run, files, tmp_path):
-    text = b"".join(b"%d\n" % number for number in random.Random(1).choices(range(10**9), k=700_000))
+    text = b"".join(
+        b"%d\n" % number for number in random.Random(1).choices(range(10**9), k=700_000)
+    )
     server = files(gzip.compress(text), headers="Content-Encoding: gzip\r\n")
     for name, more in ("one", []), ("more", ["--connections", 3]):
         assert get(run, tmp_path, server.url, "-o", name, *more).code == 0
@@ -644,16 +989,28 @@ def test_several_connections_that_go_on_ask_for_one_password(files, tmp_path):
     pty = pytest.importorskip("pty")
     body = random.Random(5).randbytes(4 << 20)
     refusal = answer(b"", "401 No", "WWW-Authenticate: Basic\r\n")
-    server = files(body, hook=lambda head: None if "Authorization: Basic OndvcmQ=" in head else refusal)
+    server = files(
+        body, hook=lambda head: None if "Authorization: Basic OndvcmQ=" in head else refusal
+    )
     part = tmp_path / h.part_name(h.parse_url(server.url))
     part.write_bytes(bytes(len(body)))
     spans = [[first, first + (1 << 20)] for first in range(0, len(body), 1 << 20)]
-    note = {"url": server.url, "etag": '"a"', "modified": "", "size": len(body), "digest": "", "left": spans}
+    note = {
+        "url": server.url,
+        "etag": '"a"',
+        "modified": "",
+        "size": len(body),
+        "digest": "",
+        "left": spans,
+    }
     part.with_suffix(".json").write_text(json.dumps(note))
     pid, end = pty.fork()
     if not pid:
         os.chdir(tmp_path)
-        os.execv(sys.executable, [sys.executable, str(SCRIPT), "get", server.url, "--connections", "4", "--quiet"])
+        os.execv(
+            sys.executable,
+            [sys.executable, str(SCRIPT), "get", server.url, "--connections", "4", "--quiet"],
+        )
     said = b""
     with contextlib.suppress(OSError):  # EIO: the other end is closed
         while chunk := os.read(end, 65536):
@@ -674,7 +1031,9 @@ def test_several_connections_notice_a_change(run, files, tmp_path):
 
 
 @pytest.mark.parametrize("more", [[], ["--connections", 3]])
-def test_a_change_is_noticed_also_where_the_server_knows_range_but_not_if_range(run, files, tmp_path, more):
+def test_a_change_is_noticed_also_where_the_server_knows_range_but_not_if_range(
+    run, files, tmp_path, more
+):
     old, new = (random.Random(seed).randbytes(6_000_000) for seed in (1, 2))
     server = files(old, etag="", headers=DATE, cuts=[500_000])
     assert get(run, tmp_path, server.url, "--retries", 0).code == 18
@@ -682,8 +1041,13 @@ def test_a_change_is_noticed_also_where_the_server_knows_range_but_not_if_range(
     def careless(head):
         asked = re.search(r"Range: bytes=(\d+)-(\d*)", head)
         start, end = (int(asked[1]), int(asked[2] or len(new) - 1) + 1) if asked else (0, len(new))
-        return answer(new[start:end], "206 Partial" if asked else "200 OK",
-                      DATE.replace("04 Jan", "03 Jan") + f"Content-Range: bytes {start}-{end - 1}/{len(new)}\r\n" * bool(asked))
+        return answer(
+            new[start:end],
+            "206 Partial" if asked else "200 OK",
+            DATE.replace("04 Jan", "03 Jan")
+            + f"Content-Range: bytes {start}-{end - 1}/{len(new)}\r\n" * bool(asked),
+        )
+
     server.hook = careless
     done = get(run, tmp_path, server.url, *more)
     assert done.code == 0 and (tmp_path / "file.bin").read_bytes() == new, done
@@ -692,6 +1056,7 @@ def test_a_change_is_noticed_also_where_the_server_knows_range_but_not_if_range(
 @pytest.mark.parametrize("field", ["Repr-Digest: sha-256=:{}:", "Digest: SHA-256={}"])
 def test_a_digest_is_checked(run, files, tmp_path, field):
     import base64
+
     right = base64.b64encode(hashlib.sha256(BODY).digest()).decode()
     wrong = base64.b64encode(hashlib.sha256(b"").digest()).decode()
     assert get(run, tmp_path, files(BODY, headers=field.format(right) + "\r\n").url).code == 0
@@ -701,10 +1066,26 @@ def test_a_digest_is_checked(run, files, tmp_path, field):
 
 def test_a_checksum_from_the_command_line_is_checked(run, files, tmp_path):
     server = files(BODY)
-    assert get(run, tmp_path, server.url, "--checksum", "sha512:" + hashlib.sha512(BODY).hexdigest()).code == 0
+    assert (
+        get(
+            run, tmp_path, server.url, "--checksum", "sha512:" + hashlib.sha512(BODY).hexdigest()
+        ).code
+        == 0
+    )
     assert get(run, tmp_path, server.url, "-o", "b", "--checksum", "sha256:" + "0" * 64).code == 56
     assert get(run, tmp_path, server.url, "-o", "-", "--checksum", "sha256:" + "0" * 64).code == 56
-    assert get(run, tmp_path, server.url, "-o", "-", "--checksum", "sha512:" + hashlib.sha512(BODY).hexdigest()).out == BODY
+    assert (
+        get(
+            run,
+            tmp_path,
+            server.url,
+            "-o",
+            "-",
+            "--checksum",
+            "sha512:" + hashlib.sha512(BODY).hexdigest(),
+        ).out
+        == BODY
+    )
     assert names(tmp_path) == ["file.bin"]
 
 
@@ -722,6 +1103,7 @@ def test_two_runs_of_one_download_do_not_write_into_each_other(run, listeners, t
         conn.recv(65536)
         conn.sendall(answer(BODY * 2)[:400_000])
         conn.recv(1)
+
     listeners.append(Listener(stall))
     url = f"http://127.0.0.1:{listeners[-1].port}/a"
     first = Process(SCRIPT, "get", url, "-v", cwd=tmp_path)
@@ -734,7 +1116,8 @@ def test_two_runs_of_one_download_do_not_write_into_each_other(run, listeners, t
 def test_a_part_that_is_the_finished_file_too_is_not_written_into(run, files, tmp_path):
     server = files(BODY, cuts=[1000])
     (tmp_path / "file.bin").write_bytes(b"finished")
-    os.link(tmp_path / "file.bin", tmp_path / h.part_name(h.parse_url(server.url)))  # killed between link() and unlink()
+    # killed between link() and unlink()
+    os.link(tmp_path / "file.bin", tmp_path / h.part_name(h.parse_url(server.url)))
     assert get(run, tmp_path, server.url, "--force", "--retries", 0).code == 18
     assert (tmp_path / "file.bin").read_bytes() == b"finished"
     assert get(run, tmp_path, server.url, "--force").code == 0
@@ -753,19 +1136,46 @@ def test_what_was_planted_where_a_part_or_its_note_would_stand_is_left_alone(run
     os.mkfifo(part.with_suffix(".json"))
     (tmp_path / "mine").write_bytes(b"mine")
     part.with_suffix(".json~").symlink_to(tmp_path / "mine")
-    assert get(run, part.parent, server.url).code == 23 and (tmp_path / "mine").read_bytes() == b"mine"
-    assert get(run, part.parent, server.url).code == 0 and (part.parent / "file.bin").read_bytes() == BODY
+    assert (
+        get(run, part.parent, server.url).code == 23 and (tmp_path / "mine").read_bytes() == b"mine"
+    )
+    assert (
+        get(run, part.parent, server.url).code == 0
+        and (part.parent / "file.bin").read_bytes() == BODY
+    )
 
 
-@pytest.mark.parametrize("wrong", [
-    '"size": "x"', '"size": [1]', '"etag": 5', '"etag": "\\r\\nX-Planted: 1"', '"etag": "\\ud800"', '"etag": "", "modified": 7', '"digest": 5', '"digest": "x"',
-    '"digest": "x:y"', '"left": [[1e999, 1]]', '"left": 5', '"left": [[-5, 10]]', '"left": ' + "[" * 100_000,
-], ids=lambda wrong: wrong[:30])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        '"size": "x"',
+        '"size": [1]',
+        '"etag": 5',
+        '"etag": "\\r\\nX-Planted: 1"',
+        '"etag": "\\ud800"',
+        '"etag": "", "modified": 7',
+        '"digest": 5',
+        '"digest": "x"',
+        '"digest": "x:y"',
+        '"left": [[1e999, 1]]',
+        '"left": 5',
+        '"left": [[-5, 10]]',
+        '"left": ' + "[" * 100_000,
+    ],
+    ids=lambda wrong: wrong[:30],
+)
 def test_a_planted_note_of_wrong_types_is_as_none(run, files, tmp_path, wrong):
     server = files(BODY)
     part = tmp_path / h.part_name(h.parse_url(server.url))
     part.write_bytes(b"planted")
-    note = {"url": server.url, "etag": '"a"', "modified": "", "size": len(BODY), "digest": "", "left": []}
+    note = {
+        "url": server.url,
+        "etag": '"a"',
+        "modified": "",
+        "size": len(BODY),
+        "digest": "",
+        "left": [],
+    }
     part.with_suffix(".json").write_text(json.dumps(note)[:-1] + f", {wrong}}}")
     done = get(run, tmp_path, server.url)
     assert done.code == 0 and (tmp_path / "file.bin").read_bytes() == BODY, done
@@ -774,8 +1184,16 @@ def test_a_planted_note_of_wrong_types_is_as_none(run, files, tmp_path, wrong):
 
 def test_a_full_disk_says_after_how_much(run, files, tmp_path):
     import resource
-    done = get(run, tmp_path, files(BODY * 10).url, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000)))
-    assert done.code == 23 and re.search(r"cannot write \.six-\w+\.part after 1,000,000 bytes", done.err)
+
+    done = get(
+        run,
+        tmp_path,
+        files(BODY * 10).url,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000)),
+    )
+    assert done.code == 23 and re.search(
+        r"cannot write \.six-\w+\.part after 1,000,000 bytes", done.err
+    )
 
 
 def test_a_device_that_takes_no_more_is_named(run, files, tmp_path):
@@ -786,7 +1204,10 @@ def test_a_device_that_takes_no_more_is_named(run, files, tmp_path):
 # --- redirects and logins ---
 def test_redirects_are_followed_and_circles_end(run, canned, tmp_path):
     goal = canned(answer(b"there"), read_until=b"\r\n\r\n")
-    start = canned(answer(b"", "302 Found", f"Location: http://127.0.0.1:{goal.port}/goal\r\n"), read_until=b"\r\n\r\n")
+    start = canned(
+        answer(b"", "302 Found", f"Location: http://127.0.0.1:{goal.port}/goal\r\n"),
+        read_until=b"\r\n\r\n",
+    )
     assert get(run, tmp_path, f"http://127.0.0.1:{start.port}/name").code == 0
     assert (tmp_path / "name").read_bytes() == b"there"
     circle = canned(answer(b"", "302 Found", "Location: /again\r\n"), read_until=b"\r\n\r\n")
@@ -796,10 +1217,18 @@ def test_redirects_are_followed_and_circles_end(run, canned, tmp_path):
 
 def test_a_redirect_that_drops_the_body_drops_what_was_said_of_it(run, canned, tmp_path):
     (tmp_path / "big").write_bytes(bytes(h.EXPECT_FROM))
-    server = canned(answer(b"", "303 See Other", "Location: /b\r\n"), answer(b"there"), read_until=b"\r\n\r\n")
-    done = run("httpclient.py", "post", f"http://127.0.0.1:{server.port}/a", "--data", "@big", cwd=tmp_path)
+    server = canned(
+        answer(b"", "303 See Other", "Location: /b\r\n"), answer(b"there"), read_until=b"\r\n\r\n"
+    )
+    done = run(
+        "httpclient.py", "post", f"http://127.0.0.1:{server.port}/a", "--data", "@big", cwd=tmp_path
+    )
     assert done.code == 0 and done.out == b"there" and b"Expect: " in server.read[0]
-    assert server.read[1].startswith(b"GET /b ") and b"Expect" not in server.read[1] and b"Content-" not in server.read[1]
+    assert (
+        server.read[1].startswith(b"GET /b ")
+        and b"Expect" not in server.read[1]
+        and b"Content-" not in server.read[1]
+    )
 
 
 @pytest.mark.parametrize("location", ["ftp://x/", "http://[x", "http://x:y/", "file:///etc/passwd"])
@@ -808,39 +1237,95 @@ def test_a_redirect_to_nowhere_is_the_servers_fault(run, canned, tmp_path, locat
     assert get(run, tmp_path, f"http://127.0.0.1:{server.port}/").code == 56
 
 
-@pytest.mark.parametrize("login", [["--user", "u:secret"], ["--token", "secret"], ["-H", "X-Key: secret"], ["-H", "Authorization: secret"], "url"])
+@pytest.mark.parametrize(
+    "login",
+    [
+        ["--user", "u:secret"],
+        ["--token", "secret"],
+        ["-H", "X-Key: secret"],
+        ["-H", "Authorization: secret"],
+        "url",
+    ],
+)
 def test_logins_stay_with_the_server_they_were_given_for(run, canned, tmp_path, login):
     goal = canned(answer(b"there"), read_until=b"\r\n\r\n")
-    start = canned(answer(b"", "307 Go", f"Location: http://x:y@127.0.0.1:{goal.port}/\r\n"), read_until=b"\r\n\r\n")
+    start = canned(
+        answer(b"", "307 Go", f"Location: http://x:y@127.0.0.1:{goal.port}/\r\n"),
+        read_until=b"\r\n\r\n",
+    )
     url = f"http://{'u:secret@' * (login == 'url')}127.0.0.1:{start.port}/a"
     done = get(run, tmp_path, url, "-v", *([] if login == "url" else login))
     assert done.code == 0
     secrets = b"secret", b"dTpzZWNyZXQ="
     assert any(secret in start.read[0] for secret in secrets)
-    assert not any(secret in goal.read[0] for secret in secrets) and b"Authorization" not in goal.read[0] and b"Referer" not in goal.read[0]
-    assert not any(secret.decode() in done.err for secret in secrets) or login == ["-H", "X-Key: secret"]
+    assert (
+        not any(secret in goal.read[0] for secret in secrets)
+        and b"Authorization" not in goal.read[0]
+        and b"Referer" not in goal.read[0]
+    )
+    assert not any(secret.decode() in done.err for secret in secrets) or login == [
+        "-H",
+        "X-Key: secret",
+    ]
 
 
 @pytest.mark.parametrize("login", [["--password", "secret"], "url"])
 def test_logins_stay_also_when_an_upload_is_to_go_on_elsewhere(run, canned, tmp_path, login):
     (tmp_path / "x").write_bytes(bytes(h.EXPECT_FROM))
-    other = canned(answer(b"", headers="Upload-Limit: min-size=0\r\n"), answer(b"", "201 Created", "Location: /rest\r\n"),
-                   answer(b"", "201 Created"), read_until=b"\r\n\r\n")
-    start = canned(answer(b"", "307 Go", f"Location: http://127.0.0.1:{other.port}/\r\n"), read_until=b"\r\n\r\n")
-    url, more = f"http://{'u:secret@' * (login == 'url')}127.0.0.1:{start.port}/a", [] if login == "url" else login
+    other = canned(
+        answer(b"", headers="Upload-Limit: min-size=0\r\n"),
+        answer(b"", "201 Created", "Location: /rest\r\n"),
+        answer(b"", "201 Created"),
+        read_until=b"\r\n\r\n",
+    )
+    start = canned(
+        answer(b"", "307 Go", f"Location: http://127.0.0.1:{other.port}/\r\n"),
+        read_until=b"\r\n\r\n",
+    )
+    url, more = (
+        f"http://{'u:secret@' * (login == 'url')}127.0.0.1:{start.port}/a",
+        [] if login == "url" else login,
+    )
     assert run("httpclient.py", "put", "x", url, *more, cwd=tmp_path).code == 0
-    note = {"url": "", "resource": f"http://127.0.0.1:{other.port}/rest", "size": h.EXPECT_FROM, "mtime_ns": (tmp_path / "x").stat().st_mtime_ns}
-    (tmp_path / h.part_name(h.parse_url(url)).replace(".part", ".json")).write_text(json.dumps(note))  # as in a folder that others write to
+    note = {
+        "url": "",
+        "resource": f"http://127.0.0.1:{other.port}/rest",
+        "size": h.EXPECT_FROM,
+        "mtime_ns": (tmp_path / "x").stat().st_mtime_ns,
+    }
+    # as in a folder that others write to
+    (tmp_path / h.part_name(h.parse_url(url)).replace(".part", ".json")).write_text(
+        json.dumps(note)
+    )
     assert run("httpclient.py", "put", "x", url, *more, cwd=tmp_path).code == 0
-    assert [said.split()[0] for said in other.read] == [b"OPTIONS", b"PUT", b"PUT", b"OPTIONS", b"PUT"]
-    assert not any(word in said for said in other.read for word in (b"secret", b"Authorization", b"/rest"))
+    assert [said.split()[0] for said in other.read] == [
+        b"OPTIONS",
+        b"PUT",
+        b"PUT",
+        b"OPTIONS",
+        b"PUT",
+    ]
+    assert not any(
+        word in said for said in other.read for word in (b"secret", b"Authorization", b"/rest")
+    )
 
 
 def test_the_environments_password_is_for_host_and_port_alone(run, canned, tmp_path):
-    one, other = canned(answer(b"x"), read_until=b"\r\n\r\n"), canned(answer(b"x"), read_until=b"\r\n\r\n")
+    one, other = (
+        canned(answer(b"x"), read_until=b"\r\n\r\n"),
+        canned(answer(b"x"), read_until=b"\r\n\r\n"),
+    )
     env = {"SIXSOCKETS_PASSWORD": "pass:word"}
-    assert get(run, tmp_path, "/a", f"http://127.0.0.1:{other.port}/b", "--port", one.port, env=env).code == 0
-    assert b"Authorization: Basic OnBhc3M6d29yZA==\r\n" in one.read[0] and b"Authorization" not in other.read[0]
+    assert (
+        get(
+            run, tmp_path, "/a", f"http://127.0.0.1:{other.port}/b", "--port", one.port, env=env
+        ).code
+        == 0
+    )
+    assert (
+        b"Authorization: Basic OnBhc3M6d29yZA==\r\n" in one.read[0]
+        and b"Authorization" not in other.read[0]
+    )
     assert get(run, tmp_path, "/c", "--host", "LocalHost", "--port", one.port, env=env).code == 0
     assert b"Authorization: Basic OnBhc3M6d29yZA==\r\n" in one.read[1]
 
@@ -848,7 +1333,10 @@ def test_the_environments_password_is_for_host_and_port_alone(run, canned, tmp_p
 def test_netrc(run, canned, tmp_path):
     (tmp_path / ".netrc").write_text("machine 127.0.0.1 login me password word\n")
     server = canned(answer(b"x"), read_until=b"\r\n\r\n")
-    assert get(run, tmp_path, f"http://127.0.0.1:{server.port}/a", env={"HOME": str(tmp_path)}).code == 0
+    assert (
+        get(run, tmp_path, f"http://127.0.0.1:{server.port}/a", env={"HOME": str(tmp_path)}).code
+        == 0
+    )
     assert b"Authorization: Basic bWU6d29yZA==\r\n" in server.read[0]
     (tmp_path / ".netrc").write_bytes(b"machine 127.0.0.1 login me password \xff\n")
     done = get(run, tmp_path, f"http://127.0.0.1:{server.port}/b", env={"HOME": str(tmp_path)})
@@ -861,7 +1349,18 @@ def test_a_malformed_netrc_keeps_its_secrets(run, tmp_path):
     assert done.code == 26 and "near line" in done.err and "words" not in done.err, done
 
 
-@pytest.mark.parametrize("text", ["sha256:" + "0" * 63, "sha256:" + "0" * 40, "sha1:" + "g" * 40, "crc32:00000000", "md5:", ":", "sha256"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sha256:" + "0" * 63,
+        "sha256:" + "0" * 40,
+        "sha1:" + "g" * 40,
+        "crc32:00000000",
+        "md5:",
+        ":",
+        "sha256",
+    ],
+)
 def test_a_checksum_that_can_never_be_is_refused_before_the_download(text, run):
     done = run("httpclient.py", "get", "--checksum", text, "http://127.0.0.1:1/")
     assert done.code == 2 and "is not NAME:HEX" in done.err
@@ -869,10 +1368,29 @@ def test_a_checksum_that_can_never_be_is_refused_before_the_download(text, run):
 
 def test_a_given_header_takes_the_place_of_ours_in_any_case(run, canned):
     server = canned(answer(b""), read_until=b"{}")
-    done = run("httpclient.py", "post", f"http://127.0.0.1:{server.port}/", "--data", "{}",
-               "-H", "content-type: application/json", "-H", "user-agent: me", "-H", "accept:")
-    assert done.code == 0 and b"content-type: application/json\r\n" in server.read[0] and b"user-agent: me\r\n" in server.read[0]
-    assert server.read[0].lower().count(b"content-type:") == server.read[0].lower().count(b"user-agent:") == 1
+    done = run(
+        "httpclient.py",
+        "post",
+        f"http://127.0.0.1:{server.port}/",
+        "--data",
+        "{}",
+        "-H",
+        "content-type: application/json",
+        "-H",
+        "user-agent: me",
+        "-H",
+        "accept:",
+    )
+    assert (
+        done.code == 0
+        and b"content-type: application/json\r\n" in server.read[0]
+        and b"user-agent: me\r\n" in server.read[0]
+    )
+    assert (
+        server.read[0].lower().count(b"content-type:")
+        == server.read[0].lower().count(b"user-agent:")
+        == 1
+    )
     assert b"accept" not in server.read[0].lower()
 
 
@@ -883,9 +1401,21 @@ def test_a_server_that_serves_one_connection_at_a_time_is_kept_one(run, listener
         with alone, conn.makefile("rb") as file:
             while b"".join(itertools.takewhile(bytes.strip, file)):
                 conn.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+
     listeners.append(Listener(talk))
     place = f"127.0.0.1:{listeners[-1].port}"
-    done = get(run, tmp_path, f"http://me:word@{place}/a", f"http://{place}/b", "-o", "-", "--timeout", 10, "--retries", 0)
+    done = get(
+        run,
+        tmp_path,
+        f"http://me:word@{place}/a",
+        f"http://{place}/b",
+        "-o",
+        "-",
+        "--timeout",
+        10,
+        "--retries",
+        0,
+    )
     assert done.code == 0 and done.out == b"hihi", done
 
 
@@ -904,7 +1434,16 @@ def test_families_and_missing_authorities(run, files, tmp_path):
 @pytest.mark.parametrize("flags", [["--tls"], ["--pin", "0" * 64], ["--insecure"]])
 def test_nothing_goes_in_the_clear_where_tls_is_asked_for(run, canned, flags):
     server = canned(answer(b"x"))
-    done = run("httpclient.py", "head", f"127.0.0.1:{server.port}/a", "--password", "word", "--retries", 0, *flags)
+    done = run(
+        "httpclient.py",
+        "head",
+        f"127.0.0.1:{server.port}/a",
+        "--password",
+        "word",
+        "--retries",
+        0,
+        *flags,
+    )
     assert done.code == 56 and "speaks no TLS" in done.err, done
     assert not any(b"HEAD" in said for said in server.read)
 
@@ -912,32 +1451,77 @@ def test_nothing_goes_in_the_clear_where_tls_is_asked_for(run, canned, flags):
 @pytest.mark.parametrize("flags", [["--tls"], ["--pin", "0" * 64], ["--cacert", "file"]])
 def test_http_is_refused_where_tls_is_asked_for(run, canned, flags):
     server = canned(answer(b"x"))
-    done = run("httpclient.py", "head", f"http://127.0.0.1:{server.port}/a", "--password", "word", *flags)
+    done = run(
+        "httpclient.py", "head", f"http://127.0.0.1:{server.port}/a", "--password", "word", *flags
+    )
     assert done.code == 2 and "in the clear" in done.err and "https://" in done.err, done
     assert not server.read
 
 
 def test_an_index_in_many_chunks_is_read_in_one_go(run, canned):
     chunks = b"3e8\r\n" + b" " * 1000 + b"\r\n"
-    server = canned(answer(chunks * 16_000 + b"0\r\n\r\n", headers="Transfer-Encoding: chunked\r\n", length=False), read_until=b"\r\n\r\n")
-    done = run("httpclient.py", "list", f"http://127.0.0.1:{server.port}/", timeout=30)  # copied anew for each chunk it takes minutes
+    server = canned(
+        answer(
+            chunks * 16_000 + b"0\r\n\r\n", headers="Transfer-Encoding: chunked\r\n", length=False
+        ),
+        read_until=b"\r\n\r\n",
+    )
+    # copied anew for each chunk it takes minutes
+    done = run("httpclient.py", "list", f"http://127.0.0.1:{server.port}/", timeout=30)
     assert done.code == 0 and not done.out, done
 
 
 def test_a_proxy_is_asked_with_the_whole_url(run, canned, tmp_path):
     server = canned(answer(b"x"), read_until=b"\r\n\r\n")
     proxy = f"http://me:word@127.0.0.1:{server.port}"
-    assert get(run, tmp_path, "http://example.test/a?b", "-o", "a", env={"http_proxy": proxy}).code == 0
-    assert server.read[0].startswith(b"GET http://example.test/a?b HTTP/1.1\r\nHost: example.test\r\n")
+    assert (
+        get(run, tmp_path, "http://example.test/a?b", "-o", "a", env={"http_proxy": proxy}).code
+        == 0
+    )
+    assert server.read[0].startswith(
+        b"GET http://example.test/a?b HTTP/1.1\r\nHost: example.test\r\n"
+    )
     assert b"Proxy-Authorization: Basic bWU6d29yZA==\r\n" in server.read[0]
-    assert get(run, tmp_path, f"http://127.0.0.1:{server.port}/b", env={"http_proxy": "http://127.0.0.1:1", "no_proxy": "127.0.0.1"}).code == 0
-    assert get(run, tmp_path, f"http://localhost:{server.port}/d", env={"http_proxy": "http://127.0.0.1:1", "no_proxy": "x, LocalHost"}).code == 0
-    assert get(run, tmp_path, f"http://127.0.0.1:{server.port}/c", "--proxy", "", env={"http_proxy": "http://127.0.0.1:1"}).code == 0
+    assert (
+        get(
+            run,
+            tmp_path,
+            f"http://127.0.0.1:{server.port}/b",
+            env={"http_proxy": "http://127.0.0.1:1", "no_proxy": "127.0.0.1"},
+        ).code
+        == 0
+    )
+    assert (
+        get(
+            run,
+            tmp_path,
+            f"http://localhost:{server.port}/d",
+            env={"http_proxy": "http://127.0.0.1:1", "no_proxy": "x, LocalHost"},
+        ).code
+        == 0
+    )
+    assert (
+        get(
+            run,
+            tmp_path,
+            f"http://127.0.0.1:{server.port}/c",
+            "--proxy",
+            "",
+            env={"http_proxy": "http://127.0.0.1:1"},
+        ).code
+        == 0
+    )
 
 
 # --- sending ---
-def test_a_redirect_to_a_name_that_is_none_ends_in_three_lines_through_a_proxy_too(run, canned, tmp_path):
-    server = canned(answer(b"", "302 Found", f"Location: https://{'a' * 64}.h/\r\n"), b"HTTP/1.1 200 OK\r\n\r\n", read_until=b"\r\n\r\n")
+def test_a_redirect_to_a_name_that_is_none_ends_in_three_lines_through_a_proxy_too(
+    run, canned, tmp_path
+):
+    server = canned(
+        answer(b"", "302 Found", f"Location: https://{'a' * 64}.h/\r\n"),
+        b"HTTP/1.1 200 OK\r\n\r\n",
+        read_until=b"\r\n\r\n",
+    )
     done = get(run, tmp_path, "http://h/a", "--proxy", f"http://127.0.0.1:{server.port}")
     assert done.code == 56 and "which is no http or https URL" in done.err, done
 
@@ -945,39 +1529,85 @@ def test_a_redirect_to_a_name_that_is_none_ends_in_three_lines_through_a_proxy_t
 def test_put_sends_length_and_digest(run, canned, tmp_path):
     (tmp_path / "a b.txt").write_bytes(b"hello")
     server = canned(answer(b"", "201 Created"), read_until=b"hello")
-    assert run("httpclient.py", "put", "a b.txt", f"http://127.0.0.1:{server.port}/in/", cwd=tmp_path).code == 0
+    assert (
+        run(
+            "httpclient.py", "put", "a b.txt", f"http://127.0.0.1:{server.port}/in/", cwd=tmp_path
+        ).code
+        == 0
+    )
     head, _, body = server.read[0].partition(b"\r\n\r\n")
-    assert head.startswith(b"PUT /in/a%20b.txt HTTP/1.1\r\n") and body == b"hello" and b"\r\nContent-Length: 5\r\n" in head
+    assert (
+        head.startswith(b"PUT /in/a%20b.txt HTTP/1.1\r\n")
+        and body == b"hello"
+        and b"\r\nContent-Length: 5\r\n" in head
+    )
     assert b"Repr-Digest: sha-256=:LPJNul+wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ=:" in head
 
 
-@pytest.mark.parametrize("put, head, code, said", [
-    (answer(b""), None, 0, "sent a ("),  # as from S3
-    (answer(b"stored"), answer(b"", "403 No"), 0, "sent unverified a ("),
-    (answer(b"hello"), b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", 0, "sent unverified a ("),
-    (answer(b"older text"), b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n", 56, "has 10 bytes, 5 were sent"),
-    (answer(b"", headers=DATE), b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", 56, "has 0 bytes, 5 were sent"),
-], ids=["store", "page", "same size", "ignored", "ignored, was empty"])
-def test_a_200_to_a_put_is_not_believed_when_it_looks_like_a_get(run, canned, tmp_path, put, head, code, said):
+@pytest.mark.parametrize(
+    "put, head, code, said",
+    [
+        (answer(b""), None, 0, "sent a ("),  # as from S3
+        (answer(b"stored"), answer(b"", "403 No"), 0, "sent unverified a ("),
+        (
+            answer(b"hello"),
+            b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n",
+            0,
+            "sent unverified a (",
+        ),
+        (
+            answer(b"older text"),
+            b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n",
+            56,
+            "has 10 bytes, 5 were sent",
+        ),
+        (
+            answer(b"", headers=DATE),
+            b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+            56,
+            "has 0 bytes, 5 were sent",
+        ),
+    ],
+    ids=["store", "page", "same size", "ignored", "ignored, was empty"],
+)
+def test_a_200_to_a_put_is_not_believed_when_it_looks_like_a_get(
+    run, canned, tmp_path, put, head, code, said
+):
     (tmp_path / "a").write_bytes(b"hello")
     server = canned(put, *([head] if head else []), read_until=b"\r\n\r\n")
     done = run("httpclient.py", "put", "a", f"http://127.0.0.1:{server.port}/a", cwd=tmp_path)
     assert done.code == code and said in done.err, done
-    assert [head.split()[0] for head in server.read] == [b"PUT", b"HEAD"][:1 + bool(head)]
+    assert [head.split()[0] for head in server.read] == [b"PUT", b"HEAD"][: 1 + bool(head)]
 
 
-@pytest.mark.parametrize("status", ["301 Moved Permanently", "307 Temporary Redirect", "300 Multiple Choices", "207 Multi-Status"])
+@pytest.mark.parametrize(
+    "status",
+    ["301 Moved Permanently", "307 Temporary Redirect", "300 Multiple Choices", "207 Multi-Status"],
+)
 @pytest.mark.parametrize("verb", ["put", "post", "delete", "mkdir"])
-def test_a_redirect_to_nowhere_and_a_partial_failure_are_no_success(run, canned, tmp_path, verb, status):
+def test_a_redirect_to_nowhere_and_a_partial_failure_are_no_success(
+    run, canned, tmp_path, verb, status
+):
     (tmp_path / "a").write_bytes(b"x")
-    server = canned(answer(b"<Error>use the other endpoint</Error>", status), read_until=b"\r\n\r\n")
-    done = run("httpclient.py", verb, *["a"] * (verb == "put"), f"http://127.0.0.1:{server.port}/a", cwd=tmp_path)
+    server = canned(
+        answer(b"<Error>use the other endpoint</Error>", status), read_until=b"\r\n\r\n"
+    )
+    done = run(
+        "httpclient.py",
+        verb,
+        *["a"] * (verb == "put"),
+        f"http://127.0.0.1:{server.port}/a",
+        cwd=tmp_path,
+    )
     assert done.code == 22 and status in done.err and "use the other endpoint" in done.err, done
 
 
 def test_a_time_that_no_calendar_has_does_not_keep_a_file_from_being_sent(run, canned, tmp_path):
     server = canned(answer(b"", "201 Created"), read_until=b"\r\n\r\nhello")
-    with tempfile.NamedTemporaryFile(dir="/dev/shm" if os.path.isdir("/dev/shm") else tmp_path) as file:  # few file systems keep such a time
+    # few file systems keep such a time
+    with tempfile.NamedTemporaryFile(
+        dir="/dev/shm" if os.path.isdir("/dev/shm") else tmp_path
+    ) as file:
         file.write(b"hello")
         file.flush()
         with contextlib.suppress(OSError):
@@ -985,7 +1615,9 @@ def test_a_time_that_no_calendar_has_does_not_keep_a_file_from_being_sent(run, c
         assert run("httpclient.py", "put", file.name, f"http://127.0.0.1:{server.port}/").code == 0
 
 
-def test_an_answer_whose_beginning_was_read_is_drained_no_further_than_its_end(run, listeners, tmp_path):
+def test_an_answer_whose_beginning_was_read_is_drained_no_further_than_its_end(
+    run, listeners, tmp_path
+):
     (tmp_path / "a").write_bytes(b"hello")
     (tmp_path / "b").write_bytes(b"hello")
     talks = []
@@ -998,17 +1630,36 @@ def test_an_answer_whose_beginning_was_read_is_drained_no_further_than_its_end(r
                 pass
             if request.startswith(b"PUT"):
                 file.read(5)
-            stored = b"200 OK\r\nContent-Length: 6\r\n\r\nstored" if request.startswith(b"PUT") else b"404 No\r\nContent-Length: 0\r\n\r\n"
+            stored = (
+                b"200 OK\r\nContent-Length: 6\r\n\r\nstored"
+                if request.startswith(b"PUT")
+                else b"404 No\r\nContent-Length: 0\r\n\r\n"
+            )
             conn.sendall(b"HTTP/1.1 " + stored)
+
     listeners.append(Listener(store))
-    done = run("httpclient.py", "put", "a", "b", f"http://127.0.0.1:{listeners[-1].port}/", "--timeout", 3, cwd=tmp_path)
+    done = run(
+        "httpclient.py",
+        "put",
+        "a",
+        "b",
+        f"http://127.0.0.1:{listeners[-1].port}/",
+        "--timeout",
+        3,
+        cwd=tmp_path,
+    )
     assert done.code == 0 and done.err.count("sent unverified") == 2 and len(talks) == 1, done
 
 
 def test_standard_input_is_sent_in_chunks(run, canned):
     server = canned(answer(b"", "201 Created"), read_until=b"0\r\n\r\n")
-    assert run("httpclient.py", "put", "-", f"http://127.0.0.1:{server.port}/a", input=b"hello").code == 0
-    assert b"Transfer-Encoding: chunked" in server.read[0] and server.read[0].endswith(b"5\r\nhello\r\n0\r\n\r\n")
+    assert (
+        run("httpclient.py", "put", "-", f"http://127.0.0.1:{server.port}/a", input=b"hello").code
+        == 0
+    )
+    assert b"Transfer-Encoding: chunked" in server.read[0] and server.read[0].endswith(
+        b"5\r\nhello\r\n0\r\n\r\n"
+    )
 
 
 def test_standard_input_that_cannot_be_read_is_26_at_once(canned):
@@ -1018,7 +1669,15 @@ def test_standard_input_that_cannot_be_read_is_26_at_once(canned):
     assert client.wait() == 26 and "cannot read standard input" in client.err, client.err
 
 
-@pytest.mark.parametrize("words", [("put", "-", "URL", "--retries", 0), ("put", "-", "URL"), ("post", "URL", "--data", "-"), ("post", "URL", "--data", "@big")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("put", "-", "URL", "--retries", 0),
+        ("put", "-", "URL"),
+        ("post", "URL", "--data", "-"),
+        ("post", "URL", "--data", "@big"),
+    ],
+)
 def test_a_server_that_knows_no_expect_gets_the_body_without(run, listeners, tmp_path, words):
     (tmp_path / "big").write_bytes(bytes(2_000_000))
     heads = []
@@ -1031,16 +1690,34 @@ def test_a_server_that_knows_no_expect_gets_the_body_without(run, listeners, tmp
                     conn.sendall(b"HTTP/1.1 417 No\r\nContent-Length: 0\r\n\r\n")
                     continue
                 length = re.search(rb"Content-Length: (\d+)", heads[-1])
-                heads.append(file.read(int(length[1])) if length else b"".join(itertools.takewhile(bytes.strip, file)))
+                heads.append(
+                    file.read(int(length[1]))
+                    if length
+                    else b"".join(itertools.takewhile(bytes.strip, file))
+                )
                 conn.sendall(b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n")
+
     listeners.append(Listener(store))
     url = f"http://127.0.0.1:{listeners[-1].port}/a"
-    done = run(*EXPECTANT, *(url if word == "URL" else word for word in words), input=b"hello", cwd=tmp_path)
-    assert done.code == 0 and heads[2:] == [bytes(2_000_000) if "@big" in words else b"5\r\nhello\r\n0\r\n"], (done, heads)
+    done = run(
+        *EXPECTANT,
+        *(url if word == "URL" else word for word in words),
+        input=b"hello",
+        cwd=tmp_path,
+    )
+    assert done.code == 0 and heads[2:] == [
+        bytes(2_000_000) if "@big" in words else b"5\r\nhello\r\n0\r\n"
+    ], (done, heads)
 
 
-@pytest.mark.parametrize("read, code, said", [(b"\r\n\r\n", 0, "sent -"), (b"0\r\n\r\n", 47, "it has been read")], ids=["before", "after"])
-def test_standard_input_goes_where_a_redirect_says_until_it_is_read(run, listeners, canned, read, code, said):
+@pytest.mark.parametrize(
+    "read, code, said",
+    [(b"\r\n\r\n", 0, "sent -"), (b"0\r\n\r\n", 47, "it has been read")],
+    ids=["before", "after"],
+)
+def test_standard_input_goes_where_a_redirect_says_until_it_is_read(
+    run, listeners, canned, read, code, said
+):
     got = []
 
     def store(conn):
@@ -1049,12 +1726,15 @@ def test_standard_input_goes_where_a_redirect_says_until_it_is_read(run, listene
             conn.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
             got.append(b"".join(itertools.takewhile(bytes.strip, file)))
             conn.sendall(answer(b"", "201 Created"))
+
     listeners.append(Listener(store))
     there = answer(b"", "307 There", f"Location: http://127.0.0.1:{listeners[-1].port}/b\r\n")
     gate = canned(there, read_until=read)
     words = EXPECTANT if code == 0 else ["httpclient.py"]
     done = run(*words, "put", "-", f"http://127.0.0.1:{gate.port}/a", input=b"hello")
-    assert done.code == code and said in done.err and got == [b"5\r\nhello\r\n0\r\n"] * (code == 0), (done, got)
+    assert (
+        done.code == code and said in done.err and got == [b"5\r\nhello\r\n0\r\n"] * (code == 0)
+    ), (done, got)
 
 
 def test_standard_input_goes_on_from_no_planted_note(run, listeners, tmp_path):
@@ -1068,17 +1748,25 @@ def test_standard_input_goes_on_from_no_planted_note(run, listeners, tmp_path):
                 conn.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
                 heads.append(b"".join(itertools.takewhile(bytes.strip, file)))
             conn.sendall(answer(b"", "204 Fine", "Upload-Offset: 0\r\nUpload-Complete: ?0\r\n"))
+
     listeners.append(Listener(store))
     url = h.parse_url(f"http://127.0.0.1:{listeners[-1].port}/a")
     note = tmp_path / h.part_name(url).replace(".part", ".json")
     note.write_text(json.dumps({"url": str(url), "resource": "/x", "size": None, "mtime_ns": 0}))
     done = run("httpclient.py", "put", "-", url, input=b"hello", cwd=tmp_path)
-    assert done.code == 0 and heads == [b"PUT /a HTTP/1.1\r\n", b"5\r\nhello\r\n0\r\n"], (done, heads)
+    assert done.code == 0 and heads == [b"PUT /a HTTP/1.1\r\n", b"5\r\nhello\r\n0\r\n"], (
+        done,
+        heads,
+    )
 
 
 def test_standard_input_that_was_read_is_not_sent_again_with_a_password(canned):
     pty = pytest.importorskip("pty")
-    server = canned(answer(b"", "401 No", "WWW-Authenticate: Basic\r\n"), answer(b"", "201 Created"), read_until=b"0\r\n\r\n")
+    server = canned(
+        answer(b"", "401 No", "WWW-Authenticate: Basic\r\n"),
+        answer(b"", "201 Created"),
+        read_until=b"0\r\n\r\n",
+    )
     command = f"printf hello | {sys.executable} {SCRIPT} put - http://127.0.0.1:{server.port}/a; echo exit $?"
     pid, end = pty.fork()
     if not pid:
@@ -1095,7 +1783,11 @@ def test_standard_input_that_was_read_is_not_sent_again_with_a_password(canned):
 
 def test_a_large_body_waits_for_the_servers_word(run, canned, tmp_path):
     (tmp_path / "big").write_bytes(bytes(2_000_000))
-    server = canned(answer(b"", "404 No"), answer(b"too big", "413 Too Large", "Content-Type: text/plain\r\n"), read_until=b"\r\n\r\n")
+    server = canned(
+        answer(b"", "404 No"),
+        answer(b"too big", "413 Too Large", "Content-Type: text/plain\r\n"),
+        read_until=b"\r\n\r\n",
+    )
     done = run(*EXPECTANT, "put", "big", f"http://127.0.0.1:{server.port}/big", cwd=tmp_path)
     assert done.code == 22 and "413 Too Large" in done.err and "too big" in done.err
     assert b"Expect: 100-continue" in server.read[1] and len(server.read[1]) < 1000
@@ -1110,12 +1802,23 @@ def test_an_early_refusal_is_read_while_sending(run, listeners, tmp_path):
         conn.shutdown(socket.SHUT_WR)
         while conn.recv(65536):
             pass
+
     listeners.append(Listener(refuse))
-    done = run("httpclient.py", "put", "big", f"http://127.0.0.1:{listeners[-1].port}/big", "--timeout", 5, cwd=tmp_path)
+    done = run(
+        "httpclient.py",
+        "put",
+        "big",
+        f"http://127.0.0.1:{listeners[-1].port}/big",
+        "--timeout",
+        5,
+        cwd=tmp_path,
+    )
     assert done.code == 22 and "507 Full" in done.err
 
 
-@pytest.mark.parametrize("words", [("put", "big", "URL"), ("post", "URL", "--data", "@big"), ("put", "-", "URL")])
+@pytest.mark.parametrize(
+    "words", [("put", "big", "URL"), ("post", "URL", "--data", "@big"), ("put", "-", "URL")]
+)
 def test_a_success_that_is_told_early_does_not_end_the_body(run, listeners, tmp_path, words):
     (tmp_path / "big").write_bytes(BODY * 30)  # more than fits on the way
     got = []
@@ -1130,10 +1833,20 @@ def test_a_success_that_is_told_early_does_not_end_the_body(run, listeners, tmp_
             conn.sendall(answer(b"", "201 Created"))
             length = re.search(rb"Content-Length: (\d+)", head)
             sizes = (int(line, 16) for line in file if line.strip())
-            got.append(file.read(int(length[1])) if length else b"".join(file.read(size) for size in iter(sizes.__next__, 0)))
+            got.append(
+                file.read(int(length[1]))
+                if length
+                else b"".join(file.read(size) for size in iter(sizes.__next__, 0))
+            )
+
     listeners.append(Listener(store))
     url = f"http://127.0.0.1:{listeners[-1].port}/a"
-    done = run(*EXPECTANT, *(url if word == "URL" else word for word in words), input=BODY * 30, cwd=tmp_path)
+    done = run(
+        *EXPECTANT,
+        *(url if word == "URL" else word for word in words),
+        input=BODY * 30,
+        cwd=tmp_path,
+    )
     assert done.code == 0, done
     until(lambda: got, "the body")
     assert got == [BODY * 30], list(map(len, got))
@@ -1142,29 +1855,54 @@ def test_a_success_that_is_told_early_does_not_end_the_body(run, listeners, tmp_
 def test_an_answer_is_read_though_the_server_hung_up_on_the_body(run, canned, tmp_path):
     (tmp_path / "big").write_bytes(bytes(900_000))
     server = canned(answer(b"", "403 Forbidden"), read_until=b"\r\n\r\n", drain=False)
-    done = run("httpclient.py", "put", "big", f"http://127.0.0.1:{server.port}/big", "--retries", 0, cwd=tmp_path)
+    done = run(
+        "httpclient.py",
+        "put",
+        "big",
+        f"http://127.0.0.1:{server.port}/big",
+        "--retries",
+        0,
+        cwd=tmp_path,
+    )
     assert done.code in (22, 55) and "Traceback" not in done.err
 
 
 def test_data_and_a_form_are_not_sent_as_one_of_them(run, canned):
     server = canned(answer(b""), read_until=b"\r\n\r\n")
-    done = run("httpclient.py", "post", f"http://127.0.0.1:{server.port}/", "--data", "a", "--form", "b=c")
+    done = run(
+        "httpclient.py", "post", f"http://127.0.0.1:{server.port}/", "--data", "a", "--form", "b=c"
+    )
     assert done.code == 2 and "two bodies" in done.err and not server.read
 
 
 def test_a_form_is_sent_as_browsers_do(run, canned, tmp_path):
     (tmp_path / 'a"b.txt').write_bytes(b"hello")
     server = canned(answer(b"thanks"), read_until=b"--\r\n")
-    done = run("httpclient.py", "post", f"http://127.0.0.1:{server.port}/", "--form", "text=a=b", "--form", 'file=@a"b.txt', cwd=tmp_path)
+    done = run(
+        "httpclient.py",
+        "post",
+        f"http://127.0.0.1:{server.port}/",
+        "--form",
+        "text=a=b",
+        "--form",
+        'file=@a"b.txt',
+        cwd=tmp_path,
+    )
     assert (done.code, done.out) == (0, b"thanks")
     head, _, body = server.read[0].partition(b"\r\n\r\n")
     boundary = re.search(rb"boundary=(\w+)", head)[1]
-    assert body == (b'--%b\r\nContent-Disposition: form-data; name="text"\r\n\r\na=b\r\n--%b\r\nContent-Disposition: form-data; name="file"; '
-                    b'filename="a%%22b.txt"\r\nContent-Type: application/octet-stream\r\n\r\nhello\r\n--%b--\r\n' % (boundary, boundary, boundary))
+    assert body == (
+        b'--%b\r\nContent-Disposition: form-data; name="text"\r\n\r\na=b\r\n--%b\r\nContent-Disposition: form-data; name="file"; '
+        b'filename="a%%22b.txt"\r\nContent-Type: application/octet-stream\r\n\r\nhello\r\n--%b--\r\n'
+        % (boundary, boundary, boundary)
+    )
     assert int(re.search(rb"Content-Length: (\d+)", head)[1]) == len(body)
 
 
-@pytest.mark.parametrize("new, path", [("note: 1.txt", "/in/note%3A%201.txt"), ("/b", "/b"), ("../b", "/b"), ("http://h/b:c", None)])
+@pytest.mark.parametrize(
+    "new, path",
+    [("note: 1.txt", "/in/note%3A%201.txt"), ("/b", "/b"), ("../b", "/b"), ("http://h/b:c", None)],
+)
 def test_a_file_is_moved_to_any_name(run, canned, new, path):
     server = canned(answer(b"", "201 Created"), read_until=b"\r\n\r\n")
     base = f"http://127.0.0.1:{server.port}"
@@ -1176,19 +1914,47 @@ def test_a_file_is_moved_to_any_name(run, canned, new, path):
 def test_an_upload_asks_again_when_an_answer_is_lost(run, canned, tmp_path, there):
     (tmp_path / "up").mkdir()
     (tmp_path / "up" / "a").write_bytes(b"hello")
-    index = [answer(b"", "200 OK"), answer(json.dumps([{"name": "a"}]).encode(), headers="Content-Type: application/json\r\n")] if there else []
-    server = canned(*index, b"", *([] if there else [answer(b"", "404 No"), answer(b"", "201 Created")]), answer(b"", "201 Created"), read_until=b"\r\n\r\n")
+    index = (
+        [
+            answer(b"", "200 OK"),
+            answer(
+                json.dumps([{"name": "a"}]).encode(), headers="Content-Type: application/json\r\n"
+            ),
+        ]
+        if there
+        else []
+    )
+    server = canned(
+        *index,
+        b"",
+        *([] if there else [answer(b"", "404 No"), answer(b"", "201 Created")]),
+        answer(b"", "201 Created"),
+        read_until=b"\r\n\r\n",
+    )
     done = run("httpclient.py", "upload", "up", f"http://127.0.0.1:{server.port}/", cwd=tmp_path)
-    assert done.code == 0 and "trying again" in done.err and server.read[-1].startswith(b"PUT /a"), (done, server.read)
+    assert (
+        done.code == 0 and "trying again" in done.err and server.read[-1].startswith(b"PUT /a")
+    ), (done, server.read)
 
 
 def test_an_upload_says_why_something_stays_here(run, canned, tmp_path):
     for name in f".six-{1:032}.part", ".git":
         (tmp_path / name).write_text("x")
     for flags, told in ([], "sends it"), (["--hidden"], "unfinished"):
-        server = canned(answer(b"", "200 OK"), answer(b"[]", headers="Content-Type: application/json\r\n"), answer(b"", "201 Created"), read_until=b"\r\n\r\n")
-        err = run("httpclient.py", "upload", tmp_path, f"http://127.0.0.1:{server.port}/", *flags).err
-        assert "1.part: an unfinished transfer\n" in err and told in err and (".git: " in err) == (not flags), err
+        server = canned(
+            answer(b"", "200 OK"),
+            answer(b"[]", headers="Content-Type: application/json\r\n"),
+            answer(b"", "201 Created"),
+            read_until=b"\r\n\r\n",
+        )
+        err = run(
+            "httpclient.py", "upload", tmp_path, f"http://127.0.0.1:{server.port}/", *flags
+        ).err
+        assert (
+            "1.part: an unfinished transfer\n" in err
+            and told in err
+            and (".git: " in err) == (not flags)
+        ), err
 
 
 class Uploads(Listener):
@@ -1219,16 +1985,31 @@ class Uploads(Listener):
             conn.sendall(b"HTTP/1.1 503 Busy\r\nRetry-After: 0\r\nContent-Length: 0\r\n\r\n")
         elif method == "HEAD":
             assert path == b"/up/8"
-            conn.sendall(f"HTTP/1.1 204 OK\r\nUpload-Offset: {len(self.data)}\r\nUpload-Complete: ?{int(len(self.data) == self.length)}\r\n\r\n".encode())
+            conn.sendall(
+                f"HTTP/1.1 204 OK\r\nUpload-Offset: {len(self.data)}\r\nUpload-Complete: ?{int(len(self.data) == self.length)}\r\n\r\n".encode()
+            )
         elif method == "OPTIONS":
             conn.sendall(b"HTTP/1.1 204 OK\r\nUpload-Limit: min-size=0\r\n\r\n")
         elif method == "PUT":
-            assert fields["upload-complete"] == "?0" and fields["content-length"] == "0" and "expect" not in fields
+            assert (
+                fields["upload-complete"] == "?0"
+                and fields["content-length"] == "0"
+                and "expect" not in fields
+            )
             self.data, self.length = b"", int(fields["upload-length"])
-            conn.sendall(b"HTTP/1.1 201 Created\r\nLocation: /up/8\r\nUpload-Complete: ?0\r\nContent-Length: 0\r\n\r\n")
+            conn.sendall(
+                b"HTTP/1.1 201 Created\r\nLocation: /up/8\r\nUpload-Complete: ?0\r\nContent-Length: 0\r\n\r\n"
+            )
         else:
-            assert (path, fields["upload-complete"], int(fields["upload-offset"])) == (b"/up/8", "?1", len(self.data))
-            conn.sendall(b"HTTP/1.1 104 Upload Resumption Supported\r\nUpload-Draft-Interop-Version: 8\r\nUpload-Offset: 0\r\n\r\n" * 30)
+            assert (path, fields["upload-complete"], int(fields["upload-offset"])) == (
+                b"/up/8",
+                "?1",
+                len(self.data),
+            )
+            conn.sendall(
+                b"HTTP/1.1 104 Upload Resumption Supported\r\nUpload-Draft-Interop-Version: 8\r\nUpload-Offset: 0\r\n\r\n"
+                * 30
+            )
             length = int(fields["content-length"])
             assert len(self.data) + length == self.length
             cut = self.times > 0 and self.cut_at <= length
@@ -1246,24 +2027,43 @@ def test_an_upload_is_resumed_where_the_server_speaks_the_draft(run, listeners, 
     (tmp_path / "big").write_bytes(BODY * 10)
     server = Uploads(cut_at=700_000, times=3)
     listeners.append(server)
-    assert run("httpclient.py", "put", "big", f"http://127.0.0.1:{server.port}/big", cwd=tmp_path).code == 0
+    assert (
+        run("httpclient.py", "put", "big", f"http://127.0.0.1:{server.port}/big", cwd=tmp_path).code
+        == 0
+    )
     assert server.data == BODY * 10 and server.received == len(server.data)
     assert server.methods == ["OPTIONS", "PUT", *["PATCH", "HEAD"] * 3, "PATCH"]
 
 
-def test_an_upload_that_another_connection_still_writes_is_asked_for_again(run, listeners, tmp_path):
+def test_an_upload_that_another_connection_still_writes_is_asked_for_again(
+    run, listeners, tmp_path
+):
     (tmp_path / "big").write_bytes(BODY * 10)
     server = Uploads(cut_at=700_000, times=1, busy=2)
     listeners.append(server)
-    assert run("httpclient.py", "put", "big", f"http://127.0.0.1:{server.port}/big", cwd=tmp_path).code == 0
-    assert server.data == BODY * 10 and server.methods == ["OPTIONS", "PUT", "PATCH", "HEAD", "HEAD", "HEAD", "PATCH"]
+    assert (
+        run("httpclient.py", "put", "big", f"http://127.0.0.1:{server.port}/big", cwd=tmp_path).code
+        == 0
+    )
+    assert server.data == BODY * 10 and server.methods == [
+        "OPTIONS",
+        "PUT",
+        "PATCH",
+        "HEAD",
+        "HEAD",
+        "HEAD",
+        "PATCH",
+    ]
 
 
 def test_an_upload_whose_last_answer_is_lost_is_not_sent_again(run, listeners, tmp_path):
     (tmp_path / "big").write_bytes(BODY * 10)
     server = Uploads(cut_at=len(BODY * 10), times=1)
     listeners.append(server)
-    assert run("httpclient.py", "put", "big", f"http://127.0.0.1:{server.port}/big", cwd=tmp_path).code == 0
+    assert (
+        run("httpclient.py", "put", "big", f"http://127.0.0.1:{server.port}/big", cwd=tmp_path).code
+        == 0
+    )
     assert server.methods == ["OPTIONS", "PUT", "PATCH", "HEAD"] and names(tmp_path) == ["big"]
 
 
@@ -1274,7 +2074,11 @@ def test_an_upload_is_resumed_by_the_same_command_again(run, listeners, tmp_path
     assert run("httpclient.py", *command, "--retries", 0, cwd=tmp_path).code in (18, 52, 55)
     assert len(names(tmp_path)) == 2
     assert run("httpclient.py", *command, cwd=tmp_path).code == 0
-    assert server.data == BODY * 10 and server.received == len(server.data) and names(tmp_path) == ["big"]
+    assert (
+        server.data == BODY * 10
+        and server.received == len(server.data)
+        and names(tmp_path) == ["big"]
+    )
     assert server.methods == ["OPTIONS", "PUT", "PATCH", "HEAD", "PATCH"]
 
 
@@ -1284,7 +2088,11 @@ def test_the_bar_of_an_upload_tells_what_the_server_has(listeners, tmp_path):
     listeners.append(Uploads(cut_at=1_000_000, times=2))
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import httpclient as h; h.DRAWN_EVERY = -1; sys.exit(h.main())"
     here, there = os.openpty()
-    client = subprocess.Popen([sys.executable, "-c", code, "put", "big", f"http://127.0.0.1:{listeners[-1].port}/big"], cwd=tmp_path, stderr=there)
+    client = subprocess.Popen(
+        [sys.executable, "-c", code, "put", "big", f"http://127.0.0.1:{listeners[-1].port}/big"],
+        cwd=tmp_path,
+        stderr=there,
+    )
     os.close(there)
     drawn = b""
     with contextlib.suppress(OSError):  # EIO: the other end is closed
@@ -1304,6 +2112,7 @@ def test_an_upload_killed_in_the_middle_is_resumed(run, listeners, tmp_path):
             assert len(names(tmp_path)) == 2
             started.set()
             gone.wait(DEADLINE)
+
     server = Uploads(700_000, 1, kill)
     listeners.append(server)
     command = ["put", "big", f"http://127.0.0.1:{server.port}/big"]
@@ -1312,7 +2121,11 @@ def test_an_upload_killed_in_the_middle_is_resumed(run, listeners, tmp_path):
     client.kill()
     gone.set()
     assert run("httpclient.py", *command, cwd=tmp_path).code == 0
-    assert server.data == BODY * 10 and server.received == len(server.data) and names(tmp_path) == ["big"]
+    assert (
+        server.data == BODY * 10
+        and server.received == len(server.data)
+        and names(tmp_path) == ["big"]
+    )
     assert server.methods == ["OPTIONS", "PUT", "PATCH", "HEAD", "PATCH"]
 
 
@@ -1324,6 +2137,7 @@ def rewriter(folder, *bodies):
         if left:
             (folder / "new").write_bytes(left.pop(0))
             os.replace(folder / "new", folder / "big")
+
     return rewrite
 
 
@@ -1331,7 +2145,10 @@ def test_a_file_that_changes_between_tries_is_sent_from_its_start(run, listeners
     (tmp_path / "big").write_bytes(BODY * 10)
     server = Uploads(700_000, 1, rewriter(tmp_path, BODY[::-1] * 10))
     listeners.append(server)
-    assert run("httpclient.py", "put", "big", f"http://127.0.0.1:{server.port}/big", cwd=tmp_path).code == 0
+    assert (
+        run("httpclient.py", "put", "big", f"http://127.0.0.1:{server.port}/big", cwd=tmp_path).code
+        == 0
+    )
     assert server.data == BODY[::-1] * 10 and names(tmp_path) == ["big"]
     assert server.methods == ["OPTIONS", "PUT", "PATCH", "OPTIONS", "PUT", "PATCH"]
 
@@ -1341,7 +2158,11 @@ def test_a_file_that_changes_while_it_is_sent_is_18(run, listeners, tmp_path):
     server = Uploads(700_000, 0, rewriter(tmp_path, BODY[::-1] * 10))
     listeners.append(server)
     done = run("httpclient.py", "put", "big", f"http://127.0.0.1:{server.port}/big", cwd=tmp_path)
-    assert done.code == 18 and "big changed while it was sent" in done.err and names(tmp_path) == ["big"]
+    assert (
+        done.code == 18
+        and "big changed while it was sent" in done.err
+        and names(tmp_path) == ["big"]
+    )
 
 
 def test_a_missing_local_file_is_26_and_the_others_are_sent(run, canned, tmp_path):
@@ -1381,7 +2202,11 @@ def stock(tmp_path):
 
 
 def tree(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_mirror_of_pythons_own_server_and_again_only_what_changed(run, stock, tmp_path):
@@ -1394,7 +2219,12 @@ def test_mirror_of_pythons_own_server_and_again_only_what_changed(run, stock, tm
     (folder / "a").write_bytes(b"changed")
     (tmp_path / "copy" / "sub" / "x.txt").unlink()
     done = run("httpclient.py", "mirror", url, "-o", "copy", cwd=tmp_path)
-    assert done.code == 0 and "2 saved" in done.err and "2 same" in done.err and tree(tmp_path / "copy") == tree(folder)
+    assert (
+        done.code == 0
+        and "2 saved" in done.err
+        and "2 same" in done.err
+        and tree(tmp_path / "copy") == tree(folder)
+    )
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["told by the index", "asked for"])
@@ -1407,7 +2237,9 @@ def test_mirror_replaces_by_force_also_what_looks_the_same(run, spawn, stock, tm
     (tmp_path / "copy" / "a").write_bytes(b"broken")
     os.utime(tmp_path / "copy" / "a", (when, when))
     assert "1 same" in run("httpclient.py", "mirror", url, "-o", "copy", cwd=tmp_path).err
-    assert "1 saved" in run("httpclient.py", "mirror", url, "-o", "copy", "--force", cwd=tmp_path).err
+    assert (
+        "1 saved" in run("httpclient.py", "mirror", url, "-o", "copy", "--force", cwd=tmp_path).err
+    )
     assert (tmp_path / "copy" / "a").read_bytes() == b"theirs"
 
 
@@ -1416,31 +2248,80 @@ def test_list_shows_names_of_pythons_own_server(run, stock):
     (folder / "sub").mkdir()
     (folder / "a\nb").write_bytes(b"")
     done = run("httpclient.py", "list", url)
-    assert done.code == 0 and [line.split(maxsplit=2)[2] for line in done.out.decode().splitlines()] == ["a\\nb", "sub/"]
+    assert done.code == 0 and [
+        line.split(maxsplit=2)[2] for line in done.out.decode().splitlines()
+    ] == ["a\\nb", "sub/"]
 
 
 def test_an_index_that_names_a_file_twice_is_listed(run, canned):
-    server = canned(answer(b'[{"name": "a", "size": 1}, {"name": "a"}]', headers="Content-Type: application/json\r\n"), read_until=b"\r\n\r\n")
+    server = canned(
+        answer(
+            b'[{"name": "a", "size": 1}, {"name": "a"}]',
+            headers="Content-Type: application/json\r\n",
+        ),
+        read_until=b"\r\n\r\n",
+    )
     done = run("httpclient.py", "list", f"http://127.0.0.1:{server.port}/")
-    assert done.code == 0 and [line.split()[0] for line in done.out.splitlines()] == [b"1", b"-"], done
+    assert done.code == 0 and [line.split()[0] for line in done.out.splitlines()] == [b"1", b"-"], (
+        done
+    )
 
 
 def test_a_hostile_index_writes_nothing_outside(run, files, tmp_path):
-    links = ["../../evil", "/etc/passwd", "%2e%2e/evil", "..%2fevil", "%2fetc%2fevil", "http://127.0.0.1:1/evil", "//127.0.0.1:1/x", ".ssh",
-             "..%5c", "x%5cy", "a%00b", "good", ".six-" + "0" * 32 + ".part", "ok/../../evil", "sub/", "?C=N;O=D"]
-    index = answer("".join(f'<a href="{each}">' for each in links).encode(), headers="Content-Type: text/html\r\n")
+    links = [
+        "../../evil",
+        "/etc/passwd",
+        "%2e%2e/evil",
+        "..%2fevil",
+        "%2fetc%2fevil",
+        "http://127.0.0.1:1/evil",
+        "//127.0.0.1:1/x",
+        ".ssh",
+        "..%5c",
+        "x%5cy",
+        "a%00b",
+        "good",
+        ".six-" + "0" * 32 + ".part",
+        "ok/../../evil",
+        "sub/",
+        "?C=N;O=D",
+    ]
+    index = answer(
+        "".join(f'<a href="{each}">' for each in links).encode(),
+        headers="Content-Type: text/html\r\n",
+    )
     out = answer(b"", "302 Found", "Location: /elsewhere/\r\n")
 
     def serve(head):
         path = head.split()[1]
-        return index if path == "/pub/" else out if path == "/pub/sub/" else answer(b"good" if path == "/pub/good" else b"evil")
+        return (
+            index
+            if path == "/pub/"
+            else out
+            if path == "/pub/sub/"
+            else answer(b"good" if path == "/pub/good" else b"evil")
+        )
+
     server = files(b"", hook=serve)
     (tmp_path / "dest").mkdir()
-    done = run("httpclient.py", "mirror", f"http://127.0.0.1:{server.port}/pub/", "-o", "dest/copy", cwd=tmp_path)
+    done = run(
+        "httpclient.py",
+        "mirror",
+        f"http://127.0.0.1:{server.port}/pub/",
+        "-o",
+        "dest/copy",
+        cwd=tmp_path,
+    )
     assert done.code == 56 and "leads out of" in done.err
     assert names(tmp_path) == ["dest"] and names(tmp_path / "dest") == ["copy"]
     assert tree(tmp_path / "dest" / "copy") == {"good": b"good", "x\\y": b"evil"}
-    assert {head.split()[1] for head in server.heads if head} == {"/pub/", "/pub/good", "/pub/x%5Cy", "/pub/sub/", "/elsewhere/"}
+    assert {head.split()[1] for head in server.heads if head} == {
+        "/pub/",
+        "/pub/good",
+        "/pub/x%5Cy",
+        "/pub/sub/",
+        "/elsewhere/",
+    }
 
 
 def test_a_link_planted_in_the_destination_is_not_followed(run, stock, tmp_path):
@@ -1462,11 +2343,17 @@ def test_a_name_that_a_server_chose_is_never_a_pipe(run, stock, canned, tmp_path
     (tmp_path / "copy" / "file").write_bytes(b"old")
     done = run("httpclient.py", "mirror", stock[1], "-o", tmp_path / "copy")
     assert (done.code, done.out) == (23, b"") and (tmp_path / "copy" / "-").read_bytes() == b"x"
-    assert get(run, tmp_path / "copy", f"{stock[1]}pipe", "-o", "-").out == b"x"  # whatever a file called "-" holds
-    server = canned(answer(b"x", headers='Content-Disposition: attachment; filename="pipe"\r\n'), read_until=b"\r\n\r\n")
+    # whatever a file called "-" holds
+    assert get(run, tmp_path / "copy", f"{stock[1]}pipe", "-o", "-").out == b"x"
+    server = canned(
+        answer(b"x", headers='Content-Disposition: attachment; filename="pipe"\r\n'),
+        read_until=b"\r\n\r\n",
+    )
     for more in [], ["--force"]:
         assert get(run, tmp_path / "copy", f"http://127.0.0.1:{server.port}/file", *more).code == 23
-    assert names(tmp_path / "copy") == ["-", "file", "pipe"] and (tmp_path / "copy" / "pipe").is_fifo()
+    assert (
+        names(tmp_path / "copy") == ["-", "file", "pipe"] and (tmp_path / "copy" / "pipe").is_fifo()
+    )
 
 
 def test_mirror_pipelines_and_survives_a_server_that_hangs_up(run, files, tmp_path):
@@ -1475,12 +2362,26 @@ def test_mirror_pipelines_and_survives_a_server_that_hangs_up(run, files, tmp_pa
 
     def serve(head):
         if head.split()[1] == "/":
-            return f"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: {len(index)}\r\n\r\n".encode() + index
+            return (
+                f"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: {len(index)}\r\n\r\n".encode()
+                + index
+            )
         name = head.split()[1].encode()
         close = b"Connection: close\r\n" if next(counts) % 7 == 6 else b""
         return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n%b\r\n%b" % (len(name), close, name)
+
     server = files(b"", hook=serve)
-    assert run("httpclient.py", "mirror", f"http://127.0.0.1:{server.port}/", "-o", "copy", cwd=tmp_path).code == 0
+    assert (
+        run(
+            "httpclient.py",
+            "mirror",
+            f"http://127.0.0.1:{server.port}/",
+            "-o",
+            "copy",
+            cwd=tmp_path,
+        ).code
+        == 0
+    )
     assert tree(tmp_path / "copy") == {f"f{number}": b"/f%d" % number for number in range(50)}
 
 
@@ -1491,27 +2392,69 @@ def test_mirror_goes_on_past_a_bad_file_and_resumes_a_cut_one(run, files, tmp_pa
         path = head.split()[1]
         if path == "/":
             return answer(index, headers="Content-Type: text/html\r\n")
-        return None if path == "/file.bin" else answer(b"", "403 No") if path == "/bad" else answer(path.encode())
+        return (
+            None
+            if path == "/file.bin"
+            else answer(b"", "403 No")
+            if path == "/bad"
+            else answer(path.encode())
+        )
+
     server = files(BODY * 4, hook=serve, cuts=[500_000])
-    done = run("httpclient.py", "mirror", f"http://127.0.0.1:{server.port}/", "-o", "copy", cwd=tmp_path)
+    done = run(
+        "httpclient.py", "mirror", f"http://127.0.0.1:{server.port}/", "-o", "copy", cwd=tmp_path
+    )
     assert done.code == 22 and "/bad: 403" in done.err
-    assert tree(tmp_path / "copy") == {"a": b"/a", "z": b"/z", "file.bin": BODY * 4} and server.sent == len(BODY * 4)
+    assert tree(tmp_path / "copy") == {
+        "a": b"/a",
+        "z": b"/z",
+        "file.bin": BODY * 4,
+    } and server.sent == len(BODY * 4)
 
 
 def test_mirror_leaves_nothing_of_a_short_file_that_is_always_cut(run, files, tmp_path):
-    index = answer(b'<a href="a"><a href="file.bin"><a href="z">', headers="Content-Type: text/html\r\n")
-    server = files(BODY[:1000], cuts=[500] * 9, headers=DATE,
-                   hook=lambda head: None if "file.bin" in head else index if head.split()[1] == "/" else answer(b"x", headers=DATE))
-    done = run("httpclient.py", "mirror", f"http://127.0.0.1:{server.port}/", "-o", "copy", "--retries", 0, cwd=tmp_path)
+    index = answer(
+        b'<a href="a"><a href="file.bin"><a href="z">', headers="Content-Type: text/html\r\n"
+    )
+    server = files(
+        BODY[:1000],
+        cuts=[500] * 9,
+        headers=DATE,
+        hook=lambda head: (
+            None
+            if "file.bin" in head
+            else index
+            if head.split()[1] == "/"
+            else answer(b"x", headers=DATE)
+        ),
+    )
+    done = run(
+        "httpclient.py",
+        "mirror",
+        f"http://127.0.0.1:{server.port}/",
+        "-o",
+        "copy",
+        "--retries",
+        0,
+        cwd=tmp_path,
+    )
     assert done.code == 18 and names(tmp_path / "copy") == ["a", "z"]
     assert int(os.stat(tmp_path / "copy" / "z").st_mtime) == MTIME
 
 
 def test_mirror_goes_on_past_a_bad_file_that_comes_with_a_malformed_head(run, files, tmp_path):
-    pages = {"/": answer(b'<a href="a"><a href="bad"><a href="z"><a href="sub/">', headers="Content-Type: text/html\r\n"),
-             "/sub/": answer(b'<a href="y">', headers="Content-Type: text/html\r\n"), "/bad": b"HTTP/1.1 200 OK\r\njunk\r\nConnection: close\r\n\r\n"}
+    pages = {
+        "/": answer(
+            b'<a href="a"><a href="bad"><a href="z"><a href="sub/">',
+            headers="Content-Type: text/html\r\n",
+        ),
+        "/sub/": answer(b'<a href="y">', headers="Content-Type: text/html\r\n"),
+        "/bad": b"HTTP/1.1 200 OK\r\njunk\r\nConnection: close\r\n\r\n",
+    }
     server = files(b"", hook=lambda head: pages.get(head.split()[1]) or answer(b"x"))
-    done = run("httpclient.py", "mirror", f"http://127.0.0.1:{server.port}/", "-o", "copy", cwd=tmp_path)
+    done = run(
+        "httpclient.py", "mirror", f"http://127.0.0.1:{server.port}/", "-o", "copy", cwd=tmp_path
+    )
     assert done.code == 56 and done.err.count("error: ") == 1
     assert tree(tmp_path / "copy") == {"a": b"x", "z": b"x", "sub/y": b"x"}
 
@@ -1520,7 +2463,12 @@ def test_mirror_goes_on_past_a_bad_file_that_comes_with_a_malformed_head(run, fi
 def test_alone_on_every_python(alone, files, tmp_path):
     script, server = alone("httpclient.py"), files(BODY)
     for version, python in interpreters().items():
-        done = subprocess.run([python, "-W", "error", "-I", script, "get", server.url, "-o", version], cwd=tmp_path, capture_output=True, check=False)
+        done = subprocess.run(
+            [python, "-W", "error", "-I", script, "get", server.url, "-o", version],
+            cwd=tmp_path,
+            capture_output=True,
+            check=False,
+        )
         assert done.returncode == 0, (version, done.stderr)
         assert (tmp_path / version).read_bytes() == BODY
 
@@ -1529,15 +2477,39 @@ def test_without_calls_that_other_systems_lack(files, tmp_path):
     server = files(random.Random(7).randbytes(5_000_000))
     code = f"import os, sys, runpy; del os.posix_fallocate, os.link, os.O_NOFOLLOW; sys.modules['fcntl'] = None; sys.argv = sys.argv[1:]; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
     for more in [], ["--connections", "3"]:
-        done = subprocess.run([sys.executable, "-c", code, "httpclient.py", "get", server.url, "-o", f"a{len(more)}", *more], cwd=tmp_path, capture_output=True, check=False)
-        assert done.returncode == 0 and (tmp_path / f"a{len(more)}").read_bytes() == server.body, done.stderr
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                code,
+                "httpclient.py",
+                "get",
+                server.url,
+                "-o",
+                f"a{len(more)}",
+                *more,
+            ],
+            cwd=tmp_path,
+            capture_output=True,
+            check=False,
+        )
+        assert done.returncode == 0 and (tmp_path / f"a{len(more)}").read_bytes() == server.body, (
+            done.stderr
+        )
 
 
 def test_a_file_system_without_locks_does_without(files, tmp_path):
     server = files(BODY)
-    code = (f"import fcntl, sys; sys.path.insert(0, {str(ROOT)!r}); import httpclient\n"
-            "def flock(*_): raise OSError(38, 'Function not implemented')\nfcntl.flock = flock\nsys.exit(httpclient.main())")
-    done = subprocess.run([sys.executable, "-c", code, "get", server.url], cwd=tmp_path, capture_output=True, check=False)
+    code = (
+        f"import fcntl, sys; sys.path.insert(0, {str(ROOT)!r}); import httpclient\n"
+        "def flock(*_): raise OSError(38, 'Function not implemented')\nfcntl.flock = flock\nsys.exit(httpclient.main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "get", server.url],
+        cwd=tmp_path,
+        capture_output=True,
+        check=False,
+    )
     assert done.returncode == 0 and (tmp_path / "file.bin").read_bytes() == BODY, done.stderr
 
 
@@ -1550,8 +2522,12 @@ def test_ctrl_c_keeps_what_came_and_the_next_run_goes_on(run, listeners, files, 
         if gone.is_set():
             server.respond(conn, head)
             return
-        conn.sendall(f'HTTP/1.1 200 OK\r\nETag: "a"\r\nContent-Length: {len(server.body)}\r\n\r\n'.encode() + server.body[:500_000])
+        conn.sendall(
+            f'HTTP/1.1 200 OK\r\nETag: "a"\r\nContent-Length: {len(server.body)}\r\n\r\n'.encode()
+            + server.body[:500_000]
+        )
         conn.recv(1)
+
     listeners.append(Listener(stall))
     url = f"http://127.0.0.1:{listeners[-1].port}/file.bin"
     first = Process(SCRIPT, "get", url, "--trace", cwd=tmp_path)
@@ -1560,12 +2536,18 @@ def test_ctrl_c_keeps_what_came_and_the_next_run_goes_on(run, listeners, files, 
     assert first.wait() == 130 and "Traceback" not in first.err
     gone.set()
     assert run("httpclient.py", "get", url, cwd=tmp_path).code == 0
-    assert (tmp_path / "file.bin").read_bytes() == server.body and server.sent <= len(server.body) - 500_000 + h.BUFFER
+    assert (tmp_path / "file.bin").read_bytes() == server.body and server.sent <= len(
+        server.body
+    ) - 500_000 + h.BUFFER
 
 
 def test_nobody_listening_and_nobody_of_that_name(run):
     done = run("httpclient.py", "get", "/x", "--port", 1)
-    assert done.code == 7 and "nothing is listening on 127.0.0.1:1" in done.err and "python3 httpserver.py --port 1" in done.err
+    assert (
+        done.code == 7
+        and "nothing is listening on 127.0.0.1:1" in done.err
+        and "python3 httpserver.py --port 1" in done.err
+    )
     assert run("httpclient.py", "get", "http://no-such-host.invalid/").code == 6
 
 
@@ -1575,22 +2557,39 @@ def test_a_silent_server_is_28(run, canned, tmp_path):
     assert done.code == 28 and "said nothing for 0.2 s" in done.err
 
 
-@pytest.mark.parametrize("begun", [b"Content-Length: 9\r\n\r\nhello", b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", b"\r\nhello"],
-                         ids=["length", "chunked", "close"])
+@pytest.mark.parametrize(
+    "begun",
+    [
+        b"Content-Length: 9\r\n\r\nhello",
+        b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
+        b"\r\nhello",
+    ],
+    ids=["length", "chunked", "close"],
+)
 def test_a_server_that_falls_silent_in_a_body_is_28(run, listeners, tmp_path, begun):
     def talk(conn):
         conn.recv(65536)
         conn.sendall(b"HTTP/1.1 200 OK\r\n" + begun)
         conn.recv(1)  # the end, when the client leaves
+
     listeners.append(Listener(talk))
-    done = get(run, tmp_path, f"http://127.0.0.1:{listeners[-1].port}/a", "--timeout", 0.2, "--retries", 0)
+    done = get(
+        run, tmp_path, f"http://127.0.0.1:{listeners[-1].port}/a", "--timeout", 0.2, "--retries", 0
+    )
     assert done.code == 28 and "said nothing for 0.2 s" in done.err and names(tmp_path) == []
 
 
 def test_trace_and_verbose_mask_what_is_secret(run, canned, tmp_path):
     server = canned(answer(b"x"), read_until=b"\r\n\r\n")
-    done = get(run, tmp_path, f"http://127.0.0.1:{server.port}/a", "--user", "me:word", "--trace-hex", "-v")
-    assert done.code == 0 and "bWU6d29yZA" not in done.err and "> Authorization: ***" in done.err and "recv" in done.err
+    done = get(
+        run, tmp_path, f"http://127.0.0.1:{server.port}/a", "--user", "me:word", "--trace-hex", "-v"
+    )
+    assert (
+        done.code == 0
+        and "bWU6d29yZA" not in done.err
+        and "> Authorization: ***" in done.err
+        and "recv" in done.err
+    )
 
 
 def test_a_server_that_resets_at_once_is_told_in_three_lines(monkeypatch, capsys, tmp_path):
@@ -1603,10 +2602,21 @@ def test_a_server_that_resets_at_once_is_told_in_three_lines(monkeypatch, capsys
         conn.close()
         assert select.select([sock], [], [], DEADLINE)[0]
         return sock
-    monkeypatch.setattr(h, "open_connection", reset)  # so that the reset comes before anything else is done with the connection
+
+    # so that the reset comes before anything else is done with the connection
+    monkeypatch.setattr(h, "open_connection", reset)
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(DEADLINE)
-        assert h.main(["get", f"http://127.0.0.1:{server.getsockname()[1]}/a", "-o", f"{tmp_path}/a", "--retries", "0"]) in (52, 55)
+        assert h.main(
+            [
+                "get",
+                f"http://127.0.0.1:{server.getsockname()[1]}/a",
+                "-o",
+                f"{tmp_path}/a",
+                "--retries",
+                "0",
+            ]
+        ) in (52, 55)
     assert capsys.readouterr().err.startswith("error: ")
 
 
@@ -1625,16 +2635,26 @@ def test_a_bar_is_drawn_on_a_terminal_and_nowhere_else(files, proxy, tmp_path):
                 drawn[name] += chunk
         os.close(here)
         assert client.wait(DEADLINE) == 0
-    assert re.search(rb"\rfile\.bin \[#+ *\] +\d+%  .*B/s  0:0\d left", drawn["shown"]) and drawn["quiet"] == b""
+    assert (
+        re.search(rb"\rfile\.bin \[#+ *\] +\d+%  .*B/s  0:0\d left", drawn["shown"])
+        and drawn["quiet"] == b""
+    )
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
-    assert done.returncode == 0 and re.fullmatch(rb"saved file\.bin \(1,200,000 bytes, [\d.]+ .B/s\)\n", done.stderr)
+    assert done.returncode == 0 and re.fullmatch(
+        rb"saved file\.bin \(1,200,000 bytes, [\d.]+ .B/s\)\n", done.stderr
+    )
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="no pseudo-terminals here")
 def test_a_download_outlives_its_terminal(files, proxy, tmp_path):
     way = proxy(files(BODY * 4).port, hold_at=500_000, delay=0.03)
     here, there = os.openpty()
-    client = subprocess.Popen([sys.executable, SCRIPT, "get", f"http://127.0.0.1:{way.port}/file.bin"], cwd=tmp_path, stderr=there, start_new_session=True)
+    client = subprocess.Popen(
+        [sys.executable, SCRIPT, "get", f"http://127.0.0.1:{way.port}/file.bin"],
+        cwd=tmp_path,
+        stderr=there,
+        start_new_session=True,
+    )
     os.close(there)
     while b"%" not in os.read(here, 65536):
         pass
@@ -1649,18 +2669,41 @@ def test_output_to_a_closed_pipe_is_23(files, tmp_path):
     assert done.returncode == 23 and b"Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("words, shell, code", [
-    (["get", "URL", "-o", "-"], ">&-", 23), (["list", "URL"], ">&-", 23), (["post", "URL", "--data", "x"], ">&-", 23), (["put", "-", "URL"], "<&-", 26),
-])
-def test_a_connection_is_never_taken_for_a_closed_standard_stream(canned, tmp_path, words, shell, code):
+@pytest.mark.parametrize(
+    "words, shell, code",
+    [
+        (["get", "URL", "-o", "-"], ">&-", 23),
+        (["list", "URL"], ">&-", 23),
+        (["post", "URL", "--data", "x"], ">&-", 23),
+        (["put", "-", "URL"], "<&-", 26),
+    ],
+)
+def test_a_connection_is_never_taken_for_a_closed_standard_stream(
+    canned, tmp_path, words, shell, code
+):
     page = answer(b"<a href=product>", headers="Content-Type: text/html\r\n")
-    server = canned(b"HTTP/1.1 100 Continue\r\n\r\n" if code == 26 else page, read_until=b"\r\n\r\n")
+    server = canned(
+        b"HTTP/1.1 100 Continue\r\n\r\n" if code == 26 else page, read_until=b"\r\n\r\n"
+    )
     url = f"http://127.0.0.1:{server.port}/"
-    command = [sys.executable, SCRIPT, *(url + "x" * (code == 26) if word == "URL" else word for word in words)]
-    done = subprocess.run(["bash", "-c", f'"$@" {shell}', "bash", *command], cwd=tmp_path, capture_output=True, check=False)
-    assert done.returncode == code and b"cannot" in done.stderr and b"Traceback" not in done.stderr, done.stderr
+    command = [
+        sys.executable,
+        SCRIPT,
+        *(url + "x" * (code == 26) if word == "URL" else word for word in words),
+    ]
+    done = subprocess.run(
+        ["bash", "-c", f'"$@" {shell}', "bash", *command],
+        cwd=tmp_path,
+        capture_output=True,
+        check=False,
+    )
+    assert (
+        done.returncode == code and b"cannot" in done.stderr and b"Traceback" not in done.stderr
+    ), done.stderr
     server.close()  # all of what came is here
-    assert not any(b"product" in said or b"HTTP/1.1 100" in said for said in server.read), server.read
+    assert not any(b"product" in said or b"HTTP/1.1 100" in said for said in server.read), (
+        server.read
+    )
 
 
 def test_memory_does_not_grow_with_the_file(files, tmp_path):

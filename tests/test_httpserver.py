@@ -1,4 +1,5 @@
 """httpserver.py on real bytes: how requests are read, how files are answered. The numbers are those of the rules that such servers break."""
+
 import email.utils
 import gzip
 import hashlib
@@ -16,7 +17,18 @@ from contextlib import suppress
 import pytest
 from conftest import DEADLINE, ROOT, until
 
-NAMES = ["a b.txt", "ü.txt", "?#%;:&.txt", "new\nline", "quote\"'<img src=x onerror=alert(1)>", "\x1b[31mred", "~root", "-rf", "\u202eevil", "+plus"]
+NAMES = [
+    "a b.txt",
+    "ü.txt",
+    "?#%;:&.txt",
+    "new\nline",
+    "quote\"'<img src=x onerror=alert(1)>",
+    "\x1b[31mred",
+    "~root",
+    "-rf",
+    "\u202eevil",
+    "+plus",
+]
 RAW = [b"\xff\xfe.bin", *(name.encode() for name in NAMES)]
 
 
@@ -33,7 +45,8 @@ class Wire:
 
     def __init__(self, server, narrow=False):
         self.sock = socket.socket() if narrow else server.connect()
-        if narrow:  # before connecting, or the kernel takes tens of megabytes for a client that does not read
+        # before connecting, or the kernel takes tens of megabytes for a client that does not read
+        if narrow:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
             self.sock.settimeout(DEADLINE)
             self.sock.connect((server.host, server.port))
@@ -128,7 +141,11 @@ def ask(wire, server):
     sending the rest may fail: the answer is there all the same."""
 
     def request(method, path, fields="", body=b"", to=None, length=True):
-        line = f"{method} ".encode() + (path if isinstance(path, bytes) else path.encode("latin-1")) + b" HTTP/1.1\r\nHost: localhost\r\n"
+        line = (
+            f"{method} ".encode()
+            + (path if isinstance(path, bytes) else path.encode("latin-1"))
+            + b" HTTP/1.1\r\nHost: localhost\r\n"
+        )
         if length and (body or method in ("PUT", "POST", "PATCH")):
             fields += f"Content-Length: {len(body)}\r\n"
         connection = wire(to or server)
@@ -148,12 +165,14 @@ def tree(folder):
         for name in names:
             path = os.path.join(where, name)
             with suppress(FileNotFoundError), open(path, "rb") as file:
-                found[os.fsencode(path)[len(os.fsencode(folder)) + 1:]] = file.read()
+                found[os.fsencode(path)[len(os.fsencode(folder)) + 1 :]] = file.read()
     return found
 
 
 def url(name):
-    return "".join(chr(byte) if chr(byte).isalnum() and byte < 128 else f"%{byte:02x}" for byte in name)
+    return "".join(
+        chr(byte) if chr(byte).isalnum() and byte < 128 else f"%{byte:02x}" for byte in name
+    )
 
 
 # --- reading a request (rules 1 to 21) ---
@@ -181,17 +200,55 @@ HEADS = [
     ("7 two Hosts", GET + "Host: localhost\r\n\r\n", 400),
     ("7 a Host that is none", "GET /a.txt HTTP/1.1\r\nHost: a/b\r\n\r\n", 400),
     ("8 absolute form", "GET http://localhost/a.txt HTTP/1.1\r\nHost: localhost\r\n\r\n", 200),
-    ("8 absolute form without a path", "GET http://localhost HTTP/1.1\r\nHost: localhost\r\n\r\n", 200),
+    (
+        "8 absolute form without a path",
+        "GET http://localhost HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        200,
+    ),
     ("8 OPTIONS *", "OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n", 204),
     ("8 CONNECT", "CONNECT localhost:80 HTTP/1.1\r\nHost: localhost\r\n\r\n", 405),
     ("8 a path without slash", "GET a.txt HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
-    *((f"9 Content-Length {value[:9]!r}", f"PUT /new HTTP/1.1\r\nHost: localhost\r\nContent-Length: {value}\r\n\r\n", 400)
-      for value in ("+5", "-5", "1_0", "\xa05", "5 5", "0x5", "", "1e3", "5, 6", "9" * 9000, "5\r\nContent-Length: 6")),
-    ("10 both lengths", GET.replace("GET", "PUT") + "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+    *(
+        (
+            f"9 Content-Length {value[:9]!r}",
+            f"PUT /new HTTP/1.1\r\nHost: localhost\r\nContent-Length: {value}\r\n\r\n",
+            400,
+        )
+        for value in (
+            "+5",
+            "-5",
+            "1_0",
+            "\xa05",
+            "5 5",
+            "0x5",
+            "",
+            "1e3",
+            "5, 6",
+            "9" * 9000,
+            "5\r\nContent-Length: 6",
+        )
+    ),
+    (
+        "10 both lengths",
+        GET.replace("GET", "PUT") + "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+        400,
+    ),
     ("10 chunked in 1.0", "PUT /new HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
-    ("10 an unknown coding", GET.replace("GET", "PUT") + "Transfer-Encoding: gzip, chunked\r\n\r\n", 501),
-    ("10 chunked is not last", GET.replace("GET", "PUT") + "Transfer-Encoding: chunked, gzip\r\n\r\n", 400),
-    ("10 chunked twice", GET.replace("GET", "PUT") + "Transfer-Encoding: chunked, chunked\r\n\r\n", 400),
+    (
+        "10 an unknown coding",
+        GET.replace("GET", "PUT") + "Transfer-Encoding: gzip, chunked\r\n\r\n",
+        501,
+    ),
+    (
+        "10 chunked is not last",
+        GET.replace("GET", "PUT") + "Transfer-Encoding: chunked, gzip\r\n\r\n",
+        400,
+    ),
+    (
+        "10 chunked twice",
+        GET.replace("GET", "PUT") + "Transfer-Encoding: chunked, chunked\r\n\r\n",
+        400,
+    ),
     ("15 an unknown expectation", GET + "Expect: coffee\r\n\r\n", 417),
     ("18 a long target", f"GET /{'a' * 9000} HTTP/1.1\r\nHost: localhost\r\n\r\n", 414),
     ("18 an endless target", "GET /" + "a" * 40000, 414),
@@ -202,10 +259,18 @@ HEADS = [
     ("19 half an escape", "GET /a%4 HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
     ("19 the query is not decoded", "GET /a.txt?%zz HTTP/1.1\r\nHost: localhost\r\n\r\n", 200),
     ("23 an unknown method", "BREW /a.txt HTTP/1.1\r\nHost: localhost\r\n\r\n", 501),
-    ("23 a method named like an attribute", "__init__ /a.txt HTTP/1.1\r\nHost: localhost\r\n\r\n", 501),
+    (
+        "23 a method named like an attribute",
+        "__init__ /a.txt HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        501,
+    ),
     ("23 TRACE", "TRACE /a.txt HTTP/1.1\r\nHost: localhost\r\n\r\n", 405),
     ("38 a foreign Host", "GET /a.txt HTTP/1.1\r\nHost: evil.example\r\n\r\n", 421),
-    ("38 a foreign host in absolute form", "GET http://evil.example/a.txt HTTP/1.1\r\nHost: localhost\r\n\r\n", 421),
+    (
+        "38 a foreign host in absolute form",
+        "GET http://evil.example/a.txt HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        421,
+    ),
     ("38 an address", "GET /a.txt HTTP/1.1\r\nHost: [::1]:8000\r\n\r\n", 200),
 ]
 
@@ -222,7 +287,12 @@ def test_heads_are_answered_as_the_rfc_says_whole_and_byte_by_byte(wire, server,
                     for byte in head:
                         connection.send(byte)
             got = connection.reply(head=head.startswith("HEAD"))
-            if got.status != status or status == 400 and got.fields.get("connection") != "close" and not what.startswith("19"):
+            if (
+                got.status != status
+                or status == 400
+                and got.fields.get("connection") != "close"
+                and not what.startswith("19")
+            ):
                 wrong.append(f"{what}, {way}: got {got}, want {status}")
             connection.close()
     assert not wrong, "\n".join(wrong)
@@ -235,26 +305,60 @@ def test_after_a_malformed_head_nothing_more_is_read_as_a_request(wire):
     assert connection.closed()
 
 
-def test_pipelined_requests_are_answered_in_order_also_behind_bodies_and_folders(wire, folder):  # 21
+# 21
+def test_pipelined_requests_are_answered_in_order_also_behind_bodies_and_folders(wire, folder):
     (folder / "big").write_bytes(os.urandom(1 << 20))
     request = ["GET /a.txt", "PUT /up", "GET /", "HEAD /a.txt", "GET /big", "GET /none", "GET /up"]
-    data = b"".join(f"{line} HTTP/1.1\r\nHost: localhost\r\n".encode() + (b"Content-Length: 4\r\n\r\nbody" if "PUT" in line else b"\r\n") for line in request)
+    data = b"".join(
+        f"{line} HTTP/1.1\r\nHost: localhost\r\n".encode()
+        + (b"Content-Length: 4\r\n\r\nbody" if "PUT" in line else b"\r\n")
+        for line in request
+    )
     connection = wire().send(data * 10)
     for turn in range(10):
         replies = [connection.reply(head=line.startswith("HEAD")) for line in request]
-        assert [reply.status for reply in replies] == [200, 204 if turn else 201, 200, 200, 200, 404, 200]
+        assert [reply.status for reply in replies] == [
+            200,
+            204 if turn else 201,
+            200,
+            200,
+            200,
+            404,
+            200,
+        ]
         assert replies[4].body == (folder / "big").read_bytes()
         assert replies[6].body == b"body"
 
 
-BODIES = [("PUT", "/up", 201), ("POST", "/a.txt/x", 404), ("GET", "/a.txt", 200), ("GET", "/none", 404), ("DELETE", "/none", 404), ("PUT", "/.hidden", 403),
-          ("MKCOL", "/folder/", 415), ("BREW", "/", 501), ("HEAD", "/a.txt", 200), ("PUT", "/a.txt/", 409)]
+BODIES = [
+    ("PUT", "/up", 201),
+    ("POST", "/a.txt/x", 404),
+    ("GET", "/a.txt", 200),
+    ("GET", "/none", 404),
+    ("DELETE", "/none", 404),
+    ("PUT", "/.hidden", 403),
+    ("MKCOL", "/folder/", 415),
+    ("BREW", "/", 501),
+    ("HEAD", "/a.txt", 200),
+    ("PUT", "/a.txt/", 409),
+]
 
 
 def test_a_body_never_becomes_the_next_request(wire):  # 13
     smuggled = b"DELETE /a.txt HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    for (method, path, status), (framing, body) in itertools.product(BODIES, ((f"Content-Length: {len(smuggled)}", smuggled), ("Transfer-Encoding: chunked", b"%x\r\n%b\r\n0\r\n\r\n" % (len(smuggled), smuggled)))):
-        connection = wire().send(f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{framing}\r\n\r\n".encode() + body + GET.encode() + b"\r\n")
+    for (method, path, status), (framing, body) in itertools.product(
+        BODIES,
+        (
+            (f"Content-Length: {len(smuggled)}", smuggled),
+            ("Transfer-Encoding: chunked", b"%x\r\n%b\r\n0\r\n\r\n" % (len(smuggled), smuggled)),
+        ),
+    ):
+        connection = wire().send(
+            f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{framing}\r\n\r\n".encode()
+            + body
+            + GET.encode()
+            + b"\r\n"
+        )
         reply = connection.reply(head=method == "HEAD")
         assert reply.status in (status, 204 if status == 201 else status), (method, path, reply)
         if reply.fields.get("connection") != "close":
@@ -262,9 +366,17 @@ def test_a_body_never_becomes_the_next_request(wire):  # 13
 
 
 def test_an_unwanted_body_that_breaks_takes_no_answer_away(wire, folder):  # 13
-    for number, (framing, body) in enumerate([("Content-Length: 5", b"cut"), ("Transfer-Encoding: chunked", b"5\r\ncut"), ("Transfer-Encoding: chunked", b"zz\r\n")]):
+    for number, (framing, body) in enumerate(
+        [
+            ("Content-Length: 5", b"cut"),
+            ("Transfer-Encoding: chunked", b"5\r\ncut"),
+            ("Transfer-Encoding: chunked", b"zz\r\n"),
+        ]
+    ):
         (folder / str(number)).touch()
-        connection = wire().send(f"DELETE /{number} HTTP/1.1\r\nHost: localhost\r\n{framing}\r\n\r\n".encode() + body)
+        connection = wire().send(
+            f"DELETE /{number} HTTP/1.1\r\nHost: localhost\r\n{framing}\r\n\r\n".encode() + body
+        )
         connection.sock.shutdown(socket.SHUT_WR)
         reply = connection.reply()
         assert (reply.status, reply.fields["connection"]) == (204, "close") and connection.closed()
@@ -272,17 +384,34 @@ def test_an_unwanted_body_that_breaks_takes_no_answer_away(wire, folder):  # 13
 
 
 CHUNKED = [
-    (b"5\r\nhello\r\n0\r\n\r\n", 201), (b"5;ext=1\r\nhello\r\n0\r\nX: y\r\n\r\n", 201), (b"0\r\n\r\n", 201), (b"00005\r\nhello\r\n0\r\n\r\n", 201),
-    (b"+5\r\nhello\r\n0\r\n\r\n", 400), (b"0x5\r\nhello\r\n0\r\n\r\n", 400), (b"5\nhello\n0\n\n", 400), (b"5\r\nhelloX\r\n0\r\n\r\n", 400),
-    (b" 5\r\nhello\r\n0\r\n\r\n", 400), (b"g\r\n", 400), (b"-1\r\n", 400), (b"ffffffffffffffffff\r\n", 400), (b"5;" + b"x" * 5000 + b"\r\nhello\r\n0\r\n\r\n", 400),
-    (b"0\r\n" + b"X: y\r\n" * 5000 + b"\r\n", 400), (b"0\r\njunk\r\n\r\n", 400),
+    (b"5\r\nhello\r\n0\r\n\r\n", 201),
+    (b"5;ext=1\r\nhello\r\n0\r\nX: y\r\n\r\n", 201),
+    (b"0\r\n\r\n", 201),
+    (b"00005\r\nhello\r\n0\r\n\r\n", 201),
+    (b"+5\r\nhello\r\n0\r\n\r\n", 400),
+    (b"0x5\r\nhello\r\n0\r\n\r\n", 400),
+    (b"5\nhello\n0\n\n", 400),
+    (b"5\r\nhelloX\r\n0\r\n\r\n", 400),
+    (b" 5\r\nhello\r\n0\r\n\r\n", 400),
+    (b"g\r\n", 400),
+    (b"-1\r\n", 400),
+    (b"ffffffffffffffffff\r\n", 400),
+    (b"5;" + b"x" * 5000 + b"\r\nhello\r\n0\r\n\r\n", 400),
+    (b"0\r\n" + b"X: y\r\n" * 5000 + b"\r\n", 400),
+    (b"0\r\njunk\r\n\r\n", 400),
 ]
 
 
 def test_chunks_are_read_strictly_whole_and_byte_by_byte(wire, folder):  # 11
     for (body, status), bytewise in itertools.product(CHUNKED, (False, True)):
-        way = [body[i:i + 1] for i in range(min(len(body), 100))] + [body[100:]] if bytewise else [body]
-        connection = wire().send("PUT /new HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+        way = (
+            [body[i : i + 1] for i in range(min(len(body), 100))] + [body[100:]]
+            if bytewise
+            else [body]
+        )
+        connection = wire().send(
+            "PUT /new HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
         with suppress(ConnectionError):
             for part in way:
                 connection.send(part)
@@ -301,13 +430,17 @@ def test_put_without_a_length_is_an_empty_file(ask, folder):  # 12
 
 def test_a_refused_upload_gets_its_answer_although_it_goes_on_sending(spawn, folder, wire):  # 14
     small = spawn("httpserver.py", folder, "--max-size", "1M")
-    connection = wire(small).send("PUT /big HTTP/1.1\r\nHost: localhost\r\nContent-Length: 30000000\r\n\r\n")
+    connection = wire(small).send(
+        "PUT /big HTTP/1.1\r\nHost: localhost\r\nContent-Length: 30000000\r\n\r\n"
+    )
     with suppress(ConnectionError):
         for _ in range(20):
             connection.send(bytes(1 << 18))
     reply = connection.reply()
     assert (reply.status, reply.fields["connection"]) == (413, "close")
-    connection = wire(small).send("PUT /big HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+    connection = wire(small).send(
+        "PUT /big HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
     with suppress(ConnectionError):
         for _ in range(20):
             connection.send(b"40000\r\n" + bytes(1 << 18) + b"\r\n")
@@ -316,8 +449,14 @@ def test_a_refused_upload_gets_its_answer_although_it_goes_on_sending(spawn, fol
 
 
 def test_continue_is_sent_only_when_the_body_is_wanted(wire, folder):  # 15
-    expecting = "PUT {} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nExpect: 100-continue\r\n{}\r\n"
-    for path, fields, status in ("/a.txt", "If-None-Match: *\r\n", 412), ("/.x", "", 403), ("/n", "Origin: http://evil.example\r\n", 403):
+    expecting = (
+        "PUT {} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nExpect: 100-continue\r\n{}\r\n"
+    )
+    for path, fields, status in (
+        ("/a.txt", "If-None-Match: *\r\n", 412),
+        ("/.x", "", 403),
+        ("/n", "Origin: http://evil.example\r\n", 403),
+    ):
         reply = wire().send(expecting.format(path, fields)).reply()
         assert (reply.status, reply.fields["connection"]) == (status, "close")
     connection = wire().send(expecting.format("/new", ""))
@@ -327,7 +466,14 @@ def test_continue_is_sent_only_when_the_body_is_wanted(wire, folder):  # 15
     assert (folder / "new").read_bytes() == b"hello"
 
 
-@pytest.mark.parametrize("framing", ["Content-Length: 100\r\n\r\n12345", "Transfer-Encoding: chunked\r\n\r\n5\r\n12345\r\n", "Transfer-Encoding: chunked\r\n\r\n5\r\n12"])
+@pytest.mark.parametrize(
+    "framing",
+    [
+        "Content-Length: 100\r\n\r\n12345",
+        "Transfer-Encoding: chunked\r\n\r\n5\r\n12345\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n5\r\n12",
+    ],
+)
 def test_upload_cut_short_leaves_the_old_file(server, wire, folder, framing):  # 16
     for path in "a.txt", "new":
         connection = wire().send(f"PUT /{path} HTTP/1.1\r\nHost: localhost\r\n{framing}")
@@ -338,12 +484,20 @@ def test_upload_cut_short_leaves_the_old_file(server, wire, folder, framing):  #
 
 
 def test_connection_is_kept_and_closed_as_both_versions_say(wire):  # 17
-    for head, keep, says in [("1.1\r\nHost: localhost\r\n", True, None), ("1.1\r\nHost: localhost\r\nConnection: TE, Close\r\n", False, "close"), ("1.0\r\n", False, "close"),
-                             ("1.0\r\nConnection: x, Keep-Alive\r\n", True, "keep-alive")]:
+    for head, keep, says in [
+        ("1.1\r\nHost: localhost\r\n", True, None),
+        ("1.1\r\nHost: localhost\r\nConnection: TE, Close\r\n", False, "close"),
+        ("1.0\r\n", False, "close"),
+        ("1.0\r\nConnection: x, Keep-Alive\r\n", True, "keep-alive"),
+    ]:
         connection = wire().send(f"GET /a.txt HTTP/{head}\r\n")
         reply = connection.reply()
         assert reply.fields.get("connection") == says
-        assert connection.send(f"GET /a.txt HTTP/{head}\r\n").reply().status == 200 if keep else connection.closed()
+        assert (
+            connection.send(f"GET /a.txt HTTP/{head}\r\n").reply().status == 200
+            if keep
+            else connection.closed()
+        )
 
 
 def test_a_head_has_a_deadline_however_its_bytes_drip(spawn, folder, wire):  # 18
@@ -361,15 +515,22 @@ def test_a_head_has_a_deadline_however_its_bytes_drip(spawn, folder, wire):  # 1
 
 
 # --- names ---
-def test_odd_names_come_through_exactly_and_are_escaped_wherever_shown(server, ask, folder):  # 19, 20, 35, 37, 39
+# 19, 20, 35, 37, 39
+def test_odd_names_come_through_exactly_and_are_escaped_wherever_shown(server, ask, folder):
     for raw in RAW:
         reply = ask("PUT", "/" + url(raw), body=raw)
         assert reply.status == 201, (raw, reply)
         assert "\n" not in reply.fields["location"] and "\x1b" not in reply.fields["location"]
         assert ask("GET", reply.fields["location"]).body == raw
-    assert {name: data for name, data in tree(folder).items() if name != b"a.txt"} == {raw: raw for raw in RAW}
+    assert {name: data for name, data in tree(folder).items() if name != b"a.txt"} == {
+        raw: raw for raw in RAW
+    }
     page = ask("GET", "/").body.decode()
-    assert "<img src=x" not in page and "\x1b" not in page.replace("\x1b", "", 0) or "&lt;img src=x" in page
+    assert (
+        "<img src=x" not in page
+        and "\x1b" not in page.replace("\x1b", "", 0)
+        or "&lt;img src=x" in page
+    )
     assert "<img src=x onerror" not in page
     described = json.loads(ask("GET", "/", "Accept: application/json\r\n").body)
     json.dumps(described).encode("utf-8")
@@ -385,13 +546,32 @@ def test_odd_names_come_through_exactly_and_are_escaped_wherever_shown(server, a
 
 def test_a_request_line_cannot_forge_a_log_line(server, wire):  # 39
     wire().send(b'GET /"\xff\x9b%0d%0a1.2.3.4 HTTP/1.1\r\nHost: localhost\r\n\r\n').reply()
-    line = server.wait_for(r'^(.*)1\.2\.3\.4.*$')[0]
-    assert re.fullmatch(r'127\.0\.0\.1 - - \[\d\d/[A-Z][a-z]{2}/\d{4}:\d\d:\d\d:\d\d [+-]\d{4}\] '
-                        r'"GET /\\x22\\xff\\x9b%0d%0a1\.2\.3\.4 HTTP/1\.1" 404 \d+ "[^"]*"', line), line
+    line = server.wait_for(r"^(.*)1\.2\.3\.4.*$")[0]
+    assert re.fullmatch(
+        r"127\.0\.0\.1 - - \[\d\d/[A-Z][a-z]{2}/\d{4}:\d\d:\d\d:\d\d [+-]\d{4}\] "
+        r'"GET /\\x22\\xff\\x9b%0d%0a1\.2\.3\.4 HTTP/1\.1" 404 \d+ "[^"]*"',
+        line,
+    ), line
 
 
-HOSTILE = ["/..", "/.", "/../", "/a/../a.txt", "//etc/passwd", "//", "/%2e%2e/x", "/..%2f..%2fetc%2fpasswd", "/%2fetc%2fpasswd", "/a%2fb", "/.hidden", "/sub/.hidden",
-           "/.six-" + "0" * 32 + ".part", "/%2e%2e%2f", "/sub/%2e%2e", "/x/%2e/y"]
+HOSTILE = [
+    "/..",
+    "/.",
+    "/../",
+    "/a/../a.txt",
+    "//etc/passwd",
+    "//",
+    "/%2e%2e/x",
+    "/..%2f..%2fetc%2fpasswd",
+    "/%2fetc%2fpasswd",
+    "/a%2fb",
+    "/.hidden",
+    "/sub/.hidden",
+    "/.six-" + "0" * 32 + ".part",
+    "/%2e%2e%2f",
+    "/sub/%2e%2e",
+    "/x/%2e/y",
+]
 
 
 def test_hostile_names_reach_nothing_outside_by_any_method(ask, folder):
@@ -400,11 +580,30 @@ def test_hostile_names_reach_nothing_outside_by_any_method(ask, folder):
     (folder / ".hidden").write_bytes(b"secret")
     (folder / (".six-" + "0" * 32 + ".part")).write_bytes(b"secret")
     before = tree(folder.parent)
-    for method, path in itertools.product(["GET", "HEAD", "PUT", "POST", "DELETE", "MKCOL", "MOVE", "MOVE to", "GET ?tar", "GET ?zip"], HOSTILE):
+    for method, path in itertools.product(
+        [
+            "GET",
+            "HEAD",
+            "PUT",
+            "POST",
+            "DELETE",
+            "MKCOL",
+            "MOVE",
+            "MOVE to",
+            "GET ?tar",
+            "GET ?zip",
+        ],
+        HOSTILE,
+    ):
         if method == "MOVE to":
             reply = ask("MOVE", "/a.txt", f"Destination: {path}\r\n")
         else:
-            reply = ask(method.split()[0], path + method.partition(" ")[2], "Destination: /moved\r\n" if method == "MOVE" else "", b"x" if method in ("PUT", "POST") else b"")
+            reply = ask(
+                method.split()[0],
+                path + method.partition(" ")[2],
+                "Destination: /moved\r\n" if method == "MOVE" else "",
+                b"x" if method in ("PUT", "POST") else b"",
+            )
         assert reply.status in (400, 403, 404, 409, 502), (method, path, reply)
         assert b"secret" not in reply.body
     assert tree(folder.parent) == before
@@ -422,9 +621,17 @@ def test_links_and_special_files_are_neither_followed_nor_opened(ask, folder):
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(folder / "sock"))
     with listener:
-        methods, paths = ("GET", "HEAD", "PUT", "POST", "DELETE", "MOVE", "MKCOL"), ("/leaf", "/dir/f", "/dir/", "/fifo", "/sock", "/dir/new")
+        methods, paths = (
+            ("GET", "HEAD", "PUT", "POST", "DELETE", "MOVE", "MKCOL"),
+            ("/leaf", "/dir/f", "/dir/", "/fifo", "/sock", "/dir/new"),
+        )
         for method, path in itertools.product(methods, paths):
-            reply = ask(method, path, "Destination: /moved\r\n" if method == "MOVE" else "", b"x" if method in ("PUT", "POST") else b"")
+            reply = ask(
+                method,
+                path,
+                "Destination: /moved\r\n" if method == "MOVE" else "",
+                b"x" if method in ("PUT", "POST") else b"",
+            )
             assert reply.status in (403, 404, 405, 409), (method, path, reply)
             assert b"secret" not in reply.body
     assert (outside / "f").read_bytes() == b"secret" and sorted(os.listdir(outside)) == ["f"]
@@ -439,7 +646,12 @@ def test_a_link_planted_as_gzip_sidecar_or_index_or_in_a_folder_shows_nothing(as
     assert ask("GET", "/a.txt", "Accept-Encoding: gzip\r\n").body == b"hello\n"
     for path in "/", "/?tar", "/?zip":
         reply = ask("GET", path)
-        assert reply.status == 200 and reply.whole and b"secret" not in reply.body and b"index.html" not in reply.body
+        assert (
+            reply.status == 200
+            and reply.whole
+            and b"secret" not in reply.body
+            and b"index.html" not in reply.body
+        )
 
 
 def test_the_longest_names_and_paths_are_answered(ask, folder):
@@ -463,18 +675,30 @@ def test_head_has_the_fields_of_get_and_no_body(wire, ask, folder):  # 22
     for path in "/a.txt", "/", "/sub", "/none", "/?tar", "/?zip", "/%zz":
         got, head = ask("GET", path), ask("HEAD", path)
         drop = {"date"}
-        assert {k: v for k, v in got.fields.items() if k not in drop} == {k: v for k, v in head.fields.items() if k not in drop}, path
-        connection = wire().send(f"HEAD {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert {k: v for k, v in got.fields.items() if k not in drop} == {
+            k: v for k, v in head.fields.items() if k not in drop
+        }, path
+        connection = wire().send(
+            f"HEAD {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        )
         connection.reply(head=True)
         assert connection.closed()
 
 
 def test_a_head_that_is_refused_is_answered_without_a_body_too(wire, spawn, folder):  # 22
     hasty = spawn("httpserver.py", folder, "--timeout", "0.2")
-    for head, to, status in (" /a HTTP/1.1\r\njunk\r\n\r\n", None, 400), (f" /a HTTP/1.1\r\nX: {'a' * 40000}\r\n\r\n", None, 431), (" /a HTTP/1.1\r\n", hasty, 408):
+    for head, to, status in (
+        (" /a HTTP/1.1\r\njunk\r\n\r\n", None, 400),
+        (f" /a HTTP/1.1\r\nX: {'a' * 40000}\r\n\r\n", None, 431),
+        (" /a HTTP/1.1\r\n", hasty, 408),
+    ):
         connection = wire(to).send("HEAD" + head)
         reply = connection.reply(head=True)
-        assert reply.status == status and int(reply.fields["content-length"]) > 0 and connection.closed(), (head[:40], reply, connection.rest)
+        assert (
+            reply.status == status
+            and int(reply.fields["content-length"]) > 0
+            and connection.closed()
+        ), (head[:40], reply, connection.rest)
 
 
 def test_read_only_says_405_with_allow(spawn, folder, ask):  # 23
@@ -488,14 +712,19 @@ def test_read_only_says_405_with_allow(spawn, folder, ask):  # 23
 
 def test_head_and_small_body_leave_in_one_segment(server):  # 24
     with server.connect() as sock:
-        for _ in range(50):  # Nagle against delayed ACK would take 40 ms each, or split what is read
+        # Nagle against delayed ACK would take 40 ms each, or split what is read
+        for _ in range(50):
             sock.sendall((GET + "\r\n").encode())
             assert sock.recv(65536).endswith(b"\r\n\r\nhello\n")
 
 
-def test_a_file_that_grows_or_shrinks_while_sent_is_never_taken_for_whole(wire, server, folder):  # 25
+# 25
+def test_a_file_that_grows_or_shrinks_while_sent_is_never_taken_for_whole(wire, server, folder):
     size = 16 << 20  # more than the kernel's buffers take
-    for change, whole in (lambda file: file.write(b"more"), True), (lambda file: file.truncate(1000), False):
+    for change, whole in (
+        (lambda file: file.write(b"more"), True),
+        (lambda file: file.truncate(1000), False),
+    ):
         (folder / "big").touch()
         os.truncate(folder / "big", size)
         connection = wire(narrow=True)
@@ -531,15 +760,33 @@ def test_preconditions_are_taken_in_their_order(ask, folder):  # 27
     tag, date = conditions(ask)
     past, future = (email.utils.formatdate(1e9 + shift, usegmt=True) for shift in (-10, 10))
     rows = [
-        (f"If-Match: {tag}", 200), ('If-Match: "x"', 412), ("If-Match: *", 200), (f"If-Match: W/{tag}", 412), (f'If-Match: "x", {tag}', 200),
-        (f"If-Unmodified-Since: {past}", 412), (f"If-Unmodified-Since: {date}", 200), ("If-Unmodified-Since: nonsense", 200),
+        (f"If-Match: {tag}", 200),
+        ('If-Match: "x"', 412),
+        ("If-Match: *", 200),
+        (f"If-Match: W/{tag}", 412),
+        (f'If-Match: "x", {tag}', 200),
+        (f"If-Unmodified-Since: {past}", 412),
+        (f"If-Unmodified-Since: {date}", 200),
+        ("If-Unmodified-Since: nonsense", 200),
         (f"If-Match: {tag}\r\nIf-Unmodified-Since: {past}", 200),
-        (f"If-None-Match: {tag}", 304), (f"If-None-Match: W/{tag}", 304), ('If-None-Match: "x"', 200), ("If-None-Match: *", 304),
-        (f"If-Modified-Since: {date}", 304), (f"If-Modified-Since: {past}", 200), (f"If-Modified-Since: {future}", 304), ("If-Modified-Since: 5", 200),
-        (f'If-None-Match: "x"\r\nIf-Modified-Since: {future}', 200), (f'If-Match: "x"\r\nIf-None-Match: {tag}', 412),
-        ("If-Modified-Since: Sunday, 09-Sep-01 01:46:40 GMT", 304), ("If-Modified-Since: Sun Sep  9 01:46:40 2001", 304),
+        (f"If-None-Match: {tag}", 304),
+        (f"If-None-Match: W/{tag}", 304),
+        ('If-None-Match: "x"', 200),
+        ("If-None-Match: *", 304),
+        (f"If-Modified-Since: {date}", 304),
+        (f"If-Modified-Since: {past}", 200),
+        (f"If-Modified-Since: {future}", 304),
+        ("If-Modified-Since: 5", 200),
+        (f'If-None-Match: "x"\r\nIf-Modified-Since: {future}', 200),
+        (f'If-Match: "x"\r\nIf-None-Match: {tag}', 412),
+        ("If-Modified-Since: Sunday, 09-Sep-01 01:46:40 GMT", 304),
+        ("If-Modified-Since: Sun Sep  9 01:46:40 2001", 304),
     ]
-    wrong = [(fields, got) for fields, want in rows if (got := ask("GET", "/a.txt", fields + "\r\n").status) != want]
+    wrong = [
+        (fields, got)
+        for fields, want in rows
+        if (got := ask("GET", "/a.txt", fields + "\r\n").status) != want
+    ]
     assert not wrong
     reply = ask("GET", "/a.txt", f"If-None-Match: {tag}\r\n")
     assert "content-length" not in reply.fields and reply.fields["etag"] == tag
@@ -550,33 +797,76 @@ def test_a_date_without_a_zone_is_not_taken_for_local_time(spawn, ask, folder): 
     for zone in "Asia/Tokyo", "America/New_York":
         server = spawn("httpserver.py", folder, env={"TZ": zone})
         for second, status in (40, 304), (39, 200):
-            assert ask("GET", "/a.txt", f"If-Modified-Since: Sun Sep  9 01:46:{second} 2001\r\n", to=server).status == status, zone
+            assert (
+                ask(
+                    "GET",
+                    "/a.txt",
+                    f"If-Modified-Since: Sun Sep  9 01:46:{second} 2001\r\n",
+                    to=server,
+                ).status
+                == status
+            ), zone
 
 
-def test_preconditions_and_ranges_of_a_folder_with_a_page_of_its_own_are_those_of_that_page(ask, folder):
+def test_preconditions_and_ranges_of_a_folder_with_a_page_of_its_own_are_those_of_that_page(
+    ask, folder
+):
     (folder / "index.html").write_bytes(b"<p>hello")
-    for field, status in ('If-Match: "x"', 412), ("If-Unmodified-Since: Thu, 01 Jan 1970 00:00:00 GMT", 412), ("Range: bytes=100-", 416), ("Range: bytes=1-", 206), ("If-Match: *", 200):
+    for field, status in (
+        ('If-Match: "x"', 412),
+        ("If-Unmodified-Since: Thu, 01 Jan 1970 00:00:00 GMT", 412),
+        ("Range: bytes=100-", 416),
+        ("Range: bytes=1-", 206),
+        ("If-Match: *", 200),
+    ):
         assert ask("GET", "/", field + "\r\n").status == status, field
 
 
 def test_last_modified_is_never_later_than_date(ask, folder):  # 27
     os.utime(folder / "a.txt", (4e9, 4e9))
     fields = ask("GET", "/a.txt").fields
-    assert email.utils.parsedate_to_datetime(fields["last-modified"]) <= email.utils.parsedate_to_datetime(fields["date"])
+    assert email.utils.parsedate_to_datetime(
+        fields["last-modified"]
+    ) <= email.utils.parsedate_to_datetime(fields["date"])
 
 
 def test_if_range_compares_strongly(ask, folder):  # 28
     os.utime(folder / "a.txt", (1e9, 1e9))
     tag, date = conditions(ask)
-    rows = [(tag, 206), (f"W/{tag}", 200), ('"x"', 200), (date, 206), (email.utils.formatdate(1e9 + 1, usegmt=True), 200), ("nonsense", 200)]
-    assert [(value, ask("GET", "/a.txt", f"Range: bytes=0-1\r\nIf-Range: {value}\r\n").status) for value, _ in rows] == rows
+    rows = [
+        (tag, 206),
+        (f"W/{tag}", 200),
+        ('"x"', 200),
+        (date, 206),
+        (email.utils.formatdate(1e9 + 1, usegmt=True), 200),
+        ("nonsense", 200),
+    ]
+    assert [
+        (value, ask("GET", "/a.txt", f"Range: bytes=0-1\r\nIf-Range: {value}\r\n").status)
+        for value, _ in rows
+    ] == rows
 
 
 RANGES = [  # of hello\n
-    ("bytes=0-0", 206, b"h"), ("bytes=1-", 206, b"ello\n"), ("bytes=-2", 206, b"o\n"), ("bytes=-100", 206, b"hello\n"), ("bytes=5-999", 206, b"\n"),
-    ("bytes=6-", 416, None), ("bytes=-0", 416, None), ("bytes=2-1", 200, None), ("bytes=a-b", 200, None), ("lines=0-1", 200, None), ("bytes=", 200, None), ("bytes", 200, None),
-    ("BYTES=0-1", 206, b"he"), ("bytes=0-1,1-2", 206, b"hel"), ("bytes=" + ",".join(["0-"] * 1000), 206, b"hello\n"), ("bytes=0-99999999999999999999999", 206, b"hello\n"),
-    ("bytes= 0-0", 206, b"h"), ("bytes=-", 200, None), ("bytes=0-0,9-", 206, b"h"),
+    ("bytes=0-0", 206, b"h"),
+    ("bytes=1-", 206, b"ello\n"),
+    ("bytes=-2", 206, b"o\n"),
+    ("bytes=-100", 206, b"hello\n"),
+    ("bytes=5-999", 206, b"\n"),
+    ("bytes=6-", 416, None),
+    ("bytes=-0", 416, None),
+    ("bytes=2-1", 200, None),
+    ("bytes=a-b", 200, None),
+    ("lines=0-1", 200, None),
+    ("bytes=", 200, None),
+    ("bytes", 200, None),
+    ("BYTES=0-1", 206, b"he"),
+    ("bytes=0-1,1-2", 206, b"hel"),
+    ("bytes=" + ",".join(["0-"] * 1000), 206, b"hello\n"),
+    ("bytes=0-99999999999999999999999", 206, b"hello\n"),
+    ("bytes= 0-0", 206, b"h"),
+    ("bytes=-", 200, None),
+    ("bytes=0-0,9-", 206, b"h"),
 ]
 
 
@@ -599,24 +889,52 @@ def test_several_ranges_come_as_parts_and_many_cost_no_more_than_one(ask, folder
     data = os.urandom(1000000)
     (folder / "big").write_bytes(data)
     reply = ask("GET", "/big", "Range: bytes=500000-500009,0-9,-10\r\n")
-    mark = re.fullmatch("multipart/byteranges; boundary=(.*)", reply.fields["content-type"])[1].encode()
+    mark = re.fullmatch("multipart/byteranges; boundary=(.*)", reply.fields["content-type"])[
+        1
+    ].encode()
     parts = [part.split(b"\r\n\r\n", 1) for part in reply.body.split(b"\r\n--" + mark)[1:-1]]
     assert [body for _, body in parts] == [data[:10], data[500000:500010], data[-10:]]
     assert b"Content-Range: bytes 500000-500009/1000000" in parts[1][0]
-    assert ask("GET", "/big", "Range: bytes=" + ",".join(f"{n * 1000}-{n * 1000 + 1}" for n in range(100)) + "\r\n").status == 200
+    assert (
+        ask(
+            "GET",
+            "/big",
+            "Range: bytes=" + ",".join(f"{n * 1000}-{n * 1000 + 1}" for n in range(100)) + "\r\n",
+        ).status
+        == 200
+    )
 
 
 def test_a_fresh_gz_beside_a_file_is_served_to_those_who_take_it(ask, folder):  # 34
     packed = gzip.compress(b"hello\n")
     (folder / "a.txt.gz").write_bytes(packed)
     plain, coded = ask("GET", "/a.txt"), ask("GET", "/a.txt", "Accept-Encoding: br, gzip\r\n")
-    assert (coded.body, coded.fields["content-encoding"], coded.fields["content-type"]) == (packed, "gzip", plain.fields["content-type"])
-    assert plain.fields["etag"] != coded.fields["etag"] and plain.fields["vary"] == coded.fields["vary"] == "Accept-Encoding"
-    assert ask("GET", "/a.txt", f"Accept-Encoding: gzip\r\nIf-None-Match: {coded.fields['etag']}\r\n").status == 304
-    for fields in "Accept-Encoding: gzip;q=0\r\n", "Accept-Encoding: identity, *;q=0\r\n", "Accept-Encoding: gzip\r\nRange: bytes=0-\r\n":
+    assert (coded.body, coded.fields["content-encoding"], coded.fields["content-type"]) == (
+        packed,
+        "gzip",
+        plain.fields["content-type"],
+    )
+    assert (
+        plain.fields["etag"] != coded.fields["etag"]
+        and plain.fields["vary"] == coded.fields["vary"] == "Accept-Encoding"
+    )
+    assert (
+        ask(
+            "GET", "/a.txt", f"Accept-Encoding: gzip\r\nIf-None-Match: {coded.fields['etag']}\r\n"
+        ).status
+        == 304
+    )
+    for fields in (
+        "Accept-Encoding: gzip;q=0\r\n",
+        "Accept-Encoding: identity, *;q=0\r\n",
+        "Accept-Encoding: gzip\r\nRange: bytes=0-\r\n",
+    ):
         assert ask("GET", "/a.txt", fields).body == b"hello\n"
     named = ask("GET", "/a.txt.gz", "Accept-Encoding: gzip\r\n")
-    assert named.fields["content-type"] == "application/gzip" and "content-encoding" not in named.fields
+    assert (
+        named.fields["content-type"] == "application/gzip"
+        and "content-encoding" not in named.fields
+    )
     os.utime(folder / "a.txt.gz", (1, 1))
     assert ask("GET", "/a.txt", "Accept-Encoding: gzip\r\n").body == b"hello\n"
 
@@ -636,7 +954,10 @@ def test_uploaded_pages_cannot_run_script_here(spawn, folder, ask):  # 37
     for name in "x.html", "x.svg", "x.xhtml", "x.xml", "index.html":
         (folder / name).write_bytes(b"<script>alert(1)</script>")
         reply = ask("GET", "/" + name)
-        assert (reply.fields["content-security-policy"], reply.fields["x-content-type-options"]) == ("sandbox", "nosniff")
+        assert (
+            reply.fields["content-security-policy"],
+            reply.fields["x-content-type-options"],
+        ) == ("sandbox", "nosniff")
     assert ask("GET", "/").fields["content-security-policy"] == "sandbox"
     server = spawn("httpserver.py", folder, "--read-only")
     assert "content-security-policy" not in ask("GET", "/", to=server).fields
@@ -644,15 +965,27 @@ def test_uploaded_pages_cannot_run_script_here(spawn, folder, ask):  # 37
 
 def test_the_page_has_a_strict_policy_and_a_listing_varies_by_accept(ask):  # 34, 37
     fields = ask("GET", "/", "Accept: text/html,*/*;q=0.8\r\n").fields
-    assert fields["vary"] == "Accept" and fields["content-security-policy"].startswith("default-src 'none'; script-src 'sha256-")
+    assert fields["vary"] == "Accept" and fields["content-security-policy"].startswith(
+        "default-src 'none'; script-src 'sha256-"
+    )
     assert "unsafe" not in fields["content-security-policy"]
-    for accept, kind in ("application/json", "application/json"), ("text/plain", "text/plain"), ("*/*", "text/html"), ("application/json;q=0, text/html", "text/html"), \
-            ("text/html;q=0.5, application/json", "application/json"):
-        assert ask("GET", "/", f"Accept: {accept}\r\n").fields["content-type"].startswith(kind), accept
+    for accept, kind in (
+        ("application/json", "application/json"),
+        ("text/plain", "text/plain"),
+        ("*/*", "text/html"),
+        ("application/json;q=0, text/html", "text/html"),
+        ("text/html;q=0.5, application/json", "application/json"),
+    ):
+        assert ask("GET", "/", f"Accept: {accept}\r\n").fields["content-type"].startswith(kind), (
+            accept
+        )
 
 
 def test_a_time_that_is_none_takes_no_listing_away(spawn, ask):
-    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:  # most disks keep no such time
+    # most disks keep no such time
+    with tempfile.TemporaryDirectory(
+        dir="/dev/shm" if os.path.isdir("/dev/shm") else None
+    ) as folder:
         for name, when in ("far", 1 << 62), ("past", -(1 << 60)):
             with open(os.path.join(folder, name), "wb") as file:
                 os.utime(file.fileno(), (when, when))
@@ -670,7 +1003,12 @@ def test_changes_from_a_foreign_page_are_refused(ask, folder):  # 38
         for origin in "http://evil.example", "null", "http://localhost:1":
             assert ask(method, "/a.txt", f"Origin: {origin}\r\n").status == 403
     assert ask("PUT", "/own", "Origin: http://localhost\r\n").status == 201
-    assert ask("PUT", "/own", "Origin: https://files.example\r\nX-Forwarded-Host: files.example\r\n").status == 204
+    assert (
+        ask(
+            "PUT", "/own", "Origin: https://files.example\r\nX-Forwarded-Host: files.example\r\n"
+        ).status
+        == 204
+    )
     assert ask("GET", "/a.txt", "Origin: http://evil.example\r\n").status == 200
 
 
@@ -680,30 +1018,52 @@ def test_starting_looks_up_no_name(spawn, folder):  # 40
     assert spawn("httpserver.py", folder)
 
 
-def test_digests_that_are_forgotten_at_the_same_moment_disturb_no_answer(spawn, folder, wire, ask, tmp_path):
+def test_digests_that_are_forgotten_at_the_same_moment_disturb_no_answer(
+    spawn, folder, wire, ask, tmp_path
+):
     for name in "b", "c":
         (folder / name).write_text(name)
     script = tmp_path / "forget.py"
-    script.write_text(f"import sys, threading\nfrom contextlib import suppress\nsys.path.insert(0, {str(ROOT)!r})\nimport httpserver\n"
-                      "both, init, httpserver.MAX_DIGESTS = threading.Barrier(2), httpserver.Server.__init__, 1\n"
-                      "class Meeting(dict):\n    def pop(self, key):\n        del self[key]\n"
-                      "    def __delitem__(self, key):\n        with suppress(threading.BrokenBarrierError):\n            both.wait(1)\n        super().__delitem__(key)\n"
-                      "def begin(self, *args):\n    init(self, *args)\n    self.digests = Meeting()\n"
-                      "httpserver.Server.__init__ = begin\nsys.exit(httpserver.main())\n")
+    script.write_text(
+        f"import sys, threading\nfrom contextlib import suppress\nsys.path.insert(0, {str(ROOT)!r})\nimport httpserver\n"
+        "both, init, httpserver.MAX_DIGESTS = threading.Barrier(2), httpserver.Server.__init__, 1\n"
+        "class Meeting(dict):\n    def pop(self, key):\n        del self[key]\n"
+        "    def __delitem__(self, key):\n        with suppress(threading.BrokenBarrierError):\n            both.wait(1)\n        super().__delitem__(key)\n"
+        "def begin(self, *args):\n    init(self, *args)\n    self.digests = Meeting()\n"
+        "httpserver.Server.__init__ = begin\nsys.exit(httpserver.main())\n"
+    )
     server, want = spawn(str(script), folder), "Want-Repr-Digest: sha-256=1\r\n"
     assert ask("GET", "/a.txt", want, to=server).status == 200
-    pair = [wire(server).send(f"GET /{name} HTTP/1.1\r\nHost: localhost\r\n{want}\r\n") for name in "bc"]
+    pair = [
+        wire(server).send(f"GET /{name} HTTP/1.1\r\nHost: localhost\r\n{want}\r\n") for name in "bc"
+    ]
     assert [connection.reply().body for connection in pair] == [b"b", b"c"], server.err
 
 
 def test_index_types_and_own_headers(spawn, folder, ask):
     (folder / "index.html").write_bytes(b"<p>front")
-    server = spawn("httpserver.py", folder, "--header", "Access-Control-Allow-Origin: *", "--header", "X-One: 1")
+    server = spawn(
+        "httpserver.py",
+        folder,
+        "--header",
+        "Access-Control-Allow-Origin: *",
+        "--header",
+        "X-One: 1",
+    )
     reply = ask("GET", "/", to=server)
-    assert (reply.body, reply.fields["content-type"], reply.fields["access-control-allow-origin"]) == (b"<p>front", "text/html; charset=utf-8", "*")
+    assert (
+        reply.body,
+        reply.fields["content-type"],
+        reply.fields["access-control-allow-origin"],
+    ) == (b"<p>front", "text/html; charset=utf-8", "*")
     assert b"front" not in ask("GET", "/", "Accept: application/json\r\n", to=server).body
     assert reply.fields["vary"] == "Accept, Accept-Encoding"
-    for name, kind in ("x.tar.gz", "application/gzip"), ("x.unknown", "application/octet-stream"), ("x.JPG", "image/jpeg"), ("x.css", "text/css; charset=utf-8"):
+    for name, kind in (
+        ("x.tar.gz", "application/gzip"),
+        ("x.unknown", "application/octet-stream"),
+        ("x.JPG", "image/jpeg"),
+        ("x.css", "text/css; charset=utf-8"),
+    ):
         (folder / name).touch()
         assert ask("GET", "/" + name, to=server).fields["content-type"] == kind
 
@@ -711,7 +1071,15 @@ def test_index_types_and_own_headers(spawn, folder, ask):
 def test_a_digest_is_computed_when_it_is_asked_for(ask, folder):
     want = "sha-256=:" + b64encode(hashlib.sha256(b"hello\n").digest()).decode() + ":"
     assert ask("GET", "/a.txt", "Want-Repr-Digest: sha-256=10\r\n").fields["repr-digest"] == want
-    assert ask("GET", "/a.txt", "Want-Repr-Digest: sha-256=10\r\nRange: bytes=0-1\r\n").fields["repr-digest"] == want
-    assert "repr-digest" not in ask("GET", "/a.txt", "Want-Repr-Digest: sha-512=3, sha-256=0\r\n").fields
+    assert (
+        ask("GET", "/a.txt", "Want-Repr-Digest: sha-256=10\r\nRange: bytes=0-1\r\n").fields[
+            "repr-digest"
+        ]
+        == want
+    )
+    assert (
+        "repr-digest"
+        not in ask("GET", "/a.txt", "Want-Repr-Digest: sha-512=3, sha-256=0\r\n").fields
+    )
     (folder / "a.txt").write_bytes(b"HELLO\n")
     assert ask("GET", "/a.txt", "Want-Repr-Digest: sha-256=1\r\n").fields["repr-digest"] != want

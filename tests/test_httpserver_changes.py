@@ -1,4 +1,5 @@
 """httpserver.py: uploads, forms, deleting, renaming, resuming, archives; and what many, slow or hostile clients do to it."""
+
 import ctypes
 import errno
 import fcntl
@@ -39,9 +40,17 @@ def test_put_makes_and_replaces_whole_files_as_its_conditions_say(ask, folder): 
     assert [ask("PUT", "/new/deep/x", body=DATA).status for _ in range(2)] == [201, 204]
     assert (folder / "new" / "deep" / "x").read_bytes() == DATA
     tag = ask("GET", "/a.txt").fields["etag"]
-    for fields, status in ("If-None-Match: *", 412), ('If-Match: "x"', 412), (f"If-Match: {tag}", 204), (f"If-Match: {tag}", 412), ("Content-Range: bytes 0-1/5", 400):
+    for fields, status in (
+        ("If-None-Match: *", 412),
+        ('If-Match: "x"', 412),
+        (f"If-Match: {tag}", 204),
+        (f"If-Match: {tag}", 412),
+        ("Content-Range: bytes 0-1/5", 400),
+    ):
         assert ask("PUT", "/a.txt", fields + "\r\n", b"changed").status == status
-    assert [ask("PUT", path, "If-Match: *\r\n", b"x").status for path in ("/none", "/none/deep/x")] == [412, 412]
+    assert [
+        ask("PUT", path, "If-Match: *\r\n", b"x").status for path in ("/none", "/none/deep/x")
+    ] == [412, 412]
     assert sorted(os.listdir(folder)) == ["a.txt", "new"]
     assert ask("PUT", "/new", body=b"x").status == 409
     assert ask("PUT", "/a.txt/below", body=b"x").status in (404, 409)
@@ -55,12 +64,22 @@ def test_a_replaced_file_keeps_its_mode_and_a_new_one_gets_the_umask(ask, folder
     ask("PUT", "/new", body=b"x")
     mask = os.umask(0)
     os.umask(mask)
-    assert [(folder / name).stat().st_mode & 0o777 for name in ("a.txt", "new")] == [0o640, 0o666 & ~mask]
+    assert [(folder / name).stat().st_mode & 0o777 for name in ("a.txt", "new")] == [
+        0o640,
+        0o666 & ~mask,
+    ]
 
 
 def test_of_two_writers_of_a_new_name_one_wins(ask, folder):
     statuses = []
-    threads = [threading.Thread(target=lambda n=n: statuses.append(ask("PUT", "/race", "If-None-Match: *\r\n", bytes([n]) * 200000).status)) for n in range(8)]
+    threads = [
+        threading.Thread(
+            target=lambda n=n: statuses.append(
+                ask("PUT", "/race", "If-None-Match: *\r\n", bytes([n]) * 200000).status
+            )
+        )
+        for n in range(8)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -70,7 +89,10 @@ def test_of_two_writers_of_a_new_name_one_wins(ask, folder):
 
 
 def form(*parts, end=b"--\r\n"):
-    body = b"".join(b"--XX\r\nContent-Disposition: form-data; " + head + b"\r\n\r\n" + data + b"\r\n" for head, data in parts)
+    body = b"".join(
+        b"--XX\r\nContent-Disposition: form-data; " + head + b"\r\n\r\n" + data + b"\r\n"
+        for head, data in parts
+    )
     return body + b"--XX" + end
 
 
@@ -79,26 +101,71 @@ FORM = "Content-Type: multipart/form-data; boundary=XX\r\n"
 
 def test_a_form_stores_its_files_under_safe_names_and_numbers_those_that_exist(ask, folder):  # 33
     tricky = b"\r\n--X\r\n--XY\r\n-" + DATA + b"\r\n--"
-    reply = ask("POST", "/", FORM, form(
-        (b'name="file"; filename="a.txt"', tricky), (b'name="file"; filename="a.txt"', b""), (b'name="text"', b"a field"), (b'name="file"; filename=""', b""),
-        (b'name="file"; filename="\xc3\xbc%22%0D%0A.txt"', b"1"), (b'name="file"; filename="../../up.txt"', b"2"), (b'name="file"; filename="C:\\x\\win.txt"', b"3"),
-        (b'name="folder"; filename="deep/er/x"', b"4"), (b'name="file"; filename="plain"; filename*=UTF-8\'\'..%2fevil', b"5"), end=b"--"))
+    reply = ask(
+        "POST",
+        "/",
+        FORM,
+        form(
+            (b'name="file"; filename="a.txt"', tricky),
+            (b'name="file"; filename="a.txt"', b""),
+            (b'name="text"', b"a field"),
+            (b'name="file"; filename=""', b""),
+            (b'name="file"; filename="\xc3\xbc%22%0D%0A.txt"', b"1"),
+            (b'name="file"; filename="../../up.txt"', b"2"),
+            (b'name="file"; filename="C:\\x\\win.txt"', b"3"),
+            (b'name="folder"; filename="deep/er/x"', b"4"),
+            (b'name="file"; filename="plain"; filename*=UTF-8\'\'..%2fevil', b"5"),
+            end=b"--",
+        ),
+    )
     assert reply.status == 201, reply
     assert reply.fields["location"] == "/a%20%281%29.txt"
-    assert tree(folder) == {b"a.txt": b"hello\n", b"a (1).txt": tricky, b"a (2).txt": b"", "ü\"\r\n.txt".encode(): b"1", b"up.txt": b"2", b"win.txt": b"3",
-                            b"deep/er/x": b"4", b"plain": b"5"}
-    assert ask("POST", "/", FORM + "Accept: text/html\r\n", form((b'name="f"; filename="b"', b""))).fields["location"] == "/"
+    assert tree(folder) == {
+        b"a.txt": b"hello\n",
+        b"a (1).txt": tricky,
+        b"a (2).txt": b"",
+        'ü"\r\n.txt'.encode(): b"1",
+        b"up.txt": b"2",
+        b"win.txt": b"3",
+        b"deep/er/x": b"4",
+        b"plain": b"5",
+    }
+    assert (
+        ask(
+            "POST", "/", FORM + "Accept: text/html\r\n", form((b'name="f"; filename="b"', b""))
+        ).fields["location"]
+        == "/"
+    )
 
 
 def test_a_long_name_gets_its_number_without_half_a_character(ask, folder):
     for _ in range(2):
-        assert ask("POST", "/", "Content-Disposition: attachment; filename*=UTF-8''" + "%C3%A9" * 125 + ".txt\r\n", b"x").status == 201
-    assert sorted(tree(folder)) == [b"a.txt", ("é" * 123 + " (1).txt").encode(), ("é" * 125 + ".txt").encode()]
+        assert (
+            ask(
+                "POST",
+                "/",
+                "Content-Disposition: attachment; filename*=UTF-8''" + "%C3%A9" * 125 + ".txt\r\n",
+                b"x",
+            ).status
+            == 201
+        )
+    assert sorted(tree(folder)) == [
+        b"a.txt",
+        ("é" * 123 + " (1).txt").encode(),
+        ("é" * 125 + ".txt").encode(),
+    ]
 
 
 def test_a_form_byte_by_byte_is_the_same(wire, folder):  # 33
-    body = b"preamble" + b"\r\n" + form((b'name="file"; filename="x"', b"\r\n--X data \r\n")) + b"epilogue"
-    connection = wire().send(f"POST / HTTP/1.1\r\nHost: localhost\r\n{FORM}Content-Length: {len(body)}\r\n\r\n")
+    body = (
+        b"preamble"
+        + b"\r\n"
+        + form((b'name="file"; filename="x"', b"\r\n--X data \r\n"))
+        + b"epilogue"
+    )
+    connection = wire().send(
+        f"POST / HTTP/1.1\r\nHost: localhost\r\n{FORM}Content-Length: {len(body)}\r\n\r\n"
+    )
     for byte in body:
         connection.send(bytes([byte]))
     assert connection.reply().status == 201
@@ -107,9 +174,25 @@ def test_a_form_byte_by_byte_is_the_same(wire, folder):  # 33
 
 def test_broken_and_hostile_forms_store_nothing(ask, folder):  # 33
     for fields, body in [
-        (FORM, b""), (FORM, b"--XX--\r\n"), (FORM, form((b'name="f"; filename="cut"', b"12345"))[:-12]), (FORM, b"--XX\r\n" + b"X: y\r\n" * 5000 + b"\r\n\r\n--XX--\r\n"),
-        (FORM.replace("XX", ""), b""), ("Content-Type: multipart/form-data\r\n", b""), (FORM, b"x" * 100000),
-        *((FORM, form((b'name="folder"; filename="%b"' % name, b"x"))) for name in (b"../up", b"/etc/x", b"a//b", b".hidden", b"a/../b", b".six-" + b"0" * 32 + b".part", b"a\0b")),
+        (FORM, b""),
+        (FORM, b"--XX--\r\n"),
+        (FORM, form((b'name="f"; filename="cut"', b"12345"))[:-12]),
+        (FORM, b"--XX\r\n" + b"X: y\r\n" * 5000 + b"\r\n\r\n--XX--\r\n"),
+        (FORM.replace("XX", ""), b""),
+        ("Content-Type: multipart/form-data\r\n", b""),
+        (FORM, b"x" * 100000),
+        *(
+            (FORM, form((b'name="folder"; filename="%b"' % name, b"x")))
+            for name in (
+                b"../up",
+                b"/etc/x",
+                b"a//b",
+                b".hidden",
+                b"a/../b",
+                b".six-" + b"0" * 32 + b".part",
+                b"a\0b",
+            )
+        ),
         (FORM, form((b'name="f"; filename=".."', b"x"))),
     ]:
         reply = ask("POST", "/", fields, body)
@@ -120,8 +203,12 @@ def test_broken_and_hostile_forms_store_nothing(ask, folder):  # 33
 def test_a_form_refused_in_the_middle_of_a_chunk_hides_no_request_in_it(wire, folder):  # 13
     smuggled = b"\r\n0\r\n\r\nDELETE /a.txt HTTP/1.1\r\nHost: localhost\r\n\r\n"
     body = form((b'name="f"; filename=".hidden"', smuggled * 100))
-    connection = wire().send(f"POST / HTTP/1.1\r\nHost: localhost\r\n{FORM}Transfer-Encoding: chunked\r\n\r\n".encode()
-                             + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) + GET.encode() + b"\r\n")
+    connection = wire().send(
+        f"POST / HTTP/1.1\r\nHost: localhost\r\n{FORM}Transfer-Encoding: chunked\r\n\r\n".encode()
+        + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+        + GET.encode()
+        + b"\r\n"
+    )
     reply = connection.reply()
     assert reply.status == 403
     assert reply.fields.get("connection") == "close" or connection.reply().body == b"hello\n"
@@ -132,12 +219,34 @@ def test_other_posts_are_stored_under_a_new_name_or_like_put(ask, folder):
     reply = ask("POST", "/", "Content-Type: application/x-www-form-urlencoded\r\n", b"a=1&b=2")
     assert reply.status == 201
     assert ask("GET", reply.fields["location"]).body == b"a=1&b=2"
-    assert ask("POST", "/", "Content-Disposition: attachment; filename=\"../a.txt\"\r\n", b"x").fields["location"] == "/a%20%281%29.txt"
-    assert ask("POST", "/", "Content-Disposition: inline; filename*=UTF-8''%c3%bc\r\n", b"x").fields["location"] == "/%C3%BC"
-    assert ask("POST", "/", "Content-Disposition: inline; filename*=UTF-8''..%2fback%5cslash\r\n", b"x").fields["location"] == "/back%5Cslash"
-    for kind, value, want in [("attachment; ", '"a;b.txt"', "a;b.txt"), ("attachment; ", r'"say \"hi\".txt"', 'say "hi".txt'),
-                              ("attachment; ", "my file.txt; x=y", "my file.txt"), ("", "without-type.txt", "without-type.txt")]:
-        assert ask("POST", "/", f"Content-Disposition: {kind}filename={value}\r\n", b"x").status == 201 and (folder / want).read_bytes() == b"x"
+    assert (
+        ask("POST", "/", 'Content-Disposition: attachment; filename="../a.txt"\r\n', b"x").fields[
+            "location"
+        ]
+        == "/a%20%281%29.txt"
+    )
+    assert (
+        ask("POST", "/", "Content-Disposition: inline; filename*=UTF-8''%c3%bc\r\n", b"x").fields[
+            "location"
+        ]
+        == "/%C3%BC"
+    )
+    assert (
+        ask(
+            "POST", "/", "Content-Disposition: inline; filename*=UTF-8''..%2fback%5cslash\r\n", b"x"
+        ).fields["location"]
+        == "/back%5Cslash"
+    )
+    for kind, value, want in [
+        ("attachment; ", '"a;b.txt"', "a;b.txt"),
+        ("attachment; ", r'"say \"hi\".txt"', 'say "hi".txt'),
+        ("attachment; ", "my file.txt; x=y", "my file.txt"),
+        ("", "without-type.txt", "without-type.txt"),
+    ]:
+        assert (
+            ask("POST", "/", f"Content-Disposition: {kind}filename={value}\r\n", b"x").status == 201
+            and (folder / want).read_bytes() == b"x"
+        )
     assert ask("POST", "/a.txt", body=b"put").status == 204
     assert ask("POST", "/fresh", body=b"put").status == 201
     assert (folder / "a.txt").read_bytes() == (folder / "fresh").read_bytes() == b"put"
@@ -159,8 +268,20 @@ def disk(tmp_path):
 def upload_chunked(ask, server, size):
     """The statuses of an upload and a form whose lengths are not known before."""
     body = form((b'name="f"; filename="f"', bytes(size)))
-    return [ask(method, path, f"{fields}Transfer-Encoding: chunked\r\n", b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data), to=server, length=False).status
-            for method, path, fields, data in (("PUT", "/old", "", bytes(size)), ("POST", "/", FORM, body))]
+    return [
+        ask(
+            method,
+            path,
+            f"{fields}Transfer-Encoding: chunked\r\n",
+            b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data),
+            to=server,
+            length=False,
+        ).status
+        for method, path, fields, data in (
+            ("PUT", "/old", "", bytes(size)),
+            ("POST", "/", FORM, body),
+        )
+    ]
 
 
 def test_a_full_disk_is_507_and_the_old_file_stays(spawn, disk, ask):  # 30
@@ -180,33 +301,56 @@ def test_the_free_space_of_a_disk_in_the_folder_is_its_own(spawn, disk, ask):
     server = spawn("httpserver.py", disk.parent, "--min-free", "4M")
     for path in "/disk/old", "/disk/new/x":
         assert ask("PUT", path, body=bytes(5 << 20), to=server).status == 507
-    assert ask("POST", "/disk/", FORM, form((b'name="f"; filename="f"', bytes(5 << 20))), to=server).status == 507
+    assert (
+        ask(
+            "POST", "/disk/", FORM, form((b'name="f"; filename="f"', bytes(5 << 20))), to=server
+        ).status
+        == 507
+    )
     assert ask("POST", "/disk/", body=bytes(5 << 20), to=server).status == 507
-    location = ask("POST", "/disk/", "Upload-Complete: ?0\r\nUpload-Length: 9\r\n", to=server).fields["location"]
+    location = ask(
+        "POST", "/disk/", "Upload-Complete: ?0\r\nUpload-Length: 9\r\n", to=server
+    ).fields["location"]
     assert append(ask, location, 0, bytes(5 << 20), to=server).status == 507
     assert ask("DELETE", location, to=server).status == 204 and tree(disk) == {b"old": b"old"}
 
 
 def test_a_file_size_limit_in_the_middle_of_an_upload_is_507(spawn, folder, ask):  # 30
-    server = spawn("httpserver.py", folder, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100000, 100000)))
+    server = spawn(
+        "httpserver.py",
+        folder,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100000, 100000)),
+    )
     assert ask("PUT", "/a.txt", body=DATA, to=server).status == 507
     assert tree(folder) == {b"a.txt": b"hello\n"}
 
 
 def test_a_quota_that_is_used_up_is_507(spawn, folder, ask, tmp_path):  # 30
     script = tmp_path / "quota.py"
-    script.write_text("import errno, os, runpy, stat, sys\nwrite = os.write\n"
-                      "def within(descriptor, data):\n    if stat.S_ISREG(os.fstat(descriptor).st_mode):\n        raise OSError(errno.EDQUOT, 'quota')\n    return write(descriptor, data)\n"
-                      f"os.write, sys.argv[0] = within, 'httpserver.py'\nrunpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n")
+    script.write_text(
+        "import errno, os, runpy, stat, sys\nwrite = os.write\n"
+        "def within(descriptor, data):\n    if stat.S_ISREG(os.fstat(descriptor).st_mode):\n        raise OSError(errno.EDQUOT, 'quota')\n    return write(descriptor, data)\n"
+        f"os.write, sys.argv[0] = within, 'httpserver.py'\nrunpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n"
+    )
     assert ask("PUT", "/a.txt", body=DATA, to=spawn(str(script), folder)).status == 507
     assert tree(folder) == {b"a.txt": b"hello\n"}
 
 
 def test_limits_of_size_and_free_space(spawn, folder, ask):
     server = spawn("httpserver.py", folder, "--max-size", "1k")
-    assert [ask("PUT", "/x", body=bytes(n), to=server).status for n in (999, 1000, 1001)] == [201, 204, 413]
-    assert ask("POST", "/", FORM, form((b'name="f"; filename="f"', bytes(2000))), to=server).status == 413
-    assert ask("PUT", "/x", body=b"", to=spawn("httpserver.py", folder, "--min-free", "9000T")).status == 507
+    assert [ask("PUT", "/x", body=bytes(n), to=server).status for n in (999, 1000, 1001)] == [
+        201,
+        204,
+        413,
+    ]
+    assert (
+        ask("POST", "/", FORM, form((b'name="f"; filename="f"', bytes(2000))), to=server).status
+        == 413
+    )
+    assert (
+        ask("PUT", "/x", body=b"", to=spawn("httpserver.py", folder, "--min-free", "9000T")).status
+        == 507
+    )
     assert set(tree(folder)) == {b"a.txt", b"x"}
 
 
@@ -217,27 +361,66 @@ def test_durable_uploads_work(spawn, folder, ask):
 
 
 def test_durable_puts_the_names_of_new_folders_on_the_disk_too(spawn, folder, ask, tmp_path):
-    (tmp_path / "told.py").write_text("import os, runpy, sys\nmkdir, fsync = os.mkdir, os.fsync\n"
-                                      "def told_mkdir(name, **more):\n    mkdir(name, **more)\n    os.write(2, f\"mkdir in {os.fstat(more['dir_fd']).st_ino}\\n\".encode())\n"
-                                      "def told_fsync(number):\n    fsync(number)\n    os.write(2, f'fsync of {os.fstat(number).st_ino}\\n'.encode())\n"
-                                      "os.supports_dir_fd.add(told_mkdir)\nos.mkdir, os.fsync, sys.argv[0] = told_mkdir, told_fsync, 'httpserver.py'\n"
-                                      f"runpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n")
+    (tmp_path / "told.py").write_text(
+        "import os, runpy, sys\nmkdir, fsync = os.mkdir, os.fsync\n"
+        "def told_mkdir(name, **more):\n    mkdir(name, **more)\n    os.write(2, f\"mkdir in {os.fstat(more['dir_fd']).st_ino}\\n\".encode())\n"
+        "def told_fsync(number):\n    fsync(number)\n    os.write(2, f'fsync of {os.fstat(number).st_ino}\\n'.encode())\n"
+        "os.supports_dir_fd.add(told_mkdir)\nos.mkdir, os.fsync, sys.argv[0] = told_mkdir, told_fsync, 'httpserver.py'\n"
+        f"runpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n"
+    )
     server = spawn(str(tmp_path / "told.py"), folder, "--durable", "--quiet")
-    assert ask("PUT", "/d/e/x", body=DATA, to=server).status == ask("MKCOL", "/m/", to=server).status == 201
-    inodes = [os.stat(path).st_ino for path in (folder, folder / "d", folder / "d/e/x", folder / "d/e")]
-    told = ["mkdir in", "fsync of", "mkdir in", "fsync of", "fsync of", "fsync of", "mkdir in", "fsync of"]
+    assert (
+        ask("PUT", "/d/e/x", body=DATA, to=server).status
+        == ask("MKCOL", "/m/", to=server).status
+        == 201
+    )
+    inodes = [
+        os.stat(path).st_ino for path in (folder, folder / "d", folder / "d/e/x", folder / "d/e")
+    ]
+    told = [
+        "mkdir in",
+        "fsync of",
+        "mkdir in",
+        "fsync of",
+        "fsync of",
+        "fsync of",
+        "mkdir in",
+        "fsync of",
+    ]
     where = [0, 0, 1, 1, 2, 3, 0, 0]
-    assert re.findall(r"(?:mkdir in|fsync of) \d+", server.stop()) == [f"{what} {inodes[number]}" for what, number in zip(told, where)]
+    assert re.findall(r"(?:mkdir in|fsync of) \d+", server.stop()) == [
+        f"{what} {inodes[number]}" for what, number in zip(told, where)
+    ]
 
 
 def test_a_digest_is_checked_before_the_file_is_put_in_place(ask, folder):
-    assert ask("PUT", "/good", f"Repr-Digest: sha-512=:AA==:, {digest(DATA)}\r\n", DATA).status == 201
+    assert (
+        ask("PUT", "/good", f"Repr-Digest: sha-512=:AA==:, {digest(DATA)}\r\n", DATA).status == 201
+    )
     assert ask("PUT", "/a.txt", f"Repr-Digest: {digest(DATA)}\r\n", DATA[:-1] + b"?").status == 400
     for claimed, status in (DATA, 201), (b"other", 400):
-        chunks = b"%x\r\n%b\r\n0\r\nRepr-Digest: %b\r\n\r\n" % (len(DATA), DATA, digest(claimed).encode())
-        assert ask("PUT", f"/trailer{status}", "Trailer: Repr-Digest\r\nTransfer-Encoding: chunked\r\n", chunks, length=False).status == status
-    assert ask("PUT", "/good", "Want-Repr-Digest: sha-256=1\r\n", b"x").fields["repr-digest"] == digest(b"x")
-    assert set(tree(folder)) == {b"a.txt", b"good", b"trailer201"} and (folder / "a.txt").read_bytes() == b"hello\n"
+        chunks = b"%x\r\n%b\r\n0\r\nRepr-Digest: %b\r\n\r\n" % (
+            len(DATA),
+            DATA,
+            digest(claimed).encode(),
+        )
+        assert (
+            ask(
+                "PUT",
+                f"/trailer{status}",
+                "Trailer: Repr-Digest\r\nTransfer-Encoding: chunked\r\n",
+                chunks,
+                length=False,
+            ).status
+            == status
+        )
+    assert ask("PUT", "/good", "Want-Repr-Digest: sha-256=1\r\n", b"x").fields[
+        "repr-digest"
+    ] == digest(b"x")
+    assert (
+        set(tree(folder)) == {b"a.txt", b"good", b"trailer201"}
+        and (folder / "a.txt").read_bytes() == b"hello\n"
+    )
 
 
 # --- DELETE, MKCOL, MOVE (rule 31) ---
@@ -246,23 +429,35 @@ def test_delete(ask, folder):  # 31
     (folder / "full" / "deep" / "x").touch()
     (folder / "full" / "link").symlink_to(folder / "a.txt")
     (folder / "empty").mkdir()
-    rows = [("/none", "", 404), ("/full/", "", 409), ("/a.txt/", "", 404), ("/a.txt", 'If-Match: "x"\r\n', 412), ("/empty/", "", 204), ("/full/?recursive", "", 204), ("/", "", 403),
-            ("/?recursive", "", 403)]
+    rows = [
+        ("/none", "", 404),
+        ("/full/", "", 409),
+        ("/a.txt/", "", 404),
+        ("/a.txt", 'If-Match: "x"\r\n', 412),
+        ("/empty/", "", 204),
+        ("/full/?recursive", "", 204),
+        ("/", "", 403),
+        ("/?recursive", "", 403),
+    ]
     assert [(path, fields, ask("DELETE", path, fields).status) for path, fields, _ in rows] == rows
     assert tree(folder) == {b"a.txt": b"hello\n"}
     assert ask("DELETE", "/a.txt").status == 204
 
 
-def test_a_folder_is_deleted_whatever_somebody_else_deletes_in_it_meanwhile(spawn, ask, folder, tmp_path):
+def test_a_folder_is_deleted_whatever_somebody_else_deletes_in_it_meanwhile(
+    spawn, ask, folder, tmp_path
+):
     for name in "a", "b", "c":
         (folder / "full" / name / "deep").mkdir(parents=True)
         (folder / "full" / name / "x").touch()
     script = tmp_path / "meanwhile.py"
-    script.write_text("import os, runpy, shutil, sys\nunlink = os.unlink\n"
-                      "def late(name, dir_fd=None):\n    os.unlink = unlink\n    for other in os.listdir('full'):\n        shutil.rmtree('full/' + other)\n"
-                      "    unlink(name, dir_fd=dir_fd)\n"
-                      "os.supports_dir_fd.add(late)\nos.unlink, sys.argv[0] = late, 'httpserver.py'\n"
-                      f"runpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n")
+    script.write_text(
+        "import os, runpy, shutil, sys\nunlink = os.unlink\n"
+        "def late(name, dir_fd=None):\n    os.unlink = unlink\n    for other in os.listdir('full'):\n        shutil.rmtree('full/' + other)\n"
+        "    unlink(name, dir_fd=dir_fd)\n"
+        "os.supports_dir_fd.add(late)\nos.unlink, sys.argv[0] = late, 'httpserver.py'\n"
+        f"runpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n"
+    )
     assert ask("DELETE", "/full/?recursive", to=spawn(str(script), cwd=folder)).status == 204
     assert os.listdir(folder) == ["a.txt"]
 
@@ -273,7 +468,9 @@ def test_a_folder_that_holds_hidden_files_is_deleted_only_by_who_is_shown_them(s
     (folder / "f" / "deep" / ".env").touch()
     assert ask("DELETE", "/f/?recursive").status == 409
     assert set(tree(folder / "f")) == {b"seen", b"deep/.env"}
-    assert ask("DELETE", "/f/?recursive", to=spawn("httpserver.py", folder, "--hidden")).status == 204
+    assert (
+        ask("DELETE", "/f/?recursive", to=spawn("httpserver.py", folder, "--hidden")).status == 204
+    )
     (folder / "g").mkdir()
     (folder / "g" / f".six-{'0' * 32}.part").touch()
     assert ask("DELETE", "/g/?recursive").status == 204
@@ -285,63 +482,126 @@ def test_a_folder_that_is_too_deep_to_be_deleted_stays_whole(spawn, ask, folder)
     for number in range(30):
         (folder / "f" / str(number)).touch()
     for flags in [], ["--hidden"]:
-        assert ask("DELETE", "/f/?recursive", to=spawn("httpserver.py", folder, *flags)).status == 403
+        assert (
+            ask("DELETE", "/f/?recursive", to=spawn("httpserver.py", folder, *flags)).status == 403
+        )
         assert len(os.listdir(folder / "f")) == 31
 
 
 def test_mkcol_and_move(ask, folder):
-    assert [ask("MKCOL", path).status for path in ("/f/", "/f/", "/a.txt", "/no/where/", "/")] == [201, 405, 405, 409, 405]
+    assert [ask("MKCOL", path).status for path in ("/f/", "/f/", "/a.txt", "/no/where/", "/")] == [
+        201,
+        405,
+        405,
+        409,
+        405,
+    ]
     (folder / "b").write_bytes(b"b")
-    rows = [("/a.txt", "/b", "Overwrite: F\r\n", 412), ("/a.txt", "/new", "Overwrite: F\r\n", 201), ("/new", "http://localhost/f/x", "", 201), ("/f/x", "/b", "", 204),
-            ("/b", "http://evil.example/x", "", 502), ("/b", "", "", 400), ("/b", "/f", "", 409), ("/none", "/x", "", 404), ("/f", "/f/f", "", 409), ("/", "/x", "", 403),
-            ("/b", "/no/where", "", 409), ("/f", "/g", "Overwrite: F\r\n", 201)]
-    assert [(old, new, more, ask("MOVE", old, f"Destination: {new}\r\n{more}").status) for old, new, more, _ in rows] == rows
+    rows = [
+        ("/a.txt", "/b", "Overwrite: F\r\n", 412),
+        ("/a.txt", "/new", "Overwrite: F\r\n", 201),
+        ("/new", "http://localhost/f/x", "", 201),
+        ("/f/x", "/b", "", 204),
+        ("/b", "http://evil.example/x", "", 502),
+        ("/b", "", "", 400),
+        ("/b", "/f", "", 409),
+        ("/none", "/x", "", 404),
+        ("/f", "/f/f", "", 409),
+        ("/", "/x", "", 403),
+        ("/b", "/no/where", "", 409),
+        ("/f", "/g", "Overwrite: F\r\n", 201),
+    ]
+    assert [
+        (old, new, more, ask("MOVE", old, f"Destination: {new}\r\n{more}").status)
+        for old, new, more, _ in rows
+    ] == rows
     assert b"into itself" in ask("MOVE", "/g", "Destination: /g/f\r\n").body
     assert tree(folder) == {b"b": b"hello\n"} and sorted(os.listdir(folder)) == ["b", "g"]
     os.link(folder / "b", folder / "same")
-    assert [ask("MOVE", "/b", f"Destination: {new}\r\n").status for new in ("/same", "/c")] == [403, 201]
+    assert [ask("MOVE", "/b", f"Destination: {new}\r\n").status for new in ("/same", "/c")] == [
+        403,
+        201,
+    ]
     assert sorted(os.listdir(folder)) == ["c", "g", "same"]
 
 
-@pytest.mark.parametrize("number", [0, errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP], ids=lambda number: errno.errorcode.get(number, "links"))
-def test_with_and_without_hard_links_a_new_name_is_the_whole_file_or_nothing(number, spawn, ask, folder, tmp_path):
+@pytest.mark.parametrize(
+    "number",
+    [0, errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP],
+    ids=lambda number: errno.errorcode.get(number, "links"),
+)
+def test_with_and_without_hard_links_a_new_name_is_the_whole_file_or_nothing(
+    number, spawn, ask, folder, tmp_path
+):
     (folder / "kept").mkdir()
     (folder / "kept" / "x").write_bytes(b"kept")
     (folder / "kept").chmod(0o555)
     script = tmp_path / "no_links.py"
-    script.write_text("import os, runpy, sys\ndef no_links(*_, **more):\n    raise OSError(%d, 'no links')\n" % number
-                      + f"os.link, sys.argv[0] = {'no_links' if number else 'os.link'}, 'httpserver.py'\n"
-                      f"runpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n")
+    script.write_text(
+        "import os, runpy, sys\ndef no_links(*_, **more):\n    raise OSError(%d, 'no links')\n"
+        % number
+        + f"os.link, sys.argv[0] = {'no_links' if number else 'os.link'}, 'httpserver.py'\n"
+        f"runpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n"
+    )
     server = spawn(str(script), folder, preexec_fn=obey_modes)
-    assert [ask("PUT", "/b", "If-None-Match: *\r\n", DATA, to=server).status for _ in range(2)] == [201, 412]
-    assert [ask("MOVE", old, "Destination: /c\r\nOverwrite: F\r\n", to=server).status for old in ("/kept/x", "/b", "/a.txt")] == [403, 201, 412]
+    assert [ask("PUT", "/b", "If-None-Match: *\r\n", DATA, to=server).status for _ in range(2)] == [
+        201,
+        412,
+    ]
+    assert [
+        ask("MOVE", old, "Destination: /c\r\nOverwrite: F\r\n", to=server).status
+        for old in ("/kept/x", "/b", "/a.txt")
+    ] == [403, 201, 412]
     assert tree(folder) == {b"a.txt": b"hello\n", b"c": DATA, b"kept/x": b"kept"}
 
 
 # --- resuming uploads ---
 def begin(ask, path="/", length=len(DATA), more="", **to):
-    reply = ask("POST" if path.endswith("/") else "PUT", path, f"Upload-Complete: ?0\r\nUpload-Length: {length}\r\nContent-Disposition: inline; filename=big\r\n{more}", **to)
+    reply = ask(
+        "POST" if path.endswith("/") else "PUT",
+        path,
+        f"Upload-Complete: ?0\r\nUpload-Length: {length}\r\nContent-Disposition: inline; filename=big\r\n{more}",
+        **to,
+    )
     assert reply.status == 201, reply
     return reply.fields["location"]
 
 
 def append(ask, location, offset, data, complete="?1", **to):
-    return ask("PATCH", location, f"Content-Type: application/partial-upload\r\nUpload-Offset: {offset}\r\nUpload-Complete: {complete}\r\n", data, **to)
+    return ask(
+        "PATCH",
+        location,
+        f"Content-Type: application/partial-upload\r\nUpload-Offset: {offset}\r\nUpload-Complete: {complete}\r\n",
+        data,
+        **to,
+    )
 
 
 def ask_for(ask, location, **to):
     """HEAD of an upload that another connection may still be writing: busy (503) for as long as that has not let go."""
-    return until(lambda: (reply := ask("HEAD", location, **to)).status != 503 and reply, "the old connection to let go")
+    return until(
+        lambda: (reply := ask("HEAD", location, **to)).status != 503 and reply,
+        "the old connection to let go",
+    )
 
 
 def test_an_upload_in_pieces_is_one_file(ask, folder):
     location = begin(ask, more=f"Repr-Digest: {digest(DATA)}\r\n")
     assert append(ask, location, 0, DATA[:1000], "?0").status == 204
     state = ask("HEAD", location)
-    assert (state.status, state.fields["upload-offset"], state.fields["upload-complete"], state.fields["upload-length"]) == (204, "1000", "?0", str(len(DATA)))
+    assert (
+        state.status,
+        state.fields["upload-offset"],
+        state.fields["upload-complete"],
+        state.fields["upload-length"],
+    ) == (204, "1000", "?0", str(len(DATA)))
     assert append(ask, location, 999, DATA[999:]).fields["upload-offset"] == "1000"
     done = append(ask, location, 1000, DATA[1000:])
-    assert (done.status, done.fields["upload-complete"], done.fields["location"]) == (201, "?1", "/big")
+    assert (done.status, done.fields["upload-complete"], done.fields["location"]) == (
+        201,
+        "?1",
+        "/big",
+    )
     assert tree(folder) == {b"a.txt": b"hello\n", b"big": DATA}
 
 
@@ -352,19 +612,33 @@ def test_a_complete_upload_says_so_as_long_as_its_file_stays(spawn, ask, folder)
     assert (done.status, done.fields["location"]) == (201, "/big%20%281%29")
     after_a_restart = spawn("httpserver.py", folder)
     state = ask("HEAD", location, to=after_a_restart).fields
-    assert (state["upload-complete"], state["upload-offset"], state["upload-length"], state["location"]) == ("?1", "300000", "300000", "/big%20%281%29")
-    assert append(ask, location, len(DATA), b"").status == append(ask, location, 0, DATA).status == 400
+    assert (
+        state["upload-complete"],
+        state["upload-offset"],
+        state["upload-length"],
+        state["location"],
+    ) == ("?1", "300000", "300000", "/big%20%281%29")
+    assert (
+        append(ask, location, len(DATA), b"").status == append(ask, location, 0, DATA).status == 400
+    )
     assert ask("DELETE", location).status == 400
-    assert (folder / "big (1)").read_bytes() == DATA and (folder / "big (1)").stat().st_mtime // 1 == 1500000000
+    assert (folder / "big (1)").read_bytes() == DATA and (
+        folder / "big (1)"
+    ).stat().st_mtime // 1 == 1500000000
     assert ask("PUT", "/big%20%281%29", body=DATA).status == 204
     assert ask("HEAD", location).status == 404
 
 
-def test_an_upload_that_was_cut_goes_on_where_the_server_stands_even_another_server(spawn, server, wire, ask, folder):
+def test_an_upload_that_was_cut_goes_on_where_the_server_stands_even_another_server(
+    spawn, server, wire, ask, folder
+):
     other = spawn("httpserver.py", folder)
     location = begin(ask, "/x")
-    connection = wire().send(f"PATCH {location} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/partial-upload\r\nUpload-Offset: 0\r\nUpload-Complete: ?1\r\n"
-                             f"Content-Length: {len(DATA)}\r\n\r\n".encode() + DATA[:100000])
+    connection = wire().send(
+        f"PATCH {location} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/partial-upload\r\nUpload-Offset: 0\r\nUpload-Complete: ?1\r\n"
+        f"Content-Length: {len(DATA)}\r\n\r\n".encode()
+        + DATA[:100000]
+    )
     until(lambda: any(len(data) == 100000 for data in tree(folder).values()), "the part")
     state = ask_for(ask, location, to=other)  # the old connection still is open: it is ended first
     assert state.fields["upload-offset"] == "100000"
@@ -374,18 +648,26 @@ def test_an_upload_that_was_cut_goes_on_where_the_server_stands_even_another_ser
     assert tree(folder) == {b"a.txt": b"hello\n", b"x": DATA}
 
 
-def test_an_upload_can_be_taken_over_although_its_old_connection_still_sends(server, wire, ask, folder):
+def test_an_upload_can_be_taken_over_although_its_old_connection_still_sends(
+    server, wire, ask, folder
+):
     location = ask("PUT", "/x", "Upload-Complete: ?0\r\n").fields["location"]
-    old = wire().send(f"PATCH {location} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/partial-upload\r\nUpload-Offset: 0\r\nUpload-Complete: ?1\r\n"
-                      "Transfer-Encoding: chunked\r\n\r\n")
+    old = wire().send(
+        f"PATCH {location} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/partial-upload\r\nUpload-Offset: 0\r\nUpload-Complete: ?1\r\n"
+        "Transfer-Encoding: chunked\r\n\r\n"
+    )
 
     def go_on():
         with suppress(ConnectionError, TimeoutError):
             while not select.select([old.sock], [], [], 0)[0]:
                 old.send(b"40000\r\n%b\r\n" % bytes(0x40000))
+
     sender = threading.Thread(target=go_on)
     sender.start()
-    until(lambda: any(len(data) > 0 for name, data in tree(folder).items() if name != b"a.txt"), "the part")
+    until(
+        lambda: any(len(data) > 0 for name, data in tree(folder).items() if name != b"a.txt"),
+        "the part",
+    )
     assert ask_for(ask, location).status == 204
     assert ask("DELETE", location).status == 204
     sender.join()
@@ -405,31 +687,58 @@ def test_interim_answers_go_to_clients_of_the_same_draft_only(wire, ask):
 
 def test_a_client_of_the_same_draft_is_told_how_much_has_arrived(wire, ask):
     head = f"PATCH {begin(ask, '/x', 6)} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/partial-upload\r\nUpload-Complete: ?1\r\n"
-    connection = wire().send(f"{head}Upload-Draft-Interop-Version: 8\r\nUpload-Offset: 0\r\nContent-Length: 6\r\n\r\n123")
+    connection = wire().send(
+        f"{head}Upload-Draft-Interop-Version: 8\r\nUpload-Offset: 0\r\nContent-Length: 6\r\n\r\n123"
+    )
     note = connection.reply()
-    assert (note.status, note.fields) == (104, {"upload-draft-interop-version": "8", "upload-offset": "3"})
+    assert (note.status, note.fields) == (
+        104,
+        {"upload-draft-interop-version": "8", "upload-offset": "3"},
+    )
     assert connection.send("456").reply().status == 201
 
 
 def test_a_file_keeps_the_time_that_it_has_at_the_client(ask, folder):
     for method, path in ("PUT", "/x"), ("POST", "/"):
-        reply = ask(method, path, "X-OC-Mtime: 1234567890\r\nContent-Disposition: inline; filename=y\r\n", b"data")
+        reply = ask(
+            method,
+            path,
+            "X-OC-Mtime: 1234567890\r\nContent-Disposition: inline; filename=y\r\n",
+            b"data",
+        )
         assert (reply.status, reply.fields["x-oc-mtime"]) == (201, "accepted")
-        assert ask("GET", reply.fields["location"]).fields["last-modified"] == "Fri, 13 Feb 2009 23:31:30 GMT"
+        assert (
+            ask("GET", reply.fields["location"]).fields["last-modified"]
+            == "Fri, 13 Feb 2009 23:31:30 GMT"
+        )
         assert ask("HEAD", reply.fields["location"]).fields["etag"] == reply.fields["etag"]
-    tags = {ask("PUT", "/x", "X-OC-Mtime: 1234567890\r\n", b"%d" % n).fields["etag"] for n in range(5)}
+    tags = {
+        ask("PUT", "/x", "X-OC-Mtime: 1234567890\r\n", b"%d" % n).fields["etag"] for n in range(5)
+    }
     assert len(tags) == 5  # of one size, one time, and in turn of one inode
     for wrong in "", "-1", "1e9", "1.5", "+1", "12345678901", "nan", "1, 2":
         assert ask("PUT", "/a.txt", f"X-OC-Mtime: {wrong}\r\n", b"data").status == 400, wrong
     assert (folder / "a.txt").read_bytes() == b"hello\n"
 
 
-@pytest.mark.parametrize("path, condition", [
-    ("/a.txt", "If-Match: TAG"), ("/a.txt", "If-Match: *"), ("/a.txt", 'If-None-Match: "x"'), ("/a.txt", "If-Unmodified-Since: DATE"),
-    ("/new", "If-None-Match: *"), ("/new", 'If-None-Match: "x"')])
-def test_a_conditional_upload_in_pieces_replaces_only_what_was_there_when_it_began(path, condition, ask, folder):
+@pytest.mark.parametrize(
+    "path, condition",
+    [
+        ("/a.txt", "If-Match: TAG"),
+        ("/a.txt", "If-Match: *"),
+        ("/a.txt", 'If-None-Match: "x"'),
+        ("/a.txt", "If-Unmodified-Since: DATE"),
+        ("/new", "If-None-Match: *"),
+        ("/new", 'If-None-Match: "x"'),
+    ],
+)
+def test_a_conditional_upload_in_pieces_replaces_only_what_was_there_when_it_began(
+    path, condition, ask, folder
+):
     there = ask("HEAD", "/a.txt").fields
-    begun = f"{condition}\r\nUpload-Complete: ?0\r\n".replace("TAG", there["etag"]).replace("DATE", there["last-modified"])
+    begun = f"{condition}\r\nUpload-Complete: ?0\r\n".replace("TAG", there["etag"]).replace(
+        "DATE", there["last-modified"]
+    )
     first, second, third = (ask("PUT", path, begun, b"some ").fields["location"] for _ in range(3))
     assert append(ask, first, 5, b"first").status in (201, 204)
     assert append(ask, second, 5, b"second").status == 412
@@ -443,11 +752,16 @@ def test_wrong_resumptions_are_refused_and_change_nothing(ask, folder):
     location = begin(ask, "/x", 10)
     assert append(ask, location, 0, b"12345", "?0").status == 204
     for path, offset, data, complete, status in [
-        (location, 5, b"1234567", "?1", 400), (location.replace("upload=", "upload=0"), 5, b"1", "?1", 404), (location + "&x", 5, b"", "?2", 400), ("/x?upload=" + "0" * 32, 0, b"", "?1", 404),
-        ("/x?upload=../../etc/passwd&over=new", 0, b"", "?1", 404), ("/../x" + location[2:], 5, b"", "?1", 403),
+        (location, 5, b"1234567", "?1", 400),
+        (location.replace("upload=", "upload=0"), 5, b"1", "?1", 404),
+        (location + "&x", 5, b"", "?2", 400),
+        ("/x?upload=" + "0" * 32, 0, b"", "?1", 404),
+        ("/x?upload=../../etc/passwd&over=new", 0, b"", "?1", 404),
+        ("/../x" + location[2:], 5, b"", "?1", 403),
     ]:
         assert append(ask, path, offset, data, complete).status == status, path
-    assert ask("HEAD", location).status == 404  # more than was announced: given up, as the draft says
+    # more than was announced: given up, as the draft says
+    assert ask("HEAD", location).status == 404
     location = begin(ask, "/x", 10, f"Repr-Digest: {digest(b'other')}\r\n")
     assert append(ask, location, 0, b"0123456789").status == 400
     location = begin(ask, "/x", 10)
@@ -460,9 +774,17 @@ def test_wrong_resumptions_are_refused_and_change_nothing(ask, folder):
 def test_a_resumption_that_gets_too_long_is_refused_before_its_body(spawn, wire, ask, folder):
     server = spawn("httpserver.py", folder, "--max-size", 1000)
     for announced, status in ("", 413), ("Upload-Length: 10\r\n", 400):
-        location = ask("PUT", "/x", f"Upload-Complete: ?0\r\n{announced}", b"12345", to=server).fields["location"]
-        reply = wire(server).send(f"PATCH {location} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/partial-upload\r\nUpload-Offset: 5\r\n"
-                                  "Upload-Complete: ?1\r\nExpect: 100-continue\r\nContent-Length: 1000\r\n\r\n").reply()
+        location = ask(
+            "PUT", "/x", f"Upload-Complete: ?0\r\n{announced}", b"12345", to=server
+        ).fields["location"]
+        reply = (
+            wire(server)
+            .send(
+                f"PATCH {location} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/partial-upload\r\nUpload-Offset: 5\r\n"
+                "Upload-Complete: ?1\r\nExpect: 100-continue\r\nContent-Length: 1000\r\n\r\n"
+            )
+            .reply()
+        )
         assert reply.status == status
     assert tree(folder) == {b"a.txt": b"hello\n"}
 
@@ -471,10 +793,13 @@ def test_a_resumption_that_gets_too_long_is_refused_before_its_body(spawn, wire,
 def halfway(request, spawn, folder, tmp_path):
     """A server that stops after the link() and before the replace() of its renames until it gets a line on stdin."""
     script = tmp_path / "halfway.py"
-    script.write_text(getattr(request, "param", "") + "import os, runpy, sys\nlink, replace = os.link, os.replace\n"
-                      "def halfway(*args, **more):\n    link(*args, **more)\n    os.write(2, b'linked\\n')\n    sys.stdin.readline()\n"
-                      "def later(*args, **more):\n    os.write(2, b'linked\\n')\n    sys.stdin.readline()\n    replace(*args, **more)\n"
-                      f"os.link, os.replace, sys.argv[0] = halfway, later, 'httpserver.py'\nrunpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n")
+    script.write_text(
+        getattr(request, "param", "")
+        + "import os, runpy, sys\nlink, replace = os.link, os.replace\n"
+        "def halfway(*args, **more):\n    link(*args, **more)\n    os.write(2, b'linked\\n')\n    sys.stdin.readline()\n"
+        "def later(*args, **more):\n    os.write(2, b'linked\\n')\n    sys.stdin.readline()\n    replace(*args, **more)\n"
+        f"os.link, os.replace, sys.argv[0] = halfway, later, 'httpserver.py'\nrunpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n"
+    )
     server = spawn(str(script), folder, stdin=subprocess.PIPE)
     yield server
     server.process.stdin.close()
@@ -490,15 +815,21 @@ def meanwhile(server, first, second):
 
 
 def test_a_file_put_while_its_old_one_is_moved_away_stays(halfway, wire, ask, folder):
-    first = wire(halfway).send("MOVE /a.txt HTTP/1.1\r\nHost: localhost\r\nDestination: /b\r\nOverwrite: F\r\n\r\n")
+    first = wire(halfway).send(
+        "MOVE /a.txt HTTP/1.1\r\nHost: localhost\r\nDestination: /b\r\nOverwrite: F\r\n\r\n"
+    )
     halfway.wait_for("linked")
-    second = wire(halfway).send("PUT /a.txt HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\nnew")
+    second = wire(halfway).send(
+        "PUT /a.txt HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\nnew"
+    )
     assert all(reply.status in (201, 204) for reply in meanwhile(halfway, first, second))
     assert tree(folder) == {b"a.txt": b"new", b"b": b"hello\n"}
 
 
 def test_a_file_deleted_while_it_is_moved_is_moved(halfway, wire, folder):
-    first = wire(halfway).send("MOVE /a.txt HTTP/1.1\r\nHost: localhost\r\nDestination: /b\r\nOverwrite: F\r\n\r\n")
+    first = wire(halfway).send(
+        "MOVE /a.txt HTTP/1.1\r\nHost: localhost\r\nDestination: /b\r\nOverwrite: F\r\n\r\n"
+    )
     halfway.wait_for("linked")
     second = wire(halfway).send("DELETE /a.txt HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert [reply.status for reply in meanwhile(halfway, first, second)] == [201, 404]
@@ -507,10 +838,13 @@ def test_a_file_deleted_while_it_is_moved_is_moved(halfway, wire, folder):
 
 def test_a_file_whose_folder_is_deleted_while_it_is_moved_is_moved(halfway, wire, ask, folder):
     assert ask("PUT", "/sub/x", body=b"data").status == 201
-    first = wire(halfway).send("MOVE /sub/x HTTP/1.1\r\nHost: localhost\r\nDestination: /b\r\nOverwrite: F\r\n\r\n")
+    first = wire(halfway).send(
+        "MOVE /sub/x HTTP/1.1\r\nHost: localhost\r\nDestination: /b\r\nOverwrite: F\r\n\r\n"
+    )
     halfway.wait_for("linked")
     second = wire(halfway).send("DELETE /sub/?recursive HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    assert select.select([second.sock], [], [], DEADLINE)[0]  # it waits for nobody, and is over before the first one goes on
+    # it waits for nobody, and is over before the first one goes on
+    assert select.select([second.sock], [], [], DEADLINE)[0]
     assert [reply.status for reply in meanwhile(halfway, first, second)] == [201, 204]
     assert tree(folder) == {b"a.txt": b"hello\n", b"b": b"data"}
 
@@ -519,20 +853,29 @@ def test_a_file_moved_to_where_one_is_put_comes_before_or_after_that(halfway, wi
     (folder / "sub").mkdir()
     (folder / "sub" / "x").write_bytes(b"old")
     tag = ask("HEAD", "/sub/x", to=halfway).fields["etag"]
-    first = wire(halfway).send(f"PUT /sub/x HTTP/1.1\r\nHost: localhost\r\nIf-Match: {tag}\r\nContent-Length: 3\r\n\r\nnew")
+    first = wire(halfway).send(
+        f"PUT /sub/x HTTP/1.1\r\nHost: localhost\r\nIf-Match: {tag}\r\nContent-Length: 3\r\n\r\nnew"
+    )
     halfway.wait_for("linked")
-    second = wire(halfway).send("MOVE /a.txt HTTP/1.1\r\nHost: localhost\r\nDestination: /sub/x\r\n\r\n")
+    second = wire(halfway).send(
+        "MOVE /a.txt HTTP/1.1\r\nHost: localhost\r\nDestination: /sub/x\r\n\r\n"
+    )
     select.select([second.sock], [], [], 0.3)
-    assert halfway.err.count("linked") == 1  # not between what the other checks and what it replaces
+    # not between what the other checks and what it replaces
+    assert halfway.err.count("linked") == 1
     assert [reply.status for reply in meanwhile(halfway, first, second)] == [204, 204]
     assert tree(folder) == {b"sub/x": b"hello\n"}
 
 
-NO_LOCKS = {"system": "import sys\nsys.modules['fcntl'] = None\n",
-            "file system": "import fcntl\ndef flock(*_): raise OSError(38, 'Function not implemented')\nfcntl.flock = flock\n"}
+NO_LOCKS = {
+    "system": "import sys\nsys.modules['fcntl'] = None\n",
+    "file system": "import fcntl\ndef flock(*_): raise OSError(38, 'Function not implemented')\nfcntl.flock = flock\n",
+}
 
 
-@pytest.mark.parametrize("halfway", ["", *NO_LOCKS.values()], ids=["locks", *NO_LOCKS], indirect=True)
+@pytest.mark.parametrize(
+    "halfway", ["", *NO_LOCKS.values()], ids=["locks", *NO_LOCKS], indirect=True
+)
 def test_of_two_writers_who_replace_the_same_version_one_wins(halfway, wire, ask, folder):
     head = f"PUT /a.txt HTTP/1.1\r\nHost: localhost\r\nIf-Match: {ask('HEAD', '/a.txt', to=halfway).fields['etag']}\r\nContent-Length: 5\r\n\r\n"
     first = wire(halfway).send(head + "first")
@@ -542,25 +885,37 @@ def test_of_two_writers_who_replace_the_same_version_one_wins(halfway, wire, ask
     assert tree(folder) == {b"a.txt": b"first"}
 
 
-def test_nobody_appends_to_an_upload_that_is_just_being_put_in_its_place(halfway, wire, ask, folder):
-    location = ask("POST", "/", "Upload-Complete: ?0\r\nContent-Disposition: inline; filename=big\r\n", to=halfway).fields["location"]
+def test_nobody_appends_to_an_upload_that_is_just_being_put_in_its_place(
+    halfway, wire, ask, folder
+):
+    location = ask(
+        "POST",
+        "/",
+        "Upload-Complete: ?0\r\nContent-Disposition: inline; filename=big\r\n",
+        to=halfway,
+    ).fields["location"]
     head = f"PATCH {location} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/partial-upload\r\nContent-Length: 5\r\n"
     first = wire(halfway).send(f"{head}Upload-Offset: 0\r\nUpload-Complete: ?1\r\n\r\nhello")
     halfway.wait_for("linked")
     append_more = f"{head}Upload-Offset: 5\r\nUpload-Complete: ?0\r\n\r\nworld"
     second = wire(halfway).send(append_more)
     done, refused = meanwhile(halfway, first, second)
-    if refused.status == 503:  # where the first one took longer than the second one waits: it is to ask again
+    # where the first one took longer than the second one waits: it is to ask again
+    if refused.status == 503:
         refused = second.send(append_more).reply()
     assert (done.status, refused.status) == (201, 400)
     assert tree(folder) == {b"a.txt": b"hello\n", b"big": b"hello"}
 
 
-def test_nobody_goes_on_with_an_upload_that_is_just_being_removed(spawn, ask, wire, folder, tmp_path):
+def test_nobody_goes_on_with_an_upload_that_is_just_being_removed(
+    spawn, ask, wire, folder, tmp_path
+):
     script = tmp_path / "halfway.py"
-    script.write_text("import os, runpy, sys\nunlink = os.unlink\n"
-                      "def later(*args, **more):\n    os.write(2, b'unlinking\\n')\n    sys.stdin.readline()\n    unlink(*args, **more)\n"
-                      f"os.unlink, sys.argv[0] = later, 'httpserver.py'\nrunpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n")
+    script.write_text(
+        "import os, runpy, sys\nunlink = os.unlink\n"
+        "def later(*args, **more):\n    os.write(2, b'unlinking\\n')\n    sys.stdin.readline()\n    unlink(*args, **more)\n"
+        f"os.unlink, sys.argv[0] = later, 'httpserver.py'\nrunpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n"
+    )
     server = spawn(str(script), folder, stdin=subprocess.PIPE)
     location = begin(ask, "/x", to=server)
     first = wire(server).send(f"DELETE {location} HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -573,8 +928,12 @@ def test_nobody_goes_on_with_an_upload_that_is_just_being_removed(spawn, ask, wi
 
 
 @pytest.mark.parametrize("without", NO_LOCKS)
-def test_where_there_are_no_locks_an_upload_goes_on_all_the_same(without, spawn, ask, folder, tmp_path):
-    (tmp_path / "run.py").write_text(f"{NO_LOCKS[without]}import runpy\nrunpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n")
+def test_where_there_are_no_locks_an_upload_goes_on_all_the_same(
+    without, spawn, ask, folder, tmp_path
+):
+    (tmp_path / "run.py").write_text(
+        f"{NO_LOCKS[without]}import runpy\nrunpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n"
+    )
     server = spawn(str(tmp_path / "run.py"), folder)
     location = ask("PUT", "/x", "Upload-Complete: ?0\r\n", b"01234", to=server).fields["location"]
     state = ask("HEAD", location, to=server)
@@ -588,7 +947,8 @@ def test_another_file_with_the_inode_of_a_given_up_upload_is_not_taken_for_it(as
     assert ask("DELETE", location).status == 204
     for fields in "", "Upload-Complete: ?1\r\n", "X-OC-Mtime: 1234567890\r\n":
         assert ask("PUT", "/x", fields, b"other data").status in (201, 204)
-        stale = f"{location.partition('&file=')[0]}&file={(folder / 'x').stat().st_ino}"  # what an upload with this inode would have got
+        # what an upload with this inode would have got
+        stale = f"{location.partition('&file=')[0]}&file={(folder / 'x').stat().st_ino}"
         assert ask("HEAD", stale).status == 404 == append(ask, stale, 0, b"0123456789").status
 
 
@@ -606,14 +966,17 @@ def test_old_parts_expire_and_are_never_served(ask, folder):
 
 
 def test_a_folder_is_not_looked_through_for_each_upload_into_it(spawn, ask, folder, tmp_path):
-    (tmp_path / "told.py").write_text("import os, runpy, sys\nscandir = os.scandir\n"
-                                      "def told(where='.'):\n    os.write(2, f'looks through {where}\\n'.encode())  # whole, whatever else is said\n    return scandir(where)\n"
-                                      "os.supports_fd.add(told)\nos.scandir, sys.argv[0] = told, 'httpserver.py'\n"
-                                      f"runpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n")
+    (tmp_path / "told.py").write_text(
+        "import os, runpy, sys\nscandir = os.scandir\n"
+        "def told(where='.'):\n    os.write(2, f'looks through {where}\\n'.encode())  # whole, whatever else is said\n    return scandir(where)\n"
+        "os.supports_fd.add(told)\nos.scandir, sys.argv[0] = told, 'httpserver.py'\n"
+        f"runpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n"
+    )
     server = spawn(str(tmp_path / "told.py"), folder)
     for path in ("/x", "/y", "/d/x", "/d/y") * 5:
         begin(ask, path, to=server)
-    assert 2 <= len(re.findall(r"looks through \d+", server.stop())) <= 4  # four when an hour ends meanwhile
+    # four when an hour ends meanwhile
+    assert 2 <= len(re.findall(r"looks through \d+", server.stop())) <= 4
 
 
 def test_an_old_part_that_may_not_be_opened_keeps_no_other_one(spawn, ask, folder):
@@ -647,8 +1010,14 @@ def visible(folder):
 def test_tar_has_an_exact_length_and_every_file(ask, full_folder):
     reply = ask("GET", "/?tar")
     assert reply.whole and int(reply.fields["content-length"]) == len(reply.body)
-    with tarfile.open(fileobj=io.BytesIO(reply.body), encoding="utf-8", errors="surrogateescape") as archive:
-        assert {os.fsencode(item.name): archive.extractfile(item).read() for item in archive if item.isfile()} == visible(full_folder)
+    with tarfile.open(
+        fileobj=io.BytesIO(reply.body), encoding="utf-8", errors="surrogateescape"
+    ) as archive:
+        assert {
+            os.fsencode(item.name): archive.extractfile(item).read()
+            for item in archive
+            if item.isfile()
+        } == visible(full_folder)
         assert "empty" in archive.getnames()
     assert "filename=\"www.tar\"; filename*=UTF-8''www.tar" in reply.fields["content-disposition"]
 
@@ -661,13 +1030,19 @@ def test_tar_resumes_at_every_kind_of_offset(ask, full_folder):
     assert ask("GET", "/?tar", "Range: bytes=100-199\r\n").body == whole.body[100:200]
     assert ask("GET", "/?tar", f"Range: bytes={len(whole.body)}-\r\n").status == 416
     (full_folder / "more").touch()
-    assert ask("GET", "/?tar", f"Range: bytes=5-\r\nIf-Range: {whole.fields['etag']}\r\n").status == 200
+    assert (
+        ask("GET", "/?tar", f"Range: bytes=5-\r\nIf-Range: {whole.fields['etag']}\r\n").status
+        == 200
+    )
 
 
 def test_conditions_on_the_date_of_an_archive_which_has_none_are_ignored(ask):
     date = "Fri, 31 Dec 2100 00:00:00 GMT"
     assert "last-modified" not in ask("HEAD", "/?tar").fields
-    assert [ask("GET", "/?tar", f"{name}: {date}\r\n").status for name in ("If-Modified-Since", "If-Unmodified-Since")] == [200, 200]
+    assert [
+        ask("GET", "/?tar", f"{name}: {date}\r\n").status
+        for name in ("If-Modified-Since", "If-Unmodified-Since")
+    ] == [200, 200]
     assert ask("GET", "/?tar", f"Range: bytes=5-\r\nIf-Range: {date}\r\n").status == 200
 
 
@@ -676,8 +1051,15 @@ def test_zip_is_whole_and_other_programs_read_it(ask, full_folder):
     assert reply.whole and int(reply.fields["content-length"]) == len(reply.body)
     with zipfile.ZipFile(io.BytesIO(reply.body)) as archive:
         assert archive.testzip() is None
-        want = {name.decode("utf-8") if name in RAW[1:] or name.isascii() else name.decode("cp437"): data for name, data in visible(full_folder).items()}
-        assert {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")} == want
+        want = {
+            name.decode("utf-8")
+            if name in RAW[1:] or name.isascii()
+            else name.decode("cp437"): data
+            for name, data in visible(full_folder).items()
+        }
+        assert {
+            name: archive.read(name) for name in archive.namelist() if not name.endswith("/")
+        } == want
         assert "empty/" in archive.namelist()
 
 
@@ -696,8 +1078,16 @@ def test_what_may_not_be_read_is_left_out_of_archives(spawn, folder, ask):
     server = spawn("httpserver.py", folder, preexec_fn=obey_modes)
     try:
         tar, packed = (ask("GET", f"/?{kind}", to=server) for kind in ("tar", "zip"))
-        assert tar.whole and tarfile.open(fileobj=io.BytesIO(tar.body)).getnames() == ["a.txt", "open", "open/x"]
-        assert packed.whole and zipfile.ZipFile(io.BytesIO(packed.body)).namelist() == ["a.txt", "open/", "open/x"]
+        assert tar.whole and tarfile.open(fileobj=io.BytesIO(tar.body)).getnames() == [
+            "a.txt",
+            "open",
+            "open/x",
+        ]
+        assert packed.whole and zipfile.ZipFile(io.BytesIO(packed.body)).namelist() == [
+            "a.txt",
+            "open/",
+            "open/x",
+        ]
         for name in "locked/", "secret":
             server.wait_for(f"may not read it: {name}$")
     finally:
@@ -710,7 +1100,11 @@ def test_an_archive_whose_folder_changes_meanwhile_ends_short(wire, folder):
     (folder / "later").write_bytes(bytes(1 << 20))
     (folder / "z").mkdir()
     (folder / "z" / "gone").touch()
-    changes = [lambda: os.truncate(folder / "later", (1 << 20) - 1), (folder / "z" / "new").touch, (folder / "z" / "gone").unlink]
+    changes = [
+        lambda: os.truncate(folder / "later", (1 << 20) - 1),
+        (folder / "z" / "new").touch,
+        (folder / "z" / "gone").unlink,
+    ]
     for kind, change in itertools.product(("tar", "zip"), changes):
         (folder / "z" / "new").unlink(missing_ok=True)
         (folder / "z" / "gone").touch()
@@ -723,16 +1117,24 @@ def test_an_archive_whose_folder_changes_meanwhile_ends_short(wire, folder):
         assert connection.closed()
 
 
-def test_a_part_of_an_archive_is_whole_only_if_it_is_of_the_archive_whose_tag_it_has(wire, ask, folder):
+def test_a_part_of_an_archive_is_whole_only_if_it_is_of_the_archive_whose_tag_it_has(
+    wire, ask, folder
+):
     (folder / "big").touch()
     os.truncate(folder / "big", 16 << 20)
     (folder / "z").mkdir()
     (folder / "z" / "inner").write_bytes(b"x" * 1000)
     whole = ask("GET", "/?tar").body
     end = len(whole) - 1024  # of the last file
-    for last in end - 1, end - 25, end - 26, end - 1025:  # in its padding, its last byte, another one, the end of its head
-        assert ask("GET", "/?tar", f"Range: bytes={last - 600}-{last}\r\n").body == whole[last - 600:last + 1]
-    connection = wire(narrow=True).send(f"GET /?tar HTTP/1.1\r\nHost: localhost\r\nRange: bytes=0-{end - 1}\r\n\r\n")
+    # in its padding, its last byte, another one, the end of its head
+    for last in end - 1, end - 25, end - 26, end - 1025:
+        assert (
+            ask("GET", "/?tar", f"Range: bytes={last - 600}-{last}\r\n").body
+            == whole[last - 600 : last + 1]
+        )
+    connection = wire(narrow=True).send(
+        f"GET /?tar HTTP/1.1\r\nHost: localhost\r\nRange: bytes=0-{end - 1}\r\n\r\n"
+    )
     connection.more()
     (folder / "z" / "aaa").write_bytes(b"moves all that follows")
     assert not connection.reply().whole and connection.closed()
@@ -747,7 +1149,11 @@ def test_requests_ends_after_so_many(spawn, folder, ask):
 
 def test_once_ends_when_one_client_has_the_whole_file_in_however_many_ranges(spawn, folder, ask):
     server = spawn("httpserver.py", folder / "a.txt", "--once")
-    assert ask("HEAD", "/a.txt", to=server).status == ask("GET", "/a.txt", "Range: bytes=3-\r\n", to=server).status - 6 == 200
+    assert (
+        ask("HEAD", "/a.txt", to=server).status
+        == ask("GET", "/a.txt", "Range: bytes=3-\r\n", to=server).status - 6
+        == 200
+    )
     assert ask("GET", "/other", to=server).status == 404
     assert ask("GET", "/a.txt", "Range: bytes=1-2\r\n", to=server).body == b"el"
     assert server.process.poll() is None
@@ -758,12 +1164,17 @@ def test_once_ends_when_one_client_has_the_whole_file_in_however_many_ranges(spa
 def test_once_counts_ranges_that_end_at_the_same_moment(spawn, folder, wire, tmp_path):
     (folder / "big").write_bytes(bytes(2000000))
     script = tmp_path / "same_moment.py"
-    script.write_text(f"import sys, threading\nfrom contextlib import suppress\nsys.path.insert(0, {str(ROOT)!r})\nimport httpserver\n"
-                      "coalesce, both = httpserver.coalesce, threading.Barrier(2)\n"
-                      "def together(ranges, gap=0):\n    with suppress(threading.BrokenBarrierError):\n        gap or both.wait(1)\n    return coalesce(ranges, gap)\n"
-                      "httpserver.coalesce = together\nsys.exit(httpserver.main())\n")
+    script.write_text(
+        f"import sys, threading\nfrom contextlib import suppress\nsys.path.insert(0, {str(ROOT)!r})\nimport httpserver\n"
+        "coalesce, both = httpserver.coalesce, threading.Barrier(2)\n"
+        "def together(ranges, gap=0):\n    with suppress(threading.BrokenBarrierError):\n        gap or both.wait(1)\n    return coalesce(ranges, gap)\n"
+        "httpserver.coalesce = together\nsys.exit(httpserver.main())\n"
+    )
     server = spawn(str(script), folder, "--once")
-    halves = [wire(server).send(f"GET /big HTTP/1.1\r\nHost: localhost\r\nRange: bytes={half}\r\n\r\n") for half in ("0-999999", "1000000-")]
+    halves = [
+        wire(server).send(f"GET /big HTTP/1.1\r\nHost: localhost\r\nRange: bytes={half}\r\n\r\n")
+        for half in ("0-999999", "1000000-")
+    ]
     assert [half.reply().whole for half in halves] == [True, True]
     assert server.wait() == 0
 
@@ -786,7 +1197,12 @@ def test_a_single_file_is_all_that_is_served(spawn, folder, ask):
     (folder / "b").touch()
     server = spawn("httpserver.py", folder / "a.txt")
     assert ask("GET", "/", to=server).fields["location"] == "/a.txt"
-    assert [ask("GET", path, to=server).status for path in ("/a.txt", "/b", "/.", "/a.txt/")] == [200, 404, 403, 404]
+    assert [ask("GET", path, to=server).status for path in ("/a.txt", "/b", "/.", "/a.txt/")] == [
+        200,
+        404,
+        403,
+        404,
+    ]
     assert ask("PUT", "/a.txt", body=b"x", to=server).status == 405
     (folder / "link").symlink_to("a.txt")
     assert ask("GET", "/a.txt", to=spawn("httpserver.py", folder / "link")).body == b"hello\n"
@@ -795,7 +1211,10 @@ def test_a_single_file_is_all_that_is_served(spawn, folder, ask):
 def test_ctrl_c_ends_at_once_when_idle_and_cuts_off_what_is_stuck(spawn, folder, wire):
     (folder / "big").write_bytes(bytes(64 << 20))
     server = spawn("httpserver.py", folder)
-    idle, stuck = wire(server), wire(server, narrow=True).send("GET /big HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    idle, stuck = (
+        wire(server),
+        wire(server, narrow=True).send("GET /big HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+    )
     stuck.more()
     assert "1 transfer cut off" in server.stop()
     assert idle.closed()
@@ -803,18 +1222,40 @@ def test_ctrl_c_ends_at_once_when_idle_and_cuts_off_what_is_stuck(spawn, folder,
 
 
 # --- many, slow, hostile clients ---
-def test_a_transfer_that_begins_while_the_last_one_is_given_back_has_its_grace_too(spawn, folder, wire, tmp_path):
+def test_a_transfer_that_begins_while_the_last_one_is_given_back_has_its_grace_too(
+    spawn, folder, wire, tmp_path
+):
     script = tmp_path / "slow.py"
-    script.write_text("import collections, os, runpy, sys\n"
-                      "class Queue(collections.deque):\n    first = True\n    def append(self, item):\n        super().append(item)\n"
-                      "        if callable(item) and Queue.first:\n            Queue.first = False\n            os.write(2, b'given back\\n')\n            sys.stdin.readline()\n"
-                      f"collections.deque, sys.argv[0] = Queue, 'httpserver.py'\nrunpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n")
+    script.write_text(
+        "import collections, os, runpy, sys\n"
+        "class Queue(collections.deque):\n    first = True\n    def append(self, item):\n        super().append(item)\n"
+        "        if callable(item) and Queue.first:\n            Queue.first = False\n            os.write(2, b'given back\\n')\n            sys.stdin.readline()\n"
+        f"collections.deque, sys.argv[0] = Queue, 'httpserver.py'\nrunpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n"
+    )
     server = spawn(str(script), folder, stdin=subprocess.PIPE)
     first, second = wire(server), wire(server)
-    assert first.send("PUT /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\nx").reply().status == 201
+    assert (
+        first.send("PUT /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\nx")
+        .reply()
+        .status
+        == 201
+    )
     server.wait_for("given back")
-    assert second.send("PUT /y HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\ny").reply().status == 201  # its end wakes the leader
-    assert first.send("PUT /z HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n").reply().status == 100
+    # its end wakes the leader
+    assert (
+        second.send("PUT /y HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\ny")
+        .reply()
+        .status
+        == 201
+    )
+    assert (
+        first.send(
+            "PUT /z HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n"
+        )
+        .reply()
+        .status
+        == 100
+    )
     server.process.stdin.close()
     assert second.send(GET + "\r\n").reply().status == 200
     assert "1 transfer cut off" in server.stop()
@@ -833,8 +1274,12 @@ def test_idle_and_slow_connections_cost_no_thread(server, ask):
 
 def test_a_reader_that_stops_delays_nobody_and_is_hung_up_on(spawn, folder, ask, wire):
     (folder / "big").write_bytes(bytes(20 << 20))
-    server = spawn("httpserver.py", folder, "--timeout", "5")  # longer than a machine under load stands still: the reader below is not to be taken for stuck
-    stuck = [wire(server, narrow=True).send("GET /big HTTP/1.1\r\nHost: localhost\r\n\r\n") for _ in range(30)]
+    # longer than a machine under load stands still: the reader below is not to be taken for stuck
+    server = spawn("httpserver.py", folder, "--timeout", "5")
+    stuck = [
+        wire(server, narrow=True).send("GET /big HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        for _ in range(30)
+    ]
     assert ask("GET", "/big", to=server).whole
     until(lambda: server.err.count("silent for 5 s") == 30, "all to be hung up on")
     assert not stuck[0].reply().whole
@@ -844,14 +1289,20 @@ def test_a_reader_that_stops_delays_nobody_and_is_hung_up_on(spawn, folder, ask,
 def test_a_crawling_upload_is_ended(spawn, folder, wire):
     server, ended = spawn("httpserver.py", folder, "--timeout", "0.5"), []
 
-    def is_called_slow():  # or silent, where the machine stood still for half a second: then once more
-        connection = wire(server).send("PUT /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n")
+    # or silent, where the machine stood still for half a second: then once more
+    def is_called_slow():
+        connection = wire(server).send(
+            "PUT /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
+        )
         with suppress(ConnectionError):
             while not select.select([connection.sock], [], [], 0.05)[0]:
                 connection.send("x")
         ended.append(connection.reply().status)
-        until(lambda: server.err.count('"PUT /x HTTP/1.1" 408 ') == len(ended), "the line in the log")
+        until(
+            lambda: server.err.count('"PUT /x HTTP/1.1" 408 ') == len(ended), "the line in the log"
+        )
         return re.search('"PUT /x HTTP/1.1" 408 .* "slower than 64 bytes a second"', server.err)
+
     until(is_called_slow, "the client to be called slow")
     assert set(ended) == {408}
     assert set(tree(folder)) == {b"a.txt"}
@@ -864,13 +1315,17 @@ def test_one_client_too_many_gets_503(spawn, folder, wire):
     for connection in kept:
         connection.send(GET)  # not idle: there is no end to this head
     reply = wire(server).reply()
-    assert (reply.status, reply.fields["connection"]) == (503, "close") and reply.fields["retry-after"]
+    assert (reply.status, reply.fields["connection"]) == (503, "close") and reply.fields[
+        "retry-after"
+    ]
     kept.pop().close()
     until(lambda: wire(server).send(GET + "\r\n").reply().status == 200, "room")
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_for_a_new_client_the_connection_that_is_idle_longest_makes_room(scheme, spawn, folder, wire):
+def test_for_a_new_client_the_connection_that_is_idle_longest_makes_room(
+    scheme, spawn, folder, wire
+):
     server = spawn("httpserver.py", folder, "--max-clients", "3", *["--tls"] * (scheme == "https"))
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -880,8 +1335,11 @@ def test_for_a_new_client_the_connection_that_is_idle_longest_makes_room(scheme,
 
     def come():
         connection = wire(server)
-        connection.sock = context.wrap_socket(connection.sock) if scheme == "https" else connection.sock
+        connection.sock = (
+            context.wrap_socket(connection.sock) if scheme == "https" else connection.sock
+        )
         return connection
+
     kept = []
     for _ in range(3):
         kept.append(come())
@@ -895,7 +1353,11 @@ def test_for_a_new_client_the_connection_that_is_idle_longest_makes_room(scheme,
 
 
 def test_without_descriptors_it_pauses_and_recovers(spawn, folder, ask, wire):
-    server = spawn("httpserver.py", folder, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)))
+    server = spawn(
+        "httpserver.py",
+        folder,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)),
+    )
     socks = [server.connect() for _ in range(60)]
     server.wait_for("cannot accept .*: pausing")
     for sock in socks:
@@ -904,29 +1366,45 @@ def test_without_descriptors_it_pauses_and_recovers(spawn, folder, ask, wire):
 
 
 def test_without_threads_no_other_answer_stands_in_the_middle_of_one(spawn, folder, wire, tmp_path):
-    (tmp_path / "few.py").write_text("import runpy, sys, threading\nstart, left = threading.Thread.start, [1]\n"
-                                     "def few(thread):\n    left[0] -= 1\n    if left[0] < 0:\n        raise RuntimeError('no more')\n    start(thread)\n"
-                                     f"threading.Thread.start, sys.argv[0] = few, 'httpserver.py'\nrunpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n")
+    (tmp_path / "few.py").write_text(
+        "import runpy, sys, threading\nstart, left = threading.Thread.start, [1]\n"
+        "def few(thread):\n    left[0] -= 1\n    if left[0] < 0:\n        raise RuntimeError('no more')\n    start(thread)\n"
+        f"threading.Thread.start, sys.argv[0] = few, 'httpserver.py'\nrunpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n"
+    )
     (folder / "big").write_bytes(b"x" * 131072)
     server = spawn(str(tmp_path / "few.py"), folder)
     assert wire(server).send("GET /?tar HTTP/1.1\r\nHost: localhost\r\n\r\n").reply().status == 503
     connection = wire(server).send("HEAD /?tar HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert connection.reply(head=True).status == 503 and connection.closed()
     reader = wire(server, narrow=True)
-    for count in itertools.takewhile(lambda count: " cut off " not in server.err, range(25, 1000, 25)):
-        reader.send("GET /big HTTP/1.1\r\nHost: localhost\r\n\r\n" * 25)  # more and more, until the kernel has no room
-        until(lambda count=count: server.err.count("/big") >= count or " cut off " in server.err, "the answers")
+    for count in itertools.takewhile(
+        lambda count: " cut off " not in server.err, range(25, 1000, 25)
+    ):
+        # more and more, until the kernel has no room
+        reader.send("GET /big HTTP/1.1\r\nHost: localhost\r\n\r\n" * 25)
+        until(
+            lambda count=count: server.err.count("/big") >= count or " cut off " in server.err,
+            "the answers",
+        )
     assert b"too many" not in reader.exactly(1 << 30)
 
 
-def test_a_refused_client_that_is_let_go_of_as_it_leaves_is_not_logged_twice(spawn, folder, wire, tmp_path):
-    (tmp_path / "few.py").write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport httpserver\nhttpserver.MAX_LINGERING = 2\nsys.exit(httpserver.main())\n")
+def test_a_refused_client_that_is_let_go_of_as_it_leaves_is_not_logged_twice(
+    spawn, folder, wire, tmp_path
+):
+    (tmp_path / "few.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport httpserver\nhttpserver.MAX_LINGERING = 2\nsys.exit(httpserver.main())\n"
+    )
     server = spawn(str(tmp_path / "few.py"), folder)
     first, second, third = wire(server), wire(server), wire(server)
-    assert [connection.send("junk\r\n\r\n").reply().status for connection in (first, second)] == [400, 400]
+    assert [connection.send("junk\r\n\r\n").reply().status for connection in (first, second)] == [
+        400,
+        400,
+    ]
     server.process.send_signal(signal.SIGSTOP)
     os.waitpid(server.process.pid, os.WUNTRACED)
-    third.send("junk\r\n\r\n")  # one too many to be kept open: the first is closed, whose end is to be read next
+    # one too many to be kept open: the first is closed, whose end is to be read next
+    third.send("junk\r\n\r\n")
     first.close()
     server.process.send_signal(signal.SIGCONT)
     assert third.reply().status == 400
@@ -934,15 +1412,28 @@ def test_a_refused_client_that_is_let_go_of_as_it_leaves_is_not_logged_twice(spa
 
 
 def test_without_any_thread_it_says_so_and_ends(run, folder, tmp_path):
-    (tmp_path / "none.py").write_text("import runpy, sys, threading\ndef none(thread):\n    raise RuntimeError(\"can't start new thread\")\n"
-                                      f"threading.Thread.start, sys.argv[0] = none, 'httpserver.py'\nrunpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n")
+    (tmp_path / "none.py").write_text(
+        'import runpy, sys, threading\ndef none(thread):\n    raise RuntimeError("can\'t start new thread")\n'
+        f"threading.Thread.start, sys.argv[0] = none, 'httpserver.py'\nrunpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n"
+    )
     for workers, count in (1, 1), (2, 3):  # the workers, and who waits for them
         done = run(str(tmp_path / "none.py"), folder, "--port", "0", "--workers", workers)
-        assert done.code == 2 and len(re.findall("^error: cannot start a.*\nwhy: .*\ntry: .*\n", done.err, re.M)) == count, done
+        assert (
+            done.code == 2
+            and len(re.findall("^error: cannot start a.*\nwhy: .*\ntry: .*\n", done.err, re.M))
+            == count
+        ), done
 
 
 def test_reset_at_once_and_garbage_leave_it_whole(server, ask):
-    for data in [b"", b"\x16\x03\x01\x02\x00\x01\x00", b"\0" * 5000, b"\r\n" * 5000, b"GET", os.urandom(5000)] * 10:
+    for data in [
+        b"",
+        b"\x16\x03\x01\x02\x00\x01\x00",
+        b"\0" * 5000,
+        b"\r\n" * 5000,
+        b"GET",
+        os.urandom(5000),
+    ] * 10:
         sock = server.connect()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         with suppress(ConnectionError):
@@ -987,9 +1478,11 @@ def test_workers_share_the_port_and_end_together(spawn, folder, ask):
 
 def test_without_processes_for_all_workers_it_does_with_fewer(spawn, run, folder, ask, tmp_path):
     script = tmp_path / "few.py"
-    few = ("import errno, itertools, os, runpy, sys\nfork, count = os.fork, itertools.count()\n"
-           "def some():\n    if next(count) < %d:\n        return fork()\n    raise BlockingIOError(errno.EAGAIN, 'no process left')\n"
-           f"os.fork, sys.argv[0] = some, 'httpserver.py'\nrunpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n")
+    few = (
+        "import errno, itertools, os, runpy, sys\nfork, count = os.fork, itertools.count()\n"
+        "def some():\n    if next(count) < %d:\n        return fork()\n    raise BlockingIOError(errno.EAGAIN, 'no process left')\n"
+        f"os.fork, sys.argv[0] = some, 'httpserver.py'\nrunpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n"
+    )
     script.write_text(few % 2)
     server = spawn(str(script), folder, "--workers", "4")
     server.wait_for("cannot start another worker")
@@ -1006,7 +1499,12 @@ def test_the_log_goes_to_a_file_or_nowhere(spawn, folder, ask, tmp_path):
     log = tmp_path / "access.log"
     log.write_text("old\n")
     ask("GET", "/a.txt", to=spawn("httpserver.py", folder, "--log", log))
-    until(lambda: re.fullmatch(r'old\n127\.0\.0\.1 - - \[.*\] "GET /a\.txt HTTP/1\.1" 200 6\n', log.read_text()), "the line")
+    until(
+        lambda: re.fullmatch(
+            r'old\n127\.0\.0\.1 - - \[.*\] "GET /a\.txt HTTP/1\.1" 200 6\n', log.read_text()
+        ),
+        "the line",
+    )
     quiet = spawn("httpserver.py", folder, "--quiet")
     ask("GET", "/a.txt", to=quiet)
     assert "GET" not in quiet.stop()
@@ -1014,18 +1512,34 @@ def test_the_log_goes_to_a_file_or_nowhere(spawn, folder, ask, tmp_path):
 
 def test_what_is_said_about_wrong_command_lines(run, folder):
     for args, code, words in [
-        (["nowhere"], 26, "cannot share nowhere"), (["--port", "99999"], 2, "65535"), (["--header", "no"], 2, "NAME: VALUE"),
-        (["--header", "A: b\r\nC: d"], 2, "NAME: VALUE"), (["--max-size", "big"], 2, "500k"), (["--host", "192.0.2.1", "--open"], 45, "not an address of this machine"),
-        (["--workers", "2", "--once"], 2, "one process"), (["--log", "nowhere/log"], 23, "cannot write the log"),
+        (["nowhere"], 26, "cannot share nowhere"),
+        (["--port", "99999"], 2, "65535"),
+        (["--header", "no"], 2, "NAME: VALUE"),
+        (["--header", "A: b\r\nC: d"], 2, "NAME: VALUE"),
+        (["--max-size", "big"], 2, "500k"),
+        (["--host", "192.0.2.1", "--open"], 45, "not an address of this machine"),
+        (["--workers", "2", "--once"], 2, "one process"),
+        (["--log", "nowhere/log"], 23, "cannot write the log"),
     ]:
         done = run("httpserver.py", *args, cwd=folder)
-        assert done.code == code and words in done.err and re.search("error: .*\nwhy: .*\ntry: ", done.err), (args, done)
+        assert (
+            done.code == code
+            and words in done.err
+            and re.search("error: .*\nwhy: .*\ntry: ", done.err)
+        ), (args, done)
 
 
 def test_nowhere_to_say_where_it_listens_is_23(folder):
     with open("/dev/full", "wb") as full:
-        done = subprocess.run([sys.executable, "-W", "error", ROOT / "httpserver.py", folder, "--port", "0"], stdout=full, stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 23 and re.fullmatch("error: .*\nwhy: .*\ntry: .*\n", done.stderr), done
+        done = subprocess.run(
+            [sys.executable, "-W", "error", ROOT / "httpserver.py", folder, "--port", "0"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 23 and re.fullmatch("error: .*\nwhy: .*\ntry: .*\n", done.stderr), (
+        done
+    )
 
 
 def test_dual_stack_and_ipv6(spawn, folder):
@@ -1034,24 +1548,34 @@ def test_dual_stack_and_ipv6(spawn, folder):
         with socket.create_connection((host, server.port)) as sock:
             sock.sendall((GET + "Connection: close\r\n\r\n").encode())
             assert b"200 OK" in sock.recv(4096)
-    server.wait_for(r'^127\.0\.0\.1 - - ')
-    server.wait_for(r'^::1 - - ')
+    server.wait_for(r"^127\.0\.0\.1 - - ")
+    server.wait_for(r"^::1 - - ")
 
 
 def test_it_works_without_dir_fd_and_sendfile_as_on_windows(tmp_path, folder, spawn, ask, wire):
     (folder / "big").write_bytes(DATA * 3)
     (folder / "link").symlink_to("/etc")
     script = tmp_path / "bare.py"
-    script.write_text(f"import os, runpy, sys\ndel os.sendfile, os.pread, os.fork\nos.supports_dir_fd.clear()\nsys.argv[0] = 'httpserver.py'\nrunpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n")
+    script.write_text(
+        f"import os, runpy, sys\ndel os.sendfile, os.pread, os.fork\nos.supports_dir_fd.clear()\nsys.argv[0] = 'httpserver.py'\nrunpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n"
+    )
     server = spawn(str(script), folder)
     assert ask("GET", "/big", to=server).body == DATA * 3
     assert ask("PUT", "/n/x", body=DATA, to=server).status == 201
-    assert ask("POST", "/", FORM, form((b'name="f"; filename="a.txt"', b"x")), to=server).status == 201
+    assert (
+        ask("POST", "/", FORM, form((b'name="f"; filename="a.txt"', b"x")), to=server).status == 201
+    )
     assert b"big" in ask("GET", "/", to=server).body
     assert ask("GET", "/link/passwd", to=server).status == 403
     assert ask("GET", "/../etc/passwd", to=server).status == 403
-    assert len(tarfile.open(fileobj=io.BytesIO(ask("GET", "/?tar", to=server).body)).getnames()) == 5
-    assert [ask("MKCOL", "/m/", to=server).status, ask("MOVE", "/m", "Destination: /k\r\n", to=server).status, ask("DELETE", "/n/?recursive", to=server).status] == [201, 201, 204]
+    assert (
+        len(tarfile.open(fileobj=io.BytesIO(ask("GET", "/?tar", to=server).body)).getnames()) == 5
+    )
+    assert [
+        ask("MKCOL", "/m/", to=server).status,
+        ask("MOVE", "/m", "Destination: /k\r\n", to=server).status,
+        ask("DELETE", "/n/?recursive", to=server).status,
+    ] == [201, 201, 204]
     location = begin(ask, "/r", to=server)
     assert append(ask, location, 0, DATA, to=server).status == 201
 
@@ -1084,30 +1608,63 @@ listen both
 """
 
 
-@pytest.mark.parametrize(("program", "config"), [
-    pytest.param(command, config, id=command[0], marks=pytest.mark.skipif(not shutil.which(command[0]), reason=f"needs {command[0]}"))
-    for command, config in ((["nginx", "-c"], NGINX), (["haproxy", "-q", "-db", "-f"], HAPROXY))])
-def test_behind_a_proxy_two_servers_of_one_folder_are_one(program, config, spawn, folder, ask, tmp_path):
-    first, second, port = spawn("httpserver.py", folder), spawn("httpserver.py", folder), free_port()
-    (tmp_path / "config").write_text(config.format(here=tmp_path, first=first.port, second=second.port, port=port))
+@pytest.mark.parametrize(
+    ("program", "config"),
+    [
+        pytest.param(
+            command,
+            config,
+            id=command[0],
+            marks=pytest.mark.skipif(not shutil.which(command[0]), reason=f"needs {command[0]}"),
+        )
+        for command, config in ((["nginx", "-c"], NGINX), (["haproxy", "-q", "-db", "-f"], HAPROXY))
+    ],
+)
+def test_behind_a_proxy_two_servers_of_one_folder_are_one(
+    program, config, spawn, folder, ask, tmp_path
+):
+    first, second, port = (
+        spawn("httpserver.py", folder),
+        spawn("httpserver.py", folder),
+        free_port(),
+    )
+    (tmp_path / "config").write_text(
+        config.format(here=tmp_path, first=first.port, second=second.port, port=port)
+    )
     process = subprocess.Popen([*program, tmp_path / "config"], stderr=subprocess.PIPE)
     try:
-        front = type("Front", (), {"connect": lambda self: socket.create_connection(("127.0.0.1", port), 20)})()
+        front = type(
+            "Front", (), {"connect": lambda self: socket.create_connection(("127.0.0.1", port), 20)}
+        )()
 
         def up():
             with suppress(ConnectionError):
                 return front.connect().close() is None
+
         until(up, program[0])
         origin = "Origin: http://localhost\r\n"
         location = begin(ask, "/shared", len(DATA), origin, to=front)
         for start in range(0, len(DATA), 100000):
-            chunk = DATA[start:start + 100000]
-            reply = append(ask, location, start, chunk, "?1" if start + 100000 >= len(DATA) else "?0", to=front)
+            chunk = DATA[start : start + 100000]
+            reply = append(
+                ask, location, start, chunk, "?1" if start + 100000 >= len(DATA) else "?0", to=front
+            )
             assert reply.status in (201, 204), reply
-        assert {ask("HEAD", location, to=front).fields["upload-complete"] for _ in range(4)} == {"?1"}
+        assert {ask("HEAD", location, to=front).fields["upload-complete"] for _ in range(4)} == {
+            "?1"
+        }
         assert len({ask("GET", "/shared", to=front).fields["etag"] for _ in range(4)}) == 1
         assert {ask("GET", "/shared", to=front).body for _ in range(4)} == {DATA}
-        assert ask("PUT", "/shared", "Upload-Complete: ?1\r\nUpload-Draft-Interop-Version: 8\r\n", DATA, to=front).status == 204
+        assert (
+            ask(
+                "PUT",
+                "/shared",
+                "Upload-Complete: ?1\r\nUpload-Draft-Interop-Version: 8\r\n",
+                DATA,
+                to=front,
+            ).status
+            == 204
+        )
         assert ask("DELETE", "/shared", "Origin: http://evil.example\r\n", to=front).status == 403
         assert len({ask("HEAD", "/?tar", to=front).fields["etag"] for _ in range(4)}) == 1
     finally:
@@ -1122,8 +1679,13 @@ def test_copied_alone_into_an_empty_folder_it_serves(alone, spawn, ask):
     script = alone("httpserver.py")
     server = spawn(script, cwd=script.parent)
     assert b"httpserver.py" in ask("GET", "/", to=server).body
-    help_text = subprocess.run([sys.executable, "-I", script, "--help"], capture_output=True, text=True, check=True).stdout
-    assert "python3 httpserver.py --read-only" in help_text and "draft-ietf-httpbis-resumable-upload-10" in help_text
+    help_text = subprocess.run(
+        [sys.executable, "-I", script, "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    assert (
+        "python3 httpserver.py --read-only" in help_text
+        and "draft-ietf-httpbis-resumable-upload-10" in help_text
+    )
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
@@ -1134,7 +1696,9 @@ def test_curl_can_do_all_that_the_docstring_says(server, folder, tmp_path):
     root = f"http://127.0.0.1:{server.port}"
 
     def curl(*args):
-        return subprocess.run(["curl", "-sS", "-f", *args], cwd=tmp_path, capture_output=True, check=True).stdout
+        return subprocess.run(
+            ["curl", "-sS", "-f", *args], cwd=tmp_path, capture_output=True, check=True
+        ).stdout
 
     assert b"a.txt" in curl(root + "/", "-H", "Accept: text/plain")
     curl("-T", "new.txt", root + "/docs/")
@@ -1159,7 +1723,9 @@ def test_a_client_that_leaves_before_100_continue_is_no_fault_of_the_server(spaw
         sock.sendall(GET.encode() + b"\r\n")
         assert sock.recv(100)
         os.kill(server.pid, signal.SIGSTOP)  # until all is there: the head, and the end
-        sock.sendall(b"PUT /x HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n")
+        sock.sendall(
+            b"PUT /x HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n"
+        )
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     os.kill(server.pid, signal.SIGCONT)
     assert server.wait_for('"PUT /x HTTP/1.1" (.*)')[1].startswith('400 - "left in the body')

@@ -1,4 +1,5 @@
 """From client to client through server.py: who, receive, send and chat, as bytes and with the real client."""
+
 import contextlib
 import hashlib
 import json
@@ -88,7 +89,9 @@ class Peer:
 
     def send(self, to, name="x", data=HELLO):
         """A whole file; the lines that answer it."""
-        return self.lines(b"send %b %b size=%d\n%b" % (to.encode(), name.encode(), len(data), body(data)))
+        return self.lines(
+            b"send %b %b size=%d\n%b" % (to.encode(), name.encode(), len(data), body(data))
+        )
 
     def close(self):
         with contextlib.suppress(OSError):
@@ -98,7 +101,9 @@ class Peer:
 
 
 def body(data, end=True):
-    return b"data %d\n%b" % (len(data), data) + (b"end sha256=%b\n" % sha(data).encode() if end else b"")
+    return b"data %d\n%b" % (len(data), data) + (
+        b"end sha256=%b\n" % sha(data).encode() if end else b""
+    )
 
 
 @pytest.fixture
@@ -106,8 +111,17 @@ def start(spawn, tmp_path):
     def started(*flags, **more):
         server = spawn("server.py", tmp_path / "box", *flags, **more)
         server.tls = "--tls" in flags
-        server.cpu = lambda: sum(map(int, Path(f"/proc/{server.pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13])) / os.sysconf("SC_CLK_TCK")
+        server.cpu = lambda: (
+            sum(
+                map(
+                    int,
+                    Path(f"/proc/{server.pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13],
+                )
+            )
+            / os.sysconf("SC_CLK_TCK")
+        )
         return server
+
     return started
 
 
@@ -138,6 +152,7 @@ def peer(server):
 
 def meanwhile(call, *args):
     """A call in a thread; what it returns comes from .result()."""
+
     class Running(threading.Thread):
         def run(self):
             self.found = call(*args)
@@ -156,8 +171,12 @@ def meanwhile(call, *args):
 def test_who_lists_everybody_with_nick_and_mode(peer):
     idle, bob, eve = peer("ping nick=anna"), peer("receive nick=bob"), peer("chat eve")
     until(lambda: "mode=idle" in eve.lines("who")[0], "the first to be idle again")
-    assert eve.lines("who") == [f"client {idle.name} nick=anna mode=idle", f"client {bob.name} nick=bob mode=receive",
-                                f"client {eve.name} nick=eve mode=chat you=yes", "ok who count=3"]
+    assert eve.lines("who") == [
+        f"client {idle.name} nick=anna mode=idle",
+        f"client {bob.name} nick=bob mode=receive",
+        f"client {eve.name} nick=eve mode=chat you=yes",
+        "ok who count=3",
+    ]
 
 
 def test_a_nick_in_use_gets_a_number_and_is_free_again_afterwards(peer):
@@ -168,15 +187,41 @@ def test_a_nick_in_use_gets_a_number_and_is_free_again_afterwards(peer):
     first.tell("bye")
     assert first.line() == "ok bye" and first.line() == ""
     watcher = peer()
-    until(lambda: not any("nick=anna " in line for line in watcher.lines("who")), "the nick to be free")
+    until(
+        lambda: not any("nick=anna " in line for line in watcher.lines("who")),
+        "the nick to be free",
+    )
     watcher.tell("ping nick=anna")
-    assert watcher.line() == "ok ping" and f"client {watcher.name} nick=anna mode=who you=yes" in watcher.lines("who")
+    assert (
+        watcher.line() == "ok ping"
+        and f"client {watcher.name} nick=anna mode=who you=yes" in watcher.lines("who")
+    )
 
 
-@pytest.mark.parametrize("nick", ["%20", "a%20b", "a:b", "127.0.0.1:9000", "a,b", "a%0Ab", "%1B[31m", "a>", "*", "x" * 33, "%E2%80%AE", "%FF", ""])
+@pytest.mark.parametrize(
+    "nick",
+    [
+        "%20",
+        "a%20b",
+        "a:b",
+        "127.0.0.1:9000",
+        "a,b",
+        "a%0Ab",
+        "%1B[31m",
+        "a>",
+        "*",
+        "x" * 33,
+        "%E2%80%AE",
+        "%FF",
+        "",
+    ],
+)
 def test_a_nick_that_could_pass_for_something_else_is_refused(peer, nick):
     other = peer()
-    assert other.ask(f"ping nick={nick}") == "err ping reason=bad-nick" and other.ask("ping nick=Zoë_1.2-x") == "ok ping"
+    assert (
+        other.ask(f"ping nick={nick}") == "err ping reason=bad-nick"
+        and other.ask("ping nick=Zoë_1.2-x") == "ok ping"
+    )
 
 
 # --- one file, many receivers ---
@@ -200,30 +245,59 @@ def test_keys_folders_and_bytes_come_through_exactly(peer):
     sending = meanwhile(sender.lines, "send bob a%20dir type=dir")
     assert bob.line() == f"mkdir a%20dir from={sender.name}"
     bob.tell("ok mkdir a%20dir")
-    assert sending.result() == [f"got {bob.name} ok mkdir a%20dir nick=bob", "ok send a%20dir receivers=1 verified=1"]
-    sender.tell(b"send bob a%%20dir/%%FF size=%d mtime_ns=-5 exec=yes\n" % len(BIG) + b"data 3\nabc")
+    assert sending.result() == [
+        f"got {bob.name} ok mkdir a%20dir nick=bob",
+        "ok send a%20dir receivers=1 verified=1",
+    ]
+    sender.tell(
+        b"send bob a%%20dir/%%FF size=%d mtime_ns=-5 exec=yes\n" % len(BIG) + b"data 3\nabc"
+    )
     assert bob.line() == f"put a%20dir/%FF size={len(BIG)} mtime_ns=-5 exec=yes from={sender.name}"
-    assert (bob.line(), bob.file.read(3)) == ("data 3", b"abc"), "what has come goes on at once, not only when a block is full"
+    assert (bob.line(), bob.file.read(3)) == ("data 3", b"abc"), (
+        "what has come goes on at once, not only when a block is full"
+    )
     sending = meanwhile(sender.lines, body(BIG[3:], end=False) + b"end\n")
     assert bob.body() == (BIG[3:], "end")
     bob.tell("err put a%20dir/%FF reason=wrong-digest")
-    assert sending.result() == [f"got {bob.name} err put a%20dir/%FF reason=wrong-digest nick=bob",
-                                "err send a%20dir/%FF reason=not-received receivers=1 verified=0"]
+    assert sending.result() == [
+        f"got {bob.name} err put a%20dir/%FF reason=wrong-digest nick=bob",
+        "err send a%20dir/%FF reason=not-received receivers=1 verified=0",
+    ]
 
 
 def test_who_cannot_be_sent_to_is_told_and_the_connection_stays_usable(peer):
     sender, bob, idle = peer("ping nick=anna"), peer("receive nick=bob"), peer()
     sending = meanwhile(sender.send, f"nobody,anna,{idle.name},{sender.name},,BOB,{bob.name}")
     assert bob.accept() == ("x", HELLO)
-    reasons = [f"got {name} err put x reason={reason}" for name, reason in (
-        ("nobody", "no-such-client"), ("anna", "yourself"), (idle.name, "not-receiving"), (sender.name, "yourself"))]
+    reasons = [
+        f"got {name} err put x reason={reason}"
+        for name, reason in (
+            ("nobody", "no-such-client"),
+            ("anna", "yourself"),
+            (idle.name, "not-receiving"),
+            (sender.name, "yourself"),
+        )
+    ]
     *got, ok, end = sending.result()
-    assert sorted(got) == sorted(reasons) and ok.startswith(f"got {bob.name} ok put x size=6") and end == "ok send x receivers=5 verified=1"
+    assert (
+        sorted(got) == sorted(reasons)
+        and ok.startswith(f"got {bob.name} ok put x size=6")
+        and end == "ok send x receivers=5 verified=1"
+    )
     assert sender.send("127.0.0.1:1")[-1] == "err send x reason=not-received receivers=1 verified=0"
-    for name, reason in ("../x", "bad-name"), ("/etc/x", "bad-name"), ("a//b", "bad-name"), ("nul%00", "bad-name"):
-        assert sender.send("bob", name) == [f"err send {name.replace('nul%00', 'nul%00')} reason={reason}"]
+    for name, reason in (
+        ("../x", "bad-name"),
+        ("/etc/x", "bad-name"),
+        ("a//b", "bad-name"),
+        ("nul%00", "bad-name"),
+    ):
+        assert sender.send("bob", name) == [
+            f"err send {name.replace('nul%00', 'nul%00')} reason={reason}"
+        ]
     for wrong in "bob", ", x", "n," * 2001 + "n x":
-        assert sender.ask(f"send {wrong}").startswith("err send ") and "reason=usage" in sender.ask(f"send {wrong}"), wrong[:9]
+        assert sender.ask(f"send {wrong}").startswith("err send ") and "reason=usage" in sender.ask(
+            f"send {wrong}"
+        ), wrong[:9]
     assert sender.ask("ping") == "ok ping"
 
 
@@ -234,42 +308,80 @@ def test_nobody_can_make_a_line_longer_than_the_sender_may_take_nor_flood_the_lo
     bob.tell(b"err put x reason=" + b"\xff" * 32000 + b"\n")
     got = sending.result()
     assert len(got) == 3 and max(map(len, got)) < script.MAX_LINE, [len(found) for found in got]
-    assert got[0].startswith("got " + "ü" * 900 + " err") and got[1].endswith(" reason=" + "%FF" * 32 + " nick=bob")
+    assert got[0].startswith("got " + "ü" * 900 + " err") and got[1].endswith(
+        " reason=" + "%FF" * 32 + " nick=bob"
+    )
     server.wait_for(", not-received")
     assert max(map(len, server.err.splitlines())) < 3000
 
 
 def test_a_request_ends_the_wait_unless_it_only_asks(peer):
     sender, bob = peer(), peer("receive nick=bob")
-    assert bob.ask("ping") == "ok ping" and bob.lines("who")[-1] == "ok who count=2" and bob.lines("help")[-1].startswith("ok help")
+    assert (
+        bob.ask("ping") == "ok ping"
+        and bob.lines("who")[-1] == "ok who count=2"
+        and bob.lines("help")[-1].startswith("ok help")
+    )
     sending = meanwhile(sender.send, "bob")
-    assert bob.accept() == ("x", HELLO) and sending.result()[-1] == "ok send x receivers=1 verified=1"
+    assert (
+        bob.accept() == ("x", HELLO) and sending.result()[-1] == "ok send x receivers=1 verified=1"
+    )
     assert bob.ask("get nothing") == "err get nothing reason=no-such-file"
     assert sender.send("bob")[0] == "got bob err put x reason=not-receiving"
 
 
 # --- somebody goes, or stands still ---
 @OVER_TLS
-@pytest.mark.parametrize("how", ["closes", "says bye", "breaks the protocol", "says ok too early", "never ends a line", "refuses"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "closes",
+        "says bye",
+        "breaks the protocol",
+        "says ok too early",
+        "never ends a line",
+        "refuses",
+    ],
+)
 def test_one_receiver_that_fails_in_mid_body_is_told_at_once_and_the_other_gets_all(peer, how):
     sender, bob, other = peer(), peer("receive nick=bob"), peer("receive")
-    sender.tell(b"send %b,bob x size=%d\ndata %d\n%b" % (other.name.encode(), len(BIG), len(BIG), BIG[:10]))
+    sender.tell(
+        b"send %b,bob x size=%d\ndata %d\n%b" % (other.name.encode(), len(BIG), len(BIG), BIG[:10])
+    )
     for receiver in bob, other:
-        assert receiver.line().startswith("put x") and receiver.line() == "data 10" and receiver.file.read(10) == BIG[:10]
+        assert (
+            receiver.line().startswith("put x")
+            and receiver.line() == "data 10"
+            and receiver.file.read(10) == BIG[:10]
+        )
     if how == "closes":
         bob.close()
     else:
-        bob.tell({"says bye": b"\r\n\nbye\n", "breaks the protocol": b"put\0\n", "says ok too early": b"ok put x size=10 verified=yes\n",
-                  "never ends a line": b"x" * 300000, "refuses": b"err put x reason=disk-full received=10\n"}[how])
-    reason = {"says bye": "left", "says ok too early": "left", "refuses": "received=10"}.get(how, "gone")
+        bob.tell(
+            {
+                "says bye": b"\r\n\nbye\n",
+                "breaks the protocol": b"put\0\n",
+                "says ok too early": b"ok put x size=10 verified=yes\n",
+                "never ends a line": b"x" * 300000,
+                "refuses": b"err put x reason=disk-full received=10\n",
+            }[how]
+        )
+    reason = {"says bye": "left", "says ok too early": "left", "refuses": "received=10"}.get(
+        how, "gone"
+    )
     if how == "refuses":
         reason = "disk-full received=10"
-    assert sender.answer() == f"got {bob.name} err put x reason={reason} nick=bob", "the sender is silent meanwhile"
+    assert sender.answer() == f"got {bob.name} err put x reason={reason} nick=bob", (
+        "the sender is silent meanwhile"
+    )
     getting = meanwhile(other.body)
     sender.tell(BIG[10:] + b"end sha256=%b\n" % sha(BIG).encode())
     assert getting.result() == (BIG[10:], f"end sha256={sha(BIG)}")
     other.tell(f"ok put x size={len(BIG)} sha256={sha(BIG)} verified=yes")
-    assert sender.answer().startswith(f"got {other.name} ok put x") and sender.answer() == "ok send x receivers=2 verified=1"
+    assert (
+        sender.answer().startswith(f"got {other.name} ok put x")
+        and sender.answer() == "ok send x receivers=2 verified=1"
+    )
     if how == "says bye":
         assert bob.body()[1] == "ok bye"
 
@@ -279,35 +391,60 @@ def test_when_the_only_receiver_goes_the_sender_need_not_go_on(peer):
     sender.tell(b"send bob x size=100\ndata 100\nabc")
     assert bob.line() and bob.line() == "data 3"
     bob.close()
-    assert sender.answer().startswith("got ") and sender.answer() == "err send x reason=not-received receivers=1 verified=0"
+    assert (
+        sender.answer().startswith("got ")
+        and sender.answer() == "err send x reason=not-received receivers=1 verified=0"
+    )
     sender.tell(b"." * 97 + b"abort\n")
     assert sender.ask("ping") == "ok ping"
 
 
-@pytest.mark.parametrize("how", ["closes", "aborts", "asks for something else", "breaks the protocol", "says nothing more"])
-def test_when_the_sender_ends_in_mid_body_the_receivers_hear_it_at_once_and_can_be_sent_to_again(start, peer, how):
+@pytest.mark.parametrize(
+    "how",
+    ["closes", "aborts", "asks for something else", "breaks the protocol", "says nothing more"],
+)
+def test_when_the_sender_ends_in_mid_body_the_receivers_hear_it_at_once_and_can_be_sent_to_again(
+    start, peer, how
+):
     server = start("--timeout", "4") if how == "says nothing more" else None
     sender, bob = peer(to=server), peer("receive nick=bob", to=server)
     sender.tell(b"send bob x size=100\ndata 10\nabcdefghij")
     assert bob.line() and bob.line() == "data 10" and bob.file.read(10) == b"abcdefghij"
-    said = {"closes": None, "aborts": b"abort reason=changed\n", "asks for something else": b"ping\n", "breaks the protocol": b"a\0\n"}
+    said = {
+        "closes": None,
+        "aborts": b"abort reason=changed\n",
+        "asks for something else": b"ping\n",
+        "breaks the protocol": b"a\0\n",
+    }
     if how == "closes":
         sender.close()
     elif how in said:
         sender.tell(said[how])
-    assert bob.answer() == {"aborts": "abort reason=changed", "asks for something else": "abort reason=interrupted"}.get(how, "abort reason=sender-gone")
+    assert bob.answer() == {
+        "aborts": "abort reason=changed",
+        "asks for something else": "abort reason=interrupted",
+    }.get(how, "abort reason=sender-gone")
     bob.tell("err put x reason=aborted")
     if how == "asks for something else":
-        assert [sender.answer() for _ in range(3)][1:] == ["err send x reason=not-received receivers=1 verified=0", "ok ping"]
+        assert [sender.answer() for _ in range(3)][1:] == [
+            "err send x reason=not-received receivers=1 verified=0",
+            "ok ping",
+        ]
     another = peer(to=server)
     sending = meanwhile(another.send, "bob")
-    assert bob.accept() == ("x", HELLO) and sending.result()[-1] == "ok send x receivers=1 verified=1"
+    assert (
+        bob.accept() == ("x", HELLO) and sending.result()[-1] == "ok send x receivers=1 verified=1"
+    )
 
 
-@pytest.mark.parametrize("tls", [(), ("--tls",)][:1 + bool(shutil.which("openssl"))])
+@pytest.mark.parametrize("tls", [(), ("--tls",)][: 1 + bool(shutil.which("openssl"))])
 def test_a_receiver_that_stalls_is_closed_while_all_others_go_on(start, peer, tls):
     server = start("--timeout", "3", *tls)
-    sender, stuck, other = peer(to=server), peer("receive nick=stuck", to=server, small=True), peer("receive nick=other", to=server)
+    sender, stuck, other = (
+        peer(to=server),
+        peer("receive nick=stuck", to=server, small=True),
+        peer("receive nick=other", to=server),
+    )
     before = server.status("VmRSS")
     notes = []
 
@@ -320,20 +457,33 @@ def test_a_receiver_that_stalls_is_closed_while_all_others_go_on(start, peer, tl
         return data, found
 
     sending = meanwhile(sender.send, "stuck,other", "x", BIG)
-    assert other.answer().startswith("put x") and stuck.line().startswith("put x") and stuck.line().startswith("data ")
+    assert (
+        other.answer().startswith("put x")
+        and stuck.line().startswith("put x")
+        and stuck.line().startswith("data ")
+    )
     stuck.tell("note x received=1")
     getting = meanwhile(take)
     until(lambda: server.status("Threads") and sending.is_alive(), "the transfer to run")
-    second, third = peer(to=server), peer("receive nick=third", to=server)  # another pair is not delayed
+    # another pair is not delayed
+    second, third = peer(to=server), peer("receive nick=third", to=server)
     quick = meanwhile(second.send, "third")
-    assert third.accept() == ("x", HELLO) and quick.result()[-1] == "ok send x receivers=1 verified=1" and sending.is_alive()
+    assert (
+        third.accept() == ("x", HELLO)
+        and quick.result()[-1] == "ok send x receivers=1 verified=1"
+        and sending.is_alive()
+    )
     assert getting.result() == (BIG, f"end sha256={sha(BIG)}")
     assert any(notes)
     other.tell(f"ok put x size={len(BIG)} sha256={sha(BIG)} verified=yes")
     *_, gone, ok, end = sending.result()
-    assert gone == f"got {stuck.name} err put x reason=stalled nick=stuck" and ok.startswith(f"got {other.name} ok")
+    assert gone == f"got {stuck.name} err put x reason=stalled nick=stuck" and ok.startswith(
+        f"got {other.name} ok"
+    )
     assert end == "ok send x receivers=2 verified=1"
-    assert server.status("VmHWM") - before < 20000, "memory does not grow with what a slow receiver has not taken"
+    assert server.status("VmHWM") - before < 20000, (
+        "memory does not grow with what a slow receiver has not taken"
+    )
     server.wait_for(re.escape(f"{stuck.name} connection lost: took nothing for 3 s"))
 
 
@@ -342,7 +492,10 @@ def test_a_receiver_whose_notes_tell_of_nothing_new_does_not_hold_its_sender(sta
     server = start("--timeout", "1")
     sender, talker = peer(to=server), peer("receive", to=server)
     sending = meanwhile(sender.send, talker.name)
-    assert talker.answer().startswith("put x ") and talker.body() == (HELLO, f"end sha256={sha(HELLO)}")
+    assert talker.answer().startswith("put x ") and talker.body() == (
+        HELLO,
+        f"end sha256={sha(HELLO)}",
+    )
     with contextlib.suppress(ConnectionError):
         for number in range(len(HELLO), round(DEADLINE * 100)):  # an answer never comes
             talker.tell(note % number if "%" in note else note)
@@ -351,21 +504,28 @@ def test_a_receiver_whose_notes_tell_of_nothing_new_does_not_hold_its_sender(sta
                 break
         else:
             raise AssertionError("held for as long as it talked")
-    assert sending.result()[-2:] == [f"got {talker.name} err put x reason=stalled", "err send x reason=not-received receivers=1 verified=0"]
+    assert sending.result()[-2:] == [
+        f"got {talker.name} err put x reason=stalled",
+        "err send x reason=not-received receivers=1 verified=0",
+    ]
 
 
 def held_up(peer):
     """A transfer to one that reads and one that stands still, until no more can be sent: sender, still, other, what other gets,
     and what the sender still has of the block that it is at."""
-    still, other, sender = peer("receive nick=still", small=True), peer("receive nick=other"), peer()
+    still, other, sender = (
+        peer("receive nick=still", small=True),
+        peer("receive nick=other"),
+        peer(),
+    )
     sender.tell("send still,other x")
     assert still.line().startswith("put x ") and other.line().startswith("put x ")
-    getting, block = meanwhile(other.body), body(BIG[:1 << 20], end=False)
+    getting, block = meanwhile(other.body), body(BIG[: 1 << 20], end=False)
     sender.sock.settimeout(1)
     with contextlib.suppress(socket.timeout):
         rest = block
         while True:
-            rest = rest[sender.sock.send(rest[:script.BATCH]):] or block
+            rest = rest[sender.sock.send(rest[: script.BATCH]) :] or block
     sender.sock.settimeout(DEADLINE)
     return sender, still, other, getting, rest
 
@@ -385,7 +545,10 @@ def test_a_sender_that_goes_while_a_receiver_stands_still_is_noticed_at_once(ser
     sending = meanwhile(another.send, "other,still")
     assert still.body() == (data, end), "it hears so behind what was on its way"
     still.tell("err put x reason=aborted")
-    assert other.accept() == still.accept() == ("x", HELLO) and sending.result()[-1] == "ok send x receivers=2 verified=2"
+    assert (
+        other.accept() == still.accept() == ("x", HELLO)
+        and sending.result()[-1] == "ok send x receivers=2 verified=2"
+    )
 
 
 def test_a_sender_that_only_closes_its_own_half_behind_the_last_byte_is_not_gone(peer):
@@ -393,7 +556,8 @@ def test_a_sender_that_only_closes_its_own_half_behind_the_last_byte_is_not_gone
     sender, still, other, getting, rest = held_up(peer)
     ending = meanwhile(lambda: [sender.tell(rest + b"end\n"), sender.sock.shutdown(socket.SHUT_WR)])
     data, line = b"", ""
-    while line != "end" and ending.is_alive():  # it reads until there is room for all the rest on the way
+    # it reads until there is room for all the rest on the way
+    while line != "end" and ending.is_alive():
         line = still.answer()
         data += b"" if line == "end" else still.file.read(int(line[5:]))
     for _ in range(5):
@@ -402,7 +566,11 @@ def test_a_sender_that_only_closes_its_own_half_behind_the_last_byte_is_not_gone
     assert line == "end" and getting.result() == (data + more, "end")
     for receiver in still, other:
         receiver.tell("ok put x verified=yes")
-    assert sender.answer().startswith("got ") and sender.answer().startswith("got ") and sender.answer() == "ok send x receivers=2 verified=2"
+    assert (
+        sender.answer().startswith("got ")
+        and sender.answer().startswith("got ")
+        and sender.answer() == "ok send x receivers=2 verified=2"
+    )
 
 
 def test_notes_tell_how_far_the_slowest_is_and_that_the_server_lives(peer):
@@ -426,14 +594,20 @@ def test_several_senders_to_one_receiver_come_one_after_another(peer):
     bob, senders = peer("receive nick=bob"), [peer() for _ in range(4)]
     senders[0].tell(b"send bob x0 size=20\ndata 10\nabcdefghij")
     assert bob.line().startswith("put x0")
-    running = [meanwhile(sender.send, "bob", f"x{number + 1}", HELLO * 10) for number, sender in enumerate(senders[1:3])]
+    running = [
+        meanwhile(sender.send, "bob", f"x{number + 1}", HELLO * 10)
+        for number, sender in enumerate(senders[1:3])
+    ]
     senders[3].tell("send bob x3")
     assert senders[3].line() == "note x3 waiting=1"
     senders[3].close()  # who goes while it waits is forgotten
     senders[0].tell(body(b"k" * 10, end=False) + b"end\n")
     assert bob.body() == (b"abcdefghij" + b"k" * 10, "end")
     bob.tell("ok put x0 size=20 verified=no")
-    assert senders[0].answer().startswith("got") and senders[0].answer() == "err send x0 reason=not-received receivers=1 verified=0"
+    assert (
+        senders[0].answer().startswith("got")
+        and senders[0].answer() == "err send x0 reason=not-received receivers=1 verified=0"
+    )
     taken = []
     while len(taken) < 2:
         offer = bob.answer()
@@ -453,12 +627,24 @@ def test_whoever_waits_for_another_misses_nothing_that_came_at_once(peer):
     """Under TLS 15 kB are one record, and of what it still holds no selector tells: in the chat, of a receiver, of a sender."""
     anna, carl, text = peer("chat anna"), peer("chat carl"), "x" * 3700
     anna.tell("\n".join(f"say {number} {text}" for number in range(4)))
-    assert [carl.answer() for _ in range(4)] == [f"said from=anna {number} {text}" for number in range(4)]
-    assert sorted(anna.answer() for _ in range(5)) == ["joined carl at=" + carl.name, *["ok say"] * 4]
+    assert [carl.answer() for _ in range(4)] == [
+        f"said from=anna {number} {text}" for number in range(4)
+    ]
+    assert sorted(anna.answer() for _ in range(5)) == [
+        "joined carl at=" + carl.name,
+        *["ok say"] * 4,
+    ]
     sender, bob, data = peer(), peer("receive nick=bob"), os.urandom(9000)
     sender.tell(b"send bob x size=%d\n%b" % (len(data), body(data)))
     assert bob.answer().startswith("put x ") and bob.body() == (data, f"end sha256={sha(data)}")
-    bob.tell("\n".join([*(f"note x received={number}" for number in range(600)), f"ok put x size={len(data)} sha256={sha(data)} verified=yes"]))
+    bob.tell(
+        "\n".join(
+            [
+                *(f"note x received={number}" for number in range(600)),
+                f"ok put x size={len(data)} sha256={sha(data)} verified=yes",
+            ]
+        )
+    )
     assert [sender.answer()[:4], sender.answer()] == ["got ", "ok send x receivers=1 verified=1"]
 
 
@@ -468,8 +654,14 @@ def test_crossing_transfers_end(peer, full):
     rounds = 200 if full else 30
     receivers = {nick: peer(f"receive nick={nick}") for nick in "bc"}
     senders = {"b,c": peer(), "c,b": peer()}
-    taking = [meanwhile(lambda each=each: [each.accept() for _ in range(2 * rounds)]) for each in receivers.values()]
-    sending = [meanwhile(lambda to=to, each=each: [each.send(to, to[0])[-1] for _ in range(rounds)]) for to, each in senders.items()]
+    taking = [
+        meanwhile(lambda each=each: [each.accept() for _ in range(2 * rounds)])
+        for each in receivers.values()
+    ]
+    sending = [
+        meanwhile(lambda to=to, each=each: [each.send(to, to[0])[-1] for _ in range(rounds)])
+        for to, each in senders.items()
+    ]
     for to, each in zip(senders, sending):
         assert each.result() == [f"ok send {to[0]} receivers=2 verified=2"] * rounds
     for each in taking:
@@ -477,7 +669,11 @@ def test_crossing_transfers_end(peer, full):
 
 
 def test_who_waits_for_one_that_stands_still_keeps_nobody_from_another(peer):
-    mute, bob, (first, second, third) = peer("receive nick=mute"), peer("receive nick=bob"), (peer() for _ in range(3))
+    mute, bob, (first, second, third) = (
+        peer("receive nick=mute"),
+        peer("receive nick=bob"),
+        (peer() for _ in range(3)),
+    )
     first.tell(b"send mute x size=10\ndata 1\n.")
     assert mute.line().startswith("put x")
     second.tell("send mute,bob y")
@@ -493,7 +689,11 @@ def test_who_waits_for_one_that_stands_still_keeps_nobody_from_another(peer):
 
 @pytest.mark.parametrize("server", [("--timeout", "4")], indirect=True)
 def test_who_has_waited_long_enough_comes_first(peer):
-    slow, bob, (first, second, third) = peer("receive nick=slow"), peer("receive nick=bob"), (peer() for _ in range(3))
+    slow, bob, (first, second, third) = (
+        peer("receive nick=slow"),
+        peer("receive nick=bob"),
+        (peer() for _ in range(3)),
+    )
     first.tell(b"send slow x size=100\ndata 1\n.")
     assert slow.line().startswith("put x")
     second.tell("send slow,bob y")
@@ -526,7 +726,7 @@ def test_afterwards_nothing_is_left_over(server, peer, tmp_path):
         if number:
             sender.tell(b"send bob%d x size=100\ndata 10\nabcdefghij" % number)
             assert bob.line().startswith("put x")
-        for each in [sender, bob, chatter][number % 2::]:
+        for each in [sender, bob, chatter][number % 2 : :]:
             each.close()
         if number % 2:
             sender.close()
@@ -545,7 +745,15 @@ def here(tmp_path):
 @pytest.fixture
 def do(run, server, here):
     def done(*words, **more):
-        return run("client.py", *["--insecure"] * server.tls, "--port", server.port, *words, **{"cwd": here, **more})
+        return run(
+            "client.py",
+            *["--insecure"] * server.tls,
+            "--port",
+            server.port,
+            *words,
+            **{"cwd": here, **more},
+        )
+
     return done
 
 
@@ -555,7 +763,18 @@ def receiving(here, server):
     running = []
 
     def started(*flags, port=None, **more):
-        running.append(Process(ROOT / "client.py", *["--insecure"] * server.tls, "--port", port or server.port, "receive", *flags, cwd=here, **more))
+        running.append(
+            Process(
+                ROOT / "client.py",
+                *["--insecure"] * server.tls,
+                "--port",
+                port or server.port,
+                "receive",
+                *flags,
+                cwd=here,
+                **more,
+            )
+        )
         running[-1].wait_for("waiting for files")
         return running[-1]
 
@@ -569,15 +788,24 @@ def plant(folder):
     for name in ("empty/also empty", "deep/er"):
         (folder / name).mkdir(parents=True)
     odd = os.fsdecode(b"a b%=\n\xff\xc3\xbc")
-    for name, data in (("a.txt", b"a"), ("nothing", b""), (f"deep/{odd}", b"odd"), ("deep/er/big", BIG), ("run.sh", b"#!")):
+    for name, data in (
+        ("a.txt", b"a"),
+        ("nothing", b""),
+        (f"deep/{odd}", b"odd"),
+        ("deep/er/big", BIG),
+        ("run.sh", b"#!"),
+    ):
         (folder / name).write_bytes(data)
         os.utime(folder / name, ns=(0, 1700000000123456789))
     (folder / "run.sh").chmod(0o755)
 
 
 def tree(folder):
-    return {os.fsencode(str(path.relative_to(folder))): path.is_dir() or (path.read_bytes(), path.stat().st_mtime_ns, path.stat().st_mode & 0o100)
-            for path in folder.rglob("*")}
+    return {
+        os.fsencode(str(path.relative_to(folder))): path.is_dir()
+        or (path.read_bytes(), path.stat().st_mtime_ns, path.stat().st_mode & 0o100)
+        for path in folder.rglob("*")
+    }
 
 
 @OVER_TLS
@@ -587,14 +815,37 @@ def test_files_folders_and_standard_input_reach_everybody_whole(do, here, receiv
     (here / "image.png").write_bytes(BIG[:100000])
     boxes = [receiving("-o", nick, "--nick", nick, "--count", "7") for nick in ("bob", "eve")]
     sent = do("send", "tree", "image.png", "--all")
-    assert sent.code == 0 and len(re.findall(r"^127\.0\.0\.1:\d+ \((?:bob|eve)\): verified 11 of 11, 12\.7 MB$", sent.err, re.M)) == 2, sent
-    piped = do("send", "-", "--as", "piped", "--to", "bob", "--to", "EVE", input=b"from a pipe", env={"SIX": "1"})
+    assert (
+        sent.code == 0
+        and len(
+            re.findall(
+                r"^127\.0\.0\.1:\d+ \((?:bob|eve)\): verified 11 of 11, 12\.7 MB$", sent.err, re.M
+            )
+        )
+        == 2
+    ), sent
+    piped = do(
+        "send",
+        "-",
+        "--as",
+        "piped",
+        "--to",
+        "bob",
+        "--to",
+        "EVE",
+        input=b"from a pipe",
+        env={"SIX": "1"},
+    )
     assert piped.code == 0, piped
     for nick, box in zip(("bob", "eve"), boxes):
         assert box.wait() == 0, box.err
         assert tree(here / nick / "tree") == tree(here / "tree")
-        assert (here / nick / "image.png").read_bytes() == BIG[:100000] and (here / nick / "piped").read_bytes() == b"from a pipe"
-        assert f"{nick}/piped\n" in box.out and len(box.out.splitlines()) == 8, "one of the names has a line feed"
+        assert (here / nick / "image.png").read_bytes() == BIG[:100000] and (
+            here / nick / "piped"
+        ).read_bytes() == b"from a pipe"
+        assert f"{nick}/piped\n" in box.out and len(box.out.splitlines()) == 8, (
+            "one of the names has a line feed"
+        )
 
 
 def test_nothing_is_replaced_without_force_and_a_number_is_added(do, here, receiving):
@@ -605,13 +856,21 @@ def test_nothing_is_replaced_without_force_and_a_number_is_added(do, here, recei
         (here / "t" / "a.txt").write_text(text)
         assert do("send", "t", "t/a.txt", "--to", "bob").code == 0
     assert box.wait() == 0
-    found = {str(path.relative_to(here / "box")): path.read_text() for path in (here / "box").rglob("*.txt")}
+    found = {
+        str(path.relative_to(here / "box")): path.read_text()
+        for path in (here / "box").rglob("*.txt")
+    }
     assert found == {"t/a.txt": "one", "a.txt": "one", "t (1)/a.txt": "two", "a (1).txt": "two"}
-    box = receiving("-o", "box", "--nick", "eve", "--count", "2", "--force", "--json")  # the server may not have let go of bob yet
+    # the server may not have let go of bob yet
+    box = receiving("-o", "box", "--nick", "eve", "--count", "2", "--force", "--json")
     assert do("send", "t", "t/a.txt", "--to", "eve", "--nick", "anna").code == 0 and box.wait() == 0
-    assert (here / "box" / "t" / "a.txt").read_text() == (here / "box" / "a.txt").read_text() == "two"
+    assert (
+        (here / "box" / "t" / "a.txt").read_text() == (here / "box" / "a.txt").read_text() == "two"
+    )
     told = [json.loads(text) for text in box.out.splitlines()]
-    assert sorted(each["name"] for each in told) == ["box/a.txt", "box/t/a.txt"] and all("(anna)" in each["from"] for each in told)
+    assert sorted(each["name"] for each in told) == ["box/a.txt", "box/t/a.txt"] and all(
+        "(anna)" in each["from"] for each in told
+    )
 
 
 def test_unless_all_got_all_it_says_who_did_not_and_exits_25(do, here, receiving):
@@ -620,18 +879,32 @@ def test_unless_all_got_all_it_says_who_did_not_and_exits_25(do, here, receiving
     (here / "folder").mkdir()
     (here / "folder" / "x").touch()
     unknown = do("send", "folder", "--to", "nobody")
-    assert unknown.code == 25 and unknown.err.count("error:") == 1, "what is in a folder that nobody has is not tried"
+    assert unknown.code == 25 and unknown.err.count("error:") == 1, (
+        "what is in a folder that nobody has is not tried"
+    )
     nobody = do("send", "x", "--all")
     assert nobody.code == 25 and "nobody is receiving" in nobody.err
     receiving("-o", "box", "--nick", "bob")
     some = do("send", "x", ".hidden", "--to", "bob", "--to", "nobody")
-    assert some.code == 25 and "nobody did not get x (no-such-client)" in some.err and "bob) did not get .hidden (hidden-name)" in some.err
+    assert (
+        some.code == 25
+        and "nobody did not get x (no-such-client)" in some.err
+        and "bob) did not get .hidden (hidden-name)" in some.err
+    )
     assert "receive --hidden" in some.err and "server.py" not in some.err
-    assert re.search(r"^127.* \(bob\): verified 1 of 2, 1 bytes$", some.err, re.M) and "\nnobody: verified 0 of 2" in some.err
+    assert (
+        re.search(r"^127.* \(bob\): verified 1 of 2, 1 bytes$", some.err, re.M)
+        and "\nnobody: verified 0 of 2" in some.err
+    )
     assert os.listdir(here / "box") == ["x"]
     gone = do("send", "nosuch", "x", "--to", "bob", "--json", "--quiet")
     assert gone.code == 26 and json.loads(gone.out.splitlines()[-1])["verified"] == 1
-    for words in ("x", "x", "--as", "y", "--to", "bob"), ("-", "--to", "bob"), ("x",), ("x", "--to", ""):
+    for words in (
+        ("x", "x", "--as", "y", "--to", "bob"),
+        ("-", "--to", "bob"),
+        ("x",),
+        ("x", "--to", ""),
+    ):
         assert do("send", *words).code == 2
 
 
@@ -643,7 +916,9 @@ def test_a_receiver_that_gives_no_reason_or_no_digest_has_not_got_it_either(do, 
     assert bob.line().startswith("put x ") and bob.body()[0] == b"x"
     bob.tell(answer)
     sent = sending.result()
-    assert sent.code == 25 and "(bob) did not get x" in sent.err and "verified 0 of 1" in sent.err, sent
+    assert (
+        sent.code == 25 and "(bob) did not get x" in sent.err and "verified 0 of 1" in sent.err
+    ), sent
 
 
 def test_when_nobody_is_left_a_tree_is_given_up_and_told_of_once(do, here, receiving):
@@ -652,17 +927,28 @@ def test_when_nobody_is_left_a_tree_is_given_up_and_told_of_once(do, here, recei
         (here / "t" / f"{number}").write_text("x")
     receiving("-o", "box", "--nick", "bob", "--count", "1")
     found = do("send", "t", "--to", "bob,")
-    assert found.code == 25 and found.err.count("error:") == 1 and "\nnobody is left who receives: the rest is not sent\n" in found.err, found.err
-    assert re.search(r"^127\.\S+ \(bob\): verified 2 of [23], 1 bytes$", found.err, re.M) and os.listdir(here / "box" / "t") == ["0"]
+    assert (
+        found.code == 25
+        and found.err.count("error:") == 1
+        and "\nnobody is left who receives: the rest is not sent\n" in found.err
+    ), found.err
+    assert re.search(
+        r"^127\.\S+ \(bob\): verified 2 of [23], 1 bytes$", found.err, re.M
+    ) and os.listdir(here / "box" / "t") == ["0"]
 
 
 def test_who_names_and_marks(do, server, receiving):
     _, threads = server.at_rest()
     receiving("--nick", "bob")
     told = do("who", "--nick", "bob").out.decode()
-    assert re.fullmatch(r"127\.0\.0\.1:\d+  bob  receive\n127\.0\.0\.1:\d+  bob2  who  \(you\)\n", told), told
+    assert re.fullmatch(
+        r"127\.0\.0\.1:\d+  bob  receive\n127\.0\.0\.1:\d+  bob2  who  \(you\)\n", told
+    ), told
     until(lambda: server.status("Threads") == threads + 1, "the server to let go of it")
-    assert [json.loads(text)["you"] for text in do("who", "--json").out.splitlines()] == [False, True]
+    assert [json.loads(text)["you"] for text in do("who", "--json").out.splitlines()] == [
+        False,
+        True,
+    ]
     bad = do("list", "--nick", "a b")
     assert bad.code == 9 and "(bad-nick)" in bad.err
 
@@ -679,30 +965,58 @@ def test_the_words_of_the_labs_in_the_shell(do, here, receiving):
 
 def test_a_receiver_comes_back_after_a_lost_connection(do, here, receiving, server, proxy, peer):
     (here / "x").write_text("x")
-    box = receiving("-o", "box", "--nick", "bob", "--count", "2", port=proxy(server.port, cut_at=400, times=1).port)
+    box = receiving(
+        "-o",
+        "box",
+        "--nick",
+        "bob",
+        "--count",
+        "2",
+        port=proxy(server.port, cut_at=400, times=1).port,
+    )
     assert do("send", "x", "--to", "bob").code == 0
     sender = peer()
     sender.tell("send bob " + "y" * 200 + " type=dir")  # this goes over the 400 bytes
     assert "reason=gone" in sender.answer()
-    nick = box.wait_for(r"(?s)waiting for files.*waiting for files[^\n]* --to (\S+)\n")[1]  # bob2, if the server has not let go of bob yet
+    # bob2, if the server has not let go of bob yet
+    nick = box.wait_for(r"(?s)waiting for files.*waiting for files[^\n]* --to (\S+)\n")[1]
     assert do("send", "x", "--to", nick).code == 0 and box.wait() == 0
     assert box.out.splitlines() == ["box/x", "box/x (1)"]
 
 
-def test_a_receiver_comes_back_after_each_lost_connection_on_which_something_came(listeners, run, here):
+def test_a_receiver_comes_back_after_each_lost_connection_on_which_something_came(
+    listeners, run, here
+):
     def talk(conn):
-        conn.sendall(b"sixsockets 1 max-line=32768 auth=none you=10.0.0.9:9\nok receive you=10.0.0.9:9\n" + puts("x"))
+        conn.sendall(
+            b"sixsockets 1 max-line=32768 auth=none you=10.0.0.9:9\nok receive you=10.0.0.9:9\n"
+            + puts("x")
+        )
         with conn.makefile("rb") as file:
             next(line for line in file if line.startswith(b"ok put"))
 
     listeners.append(Listener(talk))
-    found = run("client.py", "--port", listeners[-1].port, "--retries", "1", "receive", "--count", "3", cwd=here, timeout=DEADLINE)
+    found = run(
+        "client.py",
+        "--port",
+        listeners[-1].port,
+        "--retries",
+        "1",
+        "receive",
+        "--count",
+        "3",
+        cwd=here,
+        timeout=DEADLINE,
+    )
     assert found.code == 0 and sorted(os.listdir(here)) == ["x", "x (1)", "x (2)"], found
 
 
 def test_a_receiver_that_has_all_ends_also_where_its_goodbye_finds_nobody(listeners, here):
     def talk(conn):
-        conn.sendall(b"sixsockets 1 max-line=32768 auth=none you=10.0.0.9:9\nok receive you=10.0.0.9:9\n" + puts("x"))
+        conn.sendall(
+            b"sixsockets 1 max-line=32768 auth=none you=10.0.0.9:9\nok receive you=10.0.0.9:9\n"
+            + puts("x")
+        )
         with conn.makefile("rb") as file:
             next((line for line in file if line.startswith(b"ok put")), None)
         conn.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -717,7 +1031,19 @@ def test_a_receiver_that_has_all_ends_also_where_its_goodbye_finds_nobody(listen
         while True:
             os.write(writer, b"\n" * 65536)
     os.set_blocking(writer, True)  # full: what has come is told when there is room
-    box = subprocess.Popen([sys.executable, ROOT / "client.py", "--port", str(listeners[-1].port), "receive", "--count", "1"], cwd=here, stdout=writer)
+    box = subprocess.Popen(
+        [
+            sys.executable,
+            ROOT / "client.py",
+            "--port",
+            str(listeners[-1].port),
+            "receive",
+            "--count",
+            "1",
+        ],
+        cwd=here,
+        stdout=writer,
+    )
     os.close(writer)
     try:
         assert gone.wait(DEADLINE)
@@ -734,7 +1060,20 @@ def test_a_sender_that_waits_for_its_turn_longer_than_its_timeout_is_not_cut(ser
     first, bob = peer(), peer("receive nick=bob")
     first.tell(b"send bob y size=1\ndata 1\n")
     assert bob.line().startswith("put y")
-    second = Process(ROOT / "client.py", "--port", server.port, "send", "x", "--to", "bob", "--timeout", "4", "--retries", "0", cwd=here)
+    second = Process(
+        ROOT / "client.py",
+        "--port",
+        server.port,
+        "send",
+        "x",
+        "--to",
+        "bob",
+        "--timeout",
+        "4",
+        "--retries",
+        "0",
+        cwd=here,
+    )
     second.wait_for("^waiting: 1 receiver, not all of them free yet$")
     for _ in range(5):
         assert bob.line() == "note y", "a second each"
@@ -747,17 +1086,31 @@ def test_a_sender_that_waits_for_its_turn_longer_than_its_timeout_is_not_cut(ser
 def test_a_sender_whose_server_is_gone_says_so_and_promises_nothing(server, peer, here):
     (here / "x").write_bytes(BIG)
     bob = peer("receive nick=bob")
-    sending = Process(ROOT / "client.py", "--port", server.port, "send", "x", "--to", "bob", cwd=here)
+    sending = Process(
+        ROOT / "client.py", "--port", server.port, "send", "x", "--to", "bob", cwd=here
+    )
     assert bob.line().startswith("put x")
     server.kill()
-    assert sending.wait() == 18 and "would come to them twice" in sending.err and "kept" not in sending.err
+    assert (
+        sending.wait() == 18
+        and "would come to them twice" in sending.err
+        and "kept" not in sending.err
+    )
 
 
 def test_ctrl_c_or_a_signal_ends_a_receiver_and_leaves_no_part(peer, here, receiving):
-    boxes = {number: receiving("-o", "box", "--nick", f"bob{number:d}") for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    boxes = {
+        number: receiving("-o", "box", "--nick", f"bob{number:d}")
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
     sender = peer()
-    sender.tell(f"send {','.join(f'bob{number:d}' for number in boxes)} x size=100".encode() + b"\ndata 10\nabcdefghij")
-    until(lambda: [path.stat().st_size for path in (here / "box").iterdir()] == [10] * 3, "the parts")
+    sender.tell(
+        f"send {','.join(f'bob{number:d}' for number in boxes)} x size=100".encode()
+        + b"\ndata 10\nabcdefghij"
+    )
+    until(
+        lambda: [path.stat().st_size for path in (here / "box").iterdir()] == [10] * 3, "the parts"
+    )
     for number, box in boxes.items():
         box.process.send_signal(number)
         assert box.wait() == 130, number
@@ -771,41 +1124,89 @@ def test_two_signals_at_once_end_a_receiver_as_one_does(peer, here, receiving):
     until(lambda: [path.stat().st_size for path in (here / "box").iterdir()] == [10], "the part")
     for number in signal.SIGSTOP, signal.SIGTERM, signal.SIGHUP, signal.SIGCONT:
         box.process.send_signal(number)
-    assert box.wait() == 130 and "Traceback" not in box.err and os.listdir(here / "box") == [], box.err
+    assert box.wait() == 130 and "Traceback" not in box.err and os.listdir(here / "box") == [], (
+        box.err
+    )
 
 
 def test_a_receiver_tells_the_command_that_another_client_needs(start, here):
     server = start("--tls", "--password", "w ord")
     pin = server.wait_for("--pin ([0-9a-f]{64})")[1]
     for flags, told in (("--pin", pin), f"--pin {pin}"), (("--insecure",), "--insecure"):
-        box = Process(ROOT / "client.py", "--port", server.port, *flags, "receive", cwd=here, env={**os.environ, "SIXSOCKETS_PASSWORD": "w ord"})
-        box.wait_for(f"client.py --host 127.0.0.1 --port {server.port} {told} --ask-password send PATH --to 127")
+        box = Process(
+            ROOT / "client.py",
+            "--port",
+            server.port,
+            *flags,
+            "receive",
+            cwd=here,
+            env={**os.environ, "SIXSOCKETS_PASSWORD": "w ord"},
+        )
+        box.wait_for(
+            f"client.py --host 127.0.0.1 --port {server.port} {told} --ask-password send PATH --to 127"
+        )
         box.kill()
 
 
-def test_a_server_that_answers_what_was_not_asked_or_nothing_at_all_ends_the_command(listeners, run, here):
+def test_a_server_that_answers_what_was_not_asked_or_nothing_at_all_ends_the_command(
+    listeners, run, here
+):
     def talk(conn):
         conn.sendall(b"sixsockets 1 max-line=32768 auth=none you=10.0.0.9:9\n")
         file = conn.makefile("rb")
-        asked = next(line for line in file if line != b"\n")  # an empty line comes from a client that had to wait
-        conn.sendall({b"who\n": b"got x ok put y\nok who count=0\n", b"chat\n": b"ok chat you=10.0.0.9:9 count=1\n"}[asked])
+        # an empty line comes from a client that had to wait
+        asked = next(line for line in file if line != b"\n")
+        conn.sendall(
+            {
+                b"who\n": b"got x ok put y\nok who count=0\n",
+                b"chat\n": b"ok chat you=10.0.0.9:9 count=1\n",
+            }[asked]
+        )
         file.read()
 
     listeners.append(Listener(talk))
     (here / "x").write_text("x")
-    for words, code, said in (("send", "x", "--all"), 56, "broke the protocol"), (("chat", "--timeout", "2"), 28, "silent for 2 s"):
-        found = run("client.py", "--port", listeners[-1].port, *words, cwd=here, input=b"hello\n", timeout=DEADLINE)
+    for words, code, said in (
+        (("send", "x", "--all"), 56, "broke the protocol"),
+        (("chat", "--timeout", "2"), 28, "silent for 2 s"),
+    ):
+        found = run(
+            "client.py",
+            "--port",
+            listeners[-1].port,
+            *words,
+            cwd=here,
+            input=b"hello\n",
+            timeout=DEADLINE,
+        )
         assert found.code == code and said in found.err, found.err
 
 
 def puts(name, data=HELLO, **keys):
-    return f"put {name}{''.join(f' {key}={value}' for key, value in keys.items())} from=10.0.0.1:1\n".encode() + body(data)
+    return (
+        f"put {name}{''.join(f' {key}={value}' for key, value in keys.items())} from=10.0.0.1:1\n".encode()
+        + body(data)
+    )
 
 
-HOSTILE = ["..", "../x", "/etc/x", "a/../../x", "%2E%2E/x", "a//b", ".", ".ssh/authorized_keys", "nul%00", ".six-" + "0" * 32 + ".part", "link/x"]
+HOSTILE = [
+    "..",
+    "../x",
+    "/etc/x",
+    "a/../../x",
+    "%2E%2E/x",
+    "a//b",
+    ".",
+    ".ssh/authorized_keys",
+    "nul%00",
+    ".six-" + "0" * 32 + ".part",
+    "link/x",
+]
 
 
-def test_a_receiver_writes_nothing_outside_of_its_folder_and_nothing_that_is_not_whole(listeners, here, receiving):
+def test_a_receiver_writes_nothing_outside_of_its_folder_and_nothing_that_is_not_whole(
+    listeners, here, receiving
+):
     """A server that says whatever it likes."""
     answers = []
 
@@ -814,11 +1215,20 @@ def test_a_receiver_writes_nothing_outside_of_its_folder_and_nothing_that_is_not
         conn.sendall(b"sixsockets 1 max-line=32768 auth=none you=10.0.0.9:9\n")
         assert next(line for line in file if line != b"\n") == b"receive\n"
         conn.sendall(b"ok receive you=10.0.0.9:9\n")
-        for told in (*(puts(name) for name in HOSTILE), *(f"mkdir {name} from=x\n".encode() for name in HOSTILE), puts("short", size=7), puts("long", size=5),
-                     b"put wrong\n" + body(HELLO, end=False) + b"end sha256=" + b"0" * 64 + b"\n", b"put cut\n" + body(HELLO, end=False) + b"abort\n",
-                     b"put folder\n" + body(HELLO), b"note x\nput good\n" + b"note good\n" + body(HELLO)):
+        for told in (
+            *(puts(name) for name in HOSTILE),
+            *(f"mkdir {name} from=x\n".encode() for name in HOSTILE),
+            puts("short", size=7),
+            puts("long", size=5),
+            b"put wrong\n" + body(HELLO, end=False) + b"end sha256=" + b"0" * 64 + b"\n",
+            b"put cut\n" + body(HELLO, end=False) + b"abort\n",
+            b"put folder\n" + body(HELLO),
+            b"note x\nput good\n" + b"note good\n" + body(HELLO),
+        ):
             conn.sendall(told)
-            answers.append(next(line for line in file if not line.startswith(b"note ")).decode().strip())
+            answers.append(
+                next(line for line in file if not line.startswith(b"note ")).decode().strip()
+            )
         conn.sendall(b"put lost size=100000000\ndata 100000000\n")
         while not select.select([conn], [], [], 0)[0]:  # it says ten times a second how far it is
             conn.sendall(b"abc")
@@ -832,16 +1242,39 @@ def test_a_receiver_writes_nothing_outside_of_its_folder_and_nothing_that_is_not
     assert box.wait() == 18, box.err
     assert re.search(r"connection lost at [1-9][\d,]* of 100,000,000 bytes of lost", box.err)
     assert all(answer.startswith("err ") for answer in answers[:-2]), answers
-    assert [re.sub(".*reason=", "", answer) for answer in answers[-6:-2]] == ["incomplete", "too-long", "wrong-digest", "aborted"]
-    assert answers[-2] == f"ok put folder size=6 sha256={sha(HELLO)} verified=yes as=folder%20(1)" and answers[-1].startswith("ok put good")
+    assert [re.sub(".*reason=", "", answer) for answer in answers[-6:-2]] == [
+        "incomplete",
+        "too-long",
+        "wrong-digest",
+        "aborted",
+    ]
+    assert answers[
+        -2
+    ] == f"ok put folder size=6 sha256={sha(HELLO)} verified=yes as=folder%20(1)" and answers[
+        -1
+    ].startswith("ok put good")
     assert sorted(os.listdir(here / "box")) == ["folder", "folder (1)", "good", "link"]
-    assert os.listdir(here / "outside") == [] and os.listdir(here / "box" / "folder") == [] and sorted(os.listdir(here)) == ["box", "outside"]
+    assert (
+        os.listdir(here / "outside") == []
+        and os.listdir(here / "box" / "folder") == []
+        and sorted(os.listdir(here)) == ["box", "outside"]
+    )
     assert box.out == "box/folder (1)\nbox/good\n"
 
 
 def test_what_a_receiver_hears_instead_of_a_file_moves_no_terminal(canned, run, here):
-    told = run("client.py", "--port", canned(b"sixsockets 1 auth=none you=10.0.0.9:9\nok receive you=10.0.0.9:9\n\xc2\x9b31m x\n").port, "receive", cwd=here)
-    assert told.code == 56 and "broke the protocol (\\x9b31m where a file was awaited)" in told.err, told
+    told = run(
+        "client.py",
+        "--port",
+        canned(
+            b"sixsockets 1 auth=none you=10.0.0.9:9\nok receive you=10.0.0.9:9\n\xc2\x9b31m x\n"
+        ).port,
+        "receive",
+        cwd=here,
+    )
+    assert (
+        told.code == 56 and "broke the protocol (\\x9b31m where a file was awaited)" in told.err
+    ), told
 
 
 def test_a_receiver_that_cannot_write_says_so_and_goes_on(do, here, receiving):
@@ -849,10 +1282,27 @@ def test_a_receiver_that_cannot_write_says_so_and_goes_on(do, here, receiving):
     (here / "large").write_bytes(BIG[:200000])
     blocked = do("receive", "-o", "n")
     assert blocked.code == 23 and "cannot write to n" in blocked.err
-    box = receiving("-o", "box", "--nick", "bob", "--count", "1", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100000, 100000)))
+    box = receiving(
+        "-o",
+        "box",
+        "--nick",
+        "bob",
+        "--count",
+        "1",
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100000, 100000)),
+    )
     full = do("send", "large", "n", "--to", "bob")
-    assert full.code == 25 and "did not get large (too-large)" in full.err and "--max-size" not in full.err and "verified 1 of 2" in full.err
-    assert box.wait() == 0 and "did not get large from 127.0.0.1" in box.err and os.listdir(here / "box") == ["n"]
+    assert (
+        full.code == 25
+        and "did not get large (too-large)" in full.err
+        and "--max-size" not in full.err
+        and "verified 1 of 2" in full.err
+    )
+    assert (
+        box.wait() == 0
+        and "did not get large from 127.0.0.1" in box.err
+        and os.listdir(here / "box") == ["n"]
+    )
 
 
 # --- chat ---
@@ -863,14 +1313,33 @@ def test_all_others_hear_what_is_said_and_who_comes_and_goes(server, peer):
     assert anna.ask("say hello  all %20 ü") == "ok say"
     assert nameless.line() == "said from=anna hello  all %20 ü"
     bob = peer()
-    assert bob.lines("chat bob") == ["said from=anna hello  all %20 ü", f"ok chat bob nick=bob you={bob.name} count=3"], "what was said before"
-    assert nameless.ask("say from=bob said from=bob x").startswith(f"joined bob at={bob.name}") and nameless.line() == "ok say"
-    assert bob.line() == f"said from={nameless.name} from=bob said from=bob x", "the first word is the server's"
+    assert bob.lines("chat bob") == [
+        "said from=anna hello  all %20 ü",
+        f"ok chat bob nick=bob you={bob.name} count=3",
+    ], "what was said before"
+    assert (
+        nameless.ask("say from=bob said from=bob x").startswith(f"joined bob at={bob.name}")
+        and nameless.line() == "ok say"
+    )
+    assert bob.line() == f"said from={nameless.name} from=bob said from=bob x", (
+        "the first word is the server's"
+    )
     nameless.close()
     assert bob.line() == f"left {nameless.name}"
-    assert bob.lines("stat none")[0].startswith("err stat") and bob.ask("say x") == "err say reason=not-in-chat", "another request leaves the chat"
-    assert [anna.line() for _ in range(4)][1:] == [f"said from={nameless.name} from=bob said from=bob x", f"left {nameless.name}", "left bob"]
-    assert re.search(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d 127\.0\.0\.1:\d+ chat: <anna> hello  all %20 ü$", server.stop(), re.M)
+    assert (
+        bob.lines("stat none")[0].startswith("err stat")
+        and bob.ask("say x") == "err say reason=not-in-chat"
+    ), "another request leaves the chat"
+    assert [anna.line() for _ in range(4)][1:] == [
+        f"said from={nameless.name} from=bob said from=bob x",
+        f"left {nameless.name}",
+        "left bob",
+    ]
+    assert re.search(
+        r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d 127\.0\.0\.1:\d+ chat: <anna> hello  all %20 ü$",
+        server.stop(),
+        re.M,
+    )
 
 
 def test_the_last_fifty_lines_are_told_to_who_joins(peer):
@@ -879,27 +1348,46 @@ def test_the_last_fifty_lines_are_told_to_who_joins(peer):
         speakers[number % 2].tell(f"say {number}")
         until(lambda: speakers[number % 2].answer() == "ok say", "it to be said")
     heard = peer().lines("chat")
-    assert [text.rsplit(" ", 1)[1] for text in heard[:-1]] == [str(number) for number in range(10, 60)]
+    assert [text.rsplit(" ", 1)[1] for text in heard[:-1]] == [
+        str(number) for number in range(10, 60)
+    ]
 
 
-@pytest.mark.parametrize("text", [b"a\rsaid from=bob x", b"a\x1b[2Jb", b"a\0b", b"a\tb", b"x" * 40000])
+@pytest.mark.parametrize(
+    "text", [b"a\rsaid from=bob x", b"a\x1b[2Jb", b"a\0b", b"a\tb", b"x" * 40000]
+)
 def test_a_line_that_could_be_two_or_move_a_cursor_ends_the_connection(peer, text):
     anna, bob = peer("chat anna"), peer("chat bob")
     anna.line()
     bob.tell(b"say " + text + b"\n")
-    assert bob.line() in ("err - reason=bad-line", "err - reason=line-too-long") and anna.line() == "left bob"
+    assert (
+        bob.line() in ("err - reason=bad-line", "err - reason=line-too-long")
+        and anna.line() == "left bob"
+    )
 
 
 def test_what_is_said_cannot_forge_a_line_of_the_log(server, peer):
     anna, bob = peer("chat anna"), peer("chat bob")
-    for text in ("\x9b31m \u202e \u2028 2026-01-01 00:00:00 10.0.0.1:1 chat: <eve> I", "x" * 4001, "x" * 4000):
+    for text in (
+        "\x9b31m \u202e \u2028 2026-01-01 00:00:00 10.0.0.1:1 chat: <eve> I",
+        "x" * 4001,
+        "x" * 4000,
+    ):
         bob.tell(f"say {text}")
-        assert bob.line() == ("err say reason=too-long limit=4000" if len(text) == 4001 else "ok say")
+        assert bob.line() == (
+            "err say reason=too-long limit=4000" if len(text) == 4001 else "ok say"
+        )
     bob.tell(b"say \xff\xfe\n")
     assert bob.line() == "ok say"
-    assert [anna.line() for _ in range(4)][-1] == "said from=bob \\xff\\xfe", "bytes come through as they are"
+    assert [anna.line() for _ in range(4)][-1] == "said from=bob \\xff\\xfe", (
+        "bytes come through as they are"
+    )
     log = server.stop()
-    assert r"<bob> \x9b31m \u202e \u2028 2026-01-01" in log and r"<bob> \xff\xfe" in log and all(char.isprintable() or char == "\n" for char in log)
+    assert (
+        r"<bob> \x9b31m \u202e \u2028 2026-01-01" in log
+        and r"<bob> \xff\xfe" in log
+        and all(char.isprintable() or char == "\n" for char in log)
+    )
 
 
 def test_who_floods_is_told_so_and_heard_within_limits(server, peer):
@@ -908,7 +1396,11 @@ def test_who_floods_is_told_so_and_heard_within_limits(server, peer):
     bob.tell(b"say flood\n" * 1000 + b"ping\n")
     answers = [bob.line() for _ in range(1001)]
     said = answers.count("ok say")
-    assert 39 <= said < 400 and answers.count("err say reason=too-fast limit=20/s") == 1000 - said and answers[-1] == "ok ping"
+    assert (
+        39 <= said < 400
+        and answers.count("err say reason=too-fast limit=20/s") == 1000 - said
+        and answers[-1] == "ok ping"
+    )
     assert [anna.line() for _ in range(said)] == ["said from=bob flood"] * said
     assert bob.ask("who") and anna.lines("who")[-1].startswith("ok who"), "both go on"
     assert server.stop().count("flood") == said
@@ -920,7 +1412,9 @@ def test_everybody_hears_every_line(peer, full):
         speaker.tell(f"say {number}")
     count = len(crowd[::3])
     for number, listener in enumerate(crowd):
-        heard = [int(line.rsplit(" ", 1)[1]) for line in iter_until(listener, count - (number % 3 == 0))]
+        heard = [
+            int(line.rsplit(" ", 1)[1]) for line in iter_until(listener, count - (number % 3 == 0))
+        ]
         assert sorted([*heard, *[number // 3] * (number % 3 == 0)]) == list(range(count))
 
 
@@ -937,7 +1431,10 @@ def test_coming_and_going_is_limited_too(peer):
     bob.tell(b"chat bob\nping nick=bob\n" * 1000 + b"bye\n")
     answers = list(iter(bob.line, ""))
     joined = sum(answer.startswith("ok chat") for answer in answers)
-    assert 39 <= joined < 400 and answers.count("err chat bob reason=too-fast limit=20/s") == 1000 - joined
+    assert (
+        39 <= joined < 400
+        and answers.count("err chat bob reason=too-fast limit=20/s") == 1000 - joined
+    )
     heard = [anna.line() for _ in range(2 * joined)]
     assert set(heard) == {f"joined bob at={bob.name}", "left bob"} and anna.ask("ping") == "ok ping"
 
@@ -948,12 +1445,18 @@ def test_who_waits_costs_nothing(server, peer):
     anna.tell(b"say")  # a line that is begun
     assert [bob.ask("say now") for _ in range(3)] == ["ok say"] * 3
     anna.tell(b" typed\n")
-    assert sorted(anna.line() for _ in range(5)) == [f"joined bob at={bob.name}", "ok say", *["said from=bob now"] * 3]
+    assert sorted(anna.line() for _ in range(5)) == [
+        f"joined bob at={bob.name}",
+        "ok say",
+        *["said from=bob now"] * 3,
+    ]
     assert bob.line() == "said from=anna typed"
     sender, eve = peer(), peer("receive nick=eve")
     before = server.cpu()
     sender.tell("send eve x")
-    assert eve.line().startswith("put x") and eve.line() == "note x", "the server's sign of life, after a second"
+    assert eve.line().startswith("put x") and eve.line() == "note x", (
+        "the server's sign of life, after a second"
+    )
     assert server.cpu() - before < 0.15
 
 
@@ -968,7 +1471,9 @@ def test_a_server_that_stops_lets_what_is_under_way_end(server, peer):
     sender.tell(b"lo\nend sha256=%b\n" % sha(HELLO).encode())
     assert bob.body()[0] == HELLO
     bob.tell(f"ok put x size=6 sha256={sha(HELLO)} verified=yes")
-    assert sender.answer().startswith("got") and sender.answer() == "ok send x receivers=1 verified=1"
+    assert (
+        sender.answer().startswith("got") and sender.answer() == "ok send x receivers=1 verified=1"
+    )
     assert server.process.wait(DEADLINE) == 0
     server.wait_for("stopped: 4 clients")
 
@@ -976,7 +1481,9 @@ def test_a_server_that_stops_lets_what_is_under_way_end(server, peer):
 @OVER_TLS
 def test_a_reader_that_is_stuck_loses_its_own_lines_and_is_told_how_many(server, peer):
     stuck, reader, text = peer("chat stuck", small=True), peer("chat reader"), "x" * 3900
-    hearing = meanwhile(lambda: [line for line in iter(reader.line, "") if line.startswith("said")][:1])
+    hearing = meanwhile(
+        lambda: [line for line in iter(reader.line, "") if line.startswith("said")][:1]
+    )
     spoken = 0
     for _ in range(60):  # each may say forty at once
         speaker = peer("chat")
@@ -1031,7 +1538,9 @@ def test_on_a_terminal_without_readline_it_is_plain(server, peer, here):
     assert anna.ask("say hi") == "ok say"
     bob.wait_for("anna: hi\r\n> ")
     bob.type("ine\r/quit\r")
-    assert anna.line() == "said from=bob half a line" and anna.line() == "left bob" and bob.end() == 0
+    assert (
+        anna.line() == "said from=bob half a line" and anna.line() == "left bob" and bob.end() == 0
+    )
     assert "\x1b" not in bob.text
 
 
@@ -1067,13 +1576,23 @@ def test_from_a_pipe_it_says_what_comes_in_and_prints_what_it_hears(server, peer
     done = do("chat", "--nick", "anna", input=typed)
     assert done.code == 0 and "you are anna2" in done.err
     heard = [anna.line() for _ in range(8)]
-    assert heard[1:5] == ["said from=anna2 hello", "said from=anna2 /slash tab", "said from=anna2 bad \\xff", "said from=anna2 " + "y" * 1000]
+    assert heard[1:5] == [
+        "said from=anna2 hello",
+        "said from=anna2 /slash tab",
+        "said from=anna2 bad \\xff",
+        "said from=anna2 " + "y" * 1000,
+    ]
     assert heard[7] == "left anna2" and heard[6].endswith(" " + "y" * 500)
     assert f"* {anna.name}  anna  chat" in done.out.decode() and "* /who tells" in done.out.decode()
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import client; client.PIPE_RATE = 1e9; sys.exit(client.main(sys.argv[1:]))"
     hasty = ["-c", code, *["--insecure"] * server.tls, "--port", server.port]
-    done = run(*hasty, "chat", "--json", "--quiet", input=b"z" * 300 * script.LONGEST + b"\n")  # 13 seconds' worth
-    assert done.code == 9 and json.loads(done.out.splitlines()[0]) == {"from": "anna2", "text": "hello"} and b'"too-fast"' in done.out
+    # 13 seconds' worth
+    done = run(*hasty, "chat", "--json", "--quiet", input=b"z" * 300 * script.LONGEST + b"\n")
+    assert (
+        done.code == 9
+        and json.loads(done.out.splitlines()[0]) == {"from": "anna2", "text": "hello"}
+        and b'"too-fast"' in done.out
+    )
 
 
 def test_what_is_said_together_with_the_answer_is_heard_at_once(listeners):
@@ -1092,15 +1611,24 @@ def test_what_is_said_together_with_the_answer_is_heard_at_once(listeners):
 
 def test_a_pipe_that_asks_who_is_there_is_answered_before_the_chat_ends(peer, do):
     bob = peer("receive nick=bob")
-    for said, nick in (b"/who\n", "anna"), (b"hello\n/who\n", "berta"), (b"/who\n/quit\n", "carla"):  # the server may not have let go of the one before yet
+    # the server may not have let go of the one before yet
+    for said, nick in (b"/who\n", "anna"), (b"hello\n/who\n", "berta"), (b"/who\n/quit\n", "carla"):
         done = do("chat", "--nick", nick, input=said)
-        assert done.code == 0 and re.search(rf"^\* {bob.name}  bob  receive\n(?:\* .*\n)*\* \S+  {nick}  chat\n", done.out.decode(), re.MULTILINE), done
+        assert done.code == 0 and re.search(
+            rf"^\* {bob.name}  bob  receive\n(?:\* .*\n)*\* \S+  {nick}  chat\n",
+            done.out.decode(),
+            re.MULTILINE,
+        ), done
 
 
 def test_a_pipe_into_a_chat_waits_for_the_limit_and_loses_no_line(peer, do):
     anna = peer("chat anna")
-    done = do("chat", "--nick", "bob", input=b"".join(b"line %d\n" % number for number in range(60)))
-    assert done.code == 0 and [anna.line() for _ in range(61)][1:] == [f"said from=bob line {number}" for number in range(60)]
+    done = do(
+        "chat", "--nick", "bob", input=b"".join(b"line %d\n" % number for number in range(60))
+    )
+    assert done.code == 0 and [anna.line() for _ in range(61)][1:] == [
+        f"said from=bob line {number}" for number in range(60)
+    ]
 
 
 def test_a_pipe_into_a_chat_waits_for_a_server_that_does_not_answer(listeners, run):
@@ -1112,9 +1640,18 @@ def test_a_pipe_into_a_chat_waits_for_a_server_that_does_not_answer(listeners, r
         said.extend(line for line in conn.makefile("rb") if line.startswith(b"say "))
 
     listeners.append(Listener(talk))
-    done = run("client.py", "--port", listeners[-1].port, "chat", "--timeout", "2", input=b"".join(b"line %d\n" % number for number in range(60)))
+    done = run(
+        "client.py",
+        "--port",
+        listeners[-1].port,
+        "chat",
+        "--timeout",
+        "2",
+        input=b"".join(b"line %d\n" % number for number in range(60)),
+    )
     listeners[-1].threads[-1].join(DEADLINE)
-    assert done.code == 28 and len(said) in range(script.AHEAD, script.AHEAD + 4), (done, said)  # one is counted late now and then
+    # one is counted late now and then
+    assert done.code == 28 and len(said) in range(script.AHEAD, script.AHEAD + 4), (done, said)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -1128,7 +1665,15 @@ def test_a_chat_is_stopped_soon_also_where_the_server_does_not_answer(listeners,
                 said.set()
 
     listeners.append(Listener(talk))
-    chat = Process(ROOT / "client.py", "--port", listeners[-1].port, "--timeout", "1000", "chat", stdin=subprocess.PIPE)
+    chat = Process(
+        ROOT / "client.py",
+        "--port",
+        listeners[-1].port,
+        "--timeout",
+        "1000",
+        "chat",
+        stdin=subprocess.PIPE,
+    )
     chat.process.stdin.write(b"hello\n")
     chat.process.stdin.flush()
     assert said.wait(DEADLINE)
@@ -1140,7 +1685,8 @@ def test_a_chat_is_stopped_soon_also_where_the_server_does_not_answer(listeners,
 def test_in_the_shell_a_chat_comes_back_to_the_prompt(do, peer):
     anna = peer("chat anna")
     done = do("--nick", "bob", input=b"chat\nhi\n/quit\nwho\n")
-    assert done.code == 0 and re.search(rb"  bob2?  who  \(you\)", done.out), done  # bob2, if the server has not let go of bob yet
+    # bob2, if the server has not let go of bob yet
+    assert done.code == 0 and re.search(rb"  bob2?  who  \(you\)", done.out), done
     assert [anna.line() for _ in range(3)][1] == "said from=bob hi"
 
 

@@ -1,4 +1,5 @@
 """server.py as any client meets it: bytes in, bytes out, and what is in the folder and the log afterwards."""
+
 import contextlib
 import ctypes
 import hashlib
@@ -39,6 +40,7 @@ def box(tmp_path):
 def start(spawn, box):
     def started(*flags, **more):
         return spawn("server.py", box, *flags, **more)
+
     return started
 
 
@@ -71,7 +73,11 @@ def talk(server, request, close=True):
 def put(name, data, digest=None, **keys):
     """The lines of an upload."""
     words = "".join(f" {key}={value}" for key, value in keys.items())
-    return f"put {name}{words}\ndata {len(data)}\n".encode() + data + f"end sha256={digest or sha(data)}\n".encode()
+    return (
+        f"put {name}{words}\ndata {len(data)}\n".encode()
+        + data
+        + f"end sha256={digest or sha(data)}\n".encode()
+    )
 
 
 def names(folder):
@@ -84,15 +90,23 @@ def parts(folder):
 
 # --- the session of the docstring ---
 SESSION = [
-    (put("notes.txt", b"hello\n", size=6, mtime_ns=1700000000500000000), f"ok put notes.txt size=6 sha256={sha(b'hello' + bytes([10]))} verified=yes\n"),
-    (b"get notes.txt\n", f"ok get notes.txt size=6 mtime_ns=1700000000500000000\ndata 6\nhello\nend sha256={sha(b'hello' + bytes([10]))}\n"),
+    (
+        put("notes.txt", b"hello\n", size=6, mtime_ns=1700000000500000000),
+        f"ok put notes.txt size=6 sha256={sha(b'hello' + bytes([10]))} verified=yes\n",
+    ),
+    (
+        b"get notes.txt\n",
+        f"ok get notes.txt size=6 mtime_ns=1700000000500000000\ndata 6\nhello\nend sha256={sha(b'hello' + bytes([10]))}\n",
+    ),
     (b"get no%20such.txt\n", "err get no%20such.txt reason=no-such-file\n"),
     (b"list\n", "file notes.txt size=6 mtime_ns=1700000000500000000\nok list count=1\n"),
     (b"bye\n", "ok bye\n"),
 ]
 
 
-@pytest.mark.parametrize("cut", ["whole", "byte by byte", "with trailing bytes", "CRLF and capitals"])
+@pytest.mark.parametrize(
+    "cut", ["whole", "byte by byte", "with trailing bytes", "CRLF and capitals"]
+)
 def test_the_session_of_the_docstring(start, cut):
     server, request = start(), b"".join(asked for asked, _ in SESSION)
     answer = "".join(said for _, said in SESSION).encode()
@@ -106,7 +120,11 @@ def test_the_session_of_the_docstring(start, cut):
     if cut == "with trailing bytes":
         request += b"list\nbogus"
     if cut == "CRLF and capitals":
-        request = request.replace(b"put notes.txt", b"\r\n\nPUT notes.txt").replace(b"get no", b"Download no").replace(b"bye\n", b"QUIT\r\n")
+        request = (
+            request.replace(b"put notes.txt", b"\r\n\nPUT notes.txt")
+            .replace(b"get no", b"Download no")
+            .replace(b"bye\n", b"QUIT\r\n")
+        )
     assert talk(server, request, close=False) == answer
 
 
@@ -120,33 +138,52 @@ def test_the_docstring_names_each_verb_and_each_reason():
     for verb in [*script.COMMANDS, *script.ALIASES]:
         assert re.search(rf"\b{verb}\b", script.__doc__), verb
     source = (ROOT / "server.py").read_text()
-    told = set(re.findall(r'(?:Refused|Broken)\("([a-z-]+)"', source)) | set(script.REASONS.values())
+    told = set(re.findall(r'(?:Refused|Broken)\("([a-z-]+)"', source)) | set(
+        script.REASONS.values()
+    )
     for reason in told:
         assert re.search(rf"(?<![a-z-]){reason}(?![a-z-])", script.__doc__), reason
 
 
 def test_netcat_is_enough(start, box):
     data = b"by hand\0\xff"
-    assert talk(start(), b"put x\ndata %d\n" % len(data) + data + b"end\n") == f"ok put x size=9 sha256={sha(data)} verified=no\n".encode()
+    assert (
+        talk(start(), b"put x\ndata %d\n" % len(data) + data + b"end\n")
+        == f"ok put x size=9 sha256={sha(data)} verified=no\n".encode()
+    )
     assert (box / "x").read_bytes() == data
 
 
 def test_sizes_come_back_whole(start, box):
     server = start()
-    for size in (0, 1, 65535, 65536, 65537, (1 << 18) - 1, 1 << 18, (1 << 20) - 1, 1 << 20, (1 << 20) + 1):
+    for size in (
+        0,
+        1,
+        65535,
+        65536,
+        65537,
+        (1 << 18) - 1,
+        1 << 18,
+        (1 << 20) - 1,
+        1 << 20,
+        (1 << 20) + 1,
+    ):
         data, got = BIG[:size], b""
         said = talk(server, put("x", data, size=size, over="yes") + b"get x\n")
         assert (box / "x").read_bytes() == data
         body = said.partition(b"\n")[2].partition(b"\n")[2]
         while body.startswith(b"data "):
             head, _, body = body.partition(b"\n")
-            got, body = got + body[:int(head[5:])], body[int(head[5:]):]
+            got, body = got + body[: int(head[5:])], body[int(head[5:]) :]
         assert got == data and body == f"end sha256={sha(data)}\n".encode()
 
 
 def test_time_and_executable_bit_are_kept(start, box):
     server = start()
-    assert b"verified=yes" in talk(server, put("x", b"abc", mtime_ns=1234567890123456789, exec="yes") + put("y", b"", mtime_ns=-5))
+    assert b"verified=yes" in talk(
+        server,
+        put("x", b"abc", mtime_ns=1234567890123456789, exec="yes") + put("y", b"", mtime_ns=-5),
+    )
     assert (box / "x").stat().st_mtime_ns == 1234567890123456789
     assert (box / "x").stat().st_mode & 0o777 == 0o777 & ~os.umask(os.umask(0o22)) | 0o111 & 0o755
     assert b"mtime_ns=1234567890123456789 exec=yes" in talk(server, b"stat x\n")
@@ -163,27 +200,58 @@ def test_what_is_replaced_keeps_its_mode(start, box):
     assert (box / "x").read_text() == "new" and (box / "x").stat().st_mode & 0o777 == 0o640
     (box / "x").chmod(0o6755)
     assert b"ok put x" in talk(server, put("x", b"newer", over="yes"))
-    assert (box / "x").stat().st_mode & 0o7777 == 0o755, "whoever may write to the folder must not become the file's owner by it"
+    assert (box / "x").stat().st_mode & 0o7777 == 0o755, (
+        "whoever may write to the folder must not become the file's owner by it"
+    )
 
 
 def test_folders(start, box):
-    said = talk(start(), b"mkdir a/b\nmkdir a/b\nlist deep=yes\ndelete a\nrename a/b c\nrename c c/d\ndelete a\nlist\ndelete c\nlist\nlist nope\n").decode()
+    said = talk(
+        start(),
+        b"mkdir a/b\nmkdir a/b\nlist deep=yes\ndelete a\nrename a/b c\nrename c c/d\ndelete a\nlist\ndelete c\nlist\nlist nope\n",
+    ).decode()
     told = re.sub(r" mtime_ns=\d+", "", said).splitlines()
-    assert told == ["ok mkdir a/b", "err mkdir a/b reason=exists", "dir a", "dir a/b", "ok list count=2", "err delete a reason=not-empty",
-                    "ok rename a/b c", "err rename c c/d reason=not-possible", "ok delete a", "dir c", "ok list count=1", "ok delete c", "ok list count=0",
-                    "err list nope reason=no-such-folder"]
+    assert told == [
+        "ok mkdir a/b",
+        "err mkdir a/b reason=exists",
+        "dir a",
+        "dir a/b",
+        "ok list count=2",
+        "err delete a reason=not-empty",
+        "ok rename a/b c",
+        "err rename c c/d reason=not-possible",
+        "ok delete a",
+        "dir c",
+        "ok list count=1",
+        "ok delete c",
+        "ok list count=0",
+        "err list nope reason=no-such-folder",
+    ]
 
 
 def test_a_missing_folder_is_told_from_a_missing_file(start, box):
-    said = talk(start(), put("no/x", b"x") + b"get no/x\nget x\nrename x y\nrename no/x y\nstat no/x\n").decode()
-    assert [answer.split("no-such-")[1] for answer in said.splitlines()] == ["folder", "folder", "file", "file", "folder", "folder"]
+    said = talk(
+        start(), put("no/x", b"x") + b"get no/x\nget x\nrename x y\nrename no/x y\nstat no/x\n"
+    ).decode()
+    assert [answer.split("no-such-")[1] for answer in said.splitlines()] == [
+        "folder",
+        "folder",
+        "file",
+        "file",
+        "folder",
+        "folder",
+    ]
 
 
 def test_rename_replaces_only_when_told(start, box):
     for name in "ab":
         (box / name).write_text(name)
     assert b"reason=exists" in talk(start(), b"rename a b\n") and (box / "b").read_text() == "b"
-    assert talk(start(), b"rename a b over=yes\n") == b"ok rename a b over=yes\n".replace(b" over=yes", b"") and (box / "b").read_text() == "a"
+    assert (
+        talk(start(), b"rename a b over=yes\n")
+        == b"ok rename a b over=yes\n".replace(b" over=yes", b"")
+        and (box / "b").read_text() == "a"
+    )
 
 
 @pytest.mark.parametrize("new", ["b", "d/a"])
@@ -192,7 +260,9 @@ def test_a_rename_from_link_to_link_of_one_file_leaves_the_new_name_alone(start,
     (box / "d").mkdir()
     (box / "a").write_text("a")
     os.link(box / "a", box / new)
-    assert talk(server, b"rename a a over=yes\n") == b"ok rename a a\n" and (box / "a").exists(), "to its own name: nothing happens"
+    assert talk(server, b"rename a a over=yes\n") == b"ok rename a a\n" and (box / "a").exists(), (
+        "to its own name: nothing happens"
+    )
     assert talk(server, f"rename a {new} over=yes\n".encode()) == f"ok rename a {new}\n".encode()
     assert not (box / "a").exists() and (box / new).read_text() == "a"
 
@@ -200,6 +270,7 @@ def test_a_rename_from_link_to_link_of_one_file_leaves_the_new_name_alone(start,
 def test_a_rename_to_the_same_name_in_another_case_loses_no_file(box, tmp_path):
     """Where both are one name to the file system, Linux finds source and target to be one file, and its rename() does nothing."""
     from conftest import Server
+
     runner = tmp_path / "run.py"
     runner.write_text(f"""
 import os, runpy, sys
@@ -212,7 +283,7 @@ def fold(call, *folders):
     return folded
 os.stat, os.unlink, os.replace = fold(os.stat, "dir_fd"), fold(os.unlink, "dir_fd"), fold(os.replace, "src_dir_fd", "dst_dir_fd")
 sys.argv = ["server.py", *sys.argv[1:], "--port", "0"]
-runpy.run_path({str(ROOT / 'server.py')!r}, run_name="__main__")
+runpy.run_path({str(ROOT / "server.py")!r}, run_name="__main__")
 """)
     (box / "a").write_text("a")
     server = Server(str(runner), box)
@@ -225,28 +296,113 @@ def test_a_listing_is_sorted_and_deep_on_request(start, box):
     for name in ("z/1", "a", "m/n/o", "b"):
         (box / name).parent.mkdir(parents=True, exist_ok=True)
         (box / name).touch()
-    shallow, deep = (re.sub(r" (size|mtime_ns)=\d+", "", talk(start(), asked).decode()).splitlines() for asked in (b"list\n", b"list deep=yes\n"))
+    shallow, deep = (
+        re.sub(r" (size|mtime_ns)=\d+", "", talk(start(), asked).decode()).splitlines()
+        for asked in (b"list\n", b"list deep=yes\n")
+    )
     assert shallow == ["file a", "file b", "dir m", "dir z", "ok list count=4"]
-    assert deep == ["file a", "file b", "dir m", "dir z", "dir m/n", "file m/n/o", "file z/1", "ok list count=7"]
+    assert deep == [
+        "file a",
+        "file b",
+        "dir m",
+        "dir z",
+        "dir m/n",
+        "file m/n/o",
+        "file z/1",
+        "ok list count=7",
+    ]
     assert b"file m/n/o" in talk(start(), b"list m/n\n")
 
 
 # --- names ---
-BAD_NAMES = ["..", ".", "a/../b", "/etc/passwd", "//etc", "..%2f", "%2e%2e/", "..%2Foutside%2Fsecret", "../box_disallow", "a//b", "a/", "%2e",
-             "nul%00byte", "/", ".six-" + "0" * 32 + ".part", "a/.SIX-" + "f" * 32 + ".PART", "a/" * 2500 + "b", "x" * 256]
-ODD_NAMES = ["new%0Aline", "cr%0D", "%1B[31mred", "%9B", "%E2%80%AEgpj.exe", "%FF", "%C0%AE%C0%AE", "%252e%252e", "quote\"'", "~root", "-rf", "x" * 255,
-             "dot.", "space%20", "CON", "nul.txt", "f::$DATA", "C:\\x", "\\\\host\\share", "a%5c..", "ü", "%C3%BC2", "per%25cent", "eq%3Dual", "tab%09", "$(id)"]
-VERBS = ["get {}", "put {} over=yes", "resume {} size=2000000 mtime_ns=1", "stat {}", "delete {}", "rename {} fine", "rename there {}", "mkdir {}",
-         "list {}", "mkdir {}/sub", "get {}/x"]
+BAD_NAMES = [
+    "..",
+    ".",
+    "a/../b",
+    "/etc/passwd",
+    "//etc",
+    "..%2f",
+    "%2e%2e/",
+    "..%2Foutside%2Fsecret",
+    "../box_disallow",
+    "a//b",
+    "a/",
+    "%2e",
+    "nul%00byte",
+    "/",
+    ".six-" + "0" * 32 + ".part",
+    "a/.SIX-" + "f" * 32 + ".PART",
+    "a/" * 2500 + "b",
+    "x" * 256,
+]
+ODD_NAMES = [
+    "new%0Aline",
+    "cr%0D",
+    "%1B[31mred",
+    "%9B",
+    "%E2%80%AEgpj.exe",
+    "%FF",
+    "%C0%AE%C0%AE",
+    "%252e%252e",
+    "quote\"'",
+    "~root",
+    "-rf",
+    "x" * 255,
+    "dot.",
+    "space%20",
+    "CON",
+    "nul.txt",
+    "f::$DATA",
+    "C:\\x",
+    "\\\\host\\share",
+    "a%5c..",
+    "ü",
+    "%C3%BC2",
+    "per%25cent",
+    "eq%3Dual",
+    "tab%09",
+    "$(id)",
+]
+VERBS = [
+    "get {}",
+    "put {} over=yes",
+    "resume {} size=2000000 mtime_ns=1",
+    "stat {}",
+    "delete {}",
+    "rename {} fine",
+    "rename there {}",
+    "mkdir {}",
+    "list {}",
+    "mkdir {}/sub",
+    "get {}/x",
+]
 
 
 def test_bad_names_are_refused_by_every_verb(start, box):
     (box / "there").write_text("there")
-    asked = [verb.format(name) for verb in VERBS for name in BAD_NAMES if len(name) != 256 or "resume" not in verb]
-    said = talk(start(), "".join(f"{text}\ndata 1\nx\nend\n".replace("x\nend", "xend") for text in asked).encode()).decode().splitlines()
+    asked = [
+        verb.format(name)
+        for verb in VERBS
+        for name in BAD_NAMES
+        if len(name) != 256 or "resume" not in verb
+    ]
+    said = (
+        talk(
+            start(),
+            "".join(
+                f"{text}\ndata 1\nx\nend\n".replace("x\nend", "xend") for text in asked
+            ).encode(),
+        )
+        .decode()
+        .splitlines()
+    )
     assert len(said) == len(asked)
     for question, answer in zip(asked, said):
-        assert answer.startswith("err ") and answer.endswith(("reason=bad-name", "reason=no-such-file") if "x" * 256 in question else "reason=bad-name"), question[:80]
+        assert answer.startswith("err ") and answer.endswith(
+            ("reason=bad-name", "reason=no-such-file")
+            if "x" * 256 in question
+            else "reason=bad-name"
+        ), question[:80]
     assert names(box) == ["there"] and names(box.parent / "outside") == ["secret"]
 
 
@@ -257,7 +413,10 @@ def test_odd_names_come_through_exactly(start, box):
         assert b"ok put" in talk(server, put(name, b"data")), name
         assert os.listdir(os.fsencode(box)) == [raw]
         listed = talk(server, b"list\n").split()[1].decode()
-        said = talk(server, f"get {listed}\nrename {listed} plain\nrename plain {name}\nstat {name}\ndelete {listed}\n".encode())
+        said = talk(
+            server,
+            f"get {listed}\nrename {listed} plain\nrename plain {name}\nstat {name}\ndelete {listed}\n".encode(),
+        )
         assert said.count(b"ok ") == 5 and b"data 4\ndata" in said, (name, said)
     server.stop()
     assert all(char.isprintable() or char == "\n" for char in server.err), server.err
@@ -275,13 +434,26 @@ def test_hidden_names_are_refused_and_unlisted_unless_shared(start, box):
     server = start()
     for verb in VERBS[:-2]:
         if verb != "rename there {}":
-            assert b"reason=hidden-name" in talk(server, (verb.format(".git/config") + "\n").encode())
+            assert b"reason=hidden-name" in talk(
+                server, (verb.format(".git/config") + "\n").encode()
+            )
     assert talk(server, b"list deep=yes\n") == b"ok list count=0\n"
     assert b".git/config" in talk(start("--hidden"), b"list deep=yes\nget .git/config\n")
 
 
 def test_windows_names_are_refused_on_windows():
-    for name in ("CON", "nul.txt", "f::$DATA", "C:\\x", "\\\\host\\share", "a\\b", "dot.", "space ", "com1", "a?b"):
+    for name in (
+        "CON",
+        "nul.txt",
+        "f::$DATA",
+        "C:\\x",
+        "\\\\host\\share",
+        "a\\b",
+        "dot.",
+        "space ",
+        "com1",
+        "a?b",
+    ):
         with pytest.raises(script.Refused):
             script.components(name, windows=True)
     assert script.components("console/connect.txt", windows=True) == ["console", "connect.txt"]
@@ -309,14 +481,19 @@ def test_links_and_special_files_lead_nowhere(start, box, verb):
         harmless = verb.startswith("resume") and b"offset=0" in said
         assert said.startswith(b"err ") or harmless, (name, said)
         assert b"secret" not in said.replace(b"parent/secret", b"")
-    assert (box.parent / "outside" / "secret").read_text() == "secret" and names(box.parent / "outside") == ["secret"]
+    assert (box.parent / "outside" / "secret").read_text() == "secret" and names(
+        box.parent / "outside"
+    ) == ["secret"]
 
 
 def test_links_are_not_listed_and_a_deep_listing_says_which(start, box):
     plant(box)
     assert talk(start(), b"list\n") == b"ok list count=0\n"
-    assert sorted(talk(start(), b"list deep=yes\n").splitlines())[:3] == [b"note dangling reason=not-a-file", b"note fifo reason=not-a-file",
-                                                                          b"note leaf reason=not-a-file"]
+    assert sorted(talk(start(), b"list deep=yes\n").splitlines())[:3] == [
+        b"note dangling reason=not-a-file",
+        b"note fifo reason=not-a-file",
+        b"note leaf reason=not-a-file",
+    ]
 
 
 def give_up_rights():
@@ -333,11 +510,20 @@ def test_what_cannot_be_looked_at_does_not_end_a_listing(start, box):
     (box / "closed").chmod(0o444)
     try:
         server = start(preexec_fn=give_up_rights)
-        told = re.sub(r" (?:size|mtime_ns)=\d+", "", talk(server, b"list deep=yes\nlist closed\n").decode()).splitlines()
+        told = re.sub(
+            r" (?:size|mtime_ns)=\d+", "", talk(server, b"list deep=yes\nlist closed\n").decode()
+        ).splitlines()
     finally:
         (box / "closed").chmod(0o755)
     closed = "note closed/x reason=not-permitted"
-    assert told == ["dir closed", "file later", closed, "ok list count=2", closed, "ok list closed count=0"]
+    assert told == [
+        "dir closed",
+        "file later",
+        closed,
+        "ok list count=2",
+        closed,
+        "ok list closed count=0",
+    ]
 
 
 def test_a_folder_swapped_for_a_link_during_an_upload_is_not_followed(start, box):
@@ -356,8 +542,13 @@ def test_a_folder_swapped_for_a_link_during_an_upload_is_not_followed(start, box
 def test_a_single_file_is_all_that_is_shared(spawn, box):
     (box / "a").write_text("a")
     (box / "b").write_text("b")
-    said = talk(spawn("server.py", box / "a"), b"list\nget a\nget b\nlist deep=yes\nput c\ndata 1\nxend\ndelete a\n").decode()
-    assert said.count("file a") == 2 and "ok get a" in said and "err get b reason=no-such-file" in said
+    said = talk(
+        spawn("server.py", box / "a"),
+        b"list\nget a\nget b\nlist deep=yes\nput c\ndata 1\nxend\ndelete a\n",
+    ).decode()
+    assert (
+        said.count("file a") == 2 and "ok get a" in said and "err get b reason=no-such-file" in said
+    )
     assert "file b" not in said and said.count("reason=read-only") == 2
     (box / "link").symlink_to("a")
     assert b"ok get a" in talk(spawn("server.py", box / "link"), b"get a\n")
@@ -365,19 +556,30 @@ def test_a_single_file_is_all_that_is_shared(spawn, box):
 
 @pytest.mark.skipif(os.name == "nt", reason="takes away what Windows does not have")
 def test_without_dir_fd_names_are_resolved_and_compared(box, tmp_path):
-    code = ("import os, runpy, sys; os.supports_dir_fd = set(); sys.argv = ['server.py', sys.argv[1], '--port', sys.argv[3]]\n"
-            f"runpy.run_path({str(ROOT / 'server.py')!r}, run_name='__main__')")
+    code = (
+        "import os, runpy, sys; os.supports_dir_fd = set(); sys.argv = ['server.py', sys.argv[1], '--port', sys.argv[3]]\n"
+        f"runpy.run_path({str(ROOT / 'server.py')!r}, run_name='__main__')"
+    )
     from conftest import Server
+
     runner = tmp_path / "run.py"
     runner.write_text(code)
     server = Server(str(runner), box)
     try:
         plant(box)
-        said = talk(server, put("d", b"x") + b"mkdir a/b\n" + put("a/b/c", b"deep") + b"get a/b/c\nget leaf\nget parent/secret\n" + put("parent/y", b"x")
-                    + b"get ../outside/secret\nlist a/b\nrename a/b/c e\ndelete e\nlist parent\n").decode()
+        said = talk(
+            server,
+            put("d", b"x")
+            + b"mkdir a/b\n"
+            + put("a/b/c", b"deep")
+            + b"get a/b/c\nget leaf\nget parent/secret\n"
+            + put("parent/y", b"x")
+            + b"get ../outside/secret\nlist a/b\nrename a/b/c e\ndelete e\nlist parent\n",
+        ).decode()
         assert "data 4\ndeep" in said and "secret\n" not in said.replace("parent/secret\n", "")
-        assert [answer.split("reason=")[1] for answer in said.splitlines() if answer.startswith("err")] == [
-            "not-a-file", "not-a-folder", "not-a-folder", "bad-name", "not-a-folder"]
+        assert [
+            answer.split("reason=")[1] for answer in said.splitlines() if answer.startswith("err")
+        ] == ["not-a-file", "not-a-folder", "not-a-folder", "bad-name", "not-a-folder"]
         assert names(box.parent / "outside") == ["secret"]
         server.stop()
     finally:
@@ -387,28 +589,64 @@ def test_without_dir_fd_names_are_resolved_and_compared(box, tmp_path):
 
 # --- lines and numbers ---
 MISTAKES = [
-    (b"x" * 40000, "line-too-long"), (b"get " + b"x" * 32763 + b"\n", "bad-name"), (b"get " + b"x" * 32764 + b"\n", "line-too-long"),
-    (b"get a  b\n", "bad-line"), (b"get a \n", "bad-line"), (b"get a%zz\n", "bad-line"), (b"get a%\n", "bad-line"), (b"get a\tb\n", "bad-line"),
-    (b" list\n", "bad-line"), (b"get a\0\n", "bad-line"), (b"\x1b[2J\n", "bad-line"),
-    (b"data -1\n", "bad-number"), (b"data 1e9\n", "bad-number"), (b"data 0x5\n", "bad-number"), (b"data +5\n", "bad-number"), (b"data\n", "bad-number"),
-    (b"data " + b"9" * 19 + b"\n", "bad-number"), (b"data " + b"9" * 32000 + b"\n", "bad-number"), ("data ٣\n".encode(), "bad-number"),
-    (b"put a size=-1\n", "bad-number"), (b"put a size=1e3\n", "bad-number"), (b"put a mtime_ns=99999999999999999999\n", "bad-number"),
-    (b"put a size=\n", "bad-number"), (b"get a offset=x\n", "bad-number"), (b"put a\ndata x\n", "bad-number"),
-    (b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", "this-is-http"), (b"POST /x HTTP/1.0\r\n\r\nput x\ndata 1\nxend\n", "this-is-http"),
-    (b"PRI * HTTP/2.0\r\n\r\n", "this-is-http"), (b"\x16\x03\x01\x02\x00\x01\x00", "this-is-tls"),
-    (b"bogus\n", "unknown-verb"), (b"get\n", "usage"), (b"get a b\n", "usage"), (b"rename a\n", "usage"), (b"ping x\n", "usage"), (b"=\n", "unknown-verb"),
-    (b"put a offset=5\n", "resume-first"), (b"put a size=3 size=1\ndata 3\nabcend\n", "too-long"),
-    (b"put a size=3\ndata 5\nabcdeend\n", "too-long"), (b"put a size=3\ndata 2\nabend\n", "incomplete"), (b"put a\ndata 2\nababort reason=x\n", "aborted"),
-    (b"put a\ndata 2\nabend sha256=00\n", "wrong-digest"), (b"put a\ndata 2\nabping\n", "aborted"), (b"put a size=4\ndata 99999999999999\nabcd", "too-long"),
+    (b"x" * 40000, "line-too-long"),
+    (b"get " + b"x" * 32763 + b"\n", "bad-name"),
+    (b"get " + b"x" * 32764 + b"\n", "line-too-long"),
+    (b"get a  b\n", "bad-line"),
+    (b"get a \n", "bad-line"),
+    (b"get a%zz\n", "bad-line"),
+    (b"get a%\n", "bad-line"),
+    (b"get a\tb\n", "bad-line"),
+    (b" list\n", "bad-line"),
+    (b"get a\0\n", "bad-line"),
+    (b"\x1b[2J\n", "bad-line"),
+    (b"data -1\n", "bad-number"),
+    (b"data 1e9\n", "bad-number"),
+    (b"data 0x5\n", "bad-number"),
+    (b"data +5\n", "bad-number"),
+    (b"data\n", "bad-number"),
+    (b"data " + b"9" * 19 + b"\n", "bad-number"),
+    (b"data " + b"9" * 32000 + b"\n", "bad-number"),
+    ("data ٣\n".encode(), "bad-number"),
+    (b"put a size=-1\n", "bad-number"),
+    (b"put a size=1e3\n", "bad-number"),
+    (b"put a mtime_ns=99999999999999999999\n", "bad-number"),
+    (b"put a size=\n", "bad-number"),
+    (b"get a offset=x\n", "bad-number"),
+    (b"put a\ndata x\n", "bad-number"),
+    (b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", "this-is-http"),
+    (b"POST /x HTTP/1.0\r\n\r\nput x\ndata 1\nxend\n", "this-is-http"),
+    (b"PRI * HTTP/2.0\r\n\r\n", "this-is-http"),
+    (b"\x16\x03\x01\x02\x00\x01\x00", "this-is-tls"),
+    (b"bogus\n", "unknown-verb"),
+    (b"get\n", "usage"),
+    (b"get a b\n", "usage"),
+    (b"rename a\n", "usage"),
+    (b"ping x\n", "usage"),
+    (b"=\n", "unknown-verb"),
+    (b"put a offset=5\n", "resume-first"),
+    (b"put a size=3 size=1\ndata 3\nabcend\n", "too-long"),
+    (b"put a size=3\ndata 5\nabcdeend\n", "too-long"),
+    (b"put a size=3\ndata 2\nabend\n", "incomplete"),
+    (b"put a\ndata 2\nababort reason=x\n", "aborted"),
+    (b"put a\ndata 2\nabend sha256=00\n", "wrong-digest"),
+    (b"put a\ndata 2\nabping\n", "aborted"),
+    (b"put a size=4\ndata 99999999999999\nabcd", "too-long"),
 ]
 
 
 def test_what_a_peer_can_get_wrong_is_answered_and_logged_once(start, box):
-    server, closing = start(), ("line-too-long", "bad-line", "bad-number", "this-is-http", "this-is-tls")
+    server, closing = (
+        start(),
+        ("line-too-long", "bad-line", "bad-number", "this-is-http", "this-is-tls"),
+    )
     for sent, reason in MISTAKES:
         said = talk(server, sent)
         assert f"reason={reason}".encode() in said, (sent[:60], said[:300])
-        assert said.splitlines()[-1].startswith(b"err - ") == (reason in closing), (sent[:60], said[:300])
+        assert said.splitlines()[-1].startswith(b"err - ") == (reason in closing), (
+            sent[:60],
+            said[:300],
+        )
         assert max(map(len, said.splitlines())) < 32768
         assert names(box) == []
     assert talk(server, b"ping\n") == b"ok ping\n"
@@ -417,8 +655,18 @@ def test_what_a_peer_can_get_wrong_is_answered_and_logged_once(start, box):
 
 
 def test_a_refused_body_is_dropped_and_the_next_line_understood(start, box):
-    said = talk(start(), put("../x", BIG[:200000]) + put("y", b"fine").replace(b"end", b"note y\nend") + b"data 5\nget y" + b"end\nabort\nnote y\nping\n")
-    assert said.splitlines()[0] == b"err put ../x reason=bad-name" and said.splitlines()[1].startswith(b"ok put y") and said.endswith(b"ok ping\n")
+    said = talk(
+        start(),
+        put("../x", BIG[:200000])
+        + put("y", b"fine").replace(b"end", b"note y\nend")
+        + b"data 5\nget y"
+        + b"end\nabort\nnote y\nping\n",
+    )
+    assert (
+        said.splitlines()[0] == b"err put ../x reason=bad-name"
+        and said.splitlines()[1].startswith(b"ok put y")
+        and said.endswith(b"ok ping\n")
+    )
     assert names(box) == ["y"]
 
 
@@ -435,7 +683,10 @@ def test_a_file_that_holds_the_first_bytes_of_tls_is_not_taken_for_it(start):
 
 def test_a_verb_inside_a_body_ends_it_and_is_run(start, box):
     said = talk(start(), b"put a\ndata 2\nab" + put("b", b"b") + b"list\n")
-    assert [answer.split()[:3] for answer in said.splitlines()[:2]] == [[b"err", b"put", b"a"], [b"ok", b"put", b"b"]]
+    assert [answer.split()[:3] for answer in said.splitlines()[:2]] == [
+        [b"err", b"put", b"a"],
+        [b"ok", b"put", b"b"],
+    ]
     assert names(box) == ["b"]
 
 
@@ -450,7 +701,9 @@ def test_no_line_of_a_deep_listing_is_longer_than_a_line_may_be(start, box):
     os.symlink("x", "link", dir_fd=above)
     os.close(above)
     said = talk(start(), b"list deep=yes\n").splitlines()
-    assert max(map(len, said)) < 32768 and any(b"note" in told and b"reason=bad-name" in told for told in said)
+    assert max(map(len, said)) < 32768 and any(
+        b"note" in told and b"reason=bad-name" in told for told in said
+    )
 
 
 def test_help_about_something_long_does_not_repeat_it(start):
@@ -458,17 +711,30 @@ def test_help_about_something_long_does_not_repeat_it(start):
 
 
 def test_an_error_about_a_long_name_is_no_longer_than_a_line_may_be(start):
-    for sent in (b"get " + b"\xff" * 32000, b"rename " + b"\xff" * 16000 + b" " + b"\xff" * 16000, b"x " + b"a " * 16000 + b"b",
-                 b" ".join(["\U000f0000".encode() * 1000] * 3)):
+    for sent in (
+        b"get " + b"\xff" * 32000,
+        b"rename " + b"\xff" * 16000 + b" " + b"\xff" * 16000,
+        b"x " + b"a " * 16000 + b"b",
+        b" ".join(["\U000f0000".encode() * 1000] * 3),
+    ):
         assert len(talk(start(), sent + b"\n").splitlines()[0]) < 32768
 
 
 def test_without_a_default_route_it_does_not_say_that_nobody_else_can_come(spawn, box):
-    if not shutil.which("unshare") or subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode:
+    if (
+        not shutil.which("unshare")
+        or subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode
+    ):
         pytest.skip("cannot make a network of its own here")
-    server = spawn("server.py", shell=f"exec unshare -rn {sys.executable} {ROOT}/server.py {box} --host 0.0.0.0 --open --port 0")
+    server = spawn(
+        "server.py",
+        shell=f"exec unshare -rn {sys.executable} {ROOT}/server.py {box} --host 0.0.0.0 --open --port 0",
+    )
     server.wait_for("and change it\nnothing is encrypted.*\n")
-    assert f"client.py --host {socket.gethostname()} --port {server.port} list\n" in server.err and "only this machine" not in server.err
+    assert (
+        f"client.py --host {socket.gethostname()} --port {server.port} list\n" in server.err
+        and "only this machine" not in server.err
+    )
 
 
 # --- limits ---
@@ -482,13 +748,16 @@ def test_one_client_too_many_is_told_so(start):
 
 
 def talk_or_full(server):
-    with contextlib.suppress(AssertionError, OSError):  # OSError: who was turned away and is slow then finds the connection reset
+    # OSError: who was turned away and is slow then finds the connection reset
+    with contextlib.suppress(AssertionError, OSError):
         return talk(server, b"ping\n")
 
 
 def test_limits_on_uploads(start, box):
     server = start("--max-size", "1K")
-    assert b"reason=too-large limit=1024" in talk(server, put("a", b"x" * 1025)) and b"reason=too-large" in talk(server, b"put a size=1025\n")
+    assert b"reason=too-large limit=1024" in talk(
+        server, put("a", b"x" * 1025)
+    ) and b"reason=too-large" in talk(server, b"put a size=1025\n")
     assert b"ok put" in talk(server, put("a", b"x" * 1024, size=1024))
     assert b"reason=disk-full" in talk(start("--min-free", "999T"), put("b", b"x"))
     read_only = start("--read-only")
@@ -504,9 +773,13 @@ def test_a_resumed_upload_needs_room_for_its_rest_alone(start, box):
     try:
         server = start("--min-free", "4M")
         partial(server, box)
-        said = talk(server, f"resume big size={len(BIG)} mtime_ns=1700000000000000001\n".encode()
-                    + f"put big size={len(BIG)} mtime_ns=1700000000000000001 offset={2 << 20}\ndata {1 << 20}\n".encode()
-                    + BIG[2 << 20:] + f"end sha256={sha(BIG)}\n".encode())
+        said = talk(
+            server,
+            f"resume big size={len(BIG)} mtime_ns=1700000000000000001\n".encode()
+            + f"put big size={len(BIG)} mtime_ns=1700000000000000001 offset={2 << 20}\ndata {1 << 20}\n".encode()
+            + BIG[2 << 20 :]
+            + f"end sha256={sha(BIG)}\n".encode(),
+        )
         assert said.splitlines()[1].startswith(b"ok put big"), said
         assert talk(server, put("more", BIG, size=len(BIG))) == b"err put more reason=disk-full\n"
         server.stop()
@@ -516,9 +789,17 @@ def test_a_resumed_upload_needs_room_for_its_rest_alone(start, box):
 
 def test_an_output_that_takes_nothing_is_told(box):
     with open("/dev/full", "wb") as full:
-        failed = subprocess.run([sys.executable, "-W", "error", ROOT / "server.py", box, "--port", "0"], stdout=full, stderr=subprocess.PIPE,
-                                text=True, timeout=DEADLINE, check=False)
-    assert failed.returncode == 23 and failed.stderr.startswith("error: cannot write standard output"), failed.stderr
+        failed = subprocess.run(
+            [sys.executable, "-W", "error", ROOT / "server.py", box, "--port", "0"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=DEADLINE,
+            check=False,
+        )
+    assert failed.returncode == 23 and failed.stderr.startswith(
+        "error: cannot write standard output"
+    ), failed.stderr
     assert_clean(failed.stderr)
 
 
@@ -538,8 +819,14 @@ def test_a_full_disk_leaves_no_file_and_tells_the_client(start, box, limit):
 
 def test_a_current_folder_that_is_gone_is_told(box):
     (box / "gone").mkdir()
-    command = ["sh", "-c", f"rmdir ../gone; exec '{sys.executable}' -W error '{ROOT / 'server.py'}' --port 0"]
-    done = subprocess.run(command, cwd=box / "gone", stderr=subprocess.PIPE, check=False, timeout=DEADLINE)
+    command = [
+        "sh",
+        "-c",
+        f"rmdir ../gone; exec '{sys.executable}' -W error '{ROOT / 'server.py'}' --port 0",
+    ]
+    done = subprocess.run(
+        command, cwd=box / "gone", stderr=subprocess.PIPE, check=False, timeout=DEADLINE
+    )
     assert done.returncode == 26 and b"error: cannot share files (" in done.stderr
     assert_clean(done.stderr.decode())
 
@@ -580,10 +867,12 @@ def test_one_byte_at_a_time_does_not_keep_a_line_open(start):
     server = start("--timeout", "0.3")
     stop = threading.Event()
     with server.connect() as sock:
+
         def drip():
             with contextlib.suppress(OSError):
                 while not stop.wait(0.05):
                     sock.sendall(b"x")
+
         thread = threading.Thread(target=drip)
         thread.start()
         server.wait_for("connection lost: silent")
@@ -597,7 +886,9 @@ def test_a_reader_that_stops_reading_is_let_go(start, box):
     with server.connect() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.sendall(b"get big\n")
-        server.wait_for(r"get big: cut at \d+ of 25165824 bytes \(silent for 0.3 s\)\n.*connection lost: silent")
+        server.wait_for(
+            r"get big: cut at \d+ of 25165824 bytes \(silent for 0.3 s\)\n.*connection lost: silent"
+        )
     assert talk(server, b"ping\n") == b"ok ping\n"
 
 
@@ -628,7 +919,13 @@ def test_hundreds_who_come_at_once_are_queued_by_the_kernel(start):
     for sock in waiting:
         sock.setblocking(False)
         sock.connect_ex(("127.0.0.1", server.port))
-    until(lambda: all(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == b"\x01" for sock in waiting), "all to be connected")  # 1: ESTABLISHED
+    # 1: ESTABLISHED
+    until(
+        lambda: all(
+            sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == b"\x01" for sock in waiting
+        ),
+        "all to be connected",
+    )
     server.process.send_signal(signal.SIGCONT)
     for sock in waiting:
         sock.close()
@@ -655,7 +952,10 @@ def test_a_client_reset_at_every_byte_of_the_answer_is_survived(start, box, prox
     length, before = len(talk(server, request)) + 60, server.at_rest()
     for count in range(1, length, 1 if full else 20):
         way = proxy(server.port, cut_at=count)
-        with contextlib.suppress(ConnectionError), socket.create_connection(("127.0.0.1", way.port), DEADLINE) as sock:
+        with (
+            contextlib.suppress(ConnectionError),
+            socket.create_connection(("127.0.0.1", way.port), DEADLINE) as sock,
+        ):
             sock.sendall(request)
             everything(sock)
         way.close()
@@ -681,24 +981,42 @@ def sizes(folder):
 def partial(server, box, name="big", data=BIG, count=2 << 20, over=""):
     """An upload that ends in the middle; what is kept of it."""
     with server.connect() as sock:
-        sock.sendall(f"put {name} size={len(data)} mtime_ns=1700000000000000001{over}\ndata {len(data)}\n".encode() + data[:count])
-        until(lambda: any(os.stat(box / part).st_size == count for part in parts(box)), "the part to grow")
+        sock.sendall(
+            f"put {name} size={len(data)} mtime_ns=1700000000000000001{over}\ndata {len(data)}\n".encode()
+            + data[:count]
+        )
+        until(
+            lambda: any(os.stat(box / part).st_size == count for part in parts(box)),
+            "the part to grow",
+        )
     server.wait_for(rf"put {name}: cut at {count} of {len(data)} bytes.*; kept")
 
 
 def resume(server, name="big", data=BIG):
-    return talk(server, f"resume {name} size={len(data)} mtime_ns=1700000000000000001\n".encode()).decode().split()
+    return (
+        talk(server, f"resume {name} size={len(data)} mtime_ns=1700000000000000001\n".encode())
+        .decode()
+        .split()
+    )
 
 
 def test_an_interrupted_upload_is_resumed(start, box):
     server = start()
     partial(server, box)
     assert talk(server, b"list\nstat big size=%d mtime_ns=1700000000000000001\n" % len(BIG)) == (
-        b"ok list count=0\nerr stat big reason=no-such-file part=2097152\n")
-    said = talk(server, f"resume big size={len(BIG)} mtime_ns=1700000000000000001\n"
-                f"put big size={len(BIG)} mtime_ns=1700000000000000001 offset={2 << 20}\ndata {1 << 20}\n".encode()
-                + BIG[2 << 20:] + f"end sha256={sha(BIG)}\n".encode()).decode()
-    assert f"ok resume big offset={2 << 20} sha256={sha(BIG[:2 << 20])}" in said and f"ok put big size={len(BIG)} sha256={sha(BIG)} verified=yes" in said
+        b"ok list count=0\nerr stat big reason=no-such-file part=2097152\n"
+    )
+    said = talk(
+        server,
+        f"resume big size={len(BIG)} mtime_ns=1700000000000000001\n"
+        f"put big size={len(BIG)} mtime_ns=1700000000000000001 offset={2 << 20}\ndata {1 << 20}\n".encode()
+        + BIG[2 << 20 :]
+        + f"end sha256={sha(BIG)}\n".encode(),
+    ).decode()
+    assert (
+        f"ok resume big offset={2 << 20} sha256={sha(BIG[: 2 << 20])}" in said
+        and f"ok put big size={len(BIG)} sha256={sha(BIG)} verified=yes" in said
+    )
     assert (box / "big").read_bytes() == BIG and names(box) == ["big"]
 
 
@@ -708,7 +1026,8 @@ def test_a_part_survives_a_client_that_goes_while_it_is_checked(start, box):
     with part.open("wb") as file:
         file.truncate(size)
     with server.connect() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close() resets
+        # close() resets
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         sock.sendall(b"resume big size=%d mtime_ns=1\n" % size)
         until(lambda: b"note big checked=" in sock.recv(4096), "the check to begin")
     server.wait_for("connection lost")
@@ -716,7 +1035,12 @@ def test_a_part_survives_a_client_that_goes_while_it_is_checked(start, box):
 
 
 def test_an_upload_that_the_server_hangs_up_on_is_resumed_too(start, box):
-    said = talk(start(), b"put big size=%d mtime_ns=1700000000000000001\ndata %d\n%b" % (len(BIG), 1 << 20, BIG[:1 << 20]) + b"data -1\n")
+    said = talk(
+        start(),
+        b"put big size=%d mtime_ns=1700000000000000001\ndata %d\n%b"
+        % (len(BIG), 1 << 20, BIG[: 1 << 20])
+        + b"data -1\n",
+    )
     assert said.endswith(b"err - reason=bad-number\n") and sizes(box) == [1 << 20], said
 
 
@@ -725,23 +1049,36 @@ def test_a_resumed_upload_that_replaces_a_file_is_executable_all_the_same(start,
     (box / "big").chmod(0o644)
     server = start()
     partial(server, box, over=" exec=yes over=yes")
-    talk(server, f"resume big size={len(BIG)} mtime_ns=1700000000000000001\n".encode()
-         + f"put big size={len(BIG)} mtime_ns=1700000000000000001 exec=yes over=yes offset={2 << 20}\ndata {1 << 20}\n".encode()
-         + BIG[2 << 20:] + f"end sha256={sha(BIG)}\n".encode())
+    talk(
+        server,
+        f"resume big size={len(BIG)} mtime_ns=1700000000000000001\n".encode()
+        + f"put big size={len(BIG)} mtime_ns=1700000000000000001 exec=yes over=yes offset={2 << 20}\ndata {1 << 20}\n".encode()
+        + BIG[2 << 20 :]
+        + f"end sha256={sha(BIG)}\n".encode(),
+    )
     assert (box / "big").read_bytes() == BIG and (box / "big").stat().st_mode & 0o777 == 0o755
 
 
 def test_a_part_survives_the_server_being_killed(start, box):
     server = start()
     with server.connect() as sock:
-        sock.sendall(f"put big size={len(BIG)} mtime_ns=1700000000000000001\ndata {len(BIG)}\n".encode() + BIG[:1 << 20])
-        until(lambda: any(os.stat(box / part).st_size == 1 << 20 for part in parts(box)), "the part to grow")
+        sock.sendall(
+            f"put big size={len(BIG)} mtime_ns=1700000000000000001\ndata {len(BIG)}\n".encode()
+            + BIG[: 1 << 20]
+        )
+        until(
+            lambda: any(os.stat(box / part).st_size == 1 << 20 for part in parts(box)),
+            "the part to grow",
+        )
         server.kill()
     assert resume(start())[3] == f"offset={1 << 20}"
 
 
 def test_resume_without_a_part_starts_at_nothing(start):
-    assert talk(start(), b"resume x size=5000000 mtime_ns=1\nresume small size=5 mtime_ns=1\n") == b"ok resume x offset=0\nok resume small offset=0\n"
+    assert (
+        talk(start(), b"resume x size=5000000 mtime_ns=1\nresume small size=5 mtime_ns=1\n")
+        == b"ok resume x offset=0\nok resume small offset=0\n"
+    )
 
 
 def test_a_part_that_is_longer_than_the_source_is_not_used(start, box):
@@ -761,38 +1098,50 @@ def test_a_part_that_is_a_hard_link_to_a_file_is_never_written(start, box):
     before = (box / "published").read_bytes()
     assert resume(server)[3] == "offset=0"
     assert b"ok put" in talk(server, put("big", BIG, size=len(BIG), mtime_ns=1700000000000000001))
-    assert (box / "published").read_bytes() == before and (box / "big").read_bytes() == BIG and names(box) == ["big", "published"]
+    assert (
+        (box / "published").read_bytes() == before
+        and (box / "big").read_bytes() == BIG
+        and names(box) == ["big", "published"]
+    )
 
 
 def test_the_same_part_has_one_writer(start, box):
     server = start()
     begin = f"put big size={len(BIG)} mtime_ns=1700000000000000001\ndata {len(BIG)}\n".encode()
     with server.connect() as first, server.connect() as second:
-        first.sendall(begin + BIG[:1 << 20])
+        first.sendall(begin + BIG[: 1 << 20])
         until(lambda: sizes(box) == [1 << 20], "the part")
-        second.sendall(begin + BIG + f"end sha256={sha(BIG)}\nbye\n".encode())  # the first is silent: it gives way
+        # the first is silent: it gives way
+        second.sendall(begin + BIG + f"end sha256={sha(BIG)}\nbye\n".encode())
         assert b"ok put big" in everything(second)
         everything(first)
     assert (box / "big").read_bytes() == BIG and names(box) == ["big"]
 
 
-NO_LOCKS = {"system": "import sys; sys.modules['fcntl'] = None",
-            "file system": "import fcntl\ndef flock(*_): raise OSError(38, 'Function not implemented')\nfcntl.flock = flock"}
+NO_LOCKS = {
+    "system": "import sys; sys.modules['fcntl'] = None",
+    "file system": "import fcntl\ndef flock(*_): raise OSError(38, 'Function not implemented')\nfcntl.flock = flock",
+}
 
 
 @pytest.mark.parametrize("without", NO_LOCKS)
 def test_a_part_has_one_writer_also_where_there_are_no_locks(spawn, box, tmp_path, without):
-    (tmp_path / "run.py").write_text(f"{NO_LOCKS[without]}\nimport runpy\nrunpy.run_path({str(ROOT / 'server.py')!r}, run_name='__main__')")
+    (tmp_path / "run.py").write_text(
+        f"{NO_LOCKS[without]}\nimport runpy\nrunpy.run_path({str(ROOT / 'server.py')!r}, run_name='__main__')"
+    )
     server = spawn(str(tmp_path / "run.py"), box)
-    begin, end = f"put big size={len(BIG)} mtime_ns=1\ndata {len(BIG)}\n".encode(), f"end sha256={sha(BIG)}\nbye\n".encode()
+    begin, end = (
+        f"put big size={len(BIG)} mtime_ns=1\ndata {len(BIG)}\n".encode(),
+        f"end sha256={sha(BIG)}\nbye\n".encode(),
+    )
     with server.connect() as first, server.connect() as second:
-        first.sendall(begin + BIG[:2 << 20])
+        first.sendall(begin + BIG[: 2 << 20])
         until(lambda: sizes(box) == [2 << 20], "the part")
         second.sendall(b"ping\n" + begin + BIG[:10])
         while b"ok ping\n" not in second.recv(1000):  # it leaves when the second has begun to write
             pass
         with contextlib.suppress(ConnectionError):  # it was silent and had to give way
-            first.sendall(BIG[2 << 20:] + end)
+            first.sendall(BIG[2 << 20 :] + end)
             everything(first)
         second.sendall(BIG[10:] + end)
         assert b"ok put big" in everything(second)
@@ -804,10 +1153,12 @@ def test_a_silent_writer_gives_way_also_when_its_folder_was_renamed(start, box):
     (box / "d").mkdir()
     begin = f"size={len(BIG)} mtime_ns=1700000000000000001\ndata {len(BIG)}\n".encode()
     with server.connect() as first:
-        first.sendall(b"put d/big " + begin + BIG[:1 << 20])
+        first.sendall(b"put d/big " + begin + BIG[: 1 << 20])
         until(lambda: sizes(box / "d") == [1 << 20], "the part")
         assert b"ok rename" in talk(server, b"rename d e\n")
-        assert b"ok put e/big" in talk(server, b"put e/big " + begin + BIG + f"end sha256={sha(BIG)}\n".encode())
+        assert b"ok put e/big" in talk(
+            server, b"put e/big " + begin + BIG + f"end sha256={sha(BIG)}\n".encode()
+        )
         everything(first)
     assert (box / "e/big").read_bytes() == BIG and names(box / "e") == ["big"]
 
@@ -826,6 +1177,7 @@ def test_a_writer_that_is_done_does_not_forget_the_next_one(box):
 @pytest.mark.skipif(os.name == "nt", reason="there are no locks there")
 def test_a_part_that_is_dropped_is_locked_until_its_name_is_gone(box):
     """Or who waits for it takes it in between, and writes to the end what has no name."""
+
     class Watched(script.Folder):
         def remove(self, name, is_folder=False):
             claims.append(following.claim())
@@ -859,13 +1211,23 @@ def test_a_receiver_that_was_heard_by_its_sender_is_not_waited_for_by_its_own_th
     """What it said may be read, and itself be given back, before the lobby that noticed it has its lock: nothing more would come, and it be lost."""
     lobby, (ours, theirs) = script.Lobby(), socket.socketpair()
     session = script.Session.__new__(script.Session)
-    session.sock, session.mode, session.rest, session.unheard, session.start, session.end = ours, "receive", b"", (), 0, 0
+    session.sock, session.mode, session.rest, session.unheard, session.start, session.end = (
+        ours,
+        "receive",
+        b"",
+        (),
+        0,
+        0,
+    )
     session.returned, entry = threading.Event(), (0.0, [session])
     with ours, theirs:
         with lobby.changed:
             lobby.admit(session)
             theirs.send(b"\n")
-            until(lambda: sys._current_frames()[lobby.thread.ident].f_code.co_name == "__enter__", "the lobby to notice it")
+            until(
+                lambda: sys._current_frames()[lobby.thread.ident].f_code.co_name == "__enter__",
+                "the lobby to notice it",
+            )
             lobby.queue.append(entry)
             assert lobby.lend(entry) == [session] and ours.recv(9) == b"\n"
             lobby.give_back(session)
@@ -890,13 +1252,16 @@ def test_two_uploads_of_one_name_at_once_do_not_both_win(start, box):
 def test_old_parts_are_swept_and_young_ones_kept(box, tmp_path, days, left):
     """What counts is when a part was last written, not the time of its source, which it gets before its name."""
     from conftest import Server
+
     (box / "sub").mkdir()
     for folder in box, box / "sub":
         (folder / f".six-{'a' * 32}.part").touch()
         os.utime(folder / f".six-{'a' * 32}.part", (0, 0))
     runner = tmp_path / "run.py"
-    runner.write_text(f"import runpy, sys, time\nnow = time.time\ntime.time = lambda: now() + {days} * 86400\n"
-                      f"runpy.run_path({str(ROOT / 'server.py')!r}, run_name='__main__')")
+    runner.write_text(
+        f"import runpy, sys, time\nnow = time.time\ntime.time = lambda: now() + {days} * 86400\n"
+        f"runpy.run_path({str(ROOT / 'server.py')!r}, run_name='__main__')"
+    )
     server = Server(str(runner), box)
     if not left:
         server.wait_for("removed sub/.*: nobody resumed it in 7 days")
@@ -909,7 +1274,11 @@ def test_get_resumes_only_what_is_the_beginning_of_the_file(start, box):
     (box / "big").write_bytes(BIG)
     server = start()
     good = talk(server, f"get big offset=100 sha256={sha(BIG[:100])}\n".encode())
-    assert good.splitlines()[0].endswith(b" offset=100") and good.endswith(f"end sha256={sha(BIG)}\n".encode()) and len(good) < len(BIG) + 300
+    assert (
+        good.splitlines()[0].endswith(b" offset=100")
+        and good.endswith(f"end sha256={sha(BIG)}\n".encode())
+        and len(good) < len(BIG) + 300
+    )
     for offset, digest in (100, sha(b"x")), (len(BIG) + 1, sha(BIG)), (100, ""):
         other = talk(server, f"get big offset={offset} sha256={digest}\n".encode())
         assert b"offset" not in other.splitlines()[0] and len(other) > len(BIG)
@@ -939,8 +1308,13 @@ def test_a_signal_ends_it_at_once_with_idle_clients(start, number):
 def test_a_signal_in_mid_upload_keeps_the_part(start, box):
     server = start()
     with server.connect() as sock:
-        sock.sendall(f"put big size={len(BIG)} mtime_ns=1\ndata {len(BIG)}\n".encode() + BIG[:1 << 20])
-        until(lambda: any(os.stat(box / part).st_size == 1 << 20 for part in parts(box)), "the part to grow")
+        sock.sendall(
+            f"put big size={len(BIG)} mtime_ns=1\ndata {len(BIG)}\n".encode() + BIG[: 1 << 20]
+        )
+        until(
+            lambda: any(os.stat(box / part).st_size == 1 << 20 for part in parts(box)),
+            "the part to grow",
+        )
         assert "stopped: 1 client disconnected, 1 part kept" in server.stop()
     assert len(parts(box)) == 1
 
@@ -951,8 +1325,11 @@ STEPS = ["open", "write", "utime", "link", "unlink", "replace", "fsync"]
 @pytest.mark.parametrize("over", ["", "yes"])
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("after", [False, True])
-def test_killed_at_each_step_the_file_is_the_old_or_the_new_one(box, tmp_path, step, after, over, full):
+def test_killed_at_each_step_the_file_is_the_old_or_the_new_one(
+    box, tmp_path, step, after, over, full
+):
     from conftest import Server
+
     if step in ("replace", "link", "unlink") and (step == "replace") != bool(over):
         return  # not a step of this kind of upload
     if not full and not (after and step in ("write", "link", "replace")):
@@ -973,10 +1350,12 @@ os.supports_dir_fd = {{*os.supports_dir_fd, deadly}}
 os.supports_fd = {{*os.supports_fd, deadly}}
 os.{step} = deadly
 sys.argv = ["server.py", sys.argv[1], "--durable", "--port", "0"]
-runpy.run_path({str(ROOT / 'server.py')!r}, run_name="__main__")
+runpy.run_path({str(ROOT / "server.py")!r}, run_name="__main__")
 """)
     server = Server(str(runner), box)
-    said = talk(server, put("x", b"new data", size=8, mtime_ns=1, **({"over": over} if over else {})))
+    said = talk(
+        server, put("x", b"new data", size=8, mtime_ns=1, **({"over": over} if over else {}))
+    )
     assert server.wait() == -signal.SIGKILL, server.err
     assert b"ok put" not in said
     published = [name for name in names(box) if not name.startswith(".six-")]
@@ -987,17 +1366,18 @@ runpy.run_path({str(ROOT / 'server.py')!r}, run_name="__main__")
 
 def test_with_durable_a_folder_that_is_made_is_on_the_disk_before_success_is_told(box, tmp_path):
     from conftest import Server
+
     runner = tmp_path / "run.py"
     runner.write_text(f"""
 import os, runpy, sys
 true = os.fsync
 def told(fd):
     true(fd)
-    with open({str(tmp_path / 'synced')!r}, "a") as file:
+    with open({str(tmp_path / "synced")!r}, "a") as file:
         print(os.fstat(fd).st_ino, file=file)
 os.fsync = told
 sys.argv = ["server.py", *sys.argv[1:], "--port", "0"]
-runpy.run_path({str(ROOT / 'server.py')!r}, run_name="__main__")
+runpy.run_path({str(ROOT / "server.py")!r}, run_name="__main__")
 """)
     server = Server(str(runner), box, "--durable")
     (box / "a").mkdir()  # as by somebody else a moment ago
@@ -1016,6 +1396,7 @@ runpy.run_path({str(ROOT / 'server.py')!r}, run_name="__main__")
 def test_a_rename_does_not_take_an_upload_with_it(box, tmp_path):
     """A rename links the new name and unlinks the old one: between the two an upload must not take the old one."""
     from conftest import Server
+
     (box / "p").write_text("old")
     runner = tmp_path / "run.py"
     runner.write_text(f"""
@@ -1037,7 +1418,7 @@ os.supports_dir_fd = {{*os.supports_dir_fd, slow_unlink}}
 os.supports_fd = {{*os.supports_fd, told_utime}}
 os.unlink, os.utime, os.replace = slow_unlink, told_utime, told_replace
 sys.argv = ["server.py", sys.argv[1], "--port", "0"]
-runpy.run_path({str(ROOT / 'server.py')!r}, run_name="__main__")
+runpy.run_path({str(ROOT / "server.py")!r}, run_name="__main__")
 """)
     server = Server(str(runner), box)
     with server.connect() as sock:
@@ -1054,8 +1435,14 @@ def test_ten_clients_at_once(start, box):
     problems = []
 
     def client(number):
-        data = BIG[number:100000 + number]
-        said = talk(server, b"".join(put(f"{number}-{turn}", data) + f"get {number}-{turn}\n".encode() for turn in range(5)))
+        data = BIG[number : 100000 + number]
+        said = talk(
+            server,
+            b"".join(
+                put(f"{number}-{turn}", data) + f"get {number}-{turn}\n".encode()
+                for turn in range(5)
+            ),
+        )
         if said.count(b"verified=yes") != 5 or said.count(sha(data).encode()) != 10:
             problems.append(said[:200])
 
@@ -1087,27 +1474,62 @@ def test_a_client_that_says_little_costs_little(start):
 
 
 # --- the wire, its pure functions ---
-@pytest.mark.parametrize(("raw", "verb", "words", "keys"), [
-    (b"list", "list", [], {}), (b"LIST a deep=yes", "list", ["a"], {"deep": "yes"}), (b"put a%20b size=5 size=6", "put", ["a b"], {"size": "6"}),
-    (b"get a%3Db", "get", ["a=b"], {}), ("get ü".encode(), "get", ["ü"], {}), (b"get %ff", "get", ["\udcff"], {}), (b"x k=", "x", [], {"k": ""}),
-    (b"say  two  spaces = 100%", "say", [" two  spaces = 100%"], {}),
-])
+@pytest.mark.parametrize(
+    ("raw", "verb", "words", "keys"),
+    [
+        (b"list", "list", [], {}),
+        (b"LIST a deep=yes", "list", ["a"], {"deep": "yes"}),
+        (b"put a%20b size=5 size=6", "put", ["a b"], {"size": "6"}),
+        (b"get a%3Db", "get", ["a=b"], {}),
+        ("get ü".encode(), "get", ["ü"], {}),
+        (b"get %ff", "get", ["\udcff"], {}),
+        (b"x k=", "x", [], {"k": ""}),
+        (b"say  two  spaces = 100%", "say", [" two  spaces = 100%"], {}),
+    ],
+)
 def test_parse(raw, verb, words, keys):
     assert script.parse(raw) == (verb, words, keys)
 
 
-@pytest.mark.parametrize("name", ["plain", "a b", "100%", "a=b", "ü", "日本", "\udcff", "a\nb", "\u202e", "\x9b", "~!@#$^&*()[]{}|;:'\",.<>?/\\`"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "plain",
+        "a b",
+        "100%",
+        "a=b",
+        "ü",
+        "日本",
+        "\udcff",
+        "a\nb",
+        "\u202e",
+        "\x9b",
+        "~!@#$^&*()[]{}|;:'\",.<>?/\\`",
+    ],
+)
 def test_quote_and_parse_agree(name):
     out = script.line("get", name, key=name)
-    assert out.isascii() == (script.quote(name).isascii()) and script.parse(out[:-1]) == ("get", [name], {"key": name})
+    assert out.isascii() == (script.quote(name).isascii()) and script.parse(out[:-1]) == (
+        "get",
+        [name],
+        {"key": name},
+    )
 
 
 def test_amounts():
-    assert [script.amount(text) for text in ("0", "5", "2k", "3M", "1G", "1t")] == [0, 5, 2048, 3 << 20, 1 << 30, 1 << 40]
+    assert [script.amount(text) for text in ("0", "5", "2k", "3M", "1G", "1t")] == [
+        0,
+        5,
+        2048,
+        3 << 20,
+        1 << 30,
+        1 << 40,
+    ]
 
 
 def test_every_python_since_3_9_runs_it_alone(alone, tmp_path, full):
     from conftest import Server
+
     path = alone("server.py")
     found = interpreters()
     for version in found if full else [min(found, key=lambda name: int(name[2:]))]:
@@ -1118,5 +1540,3 @@ def test_every_python_since_3_9_runs_it_alone(alone, tmp_path, full):
 
 def test_help_is_the_manual(run):
     assert script.__doc__.strip()[:60] in run("server.py", "--help").out.decode()
-
-

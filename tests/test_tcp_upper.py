@@ -1,4 +1,5 @@
 """tcp_upper.py alone: streams, framing, modes, what happens when one side leaves, stalls or is not what it seems."""
+
 import errno
 import hashlib
 import os
@@ -31,34 +32,69 @@ def read_all(sock):
 
 
 # --- the pure functions ---
-@pytest.mark.parametrize("text, want", [
-    ("", ""), ("abc é\n", "abc é\n"), ("a\tb", "a\tb"), ("\x1b[31m", "\\x1b[31m"), ("\r", "\\x0d"), ("\x9b", "\\x9b"), ("\u202e", "\\x202e"),
-])
+@pytest.mark.parametrize(
+    "text, want",
+    [
+        ("", ""),
+        ("abc é\n", "abc é\n"),
+        ("a\tb", "a\tb"),
+        ("\x1b[31m", "\\x1b[31m"),
+        ("\r", "\\x0d"),
+        ("\x9b", "\\x9b"),
+        ("\u202e", "\\x202e"),
+    ],
+)
 def test_text_for_a_terminal(text, want):
     assert tcp_upper.shown(text) == want
 
 
-@pytest.mark.parametrize("sent, trips, want", [
-    (0, [], "sent 0, received 0, lost 0"),
-    (3, [], "sent 3, received 0, lost 3"),
-    (3, [0.001, 0.003], "sent 3, received 2, lost 1\nround trip min/avg/max 1.000/2.000/3.000 ms"),
-])
+@pytest.mark.parametrize(
+    "sent, trips, want",
+    [
+        (0, [], "sent 0, received 0, lost 0"),
+        (3, [], "sent 3, received 0, lost 3"),
+        (
+            3,
+            [0.001, 0.003],
+            "sent 3, received 2, lost 1\nround trip min/avg/max 1.000/2.000/3.000 ms",
+        ),
+    ],
+)
 def test_the_report_of_a_ping(sent, trips, want):
     assert tcp_upper.ping_report(sent, trips) == want
 
 
-@pytest.mark.parametrize("problem, stopping, want", [
-    (None, False, "done"), (None, True, "stopped"), (socket.timeout(), False, "hung up on: it did not read its answer"),
-    (TimeoutError(errno.ETIMEDOUT, "Connection timed out"), False, "the client left early (Connection timed out)"),
-    (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), False, "the client left early (Connection reset by peer)"),
-])
+@pytest.mark.parametrize(
+    "problem, stopping, want",
+    [
+        (None, False, "done"),
+        (None, True, "stopped"),
+        (socket.timeout(), False, "hung up on: it did not read its answer"),
+        (
+            TimeoutError(errno.ETIMEDOUT, "Connection timed out"),
+            False,
+            "the client left early (Connection timed out)",
+        ),
+        (
+            ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
+            False,
+            "the client left early (Connection reset by peer)",
+        ),
+    ],
+)
 def test_the_fate_of_a_connection(problem, stopping, want):
     assert tcp_upper.fate(problem, stopping) == want
 
 
-@pytest.mark.parametrize("place, want", [
-    (("127.0.0.1", 9), "127.0.0.1:9"), (("::1", 9, 0, 0), "[::1]:9"), (("::ffff:10.0.0.1", 9, 0, 0), "10.0.0.1:9"), (("servr", 9), "servr:9"),
-])
+@pytest.mark.parametrize(
+    "place, want",
+    [
+        (("127.0.0.1", 9), "127.0.0.1:9"),
+        (("::1", 9, 0, 0), "[::1]:9"),
+        (("::ffff:10.0.0.1", 9, 0, 0), "10.0.0.1:9"),
+        (("servr", 9), "servr:9"),
+    ],
+)
 def test_an_address_as_text(place, want):
     assert tcp_upper.address(place) == want
 
@@ -104,7 +140,10 @@ def test_a_pipe_streams_both_ways_however_small_the_buffers(spawn, run, proxy):
 def test_a_long_message_on_the_command_line_cannot_block_both_sides(spawn, run):
     server = spawn(SCRIPT, "server", "--recv-size", 512)
     words = ["x" * 100_000] * 15
-    assert run(SCRIPT, "client", "--port", server.port, *words).out == " ".join(words).upper().encode() + b"\n"
+    assert (
+        run(SCRIPT, "client", "--port", server.port, *words).out
+        == " ".join(words).upper().encode() + b"\n"
+    )
 
 
 def test_answers_come_while_standard_input_is_still_open(spawn):
@@ -120,7 +159,8 @@ def test_answers_come_while_standard_input_is_still_open(spawn):
 
 def test_rate_paces_in_tenths_of_a_second(spawn, run):
     server = spawn(SCRIPT, "server", "--rate", 100_000, "--trace")
-    assert run(SCRIPT, "client", "--port", server.port, "x" * 29_999).out == b"X" * 29_999 + b"\n"  # in one send: a pipe could bring it in pieces
+    # in one send: a pipe could bring it in pieces
+    assert run(SCRIPT, "client", "--port", server.port, "x" * 29_999).out == b"X" * 29_999 + b"\n"
     server.wait_for("recv 10000 of at most 10000 bytes")
 
 
@@ -166,7 +206,10 @@ def test_in_process_mode_the_end_of_a_child_that_is_no_client_means_nothing(spaw
     code = "import os, runpy, sys; os.fork() or (os.read(0, 1), os._exit(0)); sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')"
     server = spawn("-c", code, ROOT / SCRIPT, "server", "--mode", "process", stdin=subprocess.PIPE)
     server.process.stdin.close()  # and that child ends
-    until(lambda: not Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split(), "the child to be gone")
+    until(
+        lambda: not Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split(),
+        "the child to be gone",
+    )
     with server.connect() as sock:
         sock.sendall(b"x")
         assert sock.recv(1) == b"X"
@@ -214,7 +257,9 @@ def test_a_full_server_says_so(spawn, run, mode):
         for how in ({"input": b"x" * 3_000_000}, {"input": b""}):
             failed = run(SCRIPT, "client", "--port", server.port, **how)
             assert failed.code == 7
-            assert lines_of(failed)[0] == f"127.0.0.1:{server.port} says: server full, try again later"
+            assert (
+                lines_of(failed)[0] == f"127.0.0.1:{server.port} says: server full, try again later"
+            )
         assert run(SCRIPT, "client", "--port", server.port, "hi").code == 7
     server.wait_for("sent 1 bytes")
     until(lambda: run(SCRIPT, "client", "--port", server.port, "hi").out == b"HI\n", "room")
@@ -235,7 +280,8 @@ def test_more_refused_clients_than_are_kept_waiting(spawn):
 def test_many_idle_clients_cost_little_and_leave_nothing(spawn, full):
     server = spawn(SCRIPT, "server")
     before = server.descriptors(), server.status("Threads")
-    idle = [server.connect() for _ in range(900 if full else 200)]  # fewer than the 1024 descriptors that some systems allow
+    # fewer than the 1024 descriptors that some systems allow
+    idle = [server.connect() for _ in range(900 if full else 200)]
     for sock in idle:
         sock.sendall(b"a")
     assert all(sock.recv(1) == b"A" for sock in idle)
@@ -247,7 +293,9 @@ def test_many_idle_clients_cost_little_and_leave_nothing(spawn, full):
 
 
 def test_out_of_descriptors_is_survived(spawn, run):
-    server = spawn(SCRIPT, "server", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (16, 16)))
+    server = spawn(
+        SCRIPT, "server", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (16, 16))
+    )
     crowd = [server.connect() for _ in range(20)]
     server.wait_for(r"cannot accept \(Too many open files\): pausing")
     for sock in crowd:
@@ -369,8 +417,11 @@ def test_a_client_that_says_nothing_may_stay(spawn):
 def test_a_server_that_is_gone_is_refused(run):
     failed = run(SCRIPT, "client", "--port", 9, "hi")
     assert failed.code == 7
-    assert lines_of(failed) == ("nothing is listening on 127.0.0.1:9 (connection refused)",
-                                "the host answered, but no program has that port open", "python3 tcp_upper.py server --port 9")
+    assert lines_of(failed) == (
+        "nothing is listening on 127.0.0.1:9 (connection refused)",
+        "the host answered, but no program has that port open",
+        "python3 tcp_upper.py server --port 9",
+    )
 
 
 def test_no_answer_to_connect_is_told_from_a_refusal(run):
@@ -398,12 +449,19 @@ def test_hung_up_on_before_connect_returns_is_no_missing_way(monkeypatch):
             self.connect_ex(target)
             with listener.accept()[0] as conn:
                 conn.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-            problem = until(lambda: self.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR), "the reset")
+            problem = until(
+                lambda: self.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR), "the reset"
+            )
             raise OSError(problem, os.strerror(problem))
 
     monkeypatch.setattr(tcp_upper, "socket_class", lambda args: Slow)
-    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(tcp_upper.Failure, match="answered and hung up at once") as caught:
-        tcp_upper.open_connection(SimpleNamespace(timeout=DEADLINE), "127.0.0.1", listener.getsockname()[1], "")
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        pytest.raises(tcp_upper.Failure, match="answered and hung up at once") as caught,
+    ):
+        tcp_upper.open_connection(
+            SimpleNamespace(timeout=DEADLINE), "127.0.0.1", listener.getsockname()[1], ""
+        )
     assert caught.value.code == 7
 
 
@@ -416,6 +474,7 @@ def test_a_server_that_is_silent_times_out(run, listeners, canned):
 
 def test_only_silence_since_the_question_counts():
     """A line that is typed at the end of a long pause has all of --timeout for its answer."""
+
     class Sender:
         received, asked, end = 0, False, time.monotonic() + 0.3
 
@@ -428,7 +487,12 @@ def test_only_silence_since_the_question_counts():
 
     client, server = socket.socketpair()
     with client, server:
-        assert tcp_upper.await_reply(client, SimpleNamespace(host="servr", port=9, timeout=0.3, recv_size=100), Sender()) == b"HELLO"
+        assert (
+            tcp_upper.await_reply(
+                client, SimpleNamespace(host="servr", port=9, timeout=0.3, recv_size=100), Sender()
+            )
+            == b"HELLO"
+        )
 
 
 def test_after_three_seconds_of_silence_it_says_for_whom_it_waits(canned):
@@ -442,31 +506,48 @@ def test_after_three_seconds_of_silence_it_says_for_whom_it_waits(canned):
 
 
 @pytest.mark.parametrize("how", [{"args": ["abcdef"]}, {"input": b"abcdef\n"}])
-@pytest.mark.parametrize("answer, code, error", [
-    (b"", 52, "connection lost: 0 of 7 bytes came back"),
-    (b"ABC", 18, "connection lost: 3 of 7 bytes came back"),
-    (b"ABCDEFGHI\n", 56, "is no uppercase echo"),
-    (b"HTTP/1.1 400 Bad Request\r\n", 56, "says: HTTP/1.1 400 Bad Request"),
-    (b"\x1b[2Jevil\xff\n", 56, "says: \\x1b[2Jevil\\xff"),
-    (tcp_upper.FULL, 7, "says: server full, try again later"),
-])
+@pytest.mark.parametrize(
+    "answer, code, error",
+    [
+        (b"", 52, "connection lost: 0 of 7 bytes came back"),
+        (b"ABC", 18, "connection lost: 3 of 7 bytes came back"),
+        (b"ABCDEFGHI\n", 56, "is no uppercase echo"),
+        (b"HTTP/1.1 400 Bad Request\r\n", 56, "says: HTTP/1.1 400 Bad Request"),
+        (b"\x1b[2Jevil\xff\n", 56, "says: \\x1b[2Jevil\\xff"),
+        (tcp_upper.FULL, 7, "says: server full, try again later"),
+    ],
+)
 def test_a_server_that_is_no_echo(run, canned, how, answer, code, error):
     server = canned(answer, read_until=b"abcdef\n")
-    failed = run(SCRIPT, "client", "--port", server.port, *how.get("args", ()), input=how.get("input", b""))
+    failed = run(
+        SCRIPT, "client", "--port", server.port, *how.get("args", ()), input=how.get("input", b"")
+    )
     assert failed.code == code, failed
     assert error in lines_of(failed)[0]
-    assert ("--max-clients" in failed.err) == (code == 7), "advice for a full server, and for no other"
+    assert ("--max-clients" in failed.err) == (code == 7), (
+        "advice for a full server, and for no other"
+    )
 
 
 def test_a_full_server_is_known_by_a_small_buffer_too(run, canned):
-    failed = run(SCRIPT, "client", "--port", canned(tcp_upper.FULL, read_until=b"\n").port, "--recv-size", 4, "abcdef")
+    failed = run(
+        SCRIPT,
+        "client",
+        "--port",
+        canned(tcp_upper.FULL, read_until=b"\n").port,
+        "--recv-size",
+        4,
+        "abcdef",
+    )
     assert failed.code == 7
     assert "says: serv" in lines_of(failed)[0] and "--max-clients" in lines_of(failed)[2]
 
 
 def test_a_server_that_answers_and_never_closes_does_not_hold_the_client(run, listeners):
     hold = threading.Event()
-    listeners.append(Listener(lambda conn: (conn.sendall(conn.recv(100).upper()), hold.wait(DEADLINE))))
+    listeners.append(
+        Listener(lambda conn: (conn.sendall(conn.recv(100).upper()), hold.wait(DEADLINE)))
+    )
     done = run(SCRIPT, "client", "--port", listeners[-1].port, "--timeout", 2, "hi")
     hold.set()
     assert (done.code, done.out) == (0, b"HI\n")
@@ -478,13 +559,24 @@ def test_a_message_that_comes_back_changed_is_not_printed(run, canned):
 
 
 def test_a_ping_answered_with_nonsense_ends(run, canned):
-    failed = run(SCRIPT, "client", "--port", canned(b"PONG\nPING 99999999999\n", read_until=b"\n").port, "--ping", 3, "--interval", 0)
+    failed = run(
+        SCRIPT,
+        "client",
+        "--port",
+        canned(b"PONG\nPING 99999999999\n", read_until=b"\n").port,
+        "--ping",
+        3,
+        "--interval",
+        0,
+    )
     assert failed.code == 56
 
 
 def test_a_ping_whose_server_ends_between_two_questions_ends_too(run, listeners):
     listeners.append(Listener(lambda conn: conn.sendall(conn.recv(100).upper())))
-    failed = run(SCRIPT, "client", "--port", listeners[-1].port, "--ping", 2, "--interval", 5 * DEADLINE)
+    failed = run(
+        SCRIPT, "client", "--port", listeners[-1].port, "--ping", 2, "--interval", 5 * DEADLINE
+    )
     assert (failed.code, failed.out.split(b"\n")[0]) == (18, b"sent 1, received 1, lost 0")
     assert lines_of(failed)[0] == "connection lost: 7 of 7 bytes came back"
 
@@ -492,9 +584,16 @@ def test_a_ping_whose_server_ends_between_two_questions_ends_too(run, listeners)
 @pytest.mark.parametrize("cut_at", [0, 1, 6, 7, 13])
 def test_a_stream_cut_anywhere_is_no_success(spawn, run, proxy, cut_at):
     server = spawn(SCRIPT, "server")
-    failed = run(SCRIPT, "client", "--port", proxy(server.port, cut_at=cut_at).port, input=b"hello\nworld\nx\n")
-    assert failed.code in ((18,) if failed.out else (7, 52))  # 7: hung up on before connect() returned
-    assert failed.out == b"HELLO\nWORLD\nX\n"[:len(failed.out)]
+    failed = run(
+        SCRIPT,
+        "client",
+        "--port",
+        proxy(server.port, cut_at=cut_at).port,
+        input=b"hello\nworld\nx\n",
+    )
+    # 7: hung up on before connect() returned
+    assert failed.code in ((18,) if failed.out else (7, 52))
+    assert failed.out == b"HELLO\nWORLD\nX\n"[: len(failed.out)]
 
 
 # --- the port after the server ---

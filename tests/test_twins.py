@@ -1,12 +1,25 @@
 """The blocks that several scripts share are the same to the byte, and stand exactly where their first line says."""
+
 import ast
 import re
 
 import pytest
 from conftest import ROOT, SCRIPTS
 
-FENCE = re.compile(r"^# --- (?P<name>[\w -]+?): (?P<says>the same in .*?) ---\n(?P<body>.*?)^# --- end (?P=name) ---$", re.M | re.S)
-GROUPS = {"all six scripts": {"server.py", "client.py", "httpserver.py", "httpclient.py", "tcp_upper.py", "udp_upper.py"}}
+FENCE = re.compile(
+    r"^# --- (?P<name>[\w -]+?): (?P<says>the same in .*?) ---\n(?P<body>.*?)^# --- end (?P=name) ---$",
+    re.M | re.S,
+)
+GROUPS = {
+    "all six scripts": {
+        "server.py",
+        "client.py",
+        "httpserver.py",
+        "httpclient.py",
+        "tcp_upper.py",
+        "udp_upper.py",
+    }
+}
 
 
 def fences():
@@ -14,7 +27,9 @@ def fences():
     found = {}
     for script in SCRIPTS:
         for match in FENCE.finditer((ROOT / script).read_text()):
-            assert script not in found.setdefault(match["name"], {}), f"{script} has two blocks called {match['name']}"
+            assert script not in found.setdefault(match["name"], {}), (
+                f"{script} has two blocks called {match['name']}"
+            )
             found[match["name"]][script] = match["says"], match["body"]
     return found
 
@@ -27,7 +42,11 @@ def functions(script):
         if isinstance(node, ast.FunctionDef):
             names.append(node.name)
         if isinstance(node, ast.ClassDef):
-            names += [f"{node.name}.{method.name}" for method in node.body if isinstance(method, ast.FunctionDef)]
+            names += [
+                f"{node.name}.{method.name}"
+                for method in node.body
+                if isinstance(method, ast.FunctionDef)
+            ]
     return names
 
 
@@ -42,14 +61,22 @@ def test_every_fence_that_opens_also_closes():
 @pytest.mark.parametrize("name", sorted(fences()))
 def test_copies_of_a_fence_are_the_same_to_the_byte(name):
     copies = fences()[name]
-    assert len({body for _, body in copies.values()}) == 1, f"{name} differs between {', '.join(copies)}"
-    assert len({says for says, _ in copies.values()}) == 1, f"the first lines of {name} differ between {', '.join(copies)}"
+    assert len({body for _, body in copies.values()}) == 1, (
+        f"{name} differs between {', '.join(copies)}"
+    )
+    assert len({says for says, _ in copies.values()}) == 1, (
+        f"the first lines of {name} differ between {', '.join(copies)}"
+    )
 
 
 @pytest.mark.parametrize("name", sorted(fences()))
 def test_a_fence_stands_where_its_first_line_says(name):
     copies = fences()[name]
-    says = next(iter(copies.values()))[0].replace("the same in ", "").replace(" (tests/test_twins.py)", "")
+    says = (
+        next(iter(copies.values()))[0]
+        .replace("the same in ", "")
+        .replace(" (tests/test_twins.py)", "")
+    )
     named = GROUPS.get(says) or set(re.split(r", | and ", says))
     assert named & set(SCRIPTS) == set(copies)
 

@@ -1,4 +1,5 @@
 """udp_upper.py alone: datagrams, retries, and a bad network that is the same each time."""
+
 import os
 import re
 import select
@@ -54,10 +55,19 @@ def asker():
 
 
 # --- the pure functions ---
-@pytest.mark.parametrize("sent, trips, doubled, overtaken, want", [
-    (0, [], 0, 0, "sent 0, received 0, lost 0, doubled 0, out of order 0"),
-    (3, [0.001, 0.003], 1, 2, "sent 3, received 2, lost 1, doubled 1, out of order 2\nround trip min/avg/max 1.000/2.000/3.000 ms"),
-])
+@pytest.mark.parametrize(
+    "sent, trips, doubled, overtaken, want",
+    [
+        (0, [], 0, 0, "sent 0, received 0, lost 0, doubled 0, out of order 0"),
+        (
+            3,
+            [0.001, 0.003],
+            1,
+            2,
+            "sent 3, received 2, lost 1, doubled 1, out of order 2\nround trip min/avg/max 1.000/2.000/3.000 ms",
+        ),
+    ],
+)
 def test_the_report_of_a_ping(sent, trips, doubled, overtaken, want):
     assert udp_upper.ping_report(sent, trips, doubled, overtaken) == want
 
@@ -113,14 +123,19 @@ def test_the_largest_datagram_goes_through_the_client(spawn, run):
 def test_a_datagram_that_is_too_large_is_refused_before_it_is_sent(run, peer, size):
     failed = run(SCRIPT, "client", "--port", peer.port, input=b"x" * size)
     assert failed.code == 2
-    assert re.fullmatch(r"the datagram is \d+ bytes, the IPv4 maximum is 65507", lines_of(failed)[0])
+    assert re.fullmatch(
+        r"the datagram is \d+ bytes, the IPv4 maximum is 65507", lines_of(failed)[0]
+    )
     assert size > 1_000_000 or str(size) in lines_of(failed)[0]
     assert not select.select([peer.sock], [], [], 0)[0]
 
 
 def test_the_limit_of_ipv6_is_another(run):
     failed = run(SCRIPT, "client", "--host", "::1", "--port", 9, input=b"x" * 65528)
-    assert (failed.code, lines_of(failed)[0]) == (2, "the datagram is 65528 bytes, the IPv6 maximum is 65527")
+    assert (failed.code, lines_of(failed)[0]) == (
+        2,
+        "the datagram is 65528 bytes, the IPv6 maximum is 65527",
+    )
 
 
 def test_many_datagrams_at_once_are_all_answered(spawn, asker):
@@ -129,12 +144,15 @@ def test_many_datagrams_at_once_are_all_answered(spawn, asker):
     for _ in range(5):
         for number in range(100):
             sock.send(b"n%d" % number)
-        assert sorted(sock.recv(100) for _ in range(100)) == sorted(b"N%d" % number for number in range(100))
+        assert sorted(sock.recv(100) for _ in range(100)) == sorted(
+            b"N%d" % number for number in range(100)
+        )
 
 
 def test_requests_counts_answered_datagrams_exactly(spawn):
     server = spawn(SCRIPT, "server", "--requests", 3)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:  # not connected: it hears no ICMP of the server that has ended
+    # not connected: it hears no ICMP of the server that has ended
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.settimeout(DEADLINE)
         for number in range(5):
             sock.sendto(b"n%d" % number, ("127.0.0.1", server.port))
@@ -162,24 +180,39 @@ def test_nobody_there_is_said_after_four_tries_that_were_all_refused(run):
     port = free_port(socket.SOCK_DGRAM)
     failed = run(SCRIPT, "client", "--port", port, "hi")
     assert failed.code == 7
-    assert re.findall(r"^no reply in ([\d.]+) s \(Connection refused\)$", failed.err, re.M) == ["0.1", "0.2", "0.4", "0.8"]
-    assert lines_of(failed)[0] == f"nothing is listening on 127.0.0.1:{port} (every try was refused)"
+    assert re.findall(r"^no reply in ([\d.]+) s \(Connection refused\)$", failed.err, re.M) == [
+        "0.1",
+        "0.2",
+        "0.4",
+        "0.8",
+    ]
+    assert (
+        lines_of(failed)[0] == f"nothing is listening on 127.0.0.1:{port} (every try was refused)"
+    )
     assert lines_of(failed)[2] == f"python3 udp_upper.py server --port {port}"
 
 
 @pytest.mark.parametrize("flags", [["hi"], ["--ping", 2, "--interval", 0]])
 def test_a_network_that_is_lost_is_not_told_as_a_server_that_is_missing(run, flags):
-    code = ("import errno, os, runpy, socket, sys; sys.argv.pop(0); exec('def lost(*_): raise OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))'); "
-            "socket.socket.send = lost; runpy.run_path(sys.argv[0], run_name='__main__')")
+    code = (
+        "import errno, os, runpy, socket, sys; sys.argv.pop(0); exec('def lost(*_): raise OSError(errno.ENETUNREACH, os.strerror(errno.ENETUNREACH))'); "
+        "socket.socket.send = lost; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
     failed = run("-c", code, ROOT / SCRIPT, "client", *flags)
     assert failed.code == 7
-    assert lines_of(failed)[:2] == ("cannot reach 127.0.0.1:12000 (Network is unreachable)", "this machine has no way to that address")
+    assert lines_of(failed)[:2] == (
+        "cannot reach 127.0.0.1:12000 (Network is unreachable)",
+        "this machine has no way to that address",
+    )
 
 
 def test_silence_cannot_be_told_from_loss(run, peer):
     failed = run(SCRIPT, "client", "--port", peer.port, "hi")
     assert failed.code == 28
-    assert lines_of(failed)[0] == f"no reply from 127.0.0.1:{peer.port} after 4 tries (0.1, 0.2, 0.4, 0.8 s)"
+    assert (
+        lines_of(failed)[0]
+        == f"no reply from 127.0.0.1:{peer.port} after 4 tries (0.1, 0.2, 0.4, 0.8 s)"
+    )
     assert [peer.reply() for _ in range(4)] == [b"hi"] * 4
     assert not select.select([peer.sock], [], [], 0)[0]
 
@@ -187,17 +220,22 @@ def test_silence_cannot_be_told_from_loss(run, peer):
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_of_a_name_with_addresses_of_both_kinds_client_and_server_take_the_same(spawn, run, host):
     """Most systems give ::1 first for localhost, where nobody listens by default."""
-    code = ("import runpy, socket, sys; sys.argv.pop(0); look_up = socket.getaddrinfo; "
-            "socket.getaddrinfo = lambda name, *rest, **more: (look_up('::1', *rest, **more) if name == b'localhost' else []) + look_up(name, *rest, **more); "
-            "runpy.run_path(sys.argv[0], run_name='__main__')")
+    code = (
+        "import runpy, socket, sys; sys.argv.pop(0); look_up = socket.getaddrinfo; "
+        "socket.getaddrinfo = lambda name, *rest, **more: (look_up('::1', *rest, **more) if name == b'localhost' else []) + look_up(name, *rest, **more); "
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
     server = spawn("-c", code, ROOT / SCRIPT, "server", "--host", host)
-    done = run("-c", code, ROOT / SCRIPT, "client", "--host", "localhost", "--port", server.port, "hi")
+    done = run(
+        "-c", code, ROOT / SCRIPT, "client", "--host", "localhost", "--port", server.port, "hi"
+    )
     assert (done.code, done.out) == (0, b"HI\n")
 
 
 def test_a_server_that_starts_during_the_tries_is_found(spawn):
     port = free_port(socket.SOCK_DGRAM)
-    client = Process(*patient(SCRIPT, TRIES=(0.1,) * 600), "client", "--port", port, "hi")  # tries for as long as a server may take to start
+    # tries for as long as a server may take to start
+    client = Process(*patient(SCRIPT, TRIES=(0.1,) * 600), "client", "--port", port, "hi")
     client.wait_for(r"no reply in 0\.1 s \(Connection refused\)")
     spawn(SCRIPT, "server", port=port)
     assert client.wait() == 0
@@ -232,7 +270,9 @@ def test_an_answer_that_is_there_counts_although_the_try_is_over(peer, asker, mo
 
     monkeypatch.setattr(udp_upper, "TRIES", (0.0,))
     monkeypatch.setattr(udp_upper, "send_message", answer_at_once)
-    assert udp_upper.exchange(sock, b"hi", SimpleNamespace(recv_size=100), udp_upper.Tally()) == b"HI"
+    assert (
+        udp_upper.exchange(sock, b"hi", SimpleNamespace(recv_size=100), udp_upper.Tally()) == b"HI"
+    )
 
 
 def test_a_beginning_that_is_followed_by_the_whole_is_a_late_answer(peer):
@@ -242,10 +282,17 @@ def test_a_beginning_that_is_followed_by_the_whole_is_a_late_answer(peer):
 
 
 def test_a_late_answer_to_an_empty_line_is_not_taken_for_the_beginning_of_the_next(peer):
-    client = Process(*patient(SCRIPT, TRIES=(0.5, DEADLINE)), "client", "--port", peer.port, stdin=subprocess.PIPE)
+    client = Process(
+        *patient(SCRIPT, TRIES=(0.5, DEADLINE)),
+        "client",
+        "--port",
+        peer.port,
+        stdin=subprocess.PIPE,
+    )
     client.process.stdin.write(b"\nhello\n")
     client.process.stdin.close()
-    while peer.reply(b"") != b"hello":  # what comes back for that is an answer to the empty line, as after a second try
+    # what comes back for that is an answer to the empty line, as after a second try
+    while peer.reply(b"") != b"hello":
         pass
     assert peer.reply(b"HELLO") == b"hello"
     assert (client.wait(), client.out) == (0, "\nHELLO\n")
@@ -254,13 +301,23 @@ def test_a_late_answer_to_an_empty_line_is_not_taken_for_the_beginning_of_the_ne
 def test_answers_cut_to_what_an_earlier_one_was_are_reported_after_the_last_try(spawn, run):
     server = spawn(SCRIPT, "server", "--truncate", 3)
     failed = run(SCRIPT, "client", "--port", server.port, input=b"hel\nhello\n")
-    assert (failed.code, failed.out, lines_of(failed)[0]) == (18, b"HEL\n", "the reply is truncated: 3 of 5 bytes came back")
+    assert (failed.code, failed.out, lines_of(failed)[0]) == (
+        18,
+        b"HEL\n",
+        "the reply is truncated: 3 of 5 bytes came back",
+    )
 
 
 def test_an_answer_cut_to_what_no_earlier_one_was_is_reported_at_once(spawn, run):
     server = spawn(SCRIPT, "server", "--truncate", 3)
-    failed = run(*patient(SCRIPT, TRIES=(1, 1, 1, 1)), "client", "--port", server.port, input=b"a\nhello\n")
-    assert (failed.code, failed.out, lines_of(failed)[0]) == (18, b"A\n", "the reply is truncated: 3 of 5 bytes came back")
+    failed = run(
+        *patient(SCRIPT, TRIES=(1, 1, 1, 1)), "client", "--port", server.port, input=b"a\nhello\n"
+    )
+    assert (failed.code, failed.out, lines_of(failed)[0]) == (
+        18,
+        b"A\n",
+        "the reply is truncated: 3 of 5 bytes came back",
+    )
     assert 1 <= server.stop().count(" truncated from ") < 4
 
 
@@ -292,7 +349,10 @@ def test_after_a_failure_in_a_pipe_nothing_more_is_sent(run, peer):
 
 def test_ping_without_any_answer(run, peer):
     failed = run(SCRIPT, "client", "--port", peer.port, "--ping", 3, "--interval", 0)
-    assert (failed.code, failed.out) == (28, b"sent 3, received 0, lost 3, doubled 0, out of order 0\n")
+    assert (failed.code, failed.out) == (
+        28,
+        b"sent 3, received 0, lost 3, doubled 0, out of order 0\n",
+    )
     assert lines_of(failed)[0] == f"no reply from 127.0.0.1:{peer.port} to 3 pings"
 
 
@@ -312,8 +372,13 @@ def test_a_ping_reads_what_has_come_before_it_asks_again(peer, asker, monkeypatc
 
 
 def test_ping_with_nobody_there(run):
-    failed = run(SCRIPT, "client", "--port", free_port(socket.SOCK_DGRAM), "--ping", 3, "--interval", 0.01)
-    assert (failed.code, failed.out) == (7, b"sent 3, received 0, lost 3, doubled 0, out of order 0\n")
+    failed = run(
+        SCRIPT, "client", "--port", free_port(socket.SOCK_DGRAM), "--ping", 3, "--interval", 0.01
+    )
+    assert (failed.code, failed.out) == (
+        7,
+        b"sent 3, received 0, lost 3, doubled 0, out of order 0\n",
+    )
 
 
 def test_ping_counts_doubled_late_and_foreign_answers(peer):
@@ -338,7 +403,9 @@ def test_loss_has_one_right_result(spawn, run):
     server = spawn(SCRIPT, "server", "--loss", 0.3, "--seed", 7)
     want = f"sent 20, received {20 - len(LOST_OF_SEED_7)}, lost {len(LOST_OF_SEED_7)}, doubled 0, out of order 0"
     assert [ping(run, server.port), ping(run, server.port)] == [want, want]
-    assert [int(number) for number in re.findall(r"datagram (\d+) lost: by --loss", server.stop())] == LOST_OF_SEED_7 * 2
+    assert [
+        int(number) for number in re.findall(r"datagram (\d+) lost: by --loss", server.stop())
+    ] == LOST_OF_SEED_7 * 2
 
 
 def test_dup_and_reorder_have_one_right_result(spawn, run):
@@ -358,7 +425,8 @@ def test_a_reordered_answer_comes_after_the_next(spawn, asker):
     first = decided.index(True) + 1
     assert not decided[first]
     sock = asker(server.port)
-    server.process.send_signal(signal.SIGSTOP)  # so that all are there at once, however slow this is
+    # so that all are there at once, however slow this is
+    server.process.send_signal(signal.SIGSTOP)
     for number in range(1, first + 2):
         sock.send(b"%d" % number)
     server.process.send_signal(signal.SIGCONT)
@@ -381,14 +449,20 @@ def test_a_doubled_answer_does_not_become_the_next_ones(spawn, run):
 def test_truncate_cuts_the_answer(spawn, run):
     server = spawn(SCRIPT, "server", "--truncate", 3)
     failed = run(SCRIPT, "client", "--port", server.port, "hello")
-    assert (failed.code, lines_of(failed)[0]) == (18, "the reply is truncated: 3 of 5 bytes came back")
+    assert (failed.code, lines_of(failed)[0]) == (
+        18,
+        "the reply is truncated: 3 of 5 bytes came back",
+    )
     server.wait_for("datagram 1 truncated from 5 to 3 bytes")
     assert run(SCRIPT, "client", "--port", server.port, "abc").out == b"ABC\n"
 
 
 def test_delay_longer_than_the_first_try_makes_late_answers(spawn, run):
     server = spawn(SCRIPT, "server", "--delay", 0.5)
-    done = run(*patient(SCRIPT, TRIES=(0.01, DEADLINE)), "client", "--port", server.port, input=b"a\nb\n")  # far apart, or the first may get its answer
+    # far apart, or the first may get its answer
+    done = run(
+        *patient(SCRIPT, TRIES=(0.01, DEADLINE)), "client", "--port", server.port, input=b"a\nb\n"
+    )
     assert done.out == b"A\nB\n"
     assert "no reply in 0.01 s" in done.err and re.search(r"ignored \d late", done.err)
 
@@ -432,10 +506,25 @@ def test_ctrl_c_lets_answers_out_that_are_nearly_due(spawn, asker):
 
 
 def test_counts_of_clients_are_bounded():
-    args = SimpleNamespace(loss=1.0, dup=0.0, reorder=0.0, delay=0.0, rate=0, truncate=0, seed=1, requests=0, recv_size=65536)
+    args = SimpleNamespace(
+        loss=1.0,
+        dup=0.0,
+        reorder=0.0,
+        delay=0.0,
+        rate=0,
+        truncate=0,
+        seed=1,
+        requests=0,
+        recv_size=65536,
+    )
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         server = udp_upper.Server.__new__(udp_upper.Server)
-        server.args, server.numbers, server.waiting, server.refuse = args, {}, [], lambda *told: None
+        server.args, server.numbers, server.waiting, server.refuse = (
+            args,
+            {},
+            [],
+            lambda *told: None,
+        )
         for number in range(udp_upper.MAX_PEERS + 5):
             server.handle(b"", ("10.0.0.1", number))
         assert sock and len(server.numbers) == udp_upper.MAX_PEERS

@@ -1,4 +1,5 @@
 """What tcp_upper.py and udp_upper.py do alike: the same words, the same errors, the same ends."""
+
 import contextlib
 import fcntl
 import os
@@ -30,10 +31,17 @@ def lines_of(failure):
 def patient(script, **constants):
     """The script, where what happens must not depend on a tenth of a second, or on two: over TCP Ctrl-C leaves answers much time,
     over UDP the first try and a ping wait long."""
-    longer = {"GRACE": DEADLINE} if script.startswith("tcp") else {"TRIES": (DEADLINE,), "PING_WAIT": DEADLINE}
+    longer = (
+        {"GRACE": DEADLINE}
+        if script.startswith("tcp")
+        else {"TRIES": (DEADLINE,), "PING_WAIT": DEADLINE}
+    )
     longer.update(constants)
     module = script.partition(".")[0]
-    return "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {module} as it; vars(it).update({longer}); sys.exit(it.main())"
+    return (
+        "-c",
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {module} as it; vars(it).update({longer}); sys.exit(it.main())",
+    )
 
 
 def kind_of(script):
@@ -46,9 +54,14 @@ class Terminal:
     def __init__(self, *args, **streams):
         self.fd, inner = pty.openpty()
         command = [sys.executable, *(arg if isinstance(arg, bytes) else str(arg) for arg in args)]
-        self.process = subprocess.Popen(command, env={**os.environ, "TERM": "dumb"}, start_new_session=True,
-                                        preexec_fn=lambda: fcntl.ioctl(inner, termios.TIOCSCTTY, 0),  # so that Ctrl-C is a signal
-                                        **{"stdin": inner, "stdout": inner, "stderr": inner, **streams})
+        self.process = subprocess.Popen(
+            command,
+            env={**os.environ, "TERM": "dumb"},
+            start_new_session=True,
+            # so that Ctrl-C is a signal
+            preexec_fn=lambda: fcntl.ioctl(inner, termios.TIOCSCTTY, 0),
+            **{"stdin": inner, "stdout": inner, "stderr": inner, **streams},
+        )
         os.close(inner)
         self.screen = b""
 
@@ -58,7 +71,9 @@ class Terminal:
     def wait_for(self, text):
         while text not in self.screen:
             try:
-                chunk = os.read(self.fd, 4096) if select.select([self.fd], [], [], DEADLINE)[0] else b""
+                chunk = (
+                    os.read(self.fd, 4096) if select.select([self.fd], [], [], DEADLINE)[0] else b""
+                )
             except OSError:  # EIO: the program has ended
                 chunk = b""
             assert chunk, f"no {text!r} on the screen:\n{self.screen.decode(errors='replace')}"
@@ -82,9 +97,15 @@ def test_words_come_back_in_capitals(spawn, run, script):
 def test_everything_but_a_to_z_comes_back_as_it_was(spawn, run, script):
     server = spawn(script, "server")
     message = "&*! é ß ı 09 Zz".encode()
-    assert run(script, "client", "--port", server.port, os.fsdecode(message)).out == message.upper() + b"\n"
+    assert (
+        run(script, "client", "--port", server.port, os.fsdecode(message)).out
+        == message.upper() + b"\n"
+    )
     everything = bytes(byte for byte in range(256) if byte != 10)
-    assert run(script, "client", "--port", server.port, input=everything + b"\n").out == everything.upper() + b"\n"
+    assert (
+        run(script, "client", "--port", server.port, input=everything + b"\n").out
+        == everything.upper() + b"\n"
+    )
 
 
 @BOTH
@@ -106,8 +127,11 @@ def test_ping_counts_and_times(spawn, run, script):
     server = spawn(script, "server")
     done = run(*patient(script), "client", "--port", server.port, "--ping", 5, "--interval", 0)
     assert done.code == 0
-    assert re.fullmatch(rb"sent 5, received 5, lost 0(, doubled 0, out of order 0)?\n"
-                        rb"round trip min/avg/max \d+\.\d{3}/\d+\.\d{3}/\d+\.\d{3} ms\n", done.out), done
+    assert re.fullmatch(
+        rb"sent 5, received 5, lost 0(, doubled 0, out of order 0)?\n"
+        rb"round trip min/avg/max \d+\.\d{3}/\d+\.\d{3}/\d+\.\d{3} ms\n",
+        done.out,
+    ), done
 
 
 @BOTH
@@ -167,10 +191,12 @@ def test_ctrl_c_at_the_prompt_stops(spawn, script):
     server = spawn(script, "server")
     client = Terminal(ROOT / script, "client", "--port", server.port)
     client.wait_for(b"sentence: ")
-    for _ in range(20):  # Python's readline misses a Ctrl-C that comes just before it waits: a person presses again, too
+    # Python's readline misses a Ctrl-C that comes just before it waits: a person presses again, too
+    for _ in range(20):
         client.type(b"\3")
         with contextlib.suppress(subprocess.TimeoutExpired):
-            client.process.wait(5)  # one more while it ends would be a KeyboardInterrupt that nobody catches
+            # one more while it ends would be a KeyboardInterrupt that nobody catches
+            client.process.wait(5)
             break
     client.wait_for(b"stopped")
     assert client.end() == 130
@@ -217,16 +243,23 @@ def test_a_port_of_another_program_is_said(spawn, run, script):
     server = spawn(script, "server")
     failed = run(script, "server", "--port", server.port)
     assert failed.code == 45
-    assert lines_of(failed)[:2] == (f"port {server.port} is already in use", "another program is using it")
+    assert lines_of(failed)[:2] == (
+        f"port {server.port} is already in use",
+        "another program is using it",
+    )
     assert "ss -l" in lines_of(failed)[2]
 
 
-SERVERS = pytest.mark.parametrize("args", [["tcp_upper.py", "server"], ["udp_upper.py", "server"], ["server.py"], ["httpserver.py"]])
+SERVERS = pytest.mark.parametrize(
+    "args",
+    [["tcp_upper.py", "server"], ["udp_upper.py", "server"], ["server.py"], ["httpserver.py"]],
+)
 CHANGED = "import runpy, socket, sys; sys.argv.pop(0); real = socket.socket; %s; runpy.run_path(sys.argv[0], run_name='__main__')"
 
 
 WITHOUT_IPV6 = CHANGED % (  # as after booting with ipv6.disable=1
-    "socket.socket = type('IPv4', (real,), {'__init__': lambda self, family=2, *rest: real.__init__(self, 99 if family == 10 else family, *rest)})")
+    "socket.socket = type('IPv4', (real,), {'__init__': lambda self, family=2, *rest: real.__init__(self, 99 if family == 10 else family, *rest)})"
+)
 
 
 @BOTH
@@ -238,28 +271,42 @@ def test_a_client_that_has_no_ipv6_says_it(run, script):
 
 @SERVERS
 def test_a_system_without_ipv6_is_said(run, tmp_path, args):
-    failed = run("-c", WITHOUT_IPV6, ROOT / args[0], *args[1:], "--host", "::1", "--port", 0, cwd=tmp_path)
+    failed = run(
+        "-c", WITHOUT_IPV6, ROOT / args[0], *args[1:], "--host", "::1", "--port", 0, cwd=tmp_path
+    )
     assert failed.code == 45
-    assert lines_of(failed)[0] == "cannot listen on [::1]:0 (Address family not supported by protocol)"
+    assert (
+        lines_of(failed)[0] == "cannot listen on [::1]:0 (Address family not supported by protocol)"
+    )
 
 
 @SERVERS
 def test_a_port_above_1023_that_is_refused_needs_no_rights(run, tmp_path, args):
     """Windows keeps ranges of ports for itself, SELinux all but some: administrator rights would not help."""
-    code = CHANGED % ("exec('def refuse(self, target): raise PermissionError(13, \"Permission denied\")'); "
-                      "socket.socket = type('Refused', (real,), {'bind': refuse})")
+    code = CHANGED % (
+        "exec('def refuse(self, target): raise PermissionError(13, \"Permission denied\")'); "
+        "socket.socket = type('Refused', (real,), {'bind': refuse})"
+    )
     failed = run("-c", code, ROOT / args[0], *args[1:], "--port", 50000, cwd=tmp_path)
-    assert (failed.code, lines_of(failed)[0]) == (45, "cannot listen on 127.0.0.1:50000 (Permission denied)")
+    assert (failed.code, lines_of(failed)[0]) == (
+        45,
+        "cannot listen on 127.0.0.1:50000 (Permission denied)",
+    )
 
 
 @pytest.mark.parametrize("args", [["tcp_upper.py", "server"], ["server.py"], ["httpserver.py"]])
 def test_of_two_servers_that_start_at_once_one_says_that_the_port_is_in_use(run, tmp_path, args):
     """Both may bind it, as neither listens yet: the other one listens first here."""
-    code = CHANGED % ("other = real(); listen = real.listen; real.listen = lambda self, backlog: (other.setsockopt(1, socket.SO_REUSEADDR, 1), "
-                      "other.bind(self.getsockname()), listen(other, 1), other.detach(), listen(self, backlog))")
+    code = CHANGED % (
+        "other = real(); listen = real.listen; real.listen = lambda self, backlog: (other.setsockopt(1, socket.SO_REUSEADDR, 1), "
+        "other.bind(self.getsockname()), listen(other, 1), other.detach(), listen(self, backlog))"
+    )
     failed = run("-c", code, ROOT / args[0], *args[1:], "--port", free_port(), cwd=tmp_path)
     assert failed.code == 45
-    assert lines_of(failed)[0].endswith("is already in use") and lines_of(failed)[1] == "another program is using it"
+    assert (
+        lines_of(failed)[0].endswith("is already in use")
+        and lines_of(failed)[1] == "another program is using it"
+    )
 
 
 @BOTH
@@ -277,8 +324,18 @@ def test_a_port_below_1024_needs_rights(script):
     if os.geteuid() != 0:
         command = [sys.executable, str(ROOT / script), "server", "--port", "7"]
     else:
-        command = [setpriv, "--bounding-set=-net_bind_service", sys.executable, str(ROOT / script), "server", "--port", "7"]
-    failed = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=DEADLINE)
+        command = [
+            setpriv,
+            "--bounding-set=-net_bind_service",
+            sys.executable,
+            str(ROOT / script),
+            "server",
+            "--port",
+            "7",
+        ]
+    failed = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=DEADLINE
+    )
     assert failed.returncode == 45, failed.stderr
     assert failed.stderr.startswith("error: port 7 needs administrator rights\n")
 
@@ -301,11 +358,23 @@ def test_a_role_is_needed(run, script):
 @pytest.mark.parametrize("role", ["client", "server"])
 def test_standard_output_that_takes_nothing_is_said(spawn, run, script, role):
     server = spawn(script, "server")
-    args = ["client", "--port", str(server.port), "hi"] if role == "client" else ["server", "--port", "0"]
+    args = (
+        ["client", "--port", str(server.port), "hi"]
+        if role == "client"
+        else ["server", "--port", "0"]
+    )
     with open("/dev/full", "wb") as full:
-        failed = subprocess.run([sys.executable, str(ROOT / script), *args], stdout=full, stderr=subprocess.PIPE, text=True, timeout=DEADLINE)
+        failed = subprocess.run(
+            [sys.executable, str(ROOT / script), *args],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=DEADLINE,
+        )
     assert failed.returncode == 23
-    assert failed.stderr.startswith("error: cannot write standard output (No space left on device)\nwhy:")
+    assert failed.stderr.startswith(
+        "error: cannot write standard output (No space left on device)\nwhy:"
+    )
     assert_clean(failed.stderr)
 
 
@@ -319,8 +388,14 @@ def test_a_host_cannot_move_the_cursor(run, script):
 def test_standard_input_that_cannot_be_read_is_said(spawn, script, tmp_path):
     server = spawn(script, "server")
     with open(tmp_path / "written", "wb") as unreadable:
-        failed = subprocess.run([sys.executable, str(ROOT / script), "client", "--port", str(server.port)],
-                                stdin=unreadable, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=DEADLINE)
+        failed = subprocess.run(
+            [sys.executable, str(ROOT / script), "client", "--port", str(server.port)],
+            stdin=unreadable,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=DEADLINE,
+        )
     assert failed.returncode == 26
     assert failed.stderr.startswith("error: cannot read standard input (Bad file descriptor)\n")
     assert_clean(failed.stderr)
@@ -335,8 +410,12 @@ def test_standard_streams_that_do_not_block_lose_nothing(spawn, script):
     os.set_blocking(inner, False)
     os.set_blocking(outer, False)
     fcntl.fcntl(outer, F_SETPIPE_SZ, 4096)
-    client = subprocess.Popen([sys.executable, *patient(script), "client", "--port", str(server.port)],
-                              stdin=inner, stdout=outer, stderr=subprocess.PIPE)
+    client = subprocess.Popen(
+        [sys.executable, *patient(script), "client", "--port", str(server.port)],
+        stdin=inner,
+        stdout=outer,
+        stderr=subprocess.PIPE,
+    )
     os.close(inner)
     os.close(outer)
     os.write(typed, b"one\n")
@@ -348,15 +427,25 @@ def test_standard_streams_that_do_not_block_lose_nothing(spawn, script):
     until(lambda: waiting() >= 4000 or client.poll() is not None, "the pipe to be full")
     answer = b"".join(iter(lambda: os.read(screen, 65536), b""))
     os.close(screen)
-    assert (answer, client.communicate(timeout=DEADLINE)[1], client.returncode) == (b"\n".join(lines).upper(), b"", 0)
+    assert (answer, client.communicate(timeout=DEADLINE)[1], client.returncode) == (
+        b"\n".join(lines).upper(),
+        b"",
+        0,
+    )
 
 
 @BOTH
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
 def test_a_closed_standard_stream_is_not_mistaken_for_the_connection(spawn, script, closed):
     server = spawn(script, "server")
-    done = subprocess.run(f"{sys.executable} {ROOT / script} client --port {server.port} hi {closed}", shell=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=DEADLINE)
+    done = subprocess.run(
+        f"{sys.executable} {ROOT / script} client --port {server.port} hi {closed}",
+        shell=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=DEADLINE,
+    )
     assert (done.returncode, done.stdout) == ((0, "HI\n") if closed == "2>&-" else (26, ""))
     assert_clean(done.stderr)
 
@@ -388,28 +477,46 @@ def test_version(run, script):
 def test_the_listening_line_comes_alone_on_stdout_and_the_client_command_on_stderr(spawn, script):
     server = spawn(script, "server")
     assert server.out == f"listening on 127.0.0.1:{server.port}\n"
-    server.wait_for(rf"only this machine can reach it, with:  python3 {script} client --port {server.port}$")
+    server.wait_for(
+        rf"only this machine can reach it, with:  python3 {script} client --port {server.port}$"
+    )
 
 
-@pytest.mark.parametrize("args", [["tcp_upper.py", "server"], ["udp_upper.py", "server"], ["server.py"], ["httpserver.py", "--password", "x"]])
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["tcp_upper.py", "server"],
+        ["udp_upper.py", "server"],
+        ["server.py"],
+        ["httpserver.py", "--password", "x"],
+    ],
+)
 @pytest.mark.parametrize("host", ["127.0.0.2", "::1"])
-def test_the_client_command_names_an_address_of_this_machine_where_no_client_looks_by_itself(spawn, tmp_path, args, host):
+def test_the_client_command_names_an_address_of_this_machine_where_no_client_looks_by_itself(
+    spawn, tmp_path, args, host
+):
     server = spawn(*args, "--host", host, cwd=tmp_path)
-    server.wait_for(rf"only this machine can reach it, with.*client.* --host {host} --port {server.port}\b")
+    server.wait_for(
+        rf"only this machine can reach it, with.*client.* --host {host} --port {server.port}\b"
+    )
 
 
 @BOTH
 def test_bound_to_every_address_the_server_tells_how_others_reach_it(spawn, run, script):
     server = spawn(script, "server", "--host", "0.0.0.0")
     host = next((host for host in addresses() if ":" not in host), None)
-    server.wait_for(rf"python3 {script} client --host {re.escape(host or socket.gethostname())} --port {server.port}$")
+    server.wait_for(
+        rf"python3 {script} client --host {re.escape(host or socket.gethostname())} --port {server.port}$"
+    )
     if host:
         assert run(script, "client", "--host", host, "--port", server.port, "hi").out == b"HI\n"
 
 
 def addresses():
     code = "import udp_upper; print(*udp_upper.own_addresses())"
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+    ).stdout.split()
 
 
 @BOTH
@@ -418,7 +525,9 @@ def test_ipv6_and_dual_stack(spawn, run, script):
         pytest.skip("no IPv6 here")
     only = spawn(script, "server", "--host", "::1")
     assert only.out == f"listening on [::1]:{only.port}\n"
-    only.wait_for(rf"only this machine can reach it, with:  python3 {script} client --host ::1 --port {only.port}\n")
+    only.wait_for(
+        rf"only this machine can reach it, with:  python3 {script} client --host ::1 --port {only.port}\n"
+    )
     assert run(script, "client", "--host", "::1", "--port", only.port, "hi").out == b"HI\n"
     both = spawn(script, "server", "--host", "::")
     for host in "::1", "127.0.0.1":
@@ -433,7 +542,9 @@ def test_a_signal_ends_the_server_with_0(spawn, script, number):
 
 @BOTH
 def test_a_background_job_that_has_sigint_ignored_still_hears_it(spawn, script):
-    server = spawn(script, "server", preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+    server = spawn(
+        script, "server", preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)
+    )
     server.stop(signal.SIGINT)
 
 
@@ -449,8 +560,11 @@ def test_requests_ends_the_server_by_itself(spawn, run, script):
 @BOTH
 def test_nobody_left_to_read_the_log_does_not_stop_the_server(run, script):
     reader, writer = os.pipe()
-    server = subprocess.Popen([sys.executable, str(ROOT / script), "server", "--port", "0", "--trace"],
-                              stdout=subprocess.PIPE, stderr=writer)
+    server = subprocess.Popen(
+        [sys.executable, str(ROOT / script), "server", "--port", "0", "--trace"],
+        stdout=subprocess.PIPE,
+        stderr=writer,
+    )
     os.close(writer)
     os.close(reader)
     port = int(server.stdout.readline().rpartition(b":")[2])
@@ -477,11 +591,16 @@ def test_trace_prints_a_line_for_each_call(spawn, run, script):
     done = run(*patient(script), "client", "--trace", "--port", server.port, "hi")
     here = rf"127\.0\.0\.1:{server.port}"
     size = 3 if script.startswith("tcp") else 2
-    expected = [rf"\* connect {here} ok from 127\.0\.0\.1:\d+ \((handshake \d+\.\d\d ms|UDP: nothing is sent)\)",
-                rf"> send {size} of {size} bytes \(sent so far {size}\)",
-                rf"< recv {size} of at most 65536 bytes, waited \d+\.\d\d ms \(received so far {size}\)"]
+    expected = [
+        rf"\* connect {here} ok from 127\.0\.0\.1:\d+ \((handshake \d+\.\d\d ms|UDP: nothing is sent)\)",
+        rf"> send {size} of {size} bytes \(sent so far {size}\)",
+        rf"< recv {size} of at most 65536 bytes, waited \d+\.\d\d ms \(received so far {size}\)",
+    ]
     if script.startswith("tcp"):
-        expected += [r"\* shutdown of sending = FIN", r"< recv 0 bytes = peer sent FIN \(end of stream\)"]
+        expected += [
+            r"\* shutdown of sending = FIN",
+            r"< recv 0 bytes = peer sent FIN \(end of stream\)",
+        ]
     expected += [rf"\* close \(sent {size}, received {size}\)"]
     got = done.err.splitlines()
     assert len(got) == len(expected), done
@@ -501,8 +620,12 @@ def test_trace_hex_dumps_at_most_64_bytes_and_masks_secrets(spawn, run, script):
     server = spawn(script, "server")
     dumped = run(script, "client", "--trace-hex", "--port", server.port, "x" * 100).err
     assert dumped.count("78 78") and "40  78" not in dumped
-    assert " 0  48 69 c3 a9" in run(script, "client", "--trace-hex", "--port", server.port, "Hié").err
-    secret = run(script, "client", "--trace-hex", "--port", server.port, "Authorization: Basic c2VzYW1l").err
+    assert (
+        " 0  48 69 c3 a9" in run(script, "client", "--trace-hex", "--port", server.port, "Hié").err
+    )
+    secret = run(
+        script, "client", "--trace-hex", "--port", server.port, "Authorization: Basic c2VzYW1l"
+    ).err
     assert "2a 2a 2a" in secret
     assert b"c2Vz".hex(" ") not in secret and "c2V" not in secret
 
@@ -521,12 +644,16 @@ WITHOUT = {
 def test_it_works_without_what_some_systems_lack(run, script, call, tmp_path):
     """The script runs as in a system that does not have the call; the fallback has to give the same."""
     if call == "recvmsg":
-        take_away = "gone = property(lambda self: (_ for _ in ()).throw(AttributeError('recvmsg')))\n" \
-                    "socket.socket = type('Lacking', (type,), {'recvmsg': gone})('Bare', (socket.socket,), {'recvmsg': gone})"
+        take_away = (
+            "gone = property(lambda self: (_ for _ in ()).throw(AttributeError('recvmsg')))\n"
+            "socket.socket = type('Lacking', (type,), {'recvmsg': gone})('Bare', (socket.socket,), {'recvmsg': gone})"
+        )
     else:
         take_away = WITHOUT[call]
     wrapper = tmp_path / "without.py"
-    wrapper.write_text(f"import os, runpy, socket, sys\n{take_away}\nsys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')\n")
+    wrapper.write_text(
+        f"import os, runpy, socket, sys\n{take_away}\nsys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
     more = ["--mode", "process"] if script.startswith("tcp") else ["--recv-size", "10", "--trace"]
     server = Process(wrapper, ROOT / script, "server", "--port", 0, *more)
     try:
@@ -547,6 +674,8 @@ def test_the_soft_file_limit_is_raised(spawn, script):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if script.startswith("udp"):
         pytest.skip("one socket serves all: no limit to raise")
-    server = spawn(script, "server", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard)))
+    server = spawn(
+        script, "server", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+    )
     limits = open(f"/proc/{server.pid}/limits").read()
     assert re.search(rf"Max open files\s+{hard}\s+{hard}", limits)
