@@ -37,7 +37,26 @@ sent, but proved, and a server that cannot prove it too is told nothing else. --
 Limits: without TLS others can read what is sent. What comes from standard input cannot be resumed. Links inside a folder are skipped and named.
 """
 
-from __future__ import annotations
+# --- imports: the same in all six scripts (tests/test_twins.py) ---
+import sys
+
+if __name__ == "__main__":
+    # A file that arrives must never be imported, whatever its name. Python looks first into the
+    # folder of this script, and PYTHONPATH may add the current one: both leave the path before
+    # anything else is imported. (For the same reason nothing here is imported from __future__.)
+    if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
+        del sys.path[0]
+    import os
+
+    def is_closed(folder: str) -> bool:
+        """Neither the script's folder nor the current one, unless that is the library itself."""
+        own = os.curdir, os.path.dirname(os.path.realpath(__file__))
+        return folder == os.path.dirname(os.__file__) or not any(
+            os.path.exists(folder) and os.path.samefile(folder, each) for each in own
+        )
+
+    sys.path[:] = [folder for folder in sys.path if is_closed(folder or os.curdir)]
+# --- end imports ---
 
 import argparse
 import codecs
@@ -51,13 +70,14 @@ import os
 import re
 import select
 import shlex
+import site
 import socket
 import stat
-import sys
 import time
+import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional, TypeVar
 
 if TYPE_CHECKING:
     import ssl
@@ -311,7 +331,7 @@ class Wire:
             raise Ended("the other side closed the connection")
         self.heard = time.monotonic()
 
-    def fill(self, patience: float | None) -> None:
+    def fill(self, patience: Optional[float]) -> None:
         """Wait for more and take what comes. What is queued leaves first: two sides that both wait would wait for ever."""
         self.flush()
         rest = self.view[self.start : self.end]
@@ -546,7 +566,7 @@ def same(size: int, mtime_ns: int, other_size: int, other_mtime_ns: int) -> bool
     return size == other_size and mtime_ns // coarsest == other_mtime_ns // coarsest
 
 
-def called(place: str, nick: str | None) -> str:
+def called(place: str, nick: Optional[str]) -> str:
     return shown(f"{place} ({nick})" if nick else place)
 
 
@@ -569,7 +589,7 @@ def granted(answer: Line, verb: str, name: str) -> Line:
     return answer
 
 
-def refusal(answer: Line, verb: str, name: str) -> Failure:
+def refusal(answer: Line, verb: str, name: str) -> "Failure":
     """What an `err` means, in three lines."""
     reason = answer.keys.get("reason", "?")
     why, hint = WHYS.get(reason, ("the server says so", "the server's log tells more"))
@@ -671,7 +691,7 @@ class Folder:
     """An open folder. Names in it are used through its descriptor, so that no link planted meanwhile leads elsewhere;
     where the system has no such calls, through its path, resolved and compared. It is closed with its last user."""
 
-    def __init__(self, path: str, within: int | None = None, durable: bool = False) -> None:
+    def __init__(self, path: str, within: Optional[int] = None, durable: bool = False) -> None:
         self.path, self.durable = path, durable
         self.fd: int | None = None
         if BY_DESCRIPTOR:
@@ -688,7 +708,7 @@ class Folder:
     def at(self, name: str) -> str:
         return name if self.fd is not None else os.path.join(self.path, name)
 
-    def below(self, name: str, make: bool = False) -> Folder:
+    def below(self, name: str, make: bool = False) -> "Folder":
         """The folder of that name in this one; a link is not followed."""
         if make:
             with contextlib.suppress(FileExistsError):
@@ -700,7 +720,7 @@ class Folder:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         return Folder(path, self.fd, self.durable)
 
-    def descend(self, names: Sequence[str], make: bool = False) -> Folder:
+    def descend(self, names: Sequence[str], make: bool = False) -> "Folder":
         return functools.reduce(lambda found, name: found.below(name, make), names, self)
 
     def make(self, name: str) -> None:
@@ -720,7 +740,7 @@ class Folder:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         return os.open(self.at(name), flags | NO_LINK, mode, dir_fd=self.fd)
 
-    def stat(self, name: str) -> os.stat_result | None:
+    def stat(self, name: str) -> Optional[os.stat_result]:
         try:
             return os.stat(self.at(name), dir_fd=self.fd, follow_symlinks=False)
         except FileNotFoundError:
@@ -752,7 +772,7 @@ class Folder:
             yield from sorted(first, key=lambda entry: entry.name) if len(first) < SORTED else first
             yield from found
 
-    def move(self, old: str, other: Folder, new: str, over: bool) -> None:
+    def move(self, old: str, other: "Folder", new: str, over: bool) -> None:
         """Rename. What is there is replaced only with over; a hard link can tell in one step that nothing is."""
         source, target = self.at(old), other.at(new)
         if over:
@@ -815,7 +835,7 @@ UNLOCKED = contextlib.nullcontext()
 UNIQUE = itertools.count(int.from_bytes(os.urandom(15), "big"))
 
 
-def lasting_name(leaf: str, size: int | None, mtime_ns: int | None) -> str:
+def lasting_name(leaf: str, size: Optional[int], mtime_ns: Optional[int]) -> str:
     """Of the part of a file that is worth resuming: whoever sends the same file again finds it."""
     return f".six-{hashlib.sha256(os.fsencode(f'{leaf}/{size}/{mtime_ns}')).hexdigest()[:32]}.part"
 
@@ -827,8 +847,8 @@ class Part:
         self,
         folder: Folder,
         leaf: str,
-        size: int | None = None,
-        mtime_ns: int | None = None,
+        size: Optional[int] = None,
+        mtime_ns: Optional[int] = None,
         executable: bool = False,
     ) -> None:
         self.folder, self.leaf, self.mtime_ns, self.executable = folder, leaf, mtime_ns, executable
@@ -937,7 +957,7 @@ class Part:
 
 
 def send_body(
-    wire: Wire, fd: int, status: os.stat_result, sha: hashlib._Hash, go_on: Callable[[int], bool]
+    wire: Wire, fd: int, status: os.stat_result, sha: "hashlib._Hash", go_on: Callable[[int], bool]
 ) -> str:
     """The file from where fd stands to the size that was announced, and its digest. "" or why it was given up, as the peer is told."""
     remaining = status.st_size - os.lseek(fd, 0, os.SEEK_CUR)
@@ -964,7 +984,7 @@ def send_body(
     return reason
 
 
-def digest(fd: int, upto: int, sha: hashlib._Hash, tell: Callable[[int], None]) -> str:
+def digest(fd: int, upto: int, sha: "hashlib._Hash", tell: Callable[[int], None]) -> str:
     """Hash the first bytes of a file, as many as it has of those; fd stands behind them then."""
     done = 0
     while done < upto and (chunk := os.read(fd, min(CHUNK, upto - done))):
@@ -977,7 +997,7 @@ def digest(fd: int, upto: int, sha: hashlib._Hash, tell: Callable[[int], None]) 
 def receive_body(
     wire: Wire,
     sink: Part,
-    size: int | None,
+    size: Optional[int],
     check: Callable[[int], None],
     tell: Callable[[int], None],
 ) -> str:
@@ -1100,13 +1120,13 @@ class Job:
 
     size = mtime_ns = offset = 0
     executable = failed = fresh = False
-    part: Part | None = None
-    there: Line | None = None  # the server's line of it, from a listing
+    part: Optional[Part] = None
+    there: Optional[Line] = None  # the server's line of it, from a listing
     top = ""  # the folder that was named, which it is in
     sha256 = kept = ""  # the digest; the name of the part that a lost connection leaves
     got: list[Line]  # what each of its receivers said
 
-    def __init__(self, name: str, path: str = "", status: os.stat_result | None = None) -> None:
+    def __init__(self, name: str, path: str = "", status: Optional[os.stat_result] = None) -> None:
         self.name, self.path, self.status = name, path, status
 
 
@@ -1232,7 +1252,7 @@ class Link(Wire):
             count += 1
         return count
 
-    def fill(self, patience: float | None) -> None:
+    def fill(self, patience: Optional[float]) -> None:
         self.flush()
         if patience is None:  # between two files that others send there is nothing to notice
             return super().fill(patience)
@@ -1352,12 +1372,12 @@ def connected(args: argparse.Namespace) -> Link:
     return found
 
 
-def cut_off(lost: Lost, code: int, what: str, hint: str) -> Failure:
+def cut_off(lost: Lost, code: int, what: str, hint: str) -> "Failure":
     """What a lost connection ends; silence has an exit code of its own."""
     return Failure(28 if isinstance(lost, Silent) else code, what, str(lost), hint)
 
 
-def reconnected(args: argparse.Namespace, lost: Lost) -> Link | None:
+def reconnected(args: argparse.Namespace, lost: Lost) -> Optional[Link]:
     """A new connection in the place of a lost one, if there is one to be had; the pause before each attempt is longer."""
     hang_up(args)
     while args.tries < args.retries:
@@ -1456,7 +1476,7 @@ def destination(path: str) -> Folder:
     return folder
 
 
-def unwritable(path: str, error: OSError) -> Failure:
+def unwritable(path: str, error: OSError) -> "Failure":
     return Failure(
         23,
         f"cannot write to {shown(path)} ({error.strerror})",
@@ -1490,7 +1510,7 @@ class Batch:
     def start(self, job: Job) -> None:
         raise NotImplementedError
 
-    def trouble(self, job: Job, error: OSError) -> Failure:
+    def trouble(self, job: Job, error: OSError) -> "Failure":
         raise NotImplementedError
 
     def run(self, jobs: Iterator[Job]) -> int:
@@ -1523,7 +1543,7 @@ class Batch:
             else:
                 return
 
-    def next_job(self) -> Job | None:
+    def next_job(self) -> Optional[Job]:
         while self.sources:
             if job := next(self.sources[-1], None):
                 return job
@@ -1556,7 +1576,7 @@ class Batch:
         except OSError as error:
             self.fail(job, self.trouble(job, error))
 
-    def fail(self, job: Job, failure: Failure) -> None:
+    def fail(self, job: Job, failure: "Failure") -> None:
         if job.failed:
             return
         job.failed = True
@@ -1883,7 +1903,7 @@ class Puts(Batch):
                 "again, when nothing writes to it",
             )
 
-    def agree(self, job: Job, fd: int, status: os.stat_result, sha: hashlib._Hash) -> int:
+    def agree(self, job: Job, fd: int, status: os.stat_result, sha: "hashlib._Hash") -> int:
         """Where to go on: as far as the server's part is the beginning of this very file."""
         answer = granted(
             self.link.ask(
@@ -1957,7 +1977,7 @@ class Puts(Batch):
             self.link.flush()
         return refused
 
-    def trouble(self, job: Job, error: OSError) -> Failure:
+    def trouble(self, job: Job, error: OSError) -> "Failure":
         near = ""
         with contextlib.suppress(OSError):
             import difflib
@@ -2060,7 +2080,7 @@ class Gets(Batch):
         self.top = self.choose(args.output)
         self.folder = functools.lru_cache(NEAR)(self.open_folder)
 
-    def choose(self, output: str | None) -> Folder | None:
+    def choose(self, output: Optional[str]) -> Optional[Folder]:
         """DEST: a folder, a name, - for standard output, or a device or FIFO."""
         if output == "-" or (
             output
@@ -2301,7 +2321,7 @@ class Gets(Batch):
             job.part.keep()
             job.part = None
 
-    def trouble(self, job: Job, error: OSError) -> Failure:
+    def trouble(self, job: Job, error: OSError) -> "Failure":
         return Failure(
             23,
             f"cannot write {shown(job.path)} ({error.strerror}) after {job.offset:,} of {job.size:,} bytes",
@@ -2708,7 +2728,7 @@ class Chat:
                     f"* not said ({keys.get('reason', '?')})", {"error": keys.get("reason", "?")}
                 )
 
-    def emit(self, text: str, facts: dict[str, Any] | None = None) -> None:
+    def emit(self, text: str, facts: Optional[dict[str, Any]] = None) -> None:
         if self.args.json and facts:
             tell_json(facts)
         elif self.typist is Typist.TYPING and self.live:
@@ -3118,7 +3138,7 @@ def prepare_completion() -> None:
     with contextlib.suppress(ImportError):
         import readline  # not at the top: loading it can write to a terminal
 
-        def complete(text: str, state: int) -> str | None:
+        def complete(text: str, state: int) -> Optional[str]:
             import glob
 
             if readline.get_begidx() == 0:
@@ -3189,7 +3209,7 @@ def wants_tls(args: argparse.Namespace) -> bool:
     return bool(args.tls or args.pin or args.cacert or args.insecure)
 
 
-def client_tls(args: argparse.Namespace, checked: bool) -> ssl.SSLContext:
+def client_tls(args: argparse.Namespace, checked: bool) -> "ssl.SSLContext":
     """Whom to trust. --pin takes the place of authorities: the very certificate is known, whoever signed it."""
     import ssl
 
@@ -3214,7 +3234,7 @@ def encrypt(
     host: str,
     args: argparse.Namespace,
     speaks: Sequence[str] = (),
-) -> ssl.SSLSocket:
+) -> "ssl.SSLSocket":
     """A connection whose other end is who it should be; nothing was said on it yet. An OSError: it was lost in the handshake."""
     import ssl
 
@@ -3251,7 +3271,7 @@ def encrypt(
     return secured
 
 
-def tls_failure(host: str, reason: str) -> Failure:
+def tls_failure(host: str, reason: str) -> "Failure":
     code, what, why, hint = next(
         (TLS_TROUBLE[end] for end in TLS_TROUBLE if reason.endswith(end)),
         (
@@ -3313,6 +3333,69 @@ def trust_flags(parser: argparse.ArgumentParser) -> None:
 # --- end trust ---
 
 
+# --- programs: the same in server.py, client.py, httpserver.py, httpclient.py (tests/test_twins.py) ---
+SCRIPTS = (
+    "server.py",
+    "client.py",
+    "httpserver.py",
+    "httpclient.py",
+    "tcp_upper.py",
+    "udp_upper.py",
+)
+# endings of what Python or Windows loads as code where they look for it
+CODE = (".py", ".pyc", ".pyw", ".so", ".pyd", ".dylib", ".dll", ".exe", ".pth", "._pth")
+
+
+@functools.lru_cache(maxsize=64)
+def folder_key(folder: str) -> str:
+    """One form for all ways to write a folder's path: disks may know neither case nor composed letters."""
+    return unicodedata.normalize("NFD", os.path.realpath(folder)).casefold()
+
+
+def path_key(path: str) -> str:
+    folder, leaf = os.path.split(os.path.abspath(path))
+    leaf = unicodedata.normalize("NFD", leaf).casefold()
+    return os.path.join(folder_key(folder), leaf)
+
+
+@functools.lru_cache(maxsize=1)
+def program_places() -> tuple[frozenset[str], frozenset[str]]:
+    """The files that run when a script of ours starts, and the folders that Python imports from.
+
+    The files are the scripts beside this one, the interpreter, and what tells it its folders."""
+    homes = {os.path.dirname(script) for script in (__file__, os.path.realpath(__file__))}
+    bin_folder = os.path.dirname(sys.executable)
+    files = {os.path.join(home, name) for home in homes for name in SCRIPTS}
+    files |= {__file__, os.path.realpath(__file__), sys.executable}
+    files |= {os.path.join(bin_folder, level, "pyvenv.cfg") for level in (os.curdir, os.pardir)}
+    folders = {bin_folder, site.getusersitepackages(), *sys.path}
+    if not sys.flags.ignore_environment:
+        folders.update(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
+    return frozenset(map(path_key, files)), frozenset(map(folder_key, folders))
+
+
+def is_program(path: str) -> bool:
+    """Whether a file of this name would be part of a program of ours at its next start."""
+    key = path_key(path)
+    files, folders = program_places()
+    if key in files or (os.path.exists(path) and os.path.samefile(path, __file__)):
+        return True
+    return key.endswith(CODE) and any(key.startswith(os.path.join(it, "")) for it in folders)
+
+
+def holds_program(path: str) -> bool:
+    """Whether to rename or remove a folder of this name, or to move one there, would change one."""
+    key = path_key(path)
+    files, folders = program_places()
+    below = os.path.join(key, "")
+    return any(place == key or place.startswith(below) for place in files | folders) or any(
+        key.startswith(os.path.join(folder, "")) for folder in folders
+    )
+
+
+# --- end programs ---
+
+
 # --- secrets: the same in server.py, client.py, httpserver.py, httpclient.py (tests/test_twins.py) ---
 def ask_password(whose: str) -> str:
     """From the terminal, unseen; where there is none, it is not read from elsewhere in the clear."""
@@ -3332,7 +3415,7 @@ def ask_password(whose: str) -> str:
             ) from None
 
 
-def tls_context(args: argparse.Namespace, server: bool) -> ssl.SSLContext:
+def tls_context(args: argparse.Namespace, server: bool) -> "ssl.SSLContext":
     """TLS 1.2 and later. --trace shows what goes in and comes out: on the wire it is encrypted."""
     import ssl
 
@@ -3344,8 +3427,8 @@ def tls_context(args: argparse.Namespace, server: bool) -> ssl.SSLContext:
 
 
 def over_tls(
-    context: ssl.SSLContext, sock: socket.socket, host: str | None = None
-) -> ssl.SSLSocket:
+    context: "ssl.SSLContext", sock: socket.socket, host: Optional[str] = None
+) -> "ssl.SSLSocket":
     """The connection, from now on encrypted; the handshake is still to come. Where a client's stream ends without TLS's own end
     it was cut, perhaps on purpose: an error. What comes to a server says itself how long it is."""
     secured = context.wrap_socket(
@@ -3360,7 +3443,7 @@ def over_tls(
     return secured
 
 
-def shake_hands(secured: ssl.SSLSocket) -> None:
+def shake_hands(secured: "ssl.SSLSocket") -> None:
     began = time.perf_counter()
     secured.do_handshake()
     if isinstance(secured, Traced):
@@ -3378,7 +3461,7 @@ def end_tls(sock: socket.socket) -> None:
             sock.unwrap()
 
 
-def fingerprint(certificate: bytes | None) -> str:
+def fingerprint(certificate: Optional[bytes]) -> str:
     import hashlib
 
     return hashlib.sha256(certificate or b"").hexdigest()
@@ -3907,7 +3990,7 @@ def heed_signals() -> None:
             signal.signal(number, end)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Optional[Sequence[str]] = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     args = build_parser(words).parse_args(words)
     args.typed = typed(["python3", "client.py", *words])

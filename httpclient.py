@@ -29,7 +29,26 @@ Proxies come from --proxy or http_proxy, https_proxy, all_proxy, no_proxy.
 Exit codes are curl's: 22 is a status of 400 or above, 18 a transfer cut short, 60 a certificate not trusted.
 """
 
-from __future__ import annotations
+# --- imports: the same in all six scripts (tests/test_twins.py) ---
+import sys
+
+if __name__ == "__main__":
+    # A file that arrives must never be imported, whatever its name. Python looks first into the
+    # folder of this script, and PYTHONPATH may add the current one: both leave the path before
+    # anything else is imported. (For the same reason nothing here is imported from __future__.)
+    if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
+        del sys.path[0]
+    import os
+
+    def is_closed(folder: str) -> bool:
+        """Neither the script's folder nor the current one, unless that is the library itself."""
+        own = os.curdir, os.path.dirname(os.path.realpath(__file__))
+        return folder == os.path.dirname(os.__file__) or not any(
+            os.path.exists(folder) and os.path.samefile(folder, each) for each in own
+        )
+
+    sys.path[:] = [folder for folder in sys.path if is_closed(folder or os.curdir)]
+# --- end imports ---
 
 import argparse
 import binascii
@@ -41,14 +60,15 @@ import itertools
 import os
 import re
 import select
+import site
 import socket
 import stat
-import sys
 import time
+import unicodedata
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional, TypeVar, Union
 from urllib.parse import quote, unquote_to_bytes, urljoin, urlsplit
 
 if TYPE_CHECKING:
@@ -160,7 +180,7 @@ class URL(NamedTuple):
     def __str__(self) -> str:
         return self.origin + self.path + "?..." * ("?" in self.target)
 
-    def join(self, reference: str) -> URL:
+    def join(self, reference: str) -> "URL":
         """What a reference from the server means. A login in it is somebody else's choice, and dropped."""
         try:
             return parse_url(urljoin(self.full, reference))._replace(login="")
@@ -169,7 +189,7 @@ class URL(NamedTuple):
                 self.authority, f"a link to {reference[:100]!r}, which is no http or https URL"
             ) from None
 
-    def child(self, name: str) -> URL:
+    def child(self, name: str) -> "URL":
         return self._replace(target=self.path.rstrip("/") + "/" + quote(os.fsencode(name)))
 
 
@@ -229,7 +249,7 @@ class Head(NamedTuple):
     status: int
     reason: str
     fields: dict[str, str]
-    length: int | None  # Content-Length, if the body has one
+    length: Optional[int]  # Content-Length, if the body has one
     text: str
 
     def get(self, name: str) -> str:
@@ -239,7 +259,7 @@ class Head(NamedTuple):
         return word in [item.strip().lower() for item in self.get(name).split(",")]
 
     @property
-    def modified(self) -> float | None:
+    def modified(self) -> Optional[float]:
         return parse_date(self.get("last-modified"))
 
 
@@ -261,7 +281,7 @@ def parse_head(raw: bytes) -> Head:
     return Head(found[1], int(found[2]), found[3] or "", fields, content_length(fields), text)
 
 
-def content_length(fields: dict[str, str]) -> int | None:
+def content_length(fields: dict[str, str]) -> Optional[int]:
     """RFC 9112 section 6.3: Transfer-Encoding goes before it; several must be the same number."""
     if "content-length" not in fields or "transfer-encoding" in fields:
         return None
@@ -272,7 +292,7 @@ def content_length(fields: dict[str, str]) -> int | None:
 
 
 @functools.lru_cache(maxsize=64)  # a folder's files share many
-def parse_date(text: str) -> float | None:
+def parse_date(text: str) -> Optional[float]:
     """Seconds since 1970. Of the three forms of RFC 9110 section 5.6.7 the one that is not obsolete, or ISO 8601."""
     if (found := re.fullmatch(DATE, text)) and found[2] in MONTHS:
         day, year, month = int(found[1]), int(found[3]), MONTHS.index(found[2]) // 3
@@ -294,7 +314,7 @@ def http_date(seconds: float) -> str:
     return time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(seconds))
 
 
-def content_range(head: Head) -> tuple[int, int, int] | None:
+def content_range(head: Head) -> Optional[tuple[int, int, int]]:
     """First byte, the byte after the last, and the size of the whole. (-1, -1, size) when none could be satisfied."""
     found = re.fullmatch(CONTENT_RANGE, head.get("content-range"))
     if not found or found[3] == "*":
@@ -310,7 +330,7 @@ class Source(NamedTuple):
     url: str
     etag: str
     modified: str
-    size: int | None
+    size: Optional[int]
     digest: str  # SHA-256 in hex, if the server told it
 
     @property
@@ -386,8 +406,8 @@ class Entry(NamedTuple):
 
     name: str
     folder: bool
-    size: int | None = None
-    mtime: float | None = None
+    size: Optional[int] = None
+    mtime: Optional[float] = None
 
 
 def html_entries(text: str, url: URL) -> list[Entry]:
@@ -436,7 +456,7 @@ def json_entries(text: str, url: URL) -> list[Entry]:
     return [entry for item in index if isinstance(item, dict) and (entry := json_entry(item))]
 
 
-def json_entry(item: dict[str, Any]) -> Entry | None:
+def json_entry(item: dict[str, Any]) -> Optional[Entry]:
     name: Any = item.get("name")
     size, mtime, link = (
         item.get("size"),
@@ -496,7 +516,7 @@ def b64(data: bytes) -> str:
     return binascii.b2a_base64(data, newline=False).decode()
 
 
-def hasher(name: str, data: bytes = b"") -> hashlib._Hash:
+def hasher(name: str, data: bytes = b"") -> "hashlib._Hash":
     # not at the top, like json, html and ssl: what loads them is worth the wait, other runs start
     # sooner
     import hashlib
@@ -576,7 +596,7 @@ class Wire:
         self.start = found.end()
         return data
 
-    def lost(self) -> Transient:
+    def lost(self) -> "Transient":
         came = self.end - self.start
         code, what = (18, f"only {came} bytes of a head came") if came else (52, "no answer")
         return Transient(
@@ -608,7 +628,7 @@ class Wire:
         self.heard = True
         return head
 
-    def early(self) -> Head | None:
+    def early(self) -> Optional[Head]:
         """The response, if it has come though the request is not yet sent whole (rule: it may be a refusal)."""
         self.sock.settimeout(0)
         try:
@@ -634,7 +654,7 @@ class Wire:
         except OSError as error:
             raise unsent(self.peer, error) from None
 
-    def send_body(self, body: Body) -> Head | None:
+    def send_body(self, body: "Body") -> Optional[Head]:
         """Send it, watching for an answer meanwhile: a server that refuses says so and stops reading. A success is its word for later."""
         chunked = body.length is None
         try:
@@ -650,7 +670,7 @@ class Wire:
                 return self.success or self.head()
             raise unsent(self.peer, error) from None
 
-    def send_piece(self, data: bytes | memoryview) -> Head | None:
+    def send_piece(self, data: Union[bytes, memoryview]) -> Optional[Head]:
         view = memoryview(data)
         while view:
             readable, writable, _ = select.select(
@@ -673,7 +693,7 @@ class Wire:
                 self.args.progress.add(count)
         return None
 
-    def await_word(self) -> Head | None:
+    def await_word(self) -> Optional[Head]:
         """After Expect: 100-continue: the refusal, or None when the body may go, as any interim response says."""
         deadline = time.monotonic() + EXPECT_WAIT
         while (
@@ -761,7 +781,7 @@ class Reply:
             raise broken(self.wire.peer, "a chunk whose size is no hexadecimal number")
         return int(found[1], 16)
 
-    def decoded(self) -> Iterator[bytes | memoryview]:
+    def decoded(self) -> Iterator[Union[bytes, memoryview]]:
         """The body without its Content-Encoding; gzip no larger than text can become."""
         coding = self.head.get("content-encoding").lower() or "identity"
         if coding == "identity":
@@ -790,7 +810,7 @@ class Reply:
                 break
         return bytes(data[:limit])
 
-    def cut(self) -> Transient:
+    def cut(self) -> "Transient":
         size = "" if self.head.length is None else f" of {self.head.length:,}"
         return Transient(
             18,
@@ -799,7 +819,7 @@ class Reply:
             "the same command again goes on from there",
         )
 
-    def __enter__(self) -> Reply:  # noqa: PYI034  (Self came with Python 3.11)
+    def __enter__(self) -> "Reply":  # noqa: PYI034  (Self came with Python 3.11)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -844,7 +864,7 @@ def gunzip(pieces: Iterable[memoryview]) -> Iterator[bytes]:
 class Body:
     """What is sent: bytes as they are, or the content of the files that a str names. Without a length: standard input."""
 
-    def __init__(self, *parts: bytes | str) -> None:
+    def __init__(self, *parts: Union[bytes, str]) -> None:
         self.parts = parts
         found = [None if isinstance(part, bytes) else sendable_file(part) for part in parts]
         self.sizes = [
@@ -857,7 +877,7 @@ class Body:
         # 100 Continue, before it is sent
         self.expects = self.length is None or self.length >= EXPECT_FROM
 
-    def rest(self, offset: int) -> Body:
+    def rest(self, offset: int) -> "Body":
         """What follows an offset, of a single file. The server has said already that it wants it."""
         rest = Body(*self.parts)
         rest.start, rest.sizes, rest.length, rest.expects = (
@@ -872,7 +892,7 @@ class Body:
         """Whether a file has been written to since: what was sent and what follows would not fit together."""
         return Body(*self.parts).state != self.state
 
-    def pieces(self) -> Iterator[bytes | memoryview]:
+    def pieces(self) -> Iterator[Union[bytes, memoryview]]:
         for part, size in zip(self.parts, self.sizes):
             yield from [part] if isinstance(part, bytes) else file_pieces(part, self.start, size)
         for piece in iter(read_input, b"") if self.length is None else ():
@@ -935,7 +955,7 @@ def read_input() -> bytes:
         ) from None
 
 
-def unreadable(path: str, error: OSError) -> Failure:
+def unreadable(path: str, error: OSError) -> "Failure":
     try:
         where = f"looked for in {spoken(os.getcwd())}"
     except OSError:
@@ -943,7 +963,7 @@ def unreadable(path: str, error: OSError) -> Failure:
     return Failure(26, f"cannot read {spoken(path)}: {error.strerror}", where, "check the name")
 
 
-def unsent(peer: str, error: OSError) -> Transient:
+def unsent(peer: str, error: OSError) -> "Transient":
     return Transient(
         55,
         f"could not send to {peer} ({error.strerror or 'timed out'})",
@@ -952,7 +972,7 @@ def unsent(peer: str, error: OSError) -> Transient:
     )
 
 
-def broken(peer: str, what: str) -> Failure:
+def broken(peer: str, what: str) -> "Failure":
     hint = (
         "curl -v shows what it sends"
         if "\\x15" not in what and "\\x16" not in what
@@ -999,7 +1019,7 @@ class Client:
         self.idle: dict[str, Wire] = {}
 
     def ask(
-        self, method: str, url: URL, fields: Fields | None = None, body: Body | None = None
+        self, method: str, url: URL, fields: Optional[Fields] = None, body: Optional[Body] = None
     ) -> Reply:
         """The response that stands at the end of all redirects. Logins stay with the origin that they were given for."""
         fields, own = fields or {}, True
@@ -1054,7 +1074,7 @@ class Client:
             server = self.servers[url.origin, url.login] = Server(url, self.args)
         return server
 
-    def exchange(self, method: str, url: URL, fields: Fields, body: Body | None) -> Reply:
+    def exchange(self, method: str, url: URL, fields: Fields, body: Optional[Body]) -> Reply:
         """One request and its response. On a kept connection the server may just have hung up: then once more on a new one."""
         request = self.request(method, url, fields, body)
         wire = self.kept(url)
@@ -1068,7 +1088,7 @@ class Client:
             wire.close()
         return self.converse(self.dial(url), request, method, url, body)
 
-    def request(self, method: str, url: URL, fields: Fields, body: Body | None) -> bytes:
+    def request(self, method: str, url: URL, fields: Fields, body: Optional[Body]) -> bytes:
         # https goes through a tunnel
         proxy = self.server(url).proxy if url.scheme == "http" else None
         all_fields = {
@@ -1088,7 +1108,7 @@ class Client:
         return request_head(method, url.full if proxy else url.target, merged(all_fields, fields))
 
     def converse(
-        self, wire: Wire, request: bytes, method: str, url: URL, body: Body | None
+        self, wire: Wire, request: bytes, method: str, url: URL, body: Optional[Body]
     ) -> Reply:
         narrate(self.args, ">", request.decode("utf-8", "surrogateescape"))
         try:
@@ -1107,7 +1127,7 @@ class Client:
         self.idle[url.origin], self.server(url).answered = wire, True
         return reply
 
-    def kept(self, url: URL) -> Wire | None:
+    def kept(self, url: URL) -> Optional[Wire]:
         """The connection of the last response, if that has been read to its end. Bytes after it came unasked."""
         wire = self.idle.pop(url.origin, None)
         if wire and wire.start != wire.end:
@@ -1229,7 +1249,7 @@ class Client:
         return reply
 
 
-def redirected(method: str, status: int, body: Body | None) -> tuple[str, Body | None]:
+def redirected(method: str, status: int, body: Optional[Body]) -> tuple[str, Optional[Body]]:
     """How to go on after a redirect (RFC 9110 section 15.4)."""
     if status == 303 and method != "HEAD" or status in (301, 302) and method == "POST":
         return "GET", None
@@ -1295,7 +1315,7 @@ def netrc_login(path: str, host: str) -> str:
     return basic(f"{found[0]}:{found[2]}") if found else ""
 
 
-def proxy_for(url: URL, args: argparse.Namespace) -> URL | None:
+def proxy_for(url: URL, args: argparse.Namespace) -> Optional[URL]:
     """HTTP_PROXY in capitals is not read: a web server sets that from a request's Proxy header."""
     names = [
         f"{url.scheme}_proxy",
@@ -1364,7 +1384,7 @@ def check(reply: Reply) -> Reply:
     raise Failure(22, *text)
 
 
-def retry_after(head: Head) -> float | None:
+def retry_after(head: Head) -> Optional[float]:
     """Seconds, from a number of them or a date (RFC 9110 section 10.2.3)."""
     value = head.get("retry-after")
     if re.fullmatch(LENGTH, value):
@@ -1374,8 +1394,8 @@ def retry_after(head: Head) -> float | None:
 
 
 def persist(
-    args: argparse.Namespace, act: Callable[[], T], progress: Callable[[], int] = lambda: 0
-) -> T:
+    args: argparse.Namespace, act: "Callable[[], T]", progress: Callable[[], int] = lambda: 0
+) -> "T":
     """Try until it works. --retries counts the tries that got no further; pauses double, and vary so that clients spread."""
     failures, best = 0, progress()
     while True:
@@ -1502,11 +1522,11 @@ class Part:
                 os.unlink(self.note)
         self.noted = False
 
-    def write(self, data: bytes | memoryview) -> None:
+    def write(self, data: Union[bytes, memoryview]) -> None:
         self.write_at(self.offset, data)
         self.offset += len(data)
 
-    def write_at(self, position: int, data: bytes | memoryview) -> None:
+    def write_at(self, position: int, data: Union[bytes, memoryview]) -> None:
         view = memoryview(data)
         with self.guard:
             try:
@@ -1546,7 +1566,9 @@ class Part:
         """Of all that is here: what was fetched in an earlier run counts too."""
         return file_digest(self.path, name)
 
-    def place(self, path: str, url: URL, modified: float | None, etag: str, replace: bool) -> None:
+    def place(
+        self, path: str, url: URL, modified: Optional[float], etag: str, replace: bool
+    ) -> None:
         """Give it its name, as the last thing of all. A link cannot replace what somebody else put there meanwhile."""
         try:
             if modified is not None:
@@ -1709,7 +1731,7 @@ class Stream:
 
     discard = forget
 
-    def write(self, data: bytes | memoryview, last: bool = False) -> None:
+    def write(self, data: Union[bytes, memoryview], last: bool = False) -> None:
         self.offset += len(data)
         for total in self.totals.values():
             total.update(data)
@@ -1760,7 +1782,7 @@ class Download:
         except Changed:
             return self.into(self.sink(), many=False)
 
-    def into(self, sink: Part | Stream, many: bool) -> str:
+    def into(self, sink: Union[Part, Stream], many: bool) -> str:
         with contextlib.closing(sink):
             done = many and isinstance(sink, Part) and side_by_side(self, sink)
             done = done or persist(self.args, lambda: self.fetch(sink), lambda: sink.offset)
@@ -1778,7 +1800,7 @@ class Download:
             return self.finish(part) if self.receive(reply, part) else "same"
         return ""  # it will be told when it fails once more
 
-    def sink(self) -> Part | Stream:
+    def sink(self) -> Union[Part, Stream]:
         found = look(self.path) if self.chosen else None
         if (
             self.stdout
@@ -1825,7 +1847,7 @@ class Download:
             or file_digest(self.path, self.args.checksum[0]) == self.args.checksum[1]
         )
 
-    def fetch(self, sink: Part | Stream) -> bool:
+    def fetch(self, sink: Union[Part, Stream]) -> bool:
         """One request for what is missing, and its body to the end. False when there is nothing to do."""
         asked = dict(WANTED)
         if sink.offset and sink.source and sink.source.validator:
@@ -1833,7 +1855,7 @@ class Download:
         with self.client.ask("GET", self.url, asked) as reply:
             return self.receive(reply, sink)
 
-    def receive(self, reply: Reply, sink: Part | Stream) -> bool:
+    def receive(self, reply: Reply, sink: Union[Part, Stream]) -> bool:
         """A response into its place. gzip is decoded unless it is what was asked for by name, as in a.tar.gz."""
         head = reply.head
         if head.status == 416 and sink.offset:
@@ -1873,7 +1895,7 @@ class Download:
             )
             self.path = os.path.join(self.folder, self.name)
 
-    def continues(self, head: Head, sink: Part | Stream) -> None:
+    def continues(self, head: Head, sink: Union[Part, Stream]) -> None:
         """A partial response must start where we stopped and be of the same file, whatever the server was asked."""
         span, source = content_range(head), sink.source
         if not sink.offset or source is None:
@@ -1894,7 +1916,7 @@ class Download:
                 after=0,
             )
 
-    def out_of_range(self, head: Head, sink: Part | Stream) -> bool:
+    def out_of_range(self, head: Head, sink: Union[Part, Stream]) -> bool:
         """416: nothing is missing if the size is what we have and the ETag says that it is the same file."""
         span, source = content_range(head), sink.source
         if (
@@ -1915,7 +1937,7 @@ class Download:
             after=0,
         )
 
-    def finish(self, sink: Part | Stream) -> str:
+    def finish(self, sink: Union[Part, Stream]) -> str:
         source = sink.source
         if source and source.size is not None and sink.offset != source.size:
             raise Failure(
@@ -2059,14 +2081,14 @@ def fetch_span(
         )
 
 
-def look(path: str) -> os.stat_result | None:
+def look(path: str) -> Optional[os.stat_result]:
     with contextlib.suppress(OSError):
         return os.stat(path)
     return None
 
 
 def same(
-    found: os.stat_result | None, size: int | None, modified: float | None, newer: bool
+    found: Optional[os.stat_result], size: Optional[int], modified: Optional[float], newer: bool
 ) -> bool:
     """Whether a file here is the one that a server describes. mtimes are set from Last-Modified, so equal ones mean much;
     with --newer a later one here is as good, and where no time is told the size must do."""
@@ -2152,7 +2174,7 @@ def lock(fd: int) -> None:
             pass  # Lustre, for one, may have none
 
 
-def exists(path: str) -> Failure:
+def exists(path: str) -> "Failure":
     return Failure(
         23,
         f"{spoken(path)} exists already, and is another file",
@@ -2161,7 +2183,7 @@ def exists(path: str) -> Failure:
     )
 
 
-def unwritable(path: str, error: OSError, offset: int) -> Failure:
+def unwritable(path: str, error: OSError, offset: int) -> "Failure":
     after = f" after {offset:,} bytes" if offset else ""
     return Failure(
         23,
@@ -2255,7 +2277,7 @@ class Upload:
         # where it can be continued
         self.resource = self.recall() if client.args.resume and body.length is not None else None
 
-    def recall(self) -> URL | None:
+    def recall(self) -> Optional[URL]:
         """Where an earlier run of the same upload stopped, if the file is still the same. Who has made up that note shall get no login."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, Failure):
             note = read_note(self.note)
@@ -2322,7 +2344,7 @@ class Upload:
                 "once more, when nothing writes to it",
             )
 
-    def create(self) -> URL | None:
+    def create(self) -> Optional[URL]:
         """Where the server speaks the draft, begin with an empty upload: the answer tells where it can be continued. (104 would tell it
         meanwhile, but nginx and others pass none on.) Not elsewhere than on the server that was named: it would be sent the login."""
         self.fields, self.offset = self.fields or self.prepare(), 0
@@ -2446,7 +2468,7 @@ def post(client: Client) -> int:
     return 0
 
 
-def form_parts(forms: Sequence[str], boundary: str) -> list[bytes | str]:
+def form_parts(forms: Sequence[str], boundary: str) -> list[Union[bytes, str]]:
     """The parts of multipart/form-data (RFC 7578): NAME=VALUE as it stands, NAME=@FILE with the file's content."""
     parts: list[bytes | str] = []
     for form in forms:
@@ -2484,7 +2506,7 @@ def delete(client: Client) -> int:
     return each(args, [target(text, args) for text in args.url], one)
 
 
-def simple(client: Client, method: str, url: URL, fields: Fields | None = None) -> None:
+def simple(client: Client, method: str, url: URL, fields: Optional[Fields] = None) -> None:
     with client.ask(method, url, fields) as reply:
         check(reply)
 
@@ -2740,7 +2762,7 @@ def sendable(
     ]
 
 
-def remote(client: Client, url: URL) -> dict[str, Entry] | None:
+def remote(client: Client, url: URL) -> Optional[dict[str, Entry]]:
     """What a server has in a folder, which is made if missing; None when it does not tell."""
     if persist(client.args, lambda: missing(client, url)):
         # many servers make folders as they are needed, and know no MKCOL
@@ -2763,7 +2785,7 @@ def missing(client: Client, url: URL) -> bool:
 
 
 def unchanged(
-    client: Client, entry: os.DirEntry[str], url: URL, there: dict[str, Entry] | None
+    client: Client, entry: os.DirEntry[str], url: URL, there: Optional[dict[str, Entry]]
 ) -> bool:
     """Whether a server has this file: of the same size, and not from before it was last written here."""
     if there is not None and entry.name not in there:
@@ -2869,7 +2891,7 @@ def wants_tls(args: argparse.Namespace) -> bool:
     return bool(args.tls or args.pin or args.cacert or args.insecure)
 
 
-def client_tls(args: argparse.Namespace, checked: bool) -> ssl.SSLContext:
+def client_tls(args: argparse.Namespace, checked: bool) -> "ssl.SSLContext":
     """Whom to trust. --pin takes the place of authorities: the very certificate is known, whoever signed it."""
     import ssl
 
@@ -2894,7 +2916,7 @@ def encrypt(
     host: str,
     args: argparse.Namespace,
     speaks: Sequence[str] = (),
-) -> ssl.SSLSocket:
+) -> "ssl.SSLSocket":
     """A connection whose other end is who it should be; nothing was said on it yet. An OSError: it was lost in the handshake."""
     import ssl
 
@@ -2931,7 +2953,7 @@ def encrypt(
     return secured
 
 
-def tls_failure(host: str, reason: str) -> Failure:
+def tls_failure(host: str, reason: str) -> "Failure":
     code, what, why, hint = next(
         (TLS_TROUBLE[end] for end in TLS_TROUBLE if reason.endswith(end)),
         (
@@ -2993,6 +3015,69 @@ def trust_flags(parser: argparse.ArgumentParser) -> None:
 # --- end trust ---
 
 
+# --- programs: the same in server.py, client.py, httpserver.py, httpclient.py (tests/test_twins.py) ---
+SCRIPTS = (
+    "server.py",
+    "client.py",
+    "httpserver.py",
+    "httpclient.py",
+    "tcp_upper.py",
+    "udp_upper.py",
+)
+# endings of what Python or Windows loads as code where they look for it
+CODE = (".py", ".pyc", ".pyw", ".so", ".pyd", ".dylib", ".dll", ".exe", ".pth", "._pth")
+
+
+@functools.lru_cache(maxsize=64)
+def folder_key(folder: str) -> str:
+    """One form for all ways to write a folder's path: disks may know neither case nor composed letters."""
+    return unicodedata.normalize("NFD", os.path.realpath(folder)).casefold()
+
+
+def path_key(path: str) -> str:
+    folder, leaf = os.path.split(os.path.abspath(path))
+    leaf = unicodedata.normalize("NFD", leaf).casefold()
+    return os.path.join(folder_key(folder), leaf)
+
+
+@functools.lru_cache(maxsize=1)
+def program_places() -> tuple[frozenset[str], frozenset[str]]:
+    """The files that run when a script of ours starts, and the folders that Python imports from.
+
+    The files are the scripts beside this one, the interpreter, and what tells it its folders."""
+    homes = {os.path.dirname(script) for script in (__file__, os.path.realpath(__file__))}
+    bin_folder = os.path.dirname(sys.executable)
+    files = {os.path.join(home, name) for home in homes for name in SCRIPTS}
+    files |= {__file__, os.path.realpath(__file__), sys.executable}
+    files |= {os.path.join(bin_folder, level, "pyvenv.cfg") for level in (os.curdir, os.pardir)}
+    folders = {bin_folder, site.getusersitepackages(), *sys.path}
+    if not sys.flags.ignore_environment:
+        folders.update(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
+    return frozenset(map(path_key, files)), frozenset(map(folder_key, folders))
+
+
+def is_program(path: str) -> bool:
+    """Whether a file of this name would be part of a program of ours at its next start."""
+    key = path_key(path)
+    files, folders = program_places()
+    if key in files or (os.path.exists(path) and os.path.samefile(path, __file__)):
+        return True
+    return key.endswith(CODE) and any(key.startswith(os.path.join(it, "")) for it in folders)
+
+
+def holds_program(path: str) -> bool:
+    """Whether to rename or remove a folder of this name, or to move one there, would change one."""
+    key = path_key(path)
+    files, folders = program_places()
+    below = os.path.join(key, "")
+    return any(place == key or place.startswith(below) for place in files | folders) or any(
+        key.startswith(os.path.join(folder, "")) for folder in folders
+    )
+
+
+# --- end programs ---
+
+
 # --- secrets: the same in server.py, client.py, httpserver.py, httpclient.py (tests/test_twins.py) ---
 def ask_password(whose: str) -> str:
     """From the terminal, unseen; where there is none, it is not read from elsewhere in the clear."""
@@ -3012,7 +3097,7 @@ def ask_password(whose: str) -> str:
             ) from None
 
 
-def tls_context(args: argparse.Namespace, server: bool) -> ssl.SSLContext:
+def tls_context(args: argparse.Namespace, server: bool) -> "ssl.SSLContext":
     """TLS 1.2 and later. --trace shows what goes in and comes out: on the wire it is encrypted."""
     import ssl
 
@@ -3024,8 +3109,8 @@ def tls_context(args: argparse.Namespace, server: bool) -> ssl.SSLContext:
 
 
 def over_tls(
-    context: ssl.SSLContext, sock: socket.socket, host: str | None = None
-) -> ssl.SSLSocket:
+    context: "ssl.SSLContext", sock: socket.socket, host: Optional[str] = None
+) -> "ssl.SSLSocket":
     """The connection, from now on encrypted; the handshake is still to come. Where a client's stream ends without TLS's own end
     it was cut, perhaps on purpose: an error. What comes to a server says itself how long it is."""
     secured = context.wrap_socket(
@@ -3040,7 +3125,7 @@ def over_tls(
     return secured
 
 
-def shake_hands(secured: ssl.SSLSocket) -> None:
+def shake_hands(secured: "ssl.SSLSocket") -> None:
     began = time.perf_counter()
     secured.do_handshake()
     if isinstance(secured, Traced):
@@ -3058,7 +3143,7 @@ def end_tls(sock: socket.socket) -> None:
             sock.unwrap()
 
 
-def fingerprint(certificate: bytes | None) -> str:
+def fingerprint(certificate: Optional[bytes]) -> str:
     import hashlib
 
     return hashlib.sha256(certificate or b"").hexdigest()
@@ -3347,7 +3432,7 @@ class Transient(Failure):
     """A failure that may pass by itself: worth another try, after so many seconds if the server named them."""
 
     def __init__(
-        self, code: int, error: str, why: str, hint: str, *, after: float | None = None
+        self, code: int, error: str, why: str, hint: str, *, after: Optional[float] = None
     ) -> None:
         super().__init__(code, error, why, hint)
         self.after = after
@@ -3367,7 +3452,7 @@ class Progress:
         self.results: dict[str, int] = {}  # of many files: how many were saved, same, sent
         self.began = self.drawn = time.monotonic()
 
-    def begin(self, name: str, done: int, total: int | None) -> None:
+    def begin(self, name: str, done: int, total: Optional[int]) -> None:
         self.name = name
         if not self.files:
             self.done, self.first, self.total, self.began = done, done, total, time.monotonic()
@@ -3441,7 +3526,7 @@ def emit_json(args: argparse.Namespace, facts: dict[str, Any]) -> None:
 
 
 def report(
-    args: argparse.Namespace, url: URL, result: str, path: str, size: int, seconds: float | None
+    args: argparse.Namespace, url: URL, result: str, path: str, size: int, seconds: Optional[float]
 ) -> None:
     """What became of one transfer: a line for people, or with --json an object for programs."""
     args.progress.count(result)
@@ -3468,7 +3553,7 @@ def report(
         say(f"{result} {what}{rate}")
 
 
-def each(args: argparse.Namespace, items: Iterable[T], act: Callable[[T], int | None]) -> int:
+def each(args: argparse.Namespace, items: Iterable[T], act: Callable[[T], Optional[int]]) -> int:
     """Do it for all of them. A failure is told, and the rest goes on; the first one's exit code stands."""
     code = 0
     for item in items:
@@ -3522,7 +3607,7 @@ def scheme(args: argparse.Namespace) -> str:
     return f"http{'s' * wants_tls(args)}://"
 
 
-def server_command(url: URL, proxy: URL | None) -> str:
+def server_command(url: URL, proxy: Optional[URL]) -> str:
     """The command that starts the server which was not found there."""
     if proxy:
         return f"--proxy or the environment names the proxy {proxy.authority}: is that right?"
@@ -3707,7 +3792,7 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Optional[Sequence[str]] = None) -> int:
     args = parsed(sys.argv[1:] if argv is None else argv)
     args.progress, args.asked = Progress(args), {}
     try:

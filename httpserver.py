@@ -34,7 +34,26 @@ A Host that is no name of this machine is refused, and so is a change that anoth
 folder. A proxy in front passes the Host of the address behind it, and the one that the browser asked for as X-Forwarded-Host.
 """
 
-from __future__ import annotations
+# --- imports: the same in all six scripts (tests/test_twins.py) ---
+import sys
+
+if __name__ == "__main__":
+    # A file that arrives must never be imported, whatever its name. Python looks first into the
+    # folder of this script, and PYTHONPATH may add the current one: both leave the path before
+    # anything else is imported. (For the same reason nothing here is imported from __future__.)
+    if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
+        del sys.path[0]
+    import os
+
+    def is_closed(folder: str) -> bool:
+        """Neither the script's folder nor the current one, unless that is the library itself."""
+        own = os.curdir, os.path.dirname(os.path.realpath(__file__))
+        return folder == os.path.dirname(os.__file__) or not any(
+            os.path.exists(folder) and os.path.samefile(folder, each) for each in own
+        )
+
+    sys.path[:] = [folder for folder in sys.path if is_closed(folder or os.curdir)]
+# --- end imports ---
 
 import argparse
 import base64
@@ -53,18 +72,19 @@ import secrets
 import select
 import selectors
 import signal
+import site
 import socket
 import stat
 import struct
-import sys
 import threading
 import time
+import unicodedata
 import urllib.parse
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar, Union
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional, TypeVar, Union
 
 if TYPE_CHECKING:
     import ssl
@@ -186,7 +206,7 @@ class Refusal(Exception):
     """What the client gets instead: a status, a sentence, header fields. With close the connection cannot go on."""
 
     def __init__(
-        self, status: int, text: str, fields: dict[str, str] | None = None, close: bool = False
+        self, status: int, text: str, fields: Optional[dict[str, str]] = None, close: bool = False
     ) -> None:
         super().__init__(text)
         self.status, self.text, self.fields, self.close = status, text, fields or {}, close
@@ -304,7 +324,7 @@ def framing(fields: Mapping[str, str], minor: int) -> tuple[bool, int]:
     raise Refusal(501, "no other transfer coding than chunked")
 
 
-def split_target(method: str, target: str, host: str | None, minor: int) -> tuple[str, str]:
+def split_target(method: str, target: str, host: Optional[str], minor: int) -> tuple[str, str]:
     """The host that was asked, and the path with the query. (§3.2: origin, absolute, authority and asterisk form)"""
     if host is None and minor or host is not None and not HOST.fullmatch(host):
         raise Refusal(400, "exactly one valid Host is needed")
@@ -406,7 +426,7 @@ def http_date(seconds: int) -> str:
 
 
 @functools.lru_cache(maxsize=1024)
-def parse_date(text: str) -> float | None:
+def parse_date(text: str) -> Optional[float]:
     if not text:
         return None
     import email.utils  # not at the top: the slowest import of all, and few requests have a date
@@ -417,14 +437,14 @@ def parse_date(text: str) -> float | None:
     return None
 
 
-def matches(listed: str, tag: str | None, weak: bool) -> bool:
+def matches(listed: str, tag: Optional[str], weak: bool) -> bool:
     """Whether an entity tag is in a list of them; a star means any that exists (§13.1.1, §13.1.2)."""
     if listed.strip() == "*" or tag is None:
         return tag is not None
     return any(found[1] == tag and (weak or not found[0]) for found in TAG.findall(listed))
 
 
-def judge(fields: Mapping[str, str], tag: str | None, mtime: float, reading: bool) -> int:
+def judge(fields: Mapping[str, str], tag: Optional[str], mtime: float, reading: bool) -> int:
     """The preconditions in their order (§13.2.2): 0 to go on, 304 or 412. A tag of None means that nothing is there."""
     since, until = (
         parse_date(fields.get(f"if-{word}-since", "")) for word in ("modified", "unmodified")
@@ -442,14 +462,14 @@ def judge(fields: Mapping[str, str], tag: str | None, mtime: float, reading: boo
     return 0
 
 
-def range_applies(condition: str | None, tag: str, mtime: float, now: float) -> bool:
+def range_applies(condition: Optional[str], tag: str, mtime: float, now: float) -> bool:
     """If-Range (§13.1.5): a strong tag, or exactly the date of a file that has not changed within the last second."""
     if condition is None or condition == tag:
         return True
     return parse_date(condition) == mtime and now - mtime > 1
 
 
-def parse_ranges(text: str, size: int) -> list[tuple[int, int]] | None:
+def parse_ranges(text: str, size: int) -> Optional[list[tuple[int, int]]]:
     """The (start, end) that a Range asks for, ascending; [] when none can be had, None when it is to be ignored."""
     unit, _, listed = text.partition("=")
     if unit.strip().lower() != "bytes" or listed.count(",") > 1000:
@@ -534,7 +554,7 @@ def disposition(name: str) -> str:
     return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{urllib.parse.quote_from_bytes(os.fsencode(name), safe='')}"
 
 
-def parse_digest(text: str) -> bytes | None:
+def parse_digest(text: str) -> Optional[bytes]:
     """The sha-256 of a Repr-Digest field (RFC 9530)."""
     found = re.search(r"(?:^|,)[ \t]*sha-256=:([A-Za-z0-9+/]{43}=):", text)
     return base64.b64decode(found[1]) if found else None
@@ -636,11 +656,11 @@ class Place(NamedTuple):
     """A name in an open folder, as the os functions take it: a path and no folder where the system has no dir_fd.
     One that locate() gave is used by "with", which closes the folder at the end."""
 
-    parent: int | None
+    parent: Optional[int]
     name: str
     owned: bool = False
 
-    def __enter__(self) -> Place:  # noqa: PYI034  (3.9 has no Self)
+    def __enter__(self) -> "Place":  # noqa: PYI034  (3.9 has no Self)
         return self
 
     def __exit__(self, *problem: object) -> None:
@@ -651,15 +671,15 @@ class Place(NamedTuple):
     def folder(self) -> Where:
         return self.parent if self.parent is not None else os.path.dirname(self.name)
 
-    def beside(self, name: str) -> Place:
+    def beside(self, name: str) -> "Place":
         return inside(self.folder, name)
 
-    def stat(self) -> os.stat_result | None:
+    def stat(self) -> Optional[os.stat_result]:
         with contextlib.suppress(FileNotFoundError):
             return os.stat(self.name, dir_fd=self.parent, follow_symlinks=False)
         return None
 
-    def regular(self) -> os.stat_result | None:
+    def regular(self) -> Optional[os.stat_result]:
         """What stands there, if it is a file that may be replaced; nothing else may."""
         info = self.stat()
         if info and stat.S_ISDIR(info.st_mode):
@@ -779,7 +799,7 @@ def entries(where: Where, hidden: bool) -> list[Entry]:
         return sorted(filter(None, (entry_of(item, hidden) for item in scan)))
 
 
-def entry_of(item: os.DirEntry[str], hidden: bool) -> Entry | None:
+def entry_of(item: os.DirEntry[str], hidden: bool) -> Optional[Entry]:
     with contextlib.suppress(OSError, Refusal):
         check_name(item.name, hidden)
         info = item.stat(follow_symlinks=False)
@@ -952,7 +972,12 @@ class Part:
             view = view[os.write(self.descriptor, view) :]
 
     def settle(
-        self, name: str, over: str, durable: bool, mtime: int | None = None, was: str | None = None
+        self,
+        name: str,
+        over: str,
+        durable: bool,
+        mtime: Optional[int] = None,
+        was: Optional[str] = None,
     ) -> tuple[str, os.stat_result, bool]:
         """Put it in its place: "replace" what stands there, only as a "new" name, or with a "number". What stood there is checked
         and replaced in one step, or two writers could both believe that they replaced the same. Its name and facts, and whether it replaced."""
@@ -969,7 +994,7 @@ class Part:
             keep_name(self.place)
         return final, info, bool(old)
 
-    def finish(self, old: os.stat_result | None, mtime: int | None) -> os.stat_result:
+    def finish(self, old: Optional[os.stat_result], mtime: Optional[int]) -> os.stat_result:
         """Give it the mode of the file that it replaces, and its time, whose last digits stand for the token. Its facts."""
         if old:
             with contextlib.suppress(OSError, AttributeError):
@@ -1124,7 +1149,7 @@ def tar_head(item: Item) -> bytes:
 TAR_END = 1024  # two empty blocks
 
 
-def tar_heads(items: Iterable[Item], sha: hashlib._Hash) -> Iterator[tuple[Item, bytes, int]]:
+def tar_heads(items: Iterable[Item], sha: "hashlib._Hash") -> Iterator[tuple[Item, bytes, int]]:
     """Each item with its head and its length in the archive, whose tag changes with any name, size or time in it."""
     for item in items:
         head = tar_head(item)
@@ -1132,7 +1157,7 @@ def tar_heads(items: Iterable[Item], sha: hashlib._Hash) -> Iterator[tuple[Item,
         yield item, head, len(head) + item.entry.size + -item.entry.size % 512
 
 
-def tar_tag(sha: hashlib._Hash) -> str:
+def tar_tag(sha: "hashlib._Hash") -> str:
     return f'"{sha.hexdigest()[:32]}"'
 
 
@@ -1344,10 +1369,10 @@ class Answer:
     def __init__(
         self,
         status: int,
-        fields: dict[str, str] | None = None,
+        fields: Optional[dict[str, str]] = None,
         body: bytes = b"",
-        pieces: Iterable[Piece] | None = None,
-        length: int | None = None,
+        pieces: Optional[Iterable[Piece]] = None,
+        length: Optional[int] = None,
         note: str = "",
         close: bool = False,
     ) -> None:
@@ -1361,7 +1386,7 @@ class Answer:
 def text_answer(
     status: int,
     text: str,
-    fields: dict[str, str] | None = None,
+    fields: Optional[dict[str, str]] = None,
     note: str = "",
     close: bool = False,
 ) -> Answer:
@@ -1374,7 +1399,7 @@ def text_answer(
 class Body:
     """A request's body, read as it is wanted: a client that waits for 100 Continue gets it with the first read."""
 
-    def __init__(self, conn: Connection, request: Request) -> None:
+    def __init__(self, conn: "Connection", request: Request) -> None:
         self.conn, self.request = conn, request
         self.left = request.length
         self.space: memoryview | None = None
@@ -1480,7 +1505,7 @@ class Connection:
         "waited",
     )
 
-    def __init__(self, server: Server, sock: socket.socket, peer: Address) -> None:
+    def __init__(self, server: "Server", sock: socket.socket, peer: "Address") -> None:
         self.server, self.sock, self.args = server, sock, server.args
         self.peer = address((peer[0], 0)).rpartition(":")[0].strip("[]")
         self.buffer = b""
@@ -1501,7 +1526,7 @@ class Connection:
             self.held.pop().close()
 
     # With the lead: nothing here waits. What would wait is returned, to be called without the lead.
-    def readable(self) -> Job | None:
+    def readable(self) -> "Job | None":
         try:
             if self.shaking and not self.shake():
                 return None
@@ -1558,7 +1583,7 @@ class Connection:
             socket.socket.send(self.sock, alert(code))
         self.linger()
 
-    def advance(self) -> Job | None:
+    def advance(self) -> "Job | None":
         """Answer the requests whose heads are here; pipelined ones in their order."""
         for _ in range(MAX_PIPELINED):
             try:
@@ -1582,7 +1607,7 @@ class Connection:
                 return None
         return Job(self, None, None)
 
-    def next_request(self) -> Request | None:
+    def next_request(self) -> Optional[Request]:
         """The next whole head, taken off the buffer; None while there is none."""
         if self.buffer[:1] in (b"\r", b"\n") and (found := EMPTY_LINES.match(self.buffer)):
             # §2.2: some clients send an empty line after a body
@@ -1606,7 +1631,7 @@ class Connection:
         self.buffer, self.scanned = self.buffer[found.end() :], 0
         return request
 
-    def refuse_head(self, refused: Refusal, request: Request | None = None) -> None:
+    def refuse_head(self, refused: Refusal, request: Optional[Request] = None) -> None:
         """A head that cannot be trusted: nothing after it can either. Or a request that comes at the wrong moment."""
         if self.shaking:
             return self.turn_away(OVERLOADED)
@@ -1616,7 +1641,7 @@ class Connection:
         if not self.send_at_once(request, answer):
             self.close()
 
-    def send_at_once(self, request: Request | None, answer: Answer) -> bool:
+    def send_at_once(self, request: Optional[Request], answer: Answer) -> bool:
         """Send a short answer. False when the kernel has no room for all of it: the client reads slowly."""
         answer.close = not self.keeps(request, answer)
         data, count = self.head(request, answer) + answer.body, 0
@@ -1657,7 +1682,7 @@ class Connection:
         self.sock.close()
 
     # Without the lead: one thread, this one connection, and it may wait.
-    def attend(self, request: Request | None, answer: Answer | None = None) -> None:
+    def attend(self, request: Optional[Request], answer: Optional[Answer] = None) -> None:
         """Answer until no whole head is left in the buffer. Then the leader has the connection again."""
         what_next: Callable[[], object] = self.watch
         try:
@@ -1675,7 +1700,7 @@ class Connection:
             what_next = self.close
         self.server.give_back(self, what_next)
 
-    def prompt_request(self) -> Request | None:
+    def prompt_request(self) -> Optional[Request]:
         """A request that follows at once, as when a folder is uploaded: going to the leader and back takes longer than most uploads.
         Not among several, where the threads would fight over the interpreter's lock."""
         if len(self.server.busy) > 1 or not is_ready(self.sock, False, PROMPT):
@@ -1684,7 +1709,7 @@ class Connection:
             self.buffer += self.sock.recv(SMALL)
         return self.next_request()
 
-    def exchange(self, request: Request, answer: Answer | None) -> bool:
+    def exchange(self, request: Request, answer: Optional[Answer]) -> bool:
         """One request, whatever it takes. Whether the connection goes on."""
         self.sent, self.moved, self.waited = 0, 0, 0.0
         self.body = Body(self, request)
@@ -1705,7 +1730,7 @@ class Connection:
             self.server.answered(self, request, answer, self.sent)
         return not answer.close
 
-    def keeps(self, request: Request | None, answer: Answer) -> bool:
+    def keeps(self, request: Optional[Request], answer: Answer) -> bool:
         """Whether the connection goes on after this answer."""
         if request is None or answer.close or self.server.stopping:
             return False
@@ -1754,7 +1779,7 @@ class Connection:
                 500, "a mistake in the server", None, f"{type(bug).__name__}: {bug}", close=True
             )
 
-    def head(self, request: Request | None, answer: Answer) -> bytes:
+    def head(self, request: Optional[Request], answer: Answer) -> bytes:
         """The status line and header fields. None of them can hold a line end: what is made of names is percent-encoded."""
         status, fields = answer.status, answer.fields
         text = f"HTTP/1.1 {status} {PHRASES[status]}\r\nDate: {http_date(int(time.time()))}\r\n"
@@ -1919,7 +1944,7 @@ def check_request(conn: Connection, request: Request) -> None:
         raise Refusal(417, "no other expectation than 100-continue")
 
 
-def check_password(conn: Connection, request: Request, guard: Guard) -> None:
+def check_password(conn: Connection, request: Request, guard: "Guard") -> None:
     """Basic (RFC 7617): any name, and the password. HEAD of an upload ends the one who sends it, so --public-read does not mean that."""
     if (
         conn.args.public_read
@@ -1943,7 +1968,7 @@ def check_password(conn: Connection, request: Request, guard: Guard) -> None:
         raise Refusal(401, "wrong password", CHALLENGE)
 
 
-def basic_password(field: str) -> bytes | None:
+def basic_password(field: str) -> Optional[bytes]:
     """What stands behind the first colon; None for what is no login by Basic."""
     scheme, _, token = field.partition(" ")
     with contextlib.suppress(ValueError):
@@ -2009,7 +2034,7 @@ def get_folder(conn: Connection, request: Request, found: Found, options: dict[s
     return Answer(200, fields, pieces=gathered(pieces))
 
 
-def index_of(conn: Connection, folder: Found) -> Found | None:
+def index_of(conn: Connection, folder: Found) -> Optional[Found]:
     with contextlib.suppress(OSError, Refusal):
         index = conn.hold(open_leaf(inside(folder.where, "index.html")))
         return None if index.is_folder else index
@@ -2067,7 +2092,7 @@ def is_known(fields: Mapping[str, str], tag: str, mtime: float) -> bool:
 
 def wanted_ranges(
     request: Request, size: int, tag: str, mtime: float, now: float
-) -> list[tuple[int, int]] | None:
+) -> Optional[list[tuple[int, int]]]:
     """The ranges that are to be sent, None for the whole."""
     fields = request.fields
     if (
@@ -2092,7 +2117,7 @@ def prefer_gzip(conn: Connection, names: Sequence[str], found: Found) -> tuple[F
 
 
 def one_range(
-    headers: dict[str, str], ranges: list[tuple[int, int]] | None, size: int
+    headers: dict[str, str], ranges: Optional[list[tuple[int, int]]], size: int
 ) -> tuple[int, int, int]:
     """The status, and from where to where: of one range, or of the whole."""
     if not ranges or len(ranges) > 1:
@@ -2239,7 +2264,7 @@ def expect_space(conn: Connection, place: Place, size: int) -> None:
         raise Refusal(507, "there is not that much free space", close=True)
 
 
-def expect(fields: Mapping[str, str], info: os.stat_result | None) -> os.stat_result | None:
+def expect(fields: Mapping[str, str], info: Optional[os.stat_result]) -> Optional[os.stat_result]:
     """What is to be changed, if it is there at all, must be as a request's conditions say."""
     if judge(
         fields, etag(info) if info else None, int(info.st_mtime) if info else 0, reading=False
@@ -2260,10 +2285,12 @@ class Plan(NamedTuple):
     names: Sequence[str]
     token: str
     over: str
-    length: int | None
-    mtime: int | None
-    digest: bytes | None
-    was: str | None  # the tag of what it is to replace: a conditional upload replaces nothing else
+    length: Optional[int]
+    mtime: Optional[int]
+    digest: Optional[bytes]
+    was: Optional[
+        str
+    ]  # the tag of what it is to replace: a conditional upload replaces nothing else
     # the number of the part's inode, which stays the same when that is renamed: by it and tag_of()
     # the finished file is known
     file: int
@@ -2306,7 +2333,7 @@ def take_upload(
     place: Place,
     names: Sequence[str],
     over: str,
-    was: str | None = None,
+    was: Optional[str] = None,
 ) -> Answer:
     digest = parse_digest(request.fields.get("repr-digest", ""))
     complete = request.fields.get("upload-complete")
@@ -2339,7 +2366,7 @@ def take_upload(
         return fill_part(conn, request, part, plan, complete != "?0")
 
 
-def wanted_mtime(request: Request) -> int | None:
+def wanted_mtime(request: Request) -> Optional[int]:
     """The file's time at the client, in the field that ownCloud invented and rclone, Nextcloud and Apache know."""
     text = request.fields.get("x-oc-mtime")
     if text is not None and not re.fullmatch("[0-9]{1,10}", text):
@@ -2379,7 +2406,9 @@ def fill_part(conn: Connection, request: Request, part: Part, plan: Plan, comple
     return complete_upload(conn, request, part, plan)
 
 
-def store(conn: Connection, part: Part, pieces: Iterable[Data], length: int | None = None) -> None:
+def store(
+    conn: Connection, part: Part, pieces: Iterable[Data], length: Optional[int] = None
+) -> None:
     """Write what comes, as long as there is room: how much a chunked upload holds nobody knows before."""
     left = FREE_CHECK  # somebody has looked just now
     for piece in pieces:
@@ -2392,7 +2421,7 @@ def store(conn: Connection, part: Part, pieces: Iterable[Data], length: int | No
         expect_length(conn, part, length, part.size)
 
 
-def expect_length(conn: Connection, part: Part, length: int | None, size: int) -> None:
+def expect_length(conn: Connection, part: Part, length: Optional[int], size: int) -> None:
     """An upload that gets longer than it may is given up."""
     if 0 < conn.args.max_size < size or length is not None and length < size:
         part.kept = False
@@ -3120,8 +3149,8 @@ class Job(NamedTuple):
     """A request that takes longer, with its answer where that is made; or none: more requests are in the buffer."""
 
     conn: Connection
-    request: Request | None
-    answer: Answer | None
+    request: Optional[Request]
+    answer: Optional[Answer]
 
 
 class Server:
@@ -3133,9 +3162,9 @@ class Server:
         self,
         args: argparse.Namespace,
         sock: socket.socket,
-        door: Door,
+        door: "Door",
         shared: Shared,
-        stop: Stop,
+        stop: "Stop",
         log: int,
     ) -> None:
         self.door, self.slice = door, TLS_SLICE if door.tls else SLICE
@@ -3225,7 +3254,7 @@ class Server:
                     return
                 self.waiting += 1
 
-    def take_lead(self) -> Job | None:
+    def take_lead(self) -> Optional[Job]:
         """Until something slow is to be done, with another thread there to lead meanwhile."""
         while not self.stopping:
             for key, _ in self.selector.select(self.patience()):
@@ -3235,7 +3264,7 @@ class Server:
             self.expire()
         return None
 
-    def turn(self, callback: Callable[[], Job | None]) -> Job | None:
+    def turn(self, callback: Callable[[], Optional[Job]]) -> Optional[Job]:
         try:
             return callback()
         except Exception as bug:  # noqa: BLE001  a mistake of ours must not end the leader
@@ -3272,7 +3301,7 @@ class Server:
         self.returned.append(what_next)  # from now on the next thread may be busy with it
         self.wake()
 
-    def patience(self) -> float | None:
+    def patience(self) -> Optional[float]:
         """Seconds until something is due although no socket is ready."""
         now = time.monotonic()
         due = [next(iter(queue.values())) for queue in (self.gathering, self.lingering) if queue]
@@ -3294,7 +3323,7 @@ class Server:
             self.write_log(now)
 
     # What connections ask of the server.
-    def accept(self) -> Job | None:
+    def accept(self) -> Optional[Job]:
         try:
             sock, peer = self.sock.accept()
         except (BlockingIOError, ConnectionError):
@@ -3410,7 +3439,7 @@ class Server:
         return due
 
     def answered(
-        self, conn: Connection, request: Request | None, answer: Answer, sent: int
+        self, conn: Connection, request: Optional[Request], answer: Answer, sent: int
     ) -> None:
         """A line in Common Log Format; a note in quotes follows when there is more to say. And what --requests and --once count."""
         if not self.args.quiet:
@@ -3564,7 +3593,9 @@ def open_shared(args: argparse.Namespace) -> Shared:
         ) from None
 
 
-def share_port(workers: int, sock: socket.socket, stop: Stop, work: Callable[[Stop], int]) -> int:
+def share_port(
+    workers: int, sock: socket.socket, stop: "Stop", work: "Callable[[Stop], int]"
+) -> int:
     """--workers: processes that accept from one listening socket. The parent only waits, and replaces one that dies."""
     children: set[int] = set()
     signal.signal(signal.SIGCHLD, lambda number, frame: None)  # makes select() return
@@ -3594,7 +3625,7 @@ def share_port(workers: int, sock: socket.socket, stop: Stop, work: Callable[[St
     return 0
 
 
-def start_worker(inherited: Stop, work: Callable[[Stop], int]) -> int:
+def start_worker(inherited: "Stop", work: "Callable[[Stop], int]") -> int:
     """Its process number, or 0 where the system has none left: then those that there are go on."""
     signals = signal.SIGINT, signal.SIGTERM
     # until the child has a Stop of its own: one in between would be lost
@@ -3675,7 +3706,7 @@ class Guard:
             return "wrong-password"
 
 
-def network(host: str) -> str | bytes:
+def network(host: str) -> Union[str, bytes]:
     """Who counts as one: an IPv4 address, or 64 bits of an IPv6 address, for its owner has the rest."""
     return socket.inet_pton(socket.AF_INET6, host.partition("%")[0])[:8] if ":" in host else host
 
@@ -3683,8 +3714,8 @@ def network(host: str) -> str | bytes:
 class Door(NamedTuple):
     """How clients come in."""
 
-    guard: Guard | None
-    tls: ssl.SSLContext | None
+    guard: Optional[Guard]
+    tls: "ssl.SSLContext | None"
     pin: str  # SHA-256 of the certificate
     made: str  # the password, when it was made for this run: it may be shown
     flags: str  # what a client's command needs for them
@@ -3737,7 +3768,7 @@ def choose_password(args: argparse.Namespace) -> str:
     return args.password or os.environ.get("SIXSOCKETS_PASSWORD", "")
 
 
-def server_tls(args: argparse.Namespace) -> tuple[ssl.SSLContext, str]:
+def server_tls(args: argparse.Namespace) -> "tuple[ssl.SSLContext, str]":
     """What TLS needs, and the certificate's SHA-256: --cert's, or that of one made for this run, whose key no file keeps."""
     import ssl
     import tempfile
@@ -3831,6 +3862,69 @@ def door_flags(parser: argparse.ArgumentParser) -> None:
 # --- end guarding ---
 
 
+# --- programs: the same in server.py, client.py, httpserver.py, httpclient.py (tests/test_twins.py) ---
+SCRIPTS = (
+    "server.py",
+    "client.py",
+    "httpserver.py",
+    "httpclient.py",
+    "tcp_upper.py",
+    "udp_upper.py",
+)
+# endings of what Python or Windows loads as code where they look for it
+CODE = (".py", ".pyc", ".pyw", ".so", ".pyd", ".dylib", ".dll", ".exe", ".pth", "._pth")
+
+
+@functools.lru_cache(maxsize=64)
+def folder_key(folder: str) -> str:
+    """One form for all ways to write a folder's path: disks may know neither case nor composed letters."""
+    return unicodedata.normalize("NFD", os.path.realpath(folder)).casefold()
+
+
+def path_key(path: str) -> str:
+    folder, leaf = os.path.split(os.path.abspath(path))
+    leaf = unicodedata.normalize("NFD", leaf).casefold()
+    return os.path.join(folder_key(folder), leaf)
+
+
+@functools.lru_cache(maxsize=1)
+def program_places() -> tuple[frozenset[str], frozenset[str]]:
+    """The files that run when a script of ours starts, and the folders that Python imports from.
+
+    The files are the scripts beside this one, the interpreter, and what tells it its folders."""
+    homes = {os.path.dirname(script) for script in (__file__, os.path.realpath(__file__))}
+    bin_folder = os.path.dirname(sys.executable)
+    files = {os.path.join(home, name) for home in homes for name in SCRIPTS}
+    files |= {__file__, os.path.realpath(__file__), sys.executable}
+    files |= {os.path.join(bin_folder, level, "pyvenv.cfg") for level in (os.curdir, os.pardir)}
+    folders = {bin_folder, site.getusersitepackages(), *sys.path}
+    if not sys.flags.ignore_environment:
+        folders.update(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
+    return frozenset(map(path_key, files)), frozenset(map(folder_key, folders))
+
+
+def is_program(path: str) -> bool:
+    """Whether a file of this name would be part of a program of ours at its next start."""
+    key = path_key(path)
+    files, folders = program_places()
+    if key in files or (os.path.exists(path) and os.path.samefile(path, __file__)):
+        return True
+    return key.endswith(CODE) and any(key.startswith(os.path.join(it, "")) for it in folders)
+
+
+def holds_program(path: str) -> bool:
+    """Whether to rename or remove a folder of this name, or to move one there, would change one."""
+    key = path_key(path)
+    files, folders = program_places()
+    below = os.path.join(key, "")
+    return any(place == key or place.startswith(below) for place in files | folders) or any(
+        key.startswith(os.path.join(folder, "")) for folder in folders
+    )
+
+
+# --- end programs ---
+
+
 # --- secrets: the same in server.py, client.py, httpserver.py, httpclient.py (tests/test_twins.py) ---
 def ask_password(whose: str) -> str:
     """From the terminal, unseen; where there is none, it is not read from elsewhere in the clear."""
@@ -3850,7 +3944,7 @@ def ask_password(whose: str) -> str:
             ) from None
 
 
-def tls_context(args: argparse.Namespace, server: bool) -> ssl.SSLContext:
+def tls_context(args: argparse.Namespace, server: bool) -> "ssl.SSLContext":
     """TLS 1.2 and later. --trace shows what goes in and comes out: on the wire it is encrypted."""
     import ssl
 
@@ -3862,8 +3956,8 @@ def tls_context(args: argparse.Namespace, server: bool) -> ssl.SSLContext:
 
 
 def over_tls(
-    context: ssl.SSLContext, sock: socket.socket, host: str | None = None
-) -> ssl.SSLSocket:
+    context: "ssl.SSLContext", sock: socket.socket, host: Optional[str] = None
+) -> "ssl.SSLSocket":
     """The connection, from now on encrypted; the handshake is still to come. Where a client's stream ends without TLS's own end
     it was cut, perhaps on purpose: an error. What comes to a server says itself how long it is."""
     secured = context.wrap_socket(
@@ -3878,7 +3972,7 @@ def over_tls(
     return secured
 
 
-def shake_hands(secured: ssl.SSLSocket) -> None:
+def shake_hands(secured: "ssl.SSLSocket") -> None:
     began = time.perf_counter()
     secured.do_handshake()
     if isinstance(secured, Traced):
@@ -3896,7 +3990,7 @@ def end_tls(sock: socket.socket) -> None:
             sock.unwrap()
 
 
-def fingerprint(certificate: bytes | None) -> str:
+def fingerprint(certificate: Optional[bytes]) -> str:
     import hashlib
 
     return hashlib.sha256(certificate or b"").hexdigest()
@@ -4120,8 +4214,8 @@ def reachable_at(sock: socket.socket) -> list[str]:
 def bind(
     args: argparse.Namespace,
     family: int,
-    target: Address,
-    backlog: int | None = None,
+    target: "Address",
+    backlog: Optional[int] = None,
     reuse: bool = True,
 ) -> socket.socket:
     """A socket at that address, which for TCP listens, with what systems differ in; each way it can fail in three lines."""
@@ -4176,7 +4270,7 @@ def bind(
     )
 
 
-def who_has_port(family: int, kind: int, target: Address) -> str:
+def who_has_port(family: int, kind: int, target: "Address") -> str:
     """A second bind tells: with SO_REUSEADDR it passes over connections in TIME_WAIT, but not over a server."""
     with contextlib.suppress(OSError), socket.socket(family, kind) as probe:
         if kind == socket.SOCK_STREAM and os.name == "posix":
@@ -4426,7 +4520,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Optional[Sequence[str]] = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     args.directory = args.directory or args.folder

@@ -143,7 +143,26 @@ unless --open does without. Without --tls others can read the traffic, and try p
 written under a hidden name and renamed when its length and digest are right: readers see the old file or the new one, whole.
 """
 
-from __future__ import annotations
+# --- imports: the same in all six scripts (tests/test_twins.py) ---
+import sys
+
+if __name__ == "__main__":
+    # A file that arrives must never be imported, whatever its name. Python looks first into the
+    # folder of this script, and PYTHONPATH may add the current one: both leave the path before
+    # anything else is imported. (For the same reason nothing here is imported from __future__.)
+    if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
+        del sys.path[0]
+    import os
+
+    def is_closed(folder: str) -> bool:
+        """Neither the script's folder nor the current one, unless that is the library itself."""
+        own = os.curdir, os.path.dirname(os.path.realpath(__file__))
+        return folder == os.path.dirname(os.__file__) or not any(
+            os.path.exists(folder) and os.path.samefile(folder, each) for each in own
+        )
+
+    sys.path[:] = [folder for folder in sys.path if is_closed(folder or os.curdir)]
+# --- end imports ---
 
 import argparse
 import contextlib
@@ -158,14 +177,15 @@ import select
 import selectors
 import shutil
 import signal
+import site
 import socket
 import stat
-import sys
 import threading
 import time
+import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional, TypeVar, Union
 
 if TYPE_CHECKING:
     import ssl
@@ -414,7 +434,7 @@ class Wire:
             raise Ended("the other side closed the connection")
         self.heard = time.monotonic()
 
-    def fill(self, patience: float | None) -> None:
+    def fill(self, patience: Optional[float]) -> None:
         """Wait for more and take what comes. What is queued leaves first: two sides that both wait would wait for ever."""
         self.flush()
         rest = self.view[self.start : self.end]
@@ -612,7 +632,7 @@ class Folder:
     """An open folder. Names in it are used through its descriptor, so that no link planted meanwhile leads elsewhere;
     where the system has no such calls, through its path, resolved and compared. It is closed with its last user."""
 
-    def __init__(self, path: str, within: int | None = None, durable: bool = False) -> None:
+    def __init__(self, path: str, within: Optional[int] = None, durable: bool = False) -> None:
         self.path, self.durable = path, durable
         self.fd: int | None = None
         if BY_DESCRIPTOR:
@@ -629,7 +649,7 @@ class Folder:
     def at(self, name: str) -> str:
         return name if self.fd is not None else os.path.join(self.path, name)
 
-    def below(self, name: str, make: bool = False) -> Folder:
+    def below(self, name: str, make: bool = False) -> "Folder":
         """The folder of that name in this one; a link is not followed."""
         if make:
             with contextlib.suppress(FileExistsError):
@@ -641,7 +661,7 @@ class Folder:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         return Folder(path, self.fd, self.durable)
 
-    def descend(self, names: Sequence[str], make: bool = False) -> Folder:
+    def descend(self, names: Sequence[str], make: bool = False) -> "Folder":
         return functools.reduce(lambda found, name: found.below(name, make), names, self)
 
     def make(self, name: str) -> None:
@@ -661,7 +681,7 @@ class Folder:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         return os.open(self.at(name), flags | NO_LINK, mode, dir_fd=self.fd)
 
-    def stat(self, name: str) -> os.stat_result | None:
+    def stat(self, name: str) -> Optional[os.stat_result]:
         try:
             return os.stat(self.at(name), dir_fd=self.fd, follow_symlinks=False)
         except FileNotFoundError:
@@ -693,7 +713,7 @@ class Folder:
             yield from sorted(first, key=lambda entry: entry.name) if len(first) < SORTED else first
             yield from found
 
-    def move(self, old: str, other: Folder, new: str, over: bool) -> None:
+    def move(self, old: str, other: "Folder", new: str, over: bool) -> None:
         """Rename. What is there is replaced only with over; a hard link can tell in one step that nothing is."""
         source, target = self.at(old), other.at(new)
         if over:
@@ -756,7 +776,7 @@ UNLOCKED = contextlib.nullcontext()
 UNIQUE = itertools.count(int.from_bytes(os.urandom(15), "big"))
 
 
-def lasting_name(leaf: str, size: int | None, mtime_ns: int | None) -> str:
+def lasting_name(leaf: str, size: Optional[int], mtime_ns: Optional[int]) -> str:
     """Of the part of a file that is worth resuming: whoever sends the same file again finds it."""
     return f".six-{hashlib.sha256(os.fsencode(f'{leaf}/{size}/{mtime_ns}')).hexdigest()[:32]}.part"
 
@@ -768,8 +788,8 @@ class Part:
         self,
         folder: Folder,
         leaf: str,
-        size: int | None = None,
-        mtime_ns: int | None = None,
+        size: Optional[int] = None,
+        mtime_ns: Optional[int] = None,
         executable: bool = False,
     ) -> None:
         self.folder, self.leaf, self.mtime_ns, self.executable = folder, leaf, mtime_ns, executable
@@ -878,7 +898,7 @@ class Part:
 
 
 def send_body(
-    wire: Wire, fd: int, status: os.stat_result, sha: hashlib._Hash, go_on: Callable[[int], bool]
+    wire: Wire, fd: int, status: os.stat_result, sha: "hashlib._Hash", go_on: Callable[[int], bool]
 ) -> str:
     """The file from where fd stands to the size that was announced, and its digest. "" or why it was given up, as the peer is told."""
     remaining = status.st_size - os.lseek(fd, 0, os.SEEK_CUR)
@@ -905,7 +925,7 @@ def send_body(
     return reason
 
 
-def digest(fd: int, upto: int, sha: hashlib._Hash, tell: Callable[[int], None]) -> str:
+def digest(fd: int, upto: int, sha: "hashlib._Hash", tell: Callable[[int], None]) -> str:
     """Hash the first bytes of a file, as many as it has of those; fd stands behind them then."""
     done = 0
     while done < upto and (chunk := os.read(fd, min(CHUNK, upto - done))):
@@ -918,7 +938,7 @@ def digest(fd: int, upto: int, sha: hashlib._Hash, tell: Callable[[int], None]) 
 def receive_body(
     wire: Wire,
     sink: Part,
-    size: int | None,
+    size: Optional[int],
     check: Callable[[int], None],
     tell: Callable[[int], None],
 ) -> str:
@@ -1006,7 +1026,7 @@ class Lobby:
                 self.deliver(key.data)
 
     # the life of a connection that waits; all but keep() and take() are called with the lock held
-    def keep(self, session: Session) -> None:
+    def keep(self, session: "Session") -> None:
         """Wait until the client says something, in its own thread. Lost, when it was lost while another had it."""
         with self.changed:
             session.returned.clear()
@@ -1018,25 +1038,25 @@ class Lobby:
         if session.trouble:
             raise Lost(session.trouble)
 
-    def admit(self, session: Session) -> None:
+    def admit(self, session: "Session") -> None:
         session.holder = Holder.LOBBY
         session.sock.settimeout(BRIEF)
         self.selector.register(session.sock, self.events(session), session)
         self.changed.notify_all()
         self.wake()
 
-    def events(self, session: Session) -> int:
+    def events(self, session: "Session") -> int:
         return selectors.EVENT_READ | (
             selectors.EVENT_WRITE if session.rest or session.unheard else 0
         )
 
-    def hand_back(self, session: Session, trouble: str = "") -> None:
+    def hand_back(self, session: "Session", trouble: str = "") -> None:
         if session.holder is Holder.LOBBY:
             self.selector.unregister(session.sock)
         session.holder, session.trouble = Holder.OWN, trouble
         session.returned.set()
 
-    def leave(self, session: Session) -> None:
+    def leave(self, session: "Session") -> None:
         """It neither receives nor chats any more."""
         with self.changed:
             if session in self.chatters:
@@ -1049,8 +1069,8 @@ class Lobby:
 
     # receivers
     def take(
-        self, wanted: list[Session], waiting: Callable[[int], None], patience: float
-    ) -> list[Session]:
+        self, wanted: "list[Session]", waiting: Callable[[int], None], patience: float
+    ) -> "list[Session]":
         """All of them that still receive, at once, when it is this sender's turn."""
         entry = time.monotonic() + patience, wanted
         with self.changed:
@@ -1064,7 +1084,7 @@ class Lobby:
                 self.queue = [each for each in self.queue if each is not entry]
                 self.changed.notify_all()
 
-    def turn(self, entry: tuple[float, list[Session]]) -> bool:
+    def turn(self, entry: "tuple[float, list[Session]]") -> bool:
         """Whether its receivers are free, and for nobody who came before: who can begin too, or has waited enough. Others
         wait for a receiver that may stand still; until then they keep nobody from those that are free."""
         spoken_for: set[Session] = set()
@@ -1079,7 +1099,7 @@ class Lobby:
                 spoken_for |= found
         return False
 
-    def lend(self, entry: tuple[float, list[Session]]) -> list[Session] | None:
+    def lend(self, entry: "tuple[float, list[Session]]") -> "list[Session] | None":
         """Its receivers, if its turn comes within a moment."""
         with self.changed:
             if not self.changed.wait_for(lambda: self.turn(entry), LIFE):
@@ -1090,7 +1110,7 @@ class Lobby:
                 session.holder = Holder.SENDER
             return lent
 
-    def give_back(self, session: Session, trouble: str = "") -> None:
+    def give_back(self, session: "Session", trouble: str = "") -> None:
         with self.changed:
             if trouble or session.start != session.end:
                 self.hand_back(session, trouble)
@@ -1099,7 +1119,7 @@ class Lobby:
             self.changed.notify_all()
 
     # chatters
-    def join(self, session: Session) -> list[bytes]:
+    def join(self, session: "Session") -> list[bytes]:
         """What was said before; what is said from now on comes after it."""
         with self.changed:
             self.tell_all(line("joined", session.called(), at=session.peer))
@@ -1107,13 +1127,13 @@ class Lobby:
             session.mode = "chat"
             return list(self.history)
 
-    def say(self, session: Session, text: bytes) -> None:
+    def say(self, session: "Session", text: bytes) -> None:
         with self.changed:
             said = b"said from=%b %b\n" % (quote(session.called()).encode(), text)
             self.history.append(said)
             self.tell_all(said, session)
 
-    def tell_all(self, told: bytes, but: Session | None = None) -> None:
+    def tell_all(self, told: bytes, but: "Session | None" = None) -> None:
         """A line to everybody in the chat. Who is slow hears it later, who is stuck never; nobody waits for either."""
         for session in self.chatters:
             if session is not but:
@@ -1122,7 +1142,7 @@ class Lobby:
                 if session.holder is Holder.LOBBY and not session.rest:
                     self.deliver(session)
 
-    def deliver(self, session: Session) -> None:
+    def deliver(self, session: "Session") -> None:
         """What waits for a reader, as far as it takes it now."""
         try:
             while session.rest or session.unheard:
@@ -1161,7 +1181,7 @@ def ready(
 class Receiver:
     """One of those that a client sends to: what it has still to take, and what it answered."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: "Session") -> None:
         self.session = session
         self.rest = memoryview(b"")
         self.received = 0
@@ -1181,7 +1201,7 @@ class Receiver:
             self.rest = self.rest[self.session.sock.send(self.session.sendable(self.rest)) :]
             self.heard = time.monotonic()
 
-    def hear(self, relay: Relay) -> None:
+    def hear(self, relay: "Relay") -> None:
         """What it says: notes, then its answer. Something else is a request of its own: it stays unread, and the file is not wanted."""
         wire = self.session
         with contextlib.suppress(Silent):
@@ -1210,7 +1230,7 @@ class Relay:
     """What one client sends to others, as it comes: nothing is kept but the block that is on its way. The slowest sets the pace."""
 
     def __init__(
-        self, sender: Session, verb: str, name: str, sessions: Sequence[Session], count: int
+        self, sender: "Session", verb: str, name: str, sessions: "Sequence[Session]", count: int
     ) -> None:
         self.sender, self.verb, self.name, self.count = sender, verb, name, count
         # from whom an answer is still to come
@@ -1372,7 +1392,7 @@ def walk(
 class Session(Wire):
     """A client's connection, and the thread that owns it."""
 
-    def __init__(self, server: Server, sock: socket.socket, peer: Address) -> None:
+    def __init__(self, server: "Server", sock: socket.socket, peer: "Address") -> None:
         super().__init__(sock, server.args.timeout)
         self.server, self.args, self.peer = server, server.args, address(peer)
         self.root = Folder(server.directory, durable=server.args.durable)
@@ -1473,7 +1493,7 @@ class Session(Wire):
                 f"{what[:300]}: {self.moved} bytes, {time.monotonic() - self.began:.3f} s, {result}"
             )
 
-    def command(self, verb: str, names: Sequence[str]) -> Command:
+    def command(self, verb: str, names: Sequence[str]) -> "Command":
         found = COMMANDS.get(verb)
         if found is None:
             raise Refused("unknown-verb", **{"try": "help"})
@@ -1510,7 +1530,7 @@ class Session(Wire):
 
         return note
 
-    def fill(self, patience: float | None) -> None:
+    def fill(self, patience: Optional[float]) -> None:
         """Before it waits: what is known of the last folder may be out of date afterwards. Other threads may have it meanwhile."""
         self.near = "", self.root
         # nor may strangers keep the places of others by idle talk
@@ -1948,7 +1968,7 @@ class Session(Wire):
             raise relay.refusal()
         self.put(line("ok", "send", name, receivers=relay.count, verified=relay.verified))
 
-    def targets(self, words: str) -> tuple[list[Session], dict[str, str]]:
+    def targets(self, words: str) -> "tuple[list[Session], dict[str, str]]":
         """Who is meant by HOST:PORT or nick, separated by commas; and why others cannot be."""
         known = {
             name.casefold(): session
@@ -2109,7 +2129,7 @@ class Server:
         self,
         args: argparse.Namespace,
         sock: socket.socket,
-        door: Door,
+        door: "Door",
         directory: str,
         only: str,
         journal: int,
@@ -2166,7 +2186,7 @@ class Server:
             # no further descriptor or thread, or the shared folder is gone
             self.refuse(conn, peer, shown(str(error)))
 
-    def refuse(self, conn: socket.socket, peer: Address, why: str) -> None:
+    def refuse(self, conn: socket.socket, peer: "Address", why: str) -> None:
         self.log([f"{address(peer)} refused: {why}"])
         self.turn_away(conn, line("err", "-", reason="server-full"), OVERLOADED)
 
@@ -2179,7 +2199,7 @@ class Server:
             conn.send(alert(code) if self.door.tls else answer)
             conn.shutdown(socket.SHUT_WR)
 
-    def handle(self, conn: socket.socket, peer: Address) -> None:
+    def handle(self, conn: socket.socket, peer: "Address") -> None:
         # an answer leaves at once, however short
         conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         session = Session(self, conn, peer)
@@ -2334,7 +2354,7 @@ class Guard:
             return "wrong-password"
 
 
-def network(host: str) -> str | bytes:
+def network(host: str) -> Union[str, bytes]:
     """Who counts as one: an IPv4 address, or 64 bits of an IPv6 address, for its owner has the rest."""
     return socket.inet_pton(socket.AF_INET6, host.partition("%")[0])[:8] if ":" in host else host
 
@@ -2342,8 +2362,8 @@ def network(host: str) -> str | bytes:
 class Door(NamedTuple):
     """How clients come in."""
 
-    guard: Guard | None
-    tls: ssl.SSLContext | None
+    guard: Optional[Guard]
+    tls: "ssl.SSLContext | None"
     pin: str  # SHA-256 of the certificate
     made: str  # the password, when it was made for this run: it may be shown
     flags: str  # what a client's command needs for them
@@ -2396,7 +2416,7 @@ def choose_password(args: argparse.Namespace) -> str:
     return args.password or os.environ.get("SIXSOCKETS_PASSWORD", "")
 
 
-def server_tls(args: argparse.Namespace) -> tuple[ssl.SSLContext, str]:
+def server_tls(args: argparse.Namespace) -> "tuple[ssl.SSLContext, str]":
     """What TLS needs, and the certificate's SHA-256: --cert's, or that of one made for this run, whose key no file keeps."""
     import ssl
     import tempfile
@@ -2490,6 +2510,69 @@ def door_flags(parser: argparse.ArgumentParser) -> None:
 # --- end guarding ---
 
 
+# --- programs: the same in server.py, client.py, httpserver.py, httpclient.py (tests/test_twins.py) ---
+SCRIPTS = (
+    "server.py",
+    "client.py",
+    "httpserver.py",
+    "httpclient.py",
+    "tcp_upper.py",
+    "udp_upper.py",
+)
+# endings of what Python or Windows loads as code where they look for it
+CODE = (".py", ".pyc", ".pyw", ".so", ".pyd", ".dylib", ".dll", ".exe", ".pth", "._pth")
+
+
+@functools.lru_cache(maxsize=64)
+def folder_key(folder: str) -> str:
+    """One form for all ways to write a folder's path: disks may know neither case nor composed letters."""
+    return unicodedata.normalize("NFD", os.path.realpath(folder)).casefold()
+
+
+def path_key(path: str) -> str:
+    folder, leaf = os.path.split(os.path.abspath(path))
+    leaf = unicodedata.normalize("NFD", leaf).casefold()
+    return os.path.join(folder_key(folder), leaf)
+
+
+@functools.lru_cache(maxsize=1)
+def program_places() -> tuple[frozenset[str], frozenset[str]]:
+    """The files that run when a script of ours starts, and the folders that Python imports from.
+
+    The files are the scripts beside this one, the interpreter, and what tells it its folders."""
+    homes = {os.path.dirname(script) for script in (__file__, os.path.realpath(__file__))}
+    bin_folder = os.path.dirname(sys.executable)
+    files = {os.path.join(home, name) for home in homes for name in SCRIPTS}
+    files |= {__file__, os.path.realpath(__file__), sys.executable}
+    files |= {os.path.join(bin_folder, level, "pyvenv.cfg") for level in (os.curdir, os.pardir)}
+    folders = {bin_folder, site.getusersitepackages(), *sys.path}
+    if not sys.flags.ignore_environment:
+        folders.update(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
+    return frozenset(map(path_key, files)), frozenset(map(folder_key, folders))
+
+
+def is_program(path: str) -> bool:
+    """Whether a file of this name would be part of a program of ours at its next start."""
+    key = path_key(path)
+    files, folders = program_places()
+    if key in files or (os.path.exists(path) and os.path.samefile(path, __file__)):
+        return True
+    return key.endswith(CODE) and any(key.startswith(os.path.join(it, "")) for it in folders)
+
+
+def holds_program(path: str) -> bool:
+    """Whether to rename or remove a folder of this name, or to move one there, would change one."""
+    key = path_key(path)
+    files, folders = program_places()
+    below = os.path.join(key, "")
+    return any(place == key or place.startswith(below) for place in files | folders) or any(
+        key.startswith(os.path.join(folder, "")) for folder in folders
+    )
+
+
+# --- end programs ---
+
+
 # --- secrets: the same in server.py, client.py, httpserver.py, httpclient.py (tests/test_twins.py) ---
 def ask_password(whose: str) -> str:
     """From the terminal, unseen; where there is none, it is not read from elsewhere in the clear."""
@@ -2509,7 +2592,7 @@ def ask_password(whose: str) -> str:
             ) from None
 
 
-def tls_context(args: argparse.Namespace, server: bool) -> ssl.SSLContext:
+def tls_context(args: argparse.Namespace, server: bool) -> "ssl.SSLContext":
     """TLS 1.2 and later. --trace shows what goes in and comes out: on the wire it is encrypted."""
     import ssl
 
@@ -2521,8 +2604,8 @@ def tls_context(args: argparse.Namespace, server: bool) -> ssl.SSLContext:
 
 
 def over_tls(
-    context: ssl.SSLContext, sock: socket.socket, host: str | None = None
-) -> ssl.SSLSocket:
+    context: "ssl.SSLContext", sock: socket.socket, host: Optional[str] = None
+) -> "ssl.SSLSocket":
     """The connection, from now on encrypted; the handshake is still to come. Where a client's stream ends without TLS's own end
     it was cut, perhaps on purpose: an error. What comes to a server says itself how long it is."""
     secured = context.wrap_socket(
@@ -2537,7 +2620,7 @@ def over_tls(
     return secured
 
 
-def shake_hands(secured: ssl.SSLSocket) -> None:
+def shake_hands(secured: "ssl.SSLSocket") -> None:
     began = time.perf_counter()
     secured.do_handshake()
     if isinstance(secured, Traced):
@@ -2555,7 +2638,7 @@ def end_tls(sock: socket.socket) -> None:
             sock.unwrap()
 
 
-def fingerprint(certificate: bytes | None) -> str:
+def fingerprint(certificate: Optional[bytes]) -> str:
     import hashlib
 
     return hashlib.sha256(certificate or b"").hexdigest()
@@ -2779,8 +2862,8 @@ def reachable_at(sock: socket.socket) -> list[str]:
 def bind(
     args: argparse.Namespace,
     family: int,
-    target: Address,
-    backlog: int | None = None,
+    target: "Address",
+    backlog: Optional[int] = None,
     reuse: bool = True,
 ) -> socket.socket:
     """A socket at that address, which for TCP listens, with what systems differ in; each way it can fail in three lines."""
@@ -2835,7 +2918,7 @@ def bind(
     )
 
 
-def who_has_port(family: int, kind: int, target: Address) -> str:
+def who_has_port(family: int, kind: int, target: "Address") -> str:
     """A second bind tells: with SO_REUSEADDR it passes over connections in TIME_WAIT, but not over a server."""
     with contextlib.suppress(OSError), socket.socket(family, kind) as probe:
         if kind == socket.SOCK_STREAM and os.name == "posix":
@@ -3022,7 +3105,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Optional[Sequence[str]] = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         return serve(args)

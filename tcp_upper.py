@@ -19,7 +19,26 @@ Limits: nobody is asked for a password, nothing is encrypted. A client that does
 answer for --timeout seconds is hung up on; one that says nothing may stay.
 """
 
-from __future__ import annotations
+# --- imports: the same in all six scripts (tests/test_twins.py) ---
+import sys
+
+if __name__ == "__main__":
+    # A file that arrives must never be imported, whatever its name. Python looks first into the
+    # folder of this script, and PYTHONPATH may add the current one: both leave the path before
+    # anything else is imported. (For the same reason nothing here is imported from __future__.)
+    if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
+        del sys.path[0]
+    import os
+
+    def is_closed(folder: str) -> bool:
+        """Neither the script's folder nor the current one, unless that is the library itself."""
+        own = os.curdir, os.path.dirname(os.path.realpath(__file__))
+        return folder == os.path.dirname(os.__file__) or not any(
+            os.path.exists(folder) and os.path.samefile(folder, each) for each in own
+        )
+
+    sys.path[:] = [folder for folder in sys.path if is_closed(folder or os.curdir)]
+# --- end imports ---
 
 import argparse
 import codecs
@@ -33,11 +52,10 @@ import select
 import shlex
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Optional, TypeVar
 
 VERSION = "1.0"
 SERVER = "python3 tcp_upper.py server"
@@ -73,7 +91,7 @@ def ping_report(sent: int, trips: Sequence[float]) -> str:
     return lines
 
 
-def fate(problem: OSError | None, stopping: bool) -> str:
+def fate(problem: Optional[OSError], stopping: bool) -> str:
     """What became of a connection, for the log."""
     # with one it is the kernel's: the other machine has vanished
     if isinstance(problem, socket.timeout) and not problem.errno:
@@ -161,7 +179,7 @@ class Server:
         except (OSError, RuntimeError):
             self.refuse(conn, peer, "the system gives no further thread or process")
 
-    def fetch(self) -> tuple[socket.socket | None, Address]:
+    def fetch(self) -> "tuple[socket.socket | None, Address]":
         try:
             return self.sock.accept()
         except (BlockingIOError, ConnectionError):
@@ -172,7 +190,7 @@ class Server:
             select.select([self.stop], [], [], ACCEPT_PAUSE)
         return None, ()
 
-    def refuse(self, conn: socket.socket, peer: Address, why: str) -> None:
+    def refuse(self, conn: socket.socket, peer: "Address", why: str) -> None:
         """Answer and hang up, but keep the socket a moment: closed over unread bytes it sends RST, which destroys the answer."""
         log(f"{address(peer)} refused: {why}")
         self.refused.append(conn)
@@ -181,7 +199,7 @@ class Server:
             conn.send(FULL)
             conn.shutdown(socket.SHUT_WR)
 
-    def handle(self, conn: socket.socket, peer: Address) -> None:
+    def handle(self, conn: socket.socket, peer: "Address") -> None:
         conn.settimeout(None)
         # the kernel notices a client that vanished
         conn.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -203,7 +221,7 @@ class Server:
             raise
 
     def hand_over(
-        self, conn: socket.socket, peer: Address, stop_reading: Callable[[], None]
+        self, conn: socket.socket, peer: "Address", stop_reading: Callable[[], None]
     ) -> None:
         """To a child: fork() copies the process, and both have the connection until one closes it."""
         child = os.fork()
@@ -222,7 +240,7 @@ class Server:
         finally:
             os._exit(0)  # whatever happened, a child does not go back to accept()
 
-    def answer(self, conn: socket.socket, peer: Address) -> None:
+    def answer(self, conn: socket.socket, peer: "Address") -> None:
         """A connection's whole life: read, capitalise, write back, until the client's FIN."""
         began, rate = time.monotonic(), self.args.rate
         # a tenth of a second's worth
@@ -695,8 +713,8 @@ def reachable_at(sock: socket.socket) -> list[str]:
 def bind(
     args: argparse.Namespace,
     family: int,
-    target: Address,
-    backlog: int | None = None,
+    target: "Address",
+    backlog: Optional[int] = None,
     reuse: bool = True,
 ) -> socket.socket:
     """A socket at that address, which for TCP listens, with what systems differ in; each way it can fail in three lines."""
@@ -751,7 +769,7 @@ def bind(
     )
 
 
-def who_has_port(family: int, kind: int, target: Address) -> str:
+def who_has_port(family: int, kind: int, target: "Address") -> str:
     """A second bind tells: with SO_REUSEADDR it passes over connections in TIME_WAIT, but not over a server."""
     with contextlib.suppress(OSError), socket.socket(family, kind) as probe:
         if kind == socket.SOCK_STREAM and os.name == "posix":
@@ -1051,7 +1069,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Optional[Sequence[str]] = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         return serve(args) if args.role == "server" else client(args)

@@ -21,7 +21,26 @@ A datagram holds at most 65507 bytes over IPv4, 65527 over IPv6. A bad network i
 --seed, the client's host and the number of its datagram: the same experiment has the same result.
 """
 
-from __future__ import annotations
+# --- imports: the same in all six scripts (tests/test_twins.py) ---
+import sys
+
+if __name__ == "__main__":
+    # A file that arrives must never be imported, whatever its name. Python looks first into the
+    # folder of this script, and PYTHONPATH may add the current one: both leave the path before
+    # anything else is imported. (For the same reason nothing here is imported from __future__.)
+    if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
+        del sys.path[0]
+    import os
+
+    def is_closed(folder: str) -> bool:
+        """Neither the script's folder nor the current one, unless that is the library itself."""
+        own = os.curdir, os.path.dirname(os.path.realpath(__file__))
+        return folder == os.path.dirname(os.__file__) or not any(
+            os.path.exists(folder) and os.path.samefile(folder, each) for each in own
+        )
+
+    sys.path[:] = [folder for folder in sys.path if is_closed(folder or os.curdir)]
+# --- end imports ---
 
 import argparse
 import codecs
@@ -37,10 +56,9 @@ import select
 import shlex
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Optional, TypeVar
 
 VERSION = "1.0"
 SERVER = "python3 udp_upper.py server"
@@ -165,7 +183,7 @@ class Server:
         for data, peer in arrived:
             self.answer(data.upper(), peer)
 
-    def fetch(self, size: int) -> tuple[bytes, Address]:
+    def fetch(self, size: int) -> "tuple[bytes, Address]":
         """recvfrom() with a small buffer. What does not fit is cut off and gone, and only recvmsg() tells."""
         if hasattr(socket.socket, "recvmsg"):  # (a traced one always has it)
             data, _, flags, peer = self.sock.recvmsg(size)
@@ -179,10 +197,10 @@ class Server:
             )
         return data, peer
 
-    def refuse(self, peer: Address, number: int, why: str) -> None:
+    def refuse(self, peer: "Address", number: int, why: str) -> None:
         log(f"{address(peer)} datagram {number} lost: {why}")
 
-    def handle(self, answer: bytes, peer: Address) -> None:
+    def handle(self, answer: bytes, peer: "Address") -> None:
         """Decide what the bad network does with the answer, and when it leaves."""
         # at the end: the first is the longest silent
         number = self.numbers[peer] = self.numbers.pop(peer, 0) + 1
@@ -204,21 +222,21 @@ class Server:
             log(f"{address(peer)} datagram {number} reordered")
         self.hand_over(answer, peer, 1 + doubled, LATE if reordered else 0.0)
 
-    def hand_over(self, answer: bytes, peer: Address, copies: int, late: float) -> None:
+    def hand_over(self, answer: bytes, peer: "Address", copies: int, late: float) -> None:
         """To the queue: it leaves when its time has come."""
         due = time.monotonic() + self.args.delay
         if self.args.rate:
             due = self.free = max(due, self.free) + copies * len(answer) / self.args.rate
         heapq.heappush(self.waiting, (due + late, next(self.turn), answer, copies, peer))
 
-    def answer(self, answer: bytes, peer: Address) -> None:
+    def answer(self, answer: bytes, peer: "Address") -> None:
         try:
             self.sock.sendto(answer, peer)
         except OSError as error:
             # the network is down, a firewall says no, the send buffer is full: lost, as UDP may
             log(f"{address(peer)} answer lost: {error.strerror}")
 
-    def settle(self) -> float | None:
+    def settle(self) -> Optional[float]:
         """Send the answers whose time has come; the seconds until the next one's, None when none waits."""
         while self.waiting and (pause := self.waiting[0][0] - time.monotonic()) <= 0:
             _, _, answer, copies, peer = heapq.heappop(self.waiting)
@@ -298,7 +316,7 @@ def send_message(sock: socket.socket, data: bytes, tally: Tally) -> None:
 
 def await_reply(
     sock: socket.socket, args: argparse.Namespace, tally: Tally, deadline: float
-) -> bytes | None:
+) -> Optional[bytes]:
     """The next datagram, None when the time is up. One that is there already counts, however late it has become."""
     while select.select([sock], [], [], max(0.0, deadline - time.perf_counter()))[0]:
         try:
@@ -683,8 +701,8 @@ def reachable_at(sock: socket.socket) -> list[str]:
 def bind(
     args: argparse.Namespace,
     family: int,
-    target: Address,
-    backlog: int | None = None,
+    target: "Address",
+    backlog: Optional[int] = None,
     reuse: bool = True,
 ) -> socket.socket:
     """A socket at that address, which for TCP listens, with what systems differ in; each way it can fail in three lines."""
@@ -739,7 +757,7 @@ def bind(
     )
 
 
-def who_has_port(family: int, kind: int, target: Address) -> str:
+def who_has_port(family: int, kind: int, target: "Address") -> str:
     """A second bind tells: with SO_REUSEADDR it passes over connections in TIME_WAIT, but not over a server."""
     with contextlib.suppress(OSError), socket.socket(family, kind) as probe:
         if kind == socket.SOCK_STREAM and os.name == "posix":
@@ -844,7 +862,7 @@ def server_command(args: argparse.Namespace) -> str:
     return f"{SERVER}{host} --port {args.port}"
 
 
-def no_echo(args: argparse.Namespace, problem: OSError | None) -> Failure:
+def no_echo(args: argparse.Namespace, problem: Optional[OSError]) -> Failure:
     """Nothing came back; problem is what the kernel said instead, if it said something each time."""
     if isinstance(problem, ConnectionError):
         return Failure(
@@ -1018,7 +1036,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Optional[Sequence[str]] = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         return serve(args) if args.role == "server" else client(args)
