@@ -108,13 +108,13 @@ who, ping, say (without nick); usage and unknown-verb do not end it. Meanwhile t
     put NAME [size=N] [mtime_ns=N] [exec=yes] from=HOST:PORT [nick=NAME]     and a body, in which `note NAME` may stand between lines
     mkdir NAME from=HOST:PORT [nick=NAME]
 and the client answers as the server does: note NAME received=N while it comes, then ok put NAME size= sha256= verified=yes
-[as=NAME-IT-HAS-THERE] or err put NAME reason=CODE, as soon as it knows; ok or err mkdir NAME. A request of its own inside a body
+[as=NAME-IT-HAS-THERE] or err put NAME reason=CODE [why=TEXT], as soon as it knows; ok or err mkdir NAME. A request of its own inside a body
 is carried out, and means that it does not want the file (left). NAME is what the sender says: it is for the receiver to check.
 
 The sender hears `note NAME waiting=N` while one of its N receivers has something else coming; all are taken at once,
 first come first, and a sender that waits has none (nor keeps it from others, before it has waited for --timeout
 seconds). Then `note NAME received=N`: what the slowest of them has; and of each as soon as it is known, `got HOST:PORT
-ok put NAME size= sha256= verified= [as=] [nick=]` or `got TO err put NAME reason=CODE` (mkdir with type=dir). The
+ok put NAME size= sha256= verified= [as=] [nick=]` or `got TO err put NAME reason=CODE [why=]` (mkdir with type=dir). The
 reason is the receiver's own, or no-such-client, not-receiving, yourself, gone (closed, or broke the protocol), stalled
 (took nothing and told of nothing more received for --timeout seconds: the server has closed it), left. A receiver's ok before the end of the body
 is a request like any other: left. When none has got it, the end is err send NAME reason=not-received receivers=N verified=0; inside the body if
@@ -129,7 +129,8 @@ may say 40 lines (or join so often) at once and 20 a second: others are answered
 read, 200 lines are kept; it loses the oldest of more, and hears `note chat lost=N` before the next.
 
 Reason codes. The connection goes on after: no-such-file no-such-folder (one above it is missing) exists (with size= mtime_ns=, but for mkdir)
-is-a-folder not-a-folder not-a-file (a link or special) not-empty not-permitted not-possible bad-name hidden-name read-only
+is-a-folder not-a-folder not-a-file (a link or special) not-empty not-permitted (with why= a sentence, where what arrives would be
+run as part of a program later: a script of ours, what Python imports) not-possible bad-name hidden-name read-only
 too-large (limit=) too-long (more than size= said) incomplete (less) wrong-digest aborted disk-full resume-first busy (another
 client is writing it) bad-nick not-received not-in-chat too-fast (limit=) auth-required not-needed (auth where there is no password, or
 a second time) usage unknown-verb failed; received=N tells how far a put came. The server closes after `err auth` reason=
@@ -606,8 +607,8 @@ class Refused(Exception):
         self.reason, self.keys = reason, keys
 
 
-def reason_of(error: OSError) -> str:
-    return REASONS.get(error.errno or 0, "failed")
+def reason_of(error: Union[Refused, OSError]) -> str:
+    return error.reason if isinstance(error, Refused) else REASONS.get(error.errno or 0, "failed")
 
 
 def components(name: str, hidden: bool = True, windows: bool = os.name == "nt") -> list[str]:
@@ -664,8 +665,16 @@ class Folder:
     def descend(self, names: Sequence[str], make: bool = False) -> "Folder":
         return functools.reduce(lambda found, name: found.below(name, make), names, self)
 
+    def protect(self, name: str, is_folder: bool = False) -> None:
+        """Refuse to change what is part of a program, or to make what would be one: what arrives is never run."""
+        check = holds_program if is_folder else is_program
+        if check(os.path.join(self.path, name)):
+            raise Refused("not-permitted", why="it would be part of a program at its next start")
+
     def make(self, name: str) -> None:
         """A folder in it. One that is there already may have been made this very moment, and not be on the disk yet."""
+        if not self.stat(name):
+            self.protect(name)
         try:
             os.mkdir(self.at(name), dir_fd=self.fd)
         finally:
@@ -1477,9 +1486,7 @@ class Session(Wire):
             self.attend(verb, request)
             command.run(self, request)
         except (Refused, OSError) as error:
-            result, keys = (
-                (error.reason, error.keys) if isinstance(error, Refused) else (reason_of(error), {})
-            )
+            result, keys = reason_of(error), getattr(error, "keys", {})
             named = {"send": names[1:], "say": []}.get(verb, names)
             self.put(
                 line(
@@ -1754,7 +1761,8 @@ class Session(Wire):
         ):
             raise Refused("disk-full")
 
-    def check_vacant(self, folder: Folder, leaf: str, over: bool) -> None:
+    def check_vacant(self, folder: Folder, leaf: str, over: bool, is_folder: bool = False) -> None:
+        folder.protect(leaf, is_folder)
         there = folder.stat(leaf)
         if there and stat.S_ISDIR(there.st_mode):
             raise Refused("is-a-folder")
@@ -1828,6 +1836,7 @@ class Session(Wire):
 
     def do_delete(self, request: Line) -> None:
         folder, leaf, status = self.existing(request.words[0])
+        folder.protect(leaf)
         folder.remove(leaf, stat.S_ISDIR(status.st_mode))
         self.near = "", self.root
         self.ok(request)
@@ -1836,8 +1845,10 @@ class Session(Wire):
         old, new = request.words
         folder, leaf, status = self.existing(old)
         other, other_leaf = self.find(new)
-        over = request.keys.get("over") == "yes" and stat.S_ISREG(status.st_mode)
-        self.check_vacant(other, other_leaf, over)
+        is_folder = stat.S_ISDIR(status.st_mode)
+        over = request.keys.get("over") == "yes" and not is_folder
+        folder.protect(leaf, is_folder)
+        self.check_vacant(other, other_leaf, over, is_folder)
         with self.server.lock:
             folder.move(leaf, other, other_leaf, over)
             left = folder.stat(leaf) if over else None
@@ -2114,7 +2125,15 @@ NOT_ALONE = {"data", "end", "abort", "note"}  # they mean something only inside 
 STAYS = {"help", "who", "ping", "say"}  # they do not end a `receive` or `chat` that waits
 # what a receiver's answer tells the sender, and characters of each at most: or its line could be
 # longer than the sender may take
-RESULTS = {"reason": 32, "received": 20, "as": MAX_ECHO, "size": 20, "sha256": 64, "verified": 3}
+RESULTS = {
+    "reason": 32,
+    "why": 200,
+    "received": 20,
+    "as": MAX_ECHO,
+    "size": 20,
+    "sha256": 64,
+    "verified": 3,
+}
 # unless they are refused: they move and change nothing
 UNLOGGED = {"help", "stat", "ping", "bye", "resume", "who", "chat", "say", "auth"}
 # results of those that are not worth a line in the log
@@ -2525,18 +2544,20 @@ CODE = (".py", ".pyc", ".pyw", ".so", ".pyd", ".dylib", ".dll", ".exe", ".pth", 
 
 @functools.lru_cache(maxsize=64)
 def folder_key(folder: str) -> str:
-    """One form for all ways to write a folder's path: disks may know neither case nor composed letters."""
-    return unicodedata.normalize("NFD", os.path.realpath(folder)).casefold()
+    """One form for all ways to write a folder's path: disks may know neither case nor composed letters.
+
+    A separator ends it, so that it begins the form of all that is in the folder."""
+    real = os.path.join(os.path.realpath(folder), "")
+    return unicodedata.normalize("NFD", real).casefold()
 
 
 def path_key(path: str) -> str:
     folder, leaf = os.path.split(os.path.abspath(path))
-    leaf = unicodedata.normalize("NFD", leaf).casefold()
-    return os.path.join(folder_key(folder), leaf)
+    return folder_key(folder) + os.path.join(unicodedata.normalize("NFD", leaf).casefold(), "")
 
 
 @functools.lru_cache(maxsize=1)
-def program_places() -> tuple[frozenset[str], frozenset[str]]:
+def program_places() -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The files that run when a script of ours starts, and the folders that Python imports from.
 
     The files are the scripts beside this one, the interpreter, and what tells it its folders."""
@@ -2546,28 +2567,32 @@ def program_places() -> tuple[frozenset[str], frozenset[str]]:
     files |= {__file__, os.path.realpath(__file__), sys.executable}
     files |= {os.path.join(bin_folder, level, "pyvenv.cfg") for level in (os.curdir, os.pardir)}
     folders = {bin_folder, site.getusersitepackages(), *sys.path}
-    if not sys.flags.ignore_environment:
-        folders.update(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
-    return frozenset(map(path_key, files)), frozenset(map(folder_key, folders))
+    # An empty entry, as in PYTHONPATH=: stands for the current folder: the first line of this
+    # script takes that off the path, but Python imports sitecustomize before it.
+    paths = "" if sys.flags.ignore_environment else os.environ.get("PYTHONPATH", "")
+    folders.update(paths.split(os.pathsep) if paths else [])
+    return tuple(map(path_key, files)), tuple(map(folder_key, folders))
 
 
 def is_program(path: str) -> bool:
     """Whether a file of this name would be part of a program of ours at its next start."""
     key = path_key(path)
     files, folders = program_places()
-    if key in files or (os.path.exists(path) and os.path.samefile(path, __file__)):
+    # below a file too: Python runs a folder that is called like a script, if it has a __main__.py
+    if key.startswith(files) or key in folders:
         return True
-    return key.endswith(CODE) and any(key.startswith(os.path.join(it, "")) for it in folders)
+    if key.startswith(folders) and key[: -len(os.sep)].endswith(CODE):
+        return True
+    with contextlib.suppress(OSError):
+        return os.path.exists(path) and os.path.samefile(path, __file__)  # a hard link
+    return False
 
 
 def holds_program(path: str) -> bool:
     """Whether to rename or remove a folder of this name, or to move one there, would change one."""
     key = path_key(path)
     files, folders = program_places()
-    below = os.path.join(key, "")
-    return any(place == key or place.startswith(below) for place in files | folders) or any(
-        key.startswith(os.path.join(folder, "")) for folder in folders
-    )
+    return key.startswith(folders) or any(place.startswith(key) for place in files + folders)
 
 
 # --- end programs ---
