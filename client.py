@@ -620,6 +620,8 @@ DEVICE = re.compile(
 )
 # and no wait for a FIFO
 NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+# names of parts that nobody has to find again
+UNIQUE = itertools.count(int.from_bytes(os.urandom(15), "big"))
 KEPT = 7 * 86400  # seconds that the part of an interrupted transfer is kept
 # entries of a folder that are put in order; where there are more they come as the disk has them
 SORTED = 20000
@@ -787,7 +789,7 @@ class Folder:
         if over:
             return os.replace(source, target, src_dir_fd=self.fd, dst_dir_fd=other.fd)
         try:
-            os.link(source, target, src_dir_fd=self.fd, dst_dir_fd=other.fd, follow_symlinks=False)
+            self.link(old, other, new)
         except FileExistsError:
             raise
         except OSError:
@@ -795,7 +797,24 @@ class Folder:
             if other.stat(new):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
             return os.rename(source, target, src_dir_fd=self.fd, dst_dir_fd=other.fd)
-        os.unlink(source, dir_fd=self.fd)
+        if PART.fullmatch(old):  # nobody else gives that name to anything
+            return self.remove(old)
+        self.retire(old, other.stat(new))
+
+    def retire(self, name: str, was: Optional[os.stat_result]) -> None:
+        """Take its name from a file that has another one too. What a different program has put there meanwhile gets the name back."""
+        aside = f".six-{next(UNIQUE):032x}.part"
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(self.at(name), self.at(aside), src_dir_fd=self.fd, dst_dir_fd=self.fd)
+            found = os.stat(self.at(aside), dir_fd=self.fd, follow_symlinks=False)
+            if not (was and os.path.samestat(found, was)):
+                with contextlib.suppress(FileExistsError):
+                    self.link(aside, self, name)
+            self.remove(aside)
+
+    def link(self, old: str, other: "Folder", new: str) -> None:
+        ends = {"src_dir_fd": self.fd, "dst_dir_fd": other.fd}
+        os.link(self.at(old), other.at(new), **ends, follow_symlinks=False)
 
 
 def locked(fd: int) -> bool:
@@ -840,8 +859,6 @@ CHUNK = 1 << 19
 # bytes from which an interrupted file is worth resuming; a smaller one starts over
 RESUMABLE = 1 << 20
 UNLOCKED = contextlib.nullcontext()
-# names of parts that nobody has to find again
-UNIQUE = itertools.count(int.from_bytes(os.urandom(15), "big"))
 
 
 def lasting_name(leaf: str, size: Optional[int], mtime_ns: Optional[int]) -> str:

@@ -1394,29 +1394,29 @@ runpy.run_path({str(ROOT / "server.py")!r}, run_name="__main__")
 
 
 def test_a_rename_does_not_take_an_upload_with_it(box, tmp_path):
-    """A rename links the new name and unlinks the old one: between the two an upload must not take the old one."""
+    """A rename links the new name and takes the old one away: between the two an upload must not take the old one."""
     from conftest import Server
 
     (box / "p").write_text("old")
     runner = tmp_path / "run.py"
     runner.write_text(f"""
 import os, runpy, sys, threading
-near, named, replace, unlink, utime = threading.Event(), threading.Event(), os.replace, os.unlink, os.utime
-def slow_unlink(path, **more):
+near, named, replace, rename, utime = threading.Event(), threading.Event(), os.replace, os.rename, os.utime
+def slow_rename(path, *rest, **more):
     if path == "p":
         print("between", file=sys.stderr, flush=True)
         near.wait(20)
         named.wait(0.2)  # an upload that does not wait for the lock is named in this time
-    return unlink(path, **more)
+    return rename(path, *rest, **more)
 def told_utime(*args, **more):
     near.set()
     return utime(*args, **more)
 def told_replace(*args, **more):
     replace(*args, **more)
     named.set()
-os.supports_dir_fd = {{*os.supports_dir_fd, slow_unlink}}
+os.supports_dir_fd = {{*os.supports_dir_fd, slow_rename}}
 os.supports_fd = {{*os.supports_fd, told_utime}}
-os.unlink, os.utime, os.replace = slow_unlink, told_utime, told_replace
+os.rename, os.utime, os.replace = slow_rename, told_utime, told_replace
 sys.argv = ["server.py", sys.argv[1], "--port", "0"]
 runpy.run_path({str(ROOT / "server.py")!r}, run_name="__main__")
 """)
@@ -1428,6 +1428,42 @@ runpy.run_path({str(ROOT / "server.py")!r}, run_name="__main__")
         assert b"ok rename" in everything(sock)
     server.stop()
     assert (box / "p").read_text() == "new" and (box / "q").read_text() == "old"
+
+
+@pytest.mark.parametrize("slow", ["link", "scandir"])
+def test_a_rename_does_not_take_the_upload_of_another_process_with_it(start, box, tmp_path, slow):
+    """Several servers of one folder are one, also when a rename of one meets an upload to the other."""
+    from conftest import Server
+
+    (box / "p").write_text("old")
+    if slow == "scandir":  # two links of one file, which rename() leaves as they are
+        os.link(box / "p", box / "q")
+    runner = tmp_path / "run.py"
+    runner.write_text(f"""
+import os, runpy, sys, time
+call = os.{slow}
+def slow(*args, **more):
+    found = call(*args, **more)
+    print("between", file=sys.stderr, flush=True)
+    for _ in range(2000):
+        if os.path.exists({str(tmp_path / "go")!r}):
+            break
+        time.sleep(0.01)
+    return found
+os.supports_dir_fd, os.supports_fd = {{*os.supports_dir_fd, slow}}, {{*os.supports_fd, slow}}
+os.{slow} = slow
+runpy.run_path({str(ROOT / "server.py")!r}, run_name="__main__")
+""")
+    ours, other = Server(str(runner), box, "--timeout", "30"), start()
+    with ours.connect() as sock:
+        sock.sendall(b"rename p q over=yes\nbye\n" if slow == "scandir" else b"rename p q\nbye\n")
+        ours.wait_for("between")
+        assert b"verified=yes" in talk(other, put("p", b"new", over="yes"))
+        (tmp_path / "go").touch()
+        assert b"ok rename" in everything(sock)
+    ours.stop()
+    assert (box / "p").read_text() == "new" and (box / "q").read_text() == "old"
+    assert names(box) == ["p", "q"]
 
 
 def test_ten_clients_at_once(start, box):
