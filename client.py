@@ -458,6 +458,7 @@ WHYS = {
         "the name leaves the shared folder, or no server can have it",
         "a path below the shared folder, without .. and without a / at its beginning or end",
     ),
+    "too-deep": ("that is more than 64 folders deep", "a place further up"),
     "hidden-name": ("the server keeps names that start with a dot to itself", f"{SERVER} --hidden"),
     "read-only": ("the server was started with --read-only", f"{SERVER} without it"),
     "too-large": ("it is more than the server's --max-size", f"{SERVER} with a larger --max-size"),
@@ -612,6 +613,7 @@ def refusal(answer: Line, verb: str, name: str) -> "Failure":
 
 # --- folders: the same in server.py, client.py (tests/test_twins.py) ---
 MAX_NAME = 4096  # bytes of a path: more than most systems take
+MAX_DEPTH = 64  # components of a path: what is further down costs too much to walk to
 # what the name of an unfinished file looks like
 PART = re.compile(r"\.six-[0-9a-f]{32}\.part", re.IGNORECASE)
 # what Windows takes for something else
@@ -687,6 +689,8 @@ def components(name: str, hidden: bool = True, windows: bool = os.name == "nt") 
             raise Refused("bad-name")
         if part[0] == "." and not hidden:
             raise Refused("hidden-name")
+    if len(parts) > MAX_DEPTH:
+        raise Refused("too-deep")
     return parts
 
 
@@ -2204,7 +2208,7 @@ class Gets(Batch):
 
     def make_folder(self, job: Job) -> None:
         if self.stream is None:
-            folder, _ = self.local(job.path + "/x")
+            folder = self.folder(tuple(components(job.path)))
             for entry in folder.entries():
                 swept(folder, entry)
 
@@ -2345,13 +2349,10 @@ class Gets(Batch):
 
     def trouble(self, job: Job, error: Union[OSError, Refused]) -> "Failure":
         if isinstance(error, Refused):
-            why = error.keys.get("why", "that would lead outside of the folder that it is for")
-            return Failure(
-                23 if "why" in error.keys else 56,
-                f"will not write {shown(job.path)} here",
-                str(why),
-                "-o DEST for another place",
-            )
+            why = error.keys.get("why", WHYS[error.reason][0])
+            code = 56 if error.reason == "bad-name" else 23
+            what = f"will not write {shown(job.path)} here"
+            return Failure(code, what, str(why), "-o DEST for another place")
         return Failure(
             23,
             f"cannot write {shown(job.path)} ({error.strerror}) after {job.offset:,} of {job.size:,} bytes",

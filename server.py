@@ -33,7 +33,7 @@ Lines. A verb and words, single spaces between them, at the end LF (CRLF is take
 Verbs are case-insensitive. A word is positional, or key=value; unknown keys are ignored; of a key given twice the last
 counts. An empty line means nothing. In names and values a space, `%`, `=` and every byte that is not part of a printable UTF-8 character are written
 %XX; more may be. Numbers are decimal digits; mtime_ns (nanoseconds since 1970) may begin with a minus sign. Names are paths
-below the shared folder with `/` between components, at most 4096 bytes. Refused as bad-name: an empty component, `.`, `..`,
+below the shared folder with `/` between components, at most 4096 bytes and 64 components. Refused as bad-name: an empty component, `.`, `..`,
 a leading `/`, NUL, `.six-<32 hex digits>.part`; on Windows also \\ : < > | ? * ", devices, a trailing dot or space. A name with
 a component that starts with a dot is refused as hidden-name without --hidden. Links are not followed.
 
@@ -130,7 +130,8 @@ read, 200 lines are kept; it loses the oldest of more, and hears `note chat lost
 
 Reason codes. The connection goes on after: no-such-file no-such-folder (one above it is missing) exists (with size= mtime_ns=, but for mkdir)
 is-a-folder not-a-folder not-a-file (a link or special) not-empty not-permitted (with why= a sentence, where what arrives would be
-run as part of a program later: a script of ours, what Python imports) not-possible bad-name hidden-name read-only
+run as part of a program later: a script of ours, what Python imports) not-possible bad-name too-deep (more than 64 components, also
+of what is in a folder that is renamed; in `list`, a folder that deep is not looked into) hidden-name read-only
 too-large (limit=) too-long (more than size= said) incomplete (less) wrong-digest aborted disk-full resume-first busy (another
 client is writing it) bad-nick not-received not-in-chat too-fast (limit=) auth-required not-needed (auth where there is no password, or
 a second time) usage unknown-verb failed; received=N tells how far a put came. The server closes after `err auth` reason=
@@ -553,6 +554,7 @@ def amount(text: str) -> int:
 
 # --- folders: the same in server.py, client.py (tests/test_twins.py) ---
 MAX_NAME = 4096  # bytes of a path: more than most systems take
+MAX_DEPTH = 64  # components of a path: what is further down costs too much to walk to
 # what the name of an unfinished file looks like
 PART = re.compile(r"\.six-[0-9a-f]{32}\.part", re.IGNORECASE)
 # what Windows takes for something else
@@ -628,6 +630,8 @@ def components(name: str, hidden: bool = True, windows: bool = os.name == "nt") 
             raise Refused("bad-name")
         if part[0] == "." and not hidden:
             raise Refused("hidden-name")
+    if len(parts) > MAX_DEPTH:
+        raise Refused("too-deep")
     return parts
 
 
@@ -1395,7 +1399,7 @@ def walk(
     name: str,
     deep: bool,
     visible: Callable[[str], bool],
-    failed: Callable[[str, OSError], None],
+    failed: Callable[[str, Union[OSError, Refused]], None],
 ) -> Iterator[tuple[str, Folder, os.DirEntry[str]]]:
     """What is in a folder called name, and with deep in all below it: full name, folder, entry. Only one folder is open at a time."""
     waiting: list[list[str]] = [[]]
@@ -1406,9 +1410,11 @@ def walk(
         try:
             folder = top.descend(above)
             for entry in filter(lambda entry: visible(entry.name), folder.entries()):
+                if before.count("/") >= MAX_DEPTH:
+                    raise Refused("too-deep")
                 yield before + entry.name, folder, entry
                 found += [entry.name] * (deep and entry.is_dir(follow_symlinks=False))
-        except OSError as error:
+        except (OSError, Refused) as error:
             if not above:
                 raise
             failed(full, error)
@@ -1651,7 +1657,7 @@ class Session(Wire):
         folder = self.folder(components(name, self.args.hidden)) if name else self.root
         deep, count = request.keys.get("deep") == "yes", 0
 
-        def failed(full: str, error: OSError) -> None:
+        def failed(full: str, error: Union[OSError, Refused]) -> None:
             self.entry("note", full, reason=reason_of(error))
 
         for full, _, entry in walk(folder, name, deep, self.visible, failed):
@@ -1866,6 +1872,8 @@ class Session(Wire):
         over = request.keys.get("over") == "yes" and not is_folder
         folder.protect(leaf, is_folder)
         self.check_vacant(other, other_leaf, over, is_folder)
+        if is_folder and new.count("/") > old.count("/"):
+            self.check_depth(folder.below(leaf), new)
         with self.server.lock:
             folder.move(leaf, other, other_leaf, over)
             left = folder.stat(leaf) if over else None
@@ -1882,6 +1890,17 @@ class Session(Wire):
                 folder.retire(leaf, status)  # rename() does nothing between two links of one file
         self.near = "", self.root
         self.ok(request)
+
+    def check_depth(self, folder: Folder, name: str) -> None:
+        """Whether all that is in a folder may be so far down when the folder has that name."""
+
+        def failed(full: str, error: Union[OSError, Refused]) -> None:
+            if isinstance(error, Refused):
+                raise error
+
+        tell = self.tell(name, "checked")
+        for count, _ in enumerate(walk(folder, name, True, lambda name: True, failed)):
+            tell(count)
 
     def do_mkdir(self, request: Line) -> None:
         folder, leaf = self.find(request.words[0], make=True)

@@ -706,6 +706,51 @@ def test_no_line_of_a_deep_listing_is_longer_than_a_line_may_be(start, box):
     )
 
 
+def deep(folder, count, name="d"):
+    """So many folders, each in the one before."""
+    above = os.open(folder, os.O_RDONLY)
+    for _ in range(count):
+        os.mkdir(name, dir_fd=above)
+        below = os.open(name, os.O_RDONLY, dir_fd=above)
+        os.close(above)
+        above = below
+    os.close(above)
+
+
+def test_no_name_is_deeper_than_sixty_four_components(start, box):
+    server, path = start(), "/".join("d" * 63)
+    assert b"ok put" in talk(server, f"mkdir {path}\n".encode() + put(f"{path}/x", b"x"))
+    for request in (
+        put(f"{path}/d/x", b"x"),
+        f"mkdir {path}/d/d\n".encode(),
+        f"get {path}/d/x\n".encode(),
+        f"rename {path}/x {path}/d/x\n".encode(),
+    ):
+        assert b"reason=too-deep" in talk(server, request)
+    assert names(box.joinpath(*path.split("/"))) == ["x"]
+
+
+def test_a_rename_makes_nothing_deeper_than_sixty_four_components(start, box):
+    server, half = start(), "/".join("d" * 32)
+    assert b"ok mkdir" in talk(server, f"mkdir a/{half}\nmkdir b/{half}\n".encode())
+    said = talk(server, f"rename a b/{half}/a\nrename a/d b/{half}/d\n".encode())
+    assert said.count(b"reason=too-deep") == 2
+    said = talk(server, f"rename a/d/d b/{half}/d\nrename b/d/d b/e\nrename b/e up\n".encode())
+    assert said.count(b"ok rename") == 3 and names(box) == ["a", "b", "up"]
+
+
+def test_a_tree_that_is_too_deep_already_is_told_and_costs_little(start, box):
+    """It may have come another way."""
+    deep(box, 200)
+    (box / "x").touch()
+    server = start()
+    said = talk(server, b"list deep=yes\n").decode().splitlines()
+    assert len(said) == 67 and said[-1] == "ok list count=65"
+    assert said[65] == f"note {'/'.join('d' * 64)} reason=too-deep"
+    assert server.at_rest()
+    assert b"reason=too-deep" in talk(server, b"rename d other/d\nmkdir e\nrename d e/d\n")
+
+
 def test_help_about_something_long_does_not_repeat_it(start):
     assert len(talk(start(), b"help " + b"\xff" * 30000 + b"\n").splitlines()[-1]) < 100
 
