@@ -77,7 +77,7 @@ import time
 import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional, TypeVar, Union
 
 if TYPE_CHECKING:
     import ssl
@@ -458,6 +458,7 @@ WHYS = {
         "the name leaves the shared folder, or no server can have it",
         "a path below the shared folder, without .. and without a / at its beginning or end",
     ),
+    "too-deep": ("that is more than 64 folders deep", "a place further up"),
     "hidden-name": ("the server keeps names that start with a dot to itself", f"{SERVER} --hidden"),
     "read-only": ("the server was started with --read-only", f"{SERVER} without it"),
     "too-large": ("it is more than the server's --max-size", f"{SERVER} with a larger --max-size"),
@@ -593,6 +594,7 @@ def refusal(answer: Line, verb: str, name: str) -> "Failure":
     """What an `err` means, in three lines."""
     reason = answer.keys.get("reason", "?")
     why, hint = WHYS.get(reason, ("the server says so", "the server's log tells more"))
+    why = shown(answer.keys.get("why", why))
     if "limit" in answer.keys:
         why += f" ({human(answer.number('limit'))})"
     if "received" in answer.keys:
@@ -611,6 +613,7 @@ def refusal(answer: Line, verb: str, name: str) -> "Failure":
 
 # --- folders: the same in server.py, client.py (tests/test_twins.py) ---
 MAX_NAME = 4096  # bytes of a path: more than most systems take
+MAX_DEPTH = 64  # components of a path: what is further down costs too much to walk to
 # what the name of an unfinished file looks like
 PART = re.compile(r"\.six-[0-9a-f]{32}\.part", re.IGNORECASE)
 # what Windows takes for something else
@@ -619,6 +622,8 @@ DEVICE = re.compile(
 )
 # and no wait for a FIFO
 NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+# names of parts that nobody has to find again
+UNIQUE = itertools.count(int.from_bytes(os.urandom(15), "big"))
 KEPT = 7 * 86400  # seconds that the part of an interrupted transfer is kept
 # entries of a folder that are put in order; where there are more they come as the disk has them
 SORTED = 20000
@@ -665,8 +670,8 @@ class Refused(Exception):
         self.reason, self.keys = reason, keys
 
 
-def reason_of(error: OSError) -> str:
-    return REASONS.get(error.errno or 0, "failed")
+def reason_of(error: Union[Refused, OSError]) -> str:
+    return error.reason if isinstance(error, Refused) else REASONS.get(error.errno or 0, "failed")
 
 
 def components(name: str, hidden: bool = True, windows: bool = os.name == "nt") -> list[str]:
@@ -684,6 +689,8 @@ def components(name: str, hidden: bool = True, windows: bool = os.name == "nt") 
             raise Refused("bad-name")
         if part[0] == "." and not hidden:
             raise Refused("hidden-name")
+    if len(parts) > MAX_DEPTH:
+        raise Refused("too-deep")
     return parts
 
 
@@ -723,8 +730,16 @@ class Folder:
     def descend(self, names: Sequence[str], make: bool = False) -> "Folder":
         return functools.reduce(lambda found, name: found.below(name, make), names, self)
 
+    def protect(self, name: str, is_folder: bool = False) -> None:
+        """Refuse to change what is part of a program, or to make what would be one: what arrives is never run."""
+        check = holds_program if is_folder else is_program
+        if check(os.path.join(self.path, name)):
+            raise Refused("not-permitted", why="it would be part of a program at its next start")
+
     def make(self, name: str) -> None:
         """A folder in it. One that is there already may have been made this very moment, and not be on the disk yet."""
+        if not self.stat(name):
+            self.protect(name)
         try:
             os.mkdir(self.at(name), dir_fd=self.fd)
         finally:
@@ -778,7 +793,7 @@ class Folder:
         if over:
             return os.replace(source, target, src_dir_fd=self.fd, dst_dir_fd=other.fd)
         try:
-            os.link(source, target, src_dir_fd=self.fd, dst_dir_fd=other.fd, follow_symlinks=False)
+            self.link(old, other, new)
         except FileExistsError:
             raise
         except OSError:
@@ -786,7 +801,24 @@ class Folder:
             if other.stat(new):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
             return os.rename(source, target, src_dir_fd=self.fd, dst_dir_fd=other.fd)
-        os.unlink(source, dir_fd=self.fd)
+        if PART.fullmatch(old):  # nobody else gives that name to anything
+            return self.remove(old)
+        self.retire(old, other.stat(new))
+
+    def retire(self, name: str, was: Optional[os.stat_result]) -> None:
+        """Take its name from a file that has another one too. What a different program has put there meanwhile gets the name back."""
+        aside = f".six-{next(UNIQUE):032x}.part"
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(self.at(name), self.at(aside), src_dir_fd=self.fd, dst_dir_fd=self.fd)
+            found = os.stat(self.at(aside), dir_fd=self.fd, follow_symlinks=False)
+            if not (was and os.path.samestat(found, was)):
+                with contextlib.suppress(FileExistsError):
+                    self.link(aside, self, name)
+            self.remove(aside)
+
+    def link(self, old: str, other: "Folder", new: str) -> None:
+        ends = {"src_dir_fd": self.fd, "dst_dir_fd": other.fd}
+        os.link(self.at(old), other.at(new), **ends, follow_symlinks=False)
 
 
 def locked(fd: int) -> bool:
@@ -831,8 +863,6 @@ CHUNK = 1 << 19
 # bytes from which an interrupted file is worth resuming; a smaller one starts over
 RESUMABLE = 1 << 20
 UNLOCKED = contextlib.nullcontext()
-# names of parts that nobody has to find again
-UNIQUE = itertools.count(int.from_bytes(os.urandom(15), "big"))
 
 
 def lasting_name(leaf: str, size: Optional[int], mtime_ns: Optional[int]) -> str:
@@ -1510,7 +1540,7 @@ class Batch:
     def start(self, job: Job) -> None:
         raise NotImplementedError
 
-    def trouble(self, job: Job, error: OSError) -> "Failure":
+    def trouble(self, job: Job, error: Union[OSError, Refused]) -> "Failure":
         raise NotImplementedError
 
     def run(self, jobs: Iterator[Job]) -> int:
@@ -1573,7 +1603,7 @@ class Batch:
             call(job, *rest)
         except Failure as failure:
             self.fail(job, failure)
-        except OSError as error:
+        except (OSError, Refused) as error:
             self.fail(job, self.trouble(job, error))
 
     def fail(self, job: Job, failure: "Failure") -> None:
@@ -1977,7 +2007,8 @@ class Puts(Batch):
             self.link.flush()
         return refused
 
-    def trouble(self, job: Job, error: OSError) -> "Failure":
+    def trouble(self, job: Job, error: Union[OSError, Refused]) -> "Failure":
+        assert isinstance(error, OSError)
         near = ""
         with contextlib.suppress(OSError):
             import difflib
@@ -2177,21 +2208,13 @@ class Gets(Batch):
 
     def make_folder(self, job: Job) -> None:
         if self.stream is None:
-            folder, _ = self.local(job.path + "/x")
+            folder = self.folder(tuple(components(job.path)))
             for entry in folder.entries():
                 swept(folder, entry)
 
     def local(self, path: str) -> tuple[Folder, str]:
         """Where a name leads here: checked like a name from any network, component by component below DEST."""
-        try:
-            *above, leaf = components(path)
-        except Refused:
-            raise Failure(
-                56,
-                f"the server names a file {shown(path)}",
-                "that would lead outside of the folder that it is for",
-                "another server",
-            ) from None
+        *above, leaf = components(path)
         return self.folder(tuple(above)), leaf
 
     def open_folder(self, above: tuple[str, ...]) -> Folder:
@@ -2201,10 +2224,13 @@ class Gets(Batch):
     def fetch(self, job: Job) -> None:
         if self.stream is not None:
             job.part = job.part or Stream(self.stream)
-        elif self.is_here(job, *self.local(job.path)):
-            return self.skip(job, job.size)
-        elif self.args.resume and job.size >= RESUMABLE and not job.part:
-            self.resume(job, *self.local(job.path))
+        else:
+            folder, leaf = self.local(job.path)
+            if self.is_here(job, folder, leaf):
+                return self.skip(job, job.size)
+            folder.protect(leaf)
+            if self.args.resume and job.size >= RESUMABLE and not job.part:
+                self.resume(job, folder, leaf)
         part = job.part
         self.link.request(
             self.fetched,
@@ -2321,7 +2347,12 @@ class Gets(Batch):
             job.part.keep()
             job.part = None
 
-    def trouble(self, job: Job, error: OSError) -> "Failure":
+    def trouble(self, job: Job, error: Union[OSError, Refused]) -> "Failure":
+        if isinstance(error, Refused):
+            why = error.keys.get("why", WHYS[error.reason][0])
+            code = 56 if error.reason == "bad-name" else 23
+            what = f"will not write {shown(job.path)} here"
+            return Failure(code, what, str(why), "-o DEST for another place")
         return Failure(
             23,
             f"cannot write {shown(job.path)} ({error.strerror}) after {job.offset:,} of {job.size:,} bytes",
@@ -2436,13 +2467,11 @@ class Sends(Puts):
             row[place] += more
         if reason:
             job.failed = False  # each receiver that has not got it is told of
+            why, hint = {**WHYS, **THERE}.get(reason, ("the receiver says so", "again"))
+            why = shown(found.keys.get("why", why))
             self.fail(
                 job,
-                Failure(
-                    25,
-                    f"{target} did not get {shown(job.name)} ({shown(reason)})",
-                    *{**WHYS, **THERE}.get(reason, ("the receiver says so", "again")),
-                ),
+                Failure(25, f"{target} did not get {shown(job.name)} ({shown(reason)})", why, hint),
             )
         return reason
 
@@ -2502,9 +2531,10 @@ class Inbox:
         try:
             (self.store if request.verb == "put" else self.make)(name, request)
         except (Refused, OSError) as error:
-            reason = error.reason if isinstance(error, Refused) else reason_of(error)
-            self.link.put(line("err", request.verb, name[:1000], reason=reason))
-            say(f"did not get {shown(name)} from {self.sender(request)}: {reason}")
+            reason, why = reason_of(error), getattr(error, "keys", {}).get("why")
+            self.link.put(line("err", request.verb, name[:1000], reason=reason, why=why))
+            because = f" ({why})" if why else ""
+            say(f"did not get {shown(name)} from {self.sender(request)}: {reason}{because}")
         self.link.flush()
 
     def sender(self, request: Line) -> str:
@@ -2514,7 +2544,9 @@ class Inbox:
         """The folder that it goes to, made where it is missing, and its whole name here."""
         top, *rest = components(name, self.args.hidden)
         parts = [self.named.get((request.keys.get("from", ""), top), top), *rest]
-        return self.top.descend(parts[:-1], make=True), parts
+        folder = self.top.descend(parts[:-1], make=True)
+        folder.protect(parts[-1])
+        return folder, parts
 
     def make(self, name: str, request: Line) -> None:
         """A folder. One that nobody has sent from there yet gets a name of its own, with what is in it."""
@@ -3348,18 +3380,20 @@ CODE = (".py", ".pyc", ".pyw", ".so", ".pyd", ".dylib", ".dll", ".exe", ".pth", 
 
 @functools.lru_cache(maxsize=64)
 def folder_key(folder: str) -> str:
-    """One form for all ways to write a folder's path: disks may know neither case nor composed letters."""
-    return unicodedata.normalize("NFD", os.path.realpath(folder)).casefold()
+    """One form for all ways to write a folder's path: disks may know neither case nor composed letters.
+
+    A separator ends it, so that it begins the form of all that is in the folder."""
+    real = os.path.join(os.path.realpath(folder), "")
+    return unicodedata.normalize("NFD", real).casefold()
 
 
 def path_key(path: str) -> str:
     folder, leaf = os.path.split(os.path.abspath(path))
-    leaf = unicodedata.normalize("NFD", leaf).casefold()
-    return os.path.join(folder_key(folder), leaf)
+    return folder_key(folder) + os.path.join(unicodedata.normalize("NFD", leaf).casefold(), "")
 
 
 @functools.lru_cache(maxsize=1)
-def program_places() -> tuple[frozenset[str], frozenset[str]]:
+def program_places() -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The files that run when a script of ours starts, and the folders that Python imports from.
 
     The files are the scripts beside this one, the interpreter, and what tells it its folders."""
@@ -3369,28 +3403,32 @@ def program_places() -> tuple[frozenset[str], frozenset[str]]:
     files |= {__file__, os.path.realpath(__file__), sys.executable}
     files |= {os.path.join(bin_folder, level, "pyvenv.cfg") for level in (os.curdir, os.pardir)}
     folders = {bin_folder, site.getusersitepackages(), *sys.path}
-    if not sys.flags.ignore_environment:
-        folders.update(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
-    return frozenset(map(path_key, files)), frozenset(map(folder_key, folders))
+    # An empty entry, as in PYTHONPATH=: stands for the current folder: the first line of this
+    # script takes that off the path, but Python imports sitecustomize before it.
+    paths = "" if sys.flags.ignore_environment else os.environ.get("PYTHONPATH", "")
+    folders.update(paths.split(os.pathsep) if paths else [])
+    return tuple(map(path_key, files)), tuple(map(folder_key, folders))
 
 
 def is_program(path: str) -> bool:
     """Whether a file of this name would be part of a program of ours at its next start."""
     key = path_key(path)
     files, folders = program_places()
-    if key in files or (os.path.exists(path) and os.path.samefile(path, __file__)):
+    # below a file too: Python runs a folder that is called like a script, if it has a __main__.py
+    if key.startswith(files) or key in folders:
         return True
-    return key.endswith(CODE) and any(key.startswith(os.path.join(it, "")) for it in folders)
+    if key.startswith(folders) and key[: -len(os.sep)].endswith(CODE):
+        return True
+    with contextlib.suppress(OSError):
+        return os.path.exists(path) and os.path.samefile(path, __file__)  # a hard link
+    return False
 
 
 def holds_program(path: str) -> bool:
     """Whether to rename or remove a folder of this name, or to move one there, would change one."""
     key = path_key(path)
     files, folders = program_places()
-    below = os.path.join(key, "")
-    return any(place == key or place.startswith(below) for place in files | folders) or any(
-        key.startswith(os.path.join(folder, "")) for folder in folders
-    )
+    return key.startswith(folders) or any(place.startswith(key) for place in files + folders)
 
 
 # --- end programs ---

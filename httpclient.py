@@ -3030,18 +3030,20 @@ CODE = (".py", ".pyc", ".pyw", ".so", ".pyd", ".dylib", ".dll", ".exe", ".pth", 
 
 @functools.lru_cache(maxsize=64)
 def folder_key(folder: str) -> str:
-    """One form for all ways to write a folder's path: disks may know neither case nor composed letters."""
-    return unicodedata.normalize("NFD", os.path.realpath(folder)).casefold()
+    """One form for all ways to write a folder's path: disks may know neither case nor composed letters.
+
+    A separator ends it, so that it begins the form of all that is in the folder."""
+    real = os.path.join(os.path.realpath(folder), "")
+    return unicodedata.normalize("NFD", real).casefold()
 
 
 def path_key(path: str) -> str:
     folder, leaf = os.path.split(os.path.abspath(path))
-    leaf = unicodedata.normalize("NFD", leaf).casefold()
-    return os.path.join(folder_key(folder), leaf)
+    return folder_key(folder) + os.path.join(unicodedata.normalize("NFD", leaf).casefold(), "")
 
 
 @functools.lru_cache(maxsize=1)
-def program_places() -> tuple[frozenset[str], frozenset[str]]:
+def program_places() -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The files that run when a script of ours starts, and the folders that Python imports from.
 
     The files are the scripts beside this one, the interpreter, and what tells it its folders."""
@@ -3051,28 +3053,32 @@ def program_places() -> tuple[frozenset[str], frozenset[str]]:
     files |= {__file__, os.path.realpath(__file__), sys.executable}
     files |= {os.path.join(bin_folder, level, "pyvenv.cfg") for level in (os.curdir, os.pardir)}
     folders = {bin_folder, site.getusersitepackages(), *sys.path}
-    if not sys.flags.ignore_environment:
-        folders.update(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
-    return frozenset(map(path_key, files)), frozenset(map(folder_key, folders))
+    # An empty entry, as in PYTHONPATH=: stands for the current folder: the first line of this
+    # script takes that off the path, but Python imports sitecustomize before it.
+    paths = "" if sys.flags.ignore_environment else os.environ.get("PYTHONPATH", "")
+    folders.update(paths.split(os.pathsep) if paths else [])
+    return tuple(map(path_key, files)), tuple(map(folder_key, folders))
 
 
 def is_program(path: str) -> bool:
     """Whether a file of this name would be part of a program of ours at its next start."""
     key = path_key(path)
     files, folders = program_places()
-    if key in files or (os.path.exists(path) and os.path.samefile(path, __file__)):
+    # below a file too: Python runs a folder that is called like a script, if it has a __main__.py
+    if key.startswith(files) or key in folders:
         return True
-    return key.endswith(CODE) and any(key.startswith(os.path.join(it, "")) for it in folders)
+    if key.startswith(folders) and key[: -len(os.sep)].endswith(CODE):
+        return True
+    with contextlib.suppress(OSError):
+        return os.path.exists(path) and os.path.samefile(path, __file__)  # a hard link
+    return False
 
 
 def holds_program(path: str) -> bool:
     """Whether to rename or remove a folder of this name, or to move one there, would change one."""
     key = path_key(path)
     files, folders = program_places()
-    below = os.path.join(key, "")
-    return any(place == key or place.startswith(below) for place in files | folders) or any(
-        key.startswith(os.path.join(folder, "")) for folder in folders
-    )
+    return key.startswith(folders) or any(place.startswith(key) for place in files + folders)
 
 
 # --- end programs ---

@@ -33,7 +33,7 @@ Lines. A verb and words, single spaces between them, at the end LF (CRLF is take
 Verbs are case-insensitive. A word is positional, or key=value; unknown keys are ignored; of a key given twice the last
 counts. An empty line means nothing. In names and values a space, `%`, `=` and every byte that is not part of a printable UTF-8 character are written
 %XX; more may be. Numbers are decimal digits; mtime_ns (nanoseconds since 1970) may begin with a minus sign. Names are paths
-below the shared folder with `/` between components, at most 4096 bytes. Refused as bad-name: an empty component, `.`, `..`,
+below the shared folder with `/` between components, at most 4096 bytes and 64 components. Refused as bad-name: an empty component, `.`, `..`,
 a leading `/`, NUL, `.six-<32 hex digits>.part`; on Windows also \\ : < > | ? * ", devices, a trailing dot or space. A name with
 a component that starts with a dot is refused as hidden-name without --hidden. Links are not followed.
 
@@ -108,13 +108,13 @@ who, ping, say (without nick); usage and unknown-verb do not end it. Meanwhile t
     put NAME [size=N] [mtime_ns=N] [exec=yes] from=HOST:PORT [nick=NAME]     and a body, in which `note NAME` may stand between lines
     mkdir NAME from=HOST:PORT [nick=NAME]
 and the client answers as the server does: note NAME received=N while it comes, then ok put NAME size= sha256= verified=yes
-[as=NAME-IT-HAS-THERE] or err put NAME reason=CODE, as soon as it knows; ok or err mkdir NAME. A request of its own inside a body
+[as=NAME-IT-HAS-THERE] or err put NAME reason=CODE [why=TEXT], as soon as it knows; ok or err mkdir NAME. A request of its own inside a body
 is carried out, and means that it does not want the file (left). NAME is what the sender says: it is for the receiver to check.
 
 The sender hears `note NAME waiting=N` while one of its N receivers has something else coming; all are taken at once,
 first come first, and a sender that waits has none (nor keeps it from others, before it has waited for --timeout
 seconds). Then `note NAME received=N`: what the slowest of them has; and of each as soon as it is known, `got HOST:PORT
-ok put NAME size= sha256= verified= [as=] [nick=]` or `got TO err put NAME reason=CODE` (mkdir with type=dir). The
+ok put NAME size= sha256= verified= [as=] [nick=]` or `got TO err put NAME reason=CODE [why=]` (mkdir with type=dir). The
 reason is the receiver's own, or no-such-client, not-receiving, yourself, gone (closed, or broke the protocol), stalled
 (took nothing and told of nothing more received for --timeout seconds: the server has closed it), left. A receiver's ok before the end of the body
 is a request like any other: left. When none has got it, the end is err send NAME reason=not-received receivers=N verified=0; inside the body if
@@ -129,7 +129,9 @@ may say 40 lines (or join so often) at once and 20 a second: others are answered
 read, 200 lines are kept; it loses the oldest of more, and hears `note chat lost=N` before the next.
 
 Reason codes. The connection goes on after: no-such-file no-such-folder (one above it is missing) exists (with size= mtime_ns=, but for mkdir)
-is-a-folder not-a-folder not-a-file (a link or special) not-empty not-permitted not-possible bad-name hidden-name read-only
+is-a-folder not-a-folder not-a-file (a link or special) not-empty not-permitted (with why= a sentence, where what arrives would be
+run as part of a program later: a script of ours, what Python imports) not-possible bad-name too-deep (more than 64 components, also
+of what is in a folder that is renamed; in `list`, a folder that deep is not looked into) hidden-name read-only
 too-large (limit=) too-long (more than size= said) incomplete (less) wrong-digest aborted disk-full resume-first busy (another
 client is writing it) bad-nick not-received not-in-chat too-fast (limit=) auth-required not-needed (auth where there is no password, or
 a second time) usage unknown-verb failed; received=N tells how far a put came. The server closes after `err auth` reason=
@@ -552,6 +554,7 @@ def amount(text: str) -> int:
 
 # --- folders: the same in server.py, client.py (tests/test_twins.py) ---
 MAX_NAME = 4096  # bytes of a path: more than most systems take
+MAX_DEPTH = 64  # components of a path: what is further down costs too much to walk to
 # what the name of an unfinished file looks like
 PART = re.compile(r"\.six-[0-9a-f]{32}\.part", re.IGNORECASE)
 # what Windows takes for something else
@@ -560,6 +563,8 @@ DEVICE = re.compile(
 )
 # and no wait for a FIFO
 NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+# names of parts that nobody has to find again
+UNIQUE = itertools.count(int.from_bytes(os.urandom(15), "big"))
 KEPT = 7 * 86400  # seconds that the part of an interrupted transfer is kept
 # entries of a folder that are put in order; where there are more they come as the disk has them
 SORTED = 20000
@@ -606,8 +611,8 @@ class Refused(Exception):
         self.reason, self.keys = reason, keys
 
 
-def reason_of(error: OSError) -> str:
-    return REASONS.get(error.errno or 0, "failed")
+def reason_of(error: Union[Refused, OSError]) -> str:
+    return error.reason if isinstance(error, Refused) else REASONS.get(error.errno or 0, "failed")
 
 
 def components(name: str, hidden: bool = True, windows: bool = os.name == "nt") -> list[str]:
@@ -625,6 +630,8 @@ def components(name: str, hidden: bool = True, windows: bool = os.name == "nt") 
             raise Refused("bad-name")
         if part[0] == "." and not hidden:
             raise Refused("hidden-name")
+    if len(parts) > MAX_DEPTH:
+        raise Refused("too-deep")
     return parts
 
 
@@ -664,8 +671,16 @@ class Folder:
     def descend(self, names: Sequence[str], make: bool = False) -> "Folder":
         return functools.reduce(lambda found, name: found.below(name, make), names, self)
 
+    def protect(self, name: str, is_folder: bool = False) -> None:
+        """Refuse to change what is part of a program, or to make what would be one: what arrives is never run."""
+        check = holds_program if is_folder else is_program
+        if check(os.path.join(self.path, name)):
+            raise Refused("not-permitted", why="it would be part of a program at its next start")
+
     def make(self, name: str) -> None:
         """A folder in it. One that is there already may have been made this very moment, and not be on the disk yet."""
+        if not self.stat(name):
+            self.protect(name)
         try:
             os.mkdir(self.at(name), dir_fd=self.fd)
         finally:
@@ -719,7 +734,7 @@ class Folder:
         if over:
             return os.replace(source, target, src_dir_fd=self.fd, dst_dir_fd=other.fd)
         try:
-            os.link(source, target, src_dir_fd=self.fd, dst_dir_fd=other.fd, follow_symlinks=False)
+            self.link(old, other, new)
         except FileExistsError:
             raise
         except OSError:
@@ -727,7 +742,24 @@ class Folder:
             if other.stat(new):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
             return os.rename(source, target, src_dir_fd=self.fd, dst_dir_fd=other.fd)
-        os.unlink(source, dir_fd=self.fd)
+        if PART.fullmatch(old):  # nobody else gives that name to anything
+            return self.remove(old)
+        self.retire(old, other.stat(new))
+
+    def retire(self, name: str, was: Optional[os.stat_result]) -> None:
+        """Take its name from a file that has another one too. What a different program has put there meanwhile gets the name back."""
+        aside = f".six-{next(UNIQUE):032x}.part"
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(self.at(name), self.at(aside), src_dir_fd=self.fd, dst_dir_fd=self.fd)
+            found = os.stat(self.at(aside), dir_fd=self.fd, follow_symlinks=False)
+            if not (was and os.path.samestat(found, was)):
+                with contextlib.suppress(FileExistsError):
+                    self.link(aside, self, name)
+            self.remove(aside)
+
+    def link(self, old: str, other: "Folder", new: str) -> None:
+        ends = {"src_dir_fd": self.fd, "dst_dir_fd": other.fd}
+        os.link(self.at(old), other.at(new), **ends, follow_symlinks=False)
 
 
 def locked(fd: int) -> bool:
@@ -772,8 +804,6 @@ CHUNK = 1 << 19
 # bytes from which an interrupted file is worth resuming; a smaller one starts over
 RESUMABLE = 1 << 20
 UNLOCKED = contextlib.nullcontext()
-# names of parts that nobody has to find again
-UNIQUE = itertools.count(int.from_bytes(os.urandom(15), "big"))
 
 
 def lasting_name(leaf: str, size: Optional[int], mtime_ns: Optional[int]) -> str:
@@ -1369,7 +1399,7 @@ def walk(
     name: str,
     deep: bool,
     visible: Callable[[str], bool],
-    failed: Callable[[str, OSError], None],
+    failed: Callable[[str, Union[OSError, Refused]], None],
 ) -> Iterator[tuple[str, Folder, os.DirEntry[str]]]:
     """What is in a folder called name, and with deep in all below it: full name, folder, entry. Only one folder is open at a time."""
     waiting: list[list[str]] = [[]]
@@ -1380,9 +1410,11 @@ def walk(
         try:
             folder = top.descend(above)
             for entry in filter(lambda entry: visible(entry.name), folder.entries()):
+                if before.count("/") >= MAX_DEPTH:
+                    raise Refused("too-deep")
                 yield before + entry.name, folder, entry
                 found += [entry.name] * (deep and entry.is_dir(follow_symlinks=False))
-        except OSError as error:
+        except (OSError, Refused) as error:
             if not above:
                 raise
             failed(full, error)
@@ -1477,9 +1509,7 @@ class Session(Wire):
             self.attend(verb, request)
             command.run(self, request)
         except (Refused, OSError) as error:
-            result, keys = (
-                (error.reason, error.keys) if isinstance(error, Refused) else (reason_of(error), {})
-            )
+            result, keys = reason_of(error), getattr(error, "keys", {})
             named = {"send": names[1:], "say": []}.get(verb, names)
             self.put(
                 line(
@@ -1627,7 +1657,7 @@ class Session(Wire):
         folder = self.folder(components(name, self.args.hidden)) if name else self.root
         deep, count = request.keys.get("deep") == "yes", 0
 
-        def failed(full: str, error: OSError) -> None:
+        def failed(full: str, error: Union[OSError, Refused]) -> None:
             self.entry("note", full, reason=reason_of(error))
 
         for full, _, entry in walk(folder, name, deep, self.visible, failed):
@@ -1754,7 +1784,8 @@ class Session(Wire):
         ):
             raise Refused("disk-full")
 
-    def check_vacant(self, folder: Folder, leaf: str, over: bool) -> None:
+    def check_vacant(self, folder: Folder, leaf: str, over: bool, is_folder: bool = False) -> None:
+        folder.protect(leaf, is_folder)
         there = folder.stat(leaf)
         if there and stat.S_ISDIR(there.st_mode):
             raise Refused("is-a-folder")
@@ -1828,6 +1859,7 @@ class Session(Wire):
 
     def do_delete(self, request: Line) -> None:
         folder, leaf, status = self.existing(request.words[0])
+        folder.protect(leaf)
         folder.remove(leaf, stat.S_ISDIR(status.st_mode))
         self.near = "", self.root
         self.ok(request)
@@ -1836,8 +1868,12 @@ class Session(Wire):
         old, new = request.words
         folder, leaf, status = self.existing(old)
         other, other_leaf = self.find(new)
-        over = request.keys.get("over") == "yes" and stat.S_ISREG(status.st_mode)
-        self.check_vacant(other, other_leaf, over)
+        is_folder = stat.S_ISDIR(status.st_mode)
+        over = request.keys.get("over") == "yes" and not is_folder
+        folder.protect(leaf, is_folder)
+        self.check_vacant(other, other_leaf, over, is_folder)
+        if is_folder and new.count("/") > old.count("/"):
+            self.check_depth(folder.below(leaf), new)
         with self.server.lock:
             folder.move(leaf, other, other_leaf, over)
             left = folder.stat(leaf) if over else None
@@ -1851,9 +1887,20 @@ class Session(Wire):
             if twins and all(
                 any(entry.name == name for entry in where.entries()) for where, name in both
             ):
-                folder.remove(leaf)  # rename() does nothing between two links of one file
+                folder.retire(leaf, status)  # rename() does nothing between two links of one file
         self.near = "", self.root
         self.ok(request)
+
+    def check_depth(self, folder: Folder, name: str) -> None:
+        """Whether all that is in a folder may be so far down when the folder has that name."""
+
+        def failed(full: str, error: Union[OSError, Refused]) -> None:
+            if isinstance(error, Refused):
+                raise error
+
+        tell = self.tell(name, "checked")
+        for count, _ in enumerate(walk(folder, name, True, lambda name: True, failed)):
+            tell(count)
 
     def do_mkdir(self, request: Line) -> None:
         folder, leaf = self.find(request.words[0], make=True)
@@ -2114,7 +2161,15 @@ NOT_ALONE = {"data", "end", "abort", "note"}  # they mean something only inside 
 STAYS = {"help", "who", "ping", "say"}  # they do not end a `receive` or `chat` that waits
 # what a receiver's answer tells the sender, and characters of each at most: or its line could be
 # longer than the sender may take
-RESULTS = {"reason": 32, "received": 20, "as": MAX_ECHO, "size": 20, "sha256": 64, "verified": 3}
+RESULTS = {
+    "reason": 32,
+    "why": 200,
+    "received": 20,
+    "as": MAX_ECHO,
+    "size": 20,
+    "sha256": 64,
+    "verified": 3,
+}
 # unless they are refused: they move and change nothing
 UNLOGGED = {"help", "stat", "ping", "bye", "resume", "who", "chat", "say", "auth"}
 # results of those that are not worth a line in the log
@@ -2525,18 +2580,20 @@ CODE = (".py", ".pyc", ".pyw", ".so", ".pyd", ".dylib", ".dll", ".exe", ".pth", 
 
 @functools.lru_cache(maxsize=64)
 def folder_key(folder: str) -> str:
-    """One form for all ways to write a folder's path: disks may know neither case nor composed letters."""
-    return unicodedata.normalize("NFD", os.path.realpath(folder)).casefold()
+    """One form for all ways to write a folder's path: disks may know neither case nor composed letters.
+
+    A separator ends it, so that it begins the form of all that is in the folder."""
+    real = os.path.join(os.path.realpath(folder), "")
+    return unicodedata.normalize("NFD", real).casefold()
 
 
 def path_key(path: str) -> str:
     folder, leaf = os.path.split(os.path.abspath(path))
-    leaf = unicodedata.normalize("NFD", leaf).casefold()
-    return os.path.join(folder_key(folder), leaf)
+    return folder_key(folder) + os.path.join(unicodedata.normalize("NFD", leaf).casefold(), "")
 
 
 @functools.lru_cache(maxsize=1)
-def program_places() -> tuple[frozenset[str], frozenset[str]]:
+def program_places() -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The files that run when a script of ours starts, and the folders that Python imports from.
 
     The files are the scripts beside this one, the interpreter, and what tells it its folders."""
@@ -2546,28 +2603,32 @@ def program_places() -> tuple[frozenset[str], frozenset[str]]:
     files |= {__file__, os.path.realpath(__file__), sys.executable}
     files |= {os.path.join(bin_folder, level, "pyvenv.cfg") for level in (os.curdir, os.pardir)}
     folders = {bin_folder, site.getusersitepackages(), *sys.path}
-    if not sys.flags.ignore_environment:
-        folders.update(filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))
-    return frozenset(map(path_key, files)), frozenset(map(folder_key, folders))
+    # An empty entry, as in PYTHONPATH=: stands for the current folder: the first line of this
+    # script takes that off the path, but Python imports sitecustomize before it.
+    paths = "" if sys.flags.ignore_environment else os.environ.get("PYTHONPATH", "")
+    folders.update(paths.split(os.pathsep) if paths else [])
+    return tuple(map(path_key, files)), tuple(map(folder_key, folders))
 
 
 def is_program(path: str) -> bool:
     """Whether a file of this name would be part of a program of ours at its next start."""
     key = path_key(path)
     files, folders = program_places()
-    if key in files or (os.path.exists(path) and os.path.samefile(path, __file__)):
+    # below a file too: Python runs a folder that is called like a script, if it has a __main__.py
+    if key.startswith(files) or key in folders:
         return True
-    return key.endswith(CODE) and any(key.startswith(os.path.join(it, "")) for it in folders)
+    if key.startswith(folders) and key[: -len(os.sep)].endswith(CODE):
+        return True
+    with contextlib.suppress(OSError):
+        return os.path.exists(path) and os.path.samefile(path, __file__)  # a hard link
+    return False
 
 
 def holds_program(path: str) -> bool:
     """Whether to rename or remove a folder of this name, or to move one there, would change one."""
     key = path_key(path)
     files, folders = program_places()
-    below = os.path.join(key, "")
-    return any(place == key or place.startswith(below) for place in files | folders) or any(
-        key.startswith(os.path.join(folder, "")) for folder in folders
-    )
+    return key.startswith(folders) or any(place.startswith(key) for place in files + folders)
 
 
 # --- end programs ---

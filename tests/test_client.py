@@ -1659,3 +1659,16 @@ def test_parts_that_nobody_came_back_for_are_swept_on_both_sides(
             "no parts but one",
         )
         later.wait_for(r"removed deep/\.six-0{32}\.part: nobody resumed it in 7 days")
+
+
+def test_a_tree_that_is_too_deep_goes_as_far_as_it_may_and_comes_back(do, here, box):
+    (here / "t" / "/".join("d" * 70)).mkdir(parents=True)
+    (here / "t" / "x").write_text("x")
+    done = do("put", "t")
+    assert done.code == 25 and done.err.count("error:") == 1 and "64 folders deep" in done.err
+    assert (box / "t/x").exists() and len(list(box.rglob("d"))) == 63
+    assert do("get", "t", "-o", "there/").code == 0
+    (box / "t" / "/".join("d" * 64)).mkdir()
+    (box / "t" / "/".join("d" * 64) / "x").touch()
+    done = do("get", "t", "-o", "again/")
+    assert done.code == 9 and "64 folders deep" in done.err and (here / "again/t/x").exists()

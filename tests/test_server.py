@@ -706,6 +706,51 @@ def test_no_line_of_a_deep_listing_is_longer_than_a_line_may_be(start, box):
     )
 
 
+def deep(folder, count, name="d"):
+    """So many folders, each in the one before."""
+    above = os.open(folder, os.O_RDONLY)
+    for _ in range(count):
+        os.mkdir(name, dir_fd=above)
+        below = os.open(name, os.O_RDONLY, dir_fd=above)
+        os.close(above)
+        above = below
+    os.close(above)
+
+
+def test_no_name_is_deeper_than_sixty_four_components(start, box):
+    server, path = start(), "/".join("d" * 63)
+    assert b"ok put" in talk(server, f"mkdir {path}\n".encode() + put(f"{path}/x", b"x"))
+    for request in (
+        put(f"{path}/d/x", b"x"),
+        f"mkdir {path}/d/d\n".encode(),
+        f"get {path}/d/x\n".encode(),
+        f"rename {path}/x {path}/d/x\n".encode(),
+    ):
+        assert b"reason=too-deep" in talk(server, request)
+    assert names(box.joinpath(*path.split("/"))) == ["x"]
+
+
+def test_a_rename_makes_nothing_deeper_than_sixty_four_components(start, box):
+    server, half = start(), "/".join("d" * 32)
+    assert b"ok mkdir" in talk(server, f"mkdir a/{half}\nmkdir b/{half}\n".encode())
+    said = talk(server, f"rename a b/{half}/a\nrename a/d b/{half}/d\n".encode())
+    assert said.count(b"reason=too-deep") == 2
+    said = talk(server, f"rename a/d/d b/{half}/d\nrename b/d/d b/e\nrename b/e up\n".encode())
+    assert said.count(b"ok rename") == 3 and names(box) == ["a", "b", "up"]
+
+
+def test_a_tree_that_is_too_deep_already_is_told_and_costs_little(start, box):
+    """It may have come another way."""
+    deep(box, 200)
+    (box / "x").touch()
+    server = start()
+    said = talk(server, b"list deep=yes\n").decode().splitlines()
+    assert len(said) == 67 and said[-1] == "ok list count=65"
+    assert said[65] == f"note {'/'.join('d' * 64)} reason=too-deep"
+    assert server.at_rest()
+    assert b"reason=too-deep" in talk(server, b"rename d other/d\nmkdir e\nrename d e/d\n")
+
+
 def test_help_about_something_long_does_not_repeat_it(start):
     assert len(talk(start(), b"help " + b"\xff" * 30000 + b"\n").splitlines()[-1]) < 100
 
@@ -1394,29 +1439,29 @@ runpy.run_path({str(ROOT / "server.py")!r}, run_name="__main__")
 
 
 def test_a_rename_does_not_take_an_upload_with_it(box, tmp_path):
-    """A rename links the new name and unlinks the old one: between the two an upload must not take the old one."""
+    """A rename links the new name and takes the old one away: between the two an upload must not take the old one."""
     from conftest import Server
 
     (box / "p").write_text("old")
     runner = tmp_path / "run.py"
     runner.write_text(f"""
 import os, runpy, sys, threading
-near, named, replace, unlink, utime = threading.Event(), threading.Event(), os.replace, os.unlink, os.utime
-def slow_unlink(path, **more):
+near, named, replace, rename, utime = threading.Event(), threading.Event(), os.replace, os.rename, os.utime
+def slow_rename(path, *rest, **more):
     if path == "p":
         print("between", file=sys.stderr, flush=True)
         near.wait(20)
         named.wait(0.2)  # an upload that does not wait for the lock is named in this time
-    return unlink(path, **more)
+    return rename(path, *rest, **more)
 def told_utime(*args, **more):
     near.set()
     return utime(*args, **more)
 def told_replace(*args, **more):
     replace(*args, **more)
     named.set()
-os.supports_dir_fd = {{*os.supports_dir_fd, slow_unlink}}
+os.supports_dir_fd = {{*os.supports_dir_fd, slow_rename}}
 os.supports_fd = {{*os.supports_fd, told_utime}}
-os.unlink, os.utime, os.replace = slow_unlink, told_utime, told_replace
+os.rename, os.utime, os.replace = slow_rename, told_utime, told_replace
 sys.argv = ["server.py", sys.argv[1], "--port", "0"]
 runpy.run_path({str(ROOT / "server.py")!r}, run_name="__main__")
 """)
@@ -1428,6 +1473,42 @@ runpy.run_path({str(ROOT / "server.py")!r}, run_name="__main__")
         assert b"ok rename" in everything(sock)
     server.stop()
     assert (box / "p").read_text() == "new" and (box / "q").read_text() == "old"
+
+
+@pytest.mark.parametrize("slow", ["link", "scandir"])
+def test_a_rename_does_not_take_the_upload_of_another_process_with_it(start, box, tmp_path, slow):
+    """Several servers of one folder are one, also when a rename of one meets an upload to the other."""
+    from conftest import Server
+
+    (box / "p").write_text("old")
+    if slow == "scandir":  # two links of one file, which rename() leaves as they are
+        os.link(box / "p", box / "q")
+    runner = tmp_path / "run.py"
+    runner.write_text(f"""
+import os, runpy, sys, time
+call = os.{slow}
+def slow(*args, **more):
+    found = call(*args, **more)
+    print("between", file=sys.stderr, flush=True)
+    for _ in range(2000):
+        if os.path.exists({str(tmp_path / "go")!r}):
+            break
+        time.sleep(0.01)
+    return found
+os.supports_dir_fd, os.supports_fd = {{*os.supports_dir_fd, slow}}, {{*os.supports_fd, slow}}
+os.{slow} = slow
+runpy.run_path({str(ROOT / "server.py")!r}, run_name="__main__")
+""")
+    ours, other = Server(str(runner), box, "--timeout", "30"), start()
+    with ours.connect() as sock:
+        sock.sendall(b"rename p q over=yes\nbye\n" if slow == "scandir" else b"rename p q\nbye\n")
+        ours.wait_for("between")
+        assert b"verified=yes" in talk(other, put("p", b"new", over="yes"))
+        (tmp_path / "go").touch()
+        assert b"ok rename" in everything(sock)
+    ours.stop()
+    assert (box / "p").read_text() == "new" and (box / "q").read_text() == "old"
+    assert names(box) == ["p", "q"]
 
 
 def test_ten_clients_at_once(start, box):
