@@ -735,10 +735,12 @@ class Shared:
             os.open(self.path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)) if DIR_FD else None
         )
 
-    def locate(self, names: Sequence[str], make: bool = False) -> Place:
-        """The place that a path means. With make, missing folders on the way are made."""
-        for name in names:
+    def locate(self, names: Sequence[str], change: bool = False, make: bool = False) -> Place:
+        """The place that a path means: to change what is there, or with make also the folders on the way."""
+        for end, name in enumerate(names, 1):
             check_name(name, self.hidden)
+            if change:
+                self.spare(names[:end], is_program)
         if self.only and tuple(names) != (self.only,):
             raise Refusal(404, "only one file is served here")
         if not DIR_FD:
@@ -748,6 +750,11 @@ class Shared:
             with place:
                 place = Place(self.step(Place(place.parent, name), make), "", owned=True)
         return Place(place.parent, names[-1] if names else ".", place.owned)
+
+    def spare(self, names: Sequence[str], part_of: Callable[[str], bool]) -> None:
+        """Nothing that arrives becomes code: no request changes a program, nor a folder that holds one."""
+        if part_of(os.path.join(self.path, *names)):
+            raise Refusal(403, "a program of this machine is there, and no request may change one")
 
     def step(self, place: Place, make: bool) -> int:
         try:
@@ -2207,7 +2214,7 @@ def put(conn: Connection, request: Request) -> Answer:
     size = expect_size(conn, request)
     try:  # who expects a file there makes no folders for it
         where = conn.server.shared.locate(
-            request.names, make=not judge(request.fields, None, 0, reading=False)
+            request.names, change=True, make=not judge(request.fields, None, 0, reading=False)
         )
     except FileNotFoundError:
         expect(request.fields, None)
@@ -2229,7 +2236,7 @@ def post(conn: Connection, request: Request) -> Answer:
     if not is_form and request.names and not request.slash and not is_folder(conn, request.names):
         return put(conn, request)
     names = (*request.names, suggested_name(request))
-    with conn.server.shared.locate(names, make=True) as place:
+    with conn.server.shared.locate(names, change=True, make=True) as place:
         expect_space(conn, place, size)
         return (
             post_form(conn, request)
@@ -2498,7 +2505,7 @@ def post_form(conn: Connection, request: Request) -> Answer:
 def store_part(conn: Connection, request: Request, data: Iterator[bytes], name: str) -> str:
     names = (*request.names, *name.split("/"))
     with (
-        conn.server.shared.locate(names, make=True) as place,
+        conn.server.shared.locate(names, change=True, make=True) as place,
         contextlib.closing(Part(place)) as part,
     ):
         store(conn, part, data)
@@ -2581,7 +2588,7 @@ def upload_fields(
 def resumed(conn: Connection, request: Request) -> Iterator[tuple[Part, Plan]]:
     """An upload's part, locked. A connection that still writes it has failed without knowing: it is ended."""
     plan = read_plan(request)
-    with conn.server.shared.locate(plan.names) as place:
+    with conn.server.shared.locate(plan.names, change=True) as place:
         try:
             part = Part(place, plan.token)
         except FileNotFoundError:
@@ -2664,15 +2671,17 @@ def delete(conn: Connection, request: Request) -> Answer:
         return Answer(204)
     if not request.names:
         raise Refusal(403, "the shared folder itself stays")
+    shared = conn.server.shared
     with (
-        conn.server.shared.locate(request.names) as place,
+        shared.locate(request.names, change=True) as place,
         contextlib.closing(open_leaf(place)) as found,
     ):
         if request.slash and not found.is_folder:
             raise Refusal(404, "that is a file, not a folder")
         if found.is_folder:
+            shared.spare(request.names, holds_program)
             expect(request.fields, found.info)
-            delete_folder(place, "recursive" in options, conn.server.shared.hidden)
+            delete_folder(place, "recursive" in options, shared.hidden)
         else:
             with renaming(place):
                 expect(request.fields, place.stat())
@@ -2695,7 +2704,7 @@ def delete_folder(place: Place, recursive: bool, hidden: bool) -> None:
 def new_place(conn: Connection, names: Sequence[str]) -> Place:
     """A place for something new, in a folder that must exist (RFC 4918)."""
     try:
-        return conn.server.shared.locate(names)
+        return conn.server.shared.locate(names, change=True)
     except (FileNotFoundError, NotADirectoryError):
         raise Refusal(409, "the folder that it is to be in does not exist") from None
 
@@ -2727,16 +2736,18 @@ def move(conn: Connection, request: Request) -> Answer:
     if not request.names or not names:
         raise Refusal(403, "the shared folder itself stays")
     with (
-        conn.server.shared.locate(request.names) as old,
-        contextlib.closing(open_leaf(old)) as found,
+        conn.server.shared.locate(request.names, change=True) as old,
         new_place(conn, names) as new,
         renaming(old, new),
+        contextlib.closing(open_leaf(old)) as found,
     ):
+        for end in (request.names, names) if found.is_folder else ():
+            conn.server.shared.spare(end, holds_program)
         return move_to(old, found, new, request, names)
 
 
 def move_to(old: Place, found: Found, new: Place, request: Request, names: Sequence[str]) -> Answer:
-    expect(request.fields, old.stat())
+    expect(request.fields, found.info)
     there, polite = new.stat(), request.fields.get("overwrite", "T").upper() == "F"
     if there and (
         stat.S_ISDIR(there.st_mode) or found.is_folder or not stat.S_ISREG(there.st_mode)
