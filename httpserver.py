@@ -21,7 +21,8 @@ are received beside their destination and renamed into place when they are whole
 trailer) is checked first, and Want-Repr-Digest asks for it. Uploads resume as in draft-ietf-httpbis-resumable-upload-10
 (interop version 8): POST or PUT with Upload-Complete, then HEAD and PATCH of the Location that was answered, for seven days.
 An upload that is complete says so there for as long as its file stays. X-OC-Mtime (seconds since 1970, as ownCloud, rclone
-and Apache have it) sets a file's time. All state is in the folder, so several servers of one folder are one.
+and Apache have it; a sign and a fraction may be in it) sets a file's time; a resumable upload without it has the time when it
+began. All state is in the folder, so several servers of one folder are one. Runs of zeros become holes where the disk has them.
 
 One password lets everybody in: --password, --ask-password or SIXSOCKETS_PASSWORD, and on other addresses than loopback one that
 is made and printed, unless --open does without. It is asked for by Basic (RFC 7617), with any name; who needs more puts a proxy
@@ -29,7 +30,8 @@ in front. Ten wrong ones within a minute from one address, in each of --workers,
 TLS handshake the alert access_denied). --tls makes a certificate for the run, whose SHA-256 httpclient.py takes as --pin.
 
 Limits: on loopback nobody is asked unless a password is given; without --tls others can read all, the password too. Links are not
-followed; names that start with a dot are not served without --hidden. HTML and SVG run no script here, except with --read-only.
+followed; names that start with a dot are not served without --hidden. No request changes these scripts or what Python imports: nothing
+that arrives becomes code. HTML and SVG run no script here, except with --read-only.
 A Host that is no name of this machine is refused, and so is a change that another site's page sends: no web page reaches the
 folder. A proxy in front passes the Host of the address behind it, and the one that the browser asked for as X-Forwarded-Host.
 """
@@ -740,10 +742,10 @@ class Shared:
 
     def locate(self, names: Sequence[str], change: bool = False, make: bool = False) -> Place:
         """The place that a path means: to change what is there, or with make also the folders on the way."""
-        for end, name in enumerate(names, 1):
+        for name in names:
             check_name(name, self.hidden)
-            if change:
-                self.spare(names[:end], is_program)
+        if change:
+            self.spare(names, is_program)
         if self.only and tuple(names) != (self.only,):
             raise Refusal(404, "only one file is served here")
         if not DIR_FD:
@@ -945,7 +947,7 @@ class Part:
         self.kept, self.token = bool(token), token or fresh
         self.place, self.own = place, place.beside(f".six-{self.token}.part")
         # an empty file that stands there while somebody waits for this part
-        self.sign = place.beside(f".six-{self.token[::-1]}.part")
+        self.sign = place.beside(f".six-{PLAIN}{self.token[:7:-1]}.part")
         self.descriptor = os.open(
             self.own.name,
             FRESH & ~(os.O_CREAT | os.O_EXCL) if token else FRESH,
@@ -2313,8 +2315,9 @@ def expect(fields: Mapping[str, str], info: Optional[os.stat_result]) -> Optiona
 
 
 PLAN = re.compile(
-    "upload=([0-9a-f]{32})&over=(new|replace|number)(?:&length=([0-9]{1,18}))?(?:&time=(-?[0-9]{1,20}))?"
-    "(?:&sha256=([0-9a-f]{64}))?(?:&was=([0-9a-f-]{5,60}))?&began=([0-9]{1,20})&file=([0-9]{1,40})"
+    "upload=(?P<upload>[0-9a-f]{32})&over=(?P<over>new|replace|number)(?:&length=(?P<length>[0-9]{1,18}))?"
+    "(?:&mtime=(?P<mtime>-?[0-9]{1,20}))?(?:&sha256=(?P<sha256>[0-9a-f]{64}))?(?:&was=(?P<was>[0-9a-f-]{5,60}))?"
+    "&began=(?P<began>[0-9]{1,20})&file=(?P<file>[0-9]{1,40})"
 )
 
 
@@ -2322,14 +2325,13 @@ class Plan(NamedTuple):
     """What becomes of an upload when it is whole. A resumable one has it in its URL: any server of this folder can go on."""
 
     names: Sequence[str]
-    token: str
+    upload: str  # the part's token
     over: str
     length: Optional[int]
     mtime: Optional[int]  # ns
-    digest: Optional[bytes]
-    was: Optional[
-        str
-    ]  # the tag of what it is to replace: a conditional upload replaces nothing else
+    sha256: Optional[str]
+    # the tag of what it is to replace: a conditional upload replaces nothing else
+    was: Optional[str]
     # By these two the finished file is known: the number of its inode, which is the part's, and its
     # time in ns, which is mtime, or else when the upload began.
     began: int
@@ -2340,18 +2342,11 @@ class Plan(NamedTuple):
         return self.began if self.mtime is None else self.mtime
 
     def url(self) -> str:
-        words = {
-            "upload": self.token,
-            "over": self.over,
-            "length": self.length,
-            "time": self.mtime,
-            "sha256": self.digest and self.digest.hex(),
-            "was": self.was,
-            "began": self.began,
-            "file": self.file,
-        }
-        return f"{quoted(self.names)}?" + "&".join(
-            f"{key}={value}" for key, value in words.items() if value is not None
+        words = {key: value for key, value in self._asdict().items() if value is not None}
+        return (
+            quoted(words.pop("names"))
+            + "?"
+            + "&".join(f"{key}={value}" for key, value in words.items())
         )
 
 
@@ -2359,18 +2354,9 @@ def read_plan(request: Request) -> Plan:
     found = PLAN.fullmatch(request.query)
     if not found or not request.names:
         raise Refusal(404, "there is no such upload")
-    token, over, length, mtime, digest, was, began, file = found.groups()
-    return Plan(
-        request.names,
-        token,
-        over,
-        int(length) if length else None,
-        int(mtime) if mtime else None,
-        bytes.fromhex(digest) if digest else None,
-        was,
-        int(began),
-        int(file),
-    )
+    words: dict[str, Any] = found.groupdict()
+    numbers = {key: int(words[key]) for key in ("length", "mtime", "began", "file") if words[key]}
+    return Plan(request.names, **{**words, **numbers})
 
 
 def take_upload(
@@ -2396,7 +2382,7 @@ def take_upload(
             over,
             None if length is None else int(length),
             mtime,
-            digest,
+            digest.hex() if digest else None,
             was,
             began,
             part.inode,
@@ -2514,7 +2500,8 @@ def complete_upload(conn: Connection, request: Request, part: Part, plan: Plan) 
             f"the upload has {part.size} bytes, {plan.length} were announced",
             {"Upload-Complete": "?1"},
         )
-    wanted = plan.digest or parse_digest(conn.body.trailer.get("repr-digest", ""))
+    trailer = conn.body.trailer.get("repr-digest", "")
+    wanted = bytes.fromhex(plan.sha256) if plan.sha256 else parse_digest(trailer)
     actual = part.sha.digest() if part.sha else file_digest(part.descriptor) if wanted else None
     if wanted and actual != wanted:
         raise Refusal(
@@ -2644,7 +2631,7 @@ def resumed(conn: Connection, request: Request) -> Iterator[tuple[Part, Plan]]:
     plan = read_plan(request)
     with conn.server.shared.locate(plan.names, change=True) as place:
         try:
-            part = Part(place, plan.token)
+            part = Part(place, plan.upload)
         except FileNotFoundError:
             raise completed(place, plan) from None
         with contextlib.closing(part):
@@ -3584,6 +3571,8 @@ class Server:
             conn.sock.close()
         self.close()
         self.write_log(0)
+        if self.lost:
+            say(f"lines of the log that are lost: {self.lost}")
         if asked:
             say(
                 f"stopped: {self.count} request{'s' * (self.count != 1)} answered, {len(dropped)} transfer{'s' * (len(dropped) != 1)} cut off"
