@@ -21,7 +21,8 @@ are received beside their destination and renamed into place when they are whole
 trailer) is checked first, and Want-Repr-Digest asks for it. Uploads resume as in draft-ietf-httpbis-resumable-upload-10
 (interop version 8): POST or PUT with Upload-Complete, then HEAD and PATCH of the Location that was answered, for seven days.
 An upload that is complete says so there for as long as its file stays. X-OC-Mtime (seconds since 1970, as ownCloud, rclone
-and Apache have it) sets a file's time. All state is in the folder, so several servers of one folder are one.
+and Apache have it; a sign and a fraction may be in it) sets a file's time; a resumable upload without it has the time when it
+began. All state is in the folder, so several servers of one folder are one. Runs of zeros become holes where the disk has them.
 
 One password lets everybody in: --password, --ask-password or SIXSOCKETS_PASSWORD, and on other addresses than loopback one that
 is made and printed, unless --open does without. It is asked for by Basic (RFC 7617), with any name; who needs more puts a proxy
@@ -29,7 +30,8 @@ in front. Ten wrong ones within a minute from one address, in each of --workers,
 TLS handshake the alert access_denied). --tls makes a certificate for the run, whose SHA-256 httpclient.py takes as --pin.
 
 Limits: on loopback nobody is asked unless a password is given; without --tls others can read all, the password too. Links are not
-followed; names that start with a dot are not served without --hidden. HTML and SVG run no script here, except with --read-only.
+followed; names that start with a dot are not served without --hidden. No request changes these scripts or what Python imports: nothing
+that arrives becomes code. HTML and SVG run no script here, except with --read-only.
 A Host that is no name of this machine is refused, and so is a change that another site's page sends: no web page reaches the
 folder. A proxy in front passes the Host of the address behind it, and the one that the browser asked for as X-Forwarded-Host.
 """
@@ -131,18 +133,21 @@ LOOK_EVERY = 0.2
 PROMPT = 0.002
 LOG_DELAY = 0.1  # seconds that log lines are gathered
 ACCEPT_PAUSE = 0.5  # seconds to the next accept() when the system has no descriptor or memory left
-# seconds that the old writer of a part has for letting go of it; from one look to the next
-BUSY_WAIT, BUSY_STEP = 2.0, 0.02
-# ns: below this a file's time says which upload it came from; 100 ns are what the coarser file
-# systems keep
-TAGGED = 10**7
-WANTED = 0  # ns: the access time that a part gets from who waits for it; no file is read in 1970
+# seconds that somebody else has for letting go of a lock; from one look to the next, first and last
+BUSY_WAIT, BUSY_STEPS = 2.0, (0.0005, 0.02)
 PART_AGE = 7 * 86400  # seconds that an interrupted upload can be resumed
+# how the token of an upload begins that nobody can resume; seconds that its part stays after a kill
+PLAIN, PLAIN_AGE = "0" * 8, 3600
+HOLE = 4096  # bytes: shorter runs of zeros are written, since no file system leaves them out
+GRAIN = 100  # ns: the finest time that the coarser file systems keep
 FREE_CHECK = 1 << 20  # bytes of an upload after which free space is looked at again
 MAX_NUMBER = 1000  # files of one name that are told apart by a number
 MAX_DIGESTS = 10000  # files whose digest is remembered
+# seconds without a change before it is: the times of two changes may be equal within one tick
+SETTLED = 2.0
 MAX_SWEPT = 10000  # folders of which is remembered that old parts were looked for
-PART = re.compile(r"\.six-[0-9a-f]{32}\.part")
+# in either case: some disks know none
+PART = re.compile(r"\.six-[0-9a-f]{32}\.part", re.IGNORECASE)
 # the version of the resumable-upload draft that a client must name to be sent interim answers
 INTEROP = "8"
 PROXIED = frozenset(
@@ -185,7 +190,7 @@ PROBLEMS = {
     errno.EMLINK: (403, "links are not followed"),
     errno.EACCES: (403, "the server may not do that here"),
     errno.EPERM: (403, "the server may not do that here"),
-    errno.EROFS: (403, "the server cannot write there"),
+    errno.EROFS: (403, "the disk is read-only"),
     errno.ENAMETOOLONG: (400, "the name is too long"),
     errno.EINVAL: (400, "the system takes no such name"),
     errno.EILSEQ: (400, "the system takes no such name"),
@@ -735,10 +740,12 @@ class Shared:
             os.open(self.path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)) if DIR_FD else None
         )
 
-    def locate(self, names: Sequence[str], make: bool = False) -> Place:
-        """The place that a path means. With make, missing folders on the way are made."""
+    def locate(self, names: Sequence[str], change: bool = False, make: bool = False) -> Place:
+        """The place that a path means: to change what is there, or with make also the folders on the way."""
         for name in names:
             check_name(name, self.hidden)
+        if change:
+            self.spare(names, is_program)
         if self.only and tuple(names) != (self.only,):
             raise Refusal(404, "only one file is served here")
         if not DIR_FD:
@@ -748,6 +755,11 @@ class Shared:
             with place:
                 place = Place(self.step(Place(place.parent, name), make), "", owned=True)
         return Place(place.parent, names[-1] if names else ".", place.owned)
+
+    def spare(self, names: Sequence[str], part_of: Callable[[str], bool]) -> None:
+        """Nothing that arrives becomes code: no request changes a program, nor a folder that holds one."""
+        if part_of(os.path.join(self.path, *names)):
+            raise Refusal(403, "a program of this machine is there, and no request may change one")
 
     def step(self, place: Place, make: bool) -> int:
         try:
@@ -874,21 +886,42 @@ def link(old: Place, new: Place) -> bool:
 RENAMING = threading.Lock()  # where folders cannot be locked
 
 
+def take_lock(descriptor: int) -> bool:
+    """Whether nobody else, of this process or another, has it."""
+    import fcntl  # not at the top: Windows has none
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def insist(conn: "Connection", attempt: Callable[[], bool], problem: str) -> None:
+    """Try until it succeeds, for a while, and for nobody who has left. What counts is how often we have tried:
+    a machine that stood still meanwhile has left the other no time for letting go."""
+    left, (step, longest) = BUSY_WAIT, BUSY_STEPS
+    while not attempt():
+        if left <= 0 or left < BUSY_WAIT - LOOK_EVERY and conn.has_left():
+            raise Refusal(503, problem, {"Retry-After": "2"})
+        left -= step
+        time.sleep(step)
+        step = min(longest, 2 * step)
+
+
 @contextlib.contextmanager
-def renaming(*places: Place) -> Iterator[None]:
+def renaming(conn: "Connection", *places: Place) -> Iterator[None]:
     """Nobody else, of this process or another, gives away a name in these folders. Without it a file that is put between the link()
     and the unlink() of rename_new() would be lost. (Where a system or file system has no flock(), nobody else of this process.)"""
     with contextlib.ExitStack() as held:
         try:
-            lock_folders(places, held)
+            lock_folders(conn, places, held)
         except (ImportError, OSError):
             held.enter_context(RENAMING)
         yield
 
 
-def lock_folders(places: Sequence[Place], held: contextlib.ExitStack) -> None:
-    import fcntl  # not at the top: Windows has none
-
+def lock_folders(conn: "Connection", places: Sequence[Place], held: contextlib.ExitStack) -> None:
     folders = {}
     for place in places:
         folder = os.open(
@@ -901,16 +934,20 @@ def lock_folders(places: Sequence[Place], held: contextlib.ExitStack) -> None:
         folders[info.st_dev, info.st_ino] = folder
     # in the same order by all, so that who moves here and who moves back do not wait for each other
     for _, folder in sorted(folders.items()):
-        fcntl.flock(folder, fcntl.LOCK_EX)
+        attempt = functools.partial(take_lock, folder)
+        insist(conn, attempt, "another program has locked the folder for too long")
 
 
 class Part:
     """A file on its way in: hidden beside its place, locked while written, renamed when it is whole."""
 
-    def __init__(self, place: Place, token: str = "") -> None:
+    def __init__(self, place: Place, token: str = "", resumable: bool = False) -> None:
         """A new one, or the one that has this token: before it is locked it may be another writer's."""
-        self.kept, self.token = bool(token), token or secrets.token_hex(16)
+        fresh = secrets.token_hex(16) if resumable else PLAIN + secrets.token_hex(12)
+        self.kept, self.token = bool(token), token or fresh
         self.place, self.own = place, place.beside(f".six-{self.token}.part")
+        # an empty file that stands there while somebody waits for this part
+        self.sign = place.beside(f".six-{PLAIN}{self.token[:7:-1]}.part")
         self.descriptor = os.open(
             self.own.name,
             FRESH & ~(os.O_CREAT | os.O_EXCL) if token else FRESH,
@@ -924,43 +961,35 @@ class Part:
 
     def lock(self) -> bool:
         """Whether no other writer, of this process or another, has it."""
-        try:
-            # not at the top: Windows has none, and there an open file cannot be replaced anyway
-            import fcntl
-
-            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except (ImportError, OSError):
-            pass  # a file system without locks, as Lustre may be
+        # On Windows an open file cannot be replaced anyway. A file system may have none, as Lustre.
+        with contextlib.suppress(ImportError, OSError):
+            if not take_lock(self.descriptor):
+                return False
         self.size = os.lseek(self.descriptor, 0, os.SEEK_END)
         return True
 
-    def take_over(self) -> None:
-        """Lock it, once the connection that still writes it has let go. What counts is how often we have tried: a machine that
-        stood still meanwhile has left the other no time for it."""
-        left = BUSY_WAIT
-        while not self.lock():
-            self.want(True)
-            if left <= 0:
-                raise Refusal(
-                    503, "another connection is writing this upload", {"Retry-After": "2"}
-                )
-            left -= BUSY_STEP
-            time.sleep(BUSY_STEP)
-        self.want(False)
+    def take_over(self, conn: "Connection") -> None:
+        """Lock it, once the connection that still writes it has let go."""
+        try:
+            insist(
+                conn,
+                lambda: self.lock() or self.ask_for_it(),
+                "another connection is writing this upload",
+            )
+        finally:
+            # perhaps it is of one that was killed here
+            with contextlib.suppress(FileNotFoundError):
+                if self.sign.stat():
+                    os.unlink(self.sign.name, dir_fd=self.sign.parent)
 
-    def want(self, wanted: bool) -> None:
-        """Leave a sign for the writer, be it of this process or another, that somebody waits for it to let go; or take it away."""
-        info = os.fstat(self.descriptor)
-        if wanted != self.is_wanted():
-            os.utime(self.descriptor, ns=(WANTED if wanted else time.time_ns(), info.st_mtime_ns))
-
-    def is_wanted(self) -> bool:
-        return os.fstat(self.descriptor).st_atime_ns == WANTED
+    def ask_for_it(self) -> bool:
+        """Put up the sign for its writer, be it of this process or another. That does not make it ours yet."""
+        with contextlib.suppress(OSError):
+            os.close(os.open(self.sign.name, FRESH, 0o666, dir_fd=self.sign.parent))
+        return False
 
     def give_way(self) -> None:
-        if self.is_wanted():
+        if self.sign.stat():
             raise Refusal(409, "another connection goes on with this upload", close=True)
 
     def write(self, data: Data) -> None:
@@ -968,34 +997,41 @@ class Part:
             self.sha.update(data)
         self.size += len(data)
         view = memoryview(data)
+        # a run of zeros takes no space; where a file cannot be made longer so, it is written
+        if len(data) >= HOLE and not data[0] and bytes(data) == bytes(len(data)):
+            with contextlib.suppress(OSError):
+                os.ftruncate(self.descriptor, self.size)
+                os.lseek(self.descriptor, self.size, os.SEEK_SET)
+                return
         while view:
             view = view[os.write(self.descriptor, view) :]
 
     def settle(
         self,
+        conn: "Connection",
         name: str,
         over: str,
-        durable: bool,
         mtime: Optional[int] = None,
         was: Optional[str] = None,
     ) -> tuple[str, os.stat_result, bool]:
         """Put it in its place: "replace" what stands there, only as a "new" name, or with a "number". What stood there is checked
         and replaced in one step, or two writers could both believe that they replaced the same. Its name and facts, and whether it replaced."""
-        if durable:
+        if conn.args.durable:
             os.fsync(self.descriptor)
-        with renaming(self.place):
+        with renaming(conn, self.place):
+            self.kept = False  # from here on what fails would fail again
             old = self.place.regular() if over == "replace" else None
             if was and (not old or bare_tag(old) != was):
                 raise Refusal(412, "what it was to replace has changed meanwhile")
             info = self.finish(old, mtime)
             final = self.take_name(name, over)
         self.kept = True  # in its place: nothing to clear away
-        if durable:
+        if conn.args.durable:
             keep_name(self.place)
         return final, info, bool(old)
 
     def finish(self, old: Optional[os.stat_result], mtime: Optional[int]) -> os.stat_result:
-        """Give it the mode of the file that it replaces, and its time, whose last digits stand for the token. Its facts."""
+        """Give it the mode of the file that it replaces, and its time in ns. Its facts."""
         if old:
             with contextlib.suppress(OSError, AttributeError):
                 os.fchmod(self.descriptor, stat.S_IMODE(old.st_mode) & 0o777)
@@ -1004,12 +1040,12 @@ class Part:
         if os.name == "nt":
             self.let_go()
         handle = self.descriptor if self.descriptor >= 0 else self.own.name
-        # of a time that was given the fraction stays too: two files of one time and size shall have
-        # two ETags
-        info = os.stat(handle)
-        since = info.st_mtime_ns if mtime is None else mtime * 10**9 + info.st_mtime_ns % 10**9
-        with contextlib.suppress(OSError):  # not on every mount may a file's writer set its time
-            os.utime(handle, ns=(info.st_atime_ns, since // TAGGED * TAGGED + tag_of(self.token)))
+        # The system's own times come in ticks of some ms: of three files of one size that follow
+        # each other within one, the third may have the inode, and so the ETag, of the first.
+        now = time.time_ns()
+        # not on every mount may a file's writer set its time, nor does every system know all years
+        with contextlib.suppress(OSError, OverflowError):
+            os.utime(handle, ns=(now, now if mtime is None else mtime))
         return os.stat(handle)
 
     def take_name(self, name: str, over: str) -> str:
@@ -1041,11 +1077,6 @@ class Part:
         self.descriptor = -1
 
 
-def tag_of(token: str) -> int:
-    """The last nanoseconds of a finished upload's time. The number of an inode alone proves nothing: it is soon given to another file."""
-    return int(token, 16) % (TAGGED // 100) * 100
-
-
 def expire_parts(place: Place) -> None:
     """Delete what nobody has gone on with for too long, unless somebody just puts it in its place with an old time."""
     with contextlib.suppress(OSError), os.scandir(place.folder) as scan:
@@ -1059,10 +1090,10 @@ def expire_parts(place: Place) -> None:
 
 
 def is_expired(item: os.DirEntry[str]) -> bool:
-    return (
-        bool(PART.fullmatch(item.name))
-        and time.time() - item.stat(follow_symlinks=False).st_mtime > PART_AGE
-    )
+    if not PART.fullmatch(item.name):
+        return False
+    age = PLAIN_AGE if item.name.startswith(f".six-{PLAIN}") else PART_AGE
+    return time.time() - item.stat(follow_symlinks=False).st_mtime > age
 
 
 def free_space(where: Where) -> int:
@@ -1866,6 +1897,16 @@ class Connection:
                 raise Gone(f"the file shrank by {span.end - at} bytes")
             at += count
 
+    def has_left(self) -> bool:
+        """Whether the client has closed, where the system tells that. One that closes only its sending side looks the same,
+        so this is asked only after a while, and there is an answer all the same."""
+        if not hasattr(select, "poll"):
+            return False
+        poll = select.poll()
+        # an error and the end of both directions are told unasked
+        poll.register(self.sock, getattr(select, "POLLRDHUP", 0))
+        return bool(poll.poll(0))
+
     def take(self, most: int) -> bytes:
         """What has been read already."""
         data, self.buffer = self.buffer[:most], self.buffer[most:]
@@ -2067,7 +2108,7 @@ def get_file(conn: Connection, request: Request, names: Sequence[str], found: Fo
         # anybody could have uploaded it: no script in this origin
         headers["Content-Security-Policy"] = "sandbox"
     if wants_digest(request):
-        headers["Repr-Digest"] = digest_field(conn.server.digest(found))
+        headers["Repr-Digest"] = digest_field(conn.server.digest(conn, found))
     ranges = wanted_ranges(request, info.st_size, tag, mtime, now)
     if ranges and len(ranges) > 1:
         answer = several(headers, found.descriptor, info.st_size, ranges)
@@ -2207,7 +2248,7 @@ def put(conn: Connection, request: Request) -> Answer:
     size = expect_size(conn, request)
     try:  # who expects a file there makes no folders for it
         where = conn.server.shared.locate(
-            request.names, make=not judge(request.fields, None, 0, reading=False)
+            request.names, change=True, make=not judge(request.fields, None, 0, reading=False)
         )
     except FileNotFoundError:
         expect(request.fields, None)
@@ -2229,7 +2270,7 @@ def post(conn: Connection, request: Request) -> Answer:
     if not is_form and request.names and not request.slash and not is_folder(conn, request.names):
         return put(conn, request)
     names = (*request.names, suggested_name(request))
-    with conn.server.shared.locate(names, make=True) as place:
+    with conn.server.shared.locate(names, change=True, make=True) as place:
         expect_space(conn, place, size)
         return (
             post_form(conn, request)
@@ -2274,8 +2315,9 @@ def expect(fields: Mapping[str, str], info: Optional[os.stat_result]) -> Optiona
 
 
 PLAN = re.compile(
-    "upload=([0-9a-f]{32})&over=(new|replace|number)(?:&length=([0-9]{1,18}))?(?:&mtime=([0-9]{1,10}))?"
-    "(?:&sha256=([0-9a-f]{64}))?(?:&was=([0-9a-f-]{5,60}))?&file=([0-9]{1,40})"
+    "upload=(?P<upload>[0-9a-f]{32})&over=(?P<over>new|replace|number)(?:&length=(?P<length>[0-9]{1,18}))?"
+    "(?:&mtime=(?P<mtime>-?[0-9]{1,20}))?(?:&sha256=(?P<sha256>[0-9a-f]{64}))?(?:&was=(?P<was>[0-9a-f-]{5,60}))?"
+    "&began=(?P<began>[0-9]{1,20})&file=(?P<file>[0-9]{1,40})"
 )
 
 
@@ -2283,30 +2325,28 @@ class Plan(NamedTuple):
     """What becomes of an upload when it is whole. A resumable one has it in its URL: any server of this folder can go on."""
 
     names: Sequence[str]
-    token: str
+    upload: str  # the part's token
     over: str
     length: Optional[int]
-    mtime: Optional[int]
-    digest: Optional[bytes]
-    was: Optional[
-        str
-    ]  # the tag of what it is to replace: a conditional upload replaces nothing else
-    # the number of the part's inode, which stays the same when that is renamed: by it and tag_of()
-    # the finished file is known
+    mtime: Optional[int]  # ns
+    sha256: Optional[str]
+    # the tag of what it is to replace: a conditional upload replaces nothing else
+    was: Optional[str]
+    # By these two the finished file is known: the number of its inode, which is the part's, and its
+    # time in ns, which is mtime, or else when the upload began.
+    began: int
     file: int
 
+    @property
+    def time(self) -> int:
+        return self.began if self.mtime is None else self.mtime
+
     def url(self) -> str:
-        words = {
-            "upload": self.token,
-            "over": self.over,
-            "length": self.length,
-            "mtime": self.mtime,
-            "sha256": self.digest and self.digest.hex(),
-            "was": self.was,
-            "file": self.file,
-        }
-        return f"{quoted(self.names)}?" + "&".join(
-            f"{key}={value}" for key, value in words.items() if value is not None
+        words = {key: value for key, value in self._asdict().items() if value is not None}
+        return (
+            quoted(words.pop("names"))
+            + "?"
+            + "&".join(f"{key}={value}" for key, value in words.items())
         )
 
 
@@ -2314,17 +2354,9 @@ def read_plan(request: Request) -> Plan:
     found = PLAN.fullmatch(request.query)
     if not found or not request.names:
         raise Refusal(404, "there is no such upload")
-    token, over, length, mtime, digest, was, file = found.groups()
-    return Plan(
-        request.names,
-        token,
-        over,
-        int(length) if length else None,
-        int(mtime) if mtime else None,
-        bytes.fromhex(digest) if digest else None,
-        was,
-        int(file),
-    )
+    words: dict[str, Any] = found.groupdict()
+    numbers = {key: int(words[key]) for key in ("length", "mtime", "began", "file") if words[key]}
+    return Plan(request.names, **{**words, **numbers})
 
 
 def take_upload(
@@ -2340,21 +2372,22 @@ def take_upload(
     length = request.fields.get("upload-length") or (
         request.length if complete == "?1" and not request.chunked else None
     )
-    mtime = wanted_mtime(request)
-    with contextlib.closing(Part(place)) as part:
+    began = time.time_ns()
+    mtime, resumable = wanted_mtime(request, began), complete in ("?0", "?1")
+    sweep(conn, place)
+    with contextlib.closing(Part(place, resumable=resumable)) as part:
         plan = Plan(
             names,
             part.token,
             over,
             None if length is None else int(length),
             mtime,
-            digest,
+            digest.hex() if digest else None,
             was,
+            began,
             part.inode,
         )
-        if complete in ("?0", "?1"):
-            if conn.server.is_sweep_due(place.folder):
-                expire_parts(place)
+        if resumable:
             part.kept = True
             interim(conn, request, {"Location": plan.url(), "Upload-Limit": upload_limit(conn)})
         elif (
@@ -2366,12 +2399,25 @@ def take_upload(
         return fill_part(conn, request, part, plan, complete != "?0")
 
 
-def wanted_mtime(request: Request) -> Optional[int]:
-    """The file's time at the client, in the field that ownCloud invented and rclone, Nextcloud and Apache know."""
+def sweep(conn: Connection, place: Place) -> None:
+    if conn.server.is_sweep_due(place.folder):
+        expire_parts(place)
+
+
+def wanted_mtime(request: Request, began: int) -> Optional[int]:
+    """The file's time at the client in ns, from the field that ownCloud invented and rclone, Nextcloud and Apache know.
+    Without a fraction it gets ours: two files of one time and size shall have two ETags."""
     text = request.fields.get("x-oc-mtime")
-    if text is not None and not re.fullmatch("[0-9]{1,10}", text):
-        raise Refusal(400, "X-OC-Mtime is not a time in seconds since 1970")
-    return None if text is None else int(text)
+    if text is None:
+        return None
+    found = re.fullmatch(r"(-?[0-9]{1,11})(?:\.([0-9]{1,9}))?", text)
+    if not found:
+        raise Refusal(400, "X-OC-Mtime is not a time in seconds since 1970, of at most 11 digits")
+    seconds = int(found[1]) * 10**9
+    if not found[2]:
+        return seconds + began % 10**9
+    fraction = int(found[2].ljust(9, "0"))
+    return seconds - fraction if text[0] == "-" else seconds + fraction
 
 
 def interim(conn: Connection, request: Request, fields: dict[str, str]) -> None:
@@ -2454,7 +2500,8 @@ def complete_upload(conn: Connection, request: Request, part: Part, plan: Plan) 
             f"the upload has {part.size} bytes, {plan.length} were announced",
             {"Upload-Complete": "?1"},
         )
-    wanted = plan.digest or parse_digest(conn.body.trailer.get("repr-digest", ""))
+    trailer = conn.body.trailer.get("repr-digest", "")
+    wanted = bytes.fromhex(plan.sha256) if plan.sha256 else parse_digest(trailer)
     actual = part.sha.digest() if part.sha else file_digest(part.descriptor) if wanted else None
     if wanted and actual != wanted:
         raise Refusal(
@@ -2462,11 +2509,11 @@ def complete_upload(conn: Connection, request: Request, part: Part, plan: Plan) 
             "what arrived is not what Repr-Digest says",
             {"Upload-Complete": "?1"} if resumable else {},
         )
-    name, info, replaced = part.settle(
-        plan.names[-1], plan.over, conn.args.durable, plan.mtime, plan.was
-    )
+    part.kept = resumable  # until it is known that the folder is free
+    mtime = plan.time if resumable else plan.mtime
+    name, info, replaced = part.settle(conn, plan.names[-1], plan.over, mtime, plan.was)
     fields = {"ETag": etag(info)}
-    if plan.mtime == int(info.st_mtime):
+    if plan.mtime is not None and plan.mtime // 10**9 == info.st_mtime_ns // 10**9:
         fields["X-OC-Mtime"] = "accepted"
     if actual:
         fields["Repr-Digest"] = digest_field(actual)
@@ -2498,11 +2545,12 @@ def post_form(conn: Connection, request: Request) -> Answer:
 def store_part(conn: Connection, request: Request, data: Iterator[bytes], name: str) -> str:
     names = (*request.names, *name.split("/"))
     with (
-        conn.server.shared.locate(names, make=True) as place,
+        conn.server.shared.locate(names, change=True, make=True) as place,
         contextlib.closing(Part(place)) as part,
     ):
+        sweep(conn, place)
         store(conn, part, data)
-        final, _, _ = part.settle(names[-1], "number", conn.args.durable)
+        final, _, _ = part.settle(conn, names[-1], "number")
     return quoted([*names[:-1], final])
 
 
@@ -2581,13 +2629,13 @@ def upload_fields(
 def resumed(conn: Connection, request: Request) -> Iterator[tuple[Part, Plan]]:
     """An upload's part, locked. A connection that still writes it has failed without knowing: it is ended."""
     plan = read_plan(request)
-    with conn.server.shared.locate(plan.names) as place:
+    with conn.server.shared.locate(plan.names, change=True) as place:
         try:
-            part = Part(place, plan.token)
+            part = Part(place, plan.upload)
         except FileNotFoundError:
             raise completed(place, plan) from None
         with contextlib.closing(part):
-            part.take_over()
+            part.take_over(conn)
             there = part.own.stat()
             if not there or there.st_nlink > 1:
                 raise completed(place, plan)  # meanwhile: what is open here is the finished file
@@ -2603,7 +2651,7 @@ def completed(place: Place, plan: Plan) -> Refusal:
             info
             and stat.S_ISREG(info.st_mode)
             and plan.length in (None, info.st_size)
-            and (info.st_ino, info.st_mtime_ns % TAGGED) == (plan.file, tag_of(plan.token))
+            and (info.st_ino, info.st_mtime_ns // GRAIN) == (plan.file, plan.time // GRAIN)
         ):
             return Complete(quoted([*plan.names[:-1], name]), info.st_size)
     return Refusal(404, "there is no such upload")
@@ -2664,17 +2712,19 @@ def delete(conn: Connection, request: Request) -> Answer:
         return Answer(204)
     if not request.names:
         raise Refusal(403, "the shared folder itself stays")
+    shared = conn.server.shared
     with (
-        conn.server.shared.locate(request.names) as place,
+        shared.locate(request.names, change=True) as place,
         contextlib.closing(open_leaf(place)) as found,
     ):
         if request.slash and not found.is_folder:
             raise Refusal(404, "that is a file, not a folder")
         if found.is_folder:
+            shared.spare(request.names, holds_program)
             expect(request.fields, found.info)
-            delete_folder(place, "recursive" in options, conn.server.shared.hidden)
+            delete_folder(place, "recursive" in options, shared.hidden)
         else:
-            with renaming(place):
+            with renaming(conn, place):
                 expect(request.fields, place.stat())
                 os.unlink(place.name, dir_fd=place.parent)
     return Answer(204)
@@ -2695,7 +2745,7 @@ def delete_folder(place: Place, recursive: bool, hidden: bool) -> None:
 def new_place(conn: Connection, names: Sequence[str]) -> Place:
     """A place for something new, in a folder that must exist (RFC 4918)."""
     try:
-        return conn.server.shared.locate(names)
+        return conn.server.shared.locate(names, change=True)
     except (FileNotFoundError, NotADirectoryError):
         raise Refusal(409, "the folder that it is to be in does not exist") from None
 
@@ -2727,16 +2777,18 @@ def move(conn: Connection, request: Request) -> Answer:
     if not request.names or not names:
         raise Refusal(403, "the shared folder itself stays")
     with (
-        conn.server.shared.locate(request.names) as old,
-        contextlib.closing(open_leaf(old)) as found,
+        conn.server.shared.locate(request.names, change=True) as old,
         new_place(conn, names) as new,
-        renaming(old, new),
+        renaming(conn, old, new),
+        contextlib.closing(open_leaf(old)) as found,
     ):
+        for end in (request.names, names) if found.is_folder else ():
+            conn.server.shared.spare(end, holds_program)
         return move_to(old, found, new, request, names)
 
 
 def move_to(old: Place, found: Found, new: Place, request: Request, names: Sequence[str]) -> Answer:
-    expect(request.fields, old.stat())
+    expect(request.fields, found.info)
     there, polite = new.stat(), request.fields.get("overwrite", "T").upper() == "F"
     if there and (
         stat.S_ISDIR(there.st_mode) or found.is_folder or not stat.S_ISREG(there.st_mode)
@@ -3202,9 +3254,9 @@ class Server:
         self.returned: deque[Callable[[], object]] = deque()
         self.waiting = self.count = 0  # threads that wait for the lead, answers
         self.lines: deque[str] = deque()
-        self.log_to = log
+        self.log_to, self.lost = log, 0  # lines that could not be written
         self.log_at = self.accept_at = 0.0
-        self.digests: dict[tuple[int, int, int, int], bytes] = {}
+        self.digests: dict[tuple[int, ...], bytes] = {}
         # folders that old parts were looked for in, and the hour
         self.swept: set[tuple[int, int, int]] = set()
         # --once: the ranges that each client has of each file
@@ -3415,15 +3467,17 @@ class Server:
         self.await_no_head(conn)
         self.lingering.pop(conn, None)
 
-    def digest(self, found: Found) -> bytes:
-        """SHA-256 of a file, remembered as long as it is the same file."""
+    def digest(self, conn: Connection, found: Found) -> bytes:
+        """SHA-256 of a file, remembered as long as it is the same file and nobody has changed anything in it."""
         info = found.info
-        key = info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
+        key = info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
         digest = self.digests.get(key)
         if digest is None:
-            digest = file_digest(found.descriptor)
+            settled = time.time() - info.st_ctime > SETTLED
+            digest = file_digest(found.descriptor, conn)
             with self.lock:
-                self.digests[key] = digest
+                if settled:
+                    self.digests[key] = digest
                 if len(self.digests) > MAX_DIGESTS:
                     del self.digests[next(iter(self.digests))]
         return digest
@@ -3476,12 +3530,27 @@ class Server:
         )
 
     def write_log(self, now: float) -> None:
-        text = []
+        """Lines that cannot be written, as on a full disk, are counted, and the number stands in their place."""
+        lines = []
         while self.lines:
-            text.append(self.lines.popleft())
-        self.log_at = now
-        with contextlib.suppress(OSError):
-            os.write(self.log_to, "".join(text).encode())
+            lines.append(self.lines.popleft())
+        self.log_at, count = now, len(lines)
+        if self.lost:  # the last one may have been written in part
+            lines.insert(
+                0, f"\n{log_time(int(time.time()))} lines that are lost here: {self.lost}\n"
+            )
+        view = memoryview("".join(lines).encode())
+        try:
+            while view:
+                view = view[os.write(self.log_to, view) :]
+            self.lost = 0
+        except OSError as error:
+            if not self.lost and self.log_to != 2:
+                say(
+                    f"cannot write the log ({error.strerror}): lines are lost until that works again"
+                )
+            left = bytes(view).count(b"\n")
+            self.lost = left if left <= count else self.lost + count
 
     def finish(self, asked: bool) -> int:
         """Close the door, end what is idle at once, give what is under way a moment."""
@@ -3502,6 +3571,8 @@ class Server:
             conn.sock.close()
         self.close()
         self.write_log(0)
+        if self.lost:
+            say(f"lines of the log that are lost: {self.lost}")
         if asked:
             say(
                 f"stopped: {self.count} request{'s' * (self.count != 1)} answered, {len(dropped)} transfer{'s' * (len(dropped) != 1)} cut off"
@@ -3526,11 +3597,14 @@ class Server:
                 self.freed.wait(left)
 
 
-def file_digest(descriptor: int) -> bytes:
+def file_digest(descriptor: int, conn: Optional[Connection] = None) -> bytes:
+    """Of the whole file; for a connection only while its client is there."""
     sha, offset = hashlib.sha256(), 0
     while chunk := read_at(descriptor, PIECE, offset):
         sha.update(chunk)
         offset += len(chunk)
+        if conn and not offset % SLICE and conn.has_left():
+            raise Refusal(503, "the client closed before the digest was computed", close=True)
     return sha.digest()
 
 

@@ -19,9 +19,10 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 import zipfile
 from base64 import b64encode
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import pytest
 from conftest import DEADLINE, ROOT, free_port, until
@@ -267,7 +268,7 @@ def disk(tmp_path):
 
 def upload_chunked(ask, server, size):
     """The statuses of an upload and a form whose lengths are not known before."""
-    body = form((b'name="f"; filename="f"', bytes(size)))
+    body = form((b'name="f"; filename="f"', b"x" * size))
     return [
         ask(
             method,
@@ -278,7 +279,7 @@ def upload_chunked(ask, server, size):
             length=False,
         ).status
         for method, path, fields, data in (
-            ("PUT", "/old", "", bytes(size)),
+            ("PUT", "/old", "", b"x" * size),
             ("POST", "/", FORM, body),
         )
     ]
@@ -289,6 +290,29 @@ def test_a_full_disk_is_507_and_the_old_file_stays(spawn, disk, ask):  # 30
     assert ask("PUT", "/old", body=bytes(9 << 20), to=server).status == 507  # told before the body
     assert upload_chunked(ask, server, 9 << 20) == [507, 507]
     assert tree(disk) == {b"old": b"old"}
+
+
+def test_of_a_disk_that_turned_read_only_just_that_is_said(spawn, disk, ask):
+    server = spawn("httpserver.py", disk)
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    for reply in (
+        ask("PUT", "/old", body=b"new", to=server),
+        ask("POST", "/", FORM, form((b'name="f"; filename="f"', b"x")), to=server),
+        ask("DELETE", "/old", to=server),
+        ask("MOVE", "/old", "Destination: /new\r\n", to=server),
+        ask("MKCOL", "/new", to=server),
+    ):
+        assert reply.status == 403 and b"read-only" in reply.body, reply
+
+
+def test_zeros_beyond_the_limit_of_a_file_are_507_too(spawn, folder, ask):
+    server = spawn(
+        "httpserver.py",
+        folder,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100000, 100000)),
+    )
+    assert ask("PUT", "/a.txt", body=bytes(300000), to=server).status == 507
+    assert tree(folder) == {b"a.txt": b"hello\n"}
 
 
 def test_chunked_uploads_too_leave_the_space_free_that_is_to_stay_free(spawn, disk, ask):
@@ -716,9 +740,39 @@ def test_a_file_keeps_the_time_that_it_has_at_the_client(ask, folder):
         ask("PUT", "/x", "X-OC-Mtime: 1234567890\r\n", b"%d" % n).fields["etag"] for n in range(5)
     }
     assert len(tags) == 5  # of one size, one time, and in turn of one inode
-    for wrong in "", "-1", "1e9", "1.5", "+1", "12345678901", "nan", "1, 2":
+    for wrong in "", "-", "1e9", "1.", ".5", "+1", "123456789012", "--1", "nan", "1, 2":
         assert ask("PUT", "/a.txt", f"X-OC-Mtime: {wrong}\r\n", b"data").status == 400, wrong
     assert (folder / "a.txt").read_bytes() == b"hello\n"
+
+
+@pytest.mark.parametrize(
+    "text, ns",
+    [
+        ("-1.5", -1500000000),
+        ("-0.000000001", -1),
+        ("1500000000.000000100", 1500000000000000100),
+        ("10413792000", 10413792000 * 10**9),  # the year 2300
+        ("-3000000000", -3000000000 * 10**9),  # 1874
+    ],
+)
+def test_a_time_may_have_a_fraction_a_sign_and_eleven_digits(text, ns, ask, folder, spawn):
+    reply = ask("PUT", "/x", f"X-OC-Mtime: {text}\r\n", b"data")
+    kept, wanted = (folder / "x").stat().st_mtime_ns, ns if "." in text else ns // 10**9
+    os.utime(folder / "a.txt", ns=(ns, ns))
+    if (folder / "a.txt").stat().st_mtime_ns != ns:
+        pytest.skip("this file system has no such time")
+    assert (kept if "." in text else kept // 10**9) == wanted
+    assert (reply.status, reply.fields["x-oc-mtime"]) == (201, "accepted")
+    location = begin(ask, "/y", 4, f"X-OC-Mtime: {text}\r\n")
+    assert append(ask, location, 0, b"data").fields["x-oc-mtime"] == "accepted"
+    assert ask("HEAD", location).fields["upload-complete"] == "?1"
+    for path, fields in (
+        ("/?tar", ""),
+        ("/?zip", ""),
+        ("/", ""),
+        ("/", "Accept: application/json\r\n"),
+    ):
+        assert ask("GET", path, fields).whole
 
 
 @pytest.mark.parametrize(
@@ -913,7 +967,7 @@ def test_nobody_goes_on_with_an_upload_that_is_just_being_removed(
     script = tmp_path / "halfway.py"
     script.write_text(
         "import os, runpy, sys\nunlink = os.unlink\n"
-        "def later(*args, **more):\n    os.write(2, b'unlinking\\n')\n    sys.stdin.readline()\n    unlink(*args, **more)\n"
+        "def later(*args, **more):\n    os.unlink = unlink\n    os.write(2, b'unlinking\\n')\n    sys.stdin.readline()\n    unlink(*args, **more)\n"
         f"os.unlink, sys.argv[0] = later, 'httpserver.py'\nrunpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n"
     )
     server = spawn(str(script), folder, stdin=subprocess.PIPE)
@@ -942,6 +996,64 @@ def test_where_there_are_no_locks_an_upload_goes_on_all_the_same(
     assert tree(folder) == {b"a.txt": b"hello\n", b"x": b"0123456789"}
 
 
+STOP_AT = (
+    "import os, runpy, sys\ndef stops(name):\n    function = getattr(os, name)\n    def stopped(*args, **more):\n"
+    "        setattr(os, name, function)\n        os.write(2, f'stops at {name}\\n'.encode())\n"
+    "        sys.stdin.readline()\n        return function(*args, **more)\n    setattr(os, name, stopped)\n"
+    "stops(sys.argv.pop(1))\nsys.argv[0] = 'httpserver.py'\n"
+    f"runpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n"
+)
+
+
+@pytest.mark.parametrize("method", ["HEAD", "PATCH", "DELETE"])
+def test_who_waits_for_an_upload_changes_nothing_of_the_file_that_it_becomes(
+    method, spawn, ask, wire, folder, tmp_path
+):
+    (tmp_path / "stops.py").write_text(STOP_AT)
+    first, other = (
+        spawn(str(tmp_path / "stops.py"), "utime", folder, stdin=subprocess.PIPE) for _ in range(2)
+    )
+    location = begin(ask, "/x", 10, "X-OC-Mtime: 1234567890\r\n", to=first)
+    more = "Content-Type: application/partial-upload\r\nUpload-Offset: 0\r\nUpload-Complete: ?1\r\n"
+    writer = wire(first).send(
+        f"PATCH {location} HTTP/1.1\r\nHost: localhost\r\n{more}Content-Length: 10\r\n\r\n0123456789"
+    )
+    first.wait_for("stops at utime")  # before the finished file gets its time
+    waiting = wire(other).send(
+        f"{method} {location} HTTP/1.1\r\nHost: localhost\r\n{more if method == 'PATCH' else ''}\r\n"
+    )
+    select.select([waiting.sock], [], [], 0.3)
+    first.process.stdin.close()
+    done = writer.reply()
+    other.process.stdin.close()
+    assert waiting.reply(head=method == "HEAD").status in (204, 400, 503)
+    assert (done.status, done.fields["x-oc-mtime"]) == (201, "accepted")
+    assert (folder / "x").stat().st_mtime // 1 == 1234567890
+    assert ask("HEAD", "/x").fields["etag"] == done.fields["etag"]
+    assert ask("HEAD", location).fields["upload-complete"] == "?1"
+    assert tree(folder) == {b"a.txt": b"hello\n", b"x": b"0123456789"}
+
+
+def test_the_sign_of_one_who_was_killed_while_waiting_costs_one_more_request(ask, folder):
+    location = begin(ask, "/x", 10)
+    token = re.search("upload=(.{32})", location)[1]
+    (folder / f".six-{'0' * 8}{token[:7:-1]}.part").touch()
+    assert append(ask, location, 0, b"01234", "?0").status == 204  # this one takes it down
+    assert append(ask, location, 5, b"56789").status == 201
+    assert tree(folder) == {b"a.txt": b"hello\n", b"x": b"0123456789"}
+
+
+def test_a_finished_upload_has_the_time_when_it_began_and_others_that_of_their_end(ask, folder):
+    before = time.time_ns()
+    location = begin(ask, "/x", 10)
+    began = int(re.search("began=([0-9]+)", location)[1])
+    assert before <= began <= time.time_ns()
+    assert append(ask, location, 0, b"0123456789").status == 201
+    assert (folder / "x").stat().st_mtime_ns == began
+    assert ask("PUT", "/y", body=b"0123456789").status == 201
+    assert (folder / "y").stat().st_mtime_ns > began
+
+
 def test_another_file_with_the_inode_of_a_given_up_upload_is_not_taken_for_it(ask, folder):
     location = begin(ask, "/x", 10)
     assert ask("DELETE", location).status == 204
@@ -950,6 +1062,145 @@ def test_another_file_with_the_inode_of_a_given_up_upload_is_not_taken_for_it(as
         # what an upload with this inode would have got
         stale = f"{location.partition('&file=')[0]}&file={(folder / 'x').stat().st_ino}"
         assert ask("HEAD", stale).status == 404 == append(ask, stale, 0, b"0123456789").status
+
+
+@contextmanager
+def locked(folder):
+    """Any local user who may read a folder can lock it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def test_a_folder_that_somebody_else_locks_is_busy_after_a_while_and_nothing_is_lost(ask, folder):
+    location = begin(ask, "/x", 10)
+    requests = [
+        lambda: ask("PUT", "/a.txt", body=b"new"),
+        lambda: ask("POST", "/", FORM, form((b'name="f"; filename="f"', b"data"))),
+        lambda: ask("DELETE", "/a.txt"),
+        lambda: ask("MOVE", "/a.txt", "Destination: /b\r\n"),
+        lambda: append(ask, location, 0, b"0123456789"),
+    ]
+    with locked(folder):
+        for request in requests:
+            assert (reply := request()).status == 503 and reply.fields["retry-after"] == "2"
+        assert ask("GET", "/a.txt").body == b"hello\n"
+        assert sorted(tree(folder).values()) == [b"0123456789", b"hello\n"]
+    # what has arrived is kept, and need not be sent again
+    assert ask("HEAD", location).fields["upload-offset"] == "10"
+    assert append(ask, location, 10, b"").status == 201
+    assert [request().status for request in requests[:4]] == [204, 201, 204, 404]
+    assert tree(folder) == {b"f": b"data", b"x": b"0123456789"}
+
+
+def test_what_waits_for_a_lock_is_not_done_for_a_client_that_has_given_up(
+    server, wire, ask, folder
+):
+    with locked(folder):
+        given_up = wire().send("DELETE /a.txt HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        given_up.close()
+        server.wait_for(r'"DELETE /a\.txt HTTP/1\.1" 503 ')
+    assert ask("GET", "/a.txt").body == b"hello\n"
+
+
+def test_nobody_computes_a_digest_for_a_client_that_has_left(server, wire, folder):
+    wanted = "HTTP/1.1\r\nHost: localhost\r\nWant-Repr-Digest: sha-256=1\r\n\r\n"
+    with open(folder / "big", "wb") as file:
+        file.truncate(4 << 30)
+    left = wire().send(f"HEAD /big {wanted}")
+    left.close()
+    server.wait_for(r'"HEAD /big HTTP/1\.1" 503 ')
+    half = wire().send(f"GET /a.txt {wanted}")
+    half.sock.shutdown(socket.SHUT_WR)  # as some clients do that have nothing more to send
+    assert half.reply().fields["repr-digest"] == digest(b"hello\n")
+
+
+def test_the_digest_of_a_file_that_was_changed_in_place_is_the_new_one(ask, folder):
+    """Size and time are kept: only the time of the change tells it."""
+    path = folder / "a.txt"
+    info = path.stat()
+    until(lambda: time.time() > info.st_ctime + 2.1, "the file to be one that nobody just changes")
+    for data in b"hello\n", b"jelly\n":
+        path.write_bytes(data)
+        os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
+        assert path.stat().st_mtime_ns == info.st_mtime_ns
+        reply = ask("GET", "/a.txt", "Want-Repr-Digest: sha-256=1\r\n")
+        assert (reply.body, reply.fields["repr-digest"]) == (data, digest(data))
+        changed = path.stat().st_ctime
+        until(lambda: time.time() > changed + 2.1, "its digest to be one that is remembered")  # noqa: B023
+        assert ask("HEAD", "/a.txt", "Want-Repr-Digest: sha-256=1\r\n").fields[
+            "repr-digest"
+        ] == digest(data)
+
+
+def test_runs_of_zeros_take_no_space_and_arrive_whole(ask, folder):
+    zeros, rest = bytes(16 << 20), os.urandom(100000)
+    data = rest + zeros + rest + zeros
+    fields = f"Repr-Digest: {digest(data)}\r\n"
+    assert ask("PUT", "/whole", fields, data).status == 201
+    location = begin(ask, "/pieces", len(data), fields)
+    for start in range(0, len(data), 6 << 20):
+        piece, end = data[start : start + (6 << 20)], start + (6 << 20) >= len(data)
+        assert ask("HEAD", location).fields["upload-offset"] == str(start)
+        assert append(ask, location, start, piece, f"?{int(end)}").status == (201 if end else 204)
+    assert ask("POST", "/", FORM, form((b'name="f"; filename="f"', data))).status == 201
+    for name in "whole", "pieces", "f":
+        assert (folder / name).read_bytes() == data
+        assert (folder / name).stat().st_blocks * 512 < 8 << 20
+
+
+def test_where_a_file_cannot_have_holes_zeros_are_written(spawn, ask, folder, tmp_path):
+    (tmp_path / "run.py").write_text(
+        "import os, runpy\ndef ftruncate(*_): raise OSError(95, 'Operation not supported')\nos.ftruncate = ftruncate\n"
+        f"runpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n"
+    )
+    data = bytes(1 << 20) + DATA
+    assert ask("PUT", "/x", body=data, to=spawn(str(tmp_path / "run.py"), folder)).status == 201
+    assert (folder / "x").read_bytes() == data
+
+
+@pytest.mark.parametrize("call", ["fchmod", "utime"])
+def test_where_a_mode_or_time_cannot_be_set_a_file_is_replaced_all_the_same(
+    call, spawn, ask, folder, tmp_path
+):
+    (tmp_path / "run.py").write_text(
+        f"import os, runpy\ndef refuse(*_, **__): raise PermissionError(1, 'Operation not permitted')\nos.{call} = refuse\n"
+        f"runpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n"
+    )
+    there = spawn(str(tmp_path / "run.py"), folder)
+    assert ask("PUT", "/a.txt", "X-OC-Mtime: 1500000000\r\n", b"new", to=there).status == 204
+    assert tree(folder) == {b"a.txt": b"new"}
+
+
+def test_the_part_of_an_upload_that_nobody_can_resume_goes_an_hour_after_a_kill(
+    spawn, server, wire, ask, folder
+):
+    location = begin(ask, "/x", 10)
+    wire().send("PUT /y HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n01234")
+    until(lambda: b"01234" in tree(folder).values(), "the part")
+    server.kill()
+    parts = list(folder.glob(".six-*"))
+    for part in parts:
+        os.utime(part, (time.time() - 7000,) * 2)
+    assert len(parts) == 2
+    after = spawn("httpserver.py", folder)
+    assert ask("PUT", "/z", body=b"data", to=after).status == 201
+    assert append(ask, location, 0, b"0123456789", to=after).status == 201
+    assert tree(folder) == {b"a.txt": b"hello\n", b"x": b"0123456789", b"z": b"data"}
+
+
+def test_a_part_is_recognised_in_either_case(spawn, ask, folder):
+    """On a disk without case it has both names."""
+    there = spawn("httpserver.py", folder, "--hidden")
+    for name in f".SIX-{'A' * 32}.PART", f".Six-{'0' * 32}.part", f".six-{'a' * 32}.Part":
+        (folder / name).write_bytes(b"half")
+        for method in "GET", "PUT", "DELETE":
+            assert ask(method, f"/{name}", to=there).status == 403
+        assert ask("MOVE", "/a.txt", f"Destination: /{name}\r\n", to=there).status == 403
+        assert name.encode() not in ask("GET", "/", to=there).body
 
 
 def test_old_parts_expire_and_are_never_served(ask, folder):
@@ -1508,6 +1759,32 @@ def test_the_log_goes_to_a_file_or_nowhere(spawn, folder, ask, tmp_path):
     quiet = spawn("httpserver.py", folder, "--quiet")
     ask("GET", "/a.txt", to=quiet)
     assert "GET" not in quiet.stop()
+
+
+def test_lines_that_the_log_has_no_room_for_are_counted_in_it(spawn, folder, ask, tmp_path):
+    log = tmp_path / "access.log"
+    server = spawn("httpserver.py", folder, "--log", log)
+
+    def room(size):
+        resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+    room(10)
+    ask("GET", "/lost", to=server)
+    said = "cannot write the log (File too large): lines are lost until that works again\n"
+    server.wait_for(re.escape(said))
+    ask("GET", "/a.txt", to=server)
+    room(10)
+    ask("GET", "/lost", to=server)
+    room(resource.RLIM_INFINITY)
+    while "/there" not in log.read_text():
+        ask("GET", "/there", to=server)
+    beginning, lost, count, rest = re.split(
+        r"\n(\[.*\] lines that are lost here: (\d+)\n)", log.read_text()
+    )
+    assert lost and len(beginning) == 10 and "/lost" not in beginning
+    assert server.stop().count(said) == 1
+    requests = int(re.search(r"stopped: (\d+) requests", server.err)[1])
+    assert int(count) + log.read_text().count("GET /") == requests
 
 
 def test_what_is_said_about_wrong_command_lines(run, folder):
