@@ -15,7 +15,8 @@ A download is written to a hidden part (.six-*.part) beside its destination, wit
 URL, ETag or Last-Modified and size that it belongs to. A lost link, or running the command again, continues it
 by Range with If-Range; a file that changed meanwhile starts over. Length and digest are checked before the part
 gets its name. get replaces what exists only with --force, or with --newer if the server's is newer or of another size;
-mirror replaces what differs (with --newer only such).
+mirror replaces what differs (with --newer only such). A name that the server alone proposes replaces nothing.
+What would run later is refused: these scripts, and code in a folder from which Python imports.
 What is here already is not fetched again: told by Last-Modified and size, or where the server tells no time by the
 ETag, which Linux keeps with the file (user.six.etag).
 Large uploads ask first (Expect: 100-continue), or are resumed, also through proxies, where OPTIONS tells by Upload-Limit
@@ -1583,8 +1584,10 @@ class Part:
                         XATTR,
                         stamp(url, os.fstat(self.fd)) + etag.encode("utf-8", "surrogateescape"),
                     )
-            with contextlib.suppress(FileNotFoundError):
-                os.chmod(self.path, stat.S_IMODE(os.stat(path).st_mode))
+            # no old file, or a file system without modes
+            with contextlib.suppress(OSError):
+                # but not setuid or setgid: it stood for what was there before
+                os.chmod(self.path, os.stat(path).st_mode & 0o777)
             if os.name == "nt":
                 # Windows renames no open file; elsewhere the lock is held until the part has its
                 # name
@@ -1828,10 +1831,10 @@ class Download:
         if found is None or self.stdout or self.chosen and not stat.S_ISREG(found.st_mode):
             return False
         regular = stat.S_ISREG(found.st_mode)
-        if regular and not self.args.force and self.same(head):
+        if regular and not (self.args.force and self.replace) and self.same(head):
             return True
         if not regular or not self.replace:
-            raise exists(self.path)
+            raise exists(self.path, not self.replace and (self.args.force or self.args.newer))
         return False
 
     def same(self, head: Head) -> bool:
@@ -1887,13 +1890,22 @@ class Download:
         return True
 
     def saw(self, head: Head) -> None:
-        """A response tells the name, if nobody has chosen one, and the time."""
+        """A response tells the name, if nobody has chosen one, and the time. Nothing is written before."""
         self.head = head
         if not self.name:
-            self.name = safe_name(
-                disposition_name(head.get("content-disposition")) or url_name(self.url)
-            )
+            asked = safe_name(url_name(self.url))
+            proposed = disposition_name(head.get("content-disposition"))
+            self.name = safe_name(proposed) if proposed else asked
             self.path = os.path.join(self.folder, self.name)
+            # the server's choice of a name is no choice of what may be replaced
+            self.replace = self.replace and self.name == asked
+        if is_program(self.path):
+            raise Failure(
+                23,
+                f"{spoken(self.path)} would be part of a program when it next starts",
+                "what a server sends must not run here",
+                "-o with another folder or name",
+            )
 
     def continues(self, head: Head, sink: Union[Part, Stream]) -> None:
         """A partial response must start where we stopped and be of the same file, whatever the server was asked."""
@@ -2174,12 +2186,16 @@ def lock(fd: int) -> None:
             pass  # Lustre, for one, may have none
 
 
-def exists(path: str) -> "Failure":
+def exists(path: str, unasked: bool = False) -> "Failure":
+    """Unasked: it may be replaced, but the server alone proposed its name."""
+    hint = "--newer replaces it if the server's is newer or of another size, --force always, -o gives another name"
     return Failure(
         23,
         f"{spoken(path)} exists already, and is another file",
-        "it was left as it is",
-        "--newer replaces it if the server's is newer or of another size, --force always, -o gives another name",
+        "the server proposed that name, and must not choose what is replaced"
+        if unasked
+        else "it was left as it is",
+        "-o NAME: that of the file to replace, or another" if unasked else hint,
     )
 
 

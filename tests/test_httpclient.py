@@ -2713,3 +2713,139 @@ def test_memory_does_not_grow_with_the_file(files, tmp_path):
     peak = client.status("VmHWM")
     client.kill()
     assert peak < 50_000
+
+
+# --- programs: what arrives is never code ---
+def started(alone, tmp_path, *words, cwd=None, **env):
+    """The copied script, run where it lies or elsewhere, as a person does."""
+    script = tmp_path / "alone" / "httpclient.py"
+    script = script if script.exists() else alone("httpclient.py")
+    return subprocess.run(
+        [sys.executable, script, *words],
+        cwd=cwd or script.parent,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+POISON = b"import os; os._exit(99)\n"
+ROUTES = {
+    "named by the URL": ["{url}/{name}"],
+    "proposed by the server": ["{url}/attached?{name}"],
+    "given by -o": ["{url}/x", "-o", "{name}"],
+    "several connections": ["{url}/big", "-o", "{name}", "--connections", "3"],
+    "into a folder": ["{url}/{name}", "-o", "."],
+}
+
+
+@pytest.mark.parametrize("force", ["--force", ""])
+@pytest.mark.parametrize("name", ["httpclient.py", "server.py", "HTTPclient.py"])
+@pytest.mark.parametrize("route", ROUTES)
+def test_no_route_brings_a_program_into_being(alone, files, tmp_path, route, name, force):
+    body = POISON + bytes(5_000_000 if route == "several connections" else 0)
+
+    def hook(head):
+        if "/attached" in head and head.startswith("GET"):
+            said = head.partition("?")[2].partition(" ")[0]
+            return answer(POISON, headers=f"Content-Disposition: attachment; filename={said}\r\n")
+
+    server = files(body, hook=hook)
+    url = f"http://127.0.0.1:{server.port}"
+    words = [word.format(url=url, name=name) for word in ROUTES[route]]
+    done = started(alone, tmp_path, "get", *words, *filter(None, [force]))
+    assert done.returncode == 23 and "part of a program" in done.stderr, done
+    assert done.stderr.count("\n") == 3 and names(tmp_path / "alone") == ["httpclient.py"]
+    assert started(alone, tmp_path, "--version").returncode == 0
+
+
+def test_a_program_is_refused_also_by_mirror_and_the_rest_comes(alone, stock, tmp_path):
+    folder, url = stock
+    for name in "a", "b", "client.py", "httpclient.py":
+        (folder / name).write_bytes(POISON)
+    done = started(alone, tmp_path, "mirror", url, "-o", ".", "--force")
+    assert done.returncode == 23 and done.stderr.count("part of a program") == 2, done
+    assert names(tmp_path / "alone") == ["a", "b", "httpclient.py"]
+    assert started(alone, tmp_path, "--version").returncode == 0
+
+
+def test_a_part_that_an_earlier_run_left_does_not_become_a_program(alone, files, tmp_path):
+    server = files(random.Random(5).randbytes(1_000_000), cuts=[500_000])
+    url = f"http://127.0.0.1:{server.port}/client.py"
+    alone("httpclient.py")
+    cut = started(alone, tmp_path, "get", url, "-o", "sub/", "--retries", "0")
+    assert cut.returncode == 18, cut
+    for name in names(tmp_path / "alone" / "sub"):
+        shutil.move(tmp_path / "alone" / "sub" / name, tmp_path / "alone" / name)
+    assert started(alone, tmp_path, "get", url, "--force").returncode == 23
+    assert "client.py" not in names(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("make", [os.symlink, os.link], ids=["symlink", "hard link"])
+def test_the_running_script_is_known_under_its_other_names(alone, files, tmp_path, make):
+    (tmp_path / "other").mkdir()
+    make(alone("httpclient.py"), tmp_path / "other" / "tool")
+    done = started(
+        alone, tmp_path, "get", files(POISON).url, "-o", "tool", "--force", cwd=tmp_path / "other"
+    )
+    assert done.returncode == 23 and "part of a program" in done.stderr, done
+    assert os.path.samefile(tmp_path / "other" / "tool", tmp_path / "alone" / "httpclient.py")
+
+
+@pytest.mark.parametrize("name", ["json.py", "sitecustomize.py", "json.so", "sub/__init__.pyc"])
+def test_a_folder_that_pythonpath_names_gets_no_code(alone, files, tmp_path, name):
+    there = tmp_path / "modules"
+    (there / "sub").mkdir(parents=True)
+    more = {"PYTHONPATH": str(there), "cwd": there}
+    url = files(POISON).url
+    done = started(alone, tmp_path, "get", url, "-o", name, **more)
+    assert done.returncode == 23 and not (there / name).exists(), done
+    # what only looks like it is welcome
+    assert started(alone, tmp_path, "get", url, "-o", "sub/json.txt", **more).returncode == 0
+
+
+def test_a_file_named_like_a_module_is_harmless_beside_the_script(alone, canned, tmp_path):
+    server = canned(
+        answer(POISON, headers="Content-Disposition: attachment; filename=json.py\r\n"),
+        read_until=b"\r\n\r\n",
+    )
+    url = f"http://127.0.0.1:{server.port}/x"
+    for code in 0, 23:  # then it exists, and is another one
+        done = started(alone, tmp_path, "get", "--json", url)
+        assert done.returncode == code and '"result"' in done.stdout, done
+    assert names(tmp_path / "alone") == ["httpclient.py", "json.py"]
+
+
+@pytest.mark.parametrize("flag", ["--force", "--newer"])
+def test_the_server_does_not_choose_what_is_replaced(run, canned, tmp_path, flag):
+    (tmp_path / "precious").write_bytes(b"mine")
+    proposal = "Content-Disposition: attachment; filename=precious\r\n"
+    server = canned(answer(b"theirs", headers=proposal + DATE), read_until=b"\r\n\r\n")
+    url = f"http://127.0.0.1:{server.port}"
+    done = get(run, tmp_path, f"{url}/download", flag)
+    assert done.code == 23 and "-o" in done.err and done.err.count("\n") == 3, done
+    assert tree(tmp_path) == {"precious": b"mine"}
+    # what the URL or the person names may be replaced
+    for words in [f"{url}/precious"], [f"{url}/download", "-o", "precious"]:
+        (tmp_path / "precious").write_bytes(b"mine")
+        assert get(run, tmp_path, *words, flag).code == 0
+        assert tree(tmp_path) == {"precious": b"theirs"}
+
+
+def test_a_replaced_file_keeps_its_permissions_but_not_its_setuid(run, files, tmp_path):
+    (tmp_path / "file.bin").write_bytes(b"old")
+    (tmp_path / "file.bin").chmod(0o6750)
+    assert get(run, tmp_path, files(BODY).url, "--force").code == 0
+    assert (tmp_path / "file.bin").stat().st_mode & 0o7777 == 0o750
+
+
+def test_a_file_system_without_modes_takes_a_replacement(run, files, tmp_path):
+    (tmp_path / "file.bin").write_bytes(b"old")
+    unable = (
+        f"import errno, os, sys; sys.path.insert(0, {str(ROOT)!r}); import httpclient as h\n"
+        "def unable(*args): raise OSError(errno.EPERM, 'not permitted')\n"
+        "os.chmod = os.fchmod = unable; sys.exit(h.main())"
+    )
+    done = run("-c", unable, "get", files(BODY).url, "--force", cwd=tmp_path)
+    assert done.code == 0 and tree(tmp_path) == {"file.bin": BODY}, done
