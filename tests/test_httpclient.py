@@ -45,7 +45,9 @@ def answer(body=b"", status="200 OK", headers="", length=True):
 class Files(Listener):
     """A small HTTP server for one body: ranges, If-Range and HEAD, with everything that a test wants to bend."""
 
-    def __init__(self, body, etag='"a"', headers="", ranges=True, cuts=(), resets=False, hook=None):
+    def __init__(
+        self, body, etag='"a"', headers="", ranges=True, cuts=(), resets=False, hook=None, port=0
+    ):
         self.body, self.etag, self.headers, self.ranges, self.resets, self.hook = (
             body,
             etag,
@@ -60,7 +62,7 @@ class Files(Listener):
         self.sent = 0
         self.heads = []
         self.lock = threading.Lock()
-        super().__init__(self.talk)
+        super().__init__(self.talk, port)
 
     @property
     def url(self):
@@ -2713,6 +2715,111 @@ def test_memory_does_not_grow_with_the_file(files, tmp_path):
     peak = client.status("VmHWM")
     client.kill()
     assert peak < 50_000
+
+
+@pytest.mark.parametrize("many", [1, 4])
+def test_a_server_that_restarts_is_waited_for_once_it_was_reached(listeners, tmp_path, many):
+    """It hangs up on all who wait for an answer, refuses them, and is there again once that was told."""
+    body, asked = random.Random(6).randbytes(8_000_000), threading.Semaphore(0)
+
+    def stall(head):
+        if "Range: bytes=0-0" not in head:
+            asked.release()
+            first.go.wait(DEADLINE)
+
+    first = Files(body, hook=stall)
+    listeners.append(first)
+    client = Process(SCRIPT, "get", first.url, "--connections", many, cwd=tmp_path)
+    assert all(asked.acquire(timeout=DEADLINE) for _ in range(many))
+    first.close()
+    client.wait_for(r"connection refused.*trying again")
+    listeners.append(Files(body, port=first.port))
+    assert client.wait() == 0, client.err
+    assert (tmp_path / "file.bin").read_bytes() == body
+
+
+WATCHED = (
+    f"import json, os, sys; sys.path.insert(0, {str(ROOT)!r}); import httpclient as h\n"
+    "sync, replace, lasts = os.fdatasync, os.replace, []\n"
+    "def fdatasync(fd): sync(fd); lasts.append(os.pread(fd, os.fstat(fd).st_size, 0))\n"
+    "def put(source, path):\n"
+    "    if path.endswith('.json'):\n"
+    "        with open(source) as file: note = json.load(file)\n"
+    "        print(bool(lasts) and all(\n"
+    "            0 not in lasts[-1][at - at % step : span[0]]\n"
+    "            for span in note['left'] for step in [1 << 20] for at in [span[0] - 1]\n"
+    "            if span[0] % step), any(span[0] % (1 << 20) for span in note['left']))\n"
+    "    replace(source, path)\n"
+    "os.fdatasync, os.replace = fdatasync, put; sys.exit(h.main())"
+)
+
+
+@pytest.mark.skipif(not hasattr(os, "fdatasync"), reason="no fdatasync here")
+def test_what_a_note_calls_here_is_on_the_disk_before_it(run, files, proxy, tmp_path):
+    """All bytes of the body are ones, so that a zero is one that was not on the disk when the note was written."""
+    server = files(b"\1" * (4 << 20))
+    way = proxy(server.port, delay=0.02)
+    url = f"http://127.0.0.1:{way.port}/file.bin"
+    done = run("-c", WATCHED, "get", url, "--connections", 4, cwd=tmp_path)
+    assert done.code == 0, done
+    told = done.out.split(b"\n")[:-1]
+    assert b"True True" in told and b"False True" not in told, told
+
+
+def test_several_connections_that_are_killed_at_once_have_noted_what_came(run, listeners, tmp_path):
+    """Each connection gets a part of its span and then waits, so nothing but time could bring a later note."""
+    body = random.Random(7).randbytes(8_000_000)
+    server = Files(body)
+
+    def stall(conn):
+        conn.settimeout(DEADLINE)
+        with conn.makefile("rb") as file:
+            head = server.read_head(file)
+            span = re.search(r"bytes=(\d+)-(\d+)", head)
+            first, last = int(span[1]), int(span[2])
+            said = f"bytes {first}-{last}/{len(body)}\r\nContent-Length: {last + 1 - first}"
+            conn.sendall(
+                f'HTTP/1.1 206 Part\r\nETag: "a"\r\nContent-Range: {said}\r\n\r\n'.encode()
+            )
+            conn.sendall(body[first : min(last + 1, first + 400_000)])
+            if last > first:
+                conn.recv(1)
+
+    listeners.append(Listener(stall))
+    url = f"http://127.0.0.1:{listeners[-1].port}/file.bin"
+    patient = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import httpclient as h\n"
+        "h.SAVE_EVERY = h.SAVE_EVERY[0], 1e9\n"
+        "sys.exit(h.main())"
+    )
+    client = subprocess.Popen(
+        [sys.executable, "-c", patient, "get", url, "--connections", "4"], cwd=tmp_path
+    )
+    note = tmp_path / h.part_name(h.parse_url(url)).replace(".part", ".json")
+
+    def missing():
+        with contextlib.suppress(OSError, ValueError):
+            return sum(end - first for first, end in json.loads(note.read_text())["left"])
+        return len(body)
+
+    try:
+        until(lambda: missing() < len(body), "a note")
+    finally:
+        client.kill()
+        client.wait()
+
+
+def test_parts_that_nothing_can_continue_go_with_the_next_run(run, files, stock, tmp_path):
+    import fcntl
+
+    bare, empty, writing, upload = (f".six-{number * 32}" for number in "0123")
+    for name in f"{bare}.part", f"{empty}.json", f"{writing}.part", f"{upload}.json":
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / f"{empty}.part").touch()
+    with open(tmp_path / f"{writing}.part", "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert get(run, tmp_path, files(BODY).url).code == 0
+    assert names(tmp_path) == [f"{writing}.part", f"{upload}.json", "file.bin", "served"]
 
 
 # --- programs: what arrives is never code ---
