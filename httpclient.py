@@ -15,7 +15,8 @@ A download is written to a hidden part (.six-*.part) beside its destination, wit
 URL, ETag or Last-Modified and size that it belongs to. A lost link, or running the command again, continues it
 by Range with If-Range; a file that changed meanwhile starts over. Length and digest are checked before the part
 gets its name. get replaces what exists only with --force, or with --newer if the server's is newer or of another size;
-mirror replaces what differs (with --newer only such).
+mirror replaces what differs (with --newer only such). A name that the server alone proposes replaces nothing.
+What would run later is refused: these scripts, and code in a folder from which Python imports.
 What is here already is not fetched again: told by Last-Modified and size, or where the server tells no time by the
 ETag, which Linux keeps with the file (user.six.etag).
 Large uploads ask first (Expect: 100-continue), or are resumed, also through proxies, where OPTIONS tells by Upload-Limit
@@ -100,7 +101,8 @@ NOTED_FROM = 1 << 18  # bytes: a smaller file is fetched whole again, and needs 
 SPLIT_FROM = 1 << 20  # bytes: the least that is worth a connection of its own
 # an attribute of a file: the ETag that it came with, if nothing else tells it from a newer one
 XATTR = "user.six.etag"
-SAVE_EVERY = 1.0  # seconds between notes of a download over several connections
+# seconds before the first note of a download over several connections, doubled up to the most
+SAVE_EVERY = 0.05, 1.0
 PART_AGE = 7 * 24 * 3600.0  # seconds that a part may wait to be continued
 # seconds before another try: after progress, without (doubling), and the most of it
 PAUSES = 0.1, 0.5, 60.0
@@ -1006,15 +1008,17 @@ class Server:
     def __init__(self, url: URL, args: argparse.Namespace) -> None:
         self.proxy = proxy_for(url, args)
         self.personal = personal(url, args)
-        self.answered = False  # once: when it refuses now, it may be back soon
+        self.reached = False  # once in this run: when it refuses now, it may be back soon
 
 
 class Client:
-    """Asks servers. A thread has its own."""
+    """Asks servers. A thread has its own, and shares with others what is known of the servers."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(
+        self, args: argparse.Namespace, servers: Optional[dict[tuple[str, str], Server]] = None
+    ) -> None:
         self.args = args
-        self.servers: dict[tuple[str, str], Server] = {}  # by origin and login
+        self.servers = {} if servers is None else servers  # by origin and login
         # the connection kept to each origin: one, for there are servers that serve one at a time
         self.idle: dict[str, Wire] = {}
 
@@ -1124,7 +1128,7 @@ class Client:
             raise
         # or the rest of the body would be taken for a request
         reply.keep = reply.keep and early is None
-        self.idle[url.origin], self.server(url).answered = wire, True
+        self.idle[url.origin] = wire
         return reply
 
     def kept(self, url: URL) -> Optional[Wire]:
@@ -1150,11 +1154,14 @@ class Client:
                 "http:// instead of https://?",
             ) from None
         except Failure as failure:
-            if self.server(url).answered and failure.code in (6, 7, 28):
+            # but not for want of file descriptors here
+            passing = failure.code in (6, 7, 28) and os.strerror(errno.EMFILE) not in str(failure)
+            if self.server(url).reached and passing:
                 raise Transient(
                     failure.code, *(line[7:] for line in str(failure).split("\n"))
                 ) from None
             raise
+        self.server(url).reached = True
         with contextlib.suppress(OSError):  # it has hung up already, as will be seen
             narrate(self.args, "*", f"connected to {address(sock.getpeername())}")
         return Wire(sock, url.authority, self.args)
@@ -1191,7 +1198,7 @@ class Client:
         wire.send(request)
         head = wire.head()
         if not 200 <= head.status < 300:
-            raise Failure(
+            raise (Transient if head.status in PASSING and self.server(url).reached else Failure)(
                 56,
                 f"the proxy {proxy.authority} does not connect to {goal}: {head.status} {shown(head.reason)}",
                 "it allows other ports only, cannot reach the server, or asks for a password",
@@ -1422,7 +1429,7 @@ def persist(
 # --- getting: a part, its source, its place ---
 class Part:
     """A download on its way: a hidden file beside its destination, and a note of what it belongs to. A short one is fetched
-    whole again when it is cut, so it needs no note, and no lock under a name that nobody else makes up."""
+    whole again when it is cut, so it needs no note, and has a name that nobody else makes up."""
 
     def __init__(
         self, folder: str, url: URL, args: argparse.Namespace, short: bool = False
@@ -1437,19 +1444,16 @@ class Part:
         self.left: list[list[int]] = []
         # a lock once several threads write
         self.guard: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-        self.fd = self.create(os.O_EXCL) if short else self.open()
-        self.noted = not short and os.fstat(self.fd).st_size > 0
+        self.fd = self.open()
+        self.noted = os.fstat(self.fd).st_size > 0
         self.offset = self.recall() if args.resume else 0
-
-    def create(self, flags: int = 0) -> int:
-        try:
-            return open_own(self.path, flags | os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0))
-        except OSError as error:
-            raise unwritable(self.path, error, 0) from None
 
     def open(self) -> int:
         """The part, locked: two runs of one download would write into each other."""
-        fd = self.create()
+        try:
+            fd = open_own(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0))
+        except OSError as error:
+            raise unwritable(self.path, error, 0) from None
         try:
             lock(fd)
         except BlockingIOError:
@@ -1511,9 +1515,18 @@ class Part:
             self.remember()
 
     def remember(self) -> None:
-        if self.source:
-            write_note(self.note, {**self.source._asdict(), "left": self.left})
-            self.noted = True
+        """The note. What it calls here must be on the disk first: after a power failure nobody else could tell."""
+        if self.source is None:
+            return
+        left = [list(span) for span in self.left]  # as it is now: writing goes on meanwhile
+        if left:
+            try:
+                getattr(os, "fdatasync", os.fsync)(self.fd)
+            except OSError as error:
+                if error.errno != errno.EINVAL:  # some file systems know no such thing
+                    raise unwritable(self.path, error, 0) from None
+        write_note(self.note, {**self.source._asdict(), "left": left})
+        self.noted = True
 
     def forget(self) -> None:
         self.source, self.offset, self.left = None, 0, []
@@ -1583,8 +1596,10 @@ class Part:
                         XATTR,
                         stamp(url, os.fstat(self.fd)) + etag.encode("utf-8", "surrogateescape"),
                     )
-            with contextlib.suppress(FileNotFoundError):
-                os.chmod(self.path, stat.S_IMODE(os.stat(path).st_mode))
+            # no old file, or a file system without modes
+            with contextlib.suppress(OSError):
+                # but not setuid or setgid: it stood for what was there before
+                os.chmod(self.path, os.stat(path).st_mode & 0o777)
             if os.name == "nt":
                 # Windows renames no open file; elsewhere the lock is held until the part has its
                 # name
@@ -1828,10 +1843,10 @@ class Download:
         if found is None or self.stdout or self.chosen and not stat.S_ISREG(found.st_mode):
             return False
         regular = stat.S_ISREG(found.st_mode)
-        if regular and not self.args.force and self.same(head):
+        if regular and not (self.args.force and self.replace) and self.same(head):
             return True
         if not regular or not self.replace:
-            raise exists(self.path)
+            raise exists(self.path, not self.replace and (self.args.force or self.args.newer))
         return False
 
     def same(self, head: Head) -> bool:
@@ -1887,13 +1902,22 @@ class Download:
         return True
 
     def saw(self, head: Head) -> None:
-        """A response tells the name, if nobody has chosen one, and the time."""
+        """A response tells the name, if nobody has chosen one, and the time. Nothing is written before."""
         self.head = head
         if not self.name:
-            self.name = safe_name(
-                disposition_name(head.get("content-disposition")) or url_name(self.url)
-            )
+            asked = safe_name(url_name(self.url))
+            proposed = disposition_name(head.get("content-disposition"))
+            self.name = safe_name(proposed) if proposed else asked
             self.path = os.path.join(self.folder, self.name)
+            # the server's choice of a name is no choice of what may be replaced
+            self.replace = self.replace and self.name == asked
+        if is_program(self.path):
+            raise Failure(
+                23,
+                f"{spoken(self.path)} would be part of a program when it next starts",
+                "what a server sends must not run here",
+                "-o with another folder or name",
+            )
 
     def continues(self, head: Head, sink: Union[Part, Stream]) -> None:
         """A partial response must start where we stopped and be of the same file, whatever the server was asked."""
@@ -1988,7 +2012,7 @@ def side_by_side(download: Download, part: Part) -> bool:
 
     def work() -> None:
         try:
-            with contextlib.closing(Client(args)) as client:
+            with contextlib.closing(Client(args, download.client.servers)) as client:
                 for span in spans:  # one iterator for all of them
                     one(client, span)
         except BaseException as problem:  # noqa: BLE001  (raised again in the thread that waits)
@@ -1999,14 +2023,14 @@ def side_by_side(download: Download, part: Part) -> bool:
     for worker in workers:
         worker.start()
     args.progress.begin(download.name, part.offset - part.missing(), part.offset)
-    saved = time.monotonic()
+    saved, pause = time.monotonic(), SAVE_EVERY[0]
     while any(worker.is_alive() for worker in workers) and not problems:
-        news.wait(DRAWN_EVERY)
+        news.wait(min(DRAWN_EVERY, pause))
         news.clear()
         args.progress.add(part.offset - part.missing() - args.progress.done)
-        if time.monotonic() - saved > SAVE_EVERY:
-            saved = time.monotonic()
+        if time.monotonic() - saved >= pause:
             part.remember()
+            saved, pause = time.monotonic(), min(2 * pause, SAVE_EVERY[1])
     if problems and isinstance(problems[0], Changed):
         part.discard()  # others may still be writing into it, so the next one is another file
     if problems:
@@ -2125,10 +2149,10 @@ def url_name(url: URL) -> str:
 
 
 def sweep(folder: str, names: set[str]) -> None:
-    """Remove parts that nobody has continued for a week, and their notes, but none that is locked: somebody writes it."""
+    """Remove parts that nobody can continue, or has for a week, and their notes, but none that is locked: somebody writes it."""
     for stem in {name[: -len("part")] for name in names if is_part(name)}:
         with contextlib.suppress(OSError):
-            remove_old(
+            remove_stale(
                 [
                     os.path.join(folder, stem + end)
                     for end in ("part", "json")
@@ -2137,14 +2161,17 @@ def sweep(folder: str, names: set[str]) -> None:
             )
 
 
-def remove_old(paths: list[str]) -> None:
-    """Remove these files if the first is old, and nobody has it locked."""
+def remove_stale(paths: list[str]) -> None:
+    """Remove a part and its note, or the note of an upload, if it is old and nobody has it locked.
+    A part without a note or content need not be old."""
     found = os.lstat(paths[0])
-    if stat.S_ISREG(found.st_mode) and time.time() - found.st_mtime > PART_AGE:
-        with open(paths[0], "rb") as file:
-            lock(file.fileno())
-            for path in paths:
-                os.unlink(path)
+    if not stat.S_ISREG(found.st_mode):
+        return
+    with open(paths[0], "rb") as file:
+        alone = len(paths) < 2 and paths[0].endswith(".part")
+        useless = lock(file.fileno()) and (alone or not found.st_size)
+        for path in paths if useless or time.time() - found.st_mtime > PART_AGE else []:
+            os.unlink(path)
 
 
 def link(source: str, path: str) -> bool:
@@ -2161,25 +2188,31 @@ def link(source: str, path: str) -> bool:
     return True
 
 
-def lock(fd: int) -> None:
-    """BlockingIOError: another run has it. Systems and file systems without flock do without."""
+def lock(fd: int) -> bool:
+    """BlockingIOError: another run has it. False on systems and file systems without flock, which do without."""
     with contextlib.suppress(ImportError):
         import fcntl  # not at the top: Windows has none
 
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
         except BlockingIOError:
             raise
         except OSError:
             pass  # Lustre, for one, may have none
+    return False
 
 
-def exists(path: str) -> "Failure":
+def exists(path: str, unasked: bool = False) -> "Failure":
+    """Unasked: it may be replaced, but the server alone proposed its name."""
+    hint = "--newer replaces it if the server's is newer or of another size, --force always, -o gives another name"
     return Failure(
         23,
         f"{spoken(path)} exists already, and is another file",
-        "it was left as it is",
-        "--newer replaces it if the server's is newer or of another size, --force always, -o gives another name",
+        "the server proposed that name, and must not choose what is replaced"
+        if unasked
+        else "it was left as it is",
+        "-o NAME: that of the file to replace, or another" if unasked else hint,
     )
 
 

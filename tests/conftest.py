@@ -362,10 +362,10 @@ def run():
 class Listener:
     """A listening socket whose clients are each given to a thread that runs talk(conn); the threads end with it."""
 
-    def __init__(self, talk):
+    def __init__(self, talk, port=0):
         self.talk = talk
         self.go = threading.Event()
-        self.sock = socket.create_server(("127.0.0.1", 0))
+        self.sock = socket.create_server(("127.0.0.1", port))
         self.port = self.sock.getsockname()[1]
         self.open = [self.sock]
         self.threads = [threading.Thread(target=self.accept, daemon=True)]

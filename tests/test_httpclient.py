@@ -45,7 +45,9 @@ def answer(body=b"", status="200 OK", headers="", length=True):
 class Files(Listener):
     """A small HTTP server for one body: ranges, If-Range and HEAD, with everything that a test wants to bend."""
 
-    def __init__(self, body, etag='"a"', headers="", ranges=True, cuts=(), resets=False, hook=None):
+    def __init__(
+        self, body, etag='"a"', headers="", ranges=True, cuts=(), resets=False, hook=None, port=0
+    ):
         self.body, self.etag, self.headers, self.ranges, self.resets, self.hook = (
             body,
             etag,
@@ -60,7 +62,7 @@ class Files(Listener):
         self.sent = 0
         self.heads = []
         self.lock = threading.Lock()
-        super().__init__(self.talk)
+        super().__init__(self.talk, port)
 
     @property
     def url(self):
@@ -2713,3 +2715,244 @@ def test_memory_does_not_grow_with_the_file(files, tmp_path):
     peak = client.status("VmHWM")
     client.kill()
     assert peak < 50_000
+
+
+@pytest.mark.parametrize("many", [1, 4])
+def test_a_server_that_restarts_is_waited_for_once_it_was_reached(listeners, tmp_path, many):
+    """It hangs up on all who wait for an answer, refuses them, and is there again once that was told."""
+    body, asked = random.Random(6).randbytes(8_000_000), threading.Semaphore(0)
+
+    def stall(head):
+        if "Range: bytes=0-0" not in head:
+            asked.release()
+            first.go.wait(DEADLINE)
+
+    first = Files(body, hook=stall)
+    listeners.append(first)
+    client = Process(SCRIPT, "get", first.url, "--connections", many, cwd=tmp_path)
+    assert all(asked.acquire(timeout=DEADLINE) for _ in range(many))
+    first.close()
+    client.wait_for(r"connection refused.*trying again")
+    listeners.append(Files(body, port=first.port))
+    assert client.wait() == 0, client.err
+    assert (tmp_path / "file.bin").read_bytes() == body
+
+
+WATCHED = (
+    f"import json, os, sys; sys.path.insert(0, {str(ROOT)!r}); import httpclient as h\n"
+    "sync, replace, lasts = os.fdatasync, os.replace, []\n"
+    "def fdatasync(fd): sync(fd); lasts.append(os.pread(fd, os.fstat(fd).st_size, 0))\n"
+    "def put(source, path):\n"
+    "    if path.endswith('.json'):\n"
+    "        with open(source) as file: note = json.load(file)\n"
+    "        print(bool(lasts) and all(\n"
+    "            0 not in lasts[-1][at - at % step : span[0]]\n"
+    "            for span in note['left'] for step in [1 << 20] for at in [span[0] - 1]\n"
+    "            if span[0] % step), any(span[0] % (1 << 20) for span in note['left']))\n"
+    "    replace(source, path)\n"
+    "os.fdatasync, os.replace = fdatasync, put; sys.exit(h.main())"
+)
+
+
+@pytest.mark.skipif(not hasattr(os, "fdatasync"), reason="no fdatasync here")
+def test_what_a_note_calls_here_is_on_the_disk_before_it(run, files, proxy, tmp_path):
+    """All bytes of the body are ones, so that a zero is one that was not on the disk when the note was written."""
+    server = files(b"\1" * (4 << 20))
+    way = proxy(server.port, delay=0.02)
+    url = f"http://127.0.0.1:{way.port}/file.bin"
+    done = run("-c", WATCHED, "get", url, "--connections", 4, cwd=tmp_path)
+    assert done.code == 0, done
+    told = done.out.split(b"\n")[:-1]
+    assert b"True True" in told and b"False True" not in told, told
+
+
+def test_several_connections_that_are_killed_at_once_have_noted_what_came(run, listeners, tmp_path):
+    """Each connection gets a part of its span and then waits, so nothing but time could bring a later note."""
+    body = random.Random(7).randbytes(8_000_000)
+    server = Files(body)
+
+    def stall(conn):
+        conn.settimeout(DEADLINE)
+        with conn.makefile("rb") as file:
+            head = server.read_head(file)
+            span = re.search(r"bytes=(\d+)-(\d+)", head)
+            first, last = int(span[1]), int(span[2])
+            said = f"bytes {first}-{last}/{len(body)}\r\nContent-Length: {last + 1 - first}"
+            conn.sendall(
+                f'HTTP/1.1 206 Part\r\nETag: "a"\r\nContent-Range: {said}\r\n\r\n'.encode()
+            )
+            conn.sendall(body[first : min(last + 1, first + 400_000)])
+            if last > first:
+                conn.recv(1)
+
+    listeners.append(Listener(stall))
+    url = f"http://127.0.0.1:{listeners[-1].port}/file.bin"
+    patient = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import httpclient as h\n"
+        "h.SAVE_EVERY = h.SAVE_EVERY[0], 1e9\n"
+        "sys.exit(h.main())"
+    )
+    client = subprocess.Popen(
+        [sys.executable, "-c", patient, "get", url, "--connections", "4"], cwd=tmp_path
+    )
+    note = tmp_path / h.part_name(h.parse_url(url)).replace(".part", ".json")
+
+    def missing():
+        with contextlib.suppress(OSError, ValueError):
+            return sum(end - first for first, end in json.loads(note.read_text())["left"])
+        return len(body)
+
+    try:
+        until(lambda: missing() < len(body), "a note")
+    finally:
+        client.kill()
+        client.wait()
+
+
+def test_parts_that_nothing_can_continue_go_with_the_next_run(run, files, stock, tmp_path):
+    import fcntl
+
+    bare, empty, writing, upload = (f".six-{number * 32}" for number in "0123")
+    for name in f"{bare}.part", f"{empty}.json", f"{writing}.part", f"{upload}.json":
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / f"{empty}.part").touch()
+    with open(tmp_path / f"{writing}.part", "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert get(run, tmp_path, files(BODY).url).code == 0
+    assert names(tmp_path) == [f"{writing}.part", f"{upload}.json", "file.bin", "served"]
+
+
+# --- programs: what arrives is never code ---
+def started(alone, tmp_path, *words, cwd=None, **env):
+    """The copied script, run where it lies or elsewhere, as a person does."""
+    script = tmp_path / "alone" / "httpclient.py"
+    script = script if script.exists() else alone("httpclient.py")
+    return subprocess.run(
+        [sys.executable, script, *words],
+        cwd=cwd or script.parent,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+POISON = b"import os; os._exit(99)\n"
+ROUTES = {
+    "named by the URL": ["{url}/{name}"],
+    "proposed by the server": ["{url}/attached?{name}"],
+    "given by -o": ["{url}/x", "-o", "{name}"],
+    "several connections": ["{url}/big", "-o", "{name}", "--connections", "3"],
+    "into a folder": ["{url}/{name}", "-o", "."],
+}
+
+
+@pytest.mark.parametrize("force", ["--force", ""])
+@pytest.mark.parametrize("name", ["httpclient.py", "server.py", "HTTPclient.py"])
+@pytest.mark.parametrize("route", ROUTES)
+def test_no_route_brings_a_program_into_being(alone, files, tmp_path, route, name, force):
+    body = POISON + bytes(5_000_000 if route == "several connections" else 0)
+
+    def hook(head):
+        if "/attached" in head and head.startswith("GET"):
+            said = head.partition("?")[2].partition(" ")[0]
+            return answer(POISON, headers=f"Content-Disposition: attachment; filename={said}\r\n")
+
+    server = files(body, hook=hook)
+    url = f"http://127.0.0.1:{server.port}"
+    words = [word.format(url=url, name=name) for word in ROUTES[route]]
+    done = started(alone, tmp_path, "get", *words, *filter(None, [force]))
+    assert done.returncode == 23 and "part of a program" in done.stderr, done
+    assert done.stderr.count("\n") == 3 and names(tmp_path / "alone") == ["httpclient.py"]
+    assert started(alone, tmp_path, "--version").returncode == 0
+
+
+def test_a_program_is_refused_also_by_mirror_and_the_rest_comes(alone, stock, tmp_path):
+    folder, url = stock
+    for name in "a", "b", "client.py", "httpclient.py":
+        (folder / name).write_bytes(POISON)
+    done = started(alone, tmp_path, "mirror", url, "-o", ".", "--force")
+    assert done.returncode == 23 and done.stderr.count("part of a program") == 2, done
+    assert names(tmp_path / "alone") == ["a", "b", "httpclient.py"]
+    assert started(alone, tmp_path, "--version").returncode == 0
+
+
+def test_a_part_that_an_earlier_run_left_does_not_become_a_program(alone, files, tmp_path):
+    server = files(random.Random(5).randbytes(1_000_000), cuts=[500_000])
+    url = f"http://127.0.0.1:{server.port}/client.py"
+    alone("httpclient.py")
+    cut = started(alone, tmp_path, "get", url, "-o", "sub/", "--retries", "0")
+    assert cut.returncode == 18, cut
+    for name in names(tmp_path / "alone" / "sub"):
+        shutil.move(tmp_path / "alone" / "sub" / name, tmp_path / "alone" / name)
+    assert started(alone, tmp_path, "get", url, "--force").returncode == 23
+    assert "client.py" not in names(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("make", [os.symlink, os.link], ids=["symlink", "hard link"])
+def test_the_running_script_is_known_under_its_other_names(alone, files, tmp_path, make):
+    (tmp_path / "other").mkdir()
+    make(alone("httpclient.py"), tmp_path / "other" / "tool")
+    done = started(
+        alone, tmp_path, "get", files(POISON).url, "-o", "tool", "--force", cwd=tmp_path / "other"
+    )
+    assert done.returncode == 23 and "part of a program" in done.stderr, done
+    assert os.path.samefile(tmp_path / "other" / "tool", tmp_path / "alone" / "httpclient.py")
+
+
+@pytest.mark.parametrize("name", ["json.py", "sitecustomize.py", "json.so", "sub/__init__.pyc"])
+def test_a_folder_that_pythonpath_names_gets_no_code(alone, files, tmp_path, name):
+    there = tmp_path / "modules"
+    (there / "sub").mkdir(parents=True)
+    more = {"PYTHONPATH": str(there), "cwd": there}
+    url = files(POISON).url
+    done = started(alone, tmp_path, "get", url, "-o", name, **more)
+    assert done.returncode == 23 and not (there / name).exists(), done
+    # what only looks like it is welcome
+    assert started(alone, tmp_path, "get", url, "-o", "sub/json.txt", **more).returncode == 0
+
+
+def test_a_file_named_like_a_module_is_harmless_beside_the_script(alone, canned, tmp_path):
+    server = canned(
+        answer(POISON, headers="Content-Disposition: attachment; filename=json.py\r\n"),
+        read_until=b"\r\n\r\n",
+    )
+    url = f"http://127.0.0.1:{server.port}/x"
+    for code in 0, 23:  # then it exists, and is another one
+        done = started(alone, tmp_path, "get", "--json", url)
+        assert done.returncode == code and '"result"' in done.stdout, done
+    assert names(tmp_path / "alone") == ["httpclient.py", "json.py"]
+
+
+@pytest.mark.parametrize("flag", ["--force", "--newer"])
+def test_the_server_does_not_choose_what_is_replaced(run, canned, tmp_path, flag):
+    (tmp_path / "precious").write_bytes(b"mine")
+    proposal = "Content-Disposition: attachment; filename=precious\r\n"
+    server = canned(answer(b"theirs", headers=proposal + DATE), read_until=b"\r\n\r\n")
+    url = f"http://127.0.0.1:{server.port}"
+    done = get(run, tmp_path, f"{url}/download", flag)
+    assert done.code == 23 and "-o" in done.err and done.err.count("\n") == 3, done
+    assert tree(tmp_path) == {"precious": b"mine"}
+    # what the URL or the person names may be replaced
+    for words in [f"{url}/precious"], [f"{url}/download", "-o", "precious"]:
+        (tmp_path / "precious").write_bytes(b"mine")
+        assert get(run, tmp_path, *words, flag).code == 0
+        assert tree(tmp_path) == {"precious": b"theirs"}
+
+
+def test_a_replaced_file_keeps_its_permissions_but_not_its_setuid(run, files, tmp_path):
+    (tmp_path / "file.bin").write_bytes(b"old")
+    (tmp_path / "file.bin").chmod(0o6750)
+    assert get(run, tmp_path, files(BODY).url, "--force").code == 0
+    assert (tmp_path / "file.bin").stat().st_mode & 0o7777 == 0o750
+
+
+def test_a_file_system_without_modes_takes_a_replacement(run, files, tmp_path):
+    (tmp_path / "file.bin").write_bytes(b"old")
+    unable = (
+        f"import errno, os, sys; sys.path.insert(0, {str(ROOT)!r}); import httpclient as h\n"
+        "def unable(*args): raise OSError(errno.EPERM, 'not permitted')\n"
+        "os.chmod = os.fchmod = unable; sys.exit(h.main())"
+    )
+    done = run("-c", unable, "get", files(BODY).url, "--force", cwd=tmp_path)
+    assert done.code == 0 and tree(tmp_path) == {"file.bin": BODY}, done
