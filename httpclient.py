@@ -3022,12 +3022,12 @@ def pin(text: str) -> str:
     return value
 
 
-def trust_flags(parser: argparse.ArgumentParser) -> None:
+def trust_flags(parser: argparse._ActionsContainer) -> None:
     flag = parser.add_argument
     flag(
         "--password",
         metavar="TEXT",
-        help="the password (better: the environment's SIXSOCKETS_PASSWORD, for --host and --port alone)",
+        help="the password; safer in SIXSOCKETS_PASSWORD (for --host, --port alone)",
     )
     flag("--ask-password", action="store_true", help="ask for it on the terminal")
     flag("--tls", action="store_true", help="encrypt, and trust whom this system trusts")
@@ -3193,8 +3193,8 @@ def fingerprint(certificate: Optional[bytes]) -> str:
 
 # --- trace: the same in all six scripts (tests/test_twins.py) ---
 T = TypeVar("T")
-DUMPED = 64  # bytes of each call that --trace-hex shows
-LONGEST_NAME = len("authorization:")  # of those that announce a secret
+DUMPED = 64  # bytes of each call that --trace-hex prints
+LONGEST_NAME = len("authorization:")  # the longest name that announces a secret
 SECRET = re.compile(rb"(?i)((?:authorization|cookie):[ \t]*|\bproof=)([^\r\n]*)")
 
 
@@ -3208,12 +3208,15 @@ def hexdump(data: bytes) -> str:
 
 
 class Traced(socket.socket):
-    """A socket that prints a line on stderr for each call. It shows what the program asks of the kernel and hears from it;
-    SYN, ACK and retransmission happen inside the kernel, where only tcpdump or Wireshark see them."""
+    """A socket that prints a line on stderr for each call.
+
+    It shows what the program asks of the kernel, and what the kernel replies. SYN, ACK and
+    retransmission happen inside the kernel: only tcpdump or Wireshark show them.
+    """
 
     began = time.perf_counter()
     numbers = itertools.count(1)
-    dump = False
+    dump = False  # whether --trace-hex asks for the bytes
     number = sent = received = 0
     # for each direction: the end of the last line, or the name of the secret that it is in
     unended: Mapping[str, bytes] = {}
@@ -3221,13 +3224,12 @@ class Traced(socket.socket):
     def show(self, mark: str, text: str, data: Any = b"") -> None:
         self.number = self.number or next(self.numbers)
         dumped = hexdump(self.masked(mark, bytes(data))) if self.dump and data else ""
-        say(
-            f"{1000 * (time.perf_counter() - self.began):9.3f} ms #{self.number} {mark} {text}{dumped}"
-        )
+        now = 1000 * (time.perf_counter() - self.began)
+        say(f"{now:9.3f} ms #{self.number} {mark} {text}{dumped}")
 
     def masked(self, mark: str, data: bytes) -> bytes:
-        """The bytes with asterisks for a secret, also for one that began in an earlier call: a line may come in pieces."""
-        before = self.unended.get(mark, b"") if self.type == socket.SOCK_STREAM else b""
+        """The bytes, a secret as asterisks. A line may come in pieces, so the last one's end counts."""
+        before = self.unended.get(mark, b"")
         text = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + data)
         line = text[max(text.rfind(b"\r"), text.rfind(b"\n")) + 1 :]
         secret = SECRET.search(line)
@@ -3237,7 +3239,7 @@ class Traced(socket.socket):
     def attempt(
         self, mark: str, what: str, call: Callable[..., T], *args: object
     ) -> tuple[T, float]:
-        """What the call gives, and the milliseconds that it took."""
+        """What the call returns, and the milliseconds that it lasted."""
         began = time.perf_counter()
         try:
             return call(*args), 1000 * (time.perf_counter() - began)
@@ -3247,70 +3249,49 @@ class Traced(socket.socket):
                 self.show(mark, f"{what}: {error.strerror or 'timed out'}")
             raise
 
-    def put(self, name: str, data: Any, call: Callable[..., int], *args: object) -> int:
-        count, _ = self.attempt(">", name, call, data, *args)
+    def show_sent(self, name: str, data: Any, count: int) -> None:
         self.sent += count
-        self.show(
-            ">", f"{name} {count} of {len(data)} bytes (sent so far {self.sent})", data[:count]
-        )
-        return count
+        text = f"{name} {count} of {len(data)} bytes (sent so far {self.sent})"
+        self.show(">", text, data[:count])
 
-    def took(self, name: str, data: Any, size: int, waited: float) -> None:
-        self.received += len(data)
-        text = f"{name} {len(data)} of at most {size} bytes, waited {waited:.2f} ms (received so far {self.received})"
-        ended = not len(data) and self.type == socket.SOCK_STREAM
-        self.show("<", f"{name} 0 bytes = peer sent FIN (end of stream)" if ended else text, data)
+    def show_received(self, data: Any, size: int, waited: float) -> None:
+        count = len(data)
+        self.received += count
+        text = f"{count} of at most {size} bytes, waited {waited:.2f} ms"
+        text += f" (received so far {self.received})"
+        self.show("<", f"recv {text if count else '0 bytes = peer sent FIN (end of stream)'}", data)
 
     def connect(self, target: Any) -> None:
         _, lasted = self.attempt("*", f"connect {address(target)}", super().connect, target)
-        how = (
-            f"handshake {lasted:.2f} ms"
-            if self.type == socket.SOCK_STREAM
-            else "UDP: nothing is sent"
-        )
-        self.show("*", f"connect {address(target)} ok from {address(self.getsockname())} ({how})")
+        here = address(self.getsockname())
+        self.show("*", f"connect {address(target)} ok from {here} (handshake {lasted:.2f} ms)")
 
     def accept(self) -> tuple[socket.socket, Any]:
         (plain, peer), _ = self.attempt("*", "accept", super().accept)
-        conn = type(self)(plain.family, plain.type, plain.proto, plain.detach())
+        # the same connection as a traced object: the plain one gives its descriptor away
+        conn = Traced(fileno=plain.detach())
         conn.show("*", f"accept from {address(peer)}")
         return conn, peer
 
     def send(self, data: Any, flags: int = 0) -> int:
-        return self.put("send", data, super().send, flags)
-
-    def sendto(self, data: Any, *rest: Any) -> int:
-        return self.put(f"sendto {address(rest[-1])}", data, super().sendto, *rest)
+        count, _ = self.attempt(">", "send", super().send, data, flags)
+        self.show_sent("send", data, count)
+        return count
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         data, waited = self.attempt("<", "recv", super().recv, size, flags)
-        self.took("recv", data, size, waited)
+        self.show_received(data, size, waited)
         return data
 
     def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
         count, waited = self.attempt("<", "recv", super().recv_into, buffer, size, flags)
-        self.took("recv", memoryview(buffer)[:count], size or len(buffer), waited)
+        self.show_received(memoryview(buffer)[:count], size or len(buffer), waited)
         return count
-
-    def recvfrom(self, size: int, flags: int = 0) -> tuple[bytes, Any]:
-        (data, peer), waited = self.attempt("<", "recvfrom", super().recvfrom, size, flags)
-        self.took(f"recvfrom {address(peer)}", data, size, waited)
-        return data, peer
-
-    def recvmsg(
-        self, size: int, *rest: Any
-    ) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
-        (data, ancillary, flags, peer), waited = self.attempt(
-            "<", "recvmsg", super().recvmsg, size, *rest
-        )
-        self.took(f"recvmsg {address(peer)}", data, size, waited)
-        return data, ancillary, flags, peer
 
     def shutdown(self, how: int) -> None:
         self.attempt("*", "shutdown", super().shutdown, how)
-        self.show(
-            "*", "shutdown of receiving" if how == socket.SHUT_RD else "shutdown of sending = FIN"
-        )
+        side = "receiving" if how == socket.SHUT_RD else "sending = FIN"
+        self.show("*", f"shutdown of {side}")
 
     def close(self) -> None:
         if self.fileno() >= 0:
@@ -3318,13 +3299,10 @@ class Traced(socket.socket):
         super().close()
 
 
-class TracedHex(Traced):
-    dump = True
-
-
 def socket_class(args: argparse.Namespace) -> type[socket.socket]:
-    """What sockets are made of: without --trace the plain class, so that it costs nothing."""
-    return TracedHex if args.trace_hex else Traced if args.trace else socket.socket
+    """The class of all sockets: without --trace the plain one, so that it costs nothing."""
+    Traced.dump = args.trace_hex
+    return Traced if args.trace or args.trace_hex else socket.socket
 
 
 # --- end trace ---
@@ -3335,8 +3313,12 @@ CONNECT_TIMEOUT = 5.0  # seconds; a machine that is there answers within one
 
 
 def open_connection(args: argparse.Namespace, host: str, port: int, server: str) -> socket.socket:
-    """Connect to the first of the host's addresses that answers; server is the command that would start what is missing."""
+    """Connect to the first of the host's addresses that answers.
+
+    server is the command that would start the server, for the case that there is none.
+    """
     limit = min(CONNECT_TIMEOUT, args.timeout)
+    local = False
     for family, target in resolve(host, port, socket.SOCK_STREAM):
         sock = None
         try:
@@ -3349,33 +3331,44 @@ def open_connection(args: argparse.Namespace, host: str, port: int, server: str)
             sock.settimeout(args.timeout)
             return sock
         except OSError as error:
-            if sock:
-                sock.close()
             problem = error
-    place = address((host, port))
+            if sock:
+                # to reach itself, a machine sends from the address that it sends to
+                local = sock.getsockname()[0] in (target[0], "127.0.0.1")
+                sock.close()
+    raise cannot_connect(problem, address((host, port)), limit, local, server)
+
+
+def cannot_connect(
+    problem: OSError, place: str, limit: float, local: bool, server: str
+) -> "Failure":
     if isinstance(problem, ConnectionRefusedError):
-        raise Failure(
+        return Failure(
             7,
             f"nothing is listening on {place} (connection refused)",
             "the host answered, but no program has that port open",
             server,
         )
     if isinstance(problem, socket.timeout) or problem.errno == errno.ETIMEDOUT:
-        raise Failure(
+        why = "silence means a firewall, a wrong address or a host that is down"
+        hint = "check the address that the server printed"
+        if local:
+            why = "the host is this machine: the server's queue (backlog) may be full"
+            hint = "ss -ltn: if Recv-Q is above Send-Q, wait until the server accepts a client"
+        return Failure(
             28,
             f"no answer from {place} in {limit:g} s",
-            "silence means a firewall, a wrong address or a host that is down; "
-            "a refusal would be instant",
-            "check the address that the server printed",
+            f"{why}; a refusal would be instant",
+            hint,
         )
     if isinstance(problem, ConnectionError):
-        raise Failure(
+        return Failure(
             7,
             f"{place} answered and hung up at once ({problem.strerror})",
             "the server ended just then, or something on the way refuses",
-            "again",
+            f"repeat the command; if it fails again, restart the server: {server}",
         )
-    raise Failure(
+    return Failure(
         7,
         f"cannot connect to {place} ({problem.strerror})",
         "this machine has no way to that address",
@@ -3391,7 +3384,7 @@ Address = tuple[Any, ...]  # (host, port), and for IPv6 (host, port, flow, scope
 
 
 class Failure(Exception):
-    """What a user or a network can cause: told in three lines, with the exit code that curl has for it."""
+    """What a user or a network can cause: three lines, and the exit code that curl uses for it."""
 
     def __init__(self, code: int, error: str, why: str, hint: str) -> None:
         super().__init__(f"error: {error}\nwhy:   {why}\ntry:   {hint}")
@@ -3399,7 +3392,7 @@ class Failure(Exception):
 
 
 def say(text: str) -> None:
-    """A line for people, written at once. Nobody left to read it is no reason to stop."""
+    """Write a line for people at once. The program goes on if nobody is left to read it."""
     # AttributeError: started with stderr closed
     with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stderr.write(text + "\n")
@@ -3407,7 +3400,7 @@ def say(text: str) -> None:
 
 
 def address(place: Address) -> str:
-    """HOST:PORT, [HOST]:PORT for IPv6; an IPv4 client of a dual-stack server by its IPv4 address."""
+    """HOST:PORT, or [HOST]:PORT for IPv6. An IPv4 client of a dual-stack server looks like IPv4."""
     host, port = str(place[0]), place[1]
     host = host[7:] if host.startswith("::ffff:") and "." in host else host
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -3419,10 +3412,8 @@ def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
     name = host.encode() if host.isascii() else host
     # UnicodeError: an empty label, or one over 63 characters
     with contextlib.suppress(socket.gaierror, UnicodeError):
-        return [
-            (family, target)
-            for family, _, _, _, target in socket.getaddrinfo(name, port, type=kind)
-        ]
+        found = socket.getaddrinfo(name, port, type=kind)
+        return [(family, target) for family, _, _, _, target in found]
     raise Failure(
         6,
         f'cannot find host "{ascii(host)[1:-1]}"',
@@ -3432,7 +3423,7 @@ def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
 
 
 def between(low: float, high: float, kind: Callable[[str], float] = int) -> Callable[[str], float]:
-    """An argparse type: a number from low to high. (Port 99999 would raise OverflowError out of bind().)"""
+    """An argparse type: a number from low to high. bind() would raise OverflowError for 99999."""
 
     def number(text: str) -> float:
         with contextlib.suppress(ValueError):
@@ -3443,20 +3434,56 @@ def between(low: float, high: float, kind: Callable[[str], float] = int) -> Call
     return number
 
 
+class Layout(argparse.HelpFormatter):
+    """Help that fits on a screen. With the width given, argparse need not load shutil to ask."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=100, max_help_position=32)
+
+    def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any = None) -> None:
+        arguments = [action for action in actions if not action.option_strings]
+        if prefix is None:  # else this makes the prog of a subcommand
+            arguments.insert(0, argparse.Action([], "", nargs="*", metavar="OPTION"))
+        super().add_usage(usage, arguments, groups, prefix)
+
+    def format_help(self) -> str:
+        return super().format_help().replace("\n\n", "\n")
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse, with its complaints in the three lines of all others."""
+    """argparse with a short -h, the manual for --help, and complaints in three lines."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(formatter_class=Layout, add_help=False, **settings)
+        what = "show this; --help shows the manual first"
+        self.add_argument("-h", "--help", action="help", help=what)
+
+    def format_help(self) -> str:
+        manual = f"{__doc__}\n" if "--help" in sys.argv else ""
+        return manual + super().format_help()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """What parse_args() calls, for a subcommand too: so each names its own options."""
+        words = sys.argv[1:] if args is None else args
+        if [word.partition("=")[0] for word in words].count("--host") > 1:
+            self.error("--host is given twice, but only one address is used")
+        known, unknown = super().parse_known_args(words, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return known, unknown
 
     def error(self, message: str) -> NoReturn:
-        say(
-            str(
-                Failure(
-                    2,
-                    message,
-                    "the command line is not as the help describes it; nothing was done",
-                    f"python3 {self.prog} --help",
-                )
-            )
-        )
+        hint = f"python3 {self.prog} -h"
+        wrong = re.search("(?:arguments:|choice:) '?([^ ='/]+)", message)
+        if wrong:
+            import difflib  # not at the top: only a misspelt word needs it
+
+            # argparse lists the possible choices after the wrong one
+            known = [*self._option_string_actions, *re.findall(r"[\w-]+", message[wrong.end() :])]
+            for close in difflib.get_close_matches(wrong[1], known, 1):
+                hint = f"did you mean {close}? {hint} lists all"
+        why = "the command line is not as the help describes it; nothing was done"
+        say(str(Failure(2, message, why, hint)))
         raise SystemExit(2)
 
 
@@ -3676,7 +3703,8 @@ def checksum(text: str) -> tuple[str, str]:
 
 
 def common_flags(parser: argparse.ArgumentParser, headers: str) -> None:
-    flag = parser.add_argument
+    group = parser.add_argument_group("options of every command")
+    flag = group.add_argument
     flag("--host", help="completes an argument that starts with / (default 127.0.0.1)")
     flag("--port", type=between(1, 65535), help="the same (default 8000)")
     flag(
@@ -3685,10 +3713,10 @@ def common_flags(parser: argparse.ArgumentParser, headers: str) -> None:
         dest=headers,
         action="append",
         type=header,
-        metavar="'NAME: VALUE'",
-        help="send this too, or instead; only to the server named",
+        metavar="LINE",
+        help="send this 'NAME: VALUE' too, or instead; only to the server named",
     )
-    trust_flags(parser)
+    trust_flags(group)
     flag("--user", metavar="USER:PASSWORD", help="log in with Basic")
     flag("--token", help="log in with Bearer")
     flag("--proxy", metavar="URL", help="go through this proxy; '' for none")
@@ -3748,22 +3776,25 @@ DEFAULTS = {
 }
 
 
-# told the width, it need not load shutil for it
-HELP = functools.partial(argparse.RawDescriptionHelpFormatter, width=100)
+# what the arguments of the verbs are
+PLACES = {
+    "URL": "the address; one that starts with / is completed by --host and --port",
+    "PATH": "a file here, or - for standard input",
+    "DIR": "the folder here",
+    "NEW": "its new name",
+}
 
 
 def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
     """A parser for these words: only the verb among them gets its flags, for those of ten verbs take a while to build."""
-    parser = Parser(prog="httpclient.py", description=__doc__, formatter_class=HELP)
+    parser = Parser(prog="httpclient.py")
     common_flags(parser, "header")
     parser.set_defaults(**DEFAULTS)
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, prog="httpclient.py")
 
     def verb(name: str, text: str, *places: str) -> Callable[..., object]:
-        made = verbs.add_parser(
-            name, argument_default=argparse.SUPPRESS, help=text, formatter_class=HELP
-        )
+        made = verbs.add_parser(name, argument_default=argparse.SUPPRESS, help=text)
         if name not in words:
             return lambda *names, **more: None
         # Flags are built anew: set_defaults() above would change shared ones, which then undo what
@@ -3775,6 +3806,7 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
                 place.rstrip("+").lower(),
                 nargs="+" if place.endswith("+") else None,
                 metavar=place.rstrip("+"),
+                help=PLACES[place.rstrip("+")],
             )
         if name in ("get", "mirror"):
             where = (

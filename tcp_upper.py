@@ -296,7 +296,7 @@ class Server:
 def serve(args: argparse.Namespace) -> int:
     raise_file_limit()
     family, target = resolve(args.host, args.port, socket.SOCK_STREAM)[0]
-    sock = bind(args, family, target, args.backlog, args.reuseaddr)
+    sock = bind(socket_class(args), family, target, args.backlog, args.reuseaddr)
     # connections inherit it: a server that comes after this one can tell those in TIME_WAIT from a
     # server
     if os.name == "posix":
@@ -500,8 +500,8 @@ def client(args: argparse.Namespace) -> int:
 
 # --- trace: the same in all six scripts (tests/test_twins.py) ---
 T = TypeVar("T")
-DUMPED = 64  # bytes of each call that --trace-hex shows
-LONGEST_NAME = len("authorization:")  # of those that announce a secret
+DUMPED = 64  # bytes of each call that --trace-hex prints
+LONGEST_NAME = len("authorization:")  # the longest name that announces a secret
 SECRET = re.compile(rb"(?i)((?:authorization|cookie):[ \t]*|\bproof=)([^\r\n]*)")
 
 
@@ -515,12 +515,15 @@ def hexdump(data: bytes) -> str:
 
 
 class Traced(socket.socket):
-    """A socket that prints a line on stderr for each call. It shows what the program asks of the kernel and hears from it;
-    SYN, ACK and retransmission happen inside the kernel, where only tcpdump or Wireshark see them."""
+    """A socket that prints a line on stderr for each call.
+
+    It shows what the program asks of the kernel, and what the kernel replies. SYN, ACK and
+    retransmission happen inside the kernel: only tcpdump or Wireshark show them.
+    """
 
     began = time.perf_counter()
     numbers = itertools.count(1)
-    dump = False
+    dump = False  # whether --trace-hex asks for the bytes
     number = sent = received = 0
     # for each direction: the end of the last line, or the name of the secret that it is in
     unended: Mapping[str, bytes] = {}
@@ -528,13 +531,12 @@ class Traced(socket.socket):
     def show(self, mark: str, text: str, data: Any = b"") -> None:
         self.number = self.number or next(self.numbers)
         dumped = hexdump(self.masked(mark, bytes(data))) if self.dump and data else ""
-        say(
-            f"{1000 * (time.perf_counter() - self.began):9.3f} ms #{self.number} {mark} {text}{dumped}"
-        )
+        now = 1000 * (time.perf_counter() - self.began)
+        say(f"{now:9.3f} ms #{self.number} {mark} {text}{dumped}")
 
     def masked(self, mark: str, data: bytes) -> bytes:
-        """The bytes with asterisks for a secret, also for one that began in an earlier call: a line may come in pieces."""
-        before = self.unended.get(mark, b"") if self.type == socket.SOCK_STREAM else b""
+        """The bytes, a secret as asterisks. A line may come in pieces, so the last one's end counts."""
+        before = self.unended.get(mark, b"")
         text = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + data)
         line = text[max(text.rfind(b"\r"), text.rfind(b"\n")) + 1 :]
         secret = SECRET.search(line)
@@ -544,7 +546,7 @@ class Traced(socket.socket):
     def attempt(
         self, mark: str, what: str, call: Callable[..., T], *args: object
     ) -> tuple[T, float]:
-        """What the call gives, and the milliseconds that it took."""
+        """What the call returns, and the milliseconds that it lasted."""
         began = time.perf_counter()
         try:
             return call(*args), 1000 * (time.perf_counter() - began)
@@ -554,70 +556,49 @@ class Traced(socket.socket):
                 self.show(mark, f"{what}: {error.strerror or 'timed out'}")
             raise
 
-    def put(self, name: str, data: Any, call: Callable[..., int], *args: object) -> int:
-        count, _ = self.attempt(">", name, call, data, *args)
+    def show_sent(self, name: str, data: Any, count: int) -> None:
         self.sent += count
-        self.show(
-            ">", f"{name} {count} of {len(data)} bytes (sent so far {self.sent})", data[:count]
-        )
-        return count
+        text = f"{name} {count} of {len(data)} bytes (sent so far {self.sent})"
+        self.show(">", text, data[:count])
 
-    def took(self, name: str, data: Any, size: int, waited: float) -> None:
-        self.received += len(data)
-        text = f"{name} {len(data)} of at most {size} bytes, waited {waited:.2f} ms (received so far {self.received})"
-        ended = not len(data) and self.type == socket.SOCK_STREAM
-        self.show("<", f"{name} 0 bytes = peer sent FIN (end of stream)" if ended else text, data)
+    def show_received(self, data: Any, size: int, waited: float) -> None:
+        count = len(data)
+        self.received += count
+        text = f"{count} of at most {size} bytes, waited {waited:.2f} ms"
+        text += f" (received so far {self.received})"
+        self.show("<", f"recv {text if count else '0 bytes = peer sent FIN (end of stream)'}", data)
 
     def connect(self, target: Any) -> None:
         _, lasted = self.attempt("*", f"connect {address(target)}", super().connect, target)
-        how = (
-            f"handshake {lasted:.2f} ms"
-            if self.type == socket.SOCK_STREAM
-            else "UDP: nothing is sent"
-        )
-        self.show("*", f"connect {address(target)} ok from {address(self.getsockname())} ({how})")
+        here = address(self.getsockname())
+        self.show("*", f"connect {address(target)} ok from {here} (handshake {lasted:.2f} ms)")
 
     def accept(self) -> tuple[socket.socket, Any]:
         (plain, peer), _ = self.attempt("*", "accept", super().accept)
-        conn = type(self)(plain.family, plain.type, plain.proto, plain.detach())
+        # the same connection as a traced object: the plain one gives its descriptor away
+        conn = Traced(fileno=plain.detach())
         conn.show("*", f"accept from {address(peer)}")
         return conn, peer
 
     def send(self, data: Any, flags: int = 0) -> int:
-        return self.put("send", data, super().send, flags)
-
-    def sendto(self, data: Any, *rest: Any) -> int:
-        return self.put(f"sendto {address(rest[-1])}", data, super().sendto, *rest)
+        count, _ = self.attempt(">", "send", super().send, data, flags)
+        self.show_sent("send", data, count)
+        return count
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         data, waited = self.attempt("<", "recv", super().recv, size, flags)
-        self.took("recv", data, size, waited)
+        self.show_received(data, size, waited)
         return data
 
     def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
         count, waited = self.attempt("<", "recv", super().recv_into, buffer, size, flags)
-        self.took("recv", memoryview(buffer)[:count], size or len(buffer), waited)
+        self.show_received(memoryview(buffer)[:count], size or len(buffer), waited)
         return count
-
-    def recvfrom(self, size: int, flags: int = 0) -> tuple[bytes, Any]:
-        (data, peer), waited = self.attempt("<", "recvfrom", super().recvfrom, size, flags)
-        self.took(f"recvfrom {address(peer)}", data, size, waited)
-        return data, peer
-
-    def recvmsg(
-        self, size: int, *rest: Any
-    ) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
-        (data, ancillary, flags, peer), waited = self.attempt(
-            "<", "recvmsg", super().recvmsg, size, *rest
-        )
-        self.took(f"recvmsg {address(peer)}", data, size, waited)
-        return data, ancillary, flags, peer
 
     def shutdown(self, how: int) -> None:
         self.attempt("*", "shutdown", super().shutdown, how)
-        self.show(
-            "*", "shutdown of receiving" if how == socket.SHUT_RD else "shutdown of sending = FIN"
-        )
+        side = "receiving" if how == socket.SHUT_RD else "sending = FIN"
+        self.show("*", f"shutdown of {side}")
 
     def close(self) -> None:
         if self.fileno() >= 0:
@@ -625,13 +606,10 @@ class Traced(socket.socket):
         super().close()
 
 
-class TracedHex(Traced):
-    dump = True
-
-
 def socket_class(args: argparse.Namespace) -> type[socket.socket]:
-    """What sockets are made of: without --trace the plain class, so that it costs nothing."""
-    return TracedHex if args.trace_hex else Traced if args.trace else socket.socket
+    """The class of all sockets: without --trace the plain one, so that it costs nothing."""
+    Traced.dump = args.trace_hex
+    return Traced if args.trace or args.trace_hex else socket.socket
 
 
 # --- end trace ---
@@ -639,8 +617,11 @@ def socket_class(args: argparse.Namespace) -> type[socket.socket]:
 
 # --- listening: the same in server.py, httpserver.py, tcp_upper.py, udp_upper.py (tests/test_twins.py) ---
 class Stop:
-    """Ctrl-C and SIGTERM as something that select() can wait for, on Windows too; the second one ends the process at once.
-    A job that a shell started in the background has SIGINT ignored: here it is heard all the same."""
+    """Ctrl-C and SIGTERM as something that select() can wait for, on Windows too.
+
+    The second signal ends the process at once. A shell makes its background jobs ignore SIGINT;
+    this server obeys it all the same.
+    """
 
     def __init__(self) -> None:
         self.asked = False
@@ -669,7 +650,7 @@ class Stop:
             self.reader.recv(4096)
 
     def close(self) -> None:
-        """All is done: a signal now shall not turn the exit code 0 into another."""
+        """The work is done: a signal must not turn the exit code 0 into another one."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.set_wakeup_fd(-1)
@@ -678,7 +659,7 @@ class Stop:
 
 
 def raise_file_limit() -> None:
-    """A connection is a descriptor: take as many as the system lets this user have."""
+    """A connection is a descriptor: ask for as many as the system lets this user have."""
     # macOS names a limit that it does not grant
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource  # not at the top: Windows has none
@@ -688,7 +669,7 @@ def raise_file_limit() -> None:
 
 
 def own_addresses() -> list[str]:
-    """This machine's addresses on its default routes; connecting a UDP socket sends nothing."""
+    """This machine's addresses on its default routes. Connecting a UDP socket sends nothing."""
     found = []
     for family, elsewhere in (socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"):
         with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
@@ -698,70 +679,75 @@ def own_addresses() -> list[str]:
 
 
 def reachable_at(sock: socket.socket) -> list[str]:
-    """The addresses at which other machines reach this server: none when it is bound to loopback. A network without
-    a default route does not tell ours, but others on it may come all the same: they are given our name."""
+    """The addresses at which other machines reach this server; none if it is bound to loopback.
+
+    Without a default route the system does not tell its address. Other machines of the network may
+    still reach it, so they are given its name.
+    """
     host = sock.getsockname()[0]
     if host == "::1" or host.startswith("127."):
         return []
     if host not in ("::", "0.0.0.0"):
         return [host]
-    return [found for found in own_addresses() if host == "::" or ":" not in found] or [
-        socket.gethostname()
-    ]
+    found = [each for each in own_addresses() if host == "::" or ":" not in each]
+    return found or [socket.gethostname()]
 
 
 def bind(
-    args: argparse.Namespace,
+    made_of: type[socket.socket],
     family: int,
     target: "Address",
     backlog: Optional[int] = None,
     reuse: bool = True,
 ) -> socket.socket:
-    """A socket at that address, which for TCP listens, with what systems differ in; each way it can fail in three lines."""
+    """A socket that is bound to that address; with a backlog it is a TCP socket that listens."""
     kind = socket.SOCK_DGRAM if backlog is None else socket.SOCK_STREAM
     sock = None
     try:
-        sock = socket_class(args)(family, kind)  # an OSError too: a system without IPv6
+        sock = made_of(family, kind)  # an OSError too: a system without IPv6
         if sys.platform == "win32":  # where two servers could otherwise share a port
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
         elif reuse and backlog is not None:
-            # or what an earlier server left in TIME_WAIT would keep the port
+            # or connections of an earlier server in TIME_WAIT would keep the port
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             # --host :: is for IPv4 too
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, target[0] != "::")
         sock.bind(target)
         if backlog is not None:
-            sock.listen(backlog)  # also where two servers that start at once had both bound
+            sock.listen(backlog)  # fails too, if two servers have bound the port at once
         sock.setblocking(False)  # select() waits, accept() and recvfrom() do not
         return sock
     except OSError as error:
         if sock:
             sock.close()
-        problem = error
+        raise cannot_listen(error, family, kind, target) from None
+
+
+def cannot_listen(problem: OSError, family: int, kind: int, target: "Address") -> "Failure":
     host, port = target[:2]
     if problem.errno == errno.EADDRINUSE:
-        raise Failure(
+        return Failure(
             45,
             f"port {port} is already in use",
             who_has_port(family, kind, target),
-            "--port 0 takes any free one; ss -ltnup shows whose it is",
+            "--port 0 takes any free one; ss -ltnup shows which program has it",
         )
     if problem.errno == errno.EADDRNOTAVAIL:
-        raise Failure(
+        return Failure(
             45,
             f"{host} is not an address of this machine",
             "its own are " + ", ".join(["127.0.0.1", *own_addresses()]),
             "--host 0.0.0.0 listens on all of them",
         )
     if problem.errno == errno.EACCES and port < 1024:
-        raise Failure(
+        return Failure(
             45,
             f"port {port} needs administrator rights",
             "ports below 1024 are kept for the system's services",
             f"--port {8000 + port}",
         )
-    raise Failure(
+    return Failure(
         45,
         f"cannot listen on {address(target)} ({problem.strerror})",
         "the system refuses it",
@@ -770,12 +756,15 @@ def bind(
 
 
 def who_has_port(family: int, kind: int, target: "Address") -> str:
-    """A second bind tells: with SO_REUSEADDR it passes over connections in TIME_WAIT, but not over a server."""
+    """A second bind tells: SO_REUSEADDR ignores connections in TIME_WAIT, but not a server."""
     with contextlib.suppress(OSError), socket.socket(family, kind) as probe:
         if kind == socket.SOCK_STREAM and os.name == "posix":
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(target)
-            return "no server has it: connections that ended here a moment ago are in TIME_WAIT, for a minute or so"
+            return (
+                "no server has it: connections that ended here a moment ago "
+                "are in TIME_WAIT, for a minute or so"
+            )
     return "another program is using it"
 
 
@@ -787,8 +776,12 @@ CONNECT_TIMEOUT = 5.0  # seconds; a machine that is there answers within one
 
 
 def open_connection(args: argparse.Namespace, host: str, port: int, server: str) -> socket.socket:
-    """Connect to the first of the host's addresses that answers; server is the command that would start what is missing."""
+    """Connect to the first of the host's addresses that answers.
+
+    server is the command that would start the server, for the case that there is none.
+    """
     limit = min(CONNECT_TIMEOUT, args.timeout)
+    local = False
     for family, target in resolve(host, port, socket.SOCK_STREAM):
         sock = None
         try:
@@ -801,33 +794,44 @@ def open_connection(args: argparse.Namespace, host: str, port: int, server: str)
             sock.settimeout(args.timeout)
             return sock
         except OSError as error:
-            if sock:
-                sock.close()
             problem = error
-    place = address((host, port))
+            if sock:
+                # to reach itself, a machine sends from the address that it sends to
+                local = sock.getsockname()[0] in (target[0], "127.0.0.1")
+                sock.close()
+    raise cannot_connect(problem, address((host, port)), limit, local, server)
+
+
+def cannot_connect(
+    problem: OSError, place: str, limit: float, local: bool, server: str
+) -> "Failure":
     if isinstance(problem, ConnectionRefusedError):
-        raise Failure(
+        return Failure(
             7,
             f"nothing is listening on {place} (connection refused)",
             "the host answered, but no program has that port open",
             server,
         )
     if isinstance(problem, socket.timeout) or problem.errno == errno.ETIMEDOUT:
-        raise Failure(
+        why = "silence means a firewall, a wrong address or a host that is down"
+        hint = "check the address that the server printed"
+        if local:
+            why = "the host is this machine: the server's queue (backlog) may be full"
+            hint = "ss -ltn: if Recv-Q is above Send-Q, wait until the server accepts a client"
+        return Failure(
             28,
             f"no answer from {place} in {limit:g} s",
-            "silence means a firewall, a wrong address or a host that is down; "
-            "a refusal would be instant",
-            "check the address that the server printed",
+            f"{why}; a refusal would be instant",
+            hint,
         )
     if isinstance(problem, ConnectionError):
-        raise Failure(
+        return Failure(
             7,
             f"{place} answered and hung up at once ({problem.strerror})",
             "the server ended just then, or something on the way refuses",
-            "again",
+            f"repeat the command; if it fails again, restart the server: {server}",
         )
-    raise Failure(
+    return Failure(
         7,
         f"cannot connect to {place} ({problem.strerror})",
         "this machine has no way to that address",
@@ -843,7 +847,7 @@ Address = tuple[Any, ...]  # (host, port), and for IPv6 (host, port, flow, scope
 
 
 class Failure(Exception):
-    """What a user or a network can cause: told in three lines, with the exit code that curl has for it."""
+    """What a user or a network can cause: three lines, and the exit code that curl uses for it."""
 
     def __init__(self, code: int, error: str, why: str, hint: str) -> None:
         super().__init__(f"error: {error}\nwhy:   {why}\ntry:   {hint}")
@@ -851,7 +855,7 @@ class Failure(Exception):
 
 
 def say(text: str) -> None:
-    """A line for people, written at once. Nobody left to read it is no reason to stop."""
+    """Write a line for people at once. The program goes on if nobody is left to read it."""
     # AttributeError: started with stderr closed
     with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stderr.write(text + "\n")
@@ -859,7 +863,7 @@ def say(text: str) -> None:
 
 
 def address(place: Address) -> str:
-    """HOST:PORT, [HOST]:PORT for IPv6; an IPv4 client of a dual-stack server by its IPv4 address."""
+    """HOST:PORT, or [HOST]:PORT for IPv6. An IPv4 client of a dual-stack server looks like IPv4."""
     host, port = str(place[0]), place[1]
     host = host[7:] if host.startswith("::ffff:") and "." in host else host
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -871,10 +875,8 @@ def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
     name = host.encode() if host.isascii() else host
     # UnicodeError: an empty label, or one over 63 characters
     with contextlib.suppress(socket.gaierror, UnicodeError):
-        return [
-            (family, target)
-            for family, _, _, _, target in socket.getaddrinfo(name, port, type=kind)
-        ]
+        found = socket.getaddrinfo(name, port, type=kind)
+        return [(family, target) for family, _, _, _, target in found]
     raise Failure(
         6,
         f'cannot find host "{ascii(host)[1:-1]}"',
@@ -884,7 +886,7 @@ def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
 
 
 def between(low: float, high: float, kind: Callable[[str], float] = int) -> Callable[[str], float]:
-    """An argparse type: a number from low to high. (Port 99999 would raise OverflowError out of bind().)"""
+    """An argparse type: a number from low to high. bind() would raise OverflowError for 99999."""
 
     def number(text: str) -> float:
         with contextlib.suppress(ValueError):
@@ -895,20 +897,56 @@ def between(low: float, high: float, kind: Callable[[str], float] = int) -> Call
     return number
 
 
+class Layout(argparse.HelpFormatter):
+    """Help that fits on a screen. With the width given, argparse need not load shutil to ask."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=100, max_help_position=32)
+
+    def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any = None) -> None:
+        arguments = [action for action in actions if not action.option_strings]
+        if prefix is None:  # else this makes the prog of a subcommand
+            arguments.insert(0, argparse.Action([], "", nargs="*", metavar="OPTION"))
+        super().add_usage(usage, arguments, groups, prefix)
+
+    def format_help(self) -> str:
+        return super().format_help().replace("\n\n", "\n")
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse, with its complaints in the three lines of all others."""
+    """argparse with a short -h, the manual for --help, and complaints in three lines."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(formatter_class=Layout, add_help=False, **settings)
+        what = "show this; --help shows the manual first"
+        self.add_argument("-h", "--help", action="help", help=what)
+
+    def format_help(self) -> str:
+        manual = f"{__doc__}\n" if "--help" in sys.argv else ""
+        return manual + super().format_help()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """What parse_args() calls, for a subcommand too: so each names its own options."""
+        words = sys.argv[1:] if args is None else args
+        if [word.partition("=")[0] for word in words].count("--host") > 1:
+            self.error("--host is given twice, but only one address is used")
+        known, unknown = super().parse_known_args(words, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return known, unknown
 
     def error(self, message: str) -> NoReturn:
-        say(
-            str(
-                Failure(
-                    2,
-                    message,
-                    "the command line is not as the help describes it; nothing was done",
-                    f"python3 {self.prog} --help",
-                )
-            )
-        )
+        hint = f"python3 {self.prog} -h"
+        wrong = re.search("(?:arguments:|choice:) '?([^ ='/]+)", message)
+        if wrong:
+            import difflib  # not at the top: only a misspelt word needs it
+
+            # argparse lists the possible choices after the wrong one
+            known = [*self._option_string_actions, *re.findall(r"[\w-]+", message[wrong.end() :])]
+            for close in difflib.get_close_matches(wrong[1], known, 1):
+                hint = f"did you mean {close}? {hint} lists all"
+        why = "the command line is not as the help describes it; nothing was done"
+        say(str(Failure(2, message, why, hint)))
         raise SystemExit(2)
 
 
@@ -986,11 +1024,7 @@ def common_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="tcp_upper.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="tcp_upper.py")
     parser.set_defaults(
         host="127.0.0.1", port=12000, timeout=30.0, recv_size=65536, trace=False, trace_hex=False
     )

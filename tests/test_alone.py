@@ -23,7 +23,7 @@ def test_a_copy_in_an_empty_folder_prints_its_help(alone, script, version):
             text=True,
         )
         assert (helped.returncode, helped.stderr) == (0, "")
-        assert helped.stdout.startswith(f"usage: {script} ")
+        assert f"\nusage: {script} " in helped.stdout
     assert [path.name for path in copy.parent.iterdir()] == [script]
 
 

@@ -391,7 +391,7 @@ def test_the_method_after_a_redirect(method, status, want):
         "--port 8233 --host h -v -4 --no-resume --retries 1 -H A:b head /",
         "head / --port 8233 --host h -v -4 --no-resume --retries 1 -H A:b",
         "--port 8233 -v head --host h / -4 --retries 1 --no-resume -H A:b",
-        "--port 1 --host x --retries 9 -H X:y head / --port 8233 --host h -v -4 --no-resume --retries 1 -H A:b",
+        "--port 1 --retries 9 -H X:y head / --port 8233 --host h -v -4 --no-resume --retries 1 -H A:b",
     ],
 )
 def test_flags_count_before_and_after_the_verb(words):

@@ -424,7 +424,7 @@ def test_a_server_that_is_gone_is_refused(run):
     )
 
 
-def test_no_answer_to_connect_is_told_from_a_refusal(run):
+def test_no_answer_of_this_machine_means_a_full_queue(run):
     full = socket.socket()
     full.bind(("127.0.0.1", 0))
     full.listen(0)
@@ -437,7 +437,16 @@ def test_no_answer_to_connect_is_told_from_a_refusal(run):
     for sock in [full, *waiting]:
         sock.close()
     assert failed.code == 28
-    assert lines_of(failed)[0].endswith("in 0.3 s") and "firewall" in lines_of(failed)[1]
+    error, why, hint = lines_of(failed)
+    assert error.endswith("in 0.3 s") and "queue (backlog) may be full" in why
+    assert "firewall" not in failed.err and "Recv-Q" in hint
+
+
+def test_no_answer_of_another_machine_means_a_firewall():
+    failure = tcp_upper.cannot_connect(socket.timeout(), "192.0.2.1:9", 5.0, False, "")
+    assert failure.code == 28
+    assert "no answer from 192.0.2.1:9 in 5 s" in str(failure) and "firewall" in str(failure)
+    assert "backlog" not in str(failure)
 
 
 def test_hung_up_on_before_connect_returns_is_no_missing_way(monkeypatch):

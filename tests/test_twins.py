@@ -90,4 +90,6 @@ def test_one_changed_byte_in_a_fence_is_noticed():
 
 
 def test_the_echo_scripts_have_the_same_functions_in_the_same_order():
-    assert functions("tcp_upper.py") == functions("udp_upper.py")
+    of_udp_alone = "TracedDatagrams.", "datagram_class"  # what --trace shows of datagrams
+    over_udp = [name for name in functions("udp_upper.py") if not name.startswith(of_udp_alone)]
+    assert functions("tcp_upper.py") == over_udp

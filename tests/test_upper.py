@@ -218,7 +218,7 @@ def test_a_bad_port_is_a_matter_of_the_command_line(run, script, port):
     assert failed.code == 2
     error, _, hint = lines_of(failed)
     assert repr(port) in error and "0 to 65535" in error
-    assert hint == f"python3 {script} client --help"
+    assert hint == f"python3 {script} client -h"
 
 
 @BOTH
@@ -457,14 +457,6 @@ def test_flags_stand_before_or_after_the_role(spawn, run, script):
     assert run(script, "--port", server.port, "client", "hi").out == b"HI\n"
     assert run(script, "client", "hi", "--port", server.port).out == b"HI\n"
     assert run(script, "--port", 1, "client", "hi", "--port", server.port).out == b"HI\n"
-
-
-@BOTH
-def test_help_is_the_docstring(run, script):
-    helped = run(script, "--help")
-    docstring = (ROOT / script).read_text().split('"""')[1]
-    assert helped.code == 0
-    assert docstring.strip() in helped.out.decode()
 
 
 @BOTH

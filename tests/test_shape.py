@@ -1,0 +1,92 @@
+"""What a reader meets first in each of the six scripts: the help on the terminal, the map in the file."""
+
+import ast
+import re
+
+import pytest
+from conftest import ROOT, SCRIPTS
+from test_upper import lines_of
+
+EACH = pytest.mark.parametrize("script", SCRIPTS)
+CLIENT = ("list get put delete rename mkdir stat help who send receive chat").split()
+HTTP_CLIENT = "get put post delete head list mkdir move mirror upload".split()
+COMMANDS = [
+    *((script,) for script in SCRIPTS),
+    *(
+        (script, role)
+        for script in ("tcp_upper.py", "udp_upper.py")
+        for role in ("server", "client")
+    ),
+    *(("client.py", word) for word in CLIENT),
+    *(("httpclient.py", word) for word in HTTP_CLIENT),
+]
+COMMAND = pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+
+
+def docstring(script):
+    return ast.get_docstring(ast.parse((ROOT / script).read_text()), clean=False).strip()
+
+
+# --- help ---
+@COMMAND
+def test_the_short_help_fits_on_a_screen_and_explains_every_argument(run, words):
+    helped = run(*words, "-h", env={"COLUMNS": "80"})
+    text = helped.out.decode()
+    assert helped.code == 0 and text.startswith(f"usage: {' '.join(words)} ")
+    assert docstring(words[0])[:40] not in text
+    limit = 24 if words[0].endswith("_upper.py") else 40
+    assert text.count("\n") <= limit, text
+    bare = re.findall(r"^  [^ ]+(?: [^ ]+)*\n(?!   +[^ ])", text, re.M)
+    assert not bare, f"without a text: {bare}"
+
+
+@COMMAND
+def test_the_long_help_is_the_manual_first_then_the_short_one(run, words):
+    short, manual = (run(*words, flag).out.decode() for flag in ("-h", "--help"))
+    assert manual.strip() == f"{docstring(words[0])}\n\n{short}".strip()
+
+
+@pytest.mark.parametrize("words", [words for words in COMMANDS if len(words) > 1], ids=" ".join)
+def test_a_command_lists_its_own_options_before_those_of_all(run, words):
+    options = re.findall(r"^  (?:-\w[^,\n]*, )?(--[\w-]+)", run(*words, "-h").out.decode(), re.M)
+    common = options[options.index("--host") :]
+    assert {"--port", "--timeout", "--trace", "--trace-hex"} <= set(common)
+    assert set(common) <= set(
+        re.findall(r"^  (?:-\w[^,\n]*, )?(--[\w-]+)", run(words[0], "-h").out.decode(), re.M)
+    )
+
+
+@pytest.mark.parametrize(
+    "words, meant",
+    [
+        (["tcp_upper.py", "sever"], "server"),
+        (["udp_upper.py", "server", "--los", "0.3", "--requets", "5"], "--requests"),
+        (["tcp_upper.py", "server", "--mode=thred"], "thread"),
+        (["server.py", "--max-sise=5"], "--max-size"),
+        (["httpserver.py", "--pubic-read"], "--public-read"),
+        (["client.py", "gte", "a"], "get"),
+        (["client.py", "put", "a", "--inot", "x"], "--into"),
+        (["httpclient.py", "upolad"], "upload"),
+        (["httpclient.py", "get", "/", "--chekcsum=x"], "--checksum"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
+)
+def test_a_misspelt_word_is_answered_with_the_one_that_was_meant(run, words, meant):
+    failed = run(*words)
+    assert (failed.code, failed.err.count("\n")) == (2, 3)
+    assert f"did you mean {meant}? python3 {words[0]}" in lines_of(failed)[2]
+
+
+@EACH
+def test_a_word_that_resembles_nothing_is_answered_with_no_guess(run, script):
+    failed = run(script, "--xyzzy")
+    assert failed.code == 2
+    assert lines_of(failed)[2] == f"python3 {script} -h"
+
+
+@EACH
+@pytest.mark.parametrize("hosts", [["--host", "a", "--host", "b"], ["--host=a", "--host=a"]])
+def test_two_hosts_are_an_error_that_says_so(run, script, hosts):
+    failed = run(script, *hosts)
+    assert failed.code == 2
+    assert lines_of(failed)[0] == "--host is given twice, but only one address is used"
