@@ -2374,7 +2374,7 @@ def take_upload(
     )
     began = time.time_ns()
     mtime, resumable = wanted_mtime(request, began), complete in ("?0", "?1")
-    sweep(conn, place)
+    conn.server.sweep(place)
     with contextlib.closing(Part(place, resumable=resumable)) as part:
         plan = Plan(
             names,
@@ -2397,11 +2397,6 @@ def take_upload(
         ):
             part.sha = hashlib.sha256()
         return fill_part(conn, request, part, plan, complete != "?0")
-
-
-def sweep(conn: Connection, place: Place) -> None:
-    if conn.server.is_sweep_due(place.folder):
-        expire_parts(place)
 
 
 def wanted_mtime(request: Request, began: int) -> Optional[int]:
@@ -2548,7 +2543,7 @@ def store_part(conn: Connection, request: Request, data: Iterator[bytes], name: 
         conn.server.shared.locate(names, change=True, make=True) as place,
         contextlib.closing(Part(place)) as part,
     ):
-        sweep(conn, place)
+        conn.server.sweep(place)
         store(conn, part, data)
         final, _, _ = part.settle(conn, names[-1], "number")
     return quoted([*names[:-1], final])
@@ -3482,15 +3477,16 @@ class Server:
                     del self.digests[next(iter(self.digests))]
         return digest
 
-    def is_sweep_due(self, folder: Where) -> bool:
-        """Whether to look for old parts: once an hour, or each upload into a large folder would read all of it."""
-        info = os.stat(folder)
+    def sweep(self, place: Place) -> None:
+        """Look for old parts: once an hour, or each upload into a large folder would read all of it."""
+        info = os.stat(place.folder)
         key = info.st_dev, info.st_ino, int(time.time()) // 3600
-        due = key not in self.swept
+        if key in self.swept:
+            return
         if len(self.swept) >= MAX_SWEPT:
             self.swept.clear()
         self.swept.add(key)
-        return due
+        expire_parts(place)
 
     def answered(
         self, conn: Connection, request: Optional[Request], answer: Answer, sent: int
