@@ -139,7 +139,6 @@ PART_AGE = 7 * 86400  # seconds that an interrupted upload can be resumed
 # how the token of an upload begins that nobody can resume; seconds that its part stays after a kill
 PLAIN, PLAIN_AGE = "0" * 8, 3600
 HOLE = 4096  # bytes: shorter runs of zeros are written, since no file system leaves them out
-GRAIN = 100  # ns: the finest time that the coarser file systems keep
 FREE_CHECK = 1 << 20  # bytes of an upload after which free space is looked at again
 MAX_NUMBER = 1000  # files of one name that are told apart by a number
 MAX_DIGESTS = 10000  # files whose digest is remembered
@@ -954,7 +953,7 @@ class Part:
             0o666,
             dir_fd=place.parent,
         )
-        self.size, self.inode = 0, os.fstat(self.descriptor).st_ino
+        self.size = 0
         self.sha: Any = None
         if not token:
             self.lock()
@@ -1039,13 +1038,16 @@ class Part:
         # what is in its place
         if os.name == "nt":
             self.let_go()
-        handle = self.descriptor if self.descriptor >= 0 else self.own.name
         # The system's own times come in ticks of some ms: of three files of one size that follow
         # each other within one, the third may have the inode, and so the ETag, of the first.
-        now = time.time_ns()
+        return self.date(time.time_ns() if mtime is None else mtime)
+
+    def date(self, mtime: int) -> os.stat_result:
+        """Give it this time in ns, or the nearest that the disk has. Its facts."""
+        handle = self.descriptor if self.descriptor >= 0 else self.own.name
         # not on every mount may a file's writer set its time, nor does every system know all years
         with contextlib.suppress(OSError, OverflowError):
-            os.utime(handle, ns=(now, now if mtime is None else mtime))
+            os.utime(handle, ns=(time.time_ns(), mtime))
         return os.stat(handle)
 
     def take_name(self, name: str, over: str) -> str:
@@ -2317,7 +2319,7 @@ def expect(fields: Mapping[str, str], info: Optional[os.stat_result]) -> Optiona
 PLAN = re.compile(
     "upload=(?P<upload>[0-9a-f]{32})&over=(?P<over>new|replace|number)(?:&length=(?P<length>[0-9]{1,18}))?"
     "(?:&mtime=(?P<mtime>-?[0-9]{1,20}))?(?:&sha256=(?P<sha256>[0-9a-f]{64}))?(?:&was=(?P<was>[0-9a-f-]{5,60}))?"
-    "&began=(?P<began>[0-9]{1,20})&file=(?P<file>[0-9]{1,40})"
+    "&time=(?P<time>-?[0-9]{1,20})&file=(?P<file>[0-9]{1,40})"
 )
 
 
@@ -2328,18 +2330,14 @@ class Plan(NamedTuple):
     upload: str  # the part's token
     over: str
     length: Optional[int]
-    mtime: Optional[int]  # ns
+    mtime: Optional[int]  # the client's, in ns
     sha256: Optional[str]
     # the tag of what it is to replace: a conditional upload replaces nothing else
     was: Optional[str]
-    # By these two the finished file is known: the number of its inode, which is the part's, and its
-    # time in ns, which is mtime, or else when the upload began.
-    began: int
+    # By these two the finished file is known: its time as the disk keeps it, which is mtime or else
+    # when the upload began, and the number of its inode, which is the part's.
+    time: int
     file: int
-
-    @property
-    def time(self) -> int:
-        return self.began if self.mtime is None else self.mtime
 
     def url(self) -> str:
         words = {key: value for key, value in self._asdict().items() if value is not None}
@@ -2355,7 +2353,7 @@ def read_plan(request: Request) -> Plan:
     if not found or not request.names:
         raise Refusal(404, "there is no such upload")
     words: dict[str, Any] = found.groupdict()
-    numbers = {key: int(words[key]) for key in ("length", "mtime", "began", "file") if words[key]}
+    numbers = {key: int(words[key]) for key in ("length", "mtime", "time", "file") if words[key]}
     return Plan(request.names, **{**words, **numbers})
 
 
@@ -2374,8 +2372,10 @@ def take_upload(
     )
     began = time.time_ns()
     mtime, resumable = wanted_mtime(request, began), complete in ("?0", "?1")
-    sweep(conn, place)
+    conn.server.sweep(place)
     with contextlib.closing(Part(place, resumable=resumable)) as part:
+        dated = part.date(began if mtime is None else mtime)
+        part.date(began)  # or what has just begun could look too old to be kept
         plan = Plan(
             names,
             part.token,
@@ -2384,8 +2384,8 @@ def take_upload(
             mtime,
             digest.hex() if digest else None,
             was,
-            began,
-            part.inode,
+            dated.st_mtime_ns,
+            dated.st_ino,
         )
         if resumable:
             part.kept = True
@@ -2397,11 +2397,6 @@ def take_upload(
         ):
             part.sha = hashlib.sha256()
         return fill_part(conn, request, part, plan, complete != "?0")
-
-
-def sweep(conn: Connection, place: Place) -> None:
-    if conn.server.is_sweep_due(place.folder):
-        expire_parts(place)
 
 
 def wanted_mtime(request: Request, began: int) -> Optional[int]:
@@ -2548,7 +2543,7 @@ def store_part(conn: Connection, request: Request, data: Iterator[bytes], name: 
         conn.server.shared.locate(names, change=True, make=True) as place,
         contextlib.closing(Part(place)) as part,
     ):
-        sweep(conn, place)
+        conn.server.sweep(place)
         store(conn, part, data)
         final, _, _ = part.settle(conn, names[-1], "number")
     return quoted([*names[:-1], final])
@@ -2651,7 +2646,7 @@ def completed(place: Place, plan: Plan) -> Refusal:
             info
             and stat.S_ISREG(info.st_mode)
             and plan.length in (None, info.st_size)
-            and (info.st_ino, info.st_mtime_ns // GRAIN) == (plan.file, plan.time // GRAIN)
+            and (info.st_ino, info.st_mtime_ns) == (plan.file, plan.time)
         ):
             return Complete(quoted([*plan.names[:-1], name]), info.st_size)
     return Refusal(404, "there is no such upload")
@@ -3482,15 +3477,16 @@ class Server:
                     del self.digests[next(iter(self.digests))]
         return digest
 
-    def is_sweep_due(self, folder: Where) -> bool:
-        """Whether to look for old parts: once an hour, or each upload into a large folder would read all of it."""
-        info = os.stat(folder)
+    def sweep(self, place: Place) -> None:
+        """Look for old parts: once an hour, or each upload into a large folder would read all of it."""
+        info = os.stat(place.folder)
         key = info.st_dev, info.st_ino, int(time.time()) // 3600
-        due = key not in self.swept
+        if key in self.swept:
+            return
         if len(self.swept) >= MAX_SWEPT:
             self.swept.clear()
         self.swept.add(key)
-        return due
+        expire_parts(place)
 
     def answered(
         self, conn: Connection, request: Optional[Request], answer: Answer, sent: int

@@ -1013,7 +1013,7 @@ def test_who_waits_for_an_upload_changes_nothing_of_the_file_that_it_becomes(
     first, other = (
         spawn(str(tmp_path / "stops.py"), "utime", folder, stdin=subprocess.PIPE) for _ in range(2)
     )
-    location = begin(ask, "/x", 10, "X-OC-Mtime: 1234567890\r\n", to=first)
+    location = begin(ask, "/x", 10, "X-OC-Mtime: 1234567890\r\n")
     more = "Content-Type: application/partial-upload\r\nUpload-Offset: 0\r\nUpload-Complete: ?1\r\n"
     writer = wire(first).send(
         f"PATCH {location} HTTP/1.1\r\nHost: localhost\r\n{more}Content-Length: 10\r\n\r\n0123456789"
@@ -1046,12 +1046,33 @@ def test_the_sign_of_one_who_was_killed_while_waiting_costs_one_more_request(ask
 def test_a_finished_upload_has_the_time_when_it_began_and_others_that_of_their_end(ask, folder):
     before = time.time_ns()
     location = begin(ask, "/x", 10)
-    began = int(re.search("began=([0-9]+)", location)[1])
+    began = int(re.search("&time=([0-9]+)", location)[1])
     assert before <= began <= time.time_ns()
     assert append(ask, location, 0, b"0123456789").status == 201
     assert (folder / "x").stat().st_mtime_ns == began
     assert ask("PUT", "/y", body=b"0123456789").status == 201
     assert (folder / "y").stat().st_mtime_ns > began
+
+
+@pytest.mark.parametrize("mtime", ["", "X-OC-Mtime: 1234567891\r\n", "X-OC-Mtime: -1\r\n"])
+def test_a_complete_upload_says_so_on_a_disk_with_coarse_times_too(
+    mtime, spawn, ask, folder, tmp_path
+):
+    (tmp_path / "run.py").write_text(
+        "import os, runpy\nutime = os.utime\ndef coarse(file, ns):\n"
+        "    utime(file, ns=tuple(max(0, each) // 2000000000 * 2000000000 for each in ns))\nos.utime = coarse\n"
+        f"runpy.run_path({str(ROOT / 'httpserver.py')!r}, run_name='__main__')\n"
+    )
+    there = spawn(str(tmp_path / "run.py"), folder)
+    location = begin(ask, "/x", 10, mtime, to=there)
+    # what has begun is young, whatever time its file will have
+    age = int(
+        re.search(r"max-age=(\d+)", ask("HEAD", location, to=there).fields["upload-limit"])[1]
+    )
+    assert age > 600000
+    assert append(ask, location, 0, b"0123456789", to=there).status == 201
+    assert ask("HEAD", location, to=there).fields["upload-complete"] == "?1"
+    assert (folder / "x").stat().st_mtime % 2 == 0
 
 
 def test_another_file_with_the_inode_of_a_given_up_upload_is_not_taken_for_it(ask, folder):
