@@ -130,6 +130,8 @@ LOOK_EVERY = 0.2
 # seconds that a thread waits for the next request on its connection before it gives that back
 PROMPT = 0.002
 LOG_DELAY = 0.1  # seconds that log lines are gathered
+# a client that vanished is noticed in two minutes, also while it is idle
+KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 ACCEPT_PAUSE = 0.5  # seconds to the next accept() when the system has no descriptor or memory left
 # seconds that the old writer of a part has for letting go of it; from one look to the next
 BUSY_WAIT, BUSY_STEP = 2.0, 0.02
@@ -151,6 +153,20 @@ PROXIED = frozenset(
 CHALLENGE = {
     "WWW-Authenticate": 'Basic realm="Six Sockets: any name, and the password", charset="UTF-8"'
 }
+# no page of another site may show a file of ours as an image, or run it as a script
+EMBEDDING = {"Cross-Origin-Resource-Policy": "same-origin"}
+# fields that say where an answer ends, and which part of a file it is: --header replaces none of them
+FRAMING = frozenset(
+    (
+        "connection",
+        "content-length",
+        "content-range",
+        "keep-alive",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    )
+)
 READING = ("GET", "HEAD", "OPTIONS")
 CHANGING = ("PUT", "POST", "DELETE", "MKCOL", "MOVE", "PATCH")
 # types in which a browser runs script
@@ -1781,8 +1797,11 @@ class Connection:
 
     def head(self, request: Optional[Request], answer: Answer) -> bytes:
         """The status line and header fields. None of them can hold a line end: what is made of names is percent-encoded."""
-        status, fields = answer.status, answer.fields
-        text = f"HTTP/1.1 {status} {PHRASES[status]}\r\nDate: {http_date(int(time.time()))}\r\n"
+        status, replaced = answer.status, self.server.replaced
+        fields = {"Date": http_date(int(time.time())), **EMBEDDING, **answer.fields}
+        if replaced:
+            fields = {name: fields[name] for name in fields if name.lower() not in replaced}
+        text = f"HTTP/1.1 {status} {PHRASES[status]}\r\n"
         lines = "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
         values = "".join(fields.values())
         if "\n" in values or "\r" in values:
@@ -3184,6 +3203,7 @@ class Server:
         self.allowed = ", ".join(name for name in METHODS if name in READING or not self.read_only)
         self.names = own_names(args.host)
         self.extra = "".join(f"{line}\r\n" for line in args.header)
+        self.replaced = frozenset(line.partition(":")[0].lower() for line in args.header)
         self.selector = selectors.DefaultSelector()
         self.waker, self.woken = socket.socketpair()
         self.woken.setblocking(False)
@@ -3339,8 +3359,10 @@ class Server:
         with contextlib.suppress(OSError):
             # an answer leaves at once, however short
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            # the kernel notices a client that vanished
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in KEEPALIVE.items():
+                if hasattr(socket, option):
+                    sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
         self.connections.add(conn)
         self.watch(conn)
         if (
@@ -4419,6 +4441,9 @@ def byte_count(text: str) -> int:
 def header_line(text: str) -> str:
     if not re.fullmatch(rf"{TOKEN}: ?[ -~]*", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME: VALUE")
+    name = text.partition(":")[0]
+    if name.lower() in FRAMING:
+        raise argparse.ArgumentTypeError(f"{name} depends on what each answer holds")
     return text
 
 
@@ -4488,7 +4513,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="'NAME: VALUE'",
-        help="add this to every answer",
+        help="add this to every answer, instead of the server's own field of that name",
     )
     add(
         "--requests",
