@@ -101,6 +101,7 @@ MAX_LINE = 1024  # bytes of a chunk's size line with its extensions
 MAX_TRAILER = 8192
 # parts of a form: a large folder dropped on the page of a browser without JavaScript
 MAX_PARTS = 10000
+MAX_TOLD = 10  # of the files that a form stored the answer names so many
 MAX_RANGES = 16  # after coalescing; who asks for more gets the whole file
 MAX_GAP = 100  # bytes between two ranges: about what the head of another part would take
 MAX_DEPTH = 100  # folders in folders that an archive or a deletion goes down
@@ -809,18 +810,34 @@ def inside(where: Where, name: str) -> Place:
     return Place(where, name) if isinstance(where, int) else Place(None, os.path.join(where, name))
 
 
-def entries(where: Where, hidden: bool) -> list[Entry]:
-    """What a folder shows, by name: files and folders, no links, nothing that check_name() refuses."""
-    with os.scandir(where) as scan:
-        return sorted(filter(None, (entry_of(item, hidden) for item in scan)))
+SORTING = threading.Lock()  # one at a time: what sorting needs is a multiple of what is kept
 
 
-def entry_of(item: os.DirEntry[str], hidden: bool) -> Optional[Entry]:
+def entries(where: Where, hidden: bool, folders_first: bool = False) -> Iterator[Entry]:
+    """What a folder shows, by name: files and folders, no links, nothing that check_name() refuses.
+
+    Only the names are kept, as one text: each is looked at when its turn comes."""
+    folders: list[str] = []
+    files: list[str] = []
+    with SORTING, os.scandir(where) as scan:
+        for item in scan:
+            is_first = folders_first and item.is_dir(follow_symlinks=False)
+            (folders if is_first else files).append(item.name)
+        for names in folders, files:
+            names.sort(key=shown_key if folders_first else None)
+        listed = "\0".join(folders + files)
+        del folders, files, names
+    for found in re.finditer("[^\0]+", listed):
+        if entry := entry_of(where, found[0], hidden):
+            yield entry
+
+
+def entry_of(where: Where, name: str, hidden: bool) -> Optional[Entry]:
     with contextlib.suppress(OSError, Refusal):
-        check_name(item.name, hidden)
-        info = item.stat(follow_symlinks=False)
-        if stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode):
-            return Entry(item.name, info)
+        check_name(name, hidden)
+        info = inside(where, name).stat()
+        if info and (stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode)):
+            return Entry(name, info)
     return None
 
 
@@ -2499,11 +2516,13 @@ def complete_upload(conn: Connection, request: Request, part: Part, plan: Plan) 
 
 def post_form(conn: Connection, request: Request) -> Answer:
     """RFC 7578: each file of the form into the folder; a name that exists gets a number."""
-    stored = []
+    stored, count = [], 0
     for head, data in form_parts(conn.body.pieces, boundary_of(request.fields["content-type"])):
         name = form_file(head)
         if name:
-            stored.append(store_part(conn, request, data, name))
+            path, count = store_part(conn, request, data, name), count + 1
+            # all of them could be a thousand times what was sent: each begins with the folder's path
+            stored += [path] if count <= MAX_TOLD else []
         else:
             deque(data, maxlen=0)
     if not stored:
@@ -2511,7 +2530,8 @@ def post_form(conn: Connection, request: Request) -> Answer:
     if "text/html" in request.fields.get("accept", ""):
         # a browser shows the folder again
         return text_answer(303, "stored", {"Location": quoted(request.names, slash=True)})
-    return text_answer(201, "stored as " + " ".join(stored), {"Location": stored[0]})
+    more = f" and {count - MAX_TOLD} more" if count > MAX_TOLD else ""
+    return text_answer(201, f"stored as {' '.join(stored)}{more}", {"Location": stored[0]})
 
 
 def store_part(conn: Connection, request: Request, data: Iterator[bytes], name: str) -> str:
@@ -3058,6 +3078,10 @@ def visible(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "replace")
 
 
+def shown_key(name: str) -> str:
+    return visible(name).casefold()
+
+
 def one_line(name: str) -> str:
     """A name as a line of text: control characters, what is not UTF-8, and the percent sign are percent-encoded."""
     return "".join(
@@ -3071,9 +3095,8 @@ def one_line(name: str) -> str:
 def listing(
     found: Found, kind: str, names: Sequence[str], hidden: bool, read_only: bool
 ) -> Iterator[str]:
-    items = entries(found.where, hidden)
+    items = entries(found.where, hidden, folders_first=kind == "text/html")
     if kind == "text/html":
-        items.sort(key=lambda entry: (not entry.is_folder, visible(entry.name).casefold()))
         yield from page(items, names, read_only)
     elif kind == "text/plain":
         yield from (one_line(entry.name) + "/" * entry.is_folder + "\n" for entry in items)
@@ -3097,14 +3120,14 @@ def described(entry: Entry) -> dict[str, object]:
     }
 
 
-def page(items: Sequence[Entry], names: Sequence[str], read_only: bool) -> Iterator[str]:
+def page(items: Iterable[Entry], names: Sequence[str], read_only: bool) -> Iterator[str]:
     title = html.escape("/" + "/".join(map(visible, names)))
     yield (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n<body>\n<nav aria-label="Path"><a href="/">home</a>'
     )
-    for depth, name in enumerate(names):
-        yield f' / <a href="{quoted(names[: depth + 1], slash=True)}">{html.escape(visible(name))}</a>'
+    for up, name in zip(reversed(range(len(names))), names):
+        yield f' / <a href="{"../" * up or "./"}">{html.escape(visible(name))}</a>'
     yield (
         "</nav>\n"
         + ("" if read_only else UPLOAD)
@@ -3120,12 +3143,14 @@ def page(items: Sequence[Entry], names: Sequence[str], read_only: bool) -> Itera
         )
     )
     yield "<th><span hidden>Change</span></th></tr></thead>\n<tbody>\n"
-    yield from map(table_row, items)
-    folders = sum(entry.is_folder for entry in items)
-    files, total = len(items) - folders, readable_size(sum(entry.size for entry in items))
+    folders = files = total = 0
+    for entry in items:
+        folders, files = folders + entry.is_folder, files + (not entry.is_folder)
+        total += entry.size
+        yield table_row(entry)
     counts = f"{folders} folder{'s' * (folders != 1)}, {files} file{'s' * (files != 1)}"
     yield (
-        f'</tbody></table>\n<footer><span id="count">{counts}, {total}</span> &middot; '
+        f'</tbody></table>\n<footer><span id="count">{counts}, {readable_size(total)}</span> &middot; '
         f'all of it as <a href="?tar">tar</a> (can be resumed) or <a href="?zip">zip</a></footer>\n<script>{SCRIPT}</script></body></html>\n'
     )
 

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import io
 import itertools
+import json
 import os
 import re
 import resource
@@ -1729,3 +1730,44 @@ def test_a_client_that_leaves_before_100_continue_is_no_fault_of_the_server(spaw
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     os.kill(server.pid, signal.SIGCONT)
     assert server.wait_for('"PUT /x HTTP/1.1" (.*)')[1].startswith('400 - "left in the body')
+
+
+def test_of_a_large_form_to_a_long_path_the_answer_names_a_few_files(ask, folder):
+    path = "/" + "/".join([f"{'a' * 200}"] * 10) + "/"
+    part = b'--b\r\nContent-Disposition: form-data; name="file"; filename="%d"\r\n\r\n\r\n'
+    form = b"".join(part % number for number in range(200)) + b"--b--\r\n"
+    reply = ask("POST", path, "Content-Type: multipart/form-data; boundary=b\r\n", form)
+    assert reply.status == 201 and reply.fields["location"] == path + "0"
+    assert reply.body.endswith(f"{path}9 and 190 more\n".encode()) and len(reply.body) < 11 * len(
+        path
+    )
+    assert len(tree(folder)) == 201
+
+
+def test_the_page_of_a_deep_folder_does_not_repeat_its_path_for_each_folder_above_it(ask, folder):
+    names = [f"{'ü' * 60}{number}" for number in range(20)]
+    folder.joinpath(*names).mkdir(parents=True)
+    path = "/" + "/".join(url(name.encode()) for name in names) + "/"
+    page = ask("GET", path).body.decode()
+    above = re.findall(r'<a href="([./]*)">(.*?)</a>', page)
+    assert above[1:] == [("../" * (19 - up) or "./", name) for up, name in enumerate(names)]
+    assert len(page) - len(ask("GET", "/").body) < 8 * len(path)
+
+
+def test_listings_that_nobody_reads_hold_no_facts_of_their_files(server, ask, folder, wire):
+    for number in range(20000):
+        (folder / f"{number:06}").touch()
+    kinds = ["text/html", "application/json", "text/plain"]
+    lists = [ask("GET", "/", f"Accept: {kind}\r\n").body for kind in kinds]
+    assert all(lists[0].index(b">%06d<" % n) < lists[0].index(b">%06d<" % (n + 1)) for n in (0, 9))
+    assert [entry["name"] for entry in json.loads(lists[1])][:3] == ["000000", "000001", "000002"]
+    assert lists[2].split() == [b"%06d" % number for number in range(20000)] + [b"a.txt"]
+    before, asked = server.status("VmRSS"), []
+    for number in range(18):
+        head = f"GET / HTTP/1.1\r\nHost: localhost\r\nAccept: {kinds[number % 2]}\r\n\r\n"
+        asked.append(wire(narrow=True).send(head))
+    for connection in asked:  # each has begun
+        while b"000009" not in connection.rest:
+            connection.more()
+    # a megabyte for each, its thread too; with the facts it was fifteen
+    assert server.status("VmRSS") - before < 18 * 4000
