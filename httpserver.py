@@ -29,7 +29,7 @@ in front. Ten wrong ones within a minute from one address, in each of --workers,
 TLS handshake the alert access_denied). --tls makes a certificate for the run, whose SHA-256 httpclient.py takes as --pin.
 
 Limits: on loopback nobody is asked unless a password is given; without --tls others can read all, the password too. Links are not
-followed; names that start with a dot are not served without --hidden. HTML and SVG run no script here, except with --read-only.
+followed; names that start with a dot are not served without --hidden; a path has at most 64 names. HTML and SVG run no script here, except with --read-only.
 A Host that is no name of this machine is refused, and so is a change that another site's page sends: no web page reaches the
 folder. A proxy in front passes the Host of the address behind it, and the one that the browser asked for as X-Forwarded-Host.
 """
@@ -104,7 +104,7 @@ MAX_PARTS = 10000
 MAX_TOLD = 10  # of the files that a form stored the answer names so many
 MAX_RANGES = 16  # after coalescing; who asks for more gets the whole file
 MAX_GAP = 100  # bytes between two ranges: about what the head of another part would take
-MAX_DEPTH = 100  # folders in folders that an archive or a deletion goes down
+MAX_DEPTH = 64  # names in a path that comes in, and of what goes into an archive
 # requests of one connection that are answered before another connection has its turn
 MAX_PIPELINED = 32
 MAX_THREADS = 512  # transfers and folder walks at once
@@ -387,6 +387,12 @@ def check_name(name: str, hidden: bool) -> None:
         raise Refusal(403, "that is not the name of a file or folder")
     if name[0] == "." and (not hidden or PART.fullmatch(name)):
         raise Refusal(403, "hidden names are not served")
+
+
+def check_depth(depth: int) -> None:
+    """One limit wherever names come in, so that whoever walks the folder comes to an end."""
+    if depth > MAX_DEPTH:
+        raise Refusal(403, f"more than {MAX_DEPTH} folders deep")
 
 
 @functools.lru_cache(maxsize=256)
@@ -758,6 +764,8 @@ class Shared:
             check_name(name, self.hidden)
         if self.only and tuple(names) != (self.only,):
             raise Refusal(404, "only one file is served here")
+        if make:
+            check_depth(len(names))
         if not DIR_FD:
             return self.resolve(names, make)
         place = Place(self.root, ".")
@@ -841,27 +849,39 @@ def entry_of(where: Where, name: str, hidden: bool) -> Optional[Entry]:
     return None
 
 
-def tree(place: Place, depth: int = 0) -> Iterator[tuple[Place, os.DirEntry[str]]]:
-    """All that is in a folder, hidden or not, a folder after what is in it. Links are not followed."""
-    if depth > MAX_DEPTH:
-        raise Refusal(403, f"more than {MAX_DEPTH} folders deep")
-    # a folder that somebody else has deleted meanwhile holds nothing
+def content(place: Place) -> Iterator[tuple[Place, os.DirEntry[str]]]:
+    """What is in a folder, hidden or not. One that somebody else has deleted meanwhile holds nothing."""
     with (
         contextlib.suppress(FileNotFoundError),
         contextlib.closing(open_leaf(place)) as folder,
         os.scandir(folder.where) as scan,
     ):
         for item in scan:
-            below = inside(folder.where, item.name)
-            if item.is_dir(follow_symlinks=False):
-                yield from tree(below, depth + 1)
-            yield below, item
+            yield inside(folder.where, item.name), item
+
+
+def tree(place: Place) -> Iterator[tuple[Place, os.DirEntry[str], int]]:
+    """All that is in a folder and how deep, a folder after what is in it. Links are not followed.
+
+    Programs on this machine may have made it deeper than Python's calls may go."""
+    levels, folders = [content(place)], []
+    while levels:
+        below, item = next(levels[-1], (place, None))
+        if item and item.is_dir(follow_symlinks=False):
+            folders.append((below, item))
+            levels.append(content(below))
+        elif item:
+            yield below, item, len(levels)
+        else:
+            levels.pop()
+            if folders:
+                yield *folders.pop(), len(levels)
 
 
 def shows_all(place: Place, hidden: bool) -> bool:
     """Whether nothing in a folder is hidden from those who could delete it. Uploads that were broken off do not count."""
     return all(
-        hidden or PART.fullmatch(item.name) or item.name[0] != "." for _, item in tree(place)
+        hidden or PART.fullmatch(item.name) or item.name[0] != "." for _, item, _ in tree(place)
     )
 
 
@@ -1147,17 +1167,17 @@ def walk(
     where: Where,
     path: str,
     hidden: bool,
-    left_out: Callable[[Item], None] = lambda item: None,
+    left_out: Callable[[Item, str], None] = lambda item, why: None,
     depth: int = 0,
 ) -> Iterator[Item]:
     """Everything in a folder, depth first and by name, so that two walks give the same; one folder's names in memory at a time.
-    What the server may not read is left out: one such file is no reason to refuse all others."""
-    if depth > MAX_DEPTH:
-        raise Refusal(403, f"more than {MAX_DEPTH} folders deep")
+    What the server may not read is left out, and what is too deep: one such file is no reason to refuse all others."""
     for entry in entries(where, hidden):
         item = Item(path + entry.name + "/" * entry.is_folder, entry, inside(where, entry.name))
+        if depth == MAX_DEPTH:
+            return left_out(item, f"it is more than {MAX_DEPTH} folders deep there")
         if not item.is_readable():
-            left_out(item)
+            left_out(item, "the server may not read it")
             continue
         yield item
         if entry.is_folder:
@@ -2720,10 +2740,9 @@ def delete(conn: Connection, request: Request) -> Answer:
 
 
 def delete_folder(place: Place, recursive: bool, hidden: bool) -> None:
-    # or it is too deep, which too must be known before anything is gone
     if recursive and not shows_all(place, hidden):
         raise Refusal(409, "it holds hidden files, and hidden names are not served")
-    for below, item in tree(place) if recursive else ():
+    for below, item, _ in tree(place) if recursive else ():
         with contextlib.suppress(FileNotFoundError):  # somebody else has done it
             (os.rmdir if item.is_dir(follow_symlinks=False) else os.unlink)(
                 below.name, dir_fd=below.parent
@@ -2733,6 +2752,7 @@ def delete_folder(place: Place, recursive: bool, hidden: bool) -> None:
 
 def new_place(conn: Connection, names: Sequence[str]) -> Place:
     """A place for something new, in a folder that must exist (RFC 4918)."""
+    check_depth(len(names))
     try:
         return conn.server.shared.locate(names)
     except (FileNotFoundError, NotADirectoryError):
@@ -2769,9 +2789,13 @@ def move(conn: Connection, request: Request) -> Answer:
         conn.server.shared.locate(request.names) as old,
         contextlib.closing(open_leaf(old)) as found,
         new_place(conn, names) as new,
-        renaming(old, new),
     ):
-        return move_to(old, found, new, request, names)
+        # what is in it goes down with it
+        if found.is_folder and len(names) > len(request.names):
+            for _, _, depth in tree(old):
+                check_depth(len(names) + depth)
+        with renaming(old, new):
+            return move_to(old, found, new, request, names)
 
 
 def move_to(old: Place, found: Found, new: Place, request: Request, names: Sequence[str]) -> Answer:
@@ -3517,10 +3541,8 @@ class Server:
     def note(self, text: str) -> None:
         self.lines.append(f"{log_time(int(time.time()))} {text}\n")
 
-    def note_left_out(self, item: Item) -> None:
-        self.note(
-            f"left out of an archive, because the server may not read it: {log_safe(item.path)}"
-        )
+    def note_left_out(self, item: Item, why: str) -> None:
+        self.note(f"left out of an archive, because {why}: {log_safe(item.path)}")
 
     def write_log(self, now: float) -> None:
         text = []
