@@ -26,7 +26,8 @@ and Apache have it) sets a file's time. All state is in the folder, so several s
 One password lets everybody in: --password, --ask-password or SIXSOCKETS_PASSWORD, and on other addresses than loopback one that
 is made and printed, unless --open does without. It is asked for by Basic (RFC 7617), with any name; who needs more puts a proxy
 in front. Ten wrong ones within a minute from one address, in each of --workers, and until it is over that address gets 429 (before a
-TLS handshake the alert access_denied). --tls makes a certificate for the run, whose SHA-256 httpclient.py takes as --pin.
+TLS handshake the alert access_denied). --trust-proxy says which proxy's word counts for whose a request is. --tls makes a
+certificate for the run, whose SHA-256 httpclient.py takes as --pin.
 
 Limits: on loopback nobody is asked unless a password is given; without --tls others can read all, the password too. Links are not
 followed; names that start with a dot are not served without --hidden; a path has at most 64 names. HTML and SVG run no script here, except with --read-only.
@@ -96,6 +97,7 @@ PORT = 8000
 MAX_HEAD = 32768  # bytes of a request's head, all of it
 MAX_TARGET = 8192  # bytes of the target in it
 MAX_FIELDS = 100  # header fields in it
+MAX_PROXIES = 8  # trusted proxies, one behind another
 MAX_LINE = 1024  # bytes of a chunk's size line with its extensions
 # bytes of the fields after the last chunk, and of the head of one part of a form
 MAX_TRAILER = 8192
@@ -405,6 +407,43 @@ def is_own_host(host: str, names: frozenset[str]) -> bool:
     with contextlib.suppress(ValueError):
         return bool(ipaddress.ip_address(name.strip("[]")))
     return False
+
+
+PAIR = re.compile(rf'({TOKEN})=({TOKEN}|"[^"\\]*")')  # a piece of an element of Forwarded
+HOP = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::[0-9]+)?|([0-9.]+)(?::[0-9]+)?|([0-9A-Fa-f:.]+)")
+
+
+def hop_address(text: str) -> str:
+    """An IP address as proxies write it: perhaps in brackets, with a port. "" for all else."""
+    found = HOP.fullmatch(text.strip(" \t"))
+    with contextlib.suppress(ValueError):
+        ip = ipaddress.ip_address(found[found.lastindex or 0] if found else "")
+        return str(getattr(ip, "ipv4_mapped", None) or ip)
+    return ""
+
+
+def forwarded_address(element: str) -> str:
+    """The same in an element of Forwarded (RFC 7239), which is checked whole: its host is what the client said."""
+    address = ""
+    for text in element.strip(" \t").split(";"):
+        pair = PAIR.fullmatch(text)
+        if not pair:
+            return ""
+        if pair[1].lower() == "for":
+            address = hop_address(pair[2].strip('"'))
+    return address
+
+
+def client_behind(proxies: frozenset[str], fields: Mapping[str, str]) -> str:
+    """Whom a trusted proxy speaks for: its entry is the last one, and before it may stand whatever the client sent.
+    "" in doubt: also where the two fields differ, for the client may have sent one of them."""
+    found = set()
+    for name, read in ("x-forwarded-for", hop_address), ("forwarded", forwarded_address):
+        if name in fields:
+            # a proxy may stand behind another one
+            hops = map(read, reversed(fields[name].rsplit(",", MAX_PROXIES)))
+            found.add(next((hop for hop in hops if hop not in proxies), ""))
+    return found.pop() if len(found) == 1 else ""
 
 
 def quoted(names: Iterable[str], slash: bool = False) -> str:
@@ -1547,6 +1586,7 @@ class Connection:
         "body",
         "buffer",
         "held",
+        "hop",
         "moved",
         "part",
         "peer",
@@ -1560,7 +1600,8 @@ class Connection:
 
     def __init__(self, server: "Server", sock: socket.socket, peer: "Address") -> None:
         self.server, self.sock, self.args = server, sock, server.args
-        self.peer = address((peer[0], 0)).rpartition(":")[0].strip("[]")
+        # who has the connection, and whose the last request was: a proxy speaks for many
+        self.hop = self.peer = address((peer[0], 0)).rpartition(":")[0].strip("[]")
         self.buffer = b""
         self.scanned = self.sent = self.moved = 0
         self.waited = 0.0
@@ -1680,7 +1721,10 @@ class Connection:
         head = self.buffer[: found.end()]
         if len(head) > MAX_HEAD:
             raise too_long(head)
+        self.peer = self.hop
         request = parse_head(head)
+        if self.server.is_proxy(self):
+            self.peer = client_behind(self.server.proxies, request.fields) or self.hop
         self.buffer, self.scanned = self.buffer[found.end() :], 0
         return request
 
@@ -3251,6 +3295,7 @@ class Server:
         self.read_only = args.read_only or bool(shared.only)
         self.allowed = ", ".join(name for name in METHODS if name in READING or not self.read_only)
         self.names = own_names(args.host)
+        self.proxies = frozenset(args.trust_proxy)
         self.extra = "".join(f"{line}\r\n" for line in args.header)
         self.replaced = frozenset(line.partition(":")[0].lower() for line in args.header)
         self.selector = selectors.DefaultSelector()
@@ -3346,7 +3391,7 @@ class Server:
     def hand_over(self, job: Job) -> bool:
         """Give a connection to the thread that calls, if another one is there to lead."""
         conn = job.conn
-        if not self.waiting and not self.start_thread():
+        if not self.has_room(job) or not self.waiting and not self.start_thread():
             conn.release()
             # another answer in the middle of this one would be taken for a piece of it
             if job.answer and job.answer.rest:
@@ -3361,6 +3406,15 @@ class Server:
         with self.lock:
             self.busy.add(conn)
         return True
+
+    def has_room(self, job: Job) -> bool:
+        """One address may have as many transfers as are left for others, and half of that when it uploads.
+        So there is always room for another address, and for an answer to the same."""
+        client = network(job.conn.peer)
+        with self.lock:
+            left = MAX_THREADS - len(self.busy)
+            own = sum(network(conn.peer) == client for conn in self.busy)
+        return own < (left // 2 if job.request and job.request.has_body else left)
 
     def give_back(self, conn: Connection, what_next: Callable[[], object]) -> None:
         """The leader goes on with it: only who has the lead touches the selector and the queues."""
@@ -3418,6 +3472,7 @@ class Server:
             self.door.tls
             and self.door.guard
             and not self.args.public_read
+            and not self.is_proxy(conn)
             and self.door.guard.wait(conn.peer)
         ):
             conn.turn_away(DENIED)
@@ -3432,6 +3487,9 @@ class Server:
             return None
         self.await_head(conn)
         return conn.readable()
+
+    def is_proxy(self, conn: Connection) -> bool:
+        return conn.hop in self.proxies
 
     def end_idle(self) -> bool:
         """Whether one between two requests could be closed for a new client: the one that has been there longest (RFC 9112 §9.5)."""
@@ -4485,6 +4543,12 @@ def byte_count(text: str) -> int:
     return int(found[1]) * int(1000 ** " kMGT".index(found[2] or " "))
 
 
+def proxy_address(text: str) -> str:
+    if not (found := hop_address(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an IP address")
+    return found
+
+
 def header_line(text: str) -> str:
     if not re.fullmatch(rf"{TOKEN}: ?[ -~]*", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME: VALUE")
@@ -4548,6 +4612,14 @@ def build_parser() -> argparse.ArgumentParser:
         default=10000,
         metavar="N",
         help="connections; for one more the longest idle is closed, or it gets 503 (default 10000)",
+    )
+    add(
+        "--trust-proxy",
+        type=proxy_address,
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="a proxy's address: clients are those that it names in X-Forwarded-For or Forwarded",
     )
     add(
         "--durable",

@@ -43,8 +43,12 @@ class Reply:
 class Wire:
     """A connection on which requests are written as bytes and answers read as RFC 9112 frames them."""
 
-    def __init__(self, server, narrow=False):
-        self.sock = socket.socket() if narrow else server.connect()
+    def __init__(self, server, narrow=False, source=None):
+        self.sock = socket.socket() if narrow else None
+        if source:
+            place = server.host, server.port
+            self.sock = socket.create_connection(place, DEADLINE, (source, 0))
+        self.sock = self.sock or server.connect()
         # before connecting, or the kernel takes tens of megabytes for a client that does not read
         if narrow:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
@@ -126,8 +130,8 @@ def server(spawn, folder):
 def wire(server):
     made = []
 
-    def connect(to=None, narrow=False):
-        made.append(Wire(to or server, narrow))
+    def connect(to=None, narrow=False, source=None):
+        made.append(Wire(to or server, narrow, source))
         return made[-1]
 
     yield connect
