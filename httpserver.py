@@ -157,19 +157,9 @@ CHALLENGE = {
     "WWW-Authenticate": 'Basic realm="Six Sockets: any name, and the password", charset="UTF-8"'
 }
 # no page of another site may show a file of ours as an image, or run it as a script
-EMBEDDING = {"Cross-Origin-Resource-Policy": "same-origin"}
+EMBEDDING = "Cross-Origin-Resource-Policy: same-origin"
 # fields that say where an answer ends, and which part of a file it is: --header replaces none of them
-FRAMING = frozenset(
-    (
-        "connection",
-        "content-length",
-        "content-range",
-        "keep-alive",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    )
-)
+FRAMING = "content-length", "content-range", "trailer", "transfer-encoding"
 READING = ("GET", "HEAD", "OPTIONS")
 CHANGING = ("PUT", "POST", "DELETE", "MKCOL", "MOVE", "PATCH")
 # types in which a browser runs script
@@ -871,7 +861,9 @@ def entries(where: Where, hidden: bool, folders_first: bool = False) -> Iterator
             is_first = folders_first and item.is_dir(follow_symlinks=False)
             (folders if is_first else files).append(item.name)
         for names in folders, files:
-            names.sort(key=shown_key if folders_first else None)
+            names.sort()
+            if folders_first:
+                names.sort(key=shown_key)
         listed = "\0".join(folders + files)
         del folders, files, names
     for found in re.finditer("[^\0]+", listed):
@@ -1879,24 +1871,24 @@ class Connection:
     def head(self, request: Optional[Request], answer: Answer) -> bytes:
         """The status line and header fields. None of them can hold a line end: what is made of names is percent-encoded."""
         status, replaced = answer.status, self.server.replaced
-        fields = {"Date": http_date(int(time.time())), **EMBEDDING, **answer.fields}
+        fields = {"Date": http_date(int(time.time())), **answer.fields}
+        if status != 204 and status != 304:  # §8.6: these have no body and say no length
+            if answer.length is not None:
+                fields["Content-Length"] = str(answer.length)
+            elif request and request.minor:
+                fields["Transfer-Encoding"] = "chunked"
+        if answer.close:
+            fields["Connection"] = "close"
+        elif request and not request.minor:
+            fields["Connection"] = "keep-alive"
         if replaced:
             fields = {name: fields[name] for name in fields if name.lower() not in replaced}
-        text = f"HTTP/1.1 {status} {PHRASES[status]}\r\n"
-        lines = "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
         values = "".join(fields.values())
         if "\n" in values or "\r" in values:
             raise ValueError(f"a line end in a header field: {fields}")
-        if status != 204 and status != 304:  # §8.6: these have no body and say no length
-            if answer.length is not None:
-                lines += f"Content-Length: {answer.length}\r\n"
-            elif request and request.minor:
-                lines += "Transfer-Encoding: chunked\r\n"
-        if answer.close:
-            lines += "Connection: close\r\n"
-        elif request and not request.minor:
-            lines += "Connection: keep-alive\r\n"
-        return (text + lines + self.server.extra + "\r\n").encode("latin-1")
+        lines = "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
+        text = f"HTTP/1.1 {status} {PHRASES[status]}\r\n{lines}{self.server.extra}\r\n"
+        return text.encode("latin-1")
 
     def deliver(self, request: Request, answer: Answer) -> None:
         if answer.rest:  # begun with the lead
@@ -3296,8 +3288,9 @@ class Server:
         self.allowed = ", ".join(name for name in METHODS if name in READING or not self.read_only)
         self.names = own_names(args.host)
         self.proxies = frozenset(args.trust_proxy)
-        self.extra = "".join(f"{line}\r\n" for line in args.header)
         self.replaced = frozenset(line.partition(":")[0].lower() for line in args.header)
+        embedding = [] if EMBEDDING.partition(":")[0].lower() in self.replaced else [EMBEDDING]
+        self.extra = "".join(f"{line}\r\n" for line in [*embedding, *args.header])
         self.selector = selectors.DefaultSelector()
         self.waker, self.woken = socket.socketpair()
         self.woken.setblocking(False)

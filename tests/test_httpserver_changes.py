@@ -1820,6 +1820,18 @@ def test_the_page_of_a_deep_folder_does_not_repeat_its_path_for_each_folder_abov
     assert len(page) - len(ask("GET", "/").body) < 8 * len(path)
 
 
+def test_a_page_shows_folders_first_and_each_kind_by_name_whatever_the_case(ask, folder):
+    (folder / "a.txt").unlink()
+    for name in ("b", "Ä", "ä", "z", "Z", "A", "a"):
+        (folder / f"{name}-file").touch()
+        (folder / f"{name}-folder").mkdir()
+    shown = re.findall(r'data-name="(.*?)"', ask("GET", "/").body.decode())
+    names = ["A", "a", "b", "Z", "z", "Ä", "ä"]
+    assert shown == [f"{name}-folder" for name in names] + [f"{name}-file" for name in names]
+    listed = json.loads(ask("GET", "/", "Accept: application/json\r\n").body)
+    assert [entry["name"] for entry in listed] == sorted(shown)
+
+
 def test_listings_that_nobody_reads_hold_no_facts_of_their_files(server, ask, folder, wire):
     for number in range(20000):
         (folder / f"{number:06}").touch()
