@@ -3105,6 +3105,14 @@ UPLOAD = """<form class="tools nojs" method="post" enctype="multipart/form-data"
 """
 
 
+COLUMNS = """<table><thead><tr><th scope="col" data-key="0" aria-sort="ascending"><button>Name</button></th>
+<th scope="col" data-key="1" aria-sort="none" class="n"><button>Size</button></th>
+<th scope="col" data-key="2" aria-sort="none" class="t"><button>Changed</button></th>
+<th><span hidden>Change</span></th></tr></thead>
+<tbody>
+"""
+
+
 @functools.cache
 def page_fields() -> dict[str, str]:
     """Nothing runs in the page but its own script and style, known by their digests."""
@@ -3193,16 +3201,7 @@ def page(items: Iterable[Entry], names: Sequence[str], read_only: bool) -> Itera
         + ("" if read_only else UPLOAD)
         + '<p id="status" role="status"></p>\n<div class="tools"><input class="js" hidden id="filter" type="search" '
     )
-    yield 'placeholder="Filter (press /)" aria-label="Filter names"></div>\n<table><thead><tr>'
-    yield "".join(
-        f'<th scope="col" data-key="{key}" aria-sort="{"none" if key else "ascending"}"{css}><button>{text}</button></th>'
-        for key, text, css in (
-            (0, "Name", ""),
-            (1, "Size", ' class="n"'),
-            (2, "Changed", ' class="t"'),
-        )
-    )
-    yield "<th><span hidden>Change</span></th></tr></thead>\n<tbody>\n"
+    yield 'placeholder="Filter (press /)" aria-label="Filter names"></div>\n' + COLUMNS
     folders = files = total = 0
     for entry in items:
         folders, files = folders + entry.is_folder, files + (not entry.is_folder)
