@@ -3451,13 +3451,6 @@ class Server:
             return None
         sock.setblocking(False)
         conn = Connection(self, sock, peer)
-        with contextlib.suppress(OSError):
-            # an answer leaves at once, however short
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for option, value in KEEPALIVE.items():
-                if hasattr(socket, option):
-                    sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
         self.connections.add(conn)
         self.watch(conn)
         if (
@@ -3671,6 +3664,12 @@ def serve(args: argparse.Namespace) -> int:
     if door.tls:
         door.tls.set_alpn_protocols(["http/1.1"])
     sock = bind(args, family, target, 1024)
+    # each connection inherits these: an answer leaves at once, however short
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in KEEPALIVE.items():
+        if hasattr(socket, option):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
     def work(stop: Stop) -> int:
         return Server(args, sock, door, shared, stop, log).run()
