@@ -82,7 +82,7 @@ import time
 import unicodedata
 import urllib.parse
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional, TypeVar, Union
@@ -3465,6 +3465,7 @@ class Server:
         if (
             len(self.connections) > self.args.max_clients + len(self.lingering)
             and not self.end_idle()
+            and not self.end_slow(conn)
         ):
             conn.refuse_head(
                 Refusal(503, f"there are {self.args.max_clients} clients", {"Retry-After": "5"})
@@ -3482,6 +3483,16 @@ class Server:
             # or its next request is here, and only not read yet
             if not is_ready(conn.sock, False, 0):
                 conn.linger()
+                return True
+        return False
+
+    def end_slow(self, new: Connection) -> bool:
+        """Whether one within a head could be closed for a new client: the oldest of an address that has half of all clients there."""
+        counts = Counter(network(conn.hop) for conn in self.gathering)
+        for client, count in counts.most_common(1):
+            if 2 * count >= self.args.max_clients and client != network(new.hop):
+                slow = next(conn for conn in self.gathering if network(conn.hop) == client)
+                slow.refuse_head(Refusal(503, "another client needs the place"))
                 return True
         return False
 

@@ -1389,6 +1389,21 @@ def test_one_client_too_many_gets_503(spawn, folder, wire):
     until(lambda: wire(server).send(GET + "\r\n").reply().status == 200, "room")
 
 
+def test_one_address_with_slow_heads_does_not_keep_all_others_out(spawn, folder, wire):
+    server = spawn("httpserver.py", folder, "--max-clients", "4")
+    slow = []
+    for _ in range(4):
+        slow.append(wire(server).send(GET + "\r\n"))
+        assert slow[-1].reply().status == 200
+        slow[-1].send(GET)
+    assert wire(server).reply().status == 503
+    for number in 0, 1:
+        other = wire(server, source="127.0.0.2").send(GET + "\r\n")
+        assert (other.reply().status, slow[number].reply().status) == (200, 503)
+        other.send(GET)  # not idle
+    assert wire(server).reply().status == 503
+
+
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_for_a_new_client_the_connection_that_is_idle_longest_makes_room(
     scheme, spawn, folder, wire
