@@ -27,11 +27,12 @@ began. All state is in the folder, so several servers of one folder are one. Run
 One password lets everybody in: --password, --ask-password or SIXSOCKETS_PASSWORD, and on other addresses than loopback one that
 is made and printed, unless --open does without. It is asked for by Basic (RFC 7617), with any name; who needs more puts a proxy
 in front. Ten wrong ones within a minute from one address, in each of --workers, and until it is over that address gets 429 (before a
-TLS handshake the alert access_denied). --tls makes a certificate for the run, whose SHA-256 httpclient.py takes as --pin.
+TLS handshake the alert access_denied). --trust-proxy says which proxy's word counts for whose a request is. --tls makes a
+certificate for the run, whose SHA-256 httpclient.py takes as --pin.
 
 Limits: on loopback nobody is asked unless a password is given; without --tls others can read all, the password too. Links are not
-followed; names that start with a dot are not served without --hidden. No request changes these scripts or what Python imports: nothing
-that arrives becomes code. HTML and SVG run no script here, except with --read-only.
+followed; names that start with a dot are not served without --hidden; a path has at most 64 names. No request changes these
+scripts or what Python imports: nothing that arrives becomes code. HTML and SVG run no script here, except with --read-only.
 A Host that is no name of this machine is refused, and so is a change that another site's page sends: no web page reaches the
 folder. A proxy in front passes the Host of the address behind it, and the one that the browser asked for as X-Forwarded-Host.
 """
@@ -83,7 +84,7 @@ import time
 import unicodedata
 import urllib.parse
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional, TypeVar, Union
@@ -98,14 +99,16 @@ PORT = 8000
 MAX_HEAD = 32768  # bytes of a request's head, all of it
 MAX_TARGET = 8192  # bytes of the target in it
 MAX_FIELDS = 100  # header fields in it
+MAX_PROXIES = 8  # trusted proxies, one behind another
 MAX_LINE = 1024  # bytes of a chunk's size line with its extensions
 # bytes of the fields after the last chunk, and of the head of one part of a form
 MAX_TRAILER = 8192
 # parts of a form: a large folder dropped on the page of a browser without JavaScript
 MAX_PARTS = 10000
+MAX_TOLD = 10  # of the files that a form stored the answer names so many
 MAX_RANGES = 16  # after coalescing; who asks for more gets the whole file
 MAX_GAP = 100  # bytes between two ranges: about what the head of another part would take
-MAX_DEPTH = 100  # folders in folders that an archive or a deletion goes down
+MAX_DEPTH = 64  # names in a path that comes in, and of what goes into an archive
 # requests of one connection that are answered before another connection has its turn
 MAX_PIPELINED = 32
 MAX_THREADS = 512  # transfers and folder walks at once
@@ -132,6 +135,8 @@ LOOK_EVERY = 0.2
 # seconds that a thread waits for the next request on its connection before it gives that back
 PROMPT = 0.002
 LOG_DELAY = 0.1  # seconds that log lines are gathered
+# a client that vanished is noticed in two minutes, also while it is idle
+KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 ACCEPT_PAUSE = 0.5  # seconds to the next accept() when the system has no descriptor or memory left
 # seconds that somebody else has for letting go of a lock; from one look to the next, first and last
 BUSY_WAIT, BUSY_STEPS = 2.0, (0.0005, 0.02)
@@ -155,6 +160,10 @@ PROXIED = frozenset(
 CHALLENGE = {
     "WWW-Authenticate": 'Basic realm="Six Sockets: any name, and the password", charset="UTF-8"'
 }
+# no page of another site may show a file of ours as an image, or run it as a script
+EMBEDDING = "Cross-Origin-Resource-Policy: same-origin"
+# fields that say where an answer ends, and which part of a file it is: --header replaces none of them
+FRAMING = "content-length", "content-range", "trailer", "transfer-encoding"
 READING = ("GET", "HEAD", "OPTIONS")
 CHANGING = ("PUT", "POST", "DELETE", "MKCOL", "MOVE", "PATCH")
 # types in which a browser runs script
@@ -376,6 +385,12 @@ def check_name(name: str, hidden: bool) -> None:
         raise Refusal(403, "hidden names are not served")
 
 
+def check_depth(depth: int) -> None:
+    """One limit wherever names come in, so that whoever walks the folder comes to an end."""
+    if depth > MAX_DEPTH:
+        raise Refusal(403, f"more than {MAX_DEPTH} folders deep")
+
+
 @functools.lru_cache(maxsize=256)
 def is_own_host(host: str, names: frozenset[str]) -> bool:
     """Whether a Host means this machine. A foreign name that was made to lead here (DNS rebinding) does not."""
@@ -386,6 +401,43 @@ def is_own_host(host: str, names: frozenset[str]) -> bool:
     with contextlib.suppress(ValueError):
         return bool(ipaddress.ip_address(name.strip("[]")))
     return False
+
+
+PAIR = re.compile(rf'({TOKEN})=({TOKEN}|"[^"\\]*")')  # a piece of an element of Forwarded
+HOP = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::[0-9]+)?|([0-9.]+)(?::[0-9]+)?|([0-9A-Fa-f:.]+)")
+
+
+def hop_address(text: str) -> str:
+    """An IP address as proxies write it: perhaps in brackets, with a port. "" for all else."""
+    found = HOP.fullmatch(text.strip(" \t"))
+    with contextlib.suppress(ValueError):
+        ip = ipaddress.ip_address(found[found.lastindex or 0] if found else "")
+        return str(getattr(ip, "ipv4_mapped", None) or ip)
+    return ""
+
+
+def forwarded_address(element: str) -> str:
+    """The same in an element of Forwarded (RFC 7239), which is checked whole: its host is what the client said."""
+    address = ""
+    for text in element.strip(" \t").split(";"):
+        pair = PAIR.fullmatch(text)
+        if not pair:
+            return ""
+        if pair[1].lower() == "for":
+            address = hop_address(pair[2].strip('"'))
+    return address
+
+
+def client_behind(proxies: frozenset[str], fields: Mapping[str, str]) -> str:
+    """Whom a trusted proxy speaks for: its entry is the last one, and before it may stand whatever the client sent.
+    "" in doubt: also where the two fields differ, for the client may have sent one of them."""
+    found = set()
+    for name, read in ("x-forwarded-for", hop_address), ("forwarded", forwarded_address):
+        if name in fields:
+            # a proxy may stand behind another one
+            hops = map(read, reversed(fields[name].rsplit(",", MAX_PROXIES)))
+            found.add(next((hop for hop in hops if hop not in proxies), ""))
+    return found.pop() if len(found) == 1 else ""
 
 
 def quoted(names: Iterable[str], slash: bool = False) -> str:
@@ -747,6 +799,8 @@ class Shared:
             self.spare(names, is_program)
         if self.only and tuple(names) != (self.only,):
             raise Refusal(404, "only one file is served here")
+        if make:
+            check_depth(len(names))
         if not DIR_FD:
             return self.resolve(names, make)
         place = Place(self.root, ".")
@@ -804,42 +858,72 @@ def inside(where: Where, name: str) -> Place:
     return Place(where, name) if isinstance(where, int) else Place(None, os.path.join(where, name))
 
 
-def entries(where: Where, hidden: bool) -> list[Entry]:
-    """What a folder shows, by name: files and folders, no links, nothing that check_name() refuses."""
-    with os.scandir(where) as scan:
-        return sorted(filter(None, (entry_of(item, hidden) for item in scan)))
+SORTING = threading.Lock()  # one at a time: what sorting needs is a multiple of what is kept
 
 
-def entry_of(item: os.DirEntry[str], hidden: bool) -> Optional[Entry]:
+def entries(where: Where, hidden: bool, folders_first: bool = False) -> Iterator[Entry]:
+    """What a folder shows, by name: files and folders, no links, nothing that check_name() refuses.
+
+    Only the names are kept, as one text: each is looked at when its turn comes."""
+    folders: list[str] = []
+    files: list[str] = []
+    with SORTING, os.scandir(where) as scan:
+        for item in scan:
+            is_first = folders_first and item.is_dir(follow_symlinks=False)
+            (folders if is_first else files).append(item.name)
+        for names in folders, files:
+            names.sort()
+            if folders_first:
+                names.sort(key=shown_key)
+        listed = "\0".join(folders + files)
+        del folders, files, names
+    for found in re.finditer("[^\0]+", listed):
+        if entry := entry_of(where, found[0], hidden):
+            yield entry
+
+
+def entry_of(where: Where, name: str, hidden: bool) -> Optional[Entry]:
     with contextlib.suppress(OSError, Refusal):
-        check_name(item.name, hidden)
-        info = item.stat(follow_symlinks=False)
-        if stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode):
-            return Entry(item.name, info)
+        check_name(name, hidden)
+        info = inside(where, name).stat()
+        if info and (stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode)):
+            return Entry(name, info)
     return None
 
 
-def tree(place: Place, depth: int = 0) -> Iterator[tuple[Place, os.DirEntry[str]]]:
-    """All that is in a folder, hidden or not, a folder after what is in it. Links are not followed."""
-    if depth > MAX_DEPTH:
-        raise Refusal(403, f"more than {MAX_DEPTH} folders deep")
-    # a folder that somebody else has deleted meanwhile holds nothing
+def content(place: Place) -> Iterator[tuple[Place, os.DirEntry[str]]]:
+    """What is in a folder, hidden or not. One that somebody else has deleted meanwhile holds nothing."""
     with (
         contextlib.suppress(FileNotFoundError),
         contextlib.closing(open_leaf(place)) as folder,
         os.scandir(folder.where) as scan,
     ):
         for item in scan:
-            below = inside(folder.where, item.name)
-            if item.is_dir(follow_symlinks=False):
-                yield from tree(below, depth + 1)
-            yield below, item
+            yield inside(folder.where, item.name), item
+
+
+def tree(place: Place) -> Iterator[tuple[Place, os.DirEntry[str], int]]:
+    """All that is in a folder and how deep, a folder after what is in it. Links are not followed.
+
+    Programs on this machine may have made it deeper than Python's calls may go."""
+    levels, folders = [content(place)], []
+    while levels:
+        below, item = next(levels[-1], (place, None))
+        if item and item.is_dir(follow_symlinks=False):
+            folders.append((below, item))
+            levels.append(content(below))
+        elif item:
+            yield below, item, len(levels)
+        else:
+            levels.pop()
+            if folders:
+                yield *folders.pop(), len(levels)
 
 
 def shows_all(place: Place, hidden: bool) -> bool:
     """Whether nothing in a folder is hidden from those who could delete it. Uploads that were broken off do not count."""
     return all(
-        hidden or PART.fullmatch(item.name) or item.name[0] != "." for _, item in tree(place)
+        hidden or PART.fullmatch(item.name) or item.name[0] != "." for _, item, _ in tree(place)
     )
 
 
@@ -1147,17 +1231,17 @@ def walk(
     where: Where,
     path: str,
     hidden: bool,
-    left_out: Callable[[Item], None] = lambda item: None,
+    left_out: Callable[[Item, str], None] = lambda item, why: None,
     depth: int = 0,
 ) -> Iterator[Item]:
     """Everything in a folder, depth first and by name, so that two walks give the same; one folder's names in memory at a time.
-    What the server may not read is left out: one such file is no reason to refuse all others."""
-    if depth > MAX_DEPTH:
-        raise Refusal(403, f"more than {MAX_DEPTH} folders deep")
+    What the server may not read is left out, and what is too deep: one such file is no reason to refuse all others."""
     for entry in entries(where, hidden):
         item = Item(path + entry.name + "/" * entry.is_folder, entry, inside(where, entry.name))
+        if depth == MAX_DEPTH:
+            return left_out(item, f"it is more than {MAX_DEPTH} folders deep there")
         if not item.is_readable():
-            left_out(item)
+            left_out(item, "the server may not read it")
             continue
         yield item
         if entry.is_folder:
@@ -1527,6 +1611,7 @@ class Connection:
         "body",
         "buffer",
         "held",
+        "hop",
         "moved",
         "part",
         "peer",
@@ -1540,7 +1625,8 @@ class Connection:
 
     def __init__(self, server: "Server", sock: socket.socket, peer: "Address") -> None:
         self.server, self.sock, self.args = server, sock, server.args
-        self.peer = address((peer[0], 0)).rpartition(":")[0].strip("[]")
+        # who has the connection, and whose the last request was: a proxy speaks for many
+        self.hop = self.peer = address((peer[0], 0)).rpartition(":")[0].strip("[]")
         self.buffer = b""
         self.scanned = self.sent = self.moved = 0
         self.waited = 0.0
@@ -1660,7 +1746,10 @@ class Connection:
         head = self.buffer[: found.end()]
         if len(head) > MAX_HEAD:
             raise too_long(head)
+        self.peer = self.hop
         request = parse_head(head)
+        if self.server.is_proxy(self):
+            self.peer = client_behind(self.server.proxies, request.fields) or self.hop
         self.buffer, self.scanned = self.buffer[found.end() :], 0
         return request
 
@@ -1814,22 +1903,25 @@ class Connection:
 
     def head(self, request: Optional[Request], answer: Answer) -> bytes:
         """The status line and header fields. None of them can hold a line end: what is made of names is percent-encoded."""
-        status, fields = answer.status, answer.fields
-        text = f"HTTP/1.1 {status} {PHRASES[status]}\r\nDate: {http_date(int(time.time()))}\r\n"
-        lines = "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
+        status, replaced = answer.status, self.server.replaced
+        fields = {"Date": http_date(int(time.time())), **answer.fields}
+        if status != 204 and status != 304:  # §8.6: these have no body and say no length
+            if answer.length is not None:
+                fields["Content-Length"] = str(answer.length)
+            elif request and request.minor:
+                fields["Transfer-Encoding"] = "chunked"
+        if answer.close:
+            fields["Connection"] = "close"
+        elif request and not request.minor:
+            fields["Connection"] = "keep-alive"
+        if replaced:
+            fields = {name: fields[name] for name in fields if name.lower() not in replaced}
         values = "".join(fields.values())
         if "\n" in values or "\r" in values:
             raise ValueError(f"a line end in a header field: {fields}")
-        if status != 204 and status != 304:  # §8.6: these have no body and say no length
-            if answer.length is not None:
-                lines += f"Content-Length: {answer.length}\r\n"
-            elif request and request.minor:
-                lines += "Transfer-Encoding: chunked\r\n"
-        if answer.close:
-            lines += "Connection: close\r\n"
-        elif request and not request.minor:
-            lines += "Connection: keep-alive\r\n"
-        return (text + lines + self.server.extra + "\r\n").encode("latin-1")
+        lines = "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
+        text = f"HTTP/1.1 {status} {PHRASES[status]}\r\n{lines}{self.server.extra}\r\n"
+        return text.encode("latin-1")
 
     def deliver(self, request: Request, answer: Answer) -> None:
         if answer.rest:  # begun with the lead
@@ -2522,11 +2614,13 @@ def complete_upload(conn: Connection, request: Request, part: Part, plan: Plan) 
 
 def post_form(conn: Connection, request: Request) -> Answer:
     """RFC 7578: each file of the form into the folder; a name that exists gets a number."""
-    stored = []
+    stored, count = [], 0
     for head, data in form_parts(conn.body.pieces, boundary_of(request.fields["content-type"])):
         name = form_file(head)
         if name:
-            stored.append(store_part(conn, request, data, name))
+            path, count = store_part(conn, request, data, name), count + 1
+            # all of them could be a thousand times what was sent: each begins with the folder's path
+            stored += [path] if count <= MAX_TOLD else []
         else:
             deque(data, maxlen=0)
     if not stored:
@@ -2534,7 +2628,8 @@ def post_form(conn: Connection, request: Request) -> Answer:
     if "text/html" in request.fields.get("accept", ""):
         # a browser shows the folder again
         return text_answer(303, "stored", {"Location": quoted(request.names, slash=True)})
-    return text_answer(201, "stored as " + " ".join(stored), {"Location": stored[0]})
+    more = f" and {count - MAX_TOLD} more" if count > MAX_TOLD else ""
+    return text_answer(201, f"stored as {' '.join(stored)}{more}", {"Location": stored[0]})
 
 
 def store_part(conn: Connection, request: Request, data: Iterator[bytes], name: str) -> str:
@@ -2726,10 +2821,9 @@ def delete(conn: Connection, request: Request) -> Answer:
 
 
 def delete_folder(place: Place, recursive: bool, hidden: bool) -> None:
-    # or it is too deep, which too must be known before anything is gone
     if recursive and not shows_all(place, hidden):
         raise Refusal(409, "it holds hidden files, and hidden names are not served")
-    for below, item in tree(place) if recursive else ():
+    for below, item, _ in tree(place) if recursive else ():
         with contextlib.suppress(FileNotFoundError):  # somebody else has done it
             (os.rmdir if item.is_dir(follow_symlinks=False) else os.unlink)(
                 below.name, dir_fd=below.parent
@@ -2739,6 +2833,7 @@ def delete_folder(place: Place, recursive: bool, hidden: bool) -> None:
 
 def new_place(conn: Connection, names: Sequence[str]) -> Place:
     """A place for something new, in a folder that must exist (RFC 4918)."""
+    check_depth(len(names))
     try:
         return conn.server.shared.locate(names, change=True)
     except (FileNotFoundError, NotADirectoryError):
@@ -2779,6 +2874,10 @@ def move(conn: Connection, request: Request) -> Answer:
     ):
         for end in (request.names, names) if found.is_folder else ():
             conn.server.shared.spare(end, holds_program)
+        # what is in it goes down with it
+        if found.is_folder and len(names) > len(request.names):
+            for _, _, depth in tree(old):
+                check_depth(len(names) + depth)
         return move_to(old, found, new, request, names)
 
 
@@ -3053,6 +3152,14 @@ UPLOAD = """<form class="tools nojs" method="post" enctype="multipart/form-data"
 """
 
 
+COLUMNS = """<table><thead><tr><th scope="col" data-key="0" aria-sort="ascending"><button>Name</button></th>
+<th scope="col" data-key="1" aria-sort="none" class="n"><button>Size</button></th>
+<th scope="col" data-key="2" aria-sort="none" class="t"><button>Changed</button></th>
+<th><span hidden>Change</span></th></tr></thead>
+<tbody>
+"""
+
+
 @functools.cache
 def page_fields() -> dict[str, str]:
     """Nothing runs in the page but its own script and style, known by their digests."""
@@ -3086,6 +3193,10 @@ def visible(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "replace")
 
 
+def shown_key(name: str) -> str:
+    return visible(name).casefold()
+
+
 def one_line(name: str) -> str:
     """A name as a line of text: control characters, what is not UTF-8, and the percent sign are percent-encoded."""
     return "".join(
@@ -3099,9 +3210,8 @@ def one_line(name: str) -> str:
 def listing(
     found: Found, kind: str, names: Sequence[str], hidden: bool, read_only: bool
 ) -> Iterator[str]:
-    items = entries(found.where, hidden)
+    items = entries(found.where, hidden, folders_first=kind == "text/html")
     if kind == "text/html":
-        items.sort(key=lambda entry: (not entry.is_folder, visible(entry.name).casefold()))
         yield from page(items, names, read_only)
     elif kind == "text/plain":
         yield from (one_line(entry.name) + "/" * entry.is_folder + "\n" for entry in items)
@@ -3125,35 +3235,28 @@ def described(entry: Entry) -> dict[str, object]:
     }
 
 
-def page(items: Sequence[Entry], names: Sequence[str], read_only: bool) -> Iterator[str]:
+def page(items: Iterable[Entry], names: Sequence[str], read_only: bool) -> Iterator[str]:
     title = html.escape("/" + "/".join(map(visible, names)))
     yield (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n<body>\n<nav aria-label="Path"><a href="/">home</a>'
     )
-    for depth, name in enumerate(names):
-        yield f' / <a href="{quoted(names[: depth + 1], slash=True)}">{html.escape(visible(name))}</a>'
+    for up, name in zip(reversed(range(len(names))), names):
+        yield f' / <a href="{"../" * up or "./"}">{html.escape(visible(name))}</a>'
     yield (
         "</nav>\n"
         + ("" if read_only else UPLOAD)
         + '<p id="status" role="status"></p>\n<div class="tools"><input class="js" hidden id="filter" type="search" '
     )
-    yield 'placeholder="Filter (press /)" aria-label="Filter names"></div>\n<table><thead><tr>'
-    yield "".join(
-        f'<th scope="col" data-key="{key}" aria-sort="{"none" if key else "ascending"}"{css}><button>{text}</button></th>'
-        for key, text, css in (
-            (0, "Name", ""),
-            (1, "Size", ' class="n"'),
-            (2, "Changed", ' class="t"'),
-        )
-    )
-    yield "<th><span hidden>Change</span></th></tr></thead>\n<tbody>\n"
-    yield from map(table_row, items)
-    folders = sum(entry.is_folder for entry in items)
-    files, total = len(items) - folders, readable_size(sum(entry.size for entry in items))
+    yield 'placeholder="Filter (press /)" aria-label="Filter names"></div>\n' + COLUMNS
+    folders = files = total = 0
+    for entry in items:
+        folders, files = folders + entry.is_folder, files + (not entry.is_folder)
+        total += entry.size
+        yield table_row(entry)
     counts = f"{folders} folder{'s' * (folders != 1)}, {files} file{'s' * (files != 1)}"
     yield (
-        f'</tbody></table>\n<footer><span id="count">{counts}, {total}</span> &middot; '
+        f'</tbody></table>\n<footer><span id="count">{counts}, {readable_size(total)}</span> &middot; '
         f'all of it as <a href="?tar">tar</a> (can be resumed) or <a href="?zip">zip</a></footer>\n<script>{SCRIPT}</script></body></html>\n'
     )
 
@@ -3230,7 +3333,10 @@ class Server:
         self.read_only = args.read_only or bool(shared.only)
         self.allowed = ", ".join(name for name in METHODS if name in READING or not self.read_only)
         self.names = own_names(args.host)
-        self.extra = "".join(f"{line}\r\n" for line in args.header)
+        self.proxies = frozenset(args.trust_proxy)
+        self.replaced = frozenset(line.partition(":")[0].lower() for line in args.header)
+        embedding = [] if EMBEDDING.partition(":")[0].lower() in self.replaced else [EMBEDDING]
+        self.extra = "".join(f"{line}\r\n" for line in [*embedding, *args.header])
         self.selector = selectors.DefaultSelector()
         self.waker, self.woken = socket.socketpair()
         self.woken.setblocking(False)
@@ -3324,7 +3430,7 @@ class Server:
     def hand_over(self, job: Job) -> bool:
         """Give a connection to the thread that calls, if another one is there to lead."""
         conn = job.conn
-        if not self.waiting and not self.start_thread():
+        if not self.has_room(job) or not self.waiting and not self.start_thread():
             conn.release()
             # another answer in the middle of this one would be taken for a piece of it
             if job.answer and job.answer.rest:
@@ -3339,6 +3445,15 @@ class Server:
         with self.lock:
             self.busy.add(conn)
         return True
+
+    def has_room(self, job: Job) -> bool:
+        """One address may have as many transfers as are left for others, and half of that when it uploads.
+        So there is always room for another address, and for an answer to the same."""
+        client = network(job.conn.peer)
+        with self.lock:
+            left = MAX_THREADS - len(self.busy)
+            own = sum(network(conn.peer) == client for conn in self.busy)
+        return own < (left // 2 if job.request and job.request.has_body else left)
 
     def give_back(self, conn: Connection, what_next: Callable[[], object]) -> None:
         """The leader goes on with it: only who has the lead touches the selector and the queues."""
@@ -3383,17 +3498,13 @@ class Server:
             return None
         sock.setblocking(False)
         conn = Connection(self, sock, peer)
-        with contextlib.suppress(OSError):
-            # an answer leaves at once, however short
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            # the kernel notices a client that vanished
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self.connections.add(conn)
         self.watch(conn)
         if (
             self.door.tls
             and self.door.guard
             and not self.args.public_read
+            and not self.is_proxy(conn)
             and self.door.guard.wait(conn.peer)
         ):
             conn.turn_away(DENIED)
@@ -3401,6 +3512,7 @@ class Server:
         if (
             len(self.connections) > self.args.max_clients + len(self.lingering)
             and not self.end_idle()
+            and not self.end_slow(conn)
         ):
             conn.refuse_head(
                 Refusal(503, f"there are {self.args.max_clients} clients", {"Retry-After": "5"})
@@ -3409,12 +3521,25 @@ class Server:
         self.await_head(conn)
         return conn.readable()
 
+    def is_proxy(self, conn: Connection) -> bool:
+        return conn.hop in self.proxies
+
     def end_idle(self) -> bool:
         """Whether one between two requests could be closed for a new client: the one that has been there longest (RFC 9112 §9.5)."""
         for conn in self.idle:
             # or its next request is here, and only not read yet
             if not is_ready(conn.sock, False, 0):
                 conn.linger()
+                return True
+        return False
+
+    def end_slow(self, new: Connection) -> bool:
+        """Whether one within a head could be closed for a new client: the oldest of an address that has half of all clients there."""
+        counts = Counter(network(conn.hop) for conn in self.gathering)
+        for client, count in counts.most_common(1):
+            if 2 * count >= self.args.max_clients and client != network(new.hop):
+                slow = next(conn for conn in self.gathering if network(conn.hop) == client)
+                slow.refuse_head(Refusal(503, "another client needs the place"))
                 return True
         return False
 
@@ -3520,10 +3645,8 @@ class Server:
     def note(self, text: str) -> None:
         self.lines.append(f"{log_time(int(time.time()))} {text}\n")
 
-    def note_left_out(self, item: Item) -> None:
-        self.note(
-            f"left out of an archive, because the server may not read it: {log_safe(item.path)}"
-        )
+    def note_left_out(self, item: Item, why: str) -> None:
+        self.note(f"left out of an archive, because {why}: {log_safe(item.path)}")
 
     def write_log(self, now: float) -> None:
         """Lines that cannot be written, as on a full disk, are counted, and the number stands in their place."""
@@ -3622,6 +3745,12 @@ def serve(args: argparse.Namespace) -> int:
     if door.tls:
         door.tls.set_alpn_protocols(["http/1.1"])
     sock = bind(socket_class(args), family, target, 1024)
+    # each connection inherits these: an answer leaves at once, however short
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in KEEPALIVE.items():
+        if hasattr(socket, option):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
     def work(stop: Stop) -> int:
         return Server(args, sock, door, shared, stop, log).run()
@@ -4515,9 +4644,18 @@ def byte_count(text: str) -> int:
     return int(found[1]) * int(1000 ** " kMGT".index(found[2] or " "))
 
 
+def proxy_address(text: str) -> str:
+    if not (found := hop_address(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an IP address")
+    return found
+
+
 def header_line(text: str) -> str:
     if not re.fullmatch(rf"{TOKEN}: ?[ -~]*", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME: VALUE")
+    name = text.partition(":")[0]
+    if name.lower() in FRAMING:
+        raise argparse.ArgumentTypeError(f"{name} depends on what each answer holds")
     return text
 
 
@@ -4573,6 +4711,14 @@ def build_parser() -> argparse.ArgumentParser:
         help="connections; for one more the longest idle is closed, or it gets 503 (default 10000)",
     )
     add(
+        "--trust-proxy",
+        type=proxy_address,
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="a proxy's address: clients are those that it names in X-Forwarded-For or Forwarded",
+    )
+    add(
         "--durable",
         action="store_true",
         help="an upload is on the disk before it is answered (fsync)",
@@ -4583,7 +4729,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="'NAME: VALUE'",
-        help="add this to every answer",
+        help="add this to every answer, instead of the server's own field of that name",
     )
     add(
         "--requests",

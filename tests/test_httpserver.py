@@ -43,8 +43,12 @@ class Reply:
 class Wire:
     """A connection on which requests are written as bytes and answers read as RFC 9112 frames them."""
 
-    def __init__(self, server, narrow=False):
-        self.sock = socket.socket() if narrow else server.connect()
+    def __init__(self, server, narrow=False, source=None):
+        self.sock = socket.socket() if narrow else None
+        if source:
+            place = server.host, server.port
+            self.sock = socket.create_connection(place, DEADLINE, (source, 0))
+        self.sock = self.sock or server.connect()
         # before connecting, or the kernel takes tens of megabytes for a client that does not read
         if narrow:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
@@ -126,8 +130,8 @@ def server(spawn, folder):
 def wire(server):
     made = []
 
-    def connect(to=None, narrow=False):
-        made.append(Wire(to or server, narrow))
+    def connect(to=None, narrow=False, source=None):
+        made.append(Wire(to or server, narrow, source))
         return made[-1]
 
     yield connect
@@ -1083,3 +1087,89 @@ def test_a_digest_is_computed_when_it_is_asked_for(ask, folder):
     )
     (folder / "a.txt").write_bytes(b"HELLO\n")
     assert ask("GET", "/a.txt", "Want-Repr-Digest: sha-256=1\r\n").fields["repr-digest"] != want
+
+
+def test_every_answer_says_that_no_other_site_may_embed_it(spawn, folder, ask, wire):
+    (folder / "sub").mkdir()
+    tag = ask("GET", "/a.txt").fields["etag"]
+    replies = [
+        ask(method, path, fields)
+        for method, path, fields in (
+            ("GET", "/a.txt", ""),
+            ("HEAD", "/a.txt", ""),
+            ("GET", "/a.txt", f"If-None-Match: {tag}\r\n"),
+            ("GET", "/a.txt", "Range: bytes=0-1,4-5\r\n"),
+            ("GET", "/", ""),
+            ("GET", "/", "Accept: application/json\r\n"),
+            ("GET", "/?tar", ""),
+            ("GET", "/?zip", ""),
+            ("GET", "/sub", ""),
+            ("GET", "/none", ""),
+            ("OPTIONS", "/", ""),
+            ("PUT", "/new", ""),
+            ("BREW", "/", ""),
+        )
+    ]
+    replies.append(wire().send("nonsense\r\n\r\n").reply())
+    secret = spawn("httpserver.py", folder, "--password", "x")
+    replies.append(ask("GET", "/a.txt", to=secret))
+    wrong = [
+        reply
+        for reply in replies
+        if reply.fields.get("cross-origin-resource-policy") != "same-origin"
+    ]
+    assert not wrong, wrong
+
+
+def test_a_header_that_is_given_replaces_the_servers_own_in_whatever_case(spawn, folder, ask):
+    given = {
+        "cross-origin-RESOURCE-policy": "cross-origin",
+        "cache-control": "max-age=60",
+        "ETAG": '"mine"',
+        "content-type": "text/plain",
+        "Date": "Thu, 01 Jan 1970 00:00:00 GMT",
+        "CONNECTION": "close",
+        "Content-security-policy": "default-src *",
+    }
+    more = [word for name, value in given.items() for word in ("--header", f"{name}: {value}")]
+    # reply() asserts that no field comes twice
+    server = spawn("httpserver.py", folder, *more)
+    for path in "/a.txt", "/", "/none", "/?tar":
+        fields = ask("GET", path, "Connection: close\r\n", to=server).fields
+        assert {name.lower(): fields[name.lower()] for name in given} == {
+            name.lower(): value for name, value in given.items()
+        }
+
+
+def test_of_a_header_that_is_given_twice_both_are_sent(spawn, folder):
+    server = spawn("httpserver.py", folder, "--header", "Link: <a>", "--header", "link: <b>")
+    with server.connect() as sock:
+        sock.sendall(b"GET /a.txt HTTP/1.0\r\n\r\n")
+        data = b"".join(iter(lambda: sock.recv(65536), b""))
+    assert b"\r\nLink: <a>\r\nlink: <b>\r\n" in data
+
+
+@pytest.mark.parametrize(
+    "name", ["content-length", "Transfer-Encoding", "Content-Range", "trailer"]
+)
+def test_a_header_that_says_where_an_answer_ends_cannot_be_given(run, folder, name):
+    done = run("httpserver.py", folder, "--port", "0", "--header", f"{name}: 5")
+    assert done.code == 2 and done.err.startswith("error: ") and name in done.err, done
+    assert done.out == b"" and len(done.err.splitlines()) == 3
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/net/tcp"), reason="the kernel tells no timers")
+def test_a_client_that_vanished_while_idle_is_noticed_in_two_minutes(server, wire):
+    connection = wire()
+    assert connection.send(GET + "\r\n").reply().status == 200
+    ends = [f"0100007F:{port:04X}" for port in (server.port, connection.sock.getsockname()[1])]
+
+    def timer():
+        """Which one the kernel has set for the server's end, and the hundredths of a second that are left. 2 is keepalive."""
+        with open("/proc/net/tcp") as table:
+            rows = [line.split() for line in table]
+        kind, _, left = next(row[5] for row in rows if row[1:3] == ends).partition(":")
+        return int(kind, 16) == 2 and int(left, 16)
+
+    # the last answer has first to be acknowledged
+    assert until(timer, "the keepalive timer") <= 6100
