@@ -132,7 +132,7 @@ Reason codes. The connection goes on after: no-such-file no-such-folder (one abo
 is-a-folder not-a-folder not-a-file (a link or special) not-empty not-permitted (with why= a sentence, where what arrives would be
 run as part of a program later: a script of ours, what Python imports) not-possible bad-name too-deep (more than 64 components, also
 of what is in a folder that is renamed; in `list`, a folder that deep is not looked into) hidden-name read-only
-too-large (limit=) too-long (more than size= said) incomplete (less) wrong-digest aborted disk-full resume-first busy (another
+too-large (limit=) too-long (more than size= said) incomplete (less) wrong-digest aborted disk-full disk-read-only resume-first busy (another
 client is writing it) bad-nick not-received not-in-chat too-fast (limit=) auth-required not-needed (auth where there is no password, or
 a second time) usage unknown-verb failed; received=N tells how far a put came. The server closes after `err auth` reason=
 wrong-password busy, after `err - reason=` bad-line, line-too-long, bad-number, this-is-http, this-is-tls, and after tls-only,
@@ -566,6 +566,7 @@ NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(
 # names of parts that nobody has to find again
 UNIQUE = itertools.count(int.from_bytes(os.urandom(15), "big"))
 KEPT = 7 * 86400  # seconds that the part of an interrupted transfer is kept
+KEPT_EMPTY = 3600  # the same for an empty one, of which nothing can be resumed
 # entries of a folder that are put in order; where there are more they come as the disk has them
 SORTED = 20000
 TIMED = os.utime in os.supports_fd
@@ -586,7 +587,7 @@ REASONS = {
     errno.EEXIST: "exists",
     errno.EACCES: "not-permitted",
     errno.EPERM: "not-permitted",
-    errno.EROFS: "not-permitted",
+    errno.EROFS: "disk-read-only",
     errno.ELOOP: "not-a-file",
     errno.ENXIO: "not-a-file",
     errno.ENOSPC: "disk-full",
@@ -777,10 +778,10 @@ def locked(fd: int) -> bool:
 def swept(folder: Folder, entry: os.DirEntry[str]) -> bool:
     """Remove an entry if it is a part that nobody came back for. Its ctime tells: mtime is the source's, just before a part gets its name."""
     with contextlib.suppress(OSError), contextlib.ExitStack() as held:
-        if (
-            PART.fullmatch(entry.name)
-            and time.time() - entry.stat(follow_symlinks=False).st_ctime > KEPT
-        ):
+        if not PART.fullmatch(entry.name):
+            return False
+        status = entry.stat(follow_symlinks=False)
+        if time.time() - status.st_ctime > (KEPT if status.st_size else KEPT_EMPTY):
             fd = folder.open(entry.name, os.O_RDONLY)
             held.callback(os.close, fd)
             free = locked(fd)
@@ -803,6 +804,7 @@ def swept(folder: Folder, entry: os.DirEntry[str]) -> bool:
 CHUNK = 1 << 19
 # bytes from which an interrupted file is worth resuming; a smaller one starts over
 RESUMABLE = 1 << 20
+HOLE = 1 << 12  # zeros at once from which a disk need not store them
 UNLOCKED = contextlib.nullcontext()
 
 
@@ -837,6 +839,7 @@ class Part:
         mode = 0o777 if self.executable else 0o666  # less the umask
         if not self.keyed:
             self.fd = self.folder.open(self.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
+            locked(self.fd)  # so that nobody sweeps it
         while self.fd < 0:
             fd = self.folder.open(self.name, os.O_RDWR | os.O_CREAT, mode)
             if not locked(fd):
@@ -877,8 +880,18 @@ class Part:
     def write(self, chunk: memoryview) -> None:
         self.sha.update(chunk)
         self.received += len(chunk)
-        while chunk:
+        while chunk and not self.leave_hole(chunk):
             chunk = chunk[os.write(self.fd, chunk) :]
+
+    def leave_hole(self, chunk: memoryview) -> bool:
+        """Zeros at the end of the file are there already when it is longer: few disks store them. (What has no name is no file.)"""
+        if not self.name or len(chunk) < HOLE or chunk[0] or bytes(chunk) != bytes(len(chunk)):
+            return False
+        with contextlib.suppress(OSError):  # a file system that makes no file longer
+            os.ftruncate(self.fd, self.received)
+            os.lseek(self.fd, 0, os.SEEK_END)
+            return True
+        return False
 
     def finish(
         self, over: bool, *, lock: contextlib.AbstractContextManager[Any] = UNLOCKED
@@ -886,14 +899,15 @@ class Part:
         """Give it its time and mode, and then its name, under the lock that a rename has too."""
         there = self.folder.stat(self.leaf) if over else None
         if there and hasattr(os, "fchmod"):
-            os.fchmod(
-                self.fd,
-                there.st_mode & 0o777 | (0o111 & there.st_mode >> 2 if self.executable else 0),
+            self.set_mode(
+                there.st_mode & 0o777 | (0o111 & there.st_mode >> 2 if self.executable else 0)
             )
         if self.mtime_ns is not None:
-            os.utime(
-                self.fd if TIMED else self.folder.at(self.name), ns=(self.mtime_ns, self.mtime_ns)
-            )
+            with contextlib.suppress(OSError):  # a disk that keeps times of its own
+                os.utime(
+                    self.fd if TIMED else self.folder.at(self.name),
+                    ns=(self.mtime_ns, self.mtime_ns),
+                )
         if self.folder.durable:
             os.fsync(self.fd)
         if os.name == "nt":
@@ -902,6 +916,14 @@ class Part:
             self.folder.move(self.name, self.folder, self.leaf, over)
         self.folder.sync()
         self.close()
+
+    def set_mode(self, mode: int) -> None:
+        """A disk without modes may refuse it, unless others could then read what they could not read before."""
+        try:
+            os.fchmod(self.fd, mode)
+        except OSError:
+            if os.fstat(self.fd).st_mode & 0o777 & ~mode:
+                raise
 
     def close(self) -> None:
         if self.fd >= 0:
@@ -2199,7 +2221,7 @@ class Server:
         self.lobby = Lobby()
         self.kept = 0  # parts of interrupted uploads
         self.lock = threading.Lock()
-        self.journal = journal
+        self.journal, self.lost = journal, 0  # lines that it could not take
         self.salt = os.urandom(16).hex()
         self.key = auth_key(door.guard.password, self.salt) if door.guard else b""
 
@@ -2274,10 +2296,19 @@ class Server:
             self.stop.wake()
 
     def log(self, lines: Sequence[str]) -> None:
-        """One write, so that the lines of two threads do not mix."""
-        now = time.strftime("%Y-%m-%d %H:%M:%S ")
-        with contextlib.suppress(OSError):
-            os.write(self.journal, "".join(f"{now}{text}\n" for text in lines).encode())
+        """One write, so that the lines of two threads do not mix. A full disk may take a part of it: the next begins a line."""
+        now, lost = time.strftime("%Y-%m-%d %H:%M:%S "), self.lost
+        told = [f"\n{now}{lost} lines lost before this one"] * bool(lost)
+        told += [now + text for text in lines]
+        left = "".join(f"{text}\n" for text in told).encode()
+        try:
+            while left:
+                left = left[os.write(self.journal, left) :]
+            self.lost = 0
+        except OSError as error:
+            self.lost += len(lines)
+            if not lost and self.journal != 2:
+                say(f"cannot write the log ({error.strerror}): what it misses is counted")
 
     def sweep(self) -> None:
         with contextlib.suppress(OSError):
@@ -2285,7 +2316,7 @@ class Server:
                 Folder(self.directory), "", True, lambda name: True, lambda full, error: None
             ):
                 if swept(folder, entry):
-                    self.log([f"removed {shown(full)}: nobody resumed it in {KEPT // 86400} days"])
+                    self.log([f"removed {shown(full)}: nobody resumed it"])
 
     def finish(self) -> None:
         """Close the door, let go of who waits, and give what is under way a moment."""
