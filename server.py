@@ -131,7 +131,7 @@ read, 200 lines are kept; it loses the oldest of more, and hears `note chat lost
 Reason codes. The connection goes on after: no-such-file no-such-folder (one above it is missing) exists (with size= mtime_ns=, but for mkdir)
 is-a-folder not-a-folder not-a-file (a link or special) not-empty not-permitted (with why= a sentence, where what arrives would be
 run as part of a program later: a script of ours, what Python imports) not-possible bad-name too-deep (more than 64 components, also
-of what is in a folder that is renamed; in `list`, a folder that deep is not looked into) hidden-name read-only
+of what is in a folder that is renamed; `list` does not look into what is further down, or longer than names are) hidden-name read-only
 too-large (limit=) too-long (more than size= said) incomplete (less) wrong-digest aborted disk-full disk-read-only resume-first busy (another
 client is writing it) bad-nick not-received not-in-chat too-fast (limit=) auth-required not-needed (auth where there is no password, or
 a second time) usage unknown-verb failed; received=N tells how far a put came. The server closes after `err auth` reason=
@@ -1431,9 +1431,11 @@ def walk(
         before = f"{full}/" if full else ""
         try:
             folder = top.descend(above)
-            for entry in filter(lambda entry: visible(entry.name), folder.entries()):
-                if before.count("/") >= MAX_DEPTH:
-                    raise Refused("too-deep")
+            entries = filter(lambda entry: visible(entry.name), folder.entries())
+            too_deep = before.count("/") >= MAX_DEPTH or len(os.fsencode(before)) > MAX_NAME
+            if too_deep and any(entries):
+                raise Refused("too-deep")
+            for entry in entries:
                 yield before + entry.name, folder, entry
                 found += [entry.name] * (deep and entry.is_dir(follow_symlinks=False))
         except (OSError, Refused) as error:
@@ -1680,38 +1682,28 @@ class Session(Wire):
         deep, count = request.keys.get("deep") == "yes", 0
 
         def failed(full: str, error: Union[OSError, Refused]) -> None:
-            self.entry("note", full, reason=reason_of(error))
+            self.put(line("note", full, reason=reason_of(error)))
 
         for full, _, entry in walk(folder, name, deep, self.visible, failed):
-            count += self.describe(full, entry, deep)
+            try:
+                count += self.describe(full, entry, deep)
+            except FileNotFoundError:
+                pass  # gone already
+            except OSError as error:  # a folder that may be read but not entered, a dead mount
+                failed(full, error)
         self.ok(request, count=count)
 
     def describe(self, full: str, entry: os.DirEntry[str], deep: bool) -> bool:
-        """One entry of a listing; False for what is no file or folder, or is gone already."""
-        try:
-            status = entry.stat(follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            # a folder that may be read but not entered, a dead mount: the others are told all the
-            # same
-            self.entry("note", full, reason=reason_of(error))
-            return False
-        if stat.S_ISREG(status.st_mode):
-            return self.entry("file", full, **facts(status))
-        if stat.S_ISDIR(status.st_mode):
-            return self.entry("dir", full, mtime_ns=status.st_mtime_ns)
-        if deep:
-            self.entry("note", full, reason="not-a-file")
-        return False
-
-    def entry(self, kind: str, full: str, **keys: object) -> bool:
-        """A line of a listing. Folders that were renamed into each other can be deeper than any name may be long."""
-        told = line(kind, full, **keys)
-        self.put(
-            told if len(told) <= MAX_LINE else line("note", full[:MAX_ECHO], reason="bad-name")
-        )
-        return len(told) <= MAX_LINE
+        """One entry of a listing; False for what is no file or folder."""
+        status = entry.stat(follow_symlinks=False)
+        is_file, is_folder = stat.S_ISREG(status.st_mode), stat.S_ISDIR(status.st_mode)
+        if is_file:
+            self.put(line("file", full, **facts(status)))
+        elif is_folder:
+            self.put(line("dir", full, mtime_ns=status.st_mtime_ns))
+        elif deep:
+            self.put(line("note", full, reason="not-a-file"))
+        return is_file or is_folder
 
     def do_stat(self, request: Line) -> None:
         name, keys = request.words[0], request.keys
