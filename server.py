@@ -2290,9 +2290,8 @@ class Server:
     def log(self, lines: Sequence[str]) -> None:
         """One write, so that the lines of two threads do not mix. A full disk may take a part of it: the next begins a line."""
         now, lost = time.strftime("%Y-%m-%d %H:%M:%S "), self.lost
-        told = [f"\n{now}{lost} lines lost before this one"] * bool(lost)
-        told += [now + text for text in lines]
-        left = "".join(f"{text}\n" for text in told).encode()
+        told = [f"{lost} lines lost before this one"] * bool(lost) + [*lines]
+        left = ("\n" * bool(lost) + "".join(f"{now}{text}\n" for text in told)).encode()
         try:
             while left:
                 left = left[os.write(self.journal, left) :]
