@@ -466,6 +466,10 @@ WHYS = {
         "the server's disk is full, or would be fuller than --min-free allows",
         "delete something there",
     ),
+    "disk-read-only": (
+        "its disk takes no writing: it is mounted so, or turned so after an error",
+        "what the system there says of the disk",
+    ),
     "busy": ("another client is sending this file", "again, when that one is done"),
     "wrong-digest": (
         "what arrived is not what was sent: the network or a disk changed it",
@@ -625,6 +629,7 @@ NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(
 # names of parts that nobody has to find again
 UNIQUE = itertools.count(int.from_bytes(os.urandom(15), "big"))
 KEPT = 7 * 86400  # seconds that the part of an interrupted transfer is kept
+KEPT_EMPTY = 3600  # the same for an empty one, of which nothing can be resumed
 # entries of a folder that are put in order; where there are more they come as the disk has them
 SORTED = 20000
 TIMED = os.utime in os.supports_fd
@@ -645,7 +650,7 @@ REASONS = {
     errno.EEXIST: "exists",
     errno.EACCES: "not-permitted",
     errno.EPERM: "not-permitted",
-    errno.EROFS: "not-permitted",
+    errno.EROFS: "disk-read-only",
     errno.ELOOP: "not-a-file",
     errno.ENXIO: "not-a-file",
     errno.ENOSPC: "disk-full",
@@ -836,10 +841,10 @@ def locked(fd: int) -> bool:
 def swept(folder: Folder, entry: os.DirEntry[str]) -> bool:
     """Remove an entry if it is a part that nobody came back for. Its ctime tells: mtime is the source's, just before a part gets its name."""
     with contextlib.suppress(OSError), contextlib.ExitStack() as held:
-        if (
-            PART.fullmatch(entry.name)
-            and time.time() - entry.stat(follow_symlinks=False).st_ctime > KEPT
-        ):
+        if not PART.fullmatch(entry.name):
+            return False
+        status = entry.stat(follow_symlinks=False)
+        if time.time() - status.st_ctime > (KEPT if status.st_size else KEPT_EMPTY):
             fd = folder.open(entry.name, os.O_RDONLY)
             held.callback(os.close, fd)
             free = locked(fd)
@@ -862,6 +867,7 @@ def swept(folder: Folder, entry: os.DirEntry[str]) -> bool:
 CHUNK = 1 << 19
 # bytes from which an interrupted file is worth resuming; a smaller one starts over
 RESUMABLE = 1 << 20
+HOLE = 1 << 12  # zeros at once from which a disk need not store them
 UNLOCKED = contextlib.nullcontext()
 
 
@@ -896,6 +902,7 @@ class Part:
         mode = 0o777 if self.executable else 0o666  # less the umask
         if not self.keyed:
             self.fd = self.folder.open(self.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
+            locked(self.fd)  # so that nobody sweeps it
         while self.fd < 0:
             fd = self.folder.open(self.name, os.O_RDWR | os.O_CREAT, mode)
             if not locked(fd):
@@ -936,8 +943,18 @@ class Part:
     def write(self, chunk: memoryview) -> None:
         self.sha.update(chunk)
         self.received += len(chunk)
-        while chunk:
+        while chunk and not self.leave_hole(chunk):
             chunk = chunk[os.write(self.fd, chunk) :]
+
+    def leave_hole(self, chunk: memoryview) -> bool:
+        """Zeros at the end of the file are there already when it is longer: few disks store them. (What has no name is no file.)"""
+        if not self.name or len(chunk) < HOLE or chunk[0] or bytes(chunk) != bytes(len(chunk)):
+            return False
+        with contextlib.suppress(OSError):  # a file system that makes no file longer
+            os.ftruncate(self.fd, self.received)
+            os.lseek(self.fd, 0, os.SEEK_END)
+            return True
+        return False
 
     def finish(
         self, over: bool, *, lock: contextlib.AbstractContextManager[Any] = UNLOCKED
@@ -945,14 +962,15 @@ class Part:
         """Give it its time and mode, and then its name, under the lock that a rename has too."""
         there = self.folder.stat(self.leaf) if over else None
         if there and hasattr(os, "fchmod"):
-            os.fchmod(
-                self.fd,
-                there.st_mode & 0o777 | (0o111 & there.st_mode >> 2 if self.executable else 0),
+            self.set_mode(
+                there.st_mode & 0o777 | (0o111 & there.st_mode >> 2 if self.executable else 0)
             )
         if self.mtime_ns is not None:
-            os.utime(
-                self.fd if TIMED else self.folder.at(self.name), ns=(self.mtime_ns, self.mtime_ns)
-            )
+            with contextlib.suppress(OSError):  # a disk that keeps times of its own
+                os.utime(
+                    self.fd if TIMED else self.folder.at(self.name),
+                    ns=(self.mtime_ns, self.mtime_ns),
+                )
         if self.folder.durable:
             os.fsync(self.fd)
         if os.name == "nt":
@@ -961,6 +979,14 @@ class Part:
             self.folder.move(self.name, self.folder, self.leaf, over)
         self.folder.sync()
         self.close()
+
+    def set_mode(self, mode: int) -> None:
+        """A disk without modes may refuse it, unless others could then read what they could not read before."""
+        try:
+            os.fchmod(self.fd, mode)
+        except OSError:
+            if os.fstat(self.fd).st_mode & 0o777 & ~mode:
+                raise
 
     def close(self) -> None:
         if self.fd >= 0:
@@ -3389,7 +3415,7 @@ def folder_key(folder: str) -> str:
 
 def path_key(path: str) -> str:
     folder, leaf = os.path.split(os.path.abspath(path))
-    return folder_key(folder) + os.path.join(unicodedata.normalize("NFD", leaf).casefold(), "")
+    return folder_key(folder) + unicodedata.normalize("NFD", leaf).casefold() + os.sep
 
 
 @functools.lru_cache(maxsize=1)

@@ -3072,7 +3072,7 @@ def folder_key(folder: str) -> str:
 
 def path_key(path: str) -> str:
     folder, leaf = os.path.split(os.path.abspath(path))
-    return folder_key(folder) + os.path.join(unicodedata.normalize("NFD", leaf).casefold(), "")
+    return folder_key(folder) + unicodedata.normalize("NFD", leaf).casefold() + os.sep
 
 
 @functools.lru_cache(maxsize=1)

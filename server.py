@@ -131,8 +131,8 @@ read, 200 lines are kept; it loses the oldest of more, and hears `note chat lost
 Reason codes. The connection goes on after: no-such-file no-such-folder (one above it is missing) exists (with size= mtime_ns=, but for mkdir)
 is-a-folder not-a-folder not-a-file (a link or special) not-empty not-permitted (with why= a sentence, where what arrives would be
 run as part of a program later: a script of ours, what Python imports) not-possible bad-name too-deep (more than 64 components, also
-of what is in a folder that is renamed; in `list`, a folder that deep is not looked into) hidden-name read-only
-too-large (limit=) too-long (more than size= said) incomplete (less) wrong-digest aborted disk-full resume-first busy (another
+of what is in a folder that is renamed; `list` does not look into what is further down, or longer than names are) hidden-name read-only
+too-large (limit=) too-long (more than size= said) incomplete (less) wrong-digest aborted disk-full disk-read-only resume-first busy (another
 client is writing it) bad-nick not-received not-in-chat too-fast (limit=) auth-required not-needed (auth where there is no password, or
 a second time) usage unknown-verb failed; received=N tells how far a put came. The server closes after `err auth` reason=
 wrong-password busy, after `err - reason=` bad-line, line-too-long, bad-number, this-is-http, this-is-tls, and after tls-only,
@@ -566,6 +566,7 @@ NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(
 # names of parts that nobody has to find again
 UNIQUE = itertools.count(int.from_bytes(os.urandom(15), "big"))
 KEPT = 7 * 86400  # seconds that the part of an interrupted transfer is kept
+KEPT_EMPTY = 3600  # the same for an empty one, of which nothing can be resumed
 # entries of a folder that are put in order; where there are more they come as the disk has them
 SORTED = 20000
 TIMED = os.utime in os.supports_fd
@@ -586,7 +587,7 @@ REASONS = {
     errno.EEXIST: "exists",
     errno.EACCES: "not-permitted",
     errno.EPERM: "not-permitted",
-    errno.EROFS: "not-permitted",
+    errno.EROFS: "disk-read-only",
     errno.ELOOP: "not-a-file",
     errno.ENXIO: "not-a-file",
     errno.ENOSPC: "disk-full",
@@ -777,10 +778,10 @@ def locked(fd: int) -> bool:
 def swept(folder: Folder, entry: os.DirEntry[str]) -> bool:
     """Remove an entry if it is a part that nobody came back for. Its ctime tells: mtime is the source's, just before a part gets its name."""
     with contextlib.suppress(OSError), contextlib.ExitStack() as held:
-        if (
-            PART.fullmatch(entry.name)
-            and time.time() - entry.stat(follow_symlinks=False).st_ctime > KEPT
-        ):
+        if not PART.fullmatch(entry.name):
+            return False
+        status = entry.stat(follow_symlinks=False)
+        if time.time() - status.st_ctime > (KEPT if status.st_size else KEPT_EMPTY):
             fd = folder.open(entry.name, os.O_RDONLY)
             held.callback(os.close, fd)
             free = locked(fd)
@@ -803,6 +804,7 @@ def swept(folder: Folder, entry: os.DirEntry[str]) -> bool:
 CHUNK = 1 << 19
 # bytes from which an interrupted file is worth resuming; a smaller one starts over
 RESUMABLE = 1 << 20
+HOLE = 1 << 12  # zeros at once from which a disk need not store them
 UNLOCKED = contextlib.nullcontext()
 
 
@@ -837,6 +839,7 @@ class Part:
         mode = 0o777 if self.executable else 0o666  # less the umask
         if not self.keyed:
             self.fd = self.folder.open(self.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
+            locked(self.fd)  # so that nobody sweeps it
         while self.fd < 0:
             fd = self.folder.open(self.name, os.O_RDWR | os.O_CREAT, mode)
             if not locked(fd):
@@ -877,8 +880,18 @@ class Part:
     def write(self, chunk: memoryview) -> None:
         self.sha.update(chunk)
         self.received += len(chunk)
-        while chunk:
+        while chunk and not self.leave_hole(chunk):
             chunk = chunk[os.write(self.fd, chunk) :]
+
+    def leave_hole(self, chunk: memoryview) -> bool:
+        """Zeros at the end of the file are there already when it is longer: few disks store them. (What has no name is no file.)"""
+        if not self.name or len(chunk) < HOLE or chunk[0] or bytes(chunk) != bytes(len(chunk)):
+            return False
+        with contextlib.suppress(OSError):  # a file system that makes no file longer
+            os.ftruncate(self.fd, self.received)
+            os.lseek(self.fd, 0, os.SEEK_END)
+            return True
+        return False
 
     def finish(
         self, over: bool, *, lock: contextlib.AbstractContextManager[Any] = UNLOCKED
@@ -886,14 +899,15 @@ class Part:
         """Give it its time and mode, and then its name, under the lock that a rename has too."""
         there = self.folder.stat(self.leaf) if over else None
         if there and hasattr(os, "fchmod"):
-            os.fchmod(
-                self.fd,
-                there.st_mode & 0o777 | (0o111 & there.st_mode >> 2 if self.executable else 0),
+            self.set_mode(
+                there.st_mode & 0o777 | (0o111 & there.st_mode >> 2 if self.executable else 0)
             )
         if self.mtime_ns is not None:
-            os.utime(
-                self.fd if TIMED else self.folder.at(self.name), ns=(self.mtime_ns, self.mtime_ns)
-            )
+            with contextlib.suppress(OSError):  # a disk that keeps times of its own
+                os.utime(
+                    self.fd if TIMED else self.folder.at(self.name),
+                    ns=(self.mtime_ns, self.mtime_ns),
+                )
         if self.folder.durable:
             os.fsync(self.fd)
         if os.name == "nt":
@@ -902,6 +916,14 @@ class Part:
             self.folder.move(self.name, self.folder, self.leaf, over)
         self.folder.sync()
         self.close()
+
+    def set_mode(self, mode: int) -> None:
+        """A disk without modes may refuse it, unless others could then read what they could not read before."""
+        try:
+            os.fchmod(self.fd, mode)
+        except OSError:
+            if os.fstat(self.fd).st_mode & 0o777 & ~mode:
+                raise
 
     def close(self) -> None:
         if self.fd >= 0:
@@ -1409,9 +1431,11 @@ def walk(
         before = f"{full}/" if full else ""
         try:
             folder = top.descend(above)
-            for entry in filter(lambda entry: visible(entry.name), folder.entries()):
-                if before.count("/") >= MAX_DEPTH:
-                    raise Refused("too-deep")
+            entries = filter(lambda entry: visible(entry.name), folder.entries())
+            too_deep = before.count("/") >= MAX_DEPTH or len(os.fsencode(before)) > MAX_NAME
+            if too_deep and any(entries):
+                raise Refused("too-deep")
+            for entry in entries:
                 yield before + entry.name, folder, entry
                 found += [entry.name] * (deep and entry.is_dir(follow_symlinks=False))
         except (OSError, Refused) as error:
@@ -1658,38 +1682,28 @@ class Session(Wire):
         deep, count = request.keys.get("deep") == "yes", 0
 
         def failed(full: str, error: Union[OSError, Refused]) -> None:
-            self.entry("note", full, reason=reason_of(error))
+            self.put(line("note", full, reason=reason_of(error)))
 
         for full, _, entry in walk(folder, name, deep, self.visible, failed):
-            count += self.describe(full, entry, deep)
+            try:
+                count += self.describe(full, entry, deep)
+            except FileNotFoundError:
+                pass  # gone already
+            except OSError as error:  # a folder that may be read but not entered, a dead mount
+                failed(full, error)
         self.ok(request, count=count)
 
     def describe(self, full: str, entry: os.DirEntry[str], deep: bool) -> bool:
-        """One entry of a listing; False for what is no file or folder, or is gone already."""
-        try:
-            status = entry.stat(follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            # a folder that may be read but not entered, a dead mount: the others are told all the
-            # same
-            self.entry("note", full, reason=reason_of(error))
-            return False
-        if stat.S_ISREG(status.st_mode):
-            return self.entry("file", full, **facts(status))
-        if stat.S_ISDIR(status.st_mode):
-            return self.entry("dir", full, mtime_ns=status.st_mtime_ns)
-        if deep:
-            self.entry("note", full, reason="not-a-file")
-        return False
-
-    def entry(self, kind: str, full: str, **keys: object) -> bool:
-        """A line of a listing. Folders that were renamed into each other can be deeper than any name may be long."""
-        told = line(kind, full, **keys)
-        self.put(
-            told if len(told) <= MAX_LINE else line("note", full[:MAX_ECHO], reason="bad-name")
-        )
-        return len(told) <= MAX_LINE
+        """One entry of a listing; False for what is no file or folder."""
+        status = entry.stat(follow_symlinks=False)
+        is_file, is_folder = stat.S_ISREG(status.st_mode), stat.S_ISDIR(status.st_mode)
+        if is_file:
+            self.put(line("file", full, **facts(status)))
+        elif is_folder:
+            self.put(line("dir", full, mtime_ns=status.st_mtime_ns))
+        elif deep:
+            self.put(line("note", full, reason="not-a-file"))
+        return is_file or is_folder
 
     def do_stat(self, request: Line) -> None:
         name, keys = request.words[0], request.keys
@@ -2199,7 +2213,7 @@ class Server:
         self.lobby = Lobby()
         self.kept = 0  # parts of interrupted uploads
         self.lock = threading.Lock()
-        self.journal = journal
+        self.journal, self.lost = journal, 0  # lines that it could not take
         self.salt = os.urandom(16).hex()
         self.key = auth_key(door.guard.password, self.salt) if door.guard else b""
 
@@ -2274,10 +2288,18 @@ class Server:
             self.stop.wake()
 
     def log(self, lines: Sequence[str]) -> None:
-        """One write, so that the lines of two threads do not mix."""
-        now = time.strftime("%Y-%m-%d %H:%M:%S ")
-        with contextlib.suppress(OSError):
-            os.write(self.journal, "".join(f"{now}{text}\n" for text in lines).encode())
+        """One write, so that the lines of two threads do not mix. A full disk may take a part of it: the next begins a line."""
+        now, lost = time.strftime("%Y-%m-%d %H:%M:%S "), self.lost
+        told = [f"{lost} lines lost before this one"] * bool(lost) + [*lines]
+        left = ("\n" * bool(lost) + "".join(f"{now}{text}\n" for text in told)).encode()
+        try:
+            while left:
+                left = left[os.write(self.journal, left) :]
+            self.lost = 0
+        except OSError as error:
+            self.lost += len(lines)
+            if not lost and self.journal != 2:
+                say(f"cannot write the log ({error.strerror}): what it misses is counted")
 
     def sweep(self) -> None:
         with contextlib.suppress(OSError):
@@ -2285,7 +2307,7 @@ class Server:
                 Folder(self.directory), "", True, lambda name: True, lambda full, error: None
             ):
                 if swept(folder, entry):
-                    self.log([f"removed {shown(full)}: nobody resumed it in {KEPT // 86400} days"])
+                    self.log([f"removed {shown(full)}: nobody resumed it"])
 
     def finish(self) -> None:
         """Close the door, let go of who waits, and give what is under way a moment."""
@@ -2589,7 +2611,7 @@ def folder_key(folder: str) -> str:
 
 def path_key(path: str) -> str:
     folder, leaf = os.path.split(os.path.abspath(path))
-    return folder_key(folder) + os.path.join(unicodedata.normalize("NFD", leaf).casefold(), "")
+    return folder_key(folder) + unicodedata.normalize("NFD", leaf).casefold() + os.sep
 
 
 @functools.lru_cache(maxsize=1)

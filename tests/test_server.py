@@ -691,7 +691,7 @@ def test_a_verb_inside_a_body_ends_it_and_is_run(start, box):
 
 
 def test_no_line_of_a_deep_listing_is_longer_than_a_line_may_be(start, box):
-    """Folders renamed into each other become deeper than any name that a request may have."""
+    """Folders renamed into each other can have names that are longer than those of any request."""
     above = os.open(box, os.O_RDONLY)
     for _ in range(55):
         os.mkdir(b"\xff" * 250, dir_fd=above)
@@ -702,7 +702,7 @@ def test_no_line_of_a_deep_listing_is_longer_than_a_line_may_be(start, box):
     os.close(above)
     said = talk(start(), b"list deep=yes\n").splitlines()
     assert max(map(len, said)) < 32768 and any(
-        b"note" in told and b"reason=bad-name" in told for told in said
+        b"note" in told and b"reason=too-deep" in told for told in said
     )
 
 
@@ -860,6 +860,90 @@ def test_a_full_disk_leaves_no_file_and_tells_the_client(start, box, limit):
     told = re.fullmatch(rb"err put x reason=too-large received=(\d+)\nok ping\n", said)
     assert told and limit <= int(told[1]) <= 200000
     assert names(box) == []
+
+
+def with_calls(path, code):
+    """The server, where some calls of the system do other things."""
+    path.write_text(
+        f"import errno, os, runpy, sys\n{code}\nrunpy.run_path({str(ROOT / 'server.py')!r}, run_name='__main__')"
+    )
+    return str(path)
+
+
+def test_a_disk_that_turned_read_only_is_told_as_that(box, tmp_path):
+    from conftest import Server
+
+    code = """
+opened = os.open
+def frozen(path, flags, *rest, **more):
+    if flags & os.O_CREAT:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    return opened(path, flags, *rest, **more)
+os.supports_dir_fd = {*os.supports_dir_fd, frozen}
+os.open = frozen"""
+    server = Server(with_calls(tmp_path / "run.py", code), box)
+    assert talk(server, put("x", b"x")) == b"err put x reason=disk-read-only\n"
+    server.stop()
+
+
+def test_a_disk_without_modes_and_times_takes_a_replacement_all_the_same(box, tmp_path):
+    from conftest import Server
+
+    code = """
+def refuse(*args, **more):
+    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+os.supports_fd = {*os.supports_fd, refuse}
+os.fchmod = os.utime = refuse"""
+    (box / "x").write_text("old")
+    (box / "private").write_text("old")
+    (box / "private").chmod(0o600)
+    server = Server(with_calls(tmp_path / "run.py", code), box)
+    whole = put("x", b"new", mtime_ns=1, over="yes", exec="yes")
+    assert b"verified=yes" in talk(server, whole)
+    assert b"reason=not-permitted" in talk(server, put("private", b"new", over="yes"))
+    server.stop()
+    assert (box / "x").read_text() == "new" and (box / "private").read_text() == "old"
+
+
+def test_a_log_on_a_full_disk_tells_how_many_lines_it_lost(start, box, tmp_path):
+    log = tmp_path / "log"
+    server = start(
+        "--log", log, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
+    )
+    for _ in range(9):
+        talk(server, b"list\n")
+    server.wait_for(r"cannot write the log \(File too large\)")
+    assert log.stat().st_size == 200
+    os.truncate(log, 0)
+    talk(server, b"delete nothing\n")
+    found = until(lambda: re.search(r"(\d+) lines? lost", log.read_text()), "the log to tell")
+    assert 3 < int(found[1]) < 10 and "delete nothing" in log.read_text()
+    assert server.err.count("cannot write the log") == 1
+
+
+@pytest.mark.parametrize("keys", [{}, {"mtime_ns": 5}])
+def test_a_run_of_zeros_is_kept_as_a_hole(start, box, keys):
+    size = 32 << 20
+    data = b"begin" + bytes(size) + b"end" + bytes(5 << 20)
+    server = start()
+    assert b"verified=yes" in talk(server, put("x", data, size=len(data), **keys))
+    assert (box / "x").read_bytes() == data
+    assert (box / "x").stat().st_blocks * 512 < 4 << 20
+    assert talk(server, b"get x\n").count(b"\0") == data.count(b"\0")
+
+
+def test_an_upload_of_zeros_is_resumed_where_it_was_cut(start, box):
+    data = bytes(3 << 20) + b"end"
+    server, keys = start(), f"x size={len(data)} mtime_ns=5"
+    with server.connect() as sock:
+        sock.sendall(f"put {keys}\ndata 2000000\n".encode() + data[:2000000])
+        until(lambda: parts(box) and (box / parts(box)[0]).stat().st_size == 2000000, "the bytes")
+    server.wait_for("cut at 2000000 of")
+    rest = data[2000000:]
+    request = f"resume {keys}\nput {keys} offset=2000000\ndata {len(rest)}\n".encode() + rest
+    said = talk(server, request + f"end sha256={sha(data)}\n".encode())
+    assert said.startswith(b"ok resume x") and b"verified=yes" in said
+    assert (box / "x").read_bytes() == data and names(box) == ["x"]
 
 
 def test_a_current_folder_that_is_gone_is_told(box):
@@ -1246,7 +1330,7 @@ def test_an_old_part_that_is_swept_is_locked_until_its_name_is_gone(box, monkeyp
 
     claims, folder = [], Watched(str(box))
     following = script.Part(folder, "big", len(BIG), 1)
-    (box / following.name).touch()
+    (box / following.name).write_text("x")
     monkeypatch.setattr(script, "KEPT", -1)
     assert [script.swept(folder, entry) for entry in folder.entries()] == [True]
     assert claims == [False] and names(box) == []
@@ -1300,7 +1384,7 @@ def test_old_parts_are_swept_and_young_ones_kept(box, tmp_path, days, left):
 
     (box / "sub").mkdir()
     for folder in box, box / "sub":
-        (folder / f".six-{'a' * 32}.part").touch()
+        (folder / f".six-{'a' * 32}.part").write_text("x")
         os.utime(folder / f".six-{'a' * 32}.part", (0, 0))
     runner = tmp_path / "run.py"
     runner.write_text(
@@ -1309,7 +1393,7 @@ def test_old_parts_are_swept_and_young_ones_kept(box, tmp_path, days, left):
     )
     server = Server(str(runner), box)
     if not left:
-        server.wait_for("removed sub/.*: nobody resumed it in 7 days")
+        server.wait_for("removed sub/.*: nobody resumed it")
     assert talk(server, b"list deep=yes\n").startswith(b"dir sub")
     assert len(parts(box) + parts(box / "sub")) == left
     server.stop()
@@ -1436,6 +1520,25 @@ runpy.run_path({str(ROOT / "server.py")!r}, run_name="__main__")
     assert talk(plain, b"mkdir d/e\n") == b"ok mkdir d/e\n"
     plain.stop()
     assert not (tmp_path / "synced").exists()
+
+
+def test_an_empty_part_of_a_killed_server_goes_after_an_hour(start, spawn, box, tmp_path):
+    """Nothing can be resumed of it. One that a writer still has stays, however long nothing came."""
+    code = "import time; now = time.time; time.time = lambda: now() + 3700"
+    killed, alive = start(), start()
+    with killed.connect() as first, killed.connect() as second, alive.connect() as sock:
+        first.sendall(f"put lost size={len(BIG)} mtime_ns=1\n".encode())
+        second.sendall(b"put lost\n")
+        sock.sendall(b"put x\n")
+        until(lambda: len(parts(box)) == 3, "all parts")
+        killed.kill()
+        later = spawn(with_calls(tmp_path / "run.py", code), box)
+        later.wait_for("removed .six-")
+        later.at_rest()
+        assert len(parts(box)) == 1
+        sock.sendall(b"data 1\nxend\nbye\n")
+        assert b"ok put x" in everything(sock)
+    assert names(box) == ["x"]
 
 
 def test_a_rename_does_not_take_an_upload_with_it(box, tmp_path):
