@@ -3228,7 +3228,7 @@ class Traced(socket.socket):
         say(f"{now:9.3f} ms #{self.number} {mark} {text}{dumped}")
 
     def masked(self, mark: str, data: bytes) -> bytes:
-        """The bytes, a secret as asterisks. A line may come in pieces, so the last one's end counts."""
+        """The bytes, with asterisks for a secret, even if its line came in several pieces."""
         before = self.unended.get(mark, b"")
         text = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + data)
         line = text[max(text.rfind(b"\r"), text.rfind(b"\n")) + 1 :]

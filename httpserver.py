@@ -4241,7 +4241,7 @@ class Traced(socket.socket):
         say(f"{now:9.3f} ms #{self.number} {mark} {text}{dumped}")
 
     def masked(self, mark: str, data: bytes) -> bytes:
-        """The bytes, a secret as asterisks. A line may come in pieces, so the last one's end counts."""
+        """The bytes, with asterisks for a secret, even if its line came in several pieces."""
         before = self.unended.get(mark, b"")
         text = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + data)
         line = text[max(text.rfind(b"\r"), text.rfind(b"\n")) + 1 :]
@@ -4321,7 +4321,7 @@ def socket_class(args: argparse.Namespace) -> type[socket.socket]:
 # --- end trace ---
 
 
-# --- listening: the same in server.py, httpserver.py, tcp_upper.py, udp_upper.py (tests/test_twins.py) ---
+# --- listening: the same in all four servers (tests/test_twins.py) ---
 class Stop:
     """Ctrl-C and SIGTERM as something that select() can wait for, on Windows too.
 

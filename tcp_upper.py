@@ -8,16 +8,35 @@
     python3 tcp_upper.py client --ping 5             round-trip times
     python3 tcp_upper.py client --trace hello        each socket call as it happens
     python3 tcp_upper.py server --host 0.0.0.0       for other machines too
+    python3 tcp_upper.py server --reset-after 3      a server that breaks off, by RST
 
 The protocol: a connection carries a stream of bytes each way. The server sends back what it reads,
-a-z as A-Z and every other byte as it was. TCP does not mark where a message ends, so the client ends
-each with a newline and reads until as many bytes have come back. When it has no more to say it shuts
-its sending side (FIN); the server finishes its answer and closes. A server without room says so in a
-line and closes. Small letters in an answer can be nothing but such a notice.
+a-z as A-Z and every other byte unchanged. TCP does not mark where a message ends, so the client
+ends each with a newline and reads until as many bytes have come back. When the client has no more
+to say, it shuts its sending side (FIN); the server finishes its answer and closes. A server without
+room says so in one line and closes. Small letters in an answer can only be such a notice.
 
-Limits: nobody is asked for a password, nothing is encrypted. A client that does not read its
-answer for --timeout seconds is hung up on; one that says nothing may stay.
+Limits: there is no password and no encryption. The server hangs up on a client that does not read
+its answer for --timeout seconds; a client that says nothing may stay.
 """
+
+# The map
+#
+# Begin with answer() and exchange(): one conversation, as the server and as the client see it.
+# The sections, in the order of the file:
+#   the conversation   Counts, answer(), send_message(), exchange(), receive()
+#   the server         outcome(), Server, Server.run(), Server.admit(), Server.reply(), serve()
+#   the client         ping_report(), Output, converse(), stream(), ping(), client()
+#   shared fences      Traced, Stop, bind(), open_connection(), Failure, Parser
+#   the command line   announce(), build_parser(), main()
+#
+# Threads: the main thread runs Server.run(); it alone accepts, refuses and collects. Each client
+# has a thread (or process) that runs Server.reply() and touches only its own connection. In the
+# client, stream() starts a thread that sends while the main thread receives.
+#
+# A connection waits in the backlog until Server.admit() accepts it. If there is no room, it is
+# refused: told why, kept for LINGER seconds, closed. Else answer() serves it until the client's
+# FIN, an error, --reset-after or Ctrl-C, and Server.reply() logs how it ended and closes it.
 
 # --- imports: the same in all six scripts (tests/test_twins.py) ---
 import sys
@@ -44,6 +63,7 @@ import argparse
 import codecs
 import contextlib
 import errno
+import functools
 import io
 import itertools
 import os
@@ -52,10 +72,11 @@ import select
 import shlex
 import signal
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn, Optional, TypeVar
+from typing import Any, NoReturn, Optional, TypeVar, Union
 
 VERSION = "1.0"
 SERVER = "python3 tcp_upper.py server"
@@ -70,72 +91,108 @@ GRACE = 2.0  # seconds that Ctrl-C leaves for answers under way
 LINGER = 1.0  # seconds that a refused client has for reading why
 MAX_REFUSED = 64  # refused clients kept that long
 ACCEPT_PAUSE = 0.5  # seconds to the next accept() when the system has no descriptor or memory left
+# SO_LINGER on, for 0 seconds: close() sends RST
+RESET = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
 
-# --- pure functions: values in, values out ---
-def shown(text: str) -> str:
-    """Text for a terminal: what could move the cursor or change colours appears in hex."""
-    return "".join(
-        char if char.isprintable() or char in "\n\t" else f"\\x{ord(char):02x}" for char in text
-    )
+# --- the conversation: as the server and as the client see it ---
+class Counts:
+    """The bytes that went each way on a connection, and whether the client has ended."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.sent = 0
+        self.received = 0
+        self.ended = False
 
 
-def ping_report(sent: int, trips: Sequence[float]) -> str:
-    """The end of --ping: trips are the seconds that each answered message took."""
-    lines = f"sent {sent}, received {len(trips)}, lost {sent - len(trips)}"
-    if trips:
-        low, mean, high = (
-            1000 * seconds for seconds in (min(trips), sum(trips) / len(trips), max(trips))
-        )
-        lines += f"\nround trip min/avg/max {low:.3f}/{mean:.3f}/{high:.3f} ms"
-    return lines
+class NotAnEcho(Exception):
+    """What came back is not what was sent, in capitals."""
 
 
-def fate(problem: Optional[OSError], stopping: bool) -> str:
+def answer(conn: socket.socket, args: argparse.Namespace, counts: Counts) -> None:
+    """The server's side: receive, capitalise, send, until the client has no more to say."""
+    while counts.received < args.reset_after:
+        chunk = conn.recv(min(args.recv_size, args.reset_after - counts.received))
+        if len(chunk) == 0:  # FIN: the client will send nothing more
+            return
+        counts.received += len(chunk)
+        if args.delay or args.rate:
+            hold_back(args, counts)
+        conn.settimeout(args.timeout)  # a client has to read its answer...
+        send_message(conn, chunk.upper(), counts)
+        conn.settimeout(None)  # ...but it may think before the next message
+    conn.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+
+
+def hold_back(args: argparse.Namespace, counts: Counts) -> None:
+    """Wait before the next answer, as --delay and --rate (bytes a second) ask."""
+    pause = args.delay
+    if args.rate:
+        pause = max(pause, counts.began + counts.sent / args.rate - time.monotonic())
+    time.sleep(pause)
+
+
+def send_message(sock: socket.socket, data: bytes, counts: Counts) -> None:
+    """Send it all. send() takes only what the kernel has room for.
+
+    (sendall() has one timeout for everything, and would cut off a slow reader.)
+    """
+    view = memoryview(data)
+    counts.sent += len(view)  # first: the answer can be here before send() returns
+    try:
+        while len(view) > 0:
+            view = view[sock.send(view) :]
+    finally:
+        counts.sent -= len(view)
+
+
+def exchange(
+    sock: socket.socket, message: bytes, args: argparse.Namespace, counts: Counts
+) -> bytes:
+    """The client's side: send a message, and receive until as many bytes have come back."""
+    reply = b""
+    for start in range(0, len(message), PIECE):
+        send_message(sock, message[start : start + PIECE], counts)
+        while counts.received < counts.sent:
+            reply += receive(sock, args, counts)
+    if reply != message.upper():
+        raise NotAnEcho
+    return reply
+
+
+def receive(sock: socket.socket, args: argparse.Namespace, counts: Counts) -> bytes:
+    """The next part of the answer, of any size: one recv() is not one message."""
+    wait_for_reply(sock, args, counts)
+    chunk = sock.recv(args.recv_size)
+    if len(chunk) == 0 and (counts.received < counts.sent or not counts.ended):
+        raise ConnectionAbortedError(errno.ECONNABORTED, "the server closed it")
+    check(chunk, counts)
+    counts.received += len(chunk)
+    return chunk
+
+
+def check(chunk: bytes, counts: Counts) -> None:
+    """Refuse what no echo sends: small letters, or more than it was sent."""
+    if counts.received == 0 and chunk != chunk.upper():
+        raise NotAnEcho(chunk)
+    if counts.received + len(chunk) > counts.sent:
+        raise NotAnEcho
+
+
+# --- the server: accept, a thread for each client, the end ---
+def outcome(problem: Optional[OSError], stopping: bool, reset: bool) -> str:
     """What became of a connection, for the log."""
-    # with one it is the kernel's: the other machine has vanished
+    # a timeout with a number is the kernel's: the other machine has vanished
     if isinstance(problem, socket.timeout) and not problem.errno:
         return "hung up on: it did not read its answer"
     if problem is not None:
         return f"the client left early ({problem.strerror})"
+    if reset:
+        return "reset by --reset-after"
     return "stopped" if stopping else "done"
 
 
-class Tally:
-    """The bytes that went each way on a connection, and whether the client has no more to say."""
-
-    def __init__(self) -> None:
-        self.sent = self.received = 0
-        self.ended = False
-
-
-class Output:
-    """Standard output: bytes as they are to a file or a pipe; to a terminal as text, with \\xNN for what is none."""
-
-    def __init__(self) -> None:
-        self.terminal = os.isatty(1)
-        # a chunk can end inside a character
-        self.decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
-
-    def write(self, data: bytes, last: bool = False) -> None:
-        view = memoryview(
-            shown(self.decoder.decode(data, last)).encode() if self.terminal else data
-        )
-        while view:
-            try:
-                view = view[os.write(1, view) :]
-            except BlockingIOError:  # another program that shares it has set it so
-                select.select([], [1], [])
-            except OSError as error:
-                raise Failure(
-                    23,
-                    f"cannot write standard output ({error.strerror})",
-                    "what reads it has ended, or its disk is full",
-                    f"{CLIENT} > FILE, with room for it",
-                ) from None
-
-
-# --- the server: listen, accept, answer ---
 class Server:
     """A listening socket, and a thread or process for each client that came in through it."""
 
@@ -145,8 +202,8 @@ class Server:
         self.stop = Stop()
         self.limit = args.requests or sys.maxsize
         self.forks = args.mode == "process" and hasattr(os, "fork")
-        # a connection, or its process: what asks that one to end
-        self.clients: dict[socket.socket | int, Callable[[], None]] = {}
+        # each client's connection, or the number of its process
+        self.clients: set[Union[socket.socket, int]] = set()
         self.refused: list[socket.socket] = []
         self.accepted = 0
         self.ending = False
@@ -155,43 +212,42 @@ class Server:
 
     def run(self) -> None:
         while not self.stop.asked and self.accepted - len(self.clients) < self.limit:
-            watched: list[socket.socket | Stop] = [self.stop]
+            watched: list[Union[socket.socket, Stop]] = [self.stop]
             # serial: the next client waits in the backlog
             if self.args.mode != "serial" or not self.clients:
                 watched.append(self.sock)
             ready, _, _ = select.select(watched, [], [], LINGER if self.refused else None)
             self.stop.drain()
             if self.sock in ready:
-                self.take()
-            self.settle(everything=not ready)
+                self.admit()
+            self.release(everything=not ready)
         self.finish()
 
-    def take(self) -> None:
-        """Give the next client a thread or process of its own, if there is room."""
-        conn, peer = self.fetch()
-        if conn is None:
-            return
-        if len(self.clients) >= self.args.max_clients:
-            return self.refuse(conn, peer, f"there are {len(self.clients)} clients")
+    def admit(self) -> None:
+        """Accept the next client, and serve it if there is room."""
         try:
-            self.handle(conn, peer)
-            self.accepted += 1
-        except (OSError, RuntimeError):
-            self.refuse(conn, peer, "the system gives no further thread or process")
-
-    def fetch(self) -> "tuple[socket.socket | None, Address]":
-        try:
-            return self.sock.accept()
+            conn, peer = self.sock.accept()
         except (BlockingIOError, ConnectionError):
-            pass  # the client left between select() and accept()
+            return  # the client left between select() and accept()
         except OSError as error:
             # EMFILE, ENFILE, ENOBUFS, ENOMEM: nothing is wrong with this socket
             log(f"cannot accept ({error.strerror}): pausing")
             select.select([self.stop], [], [], ACCEPT_PAUSE)
-        return None, ()
+            return
+        if len(self.clients) >= self.args.max_clients:
+            return self.refuse(conn, peer, f"there are {len(self.clients)} clients")
+        try:
+            self.dispatch(conn, peer)
+            self.accepted += 1
+        except (OSError, RuntimeError):
+            self.clients.discard(conn)
+            self.refuse(conn, peer, "the system gives no further thread or process")
 
     def refuse(self, conn: socket.socket, peer: "Address", why: str) -> None:
-        """Answer and hang up, but keep the socket a moment: closed over unread bytes it sends RST, which destroys the answer."""
+        """Tell the client and hang up, but keep the socket for a moment.
+
+        If it were closed over unread bytes, it would send RST, which destroys the answer.
+        """
         log(f"{address(peer)} refused: {why}")
         self.refused.append(conn)
         with contextlib.suppress(OSError):
@@ -199,106 +255,97 @@ class Server:
             conn.send(FULL)
             conn.shutdown(socket.SHUT_WR)
 
-    def handle(self, conn: socket.socket, peer: "Address") -> None:
+    def dispatch(self, conn: socket.socket, peer: "Address") -> None:
+        """Give a client a thread of its own, or a process."""
         conn.settimeout(None)
         # the kernel notices a client that vanished
         conn.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         # an answer leaves at once, however short
         conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self.forks:
+            return self.hand_over(conn, peer)
+        self.clients.add(conn)
+        threading.Thread(target=self.reply, args=(conn, peer), daemon=True).start()
 
-        def stop_reading() -> None:  # recv() gives what has arrived, then 0
+    def hand_over(self, conn: socket.socket, peer: "Address") -> None:
+        """Give a connection to a copy of this process. It stays open until both have closed it."""
+        child = os.fork()
+        if child:  # this is the parent: it goes back to accept()
+            self.clients.add(child)
+            return conn.close()
+
+        def stop_reading(number: int, frame: object) -> None:
             self.ending = True
             with contextlib.suppress(OSError):
                 conn.shutdown(socket.SHUT_RD)
 
-        if self.forks:
-            return self.hand_over(conn, peer, stop_reading)
-        self.clients[conn] = stop_reading
-        try:
-            threading.Thread(target=self.answer, args=(conn, peer), daemon=True).start()
-        except RuntimeError:
-            del self.clients[conn]
-            raise
-
-    def hand_over(
-        self, conn: socket.socket, peer: "Address", stop_reading: Callable[[], None]
-    ) -> None:
-        """To a child: fork() copies the process, and both have the connection until one closes it."""
-        child = os.fork()
-        if child:
-            self.clients[child] = lambda: os.kill(child, signal.SIGTERM)
-            return conn.close()  # the child has its own
         try:
             signal.set_wakeup_fd(-1)
-            # Ctrl-C reaches the whole group; the parent passes it on
+            # Ctrl-C reaches both processes: the parent passes it on as SIGTERM
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            signal.signal(signal.SIGTERM, lambda number, frame: stop_reading())
+            signal.signal(signal.SIGTERM, stop_reading)
             self.sock.close()
-            self.answer(conn, peer)
-        except BaseException:  # noqa: BLE001  (a bug is told, and stays here)
+            self.reply(conn, peer)
+        except BaseException:  # noqa: BLE001  (a bug: tell it, but end here all the same)
             sys.excepthook(*sys.exc_info())
         finally:
-            os._exit(0)  # whatever happened, a child does not go back to accept()
+            os._exit(0)  # a child never goes back to accept()
 
-    def answer(self, conn: socket.socket, peer: "Address") -> None:
-        """A connection's whole life: read, capitalise, write back, until the client's FIN."""
-        began, rate = time.monotonic(), self.args.rate
-        # a tenth of a second's worth
-        size = min(self.args.recv_size, max(1, rate // 10)) if rate else self.args.recv_size
-        tally, problem = Tally(), None
+    def reply(self, conn: socket.socket, peer: "Address") -> None:
+        """A client's thread or process: its conversation, then its line in the log."""
+        counts, problem = Counts(), None
         try:
-            while chunk := conn.recv(size):
-                tally.received += len(chunk)
-                conn.settimeout(self.args.timeout)
-                send_message(conn, chunk.upper(), tally)
-                conn.settimeout(None)  # a client may think between messages as long as it likes
-                if rate:
-                    time.sleep(max(0.0, began + tally.sent / rate - time.monotonic()))
+            answer(conn, self.args, counts)
         except OSError as error:
             problem = error
-        took = time.monotonic() - began
-        log(
-            f"{address(peer)} received {tally.received}, sent {tally.sent} bytes in {took:.3f} s: {fate(problem, self.ending)}"
-        )
+        seconds = time.monotonic() - counts.began
+        end = outcome(problem, self.ending, counts.received >= self.args.reset_after)
+        numbers = f"received {counts.received}, sent {counts.sent} bytes in {seconds:.3f} s"
+        log(f"{address(peer)} {numbers}: {end}")
         conn.close()
-        self.clients.pop(conn, None)  # in a child it is not there
+        self.clients.discard(conn)  # in a child it is not there
         self.stop.wake()
 
-    def settle(self, everything: bool) -> None:
-        """Let go of refused clients, all or the oldest; collect the children that ended."""
+    def release(self, everything: bool) -> None:
+        """Close refused connections, all or the oldest; collect the children that ended."""
         while self.refused and (everything or len(self.refused) > MAX_REFUSED):
             self.refused.pop(0).close()
         with contextlib.suppress(ChildProcessError):
             while self.forks and (child := os.waitpid(-1, os.WNOHANG)[0]):
-                # it is not there when a shell had started it, and then became this server
-                self.clients.pop(child, None)
+                # not there: a child of the shell that became this server
+                self.clients.discard(child)
 
     def finish(self) -> None:
-        """Close the door, ask each client's thread or process to end, and give what is under way a moment."""
+        """Stop listening, ask each client's thread or process to end, wait a moment for them."""
         self.sock.close()
-        self.settle(everything=True)
+        self.release(everything=True)
+        self.ending = True
         dropped, deadline = len(self.clients), time.monotonic() + GRACE
-        for ask_to_end in list(self.clients.values()):
-            ask_to_end()
+        for client in list(self.clients):
+            with contextlib.suppress(OSError):
+                if isinstance(client, int):
+                    os.kill(client, signal.SIGTERM)
+                else:
+                    client.shutdown(socket.SHUT_RD)  # recv() returns what has arrived, then 0
         while self.clients and (left := deadline - time.monotonic()) > 0:
             select.select([self.stop], [], [], left)
             self.stop.drain()
-            self.settle(everything=True)
-        for child in list(self.clients):
-            if isinstance(child, int):
-                os.kill(child, signal.SIGKILL)
+            self.release(everything=True)
+        for client in list(self.clients):
+            if isinstance(client, int):
+                os.kill(client, signal.SIGKILL)
         self.stop.close()
-        say(
-            f"stopped: {dropped} client{'s' * (dropped != 1)} disconnected, {self.accepted - len(self.clients)} served"
-        )
+        served = self.accepted - len(self.clients)
+        say(f"stopped: {dropped} client{'s' * (dropped != 1)} disconnected, {served} served")
 
 
 def serve(args: argparse.Namespace) -> int:
     raise_file_limit()
+    if args.rate:  # a tenth of a second's worth at once
+        args.recv_size = min(args.recv_size, max(1, args.rate // 10))
     family, target = resolve(args.host, args.port, socket.SOCK_STREAM)[0]
     sock = bind(socket_class(args), family, target, args.backlog, args.reuseaddr)
-    # connections inherit it: a server that comes after this one can tell those in TIME_WAIT from a
-    # server
+    # connections inherit it: a later server can tell those in TIME_WAIT from a server
     if os.name == "posix":
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     server = Server(args, sock)  # from here on a signal is heard
@@ -307,31 +354,15 @@ def serve(args: argparse.Namespace) -> int:
     return 0
 
 
-# --- the client: a message, a prompt, a pipe, a ping ---
-def connect(args: argparse.Namespace) -> socket.socket:
-    sock = open_connection(args, args.host, args.port, server_command(args))
-    sock.settimeout(None)  # await_reply() watches the time
-    return sock
-
-
-def send_message(sock: socket.socket, data: bytes, tally: Tally) -> None:
-    """send() takes what the kernel has room for. (sendall() has one timeout for it all, and would cut off a slow reader.)"""
-    view = memoryview(data)
-    tally.sent += len(view)  # first: the answer can be here before send() returns
-    try:
-        while view:
-            view = view[sock.send(view) :]
-    finally:
-        tally.sent -= len(view)
-
-
-def await_reply(sock: socket.socket, args: argparse.Namespace, tally: Tally) -> bytes:
-    """Some of the answer, as soon as there is some. Silence counts only while an answer is owed."""
+# --- the client: a prompt, a pipe, a ping, a message ---
+def wait_for_reply(sock: socket.socket, args: argparse.Namespace, counts: Counts) -> None:
+    """Wait until something comes. Silence counts only while an answer is owed."""
     silence = 0.0
     while True:
-        owed, step = tally.received < tally.sent, min(NOTICE_AFTER, args.timeout - silence)
+        owed = counts.received < counts.sent
+        step = min(NOTICE_AFTER, args.timeout - silence)
         if select.select([sock], [], [], step)[0]:
-            break
+            return
         if not owed:  # what stream() sent meanwhile has all of --timeout
             continue
         silence += step
@@ -345,44 +376,58 @@ def await_reply(sock: socket.socket, args: argparse.Namespace, tally: Tally) -> 
             )
         if silence == NOTICE_AFTER:
             say(f"waiting for a reply from {place(args)} (Ctrl-C stops)")
-    chunk = sock.recv(args.recv_size)
-    if not chunk and (tally.received < tally.sent or not tally.ended):
-        raise ConnectionAbortedError(errno.ECONNABORTED, "the server closed it")
-    if not tally.received and chunk != chunk.upper():
-        code, hint = (
-            (7, "again later, or the server with more --max-clients")
-            if FULL.startswith(chunk)
-            else (56, "check the port")
-        )
-        raise Failure(
-            code,
-            f"{place(args)} says: {shown(chunk.decode(errors='backslashreplace').strip())}",
-            "that is a notice: an echo has no small letters",
-            hint,
-        )
-    tally.received += len(chunk)
-    if tally.received > tally.sent:
-        raise no_echo(args)
-    return chunk
 
 
-def exchange(sock: socket.socket, message: bytes, args: argparse.Namespace, tally: Tally) -> bytes:
-    """Send a message and collect its reply, which comes in pieces of any size: counting tells when it is whole."""
-    reply = b""
-    for start in range(0, len(message), PIECE):
-        send_message(sock, message[start : start + PIECE], tally)
-        while tally.received < tally.sent:
-            reply += await_reply(sock, args, tally)
-    if reply != message.upper():
-        raise no_echo(args)
-    return reply
+def shown(text: str) -> str:
+    """Text for a terminal: what could move the cursor or change colours appears in hex."""
+    return "".join(
+        char if char.isprintable() or char in "\n\t" else f"\\x{ord(char):02x}" for char in text
+    )
+
+
+def ping_report(sent: int, trips: Sequence[float]) -> str:
+    """The end of --ping: trips are the milliseconds that each answered message took."""
+    lines = f"sent {sent}, received {len(trips)}, lost {sent - len(trips)}"
+    if trips:
+        mean = sum(trips) / len(trips)
+        lines += f"\nround trip min/avg/max {min(trips):.3f}/{mean:.3f}/{max(trips):.3f} ms"
+    return lines
+
+
+class Output:
+    """Standard output: a file or a pipe gets the bytes, a terminal text; \\xNN is no text."""
+
+    def __init__(self) -> None:
+        self.terminal = os.isatty(1)
+        # a chunk can end inside a character
+        self.decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
+
+    def write(self, data: bytes, last: bool = False) -> None:
+        if self.terminal:
+            data = shown(self.decoder.decode(data, last)).encode()
+        while data:
+            try:
+                data = data[os.write(1, data) :]
+            except BlockingIOError:  # another program made the shared terminal non-blocking
+                select.select([], [1], [])
+            except OSError as error:
+                raise no_output(error) from None
+
+
+def no_output(error: OSError) -> "Failure":
+    return Failure(
+        23,
+        f"cannot write standard output ({error.strerror})",
+        "what reads it has ended, or its disk is full",
+        "write to a file on a disk with room: add > FILE to the command",
+    )
 
 
 def read_input(size: int) -> bytes:
     while True:
         try:
             return os.read(0, size)
-        except BlockingIOError:  # another program that shares it has set it so
+        except BlockingIOError:  # another program made the shared terminal non-blocking
             select.select([0], [], [])
         except OSError as error:
             raise Failure(
@@ -393,101 +438,100 @@ def read_input(size: int) -> bytes:
             ) from None
 
 
-def stream(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Output) -> None:
-    """Standard input to the server and its answer to standard output, at once: a thread sends while this one receives.
-    Sending everything first and reading then would leave both sides waiting when the kernel's buffers are full."""
-    problems: list[Exception] = []
-
-    def send_input() -> None:
-        try:
-            while chunk := read_input(args.recv_size):
-                send_message(sock, chunk, tally)
-        except (Failure, OSError) as problem:
-            problems.append(problem)  # told when all that is on its way has come back
-        tally.ended = True
-        with contextlib.suppress(OSError):
-            sock.shutdown(socket.SHUT_WR)
-
-    threading.Thread(target=send_input, daemon=True).start()
-    while chunk := await_reply(sock, args, tally):
-        out.write(chunk)
-    if problems:
-        raise problems[0]
-
-
-def converse(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Output) -> None:
-    """The prompt: each line is a message, until Ctrl-D. input() has history and editing where readline exists."""
+def converse(sock: socket.socket, args: argparse.Namespace, counts: Counts, out: Output) -> None:
+    """The prompt: each line is a message, until Ctrl-D. readline adds history and editing."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (not at the top: loading it can write to a terminal)
     if isinstance(sys.stdin, io.TextIOWrapper):
         # bytes that are no text come through as they were typed
         sys.stdin.reconfigure(errors="surrogateescape")
-    with (
-        contextlib.redirect_stdout(sys.stdout if out.terminal else sys.stderr),
-        contextlib.suppress(EOFError),
-    ):
+    screen = sys.stdout if out.terminal else sys.stderr  # a prompt is no result
+    with contextlib.redirect_stdout(screen), contextlib.suppress(EOFError):
         while True:
             message = os.fsencode(input(PROMPT))
-            out.write(exchange(sock, message + b"\n", args, tally))
+            out.write(exchange(sock, message + b"\n", args, counts))
     say("")
 
 
-def ping(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Output) -> None:
+def stream(sock: socket.socket, args: argparse.Namespace, counts: Counts, out: Output) -> None:
+    """Standard input to the server, its answer to standard output: one thread for each way.
+
+    If all were sent before any of it is read, both sides would block once the kernel's buffers
+    are full.
+    """
+    problems: list[Exception] = []
+
+    def send_input() -> None:
+        try:
+            while chunk := read_input(args.recv_size):
+                send_message(sock, chunk, counts)
+        except (Failure, OSError) as problem:
+            problems.append(problem)  # told when all that is on its way has come back
+        counts.ended = True
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_WR)
+
+    threading.Thread(target=send_input, daemon=True).start()
+    while chunk := receive(sock, args, counts):
+        out.write(chunk)
+    if problems:
+        raise problems[0]
+
+
+def ping(sock: socket.socket, args: argparse.Namespace, counts: Counts, out: Output) -> None:
     """Send numbered messages, one each --interval, and time what comes back meanwhile."""
     awaited: dict[bytes, float] = {}  # an answer that is to come: when its question left
     trips: list[float] = []
     rest, sent, due = b"", 0, time.perf_counter()
     try:
         while len(trips) < args.ping:
-            if (
-                sent < args.ping
-                and not select.select([sock], [], [], max(0.0, due - time.perf_counter()))[0]
-            ):
+            pause = max(0.0, due - time.perf_counter())
+            if sent < args.ping and not select.select([sock], [], [], pause)[0]:
                 sent, due = sent + 1, due + args.interval
                 awaited[b"PING %d" % sent] = time.perf_counter()
-                send_message(sock, b"ping %d\n" % sent, tally)
+                send_message(sock, b"ping %d\n" % sent, counts)
                 continue
-            *replies, rest = (rest + await_reply(sock, args, tally)).split(b"\n")
+            *replies, rest = (rest + receive(sock, args, counts)).split(b"\n")
             for reply in replies:
-                trips.append(time.perf_counter() - awaited.pop(reply))
+                trips.append(1000 * (time.perf_counter() - awaited.pop(reply)))
     except KeyError:  # an answer to none of the questions
-        raise no_echo(args) from None
+        raise NotAnEcho from None
     finally:
         out.write(f"{ping_report(sent, trips)}\n".encode())
 
 
+def talk(sock: socket.socket, args: argparse.Namespace, counts: Counts, out: Output) -> None:
+    """What the command line asks for: a ping, a message, a prompt or a pipe."""
+    if args.ping:
+        ping(sock, args, counts, out)
+    elif args.text:
+        out.write(exchange(sock, os.fsencode(" ".join(args.text)) + b"\n", args, counts))
+    elif os.isatty(0):
+        converse(sock, args, counts, out)
+    else:
+        stream(sock, args, counts, out)
+
+
+def connect(args: argparse.Namespace) -> socket.socket:
+    sock = open_connection(args, args.host, args.port, server_command(args))
+    sock.settimeout(None)  # wait_for_reply() watches the time
+    return sock
+
+
 def client(args: argparse.Namespace) -> int:
-    if sys.stdin is None or sys.stdout is None:  # then the connection would get their numbers
-        raise Failure(
-            26,
-            "standard input or output is closed",
-            "text comes in by the one and goes out by the other",
-            f"{CLIENT} < FILE > OUT",
-        )
-    if args.port == 0:
-        raise Failure(
-            2,
-            "port 0 is no server's",
-            "with it a server takes any free one",
-            "the port that the server printed when it started",
-        )
-    tally, out = Tally(), Output()
+    check_client(args)
+    counts, out = Counts(), Output()
     with connect(args) as sock:
         try:
-            if args.ping:
-                ping(sock, args, tally, out)
-            elif args.text:
-                out.write(exchange(sock, os.fsencode(" ".join(args.text)) + b"\n", args, tally))
-            elif os.isatty(0):
-                converse(sock, args, tally, out)
-            else:
-                stream(sock, args, tally, out)
+            talk(sock, args, counts, out)
+        except NotAnEcho as problem:
+            raise no_echo(args, *problem.args) from None
         except OSError as error:
             raise Failure(
-                18 if tally.received else 52,
-                f"connection lost: {tally.received:,} of {tally.sent:,} bytes came back",
+                18 if counts.received else 52,
+                f"connection lost: {counts.received:,} of {counts.sent:,} bytes came back",
                 f"{error.strerror}; what was printed is right",
-                f"once more; if nobody is there: {server_command(args)}",
+                f"repeat the command; if the server has ended: {server_command(args)}",
             ) from None
         finally:
             out.write(b"", last=True)
@@ -535,7 +579,7 @@ class Traced(socket.socket):
         say(f"{now:9.3f} ms #{self.number} {mark} {text}{dumped}")
 
     def masked(self, mark: str, data: bytes) -> bytes:
-        """The bytes, a secret as asterisks. A line may come in pieces, so the last one's end counts."""
+        """The bytes, with asterisks for a secret, even if its line came in several pieces."""
         before = self.unended.get(mark, b"")
         text = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + data)
         line = text[max(text.rfind(b"\r"), text.rfind(b"\n")) + 1 :]
@@ -615,7 +659,7 @@ def socket_class(args: argparse.Namespace) -> type[socket.socket]:
 # --- end trace ---
 
 
-# --- listening: the same in server.py, httpserver.py, tcp_upper.py, udp_upper.py (tests/test_twins.py) ---
+# --- listening: the same in all four servers (tests/test_twins.py) ---
 class Stop:
     """Ctrl-C and SIGTERM as something that select() can wait for, on Windows too.
 
@@ -968,138 +1012,106 @@ def server_command(args: argparse.Namespace) -> str:
     return f"{SERVER}{host} --port {args.port}"
 
 
-def no_echo(args: argparse.Namespace) -> Failure:
+def no_echo(args: argparse.Namespace, notice: bytes = b"") -> Failure:
+    """What came back is no echo; notice is what the other side says instead."""
+    if not notice:
+        return Failure(
+            56,
+            f"{place(args)} is no uppercase echo: what came back is not what was sent, in capitals",
+            "another program listens there",
+            f"ss -ltnup shows which; {server_command(args)}",
+        )
+    full = FULL.startswith(notice)
+    more = "wait until a client leaves, or start the server with a larger --max-clients"
     return Failure(
-        56,
-        f"{place(args)} is no uppercase echo: what came back is not what was sent, in capitals",
-        "another program listens there",
-        f"ss -ltnup shows which; {server_command(args)}",
+        7 if full else 56,
+        f"{place(args)} says: {shown(notice.decode(errors='backslashreplace').strip())}",
+        "that is a notice: an echo has no small letters",
+        more if full else "check the port: ss -ltnup on the server shows which program has it",
     )
 
 
+def check_client(args: argparse.Namespace) -> None:
+    if sys.stdin is None or sys.stdout is None:  # then the connection would get their numbers
+        raise Failure(
+            26,
+            "standard input or output is closed",
+            "text comes in by the one and goes out by the other",
+            f"{CLIENT} < FILE > OUT",
+        )
+    if args.port == 0:
+        raise Failure(
+            2,
+            "port 0 is no server's",
+            "with it a server takes any free one",
+            "the port that the server printed when it started",
+        )
+
+
 def announce(sock: socket.socket) -> None:
-    """Where the server listens: for programs on stdout; for people on stderr, with the command that reaches it."""
+    """Where the server listens, on stdout; the command that reaches it, on stderr."""
     host, port = sock.getsockname()[:2]
     try:
         print(f"listening on {address((host, port))}", flush=True)
     except OSError as error:
         sock.close()
-        raise Failure(
-            23,
-            f"cannot write standard output ({error.strerror})",
-            "what reads it has ended, or its disk is full",
-            f"{SERVER} > FILE",
-        ) from None
+        raise no_output(error) from None
     elsewhere = reachable_at(sock)
     for known in elsewhere:
         say(f"from another machine:  {CLIENT} --host {known} --port {port}")
     if not elsewhere:
-        named = f" --host {host}" if host != "127.0.0.1" else ""  # where clients look by themselves
-        say(
-            f"only this machine can reach it, with:  {CLIENT}{named} --port {port}\nfor others, start it with --host 0.0.0.0"
-        )
+        named = f" --host {host}" if host != "127.0.0.1" else ""  # the client's own default
+        say(f"only this machine can reach it, with:  {CLIENT}{named} --port {port}")
+        say("for others, start it with --host 0.0.0.0")
 
 
 def common_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--host", help="the server's name or address (default 127.0.0.1)")
-    parser.add_argument(
-        "--port",
-        type=between(0, 65535),
-        help="its port; a server takes any free one for 0 (default 12000)",
+    seconds, flag = between(0.01, 1e6, float), parser.add_argument
+    flag("--host", help="the server's name or address (default 127.0.0.1)")
+    flag(
+        "--port", type=between(0, 65535), help="its port; a server takes any for 0 (default 12000)"
     )
-    parser.add_argument(
-        "--timeout",
-        type=between(0.01, 1e6, float),
-        metavar="S",
-        help="silence allowed inside an answer (default 30)",
-    )
-    parser.add_argument(
-        "--recv-size",
-        type=between(1, 1 << 30),
-        metavar="N",
-        help="bytes asked of one recv (default 65536)",
-    )
-    parser.add_argument("--trace", action="store_true", help="print a line for each socket call")
-    parser.add_argument("--trace-hex", action="store_true", help="the same, with the first bytes")
+    flag("--timeout", type=seconds, metavar="S", help="silence allowed in an answer (default 30)")
+    what = "bytes asked of one recv (default 65536)"
+    flag("--recv-size", type=between(1, 1 << 30), metavar="N", help=what)
+    flag("--trace", action="store_true", help="print a line for each socket call")
+    flag("--trace-hex", action="store_true", help="the same, with the first bytes")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="tcp_upper.py")
-    parser.set_defaults(
-        host="127.0.0.1", port=12000, timeout=30.0, recv_size=65536, trace=False, trace_hex=False
-    )
+    parser = Parser(prog="tcp_upper.py", argument_default=argparse.SUPPRESS)
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     roles = parser.add_subparsers(dest="role", metavar="server|client", required=True)
-    server = roles.add_parser(
-        "server", argument_default=argparse.SUPPRESS, help="wait for clients and answer them"
-    )
-    server.add_argument(
-        "--requests",
-        type=between(0, 1e9),
-        default=0,
-        metavar="N",
-        help="end after so many; 0 is never (default)",
-    )
-    server.add_argument(
-        "--rate",
-        type=between(0, 1e12),
-        default=0,
-        metavar="N",
-        help="bytes a second; 0 is no limit (default)",
-    )
-    server.add_argument(
-        "--mode",
-        choices=("thread", "serial", "process"),
-        default="thread",
-        help="what serves a client (default thread)",
-    )
-    server.add_argument(
-        "--max-clients",
-        type=between(1, 1e5),
-        default=2000,
-        metavar="N",
-        help="more are refused (default 2000)",
-    )
-    server.add_argument(
-        "--backlog",
-        type=between(0, 65535),
-        default=128,
-        metavar="N",
-        help="clients that wait for accept (default 128)",
-    )
-    server.add_argument(
-        "--no-reuseaddr",
-        dest="reuseaddr",
-        action="store_false",
-        default=True,
-        help="let TIME_WAIT keep the port",
-    )
-    client = roles.add_parser(
-        "client", argument_default=argparse.SUPPRESS, help="send text, print what comes back"
-    )
-    client.add_argument(
-        "text",
-        nargs="*",
-        default=[],
-        metavar="TEXT",
-        help="the message; without, each line of standard input is one",
-    )
-    client.add_argument(
-        "--ping",
-        type=between(1, 1e9),
-        default=0,
-        metavar="N",
-        help="send N numbered messages and time them",
-    )
-    client.add_argument(
-        "--interval",
-        type=between(0, 3600, float),
-        default=0.2,
-        metavar="S",
-        help="from ping to ping (default 0.2)",
-    )
+    add = functools.partial(roles.add_parser, argument_default=argparse.SUPPRESS)
+    count, seconds = between(0, 1e12), between(0, 3600, float)
+
+    server = add("server", help="wait for clients and answer them")
+    flag = server.add_argument
+    flag("--requests", type=count, metavar="N", help="end after so many clients (default never)")
+    flag("--rate", type=count, metavar="N", help="bytes a second (default no limit)")
+    flag("--delay", type=seconds, metavar="S", help="wait so long before each answer")
+    flag("--reset-after", type=between(1, 1e12), metavar="N", help="send RST after so many bytes")
+    what = "what serves a client (default thread)"
+    flag("--mode", choices=("thread", "serial", "process"), help=what)
+    what = "more are refused (default 2000)"
+    flag("--max-clients", type=between(1, 1e5), metavar="N", help=what)
+    what = "clients that wait for accept (default 128)"
+    flag("--backlog", type=between(0, 65535), metavar="N", help=what)
+    what = "let TIME_WAIT keep the port"
+    flag("--no-reuseaddr", dest="reuseaddr", action="store_false", help=what)
+
+    client = add("client", help="send text, print what comes back")
+    flag = client.add_argument
+    what = "the message; without it, each line of standard input is one"
+    flag("text", nargs="*", metavar="TEXT", help=what)
+    flag("--ping", type=count, metavar="N", help="send N numbered messages and time them")
+    flag("--interval", type=seconds, metavar="S", help="from ping to ping (default 0.2)")
     for each in parser, server, client:
         common_flags(each)
+    parser.set_defaults(host="127.0.0.1", port=12000, timeout=30.0, recv_size=65536)
+    parser.set_defaults(trace=False, trace_hex=False, text=[], ping=0, interval=0.2)
+    parser.set_defaults(requests=0, rate=0, delay=0.0, reset_after=sys.maxsize, mode="thread")
+    parser.set_defaults(max_clients=2000, backlog=128, reuseaddr=True)
     return parser
 
 

@@ -10,16 +10,38 @@
     python3 udp_upper.py server --loss 0.3 --seed 7  a bad network, the same one each time
 
 The protocol: a datagram is a message of its own. The server sends back each one that it reads,
-a-z as A-Z and every other byte as it was. Either may be lost, doubled or overtaken on the way, so the
-client waits 0.1 s for the answer, asks again and waits 0.2, 0.4 and 0.8 s. An answer is known by its
-being the question in capitals: one that is not (a late or foreign one) is ignored and counted. When no
-more than its beginning comes, it is reported as truncated: at once, unless an earlier question was as
-short, whose late answer it may be. Nobody connects, so nobody can tell when the other left.
+a-z as A-Z and every other byte unchanged. The network may lose, double or reorder both. So the
+client waits 0.1 s for the answer, asks again and waits 0.2, 0.4 and 0.8 s. It knows the answer
+because that is the question in capitals; other datagrams (late or foreign) are ignored and counted.
+If only the beginning of the answer comes, the client reports it as truncated: at once, unless it
+may be the late answer to an earlier, shorter question. Nobody connects, so neither side can tell
+when the other one left.
 
-Limits: nobody is asked for a password, nothing is encrypted, and a sender's address can be forged.
+Limits: there is no password and no encryption, and a sender's address can be forged. So that no
+two servers are made to answer each other for ever, datagrams from the server's own port, port
+12000, ports below 1024 and those of some other services get no answer; and one in a thousand of
+the datagrams without a small letter, which another server's answers are, gets none either.
 A datagram holds at most 65507 bytes over IPv4, 65527 over IPv6. A bad network is decided from
 --seed, the client's host and the number of its datagram: the same experiment has the same result.
 """
+
+# The map
+#
+# Begin with answer() and exchange(): one conversation, as the server and as the client see it.
+# The sections, in the order of the file:
+#   the conversation   Counts, answer(), send_message(), exchange(), receive()
+#   the server         outcome(), Server, Server.run(), Server.admit(), Server.reply(), serve()
+#   the client         ping_report(), Output, converse(), stream(), ping(), client()
+#   shared fences      Traced, TracedDatagrams, Stop, bind(), Failure, Parser
+#   the command line   announce(), build_parser(), main()
+#
+# Threads: there is one. A server has one socket for all clients, and a client sends only after
+# it has the answer to its last message or has given up.
+#
+# There are no connections, so the server has no state for them. A datagram that arrives is
+# refused by Server.admit(), or its answer goes to Server.dispatch(). With --loss, --dup, --reorder,
+# --delay, --rate or --truncate, the answer is dropped or waits in a queue until Server.release()
+# finds that its time has come. Server.reply() sends it, and the server forgets the client.
 
 # --- imports: the same in all six scripts (tests/test_twins.py) ---
 import sys
@@ -46,6 +68,7 @@ import argparse
 import codecs
 import contextlib
 import errno
+import functools
 import heapq
 import io
 import itertools
@@ -58,7 +81,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn, Optional, TypeVar
+from typing import Any, NoReturn, Optional, TypeVar, Union
 
 VERSION = "1.0"
 SERVER = "python3 udp_upper.py server"
@@ -67,8 +90,12 @@ PROMPT = "Input lowercase sentence: "
 TRIES = (0.1, 0.2, 0.4, 0.8)  # seconds that each try of the client waits for the answer
 PING_WAIT = 1.0  # seconds of silence after the last ping until the missing ones count as lost
 # 65535 less the headers of IPv4 and UDP, or of UDP alone
-LIMITS = {socket.AF_INET: 65507, socket.AF_INET6: 65527}
+LIMITS: dict[int, int] = {socket.AF_INET: 65507, socket.AF_INET6: 65527}
+LARGEST = 65536  # bytes: no datagram is as large
 BATCH = 64  # datagrams read before they are answered: fewer turns, and Ctrl-C is still heard
+# what answers by itself there: SSDP, NFS, SIP, mDNS, memcached, and this script
+SERVICES = {1900, 2049, 5060, 5353, 11211, 12000, *range(1024)}
+ECHO_LIMIT = 1000  # of so many datagrams without a small letter one is not answered
 GRACE = 2.0  # seconds that Ctrl-C leaves for answers that --delay holds back
 # seconds that --reorder holds an answer for others to overtake it; less than the first try waits
 LATE = 0.05
@@ -80,67 +107,120 @@ MAX_STALE = 64  # datagrams that are read before a question, so that a flood can
 MAX_PEERS = 10000  # clients whose datagrams are counted; the oldest is forgotten
 
 
-# --- pure functions: values in, values out ---
-def shown(text: str) -> str:
-    """Text for a terminal: what could move the cursor or change colours appears in hex."""
-    return "".join(
-        char if char.isprintable() or char in "\n\t" else f"\\x{ord(char):02x}" for char in text
-    )
+# --- the conversation: as the server and as the client see it ---
+class Counts:
+    """What a client has seen: datagrams, errors, and the sizes that questions and answers had."""
+
+    def __init__(self) -> None:
+        self.ignored = 0  # datagrams that were no answer
+        self.refusals: list[OSError] = []  # what the kernel heard (ICMP) of lost datagrams
+        self.sizes: set[int] = set()  # of all questions
+        self.asked = 0  # the size of the last one
+        self.beginnings: set[int] = set()  # sizes of what may be a truncated answer
 
 
-def ping_report(sent: int, trips: Sequence[float], doubled: int, overtaken: int) -> str:
-    """The end of --ping: trips are the seconds that each answered message took."""
-    lines = f"sent {sent}, received {len(trips)}, lost {sent - len(trips)}, doubled {doubled}, out of order {overtaken}"
-    if trips:
-        low, mean, high = (
-            1000 * seconds for seconds in (min(trips), sum(trips) / len(trips), max(trips))
-        )
-        lines += f"\nround trip min/avg/max {low:.3f}/{mean:.3f}/{high:.3f} ms"
-    return lines
+class NotAnEcho(Exception):
+    """The answer did not come, or not all of it."""
 
 
-def fate(args: argparse.Namespace, host: str, number: int) -> tuple[bool, bool, bool]:
-    """Whether a client's datagram of that number is lost, doubled, reordered: a draw each, so that one flag does not move another."""
+def answer(sock: socket.socket, server: "Server", most: int) -> None:
+    """The server's side: receive what has arrived, capitalise, send each back to its sender."""
+    arrived: list[tuple[bytes, Address]] = []
+    try:
+        while len(arrived) < most:
+            arrived.append(sock.recvfrom(LARGEST))
+    except (BlockingIOError, ConnectionError):
+        pass  # nothing more is there. (Windows raises ConnectionError if a client has left.)
+    for data, peer in arrived:
+        if server.admit(data, peer):
+            server.dispatch(data[: server.size].upper(), peer)
+
+
+def hold_back(args: argparse.Namespace, free: float, size: int) -> float:
+    """When an answer leaves: after --delay, and when --rate has let the earlier ones out."""
+    due: float = time.monotonic() + args.delay
+    if args.rate:
+        due = max(due, free) + size / args.rate
+    return due
+
+
+def send_message(sock: socket.socket, data: bytes, counts: Counts) -> None:
+    """Send one datagram, whole or not at all."""
+    for _ in range(2):  # the first send() may do no more than tell what an earlier datagram met
+        try:
+            sock.send(data)
+            return
+        except OSError as error:
+            if error.errno == errno.EMSGSIZE:  # larger than any datagram
+                raise NotAnEcho(error, sock.family) from None
+            counts.refusals.append(error)
+
+
+def exchange(
+    sock: socket.socket, message: bytes, args: argparse.Namespace, counts: Counts
+) -> bytes:
+    """The client's side: send a message until its reply comes, each time with more patience."""
+    for _ in range(MAX_STALE):  # what came before the question is no answer to it
+        if receive(sock, args, counts, 0.0) is None:
+            break
+        counts.ignored += 1
+    counts.asked = len(message)
+    counts.sizes.add(counts.asked)
+    counts.beginnings.clear()
+    refused = 0
+    for seconds in TRIES:
+        counts.refusals.clear()
+        deadline = time.perf_counter() + seconds
+        send_message(sock, message, counts)
+        reply = receive(sock, args, counts, deadline)
+        while reply is not None and not check(reply, message.upper(), counts):
+            late = time.perf_counter() >= deadline  # a flood of other datagrams has no pause
+            reply = None if late else receive(sock, args, counts, deadline)
+        if reply is not None:
+            return reply
+        if counts.beginnings - counts.sizes:  # no question was as short: it is truncated
+            break
+        refused += len(counts.refusals) > 0
+        if not counts.beginnings:
+            why = f" ({counts.refusals[-1].strerror})" if counts.refusals else ""
+            say(f"no reply in {seconds:g} s{why}")
+    raise NotAnEcho(counts.refusals[-1] if refused == len(TRIES) else None)
+
+
+def receive(
+    sock: socket.socket, args: argparse.Namespace, counts: Counts, deadline: float
+) -> Optional[bytes]:
+    """The next datagram, or None when the time is up. One recv() is one message."""
+    while wait_for_reply(sock, deadline):
+        try:
+            return sock.recv(args.recv_size)
+        except OSError as error:
+            # nobody has that port now, but a server may come before the last try
+            counts.refusals.append(error)
+    return None
+
+
+def check(reply: bytes, expected: bytes, counts: Counts) -> bool:
+    """Whether a datagram is the reply. Only its beginning may be a truncated one, or a late one."""
+    if reply == expected:
+        counts.ignored += len(counts.beginnings)  # so they were late ones
+    elif expected.startswith(reply):
+        counts.beginnings.add(len(reply))
+    else:
+        counts.ignored += 1
+    return reply == expected
+
+
+# --- the server: receive, play a bad network, answer ---
+def outcome(args: argparse.Namespace, host: str, number: int) -> tuple[bool, bool, bool]:
+    """Whether a client's datagram of that number is lost, doubled, reordered.
+
+    Each has a draw of its own, so that one option does not change another's result.
+    """
     draw = random.Random(f"{args.seed} {host} {number}").random
     return draw() < args.loss, draw() < args.dup, draw() < args.reorder
 
 
-class Tally:
-    """Datagrams that were no answer, what the kernel heard (ICMP) of those that nobody took, and how long the questions were."""
-
-    def __init__(self) -> None:
-        self.ignored = 0
-        self.refusals: list[OSError] = []
-        self.sizes: set[int] = set()
-
-
-class Output:
-    """Standard output: bytes as they are to a file or a pipe; to a terminal as text, with \\xNN for what is none."""
-
-    def __init__(self) -> None:
-        self.terminal = os.isatty(1)
-        # a chunk can end inside a character
-        self.decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
-
-    def write(self, data: bytes, last: bool = False) -> None:
-        view = memoryview(
-            shown(self.decoder.decode(data, last)).encode() if self.terminal else data
-        )
-        while view:
-            try:
-                view = view[os.write(1, view) :]
-            except BlockingIOError:  # another program that shares it has set it so
-                select.select([], [1], [])
-            except OSError as error:
-                raise Failure(
-                    23,
-                    f"cannot write standard output ({error.strerror})",
-                    "what reads it has ended, or its disk is full",
-                    f"{CLIENT} > FILE, with room for it",
-                ) from None
-
-
-# --- the server: bind, receive, answer ---
 class Server:
     """A socket for all clients, and the answers that are held back to play a bad network."""
 
@@ -150,7 +230,9 @@ class Server:
         self.stop = Stop()
         self.limit = args.requests or sys.maxsize
         self.size = args.recv_size
-        self.receive = self.fetch if self.size < max(LIMITS.values()) else sock.recvfrom
+        self.services = SERVICES | {sock.getsockname()[1]}
+        self.capitals = 0  # datagrams without a small letter
+        self.told: set[str] = set()  # what is said once
         self.plays = any((args.loss, args.dup, args.reorder, args.delay, args.rate, args.truncate))
         self.numbers: dict[Address, int] = {}  # how many datagrams each client has sent
         # a heap: when it is due, its turn, the answer, copies, to whom
@@ -161,107 +243,99 @@ class Server:
 
     def run(self) -> None:
         while not self.stop.asked and self.finished < self.limit:
-            watched: list[socket.socket | Stop] = [self.stop, self.sock]
-            ready, _, _ = select.select(watched, [], [], self.settle())
+            watched: list[Union[socket.socket, Stop]] = [self.stop, self.sock]
+            ready, _, _ = select.select(watched, [], [], self.release())
             self.stop.drain()
             if self.sock in ready:
-                self.take()
+                answer(self.sock, self, min(BATCH, self.limit - self.finished))
         self.finish()
 
-    def take(self) -> None:
-        """Read the datagrams that have arrived, then answer them: in turns of many, as that is quicker than one by one."""
-        receive, arrived = self.receive, []
-        # ConnectionError: Windows tells of a client that left
-        with contextlib.suppress(BlockingIOError, ConnectionError):
-            for _ in range(min(BATCH, self.limit - self.finished)):
-                arrived.append(receive(self.size))
-        if self.plays:
-            for data, peer in arrived:
-                self.handle(data.upper(), peer)
-            return
-        self.finished += len(arrived)
-        for data, peer in arrived:
-            self.answer(data.upper(), peer)
+    def admit(self, data: bytes, peer: "Address") -> bool:
+        """Whether a datagram is answered: not if something there would answer the answer.
 
-    def fetch(self, size: int) -> "tuple[bytes, Address]":
-        """recvfrom() with a small buffer. What does not fit is cut off and gone, and only recvmsg() tells."""
-        if hasattr(socket.socket, "recvmsg"):  # (a traced one always has it)
-            data, _, flags, peer = self.sock.recvmsg(size)
-            cut = bool(flags & socket.MSG_TRUNC)
-        else:
-            whole, peer = self.sock.recvfrom(1 << 16)
-            data, cut = whole[:size], len(whole) > size
-        if cut:
-            log(
-                f"{address(peer)} truncated: the datagram is larger than the buffer of {size} bytes"
+        An answer has no small letters. Not to answer each such datagram ends every loop.
+        """
+        if peer[1] in self.services:
+            self.refuse(
+                peer, f"datagrams from port {peer[1]} get no answer: a service has it", True
             )
-        return data, peer
+            return False
+        if data == data.upper():
+            self.capitals += 1
+            if self.capitals % ECHO_LIMIT == 0:
+                why = f"no answer to one in {ECHO_LIMIT} datagrams without a small letter"
+                self.refuse(peer, f"{why}: it may be an answer", True)
+                return False
+        if len(data) > self.size:  # the kernel would cut off as much, but not tell
+            why = f"the datagram is larger than the buffer of {self.size} bytes"
+            log(f"{address(peer)} truncated: {why}")
+        return True
 
-    def refuse(self, peer: "Address", number: int, why: str) -> None:
-        log(f"{address(peer)} datagram {number} lost: {why}")
+    def refuse(self, peer: "Address", why: str, once: bool = False) -> None:
+        """Tell why a datagram gets no answer; once, if strangers could fill the log with it."""
+        if why not in self.told:
+            log(f"{address(peer)} {why}{' (said once)' * once}")
+        if once:
+            self.told.add(why)
 
-    def handle(self, answer: bytes, peer: "Address") -> None:
-        """Decide what the bad network does with the answer, and when it leaves."""
+    def dispatch(self, reply: bytes, peer: "Address") -> None:
+        """Send an answer at once, or as the bad network would that the options play."""
+        if not self.plays:
+            return self.reply(reply, peer)
         # at the end: the first is the longest silent
         number = self.numbers[peer] = self.numbers.pop(peer, 0) + 1
         if len(self.numbers) > MAX_PEERS:
             del self.numbers[next(iter(self.numbers))]
-        lost, doubled, reordered = fate(self.args, peer[0], number)
+        name, cut = f"datagram {number}", self.args.truncate
+        lost, doubled, reordered = outcome(self.args, peer[0], number)
         if lost or len(self.waiting) >= MAX_WAITING:
-            return self.refuse(
-                peer, number, "by --loss" if lost else f"{MAX_WAITING} answers are waiting"
-            )
-        if self.args.truncate and len(answer) > self.args.truncate:
-            log(
-                f"{address(peer)} datagram {number} truncated from {len(answer)} to {self.args.truncate} bytes"
-            )
-            answer = answer[: self.args.truncate]
+            why = "by --loss" if lost else f"{MAX_WAITING} answers are waiting"
+            return self.refuse(peer, f"{name} lost: {why}")
+        if cut and len(reply) > cut:
+            log(f"{address(peer)} {name} truncated from {len(reply)} to {cut} bytes")
+            reply = reply[:cut]
         if doubled:
-            log(f"{address(peer)} datagram {number} doubled")
+            log(f"{address(peer)} {name} doubled")
         if reordered:
-            log(f"{address(peer)} datagram {number} reordered")
-        self.hand_over(answer, peer, 1 + doubled, LATE if reordered else 0.0)
+            log(f"{address(peer)} {name} reordered")
+        self.hand_over(reply, peer, 1 + doubled, LATE if reordered else 0.0)
 
-    def hand_over(self, answer: bytes, peer: "Address", copies: int, late: float) -> None:
-        """To the queue: it leaves when its time has come."""
-        due = time.monotonic() + self.args.delay
-        if self.args.rate:
-            due = self.free = max(due, self.free) + copies * len(answer) / self.args.rate
-        heapq.heappush(self.waiting, (due + late, next(self.turn), answer, copies, peer))
+    def hand_over(self, reply: bytes, peer: "Address", copies: int, late: float) -> None:
+        """Put an answer into the queue, which it leaves when its time has come."""
+        self.free = hold_back(self.args, self.free, copies * len(reply))
+        entry = self.free + late, next(self.turn), reply, copies, peer
+        heapq.heappush(self.waiting, entry)
 
-    def answer(self, answer: bytes, peer: "Address") -> None:
+    def reply(self, reply: bytes, peer: "Address", copies: int = 1) -> None:
+        self.finished += 1
         try:
-            self.sock.sendto(answer, peer)
+            for _ in range(copies):
+                self.sock.sendto(reply, peer)
         except OSError as error:
             # the network is down, a firewall says no, the send buffer is full: lost, as UDP may
-            log(f"{address(peer)} answer lost: {error.strerror}")
+            self.refuse(peer, f"answers lost: {error.strerror}", True)
 
-    def settle(self) -> Optional[float]:
-        """Send the answers whose time has come; the seconds until the next one's, None when none waits."""
+    def release(self) -> Optional[float]:
+        """Send the answers that are due. Returns the seconds until the next is, None for none."""
         while self.waiting and (pause := self.waiting[0][0] - time.monotonic()) <= 0:
-            _, _, answer, copies, peer = heapq.heappop(self.waiting)
-            for _ in range(copies):
-                self.answer(answer, peer)
-            self.finished += 1
+            _, _, reply, copies, peer = heapq.heappop(self.waiting)
+            self.reply(reply, peer, copies)
         return pause if self.waiting else None
 
     def finish(self) -> None:
-        """Let the answers that are held back out, as far as a moment is enough."""
+        """Send the answers that are due within a moment, and drop the others."""
         deadline = time.monotonic() + GRACE
-        while (pause := self.settle()) is not None and time.monotonic() + pause < deadline:
+        while (pause := self.release()) is not None and time.monotonic() + pause < deadline:
             time.sleep(pause)
         self.sock.close()
         self.stop.close()
-        say(
-            f"stopped: {len(self.waiting)} answer{'s' * (len(self.waiting) != 1)} dropped, {self.finished} sent"
-        )
+        dropped = len(self.waiting)
+        say(f"stopped: {dropped} answer{'s' * (dropped != 1)} dropped, {self.finished} sent")
 
 
 def serve(args: argparse.Namespace) -> int:
-    # as a client does
-    family, target = min(
-        resolve(args.host, args.port, socket.SOCK_DGRAM), key=lambda found: found[0]
-    )
+    # of a host's addresses the least, IPv4 before IPv6: the client takes the same one
+    family, target = min(resolve(args.host, args.port, socket.SOCK_DGRAM))
     sock = bind(datagram_class(args), family, target)
     server = Server(args, sock)  # from here on a signal is heard
     announce(sock)
@@ -269,111 +343,63 @@ def serve(args: argparse.Namespace) -> int:
     return 0
 
 
-# --- the client: a message, a prompt, a pipe, a ping ---
-def connect(args: argparse.Namespace) -> socket.socket:
-    """Sends nothing: it names the only peer whose datagrams are let in, and whose refusals (ICMP) are told."""
-    for family, target in sorted(
-        resolve(args.host, args.port, socket.SOCK_DGRAM), key=lambda found: found[0]
-    ):
-        # IPv4 first, where a server is unless told otherwise: nothing here tells which of several
-        # addresses it has
-        sock = None
-        try:
-            sock = datagram_class(args)(family, socket.SOCK_DGRAM)
-            sock.connect(target)
-            return sock
-        except OSError as error:
-            if sock:
-                sock.close()
-            problem = error
-    raise no_echo(args, problem)
+# --- the client: a prompt, a pipe, a ping, a message ---
+def wait_for_reply(sock: socket.socket, deadline: float) -> bool:
+    """Whether a datagram has come in time. One that is there counts, however late it is."""
+    return bool(select.select([sock], [], [], max(0.0, deadline - time.perf_counter()))[0])
 
 
-def send_message(sock: socket.socket, data: bytes, tally: Tally) -> None:
-    """One datagram, whole or not at all."""
-    for _ in range(2):  # the first send() may do no more than tell what an earlier datagram met
-        try:
-            sock.send(data)
-            return
-        except OSError as error:
-            if error.errno == errno.EMSGSIZE:
-                limit, version = (
-                    LIMITS[sock.family],
-                    "IPv6" if sock.family == socket.AF_INET6 else "IPv4",
-                )
-                why = (
-                    "UDP sends a datagram whole or not at all"
-                    + "; this system takes even less" * (len(data) <= limit)
-                )
-                raise Failure(
-                    2,
-                    f"the datagram is {len(data)} bytes, the {version} maximum is {limit}",
-                    why,
-                    "a shorter line, or TCP: tcp_upper.py takes any size",
-                ) from None
-            tally.refusals.append(error)
+def shown(text: str) -> str:
+    """Text for a terminal: what could move the cursor or change colours appears in hex."""
+    return "".join(
+        char if char.isprintable() or char in "\n\t" else f"\\x{ord(char):02x}" for char in text
+    )
 
 
-def await_reply(
-    sock: socket.socket, args: argparse.Namespace, tally: Tally, deadline: float
-) -> Optional[bytes]:
-    """The next datagram, None when the time is up. One that is there already counts, however late it has become."""
-    while select.select([sock], [], [], max(0.0, deadline - time.perf_counter()))[0]:
-        try:
-            return sock.recv(args.recv_size)
-        except OSError as error:
-            # nobody has that port now, but a server may come before the last try
-            tally.refusals.append(error)
-    return None
+def ping_report(sent: int, trips: Sequence[float], doubled: int, overtaken: int) -> str:
+    """The end of --ping: trips are the milliseconds that each answered message took."""
+    lines = f"sent {sent}, received {len(trips)}, lost {sent - len(trips)}"
+    lines += f", doubled {doubled}, out of order {overtaken}"
+    if trips:
+        mean = sum(trips) / len(trips)
+        lines += f"\nround trip min/avg/max {min(trips):.3f}/{mean:.3f}/{max(trips):.3f} ms"
+    return lines
 
 
-def exchange(sock: socket.socket, message: bytes, args: argparse.Namespace, tally: Tally) -> bytes:
-    """Send a message until its reply comes, each time with more patience."""
-    for _ in range(MAX_STALE):  # what came before the question is no answer to it
-        if await_reply(sock, args, tally, 0.0) is None:
-            break
-        tally.ignored += 1
-    expected, refused_tries = message.upper(), 0
-    tally.sizes.add(len(message))
-    # their sizes: each may be the answer, cut, or a late one to an earlier and shorter question
-    beginnings: set[int] = set()
-    for seconds in TRIES:
-        tally.refusals.clear()
-        deadline = time.perf_counter() + seconds
-        send_message(sock, message, tally)
-        while (reply := await_reply(sock, args, tally, deadline)) is not None:
-            if reply == expected:
-                tally.ignored += len(beginnings)  # so they were late ones
-                return reply
-            if expected.startswith(reply):
-                beginnings.add(len(reply))
-            else:
-                tally.ignored += 1
-            if time.perf_counter() >= deadline:  # a flood of them leaves no silence
-                break
-        if beginnings - tally.sizes:  # no question was as short
-            break
-        refused_tries += bool(tally.refusals)
-        if not beginnings:
-            say(
-                f"no reply in {seconds:g} s"
-                + (f" ({tally.refusals[-1].strerror})" if tally.refusals else "")
-            )
-    if beginnings:
-        raise Failure(
-            18,
-            f"the reply is truncated: {max(beginnings)} of {len(expected)} bytes came back",
-            "a buffer on the way was smaller than the datagram, and UDP drops what does not fit",
-            "a larger --recv-size on the server and here, no --truncate",
-        )
-    raise no_echo(args, tally.refusals[-1] if refused_tries == len(TRIES) else None)
+class Output:
+    """Standard output: a file or a pipe gets the bytes, a terminal text; \\xNN is no text."""
+
+    def __init__(self) -> None:
+        self.terminal = os.isatty(1)
+        # a chunk can end inside a character
+        self.decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
+
+    def write(self, data: bytes, last: bool = False) -> None:
+        if self.terminal:
+            data = shown(self.decoder.decode(data, last)).encode()
+        while data:
+            try:
+                data = data[os.write(1, data) :]
+            except BlockingIOError:  # another program made the shared terminal non-blocking
+                select.select([], [1], [])
+            except OSError as error:
+                raise no_output(error) from None
+
+
+def no_output(error: OSError) -> "Failure":
+    return Failure(
+        23,
+        f"cannot write standard output ({error.strerror})",
+        "what reads it has ended, or its disk is full",
+        "write to a file on a disk with room: add > FILE to the command",
+    )
 
 
 def read_input(size: int) -> bytes:
     while True:
         try:
             return os.read(0, size)
-        except BlockingIOError:  # another program that shares it has set it so
+        except BlockingIOError:  # another program made the shared terminal non-blocking
             select.select([0], [], [])
         except OSError as error:
             raise Failure(
@@ -384,38 +410,36 @@ def read_input(size: int) -> bytes:
             ) from None
 
 
-def stream(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Output) -> None:
-    """Each line of standard input is a datagram; its answer is written before the next is sent."""
-    rest = b""
-    while len(rest) <= LONGEST and (chunk := read_input(PIECE)):
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            out.write(exchange(sock, line, args, tally) + b"\n")
-    if rest:
-        out.write(exchange(sock, rest, args, tally))
-
-
-def converse(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Output) -> None:
-    """The prompt: each line is a message, until Ctrl-D. input() has history and editing where readline exists."""
+def converse(sock: socket.socket, args: argparse.Namespace, counts: Counts, out: Output) -> None:
+    """The prompt: each line is a message, until Ctrl-D. readline adds history and editing."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (not at the top: loading it can write to a terminal)
     if isinstance(sys.stdin, io.TextIOWrapper):
         # bytes that are no text come through as they were typed
         sys.stdin.reconfigure(errors="surrogateescape")
-    with (
-        contextlib.redirect_stdout(sys.stdout if out.terminal else sys.stderr),
-        contextlib.suppress(EOFError),
-    ):
+    screen = sys.stdout if out.terminal else sys.stderr  # a prompt is no result
+    with contextlib.redirect_stdout(screen), contextlib.suppress(EOFError):
         while True:
             message = os.fsencode(input(PROMPT))
             try:
-                out.write(exchange(sock, message, args, tally) + b"\n")
-            except Failure as failure:  # the next one may get through
-                say(str(failure))
+                out.write(exchange(sock, message, args, counts) + b"\n")
+            except NotAnEcho as problem:  # the next one may get through
+                say(str(no_echo(args, counts, *problem.args)))
     say("")
 
 
-def ping(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Output) -> None:
+def stream(sock: socket.socket, args: argparse.Namespace, counts: Counts, out: Output) -> None:
+    """Each line of standard input is a datagram; its answer is written before the next is sent."""
+    rest = b""
+    while len(rest) <= LONGEST and (chunk := read_input(PIECE)):
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            out.write(exchange(sock, line, args, counts) + b"\n")
+    if rest:
+        out.write(exchange(sock, rest, args, counts))
+
+
+def ping(sock: socket.socket, args: argparse.Namespace, counts: Counts, out: Output) -> None:
     """Send numbered messages, one each --interval, and time what comes back meanwhile."""
     # an answer that may come: its number, when its question left
     awaited: dict[bytes, tuple[int, float]] = {}
@@ -426,63 +450,72 @@ def ping(sock: socket.socket, args: argparse.Namespace, tally: Tally, out: Outpu
     try:
         while len(trips) < args.ping:
             # what has come is read first: unread, it would look slow, and soon find no room
-            is_due = time.perf_counter() >= due and (
-                read >= MAX_STALE or not select.select([sock], [], [], 0)[0]
-            )
+            is_due = time.perf_counter() >= due
+            is_due = is_due and (read >= MAX_STALE or not wait_for_reply(sock, 0.0))
             if is_due and sent == args.ping:
                 break
             if is_due:
                 sent, read, now = sent + 1, 0, time.perf_counter()
                 due = due + args.interval if sent < args.ping else now + patience
                 awaited[b"PING %d" % sent] = sent, now
-                send_message(sock, b"ping %d" % sent, tally)
-            reply = await_reply(sock, args, tally, due)
+                send_message(sock, b"ping %d" % sent, counts)
+            reply = receive(sock, args, counts, due)
             read += reply is not None
             if reply in awaited:
                 number, began = awaited.pop(reply)
-                trips.append(time.perf_counter() - began)
+                trips.append(1000 * (time.perf_counter() - began))
                 answered.add(reply)
                 overtaken, highest = overtaken + (number < highest), max(number, highest)
                 due = due if sent < args.ping else time.perf_counter() + patience
             elif reply is not None:
                 doubled += reply in answered
-                tally.ignored += reply not in answered
+                counts.ignored += reply not in answered
     finally:
         out.write(f"{ping_report(sent, trips, doubled, overtaken)}\n".encode())
     if not trips:
-        raise no_echo(args, tally.refusals[-1] if len(tally.refusals) >= sent else None)
+        raise NotAnEcho(counts.refusals[-1] if len(counts.refusals) >= sent else None)
+
+
+def talk(sock: socket.socket, args: argparse.Namespace, counts: Counts, out: Output) -> None:
+    """What the command line asks for: a ping, a message, a prompt or a pipe."""
+    if args.ping:
+        ping(sock, args, counts, out)
+    elif args.text:
+        out.write(exchange(sock, os.fsencode(" ".join(args.text)), args, counts) + b"\n")
+    elif os.isatty(0):
+        converse(sock, args, counts, out)
+    else:
+        stream(sock, args, counts, out)
+
+
+def connect(args: argparse.Namespace) -> socket.socket:
+    """Send nothing, but name the only peer whose datagrams and refusals (ICMP) are let in."""
+    # in an order that serve() has too: nothing tells on which of its addresses a server is
+    for family, target in sorted(resolve(args.host, args.port, socket.SOCK_DGRAM)):
+        sock = None
+        try:
+            sock = datagram_class(args)(family, socket.SOCK_DGRAM)
+            sock.connect(target)
+            return sock
+        except OSError as error:
+            if sock:
+                sock.close()
+            problem = error
+    raise no_echo(args, Counts(), problem)
 
 
 def client(args: argparse.Namespace) -> int:
-    if sys.stdin is None or sys.stdout is None:  # then the connection would get their numbers
-        raise Failure(
-            26,
-            "standard input or output is closed",
-            "text comes in by the one and goes out by the other",
-            f"{CLIENT} < FILE > OUT",
-        )
-    if args.port == 0:
-        raise Failure(
-            2,
-            "port 0 is no server's",
-            "with it a server takes any free one",
-            "the port that the server printed when it started",
-        )
-    tally, out = Tally(), Output()
+    check_client(args)
+    counts, out = Counts(), Output()
     with connect(args) as sock:
         try:
-            if args.ping:
-                ping(sock, args, tally, out)
-            elif args.text:
-                out.write(exchange(sock, os.fsencode(" ".join(args.text)), args, tally) + b"\n")
-            elif os.isatty(0):
-                converse(sock, args, tally, out)
-            else:
-                stream(sock, args, tally, out)
+            talk(sock, args, counts, out)
+        except NotAnEcho as problem:
+            raise no_echo(args, counts, *problem.args) from None
         finally:
             out.write(b"", last=True)
-            if tally.ignored:
-                say(f"ignored {tally.ignored} late or foreign datagrams")
+            if counts.ignored:
+                say(f"ignored {counts.ignored} late or foreign datagrams")
     return 0
 
 
@@ -523,7 +556,7 @@ class Traced(socket.socket):
         say(f"{now:9.3f} ms #{self.number} {mark} {text}{dumped}")
 
     def masked(self, mark: str, data: bytes) -> bytes:
-        """The bytes, a secret as asterisks. A line may come in pieces, so the last one's end counts."""
+        """The bytes, with asterisks for a secret, even if its line came in several pieces."""
         before = self.unended.get(mark, b"")
         text = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + data)
         line = text[max(text.rfind(b"\r"), text.rfind(b"\n")) + 1 :]
@@ -604,10 +637,10 @@ def socket_class(args: argparse.Namespace) -> type[socket.socket]:
 
 
 class TracedDatagrams(Traced):
-    """The same for UDP: nothing is connected, an empty datagram is no end, each has its own peer."""
+    """The same for UDP: connect() sends nothing, and an empty datagram is no end."""
 
     def masked(self, mark: str, data: bytes) -> bytes:
-        self.unended = {}  # a datagram is whole: what an earlier one ended with does not matter
+        self.unended = {}  # a datagram is whole: the end of an earlier one does not matter
         return super().masked(mark, data)
 
     def show_received(self, data: Any, size: int, waited: float, name: str = "recv") -> None:
@@ -631,19 +664,12 @@ class TracedDatagrams(Traced):
         self.show_received(data, size, waited, f"recvfrom {address(peer)}")
         return data, peer
 
-    def recvmsg(
-        self, size: int, *rest: Any
-    ) -> tuple[bytes, list[tuple[int, int, bytes]], int, Any]:
-        found, waited = self.attempt("<", "recvmsg", super().recvmsg, size, *rest)
-        self.show_received(found[0], size, waited, f"recvmsg {address(found[3])}")
-        return found
-
 
 def datagram_class(args: argparse.Namespace) -> type[socket.socket]:
     return TracedDatagrams if socket_class(args) is Traced else socket.socket
 
 
-# --- listening: the same in server.py, httpserver.py, tcp_upper.py, udp_upper.py (tests/test_twins.py) ---
+# --- listening: the same in all four servers (tests/test_twins.py) ---
 class Stop:
     """Ctrl-C and SIGTERM as something that select() can wait for, on Windows too.
 
@@ -925,8 +951,23 @@ def server_command(args: argparse.Namespace) -> str:
     return f"{SERVER}{host} --port {args.port}"
 
 
-def no_echo(args: argparse.Namespace, problem: Optional[OSError]) -> Failure:
-    """Nothing came back; problem is what the kernel said instead, if it said something each time."""
+def no_echo(
+    args: argparse.Namespace,
+    counts: Counts,
+    problem: Optional[OSError] = None,
+    family: int = socket.AF_INET,
+) -> Failure:
+    """No answer came; problem is what the kernel said instead, if it said something each time."""
+    if problem and problem.errno == errno.EMSGSIZE:
+        size, limit = counts.asked, LIMITS[family]
+        version = "IPv6" if family == socket.AF_INET6 else "IPv4"
+        less = "; this system takes even less" * (size <= limit)
+        return Failure(
+            2,
+            f"the datagram is {size} bytes, the {version} maximum is {limit}",
+            f"UDP sends a datagram whole or not at all{less}",
+            "send shorter lines, or use TCP: tcp_upper.py takes any size",
+        )
     if isinstance(problem, ConnectionError):
         return Failure(
             7,
@@ -941,157 +982,102 @@ def no_echo(args: argparse.Namespace, problem: Optional[OSError]) -> Failure:
             "this machine has no way to that address",
             "check the address that the server printed, and the network",
         )
-    asked = (
-        f"to {args.ping} pings"
-        if args.ping
-        else f"after {len(TRIES)} tries ({', '.join(map(str, TRIES))} s)"
-    )
+    if counts.beginnings:
+        return Failure(
+            18,
+            f"the reply is truncated: {max(counts.beginnings)} of {counts.asked} bytes came back",
+            "a buffer on the way was smaller than the datagram, and UDP drops what does not fit",
+            "a larger --recv-size on the server and here, no --truncate",
+        )
+    asked = f"after {len(TRIES)} tries ({', '.join(map(str, TRIES))} s)"
     return Failure(
         28,
-        f"no reply from {place(args)} {asked}",
+        f"no reply from {place(args)} {f'to {args.ping} pings' if args.ping else asked}",
         "UDP cannot tell a lost datagram from a server that is not running",
         server_command(args),
     )
 
 
+def check_client(args: argparse.Namespace) -> None:
+    if sys.stdin is None or sys.stdout is None:  # then the connection would get their numbers
+        raise Failure(
+            26,
+            "standard input or output is closed",
+            "text comes in by the one and goes out by the other",
+            f"{CLIENT} < FILE > OUT",
+        )
+    if args.port == 0:
+        raise Failure(
+            2,
+            "port 0 is no server's",
+            "with it a server takes any free one",
+            "the port that the server printed when it started",
+        )
+
+
 def announce(sock: socket.socket) -> None:
-    """Where the server listens: for programs on stdout; for people on stderr, with the command that reaches it."""
+    """Where the server listens, on stdout; the command that reaches it, on stderr."""
     host, port = sock.getsockname()[:2]
     try:
         print(f"listening on {address((host, port))}", flush=True)
     except OSError as error:
         sock.close()
-        raise Failure(
-            23,
-            f"cannot write standard output ({error.strerror})",
-            "what reads it has ended, or its disk is full",
-            f"{SERVER} > FILE",
-        ) from None
+        raise no_output(error) from None
     elsewhere = reachable_at(sock)
     for known in elsewhere:
         say(f"from another machine:  {CLIENT} --host {known} --port {port}")
     if not elsewhere:
-        named = f" --host {host}" if host != "127.0.0.1" else ""  # where clients look by themselves
-        say(
-            f"only this machine can reach it, with:  {CLIENT}{named} --port {port}\nfor others, start it with --host 0.0.0.0"
-        )
+        named = f" --host {host}" if host != "127.0.0.1" else ""  # the client's own default
+        say(f"only this machine can reach it, with:  {CLIENT}{named} --port {port}")
+        say("for others, start it with --host 0.0.0.0")
 
 
 def common_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--host", help="the server's name or address (default 127.0.0.1)")
-    parser.add_argument(
-        "--port",
-        type=between(0, 65535),
-        help="its port; a server takes any free one for 0 (default 12000)",
+    seconds, flag = between(0.01, 1e6, float), parser.add_argument
+    flag("--host", help="the server's name or address (default 127.0.0.1)")
+    flag(
+        "--port", type=between(0, 65535), help="its port; a server takes any for 0 (default 12000)"
     )
-    parser.add_argument(
-        "--timeout",
-        type=between(0.01, 1e6, float),
-        metavar="S",
-        help="silence allowed inside an answer (default 30)",
-    )
-    parser.add_argument(
-        "--recv-size",
-        type=between(1, 1 << 30),
-        metavar="N",
-        help="bytes asked of one recv (default 65536)",
-    )
-    parser.add_argument("--trace", action="store_true", help="print a line for each socket call")
-    parser.add_argument("--trace-hex", action="store_true", help="the same, with the first bytes")
+    flag("--timeout", type=seconds, metavar="S", help="silence allowed in an answer (default 30)")
+    what = "bytes asked of one recv (default 65536)"
+    flag("--recv-size", type=between(1, 1 << 30), metavar="N", help=what)
+    flag("--trace", action="store_true", help="print a line for each socket call")
+    flag("--trace-hex", action="store_true", help="the same, with the first bytes")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="udp_upper.py")
-    parser.set_defaults(
-        host="127.0.0.1", port=12000, timeout=30.0, recv_size=65536, trace=False, trace_hex=False
-    )
+    parser = Parser(prog="udp_upper.py", argument_default=argparse.SUPPRESS)
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     roles = parser.add_subparsers(dest="role", metavar="server|client", required=True)
-    server = roles.add_parser(
-        "server", argument_default=argparse.SUPPRESS, help="wait for clients and answer them"
-    )
-    server.add_argument(
-        "--requests",
-        type=between(0, 1e9),
-        default=0,
-        metavar="N",
-        help="end after so many; 0 is never (default)",
-    )
-    server.add_argument(
-        "--rate",
-        type=between(0, 1e12),
-        default=0,
-        metavar="N",
-        help="bytes a second, for all; 0 is no limit (default)",
-    )
-    server.add_argument(
-        "--loss",
-        type=between(0, 1, float),
-        default=0.0,
-        metavar="P",
-        help="share of the datagrams that get no answer",
-    )
-    server.add_argument(
-        "--dup",
-        type=between(0, 1, float),
-        default=0.0,
-        metavar="P",
-        help="share that is answered twice",
-    )
-    server.add_argument(
-        "--reorder",
-        type=between(0, 1, float),
-        default=0.0,
-        metavar="P",
-        help="share whose answer later ones overtake",
-    )
-    server.add_argument(
-        "--delay",
-        type=between(0, 3600, float),
-        default=0.0,
-        metavar="S",
-        help="seconds that each answer is held back",
-    )
-    server.add_argument(
-        "--truncate",
-        type=between(0, 65535),
-        default=0,
-        metavar="N",
-        help="bytes left of an answer; 0 is all (default)",
-    )
-    server.add_argument(
-        "--seed",
-        type=between(0, 1 << 63),
-        default=1,
-        metavar="K",
-        help="another seed is another bad network (default 1)",
-    )
-    client = roles.add_parser(
-        "client", argument_default=argparse.SUPPRESS, help="send text, print what comes back"
-    )
-    client.add_argument(
-        "text",
-        nargs="*",
-        default=[],
-        metavar="TEXT",
-        help="the message; without, each line of standard input is one",
-    )
-    client.add_argument(
-        "--ping",
-        type=between(1, 1e9),
-        default=0,
-        metavar="N",
-        help="send N numbered messages and time them",
-    )
-    client.add_argument(
-        "--interval",
-        type=between(0, 3600, float),
-        default=0.2,
-        metavar="S",
-        help="from ping to ping (default 0.2)",
-    )
+    add = functools.partial(roles.add_parser, argument_default=argparse.SUPPRESS)
+    count, seconds = between(0, 1e12), between(0, 3600, float)
+    share = between(0, 1, float)
+
+    server = add("server", help="wait for clients and answer them")
+    flag = server.add_argument
+    flag("--requests", type=count, metavar="N", help="end after so many answers (default never)")
+    flag("--rate", type=count, metavar="N", help="bytes a second, for all (default no limit)")
+    flag("--delay", type=seconds, metavar="S", help="hold each answer back so long")
+    flag("--loss", type=share, metavar="P", help="share of the datagrams that get no answer")
+    flag("--dup", type=share, metavar="P", help="share that is answered twice")
+    flag("--reorder", type=share, metavar="P", help="share whose answer later ones overtake")
+    what = "bytes left of an answer (default all)"
+    flag("--truncate", type=between(0, 65535), metavar="N", help=what)
+    what = "another seed is another bad network (default 1)"
+    flag("--seed", type=between(0, 1 << 63), metavar="K", help=what)
+
+    client = add("client", help="send text, print what comes back")
+    flag = client.add_argument
+    what = "the message; without it, each line of standard input is one"
+    flag("text", nargs="*", metavar="TEXT", help=what)
+    flag("--ping", type=count, metavar="N", help="send N numbered messages and time them")
+    flag("--interval", type=seconds, metavar="S", help="from ping to ping (default 0.2)")
     for each in parser, server, client:
         common_flags(each)
+    parser.set_defaults(host="127.0.0.1", port=12000, timeout=30.0, recv_size=65536)
+    parser.set_defaults(trace=False, trace_hex=False, text=[], ping=0, interval=0.2)
+    parser.set_defaults(requests=0, rate=0, delay=0.0, loss=0.0, dup=0.0, reorder=0.0)
+    parser.set_defaults(truncate=0, seed=1)
     return parser
 
 

@@ -55,7 +55,7 @@ def test_text_for_a_terminal(text, want):
         (3, [], "sent 3, received 0, lost 3"),
         (
             3,
-            [0.001, 0.003],
+            [1.0, 3.0],
             "sent 3, received 2, lost 1\nround trip min/avg/max 1.000/2.000/3.000 ms",
         ),
     ],
@@ -82,8 +82,8 @@ def test_the_report_of_a_ping(sent, trips, want):
         ),
     ],
 )
-def test_the_fate_of_a_connection(problem, stopping, want):
-    assert tcp_upper.fate(problem, stopping) == want
+def test_the_outcome_of_a_connection(problem, stopping, want):
+    assert tcp_upper.outcome(problem, stopping, False) == want
 
 
 @pytest.mark.parametrize(
@@ -162,6 +162,39 @@ def test_rate_paces_in_tenths_of_a_second(spawn, run):
     # in one send: a pipe could bring it in pieces
     assert run(SCRIPT, "client", "--port", server.port, "x" * 29_999).out == b"X" * 29_999 + b"\n"
     server.wait_for("recv 10000 of at most 10000 bytes")
+
+
+# --- instruments ---
+def test_delay_comes_before_each_answer(spawn, run):
+    server = spawn(SCRIPT, "server", "--delay", 0.2)
+    done = run(SCRIPT, "client", "--port", server.port, "--ping", 3, "--interval", 0.5)
+    assert (done.code, done.out.split(b"\n")[0]) == (0, b"sent 3, received 3, lost 0")
+    assert float(re.search(rb"avg/max (\d+\.\d+)/", done.out)[1]) >= 200
+
+
+@pytest.mark.parametrize("mode", ["thread", "process", "serial"])
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_reset_after_so_many_bytes_the_client_sees_a_reset(spawn, run, mode, count):
+    server = spawn(SCRIPT, "server", "--reset-after", count, "--mode", mode)
+    with server.connect() as sock:
+        sock.sendall(b"hello\n")
+        got = b""
+        with pytest.raises(ConnectionResetError):
+            while True:
+                got += sock.recv(100)
+        assert got == b"HELLO\n"[:count]
+    server.wait_for(rf"received {count}, sent {count} bytes in .* s: reset by --reset-after$")
+    failed = run(SCRIPT, "client", "--port", server.port, "hello")
+    assert failed.code == 18
+    assert lines_of(failed)[0] == f"connection lost: {count} of 6 bytes came back"
+    assert lines_of(failed)[1].startswith("Connection reset by peer")
+
+
+def test_a_connection_of_fewer_bytes_is_not_reset(spawn, run):
+    server = spawn(SCRIPT, "server", "--reset-after", 100)
+    done = run(SCRIPT, "client", "--port", server.port, "hello")
+    assert (done.code, done.out) == (0, b"HELLO\n")
+    server.wait_for("received 6, sent 6 bytes in .* s: done$")
 
 
 # --- modes, room and ends ---
@@ -397,9 +430,9 @@ def test_a_slow_reader_that_lives_is_not_hung_up_on():
         def sendall(self, data):
             raise socket.timeout("timed out")
 
-    tally = tcp_upper.Tally()
-    tcp_upper.send_message(Slow(), b"x" * 20_500, tally)
-    assert (bytes(got), tally.sent) == (b"x" * 20_500, 20_500)
+    counts = tcp_upper.Counts()
+    tcp_upper.send_message(Slow(), b"x" * 20_500, counts)
+    assert (bytes(got), counts.sent) == (b"x" * 20_500, 20_500)
 
 
 def test_a_client_that_says_nothing_may_stay(spawn):
@@ -496,12 +529,8 @@ def test_only_silence_since_the_question_counts():
 
     client, server = socket.socketpair()
     with client, server:
-        assert (
-            tcp_upper.await_reply(
-                client, SimpleNamespace(host="servr", port=9, timeout=0.3, recv_size=100), Sender()
-            )
-            == b"HELLO"
-        )
+        args = SimpleNamespace(host="servr", port=9, timeout=0.3, recv_size=100)
+        assert tcp_upper.receive(client, args, Sender()) == b"HELLO"
 
 
 def test_after_three_seconds_of_silence_it_says_for_whom_it_waits(canned):

@@ -18,7 +18,8 @@ GROUPS = {
         "httpclient.py",
         "tcp_upper.py",
         "udp_upper.py",
-    }
+    },
+    "all four servers": {"server.py", "httpserver.py", "tcp_upper.py", "udp_upper.py"},
 }
 
 
@@ -93,3 +94,46 @@ def test_the_echo_scripts_have_the_same_functions_in_the_same_order():
     of_udp_alone = "TracedDatagrams.", "datagram_class"  # what --trace shows of datagrams
     over_udp = [name for name in functions("udp_upper.py") if not name.startswith(of_udp_alone)]
     assert functions("tcp_upper.py") == over_udp
+
+
+def is_there(name, tree):
+    """Where a function, a class or a method Class.name begins in the file, None if it is nowhere."""
+    for part in name.split("."):
+        kinds = ast.FunctionDef, ast.ClassDef
+        found = [node for node in tree.body if isinstance(node, kinds) and node.name == part]
+        if not found:
+            return None
+        tree = found[0]
+    return tree.lineno
+
+
+MAPS = {
+    script: found[0]
+    for script in SCRIPTS
+    if (found := re.search(r"^# The map\n(?:#.*\n)+", (ROOT / script).read_text(), re.M))
+}
+
+
+def test_the_echo_scripts_have_a_map():
+    assert {"tcp_upper.py", "udp_upper.py"} <= set(MAPS)
+
+
+@pytest.mark.parametrize("script", MAPS)
+def test_what_the_map_names_is_there_and_in_that_order(script):
+    """Names are functions with (), or classes in the list of sections, which is indented."""
+    tree = ast.parse((ROOT / script).read_text())
+    listed = "".join(re.findall(r"^#   .*\n", MAPS[script], re.M))
+    names = re.findall(r"\b[A-Z]\w+\.\w+(?=\()|\b\w+(?=\(\))|\b[A-Z]\w+", listed)
+    lines = [is_there(name, tree) for name in names]
+    assert len(names) >= 5 and None not in lines, dict(zip(names, lines))
+    assert lines == sorted(lines), f"not in the order of the file: {dict(zip(names, lines))}"
+    for name in re.findall(r"\b(?:[A-Z]\w+\.)?\w+(?=\(\))", MAPS[script]):
+        known = name in ("accept", "select", "recv", "send") or is_there(name, tree)
+        assert known, f"{name}() is nowhere"
+
+
+@pytest.mark.parametrize("script", MAPS)
+def test_the_map_is_short_and_stands_before_the_imports(script):
+    source = (ROOT / script).read_text()
+    assert 10 <= MAPS[script].count("\n") <= 20
+    assert source.index("# The map\n") < source.index("\nimport ")

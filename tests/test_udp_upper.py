@@ -61,7 +61,7 @@ def asker():
         (0, [], 0, 0, "sent 0, received 0, lost 0, doubled 0, out of order 0"),
         (
             3,
-            [0.001, 0.003],
+            [1.0, 3.0],
             1,
             2,
             "sent 3, received 2, lost 1, doubled 1, out of order 2\nround trip min/avg/max 1.000/2.000/3.000 ms",
@@ -72,16 +72,16 @@ def test_the_report_of_a_ping(sent, trips, doubled, overtaken, want):
     assert udp_upper.ping_report(sent, trips, doubled, overtaken) == want
 
 
-Fate = namedtuple("Fate", "lost doubled reordered")
+Outcome = namedtuple("Outcome", "lost doubled reordered")
 
 
-def fates(count=100, host="127.0.0.1", **chances):
+def outcomes(count=100, host="127.0.0.1", **chances):
     args = SimpleNamespace(**{"seed": 7, "loss": 0.0, "dup": 0.0, "reorder": 0.0, **chances})
-    return [Fate(*udp_upper.fate(args, host, number)) for number in range(1, count + 1)]
+    return [Outcome(*udp_upper.outcome(args, host, number)) for number in range(1, count + 1)]
 
 
 def lost(**chances):
-    return [number for number, what in enumerate(fates(**chances), 1) if what.lost]
+    return [number for number, what in enumerate(outcomes(**chances), 1) if what.lost]
 
 
 def test_the_same_seed_decides_the_same_on_every_machine_and_version():
@@ -100,7 +100,7 @@ def test_one_chance_does_not_move_another():
 
 @pytest.mark.parametrize("chance, want", [(0.0, 0), (1.0, 100)])
 def test_never_and_always(chance, want):
-    assert sum(what.lost for what in fates(loss=chance)) == want
+    assert sum(what.lost for what in outcomes(loss=chance)) == want
 
 
 # --- datagrams ---
@@ -264,14 +264,14 @@ def test_an_answer_that_is_there_counts_although_the_try_is_over(peer, asker, mo
     """As after a moment in which the machine stood still."""
     sock = asker(peer.port)
 
-    def answer_at_once(sock, data, tally):
+    def answer_at_once(sock, data, counts):
         peer.sock.sendto(data.upper(), sock.getsockname())
         select.select([sock], [], [])
 
     monkeypatch.setattr(udp_upper, "TRIES", (0.0,))
     monkeypatch.setattr(udp_upper, "send_message", answer_at_once)
     assert (
-        udp_upper.exchange(sock, b"hi", SimpleNamespace(recv_size=100), udp_upper.Tally()) == b"HI"
+        udp_upper.exchange(sock, b"hi", SimpleNamespace(recv_size=100), udp_upper.Counts()) == b"HI"
     )
 
 
@@ -360,14 +360,14 @@ def test_a_ping_reads_what_has_come_before_it_asks_again(peer, asker, monkeypatc
     """Or of two answers to each question one would stay unread, until the kernel has no room for the next."""
     sock, told = asker(peer.port), []
 
-    def answer_twice(sock, data, tally):
+    def answer_twice(sock, data, counts):
         for _ in range(2):
             peer.sock.sendto(data.upper(), sock.getsockname())
         select.select([sock], [], [])
 
     monkeypatch.setattr(udp_upper, "send_message", answer_twice)
     args = SimpleNamespace(ping=3000, interval=0.0, timeout=5.0, recv_size=100)
-    udp_upper.ping(sock, args, udp_upper.Tally(), SimpleNamespace(write=told.append))
+    udp_upper.ping(sock, args, udp_upper.Counts(), SimpleNamespace(write=told.append))
     assert told[0].startswith(b"sent 3000, received 3000, lost 0, doubled ")
 
 
@@ -410,7 +410,7 @@ def test_loss_has_one_right_result(spawn, run):
 
 def test_dup_and_reorder_have_one_right_result(spawn, run):
     server = spawn(SCRIPT, "server", "--dup", 0.2, "--reorder", 0.3, "--seed", 7)
-    decided = fates(count=19, dup=0.2, reorder=0.3)
+    decided = outcomes(count=19, dup=0.2, reorder=0.3)
     done = run(*patient(SCRIPT), "client", "--port", server.port, "--ping", 19, "--interval", 0.002)
     assert "sent 19, received 19, lost 0" in done.out.decode()
     log = server.stop()  # all of it: a client can end before its server's last line is read here
@@ -421,7 +421,7 @@ def test_dup_and_reorder_have_one_right_result(spawn, run):
 
 def test_a_reordered_answer_comes_after_the_next(spawn, asker):
     server = spawn(*patient(SCRIPT, LATE=1.0), "server", "--reorder", 0.3, "--seed", 7)
-    decided = [each.reordered for each in fates(count=10, reorder=0.3)]
+    decided = [each.reordered for each in outcomes(count=10, reorder=0.3)]
     first = decided.index(True) + 1
     assert not decided[first]
     sock = asker(server.port)
@@ -506,28 +506,71 @@ def test_ctrl_c_lets_answers_out_that_are_nearly_due(spawn, asker):
 
 
 def test_counts_of_clients_are_bounded():
-    args = SimpleNamespace(
-        loss=1.0,
-        dup=0.0,
-        reorder=0.0,
-        delay=0.0,
-        rate=0,
-        truncate=0,
-        seed=1,
-        requests=0,
-        recv_size=65536,
+    args = SimpleNamespace(seed=1, loss=1.0, dup=0.0, reorder=0.0, truncate=0)
+    server = udp_upper.Server.__new__(udp_upper.Server)
+    vars(server).update(
+        args=args, plays=True, numbers={}, waiting=[], told={"datagram 1 lost: by --loss"}
     )
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        server = udp_upper.Server.__new__(udp_upper.Server)
-        server.args, server.numbers, server.waiting, server.refuse = (
-            args,
-            {},
-            [],
-            lambda *told: None,
-        )
-        for number in range(udp_upper.MAX_PEERS + 5):
-            server.handle(b"", ("10.0.0.1", number))
-        assert sock and len(server.numbers) == udp_upper.MAX_PEERS
+    for number in range(udp_upper.MAX_PEERS + 5):
+        server.dispatch(b"", ("10.0.0.1", number))
+    assert len(server.numbers) == udp_upper.MAX_PEERS
+
+
+# --- datagrams that a stranger forged, so that two servers answer each other for ever ---
+def test_a_datagram_from_the_servers_own_port_gets_no_answer_and_one_line(spawn, asker):
+    server = spawn(SCRIPT, "server")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as twin:
+        twin.bind(("127.0.0.2", server.port))
+        for _ in range(20):
+            twin.sendto(b"loop", ("127.0.0.1", server.port))
+        sock = asker(server.port)
+        sock.send(b"hi")
+        assert sock.recv(10) == b"HI"  # so the others have been read
+        assert not select.select([twin], [], [], 0)[0]
+    assert server.stop().count(f"datagrams from port {server.port} get no answer") == 1
+
+
+@pytest.mark.parametrize("port", [7, 19, 53, 1023, 1900, 11211, 12000])
+def test_a_datagram_from_the_port_of_a_service_that_answers_gets_none(spawn, asker, port):
+    server = spawn(SCRIPT, "server")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as service:
+        try:
+            service.bind(("127.0.0.2", port))
+        except OSError as problem:
+            pytest.skip(f"port {port}: {problem.strerror}")
+        service.sendto(b"loop", ("127.0.0.1", server.port))
+        sock = asker(server.port)
+        sock.send(b"hi")
+        assert sock.recv(10) == b"HI"
+        assert not select.select([service], [], [], 0)[0]
+    server.wait_for(f"datagrams from port {port} get no answer")
+
+
+def test_two_servers_that_do_not_know_each_others_port_stop_answering_each_other(spawn, asker):
+    """The second one is played: it sends back what it gets, as any echo server would."""
+    server = spawn(SCRIPT, "server")
+    sock = asker(server.port)
+    sock.send(b"loop")
+    for _ in range(udp_upper.ECHO_LIMIT - 1):
+        sock.send(sock.recv(10))
+    assert sock.recv(10) == b"LOOP"
+    sock.send(b"LOOP")
+    server.wait_for("no answer to one in 1000 datagrams without a small letter")
+    sock.send(b"hi")
+    assert sock.recv(10) == b"HI"
+
+
+def test_answers_that_cannot_leave_do_not_fill_the_log(spawn, asker):
+    code = (
+        "import errno, os, runpy, socket, sys; sys.argv.pop(0); exec('def lost(*_): raise OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH))'); "
+        "socket.socket.sendto = lost; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    server = spawn("-c", code, ROOT / SCRIPT, "server", "--requests", 50)
+    sock = asker(server.port)
+    for _ in range(50):
+        sock.send(b"x")
+    assert server.wait() == 0
+    assert server.err.count("No route to host") == 1
 
 
 def test_an_empty_datagram_and_random_bytes_are_answered_like_any_other(spawn, asker):
