@@ -99,6 +99,7 @@ PIPELINE = 64  # requests on the way at once, when a folder of files is fetched
 EXPECT_FROM = 1 << 20  # bytes: larger bodies wait for the server's word, as curl's do
 EXPECT_WAIT = 1.0  # seconds for that word; servers that do not know it stay silent
 NOTED_FROM = 1 << 18  # bytes: a smaller file is fetched whole again, and needs no note
+HOLE_FROM = 1 << 12  # bytes: the block of most file systems
 SPLIT_FROM = 1 << 20  # bytes: the least that is worth a connection of its own
 # an attribute of a file: the ETag that it came with, if nothing else tells it from a newer one
 XATTR = "user.six.etag"
@@ -1551,8 +1552,15 @@ class Part:
         self.noted = False
 
     def write(self, data: Union[bytes, memoryview]) -> None:
-        self.write_at(self.offset, data)
-        self.offset += len(data)
+        """What follows; zeros become a hole, which takes no room on the disk."""
+        end, hole = self.offset + len(data), False
+        if len(data) >= HOLE_FROM and not data[0] and bytes(data) == bytes(len(data)):
+            with contextlib.suppress(OSError):  # a file system that makes no longer files thus
+                os.ftruncate(self.fd, end)
+                hole = True
+        if not hole:
+            self.write_at(self.offset, data)
+        self.offset = end
 
     def write_at(self, position: int, data: Union[bytes, memoryview]) -> None:
         view = memoryview(data)

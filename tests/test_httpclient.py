@@ -2992,6 +2992,26 @@ def test_a_time_before_1970_or_after_2286_is_sent_and_told_if_it_is_not_kept(
         assert [field in read for read in asked] == fields, (done, asked)
 
 
+@pytest.mark.parametrize("size", [0, 1, 4095, 4096, 3_000_000])
+def test_zeros_at_the_end_come_in_full(run, files, tmp_path, size):
+    body = b"\1" + bytes(size)
+    assert get(run, tmp_path, files(body, headers=DATE).url).code == 0
+    assert (tmp_path / "file.bin").read_bytes() == body
+
+
+def test_holes_of_a_file_stay_holes_also_after_a_cut(run, files, tmp_path):
+    """tmp_path may lie on a file system without holes."""
+    with open(tmp_path / "probe", "wb") as probe:
+        probe.truncate(1 << 20)
+    if os.stat(tmp_path / "probe").st_blocks:
+        pytest.skip("no holes here")
+    body = b"a" + bytes(20 << 20) + b"b" + bytes(20 << 20) + b"c"
+    server = files(body, cuts=[15 << 20])
+    assert get(run, tmp_path, server.url).code == 0
+    assert (tmp_path / "file.bin").read_bytes() == body and server.sent == len(body)
+    assert os.stat(tmp_path / "file.bin").st_blocks * 512 < 10 << 20
+
+
 # --- programs: what arrives is never code ---
 def started(alone, tmp_path, *words, cwd=None, **env):
     """The copied script, run where it lies or elsewhere, as a person does."""
