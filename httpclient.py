@@ -1012,6 +1012,13 @@ class Server:
     """What a client knows of one server."""
 
     def __init__(self, url: URL, args: argparse.Namespace) -> None:
+        if url.scheme == "http" and (args.tls or args.pin or args.cacert):
+            raise Failure(
+                2,
+                f"{url} would go in the clear",
+                "--tls, --pin and --cacert ask for TLS; nothing was sent there",
+                "https://",
+            )
         self.proxy = proxy_for(url, args)
         self.personal = personal(url, args)
         self.reached = False  # once in this run: when it refuses now, it may be back soon
@@ -1259,11 +1266,9 @@ class Client:
         data = b""
         for url in urls:
             if request := make(url):
-                narrate(
-                    self.args,
-                    ">",
-                    request.partition(b"\r\n\r\n")[0].decode("utf-8", "surrogateescape"),
-                )
+                if self.args.verbose:
+                    head, _, _ = request.partition(b"\r\n\r\n")
+                    narrate(self.args, ">", head.decode("utf-8", "surrogateescape"))
                 data += request
                 yield url
             if len(data) > TLS_SLICE:
@@ -1622,7 +1627,9 @@ class Part:
             # no old file, or a file system without modes
             with contextlib.suppress(OSError):
                 # but not setuid or setgid: it stood for what was there before
-                os.chmod(self.path, os.stat(path).st_mode & 0o777)
+                old = os.lstat(path).st_mode
+                if stat.S_ISREG(old):  # what a link leads to may be open to all
+                    os.chmod(self.path, old & 0o777)
             if os.name == "nt":
                 # Windows renames no open file; elsewhere the lock is held until the part has its
                 # name
@@ -1710,7 +1717,9 @@ def write_note(path: str, note: dict[str, Any]) -> None:
     import json
 
     try:
-        with open(path + "~", "w", encoding="utf-8", opener=open_own) as file:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path + "~")  # a link there may lead to any file
+        with open(path + "~", "x", encoding="utf-8") as file:
             json.dump(note, file)
         os.replace(path + "~", path)
     except OSError as error:
@@ -2735,13 +2744,16 @@ def mirror_files(
     args = client.args
     args.progress.expect(len(entries))
     known = there if not args.force else set[str]()
-    jobs = {base.child(entry.name): entry.name for entry in entries}
-    for entry in entries:
+
+    def is_same(entry: Entry) -> bool:
+        """By what the index itself tells."""
         told = entry.name in known and entry.size is not None and entry.mtime is not None
-        url, path = base.child(entry.name), os.path.join(dest, entry.name)
-        if told and told_same(args, path, url, entry):  # the index itself says so
-            args.progress.count("same")
-            del jobs[url]
+        path = os.path.join(dest, entry.name)
+        return told and told_same(args, path, base.child(entry.name), entry)
+
+    jobs = {base.child(entry.name): entry.name for entry in entries if not is_same(entry)}
+    for _ in range(len(entries) - len(jobs)):
+        args.progress.count("same")
 
     def settle(url: URL, reply: Reply, method: str) -> None:
         download = Download(client, url, dest, jobs[url], replace=True)
@@ -3754,15 +3766,7 @@ def target(text: str, args: argparse.Namespace) -> URL:
         if "://" in text
         else scheme(args) + text
     )
-    url = parse_url(text)
-    if url.scheme == "http" and (args.tls or args.pin or args.cacert):
-        raise Failure(
-            2,
-            f"{url} would go in the clear",
-            "--tls, --pin and --cacert ask for TLS; nothing was sent",
-            "https://",
-        )
-    return url
+    return parse_url(text)
 
 
 def host_url(args: argparse.Namespace) -> str:

@@ -1138,13 +1138,18 @@ def test_what_was_planted_where_a_part_or_its_note_would_stand_is_left_alone(run
     os.mkfifo(part.with_suffix(".json"))
     (tmp_path / "mine").write_bytes(b"mine")
     part.with_suffix(".json~").symlink_to(tmp_path / "mine")
-    assert (
-        get(run, part.parent, server.url).code == 23 and (tmp_path / "mine").read_bytes() == b"mine"
-    )
-    assert (
-        get(run, part.parent, server.url).code == 0
-        and (part.parent / "file.bin").read_bytes() == BODY
-    )
+    assert get(run, part.parent, server.url).code == 0
+    assert (part.parent / "file.bin").read_bytes() == BODY
+    os.link(tmp_path / "mine", part.with_suffix(".json~"))
+    assert get(run, part.parent, server.url, "--force").code == 0
+    (tmp_path / "open").touch()
+    (tmp_path / "open").chmod(0o666)
+    (part.parent / "file.bin").unlink()
+    (part.parent / "file.bin").symlink_to(tmp_path / "open")
+    assert get(run, part.parent, server.url, "--force").code == 0
+    # what a planted link leads to has no say in who may write
+    assert (part.parent / "file.bin").stat().st_mode & 0o022 == 0
+    assert (tmp_path / "mine").read_bytes() == b"mine" and names(part.parent) == ["file.bin"]
 
 
 @pytest.mark.parametrize(
@@ -3010,6 +3015,23 @@ def test_holes_of_a_file_stay_holes_also_after_a_cut(run, files, tmp_path):
     assert get(run, tmp_path, server.url).code == 0
     assert (tmp_path / "file.bin").read_bytes() == body and server.sent == len(body)
     assert os.stat(tmp_path / "file.bin").st_blocks * 512 < 10 << 20
+
+
+def test_an_index_that_names_a_file_twice_is_mirrored_once(run, files, tmp_path):
+    index = json.dumps([{"name": "a", "size": 5, "mtime": MTIME}] * 3).encode()
+    server = files(
+        b"hello",
+        headers=DATE,
+        hook=lambda head: (
+            answer(index, headers="Content-Type: application/json\r\n")
+            if head.startswith("GET / ")
+            else None
+        ),
+    )
+    for _ in "once", "again":
+        done = run("httpclient.py", "mirror", server.url[:-8], "-o", "copy", cwd=tmp_path)
+        assert done.code == 0 and tree(tmp_path / "copy") == {"a": b"hello"}, done
+    assert server.sent == 5
 
 
 # --- programs: what arrives is never code ---
