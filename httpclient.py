@@ -1938,13 +1938,7 @@ class Download:
             self.path = os.path.join(self.folder, self.name)
             # the server's choice of a name is no choice of what may be replaced
             self.replace = self.replace and self.name == asked
-        if is_program(self.path):
-            raise Failure(
-                23,
-                f"{spoken(self.path)} would be part of a program when it next starts",
-                "what a server sends must not run here",
-                "-o with another folder or name",
-            )
+        refuse_program(self.path)
 
     def continues(self, head: Head, sink: Union[Part, Stream]) -> None:
         """A partial response must start where we stopped and be of the same file, whatever the server was asked."""
@@ -2129,6 +2123,16 @@ def fetch_span(
             f"a range of {url} came short",
             f"{span[1] - span[0]:,} bytes of it are missing",
             "the same again",
+        )
+
+
+def refuse_program(path: str) -> None:
+    if is_program(path):
+        raise Failure(
+            23,
+            f"{spoken(path)} would be part of a program when it next starts",
+            "what a server sends must not run here",
+            "-o with another folder or name",
         )
 
 
@@ -2451,18 +2455,21 @@ class Upload:
             bool(reply.read(1)) or "last-modified" in reply.head.fields
         )
 
+    @property
+    def rare_time(self) -> bool:
+        """Whether the file's time is before 1970 or after 2286: not every server takes such a one."""
+        return not re.fullmatch("[0-9]{0,10}", self.fields.get(OC_MTIME, ""))
+
     def refused(self, reply: Reply) -> Reply:
-        """A time before 1970 or after 2286 is one that not every server takes: then the file is sent without."""
-        if reply.head.status != 400 or re.fullmatch("[0-9]{0,10}", self.fields.get(OC_MTIME, "")):
-            return reply
-        del self.fields[OC_MTIME]
-        self.timeless()
-        raise Transient(22, f"{self.url}: 400", "that time", "without it", after=0)
+        """The response, unless it may be about a rare time: then the file is sent without."""
+        if reply.head.status == 400 and self.rare_time:
+            del self.fields[OC_MTIME]
+            self.timeless()
+            raise Transient(22, f"{self.url}: 400", "that time", "without it", after=0)
+        return reply
 
     def check_time(self, head: Head) -> None:
-        """Tell it where a time that few servers take was not kept."""
-        wanted = self.fields.get(OC_MTIME, "")
-        if not re.fullmatch("[0-9]{0,10}", wanted) and head.get(OC_MTIME.lower()) != "accepted":
+        if self.rare_time and head.get(OC_MTIME.lower()) != "accepted":
             self.timeless()
 
     def timeless(self) -> None:
@@ -2852,7 +2859,7 @@ def upload_files(
 
     quickly(client, "HEAD", list(unsure), client.same_request("HEAD", base, IDENTITY), heard)
     # a server that gave one file our time keeps it
-    exact = any(told.etag or same_time(jobs[at], told) for at, told in known.items())
+    exact = any(told.etag or stored_same(jobs[at], told, exact=True) for at, told in known.items())
 
     def is_same(at: URL) -> bool:
         return at in known and stored_same(jobs[at], known[at], exact)
@@ -2882,26 +2889,13 @@ def told_of(at: URL, there: Optional[dict[str, Entry]]) -> Optional[Entry]:
     return Entry(name, False) if there is None else there.get(name)
 
 
-def same_time(path: str, told: Entry) -> bool:
-    found = look(path)
-    return bool(
-        found
-        and told.mtime is not None
-        and told.size == found.st_size
-        and told.mtime // 1 == found.st_mtime_ns // 10**9
-    )
-
-
 def stored_same(path: str, told: Entry, exact: bool) -> bool:
     """Whether a server has this file: of the same size and time, or of a later time where it is that of its coming."""
     found = look(path)
-    return same_time(path, told) or bool(
-        found
-        and not exact
-        and told.mtime is not None
-        and told.size == found.st_size
-        and told.mtime > found.st_mtime
-    )
+    if found is None or told.mtime is None or told.size != found.st_size:
+        return False
+    ours, theirs = found.st_mtime_ns // 10**9, told.mtime // 1
+    return theirs == ours or not exact and theirs > ours
 
 
 class Row:
@@ -2994,6 +2988,7 @@ def folder_url(url: URL) -> URL:
 
 def make_folder(path: str, strict: bool = False) -> set[str]:
     """A folder for what comes, and what is there already. Inside a mirror it must not be a link, which could lead out of it."""
+    refuse_program(path)  # Python runs the __main__.py in a folder
     try:
         os.makedirs(path, exist_ok=True)
         if strict and os.path.islink(path):

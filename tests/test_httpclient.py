@@ -3089,6 +3089,17 @@ def test_a_program_is_refused_also_by_mirror_and_the_rest_comes(alone, stock, tm
     assert started(alone, tmp_path, "--version").returncode == 0
 
 
+def test_a_folder_that_python_would_run_is_refused(alone, stock, tmp_path):
+    folder, url = stock
+    (folder / "server.py").mkdir()
+    for name in "a", "server.py/__main__.py":
+        (folder / name).write_bytes(POISON)
+    for words in ["mirror", url, "-o", "."], ["get", f"{url}a", "-o", "server.py/"]:
+        done = started(alone, tmp_path, *words)
+        assert done.returncode == 23 and "part of a program" in done.stderr, done
+        assert names(tmp_path / "alone") == ["a", "httpclient.py"]
+
+
 def test_a_part_that_an_earlier_run_left_does_not_become_a_program(alone, files, tmp_path):
     server = files(random.Random(5).randbytes(1_000_000), cuts=[500_000])
     url = f"http://127.0.0.1:{server.port}/client.py"
