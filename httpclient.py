@@ -17,8 +17,9 @@ by Range with If-Range; a file that changed meanwhile starts over. Length and di
 gets its name. get replaces what exists only with --force, or with --newer if the server's is newer or of another size;
 mirror replaces what differs (with --newer only such). A name that the server alone proposes replaces nothing.
 What would run later is refused: these scripts, and code in a folder from which Python imports.
-What is here already is not fetched again: told by Last-Modified and size, or where the server tells no time by the
-ETag, which Linux keeps with the file (user.six.etag).
+What is here already is not fetched again: told by the ETag that came with it, which Linux keeps with the file
+(user.six.etag), or else by Last-Modified and size. upload sends what has another size or time than the server's file,
+or where the server keeps no times what is newer.
 Large uploads ask first (Expect: 100-continue), or are resumed, also through proxies, where OPTIONS tells by Upload-Limit
 that the server speaks draft-ietf-httpbis-resumable-upload-10 (interop version 8). Files keep their time where the server knows X-OC-Mtime.
 "sent unverified": the server's answer, 200 and a page, may be that of one that ignores PUT.
@@ -98,6 +99,7 @@ PIPELINE = 64  # requests on the way at once, when a folder of files is fetched
 EXPECT_FROM = 1 << 20  # bytes: larger bodies wait for the server's word, as curl's do
 EXPECT_WAIT = 1.0  # seconds for that word; servers that do not know it stay silent
 NOTED_FROM = 1 << 18  # bytes: a smaller file is fetched whole again, and needs no note
+HOLE_FROM = 1 << 12  # bytes: the block of most file systems
 SPLIT_FROM = 1 << 20  # bytes: the least that is worth a connection of its own
 # an attribute of a file: the ETag that it came with, if nothing else tells it from a newer one
 XATTR = "user.six.etag"
@@ -107,13 +109,16 @@ PART_AGE = 7 * 24 * 3600.0  # seconds that a part may wait to be continued
 # seconds before another try: after progress, without (doubling), and the most of it
 PAUSES = 0.1, 0.5, 60.0
 DRAWN_EVERY = 0.1  # seconds
-LATEST = 1e11  # seconds since 1970: a later time is a mistake, and no system can show it
+LATEST = 10**11  # seconds since 1970: a later time is a mistake, and no system can show it
+EARLIEST = -62135596800  # the same for the year 1: earlier ones have no date in HTTP
+OC_MTIME = "X-OC-Mtime"  # the field for a file's time that ownCloud invented
 # PATCH: only with an Upload-Offset, which makes it so
 IDEMPOTENT = {"GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"}
 PASSING = {408, 429, 500, 502, 503, 504}  # statuses that another try may turn into success
 REDIRECTS = {301, 302, 303, 307, 308}
 # of a file: its very bytes, and their digest if known
-WANTED = {"Accept-Encoding": "identity", "Want-Repr-Digest": "sha-256=1"}
+IDENTITY = {"Accept-Encoding": "identity"}
+WANTED = {**IDENTITY, "Want-Repr-Digest": "sha-256=1"}
 INTEROP = "8"  # of the resumable-upload draft
 ADVICE = {  # what a person may do about a status
     401: "--password, --ask-password or --user NAME:PASSWORD, or SIXSOCKETS_PASSWORD for --host and --port",
@@ -410,6 +415,7 @@ class Entry(NamedTuple):
     folder: bool
     size: Optional[int] = None
     mtime: Optional[float] = None
+    etag: str = ""
 
 
 def html_entries(text: str, url: URL) -> list[Entry]:
@@ -460,10 +466,11 @@ def json_entries(text: str, url: URL) -> list[Entry]:
 
 def json_entry(item: dict[str, Any]) -> Optional[Entry]:
     name: Any = item.get("name")
-    size, mtime, link = (
+    size, mtime, link, etag = (
         item.get("size"),
         item.get("mtime", item.get("mod_time")),
         item.get("href", item.get("url")),
+        item.get("etag"),
     )
     try:
         # exact even where the name is no text
@@ -478,9 +485,8 @@ def json_entry(item: dict[str, Any]) -> Optional[Entry]:
     )
     mtime = parse_date(mtime) if isinstance(mtime, str) else mtime
     mtime = mtime if isinstance(mtime, (int, float)) and abs(mtime) < LATEST else None
-    return Entry(
-        name.rstrip("/"), folder, size if isinstance(size, int) and not folder else None, mtime
-    )
+    size = size if isinstance(size, int) and not folder else None
+    return Entry(name.rstrip("/"), folder, size, mtime, etag if isinstance(etag, str) else "")
 
 
 def amount(count: float) -> str:
@@ -1006,6 +1012,13 @@ class Server:
     """What a client knows of one server."""
 
     def __init__(self, url: URL, args: argparse.Namespace) -> None:
+        if url.scheme == "http" and (args.tls or args.pin or args.cacert):
+            raise Failure(
+                2,
+                f"{url} would go in the clear",
+                "--tls, --pin and --cacert ask for TLS; nothing was sent there",
+                "https://",
+            )
         self.proxy = proxy_for(url, args)
         self.personal = personal(url, args)
         self.reached = False  # once in this run: when it refuses now, it may be back soon
@@ -1209,51 +1222,59 @@ class Client:
         for wire in self.idle.values():
             wire.close()
 
+    def same_request(self, method: str, url: URL, fields: Fields) -> Callable[[URL], bytes]:
+        """What makes requests that differ in nothing but the target: one is made for all."""
+        mark = url._replace(target="\0")
+        whole = self.request(method, mark, {**fields, **self.server(url).personal}, None)
+        before, after = whole.split(b"\0")
+        return lambda each: before + each.target.encode() + after
+
     def pipeline(
-        self, method: str, urls: Iterable[URL], fields: Fields
+        self, method: str, urls: Iterable[URL], make: Callable[[URL], bytes]
     ) -> Iterator[tuple[URL, Reply]]:
         """Ask for many things of one server without waiting in between; the responses come in the same order.
-        It starts with one request, and doubles while the connection holds: not every server keeps it open."""
+        It starts with one request, and doubles while the connection holds: not every server keeps it open.
+        A URL for which make() gives nothing is left out."""
         waiting, asked, window = deque(urls), deque[URL](), 1
         most = PIPELINE if waiting and not self.server(waiting[0]).proxy else 1
         wire: Wire | None = None
-        while waiting or asked:
-            url = (asked or waiting)[0]
-            wire = wire or self.kept(url) or self.dial(url)
-            room = window - len(asked) if len(asked) <= window // 2 else 0  # several in one segment
-            new = [waiting.popleft() for _ in range(min(room, len(waiting)))]
-            asked.extend(new)
-            reply = self.next_reply(wire, method, new, fields, asked[0])
-            asked.popleft()
-            with reply:
-                yield url, reply
-            window = min(2 * window, most) if reply.keep else 1
-            if not reply.keep:
-                wire = None
-                waiting.extendleft(reversed(asked))
-                asked.clear()
-        if wire:
-            self.idle[url.origin] = wire
-
-    def next_reply(
-        self, wire: Wire, method: str, new: list[URL], fields: Fields, url: URL
-    ) -> Reply:
         try:
-            if new:
-                # they differ in nothing but the target, so one is made for all
-                mark = url._replace(target="\0")
-                before, after = self.request(
-                    method, mark, {**fields, **self.server(url).personal}, None
-                ).split(b"\0")
-                requests = [before + each.target.encode() + after for each in new]
-                wire.send(b"".join(requests))
-                for request in requests if self.args.verbose else ():
-                    narrate(self.args, ">", request.decode("utf-8", "surrogateescape"))
-            reply = Reply(wire, wire.head(), method, url)
-        except BaseException:
-            wire.close()
-            raise
-        return reply
+            while waiting or asked:
+                url = (asked or waiting)[0]
+                wire = wire or self.kept(url) or self.dial(url)
+                # several in one segment
+                room = window - len(asked) if len(asked) <= window // 2 else 0
+                new = [waiting.popleft() for _ in range(min(room, len(waiting)))]
+                asked.extend(self.send_all(wire, new, make))
+                if not asked:
+                    continue
+                with Reply(wire, wire.head(), method, asked.popleft()) as reply:
+                    yield reply.url, reply
+                window = min(2 * window, most) if reply.keep else 1
+                if not reply.keep:
+                    wire = None
+                    waiting.extendleft(reversed(asked))
+                    asked.clear()
+            if wire:
+                self.idle[url.origin], wire = wire, None
+        finally:
+            if wire:
+                wire.close()
+
+    def send_all(self, wire: Wire, urls: list[URL], make: Callable[[URL], bytes]) -> Iterator[URL]:
+        """Send requests, small ones together; which there were."""
+        data = b""
+        for url in urls:
+            if request := make(url):
+                if self.args.verbose:
+                    head, _, _ = request.partition(b"\r\n\r\n")
+                    narrate(self.args, ">", head.decode("utf-8", "surrogateescape"))
+                data += request
+                yield url
+            if len(data) > TLS_SLICE:
+                wire.send(data)
+                data = b""
+        wire.send(data)
 
 
 def redirected(method: str, status: int, body: Optional[Body]) -> tuple[str, Optional[Body]]:
@@ -1536,8 +1557,15 @@ class Part:
         self.noted = False
 
     def write(self, data: Union[bytes, memoryview]) -> None:
-        self.write_at(self.offset, data)
-        self.offset += len(data)
+        """What follows; zeros become a hole, which takes no room on the disk."""
+        end, hole = self.offset + len(data), False
+        if len(data) >= HOLE_FROM and not data[0] and bytes(data) == bytes(len(data)):
+            with contextlib.suppress(OSError):  # a file system that makes no longer files thus
+                os.ftruncate(self.fd, end)
+                hole = True
+        if not hole:
+            self.write_at(self.offset, data)
+        self.offset = end
 
     def write_at(self, position: int, data: Union[bytes, memoryview]) -> None:
         view = memoryview(data)
@@ -1588,7 +1616,7 @@ class Part:
                 # a time that this file system does not know
                 with contextlib.suppress(OSError, OverflowError):
                     os.utime(self.path, (modified, modified))
-            elif etag:
+            if etag:
                 # only Linux has them, and not on every file system
                 with contextlib.suppress(OSError, AttributeError):
                     os.setxattr(
@@ -1599,7 +1627,9 @@ class Part:
             # no old file, or a file system without modes
             with contextlib.suppress(OSError):
                 # but not setuid or setgid: it stood for what was there before
-                os.chmod(self.path, os.stat(path).st_mode & 0o777)
+                old = os.lstat(path).st_mode
+                if stat.S_ISREG(old):  # what a link leads to may be open to all
+                    os.chmod(self.path, old & 0o777)
             if os.name == "nt":
                 # Windows renames no open file; elsewhere the lock is held until the part has its
                 # name
@@ -1687,7 +1717,9 @@ def write_note(path: str, note: dict[str, Any]) -> None:
     import json
 
     try:
-        with open(path + "~", "w", encoding="utf-8", opener=open_own) as file:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path + "~")  # a link there may lead to any file
+        with open(path + "~", "x", encoding="utf-8") as file:
             json.dump(note, file)
         os.replace(path + "~", path)
     except OSError as error:
@@ -1831,7 +1863,7 @@ class Download:
         name = self.name or safe_name(url_name(self.url))
         if self.stdout or self.args.force or not os.path.isfile(os.path.join(self.folder, name)):
             return False
-        with self.client.ask("HEAD", self.url, {"Accept-Encoding": "identity"}) as reply:
+        with self.client.ask("HEAD", self.url, IDENTITY) as reply:
             if reply.head.status != 200:
                 return False  # a URL signed for GET alone refuses HEAD
             self.saw(reply.head)
@@ -1850,14 +1882,9 @@ class Download:
         return False
 
     def same(self, head: Head) -> bool:
-        """Whether a response is about the very file here: by the ETag that came with it, or by size and time; and --checksum agrees."""
-        known = remembered_etag(self.path, self.url) if head.modified is None else ""
-        alike = (
-            known == head.get("etag")
-            if known
-            else same(look(self.path), head.length, head.modified, self.args.newer)
-        )
-        return alike and (
+        """Whether a response is about the very file here, and --checksum agrees."""
+        told = Entry(self.name, False, head.length, head.modified, head.get("etag"))
+        return told_same(self.args, self.path, self.url, told) and (
             not self.args.checksum
             or file_digest(self.path, self.args.checksum[0]) == self.args.checksum[1]
         )
@@ -1911,13 +1938,7 @@ class Download:
             self.path = os.path.join(self.folder, self.name)
             # the server's choice of a name is no choice of what may be replaced
             self.replace = self.replace and self.name == asked
-        if is_program(self.path):
-            raise Failure(
-                23,
-                f"{spoken(self.path)} would be part of a program when it next starts",
-                "what a server sends must not run here",
-                "-o with another folder or name",
-            )
+        refuse_program(self.path)
 
     def continues(self, head: Head, sink: Union[Part, Stream]) -> None:
         """A partial response must start where we stopped and be of the same file, whatever the server was asked."""
@@ -2105,22 +2126,34 @@ def fetch_span(
         )
 
 
+def refuse_program(path: str) -> None:
+    if is_program(path):
+        raise Failure(
+            23,
+            f"{spoken(path)} would be part of a program when it next starts",
+            "what a server sends must not run here",
+            "-o with another folder or name",
+        )
+
+
 def look(path: str) -> Optional[os.stat_result]:
     with contextlib.suppress(OSError):
         return os.stat(path)
     return None
 
 
-def same(
-    found: Optional[os.stat_result], size: Optional[int], modified: Optional[float], newer: bool
-) -> bool:
-    """Whether a file here is the one that a server describes. mtimes are set from Last-Modified, so equal ones mean much;
-    with --newer a later one here is as good, and where no time is told the size must do."""
-    if found is None or size is not None and size != found.st_size:
+def told_same(args: argparse.Namespace, path: str, url: URL, told: Entry) -> bool:
+    """Whether a file here is the one that a server describes. The ETag that came with it knows best. mtimes are set from
+    Last-Modified, so equal ones mean much; with --newer a later one here is as good, and where no time is told the size must do."""
+    by_time = args.newer and told.mtime is not None
+    if told.etag and not by_time and (known := remembered_etag(path, url)):
+        return known == told.etag
+    found = look(path)
+    if found is None or told.size is not None and told.size != found.st_size:
         return False
-    if modified is None:
-        return newer and size is not None
-    return int(modified) == int(found.st_mtime) or newer and modified < found.st_mtime
+    if told.mtime is None:
+        return bool(args.newer) and told.size is not None
+    return told.mtime // 1 == found.st_mtime // 1 or by_time and told.mtime < found.st_mtime
 
 
 def file_digest(path: str, name: str) -> str:
@@ -2338,12 +2371,15 @@ class Upload:
         """A digest stands before the body, so a large file is read twice for it: only for servers that say they take it."""
         if self.body.length is None:
             return {}
-        seconds = min(self.body.mtime_ns // 10**9, int(LATEST))
-        fields = {"Last-Modified": http_date(seconds)}
-        if seconds >= 0:
-            fields["X-OC-Mtime"] = str(seconds)  # the one that servers keep
-        if self.client.args.verb == "upload":
-            fields["Date"] = fields["Last-Modified"]  # from which nginx takes the file's time
+        seconds = self.body.mtime_ns // 10**9
+        fields = {}
+        if EARLIEST <= seconds < LATEST:
+            # the second is the one that servers keep
+            fields = {"Last-Modified": http_date(seconds), OC_MTIME: str(seconds)}
+            if self.client.args.verb == "upload":
+                fields["Date"] = fields["Last-Modified"]  # from which nginx takes the file's time
+        else:
+            self.timeless()
         told = {"want-repr-digest"}
         if self.body.length >= EXPECT_FROM:
             with self.client.ask("OPTIONS", self.url) as reply:
@@ -2391,7 +2427,9 @@ class Upload:
         }
         with self.client.ask("PUT", self.url, fields, Body(b"")) as reply:
             resource = (
-                check(reply).url.join(reply.head.get("location"))._replace(login=self.url.login)
+                check(self.refused(reply))
+                .url.join(reply.head.get("location"))
+                ._replace(login=self.url.login)
             )
         if not reply.head.get("location") or resource.origin != self.url.origin:
             return None
@@ -2405,18 +2443,46 @@ class Upload:
     def send_whole(self) -> None:
         self.client.args.progress.begin(self.path, 0, self.body.length)
         with self.client.ask("PUT", self.url, self.fields, self.body) as reply:
-            doubtful = check(reply).head.status == 200 and (
-                bool(reply.read(1)) or "last-modified" in reply.head.fields
-            )
+            self.check_time(check(self.refused(reply)).head)
+            doubtful = self.doubtful(reply)
         if doubtful:
             self.look_again()
+
+    @staticmethod
+    def doubtful(reply: Reply) -> bool:
+        """Whether a success may be the answer to a GET."""
+        return reply.head.status == 200 and (
+            bool(reply.read(1)) or "last-modified" in reply.head.fields
+        )
+
+    @property
+    def rare_time(self) -> bool:
+        """Whether the file's time is before 1970 or after 2286: not every server takes such a one."""
+        return not re.fullmatch("[0-9]{0,10}", self.fields.get(OC_MTIME, ""))
+
+    def refused(self, reply: Reply) -> Reply:
+        """The response, unless it may be about a rare time: then the file is sent without."""
+        if reply.head.status == 400 and self.rare_time:
+            del self.fields[OC_MTIME]
+            self.timeless()
+            raise Transient(22, f"{self.url}: 400", "that time", "without it", after=0)
+        return reply
+
+    def check_time(self, head: Head) -> None:
+        if self.rare_time and head.get(OC_MTIME.lower()) != "accepted":
+            self.timeless()
+
+    def timeless(self) -> None:
+        say(
+            f"not kept by the server: the time of {spoken(self.path)}, {self.body.mtime_ns // 10**9} s since 1970"
+        )
 
     def look_again(self) -> None:
         """A server that takes no files, such as Caddy's, may answer PUT as if it were GET: 200, and what it had before."""
         length = None
         with (
             contextlib.suppress(Failure),
-            self.client.ask("HEAD", self.url, {"Accept-Encoding": "identity"}) as reply,
+            self.client.ask("HEAD", self.url, IDENTITY) as reply,
         ):
             length = reply.head.length if reply.head.status == 200 else None
         if length not in (None, self.sent):
@@ -2461,7 +2527,7 @@ class Upload:
                     "it is still busy with what came",
                     "the same again",
                 )
-            check(reply)
+            self.check_time(check(reply).head)
 
 
 def post(client: Client) -> int:
@@ -2685,16 +2751,31 @@ def mirror_files(
     args = client.args
     args.progress.expect(len(entries))
     known = there if not args.force else set[str]()
-    jobs = {
-        base.child(entry.name): entry.name
-        for entry in entries
-        if entry.name not in known or not told_same(args, dest, entry)
-    }
-    quickly(client, "HEAD", [url for url, name in jobs.items() if name in known], jobs, dest)
+
+    def is_same(entry: Entry) -> bool:
+        """By what the index itself tells."""
+        told = entry.name in known and entry.size is not None and entry.mtime is not None
+        path = os.path.join(dest, entry.name)
+        return told and told_same(args, path, base.child(entry.name), entry)
+
+    jobs = {base.child(entry.name): entry.name for entry in entries if not is_same(entry)}
+    for _ in range(len(entries) - len(jobs)):
+        args.progress.count("same")
+
+    def settle(url: URL, reply: Reply, method: str) -> None:
+        download = Download(client, url, dest, jobs[url], replace=True)
+        verdict = download.settle(reply, method) if reply.head.status == 200 else ""
+        if verdict:
+            report(args, url, verdict, download.path, download.received, None)
+            del jobs[url]
+
+    def in_a_row(method: str, urls: list[URL]) -> None:
+        make = client.same_request(method, base, WANTED)
+        quickly(client, method, urls, make, lambda url, reply: settle(url, reply, method))
+
+    in_a_row("HEAD", [url for url, name in jobs.items() if name in known])
     begun = set(filter(is_part, there))
-    quickly(
-        client, "GET", [url for url in jobs if not begun or part_name(url) not in begun], jobs, dest
-    )
+    in_a_row("GET", [url for url in jobs if not begun or part_name(url) not in begun])
     return each(
         args,
         list(jobs),
@@ -2702,26 +2783,23 @@ def mirror_files(
     )
 
 
-def told_same(args: argparse.Namespace, dest: str, entry: Entry) -> bool:
-    """Whether the index itself says that the file here is the same."""
-    told = entry.size is not None and entry.mtime is not None
-    if not told or not same(
-        look(os.path.join(dest, entry.name)), entry.size, entry.mtime, args.newer
-    ):
-        return False
-    args.progress.count("same")
-    return True
-
-
-def quickly(client: Client, method: str, urls: list[URL], jobs: dict[URL, str], dest: str) -> None:
-    """Ask for all of them in a row. What succeeds is no job any more; what fails stays one."""
-    with contextlib.suppress(Failure):
-        for url, reply in client.pipeline(method, urls, WANTED):
-            download = Download(client, url, dest, jobs[url], replace=True)
-            verdict = download.settle(reply, method) if reply.head.status == 200 else ""
-            if verdict:
-                report(client.args, url, verdict, download.path, download.received, None)
-                del jobs[url]
+def quickly(
+    client: Client,
+    method: str,
+    urls: Iterable[URL],
+    make: Callable[[URL], bytes],
+    settle: Callable[[URL, Reply], None],
+) -> None:
+    """Ask for all of them in a row, and for the rest once more where a link broke, as long as that gets further.
+    A Failure of one is told when it is tried by itself."""
+    left, before = dict.fromkeys(urls), -1
+    while left and len(left) != before:
+        before = len(left)
+        with contextlib.suppress(Failure):
+            for url, reply in client.pipeline(method, list(left), make):
+                del left[url]
+                settle(url, reply)
+            return
 
 
 def upload(client: Client) -> int:
@@ -2750,13 +2828,7 @@ def upload_folder(client: Client, path: str, url: URL, depth: int) -> int:
     files, folders = sendable(path, args)
     there = remote(client, url)
     args.progress.expect(len(files))
-
-    def one(entry: os.DirEntry[str]) -> None:
-        if persist(args, lambda: unchanged(client, entry, url.child(entry.name), there)):
-            return report(args, url.child(entry.name), "same", entry.path, 0, None)
-        send_file(client, entry.path, url.child(entry.name))
-
-    code = each(args, files, one)
+    code = upload_files(client, {url.child(entry.name): entry.path for entry in files}, url, there)
     further = each(
         args,
         folders,
@@ -2765,6 +2837,99 @@ def upload_folder(client: Client, path: str, url: URL, depth: int) -> int:
         ),
     )
     return code or further
+
+
+def upload_files(
+    client: Client, jobs: dict[URL, str], base: URL, there: Optional[dict[str, Entry]]
+) -> int:
+    """Send a folder's files: short ones in a row as long as all goes well, what is left then one by one, with patience."""
+    args = client.args
+    known = {at: told for at in jobs if (told := told_of(at, there))}
+    unsure = {at for at, told in known.items() if told.size is None or told.mtime is None}
+
+    def heard(at: URL, reply: Reply) -> None:
+        if reply.head.status in (200, 404):
+            found = reply.head.length if reply.head.status == 200 else None
+            known[at] = Entry("", False, found, reply.head.modified)
+            unsure.discard(at)
+
+    def ask(at: URL) -> None:
+        with client.ask("HEAD", at, IDENTITY) as reply:
+            heard(at, reply)
+
+    quickly(client, "HEAD", list(unsure), client.same_request("HEAD", base, IDENTITY), heard)
+    # a server that gave one file our time keeps it
+    exact = any(told.etag or stored_same(jobs[at], told, exact=True) for at, told in known.items())
+
+    def is_same(at: URL) -> bool:
+        return at in known and stored_same(jobs[at], known[at], exact)
+
+    row = Row(client, jobs)
+    quickly(
+        client,
+        "PUT",
+        [at for at in jobs if at not in unsure and not is_same(at)],
+        row.request,
+        row.settle,
+    )
+
+    def one(at: URL) -> None:
+        if at in unsure:
+            persist(args, lambda: ask(at))
+        if is_same(at):
+            return report(args, at, "same", jobs[at], 0, None)
+        send_file(client, jobs[at], at)
+
+    return each(args, list(jobs), one)
+
+
+def told_of(at: URL, there: Optional[dict[str, Entry]]) -> Optional[Entry]:
+    """What an index tells of a file: nothing, if it is not there; an empty entry, if nobody knows."""
+    name = url_name(at)
+    return Entry(name, False) if there is None else there.get(name)
+
+
+def stored_same(path: str, told: Entry, exact: bool) -> bool:
+    """Whether a server has this file: of the same size and time, or of a later time where it is that of its coming."""
+    found = look(path)
+    if found is None or told.mtime is None or told.size != found.st_size:
+        return False
+    ours, theirs = found.st_mtime_ns // 10**9, told.mtime // 1
+    return theirs == ours or not exact and theirs > ours
+
+
+class Row:
+    """Short files that are sent without waiting in between. Whatever is no plain success is left to be sent by itself."""
+
+    def __init__(self, client: Client, jobs: dict[URL, str]) -> None:
+        self.client = client
+        self.jobs = jobs  # what is sent is none any more
+        self.sent: dict[URL, Upload] = {}
+        self.plain = True  # no answer yet that all others would get too
+
+    def request(self, url: URL) -> bytes:
+        path = self.jobs[url]
+        with contextlib.suppress(Failure):
+            body = Body(path)
+            if self.plain and body.length is not None and body.length <= NOTED_FROM:
+                upload = self.sent[url] = Upload(self.client, url, body, path)
+                upload.fields = upload.prepare()
+                fields = {**upload.fields, **self.client.server(url).personal}
+                return self.client.request("PUT", url, fields, body) + b"".join(
+                    map(bytes, body.pieces())
+                )
+        return b""
+
+    def settle(self, url: URL, reply: Reply) -> None:
+        upload, status = self.sent.pop(url), reply.head.status
+        done = status < 300 and status != 207
+        doubtful = status in REDIRECTS or status == 401 or done and upload.doubtful(reply)
+        self.plain = self.plain and not doubtful
+        if done and not doubtful and not upload.body.changed():
+            upload.check_time(reply.head)
+            report(self.client.args, url, "sent", upload.path, upload.sent, None)
+            self.client.args.progress.add(upload.sent)
+            del self.jobs[url]
 
 
 def sendable(
@@ -2817,37 +2982,13 @@ def missing(client: Client, url: URL) -> bool:
         return reply.head.status == 404
 
 
-def unchanged(
-    client: Client, entry: os.DirEntry[str], url: URL, there: Optional[dict[str, Entry]]
-) -> bool:
-    """Whether a server has this file: of the same size, and not from before it was last written here."""
-    if there is not None and entry.name not in there:
-        return False
-    known, found = (
-        there[entry.name] if there else Entry(entry.name, False),
-        sendable_file(entry.path),
-    )
-    if known.size is None or known.mtime is None:
-        with client.ask("HEAD", url, {"Accept-Encoding": "identity"}) as reply:
-            known = Entry(
-                entry.name,
-                False,
-                reply.head.length if reply.head.status == 200 else None,
-                reply.head.modified,
-            )
-    return (
-        known.size == found.st_size
-        and known.mtime is not None
-        and int(known.mtime) >= int(found.st_mtime)
-    )
-
-
 def folder_url(url: URL) -> URL:
     return url if url.path.endswith("/") else url._replace(target=url.path + "/")
 
 
 def make_folder(path: str, strict: bool = False) -> set[str]:
     """A folder for what comes, and what is there already. Inside a mirror it must not be a link, which could lead out of it."""
+    refuse_program(path)  # Python runs the __main__.py in a folder
     try:
         os.makedirs(path, exist_ok=True)
         if strict and os.path.islink(path):
@@ -3653,15 +3794,7 @@ def target(text: str, args: argparse.Namespace) -> URL:
         if "://" in text
         else scheme(args) + text
     )
-    url = parse_url(text)
-    if url.scheme == "http" and (args.tls or args.pin or args.cacert):
-        raise Failure(
-            2,
-            f"{url} would go in the clear",
-            "--tls, --pin and --cacert ask for TLS; nothing was sent",
-            "https://",
-        )
-    return url
+    return parse_url(text)
 
 
 def host_url(args: argparse.Namespace) -> str:

@@ -1138,13 +1138,18 @@ def test_what_was_planted_where_a_part_or_its_note_would_stand_is_left_alone(run
     os.mkfifo(part.with_suffix(".json"))
     (tmp_path / "mine").write_bytes(b"mine")
     part.with_suffix(".json~").symlink_to(tmp_path / "mine")
-    assert (
-        get(run, part.parent, server.url).code == 23 and (tmp_path / "mine").read_bytes() == b"mine"
-    )
-    assert (
-        get(run, part.parent, server.url).code == 0
-        and (part.parent / "file.bin").read_bytes() == BODY
-    )
+    assert get(run, part.parent, server.url).code == 0
+    assert (part.parent / "file.bin").read_bytes() == BODY
+    os.link(tmp_path / "mine", part.with_suffix(".json~"))
+    assert get(run, part.parent, server.url, "--force").code == 0
+    (tmp_path / "open").touch()
+    (tmp_path / "open").chmod(0o666)
+    (part.parent / "file.bin").unlink()
+    (part.parent / "file.bin").symlink_to(tmp_path / "open")
+    assert get(run, part.parent, server.url, "--force").code == 0
+    # what a planted link leads to has no say in who may write
+    assert (part.parent / "file.bin").stat().st_mode & 0o022 == 0
+    assert (tmp_path / "mine").read_bytes() == b"mine" and names(part.parent) == ["file.bin"]
 
 
 @pytest.mark.parametrize(
@@ -1928,7 +1933,7 @@ def test_an_upload_asks_again_when_an_answer_is_lost(run, canned, tmp_path, ther
     )
     server = canned(
         *index,
-        b"",
+        *([b"", b""] if there else [b""]),
         *([] if there else [answer(b"", "404 No"), answer(b"", "201 Created")]),
         answer(b"", "201 Created"),
         read_until=b"\r\n\r\n",
@@ -2822,6 +2827,213 @@ def test_parts_that_nothing_can_continue_go_with_the_next_run(run, files, stock,
     assert names(tmp_path) == [f"{writing}.part", f"{upload}.json", "file.bin", "served"]
 
 
+class Shelf(Listener):
+    """A server that stores what is PUT, without any folder's index, and counts how many requests wait for an answer at most."""
+
+    def __init__(self, bend=lambda number, path: b""):
+        self.bend, self.stored, self.paths, self.most = bend, {}, [], 0
+        super().__init__(self.talk)
+
+    def talk(self, conn):
+        conn.settimeout(DEADLINE)
+        data = b""
+        while chunk := conn.recv(1 << 20):
+            data, waiting = data + chunk, 0
+            while found := re.match(rb"(?s)([A-Z]+) (/\S*) (.*?)\r\n\r\n", data):
+                length = re.search(rb"(?i)\ncontent-length: ([0-9]+)", found[3])
+                end = found.end() + int(length[1] if length else 0)
+                if len(data) < end:
+                    break
+                waiting, path = waiting + 1, found[2].decode()
+                body, data = data[found.end() : end], data[end:]
+                self.paths.append(path)
+                bent = b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n"
+                if found[1] == b"PUT":
+                    bent = self.bend(len(self.paths), path)
+                    if not bent or b" 201 " in bent:
+                        self.stored[path] = body
+                elif found[1] == b"MKCOL":
+                    bent = b""
+                if bent == b"cut":
+                    return
+                conn.sendall(bent or b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n")
+                if b"Connection: close" in bent:
+                    return
+            self.most = max(self.most, waiting)
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}/up/"
+
+
+def folder_of(tmp_path, count):
+    (tmp_path / "up").mkdir()
+    for number in range(count):
+        (tmp_path / "up" / f"{number:03}").write_bytes(b"%d " % number * number)
+    (tmp_path / "up" / "large").write_bytes(bytes(range(256)) * 8192)
+    return {f"/up/{name}": body for name, body in tree(tmp_path / "up").items()}
+
+
+def test_an_upload_keeps_several_short_files_on_their_way(run, listeners, tmp_path):
+    want, server = folder_of(tmp_path, 200), Shelf()
+    listeners.append(server)
+    done = run("httpclient.py", "upload", "up", server.url, cwd=tmp_path)
+    assert done.code == 0 and done.err == "201 sent\n" and server.stored == want, done
+    assert 16 <= server.most <= 64 and len(server.paths) == 204
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        answer(b"no", "403 No"),
+        b"HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n",
+        b"cut",
+        b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+        b"junk\r\n\r\n",
+    ],
+    ids=["refusal", "trouble", "cut", "close", "junk"],
+)
+def test_an_upload_in_a_row_tells_of_each_file_by_itself(run, listeners, tmp_path, bad):
+    want, refused = folder_of(tmp_path, 60), b"403" in bad
+    left = [bad] * (9 if refused else 1)
+    server = Shelf(lambda number, path: left.pop() if path == "/up/030" and left else b"")
+    listeners.append(server)
+    done = run("httpclient.py", "upload", "up", server.url, cwd=tmp_path)
+    assert done.code == (22 if refused else 0), done
+    if refused:
+        del want["/up/030"]
+        assert done.err.count("error:") == 1 and "/up/030: 403" in done.err
+    assert done.err.endswith("60 sent, 1 failed\n" if refused else "61 sent\n"), done
+    assert server.stored == want
+
+
+def test_an_upload_in_a_row_asks_for_no_more_once_it_is_sent_elsewhere(run, listeners, tmp_path):
+    want, there = folder_of(tmp_path, 20), Shelf()
+    listeners.append(there)
+
+    def bend(number, path):
+        head = f"HTTP/1.1 307 There\r\nLocation: http://127.0.0.1:{there.port}{path}\r\n"
+        return f"{head}Content-Length: 0\r\n\r\n".encode()
+
+    gate = Shelf(bend)
+    listeners.append(gate)
+    done = run("httpclient.py", "upload", "up", gate.url, cwd=tmp_path)
+    assert done.code == 0 and there.stored == want, done
+    assert sum(path == "/up/001" for path in gate.paths) == 1 and gate.most == 1
+
+
+def test_what_is_same_on_a_server_that_keeps_our_time_has_that_time(run, spawn, tmp_path):
+    """A restored backup: of the same size, and older than what was sent before."""
+    for name in "served", "up":
+        (tmp_path / name).mkdir()
+    at = "upload", "up", f"http://127.0.0.1:{spawn('httpserver.py', 'served', cwd=tmp_path).port}/"
+    for body, when in (b"new", MTIME), (b"old", MTIME - 100), (b"nEw", MTIME + 100):
+        (tmp_path / "up" / "a").write_bytes(body)
+        os.utime(tmp_path / "up" / "a", (when, when))
+        for said in "1 sent\n", "1 same\n":
+            assert run("httpclient.py", *at, cwd=tmp_path).err == said
+        assert tree(tmp_path / "served") == {"a": body}
+
+
+@pytest.mark.parametrize("kept, said", [(False, "2 same\n"), (True, "1 sent, 1 same\n")])
+def test_one_file_with_our_time_tells_that_a_server_keeps_it(run, canned, tmp_path, kept, said):
+    (tmp_path / "up").mkdir()
+    for name in "ab":
+        (tmp_path / "up" / name).write_bytes(b"hello")
+        os.utime(tmp_path / "up" / name, (MTIME, MTIME))
+    index = [{"name": name, "size": 5, "mtime": MTIME + 9} for name in "ab"]
+    index[1]["mtime"] -= 9 * kept
+    server = canned(
+        answer(b"", "200 OK"),
+        answer(json.dumps(index).encode(), headers="Content-Type: application/json\r\n"),
+        answer(b"", "201 Created"),
+        read_until=b"\r\n\r\n",
+    )
+    done = run("httpclient.py", "upload", "up", f"http://127.0.0.1:{server.port}/", cwd=tmp_path)
+    assert done.code == 0 and done.err in (said, "1 same, 1 sent\n" * kept), done
+
+
+@pytest.mark.skipif(not hasattr(os, "setxattr"), reason="no extended attributes here")
+def test_mirror_and_get_see_a_change_of_equal_size_within_a_second(run, spawn, tmp_path):
+    folder = tmp_path / "served"
+    folder.mkdir()
+    url = f"http://127.0.0.1:{spawn('httpserver.py', folder).port}/"
+    for number, body in enumerate([b"one", b"two", b"six"]):
+        (folder / "a").write_bytes(body)
+        os.utime(folder / "a", ns=(0, MTIME * 10**9 + number))
+        for said in "1 saved\n", "1 same\n":
+            assert run("httpclient.py", "mirror", url, "-o", "copy", cwd=tmp_path).err == said
+        assert tree(tmp_path / "copy") == {"a": body}
+        done = run("httpclient.py", "get", f"{url}a", cwd=tmp_path)
+        assert done.code == (23 if number else 0) and (tmp_path / "a").read_bytes() == b"one"
+
+
+@pytest.mark.parametrize("when", [-5, -(2**31), 10**10 + 7])
+@pytest.mark.parametrize("verb", ["put", "upload"])
+def test_a_time_before_1970_or_after_2286_is_sent_and_told_if_it_is_not_kept(
+    run, canned, tmp_path, verb, when
+):
+    (tmp_path / "up").mkdir()
+    file = tmp_path / "up" / "a"
+    file.write_bytes(b"hello")
+    os.utime(file, (when, when))
+    if os.stat(file).st_mtime != when:
+        pytest.skip("this file system keeps no such time")
+    field, before = f"\r\nX-OC-Mtime: {when}\r\n".encode(), []
+    if verb == "upload":
+        before = [answer(b"", "404 No"), answer(b"", "201 Created")]
+    kept = answer(b"", "201 Created", "X-OC-Mtime: accepted\r\n")
+    refused = answer(b"", "400 No")
+    for answers, told, fields in [
+        ([kept], 0, [1]),
+        ([answer(b"", "201 Created")], 1, [1]),
+        ([refused] * (1 + (verb == "upload")) + [kept], 1, [1] * (1 + (verb == "upload")) + [0]),
+    ]:
+        server = canned(*before, *answers, read_until=b"\r\n\r\n")
+        what = "up/a" if verb == "put" else "up"
+        done = run("httpclient.py", verb, what, f"http://127.0.0.1:{server.port}/", cwd=tmp_path)
+        asked = [read for read in server.read if read.startswith(b"PUT")]
+        assert done.code == 0 and done.err.count("not kept by the server: the time of ") == told
+        assert [field in read for read in asked] == fields, (done, asked)
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095, 4096, 3_000_000])
+def test_zeros_at_the_end_come_in_full(run, files, tmp_path, size):
+    body = b"\1" + bytes(size)
+    assert get(run, tmp_path, files(body, headers=DATE).url).code == 0
+    assert (tmp_path / "file.bin").read_bytes() == body
+
+
+def test_holes_of_a_file_stay_holes_also_after_a_cut(run, files, tmp_path):
+    """tmp_path may lie on a file system without holes."""
+    with open(tmp_path / "probe", "wb") as probe:
+        probe.truncate(1 << 20)
+    if os.stat(tmp_path / "probe").st_blocks:
+        pytest.skip("no holes here")
+    body = b"a" + bytes(20 << 20) + b"b" + bytes(20 << 20) + b"c"
+    server = files(body, cuts=[15 << 20])
+    assert get(run, tmp_path, server.url).code == 0
+    assert (tmp_path / "file.bin").read_bytes() == body and server.sent == len(body)
+    assert os.stat(tmp_path / "file.bin").st_blocks * 512 < 10 << 20
+
+
+def test_an_index_that_names_a_file_twice_is_mirrored_once(run, files, tmp_path):
+    index = json.dumps([{"name": "a", "size": 5, "mtime": MTIME}] * 3).encode()
+    server = files(
+        b"hello",
+        headers=DATE,
+        hook=lambda head: (
+            answer(index, headers="Content-Type: application/json\r\n")
+            if head.startswith("GET / ")
+            else None
+        ),
+    )
+    for _ in "once", "again":
+        done = run("httpclient.py", "mirror", server.url[:-8], "-o", "copy", cwd=tmp_path)
+        assert done.code == 0 and tree(tmp_path / "copy") == {"a": b"hello"}, done
+    assert server.sent == 5
+
+
 # --- programs: what arrives is never code ---
 def started(alone, tmp_path, *words, cwd=None, **env):
     """The copied script, run where it lies or elsewhere, as a person does."""
@@ -2875,6 +3087,17 @@ def test_a_program_is_refused_also_by_mirror_and_the_rest_comes(alone, stock, tm
     assert done.returncode == 23 and done.stderr.count("part of a program") == 2, done
     assert names(tmp_path / "alone") == ["a", "b", "httpclient.py"]
     assert started(alone, tmp_path, "--version").returncode == 0
+
+
+def test_a_folder_that_python_would_run_is_refused(alone, stock, tmp_path):
+    folder, url = stock
+    (folder / "server.py").mkdir()
+    for name in "a", "server.py/__main__.py":
+        (folder / name).write_bytes(POISON)
+    for words in ["mirror", url, "-o", "."], ["get", f"{url}a", "-o", "server.py/"]:
+        done = started(alone, tmp_path, *words)
+        assert done.returncode == 23 and "part of a program" in done.stderr, done
+        assert names(tmp_path / "alone") == ["a", "httpclient.py"]
 
 
 def test_a_part_that_an_earlier_run_left_does_not_become_a_program(alone, files, tmp_path):

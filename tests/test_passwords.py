@@ -670,6 +670,33 @@ def test_a_client_that_waits_takes_all_that_one_record_of_tls_holds(listeners, t
         inbox.kill()
 
 
+def test_no_redirect_leads_out_of_the_tls_that_was_asked_for(run, listeners, canned, tmp_path):
+    clear = canned(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwrong")
+    certificate, key = made(tmp_path, "own")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+
+    def talk(conn):
+        with context.wrap_socket(conn, server_side=True) as server:
+            server.recv(65536)
+            server.sendall(
+                b"HTTP/1.1 302 There\r\nLocation: http://127.0.0.1:%d/a\r\nContent-Length: 0\r\n\r\n"
+                % clear.port
+            )
+
+    listeners.append(Listener(talk))
+    pem = ssl.PEM_cert_to_DER_cert(certificate.read_text())
+    done = run(
+        "httpclient.py",
+        "get",
+        f"https://127.0.0.1:{listeners[-1].port}/a",
+        "--pin",
+        hashlib.sha256(pem).hexdigest(),
+        cwd=tmp_path,
+    )
+    assert done.code == 2 and "in the clear" in done.err and not clear.read, done
+
+
 def test_a_server_that_ends_tls_amid_a_body_is_not_waited_for(listeners, tmp_path):
     """Such an end can be read again and again: select() never waits, and no timeout passes."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
