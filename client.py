@@ -533,15 +533,6 @@ TURNED_AWAY = {
 }  # reasons that come instead of the greeting
 
 
-def human(size: float) -> str:
-    """1.2 MB: three digits, powers of 1000."""
-    for unit in ("bytes", "kB", "MB", "GB", "TB"):
-        if size < 999.5 or unit == "TB":
-            break
-        size /= 1000
-    return f"{size:.0f} {unit}" if unit == "bytes" or size >= 99.95 else f"{size:.1f} {unit}"
-
-
 def clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     return (
@@ -600,7 +591,7 @@ def refusal(answer: Line, verb: str, name: str) -> "Failure":
     why, hint = WHYS.get(reason, ("the server says so", "the server's log tells more"))
     why = shown(answer.keys.get("why", why))
     if "limit" in answer.keys:
-        why += f" ({human(answer.number('limit'))})"
+        why += f" ({readable_size(answer.number('limit'))})"
     if "received" in answer.keys:
         reason += f" after {answer.number('received'):,} bytes"
     code = (
@@ -1150,7 +1141,11 @@ class Progress:
             self.shown = True
             draw(
                 "\r"
-                + (f"verifying what is there already: {human(current)}" if verb else self.bar(now))
+                + (
+                    f"verifying what is there already: {readable_size(current)}"
+                    if verb
+                    else self.bar(now)
+                )
                 + "\x1b[K"
             )
 
@@ -1162,7 +1157,7 @@ class Progress:
         files = (
             f"  {self.files:,} of {plural(self.all_files, 'file')}" if self.all_files > 1 else ""
         )
-        return f"{100 * done // total:3}% [{'#' * filled}{' ' * (20 - filled)}] {human(done)} of {human(total)}  {human(rate)}/s  {left}{files}"
+        return f"{100 * done // total:3}% [{'#' * filled}{' ' * (20 - filled)}] {readable_size(done)} of {readable_size(total)}  {readable_size(rate)}/s  {left}{files}"
 
     def clear(self) -> None:
         if self.shown:
@@ -1581,7 +1576,7 @@ class Batch:
         except BaseException as end:
             self.progress.clear()
             if isinstance(end, KeyboardInterrupt):
-                reached = human(self.progress.done + self.progress.current)
+                reached = readable_size(self.progress.done + self.progress.current)
                 end.args = (
                     f"stopped after {plural(self.moved, 'file')} and {reached}; {self.again}",
                 )
@@ -1714,7 +1709,7 @@ class Batch:
     def summary(self) -> None:
         self.progress.clear()
         took = time.monotonic() - self.progress.began
-        text = f"{self.verb}: {plural(self.moved, 'file')}, {human(self.bytes)} in {took:.2f} s ({human(self.bytes / max(took, 0.001))}/s)"
+        text = f"{self.verb}: {plural(self.moved, 'file')}, {readable_size(self.bytes)} in {took:.2f} s ({readable_size(self.bytes / max(took, 0.001))}/s)"
         text += f"; {self.skipped:,} already there" if self.skipped else ""
         text += f"; {self.failed:,} failed" if self.failed else ""
         if self.args.json:
@@ -2515,7 +2510,7 @@ class Sends(Puts):
                     }
                 )
             elif not self.args.quiet:
-                say(f"{target}: verified {verified:,} of {sent:,}, {human(size)}")
+                say(f"{target}: verified {verified:,} of {sent:,}, {readable_size(size)}")
 
 
 def everybody(link: Link) -> Iterator[Line]:
@@ -2899,7 +2894,7 @@ def do_list(args: argparse.Namespace) -> int:
         elif table:
             when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.number("mtime_ns") / 1e9))
             tell(
-                f"{human(entry.number('size')) if entry.verb == 'file' else '':>9}  {when}  {name}"
+                f"{readable_size(entry.number('size')) if entry.verb == 'file' else '':>9}  {when}  {name}"
             )
         else:
             tell(name)
@@ -3389,6 +3384,22 @@ def trust_flags(parser: argparse._ActionsContainer) -> None:
 
 
 # --- end trust ---
+
+
+# --- showing sizes: the same in client.py, httpserver.py, httpclient.py (tests/test_twins.py) ---
+def readable_size(size: float) -> str:
+    """Bytes as people read them, such as 999 bytes or 1.2 MB, in powers of 1,000."""
+    if size < 999.5:
+        return f"{size:.0f} byte{'s' * (round(size) != 1)}"
+    unit = ""
+    for unit in ("kB", "MB", "GB", "TB"):
+        size /= 1000
+        if size < 999.5:
+            break
+    return f"{size:.0f} {unit}" if size >= 99.95 else f"{size:.1f} {unit}"
+
+
+# --- end showing sizes ---
 
 
 # --- programs: the same in server.py, client.py, httpserver.py, httpclient.py (tests/test_twins.py) ---

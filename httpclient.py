@@ -489,15 +489,6 @@ def json_entry(item: dict[str, Any]) -> Optional[Entry]:
     return Entry(name.rstrip("/"), folder, size, mtime, etag if isinstance(etag, str) else "")
 
 
-def amount(count: float) -> str:
-    """Bytes for people."""
-    for unit in "B", "kB", "MB", "GB":
-        if count < 1000:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
 def shown(text: str) -> str:
     """Text for a terminal: what could move the cursor or change colours appears in hex."""
     return "".join(
@@ -3189,6 +3180,22 @@ def trust_flags(parser: argparse._ActionsContainer) -> None:
 # --- end trust ---
 
 
+# --- showing sizes: the same in client.py, httpserver.py, httpclient.py (tests/test_twins.py) ---
+def readable_size(size: float) -> str:
+    """Bytes as people read them, such as 999 bytes or 1.2 MB, in powers of 1,000."""
+    if size < 999.5:
+        return f"{size:.0f} byte{'s' * (round(size) != 1)}"
+    unit = ""
+    for unit in ("kB", "MB", "GB", "TB"):
+        size /= 1000
+        if size < 999.5:
+            break
+    return f"{size:.0f} {unit}" if size >= 99.95 else f"{size:.1f} {unit}"
+
+
+# --- end showing sizes ---
+
+
 # --- programs: the same in server.py, client.py, httpserver.py, httpclient.py (tests/test_twins.py) ---
 SCRIPTS = (
     "server.py",
@@ -3694,7 +3701,7 @@ class Progress:
             f"{settled} of {self.files} files, " * bool(self.files) + f"{spoken(self.name)[:30]} "
         )
         text += f"[{'#' * int(20 * share):20}] {100 * share:3.0f}%  " if share is not None else ""
-        text += f"{amount(self.done)}  {amount(rate)}/s  " + (
+        text += f"{readable_size(self.done)}  {readable_size(rate)}/s  " + (
             f"{left // 60:.0f}:{left % 60:02.0f} left" if left is not None else ""
         )
         # a terminal whose window was closed: what came in the background goes on
@@ -3752,7 +3759,7 @@ def report(
         )
     elif not args.quiet and not args.progress.files:
         rate = (
-            f" ({size:,} bytes, {amount(size / max(seconds, 1e-6))}/s)"
+            f" ({size:,} bytes, {readable_size(size / max(seconds, 1e-6))}/s)"
             if seconds and result != "same"
             else ""
         )

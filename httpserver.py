@@ -3174,20 +3174,6 @@ def page_fields() -> dict[str, str]:
     return {"Content-Security-Policy": policy, "Referrer-Policy": "same-origin"}
 
 
-def readable_size(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if size < 1000:
-            break
-        size, unit = size / 1000, "PB"
-    return (
-        f"{size:.0f} {unit}"
-        if unit == "B"
-        else f"{size:.3g} {unit}"
-        if size < 999.5
-        else f"{size:.0f} {unit}"
-    )
-
-
 def visible(name: str) -> str:
     """A name as text: what is not UTF-8 as the replacement character, never a lone surrogate."""
     return os.fsencode(name).decode("utf-8", "replace")
@@ -4061,6 +4047,35 @@ def door_flags(parser: argparse.ArgumentParser) -> None:
 # --- end guarding ---
 
 
+# --- showing sizes: the same in client.py, httpserver.py, httpclient.py (tests/test_twins.py) ---
+def readable_size(size: float) -> str:
+    """Bytes as people read them, such as 999 bytes or 1.2 MB, in powers of 1,000."""
+    if size < 999.5:
+        return f"{size:.0f} byte{'s' * (round(size) != 1)}"
+    unit = ""
+    for unit in ("kB", "MB", "GB", "TB"):
+        size /= 1000
+        if size < 999.5:
+            break
+    return f"{size:.0f} {unit}" if size >= 99.95 else f"{size:.1f} {unit}"
+
+
+# --- end showing sizes ---
+
+
+# --- reading sizes: the same in server.py, httpserver.py (tests/test_twins.py) ---
+def parse_size(text: str) -> int:
+    """An argparse type: bytes. k, M, G, T are powers of 1,000; Ki, Mi, Gi, Ti are powers of 1,024."""
+    found = re.fullmatch(r"([0-9]{1,15})(?:([kmgt])(i?))?", text.lower())
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes such as 500k or 2Gi")
+    base, power = 1024 if found[3] else 1000, " kmgt".index(found[2] or " ")
+    return int(int(found[1]) * base**power)
+
+
+# --- end reading sizes ---
+
+
 # --- programs: the same in server.py, client.py, httpserver.py, httpclient.py (tests/test_twins.py) ---
 SCRIPTS = (
     "server.py",
@@ -4634,16 +4649,6 @@ def url_of(door: Door, host: str, port: int, login: str = "") -> str:
     return f"http{'s' * bool(door.tls)}://{login}{address((host, port))}/"
 
 
-def byte_count(text: str) -> int:
-    """An argparse type: bytes, as 1000000, 500k, 20M, 4G or 1T."""
-    found = re.fullmatch(r"([0-9]{1,15})([kMGT]?)", text)
-    if not found:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a number of bytes such as 500k, 20M or 4G"
-        )
-    return int(found[1]) * int(1000 ** " kMGT".index(found[2] or " "))
-
-
 def proxy_address(text: str) -> str:
     if not (found := hop_address(text)):
         raise argparse.ArgumentTypeError(f"{text!r} is not an IP address")
@@ -4691,14 +4696,14 @@ def build_parser() -> argparse.ArgumentParser:
     add("--hidden", action="store_true", help="show and serve names that start with a dot")
     add(
         "--max-size",
-        type=byte_count,
+        type=parse_size,
         default=0,
         metavar="N",
-        help="bytes of one upload; k, M, G, T (default no limit)",
+        help="largest upload, such as 500M or 2Gi (default no limit)",
     )
     add(
         "--min-free",
-        type=byte_count,
+        type=parse_size,
         default=0,
         metavar="N",
         help="bytes that uploads leave free on the disk (default 0)",

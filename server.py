@@ -544,14 +544,6 @@ def facts(status: os.stat_result) -> dict[str, object]:
     }
 
 
-def amount(text: str) -> int:
-    """An argparse type: bytes, with K, M, G or T for powers of 1024."""
-    found = re.fullmatch(r"([0-9]{1,15})([kmgt]?)", text.lower())
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes such as 500M or 2G")
-    return int(found[1]) << 10 * " kmgt".index(found[2] or " ")
-
-
 # --- folders: the same in server.py, client.py (tests/test_twins.py) ---
 MAX_NAME = 4096  # bytes of a path: more than most systems take
 MAX_DEPTH = 64  # components of a path: what is further down costs too much to walk to
@@ -2587,6 +2579,19 @@ def door_flags(parser: argparse.ArgumentParser) -> None:
 # --- end guarding ---
 
 
+# --- reading sizes: the same in server.py, httpserver.py (tests/test_twins.py) ---
+def parse_size(text: str) -> int:
+    """An argparse type: bytes. k, M, G, T are powers of 1,000; Ki, Mi, Gi, Ti are powers of 1,024."""
+    found = re.fullmatch(r"([0-9]{1,15})(?:([kmgt])(i?))?", text.lower())
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes such as 500k or 2Gi")
+    base, power = 1024 if found[3] else 1000, " kmgt".index(found[2] or " ")
+    return int(int(found[1]) * base**power)
+
+
+# --- end reading sizes ---
+
+
 # --- programs: the same in server.py, client.py, httpserver.py, httpclient.py (tests/test_twins.py) ---
 SCRIPTS = (
     "server.py",
@@ -3176,14 +3181,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     flag(
         "--max-size",
-        type=amount,
+        type=parse_size,
         default=0,
         metavar="N",
-        help="largest upload, such as 500M; 0 is no limit (default)",
+        help="largest upload, such as 500M or 2Gi; 0 is no limit (default)",
     )
     flag(
         "--min-free",
-        type=amount,
+        type=parse_size,
         default=0,
         metavar="N",
         help="refuse uploads that would leave less room on the disk (default 0)",

@@ -1519,6 +1519,7 @@ def test_the_memory_of_the_client_does_not_grow_with_the_file(server, here, box)
     ("size", "text"),
     [
         (0, "0 bytes"),
+        (1, "1 byte"),
         (999, "999 bytes"),
         (1000, "1.0 kB"),
         (1234567, "1.2 MB"),
@@ -1529,8 +1530,8 @@ def test_the_memory_of_the_client_does_not_grow_with_the_file(server, here, box)
         (5e15, "5000 TB"),
     ],
 )
-def test_human(size, text):
-    assert script.human(size) == text
+def test_readable_size(size, text):
+    assert script.readable_size(size) == text
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """server.py as any client meets it: bytes in, bytes out, and what is in the folder and the log afterwards."""
 
+import argparse
 import contextlib
 import ctypes
 import hashlib
@@ -1700,15 +1701,30 @@ def test_quote_and_parse_agree(name):
     )
 
 
-def test_amounts():
-    assert [script.amount(text) for text in ("0", "5", "2k", "3M", "1G", "1t")] == [
-        0,
-        5,
-        2048,
-        3 << 20,
-        1 << 30,
-        1 << 40,
-    ]
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("0", 0),
+        ("5", 5),
+        ("2k", 2000),
+        ("2K", 2000),
+        ("3M", 3 * 10**6),
+        ("1g", 10**9),
+        ("1T", 10**12),
+        ("1Ki", 1024),
+        ("1mi", 1 << 20),
+        ("2GI", 2 << 30),
+        ("1Ti", 1 << 40),
+    ],
+)
+def test_a_size_means_powers_of_1000_unless_an_i_says_1024(text, size):
+    assert script.parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "k", "i", "1i", "1Kii", "1.5G", "-1", "1 k", "1P", "9" * 16])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError):
+        script.parse_size(text)
 
 
 def test_every_python_since_3_9_runs_it_alone(alone, tmp_path, full):
