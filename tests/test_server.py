@@ -1590,9 +1590,13 @@ def test_a_rename_does_not_take_the_upload_of_another_process_with_it(start, box
     runner = tmp_path / "run.py"
     runner.write_text(f"""
 import os, runpy, sys, time
-call = os.{slow}
+call, replace, replaced = os.{slow}, os.replace, []
+def noted(*args, **more):
+    replaced.append(replace(*args, **more))
 def slow(*args, **more):
     found = call(*args, **more)
+    if {slow == "scandir"} and not replaced:  # the search for old parts at the start
+        return found
     print("between", file=sys.stderr, flush=True)
     for _ in range(2000):
         if os.path.exists({str(tmp_path / "go")!r}):
@@ -1600,7 +1604,7 @@ def slow(*args, **more):
         time.sleep(0.01)
     return found
 os.supports_dir_fd, os.supports_fd = {{*os.supports_dir_fd, slow}}, {{*os.supports_fd, slow}}
-os.{slow} = slow
+os.{slow}, os.replace = slow, noted
 runpy.run_path({str(ROOT / "server.py")!r}, run_name="__main__")
 """)
     ours, other = Server(str(runner), box, "--timeout", "30"), start()
