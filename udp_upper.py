@@ -127,13 +127,12 @@ def answer(sock: socket.socket, server: "Server", most: int) -> None:
     """The server's side: receive what has arrived, capitalise, send each back to its sender."""
     arrived: list[tuple[bytes, Address]] = []
     try:
-        while len(arrived) < most:
+        for _ in range(most):
             arrived.append(sock.recvfrom(LARGEST))
     except (BlockingIOError, ConnectionError):
         pass  # nothing more is there. (Windows raises ConnectionError if a client has left.)
-    for data, peer in arrived:
-        if server.admit(data, peer):
-            server.dispatch(data[: server.size].upper(), peer)
+    for data, peer in server.admit(arrived):
+        server.send(data.upper(), peer)
 
 
 def hold_back(args: argparse.Namespace, free: float, size: int) -> float:
@@ -229,15 +228,15 @@ class Server:
         self.sock = sock
         self.stop = Stop()
         self.limit = args.requests or sys.maxsize
-        self.size = args.recv_size
         self.services = SERVICES | {sock.getsockname()[1]}
-        self.capitals = 0  # datagrams without a small letter
+        self.capitals = itertools.count(1)  # datagrams without a small letter
         self.told: set[str] = set()  # what is said once
         self.plays = any((args.loss, args.dup, args.reorder, args.delay, args.rate, args.truncate))
         self.numbers: dict[Address, int] = {}  # how many datagrams each client has sent
-        # a heap: when it is due, its turn, the answer, copies, to whom
-        self.waiting: list[tuple[float, int, bytes, int, Address]] = []
+        # a heap: when it is due, its turn, the answer, to whom
+        self.waiting: list[tuple[float, int, bytes, Address]] = []
         self.turn = itertools.count()
+        self.send = self.dispatch if self.plays else self.reply
         self.free = 0.0  # when --rate lets the next answer out
         self.finished = 0
 
@@ -250,26 +249,25 @@ class Server:
                 answer(self.sock, self, min(BATCH, self.limit - self.finished))
         self.finish()
 
-    def admit(self, data: bytes, peer: "Address") -> bool:
-        """Whether a datagram is answered: not if something there would answer the answer.
+    def admit(self, arrived: "list[tuple[bytes, Address]]") -> "list[tuple[bytes, Address]]":
+        """The datagrams that are answered: not those whose answer something would answer again.
 
         An answer has no small letters. Not to answer each such datagram ends every loop.
         """
-        if peer[1] in self.services:
-            self.refuse(
-                peer, f"datagrams from port {peer[1]} get no answer: a service has it", True
-            )
-            return False
-        if data == data.upper():
-            self.capitals += 1
-            if self.capitals % ECHO_LIMIT == 0:
+        size, admitted = self.args.recv_size, []
+        for data, peer in arrived:
+            if peer[1] in self.services:
+                why = f"datagrams from port {peer[1]} get no answer: a service has it"
+                self.refuse(peer, why, True)
+            elif data == data.upper() and next(self.capitals) % ECHO_LIMIT == 0:
                 why = f"no answer to one in {ECHO_LIMIT} datagrams without a small letter"
                 self.refuse(peer, f"{why}: it may be an answer", True)
-                return False
-        if len(data) > self.size:  # the kernel would cut off as much, but not tell
-            why = f"the datagram is larger than the buffer of {self.size} bytes"
-            log(f"{address(peer)} truncated: {why}")
-        return True
+            else:
+                if len(data) > size:  # the kernel would cut off as much, but not tell
+                    why = f"the datagram is larger than the buffer of {size} bytes"
+                    log(f"{address(peer)} truncated: {why}")
+                admitted.append((data[:size], peer))
+        return admitted
 
     def refuse(self, peer: "Address", why: str, once: bool = False) -> None:
         """Tell why a datagram gets no answer; once, if strangers could fill the log with it."""
@@ -279,9 +277,7 @@ class Server:
             self.told.add(why)
 
     def dispatch(self, reply: bytes, peer: "Address") -> None:
-        """Send an answer at once, or as the bad network would that the options play."""
-        if not self.plays:
-            return self.reply(reply, peer)
+        """Treat an answer as the bad network would that the options play."""
         # at the end: the first is the longest silent
         number = self.numbers[peer] = self.numbers.pop(peer, 0) + 1
         if len(self.numbers) > MAX_PEERS:
@@ -298,19 +294,18 @@ class Server:
             log(f"{address(peer)} {name} doubled")
         if reordered:
             log(f"{address(peer)} {name} reordered")
-        self.hand_over(reply, peer, 1 + doubled, LATE if reordered else 0.0)
+        for _ in range(1 + doubled):
+            self.hand_over(reply, peer, LATE if reordered else 0.0)
 
-    def hand_over(self, reply: bytes, peer: "Address", copies: int, late: float) -> None:
+    def hand_over(self, reply: bytes, peer: "Address", late: float) -> None:
         """Put an answer into the queue, which it leaves when its time has come."""
-        self.free = hold_back(self.args, self.free, copies * len(reply))
-        entry = self.free + late, next(self.turn), reply, copies, peer
-        heapq.heappush(self.waiting, entry)
+        self.free = hold_back(self.args, self.free, len(reply))
+        heapq.heappush(self.waiting, (self.free + late, next(self.turn), reply, peer))
 
-    def reply(self, reply: bytes, peer: "Address", copies: int = 1) -> None:
+    def reply(self, reply: bytes, peer: "Address") -> None:
         self.finished += 1
         try:
-            for _ in range(copies):
-                self.sock.sendto(reply, peer)
+            self.sock.sendto(reply, peer)
         except OSError as error:
             # the network is down, a firewall says no, the send buffer is full: lost, as UDP may
             self.refuse(peer, f"answers lost: {error.strerror}", True)
@@ -318,8 +313,8 @@ class Server:
     def release(self) -> Optional[float]:
         """Send the answers that are due. Returns the seconds until the next is, None for none."""
         while self.waiting and (pause := self.waiting[0][0] - time.monotonic()) <= 0:
-            _, _, reply, copies, peer = heapq.heappop(self.waiting)
-            self.reply(reply, peer, copies)
+            _, _, reply, peer = heapq.heappop(self.waiting)
+            self.reply(reply, peer)
         return pause if self.waiting else None
 
     def finish(self) -> None:
