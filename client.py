@@ -130,7 +130,8 @@ FREE = {"help", "say", "said"}  # verbs whose line is text from the first space 
 ESCAPE = re.compile(rb"%(..)")
 # bytes of names as this system has them in text
 NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
-NUMBER = re.compile("[0-8]?[0-9]{1,18}")  # below 9 * 10 ** 18, which 64 bits hold
+NUMBER = re.compile("[0-8]?[0-9]{1,18}")
+BEYOND = 9 * 10**18  # the first number that NUMBER does not match; 64 bits hold all below
 HTTP = re.compile(rb"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
 TLS = b"\x16\x03"  # how a TLS client begins
 AUTH = "scrypt-hmac-sha256"
@@ -196,10 +197,15 @@ def unquote(word: str) -> str:
     )
 
 
+def held(number: int) -> int:
+    """The nearest number that the other side reads: a file's time can lie beyond."""
+    return max(-BEYOND + 1, min(number, BEYOND - 1))
+
+
 def line(*words: str, **keys: object) -> bytes:
     """A line as it goes out; a key without a value (None) is left away."""
     told = [
-        f"{key}={value if type(value) is int else quote(str(value))}"
+        f"{key}={held(value) if type(value) is int else quote(str(value))}"
         for key, value in keys.items()
         if value is not None
     ]
@@ -552,6 +558,7 @@ def numbered(leaf: str) -> Iterator[str]:
 
 def same(size: int, mtime_ns: int, other_size: int, other_mtime_ns: int) -> bool:
     """Whether two files pass for the same. File systems keep times to 1 or 100 ns, 1 µs, 1 s or 2 s: the coarser side's precision decides."""
+    mtime_ns, other_mtime_ns = held(mtime_ns), held(other_mtime_ns)
     if mtime_ns == other_mtime_ns:
         return size == other_size
     coarsest = max(
@@ -1411,12 +1418,19 @@ def leave(args: argparse.Namespace) -> None:
 
 def connected(args: argparse.Namespace) -> Link:
     """The connection of this command; the shell's stays open from command to command, unless the server has closed it, or another is asked for."""
-    if args.link and (
-        args.link.flags != link_flags(args) or select.select([args.link.sock], [], [], 0)[0]
-    ):
+    same_goal = args.link and args.link.flags == link_flags(args)
+    if args.link and not (same_goal and not select.select([args.link.sock], [], [], 0)[0]):
         hang_up(args)
     fresh = not args.link
-    args.link = args.link or Link(args)
+    try:
+        args.link = args.link or Link(args)
+    except Failure as failure:
+        # a server that was there before may be on its way back
+        again = same_goal and failure.code in (7, 52)
+        link = reconnected(args, Lost("the server closed it")) if again else None
+        if not link:
+            raise
+        return link
     found: Link = args.link
     if fresh and args.nick:
         granted(found.ask("ping", nick=args.nick), "accept the nick", args.nick)
@@ -1474,19 +1488,23 @@ def expand(args: argparse.Namespace, names: Sequence[str]) -> Iterator[Job]:
     for name in map(remote_name, names):
         count = 0
         if re.search(r"[*?[]", name) and connected(args).ask("stat", name).verb != "ok":
-            for count, found in enumerate(matching(connected(args), name), 1):
+            for count, found in enumerate(matching(connected(args), name, args.hidden), 1):
                 chosen.add(found)
         if not count:
             chosen.add(Line("name", [name], {}))
     return (Job(found.words[0]) for found in chosen)
 
 
-def matching(link: Link, pattern: str) -> Iterator[Line]:
+def matching(link: Link, pattern: str, hidden: bool) -> Iterator[Line]:
+    """What a pattern stands for in its folder. As in a shell, * matches no dot at the beginning."""
     import fnmatch  # not at the top: few need it
 
-    folder = pattern.rpartition("/")[0]
+    folder, _, wanted = pattern.rpartition("/")
     for entry in following(link, link.ask("list", *[folder] * bool(folder)), "list", folder):
-        if entry.verb != "note" and fnmatch.fnmatchcase(entry.words[0], pattern):
+        above, _, leaf = entry.words[0].rpartition("/")
+        dotted = leaf.startswith(".") and not (hidden or wanted.startswith("."))
+        fits = above == folder and fnmatch.fnmatchcase(leaf, wanted) and not dotted
+        if entry.verb != "note" and fits:
             yield Line("name", entry.words[:1], {})
 
 
@@ -1930,7 +1948,8 @@ class Puts(Batch):
                 os.lseek(fd, offset, os.SEEK_SET)
             self.resumed(job, offset)
             job.kept = (
-                lasting_name(job.name.rpartition("/")[2], job.size, status.st_mtime_ns) + " there"
+                lasting_name(job.name.rpartition("/")[2], job.size, held(status.st_mtime_ns))
+                + " there"
                 if job.size >= RESUMABLE
                 else ""
             )
@@ -2120,6 +2139,15 @@ UNFIT = {
 }  # why a body is not taken for the file
 
 
+def dotted(name: str) -> "Failure":
+    return Failure(
+        23,
+        f"did not get {shown(name)}",
+        "its name starts with a dot: such files can hold settings that programs obey here",
+        "--hidden takes them too",
+    )
+
+
 class Gets(Batch):
     """Each file: is it here already? If not, its bytes, into a part, and then its name."""
 
@@ -2213,7 +2241,11 @@ class Gets(Batch):
                 )
                 continue
             job.path, job.top = above.path + job.name[len(above.name) :], above.path
-            if entry.verb == "note" and entry.keys["reason"] == "not-a-file":
+            if "/." in job.name[len(above.name) :] and not self.args.hidden:
+                # what lies below a folder with such a name is not told one by one
+                if job.name.rpartition("/")[2].startswith("."):
+                    self.fail(job, dotted(job.name))
+            elif entry.verb == "note" and entry.keys["reason"] == "not-a-file":
                 self.pass_over(job.name)
             elif entry.verb == "note":
                 self.fail(job, refusal(entry, "get", job.name))
@@ -3999,6 +4031,7 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
         metavar="DEST",
         help="a folder, a name, or - for standard output (default: here)",
     )
+    flag("--hidden", action="store_true", help="take names that start with a dot too")
     flag = command("put", "send files, folders, or - for standard input", "PATH+")
     flag("--as", dest="name", metavar="NAME", help="what it is called there")
     flag("--into", metavar="FOLDER", help="the folder there, made when missing")

@@ -235,7 +235,8 @@ FREE = {"help", "say", "said"}  # verbs whose line is text from the first space 
 ESCAPE = re.compile(rb"%(..)")
 # bytes of names as this system has them in text
 NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
-NUMBER = re.compile("[0-8]?[0-9]{1,18}")  # below 9 * 10 ** 18, which 64 bits hold
+NUMBER = re.compile("[0-8]?[0-9]{1,18}")
+BEYOND = 9 * 10**18  # the first number that NUMBER does not match; 64 bits hold all below
 HTTP = re.compile(rb"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
 TLS = b"\x16\x03"  # how a TLS client begins
 AUTH = "scrypt-hmac-sha256"
@@ -301,10 +302,15 @@ def unquote(word: str) -> str:
     )
 
 
+def held(number: int) -> int:
+    """The nearest number that the other side reads: a file's time can lie beyond."""
+    return max(-BEYOND + 1, min(number, BEYOND - 1))
+
+
 def line(*words: str, **keys: object) -> bytes:
     """A line as it goes out; a key without a value (None) is left away."""
     told = [
-        f"{key}={value if type(value) is int else quote(str(value))}"
+        f"{key}={held(value) if type(value) is int else quote(str(value))}"
         for key, value in keys.items()
         if value is not None
     ]

@@ -1687,3 +1687,61 @@ def test_zeros_come_as_a_hole_or_as_they_are(do, server, here, box, how):
         subprocess.run(["sh", "-c", get], cwd=here, check=False, timeout=DEADLINE).returncode == 0
     )
     assert (here / "all").read_bytes() == b"before" * (how == ">>") + data
+
+
+@pytest.mark.parametrize("names", [["*"], ["t"]])
+def test_a_dot_name_that_a_server_lists_is_not_taken_unasked(do, here, canned, names):
+    facts = b" size=1 mtime_ns=1 exec=yes\n"
+    body = b"data 1\nx\nend\n".replace(b"x\n", b"x")
+    if names == ["t"]:
+        name, says = b"t/.ssh/keys", b"ok stat t type=dir mtime_ns=1\nfile t/.ssh/keys" + facts
+        says += b"ok list t\n"
+    else:
+        name, says = b".profile", b"err stat * reason=no-such-file\nfile .profile" + facts
+        says += b"ok list\nok stat .profile type=file" + facts
+    says += b"ok get " + name + facts + body
+    do("get", *names, "--retries", "0", port=canned(GREETING + says).port)
+    assert [path.name for path in here.rglob("*") if path.is_file()] == []
+
+
+def test_dot_names_come_with_hidden_or_when_they_are_named(spawn, do, here, box):
+    (box / "t").mkdir()
+    for name in (".a", "b", "t/.c", "t/d"):
+        (box / name).write_text(name)
+    port = spawn("server.py", "--hidden", box).port
+    assert do("get", "*", port=port).code == 23
+    assert sorted(os.listdir(here)) == ["b", "t"] and os.listdir(here / "t") == ["d"]
+    assert do("get", ".a", port=port).code == 0 and (here / ".a").exists()
+    assert do("get", "*", "--hidden", "-o", "all/", port=port).code == 0
+    assert tree(here / "all") == tree(box)
+
+
+@pytest.mark.parametrize("year", [2300, 1969, 1650])
+def test_a_file_dated_beyond_what_the_protocol_holds_goes_both_ways(do, here, box, year):
+    when = (year - 1970) * 31556952
+    for folder, names in ((here, ("up/odd", "up/even")), (box, ("down/odd", "down/even"))):
+        for name in names:
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(name)
+    for path in (here / "up/odd", box / "down/odd", box / "down"):
+        os.utime(path, (when, when))
+    if os.stat(box / "down/odd").st_mtime != when:
+        pytest.skip("this file system holds no such time")
+    for words in (["put", "up"], ["get", "down"], ["--json", "list", "down"], ["stat", "down"]):
+        assert (done := do(*words)).code == 0, done
+    assert (box / "up/odd").exists() and (here / "down/odd").exists()
+    assert "2 already there" in do("put", "up").err and "2 already there" in do("get", "down").err
+
+
+def test_the_shell_waits_for_a_server_that_restarts(spawn, box, here):
+    server = spawn("server.py", box, port=free_port())
+    shell = Process(ROOT / "client.py", "--port", server.port, cwd=here, stdin=subprocess.PIPE)
+    shell.process.stdin.write(b"mkdir a\n")
+    shell.process.stdin.flush()
+    server.wait_for("mkdir a")
+    server.stop()
+    shell.process.stdin.write(b"mkdir b\n")
+    shell.process.stdin.close()
+    shell.wait_for("attempt 1 of 3")
+    spawn("server.py", box, port=server.port)
+    assert shell.wait() == 0 and sorted(os.listdir(box)) == ["a", "b"], shell.err
