@@ -3443,6 +3443,7 @@ SCRIPTS = (
     "tcp_upper.py",
     "udp_upper.py",
 )
+OPENSSL = "openssl.exe" if os.name == "nt" else "openssl"
 # endings of what Python or Windows loads as code where they look for it
 CODE = (".py", ".pyc", ".pyw", ".so", ".pyd", ".dylib", ".dll", ".exe", ".pth", "._pth")
 
@@ -3465,12 +3466,14 @@ def path_key(path: str) -> str:
 def program_places() -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The files that run when a script of ours starts, and the folders that Python imports from.
 
-    The files are the scripts beside this one, the interpreter, and what tells it its folders."""
+    The files are the scripts beside this one, the interpreter, what tells it its folders, and the
+    one other program that --tls runs."""
     homes = {os.path.dirname(script) for script in (__file__, os.path.realpath(__file__))}
     bin_folder = os.path.dirname(sys.executable)
     files = {os.path.join(home, name) for home in homes for name in SCRIPTS}
     files |= {__file__, os.path.realpath(__file__), sys.executable}
     files |= {os.path.join(bin_folder, level, "pyvenv.cfg") for level in (os.curdir, os.pardir)}
+    files |= {os.path.join(folder, OPENSSL) for folder in os.get_exec_path()}
     folders = {bin_folder, site.getusersitepackages(), *sys.path}
     # An empty entry, as in PYTHONPATH=: stands for the current folder: the first line of this
     # script takes that off the path, but Python imports sitecustomize before it.

@@ -220,3 +220,27 @@ def test_a_script_reached_by_a_link_is_as_careful(poisoned, run, tmp_path):
     link.symlink_to(poisoned / "httpserver.py")
     assert run(link, "--help", cwd=tmp_path).code == 0
     assert Path(os.readlink(link)).parent == poisoned
+
+
+@pytest.mark.parametrize("script", ["server.py", "httpserver.py"])
+def test_an_openssl_that_arrived_is_not_run(script, tmp_path, spawn):
+    """PATH may hold the current folder, and Windows looks there first."""
+    planted, mark = tmp_path / "openssl", tmp_path / "mark"
+    planted.write_text(f"#!/bin/sh\ntouch '{mark}'\nexit 1\n")
+    planted.chmod(0o755)
+    for path in (os.pathsep + os.environ["PATH"], os.curdir + os.pathsep + os.environ["PATH"]):
+        server = spawn(ROOT / script, ".", "--tls", cwd=tmp_path, env={"PATH": path})
+        server.stop()
+    assert not mark.exists()
+
+
+def test_no_upload_becomes_the_openssl_that_is_run(tmp_path, spawn, run):
+    (tmp_path / "bin").mkdir()
+    path = os.pathsep.join([str(tmp_path / "bin"), os.environ["PATH"]])
+    (tmp_path / "openssl").write_text("#!/bin/sh\n")
+    server = spawn(ROOT / "server.py", tmp_path, env={"PATH": path})
+    done = run(
+        "client.py", "put", "openssl", "--as", "bin/openssl", "--port", server.port, cwd=tmp_path
+    )
+    assert done.code == 25 and "part of a program" in done.err, done
+    assert os.listdir(tmp_path / "bin") == []
