@@ -800,7 +800,7 @@ def talk_or_full(server):
 
 
 def test_limits_on_uploads(start, box):
-    server = start("--max-size", "1K")
+    server = start("--max-size", "1Ki")
     assert b"reason=too-large limit=1024" in talk(
         server, put("a", b"x" * 1025)
     ) and b"reason=too-large" in talk(server, b"put a size=1025\n")
