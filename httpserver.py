@@ -45,14 +45,14 @@ if __name__ == "__main__":
         del sys.path[0]
     import os
 
-    def is_closed(folder: str) -> bool:
-        """Neither the script's folder nor the current one, unless that is the library itself."""
-        own = os.curdir, os.path.dirname(os.path.realpath(__file__))
-        return folder == os.path.dirname(os.__file__) or not any(
-            os.path.exists(folder) and os.path.samefile(folder, each) for each in own
-        )
+    def is_open(folder: str) -> bool:
+        """Whether files arrive there: the script's folder and the current one, not the library."""
+        if not os.path.exists(folder) or folder == os.path.dirname(os.__file__):
+            return False
+        own = os.path.dirname(os.path.realpath(__file__))
+        return os.path.samefile(folder, os.curdir) or os.path.samefile(folder, own)
 
-    sys.path[:] = [folder for folder in sys.path if is_closed(folder or os.curdir)]
+    sys.path[:] = [folder for folder in sys.path if not is_open(folder or os.curdir)]
 # --- end imports ---
 
 import argparse
@@ -4092,9 +4092,9 @@ class Traced(socket.socket):
         return data
 
     def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
-        count, waited = self.attempt("<", "recv", super().recv_into, buffer, size, flags)
-        self.show_received(memoryview(buffer)[:count], size or len(buffer), waited)
-        return count
+        data = self.recv(size or len(buffer), flags)
+        memoryview(buffer)[: len(data)] = data
+        return len(data)
 
     def shutdown(self, how: int) -> None:
         self.attempt("*", "shutdown", super().shutdown, how)

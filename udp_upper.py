@@ -54,14 +54,14 @@ if __name__ == "__main__":
         del sys.path[0]
     import os
 
-    def is_closed(folder: str) -> bool:
-        """Neither the script's folder nor the current one, unless that is the library itself."""
-        own = os.curdir, os.path.dirname(os.path.realpath(__file__))
-        return folder == os.path.dirname(os.__file__) or not any(
-            os.path.exists(folder) and os.path.samefile(folder, each) for each in own
-        )
+    def is_open(folder: str) -> bool:
+        """Whether files arrive there: the script's folder and the current one, not the library."""
+        if not os.path.exists(folder) or folder == os.path.dirname(os.__file__):
+            return False
+        own = os.path.dirname(os.path.realpath(__file__))
+        return os.path.samefile(folder, os.curdir) or os.path.samefile(folder, own)
 
-    sys.path[:] = [folder for folder in sys.path if is_closed(folder or os.curdir)]
+    sys.path[:] = [folder for folder in sys.path if not is_open(folder or os.curdir)]
 # --- end imports ---
 
 import argparse
@@ -81,7 +81,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn, Optional, TypeVar, Union
+from typing import Any, NoReturn, Optional, TypeVar
 
 VERSION = "1.0"
 SERVER = "python3 udp_upper.py server"
@@ -90,7 +90,7 @@ PROMPT = "Input lowercase sentence: "
 TRIES = (0.1, 0.2, 0.4, 0.8)  # seconds that each try of the client waits for the answer
 PING_WAIT = 1.0  # seconds of silence after the last ping until the missing ones count as lost
 # 65535 less the headers of IPv4 and UDP, or of UDP alone
-LIMITS: dict[int, int] = {socket.AF_INET: 65507, socket.AF_INET6: 65527}
+LIMITS = {socket.AF_INET: 65507, socket.AF_INET6: 65527}
 LARGEST = 65536  # bytes: no datagram is as large
 BATCH = 64  # datagrams read before they are answered: fewer turns, and Ctrl-C is still heard
 # what answers by itself there: SSDP, NFS, SIP, mDNS, memcached, and this script
@@ -125,7 +125,7 @@ class NotAnEcho(Exception):
 
 def answer(sock: socket.socket, server: "Server", most: int) -> None:
     """The server's side: receive what has arrived, capitalise, send each back to its sender."""
-    arrived: list[tuple[bytes, Address]] = []
+    arrived: list[Any] = []
     try:
         for _ in range(most):
             arrived.append(sock.recvfrom(LARGEST))
@@ -241,15 +241,15 @@ class Server:
         self.finished = 0
 
     def run(self) -> None:
+        watched: list[Any] = [self.stop, self.sock]
         while not self.stop.asked and self.finished < self.limit:
-            watched: list[Union[socket.socket, Stop]] = [self.stop, self.sock]
             ready, _, _ = select.select(watched, [], [], self.release())
             self.stop.drain()
             if self.sock in ready:
                 answer(self.sock, self, min(BATCH, self.limit - self.finished))
         self.finish()
 
-    def admit(self, arrived: "list[tuple[bytes, Address]]") -> "list[tuple[bytes, Address]]":
+    def admit(self, arrived: list[Any]) -> list[Any]:
         """The datagrams that are answered: not those whose answer something would answer again.
 
         An answer has no small letters. Not to answer each such datagram ends every loop.
@@ -607,9 +607,9 @@ class Traced(socket.socket):
         return data
 
     def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
-        count, waited = self.attempt("<", "recv", super().recv_into, buffer, size, flags)
-        self.show_received(memoryview(buffer)[:count], size or len(buffer), waited)
-        return count
+        data = self.recv(size or len(buffer), flags)
+        memoryview(buffer)[: len(data)] = data
+        return len(data)
 
     def shutdown(self, how: int) -> None:
         self.attempt("*", "shutdown", super().shutdown, how)
@@ -950,7 +950,7 @@ def no_echo(
     args: argparse.Namespace,
     counts: Counts,
     problem: Optional[OSError] = None,
-    family: int = socket.AF_INET,
+    family: socket.AddressFamily = socket.AF_INET,
 ) -> Failure:
     """No answer came; problem is what the kernel said instead, if it said something each time."""
     if problem and problem.errno == errno.EMSGSIZE:
