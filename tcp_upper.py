@@ -971,10 +971,9 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """What parse_args() calls, for a subcommand too: so each names its own options."""
-        words = sys.argv[1:] if args is None else args
-        if [word.partition("=")[0] for word in words].count("--host") > 1:
+        if sum(word.startswith("--host") for word in sys.argv) > 1:
             self.error("--host is given twice, but only one address is used")
-        known, unknown = super().parse_known_args(words, namespace)
+        known, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return known, unknown
