@@ -4057,18 +4057,6 @@ class Traced(socket.socket):
                 self.show(mark, f"{what}: {error.strerror or 'timed out'}")
             raise
 
-    def show_sent(self, name: str, data: Any, count: int) -> None:
-        self.sent += count
-        text = f"{name} {count} of {len(data)} bytes (sent so far {self.sent})"
-        self.show(">", text, data[:count])
-
-    def show_received(self, data: Any, size: int, waited: float) -> None:
-        count = len(data)
-        self.received += count
-        text = f"{count} of at most {size} bytes, waited {waited:.2f} ms"
-        text += f" (received so far {self.received})"
-        self.show("<", f"recv {text if count else '0 bytes = peer sent FIN (end of stream)'}", data)
-
     def connect(self, target: Any) -> None:
         _, lasted = self.attempt("*", f"connect {address(target)}", super().connect, target)
         here = address(self.getsockname())
@@ -4083,12 +4071,17 @@ class Traced(socket.socket):
 
     def send(self, data: Any, flags: int = 0) -> int:
         count, _ = self.attempt(">", "send", super().send, data, flags)
-        self.show_sent("send", data, count)
+        self.sent += count
+        text = f"send {count} of {len(data)} bytes (sent so far {self.sent})"
+        self.show(">", text, data[:count])
         return count
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         data, waited = self.attempt("<", "recv", super().recv, size, flags)
-        self.show_received(data, size, waited)
+        self.received += len(data)
+        text = f"{len(data)} of at most {size} bytes, waited {waited:.2f} ms"
+        text += f" (received so far {self.received})"
+        self.show("<", f"recv {text if data else '0 bytes = peer sent FIN (end of stream)'}", data)
         return data
 
     def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:

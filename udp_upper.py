@@ -572,18 +572,6 @@ class Traced(socket.socket):
                 self.show(mark, f"{what}: {error.strerror or 'timed out'}")
             raise
 
-    def show_sent(self, name: str, data: Any, count: int) -> None:
-        self.sent += count
-        text = f"{name} {count} of {len(data)} bytes (sent so far {self.sent})"
-        self.show(">", text, data[:count])
-
-    def show_received(self, data: Any, size: int, waited: float) -> None:
-        count = len(data)
-        self.received += count
-        text = f"{count} of at most {size} bytes, waited {waited:.2f} ms"
-        text += f" (received so far {self.received})"
-        self.show("<", f"recv {text if count else '0 bytes = peer sent FIN (end of stream)'}", data)
-
     def connect(self, target: Any) -> None:
         _, lasted = self.attempt("*", f"connect {address(target)}", super().connect, target)
         here = address(self.getsockname())
@@ -598,12 +586,17 @@ class Traced(socket.socket):
 
     def send(self, data: Any, flags: int = 0) -> int:
         count, _ = self.attempt(">", "send", super().send, data, flags)
-        self.show_sent("send", data, count)
+        self.sent += count
+        text = f"send {count} of {len(data)} bytes (sent so far {self.sent})"
+        self.show(">", text, data[:count])
         return count
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         data, waited = self.attempt("<", "recv", super().recv, size, flags)
-        self.show_received(data, size, waited)
+        self.received += len(data)
+        text = f"{len(data)} of at most {size} bytes, waited {waited:.2f} ms"
+        text += f" (received so far {self.received})"
+        self.show("<", f"recv {text if data else '0 bytes = peer sent FIN (end of stream)'}", data)
         return data
 
     def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
@@ -632,13 +625,13 @@ def socket_class(args: argparse.Namespace) -> type[socket.socket]:
 
 
 class TracedDatagrams(Traced):
-    """The same for UDP: connect() sends nothing, and an empty datagram is no end."""
+    """The same for UDP: connect() sends nothing, an empty datagram ends nothing."""
 
     def masked(self, mark: str, data: bytes) -> bytes:
         self.unended = {}  # a datagram is whole: the end of an earlier one does not matter
         return super().masked(mark, data)
 
-    def show_received(self, data: Any, size: int, waited: float, name: str = "recv") -> None:
+    def show_received(self, name: str, data: bytes, size: int, waited: float) -> None:
         self.received += len(data)
         text = f"{len(data)} of at most {size} bytes, waited {waited:.2f} ms"
         self.show("<", f"{name} {text} (received so far {self.received})", data)
@@ -651,12 +644,18 @@ class TracedDatagrams(Traced):
     def sendto(self, data: Any, *rest: Any) -> int:
         name = f"sendto {address(rest[-1])}"
         count, _ = self.attempt(">", name, super().sendto, data, *rest)
-        self.show_sent(name, data, count)
+        self.sent += count
+        self.show(">", f"{name} {count} of {len(data)} bytes (sent so far {self.sent})", data)
         return count
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        data, waited = self.attempt("<", "recv", socket.socket.recv, self, size, flags)
+        self.show_received("recv", data, size, waited)
+        return data
 
     def recvfrom(self, size: int, flags: int = 0) -> tuple[bytes, Any]:
         (data, peer), waited = self.attempt("<", "recvfrom", super().recvfrom, size, flags)
-        self.show_received(data, size, waited, f"recvfrom {address(peer)}")
+        self.show_received(f"recvfrom {address(peer)}", data, size, waited)
         return data, peer
 
 
