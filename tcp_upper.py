@@ -1029,14 +1029,14 @@ def check_client(args: argparse.Namespace) -> None:
             26,
             "standard input or output is closed",
             "text comes in by the one and goes out by the other",
-            f"{CLIENT} < FILE > OUT",
+            f"give it both: {CLIENT} < FILE > OUT",
         )
     if args.port == 0:
         raise Failure(
             2,
             "port 0 is no server's",
-            "with it a server takes any free one",
-            "the port that the server printed when it started",
+            "only a server takes it: the system then gives it any free port",
+            "give --port the number that the server printed",
         )
 
 

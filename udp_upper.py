@@ -980,7 +980,7 @@ def no_echo(
             18,
             f"the reply is truncated: {max(counts.beginnings)} of {counts.asked} bytes came back",
             "a buffer on the way was smaller than the datagram, and UDP drops what does not fit",
-            "a larger --recv-size on the server and here, no --truncate",
+            "start server and client with a larger --recv-size and no --truncate",
         )
     asked = f"after {len(TRIES)} tries ({', '.join(map(str, TRIES))} s)"
     return Failure(
@@ -997,14 +997,14 @@ def check_client(args: argparse.Namespace) -> None:
             26,
             "standard input or output is closed",
             "text comes in by the one and goes out by the other",
-            f"{CLIENT} < FILE > OUT",
+            f"give it both: {CLIENT} < FILE > OUT",
         )
     if args.port == 0:
         raise Failure(
             2,
             "port 0 is no server's",
-            "with it a server takes any free one",
-            "the port that the server printed when it started",
+            "only a server takes it: the system then gives it any free port",
+            "give --port the number that the server printed",
         )
 
 
