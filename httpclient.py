@@ -3272,7 +3272,6 @@ def open_connection(args: argparse.Namespace, host: str, port: int, server: str)
     server is the command that would start the server, for the case that there is none.
     """
     limit = min(CONNECT_TIMEOUT, args.timeout)
-    local = False
     for family, target in resolve(host, port, socket.SOCK_STREAM):
         sock = None
         try:
@@ -3285,17 +3284,22 @@ def open_connection(args: argparse.Namespace, host: str, port: int, server: str)
             sock.settimeout(args.timeout)
             return sock
         except OSError as error:
-            problem = error
             if sock:
-                # to reach itself, a machine sends from the address that it sends to
-                local = sock.getsockname()[0] in (target[0], "127.0.0.1")
                 sock.close()
-    raise cannot_connect(problem, address((host, port)), limit, local, server)
+            problem = error
+    own = is_own_address(family, target)
+    raise cannot_connect(problem, address((host, port)), limit, own, server)
 
 
-def cannot_connect(
-    problem: OSError, place: str, limit: float, local: bool, server: str
-) -> "Failure":
+def is_own_address(family: int, target: "Address") -> bool:
+    """Whether an address is this machine's: only its own can be bound."""
+    with contextlib.suppress(OSError), socket.socket(family) as probe:
+        probe.bind((target[0], 0))
+        return True
+    return False
+
+
+def cannot_connect(problem: OSError, place: str, limit: float, own: bool, server: str) -> "Failure":
     if isinstance(problem, ConnectionRefusedError):
         return Failure(
             7,
@@ -3306,7 +3310,7 @@ def cannot_connect(
     if isinstance(problem, socket.timeout) or problem.errno == errno.ETIMEDOUT:
         why = "silence means a firewall, a wrong address or a host that is down"
         hint = "check the address that the server printed"
-        if local:
+        if own:
             why = "the host is this machine: the server's queue (backlog) may be full"
             hint = "ss -ltn: if Recv-Q is above Send-Q, wait until the server accepts a client"
         return Failure(
