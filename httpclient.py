@@ -42,14 +42,14 @@ if __name__ == "__main__":
         del sys.path[0]
     import os
 
-    def is_closed(folder: str) -> bool:
-        """Neither the script's folder nor the current one, unless that is the library itself."""
-        own = os.curdir, os.path.dirname(os.path.realpath(__file__))
-        return folder == os.path.dirname(os.__file__) or not any(
-            os.path.exists(folder) and os.path.samefile(folder, each) for each in own
-        )
+    def is_open(folder: str) -> bool:
+        """Whether files arrive there: the script's folder and the current one, not the library."""
+        if not os.path.exists(folder) or folder == os.path.dirname(os.__file__):
+            return False
+        own = os.path.dirname(os.path.realpath(__file__))
+        return os.path.samefile(folder, os.curdir) or os.path.samefile(folder, own)
 
-    sys.path[:] = [folder for folder in sys.path if is_closed(folder or os.curdir)]
+    sys.path[:] = [folder for folder in sys.path if not is_open(folder or os.curdir)]
 # --- end imports ---
 
 import argparse
@@ -3401,18 +3401,6 @@ class Traced(socket.socket):
                 self.show(mark, f"{what}: {error.strerror or 'timed out'}")
             raise
 
-    def show_sent(self, name: str, data: Any, count: int) -> None:
-        self.sent += count
-        text = f"{name} {count} of {len(data)} bytes (sent so far {self.sent})"
-        self.show(">", text, data[:count])
-
-    def show_received(self, data: Any, size: int, waited: float) -> None:
-        count = len(data)
-        self.received += count
-        text = f"{count} of at most {size} bytes, waited {waited:.2f} ms"
-        text += f" (received so far {self.received})"
-        self.show("<", f"recv {text if count else '0 bytes = peer sent FIN (end of stream)'}", data)
-
     def connect(self, target: Any) -> None:
         _, lasted = self.attempt("*", f"connect {address(target)}", super().connect, target)
         here = address(self.getsockname())
@@ -3427,18 +3415,23 @@ class Traced(socket.socket):
 
     def send(self, data: Any, flags: int = 0) -> int:
         count, _ = self.attempt(">", "send", super().send, data, flags)
-        self.show_sent("send", data, count)
+        self.sent += count
+        text = f"send {count} of {len(data)} bytes (sent so far {self.sent})"
+        self.show(">", text, data[:count])
         return count
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         data, waited = self.attempt("<", "recv", super().recv, size, flags)
-        self.show_received(data, size, waited)
+        self.received += len(data)
+        text = f"{len(data)} of at most {size} bytes, waited {waited:.2f} ms"
+        text += f" (received so far {self.received})"
+        self.show("<", f"recv {text if data else '0 bytes = peer sent FIN (end of stream)'}", data)
         return data
 
     def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
-        count, waited = self.attempt("<", "recv", super().recv_into, buffer, size, flags)
-        self.show_received(memoryview(buffer)[:count], size or len(buffer), waited)
-        return count
+        data = self.recv(size or len(buffer), flags)
+        memoryview(buffer)[: len(data)] = data
+        return len(data)
 
     def shutdown(self, how: int) -> None:
         self.attempt("*", "shutdown", super().shutdown, how)
@@ -3470,7 +3463,6 @@ def open_connection(args: argparse.Namespace, host: str, port: int, server: str)
     server is the command that would start the server, for the case that there is none.
     """
     limit = min(CONNECT_TIMEOUT, args.timeout)
-    local = False
     for family, target in resolve(host, port, socket.SOCK_STREAM):
         sock = None
         try:
@@ -3483,17 +3475,22 @@ def open_connection(args: argparse.Namespace, host: str, port: int, server: str)
             sock.settimeout(args.timeout)
             return sock
         except OSError as error:
-            problem = error
             if sock:
-                # to reach itself, a machine sends from the address that it sends to
-                local = sock.getsockname()[0] in (target[0], "127.0.0.1")
                 sock.close()
-    raise cannot_connect(problem, address((host, port)), limit, local, server)
+            problem = error
+    own = is_own_address(family, target)
+    raise cannot_connect(problem, address((host, port)), limit, own, server)
 
 
-def cannot_connect(
-    problem: OSError, place: str, limit: float, local: bool, server: str
-) -> "Failure":
+def is_own_address(family: int, target: "Address") -> bool:
+    """Whether an address is this machine's: only its own can be bound."""
+    with contextlib.suppress(OSError), socket.socket(family) as probe:
+        probe.bind((target[0], 0))
+        return True
+    return False
+
+
+def cannot_connect(problem: OSError, place: str, limit: float, own: bool, server: str) -> "Failure":
     if isinstance(problem, ConnectionRefusedError):
         return Failure(
             7,
@@ -3504,7 +3501,7 @@ def cannot_connect(
     if isinstance(problem, socket.timeout) or problem.errno == errno.ETIMEDOUT:
         why = "silence means a firewall, a wrong address or a host that is down"
         hint = "check the address that the server printed"
-        if local:
+        if own:
             why = "the host is this machine: the server's queue (backlog) may be full"
             hint = "ss -ltn: if Recv-Q is above Send-Q, wait until the server accepts a client"
         return Failure(
@@ -3616,10 +3613,9 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """What parse_args() calls, for a subcommand too: so each names its own options."""
-        words = sys.argv[1:] if args is None else args
-        if [word.partition("=")[0] for word in words].count("--host") > 1:
+        if sum(word.startswith("--host") for word in sys.argv) > 1:
             self.error("--host is given twice, but only one address is used")
-        known, unknown = super().parse_known_args(words, namespace)
+        known, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return known, unknown

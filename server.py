@@ -156,14 +156,14 @@ if __name__ == "__main__":
         del sys.path[0]
     import os
 
-    def is_closed(folder: str) -> bool:
-        """Neither the script's folder nor the current one, unless that is the library itself."""
-        own = os.curdir, os.path.dirname(os.path.realpath(__file__))
-        return folder == os.path.dirname(os.__file__) or not any(
-            os.path.exists(folder) and os.path.samefile(folder, each) for each in own
-        )
+    def is_open(folder: str) -> bool:
+        """Whether files arrive there: the script's folder and the current one, not the library."""
+        if not os.path.exists(folder) or folder == os.path.dirname(os.__file__):
+            return False
+        own = os.path.dirname(os.path.realpath(__file__))
+        return os.path.samefile(folder, os.curdir) or os.path.samefile(folder, own)
 
-    sys.path[:] = [folder for folder in sys.path if is_closed(folder or os.curdir)]
+    sys.path[:] = [folder for folder in sys.path if not is_open(folder or os.curdir)]
 # --- end imports ---
 
 import argparse
@@ -2808,18 +2808,6 @@ class Traced(socket.socket):
                 self.show(mark, f"{what}: {error.strerror or 'timed out'}")
             raise
 
-    def show_sent(self, name: str, data: Any, count: int) -> None:
-        self.sent += count
-        text = f"{name} {count} of {len(data)} bytes (sent so far {self.sent})"
-        self.show(">", text, data[:count])
-
-    def show_received(self, data: Any, size: int, waited: float) -> None:
-        count = len(data)
-        self.received += count
-        text = f"{count} of at most {size} bytes, waited {waited:.2f} ms"
-        text += f" (received so far {self.received})"
-        self.show("<", f"recv {text if count else '0 bytes = peer sent FIN (end of stream)'}", data)
-
     def connect(self, target: Any) -> None:
         _, lasted = self.attempt("*", f"connect {address(target)}", super().connect, target)
         here = address(self.getsockname())
@@ -2834,18 +2822,23 @@ class Traced(socket.socket):
 
     def send(self, data: Any, flags: int = 0) -> int:
         count, _ = self.attempt(">", "send", super().send, data, flags)
-        self.show_sent("send", data, count)
+        self.sent += count
+        text = f"send {count} of {len(data)} bytes (sent so far {self.sent})"
+        self.show(">", text, data[:count])
         return count
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         data, waited = self.attempt("<", "recv", super().recv, size, flags)
-        self.show_received(data, size, waited)
+        self.received += len(data)
+        text = f"{len(data)} of at most {size} bytes, waited {waited:.2f} ms"
+        text += f" (received so far {self.received})"
+        self.show("<", f"recv {text if data else '0 bytes = peer sent FIN (end of stream)'}", data)
         return data
 
     def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
-        count, waited = self.attempt("<", "recv", super().recv_into, buffer, size, flags)
-        self.show_received(memoryview(buffer)[:count], size or len(buffer), waited)
-        return count
+        data = self.recv(size or len(buffer), flags)
+        memoryview(buffer)[: len(data)] = data
+        return len(data)
 
     def shutdown(self, how: int) -> None:
         self.attempt("*", "shutdown", super().shutdown, how)
@@ -3108,10 +3101,9 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """What parse_args() calls, for a subcommand too: so each names its own options."""
-        words = sys.argv[1:] if args is None else args
-        if [word.partition("=")[0] for word in words].count("--host") > 1:
+        if sum(word.startswith("--host") for word in sys.argv) > 1:
             self.error("--host is given twice, but only one address is used")
-        known, unknown = super().parse_known_args(words, namespace)
+        known, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return known, unknown

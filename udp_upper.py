@@ -54,14 +54,14 @@ if __name__ == "__main__":
         del sys.path[0]
     import os
 
-    def is_closed(folder: str) -> bool:
-        """Neither the script's folder nor the current one, unless that is the library itself."""
-        own = os.curdir, os.path.dirname(os.path.realpath(__file__))
-        return folder == os.path.dirname(os.__file__) or not any(
-            os.path.exists(folder) and os.path.samefile(folder, each) for each in own
-        )
+    def is_open(folder: str) -> bool:
+        """Whether files arrive there: the script's folder and the current one, not the library."""
+        if not os.path.exists(folder) or folder == os.path.dirname(os.__file__):
+            return False
+        own = os.path.dirname(os.path.realpath(__file__))
+        return os.path.samefile(folder, os.curdir) or os.path.samefile(folder, own)
 
-    sys.path[:] = [folder for folder in sys.path if is_closed(folder or os.curdir)]
+    sys.path[:] = [folder for folder in sys.path if not is_open(folder or os.curdir)]
 # --- end imports ---
 
 import argparse
@@ -81,7 +81,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn, Optional, TypeVar, Union
+from typing import Any, NoReturn, Optional, TypeVar
 
 VERSION = "1.0"
 SERVER = "python3 udp_upper.py server"
@@ -90,7 +90,7 @@ PROMPT = "Input lowercase sentence: "
 TRIES = (0.1, 0.2, 0.4, 0.8)  # seconds that each try of the client waits for the answer
 PING_WAIT = 1.0  # seconds of silence after the last ping until the missing ones count as lost
 # 65535 less the headers of IPv4 and UDP, or of UDP alone
-LIMITS: dict[int, int] = {socket.AF_INET: 65507, socket.AF_INET6: 65527}
+LIMITS = {socket.AF_INET: 65507, socket.AF_INET6: 65527}
 LARGEST = 65536  # bytes: no datagram is as large
 BATCH = 64  # datagrams read before they are answered: fewer turns, and Ctrl-C is still heard
 # what answers by itself there: SSDP, NFS, SIP, mDNS, memcached, and this script
@@ -125,7 +125,7 @@ class NotAnEcho(Exception):
 
 def answer(sock: socket.socket, server: "Server", most: int) -> None:
     """The server's side: receive what has arrived, capitalise, send each back to its sender."""
-    arrived: list[tuple[bytes, Address]] = []
+    arrived: list[Any] = []
     try:
         for _ in range(most):
             arrived.append(sock.recvfrom(LARGEST))
@@ -241,15 +241,15 @@ class Server:
         self.finished = 0
 
     def run(self) -> None:
+        watched: list[Any] = [self.stop, self.sock]
         while not self.stop.asked and self.finished < self.limit:
-            watched: list[Union[socket.socket, Stop]] = [self.stop, self.sock]
             ready, _, _ = select.select(watched, [], [], self.release())
             self.stop.drain()
             if self.sock in ready:
                 answer(self.sock, self, min(BATCH, self.limit - self.finished))
         self.finish()
 
-    def admit(self, arrived: "list[tuple[bytes, Address]]") -> "list[tuple[bytes, Address]]":
+    def admit(self, arrived: list[Any]) -> list[Any]:
         """The datagrams that are answered: not those whose answer something would answer again.
 
         An answer has no small letters. Not to answer each such datagram ends every loop.
@@ -572,18 +572,6 @@ class Traced(socket.socket):
                 self.show(mark, f"{what}: {error.strerror or 'timed out'}")
             raise
 
-    def show_sent(self, name: str, data: Any, count: int) -> None:
-        self.sent += count
-        text = f"{name} {count} of {len(data)} bytes (sent so far {self.sent})"
-        self.show(">", text, data[:count])
-
-    def show_received(self, data: Any, size: int, waited: float) -> None:
-        count = len(data)
-        self.received += count
-        text = f"{count} of at most {size} bytes, waited {waited:.2f} ms"
-        text += f" (received so far {self.received})"
-        self.show("<", f"recv {text if count else '0 bytes = peer sent FIN (end of stream)'}", data)
-
     def connect(self, target: Any) -> None:
         _, lasted = self.attempt("*", f"connect {address(target)}", super().connect, target)
         here = address(self.getsockname())
@@ -598,18 +586,23 @@ class Traced(socket.socket):
 
     def send(self, data: Any, flags: int = 0) -> int:
         count, _ = self.attempt(">", "send", super().send, data, flags)
-        self.show_sent("send", data, count)
+        self.sent += count
+        text = f"send {count} of {len(data)} bytes (sent so far {self.sent})"
+        self.show(">", text, data[:count])
         return count
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         data, waited = self.attempt("<", "recv", super().recv, size, flags)
-        self.show_received(data, size, waited)
+        self.received += len(data)
+        text = f"{len(data)} of at most {size} bytes, waited {waited:.2f} ms"
+        text += f" (received so far {self.received})"
+        self.show("<", f"recv {text if data else '0 bytes = peer sent FIN (end of stream)'}", data)
         return data
 
     def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
-        count, waited = self.attempt("<", "recv", super().recv_into, buffer, size, flags)
-        self.show_received(memoryview(buffer)[:count], size or len(buffer), waited)
-        return count
+        data = self.recv(size or len(buffer), flags)
+        memoryview(buffer)[: len(data)] = data
+        return len(data)
 
     def shutdown(self, how: int) -> None:
         self.attempt("*", "shutdown", super().shutdown, how)
@@ -632,13 +625,13 @@ def socket_class(args: argparse.Namespace) -> type[socket.socket]:
 
 
 class TracedDatagrams(Traced):
-    """The same for UDP: connect() sends nothing, and an empty datagram is no end."""
+    """The same for UDP: connect() sends nothing, an empty datagram ends nothing."""
 
     def masked(self, mark: str, data: bytes) -> bytes:
         self.unended = {}  # a datagram is whole: the end of an earlier one does not matter
         return super().masked(mark, data)
 
-    def show_received(self, data: Any, size: int, waited: float, name: str = "recv") -> None:
+    def show_received(self, name: str, data: bytes, size: int, waited: float) -> None:
         self.received += len(data)
         text = f"{len(data)} of at most {size} bytes, waited {waited:.2f} ms"
         self.show("<", f"{name} {text} (received so far {self.received})", data)
@@ -651,12 +644,18 @@ class TracedDatagrams(Traced):
     def sendto(self, data: Any, *rest: Any) -> int:
         name = f"sendto {address(rest[-1])}"
         count, _ = self.attempt(">", name, super().sendto, data, *rest)
-        self.show_sent(name, data, count)
+        self.sent += count
+        self.show(">", f"{name} {count} of {len(data)} bytes (sent so far {self.sent})", data)
         return count
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        data, waited = self.attempt("<", "recv", socket.socket.recv, self, size, flags)
+        self.show_received("recv", data, size, waited)
+        return data
 
     def recvfrom(self, size: int, flags: int = 0) -> tuple[bytes, Any]:
         (data, peer), waited = self.attempt("<", "recvfrom", super().recvfrom, size, flags)
-        self.show_received(data, size, waited, f"recvfrom {address(peer)}")
+        self.show_received(f"recvfrom {address(peer)}", data, size, waited)
         return data, peer
 
 
@@ -905,10 +904,9 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """What parse_args() calls, for a subcommand too: so each names its own options."""
-        words = sys.argv[1:] if args is None else args
-        if [word.partition("=")[0] for word in words].count("--host") > 1:
+        if sum(word.startswith("--host") for word in sys.argv) > 1:
             self.error("--host is given twice, but only one address is used")
-        known, unknown = super().parse_known_args(words, namespace)
+        known, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return known, unknown
@@ -950,7 +948,7 @@ def no_echo(
     args: argparse.Namespace,
     counts: Counts,
     problem: Optional[OSError] = None,
-    family: int = socket.AF_INET,
+    family: socket.AddressFamily = socket.AF_INET,
 ) -> Failure:
     """No answer came; problem is what the kernel said instead, if it said something each time."""
     if problem and problem.errno == errno.EMSGSIZE:
@@ -982,7 +980,7 @@ def no_echo(
             18,
             f"the reply is truncated: {max(counts.beginnings)} of {counts.asked} bytes came back",
             "a buffer on the way was smaller than the datagram, and UDP drops what does not fit",
-            "a larger --recv-size on the server and here, no --truncate",
+            "start server and client with a larger --recv-size and no --truncate",
         )
     asked = f"after {len(TRIES)} tries ({', '.join(map(str, TRIES))} s)"
     return Failure(
@@ -999,14 +997,14 @@ def check_client(args: argparse.Namespace) -> None:
             26,
             "standard input or output is closed",
             "text comes in by the one and goes out by the other",
-            f"{CLIENT} < FILE > OUT",
+            f"give it both: {CLIENT} < FILE > OUT",
         )
     if args.port == 0:
         raise Failure(
             2,
             "port 0 is no server's",
-            "with it a server takes any free one",
-            "the port that the server printed when it started",
+            "only a server takes it: the system then gives it any free port",
+            "give --port the number that the server printed",
         )
 
 

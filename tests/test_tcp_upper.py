@@ -475,6 +475,20 @@ def test_no_answer_of_this_machine_means_a_full_queue(run):
     assert "firewall" not in failed.err and "Recv-Q" in hint
 
 
+@pytest.mark.parametrize(
+    "family, host, own",
+    [
+        (socket.AF_INET, "127.0.0.1", True),
+        (socket.AF_INET, "127.0.0.2", True),
+        (socket.AF_INET6, "::1", socket.has_ipv6),
+        (socket.AF_INET, "192.0.2.1", False),
+        (socket.AF_INET6, "2001:db8::1", False),
+    ],
+)
+def test_this_machines_addresses_are_known(family, host, own):
+    assert tcp_upper.is_own_address(family, (host, 9)) is own
+
+
 def test_no_answer_of_another_machine_means_a_firewall():
     failure = tcp_upper.cannot_connect(socket.timeout(), "192.0.2.1:9", 5.0, False, "")
     assert failure.code == 28
