@@ -2914,12 +2914,13 @@ class Row:
     def settle(self, url: URL, reply: Reply) -> None:
         upload, status = self.sent.pop(url), reply.head.status
         done = status < 300 and status != 207
-        doubtful = status in REDIRECTS or status == 401 or done and upload.doubtful(reply)
+        doubtful = status in {*REDIRECTS, 401, 405, 501} or done and upload.doubtful(reply)
         self.plain = self.plain and not doubtful
         if done and not doubtful and not upload.body.changed():
             upload.check_time(reply.head)
-            report(self.client.args, url, "sent", upload.path, upload.sent, None)
+            self.client.args.progress.begin(upload.path, 0, None)
             self.client.args.progress.add(upload.sent)
+            report(self.client.args, url, "sent", upload.path, upload.sent, None)
             del self.jobs[url]
 
 
