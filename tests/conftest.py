@@ -348,8 +348,7 @@ def run():
             cwd=cwd,
             timeout=timeout,
             env={**os.environ, **(env or {})},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             **more,
         )
         finished = Finished(done.returncode, done.stdout, done.stderr)

@@ -1010,7 +1010,7 @@ def test_a_folder_that_holds_the_shared_one_is_sent_without_what_the_server_keep
     for path in whole:
         (here / path).write_text(path)
     server = spawn("server.py", "files", cwd=here)
-    for attempt in range(2):
+    for _attempt in range(2):
         done = run("client.py", "--port", server.port, *words, "--compare", "content", cwd=here)
         assert done.code == 0 and done.err.count("there the server keeps what is sent") == 1, done
     into, name = (

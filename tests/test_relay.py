@@ -689,7 +689,7 @@ def test_who_waits_for_one_that_stands_still_keeps_nobody_from_another(peer):
 
 @pytest.mark.parametrize("server", [("--timeout", "4")], indirect=True)
 def test_who_has_waited_long_enough_comes_first(peer):
-    slow, bob, (first, second, third) = (
+    slow, _bob, (first, second, third) = (
         peer("receive nick=slow"),
         peer("receive nick=bob"),
         (peer() for _ in range(3)),
@@ -1345,8 +1345,9 @@ def test_all_others_hear_what_is_said_and_who_comes_and_goes(server, peer):
 def test_the_last_fifty_lines_are_told_to_who_joins(peer):
     speakers = [peer("chat"), peer("chat")]
     for number in range(60):
-        speakers[number % 2].tell(f"say {number}")
-        until(lambda: speakers[number % 2].answer() == "ok say", "it to be said")
+        speaker = speakers[number % 2]
+        speaker.tell(f"say {number}")
+        until(lambda speaker=speaker: speaker.answer() == "ok say", "it to be said")
     heard = peer().lines("chat")
     assert [text.rsplit(" ", 1)[1] for text in heard[:-1]] == [
         str(number) for number in range(10, 60)

@@ -8,8 +8,21 @@ from conftest import ROOT, SCRIPTS
 from test_upper import lines_of
 
 EACH = pytest.mark.parametrize("script", SCRIPTS)
-CLIENT = ("list get put delete rename mkdir stat help who send receive chat").split()
-HTTP_CLIENT = "get put post delete head list mkdir move mirror upload".split()
+CLIENT = [
+    "list",
+    "get",
+    "put",
+    "delete",
+    "rename",
+    "mkdir",
+    "stat",
+    "help",
+    "who",
+    "send",
+    "receive",
+    "chat",
+]
+HTTP_CLIENT = ["get", "put", "post", "delete", "head", "list", "mkdir", "move", "mirror", "upload"]
 COMMANDS = [
     *((script,) for script in SCRIPTS),
     *(

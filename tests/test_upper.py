@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import termios
+from pathlib import Path
 
 import pytest
 from conftest import DEADLINE, ROOT, Process, assert_clean, free_port, until
@@ -333,9 +334,7 @@ def test_a_port_below_1024_needs_rights(script):
             "--port",
             "7",
         ]
-    failed = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=DEADLINE
-    )
+    failed = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE)
     assert failed.returncode == 45, failed.stderr
     assert failed.stderr.startswith("error: port 7 needs administrator rights\n")
 
@@ -391,8 +390,7 @@ def test_standard_input_that_cannot_be_read_is_said(spawn, script, tmp_path):
         failed = subprocess.run(
             [sys.executable, str(ROOT / script), "client", "--port", str(server.port)],
             stdin=unreadable,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             text=True,
             timeout=DEADLINE,
         )
@@ -441,8 +439,7 @@ def test_a_closed_standard_stream_is_not_mistaken_for_the_connection(spawn, scri
     done = subprocess.run(
         f"{sys.executable} {ROOT / script} client --port {server.port} hi {closed}",
         shell=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         timeout=DEADLINE,
     )
@@ -669,5 +666,5 @@ def test_the_soft_file_limit_is_raised(spawn, script):
     server = spawn(
         script, "server", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
     )
-    limits = open(f"/proc/{server.pid}/limits").read()
+    limits = Path(f"/proc/{server.pid}/limits").read_text()
     assert re.search(rf"Max open files\s+{hard}\s+{hard}", limits)
