@@ -1689,19 +1689,43 @@ def test_zeros_come_as_a_hole_or_as_they_are(do, server, here, box, how):
     assert (here / "all").read_bytes() == b"before" * (how == ">>") + data
 
 
-@pytest.mark.parametrize("names", [["*"], ["t"]])
-def test_a_dot_name_that_a_server_lists_is_not_taken_unasked(do, here, canned, names):
-    facts = b" size=1 mtime_ns=1 exec=yes\n"
-    body = b"data 1\nx\nend\n".replace(b"x\n", b"x")
-    if names == ["t"]:
-        name, says = b"t/.ssh/keys", b"ok stat t type=dir mtime_ns=1\nfile t/.ssh/keys" + facts
-        says += b"ok list t\n"
-    else:
-        name, says = b".profile", b"err stat * reason=no-such-file\nfile .profile" + facts
-        says += b"ok list\nok stat .profile type=file" + facts
-    says += b"ok get " + name + facts + body
-    do("get", *names, "--retries", "0", port=canned(GREETING + says).port)
+@pytest.fixture
+def invented(listeners):
+    """A server that answers a request with the lines given for it or its verb, a get with one byte."""
+
+    def start(answers):
+        def talk(conn):
+            conn.sendall(GREETING)
+            for request in conn.makefile("rb"):
+                verb, *words = request.decode(errors="surrogateescape").split()
+                name = next((word for word in words if "=" not in word), "-")
+                says = answers.get(f"{verb} {name}") or answers.get(verb) or USUAL[verb]
+                said = says.replace("{name}", name)
+                conn.sendall(said.encode(errors="surrogateescape"))
+
+        listeners.append(Listener(talk))
+        return listeners[-1].port
+
+    return start
+
+
+USUAL = {
+    "stat": "ok stat {name} type=file size=1 mtime_ns=1\n",
+    "get": "ok get {name} size=1 mtime_ns=1\ndata 1\nxend sha256=%s\n"
+    % hashlib.sha256(b"x").hexdigest(),
+    "bye": "ok bye\n",
+}
+
+
+@pytest.mark.parametrize(("pattern", "name"), [("*", ".profile"), ("t", "t/.ssh/keys")])
+def test_a_dot_name_that_a_server_lists_is_not_taken_unasked(do, here, invented, pattern, name):
+    listed = f"file {name} size=1 mtime_ns=1 exec=yes\nok list\n"
+    first = {"*": "err stat * reason=no-such-file\n", "t": "ok stat t type=dir mtime_ns=1\n"}
+    port = invented({"list": listed, f"stat {pattern}": first[pattern]})
+    do("get", pattern, "--retries", "0", port=port)
     assert [path.name for path in here.rglob("*") if path.is_file()] == []
+    assert do("get", pattern, "--retries", "0", "--hidden", port=port).code == 0
+    assert (here / name).read_bytes() == b"x"
 
 
 def test_dot_names_come_with_hidden_or_when_they_are_named(spawn, do, here, box):
