@@ -2226,6 +2226,14 @@ class Gets(Batch):
         self.make_folder(job)
         self.sources.append(self.entries(job, entries))
 
+    def hides(self, name: str) -> bool:
+        """Whether a legal name starts with a dot, it or a folder in it, and nobody asked for such."""
+        try:
+            components(name, self.args.hidden)
+        except Refused as refused:
+            return refused.reason == "hidden-name"
+        return False
+
     def entries(self, above: Job, found: Listing) -> Iterator[Job]:
         for entry in found:
             job = Job(entry.words[0])
@@ -2241,7 +2249,7 @@ class Gets(Batch):
                 )
                 continue
             job.path, job.top = above.path + job.name[len(above.name) :], above.path
-            if "/." in job.name[len(above.name) :] and not self.args.hidden:
+            if self.hides(job.name[len(above.name) + 1 :]):
                 # what lies below a folder with such a name is not told one by one
                 if job.name.rpartition("/")[2].startswith("."):
                     self.fail(job, dotted(job.name))
