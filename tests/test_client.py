@@ -1711,8 +1711,9 @@ def invented(listeners):
 
 USUAL = {
     "stat": "ok stat {name} type=file size=1 mtime_ns=1\n",
-    "get": "ok get {name} size=1 mtime_ns=1\ndata 1\nxend sha256=%s\n"
-    % hashlib.sha256(b"x").hexdigest(),
+    "get": "ok get {{name}} size=1 mtime_ns=1\ndata 1\nxend sha256={}\n".format(
+        hashlib.sha256(b"x").hexdigest()
+    ),
     "bye": "ok bye\n",
 }
 
