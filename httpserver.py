@@ -4092,6 +4092,8 @@ SCRIPTS = (
     "udp_upper.py",
 )
 OPENSSL = "openssl.exe" if os.name == "nt" else "openssl"
+# what tells Python where its folders are, beside it or in the folder above
+SETTINGS = ("pyvenv.cfg",), (os.pardir, "pyvenv.cfg"), ("pybuilddir.txt",)
 # endings of what Python or Windows loads as code where they look for it
 CODE = (".py", ".pyc", ".pyw", ".so", ".pyd", ".dylib", ".dll", ".exe", ".pth", "._pth")
 
@@ -4112,17 +4114,20 @@ def path_key(path: str) -> str:
 
 @functools.lru_cache(maxsize=1)
 def program_places() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The files that run when a script of ours starts, and the folders that Python imports from.
+    """What runs when a script of ours starts, and the folders that Python imports from.
 
-    The files are the scripts beside this one, the interpreter, what tells it its folders, and the
-    one other program that --tls runs."""
+    The first are the scripts beside this one, the interpreter, what tells it its folders, and the
+    one other program that --tls runs. Folders that do not exist yet count: they could be made."""
     homes = {os.path.dirname(script) for script in (__file__, os.path.realpath(__file__))}
     bin_folder = os.path.dirname(sys.executable)
     files = {os.path.join(home, name) for home in homes for name in SCRIPTS}
     files |= {__file__, os.path.realpath(__file__), sys.executable}
-    files |= {os.path.join(bin_folder, level, "pyvenv.cfg") for level in (os.curdir, os.pardir)}
+    files |= {os.path.join(bin_folder, *name) for name in SETTINGS}
+    files |= {os.path.join(prefix, "lib") for prefix in (sys.prefix, sys.base_prefix)}
     files |= {os.path.join(folder, OPENSSL) for folder in os.get_exec_path()}
-    folders = {bin_folder, site.getusersitepackages(), *sys.path}
+    folders = {*site.getsitepackages(), site.getusersitepackages(), *sys.path}
+    # Windows tells by its ending what it would run; elsewhere a program can have any name.
+    (folders if os.name == "nt" else files).add(bin_folder)
     # An empty entry, as in PYTHONPATH=: stands for the current folder: the first line of this
     # script takes that off the path, but Python imports sitecustomize before it.
     paths = "" if sys.flags.ignore_environment else os.environ.get("PYTHONPATH", "")
@@ -4134,8 +4139,9 @@ def is_program(path: str) -> bool:
     """Whether a file of this name would be part of a program of ours at its next start."""
     key = path_key(path)
     files, folders = program_places()
-    # below a file too: Python runs a folder that is called like a script, if it has a __main__.py
-    if key.startswith(files) or key in folders:
+    # Below a file too: Python runs a folder that is called like a script, if it has a __main__.py.
+    # A file above a folder too: Python imports from a folder in a zip file.
+    if key.startswith(files) or any(place.startswith(key) for place in folders):
         return True
     if key.startswith(folders) and key[: -len(os.sep)].endswith(CODE):
         return True
@@ -4148,7 +4154,8 @@ def holds_program(path: str) -> bool:
     """Whether to rename or remove a folder of this name, or to move one there, would change one."""
     key = path_key(path)
     files, folders = program_places()
-    return key.startswith(folders) or any(place.startswith(key) for place in files + folders)
+    places = files + folders
+    return key.startswith(places) or any(place.startswith(key) for place in places)
 
 
 # --- end programs ---
