@@ -3307,7 +3307,7 @@ def client_tls(args: argparse.Namespace, checked: bool) -> "ssl.SSLContext":
     except OSError as error:
         raise Failure(
             26,
-            f"cannot read the authorities in {shown(args.cacert)} ({error.strerror or error})",
+            f"cannot read the authorities in {args.cacert!a} ({error.strerror or error})",
             "a PEM file is expected",
             "--cacert FILE",
         ) from None
