@@ -158,12 +158,13 @@ PLAIN = r"[A-Za-z0-9_%-][A-Za-z0-9_.%~-]*/?"  # a link that needs no resolving, 
 # file names that lead to code, devices or nothing on Windows
 WINDOWS_ILLEGAL = r"(?i)[\\<>:\"|?*\x00-\x1f]|[. ]$|^(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|$)"
 GZIP_NAMES = ".gz", ".tgz"
+CLOSED = "the server closed it"
 PART_NAME = r"\.six-[0-9a-f]{32}\.(?:part|json)"
 SIGNATURE = r"(?i)(?<=[?&])(?:x-(?:amz|goog)-[^&=]*|awsaccesskeyid|googleaccessid|signature|expires)=[^&]*&?"
 WINDOWS_DEVICE = r"(?i)(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|$)"
 
 
-# --- pure functions: URLs, heads, names, numbers ---
+# --- the conversation: one request, one reply, and what comes after it ---
 class URL(NamedTuple):
     """Where a request goes. Its text is printable ASCII, without the login and what follows a question mark: signatures stand there."""
 
@@ -206,37 +207,6 @@ class URL(NamedTuple):
         return self._replace(target=self.path.rstrip("/") + "/" + quote(os.fsencode(name)))
 
 
-def parse_url(text: str) -> URL:
-    """An absolute URL as people write it: spaces and umlauts are encoded, what is encoded already stays."""
-    reason = ""
-    try:
-        parts = urlsplit(text)
-        scheme, host, port = parts.scheme, parts.hostname or "", parts.port
-        host = host if host.isascii() else host.encode("idna").decode()
-    except ValueError as error:
-        percent = "is a character in the password not percent-encoded?"
-        reason = percent if "@" in text else printable(str(error))
-    if reason or scheme not in PORTS or not re.fullmatch(HOST, host):
-        # where the login in it ends is uncertain, so all before the last @ counts as such
-        safe = printable(re.sub(r"(?s)^.*@", "...@", text))
-        problem = f"no URL ({reason})" if reason else "no http or https URL"
-        raise Failure(2, f"{safe} is {problem}", "nothing was sent", "http://HOST:PORT/PATH")
-    query = "?" + encoded(parts.query, "/?[]") if parts.query else ""
-    path = encoded(parts.path or "/", "/")
-    login = unquoted(parts.netloc.rpartition("@")[0])
-    return URL(scheme, host, PORTS[scheme] if port is None else port, path + query, login)
-
-
-def encoded(text: str, also: str) -> str:
-    text = re.sub(r"%(?![0-9A-Fa-f]{2})", "%25", text)
-    return quote(to_bytes(text), safe="%!$&'()*+,;=:@" + also)
-
-
-def unquoted(text: str) -> str:
-    """Percent-decoded, as a name or login. What is no UTF-8 passes byte by byte."""
-    return os.fsdecode(unquote_to_bytes(to_bytes(text)))
-
-
 class Head(NamedTuple):
     """The head of a reply; field names in lower case, repeated fields joined by commas."""
 
@@ -267,244 +237,360 @@ class Head(NamedTuple):
         return self.status < 300 and self.status != 207
 
 
-def parse_head(raw: bytes) -> Head:
-    """RFC 9112 section 4 and 5. What is malformed raises ValueError: guessing is how two programs come to disagree."""
-    if b"\0" in raw or raw.count(b"\r") != raw.count(b"\r\n"):
-        raise ValueError("a NUL or a bare CR in its head")
-    text = re.sub(FOLD, " ", to_text(raw).replace("\r", ""))
-    first, _, rest = text.rstrip("\n").partition("\n")
-    found = re.fullmatch(STATUS_LINE, first)
-    if not found:
-        raise ValueError(f"{first[:60]!r} where HTTP/1.1 and a status belong")
-    fields: dict[str, str] = {}
-    for name, value, other in re.findall(FIELD, rest):
-        if other:
-            raise ValueError(f"{other[:60]!r} where a header belongs")
-        name, value = name.lower(), value.strip(" \t")
-        fields[name] = f"{fields[name]}, {value}" if name in fields else value
-    version, status, reason = found.groups("")
-    return Head(version, int(status), reason, fields, content_length(fields), text)
+class Origin:
+    """What a client knows of one server."""
+
+    def __init__(self, url: URL, args: argparse.Namespace) -> None:
+        if url.scheme == "http" and (args.tls or args.pin or args.cacert):
+            raise Failure(
+                2,
+                f"{url} would go in the clear",
+                "--tls, --pin and --cacert ask for TLS; nothing was sent there",
+                "https://",
+            )
+        self.proxy = proxy_for(url, args)
+        self.login_fields = login_fields(url, args)
+        self.reached = False  # once in this run: when it refuses now, it may be back soon
 
 
-def content_length(fields: dict[str, str]) -> Optional[int]:
-    """RFC 9112 section 6.3: Transfer-Encoding goes before it; several must be the same number."""
-    if "content-length" not in fields or "transfer-encoding" in fields:
-        return None
-    length, *others = {item.strip() for item in fields["content-length"].split(",")}
-    if others or not re.fullmatch(LENGTH, length):
-        raise ValueError("a Content-Length that is no number")
-    return int(length)
+class Client:
+    """Asks servers. A thread has its own, and shares with others what is known of the servers."""
+
+    def __init__(
+        self, args: argparse.Namespace, origins: "Optional[dict[tuple[str, str], Origin]]" = None
+    ) -> None:
+        self.args = args
+        self.origins = {} if origins is None else origins  # by origin and login
+        # the connection kept to each origin: one, for there are servers that serve one at a time
+        self.idle: dict[str, Connection] = {}
+
+    def ask(
+        self,
+        method: str,
+        url: URL,
+        fields: Optional[Fields] = None,
+        body: Optional["BodySource"] = None,
+    ) -> "Reply":
+        """Follow redirects, and return the reply at their end. Logins stay with the origin that they were given for."""
+        fields, own = fields or {}, True
+        for _ in range(MAX_REDIRECTS + 1):
+            login = self.origin(url).login_fields if own else {}
+            reply = self.exchange(method, url, {**fields, **login}, body)
+            head = reply.head
+            # what was read of standard input cannot be sent twice
+            if not (body and body.sent) and self.is_asked_again(reply, body, own):
+                continue
+            location = head.get("location")
+            if head.status not in REDIRECTS or not location:
+                return reply
+            with reply:
+                before, (method, body) = method, redirected(method, head.status, body)
+            # they were about the body: Content-Type, Expect, a digest (RFC 9110 section 15.4)
+            fields = fields if method == before else {}
+            target = url.join(location)
+            own = own and target.origin == url.origin
+            url = target._replace(login=url.login if own else "")
+        raise Failure(
+            47,
+            f"more than {MAX_REDIRECTS} redirects, the last one to {url}",
+            "the server sends in circles",
+            "check the URL; -v shows each redirect",
+        )
+
+    def is_asked_again(self, reply: "Reply", body: Optional["BodySource"], own: bool) -> bool:
+        """Whether the same request has hope now: with a password, or without the Expect that the server does not know."""
+        if own and self.can_log_in(reply):
+            return True
+        if reply.head.status != 417 or not body or not body.expects:
+            return False
+        with reply:
+            body.expects = False
+        return True
+
+    def can_log_in(self, reply: "Reply") -> bool:
+        """Where none was given, a password may be typed: for this server alone."""
+        url, head, asked = reply.url, reply.head, self.args.asked
+        origin = self.origin(url)
+        wanted = head.status == 401 and "basic" in head.get("www-authenticate").lower()
+        given = origin.login_fields.get("Authorization") or url.origin in asked
+        if not wanted or given or not os.isatty(2):
+            return False
+        with reply:
+            self.args.progress.clear()
+            asked[url.origin] = ask_password(url.authority)
+        origin.login_fields = login_fields(url, self.args)
+        return True
+
+    def origin(self, url: URL) -> Origin:
+        key = url.origin, url.login
+        if key not in self.origins:
+            self.origins[key] = Origin(url, self.args)
+        return self.origins[key]
+
+    def exchange(
+        self, method: str, url: URL, fields: Fields, body: Optional["BodySource"]
+    ) -> "Reply":
+        """Send one request and read its reply. The server may just have closed a kept connection: then retry on a new one."""
+        request = self.request(method, url, fields, body)
+        connection = self.kept_connection(url)
+        if connection and (method not in IDEMPOTENT or body and body.length is None):
+            connection.close()
+        elif connection:
+            try:
+                return self.converse(connection, request, method, url, body)
+            except Transient as failure:
+                if failure.code not in (52, 55) or connection.answered:
+                    raise
+        return self.converse(self.connect(url), request, method, url, body)
+
+    def request(self, method: str, url: URL, fields: Fields, body: Optional["BodySource"]) -> bytes:
+        # https goes through a tunnel
+        proxy = self.origin(url).proxy if url.scheme == "http" else None
+        own = {
+            "Host": url.authority,
+            "User-Agent": f"six-httpclient/{VERSION}",
+            "Accept": "*/*",
+            **proxy_login(proxy),
+        }
+        if body and body.length is None:
+            own["Transfer-Encoding"] = "chunked"
+        elif body:
+            own["Content-Length"] = str(body.length)
+        if body and body.expects:
+            own["Expect"] = "100-continue"
+        return request_head(method, url.full if proxy else url.target, merged(own, fields))
+
+    def converse(
+        self,
+        connection: "Connection",
+        request: bytes,
+        method: str,
+        url: URL,
+        body: Optional["BodySource"],
+    ) -> "Reply":
+        narrate(self.args, ">", request)
+        try:
+            connection.answered = False
+            connection.send(request)
+            early = None
+            if body and b"\r\nExpect: 100-continue\r\n" in request:
+                early = connection.wait_for_continue()
+            if body and not early:
+                early = connection.send_body(body)
+            reply = Reply(connection, early or connection.read_head(), method, url)
+        except BaseException:
+            connection.close()
+            raise
+        # or the rest of the body would be taken for a request
+        reply.keep = reply.keep and early is None
+        self.idle[url.origin] = connection
+        return reply
+
+    def kept_connection(self, url: URL) -> "Optional[Connection]":
+        """The connection of the last reply, if that has been read to its end. Bytes after it came unasked."""
+        connection = self.idle.pop(url.origin, None)
+        if connection and connection.start != connection.end:
+            connection.close()
+        return connection if connection and connection.sock.fileno() >= 0 else None
+
+    def connect(self, url: URL) -> "Connection":
+        origin, sock_to = self.origin(url), functools.partial(self.open_socket, url)
+        try:
+            https = url.scheme == "https"
+            sock = encrypt(sock_to, url.host, self.args, ["http/1.1"]) if https else sock_to()
+        except OSError as error:
+            raise Transient(
+                28 if isinstance(error, socket.timeout) else 56,
+                f"{url.host} hung up on TLS or stayed silent",
+                str(error),
+                "http:// instead of https://?",
+            ) from None
+        except Failure as failure:
+            # but not for want of file descriptors here
+            passing = failure.code in (6, 7, 28) and os.strerror(errno.EMFILE) not in str(failure)
+            if not origin.reached or not passing:
+                raise
+            lines = [line[7:] for line in str(failure).split("\n")]
+            raise Transient(failure.code, *lines) from None
+        origin.reached = True
+        with contextlib.suppress(OSError):  # it has hung up already, as will be seen
+            narrate(self.args, "*", f"connected to {address(sock.getpeername())}".encode())
+        return Connection(sock, url.authority, self.args)
+
+    def open_socket(self, url: URL) -> socket.socket:
+        proxy = self.origin(url).proxy
+        via = proxy or url
+        host = via_family(via.host, via.port, self.args)
+        sock = open_connection(self.args, host, via.port, server_command(url, proxy))
+        try:
+            if proxy and url.scheme == "https":
+                self.tunnel(sock, url, proxy)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def tunnel(self, sock: socket.socket, url: URL, proxy: URL) -> None:
+        """Ask a proxy to pass bytes to the server unread (RFC 9110 section 9.3.6)."""
+        goal = f"{url.authority}:{url.port}" if url.port == PORTS[url.scheme] else url.authority
+        request = request_head("CONNECT", goal, {"Host": goal, **proxy_login(proxy)})
+        connection = Connection(sock, f"the proxy {proxy.authority}", self.args)
+        narrate(self.args, ">", request)
+        connection.send(request)
+        head = connection.read_head()
+        if not 200 <= head.status < 300:
+            passing = head.status in PASSING and self.origin(url).reached
+            reason = f"{head.status} {printable(head.reason)}"
+            raise (Transient if passing else Failure)(
+                56,
+                f"the proxy {proxy.authority} does not connect to {goal}: {reason}",
+                "it allows other ports only, cannot reach the server, or asks for a password",
+                "--proxy http://USER:PASSWORD@HOST:PORT",
+            )
+
+    def close(self) -> None:
+        for connection in self.idle.values():
+            connection.close()
+
+    def request_template(self, method: str, url: URL, fields: Fields) -> Callable[[URL], bytes]:
+        """What makes requests that differ in nothing but the target: one is made for all."""
+        mark = url._replace(target="\0")
+        fields = {**fields, **self.origin(url).login_fields}
+        before, after = self.request(method, mark, fields, None).split(b"\0")
+        return lambda each: before + each.target.encode() + after
+
+    def pipeline(
+        self, method: str, urls: Iterable[URL], make: Callable[[URL], bytes]
+    ) -> Iterator[tuple[URL, "Reply"]]:
+        """Send many requests to one server without waiting in between; the replies come in the same order.
+        It starts with one request, and doubles while the connection holds: not every server keeps it open.
+        A URL for which make() gives nothing is left out."""
+        waiting, asked, window = deque(urls), deque[URL](), 1
+        most = PIPELINE if waiting and not self.origin(waiting[0]).proxy else 1
+        connection: Connection | None = None
+        try:
+            while waiting or asked:
+                url = (asked or waiting)[0]
+                connection = connection or self.kept_connection(url) or self.connect(url)
+                if len(asked) <= window // 2:  # several in one segment
+                    new = [waiting.popleft() for _ in range(min(window - len(asked), len(waiting)))]
+                    self.send_requests(connection, new, make, asked)
+                if not asked:
+                    continue
+                with Reply(connection, connection.read_head(), method, asked.popleft()) as reply:
+                    yield reply.url, reply
+                window = min(2 * window, most)
+                if not reply.keep:
+                    connection, window = None, 1
+                    waiting.extendleft(reversed(asked))
+                    asked.clear()
+            if connection:
+                self.idle[url.origin], connection = connection, None
+        finally:
+            if connection:
+                connection.close()
+
+    def send_requests(
+        self,
+        connection: "Connection",
+        urls: list[URL],
+        make: Callable[[URL], bytes],
+        asked: deque[URL],
+    ) -> None:
+        """Send requests, small ones together, and note which there were."""
+        data = b""
+        for url in urls:
+            if request := make(url):
+                narrate(self.args, ">", request)
+                asked.append(url)
+                data += request
+            if len(data) > TLS_SLICE:
+                connection.send(data)
+                data = b""
+        connection.send(data)
 
 
-@functools.lru_cache(maxsize=64)  # a folder's files share many
-def parse_date(text: str) -> Optional[float]:
-    """Seconds since 1970. Of the three forms of RFC 9110 section 5.6.7 the one that is not obsolete, or ISO 8601."""
-    if (found := re.fullmatch(DATE, text)) and found[2] in MONTHS:
-        day, month, year = int(found[1]), MONTHS.index(found[2]) // 3, int(found[3])
-    elif found := re.fullmatch(ISO_DATE, text):
-        day, month, year = int(found[3]), int(found[2]) - 1, int(found[1])
-    else:
-        return None
-    hour, minute, second = map(int, found.groups()[3:])
-    # a year from March to February ends with its leap day
-    year, month = (year, month - 2) if month > 1 else (year - 1, month + 10)
-    leap_days = year // 4 - year // 100 + year // 400
-    days = 365 * year + leap_days + (153 * month + 2) // 5 + day - 719469
-    return 86400.0 * days + 3600 * hour + 60 * minute + second
+def redirected(
+    method: str, status: int, body: Optional["BodySource"]
+) -> tuple[str, Optional["BodySource"]]:
+    """How to go on after a redirect (RFC 9110 section 15.4)."""
+    if status == 303 and method != "HEAD" or status in (301, 302) and method == "POST":
+        return "GET", None
+    if body is not None and body.sent:
+        raise Failure(
+            47,
+            "the server redirects the upload, but standard input cannot be sent twice",
+            "it has been read",
+            "send to the new address, or from a file",
+        )
+    return method, body
 
 
-def http_date(seconds: float) -> str:
-    # in English as long as nobody calls setlocale()
-    return time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(seconds))
+def merged(fields: Fields, others: Fields) -> Fields:
+    """Fields of any case over fields of any case; an empty value takes one away, as with curl."""
+    named = {name.lower(): (name, value) for name, value in [*fields.items(), *others.items()]}
+    return {name: value for name, value in named.values() if value}
 
 
-def content_range(head: Head) -> Optional[tuple[int, int, int]]:
-    """First byte, the byte after the last, and the size of the whole. (-1, 0, size) when none could be satisfied."""
-    found = re.fullmatch(CONTENT_RANGE, head.get("content-range"))
-    if not found or found[3] == "*":
-        return None
-    first, last, size = map(int, found.groups("-1"))
-    return first, last + 1, size
+def request_head(method: str, target: str, fields: Fields) -> bytes:
+    lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
+    return to_bytes("\r\n".join([*lines, "", ""]))
 
 
-class Source(NamedTuple):
-    """What a part belongs to."""
-
-    url: str
-    etag: str
-    modified: str
-    size: Optional[int]
-    digest: str  # SHA-256 in hex, if the server told it
-
-    @property
-    def validator(self) -> str:
-        """For If-Range, which compares strongly: a weak ETag proves nothing (RFC 9110 section 13.1.5)."""
-        return self.modified if not self.etag or self.etag.startswith("W/") else self.etag
-
-    def fits(self, head: Head) -> bool:
-        """Whether a partial response may be of the same file: servers that know Range but not If-Range send one of any."""
-        field, want = ("etag", self.etag) if self.etag else ("last-modified", self.modified)
-        return head.get(field) in ("", want)
-
-
-def source_of(url: URL, head: Head) -> Source:
-    span, date, modified = content_range(head), parse_date(head.get("date")), head.modified
-    # or it may change again within its second
-    settled = date is not None and modified is not None and modified < date
-    found = re.search(SHA256_FIELD, head.get("repr-digest") or head.get("digest"))
-    digest = binascii.a2b_base64(found[1]).hex() if found else ""
-    validator = head.get("last-modified") if settled else ""
-    return Source(str(url), head.get("etag"), validator, span[2] if span else head.length, digest)
-
-
-def disposition_name(value: str) -> str:
-    """The file name in a Content-Disposition, if any (RFC 6266)."""
-    if found := re.search(FILENAME_STAR, value):
-        return unquoted(found[1])
-    found = re.search(FILENAME, value)
-    return re.sub(r"\\(.)", r"\1", found[1] or found[2] or "") if found else ""
-
-
-def safe_name(name: str) -> str:
-    """A file name out of what a server proposes: one component, not hidden, no control characters, not too long."""
-    name = re.sub(r"[\x00-\x1f\x7f-\x9f]", "_", re.split(r"[/\\]", name)[-1])
-    name = re.sub(r"^\.", "_", name)
-    if os.name == "nt":
-        name = re.sub(r'[<>:"|?*]', "_", name).rstrip(". ")
-        name = "_" + name if re.match(WINDOWS_DEVICE, name) else name
-    if len(os.fsencode(name)) > 255:  # what file systems take
-        stem, dot, ending = name.rpartition(".")
-        short = os.fsdecode(os.fsencode(stem or name)[:200])
-        name = short + dot + ending if len(os.fsencode(ending)) < 50 else short
-    return name or "index.html"
-
-
-def check_name(name: str, hidden: bool) -> bool:
-    """Whether a name from a server's index may become a file or folder here."""
-    if name in ("", ".", "..") or re.search(r"[/\0]", name) or is_part(name):
-        return False
-    if name.startswith(".") and not hidden:
-        return False
-    return os.name != "nt" or not re.search(WINDOWS_ILLEGAL, name)
-
-
-def is_part(name: str) -> bool:
-    return name.startswith(".six-") and re.fullmatch(PART_NAME, name) is not None
-
-
-class Entry(NamedTuple):
-    """A line of a folder's index; None is what that index does not tell."""
-
-    name: str
-    folder: bool
-    size: Optional[int] = None
-    mtime: Optional[float] = None
-    etag: str = ""
-
-
-def html_entries(text: str, url: URL) -> list[Entry]:
-    """The links of an index page that lead to something in that very folder; sorting links and the way up do not."""
-    links = ["".join(groups) for groups in re.findall(LINK, text)]
-    names = dict.fromkeys(child_name(unescaped(link).strip(), url) for link in links)
-    return [Entry(unquoted(name.rstrip("/")), name.endswith("/")) for name in names if name]
-
-
-def unescaped(text: str) -> str:
-    if "&" in text:
-        import html
-
-        text = html.unescape(text)
-    return text
-
-
-def child_name(reference: str, url: URL) -> str:
-    """The name, still encoded, that a reference gives to something in a folder; "" when it leads elsewhere."""
-    if re.fullmatch(PLAIN, reference):
-        return reference
-    with contextlib.suppress(Failure):
-        link = url.join(reference.partition("#")[0])
-        name = link.target[len(url.path) :]
-        if link.full.startswith(url.origin + url.path) and not re.search("[?]|/.", name):
-            return name if name != "/" else ""
-    return ""
-
-
-def json_entries(text: str, url: URL) -> list[Entry]:
-    """An index as JSON, as httpserver.py, nginx and Caddy write it."""
-    import json
-
-    index = json.loads(text)
-    index = index.get("entries") if isinstance(index, dict) else index
-    if not isinstance(index, list):
-        raise TypeError("an index that is no list")
-    return [entry for item in index if isinstance(item, dict) and (entry := json_entry(item))]
-
-
-def json_entry(item: dict[str, Any]) -> Optional[Entry]:
-    get = item.get
-    name: Any = get("name")
-    size, mtime, etag = get("size"), get("mtime", get("mod_time")), get("etag")
-    link = get("href", get("url"))
-    try:
-        # exact even where the name is no text
-        name = unquoted(link.removeprefix("./")) if isinstance(link, str) else name
-        os.fsencode(name)
-    except (TypeError, UnicodeError):  # no str, or half a surrogate pair: it stands for no bytes
-        return None
-    kind = get("type") in ("directory", "folder", "dir")
-    folder = kind or get("is_dir") is True or name.endswith("/")
-    mtime = parse_date(mtime) if isinstance(mtime, str) else mtime
-    mtime = mtime if isinstance(mtime, (int, float)) and abs(mtime) < LATEST else None
-    size = size if isinstance(size, int) and not folder else None
-    return Entry(name.rstrip("/"), folder, size, mtime, etag if isinstance(etag, str) else "")
-
-
-def printable(text: str, keep: str = "") -> str:
-    """Text for people: undecodable bytes and characters that could move the cursor appear as \\x1b."""
-    text = to_bytes(text).decode(errors="backslashreplace")
-    return "".join(
-        char if char.isprintable() or char in keep else ascii(char)[1:-1] for char in text
+def check(reply: "Reply") -> "Reply":
+    """The reply, if it is a success; else a Failure with its first lines. A redirect to nowhere is no success:
+    a store sends one for another region's bucket."""
+    head = reply.head
+    if head.success:
+        return reply
+    lines = ""
+    with reply, contextlib.suppress(Failure):
+        lines = error_lines(head, reply.read(MAX_ANSWER))
+    text = (
+        f"{reply.url}: {head.status} {printable(head.reason)}",
+        f"the server says: {lines}" if lines else "the server gives no reason",
+        ADVICE.get(head.status, "-v shows both heads"),
     )
+    if head.status in PASSING:
+        raise Transient(22, *text, after=retry_after(head))
+    raise Failure(22, *text)
 
 
-def to_bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
+def retry(
+    args: argparse.Namespace, act: "Callable[[], T]", progress: Callable[[], int] = lambda: 0
+) -> "T":
+    """Try until it works. --retries counts the tries that got no further; pauses double, and vary so that clients spread."""
+    failures, best = 0, progress()
+    while True:
+        try:
+            return act()
+        except Transient as failure:
+            further = progress() > best
+            failures, best = 0 if further else failures + 1, max(best, progress())
+            if failures > args.retries or args.retries == 0:
+                raise
+            short, pause, most = PAUSES
+            spread = 1 - os.urandom(1)[0] / 512
+            pause = short if further else min(pause * 2 ** (failures - 1), most) * spread
+            if failure.after is not None:
+                pause = min(failure.after, most)
+            args.progress.clear()
+            if not args.quiet:
+                first, _, _ = str(failure).partition("\n")
+                say(f"{first}; trying again in {pause:.1f} s")
+            time.sleep(pause)
 
 
-def to_text(data: bytes) -> str:
-    """UTF-8; bytes that are none come back from to_bytes() as they were."""
-    return data.decode("utf-8", "surrogateescape")
-
-
-def basic(login: str) -> str:
-    return "Basic " + b64(to_bytes(login if ":" in login else login + ":"))
-
-
-def b64(data: bytes) -> str:
-    return binascii.b2a_base64(data, newline=False).decode()
-
-
-def hasher(name: str, data: bytes = b"") -> "hashlib._Hash":
-    # not at the top, like json, html and ssl: what loads them is worth the wait, other runs start
-    # sooner
-    import hashlib
-
-    return hashlib.new(name, data)
-
-
-def error_lines(head: Head, body: bytes) -> str:
-    """The first lines of an error page, as text."""
-    text = body.decode("utf-8", "replace")
-    if "html" in head.get("content-type"):
-        text = unescaped(re.sub(r"(?s)<(style|script|head)\b.*?(?:</\1>|\Z)|<[^<>]*>", "\n", text))
-    lines = [" ".join(line.split()) for line in text.splitlines()]
-    return printable(" | ".join([line[:200] for line in lines if line][:SHOWN_LINES]))
+def retry_after(head: Head) -> Optional[float]:
+    """Seconds, from a number of them or a date (RFC 9110 section 10.2.3)."""
+    value = head.get("retry-after")
+    if re.fullmatch(LENGTH, value):
+        return float(value)
+    date = parse_date(value)
+    return None if date is None else max(0.0, date - time.time())
 
 
 # --- the wire: bytes in, heads and bodies out ---
-CLOSED = "the server closed it"
-
-
 class Connection:
     """A connection. What has come in and is not read yet stands in buffer[start:end]."""
 
@@ -933,444 +1019,414 @@ def narrate(args: argparse.Namespace, mark: str, data: bytes) -> None:
             say(f"{mark} {printable(line)}")
 
 
-# --- asking: connections, proxies, passwords, redirects, patience ---
-class Origin:
-    """What a client knows of one server."""
+# --- getting: a download, its part, its name ---
+class Source(NamedTuple):
+    """What a part belongs to."""
 
-    def __init__(self, url: URL, args: argparse.Namespace) -> None:
-        if url.scheme == "http" and (args.tls or args.pin or args.cacert):
+    url: str
+    etag: str
+    modified: str
+    size: Optional[int]
+    digest: str  # SHA-256 in hex, if the server told it
+
+    @property
+    def validator(self) -> str:
+        """For If-Range, which compares strongly: a weak ETag proves nothing (RFC 9110 section 13.1.5)."""
+        return self.modified if not self.etag or self.etag.startswith("W/") else self.etag
+
+    def fits(self, head: Head) -> bool:
+        """Whether a partial response may be of the same file: servers that know Range but not If-Range send one of any."""
+        field, want = ("etag", self.etag) if self.etag else ("last-modified", self.modified)
+        return head.get(field) in ("", want)
+
+
+class Entry(NamedTuple):
+    """A line of a folder's index; None is what that index does not tell."""
+
+    name: str
+    folder: bool
+    size: Optional[int] = None
+    mtime: Optional[float] = None
+    etag: str = ""
+
+
+Sink = Union["Part", "Span", "Stream"]
+Output = Union["Part", "Stream"]
+
+
+def get(client: Client) -> int:
+    args, folder, name = client.args, client.args.output or "", ""
+    if folder == "-" or folder and not os.path.isdir(folder) and not folder.endswith("/"):
+        folder, name = os.path.split(folder)
+    if args.output != "-":
+        if len(args.url) > 1 and name:
             raise Failure(
                 2,
-                f"{url} would go in the clear",
-                "--tls, --pin and --cacert ask for TLS; nothing was sent there",
-                "https://",
+                f"{len(args.url)} URLs cannot all be {printable(args.output)}",
+                "nothing was fetched",
+                "-o FOLDER/",
             )
-        self.proxy = proxy_for(url, args)
-        self.login_fields = login_fields(url, args)
-        self.reached = False  # once in this run: when it refuses now, it may be back soon
+        make_folder(folder or ".")
+
+    def one(url: URL) -> None:
+        run_download(args, Download(client, url, folder, name, replace=False))
+
+    return for_each(args, [target(text, args) for text in args.url], one)
 
 
-class Client:
-    """Asks servers. A thread has its own, and shares with others what is known of the servers."""
+def run_download(args: argparse.Namespace, download: "Download") -> None:
+    verdict = download.run()
+    if not download.stdout:
+        seconds = time.monotonic() - download.began
+        report(args, download.url, verdict, download.path, download.received, seconds)
 
-    def __init__(
-        self, args: argparse.Namespace, origins: Optional[dict[tuple[str, str], Origin]] = None
-    ) -> None:
+
+class Download:
+    """One URL that becomes one file, however many requests it takes."""
+
+    def __init__(self, client: Client, url: URL, folder: str, name: str, replace: bool) -> None:
+        args = client.args
+        self.client = client
         self.args = args
-        self.origins = {} if origins is None else origins  # by origin and login
-        # the connection kept to each origin: one, for there are servers that serve one at a time
-        self.idle: dict[str, Connection] = {}
+        self.url = url
+        self.folder = folder
+        self.name = name  # "" until the first response, which may propose one
+        self.path = os.path.join(folder, name)
+        # by the user: then it may be a FIFO or device, too
+        self.chosen = bool(name) and not replace
+        self.stdout = self.chosen and self.path == "-"
+        self.replace = bool(replace or args.force or args.newer)
+        self.head: Head | None = None
+        self.began = time.monotonic()
+        self.received = 0
 
-    def ask(
-        self,
-        method: str,
-        url: URL,
-        fields: Optional[Fields] = None,
-        body: Optional["BodySource"] = None,
-    ) -> "Reply":
-        """Follow redirects, and return the reply at their end. Logins stay with the origin that they were given for."""
-        fields, own = fields or {}, True
-        for _ in range(MAX_REDIRECTS + 1):
-            login = self.origin(url).login_fields if own else {}
-            reply = self.exchange(method, url, {**fields, **login}, body)
-            head = reply.head
-            # what was read of standard input cannot be sent twice
-            if not (body and body.sent) and self.is_asked_again(reply, body, own):
-                continue
-            location = head.get("location")
-            if head.status not in REDIRECTS or not location:
-                return reply
-            with reply:
-                before, (method, body) = method, redirected(method, head.status, body)
-            # they were about the body: Content-Type, Expect, a digest (RFC 9110 section 15.4)
-            fields = fields if method == before else {}
-            target = url.join(location)
-            own = own and target.origin == url.origin
-            url = target._replace(login=url.login if own else "")
-        raise Failure(
-            47,
-            f"more than {MAX_REDIRECTS} redirects, the last one to {url}",
-            "the server sends in circles",
-            "check the URL; -v shows each redirect",
-        )
+    def run(self) -> str:
+        """Return saved, or same when it was here already."""
+        if retry(self.args, self.probe):
+            return "same"
+        try:
+            return self.save(self.open_sink(), split=True)
+        except Changed:
+            return self.save(self.open_sink(), split=False)
 
-    def is_asked_again(self, reply: "Reply", body: Optional["BodySource"], own: bool) -> bool:
-        """Whether the same request has hope now: with a password, or without the Expect that the server does not know."""
-        if own and self.can_log_in(reply):
+    def save(self, sink: Output, split: bool) -> str:
+        with contextlib.closing(sink):
+            if split and isinstance(sink, Part) and self.can_split(sink):
+                self.side_by_side(sink)
+            elif not self.fetch(self.client, sink):
+                return "same"
+            return self.finish(sink)
+
+    def save_reply(self, reply: Reply, method: str) -> str:
+        """What a pipelined reply makes of it: saved, same, or "" when it needs more than that."""
+        if method == "HEAD":
+            return "same" * self.is_same(reply.head)
+        short = reply.head.length is not None and reply.head.length <= NOTED_FROM
+        with (
+            contextlib.suppress(Failure),
+            contextlib.closing(Part(self.folder, self.url, self.args, short)) as part,
+        ):
+            return self.finish(part) if self.receive(reply, part) else "same"
+        return ""  # the failure is reported when it happens once more
+
+    def open_sink(self) -> Output:
+        found = stat_or_none(self.path) if self.chosen else None
+        special = found and not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode)
+        if self.stdout or special:
+            return Stream(self.path, self.args)
+        return Part(self.folder, self.url, self.args)
+
+    def probe(self) -> bool:
+        """Whether the file is here already, by what the server says of it without sending it."""
+        name = self.name or safe_name(url_name(self.url))
+        if self.stdout or self.args.force or not os.path.isfile(os.path.join(self.folder, name)):
+            return False
+        with self.client.ask("HEAD", self.url, IDENTITY) as reply:
+            if reply.head.status != 200:
+                return False  # a URL signed for GET alone refuses HEAD
+            return self.is_here(reply.head)
+
+    def is_here(self, head: Head) -> bool:
+        """Whether the very file is here already. A Failure if another one is here, and must stay."""
+        self.learn(head)
+        found = stat_or_none(self.path)
+        if found is None or self.stdout or self.chosen and not stat.S_ISREG(found.st_mode):
+            return False
+        regular = stat.S_ISREG(found.st_mode)
+        if regular and not (self.args.force and self.replace) and self.is_same(head):
             return True
-        if reply.head.status != 417 or not body or not body.expects:
+        if not regular or not self.replace:
+            raise exists(self.path, not self.replace and (self.args.force or self.args.newer))
+        return False
+
+    def is_same(self, head: Head) -> bool:
+        """Whether a response is about the very file here, and --checksum agrees."""
+        args = self.args
+        entry = Entry(self.name, False, head.length, head.modified, head.get("etag"))
+        if not same_here(args, self.path, self.url, entry):
             return False
-        with reply:
-            body.expects = False
-        return True
+        return not args.checksum or file_digest(self.path, args.checksum[0]) == args.checksum[1]
 
-    def can_log_in(self, reply: "Reply") -> bool:
-        """Where none was given, a password may be typed: for this server alone."""
-        url, head, asked = reply.url, reply.head, self.args.asked
-        origin = self.origin(url)
-        wanted = head.status == 401 and "basic" in head.get("www-authenticate").lower()
-        given = origin.login_fields.get("Authorization") or url.origin in asked
-        if not wanted or given or not os.isatty(2):
-            return False
-        with reply:
-            self.args.progress.clear()
-            asked[url.origin] = ask_password(url.authority)
-        origin.login_fields = login_fields(url, self.args)
-        return True
+    def learn(self, head: Head) -> None:
+        """A response tells the name, if nobody has chosen one, and the time. Nothing is written before."""
+        self.head = head
+        if not self.name:
+            asked = safe_name(url_name(self.url))
+            proposed = disposition_name(head.get("content-disposition"))
+            self.name = safe_name(proposed) if proposed else asked
+            self.path = os.path.join(self.folder, self.name)
+            # the server's choice of a name is no choice of what may be replaced
+            self.replace = self.replace and self.name == asked
+        refuse_program(self.path)
 
-    def origin(self, url: URL) -> Origin:
-        key = url.origin, url.login
-        if key not in self.origins:
-            self.origins[key] = Origin(url, self.args)
-        return self.origins[key]
+    def fetch(self, client: Client, sink: Sink) -> bool:
+        """Fetch all that is missing, with retries. False: the file is here."""
+        return retry(self.args, lambda: self.fetch_once(client, sink), lambda: sink.offset)
 
-    def exchange(
-        self, method: str, url: URL, fields: Fields, body: Optional["BodySource"]
-    ) -> "Reply":
-        """Send one request and read its reply. The server may just have closed a kept connection: then retry on a new one."""
-        request = self.request(method, url, fields, body)
-        connection = self.kept_connection(url)
-        if connection and (method not in IDEMPOTENT or body and body.length is None):
-            connection.close()
-        elif connection:
-            try:
-                return self.converse(connection, request, method, url, body)
-            except Transient as failure:
-                if failure.code not in (52, 55) or connection.answered:
-                    raise
-        return self.converse(self.connect(url), request, method, url, body)
-
-    def request(self, method: str, url: URL, fields: Fields, body: Optional["BodySource"]) -> bytes:
-        # https goes through a tunnel
-        proxy = self.origin(url).proxy if url.scheme == "http" else None
-        own = {
-            "Host": url.authority,
-            "User-Agent": f"six-httpclient/{VERSION}",
-            "Accept": "*/*",
-            **proxy_login(proxy),
-        }
-        if body and body.length is None:
-            own["Transfer-Encoding"] = "chunked"
-        elif body:
-            own["Content-Length"] = str(body.length)
-        if body and body.expects:
-            own["Expect"] = "100-continue"
-        return request_head(method, url.full if proxy else url.target, merged(own, fields))
-
-    def converse(
-        self,
-        connection: "Connection",
-        request: bytes,
-        method: str,
-        url: URL,
-        body: Optional["BodySource"],
-    ) -> "Reply":
-        narrate(self.args, ">", request)
-        try:
-            connection.answered = False
-            connection.send(request)
-            early = None
-            if body and b"\r\nExpect: 100-continue\r\n" in request:
-                early = connection.wait_for_continue()
-            if body and not early:
-                early = connection.send_body(body)
-            reply = Reply(connection, early or connection.read_head(), method, url)
-        except BaseException:
-            connection.close()
-            raise
-        # or the rest of the body would be taken for a request
-        reply.keep = reply.keep and early is None
-        self.idle[url.origin] = connection
-        return reply
-
-    def kept_connection(self, url: URL) -> "Optional[Connection]":
-        """The connection of the last reply, if that has been read to its end. Bytes after it came unasked."""
-        connection = self.idle.pop(url.origin, None)
-        if connection and connection.start != connection.end:
-            connection.close()
-        return connection if connection and connection.sock.fileno() >= 0 else None
-
-    def connect(self, url: URL) -> "Connection":
-        origin, sock_to = self.origin(url), functools.partial(self.open_socket, url)
-        try:
-            https = url.scheme == "https"
-            sock = encrypt(sock_to, url.host, self.args, ["http/1.1"]) if https else sock_to()
-        except OSError as error:
+    def fetch_once(self, client: Client, sink: Sink) -> bool:
+        asked, source = dict(WANTED), sink.source
+        if sink.offset == sink.end:
+            return True
+        if source and source.validator and (sink.offset or sink.end):
+            last = sink.end - 1 if sink.end else ""
+            asked.update({"Range": f"bytes={sink.offset}-{last}", "If-Range": source.validator})
+        with client.ask("GET", self.url, asked) as reply:
+            received = self.receive(reply, sink)
+        if sink.end and sink.offset < sink.end:
             raise Transient(
-                28 if isinstance(error, socket.timeout) else 56,
-                f"{url.host} hung up on TLS or stayed silent",
-                str(error),
-                "http:// instead of https://?",
-            ) from None
-        except Failure as failure:
-            # but not for want of file descriptors here
-            passing = failure.code in (6, 7, 28) and os.strerror(errno.EMFILE) not in str(failure)
-            if not origin.reached or not passing:
-                raise
-            lines = [line[7:] for line in str(failure).split("\n")]
-            raise Transient(failure.code, *lines) from None
-        origin.reached = True
-        with contextlib.suppress(OSError):  # it has hung up already, as will be seen
-            narrate(self.args, "*", f"connected to {address(sock.getpeername())}".encode())
-        return Connection(sock, url.authority, self.args)
+                18,
+                f"a range of {self.url} came short",
+                f"{sink.end - sink.offset:,} bytes of it are missing",
+                "the same command again",
+            )
+        return received
 
-    def open_socket(self, url: URL) -> socket.socket:
-        proxy = self.origin(url).proxy
-        via = proxy or url
-        host = via_family(via.host, via.port, self.args)
-        sock = open_connection(self.args, host, via.port, server_command(url, proxy))
-        try:
-            if proxy and url.scheme == "https":
-                self.tunnel(sock, url, proxy)
-        except BaseException:
-            sock.close()
-            raise
-        return sock
+    def receive(self, reply: Reply, sink: Sink) -> bool:
+        """Write a response into its sink. gzip is decoded unless asked for by name, as in a.tar.gz."""
+        head = reply.head
+        if head.status == 416 and sink.offset:
+            return self.out_of_range(head, sink)
+        check(reply)
+        if head.status == 206:
+            self.check_range(head, sink)
+            self.learn(head)
+        elif head.status != 200:
+            raise Failure(
+                22,
+                f"{self.url}: {head.status} {printable(head.reason)}",
+                "that is no file",
+                "-v shows both heads",
+            )
+        elif self.is_here(head):
+            return False
+        decode = head.coded and not self.name.endswith(GZIP_NAMES)
+        decode = decode and not url_name(self.url).endswith(GZIP_NAMES)
+        if head.status == 200:
+            # offsets and digests are of what is not decoded
+            blank = Source(str(self.url), "", "", None, "")
+            sink.begin(blank if decode else source_of(self.url, head))
+        if not sink.end:
+            size = sink.source.size if sink.source else None
+            self.args.progress.begin(self.name, sink.offset, size)
+        for chunk in reply.decoded() if decode else reply.chunks():
+            sink.write(chunk)
+            self.args.progress.add(len(chunk))
+        return True
 
-    def tunnel(self, sock: socket.socket, url: URL, proxy: URL) -> None:
-        """Ask a proxy to pass bytes to the server unread (RFC 9110 section 9.3.6)."""
-        goal = f"{url.authority}:{url.port}" if url.port == PORTS[url.scheme] else url.authority
-        request = request_head("CONNECT", goal, {"Host": goal, **proxy_login(proxy)})
-        connection = Connection(sock, f"the proxy {proxy.authority}", self.args)
-        narrate(self.args, ">", request)
-        connection.send(request)
-        head = connection.read_head()
-        if not 200 <= head.status < 300:
-            passing = head.status in PASSING and self.origin(url).reached
-            reason = f"{head.status} {printable(head.reason)}"
-            raise (Transient if passing else Failure)(
-                56,
-                f"the proxy {proxy.authority} does not connect to {goal}: {reason}",
-                "it allows other ports only, cannot reach the server, or asks for a password",
-                "--proxy http://USER:PASSWORD@HOST:PORT",
+    def check_range(self, head: Head, sink: Sink) -> None:
+        """A partial response must start where we stopped and be of the same file, whatever the server was asked."""
+        span, source = content_range(head), sink.source
+        if source is None or not (sink.offset or sink.end):
+            raise broken(self.url.authority, "a part (206) of what was asked for whole")
+        fits = span and span[:2] == (sink.offset, sink.end or span[2])
+        if not fits or not source.fits(head) or source.size not in (None, span and span[2]):
+            sink.forget()
+            raise Transient(
+                33,
+                f"{self.url.authority} answers a range with another one",
+                "it changed meanwhile, or its server is at fault",
+                "-o FILE --no-resume",
+                after=0,
             )
 
-    def close(self) -> None:
-        for connection in self.idle.values():
-            connection.close()
-
-    def request_template(self, method: str, url: URL, fields: Fields) -> Callable[[URL], bytes]:
-        """What makes requests that differ in nothing but the target: one is made for all."""
-        mark = url._replace(target="\0")
-        fields = {**fields, **self.origin(url).login_fields}
-        before, after = self.request(method, mark, fields, None).split(b"\0")
-        return lambda each: before + each.target.encode() + after
-
-    def pipeline(
-        self, method: str, urls: Iterable[URL], make: Callable[[URL], bytes]
-    ) -> Iterator[tuple[URL, "Reply"]]:
-        """Send many requests to one server without waiting in between; the replies come in the same order.
-        It starts with one request, and doubles while the connection holds: not every server keeps it open.
-        A URL for which make() gives nothing is left out."""
-        waiting, asked, window = deque(urls), deque[URL](), 1
-        most = PIPELINE if waiting and not self.origin(waiting[0]).proxy else 1
-        connection: Connection | None = None
-        try:
-            while waiting or asked:
-                url = (asked or waiting)[0]
-                connection = connection or self.kept_connection(url) or self.connect(url)
-                if len(asked) <= window // 2:  # several in one segment
-                    new = [waiting.popleft() for _ in range(min(window - len(asked), len(waiting)))]
-                    self.send_requests(connection, new, make, asked)
-                if not asked:
-                    continue
-                with Reply(connection, connection.read_head(), method, asked.popleft()) as reply:
-                    yield reply.url, reply
-                window = min(2 * window, most)
-                if not reply.keep:
-                    connection, window = None, 1
-                    waiting.extendleft(reversed(asked))
-                    asked.clear()
-            if connection:
-                self.idle[url.origin], connection = connection, None
-        finally:
-            if connection:
-                connection.close()
-
-    def send_requests(
-        self,
-        connection: "Connection",
-        urls: list[URL],
-        make: Callable[[URL], bytes],
-        asked: deque[URL],
-    ) -> None:
-        """Send requests, small ones together, and note which there were."""
-        data = b""
-        for url in urls:
-            if request := make(url):
-                narrate(self.args, ">", request)
-                asked.append(url)
-                data += request
-            if len(data) > TLS_SLICE:
-                connection.send(data)
-                data = b""
-        connection.send(data)
-
-
-def redirected(
-    method: str, status: int, body: Optional[BodySource]
-) -> tuple[str, Optional[BodySource]]:
-    """How to go on after a redirect (RFC 9110 section 15.4)."""
-    if status == 303 and method != "HEAD" or status in (301, 302) and method == "POST":
-        return "GET", None
-    if body is not None and body.sent:
-        raise Failure(
-            47,
-            "the server redirects the upload, but standard input cannot be sent twice",
-            "it has been read",
-            "send to the new address, or from a file",
+    def out_of_range(self, head: Head, sink: Sink) -> bool:
+        """416: nothing is missing if the size is what we have and the ETag says that it is the same file."""
+        span, source = content_range(head), sink.source
+        same = source and source.etag and head.get("etag") == source.etag
+        if same and span and span[2] == sink.offset:
+            self.learn(head)
+            return True
+        sink.forget()
+        raise Transient(
+            33,
+            f"{self.url.authority} has not so many bytes of it any more",
+            "the file changed",
+            "--no-resume",
+            after=0,
         )
-    return method, body
+
+    def finish(self, sink: Output) -> str:
+        """Check size and digests, then give the part its name."""
+        source = sink.source
+        if source and source.size is not None and sink.offset != source.size:
+            raise Failure(
+                18,
+                f"{sink.offset:,} of {source.size:,} bytes came",
+                "the server ended the body early",
+                "the same command again",
+            )
+        promised = [self.args.checksum, source and source.digest and ("sha256", source.digest)]
+        for name, want in filter(None, promised):
+            found = sink.digest(name)
+            if found != want:
+                sink.discard()
+                raise Failure(
+                    56,
+                    f"{self.url} came with a wrong {name}: {found}",
+                    f"{want} was promised; nothing is kept of it",
+                    "the same command again; if it stays, the file there is another one",
+                )
+        self.received = sink.offset - sink.first
+        if isinstance(sink, Part):
+            sink.rename(self.path, self.head, self.replace)
+        return "saved"
+
+    def can_split(self, part: "Part") -> bool:
+        """Whether what is missing comes over several connections, each fetching one span after another."""
+        if not part.offset:
+            if self.args.connections < 2 or not retry(self.args, lambda: self.probe_ranges(part)):
+                return False
+        elif os.isatty(2):  # a password is asked for here, not by several threads at once
+            with contextlib.suppress(Failure), self.client.ask("HEAD", self.url):
+                pass
+        return bool(part.spans) or self.args.connections > 1 and part.divide()
+
+    def probe_ranges(self, part: "Part") -> bool:
+        """Ask for one byte: that tells size, validator, and whether ranges are served at all."""
+        with self.client.ask("GET", self.url, {**WANTED, "Range": "bytes=0-0"}) as reply:
+            head, source = reply.head, source_of(self.url, reply.head)
+        # ranges are of what is encoded: receive() decodes the whole
+        span = content_range(head) if head.status == 206 and not head.coded else None
+        if not span or not source.validator or span[2] < 2 * SPLIT_FROM:
+            return False
+        if self.is_here(head._replace(length=span[2])):
+            # only now its name is known; the reply to one whole request, of which nothing is read,
+            # tells the same
+            return False
+        part.begin(source)
+        return True
+
+    def side_by_side(self, part: "Part") -> None:
+        """Let each of several threads fetch one span after another, over a connection of its own."""
+        import threading  # not at the top: one connection needs none
+
+        problems, ended = list[BaseException](), threading.Event()
+        spans, part.lock = iter(part.spans), threading.Lock()
+        self.args.progress.begin(self.name, part.offset - part.missing(), part.offset)
+
+        def work() -> None:
+            try:
+                with contextlib.closing(Client(self.args, self.client.origins)) as client:
+                    for span in spans:  # one iterator for all of them
+                        if not problems:
+                            self.fetch(client, span)
+            except BaseException as problem:  # noqa: BLE001  (raised again in the thread that waits)
+                problems.append(problem)
+            ended.set()
+
+        workers = [threading.Thread(target=work, daemon=True) for _ in range(self.args.connections)]
+        for worker in workers:
+            worker.start()
+        pause, most = SAVE_EVERY
+        while any(worker.is_alive() for worker in workers) and not problems:
+            ended.wait(pause)
+            ended.clear()
+            part.remember()
+            pause = min(2 * pause, most)
+        if problems:
+            if isinstance(problems[0], Changed):
+                part.discard()  # others may still be writing into it, so the next one is another file
+            raise problems[0]
+        part.spans = []
 
 
-def merged(fields: Fields, others: Fields) -> Fields:
-    """Fields of any case over fields of any case; an empty value takes one away, as with curl."""
-    named = {name.lower(): (name, value) for name, value in [*fields.items(), *others.items()]}
-    return {name: value for name, value in named.values() if value}
-
-
-def request_head(method: str, target: str, fields: Fields) -> bytes:
-    lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
-    return to_bytes("\r\n".join([*lines, "", ""]))
-
-
-def proxy_login(proxy: Optional[URL]) -> Fields:
-    return {"Proxy-Authorization": basic(proxy.login)} if proxy and proxy.login else {}
-
-
-def login_fields(url: URL, args: argparse.Namespace) -> Fields:
-    """What the user gave for one server alone: -H, and the login."""
-    fields = dict(args.header)
-    if "authorization" not in {name.lower() for name in fields}:
-        fields["Authorization"] = authorization(url, args)
-    return fields
-
-
-def authorization(url: URL, args: argparse.Namespace) -> str:
-    """The login for a server: from the URL, the command line, the environment if the server is --host's, or .netrc."""
-    if login := url.login or args.user:
-        return basic(login)
-    if args.token:
-        return f"Bearer {args.token}"
-    if password := args.asked.get(url.origin) or given_password(args, url.host, url.port):
-        return basic(":" + password)
-    path = os.path.expanduser("~/.netrc")
-    return netrc_login(path, url.host) if os.path.isfile(path) else ""
-
-
-def netrc_login(path: str, host: str) -> str:
-    import netrc
-
-    try:
-        found = netrc.netrc(path).authenticators(host)
-    except (OSError, ValueError, netrc.NetrcParseError) as error:
-        # ValueError: it is not UTF-8. Their own texts quote words of a password
-        reason = f"it is malformed near line {getattr(error, 'lineno', '?')}"
+def refuse_program(path: str) -> None:
+    if is_program(path):
         raise Failure(
-            26,
-            f"cannot read {printable(path)}: {getattr(error, 'strerror', '') or reason}",
-            "it may hold the login for this server",
-            "repair or rename it",
-        ) from None
-    return basic(f"{found[0]}:{found[2]}") if found else ""
-
-
-def proxy_for(url: URL, args: argparse.Namespace) -> Optional[URL]:
-    """HTTP_PROXY in capitals is not read: a web server sets that from a request's Proxy header."""
-    text = proxy_of_environment(url) if args.proxy is None else args.proxy
-    if not text:
-        return None
-    proxy = parse_url(text if "://" in text else "http://" + text)
-    if proxy.scheme != "http":
-        raise Failure(
-            2,
-            f"{proxy} is no proxy that is spoken to without TLS",
-            "nothing was sent",
-            "http://HOST:PORT, for https too",
+            23,
+            f"{printable(path)} would be part of a program when it next starts",
+            "what a server sends must not run here",
+            "-o with another folder or name",
         )
-    return proxy
 
 
-def proxy_of_environment(url: URL) -> str:
-    value = os.environ.get
-    direct = value("no_proxy") or value("NO_PROXY") or ""
-    for domain in direct.lower().replace(",", " ").split():
-        if domain == "*" or f".{url.host}".endswith("." + domain.lstrip(".")):
-            return ""
-    https = value("https_proxy") or value("HTTPS_PROXY")
-    own = https if url.scheme == "https" else value("http_proxy")
-    return own or value("all_proxy") or value("ALL_PROXY") or ""
-
-
-def via_family(host: str, port: int, args: argparse.Namespace) -> str:
-    """With -4 or -6, the host's address of that kind."""
-    if not args.family:
-        return host
-    for family, target in resolve(host, port, socket.SOCK_STREAM):
-        if family == args.family:
-            return str(target[0])
-    raise Failure(
-        6,
-        f'host "{host}" has no address of the kind asked for',
-        "-4 is for IPv4, -6 for IPv6",
-        "leave it out",
+def exists(path: str, unasked: bool = False) -> "Failure":
+    """Unasked: it may be replaced, but the server alone proposed its name."""
+    hint = "--newer replaces it if the server's is newer or of another size, --force always, -o gives another name"
+    return Failure(
+        23,
+        f"{printable(path)} exists already, and is another file",
+        "the server proposed that name, and must not choose what is replaced"
+        if unasked
+        else "it was left as it is",
+        "-o NAME: that of the file to replace, or another" if unasked else hint,
     )
 
 
-def check(reply: Reply) -> Reply:
-    """The reply, if it is a success; else a Failure with its first lines. A redirect to nowhere is no success:
-    a store sends one for another region's bucket."""
-    head = reply.head
-    if head.success:
-        return reply
-    lines = ""
-    with reply, contextlib.suppress(Failure):
-        lines = error_lines(head, reply.read(MAX_ANSWER))
-    text = (
-        f"{reply.url}: {head.status} {printable(head.reason)}",
-        f"the server says: {lines}" if lines else "the server gives no reason",
-        ADVICE.get(head.status, "-v shows both heads"),
+def unwritable(path: str, error: OSError, offset: int) -> "Failure":
+    after = f" after {offset:,} bytes" if offset else ""
+    return Failure(
+        23,
+        f"cannot write {printable(path)}{after}: {error.strerror}",
+        "what came until then is kept where that is possible",
+        "make room or choose another folder with -o, then the same again",
     )
-    if head.status in PASSING:
-        raise Transient(22, *text, after=retry_after(head))
-    raise Failure(22, *text)
 
 
-def retry_after(head: Head) -> Optional[float]:
-    """Seconds, from a number of them or a date (RFC 9110 section 10.2.3)."""
-    value = head.get("retry-after")
-    if re.fullmatch(LENGTH, value):
-        return float(value)
-    date = parse_date(value)
-    return None if date is None else max(0.0, date - time.time())
+def same_here(args: argparse.Namespace, path: str, url: URL, entry: Entry) -> bool:
+    """Whether a file here is the one that a server describes. The ETag that came with it knows best. mtimes are set from
+    Last-Modified, so equal ones mean much; with --newer a later one here is as good, and where no time is told the size must do."""
+    theirs = entry.mtime
+    by_time = args.newer and theirs is not None
+    if entry.etag and not by_time and (known := remembered_etag(path, url)):
+        return known == entry.etag
+    found = stat_or_none(path)
+    if found is None or entry.size not in (None, found.st_size):
+        return False
+    if theirs is None:
+        return bool(args.newer) and entry.size is not None
+    return theirs // 1 == found.st_mtime // 1 or by_time and theirs < found.st_mtime
 
 
-def retry(
-    args: argparse.Namespace, act: "Callable[[], T]", progress: Callable[[], int] = lambda: 0
-) -> "T":
-    """Try until it works. --retries counts the tries that got no further; pauses double, and vary so that clients spread."""
-    failures, best = 0, progress()
-    while True:
-        try:
-            return act()
-        except Transient as failure:
-            further = progress() > best
-            failures, best = 0 if further else failures + 1, max(best, progress())
-            if failures > args.retries or args.retries == 0:
-                raise
-            short, pause, most = PAUSES
-            spread = 1 - os.urandom(1)[0] / 512
-            pause = short if further else min(pause * 2 ** (failures - 1), most) * spread
-            if failure.after is not None:
-                pause = min(failure.after, most)
-            args.progress.clear()
-            if not args.quiet:
-                first, _, _ = str(failure).partition("\n")
-                say(f"{first}; trying again in {pause:.1f} s")
-            time.sleep(pause)
+def stat_or_none(path: str) -> Optional[os.stat_result]:
+    with contextlib.suppress(OSError):
+        return os.stat(path)
+    return None
 
 
-# --- getting: a part, its source, its place ---
+def file_digest(path: str, name: str) -> str:
+    total = hasher(name)
+    for chunk in file_chunks(path, 0, sendable_file(path).st_size):
+        total.update(chunk)
+    return total.hexdigest()
+
+
+def etag_prefix(url: URL, found: os.stat_result) -> bytes:
+    """What stands before a remembered ETag: it says something of this URL only, and of the file as it was when it came."""
+    return f"{part_name(url)} {found.st_size} {found.st_mtime_ns} ".encode()
+
+
+def remembered_etag(path: str, url: URL) -> str:
+    with contextlib.suppress(OSError, AttributeError):
+        text, prefix = os.getxattr(path, XATTR), etag_prefix(url, os.stat(path))
+        return to_text(text[len(prefix) :]) if text.startswith(prefix) else ""
+    return ""
+
+
+def url_name(url: URL) -> str:
+    return unquoted(url.path.rpartition("/")[2]) or "index.html"
+
+
 class Part:
     """A download on its way: a hidden file beside its destination, and a note of what it belongs to. A short one is fetched
     whole again when it is cut, so it needs no note, and has a name that nobody else makes up."""
@@ -1589,7 +1645,7 @@ class Part:
 class Span:
     """A range of a part that comes over a connection of its own. It is a sink like the part."""
 
-    def __init__(self, part: Part, first: int, end: int) -> None:
+    def __init__(self, part: "Part", first: int, end: int) -> None:
         self.part = part
         self.source = part.source
         self.offset = first
@@ -1611,74 +1667,6 @@ class Span:
             raise broken(self.part.url.authority, "a range longer than it says")
         self.part.write_at(self.offset, data)
         self.offset += len(data)
-
-
-def take_room(fd: int, size: int) -> None:
-    try:
-        os.posix_fallocate(fd, 0, size)
-    except AttributeError:
-        pass  # macOS and Windows have no such call
-    except OSError as error:
-        # a file system that cannot, such as ZFS on FreeBSD
-        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
-            raise
-
-
-def open_own(path: str, flags: int) -> int:
-    """open() for names that others in this folder can foretell: what they planted is not followed, waited for, or written to."""
-    fd = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
-    if stat.S_ISREG(os.fstat(fd).st_mode):
-        return fd
-    os.close(fd)
-    raise OSError(errno.EINVAL, "it is no regular file")
-
-
-def read_note(path: str) -> dict[str, Any]:
-    try:
-        with open(path, encoding="utf-8", opener=open_own) as file:
-            import json  # here: mostly there is no note
-
-            note = json.load(file)
-    except RecursionError:
-        note = None
-    if not isinstance(note, dict):
-        raise TypeError("a note that is no object")
-    return note
-
-
-def noted_source(note: dict[str, Any]) -> Source:
-    """TypeError or ValueError for one that no run of ours wrote: others may plant a note, and its validator goes into a request's head."""
-    source = Source(**note)
-    texts = source.url, source.etag, source.modified, source.digest
-    if not all(isinstance(text, str) and text.isprintable() for text in texts) or not isinstance(
-        source.size, (int, type(None))
-    ):
-        raise TypeError("a note of wrong types")
-    if not re.fullmatch("[0-9a-f]{64}|", source.digest):
-        raise ValueError("a note with a digest that is none")
-    return source
-
-
-def write_note(path: str, note: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    import json
-
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path + "~")  # a link there may lead to any file
-        with open(path + "~", "x", encoding="utf-8") as file:
-            json.dump(note, file)
-        os.replace(path + "~", path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(path + "~")
-        raise unwritable(path, error, 0) from None
-
-
-def part_name(url: URL) -> str:
-    """The same for one URL each time, also where a store's signature in it is another one each time."""
-    unsigned = re.sub(SIGNATURE, "", url.full) if "?" in url.target else url.full
-    return f".six-{hasher('sha256', unsigned.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.part"
 
 
 class Stream:
@@ -1751,351 +1739,24 @@ class Stream:
             self.write(b"", last=True)
 
 
-Sink = Union[Part, Span, Stream]
+def take_room(fd: int, size: int) -> None:
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except AttributeError:
+        pass  # macOS and Windows have no such call
+    except OSError as error:
+        # a file system that cannot, such as ZFS on FreeBSD
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
 
 
-class Download:
-    """One URL that becomes one file, however many requests it takes."""
-
-    def __init__(self, client: Client, url: URL, folder: str, name: str, replace: bool) -> None:
-        args = client.args
-        self.client = client
-        self.args = args
-        self.url = url
-        self.folder = folder
-        self.name = name  # "" until the first response, which may propose one
-        self.path = os.path.join(folder, name)
-        # by the user: then it may be a FIFO or device, too
-        self.chosen = bool(name) and not replace
-        self.stdout = self.chosen and self.path == "-"
-        self.replace = bool(replace or args.force or args.newer)
-        self.head: Head | None = None
-        self.began = time.monotonic()
-        self.received = 0
-
-    def run(self) -> str:
-        """Return saved, or same when it was here already."""
-        if retry(self.args, self.probe):
-            return "same"
-        try:
-            return self.save(self.open_sink(), split=True)
-        except Changed:
-            return self.save(self.open_sink(), split=False)
-
-    def save(self, sink: Union[Part, Stream], split: bool) -> str:
-        with contextlib.closing(sink):
-            if split and isinstance(sink, Part) and self.can_split(sink):
-                self.side_by_side(sink)
-            elif not self.fetch(self.client, sink):
-                return "same"
-            return self.finish(sink)
-
-    def save_reply(self, reply: Reply, method: str) -> str:
-        """What a pipelined reply makes of it: saved, same, or "" when it needs more than that."""
-        if method == "HEAD":
-            return "same" * self.is_same(reply.head)
-        short = reply.head.length is not None and reply.head.length <= NOTED_FROM
-        with (
-            contextlib.suppress(Failure),
-            contextlib.closing(Part(self.folder, self.url, self.args, short)) as part,
-        ):
-            return self.finish(part) if self.receive(reply, part) else "same"
-        return ""  # the failure is reported when it happens once more
-
-    def open_sink(self) -> Union[Part, Stream]:
-        found = stat_or_none(self.path) if self.chosen else None
-        special = found and not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode)
-        if self.stdout or special:
-            return Stream(self.path, self.args)
-        return Part(self.folder, self.url, self.args)
-
-    def probe(self) -> bool:
-        """Whether the file is here already, by what the server says of it without sending it."""
-        name = self.name or safe_name(url_name(self.url))
-        if self.stdout or self.args.force or not os.path.isfile(os.path.join(self.folder, name)):
-            return False
-        with self.client.ask("HEAD", self.url, IDENTITY) as reply:
-            if reply.head.status != 200:
-                return False  # a URL signed for GET alone refuses HEAD
-            return self.is_here(reply.head)
-
-    def is_here(self, head: Head) -> bool:
-        """Whether the very file is here already. A Failure if another one is here, and must stay."""
-        self.learn(head)
-        found = stat_or_none(self.path)
-        if found is None or self.stdout or self.chosen and not stat.S_ISREG(found.st_mode):
-            return False
-        regular = stat.S_ISREG(found.st_mode)
-        if regular and not (self.args.force and self.replace) and self.is_same(head):
-            return True
-        if not regular or not self.replace:
-            raise exists(self.path, not self.replace and (self.args.force or self.args.newer))
-        return False
-
-    def is_same(self, head: Head) -> bool:
-        """Whether a response is about the very file here, and --checksum agrees."""
-        args = self.args
-        entry = Entry(self.name, False, head.length, head.modified, head.get("etag"))
-        if not same_here(args, self.path, self.url, entry):
-            return False
-        return not args.checksum or file_digest(self.path, args.checksum[0]) == args.checksum[1]
-
-    def learn(self, head: Head) -> None:
-        """A response tells the name, if nobody has chosen one, and the time. Nothing is written before."""
-        self.head = head
-        if not self.name:
-            asked = safe_name(url_name(self.url))
-            proposed = disposition_name(head.get("content-disposition"))
-            self.name = safe_name(proposed) if proposed else asked
-            self.path = os.path.join(self.folder, self.name)
-            # the server's choice of a name is no choice of what may be replaced
-            self.replace = self.replace and self.name == asked
-        refuse_program(self.path)
-
-    def fetch(self, client: Client, sink: Sink) -> bool:
-        """Fetch all that is missing, with retries. False: the file is here."""
-        return retry(self.args, lambda: self.fetch_once(client, sink), lambda: sink.offset)
-
-    def fetch_once(self, client: Client, sink: Sink) -> bool:
-        asked, source = dict(WANTED), sink.source
-        if sink.offset == sink.end:
-            return True
-        if source and source.validator and (sink.offset or sink.end):
-            last = sink.end - 1 if sink.end else ""
-            asked.update({"Range": f"bytes={sink.offset}-{last}", "If-Range": source.validator})
-        with client.ask("GET", self.url, asked) as reply:
-            received = self.receive(reply, sink)
-        if sink.end and sink.offset < sink.end:
-            raise Transient(
-                18,
-                f"a range of {self.url} came short",
-                f"{sink.end - sink.offset:,} bytes of it are missing",
-                "the same command again",
-            )
-        return received
-
-    def receive(self, reply: Reply, sink: Sink) -> bool:
-        """Write a response into its sink. gzip is decoded unless asked for by name, as in a.tar.gz."""
-        head = reply.head
-        if head.status == 416 and sink.offset:
-            return self.out_of_range(head, sink)
-        check(reply)
-        if head.status == 206:
-            self.check_range(head, sink)
-            self.learn(head)
-        elif head.status != 200:
-            raise Failure(
-                22,
-                f"{self.url}: {head.status} {printable(head.reason)}",
-                "that is no file",
-                "-v shows both heads",
-            )
-        elif self.is_here(head):
-            return False
-        decode = head.coded and not self.name.endswith(GZIP_NAMES)
-        decode = decode and not url_name(self.url).endswith(GZIP_NAMES)
-        if head.status == 200:
-            # offsets and digests are of what is not decoded
-            blank = Source(str(self.url), "", "", None, "")
-            sink.begin(blank if decode else source_of(self.url, head))
-        if not sink.end:
-            size = sink.source.size if sink.source else None
-            self.args.progress.begin(self.name, sink.offset, size)
-        for chunk in reply.decoded() if decode else reply.chunks():
-            sink.write(chunk)
-            self.args.progress.add(len(chunk))
-        return True
-
-    def check_range(self, head: Head, sink: Sink) -> None:
-        """A partial response must start where we stopped and be of the same file, whatever the server was asked."""
-        span, source = content_range(head), sink.source
-        if source is None or not (sink.offset or sink.end):
-            raise broken(self.url.authority, "a part (206) of what was asked for whole")
-        fits = span and span[:2] == (sink.offset, sink.end or span[2])
-        if not fits or not source.fits(head) or source.size not in (None, span and span[2]):
-            sink.forget()
-            raise Transient(
-                33,
-                f"{self.url.authority} answers a range with another one",
-                "it changed meanwhile, or its server is at fault",
-                "-o FILE --no-resume",
-                after=0,
-            )
-
-    def out_of_range(self, head: Head, sink: Sink) -> bool:
-        """416: nothing is missing if the size is what we have and the ETag says that it is the same file."""
-        span, source = content_range(head), sink.source
-        same = source and source.etag and head.get("etag") == source.etag
-        if same and span and span[2] == sink.offset:
-            self.learn(head)
-            return True
-        sink.forget()
-        raise Transient(
-            33,
-            f"{self.url.authority} has not so many bytes of it any more",
-            "the file changed",
-            "--no-resume",
-            after=0,
-        )
-
-    def finish(self, sink: Union[Part, Stream]) -> str:
-        """Check size and digests, then give the part its name."""
-        source = sink.source
-        if source and source.size is not None and sink.offset != source.size:
-            raise Failure(
-                18,
-                f"{sink.offset:,} of {source.size:,} bytes came",
-                "the server ended the body early",
-                "the same command again",
-            )
-        promised = [self.args.checksum, source and source.digest and ("sha256", source.digest)]
-        for name, want in filter(None, promised):
-            found = sink.digest(name)
-            if found != want:
-                sink.discard()
-                raise Failure(
-                    56,
-                    f"{self.url} came with a wrong {name}: {found}",
-                    f"{want} was promised; nothing is kept of it",
-                    "the same command again; if it stays, the file there is another one",
-                )
-        self.received = sink.offset - sink.first
-        if isinstance(sink, Part):
-            sink.rename(self.path, self.head, self.replace)
-        return "saved"
-
-    def can_split(self, part: Part) -> bool:
-        """Whether what is missing comes over several connections, each fetching one span after another."""
-        if not part.offset:
-            if self.args.connections < 2 or not retry(self.args, lambda: self.probe_ranges(part)):
-                return False
-        elif os.isatty(2):  # a password is asked for here, not by several threads at once
-            with contextlib.suppress(Failure), self.client.ask("HEAD", self.url):
-                pass
-        return bool(part.spans) or self.args.connections > 1 and part.divide()
-
-    def probe_ranges(self, part: Part) -> bool:
-        """Ask for one byte: that tells size, validator, and whether ranges are served at all."""
-        with self.client.ask("GET", self.url, {**WANTED, "Range": "bytes=0-0"}) as reply:
-            head, source = reply.head, source_of(self.url, reply.head)
-        # ranges are of what is encoded: receive() decodes the whole
-        span = content_range(head) if head.status == 206 and not head.coded else None
-        if not span or not source.validator or span[2] < 2 * SPLIT_FROM:
-            return False
-        if self.is_here(head._replace(length=span[2])):
-            # only now its name is known; the reply to one whole request, of which nothing is read,
-            # tells the same
-            return False
-        part.begin(source)
-        return True
-
-    def side_by_side(self, part: Part) -> None:
-        """Let each of several threads fetch one span after another, over a connection of its own."""
-        import threading  # not at the top: one connection needs none
-
-        problems, ended = list[BaseException](), threading.Event()
-        spans, part.lock = iter(part.spans), threading.Lock()
-        self.args.progress.begin(self.name, part.offset - part.missing(), part.offset)
-
-        def work() -> None:
-            try:
-                with contextlib.closing(Client(self.args, self.client.origins)) as client:
-                    for span in spans:  # one iterator for all of them
-                        if not problems:
-                            self.fetch(client, span)
-            except BaseException as problem:  # noqa: BLE001  (raised again in the thread that waits)
-                problems.append(problem)
-            ended.set()
-
-        workers = [threading.Thread(target=work, daemon=True) for _ in range(self.args.connections)]
-        for worker in workers:
-            worker.start()
-        pause, most = SAVE_EVERY
-        while any(worker.is_alive() for worker in workers) and not problems:
-            ended.wait(pause)
-            ended.clear()
-            part.remember()
-            pause = min(2 * pause, most)
-        if problems:
-            if isinstance(problems[0], Changed):
-                part.discard()  # others may still be writing into it, so the next one is another file
-            raise problems[0]
-        part.spans = []
-
-
-def refuse_program(path: str) -> None:
-    if is_program(path):
-        raise Failure(
-            23,
-            f"{printable(path)} would be part of a program when it next starts",
-            "what a server sends must not run here",
-            "-o with another folder or name",
-        )
-
-
-def stat_or_none(path: str) -> Optional[os.stat_result]:
-    with contextlib.suppress(OSError):
-        return os.stat(path)
-    return None
-
-
-def same_here(args: argparse.Namespace, path: str, url: URL, entry: Entry) -> bool:
-    """Whether a file here is the one that a server describes. The ETag that came with it knows best. mtimes are set from
-    Last-Modified, so equal ones mean much; with --newer a later one here is as good, and where no time is told the size must do."""
-    theirs = entry.mtime
-    by_time = args.newer and theirs is not None
-    if entry.etag and not by_time and (known := remembered_etag(path, url)):
-        return known == entry.etag
-    found = stat_or_none(path)
-    if found is None or entry.size not in (None, found.st_size):
-        return False
-    if theirs is None:
-        return bool(args.newer) and entry.size is not None
-    return theirs // 1 == found.st_mtime // 1 or by_time and theirs < found.st_mtime
-
-
-def file_digest(path: str, name: str) -> str:
-    total = hasher(name)
-    for chunk in file_chunks(path, 0, sendable_file(path).st_size):
-        total.update(chunk)
-    return total.hexdigest()
-
-
-def etag_prefix(url: URL, found: os.stat_result) -> bytes:
-    """What stands before a remembered ETag: it says something of this URL only, and of the file as it was when it came."""
-    return f"{part_name(url)} {found.st_size} {found.st_mtime_ns} ".encode()
-
-
-def remembered_etag(path: str, url: URL) -> str:
-    with contextlib.suppress(OSError, AttributeError):
-        text, prefix = os.getxattr(path, XATTR), etag_prefix(url, os.stat(path))
-        return to_text(text[len(prefix) :]) if text.startswith(prefix) else ""
-    return ""
-
-
-def url_name(url: URL) -> str:
-    return unquoted(url.path.rpartition("/")[2]) or "index.html"
-
-
-def remove_old_parts(folder: str, names: set[str]) -> None:
-    """Remove parts that nobody can continue, or has for a week, and their notes, but none that another run has locked."""
-    for stem in {name[: -len("part")] for name in names if is_part(name)}:
-        paths = [stem + end for end in ("part", "json") if stem + end in names]
-        with contextlib.suppress(OSError):
-            remove_if_old([os.path.join(folder, name) for name in paths])
-
-
-def remove_if_old(paths: list[str]) -> None:
-    """Remove a part and its note, or the note of an upload, if it is old and nobody has it locked.
-    A part without a note or content need not be old."""
-    found = os.lstat(paths[0])
-    if not stat.S_ISREG(found.st_mode):
-        return
-    with open(paths[0], "rb") as file:
-        alone = len(paths) < 2 and paths[0].endswith(".part")
-        useless = lock_file(file.fileno()) and (alone or not found.st_size)
-        for path in paths if useless or time.time() - found.st_mtime > PART_AGE else []:
-            os.unlink(path)
+def open_own(path: str, flags: int) -> int:
+    """open() for names that others in this folder can foretell: what they planted is not followed, waited for, or written to."""
+    fd = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return fd
+    os.close(fd)
+    raise OSError(errno.EINVAL, "it is no regular file")
 
 
 def rename(source: str, path: str, replace: bool) -> None:
@@ -2128,57 +1789,76 @@ def lock_file(fd: int) -> bool:
     return False
 
 
-def exists(path: str, unasked: bool = False) -> "Failure":
-    """Unasked: it may be replaced, but the server alone proposed its name."""
-    hint = "--newer replaces it if the server's is newer or of another size, --force always, -o gives another name"
-    return Failure(
-        23,
-        f"{printable(path)} exists already, and is another file",
-        "the server proposed that name, and must not choose what is replaced"
-        if unasked
-        else "it was left as it is",
-        "-o NAME: that of the file to replace, or another" if unasked else hint,
-    )
+def read_note(path: str) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8", opener=open_own) as file:
+            import json  # here: mostly there is no note
+
+            note = json.load(file)
+    except RecursionError:
+        note = None
+    if not isinstance(note, dict):
+        raise TypeError("a note that is no object")
+    return note
 
 
-def unwritable(path: str, error: OSError, offset: int) -> "Failure":
-    after = f" after {offset:,} bytes" if offset else ""
-    return Failure(
-        23,
-        f"cannot write {printable(path)}{after}: {error.strerror}",
-        "what came until then is kept where that is possible",
-        "make room or choose another folder with -o, then the same again",
-    )
+def noted_source(note: dict[str, Any]) -> Source:
+    """TypeError or ValueError for one that no run of ours wrote: others may plant a note, and its validator goes into a request's head."""
+    source = Source(**note)
+    texts = source.url, source.etag, source.modified, source.digest
+    if not all(isinstance(text, str) and text.isprintable() for text in texts) or not isinstance(
+        source.size, (int, type(None))
+    ):
+        raise TypeError("a note of wrong types")
+    if not re.fullmatch("[0-9a-f]{64}|", source.digest):
+        raise ValueError("a note with a digest that is none")
+    return source
 
 
-def get(client: Client) -> int:
-    args, folder, name = client.args, client.args.output or "", ""
-    if folder == "-" or folder and not os.path.isdir(folder) and not folder.endswith("/"):
-        folder, name = os.path.split(folder)
-    if args.output != "-":
-        if len(args.url) > 1 and name:
-            raise Failure(
-                2,
-                f"{len(args.url)} URLs cannot all be {printable(args.output)}",
-                "nothing was fetched",
-                "-o FOLDER/",
-            )
-        make_folder(folder or ".")
+def write_note(path: str, note: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    import json
 
-    def one(url: URL) -> None:
-        run_download(args, Download(client, url, folder, name, replace=False))
-
-    return for_each(args, [target(text, args) for text in args.url], one)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path + "~")  # a link there may lead to any file
+        with open(path + "~", "x", encoding="utf-8") as file:
+            json.dump(note, file)
+        os.replace(path + "~", path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(path + "~")
+        raise unwritable(path, error, 0) from None
 
 
-def run_download(args: argparse.Namespace, download: Download) -> None:
-    verdict = download.run()
-    if not download.stdout:
-        seconds = time.monotonic() - download.began
-        report(args, download.url, verdict, download.path, download.received, seconds)
+def part_name(url: URL) -> str:
+    """The same for one URL each time, also where a store's signature in it is another one each time."""
+    unsigned = re.sub(SIGNATURE, "", url.full) if "?" in url.target else url.full
+    return f".six-{hasher('sha256', unsigned.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.part"
 
 
-# --- sending: put, post, delete, mkdir, move ---
+def remove_old_parts(folder: str, names: set[str]) -> None:
+    """Remove parts that nobody can continue, or has for a week, and their notes, but none that another run has locked."""
+    for stem in {name[: -len("part")] for name in names if is_part(name)}:
+        paths = [stem + end for end in ("part", "json") if stem + end in names]
+        with contextlib.suppress(OSError):
+            remove_if_old([os.path.join(folder, name) for name in paths])
+
+
+def remove_if_old(paths: list[str]) -> None:
+    """Remove a part and its note, or the note of an upload, if it is old and nobody has it locked.
+    A part without a note or content need not be old."""
+    found = os.lstat(paths[0])
+    if not stat.S_ISREG(found.st_mode):
+        return
+    with open(paths[0], "rb") as file:
+        alone = len(paths) < 2 and paths[0].endswith(".part")
+        useless = lock_file(file.fileno()) and (alone or not found.st_size)
+        for path in paths if useless or time.time() - found.st_mtime > PART_AGE else []:
+            os.unlink(path)
+
+
+# --- sending: put, post, delete, mkdir, move, head ---
 def put(client: Client) -> int:
     args = client.args
     paths: list[str] = args.path
@@ -2516,6 +2196,22 @@ def head(client: Client) -> int:
 
 
 # --- folders: list, mirror, upload ---
+def list_folder(client: Client) -> int:
+    args = client.args
+    url = folder_url(target(args.url, args))
+    _, entries = retry(args, lambda: listing(client, url))
+    for entry in sorted(entries, key=lambda entry: entry.name):
+        if args.json:
+            emit_json(args, {**entry._asdict(), "name": json_text(entry.name)})
+            continue
+        size = "-" if entry.size is None else f"{entry.size}"
+        when = "-"
+        if entry.mtime is not None:
+            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.mtime))
+        emit(args, f"{size:>12}  {when:16}  {printable(entry.name)}{'/' * entry.folder}")
+    return 0
+
+
 def listing(client: Client, url: URL) -> tuple[URL, list[Entry]]:
     """The index of a folder: where it stands, and its entries. JSON is asked for, any page of links will do."""
     accept = "application/json, text/html;q=0.9, */*;q=0.1"
@@ -2534,22 +2230,6 @@ def listing(client: Client, url: URL) -> tuple[URL, list[Entry]]:
         return reply.url, parse(to_text(data), reply.url)
     except (TypeError, ValueError, RecursionError):
         raise broken(url.authority, "an index that is no JSON list though it says so") from None
-
-
-def list_folder(client: Client) -> int:
-    args = client.args
-    url = folder_url(target(args.url, args))
-    _, entries = retry(args, lambda: listing(client, url))
-    for entry in sorted(entries, key=lambda entry: entry.name):
-        if args.json:
-            emit_json(args, {**entry._asdict(), "name": json_text(entry.name)})
-            continue
-        size = "-" if entry.size is None else f"{entry.size}"
-        when = "-"
-        if entry.mtime is not None:
-            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.mtime))
-        emit(args, f"{size:>12}  {when:16}  {printable(entry.name)}{'/' * entry.folder}")
-    return 0
 
 
 def mirror(client: Client) -> int:
@@ -2848,50 +2528,384 @@ VERBS: dict[str, Callable[[Client], int]] = {
 }
 
 
+# --- logins and proxies ---
+def login_fields(url: URL, args: argparse.Namespace) -> Fields:
+    """What the user gave for one server alone: -H, and the login."""
+    fields = dict(args.header)
+    if "authorization" not in {name.lower() for name in fields}:
+        fields["Authorization"] = authorization(url, args)
+    return fields
+
+
+def authorization(url: URL, args: argparse.Namespace) -> str:
+    """The login for a server: from the URL, the command line, the environment if the server is --host's, or .netrc."""
+    if login := url.login or args.user:
+        return basic(login)
+    if args.token:
+        return f"Bearer {args.token}"
+    if password := args.asked.get(url.origin) or given_password(args, url.host, url.port):
+        return basic(":" + password)
+    path = os.path.expanduser("~/.netrc")
+    return netrc_login(path, url.host) if os.path.isfile(path) else ""
+
+
+def netrc_login(path: str, host: str) -> str:
+    import netrc
+
+    try:
+        found = netrc.netrc(path).authenticators(host)
+    except (OSError, ValueError, netrc.NetrcParseError) as error:
+        # ValueError: it is not UTF-8. Their own texts quote words of a password
+        reason = f"it is malformed near line {getattr(error, 'lineno', '?')}"
+        raise Failure(
+            26,
+            f"cannot read {printable(path)}: {getattr(error, 'strerror', '') or reason}",
+            "it may hold the login for this server",
+            "repair or rename it",
+        ) from None
+    return basic(f"{found[0]}:{found[2]}") if found else ""
+
+
+def basic(login: str) -> str:
+    return "Basic " + b64(to_bytes(login if ":" in login else login + ":"))
+
+
+def proxy_login(proxy: Optional[URL]) -> Fields:
+    return {"Proxy-Authorization": basic(proxy.login)} if proxy and proxy.login else {}
+
+
+def proxy_for(url: URL, args: argparse.Namespace) -> Optional[URL]:
+    """HTTP_PROXY in capitals is not read: a web server sets that from a request's Proxy header."""
+    text = proxy_of_environment(url) if args.proxy is None else args.proxy
+    if not text:
+        return None
+    proxy = parse_url(text if "://" in text else "http://" + text)
+    if proxy.scheme != "http":
+        raise Failure(
+            2,
+            f"{proxy} is no proxy that is spoken to without TLS",
+            "nothing was sent",
+            "http://HOST:PORT, for https too",
+        )
+    return proxy
+
+
+def proxy_of_environment(url: URL) -> str:
+    value = os.environ.get
+    direct = value("no_proxy") or value("NO_PROXY") or ""
+    for domain in direct.lower().replace(",", " ").split():
+        if domain == "*" or f".{url.host}".endswith("." + domain.lstrip(".")):
+            return ""
+    https = value("https_proxy") or value("HTTPS_PROXY")
+    own = https if url.scheme == "https" else value("http_proxy")
+    return own or value("all_proxy") or value("ALL_PROXY") or ""
+
+
+def via_family(host: str, port: int, args: argparse.Namespace) -> str:
+    """With -4 or -6, the host's address of that kind."""
+    if not args.family:
+        return host
+    for family, target in resolve(host, port, socket.SOCK_STREAM):
+        if family == args.family:
+            return str(target[0])
+    raise Failure(
+        6,
+        f'host "{host}" has no address of the kind asked for',
+        "-4 is for IPv4, -6 for IPv6",
+        "leave it out",
+    )
+
+
+def server_command(url: URL, proxy: Optional[URL]) -> str:
+    """The command that starts the server which was not found there."""
+    if proxy:
+        return f"--proxy or the environment names the proxy {proxy.authority}: is that right?"
+    tls = " --tls" * (url.scheme == "https")
+    if url.host in ("127.0.0.1", "localhost"):
+        return f"python3 httpserver.py --port {url.port}{tls}"
+    import shlex
+
+    return f"python3 httpserver.py --host {shlex.quote(url.host)} --port {url.port}{tls}"
+
+
+# --- pure functions: URLs, heads, dates, names, indexes ---
+def parse_url(text: str) -> URL:
+    """An absolute URL as people write it: spaces and umlauts are encoded, what is encoded already stays."""
+    reason = ""
+    try:
+        parts = urlsplit(text)
+        scheme, host, port = parts.scheme, parts.hostname or "", parts.port
+        host = host if host.isascii() else host.encode("idna").decode()
+    except ValueError as error:
+        percent = "is a character in the password not percent-encoded?"
+        reason = percent if "@" in text else printable(str(error))
+    if reason or scheme not in PORTS or not re.fullmatch(HOST, host):
+        # where the login in it ends is uncertain, so all before the last @ counts as such
+        safe = printable(re.sub(r"(?s)^.*@", "...@", text))
+        problem = f"no URL ({reason})" if reason else "no http or https URL"
+        raise Failure(2, f"{safe} is {problem}", "nothing was sent", "http://HOST:PORT/PATH")
+    query = "?" + encoded(parts.query, "/?[]") if parts.query else ""
+    path = encoded(parts.path or "/", "/")
+    login = unquoted(parts.netloc.rpartition("@")[0])
+    return URL(scheme, host, PORTS[scheme] if port is None else port, path + query, login)
+
+
+def encoded(text: str, also: str) -> str:
+    text = re.sub(r"%(?![0-9A-Fa-f]{2})", "%25", text)
+    return quote(to_bytes(text), safe="%!$&'()*+,;=:@" + also)
+
+
+def unquoted(text: str) -> str:
+    """Percent-decoded, as a name or login. What is no UTF-8 passes byte by byte."""
+    return os.fsdecode(unquote_to_bytes(to_bytes(text)))
+
+
+def parse_head(raw: bytes) -> Head:
+    """RFC 9112 section 4 and 5. What is malformed raises ValueError: guessing is how two programs come to disagree."""
+    if b"\0" in raw or raw.count(b"\r") != raw.count(b"\r\n"):
+        raise ValueError("a NUL or a bare CR in its head")
+    text = re.sub(FOLD, " ", to_text(raw).replace("\r", ""))
+    first, _, rest = text.rstrip("\n").partition("\n")
+    found = re.fullmatch(STATUS_LINE, first)
+    if not found:
+        raise ValueError(f"{first[:60]!r} where HTTP/1.1 and a status belong")
+    fields: dict[str, str] = {}
+    for name, value, other in re.findall(FIELD, rest):
+        if other:
+            raise ValueError(f"{other[:60]!r} where a header belongs")
+        name, value = name.lower(), value.strip(" \t")
+        fields[name] = f"{fields[name]}, {value}" if name in fields else value
+    version, status, reason = found.groups("")
+    return Head(version, int(status), reason, fields, content_length(fields), text)
+
+
+def content_length(fields: dict[str, str]) -> Optional[int]:
+    """RFC 9112 section 6.3: Transfer-Encoding goes before it; several must be the same number."""
+    if "content-length" not in fields or "transfer-encoding" in fields:
+        return None
+    length, *others = {item.strip() for item in fields["content-length"].split(",")}
+    if others or not re.fullmatch(LENGTH, length):
+        raise ValueError("a Content-Length that is no number")
+    return int(length)
+
+
+def content_range(head: Head) -> Optional[tuple[int, int, int]]:
+    """First byte, the byte after the last, and the size of the whole. (-1, 0, size) when none could be satisfied."""
+    found = re.fullmatch(CONTENT_RANGE, head.get("content-range"))
+    if not found or found[3] == "*":
+        return None
+    first, last, size = map(int, found.groups("-1"))
+    return first, last + 1, size
+
+
+@functools.lru_cache(maxsize=64)  # a folder's files share many
+def parse_date(text: str) -> Optional[float]:
+    """Seconds since 1970. Of the three forms of RFC 9110 section 5.6.7 the one that is not obsolete, or ISO 8601."""
+    if (found := re.fullmatch(DATE, text)) and found[2] in MONTHS:
+        day, month, year = int(found[1]), MONTHS.index(found[2]) // 3, int(found[3])
+    elif found := re.fullmatch(ISO_DATE, text):
+        day, month, year = int(found[3]), int(found[2]) - 1, int(found[1])
+    else:
+        return None
+    hour, minute, second = map(int, found.groups()[3:])
+    # a year from March to February ends with its leap day
+    year, month = (year, month - 2) if month > 1 else (year - 1, month + 10)
+    leap_days = year // 4 - year // 100 + year // 400
+    days = 365 * year + leap_days + (153 * month + 2) // 5 + day - 719469
+    return 86400.0 * days + 3600 * hour + 60 * minute + second
+
+
+def http_date(seconds: float) -> str:
+    # in English as long as nobody calls setlocale()
+    return time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(seconds))
+
+
+def source_of(url: URL, head: Head) -> Source:
+    span, date, modified = content_range(head), parse_date(head.get("date")), head.modified
+    # or it may change again within its second
+    settled = date is not None and modified is not None and modified < date
+    found = re.search(SHA256_FIELD, head.get("repr-digest") or head.get("digest"))
+    digest = binascii.a2b_base64(found[1]).hex() if found else ""
+    validator = head.get("last-modified") if settled else ""
+    return Source(str(url), head.get("etag"), validator, span[2] if span else head.length, digest)
+
+
+def disposition_name(value: str) -> str:
+    """The file name in a Content-Disposition, if any (RFC 6266)."""
+    if found := re.search(FILENAME_STAR, value):
+        return unquoted(found[1])
+    found = re.search(FILENAME, value)
+    return re.sub(r"\\(.)", r"\1", found[1] or found[2] or "") if found else ""
+
+
+def safe_name(name: str) -> str:
+    """A file name out of what a server proposes: one component, not hidden, no control characters, not too long."""
+    name = re.sub(r"[\x00-\x1f\x7f-\x9f]", "_", re.split(r"[/\\]", name)[-1])
+    name = re.sub(r"^\.", "_", name)
+    if os.name == "nt":
+        name = re.sub(r'[<>:"|?*]', "_", name).rstrip(". ")
+        name = "_" + name if re.match(WINDOWS_DEVICE, name) else name
+    if len(os.fsencode(name)) > 255:  # what file systems take
+        stem, dot, ending = name.rpartition(".")
+        short = os.fsdecode(os.fsencode(stem or name)[:200])
+        name = short + dot + ending if len(os.fsencode(ending)) < 50 else short
+    return name or "index.html"
+
+
+def check_name(name: str, hidden: bool) -> bool:
+    """Whether a name from a server's index may become a file or folder here."""
+    if name in ("", ".", "..") or re.search(r"[/\0]", name) or is_part(name):
+        return False
+    if name.startswith(".") and not hidden:
+        return False
+    return os.name != "nt" or not re.search(WINDOWS_ILLEGAL, name)
+
+
+def is_part(name: str) -> bool:
+    return name.startswith(".six-") and re.fullmatch(PART_NAME, name) is not None
+
+
+def html_entries(text: str, url: URL) -> list[Entry]:
+    """The links of an index page that lead to something in that very folder; sorting links and the way up do not."""
+    links = ["".join(groups) for groups in re.findall(LINK, text)]
+    names = dict.fromkeys(child_name(unescaped(link).strip(), url) for link in links)
+    return [Entry(unquoted(name.rstrip("/")), name.endswith("/")) for name in names if name]
+
+
+def unescaped(text: str) -> str:
+    if "&" in text:
+        import html
+
+        text = html.unescape(text)
+    return text
+
+
+def child_name(reference: str, url: URL) -> str:
+    """The name, still encoded, that a reference gives to something in a folder; "" when it leads elsewhere."""
+    if re.fullmatch(PLAIN, reference):
+        return reference
+    with contextlib.suppress(Failure):
+        link = url.join(reference.partition("#")[0])
+        name = link.target[len(url.path) :]
+        if link.full.startswith(url.origin + url.path) and not re.search("[?]|/.", name):
+            return name if name != "/" else ""
+    return ""
+
+
+def json_entries(text: str, url: URL) -> list[Entry]:
+    """An index as JSON, as httpserver.py, nginx and Caddy write it."""
+    import json
+
+    index = json.loads(text)
+    index = index.get("entries") if isinstance(index, dict) else index
+    if not isinstance(index, list):
+        raise TypeError("an index that is no list")
+    return [entry for item in index if isinstance(item, dict) and (entry := json_entry(item))]
+
+
+def json_entry(item: dict[str, Any]) -> Optional[Entry]:
+    get = item.get
+    name: Any = get("name")
+    size, mtime, etag = get("size"), get("mtime", get("mod_time")), get("etag")
+    link = get("href", get("url"))
+    try:
+        # exact even where the name is no text
+        name = unquoted(link.removeprefix("./")) if isinstance(link, str) else name
+        os.fsencode(name)
+    except (TypeError, UnicodeError):  # no str, or half a surrogate pair: it stands for no bytes
+        return None
+    kind = get("type") in ("directory", "folder", "dir")
+    folder = kind or get("is_dir") is True or name.endswith("/")
+    mtime = parse_date(mtime) if isinstance(mtime, str) else mtime
+    mtime = mtime if isinstance(mtime, (int, float)) and abs(mtime) < LATEST else None
+    size = size if isinstance(size, int) and not folder else None
+    return Entry(name.rstrip("/"), folder, size, mtime, etag if isinstance(etag, str) else "")
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Text for people: undecodable bytes and characters that could move the cursor appear as \\x1b."""
+    text = to_bytes(text).decode(errors="backslashreplace")
+    return "".join(
+        char if char.isprintable() or char in keep else ascii(char)[1:-1] for char in text
+    )
+
+
+def to_bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def to_text(data: bytes) -> str:
+    """UTF-8; bytes that are none come back from to_bytes() as they were."""
+    return data.decode("utf-8", "surrogateescape")
+
+
+def json_text(text: str) -> str:
+    """Text that every JSON reader takes: of bytes that are no UTF-8 it shows \\x80."""
+    return to_bytes(text).decode(errors="backslashreplace")
+
+
+def b64(data: bytes) -> str:
+    return binascii.b2a_base64(data, newline=False).decode()
+
+
+def hasher(name: str, data: bytes = b"") -> "hashlib._Hash":
+    # not at the top, like json, html and ssl: what loads them is worth the wait, other runs start
+    # sooner
+    import hashlib
+
+    return hashlib.new(name, data)
+
+
+def error_lines(head: Head, body: bytes) -> str:
+    """The first lines of an error page, as text."""
+    text = body.decode("utf-8", "replace")
+    if "html" in head.get("content-type"):
+        text = unescaped(re.sub(r"(?s)<(style|script|head)\b.*?(?:</\1>|\Z)|<[^<>]*>", "\n", text))
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    return printable(" | ".join([line[:200] for line in lines if line][:SHOWN_LINES]))
+
+
 # --- trust: the same in client.py, httpclient.py (tests/test_twins.py) ---
-# how OpenSSL calls an answer in the clear
-NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "UNEXPECTED_MESSAGE")
-TLS_TROUBLE = {
-    "ACCESS_DENIED": (
+NO_TLS = "WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "UNEXPECTED_MESSAGE"
+TLS_TROUBLE = (  # by the endings of OpenSSL's reason
+    (
+        ("ACCESS_DENIED",),
         67,
         "lets nobody in from this address for a minute",
         "too many wrong passwords came from it",
-        "again, later",
+        "wait for a minute, then repeat the command",
     ),
-    "INTERNAL_ERROR": (
+    (
+        ("INTERNAL_ERROR",),
         7,
         "takes no connection now",
         "it has as many clients as it takes, or trouble",
-        "again, later",
+        "repeat the command when a client has left; the server's log tells more",
     ),
-    **dict.fromkeys(
+    (
         NO_TLS,
-        (
-            56,
-            "speaks no TLS on that port",
-            "what came was not encrypted",
-            "the same without --tls, --pin, --cacert and --insecure, or http:// instead of https://",
-        ),
+        56,
+        "speaks no TLS on that port",
+        "what came was not encrypted",
+        "leave out --tls, --pin, --cacert and --insecure, or write http:// instead of https://",
     ),
-    **dict.fromkeys(
+    (
         ("UNSUPPORTED_PROTOCOL", "PROTOCOL_VERSION"),
-        (
-            56,
-            "speaks only TLS that is older than 1.2",
-            "that is not safe any more",
-            "a newer server",
-        ),
+        56,
+        "speaks only TLS that is older than 1.2",
+        "that is not safe any more",
+        "update the server, so that it speaks TLS 1.2",
     ),
-}  # by the end of OpenSSL's reason
+)
 
 
 def given_password(args: argparse.Namespace, host: str, port: int) -> str:
-    """--password is for the servers that the command names, the environment's only for what --host and --port name."""
+    """--password is for each server that the command names; the password in the environment is
+    only for --host and --port."""
     if args.password is not None:
         return str(args.password)
-    return (
-        os.environ.get("SIXSOCKETS_PASSWORD", "") if (host, port) == (args.host, args.port) else ""
-    )
+    named = (host, port) == (args.host, args.port)
+    return os.environ.get("SIXSOCKETS_PASSWORD", "") if named else ""
 
 
 def wants_tls(args: argparse.Namespace) -> bool:
@@ -2899,7 +2913,7 @@ def wants_tls(args: argparse.Namespace) -> bool:
 
 
 def client_tls(args: argparse.Namespace, checked: bool) -> "ssl.SSLContext":
-    """Whom to trust. --pin takes the place of authorities: the very certificate is known, whoever signed it."""
+    """Which servers to trust. --pin needs no authority: it names the certificate itself."""
     import ssl
 
     context = tls_context(args, server=False)
@@ -2922,14 +2936,16 @@ def encrypt(
     dial: Callable[[], socket.socket],
     host: str,
     args: argparse.Namespace,
-    speaks: Sequence[str] = (),
+    protocols: Sequence[str] = (),
 ) -> "ssl.SSLSocket":
-    """A connection whose other end is who it should be; nothing was said on it yet. An OSError: it was lost in the handshake."""
+    """Connect, and check that the peer is the one that it should be; nothing is sent on it yet.
+
+    An OSError means that the connection was lost during the handshake."""
     import ssl
 
     context = client_tls(args, checked=True)
-    if speaks:
-        context.set_alpn_protocols(list(speaks))
+    if protocols:
+        context.set_alpn_protocols(list(protocols))
     secured = over_tls(context, dial(), host)
     try:
         shake_hands(secured)
@@ -2944,37 +2960,38 @@ def encrypt(
     except BaseException as error:
         secured.close()
         if isinstance(error, ssl.SSLCertVerificationError):
+            found = certificate_of(dial, host, args)
+            signed = "nobody known here has signed its certificate for that name"
             raise Failure(
                 60,
                 f"{host} is not trusted ({error.verify_message})",
-                f"nobody known here has signed its certificate for that name; its SHA-256 is {seen(dial, host, args)}",
+                f"{signed}; its SHA-256 is {found}",
                 "--cacert FILE, or --pin SHA256 as the server printed it",
             ) from None
         if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
             raise tls_failure(host, str(error.reason)) from None
         raise
     if args.insecure and not args.pin:
-        say_once(
-            f"not checked, for --insecure: whether {host} is who it says (the SHA-256 of its certificate is {found})"
-        )
+        unknown = f"whether {host} is who it says (the SHA-256 of its certificate is {found})"
+        say_once(f"not checked, for --insecure: {unknown}")
     return secured
 
 
 def tls_failure(host: str, reason: str) -> "Failure":
-    code, what, why, hint = next(
-        (TLS_TROUBLE[end] for end in TLS_TROUBLE if reason.endswith(end)),
-        (
-            56,
-            f"cannot be spoken to by TLS ({reason})",
-            "it refuses what this client offers",
-            "another server or port",
-        ),
+    for endings, code, what, why, hint in TLS_TROUBLE:
+        if reason.endswith(endings):
+            return Failure(code, f"{host} {what}", why, hint)
+    return Failure(
+        56,
+        f"{host} cannot be spoken to by TLS ({reason})",
+        "it refuses what this client offers",
+        "check host and port; the server may need a newer TLS",
     )
-    return Failure(code, f"{host} {what}", why, hint)
 
 
-def seen(dial: Callable[[], socket.socket], host: str, args: argparse.Namespace) -> str:
-    """The certificate that is not trusted: OpenSSL tells only who trusts it. Nothing is said on that connection."""
+def certificate_of(dial: Callable[[], socket.socket], host: str, args: argparse.Namespace) -> str:
+    """The SHA-256 of a certificate that is not trusted: OpenSSL tells it only on a connection that
+    does not check. Nothing is sent on that one."""
     try:
         with over_tls(client_tls(args, checked=False), dial(), host) as secured:
             secured.do_handshake()
@@ -3112,7 +3129,7 @@ def holds_program(path: str) -> bool:
 
 # --- secrets: the same in server.py, client.py, httpserver.py, httpclient.py (tests/test_twins.py) ---
 def ask_password(whose: str) -> str:
-    """From the terminal, unseen; where there is none, it is not read from elsewhere in the clear."""
+    """Read it from the terminal, unseen. Without a terminal, it is not read from elsewhere."""
     import getpass
     import warnings  # neither at the top, nor ssl below: few need them
 
@@ -3130,7 +3147,8 @@ def ask_password(whose: str) -> str:
 
 
 def tls_context(args: argparse.Namespace, server: bool) -> "ssl.SSLContext":
-    """TLS 1.2 and later. --trace shows what goes in and comes out: on the wire it is encrypted."""
+    """TLS 1.2 and later. --trace shows the bytes before encryption: on the network they are
+    encrypted."""
     import ssl
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
@@ -3143,8 +3161,10 @@ def tls_context(args: argparse.Namespace, server: bool) -> "ssl.SSLContext":
 def over_tls(
     context: "ssl.SSLContext", sock: socket.socket, host: Optional[str] = None
 ) -> "ssl.SSLSocket":
-    """The connection, from now on encrypted; the handshake is still to come. Where a client's stream ends without TLS's own end
-    it was cut, perhaps on purpose: an error. What comes to a server says itself how long it is."""
+    """The connection, from now on encrypted; the handshake is still to come.
+
+    A client treats a stream that ends without TLS's own end as an error: somebody may have cut it.
+    A server need not: each request tells its own length."""
     secured = context.wrap_socket(
         sock,
         server_side=host is None,
@@ -3161,14 +3181,13 @@ def shake_hands(secured: "ssl.SSLSocket") -> None:
     began = time.perf_counter()
     secured.do_handshake()
     if isinstance(secured, Traced):
-        secured.show(
-            "*",
-            f"TLS handshake ok ({secured.version()}, {(secured.cipher() or '?')[0]}, {1000 * (time.perf_counter() - began):.2f} ms)",
-        )
+        lasted = 1000 * (time.perf_counter() - began)
+        facts = f"{secured.version()}, {(secured.cipher() or '?')[0]}, {lasted:.2f} ms"
+        secured.show("*", f"TLS handshake ok ({facts})")
 
 
 def end_tls(sock: socket.socket) -> None:
-    """TLS's own end of the stream, if the kernel has room for it; FIN comes after it."""
+    """Send TLS's own end of the stream, if the kernel has room for it; FIN comes after it."""
     if hasattr(sock, "unwrap"):
         sock.settimeout(0)
         with contextlib.suppress(OSError, ValueError):
@@ -3597,11 +3616,6 @@ def report(
         say(text)
 
 
-def json_text(text: str) -> str:
-    """Text that every JSON reader takes: of bytes that are no UTF-8 it shows \\x80."""
-    return to_bytes(text).decode(errors="backslashreplace")
-
-
 def for_each(args: argparse.Namespace, items: Iterable[T], act: Callable[[T], Any]) -> int:
     """Do it for all of them. A failure is reported, and the rest goes on; the first one's exit code stands."""
     code = 0
@@ -3635,18 +3649,6 @@ def host_url(args: argparse.Namespace) -> str:
 
 def scheme(args: argparse.Namespace) -> str:
     return f"http{'s' * wants_tls(args)}://"
-
-
-def server_command(url: URL, proxy: Optional[URL]) -> str:
-    """The command that starts the server which was not found there."""
-    if proxy:
-        return f"--proxy or the environment names the proxy {proxy.authority}: is that right?"
-    tls = " --tls" * (url.scheme == "https")
-    if url.host in ("127.0.0.1", "localhost"):
-        return f"python3 httpserver.py --port {url.port}{tls}"
-    import shlex
-
-    return f"python3 httpserver.py --host {shlex.quote(url.host)} --port {url.port}{tls}"
 
 
 def header(text: str) -> tuple[str, str]:
@@ -3686,49 +3688,25 @@ def common_flags(parser: argparse.ArgumentParser, headers: str) -> None:
     flag("--proxy", metavar="URL", help="go through this proxy; '' for none")
     flag("-4", dest="family", action="store_const", const=socket.AF_INET, help="IPv4 only")
     flag("-6", dest="family", action="store_const", const=socket.AF_INET6, help="IPv6 only")
-    flag(
-        "--timeout",
-        type=between(0.01, 1e6, float),
-        metavar="S",
-        help="silence allowed (default 30)",
-    )
-    flag(
-        "--retries",
-        type=between(0, 1000),
-        metavar="N",
-        help="tries that get no further before giving up (default 3)",
-    )
+    seconds, tries = between(0.01, 1e6, float), between(0, 1000)
+    flag("--timeout", type=seconds, metavar="S", help="silence allowed (default 30)")
+    flag("--retries", type=tries, metavar="N", help="tries without progress (default 3)")
     flag("--no-resume", dest="resume", action="store_false", help="start over, whatever is here")
     flag("--quiet", action="store_true", help="no progress, no reports")
     flag("--json", action="store_true", help="a JSON object for each transfer on standard output")
-    flag("-v", "--verbose", action="store_true", help="show the heads of requests and responses")
+    flag("-v", "--verbose", action="store_true", help="show the heads of requests and replies")
     flag("--trace", action="store_true", help="print a line for each socket call")
     flag("--trace-hex", action="store_true", help="the same, with the first bytes")
 
 
+# what argparse would not set by itself: flags of one verb are read for all, too
 DEFAULTS = {
     "host": "127.0.0.1",
     "port": 8000,
-    "header": [],
-    "later_header": [],
-    "user": None,
-    "password": None,
-    "ask_password": False,
-    "tls": False,
-    "cacert": None,
-    "pin": None,
-    "insecure": False,
-    "token": None,
-    "proxy": None,
-    "family": None,
     "timeout": 30.0,
     "retries": 3,
-    "resume": True,
-    "quiet": False,
-    "json": False,
-    "verbose": False,
-    "trace": False,
-    "trace_hex": False,
+    "header": [],
+    "later_header": [],
     "output": None,
     "force": False,
     "newer": False,
@@ -3740,7 +3718,21 @@ DEFAULTS = {
 }
 
 
-# what the arguments of the verbs are
+# each verb's text and arguments; + for several of them
+HELP = {
+    "get": ("fetch files", "URL+"),
+    "put": ("send files, or - for standard input", "PATH+", "URL"),
+    "post": ("send data or a form", "URL"),
+    "delete": ("delete files", "URL+"),
+    "head": ("show a reply's head", "URL"),
+    "list": ("show what a folder holds", "URL"),
+    "mkdir": ("make a folder", "URL"),
+    "move": ("rename: NEW is a URL, path or name", "URL", "NEW"),
+    "mirror": ("fetch a folder, or what changed in it", "URL"),
+    "upload": ("send one, or what changed in it", "DIR", "URL"),
+}
+
+
 PLACES = {
     "URL": "the address; one that starts with / is completed by --host and --port",
     "PATH": "a file here, or - for standard input",
@@ -3750,75 +3742,52 @@ PLACES = {
 
 
 def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
-    """A parser for these words: only the verb among them gets its flags, for those of ten verbs take a while to build."""
+    """A parser for these words. Only the verb among them gets its flags: those of ten verbs take long to build."""
     parser = Parser(prog="httpclient.py")
     common_flags(parser, "header")
     parser.set_defaults(**DEFAULTS)
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, prog="httpclient.py")
-
-    def verb(name: str, text: str, *places: str) -> Callable[..., object]:
-        made = verbs.add_parser(name, argument_default=argparse.SUPPRESS, help=text)
+    for name, (text, *arguments) in HELP.items():
+        verb = verbs.add_parser(name, argument_default=argparse.SUPPRESS, help=text)
         if name not in words:
-            return lambda *names, **more: None
+            continue
         # Flags are built anew: set_defaults() above would change shared ones, which then undo what
-        # stands before the verb.
-        # a list of its own: argparse cannot go on with the one from before the verb
-        common_flags(made, "later_header")
-        for place in places:
-            made.add_argument(
-                place.rstrip("+").lower(),
-                nargs="+" if place.endswith("+") else None,
-                metavar=place.rstrip("+"),
-                help=PLACES[place.rstrip("+")],
-            )
-        if name in ("get", "mirror"):
-            where = (
-                "a folder, a name, or - for standard output"
-                if name == "get"
-                else "the folder for it"
-            )
-            made.add_argument("-o", "--output", metavar="DEST", help=where)
-            made.add_argument("--force", action="store_true", help="replace what exists")
-            made.add_argument(
-                "--newer",
-                action="store_true",
-                help="replace what exists if the server's is newer or of another size",
-            )
-        return made.add_argument
-
-    flag = verb("get", "fetch files", "URL+")
-    flag(
-        "--connections",
-        type=between(1, 64),
-        metavar="N",
-        help="fetch ranges of a large file side by side (default 1)",
-    )
-    flag(
-        "--checksum",
-        type=checksum,
-        metavar="NAME:HEX",
-        help="what the file must have, such as sha256:9f86d0...",
-    )
-    verb("put", "send files, or - for standard input", "PATH+", "URL")
-    flag = verb("post", "send data or a form", "URL")
-    flag("--data", metavar="TEXT|@FILE|-", help="the body: this text, a file, or standard input")
-    flag(
-        "--form", action="append", metavar="NAME=VALUE|NAME=@FILE", help="a field or file of a form"
-    )
-    verb("delete", "delete files", "URL+")
-    verb("head", "show a response's head", "URL")
-    verb("list", "show what a folder holds", "URL")
-    verb("mkdir", "make a folder", "URL")
-    flag = verb("move", "rename: NEW is a URL, path or name", "URL", "NEW")
-    flag("--force", action="store_true", help="replace what has that name")
-    folders = (
-        verb("mirror", "fetch a folder, or what changed in it", "URL"),
-        verb("upload", "send one, or what changed in it", "DIR", "URL"),
-    )
-    for flag in folders:
-        flag("--hidden", action="store_true", help="names that start with a dot too")
+        # stands before the verb. Headers get a list of their own: argparse cannot go on with the
+        # one from before the verb.
+        common_flags(verb, "later_header")
+        for argument in arguments:
+            metavar = argument.rstrip("+")
+            nargs = "+" if argument.endswith("+") else None
+            verb.add_argument(metavar.lower(), nargs=nargs, metavar=metavar, help=PLACES[metavar])
+        verb_flags(name, verb.add_argument)
     return parser
+
+
+def verb_flags(name: str, flag: Callable[..., object]) -> None:
+    if name in ("get", "mirror"):
+        places = {
+            "get": "a folder, a name, or - for standard output",
+            "mirror": "the folder for it",
+        }
+        newer = "replace what exists if the server's is newer or of another size"
+        flag("-o", "--output", metavar="DEST", help=places[name])
+        flag("--force", action="store_true", help="replace what exists")
+        flag("--newer", action="store_true", help=newer)
+    if name == "get":
+        side_by_side = "fetch ranges of a large file side by side (default 1)"
+        sum_of = "what the file must have, such as sha256:9f86d0..."
+        flag("--connections", type=between(1, 64), metavar="N", help=side_by_side)
+        flag("--checksum", type=checksum, metavar="NAME:HEX", help=sum_of)
+    if name == "post":
+        data = "the body: this text, a file, or standard input"
+        field = "a field or file of a form"
+        flag("--data", metavar="TEXT|@FILE|-", help=data)
+        flag("--form", action="append", metavar="NAME=VALUE|NAME=@FILE", help=field)
+    if name == "move":
+        flag("--force", action="store_true", help="replace what has that name")
+    if name in ("mirror", "upload"):
+        flag("--hidden", action="store_true", help="names that start with a dot too")
 
 
 def parsed(words: Sequence[str]) -> argparse.Namespace:
