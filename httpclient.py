@@ -1,35 +1,62 @@
 #!/usr/bin/env python3
 """Fetch, send and mirror files over HTTP: a client for any web server, in one file.
 
-    python3 httpclient.py get http://HOST/big.iso            saved as big.iso; the same again goes on after a cut
-    python3 httpclient.py get URL -o - | tar x               to standard output; -o takes a folder or a name too
+    python3 httpclient.py get http://HOST/big.iso        saved as big.iso; repeat it to continue
+    python3 httpclient.py get URL -o - | tar x           to standard output; or -o FOLDER, -o NAME
     python3 httpclient.py get URL --connections 4 --checksum sha256:HEX
     python3 httpclient.py put notes.txt photo.jpg http://HOST:8000/inbox/
-    python3 httpclient.py upload DIR http://HOST:8000/inbox/ a folder; again sends only what changed
-    python3 httpclient.py mirror http://HOST/pub/ -o copy    the reverse, from any server's index page
-    python3 httpclient.py list /                             http://127.0.0.1:8000/: --host and --port complete it
-    python3 httpclient.py post URL --data 'a=1&b=2'          or --data @FILE, --data -, --form photo=@me.jpg
+    python3 httpclient.py upload DIR http://HOST:8000/inbox/    a folder; repeat it to send changes
+    python3 httpclient.py mirror http://HOST/pub/ -o copy       the reverse, from any index page
+    python3 httpclient.py list /                         --host and --port complete the URL
+    python3 httpclient.py post URL --data 'a=1&b=2'      or --data @FILE, --form photo=@me.jpg
     python3 httpclient.py delete|head|mkdir URL, move URL NEW
 
-A download is written to a hidden part (.six-*.part) beside its destination, with a note (.six-*.json) of the
-URL, ETag or Last-Modified and size that it belongs to. A lost link, or running the command again, continues it
-by Range with If-Range; a file that changed meanwhile starts over. Length and digest are checked before the part
-gets its name. get replaces what exists only with --force, or with --newer if the server's is newer or of another size;
-mirror replaces what differs (with --newer only such). A name that the server alone proposes replaces nothing.
-What would run later is refused: these scripts, and code in a folder from which Python imports.
-What is here already is not fetched again: told by the ETag that came with it, which Linux keeps with the file
-(user.six.etag), or else by Last-Modified and size. upload sends what has another size or time than the server's file,
-or where the server keeps no times what is newer.
-Large uploads ask first (Expect: 100-continue), or are resumed, also through proxies, where OPTIONS tells by Upload-Limit
-that the server speaks draft-ietf-httpbis-resumable-upload-10 (interop version 8). Files keep their time where the server knows X-OC-Mtime.
-"sent unverified": the server's answer, 200 and a page, may be that of one that ignores PUT.
+A download is written to a hidden part (.six-*.part) beside its destination. A note (.six-*.json)
+holds the URL, the ETag or Last-Modified, and the size. After a lost connection, or when you repeat
+the command, the download continues by Range with If-Range; a file that changed starts over. Length
+and digest are checked before the part gets its name. get replaces a file only with --force, or with
+--newer if the server's file is newer or of another size. mirror replaces what differs, with --newer
+only such files. A name that only the server proposes replaces nothing. A file that would run later
+is refused: these scripts, and code in a folder from which Python imports.
 
-A password is sent only to the server that --password, --user, --token, -H or the URL named it for, never along a
-redirect elsewhere; SIXSOCKETS_PASSWORD only to --host and --port; otherwise ~/.netrc is asked, and on a terminal you.
-Without https others can read it. --pin SHA256 trusts the certificate that httpserver.py --tls printed.
+A file that is here already is not fetched again. The ETag that came with it proves that, where
+Linux can keep it (user.six.etag); else Last-Modified and size do. upload sends a file whose size or
+time differs from the server's; if the server keeps no times, it sends what is newer. Large uploads
+ask first (Expect: 100-continue). They can be resumed, also through proxies, if the reply to OPTIONS
+has Upload-Limit: then the server speaks draft-ietf-httpbis-resumable-upload-10 (interop version 8).
+Files keep their time if the server knows X-OC-Mtime. "sent unverified" means that the server
+replied 200 and a page, which a server that ignores PUT would do too.
+
+A password is sent only to the server for which --password, --user, --token, -H or the URL gave it,
+never along a redirect to another one. SIXSOCKETS_PASSWORD is only for --host and --port. Otherwise
+~/.netrc is read, and on a terminal you are asked. Without https, others can read the password.
+--pin SHA256 trusts the certificate that httpserver.py --tls printed.
 Proxies come from --proxy or http_proxy, https_proxy, all_proxy, no_proxy.
-Exit codes are curl's: 22 is a status of 400 or above, 18 a transfer cut short, 60 a certificate not trusted.
+Exit codes are curl's: 22 for a status of 400 or above, 18 for a transfer that was cut short, 60 for
+a certificate that is not trusted.
 """
+
+# The map
+#
+# Begin with Client.ask(), Client.exchange(), Client.converse(): a request and its reply.
+# The sections, in the order of the file:
+#   the conversation    URL, Head, Client, Client.ask(), Client.exchange(), check(), retry()
+#   the wire            Connection, Reply, BodySource
+#   getting             get(), Download, Download.receive(), Download.side_by_side(),
+#                       Part, Part.rename(), Span, Stream
+#   sending             put(), Upload, post()
+#   folders             list_folder(), mirror(), mirror_files(), upload(), upload_files()
+#   logins and proxies  login_fields(), proxy_for()
+#   pure functions      parse_url(), parse_head(), safe_name(), html_entries(), printable()
+#   shared fences       encrypt(), is_program(), Traced, open_connection(), Failure, Parser
+#   the command line    Transient, Progress, report(), target(), build_parser(), main()
+#
+# Threads: one, except in Download.side_by_side(). There, each thread has its own Client and its own
+# Span; they share the Part, which writes under its lock. The main thread waits and saves the note.
+#
+# A connection is idle, sends a request and its body, then receives the reply. When the body of the
+# reply has been read, it is idle again, or closed if either side asked for that. A download is a
+# Part until Part.rename(); each failure that may pass is a Transient, and retry() continues it.
 
 # --- imports: the same in all six scripts (tests/test_twins.py) ---
 import sys
@@ -82,66 +109,67 @@ Data = Union[bytes, memoryview]
 
 VERSION = "1.0"
 PORTS = {"http": 80, "https": 443}
-# bytes: one recv() at most, and one write(); fewer calls than with 256 KiB save a fifth of the time
+# bytes of one recv() or write() at most: 256 KiB would take a fifth more time
 BUFFER = 1 << 20
-# bytes of one send() under TLS: it takes all of them before the timeout, or counts as stuck
+# bytes of one send() under TLS, which must send all of them before the timeout
 TLS_SLICE = 1 << 16
-MAX_HEAD = 1 << 16  # bytes of a response's head, or of a chunked body's trailers
+MAX_HEAD = 1 << 16  # bytes of a reply's head, or of a chunked body's trailers
 MAX_LINE = 4096  # bytes of the line before a chunk
-# 1xx responses before the real one; a server may tell each second how much of an upload it has
+# 1xx replies before the real one: a server may send one each second of an upload
 MAX_INTERIM = 1000
 MAX_REDIRECTS = 10
 MAX_LISTING = 1 << 24  # bytes of an index page: 100,000 names and more
-MAX_ANSWER = 1 << 16  # bytes read of an error page, and drained to keep a connection
-MAX_DEPTH = 100  # folders within folders: a server can make up more for ever
+MAX_ANSWER = 1 << 16  # bytes read of an error page, or drained to keep a connection
+MAX_DEPTH = 100  # folders within folders: a server can invent more without end
 SHOWN_LINES = 3  # of an error page
-# bytes decoded at once: what follows the end of a gzip member is copied each time
+# bytes decoded at once: zlib copies what follows the end of a gzip member
 GZIP_STEP = 1 << 16
 GZIP_RATIO = 200  # decoded bytes for each received one; text rarely passes 20, a bomb has 1000
-PIPELINE = 64  # requests on the way at once, when a folder of files is fetched
-EXPECT_FROM = 1 << 20  # bytes: larger bodies wait for the server's word, as curl's do
-EXPECT_WAIT = 1.0  # seconds for that word; servers that do not know it stay silent
-NOTED_FROM = 1 << 18  # bytes: a smaller file is fetched whole again, and needs no note
+PIPELINE = 64  # requests sent before their replies, for a folder of files
+EXPECT_FROM = 1 << 20  # bytes: a larger body waits for 100 Continue, as with curl
+EXPECT_WAIT = 1.0  # seconds to wait for it; old servers stay silent
+NOTED_FROM = 1 << 18  # bytes: a smaller file needs no note, since it is fetched again whole
 HOLE_FROM = 1 << 12  # bytes: the block of most file systems
-SPLIT_FROM = 1 << 20  # bytes: the least that is worth a connection of its own
-# an attribute of a file: the ETag that it came with, if nothing else tells it from a newer one
+SPLIT_FROM = 1 << 20  # bytes: the smallest span that is worth a connection
+# the attribute of a saved file that holds its ETag
 XATTR = "user.six.etag"
-# seconds before the first note of a download over several connections, doubled up to the most
+# seconds between notes of a download over several connections: at first, and at most
 SAVE_EVERY = 0.05, 1.0
 PART_AGE = 7 * 24 * 3600.0  # seconds that a part may wait to be continued
-# seconds before another try: after progress, without (doubling), and the most of it
+# seconds before a retry: after progress; without progress, doubling; the most
 PAUSES = 0.1, 0.5, 60.0
-DRAWN_EVERY = 0.1  # seconds
+DRAWN_EVERY = 0.1  # seconds between two drawings of the progress line
 LATEST = 10**11  # seconds since 1970: a later time is a mistake, and no system can show it
-EARLIEST = -62135596800  # the same for the year 1: earlier ones have no date in HTTP
+EARLIEST = -62135596800  # the same for the year 1: an earlier time has no date in HTTP
 OC_MTIME = "X-OC-Mtime"  # the field for a file's time that ownCloud invented
-# PATCH: only with an Upload-Offset, which makes it so
+# PATCH is idempotent because we send an Upload-Offset with it
 IDEMPOTENT = {"GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"}
-PASSING = {408, 429, 500, 502, 503, 504}  # statuses that another try may turn into success
+PASSING = {408, 429, 500, 502, 503, 504}  # statuses that may pass, so that a retry makes sense
 REDIRECTS = {301, 302, 303, 307, 308}
-# of a file: its very bytes, and their digest if known
+# ask for the unencoded bytes of a file, and for their digest
 IDENTITY = {"Accept-Encoding": "identity"}
 WANTED = {**IDENTITY, "Want-Repr-Digest": "sha-256=1"}
 DRAFT = {"Upload-Draft-Interop-Version": "8"}  # of resumable uploads
-ADVICE = {  # what a person may do about a status
-    401: "--password, --ask-password or --user NAME:PASSWORD, or SIXSOCKETS_PASSWORD for --host and --port",
-    403: "another login, or another name",
+ADVICE = {  # what the user may do about a status
+    401: "--password, --ask-password or --user NAME:PASSWORD;"
+    " SIXSOCKETS_PASSWORD for --host and --port",
+    403: "use another login or another name",
     404: "check the name; list shows what is there",
-    405: "the server allows no such change there",
-    411: "the server wants the length first: put a file, not standard input",
+    405: "use a server or folder that allows this change",
+    411: "put a file, not standard input: the server wants its length first",
     407: "--proxy http://USER:PASSWORD@HOST:PORT",
     412: "--force replaces what is there",
-    413: "the server takes no such large body",
-    507: "the server's disk is full",
+    413: "send a smaller file, or raise the limit of the server",
+    507: "make room on the server's disk",
 }
 # A pattern is compiled when it is first used, and then kept by re; few runs need all.
-HEAD_END = re.compile(rb"\n\r?\n")  # a bare LF ends a line here too: old CGI programs write them
+HEAD_END = re.compile(rb"\n\r?\n")  # old CGI programs end a line with a bare LF
 LINE_END = re.compile(rb"\n")
 STATUS_LINE = r"HTTP/(1\.[0-9]) ([1-9][0-9][0-9])(?: (.*))?"
 TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110 section 5.6.2
 FIELD = rf"(?m)^(?:({TOKEN}):(.*)|(.+))$"  # or a line that is none
 FOLD = r"\n[ \t]+"  # obs-fold: a user agent reads it as a space (RFC 9112 section 5.2)
-# labels of a length that TLS and the resolver take
+# labels at most as long as TLS and the resolver accept
 HOST = r"[!-,\-/-~]{1,63}(?:\.[!-,\-/-~]{1,63})*\.?"
 LENGTH = r"[0-9]{1,18}"
 MONTHS = "JanFebMarAprMayJunJulAugSepOctNovDec"
@@ -154,19 +182,21 @@ SHA256_FIELD = r"(?i)(?:^|,)\s*sha-256=:?([A-Za-z0-9+/]{43}=):?"
 FILENAME = r'(?i)\bfilename\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s;"]+))'
 FILENAME_STAR = r"(?i)\bfilename\*\s*=\s*utf-8'[^']*'([^\s;]+)"
 LINK = r"(?i)<a\s(?:[^<>]*?\s)?href\s*=\s*(?:\"([^\"<>]*)\"|'([^'<>]*)'|([^\s<>\"']+))"
-PLAIN = r"[A-Za-z0-9_%-][A-Za-z0-9_.%~-]*/?"  # a link that needs no resolving, as most in an index
-# file names that lead to code, devices or nothing on Windows
+PLAIN = r"[A-Za-z0-9_%-][A-Za-z0-9_.%~-]*/?"  # a link that needs no resolving; most are like this
+# names that Windows does not take, or takes for a device
 WINDOWS_ILLEGAL = r"(?i)[\\<>:\"|?*\x00-\x1f]|[. ]$|^(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|$)"
 GZIP_NAMES = ".gz", ".tgz"
 CLOSED = "the server closed it"
 PART_NAME = r"\.six-[0-9a-f]{32}\.(?:part|json)"
-SIGNATURE = r"(?i)(?<=[?&])(?:x-(?:amz|goog)-[^&=]*|awsaccesskeyid|googleaccessid|signature|expires)=[^&]*&?"
+SIGNED = r"x-(?:amz|goog)-[^&=]*|awsaccesskeyid|googleaccessid|signature|expires"
+SIGNATURE = rf"(?i)(?<=[?&])(?:{SIGNED})=[^&]*&?"
 WINDOWS_DEVICE = r"(?i)(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|$)"
 
 
 # --- the conversation: one request, one reply, and what comes after it ---
 class URL(NamedTuple):
-    """Where a request goes. Its text is printable ASCII, without the login and what follows a question mark: signatures stand there."""
+    """Where a request goes. As text it is printable ASCII, without the login and without the query,
+    which may hold a signature."""
 
     scheme: str
     host: str
@@ -195,7 +225,8 @@ class URL(NamedTuple):
         return self.origin + self.path + "?..." * ("?" in self.target)
 
     def join(self, reference: str) -> "URL":
-        """What a reference from the server means. A login in it is somebody else's choice, and dropped."""
+        """What a reference from the server means. The server must not choose a login, so one in it
+        is dropped."""
         try:
             return parse_url(urljoin(self.full, reference))._replace(login="")
         except (Failure, ValueError):
@@ -250,18 +281,19 @@ class Origin:
             )
         self.proxy = proxy_for(url, args)
         self.login_fields = login_fields(url, args)
-        self.reached = False  # once in this run: when it refuses now, it may be back soon
+        self.reached = False  # once in this run, so that a refusal may pass
 
 
 class Client:
-    """Asks servers. A thread has its own, and shares with others what is known of the servers."""
+    """Sends requests to servers. Each thread has its own client; all share what is known of the
+    origins."""
 
     def __init__(
         self, args: argparse.Namespace, origins: "Optional[dict[tuple[str, str], Origin]]" = None
     ) -> None:
         self.args = args
         self.origins = {} if origins is None else origins  # by origin and login
-        # the connection kept to each origin: one, for there are servers that serve one at a time
+        # one kept connection for each origin: some servers serve one at a time
         self.idle: dict[str, Connection] = {}
 
     def ask(
@@ -271,13 +303,15 @@ class Client:
         fields: Optional[Fields] = None,
         body: Optional["BodySource"] = None,
     ) -> "Reply":
-        """Follow redirects, and return the reply at their end. Logins stay with the origin that they were given for."""
+        """Send a request, follow redirects, and return the last reply.
+
+        A login is sent only to the origin that the user gave it for."""
         fields, own = fields or {}, True
         for _ in range(MAX_REDIRECTS + 1):
             login = self.origin(url).login_fields if own else {}
             reply = self.exchange(method, url, {**fields, **login}, body)
             head = reply.head
-            # what was read of standard input cannot be sent twice
+            # standard input, once read, cannot be sent twice
             if not (body and body.sent) and self.is_asked_again(reply, body, own):
                 continue
             location = head.get("location")
@@ -285,7 +319,7 @@ class Client:
                 return reply
             with reply:
                 before, (method, body) = method, redirected(method, head.status, body)
-            # they were about the body: Content-Type, Expect, a digest (RFC 9110 section 15.4)
+            # without the body, its fields go too: Content-Type, a digest (RFC 9110 section 15.4)
             fields = fields if method == before else {}
             target = url.join(location)
             own = own and target.origin == url.origin
@@ -298,7 +332,8 @@ class Client:
         )
 
     def is_asked_again(self, reply: "Reply", body: Optional["BodySource"], own: bool) -> bool:
-        """Whether the same request has hope now: with a password, or without the Expect that the server does not know."""
+        """Whether to repeat the request: with a typed password, or without the Expect that the
+        server refused."""
         if own and self.can_log_in(reply):
             return True
         if reply.head.status != 417 or not body or not body.expects:
@@ -308,7 +343,7 @@ class Client:
         return True
 
     def can_log_in(self, reply: "Reply") -> bool:
-        """Where none was given, a password may be typed: for this server alone."""
+        """Ask the user for a password that this server demands and nobody has given."""
         url, head, asked = reply.url, reply.head, self.args.asked
         origin = self.origin(url)
         wanted = head.status == 401 and "basic" in head.get("www-authenticate").lower()
@@ -330,7 +365,9 @@ class Client:
     def exchange(
         self, method: str, url: URL, fields: Fields, body: Optional["BodySource"]
     ) -> "Reply":
-        """Send one request and read its reply. The server may just have closed a kept connection: then retry on a new one."""
+        """Send one request and read its reply.
+
+        The server may just have closed a kept connection. Then retry once on a new one."""
         request = self.request(method, url, fields, body)
         connection = self.kept_connection(url)
         if connection and (method not in IDEMPOTENT or body and body.length is None):
@@ -344,7 +381,7 @@ class Client:
         return self.converse(self.connect(url), request, method, url, body)
 
     def request(self, method: str, url: URL, fields: Fields, body: Optional["BodySource"]) -> bytes:
-        # https goes through a tunnel
+        # https goes through a tunnel, which needs no absolute URL
         proxy = self.origin(url).proxy if url.scheme == "http" else None
         own = {
             "Host": url.authority,
@@ -381,13 +418,15 @@ class Client:
         except BaseException:
             connection.close()
             raise
-        # or the rest of the body would be taken for a request
+        # after an early reply, the server would take the rest of the body for a request
         reply.keep = reply.keep and early is None
         self.idle[url.origin] = connection
         return reply
 
     def kept_connection(self, url: URL) -> "Optional[Connection]":
-        """The connection of the last reply, if that has been read to its end. Bytes after it came unasked."""
+        """The connection of the last reply, if its body was read to the end.
+
+        Bytes that follow that body answer no request, so a connection with such bytes is closed."""
         connection = self.idle.pop(url.origin, None)
         if connection and connection.start != connection.end:
             connection.close()
@@ -406,14 +445,14 @@ class Client:
                 "http:// instead of https://?",
             ) from None
         except Failure as failure:
-            # but not for want of file descriptors here
+            # a lack of file descriptors on this machine does not pass
             passing = failure.code in (6, 7, 28) and os.strerror(errno.EMFILE) not in str(failure)
             if not origin.reached or not passing:
                 raise
             lines = [line[7:] for line in str(failure).split("\n")]
             raise Transient(failure.code, *lines) from None
         origin.reached = True
-        with contextlib.suppress(OSError):  # it has hung up already, as will be seen
+        with contextlib.suppress(OSError):  # the peer may have closed it already
             narrate(self.args, "*", f"connected to {address(sock.getpeername())}".encode())
         return Connection(sock, url.authority, self.args)
 
@@ -453,7 +492,7 @@ class Client:
             connection.close()
 
     def request_template(self, method: str, url: URL, fields: Fields) -> Callable[[URL], bytes]:
-        """What makes requests that differ in nothing but the target: one is made for all."""
+        """A function that makes requests which differ only in their target."""
         mark = url._replace(target="\0")
         fields = {**fields, **self.origin(url).login_fields}
         before, after = self.request(method, mark, fields, None).split(b"\0")
@@ -462,9 +501,12 @@ class Client:
     def pipeline(
         self, method: str, urls: Iterable[URL], make: Callable[[URL], bytes]
     ) -> Iterator[tuple[URL, "Reply"]]:
-        """Send many requests to one server without waiting in between; the replies come in the same order.
-        It starts with one request, and doubles while the connection holds: not every server keeps it open.
-        A URL for which make() gives nothing is left out."""
+        """Send many requests to one server without waiting for each reply. Replies come in the same
+        order.
+
+        Not every server keeps a connection open, so begin with one request, and double that
+        number while the connection stays open. A URL for which make() returns nothing is left
+        out."""
         waiting, asked, window = deque(urls), deque[URL](), 1
         most = PIPELINE if waiting and not self.origin(waiting[0]).proxy else 1
         connection: Connection | None = None
@@ -472,7 +514,7 @@ class Client:
             while waiting or asked:
                 url = (asked or waiting)[0]
                 connection = connection or self.kept_connection(url) or self.connect(url)
-                if len(asked) <= window // 2:  # several in one segment
+                if len(asked) <= window // 2:  # so that several share a segment
                     new = [waiting.popleft() for _ in range(min(window - len(asked), len(waiting)))]
                     self.send_requests(connection, new, make, asked)
                 if not asked:
@@ -497,7 +539,7 @@ class Client:
         make: Callable[[URL], bytes],
         asked: deque[URL],
     ) -> None:
-        """Send requests, small ones together, and note which there were."""
+        """Send requests, small ones together, and append the URLs of those that were sent."""
         data = b""
         for url in urls:
             if request := make(url):
@@ -513,7 +555,7 @@ class Client:
 def redirected(
     method: str, status: int, body: Optional["BodySource"]
 ) -> tuple[str, Optional["BodySource"]]:
-    """How to go on after a redirect (RFC 9110 section 15.4)."""
+    """The method and body after a redirect (RFC 9110 section 15.4)."""
     if status == 303 and method != "HEAD" or status in (301, 302) and method == "POST":
         return "GET", None
     if body is not None and body.sent:
@@ -527,7 +569,7 @@ def redirected(
 
 
 def merged(fields: Fields, others: Fields) -> Fields:
-    """Fields of any case over fields of any case; an empty value takes one away, as with curl."""
+    """Merge fields, in whatever case. As in curl, an empty value removes a field."""
     named = {name.lower(): (name, value) for name, value in [*fields.items(), *others.items()]}
     return {name: value for name, value in named.values() if value}
 
@@ -538,8 +580,10 @@ def request_head(method: str, target: str, fields: Fields) -> bytes:
 
 
 def check(reply: "Reply") -> "Reply":
-    """The reply, if it is a success; else a Failure with its first lines. A redirect to nowhere is no success:
-    a store sends one for another region's bucket."""
+    """Return the reply if it is a success. Else raise a Failure with the first lines of its body.
+
+    A redirect without a Location is no success: a store sends one for a bucket in another
+    region."""
     head = reply.head
     if head.success:
         return reply
@@ -559,7 +603,10 @@ def check(reply: "Reply") -> "Reply":
 def retry(
     args: argparse.Namespace, act: "Callable[[], T]", progress: Callable[[], int] = lambda: 0
 ) -> "T":
-    """Try until it works. --retries counts the tries that got no further; pauses double, and vary so that clients spread."""
+    """Repeat act() until it raises no Transient.
+
+    --retries counts the tries that made no progress. Pauses double, and vary so that many
+    clients do not come back at the same moment."""
     failures, best = 0, progress()
     while True:
         try:
@@ -592,7 +639,7 @@ def retry_after(head: Head) -> Optional[float]:
 
 # --- the wire: bytes in, heads and bodies out ---
 class Connection:
-    """A connection. What has come in and is not read yet stands in buffer[start:end]."""
+    """A TCP or TLS connection. buffer[start:end] holds what was received and not yet read."""
 
     def __init__(self, sock: socket.socket, peer: str, args: argparse.Namespace) -> None:
         self.sock = sock
@@ -602,14 +649,12 @@ class Connection:
         self.buffer = memoryview(bytearray(BUFFER))
         self.start = self.end = 0
         self.why_closed = CLOSED  # why nothing more comes, once receive() returns 0
-        self.answered = (
-            False  # a head has come since the last request, an interim one (1xx) at least
-        )
-        # a success that came before the body was sent: the server may still be reading
+        self.answered = False  # whether any head, even an interim one (1xx), followed the request
+        # a success that came before the end of the body: the server may still be reading
         self.success: Head | None = None
 
     def receive(self) -> int:
-        """Append what arrives to the buffer; 0 at the end of the stream."""
+        """Append what arrives to the buffer. Returns 0 at the end of the stream."""
         waiting = self.end - self.start
         self.buffer[:waiting] = self.buffer[self.start : self.end]
         self.start, self.end = 0, waiting
@@ -630,7 +675,8 @@ class Connection:
         return count
 
     def read(self, most: int) -> memoryview:
-        """Some of the bytes that come next, valid until the next call; none at the end of the stream."""
+        """At most so many of the next bytes, valid until the next call; none at the end of the
+        stream."""
         if self.start == self.end:
             self.receive()
         chunk = self.buffer[self.start : min(self.end, self.start + most)]
@@ -638,7 +684,7 @@ class Connection:
         return chunk
 
     def read_until(self, mark: re.Pattern[bytes], limit: int) -> bytes:
-        """The bytes up to a mark and with it."""
+        """The bytes up to and including a mark."""
         while True:
             start = self.start
             found = mark.search(self.buffer, start, min(self.end, start + limit))
@@ -654,10 +700,10 @@ class Connection:
         came = self.end - self.start
         code, what = (18, f"only {came} bytes of a head came") if came else (52, "no answer")
         why = f"connection lost: {self.why_closed}"
-        return Transient(code, f"{what} from {self.peer}", why, "the same command again")
+        return Transient(code, f"{what} from {self.peer}", why, "repeat the command")
 
     def read_head(self) -> Head:
-        """The head of the reply. Interim ones (1xx) before it only set answered."""
+        """The head of the reply. Interim replies (1xx) before it only set answered."""
         for _ in range(MAX_INTERIM):
             head = self.next_head()
             if head.status >= 200:
@@ -671,7 +717,7 @@ class Connection:
             raw = bytes(self.buffer[self.start : self.end])
             if raw.startswith(b"HTTP/"[: len(raw)]):
                 raise
-            # else it is no head that was cut, but another protocol's greeting: a retry cannot help
+            # else it is the greeting of another protocol, and a retry cannot help
         try:
             head = parse_head(raw)
         except ValueError as error:
@@ -681,7 +727,7 @@ class Connection:
         return head
 
     def early_head(self) -> Optional[Head]:
-        """The reply, if it has come before the request is sent whole: it may be a refusal."""
+        """The reply, if it arrives before the whole request is sent. It may be a refusal."""
         self.sock.settimeout(0)
         try:
             if not self.receive():
@@ -689,7 +735,7 @@ class Connection:
         except OSError as error:
             if not isinstance(error, BlockingIOError) and "Want" not in type(error).__name__:
                 raise unsent(self.peer, error) from None
-            # else TLS has read something of its own, such as a session ticket
+            # else TLS has read a message of its own, such as a session ticket
         finally:
             self.sock.settimeout(self.args.timeout)
         while HEAD_END.search(self.buffer, self.start, self.end):
@@ -707,7 +753,8 @@ class Connection:
             raise unsent(self.peer, error) from None
 
     def send_body(self, body: "BodySource") -> Optional[Head]:
-        """Send it, watching for a reply meanwhile: a server that refuses says so and stops reading. A success counts only at the end."""
+        """Send the body, and stop as soon as the server refuses it. An early success counts only at
+        the end."""
         chunked = body.length is None
         try:
             for chunk in body.chunks():
@@ -716,13 +763,13 @@ class Connection:
                     return head
             return (self.send_watching(b"0\r\n\r\n") if chunked else None) or self.success
         except OSError as error:
-            # EPIPE, ECONNRESET: what was said before may still be there to read
+            # EPIPE, ECONNRESET: a reply that came before may still be in the kernel
             with contextlib.suppress(Transient):
                 return self.success or self.read_head()
             raise unsent(self.peer, error) from None
 
     def send_watching(self, data: Data) -> Optional[Head]:
-        """Send it all, or return the refusal that came before that."""
+        """Send all of the data, or return the refusal that came before its end."""
         view = memoryview(data)
         while view:
             watched = [] if self.success else [self.sock]
@@ -734,9 +781,9 @@ class Connection:
             if not readable and not writable:
                 raise Transient(
                     28,
-                    f"{self.peer} has taken nothing for {self.args.timeout:g} s",
+                    f"{self.peer} has accepted nothing for {self.args.timeout:g} s",
                     "it stopped reading",
-                    "the same command again",
+                    "repeat the command",
                 )
             if writable:
                 count = self.sock.send(view[: self.slice])
@@ -745,7 +792,9 @@ class Connection:
         return None
 
     def wait_for_continue(self) -> Optional[Head]:
-        """After Expect: 100-continue: the refusal, or None when the body may go, as any interim reply says."""
+        """Wait after Expect: 100-continue. Returns the refusal, or None if the body may be sent.
+
+        Any interim reply (1xx) allows the body. So does silence: old servers do not know Expect."""
         deadline = time.monotonic() + EXPECT_WAIT
         while not self.answered:
             wait = max(0.0, deadline - time.monotonic())
@@ -760,7 +809,7 @@ class Connection:
 
 
 class Reply:
-    """A reply. Its body is read chunk by chunk; RFC 9112 section 6.3 tells where it ends."""
+    """A reply. Its body is read in chunks; RFC 9112 section 6.3 says where it ends."""
 
     def __init__(self, connection: Connection, head: Head, method: str, url: URL) -> None:
         self.connection = connection
@@ -773,7 +822,7 @@ class Reply:
         self.received = 0
 
     def chunks(self) -> Iterator[memoryview]:
-        """The body as it comes; Transient when the connection is lost before its end."""
+        """The body as it arrives. Raises Transient if the connection is lost before its end."""
         if self.ended:
             return
         length = self.head.length
@@ -796,7 +845,8 @@ class Reply:
             yield chunk
 
     def read_to_close(self) -> Iterator[memoryview]:
-        """The end of the connection is the end of the body, if it is the server that ended it."""
+        """A body without a length ends where the server closes the connection. An error is no such
+        end."""
         self.keep = False
         while chunk := self.connection.read(BUFFER):
             yield chunk
@@ -807,7 +857,7 @@ class Reply:
         peer = self.connection.peer
         if self.head.get("transfer-encoding").lower() != "chunked":
             raise broken(peer, "a Transfer-Encoding other than chunked")
-        # both: somebody may be smuggling
+        # a reply with both fields may be an attack (request smuggling)
         self.keep = self.keep and "content-length" not in self.head.fields
         while size := self.chunk_size():
             yield from self.read_sized(size)
@@ -830,7 +880,7 @@ class Reply:
         return int(found[1], 16)
 
     def decoded(self) -> Iterator[Data]:
-        """The body without its Content-Encoding; gzip no larger than text can become."""
+        """The body without its Content-Encoding. A gzip body may not grow larger than text can."""
         coding, peer = self.head.get("content-encoding").lower(), self.connection.peer
         if coding in ("", "identity"):
             yield from self.chunks()
@@ -849,7 +899,7 @@ class Reply:
             raise broken(peer, f"a gzip body that is damaged ({error})") from None
 
     def read(self, limit: int) -> bytes:
-        """The first bytes of the body, all of them if they are not more than the limit."""
+        """The first bytes of the body, or all of it if it is shorter than the limit."""
         data = bytearray()  # bytes would be copied for each chunk
         for chunk in self.decoded():
             data += chunk
@@ -863,14 +913,14 @@ class Reply:
             18,
             f"connection to {self.connection.peer} lost at {self.received:,}{size} bytes",
             self.connection.why_closed,
-            "the same command again goes on from there",
+            "repeat the command: it continues from there",
         )
 
     def __enter__(self) -> "Reply":  # noqa: PYI034  (Self came with Python 3.11)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Leave the connection at the next reply, or closed."""
+        """Leave the connection where the next reply begins, or closed."""
         length = self.head.length
         short = length is not None and length - self.received <= MAX_ANSWER
         if short and not self.ended and not exception[0]:
@@ -882,8 +932,10 @@ class Reply:
 
 
 def gunzip(chunks: Iterable[memoryview]) -> Iterator[bytes]:
-    """What these bytes decode to, a bounded amount at a time: one member after another, each with its checksum
-    (RFC 1952 section 2.2). zlib.error for what is no gzip, or not all of it."""
+    """Decode gzip, a bounded amount at a time.
+
+    A stream may have several members, each with its own checksum (RFC 1952 section 2.2). Raises
+    zlib.error for what is no gzip, or ends too early."""
     decoder = zlib.decompressobj(wbits=31)  # 31: with gzip's head and checksum
     for chunk in chunks:
         for start in range(0, len(chunk), GZIP_STEP):
@@ -900,22 +952,24 @@ def gunzip(chunks: Iterable[memoryview]) -> Iterator[bytes]:
 
 
 class BodySource:
-    """What is sent: bytes as they are, or the content of the files that a str names. Without a length: standard input."""
+    """What is sent: bytes as they are, and the content of files, whose names are str.
+
+    Without any part, it is standard input, whose length is unknown."""
 
     def __init__(self, *parts: Union[bytes, str], start: int = 0) -> None:
         self.parts = parts
-        self.start = start  # a single file may be sent from an offset on
+        self.start = start  # offset of the first byte to send, for a single file
         found = [None if isinstance(part, bytes) else sendable_file(part) for part in parts]
         self.sizes = [info.st_size if info else len(part) for part, info in zip(parts, found)]
         self.length = sum(self.sizes) - start if parts else None
         self.state = [(info.st_size, info.st_mtime_ns) for info in found if info]
         self.mtime_ns = self.state[0][1] if self.state else 0
-        self.sent = 0  # of standard input
-        # Expect: 100-continue; who asks for the rest has said already that it wants it
+        self.sent = 0  # bytes read from standard input
+        # a server that has the beginning wants the rest, so no Expect: 100-continue for that
         self.expects = not start and (self.length is None or self.length >= EXPECT_FROM)
 
     def changed(self) -> bool:
-        """Whether a file has been written to since: what was sent and what follows would not fit together."""
+        """Whether a file was written to since. Then what was sent does not fit what follows."""
         return BodySource(*self.parts).state != self.state
 
     def chunks(self) -> Iterator[Data]:
@@ -952,7 +1006,9 @@ def sendable_file(path: str) -> os.stat_result:
 
 
 def file_chunks(path: str, start: int, end: int) -> Iterator[memoryview]:
-    """Exactly these bytes of a file, each chunk valid until the next: of one that shrinks meanwhile, nothing is made up."""
+    """Exactly these bytes of a file, each chunk valid until the next.
+
+    If the file becomes shorter meanwhile, it is an error: nothing is made up."""
     buffer = memoryview(bytearray(min(BUFFER, end - start)))
     try:
         with open(path, "rb", buffering=0) as file:
@@ -967,13 +1023,13 @@ def file_chunks(path: str, start: int, end: int) -> Iterator[memoryview]:
             26,
             f"{printable(path)} became shorter while it was read",
             f"{have:,} of {end:,} bytes were there",
-            "once more, when nothing writes to it",
+            "repeat the command when nothing writes to it",
         )
 
 
 def read_input() -> bytes:
     try:
-        # None: it was closed before the start, and 0 may be the connection
+        # None: standard input is closed, and descriptor 0 may be the connection
         return os.read(-1 if sys.stdin is None else 0, BUFFER)
     except OSError as error:
         raise Failure(
@@ -997,7 +1053,7 @@ def unsent(peer: str, error: OSError) -> "Transient":
         55,
         f"could not send to {peer} ({error.strerror or 'timed out'})",
         "it closed the connection or stopped reading",
-        "the same again",
+        "repeat the command",
     )
 
 
@@ -1012,7 +1068,7 @@ def broken(peer: str, what: str) -> "Failure":
 
 
 def narrate(args: argparse.Namespace, mark: str, data: bytes) -> None:
-    """-v: a head, line by line, in curl's marks; passwords masked."""
+    """For -v: print a head line by line with curl's marks, and mask passwords in it."""
     if args.verbose:
         masked = SECRET.sub(rb"\1***", data.partition(b"\r\n\r\n")[0])
         for line in to_text(masked).splitlines():
@@ -1021,7 +1077,7 @@ def narrate(args: argparse.Namespace, mark: str, data: bytes) -> None:
 
 # --- getting: a download, its part, its name ---
 class Source(NamedTuple):
-    """What a part belongs to."""
+    """The file on the server that a part belongs to."""
 
     url: str
     etag: str
@@ -1031,17 +1087,20 @@ class Source(NamedTuple):
 
     @property
     def validator(self) -> str:
-        """For If-Range, which compares strongly: a weak ETag proves nothing (RFC 9110 section 13.1.5)."""
+        """For If-Range, which compares strongly. A weak ETag proves nothing (RFC 9110 section
+        13.1.5)."""
         return self.modified if not self.etag or self.etag.startswith("W/") else self.etag
 
     def fits(self, head: Head) -> bool:
-        """Whether a partial response may be of the same file: servers that know Range but not If-Range send one of any."""
+        """Whether a partial reply may be of the same file.
+
+        A server that knows Range but not If-Range sends a range of whatever file it has now."""
         field, want = ("etag", self.etag) if self.etag else ("last-modified", self.modified)
         return head.get(field) in ("", want)
 
 
 class Entry(NamedTuple):
-    """A line of a folder's index; None is what that index does not tell."""
+    """A line of a folder's index. None stands for what the index does not tell."""
 
     name: str
     folder: bool
@@ -1082,7 +1141,7 @@ def run_download(args: argparse.Namespace, download: "Download") -> None:
 
 
 class Download:
-    """One URL that becomes one file, however many requests it takes."""
+    """One URL that becomes one file, with as many requests as it takes."""
 
     def __init__(self, client: Client, url: URL, folder: str, name: str, replace: bool) -> None:
         args = client.args
@@ -1092,7 +1151,7 @@ class Download:
         self.folder = folder
         self.name = name  # "" until the first response, which may propose one
         self.path = os.path.join(folder, name)
-        # by the user: then it may be a FIFO or device, too
+        # the user chose the name: then it may be a FIFO or device, too
         self.chosen = bool(name) and not replace
         self.stdout = self.chosen and self.path == "-"
         self.replace = bool(replace or args.force or args.newer)
@@ -1101,7 +1160,7 @@ class Download:
         self.received = 0
 
     def run(self) -> str:
-        """Return saved, or same when it was here already."""
+        """Returns "saved", or "same" if the file was here already."""
         if retry(self.args, self.probe):
             return "same"
         try:
@@ -1118,7 +1177,8 @@ class Download:
             return self.finish(sink)
 
     def save_reply(self, reply: Reply, method: str) -> str:
-        """What a pipelined reply makes of it: saved, same, or "" when it needs more than that."""
+        """Save a pipelined reply. Returns "saved" or "same", or "" if it needs a download of its
+        own."""
         if method == "HEAD":
             return "same" * self.is_same(reply.head)
         short = reply.head.length is not None and reply.head.length <= NOTED_FROM
@@ -1127,7 +1187,7 @@ class Download:
             contextlib.closing(Part(self.folder, self.url, self.args, short)) as part,
         ):
             return self.finish(part) if self.receive(reply, part) else "same"
-        return ""  # the failure is reported when it happens once more
+        return ""  # a failure is reported when the file is tried by itself
 
     def open_sink(self) -> Output:
         found = stat_or_none(self.path) if self.chosen else None
@@ -1137,17 +1197,18 @@ class Download:
         return Part(self.folder, self.url, self.args)
 
     def probe(self) -> bool:
-        """Whether the file is here already, by what the server says of it without sending it."""
+        """Whether the file is here already. HEAD tells it without sending the file."""
         name = self.name or safe_name(url_name(self.url))
         if self.stdout or self.args.force or not os.path.isfile(os.path.join(self.folder, name)):
             return False
         with self.client.ask("HEAD", self.url, IDENTITY) as reply:
             if reply.head.status != 200:
-                return False  # a URL signed for GET alone refuses HEAD
+                return False  # a URL that is signed only for GET refuses HEAD
             return self.is_here(reply.head)
 
     def is_here(self, head: Head) -> bool:
-        """Whether the very file is here already. A Failure if another one is here, and must stay."""
+        """Whether this very file is here already. Raises Failure if another one must not be
+        replaced."""
         self.learn(head)
         found = stat_or_none(self.path)
         if found is None or self.stdout or self.chosen and not stat.S_ISREG(found.st_mode):
@@ -1160,7 +1221,7 @@ class Download:
         return False
 
     def is_same(self, head: Head) -> bool:
-        """Whether a response is about the very file here, and --checksum agrees."""
+        """Whether a reply is about the very file that is here, and --checksum agrees."""
         args = self.args
         entry = Entry(self.name, False, head.length, head.modified, head.get("etag"))
         if not same_here(args, self.path, self.url, entry):
@@ -1168,19 +1229,21 @@ class Download:
         return not args.checksum or file_digest(self.path, args.checksum[0]) == args.checksum[1]
 
     def learn(self, head: Head) -> None:
-        """A response tells the name, if nobody has chosen one, and the time. Nothing is written before."""
+        """Take the name, if the user has chosen none, and the time from a reply.
+
+        It comes before anything is written, so that a dangerous name is refused in time."""
         self.head = head
         if not self.name:
             asked = safe_name(url_name(self.url))
             proposed = disposition_name(head.get("content-disposition"))
             self.name = safe_name(proposed) if proposed else asked
             self.path = os.path.join(self.folder, self.name)
-            # the server's choice of a name is no choice of what may be replaced
+            # the server may propose a name, but not choose what is replaced
             self.replace = self.replace and self.name == asked
         refuse_program(self.path)
 
     def fetch(self, client: Client, sink: Sink) -> bool:
-        """Fetch all that is missing, with retries. False: the file is here."""
+        """Fetch all that is missing, with retries. Returns False if the file is here already."""
         return retry(self.args, lambda: self.fetch_once(client, sink), lambda: sink.offset)
 
     def fetch_once(self, client: Client, sink: Sink) -> bool:
@@ -1197,12 +1260,14 @@ class Download:
                 18,
                 f"a range of {self.url} came short",
                 f"{sink.end - sink.offset:,} bytes of it are missing",
-                "the same command again",
+                "repeat the command",
             )
         return received
 
     def receive(self, reply: Reply, sink: Sink) -> bool:
-        """Write a response into its sink. gzip is decoded unless asked for by name, as in a.tar.gz."""
+        """Write the body of a reply into a sink.
+
+        gzip is decoded, unless the name asks for gzip, as a.tar.gz does."""
         head = reply.head
         if head.status == 416 and sink.offset:
             return self.out_of_range(head, sink)
@@ -1222,7 +1287,7 @@ class Download:
         decode = head.coded and not self.name.endswith(GZIP_NAMES)
         decode = decode and not url_name(self.url).endswith(GZIP_NAMES)
         if head.status == 200:
-            # offsets and digests are of what is not decoded
+            # offsets and digests belong to the encoded bytes
             blank = Source(str(self.url), "", "", None, "")
             sink.begin(blank if decode else source_of(self.url, head))
         if not sink.end:
@@ -1234,7 +1299,7 @@ class Download:
         return True
 
     def check_range(self, head: Head, sink: Sink) -> None:
-        """A partial response must start where we stopped and be of the same file, whatever the server was asked."""
+        """A partial reply must start where we stopped, and be of the same file."""
         span, source = content_range(head), sink.source
         if source is None or not (sink.offset or sink.end):
             raise broken(self.url.authority, "a part (206) of what was asked for whole")
@@ -1245,12 +1310,12 @@ class Download:
                 33,
                 f"{self.url.authority} answers a range with another one",
                 "it changed meanwhile, or its server is at fault",
-                "-o FILE --no-resume",
+                "use --no-resume with -o FILE to fetch it from the start",
                 after=0,
             )
 
     def out_of_range(self, head: Head, sink: Sink) -> bool:
-        """416: nothing is missing if the size is what we have and the ETag says that it is the same file."""
+        """For 416: nothing is missing if size and ETag are those of what we have."""
         span, source = content_range(head), sink.source
         same = source and source.etag and head.get("etag") == source.etag
         if same and span and span[2] == sink.offset:
@@ -1261,7 +1326,7 @@ class Download:
             33,
             f"{self.url.authority} has not so many bytes of it any more",
             "the file changed",
-            "--no-resume",
+            "use --no-resume to fetch it from the start",
             after=0,
         )
 
@@ -1273,7 +1338,7 @@ class Download:
                 18,
                 f"{sink.offset:,} of {source.size:,} bytes came",
                 "the server ended the body early",
-                "the same command again",
+                "repeat the command",
             )
         promised = [self.args.checksum, source and source.digest and ("sha256", source.digest)]
         for name, want in filter(None, promised):
@@ -1284,7 +1349,7 @@ class Download:
                     56,
                     f"{self.url} came with a wrong {name}: {found}",
                     f"{want} was promised; nothing is kept of it",
-                    "the same command again; if it stays, the file there is another one",
+                    "repeat the command; if it fails again, the file on the server is another one",
                 )
         self.received = sink.offset - sink.first
         if isinstance(sink, Part):
@@ -1292,32 +1357,32 @@ class Download:
         return "saved"
 
     def can_split(self, part: "Part") -> bool:
-        """Whether what is missing comes over several connections, each fetching one span after another."""
+        """Whether several connections will fetch what is missing. If so, the part has spans."""
         if not part.offset:
             if self.args.connections < 2 or not retry(self.args, lambda: self.probe_ranges(part)):
                 return False
-        elif os.isatty(2):  # a password is asked for here, not by several threads at once
+        elif os.isatty(2):  # ask for a password here, not in several threads
             with contextlib.suppress(Failure), self.client.ask("HEAD", self.url):
                 pass
         return bool(part.spans) or self.args.connections > 1 and part.divide()
 
     def probe_ranges(self, part: "Part") -> bool:
-        """Ask for one byte: that tells size, validator, and whether ranges are served at all."""
+        """Ask for one byte. The reply tells size and validator, and whether the server serves
+        ranges."""
         with self.client.ask("GET", self.url, {**WANTED, "Range": "bytes=0-0"}) as reply:
             head, source = reply.head, source_of(self.url, reply.head)
-        # ranges are of what is encoded: receive() decodes the whole
+        # ranges are of encoded bytes, and receive() can decode only the whole
         span = content_range(head) if head.status == 206 and not head.coded else None
         if not span or not source.validator or span[2] < 2 * SPLIT_FROM:
             return False
         if self.is_here(head._replace(length=span[2])):
-            # only now its name is known; the reply to one whole request, of which nothing is read,
-            # tells the same
+            # the file is here, under the name that only this reply told: fetch() finds that too
             return False
         part.begin(source)
         return True
 
     def side_by_side(self, part: "Part") -> None:
-        """Let each of several threads fetch one span after another, over a connection of its own."""
+        """Several threads fetch one span after another, each over a connection of its own."""
         import threading  # not at the top: one connection needs none
 
         problems, ended = list[BaseException](), threading.Event()
@@ -1327,10 +1392,10 @@ class Download:
         def work() -> None:
             try:
                 with contextlib.closing(Client(self.args, self.client.origins)) as client:
-                    for span in spans:  # one iterator for all of them
+                    for span in spans:  # all threads share this iterator
                         if not problems:
                             self.fetch(client, span)
-            except BaseException as problem:  # noqa: BLE001  (raised again in the thread that waits)
+            except BaseException as problem:  # noqa: BLE001  (the main thread raises it again)
                 problems.append(problem)
             ended.set()
 
@@ -1345,7 +1410,8 @@ class Download:
             pause = min(2 * pause, most)
         if problems:
             if isinstance(problems[0], Changed):
-                part.discard()  # others may still be writing into it, so the next one is another file
+                # other threads may still write into this part, so the next one is another file
+                part.discard()
             raise problems[0]
         part.spans = []
 
@@ -1361,8 +1427,12 @@ def refuse_program(path: str) -> None:
 
 
 def exists(path: str, unasked: bool = False) -> "Failure":
-    """Unasked: it may be replaced, but the server alone proposed its name."""
-    hint = "--newer replaces it if the server's is newer or of another size, --force always, -o gives another name"
+    """For a file that must not be replaced. Unasked: it could be, but only the server chose its
+    name."""
+    hint = (
+        "--newer replaces it if the server's is newer or of another size, --force always,"
+        " -o gives another name"
+    )
     return Failure(
         23,
         f"{printable(path)} exists already, and is another file",
@@ -1379,13 +1449,16 @@ def unwritable(path: str, error: OSError, offset: int) -> "Failure":
         23,
         f"cannot write {printable(path)}{after}: {error.strerror}",
         "what came until then is kept where that is possible",
-        "make room or choose another folder with -o, then the same again",
+        "make room or choose another folder with -o, then repeat the command",
     )
 
 
 def same_here(args: argparse.Namespace, path: str, url: URL, entry: Entry) -> bool:
-    """Whether a file here is the one that a server describes. The ETag that came with it knows best. mtimes are set from
-    Last-Modified, so equal ones mean much; with --newer a later one here is as good, and where no time is told the size must do."""
+    """Whether a file here is the one that a server describes.
+
+    The ETag that came with it is the best proof. Without one, compare the times: a saved file
+    has the time of Last-Modified. With --newer, a later time here is as good. If the server
+    tells no time, compare sizes."""
     theirs = entry.mtime
     by_time = args.newer and theirs is not None
     if entry.etag and not by_time and (known := remembered_etag(path, url)):
@@ -1412,7 +1485,8 @@ def file_digest(path: str, name: str) -> str:
 
 
 def etag_prefix(url: URL, found: os.stat_result) -> bytes:
-    """What stands before a remembered ETag: it says something of this URL only, and of the file as it was when it came."""
+    """What stands before a remembered ETag: the URL, and the file's size and time when it was
+    saved."""
     return f"{part_name(url)} {found.st_size} {found.st_mtime_ns} ".encode()
 
 
@@ -1428,8 +1502,10 @@ def url_name(url: URL) -> str:
 
 
 class Part:
-    """A download on its way: a hidden file beside its destination, and a note of what it belongs to. A short one is fetched
-    whole again when it is cut, so it needs no note, and has a name that nobody else makes up."""
+    """The hidden file of a download that is not finished, and a note of the source that it belongs
+    to.
+
+    A short file is fetched again as a whole, so it needs no note. Its part has a random name."""
 
     end: Optional[int] = None  # only a span has one
 
@@ -1442,16 +1518,16 @@ class Part:
         self.path = os.path.join(folder, name)
         self.note = self.path[: -len("part")] + "json"
         self.source: Source | None = None
-        self.spans: list[Span] = []  # with several connections: what is still missing
-        # a lock once several threads write
+        self.spans: list[Span] = []  # what several connections still have to fetch
+        # a real lock once several threads write
         self.lock: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         self.fd = self.open()
         self.noted = os.fstat(self.fd).st_size > 0
         self.offset = self.recall() if args.resume else 0
-        self.first = self.offset - self.missing()  # so much is here from earlier runs
+        self.first = self.offset - self.missing()  # bytes that earlier runs have left here
 
     def open(self) -> int:
-        """The part, locked: two runs of one download would write into each other."""
+        """Open and lock the part, so that two runs of one download do not both write into it."""
         try:
             fd = open_own(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0))
         except OSError as error:
@@ -1471,10 +1547,10 @@ class Part:
             if os.path.samestat(found, os.lstat(self.path)):
                 if found.st_nlink < 2:
                     return fd
-                # a run was killed in link(): this is the finished file, which keeps its other name
+                # a run was killed in rename(): this file is finished, and keeps its other name
                 os.unlink(self.path)
         except FileNotFoundError:
-            pass  # another process has just finished: what was opened bears its final name now
+            pass  # another process has just renamed it, since it is finished
         except OSError as error:
             os.close(fd)
             raise unwritable(self.path, error, 0) from None
@@ -1482,7 +1558,7 @@ class Part:
         return self.open()
 
     def recall(self) -> int:
-        """How much is here of what the note names; 0 when it cannot be proven."""
+        """How many bytes are here of the source in the note; 0 if that cannot be proven."""
         if not self.noted:
             return 0
         try:
@@ -1500,11 +1576,11 @@ class Part:
         self.spans = [Span(self, first, end) for first, end in left if first < end]
         if self.spans or not source.size:
             return size
-        # of a whole one the last byte: its answer proves the rest
+        # a whole part asks for its last byte: that reply proves that the rest fits
         return min(size, whole - 1)
 
     def begin(self, source: Source) -> None:
-        """From the first byte, whatever was here."""
+        """Start at the first byte, whatever was here."""
         self.forget()
         self.source = source
         os.ftruncate(self.fd, 0)
@@ -1512,15 +1588,19 @@ class Part:
             self.remember()
 
     def remember(self) -> None:
-        """Write the note. What it calls here must be on the disk first: after a power failure nobody else could tell."""
+        """Write the note. The bytes that it counts must be on the disk before it.
+
+        After a power failure, nothing else could tell which of them were written."""
         if self.source is None:
             return
-        left = [(span.offset, span.end) for span in self.spans]  # now: writing goes on meanwhile
+        left = [
+            (span.offset, span.end) for span in self.spans
+        ]  # a copy: other threads write meanwhile
         if left:
             try:
                 getattr(os, "fdatasync", os.fsync)(self.fd)
             except OSError as error:
-                if error.errno != errno.EINVAL:  # some file systems know no such thing
+                if error.errno != errno.EINVAL:  # some file systems cannot
                     raise unwritable(self.path, error, 0) from None
         write_note(self.note, {**self.source._asdict(), "left": left})
         self.noted = True
@@ -1533,14 +1613,14 @@ class Part:
         self.noted = False
 
     def write(self, data: Data) -> None:
-        """Append; zeros become a hole, which takes no room on the disk."""
+        """Append. Zeros become a hole, which needs no room on the disk."""
         end = self.offset + len(data)
         zeros = len(data) >= HOLE_FROM and not data[0] and bytes(data) == bytes(len(data))
         try:
             if not zeros:
                 raise OSError
             os.ftruncate(self.fd, end)
-        except OSError:  # or a file system that makes no longer files thus
+        except OSError:  # some file systems cannot extend a file this way
             self.write_at(self.offset, data)
         self.offset = end
 
@@ -1555,7 +1635,9 @@ class Part:
                 raise unwritable(self.path, error, position + len(data) - len(view)) from None
 
     def divide(self) -> bool:
-        """Cut what is missing into spans, more than there are connections: the quick ones take more of them."""
+        """Cut what is missing into spans.
+
+        There are more spans than connections, so that fast connections can take more of them."""
         size = self.source.size if self.source else None
         if size is None:
             return False
@@ -1563,8 +1645,8 @@ class Part:
         self.spans = [
             Span(self, first, min(first + step, size)) for first in range(self.offset, size, step)
         ]
-        try:  # to take the room now, so that a full disk is known before the first byte
-            # first: what a run that is killed just then leaves is room, not what came
+        try:  # take the room now: a full disk must show before the first byte
+            # note first: if the run is killed now, what is there must not look received
             self.remember()
             take_room(self.fd, size)
             os.ftruncate(self.fd, size)
@@ -1583,11 +1665,11 @@ class Part:
         return sum(span.end - span.offset for span in self.spans)
 
     def digest(self, name: str) -> str:
-        """Of all that is here: what was fetched in an earlier run counts too."""
+        """The digest of the whole part, with the bytes of earlier runs."""
         return file_digest(self.path, name)
 
     def rename(self, path: str, head: Optional[Head], replace: bool) -> None:
-        """Give it its final name, as the last step of all."""
+        """Give it its final name. This is the last step."""
         try:
             self.copy_facts(path, head)
             if os.name == "nt":
@@ -1602,21 +1684,21 @@ class Part:
         self.forget()
 
     def copy_facts(self, path: str, head: Optional[Head]) -> None:
-        """The file's time and ETag from the server, its mode from the file that it replaces."""
-        # a time that this file system does not know
+        """Set time and ETag as the server told them, and the mode of the file that it replaces."""
+        # the file system may not know such a time
         with contextlib.suppress(OSError, OverflowError):
             if head and head.modified is not None:
                 os.utime(self.path, (head.modified, head.modified))
-        # only Linux has attributes, and not on every file system
+        # only Linux has attributes, and only on some file systems
         with contextlib.suppress(OSError, AttributeError):
             if head and head.get("etag"):
                 value = etag_prefix(self.url, os.fstat(self.fd)) + to_bytes(head.get("etag"))
                 os.setxattr(self.fd, XATTR, value)
-        # no old file, or a file system without modes
+        # there may be no old file, or no modes
         with contextlib.suppress(OSError):
-            # but not setuid or setgid: it stood for what was there before
+            # without setuid and setgid: they were meant for the old content
             old = os.lstat(path).st_mode
-            if stat.S_ISREG(old):  # what a link leads to may be open to all
+            if stat.S_ISREG(old):  # the target of a link may be open to all
                 os.chmod(self.path, old & 0o777)
 
     def release(self) -> None:
@@ -1626,13 +1708,13 @@ class Part:
             self.fd = -1
 
     def close(self) -> None:
-        """Keep what can be continued, if the part has not become the file."""
+        """If the part did not become the file, keep what can be continued."""
         if self.fd < 0:
             return
         if self.source is None or not self.offset or not self.noted:
             self.discard()
         elif self.spans:
-            with contextlib.suppress(Failure):  # the note of some seconds ago will do
+            with contextlib.suppress(Failure):  # if the disk is full, the last note will do
                 self.remember()
         self.release()
 
@@ -1643,7 +1725,7 @@ class Part:
 
 
 class Span:
-    """A range of a part that comes over a connection of its own. It is a sink like the part."""
+    """A range of a part that comes over a connection of its own. Like the part, it is a sink."""
 
     def __init__(self, part: "Part", first: int, end: int) -> None:
         self.part = part
@@ -1652,7 +1734,7 @@ class Span:
         self.end = end
 
     def begin(self, source: Source) -> None:
-        self.forget()  # the whole came where a range was asked for
+        self.forget()  # the server sent the whole file instead of a range
 
     def forget(self) -> None:
         raise Changed(
@@ -1670,15 +1752,17 @@ class Span:
 
 
 class Stream:
-    """Standard output, a pipe or a device. A terminal gets text, with \\xNN for what is none.
-    A download that goes there is continued within this run only."""
+    """Standard output, a pipe or a device. A terminal gets text, with \\xNN for bytes that are
+    none.
+
+    A download that goes there can be continued only within this run."""
 
     first = 0
     end = None
 
     def __init__(self, path: str, args: argparse.Namespace) -> None:
         self.name = "standard output" if path == "-" else printable(path)
-        # closed before the start: the connection may have its number
+        # standard output is closed, and the connection may have its number
         if path == "-" and sys.stdout is None:
             raise Failure(
                 23,
@@ -1745,13 +1829,15 @@ def take_room(fd: int, size: int) -> None:
     except AttributeError:
         pass  # macOS and Windows have no such call
     except OSError as error:
-        # a file system that cannot, such as ZFS on FreeBSD
+        # some file systems cannot, such as ZFS on FreeBSD
         if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
             raise
 
 
 def open_own(path: str, flags: int) -> int:
-    """open() for names that others in this folder can foretell: what they planted is not followed, waited for, or written to."""
+    """open() for names that others in this folder can predict.
+
+    It follows no link, waits for no FIFO, and opens nothing but a regular file."""
     fd = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
     if stat.S_ISREG(os.fstat(fd).st_mode):
         return fd
@@ -1760,7 +1846,7 @@ def open_own(path: str, flags: int) -> int:
 
 
 def rename(source: str, path: str, replace: bool) -> None:
-    """Give a file its name. A link cannot replace what somebody else put there meanwhile."""
+    """Give a file its name. A link fails if somebody has taken that name meanwhile."""
     if replace:
         return os.replace(source, path)
     try:
@@ -1775,7 +1861,9 @@ def rename(source: str, path: str, replace: bool) -> None:
 
 
 def lock_file(fd: int) -> bool:
-    """BlockingIOError: another run has it. False on systems and file systems without flock, which do without."""
+    """Lock a file until it is closed. Raises BlockingIOError if another run has locked it.
+
+    Returns False where the system or the file system has no flock()."""
     with contextlib.suppress(ImportError):
         import fcntl  # not at the top: Windows has none
 
@@ -1785,14 +1873,14 @@ def lock_file(fd: int) -> bool:
         except BlockingIOError:
             raise
         except OSError:
-            pass  # Lustre, for one, may have none
+            pass  # some file systems have no locks, such as Lustre
     return False
 
 
 def read_note(path: str) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8", opener=open_own) as file:
-            import json  # here: mostly there is no note
+            import json  # not at the top: mostly there is no note
 
             note = json.load(file)
     except RecursionError:
@@ -1803,7 +1891,9 @@ def read_note(path: str) -> dict[str, Any]:
 
 
 def noted_source(note: dict[str, Any]) -> Source:
-    """TypeError or ValueError for one that no run of ours wrote: others may plant a note, and its validator goes into a request's head."""
+    """The source in a note. Raises TypeError or ValueError for a note that no run of ours wrote.
+
+    Others may plant a note, and its validator is sent in the head of a request."""
     source = Source(**note)
     texts = source.url, source.etag, source.modified, source.digest
     if not all(isinstance(text, str) and text.isprintable() for text in texts) or not isinstance(
@@ -1816,7 +1906,7 @@ def noted_source(note: dict[str, Any]) -> Source:
 
 
 def write_note(path: str, note: dict[str, Any]) -> None:
-    """Whole or not at all."""
+    """Write the note whole or not at all."""
     import json
 
     try:
@@ -1832,13 +1922,14 @@ def write_note(path: str, note: dict[str, Any]) -> None:
 
 
 def part_name(url: URL) -> str:
-    """The same for one URL each time, also where a store's signature in it is another one each time."""
+    """The name of a URL's part: the same each time, even if the URL's signature is not."""
     unsigned = re.sub(SIGNATURE, "", url.full) if "?" in url.target else url.full
-    return f".six-{hasher('sha256', unsigned.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.part"
+    return f".six-{hasher('sha256', to_bytes(unsigned)).hexdigest()[:32]}.part"
 
 
 def remove_old_parts(folder: str, names: set[str]) -> None:
-    """Remove parts that nobody can continue, or has for a week, and their notes, but none that another run has locked."""
+    """Remove parts and notes that nobody can continue, or that are a week old, unless they are
+    locked."""
     for stem in {name[: -len("part")] for name in names if is_part(name)}:
         paths = [stem + end for end in ("part", "json") if stem + end in names]
         with contextlib.suppress(OSError):
@@ -1846,8 +1937,9 @@ def remove_old_parts(folder: str, names: set[str]) -> None:
 
 
 def remove_if_old(paths: list[str]) -> None:
-    """Remove a part and its note, or the note of an upload, if it is old and nobody has it locked.
-    A part without a note or content need not be old."""
+    """Remove a part and its note, or the note of an upload, if it is old and nobody has locked it.
+
+    A part without a note or without content need not be old."""
     found = os.lstat(paths[0])
     if not stat.S_ISREG(found.st_mode):
         return
@@ -1881,7 +1973,7 @@ def put(client: Client) -> int:
 
 
 def send_file(client: Client, path: str, url: URL) -> None:
-    """PUT a file, or standard input for -; after a lost link continue where the server has it, if it can tell."""
+    """PUT a file, or standard input for -. After a lost link, continue where the server stopped."""
     began, args = time.monotonic(), client.args
     upload = Upload(client, url, BodySource() if path == "-" else BodySource(path), path)
     if path == "-":
@@ -1892,7 +1984,7 @@ def send_file(client: Client, path: str, url: URL) -> None:
 
 
 class Upload:
-    """A file on its way to a server, however many requests it takes."""
+    """A file that is sent to a server, with as many requests as it takes."""
 
     def __init__(self, client: Client, url: URL, body: BodySource, path: str) -> None:
         self.client = client
@@ -1900,9 +1992,9 @@ class Upload:
         self.url = url
         self.body = body
         self.path = path
-        self.offset = 0  # what the server is known to have
-        self.complete = False  # it said that this is all, and stored: only its answer was lost
-        self.announced = False  # that the server speaks the draft
+        self.offset = 0  # bytes that the server has, as far as we know
+        self.complete = False  # the server has it all; only its reply was lost
+        self.announced = False  # the server has said that it speaks the draft
         self.verdict = "sent"
         self.fields: Fields = {}
         name = part_name(url)[: -len("part")] + "json"
@@ -1910,7 +2002,9 @@ class Upload:
         self.resource = self.recall()  # where it can be continued
 
     def recall(self) -> Optional[URL]:
-        """Where an earlier run of the same upload stopped, if the file is still the same. Who has made up that note shall get no login."""
+        """Where an earlier run of the same upload stopped, if the file is still the same.
+
+        Others may plant a note, so the login goes only to the origin that the user named."""
         if not self.args.resume or self.body.length is None:
             return None
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, Failure):
@@ -1922,23 +2016,27 @@ class Upload:
         return None
 
     def remember(self, resource: URL) -> None:
-        """Beside the file, until it is sent whole: where the rest of it may go. Where nothing can be written, it starts over."""
+        """Note beside the file where its rest may be sent. If no note can be written, a retry
+        starts over."""
         size, mtime_ns = self.body.state[0]
         where = {"url": str(self.url), "resource": resource.target}
         with contextlib.suppress(Failure):
             write_note(self.note, {**where, "size": size, "mtime_ns": mtime_ns})
 
     def prepare(self) -> Fields:
-        """A digest stands before the body, so a large file is read twice for it: only for servers that say they take it."""
+        """The fields that describe the file.
+
+        A digest stands before the body, so a large file must be read twice. Do that only for
+        servers that say that they check it."""
         if self.body.length is None:
             return {}
         seconds = self.body.mtime_ns // 10**9
         fields = {}
         if EARLIEST <= seconds < LATEST:
-            # the second is the one that servers keep
+            # servers keep whole seconds
             fields = {"Last-Modified": http_date(seconds), OC_MTIME: str(seconds)}
             if self.args.verb == "upload":
-                fields["Date"] = fields["Last-Modified"]  # from which nginx takes the file's time
+                fields["Date"] = fields["Last-Modified"]  # nginx takes the file's time from it
         else:
             self.warn_of_time()
         offers = {"want-repr-digest"}
@@ -1951,7 +2049,7 @@ class Upload:
         return fields
 
     def attempt(self) -> None:
-        if self.body.changed():  # since the last try: the server has the beginning of another file
+        if self.body.changed():  # the server has the beginning of another file
             self.body, self.resource, self.fields = BodySource(self.path), None, {}
         if not (self.resource and self.is_known(self.resource)):
             self.resource = self.create()
@@ -1966,12 +2064,15 @@ class Upload:
                 18,
                 f"{printable(self.path)} changed while it was sent",
                 "what the server has may be neither the old nor the new",
-                "once more, when nothing writes to it",
+                "repeat the command when nothing writes to it",
             )
 
     def create(self) -> Optional[URL]:
-        """Where the server speaks the draft, begin with an empty upload: the answer tells where it can be continued. (104 would tell it
-        meanwhile, but nginx and others pass none on.) Not elsewhere than on the server that was named: it would be sent the login."""
+        """Begin with an empty upload, if the server speaks the draft. Its reply says where to
+        continue.
+
+        A 104 reply would say so during the upload, but nginx and other proxies drop it. The
+        place must be on the server that the user named, because it is sent the login."""
         self.fields, self.offset = self.fields or self.prepare(), 0
         if not self.announced:
             return None
@@ -2005,17 +2106,17 @@ class Upload:
 
     @staticmethod
     def is_doubtful(reply: Reply) -> bool:
-        """Whether a success may be the answer to a GET."""
+        """Whether a success may be the reply to a GET."""
         page = reply.head.status == 200
         return page and (bool(reply.read(1)) or "last-modified" in reply.head.fields)
 
     @property
     def rare_time(self) -> bool:
-        """Whether the file's time is before 1970 or after 2286: not every server takes such a one."""
+        """Whether the file's time is before 1970 or after 2286. Some servers refuse such a time."""
         return not re.fullmatch("[0-9]{0,10}", self.fields.get(OC_MTIME, ""))
 
     def check(self, reply: Reply) -> None:
-        """A refusal may be about a rare time: then the file is sent without."""
+        """If a refusal may be about a rare time, send the file without that time."""
         if reply.head.status == 400 and self.rare_time:
             del self.fields[OC_MTIME]
             self.warn_of_time()
@@ -2031,7 +2132,10 @@ class Upload:
         say(f"not kept by the server: {time_of}")
 
     def verify_size(self) -> None:
-        """A server that takes no files, such as Caddy's, may answer PUT as if it were GET: 200, and what it had before."""
+        """Compare the size that the server has now with what was sent.
+
+        A server that takes no files, such as Caddy, may treat PUT as GET: it replies 200 with
+        what it had before."""
         length = None
         with (
             contextlib.suppress(Failure),
@@ -2043,15 +2147,15 @@ class Upload:
                 56,
                 f"{self.url} has {length:,} bytes, {self.sent:,} were sent",
                 "the server answered 200 and stored something else, or nothing",
-                "a server that takes files by PUT",
+                "use a server that accepts files by PUT",
             )
         self.verdict = "sent unverified"
 
     def is_known(self, resource: URL) -> bool:
-        """Ask how much has arrived; False when the server has forgotten it."""
+        """Ask how much has arrived. Returns False if the server has forgotten the upload."""
         with self.client.ask("HEAD", resource, DRAFT) as reply:
             head = reply.head
-            # busy: another connection, lost without its knowledge, still writes there
+            # busy: the server still waits for a connection that was lost
             if head.status == 503:
                 check(reply)
         text, size = head.get("upload-offset"), self.body.length or 0
@@ -2076,7 +2180,7 @@ class Upload:
                     55,
                     "the server has another amount of it than it said",
                     "it is still busy with what came",
-                    "the same command again",
+                    "repeat the command",
                 )
             check(reply)
             self.check_time(reply.head)
@@ -2115,7 +2219,7 @@ def post(client: Client) -> int:
 
 
 def form_fields(forms: Sequence[str], boundary: str) -> list[Union[bytes, str]]:
-    """The fields of multipart/form-data (RFC 7578): NAME=VALUE as it stands, NAME=@FILE with the file's content."""
+    """The fields of multipart/form-data (RFC 7578): NAME=VALUE, or NAME=@FILE."""
     parts: list[bytes | str] = []
     for form in forms:
         name, equals, value = form.partition("=")
@@ -2137,7 +2241,7 @@ def form_fields(forms: Sequence[str], boundary: str) -> list[Union[bytes, str]]:
 
 
 def quoted(name: str) -> str:
-    """For a quoted string in a form's head, as browsers do it."""
+    """Quote a name in the head of a form's field as browsers do."""
     return name.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
 
 
@@ -2152,14 +2256,14 @@ def delete(client: Client) -> int:
 
 
 def request(client: Client, method: str, url: URL, fields: Optional[Fields] = None) -> None:
-    """For a method whose reply has no body that matters."""
+    """Send a request whose reply has no body that matters."""
     with client.ask(method, url, fields) as reply:
         check(reply)
 
 
 def mkdir(client: Client) -> int:
     args = client.args
-    url = folder_url(target(args.url, args))  # nginx insists on the slash
+    url = folder_url(target(args.url, args))  # nginx demands the slash
     request(client, "MKCOL", url)
     report(args, url, "made")
     return 0
@@ -2213,7 +2317,8 @@ def list_folder(client: Client) -> int:
 
 
 def listing(client: Client, url: URL) -> tuple[URL, list[Entry]]:
-    """The index of a folder: where it stands, and its entries. JSON is asked for, any page of links will do."""
+    """The URL of a folder after redirects, and its entries. JSON is preferred; a page of links will
+    do."""
     accept = "application/json, text/html;q=0.9, */*;q=0.1"
     with client.ask("GET", url, {"Accept": accept, "Accept-Encoding": "gzip"}) as reply:
         check(reply)
@@ -2223,7 +2328,7 @@ def listing(client: Client, url: URL) -> tuple[URL, list[Entry]]:
             56,
             f"the index of {url} is over {MAX_LISTING:,} bytes",
             "no more is read into memory",
-            "a smaller folder",
+            "use a folder with fewer entries",
         )
     parse = json_entries if "json" in reply.head.get("content-type") else html_entries
     try:
@@ -2243,12 +2348,15 @@ def mirror(client: Client) -> int:
 
 
 def mirror_folder(client: Client, root: URL, url: URL, dest: str, depth: int) -> int:
-    """A folder and those in it: what is the same is not fetched, a bad file stops nothing."""
+    """Fetch a folder and the folders in it. A file that fails does not stop the rest."""
     args = client.args
     base, entries = retry(args, lambda: listing(client, url))
     if base.origin != root.origin or not base.path.startswith(root.path) or depth > MAX_DEPTH:
         raise Failure(
-            56, f"{url} leads out of {root}, or too deep", "it was not followed", "mirror that one"
+            56,
+            f"{url} leads out of {root}, or too deep",
+            "it was not followed",
+            "mirror that URL by itself",
         )
     there = make_folder(dest, strict=depth > 0)
     allowed = [entry for entry in entries if check_name(entry.name, args.hidden)]
@@ -2270,7 +2378,7 @@ def mirror_folder(client: Client, root: URL, url: URL, dest: str, depth: int) ->
 def mirror_files(
     client: Client, base: URL, dest: str, there: set[str], entries: list[Entry]
 ) -> int:
-    """Fetch a folder's files: pipelined as long as all goes well, then one by one, with retries."""
+    """Fetch a folder's files in a pipeline, and what that leaves one by one, with retries."""
     args = client.args
     args.progress.expect(len(entries))
     known = there if not args.force else set[str]()
@@ -2310,8 +2418,10 @@ def pipelined(
     make: Callable[[URL], bytes],
     finish: Callable[[URL, Reply], None],
 ) -> None:
-    """Ask for all of them in one pipeline, and for the rest once more where a link broke, as long as that gets further.
-    A Failure of one is reported when it is tried by itself."""
+    """Ask for all in one pipeline. If it breaks, start it again with the rest, while that makes
+    progress.
+
+    A Failure is reported later, when that file is tried by itself."""
     left, before = dict.fromkeys(urls), -1
     while left and len(left) != before:
         before = len(left)
@@ -2338,16 +2448,16 @@ def upload(client: Client) -> int:
 
 
 def upload_folder(client: Client, path: str, url: URL, depth: int) -> int:
-    """Send what the server has not, or has otherwise. Links and special files are reported and left out."""
+    """Send what the server does not have. Links and special files are reported and left out."""
     args = client.args
     if depth > MAX_DEPTH:
         raise Failure(
             26,
             f"{printable(path)} is more than {MAX_DEPTH} folders deep",
             "it was left out",
-            "upload that one",
+            "upload that folder by itself",
         )
-    # before the server makes a folder: it may share this very one, and then there is no end
+    # list first: a server that shares this very folder is about to add one to it, without end
     files, folders = sendable(path, args)
     there = remote(client, url)
     args.progress.expect(len(files))
@@ -2363,11 +2473,11 @@ def upload_folder(client: Client, path: str, url: URL, depth: int) -> int:
 def upload_files(
     client: Client, jobs: dict[URL, str], base: URL, there: Optional[dict[str, Entry]]
 ) -> int:
-    """Send a folder's files: short ones pipelined as long as all goes well, then one by one, with retries."""
+    """Send a folder's files: short ones in a pipeline, the rest one by one, with retries."""
     args = client.args
     known: dict[URL, Entry] = {}
     for url in jobs:
-        # None: nobody knows what is there
+        # without an index (None), any file may be there
         if there is None or url_name(url) in there:
             known[url] = (there or {}).get(url_name(url), Entry("", False))
     unsure = {url for url, entry in known.items() if entry.size is None or entry.mtime is None}
@@ -2384,7 +2494,7 @@ def upload_files(
 
     template = client.request_template("HEAD", base, IDENTITY)
     pipelined(client, "HEAD", list(unsure), template, learn)
-    # a server that gave one file our time keeps it
+    # a server that keeps one file's time keeps all
     exact = any(entry.etag or same_there(jobs[url], entry, True) for url, entry in known.items())
 
     def is_same(url: URL) -> bool:
@@ -2406,7 +2516,10 @@ def upload_files(
 
 
 def same_there(path: str, entry: Entry, exact: bool) -> bool:
-    """Whether a server has this file: of the same size and time, or of a later time where it is that of its coming."""
+    """Whether a server has this file: size and time are equal.
+
+    exact means that the server keeps our times. Else it has the time of the upload, which is
+    later."""
     found = stat_or_none(path)
     if found is None or entry.mtime is None or entry.size != found.st_size:
         return False
@@ -2415,13 +2528,15 @@ def same_there(path: str, entry: Entry, exact: bool) -> bool:
 
 
 class PutPipeline:
-    """Short files that are sent without waiting in between. Whatever is no plain success is left to be sent by itself."""
+    """Short files that are sent without waiting in between.
+
+    What does not simply succeed stays in jobs, and is sent by itself later."""
 
     def __init__(self, client: Client, jobs: dict[URL, str]) -> None:
         self.client = client
         self.jobs = jobs  # what is sent leaves it
         self.sent: dict[URL, Upload] = {}
-        self.plain = True  # no reply yet that all others would get too
+        self.plain = True  # False after a reply that all others would get too
 
     def request(self, url: URL) -> bytes:
         client, path = self.client, self.jobs[url]
@@ -2451,7 +2566,7 @@ class PutPipeline:
 def sendable(
     path: str, args: argparse.Namespace
 ) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]]:
-    """A folder's files and folders, in order of their names."""
+    """The files and folders in a folder, sorted by name."""
     try:
         entries = sorted(os.scandir(path), key=lambda entry: entry.name)
     except OSError as error:
@@ -2474,9 +2589,10 @@ def sendable(
 
 
 def remote(client: Client, url: URL) -> Optional[dict[str, Entry]]:
-    """What a server has in a folder, which is made if missing; None when it does not tell."""
+    """What a server has in a folder, which is made if it is missing. None if the server does not
+    tell."""
     if retry(client.args, lambda: is_missing(client, url)):
-        # many servers make folders as they are needed, and know no MKCOL
+        # many servers know no MKCOL, and make folders when a file comes
         with contextlib.suppress(Failure):
             request(client, "MKCOL", url)
         return {}
@@ -2499,14 +2615,16 @@ def folder_url(url: URL) -> URL:
 
 
 def make_folder(path: str, strict: bool = False) -> set[str]:
-    """A folder for what comes, and what is there already. Inside a mirror it must not be a link, which could lead out of it."""
+    """Make a folder, and return the names in it.
+
+    Inside a mirror it must not be a link, which could lead out of the mirror."""
     if not os.path.isdir(path):
         refuse_program(path)  # Python runs the __main__.py in a folder
     try:
         os.makedirs(path, exist_ok=True)
         if strict and os.path.islink(path):
             raise OSError(errno.ELOOP, "it is a link to elsewhere")
-        # a drop box may be written to, and not read
+        # a drop box can be written to, but not read
         names = set(os.listdir(path)) if os.access(path, os.R_OK) else set[str]()
         remove_old_parts(path, names)
         return names
@@ -2530,7 +2648,7 @@ VERBS: dict[str, Callable[[Client], int]] = {
 
 # --- logins and proxies ---
 def login_fields(url: URL, args: argparse.Namespace) -> Fields:
-    """What the user gave for one server alone: -H, and the login."""
+    """What the user gave for one server only: -H, and the login."""
     fields = dict(args.header)
     if "authorization" not in {name.lower() for name in fields}:
         fields["Authorization"] = authorization(url, args)
@@ -2538,7 +2656,7 @@ def login_fields(url: URL, args: argparse.Namespace) -> Fields:
 
 
 def authorization(url: URL, args: argparse.Namespace) -> str:
-    """The login for a server: from the URL, the command line, the environment if the server is --host's, or .netrc."""
+    """The login from the URL, the command line, the environment (only for --host), or .netrc."""
     if login := url.login or args.user:
         return basic(login)
     if args.token:
@@ -2555,13 +2673,13 @@ def netrc_login(path: str, host: str) -> str:
     try:
         found = netrc.netrc(path).authenticators(host)
     except (OSError, ValueError, netrc.NetrcParseError) as error:
-        # ValueError: it is not UTF-8. Their own texts quote words of a password
+        # ValueError: it is not UTF-8. Do not print the error's text: it may quote a password
         reason = f"it is malformed near line {getattr(error, 'lineno', '?')}"
         raise Failure(
             26,
             f"cannot read {printable(path)}: {getattr(error, 'strerror', '') or reason}",
             "it may hold the login for this server",
-            "repair or rename it",
+            "repair the file or rename it",
         ) from None
     return basic(f"{found[0]}:{found[2]}") if found else ""
 
@@ -2575,7 +2693,8 @@ def proxy_login(proxy: Optional[URL]) -> Fields:
 
 
 def proxy_for(url: URL, args: argparse.Namespace) -> Optional[URL]:
-    """HTTP_PROXY in capitals is not read: a web server sets that from a request's Proxy header."""
+    """The proxy for a URL. HTTP_PROXY in capitals is not read: in a CGI script it is a request's
+    field."""
     text = proxy_of_environment(url) if args.proxy is None else args.proxy
     if not text:
         return None
@@ -2602,7 +2721,7 @@ def proxy_of_environment(url: URL) -> str:
 
 
 def via_family(host: str, port: int, args: argparse.Namespace) -> str:
-    """With -4 or -6, the host's address of that kind."""
+    """The host, or with -4 or -6 its first address of that family."""
     if not args.family:
         return host
     for family, target in resolve(host, port, socket.SOCK_STREAM):
@@ -2612,12 +2731,12 @@ def via_family(host: str, port: int, args: argparse.Namespace) -> str:
         6,
         f'host "{host}" has no address of the kind asked for',
         "-4 is for IPv4, -6 for IPv6",
-        "leave it out",
+        "leave out -4 and -6",
     )
 
 
 def server_command(url: URL, proxy: Optional[URL]) -> str:
-    """The command that starts the server which was not found there."""
+    """The command that starts the server which does not answer."""
     if proxy:
         return f"--proxy or the environment names the proxy {proxy.authority}: is that right?"
     tls = " --tls" * (url.scheme == "https")
@@ -2630,7 +2749,9 @@ def server_command(url: URL, proxy: Optional[URL]) -> str:
 
 # --- pure functions: URLs, heads, dates, names, indexes ---
 def parse_url(text: str) -> URL:
-    """An absolute URL as people write it: spaces and umlauts are encoded, what is encoded already stays."""
+    """Parse an absolute URL as people write it.
+
+    Spaces and umlauts are encoded; what is encoded already stays."""
     reason = ""
     try:
         parts = urlsplit(text)
@@ -2640,7 +2761,7 @@ def parse_url(text: str) -> URL:
         percent = "is a character in the password not percent-encoded?"
         reason = percent if "@" in text else printable(str(error))
     if reason or scheme not in PORTS or not re.fullmatch(HOST, host):
-        # where the login in it ends is uncertain, so all before the last @ counts as such
+        # the end of the login is uncertain, so hide all before the last @
         safe = printable(re.sub(r"(?s)^.*@", "...@", text))
         problem = f"no URL ({reason})" if reason else "no http or https URL"
         raise Failure(2, f"{safe} is {problem}", "nothing was sent", "http://HOST:PORT/PATH")
@@ -2656,12 +2777,14 @@ def encoded(text: str, also: str) -> str:
 
 
 def unquoted(text: str) -> str:
-    """Percent-decoded, as a name or login. What is no UTF-8 passes byte by byte."""
+    """Percent-decoded, as a name or login. Bytes that are no UTF-8 are kept."""
     return os.fsdecode(unquote_to_bytes(to_bytes(text)))
 
 
 def parse_head(raw: bytes) -> Head:
-    """RFC 9112 section 4 and 5. What is malformed raises ValueError: guessing is how two programs come to disagree."""
+    """Parse a head (RFC 9112 sections 4 and 5). Raises ValueError for a malformed one.
+
+    No guesses: two programs that guess differently let an attacker in between."""
     if b"\0" in raw or raw.count(b"\r") != raw.count(b"\r\n"):
         raise ValueError("a NUL or a bare CR in its head")
     text = re.sub(FOLD, " ", to_text(raw).replace("\r", ""))
@@ -2680,7 +2803,7 @@ def parse_head(raw: bytes) -> Head:
 
 
 def content_length(fields: dict[str, str]) -> Optional[int]:
-    """RFC 9112 section 6.3: Transfer-Encoding goes before it; several must be the same number."""
+    """RFC 9112 section 6.3: Transfer-Encoding overrides it, and repeated values must be equal."""
     if "content-length" not in fields or "transfer-encoding" in fields:
         return None
     length, *others = {item.strip() for item in fields["content-length"].split(",")}
@@ -2690,7 +2813,9 @@ def content_length(fields: dict[str, str]) -> Optional[int]:
 
 
 def content_range(head: Head) -> Optional[tuple[int, int, int]]:
-    """First byte, the byte after the last, and the size of the whole. (-1, 0, size) when none could be satisfied."""
+    """The first byte, the byte after the last, and the size of the whole file.
+
+    (-1, 0, size) means that the range could not be satisfied."""
     found = re.fullmatch(CONTENT_RANGE, head.get("content-range"))
     if not found or found[3] == "*":
         return None
@@ -2698,9 +2823,10 @@ def content_range(head: Head) -> Optional[tuple[int, int, int]]:
     return first, last + 1, size
 
 
-@functools.lru_cache(maxsize=64)  # a folder's files share many
+@functools.lru_cache(maxsize=64)  # the files of a folder share many dates
 def parse_date(text: str) -> Optional[float]:
-    """Seconds since 1970. Of the three forms of RFC 9110 section 5.6.7 the one that is not obsolete, or ISO 8601."""
+    """Seconds since 1970. Reads the date of RFC 9110 section 5.6.7 that is not obsolete, and ISO
+    8601."""
     if (found := re.fullmatch(DATE, text)) and found[2] in MONTHS:
         day, month, year = int(found[1]), MONTHS.index(found[2]) // 3, int(found[3])
     elif found := re.fullmatch(ISO_DATE, text):
@@ -2722,7 +2848,7 @@ def http_date(seconds: float) -> str:
 
 def source_of(url: URL, head: Head) -> Source:
     span, date, modified = content_range(head), parse_date(head.get("date")), head.modified
-    # or it may change again within its second
+    # within the same second, the file may change again
     settled = date is not None and modified is not None and modified < date
     found = re.search(SHA256_FIELD, head.get("repr-digest") or head.get("digest"))
     digest = binascii.a2b_base64(found[1]).hex() if found else ""
@@ -2739,13 +2865,13 @@ def disposition_name(value: str) -> str:
 
 
 def safe_name(name: str) -> str:
-    """A file name out of what a server proposes: one component, not hidden, no control characters, not too long."""
+    """A file name from what a server proposes: no folder, not hidden, not too long."""
     name = re.sub(r"[\x00-\x1f\x7f-\x9f]", "_", re.split(r"[/\\]", name)[-1])
     name = re.sub(r"^\.", "_", name)
     if os.name == "nt":
         name = re.sub(r'[<>:"|?*]', "_", name).rstrip(". ")
         name = "_" + name if re.match(WINDOWS_DEVICE, name) else name
-    if len(os.fsencode(name)) > 255:  # what file systems take
+    if len(os.fsencode(name)) > 255:  # the limit of most file systems
         stem, dot, ending = name.rpartition(".")
         short = os.fsdecode(os.fsencode(stem or name)[:200])
         name = short + dot + ending if len(os.fsencode(ending)) < 50 else short
@@ -2766,7 +2892,9 @@ def is_part(name: str) -> bool:
 
 
 def html_entries(text: str, url: URL) -> list[Entry]:
-    """The links of an index page that lead to something in that very folder; sorting links and the way up do not."""
+    """The links of an index page that lead to something in that folder.
+
+    Links that sort the page or lead up do not."""
     links = ["".join(groups) for groups in re.findall(LINK, text)]
     names = dict.fromkeys(child_name(unescaped(link).strip(), url) for link in links)
     return [Entry(unquoted(name.rstrip("/")), name.endswith("/")) for name in names if name]
@@ -2781,7 +2909,8 @@ def unescaped(text: str) -> str:
 
 
 def child_name(reference: str, url: URL) -> str:
-    """The name, still encoded, that a reference gives to something in a folder; "" when it leads elsewhere."""
+    """The name, still encoded, that a link gives to something in a folder; "" if it leads
+    elsewhere."""
     if re.fullmatch(PLAIN, reference):
         return reference
     with contextlib.suppress(Failure):
@@ -2823,7 +2952,7 @@ def json_entry(item: dict[str, Any]) -> Optional[Entry]:
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Text for people: undecodable bytes and characters that could move the cursor appear as \\x1b."""
+    """Text for people. Undecodable bytes and control characters appear as \\x1b, unless kept."""
     text = to_bytes(text).decode(errors="backslashreplace")
     return "".join(
         char if char.isprintable() or char in keep else ascii(char)[1:-1] for char in text
@@ -2835,12 +2964,12 @@ def to_bytes(text: str) -> bytes:
 
 
 def to_text(data: bytes) -> str:
-    """UTF-8; bytes that are none come back from to_bytes() as they were."""
+    """Decode UTF-8. to_bytes() restores bytes that are none."""
     return data.decode("utf-8", "surrogateescape")
 
 
 def json_text(text: str) -> str:
-    """Text that every JSON reader takes: of bytes that are no UTF-8 it shows \\x80."""
+    """Text that every JSON reader accepts: bytes that are no UTF-8 appear as \\x80."""
     return to_bytes(text).decode(errors="backslashreplace")
 
 
@@ -3503,11 +3632,12 @@ class Parser(argparse.ArgumentParser):
 
 
 class Changed(Failure):
-    """What is being fetched in pieces is another file now."""
+    """The file on the server changed while its ranges were fetched."""
 
 
 class Transient(Failure):
-    """A failure that may pass by itself: worth another try, after so many seconds if the server named them."""
+    """A failure that may pass, so that a retry makes sense. after: the seconds that the server
+    named."""
 
     def __init__(
         self, code: int, error: str, why: str, hint: str, *, after: Optional[float] = None
@@ -3518,7 +3648,7 @@ class Transient(Failure):
 
 # --- progress and reports ---
 class Progress:
-    """A line on the terminal while something lasts: for one file, or for many. Elsewhere nothing."""
+    """A line on the terminal about one file or many. Nothing is drawn elsewhere."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         hushed = args.quiet or args.verbose or args.trace or args.trace_hex
@@ -3535,14 +3665,14 @@ class Progress:
             self.done, self.first, self.total, self.began = done, done, total, time.monotonic()
 
     def expect(self, files: int) -> None:
-        """There are so many more files: from now on the line is about all of them."""
+        """Announce more files. From now on, the line is about all of them."""
         self.files += files
 
     def count(self, result: str) -> None:
         self.results[result] = self.results.get(result, 0) + 1
 
     def add(self, count: int) -> None:
-        """Count bytes. Where several threads do at once, the line may be a few short for a moment."""
+        """Count bytes. If several threads call it at once, the line may be a few bytes short."""
         self.done += count
         if self.drawing and time.monotonic() - self.drawn > DRAWN_EVERY:
             self.draw()
@@ -3562,7 +3692,7 @@ class Progress:
         if total and done > first:
             left = elapsed * (total - done) / (done - first)
             text += f"{left // 60:.0f}:{left % 60:02.0f} left"
-        # a terminal whose window was closed: what came in the background goes on
+        # the window of the terminal may have been closed: go on without
         with contextlib.suppress(OSError):
             width = os.get_terminal_size(2).columns or 80  # 0: a terminal that does not know
             self.write(f"\r{text[: width - 1]}\x1b[K")
@@ -3572,7 +3702,7 @@ class Progress:
             self.write("\r\x1b[K")
 
     def summary(self, args: argparse.Namespace) -> None:
-        """The one line about many files."""
+        """One line about many files."""
         self.clear()
         if not args.quiet and not args.json:
             counts = [f"{count} {result}" for result, count in self.results.items()]
@@ -3585,7 +3715,7 @@ class Progress:
 
 
 def emit(args: argparse.Namespace, line: str) -> None:
-    """A line of the product: to standard output, at once."""
+    """Write a line of the result to standard output at once."""
     Stream("-", args).write(f"{line}\n".encode())
 
 
@@ -3603,21 +3733,23 @@ def report(
     size: int = 0,
     seconds: Optional[float] = None,
 ) -> None:
-    """What became of one transfer: a line for people, or with --json an object for programs."""
+    """Report one transfer: a line for people, or with --json an object for programs."""
     args.progress.count(result)
     args.progress.clear()
     if args.json:
         facts = {"result": result, "url": str(url), "file": json_text(path), "bytes": size}
         emit_json(args, {**facts, "seconds": seconds and round(seconds, 3)})
     elif not args.quiet and not args.progress.files:
-        text = f"{result} {printable(path) or url}"
+        text = (
+            f"moved {url} to {path}" if result == "moved" else f"{result} {printable(path) or url}"
+        )
         if seconds and result != "same":
             text += f" ({size:,} bytes, {readable_size(size / max(seconds, 1e-6))}/s)"
         say(text)
 
 
 def for_each(args: argparse.Namespace, items: Iterable[T], act: Callable[[T], Any]) -> int:
-    """Do it for all of them. A failure is reported, and the rest goes on; the first one's exit code stands."""
+    """Act on each item. A failure is reported and stops nothing. Returns the first exit code."""
     code = 0
     for item in items:
         try:
@@ -3636,7 +3768,7 @@ def for_each(args: argparse.Namespace, items: Iterable[T], act: Callable[[T], An
 
 # --- the command line ---
 def target(text: str, args: argparse.Namespace) -> URL:
-    """A URL as people type it: /path is completed by --host and --port, and http:// may be left out."""
+    """A URL as people type it. --host and --port complete /path, and http:// may be left out."""
     if text.startswith("/"):
         text = host_url(args) + text
     return parse_url(text if "://" in text else scheme(args) + text)
@@ -3699,7 +3831,7 @@ def common_flags(parser: argparse.ArgumentParser, headers: str) -> None:
     flag("--trace-hex", action="store_true", help="the same, with the first bytes")
 
 
-# what argparse would not set by itself: flags of one verb are read for all, too
+# argparse sets the others. A verb's flags are here because other verbs read them too.
 DEFAULTS = {
     "host": "127.0.0.1",
     "port": 8000,
@@ -3718,7 +3850,7 @@ DEFAULTS = {
 }
 
 
-# each verb's text and arguments; + for several of them
+# the text and the arguments of each verb; + stands for one or more
 HELP = {
     "get": ("fetch files", "URL+"),
     "put": ("send files, or - for standard input", "PATH+", "URL"),
@@ -3742,7 +3874,9 @@ PLACES = {
 
 
 def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
-    """A parser for these words. Only the verb among them gets its flags: those of ten verbs take long to build."""
+    """A parser for these words.
+
+    Only the verb among them gets its flags, because those of ten verbs take long to build."""
     parser = Parser(prog="httpclient.py")
     common_flags(parser, "header")
     parser.set_defaults(**DEFAULTS)
@@ -3800,7 +3934,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     args = parsed(sys.argv[1:] if argv is None else argv)
     args.progress, args.asked = Progress(args), {}
     try:
-        # in lower case, as in URLs: for one of them the environment's password may be
+        # in lower case as in URLs, because given_password() compares the two
         args.host = parse_url(host_url(args)).host
         if args.ask_password:
             args.password = ask_password("the server")
@@ -3812,7 +3946,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return failure.code
     except KeyboardInterrupt:
         args.progress.clear()
-        say("stopped; the same command again goes on from what is here")
+        say("stopped; repeat the command to continue from what is here")
         return 130
 
 
