@@ -51,12 +51,10 @@ a certificate that is not trusted.
 #   shared fences       encrypt(), is_program(), Traced, open_connection(), Failure, Parser
 #   the command line    Transient, Progress, report(), target(), build_parser(), main()
 #
-# Threads: one, except in Download.side_by_side(). There, each thread has its own Client and its own
-# Span; they share the Part, which writes under its lock. The main thread waits and saves the note.
-#
-# A connection is idle, sends a request and its body, then receives the reply. When the body of the
-# reply has been read, it is idle again, or closed if either side asked for that. A download is a
-# Part until Part.rename(); each failure that may pass is a Transient, and retry() continues it.
+# Threads: in Download.side_by_side() each has its own Client and Span; they share the Part, under
+# its lock. The main thread waits and saves the note.
+# A connection is idle, sends a request, receives the reply, and is idle again or closed. A download
+# is a Part until Part.rename(). A failure that may pass is a Transient: retry() continues.
 
 # --- imports: the same in all six scripts (tests/test_twins.py) ---
 import sys
