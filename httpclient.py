@@ -304,24 +304,25 @@ class Client:
         """Send a request, follow redirects, and return the last reply.
 
         A login is sent only to the origin that the user gave it for."""
-        fields, own = fields or {}, True
+        fields, same_origin = fields or {}, True
         for _ in range(MAX_REDIRECTS + 1):
-            login = self.origin(url).login_fields if own else {}
+            login = self.origin(url).login_fields if same_origin else {}
             reply = self.exchange(method, url, {**fields, **login}, body)
             head = reply.head
             # standard input, once read, cannot be sent twice
-            if not (body and body.sent) and self.is_asked_again(reply, body, own):
+            if not (body and body.sent) and self.is_asked_again(reply, body, same_origin):
                 continue
             location = head.get("location")
             if head.status not in REDIRECTS or not location:
                 return reply
             with reply:
-                before, (method, body) = method, redirected(method, head.status, body)
+                before = method
+                method, body = redirected(method, head.status, body)
             # without the body, its fields go too: Content-Type, a digest (RFC 9110 section 15.4)
             fields = fields if method == before else {}
             target = url.join(location)
-            own = own and target.origin == url.origin
-            url = target._replace(login=url.login if own else "")
+            same_origin = same_origin and target.origin == url.origin
+            url = target._replace(login=url.login if same_origin else "")
         raise Failure(
             47,
             f"more than {MAX_REDIRECTS} redirects, the last one to {url}",
@@ -329,10 +330,12 @@ class Client:
             "check the URL; -v shows each redirect",
         )
 
-    def is_asked_again(self, reply: "Reply", body: Optional["BodySource"], own: bool) -> bool:
+    def is_asked_again(
+        self, reply: "Reply", body: Optional["BodySource"], same_origin: bool
+    ) -> bool:
         """Whether to repeat the request: with a typed password, or without the Expect that the
         server refused."""
-        if own and self.can_log_in(reply):
+        if same_origin and self.can_log_in(reply):
             return True
         if reply.head.status != 417 or not body or not body.expects:
             return False
@@ -980,13 +983,6 @@ class BodySource:
             self.sent += len(chunk)
             yield chunk
 
-    def digest(self) -> str:
-        """For Repr-Digest (RFC 9530)."""
-        sha256 = hasher("sha256")
-        for chunk in self.chunks():
-            sha256.update(chunk)
-        return f"sha-256=:{b64(sha256.digest())}:"
-
 
 def sendable_file(path: str) -> os.stat_result:
     try:
@@ -1147,7 +1143,7 @@ class Download:
         self.args = args
         self.url = url
         self.folder = folder
-        self.name = name  # "" until the first response, which may propose one
+        self.name = name  # "" until the first reply, which may propose one
         self.path = os.path.join(folder, name)
         # the user chose the name: then it may be a FIFO or device, too
         self.chosen = bool(name) and not replace
@@ -1390,9 +1386,9 @@ class Download:
         def work() -> None:
             try:
                 with contextlib.closing(Client(self.args, self.client.origins)) as client:
-                    for span in spans:  # all threads share this iterator
-                        if not problems:
-                            self.fetch(client, span)
+                    # all threads share the iterator, and stop when one has failed
+                    for span in itertools.takewhile(lambda span: not problems, spans):
+                        self.fetch(client, span)
             except BaseException as problem:  # noqa: BLE001  (the main thread raises it again)
                 problems.append(problem)
             ended.set()
@@ -2043,7 +2039,8 @@ class Upload:
                 offers = set(reply.head.fields)
         self.announced = "upload-limit" in offers and self.args.resume
         if offers & {"want-repr-digest", "upload-limit"}:
-            fields["Repr-Digest"] = self.body.digest()
+            digest = bytes.fromhex(file_digest(self.path, "sha256"))
+            fields["Repr-Digest"] = f"sha-256=:{b64(digest)}:"  # RFC 9530
         return fields
 
     def attempt(self) -> None:
@@ -2383,8 +2380,8 @@ def mirror_files(
     jobs: dict[URL, str] = {}
     for entry in entries:
         name, url = entry.name, base.child(entry.name)
-        told = name in known and entry.size is not None and entry.mtime is not None
-        if told and same_here(args, os.path.join(dest, name), url, entry):
+        described = name in known and entry.size is not None and entry.mtime is not None
+        if described and same_here(args, os.path.join(dest, name), url, entry):
             args.progress.count("same")
         else:
             jobs[url] = name
@@ -2951,9 +2948,9 @@ def json_entry(item: dict[str, Any]) -> Optional[Entry]:
 
 def printable(text: str, keep: str = "") -> str:
     """Text for people. Undecodable bytes and control characters appear as \\x1b, unless kept."""
-    text = to_bytes(text).decode(errors="backslashreplace")
     return "".join(
-        char if char.isprintable() or char in keep else ascii(char)[1:-1] for char in text
+        char if char.isprintable() or char in keep else ascii(char)[1:-1]
+        for char in json_text(text)
     )
 
 
