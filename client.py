@@ -3362,8 +3362,8 @@ def tls_failure(host: str, reason: str) -> "Failure":
             return Failure(code, f"{host} {what}", why, hint)
     return Failure(
         56,
-        f"{host} cannot be spoken to by TLS ({reason})",
-        "it refuses what this client offers",
+        f"{host} refuses TLS with this client ({reason})",
+        "it speaks other versions or ciphers than this client",
         "check host and port; the server may need a newer TLS",
     )
 

@@ -1421,20 +1421,14 @@ def refuse_program(path: str) -> None:
 
 
 def exists(path: str, unasked: bool = False) -> "Failure":
-    """For a file that must not be replaced. Unasked: it could be, but only the server chose its
-    name."""
-    hint = (
-        "--newer replaces it if the server's is newer or of another size, --force always,"
-        " -o gives another name"
-    )
-    return Failure(
-        23,
-        f"{printable(path)} exists already, and is another file",
-        "the server proposed that name, and must not choose what is replaced"
-        if unasked
-        else "it was left as it is",
-        "-o NAME: that of the file to replace, or another" if unasked else hint,
-    )
+    """For a file that must not be replaced. Unasked: only the server chose its name."""
+    why = "it was left as it is"
+    hint = "--newer replaces it if the server's is newer or of another size, --force always,"
+    hint += " -o gives another name"
+    if unasked:
+        why = "the server proposed that name, and must not choose what is replaced"
+        hint = "-o NAME: that of the file to replace, or another"
+    return Failure(23, f"{printable(path)} exists already, and is another file", why, hint)
 
 
 def unwritable(path: str, error: OSError, offset: int) -> "Failure":
@@ -1890,9 +1884,8 @@ def noted_source(note: dict[str, Any]) -> Source:
     Others may plant a note, and its validator is sent in the head of a request."""
     source = Source(**note)
     texts = source.url, source.etag, source.modified, source.digest
-    if not all(isinstance(text, str) and text.isprintable() for text in texts) or not isinstance(
-        source.size, (int, type(None))
-    ):
+    printing = all(isinstance(text, str) and text.isprintable() for text in texts)
+    if not printing or not isinstance(source.size, (int, type(None))):
         raise TypeError("a note of wrong types")
     if not re.fullmatch("[0-9a-f]{64}|", source.digest):
         raise ValueError("a note with a digest that is none")
@@ -2697,7 +2690,7 @@ def proxy_for(url: URL, args: argparse.Namespace) -> Optional[URL]:
     if proxy.scheme != "http":
         raise Failure(
             2,
-            f"{proxy} is no proxy that is spoken to without TLS",
+            f"{proxy} is not a proxy URL that begins with http://",
             "nothing was sent",
             "http://HOST:PORT, for https too",
         )
@@ -3107,8 +3100,8 @@ def tls_failure(host: str, reason: str) -> "Failure":
             return Failure(code, f"{host} {what}", why, hint)
     return Failure(
         56,
-        f"{host} cannot be spoken to by TLS ({reason})",
-        "it refuses what this client offers",
+        f"{host} refuses TLS with this client ({reason})",
+        "it speaks other versions or ciphers than this client",
         "check host and port; the server may need a newer TLS",
     )
 
