@@ -3253,49 +3253,46 @@ def prepare_completion() -> None:
 
 
 # --- trust: the same in client.py, httpclient.py (tests/test_twins.py) ---
-# how OpenSSL calls an answer in the clear
-NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "UNEXPECTED_MESSAGE")
-TLS_TROUBLE = {
-    "ACCESS_DENIED": (
+NO_TLS = "WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "UNEXPECTED_MESSAGE"
+TLS_TROUBLE = (  # by the endings of OpenSSL's reason
+    (
+        ("ACCESS_DENIED",),
         67,
         "lets nobody in from this address for a minute",
         "too many wrong passwords came from it",
-        "again, later",
+        "wait for a minute, then repeat the command",
     ),
-    "INTERNAL_ERROR": (
+    (
+        ("INTERNAL_ERROR",),
         7,
         "takes no connection now",
         "it has as many clients as it takes, or trouble",
-        "again, later",
+        "repeat the command when a client has left; the server's log tells more",
     ),
-    **dict.fromkeys(
+    (
         NO_TLS,
-        (
-            56,
-            "speaks no TLS on that port",
-            "what came was not encrypted",
-            "the same without --tls, --pin, --cacert and --insecure, or http:// instead of https://",
-        ),
+        56,
+        "speaks no TLS on that port",
+        "what came was not encrypted",
+        "leave out --tls, --pin, --cacert and --insecure, or write http:// instead of https://",
     ),
-    **dict.fromkeys(
+    (
         ("UNSUPPORTED_PROTOCOL", "PROTOCOL_VERSION"),
-        (
-            56,
-            "speaks only TLS that is older than 1.2",
-            "that is not safe any more",
-            "a newer server",
-        ),
+        56,
+        "speaks only TLS that is older than 1.2",
+        "that is not safe any more",
+        "update the server, so that it speaks TLS 1.2",
     ),
-}  # by the end of OpenSSL's reason
+)
 
 
 def given_password(args: argparse.Namespace, host: str, port: int) -> str:
-    """--password is for the servers that the command names, the environment's only for what --host and --port name."""
+    """--password is for each server that the command names; the password in the environment is
+    only for --host and --port."""
     if args.password is not None:
         return str(args.password)
-    return (
-        os.environ.get("SIXSOCKETS_PASSWORD", "") if (host, port) == (args.host, args.port) else ""
-    )
+    named = (host, port) == (args.host, args.port)
+    return os.environ.get("SIXSOCKETS_PASSWORD", "") if named else ""
 
 
 def wants_tls(args: argparse.Namespace) -> bool:
@@ -3303,7 +3300,7 @@ def wants_tls(args: argparse.Namespace) -> bool:
 
 
 def client_tls(args: argparse.Namespace, checked: bool) -> "ssl.SSLContext":
-    """Whom to trust. --pin takes the place of authorities: the very certificate is known, whoever signed it."""
+    """Which servers to trust. --pin needs no authority: it names the certificate itself."""
     import ssl
 
     context = tls_context(args, server=False)
@@ -3315,7 +3312,7 @@ def client_tls(args: argparse.Namespace, checked: bool) -> "ssl.SSLContext":
     except OSError as error:
         raise Failure(
             26,
-            f"cannot read the authorities in {shown(args.cacert)} ({error.strerror or error})",
+            f"cannot read the authorities in {args.cacert!a} ({error.strerror or error})",
             "a PEM file is expected",
             "--cacert FILE",
         ) from None
@@ -3326,14 +3323,16 @@ def encrypt(
     dial: Callable[[], socket.socket],
     host: str,
     args: argparse.Namespace,
-    speaks: Sequence[str] = (),
+    protocols: Sequence[str] = (),
 ) -> "ssl.SSLSocket":
-    """A connection whose other end is who it should be; nothing was said on it yet. An OSError: it was lost in the handshake."""
+    """Connect, and check that the peer is the one that it should be; nothing is sent on it yet.
+
+    An OSError means that the connection was lost during the handshake."""
     import ssl
 
     context = client_tls(args, checked=True)
-    if speaks:
-        context.set_alpn_protocols(list(speaks))
+    if protocols:
+        context.set_alpn_protocols(list(protocols))
     secured = over_tls(context, dial(), host)
     try:
         shake_hands(secured)
@@ -3348,37 +3347,38 @@ def encrypt(
     except BaseException as error:
         secured.close()
         if isinstance(error, ssl.SSLCertVerificationError):
+            found = certificate_of(dial, host, args)
+            signed = "nobody known here has signed its certificate for that name"
             raise Failure(
                 60,
                 f"{host} is not trusted ({error.verify_message})",
-                f"nobody known here has signed its certificate for that name; its SHA-256 is {seen(dial, host, args)}",
+                f"{signed}; its SHA-256 is {found}",
                 "--cacert FILE, or --pin SHA256 as the server printed it",
             ) from None
         if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
             raise tls_failure(host, str(error.reason)) from None
         raise
     if args.insecure and not args.pin:
-        say_once(
-            f"not checked, for --insecure: whether {host} is who it says (the SHA-256 of its certificate is {found})"
-        )
+        unknown = f"whether {host} is who it says (the SHA-256 of its certificate is {found})"
+        say_once(f"not checked, for --insecure: {unknown}")
     return secured
 
 
 def tls_failure(host: str, reason: str) -> "Failure":
-    code, what, why, hint = next(
-        (TLS_TROUBLE[end] for end in TLS_TROUBLE if reason.endswith(end)),
-        (
-            56,
-            f"cannot be spoken to by TLS ({reason})",
-            "it refuses what this client offers",
-            "another server or port",
-        ),
+    for endings, code, what, why, hint in TLS_TROUBLE:
+        if reason.endswith(endings):
+            return Failure(code, f"{host} {what}", why, hint)
+    return Failure(
+        56,
+        f"{host} refuses TLS with this client ({reason})",
+        "it speaks other versions or ciphers than this client",
+        "check host and port; the server may need a newer TLS",
     )
-    return Failure(code, f"{host} {what}", why, hint)
 
 
-def seen(dial: Callable[[], socket.socket], host: str, args: argparse.Namespace) -> str:
-    """The certificate that is not trusted: OpenSSL tells only who trusts it. Nothing is said on that connection."""
+def certificate_of(dial: Callable[[], socket.socket], host: str, args: argparse.Namespace) -> str:
+    """The SHA-256 of a certificate that is not trusted: OpenSSL tells it only on a connection that
+    does not check. Nothing is sent on that one."""
     try:
         with over_tls(client_tls(args, checked=False), dial(), host) as secured:
             secured.do_handshake()
@@ -3523,7 +3523,7 @@ def holds_program(path: str) -> bool:
 
 # --- secrets: the same in server.py, client.py, httpserver.py, httpclient.py (tests/test_twins.py) ---
 def ask_password(whose: str) -> str:
-    """From the terminal, unseen; where there is none, it is not read from elsewhere in the clear."""
+    """Read it from the terminal, unseen. Without a terminal, it is not read from elsewhere."""
     import getpass
     import warnings  # neither at the top, nor ssl below: few need them
 
@@ -3541,7 +3541,8 @@ def ask_password(whose: str) -> str:
 
 
 def tls_context(args: argparse.Namespace, server: bool) -> "ssl.SSLContext":
-    """TLS 1.2 and later. --trace shows what goes in and comes out: on the wire it is encrypted."""
+    """TLS 1.2 and later. --trace shows the bytes before encryption: on the network they are
+    encrypted."""
     import ssl
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
@@ -3554,8 +3555,10 @@ def tls_context(args: argparse.Namespace, server: bool) -> "ssl.SSLContext":
 def over_tls(
     context: "ssl.SSLContext", sock: socket.socket, host: Optional[str] = None
 ) -> "ssl.SSLSocket":
-    """The connection, from now on encrypted; the handshake is still to come. Where a client's stream ends without TLS's own end
-    it was cut, perhaps on purpose: an error. What comes to a server says itself how long it is."""
+    """The connection, from now on encrypted; the handshake is still to come.
+
+    A client treats a stream that ends without TLS's own end as an error: somebody may have cut it.
+    A server need not: each request tells its own length."""
     secured = context.wrap_socket(
         sock,
         server_side=host is None,
@@ -3572,14 +3575,13 @@ def shake_hands(secured: "ssl.SSLSocket") -> None:
     began = time.perf_counter()
     secured.do_handshake()
     if isinstance(secured, Traced):
-        secured.show(
-            "*",
-            f"TLS handshake ok ({secured.version()}, {(secured.cipher() or '?')[0]}, {1000 * (time.perf_counter() - began):.2f} ms)",
-        )
+        lasted = 1000 * (time.perf_counter() - began)
+        facts = f"{secured.version()}, {(secured.cipher() or '?')[0]}, {lasted:.2f} ms"
+        secured.show("*", f"TLS handshake ok ({facts})")
 
 
 def end_tls(sock: socket.socket) -> None:
-    """TLS's own end of the stream, if the kernel has room for it; FIN comes after it."""
+    """Send TLS's own end of the stream, if the kernel has room for it; FIN comes after it."""
     if hasattr(sock, "unwrap"):
         sock.settimeout(0)
         with contextlib.suppress(OSError, ValueError):

@@ -2685,7 +2685,7 @@ def holds_program(path: str) -> bool:
 
 # --- secrets: the same in server.py, client.py, httpserver.py, httpclient.py (tests/test_twins.py) ---
 def ask_password(whose: str) -> str:
-    """From the terminal, unseen; where there is none, it is not read from elsewhere in the clear."""
+    """Read it from the terminal, unseen. Without a terminal, it is not read from elsewhere."""
     import getpass
     import warnings  # neither at the top, nor ssl below: few need them
 
@@ -2703,7 +2703,8 @@ def ask_password(whose: str) -> str:
 
 
 def tls_context(args: argparse.Namespace, server: bool) -> "ssl.SSLContext":
-    """TLS 1.2 and later. --trace shows what goes in and comes out: on the wire it is encrypted."""
+    """TLS 1.2 and later. --trace shows the bytes before encryption: on the network they are
+    encrypted."""
     import ssl
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
@@ -2716,8 +2717,10 @@ def tls_context(args: argparse.Namespace, server: bool) -> "ssl.SSLContext":
 def over_tls(
     context: "ssl.SSLContext", sock: socket.socket, host: Optional[str] = None
 ) -> "ssl.SSLSocket":
-    """The connection, from now on encrypted; the handshake is still to come. Where a client's stream ends without TLS's own end
-    it was cut, perhaps on purpose: an error. What comes to a server says itself how long it is."""
+    """The connection, from now on encrypted; the handshake is still to come.
+
+    A client treats a stream that ends without TLS's own end as an error: somebody may have cut it.
+    A server need not: each request tells its own length."""
     secured = context.wrap_socket(
         sock,
         server_side=host is None,
@@ -2734,14 +2737,13 @@ def shake_hands(secured: "ssl.SSLSocket") -> None:
     began = time.perf_counter()
     secured.do_handshake()
     if isinstance(secured, Traced):
-        secured.show(
-            "*",
-            f"TLS handshake ok ({secured.version()}, {(secured.cipher() or '?')[0]}, {1000 * (time.perf_counter() - began):.2f} ms)",
-        )
+        lasted = 1000 * (time.perf_counter() - began)
+        facts = f"{secured.version()}, {(secured.cipher() or '?')[0]}, {lasted:.2f} ms"
+        secured.show("*", f"TLS handshake ok ({facts})")
 
 
 def end_tls(sock: socket.socket) -> None:
-    """TLS's own end of the stream, if the kernel has room for it; FIN comes after it."""
+    """Send TLS's own end of the stream, if the kernel has room for it; FIN comes after it."""
     if hasattr(sock, "unwrap"):
         sock.settimeout(0)
         with contextlib.suppress(OSError, ValueError):
