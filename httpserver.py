@@ -215,11 +215,16 @@ PROBLEMS = {
 }
 
 
+Fields = dict[str, str]  # of a head: names in lower case where they came from a client
+Names = Sequence[str]  # the parts of a path
+Ranges = list[tuple[int, int]]  # each from its start up to its end
+
+
 class Refusal(Exception):
     """What the client gets instead: a status, a sentence, header fields. With close the connection cannot go on."""
 
     def __init__(
-        self, status: int, text: str, fields: Optional[dict[str, str]] = None, close: bool = False
+        self, status: int, text: str, fields: Optional[Fields] = None, close: bool = False
     ) -> None:
         super().__init__(text)
         self.status, self.text, self.fields, self.close = status, text, fields or {}, close
@@ -250,6 +255,7 @@ FIELD = re.compile(rf"({TOKEN}):[ \t]*([^\r\n]*)")
 HEAD_END = re.compile(rb"\n\r?\n")
 EMPTY_LINES = re.compile(rb"(?:\r?\n)+")
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z_~!$&'()*+,;=%.-]*)(?::[0-9]*)?")
+URL = re.compile(r"https?://([^/?]+)(.*)", re.IGNORECASE | re.DOTALL)
 BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 DIGITS = re.compile(r"[0-9]{1,18}")
 WINDOWS_NAME = re.compile(
@@ -260,7 +266,7 @@ WINDOWS_NAME = re.compile(
 class Request:
     """A request's head, checked: everything in it can be relied upon. Nothing in it changes: the same head may be the same object."""
 
-    def __init__(self, method: str, target: str, minor: int, fields: Mapping[str, str]) -> None:
+    def __init__(self, method: str, target: str, minor: int, fields: Fields) -> None:
         self.method, self.minor, self.fields = method, minor, fields
         self.line = log_safe(f"{method} {target} HTTP/1.{minor}")
         self.chunked, self.length = framing(fields, minor)
@@ -288,7 +294,7 @@ def parse_head(head: bytes) -> Request:
     method, target, minor, lines = found.groups()
     if len(target) > MAX_TARGET:
         raise Refusal(414, "the target is too long")
-    fields: dict[str, str] = {}
+    fields: Fields = {}
     pairs = FIELD.findall(lines)
     if len(pairs) > MAX_FIELDS:
         raise Refusal(431, f"more than {MAX_FIELDS} header fields")
@@ -316,7 +322,7 @@ def malformed(head: str) -> Refusal:
     return Refusal(400, "a header line is not NAME: VALUE")
 
 
-def framing(fields: Mapping[str, str], minor: int) -> tuple[bool, int]:
+def framing(fields: Fields, minor: int) -> tuple[bool, int]:
     """How the body is delimited: chunked, or its length (§6.3). Where there is doubt, a proxy could see another request than we."""
     coding = fields.get("transfer-encoding")
     length = fields.get("content-length")
@@ -338,7 +344,7 @@ def framing(fields: Mapping[str, str], minor: int) -> tuple[bool, int]:
 
 
 def split_target(method: str, target: str, host: Optional[str], minor: int) -> tuple[str, str]:
-    """The host that was asked, and the path with the query. (§3.2: origin, absolute, authority and asterisk form)"""
+    """The host that was asked, and the path with the query (§3.2)."""
     if host is None and minor or host is not None and not HOST.fullmatch(host):
         raise Refusal(400, "exactly one valid Host is needed")
     if target[0] == "/":
@@ -347,17 +353,11 @@ def split_target(method: str, target: str, host: Optional[str], minor: int) -> t
         raise Refusal(405, "this is no proxy", {"Allow": ", ".join(READING)})
     if target == "*" and method == "OPTIONS":
         return host or "", "/"
-    scheme, mark, rest = target.partition("://")
-    authority = re.split(r"[/?]", rest, maxsplit=1)[0]
-    if (
-        scheme.lower() not in ("http", "https")
-        or not mark
-        or not authority
-        or not HOST.fullmatch(authority)
-    ):
+    found = URL.fullmatch(target)
+    if not found or not HOST.fullmatch(found[1]):
         raise Refusal(400, "the target is neither a path nor a URL")
-    path = rest[len(authority) :]
-    return authority, path if path[:1] == "/" else "/" + path
+    path = found[2]
+    return found[1], path if path[:1] == "/" else "/" + path
 
 
 def parse_path(target: str) -> tuple[tuple[str, ...], bool, str]:
@@ -428,7 +428,7 @@ def forwarded_address(element: str) -> str:
     return address
 
 
-def client_behind(proxies: frozenset[str], fields: Mapping[str, str]) -> str:
+def client_behind(proxies: frozenset[str], fields: Fields) -> str:
     """Whom a trusted proxy speaks for: its entry is the last one, and before it may stand whatever the client sent.
     "" in doubt: also where the two fields differ, for the client may have sent one of them."""
     found = set()
@@ -448,7 +448,7 @@ def quoted(names: Iterable[str], slash: bool = False) -> str:
     return path + "/" if slash and path != "/" else path
 
 
-def parameters(query: str) -> dict[str, str]:
+def parameters(query: str) -> Fields:
     return (
         dict(urllib.parse.parse_qsl(query, keep_blank_values=True, max_num_fields=20))
         if query.count("&") < 20
@@ -465,7 +465,7 @@ EARLIEST = -30610224000
 # (§13.1.3, §13.1.4)
 NO_DATE = float("nan")
 TAG = re.compile(r'(W/)?("[^"]*")')
-RANGE = re.compile(r"[ \t]*([0-9]{0,40})-([0-9]{0,40})[ \t]*")
+RANGE = re.compile(r"[ \t]*(?:([0-9]{1,40})-([0-9]{0,40})|-([0-9]{1,40}))[ \t]*")
 
 
 def bare_tag(info: os.stat_result) -> str:
@@ -500,7 +500,7 @@ def matches(listed: str, tag: Optional[str], weak: bool) -> bool:
     return any(found[1] == tag and (weak or not found[0]) for found in TAG.findall(listed))
 
 
-def judge(fields: Mapping[str, str], tag: Optional[str], mtime: float, reading: bool) -> int:
+def judge(fields: Fields, tag: Optional[str], mtime: float, reading: bool) -> int:
     """The preconditions in their order (§13.2.2): 0 to go on, 304 or 412. A tag of None means that nothing is there."""
     since, until = (
         parse_date(fields.get(f"if-{word}-since", "")) for word in ("modified", "unmodified")
@@ -525,41 +525,36 @@ def range_applies(condition: Optional[str], tag: str, mtime: float, now: float) 
     return parse_date(condition) == mtime and now - mtime > 1
 
 
-def parse_ranges(text: str, size: int) -> Optional[list[tuple[int, int]]]:
-    """The (start, end) that a Range asks for, ascending; [] when none can be had, None when it is to be ignored."""
+def parse_ranges(text: str, size: int) -> Optional[Ranges]:
+    """The (start, end) that a Range asks for, ascending.
+
+    [] when the file has none of these bytes, None when the field is to be ignored."""
     unit, _, listed = text.partition("=")
-    if unit.strip().lower() != "bytes" or listed.count(",") > 1000:
+    wanted = [RANGE.fullmatch(part) for part in listed.split(",") if part.strip()]
+    if unit.strip().lower() != "bytes" or not wanted or listed.count(",") > 1000:
         return None
     ranges = []
-    for part in filter(str.strip, listed.split(",")):
-        found = RANGE.fullmatch(part)
-        if (
-            not found
-            or found[1] == found[2] == ""
-            or found[1]
-            and found[2]
-            and int(found[2]) < int(found[1])
-        ):
+    for found in wanted:
+        if not found:
             return None
-        if not found[1] and int(found[2]) and not size:
-            return None  # the last N of an empty file: it can be had, and is empty (§14.1.2)
-        start = int(found[1]) if found[1] else max(0, size - int(found[2]))
-        end = min(size, int(found[2]) + 1) if found[1] and found[2] else size
+        first, last, suffix = found.groups()
+        # the last N bytes of an empty file: it can be had, and is empty (§14.1.2)
+        if suffix and int(suffix) and not size or last and int(last) < int(first):
+            return None
+        start = max(0, size - int(suffix)) if suffix else int(first)
+        end = min(size, int(last) + 1) if last else size
         if start < end:
             ranges.append((start, end))
-    if not listed.strip(" \t,"):
-        return None
     merged = coalesce(ranges, MAX_GAP)
     return merged if len(merged) <= MAX_RANGES else None
 
 
-def coalesce(ranges: Iterable[tuple[int, int]], gap: int = 0) -> list[tuple[int, int]]:
-    merged: list[tuple[int, int]] = []
+def coalesce(ranges: Iterable[tuple[int, int]], gap: int = 0) -> Ranges:
+    merged: Ranges = []
     for start, end in sorted(ranges):
         if merged and start <= merged[-1][1] + gap:
-            merged[-1] = merged[-1][0], max(end, merged[-1][1])
-        else:
-            merged.append((start, end))
+            start, end = merged[-1][0], max(end, merged.pop()[1])
+        merged.append((start, end))
     return merged
 
 
@@ -632,6 +627,7 @@ def digest_field(digest: bytes) -> str:
 FILENAME = re.compile(
     rb'(?:^|;)[ \t]*filename=(?:"((?:[^"\\]|\\.)*)"|([^;"]+))', re.IGNORECASE | re.DOTALL
 )
+DISPOSITION = re.compile(rb"^content-disposition:.*", re.IGNORECASE | re.MULTILINE)
 FIELD_NAME = re.compile(rb';[ \t]*name="?([^";]*)', re.IGNORECASE)
 UNSAFE_LOG = re.compile(r"[^ !#-\[\]-~]")
 
@@ -645,22 +641,22 @@ def boundary_of(content_type: str) -> bytes:
     return (found[1] or found[2]).encode("latin-1")
 
 
-def unquoted(found: re.Match[bytes]) -> bytes:
-    """A file's name that was found in quotes, or without."""
-    return found[2].strip() if found[2] else found[1].replace(b'\\"', b'"').replace(b"\\\\", b"\\")
+def unquoted(disposition: bytes) -> bytes:
+    """The filename of a Content-Disposition, in quotes or without; b"" when there is none."""
+    found = FILENAME.search(disposition)
+    if not found:
+        return b""
+    return found[2].strip() if found[2] else re.sub(rb'\\(["\\])', rb"\1", found[1])
 
 
 def form_file(head: bytes) -> str:
-    """The name of the file that a part of a form is, "" when none was chosen or it is another field (RFC 7578).
-    Only the last component counts, except in a field called folder: there the path below the chosen folder."""
-    line = next(
-        (line for line in head.split(b"\r\n") if line.lower().startswith(b"content-disposition:")),
-        b"",
-    )
-    found = FILENAME.search(line)
-    if not found:
-        return ""
-    raw = unquoted(found)
+    """The name of the file in a field of a form, "" when it holds none (RFC 7578).
+
+    Only the last component counts, except in a field called folder: there the path below the
+    folder that was chosen."""
+    found = DISPOSITION.search(head)
+    line = found[0] if found else b""
+    raw = unquoted(line)
     for escape, byte in (b"%22", b'"'), (b"%0D", b"\r"), (b"%0A", b"\n"):
         raw = raw.replace(escape, byte)
     name, field = os.fsdecode(raw), FIELD_NAME.search(line)
@@ -668,18 +664,16 @@ def form_file(head: bytes) -> str:
 
 
 def suggested_name(request: Request) -> str:
-    """What a body that was posted to a folder is to be called: as Content-Disposition says, or by time and type."""
+    """The name for a body that was posted to a folder: from Content-Disposition, or time and type."""
     wanted = request.fields.get("content-disposition", "").encode("latin-1")
     found = re.search(rb"filename\*=UTF-8''([^\s;]+)", wanted, re.IGNORECASE)
-    plain = FILENAME.search(wanted)
-    raw = urllib.parse.unquote_to_bytes(found[1]) if found else unquoted(plain) if plain else b""
-    if raw:
-        # a backslash in filename* is meant as one: it is what our page sends
-        return re.split("/" if found else r"[/\\]", os.fsdecode(raw))[-1]
+    if found:
+        # a backslash in it is meant as one: our page sends it so
+        return os.fsdecode(urllib.parse.unquote_to_bytes(found[1])).rpartition("/")[2]
+    if plain := unquoted(wanted):
+        return re.split(r"[/\\]", os.fsdecode(plain))[-1]
     kind = request.fields.get("content-type", "").partition(";")[0].strip().lower()
-    return time.strftime("upload-%Y%m%d-%H%M%S") + (
-        mimetypes.guess_extension(kind) or ".bin" if kind else ".bin"
-    )
+    return time.strftime("upload-%Y%m%d-%H%M%S") + (mimetypes.guess_extension(kind) or ".bin")
 
 
 def numbered(name: str, number: int) -> str:
@@ -791,7 +785,7 @@ class Shared:
             os.open(self.path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)) if DIR_FD else None
         )
 
-    def locate(self, names: Sequence[str], change: bool = False, make: bool = False) -> Place:
+    def locate(self, names: Names, change: bool = False, make: bool = False) -> Place:
         """The place that a path means: to change what is there, or with make also the folders on the way."""
         for name in names:
             check_name(name, self.hidden)
@@ -809,7 +803,7 @@ class Shared:
                 place = Place(self.step(Place(place.parent, name), make), "", owned=True)
         return Place(place.parent, names[-1] if names else ".", place.owned)
 
-    def spare(self, names: Sequence[str], part_of: Callable[[str], bool]) -> None:
+    def spare(self, names: Names, part_of: Callable[[str], bool]) -> None:
         """Nothing that arrives becomes code: no request changes a program, nor a folder that holds one."""
         if part_of(os.path.join(self.path, *names)):
             raise Refusal(403, "a program of this machine is there, and no request may change one")
@@ -829,7 +823,7 @@ class Shared:
         if self.durable:
             keep_name(place)
 
-    def resolve(self, names: Sequence[str], make: bool) -> Place:
+    def resolve(self, names: Names, make: bool) -> Place:
         """Without dir_fd: a path that is its own real path goes through no link."""
         path = os.path.join(self.path, *names)
         if os.path.normcase(os.path.realpath(path)) != os.path.normcase(path):
@@ -838,7 +832,7 @@ class Shared:
             os.makedirs(os.path.dirname(path), exist_ok=True)
         return Place(None, path)
 
-    def open(self, names: Sequence[str]) -> Found:
+    def open(self, names: Names) -> Found:
         with self.locate(names) as place:
             return open_leaf(place)
 
@@ -1486,7 +1480,7 @@ class Answer:
     def __init__(
         self,
         status: int,
-        fields: Optional[dict[str, str]] = None,
+        fields: Optional[Fields] = None,
         body: bytes = b"",
         pieces: Optional[Iterable[Piece]] = None,
         length: Optional[int] = None,
@@ -1503,7 +1497,7 @@ class Answer:
 def text_answer(
     status: int,
     text: str,
-    fields: Optional[dict[str, str]] = None,
+    fields: Optional[Fields] = None,
     note: str = "",
     close: bool = False,
 ) -> Answer:
@@ -1522,7 +1516,7 @@ class Body:
         self.space: memoryview | None = None
         self.whole = not request.has_body
         self.asked = "expect" not in request.fields or not request.minor
-        self.trailer: dict[str, str] = {}
+        self.trailer: Fields = {}
         # one for all who read: whoever goes on goes on where the last one stopped
         self.pieces = self.read()
 
@@ -2146,7 +2140,7 @@ def redirect(path: str, request: Request) -> Answer:
     )
 
 
-def get_folder(conn: Connection, request: Request, found: Found, options: dict[str, str]) -> Answer:
+def get_folder(conn: Connection, request: Request, found: Found, options: Fields) -> Answer:
     shared, kind = conn.server.shared, listing_type(request.fields.get("accept", "*/*"))
     name = request.names[-1] if request.names else os.path.basename(shared.path) or "files"
     if "tar" in options:
@@ -2176,7 +2170,7 @@ def index_of(conn: Connection, folder: Found) -> Optional[Found]:
     return None
 
 
-def get_file(conn: Connection, request: Request, names: Sequence[str], found: Found) -> Answer:
+def get_file(conn: Connection, request: Request, names: Names, found: Found) -> Answer:
     fields, coding = request.fields, ""
     if (
         "accept-encoding" in fields
@@ -2217,7 +2211,7 @@ def get_file(conn: Connection, request: Request, names: Sequence[str], found: Fo
     return answer
 
 
-def is_known(fields: Mapping[str, str], tag: str, mtime: float) -> bool:
+def is_known(fields: Fields, tag: str, mtime: float) -> bool:
     """Whether the client has what it asks for already (304). What it expects otherwise is refused (412)."""
     status = 0 if CONDITIONS.isdisjoint(fields) else judge(fields, tag, mtime, reading=True)
     if status == 412:
@@ -2227,7 +2221,7 @@ def is_known(fields: Mapping[str, str], tag: str, mtime: float) -> bool:
 
 def wanted_ranges(
     request: Request, size: int, tag: str, mtime: float, now: float
-) -> Optional[list[tuple[int, int]]]:
+) -> Optional[Ranges]:
     """The ranges that are to be sent, None for the whole."""
     fields = request.fields
     if (
@@ -2242,7 +2236,7 @@ def wanted_ranges(
     return ranges
 
 
-def prefer_gzip(conn: Connection, names: Sequence[str], found: Found) -> tuple[Found, str]:
+def prefer_gzip(conn: Connection, names: Names, found: Found) -> tuple[Found, str]:
     """name.gz beside it, if it is not older."""
     with contextlib.suppress(OSError, Refusal):
         packed = conn.hold(conn.server.shared.open([*names[:-1], names[-1] + ".gz"]))
@@ -2251,9 +2245,7 @@ def prefer_gzip(conn: Connection, names: Sequence[str], found: Found) -> tuple[F
     return found, ""
 
 
-def one_range(
-    headers: dict[str, str], ranges: Optional[list[tuple[int, int]]], size: int
-) -> tuple[int, int, int]:
+def one_range(headers: Fields, ranges: Optional[Ranges], size: int) -> tuple[int, int, int]:
     """The status, and from where to where: of one range, or of the whole."""
     if not ranges or len(ranges) > 1:
         return 200, 0, size
@@ -2263,7 +2255,7 @@ def one_range(
 
 
 def file_answer(
-    headers: dict[str, str], descriptor: int, status: int, start: int, end: int, reading: bool
+    headers: Fields, descriptor: int, status: int, start: int, end: int, reading: bool
 ) -> Answer:
     if end - start > SMALL or not reading:
         return Answer(status, headers, pieces=[Span(descriptor, start, end)], length=end - start)
@@ -2273,9 +2265,7 @@ def file_answer(
     return Answer(status, headers, body)
 
 
-def several(
-    headers: dict[str, str], descriptor: int, size: int, ranges: list[tuple[int, int]]
-) -> Answer:
+def several(headers: Fields, descriptor: int, size: int, ranges: Ranges) -> Answer:
     """Several parts of a file, with a head for each (§14.6)."""
     kind, mark = headers["Content-Type"], secrets.token_hex(12)
     pieces: list[Piece] = []
@@ -2373,7 +2363,7 @@ def post(conn: Connection, request: Request) -> Answer:
         )
 
 
-def is_folder(conn: Connection, names: Sequence[str]) -> bool:
+def is_folder(conn: Connection, names: Names) -> bool:
     with (
         contextlib.suppress(FileNotFoundError, NotADirectoryError),
         contextlib.closing(conn.server.shared.open(names)) as found,
@@ -2399,7 +2389,7 @@ def expect_space(conn: Connection, place: Place, size: int) -> None:
         raise Refusal(507, "there is not that much free space", close=True)
 
 
-def expect(fields: Mapping[str, str], info: Optional[os.stat_result]) -> Optional[os.stat_result]:
+def expect(fields: Fields, info: Optional[os.stat_result]) -> Optional[os.stat_result]:
     """What is to be changed, if it is there at all, must be as a request's conditions say."""
     if judge(
         fields, etag(info) if info else None, int(info.st_mtime) if info else 0, reading=False
@@ -2418,7 +2408,7 @@ PLAN = re.compile(
 class Plan(NamedTuple):
     """What becomes of an upload when it is whole. A resumable one has it in its URL: any server of this folder can go on."""
 
-    names: Sequence[str]
+    names: Names
     upload: str  # the part's token
     over: str
     length: Optional[int]
@@ -2453,7 +2443,7 @@ def take_upload(
     conn: Connection,
     request: Request,
     place: Place,
-    names: Sequence[str],
+    names: Names,
     over: str,
     was: Optional[str] = None,
 ) -> Answer:
@@ -2507,7 +2497,7 @@ def wanted_mtime(request: Request, began: int) -> Optional[int]:
     return seconds - fraction if text[0] == "-" else seconds + fraction
 
 
-def interim(conn: Connection, request: Request, fields: dict[str, str]) -> None:
+def interim(conn: Connection, request: Request, fields: Fields) -> None:
     """104: where an upload can be resumed, or how much has arrived. Only for clients of the same version of the draft, and not
     through a proxy that is known to be there: nginx 1.22 takes it for the final response, and the upload hangs."""
     if (
@@ -2705,9 +2695,7 @@ def upload_limit(conn: Connection, age: int = PART_AGE) -> str:
     return f"max-age={age}" + (f", max-size={conn.args.max_size}" if conn.args.max_size else "")
 
 
-def upload_fields(
-    conn: Connection, size: int, complete: str, age: int = PART_AGE
-) -> dict[str, str]:
+def upload_fields(conn: Connection, size: int, complete: str, age: int = PART_AGE) -> Fields:
     return {
         "Upload-Complete": complete,
         "Upload-Offset": str(size),
@@ -2831,7 +2819,7 @@ def delete_folder(place: Place, recursive: bool, hidden: bool) -> None:
     os.rmdir(place.name, dir_fd=place.parent)
 
 
-def new_place(conn: Connection, names: Sequence[str]) -> Place:
+def new_place(conn: Connection, names: Names) -> Place:
     """A place for something new, in a folder that must exist (RFC 4918)."""
     check_depth(len(names))
     try:
@@ -2881,7 +2869,7 @@ def move(conn: Connection, request: Request) -> Answer:
         return move_to(old, found, new, request, names)
 
 
-def move_to(old: Place, found: Found, new: Place, request: Request, names: Sequence[str]) -> Answer:
+def move_to(old: Place, found: Found, new: Place, request: Request, names: Names) -> Answer:
     expect(request.fields, found.info)
     there, polite = new.stat(), request.fields.get("overwrite", "T").upper() == "F"
     if there and (
@@ -3161,7 +3149,7 @@ COLUMNS = """<table><thead><tr><th scope="col" data-key="0" aria-sort="ascending
 
 
 @functools.cache
-def page_fields() -> dict[str, str]:
+def page_fields() -> Fields:
     """Nothing runs in the page but its own script and style, known by their digests."""
     script, style = (
         "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
@@ -3193,9 +3181,7 @@ def one_line(name: str) -> str:
     )
 
 
-def listing(
-    found: Found, kind: str, names: Sequence[str], hidden: bool, read_only: bool
-) -> Iterator[str]:
+def listing(found: Found, kind: str, names: Names, hidden: bool, read_only: bool) -> Iterator[str]:
     items = entries(found.where, hidden, folders_first=kind == "text/html")
     if kind == "text/html":
         yield from page(items, names, read_only)
@@ -3221,7 +3207,7 @@ def described(entry: Entry) -> dict[str, object]:
     }
 
 
-def page(items: Iterable[Entry], names: Sequence[str], read_only: bool) -> Iterator[str]:
+def page(items: Iterable[Entry], names: Names, read_only: bool) -> Iterator[str]:
     title = html.escape("/" + "/".join(map(visible, names)))
     yield (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
@@ -3347,7 +3333,7 @@ class Server:
         # folders that old parts were looked for in, and the hour
         self.swept: set[tuple[int, int, int]] = set()
         # --once: the ranges that each client has of each file
-        self.got: dict[tuple[str, str], list[tuple[int, int]]] = {}
+        self.got: dict[tuple[str, str], Ranges] = {}
         self.stopping = self.satisfied = False
         self.progress = time.monotonic()
         self.selector.register(sock, selectors.EVENT_READ, self.accept)
