@@ -184,9 +184,8 @@ LEAF = (
     | getattr(os, "O_NONBLOCK", 0)
     | getattr(os, "O_BINARY", 0)
 )
-FRESH = (
-    os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-)
+WRITABLE = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+FRESH = WRITABLE | os.O_CREAT | os.O_EXCL  # a new file: what has its name already is an error
 # what systems say of a disk without hard links
 NO_LINKS = errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP
 
@@ -729,6 +728,12 @@ class Place(NamedTuple):
             return os.stat(self.name, dir_fd=self.parent, follow_symlinks=False)
         return None
 
+    def open(self, flags: int) -> int:
+        return os.open(self.name, flags, 0o666, dir_fd=self.parent)
+
+    def unlink(self) -> None:
+        os.unlink(self.name, dir_fd=self.parent)
+
     def regular(self) -> Optional[os.stat_result]:
         """What stands there, if it is a file that may be replaced; nothing else may."""
         info = self.stat()
@@ -760,8 +765,11 @@ class Found(NamedTuple):
 
 
 class Entry(NamedTuple):
+    """A file or folder in a folder that is open. In an archive, its name is the path there."""
+
     name: str
     info: os.stat_result
+    place: Place
 
     @property
     def is_folder(self) -> bool:
@@ -770,6 +778,18 @@ class Entry(NamedTuple):
     @property
     def size(self) -> int:
         return 0 if self.is_folder else self.info.st_size
+
+    def open(self) -> int:
+        """The file, if it still is the one that was listed: its length has been promised."""
+        found = open_leaf(self.place)
+        if etag(found.info) == etag(self.info):
+            return found.descriptor
+        found.close()
+        raise Gone(f"{log_safe(self.name)} changed")
+
+    def is_readable(self) -> bool:
+        mode = os.R_OK | os.X_OK * self.is_folder
+        return os.access(self.place.name, mode, dir_fd=self.place.parent)
 
 
 class Shared:
@@ -809,14 +829,15 @@ class Shared:
             raise Refusal(403, "a program of this machine is there, and no request may change one")
 
     def step(self, place: Place, make: bool) -> int:
+        """Open the next folder of a path."""
         try:
-            return os.open(place.name, FOLDER, dir_fd=place.parent)
+            return place.open(FOLDER)
         except FileNotFoundError:
             if not make:
                 raise
         with contextlib.suppress(FileExistsError):
             self.make_folder(place)
-        return os.open(place.name, FOLDER, dir_fd=place.parent)
+        return place.open(FOLDER)
 
     def make_folder(self, place: Place) -> None:
         os.mkdir(place.name, dir_fd=place.parent)
@@ -840,7 +861,7 @@ class Shared:
 def open_leaf(place: Place) -> Found:
     if not DIR_FD and os.path.isdir(place.name):
         return Found(place.name, os.stat(place.name))
-    descriptor = os.open(place.name, LEAF, dir_fd=place.parent)
+    descriptor = place.open(LEAF)
     info = os.fstat(descriptor)
     if stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode):
         return Found(descriptor, info)
@@ -858,30 +879,26 @@ SORTING = threading.Lock()  # one at a time: what sorting needs is a multiple of
 def entries(where: Where, hidden: bool, folders_first: bool = False) -> Iterator[Entry]:
     """What a folder shows, by name: files and folders, no links, nothing that check_name() refuses.
 
-    Only the names are kept, as one text: each is looked at when its turn comes."""
-    folders: list[str] = []
-    files: list[str] = []
+    Only the names are kept, as one text; each file is looked at when its turn comes."""
     with SORTING, os.scandir(where) as scan:
-        for item in scan:
-            is_first = folders_first and item.is_dir(follow_symlinks=False)
-            (folders if is_first else files).append(item.name)
-        for names in folders, files:
-            names.sort()
-            if folders_first:
-                names.sort(key=shown_key)
-        listed = "\0".join(folders + files)
-        del folders, files, names
-    for found in re.finditer("[^\0]+", listed):
-        if entry := entry_of(where, found[0], hidden):
+        found = [
+            (folders_first and not item.is_dir(follow_symlinks=False), item.name) for item in scan
+        ]
+        found.sort(key=name_order if folders_first else None)
+        listed = "\0".join([name for _, name in found])
+        del found
+    for name in re.finditer("[^\0]+", listed):
+        if entry := entry_of(where, name[0], hidden):
             yield entry
 
 
 def entry_of(where: Where, name: str, hidden: bool) -> Optional[Entry]:
     with contextlib.suppress(OSError, Refusal):
         check_name(name, hidden)
-        info = inside(where, name).stat()
+        place = inside(where, name)
+        info = place.stat()
         if info and (stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode)):
-            return Entry(name, info)
+            return Entry(name, info, place)
     return None
 
 
@@ -940,9 +957,9 @@ def rename_new(old: Place, new: Place) -> None:
         if not linked:
             return rename(old, new)
         with contextlib.suppress(FileNotFoundError):  # who deletes the whole folder has done it
-            os.unlink(old.name, dir_fd=old.parent)
+            old.unlink()
     except OSError:
-        os.unlink(new.name, dir_fd=new.parent)
+        new.unlink()
         raise
 
 
@@ -953,10 +970,12 @@ def link(old: Place, new: Place) -> bool:
             old.name, new.name, src_dir_fd=old.parent, dst_dir_fd=new.parent, follow_symlinks=False
         )
         return True
-    except (OSError, NotImplementedError, AttributeError) as error:
-        if isinstance(error, OSError) and error.errno not in NO_LINKS:
+    except (NotImplementedError, AttributeError):
+        pass
+    except OSError as error:
+        if error.errno not in NO_LINKS:
             raise
-    os.close(os.open(new.name, FRESH, 0o666, dir_fd=new.parent))
+    os.close(new.open(FRESH))
     return False
 
 
@@ -1001,11 +1020,7 @@ def renaming(conn: "Connection", *places: Place) -> Iterator[None]:
 def lock_folders(conn: "Connection", places: Sequence[Place], held: contextlib.ExitStack) -> None:
     folders = {}
     for place in places:
-        folder = os.open(
-            "." if place.parent is not None else os.path.dirname(place.name),
-            FOLDER,
-            dir_fd=place.parent,
-        )
+        folder = inside(place.folder, ".").open(FOLDER)
         held.callback(os.close, folder)
         info = os.fstat(folder)
         folders[info.st_dev, info.st_ino] = folder
@@ -1025,12 +1040,7 @@ class Part:
         self.place, self.own = place, place.beside(f".six-{self.token}.part")
         # an empty file that stands there while somebody waits for this part
         self.sign = place.beside(f".six-{PLAIN}{self.token[:7:-1]}.part")
-        self.descriptor = os.open(
-            self.own.name,
-            FRESH & ~(os.O_CREAT | os.O_EXCL) if token else FRESH,
-            0o666,
-            dir_fd=place.parent,
-        )
+        self.descriptor = self.own.open(WRITABLE if token else FRESH)
         self.size = 0
         self.sha: Any = None
         if not token:
@@ -1047,22 +1057,18 @@ class Part:
 
     def take_over(self, conn: "Connection") -> None:
         """Lock it, once the connection that still writes it has let go."""
+        problem = "another connection is writing this upload"
         try:
-            insist(
-                conn,
-                lambda: self.lock() or self.ask_for_it(),
-                "another connection is writing this upload",
-            )
+            insist(conn, lambda: self.lock() or self.ask_for_it(), problem)
         finally:
             # perhaps it is of one that was killed here
             with contextlib.suppress(FileNotFoundError):
-                if self.sign.stat():
-                    os.unlink(self.sign.name, dir_fd=self.sign.parent)
+                self.sign.unlink()
 
     def ask_for_it(self) -> bool:
         """Put up the sign for its writer, be it of this process or another. That does not make it ours yet."""
         with contextlib.suppress(OSError):
-            os.close(os.open(self.sign.name, FRESH, 0o666, dir_fd=self.sign.parent))
+            os.close(self.sign.open(FRESH))
         return False
 
     def give_way(self) -> None:
@@ -1148,7 +1154,7 @@ class Part:
             self.let_go()
         if not self.kept:
             with contextlib.suppress(OSError):
-                os.unlink(self.own.name, dir_fd=self.place.parent)
+                self.own.unlink()
         self.let_go()
 
     def let_go(self) -> None:
@@ -1200,59 +1206,35 @@ def size_of(piece: Piece) -> int:
     return piece.end - piece.start if isinstance(piece, Span) else len(piece)
 
 
-class Item(NamedTuple):
-    """A file or folder in an archive. The folder that it is in stays open as long as the walk stands at it."""
-
-    path: str
-    entry: Entry
-    place: Place
-
-    def open(self) -> int:
-        """The file, if it still is the one that was listed: its length has been promised."""
-        found = open_leaf(self.place)
-        if etag(found.info) == etag(self.entry.info):
-            return found.descriptor
-        found.close()
-        raise Gone(f"{log_safe(self.path)} changed")
-
-    def is_readable(self) -> bool:
-        return os.access(
-            self.place.name, os.R_OK | os.X_OK * self.entry.is_folder, dir_fd=self.place.parent
-        )
-
-
 def walk(
     where: Where,
     path: str,
     hidden: bool,
-    left_out: Callable[[Item, str], None] = lambda item, why: None,
+    left_out: Callable[[Entry, str], None] = lambda entry, why: None,
     depth: int = 0,
-) -> Iterator[Item]:
+) -> Iterator[Entry]:
     """Everything in a folder, depth first and by name, so that two walks give the same; one folder's names in memory at a time.
     What the server may not read is left out, and what is too deep: one such file is no reason to refuse all others."""
-    for entry in entries(where, hidden):
-        item = Item(path + entry.name + "/" * entry.is_folder, entry, inside(where, entry.name))
+    for found in entries(where, hidden):
+        entry = found._replace(name=path + found.name + "/" * found.is_folder)
         if depth == MAX_DEPTH:
-            return left_out(item, f"it is more than {MAX_DEPTH} folders deep there")
-        if not item.is_readable():
-            left_out(item, "the server may not read it")
+            return left_out(entry, f"it is more than {MAX_DEPTH} folders deep there")
+        if not entry.is_readable():
+            left_out(entry, "the server may not read it")
             continue
-        yield item
+        yield entry
         if entry.is_folder:
-            with contextlib.closing(open_leaf(item.place)) as folder:
-                yield from walk(folder.where, item.path, hidden, left_out, depth + 1)
+            with contextlib.closing(open_leaf(entry.place)) as folder:
+                yield from walk(folder.where, entry.name, hidden, left_out, depth + 1)
 
 
-def tar_head(item: Item) -> bytes:
+def tar_head(entry: Entry) -> bytes:
     import tarfile
 
-    info = tarfile.TarInfo(item.path.rstrip("/"))
-    info.mode = stat.S_IMODE(item.entry.info.st_mode) & 0o777
-    info.mtime = int(item.entry.info.st_mtime)
-    info.type, info.size = (
-        tarfile.DIRTYPE if item.entry.is_folder else tarfile.REGTYPE,
-        item.entry.size,
-    )
+    info = tarfile.TarInfo(entry.name.rstrip("/"))
+    info.mode, info.size = stat.S_IMODE(entry.info.st_mode) & 0o777, entry.size
+    info.mtime = int(entry.info.st_mtime)
+    info.type = tarfile.DIRTYPE if entry.is_folder else tarfile.REGTYPE
     # the one format whose names are bytes
     return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
 
@@ -1260,33 +1242,33 @@ def tar_head(item: Item) -> bytes:
 TAR_END = 1024  # two empty blocks
 
 
-def tar_heads(items: Iterable[Item], sha: "hashlib._Hash") -> Iterator[tuple[Item, bytes, int]]:
-    """Each item with its head and its length in the archive, whose tag changes with any name, size or time in it."""
-    for item in items:
-        head = tar_head(item)
-        sha.update(head + etag(item.entry.info).encode())
-        yield item, head, len(head) + item.entry.size + -item.entry.size % 512
+def tar_heads(entries: Iterable[Entry], sha: "hashlib._Hash") -> Iterator[tuple[Entry, bytes, int]]:
+    """Each entry with its head and its length in the archive, whose tag changes with any name, size or time in it."""
+    for entry in entries:
+        head = tar_head(entry)
+        sha.update(head + etag(entry.info).encode())
+        yield entry, head, len(head) + entry.size + -entry.size % 512
 
 
 def tar_tag(sha: "hashlib._Hash") -> str:
     return f'"{sha.hexdigest()[:32]}"'
 
 
-def tar_plan(items: Iterable[Item]) -> tuple[int, str]:
+def tar_plan(entries: Iterable[Entry]) -> tuple[int, str]:
     """The archive's length and tag."""
     sha = hashlib.sha256()
-    return TAR_END + sum(length for _, _, length in tar_heads(items, sha)), tar_tag(sha)
+    return TAR_END + sum(length for _, _, length in tar_heads(entries, sha)), tar_tag(sha)
 
 
-def tar_pieces(items: Iterable[Item], start: int, end: int, tag: str) -> Iterator[Piece]:
+def tar_pieces(entries: Iterable[Entry], start: int, end: int, tag: str) -> Iterator[Piece]:
     """The bytes from start to end of the archive; files outside of them are not even opened. The last byte comes when all others were
     of the planned archive: where it does not, the client sees that it has not got the whole."""
     at, sha, last = 0, hashlib.sha256(), b""
-    for item, head, length in tar_heads(items, sha):
+    for entry, head, length in tar_heads(entries, sha):
         if start < at + length and at < end:
-            yield from clip(tar_item(item, head), start - at, end - 1 - at)
+            yield from clip(tar_entry(entry, head), start - at, end - 1 - at)
         if at < end <= at + length:
-            last = tar_byte(item, head, end - 1 - at)
+            last = tar_byte(entry, head, end - 1 - at)
         at += length
     if tag != tar_tag(sha):
         raise Gone("the folder changed")
@@ -1294,19 +1276,19 @@ def tar_pieces(items: Iterable[Item], start: int, end: int, tag: str) -> Iterato
     yield from clip([bytes(TAR_END)], start - at, end - at)
 
 
-def tar_item(item: Item, head: bytes) -> Iterator[Piece]:
+def tar_entry(entry: Entry, head: bytes) -> Iterator[Piece]:
     yield head
-    if item.entry.size:
-        descriptor = item.open()
+    if entry.size:
+        descriptor = entry.open()
         try:
-            yield Span(descriptor, 0, item.entry.size)
+            yield Span(descriptor, 0, entry.size)
         finally:
             os.close(descriptor)
-        yield bytes(-item.entry.size % 512)
+        yield bytes(-entry.size % 512)
 
 
-def tar_byte(item: Item, head: bytes, at: int) -> bytes:
-    for piece in clip(tar_item(item, head), at, at + 1):
+def tar_byte(entry: Entry, head: bytes, at: int) -> bytes:
+    for piece in clip(tar_entry(entry, head), at, at + 1):
         return read_at(piece.descriptor, 1, piece.start) if isinstance(piece, Span) else piece
     return b""
 
@@ -1316,73 +1298,50 @@ def clip(pieces: Iterable[Piece], start: int, end: int) -> Iterator[Piece]:
     for piece in pieces:
         size = size_of(piece)
         low, high = max(0, start), min(size, end)
-        if low < high:
-            yield (
-                Span(piece.descriptor, piece.start + low, piece.start + high)
-                if isinstance(piece, Span)
-                else piece[low:high]
-            )
         start, end = start - size, end - size
+        if low >= high:
+            continue
+        if isinstance(piece, Span):
+            yield Span(piece.descriptor, piece.start + low, piece.start + high)
+        else:
+            yield piece[low:high]
+
+
+def zip_common(entry: Entry, crc: int, more: int) -> bytes:
+    """What the heads before a file and in the directory share: from the version to the lengths.
+
+    Bit 3 of the flags: the CRC follows the file, because it is not known before. Bit 11: the name
+    is UTF-8. Both sizes are LARGE: they stand in the zip64 field, which has so many bytes."""
+    name = os.fsencode(entry.name)
+    flags = 8 | 0x800 * (name == entry.name.encode("utf-8", "replace"))
+    # 1980 to 2107 is all that the format knows
+    when = time.localtime(min(max(entry.info.st_mtime, 315619200), 4354732800))
+    clock = when.tm_hour << 11 | when.tm_min << 5 | when.tm_sec // 2
+    day = (when.tm_year - 1980) << 9 | when.tm_mon << 5 | when.tm_mday
+    return struct.pack("<5H3L2H", 45, flags, 0, clock, day, crc, LARGE, LARGE, len(name), more)
 
 
 LARGE = 0xFFFFFFFF  # in a 32-bit field: the number stands in the zip64 field instead
 
 
-def zip_flags(item: Item) -> int:
-    """Bit 3: the CRC follows the file, because it is not known before. Bit 11: the name is UTF-8."""
-    return 8 | (0x800 if os.fsencode(item.path) == item.path.encode("utf-8", "replace") else 0)
+def zip_local(entry: Entry) -> bytes:
+    field = struct.pack("<2H2Q", 1, 16, entry.size, entry.size)
+    return b"PK\3\4" + zip_common(entry, 0, len(field)) + os.fsencode(entry.name) + field
 
 
-def zip_local(item: Item) -> bytes:
-    name, size = os.fsencode(item.path), item.entry.size
+def zip_after(entry: Entry, crc: int) -> bytes:
+    return struct.pack("<4sL2Q", b"PK\7\x08", crc, entry.size, entry.size)
+
+
+def zip_central(entry: Entry, crc: int, offset: int) -> bytes:
+    field = struct.pack("<2H3Q", 1, 24, entry.size, entry.size, offset)
+    mode = entry.info.st_mode << 16 & LARGE | 0x10 * entry.is_folder
     return (
-        struct.pack(
-            "<4s5H3L2H",
-            b"PK\3\4",
-            45,
-            zip_flags(item),
-            0,
-            *dos_time(item),
-            0,
-            LARGE,
-            LARGE,
-            len(name),
-            20,
-        )
-        + name
-        + struct.pack("<2H2Q", 1, 16, size, size)
-    )
-
-
-def zip_after(item: Item, crc: int) -> bytes:
-    return struct.pack("<4sL2Q", b"PK\7\x08", crc, item.entry.size, item.entry.size)
-
-
-def zip_central(item: Item, crc: int, offset: int) -> bytes:
-    name, size = os.fsencode(item.path), item.entry.size
-    mode = item.entry.info.st_mode << 16 | (0x10 if item.entry.is_folder else 0)
-    return (
-        struct.pack(
-            "<4s6H3L5H2L",
-            b"PK\1\2",
-            3 << 8 | 45,
-            45,
-            zip_flags(item),
-            0,
-            *dos_time(item),
-            crc,
-            LARGE,
-            LARGE,
-            len(name),
-            28,
-            0,
-            0,
-            0,
-            mode & LARGE,
-            LARGE,
-        )
-        + name
-        + struct.pack("<2H3Q", 1, 24, size, size, offset)
+        struct.pack("<4sH", b"PK\1\2", 3 << 8 | 45)
+        + zip_common(entry, crc, len(field))
+        + struct.pack("<3H2L", 0, 0, 0, mode, LARGE)
+        + os.fsencode(entry.name)
+        + field
     )
 
 
@@ -1404,55 +1363,47 @@ def zip_end(count: int, size: int, offset: int) -> bytes:
     )
 
 
-def dos_time(item: Item) -> tuple[int, int]:
-    # 1980 to 2107 is all that the format knows
-    when = time.localtime(min(max(item.entry.info.st_mtime, 315619200), 4354732800))
-    return when.tm_hour << 11 | when.tm_min << 5 | when.tm_sec // 2, (
-        when.tm_year - 1980
-    ) << 9 | when.tm_mon << 5 | when.tm_mday
-
-
-def zip_size(item: Item) -> int:
+def zip_size(entry: Entry) -> int:
     """Bytes of an entry, without what the directory says of it."""
-    return len(zip_local(item)) + len(zip_after(item, 0)) + item.entry.size
+    return len(zip_local(entry)) + len(zip_after(entry, 0)) + entry.size
 
 
-def zip_length(items: Iterable[Item]) -> int:
+def zip_length(entries: Iterable[Entry]) -> int:
     return len(zip_end(0, 0, 0)) + sum(
-        zip_size(item) + len(zip_central(item, 0, 0)) for item in items
+        zip_size(entry) + len(zip_central(entry, 0, 0)) for entry in entries
     )
 
 
-def zip_pieces(items: Iterable[Item]) -> Iterator[Piece]:
+def zip_pieces(entries: Iterable[Entry]) -> Iterator[Piece]:
     """Entries as they are read, then the directory, which is gathered outside of memory when it grows large."""
     import tempfile
 
     at = count = 0
     with tempfile.SpooledTemporaryFile(1 << 20) as central:
-        for item in items:
+        for entry in entries:
             crc, count = 0, count + 1
-            yield zip_local(item)
-            for chunk in file_chunks(item):
+            yield zip_local(entry)
+            for chunk in file_chunks(entry):
                 crc = zlib.crc32(chunk, crc)
                 yield chunk
-            yield zip_after(item, crc)
-            central.write(zip_central(item, crc, at))
-            at += zip_size(item)
+            yield zip_after(entry, crc)
+            central.write(zip_central(entry, crc, at))
+            at += zip_size(entry)
         size = central.tell()
         central.seek(0)
         yield from iter(lambda: central.read(PIECE), b"")
     yield zip_end(count, size, at)
 
 
-def file_chunks(item: Item) -> Iterator[bytes]:
-    if item.entry.is_folder:
+def file_chunks(entry: Entry) -> Iterator[bytes]:
+    if entry.is_folder:
         return
-    descriptor, left = item.open(), item.entry.size
+    descriptor, left = entry.open(), entry.size
     try:
         while left:
             chunk = os.read(descriptor, min(PIECE, left))
             if not chunk:
-                raise Gone(f"{log_safe(item.path)} shrank by {left} bytes")
+                raise Gone(f"{log_safe(entry.name)} shrank by {left} bytes")
             left -= len(chunk)
             yield chunk
     finally:
@@ -2804,7 +2755,7 @@ def delete(conn: Connection, request: Request) -> Answer:
         else:
             with renaming(conn, place):
                 expect(request.fields, place.stat())
-                os.unlink(place.name, dir_fd=place.parent)
+                place.unlink()
     return Answer(204)
 
 
@@ -3167,8 +3118,10 @@ def visible(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "replace")
 
 
-def shown_key(name: str) -> str:
-    return visible(name).casefold()
+def name_order(found: tuple[bool, str]) -> tuple[bool, str, str]:
+    """Folders before files, each by name as people sort it."""
+    is_file, name = found
+    return is_file, visible(name).casefold(), name
 
 
 def one_line(name: str) -> str:
@@ -3617,8 +3570,8 @@ class Server:
     def note(self, text: str) -> None:
         self.lines.append(f"{log_time(int(time.time()))} {text}\n")
 
-    def note_left_out(self, item: Item, why: str) -> None:
-        self.note(f"left out of an archive, because {why}: {log_safe(item.path)}")
+    def note_left_out(self, entry: Entry, why: str) -> None:
+        self.note(f"left out of an archive, because {why}: {log_safe(entry.name)}")
 
     def write_log(self, now: float) -> None:
         """Lines that cannot be written, as on a full disk, are counted, and the number stands in their place."""
