@@ -220,13 +220,21 @@ Ranges = list[tuple[int, int]]  # each from its start up to its end
 
 
 class Refusal(Exception):
-    """What the client gets instead: a status, a sentence, header fields. With close the connection cannot go on."""
+    """What the client gets instead: a status, a sentence, header fields.
+
+    With close the connection cannot go on. The note is for the log alone."""
 
     def __init__(
-        self, status: int, text: str, fields: Optional[Fields] = None, close: bool = False
+        self,
+        status: int,
+        text: str,
+        fields: Optional[Fields] = None,
+        close: bool = False,
+        note: str = "",
     ) -> None:
         super().__init__(text)
-        self.status, self.text, self.fields, self.close = status, text, fields or {}, close
+        self.status, self.text, self.fields = status, text, fields or {}
+        self.close, self.note = close, note or text
 
 
 class Complete(Refusal):
@@ -1090,24 +1098,19 @@ class Part:
             view = view[os.write(self.descriptor, view) :]
 
     def settle(
-        self,
-        conn: "Connection",
-        name: str,
-        over: str,
-        mtime: Optional[int] = None,
-        was: Optional[str] = None,
+        self, conn: "Connection", plan: "Plan", mtime: Optional[int] = None
     ) -> tuple[str, os.stat_result, bool]:
-        """Put it in its place: "replace" what stands there, only as a "new" name, or with a "number". What stood there is checked
-        and replaced in one step, or two writers could both believe that they replaced the same. Its name and facts, and whether it replaced."""
+        """Put it in its place, as planned. What stood there is checked and replaced in one step, or two writers could both believe
+        that they replaced the same. Its name and facts, and whether it replaced."""
         if conn.args.durable:
             os.fsync(self.descriptor)
         with renaming(conn, self.place):
             self.kept = False  # from here on what fails would fail again
-            old = self.place.regular() if over == "replace" else None
-            if was and (not old or bare_tag(old) != was):
+            old = self.place.regular() if plan.over == "replace" else None
+            if plan.was and (not old or bare_tag(old) != plan.was):
                 raise Refusal(412, "what it was to replace has changed meanwhile")
             info = self.finish(old, mtime)
-            final = self.take_name(name, over)
+            final = self.take_name(plan.names[-1], plan.over)
         self.kept = True  # in its place: nothing to clear away
         if conn.args.durable:
             keep_name(self.place)
@@ -1414,19 +1417,11 @@ def file_chunks(entry: Entry) -> Iterator[bytes]:
 class Answer:
     """What is sent back: a short body, or pieces that are produced while they are sent."""
 
-    __slots__ = (
-        "body",
-        "close",
-        "fields",
-        "length",
-        "note",
-        "pieces",
-        "ranges",
-        "rest",
-        "size",
-        "status",
-        "tag",
-    )
+    note = ""  # for the log
+    close = False  # the connection ends after it
+    rest = b""  # what the kernel had no room for
+    # a file's tag, its size, and the ranges of it that are sent: what --once counts
+    share: Optional[tuple[str, int, Ranges]] = None
 
     def __init__(
         self,
@@ -1435,27 +1430,41 @@ class Answer:
         body: bytes = b"",
         pieces: Optional[Iterable[Piece]] = None,
         length: Optional[int] = None,
-        note: str = "",
-        close: bool = False,
     ) -> None:
         self.status, self.fields, self.body, self.pieces = status, fields or {}, body, pieces
-        self.length = length if pieces is not None else len(body)  # None: not known before
-        # for the log; the connection ends; what the kernel had no room for
-        self.note, self.close, self.rest = note, close, b""
-        self.tag, self.size, self.ranges = "", 0, [(0, 0)]  # what --once counts
+        # None when it is not known before
+        self.length = len(body) if pieces is None else length
 
 
-def text_answer(
-    status: int,
-    text: str,
-    fields: Optional[Fields] = None,
-    note: str = "",
-    close: bool = False,
-) -> Answer:
+def text_answer(status: int, text: str, fields: Optional[Fields] = None) -> Answer:
     fields = {"Content-Type": "text/plain; charset=utf-8", **(fields or {})}
-    return Answer(
-        status, fields, f"{status} {PHRASES[status]}: {text}\n".encode(), note=note, close=close
-    )
+    body = f"{status} {PHRASES[status]}: {text}\n" if text else ""
+    return Answer(status, fields, body.encode())
+
+
+def refusal_answer(refused: Refusal) -> Answer:
+    answer = text_answer(refused.status, refused.text, refused.fields)
+    answer.note, answer.close = refused.note, refused.close
+    return answer
+
+
+def as_refusal(problem: Exception) -> Refusal:
+    """What the client is told of a problem, and what the log: never more than a fixed text."""
+    if isinstance(problem, Refusal):
+        return problem
+    note = told(problem)
+    if isinstance(problem, Gone):
+        return Refusal(500, "what was asked for changed meanwhile", None, True, note)
+    if isinstance(problem, TimeoutError):
+        return Refusal(408, "the body did not arrive in time", None, True, note)
+    if isinstance(problem, ConnectionError):
+        return Refusal(400, "", None, True, f"left in the body: {note}")
+    if isinstance(problem, OSError):
+        status, text = PROBLEMS.get(problem.errno or 0, (500, "the server's system refused"))
+        fields = {"Retry-After": "5"} if status == 503 else {}
+        return Refusal(status, text, fields, note=str(problem) if status == 500 else text)
+    note = f"{type(problem).__name__}: {problem}"
+    return Refusal(500, "a mistake in the server", None, True, note)
 
 
 class Body:
@@ -1504,9 +1513,7 @@ class Body:
             conn.buffer += self.more(RECORD)
         line = conn.take(end + 1)
         if line[-2:] != b"\r\n" or end > most + 1:
-            raise Refusal(
-                400, "a line of a chunked body is too long or does not end in CRLF", close=True
-            )
+            raise Refusal(400, "a line of a chunked body is too long or does not end in CRLF")
         return line[:-2]
 
     def chunks(self) -> Iterator[Data]:
@@ -1517,13 +1524,13 @@ class Body:
                 size -= len(data)
                 yield data
             if self.read_line(2):
-                raise Refusal(400, "a chunk is longer than its size", close=True)
+                raise Refusal(400, "a chunk is longer than its size")
         left = MAX_TRAILER
         while line := self.read_line(left):
             left -= len(line)
             found = FIELD.fullmatch(line.decode("latin-1"))
             if not found or left <= 0:
-                raise Refusal(400, "the trailer is malformed or too long", close=True)
+                raise Refusal(400, "the trailer is malformed or too long")
             self.trailer[found[1].lower()] = found[2].strip()
 
     def chunk_size(self) -> int:
@@ -1531,7 +1538,7 @@ class Body:
             rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?", self.read_line(MAX_LINE)
         )
         if not found:
-            raise Refusal(400, "a chunk's size is not in hex digits", close=True)
+            raise Refusal(400, "a chunk's size is not in hex digits")
         return int(found[1], 16)
 
     def drain(self) -> bool:
@@ -1702,7 +1709,8 @@ class Connection:
         """A head that cannot be trusted: nothing after it can either. Or a request that comes at the wrong moment."""
         if self.shaking:
             return self.turn_away(OVERLOADED)
-        answer = text_answer(refused.status, refused.text, refused.fields, refused.text, close=True)
+        answer = refusal_answer(refused)
+        answer.close = True
         is_head = request.method == "HEAD" if request else self.buffer.startswith(b"HEAD ")
         answer.body = b"" if is_head else answer.body  # (§9.3.2)
         if not self.send_at_once(request, answer):
@@ -1731,7 +1739,8 @@ class Connection:
     def ended(self) -> None:
         """The client closed, between requests or in a head."""
         if self.buffer:
-            self.server.answered(self, None, Answer(400, note="left within the head"), 0)
+            left = refusal_answer(Refusal(400, "left within the head"))
+            self.server.answered(self, None, left, 0)
         self.close()
 
     def linger(self) -> None:
@@ -1785,11 +1794,9 @@ class Connection:
             answer.close = not self.keeps(request, answer) or not self.body.drain()
             self.deliver(request, answer)
         except (Gone, OSError, Refusal) as problem:
-            answer.note = (
-                answer.note
-                or f"ended at {self.sent} of {answer.length if answer.length is not None else '?'} bytes: {told(problem)}"
-            )
-            answer.close = True
+            size = "?" if answer.length is None else answer.length
+            cut = f"ended at {self.sent} of {size} bytes: {told(problem)}"
+            answer.note, answer.close = answer.note or cut, True
             raise Gone from None
         finally:
             del self.body
@@ -1818,33 +1825,11 @@ class Connection:
         """The one place where a request becomes an answer, or what kept it from becoming one."""
         try:
             check_request(self, request)
-            return METHODS[request.method](self, request)
-        except Refusal as refused:
-            return text_answer(
-                refused.status, refused.text, refused.fields, refused.text, refused.close
-            )
-        except Gone as gone:
-            return text_answer(
-                500, "what was asked for changed meanwhile", None, str(gone), close=True
-            )
-        except TimeoutError as late:
-            return text_answer(408, "the body did not arrive in time", None, told(late), close=True)
-        except ConnectionError as left:
-            return Answer(400, note=f"left in the body: {told(left)}", close=True)
-        except OSError as error:
-            status, text = PROBLEMS.get(error.errno or 0, (500, "the server's system refused"))
-            fields = {"Retry-After": "5"} if status == 503 else {}
-            return text_answer(
-                status,
-                text,
-                fields,
-                text if status != 500 else str(error),
-                request.has_body and not self.body.whole,
-            )
-        except Exception as bug:  # noqa: BLE001  the client shall hear of it too
-            return text_answer(
-                500, "a mistake in the server", None, f"{type(bug).__name__}: {bug}", close=True
-            )
+            answer = METHODS[request.method](self, request)
+            return answer if request.method == "HEAD" else read_short(answer)
+        # a mistake of ours too: the client shall hear of it
+        except Exception as problem:  # noqa: BLE001
+            return refusal_answer(as_refusal(problem))
 
     def head(self, request: Optional[Request], answer: Answer) -> bytes:
         """The status line and header fields. None of them can hold a line end: what is made of names is percent-encoded."""
@@ -1983,7 +1968,29 @@ class Connection:
 
 
 def told(problem: Exception) -> str:
-    return problem.strerror or str(problem) if isinstance(problem, OSError) else str(problem)
+    return getattr(problem, "strerror", "") or str(problem)
+
+
+def read_short(answer: Answer) -> Answer:
+    """A few bytes of files are read at once: they need no thread of their own."""
+    if isinstance(answer.pieces, list) and (answer.length or 0) <= SMALL:
+        body = b"".join(
+            [
+                read_at(piece.descriptor, piece.end - piece.start, piece.start)
+                if isinstance(piece, Span)
+                else piece
+                for piece in answer.pieces
+            ]
+        )
+        if len(body) != answer.length:
+            raise Refusal(500, "the file changed meanwhile")
+        answer.body, answer.pieces = body, None
+    return answer
+
+
+def own_hosts(request: Request) -> tuple[str, str]:
+    """Under which names the client knows this server: a proxy in front adds the second."""
+    return request.host.lower(), request.fields.get("x-forwarded-host", "").lower()
 
 
 def is_ready(sock: socket.socket, writing: bool, seconds: float) -> bool:
@@ -2063,8 +2070,8 @@ def is_foreign(request: Request) -> bool:
     origin = request.fields.get("origin")
     if origin is None:
         return False
-    own = request.host, request.fields.get("x-forwarded-host", "")
-    return origin.partition("://")[2].lower() not in [name.lower() for name in own if name]
+    host = origin.partition("://")[2].lower()
+    return not host or host not in own_hosts(request)
 
 
 def get(conn: Connection, request: Request) -> Answer:
@@ -2123,11 +2130,8 @@ def index_of(conn: Connection, folder: Found) -> Optional[Found]:
 
 def get_file(conn: Connection, request: Request, names: Names, found: Found) -> Answer:
     fields, coding = request.fields, ""
-    if (
-        "accept-encoding" in fields
-        and "range" not in fields
-        and takes_gzip(fields["accept-encoding"])
-    ):
+    packs = "accept-encoding" in fields and takes_gzip(fields["accept-encoding"])
+    if packs and "range" not in fields:
         found, coding = prefer_gzip(conn, names, found)
     info, now = found.info, time.time()
     tag, mtime = etag(info, coding and "-gz"), max(EARLIEST, min(int(info.st_mtime), int(now)))
@@ -2150,16 +2154,10 @@ def get_file(conn: Connection, request: Request, names: Names, found: Found) -> 
         headers["Repr-Digest"] = digest_field(conn.server.digest(conn, found))
     ranges = wanted_ranges(request, info.st_size, tag, mtime, now)
     if ranges and len(ranges) > 1:
-        answer = several(headers, found.descriptor, info.st_size, ranges)
-    else:
-        answer = file_answer(
-            headers,
-            found.descriptor,
-            *one_range(headers, ranges, info.st_size),
-            reading=request.method == "GET",
-        )
-    answer.tag, answer.size, answer.ranges = tag, info.st_size, ranges or [(0, info.st_size)]
-    return answer
+        return several(headers, found.descriptor, info.st_size, ranges)
+    return one_range(
+        headers, ranges, info.st_size, lambda start, end: [Span(found.descriptor, start, end)]
+    )
 
 
 def is_known(fields: Fields, tag: str, mtime: float) -> bool:
@@ -2196,38 +2194,35 @@ def prefer_gzip(conn: Connection, names: Names, found: Found) -> tuple[Found, st
     return found, ""
 
 
-def one_range(headers: Fields, ranges: Optional[Ranges], size: int) -> tuple[int, int, int]:
-    """The status, and from where to where: of one range, or of the whole."""
-    if not ranges or len(ranges) > 1:
-        return 200, 0, size
-    start, end = ranges[0]
-    headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
-    return 206, start, end
-
-
-def file_answer(
-    headers: Fields, descriptor: int, status: int, start: int, end: int, reading: bool
+def one_range(
+    headers: Fields,
+    ranges: Optional[Ranges],
+    size: int,
+    read: Callable[[int, int], Iterable[Piece]],
 ) -> Answer:
-    if end - start > SMALL or not reading:
-        return Answer(status, headers, pieces=[Span(descriptor, start, end)], length=end - start)
-    body = read_at(descriptor, end - start, start)
-    if len(body) < end - start:
-        raise Refusal(500, "the file changed meanwhile")
-    return Answer(status, headers, body)
+    """One range of what has this size, or the whole."""
+    status, start, end = 200, 0, size
+    if ranges and len(ranges) == 1:
+        status, (start, end) = 206, ranges[0]
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+    answer = Answer(status, headers, pieces=read(start, end), length=end - start)
+    answer.share = headers["ETag"], size, [(start, end)]
+    return answer
 
 
 def several(headers: Fields, descriptor: int, size: int, ranges: Ranges) -> Answer:
-    """Several parts of a file, with a head for each (§14.6)."""
+    """Several ranges of a file, with a head for each (§14.6)."""
     kind, mark = headers["Content-Type"], secrets.token_hex(12)
     pieces: list[Piece] = []
     for start, end in ranges:
-        pieces.append(
-            f"\r\n--{mark}\r\nContent-Type: {kind}\r\nContent-Range: bytes {start}-{end - 1}/{size}\r\n\r\n".encode()
-        )
-        pieces.append(Span(descriptor, start, end))
+        head = f"\r\n--{mark}\r\nContent-Type: {kind}\r\n"
+        head += f"Content-Range: bytes {start}-{end - 1}/{size}\r\n\r\n"
+        pieces += [head.encode(), Span(descriptor, start, end)]
     pieces.append(f"\r\n--{mark}--\r\n".encode())
     headers["Content-Type"] = f"multipart/byteranges; boundary={mark}"
-    return Answer(206, headers, pieces=pieces, length=sum(map(size_of, pieces)))
+    answer = Answer(206, headers, pieces=pieces, length=sum(map(size_of, pieces)))
+    answer.share = headers["ETag"], size, ranges
+    return answer
 
 
 def get_tar(conn: Connection, request: Request, found: Found, name: str) -> Answer:
@@ -2243,15 +2238,13 @@ def get_tar(conn: Connection, request: Request, found: Found, name: str) -> Answ
     }
     if is_known(request.fields, tag, NO_DATE):
         return Answer(304, headers)
-    status, start, end = one_range(headers, wanted_ranges(request, length, tag, NO_DATE, 0), length)
-    answer = Answer(
-        status,
+    ranges = wanted_ranges(request, length, tag, NO_DATE, 0)
+    return one_range(
         headers,
-        pieces=tar_pieces(walk(found.where, "", hidden), start, end, tag),
-        length=end - start,
+        ranges,
+        length,
+        lambda start, end: tar_pieces(walk(found.where, "", hidden), start, end, tag),
     )
-    answer.tag, answer.size, answer.ranges = tag, length, [(start, end)]
-    return answer
 
 
 def get_zip(conn: Connection, found: Found, name: str) -> Answer:
@@ -2263,7 +2256,7 @@ def get_zip(conn: Connection, found: Found, name: str) -> Answer:
         "Cache-Control": "no-store",
     }
     answer = Answer(200, headers, pieces=zip_pieces(walk(found.where, "", hidden)), length=length)
-    answer.tag, answer.size, answer.ranges = "zip", length, [(0, length)]
+    answer.share = "zip", length, [(0, length)]
     return answer
 
 
@@ -2291,11 +2284,10 @@ def put(conn: Connection, request: Request) -> Answer:
     with where as place:
         expect_space(conn, place, size)
         there = expect(request.fields, place.regular())
-        if CONDITIONS.isdisjoint(request.fields):
-            return take_upload(conn, request, place, request.names, "replace")
-        if there:
-            return take_upload(conn, request, place, request.names, "replace", bare_tag(there))
-        return take_upload(conn, request, place, request.names, "new")
+        plan = Plan(request.names, "replace")
+        if not CONDITIONS.isdisjoint(request.fields):
+            plan = plan._replace(was=bare_tag(there)) if there else Plan(request.names, "new")
+        return take_upload(conn, request, place, plan)
 
 
 def post(conn: Connection, request: Request) -> Answer:
@@ -2307,11 +2299,20 @@ def post(conn: Connection, request: Request) -> Answer:
     names = (*request.names, suggested_name(request))
     with conn.server.shared.locate(names, change=True, make=True) as place:
         expect_space(conn, place, size)
-        return (
-            post_form(conn, request)
-            if is_form
-            else take_upload(conn, request, place, names, "number")
-        )
+        if is_form:
+            return post_form(conn, request)
+        return take_upload(conn, request, place, Plan(names, "number"))
+
+
+def announced(request: Request) -> Optional[int]:
+    """How long an upload will be when it is whole, if it says so."""
+    length = request.fields.get("upload-length")
+    if length is not None and not DIGITS.fullmatch(length):
+        raise Refusal(400, "Upload-Length is not a number")
+    if length is not None:
+        return int(length)
+    begun = request.chunked or request.fields.get("upload-complete") == "?0"
+    return None if begun else request.length
 
 
 def is_folder(conn: Connection, names: Names) -> bool:
@@ -2325,9 +2326,7 @@ def is_folder(conn: Connection, names: Names) -> bool:
 
 def expect_size(conn: Connection, request: Request) -> int:
     """How long an upload says that it gets. What can be refused before the body is."""
-    if "upload-length" in request.fields and not DIGITS.fullmatch(request.fields["upload-length"]):
-        raise Refusal(400, "Upload-Length is not a number")
-    size = max(request.length, int(request.fields.get("upload-length", 0)))
+    size = max(request.length, announced(request) or 0)
     if 0 < conn.args.max_size < size:
         limit = {"Upload-Limit": upload_limit(conn)}
         raise Refusal(413, f"more than {conn.args.max_size} bytes are not taken", limit, close=True)
@@ -2350,8 +2349,9 @@ def expect(fields: Fields, info: Optional[os.stat_result]) -> Optional[os.stat_r
 
 
 PLAN = re.compile(
-    "upload=(?P<upload>[0-9a-f]{32})&over=(?P<over>new|replace|number)(?:&length=(?P<length>[0-9]{1,18}))?"
-    "(?:&mtime=(?P<mtime>-?[0-9]{1,20}))?(?:&sha256=(?P<sha256>[0-9a-f]{64}))?(?:&was=(?P<was>[0-9a-f-]{5,60}))?"
+    "upload=(?P<upload>[0-9a-f]{32})&over=(?P<over>new|replace|number)"
+    "(?:&was=(?P<was>[0-9a-f-]{5,60}))?(?:&length=(?P<length>[0-9]{1,18}))?"
+    "(?:&mtime=(?P<mtime>-?[0-9]{1,20}))?(?:&sha256=(?P<sha256>[0-9a-f]{64}))?"
     "&time=(?P<time>-?[0-9]{1,20})&file=(?P<file>[0-9]{1,40})"
 )
 
@@ -2360,24 +2360,23 @@ class Plan(NamedTuple):
     """What becomes of an upload when it is whole. A resumable one has it in its URL: any server of this folder can go on."""
 
     names: Names
-    upload: str  # the part's token
-    over: str
-    length: Optional[int]
-    mtime: Optional[int]  # the client's, in ns
-    sha256: Optional[str]
+    over: str  # "replace" what stands there, only as a "new" name, or with a "number"
     # the tag of what it is to replace: a conditional upload replaces nothing else
-    was: Optional[str]
+    was: Optional[str] = None
+    upload: str = ""  # the part's token
+    length: Optional[int] = None
+    mtime: Optional[int] = None  # the client's, in ns
+    sha256: Optional[str] = None
     # By these two the finished file is known: its time as the disk keeps it, which is mtime or else
     # when the upload began, and the number of its inode, which is the part's.
-    time: int
-    file: int
+    time: int = 0
+    file: int = 0
 
     def url(self) -> str:
-        words = {key: value for key, value in self._asdict().items() if value is not None}
-        return (
-            quoted(words.pop("names"))
-            + "?"
-            + "&".join(f"{key}={value}" for key, value in words.items())
+        known = {"upload": self.upload, **self._asdict()}
+        names = quoted(known.pop("names"))
+        return f"{names}?" + "&".join(
+            f"{key}={value}" for key, value in known.items() if value is not None
         )
 
 
@@ -2390,44 +2389,27 @@ def read_plan(request: Request) -> Plan:
     return Plan(request.names, **{**words, **numbers})
 
 
-def take_upload(
-    conn: Connection,
-    request: Request,
-    place: Place,
-    names: Names,
-    over: str,
-    was: Optional[str] = None,
-) -> Answer:
-    digest = parse_digest(request.fields.get("repr-digest", ""))
-    complete = request.fields.get("upload-complete")
-    length = request.fields.get("upload-length") or (
-        request.length if complete == "?1" and not request.chunked else None
-    )
-    began = time.time_ns()
+def take_upload(conn: Connection, request: Request, place: Place, plan: Plan) -> Answer:
+    fields, began = request.fields, time.time_ns()
+    digest = parse_digest(fields.get("repr-digest", ""))
+    complete = fields.get("upload-complete")
     mtime, resumable = wanted_mtime(request, began), complete in ("?0", "?1")
     conn.server.sweep(place)
     with contextlib.closing(Part(place, resumable=resumable)) as part:
         dated = part.date(began if mtime is None else mtime)
         part.date(began)  # or what has just begun could look too old to be kept
-        plan = Plan(
-            names,
-            part.token,
-            over,
-            None if length is None else int(length),
-            mtime,
-            digest.hex() if digest else None,
-            was,
-            dated.st_mtime_ns,
-            dated.st_ino,
+        plan = plan._replace(
+            upload=part.token,
+            length=announced(request),
+            mtime=mtime,
+            sha256=digest.hex() if digest else None,
+            time=dated.st_mtime_ns,
+            file=dated.st_ino,
         )
         if resumable:
             part.kept = True
             interim(conn, request, {"Location": plan.url(), "Upload-Limit": upload_limit(conn)})
-        elif (
-            digest
-            or "repr-digest" in request.fields.get("trailer", "").lower()
-            or wants_digest(request)
-        ):
+        elif digest or "repr-digest" in fields.get("trailer", "").lower() or wants_digest(request):
             part.sha = hashlib.sha256()
         return fill_part(conn, request, part, plan, complete != "?0")
 
@@ -2451,15 +2433,11 @@ def wanted_mtime(request: Request, began: int) -> Optional[int]:
 def interim(conn: Connection, request: Request, fields: Fields) -> None:
     """104: where an upload can be resumed, or how much has arrived. Only for clients of the same version of the draft, and not
     through a proxy that is known to be there: nginx 1.22 takes it for the final response, and the upload hangs."""
-    if (
-        request.fields.get("upload-draft-interop-version") == INTEROP
-        and request.minor
-        and PROXIED.isdisjoint(request.fields)
-    ):
+    same = request.fields.get("upload-draft-interop-version") == INTEROP
+    if same and request.minor and PROXIED.isdisjoint(request.fields):
+        fields = {"Upload-Draft-Interop-Version": INTEROP, **fields}
         lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-        conn.send(
-            f"HTTP/1.1 104 Upload Resumption Supported\r\nUpload-Draft-Interop-Version: {INTEROP}\r\n{lines}\r\n".encode()
-        )
+        conn.send(f"HTTP/1.1 104 Upload Resumption Supported\r\n{lines}\r\n".encode())
 
 
 def fill_part(conn: Connection, request: Request, part: Part, plan: Plan, complete: bool) -> Answer:
@@ -2470,14 +2448,22 @@ def fill_part(conn: Connection, request: Request, part: Part, plan: Plan, comple
         store(conn, part, noted(conn, request, part), plan.length)
     finally:
         conn.part = None
-    if not complete:
-        fields = {"Location": plan.url(), **upload_fields(conn, part.size, "?0")}
-        return (
-            text_answer(201, "to be continued", fields)
-            if request.method != "PATCH"
-            else Answer(204, fields)
-        )
-    return complete_upload(conn, request, part, plan)
+    if complete:
+        return complete_upload(conn, part, plan)
+    fields = {"Location": plan.url(), **upload_fields(conn, part.size, "?0")}
+    if request.method == "PATCH":
+        return Answer(204, fields)
+    return text_answer(201, "to be continued", fields)
+
+
+def check_digest(conn: Connection, part: Part, plan: Plan) -> Optional[bytes]:
+    """The SHA-256 of what arrived, where it is known or wanted: if it was announced it must be that."""
+    announced = parse_digest(conn.body.trailer.get("repr-digest", ""))
+    wanted = bytes.fromhex(plan.sha256) if plan.sha256 else announced
+    actual = part.sha.digest() if part.sha else file_digest(part.descriptor) if wanted else None
+    if wanted and actual != wanted:
+        raise Refusal(400, "what arrived is not what Repr-Digest says")
+    return actual
 
 
 def store(
@@ -2519,34 +2505,26 @@ def noted(conn: Connection, request: Request, part: Part) -> Iterator[Data]:
             interim(conn, request, {"Upload-Offset": str(part.size)})
 
 
-def complete_upload(conn: Connection, request: Request, part: Part, plan: Plan) -> Answer:
+def complete_upload(conn: Connection, part: Part, plan: Plan) -> Answer:
     resumable = part.kept
     part.kept = False
-    if plan.length is not None and part.size != plan.length:
-        raise Refusal(
-            400,
-            f"the upload has {part.size} bytes, {plan.length} were announced",
-            {"Upload-Complete": "?1"},
-        )
-    trailer = conn.body.trailer.get("repr-digest", "")
-    wanted = bytes.fromhex(plan.sha256) if plan.sha256 else parse_digest(trailer)
-    actual = part.sha.digest() if part.sha else file_digest(part.descriptor) if wanted else None
-    if wanted and actual != wanted:
-        raise Refusal(
-            400,
-            "what arrived is not what Repr-Digest says",
-            {"Upload-Complete": "?1"} if resumable else {},
-        )
+    fields = {"Upload-Complete": "?1"} if resumable else {}
+    try:
+        if plan.length not in (None, part.size):
+            text = f"the upload has {part.size} bytes, {plan.length} were announced"
+            raise Refusal(400, text)
+        actual = check_digest(conn, part, plan)
+    except Refusal as refused:
+        refused.fields |= fields
+        raise
     part.kept = resumable  # until it is known that the folder is free
     mtime = plan.time if resumable else plan.mtime
-    name, info, replaced = part.settle(conn, plan.names[-1], plan.over, mtime, plan.was)
-    fields = {"ETag": etag(info)}
+    name, info, replaced = part.settle(conn, plan, mtime)
+    fields["ETag"] = etag(info)
     if plan.mtime is not None and plan.mtime // 10**9 == info.st_mtime_ns // 10**9:
         fields["X-OC-Mtime"] = "accepted"
     if actual:
         fields["Repr-Digest"] = digest_field(actual)
-    if resumable:
-        fields["Upload-Complete"] = "?1"
     if replaced:
         return Answer(204, fields)
     path = quoted([*plan.names[:-1], name])
@@ -2556,14 +2534,15 @@ def complete_upload(conn: Connection, request: Request, part: Part, plan: Plan) 
 def post_form(conn: Connection, request: Request) -> Answer:
     """RFC 7578: each file of the form into the folder; a name that exists gets a number."""
     stored, count = [], 0
-    for head, data in form_parts(conn.body.pieces, boundary_of(request.fields["content-type"])):
+    for head, data in form_fields(conn.body.pieces, boundary_of(request.fields["content-type"])):
         name = form_file(head)
-        if name:
-            path, count = store_part(conn, request, data, name), count + 1
-            # all of them could be a thousand times what was sent: each begins with the folder's path
-            stored += [path] if count <= MAX_TOLD else []
-        else:
+        if not name:
             deque(data, maxlen=0)
+            continue
+        path, count = store_file(conn, request, data, name), count + 1
+        # all of them could be a thousand times what was sent: each begins with the folder's path
+        if count <= MAX_TOLD:
+            stored.append(path)
     if not stored:
         raise Refusal(400, "the form holds no file")
     if "text/html" in request.fields.get("accept", ""):
@@ -2573,55 +2552,51 @@ def post_form(conn: Connection, request: Request) -> Answer:
     return text_answer(201, f"stored as {' '.join(stored)}{more}", {"Location": stored[0]})
 
 
-def store_part(conn: Connection, request: Request, data: Iterator[bytes], name: str) -> str:
-    names = (*request.names, *name.split("/"))
+def store_file(conn: Connection, request: Request, data: Iterator[bytes], name: str) -> str:
+    plan = Plan((*request.names, *name.split("/")), "number")
     with (
-        conn.server.shared.locate(names, change=True, make=True) as place,
+        conn.server.shared.locate(plan.names, change=True, make=True) as place,
         contextlib.closing(Part(place)) as part,
     ):
         conn.server.sweep(place)
         store(conn, part, data)
-        final, _, _ = part.settle(conn, names[-1], "number")
-    return quoted([*names[:-1], final])
+        final, _, _ = part.settle(conn, plan)
+    return quoted([*plan.names[:-1], final])
 
 
-def form_parts(chunks: Iterator[Data], boundary: bytes) -> Iterator[tuple[bytes, Iterator[bytes]]]:
-    """The head of each part with its data, which must be used up before the next."""
+def form_fields(chunks: Iterator[Data], boundary: bytes) -> Iterator[tuple[bytes, Iterator[bytes]]]:
+    """The head of each field with its data, which must be used up before the next."""
     text = FormText(chunks)
     mark = b"\r\n--" + boundary
     text.bounded(mark, MAX_HEAD)
     for _ in range(MAX_PARTS):
-        if text.skip(b"--"):
+        padding, _, head = text.bounded(b"\r\n\r\n", MAX_TRAILER).partition(b"\r\n")
+        if padding[:2] == b"--":
             deque(chunks, maxlen=0)  # what follows the form is nobody's
             return
-        if text.bounded(b"\r\n", 70).strip(b" \t"):
+        if padding.strip(b" \t"):
             raise Refusal(400, "a boundary of the form does not end its line", close=True)
-        head = b"" if text.skip(b"\r\n") else text.bounded(b"\r\n\r\n", MAX_TRAILER)
         yield head, text.until(mark)
-    raise Refusal(413, f"a form of more than {MAX_PARTS} parts", close=True)
+    raise Refusal(413, f"a form of more than {MAX_PARTS} fields", close=True)
 
 
 class FormText:
     """Chunks in which marks are looked for; each byte is looked at about once."""
 
     def __init__(self, chunks: Iterator[Data]) -> None:
-        # so that the first boundary needs no case of its own
-        self.chunks, self.buffer = chunks, b"\r\n"
-
-    def more(self) -> None:
-        chunk = next(self.chunks, None)
-        if chunk is None:
-            raise Refusal(400, "the form ends in the middle", close=True)
-        self.buffer += chunk
+        # line ends around all, so that the first and the last boundary are like the others
+        self.chunks, self.buffer = itertools.chain(chunks, [b"\r\n\r\n"]), b"\r\n"
 
     def until(self, mark: bytes) -> Iterator[bytes]:
         """What stands before a mark, in pieces; the mark is taken away."""
         while (at := self.buffer.find(mark)) < 0:
-            safe = len(self.buffer) - len(mark) + 1
-            if safe > 0:
-                piece, self.buffer = self.buffer[:safe], self.buffer[safe:]
-                yield piece
-            self.more()
+            safe = max(0, len(self.buffer) - len(mark) + 1)
+            piece, self.buffer = self.buffer[:safe], self.buffer[safe:]
+            yield piece
+            chunk = next(self.chunks, None)
+            if chunk is None:
+                raise Refusal(400, "the form ends in the middle", close=True)
+            self.buffer += chunk
         piece, self.buffer = self.buffer[:at], self.buffer[at + len(mark) :]
         yield piece
 
@@ -2632,13 +2607,6 @@ class FormText:
             if len(data) > limit:
                 raise Refusal(400, "a line or head of the form is too long", close=True)
         return data
-
-    def skip(self, mark: bytes) -> bool:
-        while len(self.buffer) < len(mark):
-            self.more()
-        found = self.buffer.startswith(mark)
-        self.buffer = self.buffer[len(mark) :] if found else self.buffer
-        return found
 
 
 # Resuming an upload.
@@ -2688,25 +2656,20 @@ def completed(place: Place, plan: Plan) -> Refusal:
 
 def upload_state(conn: Connection, request: Request) -> Answer:
     if request.method != "HEAD":
-        raise Refusal(
-            405, "an upload answers HEAD, PATCH and DELETE", {"Allow": "HEAD, PATCH, DELETE"}
-        )
+        allowed = {"Allow": "HEAD, PATCH, DELETE"}
+        raise Refusal(405, "an upload answers HEAD, PATCH and DELETE", allowed)
     try:
         with resumed(conn, request) as (part, plan):
             age = max(0, int(PART_AGE - time.time() + os.fstat(part.descriptor).st_mtime))
             fields = upload_fields(conn, part.size, "?0", age)
             length = plan.length
     except Complete as complete:
-        fields = {**complete.fields, **upload_fields(conn, complete.size, "?1")}
         length = complete.size
-    return Answer(
-        204,
-        {
-            **fields,
-            "Cache-Control": "no-store",
-            **({} if length is None else {"Upload-Length": str(length)}),
-        },
-    )
+        fields = {**complete.fields, **upload_fields(conn, length, "?1")}
+    fields["Cache-Control"] = "no-store"
+    if length is not None:
+        fields["Upload-Length"] = str(length)
+    return Answer(204, fields)
 
 
 def patch(conn: Connection, request: Request) -> Answer:
@@ -2797,10 +2760,7 @@ def move(conn: Connection, request: Request) -> Answer:
     """RFC 4918 §9.9, for what rename() can do."""
     target = request.fields.get("destination", "")
     host, path = split_target("MOVE", target, request.host or None, 0) if target else ("", "")
-    if not path or host.lower() not in (
-        request.host.lower(),
-        request.fields.get("x-forwarded-host", "").lower(),
-    ):
+    if not path or host.lower() not in own_hosts(request):
         raise Refusal(502 if path else 400, "Destination must be a path or URL of this server")
     names, _, _ = parse_path(path)
     if not request.names or not names:
@@ -3552,17 +3512,12 @@ class Server:
         self.progress = time.monotonic()
         with self.lock:
             self.count += 1
-            if (
-                self.args.once
-                and answer.tag
-                and request
-                and request.method == "GET"
-                and answer.status < 300
-                and not answer.note
-            ):
-                ranges = self.got.setdefault((conn.peer, answer.tag), [])
-                ranges[:] = coalesce([*ranges, *answer.ranges])
-                self.satisfied = self.satisfied or ranges == [(0, answer.size)]
+            reads = request and request.method == "GET" and not answer.note
+            if self.args.once and reads and answer.share:
+                tag, size, sent_now = answer.share
+                ranges = self.got.setdefault((conn.peer, tag), [])
+                ranges[:] = coalesce([*ranges, *sent_now])
+                self.satisfied = self.satisfied or ranges == [(0, size)]
         if self.satisfied or self.args.requests and self.count >= self.args.requests:
             self.stopping = True
             self.stop.wake()
