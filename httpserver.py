@@ -104,8 +104,8 @@ MAX_LINE = 1024  # bytes of a chunk's size line with its extensions
 # bytes of the fields after the last chunk, and of the head of one part of a form
 MAX_TRAILER = 8192
 # parts of a form: a large folder dropped on the page of a browser without JavaScript
-MAX_PARTS = 10000
-MAX_TOLD = 10  # of the files that a form stored the answer names so many
+MAX_FORM_FIELDS = 10000
+MAX_LISTED = 10  # of the files that a form stored the answer names so many
 MAX_RANGES = 16  # after coalescing; who asks for more gets the whole file
 MAX_GAP = 100  # bytes between two ranges: about what the head of another part would take
 MAX_DEPTH = 64  # names in a path that comes in, and of what goes into an archive
@@ -133,7 +133,7 @@ NOTE_EVERY = 1.0  # seconds between two 104 responses that tell how much of an u
 # go on with it
 LOOK_EVERY = 0.2
 # seconds that a thread waits for the next request on its connection before it gives that back
-PROMPT = 0.002
+NEXT_WAIT = 0.002
 LOG_DELAY = 0.1  # seconds that log lines are gathered
 # a client that vanished is noticed in two minutes, also while it is idle
 KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
@@ -148,8 +148,8 @@ FREE_CHECK = 1 << 20  # bytes of an upload after which free space is looked at a
 MAX_NUMBER = 1000  # files of one name that are told apart by a number
 MAX_DIGESTS = 10000  # files whose digest is remembered
 # seconds without a change before it is: the times of two changes may be equal within one tick
-SETTLED = 2.0
-MAX_SWEPT = 10000  # folders of which is remembered that old parts were looked for
+UNCHANGED = 2.0
+MAX_SEARCHED = 10000  # folders of which is remembered that old parts were looked for
 # in either case: some disks know none
 PART = re.compile(r"\.six-[0-9a-f]{32}\.part", re.IGNORECASE)
 # the version of the resumable-upload draft that a client must name to be sent interim answers
@@ -275,7 +275,7 @@ class Request:
 
     def __init__(self, method: str, target: str, minor: int, fields: Fields) -> None:
         self.method, self.minor, self.fields = method, minor, fields
-        self.line = log_safe(f"{method} {target} HTTP/1.{minor}")
+        self.line = printable(f"{method} {target} HTTP/1.{minor}")
         self.chunked, self.length = framing(fields, minor)
         self.has_body = self.chunked or self.length > 0
         words = [word.strip() for word in fields.get("connection", "").lower().split(",")]
@@ -447,7 +447,7 @@ def client_behind(proxies: frozenset[str], fields: Fields) -> str:
     return found.pop() if len(found) == 1 else ""
 
 
-def quoted(names: Iterable[str], slash: bool = False) -> str:
+def url_path(names: Iterable[str], slash: bool = False) -> str:
     """Names as a path: it starts with exactly one slash, and holds nothing that has a meaning in a URL or a header."""
     path = "/" + "/".join(
         urllib.parse.quote_from_bytes(os.fsencode(name), safe="") for name in names
@@ -507,7 +507,7 @@ def matches(listed: str, tag: Optional[str], weak: bool) -> bool:
     return any(found[1] == tag and (weak or not found[0]) for found in TAG.findall(listed))
 
 
-def judge(fields: Fields, tag: Optional[str], mtime: float, reading: bool) -> int:
+def evaluate(fields: Fields, tag: Optional[str], mtime: float, reading: bool) -> int:
     """The preconditions in their order (§13.2.2): 0 to go on, 304 or 412. A tag of None means that nothing is there."""
     since, until = (
         parse_date(fields.get(f"if-{word}-since", "")) for word in ("modified", "unmodified")
@@ -636,7 +636,7 @@ FILENAME = re.compile(
 )
 DISPOSITION = re.compile(rb"^content-disposition:.*", re.IGNORECASE | re.MULTILINE)
 FIELD_NAME = re.compile(rb';[ \t]*name="?([^";]*)', re.IGNORECASE)
-UNSAFE_LOG = re.compile(r"[^ !#-\[\]-~]")
+UNPRINTABLE = re.compile(r"[^ !#-\[\]-~]")
 
 
 def boundary_of(content_type: str) -> bytes:
@@ -648,7 +648,7 @@ def boundary_of(content_type: str) -> bytes:
     return (found[1] or found[2]).encode("latin-1")
 
 
-def unquoted(disposition: bytes) -> bytes:
+def filename_in(disposition: bytes) -> bytes:
     """The filename of a Content-Disposition, in quotes or without; b"" when there is none."""
     found = FILENAME.search(disposition)
     if not found:
@@ -656,14 +656,14 @@ def unquoted(disposition: bytes) -> bytes:
     return found[2].strip() if found[2] else re.sub(rb'\\(["\\])', rb"\1", found[1])
 
 
-def form_file(head: bytes) -> str:
+def form_file_name(head: bytes) -> str:
     """The name of the file in a field of a form, "" when it holds none (RFC 7578).
 
     Only the last component counts, except in a field called folder: there the path below the
     folder that was chosen."""
     found = DISPOSITION.search(head)
     line = found[0] if found else b""
-    raw = unquoted(line)
+    raw = filename_in(line)
     for escape, byte in (b"%22", b'"'), (b"%0D", b"\r"), (b"%0A", b"\n"):
         raw = raw.replace(escape, byte)
     name, field = os.fsdecode(raw), FIELD_NAME.search(line)
@@ -677,7 +677,7 @@ def suggested_name(request: Request) -> str:
     if found:
         # a backslash in it is meant as one: our page sends it so
         return os.fsdecode(urllib.parse.unquote_to_bytes(found[1])).rpartition("/")[2]
-    if plain := unquoted(wanted):
+    if plain := filename_in(wanted):
         return re.split(r"[/\\]", os.fsdecode(plain))[-1]
     kind = request.fields.get("content-type", "").partition(";")[0].strip().lower()
     return time.strftime("upload-%Y%m%d-%H%M%S") + (mimetypes.guess_extension(kind) or ".bin")
@@ -694,8 +694,8 @@ def numbered(name: str, number: int) -> str:
     return stem + suffix
 
 
-def log_safe(text: str) -> str:
-    return UNSAFE_LOG.sub(lambda found: f"\\x{ord(found[0]):02x}", text[:1000])
+def printable(text: str) -> str:
+    return UNPRINTABLE.sub(lambda found: f"\\x{ord(found[0]):02x}", text[:1000])
 
 
 @functools.lru_cache(maxsize=16)
@@ -793,7 +793,7 @@ class Entry(NamedTuple):
         if etag(found.info) == etag(self.info):
             return found.descriptor
         found.close()
-        raise Gone(f"{log_safe(self.name)} changed")
+        raise Gone(f"{printable(self.name)} changed")
 
     def is_readable(self) -> bool:
         mode = os.R_OK | os.X_OK * self.is_folder
@@ -818,7 +818,7 @@ class Shared:
         for name in names:
             check_name(name, self.hidden)
         if change:
-            self.spare(names, is_program)
+            self.refuse_program(names, is_program)
         if self.only and tuple(names) != (self.only,):
             raise Refusal(404, "only one file is served here")
         if make:
@@ -831,7 +831,7 @@ class Shared:
                 place = Place(self.step(Place(place.parent, name), make), "", owned=True)
         return Place(place.parent, names[-1] if names else ".", place.owned)
 
-    def spare(self, names: Names, part_of: Callable[[str], bool]) -> None:
+    def refuse_program(self, names: Names, part_of: Callable[[str], bool]) -> None:
         """Nothing that arrives becomes code: no request changes a program, nor a folder that holds one."""
         if part_of(os.path.join(self.path, *names)):
             raise Refusal(403, "a program of this machine is there, and no request may change one")
@@ -850,7 +850,7 @@ class Shared:
     def make_folder(self, place: Place) -> None:
         os.mkdir(place.name, dir_fd=place.parent)
         if self.durable:
-            keep_name(place)
+            sync_folder(place)
 
     def resolve(self, names: Names, make: bool) -> Place:
         """Without dir_fd: a path that is its own real path goes through no link."""
@@ -910,7 +910,7 @@ def entry_of(where: Where, name: str, hidden: bool) -> Optional[Entry]:
     return None
 
 
-def content(place: Place) -> Iterator[tuple[Place, os.DirEntry[str]]]:
+def scan_folder(place: Place) -> Iterator[tuple[Place, os.DirEntry[str]]]:
     """What is in a folder, hidden or not. One that somebody else has deleted meanwhile holds nothing."""
     with (
         contextlib.suppress(FileNotFoundError),
@@ -925,12 +925,12 @@ def tree(place: Place) -> Iterator[tuple[Place, os.DirEntry[str], int]]:
     """All that is in a folder and how deep, a folder after what is in it. Links are not followed.
 
     Programs on this machine may have made it deeper than Python's calls may go."""
-    levels, folders = [content(place)], []
+    levels, folders = [scan_folder(place)], []
     while levels:
         below, item = next(levels[-1], (place, None))
         if item and item.is_dir(follow_symlinks=False):
             folders.append((below, item))
-            levels.append(content(below))
+            levels.append(scan_folder(below))
         elif item:
             yield below, item, len(levels)
         else:
@@ -939,32 +939,31 @@ def tree(place: Place) -> Iterator[tuple[Place, os.DirEntry[str], int]]:
                 yield *folders.pop(), len(levels)
 
 
-def shows_all(place: Place, hidden: bool) -> bool:
+def hides_nothing(place: Place, hidden: bool) -> bool:
     """Whether nothing in a folder is hidden from those who could delete it. Uploads that were broken off do not count."""
     return all(
         hidden or PART.fullmatch(item.name) or item.name[0] != "." for _, item, _ in tree(place)
     )
 
 
-def keep_name(place: Place) -> None:
+def sync_folder(place: Place) -> None:
     """For --durable: a name that was just given in a folder is there after a power loss too. (Windows opens no folder.)"""
     if place.parent is not None:
         os.fsync(place.parent)
 
 
-def rename(old: Place, new: Place) -> None:
-    os.replace(old.name, new.name, src_dir_fd=old.parent, dst_dir_fd=new.parent)
-
-
-def rename_new(old: Place, new: Place) -> None:
-    """A rename that does not replace: of two writers one wins."""
+def rename(old: Place, new: Place, replace: bool = True) -> None:
+    """Without replace, of two writers of one name only one wins."""
+    if replace:
+        return os.replace(old.name, new.name, src_dir_fd=old.parent, dst_dir_fd=new.parent)
     if os.name == "nt":
         return os.rename(old.name, new.name)
     linked = link(old, new)
     try:
         if not linked:
             return rename(old, new)
-        with contextlib.suppress(FileNotFoundError):  # who deletes the whole folder has done it
+        # a request that deletes the whole folder may have removed it
+        with contextlib.suppress(FileNotFoundError):
             old.unlink()
     except OSError:
         new.unlink()
@@ -990,7 +989,7 @@ def link(old: Place, new: Place) -> bool:
 RENAMING = threading.Lock()  # where folders cannot be locked
 
 
-def take_lock(descriptor: int) -> bool:
+def lock_file(descriptor: int) -> bool:
     """Whether nobody else, of this process or another, has it."""
     import fcntl  # not at the top: Windows has none
 
@@ -1001,7 +1000,7 @@ def take_lock(descriptor: int) -> bool:
     return True
 
 
-def insist(conn: "Connection", attempt: Callable[[], bool], problem: str) -> None:
+def retry(conn: "Connection", attempt: Callable[[], bool], problem: str) -> None:
     """Try until it succeeds, for a while, and for nobody who has left. What counts is how often we have tried:
     a machine that stood still meanwhile has left the other no time for letting go."""
     left, (step, longest) = BUSY_WAIT, BUSY_STEPS
@@ -1016,7 +1015,7 @@ def insist(conn: "Connection", attempt: Callable[[], bool], problem: str) -> Non
 @contextlib.contextmanager
 def renaming(conn: "Connection", *places: Place) -> Iterator[None]:
     """Nobody else, of this process or another, gives away a name in these folders. Without it a file that is put between the link()
-    and the unlink() of rename_new() would be lost. (Where a system or file system has no flock(), nobody else of this process.)"""
+    and the unlink() of rename() would be lost. (Where a system or file system has no flock(), nobody else of this process.)"""
     with contextlib.ExitStack() as held:
         try:
             lock_folders(conn, places, held)
@@ -1034,8 +1033,8 @@ def lock_folders(conn: "Connection", places: Sequence[Place], held: contextlib.E
         folders[info.st_dev, info.st_ino] = folder
     # in the same order by all, so that who moves here and who moves back do not wait for each other
     for _, folder in sorted(folders.items()):
-        attempt = functools.partial(take_lock, folder)
-        insist(conn, attempt, "another program has locked the folder for too long")
+        attempt = functools.partial(lock_file, folder)
+        retry(conn, attempt, "another program has locked the folder for too long")
 
 
 class Part:
@@ -1047,7 +1046,7 @@ class Part:
         self.kept, self.token = bool(token), token or fresh
         self.place, self.own = place, place.beside(f".six-{self.token}.part")
         # an empty file that stands there while somebody waits for this part
-        self.sign = place.beside(f".six-{PLAIN}{self.token[:7:-1]}.part")
+        self.waiting_sign = place.beside(f".six-{PLAIN}{self.token[:7:-1]}.part")
         self.descriptor = self.own.open(WRITABLE if token else FRESH)
         self.size = 0
         self.sha: Any = None
@@ -1058,7 +1057,7 @@ class Part:
         """Whether no other writer, of this process or another, has it."""
         # On Windows an open file cannot be replaced anyway. A file system may have none, as Lustre.
         with contextlib.suppress(ImportError, OSError):
-            if not take_lock(self.descriptor):
+            if not lock_file(self.descriptor):
                 return False
         self.size = os.lseek(self.descriptor, 0, os.SEEK_END)
         return True
@@ -1067,20 +1066,20 @@ class Part:
         """Lock it, once the connection that still writes it has let go."""
         problem = "another connection is writing this upload"
         try:
-            insist(conn, lambda: self.lock() or self.ask_for_it(), problem)
+            retry(conn, lambda: self.lock() or self.ask_for_it(), problem)
         finally:
             # perhaps it is of one that was killed here
             with contextlib.suppress(FileNotFoundError):
-                self.sign.unlink()
+                self.waiting_sign.unlink()
 
     def ask_for_it(self) -> bool:
         """Put up the sign for its writer, be it of this process or another. That does not make it ours yet."""
         with contextlib.suppress(OSError):
-            os.close(self.sign.open(FRESH))
+            os.close(self.waiting_sign.open(FRESH))
         return False
 
     def give_way(self) -> None:
-        if self.sign.stat():
+        if self.waiting_sign.stat():
             raise Refusal(409, "another connection goes on with this upload", close=True)
 
     def write(self, data: Data) -> None:
@@ -1097,7 +1096,7 @@ class Part:
         while view:
             view = view[os.write(self.descriptor, view) :]
 
-    def settle(
+    def finish_upload(
         self, conn: "Connection", plan: "Plan", mtime: Optional[int] = None
     ) -> tuple[str, os.stat_result, bool]:
         """Put it in its place, as planned. What stood there is checked and replaced in one step, or two writers could both believe
@@ -1109,14 +1108,14 @@ class Part:
             old = self.place.regular() if plan.over == "replace" else None
             if plan.was and (not old or bare_tag(old) != plan.was):
                 raise Refusal(412, "what it was to replace has changed meanwhile")
-            info = self.finish(old, mtime)
-            final = self.take_name(plan.names[-1], plan.over)
+            info = self.set_facts(old, mtime)
+            final = self.rename_to(plan.names[-1], plan.over)
         self.kept = True  # in its place: nothing to clear away
         if conn.args.durable:
-            keep_name(self.place)
+            sync_folder(self.place)
         return final, info, bool(old)
 
-    def finish(self, old: Optional[os.stat_result], mtime: Optional[int]) -> os.stat_result:
+    def set_facts(self, old: Optional[os.stat_result], mtime: Optional[int]) -> os.stat_result:
         """Give it the mode of the file that it replaces, and its time in ns. Its facts."""
         if old:
             with contextlib.suppress(OSError, AttributeError):
@@ -1124,7 +1123,7 @@ class Part:
         # it renames no open file; elsewhere the lock is kept, or somebody could still append to
         # what is in its place
         if os.name == "nt":
-            self.let_go()
+            self.close_file()
         # The system's own times come in ticks of some ms: of three files of one size that follow
         # each other within one, the third may have the inode, and so the ETag, of the first.
         return self.date(time.time_ns() if mtime is None else mtime)
@@ -1137,13 +1136,13 @@ class Part:
             os.utime(handle, ns=(time.time_ns(), mtime))
         return os.stat(handle)
 
-    def take_name(self, name: str, over: str) -> str:
+    def rename_to(self, name: str, over: str) -> str:
         if over == "replace":
             rename(self.own, self.place.beside(name))
             return name
         for number in range(MAX_NUMBER):
             try:
-                rename_new(self.own, self.place.beside(numbered(name, number)))
+                rename(self.own, self.place.beside(numbered(name, number)), replace=False)
                 return numbered(name, number)
             except FileExistsError:
                 if over == "new":
@@ -1154,22 +1153,22 @@ class Part:
         if os.name == "nt":
             # Windows removes no open file; elsewhere the lock is held until no other writer can
             # find it
-            self.let_go()
+            self.close_file()
         if not self.kept:
             with contextlib.suppress(OSError):
                 self.own.unlink()
-        self.let_go()
+        self.close_file()
 
-    def let_go(self) -> None:
+    def close_file(self) -> None:
         if self.descriptor >= 0:
             os.close(self.descriptor)
         self.descriptor = -1
 
 
-def expire_parts(place: Place) -> None:
+def remove_old_parts(place: Place) -> None:
     """Delete what nobody has gone on with for too long, unless somebody just puts it in its place with an old time."""
     with contextlib.suppress(OSError), os.scandir(place.folder) as scan:
-        for item in filter(is_expired, scan):
+        for item in filter(is_old, scan):
             # one that is another user's keeps none of the others
             with (
                 contextlib.suppress(OSError),
@@ -1178,7 +1177,7 @@ def expire_parts(place: Place) -> None:
                 part.kept = not part.lock()
 
 
-def is_expired(item: os.DirEntry[str]) -> bool:
+def is_old(item: os.DirEntry[str]) -> bool:
     if not PART.fullmatch(item.name):
         return False
     age = PLAIN_AGE if item.name.startswith(f".six-{PLAIN}") else PART_AGE
@@ -1269,14 +1268,14 @@ def tar_pieces(entries: Iterable[Entry], start: int, end: int, tag: str) -> Iter
     at, sha, last = 0, hashlib.sha256(), b""
     for entry, head, length in tar_heads(entries, sha):
         if start < at + length and at < end:
-            yield from clip(tar_entry(entry, head), start - at, end - 1 - at)
+            yield from cut(tar_entry(entry, head), start - at, end - 1 - at)
         if at < end <= at + length:
             last = tar_byte(entry, head, end - 1 - at)
         at += length
     if tag != tar_tag(sha):
         raise Gone("the folder changed")
     yield last
-    yield from clip([bytes(TAR_END)], start - at, end - at)
+    yield from cut([bytes(TAR_END)], start - at, end - at)
 
 
 def tar_entry(entry: Entry, head: bytes) -> Iterator[Piece]:
@@ -1291,12 +1290,12 @@ def tar_entry(entry: Entry, head: bytes) -> Iterator[Piece]:
 
 
 def tar_byte(entry: Entry, head: bytes, at: int) -> bytes:
-    for piece in clip(tar_entry(entry, head), at, at + 1):
+    for piece in cut(tar_entry(entry, head), at, at + 1):
         return read_at(piece.descriptor, 1, piece.start) if isinstance(piece, Span) else piece
     return b""
 
 
-def clip(pieces: Iterable[Piece], start: int, end: int) -> Iterator[Piece]:
+def cut(pieces: Iterable[Piece], start: int, end: int) -> Iterator[Piece]:
     """What lies between start and end of a stream."""
     for piece in pieces:
         size = size_of(piece)
@@ -1406,7 +1405,7 @@ def file_chunks(entry: Entry) -> Iterator[bytes]:
         while left:
             chunk = os.read(descriptor, min(PIECE, left))
             if not chunk:
-                raise Gone(f"{log_safe(entry.name)} shrank by {left} bytes")
+                raise Gone(f"{printable(entry.name)} shrank by {left} bytes")
             left -= len(chunk)
             yield chunk
     finally:
@@ -1452,7 +1451,7 @@ def as_refusal(problem: Exception) -> Refusal:
     """What the client is told of a problem, and what the log: never more than a fixed text."""
     if isinstance(problem, Refusal):
         return problem
-    note = told(problem)
+    note = reason_of(problem)
     if isinstance(problem, Gone):
         return Refusal(500, "what was asked for changed meanwhile", None, True, note)
     if isinstance(problem, TimeoutError):
@@ -1467,7 +1466,7 @@ def as_refusal(problem: Exception) -> Refusal:
     return Refusal(500, "a mistake in the server", None, True, note)
 
 
-class Body:
+class BodyReader:
     """A request's body, read as it is wanted: a client that waits for 100 Continue gets it with the first read."""
 
     def __init__(self, conn: "Connection", request: Request) -> None:
@@ -1496,12 +1495,12 @@ class Body:
 
     def receive(self, most: int) -> Data:
         if not self.conn.buffer and most >= RECORD:
-            return self.more(most)
+            return self.receive_more(most)
         if not self.conn.buffer:
-            self.conn.buffer += self.more(RECORD)
-        return self.conn.take(most)
+            self.conn.buffer += self.receive_more(RECORD)
+        return self.conn.buffered(most)
 
-    def more(self, most: int) -> memoryview:
+    def receive_more(self, most: int) -> memoryview:
         """It is gone when the next is asked for: one buffer serves for all, which is twice as fast as new ones."""
         self.space = self.space or memoryview(bytearray(PIECE))
         return self.conn.receive(self.space[:most])
@@ -1510,8 +1509,8 @@ class Body:
         """A line up to its CRLF, of at most so many bytes."""
         conn = self.conn
         while (end := conn.buffer.find(b"\n")) < 0 and len(conn.buffer) < most + 2:
-            conn.buffer += self.more(RECORD)
-        line = conn.take(end + 1)
+            conn.buffer += self.receive_more(RECORD)
+        line = conn.buffered(end + 1)
         if line[-2:] != b"\r\n" or end > most + 1:
             raise Refusal(400, "a line of a chunked body is too long or does not end in CRLF")
         return line[:-2]
@@ -1570,7 +1569,7 @@ class Connection:
         "scanned",
         "sent",
         "server",
-        "shaking",
+        "in_handshake",
         "sock",
         "waited",
     )
@@ -1583,10 +1582,10 @@ class Connection:
         self.scanned = self.sent = self.moved = 0
         self.waited = 0.0
         self.held: list[Found] = []  # what is open for the answer under way
-        self.body: Body  # of the request that is being answered without the lead
+        self.body: BodyReader  # of the request that is being answered without the lead
         self.part: Part | None = None  # what is being received
         # the TLS handshake is still to come, or under way
-        self.shaking = server.door.tls is not None
+        self.in_handshake = server.door.tls is not None
 
     def hold(self, found: Found) -> Found:
         self.held.append(found)
@@ -1597,9 +1596,9 @@ class Connection:
             self.held.pop().close()
 
     # With the lead: nothing here waits. What would wait is returned, to be called without the lead.
-    def readable(self) -> "Job | None":
+    def readable(self) -> "Task | None":
         try:
-            if self.shaking and not self.shake():
+            if self.in_handshake and not self.handshake():
                 return None
             data = self.sock.recv(SMALL)
         except self.server.waits:
@@ -1611,12 +1610,12 @@ class Connection:
                 self.close()
             return None
         if not data:
-            self.ended()
+            self.client_closed()
             return None
         self.buffer = self.buffer + data if self.buffer else data
         return self.advance()
 
-    def shake(self) -> bool:
+    def handshake(self) -> bool:
         """The TLS handshake, as far as the client has come: nobody waits for it. Who begins in the clear is told so in the clear."""
         import ssl
 
@@ -1624,7 +1623,7 @@ class Connection:
         if not isinstance(self.sock, ssl.SSLSocket):
             first = socket.socket.recv(self.sock, 1, socket.MSG_PEEK)
             if first not in (b"", b"\x16"):
-                self.shaking = False
+                self.in_handshake = False
                 self.refuse_head(
                     Refusal(400, "TLS is spoken on this port: the address begins with https://")
                 )
@@ -1643,18 +1642,18 @@ class Connection:
             )
             self.close()
             return False
-        self.shaking = False
+        self.in_handshake = False
         self.server.await_head(self)
         return True
 
-    def turn_away(self, code: int) -> None:
+    def refuse_handshake(self, code: int) -> None:
         """Before the handshake, which would cost more than a refusal may: an alert."""
-        self.shaking = False
+        self.in_handshake = False
         with contextlib.suppress(OSError):
             socket.socket.send(self.sock, alert(code))
         self.linger()
 
-    def advance(self) -> "Job | None":
+    def advance(self) -> "Task | None":
         """Answer the requests whose heads are here; pipelined ones in their order."""
         for _ in range(MAX_PIPELINED):
             try:
@@ -1667,16 +1666,16 @@ class Connection:
                 return None
             self.server.await_no_head(self)
             if not request.is_light:
-                return Job(self, request, None)
+                return Task(self, request, None)
             answer = self.respond(request)
             if answer.pieces is not None or not self.send_at_once(request, answer):
-                return Job(self, request, answer)
+                return Task(self, request, answer)
             if answer.close:
                 return None
             if not self.buffer:
                 self.server.await_head(self)
                 return None
-        return Job(self, None, None)
+        return Task(self, None, None)
 
     def next_request(self) -> Optional[Request]:
         """The next whole head, taken off the buffer; None while there is none."""
@@ -1707,8 +1706,8 @@ class Connection:
 
     def refuse_head(self, refused: Refusal, request: Optional[Request] = None) -> None:
         """A head that cannot be trusted: nothing after it can either. Or a request that comes at the wrong moment."""
-        if self.shaking:
-            return self.turn_away(OVERLOADED)
+        if self.in_handshake:
+            return self.refuse_handshake(OVERLOADED)
         answer = refusal_answer(refused)
         answer.close = True
         is_head = request.method == "HEAD" if request else self.buffer.startswith(b"HEAD ")
@@ -1718,7 +1717,7 @@ class Connection:
 
     def send_at_once(self, request: Optional[Request], answer: Answer) -> bool:
         """Send a short answer. False when the kernel has no room for all of it: the client reads slowly."""
-        answer.close = not self.keeps(request, answer)
+        answer.close = not self.keeps_open(request, answer)
         data, count = self.head(request, answer) + answer.body, 0
         try:
             while count < len(data):
@@ -1731,16 +1730,16 @@ class Connection:
         if answer.rest:
             return False
         self.release()
-        self.server.answered(self, request, answer, len(answer.body))
+        self.server.count_answer(self, request, answer, len(answer.body))
         if answer.close:
             self.linger()
         return True
 
-    def ended(self) -> None:
+    def client_closed(self) -> None:
         """The client closed, between requests or in a head."""
         if self.buffer:
             left = refusal_answer(Refusal(400, "left within the head"))
-            self.server.answered(self, None, left, 0)
+            self.server.count_answer(self, None, left, 0)
         self.close()
 
     def linger(self) -> None:
@@ -1758,11 +1757,13 @@ class Connection:
         self.sock.close()
 
     # Without the lead: one thread, this one connection, and it may wait.
-    def attend(self, request: Optional[Request], answer: Optional[Answer] = None) -> None:
+    def handle(self, request: Optional[Request], answer: Optional[Answer] = None) -> None:
         """Answer until no whole head is left in the buffer. Then the leader has the connection again."""
         what_next: Callable[[], object] = self.watch
         try:
-            while request is not None or (request := self.next_request() or self.prompt_request()):
+            while request is not None or (
+                request := self.next_request() or self.next_request_soon()
+            ):
                 if not self.exchange(request, answer):
                     what_next = self.linger
                     break
@@ -1774,12 +1775,12 @@ class Connection:
         except Exception as bug:  # noqa: BLE001  a mistake of ours ends one connection, not the server
             self.server.note(f"mistake: {bug!r}")
             what_next = self.close
-        self.server.give_back(self, what_next)
+        self.server.return_connection(self, what_next)
 
-    def prompt_request(self) -> Optional[Request]:
+    def next_request_soon(self) -> Optional[Request]:
         """A request that follows at once, as when a folder is uploaded: going to the leader and back takes longer than most uploads.
         Not among several, where the threads would fight over the interpreter's lock."""
-        if len(self.server.busy) > 1 or not is_ready(self.sock, False, PROMPT):
+        if len(self.server.busy) > 1 or not is_ready(self.sock, False, NEXT_WAIT):
             return None
         with contextlib.suppress(*self.server.waits):
             self.buffer += self.sock.recv(SMALL)
@@ -1788,23 +1789,23 @@ class Connection:
     def exchange(self, request: Request, answer: Optional[Answer]) -> bool:
         """One request, whatever it takes. Whether the connection goes on."""
         self.sent, self.moved, self.waited = 0, 0, 0.0
-        self.body = Body(self, request)
+        self.body = BodyReader(self, request)
         answer = answer or self.respond(request)
         try:
-            answer.close = not self.keeps(request, answer) or not self.body.drain()
+            answer.close = not self.keeps_open(request, answer) or not self.body.drain()
             self.deliver(request, answer)
         except (Gone, OSError, Refusal) as problem:
             size = "?" if answer.length is None else answer.length
-            cut = f"ended at {self.sent} of {size} bytes: {told(problem)}"
+            cut = f"ended at {self.sent} of {size} bytes: {reason_of(problem)}"
             answer.note, answer.close = answer.note or cut, True
             raise Gone from None
         finally:
             del self.body
             self.release()
-            self.server.answered(self, request, answer, self.sent)
+            self.server.count_answer(self, request, answer, self.sent)
         return not answer.close
 
-    def keeps(self, request: Optional[Request], answer: Answer) -> bool:
+    def keeps_open(self, request: Optional[Request], answer: Answer) -> bool:
         """Whether the connection goes on after this answer."""
         if request is None or answer.close or self.server.stopping:
             return False
@@ -1877,7 +1878,7 @@ class Connection:
         if chunked:
             self.send(b"0\r\n\r\n")
 
-    def patiently(self, writing: bool, call: Callable[..., int], *args: object) -> int:
+    def when_ready(self, writing: bool, call: Callable[..., int], *args: object) -> int:
         """A call that sends or receives; again when the socket is ready, if it was not."""
         while True:
             try:
@@ -1893,7 +1894,7 @@ class Connection:
     def send(self, data: bytes) -> None:
         view = memoryview(data)
         while view:
-            count = self.patiently(True, self.sock.send, view[: self.server.slice])
+            count = self.when_ready(True, self.sock.send, view[: self.server.slice])
             self.sent += count
             view = view[count:]
 
@@ -1904,7 +1905,7 @@ class Connection:
         at, direct = span.start, hasattr(os, "sendfile") and type(self.sock) is socket.socket
         while at < span.end:
             if direct:
-                count = self.patiently(
+                count = self.when_ready(
                     True,
                     os.sendfile,
                     self.sock.fileno(),
@@ -1931,14 +1932,14 @@ class Connection:
         poll.register(self.sock, getattr(select, "POLLRDHUP", 0))
         return bool(poll.poll(0))
 
-    def take(self, most: int) -> bytes:
+    def buffered(self, most: int) -> bytes:
         """What has been read already."""
         data, self.buffer = self.buffer[:most], self.buffer[most:]
         return data
 
     def receive(self, space: memoryview) -> memoryview:
         """What comes next, into at least RECORD bytes. TLS gives a record at a time: all that have come are written to the disk at once."""
-        count = self.patiently(False, self.sock.recv_into, space)
+        count = self.when_ready(False, self.sock.recv_into, space)
         if not count:
             raise ConnectionAbortedError(errno.ECONNABORTED, "the body ended early")
         # nothing more has come, or an error that the next call will tell
@@ -1967,7 +1968,7 @@ class Connection:
             self.moved, self.waited = 0, 0.0
 
 
-def told(problem: Exception) -> str:
+def reason_of(problem: Exception) -> str:
     return getattr(problem, "strerror", "") or str(problem)
 
 
@@ -2080,10 +2081,10 @@ def get(conn: Connection, request: Request) -> Answer:
         return upload_state(conn, request)
     shared = conn.server.shared
     if shared.only and not request.names:
-        return redirect(quoted([shared.only]), request)
+        return redirect(url_path([shared.only]), request)
     found = conn.hold(shared.open(request.names))
     if found.is_folder and request.names and not request.slash:
-        return redirect(quoted(request.names, slash=True), request)
+        return redirect(url_path(request.names, slash=True), request)
     if found.is_folder:
         return get_folder(conn, request, found, options)
     if request.slash:
@@ -2118,7 +2119,7 @@ def get_folder(conn: Connection, request: Request, found: Found, options: Fields
     if kind == "text/html":
         fields |= page_fields()
     pieces = listing(found, kind, request.names, shared.hidden, conn.server.read_only)
-    return Answer(200, fields, pieces=gathered(pieces))
+    return Answer(200, fields, pieces=in_chunks(pieces))
 
 
 def index_of(conn: Connection, folder: Found) -> Optional[Found]:
@@ -2162,7 +2163,7 @@ def get_file(conn: Connection, request: Request, names: Names, found: Found) -> 
 
 def is_known(fields: Fields, tag: str, mtime: float) -> bool:
     """Whether the client has what it asks for already (304). What it expects otherwise is refused (412)."""
-    status = 0 if CONDITIONS.isdisjoint(fields) else judge(fields, tag, mtime, reading=True)
+    status = 0 if CONDITIONS.isdisjoint(fields) else evaluate(fields, tag, mtime, reading=True)
     if status == 412:
         raise Refusal(412, "it is not as the request expects it")
     return status == 304
@@ -2273,38 +2274,38 @@ def put(conn: Connection, request: Request) -> Answer:
         raise Refusal(400, "PUT takes whole files; Upload-Offset with PATCH takes parts")  # §14.4
     if not request.names or request.slash:
         raise Refusal(409, "a folder has that name; POST puts files into it")
-    size = expect_size(conn, request)
+    size = check_size(conn, request)
     try:  # who expects a file there makes no folders for it
         where = conn.server.shared.locate(
-            request.names, change=True, make=not judge(request.fields, None, 0, reading=False)
+            request.names, change=True, make=not evaluate(request.fields, None, 0, reading=False)
         )
     except FileNotFoundError:
-        expect(request.fields, None)
+        check_conditions(request.fields, None)
         raise
     with where as place:
-        expect_space(conn, place, size)
-        there = expect(request.fields, place.regular())
+        check_space(conn, place, size)
+        there = check_conditions(request.fields, place.regular())
         plan = Plan(request.names, "replace")
         if not CONDITIONS.isdisjoint(request.fields):
             plan = plan._replace(was=bare_tag(there)) if there else Plan(request.names, "new")
-        return take_upload(conn, request, place, plan)
+        return receive_upload(conn, request, place, plan)
 
 
 def post(conn: Connection, request: Request) -> Answer:
     """Into a folder: a form's files, or the body itself under a new name. To the name of a file: like PUT."""
-    size = expect_size(conn, request)
+    size = check_size(conn, request)
     is_form = request.fields.get("content-type", "").lower().startswith("multipart/form-data")
     if not is_form and request.names and not request.slash and not is_folder(conn, request.names):
         return put(conn, request)
     names = (*request.names, suggested_name(request))
     with conn.server.shared.locate(names, change=True, make=True) as place:
-        expect_space(conn, place, size)
+        check_space(conn, place, size)
         if is_form:
             return post_form(conn, request)
-        return take_upload(conn, request, place, Plan(names, "number"))
+        return receive_upload(conn, request, place, Plan(names, "number"))
 
 
-def announced(request: Request) -> Optional[int]:
+def announced_length(request: Request) -> Optional[int]:
     """How long an upload will be when it is whole, if it says so."""
     length = request.fields.get("upload-length")
     if length is not None and not DIGITS.fullmatch(length):
@@ -2324,24 +2325,24 @@ def is_folder(conn: Connection, names: Names) -> bool:
     return False
 
 
-def expect_size(conn: Connection, request: Request) -> int:
+def check_size(conn: Connection, request: Request) -> int:
     """How long an upload says that it gets. What can be refused before the body is."""
-    size = max(request.length, announced(request) or 0)
+    size = max(request.length, announced_length(request) or 0)
     if 0 < conn.args.max_size < size:
         limit = {"Upload-Limit": upload_limit(conn)}
         raise Refusal(413, f"more than {conn.args.max_size} bytes are not taken", limit, close=True)
     return size
 
 
-def expect_space(conn: Connection, place: Place, size: int) -> None:
+def check_space(conn: Connection, place: Place, size: int) -> None:
     """Each folder may be on a disk of its own."""
     if size + conn.args.min_free > free_space(place.folder):
         raise Refusal(507, "there is not that much free space", close=True)
 
 
-def expect(fields: Fields, info: Optional[os.stat_result]) -> Optional[os.stat_result]:
+def check_conditions(fields: Fields, info: Optional[os.stat_result]) -> Optional[os.stat_result]:
     """What is to be changed, if it is there at all, must be as a request's conditions say."""
-    if judge(
+    if evaluate(
         fields, etag(info) if info else None, int(info.st_mtime) if info else 0, reading=False
     ):
         raise Refusal(412, "what is there is not what the request expects")
@@ -2374,7 +2375,7 @@ class Plan(NamedTuple):
 
     def url(self) -> str:
         known = {"upload": self.upload, **self._asdict()}
-        names = quoted(known.pop("names"))
+        names = url_path(known.pop("names"))
         return f"{names}?" + "&".join(
             f"{key}={value}" for key, value in known.items() if value is not None
         )
@@ -2389,18 +2390,18 @@ def read_plan(request: Request) -> Plan:
     return Plan(request.names, **{**words, **numbers})
 
 
-def take_upload(conn: Connection, request: Request, place: Place, plan: Plan) -> Answer:
+def receive_upload(conn: Connection, request: Request, place: Place, plan: Plan) -> Answer:
     fields, began = request.fields, time.time_ns()
     digest = parse_digest(fields.get("repr-digest", ""))
     complete = fields.get("upload-complete")
     mtime, resumable = wanted_mtime(request, began), complete in ("?0", "?1")
-    conn.server.sweep(place)
+    conn.server.search_old_parts(place)
     with contextlib.closing(Part(place, resumable=resumable)) as part:
         dated = part.date(began if mtime is None else mtime)
         part.date(began)  # or what has just begun could look too old to be kept
         plan = plan._replace(
             upload=part.token,
-            length=announced(request),
+            length=announced_length(request),
             mtime=mtime,
             sha256=digest.hex() if digest else None,
             time=dated.st_mtime_ns,
@@ -2408,7 +2409,9 @@ def take_upload(conn: Connection, request: Request, place: Place, plan: Plan) ->
         )
         if resumable:
             part.kept = True
-            interim(conn, request, {"Location": plan.url(), "Upload-Limit": upload_limit(conn)})
+            send_interim(
+                conn, request, {"Location": plan.url(), "Upload-Limit": upload_limit(conn)}
+            )
         elif digest or "repr-digest" in fields.get("trailer", "").lower() or wants_digest(request):
             part.sha = hashlib.sha256()
         return fill_part(conn, request, part, plan, complete != "?0")
@@ -2430,7 +2433,7 @@ def wanted_mtime(request: Request, began: int) -> Optional[int]:
     return seconds - fraction if text[0] == "-" else seconds + fraction
 
 
-def interim(conn: Connection, request: Request, fields: Fields) -> None:
+def send_interim(conn: Connection, request: Request, fields: Fields) -> None:
     """104: where an upload can be resumed, or how much has arrived. Only for clients of the same version of the draft, and not
     through a proxy that is known to be there: nginx 1.22 takes it for the final response, and the upload hangs."""
     same = request.fields.get("upload-draft-interop-version") == INTEROP
@@ -2442,10 +2445,10 @@ def interim(conn: Connection, request: Request, fields: Fields) -> None:
 
 def fill_part(conn: Connection, request: Request, part: Part, plan: Plan, complete: bool) -> Answer:
     """Receive into a part, and when the upload is complete check it and put it in its place."""
-    expect_length(conn, part, plan.length, part.size + request.length)
+    check_length(conn, part, plan.length, part.size + request.length)
     conn.part = part
     try:
-        store(conn, part, noted(conn, request, part), plan.length)
+        write_body(conn, part, reporting(conn, request, part), plan.length)
     finally:
         conn.part = None
     if complete:
@@ -2466,7 +2469,7 @@ def check_digest(conn: Connection, part: Part, plan: Plan) -> Optional[bytes]:
     return actual
 
 
-def store(
+def write_body(
     conn: Connection, part: Part, pieces: Iterable[Data], length: Optional[int] = None
 ) -> None:
     """Write what comes, as long as there is room: how much a chunked upload holds nobody knows before."""
@@ -2475,13 +2478,13 @@ def store(
         left -= len(piece)
         if left < 0:
             left = FREE_CHECK
-            expect_space(conn, part.place, len(piece))
+            check_space(conn, part.place, len(piece))
         part.write(piece)
         part.give_way()
-        expect_length(conn, part, length, part.size)
+        check_length(conn, part, length, part.size)
 
 
-def expect_length(conn: Connection, part: Part, length: Optional[int], size: int) -> None:
+def check_length(conn: Connection, part: Part, length: Optional[int], size: int) -> None:
     """An upload that gets longer than it may is given up."""
     if 0 < conn.args.max_size < size or length is not None and length < size:
         part.kept = False
@@ -2490,7 +2493,7 @@ def expect_length(conn: Connection, part: Part, length: Optional[int], size: int
         )
 
 
-def noted(conn: Connection, request: Request, part: Part) -> Iterator[Data]:
+def reporting(conn: Connection, request: Request, part: Part) -> Iterator[Data]:
     """The body of a resumable upload; when more of it is to come, the client is told how much is stored, unless it does not read."""
     last = 0.0
     for data in conn.body.pieces:
@@ -2502,7 +2505,7 @@ def noted(conn: Connection, request: Request, part: Part) -> Iterator[Data]:
             and is_ready(conn.sock, True, 0)
         ):
             last = time.monotonic()
-            interim(conn, request, {"Upload-Offset": str(part.size)})
+            send_interim(conn, request, {"Upload-Offset": str(part.size)})
 
 
 def complete_upload(conn: Connection, part: Part, plan: Plan) -> Answer:
@@ -2519,7 +2522,7 @@ def complete_upload(conn: Connection, part: Part, plan: Plan) -> Answer:
         raise
     part.kept = resumable  # until it is known that the folder is free
     mtime = plan.time if resumable else plan.mtime
-    name, info, replaced = part.settle(conn, plan, mtime)
+    name, info, replaced = part.finish_upload(conn, plan, mtime)
     fields["ETag"] = etag(info)
     if plan.mtime is not None and plan.mtime // 10**9 == info.st_mtime_ns // 10**9:
         fields["X-OC-Mtime"] = "accepted"
@@ -2527,7 +2530,7 @@ def complete_upload(conn: Connection, part: Part, plan: Plan) -> Answer:
         fields["Repr-Digest"] = digest_field(actual)
     if replaced:
         return Answer(204, fields)
-    path = quoted([*plan.names[:-1], name])
+    path = url_path([*plan.names[:-1], name])
     return text_answer(201, f"stored as {path}", {"Location": path, **fields})
 
 
@@ -2535,20 +2538,20 @@ def post_form(conn: Connection, request: Request) -> Answer:
     """RFC 7578: each file of the form into the folder; a name that exists gets a number."""
     stored, count = [], 0
     for head, data in form_fields(conn.body.pieces, boundary_of(request.fields["content-type"])):
-        name = form_file(head)
+        name = form_file_name(head)
         if not name:
             deque(data, maxlen=0)
             continue
         path, count = store_file(conn, request, data, name), count + 1
         # all of them could be a thousand times what was sent: each begins with the folder's path
-        if count <= MAX_TOLD:
+        if count <= MAX_LISTED:
             stored.append(path)
     if not stored:
         raise Refusal(400, "the form holds no file")
     if "text/html" in request.fields.get("accept", ""):
         # a browser shows the folder again
-        return text_answer(303, "stored", {"Location": quoted(request.names, slash=True)})
-    more = f" and {count - MAX_TOLD} more" if count > MAX_TOLD else ""
+        return text_answer(303, "stored", {"Location": url_path(request.names, slash=True)})
+    more = f" and {count - MAX_LISTED} more" if count > MAX_LISTED else ""
     return text_answer(201, f"stored as {' '.join(stored)}{more}", {"Location": stored[0]})
 
 
@@ -2558,10 +2561,10 @@ def store_file(conn: Connection, request: Request, data: Iterator[bytes], name: 
         conn.server.shared.locate(plan.names, change=True, make=True) as place,
         contextlib.closing(Part(place)) as part,
     ):
-        conn.server.sweep(place)
-        store(conn, part, data)
-        final, _, _ = part.settle(conn, plan)
-    return quoted([*plan.names[:-1], final])
+        conn.server.search_old_parts(place)
+        write_body(conn, part, data)
+        final, _, _ = part.finish_upload(conn, plan)
+    return url_path([*plan.names[:-1], final])
 
 
 def form_fields(chunks: Iterator[Data], boundary: bytes) -> Iterator[tuple[bytes, Iterator[bytes]]]:
@@ -2569,7 +2572,7 @@ def form_fields(chunks: Iterator[Data], boundary: bytes) -> Iterator[tuple[bytes
     text = FormText(chunks)
     mark = b"\r\n--" + boundary
     text.bounded(mark, MAX_HEAD)
-    for _ in range(MAX_PARTS):
+    for _ in range(MAX_FORM_FIELDS):
         padding, _, head = text.bounded(b"\r\n\r\n", MAX_TRAILER).partition(b"\r\n")
         if padding[:2] == b"--":
             deque(chunks, maxlen=0)  # what follows the form is nobody's
@@ -2577,7 +2580,7 @@ def form_fields(chunks: Iterator[Data], boundary: bytes) -> Iterator[tuple[bytes
         if padding.strip(b" \t"):
             raise Refusal(400, "a boundary of the form does not end its line", close=True)
         yield head, text.until(mark)
-    raise Refusal(413, f"a form of more than {MAX_PARTS} fields", close=True)
+    raise Refusal(413, f"a form of more than {MAX_FORM_FIELDS} fields", close=True)
 
 
 class FormText:
@@ -2630,16 +2633,18 @@ def resumed(conn: Connection, request: Request) -> Iterator[tuple[Part, Plan]]:
         try:
             part = Part(place, plan.upload)
         except FileNotFoundError:
-            raise completed(place, plan) from None
+            raise finished_upload(place, plan) from None
         with contextlib.closing(part):
             part.take_over(conn)
             there = part.own.stat()
             if not there or there.st_nlink > 1:
-                raise completed(place, plan)  # meanwhile: what is open here is the finished file
+                raise finished_upload(
+                    place, plan
+                )  # meanwhile: what is open here is the finished file
             yield part, plan
 
 
-def completed(place: Place, plan: Plan) -> Refusal:
+def finished_upload(place: Place, plan: Plan) -> Refusal:
     """What is said of an upload that has no part (any more): that it is the file that stands in its place, as long as it does."""
     for number in range(MAX_NUMBER if plan.over == "number" else 1):
         name = numbered(plan.names[-1], number)
@@ -2650,7 +2655,7 @@ def completed(place: Place, plan: Plan) -> Refusal:
             and plan.length in (None, info.st_size)
             and (info.st_ino, info.st_mtime_ns) == (plan.file, plan.time)
         ):
-            return Complete(quoted([*plan.names[:-1], name]), info.st_size)
+            return Complete(url_path([*plan.names[:-1], name]), info.st_size)
     return Refusal(404, "there is no such upload")
 
 
@@ -2685,7 +2690,7 @@ def patch(conn: Connection, request: Request) -> Answer:
     ) not in ("?0", "?1"):
         raise Refusal(400, "Upload-Offset and Upload-Complete are needed")
     with resumed(conn, request) as (part, plan):
-        expect_space(conn, part.place, request.length)
+        check_space(conn, part.place, request.length)
         if part.size != int(fields["upload-offset"]):
             raise Refusal(
                 409,
@@ -2712,18 +2717,18 @@ def delete(conn: Connection, request: Request) -> Answer:
         if request.slash and not found.is_folder:
             raise Refusal(404, "that is a file, not a folder")
         if found.is_folder:
-            shared.spare(request.names, holds_program)
-            expect(request.fields, found.info)
+            shared.refuse_program(request.names, holds_program)
+            check_conditions(request.fields, found.info)
             delete_folder(place, "recursive" in options, shared.hidden)
         else:
             with renaming(conn, place):
-                expect(request.fields, place.stat())
+                check_conditions(request.fields, place.stat())
                 place.unlink()
     return Answer(204)
 
 
 def delete_folder(place: Place, recursive: bool, hidden: bool) -> None:
-    if recursive and not shows_all(place, hidden):
+    if recursive and not hides_nothing(place, hidden):
         raise Refusal(409, "it holds hidden files, and hidden names are not served")
     for below, item, _ in tree(place) if recursive else ():
         with contextlib.suppress(FileNotFoundError):  # somebody else has done it
@@ -2753,7 +2758,7 @@ def mkcol(conn: Connection, request: Request) -> Answer:
     except FileExistsError:
         # RFC 4918 §9.3.1
         raise Refusal(405, "that name exists", {"Allow": conn.server.allowed}) from None
-    return text_answer(201, "made", {"Location": quoted(request.names, slash=True)})
+    return text_answer(201, "made", {"Location": url_path(request.names, slash=True)})
 
 
 def move(conn: Connection, request: Request) -> Answer:
@@ -2772,7 +2777,7 @@ def move(conn: Connection, request: Request) -> Answer:
         contextlib.closing(open_leaf(old)) as found,
     ):
         for end in (request.names, names) if found.is_folder else ():
-            conn.server.shared.spare(end, holds_program)
+            conn.server.shared.refuse_program(end, holds_program)
         # what is in it goes down with it
         if found.is_folder and len(names) > len(request.names):
             for _, _, depth in tree(old):
@@ -2781,7 +2786,7 @@ def move(conn: Connection, request: Request) -> Answer:
 
 
 def move_to(old: Place, found: Found, new: Place, request: Request, names: Names) -> Answer:
-    expect(request.fields, found.info)
+    check_conditions(request.fields, found.info)
     there, polite = new.stat(), request.fields.get("overwrite", "T").upper() == "F"
     if there and (
         stat.S_ISDIR(there.st_mode) or found.is_folder or not stat.S_ISREG(there.st_mode)
@@ -2795,12 +2800,11 @@ def move_to(old: Place, found: Found, new: Place, request: Request, names: Names
     if not there and tuple(names[: len(request.names)]) == request.names:
         raise Refusal(409, "a folder cannot be moved into itself")
     # folders have no hard links, and rename() replaces none
-    put_there = rename_new if polite and not found.is_folder else rename
-    put_there(old, new)
+    rename(old, new, replace=found.is_folder or not polite)
     return (
         Answer(204)
         if there
-        else text_answer(201, "moved", {"Location": quoted(names, slash=found.is_folder)})
+        else text_answer(201, "moved", {"Location": url_path(names, slash=found.is_folder)})
     )
 
 
@@ -3073,7 +3077,7 @@ def page_fields() -> Fields:
     return {"Content-Security-Policy": policy, "Referrer-Policy": "same-origin"}
 
 
-def visible(name: str) -> str:
+def utf8_name(name: str) -> str:
     """A name as text: what is not UTF-8 as the replacement character, never a lone surrogate."""
     return os.fsencode(name).decode("utf-8", "replace")
 
@@ -3081,10 +3085,10 @@ def visible(name: str) -> str:
 def name_order(found: tuple[bool, str]) -> tuple[bool, str, str]:
     """Folders before files, each by name as people sort it."""
     is_file, name = found
-    return is_file, visible(name).casefold(), name
+    return is_file, utf8_name(name).casefold(), name
 
 
-def one_line(name: str) -> str:
+def printable_name(name: str) -> str:
     """A name as a line of text: control characters, what is not UTF-8, and the percent sign are percent-encoded."""
     return "".join(
         urllib.parse.quote_from_bytes(os.fsencode(char))
@@ -3099,20 +3103,20 @@ def listing(found: Found, kind: str, names: Names, hidden: bool, read_only: bool
     if kind == "text/html":
         yield from page(items, names, read_only)
     elif kind == "text/plain":
-        yield from (one_line(entry.name) + "/" * entry.is_folder + "\n" for entry in items)
+        yield from (printable_name(entry.name) + "/" * entry.is_folder + "\n" for entry in items)
     else:
         yield "["
         for number, entry in enumerate(items):
-            yield ",\n"[not number :] + json.dumps(described(entry))
+            yield ",\n"[not number :] + json.dumps(json_entry(entry))
         yield "]\n"
 
 
-def described(entry: Entry) -> dict[str, object]:
+def json_entry(entry: Entry) -> dict[str, object]:
     """href is exact whatever the name is made of; name is for reading."""
     kind = "folder" if entry.is_folder else type_of(entry.name)
     return {
-        "name": visible(entry.name),
-        "href": quoted([entry.name], slash=entry.is_folder)[1:],
+        "name": utf8_name(entry.name),
+        "href": url_path([entry.name], slash=entry.is_folder)[1:],
         "size": None if entry.is_folder else entry.size,
         "mtime": entry.info.st_mtime,
         "type": kind,
@@ -3121,13 +3125,13 @@ def described(entry: Entry) -> dict[str, object]:
 
 
 def page(items: Iterable[Entry], names: Names, read_only: bool) -> Iterator[str]:
-    title = html.escape("/" + "/".join(map(visible, names)))
+    title = html.escape("/" + "/".join(map(utf8_name, names)))
     yield (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n<body>\n<nav aria-label="Path"><a href="/">home</a>'
     )
     for up, name in zip(reversed(range(len(names))), names):
-        yield f' / <a href="{"../" * up or "./"}">{html.escape(visible(name))}</a>'
+        yield f' / <a href="{"../" * up or "./"}">{html.escape(utf8_name(name))}</a>'
     yield (
         "</nav>\n"
         + ("" if read_only else UPLOAD)
@@ -3146,7 +3150,7 @@ def page(items: Iterable[Entry], names: Names, read_only: bool) -> Iterator[str]
     )
 
 
-def shown_time(when: int) -> str:
+def readable_time(when: int) -> str:
     # a broken disk may say anything, and a listing of all others is still wanted
     with contextlib.suppress(OverflowError, OSError):
         return time.strftime("%Y-%m-%d %H:%M", time.localtime(when))
@@ -3154,19 +3158,19 @@ def shown_time(when: int) -> str:
 
 
 def table_row(entry: Entry) -> str:
-    name, when = html.escape(visible(entry.name)), int(entry.info.st_mtime)
+    name, when = html.escape(utf8_name(entry.name)), int(entry.info.st_mtime)
     size = (
         '<td class="n" data-v="-1"></td>'
         if entry.is_folder
         else f'<td class="n" data-v="{entry.size}">{readable_size(entry.size)}</td>'
     )
     return (
-        f'<tr data-name="{name}" data-folder="{int(entry.is_folder)}"><td><a href="{quoted([entry.name], slash=entry.is_folder)[1:]}">{name}{"/" * entry.is_folder}'
-        f'</a></td>{size}<td class="t" data-v="{when}">{shown_time(when)}</td><td class="d"></td></tr>\n'
+        f'<tr data-name="{name}" data-folder="{int(entry.is_folder)}"><td><a href="{url_path([entry.name], slash=entry.is_folder)[1:]}">{name}{"/" * entry.is_folder}'
+        f'</a></td>{size}<td class="t" data-v="{when}">{readable_time(when)}</td><td class="d"></td></tr>\n'
     )
 
 
-def gathered(texts: Iterable[str]) -> Iterator[bytes]:
+def in_chunks(texts: Iterable[str]) -> Iterator[bytes]:
     """Text in pieces that are worth a send."""
     rows: list[str] = []
     size = 0
@@ -3180,7 +3184,7 @@ def gathered(texts: Iterable[str]) -> Iterator[bytes]:
 
 
 # --- the server: one thread leads, the others follow ---
-class Job(NamedTuple):
+class Task(NamedTuple):
     """A request that takes longer, with its answer where that is made; or none: more requests are in the buffer."""
 
     conn: Connection
@@ -3232,7 +3236,7 @@ class Server:
         # between two requests, who has been there longest first
         self.idle: dict[Connection, None] = {}
         # heads that have begun, with their deadlines, the next one first
-        self.gathering: dict[Connection, float] = {}
+        self.heads: dict[Connection, float] = {}
         # refused, to be closed when the client has read it or at this time
         self.lingering: dict[Connection, float] = {}
         self.busy: set[Connection] = set()  # handed to a thread
@@ -3244,13 +3248,13 @@ class Server:
         self.log_at = self.accept_at = 0.0
         self.digests: dict[tuple[int, ...], bytes] = {}
         # folders that old parts were looked for in, and the hour
-        self.swept: set[tuple[int, int, int]] = set()
+        self.searched: set[tuple[int, int, int]] = set()
         # --once: the ranges that each client has of each file
-        self.got: dict[tuple[str, str], Ranges] = {}
+        self.received: dict[tuple[str, str], Ranges] = {}
         self.stopping = self.satisfied = False
         self.progress = time.monotonic()
         self.selector.register(sock, selectors.EVENT_READ, self.accept)
-        self.selector.register(self.woken, selectors.EVENT_READ, self.take_back)
+        self.selector.register(self.woken, selectors.EVENT_READ, self.take_returned)
 
     def run(self) -> int:
         """The main thread only waits for a signal: Python runs signal handlers in no other."""
@@ -3273,36 +3277,36 @@ class Server:
     def start_thread(self) -> bool:
         with self.lock, contextlib.suppress(RuntimeError):  # the system has none left
             if len(self.busy) < MAX_THREADS:
-                threading.Thread(target=self.follow, daemon=True).start()
+                threading.Thread(target=self.run_thread, daemon=True).start()
                 self.waiting += 1
                 return True
         return False
 
-    def follow(self) -> None:
+    def run_thread(self) -> None:
         """A thread's life: wait for the lead, lead until something slow comes, hand over, do it, wait again."""
         while True:
             with self.lead:
                 with self.lock:
                     self.waiting -= 1
-                job = self.take_lead()
-            if job:
-                job.conn.attend(job.request, job.answer)
+                task = self.take_lead()
+            if task:
+                task.conn.handle(task.request, task.answer)
             with self.lock:
                 if self.stopping or self.waiting >= SPARE_THREADS:
                     return
                 self.waiting += 1
 
-    def take_lead(self) -> Optional[Job]:
+    def take_lead(self) -> Optional[Task]:
         """Until something slow is to be done, with another thread there to lead meanwhile."""
         while not self.stopping:
-            for key, _ in self.selector.select(self.patience()):
-                job = self.turn(key.data)
-                if job and self.hand_over(job):
-                    return job
-            self.expire()
+            for key, _ in self.selector.select(self.next_timeout()):
+                task = self.call(key.data)
+                if task and self.hand_over(task):
+                    return task
+            self.handle_timeouts()
         return None
 
-    def turn(self, callback: Callable[[], Optional[Job]]) -> Optional[Job]:
+    def call(self, callback: Callable[[], Optional[Task]]) -> Optional[Task]:
         try:
             return callback()
         except Exception as bug:  # noqa: BLE001  a mistake of ours must not end the leader
@@ -3312,18 +3316,18 @@ class Server:
                 owner.close()
             return None
 
-    def hand_over(self, job: Job) -> bool:
+    def hand_over(self, task: Task) -> bool:
         """Give a connection to the thread that calls, if another one is there to lead."""
-        conn = job.conn
-        if not self.has_room(job) or not self.waiting and not self.start_thread():
+        conn = task.conn
+        if not self.has_room(task) or not self.waiting and not self.start_thread():
             conn.release()
             # another answer in the middle of this one would be taken for a piece of it
-            if job.answer and job.answer.rest:
+            if task.answer and task.answer.rest:
                 self.note(f"{conn.peer} cut off within an answer: too many transfers at once")
                 conn.close()
             else:
                 conn.refuse_head(
-                    Refusal(503, "too many transfers at once", {"Retry-After": "5"}), job.request
+                    Refusal(503, "too many transfers at once", {"Retry-After": "5"}), task.request
                 )
             return False
         self.unwatch(conn)
@@ -3331,16 +3335,16 @@ class Server:
             self.busy.add(conn)
         return True
 
-    def has_room(self, job: Job) -> bool:
+    def has_room(self, task: Task) -> bool:
         """One address may have as many transfers as are left for others, and half of that when it uploads.
         So there is always room for another address, and for an answer to the same."""
-        client = network(job.conn.peer)
+        client = network(task.conn.peer)
         with self.lock:
             left = MAX_THREADS - len(self.busy)
             own = sum(network(conn.peer) == client for conn in self.busy)
-        return own < (left // 2 if job.request and job.request.has_body else left)
+        return own < (left // 2 if task.request and task.request.has_body else left)
 
-    def give_back(self, conn: Connection, what_next: Callable[[], object]) -> None:
+    def return_connection(self, conn: Connection, what_next: Callable[[], object]) -> None:
         """The leader goes on with it: only who has the lead touches the selector and the queues."""
         with self.lock:
             self.busy.discard(conn)
@@ -3348,18 +3352,18 @@ class Server:
         self.returned.append(what_next)  # from now on the next thread may be busy with it
         self.wake()
 
-    def patience(self) -> Optional[float]:
+    def next_timeout(self) -> Optional[float]:
         """Seconds until something is due although no socket is ready."""
         now = time.monotonic()
-        due = [next(iter(queue.values())) for queue in (self.gathering, self.lingering) if queue]
+        due = [next(iter(queue.values())) for queue in (self.heads, self.lingering) if queue]
         due += [self.log_at + LOG_DELAY] if self.lines else []
         due += [self.accept_at] if self.accept_at else []
         return max(0.0, min(due) - now) if due else None
 
-    def expire(self) -> None:
+    def handle_timeouts(self) -> None:
         now = time.monotonic()
-        while self.gathering and (first := next(iter(self.gathering.items())))[1] <= now:
-            del self.gathering[first[0]]
+        while self.heads and (first := next(iter(self.heads.items())))[1] <= now:
+            del self.heads[first[0]]
             first[0].refuse_head(Refusal(408, f"no whole head in {self.args.timeout:g} s"))
         while self.lingering and (first := next(iter(self.lingering.items())))[1] <= now:
             first[0].close()
@@ -3370,7 +3374,7 @@ class Server:
             self.write_log(now)
 
     # What connections ask of the server.
-    def accept(self) -> Optional[Job]:
+    def accept(self) -> Optional[Task]:
         try:
             sock, peer = self.sock.accept()
         except (BlockingIOError, ConnectionError):
@@ -3392,7 +3396,7 @@ class Server:
             and not self.is_proxy(conn)
             and self.door.guard.wait(conn.peer)
         ):
-            conn.turn_away(DENIED)
+            conn.refuse_handshake(DENIED)
             return None
         if (
             len(self.connections) > self.args.max_clients + len(self.lingering)
@@ -3420,15 +3424,15 @@ class Server:
 
     def end_slow(self, new: Connection) -> bool:
         """Whether one within a head could be closed for a new client: the oldest of an address that has half of all clients there."""
-        counts = Counter(network(conn.hop) for conn in self.gathering)
+        counts = Counter(network(conn.hop) for conn in self.heads)
         for client, count in counts.most_common(1):
             if 2 * count >= self.args.max_clients and client != network(new.hop):
-                slow = next(conn for conn in self.gathering if network(conn.hop) == client)
+                slow = next(conn for conn in self.heads if network(conn.hop) == client)
                 slow.refuse_head(Refusal(503, "another client needs the place"))
                 return True
         return False
 
-    def take_back(self) -> None:
+    def take_returned(self) -> None:
         with contextlib.suppress(OSError):
             self.woken.recv(4096)
         while self.returned:
@@ -3447,16 +3451,16 @@ class Server:
 
     def await_head(self, conn: Connection) -> None:
         """It is idle until the first byte of a head comes, or of a handshake; from then on the last one has a deadline."""
-        if conn.shaking or conn.buffer:
+        if conn.in_handshake or conn.buffer:
             self.idle.pop(conn, None)
-            self.gathering.setdefault(conn, time.monotonic() + self.args.timeout)
+            self.heads.setdefault(conn, time.monotonic() + self.args.timeout)
         else:
-            self.gathering.pop(conn, None)
+            self.heads.pop(conn, None)
             self.idle[conn] = None
 
     def await_no_head(self, conn: Connection) -> None:
         self.idle.pop(conn, None)
-        self.gathering.pop(conn, None)
+        self.heads.pop(conn, None)
 
     def linger(self, conn: Connection) -> None:
         if conn.sock not in self.selector.get_map():
@@ -3478,7 +3482,7 @@ class Server:
         key = info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
         digest = self.digests.get(key)
         if digest is None:
-            settled = time.time() - info.st_ctime > SETTLED
+            settled = time.time() - info.st_ctime > UNCHANGED
             digest = file_digest(found.descriptor, conn)
             with self.lock:
                 if settled:
@@ -3487,25 +3491,25 @@ class Server:
                     del self.digests[next(iter(self.digests))]
         return digest
 
-    def sweep(self, place: Place) -> None:
+    def search_old_parts(self, place: Place) -> None:
         """Look for old parts: once an hour, or each upload into a large folder would read all of it."""
         info = os.stat(place.folder)
         key = info.st_dev, info.st_ino, int(time.time()) // 3600
-        if key in self.swept:
+        if key in self.searched:
             return
-        if len(self.swept) >= MAX_SWEPT:
-            self.swept.clear()
-        self.swept.add(key)
-        expire_parts(place)
+        if len(self.searched) >= MAX_SEARCHED:
+            self.searched.clear()
+        self.searched.add(key)
+        remove_old_parts(place)
 
-    def answered(
+    def count_answer(
         self, conn: Connection, request: Optional[Request], answer: Answer, sent: int
     ) -> None:
         """A line in Common Log Format; a note in quotes follows when there is more to say. And what --requests and --once count."""
         if not self.args.quiet:
             now = int(time.time())
             line = request.line if request else "-"
-            note = f' "{log_safe(answer.note)}"' if answer.note else ""
+            note = f' "{printable(answer.note)}"' if answer.note else ""
             self.lines.append(
                 f'{conn.peer} - - {log_time(now)} "{line}" {answer.status} {sent or "-"}{note}\n'
             )
@@ -3515,7 +3519,7 @@ class Server:
             reads = request and request.method == "GET" and not answer.note
             if self.args.once and reads and answer.share:
                 tag, size, sent_now = answer.share
-                ranges = self.got.setdefault((conn.peer, tag), [])
+                ranges = self.received.setdefault((conn.peer, tag), [])
                 ranges[:] = coalesce([*ranges, *sent_now])
                 self.satisfied = self.satisfied or ranges == [(0, size)]
         if self.satisfied or self.args.requests and self.count >= self.args.requests:
@@ -3526,7 +3530,7 @@ class Server:
         self.lines.append(f"{log_time(int(time.time()))} {text}\n")
 
     def note_left_out(self, entry: Entry, why: str) -> None:
-        self.note(f"left out of an archive, because {why}: {log_safe(entry.name)}")
+        self.note(f"left out of an archive, because {why}: {printable(entry.name)}")
 
     def write_log(self, now: float) -> None:
         """Lines that cannot be written, as on a full disk, are counted, and the number stands in their place."""
@@ -3559,13 +3563,13 @@ class Server:
             self.sock.close()
             for conn in self.connections - self.busy - set(self.lingering):
                 conn.close()
-        self.settle(GRACE)
+        self.wait_for_busy(GRACE)
         dropped = list(self.busy)
         for conn in dropped:
             with contextlib.suppress(OSError):
                 # (the method of a TLS socket is for its own thread)
                 socket.socket.shutdown(conn.sock, socket.SHUT_RDWR)
-        self.settle(GRACE)
+        self.wait_for_busy(GRACE)
         for conn in self.connections:
             conn.sock.close()
         self.close()
@@ -3589,7 +3593,7 @@ class Server:
         for end in self.sock, self.selector, self.waker, self.woken:
             end.close()
 
-    def settle(self, seconds: float) -> None:
+    def wait_for_busy(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         with self.lock:
             while self.busy and (left := deadline - time.monotonic()) > 0:
@@ -3691,7 +3695,7 @@ def share_port(
             )
         select.select([stop], [], [])
         stop.drain()
-        for child, status in ended_children():
+        for child, status in reap_children():
             children.discard(child)
             # it has said why, and the next one would say the same
             if os.WIFEXITED(status) and os.WEXITSTATUS(status):
@@ -3729,7 +3733,7 @@ def start_worker(inherited: "Stop", work: "Callable[[Stop], int]") -> int:
         os._exit(work(stop))
 
 
-def ended_children() -> Iterator[tuple[int, int]]:
+def reap_children() -> Iterator[tuple[int, int]]:
     with contextlib.suppress(ChildProcessError):
         while (ended := os.waitpid(-1, os.WNOHANG))[0]:
             yield ended
