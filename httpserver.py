@@ -249,7 +249,7 @@ class Gone(Exception):
     """The client left, or was too slow: nothing can be said to it any more. The text is for the log."""
 
 
-# --- pure functions: values in, values out ---
+# --- the conversation: a request, its body, its answer ---
 # The head of a request (RFC 9112).
 TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 LINE = re.compile(rf"({TOKEN}) ([^\x00-\x20\x7f]+) HTTP/([0-9])\.([0-9])")
@@ -265,9 +265,6 @@ HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z_~!$&'()*+,;=%.-]*)(?::[0-9]*)
 URL = re.compile(r"https?://([^/?]+)(.*)", re.IGNORECASE | re.DOTALL)
 BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 DIGITS = re.compile(r"[0-9]{1,18}")
-WINDOWS_NAME = re.compile(
-    r'.*[\\:<>"|?*\x00-\x1f].*|.*[. ]|(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?', re.DOTALL
-)
 
 
 class Request:
@@ -382,87 +379,1402 @@ def parse_path(target: str) -> tuple[tuple[str, ...], bool, str]:
     return tuple(names), slash, query
 
 
-def check_name(name: str, hidden: bool) -> None:
-    """The one judgement on names, for every method. What passes is a name inside its folder and nothing else."""
-    if "\0" in name:
-        raise Refusal(400, "a name holds no NUL")
-    if name in ("", ".", "..") or "/" in name or os.name == "nt" and WINDOWS_NAME.fullmatch(name):
-        raise Refusal(403, "that is not the name of a file or folder")
-    if name[0] == "." and (not hidden or PART.fullmatch(name)):
-        raise Refusal(403, "hidden names are not served")
+Data = Union[bytes, memoryview]  # noqa: UP007  (3.9)
 
 
-def check_depth(depth: int) -> None:
-    """One limit wherever names come in, so that whoever walks the folder comes to an end."""
-    if depth > MAX_DEPTH:
-        raise Refusal(403, f"more than {MAX_DEPTH} folders deep")
+class Span(NamedTuple):
+    """Bytes of an open file: what sendfile() takes."""
+
+    descriptor: int
+    start: int
+    end: int
 
 
-@functools.lru_cache(maxsize=256)
-def is_own_host(host: str, names: frozenset[str]) -> bool:
-    """Whether a Host means this machine. A foreign name that was made to lead here (DNS rebinding) does not."""
-    found = HOST.fullmatch(host)
-    name = found[1].lower().rstrip(".") if found else ""
-    if name in names or name.endswith(".localhost"):
+Piece = Union[bytes, Span]  # noqa: UP007
+
+
+def size_of(piece: Piece) -> int:
+    return piece.end - piece.start if isinstance(piece, Span) else len(piece)
+
+
+class Answer:
+    """What is sent back: a short body, or pieces that are produced while they are sent."""
+
+    note = ""  # for the log
+    close = False  # the connection ends after it
+    rest = b""  # what the kernel had no room for
+    # a file's tag, its size, and the ranges of it that are sent: what --once counts
+    share: Optional[tuple[str, int, Ranges]] = None
+
+    def __init__(
+        self,
+        status: int,
+        fields: Optional[Fields] = None,
+        body: bytes = b"",
+        pieces: Optional[Iterable[Piece]] = None,
+        length: Optional[int] = None,
+    ) -> None:
+        self.status, self.fields, self.body, self.pieces = status, fields or {}, body, pieces
+        # None when it is not known before
+        self.length = len(body) if pieces is None else length
+
+
+def text_answer(status: int, text: str, fields: Optional[Fields] = None) -> Answer:
+    fields = {"Content-Type": "text/plain; charset=utf-8", **(fields or {})}
+    body = f"{status} {PHRASES[status]}: {text}\n" if text else ""
+    return Answer(status, fields, body.encode())
+
+
+def refusal_answer(refused: Refusal) -> Answer:
+    answer = text_answer(refused.status, refused.text, refused.fields)
+    answer.note, answer.close = refused.note, refused.close
+    return answer
+
+
+def as_refusal(problem: Exception) -> Refusal:
+    """What the client is told of a problem, and what the log: never more than a fixed text."""
+    if isinstance(problem, Refusal):
+        return problem
+    note = reason_of(problem)
+    if isinstance(problem, Gone):
+        return Refusal(500, "what was asked for changed meanwhile", None, True, note)
+    if isinstance(problem, TimeoutError):
+        return Refusal(408, "the body did not arrive in time", None, True, note)
+    if isinstance(problem, ConnectionError):
+        return Refusal(400, "", None, True, f"left in the body: {note}")
+    if isinstance(problem, OSError):
+        status, text = PROBLEMS.get(problem.errno or 0, (500, "the server's system refused"))
+        fields = {"Retry-After": "5"} if status == 503 else {}
+        return Refusal(status, text, fields, note=str(problem) if status == 500 else text)
+    note = f"{type(problem).__name__}: {problem}"
+    return Refusal(500, "a mistake in the server", None, True, note)
+
+
+class Connection:
+    """A socket and what has been read from it. It belongs to the thread that leads, or to the one that it was handed to."""
+
+    __slots__ = (
+        "args",
+        "body",
+        "buffer",
+        "held",
+        "hop",
+        "moved",
+        "part",
+        "peer",
+        "scanned",
+        "sent",
+        "server",
+        "in_handshake",
+        "sock",
+        "waited",
+    )
+
+    def __init__(self, server: "Server", sock: socket.socket, peer: "Address") -> None:
+        self.server, self.sock, self.args = server, sock, server.args
+        # who has the connection, and whose the last request was: a proxy speaks for many
+        self.hop = self.peer = address((peer[0], 0)).rpartition(":")[0].strip("[]")
+        self.buffer = b""
+        self.scanned = self.sent = self.moved = 0
+        self.waited = 0.0
+        self.held: list[Found] = []  # what is open for the answer under way
+        self.body: BodyReader  # of the request that is being answered without the lead
+        self.part: Part | None = None  # what is being received
+        # the TLS handshake is still to come, or under way
+        self.in_handshake = server.door.tls is not None
+
+    # With the lead: nothing here blocks. What would block is returned as a Task, for a thread without it.
+    def readable(self) -> "Task | None":
+        try:
+            if self.in_handshake and not self.handshake():
+                return None
+            data = self.sock.recv(SMALL)
+        except self.server.waits:
+            return None
+        except OSError:
+            data = b""
+        if self in self.server.lingering:
+            if not data:
+                self.close()
+            return None
+        if not data:
+            self.client_closed()
+            return None
+        self.buffer = self.buffer + data if self.buffer else data
+        return self.advance()
+
+    def advance(self) -> "Task | None":
+        """Answer the requests whose heads are here; pipelined ones in their order."""
+        for _ in range(MAX_PIPELINED):
+            try:
+                request = self.next_request()
+            except Refusal as refused:
+                self.refuse_head(refused)
+                return None
+            if request is None:
+                self.server.await_head(self)
+                return None
+            self.server.await_no_head(self)
+            if not request.is_light:
+                return Task(self, request, None)
+            answer = self.respond(request)
+            if answer.pieces is not None or not self.send_at_once(request, answer):
+                return Task(self, request, answer)
+            if answer.close:
+                return None
+            if not self.buffer:
+                self.server.await_head(self)
+                return None
+        return Task(self, None, None)
+
+    def next_request(self) -> Optional[Request]:
+        """The next whole head, taken off the buffer; None while there is none."""
+        if self.buffer[:1] in (b"\r", b"\n") and (found := EMPTY_LINES.match(self.buffer)):
+            # §2.2: some clients send an empty line after a body
+            self.buffer = self.buffer[found.end() :]
+        # first of all: among its random bytes may be two line ends, which look like the end of a
+        # head
+        if self.buffer[:1] == b"\x16":
+            raise Refusal(
+                400, "this is TLS, and the port speaks without: the address begins with http://"
+            )
+        found = HEAD_END.search(self.buffer, max(0, self.scanned - 2))
+        if not found:
+            self.scanned = len(self.buffer)
+            if self.scanned > MAX_HEAD:
+                raise too_long(self.buffer)
+            return None
+        head = self.buffer[: found.end()]
+        if len(head) > MAX_HEAD:
+            raise too_long(head)
+        self.peer = self.hop
+        request = parse_head(head)
+        if self.server.is_proxy(self):
+            self.peer = client_behind(self.server.proxies, request.fields) or self.hop
+        self.buffer, self.scanned = self.buffer[found.end() :], 0
+        return request
+
+    def respond(self, request: Request) -> Answer:
+        answer = self.answer_to(request)
+        if request.method == "HEAD":  # the fields of GET with its length, and nothing else (§9.3.2)
+            answer.body, answer.pieces = b"", None
+        return answer
+
+    def answer_to(self, request: Request) -> Answer:
+        """The one place where a request becomes an answer, or what kept it from becoming one."""
+        try:
+            check_request(self, request)
+            answer = METHODS[request.method](self, request)
+            return answer if request.method == "HEAD" else read_short(answer)
+        # a mistake of ours too: the client shall hear of it
+        except Exception as problem:  # noqa: BLE001
+            return refusal_answer(as_refusal(problem))
+
+    def head(self, request: Optional[Request], answer: Answer) -> bytes:
+        """The status line and header fields. None of them can hold a line end: what is made of names is percent-encoded."""
+        status, replaced = answer.status, self.server.replaced
+        fields = {"Date": http_date(int(time.time())), **answer.fields}
+        if status != 204 and status != 304:  # §8.6: these have no body and say no length
+            if answer.length is not None:
+                fields["Content-Length"] = str(answer.length)
+            elif request and request.minor:
+                fields["Transfer-Encoding"] = "chunked"
+        if answer.close:
+            fields["Connection"] = "close"
+        elif request and not request.minor:
+            fields["Connection"] = "keep-alive"
+        if replaced:
+            fields = {name: fields[name] for name in fields if name.lower() not in replaced}
+        values = "".join(fields.values())
+        if "\n" in values or "\r" in values:
+            raise ValueError(f"a line end in a header field: {fields}")
+        lines = "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
+        text = f"HTTP/1.1 {status} {PHRASES[status]}\r\n{lines}{self.server.extra}\r\n"
+        return text.encode("latin-1")
+
+    def keeps_open(self, request: Optional[Request], answer: Answer) -> bool:
+        """Whether the connection goes on after this answer."""
+        if request is None or answer.close or self.server.stopping:
+            return False
+        return request.keep and (answer.length is not None or request.minor > 0)
+
+    def send_at_once(self, request: Optional[Request], answer: Answer) -> bool:
+        """Send a short answer. False when the kernel has no room for all of it: the client reads slowly."""
+        answer.close = not self.keeps_open(request, answer)
+        data, count = self.head(request, answer) + answer.body, 0
+        try:
+            while count < len(data):
+                count += self.sock.send(data[count : count + self.server.slice])
+        except self.server.waits:
+            pass
+        except OSError:
+            answer.note, answer.close, count = "left before the answer", True, len(data)
+        answer.rest = data[count:]
+        if answer.rest:
+            return False
+        self.release()
+        self.server.count_answer(self, request, answer, len(answer.body))
+        if answer.close:
+            self.linger()
         return True
+
+    def refuse_head(self, refused: Refusal, request: Optional[Request] = None) -> None:
+        """A head that cannot be trusted: nothing after it can either. Or a request that comes at the wrong moment."""
+        if self.in_handshake:
+            return self.refuse_handshake(OVERLOADED)
+        answer = refusal_answer(refused)
+        answer.close = True
+        is_head = request.method == "HEAD" if request else self.buffer.startswith(b"HEAD ")
+        answer.body = b"" if is_head else answer.body  # (§9.3.2)
+        if not self.send_at_once(request, answer):
+            self.close()
+
+    def client_closed(self) -> None:
+        """The client closed, between requests or in a head."""
+        if self.buffer:
+            left = refusal_answer(Refusal(400, "left within the head"))
+            self.server.count_answer(self, None, left, 0)
+        self.close()
+
+    def linger(self) -> None:
+        """Close so that the answer arrives: a socket closed over unread bytes sends RST, which destroys it (§9.6)."""
+        self.buffer = b""  # nobody is to take it for a head that was left
+        try:
+            end_tls(self.sock)
+            self.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            return self.close()
+        self.server.linger(self)
+
+    def close(self) -> None:
+        self.server.forget(self)
+        self.sock.close()
+
+    def watch(self) -> None:
+        """Back to the leader, perhaps with the beginning of a head."""
+        self.server.watch(self)
+        self.server.await_head(self)
+
+    def handshake(self) -> bool:
+        """The TLS handshake, as far as the client has come: nobody waits for it. Who begins in the clear is told so in the clear."""
+        import ssl
+
+        assert self.server.door.tls
+        if not isinstance(self.sock, ssl.SSLSocket):
+            first = socket.socket.recv(self.sock, 1, socket.MSG_PEEK)
+            if first not in (b"", b"\x16"):
+                self.in_handshake = False
+                self.refuse_head(
+                    Refusal(400, "TLS is spoken on this port: the address begins with https://")
+                )
+                return False
+            # or the selector would still know it, should it be closed in the next call
+            self.server.unwatch(self)
+            self.sock = over_tls(self.server.door.tls, self.sock)
+            self.server.watch(self)
+        try:
+            shake_hands(self.sock)
+        except self.server.waits:
+            raise
+        except OSError as error:
+            self.server.note(
+                f"{self.peer} no TLS: {getattr(error, 'reason', '') or error.strerror}"
+            )
+            self.close()
+            return False
+        self.in_handshake = False
+        self.server.await_head(self)
+        return True
+
+    def refuse_handshake(self, code: int) -> None:
+        """Before the handshake, which would cost more than a refusal may: an alert."""
+        self.in_handshake = False
+        with contextlib.suppress(OSError):
+            socket.socket.send(self.sock, alert(code))
+        self.linger()
+
+    # Without the lead: one thread, this one connection, and it may block.
+    def handle(self, request: Optional[Request], answer: Optional[Answer] = None) -> None:
+        """Answer until no whole head is left in the buffer. Then the leader has the connection again."""
+        what_next: Callable[[], object] = self.watch
+        try:
+            while request is not None or (
+                request := self.next_request() or self.next_request_soon()
+            ):
+                if not self.exchange(request, answer):
+                    what_next = self.linger
+                    break
+                request = answer = None
+        except Refusal as refused:
+            what_next = functools.partial(self.refuse_head, refused)
+        except (Gone, OSError):
+            what_next = self.close
+        except Exception as bug:  # noqa: BLE001  a mistake of ours ends one connection, not the server
+            self.server.note(f"mistake: {bug!r}")
+            what_next = self.close
+        self.server.return_connection(self, what_next)
+
+    def next_request_soon(self) -> Optional[Request]:
+        """A request that follows at once, as when a folder is uploaded: going to the leader and back takes longer than most uploads.
+        Not among several, where the threads would fight over the interpreter's lock."""
+        if len(self.server.busy) > 1 or not is_ready(self.sock, False, NEXT_WAIT):
+            return None
+        with contextlib.suppress(*self.server.waits):
+            self.buffer += self.sock.recv(SMALL)
+        return self.next_request()
+
+    def exchange(self, request: Request, answer: Optional[Answer]) -> bool:
+        """One request, whatever it takes. Whether the connection goes on."""
+        self.sent, self.moved, self.waited = 0, 0, 0.0
+        self.body = BodyReader(self, request)
+        answer = answer or self.respond(request)
+        try:
+            answer.close = not self.keeps_open(request, answer) or not self.body.drain()
+            self.deliver(request, answer)
+        except (Gone, OSError, Refusal) as problem:
+            size = "?" if answer.length is None else answer.length
+            cut = f"ended at {self.sent} of {size} bytes: {reason_of(problem)}"
+            answer.note, answer.close = answer.note or cut, True
+            raise Gone from None
+        finally:
+            del self.body
+            self.release()
+            self.server.count_answer(self, request, answer, self.sent)
+        return not answer.close
+
+    def deliver(self, request: Request, answer: Answer) -> None:
+        if answer.rest:  # begun with the lead
+            return self.send(answer.rest)
+        head = self.head(request, answer)
+        if answer.pieces is None:
+            self.send(head + answer.body)
+            self.sent = len(answer.body)
+            return
+        chunked = answer.length is None and request.minor > 0
+        self.send(head)
+        self.sent, left = 0, answer.length or 0
+        for piece in answer.pieces:
+            left -= size_of(piece)
+            if left < 0 and answer.length is not None:
+                raise Gone("what is sent grew meanwhile")
+            if isinstance(piece, Span):
+                self.send_span(piece)
+            elif piece:
+                self.send(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
+        if left > 0:
+            raise Gone(f"what is sent shrank by {left} bytes")
+        if chunked:
+            self.send(b"0\r\n\r\n")
+
+    def send(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            count = self.when_ready(True, self.sock.send, view[: self.server.slice])
+            self.sent += count
+            view = view[count:]
+
+    def send_span(self, span: Span) -> None:
+        """From the file to the socket inside the kernel where that is possible. A file that shrinks ends the connection:
+        the client sees that it got less than was announced."""
+        # on a TLS socket it would send in the clear
+        at, direct = span.start, hasattr(os, "sendfile") and type(self.sock) is socket.socket
+        while at < span.end:
+            if direct:
+                count = self.when_ready(
+                    True,
+                    os.sendfile,
+                    self.sock.fileno(),
+                    span.descriptor,
+                    at,
+                    min(SLICE, span.end - at),
+                )
+                self.sent += count
+            else:
+                data = read_at(span.descriptor, min(PIECE, span.end - at), at)
+                self.send(data)
+                count = len(data)
+            if not count:
+                raise Gone(f"the file shrank by {span.end - at} bytes")
+            at += count
+
+    def buffered(self, most: int) -> bytes:
+        """What has been read already."""
+        data, self.buffer = self.buffer[:most], self.buffer[most:]
+        return data
+
+    def receive(self, space: memoryview) -> memoryview:
+        """What comes next, into at least RECORD bytes. TLS gives a record at a time: all that have come are written to the disk at once."""
+        count = self.when_ready(False, self.sock.recv_into, space)
+        if not count:
+            raise ConnectionAbortedError(errno.ECONNABORTED, "the body ended early")
+        # nothing more has come, or an error that the next call will tell
+        with contextlib.suppress(OSError):
+            while (
+                self.server.door.tls
+                and len(space) - count >= RECORD
+                and (more := self.sock.recv_into(space[count:]))
+            ):
+                count += more
+        return space[:count]
+
+    def when_ready(self, writing: bool, call: Callable[..., int], *args: object) -> int:
+        """A call that sends or receives; again when the socket is ready, if it was not."""
+        while True:
+            try:
+                count = call(*args)
+                self.moved += count
+                return count
+            except self.server.waits:
+                self.wait(writing)
+            except OSError as error:
+                # TLS that breaks says so with numbers that mean something else to the system
+                raise ConnectionAbortedError(errno.ECONNABORTED, error.strerror) from None
+
+    def wait(self, writing: bool) -> None:
+        """Until the socket is ready. Silence has a limit, and so has dripping; only time spent waiting for the client counts."""
+        began = time.monotonic()
+        seconds = min(LOOK_EVERY, self.args.timeout) if self.part else self.args.timeout
+        while not is_ready(self.sock, writing, seconds):
+            if self.part:
+                self.part.give_way()
+            if time.monotonic() - began >= self.args.timeout:
+                raise TimeoutError(f"silent for {self.args.timeout:g} s")
+        self.waited += time.monotonic() - began
+        if self.waited > self.args.timeout:
+            if self.moved < MIN_RATE * self.args.timeout:
+                raise TimeoutError(f"slower than {MIN_RATE} bytes a second")
+            self.moved, self.waited = 0, 0.0
+
+    def has_left(self) -> bool:
+        """Whether the client has closed, where the system tells that. One that closes only its sending side looks the same,
+        so this is asked only after a while, and there is an answer all the same."""
+        if not hasattr(select, "poll"):
+            return False
+        poll = select.poll()
+        # an error and the end of both directions are told unasked
+        poll.register(self.sock, getattr(select, "POLLRDHUP", 0))
+        return bool(poll.poll(0))
+
+    def hold(self, found: "Found") -> "Found":
+        self.held.append(found)
+        return found
+
+    def release(self) -> None:
+        while self.held:
+            self.held.pop().close()
+
+
+class BodyReader:
+    """A request's body, read as it is wanted: a client that waits for 100 Continue gets it with the first read."""
+
+    def __init__(self, conn: "Connection", request: Request) -> None:
+        self.conn, self.request = conn, request
+        self.left = request.length
+        self.space: memoryview | None = None
+        self.whole = not request.has_body
+        self.asked = "expect" not in request.fields or not request.minor
+        self.trailer: Fields = {}
+        # one for all who read: whoever goes on goes on where the last one stopped
+        self.pieces = self.read()
+
+    def read(self) -> Iterator[Data]:
+        if self.whole:
+            return
+        if not self.asked:
+            self.asked = True
+            self.conn.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if self.request.chunked:
+            yield from self.chunks()
+        while self.left:
+            data = self.receive(self.left)
+            self.left -= len(data)
+            yield data
+        self.whole = True
+
+    def receive(self, most: int) -> Data:
+        if not self.conn.buffer and most >= RECORD:
+            return self.receive_more(most)
+        if not self.conn.buffer:
+            self.conn.buffer += self.receive_more(RECORD)
+        return self.conn.buffered(most)
+
+    def receive_more(self, most: int) -> memoryview:
+        """It is gone when the next is asked for: one buffer serves for all, which is twice as fast as new ones."""
+        self.space = self.space or memoryview(bytearray(PIECE))
+        return self.conn.receive(self.space[:most])
+
+    def read_line(self, most: int) -> bytes:
+        """A line up to its CRLF, of at most so many bytes."""
+        conn = self.conn
+        while (end := conn.buffer.find(b"\n")) < 0 and len(conn.buffer) < most + 2:
+            conn.buffer += self.receive_more(RECORD)
+        line = conn.buffered(end + 1)
+        if line[-2:] != b"\r\n" or end > most + 1:
+            raise Refusal(400, "a line of a chunked body is too long or does not end in CRLF")
+        return line[:-2]
+
+    def chunks(self) -> Iterator[Data]:
+        """RFC 9112 §7.1, strictly: what is doubtful here could hide another request."""
+        while size := self.chunk_size():
+            while size:
+                data = self.receive(size)
+                size -= len(data)
+                yield data
+            if self.read_line(2):
+                raise Refusal(400, "a chunk is longer than its size")
+        left = MAX_TRAILER
+        while line := self.read_line(left):
+            left -= len(line)
+            found = FIELD.fullmatch(line.decode("latin-1"))
+            if not found or left <= 0:
+                raise Refusal(400, "the trailer is malformed or too long")
+            self.trailer[found[1].lower()] = found[2].strip()
+
+    def chunk_size(self) -> int:
+        found = re.fullmatch(
+            rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?", self.read_line(MAX_LINE)
+        )
+        if not found:
+            raise Refusal(400, "a chunk's size is not in hex digits")
+        return int(found[1], 16)
+
+    def drain(self) -> bool:
+        """Read what nobody wants, if it is little and the client is sending it: the next request stands behind it."""
+        if not self.asked or self.left > DRAIN:
+            return self.whole
+        taken = 0
+        # a broken body ends the connection, but not before the answer
+        with contextlib.suppress(OSError, Refusal):
+            for data in self.pieces:
+                taken += len(data)
+                if taken > DRAIN:
+                    return False
+        return self.whole
+
+
+def reason_of(problem: Exception) -> str:
+    return getattr(problem, "strerror", "") or str(problem)
+
+
+def read_short(answer: Answer) -> Answer:
+    """A few bytes of files are read at once: they need no thread of their own."""
+    if isinstance(answer.pieces, list) and (answer.length or 0) <= SMALL:
+        body = b"".join(
+            [
+                read_at(piece.descriptor, piece.end - piece.start, piece.start)
+                if isinstance(piece, Span)
+                else piece
+                for piece in answer.pieces
+            ]
+        )
+        if len(body) != answer.length:
+            raise Refusal(500, "the file changed meanwhile")
+        answer.body, answer.pieces = body, None
+    return answer
+
+
+def is_ready(sock: socket.socket, writing: bool, seconds: float) -> bool:
+    if hasattr(select, "poll"):  # select() has no descriptors above 1023
+        poll = select.poll()
+        poll.register(sock, select.POLLOUT if writing else select.POLLIN)
+        return bool(poll.poll(1000 * seconds))
+    return any(select.select([] if writing else [sock], [sock] if writing else [], [], seconds))
+
+
+def read_at(descriptor: int, size: int, offset: int) -> bytes:
+    """Some bytes of a file. The descriptor belongs to one answer, so seeking disturbs nobody."""
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, size, offset)
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    return os.read(descriptor, size)
+
+
+# --- methods: what each request does ---
+def check_request(conn: Connection, request: Request) -> None:
+    """What holds for every method, in the order in which a stranger would try."""
+    server, fields, method = conn.server, request.fields, request.method
+    if request.host and not is_own_host(request.host, server.names):
+        raise Refusal(421, "that host is not this machine")
+    if server.door.guard:
+        check_password(conn, request, server.door.guard)
+    if method not in METHODS:
+        known = method in ("CONNECT", "TRACE")
+        raise Refusal(
+            405 if known else 501, "no such method here", {"Allow": server.allowed} if known else {}
+        )
+    if method in CHANGING:
+        if server.read_only:
+            raise Refusal(405, "nothing can be changed here", {"Allow": server.allowed})
+        if is_foreign(request):
+            raise Refusal(403, "a page of another site may not change anything here")
+    if request.minor and fields.get("expect", "100-continue").lower() != "100-continue":
+        raise Refusal(417, "no other expectation than 100-continue")
+
+
+def check_password(conn: Connection, request: Request, guard: "Guard") -> None:
+    """Basic (RFC 7617): any name, and the password. HEAD of an upload ends the one who sends it, so --public-read does not mean that."""
+    if (
+        conn.args.public_read
+        and request.method in ("GET", "HEAD")
+        and "upload" not in parameters(request.query)
+    ):
+        return
+    given = basic_password(request.fields.get("authorization", ""))
+    if given is None:
+        raise Refusal(401, "a password is asked for", CHALLENGE)
+    reason = guard.judge(
+        conn.peer, secrets.compare_digest(hashlib.sha256(given).digest(), conn.server.secret)
+    )
+    if reason == "busy":
+        raise Refusal(
+            429,
+            "busy: too many wrong passwords came from this address",
+            {"Retry-After": str(guard.wait(conn.peer))},
+        )
+    if reason:
+        raise Refusal(401, "wrong password", CHALLENGE)
+
+
+def basic_password(field: str) -> Optional[bytes]:
+    """What stands behind the first colon; None for what is no login by Basic."""
+    scheme, _, token = field.partition(" ")
     with contextlib.suppress(ValueError):
-        return bool(ipaddress.ip_address(name.strip("[]")))
+        _, colon, password = base64.b64decode(token.strip(), validate=True).partition(b":")
+        if scheme.lower() == "basic" and colon:
+            return password
+    return None
+
+
+def own_hosts(request: Request) -> tuple[str, str]:
+    """Under which names the client knows this server: a proxy in front adds the second."""
+    return request.host.lower(), request.fields.get("x-forwarded-host", "").lower()
+
+
+def is_foreign(request: Request) -> bool:
+    """Whether a browser sent this for a page of another site. No page can add X-Forwarded-Host unasked; a proxy does."""
+    origin = request.fields.get("origin")
+    if origin is None:
+        return False
+    host = origin.partition("://")[2].lower()
+    return not host or host not in own_hosts(request)
+
+
+def get(conn: Connection, request: Request) -> Answer:
+    options = parameters(request.query) if request.query else {}
+    if "upload" in options:
+        return upload_state(conn, request)
+    shared = conn.server.shared
+    if shared.only and not request.names:
+        return redirect(url_path([shared.only]), request)
+    found = conn.hold(shared.open(request.names))
+    if found.is_folder and request.names and not request.slash:
+        return redirect(url_path(request.names, slash=True), request)
+    if found.is_folder:
+        return get_folder(conn, request, found, options)
+    if request.slash:
+        raise Refusal(404, "that is a file, not a folder")
+    return get_file(conn, request, request.names, found)
+
+
+def redirect(path: str, request: Request) -> Answer:
+    """To a path of ours, never to a host (§15.4.9; // and \\ would begin one)."""
+    return text_answer(
+        308, "it is there", {"Location": path + ("?" + request.query if request.query else "")}
+    )
+
+
+def get_folder(conn: Connection, request: Request, found: "Found", options: Fields) -> Answer:
+    shared, kind = conn.server.shared, listing_type(request.fields.get("accept", "*/*"))
+    name = request.names[-1] if request.names else os.path.basename(shared.path) or "files"
+    if "tar" in options:
+        return get_tar(conn, request, found, name)
+    if "zip" in options:
+        return get_zip(conn, found, name)
+    if kind == "text/html" and (index := index_of(conn, found)):
+        answer = get_file(conn, request, (*request.names, "index.html"), index)
+        answer.fields["Vary"] = "Accept, Accept-Encoding"
+        return answer
+    fields = {
+        "Content-Type": kind + ("" if kind.endswith("json") else "; charset=utf-8"),
+        "Cache-Control": "no-store",
+        "Vary": "Accept",
+        "X-Content-Type-Options": "nosniff",
+    }
+    if kind == "text/html":
+        fields |= page_fields()
+    pieces = listing(found, kind, request.names, shared.hidden, conn.server.read_only)
+    return Answer(200, fields, pieces=in_chunks(pieces))
+
+
+def index_of(conn: Connection, folder: "Found") -> "Optional[Found]":
+    with contextlib.suppress(OSError, Refusal):
+        index = conn.hold(open_leaf(inside(folder.where, "index.html")))
+        return None if index.is_folder else index
+    return None
+
+
+def get_file(conn: Connection, request: Request, names: Names, found: "Found") -> Answer:
+    fields, coding = request.fields, ""
+    packs = "accept-encoding" in fields and takes_gzip(fields["accept-encoding"])
+    if packs and "range" not in fields:
+        found, coding = prefer_gzip(conn, names, found)
+    info, now = found.info, time.time()
+    tag, mtime = etag(info, coding and "-gz"), max(EARLIEST, min(int(info.st_mtime), int(now)))
+    headers = {
+        "ETag": tag,
+        "Last-Modified": http_date(mtime),
+        "Cache-Control": "no-cache",
+        "Vary": "Accept-Encoding",
+    }
+    if is_known(fields, tag, mtime):
+        return Answer(304, headers)
+    kind = type_of(names[-1])
+    headers |= {"Content-Type": kind, "Accept-Ranges": "bytes", "X-Content-Type-Options": "nosniff"}
+    if coding:
+        headers["Content-Encoding"] = coding
+    if not conn.server.read_only and ACTIVE.match(kind):
+        # anybody could have uploaded it: no script in this origin
+        headers["Content-Security-Policy"] = "sandbox"
+    if wants_digest(request):
+        headers["Repr-Digest"] = digest_field(conn.server.digest(conn, found))
+    ranges = wanted_ranges(request, info.st_size, tag, mtime, now)
+    if ranges and len(ranges) > 1:
+        return several(headers, found.descriptor, info.st_size, ranges)
+    return one_range(
+        headers, ranges, info.st_size, lambda start, end: [Span(found.descriptor, start, end)]
+    )
+
+
+def is_known(fields: Fields, tag: str, mtime: float) -> bool:
+    """Whether the client has what it asks for already (304). What it expects otherwise is refused (412)."""
+    status = 0 if CONDITIONS.isdisjoint(fields) else evaluate(fields, tag, mtime, reading=True)
+    if status == 412:
+        raise Refusal(412, "it is not as the request expects it")
+    return status == 304
+
+
+def wanted_ranges(
+    request: Request, size: int, tag: str, mtime: float, now: float
+) -> Optional[Ranges]:
+    """The ranges that are to be sent, None for the whole."""
+    fields = request.fields
+    if (
+        "range" not in fields
+        or request.method != "GET"
+        or not range_applies(fields.get("if-range"), tag, mtime, now)
+    ):
+        return None
+    ranges = parse_ranges(fields["range"], size)
+    if ranges == []:
+        raise Refusal(416, "there are no such bytes", {"Content-Range": f"bytes */{size}"})
+    return ranges
+
+
+def prefer_gzip(conn: Connection, names: Names, found: "Found") -> "tuple[Found, str]":
+    """name.gz beside it, if it is not older."""
+    with contextlib.suppress(OSError, Refusal):
+        packed = conn.hold(conn.server.shared.open([*names[:-1], names[-1] + ".gz"]))
+        if not packed.is_folder and packed.info.st_mtime >= found.info.st_mtime:
+            return packed, "gzip"
+    return found, ""
+
+
+def one_range(
+    headers: Fields,
+    ranges: Optional[Ranges],
+    size: int,
+    read: Callable[[int, int], Iterable[Piece]],
+) -> Answer:
+    """One range of what has this size, or the whole."""
+    status, start, end = 200, 0, size
+    if ranges and len(ranges) == 1:
+        status, (start, end) = 206, ranges[0]
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+    answer = Answer(status, headers, pieces=read(start, end), length=end - start)
+    answer.share = headers["ETag"], size, [(start, end)]
+    return answer
+
+
+def several(headers: Fields, descriptor: int, size: int, ranges: Ranges) -> Answer:
+    """Several ranges of a file, with a head for each (§14.6)."""
+    kind, mark = headers["Content-Type"], secrets.token_hex(12)
+    pieces: list[Piece] = []
+    for start, end in ranges:
+        head = f"\r\n--{mark}\r\nContent-Type: {kind}\r\n"
+        head += f"Content-Range: bytes {start}-{end - 1}/{size}\r\n\r\n"
+        pieces += [head.encode(), Span(descriptor, start, end)]
+    pieces.append(f"\r\n--{mark}--\r\n".encode())
+    headers["Content-Type"] = f"multipart/byteranges; boundary={mark}"
+    answer = Answer(206, headers, pieces=pieces, length=sum(map(size_of, pieces)))
+    answer.share = headers["ETag"], size, ranges
+    return answer
+
+
+def options(conn: Connection, request: Request) -> Answer:
+    fields = {"Allow": conn.server.allowed, "Accept-Ranges": "bytes"}
+    if not conn.server.read_only:
+        fields |= {"Accept-Patch": "application/partial-upload", "Upload-Limit": upload_limit(conn)}
+    return Answer(204, fields)
+
+
+# Delete, make, move.
+def delete(conn: Connection, request: Request) -> Answer:
+    options = parameters(request.query)
+    if "upload" in options:
+        with resumed(conn, request) as (part, _):
+            part.kept = False
+        return Answer(204)
+    if not request.names:
+        raise Refusal(403, "the shared folder itself stays")
+    shared = conn.server.shared
+    with (
+        shared.locate(request.names, change=True) as place,
+        contextlib.closing(open_leaf(place)) as found,
+    ):
+        if request.slash and not found.is_folder:
+            raise Refusal(404, "that is a file, not a folder")
+        if found.is_folder:
+            shared.refuse_program(request.names, holds_program)
+            check_conditions(request.fields, found.info)
+            delete_folder(place, "recursive" in options, shared.hidden)
+        else:
+            with renaming(conn, place):
+                check_conditions(request.fields, place.stat())
+                place.unlink()
+    return Answer(204)
+
+
+def delete_folder(place: "Place", recursive: bool, hidden: bool) -> None:
+    if recursive and not hides_nothing(place, hidden):
+        raise Refusal(409, "it holds hidden files, and hidden names are not served")
+    for below, item, _ in tree(place) if recursive else ():
+        with contextlib.suppress(FileNotFoundError):  # somebody else has done it
+            (os.rmdir if item.is_dir(follow_symlinks=False) else os.unlink)(
+                below.name, dir_fd=below.parent
+            )
+    os.rmdir(place.name, dir_fd=place.parent)
+
+
+def new_place(conn: Connection, names: Names) -> "Place":
+    """A place for something new, in a folder that must exist (RFC 4918)."""
+    check_depth(len(names))
+    try:
+        return conn.server.shared.locate(names, change=True)
+    except (FileNotFoundError, NotADirectoryError):
+        raise Refusal(409, "the folder that it is to be in does not exist") from None
+
+
+def mkcol(conn: Connection, request: Request) -> Answer:
+    if request.has_body:
+        raise Refusal(415, "MKCOL takes no body")
+    try:
+        if not request.names:
+            raise FileExistsError(errno.EEXIST, "")
+        with new_place(conn, request.names) as place:
+            conn.server.shared.make_folder(place)
+    except FileExistsError:
+        # RFC 4918 §9.3.1
+        raise Refusal(405, "that name exists", {"Allow": conn.server.allowed}) from None
+    return text_answer(201, "made", {"Location": url_path(request.names, slash=True)})
+
+
+def move(conn: Connection, request: Request) -> Answer:
+    """RFC 4918 §9.9, for what rename() can do."""
+    target = request.fields.get("destination", "")
+    host, path = split_target("MOVE", target, request.host or None, 0) if target else ("", "")
+    if not path or host.lower() not in own_hosts(request):
+        raise Refusal(502 if path else 400, "Destination must be a path or URL of this server")
+    names, _, _ = parse_path(path)
+    if not request.names or not names:
+        raise Refusal(403, "the shared folder itself stays")
+    with (
+        conn.server.shared.locate(request.names, change=True) as old,
+        new_place(conn, names) as new,
+        renaming(conn, old, new),
+        contextlib.closing(open_leaf(old)) as found,
+    ):
+        for end in (request.names, names) if found.is_folder else ():
+            conn.server.shared.refuse_program(end, holds_program)
+        # what is in it goes down with it
+        if found.is_folder and len(names) > len(request.names):
+            for _, _, depth in tree(old):
+                check_depth(len(names) + depth)
+        return move_to(old, found, new, request, names)
+
+
+def move_to(old: "Place", found: "Found", new: "Place", request: Request, names: Names) -> Answer:
+    check_conditions(request.fields, found.info)
+    there, polite = new.stat(), request.fields.get("overwrite", "T").upper() == "F"
+    if there and (
+        stat.S_ISDIR(there.st_mode) or found.is_folder or not stat.S_ISREG(there.st_mode)
+    ):
+        raise Refusal(412 if polite else 409, "something has that name already")
+    if there and polite:
+        raise Refusal(412, "that name exists")
+    # rename() would do nothing, and say that it has
+    if there and there.st_nlink > 1 and os.path.samestat(there, found.info):
+        raise Refusal(403, "both names are of the same file")
+    if not there and tuple(names[: len(request.names)]) == request.names:
+        raise Refusal(409, "a folder cannot be moved into itself")
+    # folders have no hard links, and rename() replaces none
+    rename(old, new, replace=found.is_folder or not polite)
+    return (
+        Answer(204)
+        if there
+        else text_answer(201, "moved", {"Location": url_path(names, slash=found.is_folder)})
+    )
+
+
+# --- uploads: whole, as a form, or resumed ---
+# Uploads.
+def put(conn: Connection, request: Request) -> Answer:
+    if "content-range" in request.fields:
+        raise Refusal(400, "PUT takes whole files; Upload-Offset with PATCH takes parts")  # §14.4
+    if not request.names or request.slash:
+        raise Refusal(409, "a folder has that name; POST puts files into it")
+    size = check_size(conn, request)
+    try:  # who expects a file there makes no folders for it
+        where = conn.server.shared.locate(
+            request.names, change=True, make=not evaluate(request.fields, None, 0, reading=False)
+        )
+    except FileNotFoundError:
+        check_conditions(request.fields, None)
+        raise
+    with where as place:
+        check_space(conn, place, size)
+        there = check_conditions(request.fields, place.regular())
+        plan = Plan(request.names, "replace")
+        if not CONDITIONS.isdisjoint(request.fields):
+            plan = plan._replace(was=bare_tag(there)) if there else Plan(request.names, "new")
+        return receive_upload(conn, request, place, plan)
+
+
+def post(conn: Connection, request: Request) -> Answer:
+    """Into a folder: a form's files, or the body itself under a new name. To the name of a file: like PUT."""
+    size = check_size(conn, request)
+    is_form = request.fields.get("content-type", "").lower().startswith("multipart/form-data")
+    if not is_form and request.names and not request.slash and not is_folder(conn, request.names):
+        return put(conn, request)
+    names = (*request.names, suggested_name(request))
+    with conn.server.shared.locate(names, change=True, make=True) as place:
+        check_space(conn, place, size)
+        if is_form:
+            return post_form(conn, request)
+        return receive_upload(conn, request, place, Plan(names, "number"))
+
+
+def announced_length(request: Request) -> Optional[int]:
+    """How long an upload will be when it is whole, if it says so."""
+    length = request.fields.get("upload-length")
+    if length is not None and not DIGITS.fullmatch(length):
+        raise Refusal(400, "Upload-Length is not a number")
+    if length is not None:
+        return int(length)
+    begun = request.chunked or request.fields.get("upload-complete") == "?0"
+    return None if begun else request.length
+
+
+def is_folder(conn: Connection, names: Names) -> bool:
+    with (
+        contextlib.suppress(FileNotFoundError, NotADirectoryError),
+        contextlib.closing(conn.server.shared.open(names)) as found,
+    ):
+        return found.is_folder
     return False
 
 
-PAIR = re.compile(rf'({TOKEN})=({TOKEN}|"[^"\\]*")')  # a piece of an element of Forwarded
-HOP = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::[0-9]+)?|([0-9.]+)(?::[0-9]+)?|([0-9A-Fa-f:.]+)")
+def check_size(conn: Connection, request: Request) -> int:
+    """How long an upload says that it gets. What can be refused before the body is."""
+    size = max(request.length, announced_length(request) or 0)
+    if 0 < conn.args.max_size < size:
+        limit = {"Upload-Limit": upload_limit(conn)}
+        raise Refusal(413, f"more than {conn.args.max_size} bytes are not taken", limit, close=True)
+    return size
 
 
-def hop_address(text: str) -> str:
-    """An IP address as proxies write it: perhaps in brackets, with a port. "" for all else."""
-    found = HOP.fullmatch(text.strip(" \t"))
-    with contextlib.suppress(ValueError):
-        ip = ipaddress.ip_address(found[found.lastindex or 0] if found else "")
-        return str(getattr(ip, "ipv4_mapped", None) or ip)
-    return ""
+def check_space(conn: Connection, place: "Place", size: int) -> None:
+    """Each folder may be on a disk of its own."""
+    if size + conn.args.min_free > free_space(place.folder):
+        raise Refusal(507, "there is not that much free space", close=True)
 
 
-def forwarded_address(element: str) -> str:
-    """The same in an element of Forwarded (RFC 7239), which is checked whole: its host is what the client said."""
-    address = ""
-    for text in element.strip(" \t").split(";"):
-        pair = PAIR.fullmatch(text)
-        if not pair:
-            return ""
-        if pair[1].lower() == "for":
-            address = hop_address(pair[2].strip('"'))
-    return address
+def check_conditions(fields: Fields, info: Optional[os.stat_result]) -> Optional[os.stat_result]:
+    """What is to be changed, if it is there at all, must be as a request's conditions say."""
+    if evaluate(
+        fields, etag(info) if info else None, int(info.st_mtime) if info else 0, reading=False
+    ):
+        raise Refusal(412, "what is there is not what the request expects")
+    return info
 
 
-def client_behind(proxies: frozenset[str], fields: Fields) -> str:
-    """Whom a trusted proxy speaks for: its entry is the last one, and before it may stand whatever the client sent.
-    "" in doubt: also where the two fields differ, for the client may have sent one of them."""
-    found = set()
-    for name, read in ("x-forwarded-for", hop_address), ("forwarded", forwarded_address):
-        if name in fields:
-            # a proxy may stand behind another one
-            hops = map(read, reversed(fields[name].rsplit(",", MAX_PROXIES)))
-            found.add(next((hop for hop in hops if hop not in proxies), ""))
-    return found.pop() if len(found) == 1 else ""
+PLAN = re.compile(
+    "upload=(?P<upload>[0-9a-f]{32})&over=(?P<over>new|replace|number)"
+    "(?:&was=(?P<was>[0-9a-f-]{5,60}))?(?:&length=(?P<length>[0-9]{1,18}))?"
+    "(?:&mtime=(?P<mtime>-?[0-9]{1,20}))?(?:&sha256=(?P<sha256>[0-9a-f]{64}))?"
+    "&time=(?P<time>-?[0-9]{1,20})&file=(?P<file>[0-9]{1,40})"
+)
 
 
-def url_path(names: Iterable[str], slash: bool = False) -> str:
-    """Names as a path: it starts with exactly one slash, and holds nothing that has a meaning in a URL or a header."""
-    path = "/" + "/".join(
-        urllib.parse.quote_from_bytes(os.fsencode(name), safe="") for name in names
-    )
-    return path + "/" if slash and path != "/" else path
+class Plan(NamedTuple):
+    """What becomes of an upload when it is whole. A resumable one has it in its URL: any server of this folder can go on."""
+
+    names: Names
+    over: str  # "replace" what stands there, only as a "new" name, or with a "number"
+    # the tag of what it is to replace: a conditional upload replaces nothing else
+    was: Optional[str] = None
+    upload: str = ""  # the part's token
+    length: Optional[int] = None
+    mtime: Optional[int] = None  # the client's, in ns
+    sha256: Optional[str] = None
+    # By these two the finished file is known: its time as the disk keeps it, which is mtime or else
+    # when the upload began, and the number of its inode, which is the part's.
+    time: int = 0
+    file: int = 0
+
+    def url(self) -> str:
+        known = {"upload": self.upload, **self._asdict()}
+        names = url_path(known.pop("names"))
+        return f"{names}?" + "&".join(
+            f"{key}={value}" for key, value in known.items() if value is not None
+        )
 
 
-def parameters(query: str) -> Fields:
-    return (
-        dict(urllib.parse.parse_qsl(query, keep_blank_values=True, max_num_fields=20))
-        if query.count("&") < 20
-        else {}
-    )
+def read_plan(request: Request) -> Plan:
+    found = PLAN.fullmatch(request.query)
+    if not found or not request.names:
+        raise Refusal(404, "there is no such upload")
+    words: dict[str, Any] = found.groupdict()
+    numbers = {key: int(words[key]) for key in ("length", "mtime", "time", "file") if words[key]}
+    return Plan(request.names, **{**words, **numbers})
 
 
+def receive_upload(conn: Connection, request: Request, place: "Place", plan: Plan) -> Answer:
+    fields, began = request.fields, time.time_ns()
+    digest = parse_digest(fields.get("repr-digest", ""))
+    complete = fields.get("upload-complete")
+    mtime, resumable = wanted_mtime(request, began), complete in ("?0", "?1")
+    conn.server.search_old_parts(place)
+    with contextlib.closing(Part(place, resumable=resumable)) as part:
+        dated = part.date(began if mtime is None else mtime)
+        part.date(began)  # or what has just begun could look too old to be kept
+        plan = plan._replace(
+            upload=part.token,
+            length=announced_length(request),
+            mtime=mtime,
+            sha256=digest.hex() if digest else None,
+            time=dated.st_mtime_ns,
+            file=dated.st_ino,
+        )
+        if resumable:
+            part.kept = True
+            send_interim(
+                conn, request, {"Location": plan.url(), "Upload-Limit": upload_limit(conn)}
+            )
+        elif digest or "repr-digest" in fields.get("trailer", "").lower() or wants_digest(request):
+            part.sha = hashlib.sha256()
+        return fill_part(conn, request, part, plan, complete != "?0")
+
+
+def wanted_mtime(request: Request, began: int) -> Optional[int]:
+    """The file's time at the client in ns, from the field that ownCloud invented and rclone, Nextcloud and Apache know.
+    Without a fraction it gets ours: two files of one time and size shall have two ETags."""
+    text = request.fields.get("x-oc-mtime")
+    if text is None:
+        return None
+    found = re.fullmatch(r"(-?[0-9]{1,11})(?:\.([0-9]{1,9}))?", text)
+    if not found:
+        raise Refusal(400, "X-OC-Mtime is not a time in seconds since 1970, of at most 11 digits")
+    seconds = int(found[1]) * 10**9
+    if not found[2]:
+        return seconds + began % 10**9
+    fraction = int(found[2].ljust(9, "0"))
+    return seconds - fraction if text[0] == "-" else seconds + fraction
+
+
+def send_interim(conn: Connection, request: Request, fields: Fields) -> None:
+    """104: where an upload can be resumed, or how much has arrived. Only for clients of the same version of the draft, and not
+    through a proxy that is known to be there: nginx 1.22 takes it for the final response, and the upload hangs."""
+    same = request.fields.get("upload-draft-interop-version") == INTEROP
+    if same and request.minor and PROXIED.isdisjoint(request.fields):
+        fields = {"Upload-Draft-Interop-Version": INTEROP, **fields}
+        lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+        conn.send(f"HTTP/1.1 104 Upload Resumption Supported\r\n{lines}\r\n".encode())
+
+
+def fill_part(
+    conn: Connection, request: Request, part: "Part", plan: Plan, complete: bool
+) -> Answer:
+    """Receive into a part, and when the upload is complete check it and put it in its place."""
+    check_length(conn, part, plan.length, part.size + request.length)
+    conn.part = part
+    try:
+        write_body(conn, part, reporting(conn, request, part), plan.length)
+    finally:
+        conn.part = None
+    if complete:
+        return complete_upload(conn, part, plan)
+    fields = {"Location": plan.url(), **upload_fields(conn, part.size, "?0")}
+    if request.method == "PATCH":
+        return Answer(204, fields)
+    return text_answer(201, "to be continued", fields)
+
+
+def write_body(
+    conn: Connection, part: "Part", pieces: Iterable[Data], length: Optional[int] = None
+) -> None:
+    """Write what comes, as long as there is room: how much a chunked upload holds nobody knows before."""
+    left = FREE_CHECK  # somebody has looked just now
+    for piece in pieces:
+        left -= len(piece)
+        if left < 0:
+            left = FREE_CHECK
+            check_space(conn, part.place, len(piece))
+        part.write(piece)
+        part.give_way()
+        check_length(conn, part, length, part.size)
+
+
+def check_length(conn: Connection, part: "Part", length: Optional[int], size: int) -> None:
+    """An upload that gets longer than it may is given up."""
+    if 0 < conn.args.max_size < size or length is not None and length < size:
+        part.kept = False
+        raise Refusal(
+            413 if length is None else 400, "more than was announced or is taken", close=True
+        )
+
+
+def reporting(conn: Connection, request: Request, part: "Part") -> Iterator[Data]:
+    """The body of a resumable upload; when more of it is to come, the client is told how much is stored, unless it does not read."""
+    last = 0.0
+    for data in conn.body.pieces:
+        yield data
+        if (
+            part.kept
+            and (conn.body.left or request.chunked)
+            and time.monotonic() > last + NOTE_EVERY
+            and is_ready(conn.sock, True, 0)
+        ):
+            last = time.monotonic()
+            send_interim(conn, request, {"Upload-Offset": str(part.size)})
+
+
+def complete_upload(conn: Connection, part: "Part", plan: Plan) -> Answer:
+    resumable = part.kept
+    part.kept = False
+    fields = {"Upload-Complete": "?1"} if resumable else {}
+    try:
+        if plan.length not in (None, part.size):
+            text = f"the upload has {part.size} bytes, {plan.length} were announced"
+            raise Refusal(400, text)
+        actual = check_digest(conn, part, plan)
+    except Refusal as refused:
+        refused.fields |= fields
+        raise
+    part.kept = resumable  # until it is known that the folder is free
+    mtime = plan.time if resumable else plan.mtime
+    name, info, replaced = part.finish_upload(conn, plan, mtime)
+    fields["ETag"] = etag(info)
+    if plan.mtime is not None and plan.mtime // 10**9 == info.st_mtime_ns // 10**9:
+        fields["X-OC-Mtime"] = "accepted"
+    if actual:
+        fields["Repr-Digest"] = digest_field(actual)
+    if replaced:
+        return Answer(204, fields)
+    path = url_path([*plan.names[:-1], name])
+    return text_answer(201, f"stored as {path}", {"Location": path, **fields})
+
+
+def check_digest(conn: Connection, part: "Part", plan: Plan) -> Optional[bytes]:
+    """The SHA-256 of what arrived, where it is known or wanted: if it was announced it must be that."""
+    announced = parse_digest(conn.body.trailer.get("repr-digest", ""))
+    wanted = bytes.fromhex(plan.sha256) if plan.sha256 else announced
+    actual = part.sha.digest() if part.sha else file_digest(part.descriptor) if wanted else None
+    if wanted and actual != wanted:
+        raise Refusal(400, "what arrived is not what Repr-Digest says")
+    return actual
+
+
+def post_form(conn: Connection, request: Request) -> Answer:
+    """RFC 7578: each file of the form into the folder; a name that exists gets a number."""
+    stored, count = [], 0
+    for head, data in form_fields(conn.body.pieces, boundary_of(request.fields["content-type"])):
+        name = form_file_name(head)
+        if not name:
+            deque(data, maxlen=0)
+            continue
+        path, count = store_file(conn, request, data, name), count + 1
+        # all of them could be a thousand times what was sent: each begins with the folder's path
+        if count <= MAX_LISTED:
+            stored.append(path)
+    if not stored:
+        raise Refusal(400, "the form holds no file")
+    if "text/html" in request.fields.get("accept", ""):
+        # a browser shows the folder again
+        return text_answer(303, "stored", {"Location": url_path(request.names, slash=True)})
+    more = f" and {count - MAX_LISTED} more" if count > MAX_LISTED else ""
+    return text_answer(201, f"stored as {' '.join(stored)}{more}", {"Location": stored[0]})
+
+
+def store_file(conn: Connection, request: Request, data: Iterator[bytes], name: str) -> str:
+    plan = Plan((*request.names, *name.split("/")), "number")
+    with (
+        conn.server.shared.locate(plan.names, change=True, make=True) as place,
+        contextlib.closing(Part(place)) as part,
+    ):
+        conn.server.search_old_parts(place)
+        write_body(conn, part, data)
+        final, _, _ = part.finish_upload(conn, plan)
+    return url_path([*plan.names[:-1], final])
+
+
+def form_fields(chunks: Iterator[Data], boundary: bytes) -> Iterator[tuple[bytes, Iterator[bytes]]]:
+    """The head of each field with its data, which must be used up before the next."""
+    text = FormText(chunks)
+    mark = b"\r\n--" + boundary
+    text.bounded(mark, MAX_HEAD)
+    for _ in range(MAX_FORM_FIELDS):
+        padding, _, head = text.bounded(b"\r\n\r\n", MAX_TRAILER).partition(b"\r\n")
+        if padding[:2] == b"--":
+            deque(chunks, maxlen=0)  # what follows the form is nobody's
+            return
+        if padding.strip(b" \t"):
+            raise Refusal(400, "a boundary of the form does not end its line", close=True)
+        yield head, text.until(mark)
+    raise Refusal(413, f"a form of more than {MAX_FORM_FIELDS} fields", close=True)
+
+
+class FormText:
+    """Chunks in which marks are looked for; each byte is looked at about once."""
+
+    def __init__(self, chunks: Iterator[Data]) -> None:
+        # line ends around all, so that the first and the last boundary are like the others
+        self.chunks, self.buffer = itertools.chain(chunks, [b"\r\n\r\n"]), b"\r\n"
+
+    def until(self, mark: bytes) -> Iterator[bytes]:
+        """What stands before a mark, in pieces; the mark is taken away."""
+        while (at := self.buffer.find(mark)) < 0:
+            safe = max(0, len(self.buffer) - len(mark) + 1)
+            piece, self.buffer = self.buffer[:safe], self.buffer[safe:]
+            yield piece
+            chunk = next(self.chunks, None)
+            if chunk is None:
+                raise Refusal(400, "the form ends in the middle", close=True)
+            self.buffer += chunk
+        piece, self.buffer = self.buffer[:at], self.buffer[at + len(mark) :]
+        yield piece
+
+    def bounded(self, mark: bytes, limit: int) -> bytes:
+        data = b""
+        for piece in self.until(mark):
+            data += piece
+            if len(data) > limit:
+                raise Refusal(400, "a line or head of the form is too long", close=True)
+        return data
+
+
+# Resuming an upload.
+def upload_limit(conn: Connection, age: int = PART_AGE) -> str:
+    return f"max-age={age}" + (f", max-size={conn.args.max_size}" if conn.args.max_size else "")
+
+
+def upload_fields(conn: Connection, size: int, complete: str, age: int = PART_AGE) -> Fields:
+    return {
+        "Upload-Complete": complete,
+        "Upload-Offset": str(size),
+        "Upload-Limit": upload_limit(conn, age),
+    }
+
+
+def patch(conn: Connection, request: Request) -> Answer:
+    fields = request.fields
+    if fields.get("content-type", "").lower() != "application/partial-upload":
+        raise Refusal(
+            415,
+            "PATCH takes application/partial-upload",
+            {"Accept-Patch": "application/partial-upload"},
+        )
+    if not DIGITS.fullmatch(fields.get("upload-offset", "")) or fields.get(
+        "upload-complete"
+    ) not in ("?0", "?1"):
+        raise Refusal(400, "Upload-Offset and Upload-Complete are needed")
+    with resumed(conn, request) as (part, plan):
+        check_space(conn, part.place, request.length)
+        if part.size != int(fields["upload-offset"]):
+            raise Refusal(
+                409,
+                f"the upload stands at {part.size}",
+                {"Upload-Offset": str(part.size), "Upload-Complete": "?0"},
+            )
+        return fill_part(conn, request, part, plan, fields["upload-complete"] == "?1")
+
+
+def upload_state(conn: Connection, request: Request) -> Answer:
+    if request.method != "HEAD":
+        allowed = {"Allow": "HEAD, PATCH, DELETE"}
+        raise Refusal(405, "an upload answers HEAD, PATCH and DELETE", allowed)
+    try:
+        with resumed(conn, request) as (part, plan):
+            age = max(0, int(PART_AGE - time.time() + os.fstat(part.descriptor).st_mtime))
+            fields = upload_fields(conn, part.size, "?0", age)
+            length = plan.length
+    except Complete as complete:
+        length = complete.size
+        fields = {**complete.fields, **upload_fields(conn, length, "?1")}
+    fields["Cache-Control"] = "no-store"
+    if length is not None:
+        fields["Upload-Length"] = str(length)
+    return Answer(204, fields)
+
+
+@contextlib.contextmanager
+def resumed(conn: Connection, request: Request) -> "Iterator[tuple[Part, Plan]]":
+    """An upload's part, locked. A connection that still writes it has failed without knowing: it is ended."""
+    plan = read_plan(request)
+    with conn.server.shared.locate(plan.names, change=True) as place:
+        try:
+            part = Part(place, plan.upload)
+        except FileNotFoundError:
+            raise finished_upload(place, plan) from None
+        with contextlib.closing(part):
+            part.take_over(conn)
+            there = part.own.stat()
+            if not there or there.st_nlink > 1:
+                raise finished_upload(
+                    place, plan
+                )  # meanwhile: what is open here is the finished file
+            yield part, plan
+
+
+def finished_upload(place: "Place", plan: Plan) -> Refusal:
+    """What is said of an upload that has no part (any more): that it is the file that stands in its place, as long as it does."""
+    for number in range(MAX_NUMBER if plan.over == "number" else 1):
+        name = numbered(plan.names[-1], number)
+        info = place.beside(name).stat()
+        if (
+            info
+            and stat.S_ISREG(info.st_mode)
+            and plan.length in (None, info.st_size)
+            and (info.st_ino, info.st_mtime_ns) == (plan.file, plan.time)
+        ):
+            return Complete(url_path([*plan.names[:-1], name]), info.st_size)
+    return Refusal(404, "there is no such upload")
+
+
+METHODS: dict[str, Callable[[Connection, Request], Answer]] = {
+    "GET": get,
+    "HEAD": get,
+    "OPTIONS": options,
+    "PUT": put,
+    "POST": post,
+    "PATCH": patch,
+    "DELETE": delete,
+    "MKCOL": mkcol,
+    "MOVE": move,
+}
+PHRASES = {status.value: status.phrase for status in HTTPStatus}
+
+
+# --- header fields and names: values in, values out ---
 # Conditions, ranges, negotiation (RFC 9110).
 CONDITIONS = frozenset(("if-match", "if-none-match", "if-modified-since", "if-unmodified-since"))
 PACKED = {"gzip": "application/gzip", "bzip2": "application/x-bzip2", "xz": "application/x-xz"}
@@ -630,6 +1942,92 @@ def digest_field(digest: bytes) -> str:
     return f"sha-256=:{base64.b64encode(digest).decode()}:"
 
 
+@functools.lru_cache(maxsize=256)
+def is_own_host(host: str, names: frozenset[str]) -> bool:
+    """Whether a Host means this machine. A foreign name that was made to lead here (DNS rebinding) does not."""
+    found = HOST.fullmatch(host)
+    name = found[1].lower().rstrip(".") if found else ""
+    if name in names or name.endswith(".localhost"):
+        return True
+    with contextlib.suppress(ValueError):
+        return bool(ipaddress.ip_address(name.strip("[]")))
+    return False
+
+
+PAIR = re.compile(rf'({TOKEN})=({TOKEN}|"[^"\\]*")')  # a piece of an element of Forwarded
+HOP = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::[0-9]+)?|([0-9.]+)(?::[0-9]+)?|([0-9A-Fa-f:.]+)")
+
+
+def hop_address(text: str) -> str:
+    """An IP address as proxies write it: perhaps in brackets, with a port. "" for all else."""
+    found = HOP.fullmatch(text.strip(" \t"))
+    with contextlib.suppress(ValueError):
+        ip = ipaddress.ip_address(found[found.lastindex or 0] if found else "")
+        return str(getattr(ip, "ipv4_mapped", None) or ip)
+    return ""
+
+
+def forwarded_address(element: str) -> str:
+    """The same in an element of Forwarded (RFC 7239), which is checked whole: its host is what the client said."""
+    address = ""
+    for text in element.strip(" \t").split(";"):
+        pair = PAIR.fullmatch(text)
+        if not pair:
+            return ""
+        if pair[1].lower() == "for":
+            address = hop_address(pair[2].strip('"'))
+    return address
+
+
+def client_behind(proxies: frozenset[str], fields: Fields) -> str:
+    """Whom a trusted proxy speaks for: its entry is the last one, and before it may stand whatever the client sent.
+    "" in doubt: also where the two fields differ, for the client may have sent one of them."""
+    found = set()
+    for name, read in ("x-forwarded-for", hop_address), ("forwarded", forwarded_address):
+        if name in fields:
+            # a proxy may stand behind another one
+            hops = map(read, reversed(fields[name].rsplit(",", MAX_PROXIES)))
+            found.add(next((hop for hop in hops if hop not in proxies), ""))
+    return found.pop() if len(found) == 1 else ""
+
+
+def url_path(names: Iterable[str], slash: bool = False) -> str:
+    """Names as a path: it starts with exactly one slash, and holds nothing that has a meaning in a URL or a header."""
+    path = "/" + "/".join(
+        urllib.parse.quote_from_bytes(os.fsencode(name), safe="") for name in names
+    )
+    return path + "/" if slash and path != "/" else path
+
+
+def parameters(query: str) -> Fields:
+    return (
+        dict(urllib.parse.parse_qsl(query, keep_blank_values=True, max_num_fields=20))
+        if query.count("&") < 20
+        else {}
+    )
+
+
+WINDOWS_NAME = re.compile(
+    r'.*[\\:<>"|?*\x00-\x1f].*|.*[. ]|(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?', re.DOTALL
+)
+
+
+def check_name(name: str, hidden: bool) -> None:
+    """The one judgement on names, for every method. What passes is a name inside its folder and nothing else."""
+    if "\0" in name:
+        raise Refusal(400, "a name holds no NUL")
+    if name in ("", ".", "..") or "/" in name or os.name == "nt" and WINDOWS_NAME.fullmatch(name):
+        raise Refusal(403, "that is not the name of a file or folder")
+    if name[0] == "." and (not hidden or PART.fullmatch(name)):
+        raise Refusal(403, "hidden names are not served")
+
+
+def check_depth(depth: int) -> None:
+    """One limit wherever names come in, so that whoever walks the folder comes to an end."""
+    if depth > MAX_DEPTH:
+        raise Refusal(403, f"more than {MAX_DEPTH} folders deep")
+
+
 # Forms, names, the log.
 FILENAME = re.compile(
     rb'(?:^|;)[ \t]*filename=(?:"((?:[^"\\]|\\.)*)"|([^;"]+))', re.IGNORECASE | re.DOTALL
@@ -694,6 +2092,27 @@ def numbered(name: str, number: int) -> str:
     return stem + suffix
 
 
+def utf8_name(name: str) -> str:
+    """A name as text: what is not UTF-8 as the replacement character, never a lone surrogate."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
+def name_order(found: tuple[bool, str]) -> tuple[bool, str, str]:
+    """Folders before files, each by name as people sort it."""
+    is_file, name = found
+    return is_file, utf8_name(name).casefold(), name
+
+
+def printable_name(name: str) -> str:
+    """A name as a line of text: control characters, what is not UTF-8, and the percent sign are percent-encoded."""
+    return "".join(
+        urllib.parse.quote_from_bytes(os.fsencode(char))
+        if not char.isprintable() or char == "%"
+        else char
+        for char in name
+    )
+
+
 def printable(text: str) -> str:
     return UNPRINTABLE.sub(lambda found: f"\\x{ord(found[0]):02x}", text[:1000])
 
@@ -705,7 +2124,6 @@ def log_time(seconds: int) -> str:
 
 
 # --- the folder: nothing outside of it, and only whole files in it ---
-Data = Union[bytes, memoryview]  # noqa: UP007  (3.9)
 Where = Union[int, str]  # noqa: UP007  (3.9) an open folder; its path where the system has no dir_fd
 
 
@@ -1192,1997 +2610,6 @@ def free_space(where: Where) -> int:
     return shutil.disk_usage(where).free
 
 
-# --- archives: a folder as one stream whose length is known before ---
-class Span(NamedTuple):
-    """Bytes of an open file: what sendfile() takes."""
-
-    descriptor: int
-    start: int
-    end: int
-
-
-Piece = Union[bytes, Span]  # noqa: UP007
-
-
-def size_of(piece: Piece) -> int:
-    return piece.end - piece.start if isinstance(piece, Span) else len(piece)
-
-
-def walk(
-    where: Where,
-    path: str,
-    hidden: bool,
-    left_out: Callable[[Entry, str], None] = lambda entry, why: None,
-    depth: int = 0,
-) -> Iterator[Entry]:
-    """Everything in a folder, depth first and by name, so that two walks give the same; one folder's names in memory at a time.
-    What the server may not read is left out, and what is too deep: one such file is no reason to refuse all others."""
-    for found in entries(where, hidden):
-        entry = found._replace(name=path + found.name + "/" * found.is_folder)
-        if depth == MAX_DEPTH:
-            return left_out(entry, f"it is more than {MAX_DEPTH} folders deep there")
-        if not entry.is_readable():
-            left_out(entry, "the server may not read it")
-            continue
-        yield entry
-        if entry.is_folder:
-            with contextlib.closing(open_leaf(entry.place)) as folder:
-                yield from walk(folder.where, entry.name, hidden, left_out, depth + 1)
-
-
-def tar_head(entry: Entry) -> bytes:
-    import tarfile
-
-    info = tarfile.TarInfo(entry.name.rstrip("/"))
-    info.mode, info.size = stat.S_IMODE(entry.info.st_mode) & 0o777, entry.size
-    info.mtime = int(entry.info.st_mtime)
-    info.type = tarfile.DIRTYPE if entry.is_folder else tarfile.REGTYPE
-    # the one format whose names are bytes
-    return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
-
-
-TAR_END = 1024  # two empty blocks
-
-
-def tar_heads(entries: Iterable[Entry], sha: "hashlib._Hash") -> Iterator[tuple[Entry, bytes, int]]:
-    """Each entry with its head and its length in the archive, whose tag changes with any name, size or time in it."""
-    for entry in entries:
-        head = tar_head(entry)
-        sha.update(head + etag(entry.info).encode())
-        yield entry, head, len(head) + entry.size + -entry.size % 512
-
-
-def tar_tag(sha: "hashlib._Hash") -> str:
-    return f'"{sha.hexdigest()[:32]}"'
-
-
-def tar_plan(entries: Iterable[Entry]) -> tuple[int, str]:
-    """The archive's length and tag."""
-    sha = hashlib.sha256()
-    return TAR_END + sum(length for _, _, length in tar_heads(entries, sha)), tar_tag(sha)
-
-
-def tar_pieces(entries: Iterable[Entry], start: int, end: int, tag: str) -> Iterator[Piece]:
-    """The bytes from start to end of the archive; files outside of them are not even opened. The last byte comes when all others were
-    of the planned archive: where it does not, the client sees that it has not got the whole."""
-    at, sha, last = 0, hashlib.sha256(), b""
-    for entry, head, length in tar_heads(entries, sha):
-        if start < at + length and at < end:
-            yield from cut(tar_entry(entry, head), start - at, end - 1 - at)
-        if at < end <= at + length:
-            last = tar_byte(entry, head, end - 1 - at)
-        at += length
-    if tag != tar_tag(sha):
-        raise Gone("the folder changed")
-    yield last
-    yield from cut([bytes(TAR_END)], start - at, end - at)
-
-
-def tar_entry(entry: Entry, head: bytes) -> Iterator[Piece]:
-    yield head
-    if entry.size:
-        descriptor = entry.open()
-        try:
-            yield Span(descriptor, 0, entry.size)
-        finally:
-            os.close(descriptor)
-        yield bytes(-entry.size % 512)
-
-
-def tar_byte(entry: Entry, head: bytes, at: int) -> bytes:
-    for piece in cut(tar_entry(entry, head), at, at + 1):
-        return read_at(piece.descriptor, 1, piece.start) if isinstance(piece, Span) else piece
-    return b""
-
-
-def cut(pieces: Iterable[Piece], start: int, end: int) -> Iterator[Piece]:
-    """What lies between start and end of a stream."""
-    for piece in pieces:
-        size = size_of(piece)
-        low, high = max(0, start), min(size, end)
-        start, end = start - size, end - size
-        if low >= high:
-            continue
-        if isinstance(piece, Span):
-            yield Span(piece.descriptor, piece.start + low, piece.start + high)
-        else:
-            yield piece[low:high]
-
-
-def zip_common(entry: Entry, crc: int, more: int) -> bytes:
-    """What the heads before a file and in the directory share: from the version to the lengths.
-
-    Bit 3 of the flags: the CRC follows the file, because it is not known before. Bit 11: the name
-    is UTF-8. Both sizes are LARGE: they stand in the zip64 field, which has so many bytes."""
-    name = os.fsencode(entry.name)
-    flags = 8 | 0x800 * (name == entry.name.encode("utf-8", "replace"))
-    # 1980 to 2107 is all that the format knows
-    when = time.localtime(min(max(entry.info.st_mtime, 315619200), 4354732800))
-    clock = when.tm_hour << 11 | when.tm_min << 5 | when.tm_sec // 2
-    day = (when.tm_year - 1980) << 9 | when.tm_mon << 5 | when.tm_mday
-    return struct.pack("<5H3L2H", 45, flags, 0, clock, day, crc, LARGE, LARGE, len(name), more)
-
-
-LARGE = 0xFFFFFFFF  # in a 32-bit field: the number stands in the zip64 field instead
-
-
-def zip_local(entry: Entry) -> bytes:
-    field = struct.pack("<2H2Q", 1, 16, entry.size, entry.size)
-    return b"PK\3\4" + zip_common(entry, 0, len(field)) + os.fsencode(entry.name) + field
-
-
-def zip_after(entry: Entry, crc: int) -> bytes:
-    return struct.pack("<4sL2Q", b"PK\7\x08", crc, entry.size, entry.size)
-
-
-def zip_central(entry: Entry, crc: int, offset: int) -> bytes:
-    field = struct.pack("<2H3Q", 1, 24, entry.size, entry.size, offset)
-    mode = entry.info.st_mode << 16 & LARGE | 0x10 * entry.is_folder
-    return (
-        struct.pack("<4sH", b"PK\1\2", 3 << 8 | 45)
-        + zip_common(entry, crc, len(field))
-        + struct.pack("<3H2L", 0, 0, 0, mode, LARGE)
-        + os.fsencode(entry.name)
-        + field
-    )
-
-
-def zip_end(count: int, size: int, offset: int) -> bytes:
-    return (
-        struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, offset)
-        + struct.pack("<4sLQL", b"PK\6\7", 0, offset + size, 1)
-        + struct.pack(
-            "<4s4H2LH",
-            b"PK\5\6",
-            0,
-            0,
-            min(count, 0xFFFF),
-            min(count, 0xFFFF),
-            min(size, LARGE),
-            min(offset, LARGE),
-            0,
-        )
-    )
-
-
-def zip_size(entry: Entry) -> int:
-    """Bytes of an entry, without what the directory says of it."""
-    return len(zip_local(entry)) + len(zip_after(entry, 0)) + entry.size
-
-
-def zip_length(entries: Iterable[Entry]) -> int:
-    return len(zip_end(0, 0, 0)) + sum(
-        zip_size(entry) + len(zip_central(entry, 0, 0)) for entry in entries
-    )
-
-
-def zip_pieces(entries: Iterable[Entry]) -> Iterator[Piece]:
-    """Entries as they are read, then the directory, which is gathered outside of memory when it grows large."""
-    import tempfile
-
-    at = count = 0
-    with tempfile.SpooledTemporaryFile(1 << 20) as central:
-        for entry in entries:
-            crc, count = 0, count + 1
-            yield zip_local(entry)
-            for chunk in file_chunks(entry):
-                crc = zlib.crc32(chunk, crc)
-                yield chunk
-            yield zip_after(entry, crc)
-            central.write(zip_central(entry, crc, at))
-            at += zip_size(entry)
-        size = central.tell()
-        central.seek(0)
-        yield from iter(lambda: central.read(PIECE), b"")
-    yield zip_end(count, size, at)
-
-
-def file_chunks(entry: Entry) -> Iterator[bytes]:
-    if entry.is_folder:
-        return
-    descriptor, left = entry.open(), entry.size
-    try:
-        while left:
-            chunk = os.read(descriptor, min(PIECE, left))
-            if not chunk:
-                raise Gone(f"{printable(entry.name)} shrank by {left} bytes")
-            left -= len(chunk)
-            yield chunk
-    finally:
-        os.close(descriptor)
-
-
-# --- the conversation: a request, its body, its answer ---
-class Answer:
-    """What is sent back: a short body, or pieces that are produced while they are sent."""
-
-    note = ""  # for the log
-    close = False  # the connection ends after it
-    rest = b""  # what the kernel had no room for
-    # a file's tag, its size, and the ranges of it that are sent: what --once counts
-    share: Optional[tuple[str, int, Ranges]] = None
-
-    def __init__(
-        self,
-        status: int,
-        fields: Optional[Fields] = None,
-        body: bytes = b"",
-        pieces: Optional[Iterable[Piece]] = None,
-        length: Optional[int] = None,
-    ) -> None:
-        self.status, self.fields, self.body, self.pieces = status, fields or {}, body, pieces
-        # None when it is not known before
-        self.length = len(body) if pieces is None else length
-
-
-def text_answer(status: int, text: str, fields: Optional[Fields] = None) -> Answer:
-    fields = {"Content-Type": "text/plain; charset=utf-8", **(fields or {})}
-    body = f"{status} {PHRASES[status]}: {text}\n" if text else ""
-    return Answer(status, fields, body.encode())
-
-
-def refusal_answer(refused: Refusal) -> Answer:
-    answer = text_answer(refused.status, refused.text, refused.fields)
-    answer.note, answer.close = refused.note, refused.close
-    return answer
-
-
-def as_refusal(problem: Exception) -> Refusal:
-    """What the client is told of a problem, and what the log: never more than a fixed text."""
-    if isinstance(problem, Refusal):
-        return problem
-    note = reason_of(problem)
-    if isinstance(problem, Gone):
-        return Refusal(500, "what was asked for changed meanwhile", None, True, note)
-    if isinstance(problem, TimeoutError):
-        return Refusal(408, "the body did not arrive in time", None, True, note)
-    if isinstance(problem, ConnectionError):
-        return Refusal(400, "", None, True, f"left in the body: {note}")
-    if isinstance(problem, OSError):
-        status, text = PROBLEMS.get(problem.errno or 0, (500, "the server's system refused"))
-        fields = {"Retry-After": "5"} if status == 503 else {}
-        return Refusal(status, text, fields, note=str(problem) if status == 500 else text)
-    note = f"{type(problem).__name__}: {problem}"
-    return Refusal(500, "a mistake in the server", None, True, note)
-
-
-class BodyReader:
-    """A request's body, read as it is wanted: a client that waits for 100 Continue gets it with the first read."""
-
-    def __init__(self, conn: "Connection", request: Request) -> None:
-        self.conn, self.request = conn, request
-        self.left = request.length
-        self.space: memoryview | None = None
-        self.whole = not request.has_body
-        self.asked = "expect" not in request.fields or not request.minor
-        self.trailer: Fields = {}
-        # one for all who read: whoever goes on goes on where the last one stopped
-        self.pieces = self.read()
-
-    def read(self) -> Iterator[Data]:
-        if self.whole:
-            return
-        if not self.asked:
-            self.asked = True
-            self.conn.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if self.request.chunked:
-            yield from self.chunks()
-        while self.left:
-            data = self.receive(self.left)
-            self.left -= len(data)
-            yield data
-        self.whole = True
-
-    def receive(self, most: int) -> Data:
-        if not self.conn.buffer and most >= RECORD:
-            return self.receive_more(most)
-        if not self.conn.buffer:
-            self.conn.buffer += self.receive_more(RECORD)
-        return self.conn.buffered(most)
-
-    def receive_more(self, most: int) -> memoryview:
-        """It is gone when the next is asked for: one buffer serves for all, which is twice as fast as new ones."""
-        self.space = self.space or memoryview(bytearray(PIECE))
-        return self.conn.receive(self.space[:most])
-
-    def read_line(self, most: int) -> bytes:
-        """A line up to its CRLF, of at most so many bytes."""
-        conn = self.conn
-        while (end := conn.buffer.find(b"\n")) < 0 and len(conn.buffer) < most + 2:
-            conn.buffer += self.receive_more(RECORD)
-        line = conn.buffered(end + 1)
-        if line[-2:] != b"\r\n" or end > most + 1:
-            raise Refusal(400, "a line of a chunked body is too long or does not end in CRLF")
-        return line[:-2]
-
-    def chunks(self) -> Iterator[Data]:
-        """RFC 9112 §7.1, strictly: what is doubtful here could hide another request."""
-        while size := self.chunk_size():
-            while size:
-                data = self.receive(size)
-                size -= len(data)
-                yield data
-            if self.read_line(2):
-                raise Refusal(400, "a chunk is longer than its size")
-        left = MAX_TRAILER
-        while line := self.read_line(left):
-            left -= len(line)
-            found = FIELD.fullmatch(line.decode("latin-1"))
-            if not found or left <= 0:
-                raise Refusal(400, "the trailer is malformed or too long")
-            self.trailer[found[1].lower()] = found[2].strip()
-
-    def chunk_size(self) -> int:
-        found = re.fullmatch(
-            rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?", self.read_line(MAX_LINE)
-        )
-        if not found:
-            raise Refusal(400, "a chunk's size is not in hex digits")
-        return int(found[1], 16)
-
-    def drain(self) -> bool:
-        """Read what nobody wants, if it is little and the client is sending it: the next request stands behind it."""
-        if not self.asked or self.left > DRAIN:
-            return self.whole
-        taken = 0
-        # a broken body ends the connection, but not before the answer
-        with contextlib.suppress(OSError, Refusal):
-            for data in self.pieces:
-                taken += len(data)
-                if taken > DRAIN:
-                    return False
-        return self.whole
-
-
-class Connection:
-    """A socket and what has been read from it. It belongs to the thread that leads, or to the one that it was handed to."""
-
-    __slots__ = (
-        "args",
-        "body",
-        "buffer",
-        "held",
-        "hop",
-        "moved",
-        "part",
-        "peer",
-        "scanned",
-        "sent",
-        "server",
-        "in_handshake",
-        "sock",
-        "waited",
-    )
-
-    def __init__(self, server: "Server", sock: socket.socket, peer: "Address") -> None:
-        self.server, self.sock, self.args = server, sock, server.args
-        # who has the connection, and whose the last request was: a proxy speaks for many
-        self.hop = self.peer = address((peer[0], 0)).rpartition(":")[0].strip("[]")
-        self.buffer = b""
-        self.scanned = self.sent = self.moved = 0
-        self.waited = 0.0
-        self.held: list[Found] = []  # what is open for the answer under way
-        self.body: BodyReader  # of the request that is being answered without the lead
-        self.part: Part | None = None  # what is being received
-        # the TLS handshake is still to come, or under way
-        self.in_handshake = server.door.tls is not None
-
-    def hold(self, found: Found) -> Found:
-        self.held.append(found)
-        return found
-
-    def release(self) -> None:
-        while self.held:
-            self.held.pop().close()
-
-    # With the lead: nothing here waits. What would wait is returned, to be called without the lead.
-    def readable(self) -> "Task | None":
-        try:
-            if self.in_handshake and not self.handshake():
-                return None
-            data = self.sock.recv(SMALL)
-        except self.server.waits:
-            return None
-        except OSError:
-            data = b""
-        if self in self.server.lingering:
-            if not data:
-                self.close()
-            return None
-        if not data:
-            self.client_closed()
-            return None
-        self.buffer = self.buffer + data if self.buffer else data
-        return self.advance()
-
-    def handshake(self) -> bool:
-        """The TLS handshake, as far as the client has come: nobody waits for it. Who begins in the clear is told so in the clear."""
-        import ssl
-
-        assert self.server.door.tls
-        if not isinstance(self.sock, ssl.SSLSocket):
-            first = socket.socket.recv(self.sock, 1, socket.MSG_PEEK)
-            if first not in (b"", b"\x16"):
-                self.in_handshake = False
-                self.refuse_head(
-                    Refusal(400, "TLS is spoken on this port: the address begins with https://")
-                )
-                return False
-            # or the selector would still know it, should it be closed in the next call
-            self.server.unwatch(self)
-            self.sock = over_tls(self.server.door.tls, self.sock)
-            self.server.watch(self)
-        try:
-            shake_hands(self.sock)
-        except self.server.waits:
-            raise
-        except OSError as error:
-            self.server.note(
-                f"{self.peer} no TLS: {getattr(error, 'reason', '') or error.strerror}"
-            )
-            self.close()
-            return False
-        self.in_handshake = False
-        self.server.await_head(self)
-        return True
-
-    def refuse_handshake(self, code: int) -> None:
-        """Before the handshake, which would cost more than a refusal may: an alert."""
-        self.in_handshake = False
-        with contextlib.suppress(OSError):
-            socket.socket.send(self.sock, alert(code))
-        self.linger()
-
-    def advance(self) -> "Task | None":
-        """Answer the requests whose heads are here; pipelined ones in their order."""
-        for _ in range(MAX_PIPELINED):
-            try:
-                request = self.next_request()
-            except Refusal as refused:
-                self.refuse_head(refused)
-                return None
-            if request is None:
-                self.server.await_head(self)
-                return None
-            self.server.await_no_head(self)
-            if not request.is_light:
-                return Task(self, request, None)
-            answer = self.respond(request)
-            if answer.pieces is not None or not self.send_at_once(request, answer):
-                return Task(self, request, answer)
-            if answer.close:
-                return None
-            if not self.buffer:
-                self.server.await_head(self)
-                return None
-        return Task(self, None, None)
-
-    def next_request(self) -> Optional[Request]:
-        """The next whole head, taken off the buffer; None while there is none."""
-        if self.buffer[:1] in (b"\r", b"\n") and (found := EMPTY_LINES.match(self.buffer)):
-            # §2.2: some clients send an empty line after a body
-            self.buffer = self.buffer[found.end() :]
-        # first of all: among its random bytes may be two line ends, which look like the end of a
-        # head
-        if self.buffer[:1] == b"\x16":
-            raise Refusal(
-                400, "this is TLS, and the port speaks without: the address begins with http://"
-            )
-        found = HEAD_END.search(self.buffer, max(0, self.scanned - 2))
-        if not found:
-            self.scanned = len(self.buffer)
-            if self.scanned > MAX_HEAD:
-                raise too_long(self.buffer)
-            return None
-        head = self.buffer[: found.end()]
-        if len(head) > MAX_HEAD:
-            raise too_long(head)
-        self.peer = self.hop
-        request = parse_head(head)
-        if self.server.is_proxy(self):
-            self.peer = client_behind(self.server.proxies, request.fields) or self.hop
-        self.buffer, self.scanned = self.buffer[found.end() :], 0
-        return request
-
-    def refuse_head(self, refused: Refusal, request: Optional[Request] = None) -> None:
-        """A head that cannot be trusted: nothing after it can either. Or a request that comes at the wrong moment."""
-        if self.in_handshake:
-            return self.refuse_handshake(OVERLOADED)
-        answer = refusal_answer(refused)
-        answer.close = True
-        is_head = request.method == "HEAD" if request else self.buffer.startswith(b"HEAD ")
-        answer.body = b"" if is_head else answer.body  # (§9.3.2)
-        if not self.send_at_once(request, answer):
-            self.close()
-
-    def send_at_once(self, request: Optional[Request], answer: Answer) -> bool:
-        """Send a short answer. False when the kernel has no room for all of it: the client reads slowly."""
-        answer.close = not self.keeps_open(request, answer)
-        data, count = self.head(request, answer) + answer.body, 0
-        try:
-            while count < len(data):
-                count += self.sock.send(data[count : count + self.server.slice])
-        except self.server.waits:
-            pass
-        except OSError:
-            answer.note, answer.close, count = "left before the answer", True, len(data)
-        answer.rest = data[count:]
-        if answer.rest:
-            return False
-        self.release()
-        self.server.count_answer(self, request, answer, len(answer.body))
-        if answer.close:
-            self.linger()
-        return True
-
-    def client_closed(self) -> None:
-        """The client closed, between requests or in a head."""
-        if self.buffer:
-            left = refusal_answer(Refusal(400, "left within the head"))
-            self.server.count_answer(self, None, left, 0)
-        self.close()
-
-    def linger(self) -> None:
-        """Close so that the answer arrives: a socket closed over unread bytes sends RST, which destroys it (§9.6)."""
-        self.buffer = b""  # nobody is to take it for a head that was left
-        try:
-            end_tls(self.sock)
-            self.sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            return self.close()
-        self.server.linger(self)
-
-    def close(self) -> None:
-        self.server.forget(self)
-        self.sock.close()
-
-    # Without the lead: one thread, this one connection, and it may wait.
-    def handle(self, request: Optional[Request], answer: Optional[Answer] = None) -> None:
-        """Answer until no whole head is left in the buffer. Then the leader has the connection again."""
-        what_next: Callable[[], object] = self.watch
-        try:
-            while request is not None or (
-                request := self.next_request() or self.next_request_soon()
-            ):
-                if not self.exchange(request, answer):
-                    what_next = self.linger
-                    break
-                request = answer = None
-        except Refusal as refused:
-            what_next = functools.partial(self.refuse_head, refused)
-        except (Gone, OSError):
-            what_next = self.close
-        except Exception as bug:  # noqa: BLE001  a mistake of ours ends one connection, not the server
-            self.server.note(f"mistake: {bug!r}")
-            what_next = self.close
-        self.server.return_connection(self, what_next)
-
-    def next_request_soon(self) -> Optional[Request]:
-        """A request that follows at once, as when a folder is uploaded: going to the leader and back takes longer than most uploads.
-        Not among several, where the threads would fight over the interpreter's lock."""
-        if len(self.server.busy) > 1 or not is_ready(self.sock, False, NEXT_WAIT):
-            return None
-        with contextlib.suppress(*self.server.waits):
-            self.buffer += self.sock.recv(SMALL)
-        return self.next_request()
-
-    def exchange(self, request: Request, answer: Optional[Answer]) -> bool:
-        """One request, whatever it takes. Whether the connection goes on."""
-        self.sent, self.moved, self.waited = 0, 0, 0.0
-        self.body = BodyReader(self, request)
-        answer = answer or self.respond(request)
-        try:
-            answer.close = not self.keeps_open(request, answer) or not self.body.drain()
-            self.deliver(request, answer)
-        except (Gone, OSError, Refusal) as problem:
-            size = "?" if answer.length is None else answer.length
-            cut = f"ended at {self.sent} of {size} bytes: {reason_of(problem)}"
-            answer.note, answer.close = answer.note or cut, True
-            raise Gone from None
-        finally:
-            del self.body
-            self.release()
-            self.server.count_answer(self, request, answer, self.sent)
-        return not answer.close
-
-    def keeps_open(self, request: Optional[Request], answer: Answer) -> bool:
-        """Whether the connection goes on after this answer."""
-        if request is None or answer.close or self.server.stopping:
-            return False
-        return request.keep and (answer.length is not None or request.minor > 0)
-
-    def watch(self) -> None:
-        """Back to the leader, perhaps with the beginning of a head."""
-        self.server.watch(self)
-        self.server.await_head(self)
-
-    def respond(self, request: Request) -> Answer:
-        answer = self.answer_to(request)
-        if request.method == "HEAD":  # the fields of GET with its length, and nothing else (§9.3.2)
-            answer.body, answer.pieces = b"", None
-        return answer
-
-    def answer_to(self, request: Request) -> Answer:
-        """The one place where a request becomes an answer, or what kept it from becoming one."""
-        try:
-            check_request(self, request)
-            answer = METHODS[request.method](self, request)
-            return answer if request.method == "HEAD" else read_short(answer)
-        # a mistake of ours too: the client shall hear of it
-        except Exception as problem:  # noqa: BLE001
-            return refusal_answer(as_refusal(problem))
-
-    def head(self, request: Optional[Request], answer: Answer) -> bytes:
-        """The status line and header fields. None of them can hold a line end: what is made of names is percent-encoded."""
-        status, replaced = answer.status, self.server.replaced
-        fields = {"Date": http_date(int(time.time())), **answer.fields}
-        if status != 204 and status != 304:  # §8.6: these have no body and say no length
-            if answer.length is not None:
-                fields["Content-Length"] = str(answer.length)
-            elif request and request.minor:
-                fields["Transfer-Encoding"] = "chunked"
-        if answer.close:
-            fields["Connection"] = "close"
-        elif request and not request.minor:
-            fields["Connection"] = "keep-alive"
-        if replaced:
-            fields = {name: fields[name] for name in fields if name.lower() not in replaced}
-        values = "".join(fields.values())
-        if "\n" in values or "\r" in values:
-            raise ValueError(f"a line end in a header field: {fields}")
-        lines = "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
-        text = f"HTTP/1.1 {status} {PHRASES[status]}\r\n{lines}{self.server.extra}\r\n"
-        return text.encode("latin-1")
-
-    def deliver(self, request: Request, answer: Answer) -> None:
-        if answer.rest:  # begun with the lead
-            return self.send(answer.rest)
-        head = self.head(request, answer)
-        if answer.pieces is None:
-            self.send(head + answer.body)
-            self.sent = len(answer.body)
-            return
-        chunked = answer.length is None and request.minor > 0
-        self.send(head)
-        self.sent, left = 0, answer.length or 0
-        for piece in answer.pieces:
-            left -= size_of(piece)
-            if left < 0 and answer.length is not None:
-                raise Gone("what is sent grew meanwhile")
-            if isinstance(piece, Span):
-                self.send_span(piece)
-            elif piece:
-                self.send(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
-        if left > 0:
-            raise Gone(f"what is sent shrank by {left} bytes")
-        if chunked:
-            self.send(b"0\r\n\r\n")
-
-    def when_ready(self, writing: bool, call: Callable[..., int], *args: object) -> int:
-        """A call that sends or receives; again when the socket is ready, if it was not."""
-        while True:
-            try:
-                count = call(*args)
-                self.moved += count
-                return count
-            except self.server.waits:
-                self.wait(writing)
-            except OSError as error:
-                # TLS that breaks says so with numbers that mean something else to the system
-                raise ConnectionAbortedError(errno.ECONNABORTED, error.strerror) from None
-
-    def send(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            count = self.when_ready(True, self.sock.send, view[: self.server.slice])
-            self.sent += count
-            view = view[count:]
-
-    def send_span(self, span: Span) -> None:
-        """From the file to the socket inside the kernel where that is possible. A file that shrinks ends the connection:
-        the client sees that it got less than was announced."""
-        # on a TLS socket it would send in the clear
-        at, direct = span.start, hasattr(os, "sendfile") and type(self.sock) is socket.socket
-        while at < span.end:
-            if direct:
-                count = self.when_ready(
-                    True,
-                    os.sendfile,
-                    self.sock.fileno(),
-                    span.descriptor,
-                    at,
-                    min(SLICE, span.end - at),
-                )
-                self.sent += count
-            else:
-                data = read_at(span.descriptor, min(PIECE, span.end - at), at)
-                self.send(data)
-                count = len(data)
-            if not count:
-                raise Gone(f"the file shrank by {span.end - at} bytes")
-            at += count
-
-    def has_left(self) -> bool:
-        """Whether the client has closed, where the system tells that. One that closes only its sending side looks the same,
-        so this is asked only after a while, and there is an answer all the same."""
-        if not hasattr(select, "poll"):
-            return False
-        poll = select.poll()
-        # an error and the end of both directions are told unasked
-        poll.register(self.sock, getattr(select, "POLLRDHUP", 0))
-        return bool(poll.poll(0))
-
-    def buffered(self, most: int) -> bytes:
-        """What has been read already."""
-        data, self.buffer = self.buffer[:most], self.buffer[most:]
-        return data
-
-    def receive(self, space: memoryview) -> memoryview:
-        """What comes next, into at least RECORD bytes. TLS gives a record at a time: all that have come are written to the disk at once."""
-        count = self.when_ready(False, self.sock.recv_into, space)
-        if not count:
-            raise ConnectionAbortedError(errno.ECONNABORTED, "the body ended early")
-        # nothing more has come, or an error that the next call will tell
-        with contextlib.suppress(OSError):
-            while (
-                self.server.door.tls
-                and len(space) - count >= RECORD
-                and (more := self.sock.recv_into(space[count:]))
-            ):
-                count += more
-        return space[:count]
-
-    def wait(self, writing: bool) -> None:
-        """Until the socket is ready. Silence has a limit, and so has dripping; only time spent waiting for the client counts."""
-        began = time.monotonic()
-        seconds = min(LOOK_EVERY, self.args.timeout) if self.part else self.args.timeout
-        while not is_ready(self.sock, writing, seconds):
-            if self.part:
-                self.part.give_way()
-            if time.monotonic() - began >= self.args.timeout:
-                raise TimeoutError(f"silent for {self.args.timeout:g} s")
-        self.waited += time.monotonic() - began
-        if self.waited > self.args.timeout:
-            if self.moved < MIN_RATE * self.args.timeout:
-                raise TimeoutError(f"slower than {MIN_RATE} bytes a second")
-            self.moved, self.waited = 0, 0.0
-
-
-def reason_of(problem: Exception) -> str:
-    return getattr(problem, "strerror", "") or str(problem)
-
-
-def read_short(answer: Answer) -> Answer:
-    """A few bytes of files are read at once: they need no thread of their own."""
-    if isinstance(answer.pieces, list) and (answer.length or 0) <= SMALL:
-        body = b"".join(
-            [
-                read_at(piece.descriptor, piece.end - piece.start, piece.start)
-                if isinstance(piece, Span)
-                else piece
-                for piece in answer.pieces
-            ]
-        )
-        if len(body) != answer.length:
-            raise Refusal(500, "the file changed meanwhile")
-        answer.body, answer.pieces = body, None
-    return answer
-
-
-def own_hosts(request: Request) -> tuple[str, str]:
-    """Under which names the client knows this server: a proxy in front adds the second."""
-    return request.host.lower(), request.fields.get("x-forwarded-host", "").lower()
-
-
-def is_ready(sock: socket.socket, writing: bool, seconds: float) -> bool:
-    if hasattr(select, "poll"):  # select() has no descriptors above 1023
-        poll = select.poll()
-        poll.register(sock, select.POLLOUT if writing else select.POLLIN)
-        return bool(poll.poll(1000 * seconds))
-    return any(select.select([] if writing else [sock], [sock] if writing else [], [], seconds))
-
-
-def read_at(descriptor: int, size: int, offset: int) -> bytes:
-    """Some bytes of a file. The descriptor belongs to one answer, so seeking disturbs nobody."""
-    if hasattr(os, "pread"):
-        return os.pread(descriptor, size, offset)
-    os.lseek(descriptor, offset, os.SEEK_SET)
-    return os.read(descriptor, size)
-
-
-# --- methods: what each request does ---
-def check_request(conn: Connection, request: Request) -> None:
-    """What holds for every method, in the order in which a stranger would try."""
-    server, fields, method = conn.server, request.fields, request.method
-    if request.host and not is_own_host(request.host, server.names):
-        raise Refusal(421, "that host is not this machine")
-    if server.door.guard:
-        check_password(conn, request, server.door.guard)
-    if method not in METHODS:
-        known = method in ("CONNECT", "TRACE")
-        raise Refusal(
-            405 if known else 501, "no such method here", {"Allow": server.allowed} if known else {}
-        )
-    if method in CHANGING:
-        if server.read_only:
-            raise Refusal(405, "nothing can be changed here", {"Allow": server.allowed})
-        if is_foreign(request):
-            raise Refusal(403, "a page of another site may not change anything here")
-    if request.minor and fields.get("expect", "100-continue").lower() != "100-continue":
-        raise Refusal(417, "no other expectation than 100-continue")
-
-
-def check_password(conn: Connection, request: Request, guard: "Guard") -> None:
-    """Basic (RFC 7617): any name, and the password. HEAD of an upload ends the one who sends it, so --public-read does not mean that."""
-    if (
-        conn.args.public_read
-        and request.method in ("GET", "HEAD")
-        and "upload" not in parameters(request.query)
-    ):
-        return
-    given = basic_password(request.fields.get("authorization", ""))
-    if given is None:
-        raise Refusal(401, "a password is asked for", CHALLENGE)
-    reason = guard.judge(
-        conn.peer, secrets.compare_digest(hashlib.sha256(given).digest(), conn.server.secret)
-    )
-    if reason == "busy":
-        raise Refusal(
-            429,
-            "busy: too many wrong passwords came from this address",
-            {"Retry-After": str(guard.wait(conn.peer))},
-        )
-    if reason:
-        raise Refusal(401, "wrong password", CHALLENGE)
-
-
-def basic_password(field: str) -> Optional[bytes]:
-    """What stands behind the first colon; None for what is no login by Basic."""
-    scheme, _, token = field.partition(" ")
-    with contextlib.suppress(ValueError):
-        _, colon, password = base64.b64decode(token.strip(), validate=True).partition(b":")
-        if scheme.lower() == "basic" and colon:
-            return password
-    return None
-
-
-def is_foreign(request: Request) -> bool:
-    """Whether a browser sent this for a page of another site. No page can add X-Forwarded-Host unasked; a proxy does."""
-    origin = request.fields.get("origin")
-    if origin is None:
-        return False
-    host = origin.partition("://")[2].lower()
-    return not host or host not in own_hosts(request)
-
-
-def get(conn: Connection, request: Request) -> Answer:
-    options = parameters(request.query) if request.query else {}
-    if "upload" in options:
-        return upload_state(conn, request)
-    shared = conn.server.shared
-    if shared.only and not request.names:
-        return redirect(url_path([shared.only]), request)
-    found = conn.hold(shared.open(request.names))
-    if found.is_folder and request.names and not request.slash:
-        return redirect(url_path(request.names, slash=True), request)
-    if found.is_folder:
-        return get_folder(conn, request, found, options)
-    if request.slash:
-        raise Refusal(404, "that is a file, not a folder")
-    return get_file(conn, request, request.names, found)
-
-
-def redirect(path: str, request: Request) -> Answer:
-    """To a path of ours, never to a host (§15.4.9; // and \\ would begin one)."""
-    return text_answer(
-        308, "it is there", {"Location": path + ("?" + request.query if request.query else "")}
-    )
-
-
-def get_folder(conn: Connection, request: Request, found: Found, options: Fields) -> Answer:
-    shared, kind = conn.server.shared, listing_type(request.fields.get("accept", "*/*"))
-    name = request.names[-1] if request.names else os.path.basename(shared.path) or "files"
-    if "tar" in options:
-        return get_tar(conn, request, found, name)
-    if "zip" in options:
-        return get_zip(conn, found, name)
-    if kind == "text/html" and (index := index_of(conn, found)):
-        answer = get_file(conn, request, (*request.names, "index.html"), index)
-        answer.fields["Vary"] = "Accept, Accept-Encoding"
-        return answer
-    fields = {
-        "Content-Type": kind + ("" if kind.endswith("json") else "; charset=utf-8"),
-        "Cache-Control": "no-store",
-        "Vary": "Accept",
-        "X-Content-Type-Options": "nosniff",
-    }
-    if kind == "text/html":
-        fields |= page_fields()
-    pieces = listing(found, kind, request.names, shared.hidden, conn.server.read_only)
-    return Answer(200, fields, pieces=in_chunks(pieces))
-
-
-def index_of(conn: Connection, folder: Found) -> Optional[Found]:
-    with contextlib.suppress(OSError, Refusal):
-        index = conn.hold(open_leaf(inside(folder.where, "index.html")))
-        return None if index.is_folder else index
-    return None
-
-
-def get_file(conn: Connection, request: Request, names: Names, found: Found) -> Answer:
-    fields, coding = request.fields, ""
-    packs = "accept-encoding" in fields and takes_gzip(fields["accept-encoding"])
-    if packs and "range" not in fields:
-        found, coding = prefer_gzip(conn, names, found)
-    info, now = found.info, time.time()
-    tag, mtime = etag(info, coding and "-gz"), max(EARLIEST, min(int(info.st_mtime), int(now)))
-    headers = {
-        "ETag": tag,
-        "Last-Modified": http_date(mtime),
-        "Cache-Control": "no-cache",
-        "Vary": "Accept-Encoding",
-    }
-    if is_known(fields, tag, mtime):
-        return Answer(304, headers)
-    kind = type_of(names[-1])
-    headers |= {"Content-Type": kind, "Accept-Ranges": "bytes", "X-Content-Type-Options": "nosniff"}
-    if coding:
-        headers["Content-Encoding"] = coding
-    if not conn.server.read_only and ACTIVE.match(kind):
-        # anybody could have uploaded it: no script in this origin
-        headers["Content-Security-Policy"] = "sandbox"
-    if wants_digest(request):
-        headers["Repr-Digest"] = digest_field(conn.server.digest(conn, found))
-    ranges = wanted_ranges(request, info.st_size, tag, mtime, now)
-    if ranges and len(ranges) > 1:
-        return several(headers, found.descriptor, info.st_size, ranges)
-    return one_range(
-        headers, ranges, info.st_size, lambda start, end: [Span(found.descriptor, start, end)]
-    )
-
-
-def is_known(fields: Fields, tag: str, mtime: float) -> bool:
-    """Whether the client has what it asks for already (304). What it expects otherwise is refused (412)."""
-    status = 0 if CONDITIONS.isdisjoint(fields) else evaluate(fields, tag, mtime, reading=True)
-    if status == 412:
-        raise Refusal(412, "it is not as the request expects it")
-    return status == 304
-
-
-def wanted_ranges(
-    request: Request, size: int, tag: str, mtime: float, now: float
-) -> Optional[Ranges]:
-    """The ranges that are to be sent, None for the whole."""
-    fields = request.fields
-    if (
-        "range" not in fields
-        or request.method != "GET"
-        or not range_applies(fields.get("if-range"), tag, mtime, now)
-    ):
-        return None
-    ranges = parse_ranges(fields["range"], size)
-    if ranges == []:
-        raise Refusal(416, "there are no such bytes", {"Content-Range": f"bytes */{size}"})
-    return ranges
-
-
-def prefer_gzip(conn: Connection, names: Names, found: Found) -> tuple[Found, str]:
-    """name.gz beside it, if it is not older."""
-    with contextlib.suppress(OSError, Refusal):
-        packed = conn.hold(conn.server.shared.open([*names[:-1], names[-1] + ".gz"]))
-        if not packed.is_folder and packed.info.st_mtime >= found.info.st_mtime:
-            return packed, "gzip"
-    return found, ""
-
-
-def one_range(
-    headers: Fields,
-    ranges: Optional[Ranges],
-    size: int,
-    read: Callable[[int, int], Iterable[Piece]],
-) -> Answer:
-    """One range of what has this size, or the whole."""
-    status, start, end = 200, 0, size
-    if ranges and len(ranges) == 1:
-        status, (start, end) = 206, ranges[0]
-        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
-    answer = Answer(status, headers, pieces=read(start, end), length=end - start)
-    answer.share = headers["ETag"], size, [(start, end)]
-    return answer
-
-
-def several(headers: Fields, descriptor: int, size: int, ranges: Ranges) -> Answer:
-    """Several ranges of a file, with a head for each (§14.6)."""
-    kind, mark = headers["Content-Type"], secrets.token_hex(12)
-    pieces: list[Piece] = []
-    for start, end in ranges:
-        head = f"\r\n--{mark}\r\nContent-Type: {kind}\r\n"
-        head += f"Content-Range: bytes {start}-{end - 1}/{size}\r\n\r\n"
-        pieces += [head.encode(), Span(descriptor, start, end)]
-    pieces.append(f"\r\n--{mark}--\r\n".encode())
-    headers["Content-Type"] = f"multipart/byteranges; boundary={mark}"
-    answer = Answer(206, headers, pieces=pieces, length=sum(map(size_of, pieces)))
-    answer.share = headers["ETag"], size, ranges
-    return answer
-
-
-def get_tar(conn: Connection, request: Request, found: Found, name: str) -> Answer:
-    """The archive's length and tag come from names, sizes and times alone, so a download that was cut can go on."""
-    hidden = conn.server.shared.hidden
-    length, tag = tar_plan(walk(found.where, "", hidden, conn.server.note_left_out))
-    headers = {
-        "Content-Type": "application/x-tar",
-        "Content-Disposition": disposition(name + ".tar"),
-        "ETag": tag,
-        "Accept-Ranges": "bytes",
-        "Cache-Control": "no-cache",
-    }
-    if is_known(request.fields, tag, NO_DATE):
-        return Answer(304, headers)
-    ranges = wanted_ranges(request, length, tag, NO_DATE, 0)
-    return one_range(
-        headers,
-        ranges,
-        length,
-        lambda start, end: tar_pieces(walk(found.where, "", hidden), start, end, tag),
-    )
-
-
-def get_zip(conn: Connection, found: Found, name: str) -> Answer:
-    hidden = conn.server.shared.hidden
-    length = zip_length(walk(found.where, "", hidden, conn.server.note_left_out))
-    headers = {
-        "Content-Type": "application/zip",
-        "Content-Disposition": disposition(name + ".zip"),
-        "Cache-Control": "no-store",
-    }
-    answer = Answer(200, headers, pieces=zip_pieces(walk(found.where, "", hidden)), length=length)
-    answer.share = "zip", length, [(0, length)]
-    return answer
-
-
-def options(conn: Connection, request: Request) -> Answer:
-    fields = {"Allow": conn.server.allowed, "Accept-Ranges": "bytes"}
-    if not conn.server.read_only:
-        fields |= {"Accept-Patch": "application/partial-upload", "Upload-Limit": upload_limit(conn)}
-    return Answer(204, fields)
-
-
-# Uploads.
-def put(conn: Connection, request: Request) -> Answer:
-    if "content-range" in request.fields:
-        raise Refusal(400, "PUT takes whole files; Upload-Offset with PATCH takes parts")  # §14.4
-    if not request.names or request.slash:
-        raise Refusal(409, "a folder has that name; POST puts files into it")
-    size = check_size(conn, request)
-    try:  # who expects a file there makes no folders for it
-        where = conn.server.shared.locate(
-            request.names, change=True, make=not evaluate(request.fields, None, 0, reading=False)
-        )
-    except FileNotFoundError:
-        check_conditions(request.fields, None)
-        raise
-    with where as place:
-        check_space(conn, place, size)
-        there = check_conditions(request.fields, place.regular())
-        plan = Plan(request.names, "replace")
-        if not CONDITIONS.isdisjoint(request.fields):
-            plan = plan._replace(was=bare_tag(there)) if there else Plan(request.names, "new")
-        return receive_upload(conn, request, place, plan)
-
-
-def post(conn: Connection, request: Request) -> Answer:
-    """Into a folder: a form's files, or the body itself under a new name. To the name of a file: like PUT."""
-    size = check_size(conn, request)
-    is_form = request.fields.get("content-type", "").lower().startswith("multipart/form-data")
-    if not is_form and request.names and not request.slash and not is_folder(conn, request.names):
-        return put(conn, request)
-    names = (*request.names, suggested_name(request))
-    with conn.server.shared.locate(names, change=True, make=True) as place:
-        check_space(conn, place, size)
-        if is_form:
-            return post_form(conn, request)
-        return receive_upload(conn, request, place, Plan(names, "number"))
-
-
-def announced_length(request: Request) -> Optional[int]:
-    """How long an upload will be when it is whole, if it says so."""
-    length = request.fields.get("upload-length")
-    if length is not None and not DIGITS.fullmatch(length):
-        raise Refusal(400, "Upload-Length is not a number")
-    if length is not None:
-        return int(length)
-    begun = request.chunked or request.fields.get("upload-complete") == "?0"
-    return None if begun else request.length
-
-
-def is_folder(conn: Connection, names: Names) -> bool:
-    with (
-        contextlib.suppress(FileNotFoundError, NotADirectoryError),
-        contextlib.closing(conn.server.shared.open(names)) as found,
-    ):
-        return found.is_folder
-    return False
-
-
-def check_size(conn: Connection, request: Request) -> int:
-    """How long an upload says that it gets. What can be refused before the body is."""
-    size = max(request.length, announced_length(request) or 0)
-    if 0 < conn.args.max_size < size:
-        limit = {"Upload-Limit": upload_limit(conn)}
-        raise Refusal(413, f"more than {conn.args.max_size} bytes are not taken", limit, close=True)
-    return size
-
-
-def check_space(conn: Connection, place: Place, size: int) -> None:
-    """Each folder may be on a disk of its own."""
-    if size + conn.args.min_free > free_space(place.folder):
-        raise Refusal(507, "there is not that much free space", close=True)
-
-
-def check_conditions(fields: Fields, info: Optional[os.stat_result]) -> Optional[os.stat_result]:
-    """What is to be changed, if it is there at all, must be as a request's conditions say."""
-    if evaluate(
-        fields, etag(info) if info else None, int(info.st_mtime) if info else 0, reading=False
-    ):
-        raise Refusal(412, "what is there is not what the request expects")
-    return info
-
-
-PLAN = re.compile(
-    "upload=(?P<upload>[0-9a-f]{32})&over=(?P<over>new|replace|number)"
-    "(?:&was=(?P<was>[0-9a-f-]{5,60}))?(?:&length=(?P<length>[0-9]{1,18}))?"
-    "(?:&mtime=(?P<mtime>-?[0-9]{1,20}))?(?:&sha256=(?P<sha256>[0-9a-f]{64}))?"
-    "&time=(?P<time>-?[0-9]{1,20})&file=(?P<file>[0-9]{1,40})"
-)
-
-
-class Plan(NamedTuple):
-    """What becomes of an upload when it is whole. A resumable one has it in its URL: any server of this folder can go on."""
-
-    names: Names
-    over: str  # "replace" what stands there, only as a "new" name, or with a "number"
-    # the tag of what it is to replace: a conditional upload replaces nothing else
-    was: Optional[str] = None
-    upload: str = ""  # the part's token
-    length: Optional[int] = None
-    mtime: Optional[int] = None  # the client's, in ns
-    sha256: Optional[str] = None
-    # By these two the finished file is known: its time as the disk keeps it, which is mtime or else
-    # when the upload began, and the number of its inode, which is the part's.
-    time: int = 0
-    file: int = 0
-
-    def url(self) -> str:
-        known = {"upload": self.upload, **self._asdict()}
-        names = url_path(known.pop("names"))
-        return f"{names}?" + "&".join(
-            f"{key}={value}" for key, value in known.items() if value is not None
-        )
-
-
-def read_plan(request: Request) -> Plan:
-    found = PLAN.fullmatch(request.query)
-    if not found or not request.names:
-        raise Refusal(404, "there is no such upload")
-    words: dict[str, Any] = found.groupdict()
-    numbers = {key: int(words[key]) for key in ("length", "mtime", "time", "file") if words[key]}
-    return Plan(request.names, **{**words, **numbers})
-
-
-def receive_upload(conn: Connection, request: Request, place: Place, plan: Plan) -> Answer:
-    fields, began = request.fields, time.time_ns()
-    digest = parse_digest(fields.get("repr-digest", ""))
-    complete = fields.get("upload-complete")
-    mtime, resumable = wanted_mtime(request, began), complete in ("?0", "?1")
-    conn.server.search_old_parts(place)
-    with contextlib.closing(Part(place, resumable=resumable)) as part:
-        dated = part.date(began if mtime is None else mtime)
-        part.date(began)  # or what has just begun could look too old to be kept
-        plan = plan._replace(
-            upload=part.token,
-            length=announced_length(request),
-            mtime=mtime,
-            sha256=digest.hex() if digest else None,
-            time=dated.st_mtime_ns,
-            file=dated.st_ino,
-        )
-        if resumable:
-            part.kept = True
-            send_interim(
-                conn, request, {"Location": plan.url(), "Upload-Limit": upload_limit(conn)}
-            )
-        elif digest or "repr-digest" in fields.get("trailer", "").lower() or wants_digest(request):
-            part.sha = hashlib.sha256()
-        return fill_part(conn, request, part, plan, complete != "?0")
-
-
-def wanted_mtime(request: Request, began: int) -> Optional[int]:
-    """The file's time at the client in ns, from the field that ownCloud invented and rclone, Nextcloud and Apache know.
-    Without a fraction it gets ours: two files of one time and size shall have two ETags."""
-    text = request.fields.get("x-oc-mtime")
-    if text is None:
-        return None
-    found = re.fullmatch(r"(-?[0-9]{1,11})(?:\.([0-9]{1,9}))?", text)
-    if not found:
-        raise Refusal(400, "X-OC-Mtime is not a time in seconds since 1970, of at most 11 digits")
-    seconds = int(found[1]) * 10**9
-    if not found[2]:
-        return seconds + began % 10**9
-    fraction = int(found[2].ljust(9, "0"))
-    return seconds - fraction if text[0] == "-" else seconds + fraction
-
-
-def send_interim(conn: Connection, request: Request, fields: Fields) -> None:
-    """104: where an upload can be resumed, or how much has arrived. Only for clients of the same version of the draft, and not
-    through a proxy that is known to be there: nginx 1.22 takes it for the final response, and the upload hangs."""
-    same = request.fields.get("upload-draft-interop-version") == INTEROP
-    if same and request.minor and PROXIED.isdisjoint(request.fields):
-        fields = {"Upload-Draft-Interop-Version": INTEROP, **fields}
-        lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-        conn.send(f"HTTP/1.1 104 Upload Resumption Supported\r\n{lines}\r\n".encode())
-
-
-def fill_part(conn: Connection, request: Request, part: Part, plan: Plan, complete: bool) -> Answer:
-    """Receive into a part, and when the upload is complete check it and put it in its place."""
-    check_length(conn, part, plan.length, part.size + request.length)
-    conn.part = part
-    try:
-        write_body(conn, part, reporting(conn, request, part), plan.length)
-    finally:
-        conn.part = None
-    if complete:
-        return complete_upload(conn, part, plan)
-    fields = {"Location": plan.url(), **upload_fields(conn, part.size, "?0")}
-    if request.method == "PATCH":
-        return Answer(204, fields)
-    return text_answer(201, "to be continued", fields)
-
-
-def check_digest(conn: Connection, part: Part, plan: Plan) -> Optional[bytes]:
-    """The SHA-256 of what arrived, where it is known or wanted: if it was announced it must be that."""
-    announced = parse_digest(conn.body.trailer.get("repr-digest", ""))
-    wanted = bytes.fromhex(plan.sha256) if plan.sha256 else announced
-    actual = part.sha.digest() if part.sha else file_digest(part.descriptor) if wanted else None
-    if wanted and actual != wanted:
-        raise Refusal(400, "what arrived is not what Repr-Digest says")
-    return actual
-
-
-def write_body(
-    conn: Connection, part: Part, pieces: Iterable[Data], length: Optional[int] = None
-) -> None:
-    """Write what comes, as long as there is room: how much a chunked upload holds nobody knows before."""
-    left = FREE_CHECK  # somebody has looked just now
-    for piece in pieces:
-        left -= len(piece)
-        if left < 0:
-            left = FREE_CHECK
-            check_space(conn, part.place, len(piece))
-        part.write(piece)
-        part.give_way()
-        check_length(conn, part, length, part.size)
-
-
-def check_length(conn: Connection, part: Part, length: Optional[int], size: int) -> None:
-    """An upload that gets longer than it may is given up."""
-    if 0 < conn.args.max_size < size or length is not None and length < size:
-        part.kept = False
-        raise Refusal(
-            413 if length is None else 400, "more than was announced or is taken", close=True
-        )
-
-
-def reporting(conn: Connection, request: Request, part: Part) -> Iterator[Data]:
-    """The body of a resumable upload; when more of it is to come, the client is told how much is stored, unless it does not read."""
-    last = 0.0
-    for data in conn.body.pieces:
-        yield data
-        if (
-            part.kept
-            and (conn.body.left or request.chunked)
-            and time.monotonic() > last + NOTE_EVERY
-            and is_ready(conn.sock, True, 0)
-        ):
-            last = time.monotonic()
-            send_interim(conn, request, {"Upload-Offset": str(part.size)})
-
-
-def complete_upload(conn: Connection, part: Part, plan: Plan) -> Answer:
-    resumable = part.kept
-    part.kept = False
-    fields = {"Upload-Complete": "?1"} if resumable else {}
-    try:
-        if plan.length not in (None, part.size):
-            text = f"the upload has {part.size} bytes, {plan.length} were announced"
-            raise Refusal(400, text)
-        actual = check_digest(conn, part, plan)
-    except Refusal as refused:
-        refused.fields |= fields
-        raise
-    part.kept = resumable  # until it is known that the folder is free
-    mtime = plan.time if resumable else plan.mtime
-    name, info, replaced = part.finish_upload(conn, plan, mtime)
-    fields["ETag"] = etag(info)
-    if plan.mtime is not None and plan.mtime // 10**9 == info.st_mtime_ns // 10**9:
-        fields["X-OC-Mtime"] = "accepted"
-    if actual:
-        fields["Repr-Digest"] = digest_field(actual)
-    if replaced:
-        return Answer(204, fields)
-    path = url_path([*plan.names[:-1], name])
-    return text_answer(201, f"stored as {path}", {"Location": path, **fields})
-
-
-def post_form(conn: Connection, request: Request) -> Answer:
-    """RFC 7578: each file of the form into the folder; a name that exists gets a number."""
-    stored, count = [], 0
-    for head, data in form_fields(conn.body.pieces, boundary_of(request.fields["content-type"])):
-        name = form_file_name(head)
-        if not name:
-            deque(data, maxlen=0)
-            continue
-        path, count = store_file(conn, request, data, name), count + 1
-        # all of them could be a thousand times what was sent: each begins with the folder's path
-        if count <= MAX_LISTED:
-            stored.append(path)
-    if not stored:
-        raise Refusal(400, "the form holds no file")
-    if "text/html" in request.fields.get("accept", ""):
-        # a browser shows the folder again
-        return text_answer(303, "stored", {"Location": url_path(request.names, slash=True)})
-    more = f" and {count - MAX_LISTED} more" if count > MAX_LISTED else ""
-    return text_answer(201, f"stored as {' '.join(stored)}{more}", {"Location": stored[0]})
-
-
-def store_file(conn: Connection, request: Request, data: Iterator[bytes], name: str) -> str:
-    plan = Plan((*request.names, *name.split("/")), "number")
-    with (
-        conn.server.shared.locate(plan.names, change=True, make=True) as place,
-        contextlib.closing(Part(place)) as part,
-    ):
-        conn.server.search_old_parts(place)
-        write_body(conn, part, data)
-        final, _, _ = part.finish_upload(conn, plan)
-    return url_path([*plan.names[:-1], final])
-
-
-def form_fields(chunks: Iterator[Data], boundary: bytes) -> Iterator[tuple[bytes, Iterator[bytes]]]:
-    """The head of each field with its data, which must be used up before the next."""
-    text = FormText(chunks)
-    mark = b"\r\n--" + boundary
-    text.bounded(mark, MAX_HEAD)
-    for _ in range(MAX_FORM_FIELDS):
-        padding, _, head = text.bounded(b"\r\n\r\n", MAX_TRAILER).partition(b"\r\n")
-        if padding[:2] == b"--":
-            deque(chunks, maxlen=0)  # what follows the form is nobody's
-            return
-        if padding.strip(b" \t"):
-            raise Refusal(400, "a boundary of the form does not end its line", close=True)
-        yield head, text.until(mark)
-    raise Refusal(413, f"a form of more than {MAX_FORM_FIELDS} fields", close=True)
-
-
-class FormText:
-    """Chunks in which marks are looked for; each byte is looked at about once."""
-
-    def __init__(self, chunks: Iterator[Data]) -> None:
-        # line ends around all, so that the first and the last boundary are like the others
-        self.chunks, self.buffer = itertools.chain(chunks, [b"\r\n\r\n"]), b"\r\n"
-
-    def until(self, mark: bytes) -> Iterator[bytes]:
-        """What stands before a mark, in pieces; the mark is taken away."""
-        while (at := self.buffer.find(mark)) < 0:
-            safe = max(0, len(self.buffer) - len(mark) + 1)
-            piece, self.buffer = self.buffer[:safe], self.buffer[safe:]
-            yield piece
-            chunk = next(self.chunks, None)
-            if chunk is None:
-                raise Refusal(400, "the form ends in the middle", close=True)
-            self.buffer += chunk
-        piece, self.buffer = self.buffer[:at], self.buffer[at + len(mark) :]
-        yield piece
-
-    def bounded(self, mark: bytes, limit: int) -> bytes:
-        data = b""
-        for piece in self.until(mark):
-            data += piece
-            if len(data) > limit:
-                raise Refusal(400, "a line or head of the form is too long", close=True)
-        return data
-
-
-# Resuming an upload.
-def upload_limit(conn: Connection, age: int = PART_AGE) -> str:
-    return f"max-age={age}" + (f", max-size={conn.args.max_size}" if conn.args.max_size else "")
-
-
-def upload_fields(conn: Connection, size: int, complete: str, age: int = PART_AGE) -> Fields:
-    return {
-        "Upload-Complete": complete,
-        "Upload-Offset": str(size),
-        "Upload-Limit": upload_limit(conn, age),
-    }
-
-
-@contextlib.contextmanager
-def resumed(conn: Connection, request: Request) -> Iterator[tuple[Part, Plan]]:
-    """An upload's part, locked. A connection that still writes it has failed without knowing: it is ended."""
-    plan = read_plan(request)
-    with conn.server.shared.locate(plan.names, change=True) as place:
-        try:
-            part = Part(place, plan.upload)
-        except FileNotFoundError:
-            raise finished_upload(place, plan) from None
-        with contextlib.closing(part):
-            part.take_over(conn)
-            there = part.own.stat()
-            if not there or there.st_nlink > 1:
-                raise finished_upload(
-                    place, plan
-                )  # meanwhile: what is open here is the finished file
-            yield part, plan
-
-
-def finished_upload(place: Place, plan: Plan) -> Refusal:
-    """What is said of an upload that has no part (any more): that it is the file that stands in its place, as long as it does."""
-    for number in range(MAX_NUMBER if plan.over == "number" else 1):
-        name = numbered(plan.names[-1], number)
-        info = place.beside(name).stat()
-        if (
-            info
-            and stat.S_ISREG(info.st_mode)
-            and plan.length in (None, info.st_size)
-            and (info.st_ino, info.st_mtime_ns) == (plan.file, plan.time)
-        ):
-            return Complete(url_path([*plan.names[:-1], name]), info.st_size)
-    return Refusal(404, "there is no such upload")
-
-
-def upload_state(conn: Connection, request: Request) -> Answer:
-    if request.method != "HEAD":
-        allowed = {"Allow": "HEAD, PATCH, DELETE"}
-        raise Refusal(405, "an upload answers HEAD, PATCH and DELETE", allowed)
-    try:
-        with resumed(conn, request) as (part, plan):
-            age = max(0, int(PART_AGE - time.time() + os.fstat(part.descriptor).st_mtime))
-            fields = upload_fields(conn, part.size, "?0", age)
-            length = plan.length
-    except Complete as complete:
-        length = complete.size
-        fields = {**complete.fields, **upload_fields(conn, length, "?1")}
-    fields["Cache-Control"] = "no-store"
-    if length is not None:
-        fields["Upload-Length"] = str(length)
-    return Answer(204, fields)
-
-
-def patch(conn: Connection, request: Request) -> Answer:
-    fields = request.fields
-    if fields.get("content-type", "").lower() != "application/partial-upload":
-        raise Refusal(
-            415,
-            "PATCH takes application/partial-upload",
-            {"Accept-Patch": "application/partial-upload"},
-        )
-    if not DIGITS.fullmatch(fields.get("upload-offset", "")) or fields.get(
-        "upload-complete"
-    ) not in ("?0", "?1"):
-        raise Refusal(400, "Upload-Offset and Upload-Complete are needed")
-    with resumed(conn, request) as (part, plan):
-        check_space(conn, part.place, request.length)
-        if part.size != int(fields["upload-offset"]):
-            raise Refusal(
-                409,
-                f"the upload stands at {part.size}",
-                {"Upload-Offset": str(part.size), "Upload-Complete": "?0"},
-            )
-        return fill_part(conn, request, part, plan, fields["upload-complete"] == "?1")
-
-
-# Delete, make, move.
-def delete(conn: Connection, request: Request) -> Answer:
-    options = parameters(request.query)
-    if "upload" in options:
-        with resumed(conn, request) as (part, _):
-            part.kept = False
-        return Answer(204)
-    if not request.names:
-        raise Refusal(403, "the shared folder itself stays")
-    shared = conn.server.shared
-    with (
-        shared.locate(request.names, change=True) as place,
-        contextlib.closing(open_leaf(place)) as found,
-    ):
-        if request.slash and not found.is_folder:
-            raise Refusal(404, "that is a file, not a folder")
-        if found.is_folder:
-            shared.refuse_program(request.names, holds_program)
-            check_conditions(request.fields, found.info)
-            delete_folder(place, "recursive" in options, shared.hidden)
-        else:
-            with renaming(conn, place):
-                check_conditions(request.fields, place.stat())
-                place.unlink()
-    return Answer(204)
-
-
-def delete_folder(place: Place, recursive: bool, hidden: bool) -> None:
-    if recursive and not hides_nothing(place, hidden):
-        raise Refusal(409, "it holds hidden files, and hidden names are not served")
-    for below, item, _ in tree(place) if recursive else ():
-        with contextlib.suppress(FileNotFoundError):  # somebody else has done it
-            (os.rmdir if item.is_dir(follow_symlinks=False) else os.unlink)(
-                below.name, dir_fd=below.parent
-            )
-    os.rmdir(place.name, dir_fd=place.parent)
-
-
-def new_place(conn: Connection, names: Names) -> Place:
-    """A place for something new, in a folder that must exist (RFC 4918)."""
-    check_depth(len(names))
-    try:
-        return conn.server.shared.locate(names, change=True)
-    except (FileNotFoundError, NotADirectoryError):
-        raise Refusal(409, "the folder that it is to be in does not exist") from None
-
-
-def mkcol(conn: Connection, request: Request) -> Answer:
-    if request.has_body:
-        raise Refusal(415, "MKCOL takes no body")
-    try:
-        if not request.names:
-            raise FileExistsError(errno.EEXIST, "")
-        with new_place(conn, request.names) as place:
-            conn.server.shared.make_folder(place)
-    except FileExistsError:
-        # RFC 4918 §9.3.1
-        raise Refusal(405, "that name exists", {"Allow": conn.server.allowed}) from None
-    return text_answer(201, "made", {"Location": url_path(request.names, slash=True)})
-
-
-def move(conn: Connection, request: Request) -> Answer:
-    """RFC 4918 §9.9, for what rename() can do."""
-    target = request.fields.get("destination", "")
-    host, path = split_target("MOVE", target, request.host or None, 0) if target else ("", "")
-    if not path or host.lower() not in own_hosts(request):
-        raise Refusal(502 if path else 400, "Destination must be a path or URL of this server")
-    names, _, _ = parse_path(path)
-    if not request.names or not names:
-        raise Refusal(403, "the shared folder itself stays")
-    with (
-        conn.server.shared.locate(request.names, change=True) as old,
-        new_place(conn, names) as new,
-        renaming(conn, old, new),
-        contextlib.closing(open_leaf(old)) as found,
-    ):
-        for end in (request.names, names) if found.is_folder else ():
-            conn.server.shared.refuse_program(end, holds_program)
-        # what is in it goes down with it
-        if found.is_folder and len(names) > len(request.names):
-            for _, _, depth in tree(old):
-                check_depth(len(names) + depth)
-        return move_to(old, found, new, request, names)
-
-
-def move_to(old: Place, found: Found, new: Place, request: Request, names: Names) -> Answer:
-    check_conditions(request.fields, found.info)
-    there, polite = new.stat(), request.fields.get("overwrite", "T").upper() == "F"
-    if there and (
-        stat.S_ISDIR(there.st_mode) or found.is_folder or not stat.S_ISREG(there.st_mode)
-    ):
-        raise Refusal(412 if polite else 409, "something has that name already")
-    if there and polite:
-        raise Refusal(412, "that name exists")
-    # rename() would do nothing, and say that it has
-    if there and there.st_nlink > 1 and os.path.samestat(there, found.info):
-        raise Refusal(403, "both names are of the same file")
-    if not there and tuple(names[: len(request.names)]) == request.names:
-        raise Refusal(409, "a folder cannot be moved into itself")
-    # folders have no hard links, and rename() replaces none
-    rename(old, new, replace=found.is_folder or not polite)
-    return (
-        Answer(204)
-        if there
-        else text_answer(201, "moved", {"Location": url_path(names, slash=found.is_folder)})
-    )
-
-
-METHODS: dict[str, Callable[[Connection, Request], Answer]] = {
-    "GET": get,
-    "HEAD": get,
-    "OPTIONS": options,
-    "PUT": put,
-    "POST": post,
-    "PATCH": patch,
-    "DELETE": delete,
-    "MKCOL": mkcol,
-    "MOVE": move,
-}
-PHRASES = {status.value: status.phrase for status in HTTPStatus}
-
-
-# --- the page: a folder for people, and for programs ---
-STYLE = """
-:root{color-scheme:light dark;--line:#8884;--dim:#666;--bar:#2a6fdb}
-@media(prefers-color-scheme:dark){:root{--dim:#aaa;--bar:#6ea8ff}}
-*{box-sizing:border-box}
-body{font:16px/1.5 system-ui,sans-serif;margin:0 auto;max-width:62rem;padding:1rem}
-a{color:inherit;text-decoration:none;overflow-wrap:anywhere}a:hover,a:focus{text-decoration:underline}
-nav{font-size:1.25rem;margin-bottom:.75rem}nav a{color:var(--bar)}
-.tools{display:flex;flex-wrap:wrap;gap:.5rem;align-items:center;margin:.75rem 0}
-input,button,.pick{font:inherit;padding:.3rem .7rem;border:1px solid var(--line);border-radius:.4rem;background:transparent;color:inherit}
-button,.pick{cursor:pointer}input[type=search]{flex:1 1 12rem;min-width:8rem}
-.pick:focus-within,button:focus-visible,input:focus-visible{outline:2px solid var(--bar)}.pick input{position:absolute;opacity:0;width:1px;padding:0}
-table{border-collapse:collapse;width:100%}td,th{padding:.35rem .5rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
-th button{border:0;padding:0;font-weight:600}th[aria-sort=ascending] button::after{content:" \\2191"}th[aria-sort=descending] button::after{content:" \\2193"}
-.n{text-align:right;white-space:nowrap}.t{white-space:nowrap;color:var(--dim)}.d{white-space:nowrap;text-align:right}
-.d button{border:0;padding:0 .35rem;color:var(--dim)}.d button:hover,.d button:focus{color:inherit}
-tr:focus-within,tbody tr:hover{background:#8881}
-#jobs{list-style:none;margin:0;padding:0}#jobs li{display:grid;grid-template-columns:1fr auto auto;gap:0 .75rem;align-items:center;padding:.25rem 0}
-#jobs span{overflow-wrap:anywhere}progress{width:100%;grid-column:1/-1;height:.5rem;accent-color:var(--bar)}
-#total{margin:.5rem 0}.drop{outline:3px dashed var(--bar);outline-offset:-.5rem}footer{color:var(--dim);margin-top:1rem}footer a{color:var(--bar)}
-@media(max-width:36rem){.t{display:none}body{padding:.6rem}td,th{padding:.45rem .25rem}}
-[hidden]{display:none!important}
-"""
-SCRIPT = r"""
-'use strict';
-const $ = id => document.getElementById(id), here = location.pathname;
-// fetch() refuses an address with a login in it, which this page's own may be; other requests are first sent without, body and all
-const at = url => new URL(url, location.origin + here);
-const net = (url, options) => fetch(at(url), options);
-const make = (tag, text, props) => Object.assign(document.createElement(tag), {textContent: text || ''}, props);
-const say = text => { $('status').textContent = text; };
-const size = n => { let u = 0; for (; n >= 1000 && u < 5; u++) n /= 1000; return (u ? n.toPrecision(3) : n) + ' ' + ['B','kB','MB','GB','TB','PB'][u]; };
-
-// sorting and filtering
-let order = [0, 1];
-const rows = () => [...document.querySelectorAll('tbody tr')];
-function sort() {
-  const [column, way] = order, body = document.querySelector('tbody');
-  const value = row => column ? +row.cells[column].dataset.v : row.dataset.name;
-  const compare = (a, b) => column ? value(a) - value(b) : value(a).localeCompare(value(b), undefined, {numeric: true});
-  body.append(...rows().sort((a, b) => (b.dataset.folder - a.dataset.folder) || way * compare(a, b)));
-  document.querySelectorAll('th[data-key]').forEach(th =>
-    th.setAttribute('aria-sort', +th.dataset.key !== column ? 'none' : way > 0 ? 'ascending' : 'descending'));
-}
-document.querySelectorAll('th[data-key] button').forEach(button => button.onclick = () => {
-  const key = +button.parentNode.dataset.key;
-  order = [key, order[0] === key ? -order[1] : 1];
-  sort();
-});
-function filter() {
-  const want = $('filter').value.toLowerCase();
-  rows().forEach(row => row.hidden = !row.dataset.name.toLowerCase().includes(want));
-}
-$('filter').oninput = filter;
-document.querySelectorAll('.js').forEach(element => element.hidden = false);
-document.querySelectorAll('.nojs').forEach(element => element.hidden = true);
-
-// keys: / filters, arrows walk, Alt+Up goes to the folder above
-document.onkeydown = event => {
-  const links = rows().filter(row => !row.hidden).map(row => row.querySelector('a')), at = links.indexOf(document.activeElement);
-  if (event.key === '/' && document.activeElement.tagName !== 'INPUT') $('filter').focus();
-  else if (event.key === 'Escape' && document.activeElement === $('filter')) { $('filter').value = ''; filter(); }
-  else if (event.key === 'ArrowUp' && event.altKey) { if (here !== '/') location = '../'; }
-  else if (event.key === 'ArrowDown' && links.length) links[Math.min(at + 1, links.length - 1)].focus();
-  else if (event.key === 'ArrowUp' && at > 0) links[at - 1].focus();
-  else return;
-  event.preventDefault();
-};
-
-// changing: rename, delete, new folder
-async function ask(method, url, headers) {
-  try {
-    const answer = await net(url, {method, headers});
-    if (!answer.ok) return say(await answer.text());
-    say('');
-    await reload();
-  } catch (error) { say('The server cannot be reached.'); }
-}
-async function reload() {
-  const page = new DOMParser().parseFromString(await (await net(here, {headers: {Accept: 'text/html'}})).text(), 'text/html');
-  document.querySelector('tbody').replaceWith(page.querySelector('tbody'));
-  $('count').replaceWith(page.getElementById('count'));
-  equip(); sort(); filter();
-}
-function equip() {
-  if (!$('pick')) return;
-  rows().forEach(row => {
-    const link = row.querySelector('a'), url = link.getAttribute('href'), name = row.dataset.name, folder = row.dataset.folder === '1';
-    const change = make('button', '\u270e', {title: 'Rename ' + name}), remove = make('button', '\u2715', {title: 'Delete ' + name});
-    change.setAttribute('aria-label', change.title); remove.setAttribute('aria-label', remove.title);
-    change.onclick = () => {
-      const wanted = prompt('New name', name);
-      if (wanted && wanted !== name) ask('MOVE', url, {Destination: here + encodeURIComponent(wanted), Overwrite: 'F'});
-    };
-    remove.onclick = () => {
-      if (confirm('Delete ' + name + (folder ? ' and everything in it?' : '?'))) ask('DELETE', url + (folder ? '?recursive' : ''));
-    };
-    row.cells[3].replaceChildren(change, remove);
-  });
-}
-
-// uploading: each file is created, then sent from where the server stands, as often as the link breaks
-const queue = [];
-let active = 0, sum = 0, done = 0;
-const wait = ms => new Promise(go => setTimeout(go, ms));
-function add(file, path) {
-  const job = {file, path, sent: 0, line: make('li'), bar: make('progress', '', {max: file.size || 1, value: 0}), note: make('small')};
-  const stop = make('button', 'cancel');
-  stop.onclick = () => cancel(job);
-  job.stop = stop;
-  job.line.append(make('span', path + file.name), job.note, stop, job.bar);
-  $('jobs').append(job.line);
-  sum += file.size;
-  queue.push(job);
-  progress(job, 0);
-  while (active < 2 && queue.length) { active++; run(); }
-}
-async function run() {
-  for (let job; (job = queue.shift());) {
-    try { if (!job.cancelled) await upload(job); } catch (error) { end(job, error.message); }
-  }
-  active--;
-  if (!active) { await reload().catch(() => {}); }
-}
-async function upload(job) {
-  for (let pause = 250, before = 0; !job.cancelled; before = job.sent) {
-    try {
-      if (!job.url) job.url = await create(job);
-      else if (await arrived(job)) return end(job, 'done', true);
-      if (job.cancelled) break;
-      await send(job);
-      return end(job, 'done', true);
-    } catch (error) {
-      if (job.cancelled) break;
-      if (error.final) throw error;
-      job.note.textContent = 'link lost, trying again';
-      pause = job.sent > before ? 250 : Math.min(pause * 2, 15000);
-      await Promise.race([wait(pause), new Promise(go => { job.wake = go; addEventListener('online', go, {once: true}); })]);
-    }
-  }
-  end(job, 'cancelled');
-  if (job.url) net(job.url, {method: 'DELETE'}).catch(() => {});
-}
-const refused = text => Object.assign(new Error(text), {final: true});
-const passing = status => status >= 500 && status !== 507 || status === 408;
-async function check(answer) {
-  if (answer.ok) return answer;
-  const text = await answer.text();
-  throw passing(answer.status) ? new Error(text) : refused(text || 'refused: ' + answer.status);
-}
-async function create(job) {
-  const folder = here + job.path.split('/').map(encodeURIComponent).join('/');
-  const answer = await check(await net(folder, {method: 'POST', headers: {'Upload-Complete': '?0', 'Upload-Length': job.file.size, 'X-OC-Mtime': Math.max(0, Math.floor(job.file.lastModified / 1000)),
-    'Content-Type': 'application/octet-stream', 'Content-Disposition': "inline; filename*=UTF-8''" + encodeURIComponent(job.file.name).replace(/'/g, '%27')}}));
-  return answer.headers.get('Location');
-}
-async function arrived(job) {
-  const {headers} = await check(await net(job.url, {method: 'HEAD'}));
-  progress(job, +headers.get('Upload-Offset'));
-  return headers.get('Upload-Complete') === '?1';
-}
-function send(job) {
-  return new Promise((good, bad) => {
-    const request = job.request = new XMLHttpRequest(), start = job.sent;
-    request.open('PATCH', at(job.url));
-    request.setRequestHeader('Content-Type', 'application/partial-upload');
-    request.setRequestHeader('Upload-Offset', start);
-    request.setRequestHeader('Upload-Complete', '?1');
-    request.upload.onprogress = event => progress(job, start + event.loaded);
-    request.onload = () => request.status < 300 ? good() : bad(passing(request.status) || request.status === 409
-      ? new Error(request.responseText) : refused(request.responseText || 'refused'));
-    request.onerror = request.onabort = () => bad(new Error('interrupted'));
-    request.send(job.file.slice(start));
-  });
-}
-function progress(job, sent) {
-  done += Math.min(sent, job.file.size) - job.sent;
-  job.sent = Math.min(sent, job.file.size);
-  job.bar.value = job.file.size ? job.sent : 1;
-  job.note.textContent = size(job.sent) + ' of ' + size(job.file.size);
-  $('total').hidden = false;
-  $('all').max = sum || 1;
-  $('all').value = sum ? done : 1;
-}
-function end(job, text, whole) {
-  if (whole) progress(job, job.file.size); else { sum -= job.file.size; done -= job.sent; $('all').max = sum || 1; $('all').value = done; }
-  job.note.textContent = text;
-  job.line.className = whole ? 'done' : 'failed';
-  if (!whole) job.bar.remove();
-  job.stop.textContent = 'clear';
-  job.stop.onclick = () => { job.line.remove(); if (!$('jobs').children.length) { $('total').hidden = true; sum = done = 0; } };
-}
-function cancel(job) {
-  job.cancelled = true;
-  job.note.textContent = 'cancelled';
-  if (job.request) job.request.abort();
-  if (job.wake) job.wake();
-  if (queue.includes(job)) { queue.splice(queue.indexOf(job), 1); end(job, 'cancelled'); }
-}
-const above = path => path.split('/').slice(0, -1).map(part => part + '/').join('');
-async function enter(entry, path) {
-  if (entry.isFile) return add(await new Promise((good, bad) => entry.file(good, bad)), path);
-  const reader = entry.createReader();
-  for (let some; (some = await new Promise((good, bad) => reader.readEntries(good, bad))).length;)
-    for (const child of some) await enter(child, path + entry.name + '/');
-}
-if ($('pick')) {
-  $('pick').onchange = $('pickdir').onchange = event => {
-    for (const file of event.target.files) add(file, above(file.webkitRelativePath || ''));
-    event.target.value = '';
-  };
-  $('mkdir').onclick = () => { const name = prompt('Name of the new folder'); if (name) ask('MKCOL', here + encodeURIComponent(name) + '/'); };
-  const mark = on => event => { event.preventDefault(); document.body.classList.toggle('drop', on); };
-  document.ondragover = mark(true);
-  document.ondragleave = mark(false);
-  document.ondrop = event => {
-    mark(false)(event);
-    const items = [...event.dataTransfer.items].map(item => item.webkitGetAsEntry && item.webkitGetAsEntry()).filter(Boolean);
-    if (items.length) items.forEach(item => enter(item, '').catch(() => say('That cannot be read.')));
-    else for (const file of event.dataTransfer.files) add(file, '');
-  };
-  equip();
-}
-"""
-UPLOAD = """<form class="tools nojs" method="post" enctype="multipart/form-data">
-<input type="file" name="file" multiple aria-label="files to upload"> <button>Upload</button></form>
-<div class="tools js" hidden><label class="pick">Upload files<input id="pick" type="file" multiple></label>
-<label class="pick">Upload folder<input id="pickdir" type="file" webkitdirectory></label>
-<button id="mkdir">New folder</button> <span>or drop them here</span></div>
-<label id="total" hidden>All<progress id="all" value="0"></progress></label><ul id="jobs"></ul>
-"""
-
-
-COLUMNS = """<table><thead><tr><th scope="col" data-key="0" aria-sort="ascending"><button>Name</button></th>
-<th scope="col" data-key="1" aria-sort="none" class="n"><button>Size</button></th>
-<th scope="col" data-key="2" aria-sort="none" class="t"><button>Changed</button></th>
-<th><span hidden>Change</span></th></tr></thead>
-<tbody>
-"""
-
-
-@functools.cache
-def page_fields() -> Fields:
-    """Nothing runs in the page but its own script and style, known by their digests."""
-    script, style = (
-        "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-        for text in (SCRIPT, STYLE)
-    )
-    policy = (
-        f"default-src 'none'; script-src '{script}'; style-src '{style}'; connect-src 'self'; form-action 'self'; "
-        "base-uri 'none'; frame-ancestors 'none'"
-    )
-    return {"Content-Security-Policy": policy, "Referrer-Policy": "same-origin"}
-
-
-def utf8_name(name: str) -> str:
-    """A name as text: what is not UTF-8 as the replacement character, never a lone surrogate."""
-    return os.fsencode(name).decode("utf-8", "replace")
-
-
-def name_order(found: tuple[bool, str]) -> tuple[bool, str, str]:
-    """Folders before files, each by name as people sort it."""
-    is_file, name = found
-    return is_file, utf8_name(name).casefold(), name
-
-
-def printable_name(name: str) -> str:
-    """A name as a line of text: control characters, what is not UTF-8, and the percent sign are percent-encoded."""
-    return "".join(
-        urllib.parse.quote_from_bytes(os.fsencode(char))
-        if not char.isprintable() or char == "%"
-        else char
-        for char in name
-    )
-
-
-def listing(found: Found, kind: str, names: Names, hidden: bool, read_only: bool) -> Iterator[str]:
-    items = entries(found.where, hidden, folders_first=kind == "text/html")
-    if kind == "text/html":
-        yield from page(items, names, read_only)
-    elif kind == "text/plain":
-        yield from (printable_name(entry.name) + "/" * entry.is_folder + "\n" for entry in items)
-    else:
-        yield "["
-        for number, entry in enumerate(items):
-            yield ",\n"[not number :] + json.dumps(json_entry(entry))
-        yield "]\n"
-
-
-def json_entry(entry: Entry) -> dict[str, object]:
-    """href is exact whatever the name is made of; name is for reading."""
-    kind = "folder" if entry.is_folder else type_of(entry.name)
-    return {
-        "name": utf8_name(entry.name),
-        "href": url_path([entry.name], slash=entry.is_folder)[1:],
-        "size": None if entry.is_folder else entry.size,
-        "mtime": entry.info.st_mtime,
-        "type": kind,
-        "etag": None if entry.is_folder else etag(entry.info),
-    }
-
-
-def page(items: Iterable[Entry], names: Names, read_only: bool) -> Iterator[str]:
-    title = html.escape("/" + "/".join(map(utf8_name, names)))
-    yield (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n<body>\n<nav aria-label="Path"><a href="/">home</a>'
-    )
-    for up, name in zip(reversed(range(len(names))), names):
-        yield f' / <a href="{"../" * up or "./"}">{html.escape(utf8_name(name))}</a>'
-    yield (
-        "</nav>\n"
-        + ("" if read_only else UPLOAD)
-        + '<p id="status" role="status"></p>\n<div class="tools"><input class="js" hidden id="filter" type="search" '
-    )
-    yield 'placeholder="Filter (press /)" aria-label="Filter names"></div>\n' + COLUMNS
-    folders = files = total = 0
-    for entry in items:
-        folders, files = folders + entry.is_folder, files + (not entry.is_folder)
-        total += entry.size
-        yield table_row(entry)
-    counts = f"{folders} folder{'s' * (folders != 1)}, {files} file{'s' * (files != 1)}"
-    yield (
-        f'</tbody></table>\n<footer><span id="count">{counts}, {readable_size(total)}</span> &middot; '
-        f'all of it as <a href="?tar">tar</a> (can be resumed) or <a href="?zip">zip</a></footer>\n<script>{SCRIPT}</script></body></html>\n'
-    )
-
-
-def readable_time(when: int) -> str:
-    # a broken disk may say anything, and a listing of all others is still wanted
-    with contextlib.suppress(OverflowError, OSError):
-        return time.strftime("%Y-%m-%d %H:%M", time.localtime(when))
-    return ""
-
-
-def table_row(entry: Entry) -> str:
-    name, when = html.escape(utf8_name(entry.name)), int(entry.info.st_mtime)
-    size = (
-        '<td class="n" data-v="-1"></td>'
-        if entry.is_folder
-        else f'<td class="n" data-v="{entry.size}">{readable_size(entry.size)}</td>'
-    )
-    return (
-        f'<tr data-name="{name}" data-folder="{int(entry.is_folder)}"><td><a href="{url_path([entry.name], slash=entry.is_folder)[1:]}">{name}{"/" * entry.is_folder}'
-        f'</a></td>{size}<td class="t" data-v="{when}">{readable_time(when)}</td><td class="d"></td></tr>\n'
-    )
-
-
-def in_chunks(texts: Iterable[str]) -> Iterator[bytes]:
-    """Text in pieces that are worth a send."""
-    rows: list[str] = []
-    size = 0
-    for text in texts:
-        rows.append(text)
-        size += len(text)
-        if size > SMALL:
-            yield "".join(rows).encode()
-            rows, size = [], 0
-    yield "".join(rows).encode()
-
-
 # --- the server: one thread leads, the others follow ---
 class Task(NamedTuple):
     """A request that takes longer, with its answer where that is made; or none: more requests are in the buffer."""
@@ -3636,7 +3063,7 @@ def serve(args: argparse.Namespace) -> int:
         if hasattr(socket, option):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
-    def work(stop: Stop) -> int:
+    def work(stop: "Stop") -> int:
         return Server(args, sock, door, shared, stop, log).run()
 
     with contextlib.closing(Stop()) as stop:
@@ -3737,6 +3164,584 @@ def reap_children() -> Iterator[tuple[int, int]]:
     with contextlib.suppress(ChildProcessError):
         while (ended := os.waitpid(-1, os.WNOHANG))[0]:
             yield ended
+
+
+# --- archives: a folder as one stream whose length is known before ---
+def get_tar(conn: Connection, request: Request, found: Found, name: str) -> Answer:
+    """The archive's length and tag come from names, sizes and times alone, so a download that was cut can go on."""
+    hidden = conn.server.shared.hidden
+    length, tag = tar_plan(walk(found.where, "", hidden, conn.server.note_left_out))
+    headers = {
+        "Content-Type": "application/x-tar",
+        "Content-Disposition": disposition(name + ".tar"),
+        "ETag": tag,
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "no-cache",
+    }
+    if is_known(request.fields, tag, NO_DATE):
+        return Answer(304, headers)
+    ranges = wanted_ranges(request, length, tag, NO_DATE, 0)
+    return one_range(
+        headers,
+        ranges,
+        length,
+        lambda start, end: tar_pieces(walk(found.where, "", hidden), start, end, tag),
+    )
+
+
+def get_zip(conn: Connection, found: Found, name: str) -> Answer:
+    hidden = conn.server.shared.hidden
+    length = zip_length(walk(found.where, "", hidden, conn.server.note_left_out))
+    headers = {
+        "Content-Type": "application/zip",
+        "Content-Disposition": disposition(name + ".zip"),
+        "Cache-Control": "no-store",
+    }
+    answer = Answer(200, headers, pieces=zip_pieces(walk(found.where, "", hidden)), length=length)
+    answer.share = "zip", length, [(0, length)]
+    return answer
+
+
+def walk(
+    where: Where,
+    path: str,
+    hidden: bool,
+    left_out: Callable[[Entry, str], None] = lambda entry, why: None,
+    depth: int = 0,
+) -> Iterator[Entry]:
+    """Everything in a folder, depth first and by name, so that two walks give the same; one folder's names in memory at a time.
+    What the server may not read is left out, and what is too deep: one such file is no reason to refuse all others."""
+    for found in entries(where, hidden):
+        entry = found._replace(name=path + found.name + "/" * found.is_folder)
+        if depth == MAX_DEPTH:
+            return left_out(entry, f"it is more than {MAX_DEPTH} folders deep there")
+        if not entry.is_readable():
+            left_out(entry, "the server may not read it")
+            continue
+        yield entry
+        if entry.is_folder:
+            with contextlib.closing(open_leaf(entry.place)) as folder:
+                yield from walk(folder.where, entry.name, hidden, left_out, depth + 1)
+
+
+def tar_head(entry: Entry) -> bytes:
+    import tarfile
+
+    info = tarfile.TarInfo(entry.name.rstrip("/"))
+    info.mode, info.size = stat.S_IMODE(entry.info.st_mode) & 0o777, entry.size
+    info.mtime = int(entry.info.st_mtime)
+    info.type = tarfile.DIRTYPE if entry.is_folder else tarfile.REGTYPE
+    # the one format whose names are bytes
+    return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
+
+
+TAR_END = 1024  # two empty blocks
+
+
+def tar_heads(entries: Iterable[Entry], sha: "hashlib._Hash") -> Iterator[tuple[Entry, bytes, int]]:
+    """Each entry with its head and its length in the archive, whose tag changes with any name, size or time in it."""
+    for entry in entries:
+        head = tar_head(entry)
+        sha.update(head + etag(entry.info).encode())
+        yield entry, head, len(head) + entry.size + -entry.size % 512
+
+
+def tar_tag(sha: "hashlib._Hash") -> str:
+    return f'"{sha.hexdigest()[:32]}"'
+
+
+def tar_plan(entries: Iterable[Entry]) -> tuple[int, str]:
+    """The archive's length and tag."""
+    sha = hashlib.sha256()
+    return TAR_END + sum(length for _, _, length in tar_heads(entries, sha)), tar_tag(sha)
+
+
+def tar_pieces(entries: Iterable[Entry], start: int, end: int, tag: str) -> Iterator[Piece]:
+    """The bytes from start to end of the archive; files outside of them are not even opened. The last byte comes when all others were
+    of the planned archive: where it does not, the client sees that it has not got the whole."""
+    at, sha, last = 0, hashlib.sha256(), b""
+    for entry, head, length in tar_heads(entries, sha):
+        if start < at + length and at < end:
+            yield from cut(tar_entry(entry, head), start - at, end - 1 - at)
+        if at < end <= at + length:
+            last = tar_byte(entry, head, end - 1 - at)
+        at += length
+    if tag != tar_tag(sha):
+        raise Gone("the folder changed")
+    yield last
+    yield from cut([bytes(TAR_END)], start - at, end - at)
+
+
+def tar_entry(entry: Entry, head: bytes) -> Iterator[Piece]:
+    yield head
+    if entry.size:
+        descriptor = entry.open()
+        try:
+            yield Span(descriptor, 0, entry.size)
+        finally:
+            os.close(descriptor)
+        yield bytes(-entry.size % 512)
+
+
+def tar_byte(entry: Entry, head: bytes, at: int) -> bytes:
+    for piece in cut(tar_entry(entry, head), at, at + 1):
+        return read_at(piece.descriptor, 1, piece.start) if isinstance(piece, Span) else piece
+    return b""
+
+
+def cut(pieces: Iterable[Piece], start: int, end: int) -> Iterator[Piece]:
+    """What lies between start and end of a stream."""
+    for piece in pieces:
+        size = size_of(piece)
+        low, high = max(0, start), min(size, end)
+        start, end = start - size, end - size
+        if low >= high:
+            continue
+        if isinstance(piece, Span):
+            yield Span(piece.descriptor, piece.start + low, piece.start + high)
+        else:
+            yield piece[low:high]
+
+
+def zip_common(entry: Entry, crc: int, more: int) -> bytes:
+    """What the heads before a file and in the directory share: from the version to the lengths.
+
+    Bit 3 of the flags: the CRC follows the file, because it is not known before. Bit 11: the name
+    is UTF-8. Both sizes are LARGE: they stand in the zip64 field, which has so many bytes."""
+    name = os.fsencode(entry.name)
+    flags = 8 | 0x800 * (name == entry.name.encode("utf-8", "replace"))
+    # 1980 to 2107 is all that the format knows
+    when = time.localtime(min(max(entry.info.st_mtime, 315619200), 4354732800))
+    clock = when.tm_hour << 11 | when.tm_min << 5 | when.tm_sec // 2
+    day = (when.tm_year - 1980) << 9 | when.tm_mon << 5 | when.tm_mday
+    return struct.pack("<5H3L2H", 45, flags, 0, clock, day, crc, LARGE, LARGE, len(name), more)
+
+
+LARGE = 0xFFFFFFFF  # in a 32-bit field: the number stands in the zip64 field instead
+
+
+def zip_local(entry: Entry) -> bytes:
+    field = struct.pack("<2H2Q", 1, 16, entry.size, entry.size)
+    return b"PK\3\4" + zip_common(entry, 0, len(field)) + os.fsencode(entry.name) + field
+
+
+def zip_after(entry: Entry, crc: int) -> bytes:
+    return struct.pack("<4sL2Q", b"PK\7\x08", crc, entry.size, entry.size)
+
+
+def zip_central(entry: Entry, crc: int, offset: int) -> bytes:
+    field = struct.pack("<2H3Q", 1, 24, entry.size, entry.size, offset)
+    mode = entry.info.st_mode << 16 & LARGE | 0x10 * entry.is_folder
+    return (
+        struct.pack("<4sH", b"PK\1\2", 3 << 8 | 45)
+        + zip_common(entry, crc, len(field))
+        + struct.pack("<3H2L", 0, 0, 0, mode, LARGE)
+        + os.fsencode(entry.name)
+        + field
+    )
+
+
+def zip_end(count: int, size: int, offset: int) -> bytes:
+    return (
+        struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, offset)
+        + struct.pack("<4sLQL", b"PK\6\7", 0, offset + size, 1)
+        + struct.pack(
+            "<4s4H2LH",
+            b"PK\5\6",
+            0,
+            0,
+            min(count, 0xFFFF),
+            min(count, 0xFFFF),
+            min(size, LARGE),
+            min(offset, LARGE),
+            0,
+        )
+    )
+
+
+def zip_size(entry: Entry) -> int:
+    """Bytes of an entry, without what the directory says of it."""
+    return len(zip_local(entry)) + len(zip_after(entry, 0)) + entry.size
+
+
+def zip_length(entries: Iterable[Entry]) -> int:
+    return len(zip_end(0, 0, 0)) + sum(
+        zip_size(entry) + len(zip_central(entry, 0, 0)) for entry in entries
+    )
+
+
+def zip_pieces(entries: Iterable[Entry]) -> Iterator[Piece]:
+    """Entries as they are read, then the directory, which is gathered outside of memory when it grows large."""
+    import tempfile
+
+    at = count = 0
+    with tempfile.SpooledTemporaryFile(1 << 20) as central:
+        for entry in entries:
+            crc, count = 0, count + 1
+            yield zip_local(entry)
+            for chunk in file_chunks(entry):
+                crc = zlib.crc32(chunk, crc)
+                yield chunk
+            yield zip_after(entry, crc)
+            central.write(zip_central(entry, crc, at))
+            at += zip_size(entry)
+        size = central.tell()
+        central.seek(0)
+        yield from iter(lambda: central.read(PIECE), b"")
+    yield zip_end(count, size, at)
+
+
+def file_chunks(entry: Entry) -> Iterator[bytes]:
+    if entry.is_folder:
+        return
+    descriptor, left = entry.open(), entry.size
+    try:
+        while left:
+            chunk = os.read(descriptor, min(PIECE, left))
+            if not chunk:
+                raise Gone(f"{printable(entry.name)} shrank by {left} bytes")
+            left -= len(chunk)
+            yield chunk
+    finally:
+        os.close(descriptor)
+
+
+# --- the page: a folder for people, and for programs ---
+STYLE = """
+:root{color-scheme:light dark;--line:#8884;--dim:#666;--bar:#2a6fdb}
+@media(prefers-color-scheme:dark){:root{--dim:#aaa;--bar:#6ea8ff}}
+*{box-sizing:border-box}
+body{font:16px/1.5 system-ui,sans-serif;margin:0 auto;max-width:62rem;padding:1rem}
+a{color:inherit;text-decoration:none;overflow-wrap:anywhere}a:hover,a:focus{text-decoration:underline}
+nav{font-size:1.25rem;margin-bottom:.75rem}nav a{color:var(--bar)}
+.tools{display:flex;flex-wrap:wrap;gap:.5rem;align-items:center;margin:.75rem 0}
+input,button,.pick{font:inherit;padding:.3rem .7rem;border:1px solid var(--line);border-radius:.4rem;background:transparent;color:inherit}
+button,.pick{cursor:pointer}input[type=search]{flex:1 1 12rem;min-width:8rem}
+.pick:focus-within,button:focus-visible,input:focus-visible{outline:2px solid var(--bar)}.pick input{position:absolute;opacity:0;width:1px;padding:0}
+table{border-collapse:collapse;width:100%}td,th{padding:.35rem .5rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
+th button{border:0;padding:0;font-weight:600}th[aria-sort=ascending] button::after{content:" \\2191"}th[aria-sort=descending] button::after{content:" \\2193"}
+.n{text-align:right;white-space:nowrap}.t{white-space:nowrap;color:var(--dim)}.d{white-space:nowrap;text-align:right}
+.d button{border:0;padding:0 .35rem;color:var(--dim)}.d button:hover,.d button:focus{color:inherit}
+tr:focus-within,tbody tr:hover{background:#8881}
+#jobs{list-style:none;margin:0;padding:0}#jobs li{display:grid;grid-template-columns:1fr auto auto;gap:0 .75rem;align-items:center;padding:.25rem 0}
+#jobs span{overflow-wrap:anywhere}progress{width:100%;grid-column:1/-1;height:.5rem;accent-color:var(--bar)}
+#total{margin:.5rem 0}.drop{outline:3px dashed var(--bar);outline-offset:-.5rem}footer{color:var(--dim);margin-top:1rem}footer a{color:var(--bar)}
+@media(max-width:36rem){.t{display:none}body{padding:.6rem}td,th{padding:.45rem .25rem}}
+[hidden]{display:none!important}
+"""
+SCRIPT = r"""
+'use strict';
+const $ = id => document.getElementById(id), here = location.pathname;
+// fetch() refuses an address with a login in it, which this page's own may be; other requests are first sent without, body and all
+const at = url => new URL(url, location.origin + here);
+const net = (url, options) => fetch(at(url), options);
+const make = (tag, text, props) => Object.assign(document.createElement(tag), {textContent: text || ''}, props);
+const say = text => { $('status').textContent = text; };
+const size = n => { let u = 0; for (; n >= 1000 && u < 5; u++) n /= 1000; return (u ? n.toPrecision(3) : n) + ' ' + ['B','kB','MB','GB','TB','PB'][u]; };
+
+// sorting and filtering
+let order = [0, 1];
+const rows = () => [...document.querySelectorAll('tbody tr')];
+function sort() {
+  const [column, way] = order, body = document.querySelector('tbody');
+  const value = row => column ? +row.cells[column].dataset.v : row.dataset.name;
+  const compare = (a, b) => column ? value(a) - value(b) : value(a).localeCompare(value(b), undefined, {numeric: true});
+  body.append(...rows().sort((a, b) => (b.dataset.folder - a.dataset.folder) || way * compare(a, b)));
+  document.querySelectorAll('th[data-key]').forEach(th =>
+    th.setAttribute('aria-sort', +th.dataset.key !== column ? 'none' : way > 0 ? 'ascending' : 'descending'));
+}
+document.querySelectorAll('th[data-key] button').forEach(button => button.onclick = () => {
+  const key = +button.parentNode.dataset.key;
+  order = [key, order[0] === key ? -order[1] : 1];
+  sort();
+});
+function filter() {
+  const want = $('filter').value.toLowerCase();
+  rows().forEach(row => row.hidden = !row.dataset.name.toLowerCase().includes(want));
+}
+$('filter').oninput = filter;
+document.querySelectorAll('.js').forEach(element => element.hidden = false);
+document.querySelectorAll('.nojs').forEach(element => element.hidden = true);
+
+// keys: / filters, arrows walk, Alt+Up goes to the folder above
+document.onkeydown = event => {
+  const links = rows().filter(row => !row.hidden).map(row => row.querySelector('a')), at = links.indexOf(document.activeElement);
+  if (event.key === '/' && document.activeElement.tagName !== 'INPUT') $('filter').focus();
+  else if (event.key === 'Escape' && document.activeElement === $('filter')) { $('filter').value = ''; filter(); }
+  else if (event.key === 'ArrowUp' && event.altKey) { if (here !== '/') location = '../'; }
+  else if (event.key === 'ArrowDown' && links.length) links[Math.min(at + 1, links.length - 1)].focus();
+  else if (event.key === 'ArrowUp' && at > 0) links[at - 1].focus();
+  else return;
+  event.preventDefault();
+};
+
+// changing: rename, delete, new folder
+async function ask(method, url, headers) {
+  try {
+    const answer = await net(url, {method, headers});
+    if (!answer.ok) return say(await answer.text());
+    say('');
+    await reload();
+  } catch (error) { say('The server cannot be reached.'); }
+}
+async function reload() {
+  const page = new DOMParser().parseFromString(await (await net(here, {headers: {Accept: 'text/html'}})).text(), 'text/html');
+  document.querySelector('tbody').replaceWith(page.querySelector('tbody'));
+  $('count').replaceWith(page.getElementById('count'));
+  equip(); sort(); filter();
+}
+function equip() {
+  if (!$('pick')) return;
+  rows().forEach(row => {
+    const link = row.querySelector('a'), url = link.getAttribute('href'), name = row.dataset.name, folder = row.dataset.folder === '1';
+    const change = make('button', '\u270e', {title: 'Rename ' + name}), remove = make('button', '\u2715', {title: 'Delete ' + name});
+    change.setAttribute('aria-label', change.title); remove.setAttribute('aria-label', remove.title);
+    change.onclick = () => {
+      const wanted = prompt('New name', name);
+      if (wanted && wanted !== name) ask('MOVE', url, {Destination: here + encodeURIComponent(wanted), Overwrite: 'F'});
+    };
+    remove.onclick = () => {
+      if (confirm('Delete ' + name + (folder ? ' and everything in it?' : '?'))) ask('DELETE', url + (folder ? '?recursive' : ''));
+    };
+    row.cells[3].replaceChildren(change, remove);
+  });
+}
+
+// uploading: each file is created, then sent from where the server stands, as often as the link breaks
+const queue = [];
+let active = 0, sum = 0, done = 0;
+const wait = ms => new Promise(go => setTimeout(go, ms));
+function add(file, path) {
+  const job = {file, path, sent: 0, line: make('li'), bar: make('progress', '', {max: file.size || 1, value: 0}), note: make('small')};
+  const stop = make('button', 'cancel');
+  stop.onclick = () => cancel(job);
+  job.stop = stop;
+  job.line.append(make('span', path + file.name), job.note, stop, job.bar);
+  $('jobs').append(job.line);
+  sum += file.size;
+  queue.push(job);
+  progress(job, 0);
+  while (active < 2 && queue.length) { active++; run(); }
+}
+async function run() {
+  for (let job; (job = queue.shift());) {
+    try { if (!job.cancelled) await upload(job); } catch (error) { end(job, error.message); }
+  }
+  active--;
+  if (!active) { await reload().catch(() => {}); }
+}
+async function upload(job) {
+  for (let pause = 250, before = 0; !job.cancelled; before = job.sent) {
+    try {
+      if (!job.url) job.url = await create(job);
+      else if (await arrived(job)) return end(job, 'done', true);
+      if (job.cancelled) break;
+      await send(job);
+      return end(job, 'done', true);
+    } catch (error) {
+      if (job.cancelled) break;
+      if (error.final) throw error;
+      job.note.textContent = 'link lost, trying again';
+      pause = job.sent > before ? 250 : Math.min(pause * 2, 15000);
+      await Promise.race([wait(pause), new Promise(go => { job.wake = go; addEventListener('online', go, {once: true}); })]);
+    }
+  }
+  end(job, 'cancelled');
+  if (job.url) net(job.url, {method: 'DELETE'}).catch(() => {});
+}
+const refused = text => Object.assign(new Error(text), {final: true});
+const passing = status => status >= 500 && status !== 507 || status === 408;
+async function check(answer) {
+  if (answer.ok) return answer;
+  const text = await answer.text();
+  throw passing(answer.status) ? new Error(text) : refused(text || 'refused: ' + answer.status);
+}
+async function create(job) {
+  const folder = here + job.path.split('/').map(encodeURIComponent).join('/');
+  const answer = await check(await net(folder, {method: 'POST', headers: {'Upload-Complete': '?0', 'Upload-Length': job.file.size, 'X-OC-Mtime': Math.max(0, Math.floor(job.file.lastModified / 1000)),
+    'Content-Type': 'application/octet-stream', 'Content-Disposition': "inline; filename*=UTF-8''" + encodeURIComponent(job.file.name).replace(/'/g, '%27')}}));
+  return answer.headers.get('Location');
+}
+async function arrived(job) {
+  const {headers} = await check(await net(job.url, {method: 'HEAD'}));
+  progress(job, +headers.get('Upload-Offset'));
+  return headers.get('Upload-Complete') === '?1';
+}
+function send(job) {
+  return new Promise((good, bad) => {
+    const request = job.request = new XMLHttpRequest(), start = job.sent;
+    request.open('PATCH', at(job.url));
+    request.setRequestHeader('Content-Type', 'application/partial-upload');
+    request.setRequestHeader('Upload-Offset', start);
+    request.setRequestHeader('Upload-Complete', '?1');
+    request.upload.onprogress = event => progress(job, start + event.loaded);
+    request.onload = () => request.status < 300 ? good() : bad(passing(request.status) || request.status === 409
+      ? new Error(request.responseText) : refused(request.responseText || 'refused'));
+    request.onerror = request.onabort = () => bad(new Error('interrupted'));
+    request.send(job.file.slice(start));
+  });
+}
+function progress(job, sent) {
+  done += Math.min(sent, job.file.size) - job.sent;
+  job.sent = Math.min(sent, job.file.size);
+  job.bar.value = job.file.size ? job.sent : 1;
+  job.note.textContent = size(job.sent) + ' of ' + size(job.file.size);
+  $('total').hidden = false;
+  $('all').max = sum || 1;
+  $('all').value = sum ? done : 1;
+}
+function end(job, text, whole) {
+  if (whole) progress(job, job.file.size); else { sum -= job.file.size; done -= job.sent; $('all').max = sum || 1; $('all').value = done; }
+  job.note.textContent = text;
+  job.line.className = whole ? 'done' : 'failed';
+  if (!whole) job.bar.remove();
+  job.stop.textContent = 'clear';
+  job.stop.onclick = () => { job.line.remove(); if (!$('jobs').children.length) { $('total').hidden = true; sum = done = 0; } };
+}
+function cancel(job) {
+  job.cancelled = true;
+  job.note.textContent = 'cancelled';
+  if (job.request) job.request.abort();
+  if (job.wake) job.wake();
+  if (queue.includes(job)) { queue.splice(queue.indexOf(job), 1); end(job, 'cancelled'); }
+}
+const above = path => path.split('/').slice(0, -1).map(part => part + '/').join('');
+async function enter(entry, path) {
+  if (entry.isFile) return add(await new Promise((good, bad) => entry.file(good, bad)), path);
+  const reader = entry.createReader();
+  for (let some; (some = await new Promise((good, bad) => reader.readEntries(good, bad))).length;)
+    for (const child of some) await enter(child, path + entry.name + '/');
+}
+if ($('pick')) {
+  $('pick').onchange = $('pickdir').onchange = event => {
+    for (const file of event.target.files) add(file, above(file.webkitRelativePath || ''));
+    event.target.value = '';
+  };
+  $('mkdir').onclick = () => { const name = prompt('Name of the new folder'); if (name) ask('MKCOL', here + encodeURIComponent(name) + '/'); };
+  const mark = on => event => { event.preventDefault(); document.body.classList.toggle('drop', on); };
+  document.ondragover = mark(true);
+  document.ondragleave = mark(false);
+  document.ondrop = event => {
+    mark(false)(event);
+    const items = [...event.dataTransfer.items].map(item => item.webkitGetAsEntry && item.webkitGetAsEntry()).filter(Boolean);
+    if (items.length) items.forEach(item => enter(item, '').catch(() => say('That cannot be read.')));
+    else for (const file of event.dataTransfer.files) add(file, '');
+  };
+  equip();
+}
+"""
+UPLOAD = """<form class="tools nojs" method="post" enctype="multipart/form-data">
+<input type="file" name="file" multiple aria-label="files to upload"> <button>Upload</button></form>
+<div class="tools js" hidden><label class="pick">Upload files<input id="pick" type="file" multiple></label>
+<label class="pick">Upload folder<input id="pickdir" type="file" webkitdirectory></label>
+<button id="mkdir">New folder</button> <span>or drop them here</span></div>
+<label id="total" hidden>All<progress id="all" value="0"></progress></label><ul id="jobs"></ul>
+"""
+COLUMNS = """<table><thead><tr><th scope="col" data-key="0" aria-sort="ascending"><button>Name</button></th>
+<th scope="col" data-key="1" aria-sort="none" class="n"><button>Size</button></th>
+<th scope="col" data-key="2" aria-sort="none" class="t"><button>Changed</button></th>
+<th><span hidden>Change</span></th></tr></thead>
+<tbody>
+"""
+
+
+@functools.cache
+def page_fields() -> Fields:
+    """Nothing runs in the page but its own script and style, known by their digests."""
+    script, style = (
+        "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        for text in (SCRIPT, STYLE)
+    )
+    policy = (
+        f"default-src 'none'; script-src '{script}'; style-src '{style}'; connect-src 'self'; form-action 'self'; "
+        "base-uri 'none'; frame-ancestors 'none'"
+    )
+    return {"Content-Security-Policy": policy, "Referrer-Policy": "same-origin"}
+
+
+def listing(found: Found, kind: str, names: Names, hidden: bool, read_only: bool) -> Iterator[str]:
+    items = entries(found.where, hidden, folders_first=kind == "text/html")
+    if kind == "text/html":
+        yield from page(items, names, read_only)
+    elif kind == "text/plain":
+        yield from (printable_name(entry.name) + "/" * entry.is_folder + "\n" for entry in items)
+    else:
+        yield "["
+        for number, entry in enumerate(items):
+            yield ",\n"[not number :] + json.dumps(json_entry(entry))
+        yield "]\n"
+
+
+def json_entry(entry: Entry) -> dict[str, object]:
+    """href is exact whatever the name is made of; name is for reading."""
+    kind = "folder" if entry.is_folder else type_of(entry.name)
+    return {
+        "name": utf8_name(entry.name),
+        "href": url_path([entry.name], slash=entry.is_folder)[1:],
+        "size": None if entry.is_folder else entry.size,
+        "mtime": entry.info.st_mtime,
+        "type": kind,
+        "etag": None if entry.is_folder else etag(entry.info),
+    }
+
+
+def page(items: Iterable[Entry], names: Names, read_only: bool) -> Iterator[str]:
+    title = html.escape("/" + "/".join(map(utf8_name, names)))
+    yield (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n<body>\n<nav aria-label="Path"><a href="/">home</a>'
+    )
+    for up, name in zip(reversed(range(len(names))), names):
+        yield f' / <a href="{"../" * up or "./"}">{html.escape(utf8_name(name))}</a>'
+    yield (
+        "</nav>\n"
+        + ("" if read_only else UPLOAD)
+        + '<p id="status" role="status"></p>\n<div class="tools"><input class="js" hidden id="filter" type="search" '
+    )
+    yield 'placeholder="Filter (press /)" aria-label="Filter names"></div>\n' + COLUMNS
+    folders = files = total = 0
+    for entry in items:
+        folders, files = folders + entry.is_folder, files + (not entry.is_folder)
+        total += entry.size
+        yield table_row(entry)
+    counts = f"{folders} folder{'s' * (folders != 1)}, {files} file{'s' * (files != 1)}"
+    yield (
+        f'</tbody></table>\n<footer><span id="count">{counts}, {readable_size(total)}</span> &middot; '
+        f'all of it as <a href="?tar">tar</a> (can be resumed) or <a href="?zip">zip</a></footer>\n<script>{SCRIPT}</script></body></html>\n'
+    )
+
+
+def readable_time(when: int) -> str:
+    # a broken disk may say anything, and a listing of all others is still wanted
+    with contextlib.suppress(OverflowError, OSError):
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(when))
+    return ""
+
+
+def table_row(entry: Entry) -> str:
+    name, when = html.escape(utf8_name(entry.name)), int(entry.info.st_mtime)
+    size = (
+        '<td class="n" data-v="-1"></td>'
+        if entry.is_folder
+        else f'<td class="n" data-v="{entry.size}">{readable_size(entry.size)}</td>'
+    )
+    return (
+        f'<tr data-name="{name}" data-folder="{int(entry.is_folder)}"><td><a href="{url_path([entry.name], slash=entry.is_folder)[1:]}">{name}{"/" * entry.is_folder}'
+        f'</a></td>{size}<td class="t" data-v="{when}">{readable_time(when)}</td><td class="d"></td></tr>\n'
+    )
+
+
+def in_chunks(texts: Iterable[str]) -> Iterator[bytes]:
+    """Text in pieces that are worth a send."""
+    rows: list[str] = []
+    size = 0
+    for text in texts:
+        rows.append(text)
+        size += len(text)
+        if size > SMALL:
+            yield "".join(rows).encode()
+            rows, size = [], 0
+    yield "".join(rows).encode()
 
 
 # --- guarding: the same in server.py, httpserver.py (tests/test_twins.py) ---
