@@ -1,40 +1,53 @@
 #!/usr/bin/env python3
 """Share a folder or a file over HTTP: for browsers, curl, wget and proxies.
 
-    python3 httpserver.py                            the current folder, at http://127.0.0.1:8000/
-    python3 httpserver.py Pictures                   another folder
-    python3 httpserver.py film.mkv --once            one file; ends when somebody has got the whole of it
-    python3 httpserver.py --read-only                nobody can change anything
-    python3 httpserver.py --host 0.0.0.0 --tls       for other machines too, with a password that is made and printed
-    python3 httpserver.py --host 0.0.0.0 --open      without one; --public-read asks only who changes something
+    python3 httpserver.py                        the current folder, at http://127.0.0.1:8000/
+    python3 httpserver.py Pictures               another folder
+    python3 httpserver.py film.mkv --once        one file; ends when a client has got all of it
+    python3 httpserver.py --read-only            nobody can change anything
+    python3 httpserver.py --host 0.0.0.0 --tls   for other machines too, encrypted; it makes and
+                                                 prints a password
+    python3 httpserver.py --host 0.0.0.0 --open  without one; --public-read asks for it only
+                                                 where something changes
 
-    curl http://127.0.0.1:8000/                      the folder as a page; -H 'Accept: application/json' or text/plain
-    curl -T new.txt http://127.0.0.1:8000/docs/      upload (PUT: 201 new, 204 replaced; missing folders are made)
-    curl -F file=@a.txt http://127.0.0.1:8000/       upload as a form does (a name that exists gets a number)
-    curl -X DELETE http://127.0.0.1:8000/new.txt     /folder/?recursive for a folder that is not empty
-    curl -X MKCOL http://127.0.0.1:8000/folder/      make a folder; -X MOVE -H 'Destination: /other' renames
-    curl -C - -o x.tar 'http://127.0.0.1:8000/x/?tar'  a folder as an archive, resumable; ?zip is streamed
+    curl http://127.0.0.1:8000/                  the folder as a page; as a list with
+                                                 -H 'Accept: application/json' or text/plain
+    curl -T new.txt http://127.0.0.1:8000/docs/  upload with PUT: 201 new, 204 replaced; missing
+                                                 folders are made
+    curl -F file=@a.txt http://127.0.0.1:8000/   upload as a form; a name that exists gets a number
+    curl -X DELETE http://127.0.0.1:8000/new.txt   /folder/?recursive if it is not empty
+    curl -X MKCOL http://127.0.0.1:8000/folder/  make a folder; to rename:
+                                                 -X MOVE -H 'Destination: /other'
+    curl -C - -o x.tar 'http://127.0.0.1:8000/x/?tar'   a folder as an archive that can be
+                                                 resumed; ?zip cannot
 
-HTTP/1.1 (RFC 9110, 9112). GET and HEAD know ETag, all conditionals, ranges, and a fresh .gz beside the file; index.html is
-the page of its folder. POST of what is no form is stored under a new name, or under the one in Content-Disposition. Uploads
-are received beside their destination and renamed into place when they are whole; Repr-Digest (RFC 9530, sha-256, header or
-trailer) is checked first, and Want-Repr-Digest asks for it. Uploads resume as in draft-ietf-httpbis-resumable-upload-10
-(interop version 8): POST or PUT with Upload-Complete, then HEAD and PATCH of the Location that was answered, for seven days.
-An upload that is complete says so there for as long as its file stays. X-OC-Mtime (seconds since 1970, as ownCloud, rclone
-and Apache have it; a sign and a fraction may be in it) sets a file's time; a resumable upload without it has the time when it
-began. All state is in the folder, so several servers of one folder are one. Runs of zeros become holes where the disk has them.
+HTTP/1.1 (RFC 9110, 9112). GET and HEAD know ETag, all conditions, ranges, and a fresh .gz beside
+the file; index.html is the page of its folder. A POST that is no form is stored under a new name,
+or under the one in Content-Disposition. An upload is received beside its destination, and renamed
+into place when it is whole. Repr-Digest (RFC 9530, sha-256, header or trailer) is checked first;
+Want-Repr-Digest asks for it.
 
-One password lets everybody in: --password, --ask-password or SIXSOCKETS_PASSWORD, and on other addresses than loopback one that
-is made and printed, unless --open does without. It is asked for by Basic (RFC 7617), with any name; who needs more puts a proxy
-in front. Ten wrong ones within a minute from one address, in each of --workers, and until it is over that address gets 429 (before a
-TLS handshake the alert access_denied). --trust-proxy says which proxy's word counts for whose a request is. --tls makes a
-certificate for the run, whose SHA-256 httpclient.py takes as --pin.
+Uploads resume as in draft-ietf-httpbis-resumable-upload-10 (interop version 8): POST or PUT with
+Upload-Complete, then HEAD and PATCH of the Location in the answer, for seven days. There, a
+complete upload says so for as long as its file stays. X-OC-Mtime sets a file's time: seconds since
+1970, perhaps with a sign and a fraction, as in ownCloud, rclone and Apache. Without it, a resumable
+upload gets the time when it began. All state is in the folder, so several servers can share one
+folder. Runs of zeros become holes where the disk has them.
 
-Limits: on loopback nobody is asked unless a password is given; without --tls others can read all, the password too. Links are not
-followed; names that start with a dot are not served without --hidden; a path has at most 64 names. No request changes these
-scripts or what Python imports: nothing that arrives becomes code. HTML and SVG run no script here, except with --read-only.
-A Host that is no name of this machine is refused, and so is a change that another site's page sends: no web page reaches the
-folder. A proxy in front passes the Host of the address behind it, and the one that the browser asked for as X-Forwarded-Host.
+One password is for all: --password, --ask-password or SIXSOCKETS_PASSWORD. On addresses other than
+loopback the server makes and prints one, unless it has --open. Clients send it by Basic (RFC 7617),
+with any name; for more than that, put a proxy in front. After ten wrong ones within a minute, in
+each of --workers, an address gets 429 until the minute is over (before a TLS handshake, the alert
+access_denied). --trust-proxy names a proxy whose word counts for the client's address. --tls makes
+a certificate for the run, whose SHA-256 httpclient.py takes as --pin.
+
+Limits: on loopback there is no password unless one is given; without --tls others can read all,
+the password too. Links are not followed; names that start with a dot are not served without
+--hidden; a path has at most 64 names. No request changes these scripts or what Python imports:
+nothing that arrives becomes code. HTML and SVG run no script here, except with --read-only. A Host
+that is no name of this machine is refused, and so is a change that another site's page sends: no
+web page reaches the folder. A proxy in front passes the Host of the address behind it, and the one
+that the browser asked for as X-Forwarded-Host.
 """
 
 # --- imports: the same in all six scripts (tests/test_twins.py) ---
@@ -162,7 +175,8 @@ CHALLENGE = {
 }
 # no page of another site may show a file of ours as an image, or run it as a script
 EMBEDDING = "Cross-Origin-Resource-Policy: same-origin"
-# fields that say where an answer ends, and which part of a file it is: --header replaces none of them
+# fields that say where an answer ends, and which part of a file it is: --header may not replace
+# them
 FRAMING = "content-length", "content-range", "trailer", "transfer-encoding"
 READING = ("GET", "HEAD", "OPTIONS")
 CHANGING = ("PUT", "POST", "DELETE", "MKCOL", "MOVE", "PATCH")
@@ -214,6 +228,27 @@ PROBLEMS = {
 }
 
 
+# The map
+#
+# Begin with Connection.advance(), then answer_to(): a request is read, and becomes an answer.
+# The sections, in the order of the file:
+#   the conversation   Request, parse_head(), Answer, Connection, BodyReader
+#   methods            check_request(), get(), get_file(), delete(), mkcol(), move()
+#   uploads            put(), post(), Plan, receive_upload(), post_form(), patch(), METHODS
+#   fields and names   evaluate(), parse_ranges(), is_own_host(), client_behind(), check_name()
+#   the folder         Place, Entry, Shared, rename(), Part
+#   the server         Task, Server, Server.run_thread(), Server.accept(), serve(), share_port()
+#   archives, page     get_tar(), get_zip(), listing(), page()
+#   shared fences      Guard, is_program(), Traced, Stop, bind(), Failure, Parser
+#   the command line   announce(), build_parser(), main()
+#
+# Threads: one of them leads. It alone touches the selector and the queues of idle connections,
+# and sends short answers. For a longer Task it hands the lead to another thread, and then touches
+# only its own connection. What several threads count is guarded by the lock of the Server.
+# States of a connection: idle until the first byte of a head or TLS handshake; in `heads` until
+# that is whole; answered at once, or in `busy` while a thread handles it; then idle again, or in
+# `lingering` if it ends: it is closed once the client has read why.
+
 Fields = dict[str, str]  # of a head: names in lower case where they came from a client
 Names = Sequence[str]  # the parts of a path
 Ranges = list[tuple[int, int]]  # each from its start up to its end
@@ -238,7 +273,7 @@ class Refusal(Exception):
 
 
 class Complete(Refusal):
-    """There is nothing to append any more: this upload has become a file. To HEAD that is no refusal."""
+    """The upload has become a file: nothing can be appended. For HEAD that is no error."""
 
     def __init__(self, path: str, size: int) -> None:
         super().__init__(400, "the upload is complete", {"Location": path})
@@ -246,7 +281,7 @@ class Complete(Refusal):
 
 
 class Gone(Exception):
-    """The client left, or was too slow: nothing can be said to it any more. The text is for the log."""
+    """The client left, or was too slow: it gets no answer any more. The text is for the log."""
 
 
 # --- the conversation: a request, its body, its answer ---
@@ -256,7 +291,8 @@ LINE = re.compile(rf"({TOKEN}) ([^\x00-\x20\x7f]+) HTTP/([0-9])\.([0-9])")
 # A line ends in CRLF; a lone LF is taken too (§2.2), so that a request can be typed into netcat. A
 # lone CR never is.
 HEAD = re.compile(
-    rf"({TOKEN}) ([^\x00-\x20\x7f]+) HTTP/1\.([0-9])\r?\n((?:{TOKEN}:[^\x00-\x08\x0a-\x1f\x7f]*\r?\n)*)\r?\n"
+    rf"({TOKEN}) ([^\x00-\x20\x7f]+) HTTP/1\.([0-9])\r?\n"
+    rf"((?:{TOKEN}:[^\x00-\x08\x0a-\x1f\x7f]*\r?\n)*)\r?\n"
 )
 FIELD = re.compile(rf"({TOKEN}):[ \t]*([^\r\n]*)")
 HEAD_END = re.compile(rb"\n\r?\n")
@@ -268,7 +304,7 @@ DIGITS = re.compile(r"[0-9]{1,18}")
 
 
 class Request:
-    """A request's head, checked: everything in it can be relied upon. Nothing in it changes: the same head may be the same object."""
+    """A request's head, all its values checked. Immutable, because parse_head() caches it."""
 
     def __init__(self, method: str, target: str, minor: int, fields: Fields) -> None:
         self.method, self.minor, self.fields = method, minor, fields
@@ -327,7 +363,9 @@ def malformed(head: str) -> Refusal:
 
 
 def framing(fields: Fields, minor: int) -> tuple[bool, int]:
-    """How the body is delimited: chunked, or its length (§6.3). Where there is doubt, a proxy could see another request than we."""
+    """How the body is delimited: chunked, or by its length (§6.3).
+
+    Where that is ambiguous, a proxy could see another request than this server."""
     coding = fields.get("transfer-encoding")
     length = fields.get("content-length")
     if coding is None:
@@ -365,7 +403,9 @@ def split_target(method: str, target: str, host: Optional[str], minor: int) -> t
 
 
 def parse_path(target: str) -> tuple[tuple[str, ...], bool, str]:
-    """A path as the names in it, decoded once, whether it ends in a slash, and the query. An encoded slash is no separator."""
+    """The names in a path, decoded once; whether it ends in a slash; and the query.
+
+    An encoded slash does not separate names."""
     path, _, query = target.partition("?")
     if BAD_ESCAPE.search(path):
         raise Refusal(400, "a percent sign must be followed by two hex digits")
@@ -451,7 +491,9 @@ def as_refusal(problem: Exception) -> Refusal:
 
 
 class Connection:
-    """A socket and what has been read from it. It belongs to the thread that leads, or to the one that it was handed to."""
+    """A socket, and what has been read from it.
+
+    It belongs to the thread that leads, or to the one to which it was handed over."""
 
     __slots__ = (
         "args",
@@ -483,7 +525,7 @@ class Connection:
         # the TLS handshake is still to come, or under way
         self.in_handshake = server.door.tls is not None
 
-    # With the lead: nothing here blocks. What would block is returned as a Task, for a thread without it.
+    # With the lead: nothing here blocks. What would block is returned as a Task.
     def readable(self) -> "Task | None":
         try:
             if self.in_handshake and not self.handshake():
@@ -571,7 +613,9 @@ class Connection:
             return refusal_answer(as_refusal(problem))
 
     def head(self, request: Optional[Request], answer: Answer) -> bytes:
-        """The status line and header fields. None of them can hold a line end: what is made of names is percent-encoded."""
+        """The status line and header fields.
+
+        None of them can hold a line end: what is made of names is percent-encoded."""
         status, replaced = answer.status, self.server.replaced
         fields = {"Date": http_date(int(time.time())), **answer.fields}
         if status != 204 and status != 304:  # §8.6: these have no body and say no length
@@ -599,7 +643,7 @@ class Connection:
         return request.keep and (answer.length is not None or request.minor > 0)
 
     def send_at_once(self, request: Optional[Request], answer: Answer) -> bool:
-        """Send a short answer. False when the kernel has no room for all of it: the client reads slowly."""
+        """Send a short answer. False if the kernel has no room for it: the client reads slowly."""
         answer.close = not self.keeps_open(request, answer)
         data, count = self.head(request, answer) + answer.body, 0
         try:
@@ -619,7 +663,9 @@ class Connection:
         return True
 
     def refuse_head(self, refused: Refusal, request: Optional[Request] = None) -> None:
-        """A head that cannot be trusted: nothing after it can either. Or a request that comes at the wrong moment."""
+        """Refuse a head that cannot be trusted, or a request that comes at the wrong moment.
+
+        What follows such a head cannot be trusted either, so the connection ends."""
         if self.in_handshake:
             return self.refuse_handshake(OVERLOADED)
         answer = refusal_answer(refused)
@@ -637,7 +683,9 @@ class Connection:
         self.close()
 
     def linger(self) -> None:
-        """Close so that the answer arrives: a socket closed over unread bytes sends RST, which destroys it (§9.6)."""
+        """Close so that the answer arrives (§9.6).
+
+        A socket that is closed over unread bytes sends RST, which destroys the answer."""
         self.buffer = b""  # nobody is to take it for a head that was left
         try:
             end_tls(self.sock)
@@ -656,7 +704,9 @@ class Connection:
         self.server.await_head(self)
 
     def handshake(self) -> bool:
-        """The TLS handshake, as far as the client has come: nobody waits for it. Who begins in the clear is told so in the clear."""
+        """Continue the TLS handshake without blocking. True when it is complete.
+
+        A client that begins in the clear gets its error in the clear."""
         import ssl
 
         assert self.server.door.tls
@@ -695,7 +745,7 @@ class Connection:
 
     # Without the lead: one thread, this one connection, and it may block.
     def handle(self, request: Optional[Request], answer: Optional[Answer] = None) -> None:
-        """Answer until no whole head is left in the buffer. Then the leader has the connection again."""
+        """Answer until the buffer holds no whole head; then the leader gets the connection back."""
         what_next: Callable[[], object] = self.watch
         try:
             while request is not None or (
@@ -715,8 +765,10 @@ class Connection:
         self.server.return_connection(self, what_next)
 
     def next_request_soon(self) -> Optional[Request]:
-        """A request that follows at once, as when a folder is uploaded: going to the leader and back takes longer than most uploads.
-        Not among several, where the threads would fight over the interpreter's lock."""
+        """The next request, if it follows at once, as when a folder is uploaded.
+
+        Returning the connection to the leader would take longer than most uploads. With several
+        busy threads this does not wait: they would compete for the interpreter's lock."""
         if len(self.server.busy) > 1 or not is_ready(self.sock, False, NEXT_WAIT):
             return None
         with contextlib.suppress(*self.server.waits):
@@ -774,8 +826,10 @@ class Connection:
             view = view[count:]
 
     def send_span(self, span: Span) -> None:
-        """From the file to the socket inside the kernel where that is possible. A file that shrinks ends the connection:
-        the client sees that it got less than was announced."""
+        """Send a part of a file, inside the kernel where that is possible.
+
+        A file that shrinks ends the connection: the client sees that it got less than was
+        announced."""
         # on a TLS socket it would send in the clear
         at, direct = span.start, hasattr(os, "sendfile") and type(self.sock) is socket.socket
         while at < span.end:
@@ -803,7 +857,10 @@ class Connection:
         return data
 
     def receive(self, space: memoryview) -> memoryview:
-        """What comes next, into at least RECORD bytes. TLS gives a record at a time: all that have come are written to the disk at once."""
+        """What comes next, into at least RECORD bytes.
+
+        TLS returns one record at a time: this gathers all that have come for one write to the disk.
+        """
         count = self.when_ready(False, self.sock.recv_into, space)
         if not count:
             raise ConnectionAbortedError(errno.ECONNABORTED, "the body ended early")
@@ -831,7 +888,9 @@ class Connection:
                 raise ConnectionAbortedError(errno.ECONNABORTED, error.strerror) from None
 
     def wait(self, writing: bool) -> None:
-        """Until the socket is ready. Silence has a limit, and so has dripping; only time spent waiting for the client counts."""
+        """Block until the socket is ready. Both silence and a slow trickle have a limit.
+
+        Only the time spent waiting for the client counts."""
         began = time.monotonic()
         seconds = min(LOOK_EVERY, self.args.timeout) if self.part else self.args.timeout
         while not is_ready(self.sock, writing, seconds):
@@ -846,8 +905,10 @@ class Connection:
             self.moved, self.waited = 0, 0.0
 
     def has_left(self) -> bool:
-        """Whether the client has closed, where the system tells that. One that closes only its sending side looks the same,
-        so this is asked only after a while, and there is an answer all the same."""
+        """Whether the client has closed, where the system tells that.
+
+        A client that closes only its sending side looks the same. So ask this only after a while,
+        and answer all the same."""
         if not hasattr(select, "poll"):
             return False
         poll = select.poll()
@@ -865,7 +926,9 @@ class Connection:
 
 
 class BodyReader:
-    """A request's body, read as it is wanted: a client that waits for 100 Continue gets it with the first read."""
+    """Reads a request's body on demand.
+
+    A client that waits for 100 Continue gets it with the first read."""
 
     def __init__(self, conn: "Connection", request: Request) -> None:
         self.conn, self.request = conn, request
@@ -899,7 +962,9 @@ class BodyReader:
         return self.conn.buffered(most)
 
     def receive_more(self, most: int) -> memoryview:
-        """It is gone when the next is asked for: one buffer serves for all, which is twice as fast as new ones."""
+        """The next bytes. The next call overwrites them.
+
+        One buffer serves all calls, which is twice as fast as new ones."""
         self.space = self.space or memoryview(bytearray(PIECE))
         return self.conn.receive(self.space[:most])
 
@@ -939,7 +1004,9 @@ class BodyReader:
         return int(found[1], 16)
 
     def drain(self) -> bool:
-        """Read what nobody wants, if it is little and the client is sending it: the next request stands behind it."""
+        """Read a body that nobody wants, if it is short and the client is sending it.
+
+        The next request stands behind it."""
         if not self.asked or self.left > DRAIN:
             return self.whole
         taken = 0
@@ -1012,7 +1079,10 @@ def check_request(conn: Connection, request: Request) -> None:
 
 
 def check_password(conn: Connection, request: Request, guard: "Guard") -> None:
-    """Basic (RFC 7617): any name, and the password. HEAD of an upload ends the one who sends it, so --public-read does not mean that."""
+    """Basic (RFC 7617): any name, and the password.
+
+    --public-read does not cover HEAD of an upload, because that ends the connection that sends it.
+    """
     if (
         conn.args.public_read
         and request.method in ("GET", "HEAD")
@@ -1051,7 +1121,9 @@ def own_hosts(request: Request) -> tuple[str, str]:
 
 
 def is_foreign(request: Request) -> bool:
-    """Whether a browser sent this for a page of another site. No page can add X-Forwarded-Host unasked; a proxy does."""
+    """Whether a browser sent this for a page of another site.
+
+    A page cannot add X-Forwarded-Host without asking first; a proxy does."""
     origin = request.fields.get("origin")
     if origin is None:
         return False
@@ -1146,7 +1218,7 @@ def get_file(conn: Connection, request: Request, names: Names, found: "Found") -
 
 
 def is_known(fields: Fields, tag: str, mtime: float) -> bool:
-    """Whether the client has what it asks for already (304). What it expects otherwise is refused (412)."""
+    """Whether the client already has what it asks for (304). Another failed condition gets 412."""
     status = 0 if CONDITIONS.isdisjoint(fields) else evaluate(fields, tag, mtime, reading=True)
     if status == 412:
         raise Refusal(412, "it is not as the request expects it")
@@ -1350,7 +1422,7 @@ def put(conn: Connection, request: Request) -> Answer:
 
 
 def post(conn: Connection, request: Request) -> Answer:
-    """Into a folder: a form's files, or the body itself under a new name. To the name of a file: like PUT."""
+    """To a folder: store a form's files, or the body under a new name. To a file: like PUT."""
     size = check_size(conn, request)
     is_form = request.fields.get("content-type", "").lower().startswith("multipart/form-data")
     if not is_form and request.names and not request.slash and not is_folder(conn, request.names):
@@ -1416,7 +1488,9 @@ PLAN = re.compile(
 
 
 class Plan(NamedTuple):
-    """What becomes of an upload when it is whole. A resumable one has it in its URL: any server of this folder can go on."""
+    """What an upload becomes when it is whole.
+
+    A resumable upload has it in its URL, so any server of this folder can continue it."""
 
     names: Names
     over: str  # "replace" what stands there, only as a "new" name, or with a "number"
@@ -1476,8 +1550,9 @@ def receive_upload(conn: Connection, request: Request, place: "Place", plan: Pla
 
 
 def wanted_mtime(request: Request, began: int) -> Optional[int]:
-    """The file's time at the client in ns, from the field that ownCloud invented and rclone, Nextcloud and Apache know.
-    Without a fraction it gets ours: two files of one time and size shall have two ETags."""
+    """The file's time at the client in ns, from a field of ownCloud, rclone, Nextcloud and Apache.
+
+    A time without a fraction gets the server's: two files of one time and size need two ETags."""
     text = request.fields.get("x-oc-mtime")
     if text is None:
         return None
@@ -1492,8 +1567,10 @@ def wanted_mtime(request: Request, began: int) -> Optional[int]:
 
 
 def send_interim(conn: Connection, request: Request, fields: Fields) -> None:
-    """104: where an upload can be resumed, or how much has arrived. Only for clients of the same version of the draft, and not
-    through a proxy that is known to be there: nginx 1.22 takes it for the final response, and the upload hangs."""
+    """104: where an upload can be resumed, or how much has arrived.
+
+    Only clients of the same version of the draft get it, and no request that came through a proxy:
+    nginx 1.22 takes it for the final response, and the upload hangs."""
     same = request.fields.get("upload-draft-interop-version") == INTEROP
     if same and request.minor and PROXIED.isdisjoint(request.fields):
         fields = {"Upload-Draft-Interop-Version": INTEROP, **fields}
@@ -1522,7 +1599,7 @@ def fill_part(
 def write_body(
     conn: Connection, part: "Part", pieces: Iterable[Data], length: Optional[int] = None
 ) -> None:
-    """Write what comes, as long as there is room: how much a chunked upload holds nobody knows before."""
+    """Write what comes while there is room: nobody knows the size of a chunked upload before."""
     left = FREE_CHECK  # somebody has looked just now
     for piece in pieces:
         left -= len(piece)
@@ -1544,7 +1621,9 @@ def check_length(conn: Connection, part: "Part", length: Optional[int], size: in
 
 
 def reporting(conn: Connection, request: Request, part: "Part") -> Iterator[Data]:
-    """The body of a resumable upload; when more of it is to come, the client is told how much is stored, unless it does not read."""
+    """The body of a resumable upload. Meanwhile tell the client how much is stored.
+
+    Only while more is to come, and only if the client reads."""
     last = 0.0
     for data in conn.body.pieces:
         yield data
@@ -1585,7 +1664,7 @@ def complete_upload(conn: Connection, part: "Part", plan: Plan) -> Answer:
 
 
 def check_digest(conn: Connection, part: "Part", plan: Plan) -> Optional[bytes]:
-    """The SHA-256 of what arrived, where it is known or wanted: if it was announced it must be that."""
+    """The SHA-256 of what arrived, if it is known or wanted. It must match an announced one."""
     announced = parse_digest(conn.body.trailer.get("repr-digest", ""))
     wanted = bytes.fromhex(plan.sha256) if plan.sha256 else announced
     actual = part.sha.digest() if part.sha else file_digest(part.descriptor) if wanted else None
@@ -1728,7 +1807,7 @@ def upload_state(conn: Connection, request: Request) -> Answer:
 
 @contextlib.contextmanager
 def resumed(conn: Connection, request: Request) -> "Iterator[tuple[Part, Plan]]":
-    """An upload's part, locked. A connection that still writes it has failed without knowing: it is ended."""
+    """An upload's part, locked. A connection that still writes it has failed: it is ended."""
     plan = read_plan(request)
     with conn.server.shared.locate(plan.names, change=True) as place:
         try:
@@ -1746,7 +1825,9 @@ def resumed(conn: Connection, request: Request) -> "Iterator[tuple[Part, Plan]]"
 
 
 def finished_upload(place: "Place", plan: Plan) -> Refusal:
-    """What is said of an upload that has no part (any more): that it is the file that stands in its place, as long as it does."""
+    """The error for an upload without a part: not found, or complete.
+
+    It is complete as long as the file that it became stands in its place."""
     for number in range(MAX_NUMBER if plan.over == "number" else 1):
         name = numbered(plan.names[-1], number)
         info = place.beside(name).stat()
@@ -1813,14 +1894,16 @@ def parse_date(text: str) -> Optional[float]:
 
 
 def matches(listed: str, tag: Optional[str], weak: bool) -> bool:
-    """Whether an entity tag is in a list of them; a star means any that exists (§13.1.1, §13.1.2)."""
+    """Whether an entity tag is in a list (§13.1.1, §13.1.2). A star matches any that exists."""
     if listed.strip() == "*" or tag is None:
         return tag is not None
     return any(found[1] == tag and (weak or not found[0]) for found in TAG.findall(listed))
 
 
 def evaluate(fields: Fields, tag: Optional[str], mtime: float, reading: bool) -> int:
-    """The preconditions in their order (§13.2.2): 0 to go on, 304 or 412. A tag of None means that nothing is there."""
+    """The preconditions in their order (§13.2.2): 0 to go on, 304 or 412.
+
+    A tag of None means that nothing is there."""
     since, until = (
         parse_date(fields.get(f"if-{word}-since", "")) for word in ("modified", "unmodified")
     )
@@ -1838,7 +1921,9 @@ def evaluate(fields: Fields, tag: Optional[str], mtime: float, reading: bool) ->
 
 
 def range_applies(condition: Optional[str], tag: str, mtime: float, now: float) -> bool:
-    """If-Range (§13.1.5): a strong tag, or exactly the date of a file that has not changed within the last second."""
+    """If-Range (§13.1.5): a strong tag, or the exact date of a file.
+
+    The date counts only if the file has not changed within the last second."""
     if condition is None or condition == tag:
         return True
     return parse_date(condition) == mtime and now - mtime > 1
@@ -1894,7 +1979,7 @@ def takes_gzip(accept: str) -> bool:
 
 
 def listing_type(accept: str) -> str:
-    """Which form of a folder a client wants: HTML unless one of the others is named and weighs more."""
+    """Which form of a folder a client wants: HTML unless another one is named and weighs more."""
     wanted = weights(accept)
     page = max(
         wanted.get("text/html", 0.0), 0.0 if "text/html" in wanted else wanted.get("*/*", 0.0) / 2
@@ -1905,7 +1990,9 @@ def listing_type(accept: str) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def type_of(name: str) -> str:
-    """The media type by a name's extension. A compressed file is what it is, not a coding of something else."""
+    """The media type by a name's extension.
+
+    A compressed file has its own type; it is not a coding of another file."""
     extension = os.path.splitext(name)[1].lower()
     packed = mimetypes.encodings_map.get(extension)
     if packed:
@@ -1919,9 +2006,10 @@ def type_of(name: str) -> str:
 
 
 def disposition(name: str) -> str:
-    """Content-Disposition for a download: in ASCII for the old, in UTF-8 for all others (RFC 6266)."""
+    """Content-Disposition for a download: ASCII for old clients, UTF-8 for others (RFC 6266)."""
     plain = re.sub(r"[^ !#-\[\]-~]|%", "_", name)
-    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{urllib.parse.quote_from_bytes(os.fsencode(name), safe='')}"
+    exact = urllib.parse.quote_from_bytes(os.fsencode(name), safe="")
+    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{exact}"
 
 
 def parse_digest(text: str) -> Optional[bytes]:
@@ -1944,7 +2032,9 @@ def digest_field(digest: bytes) -> str:
 
 @functools.lru_cache(maxsize=256)
 def is_own_host(host: str, names: frozenset[str]) -> bool:
-    """Whether a Host means this machine. A foreign name that was made to lead here (DNS rebinding) does not."""
+    """Whether a Host means this machine.
+
+    A foreign name whose address was changed to ours (DNS rebinding) does not."""
     found = HOST.fullmatch(host)
     name = found[1].lower().rstrip(".") if found else ""
     if name in names or name.endswith(".localhost"):
@@ -1968,7 +2058,9 @@ def hop_address(text: str) -> str:
 
 
 def forwarded_address(element: str) -> str:
-    """The same in an element of Forwarded (RFC 7239), which is checked whole: its host is what the client said."""
+    """The same in an element of Forwarded (RFC 7239).
+
+    All of the element is checked, because its host is what the client said."""
     address = ""
     for text in element.strip(" \t").split(";"):
         pair = PAIR.fullmatch(text)
@@ -1980,8 +2072,10 @@ def forwarded_address(element: str) -> str:
 
 
 def client_behind(proxies: frozenset[str], fields: Fields) -> str:
-    """Whom a trusted proxy speaks for: its entry is the last one, and before it may stand whatever the client sent.
-    "" in doubt: also where the two fields differ, for the client may have sent one of them."""
+    """The client for which a trusted proxy speaks, or "" in doubt.
+
+    Its entry is the last one: the client may have sent all others. If the two fields differ, the
+    client may have sent one of them."""
     found = set()
     for name, read in ("x-forwarded-for", hop_address), ("forwarded", forwarded_address):
         if name in fields:
@@ -1992,7 +2086,9 @@ def client_behind(proxies: frozenset[str], fields: Fields) -> str:
 
 
 def url_path(names: Iterable[str], slash: bool = False) -> str:
-    """Names as a path: it starts with exactly one slash, and holds nothing that has a meaning in a URL or a header."""
+    """Names as a path.
+
+    It begins with exactly one slash, and nothing in it has a meaning in a URL or a header."""
     path = "/" + "/".join(
         urllib.parse.quote_from_bytes(os.fsencode(name), safe="") for name in names
     )
@@ -2013,7 +2109,7 @@ WINDOWS_NAME = re.compile(
 
 
 def check_name(name: str, hidden: bool) -> None:
-    """The one judgement on names, for every method. What passes is a name inside its folder and nothing else."""
+    """The one check of names, for every method: a valid name is inside its folder."""
     if "\0" in name:
         raise Refusal(400, "a name holds no NUL")
     if name in ("", ".", "..") or "/" in name or os.name == "nt" and WINDOWS_NAME.fullmatch(name):
@@ -2023,7 +2119,7 @@ def check_name(name: str, hidden: bool) -> None:
 
 
 def check_depth(depth: int) -> None:
-    """One limit wherever names come in, so that whoever walks the folder comes to an end."""
+    """One limit wherever names come in, so that each walk through the folder ends."""
     if depth > MAX_DEPTH:
         raise Refusal(403, f"more than {MAX_DEPTH} folders deep")
 
@@ -2069,7 +2165,9 @@ def form_file_name(head: bytes) -> str:
 
 
 def suggested_name(request: Request) -> str:
-    """The name for a body that was posted to a folder: from Content-Disposition, or time and type."""
+    """The name for a body that is posted to a folder.
+
+    It comes from Content-Disposition, or from time and type."""
     wanted = request.fields.get("content-disposition", "").encode("latin-1")
     found = re.search(rb"filename\*=UTF-8''([^\s;]+)", wanted, re.IGNORECASE)
     if found:
@@ -2093,7 +2191,7 @@ def numbered(name: str, number: int) -> str:
 
 
 def utf8_name(name: str) -> str:
-    """A name as text: what is not UTF-8 as the replacement character, never a lone surrogate."""
+    """A name as text: the replacement character stands for what is not UTF-8."""
     return os.fsencode(name).decode("utf-8", "replace")
 
 
@@ -2104,7 +2202,9 @@ def name_order(found: tuple[bool, str]) -> tuple[bool, str, str]:
 
 
 def printable_name(name: str) -> str:
-    """A name as a line of text: control characters, what is not UTF-8, and the percent sign are percent-encoded."""
+    """A name as a line of text.
+
+    Control characters, percent signs and what is not UTF-8 are percent-encoded."""
     return "".join(
         urllib.parse.quote_from_bytes(os.fsencode(char))
         if not char.isprintable() or char == "%"
@@ -2128,8 +2228,10 @@ Where = Union[int, str]  # noqa: UP007  (3.9) an open folder; its path where the
 
 
 class Place(NamedTuple):
-    """A name in an open folder, as the os functions take it: a path and no folder where the system has no dir_fd.
-    One that locate() gave is used by "with", which closes the folder at the end."""
+    """A name in an open folder, as the os functions take it.
+
+    Where the system has no dir_fd, it is a path and no folder. Use one from locate() in a "with",
+    which closes the folder at the end."""
 
     parent: Optional[int]
     name: str
@@ -2161,7 +2263,7 @@ class Place(NamedTuple):
         os.unlink(self.name, dir_fd=self.parent)
 
     def regular(self) -> Optional[os.stat_result]:
-        """What stands there, if it is a file that may be replaced; nothing else may."""
+        """The facts of the file there, if it may be replaced; a folder or device may not."""
         info = self.stat()
         if info and stat.S_ISDIR(info.st_mode):
             raise Refusal(409, "a folder has that name")
@@ -2219,8 +2321,10 @@ class Entry(NamedTuple):
 
 
 class Shared:
-    """The folder that is shared, or the one file in it. Every name from the network becomes something open in here
-    and nowhere else: component by component, no link followed."""
+    """The folder that is shared, or the one file in it.
+
+    Each name from the network is opened in here and nowhere else: component by component, without
+    following a link."""
 
     def __init__(self, path: str, hidden: bool, durable: bool) -> None:
         path = os.path.realpath(path)  # what the command line names may be a link
@@ -2232,7 +2336,7 @@ class Shared:
         )
 
     def locate(self, names: Names, change: bool = False, make: bool = False) -> Place:
-        """The place that a path means: to change what is there, or with make also the folders on the way."""
+        """The place that a path means; with make, the folders on the way are made."""
         for name in names:
             check_name(name, self.hidden)
         if change:
@@ -2250,7 +2354,7 @@ class Shared:
         return Place(place.parent, names[-1] if names else ".", place.owned)
 
     def refuse_program(self, names: Names, part_of: Callable[[str], bool]) -> None:
-        """Nothing that arrives becomes code: no request changes a program, nor a folder that holds one."""
+        """Refuse to change a program, or a folder that holds one. Nothing received becomes code."""
         if part_of(os.path.join(self.path, *names)):
             raise Refusal(403, "a program of this machine is there, and no request may change one")
 
@@ -2329,7 +2433,7 @@ def entry_of(where: Where, name: str, hidden: bool) -> Optional[Entry]:
 
 
 def scan_folder(place: Place) -> Iterator[tuple[Place, os.DirEntry[str]]]:
-    """What is in a folder, hidden or not. One that somebody else has deleted meanwhile holds nothing."""
+    """What is in a folder, hidden or not. A folder that was deleted meanwhile is empty."""
     with (
         contextlib.suppress(FileNotFoundError),
         contextlib.closing(open_leaf(place)) as folder,
@@ -2340,9 +2444,9 @@ def scan_folder(place: Place) -> Iterator[tuple[Place, os.DirEntry[str]]]:
 
 
 def tree(place: Place) -> Iterator[tuple[Place, os.DirEntry[str], int]]:
-    """All that is in a folder and how deep, a folder after what is in it. Links are not followed.
+    """All that is in a folder and how deep, a folder after its content. Links are not followed.
 
-    Programs on this machine may have made it deeper than Python's calls may go."""
+    Programs on this machine may have made it deeper than the recursion limit of Python."""
     levels, folders = [scan_folder(place)], []
     while levels:
         below, item = next(levels[-1], (place, None))
@@ -2358,14 +2462,14 @@ def tree(place: Place) -> Iterator[tuple[Place, os.DirEntry[str], int]]:
 
 
 def hides_nothing(place: Place, hidden: bool) -> bool:
-    """Whether nothing in a folder is hidden from those who could delete it. Uploads that were broken off do not count."""
+    """Whether a client sees all that is in a folder, except uploads that were broken off."""
     return all(
         hidden or PART.fullmatch(item.name) or item.name[0] != "." for _, item, _ in tree(place)
     )
 
 
 def sync_folder(place: Place) -> None:
-    """For --durable: a name that was just given in a folder is there after a power loss too. (Windows opens no folder.)"""
+    """For --durable: a new name in a folder survives a power loss. (Windows opens no folder.)"""
     if place.parent is not None:
         os.fsync(place.parent)
 
@@ -2389,7 +2493,9 @@ def rename(old: Place, new: Place, replace: bool = True) -> None:
 
 
 def link(old: Place, new: Place) -> bool:
-    """Whether the file has the new name already. Where there are no hard links, as on a USB stick, an empty file keeps that free."""
+    """Whether the file has the new name already.
+
+    Without hard links, as on a USB stick, an empty file reserves the name."""
     try:
         os.link(
             old.name, new.name, src_dir_fd=old.parent, dst_dir_fd=new.parent, follow_symlinks=False
@@ -2419,8 +2525,9 @@ def lock_file(descriptor: int) -> bool:
 
 
 def retry(conn: "Connection", attempt: Callable[[], bool], problem: str) -> None:
-    """Try until it succeeds, for a while, and for nobody who has left. What counts is how often we have tried:
-    a machine that stood still meanwhile has left the other no time for letting go."""
+    """Try until it succeeds, for a while, unless the client leaves.
+
+    Count tries, not time: if the machine was suspended, the other thread got no time either."""
     left, (step, longest) = BUSY_WAIT, BUSY_STEPS
     while not attempt():
         if left <= 0 or left < BUSY_WAIT - LOOK_EVERY and conn.has_left():
@@ -2432,8 +2539,10 @@ def retry(conn: "Connection", attempt: Callable[[], bool], problem: str) -> None
 
 @contextlib.contextmanager
 def renaming(conn: "Connection", *places: Place) -> Iterator[None]:
-    """Nobody else, of this process or another, gives away a name in these folders. Without it a file that is put between the link()
-    and the unlink() of rename() would be lost. (Where a system or file system has no flock(), nobody else of this process.)"""
+    """Lock these folders: no other thread or process gives away a name in them.
+
+    Otherwise a file that is put between the link() and the unlink() of rename() would be lost.
+    Without flock(), this excludes only other threads of this process."""
     with contextlib.ExitStack() as held:
         try:
             lock_folders(conn, places, held)
@@ -2456,10 +2565,10 @@ def lock_folders(conn: "Connection", places: Sequence[Place], held: contextlib.E
 
 
 class Part:
-    """A file on its way in: hidden beside its place, locked while written, renamed when it is whole."""
+    """An unfinished upload: hidden beside its place, locked while written, then renamed."""
 
     def __init__(self, place: Place, token: str = "", resumable: bool = False) -> None:
-        """A new one, or the one that has this token: before it is locked it may be another writer's."""
+        """A new part, or the one with this token: another writer may have it until it is locked."""
         fresh = secrets.token_hex(16) if resumable else PLAIN + secrets.token_hex(12)
         self.kept, self.token = bool(token), token or fresh
         self.place, self.own = place, place.beside(f".six-{self.token}.part")
@@ -2472,7 +2581,7 @@ class Part:
             self.lock()
 
     def lock(self) -> bool:
-        """Whether no other writer, of this process or another, has it."""
+        """Whether no other writer has it, in this process or another."""
         # On Windows an open file cannot be replaced anyway. A file system may have none, as Lustre.
         with contextlib.suppress(ImportError, OSError):
             if not lock_file(self.descriptor):
@@ -2491,7 +2600,7 @@ class Part:
                 self.waiting_sign.unlink()
 
     def ask_for_it(self) -> bool:
-        """Put up the sign for its writer, be it of this process or another. That does not make it ours yet."""
+        """Put up a sign for its writer, in this process or another. That does not lock it yet."""
         with contextlib.suppress(OSError):
             os.close(self.waiting_sign.open(FRESH))
         return False
@@ -2517,8 +2626,10 @@ class Part:
     def finish_upload(
         self, conn: "Connection", plan: "Plan", mtime: Optional[int] = None
     ) -> tuple[str, os.stat_result, bool]:
-        """Put it in its place, as planned. What stood there is checked and replaced in one step, or two writers could both believe
-        that they replaced the same. Its name and facts, and whether it replaced."""
+        """Put it in its place. Return its name, its facts, and whether it replaced a file.
+
+        The old file is checked and replaced in one step. Otherwise two writers could both believe
+        that they replaced the same one."""
         if conn.args.durable:
             os.fsync(self.descriptor)
         with renaming(conn, self.place):
@@ -2534,7 +2645,7 @@ class Part:
         return final, info, bool(old)
 
     def set_facts(self, old: Optional[os.stat_result], mtime: Optional[int]) -> os.stat_result:
-        """Give it the mode of the file that it replaces, and its time in ns. Its facts."""
+        """Give it the mode of the file that it replaces, and its time in ns."""
         if old:
             with contextlib.suppress(OSError, AttributeError):
                 os.fchmod(self.descriptor, stat.S_IMODE(old.st_mode) & 0o777)
@@ -2547,7 +2658,7 @@ class Part:
         return self.date(time.time_ns() if mtime is None else mtime)
 
     def date(self, mtime: int) -> os.stat_result:
-        """Give it this time in ns, or the nearest that the disk has. Its facts."""
+        """Give it this time in ns, or the nearest that the disk has."""
         handle = self.descriptor if self.descriptor >= 0 else self.own.name
         # not on every mount may a file's writer set its time, nor does every system know all years
         with contextlib.suppress(OSError, OverflowError):
@@ -2584,7 +2695,9 @@ class Part:
 
 
 def remove_old_parts(place: Place) -> None:
-    """Delete what nobody has gone on with for too long, unless somebody just puts it in its place with an old time."""
+    """Delete parts that nobody has continued for too long.
+
+    A part with an old time may be on its way to its place: its lock shows that."""
     with contextlib.suppress(OSError), os.scandir(place.folder) as scan:
         for item in filter(is_old, scan):
             # one that is another user's keeps none of the others
@@ -2612,7 +2725,9 @@ def free_space(where: Where) -> int:
 
 # --- the server: one thread leads, the others follow ---
 class Task(NamedTuple):
-    """A request that takes longer, with its answer where that is made; or none: more requests are in the buffer."""
+    """A request that takes longer, with its answer if that is made.
+
+    Without a request, more of them are in the buffer."""
 
     conn: Connection
     request: Optional[Request]
@@ -2620,9 +2735,11 @@ class Task(NamedTuple):
 
 
 class Server:
-    """The thread that has the lead waits for all sockets at once and answers by itself what is short. What takes longer it does
-    too, but first hands the lead to another thread: so an idle or slow connection costs a socket, a long transfer a thread,
-    and no short request waits for a long one."""
+    """One thread leads: it waits for all sockets at once and sends short answers itself.
+
+    Before it does what takes longer, it hands the lead to another thread. So an idle or slow
+    connection costs a socket, a long transfer costs a thread, and no short request waits for a long
+    one."""
 
     def __init__(
         self,
@@ -2710,7 +2827,7 @@ class Server:
         return False
 
     def run_thread(self) -> None:
-        """A thread's life: wait for the lead, lead until something slow comes, hand over, do it, wait again."""
+        """A thread's life: wait for the lead, lead until a slow task comes, hand over, do it."""
         while True:
             with self.lead:
                 with self.lock:
@@ -2763,8 +2880,10 @@ class Server:
         return True
 
     def has_room(self, task: Task) -> bool:
-        """One address may have as many transfers as are left for others, and half of that when it uploads.
-        So there is always room for another address, and for an answer to the same."""
+        """Whether a client may have one more transfer.
+
+        One address may have as many as are left for others, and half of that when it uploads. So
+        there is always room for another address, and for an answer to the same one."""
         client = network(task.conn.peer)
         with self.lock:
             left = MAX_THREADS - len(self.busy)
@@ -2772,7 +2891,7 @@ class Server:
         return own < (left // 2 if task.request and task.request.has_body else left)
 
     def return_connection(self, conn: Connection, what_next: Callable[[], object]) -> None:
-        """The leader goes on with it: only who has the lead touches the selector and the queues."""
+        """Return it to the leader: only the leader touches the selector and the queues."""
         with self.lock:
             self.busy.discard(conn)
             self.freed.notify_all()
@@ -2841,7 +2960,9 @@ class Server:
         return conn.hop in self.proxies
 
     def end_idle(self) -> bool:
-        """Whether one between two requests could be closed for a new client: the one that has been there longest (RFC 9112 §9.5)."""
+        """Close the connection that has been idle longest, for a new client (RFC 9112 §9.5).
+
+        False if none is idle."""
         for conn in self.idle:
             # or its next request is here, and only not read yet
             if not is_ready(conn.sock, False, 0):
@@ -2850,7 +2971,9 @@ class Server:
         return False
 
     def end_slow(self, new: Connection) -> bool:
-        """Whether one within a head could be closed for a new client: the oldest of an address that has half of all clients there."""
+        """Close the oldest connection within a head, of an address that has half, for a new client.
+
+        False if no address has half of all clients there."""
         counts = Counter(network(conn.hop) for conn in self.heads)
         for client, count in counts.most_common(1):
             if 2 * count >= self.args.max_clients and client != network(new.hop):
@@ -2877,7 +3000,7 @@ class Server:
             self.selector.unregister(conn.sock)
 
     def await_head(self, conn: Connection) -> None:
-        """It is idle until the first byte of a head comes, or of a handshake; from then on the last one has a deadline."""
+        """Idle until the first byte of a head or handshake; from then on its end has a deadline."""
         if conn.in_handshake or conn.buffer:
             self.idle.pop(conn, None)
             self.heads.setdefault(conn, time.monotonic() + self.args.timeout)
@@ -2904,7 +3027,7 @@ class Server:
         self.lingering.pop(conn, None)
 
     def digest(self, conn: Connection, found: Found) -> bytes:
-        """SHA-256 of a file, remembered as long as it is the same file and nobody has changed anything in it."""
+        """SHA-256 of a file, cached while the file stays the same and unchanged."""
         info = found.info
         key = info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
         digest = self.digests.get(key)
@@ -2919,7 +3042,7 @@ class Server:
         return digest
 
     def search_old_parts(self, place: Place) -> None:
-        """Look for old parts: once an hour, or each upload into a large folder would read all of it."""
+        """Look for old parts once an hour: each time would read all of a large folder."""
         info = os.stat(place.folder)
         key = info.st_dev, info.st_ino, int(time.time()) // 3600
         if key in self.searched:
@@ -2932,7 +3055,9 @@ class Server:
     def count_answer(
         self, conn: Connection, request: Optional[Request], answer: Answer, sent: int
     ) -> None:
-        """A line in Common Log Format; a note in quotes follows when there is more to say. And what --requests and --once count."""
+        """Log an answer in Common Log Format, with a note in quotes if there is more to say.
+
+        Also count it for --requests and --once."""
         if not self.args.quiet:
             now = int(time.time())
             line = request.line if request else "-"
@@ -2960,7 +3085,7 @@ class Server:
         self.note(f"left out of an archive, because {why}: {printable(entry.name)}")
 
     def write_log(self, now: float) -> None:
-        """Lines that cannot be written, as on a full disk, are counted, and the number stands in their place."""
+        """Write the log. Lines that cannot be written (a full disk) are counted and reported."""
         lines = []
         while self.lines:
             lines.append(self.lines.popleft())
@@ -2977,7 +3102,8 @@ class Server:
         except OSError as error:
             if not self.lost and self.log_to != 2:
                 say(
-                    f"cannot write the log ({error.strerror}): lines are lost until that works again"
+                    f"cannot write the log ({error.strerror}): lines are lost "
+                    "until that works again"
                 )
             left = bytes(view).count(b"\n")
             self.lost = left if left <= count else self.lost + count
@@ -3005,7 +3131,8 @@ class Server:
             say(f"lines of the log that are lost: {self.lost}")
         if asked:
             say(
-                f"stopped: {self.count} request{'s' * (self.count != 1)} answered, {len(dropped)} transfer{'s' * (len(dropped) != 1)} cut off"
+                f"stopped: {self.count} request{'s' * (self.count != 1)} answered, "
+                f"{len(dropped)} transfer{'s' * (len(dropped) != 1)} cut off"
             )
         if self.args.once and not self.satisfied and not asked:
             raise Failure(
@@ -3028,7 +3155,7 @@ class Server:
 
 
 def file_digest(descriptor: int, conn: Optional[Connection] = None) -> bytes:
-    """Of the whole file; for a connection only while its client is there."""
+    """SHA-256 of a whole file. For a connection, it stops when the client closes."""
     sha, offset = hashlib.sha256(), 0
     while chunk := read_at(descriptor, PIECE, offset):
         sha.update(chunk)
@@ -3106,7 +3233,9 @@ def open_shared(args: argparse.Namespace) -> Shared:
 def share_port(
     workers: int, sock: socket.socket, stop: "Stop", work: "Callable[[Stop], int]"
 ) -> int:
-    """--workers: processes that accept from one listening socket. The parent only waits, and replaces one that dies."""
+    """--workers: processes that accept from one listening socket.
+
+    The parent only waits, and replaces a process that dies."""
     children: set[int] = set()
     signal.signal(signal.SIGCHLD, lambda number, frame: None)  # makes select() return
     while not stop.asked:
@@ -3136,7 +3265,7 @@ def share_port(
 
 
 def start_worker(inherited: "Stop", work: "Callable[[Stop], int]") -> int:
-    """Its process number, or 0 where the system has none left: then those that there are go on."""
+    """Its process number, or 0 if the system has no process left: then the others continue."""
     signals = signal.SIGINT, signal.SIGTERM
     # until the child has a Stop of its own: one in between would be lost
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
@@ -3168,7 +3297,9 @@ def reap_children() -> Iterator[tuple[int, int]]:
 
 # --- archives: a folder as one stream whose length is known before ---
 def get_tar(conn: Connection, request: Request, found: Found, name: str) -> Answer:
-    """The archive's length and tag come from names, sizes and times alone, so a download that was cut can go on."""
+    """A folder as a tar archive; a download that was cut can be resumed.
+
+    Its length and tag come from names, sizes and times alone."""
     hidden = conn.server.shared.hidden
     length, tag = tar_plan(walk(found.where, "", hidden, conn.server.note_left_out))
     headers = {
@@ -3209,8 +3340,10 @@ def walk(
     left_out: Callable[[Entry, str], None] = lambda entry, why: None,
     depth: int = 0,
 ) -> Iterator[Entry]:
-    """Everything in a folder, depth first and by name, so that two walks give the same; one folder's names in memory at a time.
-    What the server may not read is left out, and what is too deep: one such file is no reason to refuse all others."""
+    """Everything in a folder, depth first and by name, so two walks give the same order.
+
+    Only the names of one folder are in memory at a time. Files that are unreadable or too deep are
+    left out: they are no reason to refuse all others."""
     for found in entries(where, hidden):
         entry = found._replace(name=path + found.name + "/" * found.is_folder)
         if depth == MAX_DEPTH:
@@ -3239,7 +3372,9 @@ TAR_END = 1024  # two empty blocks
 
 
 def tar_heads(entries: Iterable[Entry], sha: "hashlib._Hash") -> Iterator[tuple[Entry, bytes, int]]:
-    """Each entry with its head and its length in the archive, whose tag changes with any name, size or time in it."""
+    """Each entry with its head and its length in the archive.
+
+    The digest changes with any name, size or time."""
     for entry in entries:
         head = tar_head(entry)
         sha.update(head + etag(entry.info).encode())
@@ -3257,8 +3392,10 @@ def tar_plan(entries: Iterable[Entry]) -> tuple[int, str]:
 
 
 def tar_pieces(entries: Iterable[Entry], start: int, end: int, tag: str) -> Iterator[Piece]:
-    """The bytes from start to end of the archive; files outside of them are not even opened. The last byte comes when all others were
-    of the planned archive: where it does not, the client sees that it has not got the whole."""
+    """The bytes from start to end of the archive; files outside that range are not opened.
+
+    The last byte comes only if all entries are those of the planned archive. Otherwise the client
+    sees that it has not got the whole."""
     at, sha, last = 0, hashlib.sha256(), b""
     for entry, head, length in tar_heads(entries, sha):
         if start < at + length and at < end:
@@ -3371,7 +3508,7 @@ def zip_length(entries: Iterable[Entry]) -> int:
 
 
 def zip_pieces(entries: Iterable[Entry]) -> Iterator[Piece]:
-    """Entries as they are read, then the directory, which is gathered outside of memory when it grows large."""
+    """Entries as they are read, then the directory, which moves to a file when it grows large."""
     import tempfile
 
     at = count = 0
@@ -3412,32 +3549,49 @@ STYLE = """
 @media(prefers-color-scheme:dark){:root{--dim:#aaa;--bar:#6ea8ff}}
 *{box-sizing:border-box}
 body{font:16px/1.5 system-ui,sans-serif;margin:0 auto;max-width:62rem;padding:1rem}
-a{color:inherit;text-decoration:none;overflow-wrap:anywhere}a:hover,a:focus{text-decoration:underline}
+a{color:inherit;text-decoration:none;overflow-wrap:anywhere}
+a:hover,a:focus{text-decoration:underline}
 nav{font-size:1.25rem;margin-bottom:.75rem}nav a{color:var(--bar)}
 .tools{display:flex;flex-wrap:wrap;gap:.5rem;align-items:center;margin:.75rem 0}
-input,button,.pick{font:inherit;padding:.3rem .7rem;border:1px solid var(--line);border-radius:.4rem;background:transparent;color:inherit}
+input,button,.pick{font:inherit;padding:.3rem .7rem;border:1px solid var(--line);
+border-radius:.4rem;background:transparent;color:inherit}
 button,.pick{cursor:pointer}input[type=search]{flex:1 1 12rem;min-width:8rem}
-.pick:focus-within,button:focus-visible,input:focus-visible{outline:2px solid var(--bar)}.pick input{position:absolute;opacity:0;width:1px;padding:0}
-table{border-collapse:collapse;width:100%}td,th{padding:.35rem .5rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
-th button{border:0;padding:0;font-weight:600}th[aria-sort=ascending] button::after{content:" \\2191"}th[aria-sort=descending] button::after{content:" \\2193"}
-.n{text-align:right;white-space:nowrap}.t{white-space:nowrap;color:var(--dim)}.d{white-space:nowrap;text-align:right}
+.pick:focus-within,button:focus-visible,input:focus-visible{outline:2px solid var(--bar)}
+.pick input{position:absolute;opacity:0;width:1px;padding:0}
+table{border-collapse:collapse;width:100%}
+td,th{padding:.35rem .5rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
+th button{border:0;padding:0;font-weight:600}
+th[aria-sort=ascending] button::after{content:" \\2191"}
+th[aria-sort=descending] button::after{content:" \\2193"}
+.n{text-align:right;white-space:nowrap}.t{white-space:nowrap;color:var(--dim)}
+.d{white-space:nowrap;text-align:right}
 .d button{border:0;padding:0 .35rem;color:var(--dim)}.d button:hover,.d button:focus{color:inherit}
 tr:focus-within,tbody tr:hover{background:#8881}
-#jobs{list-style:none;margin:0;padding:0}#jobs li{display:grid;grid-template-columns:1fr auto auto;gap:0 .75rem;align-items:center;padding:.25rem 0}
-#jobs span{overflow-wrap:anywhere}progress{width:100%;grid-column:1/-1;height:.5rem;accent-color:var(--bar)}
-#total{margin:.5rem 0}.drop{outline:3px dashed var(--bar);outline-offset:-.5rem}footer{color:var(--dim);margin-top:1rem}footer a{color:var(--bar)}
+#jobs{list-style:none;margin:0;padding:0}
+#jobs li{display:grid;grid-template-columns:1fr auto auto;gap:0 .75rem;align-items:center;
+padding:.25rem 0}
+#jobs span{overflow-wrap:anywhere}
+progress{width:100%;grid-column:1/-1;height:.5rem;accent-color:var(--bar)}
+#total{margin:.5rem 0}.drop{outline:3px dashed var(--bar);outline-offset:-.5rem}
+footer{color:var(--dim);margin-top:1rem}footer a{color:var(--bar)}
 @media(max-width:36rem){.t{display:none}body{padding:.6rem}td,th{padding:.45rem .25rem}}
 [hidden]{display:none!important}
 """
 SCRIPT = r"""
 'use strict';
 const $ = id => document.getElementById(id), here = location.pathname;
-// fetch() refuses an address with a login in it, which this page's own may be; other requests are first sent without, body and all
+// fetch() refuses an address with a login in it, which this page's own may be;
+// other requests are first sent without, body and all
 const at = url => new URL(url, location.origin + here);
 const net = (url, options) => fetch(at(url), options);
-const make = (tag, text, props) => Object.assign(document.createElement(tag), {textContent: text || ''}, props);
+const make = (tag, text, props) => Object.assign(document.createElement(tag), {textContent: text
+  || ''}, props);
 const say = text => { $('status').textContent = text; };
-const size = n => { let u = 0; for (; n >= 1000 && u < 5; u++) n /= 1000; return (u ? n.toPrecision(3) : n) + ' ' + ['B','kB','MB','GB','TB','PB'][u]; };
+const size = n => {
+  let u = 0;
+  for (; n >= 1000 && u < 5; u++) n /= 1000;
+  return (u ? n.toPrecision(3) : n) + ' ' + ['B', 'kB', 'MB', 'GB', 'TB', 'PB'][u];
+};
 
 // sorting and filtering
 let order = [0, 1];
@@ -3445,10 +3599,13 @@ const rows = () => [...document.querySelectorAll('tbody tr')];
 function sort() {
   const [column, way] = order, body = document.querySelector('tbody');
   const value = row => column ? +row.cells[column].dataset.v : row.dataset.name;
-  const compare = (a, b) => column ? value(a) - value(b) : value(a).localeCompare(value(b), undefined, {numeric: true});
-  body.append(...rows().sort((a, b) => (b.dataset.folder - a.dataset.folder) || way * compare(a, b)));
+  const compare = (a, b) => column ? value(a) - value(b) : value(a).localeCompare(value(b),
+    undefined, {numeric: true});
+  body.append(...rows().sort((a, b) => (b.dataset.folder - a.dataset.folder) || way * compare(a,
+    b)));
   document.querySelectorAll('th[data-key]').forEach(th =>
-    th.setAttribute('aria-sort', +th.dataset.key !== column ? 'none' : way > 0 ? 'ascending' : 'descending'));
+    th.setAttribute('aria-sort', +th.dataset.key !== column ? 'none' : way > 0 ? 'ascending'
+      : 'descending'));
 }
 document.querySelectorAll('th[data-key] button').forEach(button => button.onclick = () => {
   const key = +button.parentNode.dataset.key;
@@ -3465,11 +3622,14 @@ document.querySelectorAll('.nojs').forEach(element => element.hidden = true);
 
 // keys: / filters, arrows walk, Alt+Up goes to the folder above
 document.onkeydown = event => {
-  const links = rows().filter(row => !row.hidden).map(row => row.querySelector('a')), at = links.indexOf(document.activeElement);
+  const links = rows().filter(row => !row.hidden).map(row => row.querySelector('a')),
+    at = links.indexOf(document.activeElement);
   if (event.key === '/' && document.activeElement.tagName !== 'INPUT') $('filter').focus();
-  else if (event.key === 'Escape' && document.activeElement === $('filter')) { $('filter').value = ''; filter(); }
+  else if (event.key === 'Escape'
+    && document.activeElement === $('filter')) { $('filter').value = ''; filter(); }
   else if (event.key === 'ArrowUp' && event.altKey) { if (here !== '/') location = '../'; }
-  else if (event.key === 'ArrowDown' && links.length) links[Math.min(at + 1, links.length - 1)].focus();
+  else if (event.key === 'ArrowDown' && links.length) links[Math.min(at + 1,
+    links.length - 1)].focus();
   else if (event.key === 'ArrowUp' && at > 0) links[at - 1].focus();
   else return;
   event.preventDefault();
@@ -3485,7 +3645,8 @@ async function ask(method, url, headers) {
   } catch (error) { say('The server cannot be reached.'); }
 }
 async function reload() {
-  const page = new DOMParser().parseFromString(await (await net(here, {headers: {Accept: 'text/html'}})).text(), 'text/html');
+  const text = await (await net(here, {headers: {Accept: 'text/html'}})).text();
+  const page = new DOMParser().parseFromString(text, 'text/html');
   document.querySelector('tbody').replaceWith(page.querySelector('tbody'));
   $('count').replaceWith(page.getElementById('count'));
   equip(); sort(); filter();
@@ -3493,26 +3654,33 @@ async function reload() {
 function equip() {
   if (!$('pick')) return;
   rows().forEach(row => {
-    const link = row.querySelector('a'), url = link.getAttribute('href'), name = row.dataset.name, folder = row.dataset.folder === '1';
-    const change = make('button', '\u270e', {title: 'Rename ' + name}), remove = make('button', '\u2715', {title: 'Delete ' + name});
-    change.setAttribute('aria-label', change.title); remove.setAttribute('aria-label', remove.title);
+    const link = row.querySelector('a'), url = link.getAttribute('href'), name = row.dataset.name,
+      folder = row.dataset.folder === '1';
+    const change = make('button', '\u270e', {title: 'Rename ' + name}), remove = make('button',
+      '\u2715', {title: 'Delete ' + name});
+    change.setAttribute('aria-label', change.title); remove.setAttribute('aria-label',
+      remove.title);
     change.onclick = () => {
       const wanted = prompt('New name', name);
-      if (wanted && wanted !== name) ask('MOVE', url, {Destination: here + encodeURIComponent(wanted), Overwrite: 'F'});
+      if (wanted && wanted !== name)
+        ask('MOVE', url, {Destination: here + encodeURIComponent(wanted), Overwrite: 'F'});
     };
     remove.onclick = () => {
-      if (confirm('Delete ' + name + (folder ? ' and everything in it?' : '?'))) ask('DELETE', url + (folder ? '?recursive' : ''));
+      if (confirm('Delete ' + name + (folder ? ' and everything in it?' : '?')))
+        ask('DELETE', url + (folder ? '?recursive' : ''));
     };
     row.cells[3].replaceChildren(change, remove);
   });
 }
 
-// uploading: each file is created, then sent from where the server stands, as often as the link breaks
+// uploading: each file is created, then sent from the offset that the server has,
+// as often as the link breaks
 const queue = [];
 let active = 0, sum = 0, done = 0;
 const wait = ms => new Promise(go => setTimeout(go, ms));
 function add(file, path) {
-  const job = {file, path, sent: 0, line: make('li'), bar: make('progress', '', {max: file.size || 1, value: 0}), note: make('small')};
+  const job = {file, path, sent: 0, line: make('li'), bar: make('progress', '', {max: file.size
+    || 1, value: 0}), note: make('small')};
   const stop = make('button', 'cancel');
   stop.onclick = () => cancel(job);
   job.stop = stop;
@@ -3543,7 +3711,9 @@ async function upload(job) {
       if (error.final) throw error;
       job.note.textContent = 'link lost, trying again';
       pause = job.sent > before ? 250 : Math.min(pause * 2, 15000);
-      await Promise.race([wait(pause), new Promise(go => { job.wake = go; addEventListener('online', go, {once: true}); })]);
+      const woken = new Promise(go => { job.wake = go; addEventListener('online', go,
+        {once: true}); });
+      await Promise.race([wait(pause), woken]);
     }
   }
   end(job, 'cancelled');
@@ -3558,8 +3728,15 @@ async function check(answer) {
 }
 async function create(job) {
   const folder = here + job.path.split('/').map(encodeURIComponent).join('/');
-  const answer = await check(await net(folder, {method: 'POST', headers: {'Upload-Complete': '?0', 'Upload-Length': job.file.size, 'X-OC-Mtime': Math.max(0, Math.floor(job.file.lastModified / 1000)),
-    'Content-Type': 'application/octet-stream', 'Content-Disposition': "inline; filename*=UTF-8''" + encodeURIComponent(job.file.name).replace(/'/g, '%27')}}));
+  const name = encodeURIComponent(job.file.name).replace(/'/g, '%27');
+  const headers = {
+    'Upload-Complete': '?0',
+    'Upload-Length': job.file.size,
+    'X-OC-Mtime': Math.max(0, Math.floor(job.file.lastModified / 1000)),
+    'Content-Type': 'application/octet-stream',
+    'Content-Disposition': "inline; filename*=UTF-8''" + name,
+  };
+  const answer = await check(await net(folder, {method: 'POST', headers}));
   return answer.headers.get('Location');
 }
 async function arrived(job) {
@@ -3575,7 +3752,8 @@ function send(job) {
     request.setRequestHeader('Upload-Offset', start);
     request.setRequestHeader('Upload-Complete', '?1');
     request.upload.onprogress = event => progress(job, start + event.loaded);
-    request.onload = () => request.status < 300 ? good() : bad(passing(request.status) || request.status === 409
+    request.onload = () => request.status < 300 ? good() : bad(passing(request.status)
+      || request.status === 409
       ? new Error(request.responseText) : refused(request.responseText || 'refused'));
     request.onerror = request.onabort = () => bad(new Error('interrupted'));
     request.send(job.file.slice(start));
@@ -3591,12 +3769,16 @@ function progress(job, sent) {
   $('all').value = sum ? done : 1;
 }
 function end(job, text, whole) {
-  if (whole) progress(job, job.file.size); else { sum -= job.file.size; done -= job.sent; $('all').max = sum || 1; $('all').value = done; }
+  if (whole) progress(job, job.file.size);
+  else { sum -= job.file.size; done -= job.sent; $('all').max = sum || 1; $('all').value = done; }
   job.note.textContent = text;
   job.line.className = whole ? 'done' : 'failed';
   if (!whole) job.bar.remove();
   job.stop.textContent = 'clear';
-  job.stop.onclick = () => { job.line.remove(); if (!$('jobs').children.length) { $('total').hidden = true; sum = done = 0; } };
+  job.stop.onclick = () => {
+    job.line.remove();
+    if (!$('jobs').children.length) { $('total').hidden = true; sum = done = 0; }
+  };
 }
 function cancel(job) {
   job.cancelled = true;
@@ -3617,14 +3799,22 @@ if ($('pick')) {
     for (const file of event.target.files) add(file, above(file.webkitRelativePath || ''));
     event.target.value = '';
   };
-  $('mkdir').onclick = () => { const name = prompt('Name of the new folder'); if (name) ask('MKCOL', here + encodeURIComponent(name) + '/'); };
-  const mark = on => event => { event.preventDefault(); document.body.classList.toggle('drop', on); };
+  $('mkdir').onclick = () => {
+    const name = prompt('Name of the new folder');
+    if (name) ask('MKCOL', here + encodeURIComponent(name) + '/');
+  };
+  const mark = on => event => {
+    event.preventDefault();
+    document.body.classList.toggle('drop', on);
+  };
   document.ondragover = mark(true);
   document.ondragleave = mark(false);
   document.ondrop = event => {
     mark(false)(event);
-    const items = [...event.dataTransfer.items].map(item => item.webkitGetAsEntry && item.webkitGetAsEntry()).filter(Boolean);
-    if (items.length) items.forEach(item => enter(item, '').catch(() => say('That cannot be read.')));
+    const items = [...event.dataTransfer.items]
+      .map(item => item.webkitGetAsEntry && item.webkitGetAsEntry()).filter(Boolean);
+    if (items.length) items.forEach(item => enter(item,
+      '').catch(() => say('That cannot be read.')));
     else for (const file of event.dataTransfer.files) add(file, '');
   };
   equip();
@@ -3632,12 +3822,14 @@ if ($('pick')) {
 """
 UPLOAD = """<form class="tools nojs" method="post" enctype="multipart/form-data">
 <input type="file" name="file" multiple aria-label="files to upload"> <button>Upload</button></form>
-<div class="tools js" hidden><label class="pick">Upload files<input id="pick" type="file" multiple></label>
+<div class="tools js" hidden>
+<label class="pick">Upload files<input id="pick" type="file" multiple></label>
 <label class="pick">Upload folder<input id="pickdir" type="file" webkitdirectory></label>
 <button id="mkdir">New folder</button> <span>or drop them here</span></div>
 <label id="total" hidden>All<progress id="all" value="0"></progress></label><ul id="jobs"></ul>
 """
-COLUMNS = """<table><thead><tr><th scope="col" data-key="0" aria-sort="ascending"><button>Name</button></th>
+COLUMNS = """<table><thead><tr><th scope="col" data-key="0" aria-sort="ascending">
+<button>Name</button></th>
 <th scope="col" data-key="1" aria-sort="none" class="n"><button>Size</button></th>
 <th scope="col" data-key="2" aria-sort="none" class="t"><button>Changed</button></th>
 <th><span hidden>Change</span></th></tr></thead>
@@ -3653,8 +3845,8 @@ def page_fields() -> Fields:
         for text in (SCRIPT, STYLE)
     )
     policy = (
-        f"default-src 'none'; script-src '{script}'; style-src '{style}'; connect-src 'self'; form-action 'self'; "
-        "base-uri 'none'; frame-ancestors 'none'"
+        f"default-src 'none'; script-src '{script}'; style-src '{style}'; connect-src 'self'; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     )
     return {"Content-Security-Policy": policy, "Referrer-Policy": "same-origin"}
 
@@ -3689,14 +3881,16 @@ def page(items: Iterable[Entry], names: Names, read_only: bool) -> Iterator[str]
     title = html.escape("/" + "/".join(map(utf8_name, names)))
     yield (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n<body>\n<nav aria-label="Path"><a href="/">home</a>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>'
+        '\n<body>\n<nav aria-label="Path"><a href="/">home</a>'
     )
     for up, name in zip(reversed(range(len(names))), names):
         yield f' / <a href="{"../" * up or "./"}">{html.escape(utf8_name(name))}</a>'
     yield (
         "</nav>\n"
         + ("" if read_only else UPLOAD)
-        + '<p id="status" role="status"></p>\n<div class="tools"><input class="js" hidden id="filter" type="search" '
+        + '<p id="status" role="status"></p>\n<div class="tools">'
+        '<input class="js" hidden id="filter" type="search" '
     )
     yield 'placeholder="Filter (press /)" aria-label="Filter names"></div>\n' + COLUMNS
     folders = files = total = 0
@@ -3707,7 +3901,8 @@ def page(items: Iterable[Entry], names: Names, read_only: bool) -> Iterator[str]
     counts = f"{folders} folder{'s' * (folders != 1)}, {files} file{'s' * (files != 1)}"
     yield (
         f'</tbody></table>\n<footer><span id="count">{counts}, {readable_size(total)}</span> &middot; '
-        f'all of it as <a href="?tar">tar</a> (can be resumed) or <a href="?zip">zip</a></footer>\n<script>{SCRIPT}</script></body></html>\n'
+        'all of it as <a href="?tar">tar</a> (can be resumed) or <a href="?zip">zip</a></footer>\n'
+        f"<script>{SCRIPT}</script></body></html>\n"
     )
 
 
@@ -3720,14 +3915,16 @@ def readable_time(when: int) -> str:
 
 def table_row(entry: Entry) -> str:
     name, when = html.escape(utf8_name(entry.name)), int(entry.info.st_mtime)
+    href = url_path([entry.name], slash=entry.is_folder)[1:]
     size = (
         '<td class="n" data-v="-1"></td>'
         if entry.is_folder
         else f'<td class="n" data-v="{entry.size}">{readable_size(entry.size)}</td>'
     )
     return (
-        f'<tr data-name="{name}" data-folder="{int(entry.is_folder)}"><td><a href="{url_path([entry.name], slash=entry.is_folder)[1:]}">{name}{"/" * entry.is_folder}'
-        f'</a></td>{size}<td class="t" data-v="{when}">{readable_time(when)}</td><td class="d"></td></tr>\n'
+        f'<tr data-name="{name}" data-folder="{int(entry.is_folder)}"><td><a href="{href}">'
+        f"{name}{'/' * entry.is_folder}</a></td>{size}"
+        f'<td class="t" data-v="{when}">{readable_time(when)}</td><td class="d"></td></tr>\n'
     )
 
 
@@ -4517,7 +4714,7 @@ class Parser(argparse.ArgumentParser):
 
 # --- the command line ---
 def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
-    """Where the server listens: for programs on stdout; for people on stderr, with what reaches it."""
+    """Where the server listens: on stdout for programs, on stderr for people."""
     host, port = sock.getsockname()[:2]
     try:
         print(f"listening on {url_of(door, host, port)}", flush=True)
@@ -4530,9 +4727,10 @@ def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
             f"{SERVER} > FILE",
         ) from None
     others = reachable_at(sock)
+    login = f"any:{door.made}@" if door.made else ""
     for other in others:
         say(
-            f"from another machine:  {url_of(door, other, port, f'any:{door.made}@' * bool(door.made))}\n"
+            f"from another machine:  {url_of(door, other, port, login)}\n"
             f"or:  {CLIENT} --host {other} --port {port}{door.flags} list /"
         )
     if not others:
@@ -4543,11 +4741,13 @@ def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
             else f"curl {url_of(door, host, port)}"
         )
         return say(
-            f"only this machine can reach it, with a browser or:  {with_client}\nfor others, start it with --host 0.0.0.0"
+            f"only this machine can reach it, with a browser or:  {with_client}\n"
+            "for others, start it with --host 0.0.0.0"
         )
     if not door.guard:
         say(
-            f"nobody is asked for a password: everybody who reaches it can read it{'' if args.read_only else ' and change it'}"
+            "nobody is asked for a password: everybody who reaches it can read it"
+            + " and change it" * (not args.read_only)
         )
     if not door.tls:
         say(
