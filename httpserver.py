@@ -50,6 +50,27 @@ web page reaches the folder. A proxy in front passes the Host of the address beh
 that the browser asked for as X-Forwarded-Host.
 """
 
+# The map
+#
+# Begin with Connection.advance() and Connection.answer_to(): a request is read and answered.
+# The sections, in the order of the file:
+#   the conversation   Request, parse_head(), Answer, Connection, BodyReader
+#   methods            check_request(), get(), get_file(), delete(), mkcol(), move()
+#   uploads            put(), post(), Plan, receive_upload(), post_form(), patch(), METHODS
+#   fields and names   evaluate(), parse_ranges(), is_own_host(), client_behind(), check_name()
+#   the folder         Place, Entry, Shared, rename(), Part
+#   the server         Task, Server, Server.run_thread(), Server.accept(), serve(), share_port()
+#   archives, page     get_tar(), get_zip(), listing(), page()
+#   shared fences      Guard, is_program(), Traced, Stop, bind(), Failure, Parser
+#   the command line   announce(), build_parser(), main()
+#
+# Threads: one of them leads. It alone touches the selector and the queues of idle connections,
+# and sends short answers. For a longer Task it hands the lead to another thread, and then touches
+# only its own connection. What several threads count is guarded by the lock of the Server.
+# States of a connection: idle until the first byte of a head or TLS handshake; in `heads` until
+# that is whole; answered at once, or in `busy` while a thread handles it; then idle again, or in
+# `lingering` if it ends: it is closed once the client has read why.
+
 # --- imports: the same in all six scripts (tests/test_twins.py) ---
 import sys
 
@@ -227,27 +248,6 @@ PROBLEMS = {
     errno.ENFILE: (503, "too many open files"),
 }
 
-
-# The map
-#
-# Begin with Connection.advance(), then answer_to(): a request is read, and becomes an answer.
-# The sections, in the order of the file:
-#   the conversation   Request, parse_head(), Answer, Connection, BodyReader
-#   methods            check_request(), get(), get_file(), delete(), mkcol(), move()
-#   uploads            put(), post(), Plan, receive_upload(), post_form(), patch(), METHODS
-#   fields and names   evaluate(), parse_ranges(), is_own_host(), client_behind(), check_name()
-#   the folder         Place, Entry, Shared, rename(), Part
-#   the server         Task, Server, Server.run_thread(), Server.accept(), serve(), share_port()
-#   archives, page     get_tar(), get_zip(), listing(), page()
-#   shared fences      Guard, is_program(), Traced, Stop, bind(), Failure, Parser
-#   the command line   announce(), build_parser(), main()
-#
-# Threads: one of them leads. It alone touches the selector and the queues of idle connections,
-# and sends short answers. For a longer Task it hands the lead to another thread, and then touches
-# only its own connection. What several threads count is guarded by the lock of the Server.
-# States of a connection: idle until the first byte of a head or TLS handshake; in `heads` until
-# that is whole; answered at once, or in `busy` while a thread handles it; then idle again, or in
-# `lingering` if it ends: it is closed once the client has read why.
 
 Fields = dict[str, str]  # of a head: names in lower case where they came from a client
 Names = Sequence[str]  # the parts of a path
