@@ -56,7 +56,7 @@ that the browser asked for as X-Forwarded-Host.
 # The sections, in the order of the file:
 #   the conversation   Request, parse_head(), Answer, Connection, BodyReader
 #   methods            check_request(), get(), get_file(), delete(), mkcol(), move()
-#   uploads            put(), post(), Plan, receive_upload(), post_form(), patch(), METHODS
+#   uploads            put(), post(), Plan, receive_upload(), post_form(), patch()
 #   fields and names   evaluate(), parse_ranges(), is_own_host(), client_behind(), check_name()
 #   the folder         Place, Entry, Shared, rename(), Part
 #   the server         Task, Server, Server.run_thread(), Server.accept(), serve(), share_port()
@@ -435,6 +435,12 @@ Piece = Union[bytes, Span]  # noqa: UP007
 
 def size_of(piece: Piece) -> int:
     return piece.end - piece.start if isinstance(piece, Span) else len(piece)
+
+
+def bytes_of(piece: Piece) -> bytes:
+    if isinstance(piece, Span):
+        return read_at(piece.descriptor, piece.end - piece.start, piece.start)
+    return piece
 
 
 class Answer:
@@ -1026,17 +1032,9 @@ def reason_of(problem: Exception) -> str:
 def read_short(answer: Answer) -> Answer:
     """A few bytes of files are read at once: they need no thread of their own."""
     if isinstance(answer.pieces, list) and (answer.length or 0) <= SMALL:
-        body = b"".join(
-            [
-                read_at(piece.descriptor, piece.end - piece.start, piece.start)
-                if isinstance(piece, Span)
-                else piece
-                for piece in answer.pieces
-            ]
-        )
-        if len(body) != answer.length:
+        answer.body, answer.pieces = b"".join(map(bytes_of, answer.pieces)), None
+        if len(answer.body) != answer.length:
             raise Refusal(500, "the file changed meanwhile")
-        answer.body, answer.pieces = body, None
     return answer
 
 
@@ -1818,9 +1816,8 @@ def resumed(conn: Connection, request: Request) -> "Iterator[tuple[Part, Plan]]"
             part.take_over(conn)
             there = part.own.stat()
             if not there or there.st_nlink > 1:
-                raise finished_upload(
-                    place, plan
-                )  # meanwhile: what is open here is the finished file
+                # meanwhile: what is open here is the finished file
+                raise finished_upload(place, plan)
             yield part, plan
 
 
@@ -2909,7 +2906,6 @@ class Server:
     def handle_timeouts(self) -> None:
         now = time.monotonic()
         while self.heads and (first := next(iter(self.heads.items())))[1] <= now:
-            del self.heads[first[0]]
             first[0].refuse_head(Refusal(408, f"no whole head in {self.args.timeout:g} s"))
         while self.lingering and (first := next(iter(self.lingering.items())))[1] <= now:
             first[0].close()
@@ -3401,7 +3397,7 @@ def tar_pieces(entries: Iterable[Entry], start: int, end: int, tag: str) -> Iter
         if start < at + length and at < end:
             yield from cut(tar_entry(entry, head), start - at, end - 1 - at)
         if at < end <= at + length:
-            last = tar_byte(entry, head, end - 1 - at)
+            last = b"".join(map(bytes_of, cut(tar_entry(entry, head), end - 1 - at, end - at)))
         at += length
     if tag != tar_tag(sha):
         raise Gone("the folder changed")
@@ -3418,12 +3414,6 @@ def tar_entry(entry: Entry, head: bytes) -> Iterator[Piece]:
         finally:
             os.close(descriptor)
         yield bytes(-entry.size % 512)
-
-
-def tar_byte(entry: Entry, head: bytes, at: int) -> bytes:
-    for piece in cut(tar_entry(entry, head), at, at + 1):
-        return read_at(piece.descriptor, 1, piece.start) if isinstance(piece, Span) else piece
-    return b""
 
 
 def cut(pieces: Iterable[Piece], start: int, end: int) -> Iterator[Piece]:
