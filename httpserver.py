@@ -135,58 +135,55 @@ MAX_TARGET = 8192  # bytes of the target in it
 MAX_FIELDS = 100  # header fields in it
 MAX_PROXIES = 8  # trusted proxies, one behind another
 MAX_LINE = 1024  # bytes of a chunk's size line with its extensions
-# bytes of the fields after the last chunk, and of the head of one part of a form
+# bytes of the fields after the last chunk, and of the head of a field of a form
 MAX_TRAILER = 8192
-# parts of a form: a large folder dropped on the page of a browser without JavaScript
+# fields of a form: a large folder that is dropped on the page in a browser without JavaScript
 MAX_FORM_FIELDS = 10000
-MAX_LISTED = 10  # of the files that a form stored the answer names so many
-MAX_RANGES = 16  # after coalescing; who asks for more gets the whole file
-MAX_GAP = 100  # bytes between two ranges: about what the head of another part would take
-MAX_DEPTH = 64  # names in a path that comes in, and of what goes into an archive
-# requests of one connection that are answered before another connection has its turn
+MAX_LISTED = 10  # files of a form that the answer names
+MAX_RANGES = 16  # after coalescing; a client that asks for more gets the whole file
+MAX_GAP = 100  # bytes between two ranges that are sent too: about the size of another head
+MAX_DEPTH = 64  # names in a path that a client sends or an archive holds
+# requests that one connection gets answered before another one has its turn
 MAX_PIPELINED = 32
 MAX_THREADS = 512  # transfers and folder walks at once
 SPARE_THREADS = 4  # threads kept for the next slow request
-MAX_LINGERING = 256  # refused connections kept open until the client has read why
-SMALL = 131072  # bytes of an answer that is sent without handing over the lead
+MAX_LINGERING = 256  # refused connections that wait until the client has read why
+SMALL = 131072  # bytes of an answer that the leader sends itself
 PIECE = 262144  # bytes read or written at a time
 SLICE = 1 << 24  # bytes asked of one sendfile()
-# bytes of a TLS record at most: with less room TLS would hold back bytes where no selector sees
-# them
+# bytes of a TLS record at most: with less room, TLS keeps bytes where no selector sees them
 RECORD = 1 << 14
-# bytes of one send() under TLS: it takes all or nothing, so that a slow reader would look like a
-# stuck one
+# bytes of one send() under TLS: it takes all or nothing, so a slow reader would seem stuck
 TLS_SLICE = 1 << 16
-DRAIN = 65536  # bytes of an unwanted body that are read to keep the connection
-LINGER = 2.0  # seconds that a refused client has for reading why
-GRACE = 2.0  # seconds that Ctrl-C leaves for answers under way
-# bytes a second, over each --timeout of waiting for the client, below which a body counts as stuck
+DRAIN = 65536  # bytes of an unwanted body that the server reads to keep the connection
+LINGER = 2.0  # seconds that a refused client has to read why
+GRACE = 2.0  # seconds that answers under way have after Ctrl-C
+# bytes a second, over each --timeout of waiting for the client: a slower body is stuck
 MIN_RATE = 64
-NOTE_EVERY = 1.0  # seconds between two 104 responses that tell how much of an upload has arrived
-# seconds after which an upload that waits for its client looks whether another connection wants to
-# go on with it
+NOTE_EVERY = 1.0  # seconds between two 104 responses with the offset of an upload
+# seconds after which a waiting upload checks whether another connection wants to continue it
 LOOK_EVERY = 0.2
-# seconds that a thread waits for the next request on its connection before it gives that back
+# seconds that a thread waits for the next request before it returns its connection
 NEXT_WAIT = 0.002
-LOG_DELAY = 0.1  # seconds that log lines are gathered
-# a client that vanished is noticed in two minutes, also while it is idle
+LOG_DELAY = 0.1  # seconds for which log lines are gathered
+# find a client that vanished within two minutes, even while it is idle
 KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
-ACCEPT_PAUSE = 0.5  # seconds to the next accept() when the system has no descriptor or memory left
-# seconds that somebody else has for letting go of a lock; from one look to the next, first and last
+ACCEPT_PAUSE = 0.5  # seconds to the next accept() if no descriptor or memory is left
+# seconds that another thread has to release a lock; the first and the last pause between tries
 BUSY_WAIT, BUSY_STEPS = 2.0, (0.0005, 0.02)
-PART_AGE = 7 * 86400  # seconds that an interrupted upload can be resumed
-# how the token of an upload begins that nobody can resume; seconds that its part stays after a kill
+PART_AGE = 7 * 86400  # seconds for which an interrupted upload can be resumed
+# the token of an upload that nobody can resume begins so; its part stays so long after a kill
 PLAIN, PLAIN_AGE = "0" * 8, 3600
-HOLE = 4096  # bytes: shorter runs of zeros are written, since no file system leaves them out
-FREE_CHECK = 1 << 20  # bytes of an upload after which free space is looked at again
-MAX_NUMBER = 1000  # files of one name that are told apart by a number
-MAX_DIGESTS = 10000  # files whose digest is remembered
-# seconds without a change before it is: the times of two changes may be equal within one tick
+HOLE = 4096  # bytes: shorter runs of zeros are written, because no file system makes holes of them
+FREE_CHECK = 1 << 20  # bytes of an upload between two checks of the free space
+MAX_NUMBER = 1000  # files of one name that get different numbers
+MAX_DIGESTS = 10000  # files whose digest is cached
+# seconds without a change before that: two changes within one tick have the same time
 UNCHANGED = 2.0
-MAX_SEARCHED = 10000  # folders of which is remembered that old parts were looked for
-# in either case: some disks know none
+MAX_SEARCHED = 10000  # folders whose last search for old parts is remembered
+# in either case: some disks do not distinguish them
 PART = re.compile(r"\.six-[0-9a-f]{32}\.part", re.IGNORECASE)
-# the version of the resumable-upload draft that a client must name to be sent interim answers
+# a client must name this version of the resumable-upload draft to get interim answers
 INTEROP = "8"
 PROXIED = frozenset(
     ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
@@ -194,14 +191,13 @@ PROXIED = frozenset(
 CHALLENGE = {
     "WWW-Authenticate": 'Basic realm="Six Sockets: any name, and the password", charset="UTF-8"'
 }
-# no page of another site may show a file of ours as an image, or run it as a script
+# no page of another site may show our files as images, or run them as scripts
 EMBEDDING = "Cross-Origin-Resource-Policy: same-origin"
-# fields that say where an answer ends, and which part of a file it is: --header may not replace
-# them
+# where an answer ends, and which bytes of a file it holds: --header may not replace these
 FRAMING = "content-length", "content-range", "trailer", "transfer-encoding"
 READING = ("GET", "HEAD", "OPTIONS")
 CHANGING = ("PUT", "POST", "DELETE", "MKCOL", "MOVE", "PATCH")
-# types in which a browser runs script
+# types in which a browser runs scripts
 ACTIVE = re.compile(r"text/html|application/xhtml\+xml|.*[/+]xml")
 DIR_FD = {
     os.open,
@@ -221,10 +217,10 @@ LEAF = (
 )
 WRITABLE = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 FRESH = WRITABLE | os.O_CREAT | os.O_EXCL  # a new file: what has its name already is an error
-# what systems say of a disk without hard links
+# the errors for a disk without hard links
 NO_LINKS = errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP
 
-# What the system says, as the status and the fixed text that the client gets: never a local path.
+# For each error of the system, the status and the fixed text for the client: never a local path.
 PROBLEMS = {
     errno.ENOENT: (404, "there is no such file or folder"),
     errno.ENOTDIR: (404, "there is no such file or folder"),
@@ -249,9 +245,9 @@ PROBLEMS = {
 }
 
 
-Fields = dict[str, str]  # of a head: names in lower case where they came from a client
-Names = Sequence[str]  # the parts of a path
-Ranges = list[tuple[int, int]]  # each from its start up to its end
+Fields = dict[str, str]  # header fields: lower-case names in a request
+Names = Sequence[str]  # the names in a path, from the shared folder down
+Ranges = list[tuple[int, int]]  # (start, end), without the byte at the end
 
 
 class Refusal(Exception):
@@ -288,8 +284,8 @@ class Gone(Exception):
 # The head of a request (RFC 9112).
 TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 LINE = re.compile(rf"({TOKEN}) ([^\x00-\x20\x7f]+) HTTP/([0-9])\.([0-9])")
-# A line ends in CRLF; a lone LF is taken too (§2.2), so that a request can be typed into netcat. A
-# lone CR never is.
+# A line ends in CRLF. A lone LF is accepted too (§2.2), so that a request can be typed into netcat;
+# a lone CR is not.
 HEAD = re.compile(
     rf"({TOKEN}) ([^\x00-\x20\x7f]+) HTTP/1\.([0-9])\r?\n"
     rf"((?:{TOKEN}:[^\x00-\x08\x0a-\x1f\x7f]*\r?\n)*)\r?\n"
@@ -315,7 +311,7 @@ class Request:
         self.keep = "close" not in words if minor else "keep-alive" in words  # (§9.3)
         self.host, path = split_target(method, target, fields.get("host"), minor)
         self.names, self.slash, self.query = parse_path(path)
-        # what is answered with the lead: reads that look at one file
+        # the leader answers these itself: reads of one file
         self.is_light = (
             method in READING
             and not self.has_body
@@ -324,7 +320,7 @@ class Request:
         )
 
 
-# a client's heads differ little: at most 10 MB for what is parsed once instead of each time
+# The heads of one client are often the same: parse them once, for at most 10 MB.
 @functools.lru_cache(maxsize=128)
 def parse_head(head: bytes) -> Request:
     text = head.decode("latin-1")
@@ -461,7 +457,7 @@ class Answer:
         length: Optional[int] = None,
     ) -> None:
         self.status, self.fields, self.body, self.pieces = status, fields or {}, body, pieces
-        # None when it is not known before
+        # None if it is not known in advance
         self.length = len(body) if pieces is None else length
 
 
@@ -478,7 +474,7 @@ def refusal_answer(refused: Refusal) -> Answer:
 
 
 def as_refusal(problem: Exception) -> Refusal:
-    """What the client is told of a problem, and what the log: never more than a fixed text."""
+    """What the client is told of a problem: a fixed text. The note for the log has the details."""
     if isinstance(problem, Refusal):
         return problem
     note = reason_of(problem)
@@ -520,7 +516,7 @@ class Connection:
 
     def __init__(self, server: "Server", sock: socket.socket, peer: "Address") -> None:
         self.server, self.sock, self.args = server, sock, server.args
-        # who has the connection, and whose the last request was: a proxy speaks for many
+        # the peer, and the client of the last request: a proxy speaks for many
         self.hop = self.peer = address((peer[0], 0)).rpartition(":")[0].strip("[]")
         self.buffer = b""
         self.scanned = self.sent = self.moved = 0
@@ -528,7 +524,7 @@ class Connection:
         self.held: list[Found] = []  # what is open for the answer under way
         self.body: BodyReader  # of the request that is being answered without the lead
         self.part: Part | None = None  # what is being received
-        # the TLS handshake is still to come, or under way
+        # the TLS handshake is not complete
         self.in_handshake = server.door.tls is not None
 
     # With the lead: nothing here blocks. What would block is returned as a Task.
@@ -580,8 +576,7 @@ class Connection:
         if self.buffer[:1] in (b"\r", b"\n") and (found := EMPTY_LINES.match(self.buffer)):
             # §2.2: some clients send an empty line after a body
             self.buffer = self.buffer[found.end() :]
-        # first of all: among its random bytes may be two line ends, which look like the end of a
-        # head
+        # before the search: its random bytes may hold two line ends, as the end of a head does
         if self.buffer[:1] == b"\x16":
             raise Refusal(
                 400, "this is TLS, and the port speaks without: the address begins with http://"
@@ -609,12 +604,12 @@ class Connection:
         return answer
 
     def answer_to(self, request: Request) -> Answer:
-        """The one place where a request becomes an answer, or what kept it from becoming one."""
+        """The one place where a request becomes an answer, or an error becomes one."""
         try:
             check_request(self, request)
             answer = METHODS[request.method](self, request)
             return answer if request.method == "HEAD" else read_short(answer)
-        # a mistake of ours too: the client shall hear of it
+        # a bug of this server too: the client must get an answer
         except Exception as problem:  # noqa: BLE001
             return refusal_answer(as_refusal(problem))
 
@@ -682,7 +677,7 @@ class Connection:
             self.close()
 
     def client_closed(self) -> None:
-        """The client closed, between requests or in a head."""
+        """The client closed between requests, or within a head."""
         if self.buffer:
             left = refusal_answer(Refusal(400, "left within the head"))
             self.server.count_answer(self, None, left, 0)
@@ -692,7 +687,7 @@ class Connection:
         """Close so that the answer arrives (§9.6).
 
         A socket that is closed over unread bytes sends RST, which destroys the answer."""
-        self.buffer = b""  # nobody is to take it for a head that was left
+        self.buffer = b""  # or the rest would look like an unfinished head
         try:
             end_tls(self.sock)
             self.sock.shutdown(socket.SHUT_WR)
@@ -724,7 +719,7 @@ class Connection:
                     Refusal(400, "TLS is spoken on this port: the address begins with https://")
                 )
                 return False
-            # or the selector would still know it, should it be closed in the next call
+            # or the selector would still know it if the next call closes it
             self.server.unwatch(self)
             self.sock = over_tls(self.server.door.tls, self.sock)
             self.server.watch(self)
@@ -743,7 +738,7 @@ class Connection:
         return True
 
     def refuse_handshake(self, code: int) -> None:
-        """Before the handshake, which would cost more than a refusal may: an alert."""
+        """Send an alert before the handshake, which costs more than a refusal should."""
         self.in_handshake = False
         with contextlib.suppress(OSError):
             socket.socket.send(self.sock, alert(code))
@@ -943,7 +938,7 @@ class BodyReader:
         self.whole = not request.has_body
         self.asked = "expect" not in request.fields or not request.minor
         self.trailer: Fields = {}
-        # one for all who read: whoever goes on goes on where the last one stopped
+        # one generator for all readers: each continues where the last one stopped
         self.pieces = self.read()
 
     def read(self) -> Iterator[Data]:
@@ -1047,7 +1042,7 @@ def is_ready(sock: socket.socket, writing: bool, seconds: float) -> bool:
 
 
 def read_at(descriptor: int, size: int, offset: int) -> bytes:
-    """Some bytes of a file. The descriptor belongs to one answer, so seeking disturbs nobody."""
+    """Some bytes of a file. The descriptor belongs to one answer, so seeking is safe."""
     if hasattr(os, "pread"):
         return os.pread(descriptor, size, offset)
     os.lseek(descriptor, offset, os.SEEK_SET)
@@ -1318,7 +1313,7 @@ def delete_folder(place: "Place", recursive: bool, hidden: bool) -> None:
     if recursive and not hides_nothing(place, hidden):
         raise Refusal(409, "it holds hidden files, and hidden names are not served")
     for below, item, _ in tree(place) if recursive else ():
-        with contextlib.suppress(FileNotFoundError):  # somebody else has done it
+        with contextlib.suppress(FileNotFoundError):  # another request has deleted it
             (os.rmdir if item.is_dir(follow_symlinks=False) else os.unlink)(
                 below.name, dir_fd=below.parent
             )
@@ -1403,7 +1398,7 @@ def put(conn: Connection, request: Request) -> Answer:
     if not request.names or request.slash:
         raise Refusal(409, "a folder has that name; POST puts files into it")
     size = check_size(conn, request)
-    try:  # who expects a file there makes no folders for it
+    try:  # a request that is conditional on an existing file must not create folders
         where = conn.server.shared.locate(
             request.names, change=True, make=not evaluate(request.fields, None, 0, reading=False)
         )
@@ -1528,7 +1523,7 @@ def receive_upload(conn: Connection, request: Request, place: "Place", plan: Pla
     conn.server.search_old_parts(place)
     with contextlib.closing(Part(place, resumable=resumable)) as part:
         dated = part.date(began if mtime is None else mtime)
-        part.date(began)  # or what has just begun could look too old to be kept
+        part.date(began)  # or a part that has just begun could look too old
         plan = plan._replace(
             upload=part.token,
             length=announced_length(request),
@@ -1598,7 +1593,7 @@ def write_body(
     conn: Connection, part: "Part", pieces: Iterable[Data], length: Optional[int] = None
 ) -> None:
     """Write what comes while there is room: nobody knows the size of a chunked upload before."""
-    left = FREE_CHECK  # somebody has looked just now
+    left = FREE_CHECK  # the caller has just checked
     for piece in pieces:
         left -= len(piece)
         if left < 0:
@@ -1647,7 +1642,7 @@ def complete_upload(conn: Connection, part: "Part", plan: Plan) -> Answer:
     except Refusal as refused:
         refused.fields |= fields
         raise
-    part.kept = resumable  # until it is known that the folder is free
+    part.kept = resumable  # until the lock on the folder is held
     mtime = plan.time if resumable else plan.mtime
     name, info, replaced = part.finish_upload(conn, plan, mtime)
     fields["ETag"] = etag(info)
@@ -1680,7 +1675,7 @@ def post_form(conn: Connection, request: Request) -> Answer:
             deque(data, maxlen=0)
             continue
         path, count = store_file(conn, request, data, name), count + 1
-        # all of them could be a thousand times what was sent: each begins with the folder's path
+        # all names could be a thousand times what was sent: each begins with the folder's path
         if count <= MAX_LISTED:
             stored.append(path)
     if not stored:
@@ -1712,7 +1707,7 @@ def form_fields(chunks: Iterator[Data], boundary: bytes) -> Iterator[tuple[bytes
     for _ in range(MAX_FORM_FIELDS):
         padding, _, head = text.bounded(b"\r\n\r\n", MAX_TRAILER).partition(b"\r\n")
         if padding[:2] == b"--":
-            deque(chunks, maxlen=0)  # what follows the form is nobody's
+            deque(chunks, maxlen=0)  # what follows the form is ignored
             return
         if padding.strip(b" \t"):
             raise Refusal(400, "a boundary of the form does not end its line", close=True)
@@ -2511,7 +2506,7 @@ RENAMING = threading.Lock()  # where folders cannot be locked
 
 
 def lock_file(descriptor: int) -> bool:
-    """Whether nobody else, of this process or another, has it."""
+    """Lock it. False if another thread or process has the lock."""
     import fcntl  # not at the top: Windows has none
 
     try:
@@ -2555,7 +2550,7 @@ def lock_folders(conn: "Connection", places: Sequence[Place], held: contextlib.E
         held.callback(os.close, folder)
         info = os.fstat(folder)
         folders[info.st_dev, info.st_ino] = folder
-    # in the same order by all, so that who moves here and who moves back do not wait for each other
+    # always in the same order, so that two moves in opposite directions cannot deadlock
     for _, folder in sorted(folders.items()):
         attempt = functools.partial(lock_file, folder)
         retry(conn, attempt, "another program has locked the folder for too long")
@@ -2569,7 +2564,7 @@ class Part:
         fresh = secrets.token_hex(16) if resumable else PLAIN + secrets.token_hex(12)
         self.kept, self.token = bool(token), token or fresh
         self.place, self.own = place, place.beside(f".six-{self.token}.part")
-        # an empty file that stands there while somebody waits for this part
+        # an empty file, while another connection waits for this part
         self.waiting_sign = place.beside(f".six-{PLAIN}{self.token[:7:-1]}.part")
         self.descriptor = self.own.open(WRITABLE if token else FRESH)
         self.size = 0
@@ -2592,7 +2587,7 @@ class Part:
         try:
             retry(conn, lambda: self.lock() or self.ask_for_it(), problem)
         finally:
-            # perhaps it is of one that was killed here
+            # a process that was killed may have left it
             with contextlib.suppress(FileNotFoundError):
                 self.waiting_sign.unlink()
 
@@ -2630,7 +2625,7 @@ class Part:
         if conn.args.durable:
             os.fsync(self.descriptor)
         with renaming(conn, self.place):
-            self.kept = False  # from here on what fails would fail again
+            self.kept = False  # what fails from here on would fail again
             old = self.place.regular() if plan.over == "replace" else None
             if plan.was and (not old or bare_tag(old) != plan.was):
                 raise Refusal(412, "what it was to replace has changed meanwhile")
@@ -2646,8 +2641,8 @@ class Part:
         if old:
             with contextlib.suppress(OSError, AttributeError):
                 os.fchmod(self.descriptor, stat.S_IMODE(old.st_mode) & 0o777)
-        # it renames no open file; elsewhere the lock is kept, or somebody could still append to
-        # what is in its place
+        # Windows renames no open file. Elsewhere the lock stays: without it, another connection could
+        # append to the finished file
         if os.name == "nt":
             self.close_file()
         # The system's own times come in ticks of some ms: of three files of one size that follow
@@ -2657,7 +2652,7 @@ class Part:
     def date(self, mtime: int) -> os.stat_result:
         """Give it this time in ns, or the nearest that the disk has."""
         handle = self.descriptor if self.descriptor >= 0 else self.own.name
-        # not on every mount may a file's writer set its time, nor does every system know all years
+        # some mounts let only the owner set a time, and not every system knows all years
         with contextlib.suppress(OSError, OverflowError):
             os.utime(handle, ns=(time.time_ns(), mtime))
         return os.stat(handle)
@@ -2677,8 +2672,7 @@ class Part:
 
     def close(self) -> None:
         if os.name == "nt":
-            # Windows removes no open file; elsewhere the lock is held until no other writer can
-            # find it
+            # Windows removes no open file. Elsewhere keep the lock until no writer can find it
             self.close_file()
         if not self.kept:
             with contextlib.suppress(OSError):
@@ -2697,7 +2691,7 @@ def remove_old_parts(place: Place) -> None:
     A part with an old time may be on its way to its place: its lock shows that."""
     with contextlib.suppress(OSError), os.scandir(place.folder) as scan:
         for item in filter(is_old, scan):
-            # one that is another user's keeps none of the others
+            # a part of another user must not stop the search
             with (
                 contextlib.suppress(OSError),
                 contextlib.closing(Part(place, item.name[5:-5])) as part,
@@ -2713,8 +2707,7 @@ def is_old(item: os.DirEntry[str]) -> bool:
 
 
 def free_space(where: Where) -> int:
-    # not at the top, like tarfile and tempfile below: few requests need what takes so long to
-    # import
+    # not at the top, nor tarfile and tempfile below: slow imports that few requests need
     import shutil
 
     return shutil.disk_usage(where).free
@@ -2774,7 +2767,7 @@ class Server:
         self.lead, self.lock = threading.Lock(), threading.Lock()
         self.freed = threading.Condition(self.lock)  # one of the busy was given back
         self.connections: set[Connection] = set()
-        # between two requests, who has been there longest first
+        # between two requests, the longest idle first
         self.idle: dict[Connection, None] = {}
         # heads that have begun, with their deadlines, the next one first
         self.heads: dict[Connection, float] = {}
