@@ -192,7 +192,7 @@ CHALLENGE = {
     "WWW-Authenticate": 'Basic realm="Six Sockets: any name, and the password", charset="UTF-8"'
 }
 # no page of another site may show our files as images, or run them as scripts
-EMBEDDING = "Cross-Origin-Resource-Policy: same-origin"
+EMBEDDING = {"Cross-Origin-Resource-Policy": "same-origin"}
 # where an answer ends, and which bytes of a file it holds: --header may not replace these
 FRAMING = "content-length", "content-range", "trailer", "transfer-encoding"
 READING = ("GET", "HEAD", "OPTIONS")
@@ -503,13 +503,13 @@ class Connection:
         "buffer",
         "held",
         "hop",
+        "in_handshake",
         "moved",
         "part",
         "peer",
         "scanned",
         "sent",
         "server",
-        "in_handshake",
         "sock",
         "waited",
     )
@@ -618,7 +618,7 @@ class Connection:
 
         None of them can hold a line end: what is made of names is percent-encoded."""
         status, replaced = answer.status, self.server.replaced
-        fields = {"Date": http_date(int(time.time())), **answer.fields}
+        fields = {"Date": http_date(int(time.time())), **EMBEDDING, **answer.fields}
         if status != 204 and status != 304:  # §8.6: these have no body and say no length
             if answer.length is not None:
                 fields["Content-Length"] = str(answer.length)
@@ -749,9 +749,7 @@ class Connection:
         """Answer until the buffer holds no whole head; then the leader gets the connection back."""
         what_next: Callable[[], object] = self.watch
         try:
-            while request is not None or (
-                request := self.next_request() or self.next_request_soon()
-            ):
+            while request := request or self.next_request() or self.next_request_soon():
                 if not self.exchange(request, answer):
                     what_next = self.linger
                     break
@@ -1449,7 +1447,7 @@ def is_folder(conn: Connection, names: Names) -> bool:
 
 
 def check_size(conn: Connection, request: Request) -> int:
-    """How long an upload says that it gets. What can be refused before the body is."""
+    """The announced size of an upload; a size that is too large is refused before the body."""
     size = max(request.length, announced_length(request) or 0)
     if 0 < conn.args.max_size < size:
         limit = {"Upload-Limit": upload_limit(conn)}
@@ -1464,10 +1462,9 @@ def check_space(conn: Connection, place: "Place", size: int) -> None:
 
 
 def check_conditions(fields: Fields, info: Optional[os.stat_result]) -> Optional[os.stat_result]:
-    """What is to be changed, if it is there at all, must be as a request's conditions say."""
-    if evaluate(
-        fields, etag(info) if info else None, int(info.st_mtime) if info else 0, reading=False
-    ):
+    """What a request changes must be as its conditions say, whether it is there or not."""
+    tag, mtime = (etag(info), int(info.st_mtime)) if info else (None, 0)
+    if evaluate(fields, tag, mtime, reading=False):
         raise Refusal(412, "what is there is not what the request expects")
     return info
 
@@ -1592,7 +1589,7 @@ def fill_part(
 def write_body(
     conn: Connection, part: "Part", pieces: Iterable[Data], length: Optional[int] = None
 ) -> None:
-    """Write what comes while there is room: nobody knows the size of a chunked upload before."""
+    """Write what comes while there is room: the size of a chunked upload is not known before."""
     left = FREE_CHECK  # the caller has just checked
     for piece in pieces:
         left -= len(piece)
@@ -1605,7 +1602,7 @@ def write_body(
 
 
 def check_length(conn: Connection, part: "Part", length: Optional[int], size: int) -> None:
-    """An upload that gets longer than it may is given up."""
+    """Give up an upload that gets longer than it may."""
     if 0 < conn.args.max_size < size or length is not None and length < size:
         part.kept = False
         raise Refusal(
@@ -2641,8 +2638,8 @@ class Part:
         if old:
             with contextlib.suppress(OSError, AttributeError):
                 os.fchmod(self.descriptor, stat.S_IMODE(old.st_mode) & 0o777)
-        # Windows renames no open file. Elsewhere the lock stays: without it, another connection could
-        # append to the finished file
+        # Windows renames no open file. Elsewhere the lock stays, or another connection could append
+        # to the finished file
         if os.name == "nt":
             self.close_file()
         # The system's own times come in ticks of some ms: of three files of one size that follow
@@ -2741,7 +2738,7 @@ class Server:
         log: int,
     ) -> None:
         self.door, self.slice = door, TLS_SLICE if door.tls else SLICE
-        # nothing can be read or written at this moment
+        # these mean: nothing can be read or written now
         self.waits: tuple[type[OSError], ...] = (BlockingIOError,)
         if door.tls:
             import ssl
@@ -2758,30 +2755,29 @@ class Server:
         self.names = own_names(args.host)
         self.proxies = frozenset(args.trust_proxy)
         self.replaced = frozenset(line.partition(":")[0].lower() for line in args.header)
-        embedding = [] if EMBEDDING.partition(":")[0].lower() in self.replaced else [EMBEDDING]
-        self.extra = "".join(f"{line}\r\n" for line in [*embedding, *args.header])
+        self.extra = "".join(f"{line}\r\n" for line in args.header)
         self.selector = selectors.DefaultSelector()
         self.waker, self.woken = socket.socketpair()
         self.woken.setblocking(False)
-        # the second for all that threads change without the lead
+        # the second guards what threads change without the lead
         self.lead, self.lock = threading.Lock(), threading.Lock()
-        self.freed = threading.Condition(self.lock)  # one of the busy was given back
+        self.freed = threading.Condition(self.lock)  # a busy connection was returned
         self.connections: set[Connection] = set()
         # between two requests, the longest idle first
         self.idle: dict[Connection, None] = {}
-        # heads that have begun, with their deadlines, the next one first
+        # a head has begun: its deadline, the next one first
         self.heads: dict[Connection, float] = {}
-        # refused, to be closed when the client has read it or at this time
+        # to be closed when the client has read its answer, or at this time
         self.lingering: dict[Connection, float] = {}
         self.busy: set[Connection] = set()  # handed to a thread
-        # what the leader is to do with connections that threads are done with
+        # what the leader does next with connections that threads return
         self.returned: deque[Callable[[], object]] = deque()
         self.waiting = self.count = 0  # threads that wait for the lead, answers
         self.lines: deque[str] = deque()
         self.log_to, self.lost = log, 0  # lines that could not be written
         self.log_at = self.accept_at = 0.0
         self.digests: dict[tuple[int, ...], bytes] = {}
-        # folders that old parts were looked for in, and the hour
+        # folders that were searched for old parts, and the hour
         self.searched: set[tuple[int, int, int]] = set()
         # --once: the ranges that each client has of each file
         self.received: dict[tuple[str, str], Ranges] = {}
