@@ -1072,26 +1072,18 @@ def check_request(conn: Connection, request: Request) -> None:
 def check_password(conn: Connection, request: Request, guard: "Guard") -> None:
     """Basic (RFC 7617): any name, and the password.
 
-    --public-read does not cover HEAD of an upload, because that ends the connection that sends it.
-    """
-    if (
-        conn.args.public_read
-        and request.method in ("GET", "HEAD")
-        and "upload" not in parameters(request.query)
-    ):
+    --public-read does not cover HEAD of an upload, because that ends the connection that sends it."""
+    reads = request.method in ("GET", "HEAD") and "upload" not in parameters(request.query)
+    if conn.args.public_read and reads:
         return
     given = basic_password(request.fields.get("authorization", ""))
     if given is None:
         raise Refusal(401, "a password is asked for", CHALLENGE)
-    reason = guard.judge(
-        conn.peer, secrets.compare_digest(hashlib.sha256(given).digest(), conn.server.secret)
-    )
+    right = secrets.compare_digest(hashlib.sha256(given).digest(), conn.server.secret)
+    reason = guard.judge(conn.peer, right)
     if reason == "busy":
-        raise Refusal(
-            429,
-            "busy: too many wrong passwords came from this address",
-            {"Retry-After": str(guard.wait(conn.peer))},
-        )
+        later = {"Retry-After": str(guard.wait(conn.peer))}
+        raise Refusal(429, "busy: too many wrong passwords came from this address", later)
     if reason:
         raise Refusal(401, "wrong password", CHALLENGE)
 
@@ -1220,14 +1212,10 @@ def wanted_ranges(
     request: Request, size: int, tag: str, mtime: float, now: float
 ) -> Optional[Ranges]:
     """The ranges that are to be sent, None for the whole."""
-    fields = request.fields
-    if (
-        "range" not in fields
-        or request.method != "GET"
-        or not range_applies(fields.get("if-range"), tag, mtime, now)
-    ):
+    wanted, condition = request.fields.get("range"), request.fields.get("if-range")
+    if wanted is None or request.method != "GET" or not range_applies(condition, tag, mtime, now):
         return None
-    ranges = parse_ranges(fields["range"], size)
+    ranges = parse_ranges(wanted, size)
     if ranges == []:
         raise Refusal(416, "there are no such bytes", {"Content-Range": f"bytes */{size}"})
     return ranges
@@ -1368,9 +1356,7 @@ def move(conn: Connection, request: Request) -> Answer:
 def move_to(old: "Place", found: "Found", new: "Place", request: Request, names: Names) -> Answer:
     check_conditions(request.fields, found.info)
     there, polite = new.stat(), request.fields.get("overwrite", "T").upper() == "F"
-    if there and (
-        stat.S_ISDIR(there.st_mode) or found.is_folder or not stat.S_ISREG(there.st_mode)
-    ):
+    if there and (found.is_folder or not stat.S_ISREG(there.st_mode)):
         raise Refusal(412 if polite else 409, "something has that name already")
     if there and polite:
         raise Refusal(412, "that name exists")
@@ -1381,11 +1367,9 @@ def move_to(old: "Place", found: "Found", new: "Place", request: Request, names:
         raise Refusal(409, "a folder cannot be moved into itself")
     # folders have no hard links, and rename() replaces none
     rename(old, new, replace=found.is_folder or not polite)
-    return (
-        Answer(204)
-        if there
-        else text_answer(201, "moved", {"Location": url_path(names, slash=found.is_folder)})
-    )
+    if there:
+        return Answer(204)
+    return text_answer(201, "moved", {"Location": url_path(names, slash=found.is_folder)})
 
 
 # --- uploads: whole, as a form, or resumed ---
@@ -1617,12 +1601,8 @@ def reporting(conn: Connection, request: Request, part: "Part") -> Iterator[Data
     last = 0.0
     for data in conn.body.pieces:
         yield data
-        if (
-            part.kept
-            and (conn.body.left or request.chunked)
-            and time.monotonic() > last + NOTE_EVERY
-            and is_ready(conn.sock, True, 0)
-        ):
+        more = part.kept and (conn.body.left or request.chunked)
+        if more and time.monotonic() > last + NOTE_EVERY and is_ready(conn.sock, True, 0):
             last = time.monotonic()
             send_interim(conn, request, {"Upload-Offset": str(part.size)})
 
@@ -1820,12 +1800,8 @@ def finished_upload(place: "Place", plan: Plan) -> Refusal:
     for number in range(MAX_NUMBER if plan.over == "number" else 1):
         name = numbered(plan.names[-1], number)
         info = place.beside(name).stat()
-        if (
-            info
-            and stat.S_ISREG(info.st_mode)
-            and plan.length in (None, info.st_size)
-            and (info.st_ino, info.st_mtime_ns) == (plan.file, plan.time)
-        ):
+        same = info and (info.st_ino, info.st_mtime_ns) == (plan.file, plan.time)
+        if info and same and stat.S_ISREG(info.st_mode) and plan.length in (None, info.st_size):
             return Complete(url_path([*plan.names[:-1], name]), info.st_size)
     return Refusal(404, "there is no such upload")
 
@@ -1893,9 +1869,8 @@ def evaluate(fields: Fields, tag: Optional[str], mtime: float, reading: bool) ->
     """The preconditions in their order (§13.2.2): 0 to go on, 304 or 412.
 
     A tag of None means that nothing is there."""
-    since, until = (
-        parse_date(fields.get(f"if-{word}-since", "")) for word in ("modified", "unmodified")
-    )
+    since = parse_date(fields.get("if-modified-since", ""))
+    until = parse_date(fields.get("if-unmodified-since", ""))
     if "if-match" in fields:
         if not matches(fields["if-match"], tag, weak=False):
             return 412
@@ -1987,11 +1962,8 @@ def type_of(name: str) -> str:
     if packed:
         return PACKED.get(packed, "application/octet-stream")
     kind = mimetypes.types_map.get(extension, "application/octet-stream")
-    return (
-        f"{kind}; charset=utf-8"
-        if kind.startswith("text/") or kind.endswith(("javascript", "json"))
-        else kind
-    )
+    is_text = kind.startswith("text/") or kind.endswith(("javascript", "json"))
+    return kind + "; charset=utf-8" * is_text
 
 
 def disposition(name: str) -> str:
@@ -2085,11 +2057,10 @@ def url_path(names: Iterable[str], slash: bool = False) -> str:
 
 
 def parameters(query: str) -> Fields:
-    return (
-        dict(urllib.parse.parse_qsl(query, keep_blank_values=True, max_num_fields=20))
-        if query.count("&") < 20
-        else {}
-    )
+    """The parameters of a query; none if there are more than this server knows."""
+    with contextlib.suppress(ValueError):
+        return dict(urllib.parse.parse_qsl(query, keep_blank_values=True, max_num_fields=20))
+    return {}
 
 
 WINDOWS_NAME = re.compile(
@@ -2195,9 +2166,9 @@ def printable_name(name: str) -> str:
 
     Control characters, percent signs and what is not UTF-8 are percent-encoded."""
     return "".join(
-        urllib.parse.quote_from_bytes(os.fsencode(char))
-        if not char.isprintable() or char == "%"
-        else char
+        char
+        if char.isprintable() and char != "%"
+        else urllib.parse.quote_from_bytes(os.fsencode(char))
         for char in name
     )
 
@@ -2920,23 +2891,15 @@ class Server:
         conn = Connection(self, sock, peer)
         self.connections.add(conn)
         self.watch(conn)
-        if (
-            self.door.tls
-            and self.door.guard
-            and not self.args.public_read
-            and not self.is_proxy(conn)
-            and self.door.guard.wait(conn.peer)
-        ):
+        guard = self.door.guard
+        asked = self.door.tls and not self.args.public_read and not self.is_proxy(conn)
+        if asked and guard and guard.wait(conn.peer):
             conn.refuse_handshake(DENIED)
             return None
-        if (
-            len(self.connections) > self.args.max_clients + len(self.lingering)
-            and not self.end_idle()
-            and not self.end_slow(conn)
-        ):
-            conn.refuse_head(
-                Refusal(503, f"there are {self.args.max_clients} clients", {"Retry-After": "5"})
-            )
+        full = len(self.connections) > self.args.max_clients + len(self.lingering)
+        if full and not self.end_idle() and not self.end_slow(conn):
+            text = f"there are {self.args.max_clients} clients"
+            conn.refuse_head(Refusal(503, text, {"Retry-After": "5"}))
             return None
         self.await_head(conn)
         return conn.readable()
