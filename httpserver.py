@@ -758,7 +758,7 @@ class Connection:
             what_next = functools.partial(self.refuse_head, refused)
         except (Gone, OSError):
             what_next = self.close
-        except Exception as bug:  # noqa: BLE001  a mistake of ours ends one connection, not the server
+        except Exception as bug:  # noqa: BLE001  a bug ends one connection, not the server
             self.server.note(f"mistake: {bug!r}")
             what_next = self.close
         self.server.return_connection(self, what_next)
@@ -1072,7 +1072,7 @@ def check_request(conn: Connection, request: Request) -> None:
 def check_password(conn: Connection, request: Request, guard: "Guard") -> None:
     """Basic (RFC 7617): any name, and the password.
 
-    --public-read does not cover HEAD of an upload, because that ends the connection that sends it."""
+    --public-read does not cover HEAD of an upload: it ends the connection that sends it."""
     reads = request.method in ("GET", "HEAD") and "upload" not in parameters(request.query)
     if conn.args.public_read and reads:
         return
@@ -1188,7 +1188,7 @@ def get_file(conn: Connection, request: Request, names: Names, found: "Found") -
     if coding:
         headers["Content-Encoding"] = coding
     if not conn.server.read_only and ACTIVE.match(kind):
-        # anybody could have uploaded it: no script in this origin
+        # anybody could have uploaded it, so it runs no script in this origin
         headers["Content-Security-Policy"] = "sandbox"
     if wants_digest(request):
         headers["Repr-Digest"] = digest_field(conn.server.digest(conn, found))
@@ -1346,7 +1346,7 @@ def move(conn: Connection, request: Request) -> Answer:
     ):
         for end in (request.names, names) if found.is_folder else ():
             conn.server.shared.refuse_program(end, holds_program)
-        # what is in it goes down with it
+        # all that is in it becomes as deep
         if found.is_folder and len(names) > len(request.names):
             for _, _, depth in tree(old):
                 check_depth(len(names) + depth)
@@ -1360,7 +1360,7 @@ def move_to(old: "Place", found: "Found", new: "Place", request: Request, names:
         raise Refusal(412 if polite else 409, "something has that name already")
     if there and polite:
         raise Refusal(412, "that name exists")
-    # rename() would do nothing, and say that it has
+    # rename() would do nothing, but report success
     if there and there.st_nlink > 1 and os.path.samestat(there, found.info):
         raise Refusal(403, "both names are of the same file")
     if not there and tuple(names[: len(request.names)]) == request.names:
@@ -1658,7 +1658,7 @@ def post_form(conn: Connection, request: Request) -> Answer:
     if not stored:
         raise Refusal(400, "the form holds no file")
     if "text/html" in request.fields.get("accept", ""):
-        # a browser shows the folder again
+        # the browser shows the folder again
         return text_answer(303, "stored", {"Location": url_path(request.names, slash=True)})
     more = f" and {count - MAX_LISTED} more" if count > MAX_LISTED else ""
     return text_answer(201, f"stored as {' '.join(stored)}{more}", {"Location": stored[0]})
@@ -1824,9 +1824,9 @@ PHRASES = {status.value: status.phrase for status in HTTPStatus}
 # Conditions, ranges, negotiation (RFC 9110).
 CONDITIONS = frozenset(("if-match", "if-none-match", "if-modified-since", "if-unmodified-since"))
 PACKED = {"gzip": "application/gzip", "bzip2": "application/x-bzip2", "xz": "application/x-xz"}
-# the year 1000: HTTP's years have four digits, and a broken disk may say anything
+# the year 1000: HTTP's years have four digits, and a broken disk may give any time
 EARLIEST = -30610224000
-# of what has none: it is neither before nor after any, so that conditions on dates are ignored
+# for what has no date: NaN is neither before nor after any, so conditions on dates are ignored
 # (§13.1.3, §13.1.4)
 NO_DATE = float("nan")
 TAG = re.compile(r'(W/)?("[^"]*")')
@@ -2810,7 +2810,7 @@ class Server:
     def call(self, callback: Callable[[], Optional[Task]]) -> Optional[Task]:
         try:
             return callback()
-        except Exception as bug:  # noqa: BLE001  a mistake of ours must not end the leader
+        except Exception as bug:  # noqa: BLE001  a bug must not end the leader
             self.note(f"mistake: {bug!r}")
             if isinstance(owner := getattr(callback, "__self__", None), Connection):
                 owner.release()
@@ -2822,7 +2822,7 @@ class Server:
         conn = task.conn
         if not self.has_room(task) or not self.waiting and not self.start_thread():
             conn.release()
-            # another answer in the middle of this one would be taken for a piece of it
+            # an error in the middle of this answer would look like a piece of it
             if task.answer and task.answer.rest:
                 self.note(f"{conn.peer} cut off within an answer: too many transfers at once")
                 conn.close()
@@ -2912,7 +2912,7 @@ class Server:
 
         False if none is idle."""
         for conn in self.idle:
-            # or its next request is here, and only not read yet
+            # unless its next request is here, not read yet
             if not is_ready(conn.sock, False, 0):
                 conn.linger()
                 return True
@@ -3122,7 +3122,7 @@ def own_names(host: str) -> frozenset[str]:
 
 def serve(args: argparse.Namespace) -> int:
     raise_file_limit()
-    # a listing that is being made must not hold up the leader for the usual 5 ms
+    # a thread that makes a listing must not delay the leader for the usual 5 ms
     sys.setswitchinterval(0.001)
     mimetypes.init()
     shared, log = open_shared(args), open_log(args.log) if args.log else 2
@@ -3131,7 +3131,7 @@ def serve(args: argparse.Namespace) -> int:
     if door.tls:
         door.tls.set_alpn_protocols(["http/1.1"])
     sock = bind(socket_class(args), family, target, 1024)
-    # each connection inherits these: an answer leaves at once, however short
+    # each connection inherits these: send even a short answer at once
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in KEEPALIVE.items():
@@ -3156,7 +3156,7 @@ def open_log(path: str) -> int:
             23,
             f"cannot write the log {path} ({error.strerror})",
             "the access log goes there",
-            "another --log FILE",
+            "--log FILE with a file that you may write to",
         ) from None
 
 
@@ -3201,7 +3201,7 @@ def share_port(
         stop.drain()
         for child, status in reap_children():
             children.discard(child)
-            # it has said why, and the next one would say the same
+            # it has reported an error, and the next one would report the same
             if os.WIFEXITED(status) and os.WEXITSTATUS(status):
                 workers -= 1
     sock.close()
@@ -3215,7 +3215,7 @@ def share_port(
 def start_worker(inherited: "Stop", work: "Callable[[Stop], int]") -> int:
     """Its process number, or 0 if the system has no process left: then the others continue."""
     signals = signal.SIGINT, signal.SIGTERM
-    # until the child has a Stop of its own: one in between would be lost
+    # until the child has a Stop of its own, or a signal in between would be lost
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         child = os.fork()
@@ -3227,7 +3227,7 @@ def start_worker(inherited: "Stop", work: "Callable[[Stop], int]") -> int:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
         return child
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    # not inherited.close(): it ignores the signals, and one that waits would be lost
+    # not inherited.close(): that ignores the signals, so a pending one would be lost
     inherited.reader.close()
     inherited.writer.close()
     with contextlib.closing(Stop()) as stop:
@@ -3849,7 +3849,7 @@ def page(items: Iterable[Entry], names: Names, read_only: bool) -> Iterator[str]
 
 
 def readable_time(when: int) -> str:
-    # a broken disk may say anything, and a listing of all others is still wanted
+    # a broken disk may give any time, and the other files must still be listed
     with contextlib.suppress(OverflowError, OSError):
         return time.strftime("%Y-%m-%d %H:%M", time.localtime(when))
     return ""
@@ -4728,7 +4728,13 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FOLDER|FILE",
         help="what is shared (default the current folder)",
     )
-    add("--directory", dest="folder", default=".", metavar="DIR", help="the same")
+    add(
+        "--directory",
+        dest="folder",
+        default=".",
+        metavar="DIR",
+        help="the same, as in python3 -m http.server",
+    )
     add(
         "--host",
         default="127.0.0.1",
