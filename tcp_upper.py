@@ -479,23 +479,16 @@ def stream(sock: socket.socket, args: argparse.Namespace, counts: Counts, out: O
 
 
 def ping(sock: socket.socket, args: argparse.Namespace, counts: Counts, out: Output) -> None:
-    """Send numbered messages, one each --interval, and time what comes back meanwhile."""
-    awaited: dict[bytes, float] = {}  # an answer that is to come: when its question left
+    """Send numbered messages and time each answer; --interval later comes the next."""
     trips: list[float] = []
-    rest, sent, due = b"", 0, time.perf_counter()
+    sent = 0
     try:
-        while len(trips) < args.ping:
-            pause = max(0.0, due - time.perf_counter())
-            if sent < args.ping and not select.select([sock], [], [], pause)[0]:
-                sent, due = sent + 1, due + args.interval
-                awaited[b"PING %d" % sent] = time.perf_counter()
-                send_message(sock, b"ping %d\n" % sent, counts)
-                continue
-            *replies, rest = (rest + receive(sock, args, counts)).split(b"\n")
-            for reply in replies:
-                trips.append(1000 * (time.perf_counter() - awaited.pop(reply)))
-    except KeyError:  # an answer to none of the questions
-        raise NotAnEcho from None
+        for sent in range(1, args.ping + 1):
+            began = time.perf_counter()
+            exchange(sock, b"ping %d\n" % sent, args, counts)
+            trips.append(1000 * (time.perf_counter() - began))
+            if sent < args.ping and select.select([sock], [], [], args.interval)[0]:
+                receive(sock, args, counts)  # no answer is owed: this finds out what is wrong
     finally:
         out.write(f"{ping_report(sent, trips)}\n".encode())
 

@@ -89,8 +89,6 @@ CLIENT = "python3 udp_upper.py client"
 PROMPT = "Input lowercase sentence: "
 TRIES = (0.1, 0.2, 0.4, 0.8)  # seconds that each try of the client waits for the answer
 PING_WAIT = 1.0  # seconds of silence after the last ping until the missing ones count as lost
-# 65535 less the headers of IPv4 and UDP, or of UDP alone
-LIMITS = {socket.AF_INET: 65507, socket.AF_INET6: 65527}
 LARGEST = 65536  # bytes: no datagram is as large
 BATCH = 64  # datagrams read before they are answered: fewer turns, and Ctrl-C is still heard
 # what answers by itself there: SSDP, NFS, SIP, mDNS, memcached, and this script
@@ -113,7 +111,7 @@ class Counts:
 
     def __init__(self) -> None:
         self.ignored = 0  # datagrams that were no answer
-        self.refusals: list[OSError] = []  # what the kernel heard (ICMP) of lost datagrams
+        self.problem: Optional[OSError] = None  # what the kernel heard (ICMP) of the last try
         self.sizes: set[int] = set()  # of all questions
         self.asked = 0  # the size of the last one
         self.beginnings: set[int] = set()  # sizes of what may be a truncated answer
@@ -150,9 +148,9 @@ def send_message(sock: socket.socket, data: bytes, counts: Counts) -> None:
             sock.send(data)
             return
         except OSError as error:
+            counts.problem = error
             if error.errno == errno.EMSGSIZE:  # larger than any datagram
-                raise NotAnEcho(error, sock.family) from None
-            counts.refusals.append(error)
+                raise NotAnEcho from None
 
 
 def exchange(
@@ -168,22 +166,24 @@ def exchange(
     counts.beginnings.clear()
     refused = 0
     for seconds in TRIES:
-        counts.refusals.clear()
+        counts.problem = None
         deadline = time.perf_counter() + seconds
         send_message(sock, message, counts)
-        reply = receive(sock, args, counts, deadline)
-        while reply is not None and not check(reply, message.upper(), counts):
-            late = time.perf_counter() >= deadline  # a flood of other datagrams has no pause
-            reply = None if late else receive(sock, args, counts, deadline)
-        if reply is not None:
-            return reply
+        for _ in range(MAX_STALE):
+            reply = receive(sock, args, counts, deadline)
+            if reply is None:
+                break
+            if check(reply, message.upper(), counts):
+                return reply
         if counts.beginnings - counts.sizes:  # no question was as short: it is truncated
             break
-        refused += len(counts.refusals) > 0
         if not counts.beginnings:
-            why = f" ({counts.refusals[-1].strerror})" if counts.refusals else ""
+            why = f" ({counts.problem.strerror})" if counts.problem else ""
             say(f"no reply in {seconds:g} s{why}")
-    raise NotAnEcho(counts.refusals[-1] if refused == len(TRIES) else None)
+        refused += counts.problem is not None
+    if refused < len(TRIES):
+        counts.problem = None
+    raise NotAnEcho
 
 
 def receive(
@@ -195,7 +195,7 @@ def receive(
             return sock.recv(args.recv_size)
         except OSError as error:
             # nobody has that port now, but a server may come before the last try
-            counts.refusals.append(error)
+            counts.problem = error
     return None
 
 
@@ -418,8 +418,8 @@ def converse(sock: socket.socket, args: argparse.Namespace, counts: Counts, out:
             message = os.fsencode(input(PROMPT))
             try:
                 out.write(exchange(sock, message, args, counts) + b"\n")
-            except NotAnEcho as problem:  # the next one may get through
-                say(str(no_echo(args, counts, *problem.args)))
+            except NotAnEcho:  # the next one may get through
+                say(str(no_echo(args, counts, sock.family)))
     say("")
 
 
@@ -468,7 +468,7 @@ def ping(sock: socket.socket, args: argparse.Namespace, counts: Counts, out: Out
     finally:
         out.write(f"{ping_report(sent, trips, doubled, overtaken)}\n".encode())
     if not trips:
-        raise NotAnEcho(counts.refusals[-1] if len(counts.refusals) >= sent else None)
+        raise NotAnEcho
 
 
 def talk(sock: socket.socket, args: argparse.Namespace, counts: Counts, out: Output) -> None:
@@ -483,7 +483,7 @@ def talk(sock: socket.socket, args: argparse.Namespace, counts: Counts, out: Out
         stream(sock, args, counts, out)
 
 
-def connect(args: argparse.Namespace) -> socket.socket:
+def connect(args: argparse.Namespace, counts: Counts) -> socket.socket:
     """Send nothing, but name the only peer whose datagrams and refusals (ICMP) are let in."""
     # in an order that serve() has too: nothing tells on which of its addresses a server is
     for family, target in sorted(resolve(args.host, args.port, socket.SOCK_DGRAM)):
@@ -495,18 +495,18 @@ def connect(args: argparse.Namespace) -> socket.socket:
         except OSError as error:
             if sock:
                 sock.close()
-            problem = error
-    raise no_echo(args, Counts(), problem)
+            counts.problem = error
+    raise no_echo(args, counts, family)
 
 
 def client(args: argparse.Namespace) -> int:
     check_client(args)
     counts, out = Counts(), Output()
-    with connect(args) as sock:
+    with connect(args, counts) as sock:
         try:
             talk(sock, args, counts, out)
-        except NotAnEcho as problem:
-            raise no_echo(args, counts, *problem.args) from None
+        except NotAnEcho:
+            raise no_echo(args, counts, sock.family) from None
         finally:
             out.write(b"", last=True)
             if counts.ignored:
@@ -922,21 +922,15 @@ def server_command(args: argparse.Namespace) -> str:
     return f"{SERVER}{host} --port {args.port}"
 
 
-def no_echo(
-    args: argparse.Namespace,
-    counts: Counts,
-    problem: Optional[OSError] = None,
-    family: socket.AddressFamily = socket.AF_INET,
-) -> Failure:
-    """No answer came; problem is what the kernel said instead, if it said something each time."""
+def no_echo(args: argparse.Namespace, counts: Counts, family: int) -> Failure:
+    """No answer came. The kernel may have said why, each time."""
+    problem = counts.problem
     if problem and problem.errno == errno.EMSGSIZE:
-        size, limit = counts.asked, LIMITS[family]
-        version = "IPv6" if family == socket.AF_INET6 else "IPv4"
-        less = "; this system takes even less" * (size <= limit)
+        version, limit = ("IPv6", 65527) if family == socket.AF_INET6 else ("IPv4", 65507)
         return Failure(
             2,
-            f"the datagram is {size} bytes, the {version} maximum is {limit}",
-            f"UDP sends a datagram whole or not at all{less}",
+            f"the datagram is {counts.asked} bytes, the {version} maximum is {limit}",
+            "UDP sends a datagram whole or not at all; some systems take even less",
             "send shorter lines, or use TCP: tcp_upper.py takes any size",
         )
     if isinstance(problem, ConnectionError):
