@@ -358,24 +358,21 @@ def serve(args: argparse.Namespace) -> int:
 def wait_for_reply(sock: socket.socket, args: argparse.Namespace, counts: Counts) -> None:
     """Wait until something comes. Silence counts only while an answer is owed."""
     silence = 0.0
-    while True:
+    while silence < args.timeout:
         owed = counts.received < counts.sent
         step = min(NOTICE_AFTER, args.timeout - silence)
         if select.select([sock], [], [], step)[0]:
             return
-        if not owed:  # what stream() sent meanwhile has all of --timeout
-            continue
-        silence += step
-        if silence >= args.timeout:
-            raise Failure(
-                28,
-                f"no reply from {place(args)} in {args.timeout:g} s",
-                "it is connected but silent: busy with another client "
-                "(--mode serial), stopped, or no echo server",
-                f"{server_command(args)} --mode thread",
-            )
-        if silence == NOTICE_AFTER:
-            say(f"waiting for a reply from {place(args)} (Ctrl-C stops)")
+        if owed:  # else what stream() sent meanwhile has all of --timeout
+            silence += step
+            if silence == NOTICE_AFTER:
+                say(f"waiting for a reply from {place(args)} (Ctrl-C stops)")
+    raise Failure(
+        28,
+        f"no reply from {place(args)} in {args.timeout:g} s",
+        "it is connected but silent: busy with another client (--mode serial), stopped, or no echo",
+        f"{server_command(args)} --mode thread",
+    )
 
 
 def shown(text: str) -> str:

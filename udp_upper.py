@@ -436,37 +436,36 @@ def stream(sock: socket.socket, args: argparse.Namespace, counts: Counts, out: O
 
 def ping(sock: socket.socket, args: argparse.Namespace, counts: Counts, out: Output) -> None:
     """Send numbered messages, one each --interval, and time what comes back meanwhile."""
-    # an answer that may come: its number, when its question left
+    # by its answer: the number of each question, and when it left
     awaited: dict[bytes, tuple[int, float]] = {}
-    answered: set[bytes] = set()
-    trips: list[float] = []
-    patience = min(PING_WAIT, args.timeout)
-    sent, read, due, highest, doubled, overtaken = 0, 0, time.perf_counter(), 0, 0, 0
+    trips: dict[bytes, float] = {}  # milliseconds until each answer came
+    sent = read = highest = doubled = overtaken = 0
+    patience, due = min(PING_WAIT, args.timeout), time.perf_counter()
     try:
         while len(trips) < args.ping:
+            now = time.perf_counter()
             # what has come is read first: unread, it would look slow, and soon find no room
-            is_due = time.perf_counter() >= due
-            is_due = is_due and (read >= MAX_STALE or not wait_for_reply(sock, 0.0))
-            if is_due and sent == args.ping:
-                break
-            if is_due:
-                sent, read, now = sent + 1, 0, time.perf_counter()
+            if now >= due and (read >= MAX_STALE or not wait_for_reply(sock, 0.0)):
+                if sent == args.ping:
+                    break
+                sent, read = sent + 1, 0
                 due = due + args.interval if sent < args.ping else now + patience
                 awaited[b"PING %d" % sent] = sent, now
                 send_message(sock, b"ping %d" % sent, counts)
             reply = receive(sock, args, counts, due)
-            read += reply is not None
-            if reply in awaited:
-                number, began = awaited.pop(reply)
-                trips.append(1000 * (time.perf_counter() - began))
-                answered.add(reply)
+            read += 1
+            if reply in trips:
+                doubled += 1
+            elif reply in awaited:
+                number, began = awaited[reply]
+                now = time.perf_counter()
+                trips[reply] = 1000 * (now - began)
                 overtaken, highest = overtaken + (number < highest), max(number, highest)
-                due = due if sent < args.ping else time.perf_counter() + patience
+                due = due if sent < args.ping else now + patience
             elif reply is not None:
-                doubled += reply in answered
-                counts.ignored += reply not in answered
+                counts.ignored += 1
     finally:
-        out.write(f"{ping_report(sent, trips, doubled, overtaken)}\n".encode())
+        out.write(f"{ping_report(sent, list(trips.values()), doubled, overtaken)}\n".encode())
     if not trips:
         raise NotAnEcho
 
