@@ -3608,7 +3608,7 @@ class Traced(socket.socket):
     dump = False  # whether --trace-hex asks for the bytes
     number = sent = received = 0
     lasted = 0.0  # milliseconds of the last call
-    handshake, ended = "handshake", "peer sent FIN (end of stream)"
+    handshake = ended = ""  # what a connect() does, what 0 bytes mean
     lines: Mapping[str, bytes] = {}  # for each direction: a line whose end has not come yet
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
@@ -3643,13 +3643,6 @@ class Traced(socket.socket):
         here = address(self.getsockname())
         self.show("*", f"{what} ok from {here} ({self.handshake} {self.lasted:.2f} ms)")
 
-    def accept(self) -> tuple[socket.socket, Any]:
-        plain, peer = self.attempt("*", "accept", super().accept)
-        # the same connection as a traced object: the plain one gives its descriptor away
-        conn = Traced(fileno=plain.detach())
-        conn.show("*", f"accept from {address(peer)}")
-        return conn, peer
-
     def send(self, data: Any, flags: int = 0) -> int:
         count: int = self.attempt(">", "send", super().send, data, flags)
         self.show_sent("send", data, count)
@@ -3673,6 +3666,28 @@ class Traced(socket.socket):
             text += f" (received so far {self.received})"
         self.show("<", f"{what} {text}", data)
 
+    def close(self) -> None:
+        if self.fileno() >= 0:
+            self.show("*", f"close (sent {self.sent}, received {self.received})")
+        super().close()
+
+
+# --- end trace ---
+
+
+# --- streams: the same in all scripts over TCP (tests/test_twins.py) ---
+class TracedStream(Traced):
+    """The same for TCP, which has connections that begin and end."""
+
+    handshake, ended = "handshake", "peer sent FIN (end of stream)"
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        plain, peer = self.attempt("*", "accept", super().accept)
+        # the same connection as a traced object: the plain one gives its descriptor away
+        conn = TracedStream(fileno=plain.detach())
+        conn.show("*", f"accept from {address(peer)}")
+        return conn, peer
+
     def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
         data = self.recv(size or len(buffer), flags)
         memoryview(buffer)[: len(data)] = data
@@ -3683,19 +3698,14 @@ class Traced(socket.socket):
         side = "receiving" if how == socket.SHUT_RD else "sending = FIN"
         self.show("*", f"shutdown of {side}")
 
-    def close(self) -> None:
-        if self.fileno() >= 0:
-            self.show("*", f"close (sent {self.sent}, received {self.received})")
-        super().close()
-
 
 def socket_class(args: argparse.Namespace) -> type[socket.socket]:
     """The class of all sockets: without --trace the plain one, so that it costs nothing."""
     Traced.dump = args.trace_hex
-    return Traced if args.trace or args.trace_hex else socket.socket
+    return TracedStream if args.trace or args.trace_hex else socket.socket
 
 
-# --- end trace ---
+# --- end streams ---
 
 
 # --- connecting: the same in client.py, httpclient.py, tcp_upper.py (tests/test_twins.py) ---

@@ -2778,7 +2778,7 @@ class Traced(socket.socket):
     dump = False  # whether --trace-hex asks for the bytes
     number = sent = received = 0
     lasted = 0.0  # milliseconds of the last call
-    handshake, ended = "handshake", "peer sent FIN (end of stream)"
+    handshake = ended = ""  # what a connect() does, what 0 bytes mean
     lines: Mapping[str, bytes] = {}  # for each direction: a line whose end has not come yet
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
@@ -2813,13 +2813,6 @@ class Traced(socket.socket):
         here = address(self.getsockname())
         self.show("*", f"{what} ok from {here} ({self.handshake} {self.lasted:.2f} ms)")
 
-    def accept(self) -> tuple[socket.socket, Any]:
-        plain, peer = self.attempt("*", "accept", super().accept)
-        # the same connection as a traced object: the plain one gives its descriptor away
-        conn = Traced(fileno=plain.detach())
-        conn.show("*", f"accept from {address(peer)}")
-        return conn, peer
-
     def send(self, data: Any, flags: int = 0) -> int:
         count: int = self.attempt(">", "send", super().send, data, flags)
         self.show_sent("send", data, count)
@@ -2843,6 +2836,28 @@ class Traced(socket.socket):
             text += f" (received so far {self.received})"
         self.show("<", f"{what} {text}", data)
 
+    def close(self) -> None:
+        if self.fileno() >= 0:
+            self.show("*", f"close (sent {self.sent}, received {self.received})")
+        super().close()
+
+
+# --- end trace ---
+
+
+# --- streams: the same in all scripts over TCP (tests/test_twins.py) ---
+class TracedStream(Traced):
+    """The same for TCP, which has connections that begin and end."""
+
+    handshake, ended = "handshake", "peer sent FIN (end of stream)"
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        plain, peer = self.attempt("*", "accept", super().accept)
+        # the same connection as a traced object: the plain one gives its descriptor away
+        conn = TracedStream(fileno=plain.detach())
+        conn.show("*", f"accept from {address(peer)}")
+        return conn, peer
+
     def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
         data = self.recv(size or len(buffer), flags)
         memoryview(buffer)[: len(data)] = data
@@ -2853,19 +2868,14 @@ class Traced(socket.socket):
         side = "receiving" if how == socket.SHUT_RD else "sending = FIN"
         self.show("*", f"shutdown of {side}")
 
-    def close(self) -> None:
-        if self.fileno() >= 0:
-            self.show("*", f"close (sent {self.sent}, received {self.received})")
-        super().close()
-
 
 def socket_class(args: argparse.Namespace) -> type[socket.socket]:
     """The class of all sockets: without --trace the plain one, so that it costs nothing."""
     Traced.dump = args.trace_hex
-    return Traced if args.trace or args.trace_hex else socket.socket
+    return TracedStream if args.trace or args.trace_hex else socket.socket
 
 
-# --- end trace ---
+# --- end streams ---
 
 
 # --- listening: the same in all four servers (tests/test_twins.py) ---
@@ -2909,16 +2919,6 @@ class Stop:
         signal.set_wakeup_fd(-1)
         self.reader.close()
         self.writer.close()
-
-
-def raise_file_limit() -> None:
-    """A connection is a descriptor: ask for as many as the system lets this user have."""
-    # macOS names a limit that it does not grant
-    with contextlib.suppress(ImportError, ValueError, OSError):
-        import resource  # not at the top: Windows has none
-
-        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def own_addresses() -> list[str]:
@@ -3022,6 +3022,20 @@ def who_has_port(family: int, kind: int, target: "Address") -> str:
 
 
 # --- end listening ---
+
+
+# --- many files: the same in server.py, httpserver.py, tcp_upper.py (tests/test_twins.py) ---
+def raise_file_limit() -> None:
+    """A connection is a descriptor: ask for as many as the system lets this user have."""
+    # macOS names a limit that it does not grant
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource  # not at the top: Windows has none
+
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+# --- end many files ---
 
 
 # --- errors: the same in all six scripts (tests/test_twins.py) ---

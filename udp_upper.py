@@ -331,7 +331,7 @@ class Server:
 def serve(args: argparse.Namespace) -> int:
     # of a host's addresses the least, IPv4 before IPv6: the client takes the same one
     family, target = min(resolve(args.host, args.port, socket.SOCK_DGRAM))
-    sock = bind(datagram_class(args), family, target)
+    sock = bind(socket_class(args), family, target)
     server = Server(args, sock)  # from here on a signal is heard
     announce(sock)
     server.run()
@@ -488,7 +488,7 @@ def connect(args: argparse.Namespace, counts: Counts) -> socket.socket:
     for family, target in sorted(resolve(args.host, args.port, socket.SOCK_DGRAM)):
         sock = None
         try:
-            sock = datagram_class(args)(family, socket.SOCK_DGRAM)
+            sock = socket_class(args)(family, socket.SOCK_DGRAM)
             sock.connect(target)
             return sock
         except OSError as error:
@@ -541,7 +541,7 @@ class Traced(socket.socket):
     dump = False  # whether --trace-hex asks for the bytes
     number = sent = received = 0
     lasted = 0.0  # milliseconds of the last call
-    handshake, ended = "handshake", "peer sent FIN (end of stream)"
+    handshake = ended = ""  # what a connect() does, what 0 bytes mean
     lines: Mapping[str, bytes] = {}  # for each direction: a line whose end has not come yet
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
@@ -576,13 +576,6 @@ class Traced(socket.socket):
         here = address(self.getsockname())
         self.show("*", f"{what} ok from {here} ({self.handshake} {self.lasted:.2f} ms)")
 
-    def accept(self) -> tuple[socket.socket, Any]:
-        plain, peer = self.attempt("*", "accept", super().accept)
-        # the same connection as a traced object: the plain one gives its descriptor away
-        conn = Traced(fileno=plain.detach())
-        conn.show("*", f"accept from {address(peer)}")
-        return conn, peer
-
     def send(self, data: Any, flags: int = 0) -> int:
         count: int = self.attempt(">", "send", super().send, data, flags)
         self.show_sent("send", data, count)
@@ -606,26 +599,10 @@ class Traced(socket.socket):
             text += f" (received so far {self.received})"
         self.show("<", f"{what} {text}", data)
 
-    def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
-        data = self.recv(size or len(buffer), flags)
-        memoryview(buffer)[: len(data)] = data
-        return len(data)
-
-    def shutdown(self, how: int) -> None:
-        self.attempt("*", "shutdown", super().shutdown, how)
-        side = "receiving" if how == socket.SHUT_RD else "sending = FIN"
-        self.show("*", f"shutdown of {side}")
-
     def close(self) -> None:
         if self.fileno() >= 0:
             self.show("*", f"close (sent {self.sent}, received {self.received})")
         super().close()
-
-
-def socket_class(args: argparse.Namespace) -> type[socket.socket]:
-    """The class of all sockets: without --trace the plain one, so that it costs nothing."""
-    Traced.dump = args.trace_hex
-    return Traced if args.trace or args.trace_hex else socket.socket
 
 
 # --- end trace ---
@@ -648,8 +625,10 @@ class TracedDatagrams(Traced):
         return data, peer
 
 
-def datagram_class(args: argparse.Namespace) -> type[socket.socket]:
-    return TracedDatagrams if socket_class(args) is Traced else socket.socket
+def socket_class(args: argparse.Namespace) -> type[socket.socket]:
+    """The class of all sockets: without --trace the plain one, so that it costs nothing."""
+    TracedDatagrams.dump = args.trace_hex
+    return TracedDatagrams if args.trace or args.trace_hex else socket.socket
 
 
 # --- listening: the same in all four servers (tests/test_twins.py) ---
@@ -693,16 +672,6 @@ class Stop:
         signal.set_wakeup_fd(-1)
         self.reader.close()
         self.writer.close()
-
-
-def raise_file_limit() -> None:
-    """A connection is a descriptor: ask for as many as the system lets this user have."""
-    # macOS names a limit that it does not grant
-    with contextlib.suppress(ImportError, ValueError, OSError):
-        import resource  # not at the top: Windows has none
-
-        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def own_addresses() -> list[str]:
