@@ -370,7 +370,8 @@ def wait_for_reply(sock: socket.socket, args: argparse.Namespace, counts: Counts
     raise Failure(
         28,
         f"no reply from {place(args)} in {args.timeout:g} s",
-        "it is connected but silent: busy with another client (--mode serial), stopped, or no echo",
+        "it is connected but silent: "
+        "busy with another client (--mode serial), stopped, or no echo server",
         f"{server_command(args)} --mode thread",
     )
 
