@@ -3852,13 +3852,15 @@ class Parser(argparse.ArgumentParser):
         return known, unknown
 
     def error(self, message: str) -> NoReturn:
-        import difflib  # not at the top: only a mistake needs it
-
         hint = f"python3 {self.prog} -h"
-        # argparse names the wrong word, and after it the possible choices
-        wrong, *choices = re.findall(r"[\w-]+", re.split("arguments:|choice:", message)[-1])
-        for close in difflib.get_close_matches(wrong, [*self._option_string_actions, *choices], 1):
-            hint = f"did you mean {close}? {hint} lists all"
+        wrong = re.search("(?:arguments:|choice:) '?([^ ='/]+)", message)
+        if wrong:
+            import difflib  # not at the top: only a misspelt word needs it
+
+            # argparse lists the possible choices after the wrong one
+            known = [*self._option_string_actions, *re.findall(r"[\w-]+", message[wrong.end() :])]
+            for close in difflib.get_close_matches(wrong[1], known, 1):
+                hint = f"did you mean {close}? {hint} lists all"
         why = "the command line is not as the help describes it; nothing was done"
         say(str(Failure(2, message, why, hint)))
         raise SystemExit(2)
