@@ -911,7 +911,7 @@ class Connection:
         if not hasattr(select, "poll"):
             return False
         poll = select.poll()
-        # an error and the end of both directions are told unasked
+        # poll() reports errors and the end of both directions unasked
         poll.register(self.sock, getattr(select, "POLLRDHUP", 0))
         return bool(poll.poll(0))
 
