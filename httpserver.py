@@ -911,7 +911,7 @@ class Connection:
         if not hasattr(select, "poll"):
             return False
         poll = select.poll()
-        # an error and the end of both directions are told unasked
+        # poll() reports errors and the end of both directions unasked
         poll.register(self.sock, getattr(select, "POLLRDHUP", 0))
         return bool(poll.poll(0))
 
@@ -3823,7 +3823,8 @@ def page(items: Iterable[Entry], names: Names, read_only: bool) -> Iterator[str]
     title = html.escape("/" + "/".join(map(utf8_name, names)))
     yield (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{STYLE}</style></head>"
         '\n<body>\n<nav aria-label="Path"><a href="/">home</a>'
     )
     for up, name in zip(reversed(range(len(names))), names):
@@ -3842,7 +3843,8 @@ def page(items: Iterable[Entry], names: Names, read_only: bool) -> Iterator[str]
         yield table_row(entry)
     counts = f"{folders} folder{'s' * (folders != 1)}, {files} file{'s' * (files != 1)}"
     yield (
-        f'</tbody></table>\n<footer><span id="count">{counts}, {readable_size(total)}</span> &middot; '
+        f'</tbody></table>\n<footer><span id="count">{counts}, {readable_size(total)}</span>'
+        " &middot; "
         'all of it as <a href="?tar">tar</a> (can be resumed) or <a href="?zip">zip</a></footer>\n'
         f"<script>{SCRIPT}</script></body></html>\n"
     )
