@@ -25,7 +25,7 @@ HTTP/1.1 (RFC 9110, 9112). GET and HEAD know ETag, all conditions, ranges, and a
 the file; index.html is the page of its folder. A POST that is no form is stored under a new name,
 or under the one in Content-Disposition. An upload is received beside its destination, and renamed
 into place when it is whole. Repr-Digest (RFC 9530, sha-256, header or trailer) is checked first;
-Want-Repr-Digest asks for it.
+Want-Repr-Digest asks for it; an answer leaves it out while too many others ask.
 
 Uploads resume as in draft-ietf-httpbis-resumable-upload-10 (interop version 8): POST or PUT with
 Upload-Complete, then HEAD and PATCH of the Location in the answer, for seven days. There, a
@@ -43,8 +43,8 @@ a certificate for the run, whose SHA-256 httpclient.py takes as --pin.
 
 Limits: on loopback there is no password unless one is given; without --tls others can read all,
 the password too. Links are not followed; names that start with a dot are not served without
---hidden; a path has at most 64 names. No request changes these scripts or what Python imports:
-nothing that arrives becomes code. HTML and SVG run no script here, except with --read-only. A Host
+--hidden; a path has at most 64 names. No request changes these scripts or what Python imports at
+their start. HTML and SVG run no script here, except with --read-only. A Host
 that is no name of this machine is refused, and so is a change that another site's page sends: no
 web page reaches the folder. A proxy in front passes the Host of the address behind it, and the one
 that the browser asked for as X-Forwarded-Host.
@@ -178,6 +178,9 @@ HOLE = 4096  # bytes: shorter runs of zeros are written, because no file system 
 FREE_CHECK = 1 << 20  # bytes of an upload between two checks of the free space
 MAX_NUMBER = 1000  # files of one name that get different numbers
 MAX_DIGESTS = 10000  # files whose digest is cached
+# files that are read for their digests at once, because many would leave the leader no time, and
+# requests that wait for each of them
+MAX_HASHED, MAX_WAITING = 2, 32
 # seconds without a change before that: two changes within one tick have the same time
 UNCHANGED = 2.0
 MAX_SEARCHED = 10000  # folders whose last search for old parts is remembered
@@ -1190,8 +1193,8 @@ def get_file(conn: Connection, request: Request, names: Names, found: "Found") -
     if not conn.server.read_only and ACTIVE.match(kind):
         # anybody could have uploaded it, so it runs no script in this origin
         headers["Content-Security-Policy"] = "sandbox"
-    if wants_digest(request):
-        headers["Repr-Digest"] = digest_field(conn.server.digest(conn, found))
+    if wants_digest(request) and (digest := conn.server.digest(conn, found)):
+        headers["Repr-Digest"] = digest_field(digest)
     ranges = wanted_ranges(request, info.st_size, tag, mtime, now)
     if ranges and len(ranges) > 1:
         return several(headers, found.descriptor, info.st_size, ranges)
@@ -1637,7 +1640,9 @@ def check_digest(conn: Connection, part: "Part", plan: Plan) -> Optional[bytes]:
     """The SHA-256 of what arrived, if it is known or wanted. It must match an announced one."""
     announced = parse_digest(conn.body.trailer.get("repr-digest", ""))
     wanted = bytes.fromhex(plan.sha256) if plan.sha256 else announced
-    actual = part.sha.digest() if part.sha else file_digest(part.descriptor) if wanted else None
+    actual = (
+        part.sha.digest() if part.sha else Hashing().digest(part.descriptor) if wanted else None
+    )
     if wanted and actual != wanted:
         raise Refusal(400, "what arrived is not what Repr-Digest says")
     return actual
@@ -2314,7 +2319,7 @@ class Shared:
         return Place(place.parent, names[-1] if names else ".", place.owned)
 
     def refuse_program(self, names: Names, part_of: Callable[[str], bool]) -> None:
-        """Refuse to change a program, or a folder that holds one. Nothing received becomes code."""
+        """Refuse to change a program, or a folder that holds one."""
         if part_of(os.path.join(self.path, *names)):
             raise Refusal(403, "a program of this machine is there, and no request may change one")
 
@@ -2748,6 +2753,7 @@ class Server:
         self.log_to, self.lost = log, 0  # lines that could not be written
         self.log_at = self.accept_at = 0.0
         self.digests: dict[tuple[int, ...], bytes] = {}
+        self.hashing: dict[tuple[int, ...], Hashing] = {}  # digests under way
         # folders that were searched for old parts, and the hour
         self.searched: set[tuple[int, int, int]] = set()
         # --once: the ranges that each client has of each file
@@ -2974,19 +2980,34 @@ class Server:
         self.await_no_head(conn)
         self.lingering.pop(conn, None)
 
-    def digest(self, conn: Connection, found: Found) -> bytes:
-        """SHA-256 of a file, cached while the file stays the same and unchanged."""
+    def digest(self, conn: Connection, found: Found) -> Optional[bytes]:
+        """SHA-256 of a file, cached while the file stays the same and unchanged.
+
+        None if too many others ask: the client only prefers to get one (RFC 9530 §4)."""
         info = found.info
         key = info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
-        digest = self.digests.get(key)
-        if digest is None:
-            settled = time.time() - info.st_ctime > UNCHANGED
-            digest = file_digest(found.descriptor, conn)
+        settled = time.time() - info.st_ctime > UNCHANGED
+        shared = key if settled else (*key, id(conn))
+        with self.lock:
+            if key in self.digests:
+                return self.digests[key]
+            work = self.hashing.get(shared) or Hashing()
+            if work.wanted > MAX_WAITING or not work.wanted and len(self.hashing) >= MAX_HASHED:
+                return None
+            self.hashing[shared] = work
+            work.wanted += 1
+        try:
+            digest = work.digest(found.descriptor, conn)
+        finally:
             with self.lock:
-                if settled:
-                    self.digests[key] = digest
-                if len(self.digests) > MAX_DIGESTS:
-                    del self.digests[next(iter(self.digests))]
+                work.wanted -= 1
+                if not work.wanted:
+                    del self.hashing[shared]
+        with self.lock:
+            if settled:
+                self.digests[key] = digest
+            if len(self.digests) > MAX_DIGESTS:
+                del self.digests[next(iter(self.digests))]
         return digest
 
     def search_old_parts(self, place: Place) -> None:
@@ -3102,15 +3123,33 @@ class Server:
                 self.freed.wait(left)
 
 
-def file_digest(descriptor: int, conn: Optional[Connection] = None) -> bytes:
-    """SHA-256 of a whole file. For a connection, it stops when the client closes."""
-    sha, offset = hashlib.sha256(), 0
-    while chunk := read_at(descriptor, PIECE, offset):
-        sha.update(chunk)
-        offset += len(chunk)
-        if conn and not offset % SLICE and conn.has_left():
-            raise Refusal(503, "the client closed before the digest was computed", close=True)
-    return sha.digest()
+class Hashing:
+    """The SHA-256 of a file, as far as it has been read. Who waits for the same one reads on."""
+
+    def __init__(self) -> None:
+        self.sha, self.offset, self.wanted = hashlib.sha256(), 0, 0
+        self.turn = threading.Lock()
+
+    def digest(self, descriptor: int, conn: Optional[Connection] = None) -> bytes:
+        """Of the whole file. For a connection, this stops when the client closes."""
+        while not (self.turn.acquire(timeout=LOOK_EVERY) and self.read_slice(descriptor)):
+            if conn and conn.has_left():
+                raise Refusal(503, "the client closed before the digest was computed", close=True)
+        return self.sha.digest()
+
+    def read_slice(self, descriptor: int) -> bool:
+        """With the turn, which this gives back. True at the end of the file."""
+        end = self.offset + SLICE
+        try:
+            while self.offset < end:
+                chunk = read_at(descriptor, PIECE, self.offset)
+                if not chunk:
+                    return True
+                self.sha.update(chunk)
+                self.offset += len(chunk)
+            return False
+        finally:
+            self.turn.release()
 
 
 def own_names(host: str) -> frozenset[str]:
