@@ -111,6 +111,8 @@ NEAR = 4
 # seconds for which a folder is read while the server writes its own: one that waits for longer to
 # be heard hangs up
 MEANWHILE = 2.0
+CONTINUED = "  | "  # how a row begins that goes on with the line above it
+CONTINUED_ROOM = 20  # columns of such a row at least
 LISTED = 12000  # lines of a listing that are kept in memory; the rest goes to a nameless file
 
 
@@ -1080,9 +1082,39 @@ def receive_body(
 
 
 # --- telling: results on stdout for programs, progress on stderr for people ---
+def in_rows(text: str, fd: int) -> str:
+    """What people read, in rows that fit on their terminal; all but the first begin with a mark.
+
+    A terminal that breaks a long line itself begins a row with any part of it: a peer could place
+    there what looks like the line of another peer, or like ours."""
+    if not os.isatty(fd):
+        return text
+    room = max(CONTINUED_ROOM, (os.get_terminal_size(fd).columns or 80) - 1)
+    rows, used = [""], 0
+    for char in text:
+        # terminals differ about characters that are wide in East Asia alone
+        width = 2 if unicodedata.east_asian_width(char) in "AFW" else 1
+        if used + width > room:
+            rows.append(CONTINUED)
+            used = len(CONTINUED)
+        rows[-1] += char
+        used += width
+    return "\n".join(rows)
+
+
+def complain(failure: Exception) -> None:
+    """Say what failed: with names and reasons of others, but with a hint that is all ours."""
+    for text in str(failure).splitlines():
+        say(text if text.startswith("try:") else in_rows(text, 2))
+
+
 def tell(text: str) -> None:
     """A line of the product: names as they are to a pipe, harmless to a terminal."""
-    view = memoryview((shown(text).encode() if os.isatty(1) else os.fsencode(text)) + b"\n")
+    write_line(in_rows(shown(text), 1).encode() if os.isatty(1) else os.fsencode(text))
+
+
+def write_line(raw: bytes) -> None:
+    view = memoryview(raw + b"\n")
     try:
         while view:
             view = view[os.write(product(), view) :]
@@ -1119,7 +1151,7 @@ def tell_json(facts: dict[str, Any]) -> None:
     }
     if clean.get("name") != facts.get("name"):
         clean["quoted"] = quote(facts["name"])
-    tell(json.dumps(clean))
+    write_line(json.dumps(clean).encode())
 
 
 def draw(text: str) -> None:
@@ -1652,7 +1684,7 @@ class Batch:
         self.code = self.code or failure.code
         self.failed += 1
         self.progress.clear()
-        say(str(failure))
+        complain(failure)
         self.report(job, "failed", error=str(failure).splitlines()[0][7:])
 
     def done(self, job: Job, size: int, sha256: str) -> None:
@@ -1670,7 +1702,7 @@ class Batch:
 
     def pass_over(self, path: str) -> None:
         self.progress.clear()
-        say(f"skipped {shown(path)}: a link or a special file")
+        say(in_rows(f"skipped {shown(path)}: a link or a special file", 2))
 
     def advance(self, size: int) -> None:
         self.progress.files += 1
@@ -2586,8 +2618,9 @@ class Inbox:
         except (Refused, OSError) as error:
             reason, why = reason_of(error), getattr(error, "keys", {}).get("why")
             self.link.put(line("err", request.verb, name[:1000], reason=reason, why=why))
-            because = f" ({why})" if why else ""
-            say(f"did not get {shown(name)} from {self.sender(request)}: {reason}{because}")
+            because = f": {why}" if why else ""
+            text = f"{self.sender(request)}: did not get {shown(name)} ({reason}{because})"
+            say(in_rows(text, 2))
         self.link.flush()
 
     def sender(self, request: Line) -> str:
@@ -2691,6 +2724,8 @@ class Inbox:
                     "sha256": part.sha.hexdigest(),
                 }
             )
+        if os.isatty(1) and not self.args.quiet:  # ours comes first: a name can say anything
+            return tell(f"{readable_size(part.received):>9}  {self.sender(request)}  {path}")
         tell(path)
         if not self.args.quiet:
             say(f"  {part.received:,} bytes from {self.sender(request)}")
@@ -2798,7 +2833,7 @@ class Chat:
             self.emit(
                 "* "
                 + "  ".join([words[0], *(keys[key] for key in ("nick", "mode") if key in keys)]),
-                {"client": words[0], **keys},
+                {**keys, "client": words[0]},
             )
         elif "lost" in keys:
             self.emit(
@@ -2817,7 +2852,7 @@ class Chat:
         if self.args.json and facts:
             tell_json(facts)
         elif self.typist is Typist.TYPING and self.live:
-            os.write(product(), self.above(shown(text)).encode())
+            os.write(product(), self.above(in_rows(shown(text), 1)).encode())
         else:
             tell(shown(text))
 
@@ -2912,7 +2947,7 @@ def do_list(args: argparse.Namespace) -> int:
     for entry in unrepeated(lines):
         if entry.verb == "note":
             code = 9
-            say(str(refusal(entry, "list", entry.words[0])))
+            complain(refusal(entry, "list", entry.words[0]))
             continue
         name = entry.words[0] + "/" * (entry.verb == "dir")
         if args.json:
@@ -3040,7 +3075,7 @@ def do_stat(args: argparse.Namespace) -> int:
         + ["executable"] * ("exec" in answer.keys)
     )
     if args.json:
-        tell_json({"verb": "stat", "name": name, "result": "ok", **answer.keys})
+        tell_json({**answer.keys, "verb": "stat", "name": name, "result": "ok"})
     else:
         tell(
             f"{name}: {'folder' if answer.keys.get('type') == 'dir' else 'file'}, {', '.join(facts)}"
@@ -4107,7 +4142,7 @@ def carry_out(args: argparse.Namespace) -> int:
         end.args = end.args or ("\nstopped",)
         raise
     hang_up(args)
-    say(str(problem))
+    complain(problem)
     return problem.code
 
 
