@@ -94,6 +94,8 @@ NOTICE_AFTER = 3.0  # seconds of silence until the client says for whom it waits
 LIFE = 1.0  # seconds of silence of standard input after which the server is told that more may come
 REDRAW = 0.1  # seconds from one picture of the progress bar to the next
 BACK_OFF = 0.5  # seconds until the first new attempt; doubled each time
+# exit codes of a server that does not answer: refused or no route, silent, gone before its greeting
+ABSENT = {7, 28, 52}
 # how a line that answers something can begin
 ANSWERS = ("ok", "err", "file", "dir", "note", "help", "client", "got")
 MANY = 64  # files of a folder from which one list is quicker than a stat for each
@@ -1453,20 +1455,25 @@ def connected(args: argparse.Namespace) -> Link:
     same_goal = args.link and args.link.flags == link_flags(args)
     if args.link and not (same_goal and not select.select([args.link.sock], [], [], 0)[0]):
         hang_up(args)
-    fresh = not args.link
+    if args.link:
+        found: Link = args.link
+        return found
     try:
-        args.link = args.link or Link(args)
+        return connect(args)
     except Failure as failure:
         # a server that was there before may be on its way back
-        again = same_goal and failure.code in (7, 52)
+        again = same_goal and failure.code in ABSENT
         link = reconnected(args, Lost("the server closed it")) if again else None
         if not link:
             raise
         return link
-    found: Link = args.link
-    if fresh and args.nick:
-        granted(found.ask("ping", nick=args.nick), "accept the nick", args.nick)
-    return found
+
+
+def connect(args: argparse.Namespace) -> Link:
+    link = args.link = Link(args)
+    if args.nick:
+        granted(link.ask("ping", nick=args.nick), "accept the nick", args.nick)
+    return link
 
 
 def cut_off(lost: Lost, code: int, what: str, hint: str) -> "Failure":
@@ -1482,8 +1489,12 @@ def reconnected(args: argparse.Namespace, lost: Lost) -> Optional[Link]:
         args.tries += 1
         say(f"connection lost ({lost}); attempt {args.tries} of {args.retries} in {seconds:g} s")
         time.sleep(seconds)
-        with contextlib.suppress(Failure, Lost):
-            return connected(args)
+        try:
+            return connect(args)
+        except (Failure, Lost) as problem:
+            # a server that is there and refuses would do so again, or lock us out
+            if isinstance(problem, Failure) and problem.code not in ABSENT:
+                raise
         hang_up(args)  # it may have been lost with a question open
     return None
 

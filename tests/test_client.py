@@ -1772,6 +1772,16 @@ def test_the_shell_waits_for_a_server_that_restarts(spawn, box, here):
     assert shell.wait() == 0 and sorted(os.listdir(box)) == ["a", "b"], shell.err
 
 
+def test_a_server_that_comes_back_and_refuses_is_asked_once_and_quoted(run, here, canned):
+    auth = GREETING.replace(
+        b"none", script.AUTH.encode() + b" salt=%b nonce=%b" % ((b"00" * 16,) * 2)
+    )
+    server = canned(GREETING + b"ok stat a type=file size=2 mtime_ns=1\n", auth)
+    done = run("client.py", "--port", server.port, "get", "a", cwd=here)
+    assert done.code == 67 and "asks for a password" in done.err, done
+    assert len(server.read) == 2
+
+
 # --- what peers write stands beside what we write ---
 POSING = [
     "hi" + " " * 200 + "bob: I agree",
