@@ -10,7 +10,7 @@
     python3 client.py who                         the other clients
     python3 client.py receive -o inbox/           wait for what they send
     python3 client.py send photos/ --to 192.0.2.9:51234 --to anna     or --all: straight to them, nothing stays on the server
-    python3 client.py chat --nick anna            talk with everybody who is in it
+    python3 client.py chat --nick anna            talk with list_clients who is in it
     python3 client.py                             a shell with these commands
 
 After a lost connection a command tries again by itself (--retries); cut off for good, it goes on where it was when it is given
@@ -127,16 +127,16 @@ def do_list(args: argparse.Namespace) -> int:
         connected(args),
         args.folder and remote_name(args.folder),
     )
-    lines = following(
+    lines = answer_lines(
         link,
         link.ask("list", *[folder] * bool(folder), deep="yes" if args.r else None),
         "list",
         folder,
     )
-    for entry in unrepeated(lines):
+    for entry in shown_once(lines):
         if entry.verb == "note":
             code = 9
-            complain(refusal(entry, "list", entry.words[0]))
+            say_failure(refusal(entry, "list", entry.words[0]))
             continue
         name = entry.words[0] + "/" * (entry.verb == "dir")
         if args.json:
@@ -159,7 +159,7 @@ def do_list(args: argparse.Namespace) -> int:
 
 def do_stat(args: argparse.Namespace) -> int:
     name = remote_name(args.name)
-    answer = granted(connected(args).ask("stat", name), "stat", name)
+    answer = require_ok(connected(args).ask("stat", name), "stat", name)
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(answer.number("mtime_ns") / 1e9))
     facts = (
         [f"{answer.number('size'):,} bytes"] * ("size" in answer.keys)
@@ -178,13 +178,13 @@ def do_stat(args: argparse.Namespace) -> int:
 def do_help(args: argparse.Namespace) -> int:
     """The server's own words: what it understands."""
     link = connected(args)
-    for found in unrepeated(following(link, link.ask("help"), "help")):
+    for found in shown_once(answer_lines(link, link.ask("help"), "help")):
         tell(found.words[0])
     return 0
 
 
 def do_who(args: argparse.Namespace) -> int:
-    for found in unrepeated(everybody(connected(args))):
+    for found in shown_once(list_clients(connected(args))):
         nick, mode, you = (found.keys.get(key, "") for key in ("nick", "mode", "you"))
         if args.json:
             tell_json({"address": found.words[0], "nick": nick, "mode": mode, "you": bool(you)})
@@ -193,20 +193,20 @@ def do_who(args: argparse.Namespace) -> int:
     return 0
 
 
-def everybody(link: "Link") -> Iterator["Line"]:
+def list_clients(link: "Link") -> Iterator["Line"]:
     """Who is connected."""
-    return following(link, link.ask("who"), "tell", "who is there")
+    return answer_lines(link, link.ask("who"), "tell", "who is there")
 
 
-def following(link: "Link", answer: "Line", verb: str, name: str = "") -> Iterator["Line"]:
+def answer_lines(link: "Link", answer: "Line", verb: str, name: str = "") -> Iterator["Line"]:
     """The lines of an answer that has several, from its first to before its `ok`."""
     while answer.verb not in ("ok", "err"):
         yield answer
         answer = link.hear()
-    granted(answer, verb, name)
+    require_ok(answer, verb, name)
 
 
-def unrepeated(lines: Iterator["Line"]) -> Iterator["Line"]:
+def shown_once(lines: Iterator["Line"]) -> Iterator["Line"]:
     """Lines that are shown as they come: when some were, a lost connection is told, for asking again would show them twice."""
     count = 0
     try:
@@ -215,7 +215,7 @@ def unrepeated(lines: Iterator["Line"]) -> Iterator["Line"]:
     except Lost as lost:
         if not count:
             raise
-        raise cut_off(
+        raise lost_failure(
             lost,
             18,
             f"connection lost after {plural(count, 'line')}: what was shown is not all",
@@ -224,7 +224,7 @@ def unrepeated(lines: Iterator["Line"]) -> Iterator["Line"]:
 
 
 # --- many files: what is asked, what is awaited, what became of each ---
-class Job:
+class Transfer:
     """A file or folder on its way: what it is called there and here, and what is known of it."""
 
     size = mtime_ns = offset = 0
@@ -239,7 +239,7 @@ class Job:
         self.name, self.path, self.status = name, path, status
 
 
-Handler = Callable[[Job, "Line"], None]
+Handler = Callable[[Transfer, "Line"], None]
 
 
 class Batch:
@@ -250,32 +250,32 @@ class Batch:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.use(connected(args))
+        self.use_link(connected(args))
         self.progress = Progress(args)
-        self.sources: list[Iterator[Job]] = []
+        self.sources: list[Iterator[Transfer]] = []
         self.code = self.moved = self.bytes = self.skipped = self.failed = 0
 
-    def use(self, link: "Link") -> None:
+    def use_link(self, link: "Link") -> None:
         self.link = link
-        link.noted = self.noted
+        link.handle_note = self.handle_note
 
-    def noted(self, note: "Line") -> None:
+    def handle_note(self, note: "Line") -> None:
         for key in ("received", "checked"):
             if key in note.keys:
-                self.progress.at(note.number(key), "" if key == "received" else key)
+                self.progress.update(note.number(key), "" if key == "received" else key)
 
-    def start(self, job: Job) -> None:
+    def start(self, transfer: Transfer) -> None:
         raise NotImplementedError
 
-    def trouble(self, job: Job, error: Union[OSError, "Refused"]) -> "Failure":
+    def as_failure(self, transfer: Transfer, error: Union[OSError, "Refused"]) -> "Failure":
         raise NotImplementedError
 
-    def run(self, jobs: Iterator[Job]) -> int:
-        self.sources.append(jobs)
+    def run(self, transfers: Iterator[Transfer]) -> int:
+        self.sources.append(transfers)
         try:
             while True:
                 try:
-                    self.pump()
+                    self.exchange()
                     break
                 except Lost as lost:
                     self.recover(lost)
@@ -291,26 +291,26 @@ class Batch:
         self.summary()
         return self.code
 
-    def pump(self) -> None:
+    def exchange(self) -> None:
         while True:
-            if not self.link.full() and (job := self.next_job()):
-                self.attempt(self.start, job)
+            if not self.link.full() and (transfer := self.next_transfer()):
+                self.attempt(self.start, transfer)
             elif self.link.pending:
-                self.settle()
+                self.handle_answer()
             else:
                 return
 
-    def next_job(self) -> Optional[Job]:
+    def next_transfer(self) -> Optional[Transfer]:
         while self.sources:
-            if job := next(self.sources[-1], None):
-                return job
+            if transfer := next(self.sources[-1], None):
+                return transfer
             self.sources.pop()
         return None
 
-    def settle(self) -> None:
-        """The next answer, to whom it belongs. When the connection is lost meanwhile, that job is begun again."""
+    def handle_answer(self) -> None:
+        """The next answer, to whom it belongs. When the connection is lost meanwhile, that transfer is begun again."""
         answer = self.link.answer()
-        handler, job, words, cost = entry = self.link.pending[0]
+        handler, transfer, words, cost = entry = self.link.pending[0]
         if (
             answer.verb in ("ok", "err")
             and answer.words != ["-"]
@@ -320,86 +320,92 @@ class Batch:
         self.link.pending.popleft()
         self.link.unanswered -= cost
         try:
-            self.attempt(handler, job, answer)
+            self.attempt(handler, transfer, answer)
         except Lost:
             self.link.pending.appendleft(entry)
             raise
 
-    def attempt(self, call: Callable[..., None], job: Job, *rest: "Line") -> None:
+    def attempt(self, call: Callable[..., None], transfer: Transfer, *rest: "Line") -> None:
         try:
-            call(job, *rest)
+            call(transfer, *rest)
         except Failure as failure:
-            self.fail(job, failure)
+            self.fail(transfer, failure)
         except (OSError, Refused) as error:
-            self.fail(job, self.trouble(job, error))
+            self.fail(transfer, self.as_failure(transfer, error))
 
-    def fail(self, job: Job, failure: "Failure") -> None:
-        if job.failed:
+    def fail(self, transfer: Transfer, failure: "Failure") -> None:
+        if transfer.failed:
             return
-        job.failed = True
+        transfer.failed = True
         self.code = self.code or failure.code
         self.failed += 1
         self.progress.clear()
-        complain(failure)
-        self.report(job, "failed", error=str(failure).splitlines()[0][7:])
+        say_failure(failure)
+        self.report(transfer, "failed", error=str(failure).splitlines()[0][7:])
 
-    def done(self, job: Job, size: int, sha256: str) -> None:
+    def done(self, transfer: Transfer, size: int, sha256: str) -> None:
         self.moved += 1
-        self.bytes += size - job.offset
+        self.bytes += size - transfer.offset
         self.args.tries = 0
-        self.advance(size)
-        self.report(job, "ok", size=size, sha256=sha256)
+        self.count_file(size)
+        self.report(transfer, "ok", size=size, sha256=sha256)
 
-    def skip(self, job: Job, size: int) -> None:
+    def skip(self, transfer: Transfer, size: int) -> None:
         self.skipped += 1
         self.progress.resumed += size
-        self.advance(size)
-        self.report(job, "same", size=size)
+        self.count_file(size)
+        self.report(transfer, "same", size=size)
 
-    def pass_over(self, path: str) -> None:
+    def say_skipped(self, path: str) -> None:
         self.progress.clear()
         say(in_rows(f"skipped {shown(path)}: a link or a special file", 2))
 
-    def advance(self, size: int) -> None:
+    def count_file(self, size: int) -> None:
         self.progress.files += 1
         self.progress.done += size
-        self.progress.at(0)
+        self.progress.update(0)
 
-    def report(self, job: Job, result: str, **more: object) -> None:
+    def report(self, transfer: Transfer, result: str, **more: object) -> None:
         if self.args.json:
-            tell_json({"verb": self.verb, "name": job.name, "result": result, **more})
+            tell_json({"verb": self.verb, "name": transfer.name, "result": result, **more})
 
-    def resumed(self, job: Job, offset: int) -> None:
+    def resumed(self, transfer: Transfer, offset: int) -> None:
         """It goes on at offset: further than the last time means that new attempts get somewhere."""
-        if offset > job.offset:
-            self.progress.resumed += offset - job.offset
-            job.offset, self.args.tries = offset, 0
+        if offset > transfer.offset:
+            self.progress.resumed += offset - transfer.offset
+            transfer.offset, self.args.tries = offset, 0
 
     def requeue(self) -> None:
         """What had no answer yet is begun again, in its order, each once; what has been told as failed already is not."""
-        again = {id(job): job for _, job, _, _ in self.link.pending if not job.failed}
-        for job in again.values():
-            job.fresh, job.there = False, None
+        again = {
+            id(transfer): transfer for _, transfer, _, _ in self.link.pending if not transfer.failed
+        }
+        for transfer in again.values():
+            transfer.fresh, transfer.there = False, None
         self.sources.append(iter(again.values()))
         self.link.pending.clear()
         self.link.unanswered = 0
-        hang_up(self.args)
+        close_link(self.args)
         self.progress.current = 0
 
     def recover(self, lost: "Lost") -> None:
         """A new connection, or the Failure that tells how far it came."""
-        reached, jobs = (
+        reached, transfers = (
             self.progress.current,
-            [job for _, job, _, _ in self.link.pending] or [Job("")],
+            [transfer for _, transfer, _, _ in self.link.pending] or [Transfer("")],
         )
-        job, once = jobs[0], next(filter(None, map(self.once, jobs)), "")
+        transfer, once = transfers[0], next(filter(None, map(self.why_once, transfers)), "")
         self.requeue()
         self.progress.clear()
         if not once and (link := reconnected(self.args, lost)):
-            return self.use(link)
-        where = f" at {reached:,} of {job.size:,} bytes of {shown(job.name)}" if job.size else ""
-        where += f"; what came is kept as {shown(job.kept)}" if job.kept else ""
-        raise cut_off(
+            return self.use_link(link)
+        where = (
+            f" at {reached:,} of {transfer.size:,} bytes of {shown(transfer.name)}"
+            if transfer.size
+            else ""
+        )
+        where += f"; what came is kept as {shown(transfer.kept)}" if transfer.kept else ""
+        raise lost_failure(
             lost,
             18,
             f"connection lost{where}",
@@ -408,14 +414,14 @@ class Batch:
             else f"{self.args.typed}   (goes on there); if nobody is there: {server_command(self.args)}",
         )
 
-    def once(self, job: Job) -> str:
+    def why_once(self, transfer: Transfer) -> str:
         """Why it cannot be begun a second time."""
         return ""
 
     def summary(self) -> None:
         self.progress.clear()
-        took = time.monotonic() - self.progress.began
-        text = f"{self.verb}: {plural(self.moved, 'file')}, {readable_size(self.bytes)} in {took:.2f} s ({readable_size(self.bytes / max(took, 0.001))}/s)"
+        elapsed = time.monotonic() - self.progress.began
+        text = f"{self.verb}: {plural(self.moved, 'file')}, {readable_size(self.bytes)} in {elapsed:.2f} s ({readable_size(self.bytes / max(elapsed, 0.001))}/s)"
         text += f"; {self.skipped:,} already there" if self.skipped else ""
         text += f"; {self.failed:,} failed" if self.failed else ""
         if self.args.json:
@@ -424,7 +430,7 @@ class Batch:
                     "verb": self.verb,
                     "files": self.moved,
                     "bytes": self.bytes,
-                    "seconds": round(took, 3),
+                    "seconds": round(elapsed, 3),
                     "skipped": self.skipped,
                     "failed": self.failed,
                 }
@@ -440,21 +446,23 @@ class Changes(Batch):
         super().__init__(args)
         self.verb, self.more, self.keys = args.command, more, keys
 
-    def start(self, job: Job) -> None:
-        self.link.request(self.answered, job, self.verb, job.name, *self.more, **self.keys)
+    def start(self, transfer: Transfer) -> None:
+        self.link.request(
+            self.handle_done, transfer, self.verb, transfer.name, *self.more, **self.keys
+        )
 
-    def answered(self, job: Job, answer: "Line") -> None:
-        granted(answer, self.verb, job.name)
-        self.report(job, "ok")
+    def handle_done(self, transfer: Transfer, answer: "Line") -> None:
+        require_ok(answer, self.verb, transfer.name)
+        self.report(transfer, "ok")
 
-    def run(self, jobs: Iterator[Job]) -> int:
-        self.sources.append(jobs)
+    def run(self, transfers: Iterator[Transfer]) -> int:
+        self.sources.append(transfers)
         try:
-            self.pump()
+            self.exchange()
         except Lost as lost:
-            asked = [shown(job.name) for _, job, _, _ in self.link.pending]
+            asked = [shown(transfer.name) for _, transfer, _, _ in self.link.pending]
             more = f" and {len(asked) - 3:,} more" if len(asked) > 3 else ""
-            raise cut_off(
+            raise lost_failure(
                 lost,
                 56,
                 f"connection lost: unknown whether {self.verb} was done to {', '.join(asked[:3])}{more}",
@@ -469,15 +477,15 @@ def do_delete(args: argparse.Namespace) -> int:
 
 def do_rename(args: argparse.Namespace) -> int:
     return Changes(args, remote_name(args.new), over="yes" if args.force else None).run(
-        iter([Job(remote_name(args.old))])
+        iter([Transfer(remote_name(args.old))])
     )
 
 
 def do_mkdir(args: argparse.Namespace) -> int:
-    return Changes(args).run(iter([Job(remote_name(args.folder))]))
+    return Changes(args).run(iter([Transfer(remote_name(args.folder))]))
 
 
-def expand(args: argparse.Namespace, names: Sequence[str]) -> Iterator[Job]:
+def expand(args: argparse.Namespace, names: Sequence[str]) -> Iterator[Transfer]:
     """Names on the server, with *, ? and [] matched there: all before the first is used, so that nothing comes between."""
     chosen = Listing()
     for name in map(remote_name, names):
@@ -487,7 +495,7 @@ def expand(args: argparse.Namespace, names: Sequence[str]) -> Iterator[Job]:
                 chosen.add(found)
         if not count:
             chosen.add(Line("name", [name], {}))
-    return (Job(found.words[0]) for found in chosen)
+    return (Transfer(found.words[0]) for found in chosen)
 
 
 def matching(link: "Link", pattern: str, hidden: bool) -> Iterator["Line"]:
@@ -495,10 +503,10 @@ def matching(link: "Link", pattern: str, hidden: bool) -> Iterator["Line"]:
     import fnmatch  # not at the top: few need it
 
     folder, _, wanted = pattern.rpartition("/")
-    for entry in following(link, link.ask("list", *[folder] * bool(folder)), "list", folder):
+    for entry in answer_lines(link, link.ask("list", *[folder] * bool(folder)), "list", folder):
         above, _, leaf = entry.words[0].rpartition("/")
-        dotted = leaf.startswith(".") and not (hidden or wanted.startswith("."))
-        fits = above == folder and fnmatch.fnmatchcase(leaf, wanted) and not dotted
+        unasked = leaf.startswith(".") and not (hidden or wanted.startswith("."))
+        fits = above == folder and fnmatch.fnmatchcase(leaf, wanted) and not unasked
         if entry.verb != "note" and fits:
             yield Line("name", entry.words[:1], {})
 
@@ -538,11 +546,11 @@ class Puts(Batch):
         super().__init__(args)
         self.folder = functools.lru_cache(NEAR)(self.open_folder)
 
-    def jobs(self) -> Iterator[Job]:
+    def transfers(self) -> Iterator[Transfer]:
         """What the command line names. Folders on the way to --into are made."""
         into = remote_name(self.args.into) if self.args.into else ""
         if into:
-            yield Job(into, "", os.stat("."))
+            yield Transfer(into, "", os.stat("."))
         for path in self.args.paths:
             # "" is the root folder's
             own = "" if path == "-" else os.path.basename(os.path.abspath(path))
@@ -555,48 +563,53 @@ class Puts(Batch):
                     f"{self.verb} {shown(shlex.quote(path))} --as NAME",
                 )
             name = remote_name(own if self.args.name is None else self.args.name)
-            yield Job(f"{into}/{name}" if into else name, path)
+            yield Transfer(f"{into}/{name}" if into else name, path)
 
-    def start(self, job: Job) -> None:
-        if job.path == "-":
-            return self.send_input(job)
+    def start(self, transfer: Transfer) -> None:
+        if transfer.path == "-":
+            return self.send_input(transfer)
         # a link that is named is followed; in a folder links are not
-        status = job.status = job.status or os.stat(job.path)
-        if stat.S_ISDIR(status.st_mode) and self.is_copy(job):
+        status = transfer.status = transfer.status or os.stat(transfer.path)
+        if stat.S_ISDIR(status.st_mode) and self.is_copy(transfer):
             self.progress.clear()
-            say(f"skipped {shown(job.path)}: there the server keeps what is sent")
+            say(f"skipped {shown(transfer.path)}: there the server keeps what is sent")
         elif stat.S_ISDIR(status.st_mode):
-            self.offer(self.made, job, "mkdir")
-        elif job.fresh:
-            self.send(job, 0, over=False)
-        elif job.there:
-            self.checked(job, job.there)
+            self.announce(self.handle_folder, transfer, "mkdir")
+        elif transfer.fresh:
+            self.send(transfer, 0, over=False)
+        elif transfer.there:
+            self.handle_stat(transfer, transfer.there)
         elif stat.S_ISREG(status.st_mode):
-            job.size = status.st_size
+            transfer.size = status.st_size
             content = self.args.compare == "content"
             keys = (
-                {"size": job.size, "mtime_ns": status.st_mtime_ns}
-                if job.size >= RESUMABLE and self.args.resume
+                {"size": transfer.size, "mtime_ns": status.st_mtime_ns}
+                if transfer.size >= RESUMABLE and self.args.resume
                 else {}
             )
             self.link.request(
-                self.checked, job, "stat", job.name, **keys, digest="yes" if content else None
+                self.handle_stat,
+                transfer,
+                "stat",
+                transfer.name,
+                **keys,
+                digest="yes" if content else None,
             )
         else:
             raise Failure(
                 26,
-                f"skipped {shown(job.path)}",
+                f"skipped {shown(transfer.path)}",
                 "it is a link or a special file, not a file or folder",
                 "the file that it leads to",
             )
 
-    def once(self, job: Job) -> str:
-        return "standard input cannot be resumed" if job.path == "-" else ""
+    def why_once(self, transfer: Transfer) -> str:
+        return "standard input cannot be resumed" if transfer.path == "-" else ""
 
-    def offer(self, handler: Handler, job: Job, verb: str, **keys: object) -> None:
-        self.link.request(handler, job, verb, job.name, **keys)
+    def announce(self, handler: Handler, transfer: Transfer, verb: str, **keys: object) -> None:
+        self.link.request(handler, transfer, verb, transfer.name, **keys)
 
-    def children(self, above: Job) -> Iterator[Job]:
+    def children(self, above: Transfer) -> Iterator[Transfer]:
         """What is in a folder."""
         try:
             top, here = above.top or above.path, os.path.join(above.path, "")
@@ -604,29 +617,29 @@ class Puts(Batch):
             for entry in folder.entries():
                 is_file = entry.is_file(follow_symlinks=False)
                 if not is_file and not entry.is_dir(follow_symlinks=False):
-                    self.pass_over(here + entry.name)
+                    self.say_skipped(here + entry.name)
                 elif not PART.fullmatch(entry.name):
-                    job = Job(
+                    transfer = Transfer(
                         f"{above.name}/{entry.name}", here + entry.name, folder.stat(entry.name)
                     )
-                    job.size = job.status.st_size if job.status and is_file else 0
-                    job.fresh, job.top = above.fresh, top
-                    yield job
+                    transfer.size = transfer.status.st_size if transfer.status and is_file else 0
+                    transfer.fresh, transfer.top = above.fresh, top
+                    yield transfer
         except OSError as error:
-            self.fail(Job(above.name, above.path), self.trouble(above, error))
+            self.fail(Transfer(above.name, above.path), self.as_failure(above, error))
 
     def open_folder(self, top: str, path: str) -> "Folder":
         """A folder of a tree: from the one that was named down, through no link, for one may have taken its place meanwhile."""
         return Folder(top).descend([*filter(None, path[len(top) :].split(os.sep))])
 
     @contextlib.contextmanager
-    def opened(self, job: Job) -> Iterator[tuple[int, os.stat_result]]:
+    def opened(self, transfer: Transfer) -> Iterator[tuple[int, os.stat_result]]:
         """A regular file for reading, and only that: a FIFO would wait for ever. Only a link that was named itself is followed."""
-        above, leaf = os.path.split(job.path)
+        above, leaf = os.path.split(transfer.path)
         fd = (
-            self.folder(job.top, above).open(leaf, os.O_RDONLY)
-            if job.top
-            else os.open(job.path, os.O_RDONLY | NO_LINK & ~getattr(os, "O_NOFOLLOW", 0))
+            self.folder(transfer.top, above).open(leaf, os.O_RDONLY)
+            if transfer.top
+            else os.open(transfer.path, os.O_RDONLY | NO_LINK & ~getattr(os, "O_NOFOLLOW", 0))
         )
         try:
             status = os.fstat(fd)
@@ -636,11 +649,11 @@ class Puts(Batch):
         finally:
             os.close(fd)
 
-    def is_copy(self, job: Job) -> bool:
+    def is_copy(self, transfer: Transfer) -> bool:
         """Whether a folder is the one that the server puts all this into, for it may share a part of what is sent: a copy of it would
         hold another for ever. When the server has answered it is at rest, so that to the nanosecond no other folder has its time."""
-        goal, sock = job.name.partition("/")[0], self.link.sock
-        if self.verb != "put" or not job.top or not job.name.endswith(f"/{goal}"):
+        goal, sock = transfer.name.partition("/")[0], self.link.sock
+        if self.verb != "put" or not transfer.top or not transfer.name.endswith(f"/{goal}"):
             return False
         with contextlib.suppress(OSError):  # the connection is lost: ask() tells
             if sock.getsockname()[0] != sock.getpeername()[0]:
@@ -649,130 +662,142 @@ class Puts(Batch):
             there = self.link.ask("stat", goal)
         except Lost:
             # no answer to it is pending, so nothing else would begin it again
-            self.sources.append(iter([job]))
+            self.sources.append(iter([transfer]))
             raise
         return (
             there.keys.get("type") == "dir"
-            and there.number("mtime_ns") == os.lstat(job.path).st_mtime_ns
+            and there.number("mtime_ns") == os.lstat(transfer.path).st_mtime_ns
         )
 
-    def made(self, job: Job, answer: "Line") -> None:
+    def handle_folder(self, transfer: Transfer, answer: "Line") -> None:
         """The folder is there, so what is in it can go: into a new one without asking what is there already."""
-        job.fresh = answer.verb == "ok"
-        if not job.fresh and answer.keys.get("reason") != "exists":
-            raise refusal(answer, "put", job.name)
-        if job.path:
-            ours = self.children(job)
+        transfer.fresh = answer.verb == "ok"
+        if not transfer.fresh and answer.keys.get("reason") != "exists":
+            raise refusal(answer, "put", transfer.name)
+        if transfer.path:
+            ours = self.children(transfer)
             first = list(itertools.islice(ours, MANY))
-            if not job.fresh and len(first) == MANY and self.args.compare != "content":
-                self.link.put(line("list", job.name))
+            if not transfer.fresh and len(first) == MANY and self.args.compare != "content":
+                self.link.put(line("list", transfer.name))
                 self.link.flush()
                 due = time.monotonic() + MEANWHILE
                 while (
                     len(first) < LISTED and time.monotonic() < due and (ahead := next(ours, None))
                 ):
                     first.append(ahead)
-                self.look_up(first, following(self.link, self.link.reply(), "list", job.name))
+                self.note_known(
+                    first, answer_lines(self.link, self.link.reply(), "list", transfer.name)
+                )
             self.sources.append(itertools.chain(first, ours))
 
-    def look_up(self, jobs: list[Job], theirs: Iterator["Line"]) -> None:
+    def note_known(self, transfers: list[Transfer], theirs: Iterator["Line"]) -> None:
         """What is known of each from a listing, so that few have to be asked for: those of which a part may be there."""
         known = {entry.words[0]: entry for entry in itertools.islice(theirs, LISTED)}
         whole = not sum(1 for _ in theirs)
-        for job in jobs:
-            if job.size < RESUMABLE:
-                job.there = known.get(job.name)
-                job.fresh = whole and not job.there
+        for transfer in transfers:
+            if transfer.size < RESUMABLE:
+                transfer.there = known.get(transfer.name)
+                transfer.fresh = whole and not transfer.there
 
-    def checked(self, job: Job, answer: "Line") -> None:
+    def handle_stat(self, transfer: Transfer, answer: "Line") -> None:
         """What the server has of that name decides."""
         if answer.verb == "err" and answer.keys.get("reason") == "no-such-file":
-            return self.send(job, answer.number("part"), over=False)
+            return self.send(transfer, answer.number("part"), over=False)
         if answer.verb == "err":
-            raise refusal(answer, "put", job.name)
+            raise refusal(answer, "put", transfer.name)
         is_file = answer.keys.get("type", answer.verb) == "file"
-        if is_file and self.is_same(job, answer):
-            return self.skip(job, job.size)
+        if is_file and self.is_same(transfer, answer):
+            return self.skip(transfer, transfer.size)
         if is_file and self.args.force:
-            return self.send(job, answer.number("part"), over=True)
+            return self.send(transfer, answer.number("part"), over=True)
         if not is_file:
             raise Failure(
                 25,
-                f"server already has a folder {shown(job.name)}",
+                f"server already has a folder {shown(transfer.name)}",
                 "a file cannot take its place",
                 "--as NAME",
             )
         raise Failure(
             25,
-            f"server already has {shown(job.name)} ({answer.number('size'):,} bytes; yours has {job.size:,})",
+            f"server already has {shown(transfer.name)} ({answer.number('size'):,} bytes; yours has {transfer.size:,})",
             "it is different, by size or time",
             "--force replaces it; --as NAME stores it beside",
         )
 
-    def is_same(self, job: Job, answer: "Line") -> bool:
-        assert job.status
+    def is_same(self, transfer: Transfer, answer: "Line") -> bool:
+        assert transfer.status
         if self.args.compare != "content":
             return same(
-                job.size, job.status.st_mtime_ns, answer.number("size"), answer.number("mtime_ns")
+                transfer.size,
+                transfer.status.st_mtime_ns,
+                answer.number("size"),
+                answer.number("mtime_ns"),
             )
-        if job.size != answer.number("size"):
+        if transfer.size != answer.number("size"):
             return False
-        with self.opened(job) as (fd, _):
+        with self.opened(transfer) as (fd, _):
             return digest(
-                fd, job.size, hashlib.sha256(), lambda count: self.progress.at(count, "checked")
+                fd,
+                transfer.size,
+                hashlib.sha256(),
+                lambda count: self.progress.update(count, "checked"),
             ) == answer.keys.get("sha256")
 
-    def send(self, job: Job, part: int, over: bool) -> None:
-        with self.opened(job) as (fd, status):
-            job.size, offset, sha = status.st_size, 0, hashlib.sha256()
+    def send(self, transfer: Transfer, part: int, over: bool) -> None:
+        with self.opened(transfer) as (fd, status):
+            transfer.size, offset, sha = status.st_size, 0, hashlib.sha256()
             if part and self.args.resume:
-                offset = self.agree(job, fd, status, sha)
+                offset = self.agree_on_offset(transfer, fd, status, sha)
                 sha = sha if offset else hashlib.sha256()
                 os.lseek(fd, offset, os.SEEK_SET)
-            self.resumed(job, offset)
-            job.kept = (
-                lasting_name(job.name.rpartition("/")[2], job.size, held(status.st_mtime_ns))
+            self.resumed(transfer, offset)
+            transfer.kept = (
+                lasting_name(
+                    transfer.name.rpartition("/")[2], transfer.size, held(status.st_mtime_ns)
+                )
                 + " there"
-                if job.size >= RESUMABLE
+                if transfer.size >= RESUMABLE
                 else ""
             )
-            self.offer(
-                self.stored,
-                job,
+            self.announce(
+                self.handle_stored,
+                transfer,
                 "put",
-                size=job.size,
+                size=transfer.size,
                 mtime_ns=status.st_mtime_ns,
                 over="yes" if over else None,
                 exec="yes" if status.st_mode & stat.S_IXUSR and os.name != "nt" else None,
                 offset=offset or None,
             )
             given_up = send_body(self.link, fd, status, sha, self.go_on)
-        job.sha256 = sha.hexdigest()
+        transfer.sha256 = sha.hexdigest()
         if given_up == "changed":
             raise Failure(
                 18,
-                f"{shown(job.path)} changed while it was sent",
+                f"{shown(transfer.path)} changed while it was sent",
                 "the server has not kept it",
                 "again, when nothing writes to it",
             )
 
-    def agree(self, job: Job, fd: int, status: os.stat_result, sha: "hashlib._Hash") -> int:
+    def agree_on_offset(
+        self, transfer: Transfer, fd: int, status: os.stat_result, sha: "hashlib._Hash"
+    ) -> int:
         """Where to go on: as far as the server's part is the beginning of this very file."""
-        answer = granted(
+        answer = require_ok(
             self.link.ask(
                 "resume",
-                job.name,
-                size=job.size,
+                transfer.name,
+                size=transfer.size,
                 mtime_ns=status.st_mtime_ns,
                 exec="yes" if status.st_mode & stat.S_IXUSR else None,
             ),
             "put",
-            job.name,
+            transfer.name,
         )
         offset = answer.number("offset")
         ours = (
-            digest(fd, offset, sha, lambda count: self.progress.at(count, "checked"))
-            if 0 < offset <= job.size
+            digest(fd, offset, sha, lambda count: self.progress.update(count, "checked"))
+            if 0 < offset <= transfer.size
             else ""
         )
         return offset if ours and ours == answer.keys.get("sha256") else 0
@@ -781,20 +806,20 @@ class Puts(Batch):
         """Between chunks: has the server refused it already?"""
         return count < BATCH or not self.link.peek()
 
-    def stored(self, job: Job, answer: "Line") -> None:
-        if job.failed:
+    def handle_stored(self, transfer: Transfer, answer: "Line") -> None:
+        if transfer.failed:
             return
-        granted(answer, "put", job.name)
-        if answer.keys.get("sha256") != job.sha256 or answer.keys.get("verified") != "yes":
+        require_ok(answer, "put", transfer.name)
+        if answer.keys.get("sha256") != transfer.sha256 or answer.keys.get("verified") != "yes":
             raise Failure(
                 56,
-                f"the server stored something else as {shown(job.name)}",
+                f"the server stored something else as {shown(transfer.name)}",
                 "its digest is not that of what was sent",
                 "again, with --force",
             )
-        self.done(job, job.size, job.sha256)
+        self.done(transfer, transfer.size, transfer.sha256)
 
-    def send_input(self, job: Job) -> None:
+    def send_input(self, transfer: Transfer) -> None:
         """Standard input, of unknown length: no question whether it is there, and no second attempt."""
         if self.verb == "put" and not self.args.quiet:
             say(
@@ -802,35 +827,35 @@ class Puts(Batch):
             )
         if sys.stdin is None:  # closed: the connection may have its number
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        self.offer(self.stored, job, "put", over="yes" if self.args.force else None)
+        self.announce(self.handle_stored, transfer, "put", over="yes" if self.args.force else None)
         sha = hashlib.sha256()
         try:
-            while not (refused := self.await_input(job)) and (chunk := os.read(0, CHUNK)):
+            while not (refused := self.await_input(transfer)) and (chunk := os.read(0, CHUNK)):
                 sha.update(chunk)
-                job.size += len(chunk)
+                transfer.size += len(chunk)
                 self.link.put(b"data %d\n" % len(chunk))
                 self.link.put(chunk)
                 self.link.flush()
         except OSError:
             self.link.put(line("abort", reason="changed"))  # or the server would wait for the rest
             raise
-        job.sha256 = sha.hexdigest()
+        transfer.sha256 = sha.hexdigest()
         self.link.put(
-            line("abort", reason="refused") if refused else line("end", sha256=job.sha256)
+            line("abort", reason="refused") if refused else line("end", sha256=transfer.sha256)
         )
 
-    def await_input(self, job: Job) -> bool:
+    def await_input(self, transfer: Transfer) -> bool:
         """Wait for standard input, however long it is silent; the server hears that we are there. Has it refused meanwhile?"""
         while (
             not (refused := self.link.peek())
             and os.name != "nt"
             and not select.select([0], [], [], LIFE)[0]
         ):
-            self.link.put(line("note", job.name))
+            self.link.put(line("note", transfer.name))
             self.link.flush()
         return refused
 
-    def trouble(self, job: Job, error: Union[OSError, "Refused"]) -> "Failure":
+    def as_failure(self, transfer: Transfer, error: Union[OSError, "Refused"]) -> "Failure":
         assert isinstance(error, OSError)
         near = ""
         with contextlib.suppress(OSError):
@@ -839,14 +864,16 @@ class Puts(Batch):
             near = next(
                 iter(
                     difflib.get_close_matches(
-                        os.path.basename(job.path), os.listdir(os.path.dirname(job.path) or "."), 1
+                        os.path.basename(transfer.path),
+                        os.listdir(os.path.dirname(transfer.path) or "."),
+                        1,
                     )
                 ),
                 "",
             )
         return Failure(
             26,
-            f"cannot read {shown(job.path)}: {(error.strerror or '').lower()} (in {shown(os.getcwd())})",
+            f"cannot read {shown(transfer.path)}: {(error.strerror or '').lower()} (in {shown(os.getcwd())})",
             "it was not sent",
             f"did you mean {shown(near)}?" if near else "check the name",
         )
@@ -873,7 +900,7 @@ def do_put(args: argparse.Namespace) -> int:
     batch = Puts(args) if args.command == "put" else Sends(args)
     if batch.progress.drawn:
         measure(batch.progress, args.paths)
-    return batch.run(batch.jobs())
+    return batch.run(batch.transfers())
 
 
 def local_names(path: str) -> list[str]:
@@ -920,14 +947,14 @@ class Gets(Batch):
             try:
                 self.stream = product() if output == "-" else os.open(output, os.O_WRONLY)
             except OSError as error:
-                raise unwritable(output, error) from None
+                raise cannot_write(output, error) from None
             return None
         folder = output or "."
         if output and not output.endswith("/") and not os.path.isdir(output):
             folder, self.leaf = os.path.split(os.path.abspath(output))
         return destination(folder)
 
-    def jobs(self) -> Iterator[Job]:
+    def transfers(self) -> Iterator[Transfer]:
         found = expand(self.args, self.args.names)
         first = list(itertools.islice(found, 2))
         if self.leaf and len(first) > 1:
@@ -940,77 +967,79 @@ class Gets(Batch):
             )
         return itertools.chain(first, found)
 
-    def start(self, job: Job) -> None:
+    def start(self, transfer: Transfer) -> None:
         content = self.args.compare == "content" and self.stream is None
-        if job.top and not content:
-            return self.fetch(job)
-        self.link.request(self.found, job, "stat", job.name, digest="yes" if content else None)
+        if transfer.top and not content:
+            return self.request_file(transfer)
+        self.link.request(
+            self.handle_stat, transfer, "stat", transfer.name, digest="yes" if content else None
+        )
 
-    def found(self, job: Job, answer: "Line") -> None:
-        granted(answer, "get", job.name)
-        own = job.name.rpartition("/")[2]
-        job.path = job.path if job.top else self.leaf or own
+    def handle_stat(self, transfer: Transfer, answer: "Line") -> None:
+        require_ok(answer, "get", transfer.name)
+        own = transfer.name.rpartition("/")[2]
+        transfer.path = transfer.path if transfer.top else self.leaf or own
         # DEST is where it goes, not its new name: given again, the command finds it there
-        if answer.keys.get("type") == "dir" and not job.top:
-            job.path = f"{self.leaf}/{own}" if self.leaf else own
-            self.link.request(self.tree, job, "list", job.name, deep="yes")
+        if answer.keys.get("type") == "dir" and not transfer.top:
+            transfer.path = f"{self.leaf}/{own}" if self.leaf else own
+            self.link.request(self.handle_listing, transfer, "list", transfer.name, deep="yes")
         else:
-            self.progress.total += answer.number("size") - job.size
-            self.progress.all_files += not job.mtime_ns
-            job.size, job.mtime_ns, job.sha256 = (
+            self.progress.total += answer.number("size") - transfer.size
+            self.progress.all_files += not transfer.mtime_ns
+            transfer.size, transfer.mtime_ns, transfer.sha256 = (
                 answer.number("size"),
                 answer.number("mtime_ns"),
                 answer.keys.get("sha256", ""),
             )
-            job.executable = answer.keys.get("exec") == "yes"
-            self.fetch(job)
+            transfer.executable = answer.keys.get("exec") == "yes"
+            self.request_file(transfer)
 
-    def tree(self, job: Job, answer: "Line") -> None:
+    def handle_listing(self, transfer: Transfer, answer: "Line") -> None:
         """The listing of a folder, whole: bodies can follow only after it."""
         entries = Listing()
-        for entry in following(self.link, answer, "get", job.name):
+        for entry in answer_lines(self.link, answer, "get", transfer.name):
             entries.add(entry)
             self.progress.total += entry.number("size") if entry.verb == "file" else 0
             self.progress.all_files += entry.verb == "file"
-        self.make_folder(job)
-        self.sources.append(self.entries(job, entries))
+        self.make_folder(transfer)
+        self.sources.append(self.entries(transfer, entries))
 
-    def entries(self, above: Job, found: Listing) -> Iterator[Job]:
+    def entries(self, above: Transfer, found: Listing) -> Iterator[Transfer]:
         for entry in found:
-            job = Job(entry.words[0])
-            if not job.name.startswith(above.name + "/"):
+            transfer = Transfer(entry.words[0])
+            if not transfer.name.startswith(above.name + "/"):
                 self.fail(
-                    job,
+                    transfer,
                     Failure(
                         56,
-                        f"the server listed {shown(job.name)}, which is not in {shown(above.name)}",
+                        f"the server listed {shown(transfer.name)}, which is not in {shown(above.name)}",
                         "it breaks the protocol",
                         "another server",
                     ),
                 )
                 continue
-            job.path, job.top = above.path + job.name[len(above.name) :], above.path
-            if "/." in job.name[len(above.name) :] and not self.args.hidden:
+            transfer.path, transfer.top = above.path + transfer.name[len(above.name) :], above.path
+            if "/." in transfer.name[len(above.name) :] and not self.args.hidden:
                 # what lies below a folder with such a name is not told one by one
-                if job.name.rpartition("/")[2].startswith("."):
-                    self.fail(job, dotted(job.name))
+                if transfer.name.rpartition("/")[2].startswith("."):
+                    self.fail(transfer, hidden_name_failure(transfer.name))
             elif entry.verb == "note" and entry.keys["reason"] == "not-a-file":
-                self.pass_over(job.name)
+                self.say_skipped(transfer.name)
             elif entry.verb == "note":
-                self.fail(job, refusal(entry, "get", job.name))
+                self.fail(transfer, refusal(entry, "get", transfer.name))
             elif entry.verb == "dir":
-                self.attempt(self.make_folder, job)
+                self.attempt(self.make_folder, transfer)
             else:
-                job.size, job.mtime_ns, job.executable = (
+                transfer.size, transfer.mtime_ns, transfer.executable = (
                     entry.number("size"),
                     entry.number("mtime_ns"),
                     entry.keys.get("exec") == "yes",
                 )
-                yield job
+                yield transfer
 
-    def make_folder(self, job: Job) -> None:
+    def make_folder(self, transfer: Transfer) -> None:
         if self.stream is None:
-            folder = self.folder(tuple(components(job.path)))
+            folder = self.folder(tuple(components(transfer.path)))
             for entry in folder.entries():
                 swept(folder, entry)
 
@@ -1023,141 +1052,148 @@ class Gets(Batch):
         assert self.top
         return self.top.descend(above, make=True)
 
-    def fetch(self, job: Job) -> None:
+    def request_file(self, transfer: Transfer) -> None:
         if self.stream is not None:
-            job.part = job.part or Stream(self.stream)
+            transfer.part = transfer.part or Stream(self.stream)
         else:
-            folder, leaf = self.local(job.path)
-            if self.is_here(job, folder, leaf):
-                return self.skip(job, job.size)
+            folder, leaf = self.local(transfer.path)
+            if self.is_here(transfer, folder, leaf):
+                return self.skip(transfer, transfer.size)
             folder.protect(leaf)
-            if self.args.resume and job.size >= RESUMABLE and not job.part:
-                self.resume(job, folder, leaf)
-        part = job.part
+            if self.args.resume and transfer.size >= RESUMABLE and not transfer.part:
+                self.resume(transfer, folder, leaf)
+        part = transfer.part
         self.link.request(
-            self.fetched,
-            job,
+            self.handle_body,
+            transfer,
             "get",
-            job.name,
+            transfer.name,
             offset=part.received if part and part.received else None,
             sha256=part.sha.hexdigest() if part and part.received else None,
         )
 
-    def is_here(self, job: Job, folder: "Folder", leaf: str) -> bool:
+    def is_here(self, transfer: Transfer, folder: "Folder", leaf: str) -> bool:
         there = folder.stat(leaf)
         if there is None:
             return False
         if not stat.S_ISREG(there.st_mode):
             raise Failure(
                 23,
-                f"cannot write {shown(job.path)}",
+                f"cannot write {shown(transfer.path)}",
                 "a folder, a link or a special file has that name here",
                 "-o DEST for another place",
             )
-        if job.sha256:
+        if transfer.sha256:
             fd, there = folder.read(leaf)
             with os.fdopen(fd, "rb"):
                 alike = (
-                    there.st_size == job.size
-                    and digest(fd, job.size, hashlib.sha256(), lambda count: None) == job.sha256
+                    there.st_size == transfer.size
+                    and digest(fd, transfer.size, hashlib.sha256(), lambda count: None)
+                    == transfer.sha256
                 )
         else:
-            alike = same(job.size, job.mtime_ns, there.st_size, there.st_mtime_ns)
+            alike = same(transfer.size, transfer.mtime_ns, there.st_size, there.st_mtime_ns)
         if not alike and not self.args.force:
             raise Failure(
                 23,
-                f"{shown(job.path)} is already here ({there.st_size:,} bytes; the server's has {job.size:,})",
+                f"{shown(transfer.path)} is already here ({there.st_size:,} bytes; the server's has {transfer.size:,})",
                 "it is different, by size or time",
                 "--force replaces it; -o DEST puts it elsewhere",
             )
         return alike
 
-    def resume(self, job: Job, folder: "Folder", leaf: str) -> None:
+    def resume(self, transfer: Transfer, folder: "Folder", leaf: str) -> None:
         """What an earlier attempt left, and its digest, for the server to compare."""
-        part = Part(folder, leaf, job.size, job.mtime_ns, job.executable)
+        part = Part(folder, leaf, transfer.size, transfer.mtime_ns, transfer.executable)
         if not folder.stat(part.name):
             return
-        self.claim(job, part)
+        self.claim(transfer, part)
         try:
-            part.examine(job.size, lambda count: self.progress.at(count, "checked"))
+            part.examine(transfer.size, lambda count: self.progress.update(count, "checked"))
         except BaseException:
             part.close()  # this program, a shell, may be the next to ask for it
             raise
-        job.part = part
+        transfer.part = part
 
-    def claim(self, job: Job, part: "Part") -> None:
+    def claim(self, transfer: Transfer, part: "Part") -> None:
         if not part.claim():
             raise Failure(
                 23,
-                f"another program is writing {shown(job.path)}",
+                f"another program is writing {shown(transfer.path)}",
                 "its part is locked",
                 "again, when that one is done",
             )
 
-    def fetched(self, job: Job, answer: "Line") -> None:
+    def handle_body(self, transfer: Transfer, answer: "Line") -> None:
         if answer.verb != "ok":
-            self.let_go(job)
-            raise refusal(answer, "get", job.name)
+            self.release_part(transfer)
+            raise refusal(answer, "get", transfer.name)
         size, mtime_ns = answer.number("size"), answer.number("mtime_ns")
-        part = job.part or Part(
-            *self.local(job.path), size, mtime_ns, answer.keys.get("exec") == "yes"
+        part = transfer.part or Part(
+            *self.local(transfer.path), size, mtime_ns, answer.keys.get("exec") == "yes"
         )
-        part.mtime_ns, job.part = mtime_ns, None  # a file may have grown since its part was checked
+        part.mtime_ns, transfer.part = (
+            mtime_ns,
+            None,
+        )  # a file may have grown since its part was checked
         try:
-            self.receive(job, part, size, answer.number("offset"))
+            self.receive(transfer, part, size, answer.number("offset"))
         except (Lost, KeyboardInterrupt):
-            job.part = part if isinstance(part, Stream) else None
+            transfer.part = part if isinstance(part, Stream) else None
             self.progress.current = part.received
-            job.kept = (
+            transfer.kept = (
                 os.path.join(part.folder.path, part.name) if part.keep() and part.name else ""
             )
             raise
         except BaseException:
-            job.offset = part.received
+            transfer.offset = part.received
             part.drop()
             self.requeue()  # the rest of this body is on its way, and nobody wants it
-            self.use(connected(self.args))
+            self.use_link(connected(self.args))
             raise
-        self.done(job, size, part.sha.hexdigest())
+        self.done(transfer, size, part.sha.hexdigest())
 
-    def receive(self, job: Job, part: "Part", size: int, offset: int) -> None:
+    def receive(self, transfer: Transfer, part: "Part", size: int, offset: int) -> None:
         if part.fd < 0:
-            self.claim(job, part)
+            self.claim(transfer, part)
         part.begin(offset)
-        self.resumed(job, offset)
+        self.resumed(transfer, offset)
         try:
             if (
-                receive_body(self.link, part, size, lambda announced: None, self.progress.at)
+                receive_body(self.link, part, size, lambda announced: None, self.progress.update)
                 == "no"
             ):
                 raise Refused("wrong-digest")
         except Refused as refused:
             code, what, why, hint = UNFIT[refused.reason]
             raise Failure(
-                code, f"{shown(job.name)} {what} ({part.received:,} of {size:,} bytes)", why, hint
+                code,
+                f"{shown(transfer.name)} {what} ({part.received:,} of {size:,} bytes)",
+                why,
+                hint,
             ) from None
         part.finish(self.args.force)
 
     def requeue(self) -> None:
         """The parts that wait for their turn are let go: this program, a shell, may be the next to ask for them."""
-        for _, job, _, _ in self.link.pending:
-            self.let_go(job)
+        for _, transfer, _, _ in self.link.pending:
+            self.release_part(transfer)
         super().requeue()
 
-    def let_go(self, job: Job) -> None:
-        if job.part and job.part.name:
-            job.part.keep()
-            job.part = None
+    def release_part(self, transfer: Transfer) -> None:
+        if transfer.part and transfer.part.name:
+            transfer.part.keep()
+            transfer.part = None
 
-    def trouble(self, job: Job, error: Union[OSError, "Refused"]) -> "Failure":
+    def as_failure(self, transfer: Transfer, error: Union[OSError, "Refused"]) -> "Failure":
         if isinstance(error, Refused):
             why = error.keys.get("why", WHYS[error.reason][0])
             code = 56 if error.reason == "bad-name" else 23
-            what = f"will not write {shown(job.path)} here"
+            what = f"will not write {shown(transfer.path)} here"
             return Failure(code, what, str(why), "-o DEST for another place")
         return Failure(
             23,
-            f"cannot write {shown(job.path)} ({error.strerror}) after {job.offset:,} of {job.size:,} bytes",
+            f"cannot write {shown(transfer.path)} ({error.strerror}) after {transfer.offset:,} of {transfer.size:,} bytes",
             "what was there before is untouched",
             "room on the disk, or -o DEST",
         )
@@ -1181,7 +1217,7 @@ UNFIT = {
 }  # why a body is not taken for the file
 
 
-def dotted(name: str) -> "Failure":
+def hidden_name_failure(name: str) -> "Failure":
     return Failure(
         23,
         f"did not get {shown(name)}",
@@ -1198,11 +1234,11 @@ def destination(path: str) -> "Folder":
         for entry in folder.entries():
             swept(folder, entry)
     except OSError as error:
-        raise unwritable(path, error) from None
+        raise cannot_write(path, error) from None
     return folder
 
 
-def unwritable(path: str, error: OSError) -> "Failure":
+def cannot_write(path: str, error: OSError) -> "Failure":
     return Failure(
         23,
         f"cannot write to {shown(path)} ({error.strerror})",
@@ -1214,7 +1250,7 @@ def unwritable(path: str, error: OSError) -> "Failure":
 def do_get(args: argparse.Namespace) -> int:
     batch = Gets(args)
     try:
-        return batch.run(batch.jobs())
+        return batch.run(batch.transfers())
     finally:
         if batch.stream is not None and args.output != "-":
             os.close(batch.stream)  # its reader waits for the end, and this program may be a shell
@@ -1247,7 +1283,7 @@ class Sends(Puts):
         if args.all:
             waiting = (
                 found
-                for found in everybody(self.link)
+                for found in list_clients(self.link)
                 if found.keys.get("mode") == "receive" and "you" not in found.keys
             )
             self.targets = ",".join(found.words[0] for found in waiting)
@@ -1259,26 +1295,26 @@ class Sends(Puts):
                 "python3 client.py receive, there; --to HOST:PORT or NICK, here",
             )
 
-    def once(self, job: Job) -> str:
+    def why_once(self, transfer: Transfer) -> str:
         return "what others have already would come to them twice"
 
-    def offer(self, handler: Handler, job: Job, verb: str, **keys: object) -> None:
-        job.got, job.kept = [], ""
+    def announce(self, handler: Handler, transfer: Transfer, verb: str, **keys: object) -> None:
+        transfer.got, transfer.kept = [], ""
         self.link.request(
             handler,
-            job,
+            transfer,
             "send",
             self.targets,
-            job.name,
+            transfer.name,
             **keys,
             type="dir" if verb == "mkdir" else None,
         )
 
-    def start(self, job: Job) -> None:
-        job.fresh = True
-        super().start(job)
+    def start(self, transfer: Transfer) -> None:
+        transfer.fresh = True
+        super().start(transfer)
 
-    def noted(self, note: "Line") -> None:
+    def handle_note(self, note: "Line") -> None:
         if note.verb == "got":  # answers come in order: it is about the first that has none
             if len(self.link.arrived) >= len(self.link.pending):
                 raise Broken("got without a send")
@@ -1287,50 +1323,54 @@ class Sends(Puts):
             self.waiting = True
             self.progress.clear()
             say(f"waiting: {plural(note.number('waiting'), 'receiver')}, not all of them free yet")
-        super().noted(note)
+        super().handle_note(note)
 
-    def made(self, job: Job, answer: "Line") -> None:
-        self.received(job, answer)
-        if not job.failed:
-            self.sources.append(self.children(job))
+    def handle_folder(self, transfer: Transfer, answer: "Line") -> None:
+        self.received(transfer, answer)
+        if not transfer.failed:
+            self.sources.append(self.children(transfer))
 
-    def stored(self, job: Job, answer: "Line") -> None:
-        self.received(job, answer)
-        if not job.failed:
-            self.done(job, job.size, job.sha256)
+    def handle_stored(self, transfer: Transfer, answer: "Line") -> None:
+        self.received(transfer, answer)
+        if not transfer.failed:
+            self.done(transfer, transfer.size, transfer.sha256)
 
-    def received(self, job: Job, answer: "Line") -> None:
+    def received(self, transfer: Transfer, answer: "Line") -> None:
         """Who has it, who has not, and why."""
         if self.nobody:
-            job.failed, self.failed = True, self.failed + 1
+            transfer.failed, self.failed = True, self.failed + 1
             return
-        if not job.got:
-            raise refusal(answer, "send", job.name)
-        reasons = [self.account(job, found) for found in job.got]
-        job.failed = all(reasons)
-        if job.failed and AWAY.issuperset(reasons):
+        if not transfer.got:
+            raise refusal(answer, "send", transfer.name)
+        reasons = [self.count_result(transfer, found) for found in transfer.got]
+        transfer.failed = all(reasons)
+        if transfer.failed and AWAY.issuperset(reasons):
             self.nobody = True
-            if self.link.pending or self.next_job():
+            if self.link.pending or self.next_transfer():
                 say("nobody is left who receives: the rest is not sent")
             self.sources.clear()
 
-    def account(self, job: Job, found: "Line") -> str:
+    def count_result(self, transfer: Transfer, found: "Line") -> str:
         """What one receiver said: "", or why it has not got it."""
-        verified = found.words[1:2] == ["ok"] and found.keys.get("sha256") == (job.sha256 or None)
+        verified = found.words[1:2] == ["ok"] and found.keys.get("sha256") == (
+            transfer.sha256 or None
+        )
         target, reason = (
-            called(found.words[0], found.keys.get("nick")),
+            peer_name(found.words[0], found.keys.get("nick")),
             "" if verified else found.keys.get("reason") or "wrong-digest",
         )
         row = self.results.setdefault(target, [0, 0, 0])
-        for place, more in enumerate((1, verified, job.size * verified)):
+        for place, more in enumerate((1, verified, transfer.size * verified)):
             row[place] += more
         if reason:
-            job.failed = False  # each receiver that has not got it is told of
+            transfer.failed = False  # each receiver that has not got it is told of
             why, hint = {**WHYS, **THERE}.get(reason, ("the receiver says so", "again"))
             why = shown(found.keys.get("why", why))
             self.fail(
-                job,
-                Failure(25, f"{target} did not get {shown(job.name)} ({shown(reason)})", why, hint),
+                transfer,
+                Failure(
+                    25, f"{target} did not get {shown(transfer.name)} ({shown(reason)})", why, hint
+                ),
             )
         return reason
 
@@ -1358,24 +1398,24 @@ class Inbox:
         self.args, self.link = args, connected(args)
         # (sender, folder) -> what the folder is called here
         self.named: dict[tuple[str, str], str] = {}
-        self.noted = 0.0  # when the sender was last told how far it is
+        self.last_note = 0.0  # when the sender was last told how far it is
         self.top = destination(args.output or ".")
 
     def run(self) -> int:
-        answer = granted(self.link.ask("receive"), "let receive", "files")
+        answer = require_ok(self.link.ask("receive"), "let receive", "files")
         self.link.keep_alive()
         if not self.args.quiet:
             known = shown(answer.keys.get("nick") or answer.keys.get("you", "?"))
             say(
                 "waiting for files; others send them with:  python3 client.py "
-                f"--host {self.args.host} --port {self.args.port}{needs(self.args)} send PATH --to {known}"
+                f"--host {self.args.host} --port {self.args.port}{trust_options(self.args)} send PATH --to {known}"
             )
         while self.args.count:  # below zero, without --count, it comes to no end
-            self.obey(self.link.line(idle=True))
-        leave(self.args)
+            self.handle_request(self.link.line(idle=True))
+        say_bye(self.args)
         return 0
 
-    def obey(self, request: "Line") -> None:
+    def handle_request(self, request: "Line") -> None:
         """One request. What is left of a body that was refused is passed over."""
         if request.verb not in ("put", "mkdir"):
             if request.verb not in ("data", "end", "abort", "note", "ok"):
@@ -1393,9 +1433,9 @@ class Inbox:
         self.link.flush()
 
     def sender(self, request: "Line") -> str:
-        return called(request.keys.get("from", "?"), request.keys.get("nick"))
+        return peer_name(request.keys.get("from", "?"), request.keys.get("nick"))
 
-    def place(self, name: str, request: "Line") -> tuple["Folder", list[str]]:
+    def locate(self, name: str, request: "Line") -> tuple["Folder", list[str]]:
         """The folder that it goes to, made where it is missing, and its whole name here."""
         top, *rest = components(name, self.args.hidden)
         parts = [self.named.get((request.keys.get("from", ""), top), top), *rest]
@@ -1405,13 +1445,13 @@ class Inbox:
 
     def make(self, name: str, request: "Line") -> None:
         """A folder. One that nobody has sent from there yet gets a name of its own, with what is in it."""
-        folder, parts = self.place(name, request)
+        folder, parts = self.locate(name, request)
         sender = request.keys.get("from", ""), name
         if len(parts) > 1 or self.args.force:
             folder.below(parts[-1], make=True)
         else:
             self.named.pop(sender, None)
-            for leaf in numbered(name):
+            for leaf in numbered_names(name):
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(folder.at(leaf), dir_fd=folder.fd)
                     break
@@ -1421,7 +1461,7 @@ class Inbox:
         self.link.put(line("ok", "mkdir", name))
 
     def store(self, name: str, request: "Line") -> None:
-        folder, parts = self.place(name, request)
+        folder, parts = self.locate(name, request)
         size = request.number("size") if "size" in request.keys else None
         part = Part(
             folder,
@@ -1434,9 +1474,9 @@ class Inbox:
         progress.total = size or 0
 
         def tell_both(received: int) -> None:
-            progress.at(received)
-            if time.monotonic() - self.noted >= REDRAW:
-                self.noted = time.monotonic()
+            progress.update(received)
+            if time.monotonic() - self.last_note >= REDRAW:
+                self.last_note = time.monotonic()
                 self.link.put(line("note", name, received=received))
                 self.link.flush()
 
@@ -1444,9 +1484,9 @@ class Inbox:
             part.claim()
             part.begin(0)
             verified = receive_body(self.link, part, size, lambda announced: None, tell_both)
-            parts[-1] = self.settle(part)
+            parts[-1] = self.finish(part)
         except Lost as lost:
-            raise cut_off(
+            raise lost_failure(
                 lost,
                 18,
                 f"connection lost at {part.received:,} of {size or 0:,} bytes of {shown(name)}",
@@ -1470,9 +1510,9 @@ class Inbox:
         self.link.flush()
         self.show(given, part, request)
 
-    def settle(self, part: "Part") -> str:
+    def finish(self, part: "Part") -> str:
         """Its name: the one that it was sent with, or with a number where that is taken."""
-        for leaf in numbered(part.leaf):
+        for leaf in numbered_names(part.leaf):
             with contextlib.suppress(FileExistsError):
                 part.leaf = leaf
                 part.finish(self.args.force)
@@ -1500,7 +1540,7 @@ class Inbox:
             say(f"  {part.received:,} bytes from {self.sender(request)}")
 
 
-def numbered(leaf: str) -> Iterator[str]:
+def numbered_names(leaf: str) -> Iterator[str]:
     """notes.txt, notes (1).txt, notes (2).txt ..."""
     stem, ending = os.path.splitext(leaf)
     return itertools.chain([leaf], (f"{stem} ({number}){ending}" for number in itertools.count(1)))
@@ -1538,7 +1578,7 @@ class Chat:
         self.link.put(line("chat"))
         while (found := self.link.line()).verb not in ("ok", "err"):
             self.show(found)
-        granted(found, "let join", "the chat")
+        require_ok(found, "let join", "the chat")
         self.link.keep_alive()
         if not self.args.quiet:
             known = shown(found.keys.get("nick") or found.keys.get("you", "?"))
@@ -1550,8 +1590,8 @@ class Chat:
     def run(self) -> None:
         try:
             while self.typist is not Typist.GONE or self.typed or self.unanswered:
-                self.attend()
-            leave(self.args)
+                self.wait_and_pass_on()
+            say_bye(self.args)
         except (Lost, Broken, Failure) as problem:
             self.problem = problem
         except OSError as error:
@@ -1564,7 +1604,7 @@ class Chat:
         if self.problem:
             self.wake_typist()
 
-    def attend(self) -> None:
+    def wait_and_pass_on(self) -> None:
         """Wait until somebody says or types something, and pass it on."""
         self.link.flush()
         heard = select.select(
@@ -1575,18 +1615,18 @@ class Chat:
         if self.bell in heard:
             self.bell.recv(4096)
             while self.typed:
-                self.utter(self.typed.popleft())
+                self.send_typed(self.typed.popleft())
         if self.link.sock in heard:
             self.link.fill(self.args.timeout)
         while self.link.buffer.find(b"\n", self.link.start, self.link.end) >= 0:
             self.show(self.link.line())
 
-    def utter(self, text: str) -> None:
+    def send_typed(self, text: str) -> None:
         if text == "/who":
             self.link.put(line("who"))
             self.unanswered += 1
         elif text.startswith("/") and not text.startswith("//"):
-            self.emit(
+            self.show_line(
                 "* /who tells who is here, /quit leaves; a line that starts with a slash needs two"
             )
         else:
@@ -1605,17 +1645,19 @@ class Chat:
         words, keys = found.words or [""], found.keys
         if found.verb == "said":
             name, _, text = words[0].partition(" ")
-            self.emit(f"{unquote(name[5:])}: {text}", {"from": unquote(name[5:]), "text": text})
+            self.show_line(
+                f"{unquote(name[5:])}: {text}", {"from": unquote(name[5:]), "text": text}
+            )
         elif found.verb in ("joined", "left"):
-            self.emit(f"* {words[0]} {found.verb}", {found.verb: words[0]})
+            self.show_line(f"* {words[0]} {found.verb}", {found.verb: words[0]})
         elif found.verb == "client":
-            self.emit(
+            self.show_line(
                 "* "
                 + "  ".join([words[0], *(keys[key] for key in ("nick", "mode") if key in keys)]),
                 {**keys, "client": words[0]},
             )
         elif "lost" in keys:
-            self.emit(
+            self.show_line(
                 f"* {plural(found.number('lost'), 'line')} of others lost: they came faster than you took them",
                 {"lost": found.number("lost")},
             )
@@ -1623,19 +1665,19 @@ class Chat:
             self.unanswered -= 1
             if found.verb == "err":
                 self.code = 9
-                self.emit(
+                self.show_line(
                     f"* not said ({keys.get('reason', '?')})", {"error": keys.get("reason", "?")}
                 )
 
-    def emit(self, text: str, facts: Optional[dict[str, Any]] = None) -> None:
+    def show_line(self, text: str, facts: Optional[dict[str, Any]] = None) -> None:
         if self.args.json and facts:
             tell_json(facts)
         elif self.typist is Typist.TYPING and self.live:
-            os.write(product(), self.above(in_rows(shown(text), 1)).encode())
+            os.write(product(), self.with_prompt(in_rows(shown(text), 1)).encode())
         else:
             tell(shown(text))
 
-    def above(self, text: str) -> str:
+    def with_prompt(self, text: str) -> str:
         """The line, and below it the prompt with what was typed so far, if Python has readline to tell."""
         readline = sys.modules.get("readline")
         if not readline:
@@ -2064,11 +2106,11 @@ class Link(Wire):
 
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(dial(args), args.timeout)
-        self.place, self.flags = place(args), link_flags(args)
-        self.pending: deque[tuple[Handler, Job, tuple[str, ...], int]] = deque()
+        self.endpoint, self.flags = endpoint(args), link_flags(args)
+        self.pending: deque[tuple[Handler, Transfer, tuple[str, ...], int]] = deque()
         self.unanswered = 0  # bytes of pending requests
         self.arrived: deque[Line] = deque()  # answers that came while something was sent
-        self.noted: Callable[[Line], None] = lambda note: None
+        self.handle_note: Callable[[Line], None] = lambda note: None
         try:
             self.log_in(args, self.greet())
         except BaseException:
@@ -2085,19 +2127,22 @@ class Link(Wire):
         except Broken as broken:
             greeting = Line(str(broken), [], {})
         except Lost as lost:
-            raise cut_off(
-                lost, 52, f"{self.place} said nothing", "check the port: a file server greets first"
+            raise lost_failure(
+                lost,
+                52,
+                f"{self.endpoint} said nothing",
+                "check the port: a file server greets first",
             ) from None
         if greeting.keys.get("reason") in TURNED_AWAY:
             code, what, why, hint = TURNED_AWAY[greeting.keys["reason"]]
-            raise Failure(code, f"{self.place} {what}", why, hint)
+            raise Failure(code, f"{self.endpoint} {what}", why, hint)
         if greeting.verb != "sixsockets" or greeting.words[:1] != [PROTOCOL]:
             known = {"http": "it speaks HTTP", "this": "it speaks TLS"}.get(
                 greeting.verb[:4], "it does not begin with the greeting of one"
             )
             raise Failure(
                 56,
-                f"{self.place} is no Six Sockets file server",
+                f"{self.endpoint} is no Six Sockets file server",
                 f"{known}: another program listens there",
                 "check the port; httpclient.py speaks to web servers",
             )
@@ -2110,7 +2155,7 @@ class Link(Wire):
             if password:
                 raise Failure(
                     67,
-                    f"{self.place} does not ask for the password",
+                    f"{self.endpoint} does not ask for the password",
                     "so it cannot prove that it knows it: it may be another server",
                     "without --password and SIXSOCKETS_PASSWORD, if it is meant to be open",
                 )
@@ -2119,19 +2164,19 @@ class Link(Wire):
         if keys["auth"] != AUTH or not NONCE.fullmatch(salt) or not NONCE.fullmatch(theirs):
             raise Failure(
                 56,
-                f"{self.place} asks for a password in a way that is not known here",
+                f"{self.endpoint} asks for a password in a way that is not known here",
                 shown(keys["auth"]),
                 "a newer client.py",
             )
         if not password and not os.isatty(2):
             raise Failure(
                 67,
-                f"{self.place} asks for a password",
+                f"{self.endpoint} asks for a password",
                 "none was given, and there is no terminal to ask on",
                 "--password TEXT, or SIXSOCKETS_PASSWORD in the environment",
             )
         if not password:
-            password = args.password = ask_password(self.place)
+            password = args.password = ask_password(self.endpoint)
         key, pin = (
             auth_key(password, salt),
             fingerprint(self.sock.getpeercert(binary_form=True))
@@ -2146,13 +2191,13 @@ class Link(Wire):
                 if reason == "busy"
                 else ("it is not the server's", "the one that the server was given, or printed")
             )
-            raise Failure(67, f"{self.place} refused the password ({shown(reason)})", *told)
+            raise Failure(67, f"{self.endpoint} refused the password ({shown(reason)})", *told)
         if not same_proof(
             answer.keys.get("proof", ""), auth_proof(key, "server", theirs, mine, pin)
         ):
             raise Failure(
                 67,
-                f"{self.place} does not know the password itself",
+                f"{self.endpoint} does not know the password itself",
                 "it is not the server that it should be, or somebody is in between",
                 "check the address; nothing was sent",
             )
@@ -2186,14 +2231,14 @@ class Link(Wire):
         if not select.select([self.sock], [], [], quiet)[0]:
             patience = max(0.001, patience - quiet)
             if NOTICE_AFTER < self.timeout:
-                say(f"waiting for an answer from {self.place} (Ctrl-C stops)")
+                say(f"waiting for an answer from {self.endpoint} (Ctrl-C stops)")
         super().fill(patience)
 
-    def request(self, handler: Handler, job: Job, *words: str, **keys: object) -> None:
+    def request(self, handler: Handler, transfer: Transfer, *words: str, **keys: object) -> None:
         text = line(*words, **keys)
         # the answer does not repeat for whom it was
         echoed = words if words[0] != "send" else ("send", words[2])
-        self.pending.append((handler, job, echoed, len(text)))
+        self.pending.append((handler, transfer, echoed, len(text)))
         self.unanswered += len(text)
         self.put(text)
 
@@ -2219,7 +2264,7 @@ class Link(Wire):
         if found.verb != "got" and (found.verb != "note" or "reason" in found.keys):
             self.arrived.append(found)
             return True
-        self.noted(found)
+        self.handle_note(found)
         return False
 
     def peek(self) -> bool:
@@ -2273,7 +2318,7 @@ def connected(args: argparse.Namespace) -> Link:
     """The connection of this command; the shell's stays open from command to command, unless the server has closed it, or another is asked for."""
     same_goal = args.link and args.link.flags == link_flags(args)
     if args.link and not (same_goal and not select.select([args.link.sock], [], [], 0)[0]):
-        hang_up(args)
+        close_link(args)
     if args.link:
         found: Link = args.link
         return found
@@ -2291,13 +2336,13 @@ def connected(args: argparse.Namespace) -> Link:
 def connect(args: argparse.Namespace) -> Link:
     link = args.link = Link(args)
     if args.nick:
-        granted(link.ask("ping", nick=args.nick), "accept the nick", args.nick)
+        require_ok(link.ask("ping", nick=args.nick), "accept the nick", args.nick)
     return link
 
 
 def reconnected(args: argparse.Namespace, lost: Lost) -> Optional[Link]:
     """A new connection in the place of a lost one, if there is one to be had; the pause before each attempt is longer."""
-    hang_up(args)
+    close_link(args)
     while args.tries < args.retries:
         seconds = BACK_OFF * 2**args.tries
         args.tries += 1
@@ -2309,28 +2354,28 @@ def reconnected(args: argparse.Namespace, lost: Lost) -> Optional[Link]:
             # a server that is there and refuses would do so again, or lock us out
             if isinstance(problem, Failure) and problem.code not in ABSENT:
                 raise
-        hang_up(args)  # it may have been lost with a question open
+        close_link(args)  # it may have been lost with a question open
     return None
 
 
-def cut_off(lost: Lost, code: int, what: str, hint: str) -> "Failure":
+def lost_failure(lost: Lost, code: int, what: str, hint: str) -> "Failure":
     """What a lost connection ends; silence has an exit code of its own."""
     return Failure(28 if isinstance(lost, Silent) else code, what, str(lost), hint)
 
 
-def hang_up(args: argparse.Namespace) -> None:
+def close_link(args: argparse.Namespace) -> None:
     if args.link:
         end_tls(args.link.sock)
         args.link.sock.close()
     args.link = None
 
 
-def leave(args: argparse.Namespace) -> None:
+def say_bye(args: argparse.Namespace) -> None:
     """All has been said: a server that is gone by now changes nothing."""
     with contextlib.suppress(Lost):
         args.link.put(line("bye"))
         args.link.flush()
-    hang_up(args)
+    close_link(args)
 
 
 # --- answers: what they mean for people ---
@@ -2439,7 +2484,7 @@ TURNED_AWAY = {
 }  # reasons that come instead of the greeting
 
 
-def granted(answer: Line, verb: str, name: str) -> Line:
+def require_ok(answer: Line, verb: str, name: str) -> Line:
     if answer.verb != "ok":
         raise refusal(answer, verb, name)
     return answer
@@ -2466,8 +2511,8 @@ def refusal(answer: Line, verb: str, name: str) -> "Failure":
     return Failure(code, f"server refused to {verb} {shown(name)} ({shown(reason)})", why, hint)
 
 
-def called(place: str, nick: Optional[str]) -> str:
-    return shown(f"{place} ({nick})" if nick else place)
+def peer_name(endpoint: str, nick: Optional[str]) -> str:
+    return shown(f"{endpoint} ({nick})" if nick else endpoint)
 
 
 def remote_name(text: str) -> str:
@@ -3020,7 +3065,7 @@ def tell_json(facts: dict[str, Any]) -> None:
     write_line(json.dumps(clean).encode())
 
 
-def complain(failure: Exception) -> None:
+def say_failure(failure: Exception) -> None:
     """Say what failed: with names and reasons of others, but with a hint that is all ours."""
     for text in str(failure).splitlines():
         say(text if text.startswith("try:") else in_rows(text, 2))
@@ -3054,7 +3099,7 @@ def draw(text: str) -> None:
 
 
 class Progress:
-    """One bar for the whole job, on a terminal: bytes that are safe on the other side, or here."""
+    """One bar for the whole transfer, on a terminal: bytes that are safe on the other side, or here."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.drawn = os.isatty(2) and not args.quiet
@@ -3064,7 +3109,7 @@ class Progress:
         self.resumed = 0  # bytes that were there before and do not count for the rate
         self.shown = False
 
-    def at(self, current: int, verb: str = "") -> None:
+    def update(self, current: int, verb: str = "") -> None:
         """So much of the current file is there."""
         self.current = current
         if self.drawn and (now := time.monotonic()) >= self.due:
@@ -3174,13 +3219,13 @@ def shell(args: argparse.Namespace) -> int:
     connected(args)
     if terminal:
         prepare_completion()
-        say(f"connected to {place(args)}; help lists the commands")
+        say(f"connected to {endpoint(args)}; help lists the commands")
     while True:
         try:
             words = split(next_line(PROMPT))
             if words and words[0].lower() in ENDS:
                 break
-            failed = obey(args, words) if words else 0
+            failed = run_line(args, words) if words else 0
             code = code or failed
         except Failure as failure:
             say(str(failure))
@@ -3192,7 +3237,7 @@ def shell(args: argparse.Namespace) -> int:
         except EOFError:
             break
     if args.link:
-        leave(args)
+        say_bye(args)
     return 0 if terminal else code
 
 
@@ -3219,9 +3264,9 @@ def split(text: str) -> list[str]:
         ) from None
 
 
-def obey(args: argparse.Namespace, words: list[str]) -> int:
+def run_line(args: argparse.Namespace, words: list[str]) -> int:
     """One line of the shell: the same words as on the command line, and those of the labs."""
-    words = lab_words(words)
+    words = translate_lab_words(words)
     verb = WORDS.get(words[0].lower(), words[0].lower())
     if verb == "help":
         for text in SHELL_HELP.splitlines():
@@ -3246,12 +3291,12 @@ def obey(args: argparse.Namespace, words: list[str]) -> int:
         return int(end.code or 0)
     parsed.typed = typed(words)
     try:
-        return carry_out(parsed)
+        return run_command(parsed)
     finally:
         args.link = parsed.link
 
 
-def lab_words(words: list[str]) -> list[str]:
+def translate_lab_words(words: list[str]) -> list[str]:
     """`upload IP PORT PATH` is a send to that client; `upload` alone asks for the path, and to whom."""
     if words[0].lower() != "upload":
         return words
@@ -3932,7 +3977,7 @@ class Parser(argparse.ArgumentParser):
 
 
 # --- the command line ---
-def place(args: argparse.Namespace) -> str:
+def endpoint(args: argparse.Namespace) -> str:
     return address((args.host, args.port))
 
 
@@ -3947,7 +3992,7 @@ def typed(words: Sequence[str]) -> str:
     return shown(shlex.join(masked))
 
 
-def needs(args: argparse.Namespace) -> str:
+def trust_options(args: argparse.Namespace) -> str:
     """The flags with which others reach this server too; not the password."""
     trust = (
         f" --pin {args.pin}"
@@ -4039,7 +4084,7 @@ def common_flags(parser: argparse.ArgumentParser) -> None:
 
 
 # what the arguments of the commands are
-PLACES = {
+ARGUMENTS = {
     "NAME": "a file or folder there",
     "NAME+": "files, folders or patterns there",
     "PATH+": "files and folders here, or - for standard input",
@@ -4070,7 +4115,7 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
                 {"NAME+": "names", "PATH+": "paths"}.get(place, place.lower()),
                 nargs="+" if many else None,
                 metavar=place.rstrip("+"),
-                help=PLACES[place],
+                help=ARGUMENTS[place],
             )
         return made.add_argument
 
@@ -4103,17 +4148,17 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
         metavar="HOST:PORT|NICK",
         help="who gets it; may be given several times",
     )
-    flag("--all", action="store_true", help="everybody who is receiving")
+    flag("--all", action="store_true", help="list_clients who is receiving")
     flag("--as", dest="name", metavar="NAME", help="what it is called there")
     flag = command("receive", "wait for what others send")
     flag("-o", dest="output", metavar="DIR", help="the folder for it (default: here)")
     flag("--count", type=between(1, 1e9), metavar="N", help="end after so many files")
     flag("--hidden", action="store_true", help="take names that start with a dot too")
-    command("chat", "talk with everybody who is in it")
+    command("chat", "talk with list_clients who is in it")
     return parser
 
 
-def persist(args: argparse.Namespace) -> int:
+def run_with_retries(args: argparse.Namespace) -> int:
     """One command, again where the connection is lost before anything came of it; of a chat something has come."""
     args.tries = 0  # new connections since something went well
     while True:
@@ -4124,25 +4169,25 @@ def persist(args: argparse.Namespace) -> int:
                 raise
 
 
-def carry_out(args: argparse.Namespace) -> int:
+def run_command(args: argparse.Namespace) -> int:
     """One command, and whatever ends it but a signal, as an exit code. A connection on which something failed is not used again."""
     try:
         if args.ask_password and args.password is None:
-            args.password = ask_password(place(args))
-        return persist(args) if args.command else shell(args)
+            args.password = ask_password(endpoint(args))
+        return run_with_retries(args) if args.command else shell(args)
     except Failure as failure:
         problem = failure
     except Lost as lost:
-        problem = cut_off(
+        problem = lost_failure(
             lost,
             56,
-            f"connection to {place(args)} lost",
+            f"connection to {endpoint(args)} lost",
             f"again; if nobody is there: {server_command(args)}",
         )
     except Broken as broken:
         problem = Failure(
             56,
-            f"{place(args)} broke the protocol ({shown(str(broken))})",
+            f"{endpoint(args)} broke the protocol ({shown(str(broken))})",
             "it sent what no file server sends",
             "server.py --trace shows it",
         )
@@ -4155,11 +4200,11 @@ def carry_out(args: argparse.Namespace) -> int:
             "the same in a folder that is there",
         )
     except KeyboardInterrupt as end:
-        hang_up(args)
+        close_link(args)
         end.args = end.args or ("\nstopped",)
         raise
-    hang_up(args)
-    complain(problem)
+    close_link(args)
+    say_failure(problem)
     return problem.code
 
 
@@ -4167,7 +4212,7 @@ class Killed(KeyboardInterrupt):
     """kill, or a terminal that is closed, ends it like Ctrl-C, so that no part is left of what cannot be resumed; and the shell too."""
 
 
-def heed_signals() -> None:
+def catch_signals() -> None:
     import signal
 
     deadly = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
@@ -4188,16 +4233,16 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     args = build_parser(words).parse_args(words)
     args.typed = typed(["python3", "client.py", *words])
-    heed_signals()
+    catch_signals()
     with contextlib.suppress(AttributeError):  # None: it was closed
         sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # what is typed or piped need not be text: as in file names
     try:
-        return carry_out(args)
+        return run_command(args)
     except KeyboardInterrupt as end:
         say(str(end))
         return 130
     finally:
-        hang_up(args)
+        close_link(args)
 
 
 if __name__ == "__main__":

@@ -1692,6 +1692,9 @@ def test_in_the_shell_a_chat_comes_back_to_the_prompt(do, peer):
 
 
 def test_names_with_a_number_keep_their_ending():
-    names = script.numbered("a.tar.gz")
+    names = script.numbered_names("a.tar.gz")
     assert [next(names) for _ in range(3)] == ["a.tar.gz", "a.tar (1).gz", "a.tar (2).gz"]
-    assert [name for _, name in zip(range(2), script.numbered("noend"))] == ["noend", "noend (1)"]
+    assert [name for _, name in zip(range(2), script.numbered_names("noend"))] == [
+        "noend",
+        "noend (1)",
+    ]
