@@ -969,6 +969,9 @@ class Gets(Batch):
 
     def start(self, transfer: Transfer) -> None:
         content = self.args.compare == "content" and self.stream is None
+        entry, transfer.there = transfer.there, None
+        if entry and not self.is_wanted(transfer, entry):
+            return
         if transfer.top and not content:
             return self.request_file(transfer)
         self.link.request(
@@ -1007,35 +1010,35 @@ class Gets(Batch):
     def entries(self, above: Transfer, found: Listing) -> Iterator[Transfer]:
         for entry in found:
             transfer = Transfer(entry.words[0])
-            if not transfer.name.startswith(above.name + "/"):
-                self.fail(
-                    transfer,
-                    Failure(
-                        56,
-                        f"the server listed {shown(transfer.name)}, which is not in {shown(above.name)}",
-                        "it breaks the protocol",
-                        "another server",
-                    ),
-                )
-                continue
-            transfer.path, transfer.top = above.path + transfer.name[len(above.name) :], above.path
-            if "/." in transfer.name[len(above.name) :] and not self.args.hidden:
-                # what lies below a folder with such a name is not told one by one
-                if transfer.name.rpartition("/")[2].startswith("."):
-                    self.fail(transfer, hidden_name_failure(transfer.name))
-            elif entry.verb == "note" and entry.keys["reason"] == "not-a-file":
-                self.say_skipped(transfer.name)
-            elif entry.verb == "note":
-                self.fail(transfer, refusal(entry, "get", transfer.name))
-            elif entry.verb == "dir":
-                self.attempt(self.make_folder, transfer)
-            else:
-                transfer.size, transfer.mtime_ns, transfer.executable = (
-                    entry.number("size"),
-                    entry.number("mtime_ns"),
-                    entry.keys.get("exec") == "yes",
-                )
+            transfer.path = above.path + transfer.name[len(above.name) :]
+            transfer.top, transfer.there = above.path, entry
+            if transfer.name.startswith(above.name + "/"):
                 yield transfer
+            else:
+                what = (
+                    f"the server listed {shown(transfer.name)}, which is not in {shown(above.name)}"
+                )
+                why = "it breaks the protocol"
+                self.fail(transfer, Failure(56, what, why, "get the files by their names"))
+
+    def is_wanted(self, transfer: Transfer, entry: "Line") -> bool:
+        """Whether an entry of a listing is a file to get; a folder is made at once."""
+        leaf = components(transfer.path)[-1]
+        if "/." in transfer.path[len(transfer.top) :] and not self.args.hidden:
+            # what lies below a folder with such a name is not told one by one
+            if leaf.startswith("."):
+                raise hidden_name_failure(transfer.name)
+        elif entry.keys.get("reason") == "not-a-file":
+            self.say_skipped(transfer.name)
+        elif entry.verb == "note":
+            raise refusal(entry, "get", transfer.name)
+        elif entry.verb == "dir":
+            self.make_folder(transfer)
+        else:
+            transfer.size, transfer.mtime_ns = entry.number("size"), entry.number("mtime_ns")
+            transfer.executable = entry.keys.get("exec") == "yes"
+            return True
+        return False
 
     def make_folder(self, transfer: Transfer) -> None:
         if self.stream is None:
