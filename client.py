@@ -4,18 +4,21 @@
     python3 client.py list                        what is on 127.0.0.1:9000
     python3 client.py put notes.txt photos/       files and whole folders
     python3 client.py get notes.txt photos        into the current folder; -o DEST for elsewhere
-    python3 client.py --host 192.0.2.7 --password WORD --pin SHA256 get '*.jpg' -o pictures/     as the server printed it
+    python3 client.py --host 192.0.2.7 --password WORD --pin SHA256 get '*.jpg' -o pictures/
+                                                  (the server printed the pin at its start)
     tar c . | python3 client.py put - --as box.tar     and: get box.tar -o - | tar x
     python3 client.py delete old.txt              rename OLD NEW, mkdir NAME, stat NAME, help
     python3 client.py who                         the other clients
     python3 client.py receive -o inbox/           wait for what they send
-    python3 client.py send photos/ --to 192.0.2.9:51234 --to anna     or --all: straight to them, nothing stays on the server
+    python3 client.py send photos/ --to 192.0.2.9:51234 --to anna
+                                                  or --all: nothing stays on the server
     python3 client.py chat --nick anna            talk with list_clients who is in it
     python3 client.py                             a shell with these commands
 
-After a lost connection a command tries again by itself (--retries); cut off for good, it goes on where it was when it is given
-again. What is already there with the same size and time is skipped; a different file is replaced only with --force. The other
-side checks length and SHA-256 before a file gets its name and before success is told.
+If the connection is lost, a command reconnects and resumes by itself (--retries). If that fails
+too, the same command resumes later. A file that is there already, with the same size and time, is
+skipped; --force replaces a different one. The receiving side checks length and SHA-256 before it
+gives a file its name and reports success.
 
 What is said on the wire (server.py's docstring specifies it):
 
@@ -31,11 +34,31 @@ What is said on the wire (server.py's docstring specifies it):
     S: hello⏎
     S: end sha256=5891b5b5…
 
-The password is --password, --ask-password or SIXSOCKETS_PASSWORD in the environment, which no process list shows; it is never
-sent, but proved, and a server that cannot prove it too is told nothing else. --tls, --cacert or --pin encrypt.
+The password comes from --password, --ask-password or SIXSOCKETS_PASSWORD in the environment, which
+no process list shows. The client never sends it, but proves that it knows it. It tells nothing
+else to a server that cannot prove the same. --tls, --cacert and --pin encrypt.
 
-Limits: without TLS others can read what is sent. What comes from standard input cannot be resumed. Links inside a folder are skipped and named.
+Limits: without TLS others can read what is sent. An upload from standard input cannot be resumed.
+Links inside a folder are skipped and named.
 """
+
+# The map
+#
+# Begin at do_list(), the smallest command, then Link.ask(), which sends its request; then Batch.
+#
+#   one question       do_list(), do_stat(), do_help(), do_who(), answer_lines()
+#   many files         Transfer, Batch, Batch.exchange(), Changes, expand()
+#   put                Puts, Puts.start(), Puts.handle_stat(), Puts.send()
+#   get                Gets, Gets.start(), Gets.handle_body()
+#   other clients      Sends, Inbox, Chat, then the table of the commands
+#   the connection     Wire, Link, Link.log_in(), Link.ask(), connected(), reconnected()
+#   what stands below  refusal(), Folder, Part, tell(), Progress, shell()
+#   shared fences      client_tls(), Traced, open_connection(), Failure, Parser
+#   the command line   build_parser(), run_command(), main()
+#
+# A Transfer waits in Batch.sources, then in Link.pending until its answer comes, and is done,
+# skipped or failed. If the connection is lost, Batch.requeue() moves it back to Batch.sources.
+# Only a chat has a second thread: it alone uses the connection, the main one waits for typing.
 
 # --- imports: the same in all six scripts (tests/test_twins.py) ---
 import sys
@@ -149,9 +172,8 @@ def do_list(args: argparse.Namespace) -> int:
             )
         elif table:
             when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.number("mtime_ns") / 1e9))
-            tell(
-                f"{readable_size(entry.number('size')) if entry.verb == 'file' else '':>9}  {when}  {name}"
-            )
+            size = readable_size(entry.number("size")) if entry.verb == "file" else ""
+            tell(f"{size:>9}  {when}  {name}")
         else:
             tell(name)
     return code
@@ -169,9 +191,8 @@ def do_stat(args: argparse.Namespace) -> int:
     if args.json:
         tell_json({**answer.keys, "verb": "stat", "name": name, "result": "ok"})
     else:
-        tell(
-            f"{name}: {'folder' if answer.keys.get('type') == 'dir' else 'file'}, {', '.join(facts)}"
-        )
+        kind = "folder" if answer.keys.get("type") == "dir" else "file"
+        tell(f"{name}: {', '.join([kind, *facts])}")
     return 0
 
 
@@ -207,7 +228,9 @@ def answer_lines(link: "Link", answer: "Line", verb: str, name: str = "") -> Ite
 
 
 def shown_once(lines: Iterator["Line"]) -> Iterator["Line"]:
-    """Lines that are shown as they come: when some were, a lost connection is told, for asking again would show them twice."""
+    """Lines that are shown as they come. After the first one a lost connection is an error.
+
+    A second attempt would show the same lines twice."""
     count = 0
     try:
         for count, found in enumerate(lines, 1):
@@ -243,7 +266,9 @@ Handler = Callable[[Transfer, "Line"], None]
 
 
 class Batch:
-    """The files of one command. Requests run ahead of their answers; one bad file does not stop the others."""
+    """The files of one command.
+
+    Requests run ahead of their answers; one bad file does not stop the others."""
 
     verb = ""
     again = "the same command again resumes"
@@ -308,7 +333,9 @@ class Batch:
         return None
 
     def handle_answer(self) -> None:
-        """The next answer, to whom it belongs. When the connection is lost meanwhile, that transfer is begun again."""
+        """Read the next answer and give it to its handler.
+
+        If the connection is lost meanwhile, the transfer starts again."""
         answer = self.link.answer()
         handler, transfer, words, cost = entry = self.link.pending[0]
         if (
@@ -370,13 +397,13 @@ class Batch:
             tell_json({"verb": self.verb, "name": transfer.name, "result": result, **more})
 
     def resumed(self, transfer: Transfer, offset: int) -> None:
-        """It goes on at offset: further than the last time means that new attempts get somewhere."""
+        """It resumes at offset. If that is further than last time, the attempts count anew."""
         if offset > transfer.offset:
             self.progress.resumed += offset - transfer.offset
             transfer.offset, self.args.tries = offset, 0
 
     def requeue(self) -> None:
-        """What had no answer yet is begun again, in its order, each once; what has been told as failed already is not."""
+        """Put transfers without an answer back into the queue, once each; not failed ones."""
         again = {
             id(transfer): transfer for _, transfer, _, _ in self.link.pending if not transfer.failed
         }
@@ -411,7 +438,8 @@ class Batch:
             f"connection lost{where}",
             f"again from the start: {once}"
             if once
-            else f"{self.args.typed}   (goes on there); if nobody is there: {server_command(self.args)}",
+            else f"{self.args.typed}   (resumes); "
+            f"if no server is there: {server_command(self.args)}",
         )
 
     def why_once(self, transfer: Transfer) -> str:
@@ -421,7 +449,9 @@ class Batch:
     def summary(self) -> None:
         self.progress.clear()
         elapsed = time.monotonic() - self.progress.began
-        text = f"{self.verb}: {plural(self.moved, 'file')}, {readable_size(self.bytes)} in {elapsed:.2f} s ({readable_size(self.bytes / max(elapsed, 0.001))}/s)"
+        rate = readable_size(self.bytes / max(elapsed, 0.001))
+        text = f"{self.verb}: {plural(self.moved, 'file')}, {readable_size(self.bytes)}"
+        text += f" in {elapsed:.2f} s ({rate}/s)"
         text += f"; {self.skipped:,} already there" if self.skipped else ""
         text += f"; {self.failed:,} failed" if self.failed else ""
         if self.args.json:
@@ -440,7 +470,9 @@ class Batch:
 
 
 class Changes(Batch):
-    """delete, rename, mkdir: a request for each name. Where the link was lost, asking again could meet what has been done already."""
+    """delete, rename, mkdir: a request for each name.
+
+    They are not repeated after a lost connection: the server may have done them already."""
 
     def __init__(self, args: argparse.Namespace, *more: str, **keys: object) -> None:
         super().__init__(args)
@@ -465,7 +497,8 @@ class Changes(Batch):
             raise lost_failure(
                 lost,
                 56,
-                f"connection lost: unknown whether {self.verb} was done to {', '.join(asked[:3])}{more}",
+                f"connection lost: unknown whether {self.verb} was done to "
+                f"{', '.join(asked[:3])}{more}",
                 "list shows what is there now",
             ) from None
         return self.code
@@ -486,7 +519,9 @@ def do_mkdir(args: argparse.Namespace) -> int:
 
 
 def expand(args: argparse.Namespace, names: Sequence[str]) -> Iterator[Transfer]:
-    """Names on the server, with *, ? and [] matched there: all before the first is used, so that nothing comes between."""
+    """Names on the server; *, ? and [] match what is there.
+
+    All are matched before the first is used, so that no other answer comes between."""
     chosen = Listing()
     for name in map(remote_name, names):
         count = 0
@@ -629,12 +664,16 @@ class Puts(Batch):
             self.fail(Transfer(above.name, above.path), self.as_failure(above, error))
 
     def open_folder(self, top: str, path: str) -> "Folder":
-        """A folder of a tree: from the one that was named down, through no link, for one may have taken its place meanwhile."""
+        """A folder of a tree, opened from the named one down without following any link.
+
+        A link may have taken the place of a folder meanwhile."""
         return Folder(top).descend([*filter(None, path[len(top) :].split(os.sep))])
 
     @contextlib.contextmanager
     def opened(self, transfer: Transfer) -> Iterator[tuple[int, os.stat_result]]:
-        """A regular file for reading, and only that: a FIFO would wait for ever. Only a link that was named itself is followed."""
+        """A regular file, open for reading; a FIFO would block for ever.
+
+        Only a link that was named itself is followed."""
         above, leaf = os.path.split(transfer.path)
         fd = (
             self.folder(transfer.top, above).open(leaf, os.O_RDONLY)
@@ -650,8 +689,10 @@ class Puts(Batch):
             os.close(fd)
 
     def is_copy(self, transfer: Transfer) -> bool:
-        """Whether a folder is the one that the server puts all this into, for it may share a part of what is sent: a copy of it would
-        hold another for ever. When the server has answered it is at rest, so that to the nanosecond no other folder has its time."""
+        """Whether a folder is the one that the server stores all this in.
+
+        The server may share a part of what is sent: then a copy would contain a copy, without end.
+        Once the server has answered, it changes nothing, so equal times in nanoseconds tell."""
         goal, sock = transfer.name.partition("/")[0], self.link.sock
         if self.verb != "put" or not transfer.top or not transfer.name.endswith(f"/{goal}"):
             return False
@@ -670,7 +711,7 @@ class Puts(Batch):
         )
 
     def handle_folder(self, transfer: Transfer, answer: "Line") -> None:
-        """The folder is there, so what is in it can go: into a new one without asking what is there already."""
+        """The folder is there: queue what is in it. A new one is empty, so no file needs a stat."""
         transfer.fresh = answer.verb == "ok"
         if not transfer.fresh and answer.keys.get("reason") != "exists":
             raise refusal(answer, "put", transfer.name)
@@ -691,7 +732,7 @@ class Puts(Batch):
             self.sources.append(itertools.chain(first, ours))
 
     def note_known(self, transfers: list[Transfer], theirs: Iterator["Line"]) -> None:
-        """What is known of each from a listing, so that few have to be asked for: those of which a part may be there."""
+        """Note what a listing tells of each transfer, so that only large files need a stat."""
         known = {entry.words[0]: entry for entry in itertools.islice(theirs, LISTED)}
         whole = not sum(1 for _ in theirs)
         for transfer in transfers:
@@ -719,7 +760,8 @@ class Puts(Batch):
             )
         raise Failure(
             25,
-            f"server already has {shown(transfer.name)} ({answer.number('size'):,} bytes; yours has {transfer.size:,})",
+            f"server already has {shown(transfer.name)} "
+            f"({answer.number('size'):,} bytes; yours has {transfer.size:,})",
             "it is different, by size or time",
             "--force replaces it; --as NAME stores it beside",
         )
@@ -820,10 +862,11 @@ class Puts(Batch):
         self.done(transfer, transfer.size, transfer.sha256)
 
     def send_input(self, transfer: Transfer) -> None:
-        """Standard input, of unknown length: no question whether it is there, and no second attempt."""
+        """Standard input has no known length: it needs no stat, and has no second attempt."""
         if self.verb == "put" and not self.args.quiet:
             say(
-                "standard input cannot be sent twice: if the connection is lost, this upload cannot resume"
+                "standard input cannot be sent twice: "
+                "if the connection is lost, this upload cannot resume"
             )
         if sys.stdin is None:  # closed: the connection may have its number
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
@@ -845,7 +888,9 @@ class Puts(Batch):
         )
 
     def await_input(self, transfer: Transfer) -> bool:
-        """Wait for standard input, however long it is silent; the server hears that we are there. Has it refused meanwhile?"""
+        """Wait for standard input, and tell the server that we are there.
+
+        Returns whether the server has refused the upload meanwhile."""
         while (
             not (refused := self.link.peek())
             and os.name != "nt"
@@ -873,7 +918,8 @@ class Puts(Batch):
             )
         return Failure(
             26,
-            f"cannot read {shown(transfer.path)}: {(error.strerror or '').lower()} (in {shown(os.getcwd())})",
+            f"cannot read {shown(transfer.path)}: "
+            f"{(error.strerror or '').lower()} (in {shown(os.getcwd())})",
             "it was not sent",
             f"did you mean {shown(near)}?" if near else "check the name",
         )
@@ -1047,7 +1093,7 @@ class Gets(Batch):
                 swept(folder, entry)
 
     def local(self, path: str) -> tuple["Folder", str]:
-        """Where a name leads here: checked like a name from any network, component by component below DEST."""
+        """Where a name leads here, below DEST. Each component is checked."""
         *above, leaf = components(path)
         return self.folder(tuple(above)), leaf
 
@@ -1099,7 +1145,8 @@ class Gets(Batch):
         if not alike and not self.args.force:
             raise Failure(
                 23,
-                f"{shown(transfer.path)} is already here ({there.st_size:,} bytes; the server's has {transfer.size:,})",
+                f"{shown(transfer.path)} is already here "
+                f"({there.st_size:,} bytes; the server's has {transfer.size:,})",
                 "it is different, by size or time",
                 "--force replaces it; -o DEST puts it elsewhere",
             )
@@ -1178,7 +1225,7 @@ class Gets(Batch):
         part.finish(self.args.force)
 
     def requeue(self) -> None:
-        """The parts that wait for their turn are let go: this program, a shell, may be the next to ask for them."""
+        """Also release the parts of these transfers: the shell's next command may need them."""
         for _, transfer, _, _ in self.link.pending:
             self.release_part(transfer)
         super().requeue()
@@ -1196,7 +1243,8 @@ class Gets(Batch):
             return Failure(code, what, str(why), "-o DEST for another place")
         return Failure(
             23,
-            f"cannot write {shown(transfer.path)} ({error.strerror}) after {transfer.offset:,} of {transfer.size:,} bytes",
+            f"cannot write {shown(transfer.path)} ({error.strerror}) "
+            f"after {transfer.offset:,} of {transfer.size:,} bytes",
             "what was there before is untouched",
             "room on the disk, or -o DEST",
         )
@@ -1265,7 +1313,7 @@ AWAY = {"gone", "left", "no-such-client", "not-receiving", "stalled"}
 
 
 class Sends(Puts):
-    """Files to other clients: the server hands each on as it comes, and every receiver answers for itself."""
+    """Files to other clients. The server passes each on; every receiver answers for itself."""
 
     verb = "send"
     again = "what has arrived whole stays there"
@@ -1395,7 +1443,7 @@ class Sends(Puts):
 
 
 class Inbox:
-    """What others send, through the server: its requests come in here, and answers go out, as from a server."""
+    """What others send. Requests come from the server, and we answer them as a server does."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.link = args, connected(args)
@@ -1411,7 +1459,8 @@ class Inbox:
             known = shown(answer.keys.get("nick") or answer.keys.get("you", "?"))
             say(
                 "waiting for files; others send them with:  python3 client.py "
-                f"--host {self.args.host} --port {self.args.port}{trust_options(self.args)} send PATH --to {known}"
+                f"--host {self.args.host} --port {self.args.port}{trust_options(self.args)} "
+                f"send PATH --to {known}"
             )
         while self.args.count:  # below zero, without --count, it comes to no end
             self.handle_request(self.link.line(idle=True))
@@ -1447,7 +1496,7 @@ class Inbox:
         return folder, parts
 
     def make(self, name: str, request: "Line") -> None:
-        """A folder. One that nobody has sent from there yet gets a name of its own, with what is in it."""
+        """A folder. If its sender has not sent it before, it gets a name that is free here."""
         folder, parts = self.locate(name, request)
         sender = request.keys.get("from", ""), name
         if len(parts) > 1 or self.args.force:
@@ -1562,7 +1611,9 @@ class Typist(enum.Enum):
 
 
 class Chat:
-    """What is typed goes to all others, what they say appears above it. A thread has the connection; the main one waits for typing."""
+    """What is typed goes to all others; what they say appears above the prompt.
+
+    One thread owns the connection; the main thread waits for typing."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         import threading  # not at the top: few need it
@@ -1644,7 +1695,7 @@ class Chat:
                 self.unanswered += 1
 
     def show(self, found: "Line") -> None:
-        """Every line of another's begins with who said it; what begins with a star is the program's."""
+        """A line of a peer begins with its name, a line of this program with a star."""
         words, keys = found.words or [""], found.keys
         if found.verb == "said":
             name, _, text = words[0].partition(" ")
@@ -1661,7 +1712,8 @@ class Chat:
             )
         elif "lost" in keys:
             self.show_line(
-                f"* {plural(found.number('lost'), 'line')} of others lost: they came faster than you took them",
+                f"* {plural(found.number('lost'), 'line')} of others lost: "
+                "they came faster than you took them",
                 {"lost": found.number("lost")},
             )
         elif found.verb in ("ok", "err") and words[0] in ("say", "who"):
@@ -1681,7 +1733,7 @@ class Chat:
             tell(shown(text))
 
     def with_prompt(self, text: str) -> str:
-        """The line, and below it the prompt with what was typed so far, if Python has readline to tell."""
+        """The line, and below it the prompt with what was typed so far (if Python has readline)."""
         readline = sys.modules.get("readline")
         if not readline:
             return f"\n{text}\n{CHAT_PROMPT}"
@@ -1691,7 +1743,9 @@ class Chat:
         return "\r" + "\x1b[A" * (len(typed) // columns) + f"\x1b[J{text}\n{typed}"
 
     def wake_typist(self) -> None:
-        """Nobody is there any more to type for. A signal that comes just before input() waits is not noticed: it is sent again."""
+        """Interrupt input(): nobody is left to type for.
+
+        A signal just before input() blocks is lost, so it is repeated until it works."""
         import signal
         import threading
 
@@ -2152,7 +2206,7 @@ class Link(Wire):
         return greeting
 
     def log_in(self, args: argparse.Namespace, greeting: Line) -> None:
-        """Both sides prove that they know the password. To a server that cannot, nothing else is said."""
+        """Both sides prove that they know the password, or nothing else is said."""
         keys, password = greeting.keys, given_password(args, args.host, args.port)
         if keys.get("auth", "none") == "none":
             if password:
@@ -2206,7 +2260,7 @@ class Link(Wire):
             )
 
     def push(self, view: memoryview) -> int:
-        """As ever; but a server that says something while it does not read is alive: it waits for others."""
+        """As in Wire; but a server that sends while it does not read waits for others."""
         while view:
             try:
                 view = view[self.sock.send(self.sendable(view)) :]
@@ -2258,7 +2312,7 @@ class Link(Wire):
         return self.arrived.pop()
 
     def listen(self) -> bool:
-        """The next line: an answer is kept until it is asked for, a note tells how far the server is."""
+        """Read a line. An answer is kept, True; a note goes to handle_note(), False."""
         found = self.line()
         if found.verb not in ANSWERS:
             raise Broken(f"{found.verb} where an answer was awaited")
@@ -2271,7 +2325,7 @@ class Link(Wire):
         return False
 
     def peek(self) -> bool:
-        """Take the lines that have come, without waiting. Has the last request been answered already?"""
+        """Read what has come, without blocking. Returns whether every request has its answer."""
         self.notes()
         return len(self.arrived) >= len(self.pending)
 
@@ -2281,7 +2335,7 @@ class Link(Wire):
         return self.reply()
 
     def reply(self) -> Line:
-        """The answer to what was said last; those that come before it are kept for whom they belong to."""
+        """The answer to the last request. Those before it are kept for their requests."""
         while len(self.arrived) < len(self.pending):
             self.listen()
         return self.hear()
@@ -2318,7 +2372,9 @@ def link_flags(args: argparse.Namespace) -> list[Any]:
 
 
 def connected(args: argparse.Namespace) -> Link:
-    """The connection of this command; the shell's stays open from command to command, unless the server has closed it, or another is asked for."""
+    """The connection of this command.
+
+    The shell keeps one from command to command, unless the server closed it or the flags differ."""
     same_goal = args.link and args.link.flags == link_flags(args)
     if args.link and not (same_goal and not select.select([args.link.sock], [], [], 0)[0]):
         close_link(args)
@@ -2344,7 +2400,7 @@ def connect(args: argparse.Namespace) -> Link:
 
 
 def reconnected(args: argparse.Namespace, lost: Lost) -> Optional[Link]:
-    """A new connection in the place of a lost one, if there is one to be had; the pause before each attempt is longer."""
+    """A new connection instead of a lost one, or None. Each pause is twice as long."""
     close_link(args)
     while args.tries < args.retries:
         seconds = BACK_OFF * 2**args.tries
@@ -2532,7 +2588,9 @@ def remote_name(text: str) -> str:
 
 
 def same(size: int, mtime_ns: int, other_size: int, other_mtime_ns: int) -> bool:
-    """Whether two files pass for the same. File systems keep times to 1 or 100 ns, 1 µs, 1 s or 2 s: the coarser side's precision decides."""
+    """Whether two files count as the same, by size and time.
+
+    File systems keep times to 1 or 100 ns, 1 µs, 1 s or 2 s: the coarser precision decides."""
     mtime_ns, other_mtime_ns = held(mtime_ns), held(other_mtime_ns)
     if mtime_ns == other_mtime_ns:
         return size == other_size
@@ -3054,7 +3112,9 @@ def product() -> int:
 
 
 def tell_json(facts: dict[str, Any]) -> None:
-    """Text that is not UTF-8 is told with \\x escapes; of such a name "quoted" has the bytes, as the protocol writes them."""
+    """One JSON object. Bytes that are no UTF-8 become \\x escapes.
+
+    Then the key "quoted" has the name's exact bytes, as the protocol writes them."""
     import json  # not at the top: few need it
 
     clean = {
@@ -3102,7 +3162,7 @@ def draw(text: str) -> None:
 
 
 class Progress:
-    """One bar for the whole transfer, on a terminal: bytes that are safe on the other side, or here."""
+    """One bar for the whole command, on a terminal. It counts bytes that the receiver has."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.drawn = os.isatty(2) and not args.quiet
@@ -3136,7 +3196,9 @@ class Progress:
         files = (
             f"  {self.files:,} of {plural(self.all_files, 'file')}" if self.all_files > 1 else ""
         )
-        return f"{100 * done // total:3}% [{'#' * filled}{' ' * (20 - filled)}] {readable_size(done)} of {readable_size(total)}  {readable_size(rate)}/s  {left}{files}"
+        bar = f"{100 * done // total:3}% [{'#' * filled}{' ' * (20 - filled)}] "
+        bar += f"{readable_size(done)} of {readable_size(total)}  {readable_size(rate)}/s  "
+        return f"{bar}{left}{files}"
 
     def clear(self) -> None:
         if self.shown:
@@ -3145,8 +3207,9 @@ class Progress:
 
 
 class Stream(Part):
-    """Standard output, or a device or FIFO: what is written cannot be taken back, but it is verified all the same.
-    A terminal gets it as text, with escapes for what is none."""
+    """Standard output, a device or a FIFO. What is written stays, but is verified all the same.
+
+    A terminal gets it as text, with escapes for all else."""
 
     def __init__(self, fd: int) -> None:
         self.fd, self.keyed, self.name = fd, False, ""
@@ -3217,7 +3280,7 @@ put and get replace a different file only with --force. Names with spaces stand 
 
 
 def shell(args: argparse.Namespace) -> int:
-    """Commands from a prompt, or a line each from a pipe. One that fails says so, and the next one comes."""
+    """Commands from a prompt or a pipe, one a line. If one fails, the next runs all the same."""
     terminal, code = os.isatty(0), 0
     connected(args)
     if terminal:
@@ -3245,7 +3308,7 @@ def shell(args: argparse.Namespace) -> int:
 
 
 def next_line(prompt: str) -> str:
-    """What is typed, or the next line from a pipe: there input() would write the prompt among the results."""
+    """A typed line, or one from a pipe: there input() would write its prompt into the results."""
     if os.isatty(0) and os.isatty(1):
         return input(prompt)
     # closed before the start: the same as nothing in it
@@ -3300,7 +3363,7 @@ def run_line(args: argparse.Namespace, words: list[str]) -> int:
 
 
 def translate_lab_words(words: list[str]) -> list[str]:
-    """`upload IP PORT PATH` is a send to that client; `upload` alone asks for the path, and to whom."""
+    """`upload IP PORT PATH` sends to that client; `upload` alone asks for path and receivers."""
     if words[0].lower() != "upload":
         return words
     to: list[str] = []
@@ -4098,7 +4161,7 @@ ARGUMENTS = {
 
 
 def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
-    """A parser for these words: only the command among them gets its flags, for those of twelve would be felt at the start."""
+    """A parser for these words. Only their command gets its flags: twelve would slow the start."""
     parser = Parser(prog="client.py")
     parser.set_defaults(**DEFAULTS)
     parser.add_argument(
@@ -4162,7 +4225,9 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def run_with_retries(args: argparse.Namespace) -> int:
-    """One command, again where the connection is lost before anything came of it; of a chat something has come."""
+    """Run a command, and again if the connection is lost before it had any effect.
+
+    A chat is not repeated: it has had one."""
     args.tries = 0  # new connections since something went well
     while True:
         try:
@@ -4173,7 +4238,7 @@ def run_with_retries(args: argparse.Namespace) -> int:
 
 
 def run_command(args: argparse.Namespace) -> int:
-    """One command, and whatever ends it but a signal, as an exit code. A connection on which something failed is not used again."""
+    """Run a command; the exit code. After a failure its connection is closed."""
     try:
         if args.ask_password and args.password is None:
             args.password = ask_password(endpoint(args))
@@ -4212,7 +4277,9 @@ def run_command(args: argparse.Namespace) -> int:
 
 
 class Killed(KeyboardInterrupt):
-    """kill, or a terminal that is closed, ends it like Ctrl-C, so that no part is left of what cannot be resumed; and the shell too."""
+    """kill and a closed terminal end the program like Ctrl-C, and the shell too.
+
+    So no part stays that cannot be resumed."""
 
 
 def catch_signals() -> None:
@@ -4238,7 +4305,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     args.typed = typed(["python3", "client.py", *words])
     catch_signals()
     with contextlib.suppress(AttributeError):  # None: it was closed
-        sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # what is typed or piped need not be text: as in file names
+        # as in file names: what is typed or piped need not be text
+        sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
     try:
         return run_command(args)
     except KeyboardInterrupt as end:
