@@ -233,7 +233,8 @@ def shown_once(lines: Iterator["Line"]) -> Iterator["Line"]:
     A second attempt would show the same lines twice."""
     count = 0
     try:
-        for count, found in enumerate(lines, 1):
+        for found in lines:
+            count += 1
             yield found
     except Lost as lost:
         if not count:
@@ -242,7 +243,7 @@ def shown_once(lines: Iterator["Line"]) -> Iterator["Line"]:
             lost,
             18,
             f"connection lost after {plural(count, 'line')}: what was shown is not all",
-            "again",
+            "run the same command again",
         ) from None
 
 
@@ -526,7 +527,8 @@ def expand(args: argparse.Namespace, names: Sequence[str]) -> Iterator[Transfer]
     for name in map(remote_name, names):
         count = 0
         if re.search(r"[*?[]", name) and connected(args).ask("stat", name).verb != "ok":
-            for count, found in enumerate(matching(connected(args), name, args.hidden), 1):
+            for found in matching(connected(args), name, args.hidden):
+                count += 1
                 chosen.add(found)
         if not count:
             chosen.add(Line("name", [name], {}))
@@ -818,7 +820,7 @@ class Puts(Batch):
                 18,
                 f"{shown(transfer.path)} changed while it was sent",
                 "the server has not kept it",
-                "again, when nothing writes to it",
+                "run the same command again when nothing writes to it",
             )
 
     def agree_on_offset(
@@ -857,7 +859,7 @@ class Puts(Batch):
                 56,
                 f"the server stored something else as {shown(transfer.name)}",
                 "its digest is not that of what was sent",
-                "again, with --force",
+                "run the same command with --force",
             )
         self.done(transfer, transfer.size, transfer.sha256)
 
@@ -1171,7 +1173,7 @@ class Gets(Batch):
                 23,
                 f"another program is writing {shown(transfer.path)}",
                 "its part is locked",
-                "again, when that one is done",
+                "run the same command again when that one is done",
             )
 
     def handle_body(self, transfer: Transfer, answer: "Line") -> None:
@@ -1255,15 +1257,25 @@ UNFIT = {
         18,
         "changed while the server sent it",
         "what came of it is not kept",
-        "again, when nothing writes to it",
+        "run the same command again when nothing writes to it",
     ),
-    "incomplete": (18, "ended too early", "the server had announced more", "again"),
-    "too-long": (56, "is longer than the server said", "it breaks the protocol", "again"),
+    "incomplete": (
+        18,
+        "ended too early",
+        "the server had announced more",
+        "run the same command again",
+    ),
+    "too-long": (
+        56,
+        "is longer than the server said",
+        "it breaks the protocol",
+        "run the same command again",
+    ),
     "wrong-digest": (
         56,
         "arrived changed",
         "its SHA-256 is not what the server computed: nothing is kept",
-        "again",
+        "run the same command again",
     ),
 }  # why a body is not taken for the file
 
@@ -1415,7 +1427,9 @@ class Sends(Puts):
             row[place] += more
         if reason:
             transfer.failed = False  # each receiver that has not got it is told of
-            why, hint = {**WHYS, **THERE}.get(reason, ("the receiver says so", "again"))
+            why, hint = {**WHYS, **THERE}.get(
+                reason, ("the receiver says so", "run the same command again")
+            )
             why = shown(found.keys.get("why", why))
             self.fail(
                 transfer,
@@ -1653,7 +1667,7 @@ class Chat:
                 23,
                 f"cannot write standard output ({error.strerror})",
                 "the terminal is gone",
-                "again",
+                "run the same command again",
             )
         if self.problem:
             self.wake_typist()
@@ -2223,7 +2237,7 @@ class Link(Wire):
                 56,
                 f"{self.endpoint} asks for a password in a way that is not known here",
                 shown(keys["auth"]),
-                "a newer client.py",
+                "use a client.py as new as the server",
             )
         if not password and not os.isatty(2):
             raise Failure(
@@ -2478,12 +2492,15 @@ WHYS = {
         "its disk takes no writing: it is mounted so, or turned so after an error",
         "what the system there says of the disk",
     ),
-    "busy": ("another client is sending this file", "again, when that one is done"),
+    "busy": (
+        "another client is sending this file",
+        "run the same command again when that one is done",
+    ),
     "wrong-digest": (
         "what arrived is not what was sent: the network or a disk changed it",
-        "again",
+        "run the same command again",
     ),
-    "aborted": ("it was given up", "again"),
+    "aborted": ("it was given up", "run the same command again"),
     "usage": ("the server expects other words", "help"),
     "unknown-verb": ("the server does not know that command", "help lists those that it knows"),
     "no-such-client": ("nobody who is connected has that address or nick", "who lists the clients"),
@@ -2492,10 +2509,13 @@ WHYS = {
         "it is connected, but does not wait for files",
         "python3 client.py receive, there",
     ),
-    "gone": ("its connection ended before it had all", "again, when it is back"),
+    "gone": (
+        "its connection ended before it had all",
+        "run the same command again when it is back",
+    ),
     "stalled": (
         "it took nothing for longer than the server's --timeout, and was disconnected",
-        "again",
+        "run the same command again",
     ),
     "left": ("it stopped receiving", "python3 client.py receive, there"),
     "not-received": ("no receiver has got it", "who lists the clients"),
@@ -2526,13 +2546,13 @@ TURNED_AWAY = {
         7,
         "has as many clients as it takes",
         "its --max-clients is reached",
-        "again later",
+        "wait a while, then run the same command again",
     ),
     "busy": (
         67,
         "lets nobody in from this address for a minute",
         "too many wrong passwords came from it",
-        "again, later",
+        "wait a minute, then run the same command again",
     ),
     "tls-only": (
         56,
@@ -3095,7 +3115,7 @@ def write_line(raw: bytes) -> None:
             23,
             f"cannot write standard output ({error.strerror})",
             "what reads it has ended, or its disk is full",
-            "the same without | or >",
+            "run the same command without | or > to see what it writes",
         ) from None
 
 
@@ -3106,7 +3126,7 @@ def product() -> int:
             23,
             "cannot write standard output (it is closed)",
             "whoever started this closed it",
-            "the same without >&-",
+            "run the same command without >&-",
         )
     return 1
 
@@ -3227,7 +3247,7 @@ class Stream(Part):
                 36,
                 "cannot go on with standard output",
                 "the file on the server has changed, and its beginning is already written",
-                "again",
+                "run the same command again",
             )
 
     def write(self, chunk: memoryview) -> None:
@@ -3347,7 +3367,7 @@ def run_line(args: argparse.Namespace, words: list[str]) -> int:
             2,
             "cannot read that line (it holds a NUL)",
             "no file has such a name",
-            "the same without it",
+            "type the line again without it",
         )
     parser = build_parser([verb])
     parser.set_defaults(**{name: getattr(args, name) for name in DEFAULTS})
@@ -4250,7 +4270,7 @@ def run_command(args: argparse.Namespace) -> int:
             lost,
             56,
             f"connection to {endpoint(args)} lost",
-            f"again; if nobody is there: {server_command(args)}",
+            f"run the same command again; if no server is there: {server_command(args)}",
         )
     except Broken as broken:
         problem = Failure(
@@ -4265,7 +4285,7 @@ def run_command(args: argparse.Namespace) -> int:
             f"cannot go on here ({error.strerror or error})",
             "no single file is the cause: the current folder is gone, or there is no room "
             "for temporary files",
-            "the same in a folder that is there",
+            "cd to a folder that exists, then run the same command",
         )
     except KeyboardInterrupt as end:
         close_link(args)
