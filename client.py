@@ -4,18 +4,21 @@
     python3 client.py list                        what is on 127.0.0.1:9000
     python3 client.py put notes.txt photos/       files and whole folders
     python3 client.py get notes.txt photos        into the current folder; -o DEST for elsewhere
-    python3 client.py --host 192.0.2.7 --password WORD --pin SHA256 get '*.jpg' -o pictures/     as the server printed it
+    python3 client.py --host 192.0.2.7 --password WORD --pin SHA256 get '*.jpg' -o pictures/
+                                                  (the server printed the pin at its start)
     tar c . | python3 client.py put - --as box.tar     and: get box.tar -o - | tar x
     python3 client.py delete old.txt              rename OLD NEW, mkdir NAME, stat NAME, help
     python3 client.py who                         the other clients
     python3 client.py receive -o inbox/           wait for what they send
-    python3 client.py send photos/ --to 192.0.2.9:51234 --to anna     or --all: straight to them, nothing stays on the server
-    python3 client.py chat --nick anna            talk with everybody who is in it
+    python3 client.py send photos/ --to 192.0.2.9:51234 --to anna
+                                                  or --all: nothing stays on the server
+    python3 client.py chat --nick anna            talk with list_clients who is in it
     python3 client.py                             a shell with these commands
 
-After a lost connection a command tries again by itself (--retries); cut off for good, it goes on where it was when it is given
-again. What is already there with the same size and time is skipped; a different file is replaced only with --force. The other
-side checks length and SHA-256 before a file gets its name and before success is told.
+If the connection is lost, a command reconnects and resumes by itself (--retries). If that fails
+too, the same command resumes later. A file that is there already, with the same size and time, is
+skipped; --force replaces a different one. The receiving side checks length and SHA-256 before it
+gives a file its name and reports success.
 
 What is said on the wire (server.py's docstring specifies it):
 
@@ -31,11 +34,31 @@ What is said on the wire (server.py's docstring specifies it):
     S: hello⏎
     S: end sha256=5891b5b5…
 
-The password is --password, --ask-password or SIXSOCKETS_PASSWORD in the environment, which no process list shows; it is never
-sent, but proved, and a server that cannot prove it too is told nothing else. --tls, --cacert or --pin encrypt.
+The password comes from --password, --ask-password or SIXSOCKETS_PASSWORD in the environment, which
+no process list shows. The client never sends it, but proves that it knows it. It tells nothing
+else to a server that cannot prove the same. --tls, --cacert and --pin encrypt.
 
-Limits: without TLS others can read what is sent. What comes from standard input cannot be resumed. Links inside a folder are skipped and named.
+Limits: without TLS others can read what is sent. An upload from standard input cannot be resumed.
+Links inside a folder are skipped and named.
 """
+
+# The map
+#
+# Begin at do_list(), the smallest command, then Link.ask(), which sends its request; then Batch.
+#
+#   one question       do_list(), do_stat(), do_help(), do_who(), answer_lines()
+#   many files         Transfer, Batch, Batch.exchange(), Changes, expand()
+#   put                Puts, Puts.start(), Puts.handle_stat(), Puts.send()
+#   get                Gets, Gets.start(), Gets.handle_body()
+#   other clients      Sends, Inbox, Chat, then the table of the commands
+#   the connection     Wire, Link, Link.log_in(), Link.ask(), connected(), reconnected()
+#   what stands below  refusal(), Folder, Part, tell(), Progress, shell()
+#   shared fences      client_tls(), Traced, open_connection(), Failure, Parser
+#   the command line   build_parser(), run_command(), main()
+#
+# A Transfer waits in Batch.sources, then in Link.pending until its answer comes, and is done,
+# skipped or failed. If the connection is lost, Batch.requeue() moves it back to Batch.sources.
+# Only a chat has a second thread: it alone uses the connection, the main one waits for typing.
 
 # --- imports: the same in all six scripts (tests/test_twins.py) ---
 import sys
@@ -94,6 +117,8 @@ NOTICE_AFTER = 3.0  # seconds of silence until the client says for whom it waits
 LIFE = 1.0  # seconds of silence of standard input after which the server is told that more may come
 REDRAW = 0.1  # seconds from one picture of the progress bar to the next
 BACK_OFF = 0.5  # seconds until the first new attempt; doubled each time
+# exit codes of a server that does not answer: refused or no route, silent, gone before its greeting
+ABSENT = {7, 28, 52}
 # how a line that answers something can begin
 ANSWERS = ("ok", "err", "file", "dir", "note", "help", "client", "got")
 MANY = 64  # files of a folder from which one list is quicker than a stat for each
@@ -111,7 +136,1718 @@ NEAR = 4
 # seconds for which a folder is read while the server writes its own: one that waits for longer to
 # be heard hangs up
 MEANWHILE = 2.0
+CONTINUED = "  | "  # how a row begins that goes on with the line above it
+CONTINUED_ROOM = 20  # columns of such a row at least
 LISTED = 12000  # lines of a listing that are kept in memory; the rest goes to a nameless file
+
+
+# --- one question: list, stat, help, who ---
+def do_list(args: argparse.Namespace) -> int:
+    """On a terminal a table; to a pipe one name a line, a folder's with a slash."""
+    code, table, link, folder = (
+        0,
+        os.isatty(1),
+        connected(args),
+        args.folder and remote_name(args.folder),
+    )
+    lines = answer_lines(
+        link,
+        link.ask("list", *[folder] * bool(folder), deep="yes" if args.r else None),
+        "list",
+        folder,
+    )
+    for entry in shown_once(lines):
+        if entry.verb == "note":
+            code = 9
+            say_failure(refusal(entry, "list", entry.words[0]))
+            continue
+        name = entry.words[0] + "/" * (entry.verb == "dir")
+        if args.json:
+            tell_json(
+                {
+                    "type": entry.verb,
+                    "name": entry.words[0],
+                    **{key: entry.number(key) for key in ("size", "mtime_ns") if key in entry.keys},
+                }
+            )
+        elif table:
+            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.number("mtime_ns") / 1e9))
+            size = readable_size(entry.number("size")) if entry.verb == "file" else ""
+            tell(f"{size:>9}  {when}  {name}")
+        else:
+            tell(name)
+    return code
+
+
+def do_stat(args: argparse.Namespace) -> int:
+    name = remote_name(args.name)
+    answer = require_ok(connected(args).ask("stat", name), "stat", name)
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(answer.number("mtime_ns") / 1e9))
+    facts = (
+        [f"{answer.number('size'):,} bytes"] * ("size" in answer.keys)
+        + [when]
+        + ["executable"] * ("exec" in answer.keys)
+    )
+    if args.json:
+        tell_json({**answer.keys, "verb": "stat", "name": name, "result": "ok"})
+    else:
+        kind = "folder" if answer.keys.get("type") == "dir" else "file"
+        tell(f"{name}: {', '.join([kind, *facts])}")
+    return 0
+
+
+def do_help(args: argparse.Namespace) -> int:
+    """The server's own words: what it understands."""
+    link = connected(args)
+    for found in shown_once(answer_lines(link, link.ask("help"), "help")):
+        tell(found.words[0])
+    return 0
+
+
+def do_who(args: argparse.Namespace) -> int:
+    for found in shown_once(list_clients(connected(args))):
+        nick, mode, you = (found.keys.get(key, "") for key in ("nick", "mode", "you"))
+        if args.json:
+            tell_json({"address": found.words[0], "nick": nick, "mode": mode, "you": bool(you)})
+        else:
+            tell(shown("  ".join(filter(None, (found.words[0], nick, mode, "(you)" * bool(you))))))
+    return 0
+
+
+def list_clients(link: "Link") -> Iterator["Line"]:
+    """Who is connected."""
+    return answer_lines(link, link.ask("who"), "tell", "who is there")
+
+
+def answer_lines(link: "Link", answer: "Line", verb: str, name: str = "") -> Iterator["Line"]:
+    """The lines of an answer that has several, from its first to before its `ok`."""
+    while answer.verb not in ("ok", "err"):
+        yield answer
+        answer = link.hear()
+    require_ok(answer, verb, name)
+
+
+def shown_once(lines: Iterator["Line"]) -> Iterator["Line"]:
+    """Lines that are shown as they come. After the first one a lost connection is an error.
+
+    A second attempt would show the same lines twice."""
+    count = 0
+    try:
+        for found in lines:
+            count += 1
+            yield found
+    except Lost as lost:
+        if not count:
+            raise
+        raise lost_failure(
+            lost,
+            18,
+            f"connection lost after {plural(count, 'line')}: what was shown is not all",
+            "run the same command again",
+        ) from None
+
+
+# --- many files: what is asked, what is awaited, what became of each ---
+class Transfer:
+    """A file or folder on its way: what it is called there and here, and what is known of it."""
+
+    size = mtime_ns = offset = 0
+    executable = failed = fresh = False
+    part: Optional["Part"] = None
+    there: Optional["Line"] = None  # the server's line of it, from a listing
+    top = ""  # the folder that was named, which it is in
+    sha256 = kept = ""  # the digest; the name of the part that a lost connection leaves
+    got: list["Line"]  # what each of its receivers said
+
+    def __init__(self, name: str, path: str = "", status: Optional[os.stat_result] = None) -> None:
+        self.name, self.path, self.status = name, path, status
+
+
+Handler = Callable[[Transfer, "Line"], None]
+
+
+class Batch:
+    """The files of one command.
+
+    Requests run ahead of their answers; one bad file does not stop the others."""
+
+    verb = ""
+    again = "the same command again resumes"
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.use_link(connected(args))
+        self.progress = Progress(args)
+        self.sources: list[Iterator[Transfer]] = []
+        self.code = self.moved = self.bytes = self.skipped = self.failed = 0
+
+    def use_link(self, link: "Link") -> None:
+        self.link = link
+        link.handle_note = self.handle_note
+
+    def handle_note(self, note: "Line") -> None:
+        for key in ("received", "checked"):
+            if key in note.keys:
+                self.progress.update(note.number(key), "" if key == "received" else key)
+
+    def start(self, transfer: Transfer) -> None:
+        raise NotImplementedError
+
+    def as_failure(self, transfer: Transfer, error: Union[OSError, "Refused"]) -> "Failure":
+        raise NotImplementedError
+
+    def run(self, transfers: Iterator[Transfer]) -> int:
+        self.sources.append(transfers)
+        try:
+            while True:
+                try:
+                    self.exchange()
+                    break
+                except Lost as lost:
+                    self.recover(lost)
+        except BaseException as end:
+            self.progress.clear()
+            if isinstance(end, KeyboardInterrupt):
+                reached = readable_size(self.progress.done + self.progress.current)
+                end.args = (
+                    f"stopped after {plural(self.moved, 'file')} and {reached}; {self.again}",
+                )
+            self.requeue()
+            raise
+        self.summary()
+        return self.code
+
+    def exchange(self) -> None:
+        while True:
+            if not self.link.full() and (transfer := self.next_transfer()):
+                self.attempt(self.start, transfer)
+            elif self.link.pending:
+                self.handle_answer()
+            else:
+                return
+
+    def next_transfer(self) -> Optional[Transfer]:
+        while self.sources:
+            if transfer := next(self.sources[-1], None):
+                return transfer
+            self.sources.pop()
+        return None
+
+    def handle_answer(self) -> None:
+        """Read the next answer and give it to its handler.
+
+        If the connection is lost meanwhile, the transfer starts again."""
+        answer = self.link.answer()
+        handler, transfer, words, cost = entry = self.link.pending[0]
+        if (
+            answer.verb in ("ok", "err")
+            and answer.words != ["-"]
+            and not all(map(str.startswith, words, answer.words))
+        ):
+            raise Broken(f"{' '.join(answer.words)} where {' '.join(words)} was asked")
+        self.link.pending.popleft()
+        self.link.unanswered -= cost
+        try:
+            self.attempt(handler, transfer, answer)
+        except Lost:
+            self.link.pending.appendleft(entry)
+            raise
+
+    def attempt(self, call: Callable[..., None], transfer: Transfer, *rest: "Line") -> None:
+        try:
+            call(transfer, *rest)
+        except Failure as failure:
+            self.fail(transfer, failure)
+        except (OSError, Refused) as error:
+            self.fail(transfer, self.as_failure(transfer, error))
+
+    def fail(self, transfer: Transfer, failure: "Failure") -> None:
+        if transfer.failed:
+            return
+        transfer.failed = True
+        self.code = self.code or failure.code
+        self.failed += 1
+        self.progress.clear()
+        say_failure(failure)
+        self.report(transfer, "failed", error=str(failure).splitlines()[0][7:])
+
+    def done(self, transfer: Transfer, size: int, sha256: str) -> None:
+        self.moved += 1
+        self.bytes += size - transfer.offset
+        self.args.tries = 0
+        self.count_file(size)
+        self.report(transfer, "ok", size=size, sha256=sha256)
+
+    def skip(self, transfer: Transfer, size: int) -> None:
+        self.skipped += 1
+        self.progress.resumed += size
+        self.count_file(size)
+        self.report(transfer, "same", size=size)
+
+    def say_skipped(self, path: str) -> None:
+        self.progress.clear()
+        say(in_rows(f"skipped {shown(path)}: a link or a special file", 2))
+
+    def count_file(self, size: int) -> None:
+        self.progress.files += 1
+        self.progress.done += size
+        self.progress.update(0)
+
+    def report(self, transfer: Transfer, result: str, **more: object) -> None:
+        if self.args.json:
+            tell_json({"verb": self.verb, "name": transfer.name, "result": result, **more})
+
+    def resumed(self, transfer: Transfer, offset: int) -> None:
+        """It resumes at offset. If that is further than last time, the attempts count anew."""
+        if offset > transfer.offset:
+            self.progress.resumed += offset - transfer.offset
+            transfer.offset, self.args.tries = offset, 0
+
+    def requeue(self) -> None:
+        """Put transfers without an answer back into the queue, once each; not failed ones."""
+        again = {
+            id(transfer): transfer for _, transfer, _, _ in self.link.pending if not transfer.failed
+        }
+        for transfer in again.values():
+            transfer.fresh, transfer.there = False, None
+        self.sources.append(iter(again.values()))
+        self.link.pending.clear()
+        self.link.unanswered = 0
+        close_link(self.args)
+        self.progress.current = 0
+
+    def recover(self, lost: "Lost") -> None:
+        """A new connection, or the Failure that tells how far it came."""
+        reached, transfers = (
+            self.progress.current,
+            [transfer for _, transfer, _, _ in self.link.pending] or [Transfer("")],
+        )
+        transfer, once = transfers[0], next(filter(None, map(self.why_once, transfers)), "")
+        self.requeue()
+        self.progress.clear()
+        if not once and (link := reconnected(self.args, lost)):
+            return self.use_link(link)
+        where = (
+            f" at {reached:,} of {transfer.size:,} bytes of {shown(transfer.name)}"
+            if transfer.size
+            else ""
+        )
+        where += f"; what came is kept as {shown(transfer.kept)}" if transfer.kept else ""
+        raise lost_failure(
+            lost,
+            18,
+            f"connection lost{where}",
+            f"again from the start: {once}"
+            if once
+            else f"{self.args.typed}   (resumes); "
+            f"if no server is there: {server_command(self.args)}",
+        )
+
+    def why_once(self, transfer: Transfer) -> str:
+        """Why it cannot be begun a second time."""
+        return ""
+
+    def summary(self) -> None:
+        self.progress.clear()
+        elapsed = time.monotonic() - self.progress.began
+        rate = readable_size(self.bytes / max(elapsed, 0.001))
+        text = f"{self.verb}: {plural(self.moved, 'file')}, {readable_size(self.bytes)}"
+        text += f" in {elapsed:.2f} s ({rate}/s)"
+        text += f"; {self.skipped:,} already there" if self.skipped else ""
+        text += f"; {self.failed:,} failed" if self.failed else ""
+        if self.args.json:
+            tell_json(
+                {
+                    "verb": self.verb,
+                    "files": self.moved,
+                    "bytes": self.bytes,
+                    "seconds": round(elapsed, 3),
+                    "skipped": self.skipped,
+                    "failed": self.failed,
+                }
+            )
+        elif not self.args.quiet and (self.moved or self.skipped or self.failed > 1):
+            say(text)
+
+
+class Changes(Batch):
+    """delete, rename, mkdir: a request for each name.
+
+    They are not repeated after a lost connection: the server may have done them already."""
+
+    def __init__(self, args: argparse.Namespace, *more: str, **keys: object) -> None:
+        super().__init__(args)
+        self.verb, self.more, self.keys = args.command, more, keys
+
+    def start(self, transfer: Transfer) -> None:
+        self.link.request(
+            self.handle_done, transfer, self.verb, transfer.name, *self.more, **self.keys
+        )
+
+    def handle_done(self, transfer: Transfer, answer: "Line") -> None:
+        require_ok(answer, self.verb, transfer.name)
+        self.report(transfer, "ok")
+
+    def run(self, transfers: Iterator[Transfer]) -> int:
+        self.sources.append(transfers)
+        try:
+            self.exchange()
+        except Lost as lost:
+            asked = [shown(transfer.name) for _, transfer, _, _ in self.link.pending]
+            more = f" and {len(asked) - 3:,} more" if len(asked) > 3 else ""
+            raise lost_failure(
+                lost,
+                56,
+                f"connection lost: unknown whether {self.verb} was done to "
+                f"{', '.join(asked[:3])}{more}",
+                "list shows what is there now",
+            ) from None
+        return self.code
+
+
+def do_delete(args: argparse.Namespace) -> int:
+    return Changes(args).run(expand(args, args.names))
+
+
+def do_rename(args: argparse.Namespace) -> int:
+    return Changes(args, remote_name(args.new), over="yes" if args.force else None).run(
+        iter([Transfer(remote_name(args.old))])
+    )
+
+
+def do_mkdir(args: argparse.Namespace) -> int:
+    return Changes(args).run(iter([Transfer(remote_name(args.folder))]))
+
+
+def expand(args: argparse.Namespace, names: Sequence[str]) -> Iterator[Transfer]:
+    """Names on the server; *, ? and [] match what is there.
+
+    All are matched before the first is used, so that no other answer comes between."""
+    chosen = Listing()
+    for name in map(remote_name, names):
+        count = 0
+        if re.search(r"[*?[]", name) and connected(args).ask("stat", name).verb != "ok":
+            for found in matching(connected(args), name, args.hidden):
+                count += 1
+                chosen.add(found)
+        if not count:
+            chosen.add(Line("name", [name], {}))
+    return (Transfer(found.words[0]) for found in chosen)
+
+
+def matching(link: "Link", pattern: str, hidden: bool) -> Iterator["Line"]:
+    """What a pattern stands for in its folder. As in a shell, * matches no dot at the beginning."""
+    import fnmatch  # not at the top: few need it
+
+    folder, _, wanted = pattern.rpartition("/")
+    for entry in answer_lines(link, link.ask("list", *[folder] * bool(folder)), "list", folder):
+        above, _, leaf = entry.words[0].rpartition("/")
+        unasked = leaf.startswith(".") and not (hidden or wanted.startswith("."))
+        fits = above == folder and fnmatch.fnmatchcase(leaf, wanted) and not unasked
+        if entry.verb != "note" and fits:
+            yield Line("name", entry.words[:1], {})
+
+
+class Listing:
+    """The lines of a listing, however many: first in memory, then in a nameless file."""
+
+    def __init__(self) -> None:
+        self.lines: deque[Line] = deque()
+        self.rest: Any = None
+
+    def add(self, entry: "Line") -> None:
+        if len(self.lines) < LISTED:
+            return self.lines.append(entry)
+        if self.rest is None:
+            import tempfile  # not at the top: it is slow to load
+
+            self.rest = tempfile.TemporaryFile()  # noqa: SIM115  (open as long as this object)
+        self.rest.write(line(entry.verb, *entry.words, **entry.keys))
+
+    def __iter__(self) -> Iterator["Line"]:
+        while self.lines:
+            yield self.lines.popleft()
+        if self.rest is not None:
+            self.rest.seek(0)
+            yield from (parse(raw[:-1]) for raw in self.rest)
+            self.rest.close()
+
+
+# --- put: files go out ---
+class Puts(Batch):
+    """Each file: is it there already? If not, its bytes, and the answer that they arrived."""
+
+    verb = "put"
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        super().__init__(args)
+        self.folder = functools.lru_cache(NEAR)(self.open_folder)
+
+    def transfers(self) -> Iterator[Transfer]:
+        """What the command line names. Folders on the way to --into are made."""
+        into = remote_name(self.args.into) if self.args.into else ""
+        if into:
+            yield Transfer(into, "", os.stat("."))
+        for path in self.args.paths:
+            # "" is the root folder's
+            own = "" if path == "-" else os.path.basename(os.path.abspath(path))
+            if not own and self.args.name is None:
+                what = "standard input" if path == "-" else shown(path)
+                raise Failure(
+                    2,
+                    f"{what} has no name",
+                    "it is kept under one there",
+                    f"{self.verb} {shown(shlex.quote(path))} --as NAME",
+                )
+            name = remote_name(own if self.args.name is None else self.args.name)
+            yield Transfer(f"{into}/{name}" if into else name, path)
+
+    def start(self, transfer: Transfer) -> None:
+        if transfer.path == "-":
+            return self.send_input(transfer)
+        # a link that is named is followed; in a folder links are not
+        status = transfer.status = transfer.status or os.stat(transfer.path)
+        if stat.S_ISDIR(status.st_mode) and self.is_copy(transfer):
+            self.progress.clear()
+            say(f"skipped {shown(transfer.path)}: there the server keeps what is sent")
+        elif stat.S_ISDIR(status.st_mode):
+            self.announce(self.handle_folder, transfer, "mkdir")
+        elif transfer.fresh:
+            self.send(transfer, 0, over=False)
+        elif transfer.there:
+            self.handle_stat(transfer, transfer.there)
+        elif stat.S_ISREG(status.st_mode):
+            transfer.size = status.st_size
+            content = self.args.compare == "content"
+            keys = (
+                {"size": transfer.size, "mtime_ns": status.st_mtime_ns}
+                if transfer.size >= RESUMABLE and self.args.resume
+                else {}
+            )
+            self.link.request(
+                self.handle_stat,
+                transfer,
+                "stat",
+                transfer.name,
+                **keys,
+                digest="yes" if content else None,
+            )
+        else:
+            raise Failure(
+                26,
+                f"skipped {shown(transfer.path)}",
+                "it is a link or a special file, not a file or folder",
+                "the file that it leads to",
+            )
+
+    def why_once(self, transfer: Transfer) -> str:
+        return "standard input cannot be resumed" if transfer.path == "-" else ""
+
+    def announce(self, handler: Handler, transfer: Transfer, verb: str, **keys: object) -> None:
+        self.link.request(handler, transfer, verb, transfer.name, **keys)
+
+    def children(self, above: Transfer) -> Iterator[Transfer]:
+        """What is in a folder."""
+        try:
+            top, here = above.top or above.path, os.path.join(above.path, "")
+            folder = self.folder(top, above.path)
+            for entry in folder.entries():
+                is_file = entry.is_file(follow_symlinks=False)
+                if not is_file and not entry.is_dir(follow_symlinks=False):
+                    self.say_skipped(here + entry.name)
+                elif not PART.fullmatch(entry.name):
+                    transfer = Transfer(
+                        f"{above.name}/{entry.name}", here + entry.name, folder.stat(entry.name)
+                    )
+                    transfer.size = transfer.status.st_size if transfer.status and is_file else 0
+                    transfer.fresh, transfer.top = above.fresh, top
+                    yield transfer
+        except OSError as error:
+            self.fail(Transfer(above.name, above.path), self.as_failure(above, error))
+
+    def open_folder(self, top: str, path: str) -> "Folder":
+        """A folder of a tree, opened from the named one down without following any link.
+
+        A link may have taken the place of a folder meanwhile."""
+        return Folder(top).descend([*filter(None, path[len(top) :].split(os.sep))])
+
+    @contextlib.contextmanager
+    def opened(self, transfer: Transfer) -> Iterator[tuple[int, os.stat_result]]:
+        """A regular file, open for reading; a FIFO would block for ever.
+
+        Only a link that was named itself is followed."""
+        above, leaf = os.path.split(transfer.path)
+        fd = (
+            self.folder(transfer.top, above).open(leaf, os.O_RDONLY)
+            if transfer.top
+            else os.open(transfer.path, os.O_RDONLY | NO_LINK & ~getattr(os, "O_NOFOLLOW", 0))
+        )
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EINVAL, "not a regular file")
+            yield fd, status
+        finally:
+            os.close(fd)
+
+    def is_copy(self, transfer: Transfer) -> bool:
+        """Whether a folder is the one that the server stores all this in.
+
+        The server may share a part of what is sent: then a copy would contain a copy, without end.
+        Once the server has answered, it changes nothing, so equal times in nanoseconds tell."""
+        goal, sock = transfer.name.partition("/")[0], self.link.sock
+        if self.verb != "put" or not transfer.top or not transfer.name.endswith(f"/{goal}"):
+            return False
+        with contextlib.suppress(OSError):  # the connection is lost: ask() tells
+            if sock.getsockname()[0] != sock.getpeername()[0]:
+                return False
+        try:
+            there = self.link.ask("stat", goal)
+        except Lost:
+            # no answer to it is pending, so nothing else would begin it again
+            self.sources.append(iter([transfer]))
+            raise
+        return (
+            there.keys.get("type") == "dir"
+            and there.number("mtime_ns") == os.lstat(transfer.path).st_mtime_ns
+        )
+
+    def handle_folder(self, transfer: Transfer, answer: "Line") -> None:
+        """The folder is there: queue what is in it. A new one is empty, so no file needs a stat."""
+        transfer.fresh = answer.verb == "ok"
+        if not transfer.fresh and answer.keys.get("reason") != "exists":
+            raise refusal(answer, "put", transfer.name)
+        if transfer.path:
+            ours = self.children(transfer)
+            first = list(itertools.islice(ours, MANY))
+            if not transfer.fresh and len(first) == MANY and self.args.compare != "content":
+                self.link.put(line("list", transfer.name))
+                self.link.flush()
+                due = time.monotonic() + MEANWHILE
+                while (
+                    len(first) < LISTED and time.monotonic() < due and (ahead := next(ours, None))
+                ):
+                    first.append(ahead)
+                self.note_known(
+                    first, answer_lines(self.link, self.link.reply(), "list", transfer.name)
+                )
+            self.sources.append(itertools.chain(first, ours))
+
+    def note_known(self, transfers: list[Transfer], theirs: Iterator["Line"]) -> None:
+        """Note what a listing tells of each transfer, so that only large files need a stat."""
+        known = {entry.words[0]: entry for entry in itertools.islice(theirs, LISTED)}
+        whole = not sum(1 for _ in theirs)
+        for transfer in transfers:
+            if transfer.size < RESUMABLE:
+                transfer.there = known.get(transfer.name)
+                transfer.fresh = whole and not transfer.there
+
+    def handle_stat(self, transfer: Transfer, answer: "Line") -> None:
+        """What the server has of that name decides."""
+        if answer.verb == "err" and answer.keys.get("reason") == "no-such-file":
+            return self.send(transfer, answer.number("part"), over=False)
+        if answer.verb == "err":
+            raise refusal(answer, "put", transfer.name)
+        is_file = answer.keys.get("type", answer.verb) == "file"
+        if is_file and self.is_same(transfer, answer):
+            return self.skip(transfer, transfer.size)
+        if is_file and self.args.force:
+            return self.send(transfer, answer.number("part"), over=True)
+        if not is_file:
+            raise Failure(
+                25,
+                f"server already has a folder {shown(transfer.name)}",
+                "a file cannot take its place",
+                "--as NAME",
+            )
+        raise Failure(
+            25,
+            f"server already has {shown(transfer.name)} "
+            f"({answer.number('size'):,} bytes; yours has {transfer.size:,})",
+            "it is different, by size or time",
+            "--force replaces it; --as NAME stores it beside",
+        )
+
+    def is_same(self, transfer: Transfer, answer: "Line") -> bool:
+        assert transfer.status
+        if self.args.compare != "content":
+            return same(
+                transfer.size,
+                transfer.status.st_mtime_ns,
+                answer.number("size"),
+                answer.number("mtime_ns"),
+            )
+        if transfer.size != answer.number("size"):
+            return False
+        with self.opened(transfer) as (fd, _):
+            return digest(
+                fd,
+                transfer.size,
+                hashlib.sha256(),
+                lambda count: self.progress.update(count, "checked"),
+            ) == answer.keys.get("sha256")
+
+    def send(self, transfer: Transfer, part: int, over: bool) -> None:
+        with self.opened(transfer) as (fd, status):
+            transfer.size, offset, sha = status.st_size, 0, hashlib.sha256()
+            if part and self.args.resume:
+                offset = self.agree_on_offset(transfer, fd, status, sha)
+                sha = sha if offset else hashlib.sha256()
+                os.lseek(fd, offset, os.SEEK_SET)
+            self.resumed(transfer, offset)
+            transfer.kept = (
+                lasting_name(
+                    transfer.name.rpartition("/")[2], transfer.size, held(status.st_mtime_ns)
+                )
+                + " there"
+                if transfer.size >= RESUMABLE
+                else ""
+            )
+            self.announce(
+                self.handle_stored,
+                transfer,
+                "put",
+                size=transfer.size,
+                mtime_ns=status.st_mtime_ns,
+                over="yes" if over else None,
+                exec="yes" if status.st_mode & stat.S_IXUSR and os.name != "nt" else None,
+                offset=offset or None,
+            )
+            given_up = send_body(self.link, fd, status, sha, self.go_on)
+        transfer.sha256 = sha.hexdigest()
+        if given_up == "changed":
+            raise Failure(
+                18,
+                f"{shown(transfer.path)} changed while it was sent",
+                "the server has not kept it",
+                "run the same command again when nothing writes to it",
+            )
+
+    def agree_on_offset(
+        self, transfer: Transfer, fd: int, status: os.stat_result, sha: "hashlib._Hash"
+    ) -> int:
+        """Where to go on: as far as the server's part is the beginning of this very file."""
+        answer = require_ok(
+            self.link.ask(
+                "resume",
+                transfer.name,
+                size=transfer.size,
+                mtime_ns=status.st_mtime_ns,
+                exec="yes" if status.st_mode & stat.S_IXUSR else None,
+            ),
+            "put",
+            transfer.name,
+        )
+        offset = answer.number("offset")
+        ours = (
+            digest(fd, offset, sha, lambda count: self.progress.update(count, "checked"))
+            if 0 < offset <= transfer.size
+            else ""
+        )
+        return offset if ours and ours == answer.keys.get("sha256") else 0
+
+    def go_on(self, count: int) -> bool:
+        """Between chunks: has the server refused it already?"""
+        return count < BATCH or not self.link.peek()
+
+    def handle_stored(self, transfer: Transfer, answer: "Line") -> None:
+        if transfer.failed:
+            return
+        require_ok(answer, "put", transfer.name)
+        if answer.keys.get("sha256") != transfer.sha256 or answer.keys.get("verified") != "yes":
+            raise Failure(
+                56,
+                f"the server stored something else as {shown(transfer.name)}",
+                "its digest is not that of what was sent",
+                "run the same command with --force",
+            )
+        self.done(transfer, transfer.size, transfer.sha256)
+
+    def send_input(self, transfer: Transfer) -> None:
+        """Standard input has no known length: it needs no stat, and has no second attempt."""
+        if self.verb == "put" and not self.args.quiet:
+            say(
+                "standard input cannot be sent twice: "
+                "if the connection is lost, this upload cannot resume"
+            )
+        if sys.stdin is None:  # closed: the connection may have its number
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        self.announce(self.handle_stored, transfer, "put", over="yes" if self.args.force else None)
+        sha = hashlib.sha256()
+        try:
+            while not (refused := self.await_input(transfer)) and (chunk := os.read(0, CHUNK)):
+                sha.update(chunk)
+                transfer.size += len(chunk)
+                self.link.put(b"data %d\n" % len(chunk))
+                self.link.put(chunk)
+                self.link.flush()
+        except OSError:
+            self.link.put(line("abort", reason="changed"))  # or the server would wait for the rest
+            raise
+        transfer.sha256 = sha.hexdigest()
+        self.link.put(
+            line("abort", reason="refused") if refused else line("end", sha256=transfer.sha256)
+        )
+
+    def await_input(self, transfer: Transfer) -> bool:
+        """Wait for standard input, and tell the server that we are there.
+
+        Returns whether the server has refused the upload meanwhile."""
+        while (
+            not (refused := self.link.peek())
+            and os.name != "nt"
+            and not select.select([0], [], [], LIFE)[0]
+        ):
+            self.link.put(line("note", transfer.name))
+            self.link.flush()
+        return refused
+
+    def as_failure(self, transfer: Transfer, error: Union[OSError, "Refused"]) -> "Failure":
+        assert isinstance(error, OSError)
+        near = ""
+        with contextlib.suppress(OSError):
+            import difflib
+
+            near = next(
+                iter(
+                    difflib.get_close_matches(
+                        os.path.basename(transfer.path),
+                        os.listdir(os.path.dirname(transfer.path) or "."),
+                        1,
+                    )
+                ),
+                "",
+            )
+        return Failure(
+            26,
+            f"cannot read {shown(transfer.path)}: "
+            f"{(error.strerror or '').lower()} (in {shown(os.getcwd())})",
+            "it was not sent",
+            f"did you mean {shown(near)}?" if near else "check the name",
+        )
+
+
+def do_put(args: argparse.Namespace) -> int:
+    """Also send: the same files, to other clients."""
+    if args.name and args.name.endswith("/"):
+        raise Failure(
+            2,
+            f"--as {shown(args.name)} names a folder",
+            "it is the whole name that the file gets",
+            f"--as {shown(args.name)}NAME"
+            + f"; or --into {shown(args.name)}, which makes the folder" * (args.command == "put"),
+        )
+    args.paths = [found for path in args.paths for found in local_names(path)]
+    if args.name and len(args.paths) > 1:
+        raise Failure(
+            2,
+            "--as names one file, and there are several",
+            "they would replace each other",
+            f"{args.command} without --as",
+        )
+    batch = Puts(args) if args.command == "put" else Sends(args)
+    if batch.progress.drawn:
+        measure(batch.progress, args.paths)
+    return batch.run(batch.transfers())
+
+
+def local_names(path: str) -> list[str]:
+    """What a pattern stands for where no shell has seen it: on Windows, and at our own prompt."""
+    if not re.search(r"[*?[]", path) or os.path.lexists(path):
+        return [path]
+    import glob  # not at the top: few need it
+
+    return sorted(glob.glob(path)) or [path]
+
+
+def measure(progress: "Progress", paths: Sequence[str]) -> None:
+    """How much there is to send: the bar tells how much of it."""
+    for path in paths:
+        below = (os.path.join(top, name) for top, _, names in os.walk(path) for name in names)
+        for found in itertools.chain([path], below):
+            with contextlib.suppress(OSError):
+                status = os.lstat(found)
+                progress.total += status.st_size * stat.S_ISREG(status.st_mode)
+                progress.all_files += stat.S_ISREG(status.st_mode)
+
+
+# --- get: files come in ---
+class Gets(Batch):
+    """Each file: is it here already? If not, its bytes, into a part, and then its name."""
+
+    verb = "get"
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        super().__init__(args)
+        self.stream: int | None = None
+        self.leaf = ""  # what the one thing that is fetched shall be called
+        self.top = self.choose(args.output)
+        self.folder = functools.lru_cache(NEAR)(self.open_folder)
+
+    def choose(self, output: Optional[str]) -> Optional["Folder"]:
+        """DEST: a folder, a name, - for standard output, or a device or FIFO."""
+        if output == "-" or (
+            output
+            and os.path.exists(output)
+            and not os.path.isfile(output)
+            and not os.path.isdir(output)
+        ):
+            try:
+                self.stream = product() if output == "-" else os.open(output, os.O_WRONLY)
+            except OSError as error:
+                raise cannot_write(output, error) from None
+            return None
+        folder = output or "."
+        if output and not output.endswith("/") and not os.path.isdir(output):
+            folder, self.leaf = os.path.split(os.path.abspath(output))
+        return destination(folder)
+
+    def transfers(self) -> Iterator[Transfer]:
+        found = expand(self.args, self.args.names)
+        first = list(itertools.islice(found, 2))
+        if self.leaf and len(first) > 1:
+            output = self.args.output
+            raise Failure(
+                2,
+                f"{shown(output)} is not a folder",
+                "several files cannot have one name",
+                f"-o {shown(shlex.quote(output))}/ makes the folder",
+            )
+        return itertools.chain(first, found)
+
+    def start(self, transfer: Transfer) -> None:
+        content = self.args.compare == "content" and self.stream is None
+        entry, transfer.there = transfer.there, None
+        if entry and not self.is_wanted(transfer, entry):
+            return
+        if transfer.top and not content:
+            return self.request_file(transfer)
+        self.link.request(
+            self.handle_stat, transfer, "stat", transfer.name, digest="yes" if content else None
+        )
+
+    def handle_stat(self, transfer: Transfer, answer: "Line") -> None:
+        require_ok(answer, "get", transfer.name)
+        own = transfer.name.rpartition("/")[2]
+        transfer.path = transfer.path if transfer.top else self.leaf or own
+        # DEST is where it goes, not its new name: given again, the command finds it there
+        if answer.keys.get("type") == "dir" and not transfer.top:
+            transfer.path = f"{self.leaf}/{own}" if self.leaf else own
+            self.link.request(self.handle_listing, transfer, "list", transfer.name, deep="yes")
+        else:
+            self.progress.total += answer.number("size") - transfer.size
+            self.progress.all_files += not transfer.mtime_ns
+            transfer.size, transfer.mtime_ns, transfer.sha256 = (
+                answer.number("size"),
+                answer.number("mtime_ns"),
+                answer.keys.get("sha256", ""),
+            )
+            transfer.executable = answer.keys.get("exec") == "yes"
+            self.request_file(transfer)
+
+    def handle_listing(self, transfer: Transfer, answer: "Line") -> None:
+        """The listing of a folder, whole: bodies can follow only after it."""
+        entries = Listing()
+        for entry in answer_lines(self.link, answer, "get", transfer.name):
+            entries.add(entry)
+            self.progress.total += entry.number("size") if entry.verb == "file" else 0
+            self.progress.all_files += entry.verb == "file"
+        self.make_folder(transfer)
+        self.sources.append(self.entries(transfer, entries))
+
+    def entries(self, above: Transfer, found: Listing) -> Iterator[Transfer]:
+        for entry in found:
+            transfer = Transfer(entry.words[0])
+            transfer.path = above.path + transfer.name[len(above.name) :]
+            transfer.top, transfer.there = above.path, entry
+            if transfer.name.startswith(above.name + "/"):
+                yield transfer
+            else:
+                what = (
+                    f"the server listed {shown(transfer.name)}, which is not in {shown(above.name)}"
+                )
+                why = "it breaks the protocol"
+                self.fail(transfer, Failure(56, what, why, "get the files by their names"))
+
+    def is_wanted(self, transfer: Transfer, entry: "Line") -> bool:
+        """Whether an entry of a listing is a file to get; a folder is made at once."""
+        leaf = components(transfer.path)[-1]
+        if "/." in transfer.path[len(transfer.top) :] and not self.args.hidden:
+            # what lies below a folder with such a name is not told one by one
+            if leaf.startswith("."):
+                raise hidden_name_failure(transfer.name)
+        elif entry.keys.get("reason") == "not-a-file":
+            self.say_skipped(transfer.name)
+        elif entry.verb == "note":
+            raise refusal(entry, "get", transfer.name)
+        elif entry.verb == "dir":
+            self.make_folder(transfer)
+        else:
+            transfer.size, transfer.mtime_ns = entry.number("size"), entry.number("mtime_ns")
+            transfer.executable = entry.keys.get("exec") == "yes"
+            return True
+        return False
+
+    def make_folder(self, transfer: Transfer) -> None:
+        if self.stream is None:
+            folder = self.folder(tuple(components(transfer.path)))
+            for entry in folder.entries():
+                swept(folder, entry)
+
+    def local(self, path: str) -> tuple["Folder", str]:
+        """Where a name leads here, below DEST. Each component is checked."""
+        *above, leaf = components(path)
+        return self.folder(tuple(above)), leaf
+
+    def open_folder(self, above: tuple[str, ...]) -> "Folder":
+        assert self.top
+        return self.top.descend(above, make=True)
+
+    def request_file(self, transfer: Transfer) -> None:
+        if self.stream is not None:
+            transfer.part = transfer.part or Stream(self.stream)
+        else:
+            folder, leaf = self.local(transfer.path)
+            if self.is_here(transfer, folder, leaf):
+                return self.skip(transfer, transfer.size)
+            folder.protect(leaf)
+            if self.args.resume and transfer.size >= RESUMABLE and not transfer.part:
+                self.resume(transfer, folder, leaf)
+        part = transfer.part
+        self.link.request(
+            self.handle_body,
+            transfer,
+            "get",
+            transfer.name,
+            offset=part.received if part and part.received else None,
+            sha256=part.sha.hexdigest() if part and part.received else None,
+        )
+
+    def is_here(self, transfer: Transfer, folder: "Folder", leaf: str) -> bool:
+        there = folder.stat(leaf)
+        if there is None:
+            return False
+        if not stat.S_ISREG(there.st_mode):
+            raise Failure(
+                23,
+                f"cannot write {shown(transfer.path)}",
+                "a folder, a link or a special file has that name here",
+                "-o DEST for another place",
+            )
+        if transfer.sha256:
+            fd, there = folder.read(leaf)
+            with os.fdopen(fd, "rb"):
+                alike = (
+                    there.st_size == transfer.size
+                    and digest(fd, transfer.size, hashlib.sha256(), lambda count: None)
+                    == transfer.sha256
+                )
+        else:
+            alike = same(transfer.size, transfer.mtime_ns, there.st_size, there.st_mtime_ns)
+        if not alike and not self.args.force:
+            raise Failure(
+                23,
+                f"{shown(transfer.path)} is already here "
+                f"({there.st_size:,} bytes; the server's has {transfer.size:,})",
+                "it is different, by size or time",
+                "--force replaces it; -o DEST puts it elsewhere",
+            )
+        return alike
+
+    def resume(self, transfer: Transfer, folder: "Folder", leaf: str) -> None:
+        """What an earlier attempt left, and its digest, for the server to compare."""
+        part = Part(folder, leaf, transfer.size, transfer.mtime_ns, transfer.executable)
+        if not folder.stat(part.name):
+            return
+        self.claim(transfer, part)
+        try:
+            part.examine(transfer.size, lambda count: self.progress.update(count, "checked"))
+        except BaseException:
+            part.close()  # this program, a shell, may be the next to ask for it
+            raise
+        transfer.part = part
+
+    def claim(self, transfer: Transfer, part: "Part") -> None:
+        if not part.claim():
+            raise Failure(
+                23,
+                f"another program is writing {shown(transfer.path)}",
+                "its part is locked",
+                "run the same command again when that one is done",
+            )
+
+    def handle_body(self, transfer: Transfer, answer: "Line") -> None:
+        if answer.verb != "ok":
+            self.release_part(transfer)
+            raise refusal(answer, "get", transfer.name)
+        size, mtime_ns = answer.number("size"), answer.number("mtime_ns")
+        part = transfer.part or Part(
+            *self.local(transfer.path), size, mtime_ns, answer.keys.get("exec") == "yes"
+        )
+        part.mtime_ns, transfer.part = (
+            mtime_ns,
+            None,
+        )  # a file may have grown since its part was checked
+        try:
+            self.receive(transfer, part, size, answer.number("offset"))
+        except (Lost, KeyboardInterrupt):
+            transfer.part = part if isinstance(part, Stream) else None
+            self.progress.current = part.received
+            transfer.kept = (
+                os.path.join(part.folder.path, part.name) if part.keep() and part.name else ""
+            )
+            raise
+        except BaseException:
+            transfer.offset = part.received
+            part.drop()
+            self.requeue()  # the rest of this body is on its way, and nobody wants it
+            self.use_link(connected(self.args))
+            raise
+        self.done(transfer, size, part.sha.hexdigest())
+
+    def receive(self, transfer: Transfer, part: "Part", size: int, offset: int) -> None:
+        if part.fd < 0:
+            self.claim(transfer, part)
+        part.begin(offset)
+        self.resumed(transfer, offset)
+        try:
+            if (
+                receive_body(self.link, part, size, lambda announced: None, self.progress.update)
+                == "no"
+            ):
+                raise Refused("wrong-digest")
+        except Refused as refused:
+            code, what, why, hint = UNFIT[refused.reason]
+            raise Failure(
+                code,
+                f"{shown(transfer.name)} {what} ({part.received:,} of {size:,} bytes)",
+                why,
+                hint,
+            ) from None
+        part.finish(self.args.force)
+
+    def requeue(self) -> None:
+        """Also release the parts of these transfers: the shell's next command may need them."""
+        for _, transfer, _, _ in self.link.pending:
+            self.release_part(transfer)
+        super().requeue()
+
+    def release_part(self, transfer: Transfer) -> None:
+        if transfer.part and transfer.part.name:
+            transfer.part.keep()
+            transfer.part = None
+
+    def as_failure(self, transfer: Transfer, error: Union[OSError, "Refused"]) -> "Failure":
+        if isinstance(error, Refused):
+            why = error.keys.get("why", WHYS[error.reason][0])
+            code = 56 if error.reason == "bad-name" else 23
+            what = f"will not write {shown(transfer.path)} here"
+            return Failure(code, what, str(why), "-o DEST for another place")
+        return Failure(
+            23,
+            f"cannot write {shown(transfer.path)} ({error.strerror}) "
+            f"after {transfer.offset:,} of {transfer.size:,} bytes",
+            "what was there before is untouched",
+            "room on the disk, or -o DEST",
+        )
+
+
+UNFIT = {
+    "aborted": (
+        18,
+        "changed while the server sent it",
+        "what came of it is not kept",
+        "run the same command again when nothing writes to it",
+    ),
+    "incomplete": (
+        18,
+        "ended too early",
+        "the server had announced more",
+        "run the same command again",
+    ),
+    "too-long": (
+        56,
+        "is longer than the server said",
+        "it breaks the protocol",
+        "run the same command again",
+    ),
+    "wrong-digest": (
+        56,
+        "arrived changed",
+        "its SHA-256 is not what the server computed: nothing is kept",
+        "run the same command again",
+    ),
+}  # why a body is not taken for the file
+
+
+def hidden_name_failure(name: str) -> "Failure":
+    return Failure(
+        23,
+        f"did not get {shown(name)}",
+        "its name starts with a dot: such files can hold settings that programs obey here",
+        "--hidden takes them too",
+    )
+
+
+def destination(path: str) -> "Folder":
+    """The folder that something comes to, made when missing, without what nobody came back for."""
+    try:
+        os.makedirs(path, exist_ok=True)
+        folder = Folder(path)
+        for entry in folder.entries():
+            swept(folder, entry)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    return folder
+
+
+def cannot_write(path: str, error: OSError) -> "Failure":
+    return Failure(
+        23,
+        f"cannot write to {shown(path)} ({error.strerror})",
+        "nothing was received",
+        "-o DEST for another place",
+    )
+
+
+def do_get(args: argparse.Namespace) -> int:
+    batch = Gets(args)
+    try:
+        return batch.run(batch.transfers())
+    finally:
+        if batch.stream is not None and args.output != "-":
+            os.close(batch.stream)  # its reader waits for the end, and this program may be a shell
+
+
+# --- from client to client: send, receive, chat ---
+# reasons of who gets nothing more either
+AWAY = {"gone", "left", "no-such-client", "not-receiving", "stalled"}
+
+
+class Sends(Puts):
+    """Files to other clients. The server passes each on; every receiver answers for itself."""
+
+    verb = "send"
+    again = "what has arrived whole stays there"
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        super().__init__(args)
+        self.waiting = self.nobody = False
+        # receiver -> files and folders it was sent, files it has, their bytes
+        self.results: dict[str, list[int]] = {}
+        self.targets = ",".join(filter(None, args.to or []))
+        if not self.targets and not args.all:
+            raise Failure(
+                2,
+                "nobody is named to send to",
+                "send goes to other clients",
+                "--to HOST:PORT or NICK, or --all; who lists them",
+            )
+        if args.all:
+            waiting = (
+                found
+                for found in list_clients(self.link)
+                if found.keys.get("mode") == "receive" and "you" not in found.keys
+            )
+            self.targets = ",".join(found.words[0] for found in waiting)
+        if not self.targets:
+            raise Failure(
+                25,
+                "nobody is receiving",
+                "no other client waits for files",
+                "python3 client.py receive, there; --to HOST:PORT or NICK, here",
+            )
+
+    def why_once(self, transfer: Transfer) -> str:
+        return "what others have already would come to them twice"
+
+    def announce(self, handler: Handler, transfer: Transfer, verb: str, **keys: object) -> None:
+        transfer.got, transfer.kept = [], ""
+        self.link.request(
+            handler,
+            transfer,
+            "send",
+            self.targets,
+            transfer.name,
+            **keys,
+            type="dir" if verb == "mkdir" else None,
+        )
+
+    def start(self, transfer: Transfer) -> None:
+        transfer.fresh = True
+        super().start(transfer)
+
+    def handle_note(self, note: "Line") -> None:
+        if note.verb == "got":  # answers come in order: it is about the first that has none
+            if len(self.link.arrived) >= len(self.link.pending):
+                raise Broken("got without a send")
+            self.link.pending[len(self.link.arrived)][1].got.append(note)
+        elif "waiting" in note.keys and not self.waiting:
+            self.waiting = True
+            self.progress.clear()
+            say(f"waiting: {plural(note.number('waiting'), 'receiver')}, not all of them free yet")
+        super().handle_note(note)
+
+    def handle_folder(self, transfer: Transfer, answer: "Line") -> None:
+        self.received(transfer, answer)
+        if not transfer.failed:
+            self.sources.append(self.children(transfer))
+
+    def handle_stored(self, transfer: Transfer, answer: "Line") -> None:
+        self.received(transfer, answer)
+        if not transfer.failed:
+            self.done(transfer, transfer.size, transfer.sha256)
+
+    def received(self, transfer: Transfer, answer: "Line") -> None:
+        """Who has it, who has not, and why."""
+        if self.nobody:
+            transfer.failed, self.failed = True, self.failed + 1
+            return
+        if not transfer.got:
+            raise refusal(answer, "send", transfer.name)
+        reasons = [self.count_result(transfer, found) for found in transfer.got]
+        transfer.failed = all(reasons)
+        if transfer.failed and AWAY.issuperset(reasons):
+            self.nobody = True
+            if self.link.pending or self.next_transfer():
+                say("nobody is left who receives: the rest is not sent")
+            self.sources.clear()
+
+    def count_result(self, transfer: Transfer, found: "Line") -> str:
+        """What one receiver said: "", or why it has not got it."""
+        verified = found.words[1:2] == ["ok"] and found.keys.get("sha256") == (
+            transfer.sha256 or None
+        )
+        target, reason = (
+            peer_name(found.words[0], found.keys.get("nick")),
+            "" if verified else found.keys.get("reason") or "wrong-digest",
+        )
+        row = self.results.setdefault(target, [0, 0, 0])
+        for place, more in enumerate((1, verified, transfer.size * verified)):
+            row[place] += more
+        if reason:
+            transfer.failed = False  # each receiver that has not got it is told of
+            why, hint = {**WHYS, **THERE}.get(
+                reason, ("the receiver says so", "run the same command again")
+            )
+            why = shown(found.keys.get("why", why))
+            self.fail(
+                transfer,
+                Failure(
+                    25, f"{target} did not get {shown(transfer.name)} ({shown(reason)})", why, hint
+                ),
+            )
+        return reason
+
+    def summary(self) -> None:
+        super().summary()
+        for target, (sent, verified, size) in self.results.items():
+            if self.args.json:
+                tell_json(
+                    {
+                        "verb": "send",
+                        "receiver": target,
+                        "sent": sent,
+                        "verified": verified,
+                        "bytes": size,
+                    }
+                )
+            elif not self.args.quiet:
+                say(f"{target}: verified {verified:,} of {sent:,}, {readable_size(size)}")
+
+
+class Inbox:
+    """What others send. Requests come from the server, and we answer them as a server does."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.link = args, connected(args)
+        # (sender, folder) -> what the folder is called here
+        self.named: dict[tuple[str, str], str] = {}
+        self.last_note = 0.0  # when the sender was last told how far it is
+        self.top = destination(args.output or ".")
+
+    def run(self) -> int:
+        answer = require_ok(self.link.ask("receive"), "let receive", "files")
+        self.link.keep_alive()
+        if not self.args.quiet:
+            known = shown(answer.keys.get("nick") or answer.keys.get("you", "?"))
+            say(
+                "waiting for files; others send them with:  python3 client.py "
+                f"--host {self.args.host} --port {self.args.port}{trust_options(self.args)} "
+                f"send PATH --to {known}"
+            )
+        while self.args.count:  # below zero, without --count, it comes to no end
+            self.handle_request(self.link.line(idle=True))
+        say_bye(self.args)
+        return 0
+
+    def handle_request(self, request: "Line") -> None:
+        """One request. What is left of a body that was refused is passed over."""
+        if request.verb not in ("put", "mkdir"):
+            if request.verb not in ("data", "end", "abort", "note", "ok"):
+                raise Broken(f"{request.verb} where a file was awaited")
+            return
+        name = request.words[0] if request.words else ""
+        try:
+            (self.store if request.verb == "put" else self.make)(name, request)
+        except (Refused, OSError) as error:
+            reason, why = reason_of(error), getattr(error, "keys", {}).get("why")
+            self.link.put(line("err", request.verb, name[:1000], reason=reason, why=why))
+            because = f": {why}" if why else ""
+            text = f"{self.sender(request)}: did not get {shown(name)} ({reason}{because})"
+            say(in_rows(text, 2))
+        self.link.flush()
+
+    def sender(self, request: "Line") -> str:
+        return peer_name(request.keys.get("from", "?"), request.keys.get("nick"))
+
+    def locate(self, name: str, request: "Line") -> tuple["Folder", list[str]]:
+        """The folder that it goes to, made where it is missing, and its whole name here."""
+        top, *rest = components(name, self.args.hidden)
+        parts = [self.named.get((request.keys.get("from", ""), top), top), *rest]
+        folder = self.top.descend(parts[:-1], make=True)
+        folder.protect(parts[-1])
+        return folder, parts
+
+    def make(self, name: str, request: "Line") -> None:
+        """A folder. If its sender has not sent it before, it gets a name that is free here."""
+        folder, parts = self.locate(name, request)
+        sender = request.keys.get("from", ""), name
+        if len(parts) > 1 or self.args.force:
+            folder.below(parts[-1], make=True)
+        else:
+            self.named.pop(sender, None)
+            for leaf in numbered_names(name):
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(folder.at(leaf), dir_fd=folder.fd)
+                    break
+            self.named[sender] = leaf
+            if len(self.named) > SENDERS:
+                del self.named[next(iter(self.named))]
+        self.link.put(line("ok", "mkdir", name))
+
+    def store(self, name: str, request: "Line") -> None:
+        folder, parts = self.locate(name, request)
+        size = request.number("size") if "size" in request.keys else None
+        part = Part(
+            folder,
+            parts[-1],
+            None,
+            request.number("mtime_ns") if "mtime_ns" in request.keys else None,
+            request.keys.get("exec") == "yes",
+        )
+        progress = Progress(self.args)
+        progress.total = size or 0
+
+        def tell_both(received: int) -> None:
+            progress.update(received)
+            if time.monotonic() - self.last_note >= REDRAW:
+                self.last_note = time.monotonic()
+                self.link.put(line("note", name, received=received))
+                self.link.flush()
+
+        try:
+            part.claim()
+            part.begin(0)
+            verified = receive_body(self.link, part, size, lambda announced: None, tell_both)
+            parts[-1] = self.finish(part)
+        except Lost as lost:
+            raise lost_failure(
+                lost,
+                18,
+                f"connection lost at {part.received:,} of {size or 0:,} bytes of {shown(name)}",
+                "receive again, and let it be sent again",
+            ) from None
+        finally:
+            progress.clear()
+            part.drop()
+        given = "/".join(parts)
+        self.link.put(
+            line(
+                "ok",
+                "put",
+                name,
+                size=part.received,
+                sha256=part.sha.hexdigest(),
+                verified=verified,
+                **{"as": given if given != name else None},
+            )
+        )
+        self.link.flush()
+        self.show(given, part, request)
+
+    def finish(self, part: "Part") -> str:
+        """Its name: the one that it was sent with, or with a number where that is taken."""
+        for leaf in numbered_names(part.leaf):
+            with contextlib.suppress(FileExistsError):
+                part.leaf = leaf
+                part.finish(self.args.force)
+                break
+        return part.leaf
+
+    def show(self, name: str, part: "Part", request: "Line") -> None:
+        # also for the connection that follows a lost one
+        self.args.tries, self.args.count = 0, self.args.count - 1
+        path = os.path.join(self.args.output or "", *name.split("/"))
+        if self.args.json:
+            return tell_json(
+                {
+                    "verb": "receive",
+                    "name": path,
+                    "from": self.sender(request),
+                    "size": part.received,
+                    "sha256": part.sha.hexdigest(),
+                }
+            )
+        if os.isatty(1) and not self.args.quiet:  # ours comes first: a name can say anything
+            return tell(f"{readable_size(part.received):>9}  {self.sender(request)}  {path}")
+        tell(path)
+        if not self.args.quiet:
+            say(f"  {part.received:,} bytes from {self.sender(request)}")
+
+
+def numbered_names(leaf: str) -> Iterator[str]:
+    """notes.txt, notes (1).txt, notes (2).txt ..."""
+    stem, ending = os.path.splitext(leaf)
+    return itertools.chain([leaf], (f"{stem} ({number}){ending}" for number in itertools.count(1)))
+
+
+def do_receive(args: argparse.Namespace) -> int:
+    return Inbox(args).run()
+
+
+class Typist(enum.Enum):
+    """Where the main thread of a chat is."""
+
+    AWAY = "it has not begun"
+    TYPING = "it waits for a line, and a signal can wake it"
+    GONE = "no more lines come"
+
+
+class Chat:
+    """What is typed goes to all others; what they say appears above the prompt.
+
+    One thread owns the connection; the main thread waits for typing."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        import threading  # not at the top: few need it
+
+        self.args, self.link = args, connected(args)
+        self.live = os.isatty(0) and os.isatty(1)
+        self.typist = Typist.AWAY
+        self.typed: deque[str] = deque()  # lines for the thread
+        self.bell, self.ringer = socket.socketpair()
+        self.unanswered = self.code = 0
+        self.due = 0.0  # when the next line from a pipe may be said
+        self.problem: Exception | None = None
+        self.thread = threading.Thread(target=self.run, daemon=True)
+
+    def join(self) -> None:
+        self.link.put(line("chat"))
+        while (found := self.link.line()).verb not in ("ok", "err"):
+            self.show(found)
+        require_ok(found, "let join", "the chat")
+        self.link.keep_alive()
+        if not self.args.quiet:
+            known = shown(found.keys.get("nick") or found.keys.get("you", "?"))
+            say(f"{plural(found.number('count', 1), 'client')} here; you are {known}; /who, /quit")
+        self.ring()  # somebody may have said something already, and it came with the answer
+        self.thread.start()
+
+    # the thread that has the connection
+    def run(self) -> None:
+        try:
+            while self.typist is not Typist.GONE or self.typed or self.unanswered:
+                self.wait_and_pass_on()
+            say_bye(self.args)
+        except (Lost, Broken, Failure) as problem:
+            self.problem = problem
+        except OSError as error:
+            self.problem = Failure(
+                23,
+                f"cannot write standard output ({error.strerror})",
+                "the terminal is gone",
+                "run the same command again",
+            )
+        if self.problem:
+            self.wake_typist()
+
+    def wait_and_pass_on(self) -> None:
+        """Wait until somebody says or types something, and pass it on."""
+        self.link.flush()
+        heard = select.select(
+            [self.link.sock, self.bell], [], [], self.args.timeout if self.unanswered else None
+        )[0]
+        if not heard:
+            raise Silent(f"silent for {self.args.timeout:g} s")
+        if self.bell in heard:
+            self.bell.recv(4096)
+            while self.typed:
+                self.send_typed(self.typed.popleft())
+        if self.link.sock in heard:
+            self.link.fill(self.args.timeout)
+        while self.link.buffer.find(b"\n", self.link.start, self.link.end) >= 0:
+            self.show(self.link.line())
+
+    def send_typed(self, text: str) -> None:
+        if text == "/who":
+            self.link.put(line("who"))
+            self.unanswered += 1
+        elif text.startswith("/") and not text.startswith("//"):
+            self.show_line(
+                "* /who tells who is here, /quit leaves; a line that starts with a slash needs two"
+            )
+        else:
+            clean = "".join(
+                " " if char < " " or char == "\x7f" else char
+                for char in text[text.startswith("//") :]
+            )
+            for start in range(0, len(clean), LONGEST):
+                self.link.put(
+                    b"say %b\n" % clean[start : start + LONGEST].encode(errors="surrogateescape")
+                )
+                self.unanswered += 1
+
+    def show(self, found: "Line") -> None:
+        """A line of a peer begins with its name, a line of this program with a star."""
+        words, keys = found.words or [""], found.keys
+        if found.verb == "said":
+            name, _, text = words[0].partition(" ")
+            self.show_line(
+                f"{unquote(name[5:])}: {text}", {"from": unquote(name[5:]), "text": text}
+            )
+        elif found.verb in ("joined", "left"):
+            self.show_line(f"* {words[0]} {found.verb}", {found.verb: words[0]})
+        elif found.verb == "client":
+            self.show_line(
+                "* "
+                + "  ".join([words[0], *(keys[key] for key in ("nick", "mode") if key in keys)]),
+                {**keys, "client": words[0]},
+            )
+        elif "lost" in keys:
+            self.show_line(
+                f"* {plural(found.number('lost'), 'line')} of others lost: "
+                "they came faster than you took them",
+                {"lost": found.number("lost")},
+            )
+        elif found.verb in ("ok", "err") and words[0] in ("say", "who"):
+            self.unanswered -= 1
+            if found.verb == "err":
+                self.code = 9
+                self.show_line(
+                    f"* not said ({keys.get('reason', '?')})", {"error": keys.get("reason", "?")}
+                )
+
+    def show_line(self, text: str, facts: Optional[dict[str, Any]] = None) -> None:
+        if self.args.json and facts:
+            tell_json(facts)
+        elif self.typist is Typist.TYPING and self.live:
+            os.write(product(), self.with_prompt(in_rows(shown(text), 1)).encode())
+        else:
+            tell(shown(text))
+
+    def with_prompt(self, text: str) -> str:
+        """The line, and below it the prompt with what was typed so far (if Python has readline)."""
+        readline = sys.modules.get("readline")
+        if not readline:
+            return f"\n{text}\n{CHAT_PROMPT}"
+        typed = CHAT_PROMPT + shown(readline.get_line_buffer())
+        # 0: a terminal that does not know
+        columns = os.get_terminal_size(1).columns or len(typed) + 1
+        return "\r" + "\x1b[A" * (len(typed) // columns) + f"\x1b[J{text}\n{typed}"
+
+    def wake_typist(self) -> None:
+        """Interrupt input(): nobody is left to type for.
+
+        A signal just before input() blocks is lost, so it is repeated until it works."""
+        import signal
+        import threading
+
+        # on Windows the next line, or Ctrl-C, ends it
+        while hasattr(signal, "SIGUSR1") and self.typist is not Typist.GONE:
+            if self.typist is Typist.TYPING:
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+            time.sleep(REDRAW)
+
+    # the main thread
+    def type(self) -> int:
+        """Line after line, until the end of them."""
+        import signal
+
+        if hasattr(signal, "SIGUSR1"):
+            signal.signal(signal.SIGUSR1, self.stop_typing)
+        patience = None
+        try:
+            while not self.problem and (text := self.next_line()) != "/quit":
+                self.typed.append(text)
+                self.ring()
+        except EOFError:
+            pass
+        except KeyboardInterrupt:
+            patience = PARTING
+            raise
+        finally:
+            self.typist = Typist.GONE
+            self.ring()
+            self.thread.join(patience)
+            # closed already, unless the server is stuck: then the thread, which owns it, hears its
+            # end
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(self.link.sock, socket.SHUT_RDWR)
+            self.thread.join(patience)
+        if self.problem:
+            raise self.problem
+        return 0 if self.live else self.code
+
+    def next_line(self) -> str:
+        self.typist = Typist.TYPING
+        text, now = next_line(CHAT_PROMPT), time.monotonic()
+        if not self.live:  # a pipe is read no faster than the server takes it
+            self.due = (
+                max(self.due, now - PIPE_BURST / PIPE_RATE) + (1 + len(text) // LONGEST) / PIPE_RATE
+            )
+            time.sleep(max(0.0, self.due - now))
+        while not self.live and self.unanswered + len(self.typed) >= AHEAD and not self.problem:
+            time.sleep(REDRAW)
+        return text
+
+    def ring(self) -> None:
+        with contextlib.suppress(OSError):
+            self.ringer.send(b"\0")
+
+    def stop_typing(self, number: int, frame: object) -> None:
+        if self.typist is Typist.TYPING:
+            self.typist = Typist.GONE
+            raise EOFError
+
+
+def do_chat(args: argparse.Namespace) -> int:
+    chat = Chat(args)
+    if chat.live:
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  (not at the top: loading it can write to a terminal)
+    try:
+        chat.join()
+        return chat.type()
+    finally:
+        chat.bell.close()
+        chat.ringer.close()
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "list": do_list,
+    "get": do_get,
+    "put": do_put,
+    "delete": do_delete,
+    "rename": do_rename,
+    "mkdir": do_mkdir,
+    "stat": do_stat,
+    "help": do_help,
+    "who": do_who,
+    "send": do_put,
+    "receive": do_receive,
+    "chat": do_chat,
+}
 
 
 # --- wire: the same in server.py, client.py (tests/test_twins.py) ---
@@ -435,7 +2171,287 @@ class Wire:
 # --- end wire ---
 
 
-# --- pure functions: values in, values out ---
+# --- the connection: requests go out, answers come back in their order ---
+class Link(Wire):
+    """A connection to the server, and the requests that it has not answered yet."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        super().__init__(dial(args), args.timeout)
+        self.endpoint, self.flags = endpoint(args), link_flags(args)
+        self.pending: deque[tuple[Handler, Transfer, tuple[str, ...], int]] = deque()
+        self.unanswered = 0  # bytes of pending requests
+        self.arrived: deque[Line] = deque()  # answers that came while something was sent
+        self.handle_note: Callable[[Line], None] = lambda note: None
+        try:
+            self.log_in(args, self.greet())
+        except BaseException:
+            self.sock.close()
+            raise
+
+    def greet(self) -> Line:
+        try:
+            if not select.select([self.sock], [], [], min(NUDGE_AFTER, self.timeout / 2))[0]:
+                # an empty line means nothing; a server that waits for TLS is answered to its first
+                # byte
+                self.put(b"\n")
+            greeting = self.line()
+        except Broken as broken:
+            greeting = Line(str(broken), [], {})
+        except Lost as lost:
+            raise lost_failure(
+                lost,
+                52,
+                f"{self.endpoint} said nothing",
+                "check the port: a file server greets first",
+            ) from None
+        if greeting.keys.get("reason") in TURNED_AWAY:
+            code, what, why, hint = TURNED_AWAY[greeting.keys["reason"]]
+            raise Failure(code, f"{self.endpoint} {what}", why, hint)
+        if greeting.verb != "sixsockets" or greeting.words[:1] != [PROTOCOL]:
+            known = {"http": "it speaks HTTP", "this": "it speaks TLS"}.get(
+                greeting.verb[:4], "it does not begin with the greeting of one"
+            )
+            raise Failure(
+                56,
+                f"{self.endpoint} is no Six Sockets file server",
+                f"{known}: another program listens there",
+                "check the port; httpclient.py speaks to web servers",
+            )
+        return greeting
+
+    def log_in(self, args: argparse.Namespace, greeting: Line) -> None:
+        """Both sides prove that they know the password, or nothing else is said."""
+        keys, password = greeting.keys, given_password(args, args.host, args.port)
+        if keys.get("auth", "none") == "none":
+            if password:
+                raise Failure(
+                    67,
+                    f"{self.endpoint} does not ask for the password",
+                    "so it cannot prove that it knows it: it may be another server",
+                    "without --password and SIXSOCKETS_PASSWORD, if it is meant to be open",
+                )
+            return
+        salt, theirs, mine = keys.get("salt", ""), keys.get("nonce", ""), os.urandom(16).hex()
+        if keys["auth"] != AUTH or not NONCE.fullmatch(salt) or not NONCE.fullmatch(theirs):
+            raise Failure(
+                56,
+                f"{self.endpoint} asks for a password in a way that is not known here",
+                shown(keys["auth"]),
+                "use a client.py as new as the server",
+            )
+        if not password and not os.isatty(2):
+            raise Failure(
+                67,
+                f"{self.endpoint} asks for a password",
+                "none was given, and there is no terminal to ask on",
+                "--password TEXT, or SIXSOCKETS_PASSWORD in the environment",
+            )
+        if not password:
+            password = args.password = ask_password(self.endpoint)
+        key, pin = (
+            auth_key(password, salt),
+            fingerprint(self.sock.getpeercert(binary_form=True))
+            if hasattr(self.sock, "getpeercert")
+            else "",
+        )
+        answer = self.ask("auth", nonce=mine, proof=auth_proof(key, "client", theirs, mine, pin))
+        if answer.verb != "ok":
+            reason = answer.keys.get("reason", "?")
+            told = (
+                TURNED_AWAY["busy"][2:]
+                if reason == "busy"
+                else ("it is not the server's", "the one that the server was given, or printed")
+            )
+            raise Failure(67, f"{self.endpoint} refused the password ({shown(reason)})", *told)
+        if not same_proof(
+            answer.keys.get("proof", ""), auth_proof(key, "server", theirs, mine, pin)
+        ):
+            raise Failure(
+                67,
+                f"{self.endpoint} does not know the password itself",
+                "it is not the server that it should be, or somebody is in between",
+                "check the address; nothing was sent",
+            )
+
+    def push(self, view: memoryview) -> int:
+        """As in Wire; but a server that sends while it does not read waits for others."""
+        while view:
+            try:
+                view = view[self.sock.send(self.sendable(view)) :]
+            except OSError as error:
+                if not isinstance(error, socket.timeout) or not self.notes():
+                    raise
+        return 1
+
+    def notes(self) -> int:
+        """Take the lines that have come; how many."""
+        count = 0
+        while (
+            self.buffer.find(b"\n", self.start, self.end) >= 0
+            or select.select([self.sock], [], [], 0)[0]
+        ):
+            self.listen()
+            count += 1
+        return count
+
+    def fill(self, patience: Optional[float]) -> None:
+        self.flush()
+        if patience is None:  # between two files that others send there is nothing to notice
+            return super().fill(patience)
+        quiet = min(NOTICE_AFTER, patience)
+        if not select.select([self.sock], [], [], quiet)[0]:
+            patience = max(0.001, patience - quiet)
+            if self.timeout > NOTICE_AFTER:
+                say(f"waiting for an answer from {self.endpoint} (Ctrl-C stops)")
+        super().fill(patience)
+
+    def request(self, handler: Handler, transfer: Transfer, *words: str, **keys: object) -> None:
+        text = line(*words, **keys)
+        # the answer does not repeat for whom it was
+        echoed = words if words[0] != "send" else ("send", words[2])
+        self.pending.append((handler, transfer, echoed, len(text)))
+        self.unanswered += len(text)
+        self.put(text)
+
+    def full(self) -> bool:
+        return len(self.pending) >= UNANSWERED or self.unanswered > UNANSWERED_BYTES
+
+    def answer(self) -> Line:
+        return self.arrived.popleft() if self.arrived else self.hear()
+
+    def hear(self) -> Line:
+        """The next line that is an answer."""
+        while not self.listen():
+            pass
+        return self.arrived.pop()
+
+    def listen(self) -> bool:
+        """Read a line. An answer is kept, True; a note goes to handle_note(), False."""
+        found = self.line()
+        if found.verb not in ANSWERS:
+            raise Broken(f"{found.verb} where an answer was awaited")
+        if found.verb not in ("ok", "err") and not found.words:
+            raise Broken("bad-line")
+        if found.verb != "got" and (found.verb != "note" or "reason" in found.keys):
+            self.arrived.append(found)
+            return True
+        self.handle_note(found)
+        return False
+
+    def peek(self) -> bool:
+        """Read what has come, without blocking. Returns whether every request has its answer."""
+        self.notes()
+        return len(self.arrived) >= len(self.pending)
+
+    def ask(self, *words: str, **keys: object) -> Line:
+        """One request, and its answer."""
+        self.put(line(*words, **keys))
+        return self.reply()
+
+    def reply(self) -> Line:
+        """The answer to the last request. Those before it are kept for their requests."""
+        while len(self.arrived) < len(self.pending):
+            self.listen()
+        return self.hear()
+
+
+def dial(args: argparse.Namespace) -> socket.socket:
+    """A connection to the server: by TLS when something is said about whom to trust."""
+    plain = functools.partial(open_connection, args, args.host, args.port, server_command(args))
+    try:
+        return encrypt(plain, args.host, args) if wants_tls(args) else plain()
+    except OSError as error:
+        if isinstance(error, socket.timeout):
+            raise Silent(f"silent for {args.timeout:g} s") from None
+        raise Lost("it hung up within the TLS handshake") from None
+
+
+def link_flags(args: argparse.Namespace) -> list[Any]:
+    """What decides where a connection goes, and how: in the shell each command may say it anew."""
+    return [
+        vars(args)[flag]
+        for flag in (
+            "host",
+            "port",
+            "tls",
+            "cacert",
+            "pin",
+            "insecure",
+            "timeout",
+            "nick",
+            "trace",
+            "trace_hex",
+        )
+    ]
+
+
+def connected(args: argparse.Namespace) -> Link:
+    """The connection of this command.
+
+    The shell keeps one from command to command, unless the server closed it or the flags differ."""
+    same_goal = args.link and args.link.flags == link_flags(args)
+    if args.link and not (same_goal and not select.select([args.link.sock], [], [], 0)[0]):
+        close_link(args)
+    if args.link:
+        found: Link = args.link
+        return found
+    try:
+        return connect(args)
+    except Failure as failure:
+        # a server that was there before may be on its way back
+        again = same_goal and failure.code in ABSENT
+        link = reconnected(args, Lost("the server closed it")) if again else None
+        if not link:
+            raise
+        return link
+
+
+def connect(args: argparse.Namespace) -> Link:
+    link = args.link = Link(args)
+    if args.nick:
+        require_ok(link.ask("ping", nick=args.nick), "accept the nick", args.nick)
+    return link
+
+
+def reconnected(args: argparse.Namespace, lost: Lost) -> Optional[Link]:
+    """A new connection instead of a lost one, or None. Each pause is twice as long."""
+    close_link(args)
+    while args.tries < args.retries:
+        seconds = BACK_OFF * 2**args.tries
+        args.tries += 1
+        say(f"connection lost ({lost}); attempt {args.tries} of {args.retries} in {seconds:g} s")
+        time.sleep(seconds)
+        try:
+            return connect(args)
+        except (Failure, Lost) as problem:
+            # a server that is there and refuses would do so again, or lock us out
+            if isinstance(problem, Failure) and problem.code not in ABSENT:
+                raise
+        close_link(args)  # it may have been lost with a question open
+    return None
+
+
+def lost_failure(lost: Lost, code: int, what: str, hint: str) -> "Failure":
+    """What a lost connection ends; silence has an exit code of its own."""
+    return Failure(28 if isinstance(lost, Silent) else code, what, str(lost), hint)
+
+
+def close_link(args: argparse.Namespace) -> None:
+    if args.link:
+        end_tls(args.link.sock)
+        args.link.sock.close()
+    args.link = None
+
+
+def say_bye(args: argparse.Namespace) -> None:
+    """All has been said: a server that is gone by now changes nothing."""
+    with contextlib.suppress(Lost):
+        args.link.put(line("bye"))
+        args.link.flush()
+    close_link(args)
+
+
+# --- answers: what they mean for people ---
 WHYS = {
     "no-such-file": ("the server has nothing of that name", "list shows what there is"),
     "no-such-folder": (
@@ -476,12 +2492,15 @@ WHYS = {
         "its disk takes no writing: it is mounted so, or turned so after an error",
         "what the system there says of the disk",
     ),
-    "busy": ("another client is sending this file", "again, when that one is done"),
+    "busy": (
+        "another client is sending this file",
+        "run the same command again when that one is done",
+    ),
     "wrong-digest": (
         "what arrived is not what was sent: the network or a disk changed it",
-        "again",
+        "run the same command again",
     ),
-    "aborted": ("it was given up", "again"),
+    "aborted": ("it was given up", "run the same command again"),
     "usage": ("the server expects other words", "help"),
     "unknown-verb": ("the server does not know that command", "help lists those that it knows"),
     "no-such-client": ("nobody who is connected has that address or nick", "who lists the clients"),
@@ -490,10 +2509,13 @@ WHYS = {
         "it is connected, but does not wait for files",
         "python3 client.py receive, there",
     ),
-    "gone": ("its connection ended before it had all", "again, when it is back"),
+    "gone": (
+        "its connection ended before it had all",
+        "run the same command again when it is back",
+    ),
     "stalled": (
         "it took nothing for longer than the server's --timeout, and was disconnected",
-        "again",
+        "run the same command again",
     ),
     "left": ("it stopped receiving", "python3 client.py receive, there"),
     "not-received": ("no receiver has got it", "who lists the clients"),
@@ -503,6 +2525,8 @@ WHYS = {
         "--nick NAME",
     ),
 }
+
+
 THERE = {  # the same codes from a receiver
     "disk-full": ("its disk is full", "room there, then again"),
     "too-large": (
@@ -522,13 +2546,13 @@ TURNED_AWAY = {
         7,
         "has as many clients as it takes",
         "its --max-clients is reached",
-        "again later",
+        "wait a while, then run the same command again",
     ),
     "busy": (
         67,
         "lets nobody in from this address for a minute",
         "too many wrong passwords came from it",
-        "again, later",
+        "wait a minute, then run the same command again",
     ),
     "tls-only": (
         56,
@@ -539,54 +2563,7 @@ TURNED_AWAY = {
 }  # reasons that come instead of the greeting
 
 
-def clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    return (
-        f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
-    )
-
-
-def plural(count: int, word: str) -> str:
-    return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
-
-
-def numbered(leaf: str) -> Iterator[str]:
-    """notes.txt, notes (1).txt, notes (2).txt ..."""
-    stem, ending = os.path.splitext(leaf)
-    return itertools.chain([leaf], (f"{stem} ({number}){ending}" for number in itertools.count(1)))
-
-
-def same(size: int, mtime_ns: int, other_size: int, other_mtime_ns: int) -> bool:
-    """Whether two files pass for the same. File systems keep times to 1 or 100 ns, 1 µs, 1 s or 2 s: the coarser side's precision decides."""
-    mtime_ns, other_mtime_ns = held(mtime_ns), held(other_mtime_ns)
-    if mtime_ns == other_mtime_ns:
-        return size == other_size
-    coarsest = max(
-        unit
-        for unit in (1, 100, 1000, 10**9, 2 * 10**9)
-        if mtime_ns % unit == 0 or other_mtime_ns % unit == 0
-    )
-    return size == other_size and mtime_ns // coarsest == other_mtime_ns // coarsest
-
-
-def called(place: str, nick: Optional[str]) -> str:
-    return shown(f"{place} ({nick})" if nick else place)
-
-
-def remote_name(text: str) -> str:
-    """A name as people type it: a slash at the end of a folder's name means nothing."""
-    # no line can have it as a word: the server would hang up on all that is asked with it
-    if not text:
-        raise Failure(
-            2,
-            "a name is empty",
-            "an empty word was given for it, perhaps by a variable of the shell that is not set",
-            "list shows what there is",
-        )
-    return text.rstrip("/") or text
-
-
-def granted(answer: Line, verb: str, name: str) -> Line:
+def require_ok(answer: Line, verb: str, name: str) -> Line:
     if answer.verb != "ok":
         raise refusal(answer, verb, name)
     return answer
@@ -611,6 +2588,49 @@ def refusal(answer: Line, verb: str, name: str) -> "Failure":
         else 9
     )
     return Failure(code, f"server refused to {verb} {shown(name)} ({shown(reason)})", why, hint)
+
+
+def peer_name(endpoint: str, nick: Optional[str]) -> str:
+    return shown(f"{endpoint} ({nick})" if nick else endpoint)
+
+
+def remote_name(text: str) -> str:
+    """A name as people type it: a slash at the end of a folder's name means nothing."""
+    # no line can have it as a word: the server would hang up on all that is asked with it
+    if not text:
+        raise Failure(
+            2,
+            "a name is empty",
+            "an empty word was given for it, perhaps by a variable of the shell that is not set",
+            "list shows what there is",
+        )
+    return text.rstrip("/") or text
+
+
+def same(size: int, mtime_ns: int, other_size: int, other_mtime_ns: int) -> bool:
+    """Whether two files count as the same, by size and time.
+
+    File systems keep times to 1 or 100 ns, 1 µs, 1 s or 2 s: the coarser precision decides."""
+    mtime_ns, other_mtime_ns = held(mtime_ns), held(other_mtime_ns)
+    if mtime_ns == other_mtime_ns:
+        return size == other_size
+    coarsest = max(
+        unit
+        for unit in (1, 100, 1000, 10**9, 2 * 10**9)
+        if mtime_ns % unit == 0 or other_mtime_ns % unit == 0
+    )
+    return size == other_size and mtime_ns // coarsest == other_mtime_ns // coarsest
+
+
+def clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return (
+        f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+    )
+
+
+def plural(count: int, word: str) -> str:
+    return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
 
 
 # --- folders: the same in server.py, client.py (tests/test_twins.py) ---
@@ -1082,7 +3102,11 @@ def receive_body(
 # --- telling: results on stdout for programs, progress on stderr for people ---
 def tell(text: str) -> None:
     """A line of the product: names as they are to a pipe, harmless to a terminal."""
-    view = memoryview((shown(text).encode() if os.isatty(1) else os.fsencode(text)) + b"\n")
+    write_line(in_rows(shown(text), 1).encode() if os.isatty(1) else os.fsencode(text))
+
+
+def write_line(raw: bytes) -> None:
+    view = memoryview(raw + b"\n")
     try:
         while view:
             view = view[os.write(product(), view) :]
@@ -1091,7 +3115,7 @@ def tell(text: str) -> None:
             23,
             f"cannot write standard output ({error.strerror})",
             "what reads it has ended, or its disk is full",
-            "the same without | or >",
+            "run the same command without | or > to see what it writes",
         ) from None
 
 
@@ -1102,13 +3126,15 @@ def product() -> int:
             23,
             "cannot write standard output (it is closed)",
             "whoever started this closed it",
-            "the same without >&-",
+            "run the same command without >&-",
         )
     return 1
 
 
 def tell_json(facts: dict[str, Any]) -> None:
-    """Text that is not UTF-8 is told with \\x escapes; of such a name "quoted" has the bytes, as the protocol writes them."""
+    """One JSON object. Bytes that are no UTF-8 become \\x escapes.
+
+    Then the key "quoted" has the name's exact bytes, as the protocol writes them."""
     import json  # not at the top: few need it
 
     clean = {
@@ -1119,7 +3145,33 @@ def tell_json(facts: dict[str, Any]) -> None:
     }
     if clean.get("name") != facts.get("name"):
         clean["quoted"] = quote(facts["name"])
-    tell(json.dumps(clean))
+    write_line(json.dumps(clean).encode())
+
+
+def say_failure(failure: Exception) -> None:
+    """Say what failed: with names and reasons of others, but with a hint that is all ours."""
+    for text in str(failure).splitlines():
+        say(text if text.startswith("try:") else in_rows(text, 2))
+
+
+def in_rows(text: str, fd: int) -> str:
+    """What people read, in rows that fit on their terminal; all but the first begin with a mark.
+
+    A terminal that breaks a long line itself begins a row with any part of it: a peer could place
+    there what looks like the line of another peer, or like ours."""
+    if not os.isatty(fd):
+        return text
+    room = max(CONTINUED_ROOM, (os.get_terminal_size(fd).columns or 80) - 1)
+    rows, used = [""], 0
+    for char in text:
+        # terminals differ about characters that are wide in East Asia alone
+        width = 2 if unicodedata.east_asian_width(char) in "AFW" else 1
+        if used + width > room:
+            rows.append(CONTINUED)
+            used = len(CONTINUED)
+        rows[-1] += char
+        used += width
+    return "\n".join(rows)
 
 
 def draw(text: str) -> None:
@@ -1130,7 +3182,7 @@ def draw(text: str) -> None:
 
 
 class Progress:
-    """One bar for the whole job, on a terminal: bytes that are safe on the other side, or here."""
+    """One bar for the whole command, on a terminal. It counts bytes that the receiver has."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.drawn = os.isatty(2) and not args.quiet
@@ -1140,7 +3192,7 @@ class Progress:
         self.resumed = 0  # bytes that were there before and do not count for the rate
         self.shown = False
 
-    def at(self, current: int, verb: str = "") -> None:
+    def update(self, current: int, verb: str = "") -> None:
         """So much of the current file is there."""
         self.current = current
         if self.drawn and (now := time.monotonic()) >= self.due:
@@ -1164,7 +3216,9 @@ class Progress:
         files = (
             f"  {self.files:,} of {plural(self.all_files, 'file')}" if self.all_files > 1 else ""
         )
-        return f"{100 * done // total:3}% [{'#' * filled}{' ' * (20 - filled)}] {readable_size(done)} of {readable_size(total)}  {readable_size(rate)}/s  {left}{files}"
+        bar = f"{100 * done // total:3}% [{'#' * filled}{' ' * (20 - filled)}] "
+        bar += f"{readable_size(done)} of {readable_size(total)}  {readable_size(rate)}/s  "
+        return f"{bar}{left}{files}"
 
     def clear(self) -> None:
         if self.shown:
@@ -1172,907 +3226,10 @@ class Progress:
             self.shown = False
 
 
-# --- the connection: requests go out, answers come back in their order ---
-class Job:
-    """A file or folder on its way: what it is called there and here, and what is known of it."""
-
-    size = mtime_ns = offset = 0
-    executable = failed = fresh = False
-    part: Optional[Part] = None
-    there: Optional[Line] = None  # the server's line of it, from a listing
-    top = ""  # the folder that was named, which it is in
-    sha256 = kept = ""  # the digest; the name of the part that a lost connection leaves
-    got: list[Line]  # what each of its receivers said
-
-    def __init__(self, name: str, path: str = "", status: Optional[os.stat_result] = None) -> None:
-        self.name, self.path, self.status = name, path, status
-
-
-Handler = Callable[[Job, Line], None]
-
-
-class Link(Wire):
-    """A connection to the server, and the requests that it has not answered yet."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        super().__init__(dial(args), args.timeout)
-        self.place, self.flags = place(args), link_flags(args)
-        self.pending: deque[tuple[Handler, Job, tuple[str, ...], int]] = deque()
-        self.unanswered = 0  # bytes of pending requests
-        self.arrived: deque[Line] = deque()  # answers that came while something was sent
-        self.noted: Callable[[Line], None] = lambda note: None
-        try:
-            self.log_in(args, self.greet())
-        except BaseException:
-            self.sock.close()
-            raise
-
-    def greet(self) -> Line:
-        try:
-            if not select.select([self.sock], [], [], min(NUDGE_AFTER, self.timeout / 2))[0]:
-                # an empty line means nothing; a server that waits for TLS is answered to its first
-                # byte
-                self.put(b"\n")
-            greeting = self.line()
-        except Broken as broken:
-            greeting = Line(str(broken), [], {})
-        except Lost as lost:
-            raise cut_off(
-                lost, 52, f"{self.place} said nothing", "check the port: a file server greets first"
-            ) from None
-        if greeting.keys.get("reason") in TURNED_AWAY:
-            code, what, why, hint = TURNED_AWAY[greeting.keys["reason"]]
-            raise Failure(code, f"{self.place} {what}", why, hint)
-        if greeting.verb != "sixsockets" or greeting.words[:1] != [PROTOCOL]:
-            known = {"http": "it speaks HTTP", "this": "it speaks TLS"}.get(
-                greeting.verb[:4], "it does not begin with the greeting of one"
-            )
-            raise Failure(
-                56,
-                f"{self.place} is no Six Sockets file server",
-                f"{known}: another program listens there",
-                "check the port; httpclient.py speaks to web servers",
-            )
-        return greeting
-
-    def log_in(self, args: argparse.Namespace, greeting: Line) -> None:
-        """Both sides prove that they know the password. To a server that cannot, nothing else is said."""
-        keys, password = greeting.keys, given_password(args, args.host, args.port)
-        if keys.get("auth", "none") == "none":
-            if password:
-                raise Failure(
-                    67,
-                    f"{self.place} does not ask for the password",
-                    "so it cannot prove that it knows it: it may be another server",
-                    "without --password and SIXSOCKETS_PASSWORD, if it is meant to be open",
-                )
-            return
-        salt, theirs, mine = keys.get("salt", ""), keys.get("nonce", ""), os.urandom(16).hex()
-        if keys["auth"] != AUTH or not NONCE.fullmatch(salt) or not NONCE.fullmatch(theirs):
-            raise Failure(
-                56,
-                f"{self.place} asks for a password in a way that is not known here",
-                shown(keys["auth"]),
-                "a newer client.py",
-            )
-        if not password and not os.isatty(2):
-            raise Failure(
-                67,
-                f"{self.place} asks for a password",
-                "none was given, and there is no terminal to ask on",
-                "--password TEXT, or SIXSOCKETS_PASSWORD in the environment",
-            )
-        if not password:
-            password = args.password = ask_password(self.place)
-        key, pin = (
-            auth_key(password, salt),
-            fingerprint(self.sock.getpeercert(binary_form=True))
-            if hasattr(self.sock, "getpeercert")
-            else "",
-        )
-        answer = self.ask("auth", nonce=mine, proof=auth_proof(key, "client", theirs, mine, pin))
-        if answer.verb != "ok":
-            reason = answer.keys.get("reason", "?")
-            told = (
-                TURNED_AWAY["busy"][2:]
-                if reason == "busy"
-                else ("it is not the server's", "the one that the server was given, or printed")
-            )
-            raise Failure(67, f"{self.place} refused the password ({shown(reason)})", *told)
-        if not same_proof(
-            answer.keys.get("proof", ""), auth_proof(key, "server", theirs, mine, pin)
-        ):
-            raise Failure(
-                67,
-                f"{self.place} does not know the password itself",
-                "it is not the server that it should be, or somebody is in between",
-                "check the address; nothing was sent",
-            )
-
-    def push(self, view: memoryview) -> int:
-        """As ever; but a server that says something while it does not read is alive: it waits for others."""
-        while view:
-            try:
-                view = view[self.sock.send(self.sendable(view)) :]
-            except OSError as error:
-                if not isinstance(error, socket.timeout) or not self.notes():
-                    raise
-        return 1
-
-    def notes(self) -> int:
-        """Take the lines that have come; how many."""
-        count = 0
-        while (
-            self.buffer.find(b"\n", self.start, self.end) >= 0
-            or select.select([self.sock], [], [], 0)[0]
-        ):
-            self.listen()
-            count += 1
-        return count
-
-    def fill(self, patience: Optional[float]) -> None:
-        self.flush()
-        if patience is None:  # between two files that others send there is nothing to notice
-            return super().fill(patience)
-        quiet = min(NOTICE_AFTER, patience)
-        if not select.select([self.sock], [], [], quiet)[0]:
-            patience = max(0.001, patience - quiet)
-            if NOTICE_AFTER < self.timeout:
-                say(f"waiting for an answer from {self.place} (Ctrl-C stops)")
-        super().fill(patience)
-
-    def request(self, handler: Handler, job: Job, *words: str, **keys: object) -> None:
-        text = line(*words, **keys)
-        # the answer does not repeat for whom it was
-        echoed = words if words[0] != "send" else ("send", words[2])
-        self.pending.append((handler, job, echoed, len(text)))
-        self.unanswered += len(text)
-        self.put(text)
-
-    def full(self) -> bool:
-        return len(self.pending) >= UNANSWERED or self.unanswered > UNANSWERED_BYTES
-
-    def answer(self) -> Line:
-        return self.arrived.popleft() if self.arrived else self.hear()
-
-    def hear(self) -> Line:
-        """The next line that is an answer."""
-        while not self.listen():
-            pass
-        return self.arrived.pop()
-
-    def listen(self) -> bool:
-        """The next line: an answer is kept until it is asked for, a note tells how far the server is."""
-        found = self.line()
-        if found.verb not in ANSWERS:
-            raise Broken(f"{found.verb} where an answer was awaited")
-        if found.verb not in ("ok", "err") and not found.words:
-            raise Broken("bad-line")
-        if found.verb != "got" and (found.verb != "note" or "reason" in found.keys):
-            self.arrived.append(found)
-            return True
-        self.noted(found)
-        return False
-
-    def peek(self) -> bool:
-        """Take the lines that have come, without waiting. Has the last request been answered already?"""
-        self.notes()
-        return len(self.arrived) >= len(self.pending)
-
-    def ask(self, *words: str, **keys: object) -> Line:
-        """One request, and its answer."""
-        self.put(line(*words, **keys))
-        return self.reply()
-
-    def reply(self) -> Line:
-        """The answer to what was said last; those that come before it are kept for whom they belong to."""
-        while len(self.arrived) < len(self.pending):
-            self.listen()
-        return self.hear()
-
-
-def dial(args: argparse.Namespace) -> socket.socket:
-    """A connection to the server: by TLS when something is said about whom to trust."""
-    plain = functools.partial(open_connection, args, args.host, args.port, server_command(args))
-    try:
-        return encrypt(plain, args.host, args) if wants_tls(args) else plain()
-    except OSError as error:
-        if isinstance(error, socket.timeout):
-            raise Silent(f"silent for {args.timeout:g} s") from None
-        raise Lost("it hung up within the TLS handshake") from None
-
-
-def link_flags(args: argparse.Namespace) -> list[Any]:
-    """What decides where a connection goes, and how: in the shell each command may say it anew."""
-    return [
-        vars(args)[flag]
-        for flag in (
-            "host",
-            "port",
-            "tls",
-            "cacert",
-            "pin",
-            "insecure",
-            "timeout",
-            "nick",
-            "trace",
-            "trace_hex",
-        )
-    ]
-
-
-def hang_up(args: argparse.Namespace) -> None:
-    if args.link:
-        end_tls(args.link.sock)
-        args.link.sock.close()
-    args.link = None
-
-
-def leave(args: argparse.Namespace) -> None:
-    """All has been said: a server that is gone by now changes nothing."""
-    with contextlib.suppress(Lost):
-        args.link.put(line("bye"))
-        args.link.flush()
-    hang_up(args)
-
-
-def connected(args: argparse.Namespace) -> Link:
-    """The connection of this command; the shell's stays open from command to command, unless the server has closed it, or another is asked for."""
-    same_goal = args.link and args.link.flags == link_flags(args)
-    if args.link and not (same_goal and not select.select([args.link.sock], [], [], 0)[0]):
-        hang_up(args)
-    fresh = not args.link
-    try:
-        args.link = args.link or Link(args)
-    except Failure as failure:
-        # a server that was there before may be on its way back
-        again = same_goal and failure.code in (7, 52)
-        link = reconnected(args, Lost("the server closed it")) if again else None
-        if not link:
-            raise
-        return link
-    found: Link = args.link
-    if fresh and args.nick:
-        granted(found.ask("ping", nick=args.nick), "accept the nick", args.nick)
-    return found
-
-
-def cut_off(lost: Lost, code: int, what: str, hint: str) -> "Failure":
-    """What a lost connection ends; silence has an exit code of its own."""
-    return Failure(28 if isinstance(lost, Silent) else code, what, str(lost), hint)
-
-
-def reconnected(args: argparse.Namespace, lost: Lost) -> Optional[Link]:
-    """A new connection in the place of a lost one, if there is one to be had; the pause before each attempt is longer."""
-    hang_up(args)
-    while args.tries < args.retries:
-        seconds = BACK_OFF * 2**args.tries
-        args.tries += 1
-        say(f"connection lost ({lost}); attempt {args.tries} of {args.retries} in {seconds:g} s")
-        time.sleep(seconds)
-        with contextlib.suppress(Failure, Lost):
-            return connected(args)
-        hang_up(args)  # it may have been lost with a question open
-    return None
-
-
-# --- many files: what is asked, what is awaited, what became of each ---
-def following(link: Link, answer: Line, verb: str, name: str = "") -> Iterator[Line]:
-    """The lines of an answer that has several, from its first to before its `ok`."""
-    while answer.verb not in ("ok", "err"):
-        yield answer
-        answer = link.hear()
-    granted(answer, verb, name)
-
-
-def unrepeated(lines: Iterator[Line]) -> Iterator[Line]:
-    """Lines that are shown as they come: when some were, a lost connection is told, for asking again would show them twice."""
-    count = 0
-    try:
-        for count, found in enumerate(lines, 1):
-            yield found
-    except Lost as lost:
-        if not count:
-            raise
-        raise cut_off(
-            lost,
-            18,
-            f"connection lost after {plural(count, 'line')}: what was shown is not all",
-            "again",
-        ) from None
-
-
-def expand(args: argparse.Namespace, names: Sequence[str]) -> Iterator[Job]:
-    """Names on the server, with *, ? and [] matched there: all before the first is used, so that nothing comes between."""
-    chosen = Listing()
-    for name in map(remote_name, names):
-        count = 0
-        if re.search(r"[*?[]", name) and connected(args).ask("stat", name).verb != "ok":
-            for count, found in enumerate(matching(connected(args), name, args.hidden), 1):
-                chosen.add(found)
-        if not count:
-            chosen.add(Line("name", [name], {}))
-    return (Job(found.words[0]) for found in chosen)
-
-
-def matching(link: Link, pattern: str, hidden: bool) -> Iterator[Line]:
-    """What a pattern stands for in its folder. As in a shell, * matches no dot at the beginning."""
-    import fnmatch  # not at the top: few need it
-
-    folder, _, wanted = pattern.rpartition("/")
-    for entry in following(link, link.ask("list", *[folder] * bool(folder)), "list", folder):
-        above, _, leaf = entry.words[0].rpartition("/")
-        dotted = leaf.startswith(".") and not (hidden or wanted.startswith("."))
-        fits = above == folder and fnmatch.fnmatchcase(leaf, wanted) and not dotted
-        if entry.verb != "note" and fits:
-            yield Line("name", entry.words[:1], {})
-
-
-class Listing:
-    """The lines of a listing, however many: first in memory, then in a nameless file."""
-
-    def __init__(self) -> None:
-        self.lines: deque[Line] = deque()
-        self.rest: Any = None
-
-    def add(self, entry: Line) -> None:
-        if len(self.lines) < LISTED:
-            return self.lines.append(entry)
-        if self.rest is None:
-            import tempfile  # not at the top: it is slow to load
-
-            self.rest = tempfile.TemporaryFile()  # noqa: SIM115  (open as long as this object)
-        self.rest.write(line(entry.verb, *entry.words, **entry.keys))
-
-    def __iter__(self) -> Iterator[Line]:
-        while self.lines:
-            yield self.lines.popleft()
-        if self.rest is not None:
-            self.rest.seek(0)
-            yield from (parse(raw[:-1]) for raw in self.rest)
-            self.rest.close()
-
-
-def destination(path: str) -> Folder:
-    """The folder that something comes to, made when missing, without what nobody came back for."""
-    try:
-        os.makedirs(path, exist_ok=True)
-        folder = Folder(path)
-        for entry in folder.entries():
-            swept(folder, entry)
-    except OSError as error:
-        raise unwritable(path, error) from None
-    return folder
-
-
-def unwritable(path: str, error: OSError) -> "Failure":
-    return Failure(
-        23,
-        f"cannot write to {shown(path)} ({error.strerror})",
-        "nothing was received",
-        "-o DEST for another place",
-    )
-
-
-class Batch:
-    """The files of one command. Requests run ahead of their answers; one bad file does not stop the others."""
-
-    verb = ""
-    again = "the same command again resumes"
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args = args
-        self.use(connected(args))
-        self.progress = Progress(args)
-        self.sources: list[Iterator[Job]] = []
-        self.code = self.moved = self.bytes = self.skipped = self.failed = 0
-
-    def use(self, link: Link) -> None:
-        self.link = link
-        link.noted = self.noted
-
-    def noted(self, note: Line) -> None:
-        for key in ("received", "checked"):
-            if key in note.keys:
-                self.progress.at(note.number(key), "" if key == "received" else key)
-
-    def start(self, job: Job) -> None:
-        raise NotImplementedError
-
-    def trouble(self, job: Job, error: Union[OSError, Refused]) -> "Failure":
-        raise NotImplementedError
-
-    def run(self, jobs: Iterator[Job]) -> int:
-        self.sources.append(jobs)
-        try:
-            while True:
-                try:
-                    self.pump()
-                    break
-                except Lost as lost:
-                    self.recover(lost)
-        except BaseException as end:
-            self.progress.clear()
-            if isinstance(end, KeyboardInterrupt):
-                reached = readable_size(self.progress.done + self.progress.current)
-                end.args = (
-                    f"stopped after {plural(self.moved, 'file')} and {reached}; {self.again}",
-                )
-            self.requeue()
-            raise
-        self.summary()
-        return self.code
-
-    def pump(self) -> None:
-        while True:
-            if not self.link.full() and (job := self.next_job()):
-                self.attempt(self.start, job)
-            elif self.link.pending:
-                self.settle()
-            else:
-                return
-
-    def next_job(self) -> Optional[Job]:
-        while self.sources:
-            if job := next(self.sources[-1], None):
-                return job
-            self.sources.pop()
-        return None
-
-    def settle(self) -> None:
-        """The next answer, to whom it belongs. When the connection is lost meanwhile, that job is begun again."""
-        answer = self.link.answer()
-        handler, job, words, cost = entry = self.link.pending[0]
-        if (
-            answer.verb in ("ok", "err")
-            and answer.words != ["-"]
-            and not all(map(str.startswith, words, answer.words))
-        ):
-            raise Broken(f"{' '.join(answer.words)} where {' '.join(words)} was asked")
-        self.link.pending.popleft()
-        self.link.unanswered -= cost
-        try:
-            self.attempt(handler, job, answer)
-        except Lost:
-            self.link.pending.appendleft(entry)
-            raise
-
-    def attempt(self, call: Callable[..., None], job: Job, *rest: Line) -> None:
-        try:
-            call(job, *rest)
-        except Failure as failure:
-            self.fail(job, failure)
-        except (OSError, Refused) as error:
-            self.fail(job, self.trouble(job, error))
-
-    def fail(self, job: Job, failure: "Failure") -> None:
-        if job.failed:
-            return
-        job.failed = True
-        self.code = self.code or failure.code
-        self.failed += 1
-        self.progress.clear()
-        say(str(failure))
-        self.report(job, "failed", error=str(failure).splitlines()[0][7:])
-
-    def done(self, job: Job, size: int, sha256: str) -> None:
-        self.moved += 1
-        self.bytes += size - job.offset
-        self.args.tries = 0
-        self.advance(size)
-        self.report(job, "ok", size=size, sha256=sha256)
-
-    def skip(self, job: Job, size: int) -> None:
-        self.skipped += 1
-        self.progress.resumed += size
-        self.advance(size)
-        self.report(job, "same", size=size)
-
-    def pass_over(self, path: str) -> None:
-        self.progress.clear()
-        say(f"skipped {shown(path)}: a link or a special file")
-
-    def advance(self, size: int) -> None:
-        self.progress.files += 1
-        self.progress.done += size
-        self.progress.at(0)
-
-    def report(self, job: Job, result: str, **more: object) -> None:
-        if self.args.json:
-            tell_json({"verb": self.verb, "name": job.name, "result": result, **more})
-
-    def resumed(self, job: Job, offset: int) -> None:
-        """It goes on at offset: further than the last time means that new attempts get somewhere."""
-        if offset > job.offset:
-            self.progress.resumed += offset - job.offset
-            job.offset, self.args.tries = offset, 0
-
-    def requeue(self) -> None:
-        """What had no answer yet is begun again, in its order, each once; what has been told as failed already is not."""
-        again = {id(job): job for _, job, _, _ in self.link.pending if not job.failed}
-        for job in again.values():
-            job.fresh, job.there = False, None
-        self.sources.append(iter(again.values()))
-        self.link.pending.clear()
-        self.link.unanswered = 0
-        hang_up(self.args)
-        self.progress.current = 0
-
-    def recover(self, lost: Lost) -> None:
-        """A new connection, or the Failure that tells how far it came."""
-        reached, jobs = (
-            self.progress.current,
-            [job for _, job, _, _ in self.link.pending] or [Job("")],
-        )
-        job, once = jobs[0], next(filter(None, map(self.once, jobs)), "")
-        self.requeue()
-        self.progress.clear()
-        if not once and (link := reconnected(self.args, lost)):
-            return self.use(link)
-        where = f" at {reached:,} of {job.size:,} bytes of {shown(job.name)}" if job.size else ""
-        where += f"; what came is kept as {shown(job.kept)}" if job.kept else ""
-        raise cut_off(
-            lost,
-            18,
-            f"connection lost{where}",
-            f"again from the start: {once}"
-            if once
-            else f"{self.args.typed}   (goes on there); if nobody is there: {server_command(self.args)}",
-        )
-
-    def once(self, job: Job) -> str:
-        """Why it cannot be begun a second time."""
-        return ""
-
-    def summary(self) -> None:
-        self.progress.clear()
-        took = time.monotonic() - self.progress.began
-        text = f"{self.verb}: {plural(self.moved, 'file')}, {readable_size(self.bytes)} in {took:.2f} s ({readable_size(self.bytes / max(took, 0.001))}/s)"
-        text += f"; {self.skipped:,} already there" if self.skipped else ""
-        text += f"; {self.failed:,} failed" if self.failed else ""
-        if self.args.json:
-            tell_json(
-                {
-                    "verb": self.verb,
-                    "files": self.moved,
-                    "bytes": self.bytes,
-                    "seconds": round(took, 3),
-                    "skipped": self.skipped,
-                    "failed": self.failed,
-                }
-            )
-        elif not self.args.quiet and (self.moved or self.skipped or self.failed > 1):
-            say(text)
-
-
-# --- put: files go out ---
-class Puts(Batch):
-    """Each file: is it there already? If not, its bytes, and the answer that they arrived."""
-
-    verb = "put"
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        super().__init__(args)
-        self.folder = functools.lru_cache(NEAR)(self.open_folder)
-
-    def jobs(self) -> Iterator[Job]:
-        """What the command line names. Folders on the way to --into are made."""
-        into = remote_name(self.args.into) if self.args.into else ""
-        if into:
-            yield Job(into, "", os.stat("."))
-        for path in self.args.paths:
-            # "" is the root folder's
-            own = "" if path == "-" else os.path.basename(os.path.abspath(path))
-            if not own and self.args.name is None:
-                what = "standard input" if path == "-" else shown(path)
-                raise Failure(
-                    2,
-                    f"{what} has no name",
-                    "it is kept under one there",
-                    f"{self.verb} {shown(shlex.quote(path))} --as NAME",
-                )
-            name = remote_name(own if self.args.name is None else self.args.name)
-            yield Job(f"{into}/{name}" if into else name, path)
-
-    def start(self, job: Job) -> None:
-        if job.path == "-":
-            return self.send_input(job)
-        # a link that is named is followed; in a folder links are not
-        status = job.status = job.status or os.stat(job.path)
-        if stat.S_ISDIR(status.st_mode) and self.is_copy(job):
-            self.progress.clear()
-            say(f"skipped {shown(job.path)}: there the server keeps what is sent")
-        elif stat.S_ISDIR(status.st_mode):
-            self.offer(self.made, job, "mkdir")
-        elif job.fresh:
-            self.send(job, 0, over=False)
-        elif job.there:
-            self.checked(job, job.there)
-        elif stat.S_ISREG(status.st_mode):
-            job.size = status.st_size
-            content = self.args.compare == "content"
-            keys = (
-                {"size": job.size, "mtime_ns": status.st_mtime_ns}
-                if job.size >= RESUMABLE and self.args.resume
-                else {}
-            )
-            self.link.request(
-                self.checked, job, "stat", job.name, **keys, digest="yes" if content else None
-            )
-        else:
-            raise Failure(
-                26,
-                f"skipped {shown(job.path)}",
-                "it is a link or a special file, not a file or folder",
-                "the file that it leads to",
-            )
-
-    def once(self, job: Job) -> str:
-        return "standard input cannot be resumed" if job.path == "-" else ""
-
-    def offer(self, handler: Handler, job: Job, verb: str, **keys: object) -> None:
-        self.link.request(handler, job, verb, job.name, **keys)
-
-    def children(self, above: Job) -> Iterator[Job]:
-        """What is in a folder."""
-        try:
-            top, here = above.top or above.path, os.path.join(above.path, "")
-            folder = self.folder(top, above.path)
-            for entry in folder.entries():
-                is_file = entry.is_file(follow_symlinks=False)
-                if not is_file and not entry.is_dir(follow_symlinks=False):
-                    self.pass_over(here + entry.name)
-                elif not PART.fullmatch(entry.name):
-                    job = Job(
-                        f"{above.name}/{entry.name}", here + entry.name, folder.stat(entry.name)
-                    )
-                    job.size = job.status.st_size if job.status and is_file else 0
-                    job.fresh, job.top = above.fresh, top
-                    yield job
-        except OSError as error:
-            self.fail(Job(above.name, above.path), self.trouble(above, error))
-
-    def open_folder(self, top: str, path: str) -> Folder:
-        """A folder of a tree: from the one that was named down, through no link, for one may have taken its place meanwhile."""
-        return Folder(top).descend([*filter(None, path[len(top) :].split(os.sep))])
-
-    @contextlib.contextmanager
-    def opened(self, job: Job) -> Iterator[tuple[int, os.stat_result]]:
-        """A regular file for reading, and only that: a FIFO would wait for ever. Only a link that was named itself is followed."""
-        above, leaf = os.path.split(job.path)
-        fd = (
-            self.folder(job.top, above).open(leaf, os.O_RDONLY)
-            if job.top
-            else os.open(job.path, os.O_RDONLY | NO_LINK & ~getattr(os, "O_NOFOLLOW", 0))
-        )
-        try:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
-                raise OSError(errno.EINVAL, "not a regular file")
-            yield fd, status
-        finally:
-            os.close(fd)
-
-    def is_copy(self, job: Job) -> bool:
-        """Whether a folder is the one that the server puts all this into, for it may share a part of what is sent: a copy of it would
-        hold another for ever. When the server has answered it is at rest, so that to the nanosecond no other folder has its time."""
-        goal, sock = job.name.partition("/")[0], self.link.sock
-        if self.verb != "put" or not job.top or not job.name.endswith(f"/{goal}"):
-            return False
-        with contextlib.suppress(OSError):  # the connection is lost: ask() tells
-            if sock.getsockname()[0] != sock.getpeername()[0]:
-                return False
-        try:
-            there = self.link.ask("stat", goal)
-        except Lost:
-            # no answer to it is pending, so nothing else would begin it again
-            self.sources.append(iter([job]))
-            raise
-        return (
-            there.keys.get("type") == "dir"
-            and there.number("mtime_ns") == os.lstat(job.path).st_mtime_ns
-        )
-
-    def made(self, job: Job, answer: Line) -> None:
-        """The folder is there, so what is in it can go: into a new one without asking what is there already."""
-        job.fresh = answer.verb == "ok"
-        if not job.fresh and answer.keys.get("reason") != "exists":
-            raise refusal(answer, "put", job.name)
-        if job.path:
-            ours = self.children(job)
-            first = list(itertools.islice(ours, MANY))
-            if not job.fresh and len(first) == MANY and self.args.compare != "content":
-                self.link.put(line("list", job.name))
-                self.link.flush()
-                due = time.monotonic() + MEANWHILE
-                while (
-                    len(first) < LISTED and time.monotonic() < due and (ahead := next(ours, None))
-                ):
-                    first.append(ahead)
-                self.look_up(first, following(self.link, self.link.reply(), "list", job.name))
-            self.sources.append(itertools.chain(first, ours))
-
-    def look_up(self, jobs: list[Job], theirs: Iterator[Line]) -> None:
-        """What is known of each from a listing, so that few have to be asked for: those of which a part may be there."""
-        known = {entry.words[0]: entry for entry in itertools.islice(theirs, LISTED)}
-        whole = not sum(1 for _ in theirs)
-        for job in jobs:
-            if job.size < RESUMABLE:
-                job.there = known.get(job.name)
-                job.fresh = whole and not job.there
-
-    def checked(self, job: Job, answer: Line) -> None:
-        """What the server has of that name decides."""
-        if answer.verb == "err" and answer.keys.get("reason") == "no-such-file":
-            return self.send(job, answer.number("part"), over=False)
-        if answer.verb == "err":
-            raise refusal(answer, "put", job.name)
-        is_file = answer.keys.get("type", answer.verb) == "file"
-        if is_file and self.is_same(job, answer):
-            return self.skip(job, job.size)
-        if is_file and self.args.force:
-            return self.send(job, answer.number("part"), over=True)
-        if not is_file:
-            raise Failure(
-                25,
-                f"server already has a folder {shown(job.name)}",
-                "a file cannot take its place",
-                "--as NAME",
-            )
-        raise Failure(
-            25,
-            f"server already has {shown(job.name)} ({answer.number('size'):,} bytes; yours has {job.size:,})",
-            "it is different, by size or time",
-            "--force replaces it; --as NAME stores it beside",
-        )
-
-    def is_same(self, job: Job, answer: Line) -> bool:
-        assert job.status
-        if self.args.compare != "content":
-            return same(
-                job.size, job.status.st_mtime_ns, answer.number("size"), answer.number("mtime_ns")
-            )
-        if job.size != answer.number("size"):
-            return False
-        with self.opened(job) as (fd, _):
-            return digest(
-                fd, job.size, hashlib.sha256(), lambda count: self.progress.at(count, "checked")
-            ) == answer.keys.get("sha256")
-
-    def send(self, job: Job, part: int, over: bool) -> None:
-        with self.opened(job) as (fd, status):
-            job.size, offset, sha = status.st_size, 0, hashlib.sha256()
-            if part and self.args.resume:
-                offset = self.agree(job, fd, status, sha)
-                sha = sha if offset else hashlib.sha256()
-                os.lseek(fd, offset, os.SEEK_SET)
-            self.resumed(job, offset)
-            job.kept = (
-                lasting_name(job.name.rpartition("/")[2], job.size, held(status.st_mtime_ns))
-                + " there"
-                if job.size >= RESUMABLE
-                else ""
-            )
-            self.offer(
-                self.stored,
-                job,
-                "put",
-                size=job.size,
-                mtime_ns=status.st_mtime_ns,
-                over="yes" if over else None,
-                exec="yes" if status.st_mode & stat.S_IXUSR and os.name != "nt" else None,
-                offset=offset or None,
-            )
-            given_up = send_body(self.link, fd, status, sha, self.go_on)
-        job.sha256 = sha.hexdigest()
-        if given_up == "changed":
-            raise Failure(
-                18,
-                f"{shown(job.path)} changed while it was sent",
-                "the server has not kept it",
-                "again, when nothing writes to it",
-            )
-
-    def agree(self, job: Job, fd: int, status: os.stat_result, sha: "hashlib._Hash") -> int:
-        """Where to go on: as far as the server's part is the beginning of this very file."""
-        answer = granted(
-            self.link.ask(
-                "resume",
-                job.name,
-                size=job.size,
-                mtime_ns=status.st_mtime_ns,
-                exec="yes" if status.st_mode & stat.S_IXUSR else None,
-            ),
-            "put",
-            job.name,
-        )
-        offset = answer.number("offset")
-        ours = (
-            digest(fd, offset, sha, lambda count: self.progress.at(count, "checked"))
-            if 0 < offset <= job.size
-            else ""
-        )
-        return offset if ours and ours == answer.keys.get("sha256") else 0
-
-    def go_on(self, count: int) -> bool:
-        """Between chunks: has the server refused it already?"""
-        return count < BATCH or not self.link.peek()
-
-    def stored(self, job: Job, answer: Line) -> None:
-        if job.failed:
-            return
-        granted(answer, "put", job.name)
-        if answer.keys.get("sha256") != job.sha256 or answer.keys.get("verified") != "yes":
-            raise Failure(
-                56,
-                f"the server stored something else as {shown(job.name)}",
-                "its digest is not that of what was sent",
-                "again, with --force",
-            )
-        self.done(job, job.size, job.sha256)
-
-    def send_input(self, job: Job) -> None:
-        """Standard input, of unknown length: no question whether it is there, and no second attempt."""
-        if self.verb == "put" and not self.args.quiet:
-            say(
-                "standard input cannot be sent twice: if the connection is lost, this upload cannot resume"
-            )
-        if sys.stdin is None:  # closed: the connection may have its number
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        self.offer(self.stored, job, "put", over="yes" if self.args.force else None)
-        sha = hashlib.sha256()
-        try:
-            while not (refused := self.await_input(job)) and (chunk := os.read(0, CHUNK)):
-                sha.update(chunk)
-                job.size += len(chunk)
-                self.link.put(b"data %d\n" % len(chunk))
-                self.link.put(chunk)
-                self.link.flush()
-        except OSError:
-            self.link.put(line("abort", reason="changed"))  # or the server would wait for the rest
-            raise
-        job.sha256 = sha.hexdigest()
-        self.link.put(
-            line("abort", reason="refused") if refused else line("end", sha256=job.sha256)
-        )
-
-    def await_input(self, job: Job) -> bool:
-        """Wait for standard input, however long it is silent; the server hears that we are there. Has it refused meanwhile?"""
-        while (
-            not (refused := self.link.peek())
-            and os.name != "nt"
-            and not select.select([0], [], [], LIFE)[0]
-        ):
-            self.link.put(line("note", job.name))
-            self.link.flush()
-        return refused
-
-    def trouble(self, job: Job, error: Union[OSError, Refused]) -> "Failure":
-        assert isinstance(error, OSError)
-        near = ""
-        with contextlib.suppress(OSError):
-            import difflib
-
-            near = next(
-                iter(
-                    difflib.get_close_matches(
-                        os.path.basename(job.path), os.listdir(os.path.dirname(job.path) or "."), 1
-                    )
-                ),
-                "",
-            )
-        return Failure(
-            26,
-            f"cannot read {shown(job.path)}: {(error.strerror or '').lower()} (in {shown(os.getcwd())})",
-            "it was not sent",
-            f"did you mean {shown(near)}?" if near else "check the name",
-        )
-
-
-# --- get: files come in ---
 class Stream(Part):
-    """Standard output, or a device or FIFO: what is written cannot be taken back, but it is verified all the same.
-    A terminal gets it as text, with escapes for what is none."""
+    """Standard output, a device or a FIFO. What is written stays, but is verified all the same.
+
+    A terminal gets it as text, with escapes for all else."""
 
     def __init__(self, fd: int) -> None:
         self.fd, self.keyed, self.name = fd, False, ""
@@ -2090,7 +3247,7 @@ class Stream(Part):
                 36,
                 "cannot go on with standard output",
                 "the file on the server has changed, and its beginning is already written",
-                "again",
+                "run the same command again",
             )
 
     def write(self, chunk: memoryview) -> None:
@@ -2121,995 +3278,13 @@ class Stream(Part):
         pass
 
 
-UNFIT = {
-    "aborted": (
-        18,
-        "changed while the server sent it",
-        "what came of it is not kept",
-        "again, when nothing writes to it",
-    ),
-    "incomplete": (18, "ended too early", "the server had announced more", "again"),
-    "too-long": (56, "is longer than the server said", "it breaks the protocol", "again"),
-    "wrong-digest": (
-        56,
-        "arrived changed",
-        "its SHA-256 is not what the server computed: nothing is kept",
-        "again",
-    ),
-}  # why a body is not taken for the file
-
-
-def dotted(name: str) -> "Failure":
-    return Failure(
-        23,
-        f"did not get {shown(name)}",
-        "its name starts with a dot: such files can hold settings that programs obey here",
-        "--hidden takes them too",
-    )
-
-
-class Gets(Batch):
-    """Each file: is it here already? If not, its bytes, into a part, and then its name."""
-
-    verb = "get"
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        super().__init__(args)
-        self.stream: int | None = None
-        self.leaf = ""  # what the one thing that is fetched shall be called
-        self.top = self.choose(args.output)
-        self.folder = functools.lru_cache(NEAR)(self.open_folder)
-
-    def choose(self, output: Optional[str]) -> Optional[Folder]:
-        """DEST: a folder, a name, - for standard output, or a device or FIFO."""
-        if output == "-" or (
-            output
-            and os.path.exists(output)
-            and not os.path.isfile(output)
-            and not os.path.isdir(output)
-        ):
-            try:
-                self.stream = product() if output == "-" else os.open(output, os.O_WRONLY)
-            except OSError as error:
-                raise unwritable(output, error) from None
-            return None
-        folder = output or "."
-        if output and not output.endswith("/") and not os.path.isdir(output):
-            folder, self.leaf = os.path.split(os.path.abspath(output))
-        return destination(folder)
-
-    def jobs(self) -> Iterator[Job]:
-        found = expand(self.args, self.args.names)
-        first = list(itertools.islice(found, 2))
-        if self.leaf and len(first) > 1:
-            output = self.args.output
-            raise Failure(
-                2,
-                f"{shown(output)} is not a folder",
-                "several files cannot have one name",
-                f"-o {shown(shlex.quote(output))}/ makes the folder",
-            )
-        return itertools.chain(first, found)
-
-    def start(self, job: Job) -> None:
-        content = self.args.compare == "content" and self.stream is None
-        if job.top and not content:
-            return self.fetch(job)
-        self.link.request(self.found, job, "stat", job.name, digest="yes" if content else None)
-
-    def found(self, job: Job, answer: Line) -> None:
-        granted(answer, "get", job.name)
-        own = job.name.rpartition("/")[2]
-        job.path = job.path if job.top else self.leaf or own
-        # DEST is where it goes, not its new name: given again, the command finds it there
-        if answer.keys.get("type") == "dir" and not job.top:
-            job.path = f"{self.leaf}/{own}" if self.leaf else own
-            self.link.request(self.tree, job, "list", job.name, deep="yes")
-        else:
-            self.progress.total += answer.number("size") - job.size
-            self.progress.all_files += not job.mtime_ns
-            job.size, job.mtime_ns, job.sha256 = (
-                answer.number("size"),
-                answer.number("mtime_ns"),
-                answer.keys.get("sha256", ""),
-            )
-            job.executable = answer.keys.get("exec") == "yes"
-            self.fetch(job)
-
-    def tree(self, job: Job, answer: Line) -> None:
-        """The listing of a folder, whole: bodies can follow only after it."""
-        entries = Listing()
-        for entry in following(self.link, answer, "get", job.name):
-            entries.add(entry)
-            self.progress.total += entry.number("size") if entry.verb == "file" else 0
-            self.progress.all_files += entry.verb == "file"
-        self.make_folder(job)
-        self.sources.append(self.entries(job, entries))
-
-    def hides(self, name: str) -> bool:
-        """Whether a legal name starts with a dot, it or a folder in it, and nobody asked for such."""
-        try:
-            components(name, self.args.hidden)
-        except Refused as refused:
-            return refused.reason == "hidden-name"
-        return False
-
-    def entries(self, above: Job, found: Listing) -> Iterator[Job]:
-        for entry in found:
-            job = Job(entry.words[0])
-            if not job.name.startswith(above.name + "/"):
-                self.fail(
-                    job,
-                    Failure(
-                        56,
-                        f"the server listed {shown(job.name)}, which is not in {shown(above.name)}",
-                        "it breaks the protocol",
-                        "another server",
-                    ),
-                )
-                continue
-            job.path, job.top = above.path + job.name[len(above.name) :], above.path
-            if self.hides(job.name[len(above.name) + 1 :]):
-                # what lies below a folder with such a name is not told one by one
-                if job.name.rpartition("/")[2].startswith("."):
-                    self.fail(job, dotted(job.name))
-            elif entry.verb == "note" and entry.keys["reason"] == "not-a-file":
-                self.pass_over(job.name)
-            elif entry.verb == "note":
-                self.fail(job, refusal(entry, "get", job.name))
-            elif entry.verb == "dir":
-                self.attempt(self.make_folder, job)
-            else:
-                job.size, job.mtime_ns, job.executable = (
-                    entry.number("size"),
-                    entry.number("mtime_ns"),
-                    entry.keys.get("exec") == "yes",
-                )
-                yield job
-
-    def make_folder(self, job: Job) -> None:
-        if self.stream is None:
-            folder = self.folder(tuple(components(job.path)))
-            for entry in folder.entries():
-                swept(folder, entry)
-
-    def local(self, path: str) -> tuple[Folder, str]:
-        """Where a name leads here: checked like a name from any network, component by component below DEST."""
-        *above, leaf = components(path)
-        return self.folder(tuple(above)), leaf
-
-    def open_folder(self, above: tuple[str, ...]) -> Folder:
-        assert self.top
-        return self.top.descend(above, make=True)
-
-    def fetch(self, job: Job) -> None:
-        if self.stream is not None:
-            job.part = job.part or Stream(self.stream)
-        else:
-            folder, leaf = self.local(job.path)
-            if self.is_here(job, folder, leaf):
-                return self.skip(job, job.size)
-            folder.protect(leaf)
-            if self.args.resume and job.size >= RESUMABLE and not job.part:
-                self.resume(job, folder, leaf)
-        part = job.part
-        self.link.request(
-            self.fetched,
-            job,
-            "get",
-            job.name,
-            offset=part.received if part and part.received else None,
-            sha256=part.sha.hexdigest() if part and part.received else None,
-        )
-
-    def is_here(self, job: Job, folder: Folder, leaf: str) -> bool:
-        there = folder.stat(leaf)
-        if there is None:
-            return False
-        if not stat.S_ISREG(there.st_mode):
-            raise Failure(
-                23,
-                f"cannot write {shown(job.path)}",
-                "a folder, a link or a special file has that name here",
-                "-o DEST for another place",
-            )
-        if job.sha256:
-            fd, there = folder.read(leaf)
-            with os.fdopen(fd, "rb"):
-                alike = (
-                    there.st_size == job.size
-                    and digest(fd, job.size, hashlib.sha256(), lambda count: None) == job.sha256
-                )
-        else:
-            alike = same(job.size, job.mtime_ns, there.st_size, there.st_mtime_ns)
-        if not alike and not self.args.force:
-            raise Failure(
-                23,
-                f"{shown(job.path)} is already here ({there.st_size:,} bytes; the server's has {job.size:,})",
-                "it is different, by size or time",
-                "--force replaces it; -o DEST puts it elsewhere",
-            )
-        return alike
-
-    def resume(self, job: Job, folder: Folder, leaf: str) -> None:
-        """What an earlier attempt left, and its digest, for the server to compare."""
-        part = Part(folder, leaf, job.size, job.mtime_ns, job.executable)
-        if not folder.stat(part.name):
-            return
-        self.claim(job, part)
-        try:
-            part.examine(job.size, lambda count: self.progress.at(count, "checked"))
-        except BaseException:
-            part.close()  # this program, a shell, may be the next to ask for it
-            raise
-        job.part = part
-
-    def claim(self, job: Job, part: Part) -> None:
-        if not part.claim():
-            raise Failure(
-                23,
-                f"another program is writing {shown(job.path)}",
-                "its part is locked",
-                "again, when that one is done",
-            )
-
-    def fetched(self, job: Job, answer: Line) -> None:
-        if answer.verb != "ok":
-            self.let_go(job)
-            raise refusal(answer, "get", job.name)
-        size, mtime_ns = answer.number("size"), answer.number("mtime_ns")
-        part = job.part or Part(
-            *self.local(job.path), size, mtime_ns, answer.keys.get("exec") == "yes"
-        )
-        part.mtime_ns, job.part = mtime_ns, None  # a file may have grown since its part was checked
-        try:
-            self.receive(job, part, size, answer.number("offset"))
-        except (Lost, KeyboardInterrupt):
-            job.part = part if isinstance(part, Stream) else None
-            self.progress.current = part.received
-            job.kept = (
-                os.path.join(part.folder.path, part.name) if part.keep() and part.name else ""
-            )
-            raise
-        except BaseException:
-            job.offset = part.received
-            part.drop()
-            self.requeue()  # the rest of this body is on its way, and nobody wants it
-            self.use(connected(self.args))
-            raise
-        self.done(job, size, part.sha.hexdigest())
-
-    def receive(self, job: Job, part: Part, size: int, offset: int) -> None:
-        if part.fd < 0:
-            self.claim(job, part)
-        part.begin(offset)
-        self.resumed(job, offset)
-        try:
-            if (
-                receive_body(self.link, part, size, lambda announced: None, self.progress.at)
-                == "no"
-            ):
-                raise Refused("wrong-digest")
-        except Refused as refused:
-            code, what, why, hint = UNFIT[refused.reason]
-            raise Failure(
-                code, f"{shown(job.name)} {what} ({part.received:,} of {size:,} bytes)", why, hint
-            ) from None
-        part.finish(self.args.force)
-
-    def requeue(self) -> None:
-        """The parts that wait for their turn are let go: this program, a shell, may be the next to ask for them."""
-        for _, job, _, _ in self.link.pending:
-            self.let_go(job)
-        super().requeue()
-
-    def let_go(self, job: Job) -> None:
-        if job.part and job.part.name:
-            job.part.keep()
-            job.part = None
-
-    def trouble(self, job: Job, error: Union[OSError, Refused]) -> "Failure":
-        if isinstance(error, Refused):
-            why = error.keys.get("why", WHYS[error.reason][0])
-            code = 56 if error.reason == "bad-name" else 23
-            what = f"will not write {shown(job.path)} here"
-            return Failure(code, what, str(why), "-o DEST for another place")
-        return Failure(
-            23,
-            f"cannot write {shown(job.path)} ({error.strerror}) after {job.offset:,} of {job.size:,} bytes",
-            "what was there before is untouched",
-            "room on the disk, or -o DEST",
-        )
-
-
-# --- from client to client ---
-# reasons of who gets nothing more either
-AWAY = {"gone", "left", "no-such-client", "not-receiving", "stalled"}
-
-
-class Sends(Puts):
-    """Files to other clients: the server hands each on as it comes, and every receiver answers for itself."""
-
-    verb = "send"
-    again = "what has arrived whole stays there"
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        super().__init__(args)
-        self.waiting = self.nobody = False
-        # receiver -> files and folders it was sent, files it has, their bytes
-        self.results: dict[str, list[int]] = {}
-        self.targets = ",".join(filter(None, args.to or []))
-        if not self.targets and not args.all:
-            raise Failure(
-                2,
-                "nobody is named to send to",
-                "send goes to other clients",
-                "--to HOST:PORT or NICK, or --all; who lists them",
-            )
-        if args.all:
-            waiting = (
-                found
-                for found in everybody(self.link)
-                if found.keys.get("mode") == "receive" and "you" not in found.keys
-            )
-            self.targets = ",".join(found.words[0] for found in waiting)
-        if not self.targets:
-            raise Failure(
-                25,
-                "nobody is receiving",
-                "no other client waits for files",
-                "python3 client.py receive, there; --to HOST:PORT or NICK, here",
-            )
-
-    def once(self, job: Job) -> str:
-        return "what others have already would come to them twice"
-
-    def offer(self, handler: Handler, job: Job, verb: str, **keys: object) -> None:
-        job.got, job.kept = [], ""
-        self.link.request(
-            handler,
-            job,
-            "send",
-            self.targets,
-            job.name,
-            **keys,
-            type="dir" if verb == "mkdir" else None,
-        )
-
-    def start(self, job: Job) -> None:
-        job.fresh = True
-        super().start(job)
-
-    def noted(self, note: Line) -> None:
-        if note.verb == "got":  # answers come in order: it is about the first that has none
-            if len(self.link.arrived) >= len(self.link.pending):
-                raise Broken("got without a send")
-            self.link.pending[len(self.link.arrived)][1].got.append(note)
-        elif "waiting" in note.keys and not self.waiting:
-            self.waiting = True
-            self.progress.clear()
-            say(f"waiting: {plural(note.number('waiting'), 'receiver')}, not all of them free yet")
-        super().noted(note)
-
-    def made(self, job: Job, answer: Line) -> None:
-        self.received(job, answer)
-        if not job.failed:
-            self.sources.append(self.children(job))
-
-    def stored(self, job: Job, answer: Line) -> None:
-        self.received(job, answer)
-        if not job.failed:
-            self.done(job, job.size, job.sha256)
-
-    def received(self, job: Job, answer: Line) -> None:
-        """Who has it, who has not, and why."""
-        if self.nobody:
-            job.failed, self.failed = True, self.failed + 1
-            return
-        if not job.got:
-            raise refusal(answer, "send", job.name)
-        reasons = [self.account(job, found) for found in job.got]
-        job.failed = all(reasons)
-        if job.failed and AWAY.issuperset(reasons):
-            self.nobody = True
-            if self.link.pending or self.next_job():
-                say("nobody is left who receives: the rest is not sent")
-            self.sources.clear()
-
-    def account(self, job: Job, found: Line) -> str:
-        """What one receiver said: "", or why it has not got it."""
-        verified = found.words[1:2] == ["ok"] and found.keys.get("sha256") == (job.sha256 or None)
-        target, reason = (
-            called(found.words[0], found.keys.get("nick")),
-            "" if verified else found.keys.get("reason") or "wrong-digest",
-        )
-        row = self.results.setdefault(target, [0, 0, 0])
-        for place, more in enumerate((1, verified, job.size * verified)):
-            row[place] += more
-        if reason:
-            job.failed = False  # each receiver that has not got it is told of
-            why, hint = {**WHYS, **THERE}.get(reason, ("the receiver says so", "again"))
-            why = shown(found.keys.get("why", why))
-            self.fail(
-                job,
-                Failure(25, f"{target} did not get {shown(job.name)} ({shown(reason)})", why, hint),
-            )
-        return reason
-
-    def summary(self) -> None:
-        super().summary()
-        for target, (sent, verified, size) in self.results.items():
-            if self.args.json:
-                tell_json(
-                    {
-                        "verb": "send",
-                        "receiver": target,
-                        "sent": sent,
-                        "verified": verified,
-                        "bytes": size,
-                    }
-                )
-            elif not self.args.quiet:
-                say(f"{target}: verified {verified:,} of {sent:,}, {readable_size(size)}")
-
-
-def everybody(link: Link) -> Iterator[Line]:
-    """Who is connected."""
-    return following(link, link.ask("who"), "tell", "who is there")
-
-
-class Inbox:
-    """What others send, through the server: its requests come in here, and answers go out, as from a server."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self.link = args, connected(args)
-        # (sender, folder) -> what the folder is called here
-        self.named: dict[tuple[str, str], str] = {}
-        self.noted = 0.0  # when the sender was last told how far it is
-        self.top = destination(args.output or ".")
-
-    def run(self) -> int:
-        answer = granted(self.link.ask("receive"), "let receive", "files")
-        self.link.keep_alive()
-        if not self.args.quiet:
-            known = shown(answer.keys.get("nick") or answer.keys.get("you", "?"))
-            say(
-                "waiting for files; others send them with:  python3 client.py "
-                f"--host {self.args.host} --port {self.args.port}{needs(self.args)} send PATH --to {known}"
-            )
-        while self.args.count:  # below zero, without --count, it comes to no end
-            self.obey(self.link.line(idle=True))
-        leave(self.args)
-        return 0
-
-    def obey(self, request: Line) -> None:
-        """One request. What is left of a body that was refused is passed over."""
-        if request.verb not in ("put", "mkdir"):
-            if request.verb not in ("data", "end", "abort", "note", "ok"):
-                raise Broken(f"{request.verb} where a file was awaited")
-            return
-        name = request.words[0] if request.words else ""
-        try:
-            (self.store if request.verb == "put" else self.make)(name, request)
-        except (Refused, OSError) as error:
-            reason, why = reason_of(error), getattr(error, "keys", {}).get("why")
-            self.link.put(line("err", request.verb, name[:1000], reason=reason, why=why))
-            because = f" ({why})" if why else ""
-            say(f"did not get {shown(name)} from {self.sender(request)}: {reason}{because}")
-        self.link.flush()
-
-    def sender(self, request: Line) -> str:
-        return called(request.keys.get("from", "?"), request.keys.get("nick"))
-
-    def place(self, name: str, request: Line) -> tuple[Folder, list[str]]:
-        """The folder that it goes to, made where it is missing, and its whole name here."""
-        top, *rest = components(name, self.args.hidden)
-        parts = [self.named.get((request.keys.get("from", ""), top), top), *rest]
-        folder = self.top.descend(parts[:-1], make=True)
-        folder.protect(parts[-1])
-        return folder, parts
-
-    def make(self, name: str, request: Line) -> None:
-        """A folder. One that nobody has sent from there yet gets a name of its own, with what is in it."""
-        folder, parts = self.place(name, request)
-        sender = request.keys.get("from", ""), name
-        if len(parts) > 1 or self.args.force:
-            folder.below(parts[-1], make=True)
-        else:
-            self.named.pop(sender, None)
-            for leaf in numbered(name):
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(folder.at(leaf), dir_fd=folder.fd)
-                    break
-            self.named[sender] = leaf
-            if len(self.named) > SENDERS:
-                del self.named[next(iter(self.named))]
-        self.link.put(line("ok", "mkdir", name))
-
-    def store(self, name: str, request: Line) -> None:
-        folder, parts = self.place(name, request)
-        size = request.number("size") if "size" in request.keys else None
-        part = Part(
-            folder,
-            parts[-1],
-            None,
-            request.number("mtime_ns") if "mtime_ns" in request.keys else None,
-            request.keys.get("exec") == "yes",
-        )
-        progress = Progress(self.args)
-        progress.total = size or 0
-
-        def tell_both(received: int) -> None:
-            progress.at(received)
-            if time.monotonic() - self.noted >= REDRAW:
-                self.noted = time.monotonic()
-                self.link.put(line("note", name, received=received))
-                self.link.flush()
-
-        try:
-            part.claim()
-            part.begin(0)
-            verified = receive_body(self.link, part, size, lambda announced: None, tell_both)
-            parts[-1] = self.settle(part)
-        except Lost as lost:
-            raise cut_off(
-                lost,
-                18,
-                f"connection lost at {part.received:,} of {size or 0:,} bytes of {shown(name)}",
-                "receive again, and let it be sent again",
-            ) from None
-        finally:
-            progress.clear()
-            part.drop()
-        given = "/".join(parts)
-        self.link.put(
-            line(
-                "ok",
-                "put",
-                name,
-                size=part.received,
-                sha256=part.sha.hexdigest(),
-                verified=verified,
-                **{"as": given if given != name else None},
-            )
-        )
-        self.link.flush()
-        self.show(given, part, request)
-
-    def settle(self, part: Part) -> str:
-        """Its name: the one that it was sent with, or with a number where that is taken."""
-        for leaf in numbered(part.leaf):
-            with contextlib.suppress(FileExistsError):
-                part.leaf = leaf
-                part.finish(self.args.force)
-                break
-        return part.leaf
-
-    def show(self, name: str, part: Part, request: Line) -> None:
-        # also for the connection that follows a lost one
-        self.args.tries, self.args.count = 0, self.args.count - 1
-        path = os.path.join(self.args.output or "", *name.split("/"))
-        if self.args.json:
-            return tell_json(
-                {
-                    "verb": "receive",
-                    "name": path,
-                    "from": self.sender(request),
-                    "size": part.received,
-                    "sha256": part.sha.hexdigest(),
-                }
-            )
-        tell(path)
-        if not self.args.quiet:
-            say(f"  {part.received:,} bytes from {self.sender(request)}")
-
-
-class Typist(enum.Enum):
-    """Where the main thread of a chat is."""
-
-    AWAY = "it has not begun"
-    TYPING = "it waits for a line, and a signal can wake it"
-    GONE = "no more lines come"
-
-
-class Chat:
-    """What is typed goes to all others, what they say appears above it. A thread has the connection; the main one waits for typing."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        import threading  # not at the top: few need it
-
-        self.args, self.link = args, connected(args)
-        self.live = os.isatty(0) and os.isatty(1)
-        self.typist = Typist.AWAY
-        self.typed: deque[str] = deque()  # lines for the thread
-        self.bell, self.ringer = socket.socketpair()
-        self.unanswered = self.code = 0
-        self.due = 0.0  # when the next line from a pipe may be said
-        self.problem: Exception | None = None
-        self.thread = threading.Thread(target=self.run, daemon=True)
-
-    def join(self) -> None:
-        self.link.put(line("chat"))
-        while (found := self.link.line()).verb not in ("ok", "err"):
-            self.show(found)
-        granted(found, "let join", "the chat")
-        self.link.keep_alive()
-        if not self.args.quiet:
-            known = shown(found.keys.get("nick") or found.keys.get("you", "?"))
-            say(f"{plural(found.number('count', 1), 'client')} here; you are {known}; /who, /quit")
-        self.ring()  # somebody may have said something already, and it came with the answer
-        self.thread.start()
-
-    # the thread that has the connection
-    def run(self) -> None:
-        try:
-            while self.typist is not Typist.GONE or self.typed or self.unanswered:
-                self.attend()
-            leave(self.args)
-        except (Lost, Broken, Failure) as problem:
-            self.problem = problem
-        except OSError as error:
-            self.problem = Failure(
-                23,
-                f"cannot write standard output ({error.strerror})",
-                "the terminal is gone",
-                "again",
-            )
-        if self.problem:
-            self.wake_typist()
-
-    def attend(self) -> None:
-        """Wait until somebody says or types something, and pass it on."""
-        self.link.flush()
-        heard = select.select(
-            [self.link.sock, self.bell], [], [], self.args.timeout if self.unanswered else None
-        )[0]
-        if not heard:
-            raise Silent(f"silent for {self.args.timeout:g} s")
-        if self.bell in heard:
-            self.bell.recv(4096)
-            while self.typed:
-                self.utter(self.typed.popleft())
-        if self.link.sock in heard:
-            self.link.fill(self.args.timeout)
-        while self.link.buffer.find(b"\n", self.link.start, self.link.end) >= 0:
-            self.show(self.link.line())
-
-    def utter(self, text: str) -> None:
-        if text == "/who":
-            self.link.put(line("who"))
-            self.unanswered += 1
-        elif text.startswith("/") and not text.startswith("//"):
-            self.emit(
-                "* /who tells who is here, /quit leaves; a line that starts with a slash needs two"
-            )
-        else:
-            clean = "".join(
-                " " if char < " " or char == "\x7f" else char
-                for char in text[text.startswith("//") :]
-            )
-            for start in range(0, len(clean), LONGEST):
-                self.link.put(
-                    b"say %b\n" % clean[start : start + LONGEST].encode(errors="surrogateescape")
-                )
-                self.unanswered += 1
-
-    def show(self, found: Line) -> None:
-        """Every line of another's begins with who said it; what begins with a star is the program's."""
-        words, keys = found.words or [""], found.keys
-        if found.verb == "said":
-            name, _, text = words[0].partition(" ")
-            self.emit(f"{unquote(name[5:])}: {text}", {"from": unquote(name[5:]), "text": text})
-        elif found.verb in ("joined", "left"):
-            self.emit(f"* {words[0]} {found.verb}", {found.verb: words[0]})
-        elif found.verb == "client":
-            self.emit(
-                "* "
-                + "  ".join([words[0], *(keys[key] for key in ("nick", "mode") if key in keys)]),
-                {"client": words[0], **keys},
-            )
-        elif "lost" in keys:
-            self.emit(
-                f"* {plural(found.number('lost'), 'line')} of others lost: they came faster than you took them",
-                {"lost": found.number("lost")},
-            )
-        elif found.verb in ("ok", "err") and words[0] in ("say", "who"):
-            self.unanswered -= 1
-            if found.verb == "err":
-                self.code = 9
-                self.emit(
-                    f"* not said ({keys.get('reason', '?')})", {"error": keys.get("reason", "?")}
-                )
-
-    def emit(self, text: str, facts: Optional[dict[str, Any]] = None) -> None:
-        if self.args.json and facts:
-            tell_json(facts)
-        elif self.typist is Typist.TYPING and self.live:
-            os.write(product(), self.above(shown(text)).encode())
-        else:
-            tell(shown(text))
-
-    def above(self, text: str) -> str:
-        """The line, and below it the prompt with what was typed so far, if Python has readline to tell."""
-        readline = sys.modules.get("readline")
-        if not readline:
-            return f"\n{text}\n{CHAT_PROMPT}"
-        typed = CHAT_PROMPT + shown(readline.get_line_buffer())
-        # 0: a terminal that does not know
-        columns = os.get_terminal_size(1).columns or len(typed) + 1
-        return "\r" + "\x1b[A" * (len(typed) // columns) + f"\x1b[J{text}\n{typed}"
-
-    def wake_typist(self) -> None:
-        """Nobody is there any more to type for. A signal that comes just before input() waits is not noticed: it is sent again."""
-        import signal
-        import threading
-
-        # on Windows the next line, or Ctrl-C, ends it
-        while hasattr(signal, "SIGUSR1") and self.typist is not Typist.GONE:
-            if self.typist is Typist.TYPING:
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
-            time.sleep(REDRAW)
-
-    # the main thread
-    def type(self) -> int:
-        """Line after line, until the end of them."""
-        import signal
-
-        if hasattr(signal, "SIGUSR1"):
-            signal.signal(signal.SIGUSR1, self.stop_typing)
-        patience = None
-        try:
-            while not self.problem and (text := self.next_line()) != "/quit":
-                self.typed.append(text)
-                self.ring()
-        except EOFError:
-            pass
-        except KeyboardInterrupt:
-            patience = PARTING
-            raise
-        finally:
-            self.typist = Typist.GONE
-            self.ring()
-            self.thread.join(patience)
-            # closed already, unless the server is stuck: then the thread, which owns it, hears its
-            # end
-            with contextlib.suppress(OSError):
-                socket.socket.shutdown(self.link.sock, socket.SHUT_RDWR)
-            self.thread.join(patience)
-        if self.problem:
-            raise self.problem
-        return 0 if self.live else self.code
-
-    def next_line(self) -> str:
-        self.typist = Typist.TYPING
-        text, now = next_line(CHAT_PROMPT), time.monotonic()
-        if not self.live:  # a pipe is read no faster than the server takes it
-            self.due = (
-                max(self.due, now - PIPE_BURST / PIPE_RATE) + (1 + len(text) // LONGEST) / PIPE_RATE
-            )
-            time.sleep(max(0.0, self.due - now))
-        while not self.live and self.unanswered + len(self.typed) >= AHEAD and not self.problem:
-            time.sleep(REDRAW)
-        return text
-
-    def ring(self) -> None:
-        with contextlib.suppress(OSError):
-            self.ringer.send(b"\0")
-
-    def stop_typing(self, number: int, frame: object) -> None:
-        if self.typist is Typist.TYPING:
-            self.typist = Typist.GONE
-            raise EOFError
-
-
-# --- the commands ---
-def do_list(args: argparse.Namespace) -> int:
-    """On a terminal a table; to a pipe one name a line, a folder's with a slash."""
-    code, table, link, folder = (
-        0,
-        os.isatty(1),
-        connected(args),
-        args.folder and remote_name(args.folder),
-    )
-    lines = following(
-        link,
-        link.ask("list", *[folder] * bool(folder), deep="yes" if args.r else None),
-        "list",
-        folder,
-    )
-    for entry in unrepeated(lines):
-        if entry.verb == "note":
-            code = 9
-            say(str(refusal(entry, "list", entry.words[0])))
-            continue
-        name = entry.words[0] + "/" * (entry.verb == "dir")
-        if args.json:
-            tell_json(
-                {
-                    "type": entry.verb,
-                    "name": entry.words[0],
-                    **{key: entry.number(key) for key in ("size", "mtime_ns") if key in entry.keys},
-                }
-            )
-        elif table:
-            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.number("mtime_ns") / 1e9))
-            tell(
-                f"{readable_size(entry.number('size')) if entry.verb == 'file' else '':>9}  {when}  {name}"
-            )
-        else:
-            tell(name)
-    return code
-
-
-def do_get(args: argparse.Namespace) -> int:
-    batch = Gets(args)
-    try:
-        return batch.run(batch.jobs())
-    finally:
-        if batch.stream is not None and args.output != "-":
-            os.close(batch.stream)  # its reader waits for the end, and this program may be a shell
-
-
-def do_put(args: argparse.Namespace) -> int:
-    """Also send: the same files, to other clients."""
-    if args.name and args.name.endswith("/"):
-        raise Failure(
-            2,
-            f"--as {shown(args.name)} names a folder",
-            "it is the whole name that the file gets",
-            f"--as {shown(args.name)}NAME"
-            + f"; or --into {shown(args.name)}, which makes the folder" * (args.command == "put"),
-        )
-    args.paths = [found for path in args.paths for found in local_names(path)]
-    if args.name and len(args.paths) > 1:
-        raise Failure(
-            2,
-            "--as names one file, and there are several",
-            "they would replace each other",
-            f"{args.command} without --as",
-        )
-    batch = Puts(args) if args.command == "put" else Sends(args)
-    if batch.progress.drawn:
-        measure(batch.progress, args.paths)
-    return batch.run(batch.jobs())
-
-
-def local_names(path: str) -> list[str]:
-    """What a pattern stands for where no shell has seen it: on Windows, and at our own prompt."""
-    if not re.search(r"[*?[]", path) or os.path.lexists(path):
-        return [path]
-    import glob  # not at the top: few need it
-
-    return sorted(glob.glob(path)) or [path]
-
-
-def measure(progress: Progress, paths: Sequence[str]) -> None:
-    """How much there is to send: the bar tells how much of it."""
-    for path in paths:
-        below = (os.path.join(top, name) for top, _, names in os.walk(path) for name in names)
-        for found in itertools.chain([path], below):
-            with contextlib.suppress(OSError):
-                status = os.lstat(found)
-                progress.total += status.st_size * stat.S_ISREG(status.st_mode)
-                progress.all_files += stat.S_ISREG(status.st_mode)
-
-
-class Changes(Batch):
-    """delete, rename, mkdir: a request for each name. Where the link was lost, asking again could meet what has been done already."""
-
-    def __init__(self, args: argparse.Namespace, *more: str, **keys: object) -> None:
-        super().__init__(args)
-        self.verb, self.more, self.keys = args.command, more, keys
-
-    def start(self, job: Job) -> None:
-        self.link.request(self.answered, job, self.verb, job.name, *self.more, **self.keys)
-
-    def answered(self, job: Job, answer: Line) -> None:
-        granted(answer, self.verb, job.name)
-        self.report(job, "ok")
-
-    def run(self, jobs: Iterator[Job]) -> int:
-        self.sources.append(jobs)
-        try:
-            self.pump()
-        except Lost as lost:
-            asked = [shown(job.name) for _, job, _, _ in self.link.pending]
-            more = f" and {len(asked) - 3:,} more" if len(asked) > 3 else ""
-            raise cut_off(
-                lost,
-                56,
-                f"connection lost: unknown whether {self.verb} was done to {', '.join(asked[:3])}{more}",
-                "list shows what is there now",
-            ) from None
-        return self.code
-
-
-def do_delete(args: argparse.Namespace) -> int:
-    return Changes(args).run(expand(args, args.names))
-
-
-def do_rename(args: argparse.Namespace) -> int:
-    return Changes(args, remote_name(args.new), over="yes" if args.force else None).run(
-        iter([Job(remote_name(args.old))])
-    )
-
-
-def do_mkdir(args: argparse.Namespace) -> int:
-    return Changes(args).run(iter([Job(remote_name(args.folder))]))
-
-
-def do_stat(args: argparse.Namespace) -> int:
-    name = remote_name(args.name)
-    answer = granted(connected(args).ask("stat", name), "stat", name)
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(answer.number("mtime_ns") / 1e9))
-    facts = (
-        [f"{answer.number('size'):,} bytes"] * ("size" in answer.keys)
-        + [when]
-        + ["executable"] * ("exec" in answer.keys)
-    )
-    if args.json:
-        tell_json({"verb": "stat", "name": name, "result": "ok", **answer.keys})
-    else:
-        tell(
-            f"{name}: {'folder' if answer.keys.get('type') == 'dir' else 'file'}, {', '.join(facts)}"
-        )
-    return 0
-
-
-def do_help(args: argparse.Namespace) -> int:
-    """The server's own words: what it understands."""
-    link = connected(args)
-    for found in unrepeated(following(link, link.ask("help"), "help")):
-        tell(found.words[0])
-    return 0
-
-
-def do_who(args: argparse.Namespace) -> int:
-    for found in unrepeated(everybody(connected(args))):
-        nick, mode, you = (found.keys.get(key, "") for key in ("nick", "mode", "you"))
-        if args.json:
-            tell_json({"address": found.words[0], "nick": nick, "mode": mode, "you": bool(you)})
-        else:
-            tell(shown("  ".join(filter(None, (found.words[0], nick, mode, "(you)" * bool(you))))))
-    return 0
-
-
-def do_receive(args: argparse.Namespace) -> int:
-    return Inbox(args).run()
-
-
-def do_chat(args: argparse.Namespace) -> int:
-    chat = Chat(args)
-    if chat.live:
-        with contextlib.suppress(ImportError):
-            import readline  # noqa: F401  (not at the top: loading it can write to a terminal)
-    try:
-        chat.join()
-        return chat.type()
-    finally:
-        chat.bell.close()
-        chat.ringer.close()
-
-
-COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "list": do_list,
-    "get": do_get,
-    "put": do_put,
-    "delete": do_delete,
-    "rename": do_rename,
-    "mkdir": do_mkdir,
-    "stat": do_stat,
-    "help": do_help,
-    "who": do_who,
-    "send": do_put,
-    "receive": do_receive,
-    "chat": do_chat,
-}
-
-
 # --- the shell ---
 WORDS = {"upload": "put", "download": "get", "ls": "list"}  # what the labs say for ours
+
+
 ENDS = {"bye", "logout", "stop", "quit", "exit"}
+
+
 SHELL_HELP = """\
     list [FOLDER] [-r]        what is there; -r in all folders below too
     get NAME... [-o DEST]     fetch files or folders (download)
@@ -3125,18 +3300,18 @@ put and get replace a different file only with --force. Names with spaces stand 
 
 
 def shell(args: argparse.Namespace) -> int:
-    """Commands from a prompt, or a line each from a pipe. One that fails says so, and the next one comes."""
+    """Commands from a prompt or a pipe, one a line. If one fails, the next runs all the same."""
     terminal, code = os.isatty(0), 0
     connected(args)
     if terminal:
         prepare_completion()
-        say(f"connected to {place(args)}; help lists the commands")
+        say(f"connected to {endpoint(args)}; help lists the commands")
     while True:
         try:
             words = split(next_line(PROMPT))
             if words and words[0].lower() in ENDS:
                 break
-            failed = obey(args, words) if words else 0
+            failed = run_line(args, words) if words else 0
             code = code or failed
         except Failure as failure:
             say(str(failure))
@@ -3148,12 +3323,12 @@ def shell(args: argparse.Namespace) -> int:
         except EOFError:
             break
     if args.link:
-        leave(args)
+        say_bye(args)
     return 0 if terminal else code
 
 
 def next_line(prompt: str) -> str:
-    """What is typed, or the next line from a pipe: there input() would write the prompt among the results."""
+    """A typed line, or one from a pipe: there input() would write its prompt into the results."""
     if os.isatty(0) and os.isatty(1):
         return input(prompt)
     # closed before the start: the same as nothing in it
@@ -3175,9 +3350,9 @@ def split(text: str) -> list[str]:
         ) from None
 
 
-def obey(args: argparse.Namespace, words: list[str]) -> int:
+def run_line(args: argparse.Namespace, words: list[str]) -> int:
     """One line of the shell: the same words as on the command line, and those of the labs."""
-    words = lab_words(words)
+    words = translate_lab_words(words)
     verb = WORDS.get(words[0].lower(), words[0].lower())
     if verb == "help":
         for text in SHELL_HELP.splitlines():
@@ -3192,7 +3367,7 @@ def obey(args: argparse.Namespace, words: list[str]) -> int:
             2,
             "cannot read that line (it holds a NUL)",
             "no file has such a name",
-            "the same without it",
+            "type the line again without it",
         )
     parser = build_parser([verb])
     parser.set_defaults(**{name: getattr(args, name) for name in DEFAULTS})
@@ -3202,13 +3377,13 @@ def obey(args: argparse.Namespace, words: list[str]) -> int:
         return int(end.code or 0)
     parsed.typed = typed(words)
     try:
-        return carry_out(parsed)
+        return run_command(parsed)
     finally:
         args.link = parsed.link
 
 
-def lab_words(words: list[str]) -> list[str]:
-    """`upload IP PORT PATH` is a send to that client; `upload` alone asks for the path, and to whom."""
+def translate_lab_words(words: list[str]) -> list[str]:
+    """`upload IP PORT PATH` sends to that client; `upload` alone asks for path and receivers."""
     if words[0].lower() != "upload":
         return words
     to: list[str] = []
@@ -3887,7 +4062,7 @@ class Parser(argparse.ArgumentParser):
 
 
 # --- the command line ---
-def place(args: argparse.Namespace) -> str:
+def endpoint(args: argparse.Namespace) -> str:
     return address((args.host, args.port))
 
 
@@ -3902,7 +4077,7 @@ def typed(words: Sequence[str]) -> str:
     return shown(shlex.join(masked))
 
 
-def needs(args: argparse.Namespace) -> str:
+def trust_options(args: argparse.Namespace) -> str:
     """The flags with which others reach this server too; not the password."""
     trust = (
         f" --pin {args.pin}"
@@ -3994,7 +4169,7 @@ def common_flags(parser: argparse.ArgumentParser) -> None:
 
 
 # what the arguments of the commands are
-PLACES = {
+ARGUMENTS = {
     "NAME": "a file or folder there",
     "NAME+": "files, folders or patterns there",
     "PATH+": "files and folders here, or - for standard input",
@@ -4005,7 +4180,7 @@ PLACES = {
 
 
 def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
-    """A parser for these words: only the command among them gets its flags, for those of twelve would be felt at the start."""
+    """A parser for these words. Only their command gets its flags: twelve would slow the start."""
     parser = Parser(prog="client.py")
     parser.set_defaults(**DEFAULTS)
     parser.add_argument(
@@ -4025,7 +4200,7 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
                 {"NAME+": "names", "PATH+": "paths"}.get(place, place.lower()),
                 nargs="+" if many else None,
                 metavar=place.rstrip("+"),
-                help=PLACES[place],
+                help=ARGUMENTS[place],
             )
         return made.add_argument
 
@@ -4058,18 +4233,20 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
         metavar="HOST:PORT|NICK",
         help="who gets it; may be given several times",
     )
-    flag("--all", action="store_true", help="everybody who is receiving")
+    flag("--all", action="store_true", help="list_clients who is receiving")
     flag("--as", dest="name", metavar="NAME", help="what it is called there")
     flag = command("receive", "wait for what others send")
     flag("-o", dest="output", metavar="DIR", help="the folder for it (default: here)")
     flag("--count", type=between(1, 1e9), metavar="N", help="end after so many files")
     flag("--hidden", action="store_true", help="take names that start with a dot too")
-    command("chat", "talk with everybody who is in it")
+    command("chat", "talk with list_clients who is in it")
     return parser
 
 
-def persist(args: argparse.Namespace) -> int:
-    """One command, again where the connection is lost before anything came of it; of a chat something has come."""
+def run_with_retries(args: argparse.Namespace) -> int:
+    """Run a command, and again if the connection is lost before it had any effect.
+
+    A chat is not repeated: it has had one."""
     args.tries = 0  # new connections since something went well
     while True:
         try:
@@ -4079,25 +4256,25 @@ def persist(args: argparse.Namespace) -> int:
                 raise
 
 
-def carry_out(args: argparse.Namespace) -> int:
-    """One command, and whatever ends it but a signal, as an exit code. A connection on which something failed is not used again."""
+def run_command(args: argparse.Namespace) -> int:
+    """Run a command; the exit code. After a failure its connection is closed."""
     try:
         if args.ask_password and args.password is None:
-            args.password = ask_password(place(args))
-        return persist(args) if args.command else shell(args)
+            args.password = ask_password(endpoint(args))
+        return run_with_retries(args) if args.command else shell(args)
     except Failure as failure:
         problem = failure
     except Lost as lost:
-        problem = cut_off(
+        problem = lost_failure(
             lost,
             56,
-            f"connection to {place(args)} lost",
-            f"again; if nobody is there: {server_command(args)}",
+            f"connection to {endpoint(args)} lost",
+            f"run the same command again; if no server is there: {server_command(args)}",
         )
     except Broken as broken:
         problem = Failure(
             56,
-            f"{place(args)} broke the protocol ({shown(str(broken))})",
+            f"{endpoint(args)} broke the protocol ({shown(str(broken))})",
             "it sent what no file server sends",
             "server.py --trace shows it",
         )
@@ -4107,22 +4284,24 @@ def carry_out(args: argparse.Namespace) -> int:
             f"cannot go on here ({error.strerror or error})",
             "no single file is the cause: the current folder is gone, or there is no room "
             "for temporary files",
-            "the same in a folder that is there",
+            "cd to a folder that exists, then run the same command",
         )
     except KeyboardInterrupt as end:
-        hang_up(args)
+        close_link(args)
         end.args = end.args or ("\nstopped",)
         raise
-    hang_up(args)
-    say(str(problem))
+    close_link(args)
+    say_failure(problem)
     return problem.code
 
 
 class Killed(KeyboardInterrupt):
-    """kill, or a terminal that is closed, ends it like Ctrl-C, so that no part is left of what cannot be resumed; and the shell too."""
+    """kill and a closed terminal end the program like Ctrl-C, and the shell too.
+
+    So no part stays that cannot be resumed."""
 
 
-def heed_signals() -> None:
+def catch_signals() -> None:
     import signal
 
     deadly = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
@@ -4143,16 +4322,17 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     args = build_parser(words).parse_args(words)
     args.typed = typed(["python3", "client.py", *words])
-    heed_signals()
+    catch_signals()
     with contextlib.suppress(AttributeError):  # None: it was closed
-        sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # what is typed or piped need not be text: as in file names
+        # as in file names: what is typed or piped need not be text
+        sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
     try:
-        return carry_out(args)
+        return run_command(args)
     except KeyboardInterrupt as end:
         say(str(end))
         return 130
     finally:
-        hang_up(args)
+        close_link(args)
 
 
 if __name__ == "__main__":
