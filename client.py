@@ -157,6 +157,10 @@ class Broken(Exception):
     """The peer does not keep to the protocol; the text is the reason code that it is told."""
 
 
+class BadNumber(Broken):
+    """A number that is none, in a line that is otherwise understood: a server refuses the request."""
+
+
 class Line(NamedTuple):
     verb: str
     words: list[str]
@@ -168,8 +172,11 @@ class Line(NamedTuple):
         if text is None:
             return default
         if not NUMBER.fullmatch(text.removeprefix("-") if key == "mtime_ns" else text):
-            raise Broken("bad-number")
+            raise BadNumber("bad-number")
         return int(text)
+
+    def known(self, key: str) -> Optional[int]:
+        return self.number(key) if key in self.keys else None
 
 
 DATA = Line("data", [], {})
@@ -624,10 +631,11 @@ DEVICE = re.compile(
 )
 # and no wait for a FIFO
 NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-# names of parts that nobody has to find again
-UNIQUE = itertools.count(int.from_bytes(os.urandom(15), "big"))
+RANDOM = ".six-" + "0" * 8  # how the name of a part begins that nothing can resume
+# the rest of such a name: 24 digits, counted from a random number on
+UNIQUE = itertools.count(int.from_bytes(os.urandom(12), "big"))
 KEPT = 7 * 86400  # seconds that the part of an interrupted transfer is kept
-KEPT_EMPTY = 3600  # the same for an empty one, of which nothing can be resumed
+KEPT_USELESS = 3600  # the same for one that nothing can resume: empty, or with a random name
 # entries of a folder that are put in order; where there are more they come as the disk has them
 SORTED = 20000
 TIMED = os.utime in os.supports_fd
@@ -673,8 +681,9 @@ class Refused(Exception):
         self.reason, self.keys = reason, keys
 
 
-def reason_of(error: Union[Refused, OSError]) -> str:
-    return error.reason if isinstance(error, Refused) else REASONS.get(error.errno or 0, "failed")
+def reason_of(error: Exception) -> str:
+    """The reason code of a Refused or Broken, or of an OSError."""
+    return REASONS.get(error.errno or 0, "failed") if isinstance(error, OSError) else str(error)
 
 
 def components(name: str, hidden: bool = True, windows: bool = os.name == "nt") -> list[str]:
@@ -810,7 +819,7 @@ class Folder:
 
     def retire(self, name: str, was: Optional[os.stat_result]) -> None:
         """Take its name from a file that has another one too. What a different program has put there meanwhile gets the name back."""
-        aside = f".six-{next(UNIQUE):032x}.part"
+        aside = f"{RANDOM}{next(UNIQUE):024x}.part"
         with contextlib.suppress(FileNotFoundError):
             os.rename(self.at(name), self.at(aside), src_dir_fd=self.fd, dst_dir_fd=self.fd)
             found = os.stat(self.at(aside), dir_fd=self.fd, follow_symlinks=False)
@@ -842,7 +851,8 @@ def swept(folder: Folder, entry: os.DirEntry[str]) -> bool:
         if not PART.fullmatch(entry.name):
             return False
         status = entry.stat(follow_symlinks=False)
-        if time.time() - status.st_ctime > (KEPT if status.st_size else KEPT_EMPTY):
+        useful = status.st_size and not entry.name.startswith(RANDOM)
+        if time.time() - status.st_ctime > (KEPT if useful else KEPT_USELESS):
             fd = folder.open(entry.name, os.O_RDONLY)
             held.callback(os.close, fd)
             free = locked(fd)
@@ -889,7 +899,9 @@ class Part:
         self.sha, self.received, self.fd = hashlib.sha256(), 0, -1
         self.keyed = mtime_ns is not None and (size or 0) >= RESUMABLE
         self.name = (
-            lasting_name(leaf, size, mtime_ns) if self.keyed else f".six-{next(UNIQUE):032x}.part"
+            lasting_name(leaf, size, mtime_ns)
+            if self.keyed
+            else f"{RANDOM}{next(UNIQUE):024x}.part"
         )
 
     def place(self) -> tuple[object, ...]:
@@ -2620,12 +2632,12 @@ class Inbox:
 
     def store(self, name: str, request: Line) -> None:
         folder, parts = self.place(name, request)
-        size = request.number("size") if "size" in request.keys else None
+        size = request.known("size")
         part = Part(
             folder,
             parts[-1],
             None,
-            request.number("mtime_ns") if "mtime_ns" in request.keys else None,
+            request.known("mtime_ns"),
             request.keys.get("exec") == "yes",
         )
         progress = Progress(self.args)

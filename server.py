@@ -132,13 +132,14 @@ Reason codes. The connection goes on after: no-such-file no-such-folder (one abo
 is-a-folder not-a-folder not-a-file (a link or special) not-empty not-permitted (with why= a sentence, where what arrives would be
 run as part of a program later: a script of ours, what Python imports) not-possible bad-name too-deep (more than 64 components, also
 of what is in a folder that is renamed; `list` does not look into what is further down, or longer than names are) hidden-name read-only
-too-large (limit=) too-long (more than size= said) incomplete (less) wrong-digest aborted disk-full disk-read-only resume-first busy (another
+too-large (limit=) too-long (more than size= said) incomplete (less) wrong-digest aborted disk-full disk-read-only bad-number (of a key) resume-first busy (another
 client is writing it) bad-nick not-received not-in-chat too-fast (limit=) auth-required not-needed (auth where there is no password, or
 a second time) usage unknown-verb failed; received=N tells how far a put came. The server closes after `err auth` reason=
-wrong-password busy, after `err - reason=` bad-line, line-too-long, bad-number, this-is-http, this-is-tls, and after tls-only,
+wrong-password busy, after `err - reason=` bad-line, line-too-long, bad-number (of `data`), this-is-http, this-is-tls, and after tls-only,
 server-full and busy, which come instead of the greeting. It closes too when a line, once begun, or a body stands still for --timeout
 seconds, or the password is not proved within them; after that a client may be silent between requests for ever. When either side closes
 inside a put of 1 MiB or more that told size and mtime_ns, what was received is kept for seven days for `resume`.
+Anything else that a killed server leaves behind goes after an hour.
 
 Limits: on a loopback address nobody is asked for a password unless one is given; on any other one is made at start and printed,
 unless --open does without. Without --tls others can read the traffic, and try passwords on what they have read. A file is
@@ -262,6 +263,10 @@ class Broken(Exception):
     """The peer does not keep to the protocol; the text is the reason code that it is told."""
 
 
+class BadNumber(Broken):
+    """A number that is none, in a line that is otherwise understood: a server refuses the request."""
+
+
 class Line(NamedTuple):
     verb: str
     words: list[str]
@@ -273,8 +278,11 @@ class Line(NamedTuple):
         if text is None:
             return default
         if not NUMBER.fullmatch(text.removeprefix("-") if key == "mtime_ns" else text):
-            raise Broken("bad-number")
+            raise BadNumber("bad-number")
         return int(text)
+
+    def known(self, key: str) -> Optional[int]:
+        return self.number(key) if key in self.keys else None
 
 
 DATA = Line("data", [], {})
@@ -561,10 +569,11 @@ DEVICE = re.compile(
 )
 # and no wait for a FIFO
 NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-# names of parts that nobody has to find again
-UNIQUE = itertools.count(int.from_bytes(os.urandom(15), "big"))
+RANDOM = ".six-" + "0" * 8  # how the name of a part begins that nothing can resume
+# the rest of such a name: 24 digits, counted from a random number on
+UNIQUE = itertools.count(int.from_bytes(os.urandom(12), "big"))
 KEPT = 7 * 86400  # seconds that the part of an interrupted transfer is kept
-KEPT_EMPTY = 3600  # the same for an empty one, of which nothing can be resumed
+KEPT_USELESS = 3600  # the same for one that nothing can resume: empty, or with a random name
 # entries of a folder that are put in order; where there are more they come as the disk has them
 SORTED = 20000
 TIMED = os.utime in os.supports_fd
@@ -610,8 +619,9 @@ class Refused(Exception):
         self.reason, self.keys = reason, keys
 
 
-def reason_of(error: Union[Refused, OSError]) -> str:
-    return error.reason if isinstance(error, Refused) else REASONS.get(error.errno or 0, "failed")
+def reason_of(error: Exception) -> str:
+    """The reason code of a Refused or Broken, or of an OSError."""
+    return REASONS.get(error.errno or 0, "failed") if isinstance(error, OSError) else str(error)
 
 
 def components(name: str, hidden: bool = True, windows: bool = os.name == "nt") -> list[str]:
@@ -747,7 +757,7 @@ class Folder:
 
     def retire(self, name: str, was: Optional[os.stat_result]) -> None:
         """Take its name from a file that has another one too. What a different program has put there meanwhile gets the name back."""
-        aside = f".six-{next(UNIQUE):032x}.part"
+        aside = f"{RANDOM}{next(UNIQUE):024x}.part"
         with contextlib.suppress(FileNotFoundError):
             os.rename(self.at(name), self.at(aside), src_dir_fd=self.fd, dst_dir_fd=self.fd)
             found = os.stat(self.at(aside), dir_fd=self.fd, follow_symlinks=False)
@@ -779,7 +789,8 @@ def swept(folder: Folder, entry: os.DirEntry[str]) -> bool:
         if not PART.fullmatch(entry.name):
             return False
         status = entry.stat(follow_symlinks=False)
-        if time.time() - status.st_ctime > (KEPT if status.st_size else KEPT_EMPTY):
+        useful = status.st_size and not entry.name.startswith(RANDOM)
+        if time.time() - status.st_ctime > (KEPT if useful else KEPT_USELESS):
             fd = folder.open(entry.name, os.O_RDONLY)
             held.callback(os.close, fd)
             free = locked(fd)
@@ -826,7 +837,9 @@ class Part:
         self.sha, self.received, self.fd = hashlib.sha256(), 0, -1
         self.keyed = mtime_ns is not None and (size or 0) >= RESUMABLE
         self.name = (
-            lasting_name(leaf, size, mtime_ns) if self.keyed else f".six-{next(UNIQUE):032x}.part"
+            lasting_name(leaf, size, mtime_ns)
+            if self.keyed
+            else f"{RANDOM}{next(UNIQUE):024x}.part"
         )
 
     def place(self) -> tuple[object, ...]:
@@ -1530,7 +1543,7 @@ class Session(Wire):
             command = self.command(verb, names)
             self.attend(verb, request)
             command.run(self, request)
-        except (Refused, OSError) as error:
+        except (Refused, BadNumber, OSError) as error:
             result, keys = reason_of(error), getattr(error, "keys", {})
             named = {"send": names[1:], "say": []}.get(verb, names)
             self.put(
@@ -1756,8 +1769,7 @@ class Session(Wire):
 
     def do_put(self, request: Line) -> None:
         name, over = request.words[0], request.keys.get("over") == "yes"
-        size = request.number("size") if "size" in request.keys else None
-        part = self.part(request)
+        size, part = request.known("size"), self.part(request)
         self.check_room(size or 0, request.number("offset"))
         self.check_vacant(part.folder, part.leaf, over)
         part = self.claimed(part, request)
@@ -1808,9 +1820,7 @@ class Session(Wire):
 
     def part(self, request: Line) -> Part:
         """Where the body of such an upload goes."""
-        size, mtime_ns = (
-            request.number(key) if key in request.keys else None for key in ("size", "mtime_ns")
-        )
+        size, mtime_ns = request.known("size"), request.known("mtime_ns")
         return Part(*self.find(request.words[0]), size, mtime_ns, request.keys.get("exec") == "yes")
 
     def claimed(self, part: Part, request: Line) -> Part:
@@ -1994,11 +2004,11 @@ class Session(Wire):
         targets, name = request.words
         verb = "mkdir" if request.keys.get("type") == "dir" else "put"
         components(name)
-        keys = {key: request.number(key) for key in ("size", "mtime_ns") if key in request.keys}
         offer = line(
             verb,
             name,
-            **keys,
+            size=request.known("size"),
+            mtime_ns=request.known("mtime_ns"),
             exec="yes" if request.keys.get("exec") == "yes" else None,
             **{"from": self.peer, "nick": self.nick or None},
         )
