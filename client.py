@@ -142,23 +142,23 @@ KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 
 
 class Lost(Exception):
-    """The connection is gone, or its peer silent, where something was still to come."""
+    """The connection ended, or the peer fell silent, while something was still to come."""
 
 
 class Silent(Lost):
-    """The peer is there for all that is known, but neither speaks nor reads."""
+    """The connection may still stand, but the peer neither sends nor reads."""
 
 
 class Ended(Lost):
-    """The peer closed between two lines, where that may be."""
+    """The peer closed between two lines, where it may."""
 
 
 class Broken(Exception):
-    """The peer does not keep to the protocol; the text is the reason code that it is told."""
+    """The peer broke the protocol; the text is the reason code that it is told."""
 
 
 class BadNumber(Broken):
-    """A number that is none, in a line that is otherwise understood: a server refuses the request."""
+    """A line can be understood but for a number: a server refuses the request and goes on."""
 
 
 class Line(NamedTuple):
@@ -167,7 +167,7 @@ class Line(NamedTuple):
     keys: dict[str, str]
 
     def number(self, key: str, default: int = 0) -> int:
-        """A count of bytes or nanoseconds: decimal digits, few enough for 64 bits; only mtime_ns may be negative."""
+        """Decimal digits, few enough for 64 bits; only mtime_ns may be negative."""
         text = self.keys.get(key)
         if text is None:
             return default
@@ -178,18 +178,21 @@ class Line(NamedTuple):
     def known(self, key: str) -> Optional[int]:
         return self.number(key) if key in self.keys else None
 
+    def is_set(self, key: str) -> bool:
+        return self.keys.get(key) == "yes"
+
 
 DATA = Line("data", [], {})
 
 
 def quote(text: str) -> str:
-    """A name or value as a word: space, %, = and what is not printable UTF-8 become %XX, byte by byte."""
+    """A name or value as a word: space, %, = and what is not printable UTF-8 become %XX."""
     if PLAIN.fullmatch(text):
         return text
     return "".join(
         char
         if char.isprintable() and char not in " %="
-        else "".join(f"%{byte:02X}" for byte in char.encode(errors="surrogateescape"))
+        else "%" + char.encode(errors="surrogateescape").hex("%").upper()
         for char in os.fsencode(text).decode(errors="surrogateescape")
     )
 
@@ -210,17 +213,17 @@ def held(number: int) -> int:
 
 
 def line(*words: str, **keys: object) -> bytes:
-    """A line as it goes out; a key without a value (None) is left away."""
-    told = [
+    """A line as it is sent; a key whose value is None is left out."""
+    pairs = [
         f"{key}={held(value) if type(value) is int else quote(str(value))}"
         for key, value in keys.items()
         if value is not None
     ]
-    return f"{' '.join([*map(quote, words), *told])}\n".encode()
+    return f"{' '.join([*map(quote, words), *pairs])}\n".encode()
 
 
 def parse(raw: bytes) -> Line:
-    """A line as it came in: the verb, the positional words, the key=value words."""
+    """A line as it was received: the verb, the positional words, the key=value words."""
     text = raw.decode(*NAMES)
     if not text.isprintable() and CONTROL.search(raw):
         raise Broken("this-is-tls" if raw.startswith(TLS) else "bad-line")
@@ -241,8 +244,8 @@ def parse(raw: bytes) -> Line:
     return found
 
 
-def shown(text: str) -> str:
-    """A name for people, on one line: what could move a cursor, change colours or forge a line appears in hex."""
+def printable(text: str) -> str:
+    """Text for people, on one line: what could move a cursor or forge a line becomes an escape."""
     if text.isprintable():
         return text
     raw = os.fsencode(text).decode(errors="backslashreplace")
@@ -253,7 +256,9 @@ def shown(text: str) -> str:
 
 @functools.lru_cache(maxsize=1)
 def auth_key(password: str, salt: str) -> bytes:
-    """What both sides make of the password. It takes 50 ms and 16 MiB, so that guessing takes long: once per process is enough."""
+    """The key that both sides derive from the password, once per process.
+
+    It takes 50 ms and 16 MiB, so that guessing takes long."""
     if not hasattr(hashlib, "scrypt"):
         raise Failure(
             2,
@@ -271,45 +276,47 @@ def auth_key(password: str, salt: str) -> bytes:
     )
 
 
-def auth_proof(key: bytes, who: str, server_nonce: str, client_nonce: str, pin: str) -> str:
-    """That the client, or the server, knows the password: for this connection alone, and under TLS for this certificate alone."""
+def auth_proof(key: bytes, side: str, server_nonce: str, client_nonce: str, pin: str) -> str:
+    """Proves that this side, "client" or "server", knows the password.
+
+    It is valid for one connection, and under TLS for one certificate."""
     import hmac  # not at the top: few need it
 
-    return hmac.new(
-        key, f"{who} {server_nonce} {client_nonce} {pin or '-'}".encode(), "sha256"
-    ).hexdigest()
+    text = f"{side} {server_nonce} {client_nonce} {pin or '-'}"
+    return hmac.new(key, text.encode(), "sha256").hexdigest()
 
 
 def same_proof(one: str, other: str) -> bool:
-    """In constant time: how long it takes tells nothing of where they differ."""
+    """Compare in constant time: the time that it takes does not tell where they differ."""
     import hmac
 
     return hmac.compare_digest(os.fsencode(one), os.fsencode(other))
 
 
 class Wire:
-    """One connection. Every byte on it belongs to a line, or to the body bytes that a `data N` line announced."""
+    """One connection: every byte belongs to a line, or to the body that a `data N` line announced."""
 
     def __init__(self, sock: socket.socket, timeout: float) -> None:
         self.sock, self.timeout = sock, timeout
         sock.settimeout(timeout)
         self.buffer = bytearray(QUIET)
         self.view = memoryview(self.buffer)
-        self.start = self.end = 0  # what has come and is not yet taken: buffer[start:end]
-        self.owed = 0  # bytes of the announced body that are still to be taken
-        self.again: Line | None = None  # a line that was read too early
-        self.out = bytearray()  # what has still to leave
-        self.heard = time.monotonic()  # when the peer last said something
+        self.start = self.end = 0  # what was received and not yet used: buffer[start:end]
+        self.remaining = 0  # bytes of the announced body that are still to be used
+        self.unread: Line | None = None  # a line that was read too early
+        self.out = bytearray()  # what is still to be sent
+        self.last_heard = time.monotonic()
 
     def keep_alive(self) -> None:
-        """Nothing may be said for hours: let the kernel notice when the peer has vanished."""
+        """A client may be silent for hours: let the kernel notice when it has vanished."""
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in KEEPALIVE.items():
             if hasattr(socket, option):
                 self.sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
+    # sending
     def put(self, data: bytes) -> None:
-        """Queue bytes: small ones leave together, and before anything is waited for; large ones at once."""
+        """Queue bytes. Small ones are sent together, before this side waits; large ones at once."""
         if len(data) >= BATCH:
             self.flush()
             return self.attempt(self.push, memoryview(data))
@@ -323,17 +330,17 @@ class Wire:
             self.attempt(self.push, view)
 
     def push(self, view: memoryview) -> int:
-        """All of it, however slowly the peer reads, as long as it does. (sendall() has one timeout for everything.)"""
+        """Send all, however slowly the peer reads. (sendall() has one timeout for everything.)"""
         while view:
             view = view[self.sock.send(self.sendable(view)) :]
         return 1
 
     def sendable(self, view: memoryview) -> memoryview:
-        """What one send() may have: TLS takes all of it or nothing, so that a slow reader would look like a stuck one."""
+        """What one send() may get: TLS takes all or nothing, so a slow reader would seem stuck."""
         return view[:BATCH] if hasattr(self.sock, "pending") else view
 
     def attempt(self, call: Callable[[memoryview], int], view: memoryview) -> None:
-        """A socket call that can fail, or find the stream's end: the end of the conversation, unlike an OSError of a disk."""
+        """Turn a failure of a socket call into Lost: an OSError of a disk must stay different."""
         try:
             count = call(view)
         except OSError as error:
@@ -342,14 +349,15 @@ class Wire:
             raise Lost(error.strerror or "closed") from None
         if not count:
             raise Ended("the other side closed the connection")
-        self.heard = time.monotonic()
+        self.last_heard = time.monotonic()
 
-    def fill(self, patience: Optional[float]) -> None:
-        """Wait for more and take what comes. What is queued leaves first: two sides that both wait would wait for ever."""
+    # receiving
+    def receive(self, patience: Optional[float]) -> None:
+        """Wait for more bytes. First send what is queued, or both sides could wait for ever."""
         self.flush()
         rest = self.view[self.start : self.end]
         if len(self.buffer) == QUIET and (
-            max(self.end, self.owed) >= QUIET or hasattr(self.sock, "pending")
+            max(self.end, self.remaining) >= QUIET or hasattr(self.sock, "pending")
         ):
             # under TLS from the start: with room for a whole record it holds nothing back that
             # select() would not see
@@ -359,19 +367,19 @@ class Wire:
         self.start, self.end = 0, len(rest)
         if patience != self.timeout:
             self.sock.settimeout(patience)
-        self.attempt(self.receive, self.view[self.end :])
+        self.attempt(self.receive_into, self.view[self.end :])
         if patience != self.timeout:
             self.sock.settimeout(self.timeout)
 
-    def receive(self, view: memoryview) -> int:
+    def receive_into(self, view: memoryview) -> int:
         count = self.sock.recv_into(view)
-        if self.owed and hasattr(self.sock, "pending"):
-            count += self.records(view[count:])
+        if self.remaining and hasattr(self.sock, "pending"):
+            count += self.more_records(view[count:])
         self.end += count
         return count
 
-    def records(self, view: memoryview) -> int:
-        """TLS gives one record (16 KiB) at a time: inside a body take all that have come, and write them to the disk at once."""
+    def more_records(self, view: memoryview) -> int:
+        """TLS returns one record (16 KiB) at a time: inside a body read all that have arrived."""
         count, patience = 0, self.sock.gettimeout()
         self.sock.settimeout(0)
         # nothing more has come, or an error that the next call will tell
@@ -382,33 +390,27 @@ class Wire:
         return count
 
     def line(self, idle: bool = False) -> Line:
-        """The next line. With idle its first byte may take as long as it likes; then the whole line has one deadline."""
-        while self.owed:  # a body that nobody wants is read and dropped
-            self.take()
-        if self.again:
-            early, self.again = self.again, None
+        """The next line. With idle, the wait for its first byte has no deadline."""
+        while self.remaining:  # a body that nobody wants is read and dropped
+            self.take_body()
+        if self.unread:
+            early, self.unread = self.unread, None
             return early
         while True:
-            stop = self.buffer.find(b"\n", self.start, self.end)
-            if stop < 0:
-                stop = self.gather(idle)
-            raw = bytes(self.view[self.start : stop])
+            stop = self.wait_for_line(idle)
+            raw = bytes(self.view[self.start : stop]).removesuffix(b"\r")
             self.start = stop + 1
-            if len(raw) >= MAX_LINE:
-                raise Broken("line-too-long")
-            if raw and raw != b"\r":  # an empty line means nothing
-                return self.understand(raw[:-1] if raw[-1] == 13 else raw)
+            if raw:  # an empty line means nothing
+                return self.understand(raw)
 
-    def gather(self, idle: bool) -> int:
-        """Wait until a line is whole: where it ends."""
+    def wait_for_line(self, idle: bool) -> int:
+        """Wait until the next line is whole, under one deadline; where it ends."""
         deadline = None if idle and self.start == self.end else time.monotonic() + self.timeout
-        while (stop := self.buffer.find(b"\n", self.start, self.end)) < 0:
+        while (stop := self.line_end()) < 0:
             if self.buffer.startswith(TLS, self.start, self.end):
                 raise Broken("this-is-tls")
-            if self.end - self.start >= MAX_LINE:
-                raise Broken("line-too-long")
             try:
-                self.fill(None if deadline is None else max(0.001, deadline - time.monotonic()))
+                self.receive(None if deadline is None else max(0.001, deadline - time.monotonic()))
             except Ended:
                 if self.start < self.end:
                     raise Lost("the other side closed the connection inside a line") from None
@@ -416,26 +418,34 @@ class Wire:
             deadline = deadline or time.monotonic() + self.timeout
         return stop
 
+    def line_end(self) -> int:
+        """Where the next line ends in the buffer, or -1."""
+        stop = self.buffer.find(b"\n", self.start, min(self.end, self.start + MAX_LINE))
+        if stop < 0 and self.end - self.start >= MAX_LINE:
+            raise Broken("line-too-long")
+        return stop
+
     def understand(self, raw: bytes) -> Line:
         if body := BODY.fullmatch(raw):
-            self.owed = int(body[1])
+            self.remaining = int(body[1])
             return DATA
         if b"HTTP/" in raw and HTTP.match(raw):
             raise Broken("this-is-http")
         found = parse(raw)
         if found.verb == "data":
-            if len(found.words) != 1 or not re.fullmatch("[0-9]{1,18}", found.words[0]):
+            size = re.fullmatch("[0-9]{1,18}", " ".join(found.words))
+            if not size:
                 raise Broken("bad-number")
-            self.owed = int(found.words[0])
+            self.remaining = int(size[0])
         return found
 
-    def take(self) -> memoryview:
-        """Some of the announced body, valid until the next call."""
+    def take_body(self) -> memoryview:
+        """The next bytes of the announced body, valid until the next call."""
         if self.start == self.end:
-            self.fill(self.timeout)
-        view = self.view[self.start : min(self.end, self.start + self.owed)]
+            self.receive(self.timeout)
+        view = self.view[self.start : min(self.end, self.start + self.remaining)]
         self.start += len(view)
-        self.owed -= len(view)
+        self.remaining -= len(view)
         return view
 
 
@@ -577,7 +587,7 @@ def same(size: int, mtime_ns: int, other_size: int, other_mtime_ns: int) -> bool
 
 
 def called(place: str, nick: Optional[str]) -> str:
-    return shown(f"{place} ({nick})" if nick else place)
+    return printable(f"{place} ({nick})" if nick else place)
 
 
 def remote_name(text: str) -> str:
@@ -603,7 +613,7 @@ def refusal(answer: Line, verb: str, name: str) -> "Failure":
     """What an `err` means, in three lines."""
     reason = answer.keys.get("reason", "?")
     why, hint = WHYS.get(reason, ("the server says so", "the server's log tells more"))
-    why = shown(answer.keys.get("why", why))
+    why = printable(answer.keys.get("why", why))
     if "limit" in answer.keys:
         why += f" ({readable_size(answer.number('limit'))})"
     if "received" in answer.keys:
@@ -617,7 +627,9 @@ def refusal(answer: Line, verb: str, name: str) -> "Failure":
         if reason in ("no-such-file", "no-such-folder")
         else 9
     )
-    return Failure(code, f"server refused to {verb} {shown(name)} ({shown(reason)})", why, hint)
+    return Failure(
+        code, f"server refused to {verb} {printable(name)} ({printable(reason)})", why, hint
+    )
 
 
 # --- folders: the same in server.py, client.py (tests/test_twins.py) ---
@@ -674,7 +686,7 @@ REASONS = {
 
 
 class Refused(Exception):
-    """A request that is understood and not carried out: the reason code, and what else the answer says."""
+    """A request that is understood but not carried out: the reason code, and the answer's keys."""
 
     def __init__(self, reason: str, **keys: object) -> None:
         super().__init__(reason)
@@ -686,14 +698,18 @@ def reason_of(error: Exception) -> str:
     return REASONS.get(error.errno or 0, "failed") if isinstance(error, OSError) else str(error)
 
 
-def components(name: str, hidden: bool = True, windows: bool = os.name == "nt") -> list[str]:
-    """The parts of a name from the network; or Refused, when it could lead outside, to a device, or to an unfinished file."""
-    parts = name.split("/")
-    if len(os.fsencode(name)) > MAX_NAME:
-        raise Refused("bad-name")
+def os_error(number: int) -> OSError:
+    """As a system call would raise it: Python makes it a FileExistsError, NotADirectoryError ..."""
+    return OSError(number, os.strerror(number))
+
+
+def check_name(name: str, hidden: bool = True, windows: bool = os.name == "nt") -> list[str]:
+    """Split a name from the network, or refuse one that leads outside, to a device or to a part."""
+    parts, too_long = name.split("/"), len(os.fsencode(name)) > MAX_NAME
     for part in parts:
         if (
-            part in ("", ".", "..")
+            too_long
+            or part in ("", ".", "..")
             or "\0" in part
             or PART.fullmatch(part)
             or (windows and DEVICE.fullmatch(part))
@@ -707,8 +723,10 @@ def components(name: str, hidden: bool = True, windows: bool = os.name == "nt") 
 
 
 class Folder:
-    """An open folder. Names in it are used through its descriptor, so that no link planted meanwhile leads elsewhere;
-    where the system has no such calls, through its path, resolved and compared. It is closed with its last user."""
+    """An open folder; its last user closes it.
+
+    Names in it are used through its descriptor, so that no link planted meanwhile leads elsewhere.
+    Where the system has no such calls, they are used through its path, resolved and compared."""
 
     def __init__(self, path: str, within: Optional[int] = None, durable: bool = False) -> None:
         self.path, self.durable = path, durable
@@ -718,7 +736,7 @@ class Folder:
             nofollow = 0 if within is None else os.O_NOFOLLOW
             self.fd = os.open(leaf, os.O_RDONLY | os.O_DIRECTORY | nofollow, dir_fd=within)
         elif not os.path.isdir(path):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            raise os_error(errno.ENOTDIR)
 
     def __del__(self) -> None:
         if self.fd is not None:
@@ -733,23 +751,23 @@ class Folder:
             with contextlib.suppress(FileExistsError):
                 self.make(name)
         path = os.path.join(self.path, name)
-        if not BY_DESCRIPTOR and os.path.realpath(path) != os.path.join(
-            os.path.realpath(self.path), name
-        ):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not BY_DESCRIPTOR:
+            real = os.path.join(os.path.realpath(self.path), name)
+            if os.path.realpath(path) != real:
+                raise os_error(errno.ENOTDIR)
         return Folder(path, self.fd, self.durable)
 
     def descend(self, names: Sequence[str], make: bool = False) -> "Folder":
         return functools.reduce(lambda found, name: found.below(name, make), names, self)
 
     def protect(self, name: str, is_folder: bool = False) -> None:
-        """Refuse to change what is part of a program, or to make what would be one: what arrives is never run."""
+        """What arrives is never run: refuse to change a part of a program, or to make one."""
         check = holds_program if is_folder else is_program
         if check(os.path.join(self.path, name)):
             raise Refused("not-permitted", why="it would be part of a program at its next start")
 
     def make(self, name: str) -> None:
-        """A folder in it. One that is there already may have been made this very moment, and not be on the disk yet."""
+        """Make a folder in it. If there is one, it may be new and not on the disk yet: sync too."""
         if not self.stat(name):
             self.protect(name)
         try:
@@ -758,13 +776,13 @@ class Folder:
             self.sync()
 
     def sync(self) -> None:
-        """With --durable: the names in it, onto the disk itself. (Windows can sync no folder.)"""
+        """With --durable, write the names in it to the disk itself. (Windows syncs no folder.)"""
         if self.durable and self.fd is not None:
             os.fsync(self.fd)
 
     def open(self, name: str, flags: int, mode: int = 0o666) -> int:
         if not BY_DESCRIPTOR and os.path.islink(self.at(name)):
-            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+            raise os_error(errno.ELOOP)
         return os.open(self.at(name), flags | NO_LINK, mode, dir_fd=self.fd)
 
     def stat(self, name: str) -> Optional[os.stat_result]:
@@ -773,15 +791,15 @@ class Folder:
         except FileNotFoundError:
             return None
 
-    def place(self, name: str) -> tuple[object, ...]:
-        """What tells a name in it from all others, also after a folder above it was renamed."""
+    def identity(self, name: str) -> tuple[object, ...]:
+        """Tells a name in it from all others, even after a folder above it was renamed."""
         if self.fd is None:
             return os.path.normcase(self.path), name
         status = os.fstat(self.fd)
         return status.st_dev, status.st_ino, name
 
     def read(self, name: str) -> tuple[int, os.stat_result]:
-        """A regular file, open for reading, and its facts."""
+        """A regular file, open for reading, and its status."""
         fd = self.open(name, os.O_RDONLY)
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
@@ -793,48 +811,50 @@ class Folder:
         (os.rmdir if is_folder else os.unlink)(self.at(name), dir_fd=self.fd)
 
     def entries(self) -> Iterator[os.DirEntry[str]]:
-        """What is in it, sorted, unless there is so much that memory would feel it."""
+        """What is in it, sorted, unless there are so many entries that memory would matter."""
         with os.scandir(self.path if self.fd is None else self.fd) as found:
             first = list(itertools.islice(found, SORTED))
             yield from sorted(first, key=lambda entry: entry.name) if len(first) < SORTED else first
             yield from found
 
-    def move(self, old: str, other: "Folder", new: str, over: bool) -> None:
-        """Rename. What is there is replaced only with over; a hard link can tell in one step that nothing is."""
+    def rename(self, old: str, other: "Folder", new: str, replace: bool) -> None:
+        """Move a file or folder to that name. Without replace, fail if the name is taken."""
         source, target = self.at(old), other.at(new)
-        if over:
-            return os.replace(source, target, src_dir_fd=self.fd, dst_dir_fd=other.fd)
+        folders = {"src_dir_fd": self.fd, "dst_dir_fd": other.fd}
+        if replace:
+            return os.replace(source, target, **folders)
         try:
-            self.link(old, other, new)
+            # a hard link fails if the name is taken: the check and the change are one step
+            os.link(source, target, **folders, follow_symlinks=False)
         except FileExistsError:
             raise
         except OSError:
             # a folder, or a file system without hard links (FAT): look first, then rename
             if other.stat(new):
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
-            return os.rename(source, target, src_dir_fd=self.fd, dst_dir_fd=other.fd)
+                raise os_error(errno.EEXIST) from None
+            return os.rename(source, target, **folders)
         if PART.fullmatch(old):  # nobody else gives that name to anything
             return self.remove(old)
-        self.retire(old, other.stat(new))
+        self.remove_link(old, other.stat(new))
 
-    def retire(self, name: str, was: Optional[os.stat_result]) -> None:
-        """Take its name from a file that has another one too. What a different program has put there meanwhile gets the name back."""
+    def remove_link(self, name: str, status: Optional[os.stat_result]) -> None:
+        """Remove one of the two names of a file.
+
+        If another program has put a different file there meanwhile, that keeps the name."""
         aside = f"{RANDOM}{next(UNIQUE):024x}.part"
         with contextlib.suppress(FileNotFoundError):
             os.rename(self.at(name), self.at(aside), src_dir_fd=self.fd, dst_dir_fd=self.fd)
-            found = os.stat(self.at(aside), dir_fd=self.fd, follow_symlinks=False)
-            if not (was and os.path.samestat(found, was)):
+            found = self.stat(aside)
+            if not (status and found and os.path.samestat(found, status)):
                 with contextlib.suppress(FileExistsError):
-                    self.link(aside, self, name)
+                    return self.rename(aside, self, name, replace=False)
             self.remove(aside)
 
-    def link(self, old: str, other: "Folder", new: str) -> None:
-        ends = {"src_dir_fd": self.fd, "dst_dir_fd": other.fd}
-        os.link(self.at(old), other.at(new), **ends, follow_symlinks=False)
 
+def lock_file(fd: int) -> bool:
+    """Lock a part; False if another process has locked it.
 
-def locked(fd: int) -> bool:
-    """Take the lock of a part. Systems and file systems without flock do without: there the writers of one server alone know of each other."""
+    Without flock only the writers in one server know of each other."""
     with contextlib.suppress(ImportError, OSError):  # OSError: Lustre, for one, may have none
         import fcntl  # not at the top: Windows has none
 
@@ -845,21 +865,22 @@ def locked(fd: int) -> bool:
     return True
 
 
-def swept(folder: Folder, entry: os.DirEntry[str]) -> bool:
-    """Remove an entry if it is a part that nobody came back for. Its ctime tells: mtime is the source's, just before a part gets its name."""
-    with contextlib.suppress(OSError), contextlib.ExitStack() as held:
+def remove_if_old(folder: Folder, entry: os.DirEntry[str]) -> bool:
+    """Remove an entry if it is a part that nobody resumed in time.
+
+    Its age is that of its ctime: shortly before the end its mtime becomes that of the source."""
+    with contextlib.suppress(OSError), contextlib.ExitStack() as held_open:
         if not PART.fullmatch(entry.name):
             return False
         status = entry.stat(follow_symlinks=False)
         useful = status.st_size and not entry.name.startswith(RANDOM)
         if time.time() - status.st_ctime > (KEPT if useful else KEPT_USELESS):
             fd = folder.open(entry.name, os.O_RDONLY)
-            held.callback(os.close, fd)
-            free = locked(fd)
+            held_open.callback(os.close, fd)
+            free = lock_file(fd)
             if os.name == "nt":
-                # Windows removes no open file; elsewhere the lock is held until no writer can find
-                # it
-                held.close()
+                # Windows removes no open file; elsewhere the lock must last until the name is gone
+                held_open.close()
             if free:
                 folder.remove(entry.name)
             return free
@@ -880,12 +901,14 @@ UNLOCKED = contextlib.nullcontext()
 
 
 def lasting_name(leaf: str, size: Optional[int], mtime_ns: Optional[int]) -> str:
-    """Of the part of a file that is worth resuming: whoever sends the same file again finds it."""
+    """The name of a part that can be resumed: the same for each attempt to send the same file."""
     return f".six-{hashlib.sha256(os.fsencode(f'{leaf}/{size}/{mtime_ns}')).hexdigest()[:32]}.part"
 
 
 class Part:
-    """A file that is being received: hidden and locked in its own folder, hashed as it comes, put in place when it is whole."""
+    """The hidden file of an upload or download that is not finished.
+
+    It is locked, hashed as it grows, and gets its final name when it is whole."""
 
     def __init__(
         self,
@@ -904,46 +927,37 @@ class Part:
             else f"{RANDOM}{next(UNIQUE):024x}.part"
         )
 
-    def place(self) -> tuple[object, ...]:
-        return self.folder.place(self.name)
+    def identity(self) -> tuple[object, ...]:
+        return self.folder.identity(self.name)
 
     def claim(self) -> bool:
-        """Open it, new or as an earlier attempt left it. False: somebody else is writing it."""
+        """Open and lock it, new or as an earlier attempt left it. False: another one writes it."""
         mode = 0o777 if self.executable else 0o666  # less the umask
-        if not self.keyed:
-            self.fd = self.folder.open(self.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
-            locked(self.fd)  # so that nobody sweeps it
-        while self.fd < 0:
+        while True:
             fd = self.folder.open(self.name, os.O_RDWR | os.O_CREAT, mode)
-            if not locked(fd):
+            if not lock_file(fd):
                 os.close(fd)
                 return False
             ours, there = os.fstat(fd), self.folder.stat(self.name)
-            if (
-                there
-                and there.st_ino == ours.st_ino
-                and ours.st_nlink == 1
-                and stat.S_ISREG(ours.st_mode)
-            ):
+            same = there and os.path.samestat(there, ours)
+            if same and ours.st_nlink == 1 and stat.S_ISREG(ours.st_mode):
                 self.fd = fd
-                break
-            # its last writer has just put it in place, or died between link and unlink: not ours to
-            # write
+                return True
+            # its last writer has just renamed it, or died between link and unlink: it is not ours
             os.close(fd)
-            if there and there.st_ino == ours.st_ino:
+            if same:
                 self.folder.remove(self.name)
-        return True
 
     def examine(self, most: int, tell: Callable[[int], None]) -> None:
-        """Hash what an earlier attempt left; more than the file has cannot be the beginning of it."""
+        """Hash what an earlier attempt left. If it is longer than the file, it is of no use."""
         length = os.fstat(self.fd).st_size
         if length <= most:
-            self.received = length  # an interruption of this shall not lose it either
+            self.received = length  # so that an interruption of this does not lose it either
             digest(self.fd, length, self.sha, tell)
             self.received = os.lseek(self.fd, 0, os.SEEK_CUR)
 
     def begin(self, offset: int) -> None:
-        """Write from offset on, which is where the digest stands, or else from the start."""
+        """Write from the offset on, if the digest is that of the bytes before; else from 0."""
         if offset != self.received:
             self.sha, self.received = hashlib.sha256(), 0
         if self.keyed:
@@ -957,7 +971,8 @@ class Part:
             chunk = chunk[os.write(self.fd, chunk) :]
 
     def leave_hole(self, chunk: memoryview) -> bool:
-        """Zeros at the end of the file are there already when it is longer: few disks store them. (What has no name is no file.)"""
+        """Make the file longer instead of writing zeros: most disks need not store them."""
+        # without a name it is standard output, which cannot be made longer
         if not self.name or len(chunk) < HOLE or chunk[0] or bytes(chunk) != bytes(len(chunk)):
             return False
         with contextlib.suppress(OSError):  # a file system that makes no file longer
@@ -969,12 +984,11 @@ class Part:
     def finish(
         self, over: bool, *, lock: contextlib.AbstractContextManager[Any] = UNLOCKED
     ) -> None:
-        """Give it its time and mode, and then its name, under the lock that a rename has too."""
+        """Give it its time and mode, then its name, under the lock that a rename has too."""
         there = self.folder.stat(self.leaf) if over else None
         if there and hasattr(os, "fchmod"):
-            self.set_mode(
-                there.st_mode & 0o777 | (0o111 & there.st_mode >> 2 if self.executable else 0)
-            )
+            runs = 0o111 & there.st_mode >> 2 if self.executable else 0
+            self.set_mode(there.st_mode & 0o777 | runs)
         if self.mtime_ns is not None:
             with contextlib.suppress(OSError):  # a disk that keeps times of its own
                 os.utime(
@@ -986,12 +1000,12 @@ class Part:
         if os.name == "nt":
             self.close()  # Windows renames no open file
         with lock:
-            self.folder.move(self.name, self.folder, self.leaf, over)
+            self.folder.rename(self.name, self.folder, self.leaf, replace=over)
         self.folder.sync()
         self.close()
 
     def set_mode(self, mode: int) -> None:
-        """A disk without modes may refuse it, unless others could then read what they could not read before."""
+        """A disk without modes may refuse; but nobody may read what was hidden from them before."""
         try:
             os.fchmod(self.fd, mode)
         except OSError:
@@ -1014,8 +1028,7 @@ class Part:
     def drop(self) -> None:
         if self.fd >= 0:
             if os.name == "nt":
-                # Windows removes no open file; elsewhere the lock is held until no other writer can
-                # find it
+                # Windows removes no open file; elsewhere the lock must last until the name is gone
                 self.close()
             with contextlib.suppress(OSError):
                 self.folder.remove(self.name)
@@ -1025,16 +1038,16 @@ class Part:
 def send_body(
     wire: Wire, fd: int, status: os.stat_result, sha: "hashlib._Hash", go_on: Callable[[int], bool]
 ) -> str:
-    """The file from where fd stands to the size that was announced, and its digest. "" or why it was given up, as the peer is told."""
-    remaining = status.st_size - os.lseek(fd, 0, os.SEEK_CUR)
-    reason = ""
+    """Send a file from where fd stands to its announced size, then its digest.
+
+    Returns "", or the reason why it was given up, as the peer is told."""
+    remaining, reason = status.st_size - os.lseek(fd, 0, os.SEEK_CUR), ""
     while remaining and not reason:
         try:
             chunk = os.read(fd, min(remaining, CHUNK))
         except OSError:  # a broken disk reads like a file that has become shorter
             chunk = b""
         if not chunk:
-            reason = "changed"
             break
         sha.update(chunk)
         remaining -= len(chunk)
@@ -1042,16 +1055,15 @@ def send_body(
         wire.put(chunk)
         reason = "" if go_on(len(chunk)) else "refused"
     now = os.fstat(fd)
-    if not reason and (now.st_size, now.st_mtime_ns) != (status.st_size, status.st_mtime_ns):
-        reason = "changed"
-    wire.put(
-        line("abort", reason=reason) if reason else b"end sha256=%b\n" % sha.hexdigest().encode()
-    )
+    as_told = (now.st_size, now.st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+    reason = reason or ("changed" if remaining or not as_told else "")
+    last = line("abort", reason=reason) if reason else line("end", sha256=sha.hexdigest())
+    wire.put(last)
     return reason
 
 
 def digest(fd: int, upto: int, sha: "hashlib._Hash", tell: Callable[[int], None]) -> str:
-    """Hash the first bytes of a file, as many as it has of those; fd stands behind them then."""
+    """Hash the first bytes of a file, or all if it has fewer; then fd stands behind them."""
     done = 0
     while done < upto and (chunk := os.read(fd, min(CHUNK, upto - done))):
         sha.update(chunk)
@@ -1062,30 +1074,32 @@ def digest(fd: int, upto: int, sha: "hashlib._Hash", tell: Callable[[int], None]
 
 def receive_body(
     wire: Wire,
-    sink: Part,
+    part: Part,
     size: Optional[int],
     check: Callable[[int], None],
     tell: Callable[[int], None],
 ) -> str:
-    """Bodies into the sink until `end`: "yes" when its digest agrees, "no" without one. Refused when it is not what was announced.
-    A verb that does not belong inside a body ends it like `abort`, and is then run. check() may refuse so many bytes."""
+    """Write a body into the part until `end`: "yes" if its digest agrees, "no" if it had none.
+
+    Refused if the body is not what was announced. check() may refuse so many bytes. A verb that
+    does not belong inside a body ends it like `abort`, and is carried out afterwards."""
     while (found := wire.line()).verb in ("data", "note"):  # a note is a sign of life
-        if size is not None and sink.received + wire.owed > size:
+        if size is not None and part.received + wire.remaining > size:
             raise Refused("too-long", size=size)
-        check(sink.received + wire.owed)
-        while wire.owed:
-            sink.write(wire.take())
-            tell(sink.received)
+        check(part.received + wire.remaining)
+        while wire.remaining:
+            part.write(wire.take_body())
+            tell(part.received)
     if found.verb not in ("end", "abort"):
-        wire.again = found
+        wire.unread = found
     if found.verb != "end":
         raise Refused("aborted")
-    if size is not None and sink.received != size:
-        raise Refused("incomplete", received=sink.received, size=size)
-    told, ours = found.keys.get("sha256"), sink.sha.hexdigest()
-    if told is not None and told.lower() != ours:
+    if size is not None and part.received != size:
+        raise Refused("incomplete", received=part.received, size=size)
+    theirs, ours = found.keys.get("sha256"), part.sha.hexdigest()
+    if theirs is not None and theirs.lower() != ours:
         raise Refused("wrong-digest", sha256=ours)
-    return "no" if told is None else "yes"
+    return "no" if theirs is None else "yes"
 
 
 # --- end bodies ---
@@ -1094,7 +1108,7 @@ def receive_body(
 # --- telling: results on stdout for programs, progress on stderr for people ---
 def tell(text: str) -> None:
     """A line of the product: names as they are to a pipe, harmless to a terminal."""
-    view = memoryview((shown(text).encode() if os.isatty(1) else os.fsencode(text)) + b"\n")
+    view = memoryview((printable(text).encode() if os.isatty(1) else os.fsencode(text)) + b"\n")
     try:
         while view:
             view = view[os.write(product(), view) :]
@@ -1264,7 +1278,7 @@ class Link(Wire):
             raise Failure(
                 56,
                 f"{self.place} asks for a password in a way that is not known here",
-                shown(keys["auth"]),
+                printable(keys["auth"]),
                 "a newer client.py",
             )
         if not password and not os.isatty(2):
@@ -1290,7 +1304,7 @@ class Link(Wire):
                 if reason == "busy"
                 else ("it is not the server's", "the one that the server was given, or printed")
             )
-            raise Failure(67, f"{self.place} refused the password ({shown(reason)})", *told)
+            raise Failure(67, f"{self.place} refused the password ({printable(reason)})", *told)
         if not same_proof(
             answer.keys.get("proof", ""), auth_proof(key, "server", theirs, mine, pin)
         ):
@@ -1322,16 +1336,16 @@ class Link(Wire):
             count += 1
         return count
 
-    def fill(self, patience: Optional[float]) -> None:
+    def receive(self, patience: Optional[float]) -> None:
         self.flush()
         if patience is None:  # between two files that others send there is nothing to notice
-            return super().fill(patience)
+            return super().receive(patience)
         quiet = min(NOTICE_AFTER, patience)
         if not select.select([self.sock], [], [], quiet)[0]:
             patience = max(0.001, patience - quiet)
             if NOTICE_AFTER < self.timeout:
                 say(f"waiting for an answer from {self.place} (Ctrl-C stops)")
-        super().fill(patience)
+        super().receive(patience)
 
     def request(self, handler: Handler, job: Job, *words: str, **keys: object) -> None:
         text = line(*words, **keys)
@@ -1551,7 +1565,7 @@ def destination(path: str) -> Folder:
         os.makedirs(path, exist_ok=True)
         folder = Folder(path)
         for entry in folder.entries():
-            swept(folder, entry)
+            remove_if_old(folder, entry)
     except OSError as error:
         raise unwritable(path, error) from None
     return folder
@@ -1560,7 +1574,7 @@ def destination(path: str) -> Folder:
 def unwritable(path: str, error: OSError) -> "Failure":
     return Failure(
         23,
-        f"cannot write to {shown(path)} ({error.strerror})",
+        f"cannot write to {printable(path)} ({error.strerror})",
         "nothing was received",
         "-o DEST for another place",
     )
@@ -1682,7 +1696,7 @@ class Batch:
 
     def pass_over(self, path: str) -> None:
         self.progress.clear()
-        say(f"skipped {shown(path)}: a link or a special file")
+        say(f"skipped {printable(path)}: a link or a special file")
 
     def advance(self, size: int) -> None:
         self.progress.files += 1
@@ -1721,8 +1735,10 @@ class Batch:
         self.progress.clear()
         if not once and (link := reconnected(self.args, lost)):
             return self.use(link)
-        where = f" at {reached:,} of {job.size:,} bytes of {shown(job.name)}" if job.size else ""
-        where += f"; what came is kept as {shown(job.kept)}" if job.kept else ""
+        where = (
+            f" at {reached:,} of {job.size:,} bytes of {printable(job.name)}" if job.size else ""
+        )
+        where += f"; what came is kept as {printable(job.kept)}" if job.kept else ""
         raise cut_off(
             lost,
             18,
@@ -1776,12 +1792,12 @@ class Puts(Batch):
             # "" is the root folder's
             own = "" if path == "-" else os.path.basename(os.path.abspath(path))
             if not own and self.args.name is None:
-                what = "standard input" if path == "-" else shown(path)
+                what = "standard input" if path == "-" else printable(path)
                 raise Failure(
                     2,
                     f"{what} has no name",
                     "it is kept under one there",
-                    f"{self.verb} {shown(shlex.quote(path))} --as NAME",
+                    f"{self.verb} {printable(shlex.quote(path))} --as NAME",
                 )
             name = remote_name(own if self.args.name is None else self.args.name)
             yield Job(f"{into}/{name}" if into else name, path)
@@ -1793,7 +1809,7 @@ class Puts(Batch):
         status = job.status = job.status or os.stat(job.path)
         if stat.S_ISDIR(status.st_mode) and self.is_copy(job):
             self.progress.clear()
-            say(f"skipped {shown(job.path)}: there the server keeps what is sent")
+            say(f"skipped {printable(job.path)}: there the server keeps what is sent")
         elif stat.S_ISDIR(status.st_mode):
             self.offer(self.made, job, "mkdir")
         elif job.fresh:
@@ -1814,7 +1830,7 @@ class Puts(Batch):
         else:
             raise Failure(
                 26,
-                f"skipped {shown(job.path)}",
+                f"skipped {printable(job.path)}",
                 "it is a link or a special file, not a file or folder",
                 "the file that it leads to",
             )
@@ -1927,13 +1943,13 @@ class Puts(Batch):
         if not is_file:
             raise Failure(
                 25,
-                f"server already has a folder {shown(job.name)}",
+                f"server already has a folder {printable(job.name)}",
                 "a file cannot take its place",
                 "--as NAME",
             )
         raise Failure(
             25,
-            f"server already has {shown(job.name)} ({answer.number('size'):,} bytes; yours has {job.size:,})",
+            f"server already has {printable(job.name)} ({answer.number('size'):,} bytes; yours has {job.size:,})",
             "it is different, by size or time",
             "--force replaces it; --as NAME stores it beside",
         )
@@ -1980,7 +1996,7 @@ class Puts(Batch):
         if given_up == "changed":
             raise Failure(
                 18,
-                f"{shown(job.path)} changed while it was sent",
+                f"{printable(job.path)} changed while it was sent",
                 "the server has not kept it",
                 "again, when nothing writes to it",
             )
@@ -2017,7 +2033,7 @@ class Puts(Batch):
         if answer.keys.get("sha256") != job.sha256 or answer.keys.get("verified") != "yes":
             raise Failure(
                 56,
-                f"the server stored something else as {shown(job.name)}",
+                f"the server stored something else as {printable(job.name)}",
                 "its digest is not that of what was sent",
                 "again, with --force",
             )
@@ -2075,9 +2091,9 @@ class Puts(Batch):
             )
         return Failure(
             26,
-            f"cannot read {shown(job.path)}: {(error.strerror or '').lower()} (in {shown(os.getcwd())})",
+            f"cannot read {printable(job.path)}: {(error.strerror or '').lower()} (in {printable(os.getcwd())})",
             "it was not sent",
-            f"did you mean {shown(near)}?" if near else "check the name",
+            f"did you mean {printable(near)}?" if near else "check the name",
         )
 
 
@@ -2114,7 +2130,7 @@ class Stream(Part):
 
     def type(self, text: str) -> None:
         view = memoryview(
-            "".join(char if char in "\n\t" else shown(char) for char in text).encode()
+            "".join(char if char in "\n\t" else printable(char) for char in text).encode()
         )
         while view:
             view = view[os.write(self.fd, view) :]
@@ -2154,7 +2170,7 @@ UNFIT = {
 def dotted(name: str) -> "Failure":
     return Failure(
         23,
-        f"did not get {shown(name)}",
+        f"did not get {printable(name)}",
         "its name starts with a dot: such files can hold settings that programs obey here",
         "--hidden takes them too",
     )
@@ -2197,9 +2213,9 @@ class Gets(Batch):
             output = self.args.output
             raise Failure(
                 2,
-                f"{shown(output)} is not a folder",
+                f"{printable(output)} is not a folder",
                 "several files cannot have one name",
-                f"-o {shown(shlex.quote(output))}/ makes the folder",
+                f"-o {printable(shlex.quote(output))}/ makes the folder",
             )
         return itertools.chain(first, found)
 
@@ -2225,7 +2241,7 @@ class Gets(Batch):
                 answer.number("mtime_ns"),
                 answer.keys.get("sha256", ""),
             )
-            job.executable = answer.keys.get("exec") == "yes"
+            job.executable = answer.is_set("exec")
             self.fetch(job)
 
     def tree(self, job: Job, answer: Line) -> None:
@@ -2246,7 +2262,7 @@ class Gets(Batch):
                     job,
                     Failure(
                         56,
-                        f"the server listed {shown(job.name)}, which is not in {shown(above.name)}",
+                        f"the server listed {printable(job.name)}, which is not in {printable(above.name)}",
                         "it breaks the protocol",
                         "another server",
                     ),
@@ -2267,19 +2283,19 @@ class Gets(Batch):
                 job.size, job.mtime_ns, job.executable = (
                     entry.number("size"),
                     entry.number("mtime_ns"),
-                    entry.keys.get("exec") == "yes",
+                    entry.is_set("exec"),
                 )
                 yield job
 
     def make_folder(self, job: Job) -> None:
         if self.stream is None:
-            folder = self.folder(tuple(components(job.path)))
+            folder = self.folder(tuple(check_name(job.path)))
             for entry in folder.entries():
-                swept(folder, entry)
+                remove_if_old(folder, entry)
 
     def local(self, path: str) -> tuple[Folder, str]:
         """Where a name leads here: checked like a name from any network, component by component below DEST."""
-        *above, leaf = components(path)
+        *above, leaf = check_name(path)
         return self.folder(tuple(above)), leaf
 
     def open_folder(self, above: tuple[str, ...]) -> Folder:
@@ -2313,7 +2329,7 @@ class Gets(Batch):
         if not stat.S_ISREG(there.st_mode):
             raise Failure(
                 23,
-                f"cannot write {shown(job.path)}",
+                f"cannot write {printable(job.path)}",
                 "a folder, a link or a special file has that name here",
                 "-o DEST for another place",
             )
@@ -2329,7 +2345,7 @@ class Gets(Batch):
         if not alike and not self.args.force:
             raise Failure(
                 23,
-                f"{shown(job.path)} is already here ({there.st_size:,} bytes; the server's has {job.size:,})",
+                f"{printable(job.path)} is already here ({there.st_size:,} bytes; the server's has {job.size:,})",
                 "it is different, by size or time",
                 "--force replaces it; -o DEST puts it elsewhere",
             )
@@ -2352,7 +2368,7 @@ class Gets(Batch):
         if not part.claim():
             raise Failure(
                 23,
-                f"another program is writing {shown(job.path)}",
+                f"another program is writing {printable(job.path)}",
                 "its part is locked",
                 "again, when that one is done",
             )
@@ -2362,9 +2378,7 @@ class Gets(Batch):
             self.let_go(job)
             raise refusal(answer, "get", job.name)
         size, mtime_ns = answer.number("size"), answer.number("mtime_ns")
-        part = job.part or Part(
-            *self.local(job.path), size, mtime_ns, answer.keys.get("exec") == "yes"
-        )
+        part = job.part or Part(*self.local(job.path), size, mtime_ns, answer.is_set("exec"))
         part.mtime_ns, job.part = mtime_ns, None  # a file may have grown since its part was checked
         try:
             self.receive(job, part, size, answer.number("offset"))
@@ -2397,7 +2411,10 @@ class Gets(Batch):
         except Refused as refused:
             code, what, why, hint = UNFIT[refused.reason]
             raise Failure(
-                code, f"{shown(job.name)} {what} ({part.received:,} of {size:,} bytes)", why, hint
+                code,
+                f"{printable(job.name)} {what} ({part.received:,} of {size:,} bytes)",
+                why,
+                hint,
             ) from None
         part.finish(self.args.force)
 
@@ -2416,11 +2433,11 @@ class Gets(Batch):
         if isinstance(error, Refused):
             why = error.keys.get("why", WHYS[error.reason][0])
             code = 56 if error.reason == "bad-name" else 23
-            what = f"will not write {shown(job.path)} here"
+            what = f"will not write {printable(job.path)} here"
             return Failure(code, what, str(why), "-o DEST for another place")
         return Failure(
             23,
-            f"cannot write {shown(job.path)} ({error.strerror}) after {job.offset:,} of {job.size:,} bytes",
+            f"cannot write {printable(job.path)} ({error.strerror}) after {job.offset:,} of {job.size:,} bytes",
             "what was there before is untouched",
             "room on the disk, or -o DEST",
         )
@@ -2533,10 +2550,15 @@ class Sends(Puts):
         if reason:
             job.failed = False  # each receiver that has not got it is told of
             why, hint = {**WHYS, **THERE}.get(reason, ("the receiver says so", "again"))
-            why = shown(found.keys.get("why", why))
+            why = printable(found.keys.get("why", why))
             self.fail(
                 job,
-                Failure(25, f"{target} did not get {shown(job.name)} ({shown(reason)})", why, hint),
+                Failure(
+                    25,
+                    f"{target} did not get {printable(job.name)} ({printable(reason)})",
+                    why,
+                    hint,
+                ),
             )
         return reason
 
@@ -2576,7 +2598,7 @@ class Inbox:
         answer = granted(self.link.ask("receive"), "let receive", "files")
         self.link.keep_alive()
         if not self.args.quiet:
-            known = shown(answer.keys.get("nick") or answer.keys.get("you", "?"))
+            known = printable(answer.keys.get("nick") or answer.keys.get("you", "?"))
             say(
                 "waiting for files; others send them with:  python3 client.py "
                 f"--host {self.args.host} --port {self.args.port}{needs(self.args)} send PATH --to {known}"
@@ -2599,7 +2621,7 @@ class Inbox:
             reason, why = reason_of(error), getattr(error, "keys", {}).get("why")
             self.link.put(line("err", request.verb, name[:1000], reason=reason, why=why))
             because = f" ({why})" if why else ""
-            say(f"did not get {shown(name)} from {self.sender(request)}: {reason}{because}")
+            say(f"did not get {printable(name)} from {self.sender(request)}: {reason}{because}")
         self.link.flush()
 
     def sender(self, request: Line) -> str:
@@ -2607,7 +2629,7 @@ class Inbox:
 
     def place(self, name: str, request: Line) -> tuple[Folder, list[str]]:
         """The folder that it goes to, made where it is missing, and its whole name here."""
-        top, *rest = components(name, self.args.hidden)
+        top, *rest = check_name(name, self.args.hidden)
         parts = [self.named.get((request.keys.get("from", ""), top), top), *rest]
         folder = self.top.descend(parts[:-1], make=True)
         folder.protect(parts[-1])
@@ -2638,7 +2660,7 @@ class Inbox:
             parts[-1],
             None,
             request.known("mtime_ns"),
-            request.keys.get("exec") == "yes",
+            request.is_set("exec"),
         )
         progress = Progress(self.args)
         progress.total = size or 0
@@ -2659,7 +2681,7 @@ class Inbox:
             raise cut_off(
                 lost,
                 18,
-                f"connection lost at {part.received:,} of {size or 0:,} bytes of {shown(name)}",
+                f"connection lost at {part.received:,} of {size or 0:,} bytes of {printable(name)}",
                 "receive again, and let it be sent again",
             ) from None
         finally:
@@ -2739,7 +2761,7 @@ class Chat:
         granted(found, "let join", "the chat")
         self.link.keep_alive()
         if not self.args.quiet:
-            known = shown(found.keys.get("nick") or found.keys.get("you", "?"))
+            known = printable(found.keys.get("nick") or found.keys.get("you", "?"))
             say(f"{plural(found.number('count', 1), 'client')} here; you are {known}; /who, /quit")
         self.ring()  # somebody may have said something already, and it came with the answer
         self.thread.start()
@@ -2775,7 +2797,7 @@ class Chat:
             while self.typed:
                 self.utter(self.typed.popleft())
         if self.link.sock in heard:
-            self.link.fill(self.args.timeout)
+            self.link.receive(self.args.timeout)
         while self.link.buffer.find(b"\n", self.link.start, self.link.end) >= 0:
             self.show(self.link.line())
 
@@ -2829,16 +2851,16 @@ class Chat:
         if self.args.json and facts:
             tell_json(facts)
         elif self.typist is Typist.TYPING and self.live:
-            os.write(product(), self.above(shown(text)).encode())
+            os.write(product(), self.above(printable(text)).encode())
         else:
-            tell(shown(text))
+            tell(printable(text))
 
     def above(self, text: str) -> str:
         """The line, and below it the prompt with what was typed so far, if Python has readline to tell."""
         readline = sys.modules.get("readline")
         if not readline:
             return f"\n{text}\n{CHAT_PROMPT}"
-        typed = CHAT_PROMPT + shown(readline.get_line_buffer())
+        typed = CHAT_PROMPT + printable(readline.get_line_buffer())
         # 0: a terminal that does not know
         columns = os.get_terminal_size(1).columns or len(typed) + 1
         return "\r" + "\x1b[A" * (len(typed) // columns) + f"\x1b[J{text}\n{typed}"
@@ -2959,10 +2981,11 @@ def do_put(args: argparse.Namespace) -> int:
     if args.name and args.name.endswith("/"):
         raise Failure(
             2,
-            f"--as {shown(args.name)} names a folder",
+            f"--as {printable(args.name)} names a folder",
             "it is the whole name that the file gets",
-            f"--as {shown(args.name)}NAME"
-            + f"; or --into {shown(args.name)}, which makes the folder" * (args.command == "put"),
+            f"--as {printable(args.name)}NAME"
+            + f"; or --into {printable(args.name)}, which makes the folder"
+            * (args.command == "put"),
         )
     args.paths = [found for path in args.paths for found in local_names(path)]
     if args.name and len(args.paths) > 1:
@@ -3017,7 +3040,7 @@ class Changes(Batch):
         try:
             self.pump()
         except Lost as lost:
-            asked = [shown(job.name) for _, job, _, _ in self.link.pending]
+            asked = [printable(job.name) for _, job, _, _ in self.link.pending]
             more = f" and {len(asked) - 3:,} more" if len(asked) > 3 else ""
             raise cut_off(
                 lost,
@@ -3074,7 +3097,11 @@ def do_who(args: argparse.Namespace) -> int:
         if args.json:
             tell_json({"address": found.words[0], "nick": nick, "mode": mode, "you": bool(you)})
         else:
-            tell(shown("  ".join(filter(None, (found.words[0], nick, mode, "(you)" * bool(you))))))
+            tell(
+                printable(
+                    "  ".join(filter(None, (found.words[0], nick, mode, "(you)" * bool(you))))
+                )
+            )
     return 0
 
 
@@ -3188,7 +3215,9 @@ def obey(args: argparse.Namespace, words: list[str]) -> int:
             tell(text)
         return 0
     if verb not in COMMANDS:
-        raise Failure(2, f"unknown command {shown(words[0])}", "the shell has no such word", "help")
+        raise Failure(
+            2, f"unknown command {printable(words[0])}", "the shell has no such word", "help"
+        )
     if verb in ("put", "get", "delete") and len(words) == 1:
         words = [verb, next_line("which file? ")]
     if "\0" in "".join(words):
@@ -3319,7 +3348,7 @@ def client_tls(args: argparse.Namespace, checked: bool) -> "ssl.SSLContext":
     except OSError as error:
         raise Failure(
             26,
-            f"cannot read the authorities in {shown(args.cacert)} ({error.strerror or error})",
+            f"cannot read the authorities in {printable(args.cacert)} ({error.strerror or error})",
             "a PEM file is expected",
             "--cacert FILE",
         ) from None
@@ -3904,7 +3933,7 @@ def typed(words: Sequence[str]) -> str:
         else re.sub("^(--pa[a-z]*=).*", r"\1...", word, flags=re.DOTALL)
         for before, word in zip(["", *words], words)
     )  # argparse takes --pa for --password
-    return shown(shlex.join(masked))
+    return printable(shlex.join(masked))
 
 
 def needs(args: argparse.Namespace) -> str:
@@ -4102,7 +4131,7 @@ def carry_out(args: argparse.Namespace) -> int:
     except Broken as broken:
         problem = Failure(
             56,
-            f"{place(args)} broke the protocol ({shown(str(broken))})",
+            f"{place(args)} broke the protocol ({printable(str(broken))})",
             "it sent what no file server sends",
             "server.py --trace shows it",
         )

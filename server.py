@@ -248,23 +248,23 @@ KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 
 
 class Lost(Exception):
-    """The connection is gone, or its peer silent, where something was still to come."""
+    """The connection ended, or the peer fell silent, while something was still to come."""
 
 
 class Silent(Lost):
-    """The peer is there for all that is known, but neither speaks nor reads."""
+    """The connection may still stand, but the peer neither sends nor reads."""
 
 
 class Ended(Lost):
-    """The peer closed between two lines, where that may be."""
+    """The peer closed between two lines, where it may."""
 
 
 class Broken(Exception):
-    """The peer does not keep to the protocol; the text is the reason code that it is told."""
+    """The peer broke the protocol; the text is the reason code that it is told."""
 
 
 class BadNumber(Broken):
-    """A number that is none, in a line that is otherwise understood: a server refuses the request."""
+    """A line can be understood but for a number: a server refuses the request and goes on."""
 
 
 class Line(NamedTuple):
@@ -273,7 +273,7 @@ class Line(NamedTuple):
     keys: dict[str, str]
 
     def number(self, key: str, default: int = 0) -> int:
-        """A count of bytes or nanoseconds: decimal digits, few enough for 64 bits; only mtime_ns may be negative."""
+        """Decimal digits, few enough for 64 bits; only mtime_ns may be negative."""
         text = self.keys.get(key)
         if text is None:
             return default
@@ -284,18 +284,21 @@ class Line(NamedTuple):
     def known(self, key: str) -> Optional[int]:
         return self.number(key) if key in self.keys else None
 
+    def is_set(self, key: str) -> bool:
+        return self.keys.get(key) == "yes"
+
 
 DATA = Line("data", [], {})
 
 
 def quote(text: str) -> str:
-    """A name or value as a word: space, %, = and what is not printable UTF-8 become %XX, byte by byte."""
+    """A name or value as a word: space, %, = and what is not printable UTF-8 become %XX."""
     if PLAIN.fullmatch(text):
         return text
     return "".join(
         char
         if char.isprintable() and char not in " %="
-        else "".join(f"%{byte:02X}" for byte in char.encode(errors="surrogateescape"))
+        else "%" + char.encode(errors="surrogateescape").hex("%").upper()
         for char in os.fsencode(text).decode(errors="surrogateescape")
     )
 
@@ -316,17 +319,17 @@ def held(number: int) -> int:
 
 
 def line(*words: str, **keys: object) -> bytes:
-    """A line as it goes out; a key without a value (None) is left away."""
-    told = [
+    """A line as it is sent; a key whose value is None is left out."""
+    pairs = [
         f"{key}={held(value) if type(value) is int else quote(str(value))}"
         for key, value in keys.items()
         if value is not None
     ]
-    return f"{' '.join([*map(quote, words), *told])}\n".encode()
+    return f"{' '.join([*map(quote, words), *pairs])}\n".encode()
 
 
 def parse(raw: bytes) -> Line:
-    """A line as it came in: the verb, the positional words, the key=value words."""
+    """A line as it was received: the verb, the positional words, the key=value words."""
     text = raw.decode(*NAMES)
     if not text.isprintable() and CONTROL.search(raw):
         raise Broken("this-is-tls" if raw.startswith(TLS) else "bad-line")
@@ -347,8 +350,8 @@ def parse(raw: bytes) -> Line:
     return found
 
 
-def shown(text: str) -> str:
-    """A name for people, on one line: what could move a cursor, change colours or forge a line appears in hex."""
+def printable(text: str) -> str:
+    """Text for people, on one line: what could move a cursor or forge a line becomes an escape."""
     if text.isprintable():
         return text
     raw = os.fsencode(text).decode(errors="backslashreplace")
@@ -359,7 +362,9 @@ def shown(text: str) -> str:
 
 @functools.lru_cache(maxsize=1)
 def auth_key(password: str, salt: str) -> bytes:
-    """What both sides make of the password. It takes 50 ms and 16 MiB, so that guessing takes long: once per process is enough."""
+    """The key that both sides derive from the password, once per process.
+
+    It takes 50 ms and 16 MiB, so that guessing takes long."""
     if not hasattr(hashlib, "scrypt"):
         raise Failure(
             2,
@@ -377,45 +382,47 @@ def auth_key(password: str, salt: str) -> bytes:
     )
 
 
-def auth_proof(key: bytes, who: str, server_nonce: str, client_nonce: str, pin: str) -> str:
-    """That the client, or the server, knows the password: for this connection alone, and under TLS for this certificate alone."""
+def auth_proof(key: bytes, side: str, server_nonce: str, client_nonce: str, pin: str) -> str:
+    """Proves that this side, "client" or "server", knows the password.
+
+    It is valid for one connection, and under TLS for one certificate."""
     import hmac  # not at the top: few need it
 
-    return hmac.new(
-        key, f"{who} {server_nonce} {client_nonce} {pin or '-'}".encode(), "sha256"
-    ).hexdigest()
+    text = f"{side} {server_nonce} {client_nonce} {pin or '-'}"
+    return hmac.new(key, text.encode(), "sha256").hexdigest()
 
 
 def same_proof(one: str, other: str) -> bool:
-    """In constant time: how long it takes tells nothing of where they differ."""
+    """Compare in constant time: the time that it takes does not tell where they differ."""
     import hmac
 
     return hmac.compare_digest(os.fsencode(one), os.fsencode(other))
 
 
 class Wire:
-    """One connection. Every byte on it belongs to a line, or to the body bytes that a `data N` line announced."""
+    """One connection: every byte belongs to a line, or to the body that a `data N` line announced."""
 
     def __init__(self, sock: socket.socket, timeout: float) -> None:
         self.sock, self.timeout = sock, timeout
         sock.settimeout(timeout)
         self.buffer = bytearray(QUIET)
         self.view = memoryview(self.buffer)
-        self.start = self.end = 0  # what has come and is not yet taken: buffer[start:end]
-        self.owed = 0  # bytes of the announced body that are still to be taken
-        self.again: Line | None = None  # a line that was read too early
-        self.out = bytearray()  # what has still to leave
-        self.heard = time.monotonic()  # when the peer last said something
+        self.start = self.end = 0  # what was received and not yet used: buffer[start:end]
+        self.remaining = 0  # bytes of the announced body that are still to be used
+        self.unread: Line | None = None  # a line that was read too early
+        self.out = bytearray()  # what is still to be sent
+        self.last_heard = time.monotonic()
 
     def keep_alive(self) -> None:
-        """Nothing may be said for hours: let the kernel notice when the peer has vanished."""
+        """A client may be silent for hours: let the kernel notice when it has vanished."""
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in KEEPALIVE.items():
             if hasattr(socket, option):
                 self.sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
+    # sending
     def put(self, data: bytes) -> None:
-        """Queue bytes: small ones leave together, and before anything is waited for; large ones at once."""
+        """Queue bytes. Small ones are sent together, before this side waits; large ones at once."""
         if len(data) >= BATCH:
             self.flush()
             return self.attempt(self.push, memoryview(data))
@@ -429,17 +436,17 @@ class Wire:
             self.attempt(self.push, view)
 
     def push(self, view: memoryview) -> int:
-        """All of it, however slowly the peer reads, as long as it does. (sendall() has one timeout for everything.)"""
+        """Send all, however slowly the peer reads. (sendall() has one timeout for everything.)"""
         while view:
             view = view[self.sock.send(self.sendable(view)) :]
         return 1
 
     def sendable(self, view: memoryview) -> memoryview:
-        """What one send() may have: TLS takes all of it or nothing, so that a slow reader would look like a stuck one."""
+        """What one send() may get: TLS takes all or nothing, so a slow reader would seem stuck."""
         return view[:BATCH] if hasattr(self.sock, "pending") else view
 
     def attempt(self, call: Callable[[memoryview], int], view: memoryview) -> None:
-        """A socket call that can fail, or find the stream's end: the end of the conversation, unlike an OSError of a disk."""
+        """Turn a failure of a socket call into Lost: an OSError of a disk must stay different."""
         try:
             count = call(view)
         except OSError as error:
@@ -448,14 +455,15 @@ class Wire:
             raise Lost(error.strerror or "closed") from None
         if not count:
             raise Ended("the other side closed the connection")
-        self.heard = time.monotonic()
+        self.last_heard = time.monotonic()
 
-    def fill(self, patience: Optional[float]) -> None:
-        """Wait for more and take what comes. What is queued leaves first: two sides that both wait would wait for ever."""
+    # receiving
+    def receive(self, patience: Optional[float]) -> None:
+        """Wait for more bytes. First send what is queued, or both sides could wait for ever."""
         self.flush()
         rest = self.view[self.start : self.end]
         if len(self.buffer) == QUIET and (
-            max(self.end, self.owed) >= QUIET or hasattr(self.sock, "pending")
+            max(self.end, self.remaining) >= QUIET or hasattr(self.sock, "pending")
         ):
             # under TLS from the start: with room for a whole record it holds nothing back that
             # select() would not see
@@ -465,19 +473,19 @@ class Wire:
         self.start, self.end = 0, len(rest)
         if patience != self.timeout:
             self.sock.settimeout(patience)
-        self.attempt(self.receive, self.view[self.end :])
+        self.attempt(self.receive_into, self.view[self.end :])
         if patience != self.timeout:
             self.sock.settimeout(self.timeout)
 
-    def receive(self, view: memoryview) -> int:
+    def receive_into(self, view: memoryview) -> int:
         count = self.sock.recv_into(view)
-        if self.owed and hasattr(self.sock, "pending"):
-            count += self.records(view[count:])
+        if self.remaining and hasattr(self.sock, "pending"):
+            count += self.more_records(view[count:])
         self.end += count
         return count
 
-    def records(self, view: memoryview) -> int:
-        """TLS gives one record (16 KiB) at a time: inside a body take all that have come, and write them to the disk at once."""
+    def more_records(self, view: memoryview) -> int:
+        """TLS returns one record (16 KiB) at a time: inside a body read all that have arrived."""
         count, patience = 0, self.sock.gettimeout()
         self.sock.settimeout(0)
         # nothing more has come, or an error that the next call will tell
@@ -488,33 +496,27 @@ class Wire:
         return count
 
     def line(self, idle: bool = False) -> Line:
-        """The next line. With idle its first byte may take as long as it likes; then the whole line has one deadline."""
-        while self.owed:  # a body that nobody wants is read and dropped
-            self.take()
-        if self.again:
-            early, self.again = self.again, None
+        """The next line. With idle, the wait for its first byte has no deadline."""
+        while self.remaining:  # a body that nobody wants is read and dropped
+            self.take_body()
+        if self.unread:
+            early, self.unread = self.unread, None
             return early
         while True:
-            stop = self.buffer.find(b"\n", self.start, self.end)
-            if stop < 0:
-                stop = self.gather(idle)
-            raw = bytes(self.view[self.start : stop])
+            stop = self.wait_for_line(idle)
+            raw = bytes(self.view[self.start : stop]).removesuffix(b"\r")
             self.start = stop + 1
-            if len(raw) >= MAX_LINE:
-                raise Broken("line-too-long")
-            if raw and raw != b"\r":  # an empty line means nothing
-                return self.understand(raw[:-1] if raw[-1] == 13 else raw)
+            if raw:  # an empty line means nothing
+                return self.understand(raw)
 
-    def gather(self, idle: bool) -> int:
-        """Wait until a line is whole: where it ends."""
+    def wait_for_line(self, idle: bool) -> int:
+        """Wait until the next line is whole, under one deadline; where it ends."""
         deadline = None if idle and self.start == self.end else time.monotonic() + self.timeout
-        while (stop := self.buffer.find(b"\n", self.start, self.end)) < 0:
+        while (stop := self.line_end()) < 0:
             if self.buffer.startswith(TLS, self.start, self.end):
                 raise Broken("this-is-tls")
-            if self.end - self.start >= MAX_LINE:
-                raise Broken("line-too-long")
             try:
-                self.fill(None if deadline is None else max(0.001, deadline - time.monotonic()))
+                self.receive(None if deadline is None else max(0.001, deadline - time.monotonic()))
             except Ended:
                 if self.start < self.end:
                     raise Lost("the other side closed the connection inside a line") from None
@@ -522,26 +524,34 @@ class Wire:
             deadline = deadline or time.monotonic() + self.timeout
         return stop
 
+    def line_end(self) -> int:
+        """Where the next line ends in the buffer, or -1."""
+        stop = self.buffer.find(b"\n", self.start, min(self.end, self.start + MAX_LINE))
+        if stop < 0 and self.end - self.start >= MAX_LINE:
+            raise Broken("line-too-long")
+        return stop
+
     def understand(self, raw: bytes) -> Line:
         if body := BODY.fullmatch(raw):
-            self.owed = int(body[1])
+            self.remaining = int(body[1])
             return DATA
         if b"HTTP/" in raw and HTTP.match(raw):
             raise Broken("this-is-http")
         found = parse(raw)
         if found.verb == "data":
-            if len(found.words) != 1 or not re.fullmatch("[0-9]{1,18}", found.words[0]):
+            size = re.fullmatch("[0-9]{1,18}", " ".join(found.words))
+            if not size:
                 raise Broken("bad-number")
-            self.owed = int(found.words[0])
+            self.remaining = int(size[0])
         return found
 
-    def take(self) -> memoryview:
-        """Some of the announced body, valid until the next call."""
+    def take_body(self) -> memoryview:
+        """The next bytes of the announced body, valid until the next call."""
         if self.start == self.end:
-            self.fill(self.timeout)
-        view = self.view[self.start : min(self.end, self.start + self.owed)]
+            self.receive(self.timeout)
+        view = self.view[self.start : min(self.end, self.start + self.remaining)]
         self.start += len(view)
-        self.owed -= len(view)
+        self.remaining -= len(view)
         return view
 
 
@@ -612,7 +622,7 @@ REASONS = {
 
 
 class Refused(Exception):
-    """A request that is understood and not carried out: the reason code, and what else the answer says."""
+    """A request that is understood but not carried out: the reason code, and the answer's keys."""
 
     def __init__(self, reason: str, **keys: object) -> None:
         super().__init__(reason)
@@ -624,14 +634,18 @@ def reason_of(error: Exception) -> str:
     return REASONS.get(error.errno or 0, "failed") if isinstance(error, OSError) else str(error)
 
 
-def components(name: str, hidden: bool = True, windows: bool = os.name == "nt") -> list[str]:
-    """The parts of a name from the network; or Refused, when it could lead outside, to a device, or to an unfinished file."""
-    parts = name.split("/")
-    if len(os.fsencode(name)) > MAX_NAME:
-        raise Refused("bad-name")
+def os_error(number: int) -> OSError:
+    """As a system call would raise it: Python makes it a FileExistsError, NotADirectoryError ..."""
+    return OSError(number, os.strerror(number))
+
+
+def check_name(name: str, hidden: bool = True, windows: bool = os.name == "nt") -> list[str]:
+    """Split a name from the network, or refuse one that leads outside, to a device or to a part."""
+    parts, too_long = name.split("/"), len(os.fsencode(name)) > MAX_NAME
     for part in parts:
         if (
-            part in ("", ".", "..")
+            too_long
+            or part in ("", ".", "..")
             or "\0" in part
             or PART.fullmatch(part)
             or (windows and DEVICE.fullmatch(part))
@@ -645,8 +659,10 @@ def components(name: str, hidden: bool = True, windows: bool = os.name == "nt") 
 
 
 class Folder:
-    """An open folder. Names in it are used through its descriptor, so that no link planted meanwhile leads elsewhere;
-    where the system has no such calls, through its path, resolved and compared. It is closed with its last user."""
+    """An open folder; its last user closes it.
+
+    Names in it are used through its descriptor, so that no link planted meanwhile leads elsewhere.
+    Where the system has no such calls, they are used through its path, resolved and compared."""
 
     def __init__(self, path: str, within: Optional[int] = None, durable: bool = False) -> None:
         self.path, self.durable = path, durable
@@ -656,7 +672,7 @@ class Folder:
             nofollow = 0 if within is None else os.O_NOFOLLOW
             self.fd = os.open(leaf, os.O_RDONLY | os.O_DIRECTORY | nofollow, dir_fd=within)
         elif not os.path.isdir(path):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            raise os_error(errno.ENOTDIR)
 
     def __del__(self) -> None:
         if self.fd is not None:
@@ -671,23 +687,23 @@ class Folder:
             with contextlib.suppress(FileExistsError):
                 self.make(name)
         path = os.path.join(self.path, name)
-        if not BY_DESCRIPTOR and os.path.realpath(path) != os.path.join(
-            os.path.realpath(self.path), name
-        ):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not BY_DESCRIPTOR:
+            real = os.path.join(os.path.realpath(self.path), name)
+            if os.path.realpath(path) != real:
+                raise os_error(errno.ENOTDIR)
         return Folder(path, self.fd, self.durable)
 
     def descend(self, names: Sequence[str], make: bool = False) -> "Folder":
         return functools.reduce(lambda found, name: found.below(name, make), names, self)
 
     def protect(self, name: str, is_folder: bool = False) -> None:
-        """Refuse to change what is part of a program, or to make what would be one: what arrives is never run."""
+        """What arrives is never run: refuse to change a part of a program, or to make one."""
         check = holds_program if is_folder else is_program
         if check(os.path.join(self.path, name)):
             raise Refused("not-permitted", why="it would be part of a program at its next start")
 
     def make(self, name: str) -> None:
-        """A folder in it. One that is there already may have been made this very moment, and not be on the disk yet."""
+        """Make a folder in it. If there is one, it may be new and not on the disk yet: sync too."""
         if not self.stat(name):
             self.protect(name)
         try:
@@ -696,13 +712,13 @@ class Folder:
             self.sync()
 
     def sync(self) -> None:
-        """With --durable: the names in it, onto the disk itself. (Windows can sync no folder.)"""
+        """With --durable, write the names in it to the disk itself. (Windows syncs no folder.)"""
         if self.durable and self.fd is not None:
             os.fsync(self.fd)
 
     def open(self, name: str, flags: int, mode: int = 0o666) -> int:
         if not BY_DESCRIPTOR and os.path.islink(self.at(name)):
-            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+            raise os_error(errno.ELOOP)
         return os.open(self.at(name), flags | NO_LINK, mode, dir_fd=self.fd)
 
     def stat(self, name: str) -> Optional[os.stat_result]:
@@ -711,15 +727,15 @@ class Folder:
         except FileNotFoundError:
             return None
 
-    def place(self, name: str) -> tuple[object, ...]:
-        """What tells a name in it from all others, also after a folder above it was renamed."""
+    def identity(self, name: str) -> tuple[object, ...]:
+        """Tells a name in it from all others, even after a folder above it was renamed."""
         if self.fd is None:
             return os.path.normcase(self.path), name
         status = os.fstat(self.fd)
         return status.st_dev, status.st_ino, name
 
     def read(self, name: str) -> tuple[int, os.stat_result]:
-        """A regular file, open for reading, and its facts."""
+        """A regular file, open for reading, and its status."""
         fd = self.open(name, os.O_RDONLY)
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
@@ -731,48 +747,50 @@ class Folder:
         (os.rmdir if is_folder else os.unlink)(self.at(name), dir_fd=self.fd)
 
     def entries(self) -> Iterator[os.DirEntry[str]]:
-        """What is in it, sorted, unless there is so much that memory would feel it."""
+        """What is in it, sorted, unless there are so many entries that memory would matter."""
         with os.scandir(self.path if self.fd is None else self.fd) as found:
             first = list(itertools.islice(found, SORTED))
             yield from sorted(first, key=lambda entry: entry.name) if len(first) < SORTED else first
             yield from found
 
-    def move(self, old: str, other: "Folder", new: str, over: bool) -> None:
-        """Rename. What is there is replaced only with over; a hard link can tell in one step that nothing is."""
+    def rename(self, old: str, other: "Folder", new: str, replace: bool) -> None:
+        """Move a file or folder to that name. Without replace, fail if the name is taken."""
         source, target = self.at(old), other.at(new)
-        if over:
-            return os.replace(source, target, src_dir_fd=self.fd, dst_dir_fd=other.fd)
+        folders = {"src_dir_fd": self.fd, "dst_dir_fd": other.fd}
+        if replace:
+            return os.replace(source, target, **folders)
         try:
-            self.link(old, other, new)
+            # a hard link fails if the name is taken: the check and the change are one step
+            os.link(source, target, **folders, follow_symlinks=False)
         except FileExistsError:
             raise
         except OSError:
             # a folder, or a file system without hard links (FAT): look first, then rename
             if other.stat(new):
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
-            return os.rename(source, target, src_dir_fd=self.fd, dst_dir_fd=other.fd)
+                raise os_error(errno.EEXIST) from None
+            return os.rename(source, target, **folders)
         if PART.fullmatch(old):  # nobody else gives that name to anything
             return self.remove(old)
-        self.retire(old, other.stat(new))
+        self.remove_link(old, other.stat(new))
 
-    def retire(self, name: str, was: Optional[os.stat_result]) -> None:
-        """Take its name from a file that has another one too. What a different program has put there meanwhile gets the name back."""
+    def remove_link(self, name: str, status: Optional[os.stat_result]) -> None:
+        """Remove one of the two names of a file.
+
+        If another program has put a different file there meanwhile, that keeps the name."""
         aside = f"{RANDOM}{next(UNIQUE):024x}.part"
         with contextlib.suppress(FileNotFoundError):
             os.rename(self.at(name), self.at(aside), src_dir_fd=self.fd, dst_dir_fd=self.fd)
-            found = os.stat(self.at(aside), dir_fd=self.fd, follow_symlinks=False)
-            if not (was and os.path.samestat(found, was)):
+            found = self.stat(aside)
+            if not (status and found and os.path.samestat(found, status)):
                 with contextlib.suppress(FileExistsError):
-                    self.link(aside, self, name)
+                    return self.rename(aside, self, name, replace=False)
             self.remove(aside)
 
-    def link(self, old: str, other: "Folder", new: str) -> None:
-        ends = {"src_dir_fd": self.fd, "dst_dir_fd": other.fd}
-        os.link(self.at(old), other.at(new), **ends, follow_symlinks=False)
 
+def lock_file(fd: int) -> bool:
+    """Lock a part; False if another process has locked it.
 
-def locked(fd: int) -> bool:
-    """Take the lock of a part. Systems and file systems without flock do without: there the writers of one server alone know of each other."""
+    Without flock only the writers in one server know of each other."""
     with contextlib.suppress(ImportError, OSError):  # OSError: Lustre, for one, may have none
         import fcntl  # not at the top: Windows has none
 
@@ -783,21 +801,22 @@ def locked(fd: int) -> bool:
     return True
 
 
-def swept(folder: Folder, entry: os.DirEntry[str]) -> bool:
-    """Remove an entry if it is a part that nobody came back for. Its ctime tells: mtime is the source's, just before a part gets its name."""
-    with contextlib.suppress(OSError), contextlib.ExitStack() as held:
+def remove_if_old(folder: Folder, entry: os.DirEntry[str]) -> bool:
+    """Remove an entry if it is a part that nobody resumed in time.
+
+    Its age is that of its ctime: shortly before the end its mtime becomes that of the source."""
+    with contextlib.suppress(OSError), contextlib.ExitStack() as held_open:
         if not PART.fullmatch(entry.name):
             return False
         status = entry.stat(follow_symlinks=False)
         useful = status.st_size and not entry.name.startswith(RANDOM)
         if time.time() - status.st_ctime > (KEPT if useful else KEPT_USELESS):
             fd = folder.open(entry.name, os.O_RDONLY)
-            held.callback(os.close, fd)
-            free = locked(fd)
+            held_open.callback(os.close, fd)
+            free = lock_file(fd)
             if os.name == "nt":
-                # Windows removes no open file; elsewhere the lock is held until no writer can find
-                # it
-                held.close()
+                # Windows removes no open file; elsewhere the lock must last until the name is gone
+                held_open.close()
             if free:
                 folder.remove(entry.name)
             return free
@@ -818,12 +837,14 @@ UNLOCKED = contextlib.nullcontext()
 
 
 def lasting_name(leaf: str, size: Optional[int], mtime_ns: Optional[int]) -> str:
-    """Of the part of a file that is worth resuming: whoever sends the same file again finds it."""
+    """The name of a part that can be resumed: the same for each attempt to send the same file."""
     return f".six-{hashlib.sha256(os.fsencode(f'{leaf}/{size}/{mtime_ns}')).hexdigest()[:32]}.part"
 
 
 class Part:
-    """A file that is being received: hidden and locked in its own folder, hashed as it comes, put in place when it is whole."""
+    """The hidden file of an upload or download that is not finished.
+
+    It is locked, hashed as it grows, and gets its final name when it is whole."""
 
     def __init__(
         self,
@@ -842,46 +863,37 @@ class Part:
             else f"{RANDOM}{next(UNIQUE):024x}.part"
         )
 
-    def place(self) -> tuple[object, ...]:
-        return self.folder.place(self.name)
+    def identity(self) -> tuple[object, ...]:
+        return self.folder.identity(self.name)
 
     def claim(self) -> bool:
-        """Open it, new or as an earlier attempt left it. False: somebody else is writing it."""
+        """Open and lock it, new or as an earlier attempt left it. False: another one writes it."""
         mode = 0o777 if self.executable else 0o666  # less the umask
-        if not self.keyed:
-            self.fd = self.folder.open(self.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
-            locked(self.fd)  # so that nobody sweeps it
-        while self.fd < 0:
+        while True:
             fd = self.folder.open(self.name, os.O_RDWR | os.O_CREAT, mode)
-            if not locked(fd):
+            if not lock_file(fd):
                 os.close(fd)
                 return False
             ours, there = os.fstat(fd), self.folder.stat(self.name)
-            if (
-                there
-                and there.st_ino == ours.st_ino
-                and ours.st_nlink == 1
-                and stat.S_ISREG(ours.st_mode)
-            ):
+            same = there and os.path.samestat(there, ours)
+            if same and ours.st_nlink == 1 and stat.S_ISREG(ours.st_mode):
                 self.fd = fd
-                break
-            # its last writer has just put it in place, or died between link and unlink: not ours to
-            # write
+                return True
+            # its last writer has just renamed it, or died between link and unlink: it is not ours
             os.close(fd)
-            if there and there.st_ino == ours.st_ino:
+            if same:
                 self.folder.remove(self.name)
-        return True
 
     def examine(self, most: int, tell: Callable[[int], None]) -> None:
-        """Hash what an earlier attempt left; more than the file has cannot be the beginning of it."""
+        """Hash what an earlier attempt left. If it is longer than the file, it is of no use."""
         length = os.fstat(self.fd).st_size
         if length <= most:
-            self.received = length  # an interruption of this shall not lose it either
+            self.received = length  # so that an interruption of this does not lose it either
             digest(self.fd, length, self.sha, tell)
             self.received = os.lseek(self.fd, 0, os.SEEK_CUR)
 
     def begin(self, offset: int) -> None:
-        """Write from offset on, which is where the digest stands, or else from the start."""
+        """Write from the offset on, if the digest is that of the bytes before; else from 0."""
         if offset != self.received:
             self.sha, self.received = hashlib.sha256(), 0
         if self.keyed:
@@ -895,7 +907,8 @@ class Part:
             chunk = chunk[os.write(self.fd, chunk) :]
 
     def leave_hole(self, chunk: memoryview) -> bool:
-        """Zeros at the end of the file are there already when it is longer: few disks store them. (What has no name is no file.)"""
+        """Make the file longer instead of writing zeros: most disks need not store them."""
+        # without a name it is standard output, which cannot be made longer
         if not self.name or len(chunk) < HOLE or chunk[0] or bytes(chunk) != bytes(len(chunk)):
             return False
         with contextlib.suppress(OSError):  # a file system that makes no file longer
@@ -907,12 +920,11 @@ class Part:
     def finish(
         self, over: bool, *, lock: contextlib.AbstractContextManager[Any] = UNLOCKED
     ) -> None:
-        """Give it its time and mode, and then its name, under the lock that a rename has too."""
+        """Give it its time and mode, then its name, under the lock that a rename has too."""
         there = self.folder.stat(self.leaf) if over else None
         if there and hasattr(os, "fchmod"):
-            self.set_mode(
-                there.st_mode & 0o777 | (0o111 & there.st_mode >> 2 if self.executable else 0)
-            )
+            runs = 0o111 & there.st_mode >> 2 if self.executable else 0
+            self.set_mode(there.st_mode & 0o777 | runs)
         if self.mtime_ns is not None:
             with contextlib.suppress(OSError):  # a disk that keeps times of its own
                 os.utime(
@@ -924,12 +936,12 @@ class Part:
         if os.name == "nt":
             self.close()  # Windows renames no open file
         with lock:
-            self.folder.move(self.name, self.folder, self.leaf, over)
+            self.folder.rename(self.name, self.folder, self.leaf, replace=over)
         self.folder.sync()
         self.close()
 
     def set_mode(self, mode: int) -> None:
-        """A disk without modes may refuse it, unless others could then read what they could not read before."""
+        """A disk without modes may refuse; but nobody may read what was hidden from them before."""
         try:
             os.fchmod(self.fd, mode)
         except OSError:
@@ -952,8 +964,7 @@ class Part:
     def drop(self) -> None:
         if self.fd >= 0:
             if os.name == "nt":
-                # Windows removes no open file; elsewhere the lock is held until no other writer can
-                # find it
+                # Windows removes no open file; elsewhere the lock must last until the name is gone
                 self.close()
             with contextlib.suppress(OSError):
                 self.folder.remove(self.name)
@@ -963,16 +974,16 @@ class Part:
 def send_body(
     wire: Wire, fd: int, status: os.stat_result, sha: "hashlib._Hash", go_on: Callable[[int], bool]
 ) -> str:
-    """The file from where fd stands to the size that was announced, and its digest. "" or why it was given up, as the peer is told."""
-    remaining = status.st_size - os.lseek(fd, 0, os.SEEK_CUR)
-    reason = ""
+    """Send a file from where fd stands to its announced size, then its digest.
+
+    Returns "", or the reason why it was given up, as the peer is told."""
+    remaining, reason = status.st_size - os.lseek(fd, 0, os.SEEK_CUR), ""
     while remaining and not reason:
         try:
             chunk = os.read(fd, min(remaining, CHUNK))
         except OSError:  # a broken disk reads like a file that has become shorter
             chunk = b""
         if not chunk:
-            reason = "changed"
             break
         sha.update(chunk)
         remaining -= len(chunk)
@@ -980,16 +991,15 @@ def send_body(
         wire.put(chunk)
         reason = "" if go_on(len(chunk)) else "refused"
     now = os.fstat(fd)
-    if not reason and (now.st_size, now.st_mtime_ns) != (status.st_size, status.st_mtime_ns):
-        reason = "changed"
-    wire.put(
-        line("abort", reason=reason) if reason else b"end sha256=%b\n" % sha.hexdigest().encode()
-    )
+    as_told = (now.st_size, now.st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+    reason = reason or ("changed" if remaining or not as_told else "")
+    last = line("abort", reason=reason) if reason else line("end", sha256=sha.hexdigest())
+    wire.put(last)
     return reason
 
 
 def digest(fd: int, upto: int, sha: "hashlib._Hash", tell: Callable[[int], None]) -> str:
-    """Hash the first bytes of a file, as many as it has of those; fd stands behind them then."""
+    """Hash the first bytes of a file, or all if it has fewer; then fd stands behind them."""
     done = 0
     while done < upto and (chunk := os.read(fd, min(CHUNK, upto - done))):
         sha.update(chunk)
@@ -1000,30 +1010,32 @@ def digest(fd: int, upto: int, sha: "hashlib._Hash", tell: Callable[[int], None]
 
 def receive_body(
     wire: Wire,
-    sink: Part,
+    part: Part,
     size: Optional[int],
     check: Callable[[int], None],
     tell: Callable[[int], None],
 ) -> str:
-    """Bodies into the sink until `end`: "yes" when its digest agrees, "no" without one. Refused when it is not what was announced.
-    A verb that does not belong inside a body ends it like `abort`, and is then run. check() may refuse so many bytes."""
+    """Write a body into the part until `end`: "yes" if its digest agrees, "no" if it had none.
+
+    Refused if the body is not what was announced. check() may refuse so many bytes. A verb that
+    does not belong inside a body ends it like `abort`, and is carried out afterwards."""
     while (found := wire.line()).verb in ("data", "note"):  # a note is a sign of life
-        if size is not None and sink.received + wire.owed > size:
+        if size is not None and part.received + wire.remaining > size:
             raise Refused("too-long", size=size)
-        check(sink.received + wire.owed)
-        while wire.owed:
-            sink.write(wire.take())
-            tell(sink.received)
+        check(part.received + wire.remaining)
+        while wire.remaining:
+            part.write(wire.take_body())
+            tell(part.received)
     if found.verb not in ("end", "abort"):
-        wire.again = found
+        wire.unread = found
     if found.verb != "end":
         raise Refused("aborted")
-    if size is not None and sink.received != size:
-        raise Refused("incomplete", received=sink.received, size=size)
-    told, ours = found.keys.get("sha256"), sink.sha.hexdigest()
-    if told is not None and told.lower() != ours:
+    if size is not None and part.received != size:
+        raise Refused("incomplete", received=part.received, size=size)
+    theirs, ours = found.keys.get("sha256"), part.sha.hexdigest()
+    if theirs is not None and theirs.lower() != ours:
         raise Refused("wrong-digest", sha256=ours)
-    return "no" if told is None else "yes"
+    return "no" if theirs is None else "yes"
 
 
 # --- end bodies ---
@@ -1268,7 +1280,7 @@ class Receiver:
         """What it says: notes, then its answer. Something else is a request of its own: it stays unread, and the file is not wanted."""
         wire = self.session
         with contextlib.suppress(Silent):
-            wire.fill(BRIEF)
+            wire.receive(BRIEF)
         wire.sock.settimeout(BRIEF)
         while not self.answer and wire.has_line():
             mark, found = wire.start, wire.line()
@@ -1285,7 +1297,7 @@ class Receiver:
             ):
                 self.answer = found
             else:
-                wire.start, wire.owed = mark, 0
+                wire.start, wire.remaining = mark, 0
                 self.answer = Line("err", [relay.verb], {"reason": "left"})
 
 
@@ -1307,14 +1319,14 @@ class Relay:
         while (found := self.sender.line()).verb in ("data", "note"):
             if found.verb == "note":
                 self.pass_on(line("note", self.name))
-            while self.sender.owed:
-                chunk = self.sender.take()
+            while self.sender.remaining:
+                chunk = self.sender.take_body()
                 self.sender.moved += len(chunk)
                 self.pass_on(b"".join((b"data %d\n" % len(chunk), chunk)))
         if found.verb == "end":
             return self.end(line("end", sha256=found.keys.get("sha256")))
         if found.verb != "abort":
-            self.sender.again = found
+            self.sender.unread = found
         self.end(line("abort", reason=found.keys.get("reason", "interrupted")))
 
     def end(self, last: bytes) -> None:
@@ -1595,7 +1607,7 @@ class Session(Wire):
 
         return note
 
-    def fill(self, patience: Optional[float]) -> None:
+    def receive(self, patience: Optional[float]) -> None:
         """Before it waits: what is known of the last folder may be out of date afterwards. Other threads may have it meanwhile."""
         self.near = "", self.root
         # nor may strangers keep the places of others by idle talk
@@ -1609,7 +1621,7 @@ class Session(Wire):
             if self.start != self.end:  # who had it has left something unread
                 return
             patience = self.timeout
-        super().fill(patience)
+        super().receive(patience)
 
     def has_line(self) -> bool:
         """Has all of a line come that is not empty?"""
@@ -1628,7 +1640,7 @@ class Session(Wire):
         super().flush()
 
     def note(self, text: str) -> None:
-        self.logged.append(f"{self.peer} {shown(text)}")
+        self.logged.append(f"{self.peer} {printable(text)}")
 
     def hang_up(self) -> None:
         """Close so that the last answer arrives: a socket closed over unread bytes sends RST, which destroys it."""
@@ -1658,7 +1670,7 @@ class Session(Wire):
 
     def find(self, name: str, make: bool = False) -> tuple[Folder, str]:
         """The folder in which a name from the network is, and its last component."""
-        *above, leaf = components(name, self.args.hidden or name == self.server.only)
+        *above, leaf = check_name(name, self.args.hidden or name == self.server.only)
         if self.server.only and name != self.server.only:
             raise Refused("no-such-file")
         return self.folder(above, make), leaf
@@ -1689,8 +1701,8 @@ class Session(Wire):
 
     def do_list(self, request: Line) -> None:
         name = request.words[0] if request.words else ""
-        folder = self.folder(components(name, self.args.hidden)) if name else self.root
-        deep, count = request.keys.get("deep") == "yes", 0
+        folder = self.folder(check_name(name, self.args.hidden)) if name else self.root
+        deep, count = request.is_set("deep"), 0
 
         def failed(full: str, error: Union[OSError, Refused]) -> None:
             self.put(line("note", full, reason=reason_of(error)))
@@ -1768,7 +1780,7 @@ class Session(Wire):
         return True
 
     def do_put(self, request: Line) -> None:
-        name, over = request.words[0], request.keys.get("over") == "yes"
+        name, over = request.words[0], request.is_set("over")
         size, part = request.known("size"), self.part(request)
         self.check_room(size or 0, request.number("offset"))
         self.check_vacant(part.folder, part.leaf, over)
@@ -1821,12 +1833,16 @@ class Session(Wire):
     def part(self, request: Line) -> Part:
         """Where the body of such an upload goes."""
         size, mtime_ns = request.known("size"), request.known("mtime_ns")
-        return Part(*self.find(request.words[0]), size, mtime_ns, request.keys.get("exec") == "yes")
+        return Part(*self.find(request.words[0]), size, mtime_ns, request.is_set("exec"))
 
     def claimed(self, part: Part, request: Line) -> Part:
         """The part, as `resume` has checked it or new, and ours alone."""
         offset = request.number("offset")
-        if self.ready and self.ready.place() == part.place() and offset in (0, self.ready.received):
+        if (
+            self.ready
+            and self.ready.identity() == part.identity()
+            and offset in (0, self.ready.received)
+        ):
             self.ready.executable = part.executable  # `resume` does not say it
             part, self.ready = self.ready, None
             return part
@@ -1845,9 +1861,9 @@ class Session(Wire):
         left = BUSY
         try:
             while (
-                other := self.server.writers.setdefault(part.place(), self)
+                other := self.server.writers.setdefault(part.identity(), self)
             ) is not self or not part.claim():
-                if other is not self and time.monotonic() - other.heard > STALE:
+                if other is not self and time.monotonic() - other.last_heard > STALE:
                     other.cut()
                 if left <= 0:
                     raise Refused("busy")
@@ -1859,8 +1875,8 @@ class Session(Wire):
 
     def disclaim(self, part: Part) -> None:
         """The part has no writer any more, unless the next one has come in already."""
-        if part.keyed and self.server.writers.get(part.place()) is self:
-            del self.server.writers[part.place()]
+        if part.keyed and self.server.writers.get(part.identity()) is self:
+            del self.server.writers[part.identity()]
 
     def do_resume(self, request: Line) -> None:
         self.release()
@@ -1891,25 +1907,27 @@ class Session(Wire):
         folder, leaf, status = self.existing(old)
         other, other_leaf = self.find(new)
         is_folder = stat.S_ISDIR(status.st_mode)
-        over = request.keys.get("over") == "yes" and not is_folder
+        over = request.is_set("over") and not is_folder
         folder.protect(leaf, is_folder)
         self.check_vacant(other, other_leaf, over, is_folder)
         if is_folder and new.count("/") > old.count("/"):
             self.check_depth(folder.below(leaf), new)
         with self.server.lock:
-            folder.move(leaf, other, other_leaf, over)
+            folder.rename(leaf, other, other_leaf, over)
             left = folder.stat(leaf) if over else None
             twins = (
                 left
                 and os.path.samestat(left, status)
-                and folder.place(leaf) != other.place(other_leaf)
+                and folder.identity(leaf) != other.identity(other_leaf)
             )
             # where "a" and "A" are one name, only one of them is listed
             both = (folder, leaf), (other, other_leaf)
             if twins and all(
                 any(entry.name == name for entry in where.entries()) for where, name in both
             ):
-                folder.retire(leaf, status)  # rename() does nothing between two links of one file
+                folder.remove_link(
+                    leaf, status
+                )  # rename() does nothing between two links of one file
         self.near = "", self.root
         self.ok(request)
 
@@ -2003,13 +2021,13 @@ class Session(Wire):
         """Each receiver is lent to this thread until it has answered."""
         targets, name = request.words
         verb = "mkdir" if request.keys.get("type") == "dir" else "put"
-        components(name)
+        check_name(name)
         offer = line(
             verb,
             name,
             size=request.known("size"),
             mtime_ns=request.known("mtime_ns"),
-            exec="yes" if request.keys.get("exec") == "yes" else None,
+            exec="yes" if request.is_set("exec") else None,
             **{"from": self.peer, "nick": self.nick or None},
         )
         wanted, refused = self.targets(targets)
@@ -2261,7 +2279,7 @@ class Server:
             self.handle(conn, peer)
         except (OSError, RuntimeError) as error:
             # no further descriptor or thread, or the shared folder is gone
-            self.refuse(conn, peer, shown(str(error)))
+            self.refuse(conn, peer, printable(str(error)))
 
     def refuse(self, conn: socket.socket, peer: "Address", why: str) -> None:
         self.log([f"{address(peer)} refused: {why}"])
@@ -2314,8 +2332,8 @@ class Server:
             for full, folder, entry in walk(
                 Folder(self.directory), "", True, lambda name: True, lambda full, error: None
             ):
-                if swept(folder, entry):
-                    self.log([f"removed {shown(full)}: nobody resumed it"])
+                if remove_if_old(folder, entry):
+                    self.log([f"removed {printable(full)}: nobody resumed it"])
 
     def finish(self) -> None:
         """Close the door, let go of who waits, and give what is under way a moment."""
@@ -2351,7 +2369,7 @@ def shared(path: str) -> tuple[str, str]:
     except OSError as error:
         raise Failure(
             26,
-            f"cannot share {shown(path)} ({error.strerror})",
+            f"cannot share {printable(path)} ({error.strerror})",
             "the folder is missing and cannot be made, or may not be read",
             "python3 server.py --directory FOLDER",
         ) from None
@@ -2364,7 +2382,7 @@ def open_log(path: str) -> int:
     except OSError as error:
         raise Failure(
             23,
-            f"cannot write the log {shown(path)} ({error.strerror})",
+            f"cannot write the log {printable(path)} ({error.strerror})",
             "nothing was shared",
             "--log FILE in a folder that is there",
         ) from None

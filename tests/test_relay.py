@@ -893,7 +893,7 @@ def test_unless_all_got_all_it_says_who_did_not_and_exits_25(do, here, receiving
     )
     assert "receive --hidden" in some.err and "server.py" not in some.err
     assert (
-        re.search(r"^127.* \(bob\): verified 1 of 2, 1 bytes$", some.err, re.M)
+        re.search(r"^127.* \(bob\): verified 1 of 2, 1 byte$", some.err, re.M)
         and "\nnobody: verified 0 of 2" in some.err
     )
     assert os.listdir(here / "box") == ["x"]
@@ -933,7 +933,7 @@ def test_when_nobody_is_left_a_tree_is_given_up_and_told_of_once(do, here, recei
         and "\nnobody is left who receives: the rest is not sent\n" in found.err
     ), found.err
     assert re.search(
-        r"^127\.\S+ \(bob\): verified 2 of [23], 1 bytes$", found.err, re.M
+        r"^127\.\S+ \(bob\): verified 2 of [23], 1 byte$", found.err, re.M
     ) and os.listdir(here / "box" / "t") == ["0"]
 
 

@@ -456,8 +456,8 @@ def test_windows_names_are_refused_on_windows():
         "a?b",
     ):
         with pytest.raises(script.Refused):
-            script.components(name, windows=True)
-    assert script.components("console/connect.txt", windows=True) == ["console", "connect.txt"]
+            script.check_name(name, windows=True)
+    assert script.check_name("console/connect.txt", windows=True) == ["console", "connect.txt"]
 
 
 # --- links and special files ---
@@ -825,7 +825,7 @@ def talk_or_full(server):
 
 
 def test_limits_on_uploads(start, box):
-    server = start("--max-size", "1K")
+    server = start("--max-size", "1Ki")
     assert b"reason=too-large limit=1024" in talk(
         server, put("a", b"x" * 1025)
     ) and b"reason=too-large" in talk(server, b"put a size=1025\n")
@@ -1322,9 +1322,9 @@ def test_a_writer_that_is_done_does_not_forget_the_next_one(box):
     """Between the end of an upload and its last line, somebody else may have begun the same part."""
     part = script.Part(script.Folder(str(box)), "big", len(BIG), 1)
     done, following = (script.Session.__new__(script.Session) for _ in range(2))
-    done.server = following.server = types.SimpleNamespace(writers={part.place(): following})
+    done.server = following.server = types.SimpleNamespace(writers={part.identity(): following})
     done.disclaim(part)
-    assert done.server.writers == {part.place(): following}
+    assert done.server.writers == {part.identity(): following}
     following.disclaim(part)
     assert not done.server.writers
 
@@ -1358,7 +1358,7 @@ def test_an_old_part_that_is_swept_is_locked_until_its_name_is_gone(box, monkeyp
     following = script.Part(folder, "big", len(BIG), 1)
     (box / following.name).write_text("x")
     monkeypatch.setattr(script, "KEPT", -1)
-    assert [script.swept(folder, entry) for entry in folder.entries()] == [True]
+    assert [script.remove_if_old(folder, entry) for entry in folder.entries()] == [True]
     assert claims == [False] and names(box) == []
 
 
