@@ -294,7 +294,7 @@ def same_proof(one: str, other: str) -> bool:
 
 
 class Wire:
-    """One connection: every byte belongs to a line, or to the body that a `data N` line announced."""
+    """One connection. Each byte belongs to a line, or to the body that a `data N` line announced."""
 
     def __init__(self, sock: socket.socket, timeout: float) -> None:
         self.sock, self.timeout = sock, timeout

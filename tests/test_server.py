@@ -1374,18 +1374,18 @@ def test_a_receiver_that_was_heard_by_its_sender_is_not_waited_for_by_its_own_th
         0,
         0,
     )
-    session.returned, entry = threading.Event(), (0.0, [session])
+    session.returned, entry = threading.Event(), script.Sending(0.0, [session])
     with ours, theirs:
         with lobby.changed:
-            lobby.admit(session)
+            lobby.add(session)
             theirs.send(b"\n")
             until(
                 lambda: sys._current_frames()[lobby.thread.ident].f_code.co_name == "__enter__",
                 "the lobby to notice it",
             )
             lobby.queue.append(entry)
-            assert lobby.lend(entry) == [session] and ours.recv(9) == b"\n"
-            lobby.give_back(session)
+            assert lobby.try_borrow(entry) == [session] and ours.recv(9) == b"\n"
+            lobby.return_receiver(session)
         lobby.close()
     assert session.holder is script.Holder.LOBBY and not session.returned.is_set()
 
