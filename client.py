@@ -294,7 +294,7 @@ def same_proof(one: str, other: str) -> bool:
 
 
 class Wire:
-    """One connection. Each byte belongs to a line, or to the body that a `data N` line announced."""
+    """One connection. A byte belongs to a line, or to the body that a `data N` line announced."""
 
     def __init__(self, sock: socket.socket, timeout: float) -> None:
         self.sock, self.timeout = sock, timeout
@@ -323,6 +323,9 @@ class Wire:
         self.out += data
         if len(self.out) >= BATCH:
             self.flush()
+
+    def send_line(self, *words: str, **keys: object) -> None:
+        self.put(line(*words, **keys))
 
     def flush(self) -> None:
         if self.out:
@@ -1057,8 +1060,10 @@ def send_body(
     now = os.fstat(fd)
     as_told = (now.st_size, now.st_mtime_ns) == (status.st_size, status.st_mtime_ns)
     reason = reason or ("changed" if remaining or not as_told else "")
-    last = line("abort", reason=reason) if reason else line("end", sha256=sha.hexdigest())
-    wire.put(last)
+    if reason:
+        wire.send_line("abort", reason=reason)
+    else:
+        wire.send_line("end", sha256=sha.hexdigest())
     return reason
 
 

@@ -325,7 +325,7 @@ def answer(session: "Session", request: "Line") -> None:
         result = reason_of(error)
         repeated = {"send": words[1:], "say": []}.get(verb, words)[:2]
         named = [word[:MAX_ECHO] for word in (verb, *repeated)]
-        session.put(line("err", *named, reason=result, **getattr(error, "keys", {})))
+        session.send_line("err", *named, reason=result, **getattr(error, "keys", {}))
     if verb not in UNLOGGED or result not in EXPECTED:
         # somebody may have typed the password after `auth`
         what = " ".join([verb, *words] if verb != "auth" else [verb])
@@ -359,7 +359,7 @@ def do_list(session: "Session", request: "Line", name: str = "") -> None:
     deep, count = request.is_set("deep"), 0
 
     def left_out(full: str, error: Union[OSError, "Refused"]) -> None:
-        session.put(line("note", full, reason=reason_of(error)))
+        session.send_line("note", full, reason=reason_of(error))
 
     for full, _, entry in walk(folder, name, left_out, deep, session.visible):
         try:
@@ -375,12 +375,12 @@ def describe(session: "Session", full: str, entry: os.DirEntry[str], deep: bool)
     """One entry of a listing; False for what is neither a file nor a folder."""
     status = entry.stat(follow_symlinks=False)
     if stat.S_ISREG(status.st_mode):
-        session.put(line("file", full, **facts(status)))
+        session.send_line("file", full, **facts(status))
     elif stat.S_ISDIR(status.st_mode):
-        session.put(line("dir", full, mtime_ns=status.st_mtime_ns))
+        session.send_line("dir", full, mtime_ns=status.st_mtime_ns)
     else:
         if deep:
-            session.put(line("note", full, reason="not-a-file"))
+            session.send_line("note", full, reason="not-a-file")
         return False
     return True
 
@@ -411,7 +411,7 @@ def do_get(session: "Session", request: "Line", name: str) -> None:
         if offset and (offset > status.st_size or digest(fd, offset, sha, tell) != theirs):
             offset, sha = 0, hashlib.sha256()
             os.lseek(fd, 0, os.SEEK_SET)
-        session.put(line("ok", "get", name, **facts(status), offset=offset or None))
+        session.send_line("ok", "get", name, **facts(status), offset=offset or None)
         try:
             reason = send_body(session, fd, status, sha, session.count)
         except Lost as lost:
@@ -539,7 +539,7 @@ def do_auth(session: "Session", request: "Line") -> None:
             session.note(f"auth: {MAX_WRONG} wrong passwords: {host} is answered busy for {wait} s")
         raise Refused(reason)
     session.known = True
-    session.put(line("ok", "auth", proof=auth_proof(server.key, "server", *nonces)))
+    session.send_line("ok", "auth", proof=auth_proof(server.key, "server", *nonces))
 
 
 def do_ping(session: "Session", request: "Line") -> None:
@@ -556,7 +556,7 @@ def do_who(session: "Session", request: "Line") -> None:
     for each in everybody:
         mode = each.mode or ("idle" if each.idle else each.doing)
         you = "yes" if each is session else None
-        session.put(line("client", each.peer, nick=each.nick or None, mode=mode, you=you))
+        session.send_line("client", each.peer, nick=each.nick or None, mode=mode, you=you)
     session.ok(request, count=len(everybody))
 
 
@@ -599,7 +599,7 @@ def do_send(session: "Session", request: "Line", to: str, name: str) -> None:
             relay.end(line("abort", reason="sender-gone"))
         relay.wait_for_answers()
     relay.check()
-    session.put(line("ok", "send", name, receivers=relay.count, verified=relay.verified))
+    session.send_line("ok", "send", name, receivers=relay.count, verified=relay.verified)
 
 
 def find_receivers(session: "Session", to: str) -> "tuple[list[Session], dict[str, str]]":
@@ -894,7 +894,7 @@ def same_proof(one: str, other: str) -> bool:
 
 
 class Wire:
-    """One connection. Each byte belongs to a line, or to the body that a `data N` line announced."""
+    """One connection. A byte belongs to a line, or to the body that a `data N` line announced."""
 
     def __init__(self, sock: socket.socket, timeout: float) -> None:
         self.sock, self.timeout = sock, timeout
@@ -923,6 +923,9 @@ class Wire:
         self.out += data
         if len(self.out) >= BATCH:
             self.flush()
+
+    def send_line(self, *words: str, **keys: object) -> None:
+        self.put(line(*words, **keys))
 
     def flush(self) -> None:
         if self.out:
@@ -1477,8 +1480,10 @@ def send_body(
     now = os.fstat(fd)
     as_told = (now.st_size, now.st_mtime_ns) == (status.st_size, status.st_mtime_ns)
     reason = reason or ("changed" if remaining or not as_told else "")
-    last = line("abort", reason=reason) if reason else line("end", sha256=sha.hexdigest())
-    wire.put(last)
+    if reason:
+        wire.send_line("abort", reason=reason)
+    else:
+        wire.send_line("end", sha256=sha.hexdigest())
     return reason
 
 
@@ -1637,7 +1642,7 @@ class Session(Wire):
         keys = {"auth": "none"}
         if not self.known:
             keys = {"auth": AUTH, "salt": self.server.salt, "nonce": self.nonce}
-        self.put(line("sixsockets", PROTOCOL, **{"max-line": MAX_LINE, **keys, "you": self.peer}))
+        self.send_line("sixsockets", PROTOCOL, **{"max-line": MAX_LINE, **keys, "you": self.peer})
 
     def prepare(self, request: Line) -> None:
         """A request may name its client; most end a `receive` or `chat` that waits."""
@@ -1664,7 +1669,7 @@ class Session(Wire):
         return self.nick or self.peer
 
     def ok(self, request: Line, **keys: object) -> None:
-        self.put(line("ok", request.verb, *request.words, **keys))
+        self.send_line("ok", request.verb, *request.words, **keys)
 
     def progress(self, name: str, key: str) -> Callable[[int], None]:
         """A function for a long operation to call: now and then it tells the client a count."""
@@ -1673,7 +1678,7 @@ class Session(Wire):
             now = time.monotonic()
             if now - self.told >= TELL:
                 self.told = now
-                self.put(line("note", name, **{key: count}))
+                self.send_line("note", name, **{key: count})
                 self.flush()
 
         return tell
@@ -1736,6 +1741,9 @@ class Session(Wire):
                 if not self.sock.recv_into(self.buffer):
                     break
         self.sock.close()
+
+    def is_idle(self) -> bool:
+        return self.idle and self.holder is not Holder.SENDER
 
     def cut(self) -> None:
         """From another thread: end whatever this connection waits for.
@@ -2242,7 +2250,7 @@ class Relay:
             self.sender.note(f"send {self.name[:300]} to {target[:300]}: {reason}")
         words = target[:MAX_ECHO], result.verb, self.verb, self.name
         with contextlib.suppress(Lost):
-            self.sender.put(line("got", *words, **keys, nick=nick or None))
+            self.sender.send_line("got", *words, **keys, nick=nick or None)
             self.sender.flush()
 
 
@@ -2376,9 +2384,8 @@ class Server:
         for seconds, busy_too in (GRACE, False), (LINGER, True):
             deadline = time.monotonic() + seconds
             while self.sessions and (left := deadline - time.monotonic()) > 0:
-                for session in list(self.sessions):
-                    if busy_too or (session.idle and session.holder is not Holder.SENDER):
-                        session.cut()
+                for session in [each for each in list(self.sessions) if busy_too or each.is_idle()]:
+                    session.cut()
                 select.select([self.stop], [], [], min(left, ACCEPT_PAUSE))
                 self.stop.drain()
         self.lobby.close()
@@ -2442,7 +2449,10 @@ MAX_WRONG = 10  # wrong passwords from one address in WINDOW; more are answered 
 WINDOW = 60.0  # seconds
 # addresses whose wrong passwords are counted; one more, and the first is forgotten
 MAX_COUNTED = 10000
-MAKE_CERTIFICATE = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 365 -keyout key.pem -out cert.pem"
+MAKE_CERTIFICATE = (
+    "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 365 "
+    "-keyout key.pem -out cert.pem"
+)
 CERTIFICATE = """[req]
 distinguished_name = name
 x509_extensions = more
@@ -2452,12 +2462,14 @@ CN = Six Sockets
 [more]
 subjectAltName = {names}
 """
-# TLS alerts, in the clear instead of a handshake: access_denied, internal_error
+# TLS alerts, sent instead of a handshake: access_denied, internal_error
 DENIED, OVERLOADED = 49, 80
 
 
 class Guard:
-    """The password, and who has tried others. Each address is told busy for itself: nobody can lock out somebody else."""
+    """The password, and how often each address tried a wrong one.
+
+    Only the address itself is told busy, so nobody can lock out anybody else."""
 
     def __init__(self, password: str) -> None:
         self.password = password
@@ -2471,7 +2483,9 @@ class Guard:
         return max(0, int(end - time.monotonic() + 1)) if count >= MAX_WRONG else 0
 
     def judge(self, host: str, right: bool) -> str:
-        """An attempt: "" for the right password, or the reason why not. Counting and judging are one step: many at once are no more."""
+        """Count an attempt: "" for the right password, or the reason why it is refused.
+
+        The check and the count are one step, so many attempts at once are no more than others."""
         with self.lock:
             if self.wait(host):
                 return "busy"
@@ -2486,7 +2500,7 @@ class Guard:
 
 
 def network(host: str) -> Union[str, bytes]:
-    """Who counts as one: an IPv4 address, or 64 bits of an IPv6 address, for its owner has the rest."""
+    """What counts as one address: an IPv4 address, or the 64 bits of IPv6 that one owner has."""
     return socket.inet_pton(socket.AF_INET6, host.partition("%")[0])[:8] if ":" in host else host
 
 
@@ -2496,7 +2510,7 @@ class Door(NamedTuple):
     guard: Optional[Guard]
     tls: "ssl.SSLContext | None"
     pin: str  # SHA-256 of the certificate
-    made: str  # the password, when it was made for this run: it may be shown
+    made: str  # the password, if it was made for this run: it may be shown
     flags: str  # what a client's command needs for them
 
 
@@ -2505,10 +2519,8 @@ def make_door(args: argparse.Namespace, host: str) -> Door:
     if not password and not args.open and host != "::1" and not host.startswith("127."):
         import secrets  # not at the top: few need it
 
-        # 89 bits
-        password = made = "-".join(
-            "".join(secrets.choice(LETTERS) for _ in range(6)) for _ in range(3)
-        )
+        words = ("".join(secrets.choice(LETTERS) for _ in range(6)) for _ in range(3))
+        password = made = "-".join(words)  # 89 bits
     if args.key and not args.cert:
         raise Failure(
             2,
@@ -2518,23 +2530,21 @@ def make_door(args: argparse.Namespace, host: str) -> Door:
         )
     tls, pin = server_tls(args) if args.tls or args.cert else (None, "")
     flags = f" --password {made}" if made else " --ask-password" if password else ""
-    return Door(
-        Guard(password) if password else None,
-        tls,
-        pin,
-        made,
-        flags + (f" --pin {pin}" if tls else ""),
-    )
+    flags += f" --pin {pin}" if tls else ""
+    return Door(Guard(password) if password else None, tls, pin, made, flags)
 
 
 def choose_password(args: argparse.Namespace) -> str:
-    """The one that was given, or none."""
-    if args.open and (args.password is not None or args.ask_password):
-        raise Failure(
-            2, "--open and a password exclude each other", "--open lets everybody in", "one of them"
-        )
+    """The password that was given, or ""."""
     if args.open:
-        return ""
+        if args.password is None and not args.ask_password:
+            return ""
+        raise Failure(
+            2,
+            "--open and a password exclude each other",
+            "--open lets everybody in",
+            "leave out --open, or the password",
+        )
     if args.ask_password:
         args.password = ask_password("this server")
     if args.password == "":
@@ -2548,7 +2558,9 @@ def choose_password(args: argparse.Namespace) -> str:
 
 
 def server_tls(args: argparse.Namespace) -> "tuple[ssl.SSLContext, str]":
-    """What TLS needs, and the certificate's SHA-256: --cert's, or that of one made for this run, whose key no file keeps."""
+    """What TLS needs, and the SHA-256 of the certificate.
+
+    Without --cert the certificate is made for this run, and its key stays in no file."""
     import ssl
     import tempfile
 
@@ -2559,17 +2571,16 @@ def server_tls(args: argparse.Namespace) -> "tuple[ssl.SSLContext, str]":
         try:
             context.load_cert_chain(cert, key)
             with open(cert, encoding="ascii", errors="replace") as file:
-                found = re.search(
-                    "-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----",
-                    file.read(),
-                    re.DOTALL,
-                )
+                text = file.read()
+            found = re.search("(?s)-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", text)
             pin = fingerprint(ssl.PEM_cert_to_DER_cert(found[0] if found else ""))
         except (OSError, ValueError) as error:
+            why = getattr(error, "reason", "") or getattr(error, "strerror", "") or error
             raise Failure(
                 26,
-                f"cannot use the certificate {cert} ({getattr(error, 'reason', '') or getattr(error, 'strerror', '') or error})",
-                "--cert is a PEM file with the certificate, and --key the one with its key, unless that is in the first too",
+                f"cannot use the certificate {cert} ({why})",
+                "--cert is a PEM file with the certificate, and --key the one with its key, "
+                "unless that is in the first too",
                 MAKE_CERTIFICATE,
             ) from None
     return context, pin
@@ -2580,38 +2591,27 @@ def make_certificate(args: argparse.Namespace, folder: str) -> tuple[str, str]:
     import shutil
     import subprocess
 
-    names = {
-        "DNS:localhost",
-        "IP:127.0.0.1",
-        "IP:::1",
-        *(f"IP:{found}" for found in own_addresses()),
-    }
-    names |= {
-        f"DNS:{name}"
-        for name in (socket.gethostname(), args.host)
-        if re.fullmatch("[0-9A-Za-z-]*[A-Za-z-][0-9A-Za-z.-]*", name)
-    }
+    names = {"DNS:localhost", "IP:127.0.0.1", "IP:::1"}
+    names |= {f"IP:{found}" for found in own_addresses()}
+    for name in socket.gethostname(), args.host:
+        if re.fullmatch("[0-9A-Za-z-]*[A-Za-z-][0-9A-Za-z.-]*", name):
+            names.add(f"DNS:{name}")
     with open(os.path.join(folder, "names"), "w", encoding="ascii") as file:
         file.write(CERTIFICATE.format(names=", ".join(sorted(names))))
     # by its whole path: Windows would look for it in the current folder first, which may be shared
     programs = (shutil.which(os.path.join(entry, OPENSSL)) for entry in os.get_exec_path())
     program = next((found for found in programs if found and os.path.isabs(found)), None)
+    command = [program or OPENSSL, *MAKE_CERTIFICATE.split()[1:], "-config", "names"]
+    why = "it makes the certificate"
     try:
         if not program:
             raise FileNotFoundError
         subprocess.run(
-            [program, *MAKE_CERTIFICATE.split()[1:], "-config", "names"],
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=True,
+            command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, check=True
         )
     except (OSError, subprocess.CalledProcessError) as error:
-        why = (
-            "it makes the certificate"
-            if isinstance(error, OSError)
-            else error.stderr.decode(errors="backslashreplace").strip()[-200:]
-        )
+        if isinstance(error, subprocess.CalledProcessError):
+            why = error.stderr.decode(errors="backslashreplace").strip()[-200:]
         raise Failure(
             2,
             "the openssl program is missing or fails",
@@ -2622,7 +2622,7 @@ def make_certificate(args: argparse.Namespace, folder: str) -> tuple[str, str]:
 
 
 def alert(number: int) -> bytes:
-    """Instead of a handshake: a fatal alert (RFC 8446 section 6)."""
+    """A fatal alert, sent instead of a handshake (RFC 8446 section 6)."""
     return bytes([21, 3, 3, 0, 2, 2, number])
 
 
@@ -2631,7 +2631,7 @@ def door_flags(parser: argparse.ArgumentParser) -> None:
     flag(
         "--password",
         metavar="TEXT",
-        help="what clients must know (better: the environment's SIXSOCKETS_PASSWORD, which no process list shows)",
+        help="what clients must know; safer: SIXSOCKETS_PASSWORD in the environment",
     )
     flag("--ask-password", action="store_true", help="ask for it on the terminal")
     flag("--open", action="store_true", help="let other machines in without a password")
@@ -3192,7 +3192,7 @@ class Parser(argparse.ArgumentParser):
 
 # --- the command line ---
 def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
-    """Where the server listens: for programs on stdout; for people on stderr, with the command that reaches it."""
+    """Tell where the server listens: programs on stdout; people on stderr, with a command."""
     host, port = sock.getsockname()[:2]
     try:
         print(f"listening on {address((host, port))}", flush=True)
@@ -3209,47 +3209,19 @@ def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
         say(f"from another machine:  {CLIENT} --host {name} --port {port}{door.flags} list")
     if not elsewhere:
         named = f" --host {host}" if host != "127.0.0.1" else ""  # where clients look by themselves
-        return say(
-            f"only this machine can reach it, with:  {CLIENT}{named} --port {port}{door.flags} list\nfor others, start it with --host 0.0.0.0"
-        )
+        command = f"{CLIENT}{named} --port {port}{door.flags} list"
+        say(f"only this machine can reach it, with:  {command}")
+        return say("for others, start it with --host 0.0.0.0")
     if not door.guard:
-        say(
-            f"nobody is asked for a password: everybody who reaches it can read it{'' if args.read_only else ' and change it'}"
-        )
+        rights = "read it" if args.read_only else "read it and change it"
+        say(f"nobody is asked for a password: everybody who reaches it can {rights}")
     if not door.tls:
         guess = " and try to guess a weak password" if door.guard else ""
         say(f"nothing is encrypted: others on the way can read the traffic{guess}; --tls encrypts")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="server.py")
+def limit_flags(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument
-    flag(
-        "path",
-        nargs="?",
-        metavar="FOLDER",
-        help="what is shared: a folder, or a single file (default files, made when missing)",
-    )
-    flag("--directory", default="files", metavar="DIR", help="the same as a flag")
-    flag(
-        "--host",
-        default="127.0.0.1",
-        help="the address to listen on (default 127.0.0.1); 0.0.0.0 or :: for all",
-    )
-    flag(
-        "--port",
-        type=between(0, 65535),
-        default=9000,
-        help="the port; any free one for 0 (default 9000)",
-    )
-    door_flags(parser)
-    flag("--read-only", action="store_true", help="refuse what would change the folder")
-    flag("--hidden", action="store_true", help="show and serve names that start with a dot")
-    flag(
-        "--durable",
-        action="store_true",
-        help="have files on the disk itself before success is told (fsync)",
-    )
     flag(
         "--max-size",
         type=parse_size,
@@ -3269,15 +3241,38 @@ def build_parser() -> argparse.ArgumentParser:
         type=between(1, 1e5),
         default=500,
         metavar="N",
-        help="more are refused (default 500)",
+        help="refuse more clients at once (default 500)",
     )
     flag(
         "--timeout",
         type=between(0.01, 1e6, float),
         default=30.0,
         metavar="S",
-        help="silence allowed inside a line or body (default 30)",
+        help="seconds that a line or body may stand still (default 30)",
     )
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="server.py")
+    flag = parser.add_argument
+    flag(
+        "path",
+        nargs="?",
+        metavar="FOLDER",
+        help="what is shared: a folder, made if missing, or a file (default files)",
+    )
+    flag("--directory", default="files", metavar="DIR", help="the same as an option")
+    flag(
+        "--host",
+        default="127.0.0.1",
+        help="the address to listen on (default 127.0.0.1); 0.0.0.0 or :: for all",
+    )
+    flag("--port", type=between(0, 65535), default=9000, help="0 takes a free one (default 9000)")
+    door_flags(parser)
+    flag("--read-only", action="store_true", help="refuse what would change the folder")
+    flag("--hidden", action="store_true", help="show and serve names that start with a dot")
+    flag("--durable", action="store_true", help="answer only when files are on the disk (fsync)")
+    limit_flags(parser)
     flag("--log", metavar="FILE", help="where the log goes (default stderr)")
     flag("--trace", action="store_true", help="print a line for each socket call")
     flag("--trace-hex", action="store_true", help="the same, with the first bytes")
