@@ -175,7 +175,7 @@ class Line(NamedTuple):
             raise BadNumber("bad-number")
         return int(text)
 
-    def known(self, key: str) -> Optional[int]:
+    def number_or_none(self, key: str) -> Optional[int]:
         return self.number(key) if key in self.keys else None
 
     def is_set(self, key: str) -> bool:
@@ -207,7 +207,7 @@ def unquote(word: str) -> str:
     )
 
 
-def held(number: int) -> int:
+def within_range(number: int) -> int:
     """The nearest number that the other side reads: a file's time can lie beyond."""
     return max(-BEYOND + 1, min(number, BEYOND - 1))
 
@@ -215,7 +215,7 @@ def held(number: int) -> int:
 def line(*words: str, **keys: object) -> bytes:
     """A line as it is sent; a key whose value is None is left out."""
     pairs = [
-        f"{key}={held(value) if type(value) is int else quote(str(value))}"
+        f"{key}={within_range(value) if type(value) is int else quote(str(value))}"
         for key, value in keys.items()
         if value is not None
     ]
@@ -578,7 +578,7 @@ def numbered(leaf: str) -> Iterator[str]:
 
 def same(size: int, mtime_ns: int, other_size: int, other_mtime_ns: int) -> bool:
     """Whether two files pass for the same. File systems keep times to 1 or 100 ns, 1 µs, 1 s or 2 s: the coarser side's precision decides."""
-    mtime_ns, other_mtime_ns = held(mtime_ns), held(other_mtime_ns)
+    mtime_ns, other_mtime_ns = within_range(mtime_ns), within_range(other_mtime_ns)
     if mtime_ns == other_mtime_ns:
         return size == other_size
     coarsest = max(
@@ -1981,7 +1981,9 @@ class Puts(Batch):
                 os.lseek(fd, offset, os.SEEK_SET)
             self.resumed(job, offset)
             job.kept = (
-                lasting_name(job.name.rpartition("/")[2], job.size, held(status.st_mtime_ns))
+                lasting_name(
+                    job.name.rpartition("/")[2], job.size, within_range(status.st_mtime_ns)
+                )
                 + " there"
                 if job.size >= RESUMABLE
                 else ""
@@ -2659,12 +2661,12 @@ class Inbox:
 
     def store(self, name: str, request: Line) -> None:
         folder, parts = self.place(name, request)
-        size = request.known("size")
+        size = request.number_or_none("size")
         part = Part(
             folder,
             parts[-1],
             None,
-            request.known("mtime_ns"),
+            request.number_or_none("mtime_ns"),
             request.is_set("exec"),
         )
         progress = Progress(self.args)

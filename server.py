@@ -208,7 +208,7 @@ length and digest are right: readers see the old file or the new one, whole.
 # touches its Session, with two exceptions that Holder names. While a client waits in `receive` or
 # `chat`, its thread sleeps and the lobby's thread, Lobby.watch(), has the connection. While another
 # client sends to it, that client's thread has it.
-# States of a connection: TLS and greeting; requests, with `known` set once the password is proved;
+# States of a connection: TLS and greeting; requests, with `admitted` set once the password is proved;
 # in the lobby (`mode`); hung up on: Session.hang_up() reads until the client has read why.
 
 # --- imports: the same in all six scripts (tests/test_twins.py) ---
@@ -262,20 +262,20 @@ VERSION = "1.0"
 PROTOCOL = "1"
 CLIENT = "python3 client.py"
 GRACE = 2.0  # seconds that Ctrl-C leaves for transfers under way
-LINGER = 1.0  # seconds that a client which is hung up on has for reading why
+LINGER = 1.0  # seconds that a client has for reading why the server closes
 MAX_REFUSED = 64  # clients over the limit that are kept that long
 ACCEPT_PAUSE = 0.5  # seconds to the next accept() when the system has no descriptor or memory left
-TELL = 0.1  # seconds from note to note
+TELL = 0.1  # seconds from one note to the next
 STALE = 1.0  # seconds of silence after which the writer of a part gives way to a new one
-# a new writer of a part waits for the old one: so often, so many seconds from one try to the next
+# how often a new writer of a part tries to get it from the old one, and seconds between two tries
 TRIES, RETRY = 40, 0.05
-# characters of a name that an error repeats: three words of so many, twelve bytes each, are less
-# than MAX_LINE
+# characters of each word that an error repeats: three words, each character as twelve bytes, are
+# shorter than MAX_LINE
 MAX_ECHO = 900
-# seconds of silence after which somebody who waits for another is told that the server is there
+# seconds of silence after which a client that waits for another is told that the server is there
 LIFE = 1.0
-# what a receiver's answer tells the sender, and characters of each at most: or its line could be
-# longer than the sender may take
+# what a receiver's answer tells the sender, and how many characters of each: without a limit the
+# line could be longer than MAX_LINE
 RESULTS = {
     "reason": 32,
     "why": 200,
@@ -291,10 +291,10 @@ NICK = re.compile(r"[\w.-]{1,32}")
 MAX_SAY = 4000  # bytes of one line of the chat
 SAY_RATE, SAY_BURST = 20.0, 40.0  # lines a second that one client may say, and how many at once
 MAX_TARGETS = 2000  # receivers that one line can name: each is answered with a line of its own
-HISTORY = 50  # lines of the chat that are told to who joins
-UNHEARD = 200  # lines that wait for one reader; of more it loses the oldest
-AT_ONCE = 16  # of them that leave in one send
-SWEEP = 3600.0  # seconds from one search for parts that nobody came back for to the next
+HISTORY = 50  # lines of the chat that a client gets when it joins
+UNHEARD = 200  # lines that are kept for a slow reader; of more it loses the oldest
+AT_ONCE = 16  # how many of them one send() gets
+SWEEP = 3600.0  # seconds from one search for old parts to the next
 
 
 # --- the conversation: a request comes, a command answers ---
@@ -304,7 +304,7 @@ def converse(session: "Session") -> None:
         if session.start == session.end:
             session.flush()  # before Ctrl-C may take it for idle
             session.idle = True
-        request = session.line(idle=session.known)
+        request = session.line(idle=session.admitted)
         session.idle = False
         session.requests += 1
         answer(session, request._replace(verb=ALIASES.get(request.verb, request.verb)))
@@ -315,7 +315,7 @@ def answer(session: "Session", request: "Line") -> None:
     verb, words = request.verb, request.words
     if verb in NOT_ALONE:  # the rest of a body that was refused; line() drops the bytes
         return
-    session.began = session.told = time.monotonic()
+    session.started = session.last_note = time.monotonic()
     session.moved, result = 0, "ok"
     try:
         command = find_command(session, verb, words)
@@ -329,7 +329,7 @@ def answer(session: "Session", request: "Line") -> None:
     if verb not in UNLOGGED or result not in EXPECTED:
         # somebody may have typed the password after `auth`
         what = " ".join([verb, *words] if verb != "auth" else [verb])
-        elapsed = time.monotonic() - session.began
+        elapsed = time.monotonic() - session.started
         session.note(f"{what[:300]}: {session.moved} bytes, {elapsed:.3f} s, {result}")
 
 
@@ -340,7 +340,7 @@ def find_command(session: "Session", verb: str, words: Sequence[str]) -> "Comman
         raise Refused("unknown-verb", **{"try": "help"})
     if not found.least <= len(words) <= found.most:
         raise Refused("usage", usage=f"{verb} {found.usage}")
-    if not session.known and verb not in BEFORE_AUTH:
+    if not session.admitted and verb not in BEFORE_AUTH:
         raise Refused("auth-required")
     if found.changes and session.args.read_only:
         raise Refused("read-only")
@@ -423,7 +423,11 @@ def do_get(session: "Session", request: "Line", name: str) -> None:
 
 
 def do_put(session: "Session", request: "Line", name: str) -> None:
-    size, offset, over = request.known("size"), request.number("offset"), request.is_set("over")
+    size, offset, over = (
+        request.number_or_none("size"),
+        request.number("offset"),
+        request.is_set("over"),
+    )
     part = session.part(request, name)
     session.check_room(size or 0, offset)
     session.check_vacant(part.folder, part.leaf, over)
@@ -524,7 +528,7 @@ def do_auth(session: "Session", request: "Line") -> None:
     """Check the client's proof of the password and give ours. A wrong proof ends the connection."""
     server, nonce = session.server, request.keys.get("nonce", "")
     guard = server.door.guard
-    if guard is None or session.known:
+    if guard is None or session.admitted:
         raise Refused("not-needed")
     if not NONCE.fullmatch(nonce):
         raise Refused("usage", usage=f"auth {COMMANDS['auth'].usage}")
@@ -538,7 +542,7 @@ def do_auth(session: "Session", request: "Line") -> None:
         if wait:
             session.note(f"auth: {MAX_WRONG} wrong passwords: {host} is answered busy for {wait} s")
         raise Refused(reason)
-    session.known = True
+    session.admitted = True
     session.send_line("ok", "auth", proof=auth_proof(server.key, "server", *nonces))
 
 
@@ -552,7 +556,7 @@ def do_bye(session: "Session", request: "Line") -> None:
 
 
 def do_who(session: "Session", request: "Line") -> None:
-    everybody = sorted(session.server.sessions.copy(), key=lambda each: each.since)
+    everybody = sorted(session.server.sessions.copy(), key=lambda each: each.connected)
     for each in everybody:
         mode = each.mode or ("idle" if each.idle else each.doing)
         you = "yes" if each is session else None
@@ -572,8 +576,8 @@ def do_send(session: "Session", request: "Line", to: str, name: str) -> None:
     offer = line(
         verb,
         name,
-        size=request.known("size"),
-        mtime_ns=request.known("mtime_ns"),
+        size=request.number_or_none("size"),
+        mtime_ns=request.number_or_none("mtime_ns"),
         exec="yes" if request.is_set("exec") else None,
         **{"from": session.peer, "nick": session.nick or None},
     )
@@ -629,11 +633,11 @@ def find_receivers(session: "Session", to: str) -> "tuple[list[Session], dict[st
 
 def do_chat(session: "Session", request: "Line", nick: str = "") -> None:
     if request.words:
-        session.take_nick(nick)
+        session.set_nick(nick)
     session.limit_rate()
     for said in session.lobby.join(session):
         session.put(said)
-    session.note(f"chat: {session.called()} joined")
+    session.note(f"chat: {session.display_name()} joined")
     count = len(session.lobby.chatters)
     session.ok(request, nick=session.nick or None, you=session.peer, count=count)
 
@@ -646,7 +650,7 @@ def do_say(session: "Session", request: "Line", text: str) -> None:
         raise Refused("too-long", limit=MAX_SAY)
     session.limit_rate()
     session.lobby.say(session, raw)
-    session.note(f"chat: <{session.called()}> {text}")
+    session.note(f"chat: <{session.display_name()}> {text}")
     session.put(b"ok say\n")
 
 
@@ -775,7 +779,7 @@ class Line(NamedTuple):
             raise BadNumber("bad-number")
         return int(text)
 
-    def known(self, key: str) -> Optional[int]:
+    def number_or_none(self, key: str) -> Optional[int]:
         return self.number(key) if key in self.keys else None
 
     def is_set(self, key: str) -> bool:
@@ -807,7 +811,7 @@ def unquote(word: str) -> str:
     )
 
 
-def held(number: int) -> int:
+def within_range(number: int) -> int:
     """The nearest number that the other side reads: a file's time can lie beyond."""
     return max(-BEYOND + 1, min(number, BEYOND - 1))
 
@@ -815,7 +819,7 @@ def held(number: int) -> int:
 def line(*words: str, **keys: object) -> bytes:
     """A line as it is sent; a key whose value is None is left out."""
     pairs = [
-        f"{key}={held(value) if type(value) is int else quote(str(value))}"
+        f"{key}={within_range(value) if type(value) is int else quote(str(value))}"
         for key, value in keys.items()
         if value is not None
     ]
@@ -1585,10 +1589,12 @@ class Session(Wire):
         self.last_folder: tuple[str, Folder] = "", self.root  # it stays open
         self.checked: Part | None = None  # what `resume` has checked, for the `put` that follows
         self.logged: list[str] = []
-        self.since = self.began = self.told = time.monotonic()
+        self.connected = self.started = self.last_note = time.monotonic()
         self.moved = self.requests = 0  # bytes of this request; requests until now
         self.idle, self.done = True, False
-        self.known = server.door.guard is None  # whether the client may do more than ask and log in
+        self.admitted = (
+            server.door.guard is None
+        )  # whether the client may do more than ask and log in
         self.nonce = os.urandom(16).hex()
         self.nick = self.mode = self.doing = ""  # mode: "receive" or "chat" while it waits in one
         # its life in the lobby
@@ -1599,7 +1605,7 @@ class Session(Wire):
         # the rest of those that are being sent; how many were dropped
         self.rest, self.missed = b"", 0
         # the clock of the rate limit, which each line puts forward
-        self.said = self.since - SAY_BURST / SAY_RATE
+        self.next_say = self.connected - SAY_BURST / SAY_RATE
         self.relay: Relay | None = None  # while it sends to others
 
     def run(self) -> None:
@@ -1640,7 +1646,7 @@ class Session(Wire):
 
     def greet(self) -> None:
         keys = {"auth": "none"}
-        if not self.known:
+        if not self.admitted:
             keys = {"auth": AUTH, "salt": self.server.salt, "nonce": self.nonce}
         self.send_line("sixsockets", PROTOCOL, **{"max-line": MAX_LINE, **keys, "you": self.peer})
 
@@ -1650,11 +1656,11 @@ class Session(Wire):
         if self.mode and (self.doing not in STAYS or nick is not None):
             self.lobby.leave(self)
         if nick is not None:
-            if not self.known:  # or strangers could take the names of those who may come in
+            if not self.admitted:  # or strangers could take the names of those who may come in
                 raise Refused("auth-required")
-            self.take_nick(nick)
+            self.set_nick(nick)
 
-    def take_nick(self, nick: str) -> None:
+    def set_nick(self, nick: str) -> None:
         """Its name from now on, with a number if another client has that name."""
         if not NICK.fullmatch(nick):
             raise Refused("bad-nick")
@@ -1665,7 +1671,7 @@ class Session(Wire):
             names = itertools.chain([nick], numbered)
             self.nick = next(name for name in names if name.casefold() not in taken)
 
-    def called(self) -> str:
+    def display_name(self) -> str:
         return self.nick or self.peer
 
     def ok(self, request: Line, **keys: object) -> None:
@@ -1676,8 +1682,8 @@ class Session(Wire):
 
         def tell(count: int) -> None:
             now = time.monotonic()
-            if now - self.told >= TELL:
-                self.told = now
+            if now - self.last_note >= TELL:
+                self.last_note = now
                 self.send_line("note", name, **{key: count})
                 self.flush()
 
@@ -1690,17 +1696,17 @@ class Session(Wire):
     def limit_rate(self) -> None:
         """Each client may make the others read so many lines, and no more."""
         now = time.monotonic()
-        due = max(self.said, now - SAY_BURST / SAY_RATE) + 1 / SAY_RATE
+        due = max(self.next_say, now - SAY_BURST / SAY_RATE) + 1 / SAY_RATE
         if due > now:
             raise Refused("too-fast", limit=f"{SAY_RATE:g}/s")
-        self.said = due
+        self.next_say = due
 
     # waiting, logging, closing
     def receive(self, patience: Optional[float]) -> None:
         """Before it waits: other threads may use the connection, or change the last folder."""
         self.last_folder = "", self.root
         # nor may strangers keep the places of others by idle talk
-        if not self.known and time.monotonic() > self.since + self.timeout:
+        if not self.admitted and time.monotonic() > self.connected + self.timeout:
             raise Lost(f"no password in {self.timeout:g} s")
         if self.relay:
             self.relay.wait_for_sender(self.timeout if patience is None else patience)
@@ -1817,7 +1823,7 @@ class Session(Wire):
     # parts: one connection at a time writes one
     def part(self, request: Line, name: str) -> Part:
         """The part for the body of such a request."""
-        size, mtime_ns = request.known("size"), request.known("mtime_ns")
+        size, mtime_ns = request.number_or_none("size"), request.number_or_none("mtime_ns")
         return Part(*self.find(name), size, mtime_ns, request.is_set("exec"))
 
     def claimed(self, part: Part, offset: int) -> Part:
@@ -1965,8 +1971,8 @@ class Lobby:
         with self.changed:
             if session in self.chatters:
                 del self.chatters[session]
-                self.tell_all(line("left", session.called()))
-                session.note(f"chat: {session.called()} left")
+                self.tell_all(line("left", session.display_name()))
+                session.note(f"chat: {session.display_name()} left")
             session.mode, session.rest = "", b""
             session.unheard.clear()
             self.changed.notify_all()
@@ -2025,14 +2031,14 @@ class Lobby:
     def join(self, session: "Session") -> list[bytes]:
         """What was said before; what is said from now on comes after it."""
         with self.changed:
-            self.tell_all(line("joined", session.called(), at=session.peer))
+            self.tell_all(line("joined", session.display_name(), at=session.peer))
             self.chatters[session] = None
             session.mode = "chat"
             return list(self.history)
 
     def say(self, session: "Session", text: bytes) -> None:
         with self.changed:
-            said = b"said from=%b %b\n" % (quote(session.called()).encode(), text)
+            said = b"said from=%b %b\n" % (quote(session.display_name()).encode(), text)
             self.history.append(said)
             self.tell_all(said, session)
 
@@ -2059,8 +2065,7 @@ class Lobby:
         except OSError as error:
             if not isinstance(error, socket.timeout):
                 return self.wake_owner(session, error.strerror or "closed")
-        if self.events(session) != self.selector.get_key(session.sock).events:
-            self.selector.modify(session.sock, self.events(session), session)
+        self.selector.modify(session.sock, self.events(session), session)
 
 
 def wait_for_any(
@@ -2105,7 +2110,7 @@ class Receiver:
             self.rest = self.rest[self.session.sock.send(self.session.sendable(self.rest)) :]
             self.progressed = time.monotonic()
 
-    def hear(self, relay: "Relay") -> None:
+    def read_answer(self, relay: "Relay") -> None:
         """Read its notes, then its answer. Anything else is a request of its own: it stays unread,
         and means that the file is not wanted."""
         wire = self.session
@@ -2202,7 +2207,7 @@ class Relay:
         found = wait_for_any([*others, *silent], unsent, patience)
         for receiver in list(self.receivers):
             if receiver.session.sock in found:
-                self.attempt(receiver, functools.partial(receiver.hear, self))
+                self.attempt(receiver, functools.partial(receiver.read_answer, self))
         now = time.monotonic()
         for receiver in list(self.receivers):
             timeout, due = receiver.session.timeout, receiver.rest or self.ended
@@ -2265,7 +2270,7 @@ class Server:
         door: "Door",
         directory: str,
         only: str,
-        journal: int,
+        log_fd: int,
     ) -> None:
         self.door = door
         self.args, self.sock, self.directory, self.only = args, sock, directory, only
@@ -2277,7 +2282,7 @@ class Server:
         self.lobby = Lobby()
         self.kept = 0  # parts of interrupted uploads
         self.lock = threading.Lock()
-        self.journal, self.lost = journal, 0  # lines that it could not take
+        self.log_fd, self.lost_lines = log_fd, 0  # lines that it could not take
         self.salt = os.urandom(16).hex()
         self.key = auth_key(door.guard.password, self.salt) if door.guard else b""
 
@@ -2355,17 +2360,17 @@ class Server:
         """One write, so that the lines of two threads do not mix.
 
         If the disk is full it may take only a part: then the next write begins a new line."""
-        now, lost = time.strftime("%Y-%m-%d %H:%M:%S "), self.lost
+        now, lost = time.strftime("%Y-%m-%d %H:%M:%S "), self.lost_lines
         before = [f"{lost} lines lost before this one"] * bool(lost)
         texts = "".join(f"{now}{text}\n" for text in [*before, *lines])
         left = ("\n" * bool(lost) + texts).encode()
         try:
             while left:
-                left = left[os.write(self.journal, left) :]
-            self.lost = 0
+                left = left[os.write(self.log_fd, left) :]
+            self.lost_lines = 0
         except OSError as error:
-            self.lost += len(lines)
-            if not lost and self.journal != 2:
+            self.lost_lines += len(lines)
+            if not lost and self.log_fd != 2:
                 say(
                     f"cannot write the log ({error.strerror}): the lines that it misses are counted"
                 )
@@ -2393,7 +2398,7 @@ class Server:
         say(f"stopped: {dropped} client{clients} disconnected, {self.kept} part{parts} kept")
 
 
-def shared(path: str) -> tuple[str, str]:
+def prepare_folder(path: str) -> tuple[str, str]:
     """The folder to share, made if missing, and the one name in it if a single file is shared."""
     try:
         directory, only = os.path.realpath(path), ""  # what the command line names may be a link
@@ -2430,12 +2435,12 @@ def serve(args: argparse.Namespace) -> int:
     if door.tls:
         # a client that waits for an answer shall see nothing but answers arrive
         door.tls.num_tickets = 0
-    directory, only = shared(args.path or args.directory)
+    directory, only = prepare_folder(args.path or args.directory)
     args.read_only = args.read_only or bool(only)
-    journal = open_log(args.log) if args.log else 2
+    log_fd = open_log(args.log) if args.log else 2
     # a client that finds the backlog full tries again only after a second
     sock = bind(socket_class(args), family, target, 1024)
-    server = Server(args, sock, door, directory, only, journal)
+    server = Server(args, sock, door, directory, only, log_fd)
     with contextlib.closing(server.stop):
         announce(sock, args, door)
         server.run()
