@@ -400,7 +400,9 @@ class Wire:
             early, self.unread = self.unread, None
             return early
         while True:
-            stop = self.wait_for_line(idle)
+            stop = self.line_end()
+            if stop < 0:
+                stop = self.wait_for_line(idle)
             raw = bytes(self.view[self.start : stop]).removesuffix(b"\r")
             self.start = stop + 1
             if raw:  # an empty line means nothing
@@ -423,8 +425,8 @@ class Wire:
 
     def line_end(self) -> int:
         """Where the next line ends in the buffer, or -1."""
-        stop = self.buffer.find(b"\n", self.start, min(self.end, self.start + MAX_LINE))
-        if stop < 0 and self.end - self.start >= MAX_LINE:
+        stop = self.buffer.find(b"\n", self.start, self.end)
+        if (stop if stop >= 0 else self.end) - self.start >= MAX_LINE:
             raise Broken("line-too-long")
         return stop
 

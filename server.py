@@ -307,7 +307,9 @@ def converse(session: "Session") -> None:
         request = session.line(idle=session.admitted)
         session.idle = False
         session.requests += 1
-        answer(session, request._replace(verb=ALIASES.get(request.verb, request.verb)))
+        if request.verb in ALIASES:
+            request = request._replace(verb=ALIASES[request.verb])
+        answer(session, request)
 
 
 def answer(session: "Session", request: "Line") -> None:
@@ -1004,7 +1006,9 @@ class Wire:
             early, self.unread = self.unread, None
             return early
         while True:
-            stop = self.wait_for_line(idle)
+            stop = self.line_end()
+            if stop < 0:
+                stop = self.wait_for_line(idle)
             raw = bytes(self.view[self.start : stop]).removesuffix(b"\r")
             self.start = stop + 1
             if raw:  # an empty line means nothing
@@ -1027,8 +1031,8 @@ class Wire:
 
     def line_end(self) -> int:
         """Where the next line ends in the buffer, or -1."""
-        stop = self.buffer.find(b"\n", self.start, min(self.end, self.start + MAX_LINE))
-        if stop < 0 and self.end - self.start >= MAX_LINE:
+        stop = self.buffer.find(b"\n", self.start, self.end)
+        if (stop if stop >= 0 else self.end) - self.start >= MAX_LINE:
             raise Broken("line-too-long")
         return stop
 
