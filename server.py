@@ -208,7 +208,7 @@ length and digest are right: readers see the old file or the new one, whole.
 # touches its Session, with two exceptions that Holder names. While a client waits in `receive` or
 # `chat`, its thread sleeps and the lobby's thread, Lobby.watch(), has the connection. While another
 # client sends to it, that client's thread has it.
-# States of a connection: TLS and greeting; requests, with `admitted` set once the password is proved;
+# States of a connection: TLS and greeting; requests, `admitted` once the password is proved;
 # in the lobby (`mode`); hung up on: Session.hang_up() reads until the client has read why.
 
 # --- imports: the same in all six scripts (tests/test_twins.py) ---
