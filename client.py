@@ -210,7 +210,11 @@ def do_who(args: argparse.Namespace) -> int:
         if args.json:
             tell_json({"address": found.words[0], "nick": nick, "mode": mode, "you": bool(you)})
         else:
-            tell(shown("  ".join(filter(None, (found.words[0], nick, mode, "(you)" * bool(you))))))
+            tell(
+                printable(
+                    "  ".join(filter(None, (found.words[0], nick, mode, "(you)" * bool(you))))
+                )
+            )
     return 0
 
 
@@ -386,7 +390,7 @@ class Batch:
 
     def say_skipped(self, path: str) -> None:
         self.progress.clear()
-        say(in_rows(f"skipped {shown(path)}: a link or a special file", 2))
+        say(in_rows(f"skipped {printable(path)}: a link or a special file", 2))
 
     def count_file(self, size: int) -> None:
         self.progress.files += 1
@@ -428,11 +432,11 @@ class Batch:
         if not once and (link := reconnected(self.args, lost)):
             return self.use_link(link)
         where = (
-            f" at {reached:,} of {transfer.size:,} bytes of {shown(transfer.name)}"
+            f" at {reached:,} of {transfer.size:,} bytes of {printable(transfer.name)}"
             if transfer.size
             else ""
         )
-        where += f"; what came is kept as {shown(transfer.kept)}" if transfer.kept else ""
+        where += f"; what came is kept as {printable(transfer.kept)}" if transfer.kept else ""
         raise lost_failure(
             lost,
             18,
@@ -493,7 +497,7 @@ class Changes(Batch):
         try:
             self.exchange()
         except Lost as lost:
-            asked = [shown(transfer.name) for _, transfer, _, _ in self.link.pending]
+            asked = [printable(transfer.name) for _, transfer, _, _ in self.link.pending]
             more = f" and {len(asked) - 3:,} more" if len(asked) > 3 else ""
             raise lost_failure(
                 lost,
@@ -592,12 +596,12 @@ class Puts(Batch):
             # "" is the root folder's
             own = "" if path == "-" else os.path.basename(os.path.abspath(path))
             if not own and self.args.name is None:
-                what = "standard input" if path == "-" else shown(path)
+                what = "standard input" if path == "-" else printable(path)
                 raise Failure(
                     2,
                     f"{what} has no name",
                     "it is kept under one there",
-                    f"{self.verb} {shown(shlex.quote(path))} --as NAME",
+                    f"{self.verb} {printable(shlex.quote(path))} --as NAME",
                 )
             name = remote_name(own if self.args.name is None else self.args.name)
             yield Transfer(f"{into}/{name}" if into else name, path)
@@ -609,7 +613,7 @@ class Puts(Batch):
         status = transfer.status = transfer.status or os.stat(transfer.path)
         if stat.S_ISDIR(status.st_mode) and self.is_copy(transfer):
             self.progress.clear()
-            say(f"skipped {shown(transfer.path)}: there the server keeps what is sent")
+            say(f"skipped {printable(transfer.path)}: there the server keeps what is sent")
         elif stat.S_ISDIR(status.st_mode):
             self.announce(self.handle_folder, transfer, "mkdir")
         elif transfer.fresh:
@@ -635,7 +639,7 @@ class Puts(Batch):
         else:
             raise Failure(
                 26,
-                f"skipped {shown(transfer.path)}",
+                f"skipped {printable(transfer.path)}",
                 "it is a link or a special file, not a file or folder",
                 "the file that it leads to",
             )
@@ -756,13 +760,13 @@ class Puts(Batch):
         if not is_file:
             raise Failure(
                 25,
-                f"server already has a folder {shown(transfer.name)}",
+                f"server already has a folder {printable(transfer.name)}",
                 "a file cannot take its place",
                 "--as NAME",
             )
         raise Failure(
             25,
-            f"server already has {shown(transfer.name)} "
+            f"server already has {printable(transfer.name)} "
             f"({answer.number('size'):,} bytes; yours has {transfer.size:,})",
             "it is different, by size or time",
             "--force replaces it; --as NAME stores it beside",
@@ -797,7 +801,9 @@ class Puts(Batch):
             self.resumed(transfer, offset)
             transfer.kept = (
                 lasting_name(
-                    transfer.name.rpartition("/")[2], transfer.size, held(status.st_mtime_ns)
+                    transfer.name.rpartition("/")[2],
+                    transfer.size,
+                    within_range(status.st_mtime_ns),
                 )
                 + " there"
                 if transfer.size >= RESUMABLE
@@ -818,7 +824,7 @@ class Puts(Batch):
         if given_up == "changed":
             raise Failure(
                 18,
-                f"{shown(transfer.path)} changed while it was sent",
+                f"{printable(transfer.path)} changed while it was sent",
                 "the server has not kept it",
                 "run the same command again when nothing writes to it",
             )
@@ -857,7 +863,7 @@ class Puts(Batch):
         if answer.keys.get("sha256") != transfer.sha256 or answer.keys.get("verified") != "yes":
             raise Failure(
                 56,
-                f"the server stored something else as {shown(transfer.name)}",
+                f"the server stored something else as {printable(transfer.name)}",
                 "its digest is not that of what was sent",
                 "run the same command with --force",
             )
@@ -920,10 +926,10 @@ class Puts(Batch):
             )
         return Failure(
             26,
-            f"cannot read {shown(transfer.path)}: "
-            f"{(error.strerror or '').lower()} (in {shown(os.getcwd())})",
+            f"cannot read {printable(transfer.path)}: "
+            f"{(error.strerror or '').lower()} (in {printable(os.getcwd())})",
             "it was not sent",
-            f"did you mean {shown(near)}?" if near else "check the name",
+            f"did you mean {printable(near)}?" if near else "check the name",
         )
 
 
@@ -932,10 +938,11 @@ def do_put(args: argparse.Namespace) -> int:
     if args.name and args.name.endswith("/"):
         raise Failure(
             2,
-            f"--as {shown(args.name)} names a folder",
+            f"--as {printable(args.name)} names a folder",
             "it is the whole name that the file gets",
-            f"--as {shown(args.name)}NAME"
-            + f"; or --into {shown(args.name)}, which makes the folder" * (args.command == "put"),
+            f"--as {printable(args.name)}NAME"
+            + f"; or --into {printable(args.name)}, which makes the folder"
+            * (args.command == "put"),
         )
     args.paths = [found for path in args.paths for found in local_names(path)]
     if args.name and len(args.paths) > 1:
@@ -1009,9 +1016,9 @@ class Gets(Batch):
             output = self.args.output
             raise Failure(
                 2,
-                f"{shown(output)} is not a folder",
+                f"{printable(output)} is not a folder",
                 "several files cannot have one name",
-                f"-o {shown(shlex.quote(output))}/ makes the folder",
+                f"-o {printable(shlex.quote(output))}/ makes the folder",
             )
         return itertools.chain(first, found)
 
@@ -1042,7 +1049,7 @@ class Gets(Batch):
                 answer.number("mtime_ns"),
                 answer.keys.get("sha256", ""),
             )
-            transfer.executable = answer.keys.get("exec") == "yes"
+            transfer.executable = answer.is_set("exec")
             self.request_file(transfer)
 
     def handle_listing(self, transfer: Transfer, answer: "Line") -> None:
@@ -1063,15 +1070,13 @@ class Gets(Batch):
             if transfer.name.startswith(above.name + "/"):
                 yield transfer
             else:
-                what = (
-                    f"the server listed {shown(transfer.name)}, which is not in {shown(above.name)}"
-                )
+                what = f"the server listed {printable(transfer.name)}, which is not in {printable(above.name)}"
                 why = "it breaks the protocol"
                 self.fail(transfer, Failure(56, what, why, "get the files by their names"))
 
     def is_wanted(self, transfer: Transfer, entry: "Line") -> bool:
         """Whether an entry of a listing is a file to get; a folder is made at once."""
-        leaf = components(transfer.path)[-1]
+        leaf = check_name(transfer.path)[-1]
         if "/." in transfer.path[len(transfer.top) :] and not self.args.hidden:
             # what lies below a folder with such a name is not told one by one
             if leaf.startswith("."):
@@ -1084,19 +1089,19 @@ class Gets(Batch):
             self.make_folder(transfer)
         else:
             transfer.size, transfer.mtime_ns = entry.number("size"), entry.number("mtime_ns")
-            transfer.executable = entry.keys.get("exec") == "yes"
+            transfer.executable = entry.is_set("exec")
             return True
         return False
 
     def make_folder(self, transfer: Transfer) -> None:
         if self.stream is None:
-            folder = self.folder(tuple(components(transfer.path)))
+            folder = self.folder(tuple(check_name(transfer.path)))
             for entry in folder.entries():
-                swept(folder, entry)
+                remove_if_old(folder, entry)
 
     def local(self, path: str) -> tuple["Folder", str]:
         """Where a name leads here, below DEST. Each component is checked."""
-        *above, leaf = components(path)
+        *above, leaf = check_name(path)
         return self.folder(tuple(above)), leaf
 
     def open_folder(self, above: tuple[str, ...]) -> "Folder":
@@ -1130,7 +1135,7 @@ class Gets(Batch):
         if not stat.S_ISREG(there.st_mode):
             raise Failure(
                 23,
-                f"cannot write {shown(transfer.path)}",
+                f"cannot write {printable(transfer.path)}",
                 "a folder, a link or a special file has that name here",
                 "-o DEST for another place",
             )
@@ -1147,7 +1152,7 @@ class Gets(Batch):
         if not alike and not self.args.force:
             raise Failure(
                 23,
-                f"{shown(transfer.path)} is already here "
+                f"{printable(transfer.path)} is already here "
                 f"({there.st_size:,} bytes; the server's has {transfer.size:,})",
                 "it is different, by size or time",
                 "--force replaces it; -o DEST puts it elsewhere",
@@ -1171,7 +1176,7 @@ class Gets(Batch):
         if not part.claim():
             raise Failure(
                 23,
-                f"another program is writing {shown(transfer.path)}",
+                f"another program is writing {printable(transfer.path)}",
                 "its part is locked",
                 "run the same command again when that one is done",
             )
@@ -1182,7 +1187,7 @@ class Gets(Batch):
             raise refusal(answer, "get", transfer.name)
         size, mtime_ns = answer.number("size"), answer.number("mtime_ns")
         part = transfer.part or Part(
-            *self.local(transfer.path), size, mtime_ns, answer.keys.get("exec") == "yes"
+            *self.local(transfer.path), size, mtime_ns, answer.is_set("exec")
         )
         part.mtime_ns, transfer.part = (
             mtime_ns,
@@ -1220,7 +1225,7 @@ class Gets(Batch):
             code, what, why, hint = UNFIT[refused.reason]
             raise Failure(
                 code,
-                f"{shown(transfer.name)} {what} ({part.received:,} of {size:,} bytes)",
+                f"{printable(transfer.name)} {what} ({part.received:,} of {size:,} bytes)",
                 why,
                 hint,
             ) from None
@@ -1241,11 +1246,11 @@ class Gets(Batch):
         if isinstance(error, Refused):
             why = error.keys.get("why", WHYS[error.reason][0])
             code = 56 if error.reason == "bad-name" else 23
-            what = f"will not write {shown(transfer.path)} here"
+            what = f"will not write {printable(transfer.path)} here"
             return Failure(code, what, str(why), "-o DEST for another place")
         return Failure(
             23,
-            f"cannot write {shown(transfer.path)} ({error.strerror}) "
+            f"cannot write {printable(transfer.path)} ({error.strerror}) "
             f"after {transfer.offset:,} of {transfer.size:,} bytes",
             "what was there before is untouched",
             "room on the disk, or -o DEST",
@@ -1283,7 +1288,7 @@ UNFIT = {
 def hidden_name_failure(name: str) -> "Failure":
     return Failure(
         23,
-        f"did not get {shown(name)}",
+        f"did not get {printable(name)}",
         "its name starts with a dot: such files can hold settings that programs obey here",
         "--hidden takes them too",
     )
@@ -1295,7 +1300,7 @@ def destination(path: str) -> "Folder":
         os.makedirs(path, exist_ok=True)
         folder = Folder(path)
         for entry in folder.entries():
-            swept(folder, entry)
+            remove_if_old(folder, entry)
     except OSError as error:
         raise cannot_write(path, error) from None
     return folder
@@ -1304,7 +1309,7 @@ def destination(path: str) -> "Folder":
 def cannot_write(path: str, error: OSError) -> "Failure":
     return Failure(
         23,
-        f"cannot write to {shown(path)} ({error.strerror})",
+        f"cannot write to {printable(path)} ({error.strerror})",
         "nothing was received",
         "-o DEST for another place",
     )
@@ -1430,11 +1435,14 @@ class Sends(Puts):
             why, hint = {**WHYS, **THERE}.get(
                 reason, ("the receiver says so", "run the same command again")
             )
-            why = shown(found.keys.get("why", why))
+            why = printable(found.keys.get("why", why))
             self.fail(
                 transfer,
                 Failure(
-                    25, f"{target} did not get {shown(transfer.name)} ({shown(reason)})", why, hint
+                    25,
+                    f"{target} did not get {printable(transfer.name)} ({printable(reason)})",
+                    why,
+                    hint,
                 ),
             )
         return reason
@@ -1470,7 +1478,7 @@ class Inbox:
         answer = require_ok(self.link.ask("receive"), "let receive", "files")
         self.link.keep_alive()
         if not self.args.quiet:
-            known = shown(answer.keys.get("nick") or answer.keys.get("you", "?"))
+            known = printable(answer.keys.get("nick") or answer.keys.get("you", "?"))
             say(
                 "waiting for files; others send them with:  python3 client.py "
                 f"--host {self.args.host} --port {self.args.port}{trust_options(self.args)} "
@@ -1494,7 +1502,7 @@ class Inbox:
             reason, why = reason_of(error), getattr(error, "keys", {}).get("why")
             self.link.put(line("err", request.verb, name[:1000], reason=reason, why=why))
             because = f": {why}" if why else ""
-            text = f"{self.sender(request)}: did not get {shown(name)} ({reason}{because})"
+            text = f"{self.sender(request)}: did not get {printable(name)} ({reason}{because})"
             say(in_rows(text, 2))
         self.link.flush()
 
@@ -1503,7 +1511,7 @@ class Inbox:
 
     def locate(self, name: str, request: "Line") -> tuple["Folder", list[str]]:
         """The folder that it goes to, made where it is missing, and its whole name here."""
-        top, *rest = components(name, self.args.hidden)
+        top, *rest = check_name(name, self.args.hidden)
         parts = [self.named.get((request.keys.get("from", ""), top), top), *rest]
         folder = self.top.descend(parts[:-1], make=True)
         folder.protect(parts[-1])
@@ -1528,13 +1536,13 @@ class Inbox:
 
     def store(self, name: str, request: "Line") -> None:
         folder, parts = self.locate(name, request)
-        size = request.number("size") if "size" in request.keys else None
+        size = request.number_or_none("size")
         part = Part(
             folder,
             parts[-1],
             None,
-            request.number("mtime_ns") if "mtime_ns" in request.keys else None,
-            request.keys.get("exec") == "yes",
+            request.number_or_none("mtime_ns"),
+            request.is_set("exec"),
         )
         progress = Progress(self.args)
         progress.total = size or 0
@@ -1555,7 +1563,7 @@ class Inbox:
             raise lost_failure(
                 lost,
                 18,
-                f"connection lost at {part.received:,} of {size or 0:,} bytes of {shown(name)}",
+                f"connection lost at {part.received:,} of {size or 0:,} bytes of {printable(name)}",
                 "receive again, and let it be sent again",
             ) from None
         finally:
@@ -1649,7 +1657,7 @@ class Chat:
         require_ok(found, "let join", "the chat")
         self.link.keep_alive()
         if not self.args.quiet:
-            known = shown(found.keys.get("nick") or found.keys.get("you", "?"))
+            known = printable(found.keys.get("nick") or found.keys.get("you", "?"))
             say(f"{plural(found.number('count', 1), 'client')} here; you are {known}; /who, /quit")
         self.ring()  # somebody may have said something already, and it came with the answer
         self.thread.start()
@@ -1685,7 +1693,7 @@ class Chat:
             while self.typed:
                 self.send_typed(self.typed.popleft())
         if self.link.sock in heard:
-            self.link.fill(self.args.timeout)
+            self.link.receive(self.args.timeout)
         while self.link.buffer.find(b"\n", self.link.start, self.link.end) >= 0:
             self.show(self.link.line())
 
@@ -1742,16 +1750,16 @@ class Chat:
         if self.args.json and facts:
             tell_json(facts)
         elif self.typist is Typist.TYPING and self.live:
-            os.write(product(), self.with_prompt(in_rows(shown(text), 1)).encode())
+            os.write(product(), self.with_prompt(in_rows(printable(text), 1)).encode())
         else:
-            tell(shown(text))
+            tell(printable(text))
 
     def with_prompt(self, text: str) -> str:
         """The line, and below it the prompt with what was typed so far (if Python has readline)."""
         readline = sys.modules.get("readline")
         if not readline:
             return f"\n{text}\n{CHAT_PROMPT}"
-        typed = CHAT_PROMPT + shown(readline.get_line_buffer())
+        typed = CHAT_PROMPT + printable(readline.get_line_buffer())
         # 0: a terminal that does not know
         columns = os.get_terminal_size(1).columns or len(typed) + 1
         return "\r" + "\x1b[A" * (len(typed) // columns) + f"\x1b[J{text}\n{typed}"
@@ -1878,19 +1886,23 @@ KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 
 
 class Lost(Exception):
-    """The connection is gone, or its peer silent, where something was still to come."""
+    """The connection ended, or the peer fell silent, while something was still to come."""
 
 
 class Silent(Lost):
-    """The peer is there for all that is known, but neither speaks nor reads."""
+    """The connection may still stand, but the peer neither sends nor reads."""
 
 
 class Ended(Lost):
-    """The peer closed between two lines, where that may be."""
+    """The peer closed between two lines, where it may."""
 
 
 class Broken(Exception):
-    """The peer does not keep to the protocol; the text is the reason code that it is told."""
+    """The peer broke the protocol; the text is the reason code that it is told."""
+
+
+class BadNumber(Broken):
+    """A line can be understood but for a number: a server refuses the request and goes on."""
 
 
 class Line(NamedTuple):
@@ -1899,26 +1911,32 @@ class Line(NamedTuple):
     keys: dict[str, str]
 
     def number(self, key: str, default: int = 0) -> int:
-        """A count of bytes or nanoseconds: decimal digits, few enough for 64 bits; only mtime_ns may be negative."""
+        """Decimal digits, few enough for 64 bits; only mtime_ns may be negative."""
         text = self.keys.get(key)
         if text is None:
             return default
         if not NUMBER.fullmatch(text.removeprefix("-") if key == "mtime_ns" else text):
-            raise Broken("bad-number")
+            raise BadNumber("bad-number")
         return int(text)
+
+    def number_or_none(self, key: str) -> Optional[int]:
+        return self.number(key) if key in self.keys else None
+
+    def is_set(self, key: str) -> bool:
+        return self.keys.get(key) == "yes"
 
 
 DATA = Line("data", [], {})
 
 
 def quote(text: str) -> str:
-    """A name or value as a word: space, %, = and what is not printable UTF-8 become %XX, byte by byte."""
+    """A name or value as a word: space, %, = and what is not printable UTF-8 become %XX."""
     if PLAIN.fullmatch(text):
         return text
     return "".join(
         char
         if char.isprintable() and char not in " %="
-        else "".join(f"%{byte:02X}" for byte in char.encode(errors="surrogateescape"))
+        else "%" + char.encode(errors="surrogateescape").hex("%").upper()
         for char in os.fsencode(text).decode(errors="surrogateescape")
     )
 
@@ -1933,23 +1951,23 @@ def unquote(word: str) -> str:
     )
 
 
-def held(number: int) -> int:
+def within_range(number: int) -> int:
     """The nearest number that the other side reads: a file's time can lie beyond."""
     return max(-BEYOND + 1, min(number, BEYOND - 1))
 
 
 def line(*words: str, **keys: object) -> bytes:
-    """A line as it goes out; a key without a value (None) is left away."""
-    told = [
-        f"{key}={held(value) if type(value) is int else quote(str(value))}"
+    """A line as it is sent; a key whose value is None is left out."""
+    pairs = [
+        f"{key}={within_range(value) if type(value) is int else quote(str(value))}"
         for key, value in keys.items()
         if value is not None
     ]
-    return f"{' '.join([*map(quote, words), *told])}\n".encode()
+    return f"{' '.join([*map(quote, words), *pairs])}\n".encode()
 
 
 def parse(raw: bytes) -> Line:
-    """A line as it came in: the verb, the positional words, the key=value words."""
+    """A line as it was received: the verb, the positional words, the key=value words."""
     text = raw.decode(*NAMES)
     if not text.isprintable() and CONTROL.search(raw):
         raise Broken("this-is-tls" if raw.startswith(TLS) else "bad-line")
@@ -1970,8 +1988,8 @@ def parse(raw: bytes) -> Line:
     return found
 
 
-def shown(text: str) -> str:
-    """A name for people, on one line: what could move a cursor, change colours or forge a line appears in hex."""
+def printable(text: str) -> str:
+    """Text for people, on one line: what could move a cursor or forge a line becomes an escape."""
     if text.isprintable():
         return text
     raw = os.fsencode(text).decode(errors="backslashreplace")
@@ -1982,7 +2000,9 @@ def shown(text: str) -> str:
 
 @functools.lru_cache(maxsize=1)
 def auth_key(password: str, salt: str) -> bytes:
-    """What both sides make of the password. It takes 50 ms and 16 MiB, so that guessing takes long: once per process is enough."""
+    """The key that both sides derive from the password, once per process.
+
+    It takes 50 ms and 16 MiB, so that guessing takes long."""
     if not hasattr(hashlib, "scrypt"):
         raise Failure(
             2,
@@ -2000,45 +2020,47 @@ def auth_key(password: str, salt: str) -> bytes:
     )
 
 
-def auth_proof(key: bytes, who: str, server_nonce: str, client_nonce: str, pin: str) -> str:
-    """That the client, or the server, knows the password: for this connection alone, and under TLS for this certificate alone."""
+def auth_proof(key: bytes, side: str, server_nonce: str, client_nonce: str, pin: str) -> str:
+    """Proves that this side, "client" or "server", knows the password.
+
+    It is valid for one connection, and under TLS for one certificate."""
     import hmac  # not at the top: few need it
 
-    return hmac.new(
-        key, f"{who} {server_nonce} {client_nonce} {pin or '-'}".encode(), "sha256"
-    ).hexdigest()
+    text = f"{side} {server_nonce} {client_nonce} {pin or '-'}"
+    return hmac.new(key, text.encode(), "sha256").hexdigest()
 
 
 def same_proof(one: str, other: str) -> bool:
-    """In constant time: how long it takes tells nothing of where they differ."""
+    """Compare in constant time: the time that it takes does not tell where they differ."""
     import hmac
 
     return hmac.compare_digest(os.fsencode(one), os.fsencode(other))
 
 
 class Wire:
-    """One connection. Every byte on it belongs to a line, or to the body bytes that a `data N` line announced."""
+    """One connection. A byte belongs to a line, or to the body that a `data N` line announced."""
 
     def __init__(self, sock: socket.socket, timeout: float) -> None:
         self.sock, self.timeout = sock, timeout
         sock.settimeout(timeout)
         self.buffer = bytearray(QUIET)
         self.view = memoryview(self.buffer)
-        self.start = self.end = 0  # what has come and is not yet taken: buffer[start:end]
-        self.owed = 0  # bytes of the announced body that are still to be taken
-        self.again: Line | None = None  # a line that was read too early
-        self.out = bytearray()  # what has still to leave
-        self.heard = time.monotonic()  # when the peer last said something
+        self.start = self.end = 0  # what was received and not yet used: buffer[start:end]
+        self.remaining = 0  # bytes of the announced body that are still to be used
+        self.unread: Line | None = None  # a line that was read too early
+        self.out = bytearray()  # what is still to be sent
+        self.last_heard = time.monotonic()
 
     def keep_alive(self) -> None:
-        """Nothing may be said for hours: let the kernel notice when the peer has vanished."""
+        """A client may be silent for hours: let the kernel notice when it has vanished."""
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in KEEPALIVE.items():
             if hasattr(socket, option):
                 self.sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
+    # sending
     def put(self, data: bytes) -> None:
-        """Queue bytes: small ones leave together, and before anything is waited for; large ones at once."""
+        """Queue bytes. Small ones are sent together, before this side waits; large ones at once."""
         if len(data) >= BATCH:
             self.flush()
             return self.attempt(self.push, memoryview(data))
@@ -2046,23 +2068,26 @@ class Wire:
         if len(self.out) >= BATCH:
             self.flush()
 
+    def send_line(self, *words: str, **keys: object) -> None:
+        self.put(line(*words, **keys))
+
     def flush(self) -> None:
         if self.out:
             view, self.out = memoryview(self.out), bytearray()
             self.attempt(self.push, view)
 
     def push(self, view: memoryview) -> int:
-        """All of it, however slowly the peer reads, as long as it does. (sendall() has one timeout for everything.)"""
+        """Send all, however slowly the peer reads. (sendall() has one timeout for everything.)"""
         while view:
             view = view[self.sock.send(self.sendable(view)) :]
         return 1
 
     def sendable(self, view: memoryview) -> memoryview:
-        """What one send() may have: TLS takes all of it or nothing, so that a slow reader would look like a stuck one."""
+        """What one send() may get: TLS takes all or nothing, so a slow reader would seem stuck."""
         return view[:BATCH] if hasattr(self.sock, "pending") else view
 
     def attempt(self, call: Callable[[memoryview], int], view: memoryview) -> None:
-        """A socket call that can fail, or find the stream's end: the end of the conversation, unlike an OSError of a disk."""
+        """Turn a failure of a socket call into Lost: an OSError of a disk must stay different."""
         try:
             count = call(view)
         except OSError as error:
@@ -2071,14 +2096,15 @@ class Wire:
             raise Lost(error.strerror or "closed") from None
         if not count:
             raise Ended("the other side closed the connection")
-        self.heard = time.monotonic()
+        self.last_heard = time.monotonic()
 
-    def fill(self, patience: Optional[float]) -> None:
-        """Wait for more and take what comes. What is queued leaves first: two sides that both wait would wait for ever."""
+    # receiving
+    def receive(self, patience: Optional[float]) -> None:
+        """Wait for more bytes. First send what is queued, or both sides could wait for ever."""
         self.flush()
         rest = self.view[self.start : self.end]
         if len(self.buffer) == QUIET and (
-            max(self.end, self.owed) >= QUIET or hasattr(self.sock, "pending")
+            max(self.end, self.remaining) >= QUIET or hasattr(self.sock, "pending")
         ):
             # under TLS from the start: with room for a whole record it holds nothing back that
             # select() would not see
@@ -2088,19 +2114,19 @@ class Wire:
         self.start, self.end = 0, len(rest)
         if patience != self.timeout:
             self.sock.settimeout(patience)
-        self.attempt(self.receive, self.view[self.end :])
+        self.attempt(self.receive_into, self.view[self.end :])
         if patience != self.timeout:
             self.sock.settimeout(self.timeout)
 
-    def receive(self, view: memoryview) -> int:
+    def receive_into(self, view: memoryview) -> int:
         count = self.sock.recv_into(view)
-        if self.owed and hasattr(self.sock, "pending"):
-            count += self.records(view[count:])
+        if self.remaining and hasattr(self.sock, "pending"):
+            count += self.more_records(view[count:])
         self.end += count
         return count
 
-    def records(self, view: memoryview) -> int:
-        """TLS gives one record (16 KiB) at a time: inside a body take all that have come, and write them to the disk at once."""
+    def more_records(self, view: memoryview) -> int:
+        """TLS returns one record (16 KiB) at a time: inside a body read all that have arrived."""
         count, patience = 0, self.sock.gettimeout()
         self.sock.settimeout(0)
         # nothing more has come, or an error that the next call will tell
@@ -2111,33 +2137,29 @@ class Wire:
         return count
 
     def line(self, idle: bool = False) -> Line:
-        """The next line. With idle its first byte may take as long as it likes; then the whole line has one deadline."""
-        while self.owed:  # a body that nobody wants is read and dropped
-            self.take()
-        if self.again:
-            early, self.again = self.again, None
+        """The next line. With idle, the wait for its first byte has no deadline."""
+        while self.remaining:  # a body that nobody wants is read and dropped
+            self.take_body()
+        if self.unread:
+            early, self.unread = self.unread, None
             return early
         while True:
-            stop = self.buffer.find(b"\n", self.start, self.end)
+            stop = self.line_end()
             if stop < 0:
-                stop = self.gather(idle)
-            raw = bytes(self.view[self.start : stop])
+                stop = self.wait_for_line(idle)
+            raw = bytes(self.view[self.start : stop]).removesuffix(b"\r")
             self.start = stop + 1
-            if len(raw) >= MAX_LINE:
-                raise Broken("line-too-long")
-            if raw and raw != b"\r":  # an empty line means nothing
-                return self.understand(raw[:-1] if raw[-1] == 13 else raw)
+            if raw:  # an empty line means nothing
+                return self.understand(raw)
 
-    def gather(self, idle: bool) -> int:
-        """Wait until a line is whole: where it ends."""
+    def wait_for_line(self, idle: bool) -> int:
+        """Wait until the next line is whole, under one deadline; where it ends."""
         deadline = None if idle and self.start == self.end else time.monotonic() + self.timeout
-        while (stop := self.buffer.find(b"\n", self.start, self.end)) < 0:
+        while (stop := self.line_end()) < 0:
             if self.buffer.startswith(TLS, self.start, self.end):
                 raise Broken("this-is-tls")
-            if self.end - self.start >= MAX_LINE:
-                raise Broken("line-too-long")
             try:
-                self.fill(None if deadline is None else max(0.001, deadline - time.monotonic()))
+                self.receive(None if deadline is None else max(0.001, deadline - time.monotonic()))
             except Ended:
                 if self.start < self.end:
                     raise Lost("the other side closed the connection inside a line") from None
@@ -2145,26 +2167,34 @@ class Wire:
             deadline = deadline or time.monotonic() + self.timeout
         return stop
 
+    def line_end(self) -> int:
+        """Where the next line ends in the buffer, or -1."""
+        stop = self.buffer.find(b"\n", self.start, self.end)
+        if (stop if stop >= 0 else self.end) - self.start >= MAX_LINE:
+            raise Broken("line-too-long")
+        return stop
+
     def understand(self, raw: bytes) -> Line:
         if body := BODY.fullmatch(raw):
-            self.owed = int(body[1])
+            self.remaining = int(body[1])
             return DATA
         if b"HTTP/" in raw and HTTP.match(raw):
             raise Broken("this-is-http")
         found = parse(raw)
         if found.verb == "data":
-            if len(found.words) != 1 or not re.fullmatch("[0-9]{1,18}", found.words[0]):
+            size = re.fullmatch("[0-9]{1,18}", " ".join(found.words))
+            if not size:
                 raise Broken("bad-number")
-            self.owed = int(found.words[0])
+            self.remaining = int(size[0])
         return found
 
-    def take(self) -> memoryview:
-        """Some of the announced body, valid until the next call."""
+    def take_body(self) -> memoryview:
+        """The next bytes of the announced body, valid until the next call."""
         if self.start == self.end:
-            self.fill(self.timeout)
-        view = self.view[self.start : min(self.end, self.start + self.owed)]
+            self.receive(self.timeout)
+        view = self.view[self.start : min(self.end, self.start + self.remaining)]
         self.start += len(view)
-        self.owed -= len(view)
+        self.remaining -= len(view)
         return view
 
 
@@ -2236,7 +2266,7 @@ class Link(Wire):
             raise Failure(
                 56,
                 f"{self.endpoint} asks for a password in a way that is not known here",
-                shown(keys["auth"]),
+                printable(keys["auth"]),
                 "use a client.py as new as the server",
             )
         if not password and not os.isatty(2):
@@ -2262,7 +2292,7 @@ class Link(Wire):
                 if reason == "busy"
                 else ("it is not the server's", "the one that the server was given, or printed")
             )
-            raise Failure(67, f"{self.endpoint} refused the password ({shown(reason)})", *told)
+            raise Failure(67, f"{self.endpoint} refused the password ({printable(reason)})", *told)
         if not same_proof(
             answer.keys.get("proof", ""), auth_proof(key, "server", theirs, mine, pin)
         ):
@@ -2294,16 +2324,16 @@ class Link(Wire):
             count += 1
         return count
 
-    def fill(self, patience: Optional[float]) -> None:
+    def receive(self, patience: Optional[float]) -> None:
         self.flush()
         if patience is None:  # between two files that others send there is nothing to notice
-            return super().fill(patience)
+            return super().receive(patience)
         quiet = min(NOTICE_AFTER, patience)
         if not select.select([self.sock], [], [], quiet)[0]:
             patience = max(0.001, patience - quiet)
             if self.timeout > NOTICE_AFTER:
                 say(f"waiting for an answer from {self.endpoint} (Ctrl-C stops)")
-        super().fill(patience)
+        super().receive(patience)
 
     def request(self, handler: Handler, transfer: Transfer, *words: str, **keys: object) -> None:
         text = line(*words, **keys)
@@ -2573,7 +2603,7 @@ def refusal(answer: Line, verb: str, name: str) -> "Failure":
     """What an `err` means, in three lines."""
     reason = answer.keys.get("reason", "?")
     why, hint = WHYS.get(reason, ("the server says so", "the server's log tells more"))
-    why = shown(answer.keys.get("why", why))
+    why = printable(answer.keys.get("why", why))
     if "limit" in answer.keys:
         why += f" ({readable_size(answer.number('limit'))})"
     if "received" in answer.keys:
@@ -2587,11 +2617,13 @@ def refusal(answer: Line, verb: str, name: str) -> "Failure":
         if reason in ("no-such-file", "no-such-folder")
         else 9
     )
-    return Failure(code, f"server refused to {verb} {shown(name)} ({shown(reason)})", why, hint)
+    return Failure(
+        code, f"server refused to {verb} {printable(name)} ({printable(reason)})", why, hint
+    )
 
 
 def peer_name(endpoint: str, nick: Optional[str]) -> str:
-    return shown(f"{endpoint} ({nick})" if nick else endpoint)
+    return printable(f"{endpoint} ({nick})" if nick else endpoint)
 
 
 def remote_name(text: str) -> str:
@@ -2611,7 +2643,7 @@ def same(size: int, mtime_ns: int, other_size: int, other_mtime_ns: int) -> bool
     """Whether two files count as the same, by size and time.
 
     File systems keep times to 1 or 100 ns, 1 µs, 1 s or 2 s: the coarser precision decides."""
-    mtime_ns, other_mtime_ns = held(mtime_ns), held(other_mtime_ns)
+    mtime_ns, other_mtime_ns = within_range(mtime_ns), within_range(other_mtime_ns)
     if mtime_ns == other_mtime_ns:
         return size == other_size
     coarsest = max(
@@ -2644,10 +2676,11 @@ DEVICE = re.compile(
 )
 # and no wait for a FIFO
 NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-# names of parts that nobody has to find again
-UNIQUE = itertools.count(int.from_bytes(os.urandom(15), "big"))
+RANDOM = ".six-" + "0" * 8  # how the name of a part begins that nothing can resume
+# the rest of such a name: 24 digits, counted from a random number on
+UNIQUE = itertools.count(int.from_bytes(os.urandom(12), "big"))
 KEPT = 7 * 86400  # seconds that the part of an interrupted transfer is kept
-KEPT_EMPTY = 3600  # the same for an empty one, of which nothing can be resumed
+KEPT_USELESS = 3600  # the same for one that nothing can resume: empty, or with a random name
 # entries of a folder that are put in order; where there are more they come as the disk has them
 SORTED = 20000
 TIMED = os.utime in os.supports_fd
@@ -2686,25 +2719,30 @@ REASONS = {
 
 
 class Refused(Exception):
-    """A request that is understood and not carried out: the reason code, and what else the answer says."""
+    """A request that is understood but not carried out: the reason code, and the answer's keys."""
 
     def __init__(self, reason: str, **keys: object) -> None:
         super().__init__(reason)
         self.reason, self.keys = reason, keys
 
 
-def reason_of(error: Union[Refused, OSError]) -> str:
-    return error.reason if isinstance(error, Refused) else REASONS.get(error.errno or 0, "failed")
+def reason_of(error: Exception) -> str:
+    """The reason code of a Refused or Broken, or of an OSError."""
+    return REASONS.get(error.errno or 0, "failed") if isinstance(error, OSError) else str(error)
 
 
-def components(name: str, hidden: bool = True, windows: bool = os.name == "nt") -> list[str]:
-    """The parts of a name from the network; or Refused, when it could lead outside, to a device, or to an unfinished file."""
-    parts = name.split("/")
-    if len(os.fsencode(name)) > MAX_NAME:
-        raise Refused("bad-name")
+def os_error(number: int) -> OSError:
+    """As a system call would raise it: Python makes it a FileExistsError, NotADirectoryError ..."""
+    return OSError(number, os.strerror(number))
+
+
+def check_name(name: str, hidden: bool = True, windows: bool = os.name == "nt") -> list[str]:
+    """Split a name from the network, or refuse one that leads outside, to a device or to a part."""
+    parts, too_long = name.split("/"), len(os.fsencode(name)) > MAX_NAME
     for part in parts:
         if (
-            part in ("", ".", "..")
+            too_long
+            or part in ("", ".", "..")
             or "\0" in part
             or PART.fullmatch(part)
             or (windows and DEVICE.fullmatch(part))
@@ -2718,8 +2756,10 @@ def components(name: str, hidden: bool = True, windows: bool = os.name == "nt") 
 
 
 class Folder:
-    """An open folder. Names in it are used through its descriptor, so that no link planted meanwhile leads elsewhere;
-    where the system has no such calls, through its path, resolved and compared. It is closed with its last user."""
+    """An open folder; its last user closes it.
+
+    Names in it are used through its descriptor, so that no link planted meanwhile leads elsewhere.
+    Where the system has no such calls, they are used through its path, resolved and compared."""
 
     def __init__(self, path: str, within: Optional[int] = None, durable: bool = False) -> None:
         self.path, self.durable = path, durable
@@ -2729,7 +2769,7 @@ class Folder:
             nofollow = 0 if within is None else os.O_NOFOLLOW
             self.fd = os.open(leaf, os.O_RDONLY | os.O_DIRECTORY | nofollow, dir_fd=within)
         elif not os.path.isdir(path):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            raise os_error(errno.ENOTDIR)
 
     def __del__(self) -> None:
         if self.fd is not None:
@@ -2744,23 +2784,23 @@ class Folder:
             with contextlib.suppress(FileExistsError):
                 self.make(name)
         path = os.path.join(self.path, name)
-        if not BY_DESCRIPTOR and os.path.realpath(path) != os.path.join(
-            os.path.realpath(self.path), name
-        ):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not BY_DESCRIPTOR:
+            real = os.path.join(os.path.realpath(self.path), name)
+            if os.path.realpath(path) != real:
+                raise os_error(errno.ENOTDIR)
         return Folder(path, self.fd, self.durable)
 
     def descend(self, names: Sequence[str], make: bool = False) -> "Folder":
         return functools.reduce(lambda found, name: found.below(name, make), names, self)
 
     def protect(self, name: str, is_folder: bool = False) -> None:
-        """Refuse to change what is part of a program, or to make what would be one: what arrives is never run."""
+        """What arrives is never run: refuse to change a part of a program, or to make one."""
         check = holds_program if is_folder else is_program
         if check(os.path.join(self.path, name)):
             raise Refused("not-permitted", why="it would be part of a program at its next start")
 
     def make(self, name: str) -> None:
-        """A folder in it. One that is there already may have been made this very moment, and not be on the disk yet."""
+        """Make a folder in it. If there is one, it may be new and not on the disk yet: sync too."""
         if not self.stat(name):
             self.protect(name)
         try:
@@ -2769,13 +2809,13 @@ class Folder:
             self.sync()
 
     def sync(self) -> None:
-        """With --durable: the names in it, onto the disk itself. (Windows can sync no folder.)"""
+        """With --durable, write the names in it to the disk itself. (Windows syncs no folder.)"""
         if self.durable and self.fd is not None:
             os.fsync(self.fd)
 
     def open(self, name: str, flags: int, mode: int = 0o666) -> int:
         if not BY_DESCRIPTOR and os.path.islink(self.at(name)):
-            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+            raise os_error(errno.ELOOP)
         return os.open(self.at(name), flags | NO_LINK, mode, dir_fd=self.fd)
 
     def stat(self, name: str) -> Optional[os.stat_result]:
@@ -2784,15 +2824,15 @@ class Folder:
         except FileNotFoundError:
             return None
 
-    def place(self, name: str) -> tuple[object, ...]:
-        """What tells a name in it from all others, also after a folder above it was renamed."""
+    def identity(self, name: str) -> tuple[object, ...]:
+        """Tells a name in it from all others, even after a folder above it was renamed."""
         if self.fd is None:
             return os.path.normcase(self.path), name
         status = os.fstat(self.fd)
         return status.st_dev, status.st_ino, name
 
     def read(self, name: str) -> tuple[int, os.stat_result]:
-        """A regular file, open for reading, and its facts."""
+        """A regular file, open for reading, and its status."""
         fd = self.open(name, os.O_RDONLY)
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
@@ -2804,48 +2844,50 @@ class Folder:
         (os.rmdir if is_folder else os.unlink)(self.at(name), dir_fd=self.fd)
 
     def entries(self) -> Iterator[os.DirEntry[str]]:
-        """What is in it, sorted, unless there is so much that memory would feel it."""
+        """What is in it, sorted, unless there are so many entries that memory would matter."""
         with os.scandir(self.path if self.fd is None else self.fd) as found:
             first = list(itertools.islice(found, SORTED))
             yield from sorted(first, key=lambda entry: entry.name) if len(first) < SORTED else first
             yield from found
 
-    def move(self, old: str, other: "Folder", new: str, over: bool) -> None:
-        """Rename. What is there is replaced only with over; a hard link can tell in one step that nothing is."""
+    def rename(self, old: str, other: "Folder", new: str, replace: bool) -> None:
+        """Move a file or folder to that name. Without replace, fail if the name is taken."""
         source, target = self.at(old), other.at(new)
-        if over:
-            return os.replace(source, target, src_dir_fd=self.fd, dst_dir_fd=other.fd)
+        folders = {"src_dir_fd": self.fd, "dst_dir_fd": other.fd}
+        if replace:
+            return os.replace(source, target, **folders)
         try:
-            self.link(old, other, new)
+            # a hard link fails if the name is taken: the check and the change are one step
+            os.link(source, target, **folders, follow_symlinks=False)
         except FileExistsError:
             raise
         except OSError:
             # a folder, or a file system without hard links (FAT): look first, then rename
             if other.stat(new):
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
-            return os.rename(source, target, src_dir_fd=self.fd, dst_dir_fd=other.fd)
+                raise os_error(errno.EEXIST) from None
+            return os.rename(source, target, **folders)
         if PART.fullmatch(old):  # nobody else gives that name to anything
             return self.remove(old)
-        self.retire(old, other.stat(new))
+        self.remove_link(old, other.stat(new))
 
-    def retire(self, name: str, was: Optional[os.stat_result]) -> None:
-        """Take its name from a file that has another one too. What a different program has put there meanwhile gets the name back."""
-        aside = f".six-{next(UNIQUE):032x}.part"
+    def remove_link(self, name: str, status: Optional[os.stat_result]) -> None:
+        """Remove one of the two names of a file.
+
+        If another program has put a different file there meanwhile, that keeps the name."""
+        aside = f"{RANDOM}{next(UNIQUE):024x}.part"
         with contextlib.suppress(FileNotFoundError):
             os.rename(self.at(name), self.at(aside), src_dir_fd=self.fd, dst_dir_fd=self.fd)
-            found = os.stat(self.at(aside), dir_fd=self.fd, follow_symlinks=False)
-            if not (was and os.path.samestat(found, was)):
+            found = self.stat(aside)
+            if not (status and found and os.path.samestat(found, status)):
                 with contextlib.suppress(FileExistsError):
-                    self.link(aside, self, name)
+                    return self.rename(aside, self, name, replace=False)
             self.remove(aside)
 
-    def link(self, old: str, other: "Folder", new: str) -> None:
-        ends = {"src_dir_fd": self.fd, "dst_dir_fd": other.fd}
-        os.link(self.at(old), other.at(new), **ends, follow_symlinks=False)
 
+def lock_file(fd: int) -> bool:
+    """Lock a part; False if another process has locked it.
 
-def locked(fd: int) -> bool:
-    """Take the lock of a part. Systems and file systems without flock do without: there the writers of one server alone know of each other."""
+    Without flock only the writers in one server know of each other."""
     with contextlib.suppress(ImportError, OSError):  # OSError: Lustre, for one, may have none
         import fcntl  # not at the top: Windows has none
 
@@ -2856,20 +2898,22 @@ def locked(fd: int) -> bool:
     return True
 
 
-def swept(folder: Folder, entry: os.DirEntry[str]) -> bool:
-    """Remove an entry if it is a part that nobody came back for. Its ctime tells: mtime is the source's, just before a part gets its name."""
-    with contextlib.suppress(OSError), contextlib.ExitStack() as held:
+def remove_if_old(folder: Folder, entry: os.DirEntry[str]) -> bool:
+    """Remove an entry if it is a part that nobody resumed in time.
+
+    Its age is that of its ctime: shortly before the end its mtime becomes that of the source."""
+    with contextlib.suppress(OSError), contextlib.ExitStack() as held_open:
         if not PART.fullmatch(entry.name):
             return False
         status = entry.stat(follow_symlinks=False)
-        if time.time() - status.st_ctime > (KEPT if status.st_size else KEPT_EMPTY):
+        useful = status.st_size and not entry.name.startswith(RANDOM)
+        if time.time() - status.st_ctime > (KEPT if useful else KEPT_USELESS):
             fd = folder.open(entry.name, os.O_RDONLY)
-            held.callback(os.close, fd)
-            free = locked(fd)
+            held_open.callback(os.close, fd)
+            free = lock_file(fd)
             if os.name == "nt":
-                # Windows removes no open file; elsewhere the lock is held until no writer can find
-                # it
-                held.close()
+                # Windows removes no open file; elsewhere the lock must last until the name is gone
+                held_open.close()
             if free:
                 folder.remove(entry.name)
             return free
@@ -2890,12 +2934,14 @@ UNLOCKED = contextlib.nullcontext()
 
 
 def lasting_name(leaf: str, size: Optional[int], mtime_ns: Optional[int]) -> str:
-    """Of the part of a file that is worth resuming: whoever sends the same file again finds it."""
+    """The name of a part that can be resumed: the same for each attempt to send the same file."""
     return f".six-{hashlib.sha256(os.fsencode(f'{leaf}/{size}/{mtime_ns}')).hexdigest()[:32]}.part"
 
 
 class Part:
-    """A file that is being received: hidden and locked in its own folder, hashed as it comes, put in place when it is whole."""
+    """The hidden file of an upload or download that is not finished.
+
+    It is locked, hashed as it grows, and gets its final name when it is whole."""
 
     def __init__(
         self,
@@ -2909,49 +2955,42 @@ class Part:
         self.sha, self.received, self.fd = hashlib.sha256(), 0, -1
         self.keyed = mtime_ns is not None and (size or 0) >= RESUMABLE
         self.name = (
-            lasting_name(leaf, size, mtime_ns) if self.keyed else f".six-{next(UNIQUE):032x}.part"
+            lasting_name(leaf, size, mtime_ns)
+            if self.keyed
+            else f"{RANDOM}{next(UNIQUE):024x}.part"
         )
 
-    def place(self) -> tuple[object, ...]:
-        return self.folder.place(self.name)
+    def identity(self) -> tuple[object, ...]:
+        return self.folder.identity(self.name)
 
     def claim(self) -> bool:
-        """Open it, new or as an earlier attempt left it. False: somebody else is writing it."""
+        """Open and lock it, new or as an earlier attempt left it. False: another one writes it."""
         mode = 0o777 if self.executable else 0o666  # less the umask
-        if not self.keyed:
-            self.fd = self.folder.open(self.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
-            locked(self.fd)  # so that nobody sweeps it
-        while self.fd < 0:
+        while True:
             fd = self.folder.open(self.name, os.O_RDWR | os.O_CREAT, mode)
-            if not locked(fd):
+            if not lock_file(fd):
                 os.close(fd)
                 return False
             ours, there = os.fstat(fd), self.folder.stat(self.name)
-            if (
-                there
-                and there.st_ino == ours.st_ino
-                and ours.st_nlink == 1
-                and stat.S_ISREG(ours.st_mode)
-            ):
+            same = there and os.path.samestat(there, ours)
+            if same and ours.st_nlink == 1 and stat.S_ISREG(ours.st_mode):
                 self.fd = fd
-                break
-            # its last writer has just put it in place, or died between link and unlink: not ours to
-            # write
+                return True
+            # its last writer has just renamed it, or died between link and unlink: it is not ours
             os.close(fd)
-            if there and there.st_ino == ours.st_ino:
+            if same:
                 self.folder.remove(self.name)
-        return True
 
     def examine(self, most: int, tell: Callable[[int], None]) -> None:
-        """Hash what an earlier attempt left; more than the file has cannot be the beginning of it."""
+        """Hash what an earlier attempt left. If it is longer than the file, it is of no use."""
         length = os.fstat(self.fd).st_size
         if length <= most:
-            self.received = length  # an interruption of this shall not lose it either
+            self.received = length  # so that an interruption of this does not lose it either
             digest(self.fd, length, self.sha, tell)
             self.received = os.lseek(self.fd, 0, os.SEEK_CUR)
 
     def begin(self, offset: int) -> None:
-        """Write from offset on, which is where the digest stands, or else from the start."""
+        """Write from the offset on, if the digest is that of the bytes before; else from 0."""
         if offset != self.received:
             self.sha, self.received = hashlib.sha256(), 0
         if self.keyed:
@@ -2965,7 +3004,8 @@ class Part:
             chunk = chunk[os.write(self.fd, chunk) :]
 
     def leave_hole(self, chunk: memoryview) -> bool:
-        """Zeros at the end of the file are there already when it is longer: few disks store them. (What has no name is no file.)"""
+        """Make the file longer instead of writing zeros: most disks need not store them."""
+        # without a name it is standard output, which cannot be made longer
         if not self.name or len(chunk) < HOLE or chunk[0] or bytes(chunk) != bytes(len(chunk)):
             return False
         with contextlib.suppress(OSError):  # a file system that makes no file longer
@@ -2977,12 +3017,11 @@ class Part:
     def finish(
         self, over: bool, *, lock: contextlib.AbstractContextManager[Any] = UNLOCKED
     ) -> None:
-        """Give it its time and mode, and then its name, under the lock that a rename has too."""
+        """Give it its time and mode, then its name, under the lock that a rename has too."""
         there = self.folder.stat(self.leaf) if over else None
         if there and hasattr(os, "fchmod"):
-            self.set_mode(
-                there.st_mode & 0o777 | (0o111 & there.st_mode >> 2 if self.executable else 0)
-            )
+            runs = 0o111 & there.st_mode >> 2 if self.executable else 0
+            self.set_mode(there.st_mode & 0o777 | runs)
         if self.mtime_ns is not None:
             with contextlib.suppress(OSError):  # a disk that keeps times of its own
                 os.utime(
@@ -2994,12 +3033,12 @@ class Part:
         if os.name == "nt":
             self.close()  # Windows renames no open file
         with lock:
-            self.folder.move(self.name, self.folder, self.leaf, over)
+            self.folder.rename(self.name, self.folder, self.leaf, replace=over)
         self.folder.sync()
         self.close()
 
     def set_mode(self, mode: int) -> None:
-        """A disk without modes may refuse it, unless others could then read what they could not read before."""
+        """A disk without modes may refuse; but nobody may read what was hidden from them before."""
         try:
             os.fchmod(self.fd, mode)
         except OSError:
@@ -3022,8 +3061,7 @@ class Part:
     def drop(self) -> None:
         if self.fd >= 0:
             if os.name == "nt":
-                # Windows removes no open file; elsewhere the lock is held until no other writer can
-                # find it
+                # Windows removes no open file; elsewhere the lock must last until the name is gone
                 self.close()
             with contextlib.suppress(OSError):
                 self.folder.remove(self.name)
@@ -3033,16 +3071,16 @@ class Part:
 def send_body(
     wire: Wire, fd: int, status: os.stat_result, sha: "hashlib._Hash", go_on: Callable[[int], bool]
 ) -> str:
-    """The file from where fd stands to the size that was announced, and its digest. "" or why it was given up, as the peer is told."""
-    remaining = status.st_size - os.lseek(fd, 0, os.SEEK_CUR)
-    reason = ""
+    """Send a file from where fd stands to its announced size, then its digest.
+
+    Returns "", or the reason why it was given up, as the peer is told."""
+    remaining, reason = status.st_size - os.lseek(fd, 0, os.SEEK_CUR), ""
     while remaining and not reason:
         try:
             chunk = os.read(fd, min(remaining, CHUNK))
         except OSError:  # a broken disk reads like a file that has become shorter
             chunk = b""
         if not chunk:
-            reason = "changed"
             break
         sha.update(chunk)
         remaining -= len(chunk)
@@ -3050,16 +3088,17 @@ def send_body(
         wire.put(chunk)
         reason = "" if go_on(len(chunk)) else "refused"
     now = os.fstat(fd)
-    if not reason and (now.st_size, now.st_mtime_ns) != (status.st_size, status.st_mtime_ns):
-        reason = "changed"
-    wire.put(
-        line("abort", reason=reason) if reason else b"end sha256=%b\n" % sha.hexdigest().encode()
-    )
+    as_told = (now.st_size, now.st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+    reason = reason or ("changed" if remaining or not as_told else "")
+    if reason:
+        wire.send_line("abort", reason=reason)
+    else:
+        wire.send_line("end", sha256=sha.hexdigest())
     return reason
 
 
 def digest(fd: int, upto: int, sha: "hashlib._Hash", tell: Callable[[int], None]) -> str:
-    """Hash the first bytes of a file, as many as it has of those; fd stands behind them then."""
+    """Hash the first bytes of a file, or all if it has fewer; then fd stands behind them."""
     done = 0
     while done < upto and (chunk := os.read(fd, min(CHUNK, upto - done))):
         sha.update(chunk)
@@ -3070,30 +3109,32 @@ def digest(fd: int, upto: int, sha: "hashlib._Hash", tell: Callable[[int], None]
 
 def receive_body(
     wire: Wire,
-    sink: Part,
+    part: Part,
     size: Optional[int],
     check: Callable[[int], None],
     tell: Callable[[int], None],
 ) -> str:
-    """Bodies into the sink until `end`: "yes" when its digest agrees, "no" without one. Refused when it is not what was announced.
-    A verb that does not belong inside a body ends it like `abort`, and is then run. check() may refuse so many bytes."""
+    """Write a body into the part until `end`: "yes" if its digest agrees, "no" if it had none.
+
+    Refused if the body is not what was announced. check() may refuse so many bytes. A verb that
+    does not belong inside a body ends it like `abort`, and is carried out afterwards."""
     while (found := wire.line()).verb in ("data", "note"):  # a note is a sign of life
-        if size is not None and sink.received + wire.owed > size:
+        if size is not None and part.received + wire.remaining > size:
             raise Refused("too-long", size=size)
-        check(sink.received + wire.owed)
-        while wire.owed:
-            sink.write(wire.take())
-            tell(sink.received)
+        check(part.received + wire.remaining)
+        while wire.remaining:
+            part.write(wire.take_body())
+            tell(part.received)
     if found.verb not in ("end", "abort"):
-        wire.again = found
+        wire.unread = found
     if found.verb != "end":
         raise Refused("aborted")
-    if size is not None and sink.received != size:
-        raise Refused("incomplete", received=sink.received, size=size)
-    told, ours = found.keys.get("sha256"), sink.sha.hexdigest()
-    if told is not None and told.lower() != ours:
+    if size is not None and part.received != size:
+        raise Refused("incomplete", received=part.received, size=size)
+    theirs, ours = found.keys.get("sha256"), part.sha.hexdigest()
+    if theirs is not None and theirs.lower() != ours:
         raise Refused("wrong-digest", sha256=ours)
-    return "no" if told is None else "yes"
+    return "no" if theirs is None else "yes"
 
 
 # --- end bodies ---
@@ -3102,7 +3143,7 @@ def receive_body(
 # --- telling: results on stdout for programs, progress on stderr for people ---
 def tell(text: str) -> None:
     """A line of the product: names as they are to a pipe, harmless to a terminal."""
-    write_line(in_rows(shown(text), 1).encode() if os.isatty(1) else os.fsencode(text))
+    write_line(in_rows(printable(text), 1).encode() if os.isatty(1) else os.fsencode(text))
 
 
 def write_line(raw: bytes) -> None:
@@ -3259,7 +3300,7 @@ class Stream(Part):
 
     def type(self, text: str) -> None:
         view = memoryview(
-            "".join(char if char in "\n\t" else shown(char) for char in text).encode()
+            "".join(char if char in "\n\t" else printable(char) for char in text).encode()
         )
         while view:
             view = view[os.write(self.fd, view) :]
@@ -3359,7 +3400,9 @@ def run_line(args: argparse.Namespace, words: list[str]) -> int:
             tell(text)
         return 0
     if verb not in COMMANDS:
-        raise Failure(2, f"unknown command {shown(words[0])}", "the shell has no such word", "help")
+        raise Failure(
+            2, f"unknown command {printable(words[0])}", "the shell has no such word", "help"
+        )
     if verb in ("put", "get", "delete") and len(words) == 1:
         words = [verb, next_line("which file? ")]
     if "\0" in "".join(words):
@@ -4074,7 +4117,7 @@ def typed(words: Sequence[str]) -> str:
         else re.sub("^(--pa[a-z]*=).*", r"\1...", word, flags=re.DOTALL)
         for before, word in zip(["", *words], words)
     )  # argparse takes --pa for --password
-    return shown(shlex.join(masked))
+    return printable(shlex.join(masked))
 
 
 def trust_options(args: argparse.Namespace) -> str:
@@ -4274,7 +4317,7 @@ def run_command(args: argparse.Namespace) -> int:
     except Broken as broken:
         problem = Failure(
             56,
-            f"{endpoint(args)} broke the protocol ({shown(str(broken))})",
+            f"{endpoint(args)} broke the protocol ({printable(str(broken))})",
             "it sent what no file server sends",
             "server.py --trace shows it",
         )

@@ -3931,7 +3931,10 @@ MAX_WRONG = 10  # wrong passwords from one address in WINDOW; more are answered 
 WINDOW = 60.0  # seconds
 # addresses whose wrong passwords are counted; one more, and the first is forgotten
 MAX_COUNTED = 10000
-MAKE_CERTIFICATE = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 365 -keyout key.pem -out cert.pem"
+MAKE_CERTIFICATE = (
+    "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 365 "
+    "-keyout key.pem -out cert.pem"
+)
 CERTIFICATE = """[req]
 distinguished_name = name
 x509_extensions = more
@@ -3941,12 +3944,14 @@ CN = Six Sockets
 [more]
 subjectAltName = {names}
 """
-# TLS alerts, in the clear instead of a handshake: access_denied, internal_error
+# TLS alerts, sent instead of a handshake: access_denied, internal_error
 DENIED, OVERLOADED = 49, 80
 
 
 class Guard:
-    """The password, and who has tried others. Each address is told busy for itself: nobody can lock out somebody else."""
+    """The password, and how often each address tried a wrong one.
+
+    Only the address itself is told busy, so nobody can lock out anybody else."""
 
     def __init__(self, password: str) -> None:
         self.password = password
@@ -3960,7 +3965,9 @@ class Guard:
         return max(0, int(end - time.monotonic() + 1)) if count >= MAX_WRONG else 0
 
     def judge(self, host: str, right: bool) -> str:
-        """An attempt: "" for the right password, or the reason why not. Counting and judging are one step: many at once are no more."""
+        """Count an attempt: "" for the right password, or the reason why it is refused.
+
+        The check and the count are one step, so many attempts at once are no more than others."""
         with self.lock:
             if self.wait(host):
                 return "busy"
@@ -3975,7 +3982,7 @@ class Guard:
 
 
 def network(host: str) -> Union[str, bytes]:
-    """Who counts as one: an IPv4 address, or 64 bits of an IPv6 address, for its owner has the rest."""
+    """What counts as one address: an IPv4 address, or the 64 bits of IPv6 that one owner has."""
     return socket.inet_pton(socket.AF_INET6, host.partition("%")[0])[:8] if ":" in host else host
 
 
@@ -3985,7 +3992,7 @@ class Door(NamedTuple):
     guard: Optional[Guard]
     tls: "ssl.SSLContext | None"
     pin: str  # SHA-256 of the certificate
-    made: str  # the password, when it was made for this run: it may be shown
+    made: str  # the password, if it was made for this run: it may be shown
     flags: str  # what a client's command needs for them
 
 
@@ -3994,10 +4001,8 @@ def make_door(args: argparse.Namespace, host: str) -> Door:
     if not password and not args.open and host != "::1" and not host.startswith("127."):
         import secrets  # not at the top: few need it
 
-        # 89 bits
-        password = made = "-".join(
-            "".join(secrets.choice(LETTERS) for _ in range(6)) for _ in range(3)
-        )
+        words = ("".join(secrets.choice(LETTERS) for _ in range(6)) for _ in range(3))
+        password = made = "-".join(words)  # 89 bits
     if args.key and not args.cert:
         raise Failure(
             2,
@@ -4007,23 +4012,21 @@ def make_door(args: argparse.Namespace, host: str) -> Door:
         )
     tls, pin = server_tls(args) if args.tls or args.cert else (None, "")
     flags = f" --password {made}" if made else " --ask-password" if password else ""
-    return Door(
-        Guard(password) if password else None,
-        tls,
-        pin,
-        made,
-        flags + (f" --pin {pin}" if tls else ""),
-    )
+    flags += f" --pin {pin}" if tls else ""
+    return Door(Guard(password) if password else None, tls, pin, made, flags)
 
 
 def choose_password(args: argparse.Namespace) -> str:
-    """The one that was given, or none."""
-    if args.open and (args.password is not None or args.ask_password):
-        raise Failure(
-            2, "--open and a password exclude each other", "--open lets everybody in", "one of them"
-        )
+    """The password that was given, or ""."""
     if args.open:
-        return ""
+        if args.password is None and not args.ask_password:
+            return ""
+        raise Failure(
+            2,
+            "--open and a password exclude each other",
+            "--open lets everybody in",
+            "leave out --open, or the password",
+        )
     if args.ask_password:
         args.password = ask_password("this server")
     if args.password == "":
@@ -4037,7 +4040,9 @@ def choose_password(args: argparse.Namespace) -> str:
 
 
 def server_tls(args: argparse.Namespace) -> "tuple[ssl.SSLContext, str]":
-    """What TLS needs, and the certificate's SHA-256: --cert's, or that of one made for this run, whose key no file keeps."""
+    """What TLS needs, and the SHA-256 of the certificate.
+
+    Without --cert the certificate is made for this run, and its key stays in no file."""
     import ssl
     import tempfile
 
@@ -4048,17 +4053,16 @@ def server_tls(args: argparse.Namespace) -> "tuple[ssl.SSLContext, str]":
         try:
             context.load_cert_chain(cert, key)
             with open(cert, encoding="ascii", errors="replace") as file:
-                found = re.search(
-                    "-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----",
-                    file.read(),
-                    re.DOTALL,
-                )
+                text = file.read()
+            found = re.search("(?s)-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", text)
             pin = fingerprint(ssl.PEM_cert_to_DER_cert(found[0] if found else ""))
         except (OSError, ValueError) as error:
+            why = getattr(error, "reason", "") or getattr(error, "strerror", "") or error
             raise Failure(
                 26,
-                f"cannot use the certificate {cert} ({getattr(error, 'reason', '') or getattr(error, 'strerror', '') or error})",
-                "--cert is a PEM file with the certificate, and --key the one with its key, unless that is in the first too",
+                f"cannot use the certificate {cert} ({why})",
+                "--cert is a PEM file with the certificate, and --key the one with its key, "
+                "unless that is in the first too",
                 MAKE_CERTIFICATE,
             ) from None
     return context, pin
@@ -4069,38 +4073,27 @@ def make_certificate(args: argparse.Namespace, folder: str) -> tuple[str, str]:
     import shutil
     import subprocess
 
-    names = {
-        "DNS:localhost",
-        "IP:127.0.0.1",
-        "IP:::1",
-        *(f"IP:{found}" for found in own_addresses()),
-    }
-    names |= {
-        f"DNS:{name}"
-        for name in (socket.gethostname(), args.host)
-        if re.fullmatch("[0-9A-Za-z-]*[A-Za-z-][0-9A-Za-z.-]*", name)
-    }
+    names = {"DNS:localhost", "IP:127.0.0.1", "IP:::1"}
+    names |= {f"IP:{found}" for found in own_addresses()}
+    for name in socket.gethostname(), args.host:
+        if re.fullmatch("[0-9A-Za-z-]*[A-Za-z-][0-9A-Za-z.-]*", name):
+            names.add(f"DNS:{name}")
     with open(os.path.join(folder, "names"), "w", encoding="ascii") as file:
         file.write(CERTIFICATE.format(names=", ".join(sorted(names))))
     # by its whole path: Windows would look for it in the current folder first, which may be shared
     programs = (shutil.which(os.path.join(entry, OPENSSL)) for entry in os.get_exec_path())
     program = next((found for found in programs if found and os.path.isabs(found)), None)
+    command = [program or OPENSSL, *MAKE_CERTIFICATE.split()[1:], "-config", "names"]
+    why = "it makes the certificate"
     try:
         if not program:
             raise FileNotFoundError
         subprocess.run(
-            [program, *MAKE_CERTIFICATE.split()[1:], "-config", "names"],
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=True,
+            command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, check=True
         )
     except (OSError, subprocess.CalledProcessError) as error:
-        why = (
-            "it makes the certificate"
-            if isinstance(error, OSError)
-            else error.stderr.decode(errors="backslashreplace").strip()[-200:]
-        )
+        if isinstance(error, subprocess.CalledProcessError):
+            why = error.stderr.decode(errors="backslashreplace").strip()[-200:]
         raise Failure(
             2,
             "the openssl program is missing or fails",
@@ -4111,7 +4104,7 @@ def make_certificate(args: argparse.Namespace, folder: str) -> tuple[str, str]:
 
 
 def alert(number: int) -> bytes:
-    """Instead of a handshake: a fatal alert (RFC 8446 section 6)."""
+    """A fatal alert, sent instead of a handshake (RFC 8446 section 6)."""
     return bytes([21, 3, 3, 0, 2, 2, number])
 
 
@@ -4120,7 +4113,7 @@ def door_flags(parser: argparse.ArgumentParser) -> None:
     flag(
         "--password",
         metavar="TEXT",
-        help="what clients must know (better: the environment's SIXSOCKETS_PASSWORD, which no process list shows)",
+        help="what clients must know; safer: SIXSOCKETS_PASSWORD in the environment",
     )
     flag("--ask-password", action="store_true", help="ask for it on the terminal")
     flag("--open", action="store_true", help="let other machines in without a password")

@@ -456,8 +456,8 @@ def test_windows_names_are_refused_on_windows():
         "a?b",
     ):
         with pytest.raises(script.Refused):
-            script.components(name, windows=True)
-    assert script.components("console/connect.txt", windows=True) == ["console", "connect.txt"]
+            script.check_name(name, windows=True)
+    assert script.check_name("console/connect.txt", windows=True) == ["console", "connect.txt"]
 
 
 # --- links and special files ---
@@ -609,11 +609,6 @@ MISTAKES = [
     (b"data " + b"9" * 19 + b"\n", "bad-number"),
     (b"data " + b"9" * 32000 + b"\n", "bad-number"),
     ("data ٣\n".encode(), "bad-number"),
-    (b"put a size=-1\n", "bad-number"),
-    (b"put a size=1e3\n", "bad-number"),
-    (b"put a mtime_ns=99999999999999999999\n", "bad-number"),
-    (b"put a size=\n", "bad-number"),
-    (b"get a offset=x\n", "bad-number"),
     (b"put a\ndata x\n", "bad-number"),
     (b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", "this-is-http"),
     (b"POST /x HTTP/1.0\r\n\r\nput x\ndata 1\nxend\n", "this-is-http"),
@@ -634,6 +629,36 @@ MISTAKES = [
     (b"put a\ndata 2\nabping\n", "aborted"),
     (b"put a size=4\ndata 99999999999999\nabcd", "too-long"),
 ]
+
+
+BAD_NUMBERS = [
+    b"put a size=-1",
+    b"put a size=1e3",
+    b"put a size=",
+    b"put a mtime_ns=99999999999999999999",
+    b"put a mtime_ns=1.5",
+    b"put a offset=x",
+    b"get a offset=x",
+    b"stat a size=1 mtime_ns=x",
+    b"resume a size=x mtime_ns=1",
+    b"send 127.0.0.1:1 a size=x",
+    b"send 127.0.0.1:1 a mtime_ns=99999999999999999999",
+]
+
+
+def test_a_request_with_a_bad_number_is_refused_and_the_connection_goes_on(start, box):
+    """Its body, if it has one, is dropped; the next request on the same connection is carried out."""
+    server, requests = start(), b""
+    for request in BAD_NUMBERS:
+        requests += request + b"\n" + b"data 3\nabc" + b"end\n"
+    said = talk(server, requests + put("b", b"hello", mtime_ns=5) + b"ping\n")
+    *refused, stored, pong = said.splitlines()
+    words = [b" ".join(word for word in line.split() if b"=" not in word) for line in BAD_NUMBERS]
+    assert refused == [
+        b"err " + word.replace(b"127.0.0.1:1 ", b"") + b" reason=bad-number" for word in words
+    ]
+    assert stored.startswith(b"ok put b size=5") and pong == b"ok ping"
+    assert names(box) == ["b"] and (box / "b").stat().st_mtime_ns == 5
 
 
 def test_what_a_peer_can_get_wrong_is_answered_and_logged_once(start, box):
@@ -1297,9 +1322,9 @@ def test_a_writer_that_is_done_does_not_forget_the_next_one(box):
     """Between the end of an upload and its last line, somebody else may have begun the same part."""
     part = script.Part(script.Folder(str(box)), "big", len(BIG), 1)
     done, following = (script.Session.__new__(script.Session) for _ in range(2))
-    done.server = following.server = types.SimpleNamespace(writers={part.place(): following})
+    done.server = following.server = types.SimpleNamespace(writers={part.identity(): following})
     done.disclaim(part)
-    assert done.server.writers == {part.place(): following}
+    assert done.server.writers == {part.identity(): following}
     following.disclaim(part)
     assert not done.server.writers
 
@@ -1333,7 +1358,7 @@ def test_an_old_part_that_is_swept_is_locked_until_its_name_is_gone(box, monkeyp
     following = script.Part(folder, "big", len(BIG), 1)
     (box / following.name).write_text("x")
     monkeypatch.setattr(script, "KEPT", -1)
-    assert [script.swept(folder, entry) for entry in folder.entries()] == [True]
+    assert [script.remove_if_old(folder, entry) for entry in folder.entries()] == [True]
     assert claims == [False] and names(box) == []
 
 
@@ -1349,20 +1374,29 @@ def test_a_receiver_that_was_heard_by_its_sender_is_not_waited_for_by_its_own_th
         0,
         0,
     )
-    session.returned, entry = threading.Event(), (0.0, [session])
+    session.returned, entry = threading.Event(), script.Sending(0.0, [session])
     with ours, theirs:
         with lobby.changed:
-            lobby.admit(session)
+            lobby.add(session)
             theirs.send(b"\n")
             until(
                 lambda: sys._current_frames()[lobby.thread.ident].f_code.co_name == "__enter__",
                 "the lobby to notice it",
             )
             lobby.queue.append(entry)
-            assert lobby.lend(entry) == [session] and ours.recv(9) == b"\n"
-            lobby.give_back(session)
+            assert lobby.try_borrow(entry) == [session] and ours.recv(9) == b"\n"
+            lobby.return_receiver(session)
         lobby.close()
     assert session.holder is script.Holder.LOBBY and not session.returned.is_set()
+
+
+def test_a_part_that_nothing_can_resume_says_so_by_its_name(start, box):
+    server = start()
+    with server.connect() as sock:
+        sock.sendall(b"put x\ndata 5\nfirst")
+        until(lambda: parts(box), "the part")
+        assert parts(box)[0].startswith(".six-00000000")
+    assert not script.lasting_name("x", 1, 1).startswith(".six-00000000")
 
 
 def test_two_uploads_of_one_name_at_once_do_not_both_win(start, box):
@@ -1378,25 +1412,34 @@ def test_two_uploads_of_one_name_at_once_do_not_both_win(start, box):
     assert (box / "x").read_text() == "first" and names(box) == ["x"]
 
 
-@pytest.mark.parametrize(("days", "left"), [(6, 2), (8, 0)])
-def test_old_parts_are_swept_and_young_ones_kept(box, tmp_path, days, left):
-    """What counts is when a part was last written, not the time of its source, which it gets before its name."""
+LASTING, RANDOM = ".six-" + "a" * 32 + ".part", ".six-" + "0" * 8 + "a" * 24 + ".part"
+
+
+@pytest.mark.parametrize(
+    ("hours", "left"),
+    [(0.9, [LASTING, RANDOM]), (1.1, [LASTING]), (6 * 24, [LASTING]), (8 * 24, [])],
+)
+def test_old_parts_are_swept_and_young_ones_kept(box, tmp_path, hours, left):
+    """What counts is when a part was last written, not the time of its source, which it gets before its name.
+
+    A part with a random name cannot be resumed, so it goes after an hour."""
     from conftest import Server
 
     (box / "sub").mkdir()
     for folder in box, box / "sub":
-        (folder / f".six-{'a' * 32}.part").write_text("x")
-        os.utime(folder / f".six-{'a' * 32}.part", (0, 0))
+        for name in LASTING, RANDOM:
+            (folder / name).write_text("x")
+            os.utime(folder / name, (0, 0))
     runner = tmp_path / "run.py"
     runner.write_text(
-        f"import runpy, sys, time\nnow = time.time\ntime.time = lambda: now() + {days} * 86400\n"
+        f"import runpy, sys, time\nnow = time.time\ntime.time = lambda: now() + {hours} * 3600\n"
         f"runpy.run_path({str(ROOT / 'server.py')!r}, run_name='__main__')"
     )
     server = Server(str(runner), box)
-    if not left:
-        server.wait_for("removed sub/.*: nobody resumed it")
+    for name in {LASTING, RANDOM}.difference(left):
+        server.wait_for(f"removed sub/{name}: nobody resumed it")
     assert talk(server, b"list deep=yes\n").startswith(b"dir sub")
-    assert len(parts(box) + parts(box / "sub")) == left
+    assert sorted(parts(box)) == sorted(parts(box / "sub")) == sorted(left)
     server.stop()
 
 
