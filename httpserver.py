@@ -44,10 +44,10 @@ a certificate for the run, whose SHA-256 httpclient.py takes as --pin.
 Limits: on loopback there is no password unless one is given; without --tls others can read all,
 the password too. Links are not followed; names that start with a dot are not served without
 --hidden; a path has at most 64 names. No request changes these scripts or what Python imports at
-their start. HTML and SVG run no script here, except with --read-only. A Host
-that is no name of this machine is refused, and so is a change that another site's page sends: no
-web page reaches the folder. A proxy in front passes the Host of the address behind it, and the one
-that the browser asked for as X-Forwarded-Host.
+their start. HTML and SVG run no script here, except with --read-only. A Host that is no name of
+this machine is refused, and so is a change that another site's page sends: no web page reaches the
+folder. A proxy in front passes the Host of the address behind it, and the one that the browser
+asked for as X-Forwarded-Host.
 """
 
 # The map
@@ -145,6 +145,9 @@ MAX_GAP = 100  # bytes between two ranges: about what the head of another part w
 MAX_DEPTH = 64  # names in a path that comes in, and of what goes into an archive
 # requests of one connection that are answered before another connection has its turn
 MAX_PIPELINED = 32
+# files read for their digests at once (many would leave the leader no time); requests that wait
+# for each of them
+MAX_HASHED, MAX_WAITING = 2, 32
 MAX_THREADS = 512  # transfers and folder walks at once
 SPARE_THREADS = 4  # threads kept for the next slow request
 MAX_LINGERING = 256  # refused connections kept open until the client has read why
@@ -181,9 +184,6 @@ HOLE = 4096  # bytes: shorter runs of zeros are written, since no file system le
 FREE_CHECK = 1 << 20  # bytes of an upload after which free space is looked at again
 MAX_NUMBER = 1000  # files of one name that are told apart by a number
 MAX_DIGESTS = 10000  # files whose digest is remembered
-# files read for their digests at once (many would leave the leader no time); requests that wait
-# for each of them
-MAX_HASHED, MAX_WAITING = 2, 32
 # seconds without a change before it is: the times of two changes may be equal within one tick
 UNCHANGED = 2.0
 MAX_SEARCHED = 10000  # folders of which is remembered that old parts were looked for
@@ -2795,8 +2795,8 @@ class Server:
         self.lines: deque[str] = deque()
         self.log_to, self.lost = log, 0  # lines that could not be written
         self.log_at = self.accept_at = 0.0
-        self.digests: dict[tuple[int, ...], bytes] = {}
         self.hashing: dict[tuple[int, ...], Hashing] = {}  # digests under way
+        self.digests: dict[tuple[int, ...], bytes] = {}
         # folders that old parts were looked for in, and the hour
         self.searched: set[tuple[int, int, int]] = set()
         # --once: the ranges that each client has of each file
