@@ -1070,7 +1070,8 @@ class Gets(Batch):
             if transfer.name.startswith(above.name + "/"):
                 yield transfer
             else:
-                what = f"the server listed {printable(transfer.name)}, which is not in {printable(above.name)}"
+                listed, asked = printable(transfer.name), printable(above.name)
+                what = f"the server listed {listed}, which is not in {asked}"
                 why = "it breaks the protocol"
                 self.fail(transfer, Failure(56, what, why, "get the files by their names"))
 
@@ -3649,18 +3650,17 @@ def readable_size(size: float) -> str:
     """Bytes as people read them, such as 999 bytes or 1.2 MB, in powers of 1,000."""
     if size < 999.5:
         return f"{size:.0f} byte{'s' * (round(size) != 1)}"
-    unit = ""
-    for unit in ("kB", "MB", "GB", "TB"):
-        size /= 1000
-        if size < 999.5:
-            break
-    return f"{size:.0f} {unit}" if size >= 99.95 else f"{size:.1f} {unit}"
+    power = 1
+    while size >= 999.5 * 1000**power and power < 4:
+        power += 1
+    number = size / 1000**power
+    return f"{number:.{int(number < 99.95)}f} {' kMGT'[power]}B"
 
 
 # --- end showing sizes ---
 
 
-# --- programs: the same in server.py, client.py, httpserver.py, httpclient.py (tests/test_twins.py) ---
+# --- programs: the same in the four file scripts (tests/test_twins.py) ---
 SCRIPTS = (
     "server.py",
     "client.py",
@@ -3678,9 +3678,10 @@ CODE = (".py", ".pyc", ".pyw", ".so", ".pyd", ".dylib", ".dll", ".exe", ".pth", 
 
 @functools.lru_cache(maxsize=64)
 def folder_key(folder: str) -> str:
-    """One form for all ways to write a folder's path: disks may know neither case nor composed letters.
+    """One form for all ways to write a folder's path.
 
-    A separator ends it, so that it begins the form of all that is in the folder."""
+    Some disks ignore case, or how letters are composed. A separator ends the form, so that the
+    form of all that is in the folder begins with it."""
     real = os.path.join(os.path.realpath(folder), "")
     return unicodedata.normalize("NFD", real).casefold()
 
@@ -3739,7 +3740,7 @@ def holds_program(path: str) -> bool:
 # --- end programs ---
 
 
-# --- secrets: the same in server.py, client.py, httpserver.py, httpclient.py (tests/test_twins.py) ---
+# --- secrets: the same in the four file scripts (tests/test_twins.py) ---
 def ask_password(whose: str) -> str:
     """Read it from the terminal, unseen. Without a terminal, it is not read from elsewhere."""
     import getpass

@@ -1920,7 +1920,7 @@ def test_of_hostile_names_get_makes_only_those_below_its_folder(invented, here, 
     rows = ends_with(Terminal("--port", port, *words, cwd=here), {23, 56})
     ours = re.compile(r"error: |why:   |try:   (?!curl)|  \| |$")
     assert [row for row in rows if not ours.match(row)] == []
-    fine = {name for name in HOSTILE[:7] + ["..%2f..%2fb", "..\\b", "C:\\x", "~root", "-rf", "con"]}
+    fine = set(HOSTILE[:7] + ["..%2f..%2fb", "..\\b", "C:\\x", "~root", "-rf", "con"])
     fine |= {".bashrc"} if hidden else set()
     only_inside(here, {below + name for name in fine if hidden or name[0] != "."})
 

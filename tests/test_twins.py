@@ -11,6 +11,7 @@ FENCE = re.compile(
     re.M | re.S,
 )
 GROUPS = {
+    "the four file scripts": {"server.py", "client.py", "httpserver.py", "httpclient.py"},
     "all six scripts": {
         "server.py",
         "client.py",
