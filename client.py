@@ -58,6 +58,7 @@ if __name__ == "__main__":
     sys.path[:] = [folder for folder in sys.path if is_closed(folder or os.curdir)]
 # --- end imports ---
 
+import _thread  # the locks of threading, which takes a client long to load
 import argparse
 import codecs
 import contextlib
@@ -648,6 +649,9 @@ RANDOM = ".six-" + "0" * 8  # how the name of a part begins that nothing can res
 UNIQUE = itertools.count(int.from_bytes(os.urandom(12), "big"))
 KEPT = 7 * 86400  # seconds that the part of an interrupted transfer is kept
 KEPT_USELESS = 3600  # the same for one that nothing can resume: empty, or with a random name
+NAMING = _thread.allocate_lock()  # held by the thread that gives or takes names
+# seconds from one try to lock a folder to the next: two in all
+PAUSES = [min(0.05, 0.001 * 2**count) for count in range(44)]
 # entries of a folder that are put in order; where there are more they come as the disk has them
 SORTED = 20000
 TIMED = os.utime in os.supports_fd
@@ -791,7 +795,7 @@ class Folder:
         except FileNotFoundError:
             return None
 
-    def identity(self, name: str) -> tuple[object, ...]:
+    def identity(self, name: str) -> tuple[Any, ...]:
         """Tells a name in it from all others, even after a folder above it was renamed."""
         if self.fd is None:
             return os.path.normcase(self.path), name
@@ -833,33 +837,37 @@ class Folder:
             if other.stat(new):
                 raise os_error(errno.EEXIST) from None
             return os.rename(source, target, **folders)
-        if PART.fullmatch(old):  # nobody else gives that name to anything
-            return self.remove(old)
-        self.remove_link(old, other.stat(new))
+        self.remove(old)
 
-    def remove_link(self, name: str, status: Optional[os.stat_result]) -> None:
-        """Remove one of the two names of a file.
+    @contextlib.contextmanager
+    def locked(self, *others: "Folder") -> Iterator[None]:
+        """Nobody else gives or takes names in these folders meanwhile, in any process.
 
-        If another program has put a different file there meanwhile, that keeps the name."""
-        aside = f"{RANDOM}{next(UNIQUE):024x}.part"
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(self.at(name), self.at(aside), src_dir_fd=self.fd, dst_dir_fd=self.fd)
-            found = self.stat(aside)
-            if not (status and found and os.path.samestat(found, status)):
-                with contextlib.suppress(FileExistsError):
-                    return self.rename(aside, self, name, replace=False)
-            self.remove(aside)
+        Otherwise a rename() could remove a file that was put between its link() and its remove().
+        Where folders have no locks, this excludes only the threads of this process."""
+        folders = {each.identity(""): each.fd for each in (self, *others)}
+        # in the same order by all, or two who rename here and there could hinder each other
+        fds = [fd for _, fd in sorted(folders.items()) if fd is not None]
+        for pause in PAUSES:
+            with NAMING, contextlib.ExitStack() as held:
+                for fd in fds:
+                    held.callback(lock_file, fd, free=True)
+                if all(map(lock_file, fds)):
+                    yield
+                    return
+            time.sleep(pause)
+        raise os_error(errno.EBUSY)
 
 
-def lock_file(fd: int) -> bool:
-    """Lock a part; False if another process has locked it.
+def lock_file(fd: int, free: bool = False) -> bool:
+    """Lock a part or folder, or free it; False if somebody else has locked it.
 
     Without flock only the writers in one server know of each other."""
     with contextlib.suppress(ImportError, OSError):  # OSError: Lustre, for one, may have none
         import fcntl  # not at the top: Windows has none
 
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, fcntl.LOCK_UN if free else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
     return True
@@ -897,7 +905,6 @@ CHUNK = 1 << 19
 # bytes from which an interrupted file is worth resuming; a smaller one starts over
 RESUMABLE = 1 << 20
 HOLE = 1 << 12  # zeros at once from which a disk need not store them
-UNLOCKED = contextlib.nullcontext()
 
 
 def lasting_name(leaf: str, size: Optional[int], mtime_ns: Optional[int]) -> str:
@@ -981,10 +988,8 @@ class Part:
             return True
         return False
 
-    def finish(
-        self, over: bool, *, lock: contextlib.AbstractContextManager[Any] = UNLOCKED
-    ) -> None:
-        """Give it its time and mode, then its name, under the lock that a rename has too."""
+    def finish(self, over: bool) -> None:
+        """Give it its time and mode, then its name, while nobody renames in the folder."""
         there = self.folder.stat(self.leaf) if over else None
         if there and hasattr(os, "fchmod"):
             runs = 0o111 & there.st_mode >> 2 if self.executable else 0
@@ -999,7 +1004,7 @@ class Part:
             os.fsync(self.fd)
         if os.name == "nt":
             self.close()  # Windows renames no open file
-        with lock:
+        with self.folder.locked():
             self.folder.rename(self.name, self.folder, self.leaf, replace=over)
         self.folder.sync()
         self.close()
@@ -2135,9 +2140,7 @@ class Stream(Part):
         while view:
             view = view[os.write(self.fd, view) :]
 
-    def finish(
-        self, over: bool, *, lock: contextlib.AbstractContextManager[Any] = UNLOCKED
-    ) -> None:
+    def finish(self, over: bool) -> None:
         if self.decoder:
             # the beginning of a character that never ended
             self.type(self.decoder.decode(b"", True))

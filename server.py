@@ -174,9 +174,10 @@ part of a program: one of these scripts, or what Python imports), not-possible, 
 (more than 64 components, also of what is in a folder that is renamed; `list` does not look into
 what is further down, or longer than names are), hidden-name, read-only, too-large (limit=),
 too-long (more than size= announced), incomplete (less), wrong-digest, aborted, bad-number (of a
-key), disk-full, disk-read-only, resume-first, busy (another client is writing it), bad-nick,
-not-received, not-in-chat, too-fast (limit=), auth-required, not-needed (auth without a password, or
-a second time), usage, unknown-verb, failed. received=N tells how far a put came.
+key), disk-full, disk-read-only, resume-first, busy (another client is writing it, or another
+program has locked the folder), bad-nick, not-received, not-in-chat, too-fast (limit=),
+auth-required, not-needed (auth without a password, or a second time), usage, unknown-verb, failed.
+received=N tells how far a put came.
 
 The server closes after `err auth` reason=wrong-password or busy, after `err - reason=` bad-line,
 line-too-long, bad-number (of `data`), this-is-http, this-is-tls, and after tls-only, server-full
@@ -232,6 +233,7 @@ if __name__ == "__main__":
     sys.path[:] = [folder for folder in sys.path if is_closed(folder or os.curdir)]
 # --- end imports ---
 
+import _thread  # the locks of threading, which takes a client long to load
 import argparse
 import contextlib
 import enum
@@ -437,7 +439,7 @@ def do_put(session: "Session", request: "Line", name: str) -> None:
             lambda announced: session.check_room(announced, part.received),
             session.progress(name, "received"),
         )
-        part.finish(over, lock=session.server.lock)
+        part.finish(over)
     except (Lost, Broken) as lost:
         keeps = part.keep()
         session.server.kept += keeps
@@ -446,6 +448,8 @@ def do_put(session: "Session", request: "Line", name: str) -> None:
         session.note(f"put {name}: cut at {part.received} of {whole} bytes ({lost}); {kept}")
         raise
     except OSError as error:
+        # another program has locked the folder: the client may come back and find it all here
+        session.server.kept += error.errno == errno.EBUSY and part.keep()
         raise Refused(reason_of(error), received=part.received) from None
     finally:
         session.moved = part.received
@@ -468,7 +472,8 @@ def do_resume(session: "Session", request: "Line", name: str) -> None:
 def do_delete(session: "Session", request: "Line", name: str) -> None:
     folder, leaf, status = session.existing(name)
     folder.protect(leaf)
-    folder.remove(leaf, stat.S_ISDIR(status.st_mode))
+    with folder.locked():
+        folder.remove(leaf, stat.S_ISDIR(status.st_mode))
     session.last_folder = "", session.root
     session.ok(request)
 
@@ -482,7 +487,7 @@ def do_rename(session: "Session", request: "Line", old: str, new: str) -> None:
     session.check_vacant(other, other_leaf, over, is_folder)
     if is_folder and new.count("/") > old.count("/"):
         check_depth(session, folder.below(leaf), new)
-    with session.server.lock:
+    with folder.locked(other):
         folder.rename(leaf, other, other_leaf, replace=over)
         if over:
             remove_twin(folder, leaf, other, other_leaf)
@@ -499,7 +504,7 @@ def remove_twin(folder: "Folder", leaf: str, other: "Folder", other_leaf: str) -
     both = (folder, leaf), (other, other_leaf)
     listed = all(any(entry.name == name for entry in at.entries()) for at, name in both)
     if listed and folder.identity(leaf) != other.identity(other_leaf):
-        folder.remove_link(leaf, status)
+        folder.remove(leaf)
 
 
 def check_depth(session: "Session", folder: "Folder", name: str) -> None:
@@ -1068,6 +1073,9 @@ RANDOM = ".six-" + "0" * 8  # how the name of a part begins that nothing can res
 UNIQUE = itertools.count(int.from_bytes(os.urandom(12), "big"))
 KEPT = 7 * 86400  # seconds that the part of an interrupted transfer is kept
 KEPT_USELESS = 3600  # the same for one that nothing can resume: empty, or with a random name
+NAMING = _thread.allocate_lock()  # held by the thread that gives or takes names
+# seconds from one try to lock a folder to the next: two in all
+PAUSES = [min(0.05, 0.001 * 2**count) for count in range(44)]
 # entries of a folder that are put in order; where there are more they come as the disk has them
 SORTED = 20000
 TIMED = os.utime in os.supports_fd
@@ -1211,7 +1219,7 @@ class Folder:
         except FileNotFoundError:
             return None
 
-    def identity(self, name: str) -> tuple[object, ...]:
+    def identity(self, name: str) -> tuple[Any, ...]:
         """Tells a name in it from all others, even after a folder above it was renamed."""
         if self.fd is None:
             return os.path.normcase(self.path), name
@@ -1253,33 +1261,37 @@ class Folder:
             if other.stat(new):
                 raise os_error(errno.EEXIST) from None
             return os.rename(source, target, **folders)
-        if PART.fullmatch(old):  # nobody else gives that name to anything
-            return self.remove(old)
-        self.remove_link(old, other.stat(new))
+        self.remove(old)
 
-    def remove_link(self, name: str, status: Optional[os.stat_result]) -> None:
-        """Remove one of the two names of a file.
+    @contextlib.contextmanager
+    def locked(self, *others: "Folder") -> Iterator[None]:
+        """Nobody else gives or takes names in these folders meanwhile, in any process.
 
-        If another program has put a different file there meanwhile, that keeps the name."""
-        aside = f"{RANDOM}{next(UNIQUE):024x}.part"
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(self.at(name), self.at(aside), src_dir_fd=self.fd, dst_dir_fd=self.fd)
-            found = self.stat(aside)
-            if not (status and found and os.path.samestat(found, status)):
-                with contextlib.suppress(FileExistsError):
-                    return self.rename(aside, self, name, replace=False)
-            self.remove(aside)
+        Otherwise a rename() could remove a file that was put between its link() and its remove().
+        Where folders have no locks, this excludes only the threads of this process."""
+        folders = {each.identity(""): each.fd for each in (self, *others)}
+        # in the same order by all, or two who rename here and there could hinder each other
+        fds = [fd for _, fd in sorted(folders.items()) if fd is not None]
+        for pause in PAUSES:
+            with NAMING, contextlib.ExitStack() as held:
+                for fd in fds:
+                    held.callback(lock_file, fd, free=True)
+                if all(map(lock_file, fds)):
+                    yield
+                    return
+            time.sleep(pause)
+        raise os_error(errno.EBUSY)
 
 
-def lock_file(fd: int) -> bool:
-    """Lock a part; False if another process has locked it.
+def lock_file(fd: int, free: bool = False) -> bool:
+    """Lock a part or folder, or free it; False if somebody else has locked it.
 
     Without flock only the writers in one server know of each other."""
     with contextlib.suppress(ImportError, OSError):  # OSError: Lustre, for one, may have none
         import fcntl  # not at the top: Windows has none
 
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, fcntl.LOCK_UN if free else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
     return True
@@ -1317,7 +1329,6 @@ CHUNK = 1 << 19
 # bytes from which an interrupted file is worth resuming; a smaller one starts over
 RESUMABLE = 1 << 20
 HOLE = 1 << 12  # zeros at once from which a disk need not store them
-UNLOCKED = contextlib.nullcontext()
 
 
 def lasting_name(leaf: str, size: Optional[int], mtime_ns: Optional[int]) -> str:
@@ -1401,10 +1412,8 @@ class Part:
             return True
         return False
 
-    def finish(
-        self, over: bool, *, lock: contextlib.AbstractContextManager[Any] = UNLOCKED
-    ) -> None:
-        """Give it its time and mode, then its name, under the lock that a rename has too."""
+    def finish(self, over: bool) -> None:
+        """Give it its time and mode, then its name, while nobody renames in the folder."""
         there = self.folder.stat(self.leaf) if over else None
         if there and hasattr(os, "fchmod"):
             runs = 0o111 & there.st_mode >> 2 if self.executable else 0
@@ -1419,7 +1428,7 @@ class Part:
             os.fsync(self.fd)
         if os.name == "nt":
             self.close()  # Windows renames no open file
-        with lock:
+        with self.folder.locked():
             self.folder.rename(self.name, self.folder, self.leaf, replace=over)
         self.folder.sync()
         self.close()
@@ -2268,7 +2277,6 @@ class Server:
         self.refused: list[socket.socket] = []
         self.lobby = Lobby()
         self.kept = 0  # parts of interrupted uploads
-        self.lock = threading.Lock()
         self.journal, self.lost = journal, 0  # lines that it could not take
         self.salt = os.urandom(16).hex()
         self.key = auth_key(door.guard.password, self.salt) if door.guard else b""

@@ -1593,22 +1593,22 @@ def test_a_rename_does_not_take_an_upload_with_it(box, tmp_path):
     runner = tmp_path / "run.py"
     runner.write_text(f"""
 import os, runpy, sys, threading
-near, named, replace, rename, utime = threading.Event(), threading.Event(), os.replace, os.rename, os.utime
-def slow_rename(path, *rest, **more):
+near, named, replace, link, utime = threading.Event(), threading.Event(), os.replace, os.link, os.utime
+def slow_link(path, *rest, **more):
+    link(path, *rest, **more)
     if path == "p":
         print("between", file=sys.stderr, flush=True)
         near.wait(20)
         named.wait(0.2)  # an upload that does not wait for the lock is named in this time
-    return rename(path, *rest, **more)
 def told_utime(*args, **more):
     near.set()
     return utime(*args, **more)
 def told_replace(*args, **more):
     replace(*args, **more)
     named.set()
-os.supports_dir_fd = {{*os.supports_dir_fd, slow_rename}}
+os.supports_dir_fd = {{*os.supports_dir_fd, slow_link}}
 os.supports_fd = {{*os.supports_fd, told_utime}}
-os.rename, os.utime, os.replace = slow_rename, told_utime, told_replace
+os.link, os.utime, os.replace = slow_link, told_utime, told_replace
 sys.argv = ["server.py", sys.argv[1], "--port", "0"]
 runpy.run_path({str(ROOT / "server.py")!r}, run_name="__main__")
 """)
@@ -1622,6 +1622,7 @@ runpy.run_path({str(ROOT / "server.py")!r}, run_name="__main__")
     assert (box / "p").read_text() == "new" and (box / "q").read_text() == "old"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="there are no locks there")
 @pytest.mark.parametrize("slow", ["link", "scandir"])
 def test_a_rename_does_not_take_the_upload_of_another_process_with_it(start, box, tmp_path, slow):
     """Several servers of one folder are one, also when a rename of one meets an upload to the other."""
@@ -1654,11 +1655,16 @@ runpy.run_path({str(ROOT / "server.py")!r}, run_name="__main__")
     with ours.connect() as sock:
         sock.sendall(b"rename p q over=yes\nbye\n" if slow == "scandir" else b"rename p q\nbye\n")
         ours.wait_for("between")
-        assert b"verified=yes" in talk(other, put("p", b"new", over="yes"))
+        keys = dict(size=len(BIG), mtime_ns=1, over="yes")
+        for change in (put("p", BIG, **keys), b"rename p r\n", b"delete p\n"):
+            assert b"reason=busy" in talk(other, change).splitlines()[-1]
         (tmp_path / "go").touch()
         assert b"ok rename" in everything(sock)
+    again = b"resume p size=%d mtime_ns=1\n" % len(BIG)
+    again += b"put p size=%d mtime_ns=1 over=yes offset=%d\n" % (len(BIG), len(BIG))
+    assert b"verified=yes" in talk(other, again + f"end sha256={sha(BIG)}\n".encode())
     ours.stop()
-    assert (box / "p").read_text() == "new" and (box / "q").read_text() == "old"
+    assert (box / "p").read_bytes() == BIG and (box / "q").read_text() == "old"
     assert names(box) == ["p", "q"]
 
 
