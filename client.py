@@ -654,6 +654,7 @@ NAMING = _thread.allocate_lock()  # held by the thread that gives or takes names
 PAUSES = [min(0.05, 0.001 * 2**count) for count in range(44)]
 # entries of a folder that are put in order; where there are more they come as the disk has them
 SORTED = 20000
+SORTING = _thread.allocate_lock()  # one at a time: to sort takes several times what is kept
 TIMED = os.utime in os.supports_fd
 BY_DESCRIPTOR = {
     os.open,
@@ -814,12 +815,19 @@ class Folder:
     def remove(self, name: str, is_folder: bool = False) -> None:
         (os.rmdir if is_folder else os.unlink)(self.at(name), dir_fd=self.fd)
 
-    def entries(self) -> Iterator[os.DirEntry[str]]:
-        """What is in it, sorted, unless there are so many entries that memory would matter."""
-        with os.scandir(self.path if self.fd is None else self.fd) as found:
-            first = list(itertools.islice(found, SORTED))
-            yield from sorted(first, key=lambda entry: entry.name) if len(first) < SORTED else first
-            yield from found
+    def entries(self) -> Iterator[str]:
+        """The names in it, sorted, unless there are so many that memory would matter.
+
+        They are kept as one text: whoever reads them may take hours."""
+        where = self.path if self.fd is None else self.fd
+        with SORTING, os.scandir(where) as found:
+            first = (entry.name for entry in itertools.islice(found, SORTED))
+            listed, more = "/".join(sorted(first)), next(found, None)
+        if not more:
+            return (yield from (name[0] for name in re.finditer("[^/]+", listed)))
+        del listed
+        with os.scandir(where) as found:
+            yield from (entry.name for entry in found)
 
     def rename(self, old: str, other: "Folder", new: str, replace: bool) -> None:
         """Move a file or folder to that name. Without replace, fail if the name is taken."""
@@ -873,24 +881,24 @@ def lock_file(fd: int, free: bool = False) -> bool:
     return True
 
 
-def remove_if_old(folder: Folder, entry: os.DirEntry[str]) -> bool:
-    """Remove an entry if it is a part that nobody resumed in time.
+def remove_if_old(folder: Folder, name: str) -> bool:
+    """Remove what has that name if it is a part that nobody resumed in time.
 
     Its age is that of its ctime: shortly before the end its mtime becomes that of the source."""
     with contextlib.suppress(OSError), contextlib.ExitStack() as held_open:
-        if not PART.fullmatch(entry.name):
+        status = folder.stat(name) if PART.fullmatch(name) else None
+        if not status:
             return False
-        status = entry.stat(follow_symlinks=False)
-        useful = status.st_size and not entry.name.startswith(RANDOM)
+        useful = status.st_size and not name.startswith(RANDOM)
         if time.time() - status.st_ctime > (KEPT if useful else KEPT_USELESS):
-            fd = folder.open(entry.name, os.O_RDONLY)
+            fd = folder.open(name, os.O_RDONLY)
             held_open.callback(os.close, fd)
             free = lock_file(fd)
             if os.name == "nt":
                 # Windows removes no open file; elsewhere the lock must last until the name is gone
                 held_open.close()
             if free:
-                folder.remove(entry.name)
+                folder.remove(name)
             return free
     return False
 
@@ -1569,8 +1577,8 @@ def destination(path: str) -> Folder:
     try:
         os.makedirs(path, exist_ok=True)
         folder = Folder(path)
-        for entry in folder.entries():
-            remove_if_old(folder, entry)
+        for name in folder.entries():
+            remove_if_old(folder, name)
     except OSError as error:
         raise unwritable(path, error) from None
     return folder
@@ -1851,15 +1859,14 @@ class Puts(Batch):
         try:
             top, here = above.top or above.path, os.path.join(above.path, "")
             folder = self.folder(top, above.path)
-            for entry in folder.entries():
-                is_file = entry.is_file(follow_symlinks=False)
-                if not is_file and not entry.is_dir(follow_symlinks=False):
-                    self.pass_over(here + entry.name)
-                elif not PART.fullmatch(entry.name):
-                    job = Job(
-                        f"{above.name}/{entry.name}", here + entry.name, folder.stat(entry.name)
-                    )
-                    job.size = job.status.st_size if job.status and is_file else 0
+            for name in folder.entries():
+                status = folder.stat(name)
+                is_file = bool(status and stat.S_ISREG(status.st_mode))
+                if status and not is_file and not stat.S_ISDIR(status.st_mode):
+                    self.pass_over(here + name)
+                elif not PART.fullmatch(name):
+                    job = Job(f"{above.name}/{name}", here + name, status)
+                    job.size = status.st_size if status and is_file else 0
                     job.fresh, job.top = above.fresh, top
                     yield job
         except OSError as error:
@@ -2293,8 +2300,8 @@ class Gets(Batch):
     def make_folder(self, job: Job) -> None:
         if self.stream is None:
             folder = self.folder(tuple(check_name(job.path)))
-            for entry in folder.entries():
-                remove_if_old(folder, entry)
+            for name in folder.entries():
+                remove_if_old(folder, name)
 
     def local(self, path: str) -> tuple[Folder, str]:
         """Where a name leads here: checked like a name from any network, component by component below DEST."""

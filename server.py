@@ -363,19 +363,13 @@ def do_list(session: "Session", request: "Line", name: str = "") -> None:
     def left_out(full: str, error: Union[OSError, "Refused"]) -> None:
         session.put(line("note", full, reason=reason_of(error)))
 
-    for full, _, entry in walk(folder, name, left_out, deep, session.visible):
-        try:
-            count += describe(session, full, entry, deep)
-        except FileNotFoundError:
-            pass  # gone already
-        except OSError as error:  # a folder that may be read but not entered, a dead mount
-            left_out(full, error)
+    for full, _, status in walk(folder, name, left_out, deep, session.visible):
+        count += describe(session, full, status, deep)
     session.ok(request, count=count)
 
 
-def describe(session: "Session", full: str, entry: os.DirEntry[str], deep: bool) -> bool:
+def describe(session: "Session", full: str, status: os.stat_result, deep: bool) -> bool:
     """One entry of a listing; False for what is neither a file nor a folder."""
-    status = entry.stat(follow_symlinks=False)
     if stat.S_ISREG(status.st_mode):
         session.put(line("file", full, **facts(status)))
     elif stat.S_ISDIR(status.st_mode):
@@ -502,7 +496,7 @@ def remove_twin(folder: "Folder", leaf: str, other: "Folder", other_leaf: str) -
         return
     # where "a" and "A" are one name, only one of them is listed
     both = (folder, leaf), (other, other_leaf)
-    listed = all(any(entry.name == name for entry in at.entries()) for at, name in both)
+    listed = all(name in at.entries() for at, name in both)
     if listed and folder.identity(leaf) != other.identity(other_leaf):
         folder.remove(leaf)
 
@@ -1078,6 +1072,7 @@ NAMING = _thread.allocate_lock()  # held by the thread that gives or takes names
 PAUSES = [min(0.05, 0.001 * 2**count) for count in range(44)]
 # entries of a folder that are put in order; where there are more they come as the disk has them
 SORTED = 20000
+SORTING = _thread.allocate_lock()  # one at a time: to sort takes several times what is kept
 TIMED = os.utime in os.supports_fd
 BY_DESCRIPTOR = {
     os.open,
@@ -1238,12 +1233,19 @@ class Folder:
     def remove(self, name: str, is_folder: bool = False) -> None:
         (os.rmdir if is_folder else os.unlink)(self.at(name), dir_fd=self.fd)
 
-    def entries(self) -> Iterator[os.DirEntry[str]]:
-        """What is in it, sorted, unless there are so many entries that memory would matter."""
-        with os.scandir(self.path if self.fd is None else self.fd) as found:
-            first = list(itertools.islice(found, SORTED))
-            yield from sorted(first, key=lambda entry: entry.name) if len(first) < SORTED else first
-            yield from found
+    def entries(self) -> Iterator[str]:
+        """The names in it, sorted, unless there are so many that memory would matter.
+
+        They are kept as one text: whoever reads them may take hours."""
+        where = self.path if self.fd is None else self.fd
+        with SORTING, os.scandir(where) as found:
+            first = (entry.name for entry in itertools.islice(found, SORTED))
+            listed, more = "/".join(sorted(first)), next(found, None)
+        if not more:
+            return (yield from (name[0] for name in re.finditer("[^/]+", listed)))
+        del listed
+        with os.scandir(where) as found:
+            yield from (entry.name for entry in found)
 
     def rename(self, old: str, other: "Folder", new: str, replace: bool) -> None:
         """Move a file or folder to that name. Without replace, fail if the name is taken."""
@@ -1297,24 +1299,24 @@ def lock_file(fd: int, free: bool = False) -> bool:
     return True
 
 
-def remove_if_old(folder: Folder, entry: os.DirEntry[str]) -> bool:
-    """Remove an entry if it is a part that nobody resumed in time.
+def remove_if_old(folder: Folder, name: str) -> bool:
+    """Remove what has that name if it is a part that nobody resumed in time.
 
     Its age is that of its ctime: shortly before the end its mtime becomes that of the source."""
     with contextlib.suppress(OSError), contextlib.ExitStack() as held_open:
-        if not PART.fullmatch(entry.name):
+        status = folder.stat(name) if PART.fullmatch(name) else None
+        if not status:
             return False
-        status = entry.stat(follow_symlinks=False)
-        useful = status.st_size and not entry.name.startswith(RANDOM)
+        useful = status.st_size and not name.startswith(RANDOM)
         if time.time() - status.st_ctime > (KEPT if useful else KEPT_USELESS):
-            fd = folder.open(entry.name, os.O_RDONLY)
+            fd = folder.open(name, os.O_RDONLY)
             held_open.callback(os.close, fd)
             free = lock_file(fd)
             if os.name == "nt":
                 # Windows removes no open file; elsewhere the lock must last until the name is gone
                 held_open.close()
             if free:
-                folder.remove(entry.name)
+                folder.remove(name)
             return free
     return False
 
@@ -1554,28 +1556,40 @@ def walk(
     failed: Callable[[str, Union[OSError, Refused]], None],
     deep: bool = True,
     visible: Callable[[str], bool] = lambda name: True,
-) -> Iterator[tuple[str, Folder, os.DirEntry[str]]]:
+) -> Iterator[tuple[str, Folder, os.stat_result]]:
     """What is in a folder called name, with deep also in all folders below it.
 
-    Yields full name, folder and entry. Only one folder is open at a time."""
+    Yields full name, folder and status. Only one folder is open at a time."""
     waiting: list[list[str]] = [[]]
     while waiting:
         above, found = waiting.pop(), []
         before = "".join(f"{each}/" for each in [name, *above] if each)
         try:
             folder = top.descend(above)
-            entries = (entry for entry in folder.entries() if visible(entry.name))
+            entries = filter(visible, folder.entries())
             too_deep = before.count("/") >= MAX_DEPTH or len(os.fsencode(before)) > MAX_NAME
             if too_deep and any(entries):
                 raise Refused("too-deep")
-            for entry in entries:
-                yield before + entry.name, folder, entry
-                found += [entry.name] * (deep and entry.is_dir(follow_symlinks=False))
+            for leaf in entries:
+                if status := status_of(folder, leaf, before, failed):
+                    yield before + leaf, folder, status
+                    found += [leaf] * (deep and stat.S_ISDIR(status.st_mode))
         except (OSError, Refused) as error:
             if not above:
                 raise
             failed(before[:-1], error)
         waiting += ([*above, leaf] for leaf in reversed(found))
+
+
+def status_of(
+    folder: Folder, leaf: str, before: str, failed: Callable[[str, OSError], None]
+) -> Optional[os.stat_result]:
+    """None if it is gone already, or cannot be looked at: its folder may be read but not entered."""
+    try:
+        return folder.stat(leaf)
+    except OSError as error:
+        failed(before + leaf, error)
+    return None
 
 
 class Session(Wire):
@@ -2372,8 +2386,8 @@ class Server:
 
     def remove_old_parts(self) -> None:
         with contextlib.suppress(OSError):
-            for full, folder, entry in walk(Folder(self.directory), "", lambda full, error: None):
-                if remove_if_old(folder, entry):
+            for full, folder, _ in walk(Folder(self.directory), "", lambda full, error: None):
+                if remove_if_old(folder, os.path.basename(full)):
                     self.log([f"removed {printable(full)}: nobody resumed it"])
 
     def finish(self) -> None:

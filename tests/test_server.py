@@ -1358,7 +1358,7 @@ def test_an_old_part_that_is_swept_is_locked_until_its_name_is_gone(box, monkeyp
     following = script.Part(folder, "big", len(BIG), 1)
     (box / following.name).write_text("x")
     monkeypatch.setattr(script, "KEPT", -1)
-    assert [script.remove_if_old(folder, entry) for entry in folder.entries()] == [True]
+    assert [script.remove_if_old(folder, name) for name in folder.entries()] == [True]
     assert claims == [False] and names(box) == []
 
 
@@ -1697,6 +1697,24 @@ def test_memory_does_not_grow_with_the_size_of_a_file(start, box):
     talk(server, put("x", BIG * 40))
     talk(server, b"get x\n")
     assert server.status("VmHWM") < 60 << 10
+
+
+@pytest.mark.parametrize("count", [15000, 25000])
+def test_a_listing_that_nobody_reads_costs_little(start, box, count):
+    """Below the number up to which a listing is sorted, and above it."""
+    for number in range(count):
+        (box / f"{'n' * 60}{number:05}").touch()
+    server, readers = start(), []
+    before = server.status("VmHWM")
+    with contextlib.ExitStack() as opened:
+        for _ in range(40):
+            readers.append(opened.enter_context(server.connect()))
+            readers[-1].sendall(b"list\n")
+        for sock in readers:
+            said = b""
+            while b"\nfile " not in said:
+                said += sock.recv(1000)
+        assert server.status("VmHWM") - before < 100 << 10
 
 
 def test_a_client_that_says_little_costs_little(start):
