@@ -183,9 +183,12 @@ The server closes after `err auth` reason=wrong-password or busy, after `err - r
 line-too-long, bad-number (of `data`), this-is-http, this-is-tls, and after tls-only, server-full
 and busy, which come instead of the greeting. It closes too if a line, once begun, or a body stands
 still for --timeout seconds, or if the password is not proved within them. After that a client may
-be silent between requests for ever. If the connection ends inside a put of 1 MiB or more that
-announced size and mtime_ns, what was received is kept for seven days for `resume`. What nothing can
-resume goes at once, or an hour after the server was killed.
+be silent between requests for ever, with one exception: if the server is full, and one address (of
+IPv6: 64 bits) has more than half of all places, a client from another address takes the place of
+the one there that has been silent longest. Clients in receive or chat go last, and none goes while
+its request is carried out. If the connection ends inside a put of 1 MiB or more that announced size
+and mtime_ns, what was received is kept for seven days for `resume`. What nothing can resume goes at
+once, or an hour after the server was killed.
 
 Limits. On a loopback address the server asks for no password unless one is given. On any other it
 makes one and prints it, unless --open does without. Without --tls others can read the traffic, and
@@ -253,7 +256,7 @@ import stat
 import threading
 import time
 import unicodedata
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional, TypeVar, Union
 
@@ -1760,6 +1763,9 @@ class Session(Wire):
                     break
         self.sock.close()
 
+    def is_idle(self) -> bool:
+        return self.idle and self.holder is not Holder.SENDER
+
     def cut(self) -> None:
         """From another thread: end whatever this connection waits for.
 
@@ -2324,13 +2330,30 @@ class Server:
         guard = self.door.guard
         if guard and (wait := guard.wait(host_of(address(peer)))):
             return self.turn_away(conn, line("err", "-", reason="busy", retry=wait), DENIED)
-        if len(self.sessions) >= self.args.max_clients:
+        full = len(self.sessions) >= self.args.max_clients
+        if full and not self.make_room(network(host_of(address(peer)))):
             return self.refuse(conn, peer, f"there are {len(self.sessions)} clients")
         try:
             self.start_thread(conn, peer)
         except (OSError, RuntimeError) as error:
             # no further descriptor or thread, or the shared folder is gone
             self.refuse(conn, peer, printable(str(error)))
+
+    def make_room(self, newcomer: Union[str, bytes]) -> bool:
+        """Hang up on a client of an address that has more than half of all places.
+
+        So no address can shut out the others. The idle client that is silent longest goes first,
+        those in `receive` or `chat` last."""
+        places = {each: network(host_of(each.peer)) for each in self.sessions.copy()}
+        crowd, count = Counter(places.values()).most_common(1)[0]
+        idle = [each for each, place in places.items() if place == crowd and each.is_idle()]
+        if crowd == newcomer or count * 2 <= self.args.max_clients or not idle:
+            return False
+        longest = min(idle, key=lambda each: (bool(each.mode), each.last_heard))
+        self.sessions.discard(longest)
+        longest.cut()
+        self.log([f"{longest.peer} hung up on: full, and its address has {count} clients"])
+        return True
 
     def refuse(self, conn: socket.socket, peer: "Address", why: str) -> None:
         self.log([f"{address(peer)} refused: {why}"])
@@ -2398,9 +2421,8 @@ class Server:
         for seconds, busy_too in (GRACE, False), (LINGER, True):
             deadline = time.monotonic() + seconds
             while self.sessions and (left := deadline - time.monotonic()) > 0:
-                for session in list(self.sessions):
-                    if busy_too or (session.idle and session.holder is not Holder.SENDER):
-                        session.cut()
+                for session in [each for each in list(self.sessions) if busy_too or each.is_idle()]:
+                    session.cut()
                 select.select([self.stop], [], [], min(left, ACCEPT_PAUSE))
                 self.stop.drain()
         self.lobby.close()

@@ -818,6 +818,70 @@ def test_one_client_too_many_is_told_so(start):
     until(lambda: talk_or_full(server) == b"ok ping\n", "room again")
 
 
+def from_address(server, host):
+    return socket.create_connection((server.host, server.port), DEADLINE, (host, 0))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="has one loopback address")
+def test_one_address_cannot_keep_all_places_from_others(start, box):
+    """The one that is silent longest goes: not a new one, not one that waits for files, and none for its own address."""
+    server = start("--max-clients", "4")
+    with contextlib.ExitStack() as opened:
+        crowd = [opened.enter_context(from_address(server, "127.0.0.1")) for _ in range(4)]
+        for sock, request in zip(
+            crowd, (b"receive\n", b"ping\n", b"ping\n", b"put x\ndata 9\n12345")
+        ):
+            assert GREETING.match(sock.recv(200))
+            sock.sendall(request)
+            if request != b"put x\ndata 9\n12345":
+                assert sock.recv(200).startswith(b"ok ")
+        until(lambda: sizes(box) == [5], "the upload to be under way")
+        assert everything(from_address(server, "127.0.0.1")) == b"err - reason=server-full\n"
+        others = []
+        for gone in (1, 2):
+            others.append(opened.enter_context(from_address(server, "127.0.0.9")))
+            assert others[-1].recv(200).startswith(b"sixsockets ")
+            assert everything(crowd[gone]) == b""
+        # now nobody has more than half
+        assert everything(from_address(server, "127.0.0.7")) == b"err - reason=server-full\n"
+        crowd[3].sendall(b"6789end\n")
+        assert b"ok put x" in crowd[3].recv(200)
+        crowd[0].sendall(b"ping\n")
+        assert crowd[0].recv(200) == b"ok ping\n"
+
+
+def test_those_who_wait_go_last_and_those_with_a_request_never():
+    """Also of IPv6, where 64 bits are one address."""
+
+    class Client(types.SimpleNamespace):
+        __hash__, is_idle, holder = object.__hash__, script.Session.is_idle, script.Holder.OWN
+
+        def __eq__(self, other):
+            return self is other
+
+        def cut(self):
+            gone.append(self.name)
+
+    gone, server = [], script.Server.__new__(script.Server)
+    server.args, server.log = types.SimpleNamespace(max_clients=4), lambda lines: None
+    made = [("receiver", "receive", 1), ("old", "", 2), ("new", "", 3), ("busy", "", 0)]
+    server.sessions = {
+        Client(
+            name=name,
+            mode=mode,
+            last_heard=heard,
+            peer=f"[2001:db8::{heard}]:9",
+            idle=name != "busy",
+        )
+        for name, mode, heard in made
+    }
+    assert not server.make_room(script.network("2001:db8::9"))
+    server.args.max_clients = 1
+    while server.make_room(script.network("2001:db8:0:1::9")):
+        pass
+    assert gone == ["old", "new", "receiver"]
+
+
 def talk_or_full(server):
     # OSError: who was turned away and is slow then finds the connection reset
     with contextlib.suppress(AssertionError, OSError):
