@@ -81,6 +81,7 @@ if __name__ == "__main__":
     sys.path[:] = [folder for folder in sys.path if not is_open(folder or os.curdir)]
 # --- end imports ---
 
+import _thread  # the locks of threading, which takes a client long to load
 import argparse
 import codecs
 import contextlib
@@ -655,15 +656,14 @@ class Puts(Batch):
         try:
             top, here = above.top or above.path, os.path.join(above.path, "")
             folder = self.folder(top, above.path)
-            for entry in folder.entries():
-                is_file = entry.is_file(follow_symlinks=False)
-                if not is_file and not entry.is_dir(follow_symlinks=False):
-                    self.say_skipped(here + entry.name)
-                elif not PART.fullmatch(entry.name):
-                    transfer = Transfer(
-                        f"{above.name}/{entry.name}", here + entry.name, folder.stat(entry.name)
-                    )
-                    transfer.size = transfer.status.st_size if transfer.status and is_file else 0
+            for name in folder.entries():
+                status = folder.stat(name)
+                is_file = bool(status and stat.S_ISREG(status.st_mode))
+                if status and not is_file and not stat.S_ISDIR(status.st_mode):
+                    self.say_skipped(here + name)
+                elif not PART.fullmatch(name):
+                    transfer = Transfer(f"{above.name}/{name}", here + name, status)
+                    transfer.size = status.st_size if status and is_file else 0
                     transfer.fresh, transfer.top = above.fresh, top
                     yield transfer
         except OSError as error:
@@ -1097,8 +1097,8 @@ class Gets(Batch):
     def make_folder(self, transfer: Transfer) -> None:
         if self.stream is None:
             folder = self.folder(tuple(check_name(transfer.path)))
-            for entry in folder.entries():
-                remove_if_old(folder, entry)
+            for name in folder.entries():
+                remove_if_old(folder, name)
 
     def local(self, path: str) -> tuple["Folder", str]:
         """Where a name leads here, below DEST. Each component is checked."""
@@ -1300,8 +1300,8 @@ def destination(path: str) -> "Folder":
     try:
         os.makedirs(path, exist_ok=True)
         folder = Folder(path)
-        for entry in folder.entries():
-            remove_if_old(folder, entry)
+        for name in folder.entries():
+            remove_if_old(folder, name)
     except OSError as error:
         raise cannot_write(path, error) from None
     return folder
@@ -2682,8 +2682,12 @@ RANDOM = ".six-" + "0" * 8  # how the name of a part begins that nothing can res
 UNIQUE = itertools.count(int.from_bytes(os.urandom(12), "big"))
 KEPT = 7 * 86400  # seconds that the part of an interrupted transfer is kept
 KEPT_USELESS = 3600  # the same for one that nothing can resume: empty, or with a random name
+NAMING = _thread.allocate_lock()  # held by the thread that gives or takes names
+# seconds from one try to lock a folder to the next: two in all
+PAUSES = [min(0.05, 0.001 * 2**count) for count in range(44)]
 # entries of a folder that are put in order; where there are more they come as the disk has them
 SORTED = 20000
+SORTING = _thread.allocate_lock()  # one at a time: to sort takes several times what is kept
 TIMED = os.utime in os.supports_fd
 BY_DESCRIPTOR = {
     os.open,
@@ -2825,7 +2829,7 @@ class Folder:
         except FileNotFoundError:
             return None
 
-    def identity(self, name: str) -> tuple[object, ...]:
+    def identity(self, name: str) -> tuple[Any, ...]:
         """Tells a name in it from all others, even after a folder above it was renamed."""
         if self.fd is None:
             return os.path.normcase(self.path), name
@@ -2844,12 +2848,19 @@ class Folder:
     def remove(self, name: str, is_folder: bool = False) -> None:
         (os.rmdir if is_folder else os.unlink)(self.at(name), dir_fd=self.fd)
 
-    def entries(self) -> Iterator[os.DirEntry[str]]:
-        """What is in it, sorted, unless there are so many entries that memory would matter."""
-        with os.scandir(self.path if self.fd is None else self.fd) as found:
-            first = list(itertools.islice(found, SORTED))
-            yield from sorted(first, key=lambda entry: entry.name) if len(first) < SORTED else first
-            yield from found
+    def entries(self) -> Iterator[str]:
+        """The names in it, sorted, unless there are so many that memory would matter.
+
+        They are kept as one text: whoever reads them may take hours."""
+        where = self.path if self.fd is None else self.fd
+        with SORTING, os.scandir(where) as found:
+            first = (entry.name for entry in itertools.islice(found, SORTED))
+            listed, more = "/".join(sorted(first)), next(found, None)
+        if not more:
+            return (yield from (name[0] for name in re.finditer("[^/]+", listed)))
+        del listed
+        with os.scandir(where) as found:
+            yield from (entry.name for entry in found)
 
     def rename(self, old: str, other: "Folder", new: str, replace: bool) -> None:
         """Move a file or folder to that name. Without replace, fail if the name is taken."""
@@ -2867,56 +2878,60 @@ class Folder:
             if other.stat(new):
                 raise os_error(errno.EEXIST) from None
             return os.rename(source, target, **folders)
-        if PART.fullmatch(old):  # nobody else gives that name to anything
-            return self.remove(old)
-        self.remove_link(old, other.stat(new))
+        self.remove(old)
 
-    def remove_link(self, name: str, status: Optional[os.stat_result]) -> None:
-        """Remove one of the two names of a file.
+    @contextlib.contextmanager
+    def locked(self, *others: "Folder") -> Iterator[None]:
+        """Nobody else gives or takes names in these folders meanwhile, in any process.
 
-        If another program has put a different file there meanwhile, that keeps the name."""
-        aside = f"{RANDOM}{next(UNIQUE):024x}.part"
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(self.at(name), self.at(aside), src_dir_fd=self.fd, dst_dir_fd=self.fd)
-            found = self.stat(aside)
-            if not (status and found and os.path.samestat(found, status)):
-                with contextlib.suppress(FileExistsError):
-                    return self.rename(aside, self, name, replace=False)
-            self.remove(aside)
+        Otherwise a rename() could remove a file that was put between its link() and its remove().
+        Where folders have no locks, this excludes only the threads of this process."""
+        folders = {each.identity(""): each.fd for each in (self, *others)}
+        # in the same order by all, or two who rename here and there could hinder each other
+        fds = [fd for _, fd in sorted(folders.items()) if fd is not None]
+        for pause in PAUSES:
+            with NAMING, contextlib.ExitStack() as held:
+                for fd in fds:
+                    held.callback(lock_file, fd, free=True)
+                if all(map(lock_file, fds)):
+                    yield
+                    return
+            time.sleep(pause)
+        raise os_error(errno.EBUSY)
 
 
-def lock_file(fd: int) -> bool:
-    """Lock a part; False if another process has locked it.
+def lock_file(fd: int, free: bool = False) -> bool:
+    """Lock a part or folder, or free it; False if somebody else has locked it.
 
     Without flock only the writers in one server know of each other."""
     with contextlib.suppress(ImportError, OSError):  # OSError: Lustre, for one, may have none
         import fcntl  # not at the top: Windows has none
 
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, fcntl.LOCK_UN if free else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
     return True
 
 
-def remove_if_old(folder: Folder, entry: os.DirEntry[str]) -> bool:
-    """Remove an entry if it is a part that nobody resumed in time.
+def remove_if_old(folder: Folder, name: str) -> bool:
+    """Remove what has that name if it is a part that nobody resumed in time.
 
     Its age is that of its ctime: shortly before the end its mtime becomes that of the source."""
     with contextlib.suppress(OSError), contextlib.ExitStack() as held_open:
-        if not PART.fullmatch(entry.name):
+        status = folder.stat(name) if PART.fullmatch(name) else None
+        if not status:
             return False
-        status = entry.stat(follow_symlinks=False)
-        useful = status.st_size and not entry.name.startswith(RANDOM)
+        useful = status.st_size and not name.startswith(RANDOM)
         if time.time() - status.st_ctime > (KEPT if useful else KEPT_USELESS):
-            fd = folder.open(entry.name, os.O_RDONLY)
+            fd = folder.open(name, os.O_RDONLY)
             held_open.callback(os.close, fd)
             free = lock_file(fd)
             if os.name == "nt":
                 # Windows removes no open file; elsewhere the lock must last until the name is gone
                 held_open.close()
             if free:
-                folder.remove(entry.name)
+                folder.remove(name)
             return free
     return False
 
@@ -2931,7 +2946,6 @@ CHUNK = 1 << 19
 # bytes from which an interrupted file is worth resuming; a smaller one starts over
 RESUMABLE = 1 << 20
 HOLE = 1 << 12  # zeros at once from which a disk need not store them
-UNLOCKED = contextlib.nullcontext()
 
 
 def lasting_name(leaf: str, size: Optional[int], mtime_ns: Optional[int]) -> str:
@@ -3015,10 +3029,8 @@ class Part:
             return True
         return False
 
-    def finish(
-        self, over: bool, *, lock: contextlib.AbstractContextManager[Any] = UNLOCKED
-    ) -> None:
-        """Give it its time and mode, then its name, under the lock that a rename has too."""
+    def finish(self, over: bool) -> None:
+        """Give it its time and mode, then its name, while nobody renames in the folder."""
         there = self.folder.stat(self.leaf) if over else None
         if there and hasattr(os, "fchmod"):
             runs = 0o111 & there.st_mode >> 2 if self.executable else 0
@@ -3033,7 +3045,7 @@ class Part:
             os.fsync(self.fd)
         if os.name == "nt":
             self.close()  # Windows renames no open file
-        with lock:
+        with self.folder.locked():
             self.folder.rename(self.name, self.folder, self.leaf, replace=over)
         self.folder.sync()
         self.close()
@@ -3306,9 +3318,7 @@ class Stream(Part):
         while view:
             view = view[os.write(self.fd, view) :]
 
-    def finish(
-        self, over: bool, *, lock: contextlib.AbstractContextManager[Any] = UNLOCKED
-    ) -> None:
+    def finish(self, over: bool) -> None:
         if self.decoder:
             # the beginning of a character that never ended
             self.type(self.decoder.decode(b"", True))

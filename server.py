@@ -174,17 +174,21 @@ part of a program: one of these scripts, or what Python imports), not-possible, 
 (more than 64 components, also of what is in a folder that is renamed; `list` does not look into
 what is further down, or longer than names are), hidden-name, read-only, too-large (limit=),
 too-long (more than size= announced), incomplete (less), wrong-digest, aborted, bad-number (of a
-key), disk-full, disk-read-only, resume-first, busy (another client is writing it), bad-nick,
-not-received, not-in-chat, too-fast (limit=), auth-required, not-needed (auth without a password, or
-a second time), usage, unknown-verb, failed. received=N tells how far a put came.
+key), disk-full, disk-read-only, resume-first, busy (another client is writing it, or another
+program has locked the folder), bad-nick, not-received, not-in-chat, too-fast (limit=),
+auth-required, not-needed (auth without a password, or a second time), usage, unknown-verb, failed.
+received=N tells how far a put came.
 
 The server closes after `err auth` reason=wrong-password or busy, after `err - reason=` bad-line,
 line-too-long, bad-number (of `data`), this-is-http, this-is-tls, and after tls-only, server-full
 and busy, which come instead of the greeting. It closes too if a line, once begun, or a body stands
 still for --timeout seconds, or if the password is not proved within them. After that a client may
-be silent between requests for ever. If the connection ends inside a put of 1 MiB or more that
-announced size and mtime_ns, what was received is kept for seven days for `resume`. What nothing can
-resume goes at once, or an hour after the server was killed.
+be silent between requests for ever, with one exception: if the server is full, and one address (of
+IPv6: 64 bits) has more than half of all places, a client from another address takes the place of
+the one there that has been silent longest. Clients in receive or chat go last, and none goes while
+its request is carried out. If the connection ends inside a put of 1 MiB or more that announced size
+and mtime_ns, what was received is kept for seven days for `resume`. What nothing can resume goes at
+once, or an hour after the server was killed.
 
 Limits. On a loopback address the server asks for no password unless one is given. On any other it
 makes one and prints it, unless --open does without. Without --tls others can read the traffic, and
@@ -232,6 +236,7 @@ if __name__ == "__main__":
     sys.path[:] = [folder for folder in sys.path if not is_open(folder or os.curdir)]
 # --- end imports ---
 
+import _thread  # the locks of threading, which takes a client long to load
 import argparse
 import contextlib
 import enum
@@ -251,7 +256,7 @@ import stat
 import threading
 import time
 import unicodedata
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional, Union
 
@@ -363,19 +368,13 @@ def do_list(session: "Session", request: "Line", name: str = "") -> None:
     def left_out(full: str, error: Union[OSError, "Refused"]) -> None:
         session.send_line("note", full, reason=reason_of(error))
 
-    for full, _, entry in walk(folder, name, left_out, deep, session.visible):
-        try:
-            count += describe(session, full, entry, deep)
-        except FileNotFoundError:
-            pass  # gone already
-        except OSError as error:  # a folder that may be read but not entered, a dead mount
-            left_out(full, error)
+    for full, _, status in walk(folder, name, left_out, deep, session.visible):
+        count += describe(session, full, status, deep)
     session.ok(request, count=count)
 
 
-def describe(session: "Session", full: str, entry: os.DirEntry[str], deep: bool) -> bool:
+def describe(session: "Session", full: str, status: os.stat_result, deep: bool) -> bool:
     """One entry of a listing; False for what is neither a file nor a folder."""
-    status = entry.stat(follow_symlinks=False)
     if stat.S_ISREG(status.st_mode):
         session.send_line("file", full, **facts(status))
     elif stat.S_ISDIR(status.st_mode):
@@ -443,7 +442,7 @@ def do_put(session: "Session", request: "Line", name: str) -> None:
             lambda announced: session.check_room(announced, part.received),
             session.progress(name, "received"),
         )
-        part.finish(over, lock=session.server.lock)
+        part.finish(over)
     except (Lost, Broken) as lost:
         keeps = part.keep()
         session.server.kept += keeps
@@ -452,6 +451,8 @@ def do_put(session: "Session", request: "Line", name: str) -> None:
         session.note(f"put {name}: cut at {part.received} of {whole} bytes ({lost}); {kept}")
         raise
     except OSError as error:
+        # another program has locked the folder: the client may come back and find it all here
+        session.server.kept += error.errno == errno.EBUSY and part.keep()
         raise Refused(reason_of(error), received=part.received) from None
     finally:
         session.moved = part.received
@@ -474,7 +475,8 @@ def do_resume(session: "Session", request: "Line", name: str) -> None:
 def do_delete(session: "Session", request: "Line", name: str) -> None:
     folder, leaf, status = session.existing(name)
     folder.protect(leaf)
-    folder.remove(leaf, stat.S_ISDIR(status.st_mode))
+    with folder.locked():
+        folder.remove(leaf, stat.S_ISDIR(status.st_mode))
     session.last_folder = "", session.root
     session.ok(request)
 
@@ -488,7 +490,7 @@ def do_rename(session: "Session", request: "Line", old: str, new: str) -> None:
     session.check_vacant(other, other_leaf, over, is_folder)
     if is_folder and new.count("/") > old.count("/"):
         check_depth(session, folder.below(leaf), new)
-    with session.server.lock:
+    with folder.locked(other):
         folder.rename(leaf, other, other_leaf, replace=over)
         if over:
             remove_twin(folder, leaf, other, other_leaf)
@@ -503,9 +505,9 @@ def remove_twin(folder: "Folder", leaf: str, other: "Folder", other_leaf: str) -
         return
     # where "a" and "A" are one name, only one of them is listed
     both = (folder, leaf), (other, other_leaf)
-    listed = all(any(entry.name == name for entry in at.entries()) for at, name in both)
+    listed = all(name in at.entries() for at, name in both)
     if listed and folder.identity(leaf) != other.identity(other_leaf):
-        folder.remove_link(leaf, status)
+        folder.remove(leaf)
 
 
 def check_depth(session: "Session", folder: "Folder", name: str) -> None:
@@ -1079,8 +1081,12 @@ RANDOM = ".six-" + "0" * 8  # how the name of a part begins that nothing can res
 UNIQUE = itertools.count(int.from_bytes(os.urandom(12), "big"))
 KEPT = 7 * 86400  # seconds that the part of an interrupted transfer is kept
 KEPT_USELESS = 3600  # the same for one that nothing can resume: empty, or with a random name
+NAMING = _thread.allocate_lock()  # held by the thread that gives or takes names
+# seconds from one try to lock a folder to the next: two in all
+PAUSES = [min(0.05, 0.001 * 2**count) for count in range(44)]
 # entries of a folder that are put in order; where there are more they come as the disk has them
 SORTED = 20000
+SORTING = _thread.allocate_lock()  # one at a time: to sort takes several times what is kept
 TIMED = os.utime in os.supports_fd
 BY_DESCRIPTOR = {
     os.open,
@@ -1222,7 +1228,7 @@ class Folder:
         except FileNotFoundError:
             return None
 
-    def identity(self, name: str) -> tuple[object, ...]:
+    def identity(self, name: str) -> tuple[Any, ...]:
         """Tells a name in it from all others, even after a folder above it was renamed."""
         if self.fd is None:
             return os.path.normcase(self.path), name
@@ -1241,12 +1247,19 @@ class Folder:
     def remove(self, name: str, is_folder: bool = False) -> None:
         (os.rmdir if is_folder else os.unlink)(self.at(name), dir_fd=self.fd)
 
-    def entries(self) -> Iterator[os.DirEntry[str]]:
-        """What is in it, sorted, unless there are so many entries that memory would matter."""
-        with os.scandir(self.path if self.fd is None else self.fd) as found:
-            first = list(itertools.islice(found, SORTED))
-            yield from sorted(first, key=lambda entry: entry.name) if len(first) < SORTED else first
-            yield from found
+    def entries(self) -> Iterator[str]:
+        """The names in it, sorted, unless there are so many that memory would matter.
+
+        They are kept as one text: whoever reads them may take hours."""
+        where = self.path if self.fd is None else self.fd
+        with SORTING, os.scandir(where) as found:
+            first = (entry.name for entry in itertools.islice(found, SORTED))
+            listed, more = "/".join(sorted(first)), next(found, None)
+        if not more:
+            return (yield from (name[0] for name in re.finditer("[^/]+", listed)))
+        del listed
+        with os.scandir(where) as found:
+            yield from (entry.name for entry in found)
 
     def rename(self, old: str, other: "Folder", new: str, replace: bool) -> None:
         """Move a file or folder to that name. Without replace, fail if the name is taken."""
@@ -1264,56 +1277,60 @@ class Folder:
             if other.stat(new):
                 raise os_error(errno.EEXIST) from None
             return os.rename(source, target, **folders)
-        if PART.fullmatch(old):  # nobody else gives that name to anything
-            return self.remove(old)
-        self.remove_link(old, other.stat(new))
+        self.remove(old)
 
-    def remove_link(self, name: str, status: Optional[os.stat_result]) -> None:
-        """Remove one of the two names of a file.
+    @contextlib.contextmanager
+    def locked(self, *others: "Folder") -> Iterator[None]:
+        """Nobody else gives or takes names in these folders meanwhile, in any process.
 
-        If another program has put a different file there meanwhile, that keeps the name."""
-        aside = f"{RANDOM}{next(UNIQUE):024x}.part"
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(self.at(name), self.at(aside), src_dir_fd=self.fd, dst_dir_fd=self.fd)
-            found = self.stat(aside)
-            if not (status and found and os.path.samestat(found, status)):
-                with contextlib.suppress(FileExistsError):
-                    return self.rename(aside, self, name, replace=False)
-            self.remove(aside)
+        Otherwise a rename() could remove a file that was put between its link() and its remove().
+        Where folders have no locks, this excludes only the threads of this process."""
+        folders = {each.identity(""): each.fd for each in (self, *others)}
+        # in the same order by all, or two who rename here and there could hinder each other
+        fds = [fd for _, fd in sorted(folders.items()) if fd is not None]
+        for pause in PAUSES:
+            with NAMING, contextlib.ExitStack() as held:
+                for fd in fds:
+                    held.callback(lock_file, fd, free=True)
+                if all(map(lock_file, fds)):
+                    yield
+                    return
+            time.sleep(pause)
+        raise os_error(errno.EBUSY)
 
 
-def lock_file(fd: int) -> bool:
-    """Lock a part; False if another process has locked it.
+def lock_file(fd: int, free: bool = False) -> bool:
+    """Lock a part or folder, or free it; False if somebody else has locked it.
 
     Without flock only the writers in one server know of each other."""
     with contextlib.suppress(ImportError, OSError):  # OSError: Lustre, for one, may have none
         import fcntl  # not at the top: Windows has none
 
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, fcntl.LOCK_UN if free else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
     return True
 
 
-def remove_if_old(folder: Folder, entry: os.DirEntry[str]) -> bool:
-    """Remove an entry if it is a part that nobody resumed in time.
+def remove_if_old(folder: Folder, name: str) -> bool:
+    """Remove what has that name if it is a part that nobody resumed in time.
 
     Its age is that of its ctime: shortly before the end its mtime becomes that of the source."""
     with contextlib.suppress(OSError), contextlib.ExitStack() as held_open:
-        if not PART.fullmatch(entry.name):
+        status = folder.stat(name) if PART.fullmatch(name) else None
+        if not status:
             return False
-        status = entry.stat(follow_symlinks=False)
-        useful = status.st_size and not entry.name.startswith(RANDOM)
+        useful = status.st_size and not name.startswith(RANDOM)
         if time.time() - status.st_ctime > (KEPT if useful else KEPT_USELESS):
-            fd = folder.open(entry.name, os.O_RDONLY)
+            fd = folder.open(name, os.O_RDONLY)
             held_open.callback(os.close, fd)
             free = lock_file(fd)
             if os.name == "nt":
                 # Windows removes no open file; elsewhere the lock must last until the name is gone
                 held_open.close()
             if free:
-                folder.remove(entry.name)
+                folder.remove(name)
             return free
     return False
 
@@ -1328,7 +1345,6 @@ CHUNK = 1 << 19
 # bytes from which an interrupted file is worth resuming; a smaller one starts over
 RESUMABLE = 1 << 20
 HOLE = 1 << 12  # zeros at once from which a disk need not store them
-UNLOCKED = contextlib.nullcontext()
 
 
 def lasting_name(leaf: str, size: Optional[int], mtime_ns: Optional[int]) -> str:
@@ -1412,10 +1428,8 @@ class Part:
             return True
         return False
 
-    def finish(
-        self, over: bool, *, lock: contextlib.AbstractContextManager[Any] = UNLOCKED
-    ) -> None:
-        """Give it its time and mode, then its name, under the lock that a rename has too."""
+    def finish(self, over: bool) -> None:
+        """Give it its time and mode, then its name, while nobody renames in the folder."""
         there = self.folder.stat(self.leaf) if over else None
         if there and hasattr(os, "fchmod"):
             runs = 0o111 & there.st_mode >> 2 if self.executable else 0
@@ -1430,7 +1444,7 @@ class Part:
             os.fsync(self.fd)
         if os.name == "nt":
             self.close()  # Windows renames no open file
-        with lock:
+        with self.folder.locked():
             self.folder.rename(self.name, self.folder, self.leaf, replace=over)
         self.folder.sync()
         self.close()
@@ -1558,28 +1572,40 @@ def walk(
     failed: Callable[[str, Union[OSError, Refused]], None],
     deep: bool = True,
     visible: Callable[[str], bool] = lambda name: True,
-) -> Iterator[tuple[str, Folder, os.DirEntry[str]]]:
+) -> Iterator[tuple[str, Folder, os.stat_result]]:
     """What is in a folder called name, with deep also in all folders below it.
 
-    Yields full name, folder and entry. Only one folder is open at a time."""
+    Yields full name, folder and status. Only one folder is open at a time."""
     waiting: list[list[str]] = [[]]
     while waiting:
         above, found = waiting.pop(), []
         before = "".join(f"{each}/" for each in [name, *above] if each)
         try:
             folder = top.descend(above)
-            entries = (entry for entry in folder.entries() if visible(entry.name))
+            entries = filter(visible, folder.entries())
             too_deep = before.count("/") >= MAX_DEPTH or len(os.fsencode(before)) > MAX_NAME
             if too_deep and any(entries):
                 raise Refused("too-deep")
-            for entry in entries:
-                yield before + entry.name, folder, entry
-                found += [entry.name] * (deep and entry.is_dir(follow_symlinks=False))
+            for leaf in entries:
+                if status := status_of(folder, leaf, before, failed):
+                    yield before + leaf, folder, status
+                    found += [leaf] * (deep and stat.S_ISDIR(status.st_mode))
         except (OSError, Refused) as error:
             if not above:
                 raise
             failed(before[:-1], error)
         waiting += ([*above, leaf] for leaf in reversed(found))
+
+
+def status_of(
+    folder: Folder, leaf: str, before: str, failed: Callable[[str, OSError], None]
+) -> Optional[os.stat_result]:
+    """None if it is gone already, or cannot be looked at: its folder may be read but not entered."""
+    try:
+        return folder.stat(leaf)
+    except OSError as error:
+        failed(before + leaf, error)
+    return None
 
 
 class Session(Wire):
@@ -2285,7 +2311,6 @@ class Server:
         self.refused: list[socket.socket] = []
         self.lobby = Lobby()
         self.kept = 0  # parts of interrupted uploads
-        self.lock = threading.Lock()
         self.log_fd, self.lost_lines = log_fd, 0  # lines that it could not take
         self.salt = os.urandom(16).hex()
         self.key = auth_key(door.guard.password, self.salt) if door.guard else b""
@@ -2319,13 +2344,30 @@ class Server:
         guard = self.door.guard
         if guard and (wait := guard.wait(host_of(address(peer)))):
             return self.turn_away(conn, line("err", "-", reason="busy", retry=wait), DENIED)
-        if len(self.sessions) >= self.args.max_clients:
+        full = len(self.sessions) >= self.args.max_clients
+        if full and not self.make_room(network(host_of(address(peer)))):
             return self.refuse(conn, peer, f"there are {len(self.sessions)} clients")
         try:
             self.start_thread(conn, peer)
         except (OSError, RuntimeError) as error:
             # no further descriptor or thread, or the shared folder is gone
             self.refuse(conn, peer, printable(str(error)))
+
+    def make_room(self, newcomer: Union[str, bytes]) -> bool:
+        """Hang up on a client of an address that has more than half of all places.
+
+        So no address can shut out the others. The idle client that is silent longest goes first,
+        those in `receive` or `chat` last."""
+        places = {each: network(host_of(each.peer)) for each in self.sessions.copy()}
+        crowd, count = Counter(places.values()).most_common(1)[0]
+        idle = [each for each, place in places.items() if place == crowd and each.is_idle()]
+        if crowd == newcomer or count * 2 <= self.args.max_clients or not idle:
+            return False
+        longest = min(idle, key=lambda each: (bool(each.mode), each.last_heard))
+        self.sessions.discard(longest)
+        longest.cut()
+        self.log([f"{longest.peer} hung up on: full, and its address has {count} clients"])
+        return True
 
     def refuse(self, conn: socket.socket, peer: "Address", why: str) -> None:
         self.log([f"{address(peer)} refused: {why}"])
@@ -2381,8 +2423,8 @@ class Server:
 
     def remove_old_parts(self) -> None:
         with contextlib.suppress(OSError):
-            for full, folder, entry in walk(Folder(self.directory), "", lambda full, error: None):
-                if remove_if_old(folder, entry):
+            for full, folder, _ in walk(Folder(self.directory), "", lambda full, error: None):
+                if remove_if_old(folder, os.path.basename(full)):
                     self.log([f"removed {printable(full)}: nobody resumed it"])
 
     def finish(self) -> None:

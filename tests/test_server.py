@@ -818,6 +818,70 @@ def test_one_client_too_many_is_told_so(start):
     until(lambda: talk_or_full(server) == b"ok ping\n", "room again")
 
 
+def from_address(server, host):
+    return socket.create_connection((server.host, server.port), DEADLINE, (host, 0))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="has one loopback address")
+def test_one_address_cannot_keep_all_places_from_others(start, box):
+    """The one that is silent longest goes: not a new one, not one that waits for files, and none for its own address."""
+    server = start("--max-clients", "4")
+    with contextlib.ExitStack() as opened:
+        crowd = [opened.enter_context(from_address(server, "127.0.0.1")) for _ in range(4)]
+        for sock, request in zip(
+            crowd, (b"receive\n", b"ping\n", b"ping\n", b"put x\ndata 9\n12345")
+        ):
+            assert GREETING.match(sock.recv(200))
+            sock.sendall(request)
+            if request != b"put x\ndata 9\n12345":
+                assert sock.recv(200).startswith(b"ok ")
+        until(lambda: sizes(box) == [5], "the upload to be under way")
+        assert everything(from_address(server, "127.0.0.1")) == b"err - reason=server-full\n"
+        others = []
+        for gone in (1, 2):
+            others.append(opened.enter_context(from_address(server, "127.0.0.9")))
+            assert others[-1].recv(200).startswith(b"sixsockets ")
+            assert everything(crowd[gone]) == b""
+        # now nobody has more than half
+        assert everything(from_address(server, "127.0.0.7")) == b"err - reason=server-full\n"
+        crowd[3].sendall(b"6789end\n")
+        assert b"ok put x" in crowd[3].recv(200)
+        crowd[0].sendall(b"ping\n")
+        assert crowd[0].recv(200) == b"ok ping\n"
+
+
+def test_those_who_wait_go_last_and_those_with_a_request_never():
+    """Also of IPv6, where 64 bits are one address."""
+
+    class Client(types.SimpleNamespace):
+        __hash__, is_idle, holder = object.__hash__, script.Session.is_idle, script.Holder.OWN
+
+        def __eq__(self, other):
+            return self is other
+
+        def cut(self):
+            gone.append(self.name)
+
+    gone, server = [], script.Server.__new__(script.Server)
+    server.args, server.log = types.SimpleNamespace(max_clients=4), lambda lines: None
+    made = [("receiver", "receive", 1), ("old", "", 2), ("new", "", 3), ("busy", "", 0)]
+    server.sessions = {
+        Client(
+            name=name,
+            mode=mode,
+            last_heard=heard,
+            peer=f"[2001:db8::{heard}]:9",
+            idle=name != "busy",
+        )
+        for name, mode, heard in made
+    }
+    assert not server.make_room(script.network("2001:db8::9"))
+    server.args.max_clients = 1
+    while server.make_room(script.network("2001:db8:0:1::9")):
+        pass
+    assert gone == ["old", "new", "receiver"]
+
+
 def talk_or_full(server):
     # OSError: who was turned away and is slow then finds the connection reset
     with contextlib.suppress(AssertionError, OSError):
@@ -1358,7 +1422,7 @@ def test_an_old_part_that_is_swept_is_locked_until_its_name_is_gone(box, monkeyp
     following = script.Part(folder, "big", len(BIG), 1)
     (box / following.name).write_text("x")
     monkeypatch.setattr(script, "KEPT", -1)
-    assert [script.remove_if_old(folder, entry) for entry in folder.entries()] == [True]
+    assert [script.remove_if_old(folder, name) for name in folder.entries()] == [True]
     assert claims == [False] and names(box) == []
 
 
@@ -1593,22 +1657,22 @@ def test_a_rename_does_not_take_an_upload_with_it(box, tmp_path):
     runner = tmp_path / "run.py"
     runner.write_text(f"""
 import os, runpy, sys, threading
-near, named, replace, rename, utime = threading.Event(), threading.Event(), os.replace, os.rename, os.utime
-def slow_rename(path, *rest, **more):
+near, named, replace, link, utime = threading.Event(), threading.Event(), os.replace, os.link, os.utime
+def slow_link(path, *rest, **more):
+    link(path, *rest, **more)
     if path == "p":
         print("between", file=sys.stderr, flush=True)
         near.wait(20)
         named.wait(0.2)  # an upload that does not wait for the lock is named in this time
-    return rename(path, *rest, **more)
 def told_utime(*args, **more):
     near.set()
     return utime(*args, **more)
 def told_replace(*args, **more):
     replace(*args, **more)
     named.set()
-os.supports_dir_fd = {{*os.supports_dir_fd, slow_rename}}
+os.supports_dir_fd = {{*os.supports_dir_fd, slow_link}}
 os.supports_fd = {{*os.supports_fd, told_utime}}
-os.rename, os.utime, os.replace = slow_rename, told_utime, told_replace
+os.link, os.utime, os.replace = slow_link, told_utime, told_replace
 sys.argv = ["server.py", sys.argv[1], "--port", "0"]
 runpy.run_path({str(ROOT / "server.py")!r}, run_name="__main__")
 """)
@@ -1622,6 +1686,7 @@ runpy.run_path({str(ROOT / "server.py")!r}, run_name="__main__")
     assert (box / "p").read_text() == "new" and (box / "q").read_text() == "old"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="there are no locks there")
 @pytest.mark.parametrize("slow", ["link", "scandir"])
 def test_a_rename_does_not_take_the_upload_of_another_process_with_it(start, box, tmp_path, slow):
     """Several servers of one folder are one, also when a rename of one meets an upload to the other."""
@@ -1654,11 +1719,16 @@ runpy.run_path({str(ROOT / "server.py")!r}, run_name="__main__")
     with ours.connect() as sock:
         sock.sendall(b"rename p q over=yes\nbye\n" if slow == "scandir" else b"rename p q\nbye\n")
         ours.wait_for("between")
-        assert b"verified=yes" in talk(other, put("p", b"new", over="yes"))
+        keys = dict(size=len(BIG), mtime_ns=1, over="yes")
+        for change in (put("p", BIG, **keys), b"rename p r\n", b"delete p\n"):
+            assert b"reason=busy" in talk(other, change).splitlines()[-1]
         (tmp_path / "go").touch()
         assert b"ok rename" in everything(sock)
+    again = b"resume p size=%d mtime_ns=1\n" % len(BIG)
+    again += b"put p size=%d mtime_ns=1 over=yes offset=%d\n" % (len(BIG), len(BIG))
+    assert b"verified=yes" in talk(other, again + f"end sha256={sha(BIG)}\n".encode())
     ours.stop()
-    assert (box / "p").read_text() == "new" and (box / "q").read_text() == "old"
+    assert (box / "p").read_bytes() == BIG and (box / "q").read_text() == "old"
     assert names(box) == ["p", "q"]
 
 
@@ -1691,6 +1761,24 @@ def test_memory_does_not_grow_with_the_size_of_a_file(start, box):
     talk(server, put("x", BIG * 40))
     talk(server, b"get x\n")
     assert server.status("VmHWM") < 60 << 10
+
+
+@pytest.mark.parametrize("count", [15000, 25000])
+def test_a_listing_that_nobody_reads_costs_little(start, box, count):
+    """Below the number up to which a listing is sorted, and above it."""
+    for number in range(count):
+        (box / f"{'n' * 60}{number:05}").touch()
+    server, readers = start(), []
+    before = server.status("VmHWM")
+    with contextlib.ExitStack() as opened:
+        for _ in range(40):
+            readers.append(opened.enter_context(server.connect()))
+            readers[-1].sendall(b"list\n")
+        for sock in readers:
+            said = b""
+            while b"\nfile " not in said:
+                said += sock.recv(1000)
+        assert server.status("VmHWM") - before < 100 << 10
 
 
 def test_a_client_that_says_little_costs_little(start):
