@@ -965,21 +965,22 @@ runpy.run_path({str(ROOT / "client.py")!r}, run_name="__main__")
 def test_a_link_that_takes_the_place_of_a_file_or_folder_of_a_tree_is_not_followed(
     server, here, box, name, listed, code
 ):
-    """It comes when what is there has just been listed; in the last case when also what is in it has."""
+    """It comes when what is there has just been looked at; in the last case when also what is in it has."""
     for path in "tree/a", "tree/deep/x", "else/x":
         (here / path).parent.mkdir(parents=True, exist_ok=True)
         (here / path).write_text("secret" if path == "else/x" else "mine")
     program = f"""
-import contextlib, os, runpy, sys
-true = os.scandir
-def late(folder):
-    found = list(true(folder))
-    if {listed!r} in [entry.name for entry in found]:
+import os, runpy, sys
+true, seen = os.stat, []
+def late(path, **more):
+    found = true(path, **more)
+    if path == {listed!r} and more.get("dir_fd") is not None and not seen:
+        seen.append(path)
         os.rename("tree/{name}", "moved")
         os.symlink("../else{"/x" * (name == "a")}", "tree/{name}")
-    return contextlib.nullcontext(iter(found))
-os.supports_fd = {{*os.supports_fd, late}}
-os.scandir = late
+    return found
+os.supports_dir_fd = {{*os.supports_dir_fd, late}}
+os.stat = late
 sys.argv = {["client.py", "--port", str(server.port), "put", "tree"]!r}
 runpy.run_path({str(ROOT / "client.py")!r}, run_name="__main__")
 """
