@@ -271,6 +271,7 @@ LINGER = 1.0  # seconds that a client has for reading why the server closes
 MAX_REFUSED = 64  # clients over the limit that are kept that long
 ACCEPT_PAUSE = 0.5  # seconds to the next accept() when the system has no descriptor or memory left
 TELL = 0.1  # seconds from one note to the next
+DIGESTS = 2  # files that are read at once for nothing but their digest
 STALE = 1.0  # seconds of silence after which the writer of a part gives way to a new one
 # how often a new writer of a part tries to get it from the old one, and seconds between two tries
 TRIES, RETRY = 40, 0.05
@@ -386,6 +387,19 @@ def describe(session: "Session", full: str, status: os.stat_result, deep: bool) 
     return True
 
 
+def digest_in_turn(session: "Session", name: str, fd: int, upto: int, sha: "hashlib._Hash") -> str:
+    """The digest of a file's first bytes. Few at once read a file for that.
+
+    Many would leave short requests no processor time. Those that wait say so."""
+    tell, turns = session.progress(name, "checked"), session.server.digest_turns
+    while not turns.acquire(timeout=TELL):
+        tell(0)
+    try:
+        return digest(fd, upto, sha, tell)
+    finally:
+        turns.release()
+
+
 def do_stat(session: "Session", request: "Line", name: str) -> None:
     # most ask without mtime_ns, and many
     part = session.part(request, name) if "mtime_ns" in request.keys else None
@@ -400,16 +414,17 @@ def do_stat(session: "Session", request: "Line", name: str) -> None:
     sha256 = None
     if request.is_set("digest"):
         with session.opened(name) as (fd, status):
-            tell = session.progress(name, "checked")
-            sha256 = digest(fd, status.st_size, hashlib.sha256(), tell)
+            sha256 = digest_in_turn(session, name, fd, status.st_size, hashlib.sha256())
     session.ok(request, type="file", **facts(status), sha256=sha256, part=part_size)
 
 
 def do_get(session: "Session", request: "Line", name: str) -> None:
     offset, sha = request.number("offset"), hashlib.sha256()
-    theirs, tell = request.keys.get("sha256"), session.progress(name, "checked")
+    theirs = request.keys.get("sha256")
     with session.opened(name) as (fd, status):
-        if offset and (offset > status.st_size or digest(fd, offset, sha, tell) != theirs):
+        if offset and (
+            offset > status.st_size or digest_in_turn(session, name, fd, offset, sha) != theirs
+        ):
             offset, sha = 0, hashlib.sha256()
             os.lseek(fd, 0, os.SEEK_SET)
         session.send_line("ok", "get", name, **facts(status), offset=offset or None)
@@ -1600,7 +1615,9 @@ def walk(
 def status_of(
     folder: Folder, leaf: str, before: str, failed: Callable[[str, OSError], None]
 ) -> Optional[os.stat_result]:
-    """None if it is gone already, or cannot be looked at: its folder may be read but not entered."""
+    """None if it is gone already, or cannot be looked at.
+
+    A folder may let its names be read, and not its files be looked at."""
     try:
         return folder.stat(leaf)
     except OSError as error:
@@ -2312,6 +2329,7 @@ class Server:
         self.lobby = Lobby()
         self.kept = 0  # parts of interrupted uploads
         self.log_fd, self.lost_lines = log_fd, 0  # lines that it could not take
+        self.digest_turns = threading.BoundedSemaphore(DIGESTS)
         self.salt = os.urandom(16).hex()
         self.key = auth_key(door.guard.password, self.salt) if door.guard else b""
 

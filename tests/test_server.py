@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import types
+from pathlib import Path
 
 import pytest
 from conftest import DEADLINE, ROOT, assert_clean, interpreters, until
@@ -1719,7 +1720,7 @@ runpy.run_path({str(ROOT / "server.py")!r}, run_name="__main__")
     with ours.connect() as sock:
         sock.sendall(b"rename p q over=yes\nbye\n" if slow == "scandir" else b"rename p q\nbye\n")
         ours.wait_for("between")
-        keys = dict(size=len(BIG), mtime_ns=1, over="yes")
+        keys = {"size": len(BIG), "mtime_ns": 1, "over": "yes"}
         for change in (put("p", BIG, **keys), b"rename p r\n", b"delete p\n"):
             assert b"reason=busy" in talk(other, change).splitlines()[-1]
         (tmp_path / "go").touch()
@@ -1834,6 +1835,27 @@ def test_quote_and_parse_agree(name):
         [name],
         {"key": name},
     )
+
+
+def test_digests_that_many_ask_for_leave_room_for_others(start, box):
+    with open(box / "big", "wb") as file:
+        file.truncate(1 << 30)
+    (box / "small").write_text("x")
+    server = start()
+    with contextlib.ExitStack() as held:
+        for _ in range(60):
+            sock = held.enter_context(server.connect())
+            sock.sendall(b"stat big digest=yes\n")
+            assert sock.recv(100).startswith(b"sixsockets")
+        until(lambda: server.status("Threads") >= 60, "all of them to be served")
+        read = []
+        for number in os.listdir(f"/proc/{server.pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                if os.readlink(f"/proc/{server.pid}/fd/{number}").endswith("/big"):
+                    facts = Path(f"/proc/{server.pid}/fdinfo/{number}").read_text()
+                    read.append(int(facts.split()[1]))
+        assert sum(0 < position < 1 << 30 for position in read) <= 4, read
+        assert b"ok stat small" in talk(server, b"stat small digest=no\n")
 
 
 @pytest.mark.parametrize(
