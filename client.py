@@ -2604,7 +2604,8 @@ def refusal(answer: Line, verb: str, name: str) -> "Failure":
     """What an `err` means, in three lines."""
     reason = answer.keys.get("reason", "?")
     why, hint = WHYS.get(reason, ("the server says so", "the server's log tells more"))
-    why = printable(answer.keys.get("why", why))
+    if "why" in answer.keys:
+        why, hint = printable(answer.keys["why"]), "use another name or folder"
     if "limit" in answer.keys:
         why += f" ({readable_size(answer.number('limit'))})"
     if "received" in answer.keys:

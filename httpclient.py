@@ -119,7 +119,7 @@ MAX_INTERIM = 1000
 MAX_REDIRECTS = 10
 MAX_LISTING = 1 << 24  # bytes of an index page: 100,000 names and more
 MAX_ANSWER = 1 << 16  # bytes read of an error page, or drained to keep a connection
-MAX_DEPTH = 100  # folders within folders: a server can invent more without end
+MAX_DEPTH = 64  # folders within folders, as the servers take them; one can invent more without end
 SHOWN_LINES = 3  # of an error page
 # bytes decoded at once: zlib copies what follows the end of a gzip member
 GZIP_STEP = 1 << 16
