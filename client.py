@@ -4,18 +4,21 @@
     python3 client.py list                        what is on 127.0.0.1:9000
     python3 client.py put notes.txt photos/       files and whole folders
     python3 client.py get notes.txt photos        into the current folder; -o DEST for elsewhere
-    python3 client.py --host 192.0.2.7 --password WORD --pin SHA256 get '*.jpg' -o pictures/     as the server printed it
+    python3 client.py --host 192.0.2.7 --password WORD --pin SHA256 get '*.jpg' -o pictures/
+                                                  (the server printed the pin at its start)
     tar c . | python3 client.py put - --as box.tar     and: get box.tar -o - | tar x
     python3 client.py delete old.txt              rename OLD NEW, mkdir NAME, stat NAME, help
     python3 client.py who                         the other clients
     python3 client.py receive -o inbox/           wait for what they send
-    python3 client.py send photos/ --to 192.0.2.9:51234 --to anna     or --all: straight to them, nothing stays on the server
-    python3 client.py chat --nick anna            talk with everybody who is in it
+    python3 client.py send photos/ --to 192.0.2.9:51234 --to anna
+                                                  or --all: nothing stays on the server
+    python3 client.py chat --nick anna            talk with list_clients who is in it
     python3 client.py                             a shell with these commands
 
-After a lost connection a command tries again by itself (--retries); cut off for good, it goes on where it was when it is given
-again. What is already there with the same size and time is skipped; a different file is replaced only with --force. The other
-side checks length and SHA-256 before a file gets its name and before success is told.
+If the connection is lost, a command reconnects and resumes by itself (--retries). If that fails
+too, the same command resumes later. A file that is there already, with the same size and time, is
+skipped; --force replaces a different one. The receiving side checks length and SHA-256 before it
+gives a file its name and reports success.
 
 What is said on the wire (server.py's docstring specifies it):
 
@@ -31,11 +34,31 @@ What is said on the wire (server.py's docstring specifies it):
     S: hello⏎
     S: end sha256=5891b5b5…
 
-The password is --password, --ask-password or SIXSOCKETS_PASSWORD in the environment, which no process list shows; it is never
-sent, but proved, and a server that cannot prove it too is told nothing else. --tls, --cacert or --pin encrypt.
+The password comes from --password, --ask-password or SIXSOCKETS_PASSWORD in the environment, which
+no process list shows. The client never sends it, but proves that it knows it. It tells nothing
+else to a server that cannot prove the same. --tls, --cacert and --pin encrypt.
 
-Limits: without TLS others can read what is sent. What comes from standard input cannot be resumed. Links inside a folder are skipped and named.
+Limits: without TLS others can read what is sent. An upload from standard input cannot be resumed.
+Links inside a folder are skipped and named.
 """
+
+# The map
+#
+# Begin at do_list(), the smallest command, then Link.ask(), which sends its request; then Batch.
+#
+#   one question       do_list(), do_stat(), do_help(), do_who(), answer_lines()
+#   many files         Transfer, Batch, Batch.exchange(), Changes, expand()
+#   put                Puts, Puts.start(), Puts.handle_stat(), Puts.send()
+#   get                Gets, Gets.start(), Gets.handle_body()
+#   other clients      Sends, Inbox, Chat, then the table of the commands
+#   the connection     Wire, Link, Link.log_in(), Link.ask(), connected(), reconnected()
+#   what stands below  refusal(), Folder, Part, tell(), Progress, shell()
+#   shared fences      client_tls(), Traced, open_connection(), Failure, Parser
+#   the command line   build_parser(), run_command(), main()
+#
+# A Transfer waits in Batch.sources, then in Link.pending until its answer comes, and is done,
+# skipped or failed. If the connection is lost, Batch.requeue() moves it back to Batch.sources.
+# Only a chat has a second thread: it alone uses the connection, the main one waits for typing.
 
 # --- imports: the same in all six scripts (tests/test_twins.py) ---
 import sys
@@ -58,6 +81,7 @@ if __name__ == "__main__":
     sys.path[:] = [folder for folder in sys.path if not is_open(folder or os.curdir)]
 # --- end imports ---
 
+import _thread  # the locks of threading, which takes a client long to load
 import argparse
 import codecs
 import contextlib
@@ -77,7 +101,7 @@ import time
 import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional, TypeVar, Union
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional, Union
 
 if TYPE_CHECKING:
     import ssl
@@ -94,6 +118,8 @@ NOTICE_AFTER = 3.0  # seconds of silence until the client says for whom it waits
 LIFE = 1.0  # seconds of silence of standard input after which the server is told that more may come
 REDRAW = 0.1  # seconds from one picture of the progress bar to the next
 BACK_OFF = 0.5  # seconds until the first new attempt; doubled each time
+# exit codes of a server that does not answer: refused or no route, silent, gone before its greeting
+ABSENT = {7, 28, 52}
 # how a line that answers something can begin
 ANSWERS = ("ok", "err", "file", "dir", "note", "help", "client", "got")
 MANY = 64  # files of a folder from which one list is quicker than a stat for each
@@ -111,1483 +137,176 @@ NEAR = 4
 # seconds for which a folder is read while the server writes its own: one that waits for longer to
 # be heard hangs up
 MEANWHILE = 2.0
+CONTINUED = "  | "  # how a row begins that goes on with the line above it
+CONTINUED_ROOM = 20  # columns of such a row at least
 LISTED = 12000  # lines of a listing that are kept in memory; the rest goes to a nameless file
 
 
-# --- wire: the same in server.py, client.py (tests/test_twins.py) ---
-# bytes of a line with its end: the longest path of most systems, every byte percent-encoded, and
-# keys
-MAX_LINE = 32768
-# bytes asked of one recv: half as many cost a sixth more time, and each busy connection has its own
-BUFFER = 1 << 19
-QUIET = 1 << 12  # the same for a connection on which no more than that has come at once
-RECORD = 1 << 14  # bytes of a TLS record at most
-BATCH = 1 << 16  # bytes of lines and small bodies that gather until they leave in one send
-PLAIN = re.compile(r"[!-$&-<>-~]*")  # printable ASCII but for space, percent sign and equals sign
-CONTROL = re.compile(rb"[\0-\x1f\x7f]")  # bytes that no line may hold
-BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
-FREE = {"help", "say", "said"}  # verbs whose line is text from the first space on
-ESCAPE = re.compile(rb"%(..)")
-# bytes of names as this system has them in text
-NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
-NUMBER = re.compile("[0-8]?[0-9]{1,18}")
-BEYOND = 9 * 10**18  # the first number that NUMBER does not match; 64 bits hold all below
-HTTP = re.compile(rb"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
-TLS = b"\x16\x03"  # how a TLS client begins
-AUTH = "scrypt-hmac-sha256"
-NONCE = re.compile("(?:[0-9a-f]{2}){16,64}")
-BODY = re.compile(rb"data ([0-9]{1,18})")  # the line that comes most often
-# a peer that vanished is noticed in two minutes
-KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
-
-
-class Lost(Exception):
-    """The connection is gone, or its peer silent, where something was still to come."""
-
-
-class Silent(Lost):
-    """The peer is there for all that is known, but neither speaks nor reads."""
-
-
-class Ended(Lost):
-    """The peer closed between two lines, where that may be."""
-
-
-class Broken(Exception):
-    """The peer does not keep to the protocol; the text is the reason code that it is told."""
-
-
-class Line(NamedTuple):
-    verb: str
-    words: list[str]
-    keys: dict[str, str]
-
-    def number(self, key: str, default: int = 0) -> int:
-        """A count of bytes or nanoseconds: decimal digits, few enough for 64 bits; only mtime_ns may be negative."""
-        text = self.keys.get(key)
-        if text is None:
-            return default
-        if not NUMBER.fullmatch(text.removeprefix("-") if key == "mtime_ns" else text):
-            raise Broken("bad-number")
-        return int(text)
-
-
-DATA = Line("data", [], {})
-
-
-def quote(text: str) -> str:
-    """A name or value as a word: space, %, = and what is not printable UTF-8 become %XX, byte by byte."""
-    if PLAIN.fullmatch(text):
-        return text
-    return "".join(
-        char
-        if char.isprintable() and char not in " %="
-        else "".join(f"%{byte:02X}" for byte in char.encode(errors="surrogateescape"))
-        for char in os.fsencode(text).decode(errors="surrogateescape")
+# --- one question: list, stat, help, who ---
+def do_list(args: argparse.Namespace) -> int:
+    """On a terminal a table; to a pipe one name a line, a folder's with a slash."""
+    code, table, link, folder = (
+        0,
+        os.isatty(1),
+        connected(args),
+        args.folder and remote_name(args.folder),
     )
-
-
-def unquote(word: str) -> str:
-    if "%" not in word:
-        return word
-    if BROKEN_ESCAPE.search(word):
-        raise Broken("bad-line")
-    return os.fsdecode(
-        ESCAPE.sub(lambda found: bytes.fromhex(found[1].decode()), os.fsencode(word))
+    lines = answer_lines(
+        link,
+        link.ask("list", *[folder] * bool(folder), deep="yes" if args.r else None),
+        "list",
+        folder,
     )
-
-
-def held(number: int) -> int:
-    """The nearest number that the other side reads: a file's time can lie beyond."""
-    return max(-BEYOND + 1, min(number, BEYOND - 1))
-
-
-def line(*words: str, **keys: object) -> bytes:
-    """A line as it goes out; a key without a value (None) is left away."""
-    told = [
-        f"{key}={held(value) if type(value) is int else quote(str(value))}"
-        for key, value in keys.items()
-        if value is not None
-    ]
-    return f"{' '.join([*map(quote, words), *told])}\n".encode()
-
-
-def parse(raw: bytes) -> Line:
-    """A line as it came in: the verb, the positional words, the key=value words."""
-    text = raw.decode(*NAMES)
-    if not text.isprintable() and CONTROL.search(raw):
-        raise Broken("this-is-tls" if raw.startswith(TLS) else "bad-line")
-    start, *rest = text.split(" ")
-    if not start:  # a space at the beginning: an answer would repeat no verb, and be no line itself
-        raise Broken("bad-line")
-    found = Line(start.lower(), [], {})
-    if found.verb in FREE:
-        return found._replace(words=[" ".join(rest)] if rest else [])
-    for word in rest:
-        key, equals, value = word.partition("=")
-        if equals:
-            found.keys[key] = unquote(value)
-        elif word:
-            found.words.append(unquote(word))
-        else:  # two spaces, or one at the end
-            raise Broken("bad-line")
-    return found
-
-
-def shown(text: str) -> str:
-    """A name for people, on one line: what could move a cursor, change colours or forge a line appears in hex."""
-    if text.isprintable():
-        return text
-    raw = os.fsencode(text).decode(errors="backslashreplace")
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in raw
-    )
-
-
-@functools.lru_cache(maxsize=1)
-def auth_key(password: str, salt: str) -> bytes:
-    """What both sides make of the password. It takes 50 ms and 16 MiB, so that guessing takes long: once per process is enough."""
-    if not hasattr(hashlib, "scrypt"):
-        raise Failure(
-            2,
-            "this Python cannot speak with a password",
-            "its hashlib has no scrypt: it was built without OpenSSL 1.1 or later",
-            "another Python; python3 -c 'import hashlib; hashlib.scrypt' tells",
-        )
-    return hashlib.scrypt(
-        password.encode("utf-8", "surrogateescape"),
-        salt=bytes.fromhex(salt),
-        n=1 << 14,
-        r=8,
-        p=1,
-        dklen=32,
-    )
-
-
-def auth_proof(key: bytes, who: str, server_nonce: str, client_nonce: str, pin: str) -> str:
-    """That the client, or the server, knows the password: for this connection alone, and under TLS for this certificate alone."""
-    import hmac  # not at the top: few need it
-
-    return hmac.new(
-        key, f"{who} {server_nonce} {client_nonce} {pin or '-'}".encode(), "sha256"
-    ).hexdigest()
-
-
-def same_proof(one: str, other: str) -> bool:
-    """In constant time: how long it takes tells nothing of where they differ."""
-    import hmac
-
-    return hmac.compare_digest(os.fsencode(one), os.fsencode(other))
-
-
-class Wire:
-    """One connection. Every byte on it belongs to a line, or to the body bytes that a `data N` line announced."""
-
-    def __init__(self, sock: socket.socket, timeout: float) -> None:
-        self.sock, self.timeout = sock, timeout
-        sock.settimeout(timeout)
-        self.buffer = bytearray(QUIET)
-        self.view = memoryview(self.buffer)
-        self.start = self.end = 0  # what has come and is not yet taken: buffer[start:end]
-        self.owed = 0  # bytes of the announced body that are still to be taken
-        self.again: Line | None = None  # a line that was read too early
-        self.out = bytearray()  # what has still to leave
-        self.heard = time.monotonic()  # when the peer last said something
-
-    def keep_alive(self) -> None:
-        """Nothing may be said for hours: let the kernel notice when the peer has vanished."""
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in KEEPALIVE.items():
-            if hasattr(socket, option):
-                self.sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-
-    def put(self, data: bytes) -> None:
-        """Queue bytes: small ones leave together, and before anything is waited for; large ones at once."""
-        if len(data) >= BATCH:
-            self.flush()
-            return self.attempt(self.push, memoryview(data))
-        self.out += data
-        if len(self.out) >= BATCH:
-            self.flush()
-
-    def flush(self) -> None:
-        if self.out:
-            view, self.out = memoryview(self.out), bytearray()
-            self.attempt(self.push, view)
-
-    def push(self, view: memoryview) -> int:
-        """All of it, however slowly the peer reads, as long as it does. (sendall() has one timeout for everything.)"""
-        while view:
-            view = view[self.sock.send(self.sendable(view)) :]
-        return 1
-
-    def sendable(self, view: memoryview) -> memoryview:
-        """What one send() may have: TLS takes all of it or nothing, so that a slow reader would look like a stuck one."""
-        return view[:BATCH] if hasattr(self.sock, "pending") else view
-
-    def attempt(self, call: Callable[[memoryview], int], view: memoryview) -> None:
-        """A socket call that can fail, or find the stream's end: the end of the conversation, unlike an OSError of a disk."""
-        try:
-            count = call(view)
-        except OSError as error:
-            if isinstance(error, socket.timeout):
-                raise Silent(f"silent for {self.timeout:g} s") from None
-            raise Lost(error.strerror or "closed") from None
-        if not count:
-            raise Ended("the other side closed the connection")
-        self.heard = time.monotonic()
-
-    def fill(self, patience: Optional[float]) -> None:
-        """Wait for more and take what comes. What is queued leaves first: two sides that both wait would wait for ever."""
-        self.flush()
-        rest = self.view[self.start : self.end]
-        if len(self.buffer) == QUIET and (
-            max(self.end, self.owed) >= QUIET or hasattr(self.sock, "pending")
-        ):
-            # under TLS from the start: with room for a whole record it holds nothing back that
-            # select() would not see
-            self.buffer = bytearray(BUFFER)
-            self.view = memoryview(self.buffer)
-        self.view[: len(rest)] = rest
-        self.start, self.end = 0, len(rest)
-        if patience != self.timeout:
-            self.sock.settimeout(patience)
-        self.attempt(self.receive, self.view[self.end :])
-        if patience != self.timeout:
-            self.sock.settimeout(self.timeout)
-
-    def receive(self, view: memoryview) -> int:
-        count = self.sock.recv_into(view)
-        if self.owed and hasattr(self.sock, "pending"):
-            count += self.records(view[count:])
-        self.end += count
-        return count
-
-    def records(self, view: memoryview) -> int:
-        """TLS gives one record (16 KiB) at a time: inside a body take all that have come, and write them to the disk at once."""
-        count, patience = 0, self.sock.gettimeout()
-        self.sock.settimeout(0)
-        # nothing more has come, or an error that the next call will tell
-        with contextlib.suppress(OSError):
-            while len(view) - count >= RECORD and (more := self.sock.recv_into(view[count:])):
-                count += more
-        self.sock.settimeout(patience)
-        return count
-
-    def line(self, idle: bool = False) -> Line:
-        """The next line. With idle its first byte may take as long as it likes; then the whole line has one deadline."""
-        while self.owed:  # a body that nobody wants is read and dropped
-            self.take()
-        if self.again:
-            early, self.again = self.again, None
-            return early
-        while True:
-            stop = self.buffer.find(b"\n", self.start, self.end)
-            if stop < 0:
-                stop = self.gather(idle)
-            raw = bytes(self.view[self.start : stop])
-            self.start = stop + 1
-            if len(raw) >= MAX_LINE:
-                raise Broken("line-too-long")
-            if raw and raw != b"\r":  # an empty line means nothing
-                return self.understand(raw[:-1] if raw[-1] == 13 else raw)
-
-    def gather(self, idle: bool) -> int:
-        """Wait until a line is whole: where it ends."""
-        deadline = None if idle and self.start == self.end else time.monotonic() + self.timeout
-        while (stop := self.buffer.find(b"\n", self.start, self.end)) < 0:
-            if self.buffer.startswith(TLS, self.start, self.end):
-                raise Broken("this-is-tls")
-            if self.end - self.start >= MAX_LINE:
-                raise Broken("line-too-long")
-            try:
-                self.fill(None if deadline is None else max(0.001, deadline - time.monotonic()))
-            except Ended:
-                if self.start < self.end:
-                    raise Lost("the other side closed the connection inside a line") from None
-                raise
-            deadline = deadline or time.monotonic() + self.timeout
-        return stop
-
-    def understand(self, raw: bytes) -> Line:
-        if body := BODY.fullmatch(raw):
-            self.owed = int(body[1])
-            return DATA
-        if b"HTTP/" in raw and HTTP.match(raw):
-            raise Broken("this-is-http")
-        found = parse(raw)
-        if found.verb == "data":
-            if len(found.words) != 1 or not re.fullmatch("[0-9]{1,18}", found.words[0]):
-                raise Broken("bad-number")
-            self.owed = int(found.words[0])
-        return found
-
-    def take(self) -> memoryview:
-        """Some of the announced body, valid until the next call."""
-        if self.start == self.end:
-            self.fill(self.timeout)
-        view = self.view[self.start : min(self.end, self.start + self.owed)]
-        self.start += len(view)
-        self.owed -= len(view)
-        return view
-
-
-# --- end wire ---
-
-
-# --- pure functions: values in, values out ---
-WHYS = {
-    "no-such-file": ("the server has nothing of that name", "list shows what there is"),
-    "no-such-folder": (
-        "a folder in that path is missing there",
-        "mkdir makes it; put --into FOLDER does too",
-    ),
-    "exists": (
-        "there is already something of that name",
-        "another name; --force puts or renames over a file, never over a folder",
-    ),
-    "is-a-folder": ("that name is a folder", "another name, or a name in the folder"),
-    "not-a-folder": ("a part of that path is a file or a link", "list shows what there is"),
-    "not-a-file": (
-        "that name is a link or a special file, and the server follows none",
-        "the name of the file itself",
-    ),
-    "not-empty": (
-        "the folder is not empty, or holds names that are not shown",
-        "delete what is in it first",
-    ),
-    "not-permitted": (
-        "the server's user may not do that there",
-        "the permissions of the server's folder",
-    ),
-    "bad-name": (
-        "the name leaves the shared folder, or no server can have it",
-        "a path below the shared folder, without .. and without a / at its beginning or end",
-    ),
-    "too-deep": ("that is more than 64 folders deep", "a place further up"),
-    "hidden-name": ("the server keeps names that start with a dot to itself", f"{SERVER} --hidden"),
-    "read-only": ("the server was started with --read-only", f"{SERVER} without it"),
-    "too-large": ("it is more than the server's --max-size", f"{SERVER} with a larger --max-size"),
-    "disk-full": (
-        "the server's disk is full, or would be fuller than --min-free allows",
-        "delete something there",
-    ),
-    "disk-read-only": (
-        "its disk takes no writing: it is mounted so, or turned so after an error",
-        "what the system there says of the disk",
-    ),
-    "busy": ("another client is sending this file", "again, when that one is done"),
-    "wrong-digest": (
-        "what arrived is not what was sent: the network or a disk changed it",
-        "again",
-    ),
-    "aborted": ("it was given up", "again"),
-    "usage": ("the server expects other words", "help"),
-    "unknown-verb": ("the server does not know that command", "help lists those that it knows"),
-    "no-such-client": ("nobody who is connected has that address or nick", "who lists the clients"),
-    "yourself": ("that is this very connection", "who lists the clients"),
-    "not-receiving": (
-        "it is connected, but does not wait for files",
-        "python3 client.py receive, there",
-    ),
-    "gone": ("its connection ended before it had all", "again, when it is back"),
-    "stalled": (
-        "it took nothing for longer than the server's --timeout, and was disconnected",
-        "again",
-    ),
-    "left": ("it stopped receiving", "python3 client.py receive, there"),
-    "not-received": ("no receiver has got it", "who lists the clients"),
-    "not-in-chat": ("that connection is not in the chat", "python3 client.py chat"),
-    "bad-nick": (
-        "a nick is 1 to 32 letters, digits, points, hyphens or underscores",
-        "--nick NAME",
-    ),
-}
-THERE = {  # the same codes from a receiver
-    "disk-full": ("its disk is full", "room there, then again"),
-    "too-large": (
-        "its disk or its user can have no file of that size",
-        "python3 client.py receive -o DIR, there",
-    ),
-    "hidden-name": (
-        "it takes no names that start with a dot",
-        "python3 client.py receive --hidden, there; --as NAME, here",
-    ),
-    "not-permitted": ("it may not write in its folder", "python3 client.py receive -o DIR, there"),
-}
-
-
-TURNED_AWAY = {
-    "server-full": (
-        7,
-        "has as many clients as it takes",
-        "its --max-clients is reached",
-        "again later",
-    ),
-    "busy": (
-        67,
-        "lets nobody in from this address for a minute",
-        "too many wrong passwords came from it",
-        "again, later",
-    ),
-    "tls-only": (
-        56,
-        "speaks TLS only",
-        "it was started with --tls",
-        "--pin SHA256 as the server printed it, or --cacert FILE, or --tls",
-    ),
-}  # reasons that come instead of the greeting
-
-
-def clock(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    return (
-        f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
-    )
-
-
-def plural(count: int, word: str) -> str:
-    return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
-
-
-def numbered(leaf: str) -> Iterator[str]:
-    """notes.txt, notes (1).txt, notes (2).txt ..."""
-    stem, ending = os.path.splitext(leaf)
-    return itertools.chain([leaf], (f"{stem} ({number}){ending}" for number in itertools.count(1)))
-
-
-def same(size: int, mtime_ns: int, other_size: int, other_mtime_ns: int) -> bool:
-    """Whether two files pass for the same. File systems keep times to 1 or 100 ns, 1 µs, 1 s or 2 s: the coarser side's precision decides."""
-    mtime_ns, other_mtime_ns = held(mtime_ns), held(other_mtime_ns)
-    if mtime_ns == other_mtime_ns:
-        return size == other_size
-    coarsest = max(
-        unit
-        for unit in (1, 100, 1000, 10**9, 2 * 10**9)
-        if mtime_ns % unit == 0 or other_mtime_ns % unit == 0
-    )
-    return size == other_size and mtime_ns // coarsest == other_mtime_ns // coarsest
-
-
-def called(place: str, nick: Optional[str]) -> str:
-    return shown(f"{place} ({nick})" if nick else place)
-
-
-def remote_name(text: str) -> str:
-    """A name as people type it: a slash at the end of a folder's name means nothing."""
-    # no line can have it as a word: the server would hang up on all that is asked with it
-    if not text:
-        raise Failure(
-            2,
-            "a name is empty",
-            "an empty word was given for it, perhaps by a variable of the shell that is not set",
-            "list shows what there is",
-        )
-    return text.rstrip("/") or text
-
-
-def granted(answer: Line, verb: str, name: str) -> Line:
-    if answer.verb != "ok":
-        raise refusal(answer, verb, name)
-    return answer
-
-
-def refusal(answer: Line, verb: str, name: str) -> "Failure":
-    """What an `err` means, in three lines."""
-    reason = answer.keys.get("reason", "?")
-    why, hint = WHYS.get(reason, ("the server says so", "the server's log tells more"))
-    why = shown(answer.keys.get("why", why))
-    if "limit" in answer.keys:
-        why += f" ({readable_size(answer.number('limit'))})"
-    if "received" in answer.keys:
-        reason += f" after {answer.number('received'):,} bytes"
-    code = (
-        56
-        if reason.startswith("wrong-digest")
-        else 25
-        if verb in ("put", "send")
-        else 78
-        if reason in ("no-such-file", "no-such-folder")
-        else 9
-    )
-    return Failure(code, f"server refused to {verb} {shown(name)} ({shown(reason)})", why, hint)
-
-
-# --- folders: the same in server.py, client.py (tests/test_twins.py) ---
-MAX_NAME = 4096  # bytes of a path: more than most systems take
-MAX_DEPTH = 64  # components of a path: what is further down costs too much to walk to
-# what the name of an unfinished file looks like
-PART = re.compile(r"\.six-[0-9a-f]{32}\.part", re.IGNORECASE)
-# what Windows takes for something else
-DEVICE = re.compile(
-    r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?|.*[. ]|.*[\\:<>|?*\"].*", re.IGNORECASE
-)
-# and no wait for a FIFO
-NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-# names of parts that nobody has to find again
-UNIQUE = itertools.count(int.from_bytes(os.urandom(15), "big"))
-KEPT = 7 * 86400  # seconds that the part of an interrupted transfer is kept
-KEPT_EMPTY = 3600  # the same for an empty one, of which nothing can be resumed
-# entries of a folder that are put in order; where there are more they come as the disk has them
-SORTED = 20000
-TIMED = os.utime in os.supports_fd
-BY_DESCRIPTOR = {
-    os.open,
-    os.stat,
-    os.unlink,
-    os.mkdir,
-    os.rename,
-    os.link,
-} <= os.supports_dir_fd and os.scandir in os.supports_fd
-
-
-REASONS = {
-    errno.ENOENT: "no-such-file",
-    errno.ENOTDIR: "not-a-folder",
-    errno.EISDIR: "is-a-folder",
-    errno.EEXIST: "exists",
-    errno.EACCES: "not-permitted",
-    errno.EPERM: "not-permitted",
-    errno.EROFS: "disk-read-only",
-    errno.ELOOP: "not-a-file",
-    errno.ENXIO: "not-a-file",
-    errno.ENOSPC: "disk-full",
-    errno.EDQUOT: "disk-full",
-    errno.EFBIG: "too-large",
-    errno.ENAMETOOLONG: "bad-name",
-    errno.EILSEQ: "bad-name",
-    errno.ENOTEMPTY: "not-empty",
-    errno.EINVAL: "not-possible",
-    errno.EXDEV: "not-possible",
-    errno.EMFILE: "busy",
-    errno.ENFILE: "busy",
-    errno.EBUSY: "busy",
-}  # what a peer is told of an OSError; any other is "failed"
-
-
-class Refused(Exception):
-    """A request that is understood and not carried out: the reason code, and what else the answer says."""
-
-    def __init__(self, reason: str, **keys: object) -> None:
-        super().__init__(reason)
-        self.reason, self.keys = reason, keys
-
-
-def reason_of(error: Union[Refused, OSError]) -> str:
-    return error.reason if isinstance(error, Refused) else REASONS.get(error.errno or 0, "failed")
-
-
-def components(name: str, hidden: bool = True, windows: bool = os.name == "nt") -> list[str]:
-    """The parts of a name from the network; or Refused, when it could lead outside, to a device, or to an unfinished file."""
-    parts = name.split("/")
-    if len(os.fsencode(name)) > MAX_NAME:
-        raise Refused("bad-name")
-    for part in parts:
-        if (
-            part in ("", ".", "..")
-            or "\0" in part
-            or PART.fullmatch(part)
-            or (windows and DEVICE.fullmatch(part))
-        ):
-            raise Refused("bad-name")
-        if part[0] == "." and not hidden:
-            raise Refused("hidden-name")
-    if len(parts) > MAX_DEPTH:
-        raise Refused("too-deep")
-    return parts
-
-
-class Folder:
-    """An open folder. Names in it are used through its descriptor, so that no link planted meanwhile leads elsewhere;
-    where the system has no such calls, through its path, resolved and compared. It is closed with its last user."""
-
-    def __init__(self, path: str, within: Optional[int] = None, durable: bool = False) -> None:
-        self.path, self.durable = path, durable
-        self.fd: int | None = None
-        if BY_DESCRIPTOR:
-            leaf = path if within is None else os.path.basename(path)
-            nofollow = 0 if within is None else os.O_NOFOLLOW
-            self.fd = os.open(leaf, os.O_RDONLY | os.O_DIRECTORY | nofollow, dir_fd=within)
-        elif not os.path.isdir(path):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-
-    def __del__(self) -> None:
-        if self.fd is not None:
-            os.close(self.fd)
-
-    def at(self, name: str) -> str:
-        return name if self.fd is not None else os.path.join(self.path, name)
-
-    def below(self, name: str, make: bool = False) -> "Folder":
-        """The folder of that name in this one; a link is not followed."""
-        if make:
-            with contextlib.suppress(FileExistsError):
-                self.make(name)
-        path = os.path.join(self.path, name)
-        if not BY_DESCRIPTOR and os.path.realpath(path) != os.path.join(
-            os.path.realpath(self.path), name
-        ):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        return Folder(path, self.fd, self.durable)
-
-    def descend(self, names: Sequence[str], make: bool = False) -> "Folder":
-        return functools.reduce(lambda found, name: found.below(name, make), names, self)
-
-    def protect(self, name: str, is_folder: bool = False) -> None:
-        """Refuse to change what is part of a program, or to make what would be one: what arrives is never run."""
-        check = holds_program if is_folder else is_program
-        if check(os.path.join(self.path, name)):
-            raise Refused("not-permitted", why="it would be part of a program at its next start")
-
-    def make(self, name: str) -> None:
-        """A folder in it. One that is there already may have been made this very moment, and not be on the disk yet."""
-        if not self.stat(name):
-            self.protect(name)
-        try:
-            os.mkdir(self.at(name), dir_fd=self.fd)
-        finally:
-            self.sync()
-
-    def sync(self) -> None:
-        """With --durable: the names in it, onto the disk itself. (Windows can sync no folder.)"""
-        if self.durable and self.fd is not None:
-            os.fsync(self.fd)
-
-    def open(self, name: str, flags: int, mode: int = 0o666) -> int:
-        if not BY_DESCRIPTOR and os.path.islink(self.at(name)):
-            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-        return os.open(self.at(name), flags | NO_LINK, mode, dir_fd=self.fd)
-
-    def stat(self, name: str) -> Optional[os.stat_result]:
-        try:
-            return os.stat(self.at(name), dir_fd=self.fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return None
-
-    def place(self, name: str) -> tuple[object, ...]:
-        """What tells a name in it from all others, also after a folder above it was renamed."""
-        if self.fd is None:
-            return os.path.normcase(self.path), name
-        status = os.fstat(self.fd)
-        return status.st_dev, status.st_ino, name
-
-    def read(self, name: str) -> tuple[int, os.stat_result]:
-        """A regular file, open for reading, and its facts."""
-        fd = self.open(name, os.O_RDONLY)
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            os.close(fd)
-            raise Refused("is-a-folder" if stat.S_ISDIR(status.st_mode) else "not-a-file")
-        return fd, status
-
-    def remove(self, name: str, is_folder: bool = False) -> None:
-        (os.rmdir if is_folder else os.unlink)(self.at(name), dir_fd=self.fd)
-
-    def entries(self) -> Iterator[os.DirEntry[str]]:
-        """What is in it, sorted, unless there is so much that memory would feel it."""
-        with os.scandir(self.path if self.fd is None else self.fd) as found:
-            first = list(itertools.islice(found, SORTED))
-            yield from sorted(first, key=lambda entry: entry.name) if len(first) < SORTED else first
-            yield from found
-
-    def move(self, old: str, other: "Folder", new: str, over: bool) -> None:
-        """Rename. What is there is replaced only with over; a hard link can tell in one step that nothing is."""
-        source, target = self.at(old), other.at(new)
-        if over:
-            return os.replace(source, target, src_dir_fd=self.fd, dst_dir_fd=other.fd)
-        try:
-            self.link(old, other, new)
-        except FileExistsError:
-            raise
-        except OSError:
-            # a folder, or a file system without hard links (FAT): look first, then rename
-            if other.stat(new):
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
-            return os.rename(source, target, src_dir_fd=self.fd, dst_dir_fd=other.fd)
-        if PART.fullmatch(old):  # nobody else gives that name to anything
-            return self.remove(old)
-        self.retire(old, other.stat(new))
-
-    def retire(self, name: str, was: Optional[os.stat_result]) -> None:
-        """Take its name from a file that has another one too. What a different program has put there meanwhile gets the name back."""
-        aside = f".six-{next(UNIQUE):032x}.part"
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(self.at(name), self.at(aside), src_dir_fd=self.fd, dst_dir_fd=self.fd)
-            found = os.stat(self.at(aside), dir_fd=self.fd, follow_symlinks=False)
-            if not (was and os.path.samestat(found, was)):
-                with contextlib.suppress(FileExistsError):
-                    self.link(aside, self, name)
-            self.remove(aside)
-
-    def link(self, old: str, other: "Folder", new: str) -> None:
-        ends = {"src_dir_fd": self.fd, "dst_dir_fd": other.fd}
-        os.link(self.at(old), other.at(new), **ends, follow_symlinks=False)
-
-
-def locked(fd: int) -> bool:
-    """Take the lock of a part. Systems and file systems without flock do without: there the writers of one server alone know of each other."""
-    with contextlib.suppress(ImportError, OSError):  # OSError: Lustre, for one, may have none
-        import fcntl  # not at the top: Windows has none
-
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-    return True
-
-
-def swept(folder: Folder, entry: os.DirEntry[str]) -> bool:
-    """Remove an entry if it is a part that nobody came back for. Its ctime tells: mtime is the source's, just before a part gets its name."""
-    with contextlib.suppress(OSError), contextlib.ExitStack() as held:
-        if not PART.fullmatch(entry.name):
-            return False
-        status = entry.stat(follow_symlinks=False)
-        if time.time() - status.st_ctime > (KEPT if status.st_size else KEPT_EMPTY):
-            fd = folder.open(entry.name, os.O_RDONLY)
-            held.callback(os.close, fd)
-            free = locked(fd)
-            if os.name == "nt":
-                # Windows removes no open file; elsewhere the lock is held until no writer can find
-                # it
-                held.close()
-            if free:
-                folder.remove(entry.name)
-            return free
-    return False
-
-
-# --- end folders ---
-
-
-# --- bodies: the same in server.py, client.py (tests/test_twins.py) ---
-# most bytes that our side announces in one `data`: it can stop only between two, and each busy
-# connection has its own
-CHUNK = 1 << 19
-# bytes from which an interrupted file is worth resuming; a smaller one starts over
-RESUMABLE = 1 << 20
-HOLE = 1 << 12  # zeros at once from which a disk need not store them
-UNLOCKED = contextlib.nullcontext()
-
-
-def lasting_name(leaf: str, size: Optional[int], mtime_ns: Optional[int]) -> str:
-    """Of the part of a file that is worth resuming: whoever sends the same file again finds it."""
-    return f".six-{hashlib.sha256(os.fsencode(f'{leaf}/{size}/{mtime_ns}')).hexdigest()[:32]}.part"
-
-
-class Part:
-    """A file that is being received: hidden and locked in its own folder, hashed as it comes, put in place when it is whole."""
-
-    def __init__(
-        self,
-        folder: Folder,
-        leaf: str,
-        size: Optional[int] = None,
-        mtime_ns: Optional[int] = None,
-        executable: bool = False,
-    ) -> None:
-        self.folder, self.leaf, self.mtime_ns, self.executable = folder, leaf, mtime_ns, executable
-        self.sha, self.received, self.fd = hashlib.sha256(), 0, -1
-        self.keyed = mtime_ns is not None and (size or 0) >= RESUMABLE
-        self.name = (
-            lasting_name(leaf, size, mtime_ns) if self.keyed else f".six-{next(UNIQUE):032x}.part"
-        )
-
-    def place(self) -> tuple[object, ...]:
-        return self.folder.place(self.name)
-
-    def claim(self) -> bool:
-        """Open it, new or as an earlier attempt left it. False: somebody else is writing it."""
-        mode = 0o777 if self.executable else 0o666  # less the umask
-        if not self.keyed:
-            self.fd = self.folder.open(self.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
-            locked(self.fd)  # so that nobody sweeps it
-        while self.fd < 0:
-            fd = self.folder.open(self.name, os.O_RDWR | os.O_CREAT, mode)
-            if not locked(fd):
-                os.close(fd)
-                return False
-            ours, there = os.fstat(fd), self.folder.stat(self.name)
-            if (
-                there
-                and there.st_ino == ours.st_ino
-                and ours.st_nlink == 1
-                and stat.S_ISREG(ours.st_mode)
-            ):
-                self.fd = fd
-                break
-            # its last writer has just put it in place, or died between link and unlink: not ours to
-            # write
-            os.close(fd)
-            if there and there.st_ino == ours.st_ino:
-                self.folder.remove(self.name)
-        return True
-
-    def examine(self, most: int, tell: Callable[[int], None]) -> None:
-        """Hash what an earlier attempt left; more than the file has cannot be the beginning of it."""
-        length = os.fstat(self.fd).st_size
-        if length <= most:
-            self.received = length  # an interruption of this shall not lose it either
-            digest(self.fd, length, self.sha, tell)
-            self.received = os.lseek(self.fd, 0, os.SEEK_CUR)
-
-    def begin(self, offset: int) -> None:
-        """Write from offset on, which is where the digest stands, or else from the start."""
-        if offset != self.received:
-            self.sha, self.received = hashlib.sha256(), 0
-        if self.keyed:
-            os.ftruncate(self.fd, self.received)
-            os.lseek(self.fd, self.received, os.SEEK_SET)
-
-    def write(self, chunk: memoryview) -> None:
-        self.sha.update(chunk)
-        self.received += len(chunk)
-        while chunk and not self.leave_hole(chunk):
-            chunk = chunk[os.write(self.fd, chunk) :]
-
-    def leave_hole(self, chunk: memoryview) -> bool:
-        """Zeros at the end of the file are there already when it is longer: few disks store them. (What has no name is no file.)"""
-        if not self.name or len(chunk) < HOLE or chunk[0] or bytes(chunk) != bytes(len(chunk)):
-            return False
-        with contextlib.suppress(OSError):  # a file system that makes no file longer
-            os.ftruncate(self.fd, self.received)
-            os.lseek(self.fd, 0, os.SEEK_END)
-            return True
-        return False
-
-    def finish(
-        self, over: bool, *, lock: contextlib.AbstractContextManager[Any] = UNLOCKED
-    ) -> None:
-        """Give it its time and mode, and then its name, under the lock that a rename has too."""
-        there = self.folder.stat(self.leaf) if over else None
-        if there and hasattr(os, "fchmod"):
-            self.set_mode(
-                there.st_mode & 0o777 | (0o111 & there.st_mode >> 2 if self.executable else 0)
+    for entry in shown_once(lines):
+        if entry.verb == "note":
+            code = 9
+            say_failure(refusal(entry, "list", entry.words[0]))
+            continue
+        name = entry.words[0] + "/" * (entry.verb == "dir")
+        if args.json:
+            tell_json(
+                {
+                    "type": entry.verb,
+                    "name": entry.words[0],
+                    **{key: entry.number(key) for key in ("size", "mtime_ns") if key in entry.keys},
+                }
             )
-        if self.mtime_ns is not None:
-            with contextlib.suppress(OSError):  # a disk that keeps times of its own
-                os.utime(
-                    self.fd if TIMED else self.folder.at(self.name),
-                    ns=(self.mtime_ns, self.mtime_ns),
-                )
-        if self.folder.durable:
-            os.fsync(self.fd)
-        if os.name == "nt":
-            self.close()  # Windows renames no open file
-        with lock:
-            self.folder.move(self.name, self.folder, self.leaf, over)
-        self.folder.sync()
-        self.close()
-
-    def set_mode(self, mode: int) -> None:
-        """A disk without modes may refuse it, unless others could then read what they could not read before."""
-        try:
-            os.fchmod(self.fd, mode)
-        except OSError:
-            if os.fstat(self.fd).st_mode & 0o777 & ~mode:
-                raise
-
-    def close(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-        self.fd = -1
-
-    def keep(self) -> bool:
-        """After an interruption: leave it for a later attempt, if there can be one."""
-        if self.fd >= 0 and self.keyed and self.received:
-            self.close()
-            return True
-        self.drop()
-        return False
-
-    def drop(self) -> None:
-        if self.fd >= 0:
-            if os.name == "nt":
-                # Windows removes no open file; elsewhere the lock is held until no other writer can
-                # find it
-                self.close()
-            with contextlib.suppress(OSError):
-                self.folder.remove(self.name)
-            self.close()
+        elif table:
+            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.number("mtime_ns") / 1e9))
+            size = readable_size(entry.number("size")) if entry.verb == "file" else ""
+            tell(f"{size:>9}  {when}  {name}")
+        else:
+            tell(name)
+    return code
 
 
-def send_body(
-    wire: Wire, fd: int, status: os.stat_result, sha: "hashlib._Hash", go_on: Callable[[int], bool]
-) -> str:
-    """The file from where fd stands to the size that was announced, and its digest. "" or why it was given up, as the peer is told."""
-    remaining = status.st_size - os.lseek(fd, 0, os.SEEK_CUR)
-    reason = ""
-    while remaining and not reason:
-        try:
-            chunk = os.read(fd, min(remaining, CHUNK))
-        except OSError:  # a broken disk reads like a file that has become shorter
-            chunk = b""
-        if not chunk:
-            reason = "changed"
-            break
-        sha.update(chunk)
-        remaining -= len(chunk)
-        wire.put(b"data %d\n" % len(chunk))
-        wire.put(chunk)
-        reason = "" if go_on(len(chunk)) else "refused"
-    now = os.fstat(fd)
-    if not reason and (now.st_size, now.st_mtime_ns) != (status.st_size, status.st_mtime_ns):
-        reason = "changed"
-    wire.put(
-        line("abort", reason=reason) if reason else b"end sha256=%b\n" % sha.hexdigest().encode()
+def do_stat(args: argparse.Namespace) -> int:
+    name = remote_name(args.name)
+    answer = require_ok(connected(args).ask("stat", name), "stat", name)
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(answer.number("mtime_ns") / 1e9))
+    facts = (
+        [f"{answer.number('size'):,} bytes"] * ("size" in answer.keys)
+        + [when]
+        + ["executable"] * ("exec" in answer.keys)
     )
-    return reason
+    if args.json:
+        tell_json({**answer.keys, "verb": "stat", "name": name, "result": "ok"})
+    else:
+        kind = "folder" if answer.keys.get("type") == "dir" else "file"
+        tell(f"{name}: {', '.join([kind, *facts])}")
+    return 0
 
 
-def digest(fd: int, upto: int, sha: "hashlib._Hash", tell: Callable[[int], None]) -> str:
-    """Hash the first bytes of a file, as many as it has of those; fd stands behind them then."""
-    done = 0
-    while done < upto and (chunk := os.read(fd, min(CHUNK, upto - done))):
-        sha.update(chunk)
-        done += len(chunk)
-        tell(done)
-    return sha.hexdigest()
+def do_help(args: argparse.Namespace) -> int:
+    """The server's own words: what it understands."""
+    link = connected(args)
+    for found in shown_once(answer_lines(link, link.ask("help"), "help")):
+        tell(found.words[0])
+    return 0
 
 
-def receive_body(
-    wire: Wire,
-    sink: Part,
-    size: Optional[int],
-    check: Callable[[int], None],
-    tell: Callable[[int], None],
-) -> str:
-    """Bodies into the sink until `end`: "yes" when its digest agrees, "no" without one. Refused when it is not what was announced.
-    A verb that does not belong inside a body ends it like `abort`, and is then run. check() may refuse so many bytes."""
-    while (found := wire.line()).verb in ("data", "note"):  # a note is a sign of life
-        if size is not None and sink.received + wire.owed > size:
-            raise Refused("too-long", size=size)
-        check(sink.received + wire.owed)
-        while wire.owed:
-            sink.write(wire.take())
-            tell(sink.received)
-    if found.verb not in ("end", "abort"):
-        wire.again = found
-    if found.verb != "end":
-        raise Refused("aborted")
-    if size is not None and sink.received != size:
-        raise Refused("incomplete", received=sink.received, size=size)
-    told, ours = found.keys.get("sha256"), sink.sha.hexdigest()
-    if told is not None and told.lower() != ours:
-        raise Refused("wrong-digest", sha256=ours)
-    return "no" if told is None else "yes"
+def do_who(args: argparse.Namespace) -> int:
+    for found in shown_once(list_clients(connected(args))):
+        nick, mode, you = (found.keys.get(key, "") for key in ("nick", "mode", "you"))
+        if args.json:
+            tell_json({"address": found.words[0], "nick": nick, "mode": mode, "you": bool(you)})
+        else:
+            tell(
+                printable(
+                    "  ".join(filter(None, (found.words[0], nick, mode, "(you)" * bool(you))))
+                )
+            )
+    return 0
 
 
-# --- end bodies ---
+def list_clients(link: "Link") -> Iterator["Line"]:
+    """Who is connected."""
+    return answer_lines(link, link.ask("who"), "tell", "who is there")
 
 
-# --- telling: results on stdout for programs, progress on stderr for people ---
-def tell(text: str) -> None:
-    """A line of the product: names as they are to a pipe, harmless to a terminal."""
-    view = memoryview((shown(text).encode() if os.isatty(1) else os.fsencode(text)) + b"\n")
+def answer_lines(link: "Link", answer: "Line", verb: str, name: str = "") -> Iterator["Line"]:
+    """The lines of an answer that has several, from its first to before its `ok`."""
+    while answer.verb not in ("ok", "err"):
+        yield answer
+        answer = link.hear()
+    require_ok(answer, verb, name)
+
+
+def shown_once(lines: Iterator["Line"]) -> Iterator["Line"]:
+    """Lines that are shown as they come. After the first one a lost connection is an error.
+
+    A second attempt would show the same lines twice."""
+    count = 0
     try:
-        while view:
-            view = view[os.write(product(), view) :]
-    except OSError as error:
-        raise Failure(
-            23,
-            f"cannot write standard output ({error.strerror})",
-            "what reads it has ended, or its disk is full",
-            "the same without | or >",
+        for found in lines:
+            count += 1
+            yield found
+    except Lost as lost:
+        if not count:
+            raise
+        raise lost_failure(
+            lost,
+            18,
+            f"connection lost after {plural(count, 'line')}: what was shown is not all",
+            "run the same command again",
         ) from None
 
 
-def product() -> int:
-    """Standard output. Where it was closed before the start, the connection may have its number."""
-    if sys.stdout is None:
-        raise Failure(
-            23,
-            "cannot write standard output (it is closed)",
-            "whoever started this closed it",
-            "the same without >&-",
-        )
-    return 1
-
-
-def tell_json(facts: dict[str, Any]) -> None:
-    """Text that is not UTF-8 is told with \\x escapes; of such a name "quoted" has the bytes, as the protocol writes them."""
-    import json  # not at the top: few need it
-
-    clean = {
-        key: os.fsencode(value).decode(errors="backslashreplace")
-        if isinstance(value, str)
-        else value
-        for key, value in facts.items()
-    }
-    if clean.get("name") != facts.get("name"):
-        clean["quoted"] = quote(facts["name"])
-    tell(json.dumps(clean))
-
-
-def draw(text: str) -> None:
-    """On a terminal. One whose window was closed does not end what goes on in the background."""
-    with contextlib.suppress(OSError):
-        sys.stderr.write(text)
-        sys.stderr.flush()
-
-
-class Progress:
-    """One bar for the whole job, on a terminal: bytes that are safe on the other side, or here."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.drawn = os.isatty(2) and not args.quiet
-        self.began = time.monotonic()
-        self.due = self.began + REDRAW
-        self.total = self.done = self.current = self.files = self.all_files = 0  # bytes, and files
-        self.resumed = 0  # bytes that were there before and do not count for the rate
-        self.shown = False
-
-    def at(self, current: int, verb: str = "") -> None:
-        """So much of the current file is there."""
-        self.current = current
-        if self.drawn and (now := time.monotonic()) >= self.due:
-            self.due = now + REDRAW
-            self.shown = True
-            draw(
-                "\r"
-                + (
-                    f"verifying what is there already: {readable_size(current)}"
-                    if verb
-                    else self.bar(now)
-                )
-                + "\x1b[K"
-            )
-
-    def bar(self, now: float) -> str:
-        done, total = self.done + self.current, max(self.total, self.done + self.current, 1)
-        rate = (done - self.resumed) / max(now - self.began, 0.001)
-        filled = 20 * done // total
-        left = f"{clock((total - done) / rate)} left" if rate > 0 else ""
-        files = (
-            f"  {self.files:,} of {plural(self.all_files, 'file')}" if self.all_files > 1 else ""
-        )
-        return f"{100 * done // total:3}% [{'#' * filled}{' ' * (20 - filled)}] {readable_size(done)} of {readable_size(total)}  {readable_size(rate)}/s  {left}{files}"
-
-    def clear(self) -> None:
-        if self.shown:
-            draw("\r\x1b[K")
-            self.shown = False
-
-
-# --- the connection: requests go out, answers come back in their order ---
-class Job:
+# --- many files: what is asked, what is awaited, what became of each ---
+class Transfer:
     """A file or folder on its way: what it is called there and here, and what is known of it."""
 
     size = mtime_ns = offset = 0
     executable = failed = fresh = False
-    part: Optional[Part] = None
-    there: Optional[Line] = None  # the server's line of it, from a listing
+    part: Optional["Part"] = None
+    there: Optional["Line"] = None  # the server's line of it, from a listing
     top = ""  # the folder that was named, which it is in
     sha256 = kept = ""  # the digest; the name of the part that a lost connection leaves
-    got: list[Line]  # what each of its receivers said
+    got: list["Line"]  # what each of its receivers said
 
     def __init__(self, name: str, path: str = "", status: Optional[os.stat_result] = None) -> None:
         self.name, self.path, self.status = name, path, status
 
 
-Handler = Callable[[Job, Line], None]
-
-
-class Link(Wire):
-    """A connection to the server, and the requests that it has not answered yet."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        super().__init__(dial(args), args.timeout)
-        self.place, self.flags = place(args), link_flags(args)
-        self.pending: deque[tuple[Handler, Job, tuple[str, ...], int]] = deque()
-        self.unanswered = 0  # bytes of pending requests
-        self.arrived: deque[Line] = deque()  # answers that came while something was sent
-        self.noted: Callable[[Line], None] = lambda note: None
-        try:
-            self.log_in(args, self.greet())
-        except BaseException:
-            self.sock.close()
-            raise
-
-    def greet(self) -> Line:
-        try:
-            if not select.select([self.sock], [], [], min(NUDGE_AFTER, self.timeout / 2))[0]:
-                # an empty line means nothing; a server that waits for TLS is answered to its first
-                # byte
-                self.put(b"\n")
-            greeting = self.line()
-        except Broken as broken:
-            greeting = Line(str(broken), [], {})
-        except Lost as lost:
-            raise cut_off(
-                lost, 52, f"{self.place} said nothing", "check the port: a file server greets first"
-            ) from None
-        if greeting.keys.get("reason") in TURNED_AWAY:
-            code, what, why, hint = TURNED_AWAY[greeting.keys["reason"]]
-            raise Failure(code, f"{self.place} {what}", why, hint)
-        if greeting.verb != "sixsockets" or greeting.words[:1] != [PROTOCOL]:
-            known = {"http": "it speaks HTTP", "this": "it speaks TLS"}.get(
-                greeting.verb[:4], "it does not begin with the greeting of one"
-            )
-            raise Failure(
-                56,
-                f"{self.place} is no Six Sockets file server",
-                f"{known}: another program listens there",
-                "check the port; httpclient.py speaks to web servers",
-            )
-        return greeting
-
-    def log_in(self, args: argparse.Namespace, greeting: Line) -> None:
-        """Both sides prove that they know the password. To a server that cannot, nothing else is said."""
-        keys, password = greeting.keys, given_password(args, args.host, args.port)
-        if keys.get("auth", "none") == "none":
-            if password:
-                raise Failure(
-                    67,
-                    f"{self.place} does not ask for the password",
-                    "so it cannot prove that it knows it: it may be another server",
-                    "without --password and SIXSOCKETS_PASSWORD, if it is meant to be open",
-                )
-            return
-        salt, theirs, mine = keys.get("salt", ""), keys.get("nonce", ""), os.urandom(16).hex()
-        if keys["auth"] != AUTH or not NONCE.fullmatch(salt) or not NONCE.fullmatch(theirs):
-            raise Failure(
-                56,
-                f"{self.place} asks for a password in a way that is not known here",
-                shown(keys["auth"]),
-                "a newer client.py",
-            )
-        if not password and not os.isatty(2):
-            raise Failure(
-                67,
-                f"{self.place} asks for a password",
-                "none was given, and there is no terminal to ask on",
-                "--password TEXT, or SIXSOCKETS_PASSWORD in the environment",
-            )
-        if not password:
-            password = args.password = ask_password(self.place)
-        key, pin = (
-            auth_key(password, salt),
-            fingerprint(self.sock.getpeercert(binary_form=True))
-            if hasattr(self.sock, "getpeercert")
-            else "",
-        )
-        answer = self.ask("auth", nonce=mine, proof=auth_proof(key, "client", theirs, mine, pin))
-        if answer.verb != "ok":
-            reason = answer.keys.get("reason", "?")
-            told = (
-                TURNED_AWAY["busy"][2:]
-                if reason == "busy"
-                else ("it is not the server's", "the one that the server was given, or printed")
-            )
-            raise Failure(67, f"{self.place} refused the password ({shown(reason)})", *told)
-        if not same_proof(
-            answer.keys.get("proof", ""), auth_proof(key, "server", theirs, mine, pin)
-        ):
-            raise Failure(
-                67,
-                f"{self.place} does not know the password itself",
-                "it is not the server that it should be, or somebody is in between",
-                "check the address; nothing was sent",
-            )
-
-    def push(self, view: memoryview) -> int:
-        """As ever; but a server that says something while it does not read is alive: it waits for others."""
-        while view:
-            try:
-                view = view[self.sock.send(self.sendable(view)) :]
-            except OSError as error:
-                if not isinstance(error, socket.timeout) or not self.notes():
-                    raise
-        return 1
-
-    def notes(self) -> int:
-        """Take the lines that have come; how many."""
-        count = 0
-        while (
-            self.buffer.find(b"\n", self.start, self.end) >= 0
-            or select.select([self.sock], [], [], 0)[0]
-        ):
-            self.listen()
-            count += 1
-        return count
-
-    def fill(self, patience: Optional[float]) -> None:
-        self.flush()
-        if patience is None:  # between two files that others send there is nothing to notice
-            return super().fill(patience)
-        quiet = min(NOTICE_AFTER, patience)
-        if not select.select([self.sock], [], [], quiet)[0]:
-            patience = max(0.001, patience - quiet)
-            if NOTICE_AFTER < self.timeout:
-                say(f"waiting for an answer from {self.place} (Ctrl-C stops)")
-        super().fill(patience)
-
-    def request(self, handler: Handler, job: Job, *words: str, **keys: object) -> None:
-        text = line(*words, **keys)
-        # the answer does not repeat for whom it was
-        echoed = words if words[0] != "send" else ("send", words[2])
-        self.pending.append((handler, job, echoed, len(text)))
-        self.unanswered += len(text)
-        self.put(text)
-
-    def full(self) -> bool:
-        return len(self.pending) >= UNANSWERED or self.unanswered > UNANSWERED_BYTES
-
-    def answer(self) -> Line:
-        return self.arrived.popleft() if self.arrived else self.hear()
-
-    def hear(self) -> Line:
-        """The next line that is an answer."""
-        while not self.listen():
-            pass
-        return self.arrived.pop()
-
-    def listen(self) -> bool:
-        """The next line: an answer is kept until it is asked for, a note tells how far the server is."""
-        found = self.line()
-        if found.verb not in ANSWERS:
-            raise Broken(f"{found.verb} where an answer was awaited")
-        if found.verb not in ("ok", "err") and not found.words:
-            raise Broken("bad-line")
-        if found.verb != "got" and (found.verb != "note" or "reason" in found.keys):
-            self.arrived.append(found)
-            return True
-        self.noted(found)
-        return False
-
-    def peek(self) -> bool:
-        """Take the lines that have come, without waiting. Has the last request been answered already?"""
-        self.notes()
-        return len(self.arrived) >= len(self.pending)
-
-    def ask(self, *words: str, **keys: object) -> Line:
-        """One request, and its answer."""
-        self.put(line(*words, **keys))
-        return self.reply()
-
-    def reply(self) -> Line:
-        """The answer to what was said last; those that come before it are kept for whom they belong to."""
-        while len(self.arrived) < len(self.pending):
-            self.listen()
-        return self.hear()
-
-
-def dial(args: argparse.Namespace) -> socket.socket:
-    """A connection to the server: by TLS when something is said about whom to trust."""
-    plain = functools.partial(open_connection, args, args.host, args.port, server_command(args))
-    try:
-        return encrypt(plain, args.host, args) if wants_tls(args) else plain()
-    except OSError as error:
-        if isinstance(error, socket.timeout):
-            raise Silent(f"silent for {args.timeout:g} s") from None
-        raise Lost("it hung up within the TLS handshake") from None
-
-
-def link_flags(args: argparse.Namespace) -> list[Any]:
-    """What decides where a connection goes, and how: in the shell each command may say it anew."""
-    return [
-        vars(args)[flag]
-        for flag in (
-            "host",
-            "port",
-            "tls",
-            "cacert",
-            "pin",
-            "insecure",
-            "timeout",
-            "nick",
-            "trace",
-            "trace_hex",
-        )
-    ]
-
-
-def hang_up(args: argparse.Namespace) -> None:
-    if args.link:
-        end_tls(args.link.sock)
-        args.link.sock.close()
-    args.link = None
-
-
-def leave(args: argparse.Namespace) -> None:
-    """All has been said: a server that is gone by now changes nothing."""
-    with contextlib.suppress(Lost):
-        args.link.put(line("bye"))
-        args.link.flush()
-    hang_up(args)
-
-
-def connected(args: argparse.Namespace) -> Link:
-    """The connection of this command; the shell's stays open from command to command, unless the server has closed it, or another is asked for."""
-    same_goal = args.link and args.link.flags == link_flags(args)
-    if args.link and not (same_goal and not select.select([args.link.sock], [], [], 0)[0]):
-        hang_up(args)
-    fresh = not args.link
-    try:
-        args.link = args.link or Link(args)
-    except Failure as failure:
-        # a server that was there before may be on its way back
-        again = same_goal and failure.code in (7, 52)
-        link = reconnected(args, Lost("the server closed it")) if again else None
-        if not link:
-            raise
-        return link
-    found: Link = args.link
-    if fresh and args.nick:
-        granted(found.ask("ping", nick=args.nick), "accept the nick", args.nick)
-    return found
-
-
-def cut_off(lost: Lost, code: int, what: str, hint: str) -> "Failure":
-    """What a lost connection ends; silence has an exit code of its own."""
-    return Failure(28 if isinstance(lost, Silent) else code, what, str(lost), hint)
-
-
-def reconnected(args: argparse.Namespace, lost: Lost) -> Optional[Link]:
-    """A new connection in the place of a lost one, if there is one to be had; the pause before each attempt is longer."""
-    hang_up(args)
-    while args.tries < args.retries:
-        seconds = BACK_OFF * 2**args.tries
-        args.tries += 1
-        say(f"connection lost ({lost}); attempt {args.tries} of {args.retries} in {seconds:g} s")
-        time.sleep(seconds)
-        with contextlib.suppress(Failure, Lost):
-            return connected(args)
-        hang_up(args)  # it may have been lost with a question open
-    return None
-
-
-# --- many files: what is asked, what is awaited, what became of each ---
-def following(link: Link, answer: Line, verb: str, name: str = "") -> Iterator[Line]:
-    """The lines of an answer that has several, from its first to before its `ok`."""
-    while answer.verb not in ("ok", "err"):
-        yield answer
-        answer = link.hear()
-    granted(answer, verb, name)
-
-
-def unrepeated(lines: Iterator[Line]) -> Iterator[Line]:
-    """Lines that are shown as they come: when some were, a lost connection is told, for asking again would show them twice."""
-    count = 0
-    try:
-        for count, found in enumerate(lines, 1):
-            yield found
-    except Lost as lost:
-        if not count:
-            raise
-        raise cut_off(
-            lost,
-            18,
-            f"connection lost after {plural(count, 'line')}: what was shown is not all",
-            "again",
-        ) from None
-
-
-def expand(args: argparse.Namespace, names: Sequence[str]) -> Iterator[Job]:
-    """Names on the server, with *, ? and [] matched there: all before the first is used, so that nothing comes between."""
-    chosen = Listing()
-    for name in map(remote_name, names):
-        count = 0
-        if re.search(r"[*?[]", name) and connected(args).ask("stat", name).verb != "ok":
-            for count, found in enumerate(matching(connected(args), name, args.hidden), 1):
-                chosen.add(found)
-        if not count:
-            chosen.add(Line("name", [name], {}))
-    return (Job(found.words[0]) for found in chosen)
-
-
-def matching(link: Link, pattern: str, hidden: bool) -> Iterator[Line]:
-    """What a pattern stands for in its folder. As in a shell, * matches no dot at the beginning."""
-    import fnmatch  # not at the top: few need it
-
-    folder, _, wanted = pattern.rpartition("/")
-    for entry in following(link, link.ask("list", *[folder] * bool(folder)), "list", folder):
-        above, _, leaf = entry.words[0].rpartition("/")
-        dotted = leaf.startswith(".") and not (hidden or wanted.startswith("."))
-        fits = above == folder and fnmatch.fnmatchcase(leaf, wanted) and not dotted
-        if entry.verb != "note" and fits:
-            yield Line("name", entry.words[:1], {})
-
-
-class Listing:
-    """The lines of a listing, however many: first in memory, then in a nameless file."""
-
-    def __init__(self) -> None:
-        self.lines: deque[Line] = deque()
-        self.rest: Any = None
-
-    def add(self, entry: Line) -> None:
-        if len(self.lines) < LISTED:
-            return self.lines.append(entry)
-        if self.rest is None:
-            import tempfile  # not at the top: it is slow to load
-
-            self.rest = tempfile.TemporaryFile()  # noqa: SIM115  (open as long as this object)
-        self.rest.write(line(entry.verb, *entry.words, **entry.keys))
-
-    def __iter__(self) -> Iterator[Line]:
-        while self.lines:
-            yield self.lines.popleft()
-        if self.rest is not None:
-            self.rest.seek(0)
-            yield from (parse(raw[:-1]) for raw in self.rest)
-            self.rest.close()
-
-
-def destination(path: str) -> Folder:
-    """The folder that something comes to, made when missing, without what nobody came back for."""
-    try:
-        os.makedirs(path, exist_ok=True)
-        folder = Folder(path)
-        for entry in folder.entries():
-            swept(folder, entry)
-    except OSError as error:
-        raise unwritable(path, error) from None
-    return folder
-
-
-def unwritable(path: str, error: OSError) -> "Failure":
-    return Failure(
-        23,
-        f"cannot write to {shown(path)} ({error.strerror})",
-        "nothing was received",
-        "-o DEST for another place",
-    )
+Handler = Callable[[Transfer, "Line"], None]
 
 
 class Batch:
-    """The files of one command. Requests run ahead of their answers; one bad file does not stop the others."""
+    """The files of one command.
+
+    Requests run ahead of their answers; one bad file does not stop the others."""
 
     verb = ""
     again = "the same command again resumes"
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.use(connected(args))
+        self.use_link(connected(args))
         self.progress = Progress(args)
-        self.sources: list[Iterator[Job]] = []
+        self.sources: list[Iterator[Transfer]] = []
         self.code = self.moved = self.bytes = self.skipped = self.failed = 0
 
-    def use(self, link: Link) -> None:
+    def use_link(self, link: "Link") -> None:
         self.link = link
-        link.noted = self.noted
+        link.handle_note = self.handle_note
 
-    def noted(self, note: Line) -> None:
+    def handle_note(self, note: "Line") -> None:
         for key in ("received", "checked"):
             if key in note.keys:
-                self.progress.at(note.number(key), "" if key == "received" else key)
+                self.progress.update(note.number(key), "" if key == "received" else key)
 
-    def start(self, job: Job) -> None:
+    def start(self, transfer: Transfer) -> None:
         raise NotImplementedError
 
-    def trouble(self, job: Job, error: Union[OSError, Refused]) -> "Failure":
+    def as_failure(self, transfer: Transfer, error: Union[OSError, "Refused"]) -> "Failure":
         raise NotImplementedError
 
-    def run(self, jobs: Iterator[Job]) -> int:
-        self.sources.append(jobs)
+    def run(self, transfers: Iterator[Transfer]) -> int:
+        self.sources.append(transfers)
         try:
             while True:
                 try:
-                    self.pump()
+                    self.exchange()
                     break
                 except Lost as lost:
                     self.recover(lost)
@@ -1603,26 +322,28 @@ class Batch:
         self.summary()
         return self.code
 
-    def pump(self) -> None:
+    def exchange(self) -> None:
         while True:
-            if not self.link.full() and (job := self.next_job()):
-                self.attempt(self.start, job)
+            if not self.link.full() and (transfer := self.next_transfer()):
+                self.attempt(self.start, transfer)
             elif self.link.pending:
-                self.settle()
+                self.handle_answer()
             else:
                 return
 
-    def next_job(self) -> Optional[Job]:
+    def next_transfer(self) -> Optional[Transfer]:
         while self.sources:
-            if job := next(self.sources[-1], None):
-                return job
+            if transfer := next(self.sources[-1], None):
+                return transfer
             self.sources.pop()
         return None
 
-    def settle(self) -> None:
-        """The next answer, to whom it belongs. When the connection is lost meanwhile, that job is begun again."""
+    def handle_answer(self) -> None:
+        """Read the next answer and give it to its handler.
+
+        If the connection is lost meanwhile, the transfer starts again."""
         answer = self.link.answer()
-        handler, job, words, cost = entry = self.link.pending[0]
+        handler, transfer, words, cost = entry = self.link.pending[0]
         if (
             answer.verb in ("ok", "err")
             and answer.words != ["-"]
@@ -1632,102 +353,111 @@ class Batch:
         self.link.pending.popleft()
         self.link.unanswered -= cost
         try:
-            self.attempt(handler, job, answer)
+            self.attempt(handler, transfer, answer)
         except Lost:
             self.link.pending.appendleft(entry)
             raise
 
-    def attempt(self, call: Callable[..., None], job: Job, *rest: Line) -> None:
+    def attempt(self, call: Callable[..., None], transfer: Transfer, *rest: "Line") -> None:
         try:
-            call(job, *rest)
+            call(transfer, *rest)
         except Failure as failure:
-            self.fail(job, failure)
+            self.fail(transfer, failure)
         except (OSError, Refused) as error:
-            self.fail(job, self.trouble(job, error))
+            self.fail(transfer, self.as_failure(transfer, error))
 
-    def fail(self, job: Job, failure: "Failure") -> None:
-        if job.failed:
+    def fail(self, transfer: Transfer, failure: "Failure") -> None:
+        if transfer.failed:
             return
-        job.failed = True
+        transfer.failed = True
         self.code = self.code or failure.code
         self.failed += 1
         self.progress.clear()
-        say(str(failure))
-        self.report(job, "failed", error=str(failure).splitlines()[0][7:])
+        say_failure(failure)
+        self.report(transfer, "failed", error=str(failure).splitlines()[0][7:])
 
-    def done(self, job: Job, size: int, sha256: str) -> None:
+    def done(self, transfer: Transfer, size: int, sha256: str) -> None:
         self.moved += 1
-        self.bytes += size - job.offset
+        self.bytes += size - transfer.offset
         self.args.tries = 0
-        self.advance(size)
-        self.report(job, "ok", size=size, sha256=sha256)
+        self.count_file(size)
+        self.report(transfer, "ok", size=size, sha256=sha256)
 
-    def skip(self, job: Job, size: int) -> None:
+    def skip(self, transfer: Transfer, size: int) -> None:
         self.skipped += 1
         self.progress.resumed += size
-        self.advance(size)
-        self.report(job, "same", size=size)
+        self.count_file(size)
+        self.report(transfer, "same", size=size)
 
-    def pass_over(self, path: str) -> None:
+    def say_skipped(self, path: str) -> None:
         self.progress.clear()
-        say(f"skipped {shown(path)}: a link or a special file")
+        say(in_rows(f"skipped {printable(path)}: a link or a special file", 2))
 
-    def advance(self, size: int) -> None:
+    def count_file(self, size: int) -> None:
         self.progress.files += 1
         self.progress.done += size
-        self.progress.at(0)
+        self.progress.update(0)
 
-    def report(self, job: Job, result: str, **more: object) -> None:
+    def report(self, transfer: Transfer, result: str, **more: object) -> None:
         if self.args.json:
-            tell_json({"verb": self.verb, "name": job.name, "result": result, **more})
+            tell_json({"verb": self.verb, "name": transfer.name, "result": result, **more})
 
-    def resumed(self, job: Job, offset: int) -> None:
-        """It goes on at offset: further than the last time means that new attempts get somewhere."""
-        if offset > job.offset:
-            self.progress.resumed += offset - job.offset
-            job.offset, self.args.tries = offset, 0
+    def resumed(self, transfer: Transfer, offset: int) -> None:
+        """It resumes at offset. If that is further than last time, the attempts count anew."""
+        if offset > transfer.offset:
+            self.progress.resumed += offset - transfer.offset
+            transfer.offset, self.args.tries = offset, 0
 
     def requeue(self) -> None:
-        """What had no answer yet is begun again, in its order, each once; what has been told as failed already is not."""
-        again = {id(job): job for _, job, _, _ in self.link.pending if not job.failed}
-        for job in again.values():
-            job.fresh, job.there = False, None
+        """Put transfers without an answer back into the queue, once each; not failed ones."""
+        again = {
+            id(transfer): transfer for _, transfer, _, _ in self.link.pending if not transfer.failed
+        }
+        for transfer in again.values():
+            transfer.fresh, transfer.there = False, None
         self.sources.append(iter(again.values()))
         self.link.pending.clear()
         self.link.unanswered = 0
-        hang_up(self.args)
+        close_link(self.args)
         self.progress.current = 0
 
-    def recover(self, lost: Lost) -> None:
+    def recover(self, lost: "Lost") -> None:
         """A new connection, or the Failure that tells how far it came."""
-        reached, jobs = (
+        reached, transfers = (
             self.progress.current,
-            [job for _, job, _, _ in self.link.pending] or [Job("")],
+            [transfer for _, transfer, _, _ in self.link.pending] or [Transfer("")],
         )
-        job, once = jobs[0], next(filter(None, map(self.once, jobs)), "")
+        transfer, once = transfers[0], next(filter(None, map(self.why_once, transfers)), "")
         self.requeue()
         self.progress.clear()
         if not once and (link := reconnected(self.args, lost)):
-            return self.use(link)
-        where = f" at {reached:,} of {job.size:,} bytes of {shown(job.name)}" if job.size else ""
-        where += f"; what came is kept as {shown(job.kept)}" if job.kept else ""
-        raise cut_off(
+            return self.use_link(link)
+        where = (
+            f" at {reached:,} of {transfer.size:,} bytes of {printable(transfer.name)}"
+            if transfer.size
+            else ""
+        )
+        where += f"; what came is kept as {printable(transfer.kept)}" if transfer.kept else ""
+        raise lost_failure(
             lost,
             18,
             f"connection lost{where}",
             f"again from the start: {once}"
             if once
-            else f"{self.args.typed}   (goes on there); if nobody is there: {server_command(self.args)}",
+            else f"{self.args.typed}   (resumes); "
+            f"if no server is there: {server_command(self.args)}",
         )
 
-    def once(self, job: Job) -> str:
+    def why_once(self, transfer: Transfer) -> str:
         """Why it cannot be begun a second time."""
         return ""
 
     def summary(self) -> None:
         self.progress.clear()
-        took = time.monotonic() - self.progress.began
-        text = f"{self.verb}: {plural(self.moved, 'file')}, {readable_size(self.bytes)} in {took:.2f} s ({readable_size(self.bytes / max(took, 0.001))}/s)"
+        elapsed = time.monotonic() - self.progress.began
+        rate = readable_size(self.bytes / max(elapsed, 0.001))
+        text = f"{self.verb}: {plural(self.moved, 'file')}, {readable_size(self.bytes)}"
+        text += f" in {elapsed:.2f} s ({rate}/s)"
         text += f"; {self.skipped:,} already there" if self.skipped else ""
         text += f"; {self.failed:,} failed" if self.failed else ""
         if self.args.json:
@@ -1736,13 +466,116 @@ class Batch:
                     "verb": self.verb,
                     "files": self.moved,
                     "bytes": self.bytes,
-                    "seconds": round(took, 3),
+                    "seconds": round(elapsed, 3),
                     "skipped": self.skipped,
                     "failed": self.failed,
                 }
             )
         elif not self.args.quiet and (self.moved or self.skipped or self.failed > 1):
             say(text)
+
+
+class Changes(Batch):
+    """delete, rename, mkdir: a request for each name.
+
+    They are not repeated after a lost connection: the server may have done them already."""
+
+    def __init__(self, args: argparse.Namespace, *more: str, **keys: object) -> None:
+        super().__init__(args)
+        self.verb, self.more, self.keys = args.command, more, keys
+
+    def start(self, transfer: Transfer) -> None:
+        self.link.request(
+            self.handle_done, transfer, self.verb, transfer.name, *self.more, **self.keys
+        )
+
+    def handle_done(self, transfer: Transfer, answer: "Line") -> None:
+        require_ok(answer, self.verb, transfer.name)
+        self.report(transfer, "ok")
+
+    def run(self, transfers: Iterator[Transfer]) -> int:
+        self.sources.append(transfers)
+        try:
+            self.exchange()
+        except Lost as lost:
+            asked = [printable(transfer.name) for _, transfer, _, _ in self.link.pending]
+            more = f" and {len(asked) - 3:,} more" if len(asked) > 3 else ""
+            raise lost_failure(
+                lost,
+                56,
+                f"connection lost: unknown whether {self.verb} was done to "
+                f"{', '.join(asked[:3])}{more}",
+                "list shows what is there now",
+            ) from None
+        return self.code
+
+
+def do_delete(args: argparse.Namespace) -> int:
+    return Changes(args).run(expand(args, args.names))
+
+
+def do_rename(args: argparse.Namespace) -> int:
+    return Changes(args, remote_name(args.new), over="yes" if args.force else None).run(
+        iter([Transfer(remote_name(args.old))])
+    )
+
+
+def do_mkdir(args: argparse.Namespace) -> int:
+    return Changes(args).run(iter([Transfer(remote_name(args.folder))]))
+
+
+def expand(args: argparse.Namespace, names: Sequence[str]) -> Iterator[Transfer]:
+    """Names on the server; *, ? and [] match what is there.
+
+    All are matched before the first is used, so that no other answer comes between."""
+    chosen = Listing()
+    for name in map(remote_name, names):
+        count = 0
+        if re.search(r"[*?[]", name) and connected(args).ask("stat", name).verb != "ok":
+            for found in matching(connected(args), name, args.hidden):
+                count += 1
+                chosen.add(found)
+        if not count:
+            chosen.add(Line("name", [name], {}))
+    return (Transfer(found.words[0]) for found in chosen)
+
+
+def matching(link: "Link", pattern: str, hidden: bool) -> Iterator["Line"]:
+    """What a pattern stands for in its folder. As in a shell, * matches no dot at the beginning."""
+    import fnmatch  # not at the top: few need it
+
+    folder, _, wanted = pattern.rpartition("/")
+    for entry in answer_lines(link, link.ask("list", *[folder] * bool(folder)), "list", folder):
+        above, _, leaf = entry.words[0].rpartition("/")
+        unasked = leaf.startswith(".") and not (hidden or wanted.startswith("."))
+        fits = above == folder and fnmatch.fnmatchcase(leaf, wanted) and not unasked
+        if entry.verb != "note" and fits:
+            yield Line("name", entry.words[:1], {})
+
+
+class Listing:
+    """The lines of a listing, however many: first in memory, then in a nameless file."""
+
+    def __init__(self) -> None:
+        self.lines: deque[Line] = deque()
+        self.rest: Any = None
+
+    def add(self, entry: "Line") -> None:
+        if len(self.lines) < LISTED:
+            return self.lines.append(entry)
+        if self.rest is None:
+            import tempfile  # not at the top: it is slow to load
+
+            self.rest = tempfile.TemporaryFile()  # noqa: SIM115  (open as long as this object)
+        self.rest.write(line(entry.verb, *entry.words, **entry.keys))
+
+    def __iter__(self) -> Iterator["Line"]:
+        while self.lines:
+            yield self.lines.popleft()
+        if self.rest is not None:
+            self.rest.seek(0)
+            yield from (parse(raw[:-1]) for raw in self.rest)
+            self.rest.close()
 
 
 # --- put: files go out ---
@@ -1755,95 +588,103 @@ class Puts(Batch):
         super().__init__(args)
         self.folder = functools.lru_cache(NEAR)(self.open_folder)
 
-    def jobs(self) -> Iterator[Job]:
+    def transfers(self) -> Iterator[Transfer]:
         """What the command line names. Folders on the way to --into are made."""
         into = remote_name(self.args.into) if self.args.into else ""
         if into:
-            yield Job(into, "", os.stat("."))
+            yield Transfer(into, "", os.stat("."))
         for path in self.args.paths:
             # "" is the root folder's
             own = "" if path == "-" else os.path.basename(os.path.abspath(path))
             if not own and self.args.name is None:
-                what = "standard input" if path == "-" else shown(path)
+                what = "standard input" if path == "-" else printable(path)
                 raise Failure(
                     2,
                     f"{what} has no name",
                     "it is kept under one there",
-                    f"{self.verb} {shown(shlex.quote(path))} --as NAME",
+                    f"{self.verb} {printable(shlex.quote(path))} --as NAME",
                 )
             name = remote_name(own if self.args.name is None else self.args.name)
-            yield Job(f"{into}/{name}" if into else name, path)
+            yield Transfer(f"{into}/{name}" if into else name, path)
 
-    def start(self, job: Job) -> None:
-        if job.path == "-":
-            return self.send_input(job)
+    def start(self, transfer: Transfer) -> None:
+        if transfer.path == "-":
+            return self.send_input(transfer)
         # a link that is named is followed; in a folder links are not
-        status = job.status = job.status or os.stat(job.path)
-        if stat.S_ISDIR(status.st_mode) and self.is_copy(job):
+        status = transfer.status = transfer.status or os.stat(transfer.path)
+        if stat.S_ISDIR(status.st_mode) and self.is_copy(transfer):
             self.progress.clear()
-            say(f"skipped {shown(job.path)}: there the server keeps what is sent")
+            say(f"skipped {printable(transfer.path)}: there the server keeps what is sent")
         elif stat.S_ISDIR(status.st_mode):
-            self.offer(self.made, job, "mkdir")
-        elif job.fresh:
-            self.send(job, 0, over=False)
-        elif job.there:
-            self.checked(job, job.there)
+            self.announce(self.handle_folder, transfer, "mkdir")
+        elif transfer.fresh:
+            self.send(transfer, 0, over=False)
+        elif transfer.there:
+            self.handle_stat(transfer, transfer.there)
         elif stat.S_ISREG(status.st_mode):
-            job.size = status.st_size
+            transfer.size = status.st_size
             content = self.args.compare == "content"
             keys = (
-                {"size": job.size, "mtime_ns": status.st_mtime_ns}
-                if job.size >= RESUMABLE and self.args.resume
+                {"size": transfer.size, "mtime_ns": status.st_mtime_ns}
+                if transfer.size >= RESUMABLE and self.args.resume
                 else {}
             )
             self.link.request(
-                self.checked, job, "stat", job.name, **keys, digest="yes" if content else None
+                self.handle_stat,
+                transfer,
+                "stat",
+                transfer.name,
+                **keys,
+                digest="yes" if content else None,
             )
         else:
             raise Failure(
                 26,
-                f"skipped {shown(job.path)}",
+                f"skipped {printable(transfer.path)}",
                 "it is a link or a special file, not a file or folder",
                 "the file that it leads to",
             )
 
-    def once(self, job: Job) -> str:
-        return "standard input cannot be resumed" if job.path == "-" else ""
+    def why_once(self, transfer: Transfer) -> str:
+        return "standard input cannot be resumed" if transfer.path == "-" else ""
 
-    def offer(self, handler: Handler, job: Job, verb: str, **keys: object) -> None:
-        self.link.request(handler, job, verb, job.name, **keys)
+    def announce(self, handler: Handler, transfer: Transfer, verb: str, **keys: object) -> None:
+        self.link.request(handler, transfer, verb, transfer.name, **keys)
 
-    def children(self, above: Job) -> Iterator[Job]:
+    def children(self, above: Transfer) -> Iterator[Transfer]:
         """What is in a folder."""
         try:
             top, here = above.top or above.path, os.path.join(above.path, "")
             folder = self.folder(top, above.path)
-            for entry in folder.entries():
-                is_file = entry.is_file(follow_symlinks=False)
-                if not is_file and not entry.is_dir(follow_symlinks=False):
-                    self.pass_over(here + entry.name)
-                elif not PART.fullmatch(entry.name):
-                    job = Job(
-                        f"{above.name}/{entry.name}", here + entry.name, folder.stat(entry.name)
-                    )
-                    job.size = job.status.st_size if job.status and is_file else 0
-                    job.fresh, job.top = above.fresh, top
-                    yield job
+            for name in folder.entries():
+                status = folder.stat(name)
+                is_file = bool(status and stat.S_ISREG(status.st_mode))
+                if status and not is_file and not stat.S_ISDIR(status.st_mode):
+                    self.say_skipped(here + name)
+                elif not PART.fullmatch(name):
+                    transfer = Transfer(f"{above.name}/{name}", here + name, status)
+                    transfer.size = status.st_size if status and is_file else 0
+                    transfer.fresh, transfer.top = above.fresh, top
+                    yield transfer
         except OSError as error:
-            self.fail(Job(above.name, above.path), self.trouble(above, error))
+            self.fail(Transfer(above.name, above.path), self.as_failure(above, error))
 
-    def open_folder(self, top: str, path: str) -> Folder:
-        """A folder of a tree: from the one that was named down, through no link, for one may have taken its place meanwhile."""
+    def open_folder(self, top: str, path: str) -> "Folder":
+        """A folder of a tree, opened from the named one down without following any link.
+
+        A link may have taken the place of a folder meanwhile."""
         return Folder(top).descend([*filter(None, path[len(top) :].split(os.sep))])
 
     @contextlib.contextmanager
-    def opened(self, job: Job) -> Iterator[tuple[int, os.stat_result]]:
-        """A regular file for reading, and only that: a FIFO would wait for ever. Only a link that was named itself is followed."""
-        above, leaf = os.path.split(job.path)
+    def opened(self, transfer: Transfer) -> Iterator[tuple[int, os.stat_result]]:
+        """A regular file, open for reading; a FIFO would block for ever.
+
+        Only a link that was named itself is followed."""
+        above, leaf = os.path.split(transfer.path)
         fd = (
-            self.folder(job.top, above).open(leaf, os.O_RDONLY)
-            if job.top
-            else os.open(job.path, os.O_RDONLY | NO_LINK & ~getattr(os, "O_NOFOLLOW", 0))
+            self.folder(transfer.top, above).open(leaf, os.O_RDONLY)
+            if transfer.top
+            else os.open(transfer.path, os.O_RDONLY | NO_LINK & ~getattr(os, "O_NOFOLLOW", 0))
         )
         try:
             status = os.fstat(fd)
@@ -1853,11 +694,13 @@ class Puts(Batch):
         finally:
             os.close(fd)
 
-    def is_copy(self, job: Job) -> bool:
-        """Whether a folder is the one that the server puts all this into, for it may share a part of what is sent: a copy of it would
-        hold another for ever. When the server has answered it is at rest, so that to the nanosecond no other folder has its time."""
-        goal, sock = job.name.partition("/")[0], self.link.sock
-        if self.verb != "put" or not job.top or not job.name.endswith(f"/{goal}"):
+    def is_copy(self, transfer: Transfer) -> bool:
+        """Whether a folder is the one that the server stores all this in.
+
+        The server may share a part of what is sent: then a copy would contain a copy, without end.
+        Once the server has answered, it changes nothing, so equal times in nanoseconds tell."""
+        goal, sock = transfer.name.partition("/")[0], self.link.sock
+        if self.verb != "put" or not transfer.top or not transfer.name.endswith(f"/{goal}"):
             return False
         with contextlib.suppress(OSError):  # the connection is lost: ask() tells
             if sock.getsockname()[0] != sock.getpeername()[0]:
@@ -1866,130 +709,145 @@ class Puts(Batch):
             there = self.link.ask("stat", goal)
         except Lost:
             # no answer to it is pending, so nothing else would begin it again
-            self.sources.append(iter([job]))
+            self.sources.append(iter([transfer]))
             raise
         return (
             there.keys.get("type") == "dir"
-            and there.number("mtime_ns") == os.lstat(job.path).st_mtime_ns
+            and there.number("mtime_ns") == os.lstat(transfer.path).st_mtime_ns
         )
 
-    def made(self, job: Job, answer: Line) -> None:
-        """The folder is there, so what is in it can go: into a new one without asking what is there already."""
-        job.fresh = answer.verb == "ok"
-        if not job.fresh and answer.keys.get("reason") != "exists":
-            raise refusal(answer, "put", job.name)
-        if job.path:
-            ours = self.children(job)
+    def handle_folder(self, transfer: Transfer, answer: "Line") -> None:
+        """The folder is there: queue what is in it. A new one is empty, so no file needs a stat."""
+        transfer.fresh = answer.verb == "ok"
+        if not transfer.fresh and answer.keys.get("reason") != "exists":
+            raise refusal(answer, "put", transfer.name)
+        if transfer.path:
+            ours = self.children(transfer)
             first = list(itertools.islice(ours, MANY))
-            if not job.fresh and len(first) == MANY and self.args.compare != "content":
-                self.link.put(line("list", job.name))
+            if not transfer.fresh and len(first) == MANY and self.args.compare != "content":
+                self.link.put(line("list", transfer.name))
                 self.link.flush()
                 due = time.monotonic() + MEANWHILE
                 while (
                     len(first) < LISTED and time.monotonic() < due and (ahead := next(ours, None))
                 ):
                     first.append(ahead)
-                self.look_up(first, following(self.link, self.link.reply(), "list", job.name))
+                self.note_known(
+                    first, answer_lines(self.link, self.link.reply(), "list", transfer.name)
+                )
             self.sources.append(itertools.chain(first, ours))
 
-    def look_up(self, jobs: list[Job], theirs: Iterator[Line]) -> None:
-        """What is known of each from a listing, so that few have to be asked for: those of which a part may be there."""
+    def note_known(self, transfers: list[Transfer], theirs: Iterator["Line"]) -> None:
+        """Note what a listing tells of each transfer, so that only large files need a stat."""
         known = {entry.words[0]: entry for entry in itertools.islice(theirs, LISTED)}
         whole = not sum(1 for _ in theirs)
-        for job in jobs:
-            if job.size < RESUMABLE:
-                job.there = known.get(job.name)
-                job.fresh = whole and not job.there
+        for transfer in transfers:
+            if transfer.size < RESUMABLE:
+                transfer.there = known.get(transfer.name)
+                transfer.fresh = whole and not transfer.there
 
-    def checked(self, job: Job, answer: Line) -> None:
+    def handle_stat(self, transfer: Transfer, answer: "Line") -> None:
         """What the server has of that name decides."""
         if answer.verb == "err" and answer.keys.get("reason") == "no-such-file":
-            return self.send(job, answer.number("part"), over=False)
+            return self.send(transfer, answer.number("part"), over=False)
         if answer.verb == "err":
-            raise refusal(answer, "put", job.name)
+            raise refusal(answer, "put", transfer.name)
         is_file = answer.keys.get("type", answer.verb) == "file"
-        if is_file and self.is_same(job, answer):
-            return self.skip(job, job.size)
+        if is_file and self.is_same(transfer, answer):
+            return self.skip(transfer, transfer.size)
         if is_file and self.args.force:
-            return self.send(job, answer.number("part"), over=True)
+            return self.send(transfer, answer.number("part"), over=True)
         if not is_file:
             raise Failure(
                 25,
-                f"server already has a folder {shown(job.name)}",
+                f"server already has a folder {printable(transfer.name)}",
                 "a file cannot take its place",
                 "--as NAME",
             )
         raise Failure(
             25,
-            f"server already has {shown(job.name)} ({answer.number('size'):,} bytes; yours has {job.size:,})",
+            f"server already has {printable(transfer.name)} "
+            f"({answer.number('size'):,} bytes; yours has {transfer.size:,})",
             "it is different, by size or time",
             "--force replaces it; --as NAME stores it beside",
         )
 
-    def is_same(self, job: Job, answer: Line) -> bool:
-        assert job.status
+    def is_same(self, transfer: Transfer, answer: "Line") -> bool:
+        assert transfer.status
         if self.args.compare != "content":
             return same(
-                job.size, job.status.st_mtime_ns, answer.number("size"), answer.number("mtime_ns")
+                transfer.size,
+                transfer.status.st_mtime_ns,
+                answer.number("size"),
+                answer.number("mtime_ns"),
             )
-        if job.size != answer.number("size"):
+        if transfer.size != answer.number("size"):
             return False
-        with self.opened(job) as (fd, _):
+        with self.opened(transfer) as (fd, _):
             return digest(
-                fd, job.size, hashlib.sha256(), lambda count: self.progress.at(count, "checked")
+                fd,
+                transfer.size,
+                hashlib.sha256(),
+                lambda count: self.progress.update(count, "checked"),
             ) == answer.keys.get("sha256")
 
-    def send(self, job: Job, part: int, over: bool) -> None:
-        with self.opened(job) as (fd, status):
-            job.size, offset, sha = status.st_size, 0, hashlib.sha256()
+    def send(self, transfer: Transfer, part: int, over: bool) -> None:
+        with self.opened(transfer) as (fd, status):
+            transfer.size, offset, sha = status.st_size, 0, hashlib.sha256()
             if part and self.args.resume:
-                offset = self.agree(job, fd, status, sha)
+                offset = self.agree_on_offset(transfer, fd, status, sha)
                 sha = sha if offset else hashlib.sha256()
                 os.lseek(fd, offset, os.SEEK_SET)
-            self.resumed(job, offset)
-            job.kept = (
-                lasting_name(job.name.rpartition("/")[2], job.size, held(status.st_mtime_ns))
+            self.resumed(transfer, offset)
+            transfer.kept = (
+                lasting_name(
+                    transfer.name.rpartition("/")[2],
+                    transfer.size,
+                    within_range(status.st_mtime_ns),
+                )
                 + " there"
-                if job.size >= RESUMABLE
+                if transfer.size >= RESUMABLE
                 else ""
             )
-            self.offer(
-                self.stored,
-                job,
+            self.announce(
+                self.handle_stored,
+                transfer,
                 "put",
-                size=job.size,
+                size=transfer.size,
                 mtime_ns=status.st_mtime_ns,
                 over="yes" if over else None,
                 exec="yes" if status.st_mode & stat.S_IXUSR and os.name != "nt" else None,
                 offset=offset or None,
             )
             given_up = send_body(self.link, fd, status, sha, self.go_on)
-        job.sha256 = sha.hexdigest()
+        transfer.sha256 = sha.hexdigest()
         if given_up == "changed":
             raise Failure(
                 18,
-                f"{shown(job.path)} changed while it was sent",
+                f"{printable(transfer.path)} changed while it was sent",
                 "the server has not kept it",
-                "again, when nothing writes to it",
+                "run the same command again when nothing writes to it",
             )
 
-    def agree(self, job: Job, fd: int, status: os.stat_result, sha: "hashlib._Hash") -> int:
+    def agree_on_offset(
+        self, transfer: Transfer, fd: int, status: os.stat_result, sha: "hashlib._Hash"
+    ) -> int:
         """Where to go on: as far as the server's part is the beginning of this very file."""
-        answer = granted(
+        answer = require_ok(
             self.link.ask(
                 "resume",
-                job.name,
-                size=job.size,
+                transfer.name,
+                size=transfer.size,
                 mtime_ns=status.st_mtime_ns,
                 exec="yes" if status.st_mode & stat.S_IXUSR else None,
             ),
             "put",
-            job.name,
+            transfer.name,
         )
         offset = answer.number("offset")
         ours = (
-            digest(fd, offset, sha, lambda count: self.progress.at(count, "checked"))
-            if 0 < offset <= job.size
+            digest(fd, offset, sha, lambda count: self.progress.update(count, "checked"))
+            if 0 < offset <= transfer.size
             else ""
         )
         return offset if ours and ours == answer.keys.get("sha256") else 0
@@ -1998,56 +856,59 @@ class Puts(Batch):
         """Between chunks: has the server refused it already?"""
         return count < BATCH or not self.link.peek()
 
-    def stored(self, job: Job, answer: Line) -> None:
-        if job.failed:
+    def handle_stored(self, transfer: Transfer, answer: "Line") -> None:
+        if transfer.failed:
             return
-        granted(answer, "put", job.name)
-        if answer.keys.get("sha256") != job.sha256 or answer.keys.get("verified") != "yes":
+        require_ok(answer, "put", transfer.name)
+        if answer.keys.get("sha256") != transfer.sha256 or answer.keys.get("verified") != "yes":
             raise Failure(
                 56,
-                f"the server stored something else as {shown(job.name)}",
+                f"the server stored something else as {printable(transfer.name)}",
                 "its digest is not that of what was sent",
-                "again, with --force",
+                "run the same command with --force",
             )
-        self.done(job, job.size, job.sha256)
+        self.done(transfer, transfer.size, transfer.sha256)
 
-    def send_input(self, job: Job) -> None:
-        """Standard input, of unknown length: no question whether it is there, and no second attempt."""
+    def send_input(self, transfer: Transfer) -> None:
+        """Standard input has no known length: it needs no stat, and has no second attempt."""
         if self.verb == "put" and not self.args.quiet:
             say(
-                "standard input cannot be sent twice: if the connection is lost, this upload cannot resume"
+                "standard input cannot be sent twice: "
+                "if the connection is lost, this upload cannot resume"
             )
         if sys.stdin is None:  # closed: the connection may have its number
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        self.offer(self.stored, job, "put", over="yes" if self.args.force else None)
+        self.announce(self.handle_stored, transfer, "put", over="yes" if self.args.force else None)
         sha = hashlib.sha256()
         try:
-            while not (refused := self.await_input(job)) and (chunk := os.read(0, CHUNK)):
+            while not (refused := self.await_input(transfer)) and (chunk := os.read(0, CHUNK)):
                 sha.update(chunk)
-                job.size += len(chunk)
+                transfer.size += len(chunk)
                 self.link.put(b"data %d\n" % len(chunk))
                 self.link.put(chunk)
                 self.link.flush()
         except OSError:
             self.link.put(line("abort", reason="changed"))  # or the server would wait for the rest
             raise
-        job.sha256 = sha.hexdigest()
+        transfer.sha256 = sha.hexdigest()
         self.link.put(
-            line("abort", reason="refused") if refused else line("end", sha256=job.sha256)
+            line("abort", reason="refused") if refused else line("end", sha256=transfer.sha256)
         )
 
-    def await_input(self, job: Job) -> bool:
-        """Wait for standard input, however long it is silent; the server hears that we are there. Has it refused meanwhile?"""
+    def await_input(self, transfer: Transfer) -> bool:
+        """Wait for standard input, and tell the server that we are there.
+
+        Returns whether the server has refused the upload meanwhile."""
         while (
             not (refused := self.link.peek())
             and os.name != "nt"
             and not select.select([0], [], [], LIFE)[0]
         ):
-            self.link.put(line("note", job.name))
+            self.link.put(line("note", transfer.name))
             self.link.flush()
         return refused
 
-    def trouble(self, job: Job, error: Union[OSError, Refused]) -> "Failure":
+    def as_failure(self, transfer: Transfer, error: Union[OSError, "Refused"]) -> "Failure":
         assert isinstance(error, OSError)
         near = ""
         with contextlib.suppress(OSError):
@@ -2056,98 +917,68 @@ class Puts(Batch):
             near = next(
                 iter(
                     difflib.get_close_matches(
-                        os.path.basename(job.path), os.listdir(os.path.dirname(job.path) or "."), 1
+                        os.path.basename(transfer.path),
+                        os.listdir(os.path.dirname(transfer.path) or "."),
+                        1,
                     )
                 ),
                 "",
             )
         return Failure(
             26,
-            f"cannot read {shown(job.path)}: {(error.strerror or '').lower()} (in {shown(os.getcwd())})",
+            f"cannot read {printable(transfer.path)}: "
+            f"{(error.strerror or '').lower()} (in {printable(os.getcwd())})",
             "it was not sent",
-            f"did you mean {shown(near)}?" if near else "check the name",
+            f"did you mean {printable(near)}?" if near else "check the name",
         )
+
+
+def do_put(args: argparse.Namespace) -> int:
+    """Also send: the same files, to other clients."""
+    if args.name and args.name.endswith("/"):
+        raise Failure(
+            2,
+            f"--as {printable(args.name)} names a folder",
+            "it is the whole name that the file gets",
+            f"--as {printable(args.name)}NAME"
+            + f"; or --into {printable(args.name)}, which makes the folder"
+            * (args.command == "put"),
+        )
+    args.paths = [found for path in args.paths for found in local_names(path)]
+    if args.name and len(args.paths) > 1:
+        raise Failure(
+            2,
+            "--as names one file, and there are several",
+            "they would replace each other",
+            f"{args.command} without --as",
+        )
+    batch = Puts(args) if args.command == "put" else Sends(args)
+    if batch.progress.drawn:
+        measure(batch.progress, args.paths)
+    return batch.run(batch.transfers())
+
+
+def local_names(path: str) -> list[str]:
+    """What a pattern stands for where no shell has seen it: on Windows, and at our own prompt."""
+    if not re.search(r"[*?[]", path) or os.path.lexists(path):
+        return [path]
+    import glob  # not at the top: few need it
+
+    return sorted(glob.glob(path)) or [path]
+
+
+def measure(progress: "Progress", paths: Sequence[str]) -> None:
+    """How much there is to send: the bar tells how much of it."""
+    for path in paths:
+        below = (os.path.join(top, name) for top, _, names in os.walk(path) for name in names)
+        for found in itertools.chain([path], below):
+            with contextlib.suppress(OSError):
+                status = os.lstat(found)
+                progress.total += status.st_size * stat.S_ISREG(status.st_mode)
+                progress.all_files += stat.S_ISREG(status.st_mode)
 
 
 # --- get: files come in ---
-class Stream(Part):
-    """Standard output, or a device or FIFO: what is written cannot be taken back, but it is verified all the same.
-    A terminal gets it as text, with escapes for what is none."""
-
-    def __init__(self, fd: int) -> None:
-        self.fd, self.keyed, self.name = fd, False, ""
-        self.sha, self.received = hashlib.sha256(), 0
-        self.decoder = (
-            codecs.getincrementaldecoder("utf-8")("backslashreplace") if os.isatty(fd) else None
-        )
-
-    def claim(self) -> bool:
-        return True
-
-    def begin(self, offset: int) -> None:
-        if offset != self.received:
-            raise Failure(
-                36,
-                "cannot go on with standard output",
-                "the file on the server has changed, and its beginning is already written",
-                "again",
-            )
-
-    def write(self, chunk: memoryview) -> None:
-        if not self.decoder:
-            return super().write(chunk)
-        self.sha.update(chunk)
-        self.received += len(chunk)
-        self.type(self.decoder.decode(chunk))
-
-    def type(self, text: str) -> None:
-        view = memoryview(
-            "".join(char if char in "\n\t" else shown(char) for char in text).encode()
-        )
-        while view:
-            view = view[os.write(self.fd, view) :]
-
-    def finish(
-        self, over: bool, *, lock: contextlib.AbstractContextManager[Any] = UNLOCKED
-    ) -> None:
-        if self.decoder:
-            # the beginning of a character that never ended
-            self.type(self.decoder.decode(b"", True))
-
-    def keep(self) -> bool:
-        return bool(self.received)
-
-    def drop(self) -> None:
-        pass
-
-
-UNFIT = {
-    "aborted": (
-        18,
-        "changed while the server sent it",
-        "what came of it is not kept",
-        "again, when nothing writes to it",
-    ),
-    "incomplete": (18, "ended too early", "the server had announced more", "again"),
-    "too-long": (56, "is longer than the server said", "it breaks the protocol", "again"),
-    "wrong-digest": (
-        56,
-        "arrived changed",
-        "its SHA-256 is not what the server computed: nothing is kept",
-        "again",
-    ),
-}  # why a body is not taken for the file
-
-
-def dotted(name: str) -> "Failure":
-    return Failure(
-        23,
-        f"did not get {shown(name)}",
-        "its name starts with a dot: such files can hold settings that programs obey here",
-        "--hidden takes them too",
-    )
-
-
 class Gets(Batch):
     """Each file: is it here already? If not, its bytes, into a part, and then its name."""
 
@@ -2160,7 +991,7 @@ class Gets(Batch):
         self.top = self.choose(args.output)
         self.folder = functools.lru_cache(NEAR)(self.open_folder)
 
-    def choose(self, output: Optional[str]) -> Optional[Folder]:
+    def choose(self, output: Optional[str]) -> Optional["Folder"]:
         """DEST: a folder, a name, - for standard output, or a device or FIFO."""
         if output == "-" or (
             output
@@ -2171,264 +1002,336 @@ class Gets(Batch):
             try:
                 self.stream = product() if output == "-" else os.open(output, os.O_WRONLY)
             except OSError as error:
-                raise unwritable(output, error) from None
+                raise cannot_write(output, error) from None
             return None
         folder = output or "."
         if output and not output.endswith("/") and not os.path.isdir(output):
             folder, self.leaf = os.path.split(os.path.abspath(output))
         return destination(folder)
 
-    def jobs(self) -> Iterator[Job]:
+    def transfers(self) -> Iterator[Transfer]:
         found = expand(self.args, self.args.names)
         first = list(itertools.islice(found, 2))
         if self.leaf and len(first) > 1:
             output = self.args.output
             raise Failure(
                 2,
-                f"{shown(output)} is not a folder",
+                f"{printable(output)} is not a folder",
                 "several files cannot have one name",
-                f"-o {shown(shlex.quote(output))}/ makes the folder",
+                f"-o {printable(shlex.quote(output))}/ makes the folder",
             )
         return itertools.chain(first, found)
 
-    def start(self, job: Job) -> None:
+    def start(self, transfer: Transfer) -> None:
         content = self.args.compare == "content" and self.stream is None
-        if job.top and not content:
-            return self.fetch(job)
-        self.link.request(self.found, job, "stat", job.name, digest="yes" if content else None)
+        entry, transfer.there = transfer.there, None
+        if entry and not self.is_wanted(transfer, entry):
+            return
+        if transfer.top and not content:
+            return self.request_file(transfer)
+        self.link.request(
+            self.handle_stat, transfer, "stat", transfer.name, digest="yes" if content else None
+        )
 
-    def found(self, job: Job, answer: Line) -> None:
-        granted(answer, "get", job.name)
-        own = job.name.rpartition("/")[2]
-        job.path = job.path if job.top else self.leaf or own
+    def handle_stat(self, transfer: Transfer, answer: "Line") -> None:
+        require_ok(answer, "get", transfer.name)
+        own = transfer.name.rpartition("/")[2]
+        transfer.path = transfer.path if transfer.top else self.leaf or own
         # DEST is where it goes, not its new name: given again, the command finds it there
-        if answer.keys.get("type") == "dir" and not job.top:
-            job.path = f"{self.leaf}/{own}" if self.leaf else own
-            self.link.request(self.tree, job, "list", job.name, deep="yes")
+        if answer.keys.get("type") == "dir" and not transfer.top:
+            transfer.path = f"{self.leaf}/{own}" if self.leaf else own
+            self.link.request(self.handle_listing, transfer, "list", transfer.name, deep="yes")
         else:
-            self.progress.total += answer.number("size") - job.size
-            self.progress.all_files += not job.mtime_ns
-            job.size, job.mtime_ns, job.sha256 = (
+            self.progress.total += answer.number("size") - transfer.size
+            self.progress.all_files += not transfer.mtime_ns
+            transfer.size, transfer.mtime_ns, transfer.sha256 = (
                 answer.number("size"),
                 answer.number("mtime_ns"),
                 answer.keys.get("sha256", ""),
             )
-            job.executable = answer.keys.get("exec") == "yes"
-            self.fetch(job)
+            transfer.executable = answer.is_set("exec")
+            self.request_file(transfer)
 
-    def tree(self, job: Job, answer: Line) -> None:
+    def handle_listing(self, transfer: Transfer, answer: "Line") -> None:
         """The listing of a folder, whole: bodies can follow only after it."""
         entries = Listing()
-        for entry in following(self.link, answer, "get", job.name):
+        for entry in answer_lines(self.link, answer, "get", transfer.name):
             entries.add(entry)
             self.progress.total += entry.number("size") if entry.verb == "file" else 0
             self.progress.all_files += entry.verb == "file"
-        self.make_folder(job)
-        self.sources.append(self.entries(job, entries))
+        self.make_folder(transfer)
+        self.sources.append(self.entries(transfer, entries))
 
-    def hides(self, name: str) -> bool:
-        """Whether a legal name starts with a dot, it or a folder in it, and nobody asked for such."""
-        try:
-            components(name, self.args.hidden)
-        except Refused as refused:
-            return refused.reason == "hidden-name"
+    def entries(self, above: Transfer, found: Listing) -> Iterator[Transfer]:
+        for entry in found:
+            transfer = Transfer(entry.words[0])
+            transfer.path = above.path + transfer.name[len(above.name) :]
+            transfer.top, transfer.there = above.path, entry
+            if transfer.name.startswith(above.name + "/"):
+                yield transfer
+            else:
+                listed, asked = printable(transfer.name), printable(above.name)
+                what = f"the server listed {listed}, which is not in {asked}"
+                why = "it breaks the protocol"
+                self.fail(transfer, Failure(56, what, why, "get the files by their names"))
+
+    def is_wanted(self, transfer: Transfer, entry: "Line") -> bool:
+        """Whether an entry of a listing is a file to get; a folder is made at once."""
+        leaf = check_name(transfer.path)[-1]
+        if "/." in transfer.path[len(transfer.top) :] and not self.args.hidden:
+            # what lies below a folder with such a name is not told one by one
+            if leaf.startswith("."):
+                raise hidden_name_failure(transfer.name)
+        elif entry.keys.get("reason") == "not-a-file":
+            self.say_skipped(transfer.name)
+        elif entry.verb == "note":
+            raise refusal(entry, "get", transfer.name)
+        elif entry.verb == "dir":
+            self.make_folder(transfer)
+        else:
+            transfer.size, transfer.mtime_ns = entry.number("size"), entry.number("mtime_ns")
+            transfer.executable = entry.is_set("exec")
+            return True
         return False
 
-    def entries(self, above: Job, found: Listing) -> Iterator[Job]:
-        for entry in found:
-            job = Job(entry.words[0])
-            if not job.name.startswith(above.name + "/"):
-                self.fail(
-                    job,
-                    Failure(
-                        56,
-                        f"the server listed {shown(job.name)}, which is not in {shown(above.name)}",
-                        "it breaks the protocol",
-                        "another server",
-                    ),
-                )
-                continue
-            job.path, job.top = above.path + job.name[len(above.name) :], above.path
-            if self.hides(job.name[len(above.name) + 1 :]):
-                # what lies below a folder with such a name is not told one by one
-                if job.name.rpartition("/")[2].startswith("."):
-                    self.fail(job, dotted(job.name))
-            elif entry.verb == "note" and entry.keys["reason"] == "not-a-file":
-                self.pass_over(job.name)
-            elif entry.verb == "note":
-                self.fail(job, refusal(entry, "get", job.name))
-            elif entry.verb == "dir":
-                self.attempt(self.make_folder, job)
-            else:
-                job.size, job.mtime_ns, job.executable = (
-                    entry.number("size"),
-                    entry.number("mtime_ns"),
-                    entry.keys.get("exec") == "yes",
-                )
-                yield job
-
-    def make_folder(self, job: Job) -> None:
+    def make_folder(self, transfer: Transfer) -> None:
         if self.stream is None:
-            folder = self.folder(tuple(components(job.path)))
-            for entry in folder.entries():
-                swept(folder, entry)
+            folder = self.folder(tuple(check_name(transfer.path)))
+            for name in folder.entries():
+                remove_if_old(folder, name)
 
-    def local(self, path: str) -> tuple[Folder, str]:
-        """Where a name leads here: checked like a name from any network, component by component below DEST."""
-        *above, leaf = components(path)
+    def local(self, path: str) -> tuple["Folder", str]:
+        """Where a name leads here, below DEST. Each component is checked."""
+        *above, leaf = check_name(path)
         return self.folder(tuple(above)), leaf
 
-    def open_folder(self, above: tuple[str, ...]) -> Folder:
+    def open_folder(self, above: tuple[str, ...]) -> "Folder":
         assert self.top
         return self.top.descend(above, make=True)
 
-    def fetch(self, job: Job) -> None:
+    def request_file(self, transfer: Transfer) -> None:
         if self.stream is not None:
-            job.part = job.part or Stream(self.stream)
+            transfer.part = transfer.part or Stream(self.stream)
         else:
-            folder, leaf = self.local(job.path)
-            if self.is_here(job, folder, leaf):
-                return self.skip(job, job.size)
+            folder, leaf = self.local(transfer.path)
+            if self.is_here(transfer, folder, leaf):
+                return self.skip(transfer, transfer.size)
             folder.protect(leaf)
-            if self.args.resume and job.size >= RESUMABLE and not job.part:
-                self.resume(job, folder, leaf)
-        part = job.part
+            if self.args.resume and transfer.size >= RESUMABLE and not transfer.part:
+                self.resume(transfer, folder, leaf)
+        part = transfer.part
         self.link.request(
-            self.fetched,
-            job,
+            self.handle_body,
+            transfer,
             "get",
-            job.name,
+            transfer.name,
             offset=part.received if part and part.received else None,
             sha256=part.sha.hexdigest() if part and part.received else None,
         )
 
-    def is_here(self, job: Job, folder: Folder, leaf: str) -> bool:
+    def is_here(self, transfer: Transfer, folder: "Folder", leaf: str) -> bool:
         there = folder.stat(leaf)
         if there is None:
             return False
         if not stat.S_ISREG(there.st_mode):
             raise Failure(
                 23,
-                f"cannot write {shown(job.path)}",
+                f"cannot write {printable(transfer.path)}",
                 "a folder, a link or a special file has that name here",
                 "-o DEST for another place",
             )
-        if job.sha256:
+        if transfer.sha256:
             fd, there = folder.read(leaf)
             with os.fdopen(fd, "rb"):
                 alike = (
-                    there.st_size == job.size
-                    and digest(fd, job.size, hashlib.sha256(), lambda count: None) == job.sha256
+                    there.st_size == transfer.size
+                    and digest(fd, transfer.size, hashlib.sha256(), lambda count: None)
+                    == transfer.sha256
                 )
         else:
-            alike = same(job.size, job.mtime_ns, there.st_size, there.st_mtime_ns)
+            alike = same(transfer.size, transfer.mtime_ns, there.st_size, there.st_mtime_ns)
         if not alike and not self.args.force:
             raise Failure(
                 23,
-                f"{shown(job.path)} is already here ({there.st_size:,} bytes; the server's has {job.size:,})",
+                f"{printable(transfer.path)} is already here "
+                f"({there.st_size:,} bytes; the server's has {transfer.size:,})",
                 "it is different, by size or time",
                 "--force replaces it; -o DEST puts it elsewhere",
             )
         return alike
 
-    def resume(self, job: Job, folder: Folder, leaf: str) -> None:
+    def resume(self, transfer: Transfer, folder: "Folder", leaf: str) -> None:
         """What an earlier attempt left, and its digest, for the server to compare."""
-        part = Part(folder, leaf, job.size, job.mtime_ns, job.executable)
+        part = Part(folder, leaf, transfer.size, transfer.mtime_ns, transfer.executable)
         if not folder.stat(part.name):
             return
-        self.claim(job, part)
+        self.claim(transfer, part)
         try:
-            part.examine(job.size, lambda count: self.progress.at(count, "checked"))
+            part.examine(transfer.size, lambda count: self.progress.update(count, "checked"))
         except BaseException:
             part.close()  # this program, a shell, may be the next to ask for it
             raise
-        job.part = part
+        transfer.part = part
 
-    def claim(self, job: Job, part: Part) -> None:
+    def claim(self, transfer: Transfer, part: "Part") -> None:
         if not part.claim():
             raise Failure(
                 23,
-                f"another program is writing {shown(job.path)}",
+                f"another program is writing {printable(transfer.path)}",
                 "its part is locked",
-                "again, when that one is done",
+                "run the same command again when that one is done",
             )
 
-    def fetched(self, job: Job, answer: Line) -> None:
+    def handle_body(self, transfer: Transfer, answer: "Line") -> None:
         if answer.verb != "ok":
-            self.let_go(job)
-            raise refusal(answer, "get", job.name)
+            self.release_part(transfer)
+            raise refusal(answer, "get", transfer.name)
         size, mtime_ns = answer.number("size"), answer.number("mtime_ns")
-        part = job.part or Part(
-            *self.local(job.path), size, mtime_ns, answer.keys.get("exec") == "yes"
+        part = transfer.part or Part(
+            *self.local(transfer.path), size, mtime_ns, answer.is_set("exec")
         )
-        part.mtime_ns, job.part = mtime_ns, None  # a file may have grown since its part was checked
+        part.mtime_ns, transfer.part = (
+            mtime_ns,
+            None,
+        )  # a file may have grown since its part was checked
         try:
-            self.receive(job, part, size, answer.number("offset"))
+            self.receive(transfer, part, size, answer.number("offset"))
         except (Lost, KeyboardInterrupt):
-            job.part = part if isinstance(part, Stream) else None
+            transfer.part = part if isinstance(part, Stream) else None
             self.progress.current = part.received
-            job.kept = (
+            transfer.kept = (
                 os.path.join(part.folder.path, part.name) if part.keep() and part.name else ""
             )
             raise
         except BaseException:
-            job.offset = part.received
+            transfer.offset = part.received
             part.drop()
             self.requeue()  # the rest of this body is on its way, and nobody wants it
-            self.use(connected(self.args))
+            self.use_link(connected(self.args))
             raise
-        self.done(job, size, part.sha.hexdigest())
+        self.done(transfer, size, part.sha.hexdigest())
 
-    def receive(self, job: Job, part: Part, size: int, offset: int) -> None:
+    def receive(self, transfer: Transfer, part: "Part", size: int, offset: int) -> None:
         if part.fd < 0:
-            self.claim(job, part)
+            self.claim(transfer, part)
         part.begin(offset)
-        self.resumed(job, offset)
+        self.resumed(transfer, offset)
         try:
             if (
-                receive_body(self.link, part, size, lambda announced: None, self.progress.at)
+                receive_body(self.link, part, size, lambda announced: None, self.progress.update)
                 == "no"
             ):
                 raise Refused("wrong-digest")
         except Refused as refused:
             code, what, why, hint = UNFIT[refused.reason]
             raise Failure(
-                code, f"{shown(job.name)} {what} ({part.received:,} of {size:,} bytes)", why, hint
+                code,
+                f"{printable(transfer.name)} {what} ({part.received:,} of {size:,} bytes)",
+                why,
+                hint,
             ) from None
         part.finish(self.args.force)
 
     def requeue(self) -> None:
-        """The parts that wait for their turn are let go: this program, a shell, may be the next to ask for them."""
-        for _, job, _, _ in self.link.pending:
-            self.let_go(job)
+        """Also release the parts of these transfers: the shell's next command may need them."""
+        for _, transfer, _, _ in self.link.pending:
+            self.release_part(transfer)
         super().requeue()
 
-    def let_go(self, job: Job) -> None:
-        if job.part and job.part.name:
-            job.part.keep()
-            job.part = None
+    def release_part(self, transfer: Transfer) -> None:
+        if transfer.part and transfer.part.name:
+            transfer.part.keep()
+            transfer.part = None
 
-    def trouble(self, job: Job, error: Union[OSError, Refused]) -> "Failure":
+    def as_failure(self, transfer: Transfer, error: Union[OSError, "Refused"]) -> "Failure":
         if isinstance(error, Refused):
             why = error.keys.get("why", WHYS[error.reason][0])
             code = 56 if error.reason == "bad-name" else 23
-            what = f"will not write {shown(job.path)} here"
+            what = f"will not write {printable(transfer.path)} here"
             return Failure(code, what, str(why), "-o DEST for another place")
         return Failure(
             23,
-            f"cannot write {shown(job.path)} ({error.strerror}) after {job.offset:,} of {job.size:,} bytes",
+            f"cannot write {printable(transfer.path)} ({error.strerror}) "
+            f"after {transfer.offset:,} of {transfer.size:,} bytes",
             "what was there before is untouched",
             "room on the disk, or -o DEST",
         )
 
 
-# --- from client to client ---
+UNFIT = {
+    "aborted": (
+        18,
+        "changed while the server sent it",
+        "what came of it is not kept",
+        "run the same command again when nothing writes to it",
+    ),
+    "incomplete": (
+        18,
+        "ended too early",
+        "the server had announced more",
+        "run the same command again",
+    ),
+    "too-long": (
+        56,
+        "is longer than the server said",
+        "it breaks the protocol",
+        "run the same command again",
+    ),
+    "wrong-digest": (
+        56,
+        "arrived changed",
+        "its SHA-256 is not what the server computed: nothing is kept",
+        "run the same command again",
+    ),
+}  # why a body is not taken for the file
+
+
+def hidden_name_failure(name: str) -> "Failure":
+    return Failure(
+        23,
+        f"did not get {printable(name)}",
+        "its name starts with a dot: such files can hold settings that programs obey here",
+        "--hidden takes them too",
+    )
+
+
+def destination(path: str) -> "Folder":
+    """The folder that something comes to, made when missing, without what nobody came back for."""
+    try:
+        os.makedirs(path, exist_ok=True)
+        folder = Folder(path)
+        for name in folder.entries():
+            remove_if_old(folder, name)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    return folder
+
+
+def cannot_write(path: str, error: OSError) -> "Failure":
+    return Failure(
+        23,
+        f"cannot write to {printable(path)} ({error.strerror})",
+        "nothing was received",
+        "-o DEST for another place",
+    )
+
+
+def do_get(args: argparse.Namespace) -> int:
+    batch = Gets(args)
+    try:
+        return batch.run(batch.transfers())
+    finally:
+        if batch.stream is not None and args.output != "-":
+            os.close(batch.stream)  # its reader waits for the end, and this program may be a shell
+
+
+# --- from client to client: send, receive, chat ---
 # reasons of who gets nothing more either
 AWAY = {"gone", "left", "no-such-client", "not-receiving", "stalled"}
 
 
 class Sends(Puts):
-    """Files to other clients: the server hands each on as it comes, and every receiver answers for itself."""
+    """Files to other clients. The server passes each on; every receiver answers for itself."""
 
     verb = "send"
     again = "what has arrived whole stays there"
@@ -2449,7 +1352,7 @@ class Sends(Puts):
         if args.all:
             waiting = (
                 found
-                for found in everybody(self.link)
+                for found in list_clients(self.link)
                 if found.keys.get("mode") == "receive" and "you" not in found.keys
             )
             self.targets = ",".join(found.words[0] for found in waiting)
@@ -2461,26 +1364,26 @@ class Sends(Puts):
                 "python3 client.py receive, there; --to HOST:PORT or NICK, here",
             )
 
-    def once(self, job: Job) -> str:
+    def why_once(self, transfer: Transfer) -> str:
         return "what others have already would come to them twice"
 
-    def offer(self, handler: Handler, job: Job, verb: str, **keys: object) -> None:
-        job.got, job.kept = [], ""
+    def announce(self, handler: Handler, transfer: Transfer, verb: str, **keys: object) -> None:
+        transfer.got, transfer.kept = [], ""
         self.link.request(
             handler,
-            job,
+            transfer,
             "send",
             self.targets,
-            job.name,
+            transfer.name,
             **keys,
             type="dir" if verb == "mkdir" else None,
         )
 
-    def start(self, job: Job) -> None:
-        job.fresh = True
-        super().start(job)
+    def start(self, transfer: Transfer) -> None:
+        transfer.fresh = True
+        super().start(transfer)
 
-    def noted(self, note: Line) -> None:
+    def handle_note(self, note: "Line") -> None:
         if note.verb == "got":  # answers come in order: it is about the first that has none
             if len(self.link.arrived) >= len(self.link.pending):
                 raise Broken("got without a send")
@@ -2489,50 +1392,59 @@ class Sends(Puts):
             self.waiting = True
             self.progress.clear()
             say(f"waiting: {plural(note.number('waiting'), 'receiver')}, not all of them free yet")
-        super().noted(note)
+        super().handle_note(note)
 
-    def made(self, job: Job, answer: Line) -> None:
-        self.received(job, answer)
-        if not job.failed:
-            self.sources.append(self.children(job))
+    def handle_folder(self, transfer: Transfer, answer: "Line") -> None:
+        self.received(transfer, answer)
+        if not transfer.failed:
+            self.sources.append(self.children(transfer))
 
-    def stored(self, job: Job, answer: Line) -> None:
-        self.received(job, answer)
-        if not job.failed:
-            self.done(job, job.size, job.sha256)
+    def handle_stored(self, transfer: Transfer, answer: "Line") -> None:
+        self.received(transfer, answer)
+        if not transfer.failed:
+            self.done(transfer, transfer.size, transfer.sha256)
 
-    def received(self, job: Job, answer: Line) -> None:
+    def received(self, transfer: Transfer, answer: "Line") -> None:
         """Who has it, who has not, and why."""
         if self.nobody:
-            job.failed, self.failed = True, self.failed + 1
+            transfer.failed, self.failed = True, self.failed + 1
             return
-        if not job.got:
-            raise refusal(answer, "send", job.name)
-        reasons = [self.account(job, found) for found in job.got]
-        job.failed = all(reasons)
-        if job.failed and AWAY.issuperset(reasons):
+        if not transfer.got:
+            raise refusal(answer, "send", transfer.name)
+        reasons = [self.count_result(transfer, found) for found in transfer.got]
+        transfer.failed = all(reasons)
+        if transfer.failed and AWAY.issuperset(reasons):
             self.nobody = True
-            if self.link.pending or self.next_job():
+            if self.link.pending or self.next_transfer():
                 say("nobody is left who receives: the rest is not sent")
             self.sources.clear()
 
-    def account(self, job: Job, found: Line) -> str:
+    def count_result(self, transfer: Transfer, found: "Line") -> str:
         """What one receiver said: "", or why it has not got it."""
-        verified = found.words[1:2] == ["ok"] and found.keys.get("sha256") == (job.sha256 or None)
+        verified = found.words[1:2] == ["ok"] and found.keys.get("sha256") == (
+            transfer.sha256 or None
+        )
         target, reason = (
-            called(found.words[0], found.keys.get("nick")),
+            peer_name(found.words[0], found.keys.get("nick")),
             "" if verified else found.keys.get("reason") or "wrong-digest",
         )
         row = self.results.setdefault(target, [0, 0, 0])
-        for place, more in enumerate((1, verified, job.size * verified)):
+        for place, more in enumerate((1, verified, transfer.size * verified)):
             row[place] += more
         if reason:
-            job.failed = False  # each receiver that has not got it is told of
-            why, hint = {**WHYS, **THERE}.get(reason, ("the receiver says so", "again"))
-            why = shown(found.keys.get("why", why))
+            transfer.failed = False  # each receiver that has not got it is told of
+            why, hint = {**WHYS, **THERE}.get(
+                reason, ("the receiver says so", "run the same command again")
+            )
+            why = printable(found.keys.get("why", why))
             self.fail(
-                job,
-                Failure(25, f"{target} did not get {shown(job.name)} ({shown(reason)})", why, hint),
+                transfer,
+                Failure(
+                    25,
+                    f"{target} did not get {printable(transfer.name)} ({printable(reason)})",
+                    why,
+                    hint,
+                ),
             )
         return reason
 
@@ -2553,36 +1465,32 @@ class Sends(Puts):
                 say(f"{target}: verified {verified:,} of {sent:,}, {readable_size(size)}")
 
 
-def everybody(link: Link) -> Iterator[Line]:
-    """Who is connected."""
-    return following(link, link.ask("who"), "tell", "who is there")
-
-
 class Inbox:
-    """What others send, through the server: its requests come in here, and answers go out, as from a server."""
+    """What others send. Requests come from the server, and we answer them as a server does."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.link = args, connected(args)
         # (sender, folder) -> what the folder is called here
         self.named: dict[tuple[str, str], str] = {}
-        self.noted = 0.0  # when the sender was last told how far it is
+        self.last_note = 0.0  # when the sender was last told how far it is
         self.top = destination(args.output or ".")
 
     def run(self) -> int:
-        answer = granted(self.link.ask("receive"), "let receive", "files")
+        answer = require_ok(self.link.ask("receive"), "let receive", "files")
         self.link.keep_alive()
         if not self.args.quiet:
-            known = shown(answer.keys.get("nick") or answer.keys.get("you", "?"))
+            known = printable(answer.keys.get("nick") or answer.keys.get("you", "?"))
             say(
                 "waiting for files; others send them with:  python3 client.py "
-                f"--host {self.args.host} --port {self.args.port}{needs(self.args)} send PATH --to {known}"
+                f"--host {self.args.host} --port {self.args.port}{trust_options(self.args)} "
+                f"send PATH --to {known}"
             )
         while self.args.count:  # below zero, without --count, it comes to no end
-            self.obey(self.link.line(idle=True))
-        leave(self.args)
+            self.handle_request(self.link.line(idle=True))
+        say_bye(self.args)
         return 0
 
-    def obey(self, request: Line) -> None:
+    def handle_request(self, request: "Line") -> None:
         """One request. What is left of a body that was refused is passed over."""
         if request.verb not in ("put", "mkdir"):
             if request.verb not in ("data", "end", "abort", "note", "ok"):
@@ -2594,30 +1502,31 @@ class Inbox:
         except (Refused, OSError) as error:
             reason, why = reason_of(error), getattr(error, "keys", {}).get("why")
             self.link.put(line("err", request.verb, name[:1000], reason=reason, why=why))
-            because = f" ({why})" if why else ""
-            say(f"did not get {shown(name)} from {self.sender(request)}: {reason}{because}")
+            because = f": {why}" if why else ""
+            text = f"{self.sender(request)}: did not get {printable(name)} ({reason}{because})"
+            say(in_rows(text, 2))
         self.link.flush()
 
-    def sender(self, request: Line) -> str:
-        return called(request.keys.get("from", "?"), request.keys.get("nick"))
+    def sender(self, request: "Line") -> str:
+        return peer_name(request.keys.get("from", "?"), request.keys.get("nick"))
 
-    def place(self, name: str, request: Line) -> tuple[Folder, list[str]]:
+    def locate(self, name: str, request: "Line") -> tuple["Folder", list[str]]:
         """The folder that it goes to, made where it is missing, and its whole name here."""
-        top, *rest = components(name, self.args.hidden)
+        top, *rest = check_name(name, self.args.hidden)
         parts = [self.named.get((request.keys.get("from", ""), top), top), *rest]
         folder = self.top.descend(parts[:-1], make=True)
         folder.protect(parts[-1])
         return folder, parts
 
-    def make(self, name: str, request: Line) -> None:
-        """A folder. One that nobody has sent from there yet gets a name of its own, with what is in it."""
-        folder, parts = self.place(name, request)
+    def make(self, name: str, request: "Line") -> None:
+        """A folder. If its sender has not sent it before, it gets a name that is free here."""
+        folder, parts = self.locate(name, request)
         sender = request.keys.get("from", ""), name
         if len(parts) > 1 or self.args.force:
             folder.below(parts[-1], make=True)
         else:
             self.named.pop(sender, None)
-            for leaf in numbered(name):
+            for leaf in numbered_names(name):
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(folder.at(leaf), dir_fd=folder.fd)
                     break
@@ -2626,23 +1535,23 @@ class Inbox:
                 del self.named[next(iter(self.named))]
         self.link.put(line("ok", "mkdir", name))
 
-    def store(self, name: str, request: Line) -> None:
-        folder, parts = self.place(name, request)
-        size = request.number("size") if "size" in request.keys else None
+    def store(self, name: str, request: "Line") -> None:
+        folder, parts = self.locate(name, request)
+        size = request.number_or_none("size")
         part = Part(
             folder,
             parts[-1],
             None,
-            request.number("mtime_ns") if "mtime_ns" in request.keys else None,
-            request.keys.get("exec") == "yes",
+            request.number_or_none("mtime_ns"),
+            request.is_set("exec"),
         )
         progress = Progress(self.args)
         progress.total = size or 0
 
         def tell_both(received: int) -> None:
-            progress.at(received)
-            if time.monotonic() - self.noted >= REDRAW:
-                self.noted = time.monotonic()
+            progress.update(received)
+            if time.monotonic() - self.last_note >= REDRAW:
+                self.last_note = time.monotonic()
                 self.link.put(line("note", name, received=received))
                 self.link.flush()
 
@@ -2650,12 +1559,12 @@ class Inbox:
             part.claim()
             part.begin(0)
             verified = receive_body(self.link, part, size, lambda announced: None, tell_both)
-            parts[-1] = self.settle(part)
+            parts[-1] = self.finish(part)
         except Lost as lost:
-            raise cut_off(
+            raise lost_failure(
                 lost,
                 18,
-                f"connection lost at {part.received:,} of {size or 0:,} bytes of {shown(name)}",
+                f"connection lost at {part.received:,} of {size or 0:,} bytes of {printable(name)}",
                 "receive again, and let it be sent again",
             ) from None
         finally:
@@ -2676,16 +1585,16 @@ class Inbox:
         self.link.flush()
         self.show(given, part, request)
 
-    def settle(self, part: Part) -> str:
+    def finish(self, part: "Part") -> str:
         """Its name: the one that it was sent with, or with a number where that is taken."""
-        for leaf in numbered(part.leaf):
+        for leaf in numbered_names(part.leaf):
             with contextlib.suppress(FileExistsError):
                 part.leaf = leaf
                 part.finish(self.args.force)
                 break
         return part.leaf
 
-    def show(self, name: str, part: Part, request: Line) -> None:
+    def show(self, name: str, part: "Part", request: "Line") -> None:
         # also for the connection that follows a lost one
         self.args.tries, self.args.count = 0, self.args.count - 1
         path = os.path.join(self.args.output or "", *name.split("/"))
@@ -2699,9 +1608,21 @@ class Inbox:
                     "sha256": part.sha.hexdigest(),
                 }
             )
+        if os.isatty(1) and not self.args.quiet:  # ours comes first: a name can say anything
+            return tell(f"{readable_size(part.received):>9}  {self.sender(request)}  {path}")
         tell(path)
         if not self.args.quiet:
             say(f"  {part.received:,} bytes from {self.sender(request)}")
+
+
+def numbered_names(leaf: str) -> Iterator[str]:
+    """notes.txt, notes (1).txt, notes (2).txt ..."""
+    stem, ending = os.path.splitext(leaf)
+    return itertools.chain([leaf], (f"{stem} ({number}){ending}" for number in itertools.count(1)))
+
+
+def do_receive(args: argparse.Namespace) -> int:
+    return Inbox(args).run()
 
 
 class Typist(enum.Enum):
@@ -2713,7 +1634,9 @@ class Typist(enum.Enum):
 
 
 class Chat:
-    """What is typed goes to all others, what they say appears above it. A thread has the connection; the main one waits for typing."""
+    """What is typed goes to all others; what they say appears above the prompt.
+
+    One thread owns the connection; the main thread waits for typing."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         import threading  # not at the top: few need it
@@ -2732,10 +1655,10 @@ class Chat:
         self.link.put(line("chat"))
         while (found := self.link.line()).verb not in ("ok", "err"):
             self.show(found)
-        granted(found, "let join", "the chat")
+        require_ok(found, "let join", "the chat")
         self.link.keep_alive()
         if not self.args.quiet:
-            known = shown(found.keys.get("nick") or found.keys.get("you", "?"))
+            known = printable(found.keys.get("nick") or found.keys.get("you", "?"))
             say(f"{plural(found.number('count', 1), 'client')} here; you are {known}; /who, /quit")
         self.ring()  # somebody may have said something already, and it came with the answer
         self.thread.start()
@@ -2744,8 +1667,8 @@ class Chat:
     def run(self) -> None:
         try:
             while self.typist is not Typist.GONE or self.typed or self.unanswered:
-                self.attend()
-            leave(self.args)
+                self.wait_and_pass_on()
+            say_bye(self.args)
         except (Lost, Broken, Failure) as problem:
             self.problem = problem
         except OSError as error:
@@ -2753,12 +1676,12 @@ class Chat:
                 23,
                 f"cannot write standard output ({error.strerror})",
                 "the terminal is gone",
-                "again",
+                "run the same command again",
             )
         if self.problem:
             self.wake_typist()
 
-    def attend(self) -> None:
+    def wait_and_pass_on(self) -> None:
         """Wait until somebody says or types something, and pass it on."""
         self.link.flush()
         heard = select.select(
@@ -2769,18 +1692,18 @@ class Chat:
         if self.bell in heard:
             self.bell.recv(4096)
             while self.typed:
-                self.utter(self.typed.popleft())
+                self.send_typed(self.typed.popleft())
         if self.link.sock in heard:
-            self.link.fill(self.args.timeout)
+            self.link.receive(self.args.timeout)
         while self.link.buffer.find(b"\n", self.link.start, self.link.end) >= 0:
             self.show(self.link.line())
 
-    def utter(self, text: str) -> None:
+    def send_typed(self, text: str) -> None:
         if text == "/who":
             self.link.put(line("who"))
             self.unanswered += 1
         elif text.startswith("/") and not text.startswith("//"):
-            self.emit(
+            self.show_line(
                 "* /who tells who is here, /quit leaves; a line that starts with a slash needs two"
             )
         else:
@@ -2794,53 +1717,58 @@ class Chat:
                 )
                 self.unanswered += 1
 
-    def show(self, found: Line) -> None:
-        """Every line of another's begins with who said it; what begins with a star is the program's."""
+    def show(self, found: "Line") -> None:
+        """A line of a peer begins with its name, a line of this program with a star."""
         words, keys = found.words or [""], found.keys
         if found.verb == "said":
             name, _, text = words[0].partition(" ")
-            self.emit(f"{unquote(name[5:])}: {text}", {"from": unquote(name[5:]), "text": text})
+            self.show_line(
+                f"{unquote(name[5:])}: {text}", {"from": unquote(name[5:]), "text": text}
+            )
         elif found.verb in ("joined", "left"):
-            self.emit(f"* {words[0]} {found.verb}", {found.verb: words[0]})
+            self.show_line(f"* {words[0]} {found.verb}", {found.verb: words[0]})
         elif found.verb == "client":
-            self.emit(
+            self.show_line(
                 "* "
                 + "  ".join([words[0], *(keys[key] for key in ("nick", "mode") if key in keys)]),
-                {"client": words[0], **keys},
+                {**keys, "client": words[0]},
             )
         elif "lost" in keys:
-            self.emit(
-                f"* {plural(found.number('lost'), 'line')} of others lost: they came faster than you took them",
+            self.show_line(
+                f"* {plural(found.number('lost'), 'line')} of others lost: "
+                "they came faster than you took them",
                 {"lost": found.number("lost")},
             )
         elif found.verb in ("ok", "err") and words[0] in ("say", "who"):
             self.unanswered -= 1
             if found.verb == "err":
                 self.code = 9
-                self.emit(
+                self.show_line(
                     f"* not said ({keys.get('reason', '?')})", {"error": keys.get("reason", "?")}
                 )
 
-    def emit(self, text: str, facts: Optional[dict[str, Any]] = None) -> None:
+    def show_line(self, text: str, facts: Optional[dict[str, Any]] = None) -> None:
         if self.args.json and facts:
             tell_json(facts)
         elif self.typist is Typist.TYPING and self.live:
-            os.write(product(), self.above(shown(text)).encode())
+            os.write(product(), self.with_prompt(in_rows(printable(text), 1)).encode())
         else:
-            tell(shown(text))
+            tell(printable(text))
 
-    def above(self, text: str) -> str:
-        """The line, and below it the prompt with what was typed so far, if Python has readline to tell."""
+    def with_prompt(self, text: str) -> str:
+        """The line, and below it the prompt with what was typed so far (if Python has readline)."""
         readline = sys.modules.get("readline")
         if not readline:
             return f"\n{text}\n{CHAT_PROMPT}"
-        typed = CHAT_PROMPT + shown(readline.get_line_buffer())
+        typed = CHAT_PROMPT + printable(readline.get_line_buffer())
         # 0: a terminal that does not know
         columns = os.get_terminal_size(1).columns or len(typed) + 1
         return "\r" + "\x1b[A" * (len(typed) // columns) + f"\x1b[J{text}\n{typed}"
 
     def wake_typist(self) -> None:
-        """Nobody is there any more to type for. A signal that comes just before input() waits is not noticed: it is sent again."""
+        """Interrupt input(): nobody is left to type for.
+
+        A signal just before input() blocks is lost, so it is repeated until it works."""
         import signal
         import threading
 
@@ -2902,182 +1830,6 @@ class Chat:
             raise EOFError
 
 
-# --- the commands ---
-def do_list(args: argparse.Namespace) -> int:
-    """On a terminal a table; to a pipe one name a line, a folder's with a slash."""
-    code, table, link, folder = (
-        0,
-        os.isatty(1),
-        connected(args),
-        args.folder and remote_name(args.folder),
-    )
-    lines = following(
-        link,
-        link.ask("list", *[folder] * bool(folder), deep="yes" if args.r else None),
-        "list",
-        folder,
-    )
-    for entry in unrepeated(lines):
-        if entry.verb == "note":
-            code = 9
-            say(str(refusal(entry, "list", entry.words[0])))
-            continue
-        name = entry.words[0] + "/" * (entry.verb == "dir")
-        if args.json:
-            tell_json(
-                {
-                    "type": entry.verb,
-                    "name": entry.words[0],
-                    **{key: entry.number(key) for key in ("size", "mtime_ns") if key in entry.keys},
-                }
-            )
-        elif table:
-            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.number("mtime_ns") / 1e9))
-            tell(
-                f"{readable_size(entry.number('size')) if entry.verb == 'file' else '':>9}  {when}  {name}"
-            )
-        else:
-            tell(name)
-    return code
-
-
-def do_get(args: argparse.Namespace) -> int:
-    batch = Gets(args)
-    try:
-        return batch.run(batch.jobs())
-    finally:
-        if batch.stream is not None and args.output != "-":
-            os.close(batch.stream)  # its reader waits for the end, and this program may be a shell
-
-
-def do_put(args: argparse.Namespace) -> int:
-    """Also send: the same files, to other clients."""
-    if args.name and args.name.endswith("/"):
-        raise Failure(
-            2,
-            f"--as {shown(args.name)} names a folder",
-            "it is the whole name that the file gets",
-            f"--as {shown(args.name)}NAME"
-            + f"; or --into {shown(args.name)}, which makes the folder" * (args.command == "put"),
-        )
-    args.paths = [found for path in args.paths for found in local_names(path)]
-    if args.name and len(args.paths) > 1:
-        raise Failure(
-            2,
-            "--as names one file, and there are several",
-            "they would replace each other",
-            f"{args.command} without --as",
-        )
-    batch = Puts(args) if args.command == "put" else Sends(args)
-    if batch.progress.drawn:
-        measure(batch.progress, args.paths)
-    return batch.run(batch.jobs())
-
-
-def local_names(path: str) -> list[str]:
-    """What a pattern stands for where no shell has seen it: on Windows, and at our own prompt."""
-    if not re.search(r"[*?[]", path) or os.path.lexists(path):
-        return [path]
-    import glob  # not at the top: few need it
-
-    return sorted(glob.glob(path)) or [path]
-
-
-def measure(progress: Progress, paths: Sequence[str]) -> None:
-    """How much there is to send: the bar tells how much of it."""
-    for path in paths:
-        below = (os.path.join(top, name) for top, _, names in os.walk(path) for name in names)
-        for found in itertools.chain([path], below):
-            with contextlib.suppress(OSError):
-                status = os.lstat(found)
-                progress.total += status.st_size * stat.S_ISREG(status.st_mode)
-                progress.all_files += stat.S_ISREG(status.st_mode)
-
-
-class Changes(Batch):
-    """delete, rename, mkdir: a request for each name. Where the link was lost, asking again could meet what has been done already."""
-
-    def __init__(self, args: argparse.Namespace, *more: str, **keys: object) -> None:
-        super().__init__(args)
-        self.verb, self.more, self.keys = args.command, more, keys
-
-    def start(self, job: Job) -> None:
-        self.link.request(self.answered, job, self.verb, job.name, *self.more, **self.keys)
-
-    def answered(self, job: Job, answer: Line) -> None:
-        granted(answer, self.verb, job.name)
-        self.report(job, "ok")
-
-    def run(self, jobs: Iterator[Job]) -> int:
-        self.sources.append(jobs)
-        try:
-            self.pump()
-        except Lost as lost:
-            asked = [shown(job.name) for _, job, _, _ in self.link.pending]
-            more = f" and {len(asked) - 3:,} more" if len(asked) > 3 else ""
-            raise cut_off(
-                lost,
-                56,
-                f"connection lost: unknown whether {self.verb} was done to {', '.join(asked[:3])}{more}",
-                "list shows what is there now",
-            ) from None
-        return self.code
-
-
-def do_delete(args: argparse.Namespace) -> int:
-    return Changes(args).run(expand(args, args.names))
-
-
-def do_rename(args: argparse.Namespace) -> int:
-    return Changes(args, remote_name(args.new), over="yes" if args.force else None).run(
-        iter([Job(remote_name(args.old))])
-    )
-
-
-def do_mkdir(args: argparse.Namespace) -> int:
-    return Changes(args).run(iter([Job(remote_name(args.folder))]))
-
-
-def do_stat(args: argparse.Namespace) -> int:
-    name = remote_name(args.name)
-    answer = granted(connected(args).ask("stat", name), "stat", name)
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(answer.number("mtime_ns") / 1e9))
-    facts = (
-        [f"{answer.number('size'):,} bytes"] * ("size" in answer.keys)
-        + [when]
-        + ["executable"] * ("exec" in answer.keys)
-    )
-    if args.json:
-        tell_json({"verb": "stat", "name": name, "result": "ok", **answer.keys})
-    else:
-        tell(
-            f"{name}: {'folder' if answer.keys.get('type') == 'dir' else 'file'}, {', '.join(facts)}"
-        )
-    return 0
-
-
-def do_help(args: argparse.Namespace) -> int:
-    """The server's own words: what it understands."""
-    link = connected(args)
-    for found in unrepeated(following(link, link.ask("help"), "help")):
-        tell(found.words[0])
-    return 0
-
-
-def do_who(args: argparse.Namespace) -> int:
-    for found in unrepeated(everybody(connected(args))):
-        nick, mode, you = (found.keys.get(key, "") for key in ("nick", "mode", "you"))
-        if args.json:
-            tell_json({"address": found.words[0], "nick": nick, "mode": mode, "you": bool(you)})
-        else:
-            tell(shown("  ".join(filter(None, (found.words[0], nick, mode, "(you)" * bool(you))))))
-    return 0
-
-
-def do_receive(args: argparse.Namespace) -> int:
-    return Inbox(args).run()
-
-
 def do_chat(args: argparse.Namespace) -> int:
     chat = Chat(args)
     if chat.live:
@@ -3107,9 +1859,1485 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 }
 
 
+# --- wire: the same in server.py, client.py (tests/test_twins.py) ---
+# bytes of a line with its end: the longest path of most systems, every byte percent-encoded, and
+# keys
+MAX_LINE = 32768
+# bytes asked of one recv: half as many cost a sixth more time, and each busy connection has its own
+BUFFER = 1 << 19
+QUIET = 1 << 12  # the same for a connection on which no more than that has come at once
+RECORD = 1 << 14  # bytes of a TLS record at most
+BATCH = 1 << 16  # bytes of lines and small bodies that gather until they leave in one send
+PLAIN = re.compile(r"[!-$&-<>-~]*")  # printable ASCII but for space, percent sign and equals sign
+CONTROL = re.compile(rb"[\0-\x1f\x7f]")  # bytes that no line may hold
+BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+FREE = {"help", "say", "said"}  # verbs whose line is text from the first space on
+ESCAPE = re.compile(rb"%(..)")
+# bytes of names as this system has them in text
+NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
+NUMBER = re.compile("[0-8]?[0-9]{1,18}")
+BEYOND = 9 * 10**18  # the first number that NUMBER does not match; 64 bits hold all below
+HTTP = re.compile(rb"(?:GET|HEAD|POST|PUT|DELETE|OPTIONS|PATCH|CONNECT|TRACE|PRI) \S+ HTTP/\d")
+TLS = b"\x16\x03"  # how a TLS client begins
+AUTH = "scrypt-hmac-sha256"
+NONCE = re.compile("(?:[0-9a-f]{2}){16,64}")
+BODY = re.compile(rb"data ([0-9]{1,18})")  # the line that comes most often
+# a peer that vanished is noticed in two minutes
+KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
+
+
+class Lost(Exception):
+    """The connection ended, or the peer fell silent, while something was still to come."""
+
+
+class Silent(Lost):
+    """The connection may still stand, but the peer neither sends nor reads."""
+
+
+class Ended(Lost):
+    """The peer closed between two lines, where it may."""
+
+
+class Broken(Exception):
+    """The peer broke the protocol; the text is the reason code that it is told."""
+
+
+class BadNumber(Broken):
+    """A line can be understood but for a number: a server refuses the request and goes on."""
+
+
+class Line(NamedTuple):
+    verb: str
+    words: list[str]
+    keys: dict[str, str]
+
+    def number(self, key: str, default: int = 0) -> int:
+        """Decimal digits, few enough for 64 bits; only mtime_ns may be negative."""
+        text = self.keys.get(key)
+        if text is None:
+            return default
+        if not NUMBER.fullmatch(text.removeprefix("-") if key == "mtime_ns" else text):
+            raise BadNumber("bad-number")
+        return int(text)
+
+    def number_or_none(self, key: str) -> Optional[int]:
+        return self.number(key) if key in self.keys else None
+
+    def is_set(self, key: str) -> bool:
+        return self.keys.get(key) == "yes"
+
+
+DATA = Line("data", [], {})
+
+
+def quote(text: str) -> str:
+    """A name or value as a word: space, %, = and what is not printable UTF-8 become %XX."""
+    if PLAIN.fullmatch(text):
+        return text
+    return "".join(
+        char
+        if char.isprintable() and char not in " %="
+        else "%" + char.encode(errors="surrogateescape").hex("%").upper()
+        for char in os.fsencode(text).decode(errors="surrogateescape")
+    )
+
+
+def unquote(word: str) -> str:
+    if "%" not in word:
+        return word
+    if BROKEN_ESCAPE.search(word):
+        raise Broken("bad-line")
+    return os.fsdecode(
+        ESCAPE.sub(lambda found: bytes.fromhex(found[1].decode()), os.fsencode(word))
+    )
+
+
+def within_range(number: int) -> int:
+    """The nearest number that the other side reads: a file's time can lie beyond."""
+    return max(-BEYOND + 1, min(number, BEYOND - 1))
+
+
+def line(*words: str, **keys: object) -> bytes:
+    """A line as it is sent; a key whose value is None is left out."""
+    pairs = [
+        f"{key}={within_range(value) if type(value) is int else quote(str(value))}"
+        for key, value in keys.items()
+        if value is not None
+    ]
+    return f"{' '.join([*map(quote, words), *pairs])}\n".encode()
+
+
+def parse(raw: bytes) -> Line:
+    """A line as it was received: the verb, the positional words, the key=value words."""
+    text = raw.decode(*NAMES)
+    if not text.isprintable() and CONTROL.search(raw):
+        raise Broken("this-is-tls" if raw.startswith(TLS) else "bad-line")
+    start, *rest = text.split(" ")
+    if not start:  # a space at the beginning: an answer would repeat no verb, and be no line itself
+        raise Broken("bad-line")
+    found = Line(start.lower(), [], {})
+    if found.verb in FREE:
+        return found._replace(words=[" ".join(rest)] if rest else [])
+    for word in rest:
+        key, equals, value = word.partition("=")
+        if equals:
+            found.keys[key] = unquote(value)
+        elif word:
+            found.words.append(unquote(word))
+        else:  # two spaces, or one at the end
+            raise Broken("bad-line")
+    return found
+
+
+def printable(text: str) -> str:
+    """Text for people, on one line: what could move a cursor or forge a line becomes an escape."""
+    if text.isprintable():
+        return text
+    raw = os.fsencode(text).decode(errors="backslashreplace")
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in raw
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def auth_key(password: str, salt: str) -> bytes:
+    """The key that both sides derive from the password, once per process.
+
+    It takes 50 ms and 16 MiB, so that guessing takes long."""
+    if not hasattr(hashlib, "scrypt"):
+        raise Failure(
+            2,
+            "this Python cannot speak with a password",
+            "its hashlib has no scrypt: it was built without OpenSSL 1.1 or later",
+            "another Python; python3 -c 'import hashlib; hashlib.scrypt' tells",
+        )
+    return hashlib.scrypt(
+        password.encode("utf-8", "surrogateescape"),
+        salt=bytes.fromhex(salt),
+        n=1 << 14,
+        r=8,
+        p=1,
+        dklen=32,
+    )
+
+
+def auth_proof(key: bytes, side: str, server_nonce: str, client_nonce: str, pin: str) -> str:
+    """Proves that this side, "client" or "server", knows the password.
+
+    It is valid for one connection, and under TLS for one certificate."""
+    import hmac  # not at the top: few need it
+
+    text = f"{side} {server_nonce} {client_nonce} {pin or '-'}"
+    return hmac.new(key, text.encode(), "sha256").hexdigest()
+
+
+def same_proof(one: str, other: str) -> bool:
+    """Compare in constant time: the time that it takes does not tell where they differ."""
+    import hmac
+
+    return hmac.compare_digest(os.fsencode(one), os.fsencode(other))
+
+
+class Wire:
+    """One connection. A byte belongs to a line, or to the body that a `data N` line announced."""
+
+    def __init__(self, sock: socket.socket, timeout: float) -> None:
+        self.sock, self.timeout = sock, timeout
+        sock.settimeout(timeout)
+        self.buffer = bytearray(QUIET)
+        self.view = memoryview(self.buffer)
+        self.start = self.end = 0  # what was received and not yet used: buffer[start:end]
+        self.remaining = 0  # bytes of the announced body that are still to be used
+        self.unread: Line | None = None  # a line that was read too early
+        self.out = bytearray()  # what is still to be sent
+        self.last_heard = time.monotonic()
+
+    def keep_alive(self) -> None:
+        """A client may be silent for hours: let the kernel notice when it has vanished."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEPALIVE.items():
+            if hasattr(socket, option):
+                self.sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+    # sending
+    def put(self, data: bytes) -> None:
+        """Queue bytes. Small ones are sent together, before this side waits; large ones at once."""
+        if len(data) >= BATCH:
+            self.flush()
+            return self.attempt(self.push, memoryview(data))
+        self.out += data
+        if len(self.out) >= BATCH:
+            self.flush()
+
+    def send_line(self, *words: str, **keys: object) -> None:
+        self.put(line(*words, **keys))
+
+    def flush(self) -> None:
+        if self.out:
+            view, self.out = memoryview(self.out), bytearray()
+            self.attempt(self.push, view)
+
+    def push(self, view: memoryview) -> int:
+        """Send all, however slowly the peer reads. (sendall() has one timeout for everything.)"""
+        while view:
+            view = view[self.sock.send(self.sendable(view)) :]
+        return 1
+
+    def sendable(self, view: memoryview) -> memoryview:
+        """What one send() may get: TLS takes all or nothing, so a slow reader would seem stuck."""
+        return view[:BATCH] if hasattr(self.sock, "pending") else view
+
+    def attempt(self, call: Callable[[memoryview], int], view: memoryview) -> None:
+        """Turn a failure of a socket call into Lost: an OSError of a disk must stay different."""
+        try:
+            count = call(view)
+        except OSError as error:
+            if isinstance(error, socket.timeout):
+                raise Silent(f"silent for {self.timeout:g} s") from None
+            raise Lost(error.strerror or "closed") from None
+        if not count:
+            raise Ended("the other side closed the connection")
+        self.last_heard = time.monotonic()
+
+    # receiving
+    def receive(self, patience: Optional[float]) -> None:
+        """Wait for more bytes. First send what is queued, or both sides could wait for ever."""
+        self.flush()
+        rest = self.view[self.start : self.end]
+        if len(self.buffer) == QUIET and (
+            max(self.end, self.remaining) >= QUIET or hasattr(self.sock, "pending")
+        ):
+            # under TLS from the start: with room for a whole record it holds nothing back that
+            # select() would not see
+            self.buffer = bytearray(BUFFER)
+            self.view = memoryview(self.buffer)
+        self.view[: len(rest)] = rest
+        self.start, self.end = 0, len(rest)
+        if patience != self.timeout:
+            self.sock.settimeout(patience)
+        self.attempt(self.receive_into, self.view[self.end :])
+        if patience != self.timeout:
+            self.sock.settimeout(self.timeout)
+
+    def receive_into(self, view: memoryview) -> int:
+        count = self.sock.recv_into(view)
+        if self.remaining and hasattr(self.sock, "pending"):
+            count += self.more_records(view[count:])
+        self.end += count
+        return count
+
+    def more_records(self, view: memoryview) -> int:
+        """TLS returns one record (16 KiB) at a time: inside a body read all that have arrived."""
+        count, patience = 0, self.sock.gettimeout()
+        self.sock.settimeout(0)
+        # nothing more has come, or an error that the next call will tell
+        with contextlib.suppress(OSError):
+            while len(view) - count >= RECORD and (more := self.sock.recv_into(view[count:])):
+                count += more
+        self.sock.settimeout(patience)
+        return count
+
+    def line(self, idle: bool = False) -> Line:
+        """The next line. With idle, the wait for its first byte has no deadline."""
+        while self.remaining:  # a body that nobody wants is read and dropped
+            self.take_body()
+        if self.unread:
+            early, self.unread = self.unread, None
+            return early
+        while True:
+            stop = self.line_end()
+            if stop < 0:
+                stop = self.wait_for_line(idle)
+            raw = bytes(self.view[self.start : stop]).removesuffix(b"\r")
+            self.start = stop + 1
+            if raw:  # an empty line means nothing
+                return self.understand(raw)
+
+    def wait_for_line(self, idle: bool) -> int:
+        """Wait until the next line is whole, under one deadline; where it ends."""
+        deadline = None if idle and self.start == self.end else time.monotonic() + self.timeout
+        while (stop := self.line_end()) < 0:
+            if self.buffer.startswith(TLS, self.start, self.end):
+                raise Broken("this-is-tls")
+            try:
+                self.receive(None if deadline is None else max(0.001, deadline - time.monotonic()))
+            except Ended:
+                if self.start < self.end:
+                    raise Lost("the other side closed the connection inside a line") from None
+                raise
+            deadline = deadline or time.monotonic() + self.timeout
+        return stop
+
+    def line_end(self) -> int:
+        """Where the next line ends in the buffer, or -1."""
+        stop = self.buffer.find(b"\n", self.start, self.end)
+        if (stop if stop >= 0 else self.end) - self.start >= MAX_LINE:
+            raise Broken("line-too-long")
+        return stop
+
+    def understand(self, raw: bytes) -> Line:
+        if body := BODY.fullmatch(raw):
+            self.remaining = int(body[1])
+            return DATA
+        if b"HTTP/" in raw and HTTP.match(raw):
+            raise Broken("this-is-http")
+        found = parse(raw)
+        if found.verb == "data":
+            size = re.fullmatch("[0-9]{1,18}", " ".join(found.words))
+            if not size:
+                raise Broken("bad-number")
+            self.remaining = int(size[0])
+        return found
+
+    def take_body(self) -> memoryview:
+        """The next bytes of the announced body, valid until the next call."""
+        if self.start == self.end:
+            self.receive(self.timeout)
+        view = self.view[self.start : min(self.end, self.start + self.remaining)]
+        self.start += len(view)
+        self.remaining -= len(view)
+        return view
+
+
+# --- end wire ---
+
+
+# --- the connection: requests go out, answers come back in their order ---
+class Link(Wire):
+    """A connection to the server, and the requests that it has not answered yet."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        super().__init__(dial(args), args.timeout)
+        self.endpoint, self.flags = endpoint(args), link_flags(args)
+        self.pending: deque[tuple[Handler, Transfer, tuple[str, ...], int]] = deque()
+        self.unanswered = 0  # bytes of pending requests
+        self.arrived: deque[Line] = deque()  # answers that came while something was sent
+        self.handle_note: Callable[[Line], None] = lambda note: None
+        try:
+            self.log_in(args, self.greet())
+        except BaseException:
+            self.sock.close()
+            raise
+
+    def greet(self) -> Line:
+        try:
+            if not select.select([self.sock], [], [], min(NUDGE_AFTER, self.timeout / 2))[0]:
+                # an empty line means nothing; a server that waits for TLS is answered to its first
+                # byte
+                self.put(b"\n")
+            greeting = self.line()
+        except Broken as broken:
+            greeting = Line(str(broken), [], {})
+        except Lost as lost:
+            raise lost_failure(
+                lost,
+                52,
+                f"{self.endpoint} said nothing",
+                "check the port: a file server greets first",
+            ) from None
+        if greeting.keys.get("reason") in TURNED_AWAY:
+            code, what, why, hint = TURNED_AWAY[greeting.keys["reason"]]
+            raise Failure(code, f"{self.endpoint} {what}", why, hint)
+        if greeting.verb != "sixsockets" or greeting.words[:1] != [PROTOCOL]:
+            known = {"http": "it speaks HTTP", "this": "it speaks TLS"}.get(
+                greeting.verb[:4], "it does not begin with the greeting of one"
+            )
+            raise Failure(
+                56,
+                f"{self.endpoint} is no Six Sockets file server",
+                f"{known}: another program listens there",
+                "check the port; httpclient.py speaks to web servers",
+            )
+        return greeting
+
+    def log_in(self, args: argparse.Namespace, greeting: Line) -> None:
+        """Both sides prove that they know the password, or nothing else is said."""
+        keys, password = greeting.keys, given_password(args, args.host, args.port)
+        if keys.get("auth", "none") == "none":
+            if password:
+                raise Failure(
+                    67,
+                    f"{self.endpoint} does not ask for the password",
+                    "so it cannot prove that it knows it: it may be another server",
+                    "without --password and SIXSOCKETS_PASSWORD, if it is meant to be open",
+                )
+            return
+        salt, theirs, mine = keys.get("salt", ""), keys.get("nonce", ""), os.urandom(16).hex()
+        if keys["auth"] != AUTH or not NONCE.fullmatch(salt) or not NONCE.fullmatch(theirs):
+            raise Failure(
+                56,
+                f"{self.endpoint} asks for a password in a way that is not known here",
+                printable(keys["auth"]),
+                "use a client.py as new as the server",
+            )
+        if not password and not os.isatty(2):
+            raise Failure(
+                67,
+                f"{self.endpoint} asks for a password",
+                "none was given, and there is no terminal to ask on",
+                "--password TEXT, or SIXSOCKETS_PASSWORD in the environment",
+            )
+        if not password:
+            password = args.password = ask_password(self.endpoint)
+        key, pin = (
+            auth_key(password, salt),
+            fingerprint(self.sock.getpeercert(binary_form=True))
+            if hasattr(self.sock, "getpeercert")
+            else "",
+        )
+        answer = self.ask("auth", nonce=mine, proof=auth_proof(key, "client", theirs, mine, pin))
+        if answer.verb != "ok":
+            reason = answer.keys.get("reason", "?")
+            told = (
+                TURNED_AWAY["busy"][2:]
+                if reason == "busy"
+                else ("it is not the server's", "the one that the server was given, or printed")
+            )
+            raise Failure(67, f"{self.endpoint} refused the password ({printable(reason)})", *told)
+        if not same_proof(
+            answer.keys.get("proof", ""), auth_proof(key, "server", theirs, mine, pin)
+        ):
+            raise Failure(
+                67,
+                f"{self.endpoint} does not know the password itself",
+                "it is not the server that it should be, or somebody is in between",
+                "check the address; nothing was sent",
+            )
+
+    def push(self, view: memoryview) -> int:
+        """As in Wire; but a server that sends while it does not read waits for others."""
+        while view:
+            try:
+                view = view[self.sock.send(self.sendable(view)) :]
+            except OSError as error:
+                if not isinstance(error, socket.timeout) or not self.notes():
+                    raise
+        return 1
+
+    def notes(self) -> int:
+        """Take the lines that have come; how many."""
+        count = 0
+        while (
+            self.buffer.find(b"\n", self.start, self.end) >= 0
+            or select.select([self.sock], [], [], 0)[0]
+        ):
+            self.listen()
+            count += 1
+        return count
+
+    def receive(self, patience: Optional[float]) -> None:
+        self.flush()
+        if patience is None:  # between two files that others send there is nothing to notice
+            return super().receive(patience)
+        quiet = min(NOTICE_AFTER, patience)
+        if not select.select([self.sock], [], [], quiet)[0]:
+            patience = max(0.001, patience - quiet)
+            if self.timeout > NOTICE_AFTER:
+                say(f"waiting for an answer from {self.endpoint} (Ctrl-C stops)")
+        super().receive(patience)
+
+    def request(self, handler: Handler, transfer: Transfer, *words: str, **keys: object) -> None:
+        text = line(*words, **keys)
+        # the answer does not repeat for whom it was
+        echoed = words if words[0] != "send" else ("send", words[2])
+        self.pending.append((handler, transfer, echoed, len(text)))
+        self.unanswered += len(text)
+        self.put(text)
+
+    def full(self) -> bool:
+        return len(self.pending) >= UNANSWERED or self.unanswered > UNANSWERED_BYTES
+
+    def answer(self) -> Line:
+        return self.arrived.popleft() if self.arrived else self.hear()
+
+    def hear(self) -> Line:
+        """The next line that is an answer."""
+        while not self.listen():
+            pass
+        return self.arrived.pop()
+
+    def listen(self) -> bool:
+        """Read a line. An answer is kept, True; a note goes to handle_note(), False."""
+        found = self.line()
+        if found.verb not in ANSWERS:
+            raise Broken(f"{found.verb} where an answer was awaited")
+        if found.verb not in ("ok", "err") and not found.words:
+            raise Broken("bad-line")
+        if found.verb != "got" and (found.verb != "note" or "reason" in found.keys):
+            self.arrived.append(found)
+            return True
+        self.handle_note(found)
+        return False
+
+    def peek(self) -> bool:
+        """Read what has come, without blocking. Returns whether every request has its answer."""
+        self.notes()
+        return len(self.arrived) >= len(self.pending)
+
+    def ask(self, *words: str, **keys: object) -> Line:
+        """One request, and its answer."""
+        self.put(line(*words, **keys))
+        return self.reply()
+
+    def reply(self) -> Line:
+        """The answer to the last request. Those before it are kept for their requests."""
+        while len(self.arrived) < len(self.pending):
+            self.listen()
+        return self.hear()
+
+
+def dial(args: argparse.Namespace) -> socket.socket:
+    """A connection to the server: by TLS when something is said about whom to trust."""
+    plain = functools.partial(open_connection, args, args.host, args.port, server_command(args))
+    try:
+        return encrypt(plain, args.host, args) if wants_tls(args) else plain()
+    except OSError as error:
+        if isinstance(error, socket.timeout):
+            raise Silent(f"silent for {args.timeout:g} s") from None
+        raise Lost("it hung up within the TLS handshake") from None
+
+
+def link_flags(args: argparse.Namespace) -> list[Any]:
+    """What decides where a connection goes, and how: in the shell each command may say it anew."""
+    return [
+        vars(args)[flag]
+        for flag in (
+            "host",
+            "port",
+            "tls",
+            "cacert",
+            "pin",
+            "insecure",
+            "timeout",
+            "nick",
+            "trace",
+            "trace_hex",
+        )
+    ]
+
+
+def connected(args: argparse.Namespace) -> Link:
+    """The connection of this command.
+
+    The shell keeps one from command to command, unless the server closed it or the flags differ."""
+    same_goal = args.link and args.link.flags == link_flags(args)
+    if args.link and not (same_goal and not select.select([args.link.sock], [], [], 0)[0]):
+        close_link(args)
+    if args.link:
+        found: Link = args.link
+        return found
+    try:
+        return connect(args)
+    except Failure as failure:
+        # a server that was there before may be on its way back
+        again = same_goal and failure.code in ABSENT
+        link = reconnected(args, Lost("the server closed it")) if again else None
+        if not link:
+            raise
+        return link
+
+
+def connect(args: argparse.Namespace) -> Link:
+    link = args.link = Link(args)
+    if args.nick:
+        require_ok(link.ask("ping", nick=args.nick), "accept the nick", args.nick)
+    return link
+
+
+def reconnected(args: argparse.Namespace, lost: Lost) -> Optional[Link]:
+    """A new connection instead of a lost one, or None. Each pause is twice as long."""
+    close_link(args)
+    while args.tries < args.retries:
+        seconds = BACK_OFF * 2**args.tries
+        args.tries += 1
+        say(f"connection lost ({lost}); attempt {args.tries} of {args.retries} in {seconds:g} s")
+        time.sleep(seconds)
+        try:
+            return connect(args)
+        except (Failure, Lost) as problem:
+            # a server that is there and refuses would do so again, or lock us out
+            if isinstance(problem, Failure) and problem.code not in ABSENT:
+                raise
+        close_link(args)  # it may have been lost with a question open
+    return None
+
+
+def lost_failure(lost: Lost, code: int, what: str, hint: str) -> "Failure":
+    """What a lost connection ends; silence has an exit code of its own."""
+    return Failure(28 if isinstance(lost, Silent) else code, what, str(lost), hint)
+
+
+def close_link(args: argparse.Namespace) -> None:
+    if args.link:
+        end_tls(args.link.sock)
+        args.link.sock.close()
+    args.link = None
+
+
+def say_bye(args: argparse.Namespace) -> None:
+    """All has been said: a server that is gone by now changes nothing."""
+    with contextlib.suppress(Lost):
+        args.link.put(line("bye"))
+        args.link.flush()
+    close_link(args)
+
+
+# --- answers: what they mean for people ---
+WHYS = {
+    "no-such-file": ("the server has nothing of that name", "list shows what there is"),
+    "no-such-folder": (
+        "a folder in that path is missing there",
+        "mkdir makes it; put --into FOLDER does too",
+    ),
+    "exists": (
+        "there is already something of that name",
+        "another name; --force puts or renames over a file, never over a folder",
+    ),
+    "is-a-folder": ("that name is a folder", "another name, or a name in the folder"),
+    "not-a-folder": ("a part of that path is a file or a link", "list shows what there is"),
+    "not-a-file": (
+        "that name is a link or a special file, and the server follows none",
+        "the name of the file itself",
+    ),
+    "not-empty": (
+        "the folder is not empty, or holds names that are not shown",
+        "delete what is in it first",
+    ),
+    "not-permitted": (
+        "the server's user may not do that there",
+        "the permissions of the server's folder",
+    ),
+    "bad-name": (
+        "the name leaves the shared folder, or no server can have it",
+        "a path below the shared folder, without .. and without a / at its beginning or end",
+    ),
+    "too-deep": ("that is more than 64 folders deep", "a place further up"),
+    "hidden-name": ("the server keeps names that start with a dot to itself", f"{SERVER} --hidden"),
+    "read-only": ("the server was started with --read-only", f"{SERVER} without it"),
+    "too-large": ("it is more than the server's --max-size", f"{SERVER} with a larger --max-size"),
+    "disk-full": (
+        "the server's disk is full, or would be fuller than --min-free allows",
+        "delete something there",
+    ),
+    "disk-read-only": (
+        "its disk takes no writing: it is mounted so, or turned so after an error",
+        "what the system there says of the disk",
+    ),
+    "busy": (
+        "another client is sending this file",
+        "run the same command again when that one is done",
+    ),
+    "wrong-digest": (
+        "what arrived is not what was sent: the network or a disk changed it",
+        "run the same command again",
+    ),
+    "aborted": ("it was given up", "run the same command again"),
+    "usage": ("the server expects other words", "help"),
+    "unknown-verb": ("the server does not know that command", "help lists those that it knows"),
+    "no-such-client": ("nobody who is connected has that address or nick", "who lists the clients"),
+    "yourself": ("that is this very connection", "who lists the clients"),
+    "not-receiving": (
+        "it is connected, but does not wait for files",
+        "python3 client.py receive, there",
+    ),
+    "gone": (
+        "its connection ended before it had all",
+        "run the same command again when it is back",
+    ),
+    "stalled": (
+        "it took nothing for longer than the server's --timeout, and was disconnected",
+        "run the same command again",
+    ),
+    "left": ("it stopped receiving", "python3 client.py receive, there"),
+    "not-received": ("no receiver has got it", "who lists the clients"),
+    "not-in-chat": ("that connection is not in the chat", "python3 client.py chat"),
+    "bad-nick": (
+        "a nick is 1 to 32 letters, digits, points, hyphens or underscores",
+        "--nick NAME",
+    ),
+}
+
+
+THERE = {  # the same codes from a receiver
+    "disk-full": ("its disk is full", "room there, then again"),
+    "too-large": (
+        "its disk or its user can have no file of that size",
+        "python3 client.py receive -o DIR, there",
+    ),
+    "hidden-name": (
+        "it takes no names that start with a dot",
+        "python3 client.py receive --hidden, there; --as NAME, here",
+    ),
+    "not-permitted": ("it may not write in its folder", "python3 client.py receive -o DIR, there"),
+}
+
+
+TURNED_AWAY = {
+    "server-full": (
+        7,
+        "has as many clients as it takes",
+        "its --max-clients is reached",
+        "wait a while, then run the same command again",
+    ),
+    "busy": (
+        67,
+        "lets nobody in from this address for a minute",
+        "too many wrong passwords came from it",
+        "wait a minute, then run the same command again",
+    ),
+    "tls-only": (
+        56,
+        "speaks TLS only",
+        "it was started with --tls",
+        "--pin SHA256 as the server printed it, or --cacert FILE, or --tls",
+    ),
+}  # reasons that come instead of the greeting
+
+
+def require_ok(answer: Line, verb: str, name: str) -> Line:
+    if answer.verb != "ok":
+        raise refusal(answer, verb, name)
+    return answer
+
+
+def refusal(answer: Line, verb: str, name: str) -> "Failure":
+    """What an `err` means, in three lines."""
+    reason = answer.keys.get("reason", "?")
+    why, hint = WHYS.get(reason, ("the server says so", "the server's log tells more"))
+    if "why" in answer.keys:
+        why, hint = printable(answer.keys["why"]), "use another name or folder"
+    if "limit" in answer.keys:
+        why += f" ({readable_size(answer.number('limit'))})"
+    if "received" in answer.keys:
+        reason += f" after {answer.number('received'):,} bytes"
+    code = (
+        56
+        if reason.startswith("wrong-digest")
+        else 25
+        if verb in ("put", "send")
+        else 78
+        if reason in ("no-such-file", "no-such-folder")
+        else 9
+    )
+    return Failure(
+        code, f"server refused to {verb} {printable(name)} ({printable(reason)})", why, hint
+    )
+
+
+def peer_name(endpoint: str, nick: Optional[str]) -> str:
+    return printable(f"{endpoint} ({nick})" if nick else endpoint)
+
+
+def remote_name(text: str) -> str:
+    """A name as people type it: a slash at the end of a folder's name means nothing."""
+    # no line can have it as a word: the server would hang up on all that is asked with it
+    if not text:
+        raise Failure(
+            2,
+            "a name is empty",
+            "an empty word was given for it, perhaps by a variable of the shell that is not set",
+            "list shows what there is",
+        )
+    return text.rstrip("/") or text
+
+
+def same(size: int, mtime_ns: int, other_size: int, other_mtime_ns: int) -> bool:
+    """Whether two files count as the same, by size and time.
+
+    File systems keep times to 1 or 100 ns, 1 µs, 1 s or 2 s: the coarser precision decides."""
+    mtime_ns, other_mtime_ns = within_range(mtime_ns), within_range(other_mtime_ns)
+    if mtime_ns == other_mtime_ns:
+        return size == other_size
+    coarsest = max(
+        unit
+        for unit in (1, 100, 1000, 10**9, 2 * 10**9)
+        if mtime_ns % unit == 0 or other_mtime_ns % unit == 0
+    )
+    return size == other_size and mtime_ns // coarsest == other_mtime_ns // coarsest
+
+
+def clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return (
+        f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+    )
+
+
+def plural(count: int, word: str) -> str:
+    return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
+
+
+# --- folders: the same in server.py, client.py (tests/test_twins.py) ---
+MAX_NAME = 4096  # bytes of a path: more than most systems take
+MAX_DEPTH = 64  # components of a path: what is further down costs too much to walk to
+# what the name of an unfinished file looks like
+PART = re.compile(r"\.six-[0-9a-f]{32}\.part", re.IGNORECASE)
+# what Windows takes for something else
+DEVICE = re.compile(
+    r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?|.*[. ]|.*[\\:<>|?*\"].*", re.IGNORECASE
+)
+# and no wait for a FIFO
+NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+RANDOM = ".six-" + "0" * 8  # how the name of a part begins that nothing can resume
+# the rest of such a name: 24 digits, counted from a random number on
+UNIQUE = itertools.count(int.from_bytes(os.urandom(12), "big"))
+KEPT = 7 * 86400  # seconds that the part of an interrupted transfer is kept
+KEPT_USELESS = 3600  # the same for one that nothing can resume: empty, or with a random name
+NAMING = _thread.allocate_lock()  # held by the thread that gives or takes names
+# seconds from one try to lock a folder to the next: two in all
+PAUSES = [min(0.05, 0.001 * 2**count) for count in range(44)]
+# entries of a folder that are put in order; where there are more they come as the disk has them
+SORTED = 20000
+SORTING = _thread.allocate_lock()  # one at a time: to sort takes several times what is kept
+TIMED = os.utime in os.supports_fd
+BY_DESCRIPTOR = {
+    os.open,
+    os.stat,
+    os.unlink,
+    os.mkdir,
+    os.rename,
+    os.link,
+} <= os.supports_dir_fd and os.scandir in os.supports_fd
+
+
+REASONS = {
+    errno.ENOENT: "no-such-file",
+    errno.ENOTDIR: "not-a-folder",
+    errno.EISDIR: "is-a-folder",
+    errno.EEXIST: "exists",
+    errno.EACCES: "not-permitted",
+    errno.EPERM: "not-permitted",
+    errno.EROFS: "disk-read-only",
+    errno.ELOOP: "not-a-file",
+    errno.ENXIO: "not-a-file",
+    errno.ENOSPC: "disk-full",
+    errno.EDQUOT: "disk-full",
+    errno.EFBIG: "too-large",
+    errno.ENAMETOOLONG: "bad-name",
+    errno.EILSEQ: "bad-name",
+    errno.ENOTEMPTY: "not-empty",
+    errno.EINVAL: "not-possible",
+    errno.EXDEV: "not-possible",
+    errno.EMFILE: "busy",
+    errno.ENFILE: "busy",
+    errno.EBUSY: "busy",
+}  # what a peer is told of an OSError; any other is "failed"
+
+
+class Refused(Exception):
+    """A request that is understood but not carried out: the reason code, and the answer's keys."""
+
+    def __init__(self, reason: str, **keys: object) -> None:
+        super().__init__(reason)
+        self.reason, self.keys = reason, keys
+
+
+def reason_of(error: Exception) -> str:
+    """The reason code of a Refused or Broken, or of an OSError."""
+    return REASONS.get(error.errno or 0, "failed") if isinstance(error, OSError) else str(error)
+
+
+def os_error(number: int) -> OSError:
+    """As a system call would raise it: Python makes it a FileExistsError, NotADirectoryError ..."""
+    return OSError(number, os.strerror(number))
+
+
+def check_name(name: str, hidden: bool = True, windows: bool = os.name == "nt") -> list[str]:
+    """Split a name from the network, or refuse one that leads outside, to a device or to a part."""
+    parts, too_long = name.split("/"), len(os.fsencode(name)) > MAX_NAME
+    for part in parts:
+        if (
+            too_long
+            or part in ("", ".", "..")
+            or "\0" in part
+            or PART.fullmatch(part)
+            or (windows and DEVICE.fullmatch(part))
+        ):
+            raise Refused("bad-name")
+        if part[0] == "." and not hidden:
+            raise Refused("hidden-name")
+    if len(parts) > MAX_DEPTH:
+        raise Refused("too-deep")
+    return parts
+
+
+class Folder:
+    """An open folder; its last user closes it.
+
+    Names in it are used through its descriptor, so that no link planted meanwhile leads elsewhere.
+    Where the system has no such calls, they are used through its path, resolved and compared."""
+
+    def __init__(self, path: str, within: Optional[int] = None, durable: bool = False) -> None:
+        self.path, self.durable = path, durable
+        self.fd: int | None = None
+        if BY_DESCRIPTOR:
+            leaf = path if within is None else os.path.basename(path)
+            nofollow = 0 if within is None else os.O_NOFOLLOW
+            self.fd = os.open(leaf, os.O_RDONLY | os.O_DIRECTORY | nofollow, dir_fd=within)
+        elif not os.path.isdir(path):
+            raise os_error(errno.ENOTDIR)
+
+    def __del__(self) -> None:
+        if self.fd is not None:
+            os.close(self.fd)
+
+    def at(self, name: str) -> str:
+        return name if self.fd is not None else os.path.join(self.path, name)
+
+    def below(self, name: str, make: bool = False) -> "Folder":
+        """The folder of that name in this one; a link is not followed."""
+        if make:
+            with contextlib.suppress(FileExistsError):
+                self.make(name)
+        path = os.path.join(self.path, name)
+        if not BY_DESCRIPTOR:
+            real = os.path.join(os.path.realpath(self.path), name)
+            if os.path.realpath(path) != real:
+                raise os_error(errno.ENOTDIR)
+        return Folder(path, self.fd, self.durable)
+
+    def descend(self, names: Sequence[str], make: bool = False) -> "Folder":
+        return functools.reduce(lambda found, name: found.below(name, make), names, self)
+
+    def protect(self, name: str, is_folder: bool = False) -> None:
+        """What arrives is never run: refuse to change a part of a program, or to make one."""
+        check = holds_program if is_folder else is_program
+        if check(os.path.join(self.path, name)):
+            raise Refused("not-permitted", why="it would be part of a program at its next start")
+
+    def make(self, name: str) -> None:
+        """Make a folder in it. If there is one, it may be new and not on the disk yet: sync too."""
+        if not self.stat(name):
+            self.protect(name)
+        try:
+            os.mkdir(self.at(name), dir_fd=self.fd)
+        finally:
+            self.sync()
+
+    def sync(self) -> None:
+        """With --durable, write the names in it to the disk itself. (Windows syncs no folder.)"""
+        if self.durable and self.fd is not None:
+            os.fsync(self.fd)
+
+    def open(self, name: str, flags: int, mode: int = 0o666) -> int:
+        if not BY_DESCRIPTOR and os.path.islink(self.at(name)):
+            raise os_error(errno.ELOOP)
+        return os.open(self.at(name), flags | NO_LINK, mode, dir_fd=self.fd)
+
+    def stat(self, name: str) -> Optional[os.stat_result]:
+        try:
+            return os.stat(self.at(name), dir_fd=self.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+
+    def identity(self, name: str) -> tuple[Any, ...]:
+        """Tells a name in it from all others, even after a folder above it was renamed."""
+        if self.fd is None:
+            return os.path.normcase(self.path), name
+        status = os.fstat(self.fd)
+        return status.st_dev, status.st_ino, name
+
+    def read(self, name: str) -> tuple[int, os.stat_result]:
+        """A regular file, open for reading, and its status."""
+        fd = self.open(name, os.O_RDONLY)
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(fd)
+            raise Refused("is-a-folder" if stat.S_ISDIR(status.st_mode) else "not-a-file")
+        return fd, status
+
+    def remove(self, name: str, is_folder: bool = False) -> None:
+        (os.rmdir if is_folder else os.unlink)(self.at(name), dir_fd=self.fd)
+
+    def entries(self) -> Iterator[str]:
+        """The names in it, sorted, unless there are so many that memory would matter.
+
+        They are kept as one text: whoever reads them may take hours."""
+        where = self.path if self.fd is None else self.fd
+        with SORTING, os.scandir(where) as found:
+            first = (entry.name for entry in itertools.islice(found, SORTED))
+            listed, more = "/".join(sorted(first)), next(found, None)
+        if not more:
+            return (yield from (name[0] for name in re.finditer("[^/]+", listed)))
+        del listed
+        with os.scandir(where) as found:
+            yield from (entry.name for entry in found)
+
+    def rename(self, old: str, other: "Folder", new: str, replace: bool) -> None:
+        """Move a file or folder to that name. Without replace, fail if the name is taken."""
+        source, target = self.at(old), other.at(new)
+        folders = {"src_dir_fd": self.fd, "dst_dir_fd": other.fd}
+        if replace:
+            return os.replace(source, target, **folders)
+        try:
+            # a hard link fails if the name is taken: the check and the change are one step
+            os.link(source, target, **folders, follow_symlinks=False)
+        except FileExistsError:
+            raise
+        except OSError:
+            # a folder, or a file system without hard links (FAT): look first, then rename
+            if other.stat(new):
+                raise os_error(errno.EEXIST) from None
+            return os.rename(source, target, **folders)
+        self.remove(old)
+
+    @contextlib.contextmanager
+    def locked(self, *others: "Folder") -> Iterator[None]:
+        """Nobody else gives or takes names in these folders meanwhile, in any process.
+
+        Otherwise a rename() could remove a file that was put between its link() and its remove().
+        Where folders have no locks, this excludes only the threads of this process."""
+        folders = {each.identity(""): each.fd for each in (self, *others)}
+        # in the same order by all, or two who rename here and there could hinder each other
+        fds = [fd for _, fd in sorted(folders.items()) if fd is not None]
+        for pause in PAUSES:
+            with NAMING, contextlib.ExitStack() as held:
+                for fd in fds:
+                    held.callback(lock_file, fd, free=True)
+                if all(map(lock_file, fds)):
+                    yield
+                    return
+            time.sleep(pause)
+        raise os_error(errno.EBUSY)
+
+
+def lock_file(fd: int, free: bool = False) -> bool:
+    """Lock a part or folder, or free it; False if somebody else has locked it.
+
+    Without flock only the writers in one server know of each other."""
+    with contextlib.suppress(ImportError, OSError):  # OSError: Lustre, for one, may have none
+        import fcntl  # not at the top: Windows has none
+
+        try:
+            fcntl.flock(fd, fcntl.LOCK_UN if free else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def remove_if_old(folder: Folder, name: str) -> bool:
+    """Remove what has that name if it is a part that nobody resumed in time.
+
+    Its age is that of its ctime: shortly before the end its mtime becomes that of the source."""
+    with contextlib.suppress(OSError), contextlib.ExitStack() as held_open:
+        status = folder.stat(name) if PART.fullmatch(name) else None
+        if not status:
+            return False
+        useful = status.st_size and not name.startswith(RANDOM)
+        if time.time() - status.st_ctime > (KEPT if useful else KEPT_USELESS):
+            fd = folder.open(name, os.O_RDONLY)
+            held_open.callback(os.close, fd)
+            free = lock_file(fd)
+            if os.name == "nt":
+                # Windows removes no open file; elsewhere the lock must last until the name is gone
+                held_open.close()
+            if free:
+                folder.remove(name)
+            return free
+    return False
+
+
+# --- end folders ---
+
+
+# --- bodies: the same in server.py, client.py (tests/test_twins.py) ---
+# most bytes that our side announces in one `data`: it can stop only between two, and each busy
+# connection has its own
+CHUNK = 1 << 19
+# bytes from which an interrupted file is worth resuming; a smaller one starts over
+RESUMABLE = 1 << 20
+HOLE = 1 << 12  # zeros at once from which a disk need not store them
+
+
+def lasting_name(leaf: str, size: Optional[int], mtime_ns: Optional[int]) -> str:
+    """The name of a part that can be resumed: the same for each attempt to send the same file."""
+    return f".six-{hashlib.sha256(os.fsencode(f'{leaf}/{size}/{mtime_ns}')).hexdigest()[:32]}.part"
+
+
+class Part:
+    """The hidden file of an upload or download that is not finished.
+
+    It is locked, hashed as it grows, and gets its final name when it is whole."""
+
+    def __init__(
+        self,
+        folder: Folder,
+        leaf: str,
+        size: Optional[int] = None,
+        mtime_ns: Optional[int] = None,
+        executable: bool = False,
+    ) -> None:
+        self.folder, self.leaf, self.mtime_ns, self.executable = folder, leaf, mtime_ns, executable
+        self.sha, self.received, self.fd = hashlib.sha256(), 0, -1
+        self.keyed = mtime_ns is not None and (size or 0) >= RESUMABLE
+        self.name = (
+            lasting_name(leaf, size, mtime_ns)
+            if self.keyed
+            else f"{RANDOM}{next(UNIQUE):024x}.part"
+        )
+
+    def identity(self) -> tuple[object, ...]:
+        return self.folder.identity(self.name)
+
+    def claim(self) -> bool:
+        """Open and lock it, new or as an earlier attempt left it. False: another one writes it."""
+        mode = 0o777 if self.executable else 0o666  # less the umask
+        while True:
+            fd = self.folder.open(self.name, os.O_RDWR | os.O_CREAT, mode)
+            if not lock_file(fd):
+                os.close(fd)
+                return False
+            ours, there = os.fstat(fd), self.folder.stat(self.name)
+            same = there and os.path.samestat(there, ours)
+            if same and ours.st_nlink == 1 and stat.S_ISREG(ours.st_mode):
+                self.fd = fd
+                return True
+            # its last writer has just renamed it, or died between link and unlink: it is not ours
+            os.close(fd)
+            if same:
+                self.folder.remove(self.name)
+
+    def examine(self, most: int, tell: Callable[[int], None]) -> None:
+        """Hash what an earlier attempt left. If it is longer than the file, it is of no use."""
+        length = os.fstat(self.fd).st_size
+        if length <= most:
+            self.received = length  # so that an interruption of this does not lose it either
+            digest(self.fd, length, self.sha, tell)
+            self.received = os.lseek(self.fd, 0, os.SEEK_CUR)
+
+    def begin(self, offset: int) -> None:
+        """Write from the offset on, if the digest is that of the bytes before; else from 0."""
+        if offset != self.received:
+            self.sha, self.received = hashlib.sha256(), 0
+        if self.keyed:
+            os.ftruncate(self.fd, self.received)
+            os.lseek(self.fd, self.received, os.SEEK_SET)
+
+    def write(self, chunk: memoryview) -> None:
+        self.sha.update(chunk)
+        self.received += len(chunk)
+        while chunk and not self.leave_hole(chunk):
+            chunk = chunk[os.write(self.fd, chunk) :]
+
+    def leave_hole(self, chunk: memoryview) -> bool:
+        """Make the file longer instead of writing zeros: most disks need not store them."""
+        # without a name it is standard output, which cannot be made longer
+        if not self.name or len(chunk) < HOLE or chunk[0] or bytes(chunk) != bytes(len(chunk)):
+            return False
+        with contextlib.suppress(OSError):  # a file system that makes no file longer
+            os.ftruncate(self.fd, self.received)
+            os.lseek(self.fd, 0, os.SEEK_END)
+            return True
+        return False
+
+    def finish(self, over: bool) -> None:
+        """Give it its time and mode, then its name, while nobody renames in the folder."""
+        there = self.folder.stat(self.leaf) if over else None
+        if there and hasattr(os, "fchmod"):
+            runs = 0o111 & there.st_mode >> 2 if self.executable else 0
+            self.set_mode(there.st_mode & 0o777 | runs)
+        if self.mtime_ns is not None:
+            with contextlib.suppress(OSError):  # a disk that keeps times of its own
+                os.utime(
+                    self.fd if TIMED else self.folder.at(self.name),
+                    ns=(self.mtime_ns, self.mtime_ns),
+                )
+        if self.folder.durable:
+            os.fsync(self.fd)
+        if os.name == "nt":
+            self.close()  # Windows renames no open file
+        with self.folder.locked():
+            self.folder.rename(self.name, self.folder, self.leaf, replace=over)
+        self.folder.sync()
+        self.close()
+
+    def set_mode(self, mode: int) -> None:
+        """A disk without modes may refuse; but nobody may read what was hidden from them before."""
+        try:
+            os.fchmod(self.fd, mode)
+        except OSError:
+            if os.fstat(self.fd).st_mode & 0o777 & ~mode:
+                raise
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+        self.fd = -1
+
+    def keep(self) -> bool:
+        """After an interruption: leave it for a later attempt, if there can be one."""
+        if self.fd >= 0 and self.keyed and self.received:
+            self.close()
+            return True
+        self.drop()
+        return False
+
+    def drop(self) -> None:
+        if self.fd >= 0:
+            if os.name == "nt":
+                # Windows removes no open file; elsewhere the lock must last until the name is gone
+                self.close()
+            with contextlib.suppress(OSError):
+                self.folder.remove(self.name)
+            self.close()
+
+
+def send_body(
+    wire: Wire, fd: int, status: os.stat_result, sha: "hashlib._Hash", go_on: Callable[[int], bool]
+) -> str:
+    """Send a file from where fd stands to its announced size, then its digest.
+
+    Returns "", or the reason why it was given up, as the peer is told."""
+    remaining, reason = status.st_size - os.lseek(fd, 0, os.SEEK_CUR), ""
+    while remaining and not reason:
+        try:
+            chunk = os.read(fd, min(remaining, CHUNK))
+        except OSError:  # a broken disk reads like a file that has become shorter
+            chunk = b""
+        if not chunk:
+            break
+        sha.update(chunk)
+        remaining -= len(chunk)
+        wire.put(b"data %d\n" % len(chunk))
+        wire.put(chunk)
+        reason = "" if go_on(len(chunk)) else "refused"
+    now = os.fstat(fd)
+    as_told = (now.st_size, now.st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+    reason = reason or ("changed" if remaining or not as_told else "")
+    if reason:
+        wire.send_line("abort", reason=reason)
+    else:
+        wire.send_line("end", sha256=sha.hexdigest())
+    return reason
+
+
+def digest(fd: int, upto: int, sha: "hashlib._Hash", tell: Callable[[int], None]) -> str:
+    """Hash the first bytes of a file, or all if it has fewer; then fd stands behind them."""
+    done = 0
+    while done < upto and (chunk := os.read(fd, min(CHUNK, upto - done))):
+        sha.update(chunk)
+        done += len(chunk)
+        tell(done)
+    return sha.hexdigest()
+
+
+def receive_body(
+    wire: Wire,
+    part: Part,
+    size: Optional[int],
+    check: Callable[[int], None],
+    tell: Callable[[int], None],
+) -> str:
+    """Write a body into the part until `end`: "yes" if its digest agrees, "no" if it had none.
+
+    Refused if the body is not what was announced. check() may refuse so many bytes. A verb that
+    does not belong inside a body ends it like `abort`, and is carried out afterwards."""
+    while (found := wire.line()).verb in ("data", "note"):  # a note is a sign of life
+        if size is not None and part.received + wire.remaining > size:
+            raise Refused("too-long", size=size)
+        check(part.received + wire.remaining)
+        while wire.remaining:
+            part.write(wire.take_body())
+            tell(part.received)
+    if found.verb not in ("end", "abort"):
+        wire.unread = found
+    if found.verb != "end":
+        raise Refused("aborted")
+    if size is not None and part.received != size:
+        raise Refused("incomplete", received=part.received, size=size)
+    theirs, ours = found.keys.get("sha256"), part.sha.hexdigest()
+    if theirs is not None and theirs.lower() != ours:
+        raise Refused("wrong-digest", sha256=ours)
+    return "no" if theirs is None else "yes"
+
+
+# --- end bodies ---
+
+
+# --- telling: results on stdout for programs, progress on stderr for people ---
+def tell(text: str) -> None:
+    """A line of the product: names as they are to a pipe, harmless to a terminal."""
+    write_line(in_rows(printable(text), 1).encode() if os.isatty(1) else os.fsencode(text))
+
+
+def write_line(raw: bytes) -> None:
+    view = memoryview(raw + b"\n")
+    try:
+        while view:
+            view = view[os.write(product(), view) :]
+    except OSError as error:
+        raise Failure(
+            23,
+            f"cannot write standard output ({error.strerror})",
+            "what reads it has ended, or its disk is full",
+            "run the same command without | or > to see what it writes",
+        ) from None
+
+
+def product() -> int:
+    """Standard output. Where it was closed before the start, the connection may have its number."""
+    if sys.stdout is None:
+        raise Failure(
+            23,
+            "cannot write standard output (it is closed)",
+            "whoever started this closed it",
+            "run the same command without >&-",
+        )
+    return 1
+
+
+def tell_json(facts: dict[str, Any]) -> None:
+    """One JSON object. Bytes that are no UTF-8 become \\x escapes.
+
+    Then the key "quoted" has the name's exact bytes, as the protocol writes them."""
+    import json  # not at the top: few need it
+
+    clean = {
+        key: os.fsencode(value).decode(errors="backslashreplace")
+        if isinstance(value, str)
+        else value
+        for key, value in facts.items()
+    }
+    if clean.get("name") != facts.get("name"):
+        clean["quoted"] = quote(facts["name"])
+    write_line(json.dumps(clean).encode())
+
+
+def say_failure(failure: Exception) -> None:
+    """Say what failed: with names and reasons of others, but with a hint that is all ours."""
+    for text in str(failure).splitlines():
+        say(text if text.startswith("try:") else in_rows(text, 2))
+
+
+def in_rows(text: str, fd: int) -> str:
+    """What people read, in rows that fit on their terminal; all but the first begin with a mark.
+
+    A terminal that breaks a long line itself begins a row with any part of it: a peer could place
+    there what looks like the line of another peer, or like ours."""
+    if not os.isatty(fd):
+        return text
+    room = max(CONTINUED_ROOM, (os.get_terminal_size(fd).columns or 80) - 1)
+    rows, used = [""], 0
+    for char in text:
+        # terminals differ about characters that are wide in East Asia alone
+        width = 2 if unicodedata.east_asian_width(char) in "AFW" else 1
+        if used + width > room:
+            rows.append(CONTINUED)
+            used = len(CONTINUED)
+        rows[-1] += char
+        used += width
+    return "\n".join(rows)
+
+
+def draw(text: str) -> None:
+    """On a terminal. One whose window was closed does not end what goes on in the background."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+
+class Progress:
+    """One bar for the whole command, on a terminal. It counts bytes that the receiver has."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.drawn = os.isatty(2) and not args.quiet
+        self.began = time.monotonic()
+        self.due = self.began + REDRAW
+        self.total = self.done = self.current = self.files = self.all_files = 0  # bytes, and files
+        self.resumed = 0  # bytes that were there before and do not count for the rate
+        self.shown = False
+
+    def update(self, current: int, verb: str = "") -> None:
+        """So much of the current file is there."""
+        self.current = current
+        if self.drawn and (now := time.monotonic()) >= self.due:
+            self.due = now + REDRAW
+            self.shown = True
+            draw(
+                "\r"
+                + (
+                    f"verifying what is there already: {readable_size(current)}"
+                    if verb
+                    else self.bar(now)
+                )
+                + "\x1b[K"
+            )
+
+    def bar(self, now: float) -> str:
+        done, total = self.done + self.current, max(self.total, self.done + self.current, 1)
+        rate = (done - self.resumed) / max(now - self.began, 0.001)
+        filled = 20 * done // total
+        left = f"{clock((total - done) / rate)} left" if rate > 0 else ""
+        files = (
+            f"  {self.files:,} of {plural(self.all_files, 'file')}" if self.all_files > 1 else ""
+        )
+        bar = f"{100 * done // total:3}% [{'#' * filled}{' ' * (20 - filled)}] "
+        bar += f"{readable_size(done)} of {readable_size(total)}  {readable_size(rate)}/s  "
+        return f"{bar}{left}{files}"
+
+    def clear(self) -> None:
+        if self.shown:
+            draw("\r\x1b[K")
+            self.shown = False
+
+
+class Stream(Part):
+    """Standard output, a device or a FIFO. What is written stays, but is verified all the same.
+
+    A terminal gets it as text, with escapes for all else."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd, self.keyed, self.name = fd, False, ""
+        self.sha, self.received = hashlib.sha256(), 0
+        self.decoder = (
+            codecs.getincrementaldecoder("utf-8")("backslashreplace") if os.isatty(fd) else None
+        )
+
+    def claim(self) -> bool:
+        return True
+
+    def begin(self, offset: int) -> None:
+        if offset != self.received:
+            raise Failure(
+                36,
+                "cannot go on with standard output",
+                "the file on the server has changed, and its beginning is already written",
+                "run the same command again",
+            )
+
+    def write(self, chunk: memoryview) -> None:
+        if not self.decoder:
+            return super().write(chunk)
+        self.sha.update(chunk)
+        self.received += len(chunk)
+        self.type(self.decoder.decode(chunk))
+
+    def type(self, text: str) -> None:
+        view = memoryview(
+            "".join(char if char in "\n\t" else printable(char) for char in text).encode()
+        )
+        while view:
+            view = view[os.write(self.fd, view) :]
+
+    def finish(self, over: bool) -> None:
+        if self.decoder:
+            # the beginning of a character that never ended
+            self.type(self.decoder.decode(b"", True))
+
+    def keep(self) -> bool:
+        return bool(self.received)
+
+    def drop(self) -> None:
+        pass
+
+
 # --- the shell ---
 WORDS = {"upload": "put", "download": "get", "ls": "list"}  # what the labs say for ours
+
+
 ENDS = {"bye", "logout", "stop", "quit", "exit"}
+
+
 SHELL_HELP = """\
     list [FOLDER] [-r]        what is there; -r in all folders below too
     get NAME... [-o DEST]     fetch files or folders (download)
@@ -3125,18 +3353,18 @@ put and get replace a different file only with --force. Names with spaces stand 
 
 
 def shell(args: argparse.Namespace) -> int:
-    """Commands from a prompt, or a line each from a pipe. One that fails says so, and the next one comes."""
+    """Commands from a prompt or a pipe, one a line. If one fails, the next runs all the same."""
     terminal, code = os.isatty(0), 0
     connected(args)
     if terminal:
         prepare_completion()
-        say(f"connected to {place(args)}; help lists the commands")
+        say(f"connected to {endpoint(args)}; help lists the commands")
     while True:
         try:
             words = split(next_line(PROMPT))
             if words and words[0].lower() in ENDS:
                 break
-            failed = obey(args, words) if words else 0
+            failed = run_line(args, words) if words else 0
             code = code or failed
         except Failure as failure:
             say(str(failure))
@@ -3148,12 +3376,12 @@ def shell(args: argparse.Namespace) -> int:
         except EOFError:
             break
     if args.link:
-        leave(args)
+        say_bye(args)
     return 0 if terminal else code
 
 
 def next_line(prompt: str) -> str:
-    """What is typed, or the next line from a pipe: there input() would write the prompt among the results."""
+    """A typed line, or one from a pipe: there input() would write its prompt into the results."""
     if os.isatty(0) and os.isatty(1):
         return input(prompt)
     # closed before the start: the same as nothing in it
@@ -3175,16 +3403,18 @@ def split(text: str) -> list[str]:
         ) from None
 
 
-def obey(args: argparse.Namespace, words: list[str]) -> int:
+def run_line(args: argparse.Namespace, words: list[str]) -> int:
     """One line of the shell: the same words as on the command line, and those of the labs."""
-    words = lab_words(words)
+    words = translate_lab_words(words)
     verb = WORDS.get(words[0].lower(), words[0].lower())
     if verb == "help":
         for text in SHELL_HELP.splitlines():
             tell(text)
         return 0
     if verb not in COMMANDS:
-        raise Failure(2, f"unknown command {shown(words[0])}", "the shell has no such word", "help")
+        raise Failure(
+            2, f"unknown command {printable(words[0])}", "the shell has no such word", "help"
+        )
     if verb in ("put", "get", "delete") and len(words) == 1:
         words = [verb, next_line("which file? ")]
     if "\0" in "".join(words):
@@ -3192,7 +3422,7 @@ def obey(args: argparse.Namespace, words: list[str]) -> int:
             2,
             "cannot read that line (it holds a NUL)",
             "no file has such a name",
-            "the same without it",
+            "type the line again without it",
         )
     parser = build_parser([verb])
     parser.set_defaults(**{name: getattr(args, name) for name in DEFAULTS})
@@ -3202,13 +3432,13 @@ def obey(args: argparse.Namespace, words: list[str]) -> int:
         return int(end.code or 0)
     parsed.typed = typed(words)
     try:
-        return carry_out(parsed)
+        return run_command(parsed)
     finally:
         args.link = parsed.link
 
 
-def lab_words(words: list[str]) -> list[str]:
-    """`upload IP PORT PATH` is a send to that client; `upload` alone asks for the path, and to whom."""
+def translate_lab_words(words: list[str]) -> list[str]:
+    """`upload IP PORT PATH` sends to that client; `upload` alone asks for path and receivers."""
     if words[0].lower() != "upload":
         return words
     to: list[str] = []
@@ -3253,49 +3483,46 @@ def prepare_completion() -> None:
 
 
 # --- trust: the same in client.py, httpclient.py (tests/test_twins.py) ---
-# how OpenSSL calls an answer in the clear
-NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "UNEXPECTED_MESSAGE")
-TLS_TROUBLE = {
-    "ACCESS_DENIED": (
+NO_TLS = "WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "UNEXPECTED_MESSAGE"
+TLS_TROUBLE = (  # by the endings of OpenSSL's reason
+    (
+        ("ACCESS_DENIED",),
         67,
         "lets nobody in from this address for a minute",
         "too many wrong passwords came from it",
-        "again, later",
+        "wait for a minute, then repeat the command",
     ),
-    "INTERNAL_ERROR": (
+    (
+        ("INTERNAL_ERROR",),
         7,
         "takes no connection now",
         "it has as many clients as it takes, or trouble",
-        "again, later",
+        "repeat the command when a client has left; the server's log tells more",
     ),
-    **dict.fromkeys(
+    (
         NO_TLS,
-        (
-            56,
-            "speaks no TLS on that port",
-            "what came was not encrypted",
-            "the same without --tls, --pin, --cacert and --insecure, or http:// instead of https://",
-        ),
+        56,
+        "speaks no TLS on that port",
+        "what came was not encrypted",
+        "leave out --tls, --pin, --cacert and --insecure, or write http:// instead of https://",
     ),
-    **dict.fromkeys(
+    (
         ("UNSUPPORTED_PROTOCOL", "PROTOCOL_VERSION"),
-        (
-            56,
-            "speaks only TLS that is older than 1.2",
-            "that is not safe any more",
-            "a newer server",
-        ),
+        56,
+        "speaks only TLS that is older than 1.2",
+        "that is not safe any more",
+        "update the server, so that it speaks TLS 1.2",
     ),
-}  # by the end of OpenSSL's reason
+)
 
 
 def given_password(args: argparse.Namespace, host: str, port: int) -> str:
-    """--password is for the servers that the command names, the environment's only for what --host and --port name."""
+    """--password is for each server that the command names; the password in the environment is
+    only for --host and --port."""
     if args.password is not None:
         return str(args.password)
-    return (
-        os.environ.get("SIXSOCKETS_PASSWORD", "") if (host, port) == (args.host, args.port) else ""
-    )
+    named = (host, port) == (args.host, args.port)
+    return os.environ.get("SIXSOCKETS_PASSWORD", "") if named else ""
 
 
 def wants_tls(args: argparse.Namespace) -> bool:
@@ -3303,7 +3530,7 @@ def wants_tls(args: argparse.Namespace) -> bool:
 
 
 def client_tls(args: argparse.Namespace, checked: bool) -> "ssl.SSLContext":
-    """Whom to trust. --pin takes the place of authorities: the very certificate is known, whoever signed it."""
+    """Which servers to trust. --pin needs no authority: it names the certificate itself."""
     import ssl
 
     context = tls_context(args, server=False)
@@ -3315,7 +3542,7 @@ def client_tls(args: argparse.Namespace, checked: bool) -> "ssl.SSLContext":
     except OSError as error:
         raise Failure(
             26,
-            f"cannot read the authorities in {shown(args.cacert)} ({error.strerror or error})",
+            f"cannot read the authorities in {args.cacert!a} ({error.strerror or error})",
             "a PEM file is expected",
             "--cacert FILE",
         ) from None
@@ -3326,14 +3553,16 @@ def encrypt(
     dial: Callable[[], socket.socket],
     host: str,
     args: argparse.Namespace,
-    speaks: Sequence[str] = (),
+    protocols: Sequence[str] = (),
 ) -> "ssl.SSLSocket":
-    """A connection whose other end is who it should be; nothing was said on it yet. An OSError: it was lost in the handshake."""
+    """Connect, and check that the peer is the one that it should be; nothing is sent on it yet.
+
+    An OSError means that the connection was lost during the handshake."""
     import ssl
 
     context = client_tls(args, checked=True)
-    if speaks:
-        context.set_alpn_protocols(list(speaks))
+    if protocols:
+        context.set_alpn_protocols(list(protocols))
     secured = over_tls(context, dial(), host)
     try:
         shake_hands(secured)
@@ -3348,37 +3577,38 @@ def encrypt(
     except BaseException as error:
         secured.close()
         if isinstance(error, ssl.SSLCertVerificationError):
+            found = certificate_of(dial, host, args)
+            signed = "nobody known here has signed its certificate for that name"
             raise Failure(
                 60,
                 f"{host} is not trusted ({error.verify_message})",
-                f"nobody known here has signed its certificate for that name; its SHA-256 is {seen(dial, host, args)}",
+                f"{signed}; its SHA-256 is {found}",
                 "--cacert FILE, or --pin SHA256 as the server printed it",
             ) from None
         if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
             raise tls_failure(host, str(error.reason)) from None
         raise
     if args.insecure and not args.pin:
-        say_once(
-            f"not checked, for --insecure: whether {host} is who it says (the SHA-256 of its certificate is {found})"
-        )
+        unknown = f"whether {host} is who it says (the SHA-256 of its certificate is {found})"
+        say_once(f"not checked, for --insecure: {unknown}")
     return secured
 
 
 def tls_failure(host: str, reason: str) -> "Failure":
-    code, what, why, hint = next(
-        (TLS_TROUBLE[end] for end in TLS_TROUBLE if reason.endswith(end)),
-        (
-            56,
-            f"cannot be spoken to by TLS ({reason})",
-            "it refuses what this client offers",
-            "another server or port",
-        ),
+    for endings, code, what, why, hint in TLS_TROUBLE:
+        if reason.endswith(endings):
+            return Failure(code, f"{host} {what}", why, hint)
+    return Failure(
+        56,
+        f"{host} refuses TLS with this client ({reason})",
+        "it speaks other versions or ciphers than this client",
+        "check host and port; the server may need a newer TLS",
     )
-    return Failure(code, f"{host} {what}", why, hint)
 
 
-def seen(dial: Callable[[], socket.socket], host: str, args: argparse.Namespace) -> str:
-    """The certificate that is not trusted: OpenSSL tells only who trusts it. Nothing is said on that connection."""
+def certificate_of(dial: Callable[[], socket.socket], host: str, args: argparse.Namespace) -> str:
+    """The SHA-256 of a certificate that is not trusted: OpenSSL tells it only on a connection that
+    does not check. Nothing is sent on that one."""
     try:
         with over_tls(client_tls(args, checked=False), dial(), host) as secured:
             secured.do_handshake()
@@ -3431,18 +3661,17 @@ def readable_size(size: float) -> str:
     """Bytes as people read them, such as 999 bytes or 1.2 MB, in powers of 1,000."""
     if size < 999.5:
         return f"{size:.0f} byte{'s' * (round(size) != 1)}"
-    unit = ""
-    for unit in ("kB", "MB", "GB", "TB"):
-        size /= 1000
-        if size < 999.5:
-            break
-    return f"{size:.0f} {unit}" if size >= 99.95 else f"{size:.1f} {unit}"
+    power = 1
+    while size >= 999.5 * 1000**power and power < 4:
+        power += 1
+    number = size / 1000**power
+    return f"{number:.{int(number < 99.95)}f} {' kMGT'[power]}B"
 
 
 # --- end showing sizes ---
 
 
-# --- programs: the same in server.py, client.py, httpserver.py, httpclient.py (tests/test_twins.py) ---
+# --- programs: the same in the four file scripts (tests/test_twins.py) ---
 SCRIPTS = (
     "server.py",
     "client.py",
@@ -3452,15 +3681,18 @@ SCRIPTS = (
     "udp_upper.py",
 )
 OPENSSL = "openssl.exe" if os.name == "nt" else "openssl"
+# what tells Python where its folders are, beside it or in the folder above
+SETTINGS = ("pyvenv.cfg",), (os.pardir, "pyvenv.cfg"), ("pybuilddir.txt",)
 # endings of what Python or Windows loads as code where they look for it
 CODE = (".py", ".pyc", ".pyw", ".so", ".pyd", ".dylib", ".dll", ".exe", ".pth", "._pth")
 
 
 @functools.lru_cache(maxsize=64)
 def folder_key(folder: str) -> str:
-    """One form for all ways to write a folder's path: disks may know neither case nor composed letters.
+    """One form for all ways to write a folder's path.
 
-    A separator ends it, so that it begins the form of all that is in the folder."""
+    Some disks ignore case, or how letters are composed. A separator ends the form, so that the
+    form of all that is in the folder begins with it."""
     real = os.path.join(os.path.realpath(folder), "")
     return unicodedata.normalize("NFD", real).casefold()
 
@@ -3472,17 +3704,20 @@ def path_key(path: str) -> str:
 
 @functools.lru_cache(maxsize=1)
 def program_places() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The files that run when a script of ours starts, and the folders that Python imports from.
+    """What runs when a script of ours starts, and the folders that Python imports from.
 
-    The files are the scripts beside this one, the interpreter, what tells it its folders, and the
-    one other program that --tls runs."""
+    The first are the scripts beside this one, the interpreter, what tells it its folders, and the
+    one other program that --tls runs. Folders that do not exist yet count: they could be made."""
     homes = {os.path.dirname(script) for script in (__file__, os.path.realpath(__file__))}
     bin_folder = os.path.dirname(sys.executable)
     files = {os.path.join(home, name) for home in homes for name in SCRIPTS}
     files |= {__file__, os.path.realpath(__file__), sys.executable}
-    files |= {os.path.join(bin_folder, level, "pyvenv.cfg") for level in (os.curdir, os.pardir)}
+    files |= {os.path.join(bin_folder, *name) for name in SETTINGS}
+    files |= {os.path.join(prefix, "lib") for prefix in (sys.prefix, sys.base_prefix)}
     files |= {os.path.join(folder, OPENSSL) for folder in os.get_exec_path()}
-    folders = {bin_folder, site.getusersitepackages(), *sys.path}
+    folders = {*site.getsitepackages(), site.getusersitepackages(), *sys.path}
+    # Windows tells by its ending what it would run; elsewhere a program can have any name.
+    (folders if os.name == "nt" else files).add(bin_folder)
     # An empty entry, as in PYTHONPATH=: stands for the current folder: the first line of this
     # script takes that off the path, but Python imports sitecustomize before it.
     paths = "" if sys.flags.ignore_environment else os.environ.get("PYTHONPATH", "")
@@ -3494,8 +3729,9 @@ def is_program(path: str) -> bool:
     """Whether a file of this name would be part of a program of ours at its next start."""
     key = path_key(path)
     files, folders = program_places()
-    # below a file too: Python runs a folder that is called like a script, if it has a __main__.py
-    if key.startswith(files) or key in folders:
+    # Below a file too: Python runs a folder that is called like a script, if it has a __main__.py.
+    # A file above a folder too: Python imports from a folder in a zip file.
+    if key.startswith(files) or any(place.startswith(key) for place in folders):
         return True
     if key.startswith(folders) and key[: -len(os.sep)].endswith(CODE):
         return True
@@ -3508,15 +3744,16 @@ def holds_program(path: str) -> bool:
     """Whether to rename or remove a folder of this name, or to move one there, would change one."""
     key = path_key(path)
     files, folders = program_places()
-    return key.startswith(folders) or any(place.startswith(key) for place in files + folders)
+    places = files + folders
+    return key.startswith(places) or any(place.startswith(key) for place in places)
 
 
 # --- end programs ---
 
 
-# --- secrets: the same in server.py, client.py, httpserver.py, httpclient.py (tests/test_twins.py) ---
+# --- secrets: the same in the four file scripts (tests/test_twins.py) ---
 def ask_password(whose: str) -> str:
-    """From the terminal, unseen; where there is none, it is not read from elsewhere in the clear."""
+    """Read it from the terminal, unseen. Without a terminal, it is not read from elsewhere."""
     import getpass
     import warnings  # neither at the top, nor ssl below: few need them
 
@@ -3534,7 +3771,8 @@ def ask_password(whose: str) -> str:
 
 
 def tls_context(args: argparse.Namespace, server: bool) -> "ssl.SSLContext":
-    """TLS 1.2 and later. --trace shows what goes in and comes out: on the wire it is encrypted."""
+    """TLS 1.2 and later. --trace shows the bytes before encryption: on the network they are
+    encrypted."""
     import ssl
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
@@ -3547,8 +3785,10 @@ def tls_context(args: argparse.Namespace, server: bool) -> "ssl.SSLContext":
 def over_tls(
     context: "ssl.SSLContext", sock: socket.socket, host: Optional[str] = None
 ) -> "ssl.SSLSocket":
-    """The connection, from now on encrypted; the handshake is still to come. Where a client's stream ends without TLS's own end
-    it was cut, perhaps on purpose: an error. What comes to a server says itself how long it is."""
+    """The connection, from now on encrypted; the handshake is still to come.
+
+    A client treats a stream that ends without TLS's own end as an error: somebody may have cut it.
+    A server need not: each request tells its own length."""
     secured = context.wrap_socket(
         sock,
         server_side=host is None,
@@ -3565,14 +3805,13 @@ def shake_hands(secured: "ssl.SSLSocket") -> None:
     began = time.perf_counter()
     secured.do_handshake()
     if isinstance(secured, Traced):
-        secured.show(
-            "*",
-            f"TLS handshake ok ({secured.version()}, {(secured.cipher() or '?')[0]}, {1000 * (time.perf_counter() - began):.2f} ms)",
-        )
+        lasted = 1000 * (time.perf_counter() - began)
+        facts = f"{secured.version()}, {(secured.cipher() or '?')[0]}, {lasted:.2f} ms"
+        secured.show("*", f"TLS handshake ok ({facts})")
 
 
 def end_tls(sock: socket.socket) -> None:
-    """TLS's own end of the stream, if the kernel has room for it; FIN comes after it."""
+    """Send TLS's own end of the stream, if the kernel has room for it; FIN comes after it."""
     if hasattr(sock, "unwrap"):
         sock.settimeout(0)
         with contextlib.suppress(OSError, ValueError):
@@ -3589,19 +3828,19 @@ def fingerprint(certificate: Optional[bytes]) -> str:
 
 
 # --- trace: the same in all six scripts (tests/test_twins.py) ---
-T = TypeVar("T")
 DUMPED = 64  # bytes of each call that --trace-hex prints
-LONGEST_NAME = len("authorization:")  # the longest name that announces a secret
+LONGEST_LINE = 65536  # bytes; neither protocol has a longer line with a secret
 SECRET = re.compile(rb"(?i)((?:authorization|cookie):[ \t]*|\bproof=)([^\r\n]*)")
+NOTHING_HAPPENED = ("BlockingIOError", "SSLWantReadError", "SSLWantWriteError")
 
 
 def hexdump(data: bytes) -> str:
     """The first bytes, sixteen a line."""
-    rows = [(start, data[start : start + 16]) for start in range(0, min(len(data), DUMPED), 16)]
-    return "".join(
-        f"\n{start:16x}  {row.hex(' '):47}  {re.sub(rb'[^ -~]', b'.', row).decode()}"
-        for start, row in rows
-    )
+    text = ""
+    for start in range(0, min(len(data), DUMPED), 16):
+        row = data[start : start + 16]
+        text += f"\n{start:16x}  {row.hex(' '):47}  {re.sub(rb'[^ -~]', b'.', row).decode()}"
+    return text
 
 
 class Traced(socket.socket):
@@ -3615,63 +3854,86 @@ class Traced(socket.socket):
     numbers = itertools.count(1)
     dump = False  # whether --trace-hex asks for the bytes
     number = sent = received = 0
-    # for each direction: the end of the last line, or the name of the secret that it is in
-    unended: Mapping[str, bytes] = {}
+    lasted = 0.0  # milliseconds of the last call
+    handshake = ended = ""  # what a connect() does, what 0 bytes mean
+    lines: Mapping[str, bytes] = {}  # for each direction: a line whose end has not come yet
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
         self.number = self.number or next(self.numbers)
-        dumped = hexdump(self.masked(mark, bytes(data))) if self.dump and data else ""
+        if self.dump and data:
+            text += hexdump(self.masked(mark, bytes(data)))
         now = 1000 * (time.perf_counter() - self.began)
-        say(f"{now:9.3f} ms #{self.number} {mark} {text}{dumped}")
+        say(f"{now:9.3f} ms #{self.number} {mark} {text}")
 
     def masked(self, mark: str, data: bytes) -> bytes:
         """The bytes, with asterisks for a secret, even if its line came in several pieces."""
-        before = self.unended.get(mark, b"")
+        before = self.lines.get(mark, b"")
         text = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + data)
-        line = text[max(text.rfind(b"\r"), text.rfind(b"\n")) + 1 :]
-        secret = SECRET.search(line)
-        self.unended = {**self.unended, mark: secret[1] if secret else line[-LONGEST_NAME:]}
+        self.lines = {**self.lines, mark: re.split(b"[\r\n]", text)[-1][:LONGEST_LINE]}
         return text[len(before) :]
 
-    def attempt(
-        self, mark: str, what: str, call: Callable[..., T], *args: object
-    ) -> tuple[T, float]:
-        """What the call returns, and the milliseconds that it lasted."""
+    def attempt(self, mark: str, what: str, call: Callable[..., Any], *args: object) -> Any:
+        """Make a call of socket.socket. Its failure is a line of the trace too."""
         began = time.perf_counter()
         try:
-            return call(*args), 1000 * (time.perf_counter() - began)
+            return call(*args)
         except OSError as error:
-            # these mean: nothing happened
-            if not isinstance(error, BlockingIOError) and "Want" not in type(error).__name__:
+            if type(error).__name__ not in NOTHING_HAPPENED:
                 self.show(mark, f"{what}: {error.strerror or 'timed out'}")
             raise
+        finally:
+            self.lasted = 1000 * (time.perf_counter() - began)
 
     def connect(self, target: Any) -> None:
-        _, lasted = self.attempt("*", f"connect {address(target)}", super().connect, target)
+        what = f"connect {address(target)}"
+        self.attempt("*", what, super().connect, target)
         here = address(self.getsockname())
-        self.show("*", f"connect {address(target)} ok from {here} (handshake {lasted:.2f} ms)")
-
-    def accept(self) -> tuple[socket.socket, Any]:
-        (plain, peer), _ = self.attempt("*", "accept", super().accept)
-        # the same connection as a traced object: the plain one gives its descriptor away
-        conn = Traced(fileno=plain.detach())
-        conn.show("*", f"accept from {address(peer)}")
-        return conn, peer
+        self.show("*", f"{what} ok from {here} ({self.handshake} {self.lasted:.2f} ms)")
 
     def send(self, data: Any, flags: int = 0) -> int:
-        count, _ = self.attempt(">", "send", super().send, data, flags)
-        self.sent += count
-        text = f"send {count} of {len(data)} bytes (sent so far {self.sent})"
-        self.show(">", text, data[:count])
+        count: int = self.attempt(">", "send", super().send, data, flags)
+        self.show_sent("send", data, count)
         return count
 
+    def show_sent(self, what: str, data: Any, count: int) -> None:
+        self.sent += count
+        text = f"{what} {count} of {len(data)} bytes (sent so far {self.sent})"
+        self.show(">", text, data[:count])
+
     def recv(self, size: int, flags: int = 0) -> bytes:
-        data, waited = self.attempt("<", "recv", super().recv, size, flags)
-        self.received += len(data)
-        text = f"{len(data)} of at most {size} bytes, waited {waited:.2f} ms"
-        text += f" (received so far {self.received})"
-        self.show("<", f"recv {text if data else '0 bytes = peer sent FIN (end of stream)'}", data)
+        data: bytes = self.attempt("<", "recv", super().recv, size, flags)
+        self.show_received("recv", data, size)
         return data
+
+    def show_received(self, what: str, data: bytes, size: int) -> None:
+        self.received += len(data)
+        text = f"0 bytes = {self.ended}"
+        if data:
+            text = f"{len(data)} of at most {size} bytes, waited {self.lasted:.2f} ms"
+            text += f" (received so far {self.received})"
+        self.show("<", f"{what} {text}", data)
+
+    def close(self) -> None:
+        if self.fileno() >= 0:
+            self.show("*", f"close (sent {self.sent}, received {self.received})")
+        super().close()
+
+
+# --- end trace ---
+
+
+# --- streams: the same in all scripts over TCP (tests/test_twins.py) ---
+class TracedStream(Traced):
+    """The same for TCP, which has connections that begin and end."""
+
+    handshake, ended = "handshake", "peer sent FIN (end of stream)"
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        plain, peer = self.attempt("*", "accept", super().accept)
+        # the same connection as a traced object: the plain one gives its descriptor away
+        conn = TracedStream(fileno=plain.detach())
+        conn.show("*", f"accept from {address(peer)}")
+        return conn, peer
 
     def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
         data = self.recv(size or len(buffer), flags)
@@ -3683,19 +3945,14 @@ class Traced(socket.socket):
         side = "receiving" if how == socket.SHUT_RD else "sending = FIN"
         self.show("*", f"shutdown of {side}")
 
-    def close(self) -> None:
-        if self.fileno() >= 0:
-            self.show("*", f"close (sent {self.sent}, received {self.received})")
-        super().close()
-
 
 def socket_class(args: argparse.Namespace) -> type[socket.socket]:
     """The class of all sockets: without --trace the plain one, so that it costs nothing."""
     Traced.dump = args.trace_hex
-    return Traced if args.trace or args.trace_hex else socket.socket
+    return TracedStream if args.trace or args.trace_hex else socket.socket
 
 
-# --- end trace ---
+# --- end streams ---
 
 
 # --- connecting: the same in client.py, httpclient.py, tcp_upper.py (tests/test_twins.py) ---
@@ -3723,19 +3980,10 @@ def open_connection(args: argparse.Namespace, host: str, port: int, server: str)
             if sock:
                 sock.close()
             problem = error
-    own = is_own_address(family, target)
-    raise cannot_connect(problem, address((host, port)), limit, own, server)
+    raise cannot_connect(problem, address((host, port)), limit, server)
 
 
-def is_own_address(family: int, target: "Address") -> bool:
-    """Whether an address is this machine's: only its own can be bound."""
-    with contextlib.suppress(OSError), socket.socket(family) as probe:
-        probe.bind((target[0], 0))
-        return True
-    return False
-
-
-def cannot_connect(problem: OSError, place: str, limit: float, own: bool, server: str) -> "Failure":
+def cannot_connect(problem: OSError, place: str, limit: float, server: str) -> "Failure":
     if isinstance(problem, ConnectionRefusedError):
         return Failure(
             7,
@@ -3744,16 +3992,11 @@ def cannot_connect(problem: OSError, place: str, limit: float, own: bool, server
             server,
         )
     if isinstance(problem, socket.timeout) or problem.errno == errno.ETIMEDOUT:
-        why = "silence means a firewall, a wrong address or a host that is down"
-        hint = "check the address that the server printed"
-        if own:
-            why = "the host is this machine: the server's queue (backlog) may be full"
-            hint = "ss -ltn: if Recv-Q is above Send-Q, wait until the server accepts a client"
         return Failure(
             28,
             f"no answer from {place} in {limit:g} s",
-            f"{why}; a refusal would be instant",
-            hint,
+            "a firewall, a wrong address, a host that is down, or a server whose queue is full",
+            "check the address; on the server, ss -ltn shows a full queue: Recv-Q above Send-Q",
         )
     if isinstance(problem, ConnectionError):
         return Failure(
@@ -3828,33 +4071,23 @@ def between(low: float, high: float, kind: Callable[[str], float] = int) -> Call
     return number
 
 
-class Layout(argparse.HelpFormatter):
-    """Help that fits on a screen. With the width given, argparse need not load shutil to ask."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, width=100, max_help_position=32)
-
-    def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any = None) -> None:
-        arguments = [action for action in actions if not action.option_strings]
-        if prefix is None:  # else this makes the prog of a subcommand
-            arguments.insert(0, argparse.Action([], "", nargs="*", metavar="OPTION"))
-        super().add_usage(usage, arguments, groups, prefix)
-
-    def format_help(self) -> str:
-        return super().format_help().replace("\n\n", "\n")
-
-
 class Parser(argparse.ArgumentParser):
     """argparse with a short -h, the manual for --help, and complaints in three lines."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(formatter_class=Layout, add_help=False, **settings)
+        super().__init__(formatter_class=self.layout, add_help=False, **settings)
         what = "show this; --help shows the manual first"
         self.add_argument("-h", "--help", action="help", help=what)
 
+    def layout(self, prog: str) -> argparse.HelpFormatter:
+        """Lines as wide as ours. If argparse had to ask for a width, it would load shutil."""
+        return argparse.HelpFormatter(prog, width=100, max_help_position=32)
+
     def format_help(self) -> str:
         manual = f"{__doc__}\n" if "--help" in sys.argv else ""
-        return manual + super().format_help()
+        brief = super().format_help().replace("\n\n", "\n")
+        # the usage need not name the options that are explained below it
+        return manual + re.sub(r"(\s+\[-[^]]*\])+(\n +(?= ))?", " [OPTION ...]", brief, count=1)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """What parse_args() calls, for a subcommand too: so each names its own options."""
@@ -3884,7 +4117,7 @@ class Parser(argparse.ArgumentParser):
 
 
 # --- the command line ---
-def place(args: argparse.Namespace) -> str:
+def endpoint(args: argparse.Namespace) -> str:
     return address((args.host, args.port))
 
 
@@ -3896,10 +4129,10 @@ def typed(words: Sequence[str]) -> str:
         else re.sub("^(--pa[a-z]*=).*", r"\1...", word, flags=re.DOTALL)
         for before, word in zip(["", *words], words)
     )  # argparse takes --pa for --password
-    return shown(shlex.join(masked))
+    return printable(shlex.join(masked))
 
 
-def needs(args: argparse.Namespace) -> str:
+def trust_options(args: argparse.Namespace) -> str:
     """The flags with which others reach this server too; not the password."""
     trust = (
         f" --pin {args.pin}"
@@ -3991,7 +4224,7 @@ def common_flags(parser: argparse.ArgumentParser) -> None:
 
 
 # what the arguments of the commands are
-PLACES = {
+ARGUMENTS = {
     "NAME": "a file or folder there",
     "NAME+": "files, folders or patterns there",
     "PATH+": "files and folders here, or - for standard input",
@@ -4002,7 +4235,7 @@ PLACES = {
 
 
 def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
-    """A parser for these words: only the command among them gets its flags, for those of twelve would be felt at the start."""
+    """A parser for these words. Only their command gets its flags: twelve would slow the start."""
     parser = Parser(prog="client.py")
     parser.set_defaults(**DEFAULTS)
     parser.add_argument(
@@ -4022,7 +4255,7 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
                 {"NAME+": "names", "PATH+": "paths"}.get(place, place.lower()),
                 nargs="+" if many else None,
                 metavar=place.rstrip("+"),
-                help=PLACES[place],
+                help=ARGUMENTS[place],
             )
         return made.add_argument
 
@@ -4055,18 +4288,20 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
         metavar="HOST:PORT|NICK",
         help="who gets it; may be given several times",
     )
-    flag("--all", action="store_true", help="everybody who is receiving")
+    flag("--all", action="store_true", help="list_clients who is receiving")
     flag("--as", dest="name", metavar="NAME", help="what it is called there")
     flag = command("receive", "wait for what others send")
     flag("-o", dest="output", metavar="DIR", help="the folder for it (default: here)")
     flag("--count", type=between(1, 1e9), metavar="N", help="end after so many files")
     flag("--hidden", action="store_true", help="take names that start with a dot too")
-    command("chat", "talk with everybody who is in it")
+    command("chat", "talk with list_clients who is in it")
     return parser
 
 
-def persist(args: argparse.Namespace) -> int:
-    """One command, again where the connection is lost before anything came of it; of a chat something has come."""
+def run_with_retries(args: argparse.Namespace) -> int:
+    """Run a command, and again if the connection is lost before it had any effect.
+
+    A chat is not repeated: it has had one."""
     args.tries = 0  # new connections since something went well
     while True:
         try:
@@ -4076,25 +4311,25 @@ def persist(args: argparse.Namespace) -> int:
                 raise
 
 
-def carry_out(args: argparse.Namespace) -> int:
-    """One command, and whatever ends it but a signal, as an exit code. A connection on which something failed is not used again."""
+def run_command(args: argparse.Namespace) -> int:
+    """Run a command; the exit code. After a failure its connection is closed."""
     try:
         if args.ask_password and args.password is None:
-            args.password = ask_password(place(args))
-        return persist(args) if args.command else shell(args)
+            args.password = ask_password(endpoint(args))
+        return run_with_retries(args) if args.command else shell(args)
     except Failure as failure:
         problem = failure
     except Lost as lost:
-        problem = cut_off(
+        problem = lost_failure(
             lost,
             56,
-            f"connection to {place(args)} lost",
-            f"again; if nobody is there: {server_command(args)}",
+            f"connection to {endpoint(args)} lost",
+            f"run the same command again; if no server is there: {server_command(args)}",
         )
     except Broken as broken:
         problem = Failure(
             56,
-            f"{place(args)} broke the protocol ({shown(str(broken))})",
+            f"{endpoint(args)} broke the protocol ({printable(str(broken))})",
             "it sent what no file server sends",
             "server.py --trace shows it",
         )
@@ -4104,22 +4339,24 @@ def carry_out(args: argparse.Namespace) -> int:
             f"cannot go on here ({error.strerror or error})",
             "no single file is the cause: the current folder is gone, or there is no room "
             "for temporary files",
-            "the same in a folder that is there",
+            "cd to a folder that exists, then run the same command",
         )
     except KeyboardInterrupt as end:
-        hang_up(args)
+        close_link(args)
         end.args = end.args or ("\nstopped",)
         raise
-    hang_up(args)
-    say(str(problem))
+    close_link(args)
+    say_failure(problem)
     return problem.code
 
 
 class Killed(KeyboardInterrupt):
-    """kill, or a terminal that is closed, ends it like Ctrl-C, so that no part is left of what cannot be resumed; and the shell too."""
+    """kill and a closed terminal end the program like Ctrl-C, and the shell too.
+
+    So no part stays that cannot be resumed."""
 
 
-def heed_signals() -> None:
+def catch_signals() -> None:
     import signal
 
     deadly = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
@@ -4140,16 +4377,17 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     args = build_parser(words).parse_args(words)
     args.typed = typed(["python3", "client.py", *words])
-    heed_signals()
+    catch_signals()
     with contextlib.suppress(AttributeError):  # None: it was closed
-        sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # what is typed or piped need not be text: as in file names
+        # as in file names: what is typed or piped need not be text
+        sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
     try:
-        return carry_out(args)
+        return run_command(args)
     except KeyboardInterrupt as end:
         say(str(end))
         return 130
     finally:
-        hang_up(args)
+        close_link(args)
 
 
 if __name__ == "__main__":

@@ -1,35 +1,60 @@
 #!/usr/bin/env python3
 """Fetch, send and mirror files over HTTP: a client for any web server, in one file.
 
-    python3 httpclient.py get http://HOST/big.iso            saved as big.iso; the same again goes on after a cut
-    python3 httpclient.py get URL -o - | tar x               to standard output; -o takes a folder or a name too
+    python3 httpclient.py get http://HOST/big.iso        saved as big.iso; repeat it to continue
+    python3 httpclient.py get URL -o - | tar x           to standard output; or -o FOLDER, -o NAME
     python3 httpclient.py get URL --connections 4 --checksum sha256:HEX
     python3 httpclient.py put notes.txt photo.jpg http://HOST:8000/inbox/
-    python3 httpclient.py upload DIR http://HOST:8000/inbox/ a folder; again sends only what changed
-    python3 httpclient.py mirror http://HOST/pub/ -o copy    the reverse, from any server's index page
-    python3 httpclient.py list /                             http://127.0.0.1:8000/: --host and --port complete it
-    python3 httpclient.py post URL --data 'a=1&b=2'          or --data @FILE, --data -, --form photo=@me.jpg
+    python3 httpclient.py upload DIR http://HOST:8000/inbox/    a folder; repeat it to send changes
+    python3 httpclient.py mirror http://HOST/pub/ -o copy       the reverse, from any index page
+    python3 httpclient.py list /                         --host and --port complete the URL
+    python3 httpclient.py post URL --data 'a=1&b=2'      or --data @FILE, --form photo=@me.jpg
     python3 httpclient.py delete|head|mkdir URL, move URL NEW
 
-A download is written to a hidden part (.six-*.part) beside its destination, with a note (.six-*.json) of the
-URL, ETag or Last-Modified and size that it belongs to. A lost link, or running the command again, continues it
-by Range with If-Range; a file that changed meanwhile starts over. Length and digest are checked before the part
-gets its name. get replaces what exists only with --force, or with --newer if the server's is newer or of another size;
-mirror replaces what differs (with --newer only such). A name that the server alone proposes replaces nothing.
-What would run later is refused: these scripts, and code in a folder from which Python imports.
-What is here already is not fetched again: told by the ETag that came with it, which Linux keeps with the file
-(user.six.etag), or else by Last-Modified and size. upload sends what has another size or time than the server's file,
-or where the server keeps no times what is newer.
-Large uploads ask first (Expect: 100-continue), or are resumed, also through proxies, where OPTIONS tells by Upload-Limit
-that the server speaks draft-ietf-httpbis-resumable-upload-10 (interop version 8). Files keep their time where the server knows X-OC-Mtime.
-"sent unverified": the server's answer, 200 and a page, may be that of one that ignores PUT.
+A download is written to a hidden part (.six-*.part) beside its destination. A note (.six-*.json)
+holds the URL, the ETag or Last-Modified, and the size. After a lost connection, or when you repeat
+the command, the download continues by Range with If-Range; a file that changed starts over. Length
+and digest are checked before the part gets its name. get replaces a file only with --force, or with
+--newer if the server's file is newer or of another size. mirror replaces what differs, with --newer
+only such files. A name that only the server proposes replaces nothing. A file that would run later
+is refused: these scripts, and code in a folder from which Python imports.
 
-A password is sent only to the server that --password, --user, --token, -H or the URL named it for, never along a
-redirect elsewhere; SIXSOCKETS_PASSWORD only to --host and --port; otherwise ~/.netrc is asked, and on a terminal you.
-Without https others can read it. --pin SHA256 trusts the certificate that httpserver.py --tls printed.
+A file that is here already is not fetched again. The ETag that came with it proves that, where
+Linux can keep it (user.six.etag); else Last-Modified and size do. upload sends a file whose size or
+time differs from the server's; if the server keeps no times, it sends what is newer. Large uploads
+ask first (Expect: 100-continue). They can be resumed, also through proxies, if the reply to OPTIONS
+has Upload-Limit: then the server speaks draft-ietf-httpbis-resumable-upload-10 (interop version 8).
+Files keep their time if the server knows X-OC-Mtime. "sent unverified" means that the server
+replied 200 and a page, which a server that ignores PUT would do too.
+
+A password is sent only to the server for which --password, --user, --token, -H or the URL gave it,
+never along a redirect to another one. SIXSOCKETS_PASSWORD is only for --host and --port. Otherwise
+~/.netrc is read, and on a terminal you are asked. Without https, others can read the password.
+--pin SHA256 trusts the certificate that httpserver.py --tls printed.
 Proxies come from --proxy or http_proxy, https_proxy, all_proxy, no_proxy.
-Exit codes are curl's: 22 is a status of 400 or above, 18 a transfer cut short, 60 a certificate not trusted.
+Exit codes are curl's: 22 for a status of 400 or above, 18 for a transfer that was cut short, 60 for
+a certificate that is not trusted.
 """
+
+# The map
+#
+# Begin with Client.ask(), Client.exchange(), Client.converse(): a request and its reply.
+# The sections, in the order of the file:
+#   the conversation    URL, Head, Client, Client.ask(), Client.exchange(), check(), retry()
+#   the wire            Connection, Reply, BodySource
+#   getting             get(), Download, Download.receive(), Download.side_by_side(),
+#                       Part, Part.rename(), Span, Stream
+#   sending             put(), Upload, post()
+#   folders             list_folder(), mirror(), mirror_files(), upload(), upload_files()
+#   logins and proxies  login_fields(), proxy_for()
+#   pure functions      parse_url(), parse_head(), safe_name(), html_entries(), printable()
+#   shared fences       encrypt(), is_program(), Traced, open_connection(), Failure, Parser
+#   the command line    Transient, Progress, report(), target(), build_parser(), main()
+#
+# Threads: in Download.side_by_side() each has its own Client and Span; they share the Part, under
+# its lock. The main thread waits and saves the note.
+# A connection is idle, sends a request, receives the reply, and is idle again or closed. A download
+# is a Part until Part.rename(). A failure that may pass is a Transient: retry() continues.
 
 # --- imports: the same in all six scripts (tests/test_twins.py) ---
 import sys
@@ -77,68 +102,73 @@ if TYPE_CHECKING:
     import hashlib
     import ssl
 
+Fields = dict[str, str]
+Data = Union[bytes, memoryview]
+
 VERSION = "1.0"
+T = TypeVar("T")
 PORTS = {"http": 80, "https": 443}
-# bytes: one recv() at most, and one write(); fewer calls than with 256 KiB save a fifth of the time
+# bytes of one recv() or write() at most: 256 KiB would take a fifth more time
 BUFFER = 1 << 20
-# bytes of one send() under TLS: it takes all of them before the timeout, or counts as stuck
+# bytes of one send() under TLS, which must send all of them before the timeout
 TLS_SLICE = 1 << 16
-MAX_HEAD = 1 << 16  # bytes of a response's head, or of a chunked body's trailers
+MAX_HEAD = 1 << 16  # bytes of a reply's head, or of a chunked body's trailers
 MAX_LINE = 4096  # bytes of the line before a chunk
-# 1xx responses before the real one; a server may tell each second how much of an upload it has
+# 1xx replies before the real one: a server may send one each second of an upload
 MAX_INTERIM = 1000
 MAX_REDIRECTS = 10
 MAX_LISTING = 1 << 24  # bytes of an index page: 100,000 names and more
-MAX_ANSWER = 1 << 16  # bytes read of an error page, and drained to keep a connection
-MAX_DEPTH = 100  # folders within folders: a server can make up more for ever
+MAX_ANSWER = 1 << 16  # bytes read of an error page, or drained to keep a connection
+MAX_DEPTH = 64  # folders within folders, as the servers take them; one can invent more without end
 SHOWN_LINES = 3  # of an error page
-# bytes decoded at once: what follows the end of a gzip member is copied each time
+# bytes decoded at once: zlib copies what follows the end of a gzip member
 GZIP_STEP = 1 << 16
 GZIP_RATIO = 200  # decoded bytes for each received one; text rarely passes 20, a bomb has 1000
-PIPELINE = 64  # requests on the way at once, when a folder of files is fetched
-EXPECT_FROM = 1 << 20  # bytes: larger bodies wait for the server's word, as curl's do
-EXPECT_WAIT = 1.0  # seconds for that word; servers that do not know it stay silent
-NOTED_FROM = 1 << 18  # bytes: a smaller file is fetched whole again, and needs no note
+PIPELINE = 64  # requests sent before their replies, for a folder of files
+EXPECT_FROM = 1 << 20  # bytes: a larger body waits for 100 Continue, as with curl
+EXPECT_WAIT = 1.0  # seconds to wait for it; old servers stay silent
+NOTED_FROM = 1 << 18  # bytes: a smaller file needs no note, since it is fetched again whole
 HOLE_FROM = 1 << 12  # bytes: the block of most file systems
-SPLIT_FROM = 1 << 20  # bytes: the least that is worth a connection of its own
-# an attribute of a file: the ETag that it came with, if nothing else tells it from a newer one
+SPLIT_FROM = 1 << 20  # bytes: the smallest span that is worth a connection
+# the attribute of a saved file that holds its ETag
 XATTR = "user.six.etag"
-# seconds before the first note of a download over several connections, doubled up to the most
+# seconds between notes of a download over several connections: at first, and at most
 SAVE_EVERY = 0.05, 1.0
 PART_AGE = 7 * 24 * 3600.0  # seconds that a part may wait to be continued
-# seconds before another try: after progress, without (doubling), and the most of it
+# seconds before a retry: after progress; without progress, doubling; the most
 PAUSES = 0.1, 0.5, 60.0
-DRAWN_EVERY = 0.1  # seconds
+DRAWN_EVERY = 0.1  # seconds between two drawings of the progress line
 LATEST = 10**11  # seconds since 1970: a later time is a mistake, and no system can show it
-EARLIEST = -62135596800  # the same for the year 1: earlier ones have no date in HTTP
+EARLIEST = -62135596800  # the same for the year 1: an earlier time has no date in HTTP
 OC_MTIME = "X-OC-Mtime"  # the field for a file's time that ownCloud invented
-# PATCH: only with an Upload-Offset, which makes it so
+# PATCH is idempotent because we send an Upload-Offset with it
 IDEMPOTENT = {"GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"}
-PASSING = {408, 429, 500, 502, 503, 504}  # statuses that another try may turn into success
+PASSING = {408, 429, 500, 502, 503, 504}  # statuses that may pass, so that a retry makes sense
 REDIRECTS = {301, 302, 303, 307, 308}
-# of a file: its very bytes, and their digest if known
+# ask for the unencoded bytes of a file, and for their digest
 IDENTITY = {"Accept-Encoding": "identity"}
 WANTED = {**IDENTITY, "Want-Repr-Digest": "sha-256=1"}
-INTEROP = "8"  # of the resumable-upload draft
-ADVICE = {  # what a person may do about a status
-    401: "--password, --ask-password or --user NAME:PASSWORD, or SIXSOCKETS_PASSWORD for --host and --port",
-    403: "another login, or another name",
+DRAFT = {"Upload-Draft-Interop-Version": "8"}  # of resumable uploads
+ADVICE = {  # what the user may do about a status
+    401: "--password, --ask-password or --user NAME:PASSWORD;"
+    " SIXSOCKETS_PASSWORD for --host and --port",
+    403: "use another login or another name",
     404: "check the name; list shows what is there",
-    405: "the server allows no such change there",
-    411: "the server wants the length first: put a file, not standard input",
+    405: "use a server or folder that allows this change",
+    411: "put a file, not standard input: the server wants its length first",
     407: "--proxy http://USER:PASSWORD@HOST:PORT",
     412: "--force replaces what is there",
-    413: "the server takes no such large body",
-    507: "the server's disk is full",
+    413: "send a smaller file, or raise the limit of the server",
+    507: "make room on the server's disk",
 }
 # A pattern is compiled when it is first used, and then kept by re; few runs need all.
-HEAD_END = re.compile(rb"\n\r?\n")  # a bare LF ends a line here too: old CGI programs write them
+HEAD_END = re.compile(rb"\n\r?\n")  # old CGI programs end a line with a bare LF
 LINE_END = re.compile(rb"\n")
 STATUS_LINE = r"HTTP/(1\.[0-9]) ([1-9][0-9][0-9])(?: (.*))?"
 TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110 section 5.6.2
 FIELD = rf"(?m)^(?:({TOKEN}):(.*)|(.+))$"  # or a line that is none
 FOLD = r"\n[ \t]+"  # obs-fold: a user agent reads it as a space (RFC 9112 section 5.2)
-# labels of a length that TLS and the resolver take
+# labels at most as long as TLS and the resolver accept
 HOST = r"[!-,\-/-~]{1,63}(?:\.[!-,\-/-~]{1,63})*\.?"
 LENGTH = r"[0-9]{1,18}"
 MONTHS = "JanFebMarAprMayJunJulAugSepOctNovDec"
@@ -151,15 +181,21 @@ SHA256_FIELD = r"(?i)(?:^|,)\s*sha-256=:?([A-Za-z0-9+/]{43}=):?"
 FILENAME = r'(?i)\bfilename\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s;"]+))'
 FILENAME_STAR = r"(?i)\bfilename\*\s*=\s*utf-8'[^']*'([^\s;]+)"
 LINK = r"(?i)<a\s(?:[^<>]*?\s)?href\s*=\s*(?:\"([^\"<>]*)\"|'([^'<>]*)'|([^\s<>\"']+))"
-PLAIN = r"[A-Za-z0-9_%-][A-Za-z0-9_.%~-]*/?"  # a link that needs no resolving, as most in an index
+PLAIN = r"[A-Za-z0-9_%-][A-Za-z0-9_.%~-]*/?"  # a link that needs no resolving; most are like this
+# names that Windows does not take, or takes for a device
+WINDOWS_ILLEGAL = r"(?i)[\\<>:\"|?*\x00-\x1f]|[. ]$|^(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|$)"
+GZIP_NAMES = ".gz", ".tgz"
+CLOSED = "the server closed it"
 PART_NAME = r"\.six-[0-9a-f]{32}\.(?:part|json)"
-SIGNATURE = r"(?i)(?<=[?&])(?:x-(?:amz|goog)-[^&=]*|awsaccesskeyid|googleaccessid|signature|expires)=[^&]*&?"
+SIGNED = r"x-(?:amz|goog)-[^&=]*|awsaccesskeyid|googleaccessid|signature|expires"
+SIGNATURE = rf"(?i)(?<=[?&])(?:{SIGNED})=[^&]*&?"
 WINDOWS_DEVICE = r"(?i)(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|$)"
 
 
-# --- pure functions: URLs, heads, names, numbers ---
+# --- the conversation: one request, one reply, and what comes after it ---
 class URL(NamedTuple):
-    """Where a request goes. Its text is printable ASCII, without the login and what follows a question mark: signatures stand there."""
+    """Where a request goes. As text it is printable ASCII, without the login and without the query,
+    which may hold a signature."""
 
     scheme: str
     host: str
@@ -188,7 +224,8 @@ class URL(NamedTuple):
         return self.origin + self.path + "?..." * ("?" in self.target)
 
     def join(self, reference: str) -> "URL":
-        """What a reference from the server means. A login in it is somebody else's choice, and dropped."""
+        """What a reference from the server means. The server must not choose a login, so one in it
+        is dropped."""
         try:
             return parse_url(urljoin(self.full, reference))._replace(login="")
         except (Failure, ValueError):
@@ -200,57 +237,8 @@ class URL(NamedTuple):
         return self._replace(target=self.path.rstrip("/") + "/" + quote(os.fsencode(name)))
 
 
-def parse_url(text: str) -> URL:
-    """An absolute URL as people write it: spaces and umlauts are encoded, what is encoded already stays."""
-    try:
-        parts = urlsplit(text)
-        host, port = parts.hostname or "", parts.port
-        host = host if host.isascii() else host.encode("idna").decode()
-    except ValueError as error:
-        reason = (
-            "is a character in the password not percent-encoded?"
-            if "@" in text
-            else shown(str(error))
-        )
-        raise Failure(
-            2,
-            f"{loginless(text)} is no URL ({reason})",
-            "nothing was sent",
-            "http://HOST:PORT/PATH",
-        ) from None
-    if parts.scheme not in PORTS or not re.fullmatch(HOST, host):
-        raise Failure(
-            2,
-            f"{loginless(text)} is no http or https URL",
-            "nothing was sent",
-            "http://HOST:PORT/PATH",
-        )
-    target = encoded(parts.path or "/", "/") + (
-        "?" + encoded(parts.query, "/?[]") if parts.query else ""
-    )
-    login = parts.netloc.rpartition("@")[0]
-    return URL(
-        parts.scheme, host, PORTS[parts.scheme] if port is None else port, target, unquoted(login)
-    )
-
-
-def loginless(text: str) -> str:
-    """What was given instead of a URL, for a message. Where the login in it ends is uncertain, so all before the last @ counts as such."""
-    return shown(re.sub(r"(?s)^.*@", "...@", text))
-
-
-def encoded(text: str, also: str) -> str:
-    text = re.sub(r"%(?![0-9A-Fa-f]{2})", "%25", text)
-    return quote(text.encode("utf-8", "surrogateescape"), safe="%!$&'()*+,;=:@" + also)
-
-
-def unquoted(text: str) -> str:
-    """Percent-decoded, as a name or login. What is no UTF-8 passes byte by byte."""
-    return os.fsdecode(unquote_to_bytes(text.encode("utf-8", "surrogateescape")))
-
-
 class Head(NamedTuple):
-    """The head of a response; field names in lower case, repeated fields joined by commas."""
+    """The head of a reply; field names in lower case, repeated fields joined by commas."""
 
     version: str
     status: int
@@ -269,737 +257,17 @@ class Head(NamedTuple):
     def modified(self) -> Optional[float]:
         return parse_date(self.get("last-modified"))
 
-
-def parse_head(raw: bytes) -> Head:
-    """RFC 9112 section 4 and 5. What is malformed raises ValueError: guessing is how two programs come to disagree."""
-    if b"\0" in raw or raw.count(b"\r") != raw.count(b"\r\n"):
-        raise ValueError("a NUL or a bare CR in its head")
-    text = re.sub(FOLD, " ", raw.decode("utf-8", "surrogateescape").replace("\r", ""))
-    first, _, rest = text.rstrip("\n").partition("\n")
-    found = re.fullmatch(STATUS_LINE, first)
-    if not found:
-        raise ValueError(f"{first[:60]!r} where HTTP/1.1 and a status belong")
-    fields: dict[str, str] = {}
-    for name, value, other in re.findall(FIELD, rest):
-        if other:
-            raise ValueError(f"{other[:60]!r} where a header belongs")
-        name, value = name.lower(), value.strip(" \t")
-        fields[name] = f"{fields[name]}, {value}" if name in fields else value
-    return Head(found[1], int(found[2]), found[3] or "", fields, content_length(fields), text)
-
-
-def content_length(fields: dict[str, str]) -> Optional[int]:
-    """RFC 9112 section 6.3: Transfer-Encoding goes before it; several must be the same number."""
-    if "content-length" not in fields or "transfer-encoding" in fields:
-        return None
-    length, *others = {item.strip() for item in fields["content-length"].split(",")}
-    if others or not re.fullmatch(LENGTH, length):
-        raise ValueError("a Content-Length that is no number")
-    return int(length)
-
-
-@functools.lru_cache(maxsize=64)  # a folder's files share many
-def parse_date(text: str) -> Optional[float]:
-    """Seconds since 1970. Of the three forms of RFC 9110 section 5.6.7 the one that is not obsolete, or ISO 8601."""
-    if (found := re.fullmatch(DATE, text)) and found[2] in MONTHS:
-        day, year, month = int(found[1]), int(found[3]), MONTHS.index(found[2]) // 3
-    elif found := re.fullmatch(ISO_DATE, text):
-        day, year, month = int(found[3]), int(found[1]), int(found[2]) - 1
-    else:
-        return None
-    hour, minute, second = map(int, found.groups()[3:])
-    # a year from March to February ends with its leap day
-    year, month = (year, month - 2) if month > 1 else (year - 1, month + 10)
-    days = (
-        365 * year + year // 4 - year // 100 + year // 400 + (153 * month + 2) // 5 + day - 719469
-    )
-    return 86400.0 * days + 3600 * hour + 60 * minute + second
-
-
-def http_date(seconds: float) -> str:
-    # in English as long as nobody calls setlocale()
-    return time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(seconds))
-
-
-def content_range(head: Head) -> Optional[tuple[int, int, int]]:
-    """First byte, the byte after the last, and the size of the whole. (-1, -1, size) when none could be satisfied."""
-    found = re.fullmatch(CONTENT_RANGE, head.get("content-range"))
-    if not found or found[3] == "*":
-        return None
-    return (
-        (int(found[1]), int(found[2]) + 1, int(found[3])) if found[1] else (-1, -1, int(found[3]))
-    )
-
-
-class Source(NamedTuple):
-    """What a part belongs to."""
-
-    url: str
-    etag: str
-    modified: str
-    size: Optional[int]
-    digest: str  # SHA-256 in hex, if the server told it
+    @property
+    def coded(self) -> bool:
+        return self.get("content-encoding") not in ("", "identity")
 
     @property
-    def validator(self) -> str:
-        """For If-Range, which compares strongly: a weak ETag proves nothing (RFC 9110 section 13.1.5)."""
-        return self.modified if not self.etag or self.etag.startswith("W/") else self.etag
+    def success(self) -> bool:
+        """Not for 207, by which WebDAV tells that some of it failed."""
+        return self.status < 300 and self.status != 207
 
-    def fits(self, head: Head) -> bool:
-        """Whether a partial response may be of the same file: servers that know Range but not If-Range send one of any."""
-        field, want = ("etag", self.etag) if self.etag else ("last-modified", self.modified)
-        return head.get(field) in ("", want)
 
-
-def source_of(url: URL, head: Head) -> Source:
-    span = content_range(head)
-    size = span[2] if span else head.length
-    date, modified = parse_date(head.get("date")), head.modified
-    # or it may change again within its second
-    settled = date is not None and modified is not None and modified < date
-    found = re.search(SHA256_FIELD, head.get("repr-digest") or head.get("digest"))
-    digest = binascii.a2b_base64(found[1]).hex() if found else ""
-    return Source(
-        str(url), head.get("etag"), head.get("last-modified") if settled else "", size, digest
-    )
-
-
-def disposition_name(value: str) -> str:
-    """The file name in a Content-Disposition, if any (RFC 6266)."""
-    if found := re.search(FILENAME_STAR, value):
-        return unquoted(found[1])
-    found = re.search(FILENAME, value)
-    return re.sub(r"\\(.)", r"\1", found[1] or found[2] or "") if found else ""
-
-
-def safe_name(name: str) -> str:
-    """A file name out of what a server proposes: one component, not hidden, no control characters, not too long."""
-    name = re.split(r"[/\\]", name)[-1]
-    name = "".join("_" if char < " " or "\x7f" <= char <= "\x9f" else char for char in name)
-    name = "_" + name[1:] if name.startswith(".") else name
-    if os.name == "nt":
-        name = re.sub(r'[<>:"|?*]', "_", name).rstrip(". ")
-        name = "_" + name if re.match(WINDOWS_DEVICE, name) else name
-    stem, dot, ending = name.rpartition(".")
-    if len(os.fsencode(name)) > 255:  # what file systems take
-        name = os.fsdecode(os.fsencode(stem or name)[:200]) + (
-            dot + ending if len(os.fsencode(ending)) < 50 else ""
-        )
-    return name or "index.html"
-
-
-def legal(name: str, hidden: bool) -> bool:
-    """Whether a name from a server's index may become a file or folder here."""
-    if (
-        name in ("", ".", "..")
-        or "/" in name
-        or "\0" in name
-        or name.startswith(".")
-        and not hidden
-        or is_part(name)
-    ):
-        return False
-    return os.name != "nt" or not (
-        re.search(r'[\\<>:"|?*\x00-\x1f]|[. ]$', name) or re.match(WINDOWS_DEVICE, name)
-    )
-
-
-def is_part(name: str) -> bool:
-    return name.startswith(".six-") and re.fullmatch(PART_NAME, name) is not None
-
-
-class Entry(NamedTuple):
-    """A line of a folder's index; None is what that index does not tell."""
-
-    name: str
-    folder: bool
-    size: Optional[int] = None
-    mtime: Optional[float] = None
-    etag: str = ""
-
-
-def html_entries(text: str, url: URL) -> list[Entry]:
-    """The links of an index page that lead to something in that very folder; sorting links and the way up do not."""
-    references = [
-        unescaped(match[1] or match[2] or match[3] or "").strip()
-        for match in re.finditer(LINK, text)
-    ]
-    names = dict.fromkeys(name for reference in references if (name := child_name(reference, url)))
-    return [Entry(unquoted(name.rstrip("/")), name.endswith("/")) for name in names]
-
-
-def unescaped(text: str) -> str:
-    if "&" in text:
-        import html
-
-        text = html.unescape(text)
-    return text
-
-
-def child_name(reference: str, url: URL) -> str:
-    """The name, still encoded, that a reference gives to something in a folder; "" when it leads elsewhere."""
-    if re.fullmatch(PLAIN, reference):
-        return reference
-    with contextlib.suppress(Failure):
-        link = url.join(reference.partition("#")[0])
-        name = link.path[len(url.path) :]
-        if (
-            link.origin == url.origin
-            and link.path.startswith(url.path)
-            and "?" not in link.target
-            and "/" not in name[:-1]
-        ):
-            return name if name != "/" else ""
-    return ""
-
-
-def json_entries(text: str, url: URL) -> list[Entry]:
-    """An index as JSON, as httpserver.py, nginx and Caddy write it."""
-    import json
-
-    index = json.loads(text)
-    index = index.get("entries") if isinstance(index, dict) else index
-    if not isinstance(index, list):
-        raise TypeError("an index that is no list")
-    return [entry for item in index if isinstance(item, dict) and (entry := json_entry(item))]
-
-
-def json_entry(item: dict[str, Any]) -> Optional[Entry]:
-    name: Any = item.get("name")
-    size, mtime, link, etag = (
-        item.get("size"),
-        item.get("mtime", item.get("mod_time")),
-        item.get("href", item.get("url")),
-        item.get("etag"),
-    )
-    try:
-        # exact even where the name is no text
-        name = unquoted(link.removeprefix("./")) if isinstance(link, str) else name
-        os.fsencode(name)
-    except (TypeError, UnicodeError):  # no str, or half a surrogate pair: it stands for no bytes
-        return None
-    folder = (
-        item.get("is_dir") is True
-        or item.get("type") in ("directory", "folder", "dir")
-        or name.endswith("/")
-    )
-    mtime = parse_date(mtime) if isinstance(mtime, str) else mtime
-    mtime = mtime if isinstance(mtime, (int, float)) and abs(mtime) < LATEST else None
-    size = size if isinstance(size, int) and not folder else None
-    return Entry(name.rstrip("/"), folder, size, mtime, etag if isinstance(etag, str) else "")
-
-
-def shown(text: str) -> str:
-    """Text for a terminal: what could move the cursor or change colours appears in hex."""
-    return "".join(
-        char if char.isprintable() or char in "\n\t" else f"\\x{ord(char):02x}" for char in text
-    )
-
-
-def spoken(name: str) -> str:
-    """A file name in a message: one line, whatever is in it."""
-    return (
-        shown(os.fsencode(name).decode(errors="backslashreplace"))
-        .replace("\n", "\\n")
-        .replace("\t", "\\t")
-    )
-
-
-def basic(login: str) -> str:
-    return "Basic " + b64(
-        (login if ":" in login else login + ":").encode("utf-8", "surrogateescape")
-    )
-
-
-def b64(data: bytes) -> str:
-    return binascii.b2a_base64(data, newline=False).decode()
-
-
-def hasher(name: str, data: bytes = b"") -> "hashlib._Hash":
-    # not at the top, like json, html and ssl: what loads them is worth the wait, other runs start
-    # sooner
-    import hashlib
-
-    return hashlib.new(name, data)
-
-
-def error_lines(head: Head, body: bytes) -> str:
-    """The first lines of an error page, as text."""
-    text = body.decode("utf-8", "replace")
-    if "html" in head.get("content-type"):
-        text = unescaped(re.sub(r"(?s)<(style|script|head)\b.*?(?:</\1>|\Z)|<[^<>]*>", "\n", text))
-    lines = [" ".join(line.split()) for line in text.splitlines()]
-    return shown(" | ".join([line[:200] for line in lines if line][:SHOWN_LINES])).replace(
-        "\n", " "
-    )
-
-
-# --- the wire: bytes in, heads and bodies out ---
-CLOSED = "the server closed it"
-
-
-class Wire:
-    """A connection. What has come in and is not read yet stands in buffer[start:end]."""
-
-    def __init__(self, sock: socket.socket, peer: str, args: argparse.Namespace) -> None:
-        self.sock = sock
-        self.peer = peer
-        self.args = args
-        self.slice = TLS_SLICE if hasattr(sock, "unwrap") else BUFFER
-        self.buffer = memoryview(bytearray(BUFFER))
-        self.start = self.end = 0
-        self.problem = CLOSED  # why nothing more comes, once fill() is 0
-        self.heard = False  # a head has come since the last request, an interim one (1xx) at least
-        # one that was told before the body was sent: the server may still be reading
-        self.success: Head | None = None
-
-    def fill(self) -> int:
-        """Put what arrives behind what is there; 0 at the end of the stream."""
-        waiting = self.end - self.start
-        self.buffer[:waiting] = self.buffer[self.start : self.end]
-        self.start, self.end = 0, waiting
-        try:
-            count = self.sock.recv_into(self.buffer[waiting:])
-        except OSError as error:
-            if self.sock.gettimeout() == 0:
-                raise
-            if isinstance(error, socket.timeout):
-                raise Transient(
-                    28,
-                    f"{self.peer} has said nothing for {self.args.timeout:g} s",
-                    "it is connected but silent: busy, stopped, or behind a broken link",
-                    "--timeout gives it longer",
-                ) from None
-            self.problem, count = error.strerror or str(error), 0
-        self.end += count
-        return count
-
-    def take(self, most: int) -> memoryview:
-        """Some of the bytes that come next, valid until the next call; none at the end of the stream."""
-        if self.start == self.end:
-            self.fill()
-        piece = self.buffer[self.start : min(self.end, self.start + most)]
-        self.start += len(piece)
-        return piece
-
-    def until(self, mark: re.Pattern[bytes], limit: int) -> bytes:
-        """The bytes up to a mark and with it."""
-        while not (
-            found := mark.search(self.buffer, self.start, min(self.end, self.start + limit))
-        ):
-            if self.end - self.start >= limit:
-                raise broken(self.peer, f"no end of a head or line within {limit} bytes")
-            if not self.fill():
-                raise self.lost()
-        data = bytes(self.buffer[self.start : found.end()])
-        self.start = found.end()
-        return data
-
-    def lost(self) -> "Transient":
-        came = self.end - self.start
-        code, what = (18, f"only {came} bytes of a head came") if came else (52, "no answer")
-        return Transient(
-            code, f"{what} from {self.peer}", f"connection lost: {self.problem}", "the same again"
-        )
-
-    def head(self) -> Head:
-        """The head of the response. Interim ones (1xx) before it are taken note of."""
-        for _ in range(MAX_INTERIM):
-            head = self.one_head()
-            if head.status >= 200:
-                return head
-        raise broken(self.peer, f"more than {MAX_INTERIM} interim responses")
-
-    def one_head(self) -> Head:
-        try:
-            raw = self.until(HEAD_END, MAX_HEAD)
-        except Transient:
-            raw = bytes(self.buffer[self.start : self.end])
-            if raw.startswith(b"HTTP/"[: len(raw)]):
-                # else no head that was cut but another protocol's greeting: trying again would not
-                # help
-                raise
-        try:
-            head = parse_head(raw)
-        except ValueError as error:
-            raise broken(self.peer, str(error)) from None
-        narrate(self.args, "<", head.text)
-        self.heard = True
-        return head
-
-    def early(self) -> Optional[Head]:
-        """The response, if it has come though the request is not yet sent whole (rule: it may be a refusal)."""
-        self.sock.settimeout(0)
-        try:
-            if not self.fill():
-                raise self.lost()
-        except OSError as error:
-            if not isinstance(error, BlockingIOError) and "Want" not in type(error).__name__:
-                raise unsent(self.peer, error) from None
-            # else TLS has read something of its own, such as a session ticket
-        finally:
-            self.sock.settimeout(self.args.timeout)
-        while HEAD_END.search(self.buffer, self.start, self.end):
-            head = self.one_head()
-            if head.status >= 200:
-                return head
-        return None
-
-    def send(self, data: bytes) -> None:
-        view = memoryview(data)
-        try:
-            while view:
-                view = view[self.sock.send(view) :]
-        except OSError as error:
-            raise unsent(self.peer, error) from None
-
-    def send_body(self, body: "Body") -> Optional[Head]:
-        """Send it, watching for an answer meanwhile: a server that refuses says so and stops reading. A success is its word for later."""
-        chunked = body.length is None
-        try:
-            for piece in body.pieces():
-                if head := self.send_piece(
-                    b"%x\r\n" % len(piece) + piece + b"\r\n" if chunked else piece
-                ):
-                    return head
-            return (self.send_piece(b"0\r\n\r\n") if chunked else None) or self.success
-        except OSError as error:
-            # EPIPE, ECONNRESET: what was said before may still be there to read
-            with contextlib.suppress(Transient):
-                return self.success or self.head()
-            raise unsent(self.peer, error) from None
-
-    def send_piece(self, data: Union[bytes, memoryview]) -> Optional[Head]:
-        view = memoryview(data)
-        while view:
-            readable, writable, _ = select.select(
-                [] if self.success else [self.sock], [self.sock], [], self.args.timeout
-            )
-            if readable and (head := self.early()):
-                if head.status >= 300:
-                    return head
-                self.success = head
-            if not readable and not writable:
-                raise Transient(
-                    28,
-                    f"{self.peer} has taken nothing for {self.args.timeout:g} s",
-                    "it stopped reading",
-                    "the same again",
-                )
-            if writable:
-                count = self.sock.send(view[: self.slice])
-                view = view[count:]
-                self.args.progress.add(count)
-        return None
-
-    def await_word(self) -> Optional[Head]:
-        """After Expect: 100-continue: the refusal, or None when the body may go, as any interim response says."""
-        deadline = time.monotonic() + EXPECT_WAIT
-        while (
-            not self.heard
-            and select.select([self.sock], [], [], max(0.0, deadline - time.monotonic()))[0]
-        ):
-            if head := self.early():
-                return head
-        return None
-
-    def close(self) -> None:
-        self.sock.close()
-
-
-class Reply:
-    """A response. Its body is read piece by piece; how it ends, RFC 9112 section 6.3 tells."""
-
-    def __init__(self, wire: Wire, head: Head, method: str, url: URL) -> None:
-        self.wire = wire
-        self.head = head
-        self.url = url
-        self.keep = (
-            head.has("connection", "keep-alive")
-            if head.version == "1.0"
-            else not head.has("connection", "close")
-        )
-        self.ended = method == "HEAD" or head.status in (204, 304) or head.length == 0
-        self.received = 0
-
-    def pieces(self) -> Iterator[memoryview]:
-        """The body as it comes; Transient when it ends before its end."""
-        if self.ended:
-            return
-        if "transfer-encoding" in self.head.fields:
-            body = self.chunks()
-        else:
-            body = (
-                self.to_the_end()
-                if self.head.length is None
-                else self.sized(self.head.length - self.received)
-            )
-        for piece in body:
-            self.received += len(piece)
-            yield piece
-        self.ended = True
-
-    def sized(self, left: int) -> Iterator[memoryview]:
-        while left:
-            piece = self.wire.take(left)
-            if not piece:
-                raise self.cut()
-            left -= len(piece)
-            yield piece
-
-    def to_the_end(self) -> Iterator[memoryview]:
-        """The end of the connection is the end of the body, if it is the server that ended it."""
-        self.keep = False
-        while piece := self.wire.take(BUFFER):
-            yield piece
-        if self.wire.problem != CLOSED:
-            raise self.cut()
-
-    def chunks(self) -> Iterator[memoryview]:
-        if self.head.get("transfer-encoding").lower() != "chunked":
-            raise broken(self.wire.peer, "a Transfer-Encoding other than chunked")
-        # both: somebody may be smuggling
-        self.keep = self.keep and "content-length" not in self.head.fields
-        while size := self.chunk_size():
-            yield from self.sized(size)
-            if self.line(MAX_LINE) not in (b"\r\n", b"\n"):
-                raise broken(self.wire.peer, "a chunk that is longer than it says")
-        limit = MAX_HEAD
-        while (line := self.line(limit)) not in (b"\r\n", b"\n"):  # trailers
-            limit -= len(line)
-
-    def line(self, limit: int) -> bytes:
-        try:
-            return self.wire.until(LINE_END, limit)
-        except Transient as failure:
-            raise failure if failure.code == 28 else self.cut() from None
-
-    def chunk_size(self) -> int:
-        found = re.fullmatch(CHUNK_LINE, self.line(MAX_LINE))
-        if not found:
-            raise broken(self.wire.peer, "a chunk whose size is no hexadecimal number")
-        return int(found[1], 16)
-
-    def decoded(self) -> Iterator[Union[bytes, memoryview]]:
-        """The body without its Content-Encoding; gzip no larger than text can become."""
-        coding = self.head.get("content-encoding").lower() or "identity"
-        if coding == "identity":
-            yield from self.pieces()
-            return
-        if coding not in ("gzip", "x-gzip"):
-            raise broken(
-                self.wire.peer, f"a Content-Encoding that nobody asked for: {shown(coding[:40])}"
-            )
-        made = 0
-        try:
-            for out in gunzip(self.pieces()):
-                made += len(out)
-                if made > GZIP_RATIO * self.received + BUFFER:
-                    raise broken(self.wire.peer, f"a gzip body over {GZIP_RATIO} times its size")
-                yield out
-        except zlib.error as error:
-            raise broken(self.wire.peer, f"a gzip body that is damaged ({error})") from None
-
-    def read(self, limit: int) -> bytes:
-        """The first bytes of the body, all of them if they are not more than the limit."""
-        data = bytearray()  # bytes would be copied for each piece
-        for piece in self.decoded():
-            data += piece
-            if len(data) > limit:
-                break
-        return bytes(data[:limit])
-
-    def cut(self) -> "Transient":
-        size = "" if self.head.length is None else f" of {self.head.length:,}"
-        return Transient(
-            18,
-            f"connection to {self.wire.peer} lost at {self.received:,}{size} bytes",
-            self.wire.problem,
-            "the same command again goes on from there",
-        )
-
-    def __enter__(self) -> "Reply":  # noqa: PYI034  (Self came with Python 3.11)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        """Leave the connection at the next response, or closed."""
-        if (
-            not self.ended
-            and self.head.length is not None
-            and self.head.length - self.received <= MAX_ANSWER
-            and not exception[0]
-        ):
-            with contextlib.suppress(Failure):
-                for _ in self.pieces():
-                    pass
-        if not self.ended or not self.keep:
-            self.keep = False
-            self.wire.close()
-
-
-def gunzip(pieces: Iterable[memoryview]) -> Iterator[bytes]:
-    """What these bytes decode to, a bounded amount at a time: one member after another, each with its checksum
-    (RFC 1952 section 2.2). zlib.error for what is no gzip, or not all of it."""
-    decoder = zlib.decompressobj(wbits=31)  # 31: with gzip's head and checksum
-    for step in (
-        piece[start : start + GZIP_STEP]
-        for piece in pieces
-        for start in range(0, len(piece), GZIP_STEP)
-    ):
-        rest, full = bytes(step), False
-        while rest or full:
-            if decoder.eof:
-                decoder = zlib.decompressobj(wbits=31)
-            out = decoder.decompress(rest, BUFFER)
-            yield out
-            rest, full = (
-                decoder.unused_data or decoder.unconsumed_tail,
-                len(out) == BUFFER and not decoder.eof,
-            )
-    if not decoder.eof:
-        raise zlib.error("it stops in the middle")
-
-
-class Body:
-    """What is sent: bytes as they are, or the content of the files that a str names. Without a length: standard input."""
-
-    def __init__(self, *parts: Union[bytes, str]) -> None:
-        self.parts = parts
-        found = [None if isinstance(part, bytes) else sendable_file(part) for part in parts]
-        self.sizes = [
-            len(part) if info is None else info.st_size for part, info in zip(parts, found)
-        ]
-        self.length = sum(self.sizes) if parts else None
-        self.mtime_ns = next((info.st_mtime_ns for info in found if info), 0)
-        self.state = [(info.st_size, info.st_mtime_ns) for info in found if info]
-        self.start = self.sent = 0  # sent: what was read of standard input
-        # 100 Continue, before it is sent
-        self.expects = self.length is None or self.length >= EXPECT_FROM
-
-    def rest(self, offset: int) -> "Body":
-        """What follows an offset, of a single file. The server has said already that it wants it."""
-        rest = Body(*self.parts)
-        rest.start, rest.sizes, rest.length, rest.expects = (
-            offset,
-            self.sizes,
-            sum(self.sizes) - offset,
-            False,
-        )
-        return rest
-
-    def changed(self) -> bool:
-        """Whether a file has been written to since: what was sent and what follows would not fit together."""
-        return Body(*self.parts).state != self.state
-
-    def pieces(self) -> Iterator[Union[bytes, memoryview]]:
-        for part, size in zip(self.parts, self.sizes):
-            yield from [part] if isinstance(part, bytes) else file_pieces(part, self.start, size)
-        for piece in iter(read_input, b"") if self.length is None else ():
-            self.sent += len(piece)
-            yield piece
-
-    def digest(self) -> str:
-        """For Repr-Digest (RFC 9530)."""
-        sha256 = hasher("sha256")
-        for piece in self.pieces():
-            sha256.update(piece)
-        return f"sha-256=:{b64(sha256.digest())}:"
-
-
-def sendable_file(path: str) -> os.stat_result:
-    try:
-        found = os.stat(path)
-    except OSError as error:
-        raise unreadable(path, error) from None
-    if not stat.S_ISREG(found.st_mode):
-        raise Failure(
-            26,
-            f"cannot send {spoken(path)}: it is no regular file",
-            "its length is not known in advance",
-            "upload sends a folder; cat FILE | ... put - URL anything else",
-        )
-    return found
-
-
-def file_pieces(path: str, start: int, end: int) -> Iterator[memoryview]:
-    """Exactly these bytes of a file, each piece valid until the next: of one that shrinks meanwhile, nothing is made up."""
-    buffer = memoryview(bytearray(min(BUFFER, end - start)))
-    try:
-        with open(path, "rb", buffering=0) as file:
-            file.seek(start)
-            while count := file.readinto(buffer[: end - file.tell()]):
-                yield buffer[:count]
-            have = file.tell()
-    except OSError as error:
-        raise unreadable(path, error) from None
-    if have < end:
-        raise Failure(
-            26,
-            f"{spoken(path)} became shorter while it was read",
-            f"{have:,} of {end:,} bytes were there",
-            "once more, when nothing writes to it",
-        )
-
-
-def read_input() -> bytes:
-    try:
-        # None: it was closed before the start, and 0 may be the connection
-        return os.read(-1 if sys.stdin is None else 0, BUFFER)
-    except OSError as error:
-        raise Failure(
-            26,
-            f"cannot read standard input ({error.strerror})",
-            "the server has at most what was read before",
-            "put FILE URL",
-        ) from None
-
-
-def unreadable(path: str, error: OSError) -> "Failure":
-    try:
-        where = f"looked for in {spoken(os.getcwd())}"
-    except OSError:
-        where = "the current folder is gone"
-    return Failure(26, f"cannot read {spoken(path)}: {error.strerror}", where, "check the name")
-
-
-def unsent(peer: str, error: OSError) -> "Transient":
-    return Transient(
-        55,
-        f"could not send to {peer} ({error.strerror or 'timed out'})",
-        "it closed the connection or stopped reading",
-        "the same again",
-    )
-
-
-def broken(peer: str, what: str) -> "Failure":
-    hint = (
-        "curl -v shows what it sends"
-        if "\\x15" not in what and "\\x16" not in what
-        else "https://: that is TLS"
-    )
-    return Failure(
-        56,
-        f"{peer} broke the protocol: {what}",
-        "it is no HTTP server, a faulty one, or an attack",
-        hint,
-    )
-
-
-def narrate(args: argparse.Namespace, mark: str, text: str) -> None:
-    """-v: a head, line by line, in curl's marks; passwords masked."""
-    if args.verbose:
-        masked = SECRET.sub(
-            lambda found: found[1] + b"***", text.encode("utf-8", "surrogateescape")
-        )
-        for line in masked.decode("utf-8", "backslashreplace").splitlines():
-            say(f"{mark} {shown(line)}")
-
-
-# --- asking: connections, proxies, passwords, redirects, patience ---
-Fields = dict[str, str]
-
-
-class Server:
+class Origin:
     """What a client knows of one server."""
 
     def __init__(self, url: URL, args: argparse.Namespace) -> None:
@@ -1011,145 +279,166 @@ class Server:
                 "https://",
             )
         self.proxy = proxy_for(url, args)
-        self.personal = personal(url, args)
-        self.reached = False  # once in this run: when it refuses now, it may be back soon
+        self.login_fields = login_fields(url, args)
+        self.reached = False  # once in this run, so that a refusal may pass
 
 
 class Client:
-    """Asks servers. A thread has its own, and shares with others what is known of the servers."""
+    """Sends requests to servers. Each thread has its own client; all share what is known of the
+    origins."""
 
     def __init__(
-        self, args: argparse.Namespace, servers: Optional[dict[tuple[str, str], Server]] = None
+        self, args: argparse.Namespace, origins: "Optional[dict[tuple[str, str], Origin]]" = None
     ) -> None:
         self.args = args
-        self.servers = {} if servers is None else servers  # by origin and login
-        # the connection kept to each origin: one, for there are servers that serve one at a time
-        self.idle: dict[str, Wire] = {}
+        self.origins = {} if origins is None else origins  # by origin and login
+        # one kept connection for each origin: some servers serve one at a time
+        self.idle: dict[str, Connection] = {}
 
     def ask(
-        self, method: str, url: URL, fields: Optional[Fields] = None, body: Optional[Body] = None
-    ) -> Reply:
-        """The response that stands at the end of all redirects. Logins stay with the origin that they were given for."""
-        fields, own = fields or {}, True
+        self,
+        method: str,
+        url: URL,
+        fields: Optional[Fields] = None,
+        body: Optional["BodySource"] = None,
+    ) -> "Reply":
+        """Send a request, follow redirects, and return the last reply.
+
+        A login is sent only to the origin that the user gave it for."""
+        fields, same_origin = fields or {}, True
         for _ in range(MAX_REDIRECTS + 1):
-            reply = self.exchange(
-                method, url, {**fields, **(self.server(url).personal if own else {})}, body
-            )
-            again = not (body and body.sent)  # what was read of standard input cannot be sent twice
-            if again and own and self.can_log_in(reply):
+            login = self.origin(url).login_fields if same_origin else {}
+            reply = self.exchange(method, url, {**fields, **login}, body)
+            head = reply.head
+            # standard input, once read, cannot be sent twice
+            if not (body and body.sent) and self.is_asked_again(reply, body, same_origin):
                 continue
-            if again and reply.head.status == 417 and body and body.expects:
-                with reply:
-                    body.expects = False  # the server knows no Expect
-                continue
-            location = reply.head.get("location")
-            if reply.head.status not in REDIRECTS or not location:
+            location = head.get("location")
+            if head.status not in REDIRECTS or not location:
                 return reply
             with reply:
-                before, (method, body) = method, redirected(method, reply.head.status, body)
-            # they were about the body: Content-Type, Expect, a digest (RFC 9110 section 15.4)
+                before = method
+                method, body = redirected(method, head.status, body)
+            # without the body, its fields go too: Content-Type, a digest (RFC 9110 section 15.4)
             fields = fields if method == before else {}
             target = url.join(location)
-            own = own and target.origin == url.origin
-            url = target._replace(login=url.login if own else "")
+            same_origin = same_origin and target.origin == url.origin
+            url = target._replace(login=url.login if same_origin else "")
         raise Failure(
             47,
             f"more than {MAX_REDIRECTS} redirects, the last one to {url}",
             "the server sends in circles",
-            "another URL",
+            "check the URL; -v shows each redirect",
         )
 
-    def can_log_in(self, reply: Reply) -> bool:
-        """Where none was given, a password may be typed: for this server alone."""
-        url, server = reply.url, self.server(reply.url)
-        wanted = reply.head.status == 401 and "basic" in reply.head.get("www-authenticate").lower()
-        if (
-            not wanted
-            or server.personal.get("Authorization")
-            or url.origin in self.args.asked
-            or not os.isatty(2)
-        ):
+    def is_asked_again(
+        self, reply: "Reply", body: Optional["BodySource"], same_origin: bool
+    ) -> bool:
+        """Whether to repeat the request: with a typed password, or without the Expect that the
+        server refused."""
+        if same_origin and self.can_log_in(reply):
+            return True
+        if reply.head.status != 417 or not body or not body.expects:
+            return False
+        with reply:
+            body.expects = False
+        return True
+
+    def can_log_in(self, reply: "Reply") -> bool:
+        """Ask the user for a password that this server demands and nobody has given."""
+        url, head, asked = reply.url, reply.head, self.args.asked
+        origin = self.origin(url)
+        wanted = head.status == 401 and "basic" in head.get("www-authenticate").lower()
+        given = origin.login_fields.get("Authorization") or url.origin in asked
+        if not wanted or given or not os.isatty(2):
             return False
         with reply:
             self.args.progress.clear()
-            self.args.asked[url.origin] = ask_password(url.authority)
-        server.personal = personal(url, self.args)
+            asked[url.origin] = ask_password(url.authority)
+        origin.login_fields = login_fields(url, self.args)
         return True
 
-    def server(self, url: URL) -> Server:
-        server = self.servers.get((url.origin, url.login))
-        if server is None:
-            server = self.servers[url.origin, url.login] = Server(url, self.args)
-        return server
+    def origin(self, url: URL) -> Origin:
+        key = url.origin, url.login
+        if key not in self.origins:
+            self.origins[key] = Origin(url, self.args)
+        return self.origins[key]
 
-    def exchange(self, method: str, url: URL, fields: Fields, body: Optional[Body]) -> Reply:
-        """One request and its response. On a kept connection the server may just have hung up: then once more on a new one."""
+    def exchange(
+        self, method: str, url: URL, fields: Fields, body: Optional["BodySource"]
+    ) -> "Reply":
+        """Send one request and read its reply.
+
+        The server may just have closed a kept connection. Then retry once on a new one."""
         request = self.request(method, url, fields, body)
-        wire = self.kept(url)
-        if wire and method in IDEMPOTENT and (body is None or body.length is not None):
+        connection = self.kept_connection(url)
+        if connection and (method not in IDEMPOTENT or body and body.length is None):
+            connection.close()
+        elif connection:
             try:
-                return self.converse(wire, request, method, url, body)
+                return self.converse(connection, request, method, url, body)
             except Transient as failure:
-                if failure.code not in (52, 55) or wire.heard:
+                if failure.code not in (52, 55) or connection.answered:
                     raise
-        elif wire:
-            wire.close()
-        return self.converse(self.dial(url), request, method, url, body)
+        return self.converse(self.connect(url), request, method, url, body)
 
-    def request(self, method: str, url: URL, fields: Fields, body: Optional[Body]) -> bytes:
-        # https goes through a tunnel
-        proxy = self.server(url).proxy if url.scheme == "http" else None
-        all_fields = {
+    def request(self, method: str, url: URL, fields: Fields, body: Optional["BodySource"]) -> bytes:
+        # https goes through a tunnel, which needs no absolute URL
+        proxy = self.origin(url).proxy if url.scheme == "http" else None
+        own = {
             "Host": url.authority,
             "User-Agent": f"six-httpclient/{VERSION}",
             "Accept": "*/*",
+            **proxy_login(proxy),
         }
-        if proxy and proxy.login:
-            all_fields["Proxy-Authorization"] = basic(proxy.login)
-        if body is not None:
-            all_fields.update(
-                {"Transfer-Encoding": "chunked"}
-                if body.length is None
-                else {"Content-Length": str(body.length)}
-            )
-            all_fields.update({"Expect": "100-continue"} if body.expects else {})
-        return request_head(method, url.full if proxy else url.target, merged(all_fields, fields))
+        if body and body.length is None:
+            own["Transfer-Encoding"] = "chunked"
+        elif body:
+            own["Content-Length"] = str(body.length)
+        if body and body.expects:
+            own["Expect"] = "100-continue"
+        return request_head(method, url.full if proxy else url.target, merged(own, fields))
 
     def converse(
-        self, wire: Wire, request: bytes, method: str, url: URL, body: Optional[Body]
-    ) -> Reply:
-        narrate(self.args, ">", request.decode("utf-8", "surrogateescape"))
+        self,
+        connection: "Connection",
+        request: bytes,
+        method: str,
+        url: URL,
+        body: Optional["BodySource"],
+    ) -> "Reply":
+        narrate(self.args, ">", request)
         try:
-            wire.heard = False
-            wire.send(request)
+            connection.answered = False
+            connection.send(request)
             early = None
-            if body is not None:
-                early = wire.await_word() if b"\r\nExpect: 100-continue\r\n" in request else None
-                early = early or wire.send_body(body)
-            reply = Reply(wire, early or wire.head(), method, url)
+            if body and b"\r\nExpect: 100-continue\r\n" in request:
+                early = connection.wait_for_continue()
+            if body and not early:
+                early = connection.send_body(body)
+            reply = Reply(connection, early or connection.read_head(), method, url)
         except BaseException:
-            wire.close()
+            connection.close()
             raise
-        # or the rest of the body would be taken for a request
+        # after an early reply, the server would take the rest of the body for a request
         reply.keep = reply.keep and early is None
-        self.idle[url.origin] = wire
+        self.idle[url.origin] = connection
         return reply
 
-    def kept(self, url: URL) -> Optional[Wire]:
-        """The connection of the last response, if that has been read to its end. Bytes after it came unasked."""
-        wire = self.idle.pop(url.origin, None)
-        if wire and wire.start != wire.end:
-            wire.close()
-        return wire if wire and wire.sock.fileno() >= 0 else None
+    def kept_connection(self, url: URL) -> "Optional[Connection]":
+        """The connection of the last reply, if its body was read to the end.
 
-    def dial(self, url: URL) -> Wire:
-        plain = functools.partial(self.plain, url)
+        Bytes that follow that body answer no request, so a connection with such bytes is closed."""
+        connection = self.idle.pop(url.origin, None)
+        if connection and connection.start != connection.end:
+            connection.close()
+        return connection if connection and connection.sock.fileno() >= 0 else None
+
+    def connect(self, url: URL) -> "Connection":
+        origin, sock_to = self.origin(url), functools.partial(self.open_socket, url)
         try:
-            sock = (
-                encrypt(plain, url.host, self.args, ["http/1.1"])
-                if url.scheme == "https"
-                else plain()
-            )
+            https = url.scheme == "https"
+            sock = encrypt(sock_to, url.host, self.args, ["http/1.1"]) if https else sock_to()
         except OSError as error:
             raise Transient(
                 28 if isinstance(error, socket.timeout) else 56,
@@ -1158,27 +447,22 @@ class Client:
                 "http:// instead of https://?",
             ) from None
         except Failure as failure:
-            # but not for want of file descriptors here
+            # a lack of file descriptors on this machine does not pass
             passing = failure.code in (6, 7, 28) and os.strerror(errno.EMFILE) not in str(failure)
-            if self.server(url).reached and passing:
-                raise Transient(
-                    failure.code, *(line[7:] for line in str(failure).split("\n"))
-                ) from None
-            raise
-        self.server(url).reached = True
-        with contextlib.suppress(OSError):  # it has hung up already, as will be seen
-            narrate(self.args, "*", f"connected to {address(sock.getpeername())}")
-        return Wire(sock, url.authority, self.args)
+            if not origin.reached or not passing:
+                raise
+            lines = [line[7:] for line in str(failure).split("\n")]
+            raise Transient(failure.code, *lines) from None
+        origin.reached = True
+        with contextlib.suppress(OSError):  # the peer may have closed it already
+            narrate(self.args, "*", f"connected to {address(sock.getpeername())}".encode())
+        return Connection(sock, url.authority, self.args)
 
-    def plain(self, url: URL) -> socket.socket:
-        proxy = self.server(url).proxy
+    def open_socket(self, url: URL) -> socket.socket:
+        proxy = self.origin(url).proxy
         via = proxy or url
-        sock = open_connection(
-            self.args,
-            via_family(via.host, via.port, self.args),
-            via.port,
-            server_command(url, proxy),
-        )
+        host = via_family(via.host, via.port, self.args)
+        sock = open_connection(self.args, host, via.port, server_command(url, proxy))
         try:
             if proxy and url.scheme == "https":
                 self.tunnel(sock, url, proxy)
@@ -1190,86 +474,90 @@ class Client:
     def tunnel(self, sock: socket.socket, url: URL, proxy: URL) -> None:
         """Ask a proxy to pass bytes to the server unread (RFC 9110 section 9.3.6)."""
         goal = f"{url.authority}:{url.port}" if url.port == PORTS[url.scheme] else url.authority
-        fields = {
-            "Host": goal,
-            **({"Proxy-Authorization": basic(proxy.login)} if proxy.login else {}),
-        }
-        request, wire = (
-            request_head("CONNECT", goal, fields),
-            Wire(sock, f"the proxy {proxy.authority}", self.args),
-        )
-        narrate(self.args, ">", request.decode())
-        wire.send(request)
-        head = wire.head()
+        request = request_head("CONNECT", goal, {"Host": goal, **proxy_login(proxy)})
+        connection = Connection(sock, f"the proxy {proxy.authority}", self.args)
+        narrate(self.args, ">", request)
+        connection.send(request)
+        head = connection.read_head()
         if not 200 <= head.status < 300:
-            raise (Transient if head.status in PASSING and self.server(url).reached else Failure)(
+            passing = head.status in PASSING and self.origin(url).reached
+            reason = f"{head.status} {printable(head.reason)}"
+            raise (Transient if passing else Failure)(
                 56,
-                f"the proxy {proxy.authority} does not connect to {goal}: {head.status} {shown(head.reason)}",
+                f"the proxy {proxy.authority} does not connect to {goal}: {reason}",
                 "it allows other ports only, cannot reach the server, or asks for a password",
                 "--proxy http://USER:PASSWORD@HOST:PORT",
             )
 
     def close(self) -> None:
-        for wire in self.idle.values():
-            wire.close()
+        for connection in self.idle.values():
+            connection.close()
 
-    def same_request(self, method: str, url: URL, fields: Fields) -> Callable[[URL], bytes]:
-        """What makes requests that differ in nothing but the target: one is made for all."""
+    def request_template(self, method: str, url: URL, fields: Fields) -> Callable[[URL], bytes]:
+        """A function that makes requests which differ only in their target."""
         mark = url._replace(target="\0")
-        whole = self.request(method, mark, {**fields, **self.server(url).personal}, None)
-        before, after = whole.split(b"\0")
+        fields = {**fields, **self.origin(url).login_fields}
+        before, after = self.request(method, mark, fields, None).split(b"\0")
         return lambda each: before + each.target.encode() + after
 
     def pipeline(
         self, method: str, urls: Iterable[URL], make: Callable[[URL], bytes]
-    ) -> Iterator[tuple[URL, Reply]]:
-        """Ask for many things of one server without waiting in between; the responses come in the same order.
-        It starts with one request, and doubles while the connection holds: not every server keeps it open.
-        A URL for which make() gives nothing is left out."""
+    ) -> Iterator[tuple[URL, "Reply"]]:
+        """Send many requests to one server without waiting for each reply. Replies come in the same
+        order.
+
+        Not every server keeps a connection open, so begin with one request, and double that
+        number while the connection stays open. A URL for which make() returns nothing is left
+        out."""
         waiting, asked, window = deque(urls), deque[URL](), 1
-        most = PIPELINE if waiting and not self.server(waiting[0]).proxy else 1
-        wire: Wire | None = None
+        most = PIPELINE if waiting and not self.origin(waiting[0]).proxy else 1
+        connection: Connection | None = None
         try:
             while waiting or asked:
                 url = (asked or waiting)[0]
-                wire = wire or self.kept(url) or self.dial(url)
-                # several in one segment
-                room = window - len(asked) if len(asked) <= window // 2 else 0
-                new = [waiting.popleft() for _ in range(min(room, len(waiting)))]
-                asked.extend(self.send_all(wire, new, make))
+                connection = connection or self.kept_connection(url) or self.connect(url)
+                if len(asked) <= window // 2:  # so that several share a segment
+                    new = [waiting.popleft() for _ in range(min(window - len(asked), len(waiting)))]
+                    self.send_requests(connection, new, make, asked)
                 if not asked:
                     continue
-                with Reply(wire, wire.head(), method, asked.popleft()) as reply:
+                with Reply(connection, connection.read_head(), method, asked.popleft()) as reply:
                     yield reply.url, reply
-                window = min(2 * window, most) if reply.keep else 1
+                window = min(2 * window, most)
                 if not reply.keep:
-                    wire = None
+                    connection, window = None, 1
                     waiting.extendleft(reversed(asked))
                     asked.clear()
-            if wire:
-                self.idle[url.origin], wire = wire, None
+            if connection:
+                self.idle[url.origin], connection = connection, None
         finally:
-            if wire:
-                wire.close()
+            if connection:
+                connection.close()
 
-    def send_all(self, wire: Wire, urls: list[URL], make: Callable[[URL], bytes]) -> Iterator[URL]:
-        """Send requests, small ones together; which there were."""
+    def send_requests(
+        self,
+        connection: "Connection",
+        urls: list[URL],
+        make: Callable[[URL], bytes],
+        asked: deque[URL],
+    ) -> None:
+        """Send requests, small ones together, and append the URLs of those that were sent."""
         data = b""
         for url in urls:
             if request := make(url):
-                if self.args.verbose:
-                    head, _, _ = request.partition(b"\r\n\r\n")
-                    narrate(self.args, ">", head.decode("utf-8", "surrogateescape"))
+                narrate(self.args, ">", request)
+                asked.append(url)
                 data += request
-                yield url
             if len(data) > TLS_SLICE:
-                wire.send(data)
+                connection.send(data)
                 data = b""
-        wire.send(data)
+        connection.send(data)
 
 
-def redirected(method: str, status: int, body: Optional[Body]) -> tuple[str, Optional[Body]]:
-    """How to go on after a redirect (RFC 9110 section 15.4)."""
+def redirected(
+    method: str, status: int, body: Optional["BodySource"]
+) -> tuple[str, Optional["BodySource"]]:
+    """The method and body after a redirect (RFC 9110 section 15.4)."""
     if status == 303 and method != "HEAD" or status in (301, 302) and method == "POST":
         return "GET", None
     if body is not None and body.sent:
@@ -1283,124 +571,63 @@ def redirected(method: str, status: int, body: Optional[Body]) -> tuple[str, Opt
 
 
 def merged(fields: Fields, others: Fields) -> Fields:
-    """Fields of any case over fields of any case; an empty value takes one away, as with curl."""
+    """Merge fields, in whatever case. As in curl, an empty value removes a field."""
     named = {name.lower(): (name, value) for name, value in [*fields.items(), *others.items()]}
     return {name: value for name, value in named.values() if value}
 
 
 def request_head(method: str, target: str, fields: Fields) -> bytes:
     lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
-    return "\r\n".join([*lines, "", ""]).encode("utf-8", "surrogateescape")
+    return to_bytes("\r\n".join([*lines, "", ""]))
 
 
-def personal(url: URL, args: argparse.Namespace) -> Fields:
-    """What the user gave for one server alone: -H, and the login."""
-    fields = dict(args.header)
-    if "authorization" not in {name.lower() for name in fields}:
-        fields["Authorization"] = authorization(url, args)
-    return fields
+def check(reply: "Reply") -> "Reply":
+    """Return the reply if it is a success. Else raise a Failure with the first lines of its body.
 
-
-def authorization(url: URL, args: argparse.Namespace) -> str:
-    """The login for a server: from the URL, the command line, the environment if the server is --host's, or .netrc."""
-    if login := url.login or args.user:
-        return basic(login)
-    if args.token:
-        return f"Bearer {args.token}"
-    if password := args.asked.get(url.origin) or given_password(args, url.host, url.port):
-        return basic(":" + password)
-    path = os.path.expanduser("~/.netrc")
-    return netrc_login(path, url.host) if os.path.isfile(path) else ""
-
-
-def netrc_login(path: str, host: str) -> str:
-    import netrc
-
-    try:
-        found = netrc.netrc(path).authenticators(host)
-    except (OSError, ValueError, netrc.NetrcParseError) as error:
-        # ValueError: it is not UTF-8. Their own texts quote words of a password
-        reason = (
-            error.strerror
-            if isinstance(error, OSError)
-            else f"it is malformed near line {getattr(error, 'lineno', '?')}"
-        )
-        raise Failure(
-            26,
-            f"cannot read {spoken(path)}: {reason}",
-            "it may hold the login for this server",
-            "repair or rename it",
-        ) from None
-    return basic(f"{found[0]}:{found[2]}") if found else ""
-
-
-def proxy_for(url: URL, args: argparse.Namespace) -> Optional[URL]:
-    """HTTP_PROXY in capitals is not read: a web server sets that from a request's Proxy header."""
-    names = [
-        f"{url.scheme}_proxy",
-        "HTTPS_PROXY" if url.scheme == "https" else "all_proxy",
-        "all_proxy",
-        "ALL_PROXY",
-    ]
-    text = (
-        args.proxy if args.proxy is not None else next(filter(None, map(os.environ.get, names)), "")
-    )
-    direct = (
-        (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "")
-        if args.proxy is None
-        else ""
-    )
-    if not text or any(
-        each == "*" or f".{url.host}".endswith("." + each.lstrip("."))
-        for each in direct.lower().replace(",", " ").split()
-    ):
-        return None
-    proxy = parse_url(text if "://" in text else "http://" + text)
-    if proxy.scheme != "http":
-        raise Failure(
-            2,
-            f"{proxy} is no proxy that is spoken to without TLS",
-            "nothing was sent",
-            "http://HOST:PORT, for https too",
-        )
-    return proxy
-
-
-def via_family(host: str, port: int, args: argparse.Namespace) -> str:
-    """With -4 or -6, the host's address of that kind."""
-    if not args.family:
-        return host
-    for family, target in resolve(host, port, socket.SOCK_STREAM):
-        if family == args.family:
-            return str(target[0])
-    raise Failure(
-        6,
-        f'host "{host}" has no address of the kind asked for',
-        "-4 is for IPv4, -6 for IPv6",
-        "leave it out",
-    )
-
-
-def check(reply: Reply) -> Reply:
-    """The response, if it is a success; its first lines as a failure otherwise (and never in a file). None is a redirect to nowhere,
-    as a store sends for another region's bucket, nor 207, by which WebDAV tells that some of it failed."""
+    A redirect without a Location is no success: a store sends one for a bucket in another
+    region."""
     head = reply.head
-    if head.status < 300 and head.status != 207:
+    if head.success:
         return reply
-    with reply:
-        try:
-            lines = error_lines(head, reply.read(MAX_ANSWER))
-        except Failure:
-            lines = ""
-    what = f"{reply.url}: {head.status} {shown(head.reason)}"
+    lines = ""
+    with reply, contextlib.suppress(Failure):
+        lines = error_lines(head, reply.read(MAX_ANSWER))
     text = (
-        what,
+        f"{reply.url}: {head.status} {printable(head.reason)}",
         f"the server says: {lines}" if lines else "the server gives no reason",
         ADVICE.get(head.status, "-v shows both heads"),
     )
     if head.status in PASSING:
         raise Transient(22, *text, after=retry_after(head))
     raise Failure(22, *text)
+
+
+def retry(
+    args: argparse.Namespace, act: "Callable[[], T]", progress: Callable[[], int] = lambda: 0
+) -> "T":
+    """Repeat act() until it raises no Transient.
+
+    --retries counts the tries that made no progress. Pauses double, and vary so that many
+    clients do not come back at the same moment."""
+    failures, best = 0, progress()
+    while True:
+        try:
+            return act()
+        except Transient as failure:
+            further = progress() > best
+            failures, best = 0 if further else failures + 1, max(best, progress())
+            if failures > args.retries or args.retries == 0:
+                raise
+            short, pause, most = PAUSES
+            spread = 1 - os.urandom(1)[0] / 512
+            pause = short if further else min(pause * 2 ** (failures - 1), most) * spread
+            if failure.after is not None:
+                pause = min(failure.after, most)
+            args.progress.clear()
+            if not args.quiet:
+                first, _, _ = str(failure).partition("\n")
+                say(f"{first}; trying again in {pause:.1f} s")
+            time.sleep(pause)
 
 
 def retry_after(head: Head) -> Optional[float]:
@@ -1412,67 +639,895 @@ def retry_after(head: Head) -> Optional[float]:
     return None if date is None else max(0.0, date - time.time())
 
 
-def persist(
-    args: argparse.Namespace, act: "Callable[[], T]", progress: Callable[[], int] = lambda: 0
-) -> "T":
-    """Try until it works. --retries counts the tries that got no further; pauses double, and vary so that clients spread."""
-    failures, best = 0, progress()
-    while True:
+# --- the wire: bytes in, heads and bodies out ---
+class Connection:
+    """A TCP or TLS connection. buffer[start:end] holds what was received and not yet read."""
+
+    def __init__(self, sock: socket.socket, peer: str, args: argparse.Namespace) -> None:
+        self.sock = sock
+        self.peer = peer
+        self.args = args
+        self.slice = TLS_SLICE if hasattr(sock, "unwrap") else BUFFER
+        self.buffer = memoryview(bytearray(BUFFER))
+        self.start = self.end = 0
+        self.why_closed = CLOSED  # why nothing more comes, once receive() returns 0
+        self.answered = False  # whether any head, even an interim one (1xx), followed the request
+        # a success that came before the end of the body: the server may still be reading
+        self.success: Head | None = None
+
+    def receive(self) -> int:
+        """Append what arrives to the buffer. Returns 0 at the end of the stream."""
+        waiting = self.end - self.start
+        self.buffer[:waiting] = self.buffer[self.start : self.end]
+        self.start, self.end = 0, waiting
         try:
-            return act()
-        except Transient as failure:
-            further = progress() > best
-            failures, best = 0 if further else failures + 1, max(best, progress())
-            if failures > args.retries or args.retries == 0:
+            count = self.sock.recv_into(self.buffer[waiting:])
+        except socket.timeout:
+            raise Transient(
+                28,
+                f"{self.peer} has said nothing for {self.args.timeout:g} s",
+                "it is connected but silent: busy, stopped, or behind a broken link",
+                "--timeout gives it longer",
+            ) from None
+        except OSError as error:
+            if self.sock.gettimeout() == 0:
                 raise
-            pause = (
-                PAUSES[0]
-                if further
-                else min(PAUSES[1] * 2 ** (failures - 1), PAUSES[2]) * (1 - os.urandom(1)[0] / 512)
+            self.why_closed, count = error.strerror or str(error), 0
+        self.end += count
+        return count
+
+    def read(self, most: int) -> memoryview:
+        """At most so many of the next bytes, valid until the next call; none at the end of the
+        stream."""
+        if self.start == self.end:
+            self.receive()
+        chunk = self.buffer[self.start : min(self.end, self.start + most)]
+        self.start += len(chunk)
+        return chunk
+
+    def read_until(self, mark: re.Pattern[bytes], limit: int) -> bytes:
+        """The bytes up to and including a mark."""
+        while True:
+            start = self.start
+            found = mark.search(self.buffer, start, min(self.end, start + limit))
+            if found:
+                self.start = found.end()
+                return bytes(self.buffer[start : self.start])
+            if self.end - start >= limit:
+                raise broken(self.peer, f"no end of a head or line within {limit} bytes")
+            if not self.receive():
+                raise self.lost()
+
+    def lost(self) -> "Transient":
+        came = self.end - self.start
+        code, what = (18, f"only {came} bytes of a head came") if came else (52, "no answer")
+        why = f"connection lost: {self.why_closed}"
+        return Transient(code, f"{what} from {self.peer}", why, "repeat the command")
+
+    def read_head(self) -> Head:
+        """The head of the reply. Interim replies (1xx) before it only set answered."""
+        for _ in range(MAX_INTERIM):
+            head = self.next_head()
+            if head.status >= 200:
+                return head
+        raise broken(self.peer, f"more than {MAX_INTERIM} interim responses")
+
+    def next_head(self) -> Head:
+        try:
+            raw = self.read_until(HEAD_END, MAX_HEAD)
+        except Transient:
+            raw = bytes(self.buffer[self.start : self.end])
+            if raw.startswith(b"HTTP/"[: len(raw)]):
+                raise
+            # else it is the greeting of another protocol, and a retry cannot help
+        try:
+            head = parse_head(raw)
+        except ValueError as error:
+            raise broken(self.peer, str(error)) from None
+        narrate(self.args, "<", raw)
+        self.answered = True
+        return head
+
+    def early_head(self) -> Optional[Head]:
+        """The reply, if it arrives before the whole request is sent. It may be a refusal."""
+        self.sock.settimeout(0)
+        try:
+            if not self.receive():
+                raise self.lost()
+        except OSError as error:
+            if not isinstance(error, BlockingIOError) and "Want" not in type(error).__name__:
+                raise unsent(self.peer, error) from None
+            # else TLS has read a message of its own, such as a session ticket
+        finally:
+            self.sock.settimeout(self.args.timeout)
+        while HEAD_END.search(self.buffer, self.start, self.end):
+            head = self.next_head()
+            if head.status >= 200:
+                return head
+        return None
+
+    def send(self, data: bytes) -> None:
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[self.sock.send(view) :]
+        except OSError as error:
+            raise unsent(self.peer, error) from None
+
+    def send_body(self, body: "BodySource") -> Optional[Head]:
+        """Send the body, and stop as soon as the server refuses it. An early success counts only at
+        the end."""
+        chunked = body.length is None
+        try:
+            for chunk in body.chunks():
+                data = b"%x\r\n%b\r\n" % (len(chunk), bytes(chunk)) if chunked else chunk
+                if head := self.send_watching(data):
+                    return head
+            return (self.send_watching(b"0\r\n\r\n") if chunked else None) or self.success
+        except OSError as error:
+            # EPIPE, ECONNRESET: a reply that came before may still be in the kernel
+            with contextlib.suppress(Transient):
+                return self.success or self.read_head()
+            raise unsent(self.peer, error) from None
+
+    def send_watching(self, data: Data) -> Optional[Head]:
+        """Send all of the data, or return the refusal that came before its end."""
+        view = memoryview(data)
+        while view:
+            watched = [] if self.success else [self.sock]
+            readable, writable, _ = select.select(watched, [self.sock], [], self.args.timeout)
+            if readable and (head := self.early_head()):
+                if head.status >= 300:
+                    return head
+                self.success = head
+            if not readable and not writable:
+                raise Transient(
+                    28,
+                    f"{self.peer} has accepted nothing for {self.args.timeout:g} s",
+                    "it stopped reading",
+                    "repeat the command",
+                )
+            if writable:
+                count = self.sock.send(view[: self.slice])
+                view = view[count:]
+                self.args.progress.add(count)
+        return None
+
+    def wait_for_continue(self) -> Optional[Head]:
+        """Wait after Expect: 100-continue. Returns the refusal, or None if the body may be sent.
+
+        Any interim reply (1xx) allows the body. So does silence: old servers do not know Expect."""
+        deadline = time.monotonic() + EXPECT_WAIT
+        while not self.answered:
+            wait = max(0.0, deadline - time.monotonic())
+            if not select.select([self.sock], [], [], wait)[0]:
+                break
+            if head := self.early_head():
+                return head
+        return None
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+class Reply:
+    """A reply. Its body is read in chunks; RFC 9112 section 6.3 says where it ends."""
+
+    def __init__(self, connection: Connection, head: Head, method: str, url: URL) -> None:
+        self.connection = connection
+        self.head = head
+        self.url = url
+        self.keep = not head.has("connection", "close")
+        if head.version == "1.0":
+            self.keep = head.has("connection", "keep-alive")
+        self.ended = method == "HEAD" or head.status in (204, 304) or head.length == 0
+        self.received = 0
+
+    def chunks(self) -> Iterator[memoryview]:
+        """The body as it arrives. Raises Transient if the connection is lost before its end."""
+        if self.ended:
+            return
+        length = self.head.length
+        if "transfer-encoding" in self.head.fields:
+            body = self.decode_chunked()
+        else:
+            rest = 0 if length is None else length - self.received
+            body = self.read_to_close() if length is None else self.read_sized(rest)
+        for chunk in body:
+            self.received += len(chunk)
+            yield chunk
+        self.ended = True
+
+    def read_sized(self, remaining: int) -> Iterator[memoryview]:
+        while remaining:
+            chunk = self.connection.read(remaining)
+            if not chunk:
+                raise self.cut()
+            remaining -= len(chunk)
+            yield chunk
+
+    def read_to_close(self) -> Iterator[memoryview]:
+        """A body without a length ends where the server closes the connection. An error is no such
+        end."""
+        self.keep = False
+        while chunk := self.connection.read(BUFFER):
+            yield chunk
+        if self.connection.why_closed != CLOSED:
+            raise self.cut()
+
+    def decode_chunked(self) -> Iterator[memoryview]:
+        peer = self.connection.peer
+        if self.head.get("transfer-encoding").lower() != "chunked":
+            raise broken(peer, "a Transfer-Encoding other than chunked")
+        # a reply with both fields may be an attack (request smuggling)
+        self.keep = self.keep and "content-length" not in self.head.fields
+        while size := self.chunk_size():
+            yield from self.read_sized(size)
+            if self.read_line(MAX_LINE).strip(b"\r\n"):
+                raise broken(peer, "a chunk that is longer than it says")
+        limit = MAX_HEAD
+        while (line := self.read_line(limit)).strip(b"\r\n"):  # trailers
+            limit -= len(line)
+
+    def read_line(self, limit: int) -> bytes:
+        try:
+            return self.connection.read_until(LINE_END, limit)
+        except Transient as failure:
+            raise failure if failure.code == 28 else self.cut() from None
+
+    def chunk_size(self) -> int:
+        found = re.fullmatch(CHUNK_LINE, self.read_line(MAX_LINE))
+        if not found:
+            raise broken(self.connection.peer, "a chunk whose size is no hexadecimal number")
+        return int(found[1], 16)
+
+    def decoded(self) -> Iterator[Data]:
+        """The body without its Content-Encoding. A gzip body may not grow larger than text can."""
+        coding, peer = self.head.get("content-encoding").lower(), self.connection.peer
+        if coding in ("", "identity"):
+            yield from self.chunks()
+            return
+        if coding not in ("gzip", "x-gzip"):
+            what = f"a Content-Encoding that nobody asked for: {printable(coding[:40])}"
+            raise broken(peer, what)
+        size = 0
+        try:
+            for out in gunzip(self.chunks()):
+                size += len(out)
+                if size > GZIP_RATIO * self.received + BUFFER:
+                    raise broken(peer, f"a gzip body over {GZIP_RATIO} times its size")
+                yield out
+        except zlib.error as error:
+            raise broken(peer, f"a gzip body that is damaged ({error})") from None
+
+    def read(self, limit: int) -> bytes:
+        """The first bytes of the body, or all of it if it is shorter than the limit."""
+        data = bytearray()  # bytes would be copied for each chunk
+        for chunk in self.decoded():
+            data += chunk
+            if len(data) > limit:
+                break
+        return bytes(data[:limit])
+
+    def cut(self) -> "Transient":
+        size = "" if self.head.length is None else f" of {self.head.length:,}"
+        return Transient(
+            18,
+            f"connection to {self.connection.peer} lost at {self.received:,}{size} bytes",
+            self.connection.why_closed,
+            "repeat the command: it continues from there",
+        )
+
+    def __enter__(self) -> "Reply":  # noqa: PYI034  (Self came with Python 3.11)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Leave the connection where the next reply begins, or closed."""
+        length = self.head.length
+        short = length is not None and length - self.received <= MAX_ANSWER
+        if short and not self.ended and not exception[0]:
+            with contextlib.suppress(Failure):
+                deque(self.chunks(), maxlen=0)
+        if not self.ended or not self.keep:
+            self.keep = False
+            self.connection.close()
+
+
+def gunzip(chunks: Iterable[memoryview]) -> Iterator[bytes]:
+    """Decode gzip, a bounded amount at a time.
+
+    A stream may have several members, each with its own checksum (RFC 1952 section 2.2). Raises
+    zlib.error for what is no gzip, or ends too early."""
+    decoder = zlib.decompressobj(wbits=31)  # 31: with gzip's head and checksum
+    for chunk in chunks:
+        for start in range(0, len(chunk), GZIP_STEP):
+            rest, full = bytes(chunk[start : start + GZIP_STEP]), False
+            while rest or full:
+                if decoder.eof:
+                    decoder = zlib.decompressobj(wbits=31)
+                out = decoder.decompress(rest, BUFFER)
+                yield out
+                rest = decoder.unused_data or decoder.unconsumed_tail
+                full = len(out) == BUFFER and not decoder.eof
+    if not decoder.eof:
+        raise zlib.error("it stops in the middle")
+
+
+class BodySource:
+    """What is sent: bytes as they are, and the content of files, whose names are str.
+
+    Without any part, it is standard input, whose length is unknown."""
+
+    def __init__(self, *parts: Union[bytes, str], start: int = 0) -> None:
+        self.parts = parts
+        self.start = start  # offset of the first byte to send, for a single file
+        found = [None if isinstance(part, bytes) else sendable_file(part) for part in parts]
+        self.sizes = [info.st_size if info else len(part) for part, info in zip(parts, found)]
+        self.length = sum(self.sizes) - start if parts else None
+        self.state = [(info.st_size, info.st_mtime_ns) for info in found if info]
+        self.mtime_ns = self.state[0][1] if self.state else 0
+        self.sent = 0  # bytes read from standard input
+        # a server that has the beginning wants the rest, so no Expect: 100-continue for that
+        self.expects = not start and (self.length is None or self.length >= EXPECT_FROM)
+
+    def changed(self) -> bool:
+        """Whether a file was written to since. Then what was sent does not fit what follows."""
+        return BodySource(*self.parts).state != self.state
+
+    def chunks(self) -> Iterator[Data]:
+        for part, size in zip(self.parts, self.sizes):
+            if isinstance(part, bytes):
+                yield part
+            else:
+                yield from file_chunks(part, self.start, size)
+        while self.length is None and (chunk := read_input()):
+            self.sent += len(chunk)
+            yield chunk
+
+
+def sendable_file(path: str) -> os.stat_result:
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise unreadable(path, error) from None
+    if not stat.S_ISREG(found.st_mode):
+        raise Failure(
+            26,
+            f"cannot send {printable(path)}: it is no regular file",
+            "its length is not known in advance",
+            "upload sends a folder; cat FILE | ... put - URL anything else",
+        )
+    return found
+
+
+def file_chunks(path: str, start: int, end: int) -> Iterator[memoryview]:
+    """Exactly these bytes of a file, each chunk valid until the next.
+
+    If the file becomes shorter meanwhile, it is an error: nothing is made up."""
+    buffer = memoryview(bytearray(min(BUFFER, end - start)))
+    try:
+        with open(path, "rb", buffering=0) as file:
+            file.seek(start)
+            while count := file.readinto(buffer[: end - file.tell()]):
+                yield buffer[:count]
+            have = file.tell()
+    except OSError as error:
+        raise unreadable(path, error) from None
+    if have < end:
+        raise Failure(
+            26,
+            f"{printable(path)} became shorter while it was read",
+            f"{have:,} of {end:,} bytes were there",
+            "repeat the command when nothing writes to it",
+        )
+
+
+def read_input() -> bytes:
+    try:
+        # None: standard input is closed, and descriptor 0 may be the connection
+        return os.read(-1 if sys.stdin is None else 0, BUFFER)
+    except OSError as error:
+        raise Failure(
+            26,
+            f"cannot read standard input ({error.strerror})",
+            "the server has at most what was read before",
+            "put FILE URL",
+        ) from None
+
+
+def unreadable(path: str, error: OSError) -> "Failure":
+    try:
+        where = f"looked for in {printable(os.getcwd())}"
+    except OSError:
+        where = "the current folder is gone"
+    return Failure(26, f"cannot read {printable(path)}: {error.strerror}", where, "check the name")
+
+
+def unsent(peer: str, error: OSError) -> "Transient":
+    return Transient(
+        55,
+        f"could not send to {peer} ({error.strerror or 'timed out'})",
+        "it closed the connection or stopped reading",
+        "repeat the command",
+    )
+
+
+def broken(peer: str, what: str) -> "Failure":
+    is_tls = "\\x15" in what or "\\x16" in what
+    return Failure(
+        56,
+        f"{peer} broke the protocol: {what}",
+        "it is no HTTP server, a faulty one, or an attack",
+        "https://: that is TLS" if is_tls else "curl -v shows what it sends",
+    )
+
+
+def narrate(args: argparse.Namespace, mark: str, data: bytes) -> None:
+    """For -v: print a head line by line with curl's marks, and mask passwords in it."""
+    if args.verbose:
+        masked = SECRET.sub(rb"\1***", data.partition(b"\r\n\r\n")[0])
+        for line in to_text(masked).splitlines():
+            say(f"{mark} {printable(line)}")
+
+
+# --- getting: a download, its part, its name ---
+class Source(NamedTuple):
+    """The file on the server that a part belongs to."""
+
+    url: str
+    etag: str
+    modified: str
+    size: Optional[int]
+    digest: str  # SHA-256 in hex, if the server told it
+
+    @property
+    def validator(self) -> str:
+        """For If-Range, which compares strongly. A weak ETag proves nothing (RFC 9110 section
+        13.1.5)."""
+        return self.modified if not self.etag or self.etag.startswith("W/") else self.etag
+
+    def fits(self, head: Head) -> bool:
+        """Whether a partial reply may be of the same file.
+
+        A server that knows Range but not If-Range sends a range of whatever file it has now."""
+        field, want = ("etag", self.etag) if self.etag else ("last-modified", self.modified)
+        return head.get(field) in ("", want)
+
+
+class Entry(NamedTuple):
+    """A line of a folder's index. None stands for what the index does not tell."""
+
+    name: str
+    folder: bool
+    size: Optional[int] = None
+    mtime: Optional[float] = None
+    etag: str = ""
+
+
+Sink = Union["Part", "Span", "Stream"]
+Output = Union["Part", "Stream"]
+
+
+def get(client: Client) -> int:
+    args, folder, name = client.args, client.args.output or "", ""
+    if folder == "-" or folder and not os.path.isdir(folder) and not folder.endswith("/"):
+        folder, name = os.path.split(folder)
+    if args.output != "-":
+        if len(args.url) > 1 and name:
+            raise Failure(
+                2,
+                f"{len(args.url)} URLs cannot all be {printable(args.output)}",
+                "nothing was fetched",
+                "-o FOLDER/",
             )
-            pause = pause if failure.after is None else min(failure.after, PAUSES[2])
-            args.progress.clear()
-            say(
-                str(failure).split("\n")[0] + f"; trying again in {pause:.1f} s"
-            ) if not args.quiet else None
-            time.sleep(pause)
+        make_folder(folder or ".")
+
+    def one(url: URL) -> None:
+        run_download(args, Download(client, url, folder, name, replace=False))
+
+    return for_each(args, [target(text, args) for text in args.url], one)
 
 
-# --- getting: a part, its source, its place ---
+def run_download(args: argparse.Namespace, download: "Download") -> None:
+    verdict = download.run()
+    if not download.stdout:
+        seconds = time.monotonic() - download.began
+        report(args, download.url, verdict, download.path, download.received, seconds)
+
+
+class Download:
+    """One URL that becomes one file, with as many requests as it takes."""
+
+    def __init__(self, client: Client, url: URL, folder: str, name: str, replace: bool) -> None:
+        args = client.args
+        self.client = client
+        self.args = args
+        self.url = url
+        self.folder = folder
+        self.name = name  # "" until the first reply, which may propose one
+        self.path = os.path.join(folder, name)
+        # the user chose the name: then it may be a FIFO or device, too
+        self.chosen = bool(name) and not replace
+        self.stdout = self.chosen and self.path == "-"
+        self.replace = bool(replace or args.force or args.newer)
+        self.head: Head | None = None
+        self.began = time.monotonic()
+        self.received = 0
+
+    def run(self) -> str:
+        """Returns "saved", or "same" if the file was here already."""
+        if retry(self.args, self.probe):
+            return "same"
+        try:
+            return self.save(self.open_sink(), split=True)
+        except Changed:
+            return self.save(self.open_sink(), split=False)
+
+    def save(self, sink: Output, split: bool) -> str:
+        with contextlib.closing(sink):
+            if split and isinstance(sink, Part) and self.can_split(sink):
+                self.side_by_side(sink)
+            elif not self.fetch(self.client, sink):
+                return "same"
+            return self.finish(sink)
+
+    def save_reply(self, reply: Reply, method: str) -> str:
+        """Save a pipelined reply. Returns "saved" or "same", or "" if it needs a download of its
+        own."""
+        if method == "HEAD":
+            return "same" * self.is_same(reply.head)
+        short = reply.head.length is not None and reply.head.length <= NOTED_FROM
+        with (
+            contextlib.suppress(Failure),
+            contextlib.closing(Part(self.folder, self.url, self.args, short)) as part,
+        ):
+            return self.finish(part) if self.receive(reply, part) else "same"
+        return ""  # a failure is reported when the file is tried by itself
+
+    def open_sink(self) -> Output:
+        found = stat_or_none(self.path) if self.chosen else None
+        special = found and not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode)
+        if self.stdout or special:
+            return Stream(self.path, self.args)
+        return Part(self.folder, self.url, self.args)
+
+    def probe(self) -> bool:
+        """Whether the file is here already. HEAD tells it without sending the file."""
+        name = self.name or safe_name(url_name(self.url))
+        if self.stdout or self.args.force or not os.path.isfile(os.path.join(self.folder, name)):
+            return False
+        with self.client.ask("HEAD", self.url, IDENTITY) as reply:
+            if reply.head.status != 200:
+                return False  # a URL that is signed only for GET refuses HEAD
+            return self.is_here(reply.head)
+
+    def is_here(self, head: Head) -> bool:
+        """Whether this very file is here already. Raises Failure if another one must not be
+        replaced."""
+        self.learn(head)
+        found = stat_or_none(self.path)
+        if found is None or self.stdout or self.chosen and not stat.S_ISREG(found.st_mode):
+            return False
+        regular = stat.S_ISREG(found.st_mode)
+        if regular and not (self.args.force and self.replace) and self.is_same(head):
+            return True
+        if not regular or not self.replace:
+            raise exists(self.path, not self.replace and (self.args.force or self.args.newer))
+        return False
+
+    def is_same(self, head: Head) -> bool:
+        """Whether a reply is about the very file that is here, and --checksum agrees."""
+        args = self.args
+        entry = Entry(self.name, False, head.length, head.modified, head.get("etag"))
+        if not same_here(args, self.path, self.url, entry):
+            return False
+        return not args.checksum or file_digest(self.path, args.checksum[0]) == args.checksum[1]
+
+    def learn(self, head: Head) -> None:
+        """Take the name, if the user has chosen none, and the time from a reply.
+
+        It comes before anything is written, so that a dangerous name is refused in time."""
+        self.head = head
+        if not self.name:
+            asked = safe_name(url_name(self.url))
+            proposed = disposition_name(head.get("content-disposition"))
+            self.name = safe_name(proposed) if proposed else asked
+            self.path = os.path.join(self.folder, self.name)
+            # the server may propose a name, but not choose what is replaced
+            self.replace = self.replace and self.name == asked
+        refuse_program(self.path)
+
+    def fetch(self, client: Client, sink: Sink) -> bool:
+        """Fetch all that is missing, with retries. Returns False if the file is here already."""
+        return retry(self.args, lambda: self.fetch_once(client, sink), lambda: sink.offset)
+
+    def fetch_once(self, client: Client, sink: Sink) -> bool:
+        asked, source = dict(WANTED), sink.source
+        if sink.offset == sink.end:
+            return True
+        if source and source.validator and (sink.offset or sink.end):
+            last = sink.end - 1 if sink.end else ""
+            asked.update({"Range": f"bytes={sink.offset}-{last}", "If-Range": source.validator})
+        with client.ask("GET", self.url, asked) as reply:
+            received = self.receive(reply, sink)
+        if sink.end and sink.offset < sink.end:
+            raise Transient(
+                18,
+                f"a range of {self.url} came short",
+                f"{sink.end - sink.offset:,} bytes of it are missing",
+                "repeat the command",
+            )
+        return received
+
+    def receive(self, reply: Reply, sink: Sink) -> bool:
+        """Write the body of a reply into a sink.
+
+        gzip is decoded, unless the name asks for gzip, as a.tar.gz does."""
+        head = reply.head
+        if head.status == 416 and sink.offset:
+            return self.out_of_range(head, sink)
+        check(reply)
+        if head.status == 206:
+            self.check_range(head, sink)
+            self.learn(head)
+        elif head.status != 200:
+            raise Failure(
+                22,
+                f"{self.url}: {head.status} {printable(head.reason)}",
+                "that is no file",
+                "-v shows both heads",
+            )
+        elif self.is_here(head):
+            return False
+        decode = head.coded and not self.name.endswith(GZIP_NAMES)
+        decode = decode and not url_name(self.url).endswith(GZIP_NAMES)
+        if head.status == 200:
+            # offsets and digests belong to the encoded bytes
+            blank = Source(str(self.url), "", "", None, "")
+            sink.begin(blank if decode else source_of(self.url, head))
+        if not sink.end:
+            size = sink.source.size if sink.source else None
+            self.args.progress.begin(self.name, sink.offset, size)
+        for chunk in reply.decoded() if decode else reply.chunks():
+            sink.write(chunk)
+            self.args.progress.add(len(chunk))
+        return True
+
+    def check_range(self, head: Head, sink: Sink) -> None:
+        """A partial reply must start where we stopped, and be of the same file."""
+        span, source = content_range(head), sink.source
+        if source is None or not (sink.offset or sink.end):
+            raise broken(self.url.authority, "a part (206) of what was asked for whole")
+        fits = span and span[:2] == (sink.offset, sink.end or span[2])
+        if not fits or not source.fits(head) or source.size not in (None, span and span[2]):
+            sink.forget()
+            raise Transient(
+                33,
+                f"{self.url.authority} answers a range with another one",
+                "it changed meanwhile, or its server is at fault",
+                "use --no-resume with -o FILE to fetch it from the start",
+                after=0,
+            )
+
+    def out_of_range(self, head: Head, sink: Sink) -> bool:
+        """For 416: nothing is missing if size and ETag are those of what we have."""
+        span, source = content_range(head), sink.source
+        same = source and source.etag and head.get("etag") == source.etag
+        if same and span and span[2] == sink.offset:
+            self.learn(head)
+            return True
+        sink.forget()
+        raise Transient(
+            33,
+            f"{self.url.authority} has not so many bytes of it any more",
+            "the file changed",
+            "use --no-resume to fetch it from the start",
+            after=0,
+        )
+
+    def finish(self, sink: Output) -> str:
+        """Check size and digests, then give the part its name."""
+        source = sink.source
+        if source and source.size is not None and sink.offset != source.size:
+            raise Failure(
+                18,
+                f"{sink.offset:,} of {source.size:,} bytes came",
+                "the server ended the body early",
+                "repeat the command",
+            )
+        promised = [self.args.checksum, source and source.digest and ("sha256", source.digest)]
+        for name, want in filter(None, promised):
+            found = sink.digest(name)
+            if found != want:
+                sink.discard()
+                raise Failure(
+                    56,
+                    f"{self.url} came with a wrong {name}: {found}",
+                    f"{want} was promised; nothing is kept of it",
+                    "repeat the command; if it fails again, the file on the server is another one",
+                )
+        self.received = sink.offset - sink.first
+        if isinstance(sink, Part):
+            sink.rename(self.path, self.head, self.replace)
+        return "saved"
+
+    def can_split(self, part: "Part") -> bool:
+        """Whether several connections will fetch what is missing. If so, the part has spans."""
+        if not part.offset:
+            if self.args.connections < 2 or not retry(self.args, lambda: self.probe_ranges(part)):
+                return False
+        elif os.isatty(2):  # ask for a password here, not in several threads
+            with contextlib.suppress(Failure), self.client.ask("HEAD", self.url):
+                pass
+        return bool(part.spans) or self.args.connections > 1 and part.divide()
+
+    def probe_ranges(self, part: "Part") -> bool:
+        """Ask for one byte. The reply tells size and validator, and whether the server serves
+        ranges."""
+        with self.client.ask("GET", self.url, {**WANTED, "Range": "bytes=0-0"}) as reply:
+            head, source = reply.head, source_of(self.url, reply.head)
+        # ranges are of encoded bytes, and receive() can decode only the whole
+        span = content_range(head) if head.status == 206 and not head.coded else None
+        if not span or not source.validator or span[2] < 2 * SPLIT_FROM:
+            return False
+        if self.is_here(head._replace(length=span[2])):
+            # the file is here, under the name that only this reply told: fetch() finds that too
+            return False
+        part.begin(source)
+        return True
+
+    def side_by_side(self, part: "Part") -> None:
+        """Several threads fetch one span after another, each over a connection of its own."""
+        import threading  # not at the top: one connection needs none
+
+        problems, ended = list[BaseException](), threading.Event()
+        spans, part.lock = iter(part.spans), threading.Lock()
+        self.args.progress.begin(self.name, part.offset - part.missing(), part.offset)
+
+        def work() -> None:
+            try:
+                with contextlib.closing(Client(self.args, self.client.origins)) as client:
+                    # all threads share the iterator, and stop when one has failed
+                    for span in itertools.takewhile(lambda span: not problems, spans):
+                        self.fetch(client, span)
+            except BaseException as problem:  # noqa: BLE001  (the main thread raises it again)
+                problems.append(problem)
+            ended.set()
+
+        workers = [threading.Thread(target=work, daemon=True) for _ in range(self.args.connections)]
+        for worker in workers:
+            worker.start()
+        pause, most = SAVE_EVERY
+        while any(worker.is_alive() for worker in workers) and not problems:
+            ended.wait(pause)
+            ended.clear()
+            part.remember()
+            pause = min(2 * pause, most)
+        if problems:
+            if isinstance(problems[0], Changed):
+                # other threads may still write into this part, so the next one is another file
+                part.discard()
+            raise problems[0]
+        part.spans = []
+
+
+def refuse_program(path: str) -> None:
+    if is_program(path):
+        raise Failure(
+            23,
+            f"{printable(path)} would be part of a program when it next starts",
+            "what a server sends must not run here",
+            "-o with another folder or name",
+        )
+
+
+def exists(path: str, unasked: bool = False) -> "Failure":
+    """For a file that must not be replaced. Unasked: only the server chose its name."""
+    why = "it was left as it is"
+    hint = "--newer replaces it if the server's is newer or of another size, --force always,"
+    hint += " -o gives another name"
+    if unasked:
+        why = "the server proposed that name, and must not choose what is replaced"
+        hint = "-o NAME: that of the file to replace, or another"
+    return Failure(23, f"{printable(path)} exists already, and is another file", why, hint)
+
+
+def unwritable(path: str, error: OSError, offset: int) -> "Failure":
+    after = f" after {offset:,} bytes" if offset else ""
+    return Failure(
+        23,
+        f"cannot write {printable(path)}{after}: {error.strerror}",
+        "what came until then is kept where that is possible",
+        "make room or choose another folder with -o, then repeat the command",
+    )
+
+
+def same_here(args: argparse.Namespace, path: str, url: URL, entry: Entry) -> bool:
+    """Whether a file here is the one that a server describes.
+
+    The ETag that came with it is the best proof. Without one, compare the times: a saved file
+    has the time of Last-Modified. With --newer, a later time here is as good. If the server
+    tells no time, compare sizes."""
+    theirs = entry.mtime
+    by_time = args.newer and theirs is not None
+    if entry.etag and not by_time and (known := remembered_etag(path, url)):
+        return known == entry.etag
+    found = stat_or_none(path)
+    if found is None or entry.size not in (None, found.st_size):
+        return False
+    if theirs is None:
+        return bool(args.newer) and entry.size is not None
+    return theirs // 1 == found.st_mtime // 1 or by_time and theirs < found.st_mtime
+
+
+def stat_or_none(path: str) -> Optional[os.stat_result]:
+    with contextlib.suppress(OSError):
+        return os.stat(path)
+    return None
+
+
+def file_digest(path: str, name: str) -> str:
+    total = hasher(name)
+    for chunk in file_chunks(path, 0, sendable_file(path).st_size):
+        total.update(chunk)
+    return total.hexdigest()
+
+
+def etag_prefix(url: URL, found: os.stat_result) -> bytes:
+    """What stands before a remembered ETag: the URL, and the file's size and time when it was
+    saved."""
+    return f"{part_name(url)} {found.st_size} {found.st_mtime_ns} ".encode()
+
+
+def remembered_etag(path: str, url: URL) -> str:
+    with contextlib.suppress(OSError, AttributeError):
+        text, prefix = os.getxattr(path, XATTR), etag_prefix(url, os.stat(path))
+        return to_text(text[len(prefix) :]) if text.startswith(prefix) else ""
+    return ""
+
+
+def url_name(url: URL) -> str:
+    return unquoted(url.path.rpartition("/")[2]) or "index.html"
+
+
 class Part:
-    """A download on its way: a hidden file beside its destination, and a note of what it belongs to. A short one is fetched
-    whole again when it is cut, so it needs no note, and has a name that nobody else makes up."""
+    """The hidden file of a download that is not finished, and a note of the source that it belongs
+    to.
+
+    A short file is fetched again as a whole, so it needs no note. Its part has a random name."""
+
+    end: Optional[int] = None  # only a span has one
 
     def __init__(
         self, folder: str, url: URL, args: argparse.Namespace, short: bool = False
     ) -> None:
         self.args = args
-        self.path = os.path.join(
-            folder, f".six-{os.urandom(16).hex()}.part" if short else part_name(url)
-        )
+        self.url = url
+        name = f".six-{os.urandom(16).hex()}.part" if short else part_name(url)
+        self.path = os.path.join(folder, name)
         self.note = self.path[: -len("part")] + "json"
         self.source: Source | None = None
-        # with several connections: the spans still missing, each [first, end]
-        self.left: list[list[int]] = []
-        # a lock once several threads write
-        self.guard: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+        self.spans: list[Span] = []  # what several connections still have to fetch
+        # a real lock once several threads write
+        self.lock: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         self.fd = self.open()
         self.noted = os.fstat(self.fd).st_size > 0
         self.offset = self.recall() if args.resume else 0
+        self.first = self.offset - self.missing()  # bytes that earlier runs have left here
 
     def open(self) -> int:
-        """The part, locked: two runs of one download would write into each other."""
+        """Open and lock the part, so that two runs of one download do not both write into it."""
         try:
             fd = open_own(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0))
         except OSError as error:
             raise unwritable(self.path, error, 0) from None
         try:
-            lock(fd)
+            lock_file(fd)
         except BlockingIOError:
             os.close(fd)
             raise Failure(
                 23,
-                f"{spoken(self.path)} is being written by another process",
+                f"{printable(self.path)} is being written by another process",
                 "the same URL is on its way there already",
                 "wait for it, or -o another folder",
             ) from None
@@ -1481,10 +1536,10 @@ class Part:
             if os.path.samestat(found, os.lstat(self.path)):
                 if found.st_nlink < 2:
                     return fd
-                # a run was killed in link(): this is the finished file, which keeps its other name
+                # a run was killed in rename(): this file is finished, and keeps its other name
                 os.unlink(self.path)
         except FileNotFoundError:
-            pass  # another process has just finished: what was opened bears its final name now
+            pass  # another process has just renamed it, since it is finished
         except OSError as error:
             os.close(fd)
             raise unwritable(self.path, error, 0) from None
@@ -1492,34 +1547,29 @@ class Part:
         return self.open()
 
     def recall(self) -> int:
-        """How much is here of what the note names; 0 when it cannot be proven."""
+        """How many bytes are here of the source in the note; 0 if that cannot be proven."""
         if not self.noted:
             return 0
         try:
             note = read_note(self.note)
-            left = [[int(first), int(end)] for first, end in note.pop("left")]
+            left = [(int(first), int(end)) for first, end in note.pop("left")]
             source, found = noted_source(note), os.fstat(self.fd)
         except (OSError, ValueError, OverflowError, TypeError, KeyError):
             return 0
         size = found.st_size
         whole = size if source.size is None else source.size
-        if (
-            time.time() - found.st_mtime > PART_AGE
-            or not source.validator
-            or size > whole
-            or left
-            and size != whole
-        ):
+        expired = time.time() - found.st_mtime > PART_AGE
+        if expired or not source.validator or size > whole or left and size != whole:
             return 0
         self.source = source
-        if any(first < end for first, end in left):
-            self.left = left
+        self.spans = [Span(self, first, end) for first, end in left if first < end]
+        if self.spans or not source.size:
             return size
-        # of a whole one the last byte: its answer proves the rest
-        return min(size, whole - 1) if source.size else size
+        # a whole part asks for its last byte: that reply proves that the rest fits
+        return min(size, whole - 1)
 
     def begin(self, source: Source) -> None:
-        """From the first byte, whatever was here."""
+        """Start at the first byte, whatever was here."""
         self.forget()
         self.source = source
         os.ftruncate(self.fd, 0)
@@ -1527,40 +1577,45 @@ class Part:
             self.remember()
 
     def remember(self) -> None:
-        """The note. What it calls here must be on the disk first: after a power failure nobody else could tell."""
+        """Write the note. The bytes that it counts must be on the disk before it.
+
+        After a power failure, nothing else could tell which of them were written."""
         if self.source is None:
             return
-        left = [list(span) for span in self.left]  # as it is now: writing goes on meanwhile
+        left = [
+            (span.offset, span.end) for span in self.spans
+        ]  # a copy: other threads write meanwhile
         if left:
             try:
                 getattr(os, "fdatasync", os.fsync)(self.fd)
             except OSError as error:
-                if error.errno != errno.EINVAL:  # some file systems know no such thing
+                if error.errno != errno.EINVAL:  # some file systems cannot
                     raise unwritable(self.path, error, 0) from None
         write_note(self.note, {**self.source._asdict(), "left": left})
         self.noted = True
 
     def forget(self) -> None:
-        self.source, self.offset, self.left = None, 0, []
+        self.source, self.offset, self.first, self.spans = None, 0, 0, []
         if self.noted:
             with contextlib.suppress(OSError):
                 os.unlink(self.note)
         self.noted = False
 
-    def write(self, data: Union[bytes, memoryview]) -> None:
-        """What follows; zeros become a hole, which takes no room on the disk."""
-        end, hole = self.offset + len(data), False
-        if len(data) >= HOLE_FROM and not data[0] and bytes(data) == bytes(len(data)):
-            with contextlib.suppress(OSError):  # a file system that makes no longer files thus
-                os.ftruncate(self.fd, end)
-                hole = True
-        if not hole:
+    def write(self, data: Data) -> None:
+        """Append. Zeros become a hole, which needs no room on the disk."""
+        end = self.offset + len(data)
+        zeros = len(data) >= HOLE_FROM and not data[0] and bytes(data) == bytes(len(data))
+        try:
+            if not zeros:
+                raise OSError
+            os.ftruncate(self.fd, end)
+        except OSError:  # some file systems cannot extend a file this way
             self.write_at(self.offset, data)
         self.offset = end
 
-    def write_at(self, position: int, data: Union[bytes, memoryview]) -> None:
+    def write_at(self, position: int, data: Data) -> None:
         view = memoryview(data)
-        with self.guard:
+        with self.lock:
             try:
                 os.lseek(self.fd, position, os.SEEK_SET)
                 while view:
@@ -1569,64 +1624,47 @@ class Part:
                 raise unwritable(self.path, error, position + len(data) - len(view)) from None
 
     def divide(self) -> bool:
-        """Cut what is missing into spans, more than there are connections: the quick ones take more of them."""
+        """Cut what is missing into spans.
+
+        There are more spans than connections, so that fast connections can take more of them."""
         size = self.source.size if self.source else None
         if size is None:
             return False
         step = max(SPLIT_FROM, -(-size // (4 * self.args.connections)))
-        self.left = [[first, min(first + step, size)] for first in range(self.offset, size, step)]
-        try:  # to take the room now, so that a full disk is known before the first byte
-            # first: what a run that is killed just then leaves is room, not what came
+        self.spans = [
+            Span(self, first, min(first + step, size)) for first in range(self.offset, size, step)
+        ]
+        try:  # take the room now: a full disk must show before the first byte
+            # note first: if the run is killed now, what is there must not look received
             self.remember()
             take_room(self.fd, size)
             os.ftruncate(self.fd, size)
         except (OSError, Failure) as problem:
-            self.left = []
+            self.spans = []
             with contextlib.suppress(OSError, Failure):
                 os.ftruncate(self.fd, self.offset)
                 self.remember()
-            raise (
-                unwritable(self.path, problem, 0) if isinstance(problem, OSError) else problem
-            ) from None
+            if isinstance(problem, OSError):
+                raise unwritable(self.path, problem, 0) from None
+            raise
         self.offset = size
         return True
 
     def missing(self) -> int:
-        return sum(end - first for first, end in self.left)
+        return sum(span.end - span.offset for span in self.spans)
 
     def digest(self, name: str) -> str:
-        """Of all that is here: what was fetched in an earlier run counts too."""
+        """The digest of the whole part, with the bytes of earlier runs."""
         return file_digest(self.path, name)
 
-    def place(
-        self, path: str, url: URL, modified: Optional[float], etag: str, replace: bool
-    ) -> None:
-        """Give it its name, as the last thing of all. A link cannot replace what somebody else put there meanwhile."""
+    def rename(self, path: str, head: Optional[Head], replace: bool) -> None:
+        """Give it its final name. This is the last step."""
         try:
-            if modified is not None:
-                # a time that this file system does not know
-                with contextlib.suppress(OSError, OverflowError):
-                    os.utime(self.path, (modified, modified))
-            if etag:
-                # only Linux has them, and not on every file system
-                with contextlib.suppress(OSError, AttributeError):
-                    os.setxattr(
-                        self.fd,
-                        XATTR,
-                        stamp(url, os.fstat(self.fd)) + etag.encode("utf-8", "surrogateescape"),
-                    )
-            # no old file, or a file system without modes
-            with contextlib.suppress(OSError):
-                # but not setuid or setgid: it stood for what was there before
-                old = os.lstat(path).st_mode
-                if stat.S_ISREG(old):  # what a link leads to may be open to all
-                    os.chmod(self.path, old & 0o777)
+            self.copy_facts(path, head)
             if os.name == "nt":
-                # Windows renames no open file; elsewhere the lock is held until the part has its
-                # name
+                # Windows renames no open file; elsewhere the lock lasts until the part has its name
                 self.release()
-            if replace or not link(self.path, path):
-                os.replace(self.path, path)
+            rename(self.path, path, replace)
             self.release()
         except FileExistsError:
             raise exists(path) from None
@@ -1634,20 +1672,38 @@ class Part:
             raise unwritable(path, error, self.offset) from None
         self.forget()
 
+    def copy_facts(self, path: str, head: Optional[Head]) -> None:
+        """Set time and ETag as the server told them, and the mode of the file that it replaces."""
+        # the file system may not know such a time
+        with contextlib.suppress(OSError, OverflowError):
+            if head and head.modified is not None:
+                os.utime(self.path, (head.modified, head.modified))
+        # only Linux has attributes, and only on some file systems
+        with contextlib.suppress(OSError, AttributeError):
+            if head and head.get("etag"):
+                value = etag_prefix(self.url, os.fstat(self.fd)) + to_bytes(head.get("etag"))
+                os.setxattr(self.fd, XATTR, value)
+        # there may be no old file, or no modes
+        with contextlib.suppress(OSError):
+            # without setuid and setgid: they were meant for the old content
+            old = os.lstat(path).st_mode
+            if stat.S_ISREG(old):  # the target of a link may be open to all
+                os.chmod(self.path, old & 0o777)
+
     def release(self) -> None:
-        with self.guard:
+        with self.lock:
             if self.fd >= 0:
                 os.close(self.fd)
             self.fd = -1
 
     def close(self) -> None:
-        """Without its place found: what can be continued stays."""
+        """If the part did not become the file, keep what can be continued."""
         if self.fd < 0:
             return
         if self.source is None or not self.offset or not self.noted:
             self.discard()
-        elif self.left:
-            with contextlib.suppress(Failure):  # the note of some seconds ago will do
+        elif self.spans:
+            with contextlib.suppress(Failure):  # if the disk is full, the last note will do
                 self.remember()
         self.release()
 
@@ -1657,97 +1713,58 @@ class Part:
             os.unlink(self.path)
 
 
-def take_room(fd: int, size: int) -> None:
-    try:
-        os.posix_fallocate(fd, 0, size)
-    except AttributeError:
-        pass  # macOS and Windows have no such call
-    except OSError as error:
-        # a file system that cannot, such as ZFS on FreeBSD
-        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
-            raise
+class Span:
+    """A range of a part that comes over a connection of its own. Like the part, it is a sink."""
 
+    def __init__(self, part: "Part", first: int, end: int) -> None:
+        self.part = part
+        self.source = part.source
+        self.offset = first
+        self.end = end
 
-def open_own(path: str, flags: int) -> int:
-    """open() for names that others in this folder can foretell: what they planted is not followed, waited for, or written to."""
-    fd = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
-    if stat.S_ISREG(os.fstat(fd).st_mode):
-        return fd
-    os.close(fd)
-    raise OSError(errno.EINVAL, "it is no regular file")
+    def begin(self, source: Source) -> None:
+        self.forget()  # the server sent the whole file instead of a range
 
+    def forget(self) -> None:
+        raise Changed(
+            33,
+            f"{self.part.url} changed while it was fetched",
+            "a range of it is not what was asked for",
+            "repeat the command, which starts over",
+        )
 
-def read_note(path: str) -> dict[str, Any]:
-    try:
-        with open(path, encoding="utf-8", opener=open_own) as file:
-            import json  # here: mostly there is no note
-
-            note = json.load(file)
-    except RecursionError:
-        note = None
-    if not isinstance(note, dict):
-        raise TypeError("a note that is no object")
-    return note
-
-
-def noted_source(note: dict[str, Any]) -> Source:
-    """TypeError or ValueError for one that no run of ours wrote: others may plant a note, and its validator goes into a request's head."""
-    source = Source(**note)
-    texts = source.url, source.etag, source.modified, source.digest
-    if not all(isinstance(text, str) and text.isprintable() for text in texts) or not isinstance(
-        source.size, (int, type(None))
-    ):
-        raise TypeError("a note of wrong types")
-    if not re.fullmatch("[0-9a-f]{64}|", source.digest):
-        raise ValueError("a note with a digest that is none")
-    return source
-
-
-def write_note(path: str, note: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    import json
-
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path + "~")  # a link there may lead to any file
-        with open(path + "~", "x", encoding="utf-8") as file:
-            json.dump(note, file)
-        os.replace(path + "~", path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(path + "~")
-        raise unwritable(path, error, 0) from None
-
-
-def part_name(url: URL) -> str:
-    """The same for one URL each time, also where a store's signature in it is another one each time."""
-    unsigned = re.sub(SIGNATURE, "", url.full) if "?" in url.target else url.full
-    return f".six-{hasher('sha256', unsigned.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.part"
+    def write(self, data: Data) -> None:
+        if self.offset + len(data) > self.end:
+            raise broken(self.part.url.authority, "a range longer than it says")
+        self.part.write_at(self.offset, data)
+        self.offset += len(data)
 
 
 class Stream:
-    """What goes to standard output, a pipe or a device: as it is, but to a terminal as text, with \\xNN for what is none.
-    A download that goes there is continued within this run only."""
+    """Standard output, a pipe or a device. A terminal gets text, with \\xNN for bytes that are
+    none.
+
+    A download that goes there can be continued only within this run."""
+
+    first = 0
+    end = None
 
     def __init__(self, path: str, args: argparse.Namespace) -> None:
-        self.name = "standard output" if path == "-" else spoken(path)
-        # closed before the start: the connection may have its number
+        self.name = "standard output" if path == "-" else printable(path)
+        # standard output is closed, and the connection may have its number
         if path == "-" and sys.stdout is None:
             raise Failure(
                 23,
                 "cannot write standard output (it is closed)",
                 "whoever started this closed it",
-                "the same without >&-",
+                "start it with standard output open (without >&-), or use -o FILE",
             )
         try:
             self.fd = 1 if path == "-" else os.open(path, os.O_WRONLY)
         except OSError as error:
             raise unwritable(path, error, 0) from None
-        self.decoder = (
-            codecs.getincrementaldecoder("utf-8")("backslashreplace")
-            if os.isatty(self.fd)
-            else None
-        )
+        decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
+        self.decoder = decoder if os.isatty(self.fd) else None
         self.source: Source | None = None
         self.offset = 0
         self.totals = {args.checksum[0]: hasher(args.checksum[0])} if args.checksum else {}
@@ -1769,11 +1786,13 @@ class Stream:
 
     discard = forget
 
-    def write(self, data: Union[bytes, memoryview], last: bool = False) -> None:
+    def write(self, data: Data, last: bool = False) -> None:
         self.offset += len(data)
         for total in self.totals.values():
             total.update(data)
-        view = memoryview(shown(self.decoder.decode(data, last)).encode() if self.decoder else data)
+        if self.decoder:
+            data = printable(self.decoder.decode(data, last), "\n\t").encode()
+        view = memoryview(data)
         try:
             while view:
                 view = view[os.write(self.fd, view) :]
@@ -1793,427 +1812,47 @@ class Stream:
             self.write(b"", last=True)
 
 
-class Download:
-    """One URL on its way to one file, however many requests it takes."""
-
-    def __init__(self, client: Client, url: URL, folder: str, name: str, replace: bool) -> None:
-        self.client = client
-        self.args = client.args
-        self.url = url
-        self.folder = folder
-        self.name = name  # "" until the first response, which may propose one
-        self.path = os.path.join(folder, name)
-        # by the user: then it may be a FIFO or device, too
-        self.chosen = bool(name) and not replace
-        self.stdout = self.chosen and self.path == "-"
-        self.replace = bool(replace or self.args.force or self.args.newer)
-        self.head: Head | None = None
-        self.began = time.monotonic()
-        self.received = 0
-
-    def run(self) -> str:
-        """saved, or same when it was here already."""
-        if persist(self.args, self.probe):
-            return "same"
-        try:
-            return self.into(self.sink(), many=True)
-        except Changed:
-            return self.into(self.sink(), many=False)
-
-    def into(self, sink: Union[Part, Stream], many: bool) -> str:
-        with contextlib.closing(sink):
-            done = many and isinstance(sink, Part) and side_by_side(self, sink)
-            done = done or persist(self.args, lambda: self.fetch(sink), lambda: sink.offset)
-            return self.finish(sink) if done else "same"
-
-    def settle(self, reply: Reply, method: str) -> str:
-        """What a response that was asked for in a row makes of it: saved, same, or "" when it needs more than that."""
-        if method == "HEAD":
-            return "same" * self.same(reply.head)
-        short = reply.head.length is not None and reply.head.length <= NOTED_FROM
-        with (
-            contextlib.suppress(Failure),
-            contextlib.closing(Part(self.folder, self.url, self.args, short)) as part,
-        ):
-            return self.finish(part) if self.receive(reply, part) else "same"
-        return ""  # it will be told when it fails once more
-
-    def sink(self) -> Union[Part, Stream]:
-        found = look(self.path) if self.chosen else None
-        if (
-            self.stdout
-            or found
-            and not stat.S_ISREG(found.st_mode)
-            and not stat.S_ISDIR(found.st_mode)
-        ):
-            return Stream(self.path, self.args)
-        return Part(self.folder, self.url, self.args)
-
-    def probe(self) -> bool:
-        """Whether the file is here already, by what the server says of it without sending it."""
-        name = self.name or safe_name(url_name(self.url))
-        if self.stdout or self.args.force or not os.path.isfile(os.path.join(self.folder, name)):
-            return False
-        with self.client.ask("HEAD", self.url, IDENTITY) as reply:
-            if reply.head.status != 200:
-                return False  # a URL signed for GET alone refuses HEAD
-            self.saw(reply.head)
-            return self.here(reply.head)
-
-    def here(self, head: Head) -> bool:
-        """Whether the very file is here already. A Failure where what is here is another one, and must stay."""
-        found = look(self.path)
-        if found is None or self.stdout or self.chosen and not stat.S_ISREG(found.st_mode):
-            return False
-        regular = stat.S_ISREG(found.st_mode)
-        if regular and not (self.args.force and self.replace) and self.same(head):
-            return True
-        if not regular or not self.replace:
-            raise exists(self.path, not self.replace and (self.args.force or self.args.newer))
-        return False
-
-    def same(self, head: Head) -> bool:
-        """Whether a response is about the very file here, and --checksum agrees."""
-        told = Entry(self.name, False, head.length, head.modified, head.get("etag"))
-        return told_same(self.args, self.path, self.url, told) and (
-            not self.args.checksum
-            or file_digest(self.path, self.args.checksum[0]) == self.args.checksum[1]
-        )
-
-    def fetch(self, sink: Union[Part, Stream]) -> bool:
-        """One request for what is missing, and its body to the end. False when there is nothing to do."""
-        asked = dict(WANTED)
-        if sink.offset and sink.source and sink.source.validator:
-            asked.update({"Range": f"bytes={sink.offset}-", "If-Range": sink.source.validator})
-        with self.client.ask("GET", self.url, asked) as reply:
-            return self.receive(reply, sink)
-
-    def receive(self, reply: Reply, sink: Union[Part, Stream]) -> bool:
-        """A response into its place. gzip is decoded unless it is what was asked for by name, as in a.tar.gz."""
-        head = reply.head
-        if head.status == 416 and sink.offset:
-            return self.out_of_range(head, sink)
-        check(reply)
-        if head.status == 206:
-            self.continues(head, sink)
-        elif head.status != 200:
-            raise Failure(
-                22,
-                f"{self.url}: {head.status} {shown(head.reason)}",
-                "that is no file",
-                "-v shows both heads",
-            )
-        self.saw(head)
-        if sink.offset == 0 and self.here(head):
-            return False
-        named = any(name.endswith((".gz", ".tgz")) for name in (self.name, url_name(self.url)))
-        decode = head.get("content-encoding") not in ("", "identity") and not named
-        if head.status == 200:
-            source = source_of(self.url, head)
-            # offsets and digests are of what is not decoded
-            sink.begin(source if not decode else Source(source.url, "", "", None, ""))
-        self.args.progress.begin(self.name, sink.offset, sink.source.size if sink.source else None)
-        for piece in reply.decoded() if decode else reply.pieces():
-            sink.write(piece)
-            self.received += len(piece)
-            self.args.progress.add(len(piece))
-        return True
-
-    def saw(self, head: Head) -> None:
-        """A response tells the name, if nobody has chosen one, and the time. Nothing is written before."""
-        self.head = head
-        if not self.name:
-            asked = safe_name(url_name(self.url))
-            proposed = disposition_name(head.get("content-disposition"))
-            self.name = safe_name(proposed) if proposed else asked
-            self.path = os.path.join(self.folder, self.name)
-            # the server's choice of a name is no choice of what may be replaced
-            self.replace = self.replace and self.name == asked
-        refuse_program(self.path)
-
-    def continues(self, head: Head, sink: Union[Part, Stream]) -> None:
-        """A partial response must start where we stopped and be of the same file, whatever the server was asked."""
-        span, source = content_range(head), sink.source
-        if not sink.offset or source is None:
-            raise broken(self.url.authority, "a part (206) of what was asked for whole")
-        fits = (
-            span
-            and span[0] == sink.offset
-            and span[1] == span[2]
-            and source.size in (None, span[2])
-        )
-        if not fits or not source.fits(head):
-            sink.forget()
-            raise Transient(
-                33,
-                f"{self.url.authority} answers a range with another one",
-                "it changed meanwhile, or its server is at fault",
-                "-o FILE --no-resume",
-                after=0,
-            )
-
-    def out_of_range(self, head: Head, sink: Union[Part, Stream]) -> bool:
-        """416: nothing is missing if the size is what we have and the ETag says that it is the same file."""
-        span, source = content_range(head), sink.source
-        if (
-            span
-            and span[2] == sink.offset
-            and source
-            and source.etag
-            and head.get("etag") == source.etag
-        ):
-            self.saw(head)
-            return True
-        sink.forget()
-        raise Transient(
-            33,
-            f"{self.url.authority} has not so many bytes of it any more",
-            "the file changed",
-            "--no-resume",
-            after=0,
-        )
-
-    def finish(self, sink: Union[Part, Stream]) -> str:
-        source = sink.source
-        if source and source.size is not None and sink.offset != source.size:
-            raise Failure(
-                18,
-                f"{sink.offset:,} of {source.size:,} bytes came",
-                "the server ended the body early",
-                "the same again",
-            )
-        promised = [self.args.checksum, source and source.digest and ("sha256", source.digest)]
-        for name, want in filter(None, promised):
-            found = sink.digest(name)
-            if found != want:
-                sink.discard()
-                raise Failure(
-                    56,
-                    f"{self.url} came with a wrong {name}: {found}",
-                    f"{want} was promised; nothing is kept of it",
-                    "the same again; if it stays, the file there is another one",
-                )
-        if isinstance(sink, Part):
-            modified, etag = (
-                (self.head.modified, self.head.get("etag")) if self.head else (None, "")
-            )
-            sink.place(self.path, self.url, modified, etag, self.replace)
-        return "saved"
+def take_room(fd: int, size: int) -> None:
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except AttributeError:
+        pass  # macOS and Windows have no such call
+    except OSError as error:
+        # some file systems cannot, such as ZFS on FreeBSD
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
 
 
-def side_by_side(download: Download, part: Part) -> bool:
-    """Fill the part over several connections, each fetching one span after another. False: it has to come in one piece."""
-    args, resumed = part.args, part.offset > 0
-    if not part.left:
-        many = args.connections > 1 and (
-            resumed or persist(args, lambda: rangeable(download, part))
-        )
-        if not many or not part.divide():
-            return False
-    # where a password may be asked for: here, and not by several threads at once
-    if resumed and os.isatty(2):
-        with contextlib.suppress(Failure), download.client.ask("HEAD", download.url):
-            pass
-    import threading  # not at the top: one connection needs none
+def open_own(path: str, flags: int) -> int:
+    """open() for names that others in this folder can predict.
 
-    problems, news, part.guard = list[BaseException](), threading.Event(), threading.Lock()
-    spans = iter(part.left)
-
-    def one(client: Client, span: list[int]) -> None:
-        persist(args, lambda: fetch_span(client, download, part, span, problems), lambda: span[0])
-
-    def work() -> None:
-        try:
-            with contextlib.closing(Client(args, download.client.servers)) as client:
-                for span in spans:  # one iterator for all of them
-                    one(client, span)
-        except BaseException as problem:  # noqa: BLE001  (raised again in the thread that waits)
-            problems.append(problem)
-        news.set()
-
-    workers = [threading.Thread(target=work, daemon=True) for _ in range(args.connections)]
-    for worker in workers:
-        worker.start()
-    args.progress.begin(download.name, part.offset - part.missing(), part.offset)
-    saved, pause = time.monotonic(), SAVE_EVERY[0]
-    while any(worker.is_alive() for worker in workers) and not problems:
-        news.wait(min(DRAWN_EVERY, pause))
-        news.clear()
-        args.progress.add(part.offset - part.missing() - args.progress.done)
-        if time.monotonic() - saved >= pause:
-            part.remember()
-            saved, pause = time.monotonic(), min(2 * pause, SAVE_EVERY[1])
-    if problems and isinstance(problems[0], Changed):
-        part.discard()  # others may still be writing into it, so the next one is another file
-    if problems:
-        raise problems[0]
-    download.received, part.left = part.offset, []
-    return True
+    It follows no link, waits for no FIFO, and opens nothing but a regular file."""
+    fd = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return fd
+    os.close(fd)
+    raise OSError(errno.EINVAL, "it is no regular file")
 
 
-def rangeable(download: Download, part: Part) -> bool:
-    """Ask for one byte: that tells size, validator, and whether ranges are served at all."""
-    with download.client.ask("GET", download.url, {**WANTED, "Range": "bytes=0-0"}) as reply:
-        span, source = content_range(reply.head), source_of(download.url, reply.head)
-    # ranges are of what is encoded: receive() decodes the whole
-    coded = reply.head.get("content-encoding") not in ("", "identity")
-    if (
-        reply.head.status != 206
-        or not span
-        or not source.validator
-        or span[2] < 2 * SPLIT_FROM
-        or coded
-    ):
-        return False
-    download.saw(reply.head)
-    if download.here(reply.head._replace(length=span[2])):
-        # only now its name is known: the response to one whole request tells the same, and is not
-        # read
-        return False
-    part.begin(source)
-    return True
-
-
-def fetch_span(
-    client: Client, download: Download, part: Part, span: list[int], problems: list[BaseException]
-) -> None:
-    """What is missing of one span. Its first byte moves on as it comes, so that a new try asks for the rest only."""
-    source, url = part.source, download.url
-    if source is None or problems or span[0] == span[1]:
-        return
-    asked = {
-        "Accept-Encoding": "identity",
-        "Range": f"bytes={span[0]}-{span[1] - 1}",
-        "If-Range": source.validator,
-    }
-    with client.ask("GET", url, asked) as reply:
-        check(reply)
-        fits = reply.head.status == 206 and content_range(reply.head) == (
-            span[0],
-            span[1],
-            source.size,
-        )
-        if not fits or not source.fits(reply.head):
-            raise Changed(
-                33,
-                f"{url} changed while it was fetched",
-                "a range of it is not what was asked for",
-                "the same again",
-            )
-        download.saw(reply.head)
-        for piece in reply.pieces():
-            if problems:
-                return
-            if len(piece) > span[1] - span[0]:
-                raise broken(url.authority, "a range longer than it says")
-            part.write_at(span[0], piece)
-            span[0] += len(piece)
-    if span[0] < span[1]:
-        raise Transient(
-            18,
-            f"a range of {url} came short",
-            f"{span[1] - span[0]:,} bytes of it are missing",
-            "the same again",
-        )
-
-
-def refuse_program(path: str) -> None:
-    if is_program(path):
-        raise Failure(
-            23,
-            f"{spoken(path)} would be part of a program when it next starts",
-            "what a server sends must not run here",
-            "-o with another folder or name",
-        )
-
-
-def look(path: str) -> Optional[os.stat_result]:
-    with contextlib.suppress(OSError):
-        return os.stat(path)
-    return None
-
-
-def told_same(args: argparse.Namespace, path: str, url: URL, told: Entry) -> bool:
-    """Whether a file here is the one that a server describes. The ETag that came with it knows best. mtimes are set from
-    Last-Modified, so equal ones mean much; with --newer a later one here is as good, and where no time is told the size must do."""
-    by_time = args.newer and told.mtime is not None
-    if told.etag and not by_time and (known := remembered_etag(path, url)):
-        return known == told.etag
-    found = look(path)
-    if found is None or told.size is not None and told.size != found.st_size:
-        return False
-    if told.mtime is None:
-        return bool(args.newer) and told.size is not None
-    return told.mtime // 1 == found.st_mtime // 1 or by_time and told.mtime < found.st_mtime
-
-
-def file_digest(path: str, name: str) -> str:
-    total = hasher(name)
-    for piece in file_pieces(path, 0, sendable_file(path).st_size):
-        total.update(piece)
-    return total.hexdigest()
-
-
-def stamp(url: URL, found: os.stat_result) -> bytes:
-    """What stands before a remembered ETag: it says something of this URL only, and of the file as it was when it came."""
-    return f"{part_name(url)} {found.st_size} {found.st_mtime_ns} ".encode()
-
-
-def remembered_etag(path: str, url: URL) -> str:
-    with contextlib.suppress(OSError, AttributeError):
-        text, start = os.getxattr(path, XATTR), stamp(url, os.stat(path))
-        return (
-            text[len(start) :].decode("utf-8", "surrogateescape") if text.startswith(start) else ""
-        )
-    return ""
-
-
-def url_name(url: URL) -> str:
-    return unquoted(url.path.rpartition("/")[2]) or "index.html"
-
-
-def sweep(folder: str, names: set[str]) -> None:
-    """Remove parts that nobody can continue, or has for a week, and their notes, but none that is locked: somebody writes it."""
-    for stem in {name[: -len("part")] for name in names if is_part(name)}:
-        with contextlib.suppress(OSError):
-            remove_stale(
-                [
-                    os.path.join(folder, stem + end)
-                    for end in ("part", "json")
-                    if stem + end in names
-                ]
-            )
-
-
-def remove_stale(paths: list[str]) -> None:
-    """Remove a part and its note, or the note of an upload, if it is old and nobody has it locked.
-    A part without a note or content need not be old."""
-    found = os.lstat(paths[0])
-    if not stat.S_ISREG(found.st_mode):
-        return
-    with open(paths[0], "rb") as file:
-        alone = len(paths) < 2 and paths[0].endswith(".part")
-        useless = lock(file.fileno()) and (alone or not found.st_size)
-        for path in paths if useless or time.time() - found.st_mtime > PART_AGE else []:
-            os.unlink(path)
-
-
-def link(source: str, path: str) -> bool:
-    """Give a file its name where there is none yet; False where the file system has no links."""
+def rename(source: str, path: str, replace: bool) -> None:
+    """Give a file its name. A link fails if somebody has taken that name meanwhile."""
+    if replace:
+        return os.replace(source, path)
     try:
         os.link(source, path)
     except FileExistsError:
         raise
-    except (OSError, AttributeError):
+    except (OSError, AttributeError):  # a file system without links
         if os.path.lexists(path):
             raise FileExistsError(errno.EEXIST, "exists") from None
-        return False
+        return os.replace(source, path)
     os.unlink(source)
-    return True
 
 
-def lock(fd: int) -> bool:
-    """BlockingIOError: another run has it. False on systems and file systems without flock, which do without."""
+def lock_file(fd: int) -> bool:
+    """Lock a file until it is closed. Raises BlockingIOError if another run has locked it.
+
+    Returns False where the system or the file system has no flock()."""
     with contextlib.suppress(ImportError):
         import fcntl  # not at the top: Windows has none
 
@@ -2223,172 +1862,185 @@ def lock(fd: int) -> bool:
         except BlockingIOError:
             raise
         except OSError:
-            pass  # Lustre, for one, may have none
+            pass  # some file systems have no locks, such as Lustre
     return False
 
 
-def exists(path: str, unasked: bool = False) -> "Failure":
-    """Unasked: it may be replaced, but the server alone proposed its name."""
-    hint = "--newer replaces it if the server's is newer or of another size, --force always, -o gives another name"
-    return Failure(
-        23,
-        f"{spoken(path)} exists already, and is another file",
-        "the server proposed that name, and must not choose what is replaced"
-        if unasked
-        else "it was left as it is",
-        "-o NAME: that of the file to replace, or another" if unasked else hint,
-    )
+def read_note(path: str) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8", opener=open_own) as file:
+            import json  # not at the top: mostly there is no note
+
+            note = json.load(file)
+    except RecursionError:
+        note = None
+    if not isinstance(note, dict):
+        raise TypeError("a note that is no object")
+    return note
 
 
-def unwritable(path: str, error: OSError, offset: int) -> "Failure":
-    after = f" after {offset:,} bytes" if offset else ""
-    return Failure(
-        23,
-        f"cannot write {spoken(path)}{after}: {error.strerror}",
-        "what came until then is kept where that is possible",
-        "make room or choose another folder with -o, then the same again",
-    )
+def noted_source(note: dict[str, Any]) -> Source:
+    """The source in a note. Raises TypeError or ValueError for a note that no run of ours wrote.
+
+    Others may plant a note, and its validator is sent in the head of a request."""
+    source = Source(**note)
+    texts = source.url, source.etag, source.modified, source.digest
+    printing = all(isinstance(text, str) and text.isprintable() for text in texts)
+    if not printing or not isinstance(source.size, (int, type(None))):
+        raise TypeError("a note of wrong types")
+    if not re.fullmatch("[0-9a-f]{64}|", source.digest):
+        raise ValueError("a note with a digest that is none")
+    return source
 
 
-def get(client: Client) -> int:
-    args, folder, name = client.args, client.args.output or "", ""
-    if folder == "-" or folder and not os.path.isdir(folder) and not folder.endswith("/"):
-        folder, name = os.path.split(folder)
-    if len(args.url) > 1 and name and args.output != "-":
-        raise Failure(
-            2,
-            f"{len(args.url)} URLs cannot all be {spoken(args.output)}",
-            "nothing was fetched",
-            "-o FOLDER/",
-        )
-    if args.output != "-":
-        make_folder(folder or ".")
-    return each(
-        args,
-        [target(text, args) for text in args.url],
-        lambda url: tell(args, Download(client, url, folder, name, replace=False)),
-    )
+def write_note(path: str, note: dict[str, Any]) -> None:
+    """Write the note whole or not at all."""
+    import json
+
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path + "~")  # a link there may lead to any file
+        with open(path + "~", "x", encoding="utf-8") as file:
+            json.dump(note, file)
+        os.replace(path + "~", path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(path + "~")
+        raise unwritable(path, error, 0) from None
 
 
-def tell(args: argparse.Namespace, download: Download) -> None:
-    """Run a download, and say what became of it."""
-    verdict = download.run()
-    if not download.stdout:
-        report(
-            args,
-            download.url,
-            verdict,
-            download.path,
-            download.received,
-            time.monotonic() - download.began,
-        )
+def part_name(url: URL) -> str:
+    """The name of a URL's part: the same each time, even if the URL's signature is not."""
+    unsigned = re.sub(SIGNATURE, "", url.full) if "?" in url.target else url.full
+    return f".six-{hasher('sha256', to_bytes(unsigned)).hexdigest()[:32]}.part"
 
 
-# --- sending: put, post, delete, mkdir, move ---
+def remove_old_parts(folder: str, names: set[str]) -> None:
+    """Remove parts and notes that nobody can continue, or that are a week old, unless they are
+    locked."""
+    for stem in {name[: -len("part")] for name in names if is_part(name)}:
+        paths = [stem + end for end in ("part", "json") if stem + end in names]
+        with contextlib.suppress(OSError):
+            remove_if_old([os.path.join(folder, name) for name in paths])
+
+
+def remove_if_old(paths: list[str]) -> None:
+    """Remove a part and its note, or the note of an upload, if it is old and nobody has locked it.
+
+    A part without a note or without content need not be old."""
+    found = os.lstat(paths[0])
+    if not stat.S_ISREG(found.st_mode):
+        return
+    with open(paths[0], "rb") as file:
+        alone = len(paths) < 2 and paths[0].endswith(".part")
+        useless = lock_file(file.fileno()) and (alone or not found.st_size)
+        for path in paths if useless or time.time() - found.st_mtime > PART_AGE else []:
+            os.unlink(path)
+
+
+# --- sending: put, post, delete, mkdir, move, head ---
 def put(client: Client) -> int:
     args = client.args
     paths: list[str] = args.path
     url = target(args.url, args)
-    if not url.path.endswith("/") and len(paths) > 1:
+    into = url.path.endswith("/")
+    if not into and len(paths) > 1:
         raise Failure(
             2,
             f"{len(paths)} files cannot all become {url}",
             "nothing was sent",
             f"{url}/ is a folder",
         )
-    if "-" in paths and url.path.endswith("/"):
+    if "-" in paths and into:
         raise Failure(2, "standard input has no name", "nothing was sent", f"{url}NAME")
 
     def one(path: str) -> None:
-        send_file(
-            client, path, url.child(os.path.basename(path)) if url.path.endswith("/") else url
-        )
+        send_file(client, path, url.child(os.path.basename(path)) if into else url)
 
-    return each(args, paths, one)
+    return for_each(args, paths, one)
 
 
 def send_file(client: Client, path: str, url: URL) -> None:
-    """PUT a file, or standard input for -; again after a lost link, from where the server has it if it can tell."""
-    began, body, args = time.monotonic(), Body() if path == "-" else Body(path), client.args
-    upload = Upload(client, url, body, path)
-    persist(
-        args, upload.attempt, lambda: upload.offset
-    ) if body.length is not None else upload.attempt()
+    """PUT a file, or standard input for -. After a lost link, continue where the server stopped."""
+    began, args = time.monotonic(), client.args
+    upload = Upload(client, url, BodySource() if path == "-" else BodySource(path), path)
+    if path == "-":
+        upload.attempt()
+    else:
+        retry(args, upload.attempt, lambda: upload.offset)
     report(args, url, upload.verdict, path, upload.sent, time.monotonic() - began)
 
 
 class Upload:
-    """A file on its way to a server, however many requests it takes."""
+    """A file that is sent to a server, with as many requests as it takes."""
 
-    def __init__(self, client: Client, url: URL, body: Body, path: str) -> None:
+    def __init__(self, client: Client, url: URL, body: BodySource, path: str) -> None:
         self.client = client
+        self.args = client.args
         self.url = url
         self.body = body
         self.path = path
-        self.offset = 0  # what the server is known to have
-        self.complete = False  # it said that this is all, and stored: only its answer was lost
-        self.announced = False  # that the server speaks the draft
+        self.offset = 0  # bytes that the server has, as far as we know
+        self.complete = False  # the server has it all; only its reply was lost
+        self.announced = False  # the server has said that it speaks the draft
         self.verdict = "sent"
         self.fields: Fields = {}
-        self.note = os.path.join(os.path.dirname(path), part_name(url)[: -len("part")] + "json")
-        # where it can be continued
-        self.resource = self.recall() if client.args.resume and body.length is not None else None
+        name = part_name(url)[: -len("part")] + "json"
+        self.note = os.path.join(os.path.dirname(path), name)
+        self.resource = self.recall()  # where it can be continued
 
     def recall(self) -> Optional[URL]:
-        """Where an earlier run of the same upload stopped, if the file is still the same. Who has made up that note shall get no login."""
+        """Where an earlier run of the same upload stopped, if the file is still the same.
+
+        Others may plant a note, so the login goes only to the origin that the user named."""
+        if not self.args.resume or self.body.length is None:
+            return None
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, Failure):
             note = read_note(self.note)
             resource = self.url.join(note["resource"])
-            if (note["size"], note["mtime_ns"], resource.origin) == (
-                self.body.length,
-                self.body.mtime_ns,
-                self.url.origin,
-            ):
+            same = [(note["size"], note["mtime_ns"])] == self.body.state
+            if same and resource.origin == self.url.origin:
                 return resource._replace(login=self.url.login)
         return None
 
     def remember(self, resource: URL) -> None:
-        """Beside the file, until it is sent whole: where the rest of it may go. Where nothing can be written, it starts over."""
-        note = {
-            "url": str(self.url),
-            "resource": resource.target,
-            "size": self.body.length,
-            "mtime_ns": self.body.mtime_ns,
-        }
+        """Note beside the file where its rest may be sent. If no note can be written, a retry
+        starts over."""
+        size, mtime_ns = self.body.state[0]
+        where = {"url": str(self.url), "resource": resource.target}
         with contextlib.suppress(Failure):
-            write_note(self.note, note)
+            write_note(self.note, {**where, "size": size, "mtime_ns": mtime_ns})
 
     def prepare(self) -> Fields:
-        """A digest stands before the body, so a large file is read twice for it: only for servers that say they take it."""
+        """The fields that describe the file.
+
+        A digest stands before the body, so a large file must be read twice. Do that only for
+        servers that say that they check it."""
         if self.body.length is None:
             return {}
         seconds = self.body.mtime_ns // 10**9
         fields = {}
         if EARLIEST <= seconds < LATEST:
-            # the second is the one that servers keep
+            # servers keep whole seconds
             fields = {"Last-Modified": http_date(seconds), OC_MTIME: str(seconds)}
-            if self.client.args.verb == "upload":
-                fields["Date"] = fields["Last-Modified"]  # from which nginx takes the file's time
+            if self.args.verb == "upload":
+                fields["Date"] = fields["Last-Modified"]  # nginx takes the file's time from it
         else:
-            self.timeless()
-        told = {"want-repr-digest"}
+            self.warn_of_time()
+        offers = {"want-repr-digest"}
         if self.body.length >= EXPECT_FROM:
             with self.client.ask("OPTIONS", self.url) as reply:
-                told = set(reply.head.fields)
-        self.announced = "upload-limit" in told and self.client.args.resume
-        return {
-            **fields,
-            **(
-                {"Repr-Digest": self.body.digest()}
-                if told & {"want-repr-digest", "upload-limit"}
-                else {}
-            ),
-        }
+                offers = set(reply.head.fields)
+        self.announced = "upload-limit" in offers and self.args.resume
+        if offers & {"want-repr-digest", "upload-limit"}:
+            digest = bytes.fromhex(file_digest(self.path, "sha256"))
+            fields["Repr-Digest"] = f"sha-256=:{b64(digest)}:"  # RFC 9530
+        return fields
 
     def attempt(self) -> None:
-        if self.body.changed():  # since the last try: the server has the beginning of another file
-            self.body, self.resource, self.fields = Body(self.path), None, {}
-        if not (self.resource and self.known(self.resource)):
+        if self.body.changed():  # the server has the beginning of another file
+            self.body, self.resource, self.fields = BodySource(self.path), None, {}
+        if not (self.resource and self.is_known(self.resource)):
             self.resource = self.create()
         if not self.resource:
             self.send_whole()
@@ -2399,14 +2051,17 @@ class Upload:
         if self.body.changed():
             raise Failure(
                 18,
-                f"{spoken(self.path)} changed while it was sent",
+                f"{printable(self.path)} changed while it was sent",
                 "what the server has may be neither the old nor the new",
-                "once more, when nothing writes to it",
+                "repeat the command when nothing writes to it",
             )
 
     def create(self) -> Optional[URL]:
-        """Where the server speaks the draft, begin with an empty upload: the answer tells where it can be continued. (104 would tell it
-        meanwhile, but nginx and others pass none on.) Not elsewhere than on the server that was named: it would be sent the login."""
+        """Begin with an empty upload, if the server speaks the draft. Its reply says where to
+        continue.
+
+        A 104 reply would say so during the upload, but nginx and other proxies drop it. The
+        place must be on the server that the user named, because it is sent the login."""
         self.fields, self.offset = self.fields or self.prepare(), 0
         if not self.announced:
             return None
@@ -2414,15 +2069,13 @@ class Upload:
             **self.fields,
             "Upload-Complete": "?0",
             "Upload-Length": str(self.body.length),
-            "Upload-Draft-Interop-Version": INTEROP,
+            **DRAFT,
         }
-        with self.client.ask("PUT", self.url, fields, Body(b"")) as reply:
-            resource = (
-                check(self.refused(reply))
-                .url.join(reply.head.get("location"))
-                ._replace(login=self.url.login)
-            )
-        if not reply.head.get("location") or resource.origin != self.url.origin:
+        with self.client.ask("PUT", self.url, fields, BodySource(b"")) as reply:
+            self.check(reply)
+            location = reply.head.get("location")
+        resource = reply.url.join(location)._replace(login=self.url.login)
+        if not location or resource.origin != self.url.origin:
             return None
         self.remember(resource)
         return resource
@@ -2432,44 +2085,46 @@ class Upload:
         return self.body.sent if self.body.length is None else self.body.length
 
     def send_whole(self) -> None:
-        self.client.args.progress.begin(self.path, 0, self.body.length)
+        self.args.progress.begin(self.path, 0, self.body.length)
         with self.client.ask("PUT", self.url, self.fields, self.body) as reply:
-            self.check_time(check(self.refused(reply)).head)
-            doubtful = self.doubtful(reply)
+            self.check(reply)
+            self.check_time(reply.head)
+            doubtful = self.is_doubtful(reply)
         if doubtful:
-            self.look_again()
+            self.verify_size()
 
     @staticmethod
-    def doubtful(reply: Reply) -> bool:
-        """Whether a success may be the answer to a GET."""
-        return reply.head.status == 200 and (
-            bool(reply.read(1)) or "last-modified" in reply.head.fields
-        )
+    def is_doubtful(reply: Reply) -> bool:
+        """Whether a success may be the reply to a GET."""
+        page = reply.head.status == 200
+        return page and (bool(reply.read(1)) or "last-modified" in reply.head.fields)
 
     @property
     def rare_time(self) -> bool:
-        """Whether the file's time is before 1970 or after 2286: not every server takes such a one."""
+        """Whether the file's time is before 1970 or after 2286. Some servers refuse such a time."""
         return not re.fullmatch("[0-9]{0,10}", self.fields.get(OC_MTIME, ""))
 
-    def refused(self, reply: Reply) -> Reply:
-        """The response, unless it may be about a rare time: then the file is sent without."""
+    def check(self, reply: Reply) -> None:
+        """If a refusal may be about a rare time, send the file without that time."""
         if reply.head.status == 400 and self.rare_time:
             del self.fields[OC_MTIME]
-            self.timeless()
+            self.warn_of_time()
             raise Transient(22, f"{self.url}: 400", "that time", "without it", after=0)
-        return reply
+        check(reply)
 
     def check_time(self, head: Head) -> None:
         if self.rare_time and head.get(OC_MTIME.lower()) != "accepted":
-            self.timeless()
+            self.warn_of_time()
 
-    def timeless(self) -> None:
-        say(
-            f"not kept by the server: the time of {spoken(self.path)}, {self.body.mtime_ns // 10**9} s since 1970"
-        )
+    def warn_of_time(self) -> None:
+        time_of = f"the time of {printable(self.path)}, {self.body.mtime_ns // 10**9} s since 1970"
+        say(f"not kept by the server: {time_of}")
 
-    def look_again(self) -> None:
-        """A server that takes no files, such as Caddy's, may answer PUT as if it were GET: 200, and what it had before."""
+    def verify_size(self) -> None:
+        """Compare the size that the server has now with what was sent.
+
+        A server that takes no files, such as Caddy, may treat PUT as GET: it replies 200 with
+        what it had before."""
         length = None
         with (
             contextlib.suppress(Failure),
@@ -2481,49 +2136,48 @@ class Upload:
                 56,
                 f"{self.url} has {length:,} bytes, {self.sent:,} were sent",
                 "the server answered 200 and stored something else, or nothing",
-                "a server that takes files by PUT",
+                "use a server that accepts files by PUT",
             )
         self.verdict = "sent unverified"
 
-    def known(self, resource: URL) -> bool:
-        """Ask how much has arrived; False when the server has forgotten it."""
-        with self.client.ask("HEAD", resource, {"Upload-Draft-Interop-Version": INTEROP}) as reply:
-            offset = reply.head.get("upload-offset")
-            # busy: another connection, lost without its knowledge, still writes there
-            if reply.head.status == 503:
+    def is_known(self, resource: URL) -> bool:
+        """Ask how much has arrived. Returns False if the server has forgotten the upload."""
+        with self.client.ask("HEAD", resource, DRAFT) as reply:
+            head = reply.head
+            # busy: the server still waits for a connection that was lost
+            if head.status == 503:
                 check(reply)
-        if (
-            reply.head.status >= 400
-            or not re.fullmatch(LENGTH, offset)
-            or int(offset) > (self.body.length or 0)
-        ):
+        text, size = head.get("upload-offset"), self.body.length or 0
+        if head.status >= 400 or not re.fullmatch(LENGTH, text) or int(text) > size:
             return False
-        self.offset, whole = int(offset), reply.head.get("upload-complete") == "?1"
-        self.complete = whole and self.offset == self.body.length
+        self.offset, whole = int(text), head.get("upload-complete") == "?1"
+        self.complete = whole and self.offset == size
         return self.complete or not whole
 
     def append(self, resource: URL) -> None:
-        self.client.args.progress.begin(self.path, self.offset, self.body.length)
+        self.args.progress.begin(self.path, self.offset, self.body.length)
         fields = {
             "Content-Type": "application/partial-upload",
             "Upload-Offset": str(self.offset),
             "Upload-Complete": "?1",
-            "Upload-Draft-Interop-Version": INTEROP,
+            **DRAFT,
         }
-        with self.client.ask("PATCH", resource, fields, self.body.rest(self.offset)) as reply:
+        rest = BodySource(self.path, start=self.offset)
+        with self.client.ask("PATCH", resource, fields, rest) as reply:
             if reply.head.status == 409:
                 raise Transient(
                     55,
                     "the server has another amount of it than it said",
                     "it is still busy with what came",
-                    "the same again",
+                    "repeat the command",
                 )
-            self.check_time(check(reply).head)
+            check(reply)
+            self.check_time(reply.head)
 
 
 def post(client: Client) -> int:
     args = client.args
-    url, fields, body = target(args.url, args), {}, Body(b"")
+    url, fields, body = target(args.url, args), {}, BodySource(b"")
     if args.form and args.data is not None:
         raise Failure(
             2,
@@ -2533,56 +2187,50 @@ def post(client: Client) -> int:
         )
     if args.form:
         boundary = os.urandom(16).hex()
-        body = Body(*form_parts(args.form, boundary))
+        body = BodySource(*form_fields(args.form, boundary))
         fields["Content-Type"] = f"multipart/form-data; boundary={boundary}"
+    elif args.data in ("-", "@-"):
+        body, fields = BodySource(), {"Content-Type": "application/octet-stream"}
+    elif args.data and args.data.startswith("@"):
+        body, fields = BodySource(args.data[1:]), {"Content-Type": "application/octet-stream"}
     elif args.data is not None:
-        text = args.data if args.data != "-" else "@-"
-        body = (
-            (Body() if text == "@-" else Body(text[1:]))
-            if text.startswith("@")
-            else Body(os.fsencode(text))
-        )
-        fields["Content-Type"] = (
-            "application/octet-stream"
-            if text.startswith("@")
-            else "application/x-www-form-urlencoded"
-        )
+        body = BodySource(os.fsencode(args.data))
+        fields["Content-Type"] = "application/x-www-form-urlencoded"
     args.progress.begin(str(url), 0, body.length)
     with client.ask("POST", url, fields, body) as reply:
         check(reply)
-        sink = Stream("-", args)
-        for piece in reply.decoded():
-            sink.write(piece)
-        sink.close()
-    report(args, url, "posted", "", body.length or 0, None) if args.json else None
+        with contextlib.closing(Stream("-", args)) as output:
+            for chunk in reply.decoded():
+                output.write(chunk)
+    if args.json:
+        report(args, url, "posted", size=body.length or 0)
     return 0
 
 
-def form_parts(forms: Sequence[str], boundary: str) -> list[Union[bytes, str]]:
-    """The parts of multipart/form-data (RFC 7578): NAME=VALUE as it stands, NAME=@FILE with the file's content."""
+def form_fields(forms: Sequence[str], boundary: str) -> list[Union[bytes, str]]:
+    """The fields of multipart/form-data (RFC 7578): NAME=VALUE, or NAME=@FILE."""
     parts: list[bytes | str] = []
     for form in forms:
         name, equals, value = form.partition("=")
         if not equals:
             raise Failure(
                 2,
-                f"--form {spoken(form)} has no equals sign",
+                f"--form {printable(form)} has no equals sign",
                 "nothing was sent",
                 "--form NAME=VALUE or --form NAME=@FILE",
             )
         head = f'--{boundary}\r\nContent-Disposition: form-data; name="{quoted(name)}"'
+        content: bytes | str = os.fsencode(value)
         if value.startswith("@"):
-            head += f'; filename="{quoted(os.path.basename(value[1:]))}"\r\nContent-Type: application/octet-stream'
-        parts += [
-            os.fsencode(head + "\r\n\r\n"),
-            value[1:] if value.startswith("@") else os.fsencode(value),
-            b"\r\n",
-        ]
+            content = value[1:]
+            head += f'; filename="{quoted(os.path.basename(content))}"'
+            head += "\r\nContent-Type: application/octet-stream"
+        parts += [os.fsencode(head + "\r\n\r\n"), content, b"\r\n"]
     return [*parts, f"--{boundary}--\r\n".encode()]
 
 
 def quoted(name: str) -> str:
-    """For a quoted string in a form's head, as browsers do it."""
+    """Quote a name in the head of a form's field as browsers do."""
     return name.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
 
 
@@ -2590,38 +2238,38 @@ def delete(client: Client) -> int:
     args = client.args
 
     def one(url: URL) -> None:
-        persist(args, lambda: simple(client, "DELETE", url))
-        report(args, url, "deleted", "", 0, None)
+        retry(args, lambda: request(client, "DELETE", url))
+        report(args, url, "deleted")
 
-    return each(args, [target(text, args) for text in args.url], one)
+    return for_each(args, [target(text, args) for text in args.url], one)
 
 
-def simple(client: Client, method: str, url: URL, fields: Optional[Fields] = None) -> None:
+def request(client: Client, method: str, url: URL, fields: Optional[Fields] = None) -> None:
+    """Send a request whose reply has no body that matters."""
     with client.ask(method, url, fields) as reply:
         check(reply)
 
 
 def mkdir(client: Client) -> int:
     args = client.args
-    url = folder_url(target(args.url, args))  # nginx insists on the slash
-    simple(client, "MKCOL", url)
-    report(args, url, "made", "", 0, None)
+    url = folder_url(target(args.url, args))  # nginx demands the slash
+    request(client, "MKCOL", url)
+    report(args, url, "made")
     return 0
 
 
 def move(client: Client) -> int:
     args = client.args
     url = target(args.url, args)
-    # a folder is renamed like a file, not moved into itself
-    sibling = url._replace(target=url.path.rstrip("/"))
-    # a:b is no scheme
-    new = (
-        sibling.join(encoded(args.new, "/?").replace(":", "%3A"))
-        if "://" not in args.new
-        else target(args.new, args)
-    )
-    simple(client, "MOVE", url, {"Destination": new.full, "Overwrite": "T" if args.force else "F"})
-    report(args, url, "moved", str(new), 0, None)
+    if "://" in args.new:
+        new = target(args.new, args)
+    else:
+        # a folder is renamed like a file, not moved into itself; a:b is no scheme
+        sibling = url._replace(target=url.path.rstrip("/"))
+        new = sibling.join(encoded(args.new, "/?").replace(":", "%3A"))
+    overwrite = "T" if args.force else "F"
+    request(client, "MOVE", url, {"Destination": new.full, "Overwrite": overwrite})
+    report(args, url, "moved", str(new))
     return 0
 
 
@@ -2629,27 +2277,39 @@ def head(client: Client) -> int:
     args = client.args
     url = target(args.url, args)
     with client.ask("HEAD", url) as reply:
-        text = reply.head.text.rstrip("\n")
+        head = reply.head
     if args.json:
-        fields = {
-            name: value.encode("utf-8", "surrogateescape").decode(errors="backslashreplace")
-            for name, value in reply.head.fields.items()
-        }
-        emit_json(args, {"url": str(url), "status": reply.head.status, "fields": fields})
+        fields = {name: json_text(value) for name, value in head.fields.items()}
+        emit_json(args, {"url": str(url), "status": head.status, "fields": fields})
     else:
-        emit(args, shown(text))
-    check(reply) if reply.head.status >= 400 else None
+        emit(args, printable(head.text.rstrip("\n"), "\n\t"))
+    if head.status >= 400:
+        check(reply)
     return 0
 
 
 # --- folders: list, mirror, upload ---
+def list_folder(client: Client) -> int:
+    args = client.args
+    url = folder_url(target(args.url, args))
+    _, entries = retry(args, lambda: listing(client, url))
+    for entry in sorted(entries, key=lambda entry: entry.name):
+        if args.json:
+            emit_json(args, {**entry._asdict(), "name": json_text(entry.name)})
+            continue
+        size = "-" if entry.size is None else f"{entry.size}"
+        when = "-"
+        if entry.mtime is not None:
+            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.mtime))
+        emit(args, f"{size:>12}  {when:16}  {printable(entry.name)}{'/' * entry.folder}")
+    return 0
+
+
 def listing(client: Client, url: URL) -> tuple[URL, list[Entry]]:
-    """The index of a folder: where it stands, and its entries. JSON is asked for, any page of links will do."""
-    with client.ask(
-        "GET",
-        url,
-        {"Accept": "application/json, text/html;q=0.9, */*;q=0.1", "Accept-Encoding": "gzip"},
-    ) as reply:
+    """The URL of a folder after redirects, and its entries. JSON is preferred; a page of links will
+    do."""
+    accept = "application/json, text/html;q=0.9, */*;q=0.1"
+    with client.ask("GET", url, {"Accept": accept, "Accept-Encoding": "gzip"}) as reply:
         check(reply)
         data = reply.read(MAX_LISTING + 1)
     if len(data) > MAX_LISTING:
@@ -2657,139 +2317,107 @@ def listing(client: Client, url: URL) -> tuple[URL, list[Entry]]:
             56,
             f"the index of {url} is over {MAX_LISTING:,} bytes",
             "no more is read into memory",
-            "a smaller folder",
+            "use a folder with fewer entries",
         )
-    text, kind = data.decode("utf-8", "surrogateescape"), reply.head.get("content-type")
+    parse = json_entries if "json" in reply.head.get("content-type") else html_entries
     try:
-        return reply.url, json_entries(text, reply.url) if "json" in kind else html_entries(
-            text, reply.url
-        )
+        return reply.url, parse(to_text(data), reply.url)
     except (TypeError, ValueError, RecursionError):
         raise broken(url.authority, "an index that is no JSON list though it says so") from None
-
-
-def list_folder(client: Client) -> int:
-    args = client.args
-    url = folder_url(target(args.url, args))
-    _, entries = persist(args, lambda: listing(client, url))
-    for entry in sorted(entries, key=lambda entry: entry.name):
-        if args.json:
-            emit_json(
-                args,
-                {
-                    **entry._asdict(),
-                    "name": os.fsencode(entry.name).decode(errors="backslashreplace"),
-                },
-            )
-        else:
-            size = "-" if entry.size is None else f"{entry.size}"
-            when = (
-                "-"
-                if entry.mtime is None
-                else time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.mtime))
-            )
-            emit(args, f"{size:>12}  {when:16}  {spoken(entry.name)}{'/' * entry.folder}")
-    return 0
 
 
 def mirror(client: Client) -> int:
     args = client.args
     url = folder_url(target(args.url, args))
-    name = (
-        url.host
-        if url.path == "/"
-        else safe_name(url_name(url._replace(target=url.path.rstrip("/"))))
-    )
-    code = mirror_folder(client, url, url, args.output or name, 0)
+    name = safe_name(url_name(url._replace(target=url.path.rstrip("/"))))
+    dest = args.output or (name if url.path != "/" else url.host)
+    code = mirror_folder(client, url, url, dest, 0)
     args.progress.summary(args)
     return code
 
 
 def mirror_folder(client: Client, root: URL, url: URL, dest: str, depth: int) -> int:
-    """A folder and those in it: what is the same is not fetched, a bad file stops nothing."""
+    """Fetch a folder and the folders in it. A file that fails does not stop the rest."""
     args = client.args
-    here, entries = persist(args, lambda: listing(client, url))
-    if here.origin != root.origin or not here.path.startswith(root.path) or depth > MAX_DEPTH:
+    base, entries = retry(args, lambda: listing(client, url))
+    if base.origin != root.origin or not base.path.startswith(root.path) or depth > MAX_DEPTH:
         raise Failure(
-            56, f"{url} leads out of {root}, or too deep", "it was not followed", "mirror that one"
+            56,
+            f"{url} leads out of {root}, or too deep",
+            "it was not followed",
+            "mirror that URL by itself",
         )
     there = make_folder(dest, strict=depth > 0)
-    files, folders = list[Entry](), list[str]()
+    allowed = [entry for entry in entries if check_name(entry.name, args.hidden)]
     for entry in entries:
-        if not legal(entry.name, args.hidden):
-            say(
-                f"skipped {spoken(entry.name)}: not a name that may come from a server (--hidden takes those with a dot)"
-            )
-        elif entry.folder:
-            folders.append(entry.name)
-        else:
-            files.append(entry)
-    code = mirror_files(client, here, dest, there, files)
+        if not check_name(entry.name, args.hidden):
+            why = "not a name that may come from a server (--hidden takes those with a dot)"
+            say(f"skipped {printable(entry.name)}: {why}")
+    files = [entry for entry in allowed if not entry.folder]
+    code = mirror_files(client, base, dest, there, files)
 
-    def one(name: str) -> int:
-        return mirror_folder(
-            client, root, folder_url(here.child(name)), os.path.join(dest, name), depth + 1
-        )
+    def one(entry: Entry) -> int:
+        inner = folder_url(base.child(entry.name))
+        return mirror_folder(client, root, inner, os.path.join(dest, entry.name), depth + 1)
 
-    further = each(args, folders, one)
+    further = for_each(args, [entry for entry in allowed if entry.folder], one)
     return code or further
 
 
 def mirror_files(
     client: Client, base: URL, dest: str, there: set[str], entries: list[Entry]
 ) -> int:
-    """Fetch a folder's files: asked for in a row as long as all goes well, what is left then one by one, with patience."""
+    """Fetch a folder's files in a pipeline, and what that leaves one by one, with retries."""
     args = client.args
     args.progress.expect(len(entries))
     known = there if not args.force else set[str]()
+    jobs: dict[URL, str] = {}
+    for entry in entries:
+        name, url = entry.name, base.child(entry.name)
+        described = name in known and entry.size is not None and entry.mtime is not None
+        if described and same_here(args, os.path.join(dest, name), url, entry):
+            args.progress.count("same")
+        else:
+            jobs[url] = name
 
-    def is_same(entry: Entry) -> bool:
-        """By what the index itself tells."""
-        told = entry.name in known and entry.size is not None and entry.mtime is not None
-        path = os.path.join(dest, entry.name)
-        return told and told_same(args, path, base.child(entry.name), entry)
+    def download(url: URL) -> Download:
+        return Download(client, url, dest, jobs[url], replace=True)
 
-    jobs = {base.child(entry.name): entry.name for entry in entries if not is_same(entry)}
-    for _ in range(len(entries) - len(jobs)):
-        args.progress.count("same")
-
-    def settle(url: URL, reply: Reply, method: str) -> None:
-        download = Download(client, url, dest, jobs[url], replace=True)
-        verdict = download.settle(reply, method) if reply.head.status == 200 else ""
+    def finish(method: str, url: URL, reply: Reply) -> None:
+        it = download(url)
+        verdict = it.save_reply(reply, method) if reply.head.status == 200 else ""
         if verdict:
-            report(args, url, verdict, download.path, download.received, None)
+            report(args, url, verdict, it.path, it.received)
             del jobs[url]
 
-    def in_a_row(method: str, urls: list[URL]) -> None:
-        make = client.same_request(method, base, WANTED)
-        quickly(client, method, urls, make, lambda url, reply: settle(url, reply, method))
+    def ask_all(method: str, urls: list[URL]) -> None:
+        make = client.request_template(method, base, WANTED)
+        pipelined(client, method, urls, make, functools.partial(finish, method))
 
-    in_a_row("HEAD", [url for url, name in jobs.items() if name in known])
+    ask_all("HEAD", [url for url, name in jobs.items() if name in known])
     begun = set(filter(is_part, there))
-    in_a_row("GET", [url for url in jobs if not begun or part_name(url) not in begun])
-    return each(
-        args,
-        list(jobs),
-        lambda url: tell(args, Download(client, url, dest, jobs[url], replace=True)),
-    )
+    ask_all("GET", [url for url in jobs if not begun or part_name(url) not in begun])
+    return for_each(args, list(jobs), lambda url: run_download(args, download(url)))
 
 
-def quickly(
+def pipelined(
     client: Client,
     method: str,
     urls: Iterable[URL],
     make: Callable[[URL], bytes],
-    settle: Callable[[URL, Reply], None],
+    finish: Callable[[URL, Reply], None],
 ) -> None:
-    """Ask for all of them in a row, and for the rest once more where a link broke, as long as that gets further.
-    A Failure of one is told when it is tried by itself."""
+    """Ask for all in one pipeline. If it breaks, start it again with the rest, while that makes
+    progress.
+
+    A Failure is reported later, when that file is tried by itself."""
     left, before = dict.fromkeys(urls), -1
     while left and len(left) != before:
         before = len(left)
         with contextlib.suppress(Failure):
             for url, reply in client.pipeline(method, list(left), make):
                 del left[url]
-                settle(url, reply)
+                finish(url, reply)
             return
 
 
@@ -2797,7 +2425,10 @@ def upload(client: Client) -> int:
     args = client.args
     if not os.path.isdir(args.dir):
         raise Failure(
-            26, f"{spoken(args.dir)} is no folder here", "upload sends a folder", "put sends files"
+            26,
+            f"{printable(args.dir)} is no folder here",
+            "upload sends a folder",
+            "put sends files",
         )
     url = folder_url(target(args.url, args))
     code = upload_folder(client, args.dir, url, 0)
@@ -2806,170 +2437,165 @@ def upload(client: Client) -> int:
 
 
 def upload_folder(client: Client, path: str, url: URL, depth: int) -> int:
-    """Send what the server has not, or has otherwise. Links and special files are told and left out."""
+    """Send what the server does not have. Links and special files are reported and left out."""
     args = client.args
     if depth > MAX_DEPTH:
         raise Failure(
             26,
-            f"{spoken(path)} is more than {MAX_DEPTH} folders deep",
+            f"{printable(path)} is more than {MAX_DEPTH} folders deep",
             "it was left out",
-            "upload that one",
+            "upload that folder by itself",
         )
-    # before the server makes a folder: it may share this very one, and then there is no end
+    # list first: a server that shares this very folder is about to add one to it, without end
     files, folders = sendable(path, args)
     there = remote(client, url)
     args.progress.expect(len(files))
     code = upload_files(client, {url.child(entry.name): entry.path for entry in files}, url, there)
-    further = each(
-        args,
-        folders,
-        lambda entry: upload_folder(
-            client, entry.path, folder_url(url.child(entry.name)), depth + 1
-        ),
-    )
+
+    def one(entry: os.DirEntry[str]) -> int:
+        return upload_folder(client, entry.path, folder_url(url.child(entry.name)), depth + 1)
+
+    further = for_each(args, folders, one)
     return code or further
 
 
 def upload_files(
     client: Client, jobs: dict[URL, str], base: URL, there: Optional[dict[str, Entry]]
 ) -> int:
-    """Send a folder's files: short ones in a row as long as all goes well, what is left then one by one, with patience."""
+    """Send a folder's files: short ones in a pipeline, the rest one by one, with retries."""
     args = client.args
-    known = {at: told for at in jobs if (told := told_of(at, there))}
-    unsure = {at for at, told in known.items() if told.size is None or told.mtime is None}
+    known: dict[URL, Entry] = {}
+    for url in jobs:
+        # without an index (None), any file may be there
+        if there is None or url_name(url) in there:
+            known[url] = (there or {}).get(url_name(url), Entry("", False))
+    unsure = {url for url, entry in known.items() if entry.size is None or entry.mtime is None}
 
-    def heard(at: URL, reply: Reply) -> None:
-        if reply.head.status in (200, 404):
-            found = reply.head.length if reply.head.status == 200 else None
-            known[at] = Entry("", False, found, reply.head.modified)
-            unsure.discard(at)
+    def learn(url: URL, reply: Reply) -> None:
+        head = reply.head
+        if head.status in (200, 404):
+            known[url] = Entry("", False, head.length if head.success else None, head.modified)
+            unsure.discard(url)
 
-    def ask(at: URL) -> None:
-        with client.ask("HEAD", at, IDENTITY) as reply:
-            heard(at, reply)
+    def ask(url: URL) -> None:
+        with client.ask("HEAD", url, IDENTITY) as reply:
+            learn(url, reply)
 
-    quickly(client, "HEAD", list(unsure), client.same_request("HEAD", base, IDENTITY), heard)
-    # a server that gave one file our time keeps it
-    exact = any(told.etag or stored_same(jobs[at], told, exact=True) for at, told in known.items())
+    template = client.request_template("HEAD", base, IDENTITY)
+    pipelined(client, "HEAD", list(unsure), template, learn)
+    # a server that keeps one file's time keeps all
+    exact = any(entry.etag or same_there(jobs[url], entry, True) for url, entry in known.items())
 
-    def is_same(at: URL) -> bool:
-        return at in known and stored_same(jobs[at], known[at], exact)
+    def is_same(url: URL) -> bool:
+        return url in known and same_there(jobs[url], known[url], exact)
 
-    row = Row(client, jobs)
-    quickly(
-        client,
-        "PUT",
-        [at for at in jobs if at not in unsure and not is_same(at)],
-        row.request,
-        row.settle,
-    )
+    puts = PutPipeline(client, jobs)
+    urls = [url for url in jobs if url not in unsure and not is_same(url)]
+    pipelined(client, "PUT", urls, puts.request, puts.finish)
 
-    def one(at: URL) -> None:
-        if at in unsure:
-            persist(args, lambda: ask(at))
-        if is_same(at):
-            return report(args, at, "same", jobs[at], 0, None)
-        send_file(client, jobs[at], at)
+    def one(url: URL) -> None:
+        if url in unsure:
+            retry(args, lambda: ask(url))
+        if is_same(url):
+            report(args, url, "same", jobs[url])
+        else:
+            send_file(client, jobs[url], url)
 
-    return each(args, list(jobs), one)
-
-
-def told_of(at: URL, there: Optional[dict[str, Entry]]) -> Optional[Entry]:
-    """What an index tells of a file: nothing, if it is not there; an empty entry, if nobody knows."""
-    name = url_name(at)
-    return Entry(name, False) if there is None else there.get(name)
+    return for_each(args, list(jobs), one)
 
 
-def stored_same(path: str, told: Entry, exact: bool) -> bool:
-    """Whether a server has this file: of the same size and time, or of a later time where it is that of its coming."""
-    found = look(path)
-    if found is None or told.mtime is None or told.size != found.st_size:
+def same_there(path: str, entry: Entry, exact: bool) -> bool:
+    """Whether a server has this file: size and time are equal.
+
+    exact means that the server keeps our times. Else it has the time of the upload, which is
+    later."""
+    found = stat_or_none(path)
+    if found is None or entry.mtime is None or entry.size != found.st_size:
         return False
-    ours, theirs = found.st_mtime_ns // 10**9, told.mtime // 1
+    ours, theirs = found.st_mtime_ns // 10**9, entry.mtime // 1
     return theirs == ours or not exact and theirs > ours
 
 
-class Row:
-    """Short files that are sent without waiting in between. Whatever is no plain success is left to be sent by itself."""
+class PutPipeline:
+    """Short files that are sent without waiting in between.
+
+    What does not simply succeed stays in jobs, and is sent by itself later."""
 
     def __init__(self, client: Client, jobs: dict[URL, str]) -> None:
         self.client = client
-        self.jobs = jobs  # what is sent is none any more
+        self.jobs = jobs  # what is sent leaves it
         self.sent: dict[URL, Upload] = {}
-        self.plain = True  # no answer yet that all others would get too
+        self.plain = True  # False after a reply that all others would get too
 
     def request(self, url: URL) -> bytes:
-        path = self.jobs[url]
+        client, path = self.client, self.jobs[url]
         with contextlib.suppress(Failure):
-            body = Body(path)
-            if self.plain and body.length is not None and body.length <= NOTED_FROM:
-                upload = self.sent[url] = Upload(self.client, url, body, path)
+            body = BodySource(path)
+            if self.plain and sum(body.sizes) <= NOTED_FROM:
+                upload = self.sent[url] = Upload(client, url, body, path)
                 upload.fields = upload.prepare()
-                fields = {**upload.fields, **self.client.server(url).personal}
-                return self.client.request("PUT", url, fields, body) + b"".join(
-                    map(bytes, body.pieces())
+                fields = {**upload.fields, **client.origin(url).login_fields}
+                return client.request("PUT", url, fields, body) + b"".join(
+                    map(bytes, body.chunks())
                 )
         return b""
 
-    def settle(self, url: URL, reply: Reply) -> None:
-        upload, status = self.sent.pop(url), reply.head.status
-        done = status < 300 and status != 207
-        doubtful = status in {*REDIRECTS, 401, 405, 501} or done and upload.doubtful(reply)
+    def finish(self, url: URL, reply: Reply) -> None:
+        upload, head = self.sent.pop(url), reply.head
+        doubtful = head.status in {*REDIRECTS, 401, 405, 501}
+        doubtful = doubtful or head.success and upload.is_doubtful(reply)
         self.plain = self.plain and not doubtful
-        if done and not doubtful and not upload.body.changed():
-            upload.check_time(reply.head)
-            self.client.args.progress.begin(upload.path, 0, None)
-            self.client.args.progress.add(upload.sent)
-            report(self.client.args, url, "sent", upload.path, upload.sent, None)
+        if head.success and not doubtful and not upload.body.changed():
+            upload.check_time(head)
+            upload.args.progress.begin(upload.path, 0, None)
+            upload.args.progress.add(upload.sent)
+            report(upload.args, url, "sent", upload.path, upload.sent)
             del self.jobs[url]
 
 
 def sendable(
     path: str, args: argparse.Namespace
 ) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]]:
-    """A folder's files and folders, in order of their names."""
+    """The files and folders in a folder, sorted by name."""
     try:
         entries = sorted(os.scandir(path), key=lambda entry: entry.name)
     except OSError as error:
         raise unreadable(path, error) from None
-    hidden = [
-        entry
-        for entry in entries
-        if entry.name.startswith(".") and (not args.hidden or is_part(entry.name))
-    ]
-    odd = [
-        entry
-        for entry in entries
-        if entry.is_symlink() or not entry.is_file() and not entry.is_dir()
-    ]
-    for entry in [*hidden, *odd]:
-        kept = "hidden (--hidden sends it)" if entry in hidden else "a link or special file"
-        why = "an unfinished transfer" if is_part(entry.name) else kept
-        say(f"skipped {spoken(entry.path)}: {why}")
-    plain = [entry for entry in entries if entry not in hidden and entry not in odd]
-    return [entry for entry in plain if entry.is_file()], [
-        entry for entry in plain if entry.is_dir()
-    ]
+    files, folders = list[os.DirEntry[str]](), list[os.DirEntry[str]]()
+    for entry in entries:
+        why = "a link or special file"
+        if is_part(entry.name):
+            why = "an unfinished transfer"
+        elif entry.name.startswith(".") and not args.hidden:
+            why = "hidden (--hidden sends it)"
+        elif entry.is_file(follow_symlinks=False):
+            files.append(entry)
+            continue
+        elif entry.is_dir(follow_symlinks=False):
+            folders.append(entry)
+            continue
+        say(f"skipped {printable(entry.path)}: {why}")
+    return files, folders
 
 
 def remote(client: Client, url: URL) -> Optional[dict[str, Entry]]:
-    """What a server has in a folder, which is made if missing; None when it does not tell."""
-    if persist(client.args, lambda: missing(client, url)):
-        # many servers make folders as they are needed, and know no MKCOL
+    """What a server has in a folder, which is made if it is missing. None if the server does not
+    tell."""
+    if retry(client.args, lambda: is_missing(client, url)):
+        # many servers know no MKCOL, and make folders when a file comes
         with contextlib.suppress(Failure):
-            simple(client, "MKCOL", url)
+            request(client, "MKCOL", url)
         return {}
     try:
-        return {
-            entry.name: entry for entry in persist(client.args, lambda: listing(client, url))[1]
-        }
+        _, entries = retry(client.args, lambda: listing(client, url))
     except Failure as failure:
         if failure.code != 22:
             raise
         return None
+    return {entry.name: entry for entry in entries}
 
 
-def missing(client: Client, url: URL) -> bool:
+def is_missing(client: Client, url: URL) -> bool:
     with client.ask("HEAD", url) as reply:
         return reply.head.status == 404
 
@@ -2979,16 +2605,18 @@ def folder_url(url: URL) -> URL:
 
 
 def make_folder(path: str, strict: bool = False) -> set[str]:
-    """A folder for what comes, and what is there already. Inside a mirror it must not be a link, which could lead out of it."""
+    """Make a folder, and return the names in it.
+
+    Inside a mirror it must not be a link, which could lead out of the mirror."""
     if not os.path.isdir(path):
         refuse_program(path)  # Python runs the __main__.py in a folder
     try:
         os.makedirs(path, exist_ok=True)
         if strict and os.path.islink(path):
             raise OSError(errno.ELOOP, "it is a link to elsewhere")
-        # a drop box may be written to, and not read
+        # a drop box can be written to, but not read
         names = set(os.listdir(path)) if os.access(path, os.R_OK) else set[str]()
-        sweep(path, names)
+        remove_old_parts(path, names)
         return names
     except OSError as error:
         raise unwritable(path, error, 0) from None
@@ -3008,50 +2636,395 @@ VERBS: dict[str, Callable[[Client], int]] = {
 }
 
 
+# --- logins and proxies ---
+def login_fields(url: URL, args: argparse.Namespace) -> Fields:
+    """What the user gave for one server only: -H, and the login."""
+    fields = dict(args.header)
+    if "authorization" not in {name.lower() for name in fields}:
+        fields["Authorization"] = authorization(url, args)
+    return fields
+
+
+def authorization(url: URL, args: argparse.Namespace) -> str:
+    """The login from the URL, the command line, the environment (only for --host), or .netrc."""
+    if login := url.login or args.user:
+        return basic(login)
+    if args.token:
+        return f"Bearer {args.token}"
+    if password := args.asked.get(url.origin) or given_password(args, url.host, url.port):
+        return basic(":" + password)
+    path = os.path.expanduser("~/.netrc")
+    return netrc_login(path, url.host) if os.path.isfile(path) else ""
+
+
+def netrc_login(path: str, host: str) -> str:
+    import netrc
+
+    try:
+        found = netrc.netrc(path).authenticators(host)
+    except (OSError, ValueError, netrc.NetrcParseError) as error:
+        # ValueError: it is not UTF-8. Do not print the error's text: it may quote a password
+        reason = f"it is malformed near line {getattr(error, 'lineno', '?')}"
+        raise Failure(
+            26,
+            f"cannot read {printable(path)}: {getattr(error, 'strerror', '') or reason}",
+            "it may hold the login for this server",
+            "repair the file or rename it",
+        ) from None
+    return basic(f"{found[0]}:{found[2]}") if found else ""
+
+
+def basic(login: str) -> str:
+    return "Basic " + b64(to_bytes(login if ":" in login else login + ":"))
+
+
+def proxy_login(proxy: Optional[URL]) -> Fields:
+    return {"Proxy-Authorization": basic(proxy.login)} if proxy and proxy.login else {}
+
+
+def proxy_for(url: URL, args: argparse.Namespace) -> Optional[URL]:
+    """The proxy for a URL. HTTP_PROXY in capitals is not read: in a CGI script it is a request's
+    field."""
+    text = proxy_of_environment(url) if args.proxy is None else args.proxy
+    if not text:
+        return None
+    proxy = parse_url(text if "://" in text else "http://" + text)
+    if proxy.scheme != "http":
+        raise Failure(
+            2,
+            f"{proxy} is not a proxy URL that begins with http://",
+            "nothing was sent",
+            "http://HOST:PORT, for https too",
+        )
+    return proxy
+
+
+def proxy_of_environment(url: URL) -> str:
+    value = os.environ.get
+    direct = value("no_proxy") or value("NO_PROXY") or ""
+    for domain in direct.lower().replace(",", " ").split():
+        if domain == "*" or f".{url.host}".endswith("." + domain.lstrip(".")):
+            return ""
+    https = value("https_proxy") or value("HTTPS_PROXY")
+    own = https if url.scheme == "https" else value("http_proxy")
+    return own or value("all_proxy") or value("ALL_PROXY") or ""
+
+
+def via_family(host: str, port: int, args: argparse.Namespace) -> str:
+    """The host, or with -4 or -6 its first address of that family."""
+    if not args.family:
+        return host
+    for family, target in resolve(host, port, socket.SOCK_STREAM):
+        if family == args.family:
+            return str(target[0])
+    raise Failure(
+        6,
+        f'host "{host}" has no address of the kind asked for',
+        "-4 is for IPv4, -6 for IPv6",
+        "leave out -4 and -6",
+    )
+
+
+def server_command(url: URL, proxy: Optional[URL]) -> str:
+    """The command that starts the server which does not answer."""
+    if proxy:
+        return f"--proxy or the environment names the proxy {proxy.authority}: is that right?"
+    tls = " --tls" * (url.scheme == "https")
+    if url.host in ("127.0.0.1", "localhost"):
+        return f"python3 httpserver.py --port {url.port}{tls}"
+    import shlex
+
+    return f"python3 httpserver.py --host {shlex.quote(url.host)} --port {url.port}{tls}"
+
+
+# --- pure functions: URLs, heads, dates, names, indexes ---
+def parse_url(text: str) -> URL:
+    """Parse an absolute URL as people write it.
+
+    Spaces and umlauts are encoded; what is encoded already stays."""
+    reason = ""
+    try:
+        parts = urlsplit(text)
+        scheme, host, port = parts.scheme, parts.hostname or "", parts.port
+        host = host if host.isascii() else host.encode("idna").decode()
+    except ValueError as error:
+        percent = "is a character in the password not percent-encoded?"
+        reason = percent if "@" in text else printable(str(error))
+    if reason or scheme not in PORTS or not re.fullmatch(HOST, host):
+        # the end of the login is uncertain, so hide all before the last @
+        safe = printable(re.sub(r"(?s)^.*@", "...@", text))
+        problem = f"no URL ({reason})" if reason else "no http or https URL"
+        raise Failure(2, f"{safe} is {problem}", "nothing was sent", "http://HOST:PORT/PATH")
+    query = "?" + encoded(parts.query, "/?[]") if parts.query else ""
+    path = encoded(parts.path or "/", "/")
+    login = unquoted(parts.netloc.rpartition("@")[0])
+    return URL(scheme, host, PORTS[scheme] if port is None else port, path + query, login)
+
+
+def encoded(text: str, also: str) -> str:
+    text = re.sub(r"%(?![0-9A-Fa-f]{2})", "%25", text)
+    return quote(to_bytes(text), safe="%!$&'()*+,;=:@" + also)
+
+
+def unquoted(text: str) -> str:
+    """Percent-decoded, as a name or login. Bytes that are no UTF-8 are kept."""
+    return os.fsdecode(unquote_to_bytes(to_bytes(text)))
+
+
+def parse_head(raw: bytes) -> Head:
+    """Parse a head (RFC 9112 sections 4 and 5). Raises ValueError for a malformed one.
+
+    No guesses: two programs that guess differently let an attacker in between."""
+    if b"\0" in raw or raw.count(b"\r") != raw.count(b"\r\n"):
+        raise ValueError("a NUL or a bare CR in its head")
+    text = re.sub(FOLD, " ", to_text(raw).replace("\r", ""))
+    first, _, rest = text.rstrip("\n").partition("\n")
+    found = re.fullmatch(STATUS_LINE, first)
+    if not found:
+        raise ValueError(f"{first[:60]!r} where HTTP/1.1 and a status belong")
+    fields: dict[str, str] = {}
+    for name, value, other in re.findall(FIELD, rest):
+        if other:
+            raise ValueError(f"{other[:60]!r} where a header belongs")
+        name, value = name.lower(), value.strip(" \t")
+        fields[name] = f"{fields[name]}, {value}" if name in fields else value
+    version, status, reason = found.groups("")
+    return Head(version, int(status), reason, fields, content_length(fields), text)
+
+
+def content_length(fields: dict[str, str]) -> Optional[int]:
+    """RFC 9112 section 6.3: Transfer-Encoding overrides it, and repeated values must be equal."""
+    if "content-length" not in fields or "transfer-encoding" in fields:
+        return None
+    length, *others = {item.strip() for item in fields["content-length"].split(",")}
+    if others or not re.fullmatch(LENGTH, length):
+        raise ValueError("a Content-Length that is no number")
+    return int(length)
+
+
+def content_range(head: Head) -> Optional[tuple[int, int, int]]:
+    """The first byte, the byte after the last, and the size of the whole file.
+
+    (-1, 0, size) means that the range could not be satisfied."""
+    found = re.fullmatch(CONTENT_RANGE, head.get("content-range"))
+    if not found or found[3] == "*":
+        return None
+    first, last, size = map(int, found.groups("-1"))
+    return first, last + 1, size
+
+
+@functools.lru_cache(maxsize=64)  # the files of a folder share many dates
+def parse_date(text: str) -> Optional[float]:
+    """Seconds since 1970. Reads the date of RFC 9110 section 5.6.7 that is not obsolete, and ISO
+    8601."""
+    if (found := re.fullmatch(DATE, text)) and found[2] in MONTHS:
+        day, month, year = int(found[1]), MONTHS.index(found[2]) // 3, int(found[3])
+    elif found := re.fullmatch(ISO_DATE, text):
+        day, month, year = int(found[3]), int(found[2]) - 1, int(found[1])
+    else:
+        return None
+    hour, minute, second = map(int, found.groups()[3:])
+    # a year from March to February ends with its leap day
+    year, month = (year, month - 2) if month > 1 else (year - 1, month + 10)
+    leap_days = year // 4 - year // 100 + year // 400
+    days = 365 * year + leap_days + (153 * month + 2) // 5 + day - 719469
+    return 86400.0 * days + 3600 * hour + 60 * minute + second
+
+
+def http_date(seconds: float) -> str:
+    # in English as long as nobody calls setlocale()
+    return time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(seconds))
+
+
+def source_of(url: URL, head: Head) -> Source:
+    span, date, modified = content_range(head), parse_date(head.get("date")), head.modified
+    # within the same second, the file may change again
+    settled = date is not None and modified is not None and modified < date
+    found = re.search(SHA256_FIELD, head.get("repr-digest") or head.get("digest"))
+    digest = binascii.a2b_base64(found[1]).hex() if found else ""
+    validator = head.get("last-modified") if settled else ""
+    return Source(str(url), head.get("etag"), validator, span[2] if span else head.length, digest)
+
+
+def disposition_name(value: str) -> str:
+    """The file name in a Content-Disposition, if any (RFC 6266)."""
+    if found := re.search(FILENAME_STAR, value):
+        return unquoted(found[1])
+    found = re.search(FILENAME, value)
+    return re.sub(r"\\(.)", r"\1", found[1] or found[2] or "") if found else ""
+
+
+def safe_name(name: str) -> str:
+    """A file name from what a server proposes: no folder, not hidden, not too long."""
+    name = re.sub(r"[\x00-\x1f\x7f-\x9f]", "_", re.split(r"[/\\]", name)[-1])
+    name = re.sub(r"^\.", "_", name)
+    if os.name == "nt":
+        name = re.sub(r'[<>:"|?*]', "_", name).rstrip(". ")
+        name = "_" + name if re.match(WINDOWS_DEVICE, name) else name
+    if len(os.fsencode(name)) > 255:  # the limit of most file systems
+        stem, dot, ending = name.rpartition(".")
+        short = os.fsdecode(os.fsencode(stem or name)[:200])
+        name = short + dot + ending if len(os.fsencode(ending)) < 50 else short
+    return name or "index.html"
+
+
+def check_name(name: str, hidden: bool) -> bool:
+    """Whether a name from a server's index may become a file or folder here."""
+    if name in ("", ".", "..") or re.search(r"[/\0]", name) or is_part(name):
+        return False
+    if name.startswith(".") and not hidden:
+        return False
+    return os.name != "nt" or not re.search(WINDOWS_ILLEGAL, name)
+
+
+def is_part(name: str) -> bool:
+    return name.startswith(".six-") and re.fullmatch(PART_NAME, name) is not None
+
+
+def html_entries(text: str, url: URL) -> list[Entry]:
+    """The links of an index page that lead to something in that folder.
+
+    Links that sort the page or lead up do not."""
+    links = ["".join(groups) for groups in re.findall(LINK, text)]
+    names = dict.fromkeys(child_name(unescaped(link).strip(), url) for link in links)
+    return [Entry(unquoted(name.rstrip("/")), name.endswith("/")) for name in names if name]
+
+
+def unescaped(text: str) -> str:
+    if "&" in text:
+        import html
+
+        text = html.unescape(text)
+    return text
+
+
+def child_name(reference: str, url: URL) -> str:
+    """The name, still encoded, that a link gives to something in a folder; "" if it leads
+    elsewhere."""
+    if re.fullmatch(PLAIN, reference):
+        return reference
+    with contextlib.suppress(Failure):
+        link = url.join(reference.partition("#")[0])
+        name = link.target[len(url.path) :]
+        if link.full.startswith(url.origin + url.path) and not re.search("[?]|/.", name):
+            return name if name != "/" else ""
+    return ""
+
+
+def json_entries(text: str, url: URL) -> list[Entry]:
+    """An index as JSON, as httpserver.py, nginx and Caddy write it."""
+    import json
+
+    index = json.loads(text)
+    index = index.get("entries") if isinstance(index, dict) else index
+    if not isinstance(index, list):
+        raise TypeError("an index that is no list")
+    return [entry for item in index if isinstance(item, dict) and (entry := json_entry(item))]
+
+
+def json_entry(item: dict[str, Any]) -> Optional[Entry]:
+    get = item.get
+    name: Any = get("name")
+    size, mtime, etag = get("size"), get("mtime", get("mod_time")), get("etag")
+    link = get("href", get("url"))
+    try:
+        # exact even where the name is no text
+        name = unquoted(link.removeprefix("./")) if isinstance(link, str) else name
+        os.fsencode(name)
+    except (TypeError, UnicodeError):  # no str, or half a surrogate pair: it stands for no bytes
+        return None
+    kind = get("type") in ("directory", "folder", "dir")
+    folder = kind or get("is_dir") is True or name.endswith("/")
+    mtime = parse_date(mtime) if isinstance(mtime, str) else mtime
+    mtime = mtime if isinstance(mtime, (int, float)) and abs(mtime) < LATEST else None
+    size = size if isinstance(size, int) and not folder else None
+    return Entry(name.rstrip("/"), folder, size, mtime, etag if isinstance(etag, str) else "")
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Text for people. Undecodable bytes and control characters appear as \\x1b, unless kept."""
+    return "".join(
+        char if char.isprintable() or char in keep else ascii(char)[1:-1]
+        for char in json_text(text)
+    )
+
+
+def to_bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def to_text(data: bytes) -> str:
+    """Decode UTF-8. to_bytes() restores bytes that are none."""
+    return data.decode("utf-8", "surrogateescape")
+
+
+def json_text(text: str) -> str:
+    """Text that every JSON reader accepts: bytes that are no UTF-8 appear as \\x80."""
+    return to_bytes(text).decode(errors="backslashreplace")
+
+
+def b64(data: bytes) -> str:
+    return binascii.b2a_base64(data, newline=False).decode()
+
+
+def hasher(name: str, data: bytes = b"") -> "hashlib._Hash":
+    # not at the top, like json, html and ssl: what loads them is worth the wait, other runs start
+    # sooner
+    import hashlib
+
+    return hashlib.new(name, data)
+
+
+def error_lines(head: Head, body: bytes) -> str:
+    """The first lines of an error page, as text."""
+    text = body.decode("utf-8", "replace")
+    if "html" in head.get("content-type"):
+        text = unescaped(re.sub(r"(?s)<(style|script|head)\b.*?(?:</\1>|\Z)|<[^<>]*>", "\n", text))
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    return printable(" | ".join([line[:200] for line in lines if line][:SHOWN_LINES]))
+
+
 # --- trust: the same in client.py, httpclient.py (tests/test_twins.py) ---
-# how OpenSSL calls an answer in the clear
-NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "UNEXPECTED_MESSAGE")
-TLS_TROUBLE = {
-    "ACCESS_DENIED": (
+NO_TLS = "WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "UNEXPECTED_MESSAGE"
+TLS_TROUBLE = (  # by the endings of OpenSSL's reason
+    (
+        ("ACCESS_DENIED",),
         67,
         "lets nobody in from this address for a minute",
         "too many wrong passwords came from it",
-        "again, later",
+        "wait for a minute, then repeat the command",
     ),
-    "INTERNAL_ERROR": (
+    (
+        ("INTERNAL_ERROR",),
         7,
         "takes no connection now",
         "it has as many clients as it takes, or trouble",
-        "again, later",
+        "repeat the command when a client has left; the server's log tells more",
     ),
-    **dict.fromkeys(
+    (
         NO_TLS,
-        (
-            56,
-            "speaks no TLS on that port",
-            "what came was not encrypted",
-            "the same without --tls, --pin, --cacert and --insecure, or http:// instead of https://",
-        ),
+        56,
+        "speaks no TLS on that port",
+        "what came was not encrypted",
+        "leave out --tls, --pin, --cacert and --insecure, or write http:// instead of https://",
     ),
-    **dict.fromkeys(
+    (
         ("UNSUPPORTED_PROTOCOL", "PROTOCOL_VERSION"),
-        (
-            56,
-            "speaks only TLS that is older than 1.2",
-            "that is not safe any more",
-            "a newer server",
-        ),
+        56,
+        "speaks only TLS that is older than 1.2",
+        "that is not safe any more",
+        "update the server, so that it speaks TLS 1.2",
     ),
-}  # by the end of OpenSSL's reason
+)
 
 
 def given_password(args: argparse.Namespace, host: str, port: int) -> str:
-    """--password is for the servers that the command names, the environment's only for what --host and --port name."""
+    """--password is for each server that the command names; the password in the environment is
+    only for --host and --port."""
     if args.password is not None:
         return str(args.password)
-    return (
-        os.environ.get("SIXSOCKETS_PASSWORD", "") if (host, port) == (args.host, args.port) else ""
-    )
+    named = (host, port) == (args.host, args.port)
+    return os.environ.get("SIXSOCKETS_PASSWORD", "") if named else ""
 
 
 def wants_tls(args: argparse.Namespace) -> bool:
@@ -3059,7 +3032,7 @@ def wants_tls(args: argparse.Namespace) -> bool:
 
 
 def client_tls(args: argparse.Namespace, checked: bool) -> "ssl.SSLContext":
-    """Whom to trust. --pin takes the place of authorities: the very certificate is known, whoever signed it."""
+    """Which servers to trust. --pin needs no authority: it names the certificate itself."""
     import ssl
 
     context = tls_context(args, server=False)
@@ -3071,7 +3044,7 @@ def client_tls(args: argparse.Namespace, checked: bool) -> "ssl.SSLContext":
     except OSError as error:
         raise Failure(
             26,
-            f"cannot read the authorities in {shown(args.cacert)} ({error.strerror or error})",
+            f"cannot read the authorities in {args.cacert!a} ({error.strerror or error})",
             "a PEM file is expected",
             "--cacert FILE",
         ) from None
@@ -3082,14 +3055,16 @@ def encrypt(
     dial: Callable[[], socket.socket],
     host: str,
     args: argparse.Namespace,
-    speaks: Sequence[str] = (),
+    protocols: Sequence[str] = (),
 ) -> "ssl.SSLSocket":
-    """A connection whose other end is who it should be; nothing was said on it yet. An OSError: it was lost in the handshake."""
+    """Connect, and check that the peer is the one that it should be; nothing is sent on it yet.
+
+    An OSError means that the connection was lost during the handshake."""
     import ssl
 
     context = client_tls(args, checked=True)
-    if speaks:
-        context.set_alpn_protocols(list(speaks))
+    if protocols:
+        context.set_alpn_protocols(list(protocols))
     secured = over_tls(context, dial(), host)
     try:
         shake_hands(secured)
@@ -3104,37 +3079,38 @@ def encrypt(
     except BaseException as error:
         secured.close()
         if isinstance(error, ssl.SSLCertVerificationError):
+            found = certificate_of(dial, host, args)
+            signed = "nobody known here has signed its certificate for that name"
             raise Failure(
                 60,
                 f"{host} is not trusted ({error.verify_message})",
-                f"nobody known here has signed its certificate for that name; its SHA-256 is {seen(dial, host, args)}",
+                f"{signed}; its SHA-256 is {found}",
                 "--cacert FILE, or --pin SHA256 as the server printed it",
             ) from None
         if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
             raise tls_failure(host, str(error.reason)) from None
         raise
     if args.insecure and not args.pin:
-        say_once(
-            f"not checked, for --insecure: whether {host} is who it says (the SHA-256 of its certificate is {found})"
-        )
+        unknown = f"whether {host} is who it says (the SHA-256 of its certificate is {found})"
+        say_once(f"not checked, for --insecure: {unknown}")
     return secured
 
 
 def tls_failure(host: str, reason: str) -> "Failure":
-    code, what, why, hint = next(
-        (TLS_TROUBLE[end] for end in TLS_TROUBLE if reason.endswith(end)),
-        (
-            56,
-            f"cannot be spoken to by TLS ({reason})",
-            "it refuses what this client offers",
-            "another server or port",
-        ),
+    for endings, code, what, why, hint in TLS_TROUBLE:
+        if reason.endswith(endings):
+            return Failure(code, f"{host} {what}", why, hint)
+    return Failure(
+        56,
+        f"{host} refuses TLS with this client ({reason})",
+        "it speaks other versions or ciphers than this client",
+        "check host and port; the server may need a newer TLS",
     )
-    return Failure(code, f"{host} {what}", why, hint)
 
 
-def seen(dial: Callable[[], socket.socket], host: str, args: argparse.Namespace) -> str:
-    """The certificate that is not trusted: OpenSSL tells only who trusts it. Nothing is said on that connection."""
+def certificate_of(dial: Callable[[], socket.socket], host: str, args: argparse.Namespace) -> str:
+    """The SHA-256 of a certificate that is not trusted: OpenSSL tells it only on a connection that
+    does not check. Nothing is sent on that one."""
     try:
         with over_tls(client_tls(args, checked=False), dial(), host) as secured:
             secured.do_handshake()
@@ -3187,18 +3163,17 @@ def readable_size(size: float) -> str:
     """Bytes as people read them, such as 999 bytes or 1.2 MB, in powers of 1,000."""
     if size < 999.5:
         return f"{size:.0f} byte{'s' * (round(size) != 1)}"
-    unit = ""
-    for unit in ("kB", "MB", "GB", "TB"):
-        size /= 1000
-        if size < 999.5:
-            break
-    return f"{size:.0f} {unit}" if size >= 99.95 else f"{size:.1f} {unit}"
+    power = 1
+    while size >= 999.5 * 1000**power and power < 4:
+        power += 1
+    number = size / 1000**power
+    return f"{number:.{int(number < 99.95)}f} {' kMGT'[power]}B"
 
 
 # --- end showing sizes ---
 
 
-# --- programs: the same in server.py, client.py, httpserver.py, httpclient.py (tests/test_twins.py) ---
+# --- programs: the same in the four file scripts (tests/test_twins.py) ---
 SCRIPTS = (
     "server.py",
     "client.py",
@@ -3208,15 +3183,18 @@ SCRIPTS = (
     "udp_upper.py",
 )
 OPENSSL = "openssl.exe" if os.name == "nt" else "openssl"
+# what tells Python where its folders are, beside it or in the folder above
+SETTINGS = ("pyvenv.cfg",), (os.pardir, "pyvenv.cfg"), ("pybuilddir.txt",)
 # endings of what Python or Windows loads as code where they look for it
 CODE = (".py", ".pyc", ".pyw", ".so", ".pyd", ".dylib", ".dll", ".exe", ".pth", "._pth")
 
 
 @functools.lru_cache(maxsize=64)
 def folder_key(folder: str) -> str:
-    """One form for all ways to write a folder's path: disks may know neither case nor composed letters.
+    """One form for all ways to write a folder's path.
 
-    A separator ends it, so that it begins the form of all that is in the folder."""
+    Some disks ignore case, or how letters are composed. A separator ends the form, so that the
+    form of all that is in the folder begins with it."""
     real = os.path.join(os.path.realpath(folder), "")
     return unicodedata.normalize("NFD", real).casefold()
 
@@ -3228,17 +3206,20 @@ def path_key(path: str) -> str:
 
 @functools.lru_cache(maxsize=1)
 def program_places() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The files that run when a script of ours starts, and the folders that Python imports from.
+    """What runs when a script of ours starts, and the folders that Python imports from.
 
-    The files are the scripts beside this one, the interpreter, what tells it its folders, and the
-    one other program that --tls runs."""
+    The first are the scripts beside this one, the interpreter, what tells it its folders, and the
+    one other program that --tls runs. Folders that do not exist yet count: they could be made."""
     homes = {os.path.dirname(script) for script in (__file__, os.path.realpath(__file__))}
     bin_folder = os.path.dirname(sys.executable)
     files = {os.path.join(home, name) for home in homes for name in SCRIPTS}
     files |= {__file__, os.path.realpath(__file__), sys.executable}
-    files |= {os.path.join(bin_folder, level, "pyvenv.cfg") for level in (os.curdir, os.pardir)}
+    files |= {os.path.join(bin_folder, *name) for name in SETTINGS}
+    files |= {os.path.join(prefix, "lib") for prefix in (sys.prefix, sys.base_prefix)}
     files |= {os.path.join(folder, OPENSSL) for folder in os.get_exec_path()}
-    folders = {bin_folder, site.getusersitepackages(), *sys.path}
+    folders = {*site.getsitepackages(), site.getusersitepackages(), *sys.path}
+    # Windows tells by its ending what it would run; elsewhere a program can have any name.
+    (folders if os.name == "nt" else files).add(bin_folder)
     # An empty entry, as in PYTHONPATH=: stands for the current folder: the first line of this
     # script takes that off the path, but Python imports sitecustomize before it.
     paths = "" if sys.flags.ignore_environment else os.environ.get("PYTHONPATH", "")
@@ -3250,8 +3231,9 @@ def is_program(path: str) -> bool:
     """Whether a file of this name would be part of a program of ours at its next start."""
     key = path_key(path)
     files, folders = program_places()
-    # below a file too: Python runs a folder that is called like a script, if it has a __main__.py
-    if key.startswith(files) or key in folders:
+    # Below a file too: Python runs a folder that is called like a script, if it has a __main__.py.
+    # A file above a folder too: Python imports from a folder in a zip file.
+    if key.startswith(files) or any(place.startswith(key) for place in folders):
         return True
     if key.startswith(folders) and key[: -len(os.sep)].endswith(CODE):
         return True
@@ -3264,15 +3246,16 @@ def holds_program(path: str) -> bool:
     """Whether to rename or remove a folder of this name, or to move one there, would change one."""
     key = path_key(path)
     files, folders = program_places()
-    return key.startswith(folders) or any(place.startswith(key) for place in files + folders)
+    places = files + folders
+    return key.startswith(places) or any(place.startswith(key) for place in places)
 
 
 # --- end programs ---
 
 
-# --- secrets: the same in server.py, client.py, httpserver.py, httpclient.py (tests/test_twins.py) ---
+# --- secrets: the same in the four file scripts (tests/test_twins.py) ---
 def ask_password(whose: str) -> str:
-    """From the terminal, unseen; where there is none, it is not read from elsewhere in the clear."""
+    """Read it from the terminal, unseen. Without a terminal, it is not read from elsewhere."""
     import getpass
     import warnings  # neither at the top, nor ssl below: few need them
 
@@ -3290,7 +3273,8 @@ def ask_password(whose: str) -> str:
 
 
 def tls_context(args: argparse.Namespace, server: bool) -> "ssl.SSLContext":
-    """TLS 1.2 and later. --trace shows what goes in and comes out: on the wire it is encrypted."""
+    """TLS 1.2 and later. --trace shows the bytes before encryption: on the network they are
+    encrypted."""
     import ssl
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
@@ -3303,8 +3287,10 @@ def tls_context(args: argparse.Namespace, server: bool) -> "ssl.SSLContext":
 def over_tls(
     context: "ssl.SSLContext", sock: socket.socket, host: Optional[str] = None
 ) -> "ssl.SSLSocket":
-    """The connection, from now on encrypted; the handshake is still to come. Where a client's stream ends without TLS's own end
-    it was cut, perhaps on purpose: an error. What comes to a server says itself how long it is."""
+    """The connection, from now on encrypted; the handshake is still to come.
+
+    A client treats a stream that ends without TLS's own end as an error: somebody may have cut it.
+    A server need not: each request tells its own length."""
     secured = context.wrap_socket(
         sock,
         server_side=host is None,
@@ -3321,14 +3307,13 @@ def shake_hands(secured: "ssl.SSLSocket") -> None:
     began = time.perf_counter()
     secured.do_handshake()
     if isinstance(secured, Traced):
-        secured.show(
-            "*",
-            f"TLS handshake ok ({secured.version()}, {(secured.cipher() or '?')[0]}, {1000 * (time.perf_counter() - began):.2f} ms)",
-        )
+        lasted = 1000 * (time.perf_counter() - began)
+        facts = f"{secured.version()}, {(secured.cipher() or '?')[0]}, {lasted:.2f} ms"
+        secured.show("*", f"TLS handshake ok ({facts})")
 
 
 def end_tls(sock: socket.socket) -> None:
-    """TLS's own end of the stream, if the kernel has room for it; FIN comes after it."""
+    """Send TLS's own end of the stream, if the kernel has room for it; FIN comes after it."""
     if hasattr(sock, "unwrap"):
         sock.settimeout(0)
         with contextlib.suppress(OSError, ValueError):
@@ -3345,19 +3330,19 @@ def fingerprint(certificate: Optional[bytes]) -> str:
 
 
 # --- trace: the same in all six scripts (tests/test_twins.py) ---
-T = TypeVar("T")
 DUMPED = 64  # bytes of each call that --trace-hex prints
-LONGEST_NAME = len("authorization:")  # the longest name that announces a secret
+LONGEST_LINE = 65536  # bytes; neither protocol has a longer line with a secret
 SECRET = re.compile(rb"(?i)((?:authorization|cookie):[ \t]*|\bproof=)([^\r\n]*)")
+NOTHING_HAPPENED = ("BlockingIOError", "SSLWantReadError", "SSLWantWriteError")
 
 
 def hexdump(data: bytes) -> str:
     """The first bytes, sixteen a line."""
-    rows = [(start, data[start : start + 16]) for start in range(0, min(len(data), DUMPED), 16)]
-    return "".join(
-        f"\n{start:16x}  {row.hex(' '):47}  {re.sub(rb'[^ -~]', b'.', row).decode()}"
-        for start, row in rows
-    )
+    text = ""
+    for start in range(0, min(len(data), DUMPED), 16):
+        row = data[start : start + 16]
+        text += f"\n{start:16x}  {row.hex(' '):47}  {re.sub(rb'[^ -~]', b'.', row).decode()}"
+    return text
 
 
 class Traced(socket.socket):
@@ -3371,63 +3356,86 @@ class Traced(socket.socket):
     numbers = itertools.count(1)
     dump = False  # whether --trace-hex asks for the bytes
     number = sent = received = 0
-    # for each direction: the end of the last line, or the name of the secret that it is in
-    unended: Mapping[str, bytes] = {}
+    lasted = 0.0  # milliseconds of the last call
+    handshake = ended = ""  # what a connect() does, what 0 bytes mean
+    lines: Mapping[str, bytes] = {}  # for each direction: a line whose end has not come yet
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
         self.number = self.number or next(self.numbers)
-        dumped = hexdump(self.masked(mark, bytes(data))) if self.dump and data else ""
+        if self.dump and data:
+            text += hexdump(self.masked(mark, bytes(data)))
         now = 1000 * (time.perf_counter() - self.began)
-        say(f"{now:9.3f} ms #{self.number} {mark} {text}{dumped}")
+        say(f"{now:9.3f} ms #{self.number} {mark} {text}")
 
     def masked(self, mark: str, data: bytes) -> bytes:
         """The bytes, with asterisks for a secret, even if its line came in several pieces."""
-        before = self.unended.get(mark, b"")
+        before = self.lines.get(mark, b"")
         text = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + data)
-        line = text[max(text.rfind(b"\r"), text.rfind(b"\n")) + 1 :]
-        secret = SECRET.search(line)
-        self.unended = {**self.unended, mark: secret[1] if secret else line[-LONGEST_NAME:]}
+        self.lines = {**self.lines, mark: re.split(b"[\r\n]", text)[-1][:LONGEST_LINE]}
         return text[len(before) :]
 
-    def attempt(
-        self, mark: str, what: str, call: Callable[..., T], *args: object
-    ) -> tuple[T, float]:
-        """What the call returns, and the milliseconds that it lasted."""
+    def attempt(self, mark: str, what: str, call: Callable[..., Any], *args: object) -> Any:
+        """Make a call of socket.socket. Its failure is a line of the trace too."""
         began = time.perf_counter()
         try:
-            return call(*args), 1000 * (time.perf_counter() - began)
+            return call(*args)
         except OSError as error:
-            # these mean: nothing happened
-            if not isinstance(error, BlockingIOError) and "Want" not in type(error).__name__:
+            if type(error).__name__ not in NOTHING_HAPPENED:
                 self.show(mark, f"{what}: {error.strerror or 'timed out'}")
             raise
+        finally:
+            self.lasted = 1000 * (time.perf_counter() - began)
 
     def connect(self, target: Any) -> None:
-        _, lasted = self.attempt("*", f"connect {address(target)}", super().connect, target)
+        what = f"connect {address(target)}"
+        self.attempt("*", what, super().connect, target)
         here = address(self.getsockname())
-        self.show("*", f"connect {address(target)} ok from {here} (handshake {lasted:.2f} ms)")
-
-    def accept(self) -> tuple[socket.socket, Any]:
-        (plain, peer), _ = self.attempt("*", "accept", super().accept)
-        # the same connection as a traced object: the plain one gives its descriptor away
-        conn = Traced(fileno=plain.detach())
-        conn.show("*", f"accept from {address(peer)}")
-        return conn, peer
+        self.show("*", f"{what} ok from {here} ({self.handshake} {self.lasted:.2f} ms)")
 
     def send(self, data: Any, flags: int = 0) -> int:
-        count, _ = self.attempt(">", "send", super().send, data, flags)
-        self.sent += count
-        text = f"send {count} of {len(data)} bytes (sent so far {self.sent})"
-        self.show(">", text, data[:count])
+        count: int = self.attempt(">", "send", super().send, data, flags)
+        self.show_sent("send", data, count)
         return count
 
+    def show_sent(self, what: str, data: Any, count: int) -> None:
+        self.sent += count
+        text = f"{what} {count} of {len(data)} bytes (sent so far {self.sent})"
+        self.show(">", text, data[:count])
+
     def recv(self, size: int, flags: int = 0) -> bytes:
-        data, waited = self.attempt("<", "recv", super().recv, size, flags)
-        self.received += len(data)
-        text = f"{len(data)} of at most {size} bytes, waited {waited:.2f} ms"
-        text += f" (received so far {self.received})"
-        self.show("<", f"recv {text if data else '0 bytes = peer sent FIN (end of stream)'}", data)
+        data: bytes = self.attempt("<", "recv", super().recv, size, flags)
+        self.show_received("recv", data, size)
         return data
+
+    def show_received(self, what: str, data: bytes, size: int) -> None:
+        self.received += len(data)
+        text = f"0 bytes = {self.ended}"
+        if data:
+            text = f"{len(data)} of at most {size} bytes, waited {self.lasted:.2f} ms"
+            text += f" (received so far {self.received})"
+        self.show("<", f"{what} {text}", data)
+
+    def close(self) -> None:
+        if self.fileno() >= 0:
+            self.show("*", f"close (sent {self.sent}, received {self.received})")
+        super().close()
+
+
+# --- end trace ---
+
+
+# --- streams: the same in all scripts over TCP (tests/test_twins.py) ---
+class TracedStream(Traced):
+    """The same for TCP, which has connections that begin and end."""
+
+    handshake, ended = "handshake", "peer sent FIN (end of stream)"
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        plain, peer = self.attempt("*", "accept", super().accept)
+        # the same connection as a traced object: the plain one gives its descriptor away
+        conn = TracedStream(fileno=plain.detach())
+        conn.show("*", f"accept from {address(peer)}")
+        return conn, peer
 
     def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
         data = self.recv(size or len(buffer), flags)
@@ -3439,19 +3447,14 @@ class Traced(socket.socket):
         side = "receiving" if how == socket.SHUT_RD else "sending = FIN"
         self.show("*", f"shutdown of {side}")
 
-    def close(self) -> None:
-        if self.fileno() >= 0:
-            self.show("*", f"close (sent {self.sent}, received {self.received})")
-        super().close()
-
 
 def socket_class(args: argparse.Namespace) -> type[socket.socket]:
     """The class of all sockets: without --trace the plain one, so that it costs nothing."""
     Traced.dump = args.trace_hex
-    return Traced if args.trace or args.trace_hex else socket.socket
+    return TracedStream if args.trace or args.trace_hex else socket.socket
 
 
-# --- end trace ---
+# --- end streams ---
 
 
 # --- connecting: the same in client.py, httpclient.py, tcp_upper.py (tests/test_twins.py) ---
@@ -3479,19 +3482,10 @@ def open_connection(args: argparse.Namespace, host: str, port: int, server: str)
             if sock:
                 sock.close()
             problem = error
-    own = is_own_address(family, target)
-    raise cannot_connect(problem, address((host, port)), limit, own, server)
+    raise cannot_connect(problem, address((host, port)), limit, server)
 
 
-def is_own_address(family: int, target: "Address") -> bool:
-    """Whether an address is this machine's: only its own can be bound."""
-    with contextlib.suppress(OSError), socket.socket(family) as probe:
-        probe.bind((target[0], 0))
-        return True
-    return False
-
-
-def cannot_connect(problem: OSError, place: str, limit: float, own: bool, server: str) -> "Failure":
+def cannot_connect(problem: OSError, place: str, limit: float, server: str) -> "Failure":
     if isinstance(problem, ConnectionRefusedError):
         return Failure(
             7,
@@ -3500,16 +3494,11 @@ def cannot_connect(problem: OSError, place: str, limit: float, own: bool, server
             server,
         )
     if isinstance(problem, socket.timeout) or problem.errno == errno.ETIMEDOUT:
-        why = "silence means a firewall, a wrong address or a host that is down"
-        hint = "check the address that the server printed"
-        if own:
-            why = "the host is this machine: the server's queue (backlog) may be full"
-            hint = "ss -ltn: if Recv-Q is above Send-Q, wait until the server accepts a client"
         return Failure(
             28,
             f"no answer from {place} in {limit:g} s",
-            f"{why}; a refusal would be instant",
-            hint,
+            "a firewall, a wrong address, a host that is down, or a server whose queue is full",
+            "check the address; on the server, ss -ltn shows a full queue: Recv-Q above Send-Q",
         )
     if isinstance(problem, ConnectionError):
         return Failure(
@@ -3584,33 +3573,23 @@ def between(low: float, high: float, kind: Callable[[str], float] = int) -> Call
     return number
 
 
-class Layout(argparse.HelpFormatter):
-    """Help that fits on a screen. With the width given, argparse need not load shutil to ask."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, width=100, max_help_position=32)
-
-    def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any = None) -> None:
-        arguments = [action for action in actions if not action.option_strings]
-        if prefix is None:  # else this makes the prog of a subcommand
-            arguments.insert(0, argparse.Action([], "", nargs="*", metavar="OPTION"))
-        super().add_usage(usage, arguments, groups, prefix)
-
-    def format_help(self) -> str:
-        return super().format_help().replace("\n\n", "\n")
-
-
 class Parser(argparse.ArgumentParser):
     """argparse with a short -h, the manual for --help, and complaints in three lines."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(formatter_class=Layout, add_help=False, **settings)
+        super().__init__(formatter_class=self.layout, add_help=False, **settings)
         what = "show this; --help shows the manual first"
         self.add_argument("-h", "--help", action="help", help=what)
 
+    def layout(self, prog: str) -> argparse.HelpFormatter:
+        """Lines as wide as ours. If argparse had to ask for a width, it would load shutil."""
+        return argparse.HelpFormatter(prog, width=100, max_help_position=32)
+
     def format_help(self) -> str:
         manual = f"{__doc__}\n" if "--help" in sys.argv else ""
-        return manual + super().format_help()
+        brief = super().format_help().replace("\n\n", "\n")
+        # the usage need not name the options that are explained below it
+        return manual + re.sub(r"(\s+\[-[^]]*\])+(\n +(?= ))?", " [OPTION ...]", brief, count=1)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """What parse_args() calls, for a subcommand too: so each names its own options."""
@@ -3640,11 +3619,12 @@ class Parser(argparse.ArgumentParser):
 
 
 class Changed(Failure):
-    """What is being fetched in pieces is another file now."""
+    """The file on the server changed while its ranges were fetched."""
 
 
 class Transient(Failure):
-    """A failure that may pass by itself: worth another try, after so many seconds if the server named them."""
+    """A failure that may pass, so that a retry makes sense. after: the seconds that the server
+    named."""
 
     def __init__(
         self, code: int, error: str, why: str, hint: str, *, after: Optional[float] = None
@@ -3655,12 +3635,11 @@ class Transient(Failure):
 
 # --- progress and reports ---
 class Progress:
-    """A line on the terminal while something lasts: for one file, or for many. Elsewhere nothing."""
+    """A line on the terminal about one file or many. Nothing is drawn elsewhere."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.shown = os.isatty(2) and not (
-            args.quiet or args.verbose or args.trace or args.trace_hex
-        )
+        hushed = args.quiet or args.verbose or args.trace or args.trace_hex
+        self.drawing = os.isatty(2) and not hushed
         self.name = ""
         self.total: int | None = None
         self.done = self.first = self.files = 0
@@ -3673,64 +3652,57 @@ class Progress:
             self.done, self.first, self.total, self.began = done, done, total, time.monotonic()
 
     def expect(self, files: int) -> None:
-        """There are so many more files: from now on the line is about all of them."""
+        """Announce more files. From now on, the line is about all of them."""
         self.files += files
 
     def count(self, result: str) -> None:
         self.results[result] = self.results.get(result, 0) + 1
 
     def add(self, count: int) -> None:
+        """Count bytes. If several threads call it at once, the line may be a few bytes short."""
         self.done += count
-        if self.shown and time.monotonic() - self.drawn > DRAWN_EVERY:
+        if self.drawing and time.monotonic() - self.drawn > DRAWN_EVERY:
             self.draw()
 
     def draw(self) -> None:
         self.drawn = time.monotonic()
-        passed, settled = max(self.drawn - self.began, 1e-3), sum(self.results.values())
-        share = (
-            settled / self.files if self.files else self.done / self.total if self.total else None
-        )
-        rate = (self.done - self.first) / passed
-        left = (
-            (self.total - self.done) / rate
-            if self.total and rate and not self.files
-            else passed / share - passed
-            if share
-            else None
-        )
-        text = (
-            f"{settled} of {self.files} files, " * bool(self.files) + f"{spoken(self.name)[:30]} "
-        )
-        text += f"[{'#' * int(20 * share):20}] {100 * share:3.0f}%  " if share is not None else ""
-        text += f"{readable_size(self.done)}  {readable_size(rate)}/s  " + (
-            f"{left // 60:.0f}:{left % 60:02.0f} left" if left is not None else ""
-        )
-        # a terminal whose window was closed: what came in the background goes on
+        elapsed = max(self.drawn - self.began, 1e-3)
+        rate = (self.done - self.first) / elapsed
+        text = f"{printable(self.name)[:30]} "
+        first, done, total = self.first, self.done, self.total
+        if self.files:
+            first, done, total = 0, sum(self.results.values()), self.files
+            text = f"{done} of {total} files, {text}"
+        if total:
+            text += f"[{'#' * (20 * done // total):20}] {100 * done / total:3.0f}%  "
+        text += f"{readable_size(self.done)}  {readable_size(rate)}/s  "
+        if total and done > first:
+            left = elapsed * (total - done) / (done - first)
+            text += f"{left // 60:.0f}:{left % 60:02.0f} left"
+        # the window of the terminal may have been closed: go on without
         with contextlib.suppress(OSError):
             width = os.get_terminal_size(2).columns or 80  # 0: a terminal that does not know
-            self.put(f"\r{text[: width - 1]}\x1b[K")
+            self.write(f"\r{text[: width - 1]}\x1b[K")
 
     def clear(self) -> None:
-        if self.shown:
-            self.put("\r\x1b[K")
+        if self.drawing:
+            self.write("\r\x1b[K")
 
     def summary(self, args: argparse.Namespace) -> None:
-        """The one line about many files."""
+        """One line about many files."""
         self.clear()
         if not args.quiet and not args.json:
-            say(
-                ", ".join(f"{count} {result}" for result, count in self.results.items())
-                or "nothing to do"
-            )
+            counts = [f"{count} {result}" for result, count in self.results.items()]
+            say(", ".join(counts) or "nothing to do")
 
-    def put(self, text: str) -> None:
+    def write(self, text: str) -> None:
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.write(text)
             sys.stderr.flush()
 
 
 def emit(args: argparse.Namespace, line: str) -> None:
-    """A line of the product: to standard output, at once."""
+    """Write a line of the result to standard output at once."""
     Stream("-", args).write(f"{line}\n".encode())
 
 
@@ -3741,68 +3713,52 @@ def emit_json(args: argparse.Namespace, facts: dict[str, Any]) -> None:
 
 
 def report(
-    args: argparse.Namespace, url: URL, result: str, path: str, size: int, seconds: Optional[float]
+    args: argparse.Namespace,
+    url: URL,
+    result: str,
+    path: str = "",
+    size: int = 0,
+    seconds: Optional[float] = None,
 ) -> None:
-    """What became of one transfer: a line for people, or with --json an object for programs."""
+    """Report one transfer: a line for people, or with --json an object for programs."""
     args.progress.count(result)
     args.progress.clear()
     if args.json:
-        name = os.fsencode(path).decode(errors="backslashreplace")
-        emit_json(
-            args,
-            {
-                "result": result,
-                "url": str(url),
-                "file": name,
-                "bytes": size,
-                "seconds": seconds and round(seconds, 3),
-            },
-        )
+        facts = {"result": result, "url": str(url), "file": json_text(path), "bytes": size}
+        emit_json(args, {**facts, "seconds": seconds and round(seconds, 3)})
     elif not args.quiet and not args.progress.files:
-        rate = (
-            f" ({size:,} bytes, {readable_size(size / max(seconds, 1e-6))}/s)"
-            if seconds and result != "same"
-            else ""
+        text = (
+            f"moved {url} to {path}" if result == "moved" else f"{result} {printable(path) or url}"
         )
-        what = f"{url} to {path}" if result == "moved" else spoken(path) or url
-        say(f"{result} {what}{rate}")
+        if seconds and result != "same":
+            text += f" ({size:,} bytes, {readable_size(size / max(seconds, 1e-6))}/s)"
+        say(text)
 
 
-def each(args: argparse.Namespace, items: Iterable[T], act: Callable[[T], Optional[int]]) -> int:
-    """Do it for all of them. A failure is told, and the rest goes on; the first one's exit code stands."""
+def for_each(args: argparse.Namespace, items: Iterable[T], act: Callable[[T], Any]) -> int:
+    """Act on each item. A failure is reported and stops nothing. Returns the first exit code."""
     code = 0
     for item in items:
         try:
-            result = act(item) or 0
+            result: int = act(item) or 0
         except Failure as failure:
+            result = failure.code
             args.progress.clear()
             say(str(failure))
             args.progress.count("failed")
             if args.json:
-                emit_json(
-                    args,
-                    {
-                        "result": "failed",
-                        "code": failure.code,
-                        "error": str(failure).split("\n")[0][7:],
-                    },
-                )
-            result = failure.code
+                error = str(failure).split("\n")[0][7:]
+                emit_json(args, {"result": "failed", "code": result, "error": error})
         code = code or result
     return code
 
 
 # --- the command line ---
 def target(text: str, args: argparse.Namespace) -> URL:
-    """A URL as people type it: /path is completed by --host and --port, and http:// may be left out."""
-    text = (
-        host_url(args) + text
-        if text.startswith("/")
-        else text
-        if "://" in text
-        else scheme(args) + text
-    )
-    return parse_url(text)
+    """A URL as people type it. --host and --port complete /path, and http:// may be left out."""
+    if text.startswith("/"):
+        text = host_url(args) + text
+    return parse_url(text if "://" in text else scheme(args) + text)
 
 
 def host_url(args: argparse.Namespace) -> str:
@@ -3812,18 +3768,6 @@ def host_url(args: argparse.Namespace) -> str:
 
 def scheme(args: argparse.Namespace) -> str:
     return f"http{'s' * wants_tls(args)}://"
-
-
-def server_command(url: URL, proxy: Optional[URL]) -> str:
-    """The command that starts the server which was not found there."""
-    if proxy:
-        return f"--proxy or the environment names the proxy {proxy.authority}: is that right?"
-    tls = " --tls" * (url.scheme == "https")
-    if url.host in ("127.0.0.1", "localhost"):
-        return f"python3 httpserver.py --port {url.port}{tls}"
-    import shlex
-
-    return f"python3 httpserver.py --host {shlex.quote(url.host)} --port {url.port}{tls}"
 
 
 def header(text: str) -> tuple[str, str]:
@@ -3863,49 +3807,25 @@ def common_flags(parser: argparse.ArgumentParser, headers: str) -> None:
     flag("--proxy", metavar="URL", help="go through this proxy; '' for none")
     flag("-4", dest="family", action="store_const", const=socket.AF_INET, help="IPv4 only")
     flag("-6", dest="family", action="store_const", const=socket.AF_INET6, help="IPv6 only")
-    flag(
-        "--timeout",
-        type=between(0.01, 1e6, float),
-        metavar="S",
-        help="silence allowed (default 30)",
-    )
-    flag(
-        "--retries",
-        type=between(0, 1000),
-        metavar="N",
-        help="tries that get no further before giving up (default 3)",
-    )
+    seconds, tries = between(0.01, 1e6, float), between(0, 1000)
+    flag("--timeout", type=seconds, metavar="S", help="silence allowed (default 30)")
+    flag("--retries", type=tries, metavar="N", help="tries without progress (default 3)")
     flag("--no-resume", dest="resume", action="store_false", help="start over, whatever is here")
     flag("--quiet", action="store_true", help="no progress, no reports")
     flag("--json", action="store_true", help="a JSON object for each transfer on standard output")
-    flag("-v", "--verbose", action="store_true", help="show the heads of requests and responses")
+    flag("-v", "--verbose", action="store_true", help="show the heads of requests and replies")
     flag("--trace", action="store_true", help="print a line for each socket call")
     flag("--trace-hex", action="store_true", help="the same, with the first bytes")
 
 
+# argparse sets the others. A verb's flags are here because other verbs read them too.
 DEFAULTS = {
     "host": "127.0.0.1",
     "port": 8000,
-    "header": [],
-    "later_header": [],
-    "user": None,
-    "password": None,
-    "ask_password": False,
-    "tls": False,
-    "cacert": None,
-    "pin": None,
-    "insecure": False,
-    "token": None,
-    "proxy": None,
-    "family": None,
     "timeout": 30.0,
     "retries": 3,
-    "resume": True,
-    "quiet": False,
-    "json": False,
-    "verbose": False,
-    "trace": False,
-    "trace_hex": False,
+    "header": [],
+    "later_header": [],
     "output": None,
     "force": False,
     "newer": False,
@@ -3917,7 +3837,21 @@ DEFAULTS = {
 }
 
 
-# what the arguments of the verbs are
+# the text and the arguments of each verb; + stands for one or more
+HELP = {
+    "get": ("fetch files", "URL+"),
+    "put": ("send files, or - for standard input", "PATH+", "URL"),
+    "post": ("send data or a form", "URL"),
+    "delete": ("delete files", "URL+"),
+    "head": ("show a reply's head", "URL"),
+    "list": ("show what a folder holds", "URL"),
+    "mkdir": ("make a folder", "URL"),
+    "move": ("rename: NEW is a URL, path or name", "URL", "NEW"),
+    "mirror": ("fetch a folder, or what changed in it", "URL"),
+    "upload": ("send one, or what changed in it", "DIR", "URL"),
+}
+
+
 PLACES = {
     "URL": "the address; one that starts with / is completed by --host and --port",
     "PATH": "a file here, or - for standard input",
@@ -3927,75 +3861,54 @@ PLACES = {
 
 
 def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
-    """A parser for these words: only the verb among them gets its flags, for those of ten verbs take a while to build."""
+    """A parser for these words.
+
+    Only the verb among them gets its flags, because those of ten verbs take long to build."""
     parser = Parser(prog="httpclient.py")
     common_flags(parser, "header")
     parser.set_defaults(**DEFAULTS)
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, prog="httpclient.py")
-
-    def verb(name: str, text: str, *places: str) -> Callable[..., object]:
-        made = verbs.add_parser(name, argument_default=argparse.SUPPRESS, help=text)
+    for name, (text, *arguments) in HELP.items():
+        verb = verbs.add_parser(name, argument_default=argparse.SUPPRESS, help=text)
         if name not in words:
-            return lambda *names, **more: None
+            continue
         # Flags are built anew: set_defaults() above would change shared ones, which then undo what
-        # stands before the verb.
-        # a list of its own: argparse cannot go on with the one from before the verb
-        common_flags(made, "later_header")
-        for place in places:
-            made.add_argument(
-                place.rstrip("+").lower(),
-                nargs="+" if place.endswith("+") else None,
-                metavar=place.rstrip("+"),
-                help=PLACES[place.rstrip("+")],
-            )
-        if name in ("get", "mirror"):
-            where = (
-                "a folder, a name, or - for standard output"
-                if name == "get"
-                else "the folder for it"
-            )
-            made.add_argument("-o", "--output", metavar="DEST", help=where)
-            made.add_argument("--force", action="store_true", help="replace what exists")
-            made.add_argument(
-                "--newer",
-                action="store_true",
-                help="replace what exists if the server's is newer or of another size",
-            )
-        return made.add_argument
-
-    flag = verb("get", "fetch files", "URL+")
-    flag(
-        "--connections",
-        type=between(1, 64),
-        metavar="N",
-        help="fetch ranges of a large file side by side (default 1)",
-    )
-    flag(
-        "--checksum",
-        type=checksum,
-        metavar="NAME:HEX",
-        help="what the file must have, such as sha256:9f86d0...",
-    )
-    verb("put", "send files, or - for standard input", "PATH+", "URL")
-    flag = verb("post", "send data or a form", "URL")
-    flag("--data", metavar="TEXT|@FILE|-", help="the body: this text, a file, or standard input")
-    flag(
-        "--form", action="append", metavar="NAME=VALUE|NAME=@FILE", help="a field or file of a form"
-    )
-    verb("delete", "delete files", "URL+")
-    verb("head", "show a response's head", "URL")
-    verb("list", "show what a folder holds", "URL")
-    verb("mkdir", "make a folder", "URL")
-    flag = verb("move", "rename: NEW is a URL, path or name", "URL", "NEW")
-    flag("--force", action="store_true", help="replace what has that name")
-    folders = (
-        verb("mirror", "fetch a folder, or what changed in it", "URL"),
-        verb("upload", "send one, or what changed in it", "DIR", "URL"),
-    )
-    for flag in folders:
-        flag("--hidden", action="store_true", help="names that start with a dot too")
+        # stands before the verb. Headers get a list of their own: argparse cannot go on with the
+        # one from before the verb.
+        common_flags(verb, "later_header")
+        for argument in arguments:
+            metavar = argument.rstrip("+")
+            nargs = "+" if argument.endswith("+") else None
+            verb.add_argument(metavar.lower(), nargs=nargs, metavar=metavar, help=PLACES[metavar])
+        verb_flags(name, verb.add_argument)
     return parser
+
+
+def verb_flags(name: str, flag: Callable[..., object]) -> None:
+    if name in ("get", "mirror"):
+        places = {
+            "get": "a folder, a name, or - for standard output",
+            "mirror": "the folder for it",
+        }
+        newer = "replace what exists if the server's is newer or of another size"
+        flag("-o", "--output", metavar="DEST", help=places[name])
+        flag("--force", action="store_true", help="replace what exists")
+        flag("--newer", action="store_true", help=newer)
+    if name == "get":
+        side_by_side = "fetch ranges of a large file side by side (default 1)"
+        sum_of = "what the file must have, such as sha256:9f86d0..."
+        flag("--connections", type=between(1, 64), metavar="N", help=side_by_side)
+        flag("--checksum", type=checksum, metavar="NAME:HEX", help=sum_of)
+    if name == "post":
+        data = "the body: this text, a file, or standard input"
+        field = "a field or file of a form"
+        flag("--data", metavar="TEXT|@FILE|-", help=data)
+        flag("--form", action="append", metavar="NAME=VALUE|NAME=@FILE", help=field)
+    if name == "move":
+        flag("--force", action="store_true", help="replace what has that name")
+    if name in ("mirror", "upload"):
+        flag("--hidden", action="store_true", help="names that start with a dot too")
 
 
 def parsed(words: Sequence[str]) -> argparse.Namespace:
@@ -4008,7 +3921,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     args = parsed(sys.argv[1:] if argv is None else argv)
     args.progress, args.asked = Progress(args), {}
     try:
-        # in lower case, as in URLs: for one of them the environment's password may be
+        # in lower case as in URLs, because given_password() compares the two
         args.host = parse_url(host_url(args)).host
         if args.ask_password:
             args.password = ask_password("the server")
@@ -4020,7 +3933,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return failure.code
     except KeyboardInterrupt:
         args.progress.clear()
-        say("stopped; the same command again goes on from what is here")
+        say("stopped; repeat the command to continue from what is here")
         return 130
 
 

@@ -1,41 +1,75 @@
 #!/usr/bin/env python3
 """Share a folder or a file over HTTP: for browsers, curl, wget and proxies.
 
-    python3 httpserver.py                            the current folder, at http://127.0.0.1:8000/
-    python3 httpserver.py Pictures                   another folder
-    python3 httpserver.py film.mkv --once            one file; ends when somebody has got the whole of it
-    python3 httpserver.py --read-only                nobody can change anything
-    python3 httpserver.py --host 0.0.0.0 --tls       for other machines too, with a password that is made and printed
-    python3 httpserver.py --host 0.0.0.0 --open      without one; --public-read asks only who changes something
+    python3 httpserver.py                        the current folder, at http://127.0.0.1:8000/
+    python3 httpserver.py Pictures               another folder
+    python3 httpserver.py film.mkv --once        one file; ends when a client has got all of it
+    python3 httpserver.py --read-only            nobody can change anything
+    python3 httpserver.py --host 0.0.0.0 --tls   for other machines too, encrypted; it makes and
+                                                 prints a password
+    python3 httpserver.py --host 0.0.0.0 --open  without one; --public-read asks for it only
+                                                 where something changes
 
-    curl http://127.0.0.1:8000/                      the folder as a page; -H 'Accept: application/json' or text/plain
-    curl -T new.txt http://127.0.0.1:8000/docs/      upload (PUT: 201 new, 204 replaced; missing folders are made)
-    curl -F file=@a.txt http://127.0.0.1:8000/       upload as a form does (a name that exists gets a number)
-    curl -X DELETE http://127.0.0.1:8000/new.txt     /folder/?recursive for a folder that is not empty
-    curl -X MKCOL http://127.0.0.1:8000/folder/      make a folder; -X MOVE -H 'Destination: /other' renames
-    curl -C - -o x.tar 'http://127.0.0.1:8000/x/?tar'  a folder as an archive, resumable; ?zip is streamed
+    curl http://127.0.0.1:8000/                  the folder as a page; as a list with
+                                                 -H 'Accept: application/json' or text/plain
+    curl -T new.txt http://127.0.0.1:8000/docs/  upload with PUT: 201 new, 204 replaced; missing
+                                                 folders are made
+    curl -F file=@a.txt http://127.0.0.1:8000/   upload as a form; a name that exists gets a number
+    curl -X DELETE http://127.0.0.1:8000/new.txt   /folder/?recursive if it is not empty
+    curl -X MKCOL http://127.0.0.1:8000/folder/  make a folder; to rename:
+                                                 -X MOVE -H 'Destination: /other'
+    curl -C - -o x.tar 'http://127.0.0.1:8000/x/?tar'   a folder as an archive that can be
+                                                 resumed; ?zip cannot
 
-HTTP/1.1 (RFC 9110, 9112). GET and HEAD know ETag, all conditionals, ranges, and a fresh .gz beside the file; index.html is
-the page of its folder. POST of what is no form is stored under a new name, or under the one in Content-Disposition. Uploads
-are received beside their destination and renamed into place when they are whole; Repr-Digest (RFC 9530, sha-256, header or
-trailer) is checked first, and Want-Repr-Digest asks for it. Uploads resume as in draft-ietf-httpbis-resumable-upload-10
-(interop version 8): POST or PUT with Upload-Complete, then HEAD and PATCH of the Location that was answered, for seven days.
-An upload that is complete says so there for as long as its file stays. X-OC-Mtime (seconds since 1970, as ownCloud, rclone
-and Apache have it; a sign and a fraction may be in it) sets a file's time; a resumable upload without it has the time when it
-began. All state is in the folder, so several servers of one folder are one. Runs of zeros become holes where the disk has them.
+HTTP/1.1 (RFC 9110, 9112). GET and HEAD know ETag, all conditions, ranges, and a fresh .gz beside
+the file; index.html is the page of its folder. A POST that is no form is stored under a new name,
+or under the one in Content-Disposition. An upload is received beside its destination, and renamed
+into place when it is whole. Repr-Digest (RFC 9530, sha-256, header or trailer) is checked first;
+Want-Repr-Digest asks for it; an answer leaves it out while too many others ask.
 
-One password lets everybody in: --password, --ask-password or SIXSOCKETS_PASSWORD, and on other addresses than loopback one that
-is made and printed, unless --open does without. It is asked for by Basic (RFC 7617), with any name; who needs more puts a proxy
-in front. Ten wrong ones within a minute from one address, in each of --workers, and until it is over that address gets 429 (before a
-TLS handshake the alert access_denied). --trust-proxy says which proxy's word counts for whose a request is. --tls makes a
-certificate for the run, whose SHA-256 httpclient.py takes as --pin.
+Uploads resume as in draft-ietf-httpbis-resumable-upload-10 (interop version 8): POST or PUT with
+Upload-Complete, then HEAD and PATCH of the Location in the answer, for seven days. There, a
+complete upload says so for as long as its file stays. X-OC-Mtime sets a file's time: seconds since
+1970, perhaps with a sign and a fraction, as in ownCloud, rclone and Apache. Without it, a resumable
+upload gets the time when it began. All state is in the folder, so several servers can share one
+folder. Runs of zeros become holes where the disk has them.
 
-Limits: on loopback nobody is asked unless a password is given; without --tls others can read all, the password too. Links are not
-followed; names that start with a dot are not served without --hidden; a path has at most 64 names. No request changes these
-scripts or what Python imports: nothing that arrives becomes code. HTML and SVG run no script here, except with --read-only.
-A Host that is no name of this machine is refused, and so is a change that another site's page sends: no web page reaches the
-folder. A proxy in front passes the Host of the address behind it, and the one that the browser asked for as X-Forwarded-Host.
+One password is for all: --password, --ask-password or SIXSOCKETS_PASSWORD. On addresses other than
+loopback the server makes and prints one, unless it has --open. Clients send it by Basic (RFC 7617),
+with any name; for more than that, put a proxy in front. After ten wrong ones within a minute, in
+each of --workers, an address gets 429 until the minute is over (before a TLS handshake, the alert
+access_denied). --trust-proxy names a proxy whose word counts for the client's address. --tls makes
+a certificate for the run, whose SHA-256 httpclient.py takes as --pin.
+
+Limits: on loopback there is no password unless one is given; without --tls others can read all,
+the password too. Links are not followed; names that start with a dot are not served without
+--hidden; a path has at most 64 names. No request changes these scripts or what Python imports at
+their start. HTML and SVG run no script here, except with --read-only. A Host
+that is no name of this machine is refused, and so is a change that another site's page sends: no
+web page reaches the folder. A proxy in front passes the Host of the address behind it, and the one
+that the browser asked for as X-Forwarded-Host.
 """
+
+# The map
+#
+# Begin with Connection.advance() and Connection.answer_to(): a request is read and answered.
+# The sections, in the order of the file:
+#   the conversation   Request, parse_head(), Answer, Connection, BodyReader
+#   methods            check_request(), get(), get_file(), delete(), mkcol(), move()
+#   uploads            put(), post(), Plan, receive_upload(), post_form(), patch()
+#   fields and names   evaluate(), parse_ranges(), is_own_host(), client_behind(), check_name()
+#   the folder         Place, Entry, Shared, rename(), Part
+#   the server         Task, Server, Server.run_thread(), Server.accept(), serve(), share_port()
+#   archives, page     get_tar(), get_zip(), listing(), page()
+#   shared fences      Guard, is_program(), Traced, Stop, bind(), Failure, Parser
+#   the command line   announce(), build_parser(), main()
+#
+# Threads: one of them leads. It alone touches the selector and the queues of idle connections,
+# and sends short answers. For a longer Task it hands the lead to another thread, and then touches
+# only its own connection. What several threads count is guarded by the lock of the Server.
+# States of a connection: idle until the first byte of a head or TLS handshake; in `heads` until
+# that is whole; answered at once, or in `busy` while a thread handles it; then idle again, or in
+# `lingering` if it ends: it is closed once the client has read why.
 
 # --- imports: the same in all six scripts (tests/test_twins.py) ---
 import sys
@@ -87,7 +121,7 @@ import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional, TypeVar, Union
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional, Union
 
 if TYPE_CHECKING:
     import ssl
@@ -101,58 +135,58 @@ MAX_TARGET = 8192  # bytes of the target in it
 MAX_FIELDS = 100  # header fields in it
 MAX_PROXIES = 8  # trusted proxies, one behind another
 MAX_LINE = 1024  # bytes of a chunk's size line with its extensions
-# bytes of the fields after the last chunk, and of the head of one part of a form
+# bytes of the fields after the last chunk, and of the head of a field of a form
 MAX_TRAILER = 8192
-# parts of a form: a large folder dropped on the page of a browser without JavaScript
-MAX_PARTS = 10000
-MAX_TOLD = 10  # of the files that a form stored the answer names so many
-MAX_RANGES = 16  # after coalescing; who asks for more gets the whole file
-MAX_GAP = 100  # bytes between two ranges: about what the head of another part would take
-MAX_DEPTH = 64  # names in a path that comes in, and of what goes into an archive
-# requests of one connection that are answered before another connection has its turn
+# fields of a form: a large folder that is dropped on the page in a browser without JavaScript
+MAX_FORM_FIELDS = 10000
+MAX_LISTED = 10  # files of a form that the answer names
+MAX_RANGES = 16  # after coalescing; a client that asks for more gets the whole file
+MAX_GAP = 100  # bytes between two ranges that are sent too: about the size of another head
+MAX_DEPTH = 64  # names in a path that a client sends or an archive holds
+# requests that one connection gets answered before another one has its turn
 MAX_PIPELINED = 32
 MAX_THREADS = 512  # transfers and folder walks at once
 SPARE_THREADS = 4  # threads kept for the next slow request
-MAX_LINGERING = 256  # refused connections kept open until the client has read why
-SMALL = 131072  # bytes of an answer that is sent without handing over the lead
+MAX_LINGERING = 256  # refused connections that wait until the client has read why
+SMALL = 131072  # bytes of an answer that the leader sends itself
 PIECE = 262144  # bytes read or written at a time
 SLICE = 1 << 24  # bytes asked of one sendfile()
-# bytes of a TLS record at most: with less room TLS would hold back bytes where no selector sees
-# them
+# bytes of a TLS record at most: with less room, TLS keeps bytes where no selector sees them
 RECORD = 1 << 14
-# bytes of one send() under TLS: it takes all or nothing, so that a slow reader would look like a
-# stuck one
+# bytes of one send() under TLS: it takes all or nothing, so a slow reader would seem stuck
 TLS_SLICE = 1 << 16
-DRAIN = 65536  # bytes of an unwanted body that are read to keep the connection
-LINGER = 2.0  # seconds that a refused client has for reading why
-GRACE = 2.0  # seconds that Ctrl-C leaves for answers under way
-# bytes a second, over each --timeout of waiting for the client, below which a body counts as stuck
+DRAIN = 65536  # bytes of an unwanted body that the server reads to keep the connection
+LINGER = 2.0  # seconds that a refused client has to read why
+GRACE = 2.0  # seconds that answers under way have after Ctrl-C
+# bytes a second, over each --timeout of waiting for the client: a slower body is stuck
 MIN_RATE = 64
-NOTE_EVERY = 1.0  # seconds between two 104 responses that tell how much of an upload has arrived
-# seconds after which an upload that waits for its client looks whether another connection wants to
-# go on with it
+NOTE_EVERY = 1.0  # seconds between two 104 responses with the offset of an upload
+# seconds after which a waiting upload checks whether another connection wants to continue it
 LOOK_EVERY = 0.2
-# seconds that a thread waits for the next request on its connection before it gives that back
-PROMPT = 0.002
-LOG_DELAY = 0.1  # seconds that log lines are gathered
-# a client that vanished is noticed in two minutes, also while it is idle
+# seconds that a thread waits for the next request before it returns its connection
+NEXT_WAIT = 0.002
+LOG_DELAY = 0.1  # seconds for which log lines are gathered
+# find a client that vanished within two minutes, even while it is idle
 KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
-ACCEPT_PAUSE = 0.5  # seconds to the next accept() when the system has no descriptor or memory left
-# seconds that somebody else has for letting go of a lock; from one look to the next, first and last
+ACCEPT_PAUSE = 0.5  # seconds to the next accept() if no descriptor or memory is left
+# seconds that another thread has to release a lock; the first and the last pause between tries
 BUSY_WAIT, BUSY_STEPS = 2.0, (0.0005, 0.02)
-PART_AGE = 7 * 86400  # seconds that an interrupted upload can be resumed
-# how the token of an upload begins that nobody can resume; seconds that its part stays after a kill
+PART_AGE = 7 * 86400  # seconds for which an interrupted upload can be resumed
+# the token of an upload that nobody can resume begins so; its part stays so long after a kill
 PLAIN, PLAIN_AGE = "0" * 8, 3600
-HOLE = 4096  # bytes: shorter runs of zeros are written, since no file system leaves them out
-FREE_CHECK = 1 << 20  # bytes of an upload after which free space is looked at again
-MAX_NUMBER = 1000  # files of one name that are told apart by a number
-MAX_DIGESTS = 10000  # files whose digest is remembered
-# seconds without a change before it is: the times of two changes may be equal within one tick
-SETTLED = 2.0
-MAX_SWEPT = 10000  # folders of which is remembered that old parts were looked for
-# in either case: some disks know none
+HOLE = 4096  # bytes: shorter runs of zeros are written, because no file system makes holes of them
+FREE_CHECK = 1 << 20  # bytes of an upload between two checks of the free space
+MAX_NUMBER = 1000  # files of one name that get different numbers
+MAX_DIGESTS = 10000  # files whose digest is cached
+# files that are read for their digests at once, because many would leave the leader no time, and
+# requests that wait for each of them
+MAX_HASHED, MAX_WAITING = 2, 32
+# seconds without a change before that: two changes within one tick have the same time
+UNCHANGED = 2.0
+MAX_SEARCHED = 10000  # folders whose last search for old parts is remembered
+# in either case: some disks do not distinguish them
 PART = re.compile(r"\.six-[0-9a-f]{32}\.part", re.IGNORECASE)
-# the version of the resumable-upload draft that a client must name to be sent interim answers
+# a client must name this version of the resumable-upload draft to get interim answers
 INTEROP = "8"
 PROXIED = frozenset(
     ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
@@ -160,13 +194,13 @@ PROXIED = frozenset(
 CHALLENGE = {
     "WWW-Authenticate": 'Basic realm="Six Sockets: any name, and the password", charset="UTF-8"'
 }
-# no page of another site may show a file of ours as an image, or run it as a script
-EMBEDDING = "Cross-Origin-Resource-Policy: same-origin"
-# fields that say where an answer ends, and which part of a file it is: --header replaces none of them
+# no page of another site may show our files as images, or run them as scripts
+EMBEDDING = {"Cross-Origin-Resource-Policy": "same-origin"}
+# where an answer ends, and which bytes of a file it holds: --header may not replace these
 FRAMING = "content-length", "content-range", "trailer", "transfer-encoding"
 READING = ("GET", "HEAD", "OPTIONS")
 CHANGING = ("PUT", "POST", "DELETE", "MKCOL", "MOVE", "PATCH")
-# types in which a browser runs script
+# types in which a browser runs scripts
 ACTIVE = re.compile(r"text/html|application/xhtml\+xml|.*[/+]xml")
 DIR_FD = {
     os.open,
@@ -184,13 +218,12 @@ LEAF = (
     | getattr(os, "O_NONBLOCK", 0)
     | getattr(os, "O_BINARY", 0)
 )
-FRESH = (
-    os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-)
-# what systems say of a disk without hard links
+WRITABLE = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+FRESH = WRITABLE | os.O_CREAT | os.O_EXCL  # a new file: what has its name already is an error
+# the errors for a disk without hard links
 NO_LINKS = errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP
 
-# What the system says, as the status and the fixed text that the client gets: never a local path.
+# For each error of the system, the status and the fixed text for the client: never a local path.
 PROBLEMS = {
     errno.ENOENT: (404, "there is no such file or folder"),
     errno.ENOTDIR: (404, "there is no such file or folder"),
@@ -215,18 +248,31 @@ PROBLEMS = {
 }
 
 
+Fields = dict[str, str]  # header fields: lower-case names in a request
+Names = Sequence[str]  # the names in a path, from the shared folder down
+Ranges = list[tuple[int, int]]  # (start, end), without the byte at the end
+
+
 class Refusal(Exception):
-    """What the client gets instead: a status, a sentence, header fields. With close the connection cannot go on."""
+    """What the client gets instead: a status, a sentence, header fields.
+
+    With close the connection cannot go on. The note is for the log alone."""
 
     def __init__(
-        self, status: int, text: str, fields: Optional[dict[str, str]] = None, close: bool = False
+        self,
+        status: int,
+        text: str,
+        fields: Optional[Fields] = None,
+        close: bool = False,
+        note: str = "",
     ) -> None:
         super().__init__(text)
-        self.status, self.text, self.fields, self.close = status, text, fields or {}, close
+        self.status, self.text, self.fields = status, text, fields or {}
+        self.close, self.note = close, note or text
 
 
 class Complete(Refusal):
-    """There is nothing to append any more: this upload has become a file. To HEAD that is no refusal."""
+    """The upload has become a file: nothing can be appended. For HEAD that is no error."""
 
     def __init__(self, path: str, size: int) -> None:
         super().__init__(400, "the upload is complete", {"Location": path})
@@ -234,42 +280,41 @@ class Complete(Refusal):
 
 
 class Gone(Exception):
-    """The client left, or was too slow: nothing can be said to it any more. The text is for the log."""
+    """The client left, or was too slow: it gets no answer any more. The text is for the log."""
 
 
-# --- pure functions: values in, values out ---
+# --- the conversation: a request, its body, its answer ---
 # The head of a request (RFC 9112).
 TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 LINE = re.compile(rf"({TOKEN}) ([^\x00-\x20\x7f]+) HTTP/([0-9])\.([0-9])")
-# A line ends in CRLF; a lone LF is taken too (§2.2), so that a request can be typed into netcat. A
-# lone CR never is.
+# A line ends in CRLF. A lone LF is accepted too (§2.2), so that a request can be typed into netcat;
+# a lone CR is not.
 HEAD = re.compile(
-    rf"({TOKEN}) ([^\x00-\x20\x7f]+) HTTP/1\.([0-9])\r?\n((?:{TOKEN}:[^\x00-\x08\x0a-\x1f\x7f]*\r?\n)*)\r?\n"
+    rf"({TOKEN}) ([^\x00-\x20\x7f]+) HTTP/1\.([0-9])\r?\n"
+    rf"((?:{TOKEN}:[^\x00-\x08\x0a-\x1f\x7f]*\r?\n)*)\r?\n"
 )
 FIELD = re.compile(rf"({TOKEN}):[ \t]*([^\r\n]*)")
 HEAD_END = re.compile(rb"\n\r?\n")
 EMPTY_LINES = re.compile(rb"(?:\r?\n)+")
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z_~!$&'()*+,;=%.-]*)(?::[0-9]*)?")
+URL = re.compile(r"https?://([^/?]+)(.*)", re.IGNORECASE | re.DOTALL)
 BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 DIGITS = re.compile(r"[0-9]{1,18}")
-WINDOWS_NAME = re.compile(
-    r'.*[\\:<>"|?*\x00-\x1f].*|.*[. ]|(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?', re.DOTALL
-)
 
 
 class Request:
-    """A request's head, checked: everything in it can be relied upon. Nothing in it changes: the same head may be the same object."""
+    """A request's head, all its values checked. Immutable, because parse_head() caches it."""
 
-    def __init__(self, method: str, target: str, minor: int, fields: Mapping[str, str]) -> None:
+    def __init__(self, method: str, target: str, minor: int, fields: Fields) -> None:
         self.method, self.minor, self.fields = method, minor, fields
-        self.line = log_safe(f"{method} {target} HTTP/1.{minor}")
+        self.line = printable(f"{method} {target} HTTP/1.{minor}")
         self.chunked, self.length = framing(fields, minor)
         self.has_body = self.chunked or self.length > 0
         words = [word.strip() for word in fields.get("connection", "").lower().split(",")]
         self.keep = "close" not in words if minor else "keep-alive" in words  # (§9.3)
         self.host, path = split_target(method, target, fields.get("host"), minor)
         self.names, self.slash, self.query = parse_path(path)
-        # what is answered with the lead: reads that look at one file
+        # the leader answers these itself: reads of one file
         self.is_light = (
             method in READING
             and not self.has_body
@@ -278,7 +323,7 @@ class Request:
         )
 
 
-# a client's heads differ little: at most 10 MB for what is parsed once instead of each time
+# The heads of one client are often the same: parse them once, for at most 10 MB.
 @functools.lru_cache(maxsize=128)
 def parse_head(head: bytes) -> Request:
     text = head.decode("latin-1")
@@ -288,7 +333,7 @@ def parse_head(head: bytes) -> Request:
     method, target, minor, lines = found.groups()
     if len(target) > MAX_TARGET:
         raise Refusal(414, "the target is too long")
-    fields: dict[str, str] = {}
+    fields: Fields = {}
     pairs = FIELD.findall(lines)
     if len(pairs) > MAX_FIELDS:
         raise Refusal(431, f"more than {MAX_FIELDS} header fields")
@@ -316,8 +361,10 @@ def malformed(head: str) -> Refusal:
     return Refusal(400, "a header line is not NAME: VALUE")
 
 
-def framing(fields: Mapping[str, str], minor: int) -> tuple[bool, int]:
-    """How the body is delimited: chunked, or its length (§6.3). Where there is doubt, a proxy could see another request than we."""
+def framing(fields: Fields, minor: int) -> tuple[bool, int]:
+    """How the body is delimited: chunked, or by its length (§6.3).
+
+    Where that is ambiguous, a proxy could see another request than this server."""
     coding = fields.get("transfer-encoding")
     length = fields.get("content-length")
     if coding is None:
@@ -338,7 +385,7 @@ def framing(fields: Mapping[str, str], minor: int) -> tuple[bool, int]:
 
 
 def split_target(method: str, target: str, host: Optional[str], minor: int) -> tuple[str, str]:
-    """The host that was asked, and the path with the query. (§3.2: origin, absolute, authority and asterisk form)"""
+    """The host that was asked, and the path with the query (§3.2)."""
     if host is None and minor or host is not None and not HOST.fullmatch(host):
         raise Refusal(400, "exactly one valid Host is needed")
     if target[0] == "/":
@@ -347,21 +394,17 @@ def split_target(method: str, target: str, host: Optional[str], minor: int) -> t
         raise Refusal(405, "this is no proxy", {"Allow": ", ".join(READING)})
     if target == "*" and method == "OPTIONS":
         return host or "", "/"
-    scheme, mark, rest = target.partition("://")
-    authority = re.split(r"[/?]", rest, maxsplit=1)[0]
-    if (
-        scheme.lower() not in ("http", "https")
-        or not mark
-        or not authority
-        or not HOST.fullmatch(authority)
-    ):
+    found = URL.fullmatch(target)
+    if not found or not HOST.fullmatch(found[1]):
         raise Refusal(400, "the target is neither a path nor a URL")
-    path = rest[len(authority) :]
-    return authority, path if path[:1] == "/" else "/" + path
+    path = found[2]
+    return found[1], path if path[:1] == "/" else "/" + path
 
 
 def parse_path(target: str) -> tuple[tuple[str, ...], bool, str]:
-    """A path as the names in it, decoded once, whether it ends in a slash, and the query. An encoded slash is no separator."""
+    """The names in a path, decoded once; whether it ends in a slash; and the query.
+
+    An encoded slash does not separate names."""
     path, _, query = target.partition("?")
     if BAD_ESCAPE.search(path):
         raise Refusal(400, "a percent sign must be followed by two hex digits")
@@ -375,822 +418,9 @@ def parse_path(target: str) -> tuple[tuple[str, ...], bool, str]:
     return tuple(names), slash, query
 
 
-def check_name(name: str, hidden: bool) -> None:
-    """The one judgement on names, for every method. What passes is a name inside its folder and nothing else."""
-    if "\0" in name:
-        raise Refusal(400, "a name holds no NUL")
-    if name in ("", ".", "..") or "/" in name or os.name == "nt" and WINDOWS_NAME.fullmatch(name):
-        raise Refusal(403, "that is not the name of a file or folder")
-    if name[0] == "." and (not hidden or PART.fullmatch(name)):
-        raise Refusal(403, "hidden names are not served")
-
-
-def check_depth(depth: int) -> None:
-    """One limit wherever names come in, so that whoever walks the folder comes to an end."""
-    if depth > MAX_DEPTH:
-        raise Refusal(403, f"more than {MAX_DEPTH} folders deep")
-
-
-@functools.lru_cache(maxsize=256)
-def is_own_host(host: str, names: frozenset[str]) -> bool:
-    """Whether a Host means this machine. A foreign name that was made to lead here (DNS rebinding) does not."""
-    found = HOST.fullmatch(host)
-    name = found[1].lower().rstrip(".") if found else ""
-    if name in names or name.endswith(".localhost"):
-        return True
-    with contextlib.suppress(ValueError):
-        return bool(ipaddress.ip_address(name.strip("[]")))
-    return False
-
-
-PAIR = re.compile(rf'({TOKEN})=({TOKEN}|"[^"\\]*")')  # a piece of an element of Forwarded
-HOP = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::[0-9]+)?|([0-9.]+)(?::[0-9]+)?|([0-9A-Fa-f:.]+)")
-
-
-def hop_address(text: str) -> str:
-    """An IP address as proxies write it: perhaps in brackets, with a port. "" for all else."""
-    found = HOP.fullmatch(text.strip(" \t"))
-    with contextlib.suppress(ValueError):
-        ip = ipaddress.ip_address(found[found.lastindex or 0] if found else "")
-        return str(getattr(ip, "ipv4_mapped", None) or ip)
-    return ""
-
-
-def forwarded_address(element: str) -> str:
-    """The same in an element of Forwarded (RFC 7239), which is checked whole: its host is what the client said."""
-    address = ""
-    for text in element.strip(" \t").split(";"):
-        pair = PAIR.fullmatch(text)
-        if not pair:
-            return ""
-        if pair[1].lower() == "for":
-            address = hop_address(pair[2].strip('"'))
-    return address
-
-
-def client_behind(proxies: frozenset[str], fields: Mapping[str, str]) -> str:
-    """Whom a trusted proxy speaks for: its entry is the last one, and before it may stand whatever the client sent.
-    "" in doubt: also where the two fields differ, for the client may have sent one of them."""
-    found = set()
-    for name, read in ("x-forwarded-for", hop_address), ("forwarded", forwarded_address):
-        if name in fields:
-            # a proxy may stand behind another one
-            hops = map(read, reversed(fields[name].rsplit(",", MAX_PROXIES)))
-            found.add(next((hop for hop in hops if hop not in proxies), ""))
-    return found.pop() if len(found) == 1 else ""
-
-
-def quoted(names: Iterable[str], slash: bool = False) -> str:
-    """Names as a path: it starts with exactly one slash, and holds nothing that has a meaning in a URL or a header."""
-    path = "/" + "/".join(
-        urllib.parse.quote_from_bytes(os.fsencode(name), safe="") for name in names
-    )
-    return path + "/" if slash and path != "/" else path
-
-
-def parameters(query: str) -> dict[str, str]:
-    return (
-        dict(urllib.parse.parse_qsl(query, keep_blank_values=True, max_num_fields=20))
-        if query.count("&") < 20
-        else {}
-    )
-
-
-# Conditions, ranges, negotiation (RFC 9110).
-CONDITIONS = frozenset(("if-match", "if-none-match", "if-modified-since", "if-unmodified-since"))
-PACKED = {"gzip": "application/gzip", "bzip2": "application/x-bzip2", "xz": "application/x-xz"}
-# the year 1000: HTTP's years have four digits, and a broken disk may say anything
-EARLIEST = -30610224000
-# of what has none: it is neither before nor after any, so that conditions on dates are ignored
-# (§13.1.3, §13.1.4)
-NO_DATE = float("nan")
-TAG = re.compile(r'(W/)?("[^"]*")')
-RANGE = re.compile(r"[ \t]*([0-9]{0,40})-([0-9]{0,40})[ \t]*")
-
-
-def bare_tag(info: os.stat_result) -> str:
-    return f"{info.st_mtime_ns:x}-{info.st_size:x}-{info.st_ino:x}"
-
-
-def etag(info: os.stat_result, coding: str = "") -> str:
-    return f'"{bare_tag(info)}{coding}"'
-
-
-@functools.lru_cache(maxsize=1024)
-def http_date(seconds: int) -> str:
-    return time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(seconds))
-
-
-@functools.lru_cache(maxsize=1024)
-def parse_date(text: str) -> Optional[float]:
-    if not text:
-        return None
-    import email.utils  # not at the top: the slowest import of all, and few requests have a date
-
-    with contextlib.suppress(ValueError, TypeError, IndexError, OverflowError):
-        # asctime's form names no zone (§5.6.7)
-        return email.utils.parsedate_to_datetime(text.removesuffix(" GMT") + " GMT").timestamp()
-    return None
-
-
-def matches(listed: str, tag: Optional[str], weak: bool) -> bool:
-    """Whether an entity tag is in a list of them; a star means any that exists (§13.1.1, §13.1.2)."""
-    if listed.strip() == "*" or tag is None:
-        return tag is not None
-    return any(found[1] == tag and (weak or not found[0]) for found in TAG.findall(listed))
-
-
-def judge(fields: Mapping[str, str], tag: Optional[str], mtime: float, reading: bool) -> int:
-    """The preconditions in their order (§13.2.2): 0 to go on, 304 or 412. A tag of None means that nothing is there."""
-    since, until = (
-        parse_date(fields.get(f"if-{word}-since", "")) for word in ("modified", "unmodified")
-    )
-    if "if-match" in fields:
-        if not matches(fields["if-match"], tag, weak=False):
-            return 412
-    elif until is not None and (tag is None or mtime > until):
-        return 412
-    if "if-none-match" in fields:
-        if matches(fields["if-none-match"], tag, weak=True):
-            return 304 if reading else 412
-    elif reading and since is not None and mtime <= since:
-        return 304
-    return 0
-
-
-def range_applies(condition: Optional[str], tag: str, mtime: float, now: float) -> bool:
-    """If-Range (§13.1.5): a strong tag, or exactly the date of a file that has not changed within the last second."""
-    if condition is None or condition == tag:
-        return True
-    return parse_date(condition) == mtime and now - mtime > 1
-
-
-def parse_ranges(text: str, size: int) -> Optional[list[tuple[int, int]]]:
-    """The (start, end) that a Range asks for, ascending; [] when none can be had, None when it is to be ignored."""
-    unit, _, listed = text.partition("=")
-    if unit.strip().lower() != "bytes" or listed.count(",") > 1000:
-        return None
-    ranges = []
-    for part in filter(str.strip, listed.split(",")):
-        found = RANGE.fullmatch(part)
-        if (
-            not found
-            or found[1] == found[2] == ""
-            or found[1]
-            and found[2]
-            and int(found[2]) < int(found[1])
-        ):
-            return None
-        if not found[1] and int(found[2]) and not size:
-            return None  # the last N of an empty file: it can be had, and is empty (§14.1.2)
-        start = int(found[1]) if found[1] else max(0, size - int(found[2]))
-        end = min(size, int(found[2]) + 1) if found[1] and found[2] else size
-        if start < end:
-            ranges.append((start, end))
-    if not listed.strip(" \t,"):
-        return None
-    merged = coalesce(ranges, MAX_GAP)
-    return merged if len(merged) <= MAX_RANGES else None
-
-
-def coalesce(ranges: Iterable[tuple[int, int]], gap: int = 0) -> list[tuple[int, int]]:
-    merged: list[tuple[int, int]] = []
-    for start, end in sorted(ranges):
-        if merged and start <= merged[-1][1] + gap:
-            merged[-1] = merged[-1][0], max(end, merged[-1][1])
-        else:
-            merged.append((start, end))
-    return merged
-
-
-def weights(text: str) -> dict[str, float]:
-    """A list such as Accept as {word: q}; what cannot be read counts as 0."""
-    found = {}
-    for item in text.lower().split(","):
-        word, *rest = (part.strip() for part in item.split(";"))
-        q = next((part[2:] for part in rest if part[:2] == "q="), "1")
-        found[word] = float(q) if re.fullmatch(r"[01](\.[0-9]{0,3})?", q) else 0.0
-    return found
-
-
-@functools.lru_cache(maxsize=128)
-def takes_gzip(accept: str) -> bool:
-    wanted = weights(accept)
-    return wanted.get("gzip", wanted.get("x-gzip", wanted.get("*", 0.0))) > 0
-
-
-def listing_type(accept: str) -> str:
-    """Which form of a folder a client wants: HTML unless one of the others is named and weighs more."""
-    wanted = weights(accept)
-    page = max(
-        wanted.get("text/html", 0.0), 0.0 if "text/html" in wanted else wanted.get("*/*", 0.0) / 2
-    )
-    best = max(("application/json", "text/plain"), key=lambda kind: wanted.get(kind, 0.0))
-    return best if wanted.get(best, 0.0) > page else "text/html"
-
-
-@functools.lru_cache(maxsize=1024)
-def type_of(name: str) -> str:
-    """The media type by a name's extension. A compressed file is what it is, not a coding of something else."""
-    extension = os.path.splitext(name)[1].lower()
-    packed = mimetypes.encodings_map.get(extension)
-    if packed:
-        return PACKED.get(packed, "application/octet-stream")
-    kind = mimetypes.types_map.get(extension, "application/octet-stream")
-    return (
-        f"{kind}; charset=utf-8"
-        if kind.startswith("text/") or kind.endswith(("javascript", "json"))
-        else kind
-    )
-
-
-def disposition(name: str) -> str:
-    """Content-Disposition for a download: in ASCII for the old, in UTF-8 for all others (RFC 6266)."""
-    plain = re.sub(r"[^ !#-\[\]-~]|%", "_", name)
-    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{urllib.parse.quote_from_bytes(os.fsencode(name), safe='')}"
-
-
-def parse_digest(text: str) -> Optional[bytes]:
-    """The sha-256 of a Repr-Digest field (RFC 9530)."""
-    found = re.search(r"(?:^|,)[ \t]*sha-256=:([A-Za-z0-9+/]{43}=):", text)
-    return base64.b64decode(found[1]) if found else None
-
-
-def wants_digest(request: Request) -> bool:
-    """Whether Want-Repr-Digest asks for sha-256: its weights go from 0 to 10."""
-    wanted = request.fields.get("want-repr-digest")
-    return wanted is not None and bool(
-        re.search(r"(?:^|,)[ \t]*sha-256=(?:[1-9]|10)[ \t]*(?:,|$)", wanted)
-    )
-
-
-def digest_field(digest: bytes) -> str:
-    return f"sha-256=:{base64.b64encode(digest).decode()}:"
-
-
-# Forms, names, the log.
-FILENAME = re.compile(
-    rb'(?:^|;)[ \t]*filename=(?:"((?:[^"\\]|\\.)*)"|([^;"]+))', re.IGNORECASE | re.DOTALL
-)
-FIELD_NAME = re.compile(rb';[ \t]*name="?([^";]*)', re.IGNORECASE)
-UNSAFE_LOG = re.compile(r"[^ !#-\[\]-~]")
-
-
-def boundary_of(content_type: str) -> bytes:
-    found = re.search(
-        r';[ \t]*boundary=(?:"([^"]{1,70})"|([^\s;"]{1,70}))', content_type, re.IGNORECASE
-    )
-    if not found:
-        raise Refusal(400, "a form needs a boundary", close=True)
-    return (found[1] or found[2]).encode("latin-1")
-
-
-def unquoted(found: re.Match[bytes]) -> bytes:
-    """A file's name that was found in quotes, or without."""
-    return found[2].strip() if found[2] else found[1].replace(b'\\"', b'"').replace(b"\\\\", b"\\")
-
-
-def form_file(head: bytes) -> str:
-    """The name of the file that a part of a form is, "" when none was chosen or it is another field (RFC 7578).
-    Only the last component counts, except in a field called folder: there the path below the chosen folder."""
-    line = next(
-        (line for line in head.split(b"\r\n") if line.lower().startswith(b"content-disposition:")),
-        b"",
-    )
-    found = FILENAME.search(line)
-    if not found:
-        return ""
-    raw = unquoted(found)
-    for escape, byte in (b"%22", b'"'), (b"%0D", b"\r"), (b"%0A", b"\n"):
-        raw = raw.replace(escape, byte)
-    name, field = os.fsdecode(raw), FIELD_NAME.search(line)
-    return name if field and field[1] == b"folder" else re.split(r"[/\\]", name)[-1]
-
-
-def suggested_name(request: Request) -> str:
-    """What a body that was posted to a folder is to be called: as Content-Disposition says, or by time and type."""
-    wanted = request.fields.get("content-disposition", "").encode("latin-1")
-    found = re.search(rb"filename\*=UTF-8''([^\s;]+)", wanted, re.IGNORECASE)
-    plain = FILENAME.search(wanted)
-    raw = urllib.parse.unquote_to_bytes(found[1]) if found else unquoted(plain) if plain else b""
-    if raw:
-        # a backslash in filename* is meant as one: it is what our page sends
-        return re.split("/" if found else r"[/\\]", os.fsdecode(raw))[-1]
-    kind = request.fields.get("content-type", "").partition(";")[0].strip().lower()
-    return time.strftime("upload-%Y%m%d-%H%M%S") + (
-        mimetypes.guess_extension(kind) or ".bin" if kind else ".bin"
-    )
-
-
-def numbered(name: str, number: int) -> str:
-    """a.txt, a (1).txt, a (2).txt, never longer than a file system takes."""
-    if not number:
-        return name
-    stem, extension = os.path.splitext(name)
-    suffix = f" ({number}){extension}"
-    while stem and len(os.fsencode(stem + suffix)) > 255:
-        stem = stem[:-1]
-    return stem + suffix
-
-
-def log_safe(text: str) -> str:
-    return UNSAFE_LOG.sub(lambda found: f"\\x{ord(found[0]):02x}", text[:1000])
-
-
-@functools.lru_cache(maxsize=16)
-def log_time(seconds: int) -> str:
-    """As in [10/Oct/2000:13:55:36 -0700], in English: nothing here calls setlocale()."""
-    return time.strftime("[%d/%b/%Y:%H:%M:%S %z]", time.localtime(seconds))
-
-
-# --- the folder: nothing outside of it, and only whole files in it ---
 Data = Union[bytes, memoryview]  # noqa: UP007  (3.9)
-Where = Union[int, str]  # noqa: UP007  (3.9) an open folder; its path where the system has no dir_fd
 
 
-class Place(NamedTuple):
-    """A name in an open folder, as the os functions take it: a path and no folder where the system has no dir_fd.
-    One that locate() gave is used by "with", which closes the folder at the end."""
-
-    parent: Optional[int]
-    name: str
-    owned: bool = False
-
-    def __enter__(self) -> "Place":  # noqa: PYI034  (3.9 has no Self)
-        return self
-
-    def __exit__(self, *problem: object) -> None:
-        if self.owned and self.parent is not None:
-            os.close(self.parent)
-
-    @property
-    def folder(self) -> Where:
-        return self.parent if self.parent is not None else os.path.dirname(self.name)
-
-    def beside(self, name: str) -> "Place":
-        return inside(self.folder, name)
-
-    def stat(self) -> Optional[os.stat_result]:
-        with contextlib.suppress(FileNotFoundError):
-            return os.stat(self.name, dir_fd=self.parent, follow_symlinks=False)
-        return None
-
-    def regular(self) -> Optional[os.stat_result]:
-        """What stands there, if it is a file that may be replaced; nothing else may."""
-        info = self.stat()
-        if info and stat.S_ISDIR(info.st_mode):
-            raise Refusal(409, "a folder has that name")
-        if info and not stat.S_ISREG(info.st_mode):
-            raise Refusal(403, "only files and folders are served")
-        return info
-
-
-class Found(NamedTuple):
-    """Something that is open: a file's descriptor or a folder, and its facts."""
-
-    where: Where
-    info: os.stat_result
-
-    @property
-    def is_folder(self) -> bool:
-        return stat.S_ISDIR(self.info.st_mode)
-
-    @property
-    def descriptor(self) -> int:
-        assert isinstance(self.where, int)  # only a folder may be a path
-        return self.where
-
-    def close(self) -> None:
-        if isinstance(self.where, int):
-            os.close(self.where)
-
-
-class Entry(NamedTuple):
-    name: str
-    info: os.stat_result
-
-    @property
-    def is_folder(self) -> bool:
-        return stat.S_ISDIR(self.info.st_mode)
-
-    @property
-    def size(self) -> int:
-        return 0 if self.is_folder else self.info.st_size
-
-
-class Shared:
-    """The folder that is shared, or the one file in it. Every name from the network becomes something open in here
-    and nowhere else: component by component, no link followed."""
-
-    def __init__(self, path: str, hidden: bool, durable: bool) -> None:
-        path = os.path.realpath(path)  # what the command line names may be a link
-        self.only = None if os.path.isdir(path) else os.path.basename(path)
-        self.path = os.path.dirname(path) if self.only else path
-        self.hidden, self.durable = hidden or bool(self.only), durable
-        self.root = (
-            os.open(self.path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)) if DIR_FD else None
-        )
-
-    def locate(self, names: Sequence[str], change: bool = False, make: bool = False) -> Place:
-        """The place that a path means: to change what is there, or with make also the folders on the way."""
-        for name in names:
-            check_name(name, self.hidden)
-        if change:
-            self.spare(names, is_program)
-        if self.only and tuple(names) != (self.only,):
-            raise Refusal(404, "only one file is served here")
-        if make:
-            check_depth(len(names))
-        if not DIR_FD:
-            return self.resolve(names, make)
-        place = Place(self.root, ".")
-        for name in names[:-1]:
-            with place:
-                place = Place(self.step(Place(place.parent, name), make), "", owned=True)
-        return Place(place.parent, names[-1] if names else ".", place.owned)
-
-    def spare(self, names: Sequence[str], part_of: Callable[[str], bool]) -> None:
-        """Nothing that arrives becomes code: no request changes a program, nor a folder that holds one."""
-        if part_of(os.path.join(self.path, *names)):
-            raise Refusal(403, "a program of this machine is there, and no request may change one")
-
-    def step(self, place: Place, make: bool) -> int:
-        try:
-            return os.open(place.name, FOLDER, dir_fd=place.parent)
-        except FileNotFoundError:
-            if not make:
-                raise
-        with contextlib.suppress(FileExistsError):
-            self.make_folder(place)
-        return os.open(place.name, FOLDER, dir_fd=place.parent)
-
-    def make_folder(self, place: Place) -> None:
-        os.mkdir(place.name, dir_fd=place.parent)
-        if self.durable:
-            keep_name(place)
-
-    def resolve(self, names: Sequence[str], make: bool) -> Place:
-        """Without dir_fd: a path that is its own real path goes through no link."""
-        path = os.path.join(self.path, *names)
-        if os.path.normcase(os.path.realpath(path)) != os.path.normcase(path):
-            raise Refusal(403, "links are not followed")
-        if make:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-        return Place(None, path)
-
-    def open(self, names: Sequence[str]) -> Found:
-        with self.locate(names) as place:
-            return open_leaf(place)
-
-
-def open_leaf(place: Place) -> Found:
-    if not DIR_FD and os.path.isdir(place.name):
-        return Found(place.name, os.stat(place.name))
-    descriptor = os.open(place.name, LEAF, dir_fd=place.parent)
-    info = os.fstat(descriptor)
-    if stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode):
-        return Found(descriptor, info)
-    os.close(descriptor)
-    raise Refusal(403, "only files and folders are served")
-
-
-def inside(where: Where, name: str) -> Place:
-    return Place(where, name) if isinstance(where, int) else Place(None, os.path.join(where, name))
-
-
-SORTING = threading.Lock()  # one at a time: what sorting needs is a multiple of what is kept
-
-
-def entries(where: Where, hidden: bool, folders_first: bool = False) -> Iterator[Entry]:
-    """What a folder shows, by name: files and folders, no links, nothing that check_name() refuses.
-
-    Only the names are kept, as one text: each is looked at when its turn comes."""
-    folders: list[str] = []
-    files: list[str] = []
-    with SORTING, os.scandir(where) as scan:
-        for item in scan:
-            is_first = folders_first and item.is_dir(follow_symlinks=False)
-            (folders if is_first else files).append(item.name)
-        for names in folders, files:
-            names.sort()
-            if folders_first:
-                names.sort(key=shown_key)
-        listed = "\0".join(folders + files)
-        del folders, files, names
-    for found in re.finditer("[^\0]+", listed):
-        if entry := entry_of(where, found[0], hidden):
-            yield entry
-
-
-def entry_of(where: Where, name: str, hidden: bool) -> Optional[Entry]:
-    with contextlib.suppress(OSError, Refusal):
-        check_name(name, hidden)
-        info = inside(where, name).stat()
-        if info and (stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode)):
-            return Entry(name, info)
-    return None
-
-
-def content(place: Place) -> Iterator[tuple[Place, os.DirEntry[str]]]:
-    """What is in a folder, hidden or not. One that somebody else has deleted meanwhile holds nothing."""
-    with (
-        contextlib.suppress(FileNotFoundError),
-        contextlib.closing(open_leaf(place)) as folder,
-        os.scandir(folder.where) as scan,
-    ):
-        for item in scan:
-            yield inside(folder.where, item.name), item
-
-
-def tree(place: Place) -> Iterator[tuple[Place, os.DirEntry[str], int]]:
-    """All that is in a folder and how deep, a folder after what is in it. Links are not followed.
-
-    Programs on this machine may have made it deeper than Python's calls may go."""
-    levels, folders = [content(place)], []
-    while levels:
-        below, item = next(levels[-1], (place, None))
-        if item and item.is_dir(follow_symlinks=False):
-            folders.append((below, item))
-            levels.append(content(below))
-        elif item:
-            yield below, item, len(levels)
-        else:
-            levels.pop()
-            if folders:
-                yield *folders.pop(), len(levels)
-
-
-def shows_all(place: Place, hidden: bool) -> bool:
-    """Whether nothing in a folder is hidden from those who could delete it. Uploads that were broken off do not count."""
-    return all(
-        hidden or PART.fullmatch(item.name) or item.name[0] != "." for _, item, _ in tree(place)
-    )
-
-
-def keep_name(place: Place) -> None:
-    """For --durable: a name that was just given in a folder is there after a power loss too. (Windows opens no folder.)"""
-    if place.parent is not None:
-        os.fsync(place.parent)
-
-
-def rename(old: Place, new: Place) -> None:
-    os.replace(old.name, new.name, src_dir_fd=old.parent, dst_dir_fd=new.parent)
-
-
-def rename_new(old: Place, new: Place) -> None:
-    """A rename that does not replace: of two writers one wins."""
-    if os.name == "nt":
-        return os.rename(old.name, new.name)
-    linked = link(old, new)
-    try:
-        if not linked:
-            return rename(old, new)
-        with contextlib.suppress(FileNotFoundError):  # who deletes the whole folder has done it
-            os.unlink(old.name, dir_fd=old.parent)
-    except OSError:
-        os.unlink(new.name, dir_fd=new.parent)
-        raise
-
-
-def link(old: Place, new: Place) -> bool:
-    """Whether the file has the new name already. Where there are no hard links, as on a USB stick, an empty file keeps that free."""
-    try:
-        os.link(
-            old.name, new.name, src_dir_fd=old.parent, dst_dir_fd=new.parent, follow_symlinks=False
-        )
-        return True
-    except (OSError, NotImplementedError, AttributeError) as error:
-        if isinstance(error, OSError) and error.errno not in NO_LINKS:
-            raise
-    os.close(os.open(new.name, FRESH, 0o666, dir_fd=new.parent))
-    return False
-
-
-RENAMING = threading.Lock()  # where folders cannot be locked
-
-
-def take_lock(descriptor: int) -> bool:
-    """Whether nobody else, of this process or another, has it."""
-    import fcntl  # not at the top: Windows has none
-
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def insist(conn: "Connection", attempt: Callable[[], bool], problem: str) -> None:
-    """Try until it succeeds, for a while, and for nobody who has left. What counts is how often we have tried:
-    a machine that stood still meanwhile has left the other no time for letting go."""
-    left, (step, longest) = BUSY_WAIT, BUSY_STEPS
-    while not attempt():
-        if left <= 0 or left < BUSY_WAIT - LOOK_EVERY and conn.has_left():
-            raise Refusal(503, problem, {"Retry-After": "2"})
-        left -= step
-        time.sleep(step)
-        step = min(longest, 2 * step)
-
-
-@contextlib.contextmanager
-def renaming(conn: "Connection", *places: Place) -> Iterator[None]:
-    """Nobody else, of this process or another, gives away a name in these folders. Without it a file that is put between the link()
-    and the unlink() of rename_new() would be lost. (Where a system or file system has no flock(), nobody else of this process.)"""
-    with contextlib.ExitStack() as held:
-        try:
-            lock_folders(conn, places, held)
-        except (ImportError, OSError):
-            held.enter_context(RENAMING)
-        yield
-
-
-def lock_folders(conn: "Connection", places: Sequence[Place], held: contextlib.ExitStack) -> None:
-    folders = {}
-    for place in places:
-        folder = os.open(
-            "." if place.parent is not None else os.path.dirname(place.name),
-            FOLDER,
-            dir_fd=place.parent,
-        )
-        held.callback(os.close, folder)
-        info = os.fstat(folder)
-        folders[info.st_dev, info.st_ino] = folder
-    # in the same order by all, so that who moves here and who moves back do not wait for each other
-    for _, folder in sorted(folders.items()):
-        attempt = functools.partial(take_lock, folder)
-        insist(conn, attempt, "another program has locked the folder for too long")
-
-
-class Part:
-    """A file on its way in: hidden beside its place, locked while written, renamed when it is whole."""
-
-    def __init__(self, place: Place, token: str = "", resumable: bool = False) -> None:
-        """A new one, or the one that has this token: before it is locked it may be another writer's."""
-        fresh = secrets.token_hex(16) if resumable else PLAIN + secrets.token_hex(12)
-        self.kept, self.token = bool(token), token or fresh
-        self.place, self.own = place, place.beside(f".six-{self.token}.part")
-        # an empty file that stands there while somebody waits for this part
-        self.sign = place.beside(f".six-{PLAIN}{self.token[:7:-1]}.part")
-        self.descriptor = os.open(
-            self.own.name,
-            FRESH & ~(os.O_CREAT | os.O_EXCL) if token else FRESH,
-            0o666,
-            dir_fd=place.parent,
-        )
-        self.size = 0
-        self.sha: Any = None
-        if not token:
-            self.lock()
-
-    def lock(self) -> bool:
-        """Whether no other writer, of this process or another, has it."""
-        # On Windows an open file cannot be replaced anyway. A file system may have none, as Lustre.
-        with contextlib.suppress(ImportError, OSError):
-            if not take_lock(self.descriptor):
-                return False
-        self.size = os.lseek(self.descriptor, 0, os.SEEK_END)
-        return True
-
-    def take_over(self, conn: "Connection") -> None:
-        """Lock it, once the connection that still writes it has let go."""
-        try:
-            insist(
-                conn,
-                lambda: self.lock() or self.ask_for_it(),
-                "another connection is writing this upload",
-            )
-        finally:
-            # perhaps it is of one that was killed here
-            with contextlib.suppress(FileNotFoundError):
-                if self.sign.stat():
-                    os.unlink(self.sign.name, dir_fd=self.sign.parent)
-
-    def ask_for_it(self) -> bool:
-        """Put up the sign for its writer, be it of this process or another. That does not make it ours yet."""
-        with contextlib.suppress(OSError):
-            os.close(os.open(self.sign.name, FRESH, 0o666, dir_fd=self.sign.parent))
-        return False
-
-    def give_way(self) -> None:
-        if self.sign.stat():
-            raise Refusal(409, "another connection goes on with this upload", close=True)
-
-    def write(self, data: Data) -> None:
-        if self.sha:
-            self.sha.update(data)
-        self.size += len(data)
-        view = memoryview(data)
-        # a run of zeros takes no space; where a file cannot be made longer so, it is written
-        if len(data) >= HOLE and not data[0] and bytes(data) == bytes(len(data)):
-            with contextlib.suppress(OSError):
-                os.ftruncate(self.descriptor, self.size)
-                os.lseek(self.descriptor, self.size, os.SEEK_SET)
-                return
-        while view:
-            view = view[os.write(self.descriptor, view) :]
-
-    def settle(
-        self,
-        conn: "Connection",
-        name: str,
-        over: str,
-        mtime: Optional[int] = None,
-        was: Optional[str] = None,
-    ) -> tuple[str, os.stat_result, bool]:
-        """Put it in its place: "replace" what stands there, only as a "new" name, or with a "number". What stood there is checked
-        and replaced in one step, or two writers could both believe that they replaced the same. Its name and facts, and whether it replaced."""
-        if conn.args.durable:
-            os.fsync(self.descriptor)
-        with renaming(conn, self.place):
-            self.kept = False  # from here on what fails would fail again
-            old = self.place.regular() if over == "replace" else None
-            if was and (not old or bare_tag(old) != was):
-                raise Refusal(412, "what it was to replace has changed meanwhile")
-            info = self.finish(old, mtime)
-            final = self.take_name(name, over)
-        self.kept = True  # in its place: nothing to clear away
-        if conn.args.durable:
-            keep_name(self.place)
-        return final, info, bool(old)
-
-    def finish(self, old: Optional[os.stat_result], mtime: Optional[int]) -> os.stat_result:
-        """Give it the mode of the file that it replaces, and its time in ns. Its facts."""
-        if old:
-            with contextlib.suppress(OSError, AttributeError):
-                os.fchmod(self.descriptor, stat.S_IMODE(old.st_mode) & 0o777)
-        # it renames no open file; elsewhere the lock is kept, or somebody could still append to
-        # what is in its place
-        if os.name == "nt":
-            self.let_go()
-        # The system's own times come in ticks of some ms: of three files of one size that follow
-        # each other within one, the third may have the inode, and so the ETag, of the first.
-        return self.date(time.time_ns() if mtime is None else mtime)
-
-    def date(self, mtime: int) -> os.stat_result:
-        """Give it this time in ns, or the nearest that the disk has. Its facts."""
-        handle = self.descriptor if self.descriptor >= 0 else self.own.name
-        # not on every mount may a file's writer set its time, nor does every system know all years
-        with contextlib.suppress(OSError, OverflowError):
-            os.utime(handle, ns=(time.time_ns(), mtime))
-        return os.stat(handle)
-
-    def take_name(self, name: str, over: str) -> str:
-        if over == "replace":
-            rename(self.own, self.place.beside(name))
-            return name
-        for number in range(MAX_NUMBER):
-            try:
-                rename_new(self.own, self.place.beside(numbered(name, number)))
-                return numbered(name, number)
-            except FileExistsError:
-                if over == "new":
-                    raise
-        raise Refusal(409, "that name exists a thousand times")
-
-    def close(self) -> None:
-        if os.name == "nt":
-            # Windows removes no open file; elsewhere the lock is held until no other writer can
-            # find it
-            self.let_go()
-        if not self.kept:
-            with contextlib.suppress(OSError):
-                os.unlink(self.own.name, dir_fd=self.place.parent)
-        self.let_go()
-
-    def let_go(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-        self.descriptor = -1
-
-
-def expire_parts(place: Place) -> None:
-    """Delete what nobody has gone on with for too long, unless somebody just puts it in its place with an old time."""
-    with contextlib.suppress(OSError), os.scandir(place.folder) as scan:
-        for item in filter(is_expired, scan):
-            # one that is another user's keeps none of the others
-            with (
-                contextlib.suppress(OSError),
-                contextlib.closing(Part(place, item.name[5:-5])) as part,
-            ):
-                part.kept = not part.lock()
-
-
-def is_expired(item: os.DirEntry[str]) -> bool:
-    if not PART.fullmatch(item.name):
-        return False
-    age = PLAIN_AGE if item.name.startswith(f".six-{PLAIN}") else PART_AGE
-    return time.time() - item.stat(follow_symlinks=False).st_mtime > age
-
-
-def free_space(where: Where) -> int:
-    # not at the top, like tarfile and tempfile below: few requests need what takes so long to
-    # import
-    import shutil
-
-    return shutil.disk_usage(where).free
-
-
-# --- archives: a folder as one stream whose length is known before ---
 class Span(NamedTuple):
     """Bytes of an open file: what sendfile() takes."""
 
@@ -1206,405 +436,69 @@ def size_of(piece: Piece) -> int:
     return piece.end - piece.start if isinstance(piece, Span) else len(piece)
 
 
-class Item(NamedTuple):
-    """A file or folder in an archive. The folder that it is in stays open as long as the walk stands at it."""
-
-    path: str
-    entry: Entry
-    place: Place
-
-    def open(self) -> int:
-        """The file, if it still is the one that was listed: its length has been promised."""
-        found = open_leaf(self.place)
-        if etag(found.info) == etag(self.entry.info):
-            return found.descriptor
-        found.close()
-        raise Gone(f"{log_safe(self.path)} changed")
-
-    def is_readable(self) -> bool:
-        return os.access(
-            self.place.name, os.R_OK | os.X_OK * self.entry.is_folder, dir_fd=self.place.parent
-        )
+def bytes_of(piece: Piece) -> bytes:
+    if isinstance(piece, Span):
+        return read_at(piece.descriptor, piece.end - piece.start, piece.start)
+    return piece
 
 
-def walk(
-    where: Where,
-    path: str,
-    hidden: bool,
-    left_out: Callable[[Item, str], None] = lambda item, why: None,
-    depth: int = 0,
-) -> Iterator[Item]:
-    """Everything in a folder, depth first and by name, so that two walks give the same; one folder's names in memory at a time.
-    What the server may not read is left out, and what is too deep: one such file is no reason to refuse all others."""
-    for entry in entries(where, hidden):
-        item = Item(path + entry.name + "/" * entry.is_folder, entry, inside(where, entry.name))
-        if depth == MAX_DEPTH:
-            return left_out(item, f"it is more than {MAX_DEPTH} folders deep there")
-        if not item.is_readable():
-            left_out(item, "the server may not read it")
-            continue
-        yield item
-        if entry.is_folder:
-            with contextlib.closing(open_leaf(item.place)) as folder:
-                yield from walk(folder.where, item.path, hidden, left_out, depth + 1)
-
-
-def tar_head(item: Item) -> bytes:
-    import tarfile
-
-    info = tarfile.TarInfo(item.path.rstrip("/"))
-    info.mode = stat.S_IMODE(item.entry.info.st_mode) & 0o777
-    info.mtime = int(item.entry.info.st_mtime)
-    info.type, info.size = (
-        tarfile.DIRTYPE if item.entry.is_folder else tarfile.REGTYPE,
-        item.entry.size,
-    )
-    # the one format whose names are bytes
-    return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
-
-
-TAR_END = 1024  # two empty blocks
-
-
-def tar_heads(items: Iterable[Item], sha: "hashlib._Hash") -> Iterator[tuple[Item, bytes, int]]:
-    """Each item with its head and its length in the archive, whose tag changes with any name, size or time in it."""
-    for item in items:
-        head = tar_head(item)
-        sha.update(head + etag(item.entry.info).encode())
-        yield item, head, len(head) + item.entry.size + -item.entry.size % 512
-
-
-def tar_tag(sha: "hashlib._Hash") -> str:
-    return f'"{sha.hexdigest()[:32]}"'
-
-
-def tar_plan(items: Iterable[Item]) -> tuple[int, str]:
-    """The archive's length and tag."""
-    sha = hashlib.sha256()
-    return TAR_END + sum(length for _, _, length in tar_heads(items, sha)), tar_tag(sha)
-
-
-def tar_pieces(items: Iterable[Item], start: int, end: int, tag: str) -> Iterator[Piece]:
-    """The bytes from start to end of the archive; files outside of them are not even opened. The last byte comes when all others were
-    of the planned archive: where it does not, the client sees that it has not got the whole."""
-    at, sha, last = 0, hashlib.sha256(), b""
-    for item, head, length in tar_heads(items, sha):
-        if start < at + length and at < end:
-            yield from clip(tar_item(item, head), start - at, end - 1 - at)
-        if at < end <= at + length:
-            last = tar_byte(item, head, end - 1 - at)
-        at += length
-    if tag != tar_tag(sha):
-        raise Gone("the folder changed")
-    yield last
-    yield from clip([bytes(TAR_END)], start - at, end - at)
-
-
-def tar_item(item: Item, head: bytes) -> Iterator[Piece]:
-    yield head
-    if item.entry.size:
-        descriptor = item.open()
-        try:
-            yield Span(descriptor, 0, item.entry.size)
-        finally:
-            os.close(descriptor)
-        yield bytes(-item.entry.size % 512)
-
-
-def tar_byte(item: Item, head: bytes, at: int) -> bytes:
-    for piece in clip(tar_item(item, head), at, at + 1):
-        return read_at(piece.descriptor, 1, piece.start) if isinstance(piece, Span) else piece
-    return b""
-
-
-def clip(pieces: Iterable[Piece], start: int, end: int) -> Iterator[Piece]:
-    """What lies between start and end of a stream."""
-    for piece in pieces:
-        size = size_of(piece)
-        low, high = max(0, start), min(size, end)
-        if low < high:
-            yield (
-                Span(piece.descriptor, piece.start + low, piece.start + high)
-                if isinstance(piece, Span)
-                else piece[low:high]
-            )
-        start, end = start - size, end - size
-
-
-LARGE = 0xFFFFFFFF  # in a 32-bit field: the number stands in the zip64 field instead
-
-
-def zip_flags(item: Item) -> int:
-    """Bit 3: the CRC follows the file, because it is not known before. Bit 11: the name is UTF-8."""
-    return 8 | (0x800 if os.fsencode(item.path) == item.path.encode("utf-8", "replace") else 0)
-
-
-def zip_local(item: Item) -> bytes:
-    name, size = os.fsencode(item.path), item.entry.size
-    return (
-        struct.pack(
-            "<4s5H3L2H",
-            b"PK\3\4",
-            45,
-            zip_flags(item),
-            0,
-            *dos_time(item),
-            0,
-            LARGE,
-            LARGE,
-            len(name),
-            20,
-        )
-        + name
-        + struct.pack("<2H2Q", 1, 16, size, size)
-    )
-
-
-def zip_after(item: Item, crc: int) -> bytes:
-    return struct.pack("<4sL2Q", b"PK\7\x08", crc, item.entry.size, item.entry.size)
-
-
-def zip_central(item: Item, crc: int, offset: int) -> bytes:
-    name, size = os.fsencode(item.path), item.entry.size
-    mode = item.entry.info.st_mode << 16 | (0x10 if item.entry.is_folder else 0)
-    return (
-        struct.pack(
-            "<4s6H3L5H2L",
-            b"PK\1\2",
-            3 << 8 | 45,
-            45,
-            zip_flags(item),
-            0,
-            *dos_time(item),
-            crc,
-            LARGE,
-            LARGE,
-            len(name),
-            28,
-            0,
-            0,
-            0,
-            mode & LARGE,
-            LARGE,
-        )
-        + name
-        + struct.pack("<2H3Q", 1, 24, size, size, offset)
-    )
-
-
-def zip_end(count: int, size: int, offset: int) -> bytes:
-    return (
-        struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, offset)
-        + struct.pack("<4sLQL", b"PK\6\7", 0, offset + size, 1)
-        + struct.pack(
-            "<4s4H2LH",
-            b"PK\5\6",
-            0,
-            0,
-            min(count, 0xFFFF),
-            min(count, 0xFFFF),
-            min(size, LARGE),
-            min(offset, LARGE),
-            0,
-        )
-    )
-
-
-def dos_time(item: Item) -> tuple[int, int]:
-    # 1980 to 2107 is all that the format knows
-    when = time.localtime(min(max(item.entry.info.st_mtime, 315619200), 4354732800))
-    return when.tm_hour << 11 | when.tm_min << 5 | when.tm_sec // 2, (
-        when.tm_year - 1980
-    ) << 9 | when.tm_mon << 5 | when.tm_mday
-
-
-def zip_size(item: Item) -> int:
-    """Bytes of an entry, without what the directory says of it."""
-    return len(zip_local(item)) + len(zip_after(item, 0)) + item.entry.size
-
-
-def zip_length(items: Iterable[Item]) -> int:
-    return len(zip_end(0, 0, 0)) + sum(
-        zip_size(item) + len(zip_central(item, 0, 0)) for item in items
-    )
-
-
-def zip_pieces(items: Iterable[Item]) -> Iterator[Piece]:
-    """Entries as they are read, then the directory, which is gathered outside of memory when it grows large."""
-    import tempfile
-
-    at = count = 0
-    with tempfile.SpooledTemporaryFile(1 << 20) as central:
-        for item in items:
-            crc, count = 0, count + 1
-            yield zip_local(item)
-            for chunk in file_chunks(item):
-                crc = zlib.crc32(chunk, crc)
-                yield chunk
-            yield zip_after(item, crc)
-            central.write(zip_central(item, crc, at))
-            at += zip_size(item)
-        size = central.tell()
-        central.seek(0)
-        yield from iter(lambda: central.read(PIECE), b"")
-    yield zip_end(count, size, at)
-
-
-def file_chunks(item: Item) -> Iterator[bytes]:
-    if item.entry.is_folder:
-        return
-    descriptor, left = item.open(), item.entry.size
-    try:
-        while left:
-            chunk = os.read(descriptor, min(PIECE, left))
-            if not chunk:
-                raise Gone(f"{log_safe(item.path)} shrank by {left} bytes")
-            left -= len(chunk)
-            yield chunk
-    finally:
-        os.close(descriptor)
-
-
-# --- the conversation: a request, its body, its answer ---
 class Answer:
     """What is sent back: a short body, or pieces that are produced while they are sent."""
 
-    __slots__ = (
-        "body",
-        "close",
-        "fields",
-        "length",
-        "note",
-        "pieces",
-        "ranges",
-        "rest",
-        "size",
-        "status",
-        "tag",
-    )
+    note = ""  # for the log
+    close = False  # the connection ends after it
+    rest = b""  # what the kernel had no room for
+    # a file's tag, its size, and the ranges of it that are sent: what --once counts
+    share: Optional[tuple[str, int, Ranges]] = None
 
     def __init__(
         self,
         status: int,
-        fields: Optional[dict[str, str]] = None,
+        fields: Optional[Fields] = None,
         body: bytes = b"",
         pieces: Optional[Iterable[Piece]] = None,
         length: Optional[int] = None,
-        note: str = "",
-        close: bool = False,
     ) -> None:
         self.status, self.fields, self.body, self.pieces = status, fields or {}, body, pieces
-        self.length = length if pieces is not None else len(body)  # None: not known before
-        # for the log; the connection ends; what the kernel had no room for
-        self.note, self.close, self.rest = note, close, b""
-        self.tag, self.size, self.ranges = "", 0, [(0, 0)]  # what --once counts
+        # None if it is not known in advance
+        self.length = len(body) if pieces is None else length
 
 
-def text_answer(
-    status: int,
-    text: str,
-    fields: Optional[dict[str, str]] = None,
-    note: str = "",
-    close: bool = False,
-) -> Answer:
+def text_answer(status: int, text: str, fields: Optional[Fields] = None) -> Answer:
     fields = {"Content-Type": "text/plain; charset=utf-8", **(fields or {})}
-    return Answer(
-        status, fields, f"{status} {PHRASES[status]}: {text}\n".encode(), note=note, close=close
-    )
+    body = f"{status} {PHRASES[status]}: {text}\n" if text else ""
+    return Answer(status, fields, body.encode())
 
 
-class Body:
-    """A request's body, read as it is wanted: a client that waits for 100 Continue gets it with the first read."""
+def refusal_answer(refused: Refusal) -> Answer:
+    answer = text_answer(refused.status, refused.text, refused.fields)
+    answer.note, answer.close = refused.note, refused.close
+    return answer
 
-    def __init__(self, conn: "Connection", request: Request) -> None:
-        self.conn, self.request = conn, request
-        self.left = request.length
-        self.space: memoryview | None = None
-        self.whole = not request.has_body
-        self.asked = "expect" not in request.fields or not request.minor
-        self.trailer: dict[str, str] = {}
-        # one for all who read: whoever goes on goes on where the last one stopped
-        self.pieces = self.read()
 
-    def read(self) -> Iterator[Data]:
-        if self.whole:
-            return
-        if not self.asked:
-            self.asked = True
-            self.conn.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if self.request.chunked:
-            yield from self.chunks()
-        while self.left:
-            data = self.receive(self.left)
-            self.left -= len(data)
-            yield data
-        self.whole = True
-
-    def receive(self, most: int) -> Data:
-        if not self.conn.buffer and most >= RECORD:
-            return self.more(most)
-        if not self.conn.buffer:
-            self.conn.buffer += self.more(RECORD)
-        return self.conn.take(most)
-
-    def more(self, most: int) -> memoryview:
-        """It is gone when the next is asked for: one buffer serves for all, which is twice as fast as new ones."""
-        self.space = self.space or memoryview(bytearray(PIECE))
-        return self.conn.receive(self.space[:most])
-
-    def read_line(self, most: int) -> bytes:
-        """A line up to its CRLF, of at most so many bytes."""
-        conn = self.conn
-        while (end := conn.buffer.find(b"\n")) < 0 and len(conn.buffer) < most + 2:
-            conn.buffer += self.more(RECORD)
-        line = conn.take(end + 1)
-        if line[-2:] != b"\r\n" or end > most + 1:
-            raise Refusal(
-                400, "a line of a chunked body is too long or does not end in CRLF", close=True
-            )
-        return line[:-2]
-
-    def chunks(self) -> Iterator[Data]:
-        """RFC 9112 §7.1, strictly: what is doubtful here could hide another request."""
-        while size := self.chunk_size():
-            while size:
-                data = self.receive(size)
-                size -= len(data)
-                yield data
-            if self.read_line(2):
-                raise Refusal(400, "a chunk is longer than its size", close=True)
-        left = MAX_TRAILER
-        while line := self.read_line(left):
-            left -= len(line)
-            found = FIELD.fullmatch(line.decode("latin-1"))
-            if not found or left <= 0:
-                raise Refusal(400, "the trailer is malformed or too long", close=True)
-            self.trailer[found[1].lower()] = found[2].strip()
-
-    def chunk_size(self) -> int:
-        found = re.fullmatch(
-            rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?", self.read_line(MAX_LINE)
-        )
-        if not found:
-            raise Refusal(400, "a chunk's size is not in hex digits", close=True)
-        return int(found[1], 16)
-
-    def drain(self) -> bool:
-        """Read what nobody wants, if it is little and the client is sending it: the next request stands behind it."""
-        if not self.asked or self.left > DRAIN:
-            return self.whole
-        taken = 0
-        # a broken body ends the connection, but not before the answer
-        with contextlib.suppress(OSError, Refusal):
-            for data in self.pieces:
-                taken += len(data)
-                if taken > DRAIN:
-                    return False
-        return self.whole
+def as_refusal(problem: Exception) -> Refusal:
+    """What the client is told of a problem: a fixed text. The note for the log has the details."""
+    if isinstance(problem, Refusal):
+        return problem
+    note = reason_of(problem)
+    if isinstance(problem, Gone):
+        return Refusal(500, "what was asked for changed meanwhile", None, True, note)
+    if isinstance(problem, TimeoutError):
+        return Refusal(408, "the body did not arrive in time", None, True, note)
+    if isinstance(problem, ConnectionError):
+        return Refusal(400, "", None, True, f"left in the body: {note}")
+    if isinstance(problem, OSError):
+        status, text = PROBLEMS.get(problem.errno or 0, (500, "the server's system refused"))
+        fields = {"Retry-After": "5"} if status == 503 else {}
+        return Refusal(status, text, fields, note=str(problem) if status == 500 else text)
+    note = f"{type(problem).__name__}: {problem}"
+    return Refusal(500, "a mistake in the server", None, True, note)
 
 
 class Connection:
-    """A socket and what has been read from it. It belongs to the thread that leads, or to the one that it was handed to."""
+    """A socket, and what has been read from it.
+
+    It belongs to the thread that leads, or to the one to which it was handed over."""
 
     __slots__ = (
         "args",
@@ -1612,42 +506,34 @@ class Connection:
         "buffer",
         "held",
         "hop",
+        "in_handshake",
         "moved",
         "part",
         "peer",
         "scanned",
         "sent",
         "server",
-        "shaking",
         "sock",
         "waited",
     )
 
     def __init__(self, server: "Server", sock: socket.socket, peer: "Address") -> None:
         self.server, self.sock, self.args = server, sock, server.args
-        # who has the connection, and whose the last request was: a proxy speaks for many
+        # the peer, and the client of the last request: a proxy speaks for many
         self.hop = self.peer = address((peer[0], 0)).rpartition(":")[0].strip("[]")
         self.buffer = b""
         self.scanned = self.sent = self.moved = 0
         self.waited = 0.0
         self.held: list[Found] = []  # what is open for the answer under way
-        self.body: Body  # of the request that is being answered without the lead
+        self.body: BodyReader  # of the request that is being answered without the lead
         self.part: Part | None = None  # what is being received
-        # the TLS handshake is still to come, or under way
-        self.shaking = server.door.tls is not None
+        # the TLS handshake is not complete
+        self.in_handshake = server.door.tls is not None
 
-    def hold(self, found: Found) -> Found:
-        self.held.append(found)
-        return found
-
-    def release(self) -> None:
-        while self.held:
-            self.held.pop().close()
-
-    # With the lead: nothing here waits. What would wait is returned, to be called without the lead.
-    def readable(self) -> "Job | None":
+    # With the lead: nothing here blocks. What would block is returned as a Task.
+    def readable(self) -> "Task | None":
         try:
-            if self.shaking and not self.shake():
+            if self.in_handshake and not self.handshake():
                 return None
             data = self.sock.recv(SMALL)
         except self.server.waits:
@@ -1659,50 +545,12 @@ class Connection:
                 self.close()
             return None
         if not data:
-            self.ended()
+            self.client_closed()
             return None
         self.buffer = self.buffer + data if self.buffer else data
         return self.advance()
 
-    def shake(self) -> bool:
-        """The TLS handshake, as far as the client has come: nobody waits for it. Who begins in the clear is told so in the clear."""
-        import ssl
-
-        assert self.server.door.tls
-        if not isinstance(self.sock, ssl.SSLSocket):
-            first = socket.socket.recv(self.sock, 1, socket.MSG_PEEK)
-            if first not in (b"", b"\x16"):
-                self.shaking = False
-                self.refuse_head(
-                    Refusal(400, "TLS is spoken on this port: the address begins with https://")
-                )
-                return False
-            # or the selector would still know it, should it be closed in the next call
-            self.server.unwatch(self)
-            self.sock = over_tls(self.server.door.tls, self.sock)
-            self.server.watch(self)
-        try:
-            shake_hands(self.sock)
-        except self.server.waits:
-            raise
-        except OSError as error:
-            self.server.note(
-                f"{self.peer} no TLS: {getattr(error, 'reason', '') or error.strerror}"
-            )
-            self.close()
-            return False
-        self.shaking = False
-        self.server.await_head(self)
-        return True
-
-    def turn_away(self, code: int) -> None:
-        """Before the handshake, which would cost more than a refusal may: an alert."""
-        self.shaking = False
-        with contextlib.suppress(OSError):
-            socket.socket.send(self.sock, alert(code))
-        self.linger()
-
-    def advance(self) -> "Job | None":
+    def advance(self) -> "Task | None":
         """Answer the requests whose heads are here; pipelined ones in their order."""
         for _ in range(MAX_PIPELINED):
             try:
@@ -1715,24 +563,23 @@ class Connection:
                 return None
             self.server.await_no_head(self)
             if not request.is_light:
-                return Job(self, request, None)
+                return Task(self, request, None)
             answer = self.respond(request)
             if answer.pieces is not None or not self.send_at_once(request, answer):
-                return Job(self, request, answer)
+                return Task(self, request, answer)
             if answer.close:
                 return None
             if not self.buffer:
                 self.server.await_head(self)
                 return None
-        return Job(self, None, None)
+        return Task(self, None, None)
 
     def next_request(self) -> Optional[Request]:
         """The next whole head, taken off the buffer; None while there is none."""
         if self.buffer[:1] in (b"\r", b"\n") and (found := EMPTY_LINES.match(self.buffer)):
             # §2.2: some clients send an empty line after a body
             self.buffer = self.buffer[found.end() :]
-        # first of all: among its random bytes may be two line ends, which look like the end of a
-        # head
+        # before the search: its random bytes may hold two line ends, as the end of a head does
         if self.buffer[:1] == b"\x16":
             raise Refusal(
                 400, "this is TLS, and the port speaks without: the address begins with http://"
@@ -1753,116 +600,6 @@ class Connection:
         self.buffer, self.scanned = self.buffer[found.end() :], 0
         return request
 
-    def refuse_head(self, refused: Refusal, request: Optional[Request] = None) -> None:
-        """A head that cannot be trusted: nothing after it can either. Or a request that comes at the wrong moment."""
-        if self.shaking:
-            return self.turn_away(OVERLOADED)
-        answer = text_answer(refused.status, refused.text, refused.fields, refused.text, close=True)
-        is_head = request.method == "HEAD" if request else self.buffer.startswith(b"HEAD ")
-        answer.body = b"" if is_head else answer.body  # (§9.3.2)
-        if not self.send_at_once(request, answer):
-            self.close()
-
-    def send_at_once(self, request: Optional[Request], answer: Answer) -> bool:
-        """Send a short answer. False when the kernel has no room for all of it: the client reads slowly."""
-        answer.close = not self.keeps(request, answer)
-        data, count = self.head(request, answer) + answer.body, 0
-        try:
-            while count < len(data):
-                count += self.sock.send(data[count : count + self.server.slice])
-        except self.server.waits:
-            pass
-        except OSError:
-            answer.note, answer.close, count = "left before the answer", True, len(data)
-        answer.rest = data[count:]
-        if answer.rest:
-            return False
-        self.release()
-        self.server.answered(self, request, answer, len(answer.body))
-        if answer.close:
-            self.linger()
-        return True
-
-    def ended(self) -> None:
-        """The client closed, between requests or in a head."""
-        if self.buffer:
-            self.server.answered(self, None, Answer(400, note="left within the head"), 0)
-        self.close()
-
-    def linger(self) -> None:
-        """Close so that the answer arrives: a socket closed over unread bytes sends RST, which destroys it (§9.6)."""
-        self.buffer = b""  # nobody is to take it for a head that was left
-        try:
-            end_tls(self.sock)
-            self.sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            return self.close()
-        self.server.linger(self)
-
-    def close(self) -> None:
-        self.server.forget(self)
-        self.sock.close()
-
-    # Without the lead: one thread, this one connection, and it may wait.
-    def attend(self, request: Optional[Request], answer: Optional[Answer] = None) -> None:
-        """Answer until no whole head is left in the buffer. Then the leader has the connection again."""
-        what_next: Callable[[], object] = self.watch
-        try:
-            while request is not None or (request := self.next_request() or self.prompt_request()):
-                if not self.exchange(request, answer):
-                    what_next = self.linger
-                    break
-                request = answer = None
-        except Refusal as refused:
-            what_next = functools.partial(self.refuse_head, refused)
-        except (Gone, OSError):
-            what_next = self.close
-        except Exception as bug:  # noqa: BLE001  a mistake of ours ends one connection, not the server
-            self.server.note(f"mistake: {bug!r}")
-            what_next = self.close
-        self.server.give_back(self, what_next)
-
-    def prompt_request(self) -> Optional[Request]:
-        """A request that follows at once, as when a folder is uploaded: going to the leader and back takes longer than most uploads.
-        Not among several, where the threads would fight over the interpreter's lock."""
-        if len(self.server.busy) > 1 or not is_ready(self.sock, False, PROMPT):
-            return None
-        with contextlib.suppress(*self.server.waits):
-            self.buffer += self.sock.recv(SMALL)
-        return self.next_request()
-
-    def exchange(self, request: Request, answer: Optional[Answer]) -> bool:
-        """One request, whatever it takes. Whether the connection goes on."""
-        self.sent, self.moved, self.waited = 0, 0, 0.0
-        self.body = Body(self, request)
-        answer = answer or self.respond(request)
-        try:
-            answer.close = not self.keeps(request, answer) or not self.body.drain()
-            self.deliver(request, answer)
-        except (Gone, OSError, Refusal) as problem:
-            answer.note = (
-                answer.note
-                or f"ended at {self.sent} of {answer.length if answer.length is not None else '?'} bytes: {told(problem)}"
-            )
-            answer.close = True
-            raise Gone from None
-        finally:
-            del self.body
-            self.release()
-            self.server.answered(self, request, answer, self.sent)
-        return not answer.close
-
-    def keeps(self, request: Optional[Request], answer: Answer) -> bool:
-        """Whether the connection goes on after this answer."""
-        if request is None or answer.close or self.server.stopping:
-            return False
-        return request.keep and (answer.length is not None or request.minor > 0)
-
-    def watch(self) -> None:
-        """Back to the leader, perhaps with the beginning of a head."""
-        self.server.watch(self)
-        self.server.await_head(self)
-
     def respond(self, request: Request) -> Answer:
         answer = self.answer_to(request)
         if request.method == "HEAD":  # the fields of GET with its length, and nothing else (§9.3.2)
@@ -1870,41 +607,21 @@ class Connection:
         return answer
 
     def answer_to(self, request: Request) -> Answer:
-        """The one place where a request becomes an answer, or what kept it from becoming one."""
+        """The one place where a request becomes an answer, or an error becomes one."""
         try:
             check_request(self, request)
-            return METHODS[request.method](self, request)
-        except Refusal as refused:
-            return text_answer(
-                refused.status, refused.text, refused.fields, refused.text, refused.close
-            )
-        except Gone as gone:
-            return text_answer(
-                500, "what was asked for changed meanwhile", None, str(gone), close=True
-            )
-        except TimeoutError as late:
-            return text_answer(408, "the body did not arrive in time", None, told(late), close=True)
-        except ConnectionError as left:
-            return Answer(400, note=f"left in the body: {told(left)}", close=True)
-        except OSError as error:
-            status, text = PROBLEMS.get(error.errno or 0, (500, "the server's system refused"))
-            fields = {"Retry-After": "5"} if status == 503 else {}
-            return text_answer(
-                status,
-                text,
-                fields,
-                text if status != 500 else str(error),
-                request.has_body and not self.body.whole,
-            )
-        except Exception as bug:  # noqa: BLE001  the client shall hear of it too
-            return text_answer(
-                500, "a mistake in the server", None, f"{type(bug).__name__}: {bug}", close=True
-            )
+            answer = METHODS[request.method](self, request)
+            return answer if request.method == "HEAD" else read_short(answer)
+        # a bug of this server too: the client must get an answer
+        except Exception as problem:  # noqa: BLE001
+            return refusal_answer(as_refusal(problem))
 
     def head(self, request: Optional[Request], answer: Answer) -> bytes:
-        """The status line and header fields. None of them can hold a line end: what is made of names is percent-encoded."""
+        """The status line and header fields.
+
+        None of them can hold a line end: what is made of names is percent-encoded."""
         status, replaced = answer.status, self.server.replaced
-        fields = {"Date": http_date(int(time.time())), **answer.fields}
+        fields = {"Date": http_date(int(time.time())), **EMBEDDING, **answer.fields}
         if status != 204 and status != 304:  # §8.6: these have no body and say no length
             if answer.length is not None:
                 fields["Content-Length"] = str(answer.length)
@@ -1922,6 +639,162 @@ class Connection:
         lines = "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
         text = f"HTTP/1.1 {status} {PHRASES[status]}\r\n{lines}{self.server.extra}\r\n"
         return text.encode("latin-1")
+
+    def keeps_open(self, request: Optional[Request], answer: Answer) -> bool:
+        """Whether the connection goes on after this answer."""
+        if request is None or answer.close or self.server.stopping:
+            return False
+        return request.keep and (answer.length is not None or request.minor > 0)
+
+    def send_at_once(self, request: Optional[Request], answer: Answer) -> bool:
+        """Send a short answer. False if the kernel has no room for it: the client reads slowly."""
+        answer.close = not self.keeps_open(request, answer)
+        data, count = self.head(request, answer) + answer.body, 0
+        try:
+            while count < len(data):
+                count += self.sock.send(data[count : count + self.server.slice])
+        except self.server.waits:
+            pass
+        except OSError:
+            answer.note, answer.close, count = "left before the answer", True, len(data)
+        answer.rest = data[count:]
+        if answer.rest:
+            return False
+        self.release()
+        self.server.count_answer(self, request, answer, len(answer.body))
+        if answer.close:
+            self.linger()
+        return True
+
+    def refuse_head(self, refused: Refusal, request: Optional[Request] = None) -> None:
+        """Refuse a head that cannot be trusted, or a request that comes at the wrong moment.
+
+        What follows such a head cannot be trusted either, so the connection ends."""
+        if self.in_handshake:
+            return self.refuse_handshake(OVERLOADED)
+        answer = refusal_answer(refused)
+        answer.close = True
+        is_head = request.method == "HEAD" if request else self.buffer.startswith(b"HEAD ")
+        answer.body = b"" if is_head else answer.body  # (§9.3.2)
+        if not self.send_at_once(request, answer):
+            self.close()
+
+    def client_closed(self) -> None:
+        """The client closed between requests, or within a head."""
+        if self.buffer:
+            left = refusal_answer(Refusal(400, "left within the head"))
+            self.server.count_answer(self, None, left, 0)
+        self.close()
+
+    def linger(self) -> None:
+        """Close so that the answer arrives (§9.6).
+
+        A socket that is closed over unread bytes sends RST, which destroys the answer."""
+        self.buffer = b""  # or the rest would look like an unfinished head
+        try:
+            end_tls(self.sock)
+            self.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            return self.close()
+        self.server.linger(self)
+
+    def close(self) -> None:
+        self.server.forget(self)
+        self.sock.close()
+
+    def watch(self) -> None:
+        """Back to the leader, perhaps with the beginning of a head."""
+        self.server.watch(self)
+        self.server.await_head(self)
+
+    def handshake(self) -> bool:
+        """Continue the TLS handshake without blocking. True when it is complete.
+
+        A client that begins in the clear gets its error in the clear."""
+        import ssl
+
+        assert self.server.door.tls
+        if not isinstance(self.sock, ssl.SSLSocket):
+            first = socket.socket.recv(self.sock, 1, socket.MSG_PEEK)
+            if first not in (b"", b"\x16"):
+                self.in_handshake = False
+                self.refuse_head(
+                    Refusal(400, "TLS is spoken on this port: the address begins with https://")
+                )
+                return False
+            # or the selector would still know it if the next call closes it
+            self.server.unwatch(self)
+            self.sock = over_tls(self.server.door.tls, self.sock)
+            self.server.watch(self)
+        try:
+            shake_hands(self.sock)
+        except self.server.waits:
+            raise
+        except OSError as error:
+            self.server.note(
+                f"{self.peer} no TLS: {getattr(error, 'reason', '') or error.strerror}"
+            )
+            self.close()
+            return False
+        self.in_handshake = False
+        self.server.await_head(self)
+        return True
+
+    def refuse_handshake(self, code: int) -> None:
+        """Send an alert before the handshake, which costs more than a refusal should."""
+        self.in_handshake = False
+        with contextlib.suppress(OSError):
+            socket.socket.send(self.sock, alert(code))
+        self.linger()
+
+    # Without the lead: one thread, this one connection, and it may block.
+    def handle(self, request: Optional[Request], answer: Optional[Answer] = None) -> None:
+        """Answer until the buffer holds no whole head; then the leader gets the connection back."""
+        what_next: Callable[[], object] = self.watch
+        try:
+            while request := request or self.next_request() or self.next_request_soon():
+                if not self.exchange(request, answer):
+                    what_next = self.linger
+                    break
+                request = answer = None
+        except Refusal as refused:
+            what_next = functools.partial(self.refuse_head, refused)
+        except (Gone, OSError):
+            what_next = self.close
+        except Exception as bug:  # noqa: BLE001  a bug ends one connection, not the server
+            self.server.note(f"mistake: {bug!r}")
+            what_next = self.close
+        self.server.return_connection(self, what_next)
+
+    def next_request_soon(self) -> Optional[Request]:
+        """The next request, if it follows at once, as when a folder is uploaded.
+
+        Returning the connection to the leader would take longer than most uploads. With several
+        busy threads this does not wait: they would compete for the interpreter's lock."""
+        if len(self.server.busy) > 1 or not is_ready(self.sock, False, NEXT_WAIT):
+            return None
+        with contextlib.suppress(*self.server.waits):
+            self.buffer += self.sock.recv(SMALL)
+        return self.next_request()
+
+    def exchange(self, request: Request, answer: Optional[Answer]) -> bool:
+        """One request, whatever it takes. Whether the connection goes on."""
+        self.sent, self.moved, self.waited = 0, 0, 0.0
+        self.body = BodyReader(self, request)
+        answer = answer or self.respond(request)
+        try:
+            answer.close = not self.keeps_open(request, answer) or not self.body.drain()
+            self.deliver(request, answer)
+        except (Gone, OSError, Refusal) as problem:
+            size = "?" if answer.length is None else answer.length
+            cut = f"ended at {self.sent} of {size} bytes: {reason_of(problem)}"
+            answer.note, answer.close = answer.note or cut, True
+            raise Gone from None
+        finally:
+            del self.body
+            self.release()
+            self.server.count_answer(self, request, answer, self.sent)
+        return not answer.close
 
     def deliver(self, request: Request, answer: Answer) -> None:
         if answer.rest:  # begun with the lead
@@ -1947,34 +820,23 @@ class Connection:
         if chunked:
             self.send(b"0\r\n\r\n")
 
-    def patiently(self, writing: bool, call: Callable[..., int], *args: object) -> int:
-        """A call that sends or receives; again when the socket is ready, if it was not."""
-        while True:
-            try:
-                count = call(*args)
-                self.moved += count
-                return count
-            except self.server.waits:
-                self.wait(writing)
-            except OSError as error:
-                # TLS that breaks says so with numbers that mean something else to the system
-                raise ConnectionAbortedError(errno.ECONNABORTED, error.strerror) from None
-
     def send(self, data: bytes) -> None:
         view = memoryview(data)
         while view:
-            count = self.patiently(True, self.sock.send, view[: self.server.slice])
+            count = self.when_ready(True, self.sock.send, view[: self.server.slice])
             self.sent += count
             view = view[count:]
 
     def send_span(self, span: Span) -> None:
-        """From the file to the socket inside the kernel where that is possible. A file that shrinks ends the connection:
-        the client sees that it got less than was announced."""
+        """Send a part of a file, inside the kernel where that is possible.
+
+        A file that shrinks ends the connection: the client sees that it got less than was
+        announced."""
         # on a TLS socket it would send in the clear
         at, direct = span.start, hasattr(os, "sendfile") and type(self.sock) is socket.socket
         while at < span.end:
             if direct:
-                count = self.patiently(
+                count = self.when_ready(
                     True,
                     os.sendfile,
                     self.sock.fileno(),
@@ -1991,24 +853,17 @@ class Connection:
                 raise Gone(f"the file shrank by {span.end - at} bytes")
             at += count
 
-    def has_left(self) -> bool:
-        """Whether the client has closed, where the system tells that. One that closes only its sending side looks the same,
-        so this is asked only after a while, and there is an answer all the same."""
-        if not hasattr(select, "poll"):
-            return False
-        poll = select.poll()
-        # an error and the end of both directions are told unasked
-        poll.register(self.sock, getattr(select, "POLLRDHUP", 0))
-        return bool(poll.poll(0))
-
-    def take(self, most: int) -> bytes:
+    def buffered(self, most: int) -> bytes:
         """What has been read already."""
         data, self.buffer = self.buffer[:most], self.buffer[most:]
         return data
 
     def receive(self, space: memoryview) -> memoryview:
-        """What comes next, into at least RECORD bytes. TLS gives a record at a time: all that have come are written to the disk at once."""
-        count = self.patiently(False, self.sock.recv_into, space)
+        """What comes next, into at least RECORD bytes.
+
+        TLS returns one record at a time: this gathers all that have come for one write to the disk.
+        """
+        count = self.when_ready(False, self.sock.recv_into, space)
         if not count:
             raise ConnectionAbortedError(errno.ECONNABORTED, "the body ended early")
         # nothing more has come, or an error that the next call will tell
@@ -2021,8 +876,23 @@ class Connection:
                 count += more
         return space[:count]
 
+    def when_ready(self, writing: bool, call: Callable[..., int], *args: object) -> int:
+        """A call that sends or receives; again when the socket is ready, if it was not."""
+        while True:
+            try:
+                count = call(*args)
+                self.moved += count
+                return count
+            except self.server.waits:
+                self.wait(writing)
+            except OSError as error:
+                # TLS that breaks says so with numbers that mean something else to the system
+                raise ConnectionAbortedError(errno.ECONNABORTED, error.strerror) from None
+
     def wait(self, writing: bool) -> None:
-        """Until the socket is ready. Silence has a limit, and so has dripping; only time spent waiting for the client counts."""
+        """Block until the socket is ready. Both silence and a slow trickle have a limit.
+
+        Only the time spent waiting for the client counts."""
         began = time.monotonic()
         seconds = min(LOOK_EVERY, self.args.timeout) if self.part else self.args.timeout
         while not is_ready(self.sock, writing, seconds):
@@ -2036,9 +906,132 @@ class Connection:
                 raise TimeoutError(f"slower than {MIN_RATE} bytes a second")
             self.moved, self.waited = 0, 0.0
 
+    def has_left(self) -> bool:
+        """Whether the client has closed, where the system tells that.
 
-def told(problem: Exception) -> str:
-    return problem.strerror or str(problem) if isinstance(problem, OSError) else str(problem)
+        A client that closes only its sending side looks the same. So ask this only after a while,
+        and answer all the same."""
+        if not hasattr(select, "poll"):
+            return False
+        poll = select.poll()
+        # poll() reports errors and the end of both directions unasked
+        poll.register(self.sock, getattr(select, "POLLRDHUP", 0))
+        return bool(poll.poll(0))
+
+    def hold(self, found: "Found") -> "Found":
+        self.held.append(found)
+        return found
+
+    def release(self) -> None:
+        while self.held:
+            self.held.pop().close()
+
+
+class BodyReader:
+    """Reads a request's body on demand.
+
+    A client that waits for 100 Continue gets it with the first read."""
+
+    def __init__(self, conn: "Connection", request: Request) -> None:
+        self.conn, self.request = conn, request
+        self.left = request.length
+        self.space: memoryview | None = None
+        self.whole = not request.has_body
+        self.asked = "expect" not in request.fields or not request.minor
+        self.trailer: Fields = {}
+        # one generator for all readers: each continues where the last one stopped
+        self.pieces = self.read()
+
+    def read(self) -> Iterator[Data]:
+        if self.whole:
+            return
+        if not self.asked:
+            self.asked = True
+            self.conn.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if self.request.chunked:
+            yield from self.chunks()
+        while self.left:
+            data = self.receive(self.left)
+            self.left -= len(data)
+            yield data
+        self.whole = True
+
+    def receive(self, most: int) -> Data:
+        if not self.conn.buffer and most >= RECORD:
+            return self.receive_more(most)
+        if not self.conn.buffer:
+            self.conn.buffer += self.receive_more(RECORD)
+        return self.conn.buffered(most)
+
+    def receive_more(self, most: int) -> memoryview:
+        """The next bytes. The next call overwrites them.
+
+        One buffer serves all calls, which is twice as fast as new ones."""
+        self.space = self.space or memoryview(bytearray(PIECE))
+        return self.conn.receive(self.space[:most])
+
+    def read_line(self, most: int) -> bytes:
+        """A line up to its CRLF, of at most so many bytes."""
+        conn = self.conn
+        while (end := conn.buffer.find(b"\n")) < 0 and len(conn.buffer) < most + 2:
+            conn.buffer += self.receive_more(RECORD)
+        line = conn.buffered(end + 1)
+        if line[-2:] != b"\r\n" or end > most + 1:
+            raise Refusal(400, "a line of a chunked body is too long or does not end in CRLF")
+        return line[:-2]
+
+    def chunks(self) -> Iterator[Data]:
+        """RFC 9112 §7.1, strictly: what is doubtful here could hide another request."""
+        while size := self.chunk_size():
+            while size:
+                data = self.receive(size)
+                size -= len(data)
+                yield data
+            if self.read_line(2):
+                raise Refusal(400, "a chunk is longer than its size")
+        left = MAX_TRAILER
+        while line := self.read_line(left):
+            left -= len(line)
+            found = FIELD.fullmatch(line.decode("latin-1"))
+            if not found or left <= 0:
+                raise Refusal(400, "the trailer is malformed or too long")
+            self.trailer[found[1].lower()] = found[2].strip()
+
+    def chunk_size(self) -> int:
+        found = re.fullmatch(
+            rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?", self.read_line(MAX_LINE)
+        )
+        if not found:
+            raise Refusal(400, "a chunk's size is not in hex digits")
+        return int(found[1], 16)
+
+    def drain(self) -> bool:
+        """Read a body that nobody wants, if it is short and the client is sending it.
+
+        The next request stands behind it."""
+        if not self.asked or self.left > DRAIN:
+            return self.whole
+        taken = 0
+        # a broken body ends the connection, but not before the answer
+        with contextlib.suppress(OSError, Refusal):
+            for data in self.pieces:
+                taken += len(data)
+                if taken > DRAIN:
+                    return False
+        return self.whole
+
+
+def reason_of(problem: Exception) -> str:
+    return getattr(problem, "strerror", "") or str(problem)
+
+
+def read_short(answer: Answer) -> Answer:
+    """A few bytes of files are read at once: they need no thread of their own."""
+    if isinstance(answer.pieces, list) and (answer.length or 0) <= SMALL:
+        answer.body, answer.pieces = b"".join(map(bytes_of, answer.pieces)), None
+        if len(answer.body) != answer.length:
+            raise Refusal(500, "the file changed meanwhile")
+    return answer
 
 
 def is_ready(sock: socket.socket, writing: bool, seconds: float) -> bool:
@@ -2050,7 +1043,7 @@ def is_ready(sock: socket.socket, writing: bool, seconds: float) -> bool:
 
 
 def read_at(descriptor: int, size: int, offset: int) -> bytes:
-    """Some bytes of a file. The descriptor belongs to one answer, so seeking disturbs nobody."""
+    """Some bytes of a file. The descriptor belongs to one answer, so seeking is safe."""
     if hasattr(os, "pread"):
         return os.pread(descriptor, size, offset)
     os.lseek(descriptor, offset, os.SEEK_SET)
@@ -2080,25 +1073,20 @@ def check_request(conn: Connection, request: Request) -> None:
 
 
 def check_password(conn: Connection, request: Request, guard: "Guard") -> None:
-    """Basic (RFC 7617): any name, and the password. HEAD of an upload ends the one who sends it, so --public-read does not mean that."""
-    if (
-        conn.args.public_read
-        and request.method in ("GET", "HEAD")
-        and "upload" not in parameters(request.query)
-    ):
+    """Basic (RFC 7617): any name, and the password.
+
+    --public-read does not cover HEAD of an upload: it ends the connection that sends it."""
+    reads = request.method in ("GET", "HEAD") and "upload" not in parameters(request.query)
+    if conn.args.public_read and reads:
         return
     given = basic_password(request.fields.get("authorization", ""))
     if given is None:
         raise Refusal(401, "a password is asked for", CHALLENGE)
-    reason = guard.judge(
-        conn.peer, secrets.compare_digest(hashlib.sha256(given).digest(), conn.server.secret)
-    )
+    right = secrets.compare_digest(hashlib.sha256(given).digest(), conn.server.secret)
+    reason = guard.judge(conn.peer, right)
     if reason == "busy":
-        raise Refusal(
-            429,
-            "busy: too many wrong passwords came from this address",
-            {"Retry-After": str(guard.wait(conn.peer))},
-        )
+        later = {"Retry-After": str(guard.wait(conn.peer))}
+        raise Refusal(429, "busy: too many wrong passwords came from this address", later)
     if reason:
         raise Refusal(401, "wrong password", CHALLENGE)
 
@@ -2113,13 +1101,20 @@ def basic_password(field: str) -> Optional[bytes]:
     return None
 
 
+def own_hosts(request: Request) -> tuple[str, str]:
+    """Under which names the client knows this server: a proxy in front adds the second."""
+    return request.host.lower(), request.fields.get("x-forwarded-host", "").lower()
+
+
 def is_foreign(request: Request) -> bool:
-    """Whether a browser sent this for a page of another site. No page can add X-Forwarded-Host unasked; a proxy does."""
+    """Whether a browser sent this for a page of another site.
+
+    A page cannot add X-Forwarded-Host without asking first; a proxy does."""
     origin = request.fields.get("origin")
     if origin is None:
         return False
-    own = request.host, request.fields.get("x-forwarded-host", "")
-    return origin.partition("://")[2].lower() not in [name.lower() for name in own if name]
+    host = origin.partition("://")[2].lower()
+    return not host or host not in own_hosts(request)
 
 
 def get(conn: Connection, request: Request) -> Answer:
@@ -2128,10 +1123,10 @@ def get(conn: Connection, request: Request) -> Answer:
         return upload_state(conn, request)
     shared = conn.server.shared
     if shared.only and not request.names:
-        return redirect(quoted([shared.only]), request)
+        return redirect(url_path([shared.only]), request)
     found = conn.hold(shared.open(request.names))
     if found.is_folder and request.names and not request.slash:
-        return redirect(quoted(request.names, slash=True), request)
+        return redirect(url_path(request.names, slash=True), request)
     if found.is_folder:
         return get_folder(conn, request, found, options)
     if request.slash:
@@ -2146,7 +1141,7 @@ def redirect(path: str, request: Request) -> Answer:
     )
 
 
-def get_folder(conn: Connection, request: Request, found: Found, options: dict[str, str]) -> Answer:
+def get_folder(conn: Connection, request: Request, found: "Found", options: Fields) -> Answer:
     shared, kind = conn.server.shared, listing_type(request.fields.get("accept", "*/*"))
     name = request.names[-1] if request.names else os.path.basename(shared.path) or "files"
     if "tar" in options:
@@ -2166,23 +1161,20 @@ def get_folder(conn: Connection, request: Request, found: Found, options: dict[s
     if kind == "text/html":
         fields |= page_fields()
     pieces = listing(found, kind, request.names, shared.hidden, conn.server.read_only)
-    return Answer(200, fields, pieces=gathered(pieces))
+    return Answer(200, fields, pieces=in_chunks(pieces))
 
 
-def index_of(conn: Connection, folder: Found) -> Optional[Found]:
+def index_of(conn: Connection, folder: "Found") -> "Optional[Found]":
     with contextlib.suppress(OSError, Refusal):
         index = conn.hold(open_leaf(inside(folder.where, "index.html")))
         return None if index.is_folder else index
     return None
 
 
-def get_file(conn: Connection, request: Request, names: Sequence[str], found: Found) -> Answer:
+def get_file(conn: Connection, request: Request, names: Names, found: "Found") -> Answer:
     fields, coding = request.fields, ""
-    if (
-        "accept-encoding" in fields
-        and "range" not in fields
-        and takes_gzip(fields["accept-encoding"])
-    ):
+    packs = "accept-encoding" in fields and takes_gzip(fields["accept-encoding"])
+    if packs and "range" not in fields:
         found, coding = prefer_gzip(conn, names, found)
     info, now = found.info, time.time()
     tag, mtime = etag(info, coding and "-gz"), max(EARLIEST, min(int(info.st_mtime), int(now)))
@@ -2199,27 +1191,21 @@ def get_file(conn: Connection, request: Request, names: Sequence[str], found: Fo
     if coding:
         headers["Content-Encoding"] = coding
     if not conn.server.read_only and ACTIVE.match(kind):
-        # anybody could have uploaded it: no script in this origin
+        # anybody could have uploaded it, so it runs no script in this origin
         headers["Content-Security-Policy"] = "sandbox"
-    if wants_digest(request):
-        headers["Repr-Digest"] = digest_field(conn.server.digest(conn, found))
+    if wants_digest(request) and (digest := conn.server.digest(conn, found)):
+        headers["Repr-Digest"] = digest_field(digest)
     ranges = wanted_ranges(request, info.st_size, tag, mtime, now)
     if ranges and len(ranges) > 1:
-        answer = several(headers, found.descriptor, info.st_size, ranges)
-    else:
-        answer = file_answer(
-            headers,
-            found.descriptor,
-            *one_range(headers, ranges, info.st_size),
-            reading=request.method == "GET",
-        )
-    answer.tag, answer.size, answer.ranges = tag, info.st_size, ranges or [(0, info.st_size)]
-    return answer
+        return several(headers, found.descriptor, info.st_size, ranges)
+    return one_range(
+        headers, ranges, info.st_size, lambda start, end: [Span(found.descriptor, start, end)]
+    )
 
 
-def is_known(fields: Mapping[str, str], tag: str, mtime: float) -> bool:
-    """Whether the client has what it asks for already (304). What it expects otherwise is refused (412)."""
-    status = 0 if CONDITIONS.isdisjoint(fields) else judge(fields, tag, mtime, reading=True)
+def is_known(fields: Fields, tag: str, mtime: float) -> bool:
+    """Whether the client already has what it asks for (304). Another failed condition gets 412."""
+    status = 0 if CONDITIONS.isdisjoint(fields) else evaluate(fields, tag, mtime, reading=True)
     if status == 412:
         raise Refusal(412, "it is not as the request expects it")
     return status == 304
@@ -2227,22 +1213,18 @@ def is_known(fields: Mapping[str, str], tag: str, mtime: float) -> bool:
 
 def wanted_ranges(
     request: Request, size: int, tag: str, mtime: float, now: float
-) -> Optional[list[tuple[int, int]]]:
+) -> Optional[Ranges]:
     """The ranges that are to be sent, None for the whole."""
-    fields = request.fields
-    if (
-        "range" not in fields
-        or request.method != "GET"
-        or not range_applies(fields.get("if-range"), tag, mtime, now)
-    ):
+    wanted, condition = request.fields.get("range"), request.fields.get("if-range")
+    if wanted is None or request.method != "GET" or not range_applies(condition, tag, mtime, now):
         return None
-    ranges = parse_ranges(fields["range"], size)
+    ranges = parse_ranges(wanted, size)
     if ranges == []:
         raise Refusal(416, "there are no such bytes", {"Content-Range": f"bytes */{size}"})
     return ranges
 
 
-def prefer_gzip(conn: Connection, names: Sequence[str], found: Found) -> tuple[Found, str]:
+def prefer_gzip(conn: Connection, names: Names, found: "Found") -> "tuple[Found, str]":
     """name.gz beside it, if it is not older."""
     with contextlib.suppress(OSError, Refusal):
         packed = conn.hold(conn.server.shared.open([*names[:-1], names[-1] + ".gz"]))
@@ -2252,77 +1234,33 @@ def prefer_gzip(conn: Connection, names: Sequence[str], found: Found) -> tuple[F
 
 
 def one_range(
-    headers: dict[str, str], ranges: Optional[list[tuple[int, int]]], size: int
-) -> tuple[int, int, int]:
-    """The status, and from where to where: of one range, or of the whole."""
-    if not ranges or len(ranges) > 1:
-        return 200, 0, size
-    start, end = ranges[0]
-    headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
-    return 206, start, end
-
-
-def file_answer(
-    headers: dict[str, str], descriptor: int, status: int, start: int, end: int, reading: bool
+    headers: Fields,
+    ranges: Optional[Ranges],
+    size: int,
+    read: Callable[[int, int], Iterable[Piece]],
 ) -> Answer:
-    if end - start > SMALL or not reading:
-        return Answer(status, headers, pieces=[Span(descriptor, start, end)], length=end - start)
-    body = read_at(descriptor, end - start, start)
-    if len(body) < end - start:
-        raise Refusal(500, "the file changed meanwhile")
-    return Answer(status, headers, body)
-
-
-def several(
-    headers: dict[str, str], descriptor: int, size: int, ranges: list[tuple[int, int]]
-) -> Answer:
-    """Several parts of a file, with a head for each (§14.6)."""
-    kind, mark = headers["Content-Type"], secrets.token_hex(12)
-    pieces: list[Piece] = []
-    for start, end in ranges:
-        pieces.append(
-            f"\r\n--{mark}\r\nContent-Type: {kind}\r\nContent-Range: bytes {start}-{end - 1}/{size}\r\n\r\n".encode()
-        )
-        pieces.append(Span(descriptor, start, end))
-    pieces.append(f"\r\n--{mark}--\r\n".encode())
-    headers["Content-Type"] = f"multipart/byteranges; boundary={mark}"
-    return Answer(206, headers, pieces=pieces, length=sum(map(size_of, pieces)))
-
-
-def get_tar(conn: Connection, request: Request, found: Found, name: str) -> Answer:
-    """The archive's length and tag come from names, sizes and times alone, so a download that was cut can go on."""
-    hidden = conn.server.shared.hidden
-    length, tag = tar_plan(walk(found.where, "", hidden, conn.server.note_left_out))
-    headers = {
-        "Content-Type": "application/x-tar",
-        "Content-Disposition": disposition(name + ".tar"),
-        "ETag": tag,
-        "Accept-Ranges": "bytes",
-        "Cache-Control": "no-cache",
-    }
-    if is_known(request.fields, tag, NO_DATE):
-        return Answer(304, headers)
-    status, start, end = one_range(headers, wanted_ranges(request, length, tag, NO_DATE, 0), length)
-    answer = Answer(
-        status,
-        headers,
-        pieces=tar_pieces(walk(found.where, "", hidden), start, end, tag),
-        length=end - start,
-    )
-    answer.tag, answer.size, answer.ranges = tag, length, [(start, end)]
+    """One range of what has this size, or the whole."""
+    status, start, end = 200, 0, size
+    if ranges and len(ranges) == 1:
+        status, (start, end) = 206, ranges[0]
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+    answer = Answer(status, headers, pieces=read(start, end), length=end - start)
+    answer.share = headers["ETag"], size, [(start, end)]
     return answer
 
 
-def get_zip(conn: Connection, found: Found, name: str) -> Answer:
-    hidden = conn.server.shared.hidden
-    length = zip_length(walk(found.where, "", hidden, conn.server.note_left_out))
-    headers = {
-        "Content-Type": "application/zip",
-        "Content-Disposition": disposition(name + ".zip"),
-        "Cache-Control": "no-store",
-    }
-    answer = Answer(200, headers, pieces=zip_pieces(walk(found.where, "", hidden)), length=length)
-    answer.tag, answer.size, answer.ranges = "zip", length, [(0, length)]
+def several(headers: Fields, descriptor: int, size: int, ranges: Ranges) -> Answer:
+    """Several ranges of a file, with a head for each (§14.6)."""
+    kind, mark = headers["Content-Type"], secrets.token_hex(12)
+    pieces: list[Piece] = []
+    for start, end in ranges:
+        head = f"\r\n--{mark}\r\nContent-Type: {kind}\r\n"
+        head += f"Content-Range: bytes {start}-{end - 1}/{size}\r\n\r\n"
+        pieces += [head.encode(), Span(descriptor, start, end)]
+    pieces.append(f"\r\n--{mark}--\r\n".encode())
+    headers["Content-Type"] = f"multipart/byteranges; boundary={mark}"
+    answer = Answer(206, headers, pieces=pieces, length=sum(map(size_of, pieces)))
+    answer.share = headers["ETag"], size, ranges
     return answer
 
 
@@ -2331,466 +1269,6 @@ def options(conn: Connection, request: Request) -> Answer:
     if not conn.server.read_only:
         fields |= {"Accept-Patch": "application/partial-upload", "Upload-Limit": upload_limit(conn)}
     return Answer(204, fields)
-
-
-# Uploads.
-def put(conn: Connection, request: Request) -> Answer:
-    if "content-range" in request.fields:
-        raise Refusal(400, "PUT takes whole files; Upload-Offset with PATCH takes parts")  # §14.4
-    if not request.names or request.slash:
-        raise Refusal(409, "a folder has that name; POST puts files into it")
-    size = expect_size(conn, request)
-    try:  # who expects a file there makes no folders for it
-        where = conn.server.shared.locate(
-            request.names, change=True, make=not judge(request.fields, None, 0, reading=False)
-        )
-    except FileNotFoundError:
-        expect(request.fields, None)
-        raise
-    with where as place:
-        expect_space(conn, place, size)
-        there = expect(request.fields, place.regular())
-        if CONDITIONS.isdisjoint(request.fields):
-            return take_upload(conn, request, place, request.names, "replace")
-        if there:
-            return take_upload(conn, request, place, request.names, "replace", bare_tag(there))
-        return take_upload(conn, request, place, request.names, "new")
-
-
-def post(conn: Connection, request: Request) -> Answer:
-    """Into a folder: a form's files, or the body itself under a new name. To the name of a file: like PUT."""
-    size = expect_size(conn, request)
-    is_form = request.fields.get("content-type", "").lower().startswith("multipart/form-data")
-    if not is_form and request.names and not request.slash and not is_folder(conn, request.names):
-        return put(conn, request)
-    names = (*request.names, suggested_name(request))
-    with conn.server.shared.locate(names, change=True, make=True) as place:
-        expect_space(conn, place, size)
-        return (
-            post_form(conn, request)
-            if is_form
-            else take_upload(conn, request, place, names, "number")
-        )
-
-
-def is_folder(conn: Connection, names: Sequence[str]) -> bool:
-    with (
-        contextlib.suppress(FileNotFoundError, NotADirectoryError),
-        contextlib.closing(conn.server.shared.open(names)) as found,
-    ):
-        return found.is_folder
-    return False
-
-
-def expect_size(conn: Connection, request: Request) -> int:
-    """How long an upload says that it gets. What can be refused before the body is."""
-    if "upload-length" in request.fields and not DIGITS.fullmatch(request.fields["upload-length"]):
-        raise Refusal(400, "Upload-Length is not a number")
-    size = max(request.length, int(request.fields.get("upload-length", 0)))
-    if 0 < conn.args.max_size < size:
-        limit = {"Upload-Limit": upload_limit(conn)}
-        raise Refusal(413, f"more than {conn.args.max_size} bytes are not taken", limit, close=True)
-    return size
-
-
-def expect_space(conn: Connection, place: Place, size: int) -> None:
-    """Each folder may be on a disk of its own."""
-    if size + conn.args.min_free > free_space(place.folder):
-        raise Refusal(507, "there is not that much free space", close=True)
-
-
-def expect(fields: Mapping[str, str], info: Optional[os.stat_result]) -> Optional[os.stat_result]:
-    """What is to be changed, if it is there at all, must be as a request's conditions say."""
-    if judge(
-        fields, etag(info) if info else None, int(info.st_mtime) if info else 0, reading=False
-    ):
-        raise Refusal(412, "what is there is not what the request expects")
-    return info
-
-
-PLAN = re.compile(
-    "upload=(?P<upload>[0-9a-f]{32})&over=(?P<over>new|replace|number)(?:&length=(?P<length>[0-9]{1,18}))?"
-    "(?:&mtime=(?P<mtime>-?[0-9]{1,20}))?(?:&sha256=(?P<sha256>[0-9a-f]{64}))?(?:&was=(?P<was>[0-9a-f-]{5,60}))?"
-    "&time=(?P<time>-?[0-9]{1,20})&file=(?P<file>[0-9]{1,40})"
-)
-
-
-class Plan(NamedTuple):
-    """What becomes of an upload when it is whole. A resumable one has it in its URL: any server of this folder can go on."""
-
-    names: Sequence[str]
-    upload: str  # the part's token
-    over: str
-    length: Optional[int]
-    mtime: Optional[int]  # the client's, in ns
-    sha256: Optional[str]
-    # the tag of what it is to replace: a conditional upload replaces nothing else
-    was: Optional[str]
-    # By these two the finished file is known: its time as the disk keeps it, which is mtime or else
-    # when the upload began, and the number of its inode, which is the part's.
-    time: int
-    file: int
-
-    def url(self) -> str:
-        words = {key: value for key, value in self._asdict().items() if value is not None}
-        return (
-            quoted(words.pop("names"))
-            + "?"
-            + "&".join(f"{key}={value}" for key, value in words.items())
-        )
-
-
-def read_plan(request: Request) -> Plan:
-    found = PLAN.fullmatch(request.query)
-    if not found or not request.names:
-        raise Refusal(404, "there is no such upload")
-    words: dict[str, Any] = found.groupdict()
-    numbers = {key: int(words[key]) for key in ("length", "mtime", "time", "file") if words[key]}
-    return Plan(request.names, **{**words, **numbers})
-
-
-def take_upload(
-    conn: Connection,
-    request: Request,
-    place: Place,
-    names: Sequence[str],
-    over: str,
-    was: Optional[str] = None,
-) -> Answer:
-    digest = parse_digest(request.fields.get("repr-digest", ""))
-    complete = request.fields.get("upload-complete")
-    length = request.fields.get("upload-length") or (
-        request.length if complete == "?1" and not request.chunked else None
-    )
-    began = time.time_ns()
-    mtime, resumable = wanted_mtime(request, began), complete in ("?0", "?1")
-    conn.server.sweep(place)
-    with contextlib.closing(Part(place, resumable=resumable)) as part:
-        dated = part.date(began if mtime is None else mtime)
-        part.date(began)  # or what has just begun could look too old to be kept
-        plan = Plan(
-            names,
-            part.token,
-            over,
-            None if length is None else int(length),
-            mtime,
-            digest.hex() if digest else None,
-            was,
-            dated.st_mtime_ns,
-            dated.st_ino,
-        )
-        if resumable:
-            part.kept = True
-            interim(conn, request, {"Location": plan.url(), "Upload-Limit": upload_limit(conn)})
-        elif (
-            digest
-            or "repr-digest" in request.fields.get("trailer", "").lower()
-            or wants_digest(request)
-        ):
-            part.sha = hashlib.sha256()
-        return fill_part(conn, request, part, plan, complete != "?0")
-
-
-def wanted_mtime(request: Request, began: int) -> Optional[int]:
-    """The file's time at the client in ns, from the field that ownCloud invented and rclone, Nextcloud and Apache know.
-    Without a fraction it gets ours: two files of one time and size shall have two ETags."""
-    text = request.fields.get("x-oc-mtime")
-    if text is None:
-        return None
-    found = re.fullmatch(r"(-?[0-9]{1,11})(?:\.([0-9]{1,9}))?", text)
-    if not found:
-        raise Refusal(400, "X-OC-Mtime is not a time in seconds since 1970, of at most 11 digits")
-    seconds = int(found[1]) * 10**9
-    if not found[2]:
-        return seconds + began % 10**9
-    fraction = int(found[2].ljust(9, "0"))
-    return seconds - fraction if text[0] == "-" else seconds + fraction
-
-
-def interim(conn: Connection, request: Request, fields: dict[str, str]) -> None:
-    """104: where an upload can be resumed, or how much has arrived. Only for clients of the same version of the draft, and not
-    through a proxy that is known to be there: nginx 1.22 takes it for the final response, and the upload hangs."""
-    if (
-        request.fields.get("upload-draft-interop-version") == INTEROP
-        and request.minor
-        and PROXIED.isdisjoint(request.fields)
-    ):
-        lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-        conn.send(
-            f"HTTP/1.1 104 Upload Resumption Supported\r\nUpload-Draft-Interop-Version: {INTEROP}\r\n{lines}\r\n".encode()
-        )
-
-
-def fill_part(conn: Connection, request: Request, part: Part, plan: Plan, complete: bool) -> Answer:
-    """Receive into a part, and when the upload is complete check it and put it in its place."""
-    expect_length(conn, part, plan.length, part.size + request.length)
-    conn.part = part
-    try:
-        store(conn, part, noted(conn, request, part), plan.length)
-    finally:
-        conn.part = None
-    if not complete:
-        fields = {"Location": plan.url(), **upload_fields(conn, part.size, "?0")}
-        return (
-            text_answer(201, "to be continued", fields)
-            if request.method != "PATCH"
-            else Answer(204, fields)
-        )
-    return complete_upload(conn, request, part, plan)
-
-
-def store(
-    conn: Connection, part: Part, pieces: Iterable[Data], length: Optional[int] = None
-) -> None:
-    """Write what comes, as long as there is room: how much a chunked upload holds nobody knows before."""
-    left = FREE_CHECK  # somebody has looked just now
-    for piece in pieces:
-        left -= len(piece)
-        if left < 0:
-            left = FREE_CHECK
-            expect_space(conn, part.place, len(piece))
-        part.write(piece)
-        part.give_way()
-        expect_length(conn, part, length, part.size)
-
-
-def expect_length(conn: Connection, part: Part, length: Optional[int], size: int) -> None:
-    """An upload that gets longer than it may is given up."""
-    if 0 < conn.args.max_size < size or length is not None and length < size:
-        part.kept = False
-        raise Refusal(
-            413 if length is None else 400, "more than was announced or is taken", close=True
-        )
-
-
-def noted(conn: Connection, request: Request, part: Part) -> Iterator[Data]:
-    """The body of a resumable upload; when more of it is to come, the client is told how much is stored, unless it does not read."""
-    last = 0.0
-    for data in conn.body.pieces:
-        yield data
-        if (
-            part.kept
-            and (conn.body.left or request.chunked)
-            and time.monotonic() > last + NOTE_EVERY
-            and is_ready(conn.sock, True, 0)
-        ):
-            last = time.monotonic()
-            interim(conn, request, {"Upload-Offset": str(part.size)})
-
-
-def complete_upload(conn: Connection, request: Request, part: Part, plan: Plan) -> Answer:
-    resumable = part.kept
-    part.kept = False
-    if plan.length is not None and part.size != plan.length:
-        raise Refusal(
-            400,
-            f"the upload has {part.size} bytes, {plan.length} were announced",
-            {"Upload-Complete": "?1"},
-        )
-    trailer = conn.body.trailer.get("repr-digest", "")
-    wanted = bytes.fromhex(plan.sha256) if plan.sha256 else parse_digest(trailer)
-    actual = part.sha.digest() if part.sha else file_digest(part.descriptor) if wanted else None
-    if wanted and actual != wanted:
-        raise Refusal(
-            400,
-            "what arrived is not what Repr-Digest says",
-            {"Upload-Complete": "?1"} if resumable else {},
-        )
-    part.kept = resumable  # until it is known that the folder is free
-    mtime = plan.time if resumable else plan.mtime
-    name, info, replaced = part.settle(conn, plan.names[-1], plan.over, mtime, plan.was)
-    fields = {"ETag": etag(info)}
-    if plan.mtime is not None and plan.mtime // 10**9 == info.st_mtime_ns // 10**9:
-        fields["X-OC-Mtime"] = "accepted"
-    if actual:
-        fields["Repr-Digest"] = digest_field(actual)
-    if resumable:
-        fields["Upload-Complete"] = "?1"
-    if replaced:
-        return Answer(204, fields)
-    path = quoted([*plan.names[:-1], name])
-    return text_answer(201, f"stored as {path}", {"Location": path, **fields})
-
-
-def post_form(conn: Connection, request: Request) -> Answer:
-    """RFC 7578: each file of the form into the folder; a name that exists gets a number."""
-    stored, count = [], 0
-    for head, data in form_parts(conn.body.pieces, boundary_of(request.fields["content-type"])):
-        name = form_file(head)
-        if name:
-            path, count = store_part(conn, request, data, name), count + 1
-            # all of them could be a thousand times what was sent: each begins with the folder's path
-            stored += [path] if count <= MAX_TOLD else []
-        else:
-            deque(data, maxlen=0)
-    if not stored:
-        raise Refusal(400, "the form holds no file")
-    if "text/html" in request.fields.get("accept", ""):
-        # a browser shows the folder again
-        return text_answer(303, "stored", {"Location": quoted(request.names, slash=True)})
-    more = f" and {count - MAX_TOLD} more" if count > MAX_TOLD else ""
-    return text_answer(201, f"stored as {' '.join(stored)}{more}", {"Location": stored[0]})
-
-
-def store_part(conn: Connection, request: Request, data: Iterator[bytes], name: str) -> str:
-    names = (*request.names, *name.split("/"))
-    with (
-        conn.server.shared.locate(names, change=True, make=True) as place,
-        contextlib.closing(Part(place)) as part,
-    ):
-        conn.server.sweep(place)
-        store(conn, part, data)
-        final, _, _ = part.settle(conn, names[-1], "number")
-    return quoted([*names[:-1], final])
-
-
-def form_parts(chunks: Iterator[Data], boundary: bytes) -> Iterator[tuple[bytes, Iterator[bytes]]]:
-    """The head of each part with its data, which must be used up before the next."""
-    text = FormText(chunks)
-    mark = b"\r\n--" + boundary
-    text.bounded(mark, MAX_HEAD)
-    for _ in range(MAX_PARTS):
-        if text.skip(b"--"):
-            deque(chunks, maxlen=0)  # what follows the form is nobody's
-            return
-        if text.bounded(b"\r\n", 70).strip(b" \t"):
-            raise Refusal(400, "a boundary of the form does not end its line", close=True)
-        head = b"" if text.skip(b"\r\n") else text.bounded(b"\r\n\r\n", MAX_TRAILER)
-        yield head, text.until(mark)
-    raise Refusal(413, f"a form of more than {MAX_PARTS} parts", close=True)
-
-
-class FormText:
-    """Chunks in which marks are looked for; each byte is looked at about once."""
-
-    def __init__(self, chunks: Iterator[Data]) -> None:
-        # so that the first boundary needs no case of its own
-        self.chunks, self.buffer = chunks, b"\r\n"
-
-    def more(self) -> None:
-        chunk = next(self.chunks, None)
-        if chunk is None:
-            raise Refusal(400, "the form ends in the middle", close=True)
-        self.buffer += chunk
-
-    def until(self, mark: bytes) -> Iterator[bytes]:
-        """What stands before a mark, in pieces; the mark is taken away."""
-        while (at := self.buffer.find(mark)) < 0:
-            safe = len(self.buffer) - len(mark) + 1
-            if safe > 0:
-                piece, self.buffer = self.buffer[:safe], self.buffer[safe:]
-                yield piece
-            self.more()
-        piece, self.buffer = self.buffer[:at], self.buffer[at + len(mark) :]
-        yield piece
-
-    def bounded(self, mark: bytes, limit: int) -> bytes:
-        data = b""
-        for piece in self.until(mark):
-            data += piece
-            if len(data) > limit:
-                raise Refusal(400, "a line or head of the form is too long", close=True)
-        return data
-
-    def skip(self, mark: bytes) -> bool:
-        while len(self.buffer) < len(mark):
-            self.more()
-        found = self.buffer.startswith(mark)
-        self.buffer = self.buffer[len(mark) :] if found else self.buffer
-        return found
-
-
-# Resuming an upload.
-def upload_limit(conn: Connection, age: int = PART_AGE) -> str:
-    return f"max-age={age}" + (f", max-size={conn.args.max_size}" if conn.args.max_size else "")
-
-
-def upload_fields(
-    conn: Connection, size: int, complete: str, age: int = PART_AGE
-) -> dict[str, str]:
-    return {
-        "Upload-Complete": complete,
-        "Upload-Offset": str(size),
-        "Upload-Limit": upload_limit(conn, age),
-    }
-
-
-@contextlib.contextmanager
-def resumed(conn: Connection, request: Request) -> Iterator[tuple[Part, Plan]]:
-    """An upload's part, locked. A connection that still writes it has failed without knowing: it is ended."""
-    plan = read_plan(request)
-    with conn.server.shared.locate(plan.names, change=True) as place:
-        try:
-            part = Part(place, plan.upload)
-        except FileNotFoundError:
-            raise completed(place, plan) from None
-        with contextlib.closing(part):
-            part.take_over(conn)
-            there = part.own.stat()
-            if not there or there.st_nlink > 1:
-                raise completed(place, plan)  # meanwhile: what is open here is the finished file
-            yield part, plan
-
-
-def completed(place: Place, plan: Plan) -> Refusal:
-    """What is said of an upload that has no part (any more): that it is the file that stands in its place, as long as it does."""
-    for number in range(MAX_NUMBER if plan.over == "number" else 1):
-        name = numbered(plan.names[-1], number)
-        info = place.beside(name).stat()
-        if (
-            info
-            and stat.S_ISREG(info.st_mode)
-            and plan.length in (None, info.st_size)
-            and (info.st_ino, info.st_mtime_ns) == (plan.file, plan.time)
-        ):
-            return Complete(quoted([*plan.names[:-1], name]), info.st_size)
-    return Refusal(404, "there is no such upload")
-
-
-def upload_state(conn: Connection, request: Request) -> Answer:
-    if request.method != "HEAD":
-        raise Refusal(
-            405, "an upload answers HEAD, PATCH and DELETE", {"Allow": "HEAD, PATCH, DELETE"}
-        )
-    try:
-        with resumed(conn, request) as (part, plan):
-            age = max(0, int(PART_AGE - time.time() + os.fstat(part.descriptor).st_mtime))
-            fields = upload_fields(conn, part.size, "?0", age)
-            length = plan.length
-    except Complete as complete:
-        fields = {**complete.fields, **upload_fields(conn, complete.size, "?1")}
-        length = complete.size
-    return Answer(
-        204,
-        {
-            **fields,
-            "Cache-Control": "no-store",
-            **({} if length is None else {"Upload-Length": str(length)}),
-        },
-    )
-
-
-def patch(conn: Connection, request: Request) -> Answer:
-    fields = request.fields
-    if fields.get("content-type", "").lower() != "application/partial-upload":
-        raise Refusal(
-            415,
-            "PATCH takes application/partial-upload",
-            {"Accept-Patch": "application/partial-upload"},
-        )
-    if not DIGITS.fullmatch(fields.get("upload-offset", "")) or fields.get(
-        "upload-complete"
-    ) not in ("?0", "?1"):
-        raise Refusal(400, "Upload-Offset and Upload-Complete are needed")
-    with resumed(conn, request) as (part, plan):
-        expect_space(conn, part.place, request.length)
-        if part.size != int(fields["upload-offset"]):
-            raise Refusal(
-                409,
-                f"the upload stands at {part.size}",
-                {"Upload-Offset": str(part.size), "Upload-Complete": "?0"},
-            )
-        return fill_part(conn, request, part, plan, fields["upload-complete"] == "?1")
 
 
 # Delete, make, move.
@@ -2810,28 +1288,28 @@ def delete(conn: Connection, request: Request) -> Answer:
         if request.slash and not found.is_folder:
             raise Refusal(404, "that is a file, not a folder")
         if found.is_folder:
-            shared.spare(request.names, holds_program)
-            expect(request.fields, found.info)
+            shared.refuse_program(request.names, holds_program)
+            check_conditions(request.fields, found.info)
             delete_folder(place, "recursive" in options, shared.hidden)
         else:
             with renaming(conn, place):
-                expect(request.fields, place.stat())
-                os.unlink(place.name, dir_fd=place.parent)
+                check_conditions(request.fields, place.stat())
+                place.unlink()
     return Answer(204)
 
 
-def delete_folder(place: Place, recursive: bool, hidden: bool) -> None:
-    if recursive and not shows_all(place, hidden):
+def delete_folder(place: "Place", recursive: bool, hidden: bool) -> None:
+    if recursive and not hides_nothing(place, hidden):
         raise Refusal(409, "it holds hidden files, and hidden names are not served")
     for below, item, _ in tree(place) if recursive else ():
-        with contextlib.suppress(FileNotFoundError):  # somebody else has done it
+        with contextlib.suppress(FileNotFoundError):  # another request has deleted it
             (os.rmdir if item.is_dir(follow_symlinks=False) else os.unlink)(
                 below.name, dir_fd=below.parent
             )
     os.rmdir(place.name, dir_fd=place.parent)
 
 
-def new_place(conn: Connection, names: Sequence[str]) -> Place:
+def new_place(conn: Connection, names: Names) -> "Place":
     """A place for something new, in a folder that must exist (RFC 4918)."""
     check_depth(len(names))
     try:
@@ -2851,17 +1329,14 @@ def mkcol(conn: Connection, request: Request) -> Answer:
     except FileExistsError:
         # RFC 4918 §9.3.1
         raise Refusal(405, "that name exists", {"Allow": conn.server.allowed}) from None
-    return text_answer(201, "made", {"Location": quoted(request.names, slash=True)})
+    return text_answer(201, "made", {"Location": url_path(request.names, slash=True)})
 
 
 def move(conn: Connection, request: Request) -> Answer:
     """RFC 4918 §9.9, for what rename() can do."""
     target = request.fields.get("destination", "")
     host, path = split_target("MOVE", target, request.host or None, 0) if target else ("", "")
-    if not path or host.lower() not in (
-        request.host.lower(),
-        request.fields.get("x-forwarded-host", "").lower(),
-    ):
+    if not path or host.lower() not in own_hosts(request):
         raise Refusal(502 if path else 400, "Destination must be a path or URL of this server")
     names, _, _ = parse_path(path)
     if not request.names or not names:
@@ -2873,36 +1348,467 @@ def move(conn: Connection, request: Request) -> Answer:
         contextlib.closing(open_leaf(old)) as found,
     ):
         for end in (request.names, names) if found.is_folder else ():
-            conn.server.shared.spare(end, holds_program)
-        # what is in it goes down with it
+            conn.server.shared.refuse_program(end, holds_program)
+        # all that is in it becomes as deep
         if found.is_folder and len(names) > len(request.names):
             for _, _, depth in tree(old):
                 check_depth(len(names) + depth)
         return move_to(old, found, new, request, names)
 
 
-def move_to(old: Place, found: Found, new: Place, request: Request, names: Sequence[str]) -> Answer:
-    expect(request.fields, found.info)
+def move_to(old: "Place", found: "Found", new: "Place", request: Request, names: Names) -> Answer:
+    check_conditions(request.fields, found.info)
     there, polite = new.stat(), request.fields.get("overwrite", "T").upper() == "F"
-    if there and (
-        stat.S_ISDIR(there.st_mode) or found.is_folder or not stat.S_ISREG(there.st_mode)
-    ):
+    if there and (found.is_folder or not stat.S_ISREG(there.st_mode)):
         raise Refusal(412 if polite else 409, "something has that name already")
     if there and polite:
         raise Refusal(412, "that name exists")
-    # rename() would do nothing, and say that it has
+    # rename() would do nothing, but report success
     if there and there.st_nlink > 1 and os.path.samestat(there, found.info):
         raise Refusal(403, "both names are of the same file")
     if not there and tuple(names[: len(request.names)]) == request.names:
         raise Refusal(409, "a folder cannot be moved into itself")
     # folders have no hard links, and rename() replaces none
-    put_there = rename_new if polite and not found.is_folder else rename
-    put_there(old, new)
-    return (
-        Answer(204)
-        if there
-        else text_answer(201, "moved", {"Location": quoted(names, slash=found.is_folder)})
+    rename(old, new, replace=found.is_folder or not polite)
+    if there:
+        return Answer(204)
+    return text_answer(201, "moved", {"Location": url_path(names, slash=found.is_folder)})
+
+
+# --- uploads: whole, as a form, or resumed ---
+# Uploads.
+def put(conn: Connection, request: Request) -> Answer:
+    if "content-range" in request.fields:
+        raise Refusal(400, "PUT takes whole files; Upload-Offset with PATCH takes parts")  # §14.4
+    if not request.names or request.slash:
+        raise Refusal(409, "a folder has that name; POST puts files into it")
+    size = check_size(conn, request)
+    try:  # a request that is conditional on an existing file must not create folders
+        where = conn.server.shared.locate(
+            request.names, change=True, make=not evaluate(request.fields, None, 0, reading=False)
+        )
+    except FileNotFoundError:
+        check_conditions(request.fields, None)
+        raise
+    with where as place:
+        check_space(conn, place, size)
+        there = check_conditions(request.fields, place.regular())
+        plan = Plan(request.names, "replace")
+        if not CONDITIONS.isdisjoint(request.fields):
+            plan = plan._replace(was=bare_tag(there)) if there else Plan(request.names, "new")
+        return receive_upload(conn, request, place, plan)
+
+
+def post(conn: Connection, request: Request) -> Answer:
+    """To a folder: store a form's files, or the body under a new name. To a file: like PUT."""
+    size = check_size(conn, request)
+    is_form = request.fields.get("content-type", "").lower().startswith("multipart/form-data")
+    if not is_form and request.names and not request.slash and not is_folder(conn, request.names):
+        return put(conn, request)
+    names = (*request.names, suggested_name(request))
+    with conn.server.shared.locate(names, change=True, make=True) as place:
+        check_space(conn, place, size)
+        if is_form:
+            return post_form(conn, request)
+        return receive_upload(conn, request, place, Plan(names, "number"))
+
+
+def announced_length(request: Request) -> Optional[int]:
+    """How long an upload will be when it is whole, if it says so."""
+    length = request.fields.get("upload-length")
+    if length is not None and not DIGITS.fullmatch(length):
+        raise Refusal(400, "Upload-Length is not a number")
+    if length is not None:
+        return int(length)
+    begun = request.chunked or request.fields.get("upload-complete") == "?0"
+    return None if begun else request.length
+
+
+def is_folder(conn: Connection, names: Names) -> bool:
+    with (
+        contextlib.suppress(FileNotFoundError, NotADirectoryError),
+        contextlib.closing(conn.server.shared.open(names)) as found,
+    ):
+        return found.is_folder
+    return False
+
+
+def check_size(conn: Connection, request: Request) -> int:
+    """The announced size of an upload; a size that is too large is refused before the body."""
+    size = max(request.length, announced_length(request) or 0)
+    if 0 < conn.args.max_size < size:
+        limit = {"Upload-Limit": upload_limit(conn)}
+        raise Refusal(413, f"more than {conn.args.max_size} bytes are not taken", limit, close=True)
+    return size
+
+
+def check_space(conn: Connection, place: "Place", size: int) -> None:
+    """Each folder may be on a disk of its own."""
+    if size + conn.args.min_free > free_space(place.folder):
+        raise Refusal(507, "there is not that much free space", close=True)
+
+
+def check_conditions(fields: Fields, info: Optional[os.stat_result]) -> Optional[os.stat_result]:
+    """What a request changes must be as its conditions say, whether it is there or not."""
+    tag, mtime = (etag(info), int(info.st_mtime)) if info else (None, 0)
+    if evaluate(fields, tag, mtime, reading=False):
+        raise Refusal(412, "what is there is not what the request expects")
+    return info
+
+
+PLAN = re.compile(
+    "upload=(?P<upload>[0-9a-f]{32})&over=(?P<over>new|replace|number)"
+    "(?:&was=(?P<was>[0-9a-f-]{5,60}))?(?:&length=(?P<length>[0-9]{1,18}))?"
+    "(?:&mtime=(?P<mtime>-?[0-9]{1,20}))?(?:&sha256=(?P<sha256>[0-9a-f]{64}))?"
+    "&time=(?P<time>-?[0-9]{1,20})&file=(?P<file>[0-9]{1,40})"
+)
+
+
+class Plan(NamedTuple):
+    """What an upload becomes when it is whole.
+
+    A resumable upload has it in its URL, so any server of this folder can continue it."""
+
+    names: Names
+    over: str  # "replace" what stands there, only as a "new" name, or with a "number"
+    # the tag of what it is to replace: a conditional upload replaces nothing else
+    was: Optional[str] = None
+    upload: str = ""  # the part's token
+    length: Optional[int] = None
+    mtime: Optional[int] = None  # the client's, in ns
+    sha256: Optional[str] = None
+    # By these two the finished file is known: its time as the disk keeps it, which is mtime or else
+    # when the upload began, and the number of its inode, which is the part's.
+    time: int = 0
+    file: int = 0
+
+    def url(self) -> str:
+        known = {"upload": self.upload, **self._asdict()}
+        names = url_path(known.pop("names"))
+        return f"{names}?" + "&".join(
+            f"{key}={value}" for key, value in known.items() if value is not None
+        )
+
+
+def read_plan(request: Request) -> Plan:
+    found = PLAN.fullmatch(request.query)
+    if not found or not request.names:
+        raise Refusal(404, "there is no such upload")
+    words: dict[str, Any] = found.groupdict()
+    numbers = {key: int(words[key]) for key in ("length", "mtime", "time", "file") if words[key]}
+    return Plan(request.names, **{**words, **numbers})
+
+
+def receive_upload(conn: Connection, request: Request, place: "Place", plan: Plan) -> Answer:
+    fields, began = request.fields, time.time_ns()
+    digest = parse_digest(fields.get("repr-digest", ""))
+    complete = fields.get("upload-complete")
+    mtime, resumable = wanted_mtime(request, began), complete in ("?0", "?1")
+    conn.server.search_old_parts(place)
+    with contextlib.closing(Part(place, resumable=resumable)) as part:
+        dated = part.date(began if mtime is None else mtime)
+        part.date(began)  # or a part that has just begun could look too old
+        plan = plan._replace(
+            upload=part.token,
+            length=announced_length(request),
+            mtime=mtime,
+            sha256=digest.hex() if digest else None,
+            time=dated.st_mtime_ns,
+            file=dated.st_ino,
+        )
+        if resumable:
+            part.kept = True
+            send_interim(
+                conn, request, {"Location": plan.url(), "Upload-Limit": upload_limit(conn)}
+            )
+        elif digest or "repr-digest" in fields.get("trailer", "").lower() or wants_digest(request):
+            part.sha = hashlib.sha256()
+        return fill_part(conn, request, part, plan, complete != "?0")
+
+
+def wanted_mtime(request: Request, began: int) -> Optional[int]:
+    """The file's time at the client in ns, from a field of ownCloud, rclone, Nextcloud and Apache.
+
+    A time without a fraction gets the server's: two files of one time and size need two ETags."""
+    text = request.fields.get("x-oc-mtime")
+    if text is None:
+        return None
+    found = re.fullmatch(r"(-?[0-9]{1,11})(?:\.([0-9]{1,9}))?", text)
+    if not found:
+        raise Refusal(400, "X-OC-Mtime is not a time in seconds since 1970, of at most 11 digits")
+    seconds = int(found[1]) * 10**9
+    if not found[2]:
+        return seconds + began % 10**9
+    fraction = int(found[2].ljust(9, "0"))
+    return seconds - fraction if text[0] == "-" else seconds + fraction
+
+
+def send_interim(conn: Connection, request: Request, fields: Fields) -> None:
+    """104: where an upload can be resumed, or how much has arrived.
+
+    Only clients of the same version of the draft get it, and no request that came through a proxy:
+    nginx 1.22 takes it for the final response, and the upload hangs."""
+    same = request.fields.get("upload-draft-interop-version") == INTEROP
+    if same and request.minor and PROXIED.isdisjoint(request.fields):
+        fields = {"Upload-Draft-Interop-Version": INTEROP, **fields}
+        lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+        conn.send(f"HTTP/1.1 104 Upload Resumption Supported\r\n{lines}\r\n".encode())
+
+
+def fill_part(
+    conn: Connection, request: Request, part: "Part", plan: Plan, complete: bool
+) -> Answer:
+    """Receive into a part, and when the upload is complete check it and put it in its place."""
+    check_length(conn, part, plan.length, part.size + request.length)
+    conn.part = part
+    try:
+        write_body(conn, part, reporting(conn, request, part), plan.length)
+    finally:
+        conn.part = None
+    if complete:
+        return complete_upload(conn, part, plan)
+    fields = {"Location": plan.url(), **upload_fields(conn, part.size, "?0")}
+    if request.method == "PATCH":
+        return Answer(204, fields)
+    return text_answer(201, "to be continued", fields)
+
+
+def write_body(
+    conn: Connection, part: "Part", pieces: Iterable[Data], length: Optional[int] = None
+) -> None:
+    """Write what comes while there is room: the size of a chunked upload is not known before."""
+    left = FREE_CHECK  # the caller has just checked
+    for piece in pieces:
+        left -= len(piece)
+        if left < 0:
+            left = FREE_CHECK
+            check_space(conn, part.place, len(piece))
+        part.write(piece)
+        part.give_way()
+        check_length(conn, part, length, part.size)
+
+
+def check_length(conn: Connection, part: "Part", length: Optional[int], size: int) -> None:
+    """Give up an upload that gets longer than it may."""
+    if 0 < conn.args.max_size < size or length is not None and length < size:
+        part.kept = False
+        raise Refusal(
+            413 if length is None else 400, "more than was announced or is taken", close=True
+        )
+
+
+def reporting(conn: Connection, request: Request, part: "Part") -> Iterator[Data]:
+    """The body of a resumable upload. Meanwhile tell the client how much is stored.
+
+    Only while more is to come, and only if the client reads."""
+    last = 0.0
+    for data in conn.body.pieces:
+        yield data
+        more = part.kept and (conn.body.left or request.chunked)
+        if more and time.monotonic() > last + NOTE_EVERY and is_ready(conn.sock, True, 0):
+            last = time.monotonic()
+            send_interim(conn, request, {"Upload-Offset": str(part.size)})
+
+
+def complete_upload(conn: Connection, part: "Part", plan: Plan) -> Answer:
+    resumable = part.kept
+    part.kept = False
+    fields = {"Upload-Complete": "?1"} if resumable else {}
+    try:
+        if plan.length not in (None, part.size):
+            text = f"the upload has {part.size} bytes, {plan.length} were announced"
+            raise Refusal(400, text)
+        actual = check_digest(conn, part, plan)
+    except Refusal as refused:
+        refused.fields |= fields
+        raise
+    part.kept = resumable  # until the lock on the folder is held
+    mtime = plan.time if resumable else plan.mtime
+    name, info, replaced = part.finish_upload(conn, plan, mtime)
+    fields["ETag"] = etag(info)
+    if plan.mtime is not None and plan.mtime // 10**9 == info.st_mtime_ns // 10**9:
+        fields["X-OC-Mtime"] = "accepted"
+    if actual:
+        fields["Repr-Digest"] = digest_field(actual)
+    if replaced:
+        return Answer(204, fields)
+    path = url_path([*plan.names[:-1], name])
+    return text_answer(201, f"stored as {path}", {"Location": path, **fields})
+
+
+def check_digest(conn: Connection, part: "Part", plan: Plan) -> Optional[bytes]:
+    """The SHA-256 of what arrived, if it is known or wanted. It must match an announced one."""
+    announced = parse_digest(conn.body.trailer.get("repr-digest", ""))
+    wanted = bytes.fromhex(plan.sha256) if plan.sha256 else announced
+    actual = (
+        part.sha.digest() if part.sha else Hashing().digest(part.descriptor) if wanted else None
     )
+    if wanted and actual != wanted:
+        raise Refusal(400, "what arrived is not what Repr-Digest says")
+    return actual
+
+
+def post_form(conn: Connection, request: Request) -> Answer:
+    """RFC 7578: each file of the form into the folder; a name that exists gets a number."""
+    stored, count = [], 0
+    for head, data in form_fields(conn.body.pieces, boundary_of(request.fields["content-type"])):
+        name = form_file_name(head)
+        if not name:
+            deque(data, maxlen=0)
+            continue
+        path, count = store_file(conn, request, data, name), count + 1
+        # all names could be a thousand times what was sent: each begins with the folder's path
+        if count <= MAX_LISTED:
+            stored.append(path)
+    if not stored:
+        raise Refusal(400, "the form holds no file")
+    if "text/html" in request.fields.get("accept", ""):
+        # the browser shows the folder again
+        return text_answer(303, "stored", {"Location": url_path(request.names, slash=True)})
+    more = f" and {count - MAX_LISTED} more" if count > MAX_LISTED else ""
+    return text_answer(201, f"stored as {' '.join(stored)}{more}", {"Location": stored[0]})
+
+
+def store_file(conn: Connection, request: Request, data: Iterator[bytes], name: str) -> str:
+    plan = Plan((*request.names, *name.split("/")), "number")
+    with (
+        conn.server.shared.locate(plan.names, change=True, make=True) as place,
+        contextlib.closing(Part(place)) as part,
+    ):
+        conn.server.search_old_parts(place)
+        write_body(conn, part, data)
+        final, _, _ = part.finish_upload(conn, plan)
+    return url_path([*plan.names[:-1], final])
+
+
+def form_fields(chunks: Iterator[Data], boundary: bytes) -> Iterator[tuple[bytes, Iterator[bytes]]]:
+    """The head of each field with its data, which must be used up before the next."""
+    text = FormText(chunks)
+    mark = b"\r\n--" + boundary
+    text.bounded(mark, MAX_HEAD)
+    for _ in range(MAX_FORM_FIELDS):
+        padding, _, head = text.bounded(b"\r\n\r\n", MAX_TRAILER).partition(b"\r\n")
+        if padding[:2] == b"--":
+            deque(chunks, maxlen=0)  # what follows the form is ignored
+            return
+        if padding.strip(b" \t"):
+            raise Refusal(400, "a boundary of the form does not end its line", close=True)
+        yield head, text.until(mark)
+    raise Refusal(413, f"a form of more than {MAX_FORM_FIELDS} fields", close=True)
+
+
+class FormText:
+    """Chunks in which marks are looked for; each byte is looked at about once."""
+
+    def __init__(self, chunks: Iterator[Data]) -> None:
+        # line ends around all, so that the first and the last boundary are like the others
+        self.chunks, self.buffer = itertools.chain(chunks, [b"\r\n\r\n"]), b"\r\n"
+
+    def until(self, mark: bytes) -> Iterator[bytes]:
+        """What stands before a mark, in pieces; the mark is taken away."""
+        while (at := self.buffer.find(mark)) < 0:
+            safe = max(0, len(self.buffer) - len(mark) + 1)
+            piece, self.buffer = self.buffer[:safe], self.buffer[safe:]
+            yield piece
+            chunk = next(self.chunks, None)
+            if chunk is None:
+                raise Refusal(400, "the form ends in the middle", close=True)
+            self.buffer += chunk
+        piece, self.buffer = self.buffer[:at], self.buffer[at + len(mark) :]
+        yield piece
+
+    def bounded(self, mark: bytes, limit: int) -> bytes:
+        data = b""
+        for piece in self.until(mark):
+            data += piece
+            if len(data) > limit:
+                raise Refusal(400, "a line or head of the form is too long", close=True)
+        return data
+
+
+# Resuming an upload.
+def upload_limit(conn: Connection, age: int = PART_AGE) -> str:
+    return f"max-age={age}" + (f", max-size={conn.args.max_size}" if conn.args.max_size else "")
+
+
+def upload_fields(conn: Connection, size: int, complete: str, age: int = PART_AGE) -> Fields:
+    return {
+        "Upload-Complete": complete,
+        "Upload-Offset": str(size),
+        "Upload-Limit": upload_limit(conn, age),
+    }
+
+
+def patch(conn: Connection, request: Request) -> Answer:
+    fields = request.fields
+    if fields.get("content-type", "").lower() != "application/partial-upload":
+        raise Refusal(
+            415,
+            "PATCH takes application/partial-upload",
+            {"Accept-Patch": "application/partial-upload"},
+        )
+    if not DIGITS.fullmatch(fields.get("upload-offset", "")) or fields.get(
+        "upload-complete"
+    ) not in ("?0", "?1"):
+        raise Refusal(400, "Upload-Offset and Upload-Complete are needed")
+    with resumed(conn, request) as (part, plan):
+        check_space(conn, part.place, request.length)
+        if part.size != int(fields["upload-offset"]):
+            raise Refusal(
+                409,
+                f"the upload stands at {part.size}",
+                {"Upload-Offset": str(part.size), "Upload-Complete": "?0"},
+            )
+        return fill_part(conn, request, part, plan, fields["upload-complete"] == "?1")
+
+
+def upload_state(conn: Connection, request: Request) -> Answer:
+    if request.method != "HEAD":
+        allowed = {"Allow": "HEAD, PATCH, DELETE"}
+        raise Refusal(405, "an upload answers HEAD, PATCH and DELETE", allowed)
+    try:
+        with resumed(conn, request) as (part, plan):
+            age = max(0, int(PART_AGE - time.time() + os.fstat(part.descriptor).st_mtime))
+            fields = upload_fields(conn, part.size, "?0", age)
+            length = plan.length
+    except Complete as complete:
+        length = complete.size
+        fields = {**complete.fields, **upload_fields(conn, length, "?1")}
+    fields["Cache-Control"] = "no-store"
+    if length is not None:
+        fields["Upload-Length"] = str(length)
+    return Answer(204, fields)
+
+
+@contextlib.contextmanager
+def resumed(conn: Connection, request: Request) -> "Iterator[tuple[Part, Plan]]":
+    """An upload's part, locked. A connection that still writes it has failed: it is ended."""
+    plan = read_plan(request)
+    with conn.server.shared.locate(plan.names, change=True) as place:
+        try:
+            part = Part(place, plan.upload)
+        except FileNotFoundError:
+            raise finished_upload(place, plan) from None
+        with contextlib.closing(part):
+            part.take_over(conn)
+            there = part.own.stat()
+            if not there or there.st_nlink > 1:
+                # meanwhile: what is open here is the finished file
+                raise finished_upload(place, plan)
+            yield part, plan
+
+
+def finished_upload(place: "Place", plan: Plan) -> Refusal:
+    """The error for an upload without a part: not found, or complete.
+
+    It is complete as long as the file that it became stands in its place."""
+    for number in range(MAX_NUMBER if plan.over == "number" else 1):
+        name = numbered(plan.names[-1], number)
+        info = place.beside(name).stat()
+        same = info and (info.st_ino, info.st_mtime_ns) == (plan.file, plan.time)
+        if info and same and stat.S_ISREG(info.st_mode) and plan.length in (None, info.st_size):
+            return Complete(url_path([*plan.names[:-1], name]), info.st_size)
+    return Refusal(404, "there is no such upload")
 
 
 METHODS: dict[str, Callable[[Connection, Request], Answer]] = {
@@ -2919,38 +1825,1754 @@ METHODS: dict[str, Callable[[Connection, Request], Answer]] = {
 PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
 
+# --- header fields and names: values in, values out ---
+# Conditions, ranges, negotiation (RFC 9110).
+CONDITIONS = frozenset(("if-match", "if-none-match", "if-modified-since", "if-unmodified-since"))
+PACKED = {"gzip": "application/gzip", "bzip2": "application/x-bzip2", "xz": "application/x-xz"}
+# the year 1000: HTTP's years have four digits, and a broken disk may give any time
+EARLIEST = -30610224000
+# for what has no date: NaN is neither before nor after any, so conditions on dates are ignored
+# (§13.1.3, §13.1.4)
+NO_DATE = float("nan")
+TAG = re.compile(r'(W/)?("[^"]*")')
+RANGE = re.compile(r"[ \t]*(?:([0-9]{1,40})-([0-9]{0,40})|-([0-9]{1,40}))[ \t]*")
+
+
+def bare_tag(info: os.stat_result) -> str:
+    return f"{info.st_mtime_ns:x}-{info.st_size:x}-{info.st_ino:x}"
+
+
+def etag(info: os.stat_result, coding: str = "") -> str:
+    return f'"{bare_tag(info)}{coding}"'
+
+
+@functools.lru_cache(maxsize=1024)
+def http_date(seconds: int) -> str:
+    return time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(seconds))
+
+
+@functools.lru_cache(maxsize=1024)
+def parse_date(text: str) -> Optional[float]:
+    if not text:
+        return None
+    import email.utils  # not at the top: the slowest import of all, and few requests have a date
+
+    with contextlib.suppress(ValueError, TypeError, IndexError, OverflowError):
+        # asctime's form names no zone (§5.6.7)
+        return email.utils.parsedate_to_datetime(text.removesuffix(" GMT") + " GMT").timestamp()
+    return None
+
+
+def matches(listed: str, tag: Optional[str], weak: bool) -> bool:
+    """Whether an entity tag is in a list (§13.1.1, §13.1.2). A star matches any that exists."""
+    if listed.strip() == "*" or tag is None:
+        return tag is not None
+    return any(found[1] == tag and (weak or not found[0]) for found in TAG.findall(listed))
+
+
+def evaluate(fields: Fields, tag: Optional[str], mtime: float, reading: bool) -> int:
+    """The preconditions in their order (§13.2.2): 0 to go on, 304 or 412.
+
+    A tag of None means that nothing is there."""
+    since = parse_date(fields.get("if-modified-since", ""))
+    until = parse_date(fields.get("if-unmodified-since", ""))
+    if "if-match" in fields:
+        if not matches(fields["if-match"], tag, weak=False):
+            return 412
+    elif until is not None and (tag is None or mtime > until):
+        return 412
+    if "if-none-match" in fields:
+        if matches(fields["if-none-match"], tag, weak=True):
+            return 304 if reading else 412
+    elif reading and since is not None and mtime <= since:
+        return 304
+    return 0
+
+
+def range_applies(condition: Optional[str], tag: str, mtime: float, now: float) -> bool:
+    """If-Range (§13.1.5): a strong tag, or the exact date of a file.
+
+    The date counts only if the file has not changed within the last second."""
+    if condition is None or condition == tag:
+        return True
+    return parse_date(condition) == mtime and now - mtime > 1
+
+
+def parse_ranges(text: str, size: int) -> Optional[Ranges]:
+    """The (start, end) that a Range asks for, ascending.
+
+    [] when the file has none of these bytes, None when the field is to be ignored."""
+    unit, _, listed = text.partition("=")
+    wanted = [RANGE.fullmatch(part) for part in listed.split(",") if part.strip()]
+    if unit.strip().lower() != "bytes" or not wanted or listed.count(",") > 1000:
+        return None
+    ranges = []
+    for found in wanted:
+        if not found:
+            return None
+        first, last, suffix = found.groups()
+        # the last N bytes of an empty file: it can be had, and is empty (§14.1.2)
+        if suffix and int(suffix) and not size or last and int(last) < int(first):
+            return None
+        start = max(0, size - int(suffix)) if suffix else int(first)
+        end = min(size, int(last) + 1) if last else size
+        if start < end:
+            ranges.append((start, end))
+    merged = coalesce(ranges, MAX_GAP)
+    return merged if len(merged) <= MAX_RANGES else None
+
+
+def coalesce(ranges: Iterable[tuple[int, int]], gap: int = 0) -> Ranges:
+    merged: Ranges = []
+    for start, end in sorted(ranges):
+        if merged and start <= merged[-1][1] + gap:
+            start, end = merged[-1][0], max(end, merged.pop()[1])
+        merged.append((start, end))
+    return merged
+
+
+def weights(text: str) -> dict[str, float]:
+    """A list such as Accept as {word: q}; what cannot be read counts as 0."""
+    found = {}
+    for item in text.lower().split(","):
+        word, *rest = (part.strip() for part in item.split(";"))
+        q = next((part[2:] for part in rest if part[:2] == "q="), "1")
+        found[word] = float(q) if re.fullmatch(r"[01](\.[0-9]{0,3})?", q) else 0.0
+    return found
+
+
+@functools.lru_cache(maxsize=128)
+def takes_gzip(accept: str) -> bool:
+    wanted = weights(accept)
+    return wanted.get("gzip", wanted.get("x-gzip", wanted.get("*", 0.0))) > 0
+
+
+def listing_type(accept: str) -> str:
+    """Which form of a folder a client wants: HTML unless another one is named and weighs more."""
+    wanted = weights(accept)
+    page = max(
+        wanted.get("text/html", 0.0), 0.0 if "text/html" in wanted else wanted.get("*/*", 0.0) / 2
+    )
+    best = max(("application/json", "text/plain"), key=lambda kind: wanted.get(kind, 0.0))
+    return best if wanted.get(best, 0.0) > page else "text/html"
+
+
+@functools.lru_cache(maxsize=1024)
+def type_of(name: str) -> str:
+    """The media type by a name's extension.
+
+    A compressed file has its own type; it is not a coding of another file."""
+    extension = os.path.splitext(name)[1].lower()
+    packed = mimetypes.encodings_map.get(extension)
+    if packed:
+        return PACKED.get(packed, "application/octet-stream")
+    kind = mimetypes.types_map.get(extension, "application/octet-stream")
+    is_text = kind.startswith("text/") or kind.endswith(("javascript", "json"))
+    return kind + "; charset=utf-8" * is_text
+
+
+def disposition(name: str) -> str:
+    """Content-Disposition for a download: ASCII for old clients, UTF-8 for others (RFC 6266)."""
+    plain = re.sub(r"[^ !#-\[\]-~]|%", "_", name)
+    exact = urllib.parse.quote_from_bytes(os.fsencode(name), safe="")
+    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{exact}"
+
+
+def parse_digest(text: str) -> Optional[bytes]:
+    """The sha-256 of a Repr-Digest field (RFC 9530)."""
+    found = re.search(r"(?:^|,)[ \t]*sha-256=:([A-Za-z0-9+/]{43}=):", text)
+    return base64.b64decode(found[1]) if found else None
+
+
+def wants_digest(request: Request) -> bool:
+    """Whether Want-Repr-Digest asks for sha-256: its weights go from 0 to 10."""
+    wanted = request.fields.get("want-repr-digest")
+    return wanted is not None and bool(
+        re.search(r"(?:^|,)[ \t]*sha-256=(?:[1-9]|10)[ \t]*(?:,|$)", wanted)
+    )
+
+
+def digest_field(digest: bytes) -> str:
+    return f"sha-256=:{base64.b64encode(digest).decode()}:"
+
+
+@functools.lru_cache(maxsize=256)
+def is_own_host(host: str, names: frozenset[str]) -> bool:
+    """Whether a Host means this machine.
+
+    A foreign name whose address was changed to ours (DNS rebinding) does not."""
+    found = HOST.fullmatch(host)
+    name = found[1].lower().rstrip(".") if found else ""
+    if name in names or name.endswith(".localhost"):
+        return True
+    with contextlib.suppress(ValueError):
+        return bool(ipaddress.ip_address(name.strip("[]")))
+    return False
+
+
+PAIR = re.compile(rf'({TOKEN})=({TOKEN}|"[^"\\]*")')  # a piece of an element of Forwarded
+HOP = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::[0-9]+)?|([0-9.]+)(?::[0-9]+)?|([0-9A-Fa-f:.]+)")
+
+
+def hop_address(text: str) -> str:
+    """An IP address as proxies write it: perhaps in brackets, with a port. "" for all else."""
+    found = HOP.fullmatch(text.strip(" \t"))
+    with contextlib.suppress(ValueError):
+        ip = ipaddress.ip_address(found[found.lastindex or 0] if found else "")
+        return str(getattr(ip, "ipv4_mapped", None) or ip)
+    return ""
+
+
+def forwarded_address(element: str) -> str:
+    """The same in an element of Forwarded (RFC 7239).
+
+    All of the element is checked, because its host is what the client said."""
+    address = ""
+    for text in element.strip(" \t").split(";"):
+        pair = PAIR.fullmatch(text)
+        if not pair:
+            return ""
+        if pair[1].lower() == "for":
+            address = hop_address(pair[2].strip('"'))
+    return address
+
+
+def client_behind(proxies: frozenset[str], fields: Fields) -> str:
+    """The client for which a trusted proxy speaks, or "" in doubt.
+
+    Its entry is the last one: the client may have sent all others. If the two fields differ, the
+    client may have sent one of them."""
+    found = set()
+    for name, read in ("x-forwarded-for", hop_address), ("forwarded", forwarded_address):
+        if name in fields:
+            # a proxy may stand behind another one
+            hops = map(read, reversed(fields[name].rsplit(",", MAX_PROXIES)))
+            found.add(next((hop for hop in hops if hop not in proxies), ""))
+    return found.pop() if len(found) == 1 else ""
+
+
+def url_path(names: Iterable[str], slash: bool = False) -> str:
+    """Names as a path.
+
+    It begins with exactly one slash, and nothing in it has a meaning in a URL or a header."""
+    path = "/" + "/".join(
+        urllib.parse.quote_from_bytes(os.fsencode(name), safe="") for name in names
+    )
+    return path + "/" if slash and path != "/" else path
+
+
+def parameters(query: str) -> Fields:
+    """The parameters of a query; none if there are more than this server knows."""
+    with contextlib.suppress(ValueError):
+        return dict(urllib.parse.parse_qsl(query, keep_blank_values=True, max_num_fields=20))
+    return {}
+
+
+WINDOWS_NAME = re.compile(
+    r'.*[\\:<>"|?*\x00-\x1f].*|.*[. ]|(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?', re.DOTALL
+)
+
+
+def check_name(name: str, hidden: bool) -> None:
+    """The one check of names, for every method: a valid name is inside its folder."""
+    if "\0" in name:
+        raise Refusal(400, "a name holds no NUL")
+    if name in ("", ".", "..") or "/" in name or os.name == "nt" and WINDOWS_NAME.fullmatch(name):
+        raise Refusal(403, "that is not the name of a file or folder")
+    if name[0] == "." and (not hidden or PART.fullmatch(name)):
+        raise Refusal(403, "hidden names are not served")
+
+
+def check_depth(depth: int) -> None:
+    """One limit wherever names come in, so that each walk through the folder ends."""
+    if depth > MAX_DEPTH:
+        raise Refusal(403, f"more than {MAX_DEPTH} folders deep")
+
+
+# Forms, names, the log.
+FILENAME = re.compile(
+    rb'(?:^|;)[ \t]*filename=(?:"((?:[^"\\]|\\.)*)"|([^;"]+))', re.IGNORECASE | re.DOTALL
+)
+DISPOSITION = re.compile(rb"^content-disposition:.*", re.IGNORECASE | re.MULTILINE)
+FIELD_NAME = re.compile(rb';[ \t]*name="?([^";]*)', re.IGNORECASE)
+UNPRINTABLE = re.compile(r"[^ !#-\[\]-~]")
+
+
+def boundary_of(content_type: str) -> bytes:
+    found = re.search(
+        r';[ \t]*boundary=(?:"([^"]{1,70})"|([^\s;"]{1,70}))', content_type, re.IGNORECASE
+    )
+    if not found:
+        raise Refusal(400, "a form needs a boundary", close=True)
+    return (found[1] or found[2]).encode("latin-1")
+
+
+def filename_in(disposition: bytes) -> bytes:
+    """The filename of a Content-Disposition, in quotes or without; b"" when there is none."""
+    found = FILENAME.search(disposition)
+    if not found:
+        return b""
+    return found[2].strip() if found[2] else re.sub(rb'\\(["\\])', rb"\1", found[1])
+
+
+def form_file_name(head: bytes) -> str:
+    """The name of the file in a field of a form, "" when it holds none (RFC 7578).
+
+    Only the last component counts, except in a field called folder: there the path below the
+    folder that was chosen."""
+    found = DISPOSITION.search(head)
+    line = found[0] if found else b""
+    raw = filename_in(line)
+    for escape, byte in (b"%22", b'"'), (b"%0D", b"\r"), (b"%0A", b"\n"):
+        raw = raw.replace(escape, byte)
+    name, field = os.fsdecode(raw), FIELD_NAME.search(line)
+    return name if field and field[1] == b"folder" else re.split(r"[/\\]", name)[-1]
+
+
+def suggested_name(request: Request) -> str:
+    """The name for a body that is posted to a folder.
+
+    It comes from Content-Disposition, or from time and type."""
+    wanted = request.fields.get("content-disposition", "").encode("latin-1")
+    found = re.search(rb"filename\*=UTF-8''([^\s;]+)", wanted, re.IGNORECASE)
+    if found:
+        # a backslash in it is meant as one: our page sends it so
+        return os.fsdecode(urllib.parse.unquote_to_bytes(found[1])).rpartition("/")[2]
+    if plain := filename_in(wanted):
+        return re.split(r"[/\\]", os.fsdecode(plain))[-1]
+    kind = request.fields.get("content-type", "").partition(";")[0].strip().lower()
+    return time.strftime("upload-%Y%m%d-%H%M%S") + (mimetypes.guess_extension(kind) or ".bin")
+
+
+def numbered(name: str, number: int) -> str:
+    """a.txt, a (1).txt, a (2).txt, never longer than a file system takes."""
+    if not number:
+        return name
+    stem, extension = os.path.splitext(name)
+    suffix = f" ({number}){extension}"
+    while stem and len(os.fsencode(stem + suffix)) > 255:
+        stem = stem[:-1]
+    return stem + suffix
+
+
+def utf8_name(name: str) -> str:
+    """A name as text: the replacement character stands for what is not UTF-8."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
+def name_order(found: tuple[bool, str]) -> tuple[bool, str, str]:
+    """Folders before files, each by name as people sort it."""
+    is_file, name = found
+    return is_file, utf8_name(name).casefold(), name
+
+
+def printable_name(name: str) -> str:
+    """A name as a line of text.
+
+    Control characters, percent signs and what is not UTF-8 are percent-encoded."""
+    return "".join(
+        char
+        if char.isprintable() and char != "%"
+        else urllib.parse.quote_from_bytes(os.fsencode(char))
+        for char in name
+    )
+
+
+def printable(text: str) -> str:
+    return UNPRINTABLE.sub(lambda found: f"\\x{ord(found[0]):02x}", text[:1000])
+
+
+@functools.lru_cache(maxsize=16)
+def log_time(seconds: int) -> str:
+    """As in [10/Oct/2000:13:55:36 -0700], in English: nothing here calls setlocale()."""
+    return time.strftime("[%d/%b/%Y:%H:%M:%S %z]", time.localtime(seconds))
+
+
+# --- the folder: nothing outside of it, and only whole files in it ---
+Where = Union[int, str]  # noqa: UP007  (3.9) an open folder; its path where the system has no dir_fd
+
+
+class Place(NamedTuple):
+    """A name in an open folder, as the os functions take it.
+
+    Where the system has no dir_fd, it is a path and no folder. Use one from locate() in a "with",
+    which closes the folder at the end."""
+
+    parent: Optional[int]
+    name: str
+    owned: bool = False
+
+    def __enter__(self) -> "Place":  # noqa: PYI034  (3.9 has no Self)
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        if self.owned and self.parent is not None:
+            os.close(self.parent)
+
+    @property
+    def folder(self) -> Where:
+        return self.parent if self.parent is not None else os.path.dirname(self.name)
+
+    def beside(self, name: str) -> "Place":
+        return inside(self.folder, name)
+
+    def stat(self) -> Optional[os.stat_result]:
+        with contextlib.suppress(FileNotFoundError):
+            return os.stat(self.name, dir_fd=self.parent, follow_symlinks=False)
+        return None
+
+    def open(self, flags: int) -> int:
+        return os.open(self.name, flags, 0o666, dir_fd=self.parent)
+
+    def unlink(self) -> None:
+        os.unlink(self.name, dir_fd=self.parent)
+
+    def regular(self) -> Optional[os.stat_result]:
+        """The facts of the file there, if it may be replaced; a folder or device may not."""
+        info = self.stat()
+        if info and stat.S_ISDIR(info.st_mode):
+            raise Refusal(409, "a folder has that name")
+        if info and not stat.S_ISREG(info.st_mode):
+            raise Refusal(403, "only files and folders are served")
+        return info
+
+
+class Found(NamedTuple):
+    """Something that is open: a file's descriptor or a folder, and its facts."""
+
+    where: Where
+    info: os.stat_result
+
+    @property
+    def is_folder(self) -> bool:
+        return stat.S_ISDIR(self.info.st_mode)
+
+    @property
+    def descriptor(self) -> int:
+        assert isinstance(self.where, int)  # only a folder may be a path
+        return self.where
+
+    def close(self) -> None:
+        if isinstance(self.where, int):
+            os.close(self.where)
+
+
+class Entry(NamedTuple):
+    """A file or folder in a folder that is open. In an archive, its name is the path there."""
+
+    name: str
+    info: os.stat_result
+    place: Place
+
+    @property
+    def is_folder(self) -> bool:
+        return stat.S_ISDIR(self.info.st_mode)
+
+    @property
+    def size(self) -> int:
+        return 0 if self.is_folder else self.info.st_size
+
+    def open(self) -> int:
+        """The file, if it still is the one that was listed: its length has been promised."""
+        found = open_leaf(self.place)
+        if etag(found.info) == etag(self.info):
+            return found.descriptor
+        found.close()
+        raise Gone(f"{printable(self.name)} changed")
+
+    def is_readable(self) -> bool:
+        mode = os.R_OK | os.X_OK * self.is_folder
+        return os.access(self.place.name, mode, dir_fd=self.place.parent)
+
+
+class Shared:
+    """The folder that is shared, or the one file in it.
+
+    Each name from the network is opened in here and nowhere else: component by component, without
+    following a link."""
+
+    def __init__(self, path: str, hidden: bool, durable: bool) -> None:
+        path = os.path.realpath(path)  # what the command line names may be a link
+        self.only = None if os.path.isdir(path) else os.path.basename(path)
+        self.path = os.path.dirname(path) if self.only else path
+        self.hidden, self.durable = hidden or bool(self.only), durable
+        self.root = (
+            os.open(self.path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)) if DIR_FD else None
+        )
+
+    def locate(self, names: Names, change: bool = False, make: bool = False) -> Place:
+        """The place that a path means; with make, the folders on the way are made."""
+        for name in names:
+            check_name(name, self.hidden)
+        if change:
+            self.refuse_program(names, is_program)
+        if self.only and tuple(names) != (self.only,):
+            raise Refusal(404, "only one file is served here")
+        if make:
+            check_depth(len(names))
+        if not DIR_FD:
+            return self.resolve(names, make)
+        place = Place(self.root, ".")
+        for name in names[:-1]:
+            with place:
+                place = Place(self.step(Place(place.parent, name), make), "", owned=True)
+        return Place(place.parent, names[-1] if names else ".", place.owned)
+
+    def refuse_program(self, names: Names, part_of: Callable[[str], bool]) -> None:
+        """Refuse to change a program, or a folder that holds one."""
+        if part_of(os.path.join(self.path, *names)):
+            raise Refusal(403, "a program of this machine is there, and no request may change one")
+
+    def step(self, place: Place, make: bool) -> int:
+        """Open the next folder of a path."""
+        try:
+            return place.open(FOLDER)
+        except FileNotFoundError:
+            if not make:
+                raise
+        with contextlib.suppress(FileExistsError):
+            self.make_folder(place)
+        return place.open(FOLDER)
+
+    def make_folder(self, place: Place) -> None:
+        os.mkdir(place.name, dir_fd=place.parent)
+        if self.durable:
+            sync_folder(place)
+
+    def resolve(self, names: Names, make: bool) -> Place:
+        """Without dir_fd: a path that is its own real path goes through no link."""
+        path = os.path.join(self.path, *names)
+        if os.path.normcase(os.path.realpath(path)) != os.path.normcase(path):
+            raise Refusal(403, "links are not followed")
+        if make:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+        return Place(None, path)
+
+    def open(self, names: Names) -> Found:
+        with self.locate(names) as place:
+            return open_leaf(place)
+
+
+def open_leaf(place: Place) -> Found:
+    if not DIR_FD and os.path.isdir(place.name):
+        return Found(place.name, os.stat(place.name))
+    descriptor = place.open(LEAF)
+    info = os.fstat(descriptor)
+    if stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode):
+        return Found(descriptor, info)
+    os.close(descriptor)
+    raise Refusal(403, "only files and folders are served")
+
+
+def inside(where: Where, name: str) -> Place:
+    return Place(where, name) if isinstance(where, int) else Place(None, os.path.join(where, name))
+
+
+SORTING = threading.Lock()  # one at a time: what sorting needs is a multiple of what is kept
+
+
+def entries(where: Where, hidden: bool, folders_first: bool = False) -> Iterator[Entry]:
+    """What a folder shows, by name: files and folders, no links, nothing that check_name() refuses.
+
+    Only the names are kept, as one text; each file is looked at when its turn comes."""
+    with SORTING, os.scandir(where) as scan:
+        found = [
+            (folders_first and not item.is_dir(follow_symlinks=False), item.name) for item in scan
+        ]
+        found.sort(key=name_order if folders_first else None)
+        listed = "\0".join([name for _, name in found])
+        del found
+    for name in re.finditer("[^\0]+", listed):
+        if entry := entry_of(where, name[0], hidden):
+            yield entry
+
+
+def entry_of(where: Where, name: str, hidden: bool) -> Optional[Entry]:
+    with contextlib.suppress(OSError, Refusal):
+        check_name(name, hidden)
+        place = inside(where, name)
+        info = place.stat()
+        if info and (stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode)):
+            return Entry(name, info, place)
+    return None
+
+
+def scan_folder(place: Place) -> Iterator[tuple[Place, os.DirEntry[str]]]:
+    """What is in a folder, hidden or not. A folder that was deleted meanwhile is empty."""
+    with (
+        contextlib.suppress(FileNotFoundError),
+        contextlib.closing(open_leaf(place)) as folder,
+        os.scandir(folder.where) as scan,
+    ):
+        for item in scan:
+            yield inside(folder.where, item.name), item
+
+
+def tree(place: Place) -> Iterator[tuple[Place, os.DirEntry[str], int]]:
+    """All that is in a folder and how deep, a folder after its content. Links are not followed.
+
+    Programs on this machine may have made it deeper than the recursion limit of Python."""
+    levels, folders = [scan_folder(place)], []
+    while levels:
+        below, item = next(levels[-1], (place, None))
+        if item and item.is_dir(follow_symlinks=False):
+            folders.append((below, item))
+            levels.append(scan_folder(below))
+        elif item:
+            yield below, item, len(levels)
+        else:
+            levels.pop()
+            if folders:
+                yield *folders.pop(), len(levels)
+
+
+def hides_nothing(place: Place, hidden: bool) -> bool:
+    """Whether a client sees all that is in a folder, except uploads that were broken off."""
+    return all(
+        hidden or PART.fullmatch(item.name) or item.name[0] != "." for _, item, _ in tree(place)
+    )
+
+
+def sync_folder(place: Place) -> None:
+    """For --durable: a new name in a folder survives a power loss. (Windows opens no folder.)"""
+    if place.parent is not None:
+        os.fsync(place.parent)
+
+
+def rename(old: Place, new: Place, replace: bool = True) -> None:
+    """Without replace, of two writers of one name only one wins."""
+    if replace:
+        return os.replace(old.name, new.name, src_dir_fd=old.parent, dst_dir_fd=new.parent)
+    if os.name == "nt":
+        return os.rename(old.name, new.name)
+    linked = link(old, new)
+    try:
+        if not linked:
+            return rename(old, new)
+        # a request that deletes the whole folder may have removed it
+        with contextlib.suppress(FileNotFoundError):
+            old.unlink()
+    except OSError:
+        new.unlink()
+        raise
+
+
+def link(old: Place, new: Place) -> bool:
+    """Whether the file has the new name already.
+
+    Without hard links, as on a USB stick, an empty file reserves the name."""
+    try:
+        os.link(
+            old.name, new.name, src_dir_fd=old.parent, dst_dir_fd=new.parent, follow_symlinks=False
+        )
+        return True
+    except (NotImplementedError, AttributeError):
+        pass
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+    os.close(new.open(FRESH))
+    return False
+
+
+RENAMING = threading.Lock()  # where folders cannot be locked
+
+
+def lock_file(descriptor: int) -> bool:
+    """Lock it. False if another thread or process has the lock."""
+    import fcntl  # not at the top: Windows has none
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def retry(conn: "Connection", attempt: Callable[[], bool], problem: str) -> None:
+    """Try until it succeeds, for a while, unless the client leaves.
+
+    Count tries, not time: if the machine was suspended, the other thread got no time either."""
+    left, (step, longest) = BUSY_WAIT, BUSY_STEPS
+    while not attempt():
+        if left <= 0 or left < BUSY_WAIT - LOOK_EVERY and conn.has_left():
+            raise Refusal(503, problem, {"Retry-After": "2"})
+        left -= step
+        time.sleep(step)
+        step = min(longest, 2 * step)
+
+
+@contextlib.contextmanager
+def renaming(conn: "Connection", *places: Place) -> Iterator[None]:
+    """Lock these folders: no other thread or process gives away a name in them.
+
+    Otherwise a file that is put between the link() and the unlink() of rename() would be lost.
+    Without flock(), this excludes only other threads of this process."""
+    with contextlib.ExitStack() as held:
+        try:
+            lock_folders(conn, places, held)
+        except (ImportError, OSError):
+            held.enter_context(RENAMING)
+        yield
+
+
+def lock_folders(conn: "Connection", places: Sequence[Place], held: contextlib.ExitStack) -> None:
+    folders = {}
+    for place in places:
+        folder = inside(place.folder, ".").open(FOLDER)
+        held.callback(os.close, folder)
+        info = os.fstat(folder)
+        folders[info.st_dev, info.st_ino] = folder
+    # always in the same order, so that two moves in opposite directions cannot deadlock
+    for _, folder in sorted(folders.items()):
+        attempt = functools.partial(lock_file, folder)
+        retry(conn, attempt, "another program has locked the folder for too long")
+
+
+class Part:
+    """An unfinished upload: hidden beside its place, locked while written, then renamed."""
+
+    def __init__(self, place: Place, token: str = "", resumable: bool = False) -> None:
+        """A new part, or the one with this token: another writer may have it until it is locked."""
+        fresh = secrets.token_hex(16) if resumable else PLAIN + secrets.token_hex(12)
+        self.kept, self.token = bool(token), token or fresh
+        self.place, self.own = place, place.beside(f".six-{self.token}.part")
+        # an empty file, while another connection waits for this part
+        self.waiting_sign = place.beside(f".six-{PLAIN}{self.token[:7:-1]}.part")
+        self.descriptor = self.own.open(WRITABLE if token else FRESH)
+        self.size = 0
+        self.sha: Any = None
+        if not token:
+            self.lock()
+
+    def lock(self) -> bool:
+        """Whether no other writer has it, in this process or another."""
+        # On Windows an open file cannot be replaced anyway. A file system may have none, as Lustre.
+        with contextlib.suppress(ImportError, OSError):
+            if not lock_file(self.descriptor):
+                return False
+        self.size = os.lseek(self.descriptor, 0, os.SEEK_END)
+        return True
+
+    def take_over(self, conn: "Connection") -> None:
+        """Lock it, once the connection that still writes it has let go."""
+        problem = "another connection is writing this upload"
+        try:
+            retry(conn, lambda: self.lock() or self.ask_for_it(), problem)
+        finally:
+            # a process that was killed may have left it
+            with contextlib.suppress(FileNotFoundError):
+                self.waiting_sign.unlink()
+
+    def ask_for_it(self) -> bool:
+        """Put up a sign for its writer, in this process or another. That does not lock it yet."""
+        with contextlib.suppress(OSError):
+            os.close(self.waiting_sign.open(FRESH))
+        return False
+
+    def give_way(self) -> None:
+        if self.waiting_sign.stat():
+            raise Refusal(409, "another connection goes on with this upload", close=True)
+
+    def write(self, data: Data) -> None:
+        if self.sha:
+            self.sha.update(data)
+        self.size += len(data)
+        view = memoryview(data)
+        # a run of zeros takes no space; where a file cannot be made longer so, it is written
+        if len(data) >= HOLE and not data[0] and bytes(data) == bytes(len(data)):
+            with contextlib.suppress(OSError):
+                os.ftruncate(self.descriptor, self.size)
+                os.lseek(self.descriptor, self.size, os.SEEK_SET)
+                return
+        while view:
+            view = view[os.write(self.descriptor, view) :]
+
+    def finish_upload(
+        self, conn: "Connection", plan: "Plan", mtime: Optional[int] = None
+    ) -> tuple[str, os.stat_result, bool]:
+        """Put it in its place. Return its name, its facts, and whether it replaced a file.
+
+        The old file is checked and replaced in one step. Otherwise two writers could both believe
+        that they replaced the same one."""
+        if conn.args.durable:
+            os.fsync(self.descriptor)
+        with renaming(conn, self.place):
+            self.kept = False  # what fails from here on would fail again
+            old = self.place.regular() if plan.over == "replace" else None
+            if plan.was and (not old or bare_tag(old) != plan.was):
+                raise Refusal(412, "what it was to replace has changed meanwhile")
+            info = self.set_facts(old, mtime)
+            final = self.rename_to(plan.names[-1], plan.over)
+        self.kept = True  # in its place: nothing to clear away
+        if conn.args.durable:
+            sync_folder(self.place)
+        return final, info, bool(old)
+
+    def set_facts(self, old: Optional[os.stat_result], mtime: Optional[int]) -> os.stat_result:
+        """Give it the mode of the file that it replaces, and its time in ns."""
+        if old:
+            with contextlib.suppress(OSError, AttributeError):
+                os.fchmod(self.descriptor, stat.S_IMODE(old.st_mode) & 0o777)
+        # Windows renames no open file. Elsewhere the lock stays, or another connection could append
+        # to the finished file
+        if os.name == "nt":
+            self.close_file()
+        # The system's own times come in ticks of some ms: of three files of one size that follow
+        # each other within one, the third may have the inode, and so the ETag, of the first.
+        return self.date(time.time_ns() if mtime is None else mtime)
+
+    def date(self, mtime: int) -> os.stat_result:
+        """Give it this time in ns, or the nearest that the disk has."""
+        handle = self.descriptor if self.descriptor >= 0 else self.own.name
+        # some mounts let only the owner set a time, and not every system knows all years
+        with contextlib.suppress(OSError, OverflowError):
+            os.utime(handle, ns=(time.time_ns(), mtime))
+        return os.stat(handle)
+
+    def rename_to(self, name: str, over: str) -> str:
+        if over == "replace":
+            rename(self.own, self.place.beside(name))
+            return name
+        for number in range(MAX_NUMBER):
+            try:
+                rename(self.own, self.place.beside(numbered(name, number)), replace=False)
+                return numbered(name, number)
+            except FileExistsError:
+                if over == "new":
+                    raise
+        raise Refusal(409, "that name exists a thousand times")
+
+    def close(self) -> None:
+        if os.name == "nt":
+            # Windows removes no open file. Elsewhere keep the lock until no writer can find it
+            self.close_file()
+        if not self.kept:
+            with contextlib.suppress(OSError):
+                self.own.unlink()
+        self.close_file()
+
+    def close_file(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+        self.descriptor = -1
+
+
+def remove_old_parts(place: Place) -> None:
+    """Delete parts that nobody has continued for too long.
+
+    A part with an old time may be on its way to its place: its lock shows that."""
+    with contextlib.suppress(OSError), os.scandir(place.folder) as scan:
+        for item in filter(is_old, scan):
+            # a part of another user must not stop the search
+            with (
+                contextlib.suppress(OSError),
+                contextlib.closing(Part(place, item.name[5:-5])) as part,
+            ):
+                part.kept = not part.lock()
+
+
+def is_old(item: os.DirEntry[str]) -> bool:
+    if not PART.fullmatch(item.name):
+        return False
+    age = PLAIN_AGE if item.name.startswith(f".six-{PLAIN}") else PART_AGE
+    return time.time() - item.stat(follow_symlinks=False).st_mtime > age
+
+
+def free_space(where: Where) -> int:
+    # not at the top, nor tarfile and tempfile below: slow imports that few requests need
+    import shutil
+
+    return shutil.disk_usage(where).free
+
+
+# --- the server: one thread leads, the others follow ---
+class Task(NamedTuple):
+    """A request that takes longer, with its answer if that is made.
+
+    Without a request, more of them are in the buffer."""
+
+    conn: Connection
+    request: Optional[Request]
+    answer: Optional[Answer]
+
+
+class Server:
+    """One thread leads: it waits for all sockets at once and sends short answers itself.
+
+    Before it does what takes longer, it hands the lead to another thread. So an idle or slow
+    connection costs a socket, a long transfer costs a thread, and no short request waits for a long
+    one."""
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        sock: socket.socket,
+        door: "Door",
+        shared: Shared,
+        stop: "Stop",
+        log: int,
+    ) -> None:
+        self.door, self.slice = door, TLS_SLICE if door.tls else SLICE
+        # these mean: nothing can be read or written now
+        self.waits: tuple[type[OSError], ...] = (BlockingIOError,)
+        if door.tls:
+            import ssl
+
+            self.waits += ssl.SSLWantReadError, ssl.SSLWantWriteError
+        self.secret = (
+            hashlib.sha256(door.guard.password.encode("utf-8", "surrogateescape")).digest()
+            if door.guard
+            else b""
+        )
+        self.args, self.sock, self.shared, self.stop = args, sock, shared, stop
+        self.read_only = args.read_only or bool(shared.only)
+        self.allowed = ", ".join(name for name in METHODS if name in READING or not self.read_only)
+        self.names = own_names(args.host)
+        self.proxies = frozenset(args.trust_proxy)
+        self.replaced = frozenset(line.partition(":")[0].lower() for line in args.header)
+        self.extra = "".join(f"{line}\r\n" for line in args.header)
+        self.selector = selectors.DefaultSelector()
+        self.waker, self.woken = socket.socketpair()
+        self.woken.setblocking(False)
+        # the second guards what threads change without the lead
+        self.lead, self.lock = threading.Lock(), threading.Lock()
+        self.freed = threading.Condition(self.lock)  # a busy connection was returned
+        self.connections: set[Connection] = set()
+        # between two requests, the longest idle first
+        self.idle: dict[Connection, None] = {}
+        # a head has begun: its deadline, the next one first
+        self.heads: dict[Connection, float] = {}
+        # to be closed when the client has read its answer, or at this time
+        self.lingering: dict[Connection, float] = {}
+        self.busy: set[Connection] = set()  # handed to a thread
+        # what the leader does next with connections that threads return
+        self.returned: deque[Callable[[], object]] = deque()
+        self.waiting = self.count = 0  # threads that wait for the lead, answers
+        self.lines: deque[str] = deque()
+        self.log_to, self.lost = log, 0  # lines that could not be written
+        self.log_at = self.accept_at = 0.0
+        self.digests: dict[tuple[int, ...], bytes] = {}
+        self.hashing: dict[tuple[int, ...], Hashing] = {}  # digests under way
+        # folders that were searched for old parts, and the hour
+        self.searched: set[tuple[int, int, int]] = set()
+        # --once: the ranges that each client has of each file
+        self.received: dict[tuple[str, str], Ranges] = {}
+        self.stopping = self.satisfied = False
+        self.progress = time.monotonic()
+        self.selector.register(sock, selectors.EVENT_READ, self.accept)
+        self.selector.register(self.woken, selectors.EVENT_READ, self.take_returned)
+
+    def run(self) -> int:
+        """The main thread only waits for a signal: Python runs signal handlers in no other."""
+        if not self.start_thread():
+            self.close()
+            raise Failure(
+                2,
+                "cannot start a thread",
+                "the system has no memory or process left for one",
+                "ulimit -a shows what it allows",
+            )
+        while not self.stop.asked and not self.stopping:
+            left = self.progress + self.args.timeout - time.monotonic() if self.args.once else None
+            if left is not None and left <= 0 and not self.busy:
+                break
+            select.select([self.stop], [], [], left if left is None else max(0.05, left))
+            self.stop.drain()
+        return self.finish(self.stop.asked)
+
+    def start_thread(self) -> bool:
+        with self.lock, contextlib.suppress(RuntimeError):  # the system has none left
+            if len(self.busy) < MAX_THREADS:
+                threading.Thread(target=self.run_thread, daemon=True).start()
+                self.waiting += 1
+                return True
+        return False
+
+    def run_thread(self) -> None:
+        """A thread's life: wait for the lead, lead until a slow task comes, hand over, do it."""
+        while True:
+            with self.lead:
+                with self.lock:
+                    self.waiting -= 1
+                task = self.take_lead()
+            if task:
+                task.conn.handle(task.request, task.answer)
+            with self.lock:
+                if self.stopping or self.waiting >= SPARE_THREADS:
+                    return
+                self.waiting += 1
+
+    def take_lead(self) -> Optional[Task]:
+        """Until something slow is to be done, with another thread there to lead meanwhile."""
+        while not self.stopping:
+            for key, _ in self.selector.select(self.next_timeout()):
+                task = self.call(key.data)
+                if task and self.hand_over(task):
+                    return task
+            self.handle_timeouts()
+        return None
+
+    def call(self, callback: Callable[[], Optional[Task]]) -> Optional[Task]:
+        try:
+            return callback()
+        except Exception as bug:  # noqa: BLE001  a bug must not end the leader
+            self.note(f"mistake: {bug!r}")
+            if isinstance(owner := getattr(callback, "__self__", None), Connection):
+                owner.release()
+                owner.close()
+            return None
+
+    def hand_over(self, task: Task) -> bool:
+        """Give a connection to the thread that calls, if another one is there to lead."""
+        conn = task.conn
+        if not self.has_room(task) or not self.waiting and not self.start_thread():
+            conn.release()
+            # an error in the middle of this answer would look like a piece of it
+            if task.answer and task.answer.rest:
+                self.note(f"{conn.peer} cut off within an answer: too many transfers at once")
+                conn.close()
+            else:
+                conn.refuse_head(
+                    Refusal(503, "too many transfers at once", {"Retry-After": "5"}), task.request
+                )
+            return False
+        self.unwatch(conn)
+        with self.lock:
+            self.busy.add(conn)
+        return True
+
+    def has_room(self, task: Task) -> bool:
+        """Whether a client may have one more transfer.
+
+        One address may have as many as are left for others, and half of that when it uploads. So
+        there is always room for another address, and for an answer to the same one."""
+        client = network(task.conn.peer)
+        with self.lock:
+            left = MAX_THREADS - len(self.busy)
+            own = sum(network(conn.peer) == client for conn in self.busy)
+        return own < (left // 2 if task.request and task.request.has_body else left)
+
+    def return_connection(self, conn: Connection, what_next: Callable[[], object]) -> None:
+        """Return it to the leader: only the leader touches the selector and the queues."""
+        with self.lock:
+            self.busy.discard(conn)
+            self.freed.notify_all()
+        self.returned.append(what_next)  # from now on the next thread may be busy with it
+        self.wake()
+
+    def next_timeout(self) -> Optional[float]:
+        """Seconds until something is due although no socket is ready."""
+        now = time.monotonic()
+        due = [next(iter(queue.values())) for queue in (self.heads, self.lingering) if queue]
+        due += [self.log_at + LOG_DELAY] if self.lines else []
+        due += [self.accept_at] if self.accept_at else []
+        return max(0.0, min(due) - now) if due else None
+
+    def handle_timeouts(self) -> None:
+        now = time.monotonic()
+        while self.heads and (first := next(iter(self.heads.items())))[1] <= now:
+            first[0].refuse_head(Refusal(408, f"no whole head in {self.args.timeout:g} s"))
+        while self.lingering and (first := next(iter(self.lingering.items())))[1] <= now:
+            first[0].close()
+        if self.accept_at and self.accept_at <= now:
+            self.accept_at = 0.0
+            self.selector.register(self.sock, selectors.EVENT_READ, self.accept)
+        if self.lines and (now - self.log_at > LOG_DELAY or len(self.lines) > 1000):
+            self.write_log(now)
+
+    # What connections ask of the server.
+    def accept(self) -> Optional[Task]:
+        try:
+            sock, peer = self.sock.accept()
+        except (BlockingIOError, ConnectionError):
+            return None  # another process took it, or the client left
+        except OSError as error:
+            # EMFILE, ENFILE, ENOBUFS, ENOMEM: nothing is wrong with the listening socket
+            self.note(f"cannot accept ({error.strerror}): pausing")
+            self.accept_at = time.monotonic() + ACCEPT_PAUSE
+            self.selector.unregister(self.sock)
+            return None
+        sock.setblocking(False)
+        conn = Connection(self, sock, peer)
+        self.connections.add(conn)
+        self.watch(conn)
+        guard = self.door.guard
+        asked = self.door.tls and not self.args.public_read and not self.is_proxy(conn)
+        if asked and guard and guard.wait(conn.peer):
+            conn.refuse_handshake(DENIED)
+            return None
+        full = len(self.connections) > self.args.max_clients + len(self.lingering)
+        if full and not self.end_idle() and not self.end_slow(conn):
+            text = f"there are {self.args.max_clients} clients"
+            conn.refuse_head(Refusal(503, text, {"Retry-After": "5"}))
+            return None
+        self.await_head(conn)
+        return conn.readable()
+
+    def is_proxy(self, conn: Connection) -> bool:
+        return conn.hop in self.proxies
+
+    def end_idle(self) -> bool:
+        """Close the connection that has been idle longest, for a new client (RFC 9112 §9.5).
+
+        False if none is idle."""
+        for conn in self.idle:
+            # unless its next request is here, not read yet
+            if not is_ready(conn.sock, False, 0):
+                conn.linger()
+                return True
+        return False
+
+    def end_slow(self, new: Connection) -> bool:
+        """Close the oldest connection within a head, of an address that has half, for a new client.
+
+        False if no address has half of all clients there."""
+        counts = Counter(network(conn.hop) for conn in self.heads)
+        for client, count in counts.most_common(1):
+            if 2 * count >= self.args.max_clients and client != network(new.hop):
+                slow = next(conn for conn in self.heads if network(conn.hop) == client)
+                slow.refuse_head(Refusal(503, "another client needs the place"))
+                return True
+        return False
+
+    def take_returned(self) -> None:
+        with contextlib.suppress(OSError):
+            self.woken.recv(4096)
+        while self.returned:
+            self.returned.popleft()()
+
+    def wake(self) -> None:
+        with contextlib.suppress(OSError):
+            self.waker.send(b"\0")
+
+    def watch(self, conn: Connection) -> None:
+        self.selector.register(conn.sock, selectors.EVENT_READ, conn.readable)
+
+    def unwatch(self, conn: Connection) -> None:
+        with contextlib.suppress(KeyError, ValueError, OSError):
+            self.selector.unregister(conn.sock)
+
+    def await_head(self, conn: Connection) -> None:
+        """Idle until the first byte of a head or handshake; from then on its end has a deadline."""
+        if conn.in_handshake or conn.buffer:
+            self.idle.pop(conn, None)
+            self.heads.setdefault(conn, time.monotonic() + self.args.timeout)
+        else:
+            self.heads.pop(conn, None)
+            self.idle[conn] = None
+
+    def await_no_head(self, conn: Connection) -> None:
+        self.idle.pop(conn, None)
+        self.heads.pop(conn, None)
+
+    def linger(self, conn: Connection) -> None:
+        if conn.sock not in self.selector.get_map():
+            self.watch(conn)
+        self.await_no_head(conn)
+        self.lingering[conn] = time.monotonic() + LINGER
+        if len(self.lingering) > MAX_LINGERING:
+            next(iter(self.lingering)).close()
+
+    def forget(self, conn: Connection) -> None:
+        self.unwatch(conn)
+        self.connections.discard(conn)
+        self.await_no_head(conn)
+        self.lingering.pop(conn, None)
+
+    def digest(self, conn: Connection, found: Found) -> Optional[bytes]:
+        """SHA-256 of a file, cached while the file stays the same and unchanged.
+
+        None if too many others ask: the client only prefers to get one (RFC 9530 §4)."""
+        info = found.info
+        key = info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
+        settled = time.time() - info.st_ctime > UNCHANGED
+        shared = key if settled else (*key, id(conn))
+        with self.lock:
+            if key in self.digests:
+                return self.digests[key]
+            work = self.hashing.get(shared) or Hashing()
+            if work.wanted > MAX_WAITING or not work.wanted and len(self.hashing) >= MAX_HASHED:
+                return None
+            self.hashing[shared] = work
+            work.wanted += 1
+        try:
+            digest = work.digest(found.descriptor, conn)
+        finally:
+            with self.lock:
+                work.wanted -= 1
+                if not work.wanted:
+                    del self.hashing[shared]
+        with self.lock:
+            if settled:
+                self.digests[key] = digest
+            if len(self.digests) > MAX_DIGESTS:
+                del self.digests[next(iter(self.digests))]
+        return digest
+
+    def search_old_parts(self, place: Place) -> None:
+        """Look for old parts once an hour: each time would read all of a large folder."""
+        info = os.stat(place.folder)
+        key = info.st_dev, info.st_ino, int(time.time()) // 3600
+        if key in self.searched:
+            return
+        if len(self.searched) >= MAX_SEARCHED:
+            self.searched.clear()
+        self.searched.add(key)
+        remove_old_parts(place)
+
+    def count_answer(
+        self, conn: Connection, request: Optional[Request], answer: Answer, sent: int
+    ) -> None:
+        """Log an answer in Common Log Format, with a note in quotes if there is more to say.
+
+        Also count it for --requests and --once."""
+        if not self.args.quiet:
+            now = int(time.time())
+            line = request.line if request else "-"
+            note = f' "{printable(answer.note)}"' if answer.note else ""
+            self.lines.append(
+                f'{conn.peer} - - {log_time(now)} "{line}" {answer.status} {sent or "-"}{note}\n'
+            )
+        self.progress = time.monotonic()
+        with self.lock:
+            self.count += 1
+            reads = request and request.method == "GET" and not answer.note
+            if self.args.once and reads and answer.share:
+                tag, size, sent_now = answer.share
+                ranges = self.received.setdefault((conn.peer, tag), [])
+                ranges[:] = coalesce([*ranges, *sent_now])
+                self.satisfied = self.satisfied or ranges == [(0, size)]
+        if self.satisfied or self.args.requests and self.count >= self.args.requests:
+            self.stopping = True
+            self.stop.wake()
+
+    def note(self, text: str) -> None:
+        self.lines.append(f"{log_time(int(time.time()))} {text}\n")
+
+    def note_left_out(self, entry: Entry, why: str) -> None:
+        self.note(f"left out of an archive, because {why}: {printable(entry.name)}")
+
+    def write_log(self, now: float) -> None:
+        """Write the log. Lines that cannot be written (a full disk) are counted and reported."""
+        lines = []
+        while self.lines:
+            lines.append(self.lines.popleft())
+        self.log_at, count = now, len(lines)
+        if self.lost:  # the last one may have been written in part
+            lines.insert(
+                0, f"\n{log_time(int(time.time()))} lines that are lost here: {self.lost}\n"
+            )
+        view = memoryview("".join(lines).encode())
+        try:
+            while view:
+                view = view[os.write(self.log_to, view) :]
+            self.lost = 0
+        except OSError as error:
+            if not self.lost and self.log_to != 2:
+                say(
+                    f"cannot write the log ({error.strerror}): lines are lost "
+                    "until that works again"
+                )
+            left = bytes(view).count(b"\n")
+            self.lost = left if left <= count else self.lost + count
+
+    def finish(self, asked: bool) -> int:
+        """Close the door, end what is idle at once, give what is under way a moment."""
+        self.stopping = True
+        self.wake()
+        with self.lead:
+            self.sock.close()
+            for conn in self.connections - self.busy - set(self.lingering):
+                conn.close()
+        self.wait_for_busy(GRACE)
+        dropped = list(self.busy)
+        for conn in dropped:
+            with contextlib.suppress(OSError):
+                # (the method of a TLS socket is for its own thread)
+                socket.socket.shutdown(conn.sock, socket.SHUT_RDWR)
+        self.wait_for_busy(GRACE)
+        for conn in self.connections:
+            conn.sock.close()
+        self.close()
+        self.write_log(0)
+        if self.lost:
+            say(f"lines of the log that are lost: {self.lost}")
+        if asked:
+            say(
+                f"stopped: {self.count} request{'s' * (self.count != 1)} answered, "
+                f"{len(dropped)} transfer{'s' * (len(dropped) != 1)} cut off"
+            )
+        if self.args.once and not self.satisfied and not asked:
+            raise Failure(
+                18,
+                "nobody has got the whole of it",
+                f"no client went on within {self.args.timeout:g} s",
+                f"{SERVER} --once --timeout 600",
+            )
+        return 0
+
+    def close(self) -> None:
+        for end in self.sock, self.selector, self.waker, self.woken:
+            end.close()
+
+    def wait_for_busy(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        with self.lock:
+            while self.busy and (left := deadline - time.monotonic()) > 0:
+                self.freed.wait(left)
+
+
+class Hashing:
+    """The SHA-256 of a file, as far as it has been read. Who waits for the same one reads on."""
+
+    def __init__(self) -> None:
+        self.sha, self.offset, self.wanted = hashlib.sha256(), 0, 0
+        self.turn = threading.Lock()
+
+    def digest(self, descriptor: int, conn: Optional[Connection] = None) -> bytes:
+        """Of the whole file. For a connection, this stops when the client closes."""
+        while not (self.turn.acquire(timeout=LOOK_EVERY) and self.read_slice(descriptor)):
+            if conn and conn.has_left():
+                raise Refusal(503, "the client closed before the digest was computed", close=True)
+        return self.sha.digest()
+
+    def read_slice(self, descriptor: int) -> bool:
+        """With the turn, which this gives back. True at the end of the file."""
+        end = self.offset + SLICE
+        try:
+            while self.offset < end:
+                chunk = read_at(descriptor, PIECE, self.offset)
+                if not chunk:
+                    return True
+                self.sha.update(chunk)
+                self.offset += len(chunk)
+            return False
+        finally:
+            self.turn.release()
+
+
+def own_names(host: str) -> frozenset[str]:
+    """The names of this machine, without asking the network (getfqdn can take half a minute)."""
+    name = socket.gethostname().lower()
+    short = name.partition(".")[0]
+    return frozenset(("localhost", name, short, short + ".local", host.lower()))
+
+
+def serve(args: argparse.Namespace) -> int:
+    raise_file_limit()
+    # a thread that makes a listing must not delay the leader for the usual 5 ms
+    sys.setswitchinterval(0.001)
+    mimetypes.init()
+    shared, log = open_shared(args), open_log(args.log) if args.log else 2
+    family, target = resolve(args.host, args.port, socket.SOCK_STREAM)[0]
+    door = make_door(args, str(target[0]))
+    if door.tls:
+        door.tls.set_alpn_protocols(["http/1.1"])
+    sock = bind(socket_class(args), family, target, 1024)
+    # each connection inherits these: send even a short answer at once
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in KEEPALIVE.items():
+        if hasattr(socket, option):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+    def work(stop: "Stop") -> int:
+        return Server(args, sock, door, shared, stop, log).run()
+
+    with contextlib.closing(Stop()) as stop:
+        announce(sock, args, door)
+        if args.workers > 1 and hasattr(os, "fork"):
+            return share_port(args.workers, sock, stop, work)
+        return work(stop)
+
+
+def open_log(path: str) -> int:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    except OSError as error:
+        raise Failure(
+            23,
+            f"cannot write the log {path} ({error.strerror})",
+            "the access log goes there",
+            "--log FILE with a file that you may write to",
+        ) from None
+
+
+def open_shared(args: argparse.Namespace) -> Shared:
+    try:
+        if not os.path.isfile(args.directory):
+            os.scandir(args.directory).close()
+        return Shared(args.directory, args.hidden, args.durable)
+    except OSError as error:
+        try:
+            where = f"it is looked for in {os.getcwd()}"
+        except OSError:
+            where = "the current folder is gone"
+        raise Failure(
+            26,
+            f"cannot share {args.directory}: {(error.strerror or '').lower()}",
+            where,
+            f"{SERVER} FOLDER, or the name of one file",
+        ) from None
+
+
+def share_port(
+    workers: int, sock: socket.socket, stop: "Stop", work: "Callable[[Stop], int]"
+) -> int:
+    """--workers: processes that accept from one listening socket.
+
+    The parent only waits, and replaces a process that dies."""
+    children: set[int] = set()
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)  # makes select() return
+    while not stop.asked:
+        while len(children) < workers and (child := start_worker(stop, work)):
+            children.add(child)
+        if not children:
+            sock.close()
+            raise Failure(
+                2,
+                "cannot start any worker",
+                "the system has no process or memory left for one",
+                f"{SERVER} --workers 1",
+            )
+        select.select([stop], [], [])
+        stop.drain()
+        for child, status in reap_children():
+            children.discard(child)
+            # it has reported an error, and the next one would report the same
+            if os.WIFEXITED(status) and os.WEXITSTATUS(status):
+                workers -= 1
+    sock.close()
+    for child in children:
+        os.kill(child, signal.SIGTERM)
+    for child in children:
+        os.waitpid(child, 0)  # each ends within its own grace
+    return 0
+
+
+def start_worker(inherited: "Stop", work: "Callable[[Stop], int]") -> int:
+    """Its process number, or 0 if the system has no process left: then the others continue."""
+    signals = signal.SIGINT, signal.SIGTERM
+    # until the child has a Stop of its own, or a signal in between would be lost
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        child = os.fork()
+    except OSError as error:
+        say(f"cannot start another worker ({error.strerror})")
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+        return 0
+    if child:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+        return child
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    # not inherited.close(): that ignores the signals, so a pending one would be lost
+    inherited.reader.close()
+    inherited.writer.close()
+    with contextlib.closing(Stop()) as stop:
+        # Ctrl-C reaches the whole group; the parent passes it on
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+        os._exit(work(stop))
+
+
+def reap_children() -> Iterator[tuple[int, int]]:
+    with contextlib.suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            yield ended
+
+
+# --- archives: a folder as one stream whose length is known before ---
+def get_tar(conn: Connection, request: Request, found: Found, name: str) -> Answer:
+    """A folder as a tar archive; a download that was cut can be resumed.
+
+    Its length and tag come from names, sizes and times alone."""
+    hidden = conn.server.shared.hidden
+    length, tag = tar_plan(walk(found.where, "", hidden, conn.server.note_left_out))
+    headers = {
+        "Content-Type": "application/x-tar",
+        "Content-Disposition": disposition(name + ".tar"),
+        "ETag": tag,
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "no-cache",
+    }
+    if is_known(request.fields, tag, NO_DATE):
+        return Answer(304, headers)
+    ranges = wanted_ranges(request, length, tag, NO_DATE, 0)
+    return one_range(
+        headers,
+        ranges,
+        length,
+        lambda start, end: tar_pieces(walk(found.where, "", hidden), start, end, tag),
+    )
+
+
+def get_zip(conn: Connection, found: Found, name: str) -> Answer:
+    hidden = conn.server.shared.hidden
+    length = zip_length(walk(found.where, "", hidden, conn.server.note_left_out))
+    headers = {
+        "Content-Type": "application/zip",
+        "Content-Disposition": disposition(name + ".zip"),
+        "Cache-Control": "no-store",
+    }
+    answer = Answer(200, headers, pieces=zip_pieces(walk(found.where, "", hidden)), length=length)
+    answer.share = "zip", length, [(0, length)]
+    return answer
+
+
+def walk(
+    where: Where,
+    path: str,
+    hidden: bool,
+    left_out: Callable[[Entry, str], None] = lambda entry, why: None,
+    depth: int = 0,
+) -> Iterator[Entry]:
+    """Everything in a folder, depth first and by name, so two walks give the same order.
+
+    Only the names of one folder are in memory at a time. Files that are unreadable or too deep are
+    left out: they are no reason to refuse all others."""
+    for found in entries(where, hidden):
+        entry = found._replace(name=path + found.name + "/" * found.is_folder)
+        if depth == MAX_DEPTH:
+            return left_out(entry, f"it is more than {MAX_DEPTH} folders deep there")
+        if not entry.is_readable():
+            left_out(entry, "the server may not read it")
+            continue
+        yield entry
+        if entry.is_folder:
+            with contextlib.closing(open_leaf(entry.place)) as folder:
+                yield from walk(folder.where, entry.name, hidden, left_out, depth + 1)
+
+
+def tar_head(entry: Entry) -> bytes:
+    import tarfile
+
+    info = tarfile.TarInfo(entry.name.rstrip("/"))
+    info.mode, info.size = stat.S_IMODE(entry.info.st_mode) & 0o777, entry.size
+    info.mtime = int(entry.info.st_mtime)
+    info.type = tarfile.DIRTYPE if entry.is_folder else tarfile.REGTYPE
+    # the one format whose names are bytes
+    return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
+
+
+TAR_END = 1024  # two empty blocks
+
+
+def tar_heads(entries: Iterable[Entry], sha: "hashlib._Hash") -> Iterator[tuple[Entry, bytes, int]]:
+    """Each entry with its head and its length in the archive.
+
+    The digest changes with any name, size or time."""
+    for entry in entries:
+        head = tar_head(entry)
+        sha.update(head + etag(entry.info).encode())
+        yield entry, head, len(head) + entry.size + -entry.size % 512
+
+
+def tar_tag(sha: "hashlib._Hash") -> str:
+    return f'"{sha.hexdigest()[:32]}"'
+
+
+def tar_plan(entries: Iterable[Entry]) -> tuple[int, str]:
+    """The archive's length and tag."""
+    sha = hashlib.sha256()
+    return TAR_END + sum(length for _, _, length in tar_heads(entries, sha)), tar_tag(sha)
+
+
+def tar_pieces(entries: Iterable[Entry], start: int, end: int, tag: str) -> Iterator[Piece]:
+    """The bytes from start to end of the archive; files outside that range are not opened.
+
+    The last byte comes only if all entries are those of the planned archive. Otherwise the client
+    sees that it has not got the whole."""
+    at, sha, last = 0, hashlib.sha256(), b""
+    for entry, head, length in tar_heads(entries, sha):
+        if start < at + length and at < end:
+            yield from cut(tar_entry(entry, head), start - at, end - 1 - at)
+        if at < end <= at + length:
+            last = b"".join(map(bytes_of, cut(tar_entry(entry, head), end - 1 - at, end - at)))
+        at += length
+    if tag != tar_tag(sha):
+        raise Gone("the folder changed")
+    yield last
+    yield from cut([bytes(TAR_END)], start - at, end - at)
+
+
+def tar_entry(entry: Entry, head: bytes) -> Iterator[Piece]:
+    yield head
+    if entry.size:
+        descriptor = entry.open()
+        try:
+            yield Span(descriptor, 0, entry.size)
+        finally:
+            os.close(descriptor)
+        yield bytes(-entry.size % 512)
+
+
+def cut(pieces: Iterable[Piece], start: int, end: int) -> Iterator[Piece]:
+    """What lies between start and end of a stream."""
+    for piece in pieces:
+        size = size_of(piece)
+        low, high = max(0, start), min(size, end)
+        start, end = start - size, end - size
+        if low >= high:
+            continue
+        if isinstance(piece, Span):
+            yield Span(piece.descriptor, piece.start + low, piece.start + high)
+        else:
+            yield piece[low:high]
+
+
+def zip_common(entry: Entry, crc: int, more: int) -> bytes:
+    """What the heads before a file and in the directory share: from the version to the lengths.
+
+    Bit 3 of the flags: the CRC follows the file, because it is not known before. Bit 11: the name
+    is UTF-8. Both sizes are LARGE: they stand in the zip64 field, which has so many bytes."""
+    name = os.fsencode(entry.name)
+    flags = 8 | 0x800 * (name == entry.name.encode("utf-8", "replace"))
+    # 1980 to 2107 is all that the format knows
+    when = time.localtime(min(max(entry.info.st_mtime, 315619200), 4354732800))
+    clock = when.tm_hour << 11 | when.tm_min << 5 | when.tm_sec // 2
+    day = (when.tm_year - 1980) << 9 | when.tm_mon << 5 | when.tm_mday
+    return struct.pack("<5H3L2H", 45, flags, 0, clock, day, crc, LARGE, LARGE, len(name), more)
+
+
+LARGE = 0xFFFFFFFF  # in a 32-bit field: the number stands in the zip64 field instead
+
+
+def zip_local(entry: Entry) -> bytes:
+    field = struct.pack("<2H2Q", 1, 16, entry.size, entry.size)
+    return b"PK\3\4" + zip_common(entry, 0, len(field)) + os.fsencode(entry.name) + field
+
+
+def zip_after(entry: Entry, crc: int) -> bytes:
+    return struct.pack("<4sL2Q", b"PK\7\x08", crc, entry.size, entry.size)
+
+
+def zip_central(entry: Entry, crc: int, offset: int) -> bytes:
+    field = struct.pack("<2H3Q", 1, 24, entry.size, entry.size, offset)
+    mode = entry.info.st_mode << 16 & LARGE | 0x10 * entry.is_folder
+    return (
+        struct.pack("<4sH", b"PK\1\2", 3 << 8 | 45)
+        + zip_common(entry, crc, len(field))
+        + struct.pack("<3H2L", 0, 0, 0, mode, LARGE)
+        + os.fsencode(entry.name)
+        + field
+    )
+
+
+def zip_end(count: int, size: int, offset: int) -> bytes:
+    return (
+        struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, offset)
+        + struct.pack("<4sLQL", b"PK\6\7", 0, offset + size, 1)
+        + struct.pack(
+            "<4s4H2LH",
+            b"PK\5\6",
+            0,
+            0,
+            min(count, 0xFFFF),
+            min(count, 0xFFFF),
+            min(size, LARGE),
+            min(offset, LARGE),
+            0,
+        )
+    )
+
+
+def zip_size(entry: Entry) -> int:
+    """Bytes of an entry, without what the directory says of it."""
+    return len(zip_local(entry)) + len(zip_after(entry, 0)) + entry.size
+
+
+def zip_length(entries: Iterable[Entry]) -> int:
+    return len(zip_end(0, 0, 0)) + sum(
+        zip_size(entry) + len(zip_central(entry, 0, 0)) for entry in entries
+    )
+
+
+def zip_pieces(entries: Iterable[Entry]) -> Iterator[Piece]:
+    """Entries as they are read, then the directory, which moves to a file when it grows large."""
+    import tempfile
+
+    at = count = 0
+    with tempfile.SpooledTemporaryFile(1 << 20) as central:
+        for entry in entries:
+            crc, count = 0, count + 1
+            yield zip_local(entry)
+            for chunk in file_chunks(entry):
+                crc = zlib.crc32(chunk, crc)
+                yield chunk
+            yield zip_after(entry, crc)
+            central.write(zip_central(entry, crc, at))
+            at += zip_size(entry)
+        size = central.tell()
+        central.seek(0)
+        yield from iter(lambda: central.read(PIECE), b"")
+    yield zip_end(count, size, at)
+
+
+def file_chunks(entry: Entry) -> Iterator[bytes]:
+    if entry.is_folder:
+        return
+    descriptor, left = entry.open(), entry.size
+    try:
+        while left:
+            chunk = os.read(descriptor, min(PIECE, left))
+            if not chunk:
+                raise Gone(f"{printable(entry.name)} shrank by {left} bytes")
+            left -= len(chunk)
+            yield chunk
+    finally:
+        os.close(descriptor)
+
+
 # --- the page: a folder for people, and for programs ---
 STYLE = """
 :root{color-scheme:light dark;--line:#8884;--dim:#666;--bar:#2a6fdb}
 @media(prefers-color-scheme:dark){:root{--dim:#aaa;--bar:#6ea8ff}}
 *{box-sizing:border-box}
 body{font:16px/1.5 system-ui,sans-serif;margin:0 auto;max-width:62rem;padding:1rem}
-a{color:inherit;text-decoration:none;overflow-wrap:anywhere}a:hover,a:focus{text-decoration:underline}
+a{color:inherit;text-decoration:none;overflow-wrap:anywhere}
+a:hover,a:focus{text-decoration:underline}
 nav{font-size:1.25rem;margin-bottom:.75rem}nav a{color:var(--bar)}
 .tools{display:flex;flex-wrap:wrap;gap:.5rem;align-items:center;margin:.75rem 0}
-input,button,.pick{font:inherit;padding:.3rem .7rem;border:1px solid var(--line);border-radius:.4rem;background:transparent;color:inherit}
+input,button,.pick{font:inherit;padding:.3rem .7rem;border:1px solid var(--line);
+border-radius:.4rem;background:transparent;color:inherit}
 button,.pick{cursor:pointer}input[type=search]{flex:1 1 12rem;min-width:8rem}
-.pick:focus-within,button:focus-visible,input:focus-visible{outline:2px solid var(--bar)}.pick input{position:absolute;opacity:0;width:1px;padding:0}
-table{border-collapse:collapse;width:100%}td,th{padding:.35rem .5rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
-th button{border:0;padding:0;font-weight:600}th[aria-sort=ascending] button::after{content:" \\2191"}th[aria-sort=descending] button::after{content:" \\2193"}
-.n{text-align:right;white-space:nowrap}.t{white-space:nowrap;color:var(--dim)}.d{white-space:nowrap;text-align:right}
+.pick:focus-within,button:focus-visible,input:focus-visible{outline:2px solid var(--bar)}
+.pick input{position:absolute;opacity:0;width:1px;padding:0}
+table{border-collapse:collapse;width:100%}
+td,th{padding:.35rem .5rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
+th button{border:0;padding:0;font-weight:600}
+th[aria-sort=ascending] button::after{content:" \\2191"}
+th[aria-sort=descending] button::after{content:" \\2193"}
+.n{text-align:right;white-space:nowrap}.t{white-space:nowrap;color:var(--dim)}
+.d{white-space:nowrap;text-align:right}
 .d button{border:0;padding:0 .35rem;color:var(--dim)}.d button:hover,.d button:focus{color:inherit}
 tr:focus-within,tbody tr:hover{background:#8881}
-#jobs{list-style:none;margin:0;padding:0}#jobs li{display:grid;grid-template-columns:1fr auto auto;gap:0 .75rem;align-items:center;padding:.25rem 0}
-#jobs span{overflow-wrap:anywhere}progress{width:100%;grid-column:1/-1;height:.5rem;accent-color:var(--bar)}
-#total{margin:.5rem 0}.drop{outline:3px dashed var(--bar);outline-offset:-.5rem}footer{color:var(--dim);margin-top:1rem}footer a{color:var(--bar)}
+#jobs{list-style:none;margin:0;padding:0}
+#jobs li{display:grid;grid-template-columns:1fr auto auto;gap:0 .75rem;align-items:center;
+padding:.25rem 0}
+#jobs span{overflow-wrap:anywhere}
+progress{width:100%;grid-column:1/-1;height:.5rem;accent-color:var(--bar)}
+#total{margin:.5rem 0}.drop{outline:3px dashed var(--bar);outline-offset:-.5rem}
+footer{color:var(--dim);margin-top:1rem}footer a{color:var(--bar)}
 @media(max-width:36rem){.t{display:none}body{padding:.6rem}td,th{padding:.45rem .25rem}}
 [hidden]{display:none!important}
 """
 SCRIPT = r"""
 'use strict';
 const $ = id => document.getElementById(id), here = location.pathname;
-// fetch() refuses an address with a login in it, which this page's own may be; other requests are first sent without, body and all
+// fetch() refuses an address with a login in it, which this page's own may be;
+// other requests are first sent without, body and all
 const at = url => new URL(url, location.origin + here);
 const net = (url, options) => fetch(at(url), options);
-const make = (tag, text, props) => Object.assign(document.createElement(tag), {textContent: text || ''}, props);
+const make = (tag, text, props) => Object.assign(document.createElement(tag), {textContent: text
+  || ''}, props);
 const say = text => { $('status').textContent = text; };
-const size = n => { let u = 0; for (; n >= 1000 && u < 5; u++) n /= 1000; return (u ? n.toPrecision(3) : n) + ' ' + ['B','kB','MB','GB','TB','PB'][u]; };
+const size = n => {
+  let u = 0;
+  for (; n >= 1000 && u < 5; u++) n /= 1000;
+  return (u ? n.toPrecision(3) : n) + ' ' + ['B', 'kB', 'MB', 'GB', 'TB', 'PB'][u];
+};
 
 // sorting and filtering
 let order = [0, 1];
@@ -2958,10 +3580,13 @@ const rows = () => [...document.querySelectorAll('tbody tr')];
 function sort() {
   const [column, way] = order, body = document.querySelector('tbody');
   const value = row => column ? +row.cells[column].dataset.v : row.dataset.name;
-  const compare = (a, b) => column ? value(a) - value(b) : value(a).localeCompare(value(b), undefined, {numeric: true});
-  body.append(...rows().sort((a, b) => (b.dataset.folder - a.dataset.folder) || way * compare(a, b)));
+  const compare = (a, b) => column ? value(a) - value(b) : value(a).localeCompare(value(b),
+    undefined, {numeric: true});
+  body.append(...rows().sort((a, b) => (b.dataset.folder - a.dataset.folder) || way * compare(a,
+    b)));
   document.querySelectorAll('th[data-key]').forEach(th =>
-    th.setAttribute('aria-sort', +th.dataset.key !== column ? 'none' : way > 0 ? 'ascending' : 'descending'));
+    th.setAttribute('aria-sort', +th.dataset.key !== column ? 'none' : way > 0 ? 'ascending'
+      : 'descending'));
 }
 document.querySelectorAll('th[data-key] button').forEach(button => button.onclick = () => {
   const key = +button.parentNode.dataset.key;
@@ -2978,11 +3603,14 @@ document.querySelectorAll('.nojs').forEach(element => element.hidden = true);
 
 // keys: / filters, arrows walk, Alt+Up goes to the folder above
 document.onkeydown = event => {
-  const links = rows().filter(row => !row.hidden).map(row => row.querySelector('a')), at = links.indexOf(document.activeElement);
+  const links = rows().filter(row => !row.hidden).map(row => row.querySelector('a')),
+    at = links.indexOf(document.activeElement);
   if (event.key === '/' && document.activeElement.tagName !== 'INPUT') $('filter').focus();
-  else if (event.key === 'Escape' && document.activeElement === $('filter')) { $('filter').value = ''; filter(); }
+  else if (event.key === 'Escape'
+    && document.activeElement === $('filter')) { $('filter').value = ''; filter(); }
   else if (event.key === 'ArrowUp' && event.altKey) { if (here !== '/') location = '../'; }
-  else if (event.key === 'ArrowDown' && links.length) links[Math.min(at + 1, links.length - 1)].focus();
+  else if (event.key === 'ArrowDown' && links.length) links[Math.min(at + 1,
+    links.length - 1)].focus();
   else if (event.key === 'ArrowUp' && at > 0) links[at - 1].focus();
   else return;
   event.preventDefault();
@@ -2998,7 +3626,8 @@ async function ask(method, url, headers) {
   } catch (error) { say('The server cannot be reached.'); }
 }
 async function reload() {
-  const page = new DOMParser().parseFromString(await (await net(here, {headers: {Accept: 'text/html'}})).text(), 'text/html');
+  const text = await (await net(here, {headers: {Accept: 'text/html'}})).text();
+  const page = new DOMParser().parseFromString(text, 'text/html');
   document.querySelector('tbody').replaceWith(page.querySelector('tbody'));
   $('count').replaceWith(page.getElementById('count'));
   equip(); sort(); filter();
@@ -3006,26 +3635,33 @@ async function reload() {
 function equip() {
   if (!$('pick')) return;
   rows().forEach(row => {
-    const link = row.querySelector('a'), url = link.getAttribute('href'), name = row.dataset.name, folder = row.dataset.folder === '1';
-    const change = make('button', '\u270e', {title: 'Rename ' + name}), remove = make('button', '\u2715', {title: 'Delete ' + name});
-    change.setAttribute('aria-label', change.title); remove.setAttribute('aria-label', remove.title);
+    const link = row.querySelector('a'), url = link.getAttribute('href'), name = row.dataset.name,
+      folder = row.dataset.folder === '1';
+    const change = make('button', '\u270e', {title: 'Rename ' + name}), remove = make('button',
+      '\u2715', {title: 'Delete ' + name});
+    change.setAttribute('aria-label', change.title); remove.setAttribute('aria-label',
+      remove.title);
     change.onclick = () => {
       const wanted = prompt('New name', name);
-      if (wanted && wanted !== name) ask('MOVE', url, {Destination: here + encodeURIComponent(wanted), Overwrite: 'F'});
+      if (wanted && wanted !== name)
+        ask('MOVE', url, {Destination: here + encodeURIComponent(wanted), Overwrite: 'F'});
     };
     remove.onclick = () => {
-      if (confirm('Delete ' + name + (folder ? ' and everything in it?' : '?'))) ask('DELETE', url + (folder ? '?recursive' : ''));
+      if (confirm('Delete ' + name + (folder ? ' and everything in it?' : '?')))
+        ask('DELETE', url + (folder ? '?recursive' : ''));
     };
     row.cells[3].replaceChildren(change, remove);
   });
 }
 
-// uploading: each file is created, then sent from where the server stands, as often as the link breaks
+// uploading: each file is created, then sent from the offset that the server has,
+// as often as the link breaks
 const queue = [];
 let active = 0, sum = 0, done = 0;
 const wait = ms => new Promise(go => setTimeout(go, ms));
 function add(file, path) {
-  const job = {file, path, sent: 0, line: make('li'), bar: make('progress', '', {max: file.size || 1, value: 0}), note: make('small')};
+  const job = {file, path, sent: 0, line: make('li'), bar: make('progress', '', {max: file.size
+    || 1, value: 0}), note: make('small')};
   const stop = make('button', 'cancel');
   stop.onclick = () => cancel(job);
   job.stop = stop;
@@ -3056,7 +3692,9 @@ async function upload(job) {
       if (error.final) throw error;
       job.note.textContent = 'link lost, trying again';
       pause = job.sent > before ? 250 : Math.min(pause * 2, 15000);
-      await Promise.race([wait(pause), new Promise(go => { job.wake = go; addEventListener('online', go, {once: true}); })]);
+      const woken = new Promise(go => { job.wake = go; addEventListener('online', go,
+        {once: true}); });
+      await Promise.race([wait(pause), woken]);
     }
   }
   end(job, 'cancelled');
@@ -3071,8 +3709,15 @@ async function check(answer) {
 }
 async function create(job) {
   const folder = here + job.path.split('/').map(encodeURIComponent).join('/');
-  const answer = await check(await net(folder, {method: 'POST', headers: {'Upload-Complete': '?0', 'Upload-Length': job.file.size, 'X-OC-Mtime': Math.max(0, Math.floor(job.file.lastModified / 1000)),
-    'Content-Type': 'application/octet-stream', 'Content-Disposition': "inline; filename*=UTF-8''" + encodeURIComponent(job.file.name).replace(/'/g, '%27')}}));
+  const name = encodeURIComponent(job.file.name).replace(/'/g, '%27');
+  const headers = {
+    'Upload-Complete': '?0',
+    'Upload-Length': job.file.size,
+    'X-OC-Mtime': Math.max(0, Math.floor(job.file.lastModified / 1000)),
+    'Content-Type': 'application/octet-stream',
+    'Content-Disposition': "inline; filename*=UTF-8''" + name,
+  };
+  const answer = await check(await net(folder, {method: 'POST', headers}));
   return answer.headers.get('Location');
 }
 async function arrived(job) {
@@ -3088,7 +3733,8 @@ function send(job) {
     request.setRequestHeader('Upload-Offset', start);
     request.setRequestHeader('Upload-Complete', '?1');
     request.upload.onprogress = event => progress(job, start + event.loaded);
-    request.onload = () => request.status < 300 ? good() : bad(passing(request.status) || request.status === 409
+    request.onload = () => request.status < 300 ? good() : bad(passing(request.status)
+      || request.status === 409
       ? new Error(request.responseText) : refused(request.responseText || 'refused'));
     request.onerror = request.onabort = () => bad(new Error('interrupted'));
     request.send(job.file.slice(start));
@@ -3104,12 +3750,16 @@ function progress(job, sent) {
   $('all').value = sum ? done : 1;
 }
 function end(job, text, whole) {
-  if (whole) progress(job, job.file.size); else { sum -= job.file.size; done -= job.sent; $('all').max = sum || 1; $('all').value = done; }
+  if (whole) progress(job, job.file.size);
+  else { sum -= job.file.size; done -= job.sent; $('all').max = sum || 1; $('all').value = done; }
   job.note.textContent = text;
   job.line.className = whole ? 'done' : 'failed';
   if (!whole) job.bar.remove();
   job.stop.textContent = 'clear';
-  job.stop.onclick = () => { job.line.remove(); if (!$('jobs').children.length) { $('total').hidden = true; sum = done = 0; } };
+  job.stop.onclick = () => {
+    job.line.remove();
+    if (!$('jobs').children.length) { $('total').hidden = true; sum = done = 0; }
+  };
 }
 function cancel(job) {
   job.cancelled = true;
@@ -3130,14 +3780,22 @@ if ($('pick')) {
     for (const file of event.target.files) add(file, above(file.webkitRelativePath || ''));
     event.target.value = '';
   };
-  $('mkdir').onclick = () => { const name = prompt('Name of the new folder'); if (name) ask('MKCOL', here + encodeURIComponent(name) + '/'); };
-  const mark = on => event => { event.preventDefault(); document.body.classList.toggle('drop', on); };
+  $('mkdir').onclick = () => {
+    const name = prompt('Name of the new folder');
+    if (name) ask('MKCOL', here + encodeURIComponent(name) + '/');
+  };
+  const mark = on => event => {
+    event.preventDefault();
+    document.body.classList.toggle('drop', on);
+  };
   document.ondragover = mark(true);
   document.ondragleave = mark(false);
   document.ondrop = event => {
     mark(false)(event);
-    const items = [...event.dataTransfer.items].map(item => item.webkitGetAsEntry && item.webkitGetAsEntry()).filter(Boolean);
-    if (items.length) items.forEach(item => enter(item, '').catch(() => say('That cannot be read.')));
+    const items = [...event.dataTransfer.items]
+      .map(item => item.webkitGetAsEntry && item.webkitGetAsEntry()).filter(Boolean);
+    if (items.length) items.forEach(item => enter(item,
+      '').catch(() => say('That cannot be read.')));
     else for (const file of event.dataTransfer.files) add(file, '');
   };
   equip();
@@ -3145,14 +3803,14 @@ if ($('pick')) {
 """
 UPLOAD = """<form class="tools nojs" method="post" enctype="multipart/form-data">
 <input type="file" name="file" multiple aria-label="files to upload"> <button>Upload</button></form>
-<div class="tools js" hidden><label class="pick">Upload files<input id="pick" type="file" multiple></label>
+<div class="tools js" hidden>
+<label class="pick">Upload files<input id="pick" type="file" multiple></label>
 <label class="pick">Upload folder<input id="pickdir" type="file" webkitdirectory></label>
 <button id="mkdir">New folder</button> <span>or drop them here</span></div>
 <label id="total" hidden>All<progress id="all" value="0"></progress></label><ul id="jobs"></ul>
 """
-
-
-COLUMNS = """<table><thead><tr><th scope="col" data-key="0" aria-sort="ascending"><button>Name</button></th>
+COLUMNS = """<table><thead><tr><th scope="col" data-key="0" aria-sort="ascending">
+<button>Name</button></th>
 <th scope="col" data-key="1" aria-sort="none" class="n"><button>Size</button></th>
 <th scope="col" data-key="2" aria-sort="none" class="t"><button>Changed</button></th>
 <th><span hidden>Change</span></th></tr></thead>
@@ -3161,59 +3819,38 @@ COLUMNS = """<table><thead><tr><th scope="col" data-key="0" aria-sort="ascending
 
 
 @functools.cache
-def page_fields() -> dict[str, str]:
+def page_fields() -> Fields:
     """Nothing runs in the page but its own script and style, known by their digests."""
     script, style = (
         "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         for text in (SCRIPT, STYLE)
     )
     policy = (
-        f"default-src 'none'; script-src '{script}'; style-src '{style}'; connect-src 'self'; form-action 'self'; "
-        "base-uri 'none'; frame-ancestors 'none'"
+        f"default-src 'none'; script-src '{script}'; style-src '{style}'; connect-src 'self'; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     )
     return {"Content-Security-Policy": policy, "Referrer-Policy": "same-origin"}
 
 
-def visible(name: str) -> str:
-    """A name as text: what is not UTF-8 as the replacement character, never a lone surrogate."""
-    return os.fsencode(name).decode("utf-8", "replace")
-
-
-def shown_key(name: str) -> str:
-    return visible(name).casefold()
-
-
-def one_line(name: str) -> str:
-    """A name as a line of text: control characters, what is not UTF-8, and the percent sign are percent-encoded."""
-    return "".join(
-        urllib.parse.quote_from_bytes(os.fsencode(char))
-        if not char.isprintable() or char == "%"
-        else char
-        for char in name
-    )
-
-
-def listing(
-    found: Found, kind: str, names: Sequence[str], hidden: bool, read_only: bool
-) -> Iterator[str]:
+def listing(found: Found, kind: str, names: Names, hidden: bool, read_only: bool) -> Iterator[str]:
     items = entries(found.where, hidden, folders_first=kind == "text/html")
     if kind == "text/html":
         yield from page(items, names, read_only)
     elif kind == "text/plain":
-        yield from (one_line(entry.name) + "/" * entry.is_folder + "\n" for entry in items)
+        yield from (printable_name(entry.name) + "/" * entry.is_folder + "\n" for entry in items)
     else:
         yield "["
         for number, entry in enumerate(items):
-            yield ",\n"[not number :] + json.dumps(described(entry))
+            yield ",\n"[not number :] + json.dumps(json_entry(entry))
         yield "]\n"
 
 
-def described(entry: Entry) -> dict[str, object]:
+def json_entry(entry: Entry) -> dict[str, object]:
     """href is exact whatever the name is made of; name is for reading."""
     kind = "folder" if entry.is_folder else type_of(entry.name)
     return {
-        "name": visible(entry.name),
-        "href": quoted([entry.name], slash=entry.is_folder)[1:],
+        "name": utf8_name(entry.name),
+        "href": url_path([entry.name], slash=entry.is_folder)[1:],
         "size": None if entry.is_folder else entry.size,
         "mtime": entry.info.st_mtime,
         "type": kind,
@@ -3221,18 +3858,21 @@ def described(entry: Entry) -> dict[str, object]:
     }
 
 
-def page(items: Iterable[Entry], names: Sequence[str], read_only: bool) -> Iterator[str]:
-    title = html.escape("/" + "/".join(map(visible, names)))
+def page(items: Iterable[Entry], names: Names, read_only: bool) -> Iterator[str]:
+    title = html.escape("/" + "/".join(map(utf8_name, names)))
     yield (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n<body>\n<nav aria-label="Path"><a href="/">home</a>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{STYLE}</style></head>"
+        '\n<body>\n<nav aria-label="Path"><a href="/">home</a>'
     )
     for up, name in zip(reversed(range(len(names))), names):
-        yield f' / <a href="{"../" * up or "./"}">{html.escape(visible(name))}</a>'
+        yield f' / <a href="{"../" * up or "./"}">{html.escape(utf8_name(name))}</a>'
     yield (
         "</nav>\n"
         + ("" if read_only else UPLOAD)
-        + '<p id="status" role="status"></p>\n<div class="tools"><input class="js" hidden id="filter" type="search" '
+        + '<p id="status" role="status"></p>\n<div class="tools">'
+        '<input class="js" hidden id="filter" type="search" '
     )
     yield 'placeholder="Filter (press /)" aria-label="Filter names"></div>\n' + COLUMNS
     folders = files = total = 0
@@ -3242,32 +3882,36 @@ def page(items: Iterable[Entry], names: Sequence[str], read_only: bool) -> Itera
         yield table_row(entry)
     counts = f"{folders} folder{'s' * (folders != 1)}, {files} file{'s' * (files != 1)}"
     yield (
-        f'</tbody></table>\n<footer><span id="count">{counts}, {readable_size(total)}</span> &middot; '
-        f'all of it as <a href="?tar">tar</a> (can be resumed) or <a href="?zip">zip</a></footer>\n<script>{SCRIPT}</script></body></html>\n'
+        f'</tbody></table>\n<footer><span id="count">{counts}, {readable_size(total)}</span>'
+        " &middot; "
+        'all of it as <a href="?tar">tar</a> (can be resumed) or <a href="?zip">zip</a></footer>\n'
+        f"<script>{SCRIPT}</script></body></html>\n"
     )
 
 
-def shown_time(when: int) -> str:
-    # a broken disk may say anything, and a listing of all others is still wanted
+def readable_time(when: int) -> str:
+    # a broken disk may give any time, and the other files must still be listed
     with contextlib.suppress(OverflowError, OSError):
         return time.strftime("%Y-%m-%d %H:%M", time.localtime(when))
     return ""
 
 
 def table_row(entry: Entry) -> str:
-    name, when = html.escape(visible(entry.name)), int(entry.info.st_mtime)
+    name, when = html.escape(utf8_name(entry.name)), int(entry.info.st_mtime)
+    href = url_path([entry.name], slash=entry.is_folder)[1:]
     size = (
         '<td class="n" data-v="-1"></td>'
         if entry.is_folder
         else f'<td class="n" data-v="{entry.size}">{readable_size(entry.size)}</td>'
     )
     return (
-        f'<tr data-name="{name}" data-folder="{int(entry.is_folder)}"><td><a href="{quoted([entry.name], slash=entry.is_folder)[1:]}">{name}{"/" * entry.is_folder}'
-        f'</a></td>{size}<td class="t" data-v="{when}">{shown_time(when)}</td><td class="d"></td></tr>\n'
+        f'<tr data-name="{name}" data-folder="{int(entry.is_folder)}"><td><a href="{href}">'
+        f"{name}{'/' * entry.is_folder}</a></td>{size}"
+        f'<td class="t" data-v="{when}">{readable_time(when)}</td><td class="d"></td></tr>\n'
     )
 
 
-def gathered(texts: Iterable[str]) -> Iterator[bytes]:
+def in_chunks(texts: Iterable[str]) -> Iterator[bytes]:
     """Text in pieces that are worth a send."""
     rows: list[str] = []
     size = 0
@@ -3280,567 +3924,6 @@ def gathered(texts: Iterable[str]) -> Iterator[bytes]:
     yield "".join(rows).encode()
 
 
-# --- the server: one thread leads, the others follow ---
-class Job(NamedTuple):
-    """A request that takes longer, with its answer where that is made; or none: more requests are in the buffer."""
-
-    conn: Connection
-    request: Optional[Request]
-    answer: Optional[Answer]
-
-
-class Server:
-    """The thread that has the lead waits for all sockets at once and answers by itself what is short. What takes longer it does
-    too, but first hands the lead to another thread: so an idle or slow connection costs a socket, a long transfer a thread,
-    and no short request waits for a long one."""
-
-    def __init__(
-        self,
-        args: argparse.Namespace,
-        sock: socket.socket,
-        door: "Door",
-        shared: Shared,
-        stop: "Stop",
-        log: int,
-    ) -> None:
-        self.door, self.slice = door, TLS_SLICE if door.tls else SLICE
-        # nothing can be read or written at this moment
-        self.waits: tuple[type[OSError], ...] = (BlockingIOError,)
-        if door.tls:
-            import ssl
-
-            self.waits += ssl.SSLWantReadError, ssl.SSLWantWriteError
-        self.secret = (
-            hashlib.sha256(door.guard.password.encode("utf-8", "surrogateescape")).digest()
-            if door.guard
-            else b""
-        )
-        self.args, self.sock, self.shared, self.stop = args, sock, shared, stop
-        self.read_only = args.read_only or bool(shared.only)
-        self.allowed = ", ".join(name for name in METHODS if name in READING or not self.read_only)
-        self.names = own_names(args.host)
-        self.proxies = frozenset(args.trust_proxy)
-        self.replaced = frozenset(line.partition(":")[0].lower() for line in args.header)
-        embedding = [] if EMBEDDING.partition(":")[0].lower() in self.replaced else [EMBEDDING]
-        self.extra = "".join(f"{line}\r\n" for line in [*embedding, *args.header])
-        self.selector = selectors.DefaultSelector()
-        self.waker, self.woken = socket.socketpair()
-        self.woken.setblocking(False)
-        # the second for all that threads change without the lead
-        self.lead, self.lock = threading.Lock(), threading.Lock()
-        self.freed = threading.Condition(self.lock)  # one of the busy was given back
-        self.connections: set[Connection] = set()
-        # between two requests, who has been there longest first
-        self.idle: dict[Connection, None] = {}
-        # heads that have begun, with their deadlines, the next one first
-        self.gathering: dict[Connection, float] = {}
-        # refused, to be closed when the client has read it or at this time
-        self.lingering: dict[Connection, float] = {}
-        self.busy: set[Connection] = set()  # handed to a thread
-        # what the leader is to do with connections that threads are done with
-        self.returned: deque[Callable[[], object]] = deque()
-        self.waiting = self.count = 0  # threads that wait for the lead, answers
-        self.lines: deque[str] = deque()
-        self.log_to, self.lost = log, 0  # lines that could not be written
-        self.log_at = self.accept_at = 0.0
-        self.digests: dict[tuple[int, ...], bytes] = {}
-        # folders that old parts were looked for in, and the hour
-        self.swept: set[tuple[int, int, int]] = set()
-        # --once: the ranges that each client has of each file
-        self.got: dict[tuple[str, str], list[tuple[int, int]]] = {}
-        self.stopping = self.satisfied = False
-        self.progress = time.monotonic()
-        self.selector.register(sock, selectors.EVENT_READ, self.accept)
-        self.selector.register(self.woken, selectors.EVENT_READ, self.take_back)
-
-    def run(self) -> int:
-        """The main thread only waits for a signal: Python runs signal handlers in no other."""
-        if not self.start_thread():
-            self.close()
-            raise Failure(
-                2,
-                "cannot start a thread",
-                "the system has no memory or process left for one",
-                "ulimit -a shows what it allows",
-            )
-        while not self.stop.asked and not self.stopping:
-            left = self.progress + self.args.timeout - time.monotonic() if self.args.once else None
-            if left is not None and left <= 0 and not self.busy:
-                break
-            select.select([self.stop], [], [], left if left is None else max(0.05, left))
-            self.stop.drain()
-        return self.finish(self.stop.asked)
-
-    def start_thread(self) -> bool:
-        with self.lock, contextlib.suppress(RuntimeError):  # the system has none left
-            if len(self.busy) < MAX_THREADS:
-                threading.Thread(target=self.follow, daemon=True).start()
-                self.waiting += 1
-                return True
-        return False
-
-    def follow(self) -> None:
-        """A thread's life: wait for the lead, lead until something slow comes, hand over, do it, wait again."""
-        while True:
-            with self.lead:
-                with self.lock:
-                    self.waiting -= 1
-                job = self.take_lead()
-            if job:
-                job.conn.attend(job.request, job.answer)
-            with self.lock:
-                if self.stopping or self.waiting >= SPARE_THREADS:
-                    return
-                self.waiting += 1
-
-    def take_lead(self) -> Optional[Job]:
-        """Until something slow is to be done, with another thread there to lead meanwhile."""
-        while not self.stopping:
-            for key, _ in self.selector.select(self.patience()):
-                job = self.turn(key.data)
-                if job and self.hand_over(job):
-                    return job
-            self.expire()
-        return None
-
-    def turn(self, callback: Callable[[], Optional[Job]]) -> Optional[Job]:
-        try:
-            return callback()
-        except Exception as bug:  # noqa: BLE001  a mistake of ours must not end the leader
-            self.note(f"mistake: {bug!r}")
-            if isinstance(owner := getattr(callback, "__self__", None), Connection):
-                owner.release()
-                owner.close()
-            return None
-
-    def hand_over(self, job: Job) -> bool:
-        """Give a connection to the thread that calls, if another one is there to lead."""
-        conn = job.conn
-        if not self.has_room(job) or not self.waiting and not self.start_thread():
-            conn.release()
-            # another answer in the middle of this one would be taken for a piece of it
-            if job.answer and job.answer.rest:
-                self.note(f"{conn.peer} cut off within an answer: too many transfers at once")
-                conn.close()
-            else:
-                conn.refuse_head(
-                    Refusal(503, "too many transfers at once", {"Retry-After": "5"}), job.request
-                )
-            return False
-        self.unwatch(conn)
-        with self.lock:
-            self.busy.add(conn)
-        return True
-
-    def has_room(self, job: Job) -> bool:
-        """One address may have as many transfers as are left for others, and half of that when it uploads.
-        So there is always room for another address, and for an answer to the same."""
-        client = network(job.conn.peer)
-        with self.lock:
-            left = MAX_THREADS - len(self.busy)
-            own = sum(network(conn.peer) == client for conn in self.busy)
-        return own < (left // 2 if job.request and job.request.has_body else left)
-
-    def give_back(self, conn: Connection, what_next: Callable[[], object]) -> None:
-        """The leader goes on with it: only who has the lead touches the selector and the queues."""
-        with self.lock:
-            self.busy.discard(conn)
-            self.freed.notify_all()
-        self.returned.append(what_next)  # from now on the next thread may be busy with it
-        self.wake()
-
-    def patience(self) -> Optional[float]:
-        """Seconds until something is due although no socket is ready."""
-        now = time.monotonic()
-        due = [next(iter(queue.values())) for queue in (self.gathering, self.lingering) if queue]
-        due += [self.log_at + LOG_DELAY] if self.lines else []
-        due += [self.accept_at] if self.accept_at else []
-        return max(0.0, min(due) - now) if due else None
-
-    def expire(self) -> None:
-        now = time.monotonic()
-        while self.gathering and (first := next(iter(self.gathering.items())))[1] <= now:
-            del self.gathering[first[0]]
-            first[0].refuse_head(Refusal(408, f"no whole head in {self.args.timeout:g} s"))
-        while self.lingering and (first := next(iter(self.lingering.items())))[1] <= now:
-            first[0].close()
-        if self.accept_at and self.accept_at <= now:
-            self.accept_at = 0.0
-            self.selector.register(self.sock, selectors.EVENT_READ, self.accept)
-        if self.lines and (now - self.log_at > LOG_DELAY or len(self.lines) > 1000):
-            self.write_log(now)
-
-    # What connections ask of the server.
-    def accept(self) -> Optional[Job]:
-        try:
-            sock, peer = self.sock.accept()
-        except (BlockingIOError, ConnectionError):
-            return None  # another process took it, or the client left
-        except OSError as error:
-            # EMFILE, ENFILE, ENOBUFS, ENOMEM: nothing is wrong with the listening socket
-            self.note(f"cannot accept ({error.strerror}): pausing")
-            self.accept_at = time.monotonic() + ACCEPT_PAUSE
-            self.selector.unregister(self.sock)
-            return None
-        sock.setblocking(False)
-        conn = Connection(self, sock, peer)
-        self.connections.add(conn)
-        self.watch(conn)
-        if (
-            self.door.tls
-            and self.door.guard
-            and not self.args.public_read
-            and not self.is_proxy(conn)
-            and self.door.guard.wait(conn.peer)
-        ):
-            conn.turn_away(DENIED)
-            return None
-        if (
-            len(self.connections) > self.args.max_clients + len(self.lingering)
-            and not self.end_idle()
-            and not self.end_slow(conn)
-        ):
-            conn.refuse_head(
-                Refusal(503, f"there are {self.args.max_clients} clients", {"Retry-After": "5"})
-            )
-            return None
-        self.await_head(conn)
-        return conn.readable()
-
-    def is_proxy(self, conn: Connection) -> bool:
-        return conn.hop in self.proxies
-
-    def end_idle(self) -> bool:
-        """Whether one between two requests could be closed for a new client: the one that has been there longest (RFC 9112 §9.5)."""
-        for conn in self.idle:
-            # or its next request is here, and only not read yet
-            if not is_ready(conn.sock, False, 0):
-                conn.linger()
-                return True
-        return False
-
-    def end_slow(self, new: Connection) -> bool:
-        """Whether one within a head could be closed for a new client: the oldest of an address that has half of all clients there."""
-        counts = Counter(network(conn.hop) for conn in self.gathering)
-        for client, count in counts.most_common(1):
-            if 2 * count >= self.args.max_clients and client != network(new.hop):
-                slow = next(conn for conn in self.gathering if network(conn.hop) == client)
-                slow.refuse_head(Refusal(503, "another client needs the place"))
-                return True
-        return False
-
-    def take_back(self) -> None:
-        with contextlib.suppress(OSError):
-            self.woken.recv(4096)
-        while self.returned:
-            self.returned.popleft()()
-
-    def wake(self) -> None:
-        with contextlib.suppress(OSError):
-            self.waker.send(b"\0")
-
-    def watch(self, conn: Connection) -> None:
-        self.selector.register(conn.sock, selectors.EVENT_READ, conn.readable)
-
-    def unwatch(self, conn: Connection) -> None:
-        with contextlib.suppress(KeyError, ValueError, OSError):
-            self.selector.unregister(conn.sock)
-
-    def await_head(self, conn: Connection) -> None:
-        """It is idle until the first byte of a head comes, or of a handshake; from then on the last one has a deadline."""
-        if conn.shaking or conn.buffer:
-            self.idle.pop(conn, None)
-            self.gathering.setdefault(conn, time.monotonic() + self.args.timeout)
-        else:
-            self.gathering.pop(conn, None)
-            self.idle[conn] = None
-
-    def await_no_head(self, conn: Connection) -> None:
-        self.idle.pop(conn, None)
-        self.gathering.pop(conn, None)
-
-    def linger(self, conn: Connection) -> None:
-        if conn.sock not in self.selector.get_map():
-            self.watch(conn)
-        self.await_no_head(conn)
-        self.lingering[conn] = time.monotonic() + LINGER
-        if len(self.lingering) > MAX_LINGERING:
-            next(iter(self.lingering)).close()
-
-    def forget(self, conn: Connection) -> None:
-        self.unwatch(conn)
-        self.connections.discard(conn)
-        self.await_no_head(conn)
-        self.lingering.pop(conn, None)
-
-    def digest(self, conn: Connection, found: Found) -> bytes:
-        """SHA-256 of a file, remembered as long as it is the same file and nobody has changed anything in it."""
-        info = found.info
-        key = info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
-        digest = self.digests.get(key)
-        if digest is None:
-            settled = time.time() - info.st_ctime > SETTLED
-            digest = file_digest(found.descriptor, conn)
-            with self.lock:
-                if settled:
-                    self.digests[key] = digest
-                if len(self.digests) > MAX_DIGESTS:
-                    del self.digests[next(iter(self.digests))]
-        return digest
-
-    def sweep(self, place: Place) -> None:
-        """Look for old parts: once an hour, or each upload into a large folder would read all of it."""
-        info = os.stat(place.folder)
-        key = info.st_dev, info.st_ino, int(time.time()) // 3600
-        if key in self.swept:
-            return
-        if len(self.swept) >= MAX_SWEPT:
-            self.swept.clear()
-        self.swept.add(key)
-        expire_parts(place)
-
-    def answered(
-        self, conn: Connection, request: Optional[Request], answer: Answer, sent: int
-    ) -> None:
-        """A line in Common Log Format; a note in quotes follows when there is more to say. And what --requests and --once count."""
-        if not self.args.quiet:
-            now = int(time.time())
-            line = request.line if request else "-"
-            note = f' "{log_safe(answer.note)}"' if answer.note else ""
-            self.lines.append(
-                f'{conn.peer} - - {log_time(now)} "{line}" {answer.status} {sent or "-"}{note}\n'
-            )
-        self.progress = time.monotonic()
-        with self.lock:
-            self.count += 1
-            if (
-                self.args.once
-                and answer.tag
-                and request
-                and request.method == "GET"
-                and answer.status < 300
-                and not answer.note
-            ):
-                ranges = self.got.setdefault((conn.peer, answer.tag), [])
-                ranges[:] = coalesce([*ranges, *answer.ranges])
-                self.satisfied = self.satisfied or ranges == [(0, answer.size)]
-        if self.satisfied or self.args.requests and self.count >= self.args.requests:
-            self.stopping = True
-            self.stop.wake()
-
-    def note(self, text: str) -> None:
-        self.lines.append(f"{log_time(int(time.time()))} {text}\n")
-
-    def note_left_out(self, item: Item, why: str) -> None:
-        self.note(f"left out of an archive, because {why}: {log_safe(item.path)}")
-
-    def write_log(self, now: float) -> None:
-        """Lines that cannot be written, as on a full disk, are counted, and the number stands in their place."""
-        lines = []
-        while self.lines:
-            lines.append(self.lines.popleft())
-        self.log_at, count = now, len(lines)
-        if self.lost:  # the last one may have been written in part
-            lines.insert(
-                0, f"\n{log_time(int(time.time()))} lines that are lost here: {self.lost}\n"
-            )
-        view = memoryview("".join(lines).encode())
-        try:
-            while view:
-                view = view[os.write(self.log_to, view) :]
-            self.lost = 0
-        except OSError as error:
-            if not self.lost and self.log_to != 2:
-                say(
-                    f"cannot write the log ({error.strerror}): lines are lost until that works again"
-                )
-            left = bytes(view).count(b"\n")
-            self.lost = left if left <= count else self.lost + count
-
-    def finish(self, asked: bool) -> int:
-        """Close the door, end what is idle at once, give what is under way a moment."""
-        self.stopping = True
-        self.wake()
-        with self.lead:
-            self.sock.close()
-            for conn in self.connections - self.busy - set(self.lingering):
-                conn.close()
-        self.settle(GRACE)
-        dropped = list(self.busy)
-        for conn in dropped:
-            with contextlib.suppress(OSError):
-                # (the method of a TLS socket is for its own thread)
-                socket.socket.shutdown(conn.sock, socket.SHUT_RDWR)
-        self.settle(GRACE)
-        for conn in self.connections:
-            conn.sock.close()
-        self.close()
-        self.write_log(0)
-        if self.lost:
-            say(f"lines of the log that are lost: {self.lost}")
-        if asked:
-            say(
-                f"stopped: {self.count} request{'s' * (self.count != 1)} answered, {len(dropped)} transfer{'s' * (len(dropped) != 1)} cut off"
-            )
-        if self.args.once and not self.satisfied and not asked:
-            raise Failure(
-                18,
-                "nobody has got the whole of it",
-                f"no client went on within {self.args.timeout:g} s",
-                f"{SERVER} --once --timeout 600",
-            )
-        return 0
-
-    def close(self) -> None:
-        for end in self.sock, self.selector, self.waker, self.woken:
-            end.close()
-
-    def settle(self, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        with self.lock:
-            while self.busy and (left := deadline - time.monotonic()) > 0:
-                self.freed.wait(left)
-
-
-def file_digest(descriptor: int, conn: Optional[Connection] = None) -> bytes:
-    """Of the whole file; for a connection only while its client is there."""
-    sha, offset = hashlib.sha256(), 0
-    while chunk := read_at(descriptor, PIECE, offset):
-        sha.update(chunk)
-        offset += len(chunk)
-        if conn and not offset % SLICE and conn.has_left():
-            raise Refusal(503, "the client closed before the digest was computed", close=True)
-    return sha.digest()
-
-
-def own_names(host: str) -> frozenset[str]:
-    """The names of this machine, without asking the network (getfqdn can take half a minute)."""
-    name = socket.gethostname().lower()
-    short = name.partition(".")[0]
-    return frozenset(("localhost", name, short, short + ".local", host.lower()))
-
-
-def serve(args: argparse.Namespace) -> int:
-    raise_file_limit()
-    # a listing that is being made must not hold up the leader for the usual 5 ms
-    sys.setswitchinterval(0.001)
-    mimetypes.init()
-    shared, log = open_shared(args), open_log(args.log) if args.log else 2
-    family, target = resolve(args.host, args.port, socket.SOCK_STREAM)[0]
-    door = make_door(args, str(target[0]))
-    if door.tls:
-        door.tls.set_alpn_protocols(["http/1.1"])
-    sock = bind(socket_class(args), family, target, 1024)
-    # each connection inherits these: an answer leaves at once, however short
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in KEEPALIVE.items():
-        if hasattr(socket, option):
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
-
-    def work(stop: Stop) -> int:
-        return Server(args, sock, door, shared, stop, log).run()
-
-    with contextlib.closing(Stop()) as stop:
-        announce(sock, args, door)
-        if args.workers > 1 and hasattr(os, "fork"):
-            return share_port(args.workers, sock, stop, work)
-        return work(stop)
-
-
-def open_log(path: str) -> int:
-    try:
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    except OSError as error:
-        raise Failure(
-            23,
-            f"cannot write the log {path} ({error.strerror})",
-            "the access log goes there",
-            "another --log FILE",
-        ) from None
-
-
-def open_shared(args: argparse.Namespace) -> Shared:
-    try:
-        if not os.path.isfile(args.directory):
-            os.scandir(args.directory).close()
-        return Shared(args.directory, args.hidden, args.durable)
-    except OSError as error:
-        try:
-            where = f"it is looked for in {os.getcwd()}"
-        except OSError:
-            where = "the current folder is gone"
-        raise Failure(
-            26,
-            f"cannot share {args.directory}: {(error.strerror or '').lower()}",
-            where,
-            f"{SERVER} FOLDER, or the name of one file",
-        ) from None
-
-
-def share_port(
-    workers: int, sock: socket.socket, stop: "Stop", work: "Callable[[Stop], int]"
-) -> int:
-    """--workers: processes that accept from one listening socket. The parent only waits, and replaces one that dies."""
-    children: set[int] = set()
-    signal.signal(signal.SIGCHLD, lambda number, frame: None)  # makes select() return
-    while not stop.asked:
-        while len(children) < workers and (child := start_worker(stop, work)):
-            children.add(child)
-        if not children:
-            sock.close()
-            raise Failure(
-                2,
-                "cannot start any worker",
-                "the system has no process or memory left for one",
-                f"{SERVER} --workers 1",
-            )
-        select.select([stop], [], [])
-        stop.drain()
-        for child, status in ended_children():
-            children.discard(child)
-            # it has said why, and the next one would say the same
-            if os.WIFEXITED(status) and os.WEXITSTATUS(status):
-                workers -= 1
-    sock.close()
-    for child in children:
-        os.kill(child, signal.SIGTERM)
-    for child in children:
-        os.waitpid(child, 0)  # each ends within its own grace
-    return 0
-
-
-def start_worker(inherited: "Stop", work: "Callable[[Stop], int]") -> int:
-    """Its process number, or 0 where the system has none left: then those that there are go on."""
-    signals = signal.SIGINT, signal.SIGTERM
-    # until the child has a Stop of its own: one in between would be lost
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    try:
-        child = os.fork()
-    except OSError as error:
-        say(f"cannot start another worker ({error.strerror})")
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-        return 0
-    if child:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-        return child
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    # not inherited.close(): it ignores the signals, and one that waits would be lost
-    inherited.reader.close()
-    inherited.writer.close()
-    with contextlib.closing(Stop()) as stop:
-        # Ctrl-C reaches the whole group; the parent passes it on
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-        os._exit(work(stop))
-
-
-def ended_children() -> Iterator[tuple[int, int]]:
-    with contextlib.suppress(ChildProcessError):
-        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-            yield ended
-
-
 # --- guarding: the same in server.py, httpserver.py (tests/test_twins.py) ---
 # of passwords that are made: none is taken for another when it is read or told
 LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"
@@ -3848,7 +3931,10 @@ MAX_WRONG = 10  # wrong passwords from one address in WINDOW; more are answered 
 WINDOW = 60.0  # seconds
 # addresses whose wrong passwords are counted; one more, and the first is forgotten
 MAX_COUNTED = 10000
-MAKE_CERTIFICATE = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 365 -keyout key.pem -out cert.pem"
+MAKE_CERTIFICATE = (
+    "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 365 "
+    "-keyout key.pem -out cert.pem"
+)
 CERTIFICATE = """[req]
 distinguished_name = name
 x509_extensions = more
@@ -3858,12 +3944,14 @@ CN = Six Sockets
 [more]
 subjectAltName = {names}
 """
-# TLS alerts, in the clear instead of a handshake: access_denied, internal_error
+# TLS alerts, sent instead of a handshake: access_denied, internal_error
 DENIED, OVERLOADED = 49, 80
 
 
 class Guard:
-    """The password, and who has tried others. Each address is told busy for itself: nobody can lock out somebody else."""
+    """The password, and how often each address tried a wrong one.
+
+    Only the address itself is told busy, so nobody can lock out anybody else."""
 
     def __init__(self, password: str) -> None:
         self.password = password
@@ -3877,7 +3965,9 @@ class Guard:
         return max(0, int(end - time.monotonic() + 1)) if count >= MAX_WRONG else 0
 
     def judge(self, host: str, right: bool) -> str:
-        """An attempt: "" for the right password, or the reason why not. Counting and judging are one step: many at once are no more."""
+        """Count an attempt: "" for the right password, or the reason why it is refused.
+
+        The check and the count are one step, so many attempts at once are no more than others."""
         with self.lock:
             if self.wait(host):
                 return "busy"
@@ -3892,7 +3982,7 @@ class Guard:
 
 
 def network(host: str) -> Union[str, bytes]:
-    """Who counts as one: an IPv4 address, or 64 bits of an IPv6 address, for its owner has the rest."""
+    """What counts as one address: an IPv4 address, or the 64 bits of IPv6 that one owner has."""
     return socket.inet_pton(socket.AF_INET6, host.partition("%")[0])[:8] if ":" in host else host
 
 
@@ -3902,7 +3992,7 @@ class Door(NamedTuple):
     guard: Optional[Guard]
     tls: "ssl.SSLContext | None"
     pin: str  # SHA-256 of the certificate
-    made: str  # the password, when it was made for this run: it may be shown
+    made: str  # the password, if it was made for this run: it may be shown
     flags: str  # what a client's command needs for them
 
 
@@ -3911,10 +4001,8 @@ def make_door(args: argparse.Namespace, host: str) -> Door:
     if not password and not args.open and host != "::1" and not host.startswith("127."):
         import secrets  # not at the top: few need it
 
-        # 89 bits
-        password = made = "-".join(
-            "".join(secrets.choice(LETTERS) for _ in range(6)) for _ in range(3)
-        )
+        words = ("".join(secrets.choice(LETTERS) for _ in range(6)) for _ in range(3))
+        password = made = "-".join(words)  # 89 bits
     if args.key and not args.cert:
         raise Failure(
             2,
@@ -3924,23 +4012,21 @@ def make_door(args: argparse.Namespace, host: str) -> Door:
         )
     tls, pin = server_tls(args) if args.tls or args.cert else (None, "")
     flags = f" --password {made}" if made else " --ask-password" if password else ""
-    return Door(
-        Guard(password) if password else None,
-        tls,
-        pin,
-        made,
-        flags + (f" --pin {pin}" if tls else ""),
-    )
+    flags += f" --pin {pin}" if tls else ""
+    return Door(Guard(password) if password else None, tls, pin, made, flags)
 
 
 def choose_password(args: argparse.Namespace) -> str:
-    """The one that was given, or none."""
-    if args.open and (args.password is not None or args.ask_password):
-        raise Failure(
-            2, "--open and a password exclude each other", "--open lets everybody in", "one of them"
-        )
+    """The password that was given, or ""."""
     if args.open:
-        return ""
+        if args.password is None and not args.ask_password:
+            return ""
+        raise Failure(
+            2,
+            "--open and a password exclude each other",
+            "--open lets everybody in",
+            "leave out --open, or the password",
+        )
     if args.ask_password:
         args.password = ask_password("this server")
     if args.password == "":
@@ -3954,7 +4040,9 @@ def choose_password(args: argparse.Namespace) -> str:
 
 
 def server_tls(args: argparse.Namespace) -> "tuple[ssl.SSLContext, str]":
-    """What TLS needs, and the certificate's SHA-256: --cert's, or that of one made for this run, whose key no file keeps."""
+    """What TLS needs, and the SHA-256 of the certificate.
+
+    Without --cert the certificate is made for this run, and its key stays in no file."""
     import ssl
     import tempfile
 
@@ -3965,17 +4053,16 @@ def server_tls(args: argparse.Namespace) -> "tuple[ssl.SSLContext, str]":
         try:
             context.load_cert_chain(cert, key)
             with open(cert, encoding="ascii", errors="replace") as file:
-                found = re.search(
-                    "-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----",
-                    file.read(),
-                    re.DOTALL,
-                )
+                text = file.read()
+            found = re.search("(?s)-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", text)
             pin = fingerprint(ssl.PEM_cert_to_DER_cert(found[0] if found else ""))
         except (OSError, ValueError) as error:
+            why = getattr(error, "reason", "") or getattr(error, "strerror", "") or error
             raise Failure(
                 26,
-                f"cannot use the certificate {cert} ({getattr(error, 'reason', '') or getattr(error, 'strerror', '') or error})",
-                "--cert is a PEM file with the certificate, and --key the one with its key, unless that is in the first too",
+                f"cannot use the certificate {cert} ({why})",
+                "--cert is a PEM file with the certificate, and --key the one with its key, "
+                "unless that is in the first too",
                 MAKE_CERTIFICATE,
             ) from None
     return context, pin
@@ -3986,38 +4073,27 @@ def make_certificate(args: argparse.Namespace, folder: str) -> tuple[str, str]:
     import shutil
     import subprocess
 
-    names = {
-        "DNS:localhost",
-        "IP:127.0.0.1",
-        "IP:::1",
-        *(f"IP:{found}" for found in own_addresses()),
-    }
-    names |= {
-        f"DNS:{name}"
-        for name in (socket.gethostname(), args.host)
-        if re.fullmatch("[0-9A-Za-z-]*[A-Za-z-][0-9A-Za-z.-]*", name)
-    }
+    names = {"DNS:localhost", "IP:127.0.0.1", "IP:::1"}
+    names |= {f"IP:{found}" for found in own_addresses()}
+    for name in socket.gethostname(), args.host:
+        if re.fullmatch("[0-9A-Za-z-]*[A-Za-z-][0-9A-Za-z.-]*", name):
+            names.add(f"DNS:{name}")
     with open(os.path.join(folder, "names"), "w", encoding="ascii") as file:
         file.write(CERTIFICATE.format(names=", ".join(sorted(names))))
     # by its whole path: Windows would look for it in the current folder first, which may be shared
     programs = (shutil.which(os.path.join(entry, OPENSSL)) for entry in os.get_exec_path())
     program = next((found for found in programs if found and os.path.isabs(found)), None)
+    command = [program or OPENSSL, *MAKE_CERTIFICATE.split()[1:], "-config", "names"]
+    why = "it makes the certificate"
     try:
         if not program:
             raise FileNotFoundError
         subprocess.run(
-            [program, *MAKE_CERTIFICATE.split()[1:], "-config", "names"],
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=True,
+            command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, check=True
         )
     except (OSError, subprocess.CalledProcessError) as error:
-        why = (
-            "it makes the certificate"
-            if isinstance(error, OSError)
-            else error.stderr.decode(errors="backslashreplace").strip()[-200:]
-        )
+        if isinstance(error, subprocess.CalledProcessError):
+            why = error.stderr.decode(errors="backslashreplace").strip()[-200:]
         raise Failure(
             2,
             "the openssl program is missing or fails",
@@ -4028,7 +4104,7 @@ def make_certificate(args: argparse.Namespace, folder: str) -> tuple[str, str]:
 
 
 def alert(number: int) -> bytes:
-    """Instead of a handshake: a fatal alert (RFC 8446 section 6)."""
+    """A fatal alert, sent instead of a handshake (RFC 8446 section 6)."""
     return bytes([21, 3, 3, 0, 2, 2, number])
 
 
@@ -4037,7 +4113,7 @@ def door_flags(parser: argparse.ArgumentParser) -> None:
     flag(
         "--password",
         metavar="TEXT",
-        help="what clients must know (better: the environment's SIXSOCKETS_PASSWORD, which no process list shows)",
+        help="what clients must know; safer: SIXSOCKETS_PASSWORD in the environment",
     )
     flag("--ask-password", action="store_true", help="ask for it on the terminal")
     flag("--open", action="store_true", help="let other machines in without a password")
@@ -4058,12 +4134,11 @@ def readable_size(size: float) -> str:
     """Bytes as people read them, such as 999 bytes or 1.2 MB, in powers of 1,000."""
     if size < 999.5:
         return f"{size:.0f} byte{'s' * (round(size) != 1)}"
-    unit = ""
-    for unit in ("kB", "MB", "GB", "TB"):
-        size /= 1000
-        if size < 999.5:
-            break
-    return f"{size:.0f} {unit}" if size >= 99.95 else f"{size:.1f} {unit}"
+    power = 1
+    while size >= 999.5 * 1000**power and power < 4:
+        power += 1
+    number = size / 1000**power
+    return f"{number:.{int(number < 99.95)}f} {' kMGT'[power]}B"
 
 
 # --- end showing sizes ---
@@ -4071,7 +4146,7 @@ def readable_size(size: float) -> str:
 
 # --- reading sizes: the same in server.py, httpserver.py (tests/test_twins.py) ---
 def parse_size(text: str) -> int:
-    """An argparse type: bytes. k, M, G, T are powers of 1,000; Ki, Mi, Gi, Ti are powers of 1,024."""
+    """An argparse type: bytes. k, M, G, T are powers of 1,000; Ki, Mi, Gi, Ti of 1,024."""
     found = re.fullmatch(r"([0-9]{1,15})(?:([kmgt])(i?))?", text.lower())
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes such as 500k or 2Gi")
@@ -4082,7 +4157,7 @@ def parse_size(text: str) -> int:
 # --- end reading sizes ---
 
 
-# --- programs: the same in server.py, client.py, httpserver.py, httpclient.py (tests/test_twins.py) ---
+# --- programs: the same in the four file scripts (tests/test_twins.py) ---
 SCRIPTS = (
     "server.py",
     "client.py",
@@ -4092,15 +4167,18 @@ SCRIPTS = (
     "udp_upper.py",
 )
 OPENSSL = "openssl.exe" if os.name == "nt" else "openssl"
+# what tells Python where its folders are, beside it or in the folder above
+SETTINGS = ("pyvenv.cfg",), (os.pardir, "pyvenv.cfg"), ("pybuilddir.txt",)
 # endings of what Python or Windows loads as code where they look for it
 CODE = (".py", ".pyc", ".pyw", ".so", ".pyd", ".dylib", ".dll", ".exe", ".pth", "._pth")
 
 
 @functools.lru_cache(maxsize=64)
 def folder_key(folder: str) -> str:
-    """One form for all ways to write a folder's path: disks may know neither case nor composed letters.
+    """One form for all ways to write a folder's path.
 
-    A separator ends it, so that it begins the form of all that is in the folder."""
+    Some disks ignore case, or how letters are composed. A separator ends the form, so that the
+    form of all that is in the folder begins with it."""
     real = os.path.join(os.path.realpath(folder), "")
     return unicodedata.normalize("NFD", real).casefold()
 
@@ -4112,17 +4190,20 @@ def path_key(path: str) -> str:
 
 @functools.lru_cache(maxsize=1)
 def program_places() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The files that run when a script of ours starts, and the folders that Python imports from.
+    """What runs when a script of ours starts, and the folders that Python imports from.
 
-    The files are the scripts beside this one, the interpreter, what tells it its folders, and the
-    one other program that --tls runs."""
+    The first are the scripts beside this one, the interpreter, what tells it its folders, and the
+    one other program that --tls runs. Folders that do not exist yet count: they could be made."""
     homes = {os.path.dirname(script) for script in (__file__, os.path.realpath(__file__))}
     bin_folder = os.path.dirname(sys.executable)
     files = {os.path.join(home, name) for home in homes for name in SCRIPTS}
     files |= {__file__, os.path.realpath(__file__), sys.executable}
-    files |= {os.path.join(bin_folder, level, "pyvenv.cfg") for level in (os.curdir, os.pardir)}
+    files |= {os.path.join(bin_folder, *name) for name in SETTINGS}
+    files |= {os.path.join(prefix, "lib") for prefix in (sys.prefix, sys.base_prefix)}
     files |= {os.path.join(folder, OPENSSL) for folder in os.get_exec_path()}
-    folders = {bin_folder, site.getusersitepackages(), *sys.path}
+    folders = {*site.getsitepackages(), site.getusersitepackages(), *sys.path}
+    # Windows tells by its ending what it would run; elsewhere a program can have any name.
+    (folders if os.name == "nt" else files).add(bin_folder)
     # An empty entry, as in PYTHONPATH=: stands for the current folder: the first line of this
     # script takes that off the path, but Python imports sitecustomize before it.
     paths = "" if sys.flags.ignore_environment else os.environ.get("PYTHONPATH", "")
@@ -4134,8 +4215,9 @@ def is_program(path: str) -> bool:
     """Whether a file of this name would be part of a program of ours at its next start."""
     key = path_key(path)
     files, folders = program_places()
-    # below a file too: Python runs a folder that is called like a script, if it has a __main__.py
-    if key.startswith(files) or key in folders:
+    # Below a file too: Python runs a folder that is called like a script, if it has a __main__.py.
+    # A file above a folder too: Python imports from a folder in a zip file.
+    if key.startswith(files) or any(place.startswith(key) for place in folders):
         return True
     if key.startswith(folders) and key[: -len(os.sep)].endswith(CODE):
         return True
@@ -4148,15 +4230,16 @@ def holds_program(path: str) -> bool:
     """Whether to rename or remove a folder of this name, or to move one there, would change one."""
     key = path_key(path)
     files, folders = program_places()
-    return key.startswith(folders) or any(place.startswith(key) for place in files + folders)
+    places = files + folders
+    return key.startswith(places) or any(place.startswith(key) for place in places)
 
 
 # --- end programs ---
 
 
-# --- secrets: the same in server.py, client.py, httpserver.py, httpclient.py (tests/test_twins.py) ---
+# --- secrets: the same in the four file scripts (tests/test_twins.py) ---
 def ask_password(whose: str) -> str:
-    """From the terminal, unseen; where there is none, it is not read from elsewhere in the clear."""
+    """Read it from the terminal, unseen. Without a terminal, it is not read from elsewhere."""
     import getpass
     import warnings  # neither at the top, nor ssl below: few need them
 
@@ -4174,7 +4257,8 @@ def ask_password(whose: str) -> str:
 
 
 def tls_context(args: argparse.Namespace, server: bool) -> "ssl.SSLContext":
-    """TLS 1.2 and later. --trace shows what goes in and comes out: on the wire it is encrypted."""
+    """TLS 1.2 and later. --trace shows the bytes before encryption: on the network they are
+    encrypted."""
     import ssl
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
@@ -4187,8 +4271,10 @@ def tls_context(args: argparse.Namespace, server: bool) -> "ssl.SSLContext":
 def over_tls(
     context: "ssl.SSLContext", sock: socket.socket, host: Optional[str] = None
 ) -> "ssl.SSLSocket":
-    """The connection, from now on encrypted; the handshake is still to come. Where a client's stream ends without TLS's own end
-    it was cut, perhaps on purpose: an error. What comes to a server says itself how long it is."""
+    """The connection, from now on encrypted; the handshake is still to come.
+
+    A client treats a stream that ends without TLS's own end as an error: somebody may have cut it.
+    A server need not: each request tells its own length."""
     secured = context.wrap_socket(
         sock,
         server_side=host is None,
@@ -4205,14 +4291,13 @@ def shake_hands(secured: "ssl.SSLSocket") -> None:
     began = time.perf_counter()
     secured.do_handshake()
     if isinstance(secured, Traced):
-        secured.show(
-            "*",
-            f"TLS handshake ok ({secured.version()}, {(secured.cipher() or '?')[0]}, {1000 * (time.perf_counter() - began):.2f} ms)",
-        )
+        lasted = 1000 * (time.perf_counter() - began)
+        facts = f"{secured.version()}, {(secured.cipher() or '?')[0]}, {lasted:.2f} ms"
+        secured.show("*", f"TLS handshake ok ({facts})")
 
 
 def end_tls(sock: socket.socket) -> None:
-    """TLS's own end of the stream, if the kernel has room for it; FIN comes after it."""
+    """Send TLS's own end of the stream, if the kernel has room for it; FIN comes after it."""
     if hasattr(sock, "unwrap"):
         sock.settimeout(0)
         with contextlib.suppress(OSError, ValueError):
@@ -4229,19 +4314,19 @@ def fingerprint(certificate: Optional[bytes]) -> str:
 
 
 # --- trace: the same in all six scripts (tests/test_twins.py) ---
-T = TypeVar("T")
 DUMPED = 64  # bytes of each call that --trace-hex prints
-LONGEST_NAME = len("authorization:")  # the longest name that announces a secret
+LONGEST_LINE = 65536  # bytes; neither protocol has a longer line with a secret
 SECRET = re.compile(rb"(?i)((?:authorization|cookie):[ \t]*|\bproof=)([^\r\n]*)")
+NOTHING_HAPPENED = ("BlockingIOError", "SSLWantReadError", "SSLWantWriteError")
 
 
 def hexdump(data: bytes) -> str:
     """The first bytes, sixteen a line."""
-    rows = [(start, data[start : start + 16]) for start in range(0, min(len(data), DUMPED), 16)]
-    return "".join(
-        f"\n{start:16x}  {row.hex(' '):47}  {re.sub(rb'[^ -~]', b'.', row).decode()}"
-        for start, row in rows
-    )
+    text = ""
+    for start in range(0, min(len(data), DUMPED), 16):
+        row = data[start : start + 16]
+        text += f"\n{start:16x}  {row.hex(' '):47}  {re.sub(rb'[^ -~]', b'.', row).decode()}"
+    return text
 
 
 class Traced(socket.socket):
@@ -4255,63 +4340,86 @@ class Traced(socket.socket):
     numbers = itertools.count(1)
     dump = False  # whether --trace-hex asks for the bytes
     number = sent = received = 0
-    # for each direction: the end of the last line, or the name of the secret that it is in
-    unended: Mapping[str, bytes] = {}
+    lasted = 0.0  # milliseconds of the last call
+    handshake = ended = ""  # what a connect() does, what 0 bytes mean
+    lines: Mapping[str, bytes] = {}  # for each direction: a line whose end has not come yet
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
         self.number = self.number or next(self.numbers)
-        dumped = hexdump(self.masked(mark, bytes(data))) if self.dump and data else ""
+        if self.dump and data:
+            text += hexdump(self.masked(mark, bytes(data)))
         now = 1000 * (time.perf_counter() - self.began)
-        say(f"{now:9.3f} ms #{self.number} {mark} {text}{dumped}")
+        say(f"{now:9.3f} ms #{self.number} {mark} {text}")
 
     def masked(self, mark: str, data: bytes) -> bytes:
         """The bytes, with asterisks for a secret, even if its line came in several pieces."""
-        before = self.unended.get(mark, b"")
+        before = self.lines.get(mark, b"")
         text = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + data)
-        line = text[max(text.rfind(b"\r"), text.rfind(b"\n")) + 1 :]
-        secret = SECRET.search(line)
-        self.unended = {**self.unended, mark: secret[1] if secret else line[-LONGEST_NAME:]}
+        self.lines = {**self.lines, mark: re.split(b"[\r\n]", text)[-1][:LONGEST_LINE]}
         return text[len(before) :]
 
-    def attempt(
-        self, mark: str, what: str, call: Callable[..., T], *args: object
-    ) -> tuple[T, float]:
-        """What the call returns, and the milliseconds that it lasted."""
+    def attempt(self, mark: str, what: str, call: Callable[..., Any], *args: object) -> Any:
+        """Make a call of socket.socket. Its failure is a line of the trace too."""
         began = time.perf_counter()
         try:
-            return call(*args), 1000 * (time.perf_counter() - began)
+            return call(*args)
         except OSError as error:
-            # these mean: nothing happened
-            if not isinstance(error, BlockingIOError) and "Want" not in type(error).__name__:
+            if type(error).__name__ not in NOTHING_HAPPENED:
                 self.show(mark, f"{what}: {error.strerror or 'timed out'}")
             raise
+        finally:
+            self.lasted = 1000 * (time.perf_counter() - began)
 
     def connect(self, target: Any) -> None:
-        _, lasted = self.attempt("*", f"connect {address(target)}", super().connect, target)
+        what = f"connect {address(target)}"
+        self.attempt("*", what, super().connect, target)
         here = address(self.getsockname())
-        self.show("*", f"connect {address(target)} ok from {here} (handshake {lasted:.2f} ms)")
-
-    def accept(self) -> tuple[socket.socket, Any]:
-        (plain, peer), _ = self.attempt("*", "accept", super().accept)
-        # the same connection as a traced object: the plain one gives its descriptor away
-        conn = Traced(fileno=plain.detach())
-        conn.show("*", f"accept from {address(peer)}")
-        return conn, peer
+        self.show("*", f"{what} ok from {here} ({self.handshake} {self.lasted:.2f} ms)")
 
     def send(self, data: Any, flags: int = 0) -> int:
-        count, _ = self.attempt(">", "send", super().send, data, flags)
-        self.sent += count
-        text = f"send {count} of {len(data)} bytes (sent so far {self.sent})"
-        self.show(">", text, data[:count])
+        count: int = self.attempt(">", "send", super().send, data, flags)
+        self.show_sent("send", data, count)
         return count
 
+    def show_sent(self, what: str, data: Any, count: int) -> None:
+        self.sent += count
+        text = f"{what} {count} of {len(data)} bytes (sent so far {self.sent})"
+        self.show(">", text, data[:count])
+
     def recv(self, size: int, flags: int = 0) -> bytes:
-        data, waited = self.attempt("<", "recv", super().recv, size, flags)
-        self.received += len(data)
-        text = f"{len(data)} of at most {size} bytes, waited {waited:.2f} ms"
-        text += f" (received so far {self.received})"
-        self.show("<", f"recv {text if data else '0 bytes = peer sent FIN (end of stream)'}", data)
+        data: bytes = self.attempt("<", "recv", super().recv, size, flags)
+        self.show_received("recv", data, size)
         return data
+
+    def show_received(self, what: str, data: bytes, size: int) -> None:
+        self.received += len(data)
+        text = f"0 bytes = {self.ended}"
+        if data:
+            text = f"{len(data)} of at most {size} bytes, waited {self.lasted:.2f} ms"
+            text += f" (received so far {self.received})"
+        self.show("<", f"{what} {text}", data)
+
+    def close(self) -> None:
+        if self.fileno() >= 0:
+            self.show("*", f"close (sent {self.sent}, received {self.received})")
+        super().close()
+
+
+# --- end trace ---
+
+
+# --- streams: the same in all scripts over TCP (tests/test_twins.py) ---
+class TracedStream(Traced):
+    """The same for TCP, which has connections that begin and end."""
+
+    handshake, ended = "handshake", "peer sent FIN (end of stream)"
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        plain, peer = self.attempt("*", "accept", super().accept)
+        # the same connection as a traced object: the plain one gives its descriptor away
+        conn = TracedStream(fileno=plain.detach())
+        conn.show("*", f"accept from {address(peer)}")
+        return conn, peer
 
     def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
         data = self.recv(size or len(buffer), flags)
@@ -4323,19 +4431,14 @@ class Traced(socket.socket):
         side = "receiving" if how == socket.SHUT_RD else "sending = FIN"
         self.show("*", f"shutdown of {side}")
 
-    def close(self) -> None:
-        if self.fileno() >= 0:
-            self.show("*", f"close (sent {self.sent}, received {self.received})")
-        super().close()
-
 
 def socket_class(args: argparse.Namespace) -> type[socket.socket]:
     """The class of all sockets: without --trace the plain one, so that it costs nothing."""
     Traced.dump = args.trace_hex
-    return Traced if args.trace or args.trace_hex else socket.socket
+    return TracedStream if args.trace or args.trace_hex else socket.socket
 
 
-# --- end trace ---
+# --- end streams ---
 
 
 # --- listening: the same in all four servers (tests/test_twins.py) ---
@@ -4379,16 +4482,6 @@ class Stop:
         signal.set_wakeup_fd(-1)
         self.reader.close()
         self.writer.close()
-
-
-def raise_file_limit() -> None:
-    """A connection is a descriptor: ask for as many as the system lets this user have."""
-    # macOS names a limit that it does not grant
-    with contextlib.suppress(ImportError, ValueError, OSError):
-        import resource  # not at the top: Windows has none
-
-        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def own_addresses() -> list[str]:
@@ -4494,6 +4587,20 @@ def who_has_port(family: int, kind: int, target: "Address") -> str:
 # --- end listening ---
 
 
+# --- many files: the same in server.py, httpserver.py, tcp_upper.py (tests/test_twins.py) ---
+def raise_file_limit() -> None:
+    """A connection is a descriptor: ask for as many as the system lets this user have."""
+    # macOS names a limit that it does not grant
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource  # not at the top: Windows has none
+
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+# --- end many files ---
+
+
 # --- errors: the same in all six scripts (tests/test_twins.py) ---
 Address = tuple[Any, ...]  # (host, port), and for IPv6 (host, port, flow, scope)
 
@@ -4549,33 +4656,23 @@ def between(low: float, high: float, kind: Callable[[str], float] = int) -> Call
     return number
 
 
-class Layout(argparse.HelpFormatter):
-    """Help that fits on a screen. With the width given, argparse need not load shutil to ask."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, width=100, max_help_position=32)
-
-    def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any = None) -> None:
-        arguments = [action for action in actions if not action.option_strings]
-        if prefix is None:  # else this makes the prog of a subcommand
-            arguments.insert(0, argparse.Action([], "", nargs="*", metavar="OPTION"))
-        super().add_usage(usage, arguments, groups, prefix)
-
-    def format_help(self) -> str:
-        return super().format_help().replace("\n\n", "\n")
-
-
 class Parser(argparse.ArgumentParser):
     """argparse with a short -h, the manual for --help, and complaints in three lines."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(formatter_class=Layout, add_help=False, **settings)
+        super().__init__(formatter_class=self.layout, add_help=False, **settings)
         what = "show this; --help shows the manual first"
         self.add_argument("-h", "--help", action="help", help=what)
 
+    def layout(self, prog: str) -> argparse.HelpFormatter:
+        """Lines as wide as ours. If argparse had to ask for a width, it would load shutil."""
+        return argparse.HelpFormatter(prog, width=100, max_help_position=32)
+
     def format_help(self) -> str:
         manual = f"{__doc__}\n" if "--help" in sys.argv else ""
-        return manual + super().format_help()
+        brief = super().format_help().replace("\n\n", "\n")
+        # the usage need not name the options that are explained below it
+        return manual + re.sub(r"(\s+\[-[^]]*\])+(\n +(?= ))?", " [OPTION ...]", brief, count=1)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """What parse_args() calls, for a subcommand too: so each names its own options."""
@@ -4606,7 +4703,7 @@ class Parser(argparse.ArgumentParser):
 
 # --- the command line ---
 def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
-    """Where the server listens: for programs on stdout; for people on stderr, with what reaches it."""
+    """Where the server listens: on stdout for programs, on stderr for people."""
     host, port = sock.getsockname()[:2]
     try:
         print(f"listening on {url_of(door, host, port)}", flush=True)
@@ -4619,9 +4716,10 @@ def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
             f"{SERVER} > FILE",
         ) from None
     others = reachable_at(sock)
+    login = f"any:{door.made}@" if door.made else ""
     for other in others:
         say(
-            f"from another machine:  {url_of(door, other, port, f'any:{door.made}@' * bool(door.made))}\n"
+            f"from another machine:  {url_of(door, other, port, login)}\n"
             f"or:  {CLIENT} --host {other} --port {port}{door.flags} list /"
         )
     if not others:
@@ -4632,11 +4730,13 @@ def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
             else f"curl {url_of(door, host, port)}"
         )
         return say(
-            f"only this machine can reach it, with a browser or:  {with_client}\nfor others, start it with --host 0.0.0.0"
+            f"only this machine can reach it, with a browser or:  {with_client}\n"
+            "for others, start it with --host 0.0.0.0"
         )
     if not door.guard:
         say(
-            f"nobody is asked for a password: everybody who reaches it can read it{'' if args.read_only else ' and change it'}"
+            "nobody is asked for a password: everybody who reaches it can read it"
+            + " and change it" * (not args.read_only)
         )
     if not door.tls:
         say(
@@ -4675,7 +4775,13 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FOLDER|FILE",
         help="what is shared (default the current folder)",
     )
-    add("--directory", dest="folder", default=".", metavar="DIR", help="the same")
+    add(
+        "--directory",
+        dest="folder",
+        default=".",
+        metavar="DIR",
+        help="the same, as in python3 -m http.server",
+    )
     add(
         "--host",
         default="127.0.0.1",

@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
-"""Share a folder over TCP: list, get, put, delete, rename, for any number of clients at once; hand files from client to client; chat.
+"""Share a folder over TCP with any number of clients, and hand files from client to client.
 
     python3 server.py                         share ./files with this machine, on 127.0.0.1:9000
     python3 server.py /srv/box                share that folder; or a single file
-    python3 server.py --host 0.0.0.0 --tls    with other machines too: prints the command, password included, for them
+    python3 server.py --host 0.0.0.0 --tls    with other machines too: prints the command for them,
+                                              password included
     python3 server.py --read-only             nothing can be changed
     python3 server.py --min-free 1G --max-size 500M --max-clients 20
     printf 'list\\n' | nc -N 127.0.0.1 9000    client.py is the client; netcat is enough
 
-THE PROTOCOL, version 1. Every byte belongs to a line, or to the body bytes that a `data N` line announced.
+THE PROTOCOL, version 1. Every byte belongs to a line, or to the body that a `data N` line
+announced.
 
     S: sixsockets 1 max-line=32768 auth=none you=127.0.0.1:51234
     C: put notes.txt size=6 mtime_ns=1700000000500000000
@@ -29,121 +31,189 @@ THE PROTOCOL, version 1. Every byte belongs to a line, or to the body bytes that
     C: bye
     S: ok bye
 
-Lines. A verb and words, single spaces between them, at the end LF (CRLF is taken too), at most 32768 bytes with it.
-Verbs are case-insensitive. A word is positional, or key=value; unknown keys are ignored; of a key given twice the last
-counts. An empty line means nothing. In names and values a space, `%`, `=` and every byte that is not part of a printable UTF-8 character are written
-%XX; more may be. Numbers are decimal digits; mtime_ns (nanoseconds since 1970) may begin with a minus sign. Names are paths
-below the shared folder with `/` between components, at most 4096 bytes and 64 components. Refused as bad-name: an empty component, `.`, `..`,
-a leading `/`, NUL, `.six-<32 hex digits>.part`; on Windows also \\ : < > | ? * ", devices, a trailing dot or space. A name with
-a component that starts with a dot is refused as hidden-name without --hidden. Links are not followed.
+Lines. A line is a verb and words with single spaces between them. It ends with LF, or CRLF, and has
+at most 32768 bytes with that. Verbs are case-insensitive. A word is positional, or key=value.
+Unknown keys are ignored; if a key is given twice, the last value counts. An empty line means
+nothing. In names and values a space, `%`, `=` and every byte that is not part of a printable UTF-8
+character are written %XX; other bytes may be. Numbers are decimal digits; mtime_ns (nanoseconds
+since 1970) may begin with a minus sign.
 
-Requests and answers. The server speaks first: the greeting above. Requests may follow one another without waiting; answers
-come in their order: `ok VERB NAME… key=value…` or `err VERB NAME… reason=CODE …` (words cut off after 900 characters).
-Lines that begin with `note` may come before an answer: received=N and checked=N tell how far the server is, ten times a
-second at most; with reason=CODE, in `list`, what was left out. Any request but help and say may have the key nick=NAME:
-what others know this client by from now on, 1 to 32 letters, digits, `_`, `.` or `-`, else bad-nick; a number is added
-where another client has that nick already, in whatever case.
+Names. A name is a path below the shared folder, with `/` between its components: at most 4096 bytes
+and 64 components. Refused as bad-name: an empty component, `.`, `..`, a leading `/`, NUL, and
+`.six-<32 hex digits>.part`; on Windows also \\ : < > | ? * ", devices, and a trailing dot or space.
+Without --hidden a name is refused as hidden-name if a component of it starts with a dot. Links are
+not followed.
 
-    help                    help VERB WORDS -- TEXT, a line a verb, then ok help count=N
-    list [FOLDER] [deep=yes]  file NAME size=N mtime_ns=N [exec=yes] and dir NAME mtime_ns=N lines, full names, then
-                            ok list count=N; deep=yes lists all folders below too, each after the lines of the one it is in
+Requests and answers. The server speaks first: the greeting above. A client may send requests
+without waiting for the answers, which come in the same order: `ok VERB NAME… key=value…` or `err
+VERB NAME… reason=CODE …` (each word is cut off after 900 characters). Lines that begin with `note`
+may come before an answer. received=N and checked=N tell how far the server is, at most ten times a
+second; in `list`, reason=CODE tells what was left out. Any request except help and say may have the
+key nick=NAME, which is what others know this client by from now on. It has 1 to 32 letters, digits,
+`_`, `.` or `-`, else it is refused as bad-nick. If another client has that nick already, in
+whatever case, a number is added.
+
+    help                    help VERB WORDS -- TEXT, a line for each verb, then ok help count=N
+    list [FOLDER] [deep=yes]
+                            lines file NAME size=N mtime_ns=N [exec=yes] and dir NAME mtime_ns=N
+                            with full names, then ok list count=N. deep=yes lists all folders below
+                            too, each after the lines of the folder that it is in
     stat NAME [digest=yes] [size=N mtime_ns=N]
-                            ok stat NAME type=file size= mtime_ns= [exec=yes] [sha256=], or type=dir mtime_ns=. With size
-                            and mtime_ns the answer, err too, has part=N when an interrupted put of such a file left N bytes
+                            ok stat NAME type=file size= mtime_ns= [exec=yes] [sha256=], or type=dir
+                            mtime_ns=. If size and mtime_ns are given, and an interrupted put of
+                            such a file left N bytes, the answer has part=N, even if it is err
     get NAME                ok get NAME size= mtime_ns= [exec=yes], then a body
     get NAME offset=N sha256=DIGEST
-                            the rest, to a client that has N bytes with this SHA-256: ok get … offset=N, and a body that
-                            starts there; when the digest is not that of the server's first N bytes: the whole, no offset
+                            for a client that has N bytes with this SHA-256. If these are the file's
+                            first N bytes: ok get … offset=N, and a body that starts there. If not:
+                            the whole file, and no offset
     put NAME [size=N] [mtime_ns=N] [exec=yes] [over=yes] [offset=N]
-                            a body follows; then ok put NAME size= sha256= verified=yes, or =no when `end` had no digest.
-                            over=yes replaces a file. offset=N only right after a `resume` that answered N
+                            a body follows; then ok put NAME size= sha256= verified=yes, or =no if
+                            `end` had no digest. over=yes replaces a file. offset=N is allowed only
+                            right after a `resume` that answered N
     resume NAME size=N mtime_ns=N
-                            ok resume NAME offset=N sha256=DIGEST of what an interrupted put left (offset=0: nothing). A
-                            client whose first N bytes have this digest may put the rest; another puts without offset
+                            ok resume NAME offset=N sha256=DIGEST of what an interrupted put left
+                            (offset=0: nothing). A client whose first N bytes have this digest may
+                            put the rest; any other puts without offset
     delete NAME             a file or an empty folder
-    rename OLD NEW [over=yes]  also into another folder
-    mkdir NAME              a folder, and those above it that are missing
-    auth nonce=HEX proof=HEX  ok auth proof=HEX: see Auth
-    who                     client HOST:PORT [nick=NAME] mode=MODE [you=yes] lines, then ok who count=N. MODE is receive or chat for
-                            one that waits in it, else the verb that is carried out, or idle
-    receive                 ok receive you=HOST:PORT [nick=NAME], and the connection waits, below
+    rename OLD NEW [over=yes]
+                            also into another folder
+    mkdir NAME              makes a folder, and the folders above it that are missing
+    auth nonce=HEX proof=HEX
+                            ok auth proof=HEX: see Auth
+    who                     client HOST:PORT [nick=NAME] mode=MODE [you=yes] lines, then ok who
+                            count=N. MODE is receive or chat for a client that waits in it, else the
+                            verb that is carried out, or idle
+    receive                 ok receive you=HOST:PORT [nick=NAME]; then the connection waits, below
     send TO NAME [size=N] [mtime_ns=N] [exec=yes] [type=dir]
-                            a body follows, unless type=dir. TO is one or more HOST:PORT or nicks, with commas between. A line
-                            got … for each receiver, then ok send NAME receivers=N verified=N, below
-    chat [NICK]             up to 50 lines `said` from before, then ok chat [NICK] [nick=NAME] you=HOST:PORT count=N, below
-    say TEXT                the rest of the line as it stands, at most 4000 bytes, to all others in the chat; ok say
+                            a body follows, unless type=dir. TO is one or more HOST:PORT or nicks,
+                            with commas between. A line got … for each receiver, then ok send NAME
+                            receivers=N verified=N, below
+    chat [NICK]             up to 50 lines `said` from before, then ok chat [NICK] [nick=NAME]
+                            you=HOST:PORT count=N, below
+    say TEXT                the rest of the line as it is, at most 4000 bytes, to all others in the
+                            chat; ok say
     ping                    ok ping
     bye                     ok bye, and the server closes
     upload, download, and logout, stop, quit are other words for put, get and bye.
 
-Bodies. `data N` and exactly N bytes, any number of times, then `end sha256=DIGEST` of the whole file, from its first byte also
-where an offset was agreed; or `abort reason=CODE` when the sender gives up (reason=changed: the file changed while it was
-sent). `note NAME` between them says that more may come. A body without its `end` is never a file. Another verb inside a body ends
-it like abort, and is run then. Outside a body `data` is read and dropped, `end`, `abort` and `note` mean nothing: a put may be refused before or inside its body,
-the client need not know, and the next line is understood. A client that wants no more of a body from the server closes.
+Bodies. `data N` and exactly N bytes, any number of times; then `end sha256=DIGEST`. The digest is
+that of the whole file, even if the body starts at an offset. A sender that gives up sends `abort
+reason=…` instead (reason=changed: the file changed while it was sent). `note NAME` between them
+announces that more may come. A body without its `end` never becomes a file. Another verb inside a
+body ends it like abort, and is carried out then. Outside a body `data` is read and dropped, and
+`end`, `abort` and `note` mean nothing. So a server may refuse a put before its body or inside it,
+and understands the next line even if the client does not know yet. A client that wants no more of a
+body from the server closes.
 
-Auth. A server with a password says so in its greeting, and refuses all but help, ping, auth and bye until the client has
-proved that it knows it. The password is never sent. This is how it goes with the password `secret`, without TLS:
+Auth. A server with a password announces it in its greeting. It refuses everything but help, ping,
+auth and bye until the client has proved that it knows the password, which is never sent. This is
+how it goes with the password `secret`, without TLS (long lines are broken here):
 
-    S: sixsockets 1 max-line=32768 auth=scrypt-hmac-sha256 salt=6b1f0a92c4d85e37b0a1934ce27d5f68 nonce=0c9d2be871f34a56907be8d3142fa5c6 you=…
-    C: auth nonce=a4e15b7c03d98f62175c0eb94d3a8f21 proof=e44b51273e139859cfa496f74d825cfac867a2b4cfd9a004a520753f6ec39eeb
+    S: sixsockets 1 max-line=32768 auth=scrypt-hmac-sha256 salt=6b1f0a92c4d85e37b0a1934ce27d5f68
+       nonce=0c9d2be871f34a56907be8d3142fa5c6 you=…
+    C: auth nonce=a4e15b7c03d98f62175c0eb94d3a8f21
+       proof=e44b51273e139859cfa496f74d825cfac867a2b4cfd9a004a520753f6ec39eeb
     S: ok auth proof=37116c4fdc7a203e34491b9a0b93bdaa7c141a258e87d5192ebd77edd0034a25
 
-The client makes a nonce of its own: 16 to 64 random bytes in lower-case hex digits, new for each connection. In Python:
+The client makes its own nonce: 16 to 64 random bytes in lower-case hex digits, new for each
+connection. In Python, where scrypt is that of RFC 7914, of the password's UTF-8 bytes:
 
-    key = hashlib.scrypt(b"secret", salt=bytes.fromhex(salt), n=16384, r=8, p=1, dklen=32)    # RFC 7914, of the UTF-8 bytes
+    key = hashlib.scrypt(b"secret", salt=bytes.fromhex(salt), n=16384, r=8, p=1, dklen=32)
     text = f"client {servers_nonce} {my_nonce} {certificate}".encode()
     proof = hmac.new(key, text, "sha256").hexdigest()
 
-where certificate is `-`, or with TLS the SHA-256 of the server's certificate (DER) in hex: so nobody can pass proofs on from
-another connection. The server's proof is the same with the word server for client; a client whose server cannot give it goes
-no further. After a wrong proof the server closes. Ten within a minute from one address, and until it is over all its new connections
-are answered `err - reason=busy retry=SECONDS` instead of the greeting (under TLS by the alert access_denied).
+certificate is `-`, or with TLS the SHA-256 of the server's certificate (DER) in hex, so that nobody
+can pass on the proofs of another connection. The server's proof is the same with the word server
+instead of client; a client goes no further if the server cannot give it. After a wrong proof the
+server closes. Ten wrong proofs within a minute from one address, and until the minute is over the
+server answers all new connections from there with `err - reason=busy retry=SECONDS` instead of the
+greeting (under TLS with the alert access_denied).
 
-TLS. With --tls the client begins with a TLS handshake (1.2 or later), and all the rest is the same inside. Who begins in the
-clear is answered in the clear, with reason=tls-only.
+TLS. With --tls the client begins with a TLS handshake (1.2 or later), and all the rest is the same
+inside. A client that begins without TLS is answered without TLS, with reason=tls-only.
 
-From client to client. A connection that has said `receive` waits until its client closes or says something other than help,
-who, ping, say (without nick); usage and unknown-verb do not end it. Meanwhile the server may send it, one after another and each when the last was answered,
-    put NAME [size=N] [mtime_ns=N] [exec=yes] from=HOST:PORT [nick=NAME]     and a body, in which `note NAME` may stand between lines
+From client to client. After `receive` a connection waits until its client closes or sends a request
+other than help, who, ping, say (without nick); usage and unknown-verb do not end it either.
+Meanwhile the server may send it these, each after the last was answered,
+
+    put NAME [size=N] [mtime_ns=N] [exec=yes] from=HOST:PORT [nick=NAME]
+                            and a body, in which `note NAME` may stand between the lines
     mkdir NAME from=HOST:PORT [nick=NAME]
-and the client answers as the server does: note NAME received=N while it comes, then ok put NAME size= sha256= verified=yes
-[as=NAME-IT-HAS-THERE] or err put NAME reason=CODE [why=TEXT], as soon as it knows; ok or err mkdir NAME. A request of its own inside a body
-is carried out, and means that it does not want the file (left). NAME is what the sender says: it is for the receiver to check.
 
-The sender hears `note NAME waiting=N` while one of its N receivers has something else coming; all are taken at once,
-first come first, and a sender that waits has none (nor keeps it from others, before it has waited for --timeout
-seconds). Then `note NAME received=N`: what the slowest of them has; and of each as soon as it is known, `got HOST:PORT
-ok put NAME size= sha256= verified= [as=] [nick=]` or `got TO err put NAME reason=CODE [why=]` (mkdir with type=dir). The
-reason is the receiver's own, or no-such-client, not-receiving, yourself, gone (closed, or broke the protocol), stalled
-(took nothing and told of nothing more received for --timeout seconds: the server has closed it), left. A receiver's ok before the end of the body
-is a request like any other: left. When none has got it, the end is err send NAME reason=not-received receivers=N verified=0; inside the body if
-that is known there. When the sender is lost or gives up, its receivers get `abort reason=…`. It may close its writing side
-behind the last byte, as nc -N does, but its connection only after the answer: one that is gone is noticed at the next note.
-Nothing is stored: the server announces with `data` what it holds, at most 512 KiB, and takes more when every receiver has
-that. The digest is the sender's, and the receiver checks it.
+and the client answers as the server does. During the body it sends note NAME received=N. As soon as
+it knows: ok put NAME size= sha256= verified=yes [as=NAME-IT-HAS-THERE] or err put NAME reason=CODE
+[why=TEXT]; ok or err mkdir NAME. A request of its own inside a body is carried out, and means that
+it does not want the file (left). The sender chose NAME: the receiver must check it.
 
-Chat. Between `ok chat` and the next request other than help, who, ping, say, lines come between answers: said from=NAME TEXT
-(one space, then the text to the end of the line), joined NAME at=HOST:PORT, left NAME. NAME is the nick or HOST:PORT. One client
-may say 40 lines (or join so often) at once and 20 a second: others are answered too-fast and not told. For a client that does not
-read, 200 lines are kept; it loses the oldest of more, and hears `note chat lost=N` before the next.
+The sender gets `note NAME waiting=N` while one of its N receivers is busy with another sender. It
+gets all of them at once, first come first served. A sender that waits has none of them; it keeps
+them from later senders only when it has waited for --timeout seconds. Then it gets `note NAME
+received=N`: what the slowest receiver has. For each receiver, as soon as its result is known, it
+gets `got HOST:PORT ok put NAME size= sha256= verified= [as=] [nick=]` or `got TO err put NAME
+reason=CODE [why=]` (mkdir with type=dir). The reason is the receiver's own, or no-such-client,
+not-receiving, yourself, gone (it closed, or broke the protocol), stalled (for --timeout seconds it
+read nothing and told of nothing new received, so the server closed it), or left. If a receiver says
+ok before the body ends, it counts as having left. If no receiver got the file, the answer is err
+send NAME reason=not-received receivers=N verified=0, even inside the body. If the sender is lost or
+gives up, its receivers get `abort reason=…`. It may close its writing side after the last byte, as
+nc -N does, but the connection only after the answer: the server notices at the next note that a
+sender is gone. Nothing is stored. The server announces with `data` what it holds, at most 512 KiB,
+and reads on when every receiver has that. The digest is the sender's; the receiver checks it.
 
-Reason codes. The connection goes on after: no-such-file no-such-folder (one above it is missing) exists (with size= mtime_ns=, but for mkdir)
-is-a-folder not-a-folder not-a-file (a link or special) not-empty not-permitted (with why= a sentence, where what arrives would be
-run as part of a program later: a script of ours, what Python imports) not-possible bad-name too-deep (more than 64 components, also
-of what is in a folder that is renamed; `list` does not look into what is further down, or longer than names are) hidden-name read-only
-too-large (limit=) too-long (more than size= said) incomplete (less) wrong-digest aborted disk-full disk-read-only resume-first busy (another
-client is writing it) bad-nick not-received not-in-chat too-fast (limit=) auth-required not-needed (auth where there is no password, or
-a second time) usage unknown-verb failed; received=N tells how far a put came. The server closes after `err auth` reason=
-wrong-password busy, after `err - reason=` bad-line, line-too-long, bad-number, this-is-http, this-is-tls, and after tls-only,
-server-full and busy, which come instead of the greeting. It closes too when a line, once begun, or a body stands still for --timeout
-seconds, or the password is not proved within them; after that a client may be silent between requests for ever. When either side closes
-inside a put of 1 MiB or more that told size and mtime_ns, what was received is kept for seven days for `resume`.
+Chat. After `ok chat`, and until the next request other than help, who, ping, say, these lines come
+between answers: said from=NAME TEXT (one space, then the text to the end of the line), joined NAME
+at=HOST:PORT, left NAME. NAME is the nick or HOST:PORT. One client may say 40 lines (or join so
+often) at once and 20 a second; more are refused as too-fast. For a client that does not read, 200
+lines are kept; of more it loses the oldest, and gets `note chat lost=N` before the next.
 
-Limits: on a loopback address nobody is asked for a password unless one is given; on any other one is made at start and printed,
-unless --open does without. Without --tls others can read the traffic, and try passwords on what they have read. A file is
-written under a hidden name and renamed when its length and digest are right: readers see the old file or the new one, whole.
+Reason codes. The connection goes on after: no-such-file, no-such-folder (one above it is missing),
+exists (with size= mtime_ns=, except for mkdir), is-a-folder, not-a-folder, not-a-file (a link or
+special file), not-empty, not-permitted (with why= a sentence if what arrives would later run as
+part of a program: one of these scripts, or what Python imports), not-possible, bad-name, too-deep
+(more than 64 components, also of what is in a folder that is renamed; `list` does not look into
+what is further down, or longer than names are), hidden-name, read-only, too-large (limit=),
+too-long (more than size= announced), incomplete (less), wrong-digest, aborted, bad-number (of a
+key), disk-full, disk-read-only, resume-first, busy (another client is writing it, or another
+program has locked the folder), bad-nick, not-received, not-in-chat, too-fast (limit=),
+auth-required, not-needed (auth without a password, or a second time), usage, unknown-verb, failed.
+received=N tells how far a put came.
+
+The server closes after `err auth` reason=wrong-password or busy, after `err - reason=` bad-line,
+line-too-long, bad-number (of `data`), this-is-http, this-is-tls, and after tls-only, server-full
+and busy, which come instead of the greeting. It closes too if a line, once begun, or a body stands
+still for --timeout seconds, or if the password is not proved within them. After that a client may
+be silent between requests for ever, with one exception: if the server is full, and one address (of
+IPv6: 64 bits) has more than half of all places, a client from another address takes the place of
+the one there that has been silent longest. Clients in receive or chat go last, and none goes while
+its request is carried out. If the connection ends inside a put of 1 MiB or more that announced size
+and mtime_ns, what was received is kept for seven days for `resume`. What nothing can resume goes at
+once, or an hour after the server was killed.
+
+Limits. On a loopback address the server asks for no password unless one is given. On any other it
+makes one and prints it, unless --open does without. Without --tls others can read the traffic, and
+try passwords on what they have read. A file is written under a hidden name and renamed when its
+length and digest are right: readers see the old file or the new one, whole.
 """
+
+# The map
+#
+# Begin with answer(), then do_get() and do_put(): one function for each verb of the protocol.
+# The sections, in the order of the file:
+#   the conversation   converse(), answer(), do_get(), do_put(), do_send(), Command
+#   what it stands on  Line, Wire, Folder, Part, send_body(), receive_body()
+#   one client         walk(), Session, Session.run(), Session.find(), Session.claim()
+#   client to client   Holder, Lobby, Receiver, Relay
+#   the server         Server, Server.run(), Server.accept(), Server.handle(), serve()
+#   shared fences      Guard, Door, is_program(), over_tls(), Traced, Stop, bind(), Failure, Parser
+#   the command line   announce(), build_parser(), main()
+#
+# Threads: the main thread runs Server.run(). Each client has one that runs Session.run(); it alone
+# touches its Session, with two exceptions that Holder names. While a client waits in `receive` or
+# `chat`, its thread sleeps and the lobby's thread, Lobby.watch(), has the connection. While another
+# client sends to it, that client's thread has it.
+# States of a connection: TLS and greeting; requests, `admitted` once the password is proved;
+# in the lobby (`mode`); hung up on: Session.hang_up() reads until the client has read why.
 
 # --- imports: the same in all six scripts (tests/test_twins.py) ---
 import sys
@@ -166,6 +236,7 @@ if __name__ == "__main__":
     sys.path[:] = [folder for folder in sys.path if not is_open(folder or os.curdir)]
 # --- end imports ---
 
+import _thread  # the locks of threading, which takes a client long to load
 import argparse
 import contextlib
 import enum
@@ -185,9 +256,9 @@ import stat
 import threading
 import time
 import unicodedata
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional, TypeVar, Union
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional, Union
 
 if TYPE_CHECKING:
     import ssl
@@ -196,27 +267,474 @@ VERSION = "1.0"
 PROTOCOL = "1"
 CLIENT = "python3 client.py"
 GRACE = 2.0  # seconds that Ctrl-C leaves for transfers under way
-LINGER = 1.0  # seconds that a client which is hung up on has for reading why
+LINGER = 1.0  # seconds that a client has for reading why the server closes
 MAX_REFUSED = 64  # clients over the limit that are kept that long
 ACCEPT_PAUSE = 0.5  # seconds to the next accept() when the system has no descriptor or memory left
-TELL = 0.1  # seconds from note to note
+TELL = 0.1  # seconds from one note to the next
+DIGESTS = 2  # files that are read at once for nothing but their digest
 STALE = 1.0  # seconds of silence after which the writer of a part gives way to a new one
-BUSY = 2.0  # seconds that a new writer of a part waits for the old one
-# characters of a name that an error repeats: three words of so many, twelve bytes each, are less
-# than MAX_LINE
+# how often a new writer of a part tries to get it from the old one, and seconds between two tries
+TRIES, RETRY = 40, 0.05
+# characters of each word that an error repeats: three words, each character as twelve bytes, are
+# shorter than MAX_LINE
 MAX_ECHO = 900
-# seconds of silence after which somebody who waits for another is told that the server is there
+# seconds of silence after which a client that waits for another is told that the server is there
 LIFE = 1.0
+# what a receiver's answer tells the sender, and how many characters of each: without a limit the
+# line could be longer than MAX_LINE
+RESULTS = {
+    "reason": 32,
+    "why": 200,
+    "received": 20,
+    "as": MAX_ECHO,
+    "size": 20,
+    "sha256": 64,
+    "verified": 3,
+}
 BRIEF = 0.001  # seconds that one client's connection may hold up what others wait for too
 # letters of any script, digits: nothing that could pass for an address or for more than a name
 NICK = re.compile(r"[\w.-]{1,32}")
 MAX_SAY = 4000  # bytes of one line of the chat
 SAY_RATE, SAY_BURST = 20.0, 40.0  # lines a second that one client may say, and how many at once
 MAX_TARGETS = 2000  # receivers that one line can name: each is answered with a line of its own
-HISTORY = 50  # lines of the chat that are told to who joins
-UNHEARD = 200  # lines that wait for one reader; of more it loses the oldest
-AT_ONCE = 16  # of them that leave in one send
-SWEEP = 3600.0  # seconds from one search for parts that nobody came back for to the next
+HISTORY = 50  # lines of the chat that a client gets when it joins
+UNHEARD = 200  # lines that are kept for a slow reader; of more it loses the oldest
+AT_ONCE = 16  # how many of them one send() gets
+SWEEP = 3600.0  # seconds from one search for old parts to the next
+
+
+# --- the conversation: a request comes, a command answers ---
+def converse(session: "Session") -> None:
+    """A client's requests, one after another, until it leaves or the server stops."""
+    while not session.done and not session.server.stop.asked:
+        if session.start == session.end:
+            session.flush()  # before Ctrl-C may take it for idle
+            session.idle = True
+        request = session.line(idle=session.admitted)
+        session.idle = False
+        session.requests += 1
+        if request.verb in ALIASES:
+            request = request._replace(verb=ALIASES[request.verb])
+        answer(session, request)
+
+
+def answer(session: "Session", request: "Line") -> None:
+    """Run one command. If it is refused, tell the client why; then log the result."""
+    verb, words = request.verb, request.words
+    if verb in NOT_ALONE:  # the rest of a body that was refused; line() drops the bytes
+        return
+    session.started = session.last_note = time.monotonic()
+    session.moved, result = 0, "ok"
+    try:
+        command = find_command(session, verb, words)
+        session.prepare(request)
+        command.run(session, request, *words)
+    except (Refused, BadNumber, OSError) as error:
+        result = reason_of(error)
+        repeated = {"send": words[1:], "say": []}.get(verb, words)[:2]
+        named = [word[:MAX_ECHO] for word in (verb, *repeated)]
+        session.send_line("err", *named, reason=result, **getattr(error, "keys", {}))
+    if verb not in UNLOGGED or result not in EXPECTED:
+        # somebody may have typed the password after `auth`
+        what = " ".join([verb, *words] if verb != "auth" else [verb])
+        elapsed = time.monotonic() - session.started
+        session.note(f"{what[:300]}: {session.moved} bytes, {elapsed:.3f} s, {result}")
+
+
+def find_command(session: "Session", verb: str, words: Sequence[str]) -> "Command":
+    """What the table says of a verb, after the checks that hold for all commands."""
+    found = COMMANDS.get(verb)
+    if found is None:
+        raise Refused("unknown-verb", **{"try": "help"})
+    if not found.least <= len(words) <= found.most:
+        raise Refused("usage", usage=f"{verb} {found.usage}")
+    if not session.admitted and verb not in BEFORE_AUTH:
+        raise Refused("auth-required")
+    if found.changes and session.args.read_only:
+        raise Refused("read-only")
+    return found
+
+
+def do_help(session: "Session", request: "Line", topic: str = "") -> None:
+    for verb, command in COMMANDS.items():
+        usage = f"{command.usage} " if command.usage else ""
+        session.put(f"help {verb} {usage}-- {command.text}\n".encode())
+    session.ok(request._replace(words=[]), count=len(COMMANDS))
+
+
+def do_list(session: "Session", request: "Line", name: str = "") -> None:
+    folder = session.folder(check_name(name, session.args.hidden) if name else [])
+    deep, count = request.is_set("deep"), 0
+
+    def left_out(full: str, error: Union[OSError, "Refused"]) -> None:
+        session.send_line("note", full, reason=reason_of(error))
+
+    for full, _, status in walk(folder, name, left_out, deep, session.visible):
+        count += describe(session, full, status, deep)
+    session.ok(request, count=count)
+
+
+def describe(session: "Session", full: str, status: os.stat_result, deep: bool) -> bool:
+    """One entry of a listing; False for what is neither a file nor a folder."""
+    if stat.S_ISREG(status.st_mode):
+        session.send_line("file", full, **facts(status))
+    elif stat.S_ISDIR(status.st_mode):
+        session.send_line("dir", full, mtime_ns=status.st_mtime_ns)
+    else:
+        if deep:
+            session.send_line("note", full, reason="not-a-file")
+        return False
+    return True
+
+
+def digest_in_turn(session: "Session", name: str, fd: int, upto: int, sha: "hashlib._Hash") -> str:
+    """The digest of a file's first bytes. Few at once read a file for that.
+
+    Many would leave short requests no processor time. Those that wait say so."""
+    tell, turns = session.progress(name, "checked"), session.server.digest_turns
+    while not turns.acquire(timeout=TELL):
+        tell(0)
+    try:
+        return digest(fd, upto, sha, tell)
+    finally:
+        turns.release()
+
+
+def do_stat(session: "Session", request: "Line", name: str) -> None:
+    # most ask without mtime_ns, and many
+    part = session.part(request, name) if "mtime_ns" in request.keys else None
+    kept = part.folder.stat(part.name) if part and part.keyed else None
+    part_size = kept.st_size if kept else None
+    try:
+        status = session.existing(name)[2]
+    except Refused as refusal:
+        raise Refused(refusal.reason, part=part_size) from None
+    if stat.S_ISDIR(status.st_mode):
+        return session.ok(request, type="dir", mtime_ns=status.st_mtime_ns)
+    sha256 = None
+    if request.is_set("digest"):
+        with session.opened(name) as (fd, status):
+            sha256 = digest_in_turn(session, name, fd, status.st_size, hashlib.sha256())
+    session.ok(request, type="file", **facts(status), sha256=sha256, part=part_size)
+
+
+def do_get(session: "Session", request: "Line", name: str) -> None:
+    offset, sha = request.number("offset"), hashlib.sha256()
+    theirs = request.keys.get("sha256")
+    with session.opened(name) as (fd, status):
+        if offset and (
+            offset > status.st_size or digest_in_turn(session, name, fd, offset, sha) != theirs
+        ):
+            offset, sha = 0, hashlib.sha256()
+            os.lseek(fd, 0, os.SEEK_SET)
+        session.send_line("ok", "get", name, **facts(status), offset=offset or None)
+        try:
+            reason = send_body(session, fd, status, sha, session.count)
+        except Lost as lost:
+            size = status.st_size - offset
+            session.note(f"get {name}: cut at {session.moved} of {size} bytes ({lost})")
+            raise
+    if reason:
+        session.note(f"get {name}: given up, it {reason} meanwhile")
+
+
+def do_put(session: "Session", request: "Line", name: str) -> None:
+    size, offset, over = (
+        request.number_or_none("size"),
+        request.number("offset"),
+        request.is_set("over"),
+    )
+    part = session.part(request, name)
+    session.check_room(size or 0, offset)
+    session.check_vacant(part.folder, part.leaf, over)
+    part = session.claimed(part, offset)
+    try:
+        part.begin(offset)
+        verified = receive_body(
+            session,
+            part,
+            size,
+            lambda announced: session.check_room(announced, part.received),
+            session.progress(name, "received"),
+        )
+        part.finish(over)
+    except (Lost, Broken) as lost:
+        keeps = part.keep()
+        session.server.kept += keeps
+        kept = "kept for seven days" if keeps else "nothing is kept"
+        whole = "?" if size is None else size
+        session.note(f"put {name}: cut at {part.received} of {whole} bytes ({lost}); {kept}")
+        raise
+    except OSError as error:
+        # another program has locked the folder: the client may come back and find it all here
+        session.server.kept += error.errno == errno.EBUSY and part.keep()
+        raise Refused(reason_of(error), received=part.received) from None
+    finally:
+        session.moved = part.received
+        part.drop()
+        session.disclaim(part)
+    session.ok(request, size=part.received, sha256=part.sha.hexdigest(), verified=verified)
+
+
+def do_resume(session: "Session", request: "Line", name: str) -> None:
+    session.release_part()
+    part = session.part(request, name)
+    if not part.keyed or not part.folder.stat(part.name):
+        return session.ok(request, offset=0)
+    session.claim(part)
+    session.checked = part
+    part.examine(request.number("size"), session.progress(name, "checked"))
+    session.ok(request, offset=part.received, sha256=part.sha.hexdigest())
+
+
+def do_delete(session: "Session", request: "Line", name: str) -> None:
+    folder, leaf, status = session.existing(name)
+    folder.protect(leaf)
+    with folder.locked():
+        folder.remove(leaf, stat.S_ISDIR(status.st_mode))
+    session.last_folder = "", session.root
+    session.ok(request)
+
+
+def do_rename(session: "Session", request: "Line", old: str, new: str) -> None:
+    folder, leaf, status = session.existing(old)
+    other, other_leaf = session.find(new)
+    is_folder = stat.S_ISDIR(status.st_mode)
+    over = request.is_set("over") and not is_folder
+    folder.protect(leaf, is_folder)
+    session.check_vacant(other, other_leaf, over, is_folder)
+    if is_folder and new.count("/") > old.count("/"):
+        check_depth(session, folder.below(leaf), new)
+    with folder.locked(other):
+        folder.rename(leaf, other, other_leaf, replace=over)
+        if over:
+            remove_twin(folder, leaf, other, other_leaf)
+    session.last_folder = "", session.root
+    session.ok(request)
+
+
+def remove_twin(folder: "Folder", leaf: str, other: "Folder", other_leaf: str) -> None:
+    """os.replace() does nothing between two links of one file: then remove the old name."""
+    status, renamed = folder.stat(leaf), other.stat(other_leaf)
+    if not status or not renamed or not os.path.samestat(status, renamed):
+        return
+    # where "a" and "A" are one name, only one of them is listed
+    both = (folder, leaf), (other, other_leaf)
+    listed = all(name in at.entries() for at, name in both)
+    if listed and folder.identity(leaf) != other.identity(other_leaf):
+        folder.remove(leaf)
+
+
+def check_depth(session: "Session", folder: "Folder", name: str) -> None:
+    """Refuse to rename a folder if that would put something in it too far down."""
+
+    def refuse(full: str, error: Union[OSError, "Refused"]) -> None:
+        if isinstance(error, Refused):
+            raise error
+
+    tell = session.progress(name, "checked")
+    for count, _ in enumerate(walk(folder, name, refuse)):
+        tell(count)
+
+
+def do_mkdir(session: "Session", request: "Line", name: str) -> None:
+    folder, leaf = session.find(name, make=True)
+    folder.make(leaf)
+    session.ok(request)
+
+
+def do_auth(session: "Session", request: "Line") -> None:
+    """Check the client's proof of the password and give ours. A wrong proof ends the connection."""
+    server, nonce = session.server, request.keys.get("nonce", "")
+    guard = server.door.guard
+    if guard is None or session.admitted:
+        raise Refused("not-needed")
+    if not NONCE.fullmatch(nonce):
+        raise Refused("usage", usage=f"auth {COMMANDS['auth'].usage}")
+    nonces, host = (session.nonce, nonce, server.door.pin), host_of(session.peer)
+    proof = auth_proof(server.key, "client", *nonces)
+    reason = guard.judge(host, same_proof(request.keys.get("proof", ""), proof))
+    if reason:
+        session.done, wait = True, guard.wait(host)
+        if reason == "busy":
+            raise Refused(reason, retry=wait)
+        if wait:
+            session.note(f"auth: {MAX_WRONG} wrong passwords: {host} is answered busy for {wait} s")
+        raise Refused(reason)
+    session.admitted = True
+    session.send_line("ok", "auth", proof=auth_proof(server.key, "server", *nonces))
+
+
+def do_ping(session: "Session", request: "Line") -> None:
+    session.ok(request)
+
+
+def do_bye(session: "Session", request: "Line") -> None:
+    session.ok(request)
+    session.done = True
+
+
+def do_who(session: "Session", request: "Line") -> None:
+    everybody = sorted(session.server.sessions.copy(), key=lambda each: each.connected)
+    for each in everybody:
+        mode = each.mode or ("idle" if each.idle else each.doing)
+        you = "yes" if each is session else None
+        session.send_line("client", each.peer, nick=each.nick or None, mode=mode, you=you)
+    session.ok(request, count=len(everybody))
+
+
+def do_receive(session: "Session", request: "Line") -> None:
+    session.ok(request, you=session.peer, nick=session.nick or None)
+    session.mode = "receive"
+
+
+def do_send(session: "Session", request: "Line", to: str, name: str) -> None:
+    """Each receiver's connection is lent to this thread until the receiver has answered."""
+    verb = "mkdir" if request.keys.get("type") == "dir" else "put"
+    check_name(name)
+    offer = line(
+        verb,
+        name,
+        size=request.number_or_none("size"),
+        mtime_ns=request.number_or_none("mtime_ns"),
+        exec="yes" if request.is_set("exec") else None,
+        **{"from": session.peer, "nick": session.nick or None},
+    )
+    wanted, refused = find_receivers(session, to)
+    lent = session.lobby.borrow(wanted, session.progress(name, "waiting"), session.timeout)
+    refused.update((each.peer, "not-receiving") for each in set(wanted).difference(lent))
+    relay = Relay(session, verb, name, lent, len(lent) + len(refused))
+    try:
+        for target, reason in refused.items():
+            relay.report(target, refusal(reason))
+        if verb == "mkdir":
+            relay.end(offer)
+        else:
+            relay.forward(offer)
+            session.relay = relay
+            relay.body()
+    except Lost as lost:
+        session.note(f"send {name}: cut after {session.moved} bytes ({lost})")
+        raise
+    finally:
+        session.relay = None
+        if not relay.ended:
+            relay.end(line("abort", reason="sender-gone"))
+        relay.wait_for_answers()
+    relay.check()
+    session.send_line("ok", "send", name, receivers=relay.count, verified=relay.verified)
+
+
+def find_receivers(session: "Session", to: str) -> "tuple[list[Session], dict[str, str]]":
+    """The clients that a list of HOST:PORT or nicks names; and why others cannot receive."""
+    known = {
+        name.casefold(): each
+        for each in session.server.sessions.copy()
+        for name in (each.peer, each.nick)
+    }
+    wanted: dict[Session, None] = {}  # an ordered set: a client may be named twice
+    refused = {}
+    targets = list(filter(None, to.split(",")))
+    if not 0 < len(targets) <= MAX_TARGETS:
+        raise Refused("usage", usage=f"send {COMMANDS['send'].usage}")
+    for target in targets:
+        found = known.get(target.casefold())
+        if found is None:
+            refused[target] = "no-such-client"
+        elif found is session:
+            refused[target] = "yourself"
+        elif found.mode != "receive":
+            refused[target] = "not-receiving"
+        else:
+            wanted[found] = None
+    return list(wanted), refused
+
+
+def do_chat(session: "Session", request: "Line", nick: str = "") -> None:
+    if request.words:
+        session.set_nick(nick)
+    session.limit_rate()
+    for said in session.lobby.join(session):
+        session.put(said)
+    session.note(f"chat: {session.display_name()} joined")
+    count = len(session.lobby.chatters)
+    session.ok(request, nick=session.nick or None, you=session.peer, count=count)
+
+
+def do_say(session: "Session", request: "Line", text: str) -> None:
+    if session.mode != "chat":
+        raise Refused("not-in-chat")
+    raw = text.encode(*NAMES)
+    if len(raw) > MAX_SAY:
+        raise Refused("too-long", limit=MAX_SAY)
+    session.limit_rate()
+    session.lobby.say(session, raw)
+    session.note(f"chat: <{session.display_name()}> {text}")
+    session.put(b"ok say\n")
+
+
+class Command(NamedTuple):
+    run: Callable[..., None]  # gets the session, the request and its positional words
+    usage: str
+    text: str
+    least: int = 0  # positional words
+    most: int = 0
+    changes: bool = False  # refused with --read-only
+
+
+COMMANDS = {
+    "help": Command(do_help, "", "these lines", 0, 1),
+    "list": Command(
+        do_list, "[FOLDER] [deep=yes]", "what is there; deep: in all folders below too", 0, 1
+    ),
+    "stat": Command(
+        do_stat, "NAME [digest=yes]", "size and time of a file; digest: its SHA-256 too", 1, 1
+    ),
+    "get": Command(do_get, "NAME [offset=N sha256=OF-MY-FIRST-N]", "its bytes follow", 1, 1),
+    "put": Command(
+        do_put,
+        "NAME [size=N] [mtime_ns=N] [exec=yes] [over=yes] [offset=N]",
+        "then: data N, N bytes, end",
+        1,
+        1,
+        True,
+    ),
+    "resume": Command(
+        do_resume,
+        "NAME size=N mtime_ns=N",
+        "how much of it is here from an interrupted put",
+        1,
+        1,
+        True,
+    ),
+    "delete": Command(do_delete, "NAME", "a file or an empty folder", 1, 1, True),
+    "rename": Command(do_rename, "OLD NEW [over=yes]", "also into another folder", 2, 2, True),
+    "mkdir": Command(do_mkdir, "NAME", "a folder, and those above it", 1, 1, True),
+    "auth": Command(do_auth, "nonce=HEX proof=HEX", "prove that you know the password"),
+    "who": Command(do_who, "", "the clients that are connected, and what they do"),
+    "receive": Command(
+        do_receive, "[nick=N]", "wait for what others send; it comes as put and mkdir"
+    ),
+    "send": Command(
+        do_send,
+        "HOST:PORT|NICK[,...] NAME [size=N] [mtime_ns=N] [exec=yes] [type=dir]",
+        "to clients that receive; a body as after put",
+        2,
+        2,
+    ),
+    "chat": Command(do_chat, "[NICK]", "join: hear what others say", 0, 1),
+    "say": Command(do_say, "TEXT", "to all others in the chat", 1, 1),
+    "ping": Command(do_ping, "", "is anybody there"),
+    "bye": Command(do_bye, "", "the end"),
+}
+ALIASES = {"upload": "put", "download": "get", "logout": "bye", "stop": "bye", "quit": "bye"}
+BEFORE_AUTH = {"help", "ping", "auth", "bye"}
+NOT_ALONE = {"data", "end", "abort", "note"}  # they mean something only inside a body
+STAYS = {"help", "who", "ping", "say"}  # they do not end a `receive` or `chat` that waits
+# not logged unless they are refused: they move and change nothing
+UNLOGGED = {"help", "stat", "ping", "bye", "resume", "who", "chat", "say", "auth"}
+# their results that are not worth a line in the log
+EXPECTED = {"ok", "no-such-file", "no-such-folder", "too-fast"}
 
 
 # --- wire: the same in server.py, client.py (tests/test_twins.py) ---
@@ -247,19 +765,23 @@ KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 
 
 class Lost(Exception):
-    """The connection is gone, or its peer silent, where something was still to come."""
+    """The connection ended, or the peer fell silent, while something was still to come."""
 
 
 class Silent(Lost):
-    """The peer is there for all that is known, but neither speaks nor reads."""
+    """The connection may still stand, but the peer neither sends nor reads."""
 
 
 class Ended(Lost):
-    """The peer closed between two lines, where that may be."""
+    """The peer closed between two lines, where it may."""
 
 
 class Broken(Exception):
-    """The peer does not keep to the protocol; the text is the reason code that it is told."""
+    """The peer broke the protocol; the text is the reason code that it is told."""
+
+
+class BadNumber(Broken):
+    """A line can be understood but for a number: a server refuses the request and goes on."""
 
 
 class Line(NamedTuple):
@@ -268,26 +790,32 @@ class Line(NamedTuple):
     keys: dict[str, str]
 
     def number(self, key: str, default: int = 0) -> int:
-        """A count of bytes or nanoseconds: decimal digits, few enough for 64 bits; only mtime_ns may be negative."""
+        """Decimal digits, few enough for 64 bits; only mtime_ns may be negative."""
         text = self.keys.get(key)
         if text is None:
             return default
         if not NUMBER.fullmatch(text.removeprefix("-") if key == "mtime_ns" else text):
-            raise Broken("bad-number")
+            raise BadNumber("bad-number")
         return int(text)
+
+    def number_or_none(self, key: str) -> Optional[int]:
+        return self.number(key) if key in self.keys else None
+
+    def is_set(self, key: str) -> bool:
+        return self.keys.get(key) == "yes"
 
 
 DATA = Line("data", [], {})
 
 
 def quote(text: str) -> str:
-    """A name or value as a word: space, %, = and what is not printable UTF-8 become %XX, byte by byte."""
+    """A name or value as a word: space, %, = and what is not printable UTF-8 become %XX."""
     if PLAIN.fullmatch(text):
         return text
     return "".join(
         char
         if char.isprintable() and char not in " %="
-        else "".join(f"%{byte:02X}" for byte in char.encode(errors="surrogateescape"))
+        else "%" + char.encode(errors="surrogateescape").hex("%").upper()
         for char in os.fsencode(text).decode(errors="surrogateescape")
     )
 
@@ -302,23 +830,23 @@ def unquote(word: str) -> str:
     )
 
 
-def held(number: int) -> int:
+def within_range(number: int) -> int:
     """The nearest number that the other side reads: a file's time can lie beyond."""
     return max(-BEYOND + 1, min(number, BEYOND - 1))
 
 
 def line(*words: str, **keys: object) -> bytes:
-    """A line as it goes out; a key without a value (None) is left away."""
-    told = [
-        f"{key}={held(value) if type(value) is int else quote(str(value))}"
+    """A line as it is sent; a key whose value is None is left out."""
+    pairs = [
+        f"{key}={within_range(value) if type(value) is int else quote(str(value))}"
         for key, value in keys.items()
         if value is not None
     ]
-    return f"{' '.join([*map(quote, words), *told])}\n".encode()
+    return f"{' '.join([*map(quote, words), *pairs])}\n".encode()
 
 
 def parse(raw: bytes) -> Line:
-    """A line as it came in: the verb, the positional words, the key=value words."""
+    """A line as it was received: the verb, the positional words, the key=value words."""
     text = raw.decode(*NAMES)
     if not text.isprintable() and CONTROL.search(raw):
         raise Broken("this-is-tls" if raw.startswith(TLS) else "bad-line")
@@ -339,8 +867,8 @@ def parse(raw: bytes) -> Line:
     return found
 
 
-def shown(text: str) -> str:
-    """A name for people, on one line: what could move a cursor, change colours or forge a line appears in hex."""
+def printable(text: str) -> str:
+    """Text for people, on one line: what could move a cursor or forge a line becomes an escape."""
     if text.isprintable():
         return text
     raw = os.fsencode(text).decode(errors="backslashreplace")
@@ -351,7 +879,9 @@ def shown(text: str) -> str:
 
 @functools.lru_cache(maxsize=1)
 def auth_key(password: str, salt: str) -> bytes:
-    """What both sides make of the password. It takes 50 ms and 16 MiB, so that guessing takes long: once per process is enough."""
+    """The key that both sides derive from the password, once per process.
+
+    It takes 50 ms and 16 MiB, so that guessing takes long."""
     if not hasattr(hashlib, "scrypt"):
         raise Failure(
             2,
@@ -369,45 +899,47 @@ def auth_key(password: str, salt: str) -> bytes:
     )
 
 
-def auth_proof(key: bytes, who: str, server_nonce: str, client_nonce: str, pin: str) -> str:
-    """That the client, or the server, knows the password: for this connection alone, and under TLS for this certificate alone."""
+def auth_proof(key: bytes, side: str, server_nonce: str, client_nonce: str, pin: str) -> str:
+    """Proves that this side, "client" or "server", knows the password.
+
+    It is valid for one connection, and under TLS for one certificate."""
     import hmac  # not at the top: few need it
 
-    return hmac.new(
-        key, f"{who} {server_nonce} {client_nonce} {pin or '-'}".encode(), "sha256"
-    ).hexdigest()
+    text = f"{side} {server_nonce} {client_nonce} {pin or '-'}"
+    return hmac.new(key, text.encode(), "sha256").hexdigest()
 
 
 def same_proof(one: str, other: str) -> bool:
-    """In constant time: how long it takes tells nothing of where they differ."""
+    """Compare in constant time: the time that it takes does not tell where they differ."""
     import hmac
 
     return hmac.compare_digest(os.fsencode(one), os.fsencode(other))
 
 
 class Wire:
-    """One connection. Every byte on it belongs to a line, or to the body bytes that a `data N` line announced."""
+    """One connection. A byte belongs to a line, or to the body that a `data N` line announced."""
 
     def __init__(self, sock: socket.socket, timeout: float) -> None:
         self.sock, self.timeout = sock, timeout
         sock.settimeout(timeout)
         self.buffer = bytearray(QUIET)
         self.view = memoryview(self.buffer)
-        self.start = self.end = 0  # what has come and is not yet taken: buffer[start:end]
-        self.owed = 0  # bytes of the announced body that are still to be taken
-        self.again: Line | None = None  # a line that was read too early
-        self.out = bytearray()  # what has still to leave
-        self.heard = time.monotonic()  # when the peer last said something
+        self.start = self.end = 0  # what was received and not yet used: buffer[start:end]
+        self.remaining = 0  # bytes of the announced body that are still to be used
+        self.unread: Line | None = None  # a line that was read too early
+        self.out = bytearray()  # what is still to be sent
+        self.last_heard = time.monotonic()
 
     def keep_alive(self) -> None:
-        """Nothing may be said for hours: let the kernel notice when the peer has vanished."""
+        """A client may be silent for hours: let the kernel notice when it has vanished."""
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in KEEPALIVE.items():
             if hasattr(socket, option):
                 self.sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
+    # sending
     def put(self, data: bytes) -> None:
-        """Queue bytes: small ones leave together, and before anything is waited for; large ones at once."""
+        """Queue bytes. Small ones are sent together, before this side waits; large ones at once."""
         if len(data) >= BATCH:
             self.flush()
             return self.attempt(self.push, memoryview(data))
@@ -415,23 +947,26 @@ class Wire:
         if len(self.out) >= BATCH:
             self.flush()
 
+    def send_line(self, *words: str, **keys: object) -> None:
+        self.put(line(*words, **keys))
+
     def flush(self) -> None:
         if self.out:
             view, self.out = memoryview(self.out), bytearray()
             self.attempt(self.push, view)
 
     def push(self, view: memoryview) -> int:
-        """All of it, however slowly the peer reads, as long as it does. (sendall() has one timeout for everything.)"""
+        """Send all, however slowly the peer reads. (sendall() has one timeout for everything.)"""
         while view:
             view = view[self.sock.send(self.sendable(view)) :]
         return 1
 
     def sendable(self, view: memoryview) -> memoryview:
-        """What one send() may have: TLS takes all of it or nothing, so that a slow reader would look like a stuck one."""
+        """What one send() may get: TLS takes all or nothing, so a slow reader would seem stuck."""
         return view[:BATCH] if hasattr(self.sock, "pending") else view
 
     def attempt(self, call: Callable[[memoryview], int], view: memoryview) -> None:
-        """A socket call that can fail, or find the stream's end: the end of the conversation, unlike an OSError of a disk."""
+        """Turn a failure of a socket call into Lost: an OSError of a disk must stay different."""
         try:
             count = call(view)
         except OSError as error:
@@ -440,14 +975,15 @@ class Wire:
             raise Lost(error.strerror or "closed") from None
         if not count:
             raise Ended("the other side closed the connection")
-        self.heard = time.monotonic()
+        self.last_heard = time.monotonic()
 
-    def fill(self, patience: Optional[float]) -> None:
-        """Wait for more and take what comes. What is queued leaves first: two sides that both wait would wait for ever."""
+    # receiving
+    def receive(self, patience: Optional[float]) -> None:
+        """Wait for more bytes. First send what is queued, or both sides could wait for ever."""
         self.flush()
         rest = self.view[self.start : self.end]
         if len(self.buffer) == QUIET and (
-            max(self.end, self.owed) >= QUIET or hasattr(self.sock, "pending")
+            max(self.end, self.remaining) >= QUIET or hasattr(self.sock, "pending")
         ):
             # under TLS from the start: with room for a whole record it holds nothing back that
             # select() would not see
@@ -457,19 +993,19 @@ class Wire:
         self.start, self.end = 0, len(rest)
         if patience != self.timeout:
             self.sock.settimeout(patience)
-        self.attempt(self.receive, self.view[self.end :])
+        self.attempt(self.receive_into, self.view[self.end :])
         if patience != self.timeout:
             self.sock.settimeout(self.timeout)
 
-    def receive(self, view: memoryview) -> int:
+    def receive_into(self, view: memoryview) -> int:
         count = self.sock.recv_into(view)
-        if self.owed and hasattr(self.sock, "pending"):
-            count += self.records(view[count:])
+        if self.remaining and hasattr(self.sock, "pending"):
+            count += self.more_records(view[count:])
         self.end += count
         return count
 
-    def records(self, view: memoryview) -> int:
-        """TLS gives one record (16 KiB) at a time: inside a body take all that have come, and write them to the disk at once."""
+    def more_records(self, view: memoryview) -> int:
+        """TLS returns one record (16 KiB) at a time: inside a body read all that have arrived."""
         count, patience = 0, self.sock.gettimeout()
         self.sock.settimeout(0)
         # nothing more has come, or an error that the next call will tell
@@ -480,33 +1016,29 @@ class Wire:
         return count
 
     def line(self, idle: bool = False) -> Line:
-        """The next line. With idle its first byte may take as long as it likes; then the whole line has one deadline."""
-        while self.owed:  # a body that nobody wants is read and dropped
-            self.take()
-        if self.again:
-            early, self.again = self.again, None
+        """The next line. With idle, the wait for its first byte has no deadline."""
+        while self.remaining:  # a body that nobody wants is read and dropped
+            self.take_body()
+        if self.unread:
+            early, self.unread = self.unread, None
             return early
         while True:
-            stop = self.buffer.find(b"\n", self.start, self.end)
+            stop = self.line_end()
             if stop < 0:
-                stop = self.gather(idle)
-            raw = bytes(self.view[self.start : stop])
+                stop = self.wait_for_line(idle)
+            raw = bytes(self.view[self.start : stop]).removesuffix(b"\r")
             self.start = stop + 1
-            if len(raw) >= MAX_LINE:
-                raise Broken("line-too-long")
-            if raw and raw != b"\r":  # an empty line means nothing
-                return self.understand(raw[:-1] if raw[-1] == 13 else raw)
+            if raw:  # an empty line means nothing
+                return self.understand(raw)
 
-    def gather(self, idle: bool) -> int:
-        """Wait until a line is whole: where it ends."""
+    def wait_for_line(self, idle: bool) -> int:
+        """Wait until the next line is whole, under one deadline; where it ends."""
         deadline = None if idle and self.start == self.end else time.monotonic() + self.timeout
-        while (stop := self.buffer.find(b"\n", self.start, self.end)) < 0:
+        while (stop := self.line_end()) < 0:
             if self.buffer.startswith(TLS, self.start, self.end):
                 raise Broken("this-is-tls")
-            if self.end - self.start >= MAX_LINE:
-                raise Broken("line-too-long")
             try:
-                self.fill(None if deadline is None else max(0.001, deadline - time.monotonic()))
+                self.receive(None if deadline is None else max(0.001, deadline - time.monotonic()))
             except Ended:
                 if self.start < self.end:
                     raise Lost("the other side closed the connection inside a line") from None
@@ -514,40 +1046,38 @@ class Wire:
             deadline = deadline or time.monotonic() + self.timeout
         return stop
 
+    def line_end(self) -> int:
+        """Where the next line ends in the buffer, or -1."""
+        stop = self.buffer.find(b"\n", self.start, self.end)
+        if (stop if stop >= 0 else self.end) - self.start >= MAX_LINE:
+            raise Broken("line-too-long")
+        return stop
+
     def understand(self, raw: bytes) -> Line:
         if body := BODY.fullmatch(raw):
-            self.owed = int(body[1])
+            self.remaining = int(body[1])
             return DATA
         if b"HTTP/" in raw and HTTP.match(raw):
             raise Broken("this-is-http")
         found = parse(raw)
         if found.verb == "data":
-            if len(found.words) != 1 or not re.fullmatch("[0-9]{1,18}", found.words[0]):
+            size = re.fullmatch("[0-9]{1,18}", " ".join(found.words))
+            if not size:
                 raise Broken("bad-number")
-            self.owed = int(found.words[0])
+            self.remaining = int(size[0])
         return found
 
-    def take(self) -> memoryview:
-        """Some of the announced body, valid until the next call."""
+    def take_body(self) -> memoryview:
+        """The next bytes of the announced body, valid until the next call."""
         if self.start == self.end:
-            self.fill(self.timeout)
-        view = self.view[self.start : min(self.end, self.start + self.owed)]
+            self.receive(self.timeout)
+        view = self.view[self.start : min(self.end, self.start + self.remaining)]
         self.start += len(view)
-        self.owed -= len(view)
+        self.remaining -= len(view)
         return view
 
 
 # --- end wire ---
-
-
-# --- pure functions: values in, values out ---
-def facts(status: os.stat_result) -> dict[str, object]:
-    """What the protocol tells of a file."""
-    return {
-        "size": status.st_size,
-        "mtime_ns": status.st_mtime_ns,
-        "exec": "yes" if status.st_mode & stat.S_IXUSR else None,
-    }
 
 
 # --- folders: the same in server.py, client.py (tests/test_twins.py) ---
@@ -561,12 +1091,17 @@ DEVICE = re.compile(
 )
 # and no wait for a FIFO
 NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-# names of parts that nobody has to find again
-UNIQUE = itertools.count(int.from_bytes(os.urandom(15), "big"))
+RANDOM = ".six-" + "0" * 8  # how the name of a part begins that nothing can resume
+# the rest of such a name: 24 digits, counted from a random number on
+UNIQUE = itertools.count(int.from_bytes(os.urandom(12), "big"))
 KEPT = 7 * 86400  # seconds that the part of an interrupted transfer is kept
-KEPT_EMPTY = 3600  # the same for an empty one, of which nothing can be resumed
+KEPT_USELESS = 3600  # the same for one that nothing can resume: empty, or with a random name
+NAMING = _thread.allocate_lock()  # held by the thread that gives or takes names
+# seconds from one try to lock a folder to the next: two in all
+PAUSES = [min(0.05, 0.001 * 2**count) for count in range(44)]
 # entries of a folder that are put in order; where there are more they come as the disk has them
 SORTED = 20000
+SORTING = _thread.allocate_lock()  # one at a time: to sort takes several times what is kept
 TIMED = os.utime in os.supports_fd
 BY_DESCRIPTOR = {
     os.open,
@@ -603,25 +1138,30 @@ REASONS = {
 
 
 class Refused(Exception):
-    """A request that is understood and not carried out: the reason code, and what else the answer says."""
+    """A request that is understood but not carried out: the reason code, and the answer's keys."""
 
     def __init__(self, reason: str, **keys: object) -> None:
         super().__init__(reason)
         self.reason, self.keys = reason, keys
 
 
-def reason_of(error: Union[Refused, OSError]) -> str:
-    return error.reason if isinstance(error, Refused) else REASONS.get(error.errno or 0, "failed")
+def reason_of(error: Exception) -> str:
+    """The reason code of a Refused or Broken, or of an OSError."""
+    return REASONS.get(error.errno or 0, "failed") if isinstance(error, OSError) else str(error)
 
 
-def components(name: str, hidden: bool = True, windows: bool = os.name == "nt") -> list[str]:
-    """The parts of a name from the network; or Refused, when it could lead outside, to a device, or to an unfinished file."""
-    parts = name.split("/")
-    if len(os.fsencode(name)) > MAX_NAME:
-        raise Refused("bad-name")
+def os_error(number: int) -> OSError:
+    """As a system call would raise it: Python makes it a FileExistsError, NotADirectoryError ..."""
+    return OSError(number, os.strerror(number))
+
+
+def check_name(name: str, hidden: bool = True, windows: bool = os.name == "nt") -> list[str]:
+    """Split a name from the network, or refuse one that leads outside, to a device or to a part."""
+    parts, too_long = name.split("/"), len(os.fsencode(name)) > MAX_NAME
     for part in parts:
         if (
-            part in ("", ".", "..")
+            too_long
+            or part in ("", ".", "..")
             or "\0" in part
             or PART.fullmatch(part)
             or (windows and DEVICE.fullmatch(part))
@@ -635,8 +1175,10 @@ def components(name: str, hidden: bool = True, windows: bool = os.name == "nt") 
 
 
 class Folder:
-    """An open folder. Names in it are used through its descriptor, so that no link planted meanwhile leads elsewhere;
-    where the system has no such calls, through its path, resolved and compared. It is closed with its last user."""
+    """An open folder; its last user closes it.
+
+    Names in it are used through its descriptor, so that no link planted meanwhile leads elsewhere.
+    Where the system has no such calls, they are used through its path, resolved and compared."""
 
     def __init__(self, path: str, within: Optional[int] = None, durable: bool = False) -> None:
         self.path, self.durable = path, durable
@@ -646,7 +1188,7 @@ class Folder:
             nofollow = 0 if within is None else os.O_NOFOLLOW
             self.fd = os.open(leaf, os.O_RDONLY | os.O_DIRECTORY | nofollow, dir_fd=within)
         elif not os.path.isdir(path):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            raise os_error(errno.ENOTDIR)
 
     def __del__(self) -> None:
         if self.fd is not None:
@@ -661,23 +1203,23 @@ class Folder:
             with contextlib.suppress(FileExistsError):
                 self.make(name)
         path = os.path.join(self.path, name)
-        if not BY_DESCRIPTOR and os.path.realpath(path) != os.path.join(
-            os.path.realpath(self.path), name
-        ):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not BY_DESCRIPTOR:
+            real = os.path.join(os.path.realpath(self.path), name)
+            if os.path.realpath(path) != real:
+                raise os_error(errno.ENOTDIR)
         return Folder(path, self.fd, self.durable)
 
     def descend(self, names: Sequence[str], make: bool = False) -> "Folder":
         return functools.reduce(lambda found, name: found.below(name, make), names, self)
 
     def protect(self, name: str, is_folder: bool = False) -> None:
-        """Refuse to change what is part of a program, or to make what would be one: what arrives is never run."""
+        """What arrives is never run: refuse to change a part of a program, or to make one."""
         check = holds_program if is_folder else is_program
         if check(os.path.join(self.path, name)):
             raise Refused("not-permitted", why="it would be part of a program at its next start")
 
     def make(self, name: str) -> None:
-        """A folder in it. One that is there already may have been made this very moment, and not be on the disk yet."""
+        """Make a folder in it. If there is one, it may be new and not on the disk yet: sync too."""
         if not self.stat(name):
             self.protect(name)
         try:
@@ -686,13 +1228,13 @@ class Folder:
             self.sync()
 
     def sync(self) -> None:
-        """With --durable: the names in it, onto the disk itself. (Windows can sync no folder.)"""
+        """With --durable, write the names in it to the disk itself. (Windows syncs no folder.)"""
         if self.durable and self.fd is not None:
             os.fsync(self.fd)
 
     def open(self, name: str, flags: int, mode: int = 0o666) -> int:
         if not BY_DESCRIPTOR and os.path.islink(self.at(name)):
-            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+            raise os_error(errno.ELOOP)
         return os.open(self.at(name), flags | NO_LINK, mode, dir_fd=self.fd)
 
     def stat(self, name: str) -> Optional[os.stat_result]:
@@ -701,15 +1243,15 @@ class Folder:
         except FileNotFoundError:
             return None
 
-    def place(self, name: str) -> tuple[object, ...]:
-        """What tells a name in it from all others, also after a folder above it was renamed."""
+    def identity(self, name: str) -> tuple[Any, ...]:
+        """Tells a name in it from all others, even after a folder above it was renamed."""
         if self.fd is None:
             return os.path.normcase(self.path), name
         status = os.fstat(self.fd)
         return status.st_dev, status.st_ino, name
 
     def read(self, name: str) -> tuple[int, os.stat_result]:
-        """A regular file, open for reading, and its facts."""
+        """A regular file, open for reading, and its status."""
         fd = self.open(name, os.O_RDONLY)
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
@@ -720,75 +1262,90 @@ class Folder:
     def remove(self, name: str, is_folder: bool = False) -> None:
         (os.rmdir if is_folder else os.unlink)(self.at(name), dir_fd=self.fd)
 
-    def entries(self) -> Iterator[os.DirEntry[str]]:
-        """What is in it, sorted, unless there is so much that memory would feel it."""
-        with os.scandir(self.path if self.fd is None else self.fd) as found:
-            first = list(itertools.islice(found, SORTED))
-            yield from sorted(first, key=lambda entry: entry.name) if len(first) < SORTED else first
-            yield from found
+    def entries(self) -> Iterator[str]:
+        """The names in it, sorted, unless there are so many that memory would matter.
 
-    def move(self, old: str, other: "Folder", new: str, over: bool) -> None:
-        """Rename. What is there is replaced only with over; a hard link can tell in one step that nothing is."""
+        They are kept as one text: whoever reads them may take hours."""
+        where = self.path if self.fd is None else self.fd
+        with SORTING, os.scandir(where) as found:
+            first = (entry.name for entry in itertools.islice(found, SORTED))
+            listed, more = "/".join(sorted(first)), next(found, None)
+        if not more:
+            return (yield from (name[0] for name in re.finditer("[^/]+", listed)))
+        del listed
+        with os.scandir(where) as found:
+            yield from (entry.name for entry in found)
+
+    def rename(self, old: str, other: "Folder", new: str, replace: bool) -> None:
+        """Move a file or folder to that name. Without replace, fail if the name is taken."""
         source, target = self.at(old), other.at(new)
-        if over:
-            return os.replace(source, target, src_dir_fd=self.fd, dst_dir_fd=other.fd)
+        folders = {"src_dir_fd": self.fd, "dst_dir_fd": other.fd}
+        if replace:
+            return os.replace(source, target, **folders)
         try:
-            self.link(old, other, new)
+            # a hard link fails if the name is taken: the check and the change are one step
+            os.link(source, target, **folders, follow_symlinks=False)
         except FileExistsError:
             raise
         except OSError:
             # a folder, or a file system without hard links (FAT): look first, then rename
             if other.stat(new):
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
-            return os.rename(source, target, src_dir_fd=self.fd, dst_dir_fd=other.fd)
-        if PART.fullmatch(old):  # nobody else gives that name to anything
-            return self.remove(old)
-        self.retire(old, other.stat(new))
+                raise os_error(errno.EEXIST) from None
+            return os.rename(source, target, **folders)
+        self.remove(old)
 
-    def retire(self, name: str, was: Optional[os.stat_result]) -> None:
-        """Take its name from a file that has another one too. What a different program has put there meanwhile gets the name back."""
-        aside = f".six-{next(UNIQUE):032x}.part"
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(self.at(name), self.at(aside), src_dir_fd=self.fd, dst_dir_fd=self.fd)
-            found = os.stat(self.at(aside), dir_fd=self.fd, follow_symlinks=False)
-            if not (was and os.path.samestat(found, was)):
-                with contextlib.suppress(FileExistsError):
-                    self.link(aside, self, name)
-            self.remove(aside)
+    @contextlib.contextmanager
+    def locked(self, *others: "Folder") -> Iterator[None]:
+        """Nobody else gives or takes names in these folders meanwhile, in any process.
 
-    def link(self, old: str, other: "Folder", new: str) -> None:
-        ends = {"src_dir_fd": self.fd, "dst_dir_fd": other.fd}
-        os.link(self.at(old), other.at(new), **ends, follow_symlinks=False)
+        Otherwise a rename() could remove a file that was put between its link() and its remove().
+        Where folders have no locks, this excludes only the threads of this process."""
+        folders = {each.identity(""): each.fd for each in (self, *others)}
+        # in the same order by all, or two who rename here and there could hinder each other
+        fds = [fd for _, fd in sorted(folders.items()) if fd is not None]
+        for pause in PAUSES:
+            with NAMING, contextlib.ExitStack() as held:
+                for fd in fds:
+                    held.callback(lock_file, fd, free=True)
+                if all(map(lock_file, fds)):
+                    yield
+                    return
+            time.sleep(pause)
+        raise os_error(errno.EBUSY)
 
 
-def locked(fd: int) -> bool:
-    """Take the lock of a part. Systems and file systems without flock do without: there the writers of one server alone know of each other."""
+def lock_file(fd: int, free: bool = False) -> bool:
+    """Lock a part or folder, or free it; False if somebody else has locked it.
+
+    Without flock only the writers in one server know of each other."""
     with contextlib.suppress(ImportError, OSError):  # OSError: Lustre, for one, may have none
         import fcntl  # not at the top: Windows has none
 
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, fcntl.LOCK_UN if free else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
     return True
 
 
-def swept(folder: Folder, entry: os.DirEntry[str]) -> bool:
-    """Remove an entry if it is a part that nobody came back for. Its ctime tells: mtime is the source's, just before a part gets its name."""
-    with contextlib.suppress(OSError), contextlib.ExitStack() as held:
-        if not PART.fullmatch(entry.name):
+def remove_if_old(folder: Folder, name: str) -> bool:
+    """Remove what has that name if it is a part that nobody resumed in time.
+
+    Its age is that of its ctime: shortly before the end its mtime becomes that of the source."""
+    with contextlib.suppress(OSError), contextlib.ExitStack() as held_open:
+        status = folder.stat(name) if PART.fullmatch(name) else None
+        if not status:
             return False
-        status = entry.stat(follow_symlinks=False)
-        if time.time() - status.st_ctime > (KEPT if status.st_size else KEPT_EMPTY):
-            fd = folder.open(entry.name, os.O_RDONLY)
-            held.callback(os.close, fd)
-            free = locked(fd)
+        useful = status.st_size and not name.startswith(RANDOM)
+        if time.time() - status.st_ctime > (KEPT if useful else KEPT_USELESS):
+            fd = folder.open(name, os.O_RDONLY)
+            held_open.callback(os.close, fd)
+            free = lock_file(fd)
             if os.name == "nt":
-                # Windows removes no open file; elsewhere the lock is held until no writer can find
-                # it
-                held.close()
+                # Windows removes no open file; elsewhere the lock must last until the name is gone
+                held_open.close()
             if free:
-                folder.remove(entry.name)
+                folder.remove(name)
             return free
     return False
 
@@ -803,16 +1360,17 @@ CHUNK = 1 << 19
 # bytes from which an interrupted file is worth resuming; a smaller one starts over
 RESUMABLE = 1 << 20
 HOLE = 1 << 12  # zeros at once from which a disk need not store them
-UNLOCKED = contextlib.nullcontext()
 
 
 def lasting_name(leaf: str, size: Optional[int], mtime_ns: Optional[int]) -> str:
-    """Of the part of a file that is worth resuming: whoever sends the same file again finds it."""
+    """The name of a part that can be resumed: the same for each attempt to send the same file."""
     return f".six-{hashlib.sha256(os.fsencode(f'{leaf}/{size}/{mtime_ns}')).hexdigest()[:32]}.part"
 
 
 class Part:
-    """A file that is being received: hidden and locked in its own folder, hashed as it comes, put in place when it is whole."""
+    """The hidden file of an upload or download that is not finished.
+
+    It is locked, hashed as it grows, and gets its final name when it is whole."""
 
     def __init__(
         self,
@@ -826,49 +1384,42 @@ class Part:
         self.sha, self.received, self.fd = hashlib.sha256(), 0, -1
         self.keyed = mtime_ns is not None and (size or 0) >= RESUMABLE
         self.name = (
-            lasting_name(leaf, size, mtime_ns) if self.keyed else f".six-{next(UNIQUE):032x}.part"
+            lasting_name(leaf, size, mtime_ns)
+            if self.keyed
+            else f"{RANDOM}{next(UNIQUE):024x}.part"
         )
 
-    def place(self) -> tuple[object, ...]:
-        return self.folder.place(self.name)
+    def identity(self) -> tuple[object, ...]:
+        return self.folder.identity(self.name)
 
     def claim(self) -> bool:
-        """Open it, new or as an earlier attempt left it. False: somebody else is writing it."""
+        """Open and lock it, new or as an earlier attempt left it. False: another one writes it."""
         mode = 0o777 if self.executable else 0o666  # less the umask
-        if not self.keyed:
-            self.fd = self.folder.open(self.name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
-            locked(self.fd)  # so that nobody sweeps it
-        while self.fd < 0:
+        while True:
             fd = self.folder.open(self.name, os.O_RDWR | os.O_CREAT, mode)
-            if not locked(fd):
+            if not lock_file(fd):
                 os.close(fd)
                 return False
             ours, there = os.fstat(fd), self.folder.stat(self.name)
-            if (
-                there
-                and there.st_ino == ours.st_ino
-                and ours.st_nlink == 1
-                and stat.S_ISREG(ours.st_mode)
-            ):
+            same = there and os.path.samestat(there, ours)
+            if same and ours.st_nlink == 1 and stat.S_ISREG(ours.st_mode):
                 self.fd = fd
-                break
-            # its last writer has just put it in place, or died between link and unlink: not ours to
-            # write
+                return True
+            # its last writer has just renamed it, or died between link and unlink: it is not ours
             os.close(fd)
-            if there and there.st_ino == ours.st_ino:
+            if same:
                 self.folder.remove(self.name)
-        return True
 
     def examine(self, most: int, tell: Callable[[int], None]) -> None:
-        """Hash what an earlier attempt left; more than the file has cannot be the beginning of it."""
+        """Hash what an earlier attempt left. If it is longer than the file, it is of no use."""
         length = os.fstat(self.fd).st_size
         if length <= most:
-            self.received = length  # an interruption of this shall not lose it either
+            self.received = length  # so that an interruption of this does not lose it either
             digest(self.fd, length, self.sha, tell)
             self.received = os.lseek(self.fd, 0, os.SEEK_CUR)
 
     def begin(self, offset: int) -> None:
-        """Write from offset on, which is where the digest stands, or else from the start."""
+        """Write from the offset on, if the digest is that of the bytes before; else from 0."""
         if offset != self.received:
             self.sha, self.received = hashlib.sha256(), 0
         if self.keyed:
@@ -882,7 +1433,8 @@ class Part:
             chunk = chunk[os.write(self.fd, chunk) :]
 
     def leave_hole(self, chunk: memoryview) -> bool:
-        """Zeros at the end of the file are there already when it is longer: few disks store them. (What has no name is no file.)"""
+        """Make the file longer instead of writing zeros: most disks need not store them."""
+        # without a name it is standard output, which cannot be made longer
         if not self.name or len(chunk) < HOLE or chunk[0] or bytes(chunk) != bytes(len(chunk)):
             return False
         with contextlib.suppress(OSError):  # a file system that makes no file longer
@@ -891,15 +1443,12 @@ class Part:
             return True
         return False
 
-    def finish(
-        self, over: bool, *, lock: contextlib.AbstractContextManager[Any] = UNLOCKED
-    ) -> None:
-        """Give it its time and mode, and then its name, under the lock that a rename has too."""
+    def finish(self, over: bool) -> None:
+        """Give it its time and mode, then its name, while nobody renames in the folder."""
         there = self.folder.stat(self.leaf) if over else None
         if there and hasattr(os, "fchmod"):
-            self.set_mode(
-                there.st_mode & 0o777 | (0o111 & there.st_mode >> 2 if self.executable else 0)
-            )
+            runs = 0o111 & there.st_mode >> 2 if self.executable else 0
+            self.set_mode(there.st_mode & 0o777 | runs)
         if self.mtime_ns is not None:
             with contextlib.suppress(OSError):  # a disk that keeps times of its own
                 os.utime(
@@ -910,13 +1459,13 @@ class Part:
             os.fsync(self.fd)
         if os.name == "nt":
             self.close()  # Windows renames no open file
-        with lock:
-            self.folder.move(self.name, self.folder, self.leaf, over)
+        with self.folder.locked():
+            self.folder.rename(self.name, self.folder, self.leaf, replace=over)
         self.folder.sync()
         self.close()
 
     def set_mode(self, mode: int) -> None:
-        """A disk without modes may refuse it, unless others could then read what they could not read before."""
+        """A disk without modes may refuse; but nobody may read what was hidden from them before."""
         try:
             os.fchmod(self.fd, mode)
         except OSError:
@@ -939,8 +1488,7 @@ class Part:
     def drop(self) -> None:
         if self.fd >= 0:
             if os.name == "nt":
-                # Windows removes no open file; elsewhere the lock is held until no other writer can
-                # find it
+                # Windows removes no open file; elsewhere the lock must last until the name is gone
                 self.close()
             with contextlib.suppress(OSError):
                 self.folder.remove(self.name)
@@ -950,16 +1498,16 @@ class Part:
 def send_body(
     wire: Wire, fd: int, status: os.stat_result, sha: "hashlib._Hash", go_on: Callable[[int], bool]
 ) -> str:
-    """The file from where fd stands to the size that was announced, and its digest. "" or why it was given up, as the peer is told."""
-    remaining = status.st_size - os.lseek(fd, 0, os.SEEK_CUR)
-    reason = ""
+    """Send a file from where fd stands to its announced size, then its digest.
+
+    Returns "", or the reason why it was given up, as the peer is told."""
+    remaining, reason = status.st_size - os.lseek(fd, 0, os.SEEK_CUR), ""
     while remaining and not reason:
         try:
             chunk = os.read(fd, min(remaining, CHUNK))
         except OSError:  # a broken disk reads like a file that has become shorter
             chunk = b""
         if not chunk:
-            reason = "changed"
             break
         sha.update(chunk)
         remaining -= len(chunk)
@@ -967,16 +1515,17 @@ def send_body(
         wire.put(chunk)
         reason = "" if go_on(len(chunk)) else "refused"
     now = os.fstat(fd)
-    if not reason and (now.st_size, now.st_mtime_ns) != (status.st_size, status.st_mtime_ns):
-        reason = "changed"
-    wire.put(
-        line("abort", reason=reason) if reason else b"end sha256=%b\n" % sha.hexdigest().encode()
-    )
+    as_told = (now.st_size, now.st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+    reason = reason or ("changed" if remaining or not as_told else "")
+    if reason:
+        wire.send_line("abort", reason=reason)
+    else:
+        wire.send_line("end", sha256=sha.hexdigest())
     return reason
 
 
 def digest(fd: int, upto: int, sha: "hashlib._Hash", tell: Callable[[int], None]) -> str:
-    """Hash the first bytes of a file, as many as it has of those; fd stands behind them then."""
+    """Hash the first bytes of a file, or all if it has fewer; then fd stands behind them."""
     done = 0
     while done < upto and (chunk := os.read(fd, min(CHUNK, upto - done))):
         sha.update(chunk)
@@ -987,460 +1536,93 @@ def digest(fd: int, upto: int, sha: "hashlib._Hash", tell: Callable[[int], None]
 
 def receive_body(
     wire: Wire,
-    sink: Part,
+    part: Part,
     size: Optional[int],
     check: Callable[[int], None],
     tell: Callable[[int], None],
 ) -> str:
-    """Bodies into the sink until `end`: "yes" when its digest agrees, "no" without one. Refused when it is not what was announced.
-    A verb that does not belong inside a body ends it like `abort`, and is then run. check() may refuse so many bytes."""
+    """Write a body into the part until `end`: "yes" if its digest agrees, "no" if it had none.
+
+    Refused if the body is not what was announced. check() may refuse so many bytes. A verb that
+    does not belong inside a body ends it like `abort`, and is carried out afterwards."""
     while (found := wire.line()).verb in ("data", "note"):  # a note is a sign of life
-        if size is not None and sink.received + wire.owed > size:
+        if size is not None and part.received + wire.remaining > size:
             raise Refused("too-long", size=size)
-        check(sink.received + wire.owed)
-        while wire.owed:
-            sink.write(wire.take())
-            tell(sink.received)
+        check(part.received + wire.remaining)
+        while wire.remaining:
+            part.write(wire.take_body())
+            tell(part.received)
     if found.verb not in ("end", "abort"):
-        wire.again = found
+        wire.unread = found
     if found.verb != "end":
         raise Refused("aborted")
-    if size is not None and sink.received != size:
-        raise Refused("incomplete", received=sink.received, size=size)
-    told, ours = found.keys.get("sha256"), sink.sha.hexdigest()
-    if told is not None and told.lower() != ours:
+    if size is not None and part.received != size:
+        raise Refused("incomplete", received=part.received, size=size)
+    theirs, ours = found.keys.get("sha256"), part.sha.hexdigest()
+    if theirs is not None and theirs.lower() != ours:
         raise Refused("wrong-digest", sha256=ours)
-    return "no" if told is None else "yes"
+    return "no" if theirs is None else "yes"
 
 
 # --- end bodies ---
 
 
-# --- from client to client: who waits, who is lent to whom, who chats ---
-class Holder(enum.Enum):
-    """Who reads and writes a connection now: no two at once (with TLS one thread alone may)."""
-
-    OWN = "its own thread"  # LOBBY when it waits in `receive` or `chat`
-    # OWN when the client says something or is gone, SENDER when another sends to it
-    LOBBY = "whoever has the lobby's lock"
-    # LOBBY when it answered, OWN when it is lost or said something else
-    SENDER = "the thread of the client that sends to it"
-
-
-class Lobby:
-    """The connections that wait. One thread watches them all, while their own threads sleep."""
-
-    def __init__(self) -> None:
-        self.changed = threading.Condition()  # and the lock of all that is here
-        self.selector = selectors.DefaultSelector()
-        self.reader, self.writer = socket.socketpair()
-        self.reader.setblocking(False)
-        self.writer.setblocking(False)
-        self.selector.register(self.reader, selectors.EVENT_READ)
-        # when each waiting sender has waited enough, and whom it wants
-        self.queue: list[tuple[float, list[Session]]] = []
-        self.chatters: dict[Session, None] = {}  # in the order in which they came
-        self.history: deque[bytes] = deque(maxlen=HISTORY)
-        self.closed = False
-        self.thread = threading.Thread(target=self.watch, daemon=True)
-        self.thread.start()
-
-    def close(self) -> None:
-        self.closed = True
-        self.wake()
-        self.thread.join(LINGER)
-
-    def wake(self) -> None:
-        """Where the system's selector takes no connection while it waits, let it begin anew."""
-        with contextlib.suppress(OSError):
-            self.writer.send(b"\0")
-
-    def watch(self) -> None:
-        while not self.closed:
-            self.selector.select()
-            # look again: what spoke may have been lent and given back meanwhile, and have nothing
-            # more to say
-            with self.changed:
-                # a function of its own, so that no connection is held on to while it waits
-                self.heed(self.selector.select(0))
-        for opened in (self.selector, self.reader, self.writer):
-            opened.close()
-
-    def heed(self, found: Sequence[tuple[selectors.SelectorKey, int]]) -> None:
-        for key, events in found:
-            if key.data is None:
-                self.reader.recv(4096)
-            elif events & selectors.EVENT_READ:
-                self.hand_back(key.data)
-            else:
-                self.deliver(key.data)
-
-    # the life of a connection that waits; all but keep() and take() are called with the lock held
-    def keep(self, session: "Session") -> None:
-        """Wait until the client says something, in its own thread. Lost, when it was lost while another had it."""
-        with self.changed:
-            session.returned.clear()
-            self.admit(session)
-        session.returned.wait()
-        session.sock.settimeout(session.timeout)
-        if session.rest:  # a line that was begun comes before any other
-            session.out, session.rest = bytearray(session.rest) + session.out, b""
-        if session.trouble:
-            raise Lost(session.trouble)
-
-    def admit(self, session: "Session") -> None:
-        session.holder = Holder.LOBBY
-        session.sock.settimeout(BRIEF)
-        self.selector.register(session.sock, self.events(session), session)
-        self.changed.notify_all()
-        self.wake()
-
-    def events(self, session: "Session") -> int:
-        return selectors.EVENT_READ | (
-            selectors.EVENT_WRITE if session.rest or session.unheard else 0
-        )
-
-    def hand_back(self, session: "Session", trouble: str = "") -> None:
-        if session.holder is Holder.LOBBY:
-            self.selector.unregister(session.sock)
-        session.holder, session.trouble = Holder.OWN, trouble
-        session.returned.set()
-
-    def leave(self, session: "Session") -> None:
-        """It neither receives nor chats any more."""
-        with self.changed:
-            if session in self.chatters:
-                del self.chatters[session]
-                self.tell_all(line("left", session.called()))
-                session.note(f"chat: {session.called()} left")
-            session.mode, session.rest = "", b""
-            session.unheard.clear()
-            self.changed.notify_all()
-
-    # receivers
-    def take(
-        self, wanted: "list[Session]", waiting: Callable[[int], None], patience: float
-    ) -> "list[Session]":
-        """All of them that still receive, at once, when it is this sender's turn."""
-        entry = time.monotonic() + patience, wanted
-        with self.changed:
-            self.queue.append(entry)
-        try:
-            while (lent := self.lend(entry)) is None:
-                waiting(sum(session.mode == "receive" for session in wanted))
-            return lent
-        finally:
-            with self.changed:
-                self.queue = [each for each in self.queue if each is not entry]
-                self.changed.notify_all()
-
-    def turn(self, entry: "tuple[float, list[Session]]") -> bool:
-        """Whether its receivers are free, and for nobody who came before: who can begin too, or has waited enough. Others
-        wait for a receiver that may stand still; until then they keep nobody from those that are free."""
-        spoken_for: set[Session] = set()
-        for each in self.queue:
-            found = {session for session in each[1] if session.mode == "receive"}
-            ready = found.isdisjoint(spoken_for) and all(
-                session.holder is Holder.LOBBY for session in found
-            )
-            if each is entry:
-                return ready
-            if ready or time.monotonic() > each[0]:
-                spoken_for |= found
-        return False
-
-    def lend(self, entry: "tuple[float, list[Session]]") -> "list[Session] | None":
-        """Its receivers, if its turn comes within a moment."""
-        with self.changed:
-            if not self.changed.wait_for(lambda: self.turn(entry), LIFE):
-                return None
-            lent = [session for session in entry[1] if session.mode == "receive"]
-            for session in lent:
-                self.selector.unregister(session.sock)
-                session.holder = Holder.SENDER
-            return lent
-
-    def give_back(self, session: "Session", trouble: str = "") -> None:
-        with self.changed:
-            if trouble or session.start != session.end:
-                self.hand_back(session, trouble)
-            else:
-                self.admit(session)
-            self.changed.notify_all()
-
-    # chatters
-    def join(self, session: "Session") -> list[bytes]:
-        """What was said before; what is said from now on comes after it."""
-        with self.changed:
-            self.tell_all(line("joined", session.called(), at=session.peer))
-            self.chatters[session] = None
-            session.mode = "chat"
-            return list(self.history)
-
-    def say(self, session: "Session", text: bytes) -> None:
-        with self.changed:
-            said = b"said from=%b %b\n" % (quote(session.called()).encode(), text)
-            self.history.append(said)
-            self.tell_all(said, session)
-
-    def tell_all(self, told: bytes, but: "Session | None" = None) -> None:
-        """A line to everybody in the chat. Who is slow hears it later, who is stuck never; nobody waits for either."""
-        for session in self.chatters:
-            if session is not but:
-                session.missed += len(session.unheard) == UNHEARD
-                session.unheard.append(told)
-                if session.holder is Holder.LOBBY and not session.rest:
-                    self.deliver(session)
-
-    def deliver(self, session: "Session") -> None:
-        """What waits for a reader, as far as it takes it now."""
-        try:
-            while session.rest or session.unheard:
-                if not session.rest:
-                    lost = [line("note", "chat", lost=session.missed)] if session.missed else []
-                    # a copy of its own, so not all
-                    some = [
-                        session.unheard.popleft() for _ in range(min(AT_ONCE, len(session.unheard)))
-                    ]
-                    session.rest, session.missed = b"".join([*lost, *some]), 0
-                session.rest = session.rest[session.sock.send(session.rest[:BATCH]) :]
-        except OSError as error:
-            if not isinstance(error, socket.timeout):
-                return self.hand_back(session, error.strerror or "closed")
-        if self.events(session) != self.selector.get_key(session.sock).events:
-            self.selector.modify(session.sock, self.events(session), session)
+# --- one client: its connection, the names that it uses, the part that it writes ---
+def facts(status: os.stat_result) -> dict[str, object]:
+    """What the protocol tells of a file."""
+    return {
+        "size": status.st_size,
+        "mtime_ns": status.st_mtime_ns,
+        "exec": "yes" if status.st_mode & stat.S_IXUSR else None,
+    }
 
 
-def ready(
-    readers: Sequence[socket.socket], writers: Sequence[socket.socket], patience: float
-) -> set[socket.socket]:
-    """Wait until one can be read, or one of the others written: those that can be read. (select() knows no descriptor above 1023.)"""
-    with getattr(selectors, "PollSelector", selectors.SelectSelector)() as selector:
-        for sock in {*readers, *writers}:
-            selector.register(
-                sock,
-                selectors.EVENT_READ * (sock in readers)
-                | selectors.EVENT_WRITE * (sock in writers),
-                sock,
-            )
-        return {
-            key.data for key, events in selector.select(patience) if events & selectors.EVENT_READ
-        }
+def host_of(peer: str) -> str:
+    return peer.rpartition(":")[0].strip("[]")
 
 
-class Receiver:
-    """One of those that a client sends to: what it has still to take, and what it answered."""
-
-    def __init__(self, session: "Session") -> None:
-        self.session = session
-        self.rest = memoryview(b"")
-        self.received = 0
-        self.answer: Line | None = None
-        # when it last took something or got further; when it was last told something
-        self.heard = self.told = time.monotonic()
-
-    def tell(self, block: bytes) -> None:
-        self.told = time.monotonic()
-        self.heard = self.heard if self.rest else self.told
-        # nothing is left but where the sender was lost within a block
-        self.rest = memoryview(bytes(self.rest) + block)
-
-    def send(self) -> None:
-        """As much as it takes now."""
-        with contextlib.suppress(socket.timeout):
-            self.rest = self.rest[self.session.sock.send(self.session.sendable(self.rest)) :]
-            self.heard = time.monotonic()
-
-    def hear(self, relay: "Relay") -> None:
-        """What it says: notes, then its answer. Something else is a request of its own: it stays unread, and the file is not wanted."""
-        wire = self.session
-        with contextlib.suppress(Silent):
-            wire.fill(BRIEF)
-        wire.sock.settimeout(BRIEF)
-        while not self.answer and wire.has_line():
-            mark, found = wire.start, wire.line()
-            if found.verb == "note":
-                received = min(found.number("received"), relay.sender.moved)
-                # what tells of nothing new is no life: or notes without end would hold the sender
-                # for ever
-                if received > self.received:
-                    self.received, self.heard = received, time.monotonic()
-            elif (
-                found.verb in ("ok", "err")
-                and found.words[:1] == [relay.verb]
-                and (relay.ended or found.verb == "err")
-            ):
-                self.answer = found
-            else:
-                wire.start, wire.owed = mark, 0
-                self.answer = Line("err", [relay.verb], {"reason": "left"})
-
-
-class Relay:
-    """What one client sends to others, as it comes: nothing is kept but the block that is on its way. The slowest sets the pace."""
-
-    def __init__(
-        self, sender: "Session", verb: str, name: str, sessions: "Sequence[Session]", count: int
-    ) -> None:
-        self.sender, self.verb, self.name, self.count = sender, verb, name, count
-        # from whom an answer is still to come
-        self.open = [Receiver(session) for session in sessions]
-        self.verified = 0
-        self.ended = False  # all is told: only answers are to come
-        self.progress = sender.tell(name, "received")
-
-    def body(self) -> None:
-        """The sender's, line by line, until it ends."""
-        while (found := self.sender.line()).verb in ("data", "note"):
-            if found.verb == "note":
-                self.pass_on(line("note", self.name))
-            while self.sender.owed:
-                chunk = self.sender.take()
-                self.sender.moved += len(chunk)
-                self.pass_on(b"".join((b"data %d\n" % len(chunk), chunk)))
-        if found.verb == "end":
-            return self.end(line("end", sha256=found.keys.get("sha256")))
-        if found.verb != "abort":
-            self.sender.again = found
-        self.end(line("abort", reason=found.keys.get("reason", "interrupted")))
-
-    def end(self, last: bytes) -> None:
-        self.ended = True
-        self.pass_on(last)
-
-    def pass_on(self, block: bytes) -> None:
-        """A whole line, or `data` and its bytes, to all."""
-        for receiver in self.open:
-            receiver.tell(block)
-        self.flush()
-
-    def flush(self) -> None:
-        while any(receiver.rest for receiver in self.open):
-            for receiver in [receiver for receiver in self.open if receiver.rest]:
-                self.attempt(receiver, receiver.send)
-            if any(receiver.rest for receiver in self.open):
-                self.listen(TELL)
-
-    def attend(self, patience: float) -> None:
-        """Called before the sender's thread reads: until there is something, the receivers are listened to."""
-        deadline = time.monotonic() + patience
-        while self.open and self.sender.sock not in self.listen(LIFE, self.sender.sock):
-            if time.monotonic() > deadline:
-                raise Silent(f"silent for {self.sender.timeout:g} s")
-            self.flush()
-        if not self.open:
-            raise self.refusal()
-
-    def refusal(self) -> Refused:
-        return Refused("not-received", receivers=self.count, verified=0)
-
-    def settle(self) -> None:
-        """Wait for the answers."""
-        while self.open:
-            self.listen(TELL)
-
-    def listen(self, patience: float, *others: socket.socket) -> set[socket.socket]:
-        """Hear who says something within that time. The sender is told how far the slowest is, and who waits that the server is there."""
-        silent = [receiver.session.sock for receiver in self.open if not receiver.answer]
-        found = ready(
-            [*others, *silent],
-            [receiver.session.sock for receiver in self.open if receiver.rest],
-            patience,
-        )
-        for receiver in [receiver for receiver in self.open if receiver.session.sock in found]:
-            self.attempt(receiver, functools.partial(receiver.hear, self))
-        now = time.monotonic()
-        for receiver in list(self.open):
-            if now - receiver.heard > receiver.session.timeout and (receiver.rest or self.ended):
-                self.lose(receiver, "stalled", f"took nothing for {receiver.session.timeout:g} s")
-            elif now - receiver.told > LIFE and not (receiver.rest or self.ended):
-                receiver.tell(line("note", self.name))
-        if self.open:
-            self.show()
-        return found
-
-    def show(self) -> None:
-        """How far the slowest is. A sender that is gone answers with a reset: nothing else tells of it while what it sent is unread."""
-        try:
-            self.progress(min(receiver.received for receiver in self.open))
-        except Lost:
-            if not self.ended:
-                raise
-
-    def attempt(self, receiver: Receiver, call: Callable[[], None]) -> None:
-        try:
-            call()
-        except (Lost, Broken, OSError) as error:
-            return self.lose(receiver, "gone", str(error))
-        if receiver.answer and not receiver.rest:
-            self.open.remove(receiver)
-            self.report(receiver.session.peer, receiver.answer, receiver.session.nick)
-            self.sender.server.lobby.give_back(receiver.session)
-
-    def lose(self, receiver: Receiver, reason: str, trouble: str) -> None:
-        """Its own thread closes it; the others go on."""
-        self.open.remove(receiver)
-        self.sender.server.lobby.give_back(receiver.session, trouble)
-        self.report(
-            receiver.session.peer,
-            receiver.answer or Line("err", [], {"reason": reason}),
-            receiver.session.nick,
-        )
-
-    def report(self, target: str, answer: Line, nick: str = "") -> None:
-        """What became of it at one receiver, for the sender, whether that is still there or not."""
-        good = answer.verb == "ok"
-        self.verified += good and (self.verb == "mkdir" or answer.keys.get("verified") == "yes")
-        if not good:
-            self.sender.note(
-                f"send {self.name[:300]} to {target[:300]}: {answer.keys.get('reason', 'failed')[: RESULTS['reason']]}"
-            )
-        with contextlib.suppress(Lost):
-            told = {
-                key: answer.keys[key][:most] for key, most in RESULTS.items() if key in answer.keys
-            }
-            self.sender.put(
-                line(
-                    "got",
-                    target[:MAX_ECHO],
-                    answer.verb,
-                    self.verb,
-                    self.name,
-                    **told,
-                    nick=nick or None,
-                )
-            )
-            self.sender.flush()
-
-
-# --- one client: a line comes, a command answers ---
 def walk(
     top: Folder,
     name: str,
-    deep: bool,
-    visible: Callable[[str], bool],
     failed: Callable[[str, Union[OSError, Refused]], None],
-) -> Iterator[tuple[str, Folder, os.DirEntry[str]]]:
-    """What is in a folder called name, and with deep in all below it: full name, folder, entry. Only one folder is open at a time."""
+    deep: bool = True,
+    visible: Callable[[str], bool] = lambda name: True,
+) -> Iterator[tuple[str, Folder, os.stat_result]]:
+    """What is in a folder called name, with deep also in all folders below it.
+
+    Yields full name, folder and status. Only one folder is open at a time."""
     waiting: list[list[str]] = [[]]
     while waiting:
         above, found = waiting.pop(), []
-        full = "/".join([name] * bool(name) + above)
-        before = f"{full}/" if full else ""
+        before = "".join(f"{each}/" for each in [name, *above] if each)
         try:
             folder = top.descend(above)
-            entries = filter(lambda entry: visible(entry.name), folder.entries())
+            entries = filter(visible, folder.entries())
             too_deep = before.count("/") >= MAX_DEPTH or len(os.fsencode(before)) > MAX_NAME
             if too_deep and any(entries):
                 raise Refused("too-deep")
-            for entry in entries:
-                yield before + entry.name, folder, entry
-                found += [entry.name] * (deep and entry.is_dir(follow_symlinks=False))
+            for leaf in entries:
+                if status := status_of(folder, leaf, before, failed):
+                    yield before + leaf, folder, status
+                    found += [leaf] * (deep and stat.S_ISDIR(status.st_mode))
         except (OSError, Refused) as error:
             if not above:
                 raise
-            failed(full, error)
+            failed(before[:-1], error)
         waiting += ([*above, leaf] for leaf in reversed(found))
+
+
+def status_of(
+    folder: Folder, leaf: str, before: str, failed: Callable[[str, OSError], None]
+) -> Optional[os.stat_result]:
+    """None if it is gone already, or cannot be looked at.
+
+    A folder may let its names be read, and not its files be looked at."""
+    try:
+        return folder.stat(leaf)
+    except OSError as error:
+        failed(before + leaf, error)
+    return None
 
 
 class Session(Wire):
@@ -1448,26 +1630,29 @@ class Session(Wire):
 
     def __init__(self, server: "Server", sock: socket.socket, peer: "Address") -> None:
         super().__init__(sock, server.args.timeout)
-        self.server, self.args, self.peer = server, server.args, address(peer)
+        self.server, self.args, self.lobby = server, server.args, server.lobby
+        self.peer = address(peer)
         self.root = Folder(server.directory, durable=server.args.durable)
-        self.near: tuple[str, Folder] = "", self.root  # the folder that was used last
-        self.ready: Part | None = None  # what `resume` has checked, for the `put` that follows
+        self.last_folder: tuple[str, Folder] = "", self.root  # it stays open
+        self.checked: Part | None = None  # what `resume` has checked, for the `put` that follows
         self.logged: list[str] = []
-        self.began = self.told = time.monotonic()
-        self.moved = self.requests = 0  # bytes of this operation; lines that were answered
+        self.connected = self.started = self.last_note = time.monotonic()
+        self.moved = self.requests = 0  # bytes of this request; requests until now
         self.idle, self.done = True, False
-        self.known = server.door.guard is None  # whether the client may do more than ask and log in
+        self.admitted = (
+            server.door.guard is None
+        )  # whether the client may do more than ask and log in
         self.nonce = os.urandom(16).hex()
-        self.since, self.doing = self.began, ""
-        # what the lobby knows of it; with nick and mode `who` shows it
-        self.nick = self.mode = ""  # mode: "receive" or "chat" while it waits in one of them
+        self.nick = self.mode = self.doing = ""  # mode: "receive" or "chat" while it waits in one
+        # its life in the lobby
         self.holder, self.returned = Holder.OWN, threading.Event()
-        self.trouble = ""  # what another thread met that had it
+        self.trouble = ""  # why another thread lost the connection while it held it
         # lines of the chat that are still to be sent
         self.unheard: deque[bytes] = deque(maxlen=UNHEARD)
-        self.rest, self.missed = b"", 0  # what has begun to leave of them; how many were dropped
-        # the flood limit's clock, which each line puts forward
-        self.said = time.monotonic() - SAY_BURST / SAY_RATE
+        # the rest of those that are being sent; how many were dropped
+        self.rest, self.missed = b"", 0
+        # the clock of the rate limit, which each line puts forward
+        self.next_say = self.connected - SAY_BURST / SAY_RATE
         self.relay: Relay | None = None  # while it sends to others
 
     def run(self) -> None:
@@ -1475,14 +1660,7 @@ class Session(Wire):
         try:
             self.encrypt()
             self.greet()
-            while not self.done and not self.server.stop.asked:
-                if self.start == self.end:
-                    self.flush()  # before Ctrl-C may take it for idle
-                    self.idle = True
-                request = self.line(idle=self.known)
-                self.idle = False
-                self.requests += 1
-                self.dispatch(request)
+            converse(self)
         except Ended:
             if not self.requests:
                 self.note("came and left without a word")
@@ -1492,12 +1670,12 @@ class Session(Wire):
             self.out += line("err", "-", reason=broken)  # hang_up() sends it
             self.note(f"hung up on: {broken}")
         finally:
-            self.release()
-            self.server.lobby.leave(self)
+            self.release_part()
+            self.lobby.leave(self)
             self.hang_up()
 
     def encrypt(self) -> None:
-        """The TLS handshake, under a deadline. Who begins in the clear is answered in the clear."""
+        """The TLS handshake, under a deadline. A client without TLS is answered without TLS."""
         context = self.server.door.tls
         if context is None:
             return
@@ -1509,116 +1687,103 @@ class Session(Wire):
             self.sock = secured
             shake_hands(secured)
         except OSError as error:
-            raise Lost(
-                f"no TLS: {'silent' if isinstance(error, socket.timeout) else getattr(error, 'reason', '') or error.strerror}"
-            ) from None
+            why = getattr(error, "reason", "") or error.strerror
+            why = "silent" if isinstance(error, socket.timeout) else why
+            raise Lost(f"no TLS: {why}") from None
 
     def greet(self) -> None:
-        guard, keys = self.server.door.guard, {"auth": "none"}
-        if guard:
+        keys = {"auth": "none"}
+        if not self.admitted:
             keys = {"auth": AUTH, "salt": self.server.salt, "nonce": self.nonce}
-        self.put(line("sixsockets", PROTOCOL, **{"max-line": MAX_LINE, **keys, "you": self.peer}))
+        self.send_line("sixsockets", PROTOCOL, **{"max-line": MAX_LINE, **keys, "you": self.peer})
 
-    def dispatch(self, request: Line) -> None:
-        """Find the command, check what holds for all, run it, tell and log the result."""
-        verb, names = ALIASES.get(request.verb, request.verb), request.words
-        if verb in NOT_ALONE:  # what is left of a body that was refused; line() drops the bytes
-            return
-        self.began = self.told = time.monotonic()
-        self.moved, result = 0, "ok"
-        try:
-            command = self.command(verb, names)
-            self.attend(verb, request)
-            command.run(self, request)
-        except (Refused, OSError) as error:
-            result, keys = reason_of(error), getattr(error, "keys", {})
-            named = {"send": names[1:], "say": []}.get(verb, names)
-            self.put(
-                line(
-                    "err", *[word[:MAX_ECHO] for word in (verb, *named[:2])], reason=result, **keys
-                )
-            )
-        if verb not in UNLOGGED or result not in EXPECTED:
-            # somebody may have typed the password there
-            what = " ".join([verb, *(names if verb != "auth" else [])])
-            self.note(
-                f"{what[:300]}: {self.moved} bytes, {time.monotonic() - self.began:.3f} s, {result}"
-            )
-
-    def command(self, verb: str, names: Sequence[str]) -> "Command":
-        found = COMMANDS.get(verb)
-        if found is None:
-            raise Refused("unknown-verb", **{"try": "help"})
-        if not found.least <= len(names) <= found.most:
-            raise Refused("usage", usage=f"{verb} {found.usage}")
-        if not self.known and verb not in BEFORE_AUTH:
-            raise Refused("auth-required")
-        if found.changes and self.args.read_only:
-            raise Refused("read-only")
-        return found
-
-    def attend(self, verb: str, request: Line) -> None:
+    def prepare(self, request: Line) -> None:
         """A request may name its client; most end a `receive` or `chat` that waits."""
-        self.doing = verb
-        if self.mode and (verb not in STAYS or "nick" in request.keys):
-            self.server.lobby.leave(self)
-        if "nick" in request.keys:
-            if not self.known:  # or strangers could take the names of those who may come in
+        self.doing, nick = request.verb, request.keys.get("nick")
+        if self.mode and (self.doing not in STAYS or nick is not None):
+            self.lobby.leave(self)
+        if nick is not None:
+            if not self.admitted:  # or strangers could take the names of those who may come in
                 raise Refused("auth-required")
-            self.take_nick(request.keys["nick"])
+            self.set_nick(nick)
+
+    def set_nick(self, nick: str) -> None:
+        """Its name from now on, with a number if another client has that name."""
+        if not NICK.fullmatch(nick):
+            raise Refused("bad-nick")
+        with self.lobby.changed:
+            others = self.server.sessions.copy() - {self}
+            taken = {session.nick.casefold() for session in others}
+            numbered = (f"{nick}{number}" for number in itertools.count(2))
+            names = itertools.chain([nick], numbered)
+            self.nick = next(name for name in names if name.casefold() not in taken)
+
+    def display_name(self) -> str:
+        return self.nick or self.peer
 
     def ok(self, request: Line, **keys: object) -> None:
-        self.put(line("ok", ALIASES.get(request.verb, request.verb), *request.words, **keys))
+        self.send_line("ok", request.verb, *request.words, **keys)
 
-    def tell(self, name: str, key: str) -> Callable[[int], None]:
-        """What a long operation calls as it goes on: now and then the client hears how far it is."""
+    def progress(self, name: str, key: str) -> Callable[[int], None]:
+        """A function for a long operation to call: now and then it tells the client a count."""
 
-        def note(count: int) -> None:
+        def tell(count: int) -> None:
             now = time.monotonic()
-            if now - self.told >= TELL:
-                self.told = now
-                self.put(line("note", name, **{key: count}))
+            if now - self.last_note >= TELL:
+                self.last_note = now
+                self.send_line("note", name, **{key: count})
                 self.flush()
 
-        return note
+        return tell
 
-    def fill(self, patience: Optional[float]) -> None:
-        """Before it waits: what is known of the last folder may be out of date afterwards. Other threads may have it meanwhile."""
-        self.near = "", self.root
+    def count(self, more: int) -> bool:
+        self.moved += more
+        return True
+
+    def limit_rate(self) -> None:
+        """Each client may make the others read so many lines, and no more."""
+        now = time.monotonic()
+        due = max(self.next_say, now - SAY_BURST / SAY_RATE) + 1 / SAY_RATE
+        if due > now:
+            raise Refused("too-fast", limit=f"{SAY_RATE:g}/s")
+        self.next_say = due
+
+    # waiting, logging, closing
+    def receive(self, patience: Optional[float]) -> None:
+        """Before it waits: other threads may use the connection, or change the last folder."""
+        self.last_folder = "", self.root
         # nor may strangers keep the places of others by idle talk
-        if not self.known and time.monotonic() > self.since + self.timeout:
+        if not self.admitted and time.monotonic() > self.connected + self.timeout:
             raise Lost(f"no password in {self.timeout:g} s")
         if self.relay:
-            self.relay.attend(self.timeout if patience is None else patience)
+            self.relay.wait_for_sender(self.timeout if patience is None else patience)
         elif self.mode and patience is None:
             self.flush()
-            self.server.lobby.keep(self)
-            if self.start != self.end:  # who had it has left something unread
+            self.lobby.wait(self)
+            if self.start != self.end:  # the thread that had it has left something unread
                 return
             patience = self.timeout
-        super().fill(patience)
+        super().receive(patience)
 
     def has_line(self) -> bool:
-        """Has all of a line come that is not empty?"""
+        """Has a whole line arrived that is not empty?"""
         while self.start < self.end and self.buffer[self.start] in b"\r\n":
             self.start += 1
-        found = self.buffer.find(b"\n", self.start, self.end) >= 0
-        if not found and self.end - self.start >= MAX_LINE:
-            raise Broken("line-too-long")
-        return found
+        return self.line_end() >= 0
 
     def flush(self) -> None:
-        """Log lines leave with the answers that they tell of, many at once."""
+        """The log lines are written with the answers that they tell of, many at once."""
         if self.logged:
             self.server.log(self.logged)
             self.logged = []
         super().flush()
 
     def note(self, text: str) -> None:
-        self.logged.append(f"{self.peer} {shown(text)}")
+        self.logged.append(f"{self.peer} {printable(text)}")
 
     def hang_up(self) -> None:
-        """Close so that the last answer arrives: a socket closed over unread bytes sends RST, which destroys it."""
+        """Close so that the last answer arrives: closing over unread bytes sends RST, which
+        destroys it."""
         deadline = time.monotonic() + LINGER
         with contextlib.suppress(Lost, OSError):
             self.flush()
@@ -1630,23 +1795,34 @@ class Session(Wire):
                     break
         self.sock.close()
 
+    def is_idle(self) -> bool:
+        return self.idle and self.holder is not Holder.SENDER
+
+    def cut(self) -> None:
+        """From another thread: end whatever this connection waits for.
+
+        (A TLS socket's own shutdown() is for its own thread only.)"""
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
+
     # names: whatever a client names is found here and nowhere else
     def folder(self, parts: list[str], make: bool = False) -> Folder:
-        """Component by component from the shared folder; the one that was used last is still open."""
+        """Found component by component from the shared folder, unless it is the last folder."""
         if self.server.only and parts:
             raise Refused("no-such-file")
         name = "/".join(parts)
-        if name != self.near[0]:
+        if name != self.last_folder[0]:
             try:
-                self.near = name, self.root.descend(parts, make)
+                self.last_folder = name, self.root.descend(parts, make)
             except FileNotFoundError:
                 raise Refused("no-such-folder") from None
-        return self.near[1]
+        return self.last_folder[1]
 
     def find(self, name: str, make: bool = False) -> tuple[Folder, str]:
-        """The folder in which a name from the network is, and its last component."""
-        *above, leaf = components(name, self.args.hidden or name == self.server.only)
-        if self.server.only and name != self.server.only:
+        """The folder that a name from the network is in, and its last component."""
+        only = self.server.only
+        *above, leaf = check_name(name, self.args.hidden or name == only)
+        if only and name != only:
             raise Refused("no-such-file")
         return self.folder(above, make), leaf
 
@@ -1660,66 +1836,9 @@ class Session(Wire):
         return folder, leaf, status
 
     def visible(self, name: str) -> bool:
-        return (
-            name == self.server.only
-            if self.server.only
-            else not PART.fullmatch(name) and (self.args.hidden or name[0] != ".")
-        )
-
-    # the commands
-    def do_help(self, request: Line) -> None:
-        for verb, command in COMMANDS.items():
-            self.put(
-                f"help {verb} {command.usage}{' ' * bool(command.usage)}-- {command.text}\n".encode()
-            )
-        self.ok(request._replace(words=[]), count=len(COMMANDS))
-
-    def do_list(self, request: Line) -> None:
-        name = request.words[0] if request.words else ""
-        folder = self.folder(components(name, self.args.hidden)) if name else self.root
-        deep, count = request.keys.get("deep") == "yes", 0
-
-        def failed(full: str, error: Union[OSError, Refused]) -> None:
-            self.put(line("note", full, reason=reason_of(error)))
-
-        for full, _, entry in walk(folder, name, deep, self.visible, failed):
-            try:
-                count += self.describe(full, entry, deep)
-            except FileNotFoundError:
-                pass  # gone already
-            except OSError as error:  # a folder that may be read but not entered, a dead mount
-                failed(full, error)
-        self.ok(request, count=count)
-
-    def describe(self, full: str, entry: os.DirEntry[str], deep: bool) -> bool:
-        """One entry of a listing; False for what is no file or folder."""
-        status = entry.stat(follow_symlinks=False)
-        is_file, is_folder = stat.S_ISREG(status.st_mode), stat.S_ISDIR(status.st_mode)
-        if is_file:
-            self.put(line("file", full, **facts(status)))
-        elif is_folder:
-            self.put(line("dir", full, mtime_ns=status.st_mtime_ns))
-        elif deep:
-            self.put(line("note", full, reason="not-a-file"))
-        return is_file or is_folder
-
-    def do_stat(self, request: Line) -> None:
-        name, keys = request.words[0], request.keys
-        part = self.part(request) if "mtime_ns" in keys else None  # most ask without, and many
-        kept = part.folder.stat(part.name) if part and part.keyed else None
-        try:
-            status = self.existing(name)[2]
-        except Refused as refusal:
-            raise Refused(refusal.reason, part=kept.st_size if kept else None) from None
-        if stat.S_ISDIR(status.st_mode):
-            return self.ok(request, type="dir", mtime_ns=status.st_mtime_ns)
-        found = None
-        if keys.get("digest") == "yes":
-            with self.opened(name) as (fd, status):
-                found = digest(fd, status.st_size, hashlib.sha256(), self.tell(name, "checked"))
-        self.ok(
-            request, type="file", **facts(status), sha256=found, part=kept.st_size if kept else None
-        )
+        if self.server.only:
+            return name == self.server.only
+        return not PART.fullmatch(name) and (self.args.hidden or name[0] != ".")
 
     @contextlib.contextmanager
     def opened(self, name: str) -> Iterator[tuple[int, os.stat_result]]:
@@ -1729,72 +1848,6 @@ class Session(Wire):
             yield fd, status
         finally:
             os.close(fd)
-
-    def do_get(self, request: Line) -> None:
-        name, offset, sha = request.words[0], request.number("offset"), hashlib.sha256()
-        with self.opened(name) as (fd, status):
-            if offset and (
-                offset > status.st_size
-                or digest(fd, offset, sha, self.tell(name, "checked")) != request.keys.get("sha256")
-            ):
-                offset, sha = 0, hashlib.sha256()
-                os.lseek(fd, 0, os.SEEK_SET)
-            self.put(line("ok", "get", name, **facts(status), offset=offset or None))
-            try:
-                given_up = send_body(self, fd, status, sha, self.count)
-            except Lost as lost:
-                self.note(
-                    f"get {name}: cut at {self.moved} of {status.st_size - offset} bytes ({lost})"
-                )
-                raise
-        if given_up:
-            self.note(f"get {name}: given up, it {given_up} meanwhile")
-
-    def count(self, more: int) -> bool:
-        self.moved += more
-        return True
-
-    def do_put(self, request: Line) -> None:
-        name, over = request.words[0], request.keys.get("over") == "yes"
-        size = request.number("size") if "size" in request.keys else None
-        part = self.part(request)
-        self.check_room(size or 0, request.number("offset"))
-        self.check_vacant(part.folder, part.leaf, over)
-        part = self.claimed(part, request)
-        try:
-            part.begin(request.number("offset"))
-            verified = receive_body(
-                self,
-                part,
-                size,
-                lambda announced: self.check_room(announced, part.received),
-                self.tell(name, "received"),
-            )
-            part.finish(over, lock=self.server.lock)
-        except (Lost, Broken) as lost:
-            kept = "nothing is kept"
-            if part.keep():
-                kept, self.server.kept = "kept for seven days", self.server.kept + 1
-            self.note(
-                f"put {name}: cut at {part.received} of {'?' if size is None else size} bytes ({lost}); {kept}"
-            )
-            raise
-        except OSError as error:
-            raise Refused(reason_of(error), received=part.received) from None
-        finally:
-            self.moved = part.received
-            part.drop()
-            self.disclaim(part)
-        self.ok(request, size=part.received, sha256=part.sha.hexdigest(), verified=verified)
-
-    def check_room(self, whole: int, have: int) -> None:
-        if 0 < self.args.max_size < whole:
-            raise Refused("too-large", limit=self.args.max_size)
-        if (
-            self.args.min_free
-            and shutil.disk_usage(self.server.directory).free - (whole - have) < self.args.min_free
-        ):
-            raise Refused("disk-full")
 
     def check_vacant(self, folder: Folder, leaf: str, over: bool, is_folder: bool = False) -> None:
         folder.protect(leaf, is_folder)
@@ -1806,391 +1859,456 @@ class Session(Wire):
         if there and not over:
             raise Refused("exists", size=there.st_size, mtime_ns=there.st_mtime_ns)
 
-    def part(self, request: Line) -> Part:
-        """Where the body of such an upload goes."""
-        size, mtime_ns = (
-            request.number(key) if key in request.keys else None for key in ("size", "mtime_ns")
-        )
-        return Part(*self.find(request.words[0]), size, mtime_ns, request.keys.get("exec") == "yes")
+    def check_room(self, whole: int, received: int) -> None:
+        if 0 < self.args.max_size < whole:
+            raise Refused("too-large", limit=self.args.max_size)
+        if self.args.min_free:
+            free = shutil.disk_usage(self.server.directory).free
+            if free - (whole - received) < self.args.min_free:
+                raise Refused("disk-full")
 
-    def claimed(self, part: Part, request: Line) -> Part:
-        """The part, as `resume` has checked it or new, and ours alone."""
-        offset = request.number("offset")
-        if self.ready and self.ready.place() == part.place() and offset in (0, self.ready.received):
-            self.ready.executable = part.executable  # `resume` does not say it
-            part, self.ready = self.ready, None
-            return part
-        self.release()
+    # parts: one connection at a time writes one
+    def part(self, request: Line, name: str) -> Part:
+        """The part for the body of such a request."""
+        size, mtime_ns = request.number_or_none("size"), request.number_or_none("mtime_ns")
+        return Part(*self.find(name), size, mtime_ns, request.is_set("exec"))
+
+    def claimed(self, part: Part, offset: int) -> Part:
+        """The part, as `resume` has checked it or else new, and ours alone."""
+        checked = self.checked
+        if checked and checked.identity() == part.identity() and offset in (0, checked.received):
+            checked.executable = part.executable  # `resume` does not tell it
+            self.checked = None
+            return checked
+        self.release_part()
         if offset:
             raise Refused("resume-first")
         self.claim(part)
         return part
 
     def claim(self, part: Part) -> None:
-        """Be the one who writes a part. Who wrote it before and is silent has lost its link, and is ended. What counts is how often
-        we have tried: a machine that stood still meanwhile has left the other no time to end."""
-        if not part.keyed:  # nobody else knows its name
-            part.claim()
-            return
-        left = BUSY
+        """Become the one writer of a part. An earlier writer that is silent has lost its link: cut
+        it. Count tries, not time: if the machine was suspended, that writer got no time either."""
         try:
-            while (
-                other := self.server.writers.setdefault(part.place(), self)
-            ) is not self or not part.claim():
-                if other is not self and time.monotonic() - other.heard > STALE:
+            for _ in range(TRIES):
+                other = self.server.writers.setdefault(part.identity(), self)
+                if other is self and part.claim():
+                    return
+                if other is not self and time.monotonic() - other.last_heard > STALE:
                     other.cut()
-                if left <= 0:
-                    raise Refused("busy")
-                left -= TELL / 2
-                time.sleep(TELL / 2)
+                time.sleep(RETRY)
+            raise Refused("busy")
         except (Refused, OSError):
             self.disclaim(part)
             raise
 
     def disclaim(self, part: Part) -> None:
         """The part has no writer any more, unless the next one has come in already."""
-        if part.keyed and self.server.writers.get(part.place()) is self:
-            del self.server.writers[part.place()]
+        if self.server.writers.get(part.identity()) is self:
+            del self.server.writers[part.identity()]
 
-    def do_resume(self, request: Line) -> None:
-        self.release()
-        part = self.part(request)
-        if not part.keyed or not part.folder.stat(part.name):
-            return self.ok(request, offset=0)
-        self.claim(part)
-        self.ready = part
-        part.examine(request.number("size"), self.tell(request.words[0], "checked"))
-        self.ok(request, offset=part.received, sha256=part.sha.hexdigest())
+    def release_part(self) -> None:
+        """The client does not send what `resume` has checked: leave that part as it is."""
+        if self.checked:
+            self.checked.keep()
+            self.disclaim(self.checked)
+            self.checked = None
 
-    def release(self) -> None:
-        """Nobody sends what `resume` has checked: leave the part as it is."""
-        if self.ready:
-            self.ready.keep()
-            self.disclaim(self.ready)
-            self.ready = None
 
-    def do_delete(self, request: Line) -> None:
-        folder, leaf, status = self.existing(request.words[0])
-        folder.protect(leaf)
-        folder.remove(leaf, stat.S_ISDIR(status.st_mode))
-        self.near = "", self.root
-        self.ok(request)
+# --- from client to client: the lobby, where connections wait; the relay, which sends to them ---
+class Holder(enum.Enum):
+    """The one that reads and writes a connection now: never two (with TLS one thread alone may)."""
 
-    def do_rename(self, request: Line) -> None:
-        old, new = request.words
-        folder, leaf, status = self.existing(old)
-        other, other_leaf = self.find(new)
-        is_folder = stat.S_ISDIR(status.st_mode)
-        over = request.keys.get("over") == "yes" and not is_folder
-        folder.protect(leaf, is_folder)
-        self.check_vacant(other, other_leaf, over, is_folder)
-        if is_folder and new.count("/") > old.count("/"):
-            self.check_depth(folder.below(leaf), new)
-        with self.server.lock:
-            folder.move(leaf, other, other_leaf, over)
-            left = folder.stat(leaf) if over else None
-            twins = (
-                left
-                and os.path.samestat(left, status)
-                and folder.place(leaf) != other.place(other_leaf)
-            )
-            # where "a" and "A" are one name, only one of them is listed
-            both = (folder, leaf), (other, other_leaf)
-            if twins and all(
-                any(entry.name == name for entry in where.entries()) for where, name in both
-            ):
-                folder.retire(leaf, status)  # rename() does nothing between two links of one file
-        self.near = "", self.root
-        self.ok(request)
+    OWN = "its own thread"  # becomes LOBBY when it waits in `receive` or `chat`
+    # becomes OWN when the client says something or is gone, SENDER when another one sends to it
+    LOBBY = "the thread that has the lobby's lock"
+    # becomes LOBBY when the client answered, OWN when it is lost or said something else
+    SENDER = "the thread of the client that sends to it"
 
-    def check_depth(self, folder: Folder, name: str) -> None:
-        """Whether all that is in a folder may be so far down when the folder has that name."""
 
-        def failed(full: str, error: Union[OSError, Refused]) -> None:
-            if isinstance(error, Refused):
-                raise error
+class Sending(NamedTuple):
+    """A sender that waits for its receivers."""
 
-        tell = self.tell(name, "checked")
-        for count, _ in enumerate(walk(folder, name, True, lambda name: True, failed)):
-            tell(count)
+    deadline: float  # from then on it keeps its receivers from those that came later
+    wanted: "list[Session]"
 
-    def do_mkdir(self, request: Line) -> None:
-        folder, leaf = self.find(request.words[0], make=True)
-        folder.make(leaf)
-        self.ok(request)
+    def receivers(self) -> "list[Session]":
+        return [session for session in self.wanted if session.mode == "receive"]
 
-    def do_auth(self, request: Line) -> None:
-        """The client proves that it knows the password, and hears the proof that we do. A wrong proof is its connection's last word."""
-        guard, mine = self.server.door.guard, request.keys.get("nonce", "")
-        if guard is None or self.known:
-            raise Refused("not-needed")
-        if not NONCE.fullmatch(mine):
-            raise Refused("usage", usage="auth nonce=HEX proof=HEX")
-        facts, host = (
-            (self.nonce, mine, self.server.door.pin),
-            self.peer.rpartition(":")[0].strip("[]"),
-        )
-        reason = guard.judge(
-            host,
-            same_proof(
-                request.keys.get("proof", ""), auth_proof(self.server.key, "client", *facts)
-            ),
-        )
-        if reason:
-            self.done, wait = True, guard.wait(host)
-            if reason != "busy" and wait:
-                self.note(
-                    f"auth: {MAX_WRONG} wrong passwords: {host} is answered busy for {wait} s"
-                )
-            raise Refused(reason, retry=wait if reason == "busy" else None)
-        self.known = True
-        self.put(line("ok", "auth", proof=auth_proof(self.server.key, "server", *facts)))
 
-    def do_ping(self, request: Line) -> None:
-        self.ok(request)
+class Lobby:
+    """The connections that wait. One thread watches them all, while their own threads sleep."""
 
-    def do_bye(self, request: Line) -> None:
-        self.ok(request)
-        self.done = True
+    def __init__(self) -> None:
+        self.changed = threading.Condition()  # and the lock of all that is here
+        self.selector = selectors.DefaultSelector()
+        self.reader, self.writer = socket.socketpair()
+        self.reader.setblocking(False)
+        self.writer.setblocking(False)
+        self.selector.register(self.reader, selectors.EVENT_READ)
+        self.queue: list[Sending] = []
+        self.chatters: dict[Session, None] = {}  # in the order in which they came
+        self.history: deque[bytes] = deque(maxlen=HISTORY)
+        self.closed = False
+        self.thread = threading.Thread(target=self.watch, daemon=True)
+        self.thread.start()
 
-    # the commands between clients
-    def called(self) -> str:
-        return self.nick or self.peer
+    def close(self) -> None:
+        self.closed = True
+        self.wake()
+        self.thread.join(LINGER)
 
-    def take_nick(self, nick: str) -> None:
-        """Its name from now on, with a number where another has that name."""
-        if not NICK.fullmatch(nick):
-            raise Refused("bad-nick")
-        with self.server.lobby.changed:
-            taken = {
-                session.nick.casefold()
-                for session in list(self.server.sessions)
-                if session is not self
-            }
-            numbered = itertools.chain([nick], (f"{nick}{number}" for number in itertools.count(2)))
-            self.nick = next(name for name in numbered if name.casefold() not in taken)
-
-    def do_who(self, request: Line) -> None:
-        everybody = sorted(self.server.sessions.copy(), key=lambda session: session.since)
-        for each in everybody:
-            mode = each.mode or ("idle" if each.idle else each.doing)
-            self.put(
-                line(
-                    "client",
-                    each.peer,
-                    nick=each.nick or None,
-                    mode=mode,
-                    you="yes" if each is self else None,
-                )
-            )
-        self.ok(request, count=len(everybody))
-
-    def do_receive(self, request: Line) -> None:
-        self.ok(request, you=self.peer, nick=self.nick or None)
-        self.mode = "receive"
-
-    def do_send(self, request: Line) -> None:
-        """Each receiver is lent to this thread until it has answered."""
-        targets, name = request.words
-        verb = "mkdir" if request.keys.get("type") == "dir" else "put"
-        components(name)
-        keys = {key: request.number(key) for key in ("size", "mtime_ns") if key in request.keys}
-        offer = line(
-            verb,
-            name,
-            **keys,
-            exec="yes" if request.keys.get("exec") == "yes" else None,
-            **{"from": self.peer, "nick": self.nick or None},
-        )
-        wanted, refused = self.targets(targets)
-        lent = self.server.lobby.take(wanted, self.tell(name, "waiting"), self.timeout)
-        refused.update((session.peer, "not-receiving") for session in set(wanted).difference(lent))
-        relay = Relay(self, verb, name, lent, len(lent) + len(refused))
-        try:
-            for target, reason in refused.items():
-                relay.report(target, Line("err", [], {"reason": reason}))
-            if verb == "mkdir":
-                relay.end(offer)
-            else:
-                relay.pass_on(offer)
-                self.relay = relay
-                relay.body()
-        except Lost as lost:
-            self.note(f"send {name}: cut after {self.moved} bytes ({lost})")
-            raise
-        finally:
-            self.relay = None
-            if not relay.ended:
-                relay.end(line("abort", reason="sender-gone"))
-            relay.settle()
-        if not relay.verified:
-            raise relay.refusal()
-        self.put(line("ok", "send", name, receivers=relay.count, verified=relay.verified))
-
-    def targets(self, words: str) -> "tuple[list[Session], dict[str, str]]":
-        """Who is meant by HOST:PORT or nick, separated by commas; and why others cannot be."""
-        known = {
-            name.casefold(): session
-            for session in self.server.sessions.copy()
-            for name in (session.peer, session.nick)
-        }
-        wanted: dict[Session, None] = {}
-        refused = {}
-        named = list(filter(None, words.split(",")))
-        if not 0 < len(named) <= MAX_TARGETS:
-            raise Refused("usage", usage=f"send {COMMANDS['send'].usage}")
-        for target in named:
-            found = known.get(target.casefold())
-            if found is None or found is self or found.mode != "receive":
-                refused[target] = (
-                    "no-such-client"
-                    if found is None
-                    else "yourself"
-                    if found is self
-                    else "not-receiving"
-                )
-            else:
-                wanted[found] = None
-        return list(wanted), refused
-
-    def do_chat(self, request: Line) -> None:
-        if request.words:
-            self.take_nick(request.words[0])
-        self.pace()
-        for said in self.server.lobby.join(self):
-            self.put(said)
-        self.note(f"chat: {self.called()} joined")
-        self.ok(
-            request, nick=self.nick or None, you=self.peer, count=len(self.server.lobby.chatters)
-        )
-
-    def pace(self) -> None:
-        """Each client may make others read so many lines, and no more."""
-        now = time.monotonic()
-        due = max(self.said, now - SAY_BURST / SAY_RATE) + 1 / SAY_RATE
-        if due > now:
-            raise Refused("too-fast", limit=f"{SAY_RATE:g}/s")
-        self.said = due
-
-    def do_say(self, request: Line) -> None:
-        text = request.words[0]
-        if self.mode != "chat":
-            raise Refused("not-in-chat")
-        if len(text.encode(*NAMES)) > MAX_SAY:
-            raise Refused("too-long", limit=MAX_SAY)
-        self.pace()
-        self.server.lobby.say(self, text.encode(*NAMES))
-        self.note(f"chat: <{self.called()}> {text}")
-        self.put(b"ok say\n")
-
-    def cut(self) -> None:
-        """From another thread: whatever this one waits for ends now. (The method of a TLS socket is for its own thread.)"""
+    def wake(self) -> None:
+        """Some systems' selectors take no connection while they wait: let it wait anew."""
         with contextlib.suppress(OSError):
-            socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
+            self.writer.send(b"\0")
+
+    def watch(self) -> None:
+        while not self.closed:
+            self.selector.select()
+            # look again: a client that spoke may have been lent and returned meanwhile, and have
+            # nothing more to say
+            with self.changed:
+                # a function of its own, so that no connection is held on to while it waits
+                self.handle_events(self.selector.select(0))
+        for opened in (self.selector, self.reader, self.writer):
+            opened.close()
+
+    def handle_events(self, found: Sequence[tuple[selectors.SelectorKey, int]]) -> None:
+        for key, events in found:
+            if key.data is None:
+                self.reader.recv(4096)
+            elif events & selectors.EVENT_READ:
+                self.wake_owner(key.data)
+            else:
+                self.deliver(key.data)
+
+    # a connection that waits; all but wait(), borrow() and leave() are called with the lock held
+    def wait(self, session: "Session") -> None:
+        """Block until the client says something. Raises Lost if another thread lost it."""
+        with self.changed:
+            session.returned.clear()
+            self.add(session)
+        session.returned.wait()
+        session.sock.settimeout(session.timeout)
+        if session.rest:  # a line that was begun must be ended before any other
+            session.out, session.rest = bytearray(session.rest) + session.out, b""
+        if session.trouble:
+            raise Lost(session.trouble)
+
+    def add(self, session: "Session") -> None:
+        session.holder = Holder.LOBBY
+        session.sock.settimeout(BRIEF)
+        self.selector.register(session.sock, self.events(session), session)
+        self.changed.notify_all()
+        self.wake()
+
+    def events(self, session: "Session") -> int:
+        writes = selectors.EVENT_WRITE if session.rest or session.unheard else 0
+        return selectors.EVENT_READ | writes
+
+    def wake_owner(self, session: "Session", trouble: str = "") -> None:
+        if session.holder is Holder.LOBBY:
+            self.selector.unregister(session.sock)
+        session.holder, session.trouble = Holder.OWN, trouble
+        session.returned.set()
+
+    def leave(self, session: "Session") -> None:
+        """It neither receives nor chats any more."""
+        with self.changed:
+            if session in self.chatters:
+                del self.chatters[session]
+                self.tell_all(line("left", session.display_name()))
+                session.note(f"chat: {session.display_name()} left")
+            session.mode, session.rest = "", b""
+            session.unheard.clear()
+            self.changed.notify_all()
+
+    # receivers
+    def borrow(
+        self, wanted: "list[Session]", waiting: Callable[[int], None], patience: float
+    ) -> "list[Session]":
+        """Wait for this sender's turn; then all that still receive, at once."""
+        sending = Sending(time.monotonic() + patience, wanted)
+        with self.changed:
+            self.queue.append(sending)
+        try:
+            while (lent := self.try_borrow(sending)) is None:
+                waiting(len(sending.receivers()))
+            return lent
+        finally:
+            with self.changed:
+                self.queue = [each for each in self.queue if each is not sending]
+                self.changed.notify_all()
+
+    def is_turn(self, sending: Sending) -> bool:
+        """Are its receivers free, and not kept for a sender that came before? A sender keeps its
+        receivers if it can begin too, or has waited long enough; else it may wait for one that
+        stands still, and the others are for those that can begin."""
+        kept: set[Session] = set()
+        for each in self.queue:
+            found = set(each.receivers())
+            free = found.isdisjoint(kept) and {one.holder for one in found} <= {Holder.LOBBY}
+            if each is sending:
+                return free
+            if free or time.monotonic() > each.deadline:
+                kept |= found
+        return False
+
+    def try_borrow(self, sending: Sending) -> "list[Session] | None":
+        """Its receivers, if its turn comes within a moment."""
+        with self.changed:
+            if not self.changed.wait_for(lambda: self.is_turn(sending), LIFE):
+                return None
+            lent = sending.receivers()
+            for session in lent:
+                self.selector.unregister(session.sock)
+                session.holder = Holder.SENDER
+            return lent
+
+    def return_receiver(self, session: "Session", trouble: str = "") -> None:
+        with self.changed:
+            if trouble or session.start != session.end:
+                self.wake_owner(session, trouble)
+            else:
+                self.add(session)
+            self.changed.notify_all()
+
+    # chatters
+    def join(self, session: "Session") -> list[bytes]:
+        """What was said before; what is said from now on comes after it."""
+        with self.changed:
+            self.tell_all(line("joined", session.display_name(), at=session.peer))
+            self.chatters[session] = None
+            session.mode = "chat"
+            return list(self.history)
+
+    def say(self, session: "Session", text: bytes) -> None:
+        with self.changed:
+            said = b"said from=%b %b\n" % (quote(session.display_name()).encode(), text)
+            self.history.append(said)
+            self.tell_all(said, session)
+
+    def tell_all(self, text: bytes, but: "Session | None" = None) -> None:
+        """Send a line to all in the chat. A slow client gets it later; no other waits for it."""
+        for session in self.chatters:
+            if session is not but:
+                session.missed += len(session.unheard) == UNHEARD
+                session.unheard.append(text)
+                if session.holder is Holder.LOBBY and not session.rest:
+                    self.deliver(session)
+
+    def deliver(self, session: "Session") -> None:
+        """Send what waits for a client, as far as its socket takes it now."""
+        try:
+            while session.rest or session.unheard:
+                if not session.rest:
+                    lost = line("note", "chat", lost=session.missed) if session.missed else b""
+                    # the bytes are copied, so take only some of them
+                    some = min(AT_ONCE, len(session.unheard))
+                    lines = [session.unheard.popleft() for _ in range(some)]
+                    session.rest, session.missed = lost + b"".join(lines), 0
+                session.rest = session.rest[session.sock.send(session.rest[:BATCH]) :]
+        except OSError as error:
+            if not isinstance(error, socket.timeout):
+                return self.wake_owner(session, error.strerror or "closed")
+        self.selector.modify(session.sock, self.events(session), session)
 
 
-class Command(NamedTuple):
-    run: Callable[[Session, Line], None]
-    least: int  # positional words
-    most: int
-    changes: bool  # refused with --read-only
-    usage: str
-    text: str
+def wait_for_any(
+    readers: Sequence[socket.socket], writers: Sequence[socket.socket], patience: float
+) -> set[socket.socket]:
+    """Wait until one of the readers can be read or one of the writers written.
+
+    Returns those that can be read. (select() knows no descriptor above 1023.)"""
+    with getattr(selectors, "PollSelector", selectors.SelectSelector)() as selector:
+        for sock in {*readers, *writers}:
+            reads = selectors.EVENT_READ * (sock in readers)
+            selector.register(sock, reads | selectors.EVENT_WRITE * (sock in writers), sock)
+        found = selector.select(patience)
+        return {key.data for key, events in found if events & selectors.EVENT_READ}
 
 
-COMMANDS = {
-    "help": Command(Session.do_help, 0, 1, False, "", "these lines"),
-    "list": Command(
-        Session.do_list,
-        0,
-        1,
-        False,
-        "[FOLDER] [deep=yes]",
-        "what is there; deep: in all folders below too",
-    ),
-    "stat": Command(
-        Session.do_stat,
-        1,
-        1,
-        False,
-        "NAME [digest=yes]",
-        "size and time of a file; digest: its SHA-256 too",
-    ),
-    "get": Command(
-        Session.do_get, 1, 1, False, "NAME [offset=N sha256=OF-MY-FIRST-N]", "its bytes follow"
-    ),
-    "put": Command(
-        Session.do_put,
-        1,
-        1,
-        True,
-        "NAME [size=N] [mtime_ns=N] [exec=yes] [over=yes] [offset=N]",
-        "then: data N, N bytes, end",
-    ),
-    "resume": Command(
-        Session.do_resume,
-        1,
-        1,
-        True,
-        "NAME size=N mtime_ns=N",
-        "how much of it is here from an interrupted put",
-    ),
-    "delete": Command(Session.do_delete, 1, 1, True, "NAME", "a file or an empty folder"),
-    "rename": Command(
-        Session.do_rename, 2, 2, True, "OLD NEW [over=yes]", "also into another folder"
-    ),
-    "mkdir": Command(Session.do_mkdir, 1, 1, True, "NAME", "a folder, and those above it"),
-    "auth": Command(
-        Session.do_auth, 0, 0, False, "nonce=HEX proof=HEX", "prove that you know the password"
-    ),
-    "who": Command(
-        Session.do_who, 0, 0, False, "", "the clients that are connected, and what they do"
-    ),
-    "receive": Command(
-        Session.do_receive,
-        0,
-        0,
-        False,
-        "[nick=N]",
-        "wait for what others send; it comes as put and mkdir",
-    ),
-    "send": Command(
-        Session.do_send,
-        2,
-        2,
-        False,
-        "HOST:PORT|NICK[,...] NAME [size=N] [mtime_ns=N] [exec=yes] [type=dir]",
-        "to clients that receive; a body as after put",
-    ),
-    "chat": Command(Session.do_chat, 0, 1, False, "[NICK]", "join: hear what others say"),
-    "say": Command(Session.do_say, 1, 1, False, "TEXT", "to all others in the chat"),
-    "ping": Command(Session.do_ping, 0, 0, False, "", "is anybody there"),
-    "bye": Command(Session.do_bye, 0, 0, False, "", "the end"),
-}
-ALIASES = {"upload": "put", "download": "get", "logout": "bye", "stop": "bye", "quit": "bye"}
-BEFORE_AUTH = {"help", "ping", "auth", "bye"}
-NOT_ALONE = {"data", "end", "abort", "note"}  # they mean something only inside a body
-STAYS = {"help", "who", "ping", "say"}  # they do not end a `receive` or `chat` that waits
-# what a receiver's answer tells the sender, and characters of each at most: or its line could be
-# longer than the sender may take
-RESULTS = {
-    "reason": 32,
-    "why": 200,
-    "received": 20,
-    "as": MAX_ECHO,
-    "size": 20,
-    "sha256": 64,
-    "verified": 3,
-}
-# unless they are refused: they move and change nothing
-UNLOGGED = {"help", "stat", "ping", "bye", "resume", "who", "chat", "say", "auth"}
-# results of those that are not worth a line in the log
-EXPECTED = {"ok", "no-such-file", "no-such-folder", "too-fast"}
+def refusal(reason: str) -> Line:
+    return Line("err", [], {"reason": reason})
 
 
-# --- the server: listen, accept, a thread a client ---
+class Receiver:
+    """One of those that a client sends to: what it must still be sent, and what it answered."""
+
+    def __init__(self, session: "Session") -> None:
+        self.session = session
+        self.rest = memoryview(b"")
+        self.received = 0
+        self.answer: Line | None = None
+        # when it last took bytes or got further; when something was last queued for it
+        self.progressed = self.queued = time.monotonic()
+
+    def queue(self, block: bytes) -> None:
+        self.queued = time.monotonic()
+        if not self.rest:
+            self.progressed = self.queued
+        # a rest is left only where the sender was lost within a block
+        self.rest = memoryview(bytes(self.rest) + block)
+
+    def send(self) -> None:
+        """Send as much as its socket takes now."""
+        with contextlib.suppress(socket.timeout):
+            self.rest = self.rest[self.session.sock.send(self.session.sendable(self.rest)) :]
+            self.progressed = time.monotonic()
+
+    def read_answer(self, relay: "Relay") -> None:
+        """Read its notes, then its answer. Anything else is a request of its own: it stays unread,
+        and means that the file is not wanted."""
+        wire = self.session
+        with contextlib.suppress(Silent):
+            wire.receive(BRIEF)
+        wire.sock.settimeout(BRIEF)
+        while not self.answer and wire.has_line():
+            before, found = wire.start, wire.line()
+            if found.verb == "note":
+                received = min(found.number("received"), relay.sender.moved)
+                # a note without progress does not count, or notes could hold the sender for ever
+                if received > self.received:
+                    self.received, self.progressed = received, time.monotonic()
+            elif found.words[:1] == [relay.verb] and (
+                found.verb == "err" or (found.verb == "ok" and relay.ended)
+            ):
+                self.answer = found
+            else:
+                wire.start, wire.remaining = before, 0
+                self.answer = refusal("left")
+
+
+class Relay:
+    """Passes on what one client sends to others. It keeps only the block that it is sending, so
+    the slowest receiver sets the pace."""
+
+    def __init__(
+        self, sender: "Session", verb: str, name: str, sessions: "Sequence[Session]", count: int
+    ) -> None:
+        self.sender, self.verb, self.name, self.count = sender, verb, name, count
+        self.receivers = [Receiver(session) for session in sessions]  # that have not answered
+        self.verified = 0
+        self.ended = False  # all is queued: only answers are to come
+        self.progress = sender.progress(name, "received")
+
+    def body(self) -> None:
+        """The sender's body, line by line, until it ends."""
+        while (found := self.sender.line()).verb in ("data", "note"):
+            if found.verb == "note":
+                self.forward(line("note", self.name))
+            while self.sender.remaining:
+                chunk = self.sender.take_body()
+                self.sender.moved += len(chunk)
+                self.forward(b"".join((b"data %d\n" % len(chunk), chunk)))
+        if found.verb == "end":
+            return self.end(line("end", sha256=found.keys.get("sha256")))
+        if found.verb != "abort":
+            self.sender.unread = found
+        self.end(line("abort", reason=found.keys.get("reason", "interrupted")))
+
+    def end(self, last: bytes) -> None:
+        self.ended = True
+        self.forward(last)
+
+    def forward(self, block: bytes) -> None:
+        """Send a whole line, or `data` and its bytes, to all."""
+        for receiver in self.receivers:
+            receiver.queue(block)
+        self.flush()
+
+    def flush(self) -> None:
+        while unsent := self.unsent():
+            for receiver in unsent:
+                self.attempt(receiver, receiver.send)
+            if self.unsent():
+                self.listen(TELL)
+
+    def unsent(self) -> list[Receiver]:
+        return [receiver for receiver in self.receivers if receiver.rest]
+
+    def wait_for_sender(self, patience: float) -> None:
+        """Listen to the receivers until the sender's thread has something to read."""
+        deadline = time.monotonic() + patience
+        while self.receivers and self.sender.sock not in self.listen(LIFE, self.sender.sock):
+            if time.monotonic() > deadline:
+                raise Silent(f"silent for {self.sender.timeout:g} s")
+            self.flush()
+        if not self.receivers:
+            self.check()
+
+    def check(self) -> None:
+        if not self.verified:
+            raise Refused("not-received", receivers=self.count, verified=0)
+
+    def wait_for_answers(self) -> None:
+        while self.receivers:
+            self.listen(TELL)
+
+    def listen(self, patience: float, *others: socket.socket) -> set[socket.socket]:
+        """Wait for what receivers say, and drop those that stand still. The sender is told how far
+        the slowest is; a receiver that waits is told that the server is there."""
+        silent = [receiver.session.sock for receiver in self.receivers if not receiver.answer]
+        unsent = [receiver.session.sock for receiver in self.unsent()]
+        found = wait_for_any([*others, *silent], unsent, patience)
+        for receiver in list(self.receivers):
+            if receiver.session.sock in found:
+                self.attempt(receiver, functools.partial(receiver.read_answer, self))
+        now = time.monotonic()
+        for receiver in list(self.receivers):
+            timeout, due = receiver.session.timeout, receiver.rest or self.ended
+            if due and now - receiver.progressed > timeout:
+                self.lose(receiver, "stalled", f"took nothing for {timeout:g} s")
+            elif not due and now - receiver.queued > LIFE:
+                receiver.queue(line("note", self.name))
+        if self.receivers:
+            self.show()
+        return found
+
+    def show(self) -> None:
+        """Tell the sender how far the slowest is. If it is gone, only the reset that answers this
+        tells so while what it sent is unread."""
+        try:
+            self.progress(min(receiver.received for receiver in self.receivers))
+        except Lost:
+            if not self.ended:
+                raise
+
+    def attempt(self, receiver: Receiver, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except (Lost, Broken, OSError) as error:
+            return self.lose(receiver, "gone", str(error))
+        if receiver.answer and not receiver.rest:
+            self.release(receiver, receiver.answer)
+
+    def lose(self, receiver: Receiver, reason: str, trouble: str) -> None:
+        """Its own thread closes it; the others go on."""
+        self.release(receiver, receiver.answer or refusal(reason), trouble)
+
+    def release(self, receiver: Receiver, result: Line, trouble: str = "") -> None:
+        self.receivers.remove(receiver)
+        self.report(receiver.session.peer, result, receiver.session.nick)
+        self.sender.lobby.return_receiver(receiver.session, trouble)
+
+    def report(self, target: str, result: Line, nick: str = "") -> None:
+        """Tell the sender, if it is still there, what became of the file at one receiver."""
+        keys = {key: result.keys[key][:most] for key, most in RESULTS.items() if key in result.keys}
+        if result.verb == "ok":
+            self.verified += self.verb == "mkdir" or keys.get("verified") == "yes"
+        else:
+            reason = keys.get("reason", "failed")
+            self.sender.note(f"send {self.name[:300]} to {target[:300]}: {reason}")
+        words = target[:MAX_ECHO], result.verb, self.verb, self.name
+        with contextlib.suppress(Lost):
+            self.sender.send_line("got", *words, **keys, nick=nick or None)
+            self.sender.flush()
+
+
+# --- the server: listen, accept, a thread for each client ---
 class Server:
-    """A listening socket, and a thread for each client that came in through it."""
+    """A listening socket, and a thread for each client whose connection it accepted."""
 
     def __init__(
         self,
@@ -2199,39 +2317,39 @@ class Server:
         door: "Door",
         directory: str,
         only: str,
-        journal: int,
+        log_fd: int,
     ) -> None:
         self.door = door
         self.args, self.sock, self.directory, self.only = args, sock, directory, only
         self.stop = Stop()
         self.sessions: set[Session] = set()
-        # by the place of the part that they write
+        # by the identity of the part that they write
         self.writers: dict[tuple[object, ...], Session] = {}
         self.refused: list[socket.socket] = []
         self.lobby = Lobby()
         self.kept = 0  # parts of interrupted uploads
-        self.lock = threading.Lock()
-        self.journal, self.lost = journal, 0  # lines that it could not take
+        self.log_fd, self.lost_lines = log_fd, 0  # lines that it could not take
+        self.digest_turns = threading.BoundedSemaphore(DIGESTS)
         self.salt = os.urandom(16).hex()
         self.key = auth_key(door.guard.password, self.salt) if door.guard else b""
 
     def run(self) -> None:
-        swept = -SWEEP
+        searched = -SWEEP
         while not self.stop.asked:
-            if not self.args.read_only and time.monotonic() - swept >= SWEEP:
-                swept = time.monotonic()
-                threading.Thread(target=self.sweep, daemon=True).start()
+            if not self.args.read_only and time.monotonic() - searched >= SWEEP:
+                searched = time.monotonic()
+                threading.Thread(target=self.remove_old_parts, daemon=True).start()
             watched: list[socket.socket | Stop] = [self.stop, self.sock]
             ready, _, _ = select.select(watched, [], [], LINGER if self.refused else SWEEP)
             self.stop.drain()
             if self.sock in ready:
-                self.take()
+                self.accept()
             while self.refused and (not ready or len(self.refused) > MAX_REFUSED):
                 self.refused.pop(0).close()
         self.finish()
 
-    def take(self) -> None:
-        """Give the next client a thread of its own, if there is room."""
+    def accept(self) -> None:
+        """Accept the next client, and give it a thread of its own if there is room."""
         try:
             conn, peer = self.sock.accept()
         except (BlockingIOError, ConnectionError):
@@ -2241,44 +2359,61 @@ class Server:
             self.log([f"cannot accept ({error.strerror}): pausing"])
             select.select([self.stop], [], [], ACCEPT_PAUSE)
             return
-        if self.door.guard and (
-            wait := self.door.guard.wait(address(peer).rpartition(":")[0].strip("[]"))
-        ):
+        guard = self.door.guard
+        if guard and (wait := guard.wait(host_of(address(peer)))):
             return self.turn_away(conn, line("err", "-", reason="busy", retry=wait), DENIED)
-        if len(self.sessions) >= self.args.max_clients:
+        full = len(self.sessions) >= self.args.max_clients
+        if full and not self.make_room(network(host_of(address(peer)))):
             return self.refuse(conn, peer, f"there are {len(self.sessions)} clients")
         try:
-            self.handle(conn, peer)
+            self.start_thread(conn, peer)
         except (OSError, RuntimeError) as error:
             # no further descriptor or thread, or the shared folder is gone
-            self.refuse(conn, peer, shown(str(error)))
+            self.refuse(conn, peer, printable(str(error)))
+
+    def make_room(self, newcomer: Union[str, bytes]) -> bool:
+        """Hang up on a client of an address that has more than half of all places.
+
+        So no address can shut out the others. The idle client that is silent longest goes first,
+        those in `receive` or `chat` last."""
+        places = {each: network(host_of(each.peer)) for each in self.sessions.copy()}
+        crowd, count = Counter(places.values()).most_common(1)[0]
+        idle = [each for each, place in places.items() if place == crowd and each.is_idle()]
+        if crowd == newcomer or count * 2 <= self.args.max_clients or not idle:
+            return False
+        longest = min(idle, key=lambda each: (bool(each.mode), each.last_heard))
+        self.sessions.discard(longest)
+        longest.cut()
+        self.log([f"{longest.peer} hung up on: full, and its address has {count} clients"])
+        return True
 
     def refuse(self, conn: socket.socket, peer: "Address", why: str) -> None:
         self.log([f"{address(peer)} refused: {why}"])
         self.turn_away(conn, line("err", "-", reason="server-full"), OVERLOADED)
 
-    def turn_away(self, conn: socket.socket, answer: bytes, code: int) -> None:
-        """Answer and hang up, but keep the socket a moment: closed over unread bytes it sends RST, which destroys the answer.
-        A handshake would cost more than the refusal may: under TLS the answer is an alert."""
+    def turn_away(self, conn: socket.socket, text: bytes, code: int) -> None:
+        """Answer and close, but keep the socket a moment: closing over unread bytes sends RST,
+        which destroys the answer. Under TLS the answer is an alert, which needs no handshake."""
         self.refused.append(conn)
         with contextlib.suppress(OSError):
             conn.setblocking(False)
-            conn.send(alert(code) if self.door.tls else answer)
+            conn.send(alert(code) if self.door.tls else text)
             conn.shutdown(socket.SHUT_WR)
 
-    def handle(self, conn: socket.socket, peer: "Address") -> None:
+    def start_thread(self, conn: socket.socket, peer: "Address") -> None:
         # an answer leaves at once, however short
         conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         session = Session(self, conn, peer)
         session.keep_alive()
         self.sessions.add(session)
         try:
-            threading.Thread(target=self.attend, args=(session,), daemon=True).start()
+            threading.Thread(target=self.handle, args=(session,), daemon=True).start()
         except RuntimeError:
             self.sessions.discard(session)
             raise
 
-    def attend(self, session: Session) -> None:
+    def handle(self, session: Session) -> None:
+        """A client's thread, from its first line to its last."""
         try:
             session.run()
         finally:
@@ -2286,52 +2421,49 @@ class Server:
             self.stop.wake()
 
     def log(self, lines: Sequence[str]) -> None:
-        """One write, so that the lines of two threads do not mix. A full disk may take a part of it: the next begins a line."""
-        now, lost = time.strftime("%Y-%m-%d %H:%M:%S "), self.lost
-        told = [f"{lost} lines lost before this one"] * bool(lost) + [*lines]
-        left = ("\n" * bool(lost) + "".join(f"{now}{text}\n" for text in told)).encode()
+        """One write, so that the lines of two threads do not mix.
+
+        If the disk is full it may take only a part: then the next write begins a new line."""
+        now, lost = time.strftime("%Y-%m-%d %H:%M:%S "), self.lost_lines
+        before = [f"{lost} lines lost before this one"] * bool(lost)
+        texts = "".join(f"{now}{text}\n" for text in [*before, *lines])
+        left = ("\n" * bool(lost) + texts).encode()
         try:
             while left:
-                left = left[os.write(self.journal, left) :]
-            self.lost = 0
+                left = left[os.write(self.log_fd, left) :]
+            self.lost_lines = 0
         except OSError as error:
-            self.lost += len(lines)
-            if not lost and self.journal != 2:
-                say(f"cannot write the log ({error.strerror}): what it misses is counted")
+            self.lost_lines += len(lines)
+            if not lost and self.log_fd != 2:
+                say(
+                    f"cannot write the log ({error.strerror}): the lines that it misses are counted"
+                )
 
-    def sweep(self) -> None:
+    def remove_old_parts(self) -> None:
         with contextlib.suppress(OSError):
-            for full, folder, entry in walk(
-                Folder(self.directory), "", True, lambda name: True, lambda full, error: None
-            ):
-                if swept(folder, entry):
-                    self.log([f"removed {shown(full)}: nobody resumed it"])
+            for full, folder, _ in walk(Folder(self.directory), "", lambda full, error: None):
+                if remove_if_old(folder, os.path.basename(full)):
+                    self.log([f"removed {printable(full)}: nobody resumed it"])
 
     def finish(self) -> None:
-        """Close the door, let go of who waits, and give what is under way a moment."""
+        """Close the listening socket, cut what is idle, and give transfers a moment to end."""
         for sock in [self.sock, *self.refused]:
             sock.close()
         dropped = len(self.sessions)
         for seconds, busy_too in (GRACE, False), (LINGER, True):
             deadline = time.monotonic() + seconds
             while self.sessions and (left := deadline - time.monotonic()) > 0:
-                waiting = [
-                    found
-                    for found in list(self.sessions)
-                    if found.idle and found.holder is not Holder.SENDER
-                ]
-                for session in list(self.sessions) if busy_too else waiting:
+                for session in [each for each in list(self.sessions) if busy_too or each.is_idle()]:
                     session.cut()
                 select.select([self.stop], [], [], min(left, ACCEPT_PAUSE))
                 self.stop.drain()
         self.lobby.close()
-        say(
-            f"stopped: {dropped} client{'s' * (dropped != 1)} disconnected, {self.kept} part{'s' * (self.kept != 1)} kept"
-        )
+        clients, parts = "s" * (dropped != 1), "s" * (self.kept != 1)
+        say(f"stopped: {dropped} client{clients} disconnected, {self.kept} part{parts} kept")
 
 
-def shared(path: str) -> tuple[str, str]:
-    """The folder to share, made when missing, and the one name in it when it is a single file."""
+def prepare_folder(path: str) -> tuple[str, str]:
+    """The folder to share, made if missing, and the one name in it if a single file is shared."""
     try:
         directory, only = os.path.realpath(path), ""  # what the command line names may be a link
         if os.path.isfile(directory):
@@ -2341,7 +2473,7 @@ def shared(path: str) -> tuple[str, str]:
     except OSError as error:
         raise Failure(
             26,
-            f"cannot share {shown(path)} ({error.strerror})",
+            f"cannot share {printable(path)} ({error.strerror})",
             "the folder is missing and cannot be made, or may not be read",
             "python3 server.py --directory FOLDER",
         ) from None
@@ -2354,7 +2486,7 @@ def open_log(path: str) -> int:
     except OSError as error:
         raise Failure(
             23,
-            f"cannot write the log {shown(path)} ({error.strerror})",
+            f"cannot write the log {printable(path)} ({error.strerror})",
             "nothing was shared",
             "--log FILE in a folder that is there",
         ) from None
@@ -2367,12 +2499,12 @@ def serve(args: argparse.Namespace) -> int:
     if door.tls:
         # a client that waits for an answer shall see nothing but answers arrive
         door.tls.num_tickets = 0
-    directory, only = shared(args.path or args.directory)
+    directory, only = prepare_folder(args.path or args.directory)
     args.read_only = args.read_only or bool(only)
-    journal = open_log(args.log) if args.log else 2
-    # who finds the queue full asks again only after a second
+    log_fd = open_log(args.log) if args.log else 2
+    # a client that finds the backlog full tries again only after a second
     sock = bind(socket_class(args), family, target, 1024)
-    server = Server(args, sock, door, directory, only, journal)
+    server = Server(args, sock, door, directory, only, log_fd)
     with contextlib.closing(server.stop):
         announce(sock, args, door)
         server.run()
@@ -2386,7 +2518,10 @@ MAX_WRONG = 10  # wrong passwords from one address in WINDOW; more are answered 
 WINDOW = 60.0  # seconds
 # addresses whose wrong passwords are counted; one more, and the first is forgotten
 MAX_COUNTED = 10000
-MAKE_CERTIFICATE = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 365 -keyout key.pem -out cert.pem"
+MAKE_CERTIFICATE = (
+    "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 365 "
+    "-keyout key.pem -out cert.pem"
+)
 CERTIFICATE = """[req]
 distinguished_name = name
 x509_extensions = more
@@ -2396,12 +2531,14 @@ CN = Six Sockets
 [more]
 subjectAltName = {names}
 """
-# TLS alerts, in the clear instead of a handshake: access_denied, internal_error
+# TLS alerts, sent instead of a handshake: access_denied, internal_error
 DENIED, OVERLOADED = 49, 80
 
 
 class Guard:
-    """The password, and who has tried others. Each address is told busy for itself: nobody can lock out somebody else."""
+    """The password, and how often each address tried a wrong one.
+
+    Only the address itself is told busy, so nobody can lock out anybody else."""
 
     def __init__(self, password: str) -> None:
         self.password = password
@@ -2415,7 +2552,9 @@ class Guard:
         return max(0, int(end - time.monotonic() + 1)) if count >= MAX_WRONG else 0
 
     def judge(self, host: str, right: bool) -> str:
-        """An attempt: "" for the right password, or the reason why not. Counting and judging are one step: many at once are no more."""
+        """Count an attempt: "" for the right password, or the reason why it is refused.
+
+        The check and the count are one step, so many attempts at once are no more than others."""
         with self.lock:
             if self.wait(host):
                 return "busy"
@@ -2430,7 +2569,7 @@ class Guard:
 
 
 def network(host: str) -> Union[str, bytes]:
-    """Who counts as one: an IPv4 address, or 64 bits of an IPv6 address, for its owner has the rest."""
+    """What counts as one address: an IPv4 address, or the 64 bits of IPv6 that one owner has."""
     return socket.inet_pton(socket.AF_INET6, host.partition("%")[0])[:8] if ":" in host else host
 
 
@@ -2440,7 +2579,7 @@ class Door(NamedTuple):
     guard: Optional[Guard]
     tls: "ssl.SSLContext | None"
     pin: str  # SHA-256 of the certificate
-    made: str  # the password, when it was made for this run: it may be shown
+    made: str  # the password, if it was made for this run: it may be shown
     flags: str  # what a client's command needs for them
 
 
@@ -2449,10 +2588,8 @@ def make_door(args: argparse.Namespace, host: str) -> Door:
     if not password and not args.open and host != "::1" and not host.startswith("127."):
         import secrets  # not at the top: few need it
 
-        # 89 bits
-        password = made = "-".join(
-            "".join(secrets.choice(LETTERS) for _ in range(6)) for _ in range(3)
-        )
+        words = ("".join(secrets.choice(LETTERS) for _ in range(6)) for _ in range(3))
+        password = made = "-".join(words)  # 89 bits
     if args.key and not args.cert:
         raise Failure(
             2,
@@ -2462,23 +2599,21 @@ def make_door(args: argparse.Namespace, host: str) -> Door:
         )
     tls, pin = server_tls(args) if args.tls or args.cert else (None, "")
     flags = f" --password {made}" if made else " --ask-password" if password else ""
-    return Door(
-        Guard(password) if password else None,
-        tls,
-        pin,
-        made,
-        flags + (f" --pin {pin}" if tls else ""),
-    )
+    flags += f" --pin {pin}" if tls else ""
+    return Door(Guard(password) if password else None, tls, pin, made, flags)
 
 
 def choose_password(args: argparse.Namespace) -> str:
-    """The one that was given, or none."""
-    if args.open and (args.password is not None or args.ask_password):
-        raise Failure(
-            2, "--open and a password exclude each other", "--open lets everybody in", "one of them"
-        )
+    """The password that was given, or ""."""
     if args.open:
-        return ""
+        if args.password is None and not args.ask_password:
+            return ""
+        raise Failure(
+            2,
+            "--open and a password exclude each other",
+            "--open lets everybody in",
+            "leave out --open, or the password",
+        )
     if args.ask_password:
         args.password = ask_password("this server")
     if args.password == "":
@@ -2492,7 +2627,9 @@ def choose_password(args: argparse.Namespace) -> str:
 
 
 def server_tls(args: argparse.Namespace) -> "tuple[ssl.SSLContext, str]":
-    """What TLS needs, and the certificate's SHA-256: --cert's, or that of one made for this run, whose key no file keeps."""
+    """What TLS needs, and the SHA-256 of the certificate.
+
+    Without --cert the certificate is made for this run, and its key stays in no file."""
     import ssl
     import tempfile
 
@@ -2503,17 +2640,16 @@ def server_tls(args: argparse.Namespace) -> "tuple[ssl.SSLContext, str]":
         try:
             context.load_cert_chain(cert, key)
             with open(cert, encoding="ascii", errors="replace") as file:
-                found = re.search(
-                    "-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----",
-                    file.read(),
-                    re.DOTALL,
-                )
+                text = file.read()
+            found = re.search("(?s)-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", text)
             pin = fingerprint(ssl.PEM_cert_to_DER_cert(found[0] if found else ""))
         except (OSError, ValueError) as error:
+            why = getattr(error, "reason", "") or getattr(error, "strerror", "") or error
             raise Failure(
                 26,
-                f"cannot use the certificate {cert} ({getattr(error, 'reason', '') or getattr(error, 'strerror', '') or error})",
-                "--cert is a PEM file with the certificate, and --key the one with its key, unless that is in the first too",
+                f"cannot use the certificate {cert} ({why})",
+                "--cert is a PEM file with the certificate, and --key the one with its key, "
+                "unless that is in the first too",
                 MAKE_CERTIFICATE,
             ) from None
     return context, pin
@@ -2524,38 +2660,27 @@ def make_certificate(args: argparse.Namespace, folder: str) -> tuple[str, str]:
     import shutil
     import subprocess
 
-    names = {
-        "DNS:localhost",
-        "IP:127.0.0.1",
-        "IP:::1",
-        *(f"IP:{found}" for found in own_addresses()),
-    }
-    names |= {
-        f"DNS:{name}"
-        for name in (socket.gethostname(), args.host)
-        if re.fullmatch("[0-9A-Za-z-]*[A-Za-z-][0-9A-Za-z.-]*", name)
-    }
+    names = {"DNS:localhost", "IP:127.0.0.1", "IP:::1"}
+    names |= {f"IP:{found}" for found in own_addresses()}
+    for name in socket.gethostname(), args.host:
+        if re.fullmatch("[0-9A-Za-z-]*[A-Za-z-][0-9A-Za-z.-]*", name):
+            names.add(f"DNS:{name}")
     with open(os.path.join(folder, "names"), "w", encoding="ascii") as file:
         file.write(CERTIFICATE.format(names=", ".join(sorted(names))))
     # by its whole path: Windows would look for it in the current folder first, which may be shared
     programs = (shutil.which(os.path.join(entry, OPENSSL)) for entry in os.get_exec_path())
     program = next((found for found in programs if found and os.path.isabs(found)), None)
+    command = [program or OPENSSL, *MAKE_CERTIFICATE.split()[1:], "-config", "names"]
+    why = "it makes the certificate"
     try:
         if not program:
             raise FileNotFoundError
         subprocess.run(
-            [program, *MAKE_CERTIFICATE.split()[1:], "-config", "names"],
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=True,
+            command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, check=True
         )
     except (OSError, subprocess.CalledProcessError) as error:
-        why = (
-            "it makes the certificate"
-            if isinstance(error, OSError)
-            else error.stderr.decode(errors="backslashreplace").strip()[-200:]
-        )
+        if isinstance(error, subprocess.CalledProcessError):
+            why = error.stderr.decode(errors="backslashreplace").strip()[-200:]
         raise Failure(
             2,
             "the openssl program is missing or fails",
@@ -2566,7 +2691,7 @@ def make_certificate(args: argparse.Namespace, folder: str) -> tuple[str, str]:
 
 
 def alert(number: int) -> bytes:
-    """Instead of a handshake: a fatal alert (RFC 8446 section 6)."""
+    """A fatal alert, sent instead of a handshake (RFC 8446 section 6)."""
     return bytes([21, 3, 3, 0, 2, 2, number])
 
 
@@ -2575,7 +2700,7 @@ def door_flags(parser: argparse.ArgumentParser) -> None:
     flag(
         "--password",
         metavar="TEXT",
-        help="what clients must know (better: the environment's SIXSOCKETS_PASSWORD, which no process list shows)",
+        help="what clients must know; safer: SIXSOCKETS_PASSWORD in the environment",
     )
     flag("--ask-password", action="store_true", help="ask for it on the terminal")
     flag("--open", action="store_true", help="let other machines in without a password")
@@ -2593,7 +2718,7 @@ def door_flags(parser: argparse.ArgumentParser) -> None:
 
 # --- reading sizes: the same in server.py, httpserver.py (tests/test_twins.py) ---
 def parse_size(text: str) -> int:
-    """An argparse type: bytes. k, M, G, T are powers of 1,000; Ki, Mi, Gi, Ti are powers of 1,024."""
+    """An argparse type: bytes. k, M, G, T are powers of 1,000; Ki, Mi, Gi, Ti of 1,024."""
     found = re.fullmatch(r"([0-9]{1,15})(?:([kmgt])(i?))?", text.lower())
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes such as 500k or 2Gi")
@@ -2604,7 +2729,7 @@ def parse_size(text: str) -> int:
 # --- end reading sizes ---
 
 
-# --- programs: the same in server.py, client.py, httpserver.py, httpclient.py (tests/test_twins.py) ---
+# --- programs: the same in the four file scripts (tests/test_twins.py) ---
 SCRIPTS = (
     "server.py",
     "client.py",
@@ -2614,15 +2739,18 @@ SCRIPTS = (
     "udp_upper.py",
 )
 OPENSSL = "openssl.exe" if os.name == "nt" else "openssl"
+# what tells Python where its folders are, beside it or in the folder above
+SETTINGS = ("pyvenv.cfg",), (os.pardir, "pyvenv.cfg"), ("pybuilddir.txt",)
 # endings of what Python or Windows loads as code where they look for it
 CODE = (".py", ".pyc", ".pyw", ".so", ".pyd", ".dylib", ".dll", ".exe", ".pth", "._pth")
 
 
 @functools.lru_cache(maxsize=64)
 def folder_key(folder: str) -> str:
-    """One form for all ways to write a folder's path: disks may know neither case nor composed letters.
+    """One form for all ways to write a folder's path.
 
-    A separator ends it, so that it begins the form of all that is in the folder."""
+    Some disks ignore case, or how letters are composed. A separator ends the form, so that the
+    form of all that is in the folder begins with it."""
     real = os.path.join(os.path.realpath(folder), "")
     return unicodedata.normalize("NFD", real).casefold()
 
@@ -2634,17 +2762,20 @@ def path_key(path: str) -> str:
 
 @functools.lru_cache(maxsize=1)
 def program_places() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The files that run when a script of ours starts, and the folders that Python imports from.
+    """What runs when a script of ours starts, and the folders that Python imports from.
 
-    The files are the scripts beside this one, the interpreter, what tells it its folders, and the
-    one other program that --tls runs."""
+    The first are the scripts beside this one, the interpreter, what tells it its folders, and the
+    one other program that --tls runs. Folders that do not exist yet count: they could be made."""
     homes = {os.path.dirname(script) for script in (__file__, os.path.realpath(__file__))}
     bin_folder = os.path.dirname(sys.executable)
     files = {os.path.join(home, name) for home in homes for name in SCRIPTS}
     files |= {__file__, os.path.realpath(__file__), sys.executable}
-    files |= {os.path.join(bin_folder, level, "pyvenv.cfg") for level in (os.curdir, os.pardir)}
+    files |= {os.path.join(bin_folder, *name) for name in SETTINGS}
+    files |= {os.path.join(prefix, "lib") for prefix in (sys.prefix, sys.base_prefix)}
     files |= {os.path.join(folder, OPENSSL) for folder in os.get_exec_path()}
-    folders = {bin_folder, site.getusersitepackages(), *sys.path}
+    folders = {*site.getsitepackages(), site.getusersitepackages(), *sys.path}
+    # Windows tells by its ending what it would run; elsewhere a program can have any name.
+    (folders if os.name == "nt" else files).add(bin_folder)
     # An empty entry, as in PYTHONPATH=: stands for the current folder: the first line of this
     # script takes that off the path, but Python imports sitecustomize before it.
     paths = "" if sys.flags.ignore_environment else os.environ.get("PYTHONPATH", "")
@@ -2656,8 +2787,9 @@ def is_program(path: str) -> bool:
     """Whether a file of this name would be part of a program of ours at its next start."""
     key = path_key(path)
     files, folders = program_places()
-    # below a file too: Python runs a folder that is called like a script, if it has a __main__.py
-    if key.startswith(files) or key in folders:
+    # Below a file too: Python runs a folder that is called like a script, if it has a __main__.py.
+    # A file above a folder too: Python imports from a folder in a zip file.
+    if key.startswith(files) or any(place.startswith(key) for place in folders):
         return True
     if key.startswith(folders) and key[: -len(os.sep)].endswith(CODE):
         return True
@@ -2670,15 +2802,16 @@ def holds_program(path: str) -> bool:
     """Whether to rename or remove a folder of this name, or to move one there, would change one."""
     key = path_key(path)
     files, folders = program_places()
-    return key.startswith(folders) or any(place.startswith(key) for place in files + folders)
+    places = files + folders
+    return key.startswith(places) or any(place.startswith(key) for place in places)
 
 
 # --- end programs ---
 
 
-# --- secrets: the same in server.py, client.py, httpserver.py, httpclient.py (tests/test_twins.py) ---
+# --- secrets: the same in the four file scripts (tests/test_twins.py) ---
 def ask_password(whose: str) -> str:
-    """From the terminal, unseen; where there is none, it is not read from elsewhere in the clear."""
+    """Read it from the terminal, unseen. Without a terminal, it is not read from elsewhere."""
     import getpass
     import warnings  # neither at the top, nor ssl below: few need them
 
@@ -2696,7 +2829,8 @@ def ask_password(whose: str) -> str:
 
 
 def tls_context(args: argparse.Namespace, server: bool) -> "ssl.SSLContext":
-    """TLS 1.2 and later. --trace shows what goes in and comes out: on the wire it is encrypted."""
+    """TLS 1.2 and later. --trace shows the bytes before encryption: on the network they are
+    encrypted."""
     import ssl
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
@@ -2709,8 +2843,10 @@ def tls_context(args: argparse.Namespace, server: bool) -> "ssl.SSLContext":
 def over_tls(
     context: "ssl.SSLContext", sock: socket.socket, host: Optional[str] = None
 ) -> "ssl.SSLSocket":
-    """The connection, from now on encrypted; the handshake is still to come. Where a client's stream ends without TLS's own end
-    it was cut, perhaps on purpose: an error. What comes to a server says itself how long it is."""
+    """The connection, from now on encrypted; the handshake is still to come.
+
+    A client treats a stream that ends without TLS's own end as an error: somebody may have cut it.
+    A server need not: each request tells its own length."""
     secured = context.wrap_socket(
         sock,
         server_side=host is None,
@@ -2727,14 +2863,13 @@ def shake_hands(secured: "ssl.SSLSocket") -> None:
     began = time.perf_counter()
     secured.do_handshake()
     if isinstance(secured, Traced):
-        secured.show(
-            "*",
-            f"TLS handshake ok ({secured.version()}, {(secured.cipher() or '?')[0]}, {1000 * (time.perf_counter() - began):.2f} ms)",
-        )
+        lasted = 1000 * (time.perf_counter() - began)
+        facts = f"{secured.version()}, {(secured.cipher() or '?')[0]}, {lasted:.2f} ms"
+        secured.show("*", f"TLS handshake ok ({facts})")
 
 
 def end_tls(sock: socket.socket) -> None:
-    """TLS's own end of the stream, if the kernel has room for it; FIN comes after it."""
+    """Send TLS's own end of the stream, if the kernel has room for it; FIN comes after it."""
     if hasattr(sock, "unwrap"):
         sock.settimeout(0)
         with contextlib.suppress(OSError, ValueError):
@@ -2751,19 +2886,19 @@ def fingerprint(certificate: Optional[bytes]) -> str:
 
 
 # --- trace: the same in all six scripts (tests/test_twins.py) ---
-T = TypeVar("T")
 DUMPED = 64  # bytes of each call that --trace-hex prints
-LONGEST_NAME = len("authorization:")  # the longest name that announces a secret
+LONGEST_LINE = 65536  # bytes; neither protocol has a longer line with a secret
 SECRET = re.compile(rb"(?i)((?:authorization|cookie):[ \t]*|\bproof=)([^\r\n]*)")
+NOTHING_HAPPENED = ("BlockingIOError", "SSLWantReadError", "SSLWantWriteError")
 
 
 def hexdump(data: bytes) -> str:
     """The first bytes, sixteen a line."""
-    rows = [(start, data[start : start + 16]) for start in range(0, min(len(data), DUMPED), 16)]
-    return "".join(
-        f"\n{start:16x}  {row.hex(' '):47}  {re.sub(rb'[^ -~]', b'.', row).decode()}"
-        for start, row in rows
-    )
+    text = ""
+    for start in range(0, min(len(data), DUMPED), 16):
+        row = data[start : start + 16]
+        text += f"\n{start:16x}  {row.hex(' '):47}  {re.sub(rb'[^ -~]', b'.', row).decode()}"
+    return text
 
 
 class Traced(socket.socket):
@@ -2777,63 +2912,86 @@ class Traced(socket.socket):
     numbers = itertools.count(1)
     dump = False  # whether --trace-hex asks for the bytes
     number = sent = received = 0
-    # for each direction: the end of the last line, or the name of the secret that it is in
-    unended: Mapping[str, bytes] = {}
+    lasted = 0.0  # milliseconds of the last call
+    handshake = ended = ""  # what a connect() does, what 0 bytes mean
+    lines: Mapping[str, bytes] = {}  # for each direction: a line whose end has not come yet
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
         self.number = self.number or next(self.numbers)
-        dumped = hexdump(self.masked(mark, bytes(data))) if self.dump and data else ""
+        if self.dump and data:
+            text += hexdump(self.masked(mark, bytes(data)))
         now = 1000 * (time.perf_counter() - self.began)
-        say(f"{now:9.3f} ms #{self.number} {mark} {text}{dumped}")
+        say(f"{now:9.3f} ms #{self.number} {mark} {text}")
 
     def masked(self, mark: str, data: bytes) -> bytes:
         """The bytes, with asterisks for a secret, even if its line came in several pieces."""
-        before = self.unended.get(mark, b"")
+        before = self.lines.get(mark, b"")
         text = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + data)
-        line = text[max(text.rfind(b"\r"), text.rfind(b"\n")) + 1 :]
-        secret = SECRET.search(line)
-        self.unended = {**self.unended, mark: secret[1] if secret else line[-LONGEST_NAME:]}
+        self.lines = {**self.lines, mark: re.split(b"[\r\n]", text)[-1][:LONGEST_LINE]}
         return text[len(before) :]
 
-    def attempt(
-        self, mark: str, what: str, call: Callable[..., T], *args: object
-    ) -> tuple[T, float]:
-        """What the call returns, and the milliseconds that it lasted."""
+    def attempt(self, mark: str, what: str, call: Callable[..., Any], *args: object) -> Any:
+        """Make a call of socket.socket. Its failure is a line of the trace too."""
         began = time.perf_counter()
         try:
-            return call(*args), 1000 * (time.perf_counter() - began)
+            return call(*args)
         except OSError as error:
-            # these mean: nothing happened
-            if not isinstance(error, BlockingIOError) and "Want" not in type(error).__name__:
+            if type(error).__name__ not in NOTHING_HAPPENED:
                 self.show(mark, f"{what}: {error.strerror or 'timed out'}")
             raise
+        finally:
+            self.lasted = 1000 * (time.perf_counter() - began)
 
     def connect(self, target: Any) -> None:
-        _, lasted = self.attempt("*", f"connect {address(target)}", super().connect, target)
+        what = f"connect {address(target)}"
+        self.attempt("*", what, super().connect, target)
         here = address(self.getsockname())
-        self.show("*", f"connect {address(target)} ok from {here} (handshake {lasted:.2f} ms)")
-
-    def accept(self) -> tuple[socket.socket, Any]:
-        (plain, peer), _ = self.attempt("*", "accept", super().accept)
-        # the same connection as a traced object: the plain one gives its descriptor away
-        conn = Traced(fileno=plain.detach())
-        conn.show("*", f"accept from {address(peer)}")
-        return conn, peer
+        self.show("*", f"{what} ok from {here} ({self.handshake} {self.lasted:.2f} ms)")
 
     def send(self, data: Any, flags: int = 0) -> int:
-        count, _ = self.attempt(">", "send", super().send, data, flags)
-        self.sent += count
-        text = f"send {count} of {len(data)} bytes (sent so far {self.sent})"
-        self.show(">", text, data[:count])
+        count: int = self.attempt(">", "send", super().send, data, flags)
+        self.show_sent("send", data, count)
         return count
 
+    def show_sent(self, what: str, data: Any, count: int) -> None:
+        self.sent += count
+        text = f"{what} {count} of {len(data)} bytes (sent so far {self.sent})"
+        self.show(">", text, data[:count])
+
     def recv(self, size: int, flags: int = 0) -> bytes:
-        data, waited = self.attempt("<", "recv", super().recv, size, flags)
-        self.received += len(data)
-        text = f"{len(data)} of at most {size} bytes, waited {waited:.2f} ms"
-        text += f" (received so far {self.received})"
-        self.show("<", f"recv {text if data else '0 bytes = peer sent FIN (end of stream)'}", data)
+        data: bytes = self.attempt("<", "recv", super().recv, size, flags)
+        self.show_received("recv", data, size)
         return data
+
+    def show_received(self, what: str, data: bytes, size: int) -> None:
+        self.received += len(data)
+        text = f"0 bytes = {self.ended}"
+        if data:
+            text = f"{len(data)} of at most {size} bytes, waited {self.lasted:.2f} ms"
+            text += f" (received so far {self.received})"
+        self.show("<", f"{what} {text}", data)
+
+    def close(self) -> None:
+        if self.fileno() >= 0:
+            self.show("*", f"close (sent {self.sent}, received {self.received})")
+        super().close()
+
+
+# --- end trace ---
+
+
+# --- streams: the same in all scripts over TCP (tests/test_twins.py) ---
+class TracedStream(Traced):
+    """The same for TCP, which has connections that begin and end."""
+
+    handshake, ended = "handshake", "peer sent FIN (end of stream)"
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        plain, peer = self.attempt("*", "accept", super().accept)
+        # the same connection as a traced object: the plain one gives its descriptor away
+        conn = TracedStream(fileno=plain.detach())
+        conn.show("*", f"accept from {address(peer)}")
+        return conn, peer
 
     def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
         data = self.recv(size or len(buffer), flags)
@@ -2845,19 +3003,14 @@ class Traced(socket.socket):
         side = "receiving" if how == socket.SHUT_RD else "sending = FIN"
         self.show("*", f"shutdown of {side}")
 
-    def close(self) -> None:
-        if self.fileno() >= 0:
-            self.show("*", f"close (sent {self.sent}, received {self.received})")
-        super().close()
-
 
 def socket_class(args: argparse.Namespace) -> type[socket.socket]:
     """The class of all sockets: without --trace the plain one, so that it costs nothing."""
     Traced.dump = args.trace_hex
-    return Traced if args.trace or args.trace_hex else socket.socket
+    return TracedStream if args.trace or args.trace_hex else socket.socket
 
 
-# --- end trace ---
+# --- end streams ---
 
 
 # --- listening: the same in all four servers (tests/test_twins.py) ---
@@ -2901,16 +3054,6 @@ class Stop:
         signal.set_wakeup_fd(-1)
         self.reader.close()
         self.writer.close()
-
-
-def raise_file_limit() -> None:
-    """A connection is a descriptor: ask for as many as the system lets this user have."""
-    # macOS names a limit that it does not grant
-    with contextlib.suppress(ImportError, ValueError, OSError):
-        import resource  # not at the top: Windows has none
-
-        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def own_addresses() -> list[str]:
@@ -3016,6 +3159,20 @@ def who_has_port(family: int, kind: int, target: "Address") -> str:
 # --- end listening ---
 
 
+# --- many files: the same in server.py, httpserver.py, tcp_upper.py (tests/test_twins.py) ---
+def raise_file_limit() -> None:
+    """A connection is a descriptor: ask for as many as the system lets this user have."""
+    # macOS names a limit that it does not grant
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource  # not at the top: Windows has none
+
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+# --- end many files ---
+
+
 # --- errors: the same in all six scripts (tests/test_twins.py) ---
 Address = tuple[Any, ...]  # (host, port), and for IPv6 (host, port, flow, scope)
 
@@ -3071,33 +3228,23 @@ def between(low: float, high: float, kind: Callable[[str], float] = int) -> Call
     return number
 
 
-class Layout(argparse.HelpFormatter):
-    """Help that fits on a screen. With the width given, argparse need not load shutil to ask."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, width=100, max_help_position=32)
-
-    def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any = None) -> None:
-        arguments = [action for action in actions if not action.option_strings]
-        if prefix is None:  # else this makes the prog of a subcommand
-            arguments.insert(0, argparse.Action([], "", nargs="*", metavar="OPTION"))
-        super().add_usage(usage, arguments, groups, prefix)
-
-    def format_help(self) -> str:
-        return super().format_help().replace("\n\n", "\n")
-
-
 class Parser(argparse.ArgumentParser):
     """argparse with a short -h, the manual for --help, and complaints in three lines."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(formatter_class=Layout, add_help=False, **settings)
+        super().__init__(formatter_class=self.layout, add_help=False, **settings)
         what = "show this; --help shows the manual first"
         self.add_argument("-h", "--help", action="help", help=what)
 
+    def layout(self, prog: str) -> argparse.HelpFormatter:
+        """Lines as wide as ours. If argparse had to ask for a width, it would load shutil."""
+        return argparse.HelpFormatter(prog, width=100, max_help_position=32)
+
     def format_help(self) -> str:
         manual = f"{__doc__}\n" if "--help" in sys.argv else ""
-        return manual + super().format_help()
+        brief = super().format_help().replace("\n\n", "\n")
+        # the usage need not name the options that are explained below it
+        return manual + re.sub(r"(\s+\[-[^]]*\])+(\n +(?= ))?", " [OPTION ...]", brief, count=1)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """What parse_args() calls, for a subcommand too: so each names its own options."""
@@ -3128,7 +3275,7 @@ class Parser(argparse.ArgumentParser):
 
 # --- the command line ---
 def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
-    """Where the server listens: for programs on stdout; for people on stderr, with the command that reaches it."""
+    """Tell where the server listens: programs on stdout; people on stderr, with a command."""
     host, port = sock.getsockname()[:2]
     try:
         print(f"listening on {address((host, port))}", flush=True)
@@ -3145,47 +3292,19 @@ def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
         say(f"from another machine:  {CLIENT} --host {name} --port {port}{door.flags} list")
     if not elsewhere:
         named = f" --host {host}" if host != "127.0.0.1" else ""  # where clients look by themselves
-        return say(
-            f"only this machine can reach it, with:  {CLIENT}{named} --port {port}{door.flags} list\nfor others, start it with --host 0.0.0.0"
-        )
+        command = f"{CLIENT}{named} --port {port}{door.flags} list"
+        say(f"only this machine can reach it, with:  {command}")
+        return say("for others, start it with --host 0.0.0.0")
     if not door.guard:
-        say(
-            f"nobody is asked for a password: everybody who reaches it can read it{'' if args.read_only else ' and change it'}"
-        )
+        rights = "read it" if args.read_only else "read it and change it"
+        say(f"nobody is asked for a password: everybody who reaches it can {rights}")
     if not door.tls:
         guess = " and try to guess a weak password" if door.guard else ""
         say(f"nothing is encrypted: others on the way can read the traffic{guess}; --tls encrypts")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="server.py")
+def limit_flags(parser: argparse.ArgumentParser) -> None:
     flag = parser.add_argument
-    flag(
-        "path",
-        nargs="?",
-        metavar="FOLDER",
-        help="what is shared: a folder, or a single file (default files, made when missing)",
-    )
-    flag("--directory", default="files", metavar="DIR", help="the same as a flag")
-    flag(
-        "--host",
-        default="127.0.0.1",
-        help="the address to listen on (default 127.0.0.1); 0.0.0.0 or :: for all",
-    )
-    flag(
-        "--port",
-        type=between(0, 65535),
-        default=9000,
-        help="the port; any free one for 0 (default 9000)",
-    )
-    door_flags(parser)
-    flag("--read-only", action="store_true", help="refuse what would change the folder")
-    flag("--hidden", action="store_true", help="show and serve names that start with a dot")
-    flag(
-        "--durable",
-        action="store_true",
-        help="have files on the disk itself before success is told (fsync)",
-    )
     flag(
         "--max-size",
         type=parse_size,
@@ -3205,15 +3324,38 @@ def build_parser() -> argparse.ArgumentParser:
         type=between(1, 1e5),
         default=500,
         metavar="N",
-        help="more are refused (default 500)",
+        help="refuse more clients at once (default 500)",
     )
     flag(
         "--timeout",
         type=between(0.01, 1e6, float),
         default=30.0,
         metavar="S",
-        help="silence allowed inside a line or body (default 30)",
+        help="seconds that a line or body may stand still (default 30)",
     )
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="server.py")
+    flag = parser.add_argument
+    flag(
+        "path",
+        nargs="?",
+        metavar="FOLDER",
+        help="what is shared: a folder, made if missing, or a file (default files)",
+    )
+    flag("--directory", default="files", metavar="DIR", help="the same as an option")
+    flag(
+        "--host",
+        default="127.0.0.1",
+        help="the address to listen on (default 127.0.0.1); 0.0.0.0 or :: for all",
+    )
+    flag("--port", type=between(0, 65535), default=9000, help="0 takes a free one (default 9000)")
+    door_flags(parser)
+    flag("--read-only", action="store_true", help="refuse what would change the folder")
+    flag("--hidden", action="store_true", help="show and serve names that start with a dot")
+    flag("--durable", action="store_true", help="answer only when files are on the disk (fsync)")
+    limit_flags(parser)
     flag("--log", metavar="FILE", help="where the log goes (default stderr)")
     flag("--trace", action="store_true", help="print a line for each socket call")
     flag("--trace-hex", action="store_true", help="the same, with the first bytes")

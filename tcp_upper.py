@@ -27,7 +27,7 @@ its answer for --timeout seconds; a client that says nothing may stay.
 #   the conversation   Counts, answer(), send_message(), exchange(), receive()
 #   the server         outcome(), Server, Server.run(), Server.admit(), Server.reply(), serve()
 #   the client         ping_report(), Output, converse(), stream(), ping(), client()
-#   shared fences      Traced, Stop, bind(), open_connection(), Failure, Parser
+#   shared fences      Traced, TracedStream, Stop, bind(), open_connection(), Failure, Parser
 #   the command line   announce(), build_parser(), main()
 #
 # Threads: the main thread runs Server.run(); it alone accepts, refuses and collects. Each client
@@ -76,7 +76,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn, Optional, TypeVar, Union
+from typing import Any, NoReturn, Optional, Union
 
 VERSION = "1.0"
 SERVER = "python3 tcp_upper.py server"
@@ -358,24 +358,22 @@ def serve(args: argparse.Namespace) -> int:
 def wait_for_reply(sock: socket.socket, args: argparse.Namespace, counts: Counts) -> None:
     """Wait until something comes. Silence counts only while an answer is owed."""
     silence = 0.0
-    while True:
+    while silence < args.timeout:
         owed = counts.received < counts.sent
         step = min(NOTICE_AFTER, args.timeout - silence)
         if select.select([sock], [], [], step)[0]:
             return
-        if not owed:  # what stream() sent meanwhile has all of --timeout
-            continue
-        silence += step
-        if silence >= args.timeout:
-            raise Failure(
-                28,
-                f"no reply from {place(args)} in {args.timeout:g} s",
-                "it is connected but silent: busy with another client "
-                "(--mode serial), stopped, or no echo server",
-                f"{server_command(args)} --mode thread",
-            )
-        if silence == NOTICE_AFTER:
-            say(f"waiting for a reply from {place(args)} (Ctrl-C stops)")
+        if owed:  # else what stream() sent meanwhile has all of --timeout
+            silence += step
+            if silence == NOTICE_AFTER:
+                say(f"waiting for a reply from {place(args)} (Ctrl-C stops)")
+    raise Failure(
+        28,
+        f"no reply from {place(args)} in {args.timeout:g} s",
+        "it is connected but silent: "
+        "busy with another client (--mode serial), stopped, or no echo server",
+        f"{server_command(args)} --mode thread",
+    )
 
 
 def shown(text: str) -> str:
@@ -479,23 +477,16 @@ def stream(sock: socket.socket, args: argparse.Namespace, counts: Counts, out: O
 
 
 def ping(sock: socket.socket, args: argparse.Namespace, counts: Counts, out: Output) -> None:
-    """Send numbered messages, one each --interval, and time what comes back meanwhile."""
-    awaited: dict[bytes, float] = {}  # an answer that is to come: when its question left
+    """Send numbered messages and time each answer; --interval later comes the next."""
     trips: list[float] = []
-    rest, sent, due = b"", 0, time.perf_counter()
+    sent = 0
     try:
-        while len(trips) < args.ping:
-            pause = max(0.0, due - time.perf_counter())
-            if sent < args.ping and not select.select([sock], [], [], pause)[0]:
-                sent, due = sent + 1, due + args.interval
-                awaited[b"PING %d" % sent] = time.perf_counter()
-                send_message(sock, b"ping %d\n" % sent, counts)
-                continue
-            *replies, rest = (rest + receive(sock, args, counts)).split(b"\n")
-            for reply in replies:
-                trips.append(1000 * (time.perf_counter() - awaited.pop(reply)))
-    except KeyError:  # an answer to none of the questions
-        raise NotAnEcho from None
+        for sent in range(1, args.ping + 1):
+            began = time.perf_counter()
+            exchange(sock, b"ping %d\n" % sent, args, counts)
+            trips.append(1000 * (time.perf_counter() - began))
+            if sent < args.ping and select.select([sock], [], [], args.interval)[0]:
+                receive(sock, args, counts)  # no answer is owed: this finds out what is wrong
     finally:
         out.write(f"{ping_report(sent, trips)}\n".encode())
 
@@ -543,19 +534,19 @@ def client(args: argparse.Namespace) -> int:
 
 
 # --- trace: the same in all six scripts (tests/test_twins.py) ---
-T = TypeVar("T")
 DUMPED = 64  # bytes of each call that --trace-hex prints
-LONGEST_NAME = len("authorization:")  # the longest name that announces a secret
+LONGEST_LINE = 65536  # bytes; neither protocol has a longer line with a secret
 SECRET = re.compile(rb"(?i)((?:authorization|cookie):[ \t]*|\bproof=)([^\r\n]*)")
+NOTHING_HAPPENED = ("BlockingIOError", "SSLWantReadError", "SSLWantWriteError")
 
 
 def hexdump(data: bytes) -> str:
     """The first bytes, sixteen a line."""
-    rows = [(start, data[start : start + 16]) for start in range(0, min(len(data), DUMPED), 16)]
-    return "".join(
-        f"\n{start:16x}  {row.hex(' '):47}  {re.sub(rb'[^ -~]', b'.', row).decode()}"
-        for start, row in rows
-    )
+    text = ""
+    for start in range(0, min(len(data), DUMPED), 16):
+        row = data[start : start + 16]
+        text += f"\n{start:16x}  {row.hex(' '):47}  {re.sub(rb'[^ -~]', b'.', row).decode()}"
+    return text
 
 
 class Traced(socket.socket):
@@ -569,63 +560,86 @@ class Traced(socket.socket):
     numbers = itertools.count(1)
     dump = False  # whether --trace-hex asks for the bytes
     number = sent = received = 0
-    # for each direction: the end of the last line, or the name of the secret that it is in
-    unended: Mapping[str, bytes] = {}
+    lasted = 0.0  # milliseconds of the last call
+    handshake = ended = ""  # what a connect() does, what 0 bytes mean
+    lines: Mapping[str, bytes] = {}  # for each direction: a line whose end has not come yet
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
         self.number = self.number or next(self.numbers)
-        dumped = hexdump(self.masked(mark, bytes(data))) if self.dump and data else ""
+        if self.dump and data:
+            text += hexdump(self.masked(mark, bytes(data)))
         now = 1000 * (time.perf_counter() - self.began)
-        say(f"{now:9.3f} ms #{self.number} {mark} {text}{dumped}")
+        say(f"{now:9.3f} ms #{self.number} {mark} {text}")
 
     def masked(self, mark: str, data: bytes) -> bytes:
         """The bytes, with asterisks for a secret, even if its line came in several pieces."""
-        before = self.unended.get(mark, b"")
+        before = self.lines.get(mark, b"")
         text = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + data)
-        line = text[max(text.rfind(b"\r"), text.rfind(b"\n")) + 1 :]
-        secret = SECRET.search(line)
-        self.unended = {**self.unended, mark: secret[1] if secret else line[-LONGEST_NAME:]}
+        self.lines = {**self.lines, mark: re.split(b"[\r\n]", text)[-1][:LONGEST_LINE]}
         return text[len(before) :]
 
-    def attempt(
-        self, mark: str, what: str, call: Callable[..., T], *args: object
-    ) -> tuple[T, float]:
-        """What the call returns, and the milliseconds that it lasted."""
+    def attempt(self, mark: str, what: str, call: Callable[..., Any], *args: object) -> Any:
+        """Make a call of socket.socket. Its failure is a line of the trace too."""
         began = time.perf_counter()
         try:
-            return call(*args), 1000 * (time.perf_counter() - began)
+            return call(*args)
         except OSError as error:
-            # these mean: nothing happened
-            if not isinstance(error, BlockingIOError) and "Want" not in type(error).__name__:
+            if type(error).__name__ not in NOTHING_HAPPENED:
                 self.show(mark, f"{what}: {error.strerror or 'timed out'}")
             raise
+        finally:
+            self.lasted = 1000 * (time.perf_counter() - began)
 
     def connect(self, target: Any) -> None:
-        _, lasted = self.attempt("*", f"connect {address(target)}", super().connect, target)
+        what = f"connect {address(target)}"
+        self.attempt("*", what, super().connect, target)
         here = address(self.getsockname())
-        self.show("*", f"connect {address(target)} ok from {here} (handshake {lasted:.2f} ms)")
-
-    def accept(self) -> tuple[socket.socket, Any]:
-        (plain, peer), _ = self.attempt("*", "accept", super().accept)
-        # the same connection as a traced object: the plain one gives its descriptor away
-        conn = Traced(fileno=plain.detach())
-        conn.show("*", f"accept from {address(peer)}")
-        return conn, peer
+        self.show("*", f"{what} ok from {here} ({self.handshake} {self.lasted:.2f} ms)")
 
     def send(self, data: Any, flags: int = 0) -> int:
-        count, _ = self.attempt(">", "send", super().send, data, flags)
-        self.sent += count
-        text = f"send {count} of {len(data)} bytes (sent so far {self.sent})"
-        self.show(">", text, data[:count])
+        count: int = self.attempt(">", "send", super().send, data, flags)
+        self.show_sent("send", data, count)
         return count
 
+    def show_sent(self, what: str, data: Any, count: int) -> None:
+        self.sent += count
+        text = f"{what} {count} of {len(data)} bytes (sent so far {self.sent})"
+        self.show(">", text, data[:count])
+
     def recv(self, size: int, flags: int = 0) -> bytes:
-        data, waited = self.attempt("<", "recv", super().recv, size, flags)
-        self.received += len(data)
-        text = f"{len(data)} of at most {size} bytes, waited {waited:.2f} ms"
-        text += f" (received so far {self.received})"
-        self.show("<", f"recv {text if data else '0 bytes = peer sent FIN (end of stream)'}", data)
+        data: bytes = self.attempt("<", "recv", super().recv, size, flags)
+        self.show_received("recv", data, size)
         return data
+
+    def show_received(self, what: str, data: bytes, size: int) -> None:
+        self.received += len(data)
+        text = f"0 bytes = {self.ended}"
+        if data:
+            text = f"{len(data)} of at most {size} bytes, waited {self.lasted:.2f} ms"
+            text += f" (received so far {self.received})"
+        self.show("<", f"{what} {text}", data)
+
+    def close(self) -> None:
+        if self.fileno() >= 0:
+            self.show("*", f"close (sent {self.sent}, received {self.received})")
+        super().close()
+
+
+# --- end trace ---
+
+
+# --- streams: the same in all scripts over TCP (tests/test_twins.py) ---
+class TracedStream(Traced):
+    """The same for TCP, which has connections that begin and end."""
+
+    handshake, ended = "handshake", "peer sent FIN (end of stream)"
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        plain, peer = self.attempt("*", "accept", super().accept)
+        # the same connection as a traced object: the plain one gives its descriptor away
+        conn = TracedStream(fileno=plain.detach())
+        conn.show("*", f"accept from {address(peer)}")
+        return conn, peer
 
     def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
         data = self.recv(size or len(buffer), flags)
@@ -637,19 +651,14 @@ class Traced(socket.socket):
         side = "receiving" if how == socket.SHUT_RD else "sending = FIN"
         self.show("*", f"shutdown of {side}")
 
-    def close(self) -> None:
-        if self.fileno() >= 0:
-            self.show("*", f"close (sent {self.sent}, received {self.received})")
-        super().close()
-
 
 def socket_class(args: argparse.Namespace) -> type[socket.socket]:
     """The class of all sockets: without --trace the plain one, so that it costs nothing."""
     Traced.dump = args.trace_hex
-    return Traced if args.trace or args.trace_hex else socket.socket
+    return TracedStream if args.trace or args.trace_hex else socket.socket
 
 
-# --- end trace ---
+# --- end streams ---
 
 
 # --- listening: the same in all four servers (tests/test_twins.py) ---
@@ -693,16 +702,6 @@ class Stop:
         signal.set_wakeup_fd(-1)
         self.reader.close()
         self.writer.close()
-
-
-def raise_file_limit() -> None:
-    """A connection is a descriptor: ask for as many as the system lets this user have."""
-    # macOS names a limit that it does not grant
-    with contextlib.suppress(ImportError, ValueError, OSError):
-        import resource  # not at the top: Windows has none
-
-        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def own_addresses() -> list[str]:
@@ -808,6 +807,20 @@ def who_has_port(family: int, kind: int, target: "Address") -> str:
 # --- end listening ---
 
 
+# --- many files: the same in server.py, httpserver.py, tcp_upper.py (tests/test_twins.py) ---
+def raise_file_limit() -> None:
+    """A connection is a descriptor: ask for as many as the system lets this user have."""
+    # macOS names a limit that it does not grant
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource  # not at the top: Windows has none
+
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+# --- end many files ---
+
+
 # --- connecting: the same in client.py, httpclient.py, tcp_upper.py (tests/test_twins.py) ---
 CONNECT_TIMEOUT = 5.0  # seconds; a machine that is there answers within one
 
@@ -833,19 +846,10 @@ def open_connection(args: argparse.Namespace, host: str, port: int, server: str)
             if sock:
                 sock.close()
             problem = error
-    own = is_own_address(family, target)
-    raise cannot_connect(problem, address((host, port)), limit, own, server)
+    raise cannot_connect(problem, address((host, port)), limit, server)
 
 
-def is_own_address(family: int, target: "Address") -> bool:
-    """Whether an address is this machine's: only its own can be bound."""
-    with contextlib.suppress(OSError), socket.socket(family) as probe:
-        probe.bind((target[0], 0))
-        return True
-    return False
-
-
-def cannot_connect(problem: OSError, place: str, limit: float, own: bool, server: str) -> "Failure":
+def cannot_connect(problem: OSError, place: str, limit: float, server: str) -> "Failure":
     if isinstance(problem, ConnectionRefusedError):
         return Failure(
             7,
@@ -854,16 +858,11 @@ def cannot_connect(problem: OSError, place: str, limit: float, own: bool, server
             server,
         )
     if isinstance(problem, socket.timeout) or problem.errno == errno.ETIMEDOUT:
-        why = "silence means a firewall, a wrong address or a host that is down"
-        hint = "check the address that the server printed"
-        if own:
-            why = "the host is this machine: the server's queue (backlog) may be full"
-            hint = "ss -ltn: if Recv-Q is above Send-Q, wait until the server accepts a client"
         return Failure(
             28,
             f"no answer from {place} in {limit:g} s",
-            f"{why}; a refusal would be instant",
-            hint,
+            "a firewall, a wrong address, a host that is down, or a server whose queue is full",
+            "check the address; on the server, ss -ltn shows a full queue: Recv-Q above Send-Q",
         )
     if isinstance(problem, ConnectionError):
         return Failure(
@@ -938,33 +937,23 @@ def between(low: float, high: float, kind: Callable[[str], float] = int) -> Call
     return number
 
 
-class Layout(argparse.HelpFormatter):
-    """Help that fits on a screen. With the width given, argparse need not load shutil to ask."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, width=100, max_help_position=32)
-
-    def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any = None) -> None:
-        arguments = [action for action in actions if not action.option_strings]
-        if prefix is None:  # else this makes the prog of a subcommand
-            arguments.insert(0, argparse.Action([], "", nargs="*", metavar="OPTION"))
-        super().add_usage(usage, arguments, groups, prefix)
-
-    def format_help(self) -> str:
-        return super().format_help().replace("\n\n", "\n")
-
-
 class Parser(argparse.ArgumentParser):
     """argparse with a short -h, the manual for --help, and complaints in three lines."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(formatter_class=Layout, add_help=False, **settings)
+        super().__init__(formatter_class=self.layout, add_help=False, **settings)
         what = "show this; --help shows the manual first"
         self.add_argument("-h", "--help", action="help", help=what)
 
+    def layout(self, prog: str) -> argparse.HelpFormatter:
+        """Lines as wide as ours. If argparse had to ask for a width, it would load shutil."""
+        return argparse.HelpFormatter(prog, width=100, max_help_position=32)
+
     def format_help(self) -> str:
         manual = f"{__doc__}\n" if "--help" in sys.argv else ""
-        return manual + super().format_help()
+        brief = super().format_help().replace("\n\n", "\n")
+        # the usage need not name the options that are explained below it
+        return manual + re.sub(r"(\s+\[-[^]]*\])+(\n +(?= ))?", " [OPTION ...]", brief, count=1)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """What parse_args() calls, for a subcommand too: so each names its own options."""

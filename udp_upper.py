@@ -81,7 +81,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn, Optional, TypeVar
+from typing import Any, NoReturn, Optional
 
 VERSION = "1.0"
 SERVER = "python3 udp_upper.py server"
@@ -89,8 +89,6 @@ CLIENT = "python3 udp_upper.py client"
 PROMPT = "Input lowercase sentence: "
 TRIES = (0.1, 0.2, 0.4, 0.8)  # seconds that each try of the client waits for the answer
 PING_WAIT = 1.0  # seconds of silence after the last ping until the missing ones count as lost
-# 65535 less the headers of IPv4 and UDP, or of UDP alone
-LIMITS = {socket.AF_INET: 65507, socket.AF_INET6: 65527}
 LARGEST = 65536  # bytes: no datagram is as large
 BATCH = 64  # datagrams read before they are answered: fewer turns, and Ctrl-C is still heard
 # what answers by itself there: SSDP, NFS, SIP, mDNS, memcached, and this script
@@ -113,7 +111,7 @@ class Counts:
 
     def __init__(self) -> None:
         self.ignored = 0  # datagrams that were no answer
-        self.refusals: list[OSError] = []  # what the kernel heard (ICMP) of lost datagrams
+        self.problem: Optional[OSError] = None  # what the kernel heard (ICMP) of the last try
         self.sizes: set[int] = set()  # of all questions
         self.asked = 0  # the size of the last one
         self.beginnings: set[int] = set()  # sizes of what may be a truncated answer
@@ -150,9 +148,9 @@ def send_message(sock: socket.socket, data: bytes, counts: Counts) -> None:
             sock.send(data)
             return
         except OSError as error:
+            counts.problem = error
             if error.errno == errno.EMSGSIZE:  # larger than any datagram
-                raise NotAnEcho(error, sock.family) from None
-            counts.refusals.append(error)
+                raise NotAnEcho from None
 
 
 def exchange(
@@ -168,22 +166,24 @@ def exchange(
     counts.beginnings.clear()
     refused = 0
     for seconds in TRIES:
-        counts.refusals.clear()
+        counts.problem = None
         deadline = time.perf_counter() + seconds
         send_message(sock, message, counts)
-        reply = receive(sock, args, counts, deadline)
-        while reply is not None and not check(reply, message.upper(), counts):
-            late = time.perf_counter() >= deadline  # a flood of other datagrams has no pause
-            reply = None if late else receive(sock, args, counts, deadline)
-        if reply is not None:
-            return reply
+        for _ in range(MAX_STALE):
+            reply = receive(sock, args, counts, deadline)
+            if reply is None:
+                break
+            if check(reply, message.upper(), counts):
+                return reply
         if counts.beginnings - counts.sizes:  # no question was as short: it is truncated
             break
-        refused += len(counts.refusals) > 0
         if not counts.beginnings:
-            why = f" ({counts.refusals[-1].strerror})" if counts.refusals else ""
+            why = f" ({counts.problem.strerror})" if counts.problem else ""
             say(f"no reply in {seconds:g} s{why}")
-    raise NotAnEcho(counts.refusals[-1] if refused == len(TRIES) else None)
+        refused += counts.problem is not None
+    if refused < len(TRIES):
+        counts.problem = None
+    raise NotAnEcho
 
 
 def receive(
@@ -195,7 +195,7 @@ def receive(
             return sock.recv(args.recv_size)
         except OSError as error:
             # nobody has that port now, but a server may come before the last try
-            counts.refusals.append(error)
+            counts.problem = error
     return None
 
 
@@ -331,7 +331,7 @@ class Server:
 def serve(args: argparse.Namespace) -> int:
     # of a host's addresses the least, IPv4 before IPv6: the client takes the same one
     family, target = min(resolve(args.host, args.port, socket.SOCK_DGRAM))
-    sock = bind(datagram_class(args), family, target)
+    sock = bind(socket_class(args), family, target)
     server = Server(args, sock)  # from here on a signal is heard
     announce(sock)
     server.run()
@@ -418,8 +418,8 @@ def converse(sock: socket.socket, args: argparse.Namespace, counts: Counts, out:
             message = os.fsencode(input(PROMPT))
             try:
                 out.write(exchange(sock, message, args, counts) + b"\n")
-            except NotAnEcho as problem:  # the next one may get through
-                say(str(no_echo(args, counts, *problem.args)))
+            except NotAnEcho:  # the next one may get through
+                say(str(no_echo(args, counts, sock.family)))
     say("")
 
 
@@ -436,39 +436,38 @@ def stream(sock: socket.socket, args: argparse.Namespace, counts: Counts, out: O
 
 def ping(sock: socket.socket, args: argparse.Namespace, counts: Counts, out: Output) -> None:
     """Send numbered messages, one each --interval, and time what comes back meanwhile."""
-    # an answer that may come: its number, when its question left
+    # by its answer: the number of each question, and when it left
     awaited: dict[bytes, tuple[int, float]] = {}
-    answered: set[bytes] = set()
-    trips: list[float] = []
-    patience = min(PING_WAIT, args.timeout)
-    sent, read, due, highest, doubled, overtaken = 0, 0, time.perf_counter(), 0, 0, 0
+    trips: dict[bytes, float] = {}  # milliseconds until each answer came
+    sent = read = highest = doubled = overtaken = 0
+    patience, due = min(PING_WAIT, args.timeout), time.perf_counter()
     try:
         while len(trips) < args.ping:
+            now = time.perf_counter()
             # what has come is read first: unread, it would look slow, and soon find no room
-            is_due = time.perf_counter() >= due
-            is_due = is_due and (read >= MAX_STALE or not wait_for_reply(sock, 0.0))
-            if is_due and sent == args.ping:
-                break
-            if is_due:
-                sent, read, now = sent + 1, 0, time.perf_counter()
+            if now >= due and (read >= MAX_STALE or not wait_for_reply(sock, 0.0)):
+                if sent == args.ping:
+                    break
+                sent, read = sent + 1, 0
                 due = due + args.interval if sent < args.ping else now + patience
                 awaited[b"PING %d" % sent] = sent, now
                 send_message(sock, b"ping %d" % sent, counts)
             reply = receive(sock, args, counts, due)
-            read += reply is not None
-            if reply in awaited:
-                number, began = awaited.pop(reply)
-                trips.append(1000 * (time.perf_counter() - began))
-                answered.add(reply)
+            read += 1
+            if reply in trips:
+                doubled += 1
+            elif reply in awaited:
+                number, began = awaited[reply]
+                now = time.perf_counter()
+                trips[reply] = 1000 * (now - began)
                 overtaken, highest = overtaken + (number < highest), max(number, highest)
-                due = due if sent < args.ping else time.perf_counter() + patience
+                due = due if sent < args.ping else now + patience
             elif reply is not None:
-                doubled += reply in answered
-                counts.ignored += reply not in answered
+                counts.ignored += 1
     finally:
-        out.write(f"{ping_report(sent, trips, doubled, overtaken)}\n".encode())
+        out.write(f"{ping_report(sent, list(trips.values()), doubled, overtaken)}\n".encode())
     if not trips:
-        raise NotAnEcho(counts.refusals[-1] if len(counts.refusals) >= sent else None)
+        raise NotAnEcho
 
 
 def talk(sock: socket.socket, args: argparse.Namespace, counts: Counts, out: Output) -> None:
@@ -483,30 +482,30 @@ def talk(sock: socket.socket, args: argparse.Namespace, counts: Counts, out: Out
         stream(sock, args, counts, out)
 
 
-def connect(args: argparse.Namespace) -> socket.socket:
+def connect(args: argparse.Namespace, counts: Counts) -> socket.socket:
     """Send nothing, but name the only peer whose datagrams and refusals (ICMP) are let in."""
     # in an order that serve() has too: nothing tells on which of its addresses a server is
     for family, target in sorted(resolve(args.host, args.port, socket.SOCK_DGRAM)):
         sock = None
         try:
-            sock = datagram_class(args)(family, socket.SOCK_DGRAM)
+            sock = socket_class(args)(family, socket.SOCK_DGRAM)
             sock.connect(target)
             return sock
         except OSError as error:
             if sock:
                 sock.close()
-            problem = error
-    raise no_echo(args, Counts(), problem)
+            counts.problem = error
+    raise no_echo(args, counts, family)
 
 
 def client(args: argparse.Namespace) -> int:
     check_client(args)
     counts, out = Counts(), Output()
-    with connect(args) as sock:
+    with connect(args, counts) as sock:
         try:
             talk(sock, args, counts, out)
-        except NotAnEcho as problem:
-            raise no_echo(args, counts, *problem.args) from None
+        except NotAnEcho:
+            raise no_echo(args, counts, sock.family) from None
         finally:
             out.write(b"", last=True)
             if counts.ignored:
@@ -515,19 +514,19 @@ def client(args: argparse.Namespace) -> int:
 
 
 # --- trace: the same in all six scripts (tests/test_twins.py) ---
-T = TypeVar("T")
 DUMPED = 64  # bytes of each call that --trace-hex prints
-LONGEST_NAME = len("authorization:")  # the longest name that announces a secret
+LONGEST_LINE = 65536  # bytes; neither protocol has a longer line with a secret
 SECRET = re.compile(rb"(?i)((?:authorization|cookie):[ \t]*|\bproof=)([^\r\n]*)")
+NOTHING_HAPPENED = ("BlockingIOError", "SSLWantReadError", "SSLWantWriteError")
 
 
 def hexdump(data: bytes) -> str:
     """The first bytes, sixteen a line."""
-    rows = [(start, data[start : start + 16]) for start in range(0, min(len(data), DUMPED), 16)]
-    return "".join(
-        f"\n{start:16x}  {row.hex(' '):47}  {re.sub(rb'[^ -~]', b'.', row).decode()}"
-        for start, row in rows
-    )
+    text = ""
+    for start in range(0, min(len(data), DUMPED), 16):
+        row = data[start : start + 16]
+        text += f"\n{start:16x}  {row.hex(' '):47}  {re.sub(rb'[^ -~]', b'.', row).decode()}"
+    return text
 
 
 class Traced(socket.socket):
@@ -541,84 +540,69 @@ class Traced(socket.socket):
     numbers = itertools.count(1)
     dump = False  # whether --trace-hex asks for the bytes
     number = sent = received = 0
-    # for each direction: the end of the last line, or the name of the secret that it is in
-    unended: Mapping[str, bytes] = {}
+    lasted = 0.0  # milliseconds of the last call
+    handshake = ended = ""  # what a connect() does, what 0 bytes mean
+    lines: Mapping[str, bytes] = {}  # for each direction: a line whose end has not come yet
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
         self.number = self.number or next(self.numbers)
-        dumped = hexdump(self.masked(mark, bytes(data))) if self.dump and data else ""
+        if self.dump and data:
+            text += hexdump(self.masked(mark, bytes(data)))
         now = 1000 * (time.perf_counter() - self.began)
-        say(f"{now:9.3f} ms #{self.number} {mark} {text}{dumped}")
+        say(f"{now:9.3f} ms #{self.number} {mark} {text}")
 
     def masked(self, mark: str, data: bytes) -> bytes:
         """The bytes, with asterisks for a secret, even if its line came in several pieces."""
-        before = self.unended.get(mark, b"")
+        before = self.lines.get(mark, b"")
         text = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + data)
-        line = text[max(text.rfind(b"\r"), text.rfind(b"\n")) + 1 :]
-        secret = SECRET.search(line)
-        self.unended = {**self.unended, mark: secret[1] if secret else line[-LONGEST_NAME:]}
+        self.lines = {**self.lines, mark: re.split(b"[\r\n]", text)[-1][:LONGEST_LINE]}
         return text[len(before) :]
 
-    def attempt(
-        self, mark: str, what: str, call: Callable[..., T], *args: object
-    ) -> tuple[T, float]:
-        """What the call returns, and the milliseconds that it lasted."""
+    def attempt(self, mark: str, what: str, call: Callable[..., Any], *args: object) -> Any:
+        """Make a call of socket.socket. Its failure is a line of the trace too."""
         began = time.perf_counter()
         try:
-            return call(*args), 1000 * (time.perf_counter() - began)
+            return call(*args)
         except OSError as error:
-            # these mean: nothing happened
-            if not isinstance(error, BlockingIOError) and "Want" not in type(error).__name__:
+            if type(error).__name__ not in NOTHING_HAPPENED:
                 self.show(mark, f"{what}: {error.strerror or 'timed out'}")
             raise
+        finally:
+            self.lasted = 1000 * (time.perf_counter() - began)
 
     def connect(self, target: Any) -> None:
-        _, lasted = self.attempt("*", f"connect {address(target)}", super().connect, target)
+        what = f"connect {address(target)}"
+        self.attempt("*", what, super().connect, target)
         here = address(self.getsockname())
-        self.show("*", f"connect {address(target)} ok from {here} (handshake {lasted:.2f} ms)")
-
-    def accept(self) -> tuple[socket.socket, Any]:
-        (plain, peer), _ = self.attempt("*", "accept", super().accept)
-        # the same connection as a traced object: the plain one gives its descriptor away
-        conn = Traced(fileno=plain.detach())
-        conn.show("*", f"accept from {address(peer)}")
-        return conn, peer
+        self.show("*", f"{what} ok from {here} ({self.handshake} {self.lasted:.2f} ms)")
 
     def send(self, data: Any, flags: int = 0) -> int:
-        count, _ = self.attempt(">", "send", super().send, data, flags)
-        self.sent += count
-        text = f"send {count} of {len(data)} bytes (sent so far {self.sent})"
-        self.show(">", text, data[:count])
+        count: int = self.attempt(">", "send", super().send, data, flags)
+        self.show_sent("send", data, count)
         return count
 
+    def show_sent(self, what: str, data: Any, count: int) -> None:
+        self.sent += count
+        text = f"{what} {count} of {len(data)} bytes (sent so far {self.sent})"
+        self.show(">", text, data[:count])
+
     def recv(self, size: int, flags: int = 0) -> bytes:
-        data, waited = self.attempt("<", "recv", super().recv, size, flags)
-        self.received += len(data)
-        text = f"{len(data)} of at most {size} bytes, waited {waited:.2f} ms"
-        text += f" (received so far {self.received})"
-        self.show("<", f"recv {text if data else '0 bytes = peer sent FIN (end of stream)'}", data)
+        data: bytes = self.attempt("<", "recv", super().recv, size, flags)
+        self.show_received("recv", data, size)
         return data
 
-    def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
-        data = self.recv(size or len(buffer), flags)
-        memoryview(buffer)[: len(data)] = data
-        return len(data)
-
-    def shutdown(self, how: int) -> None:
-        self.attempt("*", "shutdown", super().shutdown, how)
-        side = "receiving" if how == socket.SHUT_RD else "sending = FIN"
-        self.show("*", f"shutdown of {side}")
+    def show_received(self, what: str, data: bytes, size: int) -> None:
+        self.received += len(data)
+        text = f"0 bytes = {self.ended}"
+        if data:
+            text = f"{len(data)} of at most {size} bytes, waited {self.lasted:.2f} ms"
+            text += f" (received so far {self.received})"
+        self.show("<", f"{what} {text}", data)
 
     def close(self) -> None:
         if self.fileno() >= 0:
             self.show("*", f"close (sent {self.sent}, received {self.received})")
         super().close()
-
-
-def socket_class(args: argparse.Namespace) -> type[socket.socket]:
-    """The class of all sockets: without --trace the plain one, so that it costs nothing."""
-    Traced.dump = args.trace_hex
-    return Traced if args.trace or args.trace_hex else socket.socket
 
 
 # --- end trace ---
@@ -627,40 +611,24 @@ def socket_class(args: argparse.Namespace) -> type[socket.socket]:
 class TracedDatagrams(Traced):
     """The same for UDP: connect() sends nothing, an empty datagram ends nothing."""
 
-    def masked(self, mark: str, data: bytes) -> bytes:
-        self.unended = {}  # a datagram is whole: the end of an earlier one does not matter
-        return super().masked(mark, data)
+    handshake, ended = "UDP: nothing is sent,", "an empty datagram"
 
-    def show_received(self, name: str, data: bytes, size: int, waited: float) -> None:
-        self.received += len(data)
-        text = f"{len(data)} of at most {size} bytes, waited {waited:.2f} ms"
-        self.show("<", f"{name} {text} (received so far {self.received})", data)
-
-    def connect(self, target: Any) -> None:
-        self.attempt("*", f"connect {address(target)}", socket.socket.connect, self, target)
-        here = address(self.getsockname())
-        self.show("*", f"connect {address(target)} ok from {here} (UDP: nothing is sent)")
-
-    def sendto(self, data: Any, *rest: Any) -> int:
-        name = f"sendto {address(rest[-1])}"
-        count, _ = self.attempt(">", name, super().sendto, data, *rest)
-        self.sent += count
-        self.show(">", f"{name} {count} of {len(data)} bytes (sent so far {self.sent})", data)
+    def sendto(self, data: Any, peer: Any) -> int:  # type: ignore[override]
+        what = f"sendto {address(peer)}"
+        count: int = self.attempt(">", what, super().sendto, data, peer)
+        self.show_sent(what, data, count)
         return count
 
-    def recv(self, size: int, flags: int = 0) -> bytes:
-        data, waited = self.attempt("<", "recv", socket.socket.recv, self, size, flags)
-        self.show_received("recv", data, size, waited)
-        return data
-
     def recvfrom(self, size: int, flags: int = 0) -> tuple[bytes, Any]:
-        (data, peer), waited = self.attempt("<", "recvfrom", super().recvfrom, size, flags)
-        self.show_received(f"recvfrom {address(peer)}", data, size, waited)
+        data, peer = self.attempt("<", "recvfrom", super().recvfrom, size, flags)
+        self.show_received(f"recvfrom {address(peer)}", data, size)
         return data, peer
 
 
-def datagram_class(args: argparse.Namespace) -> type[socket.socket]:
-    return TracedDatagrams if socket_class(args) is Traced else socket.socket
+def socket_class(args: argparse.Namespace) -> type[socket.socket]:
+    """The class of all sockets: without --trace the plain one, so that it costs nothing."""
+    TracedDatagrams.dump = args.trace_hex
+    return TracedDatagrams if args.trace or args.trace_hex else socket.socket
 
 
 # --- listening: the same in all four servers (tests/test_twins.py) ---
@@ -704,16 +672,6 @@ class Stop:
         signal.set_wakeup_fd(-1)
         self.reader.close()
         self.writer.close()
-
-
-def raise_file_limit() -> None:
-    """A connection is a descriptor: ask for as many as the system lets this user have."""
-    # macOS names a limit that it does not grant
-    with contextlib.suppress(ImportError, ValueError, OSError):
-        import resource  # not at the top: Windows has none
-
-        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def own_addresses() -> list[str]:
@@ -874,33 +832,23 @@ def between(low: float, high: float, kind: Callable[[str], float] = int) -> Call
     return number
 
 
-class Layout(argparse.HelpFormatter):
-    """Help that fits on a screen. With the width given, argparse need not load shutil to ask."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, width=100, max_help_position=32)
-
-    def add_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any = None) -> None:
-        arguments = [action for action in actions if not action.option_strings]
-        if prefix is None:  # else this makes the prog of a subcommand
-            arguments.insert(0, argparse.Action([], "", nargs="*", metavar="OPTION"))
-        super().add_usage(usage, arguments, groups, prefix)
-
-    def format_help(self) -> str:
-        return super().format_help().replace("\n\n", "\n")
-
-
 class Parser(argparse.ArgumentParser):
     """argparse with a short -h, the manual for --help, and complaints in three lines."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(formatter_class=Layout, add_help=False, **settings)
+        super().__init__(formatter_class=self.layout, add_help=False, **settings)
         what = "show this; --help shows the manual first"
         self.add_argument("-h", "--help", action="help", help=what)
 
+    def layout(self, prog: str) -> argparse.HelpFormatter:
+        """Lines as wide as ours. If argparse had to ask for a width, it would load shutil."""
+        return argparse.HelpFormatter(prog, width=100, max_help_position=32)
+
     def format_help(self) -> str:
         manual = f"{__doc__}\n" if "--help" in sys.argv else ""
-        return manual + super().format_help()
+        brief = super().format_help().replace("\n\n", "\n")
+        # the usage need not name the options that are explained below it
+        return manual + re.sub(r"(\s+\[-[^]]*\])+(\n +(?= ))?", " [OPTION ...]", brief, count=1)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """What parse_args() calls, for a subcommand too: so each names its own options."""
@@ -944,21 +892,15 @@ def server_command(args: argparse.Namespace) -> str:
     return f"{SERVER}{host} --port {args.port}"
 
 
-def no_echo(
-    args: argparse.Namespace,
-    counts: Counts,
-    problem: Optional[OSError] = None,
-    family: socket.AddressFamily = socket.AF_INET,
-) -> Failure:
-    """No answer came; problem is what the kernel said instead, if it said something each time."""
+def no_echo(args: argparse.Namespace, counts: Counts, family: int) -> Failure:
+    """No answer came. The kernel may have said why, each time."""
+    problem = counts.problem
     if problem and problem.errno == errno.EMSGSIZE:
-        size, limit = counts.asked, LIMITS[family]
-        version = "IPv6" if family == socket.AF_INET6 else "IPv4"
-        less = "; this system takes even less" * (size <= limit)
+        version, limit = ("IPv6", 65527) if family == socket.AF_INET6 else ("IPv4", 65507)
         return Failure(
             2,
-            f"the datagram is {size} bytes, the {version} maximum is {limit}",
-            f"UDP sends a datagram whole or not at all{less}",
+            f"the datagram is {counts.asked} bytes, the {version} maximum is {limit}",
+            "UDP sends a datagram whole or not at all; some systems take even less",
             "send shorter lines, or use TCP: tcp_upper.py takes any size",
         )
     if isinstance(problem, ConnectionError):

@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -964,21 +965,22 @@ runpy.run_path({str(ROOT / "client.py")!r}, run_name="__main__")
 def test_a_link_that_takes_the_place_of_a_file_or_folder_of_a_tree_is_not_followed(
     server, here, box, name, listed, code
 ):
-    """It comes when what is there has just been listed; in the last case when also what is in it has."""
+    """It comes when what is there has just been looked at; in the last case when also what is in it has."""
     for path in "tree/a", "tree/deep/x", "else/x":
         (here / path).parent.mkdir(parents=True, exist_ok=True)
         (here / path).write_text("secret" if path == "else/x" else "mine")
     program = f"""
-import contextlib, os, runpy, sys
-true = os.scandir
-def late(folder):
-    found = list(true(folder))
-    if {listed!r} in [entry.name for entry in found]:
+import os, runpy, sys
+true, seen = os.stat, []
+def late(path, **more):
+    found = true(path, **more)
+    if path == {listed!r} and more.get("dir_fd") is not None and not seen:
+        seen.append(path)
         os.rename("tree/{name}", "moved")
         os.symlink("../else{"/x" * (name == "a")}", "tree/{name}")
-    return contextlib.nullcontext(iter(found))
-os.supports_fd = {{*os.supports_fd, late}}
-os.scandir = late
+    return found
+os.supports_dir_fd = {{*os.supports_dir_fd, late}}
+os.stat = late
 sys.argv = {["client.py", "--port", str(server.port), "put", "tree"]!r}
 runpy.run_path({str(ROOT / "client.py")!r}, run_name="__main__")
 """
@@ -1699,7 +1701,7 @@ def invented(listeners):
             for request in conn.makefile("rb"):
                 verb, *words = request.decode(errors="surrogateescape").split()
                 name = next((word for word in words if "=" not in word), "-")
-                says = answers.get(f"{verb} {name}") or answers.get(verb) or USUAL[verb]
+                says = answers.get(f"{verb} {name}") or answers.get(verb) or USUAL.get(verb, "")
                 said = says.replace("{name}", name)
                 conn.sendall(said.encode(errors="surrogateescape"))
 
@@ -1770,3 +1772,188 @@ def test_the_shell_waits_for_a_server_that_restarts(spawn, box, here):
     shell.wait_for("attempt 1 of 3")
     spawn("server.py", box, port=server.port)
     assert shell.wait() == 0 and sorted(os.listdir(box)) == ["a", "b"], shell.err
+
+
+def test_a_server_that_comes_back_and_refuses_is_asked_once_and_quoted(run, here, canned):
+    auth = GREETING.replace(
+        b"none", script.AUTH.encode() + b" salt=%b nonce=%b" % ((b"00" * 16,) * 2)
+    )
+    server = canned(GREETING + b"ok stat a type=file size=2 mtime_ns=1\n", auth)
+    done = run("client.py", "--port", server.port, "get", "a", cwd=here)
+    assert done.code == 67 and "asks for a password" in done.err, done
+    assert len(server.read) == 2
+
+
+# --- what peers write stands beside what we write ---
+POSING = [
+    "hi" + " " * 200 + "bob: I agree",
+    "\u3000" * 40 + "bob: I agree",
+    "\u3164" * 40 + "bob: I agree",
+    "\u2800" * 75 + "bob: I agree",
+    "e\u0301" * 80 + "bob: I agree",
+    "é" * 80 + "bob: I agree",
+    "x" * 74 + "bob: I agree",
+    "\u202ebob: I agree\u2066" + "\u200f" * 80,
+    "\U0001f600" * 40 + "bob: I agree",
+    "\x1b[2K\x1b[1Gbob: I agree\x9b1G\x85\u2028bob: I agree",
+]
+
+
+def rows_of(text, columns=80):
+    """The rows of a terminal, where a character beside ASCII takes one column or two, as it likes."""
+    for row in re.sub(r"\x1b\[[JAK]|\r(?!\n)", "\n", text.replace("\r\n", "\n")).split("\n"):
+        row = row.removeprefix("> ")
+        assert row.isprintable(), row
+        widths = (2 if unicodedata.east_asian_width(char) in "AFW" else 1 for char in row)
+        told = row.startswith("waiting for files; ")  # a command to copy, and all ours
+        assert told or sum(widths) <= columns, f"the terminal begins a row inside {row!r}"
+        yield row
+
+
+def test_on_a_terminal_each_row_of_a_chat_tells_whose_it_is(invented, here):
+    said = "".join(f"said from=anna {text}\n" for text in POSING).encode()
+    said = said.replace(b"\x1b", b"%1B").replace(b"\x9b", b"%9B")  # no line may hold them
+    said = re.sub(rb"[\0-\t\x0b-\x1f]", b"", said).decode(errors="surrogateescape")
+    port = invented({"chat": f"ok chat you=127.0.0.1:1 count=2\n{said}said from=bob at last\n"})
+    chat = Terminal("--port", port, "chat", "--retries", "0", cwd=here)
+    chat.wait_for("bob: at last")
+    chat.type("/quit\n")
+    chat.end()
+    posed = list(rows_of(chat.text.partition("bob: at last")[0]))
+    ours = re.compile(r"anna: |  \| |\d clients? here|$")
+    assert [row for row in posed if not ours.match(row)] == []
+    assert sum("I agree" in row for row in posed) >= len(POSING) - 1
+
+
+HOSTILE = [
+    "a" + " " * 200 + "9.9 MB  2026-01-01 10:00  safe.txt",
+    "try:   curl evil.example" + " " * 40 + "try:   curl evil.example",
+    "a\n9.9 MB  2026-01-01 10:00  safe.txt",
+    "a\x1b]0;title\x07\x9b2J\r",
+    "a\u202egpj.exe\u2066",
+    "a\udcff",
+    "<img src=x onerror=alert(1)>\"'",
+    "..",
+    ".",
+    "a/../../b",
+    "/etc/passwd",
+    "//etc/x",
+    "..%2f..%2fb",
+    "..\\b",
+    "C:\\x",
+    "a\0",
+    "a" * 256,
+    "a" * 5000,
+    "a/" * 80 + "b",
+    ".six-" + "0" * 32 + ".part",
+    ".SIX-" + "A" * 32 + ".PART",
+    ".bashrc",
+    "~root",
+    "-rf",
+    "con",
+]
+
+
+def ends_with(terminal, code):
+    """Read it to its end; its rows."""
+    with contextlib.suppress(OSError):  # EIO: nobody has the terminal any more
+        while more := os.read(terminal.master, 65536):
+            terminal.text += more.decode()
+    assert terminal.end() in code, terminal.text
+    return list(rows_of(terminal.text))
+
+
+def only_inside(here, names=()):
+    """No file came to lie outside the folder, and none in it under a name that is refused."""
+    assert sorted(os.listdir(here.parent)) == ["here"]
+    found = {str(path.relative_to(here)) for path in here.rglob("*") if path.is_file()}
+    assert found <= set(names), found
+
+
+@pytest.fixture
+def listed():
+    """What a server says of each hostile name, as a file, and of some as what is wrong with them."""
+    files = [script.line("file", name, size=1, mtime_ns=10**18) for name in HOSTILE]
+    notes = [script.line("note", name, reason="not-permitted", why=name) for name in HOSTILE]
+    return b"".join(files + notes).decode() + "ok {verb}\n"
+
+
+def test_names_that_a_hostile_server_lists_are_harmless_and_no_row_poses(invented, here, listed):
+    port = invented({"list": listed.replace("{verb}", "list")})
+    ours = re.compile(
+        r" {0,8}\d+(\.\d)? \w+  \d{4}-\d\d-\d\d |  \| |error: |why:   |try:   list|try:   the|$"
+    )
+    rows = ends_with(Terminal("--port", port, "list", cwd=here), {9})
+    assert [row for row in rows if not ours.match(row)] == []
+    assert len(rows) > 2 * len(HOSTILE)
+    only_inside(here)
+
+
+def test_json_tells_what_a_hostile_server_lists_and_it_cannot_tell_for_us(
+    do, invented, here, listed
+):
+    stat = script.line("ok", "stat", "a", name="forged", verb="get", result="failed", size=1)
+    client = script.line("client", "127.0.0.1:1", nick=HOSTILE[3], mode=HOSTILE[0], you="no")
+    answers = {
+        "list": listed.replace("{verb}", "list"),
+        "who": client.decode() + "ok who\n",
+        "stat a": stat.decode(),
+    }
+    port = invented(answers)
+    done = do("list", "--json", port=port)
+    facts = [json.loads(text) for text in done.out.splitlines()]
+    names = [script.unquote(each["quoted"]) if "quoted" in each else each["name"] for each in facts]
+    assert names == HOSTILE and done.out.isascii()
+    told = json.loads(do("stat", "a", "--json", port=port).out)
+    assert (told["name"], told["verb"], told["result"]) == ("a", "stat", "ok")
+    assert json.loads(do("who", "--json", port=port).out)["nick"] == HOSTILE[3]
+
+
+@pytest.mark.parametrize("hidden", [[], ["--hidden"]])
+@pytest.mark.parametrize("pattern", ["*", "t"])
+def test_of_hostile_names_get_makes_only_those_below_its_folder(invented, here, pattern, hidden):
+    below = "t/" * (pattern == "t")
+    files = (script.line("file", below + name, size=1, mtime_ns=1) for name in HOSTILE)
+    kind = {"t": "ok stat t type=dir mtime_ns=1\n", "*": "err stat * reason=no-such-file\n"}
+    listing = b"".join(files).decode() + "ok list\n"
+    port = invented({"list": listing, f"stat {pattern}": kind[pattern]})
+    words = "get", pattern, "--retries", "0", "--quiet", *hidden
+    rows = ends_with(Terminal("--port", port, *words, cwd=here), {23, 56})
+    ours = re.compile(r"error: |why:   |try:   (?!curl)|  \| |$")
+    assert [row for row in rows if not ours.match(row)] == []
+    fine = set(HOSTILE[:7] + ["..%2f..%2fb", "..\\b", "C:\\x", "~root", "-rf", "con"])
+    fine |= {".bashrc"} if hidden else set()
+    only_inside(here, {below + name for name in fine if hidden or name[0] != "."})
+
+
+def test_of_hostile_names_receive_makes_only_those_below_its_folder(invented, here):
+    facts = {"size": 1, "from": "127.0.0.1:9", "nick": "eve"}
+    end = b"end sha256=%s\n" % hashlib.sha256(b"x").hexdigest().encode()
+    files = [
+        script.line("put", name, **facts) + b"data 1\nx" + end
+        for name in [*HOSTILE, "  9 bytes from 127.0.0.1:8 (bob)", "a from bob: exists", "last"]
+    ]
+    folders = [script.line("mkdir", name, **facts) for name in HOSTILE[7:13]]
+    says = "ok receive you=127.0.0.1:1\n" + b"".join(folders + files).decode()
+    inbox = Terminal("--port", invented({"receive": says}), "receive", cwd=here)
+    inbox.wait_for("last\r\n")
+    inbox.process.send_signal(signal.SIGINT)
+    rows = ends_with(inbox, {130})
+    ours = re.compile(
+        r" {0,8}1 byte  127\.0\.0\.1:9 \(eve\)  |127\.0\.0\.1:9 \(eve\): |waiting for|stopped|  \| |$"
+    )
+    assert [row for row in rows if not ours.match(row)] == []
+    assert sorted(os.listdir(here.parent)) == ["here"]
+    assert not any(path.name.startswith(".") for path in here.rglob("*"))
+
+
+def test_what_receivers_say_of_a_file_cannot_pose_as_ours(invented, here):
+    (here / "a").write_text("x")
+    reason = HOSTILE[1]
+    got = script.line("got", "127.0.0.1:9", "err", nick=HOSTILE[3], reason=reason, why=HOSTILE[1])
+    says = got.decode() + "ok send a\n"
+    port = invented({"xend": says})
+    sent = Terminal("--port", port, "send", "a", "--to", "eve", "--quiet", cwd=here)
+    rows = ends_with(sent, {25})
+    ours = re.compile(r"error: 127|why:   |try:   run the same command again|  \| |$")
+    assert [row for row in rows if not ours.match(row)] == []

@@ -285,8 +285,8 @@ def test_a_proposed_name_is_made_safe(name, want):
     ],
 )
 def test_names_from_an_index(name, want):
-    assert h.legal(name, hidden=False) is want
-    assert h.legal(name, hidden=True) is (want or name == ".git")
+    assert h.check_name(name, hidden=False) is want
+    assert h.check_name(name, hidden=True) is (want or name == ".git")
 
 
 @pytest.mark.parametrize(
@@ -382,7 +382,7 @@ def test_indexes_as_json_of_this_server_nginx_and_caddy():
     ],
 )
 def test_the_method_after_a_redirect(method, status, want):
-    assert h.redirected(method, status, h.Body(b"x"))[0] == want
+    assert h.redirected(method, status, h.BodySource(b"x"))[0] == want
 
 
 @pytest.mark.parametrize(

@@ -1210,6 +1210,83 @@ def test_nobody_computes_a_digest_for_a_client_that_has_left(server, wire, folde
     assert half.reply().fields["repr-digest"] == digest(b"hello\n")
 
 
+# reads of digests write a line each, and wait until the file `gate` exists
+GATED = """
+import os, sys, time
+sys.path.insert(0, {root!r})
+import httpserver
+read_at, httpserver.UNCHANGED, httpserver.SLICE = httpserver.read_at, -1, httpserver.PIECE
+def gated(descriptor, size, offset):
+    if size == httpserver.PIECE:
+        os.write(2, b"a read for a digest\\n")
+        while not os.path.exists({gate!r}):
+            time.sleep(0.01)
+    return read_at(descriptor, size, offset)
+httpserver.read_at = gated
+sys.exit(httpserver.main())
+"""
+
+
+@pytest.fixture
+def gated(spawn, folder, tmp_path):
+    """A server whose digests wait for a gate, and what opens that."""
+    script, gate = tmp_path / "gated.py", tmp_path / "gate"
+    script.write_text(GATED.format(root=str(ROOT), gate=str(gate)))
+    return spawn(str(script), folder), gate.touch
+
+
+def ask_for_digest(connection, name):
+    fields = "Host: localhost\r\nWant-Repr-Digest: sha-256=1\r\n"
+    return connection.send(f"HEAD /{name} HTTP/1.1\r\n{fields}\r\n")
+
+
+def sparse(path):
+    with open(path, "wb") as file:
+        file.truncate(4 << 20)
+    return path.name
+
+
+def readable(sock):
+    return bool(select.select([sock], [], [], 0)[0])
+
+
+def test_many_digests_at_once_leave_room_for_other_clients_and_the_last_ones_are_left_out(
+    gated, wire, ask, folder
+):
+    server, open_gate = gated
+    names = [sparse(folder / f"big{number}") for number in range(12)]
+    waiting = [ask_for_digest(wire(server), name) for name in names]
+    # the answers without a digest come while the others wait for theirs
+    early = until(
+        lambda: len(ready := [one for one in waiting if readable(one.sock)]) == 10 and ready,
+        "ten answers",
+    )
+    assert all("repr-digest" not in one.reply(head=True).fields for one in early)
+    assert ask("GET", "/a.txt", to=server).body == b"hello\n"
+    assert ask("PUT", "/new", to=server).status == 201
+    until(lambda: server.err.count("a read for a digest") == 2, "two digests under way")
+    open_gate()
+    for one in set(waiting) - set(early):
+        assert one.reply(head=True).fields["repr-digest"] == digest(bytes(4 << 20))
+
+
+def test_a_file_is_read_once_for_all_who_wait_for_its_digest_and_read_on_if_one_leaves(
+    gated, wire, ask, folder
+):
+    server, open_gate = gated
+    leaving = ask_for_digest(wire(server), sparse(folder / "big"))
+    server.wait_for("a read for a digest")
+    waiting = [ask_for_digest(wire(server), "big") for _ in range(12)]
+    leaving.close()
+    assert ask("GET", "/a.txt", to=server).body == b"hello\n"
+    open_gate()
+    for one in waiting:
+        assert one.reply(head=True).fields["repr-digest"] == digest(bytes(4 << 20))
+    server.wait_for(r'"HEAD /big HTTP/1\.1" 503 ')
+    # 16 pieces; each who waits finds the end once more, or the digest remembered
+    assert server.err.count("a read for a digest") < 2 * 16
+
+
 def test_the_digest_of_a_file_that_was_changed_in_place_is_the_new_one(ask, folder):
     """Size and time are kept: only the time of the change tells it."""
     path = folder / "a.txt"

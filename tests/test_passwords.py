@@ -147,7 +147,8 @@ class Student:
 def test_the_proofs_of_the_docstring_are_right():
     doc = script.__doc__
     salt, nonce, mine, proof, answer = re.search(
-        r"salt=([0-9a-f]{32}) nonce=([0-9a-f]{32}) you=…\n +C: auth nonce=([0-9a-f]{32}) proof=([0-9a-f]{64})\n +S: ok auth proof=([0-9a-f]{64})",
+        r"salt=([0-9a-f]{32})\s+nonce=([0-9a-f]{32}) you=…\n +C: auth nonce=([0-9a-f]{32})"
+        r"\s+proof=([0-9a-f]{64})\n +S: ok auth proof=([0-9a-f]{64})",
         doc,
     ).groups()
     assert "the password `secret`" in doc

@@ -244,3 +244,42 @@ def test_no_upload_becomes_the_openssl_that_is_run(tmp_path, spawn, run):
     )
     assert done.code == 25 and "part of a program" in done.err, done
     assert os.listdir(tmp_path / "bin") == []
+
+
+@pytest.mark.parametrize("script", ["server.py", "httpserver.py"])
+def test_a_python_in_the_share_takes_no_part_from_an_upload(script, tmp_path, spawn, run):
+    """Also where its folders for packages are missing, and in what has no ending that tells code."""
+    share = tmp_path / "share"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", share / "venv"], check=True)
+    shutil.copy(ROOT / script, share)
+    python = share / "venv" / "bin" / "python"
+    version = "python{}.{}".format(*sys.version_info)
+    sites = subprocess.run(
+        [python, "-c", "import site; print(*site.getsitepackages(), sep='\\n')"],
+        capture_output=True,
+        check=True,
+        text=True,
+    ).stdout.split()
+    server = spawn(share / script, share, python=python, cwd=tmp_path)
+    (tmp_path / "x").write_text("x")
+    refused = [os.path.relpath(os.path.join(site, "x.pth"), share) for site in sites]
+    refused += [f"venv/lib/{version}/x.py", "venv/lib/libpython.so.1.0", "venv/pyvenv.cfg"]
+    refused += [f"venv/bin/{name}" for name in ("activate", "openssl", "python", "pybuilddir.txt")]
+    for name in refused:
+        if script == "server.py":
+            words = ["client.py", "put", "x", "--as", name, "--force", "--port", server.port]
+            assert run(*words, cwd=tmp_path).code == 25, name
+        else:
+            conn = http.client.HTTPConnection("127.0.0.1", server.port, timeout=DEADLINE)
+            conn.request("PUT", f"/{name}", b"x")
+            assert conn.getresponse().status == 403, name
+            conn.close()
+
+
+def test_a_zip_that_python_imports_from_takes_the_place_of_no_upload(tmp_path, spawn, run):
+    (tmp_path / "x").write_text("x")
+    path = os.pathsep.join(["mods.zip/inner", "sub/mods.egg/x/y"])
+    server = spawn(ROOT / "server.py", ".", cwd=tmp_path, env={"PYTHONPATH": path})
+    for name in ("mods.zip", "sub/mods.egg", "mods.zip/inner/a.py"):
+        words = ["put", "x", "--as", name, "--port", server.port]
+        assert run("client.py", *words, cwd=tmp_path).code == 25, name

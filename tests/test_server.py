@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import types
+from pathlib import Path
 
 import pytest
 from conftest import DEADLINE, ROOT, assert_clean, interpreters, until
@@ -456,8 +457,8 @@ def test_windows_names_are_refused_on_windows():
         "a?b",
     ):
         with pytest.raises(script.Refused):
-            script.components(name, windows=True)
-    assert script.components("console/connect.txt", windows=True) == ["console", "connect.txt"]
+            script.check_name(name, windows=True)
+    assert script.check_name("console/connect.txt", windows=True) == ["console", "connect.txt"]
 
 
 # --- links and special files ---
@@ -609,11 +610,6 @@ MISTAKES = [
     (b"data " + b"9" * 19 + b"\n", "bad-number"),
     (b"data " + b"9" * 32000 + b"\n", "bad-number"),
     ("data ٣\n".encode(), "bad-number"),
-    (b"put a size=-1\n", "bad-number"),
-    (b"put a size=1e3\n", "bad-number"),
-    (b"put a mtime_ns=99999999999999999999\n", "bad-number"),
-    (b"put a size=\n", "bad-number"),
-    (b"get a offset=x\n", "bad-number"),
     (b"put a\ndata x\n", "bad-number"),
     (b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", "this-is-http"),
     (b"POST /x HTTP/1.0\r\n\r\nput x\ndata 1\nxend\n", "this-is-http"),
@@ -634,6 +630,36 @@ MISTAKES = [
     (b"put a\ndata 2\nabping\n", "aborted"),
     (b"put a size=4\ndata 99999999999999\nabcd", "too-long"),
 ]
+
+
+BAD_NUMBERS = [
+    b"put a size=-1",
+    b"put a size=1e3",
+    b"put a size=",
+    b"put a mtime_ns=99999999999999999999",
+    b"put a mtime_ns=1.5",
+    b"put a offset=x",
+    b"get a offset=x",
+    b"stat a size=1 mtime_ns=x",
+    b"resume a size=x mtime_ns=1",
+    b"send 127.0.0.1:1 a size=x",
+    b"send 127.0.0.1:1 a mtime_ns=99999999999999999999",
+]
+
+
+def test_a_request_with_a_bad_number_is_refused_and_the_connection_goes_on(start, box):
+    """Its body, if it has one, is dropped; the next request on the same connection is carried out."""
+    server, requests = start(), b""
+    for request in BAD_NUMBERS:
+        requests += request + b"\n" + b"data 3\nabc" + b"end\n"
+    said = talk(server, requests + put("b", b"hello", mtime_ns=5) + b"ping\n")
+    *refused, stored, pong = said.splitlines()
+    words = [b" ".join(word for word in line.split() if b"=" not in word) for line in BAD_NUMBERS]
+    assert refused == [
+        b"err " + word.replace(b"127.0.0.1:1 ", b"") + b" reason=bad-number" for word in words
+    ]
+    assert stored.startswith(b"ok put b size=5") and pong == b"ok ping"
+    assert names(box) == ["b"] and (box / "b").stat().st_mtime_ns == 5
 
 
 def test_what_a_peer_can_get_wrong_is_answered_and_logged_once(start, box):
@@ -791,6 +817,70 @@ def test_one_client_too_many_is_told_so(start):
         with server.connect() as other:
             assert everything(other) == b"err - reason=server-full\n"
     until(lambda: talk_or_full(server) == b"ok ping\n", "room again")
+
+
+def from_address(server, host):
+    return socket.create_connection((server.host, server.port), DEADLINE, (host, 0))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="has one loopback address")
+def test_one_address_cannot_keep_all_places_from_others(start, box):
+    """The one that is silent longest goes: not a new one, not one that waits for files, and none for its own address."""
+    server = start("--max-clients", "4")
+    with contextlib.ExitStack() as opened:
+        crowd = [opened.enter_context(from_address(server, "127.0.0.1")) for _ in range(4)]
+        for sock, request in zip(
+            crowd, (b"receive\n", b"ping\n", b"ping\n", b"put x\ndata 9\n12345")
+        ):
+            assert GREETING.match(sock.recv(200))
+            sock.sendall(request)
+            if request != b"put x\ndata 9\n12345":
+                assert sock.recv(200).startswith(b"ok ")
+        until(lambda: sizes(box) == [5], "the upload to be under way")
+        assert everything(from_address(server, "127.0.0.1")) == b"err - reason=server-full\n"
+        others = []
+        for gone in (1, 2):
+            others.append(opened.enter_context(from_address(server, "127.0.0.9")))
+            assert others[-1].recv(200).startswith(b"sixsockets ")
+            assert everything(crowd[gone]) == b""
+        # now nobody has more than half
+        assert everything(from_address(server, "127.0.0.7")) == b"err - reason=server-full\n"
+        crowd[3].sendall(b"6789end\n")
+        assert b"ok put x" in crowd[3].recv(200)
+        crowd[0].sendall(b"ping\n")
+        assert crowd[0].recv(200) == b"ok ping\n"
+
+
+def test_those_who_wait_go_last_and_those_with_a_request_never():
+    """Also of IPv6, where 64 bits are one address."""
+
+    class Client(types.SimpleNamespace):
+        __hash__, is_idle, holder = object.__hash__, script.Session.is_idle, script.Holder.OWN
+
+        def __eq__(self, other):
+            return self is other
+
+        def cut(self):
+            gone.append(self.name)
+
+    gone, server = [], script.Server.__new__(script.Server)
+    server.args, server.log = types.SimpleNamespace(max_clients=4), lambda lines: None
+    made = [("receiver", "receive", 1), ("old", "", 2), ("new", "", 3), ("busy", "", 0)]
+    server.sessions = {
+        Client(
+            name=name,
+            mode=mode,
+            last_heard=heard,
+            peer=f"[2001:db8::{heard}]:9",
+            idle=name != "busy",
+        )
+        for name, mode, heard in made
+    }
+    assert not server.make_room(script.network("2001:db8::9"))
+    server.args.max_clients = 1
+    while server.make_room(script.network("2001:db8:0:1::9")):
+        pass
+    assert gone == ["old", "new", "receiver"]
 
 
 def talk_or_full(server):
@@ -1297,9 +1387,9 @@ def test_a_writer_that_is_done_does_not_forget_the_next_one(box):
     """Between the end of an upload and its last line, somebody else may have begun the same part."""
     part = script.Part(script.Folder(str(box)), "big", len(BIG), 1)
     done, following = (script.Session.__new__(script.Session) for _ in range(2))
-    done.server = following.server = types.SimpleNamespace(writers={part.place(): following})
+    done.server = following.server = types.SimpleNamespace(writers={part.identity(): following})
     done.disclaim(part)
-    assert done.server.writers == {part.place(): following}
+    assert done.server.writers == {part.identity(): following}
     following.disclaim(part)
     assert not done.server.writers
 
@@ -1333,7 +1423,7 @@ def test_an_old_part_that_is_swept_is_locked_until_its_name_is_gone(box, monkeyp
     following = script.Part(folder, "big", len(BIG), 1)
     (box / following.name).write_text("x")
     monkeypatch.setattr(script, "KEPT", -1)
-    assert [script.swept(folder, entry) for entry in folder.entries()] == [True]
+    assert [script.remove_if_old(folder, name) for name in folder.entries()] == [True]
     assert claims == [False] and names(box) == []
 
 
@@ -1349,20 +1439,29 @@ def test_a_receiver_that_was_heard_by_its_sender_is_not_waited_for_by_its_own_th
         0,
         0,
     )
-    session.returned, entry = threading.Event(), (0.0, [session])
+    session.returned, entry = threading.Event(), script.Sending(0.0, [session])
     with ours, theirs:
         with lobby.changed:
-            lobby.admit(session)
+            lobby.add(session)
             theirs.send(b"\n")
             until(
                 lambda: sys._current_frames()[lobby.thread.ident].f_code.co_name == "__enter__",
                 "the lobby to notice it",
             )
             lobby.queue.append(entry)
-            assert lobby.lend(entry) == [session] and ours.recv(9) == b"\n"
-            lobby.give_back(session)
+            assert lobby.try_borrow(entry) == [session] and ours.recv(9) == b"\n"
+            lobby.return_receiver(session)
         lobby.close()
     assert session.holder is script.Holder.LOBBY and not session.returned.is_set()
+
+
+def test_a_part_that_nothing_can_resume_says_so_by_its_name(start, box):
+    server = start()
+    with server.connect() as sock:
+        sock.sendall(b"put x\ndata 5\nfirst")
+        until(lambda: parts(box), "the part")
+        assert parts(box)[0].startswith(".six-00000000")
+    assert not script.lasting_name("x", 1, 1).startswith(".six-00000000")
 
 
 def test_two_uploads_of_one_name_at_once_do_not_both_win(start, box):
@@ -1378,25 +1477,34 @@ def test_two_uploads_of_one_name_at_once_do_not_both_win(start, box):
     assert (box / "x").read_text() == "first" and names(box) == ["x"]
 
 
-@pytest.mark.parametrize(("days", "left"), [(6, 2), (8, 0)])
-def test_old_parts_are_swept_and_young_ones_kept(box, tmp_path, days, left):
-    """What counts is when a part was last written, not the time of its source, which it gets before its name."""
+LASTING, RANDOM = ".six-" + "a" * 32 + ".part", ".six-" + "0" * 8 + "a" * 24 + ".part"
+
+
+@pytest.mark.parametrize(
+    ("hours", "left"),
+    [(0.9, [LASTING, RANDOM]), (1.1, [LASTING]), (6 * 24, [LASTING]), (8 * 24, [])],
+)
+def test_old_parts_are_swept_and_young_ones_kept(box, tmp_path, hours, left):
+    """What counts is when a part was last written, not the time of its source, which it gets before its name.
+
+    A part with a random name cannot be resumed, so it goes after an hour."""
     from conftest import Server
 
     (box / "sub").mkdir()
     for folder in box, box / "sub":
-        (folder / f".six-{'a' * 32}.part").write_text("x")
-        os.utime(folder / f".six-{'a' * 32}.part", (0, 0))
+        for name in LASTING, RANDOM:
+            (folder / name).write_text("x")
+            os.utime(folder / name, (0, 0))
     runner = tmp_path / "run.py"
     runner.write_text(
-        f"import runpy, sys, time\nnow = time.time\ntime.time = lambda: now() + {days} * 86400\n"
+        f"import runpy, sys, time\nnow = time.time\ntime.time = lambda: now() + {hours} * 3600\n"
         f"runpy.run_path({str(ROOT / 'server.py')!r}, run_name='__main__')"
     )
     server = Server(str(runner), box)
-    if not left:
-        server.wait_for("removed sub/.*: nobody resumed it")
+    for name in {LASTING, RANDOM}.difference(left):
+        server.wait_for(f"removed sub/{name}: nobody resumed it")
     assert talk(server, b"list deep=yes\n").startswith(b"dir sub")
-    assert len(parts(box) + parts(box / "sub")) == left
+    assert sorted(parts(box)) == sorted(parts(box / "sub")) == sorted(left)
     server.stop()
 
 
@@ -1550,22 +1658,22 @@ def test_a_rename_does_not_take_an_upload_with_it(box, tmp_path):
     runner = tmp_path / "run.py"
     runner.write_text(f"""
 import os, runpy, sys, threading
-near, named, replace, rename, utime = threading.Event(), threading.Event(), os.replace, os.rename, os.utime
-def slow_rename(path, *rest, **more):
+near, named, replace, link, utime = threading.Event(), threading.Event(), os.replace, os.link, os.utime
+def slow_link(path, *rest, **more):
+    link(path, *rest, **more)
     if path == "p":
         print("between", file=sys.stderr, flush=True)
         near.wait(20)
         named.wait(0.2)  # an upload that does not wait for the lock is named in this time
-    return rename(path, *rest, **more)
 def told_utime(*args, **more):
     near.set()
     return utime(*args, **more)
 def told_replace(*args, **more):
     replace(*args, **more)
     named.set()
-os.supports_dir_fd = {{*os.supports_dir_fd, slow_rename}}
+os.supports_dir_fd = {{*os.supports_dir_fd, slow_link}}
 os.supports_fd = {{*os.supports_fd, told_utime}}
-os.rename, os.utime, os.replace = slow_rename, told_utime, told_replace
+os.link, os.utime, os.replace = slow_link, told_utime, told_replace
 sys.argv = ["server.py", sys.argv[1], "--port", "0"]
 runpy.run_path({str(ROOT / "server.py")!r}, run_name="__main__")
 """)
@@ -1579,6 +1687,7 @@ runpy.run_path({str(ROOT / "server.py")!r}, run_name="__main__")
     assert (box / "p").read_text() == "new" and (box / "q").read_text() == "old"
 
 
+@pytest.mark.skipif(os.name == "nt", reason="there are no locks there")
 @pytest.mark.parametrize("slow", ["link", "scandir"])
 def test_a_rename_does_not_take_the_upload_of_another_process_with_it(start, box, tmp_path, slow):
     """Several servers of one folder are one, also when a rename of one meets an upload to the other."""
@@ -1611,11 +1720,16 @@ runpy.run_path({str(ROOT / "server.py")!r}, run_name="__main__")
     with ours.connect() as sock:
         sock.sendall(b"rename p q over=yes\nbye\n" if slow == "scandir" else b"rename p q\nbye\n")
         ours.wait_for("between")
-        assert b"verified=yes" in talk(other, put("p", b"new", over="yes"))
+        keys = {"size": len(BIG), "mtime_ns": 1, "over": "yes"}
+        for change in (put("p", BIG, **keys), b"rename p r\n", b"delete p\n"):
+            assert b"reason=busy" in talk(other, change).splitlines()[-1]
         (tmp_path / "go").touch()
         assert b"ok rename" in everything(sock)
+    again = b"resume p size=%d mtime_ns=1\n" % len(BIG)
+    again += b"put p size=%d mtime_ns=1 over=yes offset=%d\n" % (len(BIG), len(BIG))
+    assert b"verified=yes" in talk(other, again + f"end sha256={sha(BIG)}\n".encode())
     ours.stop()
-    assert (box / "p").read_text() == "new" and (box / "q").read_text() == "old"
+    assert (box / "p").read_bytes() == BIG and (box / "q").read_text() == "old"
     assert names(box) == ["p", "q"]
 
 
@@ -1648,6 +1762,24 @@ def test_memory_does_not_grow_with_the_size_of_a_file(start, box):
     talk(server, put("x", BIG * 40))
     talk(server, b"get x\n")
     assert server.status("VmHWM") < 60 << 10
+
+
+@pytest.mark.parametrize("count", [15000, 25000])
+def test_a_listing_that_nobody_reads_costs_little(start, box, count):
+    """Below the number up to which a listing is sorted, and above it."""
+    for number in range(count):
+        (box / f"{'n' * 60}{number:05}").touch()
+    server, readers = start(), []
+    before = server.status("VmHWM")
+    with contextlib.ExitStack() as opened:
+        for _ in range(40):
+            readers.append(opened.enter_context(server.connect()))
+            readers[-1].sendall(b"list\n")
+        for sock in readers:
+            said = b""
+            while b"\nfile " not in said:
+                said += sock.recv(1000)
+        assert server.status("VmHWM") - before < 100 << 10
 
 
 def test_a_client_that_says_little_costs_little(start):
@@ -1703,6 +1835,27 @@ def test_quote_and_parse_agree(name):
         [name],
         {"key": name},
     )
+
+
+def test_digests_that_many_ask_for_leave_room_for_others(start, box):
+    with open(box / "big", "wb") as file:
+        file.truncate(1 << 30)
+    (box / "small").write_text("x")
+    server = start()
+    with contextlib.ExitStack() as held:
+        for _ in range(60):
+            sock = held.enter_context(server.connect())
+            sock.sendall(b"stat big digest=yes\n")
+            assert sock.recv(100).startswith(b"sixsockets")
+        until(lambda: server.status("Threads") >= 60, "all of them to be served")
+        read = []
+        for number in os.listdir(f"/proc/{server.pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                if os.readlink(f"/proc/{server.pid}/fd/{number}").endswith("/big"):
+                    facts = Path(f"/proc/{server.pid}/fdinfo/{number}").read_text()
+                    read.append(int(facts.split()[1]))
+        assert sum(0 < position < 1 << 30 for position in read) <= 4, read
+        assert b"ok stat small" in talk(server, b"stat small digest=no\n")
 
 
 @pytest.mark.parametrize(

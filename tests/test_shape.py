@@ -90,6 +90,14 @@ def test_a_misspelt_word_is_answered_with_the_one_that_was_meant(run, words, mea
     assert f"did you mean {meant}? python3 {words[0]}" in lines_of(failed)[2]
 
 
+@pytest.mark.parametrize("words", [["server", "--port"], ["server", ""], ["server", "--port", "x"]])
+@pytest.mark.parametrize("script", ["tcp_upper.py", "udp_upper.py"])
+def test_a_complaint_about_no_misspelt_word_has_no_guess(run, script, words):
+    failed = run(script, *words)
+    assert failed.code == 2 and "Traceback" not in failed.err
+    assert failed.err.endswith(f"try:   python3 {script} server -h\n")
+
+
 @EACH
 def test_a_word_that_resembles_nothing_is_answered_with_no_guess(run, script):
     failed = run(script, "--xyzzy")

@@ -11,6 +11,7 @@ FENCE = re.compile(
     re.M | re.S,
 )
 GROUPS = {
+    "the four file scripts": {"server.py", "client.py", "httpserver.py", "httpclient.py"},
     "all six scripts": {
         "server.py",
         "client.py",
@@ -18,6 +19,13 @@ GROUPS = {
         "httpclient.py",
         "tcp_upper.py",
         "udp_upper.py",
+    },
+    "all scripts over TCP": {
+        "server.py",
+        "client.py",
+        "httpserver.py",
+        "httpclient.py",
+        "tcp_upper.py",
     },
     "all four servers": {"server.py", "httpserver.py", "tcp_upper.py", "udp_upper.py"},
 }
@@ -91,7 +99,7 @@ def test_one_changed_byte_in_a_fence_is_noticed():
 
 
 def test_the_echo_scripts_have_the_same_functions_in_the_same_order():
-    of_udp_alone = "TracedDatagrams.", "datagram_class"  # what --trace shows of datagrams
+    of_udp_alone = "TracedDatagrams.", "socket_class"  # what --trace shows of datagrams
     over_udp = [name for name in functions("udp_upper.py") if not name.startswith(of_udp_alone)]
     assert functions("tcp_upper.py") == over_udp
 
@@ -114,8 +122,8 @@ MAPS = {
 }
 
 
-def test_the_echo_scripts_have_a_map():
-    assert {"tcp_upper.py", "udp_upper.py"} <= set(MAPS)
+def test_each_script_has_a_map():
+    assert set(MAPS) == set(SCRIPTS)
 
 
 @pytest.mark.parametrize("script", MAPS)
