@@ -1881,7 +1881,7 @@ def listed():
 def test_names_that_a_hostile_server_lists_are_harmless_and_no_row_poses(invented, here, listed):
     port = invented({"list": listed.replace("{verb}", "list")})
     ours = re.compile(
-        r" {0,8}\d+(\.\d)? \w+  \d{4}-\d\d-\d\d |  \| |error: |why:   |try:   list|try:   the|$"
+        r" {0,8}\d+(\.\d)? \w+  \d{4}-\d\d-\d\d |  \| |error: |why:   |try:   list|try:   use|$"
     )
     rows = ends_with(Terminal("--port", port, "list", cwd=here), {9})
     assert [row for row in rows if not ours.match(row)] == []
