@@ -36,7 +36,7 @@ LIBC = ctypes.CDLL(None)
 
 def tar_names(body):
     with tarfile.open(fileobj=io.BytesIO(body)) as archive:
-        return archive.getnames()
+        return [name.rstrip("/") for name in archive.getnames()]
 
 
 def digest(data):
