@@ -587,6 +587,7 @@ class Puts(Batch):
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(args)
         self.folder = functools.lru_cache(NEAR)(self.open_folder)
+        self.offset: int | None = None  # the one that the server told last
 
     def transfers(self) -> Iterator[Transfer]:
         """What the command line names. Folders on the way to --into are made."""
@@ -794,11 +795,10 @@ class Puts(Batch):
     def send(self, transfer: Transfer, part: int, over: bool) -> None:
         with self.opened(transfer) as (fd, status):
             transfer.size, offset, sha = status.st_size, 0, hashlib.sha256()
-            if part and self.args.resume:
-                offset = self.agree_on_offset(transfer, fd, status, sha)
-                sha = sha if offset else hashlib.sha256()
-                os.lseek(fd, offset, os.SEEK_SET)
-            self.resumed(transfer, offset)
+            mine = None
+            if 0 < part <= transfer.size and self.args.resume:
+                offset = part
+                mine = digest(fd, offset, sha, lambda count: self.progress.update(count, "checked"))
             transfer.kept = (
                 lasting_name(
                     transfer.name.rpartition("/")[2],
@@ -818,7 +818,16 @@ class Puts(Batch):
                 over="yes" if over else None,
                 exec="yes" if status.st_mode & stat.S_IXUSR and os.name != "nt" else None,
                 offset=offset or None,
+                sha256=mine,
             )
+            if offset:
+                accepted = self.accepted_offset()
+                if accepted is None:  # it is refused: its handler tells why
+                    return
+                if accepted != offset:
+                    offset, sha = 0, hashlib.sha256()
+                os.lseek(fd, offset, os.SEEK_SET)
+            self.resumed(transfer, offset)
             given_up = send_body(self.link, fd, status, sha, self.go_on)
         transfer.sha256 = sha.hexdigest()
         if given_up == "changed":
@@ -829,28 +838,17 @@ class Puts(Batch):
                 "run the same command again when nothing writes to it",
             )
 
-    def agree_on_offset(
-        self, transfer: Transfer, fd: int, status: os.stat_result, sha: "hashlib._Hash"
-    ) -> int:
-        """Where to go on: as far as the server's part is the beginning of this very file."""
-        answer = require_ok(
-            self.link.ask(
-                "resume",
-                transfer.name,
-                size=transfer.size,
-                mtime_ns=status.st_mtime_ns,
-                exec="yes" if status.st_mode & stat.S_IXUSR else None,
-            ),
-            "put",
-            transfer.name,
-        )
-        offset = answer.number("offset")
-        ours = (
-            digest(fd, offset, sha, lambda count: self.progress.update(count, "checked"))
-            if 0 < offset <= transfer.size
-            else ""
-        )
-        return offset if ours and ours == answer.keys.get("sha256") else 0
+    def accepted_offset(self) -> Optional[int]:
+        """Wait until the server tells where it goes on; None if it refuses instead."""
+        self.offset = None
+        while self.offset is None and len(self.link.arrived) < len(self.link.pending):
+            self.link.listen()
+        return self.offset
+
+    def handle_note(self, note: "Line") -> None:
+        if "offset" in note.keys:
+            self.offset = note.number("offset")
+        super().handle_note(note)
 
     def go_on(self, count: int) -> bool:
         """Between chunks: has the server refused it already?"""
@@ -1166,8 +1164,16 @@ class Gets(Batch):
         if not folder.stat(part.name):
             return
         self.claim(transfer, part)
+        length = part.length()
         try:
-            part.examine(transfer.size, lambda count: self.progress.update(count, "checked"))
+            if length <= transfer.size:  # a longer one is of no use
+                digest(
+                    part.fd,
+                    length,
+                    part.sha,
+                    lambda count: self.progress.update(count, "checked"),
+                )
+                part.received = length
         except BaseException:
             part.close()  # this program, a shell, may be the next to ask for it
             raise
@@ -2997,13 +3003,10 @@ class Part:
             if same:
                 self.folder.remove(self.name)
 
-    def examine(self, most: int, tell: Callable[[int], None]) -> None:
-        """Hash what an earlier attempt left. If it is longer than the file, it is of no use."""
-        length = os.fstat(self.fd).st_size
-        if length <= most:
-            self.received = length  # so that an interruption of this does not lose it either
-            digest(self.fd, length, self.sha, tell)
-            self.received = os.lseek(self.fd, 0, os.SEEK_CUR)
+    def length(self) -> int:
+        """Bytes that are there, also before claim() from an earlier attempt."""
+        found = self.folder.stat(self.name) if self.keyed or self.fd >= 0 else None
+        return found.st_size if found else 0
 
     def begin(self, offset: int) -> None:
         """Write from the offset on, if the digest is that of the bytes before; else from 0."""
