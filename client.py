@@ -2054,7 +2054,7 @@ class Wire:
         self.view = memoryview(self.buffer)
         self.start = self.end = 0  # what was received and not yet used: buffer[start:end]
         self.remaining = 0  # bytes of the announced body that are still to be used
-        self.unread: Line | None = None  # a line that was read too early
+        self.early: deque[Line] = deque()  # lines that were read before their turn
         self.out = bytearray()  # what is still to be sent
         self.last_heard = time.monotonic()
 
@@ -2109,6 +2109,9 @@ class Wire:
     def receive(self, patience: Optional[float]) -> None:
         """Wait for more bytes. First send what is queued, or both sides could wait for ever."""
         self.flush()
+        self.fill(patience)
+
+    def fill(self, patience: Optional[float]) -> None:
         rest = self.view[self.start : self.end]
         if len(self.buffer) == QUIET and (
             max(self.end, self.remaining) >= QUIET or hasattr(self.sock, "pending")
@@ -2147,22 +2150,21 @@ class Wire:
         """The next line. With idle, the wait for its first byte has no deadline."""
         while self.remaining:  # a body that nobody wants is read and dropped
             self.take_body()
-        if self.unread:
-            early, self.unread = self.unread, None
-            return early
-        while True:
+        while not self.early:
             stop = self.line_end()
             if stop < 0:
-                stop = self.wait_for_line(idle)
+                self.wait_for_line(idle)
+                continue
             raw = bytes(self.view[self.start : stop]).removesuffix(b"\r")
             self.start = stop + 1
             if raw:  # an empty line means nothing
                 return self.understand(raw)
+        return self.early.popleft()
 
-    def wait_for_line(self, idle: bool) -> int:
-        """Wait until the next line is whole, under one deadline; where it ends."""
+    def wait_for_line(self, idle: bool) -> None:
+        """Wait until the next line is whole, under one deadline."""
         deadline = None if idle and self.start == self.end else time.monotonic() + self.timeout
-        while (stop := self.line_end()) < 0:
+        while self.line_end() < 0 and not self.early:
             if self.buffer.startswith(TLS, self.start, self.end):
                 raise Broken("this-is-tls")
             try:
@@ -2172,7 +2174,6 @@ class Wire:
                     raise Lost("the other side closed the connection inside a line") from None
                 raise
             deadline = deadline or time.monotonic() + self.timeout
-        return stop
 
     def line_end(self) -> int:
         """Where the next line ends in the buffer, or -1."""
@@ -3143,7 +3144,7 @@ def receive_body(
             part.write(wire.take_body())
             tell(part.received)
     if found.verb not in ("end", "abort"):
-        wire.unread = found
+        wire.early.append(found)
     if found.verb != "end":
         raise Refused("aborted")
     if size is not None and part.received != size:
