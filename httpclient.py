@@ -3173,6 +3173,78 @@ def readable_size(size: float) -> str:
 # --- end showing sizes ---
 
 
+# --- reading sizes: the same in the four file scripts (tests/test_twins.py) ---
+def parse_size(text: str) -> int:
+    """An argparse type: bytes. k, M, G, T are powers of 1,000; Ki, Mi, Gi, Ti of 1,024."""
+    found = re.fullmatch(r"([0-9]{1,15})(?:([kmgt])(i?))?", text.lower())
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes such as 500k or 2Gi")
+    base, power = 1024 if found[3] else 1000, " kmgt".index(found[2] or " ")
+    return int(int(found[1]) * base**power)
+
+
+# --- end reading sizes ---
+
+
+# --- trees: the same in client.py, httpclient.py (tests/test_twins.py) ---
+# the parts of a pattern, and what they match; only ** matches a slash
+PIECE = re.compile(r"(?<![^/])\*\*/|/\*\*\Z|\*+|\?|\[[!^]?[^]/]+\]|.", re.DOTALL)
+WILD = {"**/": "(?:[^/]+/)*", "/**": "/.+", "*": "[^/]*", "?": "[^/]"}
+
+
+def pattern(text: str) -> "re.Pattern[str]":
+    """An argparse type: the paths in a folder that a pattern in .gitignore's simple form means.
+
+    Without a slash inside it matches a name at any depth, with one it begins at the folder that was
+    named. A slash at its end: folders only. What is in a folder that matches, matches too."""
+    anywhere = "" if "/" in text.rstrip("/") else "(?:.*/)?"
+    below = "/.*" if text.endswith("/") else "(?:/.*)?"
+    core = PIECE.sub(lambda found: as_expression(found[0]), text.strip("/"))
+    with contextlib.suppress(re.error):
+        if core and not text.startswith("!"):
+            return re.compile(anywhere + core + below, re.DOTALL)
+    raise argparse.ArgumentTypeError(f"{text!r} is no pattern such as '*.tmp', build/ or a/*.jpg")
+
+
+def as_expression(piece: str) -> str:
+    if piece[0] == "[" and len(piece) > 1:
+        inside = re.sub(r"[\\\[&|~]", r"\\\g<0>", piece[1:-1].replace("!", "^", piece[1] == "!"))
+        return f"(?!/)[{inside}]"
+    return WILD.get(piece) or (WILD["*"] if piece[0] == "*" else re.escape(piece))
+
+
+def is_excluded(patterns: Optional[Sequence["re.Pattern[str]"]], path: str) -> bool:
+    """Whether --exclude means that path below the folder that was named. A folder's ends in "/"."""
+    return any(each.fullmatch(path) for each in patterns or ())
+
+
+def tree_flags(flag: Callable[..., object]) -> None:
+    several = "may be given several times"
+    text = f"leave out what matches, as in .gitignore; {several}"
+    flag("--exclude", type=pattern, action="append", metavar="PATTERN", help=text)
+    flag("--dry-run", action="store_true", help="show what would be done, and change nothing")
+    text = "of a folder, also delete what the source no longer has"
+    flag("--delete", action="store_true", help=text)
+    flag("--limit-rate", type=parse_size, metavar="N", help="bytes a second at most, such as 500k")
+
+
+class Pace:
+    """Not more than so many bytes a second."""
+
+    def __init__(self, rate: int) -> None:
+        self.rate, self.due = rate, 0.0
+        self.piece = max(1, rate // 10)  # bytes at once: those of a tenth of a second
+
+    def wait(self, count: int) -> None:
+        """After so many bytes, wait until the next may come or go."""
+        now = time.monotonic()
+        self.due = max(self.due, now) + count / self.rate
+        time.sleep(self.due - now)
+
+
+# --- end trees ---
+
+
 # --- programs: the same in the four file scripts (tests/test_twins.py) ---
 SCRIPTS = (
     "server.py",

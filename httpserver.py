@@ -4144,7 +4144,7 @@ def readable_size(size: float) -> str:
 # --- end showing sizes ---
 
 
-# --- reading sizes: the same in server.py, httpserver.py (tests/test_twins.py) ---
+# --- reading sizes: the same in the four file scripts (tests/test_twins.py) ---
 def parse_size(text: str) -> int:
     """An argparse type: bytes. k, M, G, T are powers of 1,000; Ki, Mi, Gi, Ti of 1,024."""
     found = re.fullmatch(r"([0-9]{1,15})(?:([kmgt])(i?))?", text.lower())

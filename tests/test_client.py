@@ -1,5 +1,6 @@
 """client.py as a person at a shell meets it, against the real server and against peers that misbehave."""
 
+import argparse
 import contextlib
 import fcntl
 import hashlib
@@ -1958,3 +1959,33 @@ def test_what_receivers_say_of_a_file_cannot_pose_as_ours(invented, here):
     rows = ends_with(sent, {25})
     ours = re.compile(r"error: 127|why:   |try:   run the same command again|  \| |$")
     assert [row for row in rows if not ours.match(row)] == []
+
+
+# --- trees: what is left out, what would be done ---
+@pytest.mark.parametrize(
+    ("pattern", "matching", "others"),
+    [
+        ("*.tmp", ["a.tmp", "d/b.tmp", ".tmp", "d.tmp/x"], ["a.tmpx", "tmp", "d/a.tmp2"]),
+        ("build/", ["build/", "a/build/", "build/x"], ["build", "a/build", "builder/"]),
+        ("/top", ["top", "top/", "top/x"], ["a/top", "topper"]),
+        ("doc/*.pdf", ["doc/a.pdf", "doc/a.pdf/x"], ["a.pdf", "doc/a/b.pdf", "x/doc/a.pdf"]),
+        ("**/x/y", ["x/y", "a/x/y", "a/b/x/y/z"], ["ax/y", "x/a/y"]),
+        ("a/**/z", ["a/z", "a/b/z", "a/b/c/z"], ["az", "b/a/z"]),
+        ("a/**", ["a/b", "a/b/c"], ["a", "b/a/c"]),
+        ("[!a-c]?.txt", ["dx.txt", "x/d1.txt"], ["ax.txt", "d.txt", "dxx.txt"]),
+        ("[a/]", ["[a/]"], ["a", "/"]),
+        ("a[\\d]", ["ad", "a\\"], ["a1"]),
+        ("a b%(", ["a b%(", "x/a b%("], ["ab%("]),
+        ("ä?", ["äö"], ["ä", "ä/"]),
+    ],
+)
+def test_a_pattern_means_what_gitignore_means_by_it(pattern, matching, others):
+    patterns = [script.pattern(pattern)]
+    assert [path for path in matching if not script.is_excluded(patterns, path)] == []
+    assert [path for path in others if script.is_excluded(patterns, path)] == []
+
+
+@pytest.mark.parametrize("pattern", ["!a", "", "/", "[z-a]"])
+def test_what_is_no_pattern_is_told(pattern):
+    with pytest.raises(argparse.ArgumentTypeError):
+        script.pattern(pattern)
