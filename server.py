@@ -292,8 +292,9 @@ RESULTS = {
     "verified": 3,
 }
 BRIEF = 0.001  # seconds that one client's connection may hold up what others wait for too
-# letters of any script, digits: nothing that could pass for an address or for more than a name
-NICK = re.compile(r"[\w.-]{1,32}")
+# letters of any script, digits: nothing that could pass for an address or for more than a name, and
+# none of the four letters that nobody can see (the fillers of Hangul)
+NICK = re.compile(r"(?:(?![\u115f\u1160\u3164\uffa0])[\w.-]){1,32}")
 MAX_SAY = 4000  # bytes of one line of the chat
 SAY_RATE, SAY_BURST = 20.0, 40.0  # lines a second that one client may say, and how many at once
 MAX_TARGETS = 2000  # receivers that one line can name: each is answered with a line of its own
@@ -1587,29 +1588,31 @@ def walk(
     failed: Callable[[str, Union[OSError, Refused]], None],
     deep: bool = True,
     visible: Callable[[str], bool] = lambda name: True,
+    above: Sequence[str] = (),
 ) -> Iterator[tuple[str, Folder, os.stat_result]]:
     """What is in a folder called name, with deep also in all folders below it.
 
-    Yields full name, folder and status. Only one folder is open at a time."""
-    waiting: list[list[str]] = [[]]
-    while waiting:
-        above, found = waiting.pop(), []
-        before = "".join(f"{each}/" for each in [name, *above] if each)
-        try:
-            folder = top.descend(above)
-            entries = filter(visible, folder.entries())
-            too_deep = before.count("/") >= MAX_DEPTH or len(os.fsencode(before)) > MAX_NAME
-            if too_deep and any(entries):
-                raise Refused("too-deep")
-            for leaf in entries:
-                if status := status_of(folder, leaf, before, failed):
-                    yield before + leaf, folder, status
-                    found += [leaf] * (deep and stat.S_ISDIR(status.st_mode))
-        except (OSError, Refused) as error:
-            if not above:
-                raise
-            failed(before[:-1], error)
-        waiting += ([*above, leaf] for leaf in reversed(found))
+    Yields full name, folder and status. Only one folder is open at a time. Of the folders above,
+    only the names of those still to come are kept, as one text each: a reader may take hours."""
+    before = "".join(f"{each}/" for each in [name, *above] if each)
+    found = ""
+    try:
+        folder = top.descend(above)
+        entries = filter(visible, folder.entries())
+        too_deep = before.count("/") >= MAX_DEPTH or len(os.fsencode(before)) > MAX_NAME
+        if too_deep and any(entries):
+            raise Refused("too-deep")
+        for leaf in entries:
+            if status := status_of(folder, leaf, before, failed):
+                yield before + leaf, folder, status
+                found += f"{leaf}/" * (deep and stat.S_ISDIR(status.st_mode))
+        del folder, entries
+    except (OSError, Refused) as error:
+        if not above:
+            raise
+        failed(before[:-1], error)
+    for below in re.finditer("[^/]+", found):
+        yield from walk(top, name, failed, deep, visible, (*above, below[0]))
 
 
 def status_of(

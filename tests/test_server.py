@@ -15,6 +15,7 @@ import struct
 import subprocess
 import sys
 import threading
+import tracemalloc
 import types
 from pathlib import Path
 
@@ -1782,6 +1783,20 @@ def test_a_listing_that_nobody_reads_costs_little(start, box, count, full):
             while b"\nfile " not in said:
                 said += sock.recv(1000)
         assert server.status("VmHWM") - before < 100 << 10
+
+
+def test_a_deep_listing_keeps_only_the_names_of_the_folders_above(box):
+    """One text for each level: a reader may stop here, and there may be many readers."""
+    for number in range(2000):
+        (box / f"{'n' * 60}{number:05}").mkdir()
+    (box / names(box)[0] / "below").touch()
+    tracemalloc.start()
+    try:
+        found = script.walk(script.Folder(str(box)), "", lambda full, error: None)
+        assert next(full for full, _, _ in found if full.endswith("/below"))
+        assert tracemalloc.get_traced_memory()[0] < 300_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_client_that_says_little_costs_little(start):
