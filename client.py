@@ -118,7 +118,9 @@ NUDGE_AFTER = 1.0  # seconds without a greeting until a server that waits for TL
 NOTICE_AFTER = 3.0  # seconds of silence until the client says for whom it waits
 LIFE = 1.0  # seconds of silence of standard input after which the server is told that more may come
 REDRAW = 0.1  # seconds from one picture of the progress bar to the next
-BACK_OFF = 0.5  # seconds until the first new attempt; doubled each time
+# seconds until the first new attempt, and at most: each pause is twice as long as the one before
+BACK_OFF, LONGEST_PAUSE = 0.5, 10.0
+RETRIES = 16  # attempts after a lost connection: their pauses add up to two minutes
 # exit codes of a server that does not answer: refused or no route, silent, gone before its greeting
 ABSENT = {7, 28, 52}
 # how a line that answers something can begin
@@ -146,32 +148,19 @@ LISTED = 12000  # lines of a listing that are kept in memory; the rest goes to a
 # --- one question: list, stat, help, who ---
 def do_list(args: argparse.Namespace) -> int:
     """On a terminal a table; to a pipe one name a line, a folder's with a slash."""
-    code, table, link, folder = (
-        0,
-        os.isatty(1),
-        connected(args),
-        args.folder and remote_name(args.folder),
-    )
-    lines = answer_lines(
-        link,
-        link.ask("list", *[folder] * bool(folder), deep="yes" if args.r else None),
-        "list",
-        folder,
-    )
-    for entry in shown_once(lines):
+    code, table = 0, os.isatty(1)
+    folder = [remote_name(args.folder)] if args.folder else []
+    for entry in lines_of(args, "list", *folder, deep="yes" if args.r else None):
         if entry.verb == "note":
             code = 9
             say_failure(refusal(entry, "list", entry.words[0]))
             continue
         name = entry.words[0] + "/" * (entry.verb == "dir")
         if args.json:
-            tell_json(
-                {
-                    "type": entry.verb,
-                    "name": entry.words[0],
-                    **{key: entry.number(key) for key in ("size", "mtime_ns") if key in entry.keys},
-                }
-            )
+            numbers: dict[str, Any] = {
+                key: entry.number(key) for key in ("size", "mtime_ns") if key in entry.keys
+            }
+            tell_json({"type": entry.verb, "name": entry.words[0], **numbers})
         elif table:
             when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.number("mtime_ns") / 1e9))
             size = readable_size(entry.number("size")) if entry.verb == "file" else ""
@@ -200,14 +189,13 @@ def do_stat(args: argparse.Namespace) -> int:
 
 def do_help(args: argparse.Namespace) -> int:
     """The server's own words: what it understands."""
-    link = connected(args)
-    for found in shown_once(answer_lines(link, link.ask("help"), "help")):
+    for found in lines_of(args, "help"):
         tell(found.words[0])
     return 0
 
 
 def do_who(args: argparse.Namespace) -> int:
-    for found in shown_once(list_clients(connected(args))):
+    for found in lines_of(args, "who"):
         nick, mode, you = (found.keys.get(key, "") for key in ("nick", "mode", "you"))
         if args.json:
             tell_json({"address": found.words[0], "nick": nick, "mode": mode, "you": bool(you)})
@@ -220,37 +208,38 @@ def do_who(args: argparse.Namespace) -> int:
     return 0
 
 
-def list_clients(link: "Link") -> Iterator["Line"]:
-    """Who is connected."""
-    return answer_lines(link, link.ask("who"), "tell", "who is there")
-
-
-def answer_lines(link: "Link", answer: "Line", verb: str, name: str = "") -> Iterator["Line"]:
+def answer_lines(link: "Link", answer: "Line", *words: str) -> Iterator["Line"]:
     """The lines of an answer that has several, from its first to before its `ok`."""
     while answer.verb not in ("ok", "err"):
         yield answer
         answer = link.hear()
-    require_ok(answer, verb, name)
+    require_ok(answer, words[0], " ".join(words[1:]))
 
 
-def shown_once(lines: Iterator["Line"]) -> Iterator["Line"]:
-    """Lines that are shown as they come. After the first one a lost connection is an error.
+def lines_of(args: argparse.Namespace, *words: str, **keys: object) -> Iterator["Line"]:
+    """The lines of an answer, as they come.
 
-    A second attempt would show the same lines twice."""
+    If the connection is lost, the question is asked again, and what was seen is passed over."""
+    seen: list[str] = []
     count = 0
-    try:
-        for found in lines:
-            count += 1
-            yield found
-    except Lost as lost:
-        if not count:
-            raise
-        raise lost_failure(
-            lost,
-            18,
-            f"connection lost after {plural(count, 'line')}: what was shown is not all",
-            "run the same command again",
-        ) from None
+    while True:
+        try:
+            link = connected(args)
+            found = answer_lines(link, link.ask(*words, **keys), *words)
+            if count and [each.words for each in itertools.islice(found, count)][-1:] != [seen]:
+                raise shown_in_part(count, Lost("what there is has changed meanwhile"))
+            for entry in found:
+                seen, count, args.tries = entry.words, count + 1, 0
+                yield entry
+            return
+        except Lost as lost:
+            if not reconnected(args, lost):
+                raise (shown_in_part(count, lost) if count else lost) from None
+
+
+def shown_in_part(count: int, lost: "Lost") -> "Failure":
+    what = f"connection lost after {plural(count, 'line')}: what was shown is not all"
+    return lost_failure(lost, 18, what, "run the same command again")
 
 
 # --- many files: a conversation for each, and what became of it ---
@@ -263,6 +252,7 @@ class File(NamedTuple):
     status: Optional[os.stat_result] = None  # of the one here, where a walk has looked at it
     listed: Optional["Line"] = None  # what a listing of the server says of it
     fresh: bool = False  # the server can have nothing of that name
+    asked: bool = False  # whether it was asked for on a connection that was lost
     stream: Optional["Stream"] = None  # standard output, and what of the file is in it already
 
 
@@ -407,7 +397,7 @@ class Batch:
             self.furthest, self.args.tries = reached, 0
         current, self.progress.current = self.progress.current, 0
         files = self.hang_up()
-        once = next(filter(None, map(self.why_once, files)), "")
+        once = next(filter(None, map(self.only_once, files)), "")
         self.progress.clear()
         if not once and (link := reconnected(self.args, lost)):
             return self.use_link(link)
@@ -416,10 +406,8 @@ class Batch:
             lost,
             18,
             f"connection lost{where}",
-            f"again from the start: {once}"
-            if once
-            else f"{self.args.typed}   (resumes); "
-            f"if no server is there: {server_command(self.args)}",
+            once
+            or f"{self.args.typed}   (resumes); if no server is there: {server_command(self.args)}",
         )
 
     def where(self, file: File, current: int) -> str:
@@ -428,8 +416,8 @@ class Batch:
         size = file.listed.number("size") if file.listed else size
         return f" at {current:,} of {size:,} bytes of {printable(file.name)}" if size else ""
 
-    def why_once(self, file: File) -> str:
-        """Why it cannot be begun a second time."""
+    def only_once(self, file: File) -> str:
+        """What to do if it cannot be begun again by itself."""
         return ""
 
     def summary(self) -> None:
@@ -455,10 +443,12 @@ class Batch:
             say(text)
 
 
-class Changes(Batch):
-    """delete, rename, mkdir: a request for each name.
+# what the server says to the same request again if it had been done before the connection was lost
+DONE = {"delete": "no-such-file", "mkdir": "exists"}
 
-    They are not repeated after a lost connection: the server may have done them already."""
+
+class Changes(Batch):
+    """delete, rename, mkdir: a request for each name."""
 
     def __init__(self, args: argparse.Namespace, *more: str, **keys: object) -> None:
         super().__init__(args)
@@ -466,15 +456,16 @@ class Changes(Batch):
 
     def converse(self, file: File) -> Conversation:
         self.link.request(self.verb, file.name, *self.more, **self.keys)
-        require_ok((yield file), self.verb, file.name)
+        answer = yield file._replace(asked=True)
+        if not (file.asked and answer.keys.get("reason") == DONE.get(self.verb)):
+            require_ok(answer, self.verb, file.name)
         self.report(file, "ok")
 
-    def recover(self, lost: "Lost") -> None:
-        asked = [printable(file.name) for file, _ in self.waiting]
-        more = f" and {len(asked) - 3:,} more" if len(asked) > 3 else ""
-        what = f"connection lost: unknown whether {self.verb} was done to "
-        what += f"{', '.join(asked[:3])}{more}"
-        raise lost_failure(lost, 56, what, "list shows what is there now") from None
+    def only_once(self, file: File) -> str:
+        return "" if self.verb in DONE else "list shows what is there now"
+
+    def where(self, file: File, current: int) -> str:
+        return f": unknown whether {self.verb} was done to {printable(file.name)}"
 
     def summary(self) -> None:
         """Nothing is said of what went well."""
@@ -501,7 +492,7 @@ def expand(args: argparse.Namespace, names: Sequence[str]) -> Iterator[File]:
     for name in map(remote_name, names):
         count = 0
         if re.search(r"[*?[]", name) and connected(args).ask("stat", name).verb != "ok":
-            for found in matching(connected(args), name, args.hidden):
+            for found in matching(args, name):
                 count += 1
                 chosen.add(found)
         if not count:
@@ -509,14 +500,14 @@ def expand(args: argparse.Namespace, names: Sequence[str]) -> Iterator[File]:
     return (File(found.words[0]) for found in chosen)
 
 
-def matching(link: "Link", pattern: str, hidden: bool) -> Iterator["Line"]:
+def matching(args: argparse.Namespace, pattern: str) -> Iterator["Line"]:
     """What a pattern stands for in its folder. As in a shell, * matches no dot at the beginning."""
     import fnmatch  # not at the top: few need it
 
     folder, _, wanted = pattern.rpartition("/")
-    for entry in answer_lines(link, link.ask("list", *[folder] * bool(folder)), "list", folder):
+    for entry in lines_of(args, "list", *[folder] * bool(folder)):
         above, _, leaf = entry.words[0].rpartition("/")
-        unasked = leaf.startswith(".") and not (hidden or wanted.startswith("."))
+        unasked = leaf.startswith(".") and not (args.hidden or wanted.startswith("."))
         fits = above == folder and fnmatch.fnmatchcase(leaf, wanted) and not unasked
         if entry.verb != "note" and fits:
             yield Line("name", entry.words[:1], {})
@@ -752,8 +743,9 @@ class Puts(Batch):
             yield file
         return found
 
-    def why_once(self, file: File) -> str:
-        return "standard input cannot be resumed" if file.path == "-" else ""
+    def only_once(self, file: File) -> str:
+        once = "run it again from the start: standard input cannot be resumed"
+        return once if file.path == "-" else ""
 
     def announce(self, file: File, verb: str, **keys: object) -> None:
         self.link.request(verb, file.name, **keys)
@@ -1275,7 +1267,7 @@ class Sends(Puts):
         if args.all:
             waiting = (
                 found
-                for found in list_clients(self.link)
+                for found in lines_of(args, "who")
                 if found.keys.get("mode") == "receive" and "you" not in found.keys
             )
             self.targets = ",".join(found.words[0] for found in waiting)
@@ -1287,8 +1279,8 @@ class Sends(Puts):
                 "python3 client.py receive, there; --to HOST:PORT or NICK, here",
             )
 
-    def why_once(self, file: File) -> str:
-        return "what others have already would come to them twice"
+    def only_once(self, file: File) -> str:
+        return "send what is missing: what others have already would come to them twice"
 
     def announce(self, file: File, verb: str, **keys: object) -> None:
         kind = "dir" if verb == "mkdir" else None
@@ -2369,10 +2361,10 @@ def connect(args: argparse.Namespace) -> Link:
 
 
 def reconnected(args: argparse.Namespace, lost: Lost) -> Optional[Link]:
-    """A new connection instead of a lost one, or None. Each pause is twice as long."""
+    """A new connection instead of a lost one, or None after two minutes of growing pauses."""
     close_link(args)
     while args.tries < args.retries:
-        seconds = BACK_OFF * 2**args.tries
+        seconds = min(BACK_OFF * 2**args.tries, LONGEST_PAUSE)
         args.tries += 1
         say(f"connection lost ({lost}); attempt {args.tries} of {args.retries} in {seconds:g} s")
         time.sleep(seconds)
@@ -4162,7 +4154,7 @@ DEFAULTS: dict[str, Any] = {
     "pin": None,
     "insecure": False,
     "timeout": 30.0,
-    "retries": 3,
+    "retries": RETRIES,
     "nick": None,
     "force": False,
     "resume": True,
@@ -4200,7 +4192,7 @@ def common_flags(parser: argparse.ArgumentParser) -> None:
         "--retries",
         type=between(0, 1000),
         metavar="N",
-        help="new connections after a lost one (default 3)",
+        help=f"attempts after a lost connection (default {RETRIES}: two minutes)",
     )
     flag("--nick", metavar="NAME", help="what others know this client by")
     flag("--force", action="store_true", help="replace what is different")
