@@ -975,7 +975,7 @@ def test_http_more_than_ten_wrong_passwords_are_answered_busy_and_nobody_else_is
 
 def test_curl_and_httpclient_log_in(spawn, run, box, tmp_path):
     server, url = (
-        (found := spawn("httpserver.py", box, "--workers", 2, env={"SIXSOCKETS_PASSWORD": WORD})),
+        (found := spawn("httpserver.py", box, env={"SIXSOCKETS_PASSWORD": WORD})),
         f"http://127.0.0.1:{found.port}",
     )
     at, quoted = ("--port", server.port), urllib.parse.quote(WORD)
