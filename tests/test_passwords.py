@@ -1135,6 +1135,8 @@ def test_http_over_tls(spawn, run, box, tmp_path):
         f"https://127.0.0.1:{server.port}/",
     )
     assert sent.code == 0 and (box / "big").read_bytes() == big
+    moved = re.findall(r"[<>] (?:send|recv) \d+ .*", sent.err)
+    assert moved and all(line.endswith(", encrypted by TLS on its way") for line in moved)
     # more at once could take longer than the timeout, though it moves
     assert max(map(int, re.findall(r"> send (\d+) of", sent.err))) <= 65536
     assert run("httpclient.py", *at, "--pin", pin, "get", "/big", "-o", "-").out == big
