@@ -71,14 +71,10 @@ if __name__ == "__main__":
         del sys.path[0]
     import os
 
-    def is_open(folder: str) -> bool:
-        """Whether files arrive there: the script's folder and the current one, not the library."""
-        if not os.path.exists(folder) or folder == os.path.dirname(os.__file__):
-            return False
-        own = os.path.dirname(os.path.realpath(__file__))
-        return os.path.samefile(folder, os.curdir) or os.path.samefile(folder, own)
-
-    sys.path[:] = [folder for folder in sys.path if not is_open(folder or os.curdir)]
+    own, library = os.path.dirname(os.path.realpath(__file__)), os.path.dirname(os.__file__)
+    for folder in [each for each in sys.path if os.path.exists(each or ".") and each != library]:
+        if any(os.path.samefile(folder or ".", place) for place in (".", own)):
+            sys.path.remove(folder)
 # --- end imports ---
 
 import _thread  # the locks of threading, which takes a client long to load
@@ -587,6 +583,7 @@ class Puts(Batch):
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(args)
         self.folder = functools.lru_cache(NEAR)(self.open_folder)
+        self.offset: int | None = None  # the one that the server told last
 
     def transfers(self) -> Iterator[Transfer]:
         """What the command line names. Folders on the way to --into are made."""
@@ -794,11 +791,10 @@ class Puts(Batch):
     def send(self, transfer: Transfer, part: int, over: bool) -> None:
         with self.opened(transfer) as (fd, status):
             transfer.size, offset, sha = status.st_size, 0, hashlib.sha256()
-            if part and self.args.resume:
-                offset = self.agree_on_offset(transfer, fd, status, sha)
-                sha = sha if offset else hashlib.sha256()
-                os.lseek(fd, offset, os.SEEK_SET)
-            self.resumed(transfer, offset)
+            mine = None
+            if 0 < part <= transfer.size and self.args.resume:
+                offset = part
+                mine = digest(fd, offset, sha, lambda count: self.progress.update(count, "checked"))
             transfer.kept = (
                 lasting_name(
                     transfer.name.rpartition("/")[2],
@@ -818,7 +814,16 @@ class Puts(Batch):
                 over="yes" if over else None,
                 exec="yes" if status.st_mode & stat.S_IXUSR and os.name != "nt" else None,
                 offset=offset or None,
+                sha256=mine,
             )
+            if offset:
+                accepted = self.accepted_offset()
+                if accepted is None:  # it is refused: its handler tells why
+                    return
+                if accepted != offset:
+                    offset, sha = 0, hashlib.sha256()
+                os.lseek(fd, offset, os.SEEK_SET)
+            self.resumed(transfer, offset)
             given_up = send_body(self.link, fd, status, sha, self.go_on)
         transfer.sha256 = sha.hexdigest()
         if given_up == "changed":
@@ -829,28 +834,17 @@ class Puts(Batch):
                 "run the same command again when nothing writes to it",
             )
 
-    def agree_on_offset(
-        self, transfer: Transfer, fd: int, status: os.stat_result, sha: "hashlib._Hash"
-    ) -> int:
-        """Where to go on: as far as the server's part is the beginning of this very file."""
-        answer = require_ok(
-            self.link.ask(
-                "resume",
-                transfer.name,
-                size=transfer.size,
-                mtime_ns=status.st_mtime_ns,
-                exec="yes" if status.st_mode & stat.S_IXUSR else None,
-            ),
-            "put",
-            transfer.name,
-        )
-        offset = answer.number("offset")
-        ours = (
-            digest(fd, offset, sha, lambda count: self.progress.update(count, "checked"))
-            if 0 < offset <= transfer.size
-            else ""
-        )
-        return offset if ours and ours == answer.keys.get("sha256") else 0
+    def accepted_offset(self) -> Optional[int]:
+        """Wait until the server tells where it goes on; None if it refuses instead."""
+        self.offset = None
+        while self.offset is None and len(self.link.arrived) < len(self.link.pending):
+            self.link.listen()
+        return self.offset
+
+    def handle_note(self, note: "Line") -> None:
+        if "offset" in note.keys:
+            self.offset = note.number("offset")
+        super().handle_note(note)
 
     def go_on(self, count: int) -> bool:
         """Between chunks: has the server refused it already?"""
@@ -1166,8 +1160,16 @@ class Gets(Batch):
         if not folder.stat(part.name):
             return
         self.claim(transfer, part)
+        length = part.length()
         try:
-            part.examine(transfer.size, lambda count: self.progress.update(count, "checked"))
+            if length <= transfer.size:  # a longer one is of no use
+                digest(
+                    part.fd,
+                    length,
+                    part.sha,
+                    lambda count: self.progress.update(count, "checked"),
+                )
+                part.received = length
         except BaseException:
             part.close()  # this program, a shell, may be the next to ask for it
             raise
@@ -2997,13 +2999,10 @@ class Part:
             if same:
                 self.folder.remove(self.name)
 
-    def examine(self, most: int, tell: Callable[[int], None]) -> None:
-        """Hash what an earlier attempt left. If it is longer than the file, it is of no use."""
-        length = os.fstat(self.fd).st_size
-        if length <= most:
-            self.received = length  # so that an interruption of this does not lose it either
-            digest(self.fd, length, self.sha, tell)
-            self.received = os.lseek(self.fd, 0, os.SEEK_CUR)
+    def length(self) -> int:
+        """Bytes that are there, also before claim() from an earlier attempt."""
+        found = self.folder.stat(self.name) if self.keyed or self.fd >= 0 else None
+        return found.st_size if found else 0
 
     def begin(self, offset: int) -> None:
         """Write from the offset on, if the digest is that of the bytes before; else from 0."""
@@ -4038,9 +4037,8 @@ def say(text: str) -> None:
 
 def address(place: Address) -> str:
     """HOST:PORT, or [HOST]:PORT for IPv6. An IPv4 client of a dual-stack server looks like IPv4."""
-    host, port = str(place[0]), place[1]
-    host = host[7:] if host.startswith("::ffff:") and "." in host else host
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    host = re.sub(r"^::ffff:(?=.*\.)", "", str(place[0]))
+    return f"[{host}]:{place[1]}" if ":" in host else f"{host}:{place[1]}"
 
 
 def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
@@ -4075,13 +4073,15 @@ class Parser(argparse.ArgumentParser):
     """argparse with a short -h, the manual for --help, and complaints in three lines."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(formatter_class=self.layout, add_help=False, **settings)
-        what = "show this; --help shows the manual first"
-        self.add_argument("-h", "--help", action="help", help=what)
-
-    def layout(self, prog: str) -> argparse.HelpFormatter:
-        """Lines as wide as ours. If argparse had to ask for a width, it would load shutil."""
-        return argparse.HelpFormatter(prog, width=100, max_help_position=32)
+        super().__init__(
+            # lines as wide as ours: if argparse had to ask for a width, it would load shutil
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 32, 100),
+            add_help=False,
+            **settings,
+        )
+        self.add_argument(
+            "-h", "--help", action="help", help="show this; --help shows the manual first"
+        )
 
     def format_help(self) -> str:
         manual = f"{__doc__}\n" if "--help" in sys.argv else ""

@@ -54,12 +54,12 @@ that the browser asked for as X-Forwarded-Host.
 #
 # Begin with Connection.advance() and Connection.answer_to(): a request is read and answered.
 # The sections, in the order of the file:
-#   the conversation   Request, parse_head(), Answer, Connection, BodyReader
-#   methods            check_request(), get(), get_file(), delete(), mkcol(), move()
-#   uploads            put(), post(), Plan, receive_upload(), post_form(), patch()
-#   fields and names   evaluate(), parse_ranges(), is_own_host(), client_behind(), check_name()
-#   the folder         Place, Entry, Shared, rename(), Part
-#   the server         Task, Server, Server.run_thread(), Server.accept(), serve(), share_port()
+#   a request          Request, parse_head(), evaluate(), parse_ranges(), client_behind()
+#   the folder         check_name(), Place, Entry, Shared, rename(), Part
+#   a connection       Answer, Connection, BodyReader
+#   the loop           Task, Server, Server.run_thread(), Server.accept(), serve(), share_port()
+#   methods            check_request(), get(), get_file(), put(), receive_upload(), post_form(),
+#                      patch(), delete(), mkcol(), move()
 #   archives, page     get_tar(), get_zip(), listing(), page()
 #   shared fences      Guard, is_program(), Traced, Stop, bind(), Failure, Parser
 #   the command line   announce(), build_parser(), main()
@@ -82,14 +82,10 @@ if __name__ == "__main__":
         del sys.path[0]
     import os
 
-    def is_open(folder: str) -> bool:
-        """Whether files arrive there: the script's folder and the current one, not the library."""
-        if not os.path.exists(folder) or folder == os.path.dirname(os.__file__):
-            return False
-        own = os.path.dirname(os.path.realpath(__file__))
-        return os.path.samefile(folder, os.curdir) or os.path.samefile(folder, own)
-
-    sys.path[:] = [folder for folder in sys.path if not is_open(folder or os.curdir)]
+    own, library = os.path.dirname(os.path.realpath(__file__)), os.path.dirname(os.__file__)
+    for folder in [each for each in sys.path if os.path.exists(each or ".") and each != library]:
+        if any(os.path.samefile(folder or ".", place) for place in (".", own)):
+            sys.path.remove(folder)
 # --- end imports ---
 
 import argparse
@@ -248,6 +244,7 @@ PROBLEMS = {
 }
 
 
+Data = Union[bytes, memoryview]  # noqa: UP007  (3.9)
 Fields = dict[str, str]  # header fields: lower-case names in a request
 Names = Sequence[str]  # the names in a path, from the shared folder down
 Ranges = list[tuple[int, int]]  # (start, end), without the byte at the end
@@ -283,22 +280,33 @@ class Gone(Exception):
     """The client left, or was too slow: it gets no answer any more. The text is for the log."""
 
 
-# --- the conversation: a request, its body, its answer ---
-# The head of a request (RFC 9112).
+# --- a request: its head, conditions, ranges; values in, values out ---
+
+# The head (RFC 9112).
+
 TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+
 LINE = re.compile(rf"({TOKEN}) ([^\x00-\x20\x7f]+) HTTP/([0-9])\.([0-9])")
+
 # A line ends in CRLF. A lone LF is accepted too (§2.2), so that a request can be typed into netcat;
 # a lone CR is not.
 HEAD = re.compile(
     rf"({TOKEN}) ([^\x00-\x20\x7f]+) HTTP/1\.([0-9])\r?\n"
     rf"((?:{TOKEN}:[^\x00-\x08\x0a-\x1f\x7f]*\r?\n)*)\r?\n"
 )
+
 FIELD = re.compile(rf"({TOKEN}):[ \t]*([^\r\n]*)")
+
 HEAD_END = re.compile(rb"\n\r?\n")
+
 EMPTY_LINES = re.compile(rb"(?:\r?\n)+")
+
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z_~!$&'()*+,;=%.-]*)(?::[0-9]*)?")
+
 URL = re.compile(r"https?://([^/?]+)(.*)", re.IGNORECASE | re.DOTALL)
+
 BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+
 DIGITS = re.compile(r"[0-9]{1,18}")
 
 
@@ -418,7 +426,828 @@ def parse_path(target: str) -> tuple[tuple[str, ...], bool, str]:
     return tuple(names), slash, query
 
 
-Data = Union[bytes, memoryview]  # noqa: UP007  (3.9)
+# Conditions, ranges, negotiation (RFC 9110).
+
+CONDITIONS = frozenset(("if-match", "if-none-match", "if-modified-since", "if-unmodified-since"))
+
+PACKED = {"gzip": "application/gzip", "bzip2": "application/x-bzip2", "xz": "application/x-xz"}
+
+# the year 1000: HTTP's years have four digits, and a broken disk may give any time
+EARLIEST = -30610224000
+
+# for what has no date: NaN is neither before nor after any, so conditions on dates are ignored
+# (§13.1.3, §13.1.4)
+NO_DATE = float("nan")
+
+TAG = re.compile(r'(W/)?("[^"]*")')
+
+RANGE = re.compile(r"[ \t]*(?:([0-9]{1,40})-([0-9]{0,40})|-([0-9]{1,40}))[ \t]*")
+
+
+def bare_tag(info: os.stat_result) -> str:
+    return f"{info.st_mtime_ns:x}-{info.st_size:x}-{info.st_ino:x}"
+
+
+def etag(info: os.stat_result, coding: str = "") -> str:
+    return f'"{bare_tag(info)}{coding}"'
+
+
+@functools.lru_cache(maxsize=1024)
+def http_date(seconds: int) -> str:
+    return time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(seconds))
+
+
+@functools.lru_cache(maxsize=1024)
+def parse_date(text: str) -> Optional[float]:
+    if not text:
+        return None
+    import email.utils  # not at the top: the slowest import of all, and few requests have a date
+
+    with contextlib.suppress(ValueError, TypeError, IndexError, OverflowError):
+        # asctime's form names no zone (§5.6.7)
+        return email.utils.parsedate_to_datetime(text.removesuffix(" GMT") + " GMT").timestamp()
+    return None
+
+
+def matches(listed: str, tag: Optional[str], weak: bool) -> bool:
+    """Whether an entity tag is in a list (§13.1.1, §13.1.2). A star matches any that exists."""
+    if listed.strip() == "*" or tag is None:
+        return tag is not None
+    return any(found[1] == tag and (weak or not found[0]) for found in TAG.findall(listed))
+
+
+def evaluate(fields: Fields, tag: Optional[str], mtime: float, reading: bool) -> int:
+    """The preconditions in their order (§13.2.2): 0 to go on, 304 or 412.
+
+    A tag of None means that nothing is there."""
+    since = parse_date(fields.get("if-modified-since", ""))
+    until = parse_date(fields.get("if-unmodified-since", ""))
+    if "if-match" in fields:
+        if not matches(fields["if-match"], tag, weak=False):
+            return 412
+    elif until is not None and (tag is None or mtime > until):
+        return 412
+    if "if-none-match" in fields:
+        if matches(fields["if-none-match"], tag, weak=True):
+            return 304 if reading else 412
+    elif reading and since is not None and mtime <= since:
+        return 304
+    return 0
+
+
+def range_applies(condition: Optional[str], tag: str, mtime: float, now: float) -> bool:
+    """If-Range (§13.1.5): a strong tag, or the exact date of a file.
+
+    The date counts only if the file has not changed within the last second."""
+    if condition is None or condition == tag:
+        return True
+    return parse_date(condition) == mtime and now - mtime > 1
+
+
+def parse_ranges(text: str, size: int) -> Optional[Ranges]:
+    """The (start, end) that a Range asks for, ascending.
+
+    [] when the file has none of these bytes, None when the field is to be ignored."""
+    unit, _, listed = text.partition("=")
+    wanted = [RANGE.fullmatch(part) for part in listed.split(",") if part.strip()]
+    if unit.strip().lower() != "bytes" or not wanted or listed.count(",") > 1000:
+        return None
+    ranges = []
+    for found in wanted:
+        if not found:
+            return None
+        first, last, suffix = found.groups()
+        # the last N bytes of an empty file: it can be had, and is empty (§14.1.2)
+        if suffix and int(suffix) and not size or last and int(last) < int(first):
+            return None
+        start = max(0, size - int(suffix)) if suffix else int(first)
+        end = min(size, int(last) + 1) if last else size
+        if start < end:
+            ranges.append((start, end))
+    merged = coalesce(ranges, MAX_GAP)
+    return merged if len(merged) <= MAX_RANGES else None
+
+
+def coalesce(ranges: Iterable[tuple[int, int]], gap: int = 0) -> Ranges:
+    merged: Ranges = []
+    for start, end in sorted(ranges):
+        if merged and start <= merged[-1][1] + gap:
+            start, end = merged[-1][0], max(end, merged.pop()[1])
+        merged.append((start, end))
+    return merged
+
+
+def weights(text: str) -> dict[str, float]:
+    """A list such as Accept as {word: q}; what cannot be read counts as 0."""
+    found = {}
+    for item in text.lower().split(","):
+        word, *rest = (part.strip() for part in item.split(";"))
+        q = next((part[2:] for part in rest if part[:2] == "q="), "1")
+        found[word] = float(q) if re.fullmatch(r"[01](\.[0-9]{0,3})?", q) else 0.0
+    return found
+
+
+@functools.lru_cache(maxsize=128)
+def takes_gzip(accept: str) -> bool:
+    wanted = weights(accept)
+    return wanted.get("gzip", wanted.get("x-gzip", wanted.get("*", 0.0))) > 0
+
+
+def listing_type(accept: str) -> str:
+    """Which form of a folder a client wants: HTML unless another one is named and weighs more."""
+    wanted = weights(accept)
+    page = max(
+        wanted.get("text/html", 0.0), 0.0 if "text/html" in wanted else wanted.get("*/*", 0.0) / 2
+    )
+    best = max(("application/json", "text/plain"), key=lambda kind: wanted.get(kind, 0.0))
+    return best if wanted.get(best, 0.0) > page else "text/html"
+
+
+@functools.lru_cache(maxsize=1024)
+def type_of(name: str) -> str:
+    """The media type by a name's extension.
+
+    A compressed file has its own type; it is not a coding of another file."""
+    extension = os.path.splitext(name)[1].lower()
+    packed = mimetypes.encodings_map.get(extension)
+    if packed:
+        return PACKED.get(packed, "application/octet-stream")
+    kind = mimetypes.types_map.get(extension, "application/octet-stream")
+    is_text = kind.startswith("text/") or kind.endswith(("javascript", "json"))
+    return kind + "; charset=utf-8" * is_text
+
+
+def disposition(name: str) -> str:
+    """Content-Disposition for a download: ASCII for old clients, UTF-8 for others (RFC 6266)."""
+    plain = re.sub(r"[^ !#-\[\]-~]|%", "_", name)
+    exact = urllib.parse.quote_from_bytes(os.fsencode(name), safe="")
+    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{exact}"
+
+
+def parse_digest(text: str) -> Optional[bytes]:
+    """The sha-256 of a Repr-Digest field (RFC 9530)."""
+    found = re.search(r"(?:^|,)[ \t]*sha-256=:([A-Za-z0-9+/]{43}=):", text)
+    return base64.b64decode(found[1]) if found else None
+
+
+def wants_digest(request: Request) -> bool:
+    """Whether Want-Repr-Digest asks for sha-256: its weights go from 0 to 10."""
+    wanted = request.fields.get("want-repr-digest")
+    return wanted is not None and bool(
+        re.search(r"(?:^|,)[ \t]*sha-256=(?:[1-9]|10)[ \t]*(?:,|$)", wanted)
+    )
+
+
+def digest_field(digest: bytes) -> str:
+    return f"sha-256=:{base64.b64encode(digest).decode()}:"
+
+
+# Who asks, and for whom.
+@functools.lru_cache(maxsize=256)
+def is_own_host(host: str, names: frozenset[str]) -> bool:
+    """Whether a Host means this machine.
+
+    A foreign name whose address was changed to ours (DNS rebinding) does not."""
+    found = HOST.fullmatch(host)
+    name = found[1].lower().rstrip(".") if found else ""
+    if name in names or name.endswith(".localhost"):
+        return True
+    with contextlib.suppress(ValueError):
+        return bool(ipaddress.ip_address(name.strip("[]")))
+    return False
+
+
+PAIR = re.compile(rf'({TOKEN})=({TOKEN}|"[^"\\]*")')  # a piece of an element of Forwarded
+
+HOP = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::[0-9]+)?|([0-9.]+)(?::[0-9]+)?|([0-9A-Fa-f:.]+)")
+
+
+def hop_address(text: str) -> str:
+    """An IP address as proxies write it: perhaps in brackets, with a port. "" for all else."""
+    found = HOP.fullmatch(text.strip(" \t"))
+    with contextlib.suppress(ValueError):
+        ip = ipaddress.ip_address(found[found.lastindex or 0] if found else "")
+        return str(getattr(ip, "ipv4_mapped", None) or ip)
+    return ""
+
+
+def forwarded_address(element: str) -> str:
+    """The same in an element of Forwarded (RFC 7239).
+
+    All of the element is checked, because its host is what the client said."""
+    address = ""
+    for text in element.strip(" \t").split(";"):
+        pair = PAIR.fullmatch(text)
+        if not pair:
+            return ""
+        if pair[1].lower() == "for":
+            address = hop_address(pair[2].strip('"'))
+    return address
+
+
+def client_behind(proxies: frozenset[str], fields: Fields) -> str:
+    """The client for which a trusted proxy speaks, or "" in doubt.
+
+    Its entry is the last one: the client may have sent all others. If the two fields differ, the
+    client may have sent one of them."""
+    found = set()
+    for name, read in ("x-forwarded-for", hop_address), ("forwarded", forwarded_address):
+        if name in fields:
+            # a proxy may stand behind another one
+            hops = map(read, reversed(fields[name].rsplit(",", MAX_PROXIES)))
+            found.add(next((hop for hop in hops if hop not in proxies), ""))
+    return found.pop() if len(found) == 1 else ""
+
+
+def url_path(names: Iterable[str], slash: bool = False) -> str:
+    """Names as a path.
+
+    It begins with exactly one slash, and nothing in it has a meaning in a URL or a header."""
+    path = "/" + "/".join(
+        urllib.parse.quote_from_bytes(os.fsencode(name), safe="") for name in names
+    )
+    return path + "/" if slash and path != "/" else path
+
+
+def parameters(query: str) -> Fields:
+    """The parameters of a query; none if there are more than this server knows."""
+    with contextlib.suppress(ValueError):
+        return dict(urllib.parse.parse_qsl(query, keep_blank_values=True, max_num_fields=20))
+    return {}
+
+
+# --- names and the folder: nothing outside of it, and only whole files in it ---
+
+WINDOWS_NAME = re.compile(
+    r'.*[\\:<>"|?*\x00-\x1f].*|.*[. ]|(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?', re.DOTALL
+)
+
+
+def check_name(name: str, hidden: bool) -> None:
+    """The one check of names, for every method: a valid name is inside its folder."""
+    if "\0" in name:
+        raise Refusal(400, "a name holds no NUL")
+    if name in ("", ".", "..") or "/" in name or os.name == "nt" and WINDOWS_NAME.fullmatch(name):
+        raise Refusal(403, "that is not the name of a file or folder")
+    if name[0] == "." and (not hidden or PART.fullmatch(name)):
+        raise Refusal(403, "hidden names are not served")
+
+
+def check_depth(depth: int) -> None:
+    """One limit wherever names come in, so that each walk through the folder ends."""
+    if depth > MAX_DEPTH:
+        raise Refusal(403, f"more than {MAX_DEPTH} folders deep")
+
+
+UNPRINTABLE = re.compile(r"[^ !#-\[\]-~]")
+
+
+def numbered(name: str, number: int) -> str:
+    """a.txt, a (1).txt, a (2).txt, never longer than a file system takes."""
+    if not number:
+        return name
+    stem, extension = os.path.splitext(name)
+    suffix = f" ({number}){extension}"
+    while stem and len(os.fsencode(stem + suffix)) > 255:
+        stem = stem[:-1]
+    return stem + suffix
+
+
+def utf8_name(name: str) -> str:
+    """A name as text: the replacement character stands for what is not UTF-8."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
+def name_order(found: tuple[bool, str]) -> tuple[bool, str, str]:
+    """Folders before files, each by name as people sort it."""
+    is_file, name = found
+    return is_file, utf8_name(name).casefold(), name
+
+
+def printable_name(name: str) -> str:
+    """A name as a line of text.
+
+    Control characters, percent signs and what is not UTF-8 are percent-encoded."""
+    return "".join(
+        char
+        if char.isprintable() and char != "%"
+        else urllib.parse.quote_from_bytes(os.fsencode(char))
+        for char in name
+    )
+
+
+def printable(text: str) -> str:
+    return UNPRINTABLE.sub(lambda found: f"\\x{ord(found[0]):02x}", text[:1000])
+
+
+Where = Union[int, str]  # noqa: UP007  (3.9) an open folder; its path where the system has no dir_fd
+
+
+class Place(NamedTuple):
+    """A name in an open folder, as the os functions take it.
+
+    Where the system has no dir_fd, it is a path and no folder. Use one from locate() in a "with",
+    which closes the folder at the end."""
+
+    parent: Optional[int]
+    name: str
+    owned: bool = False
+
+    def __enter__(self) -> "Place":  # noqa: PYI034  (3.9 has no Self)
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        if self.owned and self.parent is not None:
+            os.close(self.parent)
+
+    @property
+    def folder(self) -> Where:
+        return self.parent if self.parent is not None else os.path.dirname(self.name)
+
+    def beside(self, name: str) -> "Place":
+        return inside(self.folder, name)
+
+    def stat(self) -> Optional[os.stat_result]:
+        with contextlib.suppress(FileNotFoundError):
+            return os.stat(self.name, dir_fd=self.parent, follow_symlinks=False)
+        return None
+
+    def open(self, flags: int) -> int:
+        return os.open(self.name, flags, 0o666, dir_fd=self.parent)
+
+    def unlink(self) -> None:
+        os.unlink(self.name, dir_fd=self.parent)
+
+    def regular(self) -> Optional[os.stat_result]:
+        """The facts of the file there, if it may be replaced; a folder or device may not."""
+        info = self.stat()
+        if info and stat.S_ISDIR(info.st_mode):
+            raise Refusal(409, "a folder has that name")
+        if info and not stat.S_ISREG(info.st_mode):
+            raise Refusal(403, "only files and folders are served")
+        return info
+
+
+class Found(NamedTuple):
+    """Something that is open: a file's descriptor or a folder, and its facts."""
+
+    where: Where
+    info: os.stat_result
+
+    @property
+    def is_folder(self) -> bool:
+        return stat.S_ISDIR(self.info.st_mode)
+
+    @property
+    def descriptor(self) -> int:
+        assert isinstance(self.where, int)  # only a folder may be a path
+        return self.where
+
+    def close(self) -> None:
+        if isinstance(self.where, int):
+            os.close(self.where)
+
+
+class Entry(NamedTuple):
+    """A file or folder in a folder that is open. In an archive, its name is the path there."""
+
+    name: str
+    info: os.stat_result
+    place: Place
+
+    @property
+    def is_folder(self) -> bool:
+        return stat.S_ISDIR(self.info.st_mode)
+
+    @property
+    def size(self) -> int:
+        return 0 if self.is_folder else self.info.st_size
+
+    def open(self) -> int:
+        """The file, if it still is the one that was listed: its length has been promised."""
+        found = open_leaf(self.place)
+        if etag(found.info) == etag(self.info):
+            return found.descriptor
+        found.close()
+        raise Gone(f"{printable(self.name)} changed")
+
+    def is_readable(self) -> bool:
+        mode = os.R_OK | os.X_OK * self.is_folder
+        return os.access(self.place.name, mode, dir_fd=self.place.parent)
+
+
+class Shared:
+    """The folder that is shared, or the one file in it.
+
+    Each name from the network is opened in here and nowhere else: component by component, without
+    following a link."""
+
+    def __init__(self, path: str, hidden: bool, durable: bool) -> None:
+        path = os.path.realpath(path)  # what the command line names may be a link
+        self.only = None if os.path.isdir(path) else os.path.basename(path)
+        self.path = os.path.dirname(path) if self.only else path
+        self.hidden, self.durable = hidden or bool(self.only), durable
+        self.root = (
+            os.open(self.path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)) if DIR_FD else None
+        )
+
+    def locate(self, names: Names, change: bool = False, make: bool = False) -> Place:
+        """The place that a path means; with make, the folders on the way are made."""
+        for name in names:
+            check_name(name, self.hidden)
+        if change:
+            self.refuse_program(names, is_program)
+        if self.only and tuple(names) != (self.only,):
+            raise Refusal(404, "only one file is served here")
+        if make:
+            check_depth(len(names))
+        if not DIR_FD:
+            return self.resolve(names, make)
+        place = Place(self.root, ".")
+        for name in names[:-1]:
+            with place:
+                place = Place(self.step(Place(place.parent, name), make), "", owned=True)
+        return Place(place.parent, names[-1] if names else ".", place.owned)
+
+    def refuse_program(self, names: Names, part_of: Callable[[str], bool]) -> None:
+        """Refuse to change a program, or a folder that holds one."""
+        if part_of(os.path.join(self.path, *names)):
+            raise Refusal(403, "a program of this machine is there, and no request may change one")
+
+    def step(self, place: Place, make: bool) -> int:
+        """Open the next folder of a path."""
+        try:
+            return place.open(FOLDER)
+        except FileNotFoundError:
+            if not make:
+                raise
+        with contextlib.suppress(FileExistsError):
+            self.make_folder(place)
+        return place.open(FOLDER)
+
+    def make_folder(self, place: Place) -> None:
+        os.mkdir(place.name, dir_fd=place.parent)
+        if self.durable:
+            sync_folder(place)
+
+    def resolve(self, names: Names, make: bool) -> Place:
+        """Without dir_fd: a path that is its own real path goes through no link."""
+        path = os.path.join(self.path, *names)
+        if os.path.normcase(os.path.realpath(path)) != os.path.normcase(path):
+            raise Refusal(403, "links are not followed")
+        if make:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+        return Place(None, path)
+
+    def open(self, names: Names) -> Found:
+        with self.locate(names) as place:
+            return open_leaf(place)
+
+
+def open_leaf(place: Place) -> Found:
+    if not DIR_FD and os.path.isdir(place.name):
+        return Found(place.name, os.stat(place.name))
+    descriptor = place.open(LEAF)
+    info = os.fstat(descriptor)
+    if stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode):
+        return Found(descriptor, info)
+    os.close(descriptor)
+    raise Refusal(403, "only files and folders are served")
+
+
+def inside(where: Where, name: str) -> Place:
+    return Place(where, name) if isinstance(where, int) else Place(None, os.path.join(where, name))
+
+
+def read_at(descriptor: int, size: int, offset: int) -> bytes:
+    """Some bytes of a file. The descriptor belongs to one answer, so seeking is safe."""
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, size, offset)
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    return os.read(descriptor, size)
+
+
+SORTING = threading.Lock()  # one at a time: what sorting needs is a multiple of what is kept
+
+
+def entries(where: Where, hidden: bool, folders_first: bool = False) -> Iterator[Entry]:
+    """What a folder shows, by name: files and folders, no links, nothing that check_name() refuses.
+
+    Only the names are kept, as one text; each file is looked at when its turn comes."""
+    with SORTING, os.scandir(where) as scan:
+        found = [
+            (folders_first and not item.is_dir(follow_symlinks=False), item.name) for item in scan
+        ]
+        found.sort(key=name_order if folders_first else None)
+        listed = "\0".join([name for _, name in found])
+        del found
+    for name in re.finditer("[^\0]+", listed):
+        if entry := entry_of(where, name[0], hidden):
+            yield entry
+
+
+def entry_of(where: Where, name: str, hidden: bool) -> Optional[Entry]:
+    with contextlib.suppress(OSError, Refusal):
+        check_name(name, hidden)
+        place = inside(where, name)
+        info = place.stat()
+        if info and (stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode)):
+            return Entry(name, info, place)
+    return None
+
+
+def scan_folder(place: Place) -> Iterator[tuple[Place, os.DirEntry[str]]]:
+    """What is in a folder, hidden or not. A folder that was deleted meanwhile is empty."""
+    with (
+        contextlib.suppress(FileNotFoundError),
+        contextlib.closing(open_leaf(place)) as folder,
+        os.scandir(folder.where) as scan,
+    ):
+        for item in scan:
+            yield inside(folder.where, item.name), item
+
+
+def tree(place: Place) -> Iterator[tuple[Place, os.DirEntry[str], int]]:
+    """All that is in a folder and how deep, a folder after its content. Links are not followed.
+
+    Programs on this machine may have made it deeper than the recursion limit of Python."""
+    levels, folders = [scan_folder(place)], []
+    while levels:
+        below, item = next(levels[-1], (place, None))
+        if item and item.is_dir(follow_symlinks=False):
+            folders.append((below, item))
+            levels.append(scan_folder(below))
+        elif item:
+            yield below, item, len(levels)
+        else:
+            levels.pop()
+            if folders:
+                yield *folders.pop(), len(levels)
+
+
+def hides_nothing(place: Place, hidden: bool) -> bool:
+    """Whether a client sees all that is in a folder, except uploads that were broken off."""
+    return all(
+        hidden or PART.fullmatch(item.name) or item.name[0] != "." for _, item, _ in tree(place)
+    )
+
+
+def sync_folder(place: Place) -> None:
+    """For --durable: a new name in a folder survives a power loss. (Windows opens no folder.)"""
+    if place.parent is not None:
+        os.fsync(place.parent)
+
+
+def rename(old: Place, new: Place, replace: bool = True) -> None:
+    """Without replace, of two writers of one name only one wins."""
+    if replace:
+        return os.replace(old.name, new.name, src_dir_fd=old.parent, dst_dir_fd=new.parent)
+    if os.name == "nt":
+        return os.rename(old.name, new.name)
+    linked = link(old, new)
+    try:
+        if not linked:
+            return rename(old, new)
+        # a request that deletes the whole folder may have removed it
+        with contextlib.suppress(FileNotFoundError):
+            old.unlink()
+    except OSError:
+        new.unlink()
+        raise
+
+
+def link(old: Place, new: Place) -> bool:
+    """Whether the file has the new name already.
+
+    Without hard links, as on a USB stick, an empty file reserves the name."""
+    try:
+        os.link(
+            old.name, new.name, src_dir_fd=old.parent, dst_dir_fd=new.parent, follow_symlinks=False
+        )
+        return True
+    except (NotImplementedError, AttributeError):
+        pass
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+    os.close(new.open(FRESH))
+    return False
+
+
+RENAMING = threading.Lock()  # where folders cannot be locked
+
+
+def lock_file(descriptor: int) -> bool:
+    """Lock it. False if another thread or process has the lock."""
+    import fcntl  # not at the top: Windows has none
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def retry(conn: "Connection", attempt: Callable[[], bool], problem: str) -> None:
+    """Try until it succeeds, for a while, unless the client leaves.
+
+    Count tries, not time: if the machine was suspended, the other thread got no time either."""
+    left, (step, longest) = BUSY_WAIT, BUSY_STEPS
+    while not attempt():
+        if left <= 0 or left < BUSY_WAIT - LOOK_EVERY and conn.has_left():
+            raise Refusal(503, problem, {"Retry-After": "2"})
+        left -= step
+        time.sleep(step)
+        step = min(longest, 2 * step)
+
+
+@contextlib.contextmanager
+def renaming(conn: "Connection", *places: Place) -> Iterator[None]:
+    """Lock these folders: no other thread or process gives away a name in them.
+
+    Otherwise a file that is put between the link() and the unlink() of rename() would be lost.
+    Without flock(), this excludes only other threads of this process."""
+    with contextlib.ExitStack() as held:
+        try:
+            lock_folders(conn, places, held)
+        except (ImportError, OSError):
+            held.enter_context(RENAMING)
+        yield
+
+
+def lock_folders(conn: "Connection", places: Sequence[Place], held: contextlib.ExitStack) -> None:
+    folders = {}
+    for place in places:
+        folder = inside(place.folder, ".").open(FOLDER)
+        held.callback(os.close, folder)
+        info = os.fstat(folder)
+        folders[info.st_dev, info.st_ino] = folder
+    # always in the same order, so that two moves in opposite directions cannot deadlock
+    for _, folder in sorted(folders.items()):
+        attempt = functools.partial(lock_file, folder)
+        retry(conn, attempt, "another program has locked the folder for too long")
+
+
+class Part:
+    """An unfinished upload: hidden beside its place, locked while written, then renamed."""
+
+    def __init__(self, place: Place, token: str = "", resumable: bool = False) -> None:
+        """A new part, or the one with this token: another writer may have it until it is locked."""
+        fresh = secrets.token_hex(16) if resumable else PLAIN + secrets.token_hex(12)
+        self.kept, self.token = bool(token), token or fresh
+        self.place, self.own = place, place.beside(f".six-{self.token}.part")
+        # an empty file, while another connection waits for this part
+        self.waiting_sign = place.beside(f".six-{PLAIN}{self.token[:7:-1]}.part")
+        self.descriptor = self.own.open(WRITABLE if token else FRESH)
+        self.size = 0
+        self.sha: Any = None
+        if not token:
+            self.lock()
+
+    def lock(self) -> bool:
+        """Whether no other writer has it, in this process or another."""
+        # On Windows an open file cannot be replaced anyway. A file system may have none, as Lustre.
+        with contextlib.suppress(ImportError, OSError):
+            if not lock_file(self.descriptor):
+                return False
+        self.size = os.lseek(self.descriptor, 0, os.SEEK_END)
+        return True
+
+    def take_over(self, conn: "Connection") -> None:
+        """Lock it, once the connection that still writes it has let go."""
+        problem = "another connection is writing this upload"
+        try:
+            retry(conn, lambda: self.lock() or self.ask_for_it(), problem)
+        finally:
+            # a process that was killed may have left it
+            with contextlib.suppress(FileNotFoundError):
+                self.waiting_sign.unlink()
+
+    def ask_for_it(self) -> bool:
+        """Put up a sign for its writer, in this process or another. That does not lock it yet."""
+        with contextlib.suppress(OSError):
+            os.close(self.waiting_sign.open(FRESH))
+        return False
+
+    def give_way(self) -> None:
+        if self.waiting_sign.stat():
+            raise Refusal(409, "another connection goes on with this upload", close=True)
+
+    def write(self, data: Data) -> None:
+        if self.sha:
+            self.sha.update(data)
+        self.size += len(data)
+        view = memoryview(data)
+        # a run of zeros takes no space; where a file cannot be made longer so, it is written
+        if len(data) >= HOLE and not data[0] and bytes(data) == bytes(len(data)):
+            with contextlib.suppress(OSError):
+                os.ftruncate(self.descriptor, self.size)
+                os.lseek(self.descriptor, self.size, os.SEEK_SET)
+                return
+        while view:
+            view = view[os.write(self.descriptor, view) :]
+
+    def finish_upload(
+        self, conn: "Connection", plan: "Plan", mtime: Optional[int] = None
+    ) -> tuple[str, os.stat_result, bool]:
+        """Put it in its place. Return its name, its facts, and whether it replaced a file.
+
+        The old file is checked and replaced in one step. Otherwise two writers could both believe
+        that they replaced the same one."""
+        if conn.args.durable:
+            os.fsync(self.descriptor)
+        with renaming(conn, self.place):
+            self.kept = False  # what fails from here on would fail again
+            old = self.place.regular() if plan.over == "replace" else None
+            if plan.was and (not old or bare_tag(old) != plan.was):
+                raise Refusal(412, "what it was to replace has changed meanwhile")
+            info = self.set_facts(old, mtime)
+            final = self.rename_to(plan.names[-1], plan.over)
+        self.kept = True  # in its place: nothing to clear away
+        if conn.args.durable:
+            sync_folder(self.place)
+        return final, info, bool(old)
+
+    def set_facts(self, old: Optional[os.stat_result], mtime: Optional[int]) -> os.stat_result:
+        """Give it the mode of the file that it replaces, and its time in ns."""
+        if old:
+            with contextlib.suppress(OSError, AttributeError):
+                os.fchmod(self.descriptor, stat.S_IMODE(old.st_mode) & 0o777)
+        # Windows renames no open file. Elsewhere the lock stays, or another connection could append
+        # to the finished file
+        if os.name == "nt":
+            self.close_file()
+        # The system's own times come in ticks of some ms: of three files of one size that follow
+        # each other within one, the third may have the inode, and so the ETag, of the first.
+        return self.date(time.time_ns() if mtime is None else mtime)
+
+    def date(self, mtime: int) -> os.stat_result:
+        """Give it this time in ns, or the nearest that the disk has."""
+        handle = self.descriptor if self.descriptor >= 0 else self.own.name
+        # some mounts let only the owner set a time, and not every system knows all years
+        with contextlib.suppress(OSError, OverflowError):
+            os.utime(handle, ns=(time.time_ns(), mtime))
+        return os.stat(handle)
+
+    def rename_to(self, name: str, over: str) -> str:
+        if over == "replace":
+            rename(self.own, self.place.beside(name))
+            return name
+        for number in range(MAX_NUMBER):
+            try:
+                rename(self.own, self.place.beside(numbered(name, number)), replace=False)
+                return numbered(name, number)
+            except FileExistsError:
+                if over == "new":
+                    raise
+        raise Refusal(409, "that name exists a thousand times")
+
+    def close(self) -> None:
+        if os.name == "nt":
+            # Windows removes no open file. Elsewhere keep the lock until no writer can find it
+            self.close_file()
+        if not self.kept:
+            with contextlib.suppress(OSError):
+                self.own.unlink()
+        self.close_file()
+
+    def close_file(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+        self.descriptor = -1
+
+
+def remove_old_parts(place: Place) -> None:
+    """Delete parts that nobody has continued for too long.
+
+    A part with an old time may be on its way to its place: its lock shows that."""
+    with contextlib.suppress(OSError), os.scandir(place.folder) as scan:
+        for item in filter(is_old, scan):
+            # a part of another user must not stop the search
+            with (
+                contextlib.suppress(OSError),
+                contextlib.closing(Part(place, item.name[5:-5])) as part,
+            ):
+                part.kept = not part.lock()
+
+
+def is_old(item: os.DirEntry[str]) -> bool:
+    if not PART.fullmatch(item.name):
+        return False
+    age = PLAIN_AGE if item.name.startswith(f".six-{PLAIN}") else PART_AGE
+    return time.time() - item.stat(follow_symlinks=False).st_mtime > age
+
+
+def free_space(where: Where) -> int:
+    # not at the top, nor tarfile and tempfile below: slow imports that few requests need
+    import shutil
+
+    return shutil.disk_usage(where).free
+
+
+# --- a connection: it reads requests and sends answers ---
+
+PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
 
 class Span(NamedTuple):
@@ -1042,1651 +1871,9 @@ def is_ready(sock: socket.socket, writing: bool, seconds: float) -> bool:
     return any(select.select([] if writing else [sock], [sock] if writing else [], [], seconds))
 
 
-def read_at(descriptor: int, size: int, offset: int) -> bytes:
-    """Some bytes of a file. The descriptor belongs to one answer, so seeking is safe."""
-    if hasattr(os, "pread"):
-        return os.pread(descriptor, size, offset)
-    os.lseek(descriptor, offset, os.SEEK_SET)
-    return os.read(descriptor, size)
+# --- the loop: one thread for all that is short ---
 
 
-# --- methods: what each request does ---
-def check_request(conn: Connection, request: Request) -> None:
-    """What holds for every method, in the order in which a stranger would try."""
-    server, fields, method = conn.server, request.fields, request.method
-    if request.host and not is_own_host(request.host, server.names):
-        raise Refusal(421, "that host is not this machine")
-    if server.door.guard:
-        check_password(conn, request, server.door.guard)
-    if method not in METHODS:
-        known = method in ("CONNECT", "TRACE")
-        raise Refusal(
-            405 if known else 501, "no such method here", {"Allow": server.allowed} if known else {}
-        )
-    if method in CHANGING:
-        if server.read_only:
-            raise Refusal(405, "nothing can be changed here", {"Allow": server.allowed})
-        if is_foreign(request):
-            raise Refusal(403, "a page of another site may not change anything here")
-    if request.minor and fields.get("expect", "100-continue").lower() != "100-continue":
-        raise Refusal(417, "no other expectation than 100-continue")
-
-
-def check_password(conn: Connection, request: Request, guard: "Guard") -> None:
-    """Basic (RFC 7617): any name, and the password.
-
-    --public-read does not cover HEAD of an upload: it ends the connection that sends it."""
-    reads = request.method in ("GET", "HEAD") and "upload" not in parameters(request.query)
-    if conn.args.public_read and reads:
-        return
-    given = basic_password(request.fields.get("authorization", ""))
-    if given is None:
-        raise Refusal(401, "a password is asked for", CHALLENGE)
-    right = secrets.compare_digest(hashlib.sha256(given).digest(), conn.server.secret)
-    reason = guard.judge(conn.peer, right)
-    if reason == "busy":
-        later = {"Retry-After": str(guard.wait(conn.peer))}
-        raise Refusal(429, "busy: too many wrong passwords came from this address", later)
-    if reason:
-        raise Refusal(401, "wrong password", CHALLENGE)
-
-
-def basic_password(field: str) -> Optional[bytes]:
-    """What stands behind the first colon; None for what is no login by Basic."""
-    scheme, _, token = field.partition(" ")
-    with contextlib.suppress(ValueError):
-        _, colon, password = base64.b64decode(token.strip(), validate=True).partition(b":")
-        if scheme.lower() == "basic" and colon:
-            return password
-    return None
-
-
-def own_hosts(request: Request) -> tuple[str, str]:
-    """Under which names the client knows this server: a proxy in front adds the second."""
-    return request.host.lower(), request.fields.get("x-forwarded-host", "").lower()
-
-
-def is_foreign(request: Request) -> bool:
-    """Whether a browser sent this for a page of another site.
-
-    A page cannot add X-Forwarded-Host without asking first; a proxy does."""
-    origin = request.fields.get("origin")
-    if origin is None:
-        return False
-    host = origin.partition("://")[2].lower()
-    return not host or host not in own_hosts(request)
-
-
-def get(conn: Connection, request: Request) -> Answer:
-    options = parameters(request.query) if request.query else {}
-    if "upload" in options:
-        return upload_state(conn, request)
-    shared = conn.server.shared
-    if shared.only and not request.names:
-        return redirect(url_path([shared.only]), request)
-    found = conn.hold(shared.open(request.names))
-    if found.is_folder and request.names and not request.slash:
-        return redirect(url_path(request.names, slash=True), request)
-    if found.is_folder:
-        return get_folder(conn, request, found, options)
-    if request.slash:
-        raise Refusal(404, "that is a file, not a folder")
-    return get_file(conn, request, request.names, found)
-
-
-def redirect(path: str, request: Request) -> Answer:
-    """To a path of ours, never to a host (§15.4.9; // and \\ would begin one)."""
-    return text_answer(
-        308, "it is there", {"Location": path + ("?" + request.query if request.query else "")}
-    )
-
-
-def get_folder(conn: Connection, request: Request, found: "Found", options: Fields) -> Answer:
-    shared, kind = conn.server.shared, listing_type(request.fields.get("accept", "*/*"))
-    name = request.names[-1] if request.names else os.path.basename(shared.path) or "files"
-    if "tar" in options:
-        return get_tar(conn, request, found, name)
-    if "zip" in options:
-        return get_zip(conn, found, name)
-    if kind == "text/html" and (index := index_of(conn, found)):
-        answer = get_file(conn, request, (*request.names, "index.html"), index)
-        answer.fields["Vary"] = "Accept, Accept-Encoding"
-        return answer
-    fields = {
-        "Content-Type": kind + ("" if kind.endswith("json") else "; charset=utf-8"),
-        "Cache-Control": "no-store",
-        "Vary": "Accept",
-        "X-Content-Type-Options": "nosniff",
-    }
-    if kind == "text/html":
-        fields |= page_fields()
-    pieces = listing(found, kind, request.names, shared.hidden, conn.server.read_only)
-    return Answer(200, fields, pieces=in_chunks(pieces))
-
-
-def index_of(conn: Connection, folder: "Found") -> "Optional[Found]":
-    with contextlib.suppress(OSError, Refusal):
-        index = conn.hold(open_leaf(inside(folder.where, "index.html")))
-        return None if index.is_folder else index
-    return None
-
-
-def get_file(conn: Connection, request: Request, names: Names, found: "Found") -> Answer:
-    fields, coding = request.fields, ""
-    packs = "accept-encoding" in fields and takes_gzip(fields["accept-encoding"])
-    if packs and "range" not in fields:
-        found, coding = prefer_gzip(conn, names, found)
-    info, now = found.info, time.time()
-    tag, mtime = etag(info, coding and "-gz"), max(EARLIEST, min(int(info.st_mtime), int(now)))
-    headers = {
-        "ETag": tag,
-        "Last-Modified": http_date(mtime),
-        "Cache-Control": "no-cache",
-        "Vary": "Accept-Encoding",
-    }
-    if is_known(fields, tag, mtime):
-        return Answer(304, headers)
-    kind = type_of(names[-1])
-    headers |= {"Content-Type": kind, "Accept-Ranges": "bytes", "X-Content-Type-Options": "nosniff"}
-    if coding:
-        headers["Content-Encoding"] = coding
-    if not conn.server.read_only and ACTIVE.match(kind):
-        # anybody could have uploaded it, so it runs no script in this origin
-        headers["Content-Security-Policy"] = "sandbox"
-    if wants_digest(request) and (digest := conn.server.digest(conn, found)):
-        headers["Repr-Digest"] = digest_field(digest)
-    ranges = wanted_ranges(request, info.st_size, tag, mtime, now)
-    if ranges and len(ranges) > 1:
-        return several(headers, found.descriptor, info.st_size, ranges)
-    return one_range(
-        headers, ranges, info.st_size, lambda start, end: [Span(found.descriptor, start, end)]
-    )
-
-
-def is_known(fields: Fields, tag: str, mtime: float) -> bool:
-    """Whether the client already has what it asks for (304). Another failed condition gets 412."""
-    status = 0 if CONDITIONS.isdisjoint(fields) else evaluate(fields, tag, mtime, reading=True)
-    if status == 412:
-        raise Refusal(412, "it is not as the request expects it")
-    return status == 304
-
-
-def wanted_ranges(
-    request: Request, size: int, tag: str, mtime: float, now: float
-) -> Optional[Ranges]:
-    """The ranges that are to be sent, None for the whole."""
-    wanted, condition = request.fields.get("range"), request.fields.get("if-range")
-    if wanted is None or request.method != "GET" or not range_applies(condition, tag, mtime, now):
-        return None
-    ranges = parse_ranges(wanted, size)
-    if ranges == []:
-        raise Refusal(416, "there are no such bytes", {"Content-Range": f"bytes */{size}"})
-    return ranges
-
-
-def prefer_gzip(conn: Connection, names: Names, found: "Found") -> "tuple[Found, str]":
-    """name.gz beside it, if it is not older."""
-    with contextlib.suppress(OSError, Refusal):
-        packed = conn.hold(conn.server.shared.open([*names[:-1], names[-1] + ".gz"]))
-        if not packed.is_folder and packed.info.st_mtime >= found.info.st_mtime:
-            return packed, "gzip"
-    return found, ""
-
-
-def one_range(
-    headers: Fields,
-    ranges: Optional[Ranges],
-    size: int,
-    read: Callable[[int, int], Iterable[Piece]],
-) -> Answer:
-    """One range of what has this size, or the whole."""
-    status, start, end = 200, 0, size
-    if ranges and len(ranges) == 1:
-        status, (start, end) = 206, ranges[0]
-        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
-    answer = Answer(status, headers, pieces=read(start, end), length=end - start)
-    answer.share = headers["ETag"], size, [(start, end)]
-    return answer
-
-
-def several(headers: Fields, descriptor: int, size: int, ranges: Ranges) -> Answer:
-    """Several ranges of a file, with a head for each (§14.6)."""
-    kind, mark = headers["Content-Type"], secrets.token_hex(12)
-    pieces: list[Piece] = []
-    for start, end in ranges:
-        head = f"\r\n--{mark}\r\nContent-Type: {kind}\r\n"
-        head += f"Content-Range: bytes {start}-{end - 1}/{size}\r\n\r\n"
-        pieces += [head.encode(), Span(descriptor, start, end)]
-    pieces.append(f"\r\n--{mark}--\r\n".encode())
-    headers["Content-Type"] = f"multipart/byteranges; boundary={mark}"
-    answer = Answer(206, headers, pieces=pieces, length=sum(map(size_of, pieces)))
-    answer.share = headers["ETag"], size, ranges
-    return answer
-
-
-def options(conn: Connection, request: Request) -> Answer:
-    fields = {"Allow": conn.server.allowed, "Accept-Ranges": "bytes"}
-    if not conn.server.read_only:
-        fields |= {"Accept-Patch": "application/partial-upload", "Upload-Limit": upload_limit(conn)}
-    return Answer(204, fields)
-
-
-# Delete, make, move.
-def delete(conn: Connection, request: Request) -> Answer:
-    options = parameters(request.query)
-    if "upload" in options:
-        with resumed(conn, request) as (part, _):
-            part.kept = False
-        return Answer(204)
-    if not request.names:
-        raise Refusal(403, "the shared folder itself stays")
-    shared = conn.server.shared
-    with (
-        shared.locate(request.names, change=True) as place,
-        contextlib.closing(open_leaf(place)) as found,
-    ):
-        if request.slash and not found.is_folder:
-            raise Refusal(404, "that is a file, not a folder")
-        if found.is_folder:
-            shared.refuse_program(request.names, holds_program)
-            check_conditions(request.fields, found.info)
-            delete_folder(place, "recursive" in options, shared.hidden)
-        else:
-            with renaming(conn, place):
-                check_conditions(request.fields, place.stat())
-                place.unlink()
-    return Answer(204)
-
-
-def delete_folder(place: "Place", recursive: bool, hidden: bool) -> None:
-    if recursive and not hides_nothing(place, hidden):
-        raise Refusal(409, "it holds hidden files, and hidden names are not served")
-    for below, item, _ in tree(place) if recursive else ():
-        with contextlib.suppress(FileNotFoundError):  # another request has deleted it
-            (os.rmdir if item.is_dir(follow_symlinks=False) else os.unlink)(
-                below.name, dir_fd=below.parent
-            )
-    os.rmdir(place.name, dir_fd=place.parent)
-
-
-def new_place(conn: Connection, names: Names) -> "Place":
-    """A place for something new, in a folder that must exist (RFC 4918)."""
-    check_depth(len(names))
-    try:
-        return conn.server.shared.locate(names, change=True)
-    except (FileNotFoundError, NotADirectoryError):
-        raise Refusal(409, "the folder that it is to be in does not exist") from None
-
-
-def mkcol(conn: Connection, request: Request) -> Answer:
-    if request.has_body:
-        raise Refusal(415, "MKCOL takes no body")
-    try:
-        if not request.names:
-            raise FileExistsError(errno.EEXIST, "")
-        with new_place(conn, request.names) as place:
-            conn.server.shared.make_folder(place)
-    except FileExistsError:
-        # RFC 4918 §9.3.1
-        raise Refusal(405, "that name exists", {"Allow": conn.server.allowed}) from None
-    return text_answer(201, "made", {"Location": url_path(request.names, slash=True)})
-
-
-def move(conn: Connection, request: Request) -> Answer:
-    """RFC 4918 §9.9, for what rename() can do."""
-    target = request.fields.get("destination", "")
-    host, path = split_target("MOVE", target, request.host or None, 0) if target else ("", "")
-    if not path or host.lower() not in own_hosts(request):
-        raise Refusal(502 if path else 400, "Destination must be a path or URL of this server")
-    names, _, _ = parse_path(path)
-    if not request.names or not names:
-        raise Refusal(403, "the shared folder itself stays")
-    with (
-        conn.server.shared.locate(request.names, change=True) as old,
-        new_place(conn, names) as new,
-        renaming(conn, old, new),
-        contextlib.closing(open_leaf(old)) as found,
-    ):
-        for end in (request.names, names) if found.is_folder else ():
-            conn.server.shared.refuse_program(end, holds_program)
-        # all that is in it becomes as deep
-        if found.is_folder and len(names) > len(request.names):
-            for _, _, depth in tree(old):
-                check_depth(len(names) + depth)
-        return move_to(old, found, new, request, names)
-
-
-def move_to(old: "Place", found: "Found", new: "Place", request: Request, names: Names) -> Answer:
-    check_conditions(request.fields, found.info)
-    there, polite = new.stat(), request.fields.get("overwrite", "T").upper() == "F"
-    if there and (found.is_folder or not stat.S_ISREG(there.st_mode)):
-        raise Refusal(412 if polite else 409, "something has that name already")
-    if there and polite:
-        raise Refusal(412, "that name exists")
-    # rename() would do nothing, but report success
-    if there and there.st_nlink > 1 and os.path.samestat(there, found.info):
-        raise Refusal(403, "both names are of the same file")
-    if not there and tuple(names[: len(request.names)]) == request.names:
-        raise Refusal(409, "a folder cannot be moved into itself")
-    # folders have no hard links, and rename() replaces none
-    rename(old, new, replace=found.is_folder or not polite)
-    if there:
-        return Answer(204)
-    return text_answer(201, "moved", {"Location": url_path(names, slash=found.is_folder)})
-
-
-# --- uploads: whole, as a form, or resumed ---
-# Uploads.
-def put(conn: Connection, request: Request) -> Answer:
-    if "content-range" in request.fields:
-        raise Refusal(400, "PUT takes whole files; Upload-Offset with PATCH takes parts")  # §14.4
-    if not request.names or request.slash:
-        raise Refusal(409, "a folder has that name; POST puts files into it")
-    size = check_size(conn, request)
-    try:  # a request that is conditional on an existing file must not create folders
-        where = conn.server.shared.locate(
-            request.names, change=True, make=not evaluate(request.fields, None, 0, reading=False)
-        )
-    except FileNotFoundError:
-        check_conditions(request.fields, None)
-        raise
-    with where as place:
-        check_space(conn, place, size)
-        there = check_conditions(request.fields, place.regular())
-        plan = Plan(request.names, "replace")
-        if not CONDITIONS.isdisjoint(request.fields):
-            plan = plan._replace(was=bare_tag(there)) if there else Plan(request.names, "new")
-        return receive_upload(conn, request, place, plan)
-
-
-def post(conn: Connection, request: Request) -> Answer:
-    """To a folder: store a form's files, or the body under a new name. To a file: like PUT."""
-    size = check_size(conn, request)
-    is_form = request.fields.get("content-type", "").lower().startswith("multipart/form-data")
-    if not is_form and request.names and not request.slash and not is_folder(conn, request.names):
-        return put(conn, request)
-    names = (*request.names, suggested_name(request))
-    with conn.server.shared.locate(names, change=True, make=True) as place:
-        check_space(conn, place, size)
-        if is_form:
-            return post_form(conn, request)
-        return receive_upload(conn, request, place, Plan(names, "number"))
-
-
-def announced_length(request: Request) -> Optional[int]:
-    """How long an upload will be when it is whole, if it says so."""
-    length = request.fields.get("upload-length")
-    if length is not None and not DIGITS.fullmatch(length):
-        raise Refusal(400, "Upload-Length is not a number")
-    if length is not None:
-        return int(length)
-    begun = request.chunked or request.fields.get("upload-complete") == "?0"
-    return None if begun else request.length
-
-
-def is_folder(conn: Connection, names: Names) -> bool:
-    with (
-        contextlib.suppress(FileNotFoundError, NotADirectoryError),
-        contextlib.closing(conn.server.shared.open(names)) as found,
-    ):
-        return found.is_folder
-    return False
-
-
-def check_size(conn: Connection, request: Request) -> int:
-    """The announced size of an upload; a size that is too large is refused before the body."""
-    size = max(request.length, announced_length(request) or 0)
-    if 0 < conn.args.max_size < size:
-        limit = {"Upload-Limit": upload_limit(conn)}
-        raise Refusal(413, f"more than {conn.args.max_size} bytes are not taken", limit, close=True)
-    return size
-
-
-def check_space(conn: Connection, place: "Place", size: int) -> None:
-    """Each folder may be on a disk of its own."""
-    if size + conn.args.min_free > free_space(place.folder):
-        raise Refusal(507, "there is not that much free space", close=True)
-
-
-def check_conditions(fields: Fields, info: Optional[os.stat_result]) -> Optional[os.stat_result]:
-    """What a request changes must be as its conditions say, whether it is there or not."""
-    tag, mtime = (etag(info), int(info.st_mtime)) if info else (None, 0)
-    if evaluate(fields, tag, mtime, reading=False):
-        raise Refusal(412, "what is there is not what the request expects")
-    return info
-
-
-PLAN = re.compile(
-    "upload=(?P<upload>[0-9a-f]{32})&over=(?P<over>new|replace|number)"
-    "(?:&was=(?P<was>[0-9a-f-]{5,60}))?(?:&length=(?P<length>[0-9]{1,18}))?"
-    "(?:&mtime=(?P<mtime>-?[0-9]{1,20}))?(?:&sha256=(?P<sha256>[0-9a-f]{64}))?"
-    "&time=(?P<time>-?[0-9]{1,20})&file=(?P<file>[0-9]{1,40})"
-)
-
-
-class Plan(NamedTuple):
-    """What an upload becomes when it is whole.
-
-    A resumable upload has it in its URL, so any server of this folder can continue it."""
-
-    names: Names
-    over: str  # "replace" what stands there, only as a "new" name, or with a "number"
-    # the tag of what it is to replace: a conditional upload replaces nothing else
-    was: Optional[str] = None
-    upload: str = ""  # the part's token
-    length: Optional[int] = None
-    mtime: Optional[int] = None  # the client's, in ns
-    sha256: Optional[str] = None
-    # By these two the finished file is known: its time as the disk keeps it, which is mtime or else
-    # when the upload began, and the number of its inode, which is the part's.
-    time: int = 0
-    file: int = 0
-
-    def url(self) -> str:
-        known = {"upload": self.upload, **self._asdict()}
-        names = url_path(known.pop("names"))
-        return f"{names}?" + "&".join(
-            f"{key}={value}" for key, value in known.items() if value is not None
-        )
-
-
-def read_plan(request: Request) -> Plan:
-    found = PLAN.fullmatch(request.query)
-    if not found or not request.names:
-        raise Refusal(404, "there is no such upload")
-    words: dict[str, Any] = found.groupdict()
-    numbers = {key: int(words[key]) for key in ("length", "mtime", "time", "file") if words[key]}
-    return Plan(request.names, **{**words, **numbers})
-
-
-def receive_upload(conn: Connection, request: Request, place: "Place", plan: Plan) -> Answer:
-    fields, began = request.fields, time.time_ns()
-    digest = parse_digest(fields.get("repr-digest", ""))
-    complete = fields.get("upload-complete")
-    mtime, resumable = wanted_mtime(request, began), complete in ("?0", "?1")
-    conn.server.search_old_parts(place)
-    with contextlib.closing(Part(place, resumable=resumable)) as part:
-        dated = part.date(began if mtime is None else mtime)
-        part.date(began)  # or a part that has just begun could look too old
-        plan = plan._replace(
-            upload=part.token,
-            length=announced_length(request),
-            mtime=mtime,
-            sha256=digest.hex() if digest else None,
-            time=dated.st_mtime_ns,
-            file=dated.st_ino,
-        )
-        if resumable:
-            part.kept = True
-            send_interim(
-                conn, request, {"Location": plan.url(), "Upload-Limit": upload_limit(conn)}
-            )
-        elif digest or "repr-digest" in fields.get("trailer", "").lower() or wants_digest(request):
-            part.sha = hashlib.sha256()
-        return fill_part(conn, request, part, plan, complete != "?0")
-
-
-def wanted_mtime(request: Request, began: int) -> Optional[int]:
-    """The file's time at the client in ns, from a field of ownCloud, rclone, Nextcloud and Apache.
-
-    A time without a fraction gets the server's: two files of one time and size need two ETags."""
-    text = request.fields.get("x-oc-mtime")
-    if text is None:
-        return None
-    found = re.fullmatch(r"(-?[0-9]{1,11})(?:\.([0-9]{1,9}))?", text)
-    if not found:
-        raise Refusal(400, "X-OC-Mtime is not a time in seconds since 1970, of at most 11 digits")
-    seconds = int(found[1]) * 10**9
-    if not found[2]:
-        return seconds + began % 10**9
-    fraction = int(found[2].ljust(9, "0"))
-    return seconds - fraction if text[0] == "-" else seconds + fraction
-
-
-def send_interim(conn: Connection, request: Request, fields: Fields) -> None:
-    """104: where an upload can be resumed, or how much has arrived.
-
-    Only clients of the same version of the draft get it, and no request that came through a proxy:
-    nginx 1.22 takes it for the final response, and the upload hangs."""
-    same = request.fields.get("upload-draft-interop-version") == INTEROP
-    if same and request.minor and PROXIED.isdisjoint(request.fields):
-        fields = {"Upload-Draft-Interop-Version": INTEROP, **fields}
-        lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-        conn.send(f"HTTP/1.1 104 Upload Resumption Supported\r\n{lines}\r\n".encode())
-
-
-def fill_part(
-    conn: Connection, request: Request, part: "Part", plan: Plan, complete: bool
-) -> Answer:
-    """Receive into a part, and when the upload is complete check it and put it in its place."""
-    check_length(conn, part, plan.length, part.size + request.length)
-    conn.part = part
-    try:
-        write_body(conn, part, reporting(conn, request, part), plan.length)
-    finally:
-        conn.part = None
-    if complete:
-        return complete_upload(conn, part, plan)
-    fields = {"Location": plan.url(), **upload_fields(conn, part.size, "?0")}
-    if request.method == "PATCH":
-        return Answer(204, fields)
-    return text_answer(201, "to be continued", fields)
-
-
-def write_body(
-    conn: Connection, part: "Part", pieces: Iterable[Data], length: Optional[int] = None
-) -> None:
-    """Write what comes while there is room: the size of a chunked upload is not known before."""
-    left = FREE_CHECK  # the caller has just checked
-    for piece in pieces:
-        left -= len(piece)
-        if left < 0:
-            left = FREE_CHECK
-            check_space(conn, part.place, len(piece))
-        part.write(piece)
-        part.give_way()
-        check_length(conn, part, length, part.size)
-
-
-def check_length(conn: Connection, part: "Part", length: Optional[int], size: int) -> None:
-    """Give up an upload that gets longer than it may."""
-    if 0 < conn.args.max_size < size or length is not None and length < size:
-        part.kept = False
-        raise Refusal(
-            413 if length is None else 400, "more than was announced or is taken", close=True
-        )
-
-
-def reporting(conn: Connection, request: Request, part: "Part") -> Iterator[Data]:
-    """The body of a resumable upload. Meanwhile tell the client how much is stored.
-
-    Only while more is to come, and only if the client reads."""
-    last = 0.0
-    for data in conn.body.pieces:
-        yield data
-        more = part.kept and (conn.body.left or request.chunked)
-        if more and time.monotonic() > last + NOTE_EVERY and is_ready(conn.sock, True, 0):
-            last = time.monotonic()
-            send_interim(conn, request, {"Upload-Offset": str(part.size)})
-
-
-def complete_upload(conn: Connection, part: "Part", plan: Plan) -> Answer:
-    resumable = part.kept
-    part.kept = False
-    fields = {"Upload-Complete": "?1"} if resumable else {}
-    try:
-        if plan.length not in (None, part.size):
-            text = f"the upload has {part.size} bytes, {plan.length} were announced"
-            raise Refusal(400, text)
-        actual = check_digest(conn, part, plan)
-    except Refusal as refused:
-        refused.fields |= fields
-        raise
-    part.kept = resumable  # until the lock on the folder is held
-    mtime = plan.time if resumable else plan.mtime
-    name, info, replaced = part.finish_upload(conn, plan, mtime)
-    fields["ETag"] = etag(info)
-    if plan.mtime is not None and plan.mtime // 10**9 == info.st_mtime_ns // 10**9:
-        fields["X-OC-Mtime"] = "accepted"
-    if actual:
-        fields["Repr-Digest"] = digest_field(actual)
-    if replaced:
-        return Answer(204, fields)
-    path = url_path([*plan.names[:-1], name])
-    return text_answer(201, f"stored as {path}", {"Location": path, **fields})
-
-
-def check_digest(conn: Connection, part: "Part", plan: Plan) -> Optional[bytes]:
-    """The SHA-256 of what arrived, if it is known or wanted. It must match an announced one."""
-    announced = parse_digest(conn.body.trailer.get("repr-digest", ""))
-    wanted = bytes.fromhex(plan.sha256) if plan.sha256 else announced
-    actual = (
-        part.sha.digest() if part.sha else Hashing().digest(part.descriptor) if wanted else None
-    )
-    if wanted and actual != wanted:
-        raise Refusal(400, "what arrived is not what Repr-Digest says")
-    return actual
-
-
-def post_form(conn: Connection, request: Request) -> Answer:
-    """RFC 7578: each file of the form into the folder; a name that exists gets a number."""
-    stored, count = [], 0
-    for head, data in form_fields(conn.body.pieces, boundary_of(request.fields["content-type"])):
-        name = form_file_name(head)
-        if not name:
-            deque(data, maxlen=0)
-            continue
-        path, count = store_file(conn, request, data, name), count + 1
-        # all names could be a thousand times what was sent: each begins with the folder's path
-        if count <= MAX_LISTED:
-            stored.append(path)
-    if not stored:
-        raise Refusal(400, "the form holds no file")
-    if "text/html" in request.fields.get("accept", ""):
-        # the browser shows the folder again
-        return text_answer(303, "stored", {"Location": url_path(request.names, slash=True)})
-    more = f" and {count - MAX_LISTED} more" if count > MAX_LISTED else ""
-    return text_answer(201, f"stored as {' '.join(stored)}{more}", {"Location": stored[0]})
-
-
-def store_file(conn: Connection, request: Request, data: Iterator[bytes], name: str) -> str:
-    plan = Plan((*request.names, *name.split("/")), "number")
-    with (
-        conn.server.shared.locate(plan.names, change=True, make=True) as place,
-        contextlib.closing(Part(place)) as part,
-    ):
-        conn.server.search_old_parts(place)
-        write_body(conn, part, data)
-        final, _, _ = part.finish_upload(conn, plan)
-    return url_path([*plan.names[:-1], final])
-
-
-def form_fields(chunks: Iterator[Data], boundary: bytes) -> Iterator[tuple[bytes, Iterator[bytes]]]:
-    """The head of each field with its data, which must be used up before the next."""
-    text = FormText(chunks)
-    mark = b"\r\n--" + boundary
-    text.bounded(mark, MAX_HEAD)
-    for _ in range(MAX_FORM_FIELDS):
-        padding, _, head = text.bounded(b"\r\n\r\n", MAX_TRAILER).partition(b"\r\n")
-        if padding[:2] == b"--":
-            deque(chunks, maxlen=0)  # what follows the form is ignored
-            return
-        if padding.strip(b" \t"):
-            raise Refusal(400, "a boundary of the form does not end its line", close=True)
-        yield head, text.until(mark)
-    raise Refusal(413, f"a form of more than {MAX_FORM_FIELDS} fields", close=True)
-
-
-class FormText:
-    """Chunks in which marks are looked for; each byte is looked at about once."""
-
-    def __init__(self, chunks: Iterator[Data]) -> None:
-        # line ends around all, so that the first and the last boundary are like the others
-        self.chunks, self.buffer = itertools.chain(chunks, [b"\r\n\r\n"]), b"\r\n"
-
-    def until(self, mark: bytes) -> Iterator[bytes]:
-        """What stands before a mark, in pieces; the mark is taken away."""
-        while (at := self.buffer.find(mark)) < 0:
-            safe = max(0, len(self.buffer) - len(mark) + 1)
-            piece, self.buffer = self.buffer[:safe], self.buffer[safe:]
-            yield piece
-            chunk = next(self.chunks, None)
-            if chunk is None:
-                raise Refusal(400, "the form ends in the middle", close=True)
-            self.buffer += chunk
-        piece, self.buffer = self.buffer[:at], self.buffer[at + len(mark) :]
-        yield piece
-
-    def bounded(self, mark: bytes, limit: int) -> bytes:
-        data = b""
-        for piece in self.until(mark):
-            data += piece
-            if len(data) > limit:
-                raise Refusal(400, "a line or head of the form is too long", close=True)
-        return data
-
-
-# Resuming an upload.
-def upload_limit(conn: Connection, age: int = PART_AGE) -> str:
-    return f"max-age={age}" + (f", max-size={conn.args.max_size}" if conn.args.max_size else "")
-
-
-def upload_fields(conn: Connection, size: int, complete: str, age: int = PART_AGE) -> Fields:
-    return {
-        "Upload-Complete": complete,
-        "Upload-Offset": str(size),
-        "Upload-Limit": upload_limit(conn, age),
-    }
-
-
-def patch(conn: Connection, request: Request) -> Answer:
-    fields = request.fields
-    if fields.get("content-type", "").lower() != "application/partial-upload":
-        raise Refusal(
-            415,
-            "PATCH takes application/partial-upload",
-            {"Accept-Patch": "application/partial-upload"},
-        )
-    if not DIGITS.fullmatch(fields.get("upload-offset", "")) or fields.get(
-        "upload-complete"
-    ) not in ("?0", "?1"):
-        raise Refusal(400, "Upload-Offset and Upload-Complete are needed")
-    with resumed(conn, request) as (part, plan):
-        check_space(conn, part.place, request.length)
-        if part.size != int(fields["upload-offset"]):
-            raise Refusal(
-                409,
-                f"the upload stands at {part.size}",
-                {"Upload-Offset": str(part.size), "Upload-Complete": "?0"},
-            )
-        return fill_part(conn, request, part, plan, fields["upload-complete"] == "?1")
-
-
-def upload_state(conn: Connection, request: Request) -> Answer:
-    if request.method != "HEAD":
-        allowed = {"Allow": "HEAD, PATCH, DELETE"}
-        raise Refusal(405, "an upload answers HEAD, PATCH and DELETE", allowed)
-    try:
-        with resumed(conn, request) as (part, plan):
-            age = max(0, int(PART_AGE - time.time() + os.fstat(part.descriptor).st_mtime))
-            fields = upload_fields(conn, part.size, "?0", age)
-            length = plan.length
-    except Complete as complete:
-        length = complete.size
-        fields = {**complete.fields, **upload_fields(conn, length, "?1")}
-    fields["Cache-Control"] = "no-store"
-    if length is not None:
-        fields["Upload-Length"] = str(length)
-    return Answer(204, fields)
-
-
-@contextlib.contextmanager
-def resumed(conn: Connection, request: Request) -> "Iterator[tuple[Part, Plan]]":
-    """An upload's part, locked. A connection that still writes it has failed: it is ended."""
-    plan = read_plan(request)
-    with conn.server.shared.locate(plan.names, change=True) as place:
-        try:
-            part = Part(place, plan.upload)
-        except FileNotFoundError:
-            raise finished_upload(place, plan) from None
-        with contextlib.closing(part):
-            part.take_over(conn)
-            there = part.own.stat()
-            if not there or there.st_nlink > 1:
-                # meanwhile: what is open here is the finished file
-                raise finished_upload(place, plan)
-            yield part, plan
-
-
-def finished_upload(place: "Place", plan: Plan) -> Refusal:
-    """The error for an upload without a part: not found, or complete.
-
-    It is complete as long as the file that it became stands in its place."""
-    for number in range(MAX_NUMBER if plan.over == "number" else 1):
-        name = numbered(plan.names[-1], number)
-        info = place.beside(name).stat()
-        same = info and (info.st_ino, info.st_mtime_ns) == (plan.file, plan.time)
-        if info and same and stat.S_ISREG(info.st_mode) and plan.length in (None, info.st_size):
-            return Complete(url_path([*plan.names[:-1], name]), info.st_size)
-    return Refusal(404, "there is no such upload")
-
-
-METHODS: dict[str, Callable[[Connection, Request], Answer]] = {
-    "GET": get,
-    "HEAD": get,
-    "OPTIONS": options,
-    "PUT": put,
-    "POST": post,
-    "PATCH": patch,
-    "DELETE": delete,
-    "MKCOL": mkcol,
-    "MOVE": move,
-}
-PHRASES = {status.value: status.phrase for status in HTTPStatus}
-
-
-# --- header fields and names: values in, values out ---
-# Conditions, ranges, negotiation (RFC 9110).
-CONDITIONS = frozenset(("if-match", "if-none-match", "if-modified-since", "if-unmodified-since"))
-PACKED = {"gzip": "application/gzip", "bzip2": "application/x-bzip2", "xz": "application/x-xz"}
-# the year 1000: HTTP's years have four digits, and a broken disk may give any time
-EARLIEST = -30610224000
-# for what has no date: NaN is neither before nor after any, so conditions on dates are ignored
-# (§13.1.3, §13.1.4)
-NO_DATE = float("nan")
-TAG = re.compile(r'(W/)?("[^"]*")')
-RANGE = re.compile(r"[ \t]*(?:([0-9]{1,40})-([0-9]{0,40})|-([0-9]{1,40}))[ \t]*")
-
-
-def bare_tag(info: os.stat_result) -> str:
-    return f"{info.st_mtime_ns:x}-{info.st_size:x}-{info.st_ino:x}"
-
-
-def etag(info: os.stat_result, coding: str = "") -> str:
-    return f'"{bare_tag(info)}{coding}"'
-
-
-@functools.lru_cache(maxsize=1024)
-def http_date(seconds: int) -> str:
-    return time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(seconds))
-
-
-@functools.lru_cache(maxsize=1024)
-def parse_date(text: str) -> Optional[float]:
-    if not text:
-        return None
-    import email.utils  # not at the top: the slowest import of all, and few requests have a date
-
-    with contextlib.suppress(ValueError, TypeError, IndexError, OverflowError):
-        # asctime's form names no zone (§5.6.7)
-        return email.utils.parsedate_to_datetime(text.removesuffix(" GMT") + " GMT").timestamp()
-    return None
-
-
-def matches(listed: str, tag: Optional[str], weak: bool) -> bool:
-    """Whether an entity tag is in a list (§13.1.1, §13.1.2). A star matches any that exists."""
-    if listed.strip() == "*" or tag is None:
-        return tag is not None
-    return any(found[1] == tag and (weak or not found[0]) for found in TAG.findall(listed))
-
-
-def evaluate(fields: Fields, tag: Optional[str], mtime: float, reading: bool) -> int:
-    """The preconditions in their order (§13.2.2): 0 to go on, 304 or 412.
-
-    A tag of None means that nothing is there."""
-    since = parse_date(fields.get("if-modified-since", ""))
-    until = parse_date(fields.get("if-unmodified-since", ""))
-    if "if-match" in fields:
-        if not matches(fields["if-match"], tag, weak=False):
-            return 412
-    elif until is not None and (tag is None or mtime > until):
-        return 412
-    if "if-none-match" in fields:
-        if matches(fields["if-none-match"], tag, weak=True):
-            return 304 if reading else 412
-    elif reading and since is not None and mtime <= since:
-        return 304
-    return 0
-
-
-def range_applies(condition: Optional[str], tag: str, mtime: float, now: float) -> bool:
-    """If-Range (§13.1.5): a strong tag, or the exact date of a file.
-
-    The date counts only if the file has not changed within the last second."""
-    if condition is None or condition == tag:
-        return True
-    return parse_date(condition) == mtime and now - mtime > 1
-
-
-def parse_ranges(text: str, size: int) -> Optional[Ranges]:
-    """The (start, end) that a Range asks for, ascending.
-
-    [] when the file has none of these bytes, None when the field is to be ignored."""
-    unit, _, listed = text.partition("=")
-    wanted = [RANGE.fullmatch(part) for part in listed.split(",") if part.strip()]
-    if unit.strip().lower() != "bytes" or not wanted or listed.count(",") > 1000:
-        return None
-    ranges = []
-    for found in wanted:
-        if not found:
-            return None
-        first, last, suffix = found.groups()
-        # the last N bytes of an empty file: it can be had, and is empty (§14.1.2)
-        if suffix and int(suffix) and not size or last and int(last) < int(first):
-            return None
-        start = max(0, size - int(suffix)) if suffix else int(first)
-        end = min(size, int(last) + 1) if last else size
-        if start < end:
-            ranges.append((start, end))
-    merged = coalesce(ranges, MAX_GAP)
-    return merged if len(merged) <= MAX_RANGES else None
-
-
-def coalesce(ranges: Iterable[tuple[int, int]], gap: int = 0) -> Ranges:
-    merged: Ranges = []
-    for start, end in sorted(ranges):
-        if merged and start <= merged[-1][1] + gap:
-            start, end = merged[-1][0], max(end, merged.pop()[1])
-        merged.append((start, end))
-    return merged
-
-
-def weights(text: str) -> dict[str, float]:
-    """A list such as Accept as {word: q}; what cannot be read counts as 0."""
-    found = {}
-    for item in text.lower().split(","):
-        word, *rest = (part.strip() for part in item.split(";"))
-        q = next((part[2:] for part in rest if part[:2] == "q="), "1")
-        found[word] = float(q) if re.fullmatch(r"[01](\.[0-9]{0,3})?", q) else 0.0
-    return found
-
-
-@functools.lru_cache(maxsize=128)
-def takes_gzip(accept: str) -> bool:
-    wanted = weights(accept)
-    return wanted.get("gzip", wanted.get("x-gzip", wanted.get("*", 0.0))) > 0
-
-
-def listing_type(accept: str) -> str:
-    """Which form of a folder a client wants: HTML unless another one is named and weighs more."""
-    wanted = weights(accept)
-    page = max(
-        wanted.get("text/html", 0.0), 0.0 if "text/html" in wanted else wanted.get("*/*", 0.0) / 2
-    )
-    best = max(("application/json", "text/plain"), key=lambda kind: wanted.get(kind, 0.0))
-    return best if wanted.get(best, 0.0) > page else "text/html"
-
-
-@functools.lru_cache(maxsize=1024)
-def type_of(name: str) -> str:
-    """The media type by a name's extension.
-
-    A compressed file has its own type; it is not a coding of another file."""
-    extension = os.path.splitext(name)[1].lower()
-    packed = mimetypes.encodings_map.get(extension)
-    if packed:
-        return PACKED.get(packed, "application/octet-stream")
-    kind = mimetypes.types_map.get(extension, "application/octet-stream")
-    is_text = kind.startswith("text/") or kind.endswith(("javascript", "json"))
-    return kind + "; charset=utf-8" * is_text
-
-
-def disposition(name: str) -> str:
-    """Content-Disposition for a download: ASCII for old clients, UTF-8 for others (RFC 6266)."""
-    plain = re.sub(r"[^ !#-\[\]-~]|%", "_", name)
-    exact = urllib.parse.quote_from_bytes(os.fsencode(name), safe="")
-    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{exact}"
-
-
-def parse_digest(text: str) -> Optional[bytes]:
-    """The sha-256 of a Repr-Digest field (RFC 9530)."""
-    found = re.search(r"(?:^|,)[ \t]*sha-256=:([A-Za-z0-9+/]{43}=):", text)
-    return base64.b64decode(found[1]) if found else None
-
-
-def wants_digest(request: Request) -> bool:
-    """Whether Want-Repr-Digest asks for sha-256: its weights go from 0 to 10."""
-    wanted = request.fields.get("want-repr-digest")
-    return wanted is not None and bool(
-        re.search(r"(?:^|,)[ \t]*sha-256=(?:[1-9]|10)[ \t]*(?:,|$)", wanted)
-    )
-
-
-def digest_field(digest: bytes) -> str:
-    return f"sha-256=:{base64.b64encode(digest).decode()}:"
-
-
-@functools.lru_cache(maxsize=256)
-def is_own_host(host: str, names: frozenset[str]) -> bool:
-    """Whether a Host means this machine.
-
-    A foreign name whose address was changed to ours (DNS rebinding) does not."""
-    found = HOST.fullmatch(host)
-    name = found[1].lower().rstrip(".") if found else ""
-    if name in names or name.endswith(".localhost"):
-        return True
-    with contextlib.suppress(ValueError):
-        return bool(ipaddress.ip_address(name.strip("[]")))
-    return False
-
-
-PAIR = re.compile(rf'({TOKEN})=({TOKEN}|"[^"\\]*")')  # a piece of an element of Forwarded
-HOP = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::[0-9]+)?|([0-9.]+)(?::[0-9]+)?|([0-9A-Fa-f:.]+)")
-
-
-def hop_address(text: str) -> str:
-    """An IP address as proxies write it: perhaps in brackets, with a port. "" for all else."""
-    found = HOP.fullmatch(text.strip(" \t"))
-    with contextlib.suppress(ValueError):
-        ip = ipaddress.ip_address(found[found.lastindex or 0] if found else "")
-        return str(getattr(ip, "ipv4_mapped", None) or ip)
-    return ""
-
-
-def forwarded_address(element: str) -> str:
-    """The same in an element of Forwarded (RFC 7239).
-
-    All of the element is checked, because its host is what the client said."""
-    address = ""
-    for text in element.strip(" \t").split(";"):
-        pair = PAIR.fullmatch(text)
-        if not pair:
-            return ""
-        if pair[1].lower() == "for":
-            address = hop_address(pair[2].strip('"'))
-    return address
-
-
-def client_behind(proxies: frozenset[str], fields: Fields) -> str:
-    """The client for which a trusted proxy speaks, or "" in doubt.
-
-    Its entry is the last one: the client may have sent all others. If the two fields differ, the
-    client may have sent one of them."""
-    found = set()
-    for name, read in ("x-forwarded-for", hop_address), ("forwarded", forwarded_address):
-        if name in fields:
-            # a proxy may stand behind another one
-            hops = map(read, reversed(fields[name].rsplit(",", MAX_PROXIES)))
-            found.add(next((hop for hop in hops if hop not in proxies), ""))
-    return found.pop() if len(found) == 1 else ""
-
-
-def url_path(names: Iterable[str], slash: bool = False) -> str:
-    """Names as a path.
-
-    It begins with exactly one slash, and nothing in it has a meaning in a URL or a header."""
-    path = "/" + "/".join(
-        urllib.parse.quote_from_bytes(os.fsencode(name), safe="") for name in names
-    )
-    return path + "/" if slash and path != "/" else path
-
-
-def parameters(query: str) -> Fields:
-    """The parameters of a query; none if there are more than this server knows."""
-    with contextlib.suppress(ValueError):
-        return dict(urllib.parse.parse_qsl(query, keep_blank_values=True, max_num_fields=20))
-    return {}
-
-
-WINDOWS_NAME = re.compile(
-    r'.*[\\:<>"|?*\x00-\x1f].*|.*[. ]|(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?', re.DOTALL
-)
-
-
-def check_name(name: str, hidden: bool) -> None:
-    """The one check of names, for every method: a valid name is inside its folder."""
-    if "\0" in name:
-        raise Refusal(400, "a name holds no NUL")
-    if name in ("", ".", "..") or "/" in name or os.name == "nt" and WINDOWS_NAME.fullmatch(name):
-        raise Refusal(403, "that is not the name of a file or folder")
-    if name[0] == "." and (not hidden or PART.fullmatch(name)):
-        raise Refusal(403, "hidden names are not served")
-
-
-def check_depth(depth: int) -> None:
-    """One limit wherever names come in, so that each walk through the folder ends."""
-    if depth > MAX_DEPTH:
-        raise Refusal(403, f"more than {MAX_DEPTH} folders deep")
-
-
-# Forms, names, the log.
-FILENAME = re.compile(
-    rb'(?:^|;)[ \t]*filename=(?:"((?:[^"\\]|\\.)*)"|([^;"]+))', re.IGNORECASE | re.DOTALL
-)
-DISPOSITION = re.compile(rb"^content-disposition:.*", re.IGNORECASE | re.MULTILINE)
-FIELD_NAME = re.compile(rb';[ \t]*name="?([^";]*)', re.IGNORECASE)
-UNPRINTABLE = re.compile(r"[^ !#-\[\]-~]")
-
-
-def boundary_of(content_type: str) -> bytes:
-    found = re.search(
-        r';[ \t]*boundary=(?:"([^"]{1,70})"|([^\s;"]{1,70}))', content_type, re.IGNORECASE
-    )
-    if not found:
-        raise Refusal(400, "a form needs a boundary", close=True)
-    return (found[1] or found[2]).encode("latin-1")
-
-
-def filename_in(disposition: bytes) -> bytes:
-    """The filename of a Content-Disposition, in quotes or without; b"" when there is none."""
-    found = FILENAME.search(disposition)
-    if not found:
-        return b""
-    return found[2].strip() if found[2] else re.sub(rb'\\(["\\])', rb"\1", found[1])
-
-
-def form_file_name(head: bytes) -> str:
-    """The name of the file in a field of a form, "" when it holds none (RFC 7578).
-
-    Only the last component counts, except in a field called folder: there the path below the
-    folder that was chosen."""
-    found = DISPOSITION.search(head)
-    line = found[0] if found else b""
-    raw = filename_in(line)
-    for escape, byte in (b"%22", b'"'), (b"%0D", b"\r"), (b"%0A", b"\n"):
-        raw = raw.replace(escape, byte)
-    name, field = os.fsdecode(raw), FIELD_NAME.search(line)
-    return name if field and field[1] == b"folder" else re.split(r"[/\\]", name)[-1]
-
-
-def suggested_name(request: Request) -> str:
-    """The name for a body that is posted to a folder.
-
-    It comes from Content-Disposition, or from time and type."""
-    wanted = request.fields.get("content-disposition", "").encode("latin-1")
-    found = re.search(rb"filename\*=UTF-8''([^\s;]+)", wanted, re.IGNORECASE)
-    if found:
-        # a backslash in it is meant as one: our page sends it so
-        return os.fsdecode(urllib.parse.unquote_to_bytes(found[1])).rpartition("/")[2]
-    if plain := filename_in(wanted):
-        return re.split(r"[/\\]", os.fsdecode(plain))[-1]
-    kind = request.fields.get("content-type", "").partition(";")[0].strip().lower()
-    return time.strftime("upload-%Y%m%d-%H%M%S") + (mimetypes.guess_extension(kind) or ".bin")
-
-
-def numbered(name: str, number: int) -> str:
-    """a.txt, a (1).txt, a (2).txt, never longer than a file system takes."""
-    if not number:
-        return name
-    stem, extension = os.path.splitext(name)
-    suffix = f" ({number}){extension}"
-    while stem and len(os.fsencode(stem + suffix)) > 255:
-        stem = stem[:-1]
-    return stem + suffix
-
-
-def utf8_name(name: str) -> str:
-    """A name as text: the replacement character stands for what is not UTF-8."""
-    return os.fsencode(name).decode("utf-8", "replace")
-
-
-def name_order(found: tuple[bool, str]) -> tuple[bool, str, str]:
-    """Folders before files, each by name as people sort it."""
-    is_file, name = found
-    return is_file, utf8_name(name).casefold(), name
-
-
-def printable_name(name: str) -> str:
-    """A name as a line of text.
-
-    Control characters, percent signs and what is not UTF-8 are percent-encoded."""
-    return "".join(
-        char
-        if char.isprintable() and char != "%"
-        else urllib.parse.quote_from_bytes(os.fsencode(char))
-        for char in name
-    )
-
-
-def printable(text: str) -> str:
-    return UNPRINTABLE.sub(lambda found: f"\\x{ord(found[0]):02x}", text[:1000])
-
-
-@functools.lru_cache(maxsize=16)
-def log_time(seconds: int) -> str:
-    """As in [10/Oct/2000:13:55:36 -0700], in English: nothing here calls setlocale()."""
-    return time.strftime("[%d/%b/%Y:%H:%M:%S %z]", time.localtime(seconds))
-
-
-# --- the folder: nothing outside of it, and only whole files in it ---
-Where = Union[int, str]  # noqa: UP007  (3.9) an open folder; its path where the system has no dir_fd
-
-
-class Place(NamedTuple):
-    """A name in an open folder, as the os functions take it.
-
-    Where the system has no dir_fd, it is a path and no folder. Use one from locate() in a "with",
-    which closes the folder at the end."""
-
-    parent: Optional[int]
-    name: str
-    owned: bool = False
-
-    def __enter__(self) -> "Place":  # noqa: PYI034  (3.9 has no Self)
-        return self
-
-    def __exit__(self, *problem: object) -> None:
-        if self.owned and self.parent is not None:
-            os.close(self.parent)
-
-    @property
-    def folder(self) -> Where:
-        return self.parent if self.parent is not None else os.path.dirname(self.name)
-
-    def beside(self, name: str) -> "Place":
-        return inside(self.folder, name)
-
-    def stat(self) -> Optional[os.stat_result]:
-        with contextlib.suppress(FileNotFoundError):
-            return os.stat(self.name, dir_fd=self.parent, follow_symlinks=False)
-        return None
-
-    def open(self, flags: int) -> int:
-        return os.open(self.name, flags, 0o666, dir_fd=self.parent)
-
-    def unlink(self) -> None:
-        os.unlink(self.name, dir_fd=self.parent)
-
-    def regular(self) -> Optional[os.stat_result]:
-        """The facts of the file there, if it may be replaced; a folder or device may not."""
-        info = self.stat()
-        if info and stat.S_ISDIR(info.st_mode):
-            raise Refusal(409, "a folder has that name")
-        if info and not stat.S_ISREG(info.st_mode):
-            raise Refusal(403, "only files and folders are served")
-        return info
-
-
-class Found(NamedTuple):
-    """Something that is open: a file's descriptor or a folder, and its facts."""
-
-    where: Where
-    info: os.stat_result
-
-    @property
-    def is_folder(self) -> bool:
-        return stat.S_ISDIR(self.info.st_mode)
-
-    @property
-    def descriptor(self) -> int:
-        assert isinstance(self.where, int)  # only a folder may be a path
-        return self.where
-
-    def close(self) -> None:
-        if isinstance(self.where, int):
-            os.close(self.where)
-
-
-class Entry(NamedTuple):
-    """A file or folder in a folder that is open. In an archive, its name is the path there."""
-
-    name: str
-    info: os.stat_result
-    place: Place
-
-    @property
-    def is_folder(self) -> bool:
-        return stat.S_ISDIR(self.info.st_mode)
-
-    @property
-    def size(self) -> int:
-        return 0 if self.is_folder else self.info.st_size
-
-    def open(self) -> int:
-        """The file, if it still is the one that was listed: its length has been promised."""
-        found = open_leaf(self.place)
-        if etag(found.info) == etag(self.info):
-            return found.descriptor
-        found.close()
-        raise Gone(f"{printable(self.name)} changed")
-
-    def is_readable(self) -> bool:
-        mode = os.R_OK | os.X_OK * self.is_folder
-        return os.access(self.place.name, mode, dir_fd=self.place.parent)
-
-
-class Shared:
-    """The folder that is shared, or the one file in it.
-
-    Each name from the network is opened in here and nowhere else: component by component, without
-    following a link."""
-
-    def __init__(self, path: str, hidden: bool, durable: bool) -> None:
-        path = os.path.realpath(path)  # what the command line names may be a link
-        self.only = None if os.path.isdir(path) else os.path.basename(path)
-        self.path = os.path.dirname(path) if self.only else path
-        self.hidden, self.durable = hidden or bool(self.only), durable
-        self.root = (
-            os.open(self.path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)) if DIR_FD else None
-        )
-
-    def locate(self, names: Names, change: bool = False, make: bool = False) -> Place:
-        """The place that a path means; with make, the folders on the way are made."""
-        for name in names:
-            check_name(name, self.hidden)
-        if change:
-            self.refuse_program(names, is_program)
-        if self.only and tuple(names) != (self.only,):
-            raise Refusal(404, "only one file is served here")
-        if make:
-            check_depth(len(names))
-        if not DIR_FD:
-            return self.resolve(names, make)
-        place = Place(self.root, ".")
-        for name in names[:-1]:
-            with place:
-                place = Place(self.step(Place(place.parent, name), make), "", owned=True)
-        return Place(place.parent, names[-1] if names else ".", place.owned)
-
-    def refuse_program(self, names: Names, part_of: Callable[[str], bool]) -> None:
-        """Refuse to change a program, or a folder that holds one."""
-        if part_of(os.path.join(self.path, *names)):
-            raise Refusal(403, "a program of this machine is there, and no request may change one")
-
-    def step(self, place: Place, make: bool) -> int:
-        """Open the next folder of a path."""
-        try:
-            return place.open(FOLDER)
-        except FileNotFoundError:
-            if not make:
-                raise
-        with contextlib.suppress(FileExistsError):
-            self.make_folder(place)
-        return place.open(FOLDER)
-
-    def make_folder(self, place: Place) -> None:
-        os.mkdir(place.name, dir_fd=place.parent)
-        if self.durable:
-            sync_folder(place)
-
-    def resolve(self, names: Names, make: bool) -> Place:
-        """Without dir_fd: a path that is its own real path goes through no link."""
-        path = os.path.join(self.path, *names)
-        if os.path.normcase(os.path.realpath(path)) != os.path.normcase(path):
-            raise Refusal(403, "links are not followed")
-        if make:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-        return Place(None, path)
-
-    def open(self, names: Names) -> Found:
-        with self.locate(names) as place:
-            return open_leaf(place)
-
-
-def open_leaf(place: Place) -> Found:
-    if not DIR_FD and os.path.isdir(place.name):
-        return Found(place.name, os.stat(place.name))
-    descriptor = place.open(LEAF)
-    info = os.fstat(descriptor)
-    if stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode):
-        return Found(descriptor, info)
-    os.close(descriptor)
-    raise Refusal(403, "only files and folders are served")
-
-
-def inside(where: Where, name: str) -> Place:
-    return Place(where, name) if isinstance(where, int) else Place(None, os.path.join(where, name))
-
-
-SORTING = threading.Lock()  # one at a time: what sorting needs is a multiple of what is kept
-
-
-def entries(where: Where, hidden: bool, folders_first: bool = False) -> Iterator[Entry]:
-    """What a folder shows, by name: files and folders, no links, nothing that check_name() refuses.
-
-    Only the names are kept, as one text; each file is looked at when its turn comes."""
-    with SORTING, os.scandir(where) as scan:
-        found = [
-            (folders_first and not item.is_dir(follow_symlinks=False), item.name) for item in scan
-        ]
-        found.sort(key=name_order if folders_first else None)
-        listed = "\0".join([name for _, name in found])
-        del found
-    for name in re.finditer("[^\0]+", listed):
-        if entry := entry_of(where, name[0], hidden):
-            yield entry
-
-
-def entry_of(where: Where, name: str, hidden: bool) -> Optional[Entry]:
-    with contextlib.suppress(OSError, Refusal):
-        check_name(name, hidden)
-        place = inside(where, name)
-        info = place.stat()
-        if info and (stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode)):
-            return Entry(name, info, place)
-    return None
-
-
-def scan_folder(place: Place) -> Iterator[tuple[Place, os.DirEntry[str]]]:
-    """What is in a folder, hidden or not. A folder that was deleted meanwhile is empty."""
-    with (
-        contextlib.suppress(FileNotFoundError),
-        contextlib.closing(open_leaf(place)) as folder,
-        os.scandir(folder.where) as scan,
-    ):
-        for item in scan:
-            yield inside(folder.where, item.name), item
-
-
-def tree(place: Place) -> Iterator[tuple[Place, os.DirEntry[str], int]]:
-    """All that is in a folder and how deep, a folder after its content. Links are not followed.
-
-    Programs on this machine may have made it deeper than the recursion limit of Python."""
-    levels, folders = [scan_folder(place)], []
-    while levels:
-        below, item = next(levels[-1], (place, None))
-        if item and item.is_dir(follow_symlinks=False):
-            folders.append((below, item))
-            levels.append(scan_folder(below))
-        elif item:
-            yield below, item, len(levels)
-        else:
-            levels.pop()
-            if folders:
-                yield *folders.pop(), len(levels)
-
-
-def hides_nothing(place: Place, hidden: bool) -> bool:
-    """Whether a client sees all that is in a folder, except uploads that were broken off."""
-    return all(
-        hidden or PART.fullmatch(item.name) or item.name[0] != "." for _, item, _ in tree(place)
-    )
-
-
-def sync_folder(place: Place) -> None:
-    """For --durable: a new name in a folder survives a power loss. (Windows opens no folder.)"""
-    if place.parent is not None:
-        os.fsync(place.parent)
-
-
-def rename(old: Place, new: Place, replace: bool = True) -> None:
-    """Without replace, of two writers of one name only one wins."""
-    if replace:
-        return os.replace(old.name, new.name, src_dir_fd=old.parent, dst_dir_fd=new.parent)
-    if os.name == "nt":
-        return os.rename(old.name, new.name)
-    linked = link(old, new)
-    try:
-        if not linked:
-            return rename(old, new)
-        # a request that deletes the whole folder may have removed it
-        with contextlib.suppress(FileNotFoundError):
-            old.unlink()
-    except OSError:
-        new.unlink()
-        raise
-
-
-def link(old: Place, new: Place) -> bool:
-    """Whether the file has the new name already.
-
-    Without hard links, as on a USB stick, an empty file reserves the name."""
-    try:
-        os.link(
-            old.name, new.name, src_dir_fd=old.parent, dst_dir_fd=new.parent, follow_symlinks=False
-        )
-        return True
-    except (NotImplementedError, AttributeError):
-        pass
-    except OSError as error:
-        if error.errno not in NO_LINKS:
-            raise
-    os.close(new.open(FRESH))
-    return False
-
-
-RENAMING = threading.Lock()  # where folders cannot be locked
-
-
-def lock_file(descriptor: int) -> bool:
-    """Lock it. False if another thread or process has the lock."""
-    import fcntl  # not at the top: Windows has none
-
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def retry(conn: "Connection", attempt: Callable[[], bool], problem: str) -> None:
-    """Try until it succeeds, for a while, unless the client leaves.
-
-    Count tries, not time: if the machine was suspended, the other thread got no time either."""
-    left, (step, longest) = BUSY_WAIT, BUSY_STEPS
-    while not attempt():
-        if left <= 0 or left < BUSY_WAIT - LOOK_EVERY and conn.has_left():
-            raise Refusal(503, problem, {"Retry-After": "2"})
-        left -= step
-        time.sleep(step)
-        step = min(longest, 2 * step)
-
-
-@contextlib.contextmanager
-def renaming(conn: "Connection", *places: Place) -> Iterator[None]:
-    """Lock these folders: no other thread or process gives away a name in them.
-
-    Otherwise a file that is put between the link() and the unlink() of rename() would be lost.
-    Without flock(), this excludes only other threads of this process."""
-    with contextlib.ExitStack() as held:
-        try:
-            lock_folders(conn, places, held)
-        except (ImportError, OSError):
-            held.enter_context(RENAMING)
-        yield
-
-
-def lock_folders(conn: "Connection", places: Sequence[Place], held: contextlib.ExitStack) -> None:
-    folders = {}
-    for place in places:
-        folder = inside(place.folder, ".").open(FOLDER)
-        held.callback(os.close, folder)
-        info = os.fstat(folder)
-        folders[info.st_dev, info.st_ino] = folder
-    # always in the same order, so that two moves in opposite directions cannot deadlock
-    for _, folder in sorted(folders.items()):
-        attempt = functools.partial(lock_file, folder)
-        retry(conn, attempt, "another program has locked the folder for too long")
-
-
-class Part:
-    """An unfinished upload: hidden beside its place, locked while written, then renamed."""
-
-    def __init__(self, place: Place, token: str = "", resumable: bool = False) -> None:
-        """A new part, or the one with this token: another writer may have it until it is locked."""
-        fresh = secrets.token_hex(16) if resumable else PLAIN + secrets.token_hex(12)
-        self.kept, self.token = bool(token), token or fresh
-        self.place, self.own = place, place.beside(f".six-{self.token}.part")
-        # an empty file, while another connection waits for this part
-        self.waiting_sign = place.beside(f".six-{PLAIN}{self.token[:7:-1]}.part")
-        self.descriptor = self.own.open(WRITABLE if token else FRESH)
-        self.size = 0
-        self.sha: Any = None
-        if not token:
-            self.lock()
-
-    def lock(self) -> bool:
-        """Whether no other writer has it, in this process or another."""
-        # On Windows an open file cannot be replaced anyway. A file system may have none, as Lustre.
-        with contextlib.suppress(ImportError, OSError):
-            if not lock_file(self.descriptor):
-                return False
-        self.size = os.lseek(self.descriptor, 0, os.SEEK_END)
-        return True
-
-    def take_over(self, conn: "Connection") -> None:
-        """Lock it, once the connection that still writes it has let go."""
-        problem = "another connection is writing this upload"
-        try:
-            retry(conn, lambda: self.lock() or self.ask_for_it(), problem)
-        finally:
-            # a process that was killed may have left it
-            with contextlib.suppress(FileNotFoundError):
-                self.waiting_sign.unlink()
-
-    def ask_for_it(self) -> bool:
-        """Put up a sign for its writer, in this process or another. That does not lock it yet."""
-        with contextlib.suppress(OSError):
-            os.close(self.waiting_sign.open(FRESH))
-        return False
-
-    def give_way(self) -> None:
-        if self.waiting_sign.stat():
-            raise Refusal(409, "another connection goes on with this upload", close=True)
-
-    def write(self, data: Data) -> None:
-        if self.sha:
-            self.sha.update(data)
-        self.size += len(data)
-        view = memoryview(data)
-        # a run of zeros takes no space; where a file cannot be made longer so, it is written
-        if len(data) >= HOLE and not data[0] and bytes(data) == bytes(len(data)):
-            with contextlib.suppress(OSError):
-                os.ftruncate(self.descriptor, self.size)
-                os.lseek(self.descriptor, self.size, os.SEEK_SET)
-                return
-        while view:
-            view = view[os.write(self.descriptor, view) :]
-
-    def finish_upload(
-        self, conn: "Connection", plan: "Plan", mtime: Optional[int] = None
-    ) -> tuple[str, os.stat_result, bool]:
-        """Put it in its place. Return its name, its facts, and whether it replaced a file.
-
-        The old file is checked and replaced in one step. Otherwise two writers could both believe
-        that they replaced the same one."""
-        if conn.args.durable:
-            os.fsync(self.descriptor)
-        with renaming(conn, self.place):
-            self.kept = False  # what fails from here on would fail again
-            old = self.place.regular() if plan.over == "replace" else None
-            if plan.was and (not old or bare_tag(old) != plan.was):
-                raise Refusal(412, "what it was to replace has changed meanwhile")
-            info = self.set_facts(old, mtime)
-            final = self.rename_to(plan.names[-1], plan.over)
-        self.kept = True  # in its place: nothing to clear away
-        if conn.args.durable:
-            sync_folder(self.place)
-        return final, info, bool(old)
-
-    def set_facts(self, old: Optional[os.stat_result], mtime: Optional[int]) -> os.stat_result:
-        """Give it the mode of the file that it replaces, and its time in ns."""
-        if old:
-            with contextlib.suppress(OSError, AttributeError):
-                os.fchmod(self.descriptor, stat.S_IMODE(old.st_mode) & 0o777)
-        # Windows renames no open file. Elsewhere the lock stays, or another connection could append
-        # to the finished file
-        if os.name == "nt":
-            self.close_file()
-        # The system's own times come in ticks of some ms: of three files of one size that follow
-        # each other within one, the third may have the inode, and so the ETag, of the first.
-        return self.date(time.time_ns() if mtime is None else mtime)
-
-    def date(self, mtime: int) -> os.stat_result:
-        """Give it this time in ns, or the nearest that the disk has."""
-        handle = self.descriptor if self.descriptor >= 0 else self.own.name
-        # some mounts let only the owner set a time, and not every system knows all years
-        with contextlib.suppress(OSError, OverflowError):
-            os.utime(handle, ns=(time.time_ns(), mtime))
-        return os.stat(handle)
-
-    def rename_to(self, name: str, over: str) -> str:
-        if over == "replace":
-            rename(self.own, self.place.beside(name))
-            return name
-        for number in range(MAX_NUMBER):
-            try:
-                rename(self.own, self.place.beside(numbered(name, number)), replace=False)
-                return numbered(name, number)
-            except FileExistsError:
-                if over == "new":
-                    raise
-        raise Refusal(409, "that name exists a thousand times")
-
-    def close(self) -> None:
-        if os.name == "nt":
-            # Windows removes no open file. Elsewhere keep the lock until no writer can find it
-            self.close_file()
-        if not self.kept:
-            with contextlib.suppress(OSError):
-                self.own.unlink()
-        self.close_file()
-
-    def close_file(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-        self.descriptor = -1
-
-
-def remove_old_parts(place: Place) -> None:
-    """Delete parts that nobody has continued for too long.
-
-    A part with an old time may be on its way to its place: its lock shows that."""
-    with contextlib.suppress(OSError), os.scandir(place.folder) as scan:
-        for item in filter(is_old, scan):
-            # a part of another user must not stop the search
-            with (
-                contextlib.suppress(OSError),
-                contextlib.closing(Part(place, item.name[5:-5])) as part,
-            ):
-                part.kept = not part.lock()
-
-
-def is_old(item: os.DirEntry[str]) -> bool:
-    if not PART.fullmatch(item.name):
-        return False
-    age = PLAIN_AGE if item.name.startswith(f".six-{PLAIN}") else PART_AGE
-    return time.time() - item.stat(follow_symlinks=False).st_mtime > age
-
-
-def free_space(where: Where) -> int:
-    # not at the top, nor tarfile and tempfile below: slow imports that few requests need
-    import shutil
-
-    return shutil.disk_usage(where).free
-
-
-# --- the server: one thread leads, the others follow ---
 class Task(NamedTuple):
     """A request that takes longer, with its answer if that is made.
 
@@ -3152,6 +2339,12 @@ class Hashing:
             self.turn.release()
 
 
+@functools.lru_cache(maxsize=16)
+def log_time(seconds: int) -> str:
+    """As in [10/Oct/2000:13:55:36 -0700], in English: nothing here calls setlocale()."""
+    return time.strftime("[%d/%b/%Y:%H:%M:%S %z]", time.localtime(seconds))
+
+
 def own_names(host: str) -> frozenset[str]:
     """The names of this machine, without asking the network (getfqdn can take half a minute)."""
     name = socket.gethostname().lower()
@@ -3282,7 +2475,839 @@ def reap_children() -> Iterator[tuple[int, int]]:
             yield ended
 
 
+# --- methods: what each request does ---
+
+
+def check_request(conn: Connection, request: Request) -> None:
+    """What holds for every method, in the order in which a stranger would try."""
+    server, fields, method = conn.server, request.fields, request.method
+    if request.host and not is_own_host(request.host, server.names):
+        raise Refusal(421, "that host is not this machine")
+    if server.door.guard:
+        check_password(conn, request, server.door.guard)
+    if method not in METHODS:
+        known = method in ("CONNECT", "TRACE")
+        raise Refusal(
+            405 if known else 501, "no such method here", {"Allow": server.allowed} if known else {}
+        )
+    if method in CHANGING:
+        if server.read_only:
+            raise Refusal(405, "nothing can be changed here", {"Allow": server.allowed})
+        if is_foreign(request):
+            raise Refusal(403, "a page of another site may not change anything here")
+    if request.minor and fields.get("expect", "100-continue").lower() != "100-continue":
+        raise Refusal(417, "no other expectation than 100-continue")
+
+
+def check_password(conn: Connection, request: Request, guard: "Guard") -> None:
+    """Basic (RFC 7617): any name, and the password.
+
+    --public-read does not cover HEAD of an upload: it ends the connection that sends it."""
+    reads = request.method in ("GET", "HEAD") and "upload" not in parameters(request.query)
+    if conn.args.public_read and reads:
+        return
+    given = basic_password(request.fields.get("authorization", ""))
+    if given is None:
+        raise Refusal(401, "a password is asked for", CHALLENGE)
+    right = secrets.compare_digest(hashlib.sha256(given).digest(), conn.server.secret)
+    reason = guard.judge(conn.peer, right)
+    if reason == "busy":
+        later = {"Retry-After": str(guard.wait(conn.peer))}
+        raise Refusal(429, "busy: too many wrong passwords came from this address", later)
+    if reason:
+        raise Refusal(401, "wrong password", CHALLENGE)
+
+
+def basic_password(field: str) -> Optional[bytes]:
+    """What stands behind the first colon; None for what is no login by Basic."""
+    scheme, _, token = field.partition(" ")
+    with contextlib.suppress(ValueError):
+        _, colon, password = base64.b64decode(token.strip(), validate=True).partition(b":")
+        if scheme.lower() == "basic" and colon:
+            return password
+    return None
+
+
+def own_hosts(request: Request) -> tuple[str, str]:
+    """Under which names the client knows this server: a proxy in front adds the second."""
+    return request.host.lower(), request.fields.get("x-forwarded-host", "").lower()
+
+
+def is_foreign(request: Request) -> bool:
+    """Whether a browser sent this for a page of another site.
+
+    A page cannot add X-Forwarded-Host without asking first; a proxy does."""
+    origin = request.fields.get("origin")
+    if origin is None:
+        return False
+    host = origin.partition("://")[2].lower()
+    return not host or host not in own_hosts(request)
+
+
+# Read.
+def get(conn: Connection, request: Request) -> Answer:
+    options = parameters(request.query) if request.query else {}
+    if "upload" in options:
+        return upload_state(conn, request)
+    shared = conn.server.shared
+    if shared.only and not request.names:
+        return redirect(url_path([shared.only]), request)
+    found = conn.hold(shared.open(request.names))
+    if found.is_folder and request.names and not request.slash:
+        return redirect(url_path(request.names, slash=True), request)
+    if found.is_folder:
+        return get_folder(conn, request, found, options)
+    if request.slash:
+        raise Refusal(404, "that is a file, not a folder")
+    return get_file(conn, request, request.names, found)
+
+
+def redirect(path: str, request: Request) -> Answer:
+    """To a path of ours, never to a host (§15.4.9; // and \\ would begin one)."""
+    return text_answer(
+        308, "it is there", {"Location": path + ("?" + request.query if request.query else "")}
+    )
+
+
+def get_folder(conn: Connection, request: Request, found: "Found", options: Fields) -> Answer:
+    shared, kind = conn.server.shared, listing_type(request.fields.get("accept", "*/*"))
+    name = request.names[-1] if request.names else os.path.basename(shared.path) or "files"
+    if "tar" in options:
+        return get_tar(conn, request, found, name)
+    if "zip" in options:
+        return get_zip(conn, found, name)
+    if kind == "text/html" and (index := index_of(conn, found)):
+        answer = get_file(conn, request, (*request.names, "index.html"), index)
+        answer.fields["Vary"] = "Accept, Accept-Encoding"
+        return answer
+    fields = {
+        "Content-Type": kind + ("" if kind.endswith("json") else "; charset=utf-8"),
+        "Cache-Control": "no-store",
+        "Vary": "Accept",
+        "X-Content-Type-Options": "nosniff",
+    }
+    if kind == "text/html":
+        fields |= page_fields()
+    pieces = listing(found, kind, request.names, shared.hidden, conn.server.read_only)
+    return Answer(200, fields, pieces=in_chunks(pieces))
+
+
+def index_of(conn: Connection, folder: "Found") -> "Optional[Found]":
+    with contextlib.suppress(OSError, Refusal):
+        index = conn.hold(open_leaf(inside(folder.where, "index.html")))
+        return None if index.is_folder else index
+    return None
+
+
+def get_file(conn: Connection, request: Request, names: Names, found: "Found") -> Answer:
+    fields, coding = request.fields, ""
+    packs = "accept-encoding" in fields and takes_gzip(fields["accept-encoding"])
+    if packs and "range" not in fields:
+        found, coding = prefer_gzip(conn, names, found)
+    info, now = found.info, time.time()
+    tag, mtime = etag(info, coding and "-gz"), max(EARLIEST, min(int(info.st_mtime), int(now)))
+    headers = {
+        "ETag": tag,
+        "Last-Modified": http_date(mtime),
+        "Cache-Control": "no-cache",
+        "Vary": "Accept-Encoding",
+    }
+    if is_known(fields, tag, mtime):
+        return Answer(304, headers)
+    kind = type_of(names[-1])
+    headers |= {"Content-Type": kind, "Accept-Ranges": "bytes", "X-Content-Type-Options": "nosniff"}
+    if coding:
+        headers["Content-Encoding"] = coding
+    if not conn.server.read_only and ACTIVE.match(kind):
+        # anybody could have uploaded it, so it runs no script in this origin
+        headers["Content-Security-Policy"] = "sandbox"
+    if wants_digest(request) and (digest := conn.server.digest(conn, found)):
+        headers["Repr-Digest"] = digest_field(digest)
+    ranges = wanted_ranges(request, info.st_size, tag, mtime, now)
+    if ranges and len(ranges) > 1:
+        return several(headers, found.descriptor, info.st_size, ranges)
+    return one_range(
+        headers, ranges, info.st_size, lambda start, end: [Span(found.descriptor, start, end)]
+    )
+
+
+def is_known(fields: Fields, tag: str, mtime: float) -> bool:
+    """Whether the client already has what it asks for (304). Another failed condition gets 412."""
+    status = 0 if CONDITIONS.isdisjoint(fields) else evaluate(fields, tag, mtime, reading=True)
+    if status == 412:
+        raise Refusal(412, "it is not as the request expects it")
+    return status == 304
+
+
+def wanted_ranges(
+    request: Request, size: int, tag: str, mtime: float, now: float
+) -> Optional[Ranges]:
+    """The ranges that are to be sent, None for the whole."""
+    wanted, condition = request.fields.get("range"), request.fields.get("if-range")
+    if wanted is None or request.method != "GET" or not range_applies(condition, tag, mtime, now):
+        return None
+    ranges = parse_ranges(wanted, size)
+    if ranges == []:
+        raise Refusal(416, "there are no such bytes", {"Content-Range": f"bytes */{size}"})
+    return ranges
+
+
+def prefer_gzip(conn: Connection, names: Names, found: "Found") -> "tuple[Found, str]":
+    """name.gz beside it, if it is not older."""
+    with contextlib.suppress(OSError, Refusal):
+        packed = conn.hold(conn.server.shared.open([*names[:-1], names[-1] + ".gz"]))
+        if not packed.is_folder and packed.info.st_mtime >= found.info.st_mtime:
+            return packed, "gzip"
+    return found, ""
+
+
+def one_range(
+    headers: Fields,
+    ranges: Optional[Ranges],
+    size: int,
+    read: Callable[[int, int], Iterable[Piece]],
+) -> Answer:
+    """One range of what has this size, or the whole."""
+    status, start, end = 200, 0, size
+    if ranges and len(ranges) == 1:
+        status, (start, end) = 206, ranges[0]
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+    answer = Answer(status, headers, pieces=read(start, end), length=end - start)
+    answer.share = headers["ETag"], size, [(start, end)]
+    return answer
+
+
+def several(headers: Fields, descriptor: int, size: int, ranges: Ranges) -> Answer:
+    """Several ranges of a file, with a head for each (§14.6)."""
+    kind, mark = headers["Content-Type"], secrets.token_hex(12)
+    pieces: list[Piece] = []
+    for start, end in ranges:
+        head = f"\r\n--{mark}\r\nContent-Type: {kind}\r\n"
+        head += f"Content-Range: bytes {start}-{end - 1}/{size}\r\n\r\n"
+        pieces += [head.encode(), Span(descriptor, start, end)]
+    pieces.append(f"\r\n--{mark}--\r\n".encode())
+    headers["Content-Type"] = f"multipart/byteranges; boundary={mark}"
+    answer = Answer(206, headers, pieces=pieces, length=sum(map(size_of, pieces)))
+    answer.share = headers["ETag"], size, ranges
+    return answer
+
+
+def options(conn: Connection, request: Request) -> Answer:
+    fields = {"Allow": conn.server.allowed, "Accept-Ranges": "bytes"}
+    if not conn.server.read_only:
+        fields |= {"Accept-Patch": "application/partial-upload", "Upload-Limit": upload_limit(conn)}
+    return Answer(204, fields)
+
+
+# Write: whole, or as a form.
+def put(conn: Connection, request: Request) -> Answer:
+    if "content-range" in request.fields:
+        raise Refusal(400, "PUT takes whole files; Upload-Offset with PATCH takes parts")  # §14.4
+    if not request.names or request.slash:
+        raise Refusal(409, "a folder has that name; POST puts files into it")
+    size = check_size(conn, request)
+    try:  # a request that is conditional on an existing file must not create folders
+        where = conn.server.shared.locate(
+            request.names, change=True, make=not evaluate(request.fields, None, 0, reading=False)
+        )
+    except FileNotFoundError:
+        check_conditions(request.fields, None)
+        raise
+    with where as place:
+        check_space(conn, place, size)
+        there = check_conditions(request.fields, place.regular())
+        plan = Plan(request.names, "replace")
+        if not CONDITIONS.isdisjoint(request.fields):
+            plan = plan._replace(was=bare_tag(there)) if there else Plan(request.names, "new")
+        return receive_upload(conn, request, place, plan)
+
+
+def post(conn: Connection, request: Request) -> Answer:
+    """To a folder: store a form's files, or the body under a new name. To a file: like PUT."""
+    size = check_size(conn, request)
+    is_form = request.fields.get("content-type", "").lower().startswith("multipart/form-data")
+    if not is_form and request.names and not request.slash and not is_folder(conn, request.names):
+        return put(conn, request)
+    names = (*request.names, suggested_name(request))
+    with conn.server.shared.locate(names, change=True, make=True) as place:
+        check_space(conn, place, size)
+        if is_form:
+            return post_form(conn, request)
+        return receive_upload(conn, request, place, Plan(names, "number"))
+
+
+def announced_length(request: Request) -> Optional[int]:
+    """How long an upload will be when it is whole, if it says so."""
+    length = request.fields.get("upload-length")
+    if length is not None and not DIGITS.fullmatch(length):
+        raise Refusal(400, "Upload-Length is not a number")
+    if length is not None:
+        return int(length)
+    begun = request.chunked or request.fields.get("upload-complete") == "?0"
+    return None if begun else request.length
+
+
+def is_folder(conn: Connection, names: Names) -> bool:
+    with (
+        contextlib.suppress(FileNotFoundError, NotADirectoryError),
+        contextlib.closing(conn.server.shared.open(names)) as found,
+    ):
+        return found.is_folder
+    return False
+
+
+def check_size(conn: Connection, request: Request) -> int:
+    """The announced size of an upload; a size that is too large is refused before the body."""
+    size = max(request.length, announced_length(request) or 0)
+    if 0 < conn.args.max_size < size:
+        limit = {"Upload-Limit": upload_limit(conn)}
+        raise Refusal(413, f"more than {conn.args.max_size} bytes are not taken", limit, close=True)
+    return size
+
+
+def check_space(conn: Connection, place: "Place", size: int) -> None:
+    """Each folder may be on a disk of its own."""
+    if size + conn.args.min_free > free_space(place.folder):
+        raise Refusal(507, "there is not that much free space", close=True)
+
+
+def check_conditions(fields: Fields, info: Optional[os.stat_result]) -> Optional[os.stat_result]:
+    """What a request changes must be as its conditions say, whether it is there or not."""
+    tag, mtime = (etag(info), int(info.st_mtime)) if info else (None, 0)
+    if evaluate(fields, tag, mtime, reading=False):
+        raise Refusal(412, "what is there is not what the request expects")
+    return info
+
+
+PLAN = re.compile(
+    "upload=(?P<upload>[0-9a-f]{32})&over=(?P<over>new|replace|number)"
+    "(?:&was=(?P<was>[0-9a-f-]{5,60}))?(?:&length=(?P<length>[0-9]{1,18}))?"
+    "(?:&mtime=(?P<mtime>-?[0-9]{1,20}))?(?:&sha256=(?P<sha256>[0-9a-f]{64}))?"
+    "&time=(?P<time>-?[0-9]{1,20})&file=(?P<file>[0-9]{1,40})"
+)
+
+
+class Plan(NamedTuple):
+    """What an upload becomes when it is whole.
+
+    A resumable upload has it in its URL, so any server of this folder can continue it."""
+
+    names: Names
+    over: str  # "replace" what stands there, only as a "new" name, or with a "number"
+    # the tag of what it is to replace: a conditional upload replaces nothing else
+    was: Optional[str] = None
+    upload: str = ""  # the part's token
+    length: Optional[int] = None
+    mtime: Optional[int] = None  # the client's, in ns
+    sha256: Optional[str] = None
+    # By these two the finished file is known: its time as the disk keeps it, which is mtime or else
+    # when the upload began, and the number of its inode, which is the part's.
+    time: int = 0
+    file: int = 0
+
+    def url(self) -> str:
+        known = {"upload": self.upload, **self._asdict()}
+        names = url_path(known.pop("names"))
+        return f"{names}?" + "&".join(
+            f"{key}={value}" for key, value in known.items() if value is not None
+        )
+
+
+def read_plan(request: Request) -> Plan:
+    found = PLAN.fullmatch(request.query)
+    if not found or not request.names:
+        raise Refusal(404, "there is no such upload")
+    words: dict[str, Any] = found.groupdict()
+    numbers = {key: int(words[key]) for key in ("length", "mtime", "time", "file") if words[key]}
+    return Plan(request.names, **{**words, **numbers})
+
+
+def receive_upload(conn: Connection, request: Request, place: "Place", plan: Plan) -> Answer:
+    fields, began = request.fields, time.time_ns()
+    digest = parse_digest(fields.get("repr-digest", ""))
+    complete = fields.get("upload-complete")
+    mtime, resumable = wanted_mtime(request, began), complete in ("?0", "?1")
+    conn.server.search_old_parts(place)
+    with contextlib.closing(Part(place, resumable=resumable)) as part:
+        dated = part.date(began if mtime is None else mtime)
+        part.date(began)  # or a part that has just begun could look too old
+        plan = plan._replace(
+            upload=part.token,
+            length=announced_length(request),
+            mtime=mtime,
+            sha256=digest.hex() if digest else None,
+            time=dated.st_mtime_ns,
+            file=dated.st_ino,
+        )
+        if resumable:
+            part.kept = True
+            send_interim(
+                conn, request, {"Location": plan.url(), "Upload-Limit": upload_limit(conn)}
+            )
+        elif digest or "repr-digest" in fields.get("trailer", "").lower() or wants_digest(request):
+            part.sha = hashlib.sha256()
+        return fill_part(conn, request, part, plan, complete != "?0")
+
+
+def wanted_mtime(request: Request, began: int) -> Optional[int]:
+    """The file's time at the client in ns, from a field of ownCloud, rclone, Nextcloud and Apache.
+
+    A time without a fraction gets the server's: two files of one time and size need two ETags."""
+    text = request.fields.get("x-oc-mtime")
+    if text is None:
+        return None
+    found = re.fullmatch(r"(-?[0-9]{1,11})(?:\.([0-9]{1,9}))?", text)
+    if not found:
+        raise Refusal(400, "X-OC-Mtime is not a time in seconds since 1970, of at most 11 digits")
+    seconds = int(found[1]) * 10**9
+    if not found[2]:
+        return seconds + began % 10**9
+    fraction = int(found[2].ljust(9, "0"))
+    return seconds - fraction if text[0] == "-" else seconds + fraction
+
+
+def send_interim(conn: Connection, request: Request, fields: Fields) -> None:
+    """104: where an upload can be resumed, or how much has arrived.
+
+    Only clients of the same version of the draft get it, and no request that came through a proxy:
+    nginx 1.22 takes it for the final response, and the upload hangs."""
+    same = request.fields.get("upload-draft-interop-version") == INTEROP
+    if same and request.minor and PROXIED.isdisjoint(request.fields):
+        fields = {"Upload-Draft-Interop-Version": INTEROP, **fields}
+        lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+        conn.send(f"HTTP/1.1 104 Upload Resumption Supported\r\n{lines}\r\n".encode())
+
+
+def fill_part(
+    conn: Connection, request: Request, part: "Part", plan: Plan, complete: bool
+) -> Answer:
+    """Receive into a part, and when the upload is complete check it and put it in its place."""
+    check_length(conn, part, plan.length, part.size + request.length)
+    conn.part = part
+    try:
+        write_body(conn, part, reporting(conn, request, part), plan.length)
+    finally:
+        conn.part = None
+    if complete:
+        return complete_upload(conn, part, plan)
+    fields = {"Location": plan.url(), **upload_fields(conn, part.size, "?0")}
+    if request.method == "PATCH":
+        return Answer(204, fields)
+    return text_answer(201, "to be continued", fields)
+
+
+def write_body(
+    conn: Connection, part: "Part", pieces: Iterable[Data], length: Optional[int] = None
+) -> None:
+    """Write what comes while there is room: the size of a chunked upload is not known before."""
+    left = FREE_CHECK  # the caller has just checked
+    for piece in pieces:
+        left -= len(piece)
+        if left < 0:
+            left = FREE_CHECK
+            check_space(conn, part.place, len(piece))
+        part.write(piece)
+        part.give_way()
+        check_length(conn, part, length, part.size)
+
+
+def check_length(conn: Connection, part: "Part", length: Optional[int], size: int) -> None:
+    """Give up an upload that gets longer than it may."""
+    if 0 < conn.args.max_size < size or length is not None and length < size:
+        part.kept = False
+        raise Refusal(
+            413 if length is None else 400, "more than was announced or is taken", close=True
+        )
+
+
+def reporting(conn: Connection, request: Request, part: "Part") -> Iterator[Data]:
+    """The body of a resumable upload. Meanwhile tell the client how much is stored.
+
+    Only while more is to come, and only if the client reads."""
+    last = 0.0
+    for data in conn.body.pieces:
+        yield data
+        more = part.kept and (conn.body.left or request.chunked)
+        if more and time.monotonic() > last + NOTE_EVERY and is_ready(conn.sock, True, 0):
+            last = time.monotonic()
+            send_interim(conn, request, {"Upload-Offset": str(part.size)})
+
+
+def complete_upload(conn: Connection, part: "Part", plan: Plan) -> Answer:
+    resumable = part.kept
+    part.kept = False
+    fields = {"Upload-Complete": "?1"} if resumable else {}
+    try:
+        if plan.length not in (None, part.size):
+            text = f"the upload has {part.size} bytes, {plan.length} were announced"
+            raise Refusal(400, text)
+        actual = check_digest(conn, part, plan)
+    except Refusal as refused:
+        refused.fields |= fields
+        raise
+    part.kept = resumable  # until the lock on the folder is held
+    mtime = plan.time if resumable else plan.mtime
+    name, info, replaced = part.finish_upload(conn, plan, mtime)
+    fields["ETag"] = etag(info)
+    if plan.mtime is not None and plan.mtime // 10**9 == info.st_mtime_ns // 10**9:
+        fields["X-OC-Mtime"] = "accepted"
+    if actual:
+        fields["Repr-Digest"] = digest_field(actual)
+    if replaced:
+        return Answer(204, fields)
+    path = url_path([*plan.names[:-1], name])
+    return text_answer(201, f"stored as {path}", {"Location": path, **fields})
+
+
+def check_digest(conn: Connection, part: "Part", plan: Plan) -> Optional[bytes]:
+    """The SHA-256 of what arrived, if it is known or wanted. It must match an announced one."""
+    announced = parse_digest(conn.body.trailer.get("repr-digest", ""))
+    wanted = bytes.fromhex(plan.sha256) if plan.sha256 else announced
+    actual = (
+        part.sha.digest() if part.sha else Hashing().digest(part.descriptor) if wanted else None
+    )
+    if wanted and actual != wanted:
+        raise Refusal(400, "what arrived is not what Repr-Digest says")
+    return actual
+
+
+def suggested_name(request: Request) -> str:
+    """The name for a body that is posted to a folder.
+
+    It comes from Content-Disposition, or from time and type."""
+    wanted = request.fields.get("content-disposition", "").encode("latin-1")
+    found = re.search(rb"filename\*=UTF-8''([^\s;]+)", wanted, re.IGNORECASE)
+    if found:
+        # a backslash in it is meant as one: our page sends it so
+        return os.fsdecode(urllib.parse.unquote_to_bytes(found[1])).rpartition("/")[2]
+    if plain := filename_in(wanted):
+        return re.split(r"[/\\]", os.fsdecode(plain))[-1]
+    kind = request.fields.get("content-type", "").partition(";")[0].strip().lower()
+    return time.strftime("upload-%Y%m%d-%H%M%S") + (mimetypes.guess_extension(kind) or ".bin")
+
+
+FILENAME = re.compile(
+    rb'(?:^|;)[ \t]*filename=(?:"((?:[^"\\]|\\.)*)"|([^;"]+))', re.IGNORECASE | re.DOTALL
+)
+
+DISPOSITION = re.compile(rb"^content-disposition:.*", re.IGNORECASE | re.MULTILINE)
+
+FIELD_NAME = re.compile(rb';[ \t]*name="?([^";]*)', re.IGNORECASE)
+
+
+def boundary_of(content_type: str) -> bytes:
+    found = re.search(
+        r';[ \t]*boundary=(?:"([^"]{1,70})"|([^\s;"]{1,70}))', content_type, re.IGNORECASE
+    )
+    if not found:
+        raise Refusal(400, "a form needs a boundary", close=True)
+    return (found[1] or found[2]).encode("latin-1")
+
+
+def filename_in(disposition: bytes) -> bytes:
+    """The filename of a Content-Disposition, in quotes or without; b"" when there is none."""
+    found = FILENAME.search(disposition)
+    if not found:
+        return b""
+    return found[2].strip() if found[2] else re.sub(rb'\\(["\\])', rb"\1", found[1])
+
+
+def form_file_name(head: bytes) -> str:
+    """The name of the file in a field of a form, "" when it holds none (RFC 7578).
+
+    Only the last component counts, except in a field called folder: there the path below the
+    folder that was chosen."""
+    found = DISPOSITION.search(head)
+    line = found[0] if found else b""
+    raw = filename_in(line)
+    for escape, byte in (b"%22", b'"'), (b"%0D", b"\r"), (b"%0A", b"\n"):
+        raw = raw.replace(escape, byte)
+    name, field = os.fsdecode(raw), FIELD_NAME.search(line)
+    return name if field and field[1] == b"folder" else re.split(r"[/\\]", name)[-1]
+
+
+def post_form(conn: Connection, request: Request) -> Answer:
+    """RFC 7578: each file of the form into the folder; a name that exists gets a number."""
+    stored, count = [], 0
+    for head, data in form_fields(conn.body.pieces, boundary_of(request.fields["content-type"])):
+        name = form_file_name(head)
+        if not name:
+            deque(data, maxlen=0)
+            continue
+        path, count = store_file(conn, request, data, name), count + 1
+        # all names could be a thousand times what was sent: each begins with the folder's path
+        if count <= MAX_LISTED:
+            stored.append(path)
+    if not stored:
+        raise Refusal(400, "the form holds no file")
+    if "text/html" in request.fields.get("accept", ""):
+        # the browser shows the folder again
+        return text_answer(303, "stored", {"Location": url_path(request.names, slash=True)})
+    more = f" and {count - MAX_LISTED} more" if count > MAX_LISTED else ""
+    return text_answer(201, f"stored as {' '.join(stored)}{more}", {"Location": stored[0]})
+
+
+def store_file(conn: Connection, request: Request, data: Iterator[bytes], name: str) -> str:
+    plan = Plan((*request.names, *name.split("/")), "number")
+    with (
+        conn.server.shared.locate(plan.names, change=True, make=True) as place,
+        contextlib.closing(Part(place)) as part,
+    ):
+        conn.server.search_old_parts(place)
+        write_body(conn, part, data)
+        final, _, _ = part.finish_upload(conn, plan)
+    return url_path([*plan.names[:-1], final])
+
+
+def form_fields(chunks: Iterator[Data], boundary: bytes) -> Iterator[tuple[bytes, Iterator[bytes]]]:
+    """The head of each field with its data, which must be used up before the next."""
+    text = FormText(chunks)
+    mark = b"\r\n--" + boundary
+    text.bounded(mark, MAX_HEAD)
+    for _ in range(MAX_FORM_FIELDS):
+        padding, _, head = text.bounded(b"\r\n\r\n", MAX_TRAILER).partition(b"\r\n")
+        if padding[:2] == b"--":
+            deque(chunks, maxlen=0)  # what follows the form is ignored
+            return
+        if padding.strip(b" \t"):
+            raise Refusal(400, "a boundary of the form does not end its line", close=True)
+        yield head, text.until(mark)
+    raise Refusal(413, f"a form of more than {MAX_FORM_FIELDS} fields", close=True)
+
+
+class FormText:
+    """Chunks in which marks are looked for; each byte is looked at about once."""
+
+    def __init__(self, chunks: Iterator[Data]) -> None:
+        # line ends around all, so that the first and the last boundary are like the others
+        self.chunks, self.buffer = itertools.chain(chunks, [b"\r\n\r\n"]), b"\r\n"
+
+    def until(self, mark: bytes) -> Iterator[bytes]:
+        """What stands before a mark, in pieces; the mark is taken away."""
+        while (at := self.buffer.find(mark)) < 0:
+            safe = max(0, len(self.buffer) - len(mark) + 1)
+            piece, self.buffer = self.buffer[:safe], self.buffer[safe:]
+            yield piece
+            chunk = next(self.chunks, None)
+            if chunk is None:
+                raise Refusal(400, "the form ends in the middle", close=True)
+            self.buffer += chunk
+        piece, self.buffer = self.buffer[:at], self.buffer[at + len(mark) :]
+        yield piece
+
+    def bounded(self, mark: bytes, limit: int) -> bytes:
+        data = b""
+        for piece in self.until(mark):
+            data += piece
+            if len(data) > limit:
+                raise Refusal(400, "a line or head of the form is too long", close=True)
+        return data
+
+
+# Resume an upload.
+def upload_limit(conn: Connection, age: int = PART_AGE) -> str:
+    return f"max-age={age}" + (f", max-size={conn.args.max_size}" if conn.args.max_size else "")
+
+
+def upload_fields(conn: Connection, size: int, complete: str, age: int = PART_AGE) -> Fields:
+    return {
+        "Upload-Complete": complete,
+        "Upload-Offset": str(size),
+        "Upload-Limit": upload_limit(conn, age),
+    }
+
+
+def patch(conn: Connection, request: Request) -> Answer:
+    fields = request.fields
+    if fields.get("content-type", "").lower() != "application/partial-upload":
+        raise Refusal(
+            415,
+            "PATCH takes application/partial-upload",
+            {"Accept-Patch": "application/partial-upload"},
+        )
+    if not DIGITS.fullmatch(fields.get("upload-offset", "")) or fields.get(
+        "upload-complete"
+    ) not in ("?0", "?1"):
+        raise Refusal(400, "Upload-Offset and Upload-Complete are needed")
+    with resumed(conn, request) as (part, plan):
+        check_space(conn, part.place, request.length)
+        if part.size != int(fields["upload-offset"]):
+            raise Refusal(
+                409,
+                f"the upload stands at {part.size}",
+                {"Upload-Offset": str(part.size), "Upload-Complete": "?0"},
+            )
+        return fill_part(conn, request, part, plan, fields["upload-complete"] == "?1")
+
+
+def upload_state(conn: Connection, request: Request) -> Answer:
+    if request.method != "HEAD":
+        allowed = {"Allow": "HEAD, PATCH, DELETE"}
+        raise Refusal(405, "an upload answers HEAD, PATCH and DELETE", allowed)
+    try:
+        with resumed(conn, request) as (part, plan):
+            age = max(0, int(PART_AGE - time.time() + os.fstat(part.descriptor).st_mtime))
+            fields = upload_fields(conn, part.size, "?0", age)
+            length = plan.length
+    except Complete as complete:
+        length = complete.size
+        fields = {**complete.fields, **upload_fields(conn, length, "?1")}
+    fields["Cache-Control"] = "no-store"
+    if length is not None:
+        fields["Upload-Length"] = str(length)
+    return Answer(204, fields)
+
+
+@contextlib.contextmanager
+def resumed(conn: Connection, request: Request) -> "Iterator[tuple[Part, Plan]]":
+    """An upload's part, locked. A connection that still writes it has failed: it is ended."""
+    plan = read_plan(request)
+    with conn.server.shared.locate(plan.names, change=True) as place:
+        try:
+            part = Part(place, plan.upload)
+        except FileNotFoundError:
+            raise finished_upload(place, plan) from None
+        with contextlib.closing(part):
+            part.take_over(conn)
+            there = part.own.stat()
+            if not there or there.st_nlink > 1:
+                # meanwhile: what is open here is the finished file
+                raise finished_upload(place, plan)
+            yield part, plan
+
+
+def finished_upload(place: "Place", plan: Plan) -> Refusal:
+    """The error for an upload without a part: not found, or complete.
+
+    It is complete as long as the file that it became stands in its place."""
+    for number in range(MAX_NUMBER if plan.over == "number" else 1):
+        name = numbered(plan.names[-1], number)
+        info = place.beside(name).stat()
+        same = info and (info.st_ino, info.st_mtime_ns) == (plan.file, plan.time)
+        if info and same and stat.S_ISREG(info.st_mode) and plan.length in (None, info.st_size):
+            return Complete(url_path([*plan.names[:-1], name]), info.st_size)
+    return Refusal(404, "there is no such upload")
+
+
+# Delete, make, move.
+def delete(conn: Connection, request: Request) -> Answer:
+    options = parameters(request.query)
+    if "upload" in options:
+        with resumed(conn, request) as (part, _):
+            part.kept = False
+        return Answer(204)
+    if not request.names:
+        raise Refusal(403, "the shared folder itself stays")
+    shared = conn.server.shared
+    with (
+        shared.locate(request.names, change=True) as place,
+        contextlib.closing(open_leaf(place)) as found,
+    ):
+        if request.slash and not found.is_folder:
+            raise Refusal(404, "that is a file, not a folder")
+        if found.is_folder:
+            shared.refuse_program(request.names, holds_program)
+            check_conditions(request.fields, found.info)
+            delete_folder(place, "recursive" in options, shared.hidden)
+        else:
+            with renaming(conn, place):
+                check_conditions(request.fields, place.stat())
+                place.unlink()
+    return Answer(204)
+
+
+def delete_folder(place: "Place", recursive: bool, hidden: bool) -> None:
+    if recursive and not hides_nothing(place, hidden):
+        raise Refusal(409, "it holds hidden files, and hidden names are not served")
+    for below, item, _ in tree(place) if recursive else ():
+        with contextlib.suppress(FileNotFoundError):  # another request has deleted it
+            (os.rmdir if item.is_dir(follow_symlinks=False) else os.unlink)(
+                below.name, dir_fd=below.parent
+            )
+    os.rmdir(place.name, dir_fd=place.parent)
+
+
+def new_place(conn: Connection, names: Names) -> "Place":
+    """A place for something new, in a folder that must exist (RFC 4918)."""
+    check_depth(len(names))
+    try:
+        return conn.server.shared.locate(names, change=True)
+    except (FileNotFoundError, NotADirectoryError):
+        raise Refusal(409, "the folder that it is to be in does not exist") from None
+
+
+def mkcol(conn: Connection, request: Request) -> Answer:
+    if request.has_body:
+        raise Refusal(415, "MKCOL takes no body")
+    try:
+        if not request.names:
+            raise FileExistsError(errno.EEXIST, "")
+        with new_place(conn, request.names) as place:
+            conn.server.shared.make_folder(place)
+    except FileExistsError:
+        # RFC 4918 §9.3.1
+        raise Refusal(405, "that name exists", {"Allow": conn.server.allowed}) from None
+    return text_answer(201, "made", {"Location": url_path(request.names, slash=True)})
+
+
+def move(conn: Connection, request: Request) -> Answer:
+    """RFC 4918 §9.9, for what rename() can do."""
+    target = request.fields.get("destination", "")
+    host, path = split_target("MOVE", target, request.host or None, 0) if target else ("", "")
+    if not path or host.lower() not in own_hosts(request):
+        raise Refusal(502 if path else 400, "Destination must be a path or URL of this server")
+    names, _, _ = parse_path(path)
+    if not request.names or not names:
+        raise Refusal(403, "the shared folder itself stays")
+    with (
+        conn.server.shared.locate(request.names, change=True) as old,
+        new_place(conn, names) as new,
+        renaming(conn, old, new),
+        contextlib.closing(open_leaf(old)) as found,
+    ):
+        for end in (request.names, names) if found.is_folder else ():
+            conn.server.shared.refuse_program(end, holds_program)
+        # all that is in it becomes as deep
+        if found.is_folder and len(names) > len(request.names):
+            for _, _, depth in tree(old):
+                check_depth(len(names) + depth)
+        return move_to(old, found, new, request, names)
+
+
+def move_to(old: "Place", found: "Found", new: "Place", request: Request, names: Names) -> Answer:
+    check_conditions(request.fields, found.info)
+    there, polite = new.stat(), request.fields.get("overwrite", "T").upper() == "F"
+    if there and (found.is_folder or not stat.S_ISREG(there.st_mode)):
+        raise Refusal(412 if polite else 409, "something has that name already")
+    if there and polite:
+        raise Refusal(412, "that name exists")
+    # rename() would do nothing, but report success
+    if there and there.st_nlink > 1 and os.path.samestat(there, found.info):
+        raise Refusal(403, "both names are of the same file")
+    if not there and tuple(names[: len(request.names)]) == request.names:
+        raise Refusal(409, "a folder cannot be moved into itself")
+    # folders have no hard links, and rename() replaces none
+    rename(old, new, replace=found.is_folder or not polite)
+    if there:
+        return Answer(204)
+    return text_answer(201, "moved", {"Location": url_path(names, slash=found.is_folder)})
+
+
+METHODS: dict[str, Callable[[Connection, Request], Answer]] = {
+    "GET": get,
+    "HEAD": get,
+    "OPTIONS": options,
+    "PUT": put,
+    "POST": post,
+    "PATCH": patch,
+    "DELETE": delete,
+    "MKCOL": mkcol,
+    "MOVE": move,
+}
+
 # --- archives: a folder as one stream whose length is known before ---
+
+
 def get_tar(conn: Connection, request: Request, found: Found, name: str) -> Answer:
     """A folder as a tar archive; a download that was cut can be resumed.
 
@@ -4521,11 +4546,11 @@ def bind(
     sock = None
     try:
         sock = made_of(family, kind)  # an OSError too: a system without IPv6
-        if sys.platform == "win32":  # where two servers could otherwise share a port
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
-        elif reuse and backlog is not None:
-            # or connections of an earlier server in TIME_WAIT would keep the port
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # on Windows, where two servers could otherwise share a port
+        exclusive = getattr(socket, "SO_EXCLUSIVEADDRUSE", None)
+        if exclusive or reuse:
+            # elsewhere: or connections of an earlier server in TIME_WAIT would keep the port
+            sock.setsockopt(socket.SOL_SOCKET, exclusive or socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             # --host :: is for IPv4 too
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, target[0] != "::")
@@ -4623,9 +4648,8 @@ def say(text: str) -> None:
 
 def address(place: Address) -> str:
     """HOST:PORT, or [HOST]:PORT for IPv6. An IPv4 client of a dual-stack server looks like IPv4."""
-    host, port = str(place[0]), place[1]
-    host = host[7:] if host.startswith("::ffff:") and "." in host else host
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    host = re.sub(r"^::ffff:(?=.*\.)", "", str(place[0]))
+    return f"[{host}]:{place[1]}" if ":" in host else f"{host}:{place[1]}"
 
 
 def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
@@ -4660,13 +4684,15 @@ class Parser(argparse.ArgumentParser):
     """argparse with a short -h, the manual for --help, and complaints in three lines."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(formatter_class=self.layout, add_help=False, **settings)
-        what = "show this; --help shows the manual first"
-        self.add_argument("-h", "--help", action="help", help=what)
-
-    def layout(self, prog: str) -> argparse.HelpFormatter:
-        """Lines as wide as ours. If argparse had to ask for a width, it would load shutil."""
-        return argparse.HelpFormatter(prog, width=100, max_help_position=32)
+        super().__init__(
+            # lines as wide as ours: if argparse had to ask for a width, it would load shutil
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 32, 100),
+            add_help=False,
+            **settings,
+        )
+        self.add_argument(
+            "-h", "--help", action="help", help="show this; --help shows the manual first"
+        )
 
     def format_help(self) -> str:
         manual = f"{__doc__}\n" if "--help" in sys.argv else ""

@@ -54,14 +54,10 @@ if __name__ == "__main__":
         del sys.path[0]
     import os
 
-    def is_open(folder: str) -> bool:
-        """Whether files arrive there: the script's folder and the current one, not the library."""
-        if not os.path.exists(folder) or folder == os.path.dirname(os.__file__):
-            return False
-        own = os.path.dirname(os.path.realpath(__file__))
-        return os.path.samefile(folder, os.curdir) or os.path.samefile(folder, own)
-
-    sys.path[:] = [folder for folder in sys.path if not is_open(folder or os.curdir)]
+    own, library = os.path.dirname(os.path.realpath(__file__)), os.path.dirname(os.__file__)
+    for folder in [each for each in sys.path if os.path.exists(each or ".") and each != library]:
+        if any(os.path.samefile(folder or ".", place) for place in (".", own)):
+            sys.path.remove(folder)
 # --- end imports ---
 
 import argparse
@@ -331,7 +327,7 @@ class Server:
 def serve(args: argparse.Namespace) -> int:
     # of a host's addresses the least, IPv4 before IPv6: the client takes the same one
     family, target = min(resolve(args.host, args.port, socket.SOCK_DGRAM))
-    sock = bind(socket_class(args), family, target)
+    sock = bind(socket_class(args), family, target, reuse=False)
     server = Server(args, sock)  # from here on a signal is heard
     announce(sock)
     server.run()
@@ -711,11 +707,11 @@ def bind(
     sock = None
     try:
         sock = made_of(family, kind)  # an OSError too: a system without IPv6
-        if sys.platform == "win32":  # where two servers could otherwise share a port
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
-        elif reuse and backlog is not None:
-            # or connections of an earlier server in TIME_WAIT would keep the port
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # on Windows, where two servers could otherwise share a port
+        exclusive = getattr(socket, "SO_EXCLUSIVEADDRUSE", None)
+        if exclusive or reuse:
+            # elsewhere: or connections of an earlier server in TIME_WAIT would keep the port
+            sock.setsockopt(socket.SOL_SOCKET, exclusive or socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             # --host :: is for IPv4 too
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, target[0] != "::")
@@ -799,9 +795,8 @@ def say(text: str) -> None:
 
 def address(place: Address) -> str:
     """HOST:PORT, or [HOST]:PORT for IPv6. An IPv4 client of a dual-stack server looks like IPv4."""
-    host, port = str(place[0]), place[1]
-    host = host[7:] if host.startswith("::ffff:") and "." in host else host
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    host = re.sub(r"^::ffff:(?=.*\.)", "", str(place[0]))
+    return f"[{host}]:{place[1]}" if ":" in host else f"{host}:{place[1]}"
 
 
 def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
@@ -836,13 +831,15 @@ class Parser(argparse.ArgumentParser):
     """argparse with a short -h, the manual for --help, and complaints in three lines."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(formatter_class=self.layout, add_help=False, **settings)
-        what = "show this; --help shows the manual first"
-        self.add_argument("-h", "--help", action="help", help=what)
-
-    def layout(self, prog: str) -> argparse.HelpFormatter:
-        """Lines as wide as ours. If argparse had to ask for a width, it would load shutil."""
-        return argparse.HelpFormatter(prog, width=100, max_help_position=32)
+        super().__init__(
+            # lines as wide as ours: if argparse had to ask for a width, it would load shutil
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 32, 100),
+            add_help=False,
+            **settings,
+        )
+        self.add_argument(
+            "-h", "--help", action="help", help="show this; --help shows the manual first"
+        )
 
     def format_help(self) -> str:
         manual = f"{__doc__}\n" if "--help" in sys.argv else ""

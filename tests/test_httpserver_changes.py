@@ -1105,6 +1105,48 @@ def test_who_waits_for_an_upload_changes_nothing_of_the_file_that_it_becomes(
     assert tree(folder) == {b"a.txt": b"hello\n", b"x": b"0123456789"}
 
 
+def test_three_who_ask_for_an_upload_while_its_last_byte_arrives_lose_nothing_of_it(
+    spawn, server, wire, ask, folder
+):
+    """Through another server of the folder: its HEAD, PATCH and DELETE wait for the writer, or come before or after it."""
+    other, finished = spawn("httpserver.py", folder), 0
+    more = "Content-Type: application/partial-upload\r\nUpload-Offset: {}\r\nUpload-Complete: {}\r\nContent-Length: {}\r\n"
+    for number in range(100):
+        if finished == 8:
+            break
+        location = begin(ask, f"/x{number}", 10, "X-OC-Mtime: 1234567890\r\n")
+        line = f"{location} HTTP/1.1\r\nHost: localhost\r\n"
+        writer = wire().send(f"PATCH {line}{more.format(0, '?1', 10)}\r\n012345678")
+        until(lambda n=number: b"012345678" in tree(folder).values(), "the part")
+        pollers = [wire(other) for _ in range(3)]
+        # DELETE comes at another moment of the end each time: mostly it is too late
+        writer.send("9")
+        pollers[0].send(f"HEAD {line}\r\n")
+        pollers[1].send(f"PATCH {line}{more.format(0, '?0', 0)}\r\n")
+        select.select([writer.sock], [], [], number % 4 / 1000)
+        pollers[2].send(f"DELETE {line}\r\n")
+        done = writer.reply()
+        head, patched, deleted = (
+            poller.reply(head=poller is pollers[0]).status for poller in pollers
+        )
+        if done.status == 201:
+            finished += 1
+            assert 404 not in (head, patched, deleted) and deleted != 204
+            assert done.fields["x-oc-mtime"] == "accepted"
+            assert (folder / f"x{number}").stat().st_mtime // 1 == 1234567890
+            assert ask("HEAD", f"/x{number}").fields["etag"] == done.fields["etag"]
+            assert ask("HEAD", location).fields["upload-complete"] == "?1"
+        else:  # one of them was first
+            assert done.status in (404, 409), done
+            state = ask_for(ask, location)
+            assert state.status == (404 if deleted == 204 else 204)
+            if deleted != 204:
+                at = int(state.fields["upload-offset"])
+                assert append(ask, location, at, b"0123456789"[at:]).status == 201
+    assert finished == 8
+    assert all(data in (b"hello\n", b"0123456789") for data in tree(folder).values())
+
+
 def test_the_sign_of_one_who_was_killed_while_waiting_costs_one_more_request(ask, folder):
     location = begin(ask, "/x", 10)
     token = re.search("upload=(.{32})", location)[1]

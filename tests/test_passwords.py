@@ -40,7 +40,7 @@ VERBS = [
     "list",
     "get a",
     "put b size=1",
-    "resume b size=2000000 mtime_ns=1",
+    "put b size=2000000 mtime_ns=1 offset=1 sha256=00",
     "stat a",
     "delete a",
     "rename a b",
