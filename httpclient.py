@@ -458,6 +458,8 @@ class Client:
                 "http:// instead of https://?",
             ) from None
         except Failure as failure:
+            if failure.code == 6 and not origin.proxy:
+                raise unknown_host(url, self.args, failure) from None
             # a lack of file descriptors on this machine does not pass
             passing = failure.code in (6, 7, 28) and os.strerror(errno.EMFILE) not in str(failure)
             if not origin.reached or not passing:
@@ -582,6 +584,13 @@ class Client:
                 connection.send(data)
                 data = b""
         connection.send(data)
+
+
+def unknown_host(url: URL, args: argparse.Namespace, failure: "Failure") -> "Failure":
+    """For a name that is perhaps a path, without the slash at its beginning."""
+    error, why, _ = (line[7:] for line in str(failure).split("\n"))
+    path = f"/{url.host}{url.path.rstrip('/')} is a path on {args.host}:{args.port}"
+    return Failure(6, error, why, f"check the spelling; {path}")
 
 
 def redirected(
@@ -1133,6 +1142,8 @@ def get(client: Client) -> None:
     if folder == "-" or folder and not os.path.isdir(folder) and not folder.endswith("/"):
         folder, name = os.path.split(folder)
     urls = args.url + (read_lines(args.input) if args.input else [])
+    if not urls:
+        raise Failure(2, "get needs a URL", "nothing was fetched", "get URL, or -i FILE")
     if args.output != "-":
         if len(urls) > 1 and name:
             raise Failure(
@@ -1172,6 +1183,9 @@ def run_download(
     if not download.stdout:
         seconds = time.monotonic() - download.began
         report(args, download.url, verdict, download.path, download.received, seconds)
+        folder = download.url.path.endswith("/") and args.verb == "get"
+        if folder and not args.quiet and not args.json:
+            say("that is the page of a folder; mirror fetches what is in it")
 
 
 class Download:
@@ -4172,6 +4186,8 @@ DEFAULTS = {
     "recursive": False,
     "input": None,
     "text": None,
+    "url": [],
+    "path": [],
     "data": None,
     "form": [],
 }

@@ -3277,3 +3277,317 @@ def test_a_file_system_without_modes_takes_a_replacement(run, files, tmp_path):
     )
     done = run("-c", unable, "get", files(BODY).url, "--force", cwd=tmp_path)
     assert done.code == 0 and tree(tmp_path) == {"file.bin": BODY}, done
+
+
+# --- the server restarts, and takes longer than a few tries ---
+QUICK = (
+    "-c",
+    (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import httpclient as h\n"
+        "h.PAUSES = 0.02, 0.02, 0.15\nsys.exit(h.main())"
+    ),
+)
+
+
+class Anything(Listener):
+    """A server with an index of two files, which stores what is PUT; it holds back the answer about the path given."""
+
+    def __init__(self, held, port=0):
+        self.held, self.asked, self.stored = held, threading.Event(), {}
+        super().__init__(self.talk, port)
+
+    def talk(self, conn):
+        conn.settimeout(DEADLINE)
+        file = conn.makefile("rb")
+        while line := file.readline():
+            method, path, _ = line.decode().split()
+            size = 0
+            while (field := file.readline()) != b"\r\n":
+                if field.lower().startswith(b"content-length:"):
+                    size = int(field.split(b":")[1])
+            body = file.read(size)
+            if self.held == f"{method} {path}":
+                self.asked.set()
+                self.go.wait(DEADLINE)
+                return
+            if method == "PUT":
+                self.stored[path] = body
+            page = b'<a href="a"><a href="b">' if path == "/" else path.encode()
+            status = "404 No" if method == "HEAD" else "200 OK" if method == "GET" else "201 Made"
+            page = page if method == "GET" else b""
+            size = f"Content-Type: text/html\r\nContent-Length: {len(page)}\r\n\r\n"
+            conn.sendall(f"HTTP/1.1 {status}\r\n{size}".encode() + page)
+
+
+@pytest.mark.parametrize(
+    "held, words",
+    [
+        ("GET /b", ["get", "URLb"]),
+        ("PUT /b", ["put", "up/b", "URLb"]),
+        ("HEAD /b", ["put", "up/b", "URLb"]),
+        ("GET /b", ["mirror", "URL", "-o", "copy"]),
+        ("GET /", ["mirror", "URL", "-o", "copy"]),
+        ("PUT /b", ["upload", "up", "URL"]),
+    ],
+    ids=" ".join,
+)
+def test_each_command_waits_for_a_server_that_restarts(listeners, tmp_path, held, words):
+    (tmp_path / "up").mkdir()
+    for name in "ab":
+        (tmp_path / "up" / name).write_bytes(b"/%b" % name.encode())
+    first = Anything(held)
+    listeners.append(first)
+    url = f"http://127.0.0.1:{first.port}/"
+    client = Process(*QUICK, *(word.replace("URL", url) for word in words), cwd=tmp_path)
+    assert first.asked.wait(DEADLINE)
+    first.close()
+    client.wait_for("(?s)(connection refused.*trying again.*){5}")
+    listeners.append(Anything("", first.port))
+    assert client.wait() == 0, client.err
+    stored = {**first.stored, **listeners[-1].stored}
+    if words[0] in ("put", "upload"):
+        assert stored["/b"] == b"/b"
+    else:
+        assert next(tmp_path.glob(f"{'copy/' * (words[0] == 'mirror')}b")).read_bytes() == b"/b"
+
+
+def test_who_gives_up_says_how_much_has_come_and_that_the_command_goes_on(run, files, tmp_path):
+    server = files(BODY * 4, cuts=[500_000])
+    done = get(run, tmp_path, server.url, "--retries", 0)
+    assert done.code == 18 and "500 kB have passed, and it goes on" in done.err
+    never = run(*QUICK, "get", "http://127.0.0.1:1/", cwd=tmp_path)
+    assert never.code == 7 and "trying again" not in never.err
+
+
+def test_a_server_that_asks_for_an_hour_is_not_waited_for(run, canned, tmp_path):
+    server = canned(answer(b"", "503 Busy", "Retry-After: 3600\r\n"), read_until=b"\r\n\r\n")
+    done = get(run, tmp_path, f"http://127.0.0.1:{server.port}/a")
+    assert done.code == 22 and "repeat the command in 3600 s" in done.err
+
+
+# --- what curl takes ---
+def test_204_saves_nothing_but_under_a_name_that_was_given(run, canned, tmp_path):
+    nothing = b"HTTP/1.1 204 No Content\r\n\r\n"
+    server = canned(nothing, nothing, read_until=b"\r\n\r\n")
+    url = f"http://127.0.0.1:{server.port}/a"
+    done = get(run, tmp_path, url)
+    assert done.code == 0 and "nothing to save" in done.err and names(tmp_path) == []
+    assert get(run, tmp_path, url, "-o", "b").code == 0
+    assert (tmp_path / "b").read_bytes() == b""
+
+
+@pytest.mark.parametrize("wbits", [15, -15], ids=["with zlib's head", "bare"])
+def test_deflate_of_both_kinds_is_decoded(run, canned, wbits):
+    import zlib
+
+    coder = zlib.compressobj(wbits=wbits)
+    body = coder.compress(BODY) + coder.flush()
+    server = canned(answer(body, headers="Content-Encoding: deflate\r\n"), read_until=b"\r\n\r\n")
+    done = run("httpclient.py", "get", f"http://127.0.0.1:{server.port}/a", "-o", "-")
+    assert (done.code, done.out) == (0, BODY)
+
+
+@pytest.mark.parametrize("coding, ending", [("br", ".br"), ("zstd", ".zst")])
+def test_a_coding_that_nobody_asked_for_is_kept_with_its_ending(
+    run, canned, tmp_path, coding, ending
+):
+    reply = answer(b"coded", headers=f"Content-Encoding: {coding}\r\n")
+    server = canned(reply, reply, reply, read_until=b"\r\n\r\n")
+    url = f"http://127.0.0.1:{server.port}/a"
+    done = get(run, tmp_path, url)
+    assert done.code == 0 and f"kept as {ending}" in done.err
+    assert names(tmp_path) == [f"a{ending}"]
+    assert (tmp_path / f"a{ending}").read_bytes() == b"coded"
+    assert get(run, tmp_path, url, "-o", f"b{ending}").code == 0
+    assert (tmp_path / f"b{ending}").read_bytes() == b"coded"
+    assert get(run, tmp_path, url, "-o", "-").out == b"coded"
+
+
+@pytest.mark.parametrize("text", ["http://[fe80::1%25eth0]:8000/", "http://[fe80::1%eth0]:8000/"])
+def test_a_zone_is_for_the_connection_alone(text):
+    url = h.parse_url(text)
+    assert (url.host, url.port) == ("fe80::1%eth0", 8000)
+    args = h.parsed(["get", text])
+    args.asked = {}
+    request = h.Client(args).request("GET", url, {})
+    assert b"\r\nHost: [fe80::1]:8000\r\n" in request and request.startswith(b"GET / HTTP/1.1")
+
+
+# --- put, trees ---
+def test_put_skips_the_same_file_and_does_not_replace_another_one(run, spawn, tmp_path):
+    (tmp_path / "served").mkdir()
+    url = f"http://127.0.0.1:{spawn('httpserver.py', 'served', cwd=tmp_path).port}/"
+
+    def put(*words):
+        return run("httpclient.py", "put", *words, cwd=tmp_path)
+
+    (tmp_path / "a").write_bytes(b"one")
+    assert put("a", url).err.startswith("sent a (")
+    assert put("a", url).err.startswith("same a")
+    (tmp_path / "a").write_bytes(b"other")
+    done = put("a", url)
+    assert done.code == 25 and "exists already, and is another file" in done.err
+    assert (tmp_path / "served" / "a").read_bytes() == b"one"
+    assert put("a", url, "--force").code == 0
+    assert put("--text", "hello ü", f"{url}note").code == 0
+    assert put("--text", "hello", url).code == put(url).code == 2
+    assert put("--text", "hello", f"{url}note").code == 25
+    assert tree(tmp_path / "served") == {"a": b"other", "note": "hello ü".encode()}
+
+
+def test_put_asks_the_server_to_replace_nothing(run, canned, tmp_path):
+    server = canned(answer(b"", "404 No"), answer(b"", "201 Made"), read_until=b"\r\n\r\n")
+    url = f"http://127.0.0.1:{server.port}/a"
+    assert run("httpclient.py", "put", "--text", "x", url).code == 0
+    assert b"\r\nIf-None-Match: *\r\n" in server.read[1]
+
+
+def test_an_executable_file_stays_one(run, canned, tmp_path):
+    (tmp_path / "run").write_bytes(b"x")
+    (tmp_path / "run").chmod(0o755)
+    server = canned(
+        answer(b"", "201 Made"),
+        answer(b"x", headers="X-Executable: 1\r\n"),
+        read_until=b"\r\n\r\n",
+    )
+    url = f"http://127.0.0.1:{server.port}/a"
+    assert run("httpclient.py", "put", "run", url, "--force", cwd=tmp_path).code == 0
+    assert b"\r\nX-Executable: 1\r\n" in server.read[0]
+    assert get(run, tmp_path, url).code == 0 and (tmp_path / "a").stat().st_mode & 0o111
+
+
+def planted(tmp_path, side):
+    """Two folders, and what a copy of the first to the second, without *.tmp and build/, would do."""
+    for name in "same", "new", "changed", ".hidden", "x.tmp", "sub/new", "build/x":
+        path = tmp_path / "source" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    for name in "same", "changed", "old", ".keep", "y.tmp", "gone/a", "gone/sub/b", "build/z":
+        path = tmp_path / "dest" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"theirs" if name != "same" else b"same")
+    for folder in "source", "dest":
+        os.utime(tmp_path / folder / "same", (MTIME, MTIME))
+    served = "source" if side == "mirror" else "dest"
+    after = {name: name.encode() for name in ("same", "new", "changed", "sub/new")}
+    kept = dict.fromkeys((".keep", "y.tmp", "build/z"), b"theirs")
+    return served, {**after, **kept}
+
+
+@pytest.mark.parametrize("side", ["mirror", "upload"])
+def test_a_tree_is_copied_without_what_is_excluded_and_what_is_more_there_goes(
+    run, spawn, tmp_path, side
+):
+    served, want = planted(tmp_path, side)
+    server = spawn("httpserver.py", served, cwd=tmp_path)
+    words = ["mirror", "/", "-o", "dest"] if side == "mirror" else ["upload", "source", "/"]
+    more = ["--exclude", "*.tmp", "--exclude", "build/", "--delete", "--port", server.port]
+    before = tree(tmp_path / "dest")
+    dry = run("httpclient.py", *words, *more, "--dry-run", cwd=tmp_path)
+    at = "dest/" if side == "mirror" else "/"
+    told_so = dry.out.decode().splitlines()
+    assert sorted(told_so) == sorted(
+        f"{what:7} {at}{name}"
+        for what, each in [
+            ("new", ["new", "sub/new"]),
+            ("replace", ["changed"]),
+            ("delete", ["old", "gone/a", "gone/sub/b", "gone/sub", "gone"]),
+        ]
+        for name in each
+    )
+    assert (
+        dry.code in (23, 25) and "more than half" in dry.err and tree(tmp_path / "dest") == before
+    )
+    refused = run("httpclient.py", *words, *more, cwd=tmp_path)
+    assert refused.code == dry.code and (tmp_path / "dest" / "gone").exists()
+    done = run("httpclient.py", *words, *more, "--force", cwd=tmp_path)
+    assert done.code == 0 and tree(tmp_path / "dest") == want, done
+    assert "deleted 5" in done.err and not (tmp_path / "dest" / "gone").exists()
+    if side == "upload":
+        assert "skipped 1 hidden, 1 excluded, 1 excluded" in done.err or "1 hidden" in done.err
+
+
+def test_nothing_is_deleted_if_something_failed(run, files, tmp_path):
+    index = answer(b'<a href="a"><a href="bad">', headers="Content-Type: text/html\r\n")
+    pages = {"/": index, "/bad": answer(b"", "403 No")}
+    server = files(b"", hook=lambda head: pages.get(head.split()[1]) or answer(b"x"))
+    (tmp_path / "copy").mkdir()
+    for name in "a", "old", "b", "c":
+        (tmp_path / "copy" / name).write_bytes(b"x")
+    url = f"http://127.0.0.1:{server.port}/"
+    done = run("httpclient.py", "mirror", url, "-o", "copy", "--delete", cwd=tmp_path)
+    assert done.code == 22 and "nothing was deleted, because something failed" in done.err
+    assert names(tmp_path / "copy") == ["a", "b", "c", "old"]
+
+
+def test_a_server_chooses_nothing_outside_that_is_deleted(run, files, tmp_path):
+    """Its index names what would lead out of the folder that was uploaded."""
+    index = json.dumps([{"name": name} for name in ("../../up", "..", "ok", "a/b")]).encode()
+    page = answer(index, headers="Content-Type: application/json\r\n")
+    server = files(b"", hook=lambda head: page if head.startswith("GET") else answer(b"", "204 No"))
+    (tmp_path / "up").mkdir()
+    (tmp_path / "up" / "a").write_bytes(b"x")
+    url = f"http://127.0.0.1:{server.port}/in/"
+    done = run("httpclient.py", "upload", "up", url, "--delete", "--force", cwd=tmp_path)
+    assert done.code == 0, done
+    deleted = [head.split()[1] for head in server.heads if head.startswith("DELETE")]
+    assert deleted == ["/in/ok"]
+
+
+def test_list_goes_into_folders_when_asked_to(run, spawn, tmp_path):
+    (tmp_path / "a" / "b c").mkdir(parents=True)
+    (tmp_path / "a" / "b c" / "ü").write_bytes(b"x")
+    server = spawn("httpserver.py", tmp_path)
+    done = run("httpclient.py", "list", "/", "-r", "--port", server.port)
+    shown = [line.split(maxsplit=3)[3] for line in done.out.decode().splitlines() if " 1 " in line]
+    assert done.code == 0 and shown == ["a/b c/ü"], done
+
+
+def test_urls_come_from_a_file_too(run, files, tmp_path):
+    server = files(BODY)
+    (tmp_path / "list").write_text(f"# two\n{server.url}\n\n{server.url}2\n")
+    assert get(run, tmp_path, "-i", "list").code == 0
+    assert names(tmp_path) == ["file.bin", "file.bin2", "list"]
+    assert get(run, tmp_path, "-i", "-", input=f"{server.url}3\n".encode()).code == 0
+    assert get(run, tmp_path, "-i", "no").code == 26 and (tmp_path / "file.bin3").exists()
+    assert get(run, tmp_path).code == 2
+
+
+def test_a_rate_is_a_limit_in_both_directions(run, files, canned, tmp_path):
+    assert get(run, tmp_path, files(BODY).url, "--limit-rate", "100M").code == 0
+    assert (tmp_path / "file.bin").read_bytes() == BODY
+    server = canned(answer(b"", "201 Made"), read_until=b"END")
+    words = "--text", "x" * 50_000 + "END", f"http://127.0.0.1:{server.port}/a", "--force"
+    assert run("httpclient.py", "put", "--limit-rate", "500k", *words).code == 0
+
+
+@pytest.mark.parametrize("columns", [30, 40, 80])
+def test_the_line_of_progress_never_wraps(monkeypatch, columns):
+    drawn = []
+    monkeypatch.setattr(h.os, "get_terminal_size", lambda fd: os.terminal_size((columns, 24)))
+    monkeypatch.setattr(h.Progress, "write", lambda self, text: drawn.append(text))
+    for many in False, True:
+        progress = h.Progress(h.parsed(["get", "/"]))
+        if many:
+            progress.expect([10**12, None] * 5000)
+        progress.begin("名前" * 40, 5, 10**12)
+        progress.began -= 5000
+        for count in 1, 10**6, 10**11:
+            progress.add(count)
+            progress.draw()
+    for line in drawn:
+        assert 10 < h.columns(line[1:-3]) < columns, line
+    assert any("of 10,000 files" in line for line in drawn)
+
+
+def test_the_common_mistakes_get_a_hint(run, files, listeners, tmp_path):
+    done = get(run, tmp_path, "notes.invalid", "--port", 8123)
+    assert done.code == 6 and "/notes.invalid is a path on 127.0.0.1:8123" in done.err
+    page = answer(b"<a href=x>", headers="Content-Type: text/html\r\n")
+    server = files(b"", hook=lambda head: page)
+    done = get(run, tmp_path, f"http://127.0.0.1:{server.port}/pub/")
+    assert done.code == 0 and "mirror fetches what is in it" in done.err
+    plain = Listener(lambda conn: conn.recv(9999) and conn.sendall(answer(b"", "400 No")))
+    listeners.append(plain)
+    done = get(run, tmp_path, f"https://127.0.0.1:{plain.port}/pub/")
+    assert done.code == 56 and "write http:// instead of https://" in done.err
