@@ -48,10 +48,10 @@ Requests and answers. The server speaks first: the greeting above. A client may 
 without waiting for the answers, which come in the same order: `ok VERB NAME… key=value…` or `err
 VERB NAME… reason=CODE …` (each word is cut off after 900 characters). Lines that begin with `note`
 may come before an answer. received=N and checked=N tell how far the server is, at most ten times a
-second; in `list`, reason=CODE tells what was left out. Any request except help and say may have the
-key nick=NAME, which is what others know this client by from now on. It has 1 to 32 letters, digits,
-`_`, `.` or `-`, else it is refused as bad-nick. If another client has that nick already, in
-whatever case, a number is added.
+second; offset=N answers a `put` that names one; in `list`, reason=CODE tells what was left out. Any
+request except help and say may have the key nick=NAME, which is what others know this client by
+from now on. It has 1 to 32 letters, digits, `_`, `.` or `-`, else it is refused as bad-nick. If
+another client has that nick already, in whatever case, a number is added.
 
     help                    help VERB WORDS -- TEXT, a line for each verb, then ok help count=N
     list [FOLDER] [deep=yes]
@@ -67,14 +67,14 @@ whatever case, a number is added.
                             for a client that has N bytes with this SHA-256. If these are the file's
                             first N bytes: ok get … offset=N, and a body that starts there. If not:
                             the whole file, and no offset
-    put NAME [size=N] [mtime_ns=N] [exec=yes] [over=yes] [offset=N]
+    put NAME [size=N] [mtime_ns=N] [exec=yes] [over=yes]
                             a body follows; then ok put NAME size= sha256= verified=yes, or =no if
-                            `end` had no digest. over=yes replaces a file. offset=N is allowed only
-                            right after a `resume` that answered N
-    resume NAME size=N mtime_ns=N
-                            ok resume NAME offset=N sha256=DIGEST of what an interrupted put left
-                            (offset=0: nothing). A client whose first N bytes have this digest may
-                            put the rest; any other puts without offset
+                            `end` had no digest. over=yes replaces a file
+    put NAME size=N mtime_ns=N offset=N sha256=DIGEST …
+                            for a client that would go on after its first N bytes, which have this
+                            SHA-256. The server answers first with note NAME offset=N if an
+                            interrupted put of this file left bytes that begin with these, else
+                            with offset=0, or with err; then follows a body that starts there
     delete NAME             a file or an empty folder
     rename OLD NEW [over=yes]
                             also into another folder
@@ -174,7 +174,7 @@ part of a program: one of these scripts, or what Python imports), not-possible, 
 (more than 64 components, also of what is in a folder that is renamed; `list` does not look into
 what is further down, or longer than names are), hidden-name, read-only, too-large (limit=),
 too-long (more than size= announced), incomplete (less), wrong-digest, aborted, bad-number (of a
-key), disk-full, disk-read-only, resume-first, busy (another client is writing it, or another
+key), disk-full, disk-read-only, busy (another client is writing it, or another
 program has locked the folder), bad-nick, not-received, not-in-chat, too-fast (limit=),
 auth-required, not-needed (auth without a password, or a second time), usage, unknown-verb, failed.
 received=N tells how far a put came.
@@ -187,7 +187,7 @@ be silent between requests for ever, with one exception: if the server is full, 
 IPv6: 64 bits) has more than half of all places, a client from another address takes the place of
 the one there that has been silent longest. Clients in receive or chat go last, and none goes while
 its request is carried out. If the connection ends inside a put of 1 MiB or more that announced size
-and mtime_ns, what was received is kept for seven days for `resume`. What nothing can resume goes at
+and mtime_ns, what was received is kept for seven days. What no put can go on with goes at
 once, or an hour after the server was killed.
 
 Limits. On a loopback address the server asks for no password unless one is given. On any other it
@@ -288,8 +288,9 @@ RESULTS = {
     "verified": 3,
 }
 BRIEF = 0.001  # seconds that one client's connection may hold up what others wait for too
-# letters of any script, digits: nothing that could pass for an address or for more than a name
-NICK = re.compile(r"[\w.-]{1,32}")
+# letters of any script, digits: nothing that could pass for an address or for more than a name, and
+# none of the four letters that nobody can see (the fillers of Hangul)
+NICK = re.compile(r"(?:(?![\u115f\u1160\u3164\uffa0])[\w.-]){1,32}")
 MAX_SAY = 4000  # bytes of one line of the chat
 SAY_RATE, SAY_BURST = 20.0, 40.0  # lines a second that one client may say, and how many at once
 MAX_TARGETS = 2000  # receivers that one line can name: each is answered with a line of its own
@@ -399,8 +400,7 @@ def digest_in_turn(session: "Session", name: str, fd: int, upto: int, sha: "hash
 def do_stat(session: "Session", request: "Line", name: str) -> None:
     # most ask without mtime_ns, and many
     part = session.part(request, name) if "mtime_ns" in request.keys else None
-    kept = part.folder.stat(part.name) if part and part.keyed else None
-    part_size = kept.st_size if kept else None
+    part_size = (part.length() or None) if part else None
     try:
         status = session.existing(name)[2]
     except Refused as refusal:
@@ -435,17 +435,16 @@ def do_get(session: "Session", request: "Line", name: str) -> None:
 
 
 def do_put(session: "Session", request: "Line", name: str) -> None:
-    size, offset, over = (
-        request.number_or_none("size"),
-        request.number("offset"),
-        request.is_set("over"),
-    )
+    size, over = request.number_or_none("size"), request.is_set("over")
     part = session.part(request, name)
-    session.check_room(size or 0, offset)
+    session.check_room(size or 0, min(request.number("offset"), part.length()))
     session.check_vacant(part.folder, part.leaf, over)
-    part = session.claimed(part, offset)
+    session.claim(part)
     try:
-        part.begin(offset)
+        if "offset" in request.keys:
+            agree_on_offset(session, request, name, part)
+        else:
+            part.begin(0)
         verified = receive_body(
             session,
             part,
@@ -472,15 +471,15 @@ def do_put(session: "Session", request: "Line", name: str) -> None:
     session.ok(request, size=part.received, sha256=part.sha.hexdigest(), verified=verified)
 
 
-def do_resume(session: "Session", request: "Line", name: str) -> None:
-    session.release_part()
-    part = session.part(request, name)
-    if not part.keyed or not part.folder.stat(part.name):
-        return session.ok(request, offset=0)
-    session.claim(part)
-    session.checked = part
-    part.examine(request.number("size"), session.progress(name, "checked"))
-    session.ok(request, offset=part.received, sha256=part.sha.hexdigest())
+def agree_on_offset(session: "Session", request: "Line", name: str, part: "Part") -> None:
+    """Go on after the client's first N bytes if the part begins with them, else at 0; tell it."""
+    offset = part.received = request.number("offset")  # so that an interruption does not lose it
+    if offset > part.length() or digest_in_turn(
+        session, name, part.fd, offset, part.sha
+    ) != request.keys.get("sha256"):
+        offset = 0
+    part.begin(offset)
+    session.send_line("note", name, offset=offset)
 
 
 def do_delete(session: "Session", request: "Line", name: str) -> None:
@@ -689,16 +688,8 @@ COMMANDS = {
     "get": Command(do_get, "NAME [offset=N sha256=OF-MY-FIRST-N]", "its bytes follow", 1, 1),
     "put": Command(
         do_put,
-        "NAME [size=N] [mtime_ns=N] [exec=yes] [over=yes] [offset=N]",
+        "NAME [size=N] [mtime_ns=N] [exec=yes] [over=yes] [offset=N sha256=OF-MY-FIRST-N]",
         "then: data N, N bytes, end",
-        1,
-        1,
-        True,
-    ),
-    "resume": Command(
-        do_resume,
-        "NAME size=N mtime_ns=N",
-        "how much of it is here from an interrupted put",
         1,
         1,
         True,
@@ -728,7 +719,7 @@ BEFORE_AUTH = {"help", "ping", "auth", "bye"}
 NOT_ALONE = {"data", "end", "abort", "note"}  # they mean something only inside a body
 STAYS = {"help", "who", "ping", "say"}  # they do not end a `receive` or `chat` that waits
 # not logged unless they are refused: they move and change nothing
-UNLOGGED = {"help", "stat", "ping", "bye", "resume", "who", "chat", "say", "auth"}
+UNLOGGED = {"help", "stat", "ping", "bye", "who", "chat", "say", "auth"}
 # their results that are not worth a line in the log
 EXPECTED = {"ok", "no-such-file", "no-such-folder", "too-fast"}
 
@@ -1406,13 +1397,10 @@ class Part:
             if same:
                 self.folder.remove(self.name)
 
-    def examine(self, most: int, tell: Callable[[int], None]) -> None:
-        """Hash what an earlier attempt left. If it is longer than the file, it is of no use."""
-        length = os.fstat(self.fd).st_size
-        if length <= most:
-            self.received = length  # so that an interruption of this does not lose it either
-            digest(self.fd, length, self.sha, tell)
-            self.received = os.lseek(self.fd, 0, os.SEEK_CUR)
+    def length(self) -> int:
+        """Bytes that are there, also before claim() from an earlier attempt."""
+        found = self.folder.stat(self.name) if self.keyed or self.fd >= 0 else None
+        return found.st_size if found else 0
 
     def begin(self, offset: int) -> None:
         """Write from the offset on, if the digest is that of the bytes before; else from 0."""
@@ -1583,29 +1571,31 @@ def walk(
     failed: Callable[[str, Union[OSError, Refused]], None],
     deep: bool = True,
     visible: Callable[[str], bool] = lambda name: True,
+    above: Sequence[str] = (),
 ) -> Iterator[tuple[str, Folder, os.stat_result]]:
     """What is in a folder called name, with deep also in all folders below it.
 
-    Yields full name, folder and status. Only one folder is open at a time."""
-    waiting: list[list[str]] = [[]]
-    while waiting:
-        above, found = waiting.pop(), []
-        before = "".join(f"{each}/" for each in [name, *above] if each)
-        try:
-            folder = top.descend(above)
-            entries = filter(visible, folder.entries())
-            too_deep = before.count("/") >= MAX_DEPTH or len(os.fsencode(before)) > MAX_NAME
-            if too_deep and any(entries):
-                raise Refused("too-deep")
-            for leaf in entries:
-                if status := status_of(folder, leaf, before, failed):
-                    yield before + leaf, folder, status
-                    found += [leaf] * (deep and stat.S_ISDIR(status.st_mode))
-        except (OSError, Refused) as error:
-            if not above:
-                raise
-            failed(before[:-1], error)
-        waiting += ([*above, leaf] for leaf in reversed(found))
+    Yields full name, folder and status. Only one folder is open at a time. Of the folders above,
+    only the names of those still to come are kept, as one text each: a reader may take hours."""
+    before = "".join(f"{each}/" for each in [name, *above] if each)
+    found = ""
+    try:
+        folder = top.descend(above)
+        entries = filter(visible, folder.entries())
+        too_deep = before.count("/") >= MAX_DEPTH or len(os.fsencode(before)) > MAX_NAME
+        if too_deep and any(entries):
+            raise Refused("too-deep")
+        for leaf in entries:
+            if status := status_of(folder, leaf, before, failed):
+                yield before + leaf, folder, status
+                found += f"{leaf}/" * (deep and stat.S_ISDIR(status.st_mode))
+        del folder, entries
+    except (OSError, Refused) as error:
+        if not above:
+            raise
+        failed(before[:-1], error)
+    for below in re.finditer("[^/]+", found):
+        yield from walk(top, name, failed, deep, visible, (*above, below[0]))
 
 
 def status_of(
@@ -1630,7 +1620,6 @@ class Session(Wire):
         self.peer = address(peer)
         self.root = Folder(server.directory, durable=server.args.durable)
         self.last_folder: tuple[str, Folder] = "", self.root  # it stays open
-        self.checked: Part | None = None  # what `resume` has checked, for the `put` that follows
         self.logged: list[str] = []
         self.connected = self.started = self.last_note = time.monotonic()
         self.moved = self.requests = 0  # bytes of this request; requests until now
@@ -1666,7 +1655,6 @@ class Session(Wire):
             self.out += line("err", "-", reason=broken)  # hang_up() sends it
             self.note(f"hung up on: {broken}")
         finally:
-            self.release_part()
             self.lobby.leave(self)
             self.hang_up()
 
@@ -1869,19 +1857,6 @@ class Session(Wire):
         size, mtime_ns = request.number_or_none("size"), request.number_or_none("mtime_ns")
         return Part(*self.find(name), size, mtime_ns, request.is_set("exec"))
 
-    def claimed(self, part: Part, offset: int) -> Part:
-        """The part, as `resume` has checked it or else new, and ours alone."""
-        checked = self.checked
-        if checked and checked.identity() == part.identity() and offset in (0, checked.received):
-            checked.executable = part.executable  # `resume` does not tell it
-            self.checked = None
-            return checked
-        self.release_part()
-        if offset:
-            raise Refused("resume-first")
-        self.claim(part)
-        return part
-
     def claim(self, part: Part) -> None:
         """Become the one writer of a part. An earlier writer that is silent has lost its link: cut
         it. Count tries, not time: if the machine was suspended, that writer got no time either."""
@@ -1902,13 +1877,6 @@ class Session(Wire):
         """The part has no writer any more, unless the next one has come in already."""
         if self.server.writers.get(part.identity()) is self:
             del self.server.writers[part.identity()]
-
-    def release_part(self) -> None:
-        """The client does not send what `resume` has checked: leave that part as it is."""
-        if self.checked:
-            self.checked.keep()
-            self.disclaim(self.checked)
-            self.checked = None
 
 
 # --- from client to client: the lobby, where connections wait; the relay, which sends to them ---
@@ -2712,7 +2680,7 @@ def door_flags(parser: argparse.ArgumentParser) -> None:
 # --- end guarding ---
 
 
-# --- reading sizes: the same in server.py, httpserver.py (tests/test_twins.py) ---
+# --- reading sizes: the same in the four file scripts (tests/test_twins.py) ---
 def parse_size(text: str) -> int:
     """An argparse type: bytes. k, M, G, T are powers of 1,000; Ki, Mi, Gi, Ti of 1,024."""
     found = re.fullmatch(r"([0-9]{1,15})(?:([kmgt])(i?))?", text.lower())

@@ -40,7 +40,7 @@ VERBS = [
     "list",
     "get a",
     "put b size=1",
-    "resume b size=2000000 mtime_ns=1",
+    "put b size=2000000 mtime_ns=1 offset=1 sha256=00",
     "stat a",
     "delete a",
     "rename a b",
@@ -975,7 +975,7 @@ def test_http_more_than_ten_wrong_passwords_are_answered_busy_and_nobody_else_is
 
 def test_curl_and_httpclient_log_in(spawn, run, box, tmp_path):
     server, url = (
-        (found := spawn("httpserver.py", box, "--workers", 2, env={"SIXSOCKETS_PASSWORD": WORD})),
+        (found := spawn("httpserver.py", box, env={"SIXSOCKETS_PASSWORD": WORD})),
         f"http://127.0.0.1:{found.port}",
     )
     at, quoted = ("--port", server.port), urllib.parse.quote(WORD)
