@@ -684,3 +684,12 @@ def test_the_trace_is_whole_when_a_server_ends(spawn):
             sock.sendall(b"hi")
             assert sock.recv(2) == b"HI"
         assert server.stop().count("* close (sent 2, received 2)") == 2
+
+
+def test_the_trace_does_not_take_its_own_shutdown_for_a_fin(spawn):
+    server = spawn(SCRIPT, "server", "--trace")
+    with server.connect() as sock:
+        sock.sendall(b"a")
+        assert sock.recv(1) == b"A"
+        log = server.stop()
+    assert "recv 0 bytes = this side has shut its receiving" in log and "sent FIN" not in log
