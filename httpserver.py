@@ -160,6 +160,7 @@ MAX_KEPT, KEPT_HEAD, KEPT_BODY = 2048, 2048, 16384
 SMALL = 131072  # bytes of an answer that the loop sends itself
 PIECE = 262144  # bytes read or written at a time
 SLICE = 1 << 24  # bytes that are read for a digest before another request reads on
+QUICK = 1 << 20  # bytes of a file that the loop sends itself
 SENDFILE = 1 << 21  # bytes asked of one sendfile(): more of them fall out of the processor's cache
 # bytes of a TLS record at most: with less room, TLS keeps bytes where no selector sees them
 RECORD = 1 << 14
@@ -213,6 +214,7 @@ READING = ("GET", "HEAD", "OPTIONS")
 CHANGING = ("PUT", "POST", "DELETE", "MKCOL", "MOVE", "PATCH")
 # types in which a browser runs scripts
 ACTIVE = re.compile(r"text/html|application/xhtml\+xml|.*[/+]xml")
+MORE = getattr(socket, "MSG_MORE", 0)  # more follows: wait for it with what fills no segment
 UTF_8 = "; charset=utf-8"
 DIR_FD = {
     os.open,
@@ -1307,9 +1309,20 @@ def size_of(piece: Piece) -> int:
 
 
 def bytes_of(piece: Piece) -> bytes:
-    if isinstance(piece, Span):
-        return read_at(piece.descriptor, piece.end - piece.start, piece.start)
-    return piece
+    if not isinstance(piece, Span):
+        return piece
+    data, size = read_at(piece.descriptor, size_of(piece), piece.start), size_of(piece)
+    if len(data) < size:
+        raise Gone(f"the file shrank by {size - len(data)} bytes")
+    return data
+
+
+def only_span(answer: "Answer") -> Optional[Span]:
+    """The part of a file that is all there is to send."""
+    if isinstance(answer.pieces, list) and len(answer.pieces) == 1:
+        piece = answer.pieces[0]
+        return piece if isinstance(piece, Span) else None
+    return None
 
 
 class Answer:
@@ -1418,6 +1431,7 @@ class Connection:
         "sent",
         "server",
         "sock",
+        "span",
         "state",
         "unsent",
         "waited",
@@ -1431,8 +1445,10 @@ class Connection:
         self.buffer = b""
         self.scanned = self.sent = self.moved = 0
         self.waited = 0.0
-        self.rest = b""  # of a short answer, and what count_answer() is told when it is sent
-        self.unsent: tuple[Optional[Request], Answer]
+        # what is to be sent next: bytes, then those of a file
+        self.rest: Data = b""
+        self.span: Span | None = None
+        self.unsent: tuple[Optional[Request], Answer]  # whose answer that is, in the loop
         self.held: list[Found] = []  # what is open for the answer under way
         self.body: BodyReader  # of the request that a worker answers
         self.part: Part | None = None  # what is being received
@@ -1469,11 +1485,11 @@ class Connection:
             if not request.is_light:
                 return self.server.hand_over(Task(self, request, None))
             answer = self.recall(request) or self.respond(request)
-            if answer.pieces is not None:
+            if answer.pieces is not None and not self.is_quick(answer):
                 return self.server.hand_over(Task(self, request, answer))
             if not self.send_at_once(request, answer):
                 return None
-            if answer.source and len(answer.body) <= KEPT_BODY:
+            if answer.source and answer.pieces is None and len(answer.body) <= KEPT_BODY:
                 request.kept = answer
             if not self.buffer:
                 return self.await_head()
@@ -1486,20 +1502,20 @@ class Connection:
 
     def next_request(self) -> Optional[Request]:
         """The next whole head, taken off the buffer; None while there is none."""
-        request = HEADS.get(self.buffer)
-        if request:
-            self.buffer = b""
-        else:
-            head = self.next_head()
-            if not head:
+        request, size = HEADS.get(self.buffer), len(self.buffer)
+        if not request:
+            size = self.head_size()
+            if not size:
                 return None
+            head = self.buffer[:size]
             request = HEADS.get(head) or cached_head(head)
-        self.scanned, self.peer = 0, self.hop
+        self.buffer, self.scanned, self.peer = self.buffer[size:], 0, self.hop
         if self.server.is_proxy(self):
             self.peer = client_behind(self.server.proxies, request.fields) or self.hop
         return request
 
-    def next_head(self) -> bytes:
+    def head_size(self) -> int:
+        """Where the first head in the buffer ends; 0 while it has no end."""
         if self.buffer[:1] in (b"\r", b"\n") and (found := EMPTY_LINES.match(self.buffer)):
             # §2.2: some clients send an empty line after a body
             self.buffer = self.buffer[found.end() :]
@@ -1510,10 +1526,9 @@ class Connection:
             )
         found = HEAD_END.search(self.buffer, max(0, self.scanned - 2))
         self.scanned = len(self.buffer)
-        size = found.end() if found else self.scanned
-        if size > MAX_HEAD:
-            raise too_long(self.buffer[:size])
-        return self.buffered(size) if found else b""
+        if (found.end() if found else self.scanned) > MAX_HEAD:
+            raise too_long(self.buffer[: MAX_HEAD + 1])
+        return found.end() if found else 0
 
     def recall(self, request: Request) -> Optional[Answer]:
         """What was answered to the same head, if its file is the same.
@@ -1574,37 +1589,63 @@ class Connection:
             return False
         return request.keep and (answer.length is not None or request.minor > 0)
 
+    def is_quick(self, answer: Answer) -> bool:
+        """Whether the kernel sends all of it in a moment: it is one range of a file."""
+        span = only_span(answer)
+        return span is not None and size_of(span) <= QUICK and self.is_direct()
+
+    def is_direct(self) -> bool:
+        """Whether sendfile() can be used. On a TLS socket it would send in the clear."""
+        return hasattr(os, "sendfile") and type(self.sock) is socket.socket
+
     def send_at_once(self, request: Optional[Request], answer: Answer) -> bool:
         """Send a short answer. Whether all of it is sent and the connection goes on."""
         answer.close = not self.keeps_open(request, answer)
-        self.rest, self.unsent = self.head(request, answer) + answer.body, (request, answer)
-        self.release()
+        head = self.head(request, answer)
+        self.rest, self.unsent, self.sent = head + answer.body, (request, answer), -len(head)
+        self.span = only_span(answer)
         return self.send_rest()
 
     def send_rest(self) -> bool:
         """The same with what is left of it. If the kernel has no room, the loop waits for that."""
-        (request, answer), before = self.unsent, len(self.rest)
+        (request, answer), before = self.unsent, self.sent
         try:
-            while self.rest:
-                self.rest = self.rest[self.sock.send(self.rest[: self.server.slice]) :]
+            while self.rest or self.span:
+                self.send_some()
         except self.server.waits:
-            if len(self.rest) < before or self.state is not State.ANSWERING:
+            if self.sent > before or self.state is not State.ANSWERING:
                 self.server.enter(self, State.ANSWERING)
             return False
-        except OSError:
-            return self.give_up("left before the answer")
-        self.server.count_answer(self, request, answer, len(answer.body))
+        except (Gone, OSError) as problem:
+            return self.give_up(f"left before the answer: {reason_of(problem)}")
+        if self.held:
+            self.release()
+        self.server.count_answer(self, request, answer, self.sent)
         if answer.close:
             # nothing is unread where the client has announced that it sends nothing more
             whole = request and not request.keep and not self.buffer and not self.server.door.tls
             (self.close if whole else self.linger)()
         return not answer.close
 
-    def give_up(self, note: str) -> bool:
+    def send_some(self) -> int:
+        """Send what the kernel has room for: bytes that are left, then those of a file."""
         if self.rest:
-            request, answer = self.unsent
-            sent = max(0, len(answer.body) - len(self.rest))
-            self.server.count_answer(self, request, answer, sent, note)
+            data = self.rest[: self.server.slice]
+            count = self.sock.send(data, MORE) if self.span else self.sock.send(data)
+            self.rest = self.rest[count:]
+        elif self.span:
+            file, start, end = self.span
+            count = os.sendfile(self.sock.fileno(), file, start, min(SENDFILE, end - start))
+            if not count:
+                # the client sees that it got less than was announced
+                raise Gone(f"the file shrank by {end - start} bytes")
+            self.span = Span(file, start + count, end) if start + count < end else None
+        self.sent += count
+        return count
+
+    def give_up(self, note: str) -> bool:
+        if self.rest or self.span:
+            self.server.count_answer(self, *self.unsent, max(0, self.sent), note)
         self.close()
         return False
 
@@ -1742,23 +1783,22 @@ class Connection:
 
     def deliver(self, request: Request, answer: Answer) -> None:
         head = self.head(request, answer)
+        self.sent = -len(head)
         if answer.pieces is None:
-            self.send(head + answer.body)
-            self.sent = len(answer.body)
-            return
+            return self.send(head + answer.body)
         chunked = answer.length is None and request.minor > 0
+        left = answer.length or 0
         # only full segments until all is sent: else each page of a file is a segment of its own
         self.cork(1)
         self.send(head)
-        self.sent, left = 0, answer.length or 0
         for piece in answer.pieces:
             left -= size_of(piece)
             if left < 0 and answer.length is not None:
                 raise Gone("what is sent grew meanwhile")
-            if isinstance(piece, Span):
-                self.send_span(piece)
-            elif piece:
-                self.send(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
+            if chunked and isinstance(piece, bytes):
+                self.send(b"%x\r\n%b\r\n" % (len(piece), piece) if piece else b"")
+            else:
+                self.send(piece)
         if left > 0:
             raise Gone(f"what is sent shrank by {left} bytes")
         if chunked:
@@ -1766,41 +1806,21 @@ class Connection:
         self.cork(0)
 
     def cork(self, on: int) -> None:
+        """Where the system has no such option, MSG_MORE at least keeps head and file together."""
         if hasattr(socket, "TCP_CORK"):
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, on)
 
-    def send(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            count = self.when_ready(True, self.sock.send, view[: self.server.slice])
-            self.sent += count
-            view = view[count:]
-
-    def send_span(self, span: Span) -> None:
-        """Send a part of a file, inside the kernel where that is possible.
-
-        A file that shrinks ends the connection: the client sees that it got less than was
-        announced."""
-        # on a TLS socket it would send in the clear
-        at, direct = span.start, hasattr(os, "sendfile") and type(self.sock) is socket.socket
-        while at < span.end:
-            if direct:
-                count = self.when_ready(
-                    True,
-                    os.sendfile,
-                    self.sock.fileno(),
-                    span.descriptor,
-                    at,
-                    min(SENDFILE, span.end - at),
-                )
-                self.sent += count
-            else:
-                data = read_at(span.descriptor, min(PIECE, span.end - at), at)
-                self.send(data)
-                count = len(data)
-            if not count:
-                raise Gone(f"the file shrank by {span.end - at} bytes")
-            at += count
+    def send(self, piece: Piece) -> None:
+        """All of it: a part of a file inside the kernel, where that is possible."""
+        if isinstance(piece, bytes):
+            self.rest = memoryview(piece)
+        elif self.is_direct():
+            self.span = piece
+        else:
+            for at in range(piece.start, piece.end, PIECE):
+                self.send(bytes_of(piece._replace(start=at, end=min(at + PIECE, piece.end))))
+        while self.rest or self.span:
+            self.when_ready(True, self.send_some)
 
     def buffered(self, most: int) -> bytes:
         """What has been read already."""
@@ -1978,8 +1998,6 @@ def read_short(answer: Answer) -> Answer:
     """A few bytes of files are read at once: they need no thread of their own."""
     if isinstance(answer.pieces, list) and (answer.length or 0) <= SMALL:
         answer.body, answer.pieces = b"".join(map(bytes_of, answer.pieces)), None
-        if len(answer.body) != answer.length:
-            raise Refusal(500, "the file changed meanwhile")
     return answer
 
 
