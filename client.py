@@ -118,6 +118,7 @@ NUDGE_AFTER, NUDGE = 1.0, b"note -\r\n\r\n"
 NOTICE_AFTER = 3.0  # seconds of silence until the client says for whom it waits
 LEAST_WINDOW = 8192  # bytes that the kernel may hold for a client that takes them slowly
 LIFE = 1.0  # seconds of silence of standard input after which the server is told that more may come
+RATE_AFTER = 0.5  # seconds after which a rate means something
 REDRAW = 0.1  # seconds from one picture of the progress bar to the next
 # seconds until the first new attempt, and at most: each pause is twice as long as the one before
 BACK_OFF, LONGEST_PAUSE = 0.5, 10.0
@@ -144,6 +145,8 @@ NEAR = 4
 # seconds for which a folder is read while the server writes its own: one that waits for longer to
 # be heard hangs up
 MEANWHILE = 2.0
+CHAT_COMMANDS = "/who", "/nick", "/quit"
+CHAT_HELP = "/who, /nick NAME, /quit; a line that starts with a slash needs two"
 CONTINUED = "  | "  # how a row begins that goes on with the line above it
 CONTINUED_ROOM = 20  # columns of such a row at least
 LISTED = 12000  # lines of a listing that are kept in memory; the rest goes to a nameless file
@@ -1798,7 +1801,8 @@ class Chat:
         self.link.keep_alive()
         if not self.args.quiet:
             known = printable(found.keys.get("nick") or found.keys.get("you", "?"))
-            say(f"{plural(found.number('count', 1), 'client')} here; you are {known}; /who, /quit")
+            count = plural(found.number("count", 1), "client")
+            say(f"{count} here; you are {known}; {', '.join(CHAT_COMMANDS)}")
         self.ring()  # somebody may have said something already, and it came with the answer
         self.thread.start()
 
@@ -1838,23 +1842,30 @@ class Chat:
             self.show(self.link.line())
 
     def send_typed(self, text: str) -> None:
-        if text == "/who":
-            self.link.put(line("who"))
-            self.unanswered += 1
-        elif text.startswith("/") and not text.startswith("//"):
-            self.show_line(
-                "* /who tells who is here, /quit leaves; a line that starts with a slash needs two"
-            )
+        """A line for all, or a command, which begins with one slash."""
+        command, _, rest = text.partition(" ")
+        if not text.startswith("/") or text.startswith("//"):
+            self.say(text[text.startswith("//") :])
+        elif command == "/who":
+            self.request(line("who"))
+        elif command == "/nick" and rest:
+            self.request(line("ping", nick=rest.strip()))
         else:
-            clean = "".join(
-                " " if char < " " or char == "\x7f" else char
-                for char in text[text.startswith("//") :]
-            )
-            for start in range(0, len(clean), LONGEST):
-                self.link.put(
-                    b"say %b\n" % clean[start : start + LONGEST].encode(errors="surrogateescape")
-                )
-                self.unanswered += 1
+            import difflib
+
+            close = difflib.get_close_matches(command, CHAT_COMMANDS, 1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            self.show_line(f"* {hint}{CHAT_HELP}")
+
+    def say(self, text: str) -> None:
+        clean = "".join(" " if char < " " or char == "\x7f" else char for char in text)
+        for start in range(0, len(clean), LONGEST):
+            piece = clean[start : start + LONGEST].encode(errors="surrogateescape")
+            self.request(b"say %b\n" % piece)
+
+    def request(self, text: bytes) -> None:
+        self.link.put(text)
+        self.unanswered += 1
 
     def show(self, found: "Line") -> None:
         """A line of a peer begins with its name, a line of this program with a star."""
@@ -1878,17 +1889,21 @@ class Chat:
                 "they came faster than you took them",
                 {"lost": found.number("lost")},
             )
-        elif found.verb in ("ok", "err") and words[0] in ("say", "who"):
+        elif found.verb in ("ok", "err") and words[0] in ("say", "who", "ping"):
             self.unanswered -= 1
             if found.verb == "err":
-                self.code = 9
-                self.show_line(
-                    f"* not said ({keys.get('reason', '?')})", {"error": keys.get("reason", "?")}
-                )
+                self.code, reason = 9, keys.get("reason", "?")
+                what = "no new nick" if words[0] == "ping" else "not said"
+                self.show_line(f"* {what} ({reason})", {"error": reason})
+            elif "nick" in keys:
+                self.show_line(f"* you are {keys['nick']}", {"nick": keys["nick"]})
 
     def show_line(self, text: str, facts: Optional[dict[str, Any]] = None) -> None:
+        earlier = self.thread.ident is None  # what was said before we came
+        if self.live:
+            text = f"{'earlier' if earlier else time.strftime('%H:%M')} {text}"
         if self.args.json and facts:
-            tell_json(facts)
+            tell_json({**facts, "earlier": True} if earlier else facts)
         elif self.typist is Typist.TYPING and self.live:
             os.write(product(), self.with_prompt(in_rows(printable(text), 1)).encode())
         else:
@@ -3425,7 +3440,7 @@ def in_rows(text: str, fd: int) -> str:
     there what looks like the line of another peer, or like ours."""
     if not os.isatty(fd):
         return text
-    room = max(CONTINUED_ROOM, (os.get_terminal_size(fd).columns or 80) - 1)
+    room = max(CONTINUED_ROOM, columns_of(fd) - 1)
     rows, used = [""], 0
     for char in text:
         # terminals differ about characters that are wide in East Asia alone
@@ -3436,6 +3451,13 @@ def in_rows(text: str, fd: int) -> str:
         rows[-1] += char
         used += width
     return "\n".join(rows)
+
+
+def columns_of(fd: int) -> int:
+    """How wide the terminal is now. Some do not know, and its window may have been closed."""
+    with contextlib.suppress(OSError):
+        return os.get_terminal_size(fd).columns or 80
+    return 80
 
 
 def draw(text: str) -> None:
@@ -3467,27 +3489,27 @@ class Progress:
         if self.drawn and (now := time.monotonic()) >= self.due:
             self.due = now + REDRAW
             self.shown = True
-            draw(
-                "\r"
-                + (
-                    f"verifying what is there already: {readable_size(current)}"
-                    if verb
-                    else self.bar(now)
-                )
-                + "\x1b[K"
-            )
+            checked = f"checking: {readable_size(current)}"
+            draw(f"\r{checked if verb else self.bar(now)}\x1b[K")
 
     def bar(self, now: float) -> str:
+        """As much as fits into one row, the most important first."""
         done, total = self.done + self.current, max(self.total, self.done + self.current, 1)
-        rate = (done - self.resumed) / max(now - self.began, 0.001)
-        filled = 20 * done // total
-        left = f"{clock((total - done) / rate)} left" if rate > 0 else ""
-        files = (
-            f"  {self.files:,} of {plural(self.all_files, 'file')}" if self.all_files > 1 else ""
-        )
-        bar = f"{100 * done // total:3}% [{'#' * filled}{' ' * (20 - filled)}] "
-        bar += f"{readable_size(done)} of {readable_size(total)}  {readable_size(rate)}/s  "
-        return f"{bar}{left}{files}"
+        elapsed, moved = now - self.began, done - self.resumed
+        parts = [f"{100 * done // total:3}%", f"{readable_size(done)} of {readable_size(total)}"]
+        if moved > 0 and elapsed >= RATE_AFTER:
+            parts.append(f"{readable_size(moved / elapsed)}/s")
+            parts.append(f"{clock((total - done) * elapsed / moved)} left")
+        if self.all_files > 1:
+            parts.append(f"{self.files:,} of {plural(self.all_files, 'file')}")
+        room = columns_of(2) - 1
+        while len("  ".join(parts)) > room and len(parts) > 1:
+            parts.pop()
+        text, length = "  ".join(parts[1:]), 20
+        if len(text) + length + 9 <= room:
+            filled = length * done // total
+            parts[0] += f" [{'#' * filled}{' ' * (length - filled)}]"
+        return "  ".join(parts)[:room]
 
     def clear(self) -> None:
         if self.shown:

@@ -1362,7 +1362,9 @@ def test_a_folder_that_is_refused_is_named_once(spawn, run, here, box):
     for number in range(20):
         (here / "tree" / ".git" / str(number)).touch()
     (here / "tree" / "z").touch()
-    sent = run("client.py", "--port", spawn("server.py", box).port, "put", "--hidden", "tree", cwd=here)
+    sent = run(
+        "client.py", "--port", spawn("server.py", box).port, "put", "--hidden", "tree", cwd=here
+    )
     assert sent.code == 25 and sent.err.count("error:") == 1 and (box / "tree" / "z").exists()
 
 
@@ -1477,7 +1479,7 @@ def test_a_terminal_has_a_bar_a_table_and_no_escapes(server, here, box, proxy):
     (box / "big").write_bytes(BIG)
     for words, pattern in (
         (["list"], rb"1\.5 kB  \d{4}-.*esc\\x1b\[31m"),
-        (["get", "big", "-o", "new"], rb"% \[#* *\] .* of 3\.1 MB"),
+        (["get", "big", "-o", "new"], rb"% \[#* *\]  .* of 3\.1 MB"),
     ):
         master, slave = pty.openpty()
         port = proxy(server.port, delay=0.02).port
@@ -1640,6 +1642,20 @@ def test_times_are_compared_at_the_coarser_precision(one, other, alike):
 )
 def test_a_pin_is_taken_as_we_and_as_openssl_print_it(told):
     assert script.pin(told) == "ab" * 32
+
+
+@pytest.mark.parametrize("columns", [30, 40, 80, 200])
+def test_the_bar_fits_into_a_row_and_says_nothing_before_there_is_something(monkeypatch, columns):
+    monkeypatch.setattr(script, "columns_of", lambda fd: columns)
+    bar = script.Progress(argparse.Namespace(quiet=True))
+    bar.total, bar.all_files, bar.files, bar.current = 123_456_789_000, 12_345, 1_234, 1
+    early, late = bar.bar(bar.began + 0.1), bar.bar(bar.began + 5000)
+    assert "  0%" in early and "/s" not in early and "left" not in early
+    assert columns < 80 or ("1 byte of 123 GB" in early and "1,234 of 12,345 files" in early)
+    bar.current = 99_999_999_999
+    assert all(len(text) < columns for text in (early, late, bar.bar(bar.began + 5000)))
+    bar.current = 0
+    assert "/s" not in bar.bar(bar.began + 5000), "nothing has come"
 
 
 def test_clock():
