@@ -36,8 +36,8 @@ folder. Runs of zeros become holes where the disk has them.
 
 One password is for all: --password, --ask-password or SIXSOCKETS_PASSWORD. On addresses other than
 loopback the server makes and prints one, unless it has --open. Clients send it by Basic (RFC 7617),
-with any name; for more than that, put a proxy in front. After ten wrong ones within a minute, in
-each of --workers, an address gets 429 until the minute is over (before a TLS handshake, the alert
+with any name; for more than that, put a proxy in front. After ten wrong ones within a minute an
+address gets 429 until the minute is over (before a TLS handshake, the alert
 access_denied). --trust-proxy names a proxy whose word counts for the client's address. --tls makes
 a certificate for the run, whose SHA-256 httpclient.py takes as --pin.
 
@@ -57,19 +57,26 @@ that the browser asked for as X-Forwarded-Host.
 #   a request          Request, parse_head(), evaluate(), parse_ranges(), client_behind()
 #   the folder         check_name(), Place, Entry, Shared, rename(), Part
 #   a connection       Answer, Connection, BodyReader
-#   the loop           Task, Server, Server.run_thread(), Server.accept(), serve(), share_port()
+#   the loop           Task, Server, Server.turn(), Server.enter(), Server.work(), serve()
 #   methods            check_request(), get(), get_file(), put(), receive_upload(), post_form(),
 #                      patch(), delete(), mkcol(), move()
 #   archives, page     get_tar(), get_zip(), listing(), page()
 #   shared fences      Guard, is_program(), Traced, Stop, bind(), Failure, Parser
 #   the command line   announce(), build_parser(), main()
 #
-# Threads: one of them leads. It alone touches the selector and the queues of idle connections,
-# and sends short answers. For a longer Task it hands the lead to another thread, and then touches
-# only its own connection. What several threads count is guarded by the lock of the Server.
-# States of a connection: idle until the first byte of a head or TLS handshake; in `heads` until
-# that is whole; answered at once, or in `busy` while a thread handles it; then idle again, or in
-# `lingering` if it ends: it is closed once the client has read why.
+# Threads: the main thread is the loop. It alone touches the selector and the queues, and answers
+# what is short. A worker touches one connection, from the Task that it takes off a queue until it
+# leaves what the loop does next in another queue, and rings the bell. What several threads count
+# is guarded by the lock of the Server.
+#
+#   accept                    one byte            whole, short
+#     +--> HANDSHAKE --> IDLE --------> HEAD ----------+-----> sent: IDLE again, or LINGERING
+#                         ^                            |          ^ and closed, if it ends
+#                         |           whole, long      +-----> ANSWERING: no room for the rest
+#                         +--- HANDED_OVER <-----------+
+#
+# Each state has a queue in which the first deadline comes first; Server.enter() alone moves a
+# connection from one to another. No deadline: idle, or with a worker, which has its own.
 
 # --- imports: the same in all six scripts (tests/test_twins.py) ---
 import sys
@@ -90,7 +97,9 @@ if __name__ == "__main__":
 
 import argparse
 import base64
+import codecs
 import contextlib
+import enum
 import errno
 import functools
 import hashlib
@@ -100,6 +109,7 @@ import itertools
 import json
 import mimetypes
 import os
+import queue
 import re
 import secrets
 import select
@@ -142,11 +152,15 @@ MAX_DEPTH = 64  # names in a path that a client sends or an archive holds
 # requests that one connection gets answered before another one has its turn
 MAX_PIPELINED = 32
 MAX_THREADS = 512  # transfers and folder walks at once
-SPARE_THREADS = 4  # threads kept for the next slow request
+FOREVER = float("inf")  # a deadline that never comes
+SPARE_THREADS = 4  # workers kept for the next long request
 MAX_LINGERING = 256  # refused connections that wait until the client has read why
-SMALL = 131072  # bytes of an answer that the leader sends itself
+# heads that are remembered with what was answered: all together 40 MB at most
+MAX_KEPT, KEPT_HEAD, KEPT_BODY = 2048, 2048, 16384
+SMALL = 131072  # bytes of an answer that the loop sends itself
 PIECE = 262144  # bytes read or written at a time
-SLICE = 1 << 24  # bytes asked of one sendfile()
+SLICE = 1 << 24  # bytes that are read for a digest before another request reads on
+SENDFILE = 1 << 21  # bytes asked of one sendfile(): more of them fall out of the processor's cache
 # bytes of a TLS record at most: with less room, TLS keeps bytes where no selector sees them
 RECORD = 1 << 14
 # bytes of one send() under TLS: it takes all or nothing, so a slow reader would seem stuck
@@ -159,7 +173,7 @@ MIN_RATE = 64
 NOTE_EVERY = 1.0  # seconds between two 104 responses with the offset of an upload
 # seconds after which a waiting upload checks whether another connection wants to continue it
 LOOK_EVERY = 0.2
-# seconds that a thread waits for the next request before it returns its connection
+# seconds that a worker waits for the next request before it gives its connection back
 NEXT_WAIT = 0.002
 LOG_DELAY = 0.1  # seconds for which log lines are gathered
 # find a client that vanished within two minutes, even while it is idle
@@ -174,10 +188,11 @@ HOLE = 4096  # bytes: shorter runs of zeros are written, because no file system 
 FREE_CHECK = 1 << 20  # bytes of an upload between two checks of the free space
 MAX_NUMBER = 1000  # files of one name that get different numbers
 MAX_DIGESTS = 10000  # files whose digest is cached
-# files that are read for their digests at once, because many would leave the leader no time, and
+# files that are read for their digests at once, because many would leave the loop no time, and
 # requests that wait for each of them
 MAX_HASHED, MAX_WAITING = 2, 32
-# seconds without a change before that: two changes within one tick have the same time
+# seconds without a change before that, or before an answer is remembered: two changes within one
+# tick have the same time
 UNCHANGED = 2.0
 MAX_SEARCHED = 10000  # folders whose last search for old parts is remembered
 # in either case: some disks do not distinguish them
@@ -198,6 +213,7 @@ READING = ("GET", "HEAD", "OPTIONS")
 CHANGING = ("PUT", "POST", "DELETE", "MKCOL", "MOVE", "PATCH")
 # types in which a browser runs scripts
 ACTIVE = re.compile(r"text/html|application/xhtml\+xml|.*[/+]xml")
+UTF_8 = "; charset=utf-8"
 DIR_FD = {
     os.open,
     os.stat,
@@ -311,7 +327,12 @@ DIGITS = re.compile(r"[0-9]{1,18}")
 
 
 class Request:
-    """A request's head, all its values checked. Immutable, because parse_head() caches it."""
+    """A request's head, all its values checked. Immutable, because parse_head() caches it.
+
+    Only the loop keeps the last short answer with it, which recall() gives to the next such head.
+    """
+
+    kept: "Optional[Answer]" = None
 
     def __init__(self, method: str, target: str, minor: int, fields: Fields) -> None:
         self.method, self.minor, self.fields = method, minor, fields
@@ -322,7 +343,7 @@ class Request:
         self.keep = "close" not in words if minor else "keep-alive" in words  # (§9.3)
         self.host, path = split_target(method, target, fields.get("host"), minor)
         self.names, self.slash, self.query = parse_path(path)
-        # the leader answers these itself: reads of one file
+        # the loop answers these itself: reads of one file
         self.is_light = (
             method in READING
             and not self.has_body
@@ -331,8 +352,18 @@ class Request:
         )
 
 
-# The heads of one client are often the same: parse them once, for at most 10 MB.
-@functools.lru_cache(maxsize=128)
+HEADS: dict[bytes, Request] = {}  # those of one client are often the same: parse them once
+
+
+def cached_head(head: bytes) -> Request:
+    request = parse_head(head)
+    if len(head) <= KEPT_HEAD:
+        if len(HEADS) >= MAX_KEPT:
+            HEADS.clear()
+        HEADS[head] = request
+    return request
+
+
 def parse_head(head: bytes) -> Request:
     text = head.decode("latin-1")
     found = HEAD.fullmatch(text)
@@ -448,8 +479,18 @@ def bare_tag(info: os.stat_result) -> str:
     return f"{info.st_mtime_ns:x}-{info.st_size:x}-{info.st_ino:x}"
 
 
+def facts_of(info: os.stat_result) -> tuple[int, ...]:
+    return info.st_ino, info.st_size, info.st_ctime_ns, info.st_mtime_ns, info.st_dev
+
+
 def etag(info: os.stat_result, coding: str = "") -> str:
     return f'"{bare_tag(info)}{coding}"'
+
+
+@functools.lru_cache(maxsize=64)
+def status_line(status: int, seconds: int, dated: bool) -> bytes:
+    date = f"Date: {http_date(seconds)}\r\n" if dated else ""
+    return f"HTTP/1.1 {status} {PHRASES[status]}\r\n{date}".encode()
 
 
 @functools.lru_cache(maxsize=1024)
@@ -574,7 +615,7 @@ def type_of(name: str) -> str:
         return PACKED.get(packed, "application/octet-stream")
     kind = mimetypes.types_map.get(extension, "application/octet-stream")
     is_text = kind.startswith("text/") or kind.endswith(("javascript", "json"))
-    return kind + "; charset=utf-8" * is_text
+    return kind + UTF_8 * is_text
 
 
 def disposition(name: str) -> str:
@@ -1276,7 +1317,8 @@ class Answer:
 
     note = ""  # for the log
     close = False  # the connection ends after it
-    rest = b""  # what the kernel had no room for
+    block = b""  # its header fields, once they are made
+    source: "Optional[Source]" = None
     # a file's tag, its size, and the ranges of it that are sent: what --once counts
     share: Optional[tuple[str, int, Ranges]] = None
 
@@ -1291,6 +1333,25 @@ class Answer:
         self.status, self.fields, self.body, self.pieces = status, fields or {}, body, pieces
         # None if it is not known in advance
         self.length = len(body) if pieces is None else length
+
+
+class Source(NamedTuple):
+    """The file that an answer was made of: the answer holds as long as all this does."""
+
+    path: str
+    facts: tuple[int, ...]
+    folders: list[str]  # on the way to it: none of them may be a link by now
+    packed: str  # a name that must not exist, "" if it does not matter
+
+    def is_current(self, root: Optional[int]) -> bool:
+        try:
+            for folder in self.folders:
+                if not stat.S_ISDIR(os.stat(folder, dir_fd=root, follow_symlinks=False).st_mode):
+                    return False
+            facts = facts_of(os.stat(self.path, dir_fd=root, follow_symlinks=False))
+        except OSError:
+            return False
+        return facts == self.facts and not (self.packed and os.access(self.packed, 0, dir_fd=root))
 
 
 def text_answer(status: int, text: str, fields: Optional[Fields] = None) -> Answer:
@@ -1324,25 +1385,41 @@ def as_refusal(problem: Exception) -> Refusal:
     return Refusal(500, "a mistake in the server", None, True, note)
 
 
+class State(enum.IntEnum):
+    """What a connection does now. Server.enter() alone changes it."""
+
+    HANDSHAKE = 1
+    IDLE = 2
+    HEAD = 3  # a head has begun
+    ANSWERING = 4  # no room for the rest of a short answer, or others have their turn
+    HANDED_OVER = 5  # a worker has it
+    LINGERING = 6  # answered for the last time: the client reads why
+    CLOSED = 7  # or not in any queue yet
+
+
 class Connection:
     """A socket, and what has been read from it.
 
-    It belongs to the thread that leads, or to the one to which it was handed over."""
+    It belongs to the loop, or to the worker to which it was handed over."""
 
     __slots__ = (
         "args",
         "body",
         "buffer",
+        "deadline",
+        "events",
         "held",
         "hop",
-        "in_handshake",
         "moved",
         "part",
         "peer",
+        "rest",
         "scanned",
         "sent",
         "server",
         "sock",
+        "state",
+        "unsent",
         "waited",
     )
 
@@ -1350,61 +1427,79 @@ class Connection:
         self.server, self.sock, self.args = server, sock, server.args
         # the peer, and the client of the last request: a proxy speaks for many
         self.hop = self.peer = address((peer[0], 0)).rpartition(":")[0].strip("[]")
+        self.state, self.deadline, self.events = State.CLOSED, 0.0, 0
         self.buffer = b""
         self.scanned = self.sent = self.moved = 0
         self.waited = 0.0
+        self.rest = b""  # of a short answer, and what count_answer() is told when it is sent
+        self.unsent: tuple[Optional[Request], Answer]
         self.held: list[Found] = []  # what is open for the answer under way
-        self.body: BodyReader  # of the request that is being answered without the lead
+        self.body: BodyReader  # of the request that a worker answers
         self.part: Part | None = None  # what is being received
-        # the TLS handshake is not complete
-        self.in_handshake = server.door.tls is not None
 
-    # With the lead: nothing here blocks. What would block is returned as a Task.
-    def readable(self) -> "Task | None":
+    # In the loop: nothing here blocks.
+    def ready(self) -> None:
+        """Something has come, or there is room for the rest of an answer."""
+        if self.state is State.ANSWERING:
+            return self.advance() if not self.rest or self.send_rest() else None
         try:
-            if self.in_handshake and not self.handshake():
+            if self.state is State.HANDSHAKE and not self.handshake():
                 return None
             data = self.sock.recv(SMALL)
         except self.server.waits:
-            return None
+            return self.await_head()
         except OSError:
             data = b""
-        if self in self.server.lingering:
-            if not data:
-                self.close()
-            return None
+        if self.state is State.LINGERING:
+            return None if data else self.close()
         if not data:
-            self.client_closed()
-            return None
+            return self.client_closed()
         self.buffer = self.buffer + data if self.buffer else data
         return self.advance()
 
-    def advance(self) -> "Task | None":
+    def advance(self) -> None:
         """Answer the requests whose heads are here; pipelined ones in their order."""
         for _ in range(MAX_PIPELINED):
             try:
                 request = self.next_request()
             except Refusal as refused:
-                self.refuse_head(refused)
-                return None
+                return self.refuse_head(refused)
             if request is None:
-                self.server.await_head(self)
-                return None
-            self.server.await_no_head(self)
+                return self.await_head()
             if not request.is_light:
-                return Task(self, request, None)
-            answer = self.respond(request)
-            if answer.pieces is not None or not self.send_at_once(request, answer):
-                return Task(self, request, answer)
-            if answer.close:
+                return self.server.hand_over(Task(self, request, None))
+            answer = self.recall(request) or self.respond(request)
+            if answer.pieces is not None:
+                return self.server.hand_over(Task(self, request, answer))
+            if not self.send_at_once(request, answer):
                 return None
+            if answer.source and len(answer.body) <= KEPT_BODY:
+                request.kept = answer
             if not self.buffer:
-                self.server.await_head(self)
-                return None
-        return Task(self, None, None)
+                return self.await_head()
+        return self.server.enter(self, State.ANSWERING)  # after other connections have had a turn
+
+    def await_head(self) -> None:
+        """Idle until the first byte of a head; from then on its end has a deadline."""
+        if self.state is not State.HANDSHAKE:
+            self.server.enter(self, State.HEAD if self.buffer else State.IDLE)
 
     def next_request(self) -> Optional[Request]:
         """The next whole head, taken off the buffer; None while there is none."""
+        request = HEADS.get(self.buffer)
+        if request:
+            self.buffer = b""
+        else:
+            head = self.next_head()
+            if not head:
+                return None
+            request = HEADS.get(head) or cached_head(head)
+        self.scanned, self.peer = 0, self.hop
+        if self.server.is_proxy(self):
+            self.peer = client_behind(self.server.proxies, request.fields) or self.hop
+        return request
+
+    def next_head(self) -> bytes:
         if self.buffer[:1] in (b"\r", b"\n") and (found := EMPTY_LINES.match(self.buffer)):
             # §2.2: some clients send an empty line after a body
             self.buffer = self.buffer[found.end() :]
@@ -1414,20 +1509,21 @@ class Connection:
                 400, "this is TLS, and the port speaks without: the address begins with http://"
             )
         found = HEAD_END.search(self.buffer, max(0, self.scanned - 2))
-        if not found:
-            self.scanned = len(self.buffer)
-            if self.scanned > MAX_HEAD:
-                raise too_long(self.buffer)
+        self.scanned = len(self.buffer)
+        size = found.end() if found else self.scanned
+        if size > MAX_HEAD:
+            raise too_long(self.buffer[:size])
+        return self.buffered(size) if found else b""
+
+    def recall(self, request: Request) -> Optional[Answer]:
+        """What was answered to the same head, if its file is the same.
+
+        This costs one look at each name of the path, and opens nothing. What a password or the
+        time decides is never kept."""
+        answer = request.kept
+        if not answer or not answer.source:
             return None
-        head = self.buffer[: found.end()]
-        if len(head) > MAX_HEAD:
-            raise too_long(head)
-        self.peer = self.hop
-        request = parse_head(head)
-        if self.server.is_proxy(self):
-            self.peer = client_behind(self.server.proxies, request.fields) or self.hop
-        self.buffer, self.scanned = self.buffer[found.end() :], 0
-        return request
+        return answer if answer.source.is_current(self.server.shared.root) else None
 
     def respond(self, request: Request) -> Answer:
         answer = self.answer_to(request)
@@ -1446,11 +1542,15 @@ class Connection:
             return refusal_answer(as_refusal(problem))
 
     def head(self, request: Optional[Request], answer: Answer) -> bytes:
-        """The status line and header fields.
+        """The status line and header fields."""
+        answer.block = answer.block or self.fields_block(request, answer)
+        dated = "date" not in self.server.replaced
+        return status_line(answer.status, int(time.time()), dated) + answer.block
 
-        None of them can hold a line end: what is made of names is percent-encoded."""
+    def fields_block(self, request: Optional[Request], answer: Answer) -> bytes:
+        """None of the fields can hold a line end: what is made of names is percent-encoded."""
         status, replaced = answer.status, self.server.replaced
-        fields = {"Date": http_date(int(time.time())), **EMBEDDING, **answer.fields}
+        fields = {**EMBEDDING, **answer.fields}
         if status != 204 and status != 304:  # §8.6: these have no body and say no length
             if answer.length is not None:
                 fields["Content-Length"] = str(answer.length)
@@ -1466,8 +1566,7 @@ class Connection:
         if "\n" in values or "\r" in values:
             raise ValueError(f"a line end in a header field: {fields}")
         lines = "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
-        text = f"HTTP/1.1 {status} {PHRASES[status]}\r\n{lines}{self.server.extra}\r\n"
-        return text.encode("latin-1")
+        return f"{lines}{self.server.extra}\r\n".encode("latin-1")
 
     def keeps_open(self, request: Optional[Request], answer: Answer) -> bool:
         """Whether the connection goes on after this answer."""
@@ -1476,37 +1575,59 @@ class Connection:
         return request.keep and (answer.length is not None or request.minor > 0)
 
     def send_at_once(self, request: Optional[Request], answer: Answer) -> bool:
-        """Send a short answer. False if the kernel has no room for it: the client reads slowly."""
+        """Send a short answer. Whether all of it is sent and the connection goes on."""
         answer.close = not self.keeps_open(request, answer)
-        data, count = self.head(request, answer) + answer.body, 0
-        try:
-            while count < len(data):
-                count += self.sock.send(data[count : count + self.server.slice])
-        except self.server.waits:
-            pass
-        except OSError:
-            answer.note, answer.close, count = "left before the answer", True, len(data)
-        answer.rest = data[count:]
-        if answer.rest:
-            return False
+        self.rest, self.unsent = self.head(request, answer) + answer.body, (request, answer)
         self.release()
+        return self.send_rest()
+
+    def send_rest(self) -> bool:
+        """The same with what is left of it. If the kernel has no room, the loop waits for that."""
+        (request, answer), before = self.unsent, len(self.rest)
+        try:
+            while self.rest:
+                self.rest = self.rest[self.sock.send(self.rest[: self.server.slice]) :]
+        except self.server.waits:
+            if len(self.rest) < before or self.state is not State.ANSWERING:
+                self.server.enter(self, State.ANSWERING)
+            return False
+        except OSError:
+            return self.give_up("left before the answer")
         self.server.count_answer(self, request, answer, len(answer.body))
         if answer.close:
-            self.linger()
-        return True
+            # nothing is unread where the client has announced that it sends nothing more
+            whole = request and not request.keep and not self.buffer and not self.server.door.tls
+            (self.close if whole else self.linger)()
+        return not answer.close
+
+    def give_up(self, note: str) -> bool:
+        if self.rest:
+            request, answer = self.unsent
+            sent = max(0, len(answer.body) - len(self.rest))
+            self.server.count_answer(self, request, answer, sent, note)
+        self.close()
+        return False
+
+    def overdue(self) -> None:
+        """Its deadline has passed."""
+        if self.state is State.LINGERING:
+            self.close()
+        elif self.state is State.ANSWERING:
+            self.give_up(f"silent for {self.args.timeout:g} s")
+        else:
+            self.refuse_head(Refusal(408, f"no whole head in {self.args.timeout:g} s"))
 
     def refuse_head(self, refused: Refusal, request: Optional[Request] = None) -> None:
         """Refuse a head that cannot be trusted, or a request that comes at the wrong moment.
 
         What follows such a head cannot be trusted either, so the connection ends."""
-        if self.in_handshake:
+        if self.state is State.HANDSHAKE:
             return self.refuse_handshake(OVERLOADED)
         answer = refusal_answer(refused)
         answer.close = True
         is_head = request.method == "HEAD" if request else self.buffer.startswith(b"HEAD ")
         answer.body = b"" if is_head else answer.body  # (§9.3.2)
-        if not self.send_at_once(request, answer):
-            self.close()
+        self.send_at_once(request, answer)
 
     def client_closed(self) -> None:
         """The client closed between requests, or within a head."""
@@ -1525,16 +1646,12 @@ class Connection:
             self.sock.shutdown(socket.SHUT_WR)
         except OSError:
             return self.close()
-        self.server.linger(self)
+        self.server.enter(self, State.LINGERING)
 
     def close(self) -> None:
-        self.server.forget(self)
+        self.server.enter(self, State.CLOSED)
+        self.release()
         self.sock.close()
-
-    def watch(self) -> None:
-        """Back to the leader, perhaps with the beginning of a head."""
-        self.server.watch(self)
-        self.server.await_head(self)
 
     def handshake(self) -> bool:
         """Continue the TLS handshake without blocking. True when it is complete.
@@ -1546,15 +1663,15 @@ class Connection:
         if not isinstance(self.sock, ssl.SSLSocket):
             first = socket.socket.recv(self.sock, 1, socket.MSG_PEEK)
             if first not in (b"", b"\x16"):
-                self.in_handshake = False
+                self.server.enter(self, State.HEAD)
                 self.refuse_head(
                     Refusal(400, "TLS is spoken on this port: the address begins with https://")
                 )
                 return False
-            # or the selector would still know it if the next call closes it
-            self.server.unwatch(self)
+            # the selector knows sockets, and this becomes another one
+            self.server.watch(self, 0)
             self.sock = over_tls(self.server.door.tls, self.sock)
-            self.server.watch(self)
+            self.server.watch(self, selectors.EVENT_READ)
         try:
             shake_hands(self.sock)
         except self.server.waits:
@@ -1565,42 +1682,40 @@ class Connection:
             )
             self.close()
             return False
-        self.in_handshake = False
-        self.server.await_head(self)
+        self.server.enter(self, State.IDLE)
         return True
 
     def refuse_handshake(self, code: int) -> None:
         """Send an alert before the handshake, which costs more than a refusal should."""
-        self.in_handshake = False
         with contextlib.suppress(OSError):
             socket.socket.send(self.sock, alert(code))
         self.linger()
 
-    # Without the lead: one thread, this one connection, and it may block.
-    def handle(self, request: Optional[Request], answer: Optional[Answer] = None) -> None:
-        """Answer until the buffer holds no whole head; then the leader gets the connection back."""
-        what_next: Callable[[], object] = self.watch
+    # In a worker: one thread, this one connection, and it may block.
+    def handle(self, request: Optional[Request], answer: Optional[Answer]) -> Callable[[], None]:
+        """Answer until the buffer holds no whole head. Return what the loop does next."""
         try:
-            while request := request or self.next_request() or self.next_request_soon():
+            while request:
                 if not self.exchange(request, answer):
-                    what_next = self.linger
-                    break
-                request = answer = None
+                    return self.linger
+                request, answer = self.next_request() or self.next_request_soon(), None
         except Refusal as refused:
-            what_next = functools.partial(self.refuse_head, refused)
+            return functools.partial(self.refuse_head, refused)
         except (Gone, OSError):
-            what_next = self.close
+            return self.close
         except Exception as bug:  # noqa: BLE001  a bug ends one connection, not the server
             self.server.note(f"mistake: {bug!r}")
-            what_next = self.close
-        self.server.return_connection(self, what_next)
+            return self.close
+        return self.advance
 
     def next_request_soon(self) -> Optional[Request]:
         """The next request, if it follows at once, as when a folder is uploaded.
 
-        Returning the connection to the leader would take longer than most uploads. With several
-        busy threads this does not wait: they would compete for the interpreter's lock."""
-        if len(self.server.busy) > 1 or not is_ready(self.sock, False, NEXT_WAIT):
+        Giving the connection back to the loop would take longer than most uploads. With several
+        busy workers this does not wait: they would compete for the interpreter's lock."""
+        if len(self.server.queues[State.HANDED_OVER]) > 1 or not is_ready(
+            self.sock, False, NEXT_WAIT
+        ):
             return None
         with contextlib.suppress(*self.server.waits):
             self.buffer += self.sock.recv(SMALL)
@@ -1626,14 +1741,14 @@ class Connection:
         return not answer.close
 
     def deliver(self, request: Request, answer: Answer) -> None:
-        if answer.rest:  # begun with the lead
-            return self.send(answer.rest)
         head = self.head(request, answer)
         if answer.pieces is None:
             self.send(head + answer.body)
             self.sent = len(answer.body)
             return
         chunked = answer.length is None and request.minor > 0
+        # only full segments until all is sent: else each page of a file is a segment of its own
+        self.cork(1)
         self.send(head)
         self.sent, left = 0, answer.length or 0
         for piece in answer.pieces:
@@ -1648,6 +1763,11 @@ class Connection:
             raise Gone(f"what is sent shrank by {left} bytes")
         if chunked:
             self.send(b"0\r\n\r\n")
+        self.cork(0)
+
+    def cork(self, on: int) -> None:
+        if hasattr(socket, "TCP_CORK"):
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, on)
 
     def send(self, data: bytes) -> None:
         view = memoryview(data)
@@ -1671,7 +1791,7 @@ class Connection:
                     self.sock.fileno(),
                     span.descriptor,
                     at,
-                    min(SLICE, span.end - at),
+                    min(SENDFILE, span.end - at),
                 )
                 self.sent += count
             else:
@@ -1875,21 +1995,28 @@ def is_ready(sock: socket.socket, writing: bool, seconds: float) -> bool:
 
 
 class Task(NamedTuple):
-    """A request that takes longer, with its answer if that is made.
-
-    Without a request, more of them are in the buffer."""
+    """A request that takes longer, with its answer if that is made."""
 
     conn: Connection
-    request: Optional[Request]
+    request: Request
     answer: Optional[Answer]
 
 
-class Server:
-    """One thread leads: it waits for all sockets at once and sends short answers itself.
+# what the selector waits for in each state
+WAITS_FOR = {
+    State.HANDSHAKE: selectors.EVENT_READ,
+    State.IDLE: selectors.EVENT_READ,
+    State.HEAD: selectors.EVENT_READ,
+    State.ANSWERING: selectors.EVENT_WRITE,
+    State.LINGERING: selectors.EVENT_READ,
+}
 
-    Before it does what takes longer, it hands the lead to another thread. So an idle or slow
-    connection costs a socket, a long transfer costs a thread, and no short request waits for a long
-    one."""
+
+class Server:
+    """The loop, in the main thread: it waits for all sockets and answers itself what is short.
+
+    What takes long is left in a queue from which workers take it. So an idle or slow connection
+    costs a socket, a long transfer costs a thread, and no short request waits for a long one."""
 
     def __init__(
         self,
@@ -1900,18 +2027,16 @@ class Server:
         stop: "Stop",
         log: int,
     ) -> None:
-        self.door, self.slice = door, TLS_SLICE if door.tls else SLICE
+        self.door, self.slice = door, TLS_SLICE if door.tls else SENDFILE
         # these mean: nothing can be read or written now
         self.waits: tuple[type[OSError], ...] = (BlockingIOError,)
         if door.tls:
             import ssl
 
             self.waits += ssl.SSLWantReadError, ssl.SSLWantWriteError
-        self.secret = (
-            hashlib.sha256(door.guard.password.encode("utf-8", "surrogateescape")).digest()
-            if door.guard
-            else b""
-        )
+        password = door.guard.password if door.guard else ""
+        self.secret = hashlib.sha256(password.encode("utf-8", "surrogateescape")).digest()
+        # the bell too: a signal, the last answer and a worker all ring it
         self.args, self.sock, self.shared, self.stop = args, sock, shared, stop
         self.read_only = args.read_only or bool(shared.only)
         self.allowed = ", ".join(name for name in METHODS if name in READING or not self.read_only)
@@ -1920,25 +2045,19 @@ class Server:
         self.replaced = frozenset(line.partition(":")[0].lower() for line in args.header)
         self.extra = "".join(f"{line}\r\n" for line in args.header)
         self.selector = selectors.DefaultSelector()
-        self.waker, self.woken = socket.socketpair()
-        self.woken.setblocking(False)
-        # the second guards what threads change without the lead
-        self.lead, self.lock = threading.Lock(), threading.Lock()
-        self.freed = threading.Condition(self.lock)  # a busy connection was returned
-        self.connections: set[Connection] = set()
-        # between two requests, the longest idle first
-        self.idle: dict[Connection, None] = {}
-        # a head has begun: its deadline, the next one first
-        self.heads: dict[Connection, float] = {}
-        # to be closed when the client has read its answer, or at this time
-        self.lingering: dict[Connection, float] = {}
-        self.busy: set[Connection] = set()  # handed to a thread
-        # what the leader does next with connections that threads return
-        self.returned: deque[Callable[[], object]] = deque()
-        self.waiting = self.count = 0  # threads that wait for the lead, answers
+        # the connections in each state: since all may stay in it for the same time, the first
+        # deadline comes first, and the one that has been idle longest
+        self.queues: dict[State, dict[Connection, None]] = {state: {} for state in State}
+        self.patience = dict.fromkeys(State, args.timeout)
+        self.patience |= {State.LINGERING: LINGER, State.IDLE: FOREVER, State.HANDED_OVER: FOREVER}
+        self.tasks: queue.SimpleQueue[Optional[Task]] = queue.SimpleQueue()  # for the workers
+        self.workers = 0
+        self.later: deque[Callable[[], None]] = deque()  # for the loop
+        self.lock = threading.Lock()  # guards what several threads count
+        self.count = 0  # answers
         self.lines: deque[str] = deque()
         self.log_to, self.lost = log, 0  # lines that could not be written
-        self.log_at = self.accept_at = 0.0
+        self.log_at, self.accept_at = 0.0, FOREVER
         self.digests: dict[tuple[int, ...], bytes] = {}
         self.hashing: dict[tuple[int, ...], Hashing] = {}  # digests under way
         # folders that were searched for old parts, and the hour
@@ -1948,154 +2067,93 @@ class Server:
         self.stopping = self.satisfied = False
         self.progress = time.monotonic()
         self.selector.register(sock, selectors.EVENT_READ, self.accept)
-        self.selector.register(self.woken, selectors.EVENT_READ, self.take_returned)
+        self.selector.register(stop, selectors.EVENT_READ, stop.drain)
 
     def run(self) -> int:
-        """The main thread only waits for a signal: Python runs signal handlers in no other."""
-        if not self.start_thread():
-            self.close()
-            raise Failure(
-                2,
-                "cannot start a thread",
-                "the system has no memory or process left for one",
-                "ulimit -a shows what it allows",
-            )
-        while not self.stop.asked and not self.stopping:
-            left = self.progress + self.args.timeout - time.monotonic() if self.args.once else None
-            if left is not None and left <= 0 and not self.busy:
-                break
-            select.select([self.stop], [], [], left if left is None else max(0.05, left))
-            self.stop.drain()
+        while not self.stop.asked and not self.stopping and self.turn(self.patience_of_once()):
+            pass
         return self.finish(self.stop.asked)
 
-    def start_thread(self) -> bool:
-        with self.lock, contextlib.suppress(RuntimeError):  # the system has none left
-            if len(self.busy) < MAX_THREADS:
-                threading.Thread(target=self.run_thread, daemon=True).start()
-                self.waiting += 1
-                return True
-        return False
+    def patience_of_once(self) -> float:
+        waits = self.args.once and not self.queues[State.HANDED_OVER]
+        return self.progress + self.args.timeout if waits else FOREVER
 
-    def run_thread(self) -> None:
-        """A thread's life: wait for the lead, lead until a slow task comes, hand over, do it."""
-        while True:
-            with self.lead:
-                with self.lock:
-                    self.waiting -= 1
-                task = self.take_lead()
-            if task:
-                task.conn.handle(task.request, task.answer)
-            with self.lock:
-                if self.stopping or self.waiting >= SPARE_THREADS:
-                    return
-                self.waiting += 1
-
-    def take_lead(self) -> Optional[Task]:
-        """Until something slow is to be done, with another thread there to lead meanwhile."""
-        while not self.stopping:
-            for key, _ in self.selector.select(self.next_timeout()):
-                task = self.call(key.data)
-                if task and self.hand_over(task):
-                    return task
-            self.handle_timeouts()
-        return None
-
-    def call(self, callback: Callable[[], Optional[Task]]) -> Optional[Task]:
-        try:
-            return callback()
-        except Exception as bug:  # noqa: BLE001  a bug must not end the leader
-            self.note(f"mistake: {bug!r}")
-            if isinstance(owner := getattr(callback, "__self__", None), Connection):
-                owner.release()
-                owner.close()
-            return None
-
-    def hand_over(self, task: Task) -> bool:
-        """Give a connection to the thread that calls, if another one is there to lead."""
-        conn = task.conn
-        if not self.has_room(task) or not self.waiting and not self.start_thread():
-            conn.release()
-            # an error in the middle of this answer would look like a piece of it
-            if task.answer and task.answer.rest:
-                self.note(f"{conn.peer} cut off within an answer: too many transfers at once")
-                conn.close()
-            else:
-                conn.refuse_head(
-                    Refusal(503, "too many transfers at once", {"Retry-After": "5"}), task.request
-                )
-            return False
-        self.unwatch(conn)
-        with self.lock:
-            self.busy.add(conn)
-        return True
-
-    def has_room(self, task: Task) -> bool:
-        """Whether a client may have one more transfer.
-
-        One address may have as many as are left for others, and half of that when it uploads. So
-        there is always room for another address, and for an answer to the same one."""
-        client = network(task.conn.peer)
-        with self.lock:
-            left = MAX_THREADS - len(self.busy)
-            own = sum(network(conn.peer) == client for conn in self.busy)
-        return own < (left // 2 if task.request and task.request.has_body else left)
-
-    def return_connection(self, conn: Connection, what_next: Callable[[], object]) -> None:
-        """Return it to the leader: only the leader touches the selector and the queues."""
-        with self.lock:
-            self.busy.discard(conn)
-            self.freed.notify_all()
-        self.returned.append(what_next)  # from now on the next thread may be busy with it
-        self.wake()
-
-    def next_timeout(self) -> Optional[float]:
-        """Seconds until something is due although no socket is ready."""
+    def turn(self, end: float) -> bool:
+        """One turn of the loop. False when that time is reached."""
+        firsts = (next(iter(each)).deadline for each in self.queues.values() if each)
+        due = min(end, self.accept_at, *firsts, self.log_at + LOG_DELAY if self.lines else FOREVER)
+        left = None if due == FOREVER else max(0.0, due - time.monotonic())
+        for key, _ in self.selector.select(0 if self.later else left):
+            self.call(key.data)
+        for _ in range(len(self.later)):
+            self.call(self.later.popleft())
         now = time.monotonic()
-        due = [next(iter(queue.values())) for queue in (self.heads, self.lingering) if queue]
-        due += [self.log_at + LOG_DELAY] if self.lines else []
-        due += [self.accept_at] if self.accept_at else []
-        return max(0.0, min(due) - now) if due else None
-
-    def handle_timeouts(self) -> None:
-        now = time.monotonic()
-        while self.heads and (first := next(iter(self.heads.items())))[1] <= now:
-            first[0].refuse_head(Refusal(408, f"no whole head in {self.args.timeout:g} s"))
-        while self.lingering and (first := next(iter(self.lingering.items())))[1] <= now:
-            first[0].close()
-        if self.accept_at and self.accept_at <= now:
-            self.accept_at = 0.0
+        for waiting in self.queues.values():
+            while waiting and (first := next(iter(waiting))).deadline <= now:
+                self.call(first.overdue)
+        if self.accept_at <= now:
+            self.accept_at = FOREVER
             self.selector.register(self.sock, selectors.EVENT_READ, self.accept)
         if self.lines and (now - self.log_at > LOG_DELAY or len(self.lines) > 1000):
             self.write_log(now)
+        return now < end
 
-    # What connections ask of the server.
-    def accept(self) -> Optional[Task]:
+    def call(self, callback: Callable[[], object]) -> None:
+        try:
+            callback()
+        except Exception as bug:  # noqa: BLE001  a bug must not end the loop
+            self.note(f"mistake: {bug!r}")
+            if isinstance(owner := getattr(callback, "__self__", None), Connection):
+                owner.close()
+
+    def enter(self, conn: Connection, state: State) -> None:
+        """The one place where the state of a connection changes.
+
+        The deadline of a head stays, or one byte at a time could put it off."""
+        if state is conn.state is State.HEAD:
+            return
+        self.queues[conn.state].pop(conn, None)
+        conn.deadline = time.monotonic() + self.patience[state]
+        if state is not State.CLOSED:
+            self.queues[state][conn] = None
+        if state is not conn.state:
+            conn.state = state
+            self.watch(conn, WAITS_FOR.get(state, 0))
+
+    def watch(self, conn: Connection, events: int) -> None:
+        if events == conn.events:
+            return
+        if not conn.events:
+            self.selector.register(conn.sock, events, conn.ready)
+        elif events:
+            self.selector.modify(conn.sock, events, conn.ready)
+        else:
+            self.selector.unregister(conn.sock)
+        conn.events = events
+
+    def accept(self) -> None:
         try:
             sock, peer = self.sock.accept()
         except (BlockingIOError, ConnectionError):
-            return None  # another process took it, or the client left
+            return  # the client left
         except OSError as error:
             # EMFILE, ENFILE, ENOBUFS, ENOMEM: nothing is wrong with the listening socket
             self.note(f"cannot accept ({error.strerror}): pausing")
             self.accept_at = time.monotonic() + ACCEPT_PAUSE
             self.selector.unregister(self.sock)
-            return None
+            return
         sock.setblocking(False)
-        conn = Connection(self, sock, peer)
-        self.connections.add(conn)
-        self.watch(conn)
-        guard = self.door.guard
-        asked = self.door.tls and not self.args.public_read and not self.is_proxy(conn)
-        if asked and guard and guard.wait(conn.peer):
-            conn.refuse_handshake(DENIED)
-            return None
-        full = len(self.connections) > self.args.max_clients + len(self.lingering)
-        if full and not self.end_idle() and not self.end_slow(conn):
+        conn, guard = Connection(self, sock, peer), self.door.guard
+        count = sum(map(len, self.queues.values())) - len(self.queues[State.LINGERING])
+        if self.door.tls:
+            self.enter(conn, State.HANDSHAKE)
+            asked = guard and not self.args.public_read and not self.is_proxy(conn)
+            if asked and guard and guard.wait(conn.peer):
+                return conn.refuse_handshake(DENIED)
+        if count >= self.args.max_clients and not self.end_idle() and not self.end_slow(conn):
             text = f"there are {self.args.max_clients} clients"
-            conn.refuse_head(Refusal(503, text, {"Retry-After": "5"}))
-            return None
-        self.await_head(conn)
-        return conn.readable()
+            return conn.refuse_head(Refusal(503, text, {"Retry-After": "5"}))
+        conn.ready()
 
     def is_proxy(self, conn: Connection) -> bool:
         return conn.hop in self.proxies
@@ -2104,7 +2162,7 @@ class Server:
         """Close the connection that has been idle longest, for a new client (RFC 9112 §9.5).
 
         False if none is idle."""
-        for conn in self.idle:
+        for conn in self.queues[State.IDLE]:
             # unless its next request is here, not read yet
             if not is_ready(conn.sock, False, 0):
                 conn.linger()
@@ -2115,65 +2173,65 @@ class Server:
         """Close the oldest connection within a head, of an address that has half, for a new client.
 
         False if no address has half of all clients there."""
-        counts = Counter(network(conn.hop) for conn in self.heads)
-        for client, count in counts.most_common(1):
+        slow = [*self.queues[State.HANDSHAKE], *self.queues[State.HEAD]]
+        for client, count in Counter(network(conn.hop) for conn in slow).most_common(1):
             if 2 * count >= self.args.max_clients and client != network(new.hop):
-                slow = next(conn for conn in self.heads if network(conn.hop) == client)
-                slow.refuse_head(Refusal(503, "another client needs the place"))
+                first = next(conn for conn in slow if network(conn.hop) == client)
+                first.refuse_head(Refusal(503, "another client needs the place"))
                 return True
         return False
 
-    def take_returned(self) -> None:
-        with contextlib.suppress(OSError):
-            self.woken.recv(4096)
-        while self.returned:
-            self.returned.popleft()()
+    def hand_over(self, task: Task) -> None:
+        """Leave a connection to a worker, or refuse what it asks."""
+        busy = self.queues[State.HANDED_OVER]
+        self.enter(task.conn, State.HANDED_OVER)
+        if self.has_room(task) and (len(busy) <= self.workers or self.start_worker()):
+            return self.tasks.put(task)
+        full = Refusal(503, "too many transfers at once", {"Retry-After": "5"})
+        return task.conn.refuse_head(full, task.request)
 
-    def wake(self) -> None:
-        with contextlib.suppress(OSError):
-            self.waker.send(b"\0")
+    def has_room(self, task: Task) -> bool:
+        """Whether a client may have one more transfer.
 
-    def watch(self, conn: Connection) -> None:
-        self.selector.register(conn.sock, selectors.EVENT_READ, conn.readable)
+        One address may have as many as are left for others, and half of that when it uploads. So
+        there is always room for another address, and for an answer to the same one."""
+        client, busy = network(task.conn.peer), self.queues[State.HANDED_OVER]
+        left = MAX_THREADS - len(busy) + 1  # it has entered
+        own = sum(network(conn.peer) == client for conn in busy)
+        return own <= (left // 2 if task.request.has_body else left)
 
-    def unwatch(self, conn: Connection) -> None:
-        with contextlib.suppress(KeyError, ValueError, OSError):
-            self.selector.unregister(conn.sock)
+    def start_worker(self) -> bool:
+        with contextlib.suppress(RuntimeError):  # the system has none left
+            threading.Thread(target=self.work, daemon=True).start()
+            self.workers += 1
+            return True
+        return False
 
-    def await_head(self, conn: Connection) -> None:
-        """Idle until the first byte of a head or handshake; from then on its end has a deadline."""
-        if conn.in_handshake or conn.buffer:
-            self.idle.pop(conn, None)
-            self.heads.setdefault(conn, time.monotonic() + self.args.timeout)
-        else:
-            self.heads.pop(conn, None)
-            self.idle[conn] = None
+    def work(self) -> None:
+        """A worker: a connection is its own until it is given back."""
+        while task := self.tasks.get():
+            what_next = task.conn.handle(task.request, task.answer)
+            del task
+            self.do_later(functools.partial(self.take_back, what_next))
 
-    def await_no_head(self, conn: Connection) -> None:
-        self.idle.pop(conn, None)
-        self.heads.pop(conn, None)
+    def take_back(self, what_next: Callable[[], None]) -> None:
+        """In the loop again: what was handed over goes on."""
+        self.call(what_next)
+        if self.workers > len(self.queues[State.HANDED_OVER]) + SPARE_THREADS:
+            self.workers -= 1
+            self.tasks.put(None)
 
-    def linger(self, conn: Connection) -> None:
-        if conn.sock not in self.selector.get_map():
-            self.watch(conn)
-        self.await_no_head(conn)
-        self.lingering[conn] = time.monotonic() + LINGER
-        if len(self.lingering) > MAX_LINGERING:
-            next(iter(self.lingering)).close()
-
-    def forget(self, conn: Connection) -> None:
-        self.unwatch(conn)
-        self.connections.discard(conn)
-        self.await_no_head(conn)
-        self.lingering.pop(conn, None)
+    def do_later(self, what: Callable[[], None]) -> None:
+        """From any thread: the loop does this in its next turn."""
+        self.later.append(what)
+        self.stop.wake()
 
     def digest(self, conn: Connection, found: Found) -> Optional[bytes]:
         """SHA-256 of a file, cached while the file stays the same and unchanged.
 
         None if too many others ask: the client only prefers to get one (RFC 9530 §4)."""
         info = found.info
-        key = info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
-        settled = time.time() - info.st_ctime > UNCHANGED
+        key, settled = facts_of(info), is_settled(info)
         shared = key if settled else (*key, id(conn))
         with self.lock:
             if key in self.digests:
@@ -2209,23 +2267,27 @@ class Server:
         remove_old_parts(place)
 
     def count_answer(
-        self, conn: Connection, request: Optional[Request], answer: Answer, sent: int
+        self,
+        conn: Connection,
+        request: Optional[Request],
+        answer: Answer,
+        sent: int,
+        cut: str = "",
     ) -> None:
         """Log an answer in Common Log Format, with a note in quotes if there is more to say.
 
         Also count it for --requests and --once."""
+        note = answer.note or cut
         if not self.args.quiet:
-            now = int(time.time())
-            line = request.line if request else "-"
-            note = f' "{printable(answer.note)}"' if answer.note else ""
-            self.lines.append(
-                f'{conn.peer} - - {log_time(now)} "{line}" {answer.status} {sent or "-"}{note}\n'
-            )
-        self.progress = time.monotonic()
+            line = f'"{request.line}" {answer.status}' if request else f'"-" {answer.status}'
+            noted = f' "{printable(note)}"' if note else ""
+            when = log_time(int(time.time()))
+            self.lines.append(f"{conn.peer} - - {when} {line} {sent or '-'}{noted}\n")
         with self.lock:
             self.count += 1
-            reads = request and request.method == "GET" and not answer.note
-            if self.args.once and reads and answer.share:
+            if self.args.once:
+                self.progress = time.monotonic()
+            if self.args.once and request and request.method == "GET" and not note and answer.share:
                 tag, size, sent_now = answer.share
                 ranges = self.received.setdefault((conn.peer, tag), [])
                 ranges[:] = coalesce([*ranges, *sent_now])
@@ -2266,22 +2328,22 @@ class Server:
 
     def finish(self, asked: bool) -> int:
         """Close the door, end what is idle at once, give what is under way a moment."""
-        self.stopping = True
-        self.wake()
-        with self.lead:
-            self.sock.close()
-            for conn in self.connections - self.busy - set(self.lingering):
+        self.stopping, self.accept_at = True, FOREVER
+        with contextlib.suppress(KeyError):  # during a pause
+            self.selector.unregister(self.sock)
+        self.sock.close()
+        for state in State.HANDSHAKE, State.IDLE, State.HEAD:
+            for conn in list(self.queues[state]):
                 conn.close()
-        self.wait_for_busy(GRACE)
-        dropped = list(self.busy)
+        dropped = self.wait_for_answers()
         for conn in dropped:
             with contextlib.suppress(OSError):
                 # (the method of a TLS socket is for its own thread)
                 socket.socket.shutdown(conn.sock, socket.SHUT_RDWR)
-        self.wait_for_busy(GRACE)
-        for conn in self.connections:
+        self.wait_for_answers()
+        for conn in [conn for waiting in self.queues.values() for conn in waiting]:
             conn.sock.close()
-        self.close()
+        self.selector.close()
         self.write_log(0)
         if self.lost:
             say(f"lines of the log that are lost: {self.lost}")
@@ -2299,15 +2361,17 @@ class Server:
             )
         return 0
 
-    def close(self) -> None:
-        for end in self.sock, self.selector, self.waker, self.woken:
-            end.close()
+    def wait_for_answers(self) -> list[Connection]:
+        """Those that are still under way after the grace."""
+        end = time.monotonic() + GRACE
+        states = State.ANSWERING, State.HANDED_OVER
+        while (left := [conn for each in states for conn in self.queues[each]]) and self.turn(end):
+            pass
+        return left
 
-    def wait_for_busy(self, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        with self.lock:
-            while self.busy and (left := deadline - time.monotonic()) > 0:
-                self.freed.wait(left)
+
+def is_settled(info: os.stat_result) -> bool:
+    return time.time() - max(info.st_ctime, info.st_mtime) > UNCHANGED
 
 
 class Hashing:
@@ -2354,7 +2418,7 @@ def own_names(host: str) -> frozenset[str]:
 
 def serve(args: argparse.Namespace) -> int:
     raise_file_limit()
-    # a thread that makes a listing must not delay the leader for the usual 5 ms
+    # a worker that makes a listing must not delay the loop for the usual 5 ms
     sys.setswitchinterval(0.001)
     mimetypes.init()
     shared, log = open_shared(args), open_log(args.log) if args.log else 2
@@ -2370,14 +2434,9 @@ def serve(args: argparse.Namespace) -> int:
         if hasattr(socket, option):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
-    def work(stop: "Stop") -> int:
-        return Server(args, sock, door, shared, stop, log).run()
-
     with contextlib.closing(Stop()) as stop:
         announce(sock, args, door)
-        if args.workers > 1 and hasattr(os, "fork"):
-            return share_port(args.workers, sock, stop, work)
-        return work(stop)
+        return Server(args, sock, door, shared, stop, log).run()
 
 
 def open_log(path: str) -> int:
@@ -2408,71 +2467,6 @@ def open_shared(args: argparse.Namespace) -> Shared:
             where,
             f"{SERVER} FOLDER, or the name of one file",
         ) from None
-
-
-def share_port(
-    workers: int, sock: socket.socket, stop: "Stop", work: "Callable[[Stop], int]"
-) -> int:
-    """--workers: processes that accept from one listening socket.
-
-    The parent only waits, and replaces a process that dies."""
-    children: set[int] = set()
-    signal.signal(signal.SIGCHLD, lambda number, frame: None)  # makes select() return
-    while not stop.asked:
-        while len(children) < workers and (child := start_worker(stop, work)):
-            children.add(child)
-        if not children:
-            sock.close()
-            raise Failure(
-                2,
-                "cannot start any worker",
-                "the system has no process or memory left for one",
-                f"{SERVER} --workers 1",
-            )
-        select.select([stop], [], [])
-        stop.drain()
-        for child, status in reap_children():
-            children.discard(child)
-            # it has reported an error, and the next one would report the same
-            if os.WIFEXITED(status) and os.WEXITSTATUS(status):
-                workers -= 1
-    sock.close()
-    for child in children:
-        os.kill(child, signal.SIGTERM)
-    for child in children:
-        os.waitpid(child, 0)  # each ends within its own grace
-    return 0
-
-
-def start_worker(inherited: "Stop", work: "Callable[[Stop], int]") -> int:
-    """Its process number, or 0 if the system has no process left: then the others continue."""
-    signals = signal.SIGINT, signal.SIGTERM
-    # until the child has a Stop of its own, or a signal in between would be lost
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    try:
-        child = os.fork()
-    except OSError as error:
-        say(f"cannot start another worker ({error.strerror})")
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-        return 0
-    if child:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-        return child
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    # not inherited.close(): that ignores the signals, so a pending one would be lost
-    inherited.reader.close()
-    inherited.writer.close()
-    with contextlib.closing(Stop()) as stop:
-        # Ctrl-C reaches the whole group; the parent passes it on
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-        os._exit(work(stop))
-
-
-def reap_children() -> Iterator[tuple[int, int]]:
-    with contextlib.suppress(ChildProcessError):
-        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-            yield ended
 
 
 # --- methods: what each request does ---
@@ -2604,7 +2598,19 @@ def get_file(conn: Connection, request: Request, names: Names, found: "Found") -
     packs = "accept-encoding" in fields and takes_gzip(fields["accept-encoding"])
     if packs and "range" not in fields:
         found, coding = prefer_gzip(conn, names, found)
-    info, now = found.info, time.time()
+    answer = file_answer(conn, request, names[-1], found, coding)
+    asked = conn.server.door.guard and not conn.args.public_read
+    if DIR_FD and not asked and not coding and "range" not in fields and is_settled(found.info):
+        folders = ["/".join(names[:count]) for count in range(1, len(names))]
+        path = "/".join(names)
+        answer.source = Source(path, facts_of(found.info), folders, path + ".gz" if packs else "")
+    return answer
+
+
+def file_answer(
+    conn: Connection, request: Request, name: str, found: "Found", coding: str
+) -> Answer:
+    fields, info, now = request.fields, found.info, time.time()
     tag, mtime = etag(info, coding and "-gz"), max(EARLIEST, min(int(info.st_mtime), int(now)))
     headers = {
         "ETag": tag,
@@ -2614,7 +2620,9 @@ def get_file(conn: Connection, request: Request, names: Names, found: "Found") -
     }
     if is_known(fields, tag, mtime):
         return Answer(304, headers)
-    kind = type_of(names[-1])
+    kind = type_of(name)
+    if kind.endswith(UTF_8) and not coding and not is_utf8(found.descriptor):
+        kind = kind.removesuffix(UTF_8)
     headers |= {"Content-Type": kind, "Accept-Ranges": "bytes", "X-Content-Type-Options": "nosniff"}
     if coding:
         headers["Content-Encoding"] = coding
@@ -2629,6 +2637,15 @@ def get_file(conn: Connection, request: Request, names: Names, found: "Found") -
     return one_range(
         headers, ranges, info.st_size, lambda start, end: [Span(found.descriptor, start, end)]
     )
+
+
+def is_utf8(descriptor: int) -> bool:
+    """Whether a text seems to be UTF-8: its first bytes, perhaps without the last character."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with contextlib.suppress(UnicodeDecodeError):
+        decoder.decode(read_at(descriptor, MAX_HEAD, 0))
+        return True
+    return False
 
 
 def is_known(fields: Fields, tag: str, mtime: float) -> bool:
@@ -4340,8 +4357,6 @@ def fingerprint(certificate: Optional[bytes]) -> str:
 
 # --- trace: the same in all six scripts (tests/test_twins.py) ---
 DUMPED = 64  # bytes of each call that --trace-hex prints
-LONGEST_LINE = 65536  # bytes; neither protocol has a longer line with a secret
-SECRET = re.compile(rb"(?i)((?:authorization|cookie):[ \t]*|\bproof=)([^\r\n]*)")
 NOTHING_HAPPENED = ("BlockingIOError", "SSLWantReadError", "SSLWantWriteError")
 
 
@@ -4366,22 +4381,16 @@ class Traced(socket.socket):
     dump = False  # whether --trace-hex asks for the bytes
     number = sent = received = 0
     lasted = 0.0  # milliseconds of the last call
-    handshake = ended = ""  # what a connect() does, what 0 bytes mean
-    lines: Mapping[str, bytes] = {}  # for each direction: a line whose end has not come yet
+    handshake = ""  # what a connect() does
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
         self.number = self.number or next(self.numbers)
+        if data and hasattr(self, "cipher"):
+            text += ", encrypted by TLS on its way"
         if self.dump and data:
-            text += hexdump(self.masked(mark, bytes(data)))
+            text += hexdump(bytes(data))
         now = 1000 * (time.perf_counter() - self.began)
         say(f"{now:9.3f} ms #{self.number} {mark} {text}")
-
-    def masked(self, mark: str, data: bytes) -> bytes:
-        """The bytes, with asterisks for a secret, even if its line came in several pieces."""
-        before = self.lines.get(mark, b"")
-        text = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + data)
-        self.lines = {**self.lines, mark: re.split(b"[\r\n]", text)[-1][:LONGEST_LINE]}
-        return text[len(before) :]
 
     def attempt(self, mark: str, what: str, call: Callable[..., Any], *args: object) -> Any:
         """Make a call of socket.socket. Its failure is a line of the trace too."""
@@ -4401,29 +4410,6 @@ class Traced(socket.socket):
         here = address(self.getsockname())
         self.show("*", f"{what} ok from {here} ({self.handshake} {self.lasted:.2f} ms)")
 
-    def send(self, data: Any, flags: int = 0) -> int:
-        count: int = self.attempt(">", "send", super().send, data, flags)
-        self.show_sent("send", data, count)
-        return count
-
-    def show_sent(self, what: str, data: Any, count: int) -> None:
-        self.sent += count
-        text = f"{what} {count} of {len(data)} bytes (sent so far {self.sent})"
-        self.show(">", text, data[:count])
-
-    def recv(self, size: int, flags: int = 0) -> bytes:
-        data: bytes = self.attempt("<", "recv", super().recv, size, flags)
-        self.show_received("recv", data, size)
-        return data
-
-    def show_received(self, what: str, data: bytes, size: int) -> None:
-        self.received += len(data)
-        text = f"0 bytes = {self.ended}"
-        if data:
-            text = f"{len(data)} of at most {size} bytes, waited {self.lasted:.2f} ms"
-            text += f" (received so far {self.received})"
-        self.show("<", f"{what} {text}", data)
-
     def close(self) -> None:
         if self.fileno() >= 0:
             self.show("*", f"close (sent {self.sent}, received {self.received})")
@@ -4442,28 +4428,68 @@ class TracedStream(Traced):
     def accept(self) -> tuple[socket.socket, Any]:
         plain, peer = self.attempt("*", "accept", super().accept)
         # the same connection as a traced object: the plain one gives its descriptor away
-        conn = TracedStream(fileno=plain.detach())
+        conn = type(self)(fileno=plain.detach())
         conn.show("*", f"accept from {address(peer)}")
         return conn, peer
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        count: int = self.attempt(">", "send", super().send, data, flags)
+        self.sent += count
+        text = f"send {count} of {len(data)} bytes (sent so far {self.sent})"
+        self.show(">", text, data[:count])
+        return count
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        data: bytes = self.attempt("<", "recv", super().recv, size, flags)
+        self.received += len(data)
+        text = f"recv 0 bytes = {self.ended}"
+        if data:
+            text = f"recv {len(data)} of at most {size} bytes, waited {self.lasted:.2f} ms"
+            text += f" (received so far {self.received})"
+        self.show("<", text, data)
+        return data
+
+    def shutdown(self, how: int) -> None:
+        self.attempt("*", "shutdown", super().shutdown, how)
+        side = "receiving" if how == socket.SHUT_RD else "sending = FIN"
+        self.show("*", f"shutdown of {side}")
+        if how == socket.SHUT_RD:
+            self.ended = "this side has shut its receiving"
+
+
+# --- end streams ---
+
+
+# --- masking: the same in the four file scripts (tests/test_twins.py) ---
+LONGEST_LINE = 65536  # bytes; neither protocol has a longer line with a secret
+SECRET = re.compile(rb"(?i)((?:authorization|cookie):[ \t]*|\bproof=)([^\r\n]*)")
+
+
+class MaskedStream(TracedStream):
+    """The same where passwords are sent: a trace is shown to others."""
+
+    lines: Mapping[str, bytes] = {}  # for each direction: a line whose end has not come yet
 
     def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
         data = self.recv(size or len(buffer), flags)
         memoryview(buffer)[: len(data)] = data
         return len(data)
 
-    def shutdown(self, how: int) -> None:
-        self.attempt("*", "shutdown", super().shutdown, how)
-        side = "receiving" if how == socket.SHUT_RD else "sending = FIN"
-        self.show("*", f"shutdown of {side}")
+    def show(self, mark: str, text: str, data: Any = b"") -> None:
+        """The same with asterisks for a secret, even if its line came in several pieces."""
+        before = self.lines.get(mark, b"")
+        shown = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + bytes(data))
+        self.lines = {**self.lines, mark: re.split(b"[\r\n]", shown)[-1][:LONGEST_LINE]}
+        super().show(mark, text, shown[len(before) :])
 
 
 def socket_class(args: argparse.Namespace) -> type[socket.socket]:
     """The class of all sockets: without --trace the plain one, so that it costs nothing."""
     Traced.dump = args.trace_hex
-    return TracedStream if args.trace or args.trace_hex else socket.socket
+    return MaskedStream if args.trace or args.trace_hex else socket.socket
 
 
-# --- end streams ---
+# --- end masking ---
 
 
 # --- listening: the same in all four servers (tests/test_twins.py) ---
@@ -4878,13 +4904,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--once", action="store_true", help="end when one client has got the whole of a file")
     add(
-        "--workers",
-        type=between(1, 256),
-        default=1,
-        metavar="N",
-        help="processes that share the port (default 1)",
-    )
-    add(
         "--timeout",
         type=between(0.01, 1e6, float),
         default=30.0,
@@ -4903,8 +4922,6 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     args.directory = args.directory or args.folder
-    if args.workers > 1 and (args.requests or args.once):
-        parser.error("--requests and --once count in one process: they do not go with --workers")
     try:
         return serve(args)
     except Failure as failure:
