@@ -3233,20 +3233,22 @@ def encrypt(
     host: str,
     args: argparse.Namespace,
     protocols: Sequence[str] = (),
+    checked: bool = True,
 ) -> "ssl.SSLSocket":
     """Connect, and check that the peer is the one that it should be; nothing is sent on it yet.
 
-    An OSError means that the connection was lost during the handshake."""
+    If it is not checked, the caller has another proof, before it says anything. An OSError means
+    that the connection was lost during the handshake."""
     import ssl
 
-    context = client_tls(args, checked=True)
+    context = client_tls(args, checked)
     if protocols:
         context.set_alpn_protocols(list(protocols))
     secured = over_tls(context, dial(), host)
     try:
         shake_hands(secured)
         found = fingerprint(secured.getpeercert(binary_form=True))
-        if args.pin and found != args.pin:
+        if args.pin and not found.startswith(args.pin):
             raise Failure(
                 60,
                 f"{host} shows another certificate than the one pinned",
@@ -3267,7 +3269,7 @@ def encrypt(
         if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
             raise tls_failure(host, str(error.reason)) from None
         raise
-    if args.insecure and not args.pin:
+    if args.insecure and not args.pin and checked:
         unknown = f"whether {host} is who it says (the SHA-256 of its certificate is {found})"
         say_once(f"not checked, for --insecure: {unknown}")
     return secured
@@ -3304,8 +3306,9 @@ def say_once(text: str) -> None:
 def pin(text: str) -> str:
     """An argparse type: the SHA-256 of a certificate, as we and as openssl print it."""
     value = text.lower().rpartition("=")[2].replace(":", "").removeprefix("sha256")
-    if not re.fullmatch(r"[0-9a-f]{64}", value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not the SHA-256 of a certificate in hex")
+    if not re.fullmatch(r"[0-9a-f]{16,64}", value):
+        what = "the SHA-256 of a certificate in hex, or the first 16 digits of it or more"
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
     return value
 
 
