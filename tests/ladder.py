@@ -1,157 +1,291 @@
 #!/usr/bin/env python3
-"""Draw a connection from a saved --trace as a ladder diagram: SVG, for a report or a page.
+"""Draw a ladder diagram of one connection, as SVG, from what --trace printed.
 
-    python3 tcp_upper.py client --trace hello 2> trace
-    python3 tests/ladder.py trace > ladder.svg          the first connection in it
-    python3 tests/ladder.py trace 2 > ladder.svg        the one that is marked #2
+    python3 tcp_upper.py client --trace hello 2>&1 | python3 tests/ladder.py > hello.svg
+    python3 tests/ladder.py --connection 2 --title "The second client" < server.log > second.svg
+    python3 tests/ladder.py --guide tests/charts      the README's diagrams, from traces made now
 
-Time runs downwards. An arrow to the right is what this program sent, to the left what it received;
-a wait is a gap, the longer the higher (a tenfold wait is one step more). A dashed arrow is what
-the kernel does for a call: the handshake, a FIN. The trace may be that of any of the six scripts.
+Time runs downwards. On the left is the program that was traced, on the right the other side, which is seen only through what
+arrived: an arrow from there ends when recv() returned. A pause of a millisecond or more is a gap with its length beside it; gaps
+grow with the logarithm of the time. Dashed arrows are what the kernel does by itself, which no trace of socket calls shows.
 """
 
+import argparse
 import math
 import re
+import signal
+import subprocess
 import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
 from xml.sax.saxutils import escape
 
-EVENT = re.compile(r" *([\d.]+) ms #(\d+) ([*<>]) (.+)")
-LEFT, RIGHT, WIDTH = 210, 570, 640  # where the two sides stand, and the picture's width
-TOP, ROW, STEP = 74, 30, 18  # above the first event, between two, and more for a tenfold wait
-STYLE = """
-  svg { background: #fff; font: 13px system-ui, sans-serif; }
-  text { fill: #222; } .faint { fill: #666; } .bad { fill: #b00020; }
-  line, path { stroke: #222; fill: none; } .side { stroke: #999; } .kernel { stroke-dasharray: 5 4; }
-  .bad-line { stroke: #b00020; }
-  @media (prefers-color-scheme: dark) {
-    svg { background: #1b1b1b; } text { fill: #eee; } .faint { fill: #aaa; } .bad { fill: #ff8a80; }
-    line, path { stroke: #eee; } .side { stroke: #777; } .bad-line { stroke: #ff8a80; }
-  }
-"""
+ROOT = Path(__file__).resolve().parent.parent
+WIDTH, LEFT, RIGHT, TOP = 760, 250, 560, 76  # pixels of the SVG's own grid
+ROW, DECADE, TILT = (
+    24,
+    13,
+    12,
+)  # between two events, for each factor of ten, from one end of an arrow to the other
+PAUSE = 1.0  # milliseconds from which a gap tells its length
+LINE = re.compile(r" *(\d+\.\d+) ms #(\d+) ([*<>]) (.*)")
+STYLE = (
+    "<style>text{font:13px system-ui,sans-serif}.title{font-size:16px;font-weight:600}.small{font-size:11px}"
+    "text{fill:#1c1917}.paper{fill:#ffffff}.life{stroke:#a8a29e}.arrow{stroke:#0a5fb4}.head{fill:#0a5fb4}.dim{fill:#78716c}"
+    ".line{stroke-width:2}.kernel{stroke-dasharray:5 4;stroke-width:1.5}.dots{stroke-dasharray:2 5}"
+    "@media(prefers-color-scheme:dark){text{fill:#e7e5e4}.paper{fill:#1c1917}.life{stroke:#78716c}.arrow{stroke:#6cb6ff}"
+    ".head{fill:#6cb6ff}.dim{fill:#a8a29e}}</style>"
+)
 
 
-def read(lines, number=None):
-    """The events of one connection: milliseconds, mark and text; and the connection's number."""
-    events = []
-    for line in lines:
-        match = EVENT.fullmatch(line.rstrip("\n"))
-        if match and number in (None, match[2]):
-            number = match[2]
-            events.append((float(match[1]), match[3], match[4]))
-    return events, number
+class Event(NamedTuple):
+    """A line of the trace."""
+
+    ms: float
+    mark: str
+    words: str
 
 
-def label(mark, text):
-    """What stands at an event, and how it is drawn: an arrow right or left, dashed or not, or none."""
-    size = re.search(r"(\d+) (?:of|bytes)", text)
-    if re.match(r"[\w ]+(?:\S+)?: ", text):  # a call that failed
-        return text, "left" if mark == "<" else "none", False, True
-    if text.startswith("connect "):
-        return (
-            re.sub(r"connect (\S+) ok from \S+ \((.*)\)", r"connect (\2)", text),
-            "both",
-            True,
-            False,
-        )
-    if text.startswith("accept "):
-        return "accept", "back", True, False
-    if "= FIN" in text or "peer sent FIN" in text:
-        return "FIN", "right" if mark == "*" else "left", True, False
-    if mark == ">":
-        return f"{size[1]} bytes" if size else text, "right", False, False
-    if mark == "<" and size:
-        return f"{size[1]} bytes", "left", False, False
-    return text, "none", False, False
+class Arrow(NamedTuple):
+    """What goes from one side to the other."""
+
+    right: bool  # to the other side
+    label: str
+    kernel: bool  # no call of the program sent or took it
 
 
-def names(events):
-    """Who stands left and right: this program, and whom it speaks to."""
-    for _, _, text in events:
-        found = re.match(r"connect (\S+) ok from (\S+)", text)
-        if found:
-            return found[2], found[1]
-        found = re.match(r"(?:accept from|sendto|recvfrom) (\S+)", text)
-        if found:
-            return "this program", found[1]
-    return "this program", "the other side"
-
-
-def arrow(direction, y, dashed, bad):
-    ends = {
-        "right": (LEFT, RIGHT),
-        "left": (RIGHT, LEFT),
-        "both": (LEFT, RIGHT),
-        "back": (RIGHT, LEFT),
-    }
-    start, end = ends[direction]
-    tip = 8 if end > start else -8
-    colour = "bad-line" * bad
-    head = f"M{end - tip} {y - 4}L{end} {y}L{end - tip} {y + 4}"
-    if direction in ("both", "back"):  # a handshake goes both ways
-        head += f"M{start + tip} {y - 4}L{start} {y}L{start + tip} {y + 4}"
-    shaft = f'<path class="{"kernel " * dashed}{colour}" d="M{start} {y}H{end}"/>'
-    return f'{shaft}<path class="{colour}" d="{head}"/>'
-
-
-def draw(events, number):
-    here, there = names(events)
-    y, before, first = TOP, None, events[0][0]
-    rows = []
-    for now, mark, text in events:
-        wait = 0.0 if before is None else max(0.0, now - before)
-        y += ROW + STEP * max(0, math.log10(wait)) if wait else ROW
-        before = now
-        says, direction, dashed, bad = label(mark, text)
-        at = round(y)
-        rows.append(
-            f'<text class="faint" x="{LEFT - 14}" y="{at + 4}" text-anchor="end">{now - first:.3f} ms</text>'
-        )
-        kind = ' class="bad"' if bad else ""
-        if direction == "none":
-            rows.append(f'<text{kind} x="{LEFT + 12}" y="{at + 4}">{escape(says)}</text>')
-            continue
-        rows.append(arrow(direction, at, dashed, bad))
-        middle = (LEFT + RIGHT) // 2
-        rows.append(
-            f'<text{kind} x="{middle}" y="{at - 5}" text-anchor="middle">{escape(says)}</text>'
-        )
-    height = round(y) + 40
-    sides = "".join(
-        f'<line class="side" x1="{x}" y1="{TOP - 14}" x2="{x}" y2="{height - 16}"/>'
-        for x in (LEFT, RIGHT)
-    )
-    heads = "".join(
-        f'<text x="{x}" y="{TOP - 24}" text-anchor="middle">{escape(name)}</text>'
-        for x, name in ((LEFT, here), (RIGHT, there))
-    )
-    title = f"connection #{number}: {here} and {there}"
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" role="img">\n'
-        f"<title>{escape(title)}</title><style>{STYLE}</style>\n"
-        f'<text class="faint" x="20" y="24">{escape(title)}; time runs downwards</text>\n'
-        f"{heads}{sides}\n" + "\n".join(rows) + "\n</svg>\n"
-    )
-
-
-def main(argv):
-    if not argv or argv[0].startswith("-"):
-        print(__doc__, end="")
-        return 2
-    try:
-        with open(argv[0], encoding="utf-8", errors="replace") as trace:
-            events, number = read(trace, argv[1] if len(argv) > 1 else None)
-    except OSError as error:
-        print(f"error: cannot read {argv[0]} ({error.strerror})", file=sys.stderr)
-        return 26
+def events_of(trace, connection):
+    """The lines about this connection, and when each happened, from the first on."""
+    # a shutdown of what the other side has ended already says nothing about the wire
+    lines = [
+        found
+        for found in map(LINE.match, trace.splitlines())
+        if found and "shutdown: " not in found[4]
+    ]
+    events = [
+        Event(float(ms), mark, words)
+        for ms, number, mark, words in map(re.Match.groups, lines)
+        if int(number) == connection
+    ]
     if not events:
-        print(
-            f"error: {argv[0]} holds no such connection: is it what --trace printed?",
-            file=sys.stderr,
+        raise SystemExit(f"there is no line of connection #{connection} in this trace")
+    return [event._replace(ms=event.ms - events[0].ms) for event in events]
+
+
+def arrows_of(event):
+    """What a line of the trace says about the wire."""
+    words = event.words
+    if words.startswith("connect"):
+        first = [Arrow(True, "SYN", True)]
+        if " ok " in words:
+            return [*first, Arrow(False, "SYN, ACK", True), Arrow(True, "ACK", True)]
+        return [*first, Arrow(False, "RST", True)] if "refused" in words else first
+    if words.startswith("accept"):
+        return [Arrow(False, "SYN", True), Arrow(True, "SYN, ACK", True), Arrow(False, "ACK", True)]
+    if "= FIN" in words:
+        return [Arrow(True, "FIN", False)]
+    if "peer sent FIN" in words:
+        return [Arrow(False, "FIN", False)]
+    if "reset by peer" in words:
+        return [Arrow(False, "RST", False)]
+    moved = re.match(r"(send|recv|sendfile) (\d+)", words)
+    if moved and moved[2] != "0":
+        return [Arrow(event.mark == ">", f"{int(moved[2]):,} byte{'s' * (moved[2] != '1')}", False)]
+    return []
+
+
+def with_last_fin(events):
+    """The events with their arrows; close() sends the FIN that shutdown() has not sent."""
+    found, sent = [], []
+    for event in events:
+        arrows = arrows_of(event)
+        labels = [each.label for each in sent]
+        ended = Arrow(True, "FIN", False) in sent or "RST" in labels or "SYN, ACK" not in labels
+        if event.words.startswith("close") and not ended:
+            arrows = [Arrow(True, "FIN", True)]
+        found.append((event, arrows))
+        sent += arrows
+    return found, [each.right for each in sent if each.label == "FIN"]
+
+
+def call_of(event):
+    """The call, as the side that made it is labelled."""
+    words = event.words
+    if "= FIN" in words:
+        return "shutdown()"
+    found = re.match(r"[a-z]+", words)
+    result = " = 0" if "recv 0" in words else ""
+    return f"{found[0]}(){result}" if found else ""
+
+
+def ends_of(events):
+    """The address on the left and the one on the right."""
+    for event in events:
+        if found := re.match(r"connect (\S+?):? .*?(?:ok from (\S+)|$)", event.words):
+            return found[2] or "", found[1]
+        if found := re.match(r"accept from (\S+)", event.words):
+            return "", found[1]
+    return "", ""
+
+
+def text(x, y, words, anchor="start", kind=""):
+    return f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}" class="{kind}">{escape(words)}</text>'
+
+
+def line(x1, y1, x2, y2, kind):
+    return f'<line x1="{x1:.0f}" y1="{y1:.0f}" x2="{x2:.0f}" y2="{y2:.0f}" class="{kind}"/>'
+
+
+def arrow(y, which):
+    """An arrow that is sent at y, or has arrived by then; and where the next one may begin."""
+    start, end, way = (LEFT, RIGHT, 1) if which.right else (RIGHT, LEFT, -1)
+    kind = "arrow kernel" if which.kernel else "arrow line"
+    head = f"{end},{y + TILT} {end - 9 * way},{y + TILT - 6} {end - 9 * way},{y + TILT + 4}"
+    middle = (LEFT + RIGHT) / 2
+    return (
+        line(start, y, end - 6 * way, y + TILT - 1, kind)
+        + f'<polygon points="{head}" class="head"/>'
+        + text(middle, y + TILT / 2 - 5, which.label, "middle")
+    )
+
+
+def ladder(trace, title, connection=1, names=("the program", "the other side")):
+    """The whole picture."""
+    events, fins = with_last_fin(events_of(trace, connection))
+    y, parts, before = TOP + 14, [], 0.0
+    for event, arrows in events:
+        passed, before = event.ms - before, event.ms
+        gap = DECADE * max(0.0, math.log10(max(passed, 0.1) / 0.1))
+        if passed >= PAUSE:
+            gap = max(gap, 30)
+            parts.append(text(LEFT + 8, y + gap / 2 - 4, f"{passed:,.0f} ms", kind="small dim"))
+        y += gap
+        # what arrives has its call where it ends, what leaves where it starts
+        arrives = bool(arrows) and not arrows[0].right
+        at = y + TILT * arrives
+        parts.append(text(LEFT - 10, at + 4, call_of(event), "end"))
+        parts.append(text(100, at + 4, f"{event.ms:,.1f} ms", "end", "small dim"))
+        for each in arrows:
+            parts.append(arrow(y, each))
+            y += ROW
+        y += TILT * arrives if arrows else ROW
+    if (
+        True in fins and False in fins
+    ):  # who sent the first one waits for what may still be under way
+        x, anchor = (LEFT - 10, "end") if fins[0] else (RIGHT + 10, "start")
+        parts.append(text(x, y + 4, "TIME_WAIT", anchor))
+        y += ROW
+    height = y + 40
+    own, other = ends_of([event for event, _ in events])
+    lives = [line(x, TOP, x, y, "life line") for x in (LEFT, RIGHT)]
+    heads = [
+        text(LEFT, TOP - 24, names[0], "middle"),
+        text(LEFT, TOP - 8, own, "middle", "small dim"),
+        text(RIGHT, TOP - 24, names[1], "middle"),
+        text(RIGHT, TOP - 8, other, "middle", "small dim"),
+    ]
+    note = "Made from a --trace. Dashed: what the kernel does by itself. The kernel's ACKs of data are left out."
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" role="img"><title>{escape(title)}</title>{STYLE}'
+        f'<rect class="paper" width="{WIDTH}" height="{height:.0f}"/>{text(16, 26, title, kind="title")}'
+        + "".join([*lives, *heads, *parts])
+        + f"{text(16, height - 10, note, kind='small')}</svg>\n"
+    )
+
+
+# --- the README's diagrams ---
+class Played:
+    """A server and a client of ours that talk to each other: what the client's trace says."""
+
+    def __init__(self, server, *options):
+        self.server = subprocess.Popen(
+            [sys.executable, ROOT / server, *options, "--port", "0"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
-        return 26
-    sys.stdout.write(draw(events, number))
-    return 0
+        self.port = re.search(r":(\d+)/?$", self.server.stdout.readline().strip())[1]
+
+    def client(self, *command, said=(), piped=""):
+        """Its trace. The pipe is text that ends, at once. Or it is told each of these lines when the one before has been answered; then the server is stopped."""
+        command = [sys.executable, ROOT / command[0], *command[1:], "--trace", "--port", self.port]
+        with tempfile.TemporaryFile("w+") as trace:
+            client = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=trace, text=True
+            )
+            for words in said:
+                client.stdin.write(words + "\n")
+                client.stdin.flush()
+                client.stdout.readline()
+            if said:
+                self.stop()
+            client.communicate(piped)
+            self.stop()
+            trace.seek(0)
+            return trace.read()
+
+    def stop(self):
+        self.server.send_signal(signal.SIGINT)
+        self.server.wait()
+        self.server.stdout.close()
+
+
+def guide(folder):
+    """The diagrams of the lab guide, by the number of the experiment."""
+    pair = ("client", "server")
+    hello = ("tcp_upper.py", "client")
+    with tempfile.TemporaryDirectory() as shared:
+        for name in ("1.txt", "2.txt", "3.txt"):
+            Path(shared, name).write_text(name)
+        files = [
+            "httpclient.py",
+            "get",
+            "/1.txt",
+            "/2.txt",
+            "/3.txt",
+            "-o",
+            f"{shared}/copies/",
+            "--quiet",
+        ]
+        traces = {
+            1: (
+                "One message over TCP",
+                Played("tcp_upper.py", "server").client(*hello, "hello, welcome"),
+            ),
+            7: (
+                "Half-close: the answer comes after the client's FIN",
+                Played("tcp_upper.py", "server", "--delay", "1").client(*hello, piped="hello\n"),
+            ),
+            9: (
+                "The server closes first",
+                Played("tcp_upper.py", "server").client(*hello, said=["hi"]),
+            ),
+            18: ("Three files on one connection", Played("httpserver.py", shared).client(*files)),
+        }
+    for number, (title, trace) in traces.items():
+        Path(folder, f"ladder-{number}.svg").write_text(
+            ladder(trace, f"{number}. {title}", names=pair)
+        )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--connection",
+        type=int,
+        default=1,
+        metavar="N",
+        help="the one that the trace calls #N (default 1)",
+    )
+    parser.add_argument("--title", default="One connection")
+    parser.add_argument("--guide", metavar="FOLDER", help="make the README's diagrams")
+    args = parser.parse_args()
+    if args.guide:
+        guide(args.guide)
+    else:
+        sys.stdout.write(ladder(sys.stdin.read(), args.title, args.connection))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main()

@@ -1,19 +1,14 @@
-"""tests/capture.py and tests/ladder.py: what the wire shows, read by tshark, and drawn."""
+"""tests/capture.py: what the wire shows, as tshark reads it."""
 
 import os
 import re
 import shutil
 import subprocess
-import sys
-import xml.etree.ElementTree as ElementTree
 
 import pytest
 from conftest import DEADLINE, ROOT
 
-sys.path.insert(0, str(ROOT / "tests"))
-import ladder  # noqa: E402
-
-CAPTURE, LADDER = ROOT / "tests" / "capture.py", ROOT / "tests" / "ladder.py"
+CAPTURE = ROOT / "tests" / "capture.py"
 TSHARK = shutil.which("tshark")
 needs_tshark = pytest.mark.skipif(not TSHARK, reason="tshark is not installed")
 STRICT = [
@@ -155,53 +150,3 @@ def test_the_tcp_pair_is_captured_and_what_tls_hides_is_said(spawn, run, tmp_pat
 def test_a_capture_that_cannot_be_written_is_said(run, tmp_path):
     failed = run(CAPTURE, tmp_path / "none" / "wire", ROOT / "tcp_upper.py", "client", "hi")
     assert failed.code == 23 and failed.err.startswith("error: cannot write ")
-
-
-# --- the ladder ---
-def test_a_trace_becomes_a_ladder(spawn, run, tmp_path):
-    server = spawn("tcp_upper.py", "server")
-    traced = run("tcp_upper.py", "client", "--port", server.port, "--trace", "hello")
-    (tmp_path / "trace").write_text(traced.err)
-    drawn = run(LADDER, tmp_path / "trace")
-    assert drawn.code == 0
-    texts = [each.text for each in ElementTree.fromstring(drawn.out).iter() if each.text]
-    assert f"127.0.0.1:{server.port}" in texts and texts.count("6 bytes") == 2
-    assert texts.count("FIN") == 2 and b"prefers-color-scheme: dark" in drawn.out
-
-
-@pytest.mark.parametrize(
-    "mark, text, want",
-    [
-        (">", "send 12 of 12 bytes (sent so far 12)", ("12 bytes", "right", False, False)),
-        (">", "sendto 10.0.0.1:9 5 of 5 bytes (sent so far 5)", ("5 bytes", "right", False, False)),
-        ("<", "recv 0 bytes = peer sent FIN (end of stream)", ("FIN", "left", True, False)),
-        ("*", "shutdown of sending = FIN", ("FIN", "right", True, False)),
-        (
-            "<",
-            "recv: Connection reset by peer",
-            ("recv: Connection reset by peer", "left", False, True),
-        ),
-        (
-            "*",
-            "connect 127.0.0.1:9: Connection refused",
-            ("connect 127.0.0.1:9: Connection refused", "none", False, True),
-        ),
-        ("*", "close (sent 6, received 6)", ("close (sent 6, received 6)", "none", False, False)),
-    ],
-)
-def test_what_stands_at_an_event(mark, text, want):
-    assert ladder.label(mark, text) == want
-
-
-def test_a_longer_wait_is_a_larger_gap():
-    def rows(wait):
-        events = [(0.0, ">", "send 1 of 1 bytes (x)"), (wait, "<", "recv 1 of at most 9 bytes, x")]
-        return int(re.search(r'height="(\d+)"', ladder.draw(events, "1"))[1])
-
-    assert rows(0.1) < rows(20) < rows(2000)
-
-
-def test_a_trace_without_that_connection_is_said(run, tmp_path):
-    (tmp_path / "trace").write_text("    1.000 ms #1 * close (sent 0, received 0)\n")
-    assert run(LADDER, tmp_path / "trace", "2").code == 26
-    assert run(LADDER, tmp_path / "none").code == 26
