@@ -12,7 +12,7 @@
     python3 client.py receive -o inbox/           wait for what they send
     python3 client.py send photos/ --to 192.0.2.9:51234 --to anna
                                                   or --all: nothing stays on the server
-    python3 client.py chat --nick anna            talk with list_clients who is in it
+    python3 client.py chat --nick anna            talk with those who are in it
     python3 client.py                             a shell with these commands
 
 If the connection is lost, a command reconnects and resumes by itself (--retries). If that fails
@@ -112,6 +112,7 @@ UNANSWERED = 256  # requests that may wait for their answers
 UNANSWERED_BYTES = 24576
 NUDGE_AFTER = 1.0  # seconds without a greeting until a server that waits for TLS is made to say so
 NOTICE_AFTER = 3.0  # seconds of silence until the client says for whom it waits
+LEAST_WINDOW = 8192  # bytes that the kernel may hold for a client that takes them slowly
 LIFE = 1.0  # seconds of silence of standard input after which the server is told that more may come
 REDRAW = 0.1  # seconds from one picture of the progress bar to the next
 # seconds until the first new attempt, and at most: each pause is twice as long as the one before
@@ -146,7 +147,14 @@ def do_list(args: argparse.Namespace) -> int:
     """On a terminal a table; to a pipe one name a line, a folder's with a slash."""
     code, table = 0, os.isatty(1)
     folder = [remote_name(args.folder)] if args.folder else []
-    for entry in lines_of(args, "list", *folder, deep="yes" if args.r else None):
+    if folder and is_pattern(args, folder[0]):
+        entries = matching(args, folder[0], args.r)
+    else:
+        entries = lines_of(args, "list", *folder, deep="yes" if args.r else None)
+    for entry in entries:
+        if entry.keys.get("reason") == "not-a-file":
+            say(in_rows(f"skipped {printable(entry.words[0])}: {SKIPPED['link or special']}", 2))
+            continue
         if entry.verb == "note":
             code = 9
             say_failure(refusal(entry, "list", entry.words[0]))
@@ -158,9 +166,8 @@ def do_list(args: argparse.Namespace) -> int:
             }
             tell_json({"type": entry.verb, "name": entry.words[0], **numbers})
         elif table:
-            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.number("mtime_ns") / 1e9))
             size = readable_size(entry.number("size")) if entry.verb == "file" else ""
-            tell(f"{size:>9}  {when}  {name}")
+            tell(f"{size:>9}  {date_of(entry.number('mtime_ns'))[:-3]}  {name}")
         else:
             tell(name)
     return code
@@ -169,17 +176,16 @@ def do_list(args: argparse.Namespace) -> int:
 def do_stat(args: argparse.Namespace) -> int:
     name = remote_name(args.name)
     answer = require_ok(connected(args).ask("stat", name), "stat", name)
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(answer.number("mtime_ns") / 1e9))
-    facts = (
-        [f"{answer.number('size'):,} bytes"] * ("size" in answer.keys)
-        + [when]
-        + ["executable"] * ("exec" in answer.keys)
-    )
     if args.json:
         tell_json({**answer.keys, "verb": "stat", "name": name, "result": "ok"})
-    else:
-        kind = "folder" if answer.keys.get("type") == "dir" else "file"
-        tell(f"{name}: {', '.join([kind, *facts])}")
+        return 0
+    facts = ["folder" if answer.keys.get("type") == "dir" else "file"]
+    if "size" in answer.keys:
+        facts.append(plural(answer.number("size"), "byte"))
+    facts.append(date_of(answer.number("mtime_ns")))
+    if "exec" in answer.keys:
+        facts.append("executable")
+    tell(f"{name}: {', '.join(facts)}")
     return 0
 
 
@@ -249,12 +255,23 @@ class File(NamedTuple):
     listed: Optional["Line"] = None  # what a listing of the server says of it
     fresh: bool = False  # the server can have nothing of that name
     asked: bool = False  # whether it was asked for on a connection that was lost
+    doomed: bool = False  # --delete removes it
     stream: Optional["Stream"] = None  # standard output, and what of the file is in it already
 
 
 # A conversation sends requests. Each `yield` waits for the answer to the one just sent, and says
 # with what it begins again if the connection is lost before it has come or been carried out.
 Conversation = Generator[File, "Line", None]
+
+
+# what the server says to the same request again if it had been done before the connection was lost
+DONE = {"delete": "no-such-file", "mkdir": "exists"}
+# what is left out of a tree, and why
+SKIPPED = {
+    "hidden": "its name starts with a dot (--hidden takes such names)",
+    "link or special": "a link or a special file",
+    "excluded": "",
+}
 
 
 class Batch:
@@ -271,7 +288,8 @@ class Batch:
         self.progress = Progress(args)
         self.files: list[Iterator[File]] = []  # still to begin, the last first
         self.waiting: deque[tuple[File, Conversation]] = deque()  # in the order of their requests
-        self.code = self.moved = self.bytes = self.same = self.failed = 0
+        self.code = self.moved = self.bytes = self.same = self.deleted = self.failed = 0
+        self.skipped = dict.fromkeys(SKIPPED, 0)
         self.furthest = (0, 0)  # files, and bytes, at the last loss of the connection
 
     def use_link(self, link: "Link") -> None:
@@ -291,14 +309,12 @@ class Batch:
         raise NotImplementedError
 
     def run(self, files: Iterator[File]) -> int:
-        self.files.append(files)
         try:
-            while True:
-                try:
-                    self.exchange()
-                    break
-                except Lost as lost:
-                    self.recover(lost)
+            self.exchange_all(files)
+            if self.args.delete and self.failed:
+                say("nothing was deleted, because something failed")
+            elif self.args.delete:
+                self.exchange_all(self.surplus())
         except BaseException as end:
             self.progress.clear()
             if isinstance(end, KeyboardInterrupt):
@@ -310,6 +326,18 @@ class Batch:
             raise
         self.summary()
         return self.code
+
+    def surplus(self) -> Iterator[File]:
+        """What --delete removes there."""
+        return iter(())
+
+    def exchange_all(self, files: Iterator[File]) -> None:
+        self.files.append(files)
+        while True:
+            try:
+                return self.exchange()
+            except Lost as lost:
+                self.recover(lost)
 
     def exchange(self) -> None:
         """Begin as many conversations as may wait, and give each answer to the one it is for."""
@@ -363,9 +391,63 @@ class Batch:
         self.count_file(size)
         self.report(file, "same", size=size)
 
-    def say_skipped(self, path: str) -> None:
-        self.progress.clear()
-        say(in_rows(f"skipped {printable(path)}: a link or a special file", 2))
+    def skip(self, kind: str, path: str) -> None:
+        """Leave out what is in a tree. The last line counts it."""
+        self.skipped[kind] += 1
+        told = SKIPPED[kind] and (self.skipped[kind] == 1 or kind != "hidden")
+        if told and not self.args.quiet:
+            self.progress.clear()
+            say(in_rows(f"skipped {printable(path)}: {SKIPPED[kind]}", 2))
+
+    def leaves_out(self, path: str, below: str) -> bool:
+        """Whether a path is left out, below the folder that was named. A folder's ends in "/"."""
+        kind = self.kept_out(below)
+        above = below.rstrip("/").rpartition("/")[0]
+        if kind and not (above and self.kept_out(f"{above}/")):
+            self.skip(kind, path)
+        return bool(kind)
+
+    def kept_out(self, below: str) -> str:
+        """What --exclude or a dot at its beginning leaves out, and --delete leaves alone."""
+        if not self.args.hidden and "/." in f"/{below}":
+            return "hidden"
+        return "excluded" if is_excluded(self.args.exclude, below) else ""
+
+    def plan(self, what: str, file: File, size: int = 0) -> None:
+        """With --dry-run this is all that is done."""
+        if what == "delete":
+            self.deleted += 1
+        else:
+            self.moved += 1
+            self.bytes += size
+        self.report(file, what, dry_run=True)
+        if not self.args.json:
+            tell(f"{what} {file.name}")
+
+    def change(self, file: File, verb: str, *more: str, **keys: object) -> Conversation:
+        """One request that changes something there."""
+        if self.args.dry_run:
+            return self.plan(verb, file)
+        self.link.request(verb, file.name, *more, **keys)
+        answer = yield file._replace(asked=True)
+        reason = answer.keys.get("reason")
+        if file.doomed and reason == "not-empty":
+            return  # what is in it was left alone
+        if not (file.asked and reason == DONE.get(verb)):
+            require_ok(answer, verb, file.name)
+        self.deleted += verb == "delete"
+        self.report(file, "deleted" if file.doomed else "ok")
+
+    def check_share(self, doomed: int, total: int, name: str) -> None:
+        """--delete removes more than half only with --force."""
+        if doomed * 2 > total and not (self.args.force or self.args.dry_run):
+            raise Failure(
+                23 if self.verb == "get" else 25,
+                f"--delete would remove {doomed:,} of the {total:,} files and folders in "
+                f"{printable(name)}",
+                "that is more than half: perhaps another folder is meant",
+                "--dry-run shows them, --force removes them",
+            )
 
     def count_file(self, size: int) -> None:
         self.progress.files += 1
@@ -420,9 +502,17 @@ class Batch:
         self.progress.clear()
         elapsed = time.monotonic() - self.progress.began
         rate = readable_size(self.bytes / max(elapsed, 0.001))
-        text = f"{self.verb}: {plural(self.moved, 'file')}, {readable_size(self.bytes)}"
-        text += f" in {elapsed:.2f} s ({rate}/s)"
+        text = f"{plural(self.moved, 'file')}, {readable_size(self.bytes)}"
+        if self.args.dry_run:
+            text = (
+                f"{self.verb} --dry-run: would {'fetch' if self.verb == 'get' else 'send'} {text}"
+            )
+        else:
+            text = f"{self.verb}: {text} in {elapsed:.2f} s ({rate}/s)"
         text += f"; {self.same:,} already there" if self.same else ""
+        left_out = [f"{count:,} {kind}" for kind, count in self.skipped.items() if count]
+        text += f"; skipped {', '.join(left_out)}" if left_out else ""
+        text += f"; deleted {self.deleted:,}" if self.deleted else ""
         text += f"; {self.failed:,} failed" if self.failed else ""
         if self.args.json:
             tell_json(
@@ -431,16 +521,16 @@ class Batch:
                     "files": self.moved,
                     "bytes": self.bytes,
                     "seconds": round(elapsed, 3),
-                    "skipped": self.same,
+                    "same": self.same,
+                    "skipped": sum(self.skipped.values()),
+                    "deleted": self.deleted,
                     "failed": self.failed,
                 }
             )
-        elif not self.args.quiet and (self.moved or self.same or self.failed > 1):
+        elif not self.args.quiet and (
+            self.moved or self.same or self.deleted or left_out or self.failed > 1
+        ):
             say(text)
-
-
-# what the server says to the same request again if it had been done before the connection was lost
-DONE = {"delete": "no-such-file", "mkdir": "exists"}
 
 
 class Changes(Batch):
@@ -451,11 +541,17 @@ class Changes(Batch):
         self.verb, self.more, self.keys = args.command, more, keys
 
     def converse(self, file: File) -> Conversation:
-        self.link.request(self.verb, file.name, *self.more, **self.keys)
-        answer = yield file._replace(asked=True)
-        if not (file.asked and answer.keys.get("reason") == DONE.get(self.verb)):
-            require_ok(answer, self.verb, file.name)
-        self.report(file, "ok")
+        if not self.args.r or file.listed:
+            return (yield from self.change(file, self.verb, *self.more, **self.keys))
+        self.link.request("list", file.name, deep="yes")
+        answer = yield file
+        if answer.keys.get("reason") == "not-a-folder":
+            return self.files.append(iter([file._replace(listed=answer)]))
+        found = [file._replace(listed=answer)]
+        for entry in answer_lines(self.link, answer, self.verb, file.name):
+            found.append(File(entry.words[0], listed=entry))
+        found.reverse()  # a folder comes after what is in it
+        self.files.append(iter(found))
 
     def only_once(self, file: File) -> str:
         return "" if self.verb in DONE else "list shows what is there now"
@@ -487,26 +583,33 @@ def expand(args: argparse.Namespace, names: Sequence[str]) -> Iterator[File]:
     chosen = Listing()
     for name in map(remote_name, names):
         count = 0
-        if re.search(r"[*?[]", name) and connected(args).ask("stat", name).verb != "ok":
+        if is_pattern(args, name):
             for found in matching(args, name):
-                count += 1
+                count += found.verb != "note"
                 chosen.add(found)
         if not count:
             chosen.add(Line("name", [name], {}))
-    return (File(found.words[0]) for found in chosen)
+    return (File(found.words[0]) for found in chosen if found.verb != "note")
 
 
-def matching(args: argparse.Namespace, pattern: str) -> Iterator["Line"]:
-    """What a pattern stands for in its folder. As in a shell, * matches no dot at the beginning."""
+def is_pattern(args: argparse.Namespace, name: str) -> bool:
+    """Whether a name has to be matched: it is not that of a file whose name holds a star."""
+    return bool(re.search(r"[*?[]", name)) and connected(args).ask("stat", name).verb != "ok"
+
+
+def matching(args: argparse.Namespace, pattern: str, below: bool = False) -> Iterator["Line"]:
+    """What a pattern stands for in its folder, or also below it.
+
+    As in a shell, * matches no dot at the beginning."""
     import fnmatch  # not at the top: few need it
 
     folder, _, wanted = pattern.rpartition("/")
-    for entry in lines_of(args, "list", *[folder] * bool(folder)):
+    deep = "yes" if below else None
+    for entry in lines_of(args, "list", *[folder] * bool(folder), deep=deep):
         above, _, leaf = entry.words[0].rpartition("/")
         unasked = leaf.startswith(".") and not (args.hidden or wanted.startswith("."))
-        fits = above == folder and fnmatch.fnmatchcase(leaf, wanted) and not unasked
-        if entry.verb != "note" and fits:
-            yield Line("name", entry.words[:1], {})
+        if (above == folder or below) and fnmatch.fnmatchcase(leaf, wanted) and not unasked:
+            yield entry
 
 
 class Listing:
@@ -560,10 +663,15 @@ class Puts(Batch):
                     "it is kept under one there",
                     f"{self.verb} {printable(shlex.quote(path))} --as NAME",
                 )
+            if is_excluded(self.args.exclude, own + "/" * os.path.isdir(path)):
+                self.skip("excluded", path)
+                continue
             name = remote_name(own if self.args.name is None else self.args.name)
             yield File(f"{into}/{name}" if into else name, path)
 
     def converse(self, file: File) -> Conversation:
+        if file.doomed:
+            return (yield from self.change(file, "delete"))
         if file.path == "-":
             return (yield from self.put_input(file))
         # a link that is named is followed; in a folder links are not
@@ -594,6 +702,8 @@ class Puts(Batch):
                 self.check_force(file, status, there)
                 over = True
             part = there.number("part")
+        if self.args.dry_run:
+            return self.plan("replace" if over else "new", file, status.st_size)
         yield from self.send_file(again, part, over)
 
     def ask_about(self, name: str, status: os.stat_result) -> None:
@@ -680,10 +790,10 @@ class Puts(Batch):
         if not self.args.force:
             raise Failure(
                 25,
-                f"server already has {printable(file.name)} "
-                f"({there.number('size'):,} bytes; yours has {status.st_size:,})",
-                "it is different, by size or time",
-                "--force replaces it; --as NAME stores it beside",
+                f"server already has another {printable(file.name)}",
+                f"{described(there.number('size'), there.number('mtime_ns'))}; "
+                f"yours: {described(status.st_size, status.st_mtime_ns)}",
+                "--as NAME stores yours beside it; --force replaces it",
             )
 
     def put_folder(self, file: File) -> Conversation:
@@ -691,17 +801,56 @@ class Puts(Batch):
         if (yield from self.keeps_copy(file)):
             self.progress.clear()
             return say(f"skipped {printable(file.path)}: there the server keeps what is sent")
-        self.announce(file, "mkdir")
-        answer = yield file._replace(fresh=False)
-        fresh = answer.verb == "ok"
-        if not fresh and answer.keys.get("reason") != "exists":
-            raise refusal(answer, "put", file.name)
+        fresh = file.fresh
+        if not (fresh and self.args.dry_run):
+            fresh = yield from self.make_folder(file)
         if file.path:
             ours = self.children(file, fresh)
             first = list(itertools.islice(ours, MANY))
             if not fresh and len(first) == MANY and self.args.compare != "content":
                 first = self.with_listing(file.name, first, ours)
             self.files.append(itertools.chain(first, ours))
+
+    def make_folder(self, file: File) -> Generator[File, "Line", bool]:
+        """Whether it is new; with --dry-run, whether it would be."""
+        if self.args.dry_run:
+            self.link.request("stat", file.name)
+        else:
+            self.announce(file, "mkdir")
+        answer = yield file._replace(fresh=False)
+        if answer.keys.get("type") == "dir" or answer.keys.get("reason") == "exists":
+            return False
+        if answer.keys.get("reason") != "no-such-file":
+            require_ok(answer, "put", file.name)
+        return True
+
+    def surplus(self) -> Iterator[File]:
+        """What the folders there have, and those here have not."""
+        found: list[File] = []
+        for source in self.sources():
+            if not os.path.isdir(source.path):
+                continue
+            doomed, total = [], 0
+            for entry in lines_of(self.args, "list", source.name, deep="yes"):
+                below = entry.words[0][len(source.name) + 1 :] + "/" * (entry.verb == "dir")
+                if entry.verb != "note" and not self.kept_out(below):
+                    total += 1
+                    if self.is_gone(source.path, below):
+                        doomed.append(File(entry.words[0], doomed=True))
+            self.check_share(len(doomed), total, source.name)
+            found += doomed
+        self.use_link(connected(self.args))
+        return reversed(found)  # a folder comes after what is in it
+
+    def is_gone(self, top: str, below: str) -> bool:
+        """Whether nothing of that name is in the folder here. What is behind a link counts."""
+        try:
+            above, leaf = os.path.split(os.path.join(top, *check_name(below.rstrip("/"))))
+            return self.folder(top, above).stat(leaf) is None
+        except FileNotFoundError:
+            return True
+        except (OSError, Refused):
+            return False
 
     def with_listing(self, name: str, first: list[File], more: Iterator[File]) -> list[File]:
         """Ask for a listing, and note in each file what it tells. Only large ones need a stat."""
@@ -739,6 +888,20 @@ class Puts(Batch):
             yield file
         return found
 
+    def measure(self) -> None:
+        """How much there is to send: the bar tells how much of it."""
+        for path in self.args.paths:
+            with contextlib.suppress(OSError):
+                if not os.path.isdir(path):
+                    self.progress.expect(os.stat(path).st_size)
+            for top, folders, names in os.walk(path):
+                below = os.path.join(top, "")[len(os.path.join(path, "")) :].replace(os.sep, "/")
+                folders[:] = [name for name in folders if not self.kept_out(f"{below}{name}/")]
+                for name in names:
+                    status = os.lstat(os.path.join(top, name))
+                    if stat.S_ISREG(status.st_mode) and not self.kept_out(below + name):
+                        self.progress.expect(status.st_size)
+
     def only_once(self, file: File) -> str:
         once = "run it again from the start: standard input cannot be resumed"
         return once if file.path == "-" else ""
@@ -750,13 +913,18 @@ class Puts(Batch):
         """What is in a folder."""
         try:
             top, here = above.top or above.path, os.path.join(above.path, "")
+            below = here[len(os.path.join(top, "")) :].replace(os.sep, "/")
             folder = self.folder(top, above.path)
             for name in folder.entries():
                 status = folder.stat(name)
                 mode = status.st_mode if status else stat.S_IFREG
+                if PART.fullmatch(name):
+                    continue
+                if self.leaves_out(here + name, f"{below}{name}{'/' * stat.S_ISDIR(mode)}"):
+                    continue
                 if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-                    self.say_skipped(here + name)
-                elif not PART.fullmatch(name):
+                    self.skip("link or special", here + name)
+                else:
                     yield File(f"{above.name}/{name}", here + name, top, status, fresh=fresh)
         except OSError as error:
             self.fail(above, self.as_failure(above, error))
@@ -788,6 +956,8 @@ class Puts(Batch):
 
     def put_input(self, file: File) -> Conversation:
         """Standard input has no known length: it needs no stat, and has no second attempt."""
+        if self.args.dry_run:
+            return self.plan("new", file)
         if self.verb == "put" and not self.args.quiet:
             say(
                 "standard input cannot be sent twice: "
@@ -874,7 +1044,7 @@ def do_put(args: argparse.Namespace) -> int:
         )
     batch = Puts(args) if args.command == "put" else Sends(args)
     if batch.progress.drawn:
-        measure(batch.progress, args.paths)
+        batch.measure()
     return batch.run(batch.sources())
 
 
@@ -885,17 +1055,6 @@ def local_names(path: str) -> list[str]:
     import glob  # not at the top: few need it
 
     return sorted(glob.glob(path)) or [path]
-
-
-def measure(progress: "Progress", paths: Sequence[str]) -> None:
-    """How much there is to send: the bar tells how much of it."""
-    for path in paths:
-        below = (os.path.join(top, name) for top, _, names in os.walk(path) for name in names)
-        for found in itertools.chain([path], below):
-            with contextlib.suppress(OSError):
-                status = os.lstat(found)
-                progress.total += status.st_size * stat.S_ISREG(status.st_mode)
-                progress.all_files += stat.S_ISREG(status.st_mode)
 
 
 # --- get: files come in ---
@@ -909,6 +1068,8 @@ class Gets(Batch):
         self.stream: int | None = None
         self.leaf = ""  # what the one thing that is fetched shall be called
         self.top = self.choose(args.output)
+        # for --delete: a folder's path here -> the names that the server has in it
+        self.known: dict[str, set[str]] = {}
         self.folder = functools.lru_cache(NEAR)(self.open_folder)
 
     def choose(self, output: Optional[str]) -> Optional["Folder"]:
@@ -955,6 +1116,8 @@ class Gets(Batch):
                 if facts.keys.get("type") == "dir":
                     path = f"{self.leaf}/{own}" if self.leaf else own
                     return (yield from self.get_folder(file._replace(path=path)))
+                if is_excluded(self.args.exclude, own):
+                    return self.skip("excluded", file.name)
                 file = file._replace(path=self.leaf or own)
                 self.progress.expect(facts.number("size"))
         yield from self.get_file(file._replace(listed=facts), facts)
@@ -963,10 +1126,13 @@ class Gets(Batch):
         """The listing of a folder, whole: bodies can follow only after it."""
         self.link.request("list", file.name, deep="yes")
         answer, entries = (yield file), Listing()
+        known = self.known[file.path] = set()
         for entry in answer_lines(self.link, answer, "get", file.name):
             entries.add(entry)
             if entry.verb == "file":
                 self.progress.expect(entry.number("size"))
+            if self.args.delete:
+                known.add(entry.words[0][len(file.name) + 1 :])
         self.make_folder(file.path)
         self.files.append(self.entries(file, entries))
 
@@ -984,13 +1150,12 @@ class Gets(Batch):
 
     def is_wanted(self, file: File, entry: "Line") -> bool:
         """Whether an entry of a listing is a file to get; a folder is made at once."""
-        leaf = check_name(file.path)[-1]
-        if "/." in file.path[len(file.top) :] and not self.args.hidden:
-            # what lies below a folder with such a name is not told one by one
-            if leaf.startswith("."):
-                raise hidden_name_failure(file.name)
-        elif entry.keys.get("reason") == "not-a-file":
-            self.say_skipped(file.name)
+        check_name(file.path)
+        below = file.path[len(file.top) + 1 :] + "/" * (entry.verb == "dir")
+        if file.top and self.leaves_out(file.name, below):
+            return False
+        if entry.keys.get("reason") == "not-a-file":
+            self.skip("link or special", file.name)
         elif entry.verb == "note":
             raise refusal(entry, "get", file.name)
         elif entry.verb == "dir":
@@ -1000,7 +1165,7 @@ class Gets(Batch):
         return False
 
     def make_folder(self, path: str) -> None:
-        if self.stream is None:
+        if self.stream is None and not self.args.dry_run:
             folder = self.folder(tuple(check_name(path)))
             for name in folder.entries():
                 remove_if_old(folder, name)
@@ -1017,13 +1182,18 @@ class Gets(Batch):
     def get_file(self, file: File, facts: "Line") -> Conversation:
         """Its bytes, or those after what an earlier attempt left."""
         part: Part | None = None
+        size = facts.number("size")
+        if self.args.dry_run and self.is_new(file):
+            return self.plan("new", file, size)
         if self.stream is not None:
             part = file.stream or Stream(self.stream)
             file = file._replace(stream=part)
         else:
             folder, leaf = self.local(file.path)
             if self.is_here(file, facts, folder, leaf):
-                return self.skip_same(file, facts.number("size"))
+                return self.skip_same(file, size)
+            if self.args.dry_run:
+                return self.plan("replace", file, size)
             folder.protect(leaf)
             part = self.earlier_part(file, facts, folder, leaf)
         received = part.received if part else 0
@@ -1040,6 +1210,45 @@ class Gets(Batch):
                 part.keep()
             raise
         self.receive(file, part, answer)
+
+    def is_new(self, file: File) -> bool:
+        """Whether nothing of that name is here; a folder above it is not made for that."""
+        return self.top is None or not os.path.lexists(os.path.join(self.top.path, file.path))
+
+    def surplus(self) -> Iterator[File]:
+        """Remove what is here and not there: first it is counted, then it goes."""
+        for path, known in self.known.items():
+            if self.top is None or self.is_new(File("", path)):
+                continue
+            folder = self.folder(tuple(check_name(path)))
+            extra = [below.strip("/") not in known for _, _, below in self.content(folder, "")]
+            self.check_share(sum(extra), len(extra), path)
+            for above, leaf, below in self.content(folder, ""):
+                if below.strip("/") not in known:
+                    self.remove(File(f"{path}/{below}".rstrip("/")), above, leaf, below[-1] == "/")
+        return iter(())
+
+    def remove(self, file: File, folder: "Folder", leaf: str, is_folder: bool) -> None:
+        if self.args.dry_run:
+            return self.plan("delete", file)
+        with contextlib.suppress(OSError, Refused):  # what is in it was left alone
+            folder.protect(leaf, is_folder)
+            folder.remove(leaf, is_folder)
+            self.deleted += 1
+            self.report(file, "deleted")
+
+    def content(self, folder: "Folder", below: str) -> Iterator[tuple["Folder", str, str]]:
+        """Each file and folder that --delete may remove, a folder after what is in it."""
+        for leaf in folder.entries():
+            status = folder.stat(leaf)
+            is_folder = bool(status and stat.S_ISDIR(status.st_mode))
+            path = f"{below}{leaf}{'/' * is_folder}"
+            special = not status or not (is_folder or stat.S_ISREG(status.st_mode))
+            if special or PART.fullmatch(leaf) or self.kept_out(path):
+                continue
+            if is_folder:
+                yield from self.content(folder.below(leaf), path)
+            yield folder, leaf, path
 
     def is_here(self, file: File, facts: "Line", folder: "Folder", leaf: str) -> bool:
         there, size = folder.stat(leaf), facts.number("size")
@@ -1062,10 +1271,10 @@ class Gets(Batch):
         if not alike and not self.args.force:
             raise Failure(
                 23,
-                f"{printable(file.path)} is already here "
-                f"({there.st_size:,} bytes; the server's has {size:,})",
-                "it is different, by size or time",
-                "--force replaces it; -o DEST puts it elsewhere",
+                f"another {printable(file.path)} is already here",
+                f"{described(there.st_size, there.st_mtime_ns)}; "
+                f"the server's: {described(size, facts.number('mtime_ns'))}",
+                "-o DEST puts the server's elsewhere; --force replaces yours",
             )
         return alike
 
@@ -1195,15 +1404,6 @@ UNFIT = {
         "run the same command again",
     ),
 }  # why a body is not taken for the file
-
-
-def hidden_name_failure(name: str) -> "Failure":
-    return Failure(
-        23,
-        f"did not get {printable(name)}",
-        "its name starts with a dot: such files can hold settings that programs obey here",
-        "--hidden takes them too",
-    )
 
 
 def destination(path: str) -> "Folder":
@@ -2093,6 +2293,10 @@ class Link(Wire):
 
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(dial(args), args.timeout)
+        self.pace = Pace(args.limit_rate) if args.limit_rate else None
+        if self.pace:  # what the kernel holds back has not been taken by us
+            window = max(LEAST_WINDOW, min(args.limit_rate, BUFFER))
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
         self.endpoint, self.flags = endpoint(args), link_flags(args)
         # what was asked and not answered yet: the words that the answer repeats, the line's length
         self.asked: deque[tuple[tuple[str, ...], int]] = deque()
@@ -2197,11 +2401,23 @@ class Link(Wire):
         """As in Wire; but a server that sends while it does not read waits for others."""
         while view:
             try:
-                view = view[self.sock.send(self.sendable(view)) :]
+                count = self.sock.send(
+                    self.sendable(view[: self.pace.piece] if self.pace else view)
+                )
+                view = view[count:]
+                if self.pace:
+                    self.pace.wait(count)
             except OSError as error:
                 if not isinstance(error, socket.timeout) or not self.notes():
                     raise
         return 1
+
+    def receive_into(self, view: memoryview) -> int:
+        if not self.pace:
+            return super().receive_into(view)
+        count = super().receive_into(view[: self.pace.piece])
+        self.pace.wait(count)
+        return count
 
     def notes(self) -> int:
         """Take the lines that have come; how many."""
@@ -2322,6 +2538,7 @@ def link_flags(args: argparse.Namespace) -> list[Any]:
             "insecure",
             "timeout",
             "nick",
+            "limit_rate",
             "trace",
             "trace_hex",
         )
@@ -2566,6 +2783,14 @@ def same(size: int, mtime_ns: int, other_size: int, other_mtime_ns: int) -> bool
         if mtime_ns % unit == 0 or other_mtime_ns % unit == 0
     )
     return size == other_size and mtime_ns // coarsest == other_mtime_ns // coarsest
+
+
+def described(size: int, mtime_ns: int) -> str:
+    return f"{plural(size, 'byte')} of {date_of(mtime_ns)}"
+
+
+def date_of(mtime_ns: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(mtime_ns / 1e9))
 
 
 def clock(seconds: float) -> str:
@@ -3080,7 +3305,7 @@ def write_line(raw: bytes) -> None:
             f"cannot write standard output ({error.strerror})",
             "what reads it has ended, or its disk is full",
             "run the same command without | or > to see what it writes",
-        ) from None
+        ) from error
 
 
 def product() -> int:
@@ -3839,20 +4064,16 @@ class Traced(socket.socket):
     dump = False  # whether --trace-hex asks for the bytes
     number = sent = received = 0
     lasted = 0.0  # milliseconds of the last call
-    handshake = ended = ""  # what a connect() does, what 0 bytes mean
+    handshake = ""  # what a connect() does
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
         self.number = self.number or next(self.numbers)
         if data and hasattr(self, "cipher"):
             text += ", encrypted by TLS on its way"
         if self.dump and data:
-            text += hexdump(self.masked(mark, bytes(data)))
+            text += hexdump(bytes(data))
         now = 1000 * (time.perf_counter() - self.began)
         say(f"{now:9.3f} ms #{self.number} {mark} {text}")
-
-    def masked(self, mark: str, data: bytes) -> bytes:
-        """What --trace-hex may show of the data: all, where nothing is secret."""
-        return data
 
     def attempt(self, mark: str, what: str, call: Callable[..., Any], *args: object) -> Any:
         """Make a call of socket.socket. Its failure is a line of the trace too."""
@@ -3871,29 +4092,6 @@ class Traced(socket.socket):
         self.attempt("*", what, super().connect, target)
         here = address(self.getsockname())
         self.show("*", f"{what} ok from {here} ({self.handshake} {self.lasted:.2f} ms)")
-
-    def send(self, data: Any, flags: int = 0) -> int:
-        count: int = self.attempt(">", "send", super().send, data, flags)
-        self.show_sent("send", data, count)
-        return count
-
-    def show_sent(self, what: str, data: Any, count: int) -> None:
-        self.sent += count
-        text = f"{what} {count} of {len(data)} bytes (sent so far {self.sent})"
-        self.show(">", text, data[:count])
-
-    def recv(self, size: int, flags: int = 0) -> bytes:
-        data: bytes = self.attempt("<", "recv", super().recv, size, flags)
-        self.show_received("recv", data, size)
-        return data
-
-    def show_received(self, what: str, data: bytes, size: int) -> None:
-        self.received += len(data)
-        text = f"0 bytes = {self.ended}"
-        if data:
-            text = f"{len(data)} of at most {size} bytes, waited {self.lasted:.2f} ms"
-            text += f" (received so far {self.received})"
-        self.show("<", f"{what} {text}", data)
 
     def close(self) -> None:
         if self.fileno() >= 0:
@@ -3917,10 +4115,22 @@ class TracedStream(Traced):
         conn.show("*", f"accept from {address(peer)}")
         return conn, peer
 
-    def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
-        data = self.recv(size or len(buffer), flags)
-        memoryview(buffer)[: len(data)] = data
-        return len(data)
+    def send(self, data: Any, flags: int = 0) -> int:
+        count: int = self.attempt(">", "send", super().send, data, flags)
+        self.sent += count
+        text = f"send {count} of {len(data)} bytes (sent so far {self.sent})"
+        self.show(">", text, data[:count])
+        return count
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        data: bytes = self.attempt("<", "recv", super().recv, size, flags)
+        self.received += len(data)
+        text = f"recv 0 bytes = {self.ended}"
+        if data:
+            text = f"recv {len(data)} of at most {size} bytes, waited {self.lasted:.2f} ms"
+            text += f" (received so far {self.received})"
+        self.show("<", text, data)
+        return data
 
     def shutdown(self, how: int) -> None:
         self.attempt("*", "shutdown", super().shutdown, how)
@@ -3943,12 +4153,17 @@ class MaskedStream(TracedStream):
 
     lines: Mapping[str, bytes] = {}  # for each direction: a line whose end has not come yet
 
-    def masked(self, mark: str, data: bytes) -> bytes:
-        """The bytes, with asterisks for a secret, even if its line came in several pieces."""
+    def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
+        data = self.recv(size or len(buffer), flags)
+        memoryview(buffer)[: len(data)] = data
+        return len(data)
+
+    def show(self, mark: str, text: str, data: Any = b"") -> None:
+        """The same with asterisks for a secret, even if its line came in several pieces."""
         before = self.lines.get(mark, b"")
-        text = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + data)
-        self.lines = {**self.lines, mark: re.split(b"[\r\n]", text)[-1][:LONGEST_LINE]}
-        return text[len(before) :]
+        shown = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + bytes(data))
+        self.lines = {**self.lines, mark: re.split(b"[\r\n]", shown)[-1][:LONGEST_LINE]}
+        super().show(mark, text, shown[len(before) :])
 
 
 def socket_class(args: argparse.Namespace) -> type[socket.socket]:
@@ -4188,6 +4403,10 @@ DEFAULTS: dict[str, Any] = {
     "all": False,
     "count": -1,
     "hidden": False,
+    "exclude": None,
+    "dry_run": False,
+    "delete": False,
+    "limit_rate": 0,
     "link": None,
 }  # in one place: flags stand before a command or after it, and the shell hands its own to each
 
@@ -4237,6 +4456,7 @@ ARGUMENTS = {
     "OLD": "its name there",
     "NEW": "the new name, or a folder there",
     "FOLDER": "the name of the new folder",
+    "hidden": "names that start with a dot too",
 }
 
 
@@ -4277,11 +4497,16 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
         metavar="DEST",
         help="a folder, a name, or - for standard output (default: here)",
     )
-    flag("--hidden", action="store_true", help="take names that start with a dot too")
+    flag("--hidden", action="store_true", help=ARGUMENTS["hidden"])
+    tree_flags(flag)
     flag = command("put", "send files, folders, or - for standard input", "PATH+")
     flag("--as", dest="name", metavar="NAME", help="what it is called there")
     flag("--into", metavar="FOLDER", help="the folder there, made when missing")
-    command("delete", "delete files and empty folders", "NAME+")
+    flag("--hidden", action="store_true", help=ARGUMENTS["hidden"])
+    tree_flags(flag)
+    flag = command("delete", "delete files and empty folders", "NAME+")
+    flag("-r", action="store_true", help="folders with all that is in them")
+    flag("--dry-run", action="store_true", help="show what would be done, and change nothing")
     command("rename", "give a file or folder another name, or another folder", "OLD", "NEW")
     command("mkdir", "make a folder", "FOLDER")
     command("stat", "size and time of a file", "NAME")
@@ -4294,13 +4519,15 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
         metavar="HOST:PORT|NICK",
         help="who gets it; may be given several times",
     )
-    flag("--all", action="store_true", help="list_clients who is receiving")
+    flag("--all", action="store_true", help="everybody who is receiving")
     flag("--as", dest="name", metavar="NAME", help="what it is called there")
+    flag("--hidden", action="store_true", help=ARGUMENTS["hidden"])
+    tree_flags(flag)
     flag = command("receive", "wait for what others send")
     flag("-o", dest="output", metavar="DIR", help="the folder for it (default: here)")
     flag("--count", type=between(1, 1e9), metavar="N", help="end after so many files")
-    flag("--hidden", action="store_true", help="take names that start with a dot too")
-    command("chat", "talk with list_clients who is in it")
+    flag("--hidden", action="store_true", help=ARGUMENTS["hidden"])
+    command("chat", "talk with those who are in it")
     return parser
 
 
@@ -4324,6 +4551,13 @@ def run_command(args: argparse.Namespace) -> int:
             args.password = ask_password(endpoint(args))
         return run_with_retries(args) if args.command else shell(args)
     except Failure as failure:
+        if isinstance(failure.__cause__, BrokenPipeError) and args.command in (
+            "list",
+            "who",
+            "help",
+        ):
+            close_link(args)  # who reads the answer has seen enough, as head does
+            return 0
         problem = failure
     except Lost as lost:
         problem = lost_failure(

@@ -1811,7 +1811,8 @@ def test_dot_names_come_with_hidden_or_when_they_are_named(spawn, do, here, box)
     for name in (".a", "b", "t/.c", "t/d"):
         (box / name).write_text(name)
     port = spawn("server.py", "--hidden", box).port
-    assert do("get", "*", port=port).code == 23
+    got = do("get", "*", port=port)
+    assert got.code == 0 and got.err.endswith("; skipped 1 hidden\n"), got
     assert sorted(os.listdir(here)) == ["b", "t"] and os.listdir(here / "t") == ["d"]
     assert do("get", ".a", port=port).code == 0 and (here / ".a").exists()
     assert do("get", "*", "--hidden", "-o", "all/", port=port).code == 0
@@ -2057,6 +2058,134 @@ def test_a_pattern_means_what_gitignore_means_by_it(pattern, matching, others):
     patterns = [script.pattern(pattern)]
     assert [path for path in matching if not script.is_excluded(patterns, path)] == []
     assert [path for path in others if script.is_excluded(patterns, path)] == []
+
+
+@pytest.fixture
+def trees(here, box):
+    """The same tree on both sides, with what may be left out of one."""
+
+    def fill(*folders):
+        for folder in folders:
+            for path in (
+                "a.txt",
+                "b.tmp",
+                ".git/config",
+                ".env",
+                "build/x.o",
+                "src/a.c",
+                "src/b.tmp",
+            ):
+                (folder / "t" / path).parent.mkdir(parents=True, exist_ok=True)
+                (folder / "t" / path).write_text(path)
+            (folder / "t/link").symlink_to("a.txt")
+
+    return fill
+
+
+def paths(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("verb", ["put", "get"])
+def test_a_tree_comes_without_what_is_hidden_or_excluded_and_the_last_line_counts_it(
+    spawn, do, here, box, trees, verb
+):
+    trees(here if verb == "put" else box)
+    there, port = (box if verb == "put" else here), spawn("server.py", "--hidden", box).port
+    words = [verb, "t", "--exclude", "*.tmp", "--exclude", "build/"]
+    plan = do(*words, "--dry-run", port=port)
+    assert plan.out == b"new t/a.txt\nnew t/src/a.c\n" and not list(there.iterdir()), plan
+    assert (
+        f"{verb} --dry-run: would {'send' if verb == 'put' else 'fetch'} 2 files, 12 b" in plan.err
+    )
+    done = do(*words, port=port)
+    assert done.code == 0, done
+    assert paths(there) == ["t/a.txt", "t/src/a.c"], done
+    assert (
+        done.err.count("skipped t/") == 2
+        and "skipped t/.env: its name starts with a dot" in done.err
+    )
+    assert done.err.endswith("; skipped 2 hidden, 1 link or special, 3 excluded\n"), done
+    quiet = do(*words, "--quiet", port=port)
+    assert quiet.code == 0 and quiet.err == ""
+    told = do(*words, "--json", "--quiet", port=port).out.splitlines()
+    assert json.loads(told[-1]).items() >= {"same": 2, "skipped": 6, "files": 0}.items()
+    done = do(verb, "t", "--hidden", port=port)
+    assert done.code == 0 and len(paths(there)) == 7 and "skipped 1 link" in done.err, done
+
+
+@pytest.mark.parametrize("verb", ["put", "get"])
+def test_delete_removes_what_the_source_lost_but_nothing_excluded_or_hidden(
+    spawn, do, here, box, trees, verb
+):
+    trees(here, box)
+    ours, theirs = (here, box) if verb == "put" else (box, here)
+    port = spawn("server.py", "--hidden", box).port
+    assert do(verb, "t", "--compare", "content", port=port).code == 0
+    for path in ("old/deep/er/x", "old/y", "old/.keep", "gone.txt"):
+        (theirs / "t" / path).parent.mkdir(parents=True, exist_ok=True)
+        (theirs / "t" / path).touch()
+    os.unlink(ours / "t/build/x.o")
+    os.unlink(ours / "t/src/b.tmp")
+    words = [verb, "t", "--compare", "content", "--exclude", "*.tmp", "--delete"]
+    plan = do(*words, "--dry-run", port=port)
+    doomed = {"build/x.o", "gone.txt", "old/deep/er/x", "old/deep/er", "old/deep", "old/y", "old"}
+    assert {line[9:].decode() for line in plan.out.splitlines()} == doomed, plan
+    refused = do(*words, port=port)
+    assert refused.code == {"put": 25, "get": 23}[verb], refused
+    assert "--delete would remove 7 of the 11 files and folders in t" in refused.err, refused
+    assert (theirs / "t/gone.txt").exists()
+    done = do(*words, "--force", port=port)
+    assert done.code == 0 and done.err.endswith("; deleted 6\n"), done
+    kept = {".env", ".git/config", "a.txt", "b.tmp", "old/.keep", "src/a.c", "src/b.tmp"}
+    assert set(paths(theirs / "t")) == kept | {"link"} and not (theirs / "t/old/deep").exists()
+    assert (theirs / "t/build").is_dir(), "it is there still at the source"
+    (ours / "t/a.txt").write_text("other")
+    (theirs / "t/gone.txt").touch()
+    failed = do(*words, port=port)
+    assert failed.code and "nothing was deleted, because something failed" in failed.err
+    assert (theirs / "t/gone.txt").exists()
+
+
+def test_the_rate_is_kept_to_in_both_directions(do, here, box):
+    """It is measured between the trace's lines: the first and the last of the body."""
+    for folder, verb in (here, "put"), (box, "get"):
+        (folder / verb).write_bytes(bytes(range(256)) * 400)
+        done = do(verb, verb, "--limit-rate", "200k", "--trace")
+        assert done.code == 0, done
+        mark = ">" if verb == "put" else "<"
+        large = re.findall(rf"([\d.]+) ms #1 {mark} \w+ (\d{{4,}}) of", done.err)
+        assert max(int(count) for _, count in large) <= 20000
+        assert float(large[-1][0]) - float(large[0][0]) >= 350, large
+
+
+def test_delete_r_takes_a_folder_with_what_is_in_it(do, box):
+    for path in ("t/a/b/c", "t/d", "u", "v/w"):
+        (box / path).parent.mkdir(parents=True, exist_ok=True)
+        (box / path).touch()
+    assert do("delete", "t").code == 9 and (box / "t/d").exists()
+    plan = do("delete", "-r", "t", "u", "--dry-run")
+    assert plan.out == b"delete t/a/b/c\ndelete t/a/b\ndelete t/d\ndelete t/a\ndelete t\ndelete u\n"
+    assert do("delete", "-r", "t", "u", "nosuch").code == 78
+    assert os.listdir(box) == ["v"]
+    assert do("delete", "-r", "*").code == 0 and os.listdir(box) == []
+
+
+def test_list_takes_patterns_is_calm_about_links_and_ends_when_nobody_reads(server, do, box):
+    for path in ("a.txt", "b.md", "d/c.txt"):
+        (box / path).parent.mkdir(exist_ok=True)
+        (box / path).touch()
+    (box / "link").symlink_to("a.txt")
+    listed = do("list", "-r")
+    assert listed.code == 0 and listed.err == "skipped link: a link or a special file\n", listed
+    assert do("list", "*.txt").out == b"a.txt\n" and do("list", "d/?.txt").out == b"d/c.txt\n"
+    assert do("list", "-r", "*.txt").out == b"a.txt\nd/c.txt\n"
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer) as stdout:
+        client = [sys.executable, str(ROOT / "client.py"), "--port", str(server.port), "list"]
+        ended = subprocess.run(client, stdout=stdout, stderr=subprocess.PIPE, check=False)
+    assert ended.returncode == 0 and b"error" not in ended.stderr, ended
 
 
 @pytest.mark.parametrize("pattern", ["!a", "", "/", "[z-a]"])
