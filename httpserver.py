@@ -60,7 +60,8 @@ that the browser asked for as X-Forwarded-Host.
 #   fields and names   evaluate(), parse_ranges(), is_own_host(), client_behind(), check_name()
 #   the folder         Place, Entry, Shared, rename(), Part
 #   the server         Task, Server, Server.run_thread(), Server.accept(), serve(), share_port()
-#   archives, page     get_tar(), get_zip(), listing(), page()
+#   archives, page     get_tar(), get_zip(), listing(), page_body(), error_page()
+#   the QR code        qr_code(), qr_frame(), show_qr()
 #   shared fences      Guard, is_program(), Traced, Stop, bind(), Failure, Parser
 #   the command line   announce(), build_parser(), main()
 #
@@ -3824,7 +3825,7 @@ function trouble(text) {
 const topOf = row => row ? row.getBoundingClientRect().top : 0;
 function merge(page) {
   const news = page.querySelector('tbody'), known = new Map(rows().map(row => [hrefOf(row), row]));
-  if (!news) return say('This folder has an index.html now: reload the page to see it.');
+  if (!news) return say('This folder has a page of its own now: reload to see it.');
   const focused = list.contains(document.activeElement) && document.activeElement.closest('tr');
   const place = rows().indexOf(focused), fresh = [], all = [];
   const first = rows().find(row => topOf(row) >= 0), before = topOf(first);
@@ -4546,10 +4547,7 @@ def table_row(entry: Entry, inner: Optional[int]) -> str:
     value: object = entry.size
     size = readable_size(entry.size)
     if entry.is_folder:
-        value, size = (
-            inner or 0,
-            "" if inner is None else plural(inner, "item") if inner else "empty",
-        )
+        value, size = inner or 0, "" if inner is None else plural(inner, "item") if inner else "empty"
     return (
         f'<tr><td><td><a href="{href}">{name}{"/" * entry.is_folder}</a>'
         f'<td data-v="{value}">{size}<td data-v="{when}">{readable_time(when)}<td>\n'
@@ -4579,6 +4577,131 @@ def in_chunks(texts: Iterable[str]) -> Iterator[bytes]:
             yield "".join(rows).encode()
             rows, size = [], 0
     yield "".join(rows).encode()
+
+
+# --- the QR code: an address for the camera of a phone ---
+# For versions 1 to 10 at level L: bytes in all, bytes that correct a block, blocks.
+QR_SIZES = (
+    (26, 7, 1),
+    (44, 10, 1),
+    (70, 15, 1),
+    (100, 20, 1),
+    (134, 26, 1),
+    (172, 18, 2),
+    (196, 20, 2),
+    (242, 24, 2),
+    (292, 30, 2),
+    (346, 18, 4),
+)
+# level L and mask 0, and the versions from 7 on, each with what corrects it
+QR_FORMAT, QR_VERSIONS = "001000111110111", (0x07C94, 0x085BC, 0x09A99, 0x0A4D3)
+QUIET = 4  # modules of white around a code
+Modules = dict[tuple[int, int], int]  # (x, y): 1 is dark
+
+
+def qr_code(data: bytes) -> list[str]:
+    """Up to 271 bytes as rows of 0 and 1 (ISO/IEC 18004), in byte mode, with the least correction.
+
+    Any of the eight masks can be read; the first one, a chessboard, serves for all."""
+    wide = len(data) > 230  # version 10 has a length of two bytes
+    need = len(data) + 2 + wide
+    version = 1 + sum(total - check * blocks < need for total, check, blocks in QR_SIZES)
+    total, check, blocks = QR_SIZES[version - 1]
+    # the mode, the length, the bytes, four zeros; then padding
+    head = (4 << 8 * (1 + wide) | len(data)) << 8 * len(data) | int.from_bytes(data, "big")
+    padded = (head << 4).to_bytes(need, "big") + b"\xec\x11" * total
+    words = qr_words(padded[: total - check * blocks], check, blocks)
+    bits = iter("".join(f"{word:08b}" for word in words))
+    size, modules = 17 + 4 * version, qr_frame(version)
+    for x, y in qr_path(size):
+        if (x, y) not in modules:
+            modules[x, y] = int(next(bits, "0")) ^ ~(x + y) & 1
+    return ["".join(str(modules[x, y]) for x in range(size)) for y in range(size)]
+
+
+def qr_words(words: bytes, check: int, blocks: int) -> Iterator[int]:
+    """The bytes of all blocks in turn, then those that correct them. Longer blocks stand last."""
+    parts = []
+    for left in range(blocks, 0, -1):
+        length = len(words) // left
+        parts.append(words[:length])
+        words = words[length:]
+    for rows in itertools.zip_longest(*parts), zip(*[qr_check(part, check) for part in parts]):
+        for row in rows:
+            yield from (word for word in row if word is not None)
+
+
+def qr_check(words: bytes, count: int) -> list[int]:
+    """What is left when they are divided by the generator of this code (Reed-Solomon)."""
+    divisor, root = [0] * (count - 1) + [1], 1
+    for _ in range(count):
+        divisor = [qr_times(a, root) ^ b for a, b in zip(divisor, [*divisor[1:], 0])]
+        root = qr_times(root, 2)
+    left = [0] * count
+    for word in words:
+        lead = word ^ left[0]
+        left = [qr_times(a, lead) ^ b for a, b in zip(divisor, [*left[1:], 0])]
+    return left
+
+
+def qr_times(one: int, other: int) -> int:
+    """The product in the field of 256 elements, whose polynomial is 0x11D."""
+    product = 0
+    while other:
+        product ^= one * (other & 1)
+        one, other = one << 1 ^ 0x11D * (one >> 7), other >> 1
+    return product
+
+
+def qr_square(x: int, y: int, rings: str) -> Modules:
+    """Rings around a module. What is outside of the code is never asked for."""
+    reach = range(1 - len(rings), len(rings))
+    return {(x + a, y + b): int(rings[max(abs(a), abs(b))]) for a in reach for b in reach}
+
+
+def qr_frame(version: int) -> Modules:
+    """What holds no data: dotted lines, three finders, alignment, the format, the version."""
+    size = 17 + 4 * version
+    end, middle = size - 7, size // 2
+    frame = {cell: ~at & 1 for at in range(size) for cell in ((6, at), (at, 6))}
+    places = [(6, middle), (middle, 6), (middle, middle), (end, middle), (middle, end)]
+    for x, y in [*(places if version > 6 else []), (end, end)]:
+        frame |= qr_square(x, y, "101" if version > 1 else "")
+    for x, y in (3, 3), (3, size - 4), (size - 4, 3):
+        frame |= qr_square(x, y, "11010")
+    for at, bit in enumerate(QR_FORMAT):  # twice: down beside the finders, and along below them
+        y = size - 15 + at if at > 7 else at + (at > 5)
+        x = size - 1 - at if at < 8 else 15 - at - (at > 8)
+        frame[8, y] = frame[x, 8] = int(bit)
+    for at in range(18 if version > 6 else 0):
+        one, other = size - 11 + at % 3, at // 3
+        frame[one, other] = frame[other, one] = QR_VERSIONS[version - 7] >> at & 1
+    return {**frame, (8, size - 8): 1}
+
+
+def qr_path(size: int) -> Iterator[tuple[int, int]]:
+    """Two columns at a time from the right, up and down in turn, without the sixth column."""
+    for number, right in enumerate([*range(size - 1, 6, -2), 5, 3, 1]):
+        for y in range(size)[:: 1 if number % 2 else -1]:
+            yield from ((right, y), (right - 1, y))
+
+
+def show_qr(url: str) -> None:
+    """Draw it in black on white, whatever the terminal's colours are, if it fits in there."""
+    if not sys.stderr.isatty() or len(url) > 271:
+        return
+    code = qr_code(url.encode())
+    wide = len(code) + 2 * QUIET
+    # two rows in a line of half blocks; they are an odd number, so one more of white
+    rows = [row.center(wide, "0") for row in [""] * QUIET + code + [""] * (QUIET + 1)]
+    lines = [
+        "".join(" \u2584\u2580\u2588"[int(pair, 2)] for pair in map("".join, zip(*two)))
+        for two in zip(rows[::2], rows[1::2])
+    ]
+    with contextlib.suppress(OSError, UnicodeEncodeError):
+        lines[QUIET].encode(sys.stderr.encoding)
+        if wide < os.get_terminal_size(sys.stderr.fileno()).columns:
+            say("\n".join(f"\x1b[30;107m{line}\x1b[0m" for line in lines))
 
 
 # --- guarding: the same in server.py, httpserver.py (tests/test_twins.py) ---
@@ -5379,6 +5502,8 @@ def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
             f"from another machine:  {url_of(door, other, port, login)}\n"
             f"or:  {CLIENT} --host {other} --port {port}{door.flags} list /"
         )
+    if others and not args.no_qr:
+        show_qr(url_of(door, others[0], port, login))
     if not others:
         named = f" --host {host}" if host != "127.0.0.1" else ""  # where clients look by themselves
         with_client = (
@@ -5526,6 +5651,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--quiet", action="store_true", help="no access log")
     add("--trace", action="store_true", help="print a line for each socket call")
     add("--trace-hex", action="store_true", help="the same, with the first bytes")
+    add("--no-qr", action="store_true", help="no QR code of the address on a terminal")
     add("--version", action="version", version=f"%(prog)s {VERSION}")
     return parser
 
