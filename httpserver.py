@@ -36,8 +36,8 @@ folder. Runs of zeros become holes where the disk has them.
 
 One password is for all: --password, --ask-password or SIXSOCKETS_PASSWORD. On addresses other than
 loopback the server makes and prints one, unless it has --open. Clients send it by Basic (RFC 7617),
-with any name; for more than that, put a proxy in front. After ten wrong ones within a minute, in
-each of --workers, an address gets 429 until the minute is over (before a TLS handshake, the alert
+with any name; for more than that, put a proxy in front. After ten wrong ones within a minute an
+address gets 429 until the minute is over (before a TLS handshake, the alert
 access_denied). --trust-proxy names a proxy whose word counts for the client's address. --tls makes
 a certificate for the run, whose SHA-256 httpclient.py takes as --pin.
 
@@ -54,23 +54,30 @@ that the browser asked for as X-Forwarded-Host.
 #
 # Begin with Connection.advance() and Connection.answer_to(): a request is read and answered.
 # The sections, in the order of the file:
-#   the conversation   Request, parse_head(), Answer, Connection, BodyReader
-#   methods            check_request(), get(), get_file(), delete(), mkcol(), move()
-#   uploads            put(), post(), Plan, receive_upload(), post_form(), patch()
-#   fields and names   evaluate(), parse_ranges(), is_own_host(), client_behind(), check_name()
-#   the folder         Place, Entry, Shared, rename(), Part
-#   the server         Task, Server, Server.run_thread(), Server.accept(), serve(), share_port()
+#   a request          Request, parse_head(), evaluate(), parse_ranges(), client_behind()
+#   the folder         check_name(), Place, Entry, Shared, rename(), Part
+#   a connection       Answer, Connection, BodyReader
+#   the loop           Task, Server, Server.turn(), Server.enter(), Server.work(), serve()
+#   methods            check_request(), get(), get_file(), put(), receive_upload(), post_form(),
+#                      patch(), delete(), mkcol(), move()
 #   archives, page     get_tar(), get_zip(), listing(), page_body(), error_page()
 #   the QR code        qr_code(), qr_frame(), show_qr()
 #   shared fences      Guard, is_program(), Traced, Stop, bind(), Failure, Parser
 #   the command line   announce(), build_parser(), main()
 #
-# Threads: one of them leads. It alone touches the selector and the queues of idle connections,
-# and sends short answers. For a longer Task it hands the lead to another thread, and then touches
-# only its own connection. What several threads count is guarded by the lock of the Server.
-# States of a connection: idle until the first byte of a head or TLS handshake; in `heads` until
-# that is whole; answered at once, or in `busy` while a thread handles it; then idle again, or in
-# `lingering` if it ends: it is closed once the client has read why.
+# Threads: the main thread is the loop. It alone touches the selector and the queues, and answers
+# what is short. A worker touches one connection, from the Task that it takes off a queue until it
+# leaves what the loop does next in another queue, and rings the bell. What several threads count
+# is guarded by the lock of the Server.
+#
+#   accept                    one byte            whole, short
+#     +--> HANDSHAKE --> IDLE --------> HEAD ----------+-----> sent: IDLE again, or LINGERING
+#                         ^                            |          ^ and closed, if it ends
+#                         |           whole, long      +-----> ANSWERING: no room for the rest
+#                         +--- HANDED_OVER <-----------+
+#
+# Each state has a queue in which the first deadline comes first; Server.enter() alone moves a
+# connection from one to another. No deadline: idle, or with a worker, which has its own.
 
 # --- imports: the same in all six scripts (tests/test_twins.py) ---
 import sys
@@ -83,19 +90,17 @@ if __name__ == "__main__":
         del sys.path[0]
     import os
 
-    def is_open(folder: str) -> bool:
-        """Whether files arrive there: the script's folder and the current one, not the library."""
-        if not os.path.exists(folder) or folder == os.path.dirname(os.__file__):
-            return False
-        own = os.path.dirname(os.path.realpath(__file__))
-        return os.path.samefile(folder, os.curdir) or os.path.samefile(folder, own)
-
-    sys.path[:] = [folder for folder in sys.path if not is_open(folder or os.curdir)]
+    own, library = os.path.dirname(os.path.realpath(__file__)), os.path.dirname(os.__file__)
+    for folder in [each for each in sys.path if os.path.exists(each or ".") and each != library]:
+        if any(os.path.samefile(folder or ".", place) for place in (".", own)):
+            sys.path.remove(folder)
 # --- end imports ---
 
 import argparse
 import base64
+import codecs
 import contextlib
+import enum
 import errno
 import functools
 import hashlib
@@ -105,6 +110,7 @@ import itertools
 import json
 import mimetypes
 import os
+import queue
 import re
 import secrets
 import select
@@ -147,11 +153,15 @@ MAX_DEPTH = 64  # names in a path that a client sends or an archive holds
 # requests that one connection gets answered before another one has its turn
 MAX_PIPELINED = 32
 MAX_THREADS = 512  # transfers and folder walks at once
-SPARE_THREADS = 4  # threads kept for the next slow request
+FOREVER = float("inf")  # a deadline that never comes
+SPARE_THREADS = 4  # workers kept for the next long request
 MAX_LINGERING = 256  # refused connections that wait until the client has read why
-SMALL = 131072  # bytes of an answer that the leader sends itself
+# heads that are remembered with what was answered: all together 40 MB at most
+MAX_KEPT, KEPT_HEAD, KEPT_BODY = 2048, 2048, 16384
+SMALL = 131072  # bytes of an answer that the loop sends itself
 PIECE = 262144  # bytes read or written at a time
-SLICE = 1 << 24  # bytes asked of one sendfile()
+SLICE = 1 << 24  # bytes that are read for a digest before another request reads on
+SENDFILE = 1 << 21  # bytes asked of one sendfile(): more of them fall out of the processor's cache
 # bytes of a TLS record at most: with less room, TLS keeps bytes where no selector sees them
 RECORD = 1 << 14
 # bytes of one send() under TLS: it takes all or nothing, so a slow reader would seem stuck
@@ -164,7 +174,7 @@ MIN_RATE = 64
 NOTE_EVERY = 1.0  # seconds between two 104 responses with the offset of an upload
 # seconds after which a waiting upload checks whether another connection wants to continue it
 LOOK_EVERY = 0.2
-# seconds that a thread waits for the next request before it returns its connection
+# seconds that a worker waits for the next request before it gives its connection back
 NEXT_WAIT = 0.002
 LOG_DELAY = 0.1  # seconds for which log lines are gathered
 # find a client that vanished within two minutes, even while it is idle
@@ -179,10 +189,11 @@ HOLE = 4096  # bytes: shorter runs of zeros are written, because no file system 
 FREE_CHECK = 1 << 20  # bytes of an upload between two checks of the free space
 MAX_NUMBER = 1000  # files of one name that get different numbers
 MAX_DIGESTS = 10000  # files whose digest is cached
-# files that are read for their digests at once, because many would leave the leader no time, and
+# files that are read for their digests at once, because many would leave the loop no time, and
 # requests that wait for each of them
 MAX_HASHED, MAX_WAITING = 2, 32
-# seconds without a change before that: two changes within one tick have the same time
+# seconds without a change before that, or before an answer is remembered: two changes within one
+# tick have the same time
 UNCHANGED = 2.0
 MAX_SEARCHED = 10000  # folders whose last search for old parts is remembered
 # in either case: some disks do not distinguish them
@@ -203,6 +214,7 @@ READING = ("GET", "HEAD", "OPTIONS")
 CHANGING = ("PUT", "POST", "DELETE", "MKCOL", "MOVE", "PATCH")
 # types in which a browser runs scripts
 ACTIVE = re.compile(r"text/html|application/xhtml\+xml|.*[/+]xml")
+UTF_8 = "; charset=utf-8"
 DIR_FD = {
     os.open,
     os.stat,
@@ -249,6 +261,7 @@ PROBLEMS = {
 }
 
 
+Data = Union[bytes, memoryview]  # noqa: UP007  (3.9)
 Fields = dict[str, str]  # header fields: lower-case names in a request
 Names = Sequence[str]  # the names in a path, from the shared folder down
 Ranges = list[tuple[int, int]]  # (start, end), without the byte at the end
@@ -284,27 +297,43 @@ class Gone(Exception):
     """The client left, or was too slow: it gets no answer any more. The text is for the log."""
 
 
-# --- the conversation: a request, its body, its answer ---
-# The head of a request (RFC 9112).
+# --- a request: its head, conditions, ranges; values in, values out ---
+
+# The head (RFC 9112).
+
 TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+
 LINE = re.compile(rf"({TOKEN}) ([^\x00-\x20\x7f]+) HTTP/([0-9])\.([0-9])")
+
 # A line ends in CRLF. A lone LF is accepted too (§2.2), so that a request can be typed into netcat;
 # a lone CR is not.
 HEAD = re.compile(
     rf"({TOKEN}) ([^\x00-\x20\x7f]+) HTTP/1\.([0-9])\r?\n"
     rf"((?:{TOKEN}:[^\x00-\x08\x0a-\x1f\x7f]*\r?\n)*)\r?\n"
 )
+
 FIELD = re.compile(rf"({TOKEN}):[ \t]*([^\r\n]*)")
+
 HEAD_END = re.compile(rb"\n\r?\n")
+
 EMPTY_LINES = re.compile(rb"(?:\r?\n)+")
+
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z_~!$&'()*+,;=%.-]*)(?::[0-9]*)?")
+
 URL = re.compile(r"https?://([^/?]+)(.*)", re.IGNORECASE | re.DOTALL)
+
 BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+
 DIGITS = re.compile(r"[0-9]{1,18}")
 
 
 class Request:
-    """A request's head, all its values checked. Immutable, because parse_head() caches it."""
+    """A request's head, all its values checked. Immutable, because parse_head() caches it.
+
+    Only the loop keeps the last short answer with it, which recall() gives to the next such head.
+    """
+
+    kept: "Optional[Answer]" = None
 
     def __init__(self, method: str, target: str, minor: int, fields: Fields) -> None:
         self.method, self.minor, self.fields = method, minor, fields
@@ -315,7 +344,7 @@ class Request:
         self.keep = "close" not in words if minor else "keep-alive" in words  # (§9.3)
         self.host, path = split_target(method, target, fields.get("host"), minor)
         self.names, self.slash, self.query = parse_path(path)
-        # the leader answers these itself: reads of one file
+        # the loop answers these itself: reads of one file
         self.is_light = (
             method in READING
             and not self.has_body
@@ -324,8 +353,18 @@ class Request:
         )
 
 
-# The heads of one client are often the same: parse them once, for at most 10 MB.
-@functools.lru_cache(maxsize=128)
+HEADS: dict[bytes, Request] = {}  # those of one client are often the same: parse them once
+
+
+def cached_head(head: bytes) -> Request:
+    request = parse_head(head)
+    if len(head) <= KEPT_HEAD:
+        if len(HEADS) >= MAX_KEPT:
+            HEADS.clear()
+        HEADS[head] = request
+    return request
+
+
 def parse_head(head: bytes) -> Request:
     text = head.decode("latin-1")
     found = HEAD.fullmatch(text)
@@ -419,1429 +458,21 @@ def parse_path(target: str) -> tuple[tuple[str, ...], bool, str]:
     return tuple(names), slash, query
 
 
-Data = Union[bytes, memoryview]  # noqa: UP007  (3.9)
-
-
-class Span(NamedTuple):
-    """Bytes of an open file: what sendfile() takes."""
-
-    descriptor: int
-    start: int
-    end: int
-
-
-Piece = Union[bytes, Span]  # noqa: UP007
-
-
-def size_of(piece: Piece) -> int:
-    return piece.end - piece.start if isinstance(piece, Span) else len(piece)
-
-
-def bytes_of(piece: Piece) -> bytes:
-    if isinstance(piece, Span):
-        return read_at(piece.descriptor, piece.end - piece.start, piece.start)
-    return piece
-
-
-class Answer:
-    """What is sent back: a short body, or pieces that are produced while they are sent."""
-
-    note = ""  # for the log
-    close = False  # the connection ends after it
-    rest = b""  # what the kernel had no room for
-    # a file's tag, its size, and the ranges of it that are sent: what --once counts
-    share: Optional[tuple[str, int, Ranges]] = None
-
-    def __init__(
-        self,
-        status: int,
-        fields: Optional[Fields] = None,
-        body: bytes = b"",
-        pieces: Optional[Iterable[Piece]] = None,
-        length: Optional[int] = None,
-    ) -> None:
-        self.status, self.fields, self.body, self.pieces = status, fields or {}, body, pieces
-        # None if it is not known in advance
-        self.length = len(body) if pieces is None else length
-
-
-def text_answer(status: int, text: str, fields: Optional[Fields] = None) -> Answer:
-    fields = {"Content-Type": "text/plain; charset=utf-8", **(fields or {})}
-    body = f"{status} {PHRASES[status]}: {text}\n" if text else ""
-    return Answer(status, fields, body.encode())
-
-
-def refusal_answer(refused: Refusal) -> Answer:
-    answer = text_answer(refused.status, refused.text, refused.fields)
-    answer.note, answer.close = refused.note, refused.close
-    return answer
-
-
-def as_refusal(problem: Exception) -> Refusal:
-    """What the client is told of a problem: a fixed text. The note for the log has the details."""
-    if isinstance(problem, Refusal):
-        return problem
-    note = reason_of(problem)
-    if isinstance(problem, Gone):
-        return Refusal(500, "what was asked for changed meanwhile", None, True, note)
-    if isinstance(problem, TimeoutError):
-        return Refusal(408, "the body did not arrive in time", None, True, note)
-    if isinstance(problem, ConnectionError):
-        return Refusal(400, "", None, True, f"left in the body: {note}")
-    if isinstance(problem, OSError):
-        status, text = PROBLEMS.get(problem.errno or 0, (500, "the server's system refused"))
-        fields = {"Retry-After": "5"} if status == 503 else {}
-        return Refusal(status, text, fields, note=str(problem) if status == 500 else text)
-    note = f"{type(problem).__name__}: {problem}"
-    return Refusal(500, "a mistake in the server", None, True, note)
-
-
-class Connection:
-    """A socket, and what has been read from it.
-
-    It belongs to the thread that leads, or to the one to which it was handed over."""
-
-    __slots__ = (
-        "args",
-        "body",
-        "buffer",
-        "held",
-        "hop",
-        "in_handshake",
-        "moved",
-        "part",
-        "peer",
-        "scanned",
-        "sent",
-        "server",
-        "sock",
-        "waited",
-    )
-
-    def __init__(self, server: "Server", sock: socket.socket, peer: "Address") -> None:
-        self.server, self.sock, self.args = server, sock, server.args
-        # the peer, and the client of the last request: a proxy speaks for many
-        self.hop = self.peer = address((peer[0], 0)).rpartition(":")[0].strip("[]")
-        self.buffer = b""
-        self.scanned = self.sent = self.moved = 0
-        self.waited = 0.0
-        self.held: list[Found] = []  # what is open for the answer under way
-        self.body: BodyReader  # of the request that is being answered without the lead
-        self.part: Part | None = None  # what is being received
-        # the TLS handshake is not complete
-        self.in_handshake = server.door.tls is not None
-
-    # With the lead: nothing here blocks. What would block is returned as a Task.
-    def readable(self) -> "Task | None":
-        try:
-            if self.in_handshake and not self.handshake():
-                return None
-            data = self.sock.recv(SMALL)
-        except self.server.waits:
-            return None
-        except OSError:
-            data = b""
-        if self in self.server.lingering:
-            if not data:
-                self.close()
-            return None
-        if not data:
-            self.client_closed()
-            return None
-        self.buffer = self.buffer + data if self.buffer else data
-        return self.advance()
-
-    def advance(self) -> "Task | None":
-        """Answer the requests whose heads are here; pipelined ones in their order."""
-        for _ in range(MAX_PIPELINED):
-            try:
-                request = self.next_request()
-            except Refusal as refused:
-                self.refuse_head(refused)
-                return None
-            if request is None:
-                self.server.await_head(self)
-                return None
-            self.server.await_no_head(self)
-            if not request.is_light:
-                return Task(self, request, None)
-            answer = self.respond(request)
-            if answer.pieces is not None or not self.send_at_once(request, answer):
-                return Task(self, request, answer)
-            if answer.close:
-                return None
-            if not self.buffer:
-                self.server.await_head(self)
-                return None
-        return Task(self, None, None)
-
-    def next_request(self) -> Optional[Request]:
-        """The next whole head, taken off the buffer; None while there is none."""
-        if self.buffer[:1] in (b"\r", b"\n") and (found := EMPTY_LINES.match(self.buffer)):
-            # §2.2: some clients send an empty line after a body
-            self.buffer = self.buffer[found.end() :]
-        # before the search: its random bytes may hold two line ends, as the end of a head does
-        if self.buffer[:1] == b"\x16":
-            raise Refusal(
-                400, "this is TLS, and the port speaks without: the address begins with http://"
-            )
-        found = HEAD_END.search(self.buffer, max(0, self.scanned - 2))
-        if not found:
-            self.scanned = len(self.buffer)
-            if self.scanned > MAX_HEAD:
-                raise too_long(self.buffer)
-            return None
-        head = self.buffer[: found.end()]
-        if len(head) > MAX_HEAD:
-            raise too_long(head)
-        self.peer = self.hop
-        request = parse_head(head)
-        if self.server.is_proxy(self):
-            self.peer = client_behind(self.server.proxies, request.fields) or self.hop
-        self.buffer, self.scanned = self.buffer[found.end() :], 0
-        return request
-
-    def respond(self, request: Request) -> Answer:
-        answer = self.answer_to(request)
-        if request.method == "HEAD":  # the fields of GET with its length, and nothing else (§9.3.2)
-            answer.body, answer.pieces = b"", None
-        return answer
-
-    def answer_to(self, request: Request) -> Answer:
-        """The one place where a request becomes an answer, or an error becomes one."""
-        try:
-            check_request(self, request)
-            answer = METHODS[request.method](self, request)
-            return answer if request.method == "HEAD" else read_short(answer)
-        # a bug of this server too: the client must get an answer
-        except Exception as problem:  # noqa: BLE001
-            refused = as_refusal(problem)
-            wants_page = refused.text and "text/html" in request.fields.get("accept", "")
-            return error_page(request, refused) if wants_page else refusal_answer(refused)
-
-    def head(self, request: Optional[Request], answer: Answer) -> bytes:
-        """The status line and header fields.
-
-        None of them can hold a line end: what is made of names is percent-encoded."""
-        status, replaced = answer.status, self.server.replaced
-        fields = {"Date": http_date(int(time.time())), **EMBEDDING, **answer.fields}
-        if status != 204 and status != 304:  # §8.6: these have no body and say no length
-            if answer.length is not None:
-                fields["Content-Length"] = str(answer.length)
-            elif request and request.minor:
-                fields["Transfer-Encoding"] = "chunked"
-        if answer.close:
-            fields["Connection"] = "close"
-        elif request and not request.minor:
-            fields["Connection"] = "keep-alive"
-        if replaced:
-            fields = {name: fields[name] for name in fields if name.lower() not in replaced}
-        values = "".join(fields.values())
-        if "\n" in values or "\r" in values:
-            raise ValueError(f"a line end in a header field: {fields}")
-        lines = "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
-        text = f"HTTP/1.1 {status} {PHRASES[status]}\r\n{lines}{self.server.extra}\r\n"
-        return text.encode("latin-1")
-
-    def keeps_open(self, request: Optional[Request], answer: Answer) -> bool:
-        """Whether the connection goes on after this answer."""
-        if request is None or answer.close or self.server.stopping:
-            return False
-        return request.keep and (answer.length is not None or request.minor > 0)
-
-    def send_at_once(self, request: Optional[Request], answer: Answer) -> bool:
-        """Send a short answer. False if the kernel has no room for it: the client reads slowly."""
-        answer.close = not self.keeps_open(request, answer)
-        data, count = self.head(request, answer) + answer.body, 0
-        try:
-            while count < len(data):
-                count += self.sock.send(data[count : count + self.server.slice])
-        except self.server.waits:
-            pass
-        except OSError:
-            answer.note, answer.close, count = "left before the answer", True, len(data)
-        answer.rest = data[count:]
-        if answer.rest:
-            return False
-        self.release()
-        self.server.count_answer(self, request, answer, len(answer.body))
-        if answer.close:
-            self.linger()
-        return True
-
-    def refuse_head(self, refused: Refusal, request: Optional[Request] = None) -> None:
-        """Refuse a head that cannot be trusted, or a request that comes at the wrong moment.
-
-        What follows such a head cannot be trusted either, so the connection ends."""
-        if self.in_handshake:
-            return self.refuse_handshake(OVERLOADED)
-        answer = refusal_answer(refused)
-        answer.close = True
-        is_head = request.method == "HEAD" if request else self.buffer.startswith(b"HEAD ")
-        answer.body = b"" if is_head else answer.body  # (§9.3.2)
-        if not self.send_at_once(request, answer):
-            self.close()
-
-    def client_closed(self) -> None:
-        """The client closed between requests, or within a head."""
-        if self.buffer:
-            left = refusal_answer(Refusal(400, "left within the head"))
-            self.server.count_answer(self, None, left, 0)
-        self.close()
-
-    def linger(self) -> None:
-        """Close so that the answer arrives (§9.6).
-
-        A socket that is closed over unread bytes sends RST, which destroys the answer."""
-        self.buffer = b""  # or the rest would look like an unfinished head
-        try:
-            end_tls(self.sock)
-            self.sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            return self.close()
-        self.server.linger(self)
-
-    def close(self) -> None:
-        self.server.forget(self)
-        self.sock.close()
-
-    def watch(self) -> None:
-        """Back to the leader, perhaps with the beginning of a head."""
-        self.server.watch(self)
-        self.server.await_head(self)
-
-    def handshake(self) -> bool:
-        """Continue the TLS handshake without blocking. True when it is complete.
-
-        A client that begins in the clear gets its error in the clear."""
-        import ssl
-
-        assert self.server.door.tls
-        if not isinstance(self.sock, ssl.SSLSocket):
-            first = socket.socket.recv(self.sock, 1, socket.MSG_PEEK)
-            if first not in (b"", b"\x16"):
-                self.in_handshake = False
-                self.refuse_head(
-                    Refusal(400, "TLS is spoken on this port: the address begins with https://")
-                )
-                return False
-            # or the selector would still know it if the next call closes it
-            self.server.unwatch(self)
-            self.sock = over_tls(self.server.door.tls, self.sock)
-            self.server.watch(self)
-        try:
-            shake_hands(self.sock)
-        except self.server.waits:
-            raise
-        except OSError as error:
-            self.server.note(
-                f"{self.peer} no TLS: {getattr(error, 'reason', '') or error.strerror}"
-            )
-            self.close()
-            return False
-        self.in_handshake = False
-        self.server.await_head(self)
-        return True
-
-    def refuse_handshake(self, code: int) -> None:
-        """Send an alert before the handshake, which costs more than a refusal should."""
-        self.in_handshake = False
-        with contextlib.suppress(OSError):
-            socket.socket.send(self.sock, alert(code))
-        self.linger()
-
-    # Without the lead: one thread, this one connection, and it may block.
-    def handle(self, request: Optional[Request], answer: Optional[Answer] = None) -> None:
-        """Answer until the buffer holds no whole head; then the leader gets the connection back."""
-        what_next: Callable[[], object] = self.watch
-        try:
-            while request := request or self.next_request() or self.next_request_soon():
-                if not self.exchange(request, answer):
-                    what_next = self.linger
-                    break
-                request = answer = None
-        except Refusal as refused:
-            what_next = functools.partial(self.refuse_head, refused)
-        except (Gone, OSError):
-            what_next = self.close
-        except Exception as bug:  # noqa: BLE001  a bug ends one connection, not the server
-            self.server.note(f"mistake: {bug!r}")
-            what_next = self.close
-        self.server.return_connection(self, what_next)
-
-    def next_request_soon(self) -> Optional[Request]:
-        """The next request, if it follows at once, as when a folder is uploaded.
-
-        Returning the connection to the leader would take longer than most uploads. With several
-        busy threads this does not wait: they would compete for the interpreter's lock."""
-        if len(self.server.busy) > 1 or not is_ready(self.sock, False, NEXT_WAIT):
-            return None
-        with contextlib.suppress(*self.server.waits):
-            self.buffer += self.sock.recv(SMALL)
-        return self.next_request()
-
-    def exchange(self, request: Request, answer: Optional[Answer]) -> bool:
-        """One request, whatever it takes. Whether the connection goes on."""
-        self.sent, self.moved, self.waited = 0, 0, 0.0
-        self.body = BodyReader(self, request)
-        answer = answer or self.respond(request)
-        try:
-            answer.close = not self.keeps_open(request, answer) or not self.body.drain()
-            self.deliver(request, answer)
-        except (Gone, OSError, Refusal) as problem:
-            size = "?" if answer.length is None else answer.length
-            cut = f"ended at {self.sent} of {size} bytes: {reason_of(problem)}"
-            answer.note, answer.close = answer.note or cut, True
-            raise Gone from None
-        finally:
-            del self.body
-            self.release()
-            self.server.count_answer(self, request, answer, self.sent)
-        return not answer.close
-
-    def deliver(self, request: Request, answer: Answer) -> None:
-        if answer.rest:  # begun with the lead
-            return self.send(answer.rest)
-        head = self.head(request, answer)
-        if answer.pieces is None:
-            self.send(head + answer.body)
-            self.sent = len(answer.body)
-            return
-        chunked = answer.length is None and request.minor > 0
-        self.send(head)
-        self.sent, left = 0, answer.length or 0
-        for piece in answer.pieces:
-            left -= size_of(piece)
-            if left < 0 and answer.length is not None:
-                raise Gone("what is sent grew meanwhile")
-            if isinstance(piece, Span):
-                self.send_span(piece)
-            elif piece:
-                self.send(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
-        if left > 0:
-            raise Gone(f"what is sent shrank by {left} bytes")
-        if chunked:
-            self.send(b"0\r\n\r\n")
-
-    def send(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            count = self.when_ready(True, self.sock.send, view[: self.server.slice])
-            self.sent += count
-            view = view[count:]
-
-    def send_span(self, span: Span) -> None:
-        """Send a part of a file, inside the kernel where that is possible.
-
-        A file that shrinks ends the connection: the client sees that it got less than was
-        announced."""
-        # on a TLS socket it would send in the clear
-        at, direct = span.start, hasattr(os, "sendfile") and type(self.sock) is socket.socket
-        while at < span.end:
-            if direct:
-                count = self.when_ready(
-                    True,
-                    os.sendfile,
-                    self.sock.fileno(),
-                    span.descriptor,
-                    at,
-                    min(SLICE, span.end - at),
-                )
-                self.sent += count
-            else:
-                data = read_at(span.descriptor, min(PIECE, span.end - at), at)
-                self.send(data)
-                count = len(data)
-            if not count:
-                raise Gone(f"the file shrank by {span.end - at} bytes")
-            at += count
-
-    def buffered(self, most: int) -> bytes:
-        """What has been read already."""
-        data, self.buffer = self.buffer[:most], self.buffer[most:]
-        return data
-
-    def receive(self, space: memoryview) -> memoryview:
-        """What comes next, into at least RECORD bytes.
-
-        TLS returns one record at a time: this gathers all that have come for one write to the disk.
-        """
-        count = self.when_ready(False, self.sock.recv_into, space)
-        if not count:
-            raise ConnectionAbortedError(errno.ECONNABORTED, "the body ended early")
-        # nothing more has come, or an error that the next call will tell
-        with contextlib.suppress(OSError):
-            while (
-                self.server.door.tls
-                and len(space) - count >= RECORD
-                and (more := self.sock.recv_into(space[count:]))
-            ):
-                count += more
-        return space[:count]
-
-    def when_ready(self, writing: bool, call: Callable[..., int], *args: object) -> int:
-        """A call that sends or receives; again when the socket is ready, if it was not."""
-        while True:
-            try:
-                count = call(*args)
-                self.moved += count
-                return count
-            except self.server.waits:
-                self.wait(writing)
-            except OSError as error:
-                # TLS that breaks says so with numbers that mean something else to the system
-                raise ConnectionAbortedError(errno.ECONNABORTED, error.strerror) from None
-
-    def wait(self, writing: bool) -> None:
-        """Block until the socket is ready. Both silence and a slow trickle have a limit.
-
-        Only the time spent waiting for the client counts."""
-        began = time.monotonic()
-        seconds = min(LOOK_EVERY, self.args.timeout) if self.part else self.args.timeout
-        while not is_ready(self.sock, writing, seconds):
-            if self.part:
-                self.part.give_way()
-            if time.monotonic() - began >= self.args.timeout:
-                raise TimeoutError(f"silent for {self.args.timeout:g} s")
-        self.waited += time.monotonic() - began
-        if self.waited > self.args.timeout:
-            if self.moved < MIN_RATE * self.args.timeout:
-                raise TimeoutError(f"slower than {MIN_RATE} bytes a second")
-            self.moved, self.waited = 0, 0.0
-
-    def has_left(self) -> bool:
-        """Whether the client has closed, where the system tells that.
-
-        A client that closes only its sending side looks the same. So ask this only after a while,
-        and answer all the same."""
-        if not hasattr(select, "poll"):
-            return False
-        poll = select.poll()
-        # poll() reports errors and the end of both directions unasked
-        poll.register(self.sock, getattr(select, "POLLRDHUP", 0))
-        return bool(poll.poll(0))
-
-    def hold(self, found: "Found") -> "Found":
-        self.held.append(found)
-        return found
-
-    def release(self) -> None:
-        while self.held:
-            self.held.pop().close()
-
-
-class BodyReader:
-    """Reads a request's body on demand.
-
-    A client that waits for 100 Continue gets it with the first read."""
-
-    def __init__(self, conn: "Connection", request: Request) -> None:
-        self.conn, self.request = conn, request
-        self.left = request.length
-        self.space: memoryview | None = None
-        self.whole = not request.has_body
-        self.asked = "expect" not in request.fields or not request.minor
-        self.trailer: Fields = {}
-        # one generator for all readers: each continues where the last one stopped
-        self.pieces = self.read()
-
-    def read(self) -> Iterator[Data]:
-        if self.whole:
-            return
-        if not self.asked:
-            self.asked = True
-            self.conn.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if self.request.chunked:
-            yield from self.chunks()
-        while self.left:
-            data = self.receive(self.left)
-            self.left -= len(data)
-            yield data
-        self.whole = True
-
-    def receive(self, most: int) -> Data:
-        if not self.conn.buffer and most >= RECORD:
-            return self.receive_more(most)
-        if not self.conn.buffer:
-            self.conn.buffer += self.receive_more(RECORD)
-        return self.conn.buffered(most)
-
-    def receive_more(self, most: int) -> memoryview:
-        """The next bytes. The next call overwrites them.
-
-        One buffer serves all calls, which is twice as fast as new ones."""
-        self.space = self.space or memoryview(bytearray(PIECE))
-        return self.conn.receive(self.space[:most])
-
-    def read_line(self, most: int) -> bytes:
-        """A line up to its CRLF, of at most so many bytes."""
-        conn = self.conn
-        while (end := conn.buffer.find(b"\n")) < 0 and len(conn.buffer) < most + 2:
-            conn.buffer += self.receive_more(RECORD)
-        line = conn.buffered(end + 1)
-        if line[-2:] != b"\r\n" or end > most + 1:
-            raise Refusal(400, "a line of a chunked body is too long or does not end in CRLF")
-        return line[:-2]
-
-    def chunks(self) -> Iterator[Data]:
-        """RFC 9112 §7.1, strictly: what is doubtful here could hide another request."""
-        while size := self.chunk_size():
-            while size:
-                data = self.receive(size)
-                size -= len(data)
-                yield data
-            if self.read_line(2):
-                raise Refusal(400, "a chunk is longer than its size")
-        left = MAX_TRAILER
-        while line := self.read_line(left):
-            left -= len(line)
-            found = FIELD.fullmatch(line.decode("latin-1"))
-            if not found or left <= 0:
-                raise Refusal(400, "the trailer is malformed or too long")
-            self.trailer[found[1].lower()] = found[2].strip()
-
-    def chunk_size(self) -> int:
-        found = re.fullmatch(
-            rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?", self.read_line(MAX_LINE)
-        )
-        if not found:
-            raise Refusal(400, "a chunk's size is not in hex digits")
-        return int(found[1], 16)
-
-    def drain(self) -> bool:
-        """Read a body that nobody wants, if it is short and the client is sending it.
-
-        The next request stands behind it."""
-        if not self.asked or self.left > DRAIN:
-            return self.whole
-        taken = 0
-        # a broken body ends the connection, but not before the answer
-        with contextlib.suppress(OSError, Refusal):
-            for data in self.pieces:
-                taken += len(data)
-                if taken > DRAIN:
-                    return False
-        return self.whole
-
-
-def reason_of(problem: Exception) -> str:
-    return getattr(problem, "strerror", "") or str(problem)
-
-
-def read_short(answer: Answer) -> Answer:
-    """A few bytes of files are read at once: they need no thread of their own."""
-    if isinstance(answer.pieces, list) and (answer.length or 0) <= SMALL:
-        answer.body, answer.pieces = b"".join(map(bytes_of, answer.pieces)), None
-        if len(answer.body) != answer.length:
-            raise Refusal(500, "the file changed meanwhile")
-    return answer
-
-
-def is_ready(sock: socket.socket, writing: bool, seconds: float) -> bool:
-    if hasattr(select, "poll"):  # select() has no descriptors above 1023
-        poll = select.poll()
-        poll.register(sock, select.POLLOUT if writing else select.POLLIN)
-        return bool(poll.poll(1000 * seconds))
-    return any(select.select([] if writing else [sock], [sock] if writing else [], [], seconds))
-
-
-def read_at(descriptor: int, size: int, offset: int) -> bytes:
-    """Some bytes of a file. The descriptor belongs to one answer, so seeking is safe."""
-    if hasattr(os, "pread"):
-        return os.pread(descriptor, size, offset)
-    os.lseek(descriptor, offset, os.SEEK_SET)
-    return os.read(descriptor, size)
-
-
-# --- methods: what each request does ---
-def check_request(conn: Connection, request: Request) -> None:
-    """What holds for every method, in the order in which a stranger would try."""
-    server, fields, method = conn.server, request.fields, request.method
-    if request.host and not is_own_host(request.host, server.names):
-        raise Refusal(421, "that host is not this machine")
-    if server.door.guard:
-        check_password(conn, request, server.door.guard)
-    if method not in METHODS:
-        known = method in ("CONNECT", "TRACE")
-        raise Refusal(
-            405 if known else 501, "no such method here", {"Allow": server.allowed} if known else {}
-        )
-    if method in CHANGING:
-        if server.read_only:
-            raise Refusal(405, "nothing can be changed here", {"Allow": server.allowed})
-        if is_foreign(request):
-            raise Refusal(403, "a page of another site may not change anything here")
-    if request.minor and fields.get("expect", "100-continue").lower() != "100-continue":
-        raise Refusal(417, "no other expectation than 100-continue")
-
-
-def check_password(conn: Connection, request: Request, guard: "Guard") -> None:
-    """Basic (RFC 7617): any name, and the password.
-
-    --public-read does not cover HEAD of an upload: it ends the connection that sends it."""
-    reads = request.method in ("GET", "HEAD") and "upload" not in parameters(request.query)
-    if conn.args.public_read and reads:
-        return
-    given = basic_password(request.fields.get("authorization", ""))
-    if given is None:
-        raise Refusal(401, "a password is asked for", CHALLENGE)
-    right = secrets.compare_digest(hashlib.sha256(given).digest(), conn.server.secret)
-    reason = guard.judge(conn.peer, right)
-    if reason == "busy":
-        later = {"Retry-After": str(guard.wait(conn.peer))}
-        raise Refusal(429, "busy: too many wrong passwords came from this address", later)
-    if reason:
-        raise Refusal(401, "wrong password", CHALLENGE)
-
-
-def basic_password(field: str) -> Optional[bytes]:
-    """What stands behind the first colon; None for what is no login by Basic."""
-    scheme, _, token = field.partition(" ")
-    with contextlib.suppress(ValueError):
-        _, colon, password = base64.b64decode(token.strip(), validate=True).partition(b":")
-        if scheme.lower() == "basic" and colon:
-            return password
-    return None
-
-
-def own_hosts(request: Request) -> tuple[str, str]:
-    """Under which names the client knows this server: a proxy in front adds the second."""
-    return request.host.lower(), request.fields.get("x-forwarded-host", "").lower()
-
-
-def is_foreign(request: Request) -> bool:
-    """Whether a browser sent this for a page of another site.
-
-    A page cannot add X-Forwarded-Host without asking first; a proxy does."""
-    origin = request.fields.get("origin")
-    if origin is None:
-        return False
-    host = origin.partition("://")[2].lower()
-    return not host or host not in own_hosts(request)
-
-
-def get(conn: Connection, request: Request) -> Answer:
-    options = parameters(request.query) if request.query else {}
-    if "upload" in options:
-        return upload_state(conn, request)
-    shared = conn.server.shared
-    if shared.only and not request.names:
-        return redirect(url_path([shared.only]), request)
-    found = conn.hold(shared.open(request.names))
-    if found.is_folder and request.names and not request.slash:
-        return redirect(url_path(request.names, slash=True), request)
-    if found.is_folder:
-        return get_folder(conn, request, found, options)
-    if request.slash:
-        raise Refusal(404, "that is a file, not a folder")
-    return get_file(conn, request, request.names, found)
-
-
-def redirect(path: str, request: Request) -> Answer:
-    """To a path of ours, never to a host (§15.4.9; // and \\ would begin one)."""
-    return text_answer(
-        308, "it is there", {"Location": path + ("?" + request.query if request.query else "")}
-    )
-
-
-def get_folder(conn: Connection, request: Request, found: "Found", options: Fields) -> Answer:
-    shared, kind = conn.server.shared, listing_type(request.fields.get("accept", "*/*"))
-    crumbs = (os.path.basename(shared.path) or "files", *request.names)
-    name = crumbs[-1]
-    if "tar" in options:
-        return get_tar(conn, request, found, name, chosen(request.query))
-    if "zip" in options:
-        return get_zip(conn, found, name, chosen(request.query))
-    if kind == "text/html" and (index := index_of(conn, found)):
-        answer = get_file(conn, request, (*request.names, "index.html"), index)
-        answer.fields["Vary"] = "Accept, Accept-Encoding"
-        return answer
-    fields = {
-        "Content-Type": kind + ("" if kind.endswith("json") else "; charset=utf-8"),
-        "Cache-Control": "no-store",
-        "Vary": "Accept",
-        "X-Content-Type-Options": "nosniff",
-    }
-    if kind == "text/html":
-        fields |= page_fields()
-        tag = folder_tag(found.info)
-        if tag and is_known(request.fields, f'"{tag}"', NO_DATE):
-            return Answer(304, fields)
-    pieces = listing(found, kind, crumbs, shared.hidden, conn.server.read_only)
-    return Answer(200, fields, pieces=in_chunks(pieces))
-
-
-def index_of(conn: Connection, folder: "Found") -> "Optional[Found]":
-    with contextlib.suppress(OSError, Refusal):
-        index = conn.hold(open_leaf(inside(folder.where, "index.html")))
-        return None if index.is_folder else index
-    return None
-
-
-def get_file(conn: Connection, request: Request, names: Names, found: "Found") -> Answer:
-    fields, coding = request.fields, ""
-    packs = "accept-encoding" in fields and takes_gzip(fields["accept-encoding"])
-    if packs and "range" not in fields:
-        found, coding = prefer_gzip(conn, names, found)
-    info, now = found.info, time.time()
-    tag, mtime = etag(info, coding and "-gz"), max(EARLIEST, min(int(info.st_mtime), int(now)))
-    headers = {
-        "ETag": tag,
-        "Last-Modified": http_date(mtime),
-        "Cache-Control": "no-cache",
-        "Vary": "Accept-Encoding",
-    }
-    if is_known(fields, tag, mtime):
-        return Answer(304, headers)
-    kind = type_of(names[-1])
-    headers |= {"Content-Type": kind, "Accept-Ranges": "bytes", "X-Content-Type-Options": "nosniff"}
-    if coding:
-        headers["Content-Encoding"] = coding
-    if not conn.server.read_only and ACTIVE.match(kind):
-        # anybody could have uploaded it, so it runs no script in this origin
-        headers["Content-Security-Policy"] = "sandbox"
-    if wants_digest(request) and (digest := conn.server.digest(conn, found)):
-        headers["Repr-Digest"] = digest_field(digest)
-    ranges = wanted_ranges(request, info.st_size, tag, mtime, now)
-    if ranges and len(ranges) > 1:
-        return several(headers, found.descriptor, info.st_size, ranges)
-    return one_range(
-        headers, ranges, info.st_size, lambda start, end: [Span(found.descriptor, start, end)]
-    )
-
-
-def is_known(fields: Fields, tag: str, mtime: float) -> bool:
-    """Whether the client already has what it asks for (304). Another failed condition gets 412."""
-    status = 0 if CONDITIONS.isdisjoint(fields) else evaluate(fields, tag, mtime, reading=True)
-    if status == 412:
-        raise Refusal(412, "it is not as the request expects it")
-    return status == 304
-
-
-def wanted_ranges(
-    request: Request, size: int, tag: str, mtime: float, now: float
-) -> Optional[Ranges]:
-    """The ranges that are to be sent, None for the whole."""
-    wanted, condition = request.fields.get("range"), request.fields.get("if-range")
-    if wanted is None or request.method != "GET" or not range_applies(condition, tag, mtime, now):
-        return None
-    ranges = parse_ranges(wanted, size)
-    if ranges == []:
-        raise Refusal(416, "there are no such bytes", {"Content-Range": f"bytes */{size}"})
-    return ranges
-
-
-def prefer_gzip(conn: Connection, names: Names, found: "Found") -> "tuple[Found, str]":
-    """name.gz beside it, if it is not older."""
-    with contextlib.suppress(OSError, Refusal):
-        packed = conn.hold(conn.server.shared.open([*names[:-1], names[-1] + ".gz"]))
-        if not packed.is_folder and packed.info.st_mtime >= found.info.st_mtime:
-            return packed, "gzip"
-    return found, ""
-
-
-def one_range(
-    headers: Fields,
-    ranges: Optional[Ranges],
-    size: int,
-    read: Callable[[int, int], Iterable[Piece]],
-) -> Answer:
-    """One range of what has this size, or the whole."""
-    status, start, end = 200, 0, size
-    if ranges and len(ranges) == 1:
-        status, (start, end) = 206, ranges[0]
-        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
-    answer = Answer(status, headers, pieces=read(start, end), length=end - start)
-    answer.share = headers["ETag"], size, [(start, end)]
-    return answer
-
-
-def several(headers: Fields, descriptor: int, size: int, ranges: Ranges) -> Answer:
-    """Several ranges of a file, with a head for each (§14.6)."""
-    kind, mark = headers["Content-Type"], secrets.token_hex(12)
-    pieces: list[Piece] = []
-    for start, end in ranges:
-        head = f"\r\n--{mark}\r\nContent-Type: {kind}\r\n"
-        head += f"Content-Range: bytes {start}-{end - 1}/{size}\r\n\r\n"
-        pieces += [head.encode(), Span(descriptor, start, end)]
-    pieces.append(f"\r\n--{mark}--\r\n".encode())
-    headers["Content-Type"] = f"multipart/byteranges; boundary={mark}"
-    answer = Answer(206, headers, pieces=pieces, length=sum(map(size_of, pieces)))
-    answer.share = headers["ETag"], size, ranges
-    return answer
-
-
-def options(conn: Connection, request: Request) -> Answer:
-    fields = {"Allow": conn.server.allowed, "Accept-Ranges": "bytes"}
-    if not conn.server.read_only:
-        fields |= {"Accept-Patch": "application/partial-upload", "Upload-Limit": upload_limit(conn)}
-    return Answer(204, fields)
-
-
-# Delete, make, move.
-def delete(conn: Connection, request: Request) -> Answer:
-    options = parameters(request.query)
-    if "upload" in options:
-        with resumed(conn, request) as (part, _):
-            part.kept = False
-        return Answer(204)
-    if not request.names:
-        raise Refusal(403, "the shared folder itself stays")
-    shared = conn.server.shared
-    with (
-        shared.locate(request.names, change=True) as place,
-        contextlib.closing(open_leaf(place)) as found,
-    ):
-        if request.slash and not found.is_folder:
-            raise Refusal(404, "that is a file, not a folder")
-        if found.is_folder:
-            shared.refuse_program(request.names, holds_program)
-            check_conditions(request.fields, found.info)
-            delete_folder(place, "recursive" in options, shared.hidden)
-        else:
-            with renaming(conn, place):
-                check_conditions(request.fields, place.stat())
-                place.unlink()
-    return Answer(204)
-
-
-def delete_folder(place: "Place", recursive: bool, hidden: bool) -> None:
-    if recursive and not hides_nothing(place, hidden):
-        raise Refusal(409, "it holds hidden files, and hidden names are not served")
-    for below, item, _ in tree(place) if recursive else ():
-        with contextlib.suppress(FileNotFoundError):  # another request has deleted it
-            (os.rmdir if item.is_dir(follow_symlinks=False) else os.unlink)(
-                below.name, dir_fd=below.parent
-            )
-    os.rmdir(place.name, dir_fd=place.parent)
-
-
-def new_place(conn: Connection, names: Names) -> "Place":
-    """A place for something new, in a folder that must exist (RFC 4918)."""
-    check_depth(len(names))
-    try:
-        return conn.server.shared.locate(names, change=True)
-    except (FileNotFoundError, NotADirectoryError):
-        raise Refusal(409, "the folder that it is to be in does not exist") from None
-
-
-def mkcol(conn: Connection, request: Request) -> Answer:
-    if request.has_body:
-        raise Refusal(415, "MKCOL takes no body")
-    try:
-        if not request.names:
-            raise FileExistsError(errno.EEXIST, "")
-        with new_place(conn, request.names) as place:
-            conn.server.shared.make_folder(place)
-    except FileExistsError:
-        # RFC 4918 §9.3.1
-        raise Refusal(405, "that name exists", {"Allow": conn.server.allowed}) from None
-    return text_answer(201, "made", {"Location": url_path(request.names, slash=True)})
-
-
-def move(conn: Connection, request: Request) -> Answer:
-    """RFC 4918 §9.9, for what rename() can do."""
-    target = request.fields.get("destination", "")
-    host, path = split_target("MOVE", target, request.host or None, 0) if target else ("", "")
-    if not path or host.lower() not in own_hosts(request):
-        raise Refusal(502 if path else 400, "Destination must be a path or URL of this server")
-    names, _, _ = parse_path(path)
-    if not request.names or not names:
-        raise Refusal(403, "the shared folder itself stays")
-    with (
-        conn.server.shared.locate(request.names, change=True) as old,
-        new_place(conn, names) as new,
-        renaming(conn, old, new),
-        contextlib.closing(open_leaf(old)) as found,
-    ):
-        for end in (request.names, names) if found.is_folder else ():
-            conn.server.shared.refuse_program(end, holds_program)
-        # all that is in it becomes as deep
-        if found.is_folder and len(names) > len(request.names):
-            for _, _, depth in tree(old):
-                check_depth(len(names) + depth)
-        return move_to(old, found, new, request, names)
-
-
-def move_to(old: "Place", found: "Found", new: "Place", request: Request, names: Names) -> Answer:
-    check_conditions(request.fields, found.info)
-    there, polite = new.stat(), request.fields.get("overwrite", "T").upper() == "F"
-    if there and (found.is_folder or not stat.S_ISREG(there.st_mode)):
-        raise Refusal(412 if polite else 409, "something has that name already")
-    if there and polite:
-        raise Refusal(412, "that name exists")
-    # rename() would do nothing, but report success
-    if there and there.st_nlink > 1 and os.path.samestat(there, found.info):
-        raise Refusal(403, "both names are of the same file")
-    if not there and tuple(names[: len(request.names)]) == request.names:
-        raise Refusal(409, "a folder cannot be moved into itself")
-    # folders have no hard links, and rename() replaces none
-    rename(old, new, replace=found.is_folder or not polite)
-    if there:
-        return Answer(204)
-    return text_answer(201, "moved", {"Location": url_path(names, slash=found.is_folder)})
-
-
-# --- uploads: whole, as a form, or resumed ---
-# Uploads.
-def put(conn: Connection, request: Request) -> Answer:
-    if "content-range" in request.fields:
-        raise Refusal(400, "PUT takes whole files; Upload-Offset with PATCH takes parts")  # §14.4
-    if not request.names or request.slash:
-        raise Refusal(409, "a folder has that name; POST puts files into it")
-    size = check_size(conn, request)
-    try:  # a request that is conditional on an existing file must not create folders
-        where = conn.server.shared.locate(
-            request.names, change=True, make=not evaluate(request.fields, None, 0, reading=False)
-        )
-    except FileNotFoundError:
-        check_conditions(request.fields, None)
-        raise
-    with where as place:
-        check_space(conn, place, size)
-        there = check_conditions(request.fields, place.regular())
-        plan = Plan(request.names, "replace")
-        if not CONDITIONS.isdisjoint(request.fields):
-            plan = plan._replace(was=bare_tag(there)) if there else Plan(request.names, "new")
-        return receive_upload(conn, request, place, plan)
-
-
-def post(conn: Connection, request: Request) -> Answer:
-    """To a folder: store a form's files, or the body under a new name. To a file: like PUT."""
-    size = check_size(conn, request)
-    is_form = request.fields.get("content-type", "").lower().startswith("multipart/form-data")
-    if not is_form and request.names and not request.slash and not is_folder(conn, request.names):
-        return put(conn, request)
-    names = (*request.names, suggested_name(request))
-    with conn.server.shared.locate(names, change=True, make=True) as place:
-        check_space(conn, place, size)
-        if is_form:
-            return post_form(conn, request)
-        return receive_upload(conn, request, place, Plan(names, "number"))
-
-
-def announced_length(request: Request) -> Optional[int]:
-    """How long an upload will be when it is whole, if it says so."""
-    length = request.fields.get("upload-length")
-    if length is not None and not DIGITS.fullmatch(length):
-        raise Refusal(400, "Upload-Length is not a number")
-    if length is not None:
-        return int(length)
-    begun = request.chunked or request.fields.get("upload-complete") == "?0"
-    return None if begun else request.length
-
-
-def is_folder(conn: Connection, names: Names) -> bool:
-    with (
-        contextlib.suppress(FileNotFoundError, NotADirectoryError),
-        contextlib.closing(conn.server.shared.open(names)) as found,
-    ):
-        return found.is_folder
-    return False
-
-
-def check_size(conn: Connection, request: Request) -> int:
-    """The announced size of an upload; a size that is too large is refused before the body."""
-    size = max(request.length, announced_length(request) or 0)
-    if 0 < conn.args.max_size < size:
-        limit = {"Upload-Limit": upload_limit(conn)}
-        raise Refusal(413, f"more than {conn.args.max_size} bytes are not taken", limit, close=True)
-    return size
-
-
-def check_space(conn: Connection, place: "Place", size: int) -> None:
-    """Each folder may be on a disk of its own."""
-    if size + conn.args.min_free > free_space(place.folder):
-        raise Refusal(507, "there is not that much free space", close=True)
-
-
-def check_conditions(fields: Fields, info: Optional[os.stat_result]) -> Optional[os.stat_result]:
-    """What a request changes must be as its conditions say, whether it is there or not."""
-    tag, mtime = (etag(info), int(info.st_mtime)) if info else (None, 0)
-    if evaluate(fields, tag, mtime, reading=False):
-        raise Refusal(412, "what is there is not what the request expects")
-    return info
-
-
-PLAN = re.compile(
-    "upload=(?P<upload>[0-9a-f]{32})&over=(?P<over>new|replace|number)"
-    "(?:&was=(?P<was>[0-9a-f-]{5,60}))?(?:&length=(?P<length>[0-9]{1,18}))?"
-    "(?:&mtime=(?P<mtime>-?[0-9]{1,20}))?(?:&sha256=(?P<sha256>[0-9a-f]{64}))?"
-    "&time=(?P<time>-?[0-9]{1,20})&file=(?P<file>[0-9]{1,40})"
-)
-
-
-class Plan(NamedTuple):
-    """What an upload becomes when it is whole.
-
-    A resumable upload has it in its URL, so any server of this folder can continue it."""
-
-    names: Names
-    over: str  # "replace" what stands there, only as a "new" name, or with a "number"
-    # the tag of what it is to replace: a conditional upload replaces nothing else
-    was: Optional[str] = None
-    upload: str = ""  # the part's token
-    length: Optional[int] = None
-    mtime: Optional[int] = None  # the client's, in ns
-    sha256: Optional[str] = None
-    # By these two the finished file is known: its time as the disk keeps it, which is mtime or else
-    # when the upload began, and the number of its inode, which is the part's.
-    time: int = 0
-    file: int = 0
-
-    def url(self) -> str:
-        known = {"upload": self.upload, **self._asdict()}
-        names = url_path(known.pop("names"))
-        return f"{names}?" + "&".join(
-            f"{key}={value}" for key, value in known.items() if value is not None
-        )
-
-
-def read_plan(request: Request) -> Plan:
-    found = PLAN.fullmatch(request.query)
-    if not found or not request.names:
-        raise Refusal(404, "there is no such upload")
-    words: dict[str, Any] = found.groupdict()
-    numbers = {key: int(words[key]) for key in ("length", "mtime", "time", "file") if words[key]}
-    return Plan(request.names, **{**words, **numbers})
-
-
-def receive_upload(conn: Connection, request: Request, place: "Place", plan: Plan) -> Answer:
-    fields, began = request.fields, time.time_ns()
-    digest = parse_digest(fields.get("repr-digest", ""))
-    complete = fields.get("upload-complete")
-    mtime, resumable = wanted_mtime(request, began), complete in ("?0", "?1")
-    conn.server.search_old_parts(place)
-    with contextlib.closing(Part(place, resumable=resumable)) as part:
-        dated = part.date(began if mtime is None else mtime)
-        part.date(began)  # or a part that has just begun could look too old
-        plan = plan._replace(
-            upload=part.token,
-            length=announced_length(request),
-            mtime=mtime,
-            sha256=digest.hex() if digest else None,
-            time=dated.st_mtime_ns,
-            file=dated.st_ino,
-        )
-        if resumable:
-            part.kept = True
-            send_interim(
-                conn, request, {"Location": plan.url(), "Upload-Limit": upload_limit(conn)}
-            )
-        elif digest or "repr-digest" in fields.get("trailer", "").lower() or wants_digest(request):
-            part.sha = hashlib.sha256()
-        return fill_part(conn, request, part, plan, complete != "?0")
-
-
-def wanted_mtime(request: Request, began: int) -> Optional[int]:
-    """The file's time at the client in ns, from a field of ownCloud, rclone, Nextcloud and Apache.
-
-    A time without a fraction gets the server's: two files of one time and size need two ETags."""
-    text = request.fields.get("x-oc-mtime")
-    if text is None:
-        return None
-    found = re.fullmatch(r"(-?[0-9]{1,11})(?:\.([0-9]{1,9}))?", text)
-    if not found:
-        raise Refusal(400, "X-OC-Mtime is not a time in seconds since 1970, of at most 11 digits")
-    seconds = int(found[1]) * 10**9
-    if not found[2]:
-        return seconds + began % 10**9
-    fraction = int(found[2].ljust(9, "0"))
-    return seconds - fraction if text[0] == "-" else seconds + fraction
-
-
-def send_interim(conn: Connection, request: Request, fields: Fields) -> None:
-    """104: where an upload can be resumed, or how much has arrived.
-
-    Only clients of the same version of the draft get it, and no request that came through a proxy:
-    nginx 1.22 takes it for the final response, and the upload hangs."""
-    same = request.fields.get("upload-draft-interop-version") == INTEROP
-    if same and request.minor and PROXIED.isdisjoint(request.fields):
-        fields = {"Upload-Draft-Interop-Version": INTEROP, **fields}
-        lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-        conn.send(f"HTTP/1.1 104 Upload Resumption Supported\r\n{lines}\r\n".encode())
-
-
-def fill_part(
-    conn: Connection, request: Request, part: "Part", plan: Plan, complete: bool
-) -> Answer:
-    """Receive into a part, and when the upload is complete check it and put it in its place."""
-    check_length(conn, part, plan.length, part.size + request.length)
-    conn.part = part
-    try:
-        write_body(conn, part, reporting(conn, request, part), plan.length)
-    finally:
-        conn.part = None
-    if complete:
-        return complete_upload(conn, part, plan)
-    fields = {"Location": plan.url(), **upload_fields(conn, part.size, "?0")}
-    if request.method == "PATCH":
-        return Answer(204, fields)
-    return text_answer(201, "to be continued", fields)
-
-
-def write_body(
-    conn: Connection, part: "Part", pieces: Iterable[Data], length: Optional[int] = None
-) -> None:
-    """Write what comes while there is room: the size of a chunked upload is not known before."""
-    left = FREE_CHECK  # the caller has just checked
-    for piece in pieces:
-        left -= len(piece)
-        if left < 0:
-            left = FREE_CHECK
-            check_space(conn, part.place, len(piece))
-        part.write(piece)
-        part.give_way()
-        check_length(conn, part, length, part.size)
-
-
-def check_length(conn: Connection, part: "Part", length: Optional[int], size: int) -> None:
-    """Give up an upload that gets longer than it may."""
-    if 0 < conn.args.max_size < size or length is not None and length < size:
-        part.kept = False
-        raise Refusal(
-            413 if length is None else 400, "more than was announced or is taken", close=True
-        )
-
-
-def reporting(conn: Connection, request: Request, part: "Part") -> Iterator[Data]:
-    """The body of a resumable upload. Meanwhile tell the client how much is stored.
-
-    Only while more is to come, and only if the client reads."""
-    last = 0.0
-    for data in conn.body.pieces:
-        yield data
-        more = part.kept and (conn.body.left or request.chunked)
-        if more and time.monotonic() > last + NOTE_EVERY and is_ready(conn.sock, True, 0):
-            last = time.monotonic()
-            send_interim(conn, request, {"Upload-Offset": str(part.size)})
-
-
-def complete_upload(conn: Connection, part: "Part", plan: Plan) -> Answer:
-    resumable = part.kept
-    part.kept = False
-    fields = {"Upload-Complete": "?1"} if resumable else {}
-    try:
-        if plan.length not in (None, part.size):
-            text = f"the upload has {part.size} bytes, {plan.length} were announced"
-            raise Refusal(400, text)
-        actual = check_digest(conn, part, plan)
-    except Refusal as refused:
-        refused.fields |= fields
-        raise
-    part.kept = resumable  # until the lock on the folder is held
-    mtime = plan.time if resumable else plan.mtime
-    name, info, replaced = part.finish_upload(conn, plan, mtime)
-    fields["ETag"] = etag(info)
-    if plan.mtime is not None and plan.mtime // 10**9 == info.st_mtime_ns // 10**9:
-        fields["X-OC-Mtime"] = "accepted"
-    if actual:
-        fields["Repr-Digest"] = digest_field(actual)
-    if replaced:
-        return Answer(204, fields)
-    path = url_path([*plan.names[:-1], name])
-    return text_answer(201, f"stored as {path}", {"Location": path, **fields})
-
-
-def check_digest(conn: Connection, part: "Part", plan: Plan) -> Optional[bytes]:
-    """The SHA-256 of what arrived, if it is known or wanted. It must match an announced one."""
-    announced = parse_digest(conn.body.trailer.get("repr-digest", ""))
-    wanted = bytes.fromhex(plan.sha256) if plan.sha256 else announced
-    actual = (
-        part.sha.digest() if part.sha else Hashing().digest(part.descriptor) if wanted else None
-    )
-    if wanted and actual != wanted:
-        raise Refusal(400, "what arrived is not what Repr-Digest says")
-    return actual
-
-
-def post_form(conn: Connection, request: Request) -> Answer:
-    """RFC 7578: each file of the form into the folder; a name that exists gets a number."""
-    stored, count = [], 0
-    for head, data in form_fields(conn.body.pieces, boundary_of(request.fields["content-type"])):
-        name = form_file_name(head)
-        if not name:
-            deque(data, maxlen=0)
-            continue
-        path, count = store_file(conn, request, data, name), count + 1
-        # all names could be a thousand times what was sent: each begins with the folder's path
-        if count <= MAX_LISTED:
-            stored.append(path)
-    if not stored:
-        raise Refusal(400, "the form holds no file")
-    if "text/html" in request.fields.get("accept", ""):
-        # the browser shows the folder again
-        return text_answer(303, "stored", {"Location": url_path(request.names, slash=True)})
-    more = f" and {count - MAX_LISTED} more" if count > MAX_LISTED else ""
-    return text_answer(201, f"stored as {' '.join(stored)}{more}", {"Location": stored[0]})
-
-
-def store_file(conn: Connection, request: Request, data: Iterator[bytes], name: str) -> str:
-    plan = Plan((*request.names, *name.split("/")), "number")
-    with (
-        conn.server.shared.locate(plan.names, change=True, make=True) as place,
-        contextlib.closing(Part(place)) as part,
-    ):
-        conn.server.search_old_parts(place)
-        write_body(conn, part, data)
-        final, _, _ = part.finish_upload(conn, plan)
-    return url_path([*plan.names[:-1], final])
-
-
-def form_fields(chunks: Iterator[Data], boundary: bytes) -> Iterator[tuple[bytes, Iterator[bytes]]]:
-    """The head of each field with its data, which must be used up before the next."""
-    text = FormText(chunks)
-    mark = b"\r\n--" + boundary
-    text.bounded(mark, MAX_HEAD)
-    for _ in range(MAX_FORM_FIELDS):
-        padding, _, head = text.bounded(b"\r\n\r\n", MAX_TRAILER).partition(b"\r\n")
-        if padding[:2] == b"--":
-            deque(chunks, maxlen=0)  # what follows the form is ignored
-            return
-        if padding.strip(b" \t"):
-            raise Refusal(400, "a boundary of the form does not end its line", close=True)
-        yield head, text.until(mark)
-    raise Refusal(413, f"a form of more than {MAX_FORM_FIELDS} fields", close=True)
-
-
-class FormText:
-    """Chunks in which marks are looked for; each byte is looked at about once."""
-
-    def __init__(self, chunks: Iterator[Data]) -> None:
-        # line ends around all, so that the first and the last boundary are like the others
-        self.chunks, self.buffer = itertools.chain(chunks, [b"\r\n\r\n"]), b"\r\n"
-
-    def until(self, mark: bytes) -> Iterator[bytes]:
-        """What stands before a mark, in pieces; the mark is taken away."""
-        while (at := self.buffer.find(mark)) < 0:
-            safe = max(0, len(self.buffer) - len(mark) + 1)
-            piece, self.buffer = self.buffer[:safe], self.buffer[safe:]
-            yield piece
-            chunk = next(self.chunks, None)
-            if chunk is None:
-                raise Refusal(400, "the form ends in the middle", close=True)
-            self.buffer += chunk
-        piece, self.buffer = self.buffer[:at], self.buffer[at + len(mark) :]
-        yield piece
-
-    def bounded(self, mark: bytes, limit: int) -> bytes:
-        data = b""
-        for piece in self.until(mark):
-            data += piece
-            if len(data) > limit:
-                raise Refusal(400, "a line or head of the form is too long", close=True)
-        return data
-
-
-# Resuming an upload.
-def upload_limit(conn: Connection, age: int = PART_AGE) -> str:
-    return f"max-age={age}" + (f", max-size={conn.args.max_size}" if conn.args.max_size else "")
-
-
-def upload_fields(conn: Connection, size: int, complete: str, age: int = PART_AGE) -> Fields:
-    return {
-        "Upload-Complete": complete,
-        "Upload-Offset": str(size),
-        "Upload-Limit": upload_limit(conn, age),
-    }
-
-
-def patch(conn: Connection, request: Request) -> Answer:
-    fields = request.fields
-    if fields.get("content-type", "").lower() != "application/partial-upload":
-        raise Refusal(
-            415,
-            "PATCH takes application/partial-upload",
-            {"Accept-Patch": "application/partial-upload"},
-        )
-    if not DIGITS.fullmatch(fields.get("upload-offset", "")) or fields.get(
-        "upload-complete"
-    ) not in ("?0", "?1"):
-        raise Refusal(400, "Upload-Offset and Upload-Complete are needed")
-    with resumed(conn, request) as (part, plan):
-        check_space(conn, part.place, request.length)
-        if part.size != int(fields["upload-offset"]):
-            raise Refusal(
-                409,
-                f"the upload stands at {part.size}",
-                {"Upload-Offset": str(part.size), "Upload-Complete": "?0"},
-            )
-        return fill_part(conn, request, part, plan, fields["upload-complete"] == "?1")
-
-
-def upload_state(conn: Connection, request: Request) -> Answer:
-    if request.method != "HEAD":
-        allowed = {"Allow": "HEAD, PATCH, DELETE"}
-        raise Refusal(405, "an upload answers HEAD, PATCH and DELETE", allowed)
-    try:
-        with resumed(conn, request) as (part, plan):
-            age = max(0, int(PART_AGE - time.time() + os.fstat(part.descriptor).st_mtime))
-            fields = upload_fields(conn, part.size, "?0", age)
-            length = plan.length
-    except Complete as complete:
-        length = complete.size
-        fields = {**complete.fields, **upload_fields(conn, length, "?1")}
-    fields["Cache-Control"] = "no-store"
-    if length is not None:
-        fields["Upload-Length"] = str(length)
-    return Answer(204, fields)
-
-
-@contextlib.contextmanager
-def resumed(conn: Connection, request: Request) -> "Iterator[tuple[Part, Plan]]":
-    """An upload's part, locked. A connection that still writes it has failed: it is ended."""
-    plan = read_plan(request)
-    with conn.server.shared.locate(plan.names, change=True) as place:
-        try:
-            part = Part(place, plan.upload)
-        except FileNotFoundError:
-            raise finished_upload(place, plan) from None
-        with contextlib.closing(part):
-            part.take_over(conn)
-            there = part.own.stat()
-            if not there or there.st_nlink > 1:
-                # meanwhile: what is open here is the finished file
-                raise finished_upload(place, plan)
-            yield part, plan
-
-
-def finished_upload(place: "Place", plan: Plan) -> Refusal:
-    """The error for an upload without a part: not found, or complete.
-
-    It is complete as long as the file that it became stands in its place."""
-    for number in range(MAX_NUMBER if plan.over == "number" else 1):
-        name = numbered(plan.names[-1], number)
-        info = place.beside(name).stat()
-        same = info and (info.st_ino, info.st_mtime_ns) == (plan.file, plan.time)
-        if info and same and stat.S_ISREG(info.st_mode) and plan.length in (None, info.st_size):
-            return Complete(url_path([*plan.names[:-1], name]), info.st_size)
-    return Refusal(404, "there is no such upload")
-
-
-METHODS: dict[str, Callable[[Connection, Request], Answer]] = {
-    "GET": get,
-    "HEAD": get,
-    "OPTIONS": options,
-    "PUT": put,
-    "POST": post,
-    "PATCH": patch,
-    "DELETE": delete,
-    "MKCOL": mkcol,
-    "MOVE": move,
-}
-PHRASES = {status.value: status.phrase for status in HTTPStatus}
-
-
-# --- header fields and names: values in, values out ---
 # Conditions, ranges, negotiation (RFC 9110).
+
 CONDITIONS = frozenset(("if-match", "if-none-match", "if-modified-since", "if-unmodified-since"))
+
 PACKED = {"gzip": "application/gzip", "bzip2": "application/x-bzip2", "xz": "application/x-xz"}
+
 # the year 1000: HTTP's years have four digits, and a broken disk may give any time
 EARLIEST = -30610224000
+
 # for what has no date: NaN is neither before nor after any, so conditions on dates are ignored
 # (§13.1.3, §13.1.4)
 NO_DATE = float("nan")
+
 TAG = re.compile(r'(W/)?("[^"]*")')
+
 RANGE = re.compile(r"[ \t]*(?:([0-9]{1,40})-([0-9]{0,40})|-([0-9]{1,40}))[ \t]*")
 
 
@@ -1849,8 +480,18 @@ def bare_tag(info: os.stat_result) -> str:
     return f"{info.st_mtime_ns:x}-{info.st_size:x}-{info.st_ino:x}"
 
 
+def facts_of(info: os.stat_result) -> tuple[int, ...]:
+    return info.st_ino, info.st_size, info.st_ctime_ns, info.st_mtime_ns, info.st_dev
+
+
 def etag(info: os.stat_result, coding: str = "") -> str:
     return f'"{bare_tag(info)}{coding}"'
+
+
+@functools.lru_cache(maxsize=64)
+def status_line(status: int, seconds: int, dated: bool) -> bytes:
+    date = f"Date: {http_date(seconds)}\r\n" if dated else ""
+    return f"HTTP/1.1 {status} {PHRASES[status]}\r\n{date}".encode()
 
 
 @functools.lru_cache(maxsize=1024)
@@ -1975,7 +616,7 @@ def type_of(name: str) -> str:
         return PACKED.get(packed, "application/octet-stream")
     kind = mimetypes.types_map.get(extension, "application/octet-stream")
     is_text = kind.startswith("text/") or kind.endswith(("javascript", "json"))
-    return kind + "; charset=utf-8" * is_text
+    return kind + UTF_8 * is_text
 
 
 def disposition(name: str) -> str:
@@ -2003,6 +644,7 @@ def digest_field(digest: bytes) -> str:
     return f"sha-256=:{base64.b64encode(digest).decode()}:"
 
 
+# Who asks, and for whom.
 @functools.lru_cache(maxsize=256)
 def is_own_host(host: str, names: frozenset[str]) -> bool:
     """Whether a Host means this machine.
@@ -2018,6 +660,7 @@ def is_own_host(host: str, names: frozenset[str]) -> bool:
 
 
 PAIR = re.compile(rf'({TOKEN})=({TOKEN}|"[^"\\]*")')  # a piece of an element of Forwarded
+
 HOP = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::[0-9]+)?|([0-9.]+)(?::[0-9]+)?|([0-9A-Fa-f:.]+)")
 
 
@@ -2075,6 +718,8 @@ def parameters(query: str) -> Fields:
     return {}
 
 
+# --- names and the folder: nothing outside of it, and only whole files in it ---
+
 WINDOWS_NAME = re.compile(
     r'.*[\\:<>"|?*\x00-\x1f].*|.*[. ]|(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?', re.DOTALL
 )
@@ -2096,59 +741,7 @@ def check_depth(depth: int) -> None:
         raise Refusal(403, f"more than {MAX_DEPTH} folders deep")
 
 
-# Forms, names, the log.
-FILENAME = re.compile(
-    rb'(?:^|;)[ \t]*filename=(?:"((?:[^"\\]|\\.)*)"|([^;"]+))', re.IGNORECASE | re.DOTALL
-)
-DISPOSITION = re.compile(rb"^content-disposition:.*", re.IGNORECASE | re.MULTILINE)
-FIELD_NAME = re.compile(rb';[ \t]*name="?([^";]*)', re.IGNORECASE)
 UNPRINTABLE = re.compile(r"[^ !#-\[\]-~]")
-
-
-def boundary_of(content_type: str) -> bytes:
-    found = re.search(
-        r';[ \t]*boundary=(?:"([^"]{1,70})"|([^\s;"]{1,70}))', content_type, re.IGNORECASE
-    )
-    if not found:
-        raise Refusal(400, "a form needs a boundary", close=True)
-    return (found[1] or found[2]).encode("latin-1")
-
-
-def filename_in(disposition: bytes) -> bytes:
-    """The filename of a Content-Disposition, in quotes or without; b"" when there is none."""
-    found = FILENAME.search(disposition)
-    if not found:
-        return b""
-    return found[2].strip() if found[2] else re.sub(rb'\\(["\\])', rb"\1", found[1])
-
-
-def form_file_name(head: bytes) -> str:
-    """The name of the file in a field of a form, "" when it holds none (RFC 7578).
-
-    Only the last component counts, except in a field called folder: there the path below the
-    folder that was chosen."""
-    found = DISPOSITION.search(head)
-    line = found[0] if found else b""
-    raw = filename_in(line)
-    for escape, byte in (b"%22", b'"'), (b"%0D", b"\r"), (b"%0A", b"\n"):
-        raw = raw.replace(escape, byte)
-    name, field = os.fsdecode(raw), FIELD_NAME.search(line)
-    return name if field and field[1] == b"folder" else re.split(r"[/\\]", name)[-1]
-
-
-def suggested_name(request: Request) -> str:
-    """The name for a body that is posted to a folder.
-
-    It comes from Content-Disposition, or from time and type."""
-    wanted = request.fields.get("content-disposition", "").encode("latin-1")
-    found = re.search(rb"filename\*=UTF-8''([^\s;]+)", wanted, re.IGNORECASE)
-    if found:
-        # a backslash in it is meant as one: our page sends it so
-        return os.fsdecode(urllib.parse.unquote_to_bytes(found[1])).rpartition("/")[2]
-    if plain := filename_in(wanted):
-        return re.split(r"[/\\]", os.fsdecode(plain))[-1]
-    kind = request.fields.get("content-type", "").partition(";")[0].strip().lower()
-    return time.strftime("upload-%Y%m%d-%H%M%S") + (mimetypes.guess_extension(kind) or ".bin")
 
 
 def numbered(name: str, number: int) -> str:
@@ -2197,13 +790,6 @@ def printable(text: str) -> str:
     return UNPRINTABLE.sub(lambda found: f"\\x{ord(found[0]):02x}", text[:1000])
 
 
-@functools.lru_cache(maxsize=16)
-def log_time(seconds: int) -> str:
-    """As in [10/Oct/2000:13:55:36 -0700], in English: nothing here calls setlocale()."""
-    return time.strftime("[%d/%b/%Y:%H:%M:%S %z]", time.localtime(seconds))
-
-
-# --- the folder: nothing outside of it, and only whole files in it ---
 Where = Union[int, str]  # noqa: UP007  (3.9) an open folder; its path where the system has no dir_fd
 
 
@@ -2381,6 +967,14 @@ def open_leaf(place: Place) -> Found:
 
 def inside(where: Where, name: str) -> Place:
     return Place(where, name) if isinstance(where, int) else Place(None, os.path.join(where, name))
+
+
+def read_at(descriptor: int, size: int, offset: int) -> bytes:
+    """Some bytes of a file. The descriptor belongs to one answer, so seeking is safe."""
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, size, offset)
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    return os.read(descriptor, size)
 
 
 SORTING = threading.Lock()  # one at a time: what sorting needs is a multiple of what is kept
@@ -2701,23 +1295,739 @@ def free_space(where: Where) -> int:
     return shutil.disk_usage(where).free
 
 
-# --- the server: one thread leads, the others follow ---
-class Task(NamedTuple):
-    """A request that takes longer, with its answer if that is made.
+# --- a connection: it reads requests and sends answers ---
 
-    Without a request, more of them are in the buffer."""
+PHRASES = {status.value: status.phrase for status in HTTPStatus}
+
+
+class Span(NamedTuple):
+    """Bytes of an open file: what sendfile() takes."""
+
+    descriptor: int
+    start: int
+    end: int
+
+
+Piece = Union[bytes, Span]  # noqa: UP007
+
+
+def size_of(piece: Piece) -> int:
+    return piece.end - piece.start if isinstance(piece, Span) else len(piece)
+
+
+def bytes_of(piece: Piece) -> bytes:
+    if isinstance(piece, Span):
+        return read_at(piece.descriptor, piece.end - piece.start, piece.start)
+    return piece
+
+
+class Answer:
+    """What is sent back: a short body, or pieces that are produced while they are sent."""
+
+    note = ""  # for the log
+    close = False  # the connection ends after it
+    block = b""  # its header fields, once they are made
+    source: "Optional[Source]" = None
+    # a file's tag, its size, and the ranges of it that are sent: what --once counts
+    share: Optional[tuple[str, int, Ranges]] = None
+
+    def __init__(
+        self,
+        status: int,
+        fields: Optional[Fields] = None,
+        body: bytes = b"",
+        pieces: Optional[Iterable[Piece]] = None,
+        length: Optional[int] = None,
+    ) -> None:
+        self.status, self.fields, self.body, self.pieces = status, fields or {}, body, pieces
+        # None if it is not known in advance
+        self.length = len(body) if pieces is None else length
+
+
+class Source(NamedTuple):
+    """The file that an answer was made of: the answer holds as long as all this does."""
+
+    path: str
+    facts: tuple[int, ...]
+    folders: list[str]  # on the way to it: none of them may be a link by now
+    packed: str  # a name that must not exist, "" if it does not matter
+
+    def is_current(self, root: Optional[int]) -> bool:
+        try:
+            for folder in self.folders:
+                if not stat.S_ISDIR(os.stat(folder, dir_fd=root, follow_symlinks=False).st_mode):
+                    return False
+            facts = facts_of(os.stat(self.path, dir_fd=root, follow_symlinks=False))
+        except OSError:
+            return False
+        return facts == self.facts and not (self.packed and os.access(self.packed, 0, dir_fd=root))
+
+
+def text_answer(status: int, text: str, fields: Optional[Fields] = None) -> Answer:
+    fields = {"Content-Type": "text/plain; charset=utf-8", **(fields or {})}
+    body = f"{status} {PHRASES[status]}: {text}\n" if text else ""
+    return Answer(status, fields, body.encode())
+
+
+def refusal_answer(refused: Refusal) -> Answer:
+    answer = text_answer(refused.status, refused.text, refused.fields)
+    answer.note, answer.close = refused.note, refused.close
+    return answer
+
+
+def as_refusal(problem: Exception) -> Refusal:
+    """What the client is told of a problem: a fixed text. The note for the log has the details."""
+    if isinstance(problem, Refusal):
+        return problem
+    note = reason_of(problem)
+    if isinstance(problem, Gone):
+        return Refusal(500, "what was asked for changed meanwhile", None, True, note)
+    if isinstance(problem, TimeoutError):
+        return Refusal(408, "the body did not arrive in time", None, True, note)
+    if isinstance(problem, ConnectionError):
+        return Refusal(400, "", None, True, f"left in the body: {note}")
+    if isinstance(problem, OSError):
+        status, text = PROBLEMS.get(problem.errno or 0, (500, "the server's system refused"))
+        fields = {"Retry-After": "5"} if status == 503 else {}
+        return Refusal(status, text, fields, note=str(problem) if status == 500 else text)
+    note = f"{type(problem).__name__}: {problem}"
+    return Refusal(500, "a mistake in the server", None, True, note)
+
+
+class State(enum.IntEnum):
+    """What a connection does now. Server.enter() alone changes it."""
+
+    HANDSHAKE = 1
+    IDLE = 2
+    HEAD = 3  # a head has begun
+    ANSWERING = 4  # no room for the rest of a short answer, or others have their turn
+    HANDED_OVER = 5  # a worker has it
+    LINGERING = 6  # answered for the last time: the client reads why
+    CLOSED = 7  # or not in any queue yet
+
+
+class Connection:
+    """A socket, and what has been read from it.
+
+    It belongs to the loop, or to the worker to which it was handed over."""
+
+    __slots__ = (
+        "args",
+        "body",
+        "buffer",
+        "deadline",
+        "events",
+        "held",
+        "hop",
+        "moved",
+        "part",
+        "peer",
+        "rest",
+        "scanned",
+        "sent",
+        "server",
+        "sock",
+        "state",
+        "unsent",
+        "waited",
+    )
+
+    def __init__(self, server: "Server", sock: socket.socket, peer: "Address") -> None:
+        self.server, self.sock, self.args = server, sock, server.args
+        # the peer, and the client of the last request: a proxy speaks for many
+        self.hop = self.peer = address((peer[0], 0)).rpartition(":")[0].strip("[]")
+        self.state, self.deadline, self.events = State.CLOSED, 0.0, 0
+        self.buffer = b""
+        self.scanned = self.sent = self.moved = 0
+        self.waited = 0.0
+        self.rest = b""  # of a short answer, and what count_answer() is told when it is sent
+        self.unsent: tuple[Optional[Request], Answer]
+        self.held: list[Found] = []  # what is open for the answer under way
+        self.body: BodyReader  # of the request that a worker answers
+        self.part: Part | None = None  # what is being received
+
+    # In the loop: nothing here blocks.
+    def ready(self) -> None:
+        """Something has come, or there is room for the rest of an answer."""
+        if self.state is State.ANSWERING:
+            return self.advance() if not self.rest or self.send_rest() else None
+        try:
+            if self.state is State.HANDSHAKE and not self.handshake():
+                return None
+            data = self.sock.recv(SMALL)
+        except self.server.waits:
+            return self.await_head()
+        except OSError:
+            data = b""
+        if self.state is State.LINGERING:
+            return None if data else self.close()
+        if not data:
+            return self.client_closed()
+        self.buffer = self.buffer + data if self.buffer else data
+        return self.advance()
+
+    def advance(self) -> None:
+        """Answer the requests whose heads are here; pipelined ones in their order."""
+        for _ in range(MAX_PIPELINED):
+            try:
+                request = self.next_request()
+            except Refusal as refused:
+                return self.refuse_head(refused)
+            if request is None:
+                return self.await_head()
+            if not request.is_light:
+                return self.server.hand_over(Task(self, request, None))
+            answer = self.recall(request) or self.respond(request)
+            if answer.pieces is not None:
+                return self.server.hand_over(Task(self, request, answer))
+            if not self.send_at_once(request, answer):
+                return None
+            if answer.source and len(answer.body) <= KEPT_BODY:
+                request.kept = answer
+            if not self.buffer:
+                return self.await_head()
+        return self.server.enter(self, State.ANSWERING)  # after other connections have had a turn
+
+    def await_head(self) -> None:
+        """Idle until the first byte of a head; from then on its end has a deadline."""
+        if self.state is not State.HANDSHAKE:
+            self.server.enter(self, State.HEAD if self.buffer else State.IDLE)
+
+    def next_request(self) -> Optional[Request]:
+        """The next whole head, taken off the buffer; None while there is none."""
+        request = HEADS.get(self.buffer)
+        if request:
+            self.buffer = b""
+        else:
+            head = self.next_head()
+            if not head:
+                return None
+            request = HEADS.get(head) or cached_head(head)
+        self.scanned, self.peer = 0, self.hop
+        if self.server.is_proxy(self):
+            self.peer = client_behind(self.server.proxies, request.fields) or self.hop
+        return request
+
+    def next_head(self) -> bytes:
+        if self.buffer[:1] in (b"\r", b"\n") and (found := EMPTY_LINES.match(self.buffer)):
+            # §2.2: some clients send an empty line after a body
+            self.buffer = self.buffer[found.end() :]
+        # before the search: its random bytes may hold two line ends, as the end of a head does
+        if self.buffer[:1] == b"\x16":
+            raise Refusal(
+                400, "this is TLS, and the port speaks without: the address begins with http://"
+            )
+        found = HEAD_END.search(self.buffer, max(0, self.scanned - 2))
+        self.scanned = len(self.buffer)
+        size = found.end() if found else self.scanned
+        if size > MAX_HEAD:
+            raise too_long(self.buffer[:size])
+        return self.buffered(size) if found else b""
+
+    def recall(self, request: Request) -> Optional[Answer]:
+        """What was answered to the same head, if its file is the same.
+
+        This costs one look at each name of the path, and opens nothing. What a password or the
+        time decides is never kept."""
+        answer = request.kept
+        if not answer or not answer.source:
+            return None
+        return answer if answer.source.is_current(self.server.shared.root) else None
+
+    def respond(self, request: Request) -> Answer:
+        answer = self.answer_to(request)
+        if request.method == "HEAD":  # the fields of GET with its length, and nothing else (§9.3.2)
+            answer.body, answer.pieces = b"", None
+        return answer
+
+    def answer_to(self, request: Request) -> Answer:
+        """The one place where a request becomes an answer, or an error becomes one."""
+        try:
+            check_request(self, request)
+            answer = METHODS[request.method](self, request)
+            return answer if request.method == "HEAD" else read_short(answer)
+        # a bug of this server too: the client must get an answer
+        except Exception as problem:  # noqa: BLE001
+            refused = as_refusal(problem)
+            wants_page = refused.text and "text/html" in request.fields.get("accept", "")
+            return error_page(request, refused) if wants_page else refusal_answer(refused)
+
+    def head(self, request: Optional[Request], answer: Answer) -> bytes:
+        """The status line and header fields."""
+        answer.block = answer.block or self.fields_block(request, answer)
+        dated = "date" not in self.server.replaced
+        return status_line(answer.status, int(time.time()), dated) + answer.block
+
+    def fields_block(self, request: Optional[Request], answer: Answer) -> bytes:
+        """None of the fields can hold a line end: what is made of names is percent-encoded."""
+        status, replaced = answer.status, self.server.replaced
+        fields = {**EMBEDDING, **answer.fields}
+        if status != 204 and status != 304:  # §8.6: these have no body and say no length
+            if answer.length is not None:
+                fields["Content-Length"] = str(answer.length)
+            elif request and request.minor:
+                fields["Transfer-Encoding"] = "chunked"
+        if answer.close:
+            fields["Connection"] = "close"
+        elif request and not request.minor:
+            fields["Connection"] = "keep-alive"
+        if replaced:
+            fields = {name: fields[name] for name in fields if name.lower() not in replaced}
+        values = "".join(fields.values())
+        if "\n" in values or "\r" in values:
+            raise ValueError(f"a line end in a header field: {fields}")
+        lines = "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
+        return f"{lines}{self.server.extra}\r\n".encode("latin-1")
+
+    def keeps_open(self, request: Optional[Request], answer: Answer) -> bool:
+        """Whether the connection goes on after this answer."""
+        if request is None or answer.close or self.server.stopping:
+            return False
+        return request.keep and (answer.length is not None or request.minor > 0)
+
+    def send_at_once(self, request: Optional[Request], answer: Answer) -> bool:
+        """Send a short answer. Whether all of it is sent and the connection goes on."""
+        answer.close = not self.keeps_open(request, answer)
+        self.rest, self.unsent = self.head(request, answer) + answer.body, (request, answer)
+        self.release()
+        return self.send_rest()
+
+    def send_rest(self) -> bool:
+        """The same with what is left of it. If the kernel has no room, the loop waits for that."""
+        (request, answer), before = self.unsent, len(self.rest)
+        try:
+            while self.rest:
+                self.rest = self.rest[self.sock.send(self.rest[: self.server.slice]) :]
+        except self.server.waits:
+            if len(self.rest) < before or self.state is not State.ANSWERING:
+                self.server.enter(self, State.ANSWERING)
+            return False
+        except OSError:
+            return self.give_up("left before the answer")
+        self.server.count_answer(self, request, answer, len(answer.body))
+        if answer.close:
+            # nothing is unread where the client has announced that it sends nothing more
+            whole = request and not request.keep and not self.buffer and not self.server.door.tls
+            (self.close if whole else self.linger)()
+        return not answer.close
+
+    def give_up(self, note: str) -> bool:
+        if self.rest:
+            request, answer = self.unsent
+            sent = max(0, len(answer.body) - len(self.rest))
+            self.server.count_answer(self, request, answer, sent, note)
+        self.close()
+        return False
+
+    def overdue(self) -> None:
+        """Its deadline has passed."""
+        if self.state is State.LINGERING:
+            self.close()
+        elif self.state is State.ANSWERING:
+            self.give_up(f"silent for {self.args.timeout:g} s")
+        else:
+            self.refuse_head(Refusal(408, f"no whole head in {self.args.timeout:g} s"))
+
+    def refuse_head(self, refused: Refusal, request: Optional[Request] = None) -> None:
+        """Refuse a head that cannot be trusted, or a request that comes at the wrong moment.
+
+        What follows such a head cannot be trusted either, so the connection ends."""
+        if self.state is State.HANDSHAKE:
+            return self.refuse_handshake(OVERLOADED)
+        answer = refusal_answer(refused)
+        answer.close = True
+        is_head = request.method == "HEAD" if request else self.buffer.startswith(b"HEAD ")
+        answer.body = b"" if is_head else answer.body  # (§9.3.2)
+        self.send_at_once(request, answer)
+
+    def client_closed(self) -> None:
+        """The client closed between requests, or within a head."""
+        if self.buffer:
+            left = refusal_answer(Refusal(400, "left within the head"))
+            self.server.count_answer(self, None, left, 0)
+        self.close()
+
+    def linger(self) -> None:
+        """Close so that the answer arrives (§9.6).
+
+        A socket that is closed over unread bytes sends RST, which destroys the answer."""
+        self.buffer = b""  # or the rest would look like an unfinished head
+        try:
+            end_tls(self.sock)
+            self.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            return self.close()
+        self.server.enter(self, State.LINGERING)
+
+    def close(self) -> None:
+        self.server.enter(self, State.CLOSED)
+        self.release()
+        self.sock.close()
+
+    def handshake(self) -> bool:
+        """Continue the TLS handshake without blocking. True when it is complete.
+
+        A client that begins in the clear gets its error in the clear."""
+        import ssl
+
+        assert self.server.door.tls
+        if not isinstance(self.sock, ssl.SSLSocket):
+            first = socket.socket.recv(self.sock, 1, socket.MSG_PEEK)
+            if first not in (b"", b"\x16"):
+                self.server.enter(self, State.HEAD)
+                self.refuse_head(
+                    Refusal(400, "TLS is spoken on this port: the address begins with https://")
+                )
+                return False
+            # the selector knows sockets, and this becomes another one
+            self.server.watch(self, 0)
+            self.sock = over_tls(self.server.door.tls, self.sock)
+            self.server.watch(self, selectors.EVENT_READ)
+        try:
+            shake_hands(self.sock)
+        except self.server.waits:
+            raise
+        except OSError as error:
+            self.server.note(
+                f"{self.peer} no TLS: {getattr(error, 'reason', '') or error.strerror}"
+            )
+            self.close()
+            return False
+        self.server.enter(self, State.IDLE)
+        return True
+
+    def refuse_handshake(self, code: int) -> None:
+        """Send an alert before the handshake, which costs more than a refusal should."""
+        with contextlib.suppress(OSError):
+            socket.socket.send(self.sock, alert(code))
+        self.linger()
+
+    # In a worker: one thread, this one connection, and it may block.
+    def handle(self, request: Optional[Request], answer: Optional[Answer]) -> Callable[[], None]:
+        """Answer until the buffer holds no whole head. Return what the loop does next."""
+        try:
+            while request:
+                if not self.exchange(request, answer):
+                    return self.linger
+                request, answer = self.next_request() or self.next_request_soon(), None
+        except Refusal as refused:
+            return functools.partial(self.refuse_head, refused)
+        except (Gone, OSError):
+            return self.close
+        except Exception as bug:  # noqa: BLE001  a bug ends one connection, not the server
+            self.server.note(f"mistake: {bug!r}")
+            return self.close
+        return self.advance
+
+    def next_request_soon(self) -> Optional[Request]:
+        """The next request, if it follows at once, as when a folder is uploaded.
+
+        Giving the connection back to the loop would take longer than most uploads. With several
+        busy workers this does not wait: they would compete for the interpreter's lock."""
+        if len(self.server.queues[State.HANDED_OVER]) > 1 or not is_ready(
+            self.sock, False, NEXT_WAIT
+        ):
+            return None
+        with contextlib.suppress(*self.server.waits):
+            self.buffer += self.sock.recv(SMALL)
+        return self.next_request()
+
+    def exchange(self, request: Request, answer: Optional[Answer]) -> bool:
+        """One request, whatever it takes. Whether the connection goes on."""
+        self.sent, self.moved, self.waited = 0, 0, 0.0
+        self.body = BodyReader(self, request)
+        answer = answer or self.respond(request)
+        try:
+            answer.close = not self.keeps_open(request, answer) or not self.body.drain()
+            self.deliver(request, answer)
+        except (Gone, OSError, Refusal) as problem:
+            size = "?" if answer.length is None else answer.length
+            cut = f"ended at {self.sent} of {size} bytes: {reason_of(problem)}"
+            answer.note, answer.close = answer.note or cut, True
+            raise Gone from None
+        finally:
+            del self.body
+            self.release()
+            self.server.count_answer(self, request, answer, self.sent)
+        return not answer.close
+
+    def deliver(self, request: Request, answer: Answer) -> None:
+        head = self.head(request, answer)
+        if answer.pieces is None:
+            self.send(head + answer.body)
+            self.sent = len(answer.body)
+            return
+        chunked = answer.length is None and request.minor > 0
+        # only full segments until all is sent: else each page of a file is a segment of its own
+        self.cork(1)
+        self.send(head)
+        self.sent, left = 0, answer.length or 0
+        for piece in answer.pieces:
+            left -= size_of(piece)
+            if left < 0 and answer.length is not None:
+                raise Gone("what is sent grew meanwhile")
+            if isinstance(piece, Span):
+                self.send_span(piece)
+            elif piece:
+                self.send(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
+        if left > 0:
+            raise Gone(f"what is sent shrank by {left} bytes")
+        if chunked:
+            self.send(b"0\r\n\r\n")
+        self.cork(0)
+
+    def cork(self, on: int) -> None:
+        if hasattr(socket, "TCP_CORK"):
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, on)
+
+    def send(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            count = self.when_ready(True, self.sock.send, view[: self.server.slice])
+            self.sent += count
+            view = view[count:]
+
+    def send_span(self, span: Span) -> None:
+        """Send a part of a file, inside the kernel where that is possible.
+
+        A file that shrinks ends the connection: the client sees that it got less than was
+        announced."""
+        # on a TLS socket it would send in the clear
+        at, direct = span.start, hasattr(os, "sendfile") and type(self.sock) is socket.socket
+        while at < span.end:
+            if direct:
+                count = self.when_ready(
+                    True,
+                    os.sendfile,
+                    self.sock.fileno(),
+                    span.descriptor,
+                    at,
+                    min(SENDFILE, span.end - at),
+                )
+                self.sent += count
+            else:
+                data = read_at(span.descriptor, min(PIECE, span.end - at), at)
+                self.send(data)
+                count = len(data)
+            if not count:
+                raise Gone(f"the file shrank by {span.end - at} bytes")
+            at += count
+
+    def buffered(self, most: int) -> bytes:
+        """What has been read already."""
+        data, self.buffer = self.buffer[:most], self.buffer[most:]
+        return data
+
+    def receive(self, space: memoryview) -> memoryview:
+        """What comes next, into at least RECORD bytes.
+
+        TLS returns one record at a time: this gathers all that have come for one write to the disk.
+        """
+        count = self.when_ready(False, self.sock.recv_into, space)
+        if not count:
+            raise ConnectionAbortedError(errno.ECONNABORTED, "the body ended early")
+        # nothing more has come, or an error that the next call will tell
+        with contextlib.suppress(OSError):
+            while (
+                self.server.door.tls
+                and len(space) - count >= RECORD
+                and (more := self.sock.recv_into(space[count:]))
+            ):
+                count += more
+        return space[:count]
+
+    def when_ready(self, writing: bool, call: Callable[..., int], *args: object) -> int:
+        """A call that sends or receives; again when the socket is ready, if it was not."""
+        while True:
+            try:
+                count = call(*args)
+                self.moved += count
+                return count
+            except self.server.waits:
+                self.wait(writing)
+            except OSError as error:
+                # TLS that breaks says so with numbers that mean something else to the system
+                raise ConnectionAbortedError(errno.ECONNABORTED, error.strerror) from None
+
+    def wait(self, writing: bool) -> None:
+        """Block until the socket is ready. Both silence and a slow trickle have a limit.
+
+        Only the time spent waiting for the client counts."""
+        began = time.monotonic()
+        seconds = min(LOOK_EVERY, self.args.timeout) if self.part else self.args.timeout
+        while not is_ready(self.sock, writing, seconds):
+            if self.part:
+                self.part.give_way()
+            if time.monotonic() - began >= self.args.timeout:
+                raise TimeoutError(f"silent for {self.args.timeout:g} s")
+        self.waited += time.monotonic() - began
+        if self.waited > self.args.timeout:
+            if self.moved < MIN_RATE * self.args.timeout:
+                raise TimeoutError(f"slower than {MIN_RATE} bytes a second")
+            self.moved, self.waited = 0, 0.0
+
+    def has_left(self) -> bool:
+        """Whether the client has closed, where the system tells that.
+
+        A client that closes only its sending side looks the same. So ask this only after a while,
+        and answer all the same."""
+        if not hasattr(select, "poll"):
+            return False
+        poll = select.poll()
+        # poll() reports errors and the end of both directions unasked
+        poll.register(self.sock, getattr(select, "POLLRDHUP", 0))
+        return bool(poll.poll(0))
+
+    def hold(self, found: "Found") -> "Found":
+        self.held.append(found)
+        return found
+
+    def release(self) -> None:
+        while self.held:
+            self.held.pop().close()
+
+
+class BodyReader:
+    """Reads a request's body on demand.
+
+    A client that waits for 100 Continue gets it with the first read."""
+
+    def __init__(self, conn: "Connection", request: Request) -> None:
+        self.conn, self.request = conn, request
+        self.left = request.length
+        self.space: memoryview | None = None
+        self.whole = not request.has_body
+        self.asked = "expect" not in request.fields or not request.minor
+        self.trailer: Fields = {}
+        # one generator for all readers: each continues where the last one stopped
+        self.pieces = self.read()
+
+    def read(self) -> Iterator[Data]:
+        if self.whole:
+            return
+        if not self.asked:
+            self.asked = True
+            self.conn.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if self.request.chunked:
+            yield from self.chunks()
+        while self.left:
+            data = self.receive(self.left)
+            self.left -= len(data)
+            yield data
+        self.whole = True
+
+    def receive(self, most: int) -> Data:
+        if not self.conn.buffer and most >= RECORD:
+            return self.receive_more(most)
+        if not self.conn.buffer:
+            self.conn.buffer += self.receive_more(RECORD)
+        return self.conn.buffered(most)
+
+    def receive_more(self, most: int) -> memoryview:
+        """The next bytes. The next call overwrites them.
+
+        One buffer serves all calls, which is twice as fast as new ones."""
+        self.space = self.space or memoryview(bytearray(PIECE))
+        return self.conn.receive(self.space[:most])
+
+    def read_line(self, most: int) -> bytes:
+        """A line up to its CRLF, of at most so many bytes."""
+        conn = self.conn
+        while (end := conn.buffer.find(b"\n")) < 0 and len(conn.buffer) < most + 2:
+            conn.buffer += self.receive_more(RECORD)
+        line = conn.buffered(end + 1)
+        if line[-2:] != b"\r\n" or end > most + 1:
+            raise Refusal(400, "a line of a chunked body is too long or does not end in CRLF")
+        return line[:-2]
+
+    def chunks(self) -> Iterator[Data]:
+        """RFC 9112 §7.1, strictly: what is doubtful here could hide another request."""
+        while size := self.chunk_size():
+            while size:
+                data = self.receive(size)
+                size -= len(data)
+                yield data
+            if self.read_line(2):
+                raise Refusal(400, "a chunk is longer than its size")
+        left = MAX_TRAILER
+        while line := self.read_line(left):
+            left -= len(line)
+            found = FIELD.fullmatch(line.decode("latin-1"))
+            if not found or left <= 0:
+                raise Refusal(400, "the trailer is malformed or too long")
+            self.trailer[found[1].lower()] = found[2].strip()
+
+    def chunk_size(self) -> int:
+        found = re.fullmatch(
+            rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?", self.read_line(MAX_LINE)
+        )
+        if not found:
+            raise Refusal(400, "a chunk's size is not in hex digits")
+        return int(found[1], 16)
+
+    def drain(self) -> bool:
+        """Read a body that nobody wants, if it is short and the client is sending it.
+
+        The next request stands behind it."""
+        if not self.asked or self.left > DRAIN:
+            return self.whole
+        taken = 0
+        # a broken body ends the connection, but not before the answer
+        with contextlib.suppress(OSError, Refusal):
+            for data in self.pieces:
+                taken += len(data)
+                if taken > DRAIN:
+                    return False
+        return self.whole
+
+
+def reason_of(problem: Exception) -> str:
+    return getattr(problem, "strerror", "") or str(problem)
+
+
+def read_short(answer: Answer) -> Answer:
+    """A few bytes of files are read at once: they need no thread of their own."""
+    if isinstance(answer.pieces, list) and (answer.length or 0) <= SMALL:
+        answer.body, answer.pieces = b"".join(map(bytes_of, answer.pieces)), None
+        if len(answer.body) != answer.length:
+            raise Refusal(500, "the file changed meanwhile")
+    return answer
+
+
+def is_ready(sock: socket.socket, writing: bool, seconds: float) -> bool:
+    if hasattr(select, "poll"):  # select() has no descriptors above 1023
+        poll = select.poll()
+        poll.register(sock, select.POLLOUT if writing else select.POLLIN)
+        return bool(poll.poll(1000 * seconds))
+    return any(select.select([] if writing else [sock], [sock] if writing else [], [], seconds))
+
+
+# --- the loop: one thread for all that is short ---
+
+
+class Task(NamedTuple):
+    """A request that takes longer, with its answer if that is made."""
 
     conn: Connection
-    request: Optional[Request]
+    request: Request
     answer: Optional[Answer]
 
 
-class Server:
-    """One thread leads: it waits for all sockets at once and sends short answers itself.
+# what the selector waits for in each state
+WAITS_FOR = {
+    State.HANDSHAKE: selectors.EVENT_READ,
+    State.IDLE: selectors.EVENT_READ,
+    State.HEAD: selectors.EVENT_READ,
+    State.ANSWERING: selectors.EVENT_WRITE,
+    State.LINGERING: selectors.EVENT_READ,
+}
 
-    Before it does what takes longer, it hands the lead to another thread. So an idle or slow
-    connection costs a socket, a long transfer costs a thread, and no short request waits for a long
-    one."""
+
+class Server:
+    """The loop, in the main thread: it waits for all sockets and answers itself what is short.
+
+    What takes long is left in a queue from which workers take it. So an idle or slow connection
+    costs a socket, a long transfer costs a thread, and no short request waits for a long one."""
 
     def __init__(
         self,
@@ -2728,18 +2038,16 @@ class Server:
         stop: "Stop",
         log: int,
     ) -> None:
-        self.door, self.slice = door, TLS_SLICE if door.tls else SLICE
+        self.door, self.slice = door, TLS_SLICE if door.tls else SENDFILE
         # these mean: nothing can be read or written now
         self.waits: tuple[type[OSError], ...] = (BlockingIOError,)
         if door.tls:
             import ssl
 
             self.waits += ssl.SSLWantReadError, ssl.SSLWantWriteError
-        self.secret = (
-            hashlib.sha256(door.guard.password.encode("utf-8", "surrogateescape")).digest()
-            if door.guard
-            else b""
-        )
+        password = door.guard.password if door.guard else ""
+        self.secret = hashlib.sha256(password.encode("utf-8", "surrogateescape")).digest()
+        # the bell too: a signal, the last answer and a worker all ring it
         self.args, self.sock, self.shared, self.stop = args, sock, shared, stop
         self.read_only = args.read_only or bool(shared.only)
         self.allowed = ", ".join(name for name in METHODS if name in READING or not self.read_only)
@@ -2748,25 +2056,19 @@ class Server:
         self.replaced = frozenset(line.partition(":")[0].lower() for line in args.header)
         self.extra = "".join(f"{line}\r\n" for line in args.header)
         self.selector = selectors.DefaultSelector()
-        self.waker, self.woken = socket.socketpair()
-        self.woken.setblocking(False)
-        # the second guards what threads change without the lead
-        self.lead, self.lock = threading.Lock(), threading.Lock()
-        self.freed = threading.Condition(self.lock)  # a busy connection was returned
-        self.connections: set[Connection] = set()
-        # between two requests, the longest idle first
-        self.idle: dict[Connection, None] = {}
-        # a head has begun: its deadline, the next one first
-        self.heads: dict[Connection, float] = {}
-        # to be closed when the client has read its answer, or at this time
-        self.lingering: dict[Connection, float] = {}
-        self.busy: set[Connection] = set()  # handed to a thread
-        # what the leader does next with connections that threads return
-        self.returned: deque[Callable[[], object]] = deque()
-        self.waiting = self.count = 0  # threads that wait for the lead, answers
+        # the connections in each state: since all may stay in it for the same time, the first
+        # deadline comes first, and the one that has been idle longest
+        self.queues: dict[State, dict[Connection, None]] = {state: {} for state in State}
+        self.patience = dict.fromkeys(State, args.timeout)
+        self.patience |= {State.LINGERING: LINGER, State.IDLE: FOREVER, State.HANDED_OVER: FOREVER}
+        self.tasks: queue.SimpleQueue[Optional[Task]] = queue.SimpleQueue()  # for the workers
+        self.workers = 0
+        self.later: deque[Callable[[], None]] = deque()  # for the loop
+        self.lock = threading.Lock()  # guards what several threads count
+        self.count = 0  # answers
         self.lines: deque[str] = deque()
         self.log_to, self.lost = log, 0  # lines that could not be written
-        self.log_at = self.accept_at = 0.0
+        self.log_at, self.accept_at = 0.0, FOREVER
         self.digests: dict[tuple[int, ...], bytes] = {}
         self.hashing: dict[tuple[int, ...], Hashing] = {}  # digests under way
         # folders that were searched for old parts, and the hour
@@ -2776,154 +2078,93 @@ class Server:
         self.stopping = self.satisfied = False
         self.progress = time.monotonic()
         self.selector.register(sock, selectors.EVENT_READ, self.accept)
-        self.selector.register(self.woken, selectors.EVENT_READ, self.take_returned)
+        self.selector.register(stop, selectors.EVENT_READ, stop.drain)
 
     def run(self) -> int:
-        """The main thread only waits for a signal: Python runs signal handlers in no other."""
-        if not self.start_thread():
-            self.close()
-            raise Failure(
-                2,
-                "cannot start a thread",
-                "the system has no memory or process left for one",
-                "ulimit -a shows what it allows",
-            )
-        while not self.stop.asked and not self.stopping:
-            left = self.progress + self.args.timeout - time.monotonic() if self.args.once else None
-            if left is not None and left <= 0 and not self.busy:
-                break
-            select.select([self.stop], [], [], left if left is None else max(0.05, left))
-            self.stop.drain()
+        while not self.stop.asked and not self.stopping and self.turn(self.patience_of_once()):
+            pass
         return self.finish(self.stop.asked)
 
-    def start_thread(self) -> bool:
-        with self.lock, contextlib.suppress(RuntimeError):  # the system has none left
-            if len(self.busy) < MAX_THREADS:
-                threading.Thread(target=self.run_thread, daemon=True).start()
-                self.waiting += 1
-                return True
-        return False
+    def patience_of_once(self) -> float:
+        waits = self.args.once and not self.queues[State.HANDED_OVER]
+        return self.progress + self.args.timeout if waits else FOREVER
 
-    def run_thread(self) -> None:
-        """A thread's life: wait for the lead, lead until a slow task comes, hand over, do it."""
-        while True:
-            with self.lead:
-                with self.lock:
-                    self.waiting -= 1
-                task = self.take_lead()
-            if task:
-                task.conn.handle(task.request, task.answer)
-            with self.lock:
-                if self.stopping or self.waiting >= SPARE_THREADS:
-                    return
-                self.waiting += 1
-
-    def take_lead(self) -> Optional[Task]:
-        """Until something slow is to be done, with another thread there to lead meanwhile."""
-        while not self.stopping:
-            for key, _ in self.selector.select(self.next_timeout()):
-                task = self.call(key.data)
-                if task and self.hand_over(task):
-                    return task
-            self.handle_timeouts()
-        return None
-
-    def call(self, callback: Callable[[], Optional[Task]]) -> Optional[Task]:
-        try:
-            return callback()
-        except Exception as bug:  # noqa: BLE001  a bug must not end the leader
-            self.note(f"mistake: {bug!r}")
-            if isinstance(owner := getattr(callback, "__self__", None), Connection):
-                owner.release()
-                owner.close()
-            return None
-
-    def hand_over(self, task: Task) -> bool:
-        """Give a connection to the thread that calls, if another one is there to lead."""
-        conn = task.conn
-        if not self.has_room(task) or not self.waiting and not self.start_thread():
-            conn.release()
-            # an error in the middle of this answer would look like a piece of it
-            if task.answer and task.answer.rest:
-                self.note(f"{conn.peer} cut off within an answer: too many transfers at once")
-                conn.close()
-            else:
-                conn.refuse_head(
-                    Refusal(503, "too many transfers at once", {"Retry-After": "5"}), task.request
-                )
-            return False
-        self.unwatch(conn)
-        with self.lock:
-            self.busy.add(conn)
-        return True
-
-    def has_room(self, task: Task) -> bool:
-        """Whether a client may have one more transfer.
-
-        One address may have as many as are left for others, and half of that when it uploads. So
-        there is always room for another address, and for an answer to the same one."""
-        client = network(task.conn.peer)
-        with self.lock:
-            left = MAX_THREADS - len(self.busy)
-            own = sum(network(conn.peer) == client for conn in self.busy)
-        return own < (left // 2 if task.request and task.request.has_body else left)
-
-    def return_connection(self, conn: Connection, what_next: Callable[[], object]) -> None:
-        """Return it to the leader: only the leader touches the selector and the queues."""
-        with self.lock:
-            self.busy.discard(conn)
-            self.freed.notify_all()
-        self.returned.append(what_next)  # from now on the next thread may be busy with it
-        self.wake()
-
-    def next_timeout(self) -> Optional[float]:
-        """Seconds until something is due although no socket is ready."""
+    def turn(self, end: float) -> bool:
+        """One turn of the loop. False when that time is reached."""
+        firsts = (next(iter(each)).deadline for each in self.queues.values() if each)
+        due = min(end, self.accept_at, *firsts, self.log_at + LOG_DELAY if self.lines else FOREVER)
+        left = None if due == FOREVER else max(0.0, due - time.monotonic())
+        for key, _ in self.selector.select(0 if self.later else left):
+            self.call(key.data)
+        for _ in range(len(self.later)):
+            self.call(self.later.popleft())
         now = time.monotonic()
-        due = [next(iter(queue.values())) for queue in (self.heads, self.lingering) if queue]
-        due += [self.log_at + LOG_DELAY] if self.lines else []
-        due += [self.accept_at] if self.accept_at else []
-        return max(0.0, min(due) - now) if due else None
-
-    def handle_timeouts(self) -> None:
-        now = time.monotonic()
-        while self.heads and (first := next(iter(self.heads.items())))[1] <= now:
-            first[0].refuse_head(Refusal(408, f"no whole head in {self.args.timeout:g} s"))
-        while self.lingering and (first := next(iter(self.lingering.items())))[1] <= now:
-            first[0].close()
-        if self.accept_at and self.accept_at <= now:
-            self.accept_at = 0.0
+        for waiting in self.queues.values():
+            while waiting and (first := next(iter(waiting))).deadline <= now:
+                self.call(first.overdue)
+        if self.accept_at <= now:
+            self.accept_at = FOREVER
             self.selector.register(self.sock, selectors.EVENT_READ, self.accept)
         if self.lines and (now - self.log_at > LOG_DELAY or len(self.lines) > 1000):
             self.write_log(now)
+        return now < end
 
-    # What connections ask of the server.
-    def accept(self) -> Optional[Task]:
+    def call(self, callback: Callable[[], object]) -> None:
+        try:
+            callback()
+        except Exception as bug:  # noqa: BLE001  a bug must not end the loop
+            self.note(f"mistake: {bug!r}")
+            if isinstance(owner := getattr(callback, "__self__", None), Connection):
+                owner.close()
+
+    def enter(self, conn: Connection, state: State) -> None:
+        """The one place where the state of a connection changes.
+
+        The deadline of a head stays, or one byte at a time could put it off."""
+        if state is conn.state is State.HEAD:
+            return
+        self.queues[conn.state].pop(conn, None)
+        conn.deadline = time.monotonic() + self.patience[state]
+        if state is not State.CLOSED:
+            self.queues[state][conn] = None
+        if state is not conn.state:
+            conn.state = state
+            self.watch(conn, WAITS_FOR.get(state, 0))
+
+    def watch(self, conn: Connection, events: int) -> None:
+        if events == conn.events:
+            return
+        if not conn.events:
+            self.selector.register(conn.sock, events, conn.ready)
+        elif events:
+            self.selector.modify(conn.sock, events, conn.ready)
+        else:
+            self.selector.unregister(conn.sock)
+        conn.events = events
+
+    def accept(self) -> None:
         try:
             sock, peer = self.sock.accept()
         except (BlockingIOError, ConnectionError):
-            return None  # another process took it, or the client left
+            return  # the client left
         except OSError as error:
             # EMFILE, ENFILE, ENOBUFS, ENOMEM: nothing is wrong with the listening socket
             self.note(f"cannot accept ({error.strerror}): pausing")
             self.accept_at = time.monotonic() + ACCEPT_PAUSE
             self.selector.unregister(self.sock)
-            return None
+            return
         sock.setblocking(False)
-        conn = Connection(self, sock, peer)
-        self.connections.add(conn)
-        self.watch(conn)
-        guard = self.door.guard
-        asked = self.door.tls and not self.args.public_read and not self.is_proxy(conn)
-        if asked and guard and guard.wait(conn.peer):
-            conn.refuse_handshake(DENIED)
-            return None
-        full = len(self.connections) > self.args.max_clients + len(self.lingering)
-        if full and not self.end_idle() and not self.end_slow(conn):
+        conn, guard = Connection(self, sock, peer), self.door.guard
+        count = sum(map(len, self.queues.values())) - len(self.queues[State.LINGERING])
+        if self.door.tls:
+            self.enter(conn, State.HANDSHAKE)
+            asked = guard and not self.args.public_read and not self.is_proxy(conn)
+            if asked and guard and guard.wait(conn.peer):
+                return conn.refuse_handshake(DENIED)
+        if count >= self.args.max_clients and not self.end_idle() and not self.end_slow(conn):
             text = f"there are {self.args.max_clients} clients"
-            conn.refuse_head(Refusal(503, text, {"Retry-After": "5"}))
-            return None
-        self.await_head(conn)
-        return conn.readable()
+            return conn.refuse_head(Refusal(503, text, {"Retry-After": "5"}))
+        conn.ready()
 
     def is_proxy(self, conn: Connection) -> bool:
         return conn.hop in self.proxies
@@ -2932,7 +2173,7 @@ class Server:
         """Close the connection that has been idle longest, for a new client (RFC 9112 §9.5).
 
         False if none is idle."""
-        for conn in self.idle:
+        for conn in self.queues[State.IDLE]:
             # unless its next request is here, not read yet
             if not is_ready(conn.sock, False, 0):
                 conn.linger()
@@ -2943,65 +2184,65 @@ class Server:
         """Close the oldest connection within a head, of an address that has half, for a new client.
 
         False if no address has half of all clients there."""
-        counts = Counter(network(conn.hop) for conn in self.heads)
-        for client, count in counts.most_common(1):
+        slow = [*self.queues[State.HANDSHAKE], *self.queues[State.HEAD]]
+        for client, count in Counter(network(conn.hop) for conn in slow).most_common(1):
             if 2 * count >= self.args.max_clients and client != network(new.hop):
-                slow = next(conn for conn in self.heads if network(conn.hop) == client)
-                slow.refuse_head(Refusal(503, "another client needs the place"))
+                first = next(conn for conn in slow if network(conn.hop) == client)
+                first.refuse_head(Refusal(503, "another client needs the place"))
                 return True
         return False
 
-    def take_returned(self) -> None:
-        with contextlib.suppress(OSError):
-            self.woken.recv(4096)
-        while self.returned:
-            self.returned.popleft()()
+    def hand_over(self, task: Task) -> None:
+        """Leave a connection to a worker, or refuse what it asks."""
+        busy = self.queues[State.HANDED_OVER]
+        self.enter(task.conn, State.HANDED_OVER)
+        if self.has_room(task) and (len(busy) <= self.workers or self.start_worker()):
+            return self.tasks.put(task)
+        full = Refusal(503, "too many transfers at once", {"Retry-After": "5"})
+        return task.conn.refuse_head(full, task.request)
 
-    def wake(self) -> None:
-        with contextlib.suppress(OSError):
-            self.waker.send(b"\0")
+    def has_room(self, task: Task) -> bool:
+        """Whether a client may have one more transfer.
 
-    def watch(self, conn: Connection) -> None:
-        self.selector.register(conn.sock, selectors.EVENT_READ, conn.readable)
+        One address may have as many as are left for others, and half of that when it uploads. So
+        there is always room for another address, and for an answer to the same one."""
+        client, busy = network(task.conn.peer), self.queues[State.HANDED_OVER]
+        left = MAX_THREADS - len(busy) + 1  # it has entered
+        own = sum(network(conn.peer) == client for conn in busy)
+        return own <= (left // 2 if task.request.has_body else left)
 
-    def unwatch(self, conn: Connection) -> None:
-        with contextlib.suppress(KeyError, ValueError, OSError):
-            self.selector.unregister(conn.sock)
+    def start_worker(self) -> bool:
+        with contextlib.suppress(RuntimeError):  # the system has none left
+            threading.Thread(target=self.work, daemon=True).start()
+            self.workers += 1
+            return True
+        return False
 
-    def await_head(self, conn: Connection) -> None:
-        """Idle until the first byte of a head or handshake; from then on its end has a deadline."""
-        if conn.in_handshake or conn.buffer:
-            self.idle.pop(conn, None)
-            self.heads.setdefault(conn, time.monotonic() + self.args.timeout)
-        else:
-            self.heads.pop(conn, None)
-            self.idle[conn] = None
+    def work(self) -> None:
+        """A worker: a connection is its own until it is given back."""
+        while task := self.tasks.get():
+            what_next = task.conn.handle(task.request, task.answer)
+            del task
+            self.do_later(functools.partial(self.take_back, what_next))
 
-    def await_no_head(self, conn: Connection) -> None:
-        self.idle.pop(conn, None)
-        self.heads.pop(conn, None)
+    def take_back(self, what_next: Callable[[], None]) -> None:
+        """In the loop again: what was handed over goes on."""
+        self.call(what_next)
+        if self.workers > len(self.queues[State.HANDED_OVER]) + SPARE_THREADS:
+            self.workers -= 1
+            self.tasks.put(None)
 
-    def linger(self, conn: Connection) -> None:
-        if conn.sock not in self.selector.get_map():
-            self.watch(conn)
-        self.await_no_head(conn)
-        self.lingering[conn] = time.monotonic() + LINGER
-        if len(self.lingering) > MAX_LINGERING:
-            next(iter(self.lingering)).close()
-
-    def forget(self, conn: Connection) -> None:
-        self.unwatch(conn)
-        self.connections.discard(conn)
-        self.await_no_head(conn)
-        self.lingering.pop(conn, None)
+    def do_later(self, what: Callable[[], None]) -> None:
+        """From any thread: the loop does this in its next turn."""
+        self.later.append(what)
+        self.stop.wake()
 
     def digest(self, conn: Connection, found: Found) -> Optional[bytes]:
         """SHA-256 of a file, cached while the file stays the same and unchanged.
 
         None if too many others ask: the client only prefers to get one (RFC 9530 §4)."""
         info = found.info
-        key = info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
-        settled = time.time() - info.st_ctime > UNCHANGED
+        key, settled = facts_of(info), is_settled(info)
         shared = key if settled else (*key, id(conn))
         with self.lock:
             if key in self.digests:
@@ -3037,23 +2278,27 @@ class Server:
         remove_old_parts(place)
 
     def count_answer(
-        self, conn: Connection, request: Optional[Request], answer: Answer, sent: int
+        self,
+        conn: Connection,
+        request: Optional[Request],
+        answer: Answer,
+        sent: int,
+        cut: str = "",
     ) -> None:
         """Log an answer in Common Log Format, with a note in quotes if there is more to say.
 
         Also count it for --requests and --once."""
+        note = answer.note or cut
         if not self.args.quiet:
-            now = int(time.time())
-            line = request.line if request else "-"
-            note = f' "{printable(answer.note)}"' if answer.note else ""
-            self.lines.append(
-                f'{conn.peer} - - {log_time(now)} "{line}" {answer.status} {sent or "-"}{note}\n'
-            )
-        self.progress = time.monotonic()
+            line = f'"{request.line}" {answer.status}' if request else f'"-" {answer.status}'
+            noted = f' "{printable(note)}"' if note else ""
+            when = log_time(int(time.time()))
+            self.lines.append(f"{conn.peer} - - {when} {line} {sent or '-'}{noted}\n")
         with self.lock:
             self.count += 1
-            reads = request and request.method == "GET" and not answer.note
-            if self.args.once and reads and answer.share:
+            if self.args.once:
+                self.progress = time.monotonic()
+            if self.args.once and request and request.method == "GET" and not note and answer.share:
                 tag, size, sent_now = answer.share
                 ranges = self.received.setdefault((conn.peer, tag), [])
                 ranges[:] = coalesce([*ranges, *sent_now])
@@ -3094,22 +2339,22 @@ class Server:
 
     def finish(self, asked: bool) -> int:
         """Close the door, end what is idle at once, give what is under way a moment."""
-        self.stopping = True
-        self.wake()
-        with self.lead:
-            self.sock.close()
-            for conn in self.connections - self.busy - set(self.lingering):
+        self.stopping, self.accept_at = True, FOREVER
+        with contextlib.suppress(KeyError):  # during a pause
+            self.selector.unregister(self.sock)
+        self.sock.close()
+        for state in State.HANDSHAKE, State.IDLE, State.HEAD:
+            for conn in list(self.queues[state]):
                 conn.close()
-        self.wait_for_busy(GRACE)
-        dropped = list(self.busy)
+        dropped = self.wait_for_answers()
         for conn in dropped:
             with contextlib.suppress(OSError):
                 # (the method of a TLS socket is for its own thread)
                 socket.socket.shutdown(conn.sock, socket.SHUT_RDWR)
-        self.wait_for_busy(GRACE)
-        for conn in self.connections:
+        self.wait_for_answers()
+        for conn in [conn for waiting in self.queues.values() for conn in waiting]:
             conn.sock.close()
-        self.close()
+        self.selector.close()
         self.write_log(0)
         if self.lost:
             say(f"lines of the log that are lost: {self.lost}")
@@ -3127,15 +2372,17 @@ class Server:
             )
         return 0
 
-    def close(self) -> None:
-        for end in self.sock, self.selector, self.waker, self.woken:
-            end.close()
+    def wait_for_answers(self) -> list[Connection]:
+        """Those that are still under way after the grace."""
+        end = time.monotonic() + GRACE
+        states = State.ANSWERING, State.HANDED_OVER
+        while (left := [conn for each in states for conn in self.queues[each]]) and self.turn(end):
+            pass
+        return left
 
-    def wait_for_busy(self, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        with self.lock:
-            while self.busy and (left := deadline - time.monotonic()) > 0:
-                self.freed.wait(left)
+
+def is_settled(info: os.stat_result) -> bool:
+    return time.time() - max(info.st_ctime, info.st_mtime) > UNCHANGED
 
 
 class Hashing:
@@ -3167,6 +2414,12 @@ class Hashing:
             self.turn.release()
 
 
+@functools.lru_cache(maxsize=16)
+def log_time(seconds: int) -> str:
+    """As in [10/Oct/2000:13:55:36 -0700], in English: nothing here calls setlocale()."""
+    return time.strftime("[%d/%b/%Y:%H:%M:%S %z]", time.localtime(seconds))
+
+
 def own_names(host: str) -> frozenset[str]:
     """The names of this machine, without asking the network (getfqdn can take half a minute)."""
     name = socket.gethostname().lower()
@@ -3176,7 +2429,7 @@ def own_names(host: str) -> frozenset[str]:
 
 def serve(args: argparse.Namespace) -> int:
     raise_file_limit()
-    # a thread that makes a listing must not delay the leader for the usual 5 ms
+    # a worker that makes a listing must not delay the loop for the usual 5 ms
     sys.setswitchinterval(0.001)
     mimetypes.init()
     shared, log = open_shared(args), open_log(args.log) if args.log else 2
@@ -3192,14 +2445,9 @@ def serve(args: argparse.Namespace) -> int:
         if hasattr(socket, option):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
-    def work(stop: "Stop") -> int:
-        return Server(args, sock, door, shared, stop, log).run()
-
     with contextlib.closing(Stop()) as stop:
         announce(sock, args, door)
-        if args.workers > 1 and hasattr(os, "fork"):
-            return share_port(args.workers, sock, stop, work)
-        return work(stop)
+        return Server(args, sock, door, shared, stop, log).run()
 
 
 def open_log(path: str) -> int:
@@ -3232,72 +2480,865 @@ def open_shared(args: argparse.Namespace) -> Shared:
         ) from None
 
 
-def share_port(
-    workers: int, sock: socket.socket, stop: "Stop", work: "Callable[[Stop], int]"
-) -> int:
-    """--workers: processes that accept from one listening socket.
+# --- methods: what each request does ---
 
-    The parent only waits, and replaces a process that dies."""
-    children: set[int] = set()
-    signal.signal(signal.SIGCHLD, lambda number, frame: None)  # makes select() return
-    while not stop.asked:
-        while len(children) < workers and (child := start_worker(stop, work)):
-            children.add(child)
-        if not children:
-            sock.close()
-            raise Failure(
-                2,
-                "cannot start any worker",
-                "the system has no process or memory left for one",
-                f"{SERVER} --workers 1",
+
+def check_request(conn: Connection, request: Request) -> None:
+    """What holds for every method, in the order in which a stranger would try."""
+    server, fields, method = conn.server, request.fields, request.method
+    if request.host and not is_own_host(request.host, server.names):
+        raise Refusal(421, "that host is not this machine")
+    if server.door.guard:
+        check_password(conn, request, server.door.guard)
+    if method not in METHODS:
+        known = method in ("CONNECT", "TRACE")
+        raise Refusal(
+            405 if known else 501, "no such method here", {"Allow": server.allowed} if known else {}
+        )
+    if method in CHANGING:
+        if server.read_only:
+            raise Refusal(405, "nothing can be changed here", {"Allow": server.allowed})
+        if is_foreign(request):
+            raise Refusal(403, "a page of another site may not change anything here")
+    if request.minor and fields.get("expect", "100-continue").lower() != "100-continue":
+        raise Refusal(417, "no other expectation than 100-continue")
+
+
+def check_password(conn: Connection, request: Request, guard: "Guard") -> None:
+    """Basic (RFC 7617): any name, and the password.
+
+    --public-read does not cover HEAD of an upload: it ends the connection that sends it."""
+    reads = request.method in ("GET", "HEAD") and "upload" not in parameters(request.query)
+    if conn.args.public_read and reads:
+        return
+    given = basic_password(request.fields.get("authorization", ""))
+    if given is None:
+        raise Refusal(401, "a password is asked for", CHALLENGE)
+    right = secrets.compare_digest(hashlib.sha256(given).digest(), conn.server.secret)
+    reason = guard.judge(conn.peer, right)
+    if reason == "busy":
+        later = {"Retry-After": str(guard.wait(conn.peer))}
+        raise Refusal(429, "busy: too many wrong passwords came from this address", later)
+    if reason:
+        raise Refusal(401, "wrong password", CHALLENGE)
+
+
+def basic_password(field: str) -> Optional[bytes]:
+    """What stands behind the first colon; None for what is no login by Basic."""
+    scheme, _, token = field.partition(" ")
+    with contextlib.suppress(ValueError):
+        _, colon, password = base64.b64decode(token.strip(), validate=True).partition(b":")
+        if scheme.lower() == "basic" and colon:
+            return password
+    return None
+
+
+def own_hosts(request: Request) -> tuple[str, str]:
+    """Under which names the client knows this server: a proxy in front adds the second."""
+    return request.host.lower(), request.fields.get("x-forwarded-host", "").lower()
+
+
+def is_foreign(request: Request) -> bool:
+    """Whether a browser sent this for a page of another site.
+
+    A page cannot add X-Forwarded-Host without asking first; a proxy does."""
+    origin = request.fields.get("origin")
+    if origin is None:
+        return False
+    host = origin.partition("://")[2].lower()
+    return not host or host not in own_hosts(request)
+
+
+# Read.
+def get(conn: Connection, request: Request) -> Answer:
+    options = parameters(request.query) if request.query else {}
+    if "upload" in options:
+        return upload_state(conn, request)
+    shared = conn.server.shared
+    if shared.only and not request.names:
+        return redirect(url_path([shared.only]), request)
+    found = conn.hold(shared.open(request.names))
+    if found.is_folder and request.names and not request.slash:
+        return redirect(url_path(request.names, slash=True), request)
+    if found.is_folder:
+        return get_folder(conn, request, found, options)
+    if request.slash:
+        raise Refusal(404, "that is a file, not a folder")
+    return get_file(conn, request, request.names, found)
+
+
+def redirect(path: str, request: Request) -> Answer:
+    """To a path of ours, never to a host (§15.4.9; // and \\ would begin one)."""
+    return text_answer(
+        308, "it is there", {"Location": path + ("?" + request.query if request.query else "")}
+    )
+
+
+def get_folder(conn: Connection, request: Request, found: "Found", options: Fields) -> Answer:
+    shared, kind = conn.server.shared, listing_type(request.fields.get("accept", "*/*"))
+    crumbs = (os.path.basename(shared.path) or "files", *request.names)
+    if "tar" in options:
+        return get_tar(conn, request, found, crumbs[-1])
+    if "zip" in options:
+        return get_zip(conn, request, found, crumbs[-1])
+    if kind == "text/html" and (index := index_of(conn, found)):
+        answer = get_file(conn, request, (*request.names, "index.html"), index)
+        answer.fields["Vary"] = "Accept, Accept-Encoding"
+        return answer
+    fields = {
+        "Content-Type": kind + ("" if kind.endswith("json") else "; charset=utf-8"),
+        "Cache-Control": "no-store",
+        "Vary": "Accept",
+        "X-Content-Type-Options": "nosniff",
+    }
+    if kind == "text/html":
+        fields |= page_fields()
+        tag = folder_tag(found.info)
+        if tag and is_known(request.fields, f'"{tag}"', NO_DATE):
+            return Answer(304, fields)
+    pieces = listing(found, kind, crumbs, shared.hidden, conn.server.read_only)
+    return Answer(200, fields, pieces=in_chunks(pieces))
+
+
+def index_of(conn: Connection, folder: "Found") -> "Optional[Found]":
+    with contextlib.suppress(OSError, Refusal):
+        index = conn.hold(open_leaf(inside(folder.where, "index.html")))
+        return None if index.is_folder else index
+    return None
+
+
+def get_file(conn: Connection, request: Request, names: Names, found: "Found") -> Answer:
+    fields, coding = request.fields, ""
+    packs = "accept-encoding" in fields and takes_gzip(fields["accept-encoding"])
+    if packs and "range" not in fields:
+        found, coding = prefer_gzip(conn, names, found)
+    answer = file_answer(conn, request, names[-1], found, coding)
+    asked = conn.server.door.guard and not conn.args.public_read
+    if DIR_FD and not asked and not coding and "range" not in fields and is_settled(found.info):
+        folders = ["/".join(names[:count]) for count in range(1, len(names))]
+        path = "/".join(names)
+        answer.source = Source(path, facts_of(found.info), folders, path + ".gz" if packs else "")
+    return answer
+
+
+def file_answer(
+    conn: Connection, request: Request, name: str, found: "Found", coding: str
+) -> Answer:
+    fields, info, now = request.fields, found.info, time.time()
+    tag, mtime = etag(info, coding and "-gz"), max(EARLIEST, min(int(info.st_mtime), int(now)))
+    headers = {
+        "ETag": tag,
+        "Last-Modified": http_date(mtime),
+        "Cache-Control": "no-cache",
+        "Vary": "Accept-Encoding",
+    }
+    if is_known(fields, tag, mtime):
+        return Answer(304, headers)
+    kind = type_of(name)
+    if kind.endswith(UTF_8) and not coding and not is_utf8(found.descriptor):
+        kind = kind.removesuffix(UTF_8)
+    headers |= {"Content-Type": kind, "Accept-Ranges": "bytes", "X-Content-Type-Options": "nosniff"}
+    if coding:
+        headers["Content-Encoding"] = coding
+    if not conn.server.read_only and ACTIVE.match(kind):
+        # anybody could have uploaded it, so it runs no script in this origin
+        headers["Content-Security-Policy"] = "sandbox"
+    if wants_digest(request) and (digest := conn.server.digest(conn, found)):
+        headers["Repr-Digest"] = digest_field(digest)
+    ranges = wanted_ranges(request, info.st_size, tag, mtime, now)
+    if ranges and len(ranges) > 1:
+        return several(headers, found.descriptor, info.st_size, ranges)
+    return one_range(
+        headers, ranges, info.st_size, lambda start, end: [Span(found.descriptor, start, end)]
+    )
+
+
+def is_utf8(descriptor: int) -> bool:
+    """Whether a text seems to be UTF-8: its first bytes, perhaps without the last character."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with contextlib.suppress(UnicodeDecodeError):
+        decoder.decode(read_at(descriptor, MAX_HEAD, 0))
+        return True
+    return False
+
+
+def is_known(fields: Fields, tag: str, mtime: float) -> bool:
+    """Whether the client already has what it asks for (304). Another failed condition gets 412."""
+    status = 0 if CONDITIONS.isdisjoint(fields) else evaluate(fields, tag, mtime, reading=True)
+    if status == 412:
+        raise Refusal(412, "it is not as the request expects it")
+    return status == 304
+
+
+def wanted_ranges(
+    request: Request, size: int, tag: str, mtime: float, now: float
+) -> Optional[Ranges]:
+    """The ranges that are to be sent, None for the whole."""
+    wanted, condition = request.fields.get("range"), request.fields.get("if-range")
+    if wanted is None or request.method != "GET" or not range_applies(condition, tag, mtime, now):
+        return None
+    ranges = parse_ranges(wanted, size)
+    if ranges == []:
+        raise Refusal(416, "there are no such bytes", {"Content-Range": f"bytes */{size}"})
+    return ranges
+
+
+def prefer_gzip(conn: Connection, names: Names, found: "Found") -> "tuple[Found, str]":
+    """name.gz beside it, if it is not older."""
+    with contextlib.suppress(OSError, Refusal):
+        packed = conn.hold(conn.server.shared.open([*names[:-1], names[-1] + ".gz"]))
+        if not packed.is_folder and packed.info.st_mtime >= found.info.st_mtime:
+            return packed, "gzip"
+    return found, ""
+
+
+def one_range(
+    headers: Fields,
+    ranges: Optional[Ranges],
+    size: int,
+    read: Callable[[int, int], Iterable[Piece]],
+) -> Answer:
+    """One range of what has this size, or the whole."""
+    status, start, end = 200, 0, size
+    if ranges and len(ranges) == 1:
+        status, (start, end) = 206, ranges[0]
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+    answer = Answer(status, headers, pieces=read(start, end), length=end - start)
+    answer.share = headers["ETag"], size, [(start, end)]
+    return answer
+
+
+def several(headers: Fields, descriptor: int, size: int, ranges: Ranges) -> Answer:
+    """Several ranges of a file, with a head for each (§14.6)."""
+    kind, mark = headers["Content-Type"], secrets.token_hex(12)
+    pieces: list[Piece] = []
+    for start, end in ranges:
+        head = f"\r\n--{mark}\r\nContent-Type: {kind}\r\n"
+        head += f"Content-Range: bytes {start}-{end - 1}/{size}\r\n\r\n"
+        pieces += [head.encode(), Span(descriptor, start, end)]
+    pieces.append(f"\r\n--{mark}--\r\n".encode())
+    headers["Content-Type"] = f"multipart/byteranges; boundary={mark}"
+    answer = Answer(206, headers, pieces=pieces, length=sum(map(size_of, pieces)))
+    answer.share = headers["ETag"], size, ranges
+    return answer
+
+
+def options(conn: Connection, request: Request) -> Answer:
+    fields = {"Allow": conn.server.allowed, "Accept-Ranges": "bytes"}
+    if not conn.server.read_only:
+        fields |= {"Accept-Patch": "application/partial-upload", "Upload-Limit": upload_limit(conn)}
+    return Answer(204, fields)
+
+
+# Write: whole, or as a form.
+def put(conn: Connection, request: Request) -> Answer:
+    if "content-range" in request.fields:
+        raise Refusal(400, "PUT takes whole files; Upload-Offset with PATCH takes parts")  # §14.4
+    if not request.names or request.slash:
+        raise Refusal(409, "a folder has that name; POST puts files into it")
+    size = check_size(conn, request)
+    try:  # a request that is conditional on an existing file must not create folders
+        where = conn.server.shared.locate(
+            request.names, change=True, make=not evaluate(request.fields, None, 0, reading=False)
+        )
+    except FileNotFoundError:
+        check_conditions(request.fields, None)
+        raise
+    with where as place:
+        check_space(conn, place, size)
+        there = check_conditions(request.fields, place.regular())
+        plan = Plan(request.names, "replace")
+        if not CONDITIONS.isdisjoint(request.fields):
+            plan = plan._replace(was=bare_tag(there)) if there else Plan(request.names, "new")
+        return receive_upload(conn, request, place, plan)
+
+
+def post(conn: Connection, request: Request) -> Answer:
+    """To a folder: store a form's files, or the body under a new name. To a file: like PUT."""
+    size = check_size(conn, request)
+    is_form = request.fields.get("content-type", "").lower().startswith("multipart/form-data")
+    if not is_form and request.names and not request.slash and not is_folder(conn, request.names):
+        return put(conn, request)
+    names = (*request.names, suggested_name(request))
+    with conn.server.shared.locate(names, change=True, make=True) as place:
+        check_space(conn, place, size)
+        if is_form:
+            return post_form(conn, request)
+        return receive_upload(conn, request, place, Plan(names, "number"))
+
+
+def announced_length(request: Request) -> Optional[int]:
+    """How long an upload will be when it is whole, if it says so."""
+    length = request.fields.get("upload-length")
+    if length is not None and not DIGITS.fullmatch(length):
+        raise Refusal(400, "Upload-Length is not a number")
+    if length is not None:
+        return int(length)
+    begun = request.chunked or request.fields.get("upload-complete") == "?0"
+    return None if begun else request.length
+
+
+def is_folder(conn: Connection, names: Names) -> bool:
+    with (
+        contextlib.suppress(FileNotFoundError, NotADirectoryError),
+        contextlib.closing(conn.server.shared.open(names)) as found,
+    ):
+        return found.is_folder
+    return False
+
+
+def check_size(conn: Connection, request: Request) -> int:
+    """The announced size of an upload; a size that is too large is refused before the body."""
+    size = max(request.length, announced_length(request) or 0)
+    if 0 < conn.args.max_size < size:
+        limit = {"Upload-Limit": upload_limit(conn)}
+        raise Refusal(413, f"more than {conn.args.max_size} bytes are not taken", limit, close=True)
+    return size
+
+
+def check_space(conn: Connection, place: "Place", size: int) -> None:
+    """Each folder may be on a disk of its own."""
+    if size + conn.args.min_free > free_space(place.folder):
+        raise Refusal(507, "there is not that much free space", close=True)
+
+
+def check_conditions(fields: Fields, info: Optional[os.stat_result]) -> Optional[os.stat_result]:
+    """What a request changes must be as its conditions say, whether it is there or not."""
+    tag, mtime = (etag(info), int(info.st_mtime)) if info else (None, 0)
+    if evaluate(fields, tag, mtime, reading=False):
+        raise Refusal(412, "what is there is not what the request expects")
+    return info
+
+
+PLAN = re.compile(
+    "upload=(?P<upload>[0-9a-f]{32})&over=(?P<over>new|replace|number)"
+    "(?:&was=(?P<was>[0-9a-f-]{5,60}))?(?:&length=(?P<length>[0-9]{1,18}))?"
+    "(?:&mtime=(?P<mtime>-?[0-9]{1,20}))?(?:&sha256=(?P<sha256>[0-9a-f]{64}))?"
+    "&time=(?P<time>-?[0-9]{1,20})&file=(?P<file>[0-9]{1,40})"
+)
+
+
+class Plan(NamedTuple):
+    """What an upload becomes when it is whole.
+
+    A resumable upload has it in its URL, so any server of this folder can continue it."""
+
+    names: Names
+    over: str  # "replace" what stands there, only as a "new" name, or with a "number"
+    # the tag of what it is to replace: a conditional upload replaces nothing else
+    was: Optional[str] = None
+    upload: str = ""  # the part's token
+    length: Optional[int] = None
+    mtime: Optional[int] = None  # the client's, in ns
+    sha256: Optional[str] = None
+    # By these two the finished file is known: its time as the disk keeps it, which is mtime or else
+    # when the upload began, and the number of its inode, which is the part's.
+    time: int = 0
+    file: int = 0
+
+    def url(self) -> str:
+        known = {"upload": self.upload, **self._asdict()}
+        names = url_path(known.pop("names"))
+        return f"{names}?" + "&".join(
+            f"{key}={value}" for key, value in known.items() if value is not None
+        )
+
+
+def read_plan(request: Request) -> Plan:
+    found = PLAN.fullmatch(request.query)
+    if not found or not request.names:
+        raise Refusal(404, "there is no such upload")
+    words: dict[str, Any] = found.groupdict()
+    numbers = {key: int(words[key]) for key in ("length", "mtime", "time", "file") if words[key]}
+    return Plan(request.names, **{**words, **numbers})
+
+
+def receive_upload(conn: Connection, request: Request, place: "Place", plan: Plan) -> Answer:
+    fields, began = request.fields, time.time_ns()
+    digest = parse_digest(fields.get("repr-digest", ""))
+    complete = fields.get("upload-complete")
+    mtime, resumable = wanted_mtime(request, began), complete in ("?0", "?1")
+    conn.server.search_old_parts(place)
+    with contextlib.closing(Part(place, resumable=resumable)) as part:
+        dated = part.date(began if mtime is None else mtime)
+        part.date(began)  # or a part that has just begun could look too old
+        plan = plan._replace(
+            upload=part.token,
+            length=announced_length(request),
+            mtime=mtime,
+            sha256=digest.hex() if digest else None,
+            time=dated.st_mtime_ns,
+            file=dated.st_ino,
+        )
+        if resumable:
+            part.kept = True
+            send_interim(
+                conn, request, {"Location": plan.url(), "Upload-Limit": upload_limit(conn)}
             )
-        select.select([stop], [], [])
-        stop.drain()
-        for child, status in reap_children():
-            children.discard(child)
-            # it has reported an error, and the next one would report the same
-            if os.WIFEXITED(status) and os.WEXITSTATUS(status):
-                workers -= 1
-    sock.close()
-    for child in children:
-        os.kill(child, signal.SIGTERM)
-    for child in children:
-        os.waitpid(child, 0)  # each ends within its own grace
-    return 0
+        elif digest or "repr-digest" in fields.get("trailer", "").lower() or wants_digest(request):
+            part.sha = hashlib.sha256()
+        return fill_part(conn, request, part, plan, complete != "?0")
 
 
-def start_worker(inherited: "Stop", work: "Callable[[Stop], int]") -> int:
-    """Its process number, or 0 if the system has no process left: then the others continue."""
-    signals = signal.SIGINT, signal.SIGTERM
-    # until the child has a Stop of its own, or a signal in between would be lost
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+def wanted_mtime(request: Request, began: int) -> Optional[int]:
+    """The file's time at the client in ns, from a field of ownCloud, rclone, Nextcloud and Apache.
+
+    A time without a fraction gets the server's: two files of one time and size need two ETags."""
+    text = request.fields.get("x-oc-mtime")
+    if text is None:
+        return None
+    found = re.fullmatch(r"(-?[0-9]{1,11})(?:\.([0-9]{1,9}))?", text)
+    if not found:
+        raise Refusal(400, "X-OC-Mtime is not a time in seconds since 1970, of at most 11 digits")
+    seconds = int(found[1]) * 10**9
+    if not found[2]:
+        return seconds + began % 10**9
+    fraction = int(found[2].ljust(9, "0"))
+    return seconds - fraction if text[0] == "-" else seconds + fraction
+
+
+def send_interim(conn: Connection, request: Request, fields: Fields) -> None:
+    """104: where an upload can be resumed, or how much has arrived.
+
+    Only clients of the same version of the draft get it, and no request that came through a proxy:
+    nginx 1.22 takes it for the final response, and the upload hangs."""
+    same = request.fields.get("upload-draft-interop-version") == INTEROP
+    if same and request.minor and PROXIED.isdisjoint(request.fields):
+        fields = {"Upload-Draft-Interop-Version": INTEROP, **fields}
+        lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+        conn.send(f"HTTP/1.1 104 Upload Resumption Supported\r\n{lines}\r\n".encode())
+
+
+def fill_part(
+    conn: Connection, request: Request, part: "Part", plan: Plan, complete: bool
+) -> Answer:
+    """Receive into a part, and when the upload is complete check it and put it in its place."""
+    check_length(conn, part, plan.length, part.size + request.length)
+    conn.part = part
     try:
-        child = os.fork()
-    except OSError as error:
-        say(f"cannot start another worker ({error.strerror})")
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-        return 0
-    if child:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-        return child
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    # not inherited.close(): that ignores the signals, so a pending one would be lost
-    inherited.reader.close()
-    inherited.writer.close()
-    with contextlib.closing(Stop()) as stop:
-        # Ctrl-C reaches the whole group; the parent passes it on
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-        os._exit(work(stop))
+        write_body(conn, part, reporting(conn, request, part), plan.length)
+    finally:
+        conn.part = None
+    if complete:
+        return complete_upload(conn, part, plan)
+    fields = {"Location": plan.url(), **upload_fields(conn, part.size, "?0")}
+    if request.method == "PATCH":
+        return Answer(204, fields)
+    return text_answer(201, "to be continued", fields)
 
 
-def reap_children() -> Iterator[tuple[int, int]]:
-    with contextlib.suppress(ChildProcessError):
-        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-            yield ended
+def write_body(
+    conn: Connection, part: "Part", pieces: Iterable[Data], length: Optional[int] = None
+) -> None:
+    """Write what comes while there is room: the size of a chunked upload is not known before."""
+    left = FREE_CHECK  # the caller has just checked
+    for piece in pieces:
+        left -= len(piece)
+        if left < 0:
+            left = FREE_CHECK
+            check_space(conn, part.place, len(piece))
+        part.write(piece)
+        part.give_way()
+        check_length(conn, part, length, part.size)
 
+
+def check_length(conn: Connection, part: "Part", length: Optional[int], size: int) -> None:
+    """Give up an upload that gets longer than it may."""
+    if 0 < conn.args.max_size < size or length is not None and length < size:
+        part.kept = False
+        raise Refusal(
+            413 if length is None else 400, "more than was announced or is taken", close=True
+        )
+
+
+def reporting(conn: Connection, request: Request, part: "Part") -> Iterator[Data]:
+    """The body of a resumable upload. Meanwhile tell the client how much is stored.
+
+    Only while more is to come, and only if the client reads."""
+    last = 0.0
+    for data in conn.body.pieces:
+        yield data
+        more = part.kept and (conn.body.left or request.chunked)
+        if more and time.monotonic() > last + NOTE_EVERY and is_ready(conn.sock, True, 0):
+            last = time.monotonic()
+            send_interim(conn, request, {"Upload-Offset": str(part.size)})
+
+
+def complete_upload(conn: Connection, part: "Part", plan: Plan) -> Answer:
+    resumable = part.kept
+    part.kept = False
+    fields = {"Upload-Complete": "?1"} if resumable else {}
+    try:
+        if plan.length not in (None, part.size):
+            text = f"the upload has {part.size} bytes, {plan.length} were announced"
+            raise Refusal(400, text)
+        actual = check_digest(conn, part, plan)
+    except Refusal as refused:
+        refused.fields |= fields
+        raise
+    part.kept = resumable  # until the lock on the folder is held
+    mtime = plan.time if resumable else plan.mtime
+    name, info, replaced = part.finish_upload(conn, plan, mtime)
+    fields["ETag"] = etag(info)
+    if plan.mtime is not None and plan.mtime // 10**9 == info.st_mtime_ns // 10**9:
+        fields["X-OC-Mtime"] = "accepted"
+    if actual:
+        fields["Repr-Digest"] = digest_field(actual)
+    if replaced:
+        return Answer(204, fields)
+    path = url_path([*plan.names[:-1], name])
+    return text_answer(201, f"stored as {path}", {"Location": path, **fields})
+
+
+def check_digest(conn: Connection, part: "Part", plan: Plan) -> Optional[bytes]:
+    """The SHA-256 of what arrived, if it is known or wanted. It must match an announced one."""
+    announced = parse_digest(conn.body.trailer.get("repr-digest", ""))
+    wanted = bytes.fromhex(plan.sha256) if plan.sha256 else announced
+    actual = (
+        part.sha.digest() if part.sha else Hashing().digest(part.descriptor) if wanted else None
+    )
+    if wanted and actual != wanted:
+        raise Refusal(400, "what arrived is not what Repr-Digest says")
+    return actual
+
+
+def suggested_name(request: Request) -> str:
+    """The name for a body that is posted to a folder.
+
+    It comes from Content-Disposition, or from time and type."""
+    wanted = request.fields.get("content-disposition", "").encode("latin-1")
+    found = re.search(rb"filename\*=UTF-8''([^\s;]+)", wanted, re.IGNORECASE)
+    if found:
+        # a backslash in it is meant as one: our page sends it so
+        return os.fsdecode(urllib.parse.unquote_to_bytes(found[1])).rpartition("/")[2]
+    if plain := filename_in(wanted):
+        return re.split(r"[/\\]", os.fsdecode(plain))[-1]
+    kind = request.fields.get("content-type", "").partition(";")[0].strip().lower()
+    return time.strftime("upload-%Y%m%d-%H%M%S") + (mimetypes.guess_extension(kind) or ".bin")
+
+
+FILENAME = re.compile(
+    rb'(?:^|;)[ \t]*filename=(?:"((?:[^"\\]|\\.)*)"|([^;"]+))', re.IGNORECASE | re.DOTALL
+)
+
+DISPOSITION = re.compile(rb"^content-disposition:.*", re.IGNORECASE | re.MULTILINE)
+
+FIELD_NAME = re.compile(rb';[ \t]*name="?([^";]*)', re.IGNORECASE)
+
+
+def boundary_of(content_type: str) -> bytes:
+    found = re.search(
+        r';[ \t]*boundary=(?:"([^"]{1,70})"|([^\s;"]{1,70}))', content_type, re.IGNORECASE
+    )
+    if not found:
+        raise Refusal(400, "a form needs a boundary", close=True)
+    return (found[1] or found[2]).encode("latin-1")
+
+
+def filename_in(disposition: bytes) -> bytes:
+    """The filename of a Content-Disposition, in quotes or without; b"" when there is none."""
+    found = FILENAME.search(disposition)
+    if not found:
+        return b""
+    return found[2].strip() if found[2] else re.sub(rb'\\(["\\])', rb"\1", found[1])
+
+
+def form_file_name(head: bytes) -> str:
+    """The name of the file in a field of a form, "" when it holds none (RFC 7578).
+
+    Only the last component counts, except in a field called folder: there the path below the
+    folder that was chosen."""
+    found = DISPOSITION.search(head)
+    line = found[0] if found else b""
+    raw = filename_in(line)
+    for escape, byte in (b"%22", b'"'), (b"%0D", b"\r"), (b"%0A", b"\n"):
+        raw = raw.replace(escape, byte)
+    name, field = os.fsdecode(raw), FIELD_NAME.search(line)
+    return name if field and field[1] == b"folder" else re.split(r"[/\\]", name)[-1]
+
+
+def post_form(conn: Connection, request: Request) -> Answer:
+    """RFC 7578: each file of the form into the folder; a name that exists gets a number."""
+    stored, count = [], 0
+    for head, data in form_fields(conn.body.pieces, boundary_of(request.fields["content-type"])):
+        name = form_file_name(head)
+        if not name:
+            deque(data, maxlen=0)
+            continue
+        path, count = store_file(conn, request, data, name), count + 1
+        # all names could be a thousand times what was sent: each begins with the folder's path
+        if count <= MAX_LISTED:
+            stored.append(path)
+    if not stored:
+        raise Refusal(400, "the form holds no file")
+    if "text/html" in request.fields.get("accept", ""):
+        # the browser shows the folder again
+        return text_answer(303, "stored", {"Location": url_path(request.names, slash=True)})
+    more = f" and {count - MAX_LISTED} more" if count > MAX_LISTED else ""
+    return text_answer(201, f"stored as {' '.join(stored)}{more}", {"Location": stored[0]})
+
+
+def store_file(conn: Connection, request: Request, data: Iterator[bytes], name: str) -> str:
+    plan = Plan((*request.names, *name.split("/")), "number")
+    with (
+        conn.server.shared.locate(plan.names, change=True, make=True) as place,
+        contextlib.closing(Part(place)) as part,
+    ):
+        conn.server.search_old_parts(place)
+        write_body(conn, part, data)
+        final, _, _ = part.finish_upload(conn, plan)
+    return url_path([*plan.names[:-1], final])
+
+
+def form_fields(chunks: Iterator[Data], boundary: bytes) -> Iterator[tuple[bytes, Iterator[bytes]]]:
+    """The head of each field with its data, which must be used up before the next."""
+    text = FormText(chunks)
+    mark = b"\r\n--" + boundary
+    text.bounded(mark, MAX_HEAD)
+    for _ in range(MAX_FORM_FIELDS):
+        padding, _, head = text.bounded(b"\r\n\r\n", MAX_TRAILER).partition(b"\r\n")
+        if padding[:2] == b"--":
+            deque(chunks, maxlen=0)  # what follows the form is ignored
+            return
+        if padding.strip(b" \t"):
+            raise Refusal(400, "a boundary of the form does not end its line", close=True)
+        yield head, text.until(mark)
+    raise Refusal(413, f"a form of more than {MAX_FORM_FIELDS} fields", close=True)
+
+
+class FormText:
+    """Chunks in which marks are looked for; each byte is looked at about once."""
+
+    def __init__(self, chunks: Iterator[Data]) -> None:
+        # line ends around all, so that the first and the last boundary are like the others
+        self.chunks, self.buffer = itertools.chain(chunks, [b"\r\n\r\n"]), b"\r\n"
+
+    def until(self, mark: bytes) -> Iterator[bytes]:
+        """What stands before a mark, in pieces; the mark is taken away."""
+        while (at := self.buffer.find(mark)) < 0:
+            safe = max(0, len(self.buffer) - len(mark) + 1)
+            piece, self.buffer = self.buffer[:safe], self.buffer[safe:]
+            yield piece
+            chunk = next(self.chunks, None)
+            if chunk is None:
+                raise Refusal(400, "the form ends in the middle", close=True)
+            self.buffer += chunk
+        piece, self.buffer = self.buffer[:at], self.buffer[at + len(mark) :]
+        yield piece
+
+    def bounded(self, mark: bytes, limit: int) -> bytes:
+        data = b""
+        for piece in self.until(mark):
+            data += piece
+            if len(data) > limit:
+                raise Refusal(400, "a line or head of the form is too long", close=True)
+        return data
+
+
+# Resume an upload.
+def upload_limit(conn: Connection, age: int = PART_AGE) -> str:
+    return f"max-age={age}" + (f", max-size={conn.args.max_size}" if conn.args.max_size else "")
+
+
+def upload_fields(conn: Connection, size: int, complete: str, age: int = PART_AGE) -> Fields:
+    return {
+        "Upload-Complete": complete,
+        "Upload-Offset": str(size),
+        "Upload-Limit": upload_limit(conn, age),
+    }
+
+
+def patch(conn: Connection, request: Request) -> Answer:
+    fields = request.fields
+    if fields.get("content-type", "").lower() != "application/partial-upload":
+        raise Refusal(
+            415,
+            "PATCH takes application/partial-upload",
+            {"Accept-Patch": "application/partial-upload"},
+        )
+    if not DIGITS.fullmatch(fields.get("upload-offset", "")) or fields.get(
+        "upload-complete"
+    ) not in ("?0", "?1"):
+        raise Refusal(400, "Upload-Offset and Upload-Complete are needed")
+    with resumed(conn, request) as (part, plan):
+        check_space(conn, part.place, request.length)
+        if part.size != int(fields["upload-offset"]):
+            raise Refusal(
+                409,
+                f"the upload stands at {part.size}",
+                {"Upload-Offset": str(part.size), "Upload-Complete": "?0"},
+            )
+        return fill_part(conn, request, part, plan, fields["upload-complete"] == "?1")
+
+
+def upload_state(conn: Connection, request: Request) -> Answer:
+    if request.method != "HEAD":
+        allowed = {"Allow": "HEAD, PATCH, DELETE"}
+        raise Refusal(405, "an upload answers HEAD, PATCH and DELETE", allowed)
+    try:
+        with resumed(conn, request) as (part, plan):
+            age = max(0, int(PART_AGE - time.time() + os.fstat(part.descriptor).st_mtime))
+            fields = upload_fields(conn, part.size, "?0", age)
+            length = plan.length
+    except Complete as complete:
+        length = complete.size
+        fields = {**complete.fields, **upload_fields(conn, length, "?1")}
+    fields["Cache-Control"] = "no-store"
+    if length is not None:
+        fields["Upload-Length"] = str(length)
+    return Answer(204, fields)
+
+
+@contextlib.contextmanager
+def resumed(conn: Connection, request: Request) -> "Iterator[tuple[Part, Plan]]":
+    """An upload's part, locked. A connection that still writes it has failed: it is ended."""
+    plan = read_plan(request)
+    with conn.server.shared.locate(plan.names, change=True) as place:
+        try:
+            part = Part(place, plan.upload)
+        except FileNotFoundError:
+            raise finished_upload(place, plan) from None
+        with contextlib.closing(part):
+            part.take_over(conn)
+            there = part.own.stat()
+            if not there or there.st_nlink > 1:
+                # meanwhile: what is open here is the finished file
+                raise finished_upload(place, plan)
+            yield part, plan
+
+
+def finished_upload(place: "Place", plan: Plan) -> Refusal:
+    """The error for an upload without a part: not found, or complete.
+
+    It is complete as long as the file that it became stands in its place."""
+    for number in range(MAX_NUMBER if plan.over == "number" else 1):
+        name = numbered(plan.names[-1], number)
+        info = place.beside(name).stat()
+        same = info and (info.st_ino, info.st_mtime_ns) == (plan.file, plan.time)
+        if info and same and stat.S_ISREG(info.st_mode) and plan.length in (None, info.st_size):
+            return Complete(url_path([*plan.names[:-1], name]), info.st_size)
+    return Refusal(404, "there is no such upload")
+
+
+# Delete, make, move.
+def delete(conn: Connection, request: Request) -> Answer:
+    options = parameters(request.query)
+    if "upload" in options:
+        with resumed(conn, request) as (part, _):
+            part.kept = False
+        return Answer(204)
+    if not request.names:
+        raise Refusal(403, "the shared folder itself stays")
+    shared = conn.server.shared
+    with (
+        shared.locate(request.names, change=True) as place,
+        contextlib.closing(open_leaf(place)) as found,
+    ):
+        if request.slash and not found.is_folder:
+            raise Refusal(404, "that is a file, not a folder")
+        if found.is_folder:
+            shared.refuse_program(request.names, holds_program)
+            check_conditions(request.fields, found.info)
+            delete_folder(place, "recursive" in options, shared.hidden)
+        else:
+            with renaming(conn, place):
+                check_conditions(request.fields, place.stat())
+                place.unlink()
+    return Answer(204)
+
+
+def delete_folder(place: "Place", recursive: bool, hidden: bool) -> None:
+    if recursive and not hides_nothing(place, hidden):
+        raise Refusal(409, "it holds hidden files, and hidden names are not served")
+    for below, item, _ in tree(place) if recursive else ():
+        with contextlib.suppress(FileNotFoundError):  # another request has deleted it
+            (os.rmdir if item.is_dir(follow_symlinks=False) else os.unlink)(
+                below.name, dir_fd=below.parent
+            )
+    os.rmdir(place.name, dir_fd=place.parent)
+
+
+def new_place(conn: Connection, names: Names) -> "Place":
+    """A place for something new, in a folder that must exist (RFC 4918)."""
+    check_depth(len(names))
+    try:
+        return conn.server.shared.locate(names, change=True)
+    except (FileNotFoundError, NotADirectoryError):
+        raise Refusal(409, "the folder that it is to be in does not exist") from None
+
+
+def mkcol(conn: Connection, request: Request) -> Answer:
+    if request.has_body:
+        raise Refusal(415, "MKCOL takes no body")
+    try:
+        if not request.names:
+            raise FileExistsError(errno.EEXIST, "")
+        with new_place(conn, request.names) as place:
+            conn.server.shared.make_folder(place)
+    except FileExistsError:
+        # RFC 4918 §9.3.1
+        raise Refusal(405, "that name exists", {"Allow": conn.server.allowed}) from None
+    return text_answer(201, "made", {"Location": url_path(request.names, slash=True)})
+
+
+def move(conn: Connection, request: Request) -> Answer:
+    """RFC 4918 §9.9, for what rename() can do."""
+    target = request.fields.get("destination", "")
+    host, path = split_target("MOVE", target, request.host or None, 0) if target else ("", "")
+    if not path or host.lower() not in own_hosts(request):
+        raise Refusal(502 if path else 400, "Destination must be a path or URL of this server")
+    names, _, _ = parse_path(path)
+    if not request.names or not names:
+        raise Refusal(403, "the shared folder itself stays")
+    with (
+        conn.server.shared.locate(request.names, change=True) as old,
+        new_place(conn, names) as new,
+        renaming(conn, old, new),
+        contextlib.closing(open_leaf(old)) as found,
+    ):
+        for end in (request.names, names) if found.is_folder else ():
+            conn.server.shared.refuse_program(end, holds_program)
+        # all that is in it becomes as deep
+        if found.is_folder and len(names) > len(request.names):
+            for _, _, depth in tree(old):
+                check_depth(len(names) + depth)
+        return move_to(old, found, new, request, names)
+
+
+def move_to(old: "Place", found: "Found", new: "Place", request: Request, names: Names) -> Answer:
+    check_conditions(request.fields, found.info)
+    there, polite = new.stat(), request.fields.get("overwrite", "T").upper() == "F"
+    if there and (found.is_folder or not stat.S_ISREG(there.st_mode)):
+        raise Refusal(412 if polite else 409, "something has that name already")
+    if there and polite:
+        raise Refusal(412, "that name exists")
+    # rename() would do nothing, but report success
+    if there and there.st_nlink > 1 and os.path.samestat(there, found.info):
+        raise Refusal(403, "both names are of the same file")
+    if not there and tuple(names[: len(request.names)]) == request.names:
+        raise Refusal(409, "a folder cannot be moved into itself")
+    # folders have no hard links, and rename() replaces none
+    rename(old, new, replace=found.is_folder or not polite)
+    if there:
+        return Answer(204)
+    return text_answer(201, "moved", {"Location": url_path(names, slash=found.is_folder)})
+
+
+METHODS: dict[str, Callable[[Connection, Request], Answer]] = {
+    "GET": get,
+    "HEAD": get,
+    "OPTIONS": options,
+    "PUT": put,
+    "POST": post,
+    "PATCH": patch,
+    "DELETE": delete,
+    "MKCOL": mkcol,
+    "MOVE": move,
+}
 
 # --- archives: a folder as one stream whose length is known before ---
+
+
 def chosen(query: str) -> frozenset[str]:
     """What ?zip=A/B and ?tar=A/B name: only these of the folder are wanted. None named is all."""
     listed = query.partition("=")[2].encode("latin-1")
@@ -3305,13 +3346,12 @@ def chosen(query: str) -> frozenset[str]:
     return frozenset(os.fsdecode(name) for name in names if name)
 
 
-def get_tar(
-    conn: Connection, request: Request, found: Found, name: str, only: frozenset[str]
-) -> Answer:
+def get_tar(conn: Connection, request: Request, found: Found, name: str) -> Answer:
     """A folder as a tar archive; a download that was cut can be resumed.
 
     Its length and tag come from names, sizes and times alone."""
-    read = functools.partial(walk, found.where, "", conn.server.shared.hidden, only=only)
+    hidden, only = conn.server.shared.hidden, chosen(request.query)
+    read = functools.partial(walk, found.where, "", hidden, only=only)
     length, tag = tar_plan(read(conn.server.note_left_out))
     headers = {
         "Content-Type": "application/x-tar",
@@ -3331,8 +3371,9 @@ def get_tar(
     )
 
 
-def get_zip(conn: Connection, found: Found, name: str, only: frozenset[str]) -> Answer:
-    read = functools.partial(walk, found.where, "", conn.server.shared.hidden, only=only)
+def get_zip(conn: Connection, request: Request, found: Found, name: str) -> Answer:
+    hidden, only = conn.server.shared.hidden, chosen(request.query)
+    read = functools.partial(walk, found.where, "", hidden, only=only)
     length = zip_length(read(conn.server.note_left_out))
     headers = {
         "Content-Type": "application/zip",
@@ -4547,7 +4588,10 @@ def table_row(entry: Entry, inner: Optional[int]) -> str:
     value: object = entry.size
     size = readable_size(entry.size)
     if entry.is_folder:
-        value, size = inner or 0, "" if inner is None else plural(inner, "item") if inner else "empty"
+        value, size = (
+            inner or 0,
+            "" if inner is None else plural(inner, "item") if inner else "empty",
+        )
     return (
         f'<tr><td><td><a href="{href}">{name}{"/" * entry.is_folder}</a>'
         f'<td data-v="{value}">{size}<td data-v="{when}">{readable_time(when)}<td>\n'
@@ -4924,7 +4968,7 @@ def readable_size(size: float) -> str:
 # --- end showing sizes ---
 
 
-# --- reading sizes: the same in server.py, httpserver.py (tests/test_twins.py) ---
+# --- reading sizes: the same in the four file scripts (tests/test_twins.py) ---
 def parse_size(text: str) -> int:
     """An argparse type: bytes. k, M, G, T are powers of 1,000; Ki, Mi, Gi, Ti of 1,024."""
     found = re.fullmatch(r"([0-9]{1,15})(?:([kmgt])(i?))?", text.lower())
@@ -5095,8 +5139,6 @@ def fingerprint(certificate: Optional[bytes]) -> str:
 
 # --- trace: the same in all six scripts (tests/test_twins.py) ---
 DUMPED = 64  # bytes of each call that --trace-hex prints
-LONGEST_LINE = 65536  # bytes; neither protocol has a longer line with a secret
-SECRET = re.compile(rb"(?i)((?:authorization|cookie):[ \t]*|\bproof=)([^\r\n]*)")
 NOTHING_HAPPENED = ("BlockingIOError", "SSLWantReadError", "SSLWantWriteError")
 
 
@@ -5121,22 +5163,16 @@ class Traced(socket.socket):
     dump = False  # whether --trace-hex asks for the bytes
     number = sent = received = 0
     lasted = 0.0  # milliseconds of the last call
-    handshake = ended = ""  # what a connect() does, what 0 bytes mean
-    lines: Mapping[str, bytes] = {}  # for each direction: a line whose end has not come yet
+    handshake = ""  # what a connect() does
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
         self.number = self.number or next(self.numbers)
+        if data and hasattr(self, "cipher"):
+            text += ", encrypted by TLS on its way"
         if self.dump and data:
-            text += hexdump(self.masked(mark, bytes(data)))
+            text += hexdump(bytes(data))
         now = 1000 * (time.perf_counter() - self.began)
         say(f"{now:9.3f} ms #{self.number} {mark} {text}")
-
-    def masked(self, mark: str, data: bytes) -> bytes:
-        """The bytes, with asterisks for a secret, even if its line came in several pieces."""
-        before = self.lines.get(mark, b"")
-        text = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + data)
-        self.lines = {**self.lines, mark: re.split(b"[\r\n]", text)[-1][:LONGEST_LINE]}
-        return text[len(before) :]
 
     def attempt(self, mark: str, what: str, call: Callable[..., Any], *args: object) -> Any:
         """Make a call of socket.socket. Its failure is a line of the trace too."""
@@ -5156,29 +5192,6 @@ class Traced(socket.socket):
         here = address(self.getsockname())
         self.show("*", f"{what} ok from {here} ({self.handshake} {self.lasted:.2f} ms)")
 
-    def send(self, data: Any, flags: int = 0) -> int:
-        count: int = self.attempt(">", "send", super().send, data, flags)
-        self.show_sent("send", data, count)
-        return count
-
-    def show_sent(self, what: str, data: Any, count: int) -> None:
-        self.sent += count
-        text = f"{what} {count} of {len(data)} bytes (sent so far {self.sent})"
-        self.show(">", text, data[:count])
-
-    def recv(self, size: int, flags: int = 0) -> bytes:
-        data: bytes = self.attempt("<", "recv", super().recv, size, flags)
-        self.show_received("recv", data, size)
-        return data
-
-    def show_received(self, what: str, data: bytes, size: int) -> None:
-        self.received += len(data)
-        text = f"0 bytes = {self.ended}"
-        if data:
-            text = f"{len(data)} of at most {size} bytes, waited {self.lasted:.2f} ms"
-            text += f" (received so far {self.received})"
-        self.show("<", f"{what} {text}", data)
-
     def close(self) -> None:
         if self.fileno() >= 0:
             self.show("*", f"close (sent {self.sent}, received {self.received})")
@@ -5197,28 +5210,68 @@ class TracedStream(Traced):
     def accept(self) -> tuple[socket.socket, Any]:
         plain, peer = self.attempt("*", "accept", super().accept)
         # the same connection as a traced object: the plain one gives its descriptor away
-        conn = TracedStream(fileno=plain.detach())
+        conn = type(self)(fileno=plain.detach())
         conn.show("*", f"accept from {address(peer)}")
         return conn, peer
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        count: int = self.attempt(">", "send", super().send, data, flags)
+        self.sent += count
+        text = f"send {count} of {len(data)} bytes (sent so far {self.sent})"
+        self.show(">", text, data[:count])
+        return count
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        data: bytes = self.attempt("<", "recv", super().recv, size, flags)
+        self.received += len(data)
+        text = f"recv 0 bytes = {self.ended}"
+        if data:
+            text = f"recv {len(data)} of at most {size} bytes, waited {self.lasted:.2f} ms"
+            text += f" (received so far {self.received})"
+        self.show("<", text, data)
+        return data
+
+    def shutdown(self, how: int) -> None:
+        self.attempt("*", "shutdown", super().shutdown, how)
+        side = "receiving" if how == socket.SHUT_RD else "sending = FIN"
+        self.show("*", f"shutdown of {side}")
+        if how == socket.SHUT_RD:
+            self.ended = "this side has shut its receiving"
+
+
+# --- end streams ---
+
+
+# --- masking: the same in the four file scripts (tests/test_twins.py) ---
+LONGEST_LINE = 65536  # bytes; neither protocol has a longer line with a secret
+SECRET = re.compile(rb"(?i)((?:authorization|cookie):[ \t]*|\bproof=)([^\r\n]*)")
+
+
+class MaskedStream(TracedStream):
+    """The same where passwords are sent: a trace is shown to others."""
+
+    lines: Mapping[str, bytes] = {}  # for each direction: a line whose end has not come yet
 
     def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
         data = self.recv(size or len(buffer), flags)
         memoryview(buffer)[: len(data)] = data
         return len(data)
 
-    def shutdown(self, how: int) -> None:
-        self.attempt("*", "shutdown", super().shutdown, how)
-        side = "receiving" if how == socket.SHUT_RD else "sending = FIN"
-        self.show("*", f"shutdown of {side}")
+    def show(self, mark: str, text: str, data: Any = b"") -> None:
+        """The same with asterisks for a secret, even if its line came in several pieces."""
+        before = self.lines.get(mark, b"")
+        shown = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + bytes(data))
+        self.lines = {**self.lines, mark: re.split(b"[\r\n]", shown)[-1][:LONGEST_LINE]}
+        super().show(mark, text, shown[len(before) :])
 
 
 def socket_class(args: argparse.Namespace) -> type[socket.socket]:
     """The class of all sockets: without --trace the plain one, so that it costs nothing."""
     Traced.dump = args.trace_hex
-    return TracedStream if args.trace or args.trace_hex else socket.socket
+    return MaskedStream if args.trace or args.trace_hex else socket.socket
 
 
-# --- end streams ---
+# --- end masking ---
 
 
 # --- listening: the same in all four servers (tests/test_twins.py) ---
@@ -5301,11 +5354,11 @@ def bind(
     sock = None
     try:
         sock = made_of(family, kind)  # an OSError too: a system without IPv6
-        if sys.platform == "win32":  # where two servers could otherwise share a port
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
-        elif reuse and backlog is not None:
-            # or connections of an earlier server in TIME_WAIT would keep the port
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # on Windows, where two servers could otherwise share a port
+        exclusive = getattr(socket, "SO_EXCLUSIVEADDRUSE", None)
+        if exclusive or reuse:
+            # elsewhere: or connections of an earlier server in TIME_WAIT would keep the port
+            sock.setsockopt(socket.SOL_SOCKET, exclusive or socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             # --host :: is for IPv4 too
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, target[0] != "::")
@@ -5403,9 +5456,8 @@ def say(text: str) -> None:
 
 def address(place: Address) -> str:
     """HOST:PORT, or [HOST]:PORT for IPv6. An IPv4 client of a dual-stack server looks like IPv4."""
-    host, port = str(place[0]), place[1]
-    host = host[7:] if host.startswith("::ffff:") and "." in host else host
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    host = re.sub(r"^::ffff:(?=.*\.)", "", str(place[0]))
+    return f"[{host}]:{place[1]}" if ":" in host else f"{host}:{place[1]}"
 
 
 def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
@@ -5440,13 +5492,15 @@ class Parser(argparse.ArgumentParser):
     """argparse with a short -h, the manual for --help, and complaints in three lines."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(formatter_class=self.layout, add_help=False, **settings)
-        what = "show this; --help shows the manual first"
-        self.add_argument("-h", "--help", action="help", help=what)
-
-    def layout(self, prog: str) -> argparse.HelpFormatter:
-        """Lines as wide as ours. If argparse had to ask for a width, it would load shutil."""
-        return argparse.HelpFormatter(prog, width=100, max_help_position=32)
+        super().__init__(
+            # lines as wide as ours: if argparse had to ask for a width, it would load shutil
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 32, 100),
+            add_help=False,
+            **settings,
+        )
+        self.add_argument(
+            "-h", "--help", action="help", help="show this; --help shows the manual first"
+        )
 
     def format_help(self) -> str:
         manual = f"{__doc__}\n" if "--help" in sys.argv else ""
@@ -5634,13 +5688,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--once", action="store_true", help="end when one client has got the whole of a file")
     add(
-        "--workers",
-        type=between(1, 256),
-        default=1,
-        metavar="N",
-        help="processes that share the port (default 1)",
-    )
-    add(
         "--timeout",
         type=between(0.01, 1e6, float),
         default=30.0,
@@ -5660,8 +5707,6 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     args.directory = args.directory or args.folder
-    if args.workers > 1 and (args.requests or args.once):
-        parser.error("--requests and --once count in one process: they do not go with --workers")
     try:
         return serve(args)
     except Failure as failure:
