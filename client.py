@@ -2025,7 +2025,7 @@ BATCH = 1 << 16  # bytes of lines and small bodies that gather until they leave 
 PLAIN = re.compile(r"[!-$&-<>-~]*")  # printable ASCII but for space, percent sign and equals sign
 CONTROL = re.compile(rb"[\0-\x1f\x7f]")  # bytes that no line may hold
 BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
-FREE = {"help", "say", "said"}  # verbs whose line is text from the first space on
+FREE = {"help", "say", "said", "tell", "told"}  # verbs whose line is text from the first space on
 ESCAPE = re.compile(rb"%(..)")
 # bytes of names as this system has them in text
 NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
@@ -2135,7 +2135,7 @@ def parse(raw: bytes) -> Line:
     for word in rest:
         key, equals, value = word.partition("=")
         if equals:
-            found.keys[key] = unquote(value)
+            found.keys[key.lower()] = unquote(value)
         elif word:
             found.words.append(unquote(word))
         else:  # two spaces, or one at the end
