@@ -145,6 +145,8 @@ NEAR = 4
 # seconds for which a folder is read while the server writes its own: one that waits for longer to
 # be heard hangs up
 MEANWHILE = 2.0
+REPLAYED = 50  # lines from before that a server tells who joins
+NICK = re.compile(r"[\w.-]{1,32}")
 CHAT_COMMANDS = "/who", "/nick", "/quit"
 CHAT_HELP = "/who, /nick NAME, /quit; a line that starts with a slash needs two"
 CONTINUED = "  | "  # how a row begins that goes on with the line above it
@@ -1791,6 +1793,8 @@ class Chat:
         self.unanswered = self.code = 0
         self.due = 0.0  # when the next line from a pipe may be said
         self.problem: Exception | None = None
+        self.nick, self.rejoins = "", False  # with a new nick: what is replayed was heard before
+        self.recent: deque[dict[str, Any]] = deque(maxlen=REPLAYED)
         self.thread = threading.Thread(target=self.run, daemon=True)
 
     def join(self) -> None:
@@ -1798,9 +1802,10 @@ class Chat:
         while (found := self.link.line()).verb not in ("ok", "err"):
             self.show(found)
         require_ok(found, "let join", "the chat")
+        self.nick = found.keys.get("nick") or found.keys.get("you", "?")
         self.link.keep_alive()
         if not self.args.quiet:
-            known = printable(found.keys.get("nick") or found.keys.get("you", "?"))
+            known = printable(self.nick)
             count = plural(found.number("count", 1), "client")
             say(f"{count} here; you are {known}; {', '.join(CHAT_COMMANDS)}")
         self.ring()  # somebody may have said something already, and it came with the answer
@@ -1849,7 +1854,10 @@ class Chat:
         elif command == "/who":
             self.request(line("who"))
         elif command == "/nick" and rest:
-            self.request(line("ping", nick=rest.strip()))
+            if not NICK.fullmatch(rest):
+                return self.show_line(f"* {WHYS['bad-nick'][0]}")
+            self.rejoins = True
+            self.request(line("chat", rest))
         else:
             import difflib
 
@@ -1872,9 +1880,11 @@ class Chat:
         words, keys = found.words or [""], found.keys
         if found.verb == "said":
             name, _, text = words[0].partition(" ")
-            self.show_line(
-                f"{unquote(name[5:])}: {text}", {"from": unquote(name[5:]), "text": text}
-            )
+            said = {"from": unquote(name[5:]), "text": text}
+            known = said in self.recent or said["from"] == self.nick
+            if not (self.rejoins and known):
+                self.show_line(f"{said['from']}: {text}", said)
+            self.recent.append(said)
         elif found.verb in ("joined", "left"):
             self.show_line(f"* {words[0]} {found.verb}", {found.verb: words[0]})
         elif found.verb == "client":
@@ -1889,14 +1899,14 @@ class Chat:
                 "they came faster than you took them",
                 {"lost": found.number("lost")},
             )
-        elif found.verb in ("ok", "err") and words[0] in ("say", "who", "ping"):
+        elif found.verb in ("ok", "err") and words[0] in ("say", "who", "chat"):
             self.unanswered -= 1
             if found.verb == "err":
                 self.code, reason = 9, keys.get("reason", "?")
-                what = "no new nick" if words[0] == "ping" else "not said"
-                self.show_line(f"* {what} ({reason})", {"error": reason})
-            elif "nick" in keys:
-                self.show_line(f"* you are {keys['nick']}", {"nick": keys["nick"]})
+                self.show_line(f"* not said ({reason})", {"error": reason})
+            elif words[0] == "chat":
+                self.rejoins, self.nick = False, keys.get("nick", "")
+                self.show_line(f"* you are {self.nick}", {"nick": self.nick})
 
     def show_line(self, text: str, facts: Optional[dict[str, Any]] = None) -> None:
         earlier = self.thread.ident is None  # what was said before we came
