@@ -36,8 +36,8 @@ folder. Runs of zeros become holes where the disk has them.
 
 One password is for all: --password, --ask-password or SIXSOCKETS_PASSWORD. On addresses other than
 loopback the server makes and prints one, unless it has --open. Clients send it by Basic (RFC 7617),
-with any name; for more than that, put a proxy in front. After ten wrong ones within a minute, in
-each of --workers, an address gets 429 until the minute is over (before a TLS handshake, the alert
+with any name; for more than that, put a proxy in front. After ten wrong ones within a minute an
+address gets 429 until the minute is over (before a TLS handshake, the alert
 access_denied). --trust-proxy names a proxy whose word counts for the client's address. --tls makes
 a certificate for the run, whose SHA-256 httpclient.py takes as --pin.
 
@@ -54,22 +54,30 @@ that the browser asked for as X-Forwarded-Host.
 #
 # Begin with Connection.advance() and Connection.answer_to(): a request is read and answered.
 # The sections, in the order of the file:
-#   the conversation   Request, parse_head(), Answer, Connection, BodyReader
-#   methods            check_request(), get(), get_file(), delete(), mkcol(), move()
-#   uploads            put(), post(), Plan, receive_upload(), post_form(), patch()
-#   fields and names   evaluate(), parse_ranges(), is_own_host(), client_behind(), check_name()
-#   the folder         Place, Entry, Shared, rename(), Part
-#   the server         Task, Server, Server.run_thread(), Server.accept(), serve(), share_port()
-#   archives, page     get_tar(), get_zip(), listing(), page()
+#   a request          Request, parse_head(), evaluate(), parse_ranges(), client_behind()
+#   the folder         check_name(), Place, Entry, Shared, rename(), Part
+#   a connection       Answer, Connection, BodyReader
+#   the loop           Task, Server, Server.turn(), Server.enter(), Server.work(), serve()
+#   methods            check_request(), get(), get_file(), put(), receive_upload(), post_form(),
+#                      patch(), delete(), mkcol(), move()
+#   archives, page     get_tar(), get_zip(), listing(), page_body(), error_page()
+#   the QR code        qr_code(), qr_frame(), show_qr()
 #   shared fences      Guard, is_program(), Traced, Stop, bind(), Failure, Parser
 #   the command line   announce(), build_parser(), main()
 #
-# Threads: one of them leads. It alone touches the selector and the queues of idle connections,
-# and sends short answers. For a longer Task it hands the lead to another thread, and then touches
-# only its own connection. What several threads count is guarded by the lock of the Server.
-# States of a connection: idle until the first byte of a head or TLS handshake; in `heads` until
-# that is whole; answered at once, or in `busy` while a thread handles it; then idle again, or in
-# `lingering` if it ends: it is closed once the client has read why.
+# Threads: the main thread is the loop. It alone touches the selector and the queues, and answers
+# what is short. A worker touches one connection, from the Task that it takes off a queue until it
+# leaves what the loop does next in another queue, and rings the bell. What several threads count
+# is guarded by the lock of the Server.
+#
+#   accept                    one byte            whole, short
+#     +--> HANDSHAKE --> IDLE --------> HEAD ----------+-----> sent: IDLE again, or LINGERING
+#                         ^                            |          ^ and closed, if it ends
+#                         |           whole, long      +-----> ANSWERING: no room for the rest
+#                         +--- HANDED_OVER <-----------+
+#
+# Each state has a queue in which the first deadline comes first; Server.enter() alone moves a
+# connection from one to another. No deadline: idle, or with a worker, which has its own.
 
 # --- imports: the same in all six scripts (tests/test_twins.py) ---
 import sys
@@ -82,19 +90,17 @@ if __name__ == "__main__":
         del sys.path[0]
     import os
 
-    def is_open(folder: str) -> bool:
-        """Whether files arrive there: the script's folder and the current one, not the library."""
-        if not os.path.exists(folder) or folder == os.path.dirname(os.__file__):
-            return False
-        own = os.path.dirname(os.path.realpath(__file__))
-        return os.path.samefile(folder, os.curdir) or os.path.samefile(folder, own)
-
-    sys.path[:] = [folder for folder in sys.path if not is_open(folder or os.curdir)]
+    own, library = os.path.dirname(os.path.realpath(__file__)), os.path.dirname(os.__file__)
+    for folder in [each for each in sys.path if os.path.exists(each or ".") and each != library]:
+        if any(os.path.samefile(folder or ".", place) for place in (".", own)):
+            sys.path.remove(folder)
 # --- end imports ---
 
 import argparse
 import base64
+import codecs
 import contextlib
+import enum
 import errno
 import functools
 import hashlib
@@ -104,6 +110,7 @@ import itertools
 import json
 import mimetypes
 import os
+import queue
 import re
 import secrets
 import select
@@ -146,11 +153,16 @@ MAX_DEPTH = 64  # names in a path that a client sends or an archive holds
 # requests that one connection gets answered before another one has its turn
 MAX_PIPELINED = 32
 MAX_THREADS = 512  # transfers and folder walks at once
-SPARE_THREADS = 4  # threads kept for the next slow request
+FOREVER = float("inf")  # a deadline that never comes
+SPARE_THREADS = 4  # workers kept for the next long request
 MAX_LINGERING = 256  # refused connections that wait until the client has read why
-SMALL = 131072  # bytes of an answer that the leader sends itself
+# heads that are remembered with what was answered: all together 40 MB at most
+MAX_KEPT, KEPT_HEAD, KEPT_BODY = 2048, 2048, 16384
+SMALL = 131072  # bytes of an answer that the loop sends itself
 PIECE = 262144  # bytes read or written at a time
-SLICE = 1 << 24  # bytes asked of one sendfile()
+SLICE = 1 << 24  # bytes that are read for a digest before another request reads on
+QUICK = 1 << 20  # bytes of a file that the loop sends itself
+SENDFILE = 1 << 21  # bytes asked of one sendfile(): more of them fall out of the processor's cache
 # bytes of a TLS record at most: with less room, TLS keeps bytes where no selector sees them
 RECORD = 1 << 14
 # bytes of one send() under TLS: it takes all or nothing, so a slow reader would seem stuck
@@ -163,7 +175,7 @@ MIN_RATE = 64
 NOTE_EVERY = 1.0  # seconds between two 104 responses with the offset of an upload
 # seconds after which a waiting upload checks whether another connection wants to continue it
 LOOK_EVERY = 0.2
-# seconds that a thread waits for the next request before it returns its connection
+# seconds that a worker waits for the next request before it gives its connection back
 NEXT_WAIT = 0.002
 LOG_DELAY = 0.1  # seconds for which log lines are gathered
 # find a client that vanished within two minutes, even while it is idle
@@ -178,10 +190,11 @@ HOLE = 4096  # bytes: shorter runs of zeros are written, because no file system 
 FREE_CHECK = 1 << 20  # bytes of an upload between two checks of the free space
 MAX_NUMBER = 1000  # files of one name that get different numbers
 MAX_DIGESTS = 10000  # files whose digest is cached
-# files that are read for their digests at once, because many would leave the leader no time, and
+# files that are read for their digests at once, because many would leave the loop no time, and
 # requests that wait for each of them
 MAX_HASHED, MAX_WAITING = 2, 32
-# seconds without a change before that: two changes within one tick have the same time
+# seconds without a change before that, or before an answer is remembered: two changes within one
+# tick have the same time
 UNCHANGED = 2.0
 MAX_SEARCHED = 10000  # folders whose last search for old parts is remembered
 # in either case: some disks do not distinguish them
@@ -202,6 +215,8 @@ READING = ("GET", "HEAD", "OPTIONS")
 CHANGING = ("PUT", "POST", "DELETE", "MKCOL", "MOVE", "PATCH")
 # types in which a browser runs scripts
 ACTIVE = re.compile(r"text/html|application/xhtml\+xml|.*[/+]xml")
+MORE = getattr(socket, "MSG_MORE", 0)  # more follows: wait for it with what fills no segment
+UTF_8 = "; charset=utf-8"
 DIR_FD = {
     os.open,
     os.stat,
@@ -248,6 +263,7 @@ PROBLEMS = {
 }
 
 
+Data = Union[bytes, memoryview]  # noqa: UP007  (3.9)
 Fields = dict[str, str]  # header fields: lower-case names in a request
 Names = Sequence[str]  # the names in a path, from the shared folder down
 Ranges = list[tuple[int, int]]  # (start, end), without the byte at the end
@@ -283,27 +299,43 @@ class Gone(Exception):
     """The client left, or was too slow: it gets no answer any more. The text is for the log."""
 
 
-# --- the conversation: a request, its body, its answer ---
-# The head of a request (RFC 9112).
+# --- a request: its head, conditions, ranges; values in, values out ---
+
+# The head (RFC 9112).
+
 TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+
 LINE = re.compile(rf"({TOKEN}) ([^\x00-\x20\x7f]+) HTTP/([0-9])\.([0-9])")
+
 # A line ends in CRLF. A lone LF is accepted too (§2.2), so that a request can be typed into netcat;
 # a lone CR is not.
 HEAD = re.compile(
     rf"({TOKEN}) ([^\x00-\x20\x7f]+) HTTP/1\.([0-9])\r?\n"
     rf"((?:{TOKEN}:[^\x00-\x08\x0a-\x1f\x7f]*\r?\n)*)\r?\n"
 )
+
 FIELD = re.compile(rf"({TOKEN}):[ \t]*([^\r\n]*)")
+
 HEAD_END = re.compile(rb"\n\r?\n")
+
 EMPTY_LINES = re.compile(rb"(?:\r?\n)+")
+
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z_~!$&'()*+,;=%.-]*)(?::[0-9]*)?")
+
 URL = re.compile(r"https?://([^/?]+)(.*)", re.IGNORECASE | re.DOTALL)
+
 BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+
 DIGITS = re.compile(r"[0-9]{1,18}")
 
 
 class Request:
-    """A request's head, all its values checked. Immutable, because parse_head() caches it."""
+    """A request's head, all its values checked. Immutable, because parse_head() caches it.
+
+    Only the loop keeps the last short answer with it, which recall() gives to the next such head.
+    """
+
+    kept: "Optional[Answer]" = None
 
     def __init__(self, method: str, target: str, minor: int, fields: Fields) -> None:
         self.method, self.minor, self.fields = method, minor, fields
@@ -314,7 +346,7 @@ class Request:
         self.keep = "close" not in words if minor else "keep-alive" in words  # (§9.3)
         self.host, path = split_target(method, target, fields.get("host"), minor)
         self.names, self.slash, self.query = parse_path(path)
-        # the leader answers these itself: reads of one file
+        # the loop answers these itself: reads of one file
         self.is_light = (
             method in READING
             and not self.has_body
@@ -323,8 +355,18 @@ class Request:
         )
 
 
-# The heads of one client are often the same: parse them once, for at most 10 MB.
-@functools.lru_cache(maxsize=128)
+HEADS: dict[bytes, Request] = {}  # those of one client are often the same: parse them once
+
+
+def cached_head(head: bytes) -> Request:
+    request = parse_head(head)
+    if len(head) <= KEPT_HEAD:
+        if len(HEADS) >= MAX_KEPT:
+            HEADS.clear()
+        HEADS[head] = request
+    return request
+
+
 def parse_head(head: bytes) -> Request:
     text = head.decode("latin-1")
     found = HEAD.fullmatch(text)
@@ -418,1423 +460,21 @@ def parse_path(target: str) -> tuple[tuple[str, ...], bool, str]:
     return tuple(names), slash, query
 
 
-Data = Union[bytes, memoryview]  # noqa: UP007  (3.9)
-
-
-class Span(NamedTuple):
-    """Bytes of an open file: what sendfile() takes."""
-
-    descriptor: int
-    start: int
-    end: int
-
-
-Piece = Union[bytes, Span]  # noqa: UP007
-
-
-def size_of(piece: Piece) -> int:
-    return piece.end - piece.start if isinstance(piece, Span) else len(piece)
-
-
-def bytes_of(piece: Piece) -> bytes:
-    if isinstance(piece, Span):
-        return read_at(piece.descriptor, piece.end - piece.start, piece.start)
-    return piece
-
-
-class Answer:
-    """What is sent back: a short body, or pieces that are produced while they are sent."""
-
-    note = ""  # for the log
-    close = False  # the connection ends after it
-    rest = b""  # what the kernel had no room for
-    # a file's tag, its size, and the ranges of it that are sent: what --once counts
-    share: Optional[tuple[str, int, Ranges]] = None
-
-    def __init__(
-        self,
-        status: int,
-        fields: Optional[Fields] = None,
-        body: bytes = b"",
-        pieces: Optional[Iterable[Piece]] = None,
-        length: Optional[int] = None,
-    ) -> None:
-        self.status, self.fields, self.body, self.pieces = status, fields or {}, body, pieces
-        # None if it is not known in advance
-        self.length = len(body) if pieces is None else length
-
-
-def text_answer(status: int, text: str, fields: Optional[Fields] = None) -> Answer:
-    fields = {"Content-Type": "text/plain; charset=utf-8", **(fields or {})}
-    body = f"{status} {PHRASES[status]}: {text}\n" if text else ""
-    return Answer(status, fields, body.encode())
-
-
-def refusal_answer(refused: Refusal) -> Answer:
-    answer = text_answer(refused.status, refused.text, refused.fields)
-    answer.note, answer.close = refused.note, refused.close
-    return answer
-
-
-def as_refusal(problem: Exception) -> Refusal:
-    """What the client is told of a problem: a fixed text. The note for the log has the details."""
-    if isinstance(problem, Refusal):
-        return problem
-    note = reason_of(problem)
-    if isinstance(problem, Gone):
-        return Refusal(500, "what was asked for changed meanwhile", None, True, note)
-    if isinstance(problem, TimeoutError):
-        return Refusal(408, "the body did not arrive in time", None, True, note)
-    if isinstance(problem, ConnectionError):
-        return Refusal(400, "", None, True, f"left in the body: {note}")
-    if isinstance(problem, OSError):
-        status, text = PROBLEMS.get(problem.errno or 0, (500, "the server's system refused"))
-        fields = {"Retry-After": "5"} if status == 503 else {}
-        return Refusal(status, text, fields, note=str(problem) if status == 500 else text)
-    note = f"{type(problem).__name__}: {problem}"
-    return Refusal(500, "a mistake in the server", None, True, note)
-
-
-class Connection:
-    """A socket, and what has been read from it.
-
-    It belongs to the thread that leads, or to the one to which it was handed over."""
-
-    __slots__ = (
-        "args",
-        "body",
-        "buffer",
-        "held",
-        "hop",
-        "in_handshake",
-        "moved",
-        "part",
-        "peer",
-        "scanned",
-        "sent",
-        "server",
-        "sock",
-        "waited",
-    )
-
-    def __init__(self, server: "Server", sock: socket.socket, peer: "Address") -> None:
-        self.server, self.sock, self.args = server, sock, server.args
-        # the peer, and the client of the last request: a proxy speaks for many
-        self.hop = self.peer = address((peer[0], 0)).rpartition(":")[0].strip("[]")
-        self.buffer = b""
-        self.scanned = self.sent = self.moved = 0
-        self.waited = 0.0
-        self.held: list[Found] = []  # what is open for the answer under way
-        self.body: BodyReader  # of the request that is being answered without the lead
-        self.part: Part | None = None  # what is being received
-        # the TLS handshake is not complete
-        self.in_handshake = server.door.tls is not None
-
-    # With the lead: nothing here blocks. What would block is returned as a Task.
-    def readable(self) -> "Task | None":
-        try:
-            if self.in_handshake and not self.handshake():
-                return None
-            data = self.sock.recv(SMALL)
-        except self.server.waits:
-            return None
-        except OSError:
-            data = b""
-        if self in self.server.lingering:
-            if not data:
-                self.close()
-            return None
-        if not data:
-            self.client_closed()
-            return None
-        self.buffer = self.buffer + data if self.buffer else data
-        return self.advance()
-
-    def advance(self) -> "Task | None":
-        """Answer the requests whose heads are here; pipelined ones in their order."""
-        for _ in range(MAX_PIPELINED):
-            try:
-                request = self.next_request()
-            except Refusal as refused:
-                self.refuse_head(refused)
-                return None
-            if request is None:
-                self.server.await_head(self)
-                return None
-            self.server.await_no_head(self)
-            if not request.is_light:
-                return Task(self, request, None)
-            answer = self.respond(request)
-            if answer.pieces is not None or not self.send_at_once(request, answer):
-                return Task(self, request, answer)
-            if answer.close:
-                return None
-            if not self.buffer:
-                self.server.await_head(self)
-                return None
-        return Task(self, None, None)
-
-    def next_request(self) -> Optional[Request]:
-        """The next whole head, taken off the buffer; None while there is none."""
-        if self.buffer[:1] in (b"\r", b"\n") and (found := EMPTY_LINES.match(self.buffer)):
-            # §2.2: some clients send an empty line after a body
-            self.buffer = self.buffer[found.end() :]
-        # before the search: its random bytes may hold two line ends, as the end of a head does
-        if self.buffer[:1] == b"\x16":
-            raise Refusal(
-                400, "this is TLS, and the port speaks without: the address begins with http://"
-            )
-        found = HEAD_END.search(self.buffer, max(0, self.scanned - 2))
-        if not found:
-            self.scanned = len(self.buffer)
-            if self.scanned > MAX_HEAD:
-                raise too_long(self.buffer)
-            return None
-        head = self.buffer[: found.end()]
-        if len(head) > MAX_HEAD:
-            raise too_long(head)
-        self.peer = self.hop
-        request = parse_head(head)
-        if self.server.is_proxy(self):
-            self.peer = client_behind(self.server.proxies, request.fields) or self.hop
-        self.buffer, self.scanned = self.buffer[found.end() :], 0
-        return request
-
-    def respond(self, request: Request) -> Answer:
-        answer = self.answer_to(request)
-        if request.method == "HEAD":  # the fields of GET with its length, and nothing else (§9.3.2)
-            answer.body, answer.pieces = b"", None
-        return answer
-
-    def answer_to(self, request: Request) -> Answer:
-        """The one place where a request becomes an answer, or an error becomes one."""
-        try:
-            check_request(self, request)
-            answer = METHODS[request.method](self, request)
-            return answer if request.method == "HEAD" else read_short(answer)
-        # a bug of this server too: the client must get an answer
-        except Exception as problem:  # noqa: BLE001
-            return refusal_answer(as_refusal(problem))
-
-    def head(self, request: Optional[Request], answer: Answer) -> bytes:
-        """The status line and header fields.
-
-        None of them can hold a line end: what is made of names is percent-encoded."""
-        status, replaced = answer.status, self.server.replaced
-        fields = {"Date": http_date(int(time.time())), **EMBEDDING, **answer.fields}
-        if status != 204 and status != 304:  # §8.6: these have no body and say no length
-            if answer.length is not None:
-                fields["Content-Length"] = str(answer.length)
-            elif request and request.minor:
-                fields["Transfer-Encoding"] = "chunked"
-        if answer.close:
-            fields["Connection"] = "close"
-        elif request and not request.minor:
-            fields["Connection"] = "keep-alive"
-        if replaced:
-            fields = {name: fields[name] for name in fields if name.lower() not in replaced}
-        values = "".join(fields.values())
-        if "\n" in values or "\r" in values:
-            raise ValueError(f"a line end in a header field: {fields}")
-        lines = "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
-        text = f"HTTP/1.1 {status} {PHRASES[status]}\r\n{lines}{self.server.extra}\r\n"
-        return text.encode("latin-1")
-
-    def keeps_open(self, request: Optional[Request], answer: Answer) -> bool:
-        """Whether the connection goes on after this answer."""
-        if request is None or answer.close or self.server.stopping:
-            return False
-        return request.keep and (answer.length is not None or request.minor > 0)
-
-    def send_at_once(self, request: Optional[Request], answer: Answer) -> bool:
-        """Send a short answer. False if the kernel has no room for it: the client reads slowly."""
-        answer.close = not self.keeps_open(request, answer)
-        data, count = self.head(request, answer) + answer.body, 0
-        try:
-            while count < len(data):
-                count += self.sock.send(data[count : count + self.server.slice])
-        except self.server.waits:
-            pass
-        except OSError:
-            answer.note, answer.close, count = "left before the answer", True, len(data)
-        answer.rest = data[count:]
-        if answer.rest:
-            return False
-        self.release()
-        self.server.count_answer(self, request, answer, len(answer.body))
-        if answer.close:
-            self.linger()
-        return True
-
-    def refuse_head(self, refused: Refusal, request: Optional[Request] = None) -> None:
-        """Refuse a head that cannot be trusted, or a request that comes at the wrong moment.
-
-        What follows such a head cannot be trusted either, so the connection ends."""
-        if self.in_handshake:
-            return self.refuse_handshake(OVERLOADED)
-        answer = refusal_answer(refused)
-        answer.close = True
-        is_head = request.method == "HEAD" if request else self.buffer.startswith(b"HEAD ")
-        answer.body = b"" if is_head else answer.body  # (§9.3.2)
-        if not self.send_at_once(request, answer):
-            self.close()
-
-    def client_closed(self) -> None:
-        """The client closed between requests, or within a head."""
-        if self.buffer:
-            left = refusal_answer(Refusal(400, "left within the head"))
-            self.server.count_answer(self, None, left, 0)
-        self.close()
-
-    def linger(self) -> None:
-        """Close so that the answer arrives (§9.6).
-
-        A socket that is closed over unread bytes sends RST, which destroys the answer."""
-        self.buffer = b""  # or the rest would look like an unfinished head
-        try:
-            end_tls(self.sock)
-            self.sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            return self.close()
-        self.server.linger(self)
-
-    def close(self) -> None:
-        self.server.forget(self)
-        self.sock.close()
-
-    def watch(self) -> None:
-        """Back to the leader, perhaps with the beginning of a head."""
-        self.server.watch(self)
-        self.server.await_head(self)
-
-    def handshake(self) -> bool:
-        """Continue the TLS handshake without blocking. True when it is complete.
-
-        A client that begins in the clear gets its error in the clear."""
-        import ssl
-
-        assert self.server.door.tls
-        if not isinstance(self.sock, ssl.SSLSocket):
-            first = socket.socket.recv(self.sock, 1, socket.MSG_PEEK)
-            if first not in (b"", b"\x16"):
-                self.in_handshake = False
-                self.refuse_head(
-                    Refusal(400, "TLS is spoken on this port: the address begins with https://")
-                )
-                return False
-            # or the selector would still know it if the next call closes it
-            self.server.unwatch(self)
-            self.sock = over_tls(self.server.door.tls, self.sock)
-            self.server.watch(self)
-        try:
-            shake_hands(self.sock)
-        except self.server.waits:
-            raise
-        except OSError as error:
-            self.server.note(
-                f"{self.peer} no TLS: {getattr(error, 'reason', '') or error.strerror}"
-            )
-            self.close()
-            return False
-        self.in_handshake = False
-        self.server.await_head(self)
-        return True
-
-    def refuse_handshake(self, code: int) -> None:
-        """Send an alert before the handshake, which costs more than a refusal should."""
-        self.in_handshake = False
-        with contextlib.suppress(OSError):
-            socket.socket.send(self.sock, alert(code))
-        self.linger()
-
-    # Without the lead: one thread, this one connection, and it may block.
-    def handle(self, request: Optional[Request], answer: Optional[Answer] = None) -> None:
-        """Answer until the buffer holds no whole head; then the leader gets the connection back."""
-        what_next: Callable[[], object] = self.watch
-        try:
-            while request := request or self.next_request() or self.next_request_soon():
-                if not self.exchange(request, answer):
-                    what_next = self.linger
-                    break
-                request = answer = None
-        except Refusal as refused:
-            what_next = functools.partial(self.refuse_head, refused)
-        except (Gone, OSError):
-            what_next = self.close
-        except Exception as bug:  # noqa: BLE001  a bug ends one connection, not the server
-            self.server.note(f"mistake: {bug!r}")
-            what_next = self.close
-        self.server.return_connection(self, what_next)
-
-    def next_request_soon(self) -> Optional[Request]:
-        """The next request, if it follows at once, as when a folder is uploaded.
-
-        Returning the connection to the leader would take longer than most uploads. With several
-        busy threads this does not wait: they would compete for the interpreter's lock."""
-        if len(self.server.busy) > 1 or not is_ready(self.sock, False, NEXT_WAIT):
-            return None
-        with contextlib.suppress(*self.server.waits):
-            self.buffer += self.sock.recv(SMALL)
-        return self.next_request()
-
-    def exchange(self, request: Request, answer: Optional[Answer]) -> bool:
-        """One request, whatever it takes. Whether the connection goes on."""
-        self.sent, self.moved, self.waited = 0, 0, 0.0
-        self.body = BodyReader(self, request)
-        answer = answer or self.respond(request)
-        try:
-            answer.close = not self.keeps_open(request, answer) or not self.body.drain()
-            self.deliver(request, answer)
-        except (Gone, OSError, Refusal) as problem:
-            size = "?" if answer.length is None else answer.length
-            cut = f"ended at {self.sent} of {size} bytes: {reason_of(problem)}"
-            answer.note, answer.close = answer.note or cut, True
-            raise Gone from None
-        finally:
-            del self.body
-            self.release()
-            self.server.count_answer(self, request, answer, self.sent)
-        return not answer.close
-
-    def deliver(self, request: Request, answer: Answer) -> None:
-        if answer.rest:  # begun with the lead
-            return self.send(answer.rest)
-        head = self.head(request, answer)
-        if answer.pieces is None:
-            self.send(head + answer.body)
-            self.sent = len(answer.body)
-            return
-        chunked = answer.length is None and request.minor > 0
-        self.send(head)
-        self.sent, left = 0, answer.length or 0
-        for piece in answer.pieces:
-            left -= size_of(piece)
-            if left < 0 and answer.length is not None:
-                raise Gone("what is sent grew meanwhile")
-            if isinstance(piece, Span):
-                self.send_span(piece)
-            elif piece:
-                self.send(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
-        if left > 0:
-            raise Gone(f"what is sent shrank by {left} bytes")
-        if chunked:
-            self.send(b"0\r\n\r\n")
-
-    def send(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            count = self.when_ready(True, self.sock.send, view[: self.server.slice])
-            self.sent += count
-            view = view[count:]
-
-    def send_span(self, span: Span) -> None:
-        """Send a part of a file, inside the kernel where that is possible.
-
-        A file that shrinks ends the connection: the client sees that it got less than was
-        announced."""
-        # on a TLS socket it would send in the clear
-        at, direct = span.start, hasattr(os, "sendfile") and type(self.sock) is socket.socket
-        while at < span.end:
-            if direct:
-                count = self.when_ready(
-                    True,
-                    os.sendfile,
-                    self.sock.fileno(),
-                    span.descriptor,
-                    at,
-                    min(SLICE, span.end - at),
-                )
-                self.sent += count
-            else:
-                data = read_at(span.descriptor, min(PIECE, span.end - at), at)
-                self.send(data)
-                count = len(data)
-            if not count:
-                raise Gone(f"the file shrank by {span.end - at} bytes")
-            at += count
-
-    def buffered(self, most: int) -> bytes:
-        """What has been read already."""
-        data, self.buffer = self.buffer[:most], self.buffer[most:]
-        return data
-
-    def receive(self, space: memoryview) -> memoryview:
-        """What comes next, into at least RECORD bytes.
-
-        TLS returns one record at a time: this gathers all that have come for one write to the disk.
-        """
-        count = self.when_ready(False, self.sock.recv_into, space)
-        if not count:
-            raise ConnectionAbortedError(errno.ECONNABORTED, "the body ended early")
-        # nothing more has come, or an error that the next call will tell
-        with contextlib.suppress(OSError):
-            while (
-                self.server.door.tls
-                and len(space) - count >= RECORD
-                and (more := self.sock.recv_into(space[count:]))
-            ):
-                count += more
-        return space[:count]
-
-    def when_ready(self, writing: bool, call: Callable[..., int], *args: object) -> int:
-        """A call that sends or receives; again when the socket is ready, if it was not."""
-        while True:
-            try:
-                count = call(*args)
-                self.moved += count
-                return count
-            except self.server.waits:
-                self.wait(writing)
-            except OSError as error:
-                # TLS that breaks says so with numbers that mean something else to the system
-                raise ConnectionAbortedError(errno.ECONNABORTED, error.strerror) from None
-
-    def wait(self, writing: bool) -> None:
-        """Block until the socket is ready. Both silence and a slow trickle have a limit.
-
-        Only the time spent waiting for the client counts."""
-        began = time.monotonic()
-        seconds = min(LOOK_EVERY, self.args.timeout) if self.part else self.args.timeout
-        while not is_ready(self.sock, writing, seconds):
-            if self.part:
-                self.part.give_way()
-            if time.monotonic() - began >= self.args.timeout:
-                raise TimeoutError(f"silent for {self.args.timeout:g} s")
-        self.waited += time.monotonic() - began
-        if self.waited > self.args.timeout:
-            if self.moved < MIN_RATE * self.args.timeout:
-                raise TimeoutError(f"slower than {MIN_RATE} bytes a second")
-            self.moved, self.waited = 0, 0.0
-
-    def has_left(self) -> bool:
-        """Whether the client has closed, where the system tells that.
-
-        A client that closes only its sending side looks the same. So ask this only after a while,
-        and answer all the same."""
-        if not hasattr(select, "poll"):
-            return False
-        poll = select.poll()
-        # poll() reports errors and the end of both directions unasked
-        poll.register(self.sock, getattr(select, "POLLRDHUP", 0))
-        return bool(poll.poll(0))
-
-    def hold(self, found: "Found") -> "Found":
-        self.held.append(found)
-        return found
-
-    def release(self) -> None:
-        while self.held:
-            self.held.pop().close()
-
-
-class BodyReader:
-    """Reads a request's body on demand.
-
-    A client that waits for 100 Continue gets it with the first read."""
-
-    def __init__(self, conn: "Connection", request: Request) -> None:
-        self.conn, self.request = conn, request
-        self.left = request.length
-        self.space: memoryview | None = None
-        self.whole = not request.has_body
-        self.asked = "expect" not in request.fields or not request.minor
-        self.trailer: Fields = {}
-        # one generator for all readers: each continues where the last one stopped
-        self.pieces = self.read()
-
-    def read(self) -> Iterator[Data]:
-        if self.whole:
-            return
-        if not self.asked:
-            self.asked = True
-            self.conn.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if self.request.chunked:
-            yield from self.chunks()
-        while self.left:
-            data = self.receive(self.left)
-            self.left -= len(data)
-            yield data
-        self.whole = True
-
-    def receive(self, most: int) -> Data:
-        if not self.conn.buffer and most >= RECORD:
-            return self.receive_more(most)
-        if not self.conn.buffer:
-            self.conn.buffer += self.receive_more(RECORD)
-        return self.conn.buffered(most)
-
-    def receive_more(self, most: int) -> memoryview:
-        """The next bytes. The next call overwrites them.
-
-        One buffer serves all calls, which is twice as fast as new ones."""
-        self.space = self.space or memoryview(bytearray(PIECE))
-        return self.conn.receive(self.space[:most])
-
-    def read_line(self, most: int) -> bytes:
-        """A line up to its CRLF, of at most so many bytes."""
-        conn = self.conn
-        while (end := conn.buffer.find(b"\n")) < 0 and len(conn.buffer) < most + 2:
-            conn.buffer += self.receive_more(RECORD)
-        line = conn.buffered(end + 1)
-        if line[-2:] != b"\r\n" or end > most + 1:
-            raise Refusal(400, "a line of a chunked body is too long or does not end in CRLF")
-        return line[:-2]
-
-    def chunks(self) -> Iterator[Data]:
-        """RFC 9112 §7.1, strictly: what is doubtful here could hide another request."""
-        while size := self.chunk_size():
-            while size:
-                data = self.receive(size)
-                size -= len(data)
-                yield data
-            if self.read_line(2):
-                raise Refusal(400, "a chunk is longer than its size")
-        left = MAX_TRAILER
-        while line := self.read_line(left):
-            left -= len(line)
-            found = FIELD.fullmatch(line.decode("latin-1"))
-            if not found or left <= 0:
-                raise Refusal(400, "the trailer is malformed or too long")
-            self.trailer[found[1].lower()] = found[2].strip()
-
-    def chunk_size(self) -> int:
-        found = re.fullmatch(
-            rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?", self.read_line(MAX_LINE)
-        )
-        if not found:
-            raise Refusal(400, "a chunk's size is not in hex digits")
-        return int(found[1], 16)
-
-    def drain(self) -> bool:
-        """Read a body that nobody wants, if it is short and the client is sending it.
-
-        The next request stands behind it."""
-        if not self.asked or self.left > DRAIN:
-            return self.whole
-        taken = 0
-        # a broken body ends the connection, but not before the answer
-        with contextlib.suppress(OSError, Refusal):
-            for data in self.pieces:
-                taken += len(data)
-                if taken > DRAIN:
-                    return False
-        return self.whole
-
-
-def reason_of(problem: Exception) -> str:
-    return getattr(problem, "strerror", "") or str(problem)
-
-
-def read_short(answer: Answer) -> Answer:
-    """A few bytes of files are read at once: they need no thread of their own."""
-    if isinstance(answer.pieces, list) and (answer.length or 0) <= SMALL:
-        answer.body, answer.pieces = b"".join(map(bytes_of, answer.pieces)), None
-        if len(answer.body) != answer.length:
-            raise Refusal(500, "the file changed meanwhile")
-    return answer
-
-
-def is_ready(sock: socket.socket, writing: bool, seconds: float) -> bool:
-    if hasattr(select, "poll"):  # select() has no descriptors above 1023
-        poll = select.poll()
-        poll.register(sock, select.POLLOUT if writing else select.POLLIN)
-        return bool(poll.poll(1000 * seconds))
-    return any(select.select([] if writing else [sock], [sock] if writing else [], [], seconds))
-
-
-def read_at(descriptor: int, size: int, offset: int) -> bytes:
-    """Some bytes of a file. The descriptor belongs to one answer, so seeking is safe."""
-    if hasattr(os, "pread"):
-        return os.pread(descriptor, size, offset)
-    os.lseek(descriptor, offset, os.SEEK_SET)
-    return os.read(descriptor, size)
-
-
-# --- methods: what each request does ---
-def check_request(conn: Connection, request: Request) -> None:
-    """What holds for every method, in the order in which a stranger would try."""
-    server, fields, method = conn.server, request.fields, request.method
-    if request.host and not is_own_host(request.host, server.names):
-        raise Refusal(421, "that host is not this machine")
-    if server.door.guard:
-        check_password(conn, request, server.door.guard)
-    if method not in METHODS:
-        known = method in ("CONNECT", "TRACE")
-        raise Refusal(
-            405 if known else 501, "no such method here", {"Allow": server.allowed} if known else {}
-        )
-    if method in CHANGING:
-        if server.read_only:
-            raise Refusal(405, "nothing can be changed here", {"Allow": server.allowed})
-        if is_foreign(request):
-            raise Refusal(403, "a page of another site may not change anything here")
-    if request.minor and fields.get("expect", "100-continue").lower() != "100-continue":
-        raise Refusal(417, "no other expectation than 100-continue")
-
-
-def check_password(conn: Connection, request: Request, guard: "Guard") -> None:
-    """Basic (RFC 7617): any name, and the password.
-
-    --public-read does not cover HEAD of an upload: it ends the connection that sends it."""
-    reads = request.method in ("GET", "HEAD") and "upload" not in parameters(request.query)
-    if conn.args.public_read and reads:
-        return
-    given = basic_password(request.fields.get("authorization", ""))
-    if given is None:
-        raise Refusal(401, "a password is asked for", CHALLENGE)
-    right = secrets.compare_digest(hashlib.sha256(given).digest(), conn.server.secret)
-    reason = guard.judge(conn.peer, right)
-    if reason == "busy":
-        later = {"Retry-After": str(guard.wait(conn.peer))}
-        raise Refusal(429, "busy: too many wrong passwords came from this address", later)
-    if reason:
-        raise Refusal(401, "wrong password", CHALLENGE)
-
-
-def basic_password(field: str) -> Optional[bytes]:
-    """What stands behind the first colon; None for what is no login by Basic."""
-    scheme, _, token = field.partition(" ")
-    with contextlib.suppress(ValueError):
-        _, colon, password = base64.b64decode(token.strip(), validate=True).partition(b":")
-        if scheme.lower() == "basic" and colon:
-            return password
-    return None
-
-
-def own_hosts(request: Request) -> tuple[str, str]:
-    """Under which names the client knows this server: a proxy in front adds the second."""
-    return request.host.lower(), request.fields.get("x-forwarded-host", "").lower()
-
-
-def is_foreign(request: Request) -> bool:
-    """Whether a browser sent this for a page of another site.
-
-    A page cannot add X-Forwarded-Host without asking first; a proxy does."""
-    origin = request.fields.get("origin")
-    if origin is None:
-        return False
-    host = origin.partition("://")[2].lower()
-    return not host or host not in own_hosts(request)
-
-
-def get(conn: Connection, request: Request) -> Answer:
-    options = parameters(request.query) if request.query else {}
-    if "upload" in options:
-        return upload_state(conn, request)
-    shared = conn.server.shared
-    if shared.only and not request.names:
-        return redirect(url_path([shared.only]), request)
-    found = conn.hold(shared.open(request.names))
-    if found.is_folder and request.names and not request.slash:
-        return redirect(url_path(request.names, slash=True), request)
-    if found.is_folder:
-        return get_folder(conn, request, found, options)
-    if request.slash:
-        raise Refusal(404, "that is a file, not a folder")
-    return get_file(conn, request, request.names, found)
-
-
-def redirect(path: str, request: Request) -> Answer:
-    """To a path of ours, never to a host (§15.4.9; // and \\ would begin one)."""
-    return text_answer(
-        308, "it is there", {"Location": path + ("?" + request.query if request.query else "")}
-    )
-
-
-def get_folder(conn: Connection, request: Request, found: "Found", options: Fields) -> Answer:
-    shared, kind = conn.server.shared, listing_type(request.fields.get("accept", "*/*"))
-    name = request.names[-1] if request.names else os.path.basename(shared.path) or "files"
-    if "tar" in options:
-        return get_tar(conn, request, found, name)
-    if "zip" in options:
-        return get_zip(conn, found, name)
-    if kind == "text/html" and (index := index_of(conn, found)):
-        answer = get_file(conn, request, (*request.names, "index.html"), index)
-        answer.fields["Vary"] = "Accept, Accept-Encoding"
-        return answer
-    fields = {
-        "Content-Type": kind + ("" if kind.endswith("json") else "; charset=utf-8"),
-        "Cache-Control": "no-store",
-        "Vary": "Accept",
-        "X-Content-Type-Options": "nosniff",
-    }
-    if kind == "text/html":
-        fields |= page_fields()
-    pieces = listing(found, kind, request.names, shared.hidden, conn.server.read_only)
-    return Answer(200, fields, pieces=in_chunks(pieces))
-
-
-def index_of(conn: Connection, folder: "Found") -> "Optional[Found]":
-    with contextlib.suppress(OSError, Refusal):
-        index = conn.hold(open_leaf(inside(folder.where, "index.html")))
-        return None if index.is_folder else index
-    return None
-
-
-def get_file(conn: Connection, request: Request, names: Names, found: "Found") -> Answer:
-    fields, coding = request.fields, ""
-    packs = "accept-encoding" in fields and takes_gzip(fields["accept-encoding"])
-    if packs and "range" not in fields:
-        found, coding = prefer_gzip(conn, names, found)
-    info, now = found.info, time.time()
-    tag, mtime = etag(info, coding and "-gz"), max(EARLIEST, min(int(info.st_mtime), int(now)))
-    headers = {
-        "ETag": tag,
-        "Last-Modified": http_date(mtime),
-        "Cache-Control": "no-cache",
-        "Vary": "Accept-Encoding",
-    }
-    if is_known(fields, tag, mtime):
-        return Answer(304, headers)
-    kind = type_of(names[-1])
-    headers |= {"Content-Type": kind, "Accept-Ranges": "bytes", "X-Content-Type-Options": "nosniff"}
-    if coding:
-        headers["Content-Encoding"] = coding
-    if not conn.server.read_only and ACTIVE.match(kind):
-        # anybody could have uploaded it, so it runs no script in this origin
-        headers["Content-Security-Policy"] = "sandbox"
-    if wants_digest(request) and (digest := conn.server.digest(conn, found)):
-        headers["Repr-Digest"] = digest_field(digest)
-    ranges = wanted_ranges(request, info.st_size, tag, mtime, now)
-    if ranges and len(ranges) > 1:
-        return several(headers, found.descriptor, info.st_size, ranges)
-    return one_range(
-        headers, ranges, info.st_size, lambda start, end: [Span(found.descriptor, start, end)]
-    )
-
-
-def is_known(fields: Fields, tag: str, mtime: float) -> bool:
-    """Whether the client already has what it asks for (304). Another failed condition gets 412."""
-    status = 0 if CONDITIONS.isdisjoint(fields) else evaluate(fields, tag, mtime, reading=True)
-    if status == 412:
-        raise Refusal(412, "it is not as the request expects it")
-    return status == 304
-
-
-def wanted_ranges(
-    request: Request, size: int, tag: str, mtime: float, now: float
-) -> Optional[Ranges]:
-    """The ranges that are to be sent, None for the whole."""
-    wanted, condition = request.fields.get("range"), request.fields.get("if-range")
-    if wanted is None or request.method != "GET" or not range_applies(condition, tag, mtime, now):
-        return None
-    ranges = parse_ranges(wanted, size)
-    if ranges == []:
-        raise Refusal(416, "there are no such bytes", {"Content-Range": f"bytes */{size}"})
-    return ranges
-
-
-def prefer_gzip(conn: Connection, names: Names, found: "Found") -> "tuple[Found, str]":
-    """name.gz beside it, if it is not older."""
-    with contextlib.suppress(OSError, Refusal):
-        packed = conn.hold(conn.server.shared.open([*names[:-1], names[-1] + ".gz"]))
-        if not packed.is_folder and packed.info.st_mtime >= found.info.st_mtime:
-            return packed, "gzip"
-    return found, ""
-
-
-def one_range(
-    headers: Fields,
-    ranges: Optional[Ranges],
-    size: int,
-    read: Callable[[int, int], Iterable[Piece]],
-) -> Answer:
-    """One range of what has this size, or the whole."""
-    status, start, end = 200, 0, size
-    if ranges and len(ranges) == 1:
-        status, (start, end) = 206, ranges[0]
-        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
-    answer = Answer(status, headers, pieces=read(start, end), length=end - start)
-    answer.share = headers["ETag"], size, [(start, end)]
-    return answer
-
-
-def several(headers: Fields, descriptor: int, size: int, ranges: Ranges) -> Answer:
-    """Several ranges of a file, with a head for each (§14.6)."""
-    kind, mark = headers["Content-Type"], secrets.token_hex(12)
-    pieces: list[Piece] = []
-    for start, end in ranges:
-        head = f"\r\n--{mark}\r\nContent-Type: {kind}\r\n"
-        head += f"Content-Range: bytes {start}-{end - 1}/{size}\r\n\r\n"
-        pieces += [head.encode(), Span(descriptor, start, end)]
-    pieces.append(f"\r\n--{mark}--\r\n".encode())
-    headers["Content-Type"] = f"multipart/byteranges; boundary={mark}"
-    answer = Answer(206, headers, pieces=pieces, length=sum(map(size_of, pieces)))
-    answer.share = headers["ETag"], size, ranges
-    return answer
-
-
-def options(conn: Connection, request: Request) -> Answer:
-    fields = {"Allow": conn.server.allowed, "Accept-Ranges": "bytes"}
-    if not conn.server.read_only:
-        fields |= {"Accept-Patch": "application/partial-upload", "Upload-Limit": upload_limit(conn)}
-    return Answer(204, fields)
-
-
-# Delete, make, move.
-def delete(conn: Connection, request: Request) -> Answer:
-    options = parameters(request.query)
-    if "upload" in options:
-        with resumed(conn, request) as (part, _):
-            part.kept = False
-        return Answer(204)
-    if not request.names:
-        raise Refusal(403, "the shared folder itself stays")
-    shared = conn.server.shared
-    with (
-        shared.locate(request.names, change=True) as place,
-        contextlib.closing(open_leaf(place)) as found,
-    ):
-        if request.slash and not found.is_folder:
-            raise Refusal(404, "that is a file, not a folder")
-        if found.is_folder:
-            shared.refuse_program(request.names, holds_program)
-            check_conditions(request.fields, found.info)
-            delete_folder(place, "recursive" in options, shared.hidden)
-        else:
-            with renaming(conn, place):
-                check_conditions(request.fields, place.stat())
-                place.unlink()
-    return Answer(204)
-
-
-def delete_folder(place: "Place", recursive: bool, hidden: bool) -> None:
-    if recursive and not hides_nothing(place, hidden):
-        raise Refusal(409, "it holds hidden files, and hidden names are not served")
-    for below, item, _ in tree(place) if recursive else ():
-        with contextlib.suppress(FileNotFoundError):  # another request has deleted it
-            (os.rmdir if item.is_dir(follow_symlinks=False) else os.unlink)(
-                below.name, dir_fd=below.parent
-            )
-    os.rmdir(place.name, dir_fd=place.parent)
-
-
-def new_place(conn: Connection, names: Names) -> "Place":
-    """A place for something new, in a folder that must exist (RFC 4918)."""
-    check_depth(len(names))
-    try:
-        return conn.server.shared.locate(names, change=True)
-    except (FileNotFoundError, NotADirectoryError):
-        raise Refusal(409, "the folder that it is to be in does not exist") from None
-
-
-def mkcol(conn: Connection, request: Request) -> Answer:
-    if request.has_body:
-        raise Refusal(415, "MKCOL takes no body")
-    try:
-        if not request.names:
-            raise FileExistsError(errno.EEXIST, "")
-        with new_place(conn, request.names) as place:
-            conn.server.shared.make_folder(place)
-    except FileExistsError:
-        # RFC 4918 §9.3.1
-        raise Refusal(405, "that name exists", {"Allow": conn.server.allowed}) from None
-    return text_answer(201, "made", {"Location": url_path(request.names, slash=True)})
-
-
-def move(conn: Connection, request: Request) -> Answer:
-    """RFC 4918 §9.9, for what rename() can do."""
-    target = request.fields.get("destination", "")
-    host, path = split_target("MOVE", target, request.host or None, 0) if target else ("", "")
-    if not path or host.lower() not in own_hosts(request):
-        raise Refusal(502 if path else 400, "Destination must be a path or URL of this server")
-    names, _, _ = parse_path(path)
-    if not request.names or not names:
-        raise Refusal(403, "the shared folder itself stays")
-    with (
-        conn.server.shared.locate(request.names, change=True) as old,
-        new_place(conn, names) as new,
-        renaming(conn, old, new),
-        contextlib.closing(open_leaf(old)) as found,
-    ):
-        for end in (request.names, names) if found.is_folder else ():
-            conn.server.shared.refuse_program(end, holds_program)
-        # all that is in it becomes as deep
-        if found.is_folder and len(names) > len(request.names):
-            for _, _, depth in tree(old):
-                check_depth(len(names) + depth)
-        return move_to(old, found, new, request, names)
-
-
-def move_to(old: "Place", found: "Found", new: "Place", request: Request, names: Names) -> Answer:
-    check_conditions(request.fields, found.info)
-    there, polite = new.stat(), request.fields.get("overwrite", "T").upper() == "F"
-    if there and (found.is_folder or not stat.S_ISREG(there.st_mode)):
-        raise Refusal(412 if polite else 409, "something has that name already")
-    if there and polite:
-        raise Refusal(412, "that name exists")
-    # rename() would do nothing, but report success
-    if there and there.st_nlink > 1 and os.path.samestat(there, found.info):
-        raise Refusal(403, "both names are of the same file")
-    if not there and tuple(names[: len(request.names)]) == request.names:
-        raise Refusal(409, "a folder cannot be moved into itself")
-    # folders have no hard links, and rename() replaces none
-    rename(old, new, replace=found.is_folder or not polite)
-    if there:
-        return Answer(204)
-    return text_answer(201, "moved", {"Location": url_path(names, slash=found.is_folder)})
-
-
-# --- uploads: whole, as a form, or resumed ---
-# Uploads.
-def put(conn: Connection, request: Request) -> Answer:
-    if "content-range" in request.fields:
-        raise Refusal(400, "PUT takes whole files; Upload-Offset with PATCH takes parts")  # §14.4
-    if not request.names or request.slash:
-        raise Refusal(409, "a folder has that name; POST puts files into it")
-    size = check_size(conn, request)
-    try:  # a request that is conditional on an existing file must not create folders
-        where = conn.server.shared.locate(
-            request.names, change=True, make=not evaluate(request.fields, None, 0, reading=False)
-        )
-    except FileNotFoundError:
-        check_conditions(request.fields, None)
-        raise
-    with where as place:
-        check_space(conn, place, size)
-        there = check_conditions(request.fields, place.regular())
-        plan = Plan(request.names, "replace")
-        if not CONDITIONS.isdisjoint(request.fields):
-            plan = plan._replace(was=bare_tag(there)) if there else Plan(request.names, "new")
-        return receive_upload(conn, request, place, plan)
-
-
-def post(conn: Connection, request: Request) -> Answer:
-    """To a folder: store a form's files, or the body under a new name. To a file: like PUT."""
-    size = check_size(conn, request)
-    is_form = request.fields.get("content-type", "").lower().startswith("multipart/form-data")
-    if not is_form and request.names and not request.slash and not is_folder(conn, request.names):
-        return put(conn, request)
-    names = (*request.names, suggested_name(request))
-    with conn.server.shared.locate(names, change=True, make=True) as place:
-        check_space(conn, place, size)
-        if is_form:
-            return post_form(conn, request)
-        return receive_upload(conn, request, place, Plan(names, "number"))
-
-
-def announced_length(request: Request) -> Optional[int]:
-    """How long an upload will be when it is whole, if it says so."""
-    length = request.fields.get("upload-length")
-    if length is not None and not DIGITS.fullmatch(length):
-        raise Refusal(400, "Upload-Length is not a number")
-    if length is not None:
-        return int(length)
-    begun = request.chunked or request.fields.get("upload-complete") == "?0"
-    return None if begun else request.length
-
-
-def is_folder(conn: Connection, names: Names) -> bool:
-    with (
-        contextlib.suppress(FileNotFoundError, NotADirectoryError),
-        contextlib.closing(conn.server.shared.open(names)) as found,
-    ):
-        return found.is_folder
-    return False
-
-
-def check_size(conn: Connection, request: Request) -> int:
-    """The announced size of an upload; a size that is too large is refused before the body."""
-    size = max(request.length, announced_length(request) or 0)
-    if 0 < conn.args.max_size < size:
-        limit = {"Upload-Limit": upload_limit(conn)}
-        raise Refusal(413, f"more than {conn.args.max_size} bytes are not taken", limit, close=True)
-    return size
-
-
-def check_space(conn: Connection, place: "Place", size: int) -> None:
-    """Each folder may be on a disk of its own."""
-    if size + conn.args.min_free > free_space(place.folder):
-        raise Refusal(507, "there is not that much free space", close=True)
-
-
-def check_conditions(fields: Fields, info: Optional[os.stat_result]) -> Optional[os.stat_result]:
-    """What a request changes must be as its conditions say, whether it is there or not."""
-    tag, mtime = (etag(info), int(info.st_mtime)) if info else (None, 0)
-    if evaluate(fields, tag, mtime, reading=False):
-        raise Refusal(412, "what is there is not what the request expects")
-    return info
-
-
-PLAN = re.compile(
-    "upload=(?P<upload>[0-9a-f]{32})&over=(?P<over>new|replace|number)"
-    "(?:&was=(?P<was>[0-9a-f-]{5,60}))?(?:&length=(?P<length>[0-9]{1,18}))?"
-    "(?:&mtime=(?P<mtime>-?[0-9]{1,20}))?(?:&sha256=(?P<sha256>[0-9a-f]{64}))?"
-    "&time=(?P<time>-?[0-9]{1,20})&file=(?P<file>[0-9]{1,40})"
-)
-
-
-class Plan(NamedTuple):
-    """What an upload becomes when it is whole.
-
-    A resumable upload has it in its URL, so any server of this folder can continue it."""
-
-    names: Names
-    over: str  # "replace" what stands there, only as a "new" name, or with a "number"
-    # the tag of what it is to replace: a conditional upload replaces nothing else
-    was: Optional[str] = None
-    upload: str = ""  # the part's token
-    length: Optional[int] = None
-    mtime: Optional[int] = None  # the client's, in ns
-    sha256: Optional[str] = None
-    # By these two the finished file is known: its time as the disk keeps it, which is mtime or else
-    # when the upload began, and the number of its inode, which is the part's.
-    time: int = 0
-    file: int = 0
-
-    def url(self) -> str:
-        known = {"upload": self.upload, **self._asdict()}
-        names = url_path(known.pop("names"))
-        return f"{names}?" + "&".join(
-            f"{key}={value}" for key, value in known.items() if value is not None
-        )
-
-
-def read_plan(request: Request) -> Plan:
-    found = PLAN.fullmatch(request.query)
-    if not found or not request.names:
-        raise Refusal(404, "there is no such upload")
-    words: dict[str, Any] = found.groupdict()
-    numbers = {key: int(words[key]) for key in ("length", "mtime", "time", "file") if words[key]}
-    return Plan(request.names, **{**words, **numbers})
-
-
-def receive_upload(conn: Connection, request: Request, place: "Place", plan: Plan) -> Answer:
-    fields, began = request.fields, time.time_ns()
-    digest = parse_digest(fields.get("repr-digest", ""))
-    complete = fields.get("upload-complete")
-    mtime, resumable = wanted_mtime(request, began), complete in ("?0", "?1")
-    conn.server.search_old_parts(place)
-    with contextlib.closing(Part(place, resumable=resumable)) as part:
-        dated = part.date(began if mtime is None else mtime)
-        part.date(began)  # or a part that has just begun could look too old
-        plan = plan._replace(
-            upload=part.token,
-            length=announced_length(request),
-            mtime=mtime,
-            sha256=digest.hex() if digest else None,
-            time=dated.st_mtime_ns,
-            file=dated.st_ino,
-        )
-        if resumable:
-            part.kept = True
-            send_interim(
-                conn, request, {"Location": plan.url(), "Upload-Limit": upload_limit(conn)}
-            )
-        elif digest or "repr-digest" in fields.get("trailer", "").lower() or wants_digest(request):
-            part.sha = hashlib.sha256()
-        return fill_part(conn, request, part, plan, complete != "?0")
-
-
-def wanted_mtime(request: Request, began: int) -> Optional[int]:
-    """The file's time at the client in ns, from a field of ownCloud, rclone, Nextcloud and Apache.
-
-    A time without a fraction gets the server's: two files of one time and size need two ETags."""
-    text = request.fields.get("x-oc-mtime")
-    if text is None:
-        return None
-    found = re.fullmatch(r"(-?[0-9]{1,11})(?:\.([0-9]{1,9}))?", text)
-    if not found:
-        raise Refusal(400, "X-OC-Mtime is not a time in seconds since 1970, of at most 11 digits")
-    seconds = int(found[1]) * 10**9
-    if not found[2]:
-        return seconds + began % 10**9
-    fraction = int(found[2].ljust(9, "0"))
-    return seconds - fraction if text[0] == "-" else seconds + fraction
-
-
-def send_interim(conn: Connection, request: Request, fields: Fields) -> None:
-    """104: where an upload can be resumed, or how much has arrived.
-
-    Only clients of the same version of the draft get it, and no request that came through a proxy:
-    nginx 1.22 takes it for the final response, and the upload hangs."""
-    same = request.fields.get("upload-draft-interop-version") == INTEROP
-    if same and request.minor and PROXIED.isdisjoint(request.fields):
-        fields = {"Upload-Draft-Interop-Version": INTEROP, **fields}
-        lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-        conn.send(f"HTTP/1.1 104 Upload Resumption Supported\r\n{lines}\r\n".encode())
-
-
-def fill_part(
-    conn: Connection, request: Request, part: "Part", plan: Plan, complete: bool
-) -> Answer:
-    """Receive into a part, and when the upload is complete check it and put it in its place."""
-    check_length(conn, part, plan.length, part.size + request.length)
-    conn.part = part
-    try:
-        write_body(conn, part, reporting(conn, request, part), plan.length)
-    finally:
-        conn.part = None
-    if complete:
-        return complete_upload(conn, part, plan)
-    fields = {"Location": plan.url(), **upload_fields(conn, part.size, "?0")}
-    if request.method == "PATCH":
-        return Answer(204, fields)
-    return text_answer(201, "to be continued", fields)
-
-
-def write_body(
-    conn: Connection, part: "Part", pieces: Iterable[Data], length: Optional[int] = None
-) -> None:
-    """Write what comes while there is room: the size of a chunked upload is not known before."""
-    left = FREE_CHECK  # the caller has just checked
-    for piece in pieces:
-        left -= len(piece)
-        if left < 0:
-            left = FREE_CHECK
-            check_space(conn, part.place, len(piece))
-        part.write(piece)
-        part.give_way()
-        check_length(conn, part, length, part.size)
-
-
-def check_length(conn: Connection, part: "Part", length: Optional[int], size: int) -> None:
-    """Give up an upload that gets longer than it may."""
-    if 0 < conn.args.max_size < size or length is not None and length < size:
-        part.kept = False
-        raise Refusal(
-            413 if length is None else 400, "more than was announced or is taken", close=True
-        )
-
-
-def reporting(conn: Connection, request: Request, part: "Part") -> Iterator[Data]:
-    """The body of a resumable upload. Meanwhile tell the client how much is stored.
-
-    Only while more is to come, and only if the client reads."""
-    last = 0.0
-    for data in conn.body.pieces:
-        yield data
-        more = part.kept and (conn.body.left or request.chunked)
-        if more and time.monotonic() > last + NOTE_EVERY and is_ready(conn.sock, True, 0):
-            last = time.monotonic()
-            send_interim(conn, request, {"Upload-Offset": str(part.size)})
-
-
-def complete_upload(conn: Connection, part: "Part", plan: Plan) -> Answer:
-    resumable = part.kept
-    part.kept = False
-    fields = {"Upload-Complete": "?1"} if resumable else {}
-    try:
-        if plan.length not in (None, part.size):
-            text = f"the upload has {part.size} bytes, {plan.length} were announced"
-            raise Refusal(400, text)
-        actual = check_digest(conn, part, plan)
-    except Refusal as refused:
-        refused.fields |= fields
-        raise
-    part.kept = resumable  # until the lock on the folder is held
-    mtime = plan.time if resumable else plan.mtime
-    name, info, replaced = part.finish_upload(conn, plan, mtime)
-    fields["ETag"] = etag(info)
-    if plan.mtime is not None and plan.mtime // 10**9 == info.st_mtime_ns // 10**9:
-        fields["X-OC-Mtime"] = "accepted"
-    if actual:
-        fields["Repr-Digest"] = digest_field(actual)
-    if replaced:
-        return Answer(204, fields)
-    path = url_path([*plan.names[:-1], name])
-    return text_answer(201, f"stored as {path}", {"Location": path, **fields})
-
-
-def check_digest(conn: Connection, part: "Part", plan: Plan) -> Optional[bytes]:
-    """The SHA-256 of what arrived, if it is known or wanted. It must match an announced one."""
-    announced = parse_digest(conn.body.trailer.get("repr-digest", ""))
-    wanted = bytes.fromhex(plan.sha256) if plan.sha256 else announced
-    actual = (
-        part.sha.digest() if part.sha else Hashing().digest(part.descriptor) if wanted else None
-    )
-    if wanted and actual != wanted:
-        raise Refusal(400, "what arrived is not what Repr-Digest says")
-    return actual
-
-
-def post_form(conn: Connection, request: Request) -> Answer:
-    """RFC 7578: each file of the form into the folder; a name that exists gets a number."""
-    stored, count = [], 0
-    for head, data in form_fields(conn.body.pieces, boundary_of(request.fields["content-type"])):
-        name = form_file_name(head)
-        if not name:
-            deque(data, maxlen=0)
-            continue
-        path, count = store_file(conn, request, data, name), count + 1
-        # all names could be a thousand times what was sent: each begins with the folder's path
-        if count <= MAX_LISTED:
-            stored.append(path)
-    if not stored:
-        raise Refusal(400, "the form holds no file")
-    if "text/html" in request.fields.get("accept", ""):
-        # the browser shows the folder again
-        return text_answer(303, "stored", {"Location": url_path(request.names, slash=True)})
-    more = f" and {count - MAX_LISTED} more" if count > MAX_LISTED else ""
-    return text_answer(201, f"stored as {' '.join(stored)}{more}", {"Location": stored[0]})
-
-
-def store_file(conn: Connection, request: Request, data: Iterator[bytes], name: str) -> str:
-    plan = Plan((*request.names, *name.split("/")), "number")
-    with (
-        conn.server.shared.locate(plan.names, change=True, make=True) as place,
-        contextlib.closing(Part(place)) as part,
-    ):
-        conn.server.search_old_parts(place)
-        write_body(conn, part, data)
-        final, _, _ = part.finish_upload(conn, plan)
-    return url_path([*plan.names[:-1], final])
-
-
-def form_fields(chunks: Iterator[Data], boundary: bytes) -> Iterator[tuple[bytes, Iterator[bytes]]]:
-    """The head of each field with its data, which must be used up before the next."""
-    text = FormText(chunks)
-    mark = b"\r\n--" + boundary
-    text.bounded(mark, MAX_HEAD)
-    for _ in range(MAX_FORM_FIELDS):
-        padding, _, head = text.bounded(b"\r\n\r\n", MAX_TRAILER).partition(b"\r\n")
-        if padding[:2] == b"--":
-            deque(chunks, maxlen=0)  # what follows the form is ignored
-            return
-        if padding.strip(b" \t"):
-            raise Refusal(400, "a boundary of the form does not end its line", close=True)
-        yield head, text.until(mark)
-    raise Refusal(413, f"a form of more than {MAX_FORM_FIELDS} fields", close=True)
-
-
-class FormText:
-    """Chunks in which marks are looked for; each byte is looked at about once."""
-
-    def __init__(self, chunks: Iterator[Data]) -> None:
-        # line ends around all, so that the first and the last boundary are like the others
-        self.chunks, self.buffer = itertools.chain(chunks, [b"\r\n\r\n"]), b"\r\n"
-
-    def until(self, mark: bytes) -> Iterator[bytes]:
-        """What stands before a mark, in pieces; the mark is taken away."""
-        while (at := self.buffer.find(mark)) < 0:
-            safe = max(0, len(self.buffer) - len(mark) + 1)
-            piece, self.buffer = self.buffer[:safe], self.buffer[safe:]
-            yield piece
-            chunk = next(self.chunks, None)
-            if chunk is None:
-                raise Refusal(400, "the form ends in the middle", close=True)
-            self.buffer += chunk
-        piece, self.buffer = self.buffer[:at], self.buffer[at + len(mark) :]
-        yield piece
-
-    def bounded(self, mark: bytes, limit: int) -> bytes:
-        data = b""
-        for piece in self.until(mark):
-            data += piece
-            if len(data) > limit:
-                raise Refusal(400, "a line or head of the form is too long", close=True)
-        return data
-
-
-# Resuming an upload.
-def upload_limit(conn: Connection, age: int = PART_AGE) -> str:
-    return f"max-age={age}" + (f", max-size={conn.args.max_size}" if conn.args.max_size else "")
-
-
-def upload_fields(conn: Connection, size: int, complete: str, age: int = PART_AGE) -> Fields:
-    return {
-        "Upload-Complete": complete,
-        "Upload-Offset": str(size),
-        "Upload-Limit": upload_limit(conn, age),
-    }
-
-
-def patch(conn: Connection, request: Request) -> Answer:
-    fields = request.fields
-    if fields.get("content-type", "").lower() != "application/partial-upload":
-        raise Refusal(
-            415,
-            "PATCH takes application/partial-upload",
-            {"Accept-Patch": "application/partial-upload"},
-        )
-    if not DIGITS.fullmatch(fields.get("upload-offset", "")) or fields.get(
-        "upload-complete"
-    ) not in ("?0", "?1"):
-        raise Refusal(400, "Upload-Offset and Upload-Complete are needed")
-    with resumed(conn, request) as (part, plan):
-        check_space(conn, part.place, request.length)
-        if part.size != int(fields["upload-offset"]):
-            raise Refusal(
-                409,
-                f"the upload stands at {part.size}",
-                {"Upload-Offset": str(part.size), "Upload-Complete": "?0"},
-            )
-        return fill_part(conn, request, part, plan, fields["upload-complete"] == "?1")
-
-
-def upload_state(conn: Connection, request: Request) -> Answer:
-    if request.method != "HEAD":
-        allowed = {"Allow": "HEAD, PATCH, DELETE"}
-        raise Refusal(405, "an upload answers HEAD, PATCH and DELETE", allowed)
-    try:
-        with resumed(conn, request) as (part, plan):
-            age = max(0, int(PART_AGE - time.time() + os.fstat(part.descriptor).st_mtime))
-            fields = upload_fields(conn, part.size, "?0", age)
-            length = plan.length
-    except Complete as complete:
-        length = complete.size
-        fields = {**complete.fields, **upload_fields(conn, length, "?1")}
-    fields["Cache-Control"] = "no-store"
-    if length is not None:
-        fields["Upload-Length"] = str(length)
-    return Answer(204, fields)
-
-
-@contextlib.contextmanager
-def resumed(conn: Connection, request: Request) -> "Iterator[tuple[Part, Plan]]":
-    """An upload's part, locked. A connection that still writes it has failed: it is ended."""
-    plan = read_plan(request)
-    with conn.server.shared.locate(plan.names, change=True) as place:
-        try:
-            part = Part(place, plan.upload)
-        except FileNotFoundError:
-            raise finished_upload(place, plan) from None
-        with contextlib.closing(part):
-            part.take_over(conn)
-            there = part.own.stat()
-            if not there or there.st_nlink > 1:
-                # meanwhile: what is open here is the finished file
-                raise finished_upload(place, plan)
-            yield part, plan
-
-
-def finished_upload(place: "Place", plan: Plan) -> Refusal:
-    """The error for an upload without a part: not found, or complete.
-
-    It is complete as long as the file that it became stands in its place."""
-    for number in range(MAX_NUMBER if plan.over == "number" else 1):
-        name = numbered(plan.names[-1], number)
-        info = place.beside(name).stat()
-        same = info and (info.st_ino, info.st_mtime_ns) == (plan.file, plan.time)
-        if info and same and stat.S_ISREG(info.st_mode) and plan.length in (None, info.st_size):
-            return Complete(url_path([*plan.names[:-1], name]), info.st_size)
-    return Refusal(404, "there is no such upload")
-
-
-METHODS: dict[str, Callable[[Connection, Request], Answer]] = {
-    "GET": get,
-    "HEAD": get,
-    "OPTIONS": options,
-    "PUT": put,
-    "POST": post,
-    "PATCH": patch,
-    "DELETE": delete,
-    "MKCOL": mkcol,
-    "MOVE": move,
-}
-PHRASES = {status.value: status.phrase for status in HTTPStatus}
-
-
-# --- header fields and names: values in, values out ---
 # Conditions, ranges, negotiation (RFC 9110).
+
 CONDITIONS = frozenset(("if-match", "if-none-match", "if-modified-since", "if-unmodified-since"))
+
 PACKED = {"gzip": "application/gzip", "bzip2": "application/x-bzip2", "xz": "application/x-xz"}
+
 # the year 1000: HTTP's years have four digits, and a broken disk may give any time
 EARLIEST = -30610224000
+
 # for what has no date: NaN is neither before nor after any, so conditions on dates are ignored
 # (§13.1.3, §13.1.4)
 NO_DATE = float("nan")
+
 TAG = re.compile(r'(W/)?("[^"]*")')
+
 RANGE = re.compile(r"[ \t]*(?:([0-9]{1,40})-([0-9]{0,40})|-([0-9]{1,40}))[ \t]*")
 
 
@@ -1842,8 +482,18 @@ def bare_tag(info: os.stat_result) -> str:
     return f"{info.st_mtime_ns:x}-{info.st_size:x}-{info.st_ino:x}"
 
 
+def facts_of(info: os.stat_result) -> tuple[int, ...]:
+    return info.st_ino, info.st_size, info.st_ctime_ns, info.st_mtime_ns, info.st_dev
+
+
 def etag(info: os.stat_result, coding: str = "") -> str:
     return f'"{bare_tag(info)}{coding}"'
+
+
+@functools.lru_cache(maxsize=64)
+def status_line(status: int, seconds: int, dated: bool) -> bytes:
+    date = f"Date: {http_date(seconds)}\r\n" if dated else ""
+    return f"HTTP/1.1 {status} {PHRASES[status]}\r\n{date}".encode()
 
 
 @functools.lru_cache(maxsize=1024)
@@ -1968,7 +618,7 @@ def type_of(name: str) -> str:
         return PACKED.get(packed, "application/octet-stream")
     kind = mimetypes.types_map.get(extension, "application/octet-stream")
     is_text = kind.startswith("text/") or kind.endswith(("javascript", "json"))
-    return kind + "; charset=utf-8" * is_text
+    return kind + UTF_8 * is_text
 
 
 def disposition(name: str) -> str:
@@ -1996,6 +646,7 @@ def digest_field(digest: bytes) -> str:
     return f"sha-256=:{base64.b64encode(digest).decode()}:"
 
 
+# Who asks, and for whom.
 @functools.lru_cache(maxsize=256)
 def is_own_host(host: str, names: frozenset[str]) -> bool:
     """Whether a Host means this machine.
@@ -2011,6 +662,7 @@ def is_own_host(host: str, names: frozenset[str]) -> bool:
 
 
 PAIR = re.compile(rf'({TOKEN})=({TOKEN}|"[^"\\]*")')  # a piece of an element of Forwarded
+
 HOP = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::[0-9]+)?|([0-9.]+)(?::[0-9]+)?|([0-9A-Fa-f:.]+)")
 
 
@@ -2068,6 +720,8 @@ def parameters(query: str) -> Fields:
     return {}
 
 
+# --- names and the folder: nothing outside of it, and only whole files in it ---
+
 WINDOWS_NAME = re.compile(
     r'.*[\\:<>"|?*\x00-\x1f].*|.*[. ]|(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?', re.DOTALL
 )
@@ -2089,59 +743,7 @@ def check_depth(depth: int) -> None:
         raise Refusal(403, f"more than {MAX_DEPTH} folders deep")
 
 
-# Forms, names, the log.
-FILENAME = re.compile(
-    rb'(?:^|;)[ \t]*filename=(?:"((?:[^"\\]|\\.)*)"|([^;"]+))', re.IGNORECASE | re.DOTALL
-)
-DISPOSITION = re.compile(rb"^content-disposition:.*", re.IGNORECASE | re.MULTILINE)
-FIELD_NAME = re.compile(rb';[ \t]*name="?([^";]*)', re.IGNORECASE)
 UNPRINTABLE = re.compile(r"[^ !#-\[\]-~]")
-
-
-def boundary_of(content_type: str) -> bytes:
-    found = re.search(
-        r';[ \t]*boundary=(?:"([^"]{1,70})"|([^\s;"]{1,70}))', content_type, re.IGNORECASE
-    )
-    if not found:
-        raise Refusal(400, "a form needs a boundary", close=True)
-    return (found[1] or found[2]).encode("latin-1")
-
-
-def filename_in(disposition: bytes) -> bytes:
-    """The filename of a Content-Disposition, in quotes or without; b"" when there is none."""
-    found = FILENAME.search(disposition)
-    if not found:
-        return b""
-    return found[2].strip() if found[2] else re.sub(rb'\\(["\\])', rb"\1", found[1])
-
-
-def form_file_name(head: bytes) -> str:
-    """The name of the file in a field of a form, "" when it holds none (RFC 7578).
-
-    Only the last component counts, except in a field called folder: there the path below the
-    folder that was chosen."""
-    found = DISPOSITION.search(head)
-    line = found[0] if found else b""
-    raw = filename_in(line)
-    for escape, byte in (b"%22", b'"'), (b"%0D", b"\r"), (b"%0A", b"\n"):
-        raw = raw.replace(escape, byte)
-    name, field = os.fsdecode(raw), FIELD_NAME.search(line)
-    return name if field and field[1] == b"folder" else re.split(r"[/\\]", name)[-1]
-
-
-def suggested_name(request: Request) -> str:
-    """The name for a body that is posted to a folder.
-
-    It comes from Content-Disposition, or from time and type."""
-    wanted = request.fields.get("content-disposition", "").encode("latin-1")
-    found = re.search(rb"filename\*=UTF-8''([^\s;]+)", wanted, re.IGNORECASE)
-    if found:
-        # a backslash in it is meant as one: our page sends it so
-        return os.fsdecode(urllib.parse.unquote_to_bytes(found[1])).rpartition("/")[2]
-    if plain := filename_in(wanted):
-        return re.split(r"[/\\]", os.fsdecode(plain))[-1]
-    kind = request.fields.get("content-type", "").partition(";")[0].strip().lower()
-    return time.strftime("upload-%Y%m%d-%H%M%S") + (mimetypes.guess_extension(kind) or ".bin")
 
 
 def numbered(name: str, number: int) -> str:
@@ -2160,10 +762,18 @@ def utf8_name(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "replace")
 
 
-def name_order(found: tuple[bool, str]) -> tuple[bool, str, str]:
-    """Folders before files, each by name as people sort it."""
+ACCENTS = re.compile("[\u0300-\u036f]")
+NUMBER = re.compile("0*([0-9]+)")
+
+
+def name_order(found: tuple[bool, str]) -> tuple[bool, bytes, str]:
+    """Folders before files, each by name as people sort it: natural() of the page does the same.
+
+    Accents and case count for nothing, and numbers by their value: their length stands first."""
     is_file, name = found
-    return is_file, utf8_name(name).casefold(), name
+    plain = ACCENTS.sub("", unicodedata.normalize("NFD", utf8_name(name))).lower()
+    key = NUMBER.sub(lambda digits: f"0{chr(len(digits[1]))}{digits[1]}", plain)
+    return is_file, key.encode("utf-16-be"), name  # in JavaScript, texts are UTF-16
 
 
 def printable_name(name: str) -> str:
@@ -2182,13 +792,6 @@ def printable(text: str) -> str:
     return UNPRINTABLE.sub(lambda found: f"\\x{ord(found[0]):02x}", text[:1000])
 
 
-@functools.lru_cache(maxsize=16)
-def log_time(seconds: int) -> str:
-    """As in [10/Oct/2000:13:55:36 -0700], in English: nothing here calls setlocale()."""
-    return time.strftime("[%d/%b/%Y:%H:%M:%S %z]", time.localtime(seconds))
-
-
-# --- the folder: nothing outside of it, and only whole files in it ---
 Where = Union[int, str]  # noqa: UP007  (3.9) an open folder; its path where the system has no dir_fd
 
 
@@ -2366,6 +969,14 @@ def open_leaf(place: Place) -> Found:
 
 def inside(where: Where, name: str) -> Place:
     return Place(where, name) if isinstance(where, int) else Place(None, os.path.join(where, name))
+
+
+def read_at(descriptor: int, size: int, offset: int) -> bytes:
+    """Some bytes of a file. The descriptor belongs to one answer, so seeking is safe."""
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, size, offset)
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    return os.read(descriptor, size)
 
 
 SORTING = threading.Lock()  # one at a time: what sorting needs is a multiple of what is kept
@@ -2686,23 +1297,755 @@ def free_space(where: Where) -> int:
     return shutil.disk_usage(where).free
 
 
-# --- the server: one thread leads, the others follow ---
-class Task(NamedTuple):
-    """A request that takes longer, with its answer if that is made.
+# --- a connection: it reads requests and sends answers ---
 
-    Without a request, more of them are in the buffer."""
+PHRASES = {status.value: status.phrase for status in HTTPStatus}
+
+
+class Span(NamedTuple):
+    """Bytes of an open file: what sendfile() takes."""
+
+    descriptor: int
+    start: int
+    end: int
+
+
+Piece = Union[bytes, Span]  # noqa: UP007
+
+
+def size_of(piece: Piece) -> int:
+    return piece.end - piece.start if isinstance(piece, Span) else len(piece)
+
+
+def bytes_of(piece: Piece) -> bytes:
+    if not isinstance(piece, Span):
+        return piece
+    data, size = read_at(piece.descriptor, size_of(piece), piece.start), size_of(piece)
+    if len(data) < size:
+        raise Gone(f"the file shrank by {size - len(data)} bytes")
+    return data
+
+
+def only_span(answer: "Answer") -> Optional[Span]:
+    """The part of a file that is all there is to send."""
+    if isinstance(answer.pieces, list) and len(answer.pieces) == 1:
+        piece = answer.pieces[0]
+        return piece if isinstance(piece, Span) else None
+    return None
+
+
+class Answer:
+    """What is sent back: a short body, or pieces that are produced while they are sent."""
+
+    note = ""  # for the log
+    close = False  # the connection ends after it
+    block = b""  # its header fields, once they are made
+    source: "Optional[Source]" = None
+    # a file's tag, its size, and the ranges of it that are sent: what --once counts
+    share: Optional[tuple[str, int, Ranges]] = None
+
+    def __init__(
+        self,
+        status: int,
+        fields: Optional[Fields] = None,
+        body: bytes = b"",
+        pieces: Optional[Iterable[Piece]] = None,
+        length: Optional[int] = None,
+    ) -> None:
+        self.status, self.fields, self.body, self.pieces = status, fields or {}, body, pieces
+        # None if it is not known in advance
+        self.length = len(body) if pieces is None else length
+
+
+class Source(NamedTuple):
+    """The file that an answer was made of: the answer holds as long as all this does."""
+
+    path: str
+    facts: tuple[int, ...]
+    folders: list[str]  # on the way to it: none of them may be a link by now
+    packed: str  # a name that must not exist, "" if it does not matter
+
+    def is_current(self, root: Optional[int]) -> bool:
+        try:
+            for folder in self.folders:
+                if not stat.S_ISDIR(os.stat(folder, dir_fd=root, follow_symlinks=False).st_mode):
+                    return False
+            facts = facts_of(os.stat(self.path, dir_fd=root, follow_symlinks=False))
+        except OSError:
+            return False
+        return facts == self.facts and not (self.packed and os.access(self.packed, 0, dir_fd=root))
+
+
+def text_answer(status: int, text: str, fields: Optional[Fields] = None) -> Answer:
+    fields = {"Content-Type": "text/plain; charset=utf-8", **(fields or {})}
+    body = f"{status} {PHRASES[status]}: {text}\n" if text else ""
+    return Answer(status, fields, body.encode())
+
+
+def refusal_answer(refused: Refusal) -> Answer:
+    answer = text_answer(refused.status, refused.text, refused.fields)
+    answer.note, answer.close = refused.note, refused.close
+    return answer
+
+
+def as_refusal(problem: Exception) -> Refusal:
+    """What the client is told of a problem: a fixed text. The note for the log has the details."""
+    if isinstance(problem, Refusal):
+        return problem
+    note = reason_of(problem)
+    if isinstance(problem, Gone):
+        return Refusal(500, "what was asked for changed meanwhile", None, True, note)
+    if isinstance(problem, TimeoutError):
+        return Refusal(408, "the body did not arrive in time", None, True, note)
+    if isinstance(problem, ConnectionError):
+        return Refusal(400, "", None, True, f"left in the body: {note}")
+    if isinstance(problem, OSError):
+        status, text = PROBLEMS.get(problem.errno or 0, (500, "the server's system refused"))
+        fields = {"Retry-After": "5"} if status == 503 else {}
+        return Refusal(status, text, fields, note=str(problem) if status == 500 else text)
+    note = f"{type(problem).__name__}: {problem}"
+    return Refusal(500, "a mistake in the server", None, True, note)
+
+
+class State(enum.IntEnum):
+    """What a connection does now. Server.enter() alone changes it."""
+
+    HANDSHAKE = 1
+    IDLE = 2
+    HEAD = 3  # a head has begun
+    ANSWERING = 4  # no room for the rest of a short answer, or others have their turn
+    HANDED_OVER = 5  # a worker has it
+    LINGERING = 6  # answered for the last time: the client reads why
+    CLOSED = 7  # or not in any queue yet
+
+
+class Connection:
+    """A socket, and what has been read from it.
+
+    It belongs to the loop, or to the worker to which it was handed over."""
+
+    __slots__ = (
+        "args",
+        "body",
+        "buffer",
+        "deadline",
+        "events",
+        "held",
+        "hop",
+        "moved",
+        "part",
+        "peer",
+        "rest",
+        "scanned",
+        "sent",
+        "server",
+        "sock",
+        "span",
+        "state",
+        "unsent",
+        "waited",
+    )
+
+    def __init__(self, server: "Server", sock: socket.socket, peer: "Address") -> None:
+        self.server, self.sock, self.args = server, sock, server.args
+        # the peer, and the client of the last request: a proxy speaks for many
+        self.hop = self.peer = address((peer[0], 0)).rpartition(":")[0].strip("[]")
+        self.state, self.deadline, self.events = State.CLOSED, 0.0, 0
+        self.buffer = b""
+        self.scanned = self.sent = self.moved = 0
+        self.waited = 0.0
+        # what is to be sent next: bytes, then those of a file
+        self.rest: Data = b""
+        self.span: Span | None = None
+        self.unsent: tuple[Optional[Request], Answer]  # whose answer that is, in the loop
+        self.held: list[Found] = []  # what is open for the answer under way
+        self.body: BodyReader  # of the request that a worker answers
+        self.part: Part | None = None  # what is being received
+
+    # In the loop: nothing here blocks.
+    def ready(self) -> None:
+        """Something has come, or there is room for the rest of an answer."""
+        if self.state is State.ANSWERING:
+            return self.advance() if not self.rest or self.send_rest() else None
+        try:
+            if self.state is State.HANDSHAKE and not self.handshake():
+                return None
+            data = self.sock.recv(SMALL)
+        except self.server.waits:
+            return self.await_head()
+        except OSError:
+            data = b""
+        if self.state is State.LINGERING:
+            return None if data else self.close()
+        if not data:
+            return self.client_closed()
+        self.buffer = self.buffer + data if self.buffer else data
+        return self.advance()
+
+    def advance(self) -> None:
+        """Answer the requests whose heads are here; pipelined ones in their order."""
+        for _ in range(MAX_PIPELINED):
+            try:
+                request = self.next_request()
+            except Refusal as refused:
+                return self.refuse_head(refused)
+            if request is None:
+                return self.await_head()
+            if not request.is_light:
+                return self.server.hand_over(Task(self, request, None))
+            answer = self.recall(request) or self.respond(request)
+            if answer.pieces is not None and not self.is_quick(answer):
+                return self.server.hand_over(Task(self, request, answer))
+            if not self.send_at_once(request, answer):
+                return None
+            if answer.source and answer.pieces is None and len(answer.body) <= KEPT_BODY:
+                request.kept = answer
+            if not self.buffer:
+                return self.await_head()
+        return self.server.enter(self, State.ANSWERING)  # after other connections have had a turn
+
+    def await_head(self) -> None:
+        """Idle until the first byte of a head; from then on its end has a deadline."""
+        if self.state is not State.HANDSHAKE:
+            self.server.enter(self, State.HEAD if self.buffer else State.IDLE)
+
+    def next_request(self) -> Optional[Request]:
+        """The next whole head, taken off the buffer; None while there is none."""
+        request, size = HEADS.get(self.buffer), len(self.buffer)
+        if not request:
+            size = self.head_size()
+            if not size:
+                return None
+            head = self.buffer[:size]
+            request = HEADS.get(head) or cached_head(head)
+        self.buffer, self.scanned, self.peer = self.buffer[size:], 0, self.hop
+        if self.server.is_proxy(self):
+            self.peer = client_behind(self.server.proxies, request.fields) or self.hop
+        return request
+
+    def head_size(self) -> int:
+        """Where the first head in the buffer ends; 0 while it has no end."""
+        if self.buffer[:1] in (b"\r", b"\n") and (found := EMPTY_LINES.match(self.buffer)):
+            # §2.2: some clients send an empty line after a body
+            self.buffer = self.buffer[found.end() :]
+        # before the search: its random bytes may hold two line ends, as the end of a head does
+        if self.buffer[:1] == b"\x16":
+            raise Refusal(
+                400, "this is TLS, and the port speaks without: the address begins with http://"
+            )
+        found = HEAD_END.search(self.buffer, max(0, self.scanned - 2))
+        self.scanned = len(self.buffer)
+        if (found.end() if found else self.scanned) > MAX_HEAD:
+            raise too_long(self.buffer[: MAX_HEAD + 1])
+        return found.end() if found else 0
+
+    def recall(self, request: Request) -> Optional[Answer]:
+        """What was answered to the same head, if its file is the same.
+
+        This costs one look at each name of the path, and opens nothing. What a password or the
+        time decides is never kept."""
+        answer = request.kept
+        if not answer or not answer.source:
+            return None
+        return answer if answer.source.is_current(self.server.shared.root) else None
+
+    def respond(self, request: Request) -> Answer:
+        answer = self.answer_to(request)
+        if request.method == "HEAD":  # the fields of GET with its length, and nothing else (§9.3.2)
+            answer.body, answer.pieces = b"", None
+        return answer
+
+    def answer_to(self, request: Request) -> Answer:
+        """The one place where a request becomes an answer, or an error becomes one."""
+        try:
+            check_request(self, request)
+            answer = METHODS[request.method](self, request)
+            return answer if request.method == "HEAD" else read_short(answer)
+        # a bug of this server too: the client must get an answer
+        except Exception as problem:  # noqa: BLE001
+            refused = as_refusal(problem)
+            wants_page = refused.text and "text/html" in request.fields.get("accept", "")
+            return error_page(request, refused) if wants_page else refusal_answer(refused)
+
+    def head(self, request: Optional[Request], answer: Answer) -> bytes:
+        """The status line and header fields."""
+        answer.block = answer.block or self.fields_block(request, answer)
+        dated = "date" not in self.server.replaced
+        return status_line(answer.status, int(time.time()), dated) + answer.block
+
+    def fields_block(self, request: Optional[Request], answer: Answer) -> bytes:
+        """None of the fields can hold a line end: what is made of names is percent-encoded."""
+        status, replaced = answer.status, self.server.replaced
+        fields = {**EMBEDDING, **answer.fields}
+        if status != 204 and status != 304:  # §8.6: these have no body and say no length
+            if answer.length is not None:
+                fields["Content-Length"] = str(answer.length)
+            elif request and request.minor:
+                fields["Transfer-Encoding"] = "chunked"
+        if answer.close:
+            fields["Connection"] = "close"
+        elif request and not request.minor:
+            fields["Connection"] = "keep-alive"
+        if replaced:
+            fields = {name: fields[name] for name in fields if name.lower() not in replaced}
+        values = "".join(fields.values())
+        if "\n" in values or "\r" in values:
+            raise ValueError(f"a line end in a header field: {fields}")
+        lines = "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
+        return f"{lines}{self.server.extra}\r\n".encode("latin-1")
+
+    def keeps_open(self, request: Optional[Request], answer: Answer) -> bool:
+        """Whether the connection goes on after this answer."""
+        if request is None or answer.close or self.server.stopping:
+            return False
+        return request.keep and (answer.length is not None or request.minor > 0)
+
+    def is_quick(self, answer: Answer) -> bool:
+        """Whether the kernel sends all of it in a moment: it is one range of a file."""
+        span = only_span(answer)
+        return span is not None and size_of(span) <= QUICK and self.is_direct()
+
+    def is_direct(self) -> bool:
+        """Whether sendfile() can be used. On a TLS socket it would send in the clear."""
+        return hasattr(os, "sendfile") and type(self.sock) is socket.socket
+
+    def send_at_once(self, request: Optional[Request], answer: Answer) -> bool:
+        """Send a short answer. Whether all of it is sent and the connection goes on."""
+        answer.close = not self.keeps_open(request, answer)
+        head = self.head(request, answer)
+        self.rest, self.unsent, self.sent = head + answer.body, (request, answer), -len(head)
+        self.span = only_span(answer)
+        return self.send_rest()
+
+    def send_rest(self) -> bool:
+        """The same with what is left of it. If the kernel has no room, the loop waits for that."""
+        (request, answer), before = self.unsent, self.sent
+        try:
+            while self.rest or self.span:
+                self.send_some()
+        except self.server.waits:
+            if self.sent > before or self.state is not State.ANSWERING:
+                self.server.enter(self, State.ANSWERING)
+            return False
+        except (Gone, OSError) as problem:
+            return self.give_up(f"left before the answer: {reason_of(problem)}")
+        if self.held:
+            self.release()
+        self.server.count_answer(self, request, answer, self.sent)
+        if answer.close:
+            # nothing is unread where the client has announced that it sends nothing more
+            whole = request and not request.keep and not self.buffer and not self.server.door.tls
+            (self.close if whole else self.linger)()
+        return not answer.close
+
+    def send_some(self) -> int:
+        """Send what the kernel has room for: bytes that are left, then those of a file."""
+        if self.rest:
+            data = self.rest[: self.server.slice]
+            count = self.sock.send(data, MORE) if self.span else self.sock.send(data)
+            self.rest = self.rest[count:]
+        elif self.span:
+            file, start, end = self.span
+            count = os.sendfile(self.sock.fileno(), file, start, min(SENDFILE, end - start))
+            if not count:
+                # the client sees that it got less than was announced
+                raise Gone(f"the file shrank by {end - start} bytes")
+            self.span = Span(file, start + count, end) if start + count < end else None
+        self.sent += count
+        return count
+
+    def give_up(self, note: str) -> bool:
+        if self.rest or self.span:
+            self.server.count_answer(self, *self.unsent, max(0, self.sent), note)
+        self.close()
+        return False
+
+    def overdue(self) -> None:
+        """Its deadline has passed."""
+        if self.state is State.LINGERING:
+            self.close()
+        elif self.state is State.ANSWERING:
+            self.give_up(f"silent for {self.args.timeout:g} s")
+        else:
+            self.refuse_head(Refusal(408, f"no whole head in {self.args.timeout:g} s"))
+
+    def refuse_head(self, refused: Refusal, request: Optional[Request] = None) -> None:
+        """Refuse a head that cannot be trusted, or a request that comes at the wrong moment.
+
+        What follows such a head cannot be trusted either, so the connection ends."""
+        if self.state is State.HANDSHAKE:
+            return self.refuse_handshake(OVERLOADED)
+        answer = refusal_answer(refused)
+        answer.close = True
+        is_head = request.method == "HEAD" if request else self.buffer.startswith(b"HEAD ")
+        answer.body = b"" if is_head else answer.body  # (§9.3.2)
+        self.send_at_once(request, answer)
+
+    def client_closed(self) -> None:
+        """The client closed between requests, or within a head."""
+        if self.buffer:
+            left = refusal_answer(Refusal(400, "left within the head"))
+            self.server.count_answer(self, None, left, 0)
+        self.close()
+
+    def linger(self) -> None:
+        """Close so that the answer arrives (§9.6).
+
+        A socket that is closed over unread bytes sends RST, which destroys the answer."""
+        self.buffer = b""  # or the rest would look like an unfinished head
+        try:
+            end_tls(self.sock)
+            self.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            return self.close()
+        self.server.enter(self, State.LINGERING)
+
+    def close(self) -> None:
+        self.server.enter(self, State.CLOSED)
+        self.release()
+        self.sock.close()
+
+    def handshake(self) -> bool:
+        """Continue the TLS handshake without blocking. True when it is complete.
+
+        A client that begins in the clear gets its error in the clear."""
+        import ssl
+
+        assert self.server.door.tls
+        if not isinstance(self.sock, ssl.SSLSocket):
+            first = socket.socket.recv(self.sock, 1, socket.MSG_PEEK)
+            if first not in (b"", b"\x16"):
+                self.server.enter(self, State.HEAD)
+                self.refuse_head(
+                    Refusal(400, "TLS is spoken on this port: the address begins with https://")
+                )
+                return False
+            # the selector knows sockets, and this becomes another one
+            self.server.watch(self, 0)
+            self.sock = over_tls(self.server.door.tls, self.sock)
+            self.server.watch(self, selectors.EVENT_READ)
+        try:
+            shake_hands(self.sock)
+        except self.server.waits:
+            raise
+        except OSError as error:
+            self.server.note(
+                f"{self.peer} no TLS: {getattr(error, 'reason', '') or error.strerror}"
+            )
+            self.close()
+            return False
+        self.server.enter(self, State.IDLE)
+        return True
+
+    def refuse_handshake(self, code: int) -> None:
+        """Send an alert before the handshake, which costs more than a refusal should."""
+        with contextlib.suppress(OSError):
+            socket.socket.send(self.sock, alert(code))
+        self.linger()
+
+    # In a worker: one thread, this one connection, and it may block.
+    def handle(self, request: Optional[Request], answer: Optional[Answer]) -> Callable[[], None]:
+        """Answer until the buffer holds no whole head. Return what the loop does next."""
+        try:
+            while request:
+                if not self.exchange(request, answer):
+                    return self.linger
+                request, answer = self.next_request() or self.next_request_soon(), None
+        except Refusal as refused:
+            return functools.partial(self.refuse_head, refused)
+        except (Gone, OSError):
+            return self.close
+        except Exception as bug:  # noqa: BLE001  a bug ends one connection, not the server
+            self.server.note(f"mistake: {bug!r}")
+            return self.close
+        return self.advance
+
+    def next_request_soon(self) -> Optional[Request]:
+        """The next request, if it follows at once, as when a folder is uploaded.
+
+        Giving the connection back to the loop would take longer than most uploads. With several
+        busy workers this does not wait: they would compete for the interpreter's lock."""
+        if len(self.server.queues[State.HANDED_OVER]) > 1 or not is_ready(
+            self.sock, False, NEXT_WAIT
+        ):
+            return None
+        with contextlib.suppress(*self.server.waits):
+            self.buffer += self.sock.recv(SMALL)
+        return self.next_request()
+
+    def exchange(self, request: Request, answer: Optional[Answer]) -> bool:
+        """One request, whatever it takes. Whether the connection goes on."""
+        self.sent, self.moved, self.waited = 0, 0, 0.0
+        self.body = BodyReader(self, request)
+        answer = answer or self.respond(request)
+        try:
+            answer.close = not self.keeps_open(request, answer) or not self.body.drain()
+            self.deliver(request, answer)
+        except (Gone, OSError, Refusal) as problem:
+            size = "?" if answer.length is None else answer.length
+            cut = f"ended at {self.sent} of {size} bytes: {reason_of(problem)}"
+            answer.note, answer.close = answer.note or cut, True
+            raise Gone from None
+        finally:
+            del self.body
+            self.release()
+            self.server.count_answer(self, request, answer, self.sent)
+        return not answer.close
+
+    def deliver(self, request: Request, answer: Answer) -> None:
+        head = self.head(request, answer)
+        self.sent = -len(head)
+        if answer.pieces is None:
+            return self.send(head + answer.body)
+        chunked = answer.length is None and request.minor > 0
+        left = answer.length or 0
+        # only full segments until all is sent: else each page of a file is a segment of its own
+        self.cork(1)
+        self.send(head)
+        for piece in answer.pieces:
+            left -= size_of(piece)
+            if left < 0 and answer.length is not None:
+                raise Gone("what is sent grew meanwhile")
+            if chunked and isinstance(piece, bytes):
+                self.send(b"%x\r\n%b\r\n" % (len(piece), piece) if piece else b"")
+            else:
+                self.send(piece)
+        if left > 0:
+            raise Gone(f"what is sent shrank by {left} bytes")
+        if chunked:
+            self.send(b"0\r\n\r\n")
+        self.cork(0)
+
+    def cork(self, on: int) -> None:
+        """Where the system has no such option, MSG_MORE at least keeps head and file together."""
+        if hasattr(socket, "TCP_CORK"):
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, on)
+
+    def send(self, piece: Piece) -> None:
+        """All of it: a part of a file inside the kernel, where that is possible."""
+        if isinstance(piece, bytes):
+            self.rest = memoryview(piece)
+        elif self.is_direct():
+            self.span = piece
+        else:
+            for at in range(piece.start, piece.end, PIECE):
+                self.send(bytes_of(piece._replace(start=at, end=min(at + PIECE, piece.end))))
+        while self.rest or self.span:
+            self.when_ready(True, self.send_some)
+
+    def buffered(self, most: int) -> bytes:
+        """What has been read already."""
+        data, self.buffer = self.buffer[:most], self.buffer[most:]
+        return data
+
+    def receive(self, space: memoryview) -> memoryview:
+        """What comes next, into at least RECORD bytes.
+
+        TLS returns one record at a time: this gathers all that have come for one write to the disk.
+        """
+        count = self.when_ready(False, self.sock.recv_into, space)
+        if not count:
+            raise ConnectionAbortedError(errno.ECONNABORTED, "the body ended early")
+        # nothing more has come, or an error that the next call will tell
+        with contextlib.suppress(OSError):
+            while (
+                self.server.door.tls
+                and len(space) - count >= RECORD
+                and (more := self.sock.recv_into(space[count:]))
+            ):
+                count += more
+        return space[:count]
+
+    def when_ready(self, writing: bool, call: Callable[..., int], *args: object) -> int:
+        """A call that sends or receives; again when the socket is ready, if it was not."""
+        while True:
+            try:
+                count = call(*args)
+                self.moved += count
+                return count
+            except self.server.waits:
+                self.wait(writing)
+            except OSError as error:
+                # TLS that breaks says so with numbers that mean something else to the system
+                raise ConnectionAbortedError(errno.ECONNABORTED, error.strerror) from None
+
+    def wait(self, writing: bool) -> None:
+        """Block until the socket is ready. Both silence and a slow trickle have a limit.
+
+        Only the time spent waiting for the client counts."""
+        began = time.monotonic()
+        seconds = min(LOOK_EVERY, self.args.timeout) if self.part else self.args.timeout
+        while not is_ready(self.sock, writing, seconds):
+            if self.part:
+                self.part.give_way()
+            if time.monotonic() - began >= self.args.timeout:
+                raise TimeoutError(f"silent for {self.args.timeout:g} s")
+        self.waited += time.monotonic() - began
+        if self.waited > self.args.timeout:
+            if self.moved < MIN_RATE * self.args.timeout:
+                raise TimeoutError(f"slower than {MIN_RATE} bytes a second")
+            self.moved, self.waited = 0, 0.0
+
+    def has_left(self) -> bool:
+        """Whether the client has closed, where the system tells that.
+
+        A client that closes only its sending side looks the same. So ask this only after a while,
+        and answer all the same."""
+        if not hasattr(select, "poll"):
+            return False
+        poll = select.poll()
+        # poll() reports errors and the end of both directions unasked
+        poll.register(self.sock, getattr(select, "POLLRDHUP", 0))
+        return bool(poll.poll(0))
+
+    def hold(self, found: "Found") -> "Found":
+        self.held.append(found)
+        return found
+
+    def release(self) -> None:
+        while self.held:
+            self.held.pop().close()
+
+
+class BodyReader:
+    """Reads a request's body on demand.
+
+    A client that waits for 100 Continue gets it with the first read."""
+
+    def __init__(self, conn: "Connection", request: Request) -> None:
+        self.conn, self.request = conn, request
+        self.left = request.length
+        self.space: memoryview | None = None
+        self.whole = not request.has_body
+        self.asked = "expect" not in request.fields or not request.minor
+        self.trailer: Fields = {}
+        # one generator for all readers: each continues where the last one stopped
+        self.pieces = self.read()
+
+    def read(self) -> Iterator[Data]:
+        if self.whole:
+            return
+        if not self.asked:
+            self.asked = True
+            self.conn.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if self.request.chunked:
+            yield from self.chunks()
+        while self.left:
+            data = self.receive(self.left)
+            self.left -= len(data)
+            yield data
+        self.whole = True
+
+    def receive(self, most: int) -> Data:
+        if not self.conn.buffer and most >= RECORD:
+            return self.receive_more(most)
+        if not self.conn.buffer:
+            self.conn.buffer += self.receive_more(RECORD)
+        return self.conn.buffered(most)
+
+    def receive_more(self, most: int) -> memoryview:
+        """The next bytes. The next call overwrites them.
+
+        One buffer serves all calls, which is twice as fast as new ones."""
+        self.space = self.space or memoryview(bytearray(PIECE))
+        return self.conn.receive(self.space[:most])
+
+    def read_line(self, most: int) -> bytes:
+        """A line up to its CRLF, of at most so many bytes."""
+        conn = self.conn
+        while (end := conn.buffer.find(b"\n")) < 0 and len(conn.buffer) < most + 2:
+            conn.buffer += self.receive_more(RECORD)
+        line = conn.buffered(end + 1)
+        if line[-2:] != b"\r\n" or end > most + 1:
+            raise Refusal(400, "a line of a chunked body is too long or does not end in CRLF")
+        return line[:-2]
+
+    def chunks(self) -> Iterator[Data]:
+        """RFC 9112 §7.1, strictly: what is doubtful here could hide another request."""
+        while size := self.chunk_size():
+            while size:
+                data = self.receive(size)
+                size -= len(data)
+                yield data
+            if self.read_line(2):
+                raise Refusal(400, "a chunk is longer than its size")
+        left = MAX_TRAILER
+        while line := self.read_line(left):
+            left -= len(line)
+            found = FIELD.fullmatch(line.decode("latin-1"))
+            if not found or left <= 0:
+                raise Refusal(400, "the trailer is malformed or too long")
+            self.trailer[found[1].lower()] = found[2].strip()
+
+    def chunk_size(self) -> int:
+        found = re.fullmatch(
+            rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?", self.read_line(MAX_LINE)
+        )
+        if not found:
+            raise Refusal(400, "a chunk's size is not in hex digits")
+        return int(found[1], 16)
+
+    def drain(self) -> bool:
+        """Read a body that nobody wants, if it is short and the client is sending it.
+
+        The next request stands behind it."""
+        if not self.asked or self.left > DRAIN:
+            return self.whole
+        taken = 0
+        # a broken body ends the connection, but not before the answer
+        with contextlib.suppress(OSError, Refusal):
+            for data in self.pieces:
+                taken += len(data)
+                if taken > DRAIN:
+                    return False
+        return self.whole
+
+
+def reason_of(problem: Exception) -> str:
+    return getattr(problem, "strerror", "") or str(problem)
+
+
+def read_short(answer: Answer) -> Answer:
+    """A few bytes of files are read at once: they need no thread of their own."""
+    if isinstance(answer.pieces, list) and (answer.length or 0) <= SMALL:
+        answer.body, answer.pieces = b"".join(map(bytes_of, answer.pieces)), None
+    return answer
+
+
+def is_ready(sock: socket.socket, writing: bool, seconds: float) -> bool:
+    if hasattr(select, "poll"):  # select() has no descriptors above 1023
+        poll = select.poll()
+        poll.register(sock, select.POLLOUT if writing else select.POLLIN)
+        return bool(poll.poll(1000 * seconds))
+    return any(select.select([] if writing else [sock], [sock] if writing else [], [], seconds))
+
+
+# --- the loop: one thread for all that is short ---
+
+
+class Task(NamedTuple):
+    """A request that takes longer, with its answer if that is made."""
 
     conn: Connection
-    request: Optional[Request]
+    request: Request
     answer: Optional[Answer]
 
 
-class Server:
-    """One thread leads: it waits for all sockets at once and sends short answers itself.
+# what the selector waits for in each state
+WAITS_FOR = {
+    State.HANDSHAKE: selectors.EVENT_READ,
+    State.IDLE: selectors.EVENT_READ,
+    State.HEAD: selectors.EVENT_READ,
+    State.ANSWERING: selectors.EVENT_WRITE,
+    State.LINGERING: selectors.EVENT_READ,
+}
 
-    Before it does what takes longer, it hands the lead to another thread. So an idle or slow
-    connection costs a socket, a long transfer costs a thread, and no short request waits for a long
-    one."""
+
+class Server:
+    """The loop, in the main thread: it waits for all sockets and answers itself what is short.
+
+    What takes long is left in a queue from which workers take it. So an idle or slow connection
+    costs a socket, a long transfer costs a thread, and no short request waits for a long one."""
 
     def __init__(
         self,
@@ -2713,18 +2056,16 @@ class Server:
         stop: "Stop",
         log: int,
     ) -> None:
-        self.door, self.slice = door, TLS_SLICE if door.tls else SLICE
+        self.door, self.slice = door, TLS_SLICE if door.tls else SENDFILE
         # these mean: nothing can be read or written now
         self.waits: tuple[type[OSError], ...] = (BlockingIOError,)
         if door.tls:
             import ssl
 
             self.waits += ssl.SSLWantReadError, ssl.SSLWantWriteError
-        self.secret = (
-            hashlib.sha256(door.guard.password.encode("utf-8", "surrogateescape")).digest()
-            if door.guard
-            else b""
-        )
+        password = door.guard.password if door.guard else ""
+        self.secret = hashlib.sha256(password.encode("utf-8", "surrogateescape")).digest()
+        # the bell too: a signal, the last answer and a worker all ring it
         self.args, self.sock, self.shared, self.stop = args, sock, shared, stop
         self.read_only = args.read_only or bool(shared.only)
         self.allowed = ", ".join(name for name in METHODS if name in READING or not self.read_only)
@@ -2733,25 +2074,19 @@ class Server:
         self.replaced = frozenset(line.partition(":")[0].lower() for line in args.header)
         self.extra = "".join(f"{line}\r\n" for line in args.header)
         self.selector = selectors.DefaultSelector()
-        self.waker, self.woken = socket.socketpair()
-        self.woken.setblocking(False)
-        # the second guards what threads change without the lead
-        self.lead, self.lock = threading.Lock(), threading.Lock()
-        self.freed = threading.Condition(self.lock)  # a busy connection was returned
-        self.connections: set[Connection] = set()
-        # between two requests, the longest idle first
-        self.idle: dict[Connection, None] = {}
-        # a head has begun: its deadline, the next one first
-        self.heads: dict[Connection, float] = {}
-        # to be closed when the client has read its answer, or at this time
-        self.lingering: dict[Connection, float] = {}
-        self.busy: set[Connection] = set()  # handed to a thread
-        # what the leader does next with connections that threads return
-        self.returned: deque[Callable[[], object]] = deque()
-        self.waiting = self.count = 0  # threads that wait for the lead, answers
+        # the connections in each state: since all may stay in it for the same time, the first
+        # deadline comes first, and the one that has been idle longest
+        self.queues: dict[State, dict[Connection, None]] = {state: {} for state in State}
+        self.patience = dict.fromkeys(State, args.timeout)
+        self.patience |= {State.LINGERING: LINGER, State.IDLE: FOREVER, State.HANDED_OVER: FOREVER}
+        self.tasks: queue.SimpleQueue[Optional[Task]] = queue.SimpleQueue()  # for the workers
+        self.workers = 0
+        self.later: deque[Callable[[], None]] = deque()  # for the loop
+        self.lock = threading.Lock()  # guards what several threads count
+        self.count = 0  # answers
         self.lines: deque[str] = deque()
         self.log_to, self.lost = log, 0  # lines that could not be written
-        self.log_at = self.accept_at = 0.0
+        self.log_at, self.accept_at = 0.0, FOREVER
         self.digests: dict[tuple[int, ...], bytes] = {}
         self.hashing: dict[tuple[int, ...], Hashing] = {}  # digests under way
         # folders that were searched for old parts, and the hour
@@ -2761,154 +2096,93 @@ class Server:
         self.stopping = self.satisfied = False
         self.progress = time.monotonic()
         self.selector.register(sock, selectors.EVENT_READ, self.accept)
-        self.selector.register(self.woken, selectors.EVENT_READ, self.take_returned)
+        self.selector.register(stop, selectors.EVENT_READ, stop.drain)
 
     def run(self) -> int:
-        """The main thread only waits for a signal: Python runs signal handlers in no other."""
-        if not self.start_thread():
-            self.close()
-            raise Failure(
-                2,
-                "cannot start a thread",
-                "the system has no memory or process left for one",
-                "ulimit -a shows what it allows",
-            )
-        while not self.stop.asked and not self.stopping:
-            left = self.progress + self.args.timeout - time.monotonic() if self.args.once else None
-            if left is not None and left <= 0 and not self.busy:
-                break
-            select.select([self.stop], [], [], left if left is None else max(0.05, left))
-            self.stop.drain()
+        while not self.stop.asked and not self.stopping and self.turn(self.patience_of_once()):
+            pass
         return self.finish(self.stop.asked)
 
-    def start_thread(self) -> bool:
-        with self.lock, contextlib.suppress(RuntimeError):  # the system has none left
-            if len(self.busy) < MAX_THREADS:
-                threading.Thread(target=self.run_thread, daemon=True).start()
-                self.waiting += 1
-                return True
-        return False
+    def patience_of_once(self) -> float:
+        waits = self.args.once and not self.queues[State.HANDED_OVER]
+        return self.progress + self.args.timeout if waits else FOREVER
 
-    def run_thread(self) -> None:
-        """A thread's life: wait for the lead, lead until a slow task comes, hand over, do it."""
-        while True:
-            with self.lead:
-                with self.lock:
-                    self.waiting -= 1
-                task = self.take_lead()
-            if task:
-                task.conn.handle(task.request, task.answer)
-            with self.lock:
-                if self.stopping or self.waiting >= SPARE_THREADS:
-                    return
-                self.waiting += 1
-
-    def take_lead(self) -> Optional[Task]:
-        """Until something slow is to be done, with another thread there to lead meanwhile."""
-        while not self.stopping:
-            for key, _ in self.selector.select(self.next_timeout()):
-                task = self.call(key.data)
-                if task and self.hand_over(task):
-                    return task
-            self.handle_timeouts()
-        return None
-
-    def call(self, callback: Callable[[], Optional[Task]]) -> Optional[Task]:
-        try:
-            return callback()
-        except Exception as bug:  # noqa: BLE001  a bug must not end the leader
-            self.note(f"mistake: {bug!r}")
-            if isinstance(owner := getattr(callback, "__self__", None), Connection):
-                owner.release()
-                owner.close()
-            return None
-
-    def hand_over(self, task: Task) -> bool:
-        """Give a connection to the thread that calls, if another one is there to lead."""
-        conn = task.conn
-        if not self.has_room(task) or not self.waiting and not self.start_thread():
-            conn.release()
-            # an error in the middle of this answer would look like a piece of it
-            if task.answer and task.answer.rest:
-                self.note(f"{conn.peer} cut off within an answer: too many transfers at once")
-                conn.close()
-            else:
-                conn.refuse_head(
-                    Refusal(503, "too many transfers at once", {"Retry-After": "5"}), task.request
-                )
-            return False
-        self.unwatch(conn)
-        with self.lock:
-            self.busy.add(conn)
-        return True
-
-    def has_room(self, task: Task) -> bool:
-        """Whether a client may have one more transfer.
-
-        One address may have as many as are left for others, and half of that when it uploads. So
-        there is always room for another address, and for an answer to the same one."""
-        client = network(task.conn.peer)
-        with self.lock:
-            left = MAX_THREADS - len(self.busy)
-            own = sum(network(conn.peer) == client for conn in self.busy)
-        return own < (left // 2 if task.request and task.request.has_body else left)
-
-    def return_connection(self, conn: Connection, what_next: Callable[[], object]) -> None:
-        """Return it to the leader: only the leader touches the selector and the queues."""
-        with self.lock:
-            self.busy.discard(conn)
-            self.freed.notify_all()
-        self.returned.append(what_next)  # from now on the next thread may be busy with it
-        self.wake()
-
-    def next_timeout(self) -> Optional[float]:
-        """Seconds until something is due although no socket is ready."""
+    def turn(self, end: float) -> bool:
+        """One turn of the loop. False when that time is reached."""
+        firsts = (next(iter(each)).deadline for each in self.queues.values() if each)
+        due = min(end, self.accept_at, *firsts, self.log_at + LOG_DELAY if self.lines else FOREVER)
+        left = None if due == FOREVER else max(0.0, due - time.monotonic())
+        for key, _ in self.selector.select(0 if self.later else left):
+            self.call(key.data)
+        for _ in range(len(self.later)):
+            self.call(self.later.popleft())
         now = time.monotonic()
-        due = [next(iter(queue.values())) for queue in (self.heads, self.lingering) if queue]
-        due += [self.log_at + LOG_DELAY] if self.lines else []
-        due += [self.accept_at] if self.accept_at else []
-        return max(0.0, min(due) - now) if due else None
-
-    def handle_timeouts(self) -> None:
-        now = time.monotonic()
-        while self.heads and (first := next(iter(self.heads.items())))[1] <= now:
-            first[0].refuse_head(Refusal(408, f"no whole head in {self.args.timeout:g} s"))
-        while self.lingering and (first := next(iter(self.lingering.items())))[1] <= now:
-            first[0].close()
-        if self.accept_at and self.accept_at <= now:
-            self.accept_at = 0.0
+        for waiting in self.queues.values():
+            while waiting and (first := next(iter(waiting))).deadline <= now:
+                self.call(first.overdue)
+        if self.accept_at <= now:
+            self.accept_at = FOREVER
             self.selector.register(self.sock, selectors.EVENT_READ, self.accept)
         if self.lines and (now - self.log_at > LOG_DELAY or len(self.lines) > 1000):
             self.write_log(now)
+        return now < end
 
-    # What connections ask of the server.
-    def accept(self) -> Optional[Task]:
+    def call(self, callback: Callable[[], object]) -> None:
+        try:
+            callback()
+        except Exception as bug:  # noqa: BLE001  a bug must not end the loop
+            self.note(f"mistake: {bug!r}")
+            if isinstance(owner := getattr(callback, "__self__", None), Connection):
+                owner.close()
+
+    def enter(self, conn: Connection, state: State) -> None:
+        """The one place where the state of a connection changes.
+
+        The deadline of a head stays, or one byte at a time could put it off."""
+        if state is conn.state is State.HEAD:
+            return
+        self.queues[conn.state].pop(conn, None)
+        conn.deadline = time.monotonic() + self.patience[state]
+        if state is not State.CLOSED:
+            self.queues[state][conn] = None
+        if state is not conn.state:
+            conn.state = state
+            self.watch(conn, WAITS_FOR.get(state, 0))
+
+    def watch(self, conn: Connection, events: int) -> None:
+        if events == conn.events:
+            return
+        if not conn.events:
+            self.selector.register(conn.sock, events, conn.ready)
+        elif events:
+            self.selector.modify(conn.sock, events, conn.ready)
+        else:
+            self.selector.unregister(conn.sock)
+        conn.events = events
+
+    def accept(self) -> None:
         try:
             sock, peer = self.sock.accept()
         except (BlockingIOError, ConnectionError):
-            return None  # another process took it, or the client left
+            return  # the client left
         except OSError as error:
             # EMFILE, ENFILE, ENOBUFS, ENOMEM: nothing is wrong with the listening socket
             self.note(f"cannot accept ({error.strerror}): pausing")
             self.accept_at = time.monotonic() + ACCEPT_PAUSE
             self.selector.unregister(self.sock)
-            return None
+            return
         sock.setblocking(False)
-        conn = Connection(self, sock, peer)
-        self.connections.add(conn)
-        self.watch(conn)
-        guard = self.door.guard
-        asked = self.door.tls and not self.args.public_read and not self.is_proxy(conn)
-        if asked and guard and guard.wait(conn.peer):
-            conn.refuse_handshake(DENIED)
-            return None
-        full = len(self.connections) > self.args.max_clients + len(self.lingering)
-        if full and not self.end_idle() and not self.end_slow(conn):
+        conn, guard = Connection(self, sock, peer), self.door.guard
+        count = sum(map(len, self.queues.values())) - len(self.queues[State.LINGERING])
+        if self.door.tls:
+            self.enter(conn, State.HANDSHAKE)
+            asked = guard and not self.args.public_read and not self.is_proxy(conn)
+            if asked and guard and guard.wait(conn.peer):
+                return conn.refuse_handshake(DENIED)
+        if count >= self.args.max_clients and not self.end_idle() and not self.end_slow(conn):
             text = f"there are {self.args.max_clients} clients"
-            conn.refuse_head(Refusal(503, text, {"Retry-After": "5"}))
-            return None
-        self.await_head(conn)
-        return conn.readable()
+            return conn.refuse_head(Refusal(503, text, {"Retry-After": "5"}))
+        conn.ready()
 
     def is_proxy(self, conn: Connection) -> bool:
         return conn.hop in self.proxies
@@ -2917,7 +2191,7 @@ class Server:
         """Close the connection that has been idle longest, for a new client (RFC 9112 §9.5).
 
         False if none is idle."""
-        for conn in self.idle:
+        for conn in self.queues[State.IDLE]:
             # unless its next request is here, not read yet
             if not is_ready(conn.sock, False, 0):
                 conn.linger()
@@ -2928,65 +2202,65 @@ class Server:
         """Close the oldest connection within a head, of an address that has half, for a new client.
 
         False if no address has half of all clients there."""
-        counts = Counter(network(conn.hop) for conn in self.heads)
-        for client, count in counts.most_common(1):
+        slow = [*self.queues[State.HANDSHAKE], *self.queues[State.HEAD]]
+        for client, count in Counter(network(conn.hop) for conn in slow).most_common(1):
             if 2 * count >= self.args.max_clients and client != network(new.hop):
-                slow = next(conn for conn in self.heads if network(conn.hop) == client)
-                slow.refuse_head(Refusal(503, "another client needs the place"))
+                first = next(conn for conn in slow if network(conn.hop) == client)
+                first.refuse_head(Refusal(503, "another client needs the place"))
                 return True
         return False
 
-    def take_returned(self) -> None:
-        with contextlib.suppress(OSError):
-            self.woken.recv(4096)
-        while self.returned:
-            self.returned.popleft()()
+    def hand_over(self, task: Task) -> None:
+        """Leave a connection to a worker, or refuse what it asks."""
+        busy = self.queues[State.HANDED_OVER]
+        self.enter(task.conn, State.HANDED_OVER)
+        if self.has_room(task) and (len(busy) <= self.workers or self.start_worker()):
+            return self.tasks.put(task)
+        full = Refusal(503, "too many transfers at once", {"Retry-After": "5"})
+        return task.conn.refuse_head(full, task.request)
 
-    def wake(self) -> None:
-        with contextlib.suppress(OSError):
-            self.waker.send(b"\0")
+    def has_room(self, task: Task) -> bool:
+        """Whether a client may have one more transfer.
 
-    def watch(self, conn: Connection) -> None:
-        self.selector.register(conn.sock, selectors.EVENT_READ, conn.readable)
+        One address may have as many as are left for others, and half of that when it uploads. So
+        there is always room for another address, and for an answer to the same one."""
+        client, busy = network(task.conn.peer), self.queues[State.HANDED_OVER]
+        left = MAX_THREADS - len(busy) + 1  # it has entered
+        own = sum(network(conn.peer) == client for conn in busy)
+        return own <= (left // 2 if task.request.has_body else left)
 
-    def unwatch(self, conn: Connection) -> None:
-        with contextlib.suppress(KeyError, ValueError, OSError):
-            self.selector.unregister(conn.sock)
+    def start_worker(self) -> bool:
+        with contextlib.suppress(RuntimeError):  # the system has none left
+            threading.Thread(target=self.work, daemon=True).start()
+            self.workers += 1
+            return True
+        return False
 
-    def await_head(self, conn: Connection) -> None:
-        """Idle until the first byte of a head or handshake; from then on its end has a deadline."""
-        if conn.in_handshake or conn.buffer:
-            self.idle.pop(conn, None)
-            self.heads.setdefault(conn, time.monotonic() + self.args.timeout)
-        else:
-            self.heads.pop(conn, None)
-            self.idle[conn] = None
+    def work(self) -> None:
+        """A worker: a connection is its own until it is given back."""
+        while task := self.tasks.get():
+            what_next = task.conn.handle(task.request, task.answer)
+            del task
+            self.do_later(functools.partial(self.take_back, what_next))
 
-    def await_no_head(self, conn: Connection) -> None:
-        self.idle.pop(conn, None)
-        self.heads.pop(conn, None)
+    def take_back(self, what_next: Callable[[], None]) -> None:
+        """In the loop again: what was handed over goes on."""
+        self.call(what_next)
+        if self.workers > len(self.queues[State.HANDED_OVER]) + SPARE_THREADS:
+            self.workers -= 1
+            self.tasks.put(None)
 
-    def linger(self, conn: Connection) -> None:
-        if conn.sock not in self.selector.get_map():
-            self.watch(conn)
-        self.await_no_head(conn)
-        self.lingering[conn] = time.monotonic() + LINGER
-        if len(self.lingering) > MAX_LINGERING:
-            next(iter(self.lingering)).close()
-
-    def forget(self, conn: Connection) -> None:
-        self.unwatch(conn)
-        self.connections.discard(conn)
-        self.await_no_head(conn)
-        self.lingering.pop(conn, None)
+    def do_later(self, what: Callable[[], None]) -> None:
+        """From any thread: the loop does this in its next turn."""
+        self.later.append(what)
+        self.stop.wake()
 
     def digest(self, conn: Connection, found: Found) -> Optional[bytes]:
         """SHA-256 of a file, cached while the file stays the same and unchanged.
 
         None if too many others ask: the client only prefers to get one (RFC 9530 §4)."""
         info = found.info
-        key = info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
-        settled = time.time() - info.st_ctime > UNCHANGED
+        key, settled = facts_of(info), is_settled(info)
         shared = key if settled else (*key, id(conn))
         with self.lock:
             if key in self.digests:
@@ -3022,23 +2296,27 @@ class Server:
         remove_old_parts(place)
 
     def count_answer(
-        self, conn: Connection, request: Optional[Request], answer: Answer, sent: int
+        self,
+        conn: Connection,
+        request: Optional[Request],
+        answer: Answer,
+        sent: int,
+        cut: str = "",
     ) -> None:
         """Log an answer in Common Log Format, with a note in quotes if there is more to say.
 
         Also count it for --requests and --once."""
+        note = answer.note or cut
         if not self.args.quiet:
-            now = int(time.time())
-            line = request.line if request else "-"
-            note = f' "{printable(answer.note)}"' if answer.note else ""
-            self.lines.append(
-                f'{conn.peer} - - {log_time(now)} "{line}" {answer.status} {sent or "-"}{note}\n'
-            )
-        self.progress = time.monotonic()
+            line = f'"{request.line}" {answer.status}' if request else f'"-" {answer.status}'
+            noted = f' "{printable(note)}"' if note else ""
+            when = log_time(int(time.time()))
+            self.lines.append(f"{conn.peer} - - {when} {line} {sent or '-'}{noted}\n")
         with self.lock:
             self.count += 1
-            reads = request and request.method == "GET" and not answer.note
-            if self.args.once and reads and answer.share:
+            if self.args.once:
+                self.progress = time.monotonic()
+            if self.args.once and request and request.method == "GET" and not note and answer.share:
                 tag, size, sent_now = answer.share
                 ranges = self.received.setdefault((conn.peer, tag), [])
                 ranges[:] = coalesce([*ranges, *sent_now])
@@ -3079,22 +2357,22 @@ class Server:
 
     def finish(self, asked: bool) -> int:
         """Close the door, end what is idle at once, give what is under way a moment."""
-        self.stopping = True
-        self.wake()
-        with self.lead:
-            self.sock.close()
-            for conn in self.connections - self.busy - set(self.lingering):
+        self.stopping, self.accept_at = True, FOREVER
+        with contextlib.suppress(KeyError):  # during a pause
+            self.selector.unregister(self.sock)
+        self.sock.close()
+        for state in State.HANDSHAKE, State.IDLE, State.HEAD:
+            for conn in list(self.queues[state]):
                 conn.close()
-        self.wait_for_busy(GRACE)
-        dropped = list(self.busy)
+        dropped = self.wait_for_answers()
         for conn in dropped:
             with contextlib.suppress(OSError):
                 # (the method of a TLS socket is for its own thread)
                 socket.socket.shutdown(conn.sock, socket.SHUT_RDWR)
-        self.wait_for_busy(GRACE)
-        for conn in self.connections:
+        self.wait_for_answers()
+        for conn in [conn for waiting in self.queues.values() for conn in waiting]:
             conn.sock.close()
-        self.close()
+        self.selector.close()
         self.write_log(0)
         if self.lost:
             say(f"lines of the log that are lost: {self.lost}")
@@ -3112,15 +2390,17 @@ class Server:
             )
         return 0
 
-    def close(self) -> None:
-        for end in self.sock, self.selector, self.waker, self.woken:
-            end.close()
+    def wait_for_answers(self) -> list[Connection]:
+        """Those that are still under way after the grace."""
+        end = time.monotonic() + GRACE
+        states = State.ANSWERING, State.HANDED_OVER
+        while (left := [conn for each in states for conn in self.queues[each]]) and self.turn(end):
+            pass
+        return left
 
-    def wait_for_busy(self, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        with self.lock:
-            while self.busy and (left := deadline - time.monotonic()) > 0:
-                self.freed.wait(left)
+
+def is_settled(info: os.stat_result) -> bool:
+    return time.time() - max(info.st_ctime, info.st_mtime) > UNCHANGED
 
 
 class Hashing:
@@ -3152,6 +2432,12 @@ class Hashing:
             self.turn.release()
 
 
+@functools.lru_cache(maxsize=16)
+def log_time(seconds: int) -> str:
+    """As in [10/Oct/2000:13:55:36 -0700], in English: nothing here calls setlocale()."""
+    return time.strftime("[%d/%b/%Y:%H:%M:%S %z]", time.localtime(seconds))
+
+
 def own_names(host: str) -> frozenset[str]:
     """The names of this machine, without asking the network (getfqdn can take half a minute)."""
     name = socket.gethostname().lower()
@@ -3161,7 +2447,7 @@ def own_names(host: str) -> frozenset[str]:
 
 def serve(args: argparse.Namespace) -> int:
     raise_file_limit()
-    # a thread that makes a listing must not delay the leader for the usual 5 ms
+    # a worker that makes a listing must not delay the loop for the usual 5 ms
     sys.setswitchinterval(0.001)
     mimetypes.init()
     shared, log = open_shared(args), open_log(args.log) if args.log else 2
@@ -3177,14 +2463,9 @@ def serve(args: argparse.Namespace) -> int:
         if hasattr(socket, option):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
-    def work(stop: "Stop") -> int:
-        return Server(args, sock, door, shared, stop, log).run()
-
     with contextlib.closing(Stop()) as stop:
         announce(sock, args, door)
-        if args.workers > 1 and hasattr(os, "fork"):
-            return share_port(args.workers, sock, stop, work)
-        return work(stop)
+        return Server(args, sock, door, shared, stop, log).run()
 
 
 def open_log(path: str) -> int:
@@ -3217,78 +2498,879 @@ def open_shared(args: argparse.Namespace) -> Shared:
         ) from None
 
 
-def share_port(
-    workers: int, sock: socket.socket, stop: "Stop", work: "Callable[[Stop], int]"
-) -> int:
-    """--workers: processes that accept from one listening socket.
+# --- methods: what each request does ---
 
-    The parent only waits, and replaces a process that dies."""
-    children: set[int] = set()
-    signal.signal(signal.SIGCHLD, lambda number, frame: None)  # makes select() return
-    while not stop.asked:
-        while len(children) < workers and (child := start_worker(stop, work)):
-            children.add(child)
-        if not children:
-            sock.close()
-            raise Failure(
-                2,
-                "cannot start any worker",
-                "the system has no process or memory left for one",
-                f"{SERVER} --workers 1",
+
+def check_request(conn: Connection, request: Request) -> None:
+    """What holds for every method, in the order in which a stranger would try."""
+    server, fields, method = conn.server, request.fields, request.method
+    if request.host and not is_own_host(request.host, server.names):
+        raise Refusal(421, "that host is not this machine")
+    if server.door.guard:
+        check_password(conn, request, server.door.guard)
+    if method not in METHODS:
+        known = method in ("CONNECT", "TRACE")
+        raise Refusal(
+            405 if known else 501, "no such method here", {"Allow": server.allowed} if known else {}
+        )
+    if method in CHANGING:
+        if server.read_only:
+            raise Refusal(405, "nothing can be changed here", {"Allow": server.allowed})
+        if is_foreign(request):
+            raise Refusal(403, "a page of another site may not change anything here")
+    if request.minor and fields.get("expect", "100-continue").lower() != "100-continue":
+        raise Refusal(417, "no other expectation than 100-continue")
+
+
+def check_password(conn: Connection, request: Request, guard: "Guard") -> None:
+    """Basic (RFC 7617): any name, and the password.
+
+    --public-read does not cover HEAD of an upload: it ends the connection that sends it."""
+    reads = request.method in ("GET", "HEAD") and "upload" not in parameters(request.query)
+    if conn.args.public_read and reads:
+        return
+    given = basic_password(request.fields.get("authorization", ""))
+    if given is None:
+        raise Refusal(401, "a password is asked for", CHALLENGE)
+    right = secrets.compare_digest(hashlib.sha256(given).digest(), conn.server.secret)
+    reason = guard.judge(conn.peer, right)
+    if reason == "busy":
+        later = {"Retry-After": str(guard.wait(conn.peer))}
+        raise Refusal(429, "busy: too many wrong passwords came from this address", later)
+    if reason:
+        raise Refusal(401, "wrong password", CHALLENGE)
+
+
+def basic_password(field: str) -> Optional[bytes]:
+    """What stands behind the first colon; None for what is no login by Basic."""
+    scheme, _, token = field.partition(" ")
+    with contextlib.suppress(ValueError):
+        _, colon, password = base64.b64decode(token.strip(), validate=True).partition(b":")
+        if scheme.lower() == "basic" and colon:
+            return password
+    return None
+
+
+def own_hosts(request: Request) -> tuple[str, str]:
+    """Under which names the client knows this server: a proxy in front adds the second."""
+    return request.host.lower(), request.fields.get("x-forwarded-host", "").lower()
+
+
+def is_foreign(request: Request) -> bool:
+    """Whether a browser sent this for a page of another site.
+
+    A page cannot add X-Forwarded-Host without asking first; a proxy does."""
+    origin = request.fields.get("origin")
+    if origin is None:
+        return False
+    host = origin.partition("://")[2].lower()
+    return not host or host not in own_hosts(request)
+
+
+# Read.
+def get(conn: Connection, request: Request) -> Answer:
+    options = parameters(request.query) if request.query else {}
+    if "upload" in options:
+        return upload_state(conn, request)
+    shared = conn.server.shared
+    if shared.only and not request.names:
+        return redirect(url_path([shared.only]), request)
+    found = conn.hold(shared.open(request.names))
+    if found.is_folder and request.names and not request.slash:
+        return redirect(url_path(request.names, slash=True), request)
+    if found.is_folder:
+        return get_folder(conn, request, found, options)
+    if request.slash:
+        raise Refusal(404, "that is a file, not a folder")
+    return get_file(conn, request, request.names, found)
+
+
+def redirect(path: str, request: Request) -> Answer:
+    """To a path of ours, never to a host (§15.4.9; // and \\ would begin one)."""
+    return text_answer(
+        308, "it is there", {"Location": path + ("?" + request.query if request.query else "")}
+    )
+
+
+def get_folder(conn: Connection, request: Request, found: "Found", options: Fields) -> Answer:
+    shared, kind = conn.server.shared, listing_type(request.fields.get("accept", "*/*"))
+    crumbs = (os.path.basename(shared.path) or "files", *request.names)
+    if "tar" in options:
+        return get_tar(conn, request, found, crumbs[-1])
+    if "zip" in options:
+        return get_zip(conn, request, found, crumbs[-1])
+    if kind == "text/html" and (index := index_of(conn, found)):
+        answer = get_file(conn, request, (*request.names, "index.html"), index)
+        answer.fields["Vary"] = "Accept, Accept-Encoding"
+        return answer
+    fields = {
+        "Content-Type": kind + ("" if kind.endswith("json") else "; charset=utf-8"),
+        "Cache-Control": "no-store",
+        "Vary": "Accept",
+        "X-Content-Type-Options": "nosniff",
+    }
+    if kind == "text/html":
+        fields |= page_fields()
+        tag = folder_tag(found.info)
+        if tag and is_known(request.fields, f'"{tag}"', NO_DATE):
+            return Answer(304, fields)
+    pieces = listing(found, kind, crumbs, shared.hidden, conn.server.read_only)
+    return Answer(200, fields, pieces=in_chunks(pieces))
+
+
+def index_of(conn: Connection, folder: "Found") -> "Optional[Found]":
+    with contextlib.suppress(OSError, Refusal):
+        index = conn.hold(open_leaf(inside(folder.where, "index.html")))
+        return None if index.is_folder else index
+    return None
+
+
+def get_file(conn: Connection, request: Request, names: Names, found: "Found") -> Answer:
+    fields, coding = request.fields, ""
+    packs = "accept-encoding" in fields and takes_gzip(fields["accept-encoding"])
+    if packs and "range" not in fields:
+        found, coding = prefer_gzip(conn, names, found)
+    answer = file_answer(conn, request, names[-1], found, coding)
+    asked = conn.server.door.guard and not conn.args.public_read
+    if DIR_FD and not asked and not coding and "range" not in fields and is_settled(found.info):
+        folders = ["/".join(names[:count]) for count in range(1, len(names))]
+        path = "/".join(names)
+        answer.source = Source(path, facts_of(found.info), folders, path + ".gz" if packs else "")
+    return answer
+
+
+def file_answer(
+    conn: Connection, request: Request, name: str, found: "Found", coding: str
+) -> Answer:
+    fields, info, now = request.fields, found.info, time.time()
+    tag, mtime = etag(info, coding and "-gz"), max(EARLIEST, min(int(info.st_mtime), int(now)))
+    headers = {
+        "ETag": tag,
+        "Last-Modified": http_date(mtime),
+        "Cache-Control": "no-cache",
+        "Vary": "Accept-Encoding",
+    }
+    if is_known(fields, tag, mtime):
+        return Answer(304, headers)
+    kind = type_of(name)
+    if kind.endswith(UTF_8) and not coding and not is_utf8(found.descriptor):
+        kind = kind.removesuffix(UTF_8)
+    headers |= {"Content-Type": kind, "Accept-Ranges": "bytes", "X-Content-Type-Options": "nosniff"}
+    if coding:
+        headers["Content-Encoding"] = coding
+    if not conn.server.read_only and ACTIVE.match(kind):
+        # anybody could have uploaded it, so it runs no script in this origin
+        headers["Content-Security-Policy"] = "sandbox"
+    if wants_digest(request) and (digest := conn.server.digest(conn, found)):
+        headers["Repr-Digest"] = digest_field(digest)
+    ranges = wanted_ranges(request, info.st_size, tag, mtime, now)
+    if ranges and len(ranges) > 1:
+        return several(headers, found.descriptor, info.st_size, ranges)
+    return one_range(
+        headers, ranges, info.st_size, lambda start, end: [Span(found.descriptor, start, end)]
+    )
+
+
+def is_utf8(descriptor: int) -> bool:
+    """Whether a text seems to be UTF-8: its first bytes, perhaps without the last character."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with contextlib.suppress(UnicodeDecodeError):
+        decoder.decode(read_at(descriptor, MAX_HEAD, 0))
+        return True
+    return False
+
+
+def is_known(fields: Fields, tag: str, mtime: float) -> bool:
+    """Whether the client already has what it asks for (304). Another failed condition gets 412."""
+    status = 0 if CONDITIONS.isdisjoint(fields) else evaluate(fields, tag, mtime, reading=True)
+    if status == 412:
+        raise Refusal(412, "it is not as the request expects it")
+    return status == 304
+
+
+def wanted_ranges(
+    request: Request, size: int, tag: str, mtime: float, now: float
+) -> Optional[Ranges]:
+    """The ranges that are to be sent, None for the whole."""
+    wanted, condition = request.fields.get("range"), request.fields.get("if-range")
+    if wanted is None or request.method != "GET" or not range_applies(condition, tag, mtime, now):
+        return None
+    ranges = parse_ranges(wanted, size)
+    if ranges == []:
+        raise Refusal(416, "there are no such bytes", {"Content-Range": f"bytes */{size}"})
+    return ranges
+
+
+def prefer_gzip(conn: Connection, names: Names, found: "Found") -> "tuple[Found, str]":
+    """name.gz beside it, if it is not older."""
+    with contextlib.suppress(OSError, Refusal):
+        packed = conn.hold(conn.server.shared.open([*names[:-1], names[-1] + ".gz"]))
+        if not packed.is_folder and packed.info.st_mtime >= found.info.st_mtime:
+            return packed, "gzip"
+    return found, ""
+
+
+def one_range(
+    headers: Fields,
+    ranges: Optional[Ranges],
+    size: int,
+    read: Callable[[int, int], Iterable[Piece]],
+) -> Answer:
+    """One range of what has this size, or the whole."""
+    status, start, end = 200, 0, size
+    if ranges and len(ranges) == 1:
+        status, (start, end) = 206, ranges[0]
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+    answer = Answer(status, headers, pieces=read(start, end), length=end - start)
+    answer.share = headers["ETag"], size, [(start, end)]
+    return answer
+
+
+def several(headers: Fields, descriptor: int, size: int, ranges: Ranges) -> Answer:
+    """Several ranges of a file, with a head for each (§14.6)."""
+    kind, mark = headers["Content-Type"], secrets.token_hex(12)
+    pieces: list[Piece] = []
+    for start, end in ranges:
+        head = f"\r\n--{mark}\r\nContent-Type: {kind}\r\n"
+        head += f"Content-Range: bytes {start}-{end - 1}/{size}\r\n\r\n"
+        pieces += [head.encode(), Span(descriptor, start, end)]
+    pieces.append(f"\r\n--{mark}--\r\n".encode())
+    headers["Content-Type"] = f"multipart/byteranges; boundary={mark}"
+    answer = Answer(206, headers, pieces=pieces, length=sum(map(size_of, pieces)))
+    answer.share = headers["ETag"], size, ranges
+    return answer
+
+
+def options(conn: Connection, request: Request) -> Answer:
+    fields = {"Allow": conn.server.allowed, "Accept-Ranges": "bytes"}
+    if not conn.server.read_only:
+        fields |= {"Accept-Patch": "application/partial-upload", "Upload-Limit": upload_limit(conn)}
+    return Answer(204, fields)
+
+
+# Write: whole, or as a form.
+def put(conn: Connection, request: Request) -> Answer:
+    if "content-range" in request.fields:
+        raise Refusal(400, "PUT takes whole files; Upload-Offset with PATCH takes parts")  # §14.4
+    if not request.names or request.slash:
+        raise Refusal(409, "a folder has that name; POST puts files into it")
+    size = check_size(conn, request)
+    try:  # a request that is conditional on an existing file must not create folders
+        where = conn.server.shared.locate(
+            request.names, change=True, make=not evaluate(request.fields, None, 0, reading=False)
+        )
+    except FileNotFoundError:
+        check_conditions(request.fields, None)
+        raise
+    with where as place:
+        check_space(conn, place, size)
+        there = check_conditions(request.fields, place.regular())
+        plan = Plan(request.names, "replace")
+        if not CONDITIONS.isdisjoint(request.fields):
+            plan = plan._replace(was=bare_tag(there)) if there else Plan(request.names, "new")
+        return receive_upload(conn, request, place, plan)
+
+
+def post(conn: Connection, request: Request) -> Answer:
+    """To a folder: store a form's files, or the body under a new name. To a file: like PUT."""
+    size = check_size(conn, request)
+    is_form = request.fields.get("content-type", "").lower().startswith("multipart/form-data")
+    if not is_form and request.names and not request.slash and not is_folder(conn, request.names):
+        return put(conn, request)
+    names = (*request.names, suggested_name(request))
+    with conn.server.shared.locate(names, change=True, make=True) as place:
+        check_space(conn, place, size)
+        if is_form:
+            return post_form(conn, request)
+        return receive_upload(conn, request, place, Plan(names, "number"))
+
+
+def announced_length(request: Request) -> Optional[int]:
+    """How long an upload will be when it is whole, if it says so."""
+    length = request.fields.get("upload-length")
+    if length is not None and not DIGITS.fullmatch(length):
+        raise Refusal(400, "Upload-Length is not a number")
+    if length is not None:
+        return int(length)
+    begun = request.chunked or request.fields.get("upload-complete") == "?0"
+    return None if begun else request.length
+
+
+def is_folder(conn: Connection, names: Names) -> bool:
+    with (
+        contextlib.suppress(FileNotFoundError, NotADirectoryError),
+        contextlib.closing(conn.server.shared.open(names)) as found,
+    ):
+        return found.is_folder
+    return False
+
+
+def check_size(conn: Connection, request: Request) -> int:
+    """The announced size of an upload; a size that is too large is refused before the body."""
+    size = max(request.length, announced_length(request) or 0)
+    if 0 < conn.args.max_size < size:
+        limit = {"Upload-Limit": upload_limit(conn)}
+        raise Refusal(413, f"more than {conn.args.max_size} bytes are not taken", limit, close=True)
+    return size
+
+
+def check_space(conn: Connection, place: "Place", size: int) -> None:
+    """Each folder may be on a disk of its own."""
+    if size + conn.args.min_free > free_space(place.folder):
+        raise Refusal(507, "there is not that much free space", close=True)
+
+
+def check_conditions(fields: Fields, info: Optional[os.stat_result]) -> Optional[os.stat_result]:
+    """What a request changes must be as its conditions say, whether it is there or not."""
+    tag, mtime = (etag(info), int(info.st_mtime)) if info else (None, 0)
+    if evaluate(fields, tag, mtime, reading=False):
+        raise Refusal(412, "what is there is not what the request expects")
+    return info
+
+
+PLAN = re.compile(
+    "upload=(?P<upload>[0-9a-f]{32})&over=(?P<over>new|replace|number)"
+    "(?:&was=(?P<was>[0-9a-f-]{5,60}))?(?:&length=(?P<length>[0-9]{1,18}))?"
+    "(?:&mtime=(?P<mtime>-?[0-9]{1,20}))?(?:&sha256=(?P<sha256>[0-9a-f]{64}))?"
+    "&time=(?P<time>-?[0-9]{1,20})&file=(?P<file>[0-9]{1,40})"
+)
+
+
+class Plan(NamedTuple):
+    """What an upload becomes when it is whole.
+
+    A resumable upload has it in its URL, so any server of this folder can continue it."""
+
+    names: Names
+    over: str  # "replace" what stands there, only as a "new" name, or with a "number"
+    # the tag of what it is to replace: a conditional upload replaces nothing else
+    was: Optional[str] = None
+    upload: str = ""  # the part's token
+    length: Optional[int] = None
+    mtime: Optional[int] = None  # the client's, in ns
+    sha256: Optional[str] = None
+    # By these two the finished file is known: its time as the disk keeps it, which is mtime or else
+    # when the upload began, and the number of its inode, which is the part's.
+    time: int = 0
+    file: int = 0
+
+    def url(self) -> str:
+        known = {"upload": self.upload, **self._asdict()}
+        names = url_path(known.pop("names"))
+        return f"{names}?" + "&".join(
+            f"{key}={value}" for key, value in known.items() if value is not None
+        )
+
+
+def read_plan(request: Request) -> Plan:
+    found = PLAN.fullmatch(request.query)
+    if not found or not request.names:
+        raise Refusal(404, "there is no such upload")
+    words: dict[str, Any] = found.groupdict()
+    numbers = {key: int(words[key]) for key in ("length", "mtime", "time", "file") if words[key]}
+    return Plan(request.names, **{**words, **numbers})
+
+
+def receive_upload(conn: Connection, request: Request, place: "Place", plan: Plan) -> Answer:
+    fields, began = request.fields, time.time_ns()
+    digest = parse_digest(fields.get("repr-digest", ""))
+    complete = fields.get("upload-complete")
+    mtime, resumable = wanted_mtime(request, began), complete in ("?0", "?1")
+    conn.server.search_old_parts(place)
+    with contextlib.closing(Part(place, resumable=resumable)) as part:
+        dated = part.date(began if mtime is None else mtime)
+        part.date(began)  # or a part that has just begun could look too old
+        plan = plan._replace(
+            upload=part.token,
+            length=announced_length(request),
+            mtime=mtime,
+            sha256=digest.hex() if digest else None,
+            time=dated.st_mtime_ns,
+            file=dated.st_ino,
+        )
+        if resumable:
+            part.kept = True
+            send_interim(
+                conn, request, {"Location": plan.url(), "Upload-Limit": upload_limit(conn)}
             )
-        select.select([stop], [], [])
-        stop.drain()
-        for child, status in reap_children():
-            children.discard(child)
-            # it has reported an error, and the next one would report the same
-            if os.WIFEXITED(status) and os.WEXITSTATUS(status):
-                workers -= 1
-    sock.close()
-    for child in children:
-        os.kill(child, signal.SIGTERM)
-    for child in children:
-        os.waitpid(child, 0)  # each ends within its own grace
-    return 0
+        elif digest or "repr-digest" in fields.get("trailer", "").lower() or wants_digest(request):
+            part.sha = hashlib.sha256()
+        return fill_part(conn, request, part, plan, complete != "?0")
 
 
-def start_worker(inherited: "Stop", work: "Callable[[Stop], int]") -> int:
-    """Its process number, or 0 if the system has no process left: then the others continue."""
-    signals = signal.SIGINT, signal.SIGTERM
-    # until the child has a Stop of its own, or a signal in between would be lost
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+def wanted_mtime(request: Request, began: int) -> Optional[int]:
+    """The file's time at the client in ns, from a field of ownCloud, rclone, Nextcloud and Apache.
+
+    A time without a fraction gets the server's: two files of one time and size need two ETags."""
+    text = request.fields.get("x-oc-mtime")
+    if text is None:
+        return None
+    found = re.fullmatch(r"(-?[0-9]{1,11})(?:\.([0-9]{1,9}))?", text)
+    if not found:
+        raise Refusal(400, "X-OC-Mtime is not a time in seconds since 1970, of at most 11 digits")
+    seconds = int(found[1]) * 10**9
+    if not found[2]:
+        return seconds + began % 10**9
+    fraction = int(found[2].ljust(9, "0"))
+    return seconds - fraction if text[0] == "-" else seconds + fraction
+
+
+def send_interim(conn: Connection, request: Request, fields: Fields) -> None:
+    """104: where an upload can be resumed, or how much has arrived.
+
+    Only clients of the same version of the draft get it, and no request that came through a proxy:
+    nginx 1.22 takes it for the final response, and the upload hangs."""
+    same = request.fields.get("upload-draft-interop-version") == INTEROP
+    if same and request.minor and PROXIED.isdisjoint(request.fields):
+        fields = {"Upload-Draft-Interop-Version": INTEROP, **fields}
+        lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+        conn.send(f"HTTP/1.1 104 Upload Resumption Supported\r\n{lines}\r\n".encode())
+
+
+def fill_part(
+    conn: Connection, request: Request, part: "Part", plan: Plan, complete: bool
+) -> Answer:
+    """Receive into a part, and when the upload is complete check it and put it in its place."""
+    check_length(conn, part, plan.length, part.size + request.length)
+    conn.part = part
     try:
-        child = os.fork()
-    except OSError as error:
-        say(f"cannot start another worker ({error.strerror})")
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-        return 0
-    if child:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-        return child
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    # not inherited.close(): that ignores the signals, so a pending one would be lost
-    inherited.reader.close()
-    inherited.writer.close()
-    with contextlib.closing(Stop()) as stop:
-        # Ctrl-C reaches the whole group; the parent passes it on
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-        os._exit(work(stop))
+        write_body(conn, part, reporting(conn, request, part), plan.length)
+    finally:
+        conn.part = None
+    if complete:
+        return complete_upload(conn, part, plan)
+    fields = {"Location": plan.url(), **upload_fields(conn, part.size, "?0")}
+    if request.method == "PATCH":
+        return Answer(204, fields)
+    return text_answer(201, "to be continued", fields)
 
 
-def reap_children() -> Iterator[tuple[int, int]]:
-    with contextlib.suppress(ChildProcessError):
-        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-            yield ended
+def write_body(
+    conn: Connection, part: "Part", pieces: Iterable[Data], length: Optional[int] = None
+) -> None:
+    """Write what comes while there is room: the size of a chunked upload is not known before."""
+    left = FREE_CHECK  # the caller has just checked
+    for piece in pieces:
+        left -= len(piece)
+        if left < 0:
+            left = FREE_CHECK
+            check_space(conn, part.place, len(piece))
+        part.write(piece)
+        part.give_way()
+        check_length(conn, part, length, part.size)
 
+
+def check_length(conn: Connection, part: "Part", length: Optional[int], size: int) -> None:
+    """Give up an upload that gets longer than it may."""
+    if 0 < conn.args.max_size < size or length is not None and length < size:
+        part.kept = False
+        raise Refusal(
+            413 if length is None else 400, "more than was announced or is taken", close=True
+        )
+
+
+def reporting(conn: Connection, request: Request, part: "Part") -> Iterator[Data]:
+    """The body of a resumable upload. Meanwhile tell the client how much is stored.
+
+    Only while more is to come, and only if the client reads."""
+    last = 0.0
+    for data in conn.body.pieces:
+        yield data
+        more = part.kept and (conn.body.left or request.chunked)
+        if more and time.monotonic() > last + NOTE_EVERY and is_ready(conn.sock, True, 0):
+            last = time.monotonic()
+            send_interim(conn, request, {"Upload-Offset": str(part.size)})
+
+
+def complete_upload(conn: Connection, part: "Part", plan: Plan) -> Answer:
+    resumable = part.kept
+    part.kept = False
+    fields = {"Upload-Complete": "?1"} if resumable else {}
+    try:
+        if plan.length not in (None, part.size):
+            text = f"the upload has {part.size} bytes, {plan.length} were announced"
+            raise Refusal(400, text)
+        actual = check_digest(conn, part, plan)
+    except Refusal as refused:
+        refused.fields |= fields
+        raise
+    part.kept = resumable  # until the lock on the folder is held
+    mtime = plan.time if resumable else plan.mtime
+    name, info, replaced = part.finish_upload(conn, plan, mtime)
+    fields["ETag"] = etag(info)
+    if plan.mtime is not None and plan.mtime // 10**9 == info.st_mtime_ns // 10**9:
+        fields["X-OC-Mtime"] = "accepted"
+    if actual:
+        fields["Repr-Digest"] = digest_field(actual)
+    if replaced:
+        return Answer(204, fields)
+    path = url_path([*plan.names[:-1], name])
+    return text_answer(201, f"stored as {path}", {"Location": path, **fields})
+
+
+def check_digest(conn: Connection, part: "Part", plan: Plan) -> Optional[bytes]:
+    """The SHA-256 of what arrived, if it is known or wanted. It must match an announced one."""
+    announced = parse_digest(conn.body.trailer.get("repr-digest", ""))
+    wanted = bytes.fromhex(plan.sha256) if plan.sha256 else announced
+    actual = (
+        part.sha.digest() if part.sha else Hashing().digest(part.descriptor) if wanted else None
+    )
+    if wanted and actual != wanted:
+        raise Refusal(400, "what arrived is not what Repr-Digest says")
+    return actual
+
+
+def suggested_name(request: Request) -> str:
+    """The name for a body that is posted to a folder.
+
+    It comes from Content-Disposition, or from time and type."""
+    wanted = request.fields.get("content-disposition", "").encode("latin-1")
+    found = re.search(rb"filename\*=UTF-8''([^\s;]+)", wanted, re.IGNORECASE)
+    if found:
+        # a backslash in it is meant as one: our page sends it so
+        return os.fsdecode(urllib.parse.unquote_to_bytes(found[1])).rpartition("/")[2]
+    if plain := filename_in(wanted):
+        return re.split(r"[/\\]", os.fsdecode(plain))[-1]
+    kind = request.fields.get("content-type", "").partition(";")[0].strip().lower()
+    return time.strftime("upload-%Y%m%d-%H%M%S") + (mimetypes.guess_extension(kind) or ".bin")
+
+
+FILENAME = re.compile(
+    rb'(?:^|;)[ \t]*filename=(?:"((?:[^"\\]|\\.)*)"|([^;"]+))', re.IGNORECASE | re.DOTALL
+)
+
+DISPOSITION = re.compile(rb"^content-disposition:.*", re.IGNORECASE | re.MULTILINE)
+
+FIELD_NAME = re.compile(rb';[ \t]*name="?([^";]*)', re.IGNORECASE)
+
+
+def boundary_of(content_type: str) -> bytes:
+    found = re.search(
+        r';[ \t]*boundary=(?:"([^"]{1,70})"|([^\s;"]{1,70}))', content_type, re.IGNORECASE
+    )
+    if not found:
+        raise Refusal(400, "a form needs a boundary", close=True)
+    return (found[1] or found[2]).encode("latin-1")
+
+
+def filename_in(disposition: bytes) -> bytes:
+    """The filename of a Content-Disposition, in quotes or without; b"" when there is none."""
+    found = FILENAME.search(disposition)
+    if not found:
+        return b""
+    return found[2].strip() if found[2] else re.sub(rb'\\(["\\])', rb"\1", found[1])
+
+
+def form_file_name(head: bytes) -> str:
+    """The name of the file in a field of a form, "" when it holds none (RFC 7578).
+
+    Only the last component counts, except in a field called folder: there the path below the
+    folder that was chosen."""
+    found = DISPOSITION.search(head)
+    line = found[0] if found else b""
+    raw = filename_in(line)
+    for escape, byte in (b"%22", b'"'), (b"%0D", b"\r"), (b"%0A", b"\n"):
+        raw = raw.replace(escape, byte)
+    name, field = os.fsdecode(raw), FIELD_NAME.search(line)
+    return name if field and field[1] == b"folder" else re.split(r"[/\\]", name)[-1]
+
+
+def post_form(conn: Connection, request: Request) -> Answer:
+    """RFC 7578: each file of the form into the folder; a name that exists gets a number."""
+    stored, count = [], 0
+    for head, data in form_fields(conn.body.pieces, boundary_of(request.fields["content-type"])):
+        name = form_file_name(head)
+        if not name:
+            deque(data, maxlen=0)
+            continue
+        path, count = store_file(conn, request, data, name), count + 1
+        # all names could be a thousand times what was sent: each begins with the folder's path
+        if count <= MAX_LISTED:
+            stored.append(path)
+    if not stored:
+        raise Refusal(400, "the form holds no file")
+    if "text/html" in request.fields.get("accept", ""):
+        # the browser shows the folder again
+        return text_answer(303, "stored", {"Location": url_path(request.names, slash=True)})
+    more = f" and {count - MAX_LISTED} more" if count > MAX_LISTED else ""
+    return text_answer(201, f"stored as {' '.join(stored)}{more}", {"Location": stored[0]})
+
+
+def store_file(conn: Connection, request: Request, data: Iterator[bytes], name: str) -> str:
+    plan = Plan((*request.names, *name.split("/")), "number")
+    with (
+        conn.server.shared.locate(plan.names, change=True, make=True) as place,
+        contextlib.closing(Part(place)) as part,
+    ):
+        conn.server.search_old_parts(place)
+        write_body(conn, part, data)
+        final, _, _ = part.finish_upload(conn, plan)
+    return url_path([*plan.names[:-1], final])
+
+
+def form_fields(chunks: Iterator[Data], boundary: bytes) -> Iterator[tuple[bytes, Iterator[bytes]]]:
+    """The head of each field with its data, which must be used up before the next."""
+    text = FormText(chunks)
+    mark = b"\r\n--" + boundary
+    text.bounded(mark, MAX_HEAD)
+    for _ in range(MAX_FORM_FIELDS):
+        padding, _, head = text.bounded(b"\r\n\r\n", MAX_TRAILER).partition(b"\r\n")
+        if padding[:2] == b"--":
+            deque(chunks, maxlen=0)  # what follows the form is ignored
+            return
+        if padding.strip(b" \t"):
+            raise Refusal(400, "a boundary of the form does not end its line", close=True)
+        yield head, text.until(mark)
+    raise Refusal(413, f"a form of more than {MAX_FORM_FIELDS} fields", close=True)
+
+
+class FormText:
+    """Chunks in which marks are looked for; each byte is looked at about once."""
+
+    def __init__(self, chunks: Iterator[Data]) -> None:
+        # line ends around all, so that the first and the last boundary are like the others
+        self.chunks, self.buffer = itertools.chain(chunks, [b"\r\n\r\n"]), b"\r\n"
+
+    def until(self, mark: bytes) -> Iterator[bytes]:
+        """What stands before a mark, in pieces; the mark is taken away."""
+        while (at := self.buffer.find(mark)) < 0:
+            safe = max(0, len(self.buffer) - len(mark) + 1)
+            piece, self.buffer = self.buffer[:safe], self.buffer[safe:]
+            yield piece
+            chunk = next(self.chunks, None)
+            if chunk is None:
+                raise Refusal(400, "the form ends in the middle", close=True)
+            self.buffer += chunk
+        piece, self.buffer = self.buffer[:at], self.buffer[at + len(mark) :]
+        yield piece
+
+    def bounded(self, mark: bytes, limit: int) -> bytes:
+        data = b""
+        for piece in self.until(mark):
+            data += piece
+            if len(data) > limit:
+                raise Refusal(400, "a line or head of the form is too long", close=True)
+        return data
+
+
+# Resume an upload.
+def upload_limit(conn: Connection, age: int = PART_AGE) -> str:
+    return f"max-age={age}" + (f", max-size={conn.args.max_size}" if conn.args.max_size else "")
+
+
+def upload_fields(conn: Connection, size: int, complete: str, age: int = PART_AGE) -> Fields:
+    return {
+        "Upload-Complete": complete,
+        "Upload-Offset": str(size),
+        "Upload-Limit": upload_limit(conn, age),
+    }
+
+
+def patch(conn: Connection, request: Request) -> Answer:
+    fields = request.fields
+    if fields.get("content-type", "").lower() != "application/partial-upload":
+        raise Refusal(
+            415,
+            "PATCH takes application/partial-upload",
+            {"Accept-Patch": "application/partial-upload"},
+        )
+    if not DIGITS.fullmatch(fields.get("upload-offset", "")) or fields.get(
+        "upload-complete"
+    ) not in ("?0", "?1"):
+        raise Refusal(400, "Upload-Offset and Upload-Complete are needed")
+    with resumed(conn, request) as (part, plan):
+        check_space(conn, part.place, request.length)
+        if part.size != int(fields["upload-offset"]):
+            raise Refusal(
+                409,
+                f"the upload stands at {part.size}",
+                {"Upload-Offset": str(part.size), "Upload-Complete": "?0"},
+            )
+        return fill_part(conn, request, part, plan, fields["upload-complete"] == "?1")
+
+
+def upload_state(conn: Connection, request: Request) -> Answer:
+    if request.method != "HEAD":
+        allowed = {"Allow": "HEAD, PATCH, DELETE"}
+        raise Refusal(405, "an upload answers HEAD, PATCH and DELETE", allowed)
+    try:
+        with resumed(conn, request) as (part, plan):
+            age = max(0, int(PART_AGE - time.time() + os.fstat(part.descriptor).st_mtime))
+            fields = upload_fields(conn, part.size, "?0", age)
+            length = plan.length
+    except Complete as complete:
+        length = complete.size
+        fields = {**complete.fields, **upload_fields(conn, length, "?1")}
+    fields["Cache-Control"] = "no-store"
+    if length is not None:
+        fields["Upload-Length"] = str(length)
+    return Answer(204, fields)
+
+
+@contextlib.contextmanager
+def resumed(conn: Connection, request: Request) -> "Iterator[tuple[Part, Plan]]":
+    """An upload's part, locked. A connection that still writes it has failed: it is ended."""
+    plan = read_plan(request)
+    with conn.server.shared.locate(plan.names, change=True) as place:
+        try:
+            part = Part(place, plan.upload)
+        except FileNotFoundError:
+            raise finished_upload(place, plan) from None
+        with contextlib.closing(part):
+            part.take_over(conn)
+            there = part.own.stat()
+            if not there or there.st_nlink > 1:
+                # meanwhile: what is open here is the finished file
+                raise finished_upload(place, plan)
+            yield part, plan
+
+
+def finished_upload(place: "Place", plan: Plan) -> Refusal:
+    """The error for an upload without a part: not found, or complete.
+
+    It is complete as long as the file that it became stands in its place."""
+    for number in range(MAX_NUMBER if plan.over == "number" else 1):
+        name = numbered(plan.names[-1], number)
+        info = place.beside(name).stat()
+        same = info and (info.st_ino, info.st_mtime_ns) == (plan.file, plan.time)
+        if info and same and stat.S_ISREG(info.st_mode) and plan.length in (None, info.st_size):
+            return Complete(url_path([*plan.names[:-1], name]), info.st_size)
+    return Refusal(404, "there is no such upload")
+
+
+# Delete, make, move.
+def delete(conn: Connection, request: Request) -> Answer:
+    options = parameters(request.query)
+    if "upload" in options:
+        with resumed(conn, request) as (part, _):
+            part.kept = False
+        return Answer(204)
+    if not request.names:
+        raise Refusal(403, "the shared folder itself stays")
+    shared = conn.server.shared
+    with (
+        shared.locate(request.names, change=True) as place,
+        contextlib.closing(open_leaf(place)) as found,
+    ):
+        if request.slash and not found.is_folder:
+            raise Refusal(404, "that is a file, not a folder")
+        if found.is_folder:
+            shared.refuse_program(request.names, holds_program)
+            check_conditions(request.fields, found.info)
+            delete_folder(place, "recursive" in options, shared.hidden)
+        else:
+            with renaming(conn, place):
+                check_conditions(request.fields, place.stat())
+                place.unlink()
+    return Answer(204)
+
+
+def delete_folder(place: "Place", recursive: bool, hidden: bool) -> None:
+    if recursive and not hides_nothing(place, hidden):
+        raise Refusal(409, "it holds hidden files, and hidden names are not served")
+    for below, item, _ in tree(place) if recursive else ():
+        with contextlib.suppress(FileNotFoundError):  # another request has deleted it
+            (os.rmdir if item.is_dir(follow_symlinks=False) else os.unlink)(
+                below.name, dir_fd=below.parent
+            )
+    os.rmdir(place.name, dir_fd=place.parent)
+
+
+def new_place(conn: Connection, names: Names) -> "Place":
+    """A place for something new, in a folder that must exist (RFC 4918)."""
+    check_depth(len(names))
+    try:
+        return conn.server.shared.locate(names, change=True)
+    except (FileNotFoundError, NotADirectoryError):
+        raise Refusal(409, "the folder that it is to be in does not exist") from None
+
+
+def mkcol(conn: Connection, request: Request) -> Answer:
+    if request.has_body:
+        raise Refusal(415, "MKCOL takes no body")
+    try:
+        if not request.names:
+            raise FileExistsError(errno.EEXIST, "")
+        with new_place(conn, request.names) as place:
+            conn.server.shared.make_folder(place)
+    except FileExistsError:
+        # RFC 4918 §9.3.1
+        raise Refusal(405, "that name exists", {"Allow": conn.server.allowed}) from None
+    return text_answer(201, "made", {"Location": url_path(request.names, slash=True)})
+
+
+def move(conn: Connection, request: Request) -> Answer:
+    """RFC 4918 §9.9, for what rename() can do."""
+    target = request.fields.get("destination", "")
+    host, path = split_target("MOVE", target, request.host or None, 0) if target else ("", "")
+    if not path or host.lower() not in own_hosts(request):
+        raise Refusal(502 if path else 400, "Destination must be a path or URL of this server")
+    names, _, _ = parse_path(path)
+    if not request.names or not names:
+        raise Refusal(403, "the shared folder itself stays")
+    with (
+        conn.server.shared.locate(request.names, change=True) as old,
+        new_place(conn, names) as new,
+        renaming(conn, old, new),
+        contextlib.closing(open_leaf(old)) as found,
+    ):
+        for end in (request.names, names) if found.is_folder else ():
+            conn.server.shared.refuse_program(end, holds_program)
+        # all that is in it becomes as deep
+        if found.is_folder and len(names) > len(request.names):
+            for _, _, depth in tree(old):
+                check_depth(len(names) + depth)
+        return move_to(old, found, new, request, names)
+
+
+def move_to(old: "Place", found: "Found", new: "Place", request: Request, names: Names) -> Answer:
+    check_conditions(request.fields, found.info)
+    there, polite = new.stat(), request.fields.get("overwrite", "T").upper() == "F"
+    if there and (found.is_folder or not stat.S_ISREG(there.st_mode)):
+        raise Refusal(412 if polite else 409, "something has that name already")
+    if there and polite:
+        raise Refusal(412, "that name exists")
+    # rename() would do nothing, but report success
+    if there and there.st_nlink > 1 and os.path.samestat(there, found.info):
+        raise Refusal(403, "both names are of the same file")
+    if not there and tuple(names[: len(request.names)]) == request.names:
+        raise Refusal(409, "a folder cannot be moved into itself")
+    # folders have no hard links, and rename() replaces none
+    rename(old, new, replace=found.is_folder or not polite)
+    if there:
+        return Answer(204)
+    return text_answer(201, "moved", {"Location": url_path(names, slash=found.is_folder)})
+
+
+METHODS: dict[str, Callable[[Connection, Request], Answer]] = {
+    "GET": get,
+    "HEAD": get,
+    "OPTIONS": options,
+    "PUT": put,
+    "POST": post,
+    "PATCH": patch,
+    "DELETE": delete,
+    "MKCOL": mkcol,
+    "MOVE": move,
+}
 
 # --- archives: a folder as one stream whose length is known before ---
+
+
+def chosen(query: str) -> frozenset[str]:
+    """What ?zip=A/B and ?tar=A/B name: only these of the folder are wanted. None named is all."""
+    listed = query.partition("=")[2].encode("latin-1")
+    names = (urllib.parse.unquote_to_bytes(part) for part in listed.split(b"/"))
+    return frozenset(os.fsdecode(name) for name in names if name)
+
+
 def get_tar(conn: Connection, request: Request, found: Found, name: str) -> Answer:
     """A folder as a tar archive; a download that was cut can be resumed.
 
     Its length and tag come from names, sizes and times alone."""
-    hidden = conn.server.shared.hidden
-    length, tag = tar_plan(walk(found.where, "", hidden, conn.server.note_left_out))
+    hidden, only = conn.server.shared.hidden, chosen(request.query)
+    read = functools.partial(walk, found.where, "", hidden, only=only)
+    length, tag = tar_plan(read(conn.server.note_left_out))
     headers = {
         "Content-Type": "application/x-tar",
         "Content-Disposition": disposition(name + ".tar"),
@@ -3303,19 +3385,20 @@ def get_tar(conn: Connection, request: Request, found: Found, name: str) -> Answ
         headers,
         ranges,
         length,
-        lambda start, end: tar_pieces(walk(found.where, "", hidden), start, end, tag),
+        lambda start, end: tar_pieces(read(), start, end, tag),
     )
 
 
-def get_zip(conn: Connection, found: Found, name: str) -> Answer:
-    hidden = conn.server.shared.hidden
-    length = zip_length(walk(found.where, "", hidden, conn.server.note_left_out))
+def get_zip(conn: Connection, request: Request, found: Found, name: str) -> Answer:
+    hidden, only = conn.server.shared.hidden, chosen(request.query)
+    read = functools.partial(walk, found.where, "", hidden, only=only)
+    length = zip_length(read(conn.server.note_left_out))
     headers = {
         "Content-Type": "application/zip",
         "Content-Disposition": disposition(name + ".zip"),
         "Cache-Control": "no-store",
     }
-    answer = Answer(200, headers, pieces=zip_pieces(walk(found.where, "", hidden)), length=length)
+    answer = Answer(200, headers, pieces=zip_pieces(read()), length=length)
     answer.share = "zip", length, [(0, length)]
     return answer
 
@@ -3326,12 +3409,15 @@ def walk(
     hidden: bool,
     left_out: Callable[[Entry, str], None] = lambda entry, why: None,
     depth: int = 0,
+    only: frozenset[str] = frozenset(),
 ) -> Iterator[Entry]:
     """Everything in a folder, depth first and by name, so two walks give the same order.
 
     Only the names of one folder are in memory at a time. Files that are unreadable or too deep are
     left out: they are no reason to refuse all others."""
     for found in entries(where, hidden):
+        if only and found.name not in only:
+            continue
         entry = found._replace(name=path + found.name + "/" * found.is_folder)
         if depth == MAX_DEPTH:
             return left_out(entry, f"it is more than {MAX_DEPTH} folders deep there")
@@ -3525,206 +3611,589 @@ def file_chunks(entry: Entry) -> Iterator[bytes]:
 
 
 # --- the page: a folder for people, and for programs ---
-STYLE = """
-:root{color-scheme:light dark;--line:#8884;--dim:#666;--bar:#2a6fdb}
-@media(prefers-color-scheme:dark){:root{--dim:#aaa;--bar:#6ea8ff}}
-*{box-sizing:border-box}
-body{font:16px/1.5 system-ui,sans-serif;margin:0 auto;max-width:62rem;padding:1rem}
+STYLE = r"""
+:root{color-scheme:light dark;--line:#8884;--dim:#5c6166;--bar:#1a5fd0;--back:#fff;--soft:#f1f3f6}
+@media(prefers-color-scheme:dark){:root{--dim:#a9aeb5;--bar:#82b1ff;--back:#17191d;--soft:#24272d}}
+*{box-sizing:border-box}[hidden]{display:none!important}
+html{overflow-y:scroll;overflow-anchor:none}
+body{font:16px/1.5 system-ui,sans-serif;margin:0 auto;max-width:64rem;padding:1rem;
+background:var(--back)}
 a{color:inherit;text-decoration:none;overflow-wrap:anywhere}
 a:hover,a:focus{text-decoration:underline}
-nav{font-size:1.25rem;margin-bottom:.75rem}nav a{color:var(--bar)}
-.tools{display:flex;flex-wrap:wrap;gap:.5rem;align-items:center;margin:.75rem 0}
-input,button,.pick{font:inherit;padding:.3rem .7rem;border:1px solid var(--line);
-border-radius:.4rem;background:transparent;color:inherit}
-button,.pick{cursor:pointer}input[type=search]{flex:1 1 12rem;min-width:8rem}
-.pick:focus-within,button:focus-visible,input:focus-visible{outline:2px solid var(--bar)}
+nav{font-size:1.25rem;margin-bottom:.5rem}nav a,p a,footer a{color:var(--bar)}
+p a,footer a{text-decoration:underline}
+nav span,.dim{color:var(--dim)}
+h1{font-size:1.5rem;overflow-wrap:anywhere}
+.tools{display:flex;flex-wrap:wrap;gap:.5rem;align-items:center;margin:.5rem 0}
+input,button,select,textarea,.pick{font:inherit;padding:.35rem .8rem;border:1px solid var(--line);
+border-radius:.5rem;background:var(--back);color:inherit}
+button,.pick,select,label{cursor:pointer}button:hover,.pick:hover{background:var(--soft)}
+input[type=search],input[type=text]{flex:1 1 12rem;min-width:8rem}
+:focus-visible,.pick:focus-within{outline:2px solid var(--bar);outline-offset:1px}
 .pick input{position:absolute;opacity:0;width:1px;padding:0}
-table{border-collapse:collapse;width:100%}
-td,th{padding:.35rem .5rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
-th button{border:0;padding:0;font-weight:600}
-th[aria-sort=ascending] button::after{content:" \\2191"}
-th[aria-sort=descending] button::after{content:" \\2193"}
-.n{text-align:right;white-space:nowrap}.t{white-space:nowrap;color:var(--dim)}
-.d{white-space:nowrap;text-align:right}
-.d button{border:0;padding:0 .35rem;color:var(--dim)}.d button:hover,.d button:focus{color:inherit}
-tr:focus-within,tbody tr:hover{background:#8881}
-#jobs{list-style:none;margin:0;padding:0}
-#jobs li{display:grid;grid-template-columns:1fr auto auto;gap:0 .75rem;align-items:center;
-padding:.25rem 0}
-#jobs span{overflow-wrap:anywhere}
-progress{width:100%;grid-column:1/-1;height:.5rem;accent-color:var(--bar)}
-#total{margin:.5rem 0}.drop{outline:3px dashed var(--bar);outline-offset:-.5rem}
-footer{color:var(--dim);margin-top:1rem}footer a{color:var(--bar)}
-@media(max-width:36rem){.t{display:none}body{padding:.6rem}td,th{padding:.45rem .25rem}}
-[hidden]{display:none!important}
+input[type=checkbox]{width:1.1rem;height:1.1rem;flex:none;accent-color:var(--bar)}
+#status{margin:.25rem 0}#status:empty{display:none}
+table{border-collapse:collapse;width:100%;table-layout:fixed}
+td,th{padding:.2rem .5rem;border-bottom:1px solid var(--line);text-align:left}
+td{height:2.6rem}tr:focus-within,tbody tr:hover,.chosen{background:var(--soft)}
+td:nth-child(2) a{display:block;padding:.25rem 0;white-space:pre-wrap}
+td:nth-child(3),th:nth-child(3){width:8.5rem;text-align:right}
+td:nth-child(4),th:nth-child(4){width:10.5rem}
+td:nth-child(3),td:nth-child(4){color:var(--dim);white-space:nowrap}
+td:first-child,th:first-child{width:2.6rem;padding:0}
+td:first-child label,th:first-child label{display:flex;min-height:2.6rem;align-items:center;
+justify-content:center}
+td:last-child,th:last-child{width:11.5rem;padding:0;text-align:right;white-space:nowrap}
+th button,td button,td:last-child a{border:0;padding:.3rem;background:none}
+th button{font-weight:600;margin:0 -.3rem}
+th[aria-sort=ascending] button::after{content:" \2191"}
+th[aria-sort=descending] button::after{content:" \2193"}
+td button,td:last-child a{display:inline-flex;min-width:2.4rem;height:2.4rem;color:var(--dim);
+align-items:center;justify-content:center;vertical-align:middle}
+td button:hover,td button:focus,td:last-child a:hover,td:last-child a:focus{color:var(--bar)}
+svg{width:1.25rem;height:1.25rem;fill:none;stroke:currentColor;stroke-width:1.8}
+.grid thead{display:none}
+.grid tbody{display:grid;grid-template-columns:repeat(auto-fill,minmax(10rem,1fr));gap:.6rem}
+.grid tr{display:grid;grid-template-columns:2.6rem 1fr;border:1px solid var(--line);
+border-radius:.5rem;overflow:hidden}
+.grid td{border:0;height:auto}.grid td:nth-child(2){grid-column:1/-1;grid-row:1;width:auto}
+.grid td:nth-child(n+3){display:none}
+.grid td:last-child{display:block;width:auto;grid-column:2;grid-row:2}
+.grid .edit,.grid .bin{display:none}
+.grid img{width:100%;height:9rem;object-fit:cover;display:block;background:var(--soft)}
+.grid img+*{margin-top:.3rem}
+footer{color:var(--dim);margin:1rem 0}
+.drop{outline:3px dashed var(--bar);outline-offset:-.5rem}
+#dock{position:sticky;bottom:0;margin:0 -.5rem}
+#dock>div{margin:.5rem 0;padding:.5rem .75rem;border:1px solid var(--line);border-radius:.6rem;
+background:var(--soft);box-shadow:0 2px 12px #0003}
+#dock .tools{margin:0}#dock .tools>:first-child{flex:1 1 12rem}
+progress{width:100%;height:.6rem;accent-color:var(--bar);display:block;margin:.3rem 0}
+#jobs{list-style:none;margin:0;padding:0;max-height:40vh;overflow-y:auto}
+#jobs li{display:flex;flex-wrap:wrap;gap:0 .75rem;align-items:center;padding:.2rem 0;
+border-top:1px solid var(--line)}
+#jobs li>:first-child{flex:1 1 10rem;overflow-wrap:anywhere;min-width:0}
+#jobs small{color:var(--dim)}#jobs .failed small{color:inherit;font-weight:600}
+dialog{border:1px solid var(--line);border-radius:.6rem;max-width:32rem;width:calc(100% - 2rem);
+background:var(--back);color:inherit;overflow-wrap:anywhere}
+dialog::backdrop{background:#0006}dialog textarea,dialog select{width:100%}
+dialog label{display:flex;gap:.5rem;align-items:center;min-height:2.75rem}
+@media(scripting:none){.js,td:empty{display:none!important}}
+@media(max-width:40rem),(hover:none){.hint{display:none}
+button,.pick,select,nav a,footer a{min-height:2.75rem}.pick,nav a,footer a{display:inline-flex;
+align-items:center}td:first-child label,th:first-child label{min-height:2.75rem;width:2.75rem}
+td button,td:last-child a{width:2.75rem;height:2.75rem}}
+@media(max-width:40rem){body{padding:.6rem}
+thead,tbody,table:not(.grid){display:block}thead tr{display:flex;align-items:center;gap:1rem}
+th{border:0;width:auto!important;padding:0}th:first-child{margin-right:-.6rem}th:last-child{display:none}
+table:not(.grid) tbody tr{display:grid;grid-template-columns:2.75rem auto 1fr auto;
+align-items:center;border-bottom:1px solid var(--line)}
+table:not(.grid) td{border:0;height:auto;width:auto!important;padding:0 .25rem}
+table:not(.grid) td:first-child,table:not(.grid) td:last-child{grid-row:1/3}
+table:not(.grid) td:nth-child(2){grid-column:2/4}
+table:not(.grid) td:nth-child(2) a{padding:.5rem 0 1.7rem;margin-bottom:-1.6rem}
+table:not(.grid) td:nth-child(3),table:not(.grid) td:nth-child(4){font-size:.85rem;
+text-align:left;padding-bottom:.4rem;pointer-events:none}
+table:not(.grid) td:last-child{grid-column:4}
+td .edit,td .bin{display:none}.grid tbody{grid-template-columns:1fr 1fr}}
 """
 SCRIPT = r"""
 'use strict';
+// Basics: elements, requests, and texts for people.
 const $ = id => document.getElementById(id), here = location.pathname;
 // fetch() refuses an address with a login in it, which this page's own may be;
 // other requests are first sent without, body and all
 const at = url => new URL(url, location.origin + here);
 const net = (url, options) => fetch(at(url), options);
-const make = (tag, text, props) => Object.assign(document.createElement(tag), {textContent: text
-  || ''}, props);
+const wait = ms => new Promise(go => setTimeout(go, ms));
+const make = (tag, text, props) =>
+  Object.assign(document.createElement(tag), {textContent: text || ''}, props);
 const say = text => { $('status').textContent = text; };
-const size = n => {
-  let u = 0;
-  for (; n >= 1000 && u < 5; u++) n /= 1000;
-  return (u ? n.toPrecision(3) : n) + ' ' + ['B', 'kB', 'MB', 'GB', 'TB', 'PB'][u];
-};
+const number = n => n.toLocaleString('en');
+const count = (n, what) => number(n) + ' ' + what + (n === 1 ? '' : 's');
+function size(n) {
+  if (n < 999.5) return count(Math.round(n), 'byte');
+  let power = 1;
+  while (power < 4 && n >= 999.5 * 1000 ** power) power++;
+  n /= 1000 ** power;
+  return n.toFixed(n < 99.95 ? 1 : 0) + ' ' + ' kMGT'[power] + 'B';
+}
+// what the server says, without the status: "409 Conflict: a folder has that name"
+function sentence(text) {
+  const bare = text.replace(/^\d+ [^:]*: /, '').trim() || 'the server refused it';
+  return bare[0].toUpperCase() + bare.slice(1) + '.';
+}
+const UNREACHABLE = 'The server cannot be reached.';
+// the same as on the server: without accents and case, and numbers by their value
+const natural = name => name.normalize('NFD').replace(/[\u0300-\u036f]/g, '').toLowerCase()
+  .replace(/0*([0-9]+)/g, (_, digits) => '0' + String.fromCharCode(digits.length) + digits);
+// a question over the page: the value of the button, '' for Escape
+function question(text, fields, answers) {
+  const box = make('dialog'), form = make('form', '', {method: 'dialog'});
+  const line = make('div', '', {className: 'tools'});
+  line.append(...answers.map(([value, label]) => make('button', label, {value})));
+  form.append(make('p', text), ...fields, line);
+  box.append(form);
+  document.body.append(box);
+  box.showModal();
+  return new Promise(go => { box.onclose = () => { box.remove(); go(box.returnValue); }; });
+}
+// what is kept in this browser; it may keep nothing
+function kept(store, key, value) {
+  try {
+    if (value === undefined) return JSON.parse(window[store].getItem(key));
+    if (value === null) window[store].removeItem(key);
+    else window[store].setItem(key, JSON.stringify(value));
+  } catch (error) { /* the page works without */ }
+  return null;
+}
 
-// sorting and filtering
-let order = [0, 1];
-const rows = () => [...document.querySelectorAll('tbody tr')];
+// The rows of the listing: what they say, their order, and which of them are seen.
+const list = document.querySelector('tbody'), writes = !!$('pick');
+const rows = () => [...list.rows];
+const linkOf = row => row.cells[1].firstElementChild;
+const hrefOf = row => linkOf(row).getAttribute('href');
+const isFolder = row => hrefOf(row).endsWith('/');
+const nameOf = row => linkOf(row).textContent.slice(0, isFolder(row) ? -1 : undefined);
+const rowNamed = name => rows().find(row => nameOf(row) === name);
+const isPicture = row => /\.(jpe?g|png|gif|webp|avif|svg|bmp)$/i.test(nameOf(row))
+  && row.cells[2].dataset.v < 2e7;
+const isText = row => row.cells[2].dataset.v < 2e6 && new RegExp('\\.(txt|md|csv|log|json|xml|html?'
+  + '|css|m?js|ts|py|sh|[ch]|cpp|java|go|rs|ini|cfg|conf|toml|ya?ml|tex|sql|url)$', 'i')
+  .test(nameOf(row));
+let [column, way] = kept('localStorage', 'order') || [1, 1];
+let pictures = false;
+function ordered(some) {
+  const value = row => column === 1 ? natural(nameOf(row)) : +row.cells[column].dataset.v;
+  const facts = some.map(row => [isFolder(row) ? 0 : 1, value(row), nameOf(row), row]);
+  facts.sort((a, b) => a[0] - b[0] || way * (a[1] < b[1] ? -1 : a[1] > b[1] ? 1
+    : column > 1 ? 0 : a[2] < b[2] ? -1 : 1));
+  return facts.map(fact => fact[3]);
+}
+// put rows in this order, and move as few of them as possible: what moves loses the focus
+function arrange(some) {
+  const focused = document.activeElement;
+  let next = list.firstChild;
+  for (const row of some) {
+    if (row === next) next = next.nextSibling;
+    else list.insertBefore(row, next);
+  }
+  if (focused !== document.activeElement && focused.isConnected)
+    focused.focus({preventScroll: true});
+}
 function sort() {
-  const [column, way] = order, body = document.querySelector('tbody');
-  const value = row => column ? +row.cells[column].dataset.v : row.dataset.name;
-  const compare = (a, b) => column ? value(a) - value(b) : value(a).localeCompare(value(b),
-    undefined, {numeric: true});
-  body.append(...rows().sort((a, b) => (b.dataset.folder - a.dataset.folder) || way * compare(a,
-    b)));
-  document.querySelectorAll('th[data-key]').forEach(th =>
-    th.setAttribute('aria-sort', +th.dataset.key !== column ? 'none' : way > 0 ? 'ascending'
-      : 'descending'));
+  arrange(ordered(rows()));
+  for (const head of document.querySelectorAll('th[data-key]')) {
+    const mine = +head.dataset.key === column;
+    head.setAttribute('aria-sort', !mine ? 'none' : way > 0 ? 'ascending' : 'descending');
+  }
 }
-document.querySelectorAll('th[data-key] button').forEach(button => button.onclick = () => {
-  const key = +button.parentNode.dataset.key;
-  order = [key, order[0] === key ? -order[1] : 1];
+function sortBy(key) {
+  [column, way] = [key, column === key ? -way : 1];
+  kept('localStorage', 'order', [column, way]);
   sort();
-});
-function filter() {
-  const want = $('filter').value.toLowerCase();
-  rows().forEach(row => row.hidden = !row.dataset.name.toLowerCase().includes(want));
 }
-$('filter').oninput = filter;
-document.querySelectorAll('.js').forEach(element => element.hidden = false);
-document.querySelectorAll('.nojs').forEach(element => element.hidden = true);
+const seen = () => rows().filter(row => !row.hidden);
+function filter(save) {
+  const typed = $('filter').value, want = typed.toLowerCase();
+  let shown = 0;
+  for (const row of list.rows) {
+    row.hidden = !nameOf(row).toLowerCase().includes(want);
+    shown += !row.hidden;
+  }
+  $('shown').textContent = !typed ? '' : !shown ? 'nothing matches'
+    : number(shown) + ' of ' + number(list.rows.length);
+  if (save || typed) kept('sessionStorage', 'filter ' + here, typed);
+}
+// the folder above has a filter: it holds here too, unless it leaves nothing
+function inheritFilter() {
+  const own = kept('sessionStorage', 'filter ' + here);
+  const above = kept('sessionStorage', 'filter ' + here.replace(/[^/]*\/$/, ''));
+  $('filter').value = own === null ? above || '' : own;
+  filter();
+  if (own !== null || !list.rows.length || seen().length) return;
+  $('filter').value = '';
+  filter(true);
+}
+function clearFilter() { $('filter').value = ''; filter(true); }
+function showPictures(on) {
+  pictures = on;
+  kept('localStorage', 'pictures', on);
+  list.parentNode.classList.toggle('grid', on);
+  $('grid').setAttribute('aria-pressed', on);
+  for (const row of rows()) picture(row);
+}
+function picture(row) {
+  const link = linkOf(row), image = link.querySelector('img');
+  if (!pictures && image) image.remove();
+  if (pictures && !image && isPicture(row))
+    link.prepend(make('img', '', {loading: 'lazy', alt: '', src: hrefOf(row)}));
+}
+// the box and the buttons of each row, some rows at a time, so that the first are there at once
+function dress(some) {
+  for (const row of some.splice(0, 200)) {
+    const [box, tools] = $('row').content.cloneNode(true).children, name = nameOf(row);
+    box.firstChild.setAttribute('aria-label', 'Choose ' + name);
+    for (const tool of tools.children) {
+      tool.title = tool.dataset.does + ' ' + name;
+      tool.setAttribute('aria-label', tool.title);
+    }
+    if (isFolder(row) || !isText(row)) tools.querySelector('.copy').remove();
+    const get = tools.querySelector('.get'), folder = isFolder(row);
+    get.href = hrefOf(row) + (folder ? '?zip' : '');
+    get.download = folder ? '' : name;
+    row.cells[0].append(box);
+    row.cells[4].append(...tools.children);
+    picture(row);
+  }
+  if (some.length) setTimeout(dress, 0, some);
+}
+function undress(row) { row.cells[0].textContent = row.cells[4].textContent = ''; dress([row]); }
+function tally() {
+  $('empty').hidden = list.rows.length > 0;
+  $('grid').hidden = !rows().some(row => !isFolder(row) && isPicture(row));
+  if ($('filter').value) filter();
+  showChosen();
+}
 
-// keys: / filters, arrows walk, Alt+Up goes to the folder above
-document.onkeydown = event => {
-  const links = rows().filter(row => !row.hidden).map(row => row.querySelector('a')),
-    at = links.indexOf(document.activeElement);
-  if (event.key === '/' && document.activeElement.tagName !== 'INPUT') $('filter').focus();
-  else if (event.key === 'Escape'
-    && document.activeElement === $('filter')) { $('filter').value = ''; filter(); }
+// The listing is alive: look whether the folder has changed, and take over what is new.
+let looking = null, again = false, gone = '';
+function look() {
+  again = Boolean(looking);
+  looking = looking || lookOnce().catch(() => trouble(UNREACHABLE)).finally(() => {
+    looking = null;
+    return again && look();
+  });
+  return looking;
+}
+async function lookOnce() {
+  const {tag} = list.dataset;
+  const headers = {Accept: 'text/html', ...tag && {'If-None-Match': `"${tag}"`}};
+  const answer = await net(here, {headers});
+  if (answer.status === 404) return trouble('This folder is gone.');
+  if (!answer.ok && answer.status !== 304) return trouble(answer.status === 401
+    ? 'The password is no longer right: reload the page.' : sentence(await answer.text()));
+  trouble('');
+  if (answer.ok) merge(new DOMParser().parseFromString(await answer.text(), 'text/html'));
+}
+// said while it lasts
+function trouble(text) {
+  if (text || $('status').textContent === gone) say(text);
+  gone = text;
+}
+const topOf = row => row ? row.getBoundingClientRect().top : 0;
+function merge(page) {
+  const news = page.querySelector('tbody'), known = new Map(rows().map(row => [hrefOf(row), row]));
+  if (!news) return say('This folder has a page of its own now: reload to see it.');
+  const focused = list.contains(document.activeElement) && document.activeElement.closest('tr');
+  const place = rows().indexOf(focused), fresh = [], all = [];
+  const first = rows().find(row => topOf(row) >= 0), before = topOf(first);
+  for (const row of [...news.rows]) {
+    const old = known.get(hrefOf(row));
+    known.delete(hrefOf(row));
+    all.push(old || row);
+    if (!old) fresh.push(row);
+    else for (const cell of [2, 3]) if (old.cells[cell].outerHTML !== row.cells[cell].outerHTML)
+      old.cells[cell].replaceWith(row.cells[cell].cloneNode(true));
+  }
+  for (const row of known.values()) row.remove();
+  list.dataset.tag = news.dataset.tag;
+  $('count').textContent = page.getElementById('count').textContent;
+  arrange(ordered(all));
+  dress(fresh);
+  tally();
+  // what is in sight stays where it is
+  if (scrollY && first && first.isConnected) scrollBy(0, topOf(first) - before);
+  const near = list.rows[Math.min(place, list.rows.length - 1)];
+  if (focused && !focused.isConnected && near) linkOf(near).focus();
+}
+async function keepLooking() {
+  for (;; await wait(4000)) if (!document.hidden) await look();
+}
+
+// Keys: / filters, arrows walk, Enter opens the only match, Alt+Up goes to the folder above.
+function onKey(event) {
+  const active = document.activeElement, inFilter = active === $('filter');
+  if (document.querySelector('dialog') || event.ctrlKey || event.metaKey) return;
+  const walk = seen(), place = walk.indexOf(active.closest('tr'));
+  if (event.key === '/' && !/INPUT|TEXTAREA/.test(active.tagName)) $('filter').focus();
+  else if (event.key === 'Escape') { clearFilter(); choose([]); }
+  else if (event.key === 'Enter' && inFilter && walk.length === 1) linkOf(walk[0]).click();
   else if (event.key === 'ArrowUp' && event.altKey) { if (here !== '/') location = '../'; }
-  else if (event.key === 'ArrowDown' && links.length) links[Math.min(at + 1,
-    links.length - 1)].focus();
-  else if (event.key === 'ArrowUp' && at > 0) links[at - 1].focus();
+  else if (event.key === 'ArrowDown' && walk.length) linkOf(walk[Math.min(place + 1,
+    walk.length - 1)]).focus();
+  else if (event.key === 'ArrowUp' && place > 0) linkOf(walk[place - 1]).focus();
+  else if (event.key === 'ArrowUp' && !place) $('filter').focus();
   else return;
   event.preventDefault();
-};
+}
 
-// changing: rename, delete, new folder
-async function ask(method, url, headers) {
+// Choosing rows, and what can be done with them.
+const boxOf = row => row.querySelector('input');
+const chosen = () => rows().filter(row => row.classList.contains('chosen'));
+let lastChosen = null;
+function choose(some) {
+  const set = new Set(some);
+  for (const row of list.rows) {
+    row.classList.toggle('chosen', set.has(row));
+    if (boxOf(row)) boxOf(row).checked = set.has(row);
+  }
+  showChosen();
+}
+function onChoice(event) {
+  const row = event.target.closest('tr'), on = event.target.checked, all = seen();
+  const from = event.shiftKey && lastChosen ? all.indexOf(lastChosen) : all.indexOf(row);
+  const [low, high] = [from, all.indexOf(row)].sort((a, b) => a - b);
+  for (const each of all.slice(Math.max(low, 0), high + 1)) {
+    each.classList.toggle('chosen', on);
+    if (boxOf(each)) boxOf(each).checked = on;
+  }
+  lastChosen = row;
+  showChosen();
+}
+function showChosen() {
+  const some = chosen();
+  $('chosen').hidden = !some.length;
+  $('every').checked = some.length > 0 && some.length === list.rows.length;
+  $('howmany').textContent = number(some.length) + ' chosen, '
+    + size(some.reduce((sum, row) => sum + (isFolder(row) ? 0 : +row.cells[2].dataset.v), 0));
+  if ($('rename')) $('rename').hidden = some.length !== 1;
+}
+function download() {
+  const names = chosen().map(row => hrefOf(row).replace(/\/$/, '')).join('/');
+  if (names.length > 7000) return say('These are too many names for one archive: choose fewer.');
+  make('a', '', {href: '?zip=' + names, download: ''}).click();
+}
+// send one request that changes something: whether it did
+async function change(method, url, headers) {
   try {
     const answer = await net(url, {method, headers});
-    if (!answer.ok) return say(await answer.text());
-    say('');
-    await reload();
-  } catch (error) { say('The server cannot be reached.'); }
+    say(answer.ok ? '' : sentence(await answer.text()));
+    return answer.ok;
+  } catch (error) { say(UNREACHABLE); return false; }
 }
-async function reload() {
-  const text = await (await net(here, {headers: {Accept: 'text/html'}})).text();
-  const page = new DOMParser().parseFromString(text, 'text/html');
-  document.querySelector('tbody').replaceWith(page.querySelector('tbody'));
-  $('count').replaceWith(page.getElementById('count'));
-  equip(); sort(); filter();
+// a new name that can be taken, '' else
+function checked(name) {
+  if (!name) return '';
+  const there = rowNamed(name);
+  if (name.trim() && !there) return name;
+  say(there ? `A ${isFolder(there) ? 'folder' : 'file'} of that name exists.`
+    : 'A name needs more than spaces.');
+  return '';
 }
-function equip() {
-  if (!$('pick')) return;
-  rows().forEach(row => {
-    const link = row.querySelector('a'), url = link.getAttribute('href'), name = row.dataset.name,
-      folder = row.dataset.folder === '1';
-    const change = make('button', '\u270e', {title: 'Rename ' + name}), remove = make('button',
-      '\u2715', {title: 'Delete ' + name});
-    change.setAttribute('aria-label', change.title); remove.setAttribute('aria-label',
-      remove.title);
-    change.onclick = () => {
-      const wanted = prompt('New name', name);
-      if (wanted && wanted !== name)
-        ask('MOVE', url, {Destination: here + encodeURIComponent(wanted), Overwrite: 'F'});
-    };
-    remove.onclick = () => {
-      if (confirm('Delete ' + name + (folder ? ' and everything in it?' : '?')))
-        ask('DELETE', url + (folder ? '?recursive' : ''));
-    };
-    row.cells[3].replaceChildren(change, remove);
-  });
+async function makeFolder() {
+  const name = checked(prompt('Name of the new folder'));
+  if (name && await change('MKCOL', here + encodeURIComponent(name) + '/')) await look();
+}
+async function rename(row) {
+  const typed = prompt('New name', nameOf(row)), folder = isFolder(row);
+  const name = typed === nameOf(row) ? '' : checked(typed), href = encodeURIComponent(name);
+  const headers = {Destination: here + href, Overwrite: 'F'};
+  if (!name || !await change('MOVE', hrefOf(row), headers)) return;
+  const link = linkOf(row);
+  link.setAttribute('href', href + (folder ? '/' : ''));
+  link.textContent = name + (folder ? '/' : '');
+  undress(row);
+  arrange(ordered(rows()));
+  link.focus();
+  tally();
+}
+async function remove(some) {
+  const [row] = some, what = some.length > 1 ? `these ${number(some.length)}` : nameOf(row);
+  if (!confirm('Delete ' + what + (some.some(isFolder) ? ' and everything in it?' : '?'))) return;
+  for (const each of some)
+    if (!await change('DELETE', hrefOf(each) + (isFolder(each) ? '?recursive' : ''))) break;
+  await look();
+}
+async function moveChosen() {
+  const some = chosen(), where = make('select'), folders = rows().filter(row => isFolder(row)
+    && !some.includes(row));
+  where.setAttribute('aria-label', 'Folder');
+  if (here !== '/') where.append(make('option', 'the folder above', {value: '../'}));
+  where.append(...folders.map(row => make('option', nameOf(row), {value: hrefOf(row)})));
+  if (!where.length) return say('There is no folder to move it to: make one first.');
+  const answers = [['move', 'Move'], ['', 'Cancel']];
+  if (!await question(`Move the ${number(some.length)} chosen to`, [where], answers)) return;
+  for (const row of some) {
+    const Destination = at(where.value).pathname + hrefOf(row);
+    if (!await change('MOVE', hrefOf(row), {Destination, Overwrite: 'F'})) break;
+  }
+  await look();
+}
+async function copy(row) {
+  try {
+    const text = await (await net(hrefOf(row))).text();
+    if (navigator.clipboard) await navigator.clipboard.writeText(text);
+    else copyOld(text);
+    say('Copied ' + nameOf(row) + '.');
+  } catch (error) { say('It could not be copied.'); }
+}
+// where the address is no secure one, browsers have no other way
+function copyOld(text) {
+  const box = make('textarea', '', {value: text});
+  document.body.append(box);
+  box.select();
+  const done = document.execCommand('copy');
+  box.remove();
+  if (!done) throw new Error('refused');
+}
+function onRow(event) {
+  const tool = event.target.closest('button'), row = event.target.closest('tr');
+  if (event.target.type === 'checkbox') onChoice(event);
+  else if (tool) ({copy, edit: rename, bin: row => remove([row])})[tool.className](row);
 }
 
-// uploading: each file is created, then sent from the offset that the server has,
-// as often as the link breaks
-const queue = [];
-let active = 0, sum = 0, done = 0;
-const wait = ms => new Promise(go => setTimeout(go, ms));
-function add(file, path) {
-  const job = {file, path, sent: 0, line: make('li'), bar: make('progress', '', {max: file.size
-    || 1, value: 0}), note: make('small')};
-  const stop = make('button', 'cancel');
-  stop.onclick = () => cancel(job);
-  job.stop = stop;
-  job.line.append(make('span', path + file.name), job.note, stop, job.bar);
-  $('jobs').append(job.line);
-  sum += file.size;
-  queue.push(job);
-  progress(job, 0);
-  while (active < 2 && queue.length) { active++; run(); }
+// Uploading: each file is created, then sent from the offset that the server has, as often as
+// the link breaks. What is unfinished is remembered in this browser under the file's identity.
+const me = Math.random().toString(36).slice(2), queue = [], jobs = new Set();
+let active = 0, forAll = '', asking = Promise.resolve();
+const busy = () => active > 0;
+const identity = job => 'part ' + JSON.stringify([job.base + job.path + job.file.name,
+  job.file.size, job.file.lastModified]);
+function add(file, path, over) {
+  const job = {file, path, over, base: here, sent: 0, note: ''};
+  job.id = identity(job);
+  if (file.size && [...jobs].some(other => other.id === job.id && isOpen(other))) return;
+  const part = kept('localStorage', job.id);
+  if (part) job.url = part.url;
+  // the line of its upload takes this one's place
+  for (const line of document.querySelectorAll('.unfinished'))
+    if (line.dataset.id === job.id) line.remove();
+  jobs.add(job);
+  enqueue(job);
 }
-async function run() {
+// a folder that may be empty
+function addFolder(path) {
+  const file = {name: path.split('/').at(-2) + '/', size: 0};
+  const job = {file, path, folder: true, base: here, sent: 0, note: ''};
+  jobs.add(job);
+  enqueue(job);
+}
+const isOpen = job => job.state === 'waiting' || job.state === 'sending';
+function enqueue(job) {
+  queue.push(job);
+  update(job, 'waiting');
+  while (active < 2 && queue.length) { active++; work(); }
+  sayAlive();
+}
+async function work() {
   for (let job; (job = queue.shift());) {
-    try { if (!job.cancelled) await upload(job); } catch (error) { end(job, error.message); }
+    update(job, 'sending');
+    try { await (job.folder ? makeAll(job) : upload(job)); }
+    catch (error) { update(job, 'failed', error.message); }
   }
   active--;
-  if (!active) { await reload().catch(() => {}); }
+  if (!active) { forAll = ''; showPanel(); if (list) await look(); }
+}
+async function makeAll(job) {
+  const parts = job.path.split('/').slice(0, -1).map(encodeURIComponent);
+  for (const end of parts.keys()) {
+    const url = job.base + parts.slice(0, end + 1).join('/') + '/';
+    const answer = await net(url, {method: 'MKCOL'});
+    if (!answer.ok && answer.status !== 405) throw new Error(sentence(await answer.text()));
+  }
+  update(job, 'done');
 }
 async function upload(job) {
-  for (let pause = 250, before = 0; !job.cancelled; before = job.sent) {
+  for (let pause = 250; isOpen(job);) {
+    const before = job.sent;
     try {
-      if (!job.url) job.url = await create(job);
-      else if (await arrived(job)) return end(job, 'done', true);
-      if (job.cancelled) break;
-      await send(job);
-      return end(job, 'done', true);
+      if (await step(job)) return;
     } catch (error) {
-      if (job.cancelled) break;
+      if (!isOpen(job)) break;
       if (error.final) throw error;
-      job.note.textContent = 'link lost, trying again';
+      update(job, 'sending', 'the link is lost, trying again');
       pause = job.sent > before ? 250 : Math.min(pause * 2, 15000);
-      const woken = new Promise(go => { job.wake = go; addEventListener('online', go,
-        {once: true}); });
-      await Promise.race([wait(pause), woken]);
+      await Promise.race([wait(pause), new Promise(go => {
+        job.wake = go;
+        addEventListener('online', go, {once: true});
+      })]);
     }
   }
-  end(job, 'cancelled');
-  if (job.url) net(job.url, {method: 'DELETE'}).catch(() => {});
+  giveUp(job);
 }
-const refused = text => Object.assign(new Error(text), {final: true});
-const passing = status => status >= 500 && status !== 507 || status === 408;
-async function check(answer) {
-  if (answer.ok) return answer;
-  const text = await answer.text();
-  throw passing(answer.status) ? new Error(text) : refused(text || 'refused: ' + answer.status);
+// the next step of an upload; true when nothing is left to do
+async function step(job) {
+  if (!job.url) {
+    if (!await create(job)) return true;
+  } else if (await locate(job)) return true;
+  if (!job.url || !isOpen(job)) return false;
+  update(job, 'sending', '');
+  const place = await send(job);
+  if (place === null) return false;
+  finish(job, place);
+  return true;
 }
+const passing = status => status >= 500 && status !== 507 || status === 408 || status === 429;
+function failure(status, text) {
+  return Object.assign(new Error(sentence(text)), {final: !passing(status)});
+}
+// begin it at the server: false if it is to be skipped
 async function create(job) {
-  const folder = here + job.path.split('/').map(encodeURIComponent).join('/');
+  const folder = job.base + job.path.split('/').map(encodeURIComponent).join('/');
   const name = encodeURIComponent(job.file.name).replace(/'/g, '%27');
-  const headers = {
-    'Upload-Complete': '?0',
-    'Upload-Length': job.file.size,
-    'X-OC-Mtime': Math.max(0, Math.floor(job.file.lastModified / 1000)),
-    'Content-Type': 'application/octet-stream',
-    'Content-Disposition': "inline; filename*=UTF-8''" + name,
-  };
-  const answer = await check(await net(folder, {method: 'POST', headers}));
-  return answer.headers.get('Location');
+  for (;;) {
+    const both = Boolean($('drop')) || job.over === 'both';
+    const headers = {
+      'Upload-Complete': '?0',
+      'Upload-Length': job.file.size,
+      'X-OC-Mtime': Math.max(0, Math.floor(job.file.lastModified / 1000)),
+      'Content-Type': 'application/octet-stream',
+      ...both && {'Content-Disposition': "inline; filename*=UTF-8''" + name},
+      ...job.over !== 'replace' && !both && {'If-None-Match': '*'},
+    };
+    const answer = await net(folder + (both ? '' : name), {method: both ? 'POST' : 'PUT', headers});
+    if (answer.ok) {
+      job.url = answer.headers.get('Location');
+      kept('localStorage', job.id, {url: job.url, tab: me});
+      return true;
+    }
+    if (answer.status !== 412) throw failure(answer.status, await answer.text());
+    job.over = await decide(job, folder + name);
+    if (!isOpen(job)) return true;
+    if (job.over === 'skip') return skip(job);
+  }
 }
-async function arrived(job) {
-  const {headers} = await check(await net(job.url, {method: 'HEAD'}));
-  progress(job, +headers.get('Upload-Offset'));
-  return headers.get('Upload-Complete') === '?1';
+function skip(job) { update(job, 'skipped'); return false; }
+// what becomes of a file whose name exists: the same one is skipped, else a person decides
+async function decide(job, url) {
+  const {headers} = await net(url, {method: 'HEAD', cache: 'no-store'});
+  const when = Date.parse(headers.get('Last-Modified')), length = +headers.get('Content-Length');
+  if (length === job.file.size && when === Math.floor(job.file.lastModified / 1000) * 1000)
+    return 'skip';
+  const answer = asking.then(() => forAll || askPerson(job, length, when));
+  asking = answer.catch(() => {});
+  return answer;
 }
+async function askPerson(job, length, when) {
+  if (!isOpen(job)) return 'skip';
+  const told = (bytes, time) => `${size(bytes)}, ${new Date(time).toLocaleString()}`;
+  const box = make('input', '', {type: 'checkbox'}), line = make('label');
+  line.append(box, 'The same for all others');
+  const answer = await question(`${job.path}${job.file.name} exists.`, [
+    make('p', 'There: ' + told(length, when), {className: 'dim'}),
+    make('p', 'Yours: ' + told(job.file.size, job.file.lastModified), {className: 'dim'}), line,
+  ], [['replace', 'Replace'], ['both', 'Keep both'], ['skip', 'Skip']]) || 'skip';
+  if (box.checked) forAll = answer;
+  return answer;
+}
+// ask how much has arrived; true if it is finished
+async function locate(job) {
+  const answer = await net(job.url, {method: 'HEAD'});
+  if (answer.status === 404) { forget(job); return false; }
+  if (!answer.ok) throw failure(answer.status, await answer.text());
+  kept('localStorage', job.id, {url: job.url, tab: me});
+  progress(job, +answer.headers.get('Upload-Offset'));
+  if (answer.headers.get('Upload-Complete') !== '?1') return false;
+  finish(job, answer.headers.get('Location'));
+  return true;
+}
+function forget(job) {
+  kept('localStorage', job.id, null);
+  job.url = '';
+  progress(job, 0);
+}
+// send the rest: where it was stored, or null if another file has taken the name
 function send(job) {
   return new Promise((good, bad) => {
     const request = job.request = new XMLHttpRequest(), start = job.sent;
@@ -3733,89 +4202,287 @@ function send(job) {
     request.setRequestHeader('Upload-Offset', start);
     request.setRequestHeader('Upload-Complete', '?1');
     request.upload.onprogress = event => progress(job, start + event.loaded);
-    request.onload = () => request.status < 300 ? good() : bad(passing(request.status)
-      || request.status === 409
-      ? new Error(request.responseText) : refused(request.responseText || 'refused'));
+    request.onload = () => {
+      const status = request.status, text = request.responseText;
+      if (status < 300) return good(request.getResponseHeader('Location') || '');
+      if (status === 412 || status === 404) { forget(job); return good(null); }
+      return bad(status === 409 ? new Error(text) : failure(status, text));
+    };
     request.onerror = request.onabort = () => bad(new Error('interrupted'));
     request.send(job.file.slice(start));
   });
 }
 function progress(job, sent) {
-  done += Math.min(sent, job.file.size) - job.sent;
   job.sent = Math.min(sent, job.file.size);
-  job.bar.value = job.file.size ? job.sent : 1;
-  job.note.textContent = size(job.sent) + ' of ' + size(job.file.size);
-  $('total').hidden = false;
-  $('all').max = sum || 1;
-  $('all').value = sum ? done : 1;
+  showPanel();
 }
-function end(job, text, whole) {
-  if (whole) progress(job, job.file.size);
-  else { sum -= job.file.size; done -= job.sent; $('all').max = sum || 1; $('all').value = done; }
-  job.note.textContent = text;
-  job.line.className = whole ? 'done' : 'failed';
-  if (!whole) job.bar.remove();
-  job.stop.textContent = 'clear';
-  job.stop.onclick = () => {
-    job.line.remove();
-    if (!$('jobs').children.length) { $('total').hidden = true; sum = done = 0; }
-  };
+function finish(job, place) {
+  forget(job);
+  job.sent = job.file.size;
+  const name = place ? decodeURIComponent(place.split('/').pop()) : job.file.name;
+  update(job, 'done', name === job.file.name ? '' : 'stored as ' + name);
+  if ($('drop')) handedIn(job, name);
 }
 function cancel(job) {
-  job.cancelled = true;
-  job.note.textContent = 'cancelled';
+  const waits = queue.includes(job);
+  if (!isOpen(job)) return;
+  update(job, 'cancelled', 'cancelled');
   if (job.request) job.request.abort();
   if (job.wake) job.wake();
-  if (queue.includes(job)) { queue.splice(queue.indexOf(job), 1); end(job, 'cancelled'); }
+  if (waits) { queue.splice(queue.indexOf(job), 1); giveUp(job); }
 }
+function giveUp(job) {
+  const url = job.url;
+  forget(job);
+  if (url) net(url, {method: 'DELETE'}).catch(() => {});
+}
+function retry(job) { enqueue(Object.assign(job, {sent: 0, note: ''})); }
+
+// The panel: all uploads in a few lines that stay in sight; details on demand, failed ones always.
+let open = false, drawn = 0, samples = [];
+function update(job, state, note) {
+  job.state = state;
+  if (note !== undefined) job.note = note;
+  drawJob(job);
+  showPanel();
+}
+function drawJob(job) {
+  const wanted = open || job.state === 'failed' || job.note && job.state !== 'cancelled';
+  if (!job.line && !wanted) return;
+  if (!job.line) {
+    job.line = make('li');
+    job.line.append(make('span', job.path + (job.folder ? '' : job.file.name)), make('small'),
+      make('button'));
+  }
+  const [, note, button] = job.line.children;
+  job.line.className = job.state;
+  note.textContent = job.note || job.state;
+  button.textContent = job.state === 'failed' ? 'try again' : 'cancel';
+  button.hidden = !isOpen(job) && job.state !== 'failed';
+  button.onclick = () => job.state === 'failed' ? retry(job) : cancel(job);
+  if (!wanted) job.line.remove();
+  else if (!job.line.isConnected) $('jobs').append(job.line);
+}
+function showPanel() {
+  const now = performance.now();
+  if (busy() && now - drawn < 100) return;
+  drawn = now;
+  const all = [...jobs], of = state => all.filter(job => job.state === state).length;
+  const total = all.filter(job => isOpen(job) || job.state === 'done');
+  const bytes = total.reduce((sum, job) => sum + job.file.size, 0);
+  const sent = total.reduce((sum, job) => sum + job.sent, 0);
+  $('panel').hidden = !all.length && !$('jobs').children.length;
+  $('all').hidden = !busy();
+  $('all').max = bytes || 1;
+  $('all').value = bytes ? sent : 1;
+  $('sum').textContent = busy() ? sending(of('done') + of('skipped'), total.length + of('skipped'),
+    sent, bytes, now) : ended(of, sent);
+  $('details').hidden = !all.length;
+  $('stop').hidden = !busy();
+  $('clear').hidden = busy() || !all.length;
+}
+function sending(ready, many, sent, bytes, now) {
+  if (!samples.length || now - samples.at(-1)[0] > 500) samples.push([now, sent]);
+  samples = samples.filter(sample => now - sample[0] < 10000);
+  const [then, before] = samples[0], rate = (sent - before) / (now - then) * 1000;
+  const left = (bytes - sent) / rate, known = rate > 0 && now - then > 1000;
+  return `${number(ready)} of ${count(many, 'file')}, ${size(sent)} of ${size(bytes)}`
+    + (known ? `, ${size(rate)}/s, ${duration(left)} left` : '');
+}
+function duration(seconds) {
+  if (seconds < 60) return Math.ceil(seconds) + ' s';
+  return seconds < 5400 ? Math.round(seconds / 60) + ' min' : (seconds / 3600).toFixed(1) + ' h';
+}
+function ended(of, sent) {
+  samples = [];
+  const told = [['done', `uploaded (${size(sent)})`], ['skipped', 'skipped: already there'],
+    ['failed', 'failed'], ['cancelled', 'cancelled']].filter(([state]) => of(state));
+  return told.map(([state, what]) => number(of(state)) + ' ' + what).join(', ')
+    || 'Unfinished uploads';
+}
+function showDetails() {
+  open = !open;
+  $('details').textContent = open ? 'Fewer details' : 'Details';
+  $('details').setAttribute('aria-expanded', open);
+  jobs.forEach(drawJob);
+}
+function clearJobs() {
+  for (const job of jobs) if (job.line) job.line.remove();
+  jobs.clear();
+  showPanel();
+}
+// what this browser began and did not finish; another tab that sends it says so every second
+function sayAlive() { kept('localStorage', 'tab ' + me, busy() ? Date.now() : null); }
+async function showUnfinished() {
+  for (const id of Object.keys(localStorage).filter(key => key.startsWith('part '))) {
+    const part = kept('localStorage', id), tab = part && kept('localStorage', 'tab ' + part.tab);
+    if (!part || part.tab === me || Date.now() - tab < 5000) continue;
+    const answer = await net(part.url, {method: 'HEAD'});
+    if (answer.status === 404 || answer.headers.get('Upload-Complete') === '?1')
+      kept('localStorage', id, null);
+    else if (answer.ok) unfinished(id, part, +answer.headers.get('Upload-Offset'));
+  }
+}
+function unfinished(id, part, offset) {
+  const [path, bytes] = JSON.parse(id.slice(5)), line = make('li', '', {className: 'unfinished'});
+  const folder = path.slice(0, path.lastIndexOf('/') + 1), stop = make('button', 'give up');
+  const where = folder.startsWith(here) ? '' : ' in ' + decodeURI(folder);
+  line.append(make('span', path.slice(folder.startsWith(here) ? here.length : folder.length)),
+    make('small', `${size(offset)} of ${size(bytes)}, choose the file again${where} to go on`),
+    stop);
+  stop.onclick = () => {
+    giveUp({id, url: part.url, file: {size: 0}});
+    line.remove();
+    showPanel();
+  };
+  line.dataset.id = id;
+  $('jobs').append(line);
+  showPanel();
+}
+
+// Where files come from: chosen, dropped, pasted.
 const above = path => path.split('/').slice(0, -1).map(part => part + '/').join('');
 async function enter(entry, path) {
   if (entry.isFile) return add(await new Promise((good, bad) => entry.file(good, bad)), path);
-  const reader = entry.createReader();
-  for (let some; (some = await new Promise((good, bad) => reader.readEntries(good, bad))).length;)
-    for (const child of some) await enter(child, path + entry.name + '/');
+  const reader = entry.createReader(), inner = path + entry.name + '/';
+  let empty = true;
+  for (let some; (some = await new Promise((good, bad) => reader.readEntries(good, bad))).length;) {
+    empty = false;
+    for (const child of some) await enter(child, inner);
+  }
+  return empty && addFolder(inner);
 }
-if ($('pick')) {
-  $('pick').onchange = $('pickdir').onchange = event => {
-    for (const file of event.target.files) add(file, above(file.webkitRelativePath || ''));
-    event.target.value = '';
-  };
-  $('mkdir').onclick = () => {
-    const name = prompt('Name of the new folder');
-    if (name) ask('MKCOL', here + encodeURIComponent(name) + '/');
-  };
-  const mark = on => event => {
-    event.preventDefault();
-    document.body.classList.toggle('drop', on);
-  };
-  document.ondragover = mark(true);
-  document.ondragleave = mark(false);
-  document.ondrop = event => {
-    mark(false)(event);
-    const items = [...event.dataTransfer.items]
-      .map(item => item.webkitGetAsEntry && item.webkitGetAsEntry()).filter(Boolean);
-    if (items.length) items.forEach(item => enter(item,
-      '').catch(() => say('That cannot be read.')));
-    else for (const file of event.dataTransfer.files) add(file, '');
-  };
-  equip();
+function onFiles(event) {
+  for (const file of event.target.files) add(file, above(file.webkitRelativePath || ''));
+  event.target.value = '';
 }
+function onDrag(event) {
+  if (![...event.dataTransfer.types].includes('Files')) return;
+  event.preventDefault();
+  document.body.classList.toggle('drop', event.type === 'dragover');
+  if (event.type !== 'drop') return;
+  const entries = [...event.dataTransfer.items]
+    .map(item => item.webkitGetAsEntry && item.webkitGetAsEntry()).filter(Boolean);
+  if (!entries.length) for (const file of event.dataTransfer.files) add(file, '');
+  for (const entry of entries) enter(entry, '').catch(() => say('That cannot be read.'));
+}
+function stamp() {
+  const now = new Date(), two = n => String(n).padStart(2, '0');
+  return [now.getFullYear(), two(now.getMonth() + 1), two(now.getDate())].join('-') + ' '
+    + [now.getHours(), now.getMinutes(), now.getSeconds()].map(two).join('.');
+}
+function pasteFile(data, type, ending) {
+  add(new File([data], `pasted ${stamp()}.${ending}`, {type}), '', 'both');
+}
+function onPaste(event) {
+  if (/INPUT|TEXTAREA/.test(event.target.tagName)) return;
+  const data = event.clipboardData, text = data.getData('text/plain');
+  for (const file of data.files)
+    pasteFile(file, file.type, file.type.split('/')[1].replace(/\W.*|jpeg/, found =>
+      found === 'jpeg' ? 'jpg' : '') || 'bin');
+  if (!data.files.length && text) pasteFile(text, 'text/plain', 'txt');
+}
+async function pasteText() {
+  const box = make('textarea', '', {rows: 8, placeholder: 'Paste or type here'});
+  box.setAttribute('aria-label', 'Text');
+  if (await question('Store this text as a file', [box], [['store', 'Store'], ['', 'Cancel']])
+    && box.value) pasteFile(box.value, 'text/plain', 'txt');
+}
+// while something is on its way, leaving asks, and links open beside this page
+function onLink(event) {
+  const link = event.target.closest('a');
+  if (link) link.target = busy() && !link.hasAttribute('download') ? '_blank' : '';
+}
+
+// The start.
+function startListing() {
+  for (const head of document.querySelectorAll('th[data-key]'))
+    head.firstElementChild.onclick = () => sortBy(+head.dataset.key);
+  if (column !== 1 || way !== 1) sort();
+  inheritFilter();
+  dress(rows());
+  tally();
+  $('filter').oninput = () => filter(true);
+  $('grid').onclick = () => showPictures(!pictures);
+  if (kept('localStorage', 'pictures') && !$('grid').hidden) showPictures(true);
+  $('every').onchange = event => choose(event.target.checked ? seen() : []);
+  $('zip').onclick = download;
+  $('none').onclick = () => choose([]);
+  list.onclick = onRow;
+  document.onkeydown = onKey;
+  document.onvisibilitychange = () => { if (!document.hidden) look(); };
+  setTimeout(keepLooking, 4000);
+}
+function startUploads() {
+  $('pick').onchange = $('pickdir').onchange = onFiles;
+  document.ondragover = document.ondragleave = document.ondrop = onDrag;
+  document.onpaste = onPaste;
+  document.onclick = onLink;
+  $('paste').onclick = pasteText;
+  $('details').onclick = showDetails;
+  $('stop').onclick = () => jobs.forEach(job => cancel(job));
+  $('clear').onclick = clearJobs;
+  addEventListener('beforeunload', event => { if (busy()) event.preventDefault(); });
+  addEventListener('pagehide', () => kept('localStorage', 'tab ' + me, null));
+  setInterval(() => { if (busy()) { sayAlive(); showPanel(); } }, 1000);
+  showUnfinished().catch(() => {});
+}
+function startChanges() {
+  $('mkdir').onclick = makeFolder;
+  $('rename').onclick = () => rename(chosen()[0]);
+  $('delete').onclick = () => remove(chosen());
+  $('move').onclick = moveChosen;
+}
+if (list) startListing();
+if (writes) startUploads();
+if (list && writes) startChanges();
 """
-UPLOAD = """<form class="tools nojs" method="post" enctype="multipart/form-data">
+UPLOAD = """<noscript><form class="tools" method="post" enctype="multipart/form-data">
 <input type="file" name="file" multiple aria-label="files to upload"> <button>Upload</button></form>
-<div class="tools js" hidden>
+</noscript><div class="tools js">
 <label class="pick">Upload files<input id="pick" type="file" multiple></label>
 <label class="pick">Upload folder<input id="pickdir" type="file" webkitdirectory></label>
-<button id="mkdir">New folder</button> <span>or drop them here</span></div>
-<label id="total" hidden>All<progress id="all" value="0"></progress></label><ul id="jobs"></ul>
+<button id="paste">Paste text</button>
+<button id="mkdir">New folder</button> <span class="hint dim">or drop and paste files here</span>
+</div>
 """
-COLUMNS = """<table><thead><tr><th scope="col" data-key="0" aria-sort="ascending">
-<button>Name</button></th>
-<th scope="col" data-key="1" aria-sort="none" class="n"><button>Size</button></th>
-<th scope="col" data-key="2" aria-sort="none" class="t"><button>Changed</button></th>
-<th><span hidden>Change</span></th></tr></thead>
-<tbody>
+FIND = """<p id="status" role="status"></p><div class="tools js">
+<input id="filter" type="search" placeholder="Filter" aria-label="Filter names">
+<span id="shown" role="status"></span><span class="hint dim">/ filters</span>
+<button id="grid" hidden aria-pressed="false">Pictures</button></div>
 """
+COLUMNS = """<thead><tr>
+<th class="js"><label><input id="every" type="checkbox" aria-label="Choose all"></label></th>
+<th scope="col" data-key="1" aria-sort="ascending"><button>Name</button></th>
+<th scope="col" data-key="2" aria-sort="none"><button>Size</button></th>
+<th scope="col" data-key="3" aria-sort="none"><button>Changed</button></th><td></td></tr></thead>
+"""
+CHOSEN = """<div id="chosen" hidden><div class="tools"><span id="howmany" role="status"></span>
+<button id="zip">Download as zip</button>@@<button id="none">Choose none</button></div></div>
+"""
+CHANGES = """<button id="rename">Rename</button><button id="move">Move</button>
+<button id="delete">Delete</button>"""
+PANEL = """<div id="panel" hidden><div class="tools"><span id="sum" role="status"></span>
+<button id="details" aria-expanded="false">Details</button><button id="stop">Cancel all</button>
+<button id="clear">Clear</button></div>
+<progress id="all" value="0" aria-label="All uploads"></progress><ul id="jobs"></ul></div>
+"""
+ROW = """<template id="row"><label><input type="checkbox"></label><div>
+<button class="copy" data-does="Copy the text of">
+<svg viewBox="0 0 24 24" aria-hidden="true"><path d="M9 9h11v11H9zM15 9V4H4v11h5"/></svg>
+</button>
+<a class="get" data-does="Download">
+<svg viewBox="0 0 24 24" aria-hidden="true"><path d="M12 4v11m-5-5 5 5 5-5M5 20h14"/></svg></a>"""
+ROW_CHANGES = """<button class="edit" data-does="Rename">
+<svg viewBox="0 0 24 24" aria-hidden="true"><path d="M4 20v-4L16 4l4 4L8 20zM13 7l4 4"/></svg>
+</button>
+<button class="bin" data-does="Delete">
+<svg viewBox="0 0 24 24" aria-hidden="true"><path d="M4 7h16M9 7V4h6v3M6 7l1 13h10l1-13"/></svg>
+</button>"""
+
+LONG_NAME = 24  # letters; in a longer name a line may break after these
+BREAKS = re.compile(r"[_.-]+")
+MAX_COUNTED_NAMES = 20000  # names in the folders of a folder: a page counts no more
 
 
 @functools.cache
@@ -3827,15 +4494,23 @@ def page_fields() -> Fields:
     )
     policy = (
         f"default-src 'none'; script-src '{script}'; style-src '{style}'; connect-src 'self'; "
-        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+        "img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     )
     return {"Content-Security-Policy": policy, "Referrer-Policy": "same-origin"}
 
 
-def listing(found: Found, kind: str, names: Names, hidden: bool, read_only: bool) -> Iterator[str]:
+def folder_tag(info: os.stat_result) -> str:
+    """What changes with every name in a folder.
+
+    "" just after a change: within one tick of the clock another one would have the same time."""
+    return bare_tag(info) if abs(time.time() - info.st_mtime) > UNCHANGED else ""
+
+
+def listing(found: Found, kind: str, crumbs: Names, hidden: bool, read_only: bool) -> Iterator[str]:
     items = entries(found.where, hidden, folders_first=kind == "text/html")
     if kind == "text/html":
-        yield from page(items, names, read_only)
+        yield page_head(html.escape(utf8_name(crumbs[-1]))) + path_links(crumbs)
+        yield from page_body(items, folder_tag(found.info), hidden, read_only)
     elif kind == "text/plain":
         yield from (printable_name(entry.name) + "/" * entry.is_folder + "\n" for entry in items)
     else:
@@ -3858,35 +4533,61 @@ def json_entry(entry: Entry) -> dict[str, object]:
     }
 
 
-def page(items: Iterable[Entry], names: Names, read_only: bool) -> Iterator[str]:
-    title = html.escape("/" + "/".join(map(utf8_name, names)))
-    yield (
+def page_head(title: str) -> str:
+    return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{STYLE}</style></head>"
-        '\n<body>\n<nav aria-label="Path"><a href="/">home</a>'
+        f"<style>{STYLE}</style></head>\n<body>\n"
     )
-    for up, name in zip(reversed(range(len(names))), names):
-        yield f' / <a href="{"../" * up or "./"}">{html.escape(utf8_name(name))}</a>'
-    yield (
-        "</nav>\n"
-        + ("" if read_only else UPLOAD)
-        + '<p id="status" role="status"></p>\n<div class="tools">'
-        '<input class="js" hidden id="filter" type="search" '
-    )
-    yield 'placeholder="Filter (press /)" aria-label="Filter names"></div>\n' + COLUMNS
+
+
+def path_links(crumbs: Names) -> str:
+    """The shared folder and those on the way to this one, each a link."""
+    links: list[str] = []
+    for up, name in zip(reversed(range(len(crumbs))), crumbs):
+        href = ("../" * up or "./") if links else "/"
+        links.append(f'<a href="{href}">{html.escape(utf8_name(name))}</a>')
+    return f'<nav aria-label="Path">{" <span>/</span> ".join(links)}</nav>\n'
+
+
+def page_body(items: Iterable[Entry], tag: str, hidden: bool, read_only: bool) -> Iterator[str]:
+    yield ("" if read_only else UPLOAD) + FIND
+    yield f'<table>{COLUMNS}<tbody data-tag="{tag}">\n'
     folders = files = total = 0
+    left = MAX_COUNTED_NAMES
     for entry in items:
         folders, files = folders + entry.is_folder, files + (not entry.is_folder)
         total += entry.size
-        yield table_row(entry)
-    counts = f"{folders} folder{'s' * (folders != 1)}, {files} file{'s' * (files != 1)}"
+        inner = count_names(entry, hidden, left) if entry.is_folder else None
+        left -= inner or 0
+        yield table_row(entry, inner)
     yield (
-        f'</tbody></table>\n<footer><span id="count">{counts}, {readable_size(total)}</span>'
-        " &middot; "
+        f'</tbody></table>\n<p id="empty" class="dim"{" hidden" * bool(folders + files)}>'
+        f'This folder is empty.</p>\n<footer><span id="count">{plural(folders, "folder")}, '
+        f"{plural(files, 'file')}, {readable_size(total)}</span> &middot; "
         'all of it as <a href="?tar">tar</a> (can be resumed) or <a href="?zip">zip</a></footer>\n'
-        f"<script>{SCRIPT}</script></body></html>\n"
     )
+    yield '<div id="dock">' + CHOSEN.replace("@@", "" if read_only else CHANGES)
+    yield ("" if read_only else PANEL) + "</div>" + ROW + ("" if read_only else ROW_CHANGES)
+    yield f"</div></template>\n<script>{SCRIPT}</script></body></html>\n"
+
+
+def plural(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
+def count_names(folder: Entry, hidden: bool, most: int) -> Optional[int]:
+    """How many names it shows; None if nobody may read it, or if there are more than that."""
+    with (
+        contextlib.suppress(OSError, Refusal),
+        contextlib.closing(open_leaf(folder.place)) as found,
+        os.scandir(found.where) as scan,
+    ):
+        names = (item.name for item in scan if not item.is_symlink())
+        shown = (name for name in names if name[0] != "." or hidden and not PART.fullmatch(name))
+        count = sum(1 for _ in itertools.islice(shown, most + 1))
+        return count if count <= most else None
+    return None
 
 
 def readable_time(when: int) -> str:
@@ -3896,19 +4597,35 @@ def readable_time(when: int) -> str:
     return ""
 
 
-def table_row(entry: Entry) -> str:
+def table_row(entry: Entry, inner: Optional[int]) -> str:
+    """The ends of cells and rows may be left out, and most of a long page is rows."""
     name, when = html.escape(utf8_name(entry.name)), int(entry.info.st_mtime)
+    if len(name) > LONG_NAME:
+        name = BREAKS.sub(r"\g<0><wbr>", name)
     href = url_path([entry.name], slash=entry.is_folder)[1:]
-    size = (
-        '<td class="n" data-v="-1"></td>'
-        if entry.is_folder
-        else f'<td class="n" data-v="{entry.size}">{readable_size(entry.size)}</td>'
-    )
+    value: object = entry.size
+    size = readable_size(entry.size)
+    if entry.is_folder:
+        value, size = (
+            inner or 0,
+            "" if inner is None else plural(inner, "item") if inner else "empty",
+        )
     return (
-        f'<tr data-name="{name}" data-folder="{int(entry.is_folder)}"><td><a href="{href}">'
-        f"{name}{'/' * entry.is_folder}</a></td>{size}"
-        f'<td class="t" data-v="{when}">{readable_time(when)}</td><td class="d"></td></tr>\n'
+        f'<tr><td><td><a href="{href}">{name}{"/" * entry.is_folder}</a>'
+        f'<td data-v="{value}">{size}<td data-v="{when}">{readable_time(when)}<td>\n'
     )
+
+
+def error_page(request: Request, refused: Refusal) -> Answer:
+    """An error for a person in front of a browser."""
+    text = html.escape(refused.text[:1].upper() + refused.text[1:])
+    up = url_path(request.names[:-1], slash=True)
+    above = f'<a href="{up}">the folder above</a> or ' * bool(request.names)
+    body = page_head(text) + f'<h1>{text}.</h1>\n<p>Go to {above}<a href="/">the start</a></p>'
+    fields = {"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store"}
+    answer = Answer(refused.status, fields | page_fields() | refused.fields, body.encode())
+    answer.note, answer.close = refused.note, refused.close
+    return answer
 
 
 def in_chunks(texts: Iterable[str]) -> Iterator[bytes]:
@@ -3922,6 +4639,131 @@ def in_chunks(texts: Iterable[str]) -> Iterator[bytes]:
             yield "".join(rows).encode()
             rows, size = [], 0
     yield "".join(rows).encode()
+
+
+# --- the QR code: an address for the camera of a phone ---
+# For versions 1 to 10 at level L: bytes in all, bytes that correct a block, blocks.
+QR_SIZES = (
+    (26, 7, 1),
+    (44, 10, 1),
+    (70, 15, 1),
+    (100, 20, 1),
+    (134, 26, 1),
+    (172, 18, 2),
+    (196, 20, 2),
+    (242, 24, 2),
+    (292, 30, 2),
+    (346, 18, 4),
+)
+# level L and mask 0, and the versions from 7 on, each with what corrects it
+QR_FORMAT, QR_VERSIONS = "001000111110111", (0x07C94, 0x085BC, 0x09A99, 0x0A4D3)
+QUIET = 4  # modules of white around a code
+Modules = dict[tuple[int, int], int]  # (x, y): 1 is dark
+
+
+def qr_code(data: bytes) -> list[str]:
+    """Up to 271 bytes as rows of 0 and 1 (ISO/IEC 18004), in byte mode, with the least correction.
+
+    Any of the eight masks can be read; the first one, a chessboard, serves for all."""
+    wide = len(data) > 230  # version 10 has a length of two bytes
+    need = len(data) + 2 + wide
+    version = 1 + sum(total - check * blocks < need for total, check, blocks in QR_SIZES)
+    total, check, blocks = QR_SIZES[version - 1]
+    # the mode, the length, the bytes, four zeros; then padding
+    head = (4 << 8 * (1 + wide) | len(data)) << 8 * len(data) | int.from_bytes(data, "big")
+    padded = (head << 4).to_bytes(need, "big") + b"\xec\x11" * total
+    words = qr_words(padded[: total - check * blocks], check, blocks)
+    bits = iter("".join(f"{word:08b}" for word in words))
+    size, modules = 17 + 4 * version, qr_frame(version)
+    for x, y in qr_path(size):
+        if (x, y) not in modules:
+            modules[x, y] = int(next(bits, "0")) ^ ~(x + y) & 1
+    return ["".join(str(modules[x, y]) for x in range(size)) for y in range(size)]
+
+
+def qr_words(words: bytes, check: int, blocks: int) -> Iterator[int]:
+    """The bytes of all blocks in turn, then those that correct them. Longer blocks stand last."""
+    parts = []
+    for left in range(blocks, 0, -1):
+        length = len(words) // left
+        parts.append(words[:length])
+        words = words[length:]
+    for rows in itertools.zip_longest(*parts), zip(*[qr_check(part, check) for part in parts]):
+        for row in rows:
+            yield from (word for word in row if word is not None)
+
+
+def qr_check(words: bytes, count: int) -> list[int]:
+    """What is left when they are divided by the generator of this code (Reed-Solomon)."""
+    divisor, root = [0] * (count - 1) + [1], 1
+    for _ in range(count):
+        divisor = [qr_times(a, root) ^ b for a, b in zip(divisor, [*divisor[1:], 0])]
+        root = qr_times(root, 2)
+    left = [0] * count
+    for word in words:
+        lead = word ^ left[0]
+        left = [qr_times(a, lead) ^ b for a, b in zip(divisor, [*left[1:], 0])]
+    return left
+
+
+def qr_times(one: int, other: int) -> int:
+    """The product in the field of 256 elements, whose polynomial is 0x11D."""
+    product = 0
+    while other:
+        product ^= one * (other & 1)
+        one, other = one << 1 ^ 0x11D * (one >> 7), other >> 1
+    return product
+
+
+def qr_square(x: int, y: int, rings: str) -> Modules:
+    """Rings around a module. What is outside of the code is never asked for."""
+    reach = range(1 - len(rings), len(rings))
+    return {(x + a, y + b): int(rings[max(abs(a), abs(b))]) for a in reach for b in reach}
+
+
+def qr_frame(version: int) -> Modules:
+    """What holds no data: dotted lines, three finders, alignment, the format, the version."""
+    size = 17 + 4 * version
+    end, middle = size - 7, size // 2
+    frame = {cell: ~at & 1 for at in range(size) for cell in ((6, at), (at, 6))}
+    places = [(6, middle), (middle, 6), (middle, middle), (end, middle), (middle, end)]
+    for x, y in [*(places if version > 6 else []), (end, end)]:
+        frame |= qr_square(x, y, "101" if version > 1 else "")
+    for x, y in (3, 3), (3, size - 4), (size - 4, 3):
+        frame |= qr_square(x, y, "11010")
+    for at, bit in enumerate(QR_FORMAT):  # twice: down beside the finders, and along below them
+        y = size - 15 + at if at > 7 else at + (at > 5)
+        x = size - 1 - at if at < 8 else 15 - at - (at > 8)
+        frame[8, y] = frame[x, 8] = int(bit)
+    for at in range(18 if version > 6 else 0):
+        one, other = size - 11 + at % 3, at // 3
+        frame[one, other] = frame[other, one] = QR_VERSIONS[version - 7] >> at & 1
+    return {**frame, (8, size - 8): 1}
+
+
+def qr_path(size: int) -> Iterator[tuple[int, int]]:
+    """Two columns at a time from the right, up and down in turn, without the sixth column."""
+    for number, right in enumerate([*range(size - 1, 6, -2), 5, 3, 1]):
+        for y in range(size)[:: 1 if number % 2 else -1]:
+            yield from ((right, y), (right - 1, y))
+
+
+def show_qr(url: str) -> None:
+    """Draw it in black on white, whatever the terminal's colours are, if it fits in there."""
+    if not sys.stderr.isatty() or len(url) > 271:
+        return
+    code = qr_code(url.encode())
+    wide = len(code) + 2 * QUIET
+    # two rows in a line of half blocks; they are an odd number, so one more of white
+    rows = [row.center(wide, "0") for row in [""] * QUIET + code + [""] * (QUIET + 1)]
+    lines = [
+        "".join(" \u2584\u2580\u2588"[int(pair, 2)] for pair in map("".join, zip(*two)))
+        for two in zip(rows[::2], rows[1::2])
+    ]
+    with contextlib.suppress(OSError, UnicodeEncodeError):
+        lines[QUIET].encode(sys.stderr.encoding)
+        if wide < os.get_terminal_size(sys.stderr.fileno()).columns:
+            say("\n".join(f"\x1b[30;107m{line}\x1b[0m" for line in lines))
 
 
 # --- guarding: the same in server.py, httpserver.py (tests/test_twins.py) ---
@@ -4315,8 +5157,6 @@ def fingerprint(certificate: Optional[bytes]) -> str:
 
 # --- trace: the same in all six scripts (tests/test_twins.py) ---
 DUMPED = 64  # bytes of each call that --trace-hex prints
-LONGEST_LINE = 65536  # bytes; neither protocol has a longer line with a secret
-SECRET = re.compile(rb"(?i)((?:authorization|cookie):[ \t]*|\bproof=)([^\r\n]*)")
 NOTHING_HAPPENED = ("BlockingIOError", "SSLWantReadError", "SSLWantWriteError")
 
 
@@ -4341,22 +5181,16 @@ class Traced(socket.socket):
     dump = False  # whether --trace-hex asks for the bytes
     number = sent = received = 0
     lasted = 0.0  # milliseconds of the last call
-    handshake = ended = ""  # what a connect() does, what 0 bytes mean
-    lines: Mapping[str, bytes] = {}  # for each direction: a line whose end has not come yet
+    handshake = ""  # what a connect() does
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
         self.number = self.number or next(self.numbers)
+        if data and hasattr(self, "cipher"):
+            text += ", encrypted by TLS on its way"
         if self.dump and data:
-            text += hexdump(self.masked(mark, bytes(data)))
+            text += hexdump(bytes(data))
         now = 1000 * (time.perf_counter() - self.began)
         say(f"{now:9.3f} ms #{self.number} {mark} {text}")
-
-    def masked(self, mark: str, data: bytes) -> bytes:
-        """The bytes, with asterisks for a secret, even if its line came in several pieces."""
-        before = self.lines.get(mark, b"")
-        text = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + data)
-        self.lines = {**self.lines, mark: re.split(b"[\r\n]", text)[-1][:LONGEST_LINE]}
-        return text[len(before) :]
 
     def attempt(self, mark: str, what: str, call: Callable[..., Any], *args: object) -> Any:
         """Make a call of socket.socket. Its failure is a line of the trace too."""
@@ -4376,29 +5210,6 @@ class Traced(socket.socket):
         here = address(self.getsockname())
         self.show("*", f"{what} ok from {here} ({self.handshake} {self.lasted:.2f} ms)")
 
-    def send(self, data: Any, flags: int = 0) -> int:
-        count: int = self.attempt(">", "send", super().send, data, flags)
-        self.show_sent("send", data, count)
-        return count
-
-    def show_sent(self, what: str, data: Any, count: int) -> None:
-        self.sent += count
-        text = f"{what} {count} of {len(data)} bytes (sent so far {self.sent})"
-        self.show(">", text, data[:count])
-
-    def recv(self, size: int, flags: int = 0) -> bytes:
-        data: bytes = self.attempt("<", "recv", super().recv, size, flags)
-        self.show_received("recv", data, size)
-        return data
-
-    def show_received(self, what: str, data: bytes, size: int) -> None:
-        self.received += len(data)
-        text = f"0 bytes = {self.ended}"
-        if data:
-            text = f"{len(data)} of at most {size} bytes, waited {self.lasted:.2f} ms"
-            text += f" (received so far {self.received})"
-        self.show("<", f"{what} {text}", data)
-
     def close(self) -> None:
         if self.fileno() >= 0:
             self.show("*", f"close (sent {self.sent}, received {self.received})")
@@ -4417,28 +5228,68 @@ class TracedStream(Traced):
     def accept(self) -> tuple[socket.socket, Any]:
         plain, peer = self.attempt("*", "accept", super().accept)
         # the same connection as a traced object: the plain one gives its descriptor away
-        conn = TracedStream(fileno=plain.detach())
+        conn = type(self)(fileno=plain.detach())
         conn.show("*", f"accept from {address(peer)}")
         return conn, peer
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        count: int = self.attempt(">", "send", super().send, data, flags)
+        self.sent += count
+        text = f"send {count} of {len(data)} bytes (sent so far {self.sent})"
+        self.show(">", text, data[:count])
+        return count
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        data: bytes = self.attempt("<", "recv", super().recv, size, flags)
+        self.received += len(data)
+        text = f"recv 0 bytes = {self.ended}"
+        if data:
+            text = f"recv {len(data)} of at most {size} bytes, waited {self.lasted:.2f} ms"
+            text += f" (received so far {self.received})"
+        self.show("<", text, data)
+        return data
+
+    def shutdown(self, how: int) -> None:
+        self.attempt("*", "shutdown", super().shutdown, how)
+        side = "receiving" if how == socket.SHUT_RD else "sending = FIN"
+        self.show("*", f"shutdown of {side}")
+        if how == socket.SHUT_RD:
+            self.ended = "this side has shut its receiving"
+
+
+# --- end streams ---
+
+
+# --- masking: the same in the four file scripts (tests/test_twins.py) ---
+LONGEST_LINE = 65536  # bytes; neither protocol has a longer line with a secret
+SECRET = re.compile(rb"(?i)((?:authorization|cookie):[ \t]*|\bproof=)([^\r\n]*)")
+
+
+class MaskedStream(TracedStream):
+    """The same where passwords are sent: a trace is shown to others."""
+
+    lines: Mapping[str, bytes] = {}  # for each direction: a line whose end has not come yet
 
     def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
         data = self.recv(size or len(buffer), flags)
         memoryview(buffer)[: len(data)] = data
         return len(data)
 
-    def shutdown(self, how: int) -> None:
-        self.attempt("*", "shutdown", super().shutdown, how)
-        side = "receiving" if how == socket.SHUT_RD else "sending = FIN"
-        self.show("*", f"shutdown of {side}")
+    def show(self, mark: str, text: str, data: Any = b"") -> None:
+        """The same with asterisks for a secret, even if its line came in several pieces."""
+        before = self.lines.get(mark, b"")
+        shown = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + bytes(data))
+        self.lines = {**self.lines, mark: re.split(b"[\r\n]", shown)[-1][:LONGEST_LINE]}
+        super().show(mark, text, shown[len(before) :])
 
 
 def socket_class(args: argparse.Namespace) -> type[socket.socket]:
     """The class of all sockets: without --trace the plain one, so that it costs nothing."""
     Traced.dump = args.trace_hex
-    return TracedStream if args.trace or args.trace_hex else socket.socket
+    return MaskedStream if args.trace or args.trace_hex else socket.socket
 
 
-# --- end streams ---
+# --- end masking ---
 
 
 # --- listening: the same in all four servers (tests/test_twins.py) ---
@@ -4521,11 +5372,11 @@ def bind(
     sock = None
     try:
         sock = made_of(family, kind)  # an OSError too: a system without IPv6
-        if sys.platform == "win32":  # where two servers could otherwise share a port
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
-        elif reuse and backlog is not None:
-            # or connections of an earlier server in TIME_WAIT would keep the port
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # on Windows, where two servers could otherwise share a port
+        exclusive = getattr(socket, "SO_EXCLUSIVEADDRUSE", None)
+        if exclusive or reuse:
+            # elsewhere: or connections of an earlier server in TIME_WAIT would keep the port
+            sock.setsockopt(socket.SOL_SOCKET, exclusive or socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             # --host :: is for IPv4 too
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, target[0] != "::")
@@ -4623,9 +5474,8 @@ def say(text: str) -> None:
 
 def address(place: Address) -> str:
     """HOST:PORT, or [HOST]:PORT for IPv6. An IPv4 client of a dual-stack server looks like IPv4."""
-    host, port = str(place[0]), place[1]
-    host = host[7:] if host.startswith("::ffff:") and "." in host else host
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    host = re.sub(r"^::ffff:(?=.*\.)", "", str(place[0]))
+    return f"[{host}]:{place[1]}" if ":" in host else f"{host}:{place[1]}"
 
 
 def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
@@ -4660,13 +5510,15 @@ class Parser(argparse.ArgumentParser):
     """argparse with a short -h, the manual for --help, and complaints in three lines."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(formatter_class=self.layout, add_help=False, **settings)
-        what = "show this; --help shows the manual first"
-        self.add_argument("-h", "--help", action="help", help=what)
-
-    def layout(self, prog: str) -> argparse.HelpFormatter:
-        """Lines as wide as ours. If argparse had to ask for a width, it would load shutil."""
-        return argparse.HelpFormatter(prog, width=100, max_help_position=32)
+        super().__init__(
+            # lines as wide as ours: if argparse had to ask for a width, it would load shutil
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 32, 100),
+            add_help=False,
+            **settings,
+        )
+        self.add_argument(
+            "-h", "--help", action="help", help="show this; --help shows the manual first"
+        )
 
     def format_help(self) -> str:
         manual = f"{__doc__}\n" if "--help" in sys.argv else ""
@@ -4722,6 +5574,8 @@ def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
             f"from another machine:  {url_of(door, other, port, login)}\n"
             f"or:  {CLIENT} --host {other} --port {port}{door.flags} list /"
         )
+    if others and not args.no_qr:
+        show_qr(url_of(door, others[0], port, login))
     if not others:
         named = f" --host {host}" if host != "127.0.0.1" else ""  # where clients look by themselves
         with_client = (
@@ -4852,13 +5706,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--once", action="store_true", help="end when one client has got the whole of a file")
     add(
-        "--workers",
-        type=between(1, 256),
-        default=1,
-        metavar="N",
-        help="processes that share the port (default 1)",
-    )
-    add(
         "--timeout",
         type=between(0.01, 1e6, float),
         default=30.0,
@@ -4869,6 +5716,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--quiet", action="store_true", help="no access log")
     add("--trace", action="store_true", help="print a line for each socket call")
     add("--trace-hex", action="store_true", help="the same, with the first bytes")
+    add("--no-qr", action="store_true", help="no QR code of the address on a terminal")
     add("--version", action="version", version=f"%(prog)s {VERSION}")
     return parser
 
@@ -4877,8 +5725,6 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     args.directory = args.directory or args.folder
-    if args.workers > 1 and (args.requests or args.once):
-        parser.error("--requests and --once count in one process: they do not go with --workers")
     try:
         return serve(args)
     except Failure as failure:

@@ -48,10 +48,10 @@ Requests and answers. The server speaks first: the greeting above. A client may 
 without waiting for the answers, which come in the same order: `ok VERB NAME… key=value…` or `err
 VERB NAME… reason=CODE …` (each word is cut off after 900 characters). Lines that begin with `note`
 may come before an answer. received=N and checked=N tell how far the server is, at most ten times a
-second; in `list`, reason=CODE tells what was left out. Any request except help and say may have the
-key nick=NAME, which is what others know this client by from now on. It has 1 to 32 letters, digits,
-`_`, `.` or `-`, else it is refused as bad-nick. If another client has that nick already, in
-whatever case, a number is added.
+second; offset=N answers a `put` that names one; in `list`, reason=CODE tells what was left out. Any
+request except help and say may have the key nick=NAME, which is what others know this client by
+from now on. It has 1 to 32 letters, digits, `_`, `.` or `-`, else it is refused as bad-nick. If
+another client has that nick already, in whatever case, a number is added.
 
     help                    help VERB WORDS -- TEXT, a line for each verb, then ok help count=N
     list [FOLDER] [deep=yes]
@@ -67,14 +67,14 @@ whatever case, a number is added.
                             for a client that has N bytes with this SHA-256. If these are the file's
                             first N bytes: ok get … offset=N, and a body that starts there. If not:
                             the whole file, and no offset
-    put NAME [size=N] [mtime_ns=N] [exec=yes] [over=yes] [offset=N]
+    put NAME [size=N] [mtime_ns=N] [exec=yes] [over=yes]
                             a body follows; then ok put NAME size= sha256= verified=yes, or =no if
-                            `end` had no digest. over=yes replaces a file. offset=N is allowed only
-                            right after a `resume` that answered N
-    resume NAME size=N mtime_ns=N
-                            ok resume NAME offset=N sha256=DIGEST of what an interrupted put left
-                            (offset=0: nothing). A client whose first N bytes have this digest may
-                            put the rest; any other puts without offset
+                            `end` had no digest. over=yes replaces a file
+    put NAME size=N mtime_ns=N offset=N sha256=DIGEST …
+                            for a client that would go on after its first N bytes, which have this
+                            SHA-256. The server answers first with note NAME offset=N if an
+                            interrupted put of this file left bytes that begin with these, else
+                            with offset=0, or with err; then follows a body that starts there
     delete NAME             a file or an empty folder
     rename OLD NEW [over=yes]
                             also into another folder
@@ -174,7 +174,7 @@ part of a program: one of these scripts, or what Python imports), not-possible, 
 (more than 64 components, also of what is in a folder that is renamed; `list` does not look into
 what is further down, or longer than names are), hidden-name, read-only, too-large (limit=),
 too-long (more than size= announced), incomplete (less), wrong-digest, aborted, bad-number (of a
-key), disk-full, disk-read-only, resume-first, busy (another client is writing it, or another
+key), disk-full, disk-read-only, busy (another client is writing it, or another
 program has locked the folder), bad-nick, not-received, not-in-chat, too-fast (limit=),
 auth-required, not-needed (auth without a password, or a second time), usage, unknown-verb, failed.
 received=N tells how far a put came.
@@ -187,7 +187,7 @@ be silent between requests for ever, with one exception: if the server is full, 
 IPv6: 64 bits) has more than half of all places, a client from another address takes the place of
 the one there that has been silent longest. Clients in receive or chat go last, and none goes while
 its request is carried out. If the connection ends inside a put of 1 MiB or more that announced size
-and mtime_ns, what was received is kept for seven days for `resume`. What nothing can resume goes at
+and mtime_ns, what was received is kept for seven days. What no put can go on with goes at
 once, or an hour after the server was killed.
 
 Limits. On a loopback address the server asks for no password unless one is given. On any other it
@@ -226,14 +226,10 @@ if __name__ == "__main__":
         del sys.path[0]
     import os
 
-    def is_open(folder: str) -> bool:
-        """Whether files arrive there: the script's folder and the current one, not the library."""
-        if not os.path.exists(folder) or folder == os.path.dirname(os.__file__):
-            return False
-        own = os.path.dirname(os.path.realpath(__file__))
-        return os.path.samefile(folder, os.curdir) or os.path.samefile(folder, own)
-
-    sys.path[:] = [folder for folder in sys.path if not is_open(folder or os.curdir)]
+    own, library = os.path.dirname(os.path.realpath(__file__)), os.path.dirname(os.__file__)
+    for folder in [each for each in sys.path if os.path.exists(each or ".") and each != library]:
+        if any(os.path.samefile(folder or ".", place) for place in (".", own)):
+            sys.path.remove(folder)
 # --- end imports ---
 
 import _thread  # the locks of threading, which takes a client long to load
@@ -292,8 +288,9 @@ RESULTS = {
     "verified": 3,
 }
 BRIEF = 0.001  # seconds that one client's connection may hold up what others wait for too
-# letters of any script, digits: nothing that could pass for an address or for more than a name
-NICK = re.compile(r"[\w.-]{1,32}")
+# letters of any script, digits: nothing that could pass for an address or for more than a name, and
+# none of the four letters that nobody can see (the fillers of Hangul)
+NICK = re.compile(r"(?:(?![\u115f\u1160\u3164\uffa0])[\w.-]){1,32}")
 MAX_SAY = 4000  # bytes of one line of the chat
 SAY_RATE, SAY_BURST = 20.0, 40.0  # lines a second that one client may say, and how many at once
 MAX_TARGETS = 2000  # receivers that one line can name: each is answered with a line of its own
@@ -403,8 +400,7 @@ def digest_in_turn(session: "Session", name: str, fd: int, upto: int, sha: "hash
 def do_stat(session: "Session", request: "Line", name: str) -> None:
     # most ask without mtime_ns, and many
     part = session.part(request, name) if "mtime_ns" in request.keys else None
-    kept = part.folder.stat(part.name) if part and part.keyed else None
-    part_size = kept.st_size if kept else None
+    part_size = (part.length() or None) if part else None
     try:
         status = session.existing(name)[2]
     except Refused as refusal:
@@ -439,17 +435,16 @@ def do_get(session: "Session", request: "Line", name: str) -> None:
 
 
 def do_put(session: "Session", request: "Line", name: str) -> None:
-    size, offset, over = (
-        request.number_or_none("size"),
-        request.number("offset"),
-        request.is_set("over"),
-    )
+    size, over = request.number_or_none("size"), request.is_set("over")
     part = session.part(request, name)
-    session.check_room(size or 0, offset)
+    session.check_room(size or 0, min(request.number("offset"), part.length()))
     session.check_vacant(part.folder, part.leaf, over)
-    part = session.claimed(part, offset)
+    session.claim(part)
     try:
-        part.begin(offset)
+        if "offset" in request.keys:
+            agree_on_offset(session, request, name, part)
+        else:
+            part.begin(0)
         verified = receive_body(
             session,
             part,
@@ -476,15 +471,15 @@ def do_put(session: "Session", request: "Line", name: str) -> None:
     session.ok(request, size=part.received, sha256=part.sha.hexdigest(), verified=verified)
 
 
-def do_resume(session: "Session", request: "Line", name: str) -> None:
-    session.release_part()
-    part = session.part(request, name)
-    if not part.keyed or not part.folder.stat(part.name):
-        return session.ok(request, offset=0)
-    session.claim(part)
-    session.checked = part
-    part.examine(request.number("size"), session.progress(name, "checked"))
-    session.ok(request, offset=part.received, sha256=part.sha.hexdigest())
+def agree_on_offset(session: "Session", request: "Line", name: str, part: "Part") -> None:
+    """Go on after the client's first N bytes if the part begins with them, else at 0; tell it."""
+    offset = part.received = request.number("offset")  # so that an interruption does not lose it
+    if offset > part.length() or digest_in_turn(
+        session, name, part.fd, offset, part.sha
+    ) != request.keys.get("sha256"):
+        offset = 0
+    part.begin(offset)
+    session.send_line("note", name, offset=offset)
 
 
 def do_delete(session: "Session", request: "Line", name: str) -> None:
@@ -693,16 +688,8 @@ COMMANDS = {
     "get": Command(do_get, "NAME [offset=N sha256=OF-MY-FIRST-N]", "its bytes follow", 1, 1),
     "put": Command(
         do_put,
-        "NAME [size=N] [mtime_ns=N] [exec=yes] [over=yes] [offset=N]",
+        "NAME [size=N] [mtime_ns=N] [exec=yes] [over=yes] [offset=N sha256=OF-MY-FIRST-N]",
         "then: data N, N bytes, end",
-        1,
-        1,
-        True,
-    ),
-    "resume": Command(
-        do_resume,
-        "NAME size=N mtime_ns=N",
-        "how much of it is here from an interrupted put",
         1,
         1,
         True,
@@ -732,7 +719,7 @@ BEFORE_AUTH = {"help", "ping", "auth", "bye"}
 NOT_ALONE = {"data", "end", "abort", "note"}  # they mean something only inside a body
 STAYS = {"help", "who", "ping", "say"}  # they do not end a `receive` or `chat` that waits
 # not logged unless they are refused: they move and change nothing
-UNLOGGED = {"help", "stat", "ping", "bye", "resume", "who", "chat", "say", "auth"}
+UNLOGGED = {"help", "stat", "ping", "bye", "who", "chat", "say", "auth"}
 # their results that are not worth a line in the log
 EXPECTED = {"ok", "no-such-file", "no-such-folder", "too-fast"}
 
@@ -1410,13 +1397,10 @@ class Part:
             if same:
                 self.folder.remove(self.name)
 
-    def examine(self, most: int, tell: Callable[[int], None]) -> None:
-        """Hash what an earlier attempt left. If it is longer than the file, it is of no use."""
-        length = os.fstat(self.fd).st_size
-        if length <= most:
-            self.received = length  # so that an interruption of this does not lose it either
-            digest(self.fd, length, self.sha, tell)
-            self.received = os.lseek(self.fd, 0, os.SEEK_CUR)
+    def length(self) -> int:
+        """Bytes that are there, also before claim() from an earlier attempt."""
+        found = self.folder.stat(self.name) if self.keyed or self.fd >= 0 else None
+        return found.st_size if found else 0
 
     def begin(self, offset: int) -> None:
         """Write from the offset on, if the digest is that of the bytes before; else from 0."""
@@ -1587,29 +1571,31 @@ def walk(
     failed: Callable[[str, Union[OSError, Refused]], None],
     deep: bool = True,
     visible: Callable[[str], bool] = lambda name: True,
+    above: Sequence[str] = (),
 ) -> Iterator[tuple[str, Folder, os.stat_result]]:
     """What is in a folder called name, with deep also in all folders below it.
 
-    Yields full name, folder and status. Only one folder is open at a time."""
-    waiting: list[list[str]] = [[]]
-    while waiting:
-        above, found = waiting.pop(), []
-        before = "".join(f"{each}/" for each in [name, *above] if each)
-        try:
-            folder = top.descend(above)
-            entries = filter(visible, folder.entries())
-            too_deep = before.count("/") >= MAX_DEPTH or len(os.fsencode(before)) > MAX_NAME
-            if too_deep and any(entries):
-                raise Refused("too-deep")
-            for leaf in entries:
-                if status := status_of(folder, leaf, before, failed):
-                    yield before + leaf, folder, status
-                    found += [leaf] * (deep and stat.S_ISDIR(status.st_mode))
-        except (OSError, Refused) as error:
-            if not above:
-                raise
-            failed(before[:-1], error)
-        waiting += ([*above, leaf] for leaf in reversed(found))
+    Yields full name, folder and status. Only one folder is open at a time. Of the folders above,
+    only the names of those still to come are kept, as one text each: a reader may take hours."""
+    before = "".join(f"{each}/" for each in [name, *above] if each)
+    found = ""
+    try:
+        folder = top.descend(above)
+        entries = filter(visible, folder.entries())
+        too_deep = before.count("/") >= MAX_DEPTH or len(os.fsencode(before)) > MAX_NAME
+        if too_deep and any(entries):
+            raise Refused("too-deep")
+        for leaf in entries:
+            if status := status_of(folder, leaf, before, failed):
+                yield before + leaf, folder, status
+                found += f"{leaf}/" * (deep and stat.S_ISDIR(status.st_mode))
+        del folder, entries
+    except (OSError, Refused) as error:
+        if not above:
+            raise
+        failed(before[:-1], error)
+    for below in re.finditer("[^/]+", found):
+        yield from walk(top, name, failed, deep, visible, (*above, below[0]))
 
 
 def status_of(
@@ -1634,7 +1620,6 @@ class Session(Wire):
         self.peer = address(peer)
         self.root = Folder(server.directory, durable=server.args.durable)
         self.last_folder: tuple[str, Folder] = "", self.root  # it stays open
-        self.checked: Part | None = None  # what `resume` has checked, for the `put` that follows
         self.logged: list[str] = []
         self.connected = self.started = self.last_note = time.monotonic()
         self.moved = self.requests = 0  # bytes of this request; requests until now
@@ -1670,7 +1655,6 @@ class Session(Wire):
             self.out += line("err", "-", reason=broken)  # hang_up() sends it
             self.note(f"hung up on: {broken}")
         finally:
-            self.release_part()
             self.lobby.leave(self)
             self.hang_up()
 
@@ -1873,19 +1857,6 @@ class Session(Wire):
         size, mtime_ns = request.number_or_none("size"), request.number_or_none("mtime_ns")
         return Part(*self.find(name), size, mtime_ns, request.is_set("exec"))
 
-    def claimed(self, part: Part, offset: int) -> Part:
-        """The part, as `resume` has checked it or else new, and ours alone."""
-        checked = self.checked
-        if checked and checked.identity() == part.identity() and offset in (0, checked.received):
-            checked.executable = part.executable  # `resume` does not tell it
-            self.checked = None
-            return checked
-        self.release_part()
-        if offset:
-            raise Refused("resume-first")
-        self.claim(part)
-        return part
-
     def claim(self, part: Part) -> None:
         """Become the one writer of a part. An earlier writer that is silent has lost its link: cut
         it. Count tries, not time: if the machine was suspended, that writer got no time either."""
@@ -1906,13 +1877,6 @@ class Session(Wire):
         """The part has no writer any more, unless the next one has come in already."""
         if self.server.writers.get(part.identity()) is self:
             del self.server.writers[part.identity()]
-
-    def release_part(self) -> None:
-        """The client does not send what `resume` has checked: leave that part as it is."""
-        if self.checked:
-            self.checked.keep()
-            self.disclaim(self.checked)
-            self.checked = None
 
 
 # --- from client to client: the lobby, where connections wait; the relay, which sends to them ---
@@ -2887,8 +2851,6 @@ def fingerprint(certificate: Optional[bytes]) -> str:
 
 # --- trace: the same in all six scripts (tests/test_twins.py) ---
 DUMPED = 64  # bytes of each call that --trace-hex prints
-LONGEST_LINE = 65536  # bytes; neither protocol has a longer line with a secret
-SECRET = re.compile(rb"(?i)((?:authorization|cookie):[ \t]*|\bproof=)([^\r\n]*)")
 NOTHING_HAPPENED = ("BlockingIOError", "SSLWantReadError", "SSLWantWriteError")
 
 
@@ -2913,22 +2875,16 @@ class Traced(socket.socket):
     dump = False  # whether --trace-hex asks for the bytes
     number = sent = received = 0
     lasted = 0.0  # milliseconds of the last call
-    handshake = ended = ""  # what a connect() does, what 0 bytes mean
-    lines: Mapping[str, bytes] = {}  # for each direction: a line whose end has not come yet
+    handshake = ""  # what a connect() does
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
         self.number = self.number or next(self.numbers)
+        if data and hasattr(self, "cipher"):
+            text += ", encrypted by TLS on its way"
         if self.dump and data:
-            text += hexdump(self.masked(mark, bytes(data)))
+            text += hexdump(bytes(data))
         now = 1000 * (time.perf_counter() - self.began)
         say(f"{now:9.3f} ms #{self.number} {mark} {text}")
-
-    def masked(self, mark: str, data: bytes) -> bytes:
-        """The bytes, with asterisks for a secret, even if its line came in several pieces."""
-        before = self.lines.get(mark, b"")
-        text = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + data)
-        self.lines = {**self.lines, mark: re.split(b"[\r\n]", text)[-1][:LONGEST_LINE]}
-        return text[len(before) :]
 
     def attempt(self, mark: str, what: str, call: Callable[..., Any], *args: object) -> Any:
         """Make a call of socket.socket. Its failure is a line of the trace too."""
@@ -2948,29 +2904,6 @@ class Traced(socket.socket):
         here = address(self.getsockname())
         self.show("*", f"{what} ok from {here} ({self.handshake} {self.lasted:.2f} ms)")
 
-    def send(self, data: Any, flags: int = 0) -> int:
-        count: int = self.attempt(">", "send", super().send, data, flags)
-        self.show_sent("send", data, count)
-        return count
-
-    def show_sent(self, what: str, data: Any, count: int) -> None:
-        self.sent += count
-        text = f"{what} {count} of {len(data)} bytes (sent so far {self.sent})"
-        self.show(">", text, data[:count])
-
-    def recv(self, size: int, flags: int = 0) -> bytes:
-        data: bytes = self.attempt("<", "recv", super().recv, size, flags)
-        self.show_received("recv", data, size)
-        return data
-
-    def show_received(self, what: str, data: bytes, size: int) -> None:
-        self.received += len(data)
-        text = f"0 bytes = {self.ended}"
-        if data:
-            text = f"{len(data)} of at most {size} bytes, waited {self.lasted:.2f} ms"
-            text += f" (received so far {self.received})"
-        self.show("<", f"{what} {text}", data)
-
     def close(self) -> None:
         if self.fileno() >= 0:
             self.show("*", f"close (sent {self.sent}, received {self.received})")
@@ -2989,28 +2922,68 @@ class TracedStream(Traced):
     def accept(self) -> tuple[socket.socket, Any]:
         plain, peer = self.attempt("*", "accept", super().accept)
         # the same connection as a traced object: the plain one gives its descriptor away
-        conn = TracedStream(fileno=plain.detach())
+        conn = type(self)(fileno=plain.detach())
         conn.show("*", f"accept from {address(peer)}")
         return conn, peer
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        count: int = self.attempt(">", "send", super().send, data, flags)
+        self.sent += count
+        text = f"send {count} of {len(data)} bytes (sent so far {self.sent})"
+        self.show(">", text, data[:count])
+        return count
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        data: bytes = self.attempt("<", "recv", super().recv, size, flags)
+        self.received += len(data)
+        text = f"recv 0 bytes = {self.ended}"
+        if data:
+            text = f"recv {len(data)} of at most {size} bytes, waited {self.lasted:.2f} ms"
+            text += f" (received so far {self.received})"
+        self.show("<", text, data)
+        return data
+
+    def shutdown(self, how: int) -> None:
+        self.attempt("*", "shutdown", super().shutdown, how)
+        side = "receiving" if how == socket.SHUT_RD else "sending = FIN"
+        self.show("*", f"shutdown of {side}")
+        if how == socket.SHUT_RD:
+            self.ended = "this side has shut its receiving"
+
+
+# --- end streams ---
+
+
+# --- masking: the same in the four file scripts (tests/test_twins.py) ---
+LONGEST_LINE = 65536  # bytes; neither protocol has a longer line with a secret
+SECRET = re.compile(rb"(?i)((?:authorization|cookie):[ \t]*|\bproof=)([^\r\n]*)")
+
+
+class MaskedStream(TracedStream):
+    """The same where passwords are sent: a trace is shown to others."""
+
+    lines: Mapping[str, bytes] = {}  # for each direction: a line whose end has not come yet
 
     def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
         data = self.recv(size or len(buffer), flags)
         memoryview(buffer)[: len(data)] = data
         return len(data)
 
-    def shutdown(self, how: int) -> None:
-        self.attempt("*", "shutdown", super().shutdown, how)
-        side = "receiving" if how == socket.SHUT_RD else "sending = FIN"
-        self.show("*", f"shutdown of {side}")
+    def show(self, mark: str, text: str, data: Any = b"") -> None:
+        """The same with asterisks for a secret, even if its line came in several pieces."""
+        before = self.lines.get(mark, b"")
+        shown = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + bytes(data))
+        self.lines = {**self.lines, mark: re.split(b"[\r\n]", shown)[-1][:LONGEST_LINE]}
+        super().show(mark, text, shown[len(before) :])
 
 
 def socket_class(args: argparse.Namespace) -> type[socket.socket]:
     """The class of all sockets: without --trace the plain one, so that it costs nothing."""
     Traced.dump = args.trace_hex
-    return TracedStream if args.trace or args.trace_hex else socket.socket
+    return MaskedStream if args.trace or args.trace_hex else socket.socket
 
 
-# --- end streams ---
+# --- end masking ---
 
 
 # --- listening: the same in all four servers (tests/test_twins.py) ---
@@ -3093,11 +3066,11 @@ def bind(
     sock = None
     try:
         sock = made_of(family, kind)  # an OSError too: a system without IPv6
-        if sys.platform == "win32":  # where two servers could otherwise share a port
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
-        elif reuse and backlog is not None:
-            # or connections of an earlier server in TIME_WAIT would keep the port
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # on Windows, where two servers could otherwise share a port
+        exclusive = getattr(socket, "SO_EXCLUSIVEADDRUSE", None)
+        if exclusive or reuse:
+            # elsewhere: or connections of an earlier server in TIME_WAIT would keep the port
+            sock.setsockopt(socket.SOL_SOCKET, exclusive or socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             # --host :: is for IPv4 too
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, target[0] != "::")
@@ -3195,9 +3168,8 @@ def say(text: str) -> None:
 
 def address(place: Address) -> str:
     """HOST:PORT, or [HOST]:PORT for IPv6. An IPv4 client of a dual-stack server looks like IPv4."""
-    host, port = str(place[0]), place[1]
-    host = host[7:] if host.startswith("::ffff:") and "." in host else host
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    host = re.sub(r"^::ffff:(?=.*\.)", "", str(place[0]))
+    return f"[{host}]:{place[1]}" if ":" in host else f"{host}:{place[1]}"
 
 
 def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
@@ -3232,13 +3204,15 @@ class Parser(argparse.ArgumentParser):
     """argparse with a short -h, the manual for --help, and complaints in three lines."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(formatter_class=self.layout, add_help=False, **settings)
-        what = "show this; --help shows the manual first"
-        self.add_argument("-h", "--help", action="help", help=what)
-
-    def layout(self, prog: str) -> argparse.HelpFormatter:
-        """Lines as wide as ours. If argparse had to ask for a width, it would load shutil."""
-        return argparse.HelpFormatter(prog, width=100, max_help_position=32)
+        super().__init__(
+            # lines as wide as ours: if argparse had to ask for a width, it would load shutil
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 32, 100),
+            add_help=False,
+            **settings,
+        )
+        self.add_argument(
+            "-h", "--help", action="help", help="show this; --help shows the manual first"
+        )
 
     def format_help(self) -> str:
         manual = f"{__doc__}\n" if "--help" in sys.argv else ""

@@ -40,7 +40,7 @@ VERBS = [
     "list",
     "get a",
     "put b size=1",
-    "resume b size=2000000 mtime_ns=1",
+    "put b size=2000000 mtime_ns=1 offset=1 sha256=00",
     "stat a",
     "delete a",
     "rename a b",
@@ -975,7 +975,7 @@ def test_http_more_than_ten_wrong_passwords_are_answered_busy_and_nobody_else_is
 
 def test_curl_and_httpclient_log_in(spawn, run, box, tmp_path):
     server, url = (
-        (found := spawn("httpserver.py", box, "--workers", 2, env={"SIXSOCKETS_PASSWORD": WORD})),
+        (found := spawn("httpserver.py", box, env={"SIXSOCKETS_PASSWORD": WORD})),
         f"http://127.0.0.1:{found.port}",
     )
     at, quoted = ("--port", server.port), urllib.parse.quote(WORD)
@@ -1135,6 +1135,8 @@ def test_http_over_tls(spawn, run, box, tmp_path):
         f"https://127.0.0.1:{server.port}/",
     )
     assert sent.code == 0 and (box / "big").read_bytes() == big
+    moved = re.findall(r"[<>] (?:send|recv) \d+ .*", sent.err)
+    assert moved and all(line.endswith(", encrypted by TLS on its way") for line in moved)
     # more at once could take longer than the timeout, though it moves
     assert max(map(int, re.findall(r"> send (\d+) of", sent.err))) <= 65536
     assert run("httpclient.py", *at, "--pin", pin, "get", "/big", "-o", "-").out == big

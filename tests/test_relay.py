@@ -213,6 +213,10 @@ def test_a_nick_in_use_gets_a_number_and_is_free_again_afterwards(peer):
         "x" * 33,
         "%E2%80%AE",
         "%FF",
+        "a%E3%85%A4",  # the fillers of Hangul: letters that nobody sees
+        "%E1%85%9F",
+        "%E1%85%A0b",
+        "%EF%BE%A0",
         "",
     ],
 )
