@@ -97,6 +97,7 @@ if __name__ == "__main__":
 
 import argparse
 import base64
+import codecs
 import contextlib
 import enum
 import errno
@@ -154,9 +155,12 @@ MAX_THREADS = 512  # transfers and folder walks at once
 FOREVER = float("inf")  # a deadline that never comes
 SPARE_THREADS = 4  # workers kept for the next long request
 MAX_LINGERING = 256  # refused connections that wait until the client has read why
+# heads that are remembered with what was answered: all together 40 MB at most
+MAX_KEPT, KEPT_HEAD, KEPT_BODY = 2048, 2048, 16384
 SMALL = 131072  # bytes of an answer that the loop sends itself
 PIECE = 262144  # bytes read or written at a time
-SLICE = 1 << 24  # bytes asked of one sendfile()
+SLICE = 1 << 24  # bytes that are read for a digest before another request reads on
+SENDFILE = 1 << 21  # bytes asked of one sendfile(): more of them fall out of the processor's cache
 # bytes of a TLS record at most: with less room, TLS keeps bytes where no selector sees them
 RECORD = 1 << 14
 # bytes of one send() under TLS: it takes all or nothing, so a slow reader would seem stuck
@@ -187,7 +191,8 @@ MAX_DIGESTS = 10000  # files whose digest is cached
 # files that are read for their digests at once, because many would leave the loop no time, and
 # requests that wait for each of them
 MAX_HASHED, MAX_WAITING = 2, 32
-# seconds without a change before that: two changes within one tick have the same time
+# seconds without a change before that, or before an answer is remembered: two changes within one
+# tick have the same time
 UNCHANGED = 2.0
 MAX_SEARCHED = 10000  # folders whose last search for old parts is remembered
 # in either case: some disks do not distinguish them
@@ -208,6 +213,7 @@ READING = ("GET", "HEAD", "OPTIONS")
 CHANGING = ("PUT", "POST", "DELETE", "MKCOL", "MOVE", "PATCH")
 # types in which a browser runs scripts
 ACTIVE = re.compile(r"text/html|application/xhtml\+xml|.*[/+]xml")
+UTF_8 = "; charset=utf-8"
 DIR_FD = {
     os.open,
     os.stat,
@@ -321,7 +327,12 @@ DIGITS = re.compile(r"[0-9]{1,18}")
 
 
 class Request:
-    """A request's head, all its values checked. Immutable, because parse_head() caches it."""
+    """A request's head, all its values checked. Immutable, because parse_head() caches it.
+
+    Only the loop keeps the last short answer with it, which recall() gives to the next such head.
+    """
+
+    kept: "Optional[Answer]" = None
 
     def __init__(self, method: str, target: str, minor: int, fields: Fields) -> None:
         self.method, self.minor, self.fields = method, minor, fields
@@ -341,8 +352,18 @@ class Request:
         )
 
 
-# The heads of one client are often the same: parse them once, for at most 10 MB.
-@functools.lru_cache(maxsize=128)
+HEADS: dict[bytes, Request] = {}  # those of one client are often the same: parse them once
+
+
+def cached_head(head: bytes) -> Request:
+    request = parse_head(head)
+    if len(head) <= KEPT_HEAD:
+        if len(HEADS) >= MAX_KEPT:
+            HEADS.clear()
+        HEADS[head] = request
+    return request
+
+
 def parse_head(head: bytes) -> Request:
     text = head.decode("latin-1")
     found = HEAD.fullmatch(text)
@@ -458,8 +479,18 @@ def bare_tag(info: os.stat_result) -> str:
     return f"{info.st_mtime_ns:x}-{info.st_size:x}-{info.st_ino:x}"
 
 
+def facts_of(info: os.stat_result) -> tuple[int, ...]:
+    return info.st_ino, info.st_size, info.st_ctime_ns, info.st_mtime_ns, info.st_dev
+
+
 def etag(info: os.stat_result, coding: str = "") -> str:
     return f'"{bare_tag(info)}{coding}"'
+
+
+@functools.lru_cache(maxsize=64)
+def status_line(status: int, seconds: int, dated: bool) -> bytes:
+    date = f"Date: {http_date(seconds)}\r\n" if dated else ""
+    return f"HTTP/1.1 {status} {PHRASES[status]}\r\n{date}".encode()
 
 
 @functools.lru_cache(maxsize=1024)
@@ -584,7 +615,7 @@ def type_of(name: str) -> str:
         return PACKED.get(packed, "application/octet-stream")
     kind = mimetypes.types_map.get(extension, "application/octet-stream")
     is_text = kind.startswith("text/") or kind.endswith(("javascript", "json"))
-    return kind + "; charset=utf-8" * is_text
+    return kind + UTF_8 * is_text
 
 
 def disposition(name: str) -> str:
@@ -1286,6 +1317,8 @@ class Answer:
 
     note = ""  # for the log
     close = False  # the connection ends after it
+    block = b""  # its header fields, once they are made
+    source: "Optional[Source]" = None
     # a file's tag, its size, and the ranges of it that are sent: what --once counts
     share: Optional[tuple[str, int, Ranges]] = None
 
@@ -1300,6 +1333,25 @@ class Answer:
         self.status, self.fields, self.body, self.pieces = status, fields or {}, body, pieces
         # None if it is not known in advance
         self.length = len(body) if pieces is None else length
+
+
+class Source(NamedTuple):
+    """The file that an answer was made of: the answer holds as long as all this does."""
+
+    path: str
+    facts: tuple[int, ...]
+    folders: list[str]  # on the way to it: none of them may be a link by now
+    packed: str  # a name that must not exist, "" if it does not matter
+
+    def is_current(self, root: Optional[int]) -> bool:
+        try:
+            for folder in self.folders:
+                if not stat.S_ISDIR(os.stat(folder, dir_fd=root, follow_symlinks=False).st_mode):
+                    return False
+            facts = facts_of(os.stat(self.path, dir_fd=root, follow_symlinks=False))
+        except OSError:
+            return False
+        return facts == self.facts and not (self.packed and os.access(self.packed, 0, dir_fd=root))
 
 
 def text_answer(status: int, text: str, fields: Optional[Fields] = None) -> Answer:
@@ -1333,7 +1385,7 @@ def as_refusal(problem: Exception) -> Refusal:
     return Refusal(500, "a mistake in the server", None, True, note)
 
 
-class State(enum.Enum):
+class State(enum.IntEnum):
     """What a connection does now. Server.enter() alone changes it."""
 
     HANDSHAKE = 1
@@ -1416,11 +1468,13 @@ class Connection:
                 return self.await_head()
             if not request.is_light:
                 return self.server.hand_over(Task(self, request, None))
-            answer = self.respond(request)
+            answer = self.recall(request) or self.respond(request)
             if answer.pieces is not None:
                 return self.server.hand_over(Task(self, request, answer))
             if not self.send_at_once(request, answer):
                 return None
+            if answer.source and len(answer.body) <= KEPT_BODY:
+                request.kept = answer
             if not self.buffer:
                 return self.await_head()
         return self.server.enter(self, State.ANSWERING)  # after other connections have had a turn
@@ -1432,6 +1486,20 @@ class Connection:
 
     def next_request(self) -> Optional[Request]:
         """The next whole head, taken off the buffer; None while there is none."""
+        request = HEADS.get(self.buffer)
+        if request:
+            self.buffer = b""
+        else:
+            head = self.next_head()
+            if not head:
+                return None
+            request = HEADS.get(head) or cached_head(head)
+        self.scanned, self.peer = 0, self.hop
+        if self.server.is_proxy(self):
+            self.peer = client_behind(self.server.proxies, request.fields) or self.hop
+        return request
+
+    def next_head(self) -> bytes:
         if self.buffer[:1] in (b"\r", b"\n") and (found := EMPTY_LINES.match(self.buffer)):
             # §2.2: some clients send an empty line after a body
             self.buffer = self.buffer[found.end() :]
@@ -1441,20 +1509,21 @@ class Connection:
                 400, "this is TLS, and the port speaks without: the address begins with http://"
             )
         found = HEAD_END.search(self.buffer, max(0, self.scanned - 2))
-        if not found:
-            self.scanned = len(self.buffer)
-            if self.scanned > MAX_HEAD:
-                raise too_long(self.buffer)
+        self.scanned = len(self.buffer)
+        size = found.end() if found else self.scanned
+        if size > MAX_HEAD:
+            raise too_long(self.buffer[:size])
+        return self.buffered(size) if found else b""
+
+    def recall(self, request: Request) -> Optional[Answer]:
+        """What was answered to the same head, if its file is the same.
+
+        This costs one look at each name of the path, and opens nothing. What a password or the
+        time decides is never kept."""
+        answer = request.kept
+        if not answer or not answer.source:
             return None
-        head = self.buffer[: found.end()]
-        if len(head) > MAX_HEAD:
-            raise too_long(head)
-        self.peer = self.hop
-        request = parse_head(head)
-        if self.server.is_proxy(self):
-            self.peer = client_behind(self.server.proxies, request.fields) or self.hop
-        self.buffer, self.scanned = self.buffer[found.end() :], 0
-        return request
+        return answer if answer.source.is_current(self.server.shared.root) else None
 
     def respond(self, request: Request) -> Answer:
         answer = self.answer_to(request)
@@ -1473,11 +1542,15 @@ class Connection:
             return refusal_answer(as_refusal(problem))
 
     def head(self, request: Optional[Request], answer: Answer) -> bytes:
-        """The status line and header fields.
+        """The status line and header fields."""
+        answer.block = answer.block or self.fields_block(request, answer)
+        dated = "date" not in self.server.replaced
+        return status_line(answer.status, int(time.time()), dated) + answer.block
 
-        None of them can hold a line end: what is made of names is percent-encoded."""
+    def fields_block(self, request: Optional[Request], answer: Answer) -> bytes:
+        """None of the fields can hold a line end: what is made of names is percent-encoded."""
         status, replaced = answer.status, self.server.replaced
-        fields = {"Date": http_date(int(time.time())), **EMBEDDING, **answer.fields}
+        fields = {**EMBEDDING, **answer.fields}
         if status != 204 and status != 304:  # §8.6: these have no body and say no length
             if answer.length is not None:
                 fields["Content-Length"] = str(answer.length)
@@ -1493,8 +1566,7 @@ class Connection:
         if "\n" in values or "\r" in values:
             raise ValueError(f"a line end in a header field: {fields}")
         lines = "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
-        text = f"HTTP/1.1 {status} {PHRASES[status]}\r\n{lines}{self.server.extra}\r\n"
-        return text.encode("latin-1")
+        return f"{lines}{self.server.extra}\r\n".encode("latin-1")
 
     def keeps_open(self, request: Optional[Request], answer: Answer) -> bool:
         """Whether the connection goes on after this answer."""
@@ -1523,15 +1595,16 @@ class Connection:
             return self.give_up("left before the answer")
         self.server.count_answer(self, request, answer, len(answer.body))
         if answer.close:
-            self.linger()
+            # nothing is unread where the client has announced that it sends nothing more
+            whole = request and not request.keep and not self.buffer and not self.server.door.tls
+            (self.close if whole else self.linger)()
         return not answer.close
 
     def give_up(self, note: str) -> bool:
         if self.rest:
             request, answer = self.unsent
-            answer.note = note
             sent = max(0, len(answer.body) - len(self.rest))
-            self.server.count_answer(self, request, answer, sent)
+            self.server.count_answer(self, request, answer, sent, note)
         self.close()
         return False
 
@@ -1674,6 +1747,8 @@ class Connection:
             self.sent = len(answer.body)
             return
         chunked = answer.length is None and request.minor > 0
+        # only full segments until all is sent: else each page of a file is a segment of its own
+        self.cork(1)
         self.send(head)
         self.sent, left = 0, answer.length or 0
         for piece in answer.pieces:
@@ -1688,6 +1763,11 @@ class Connection:
             raise Gone(f"what is sent shrank by {left} bytes")
         if chunked:
             self.send(b"0\r\n\r\n")
+        self.cork(0)
+
+    def cork(self, on: int) -> None:
+        if hasattr(socket, "TCP_CORK"):
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, on)
 
     def send(self, data: bytes) -> None:
         view = memoryview(data)
@@ -1711,7 +1791,7 @@ class Connection:
                     self.sock.fileno(),
                     span.descriptor,
                     at,
-                    min(SLICE, span.end - at),
+                    min(SENDFILE, span.end - at),
                 )
                 self.sent += count
             else:
@@ -1947,7 +2027,7 @@ class Server:
         stop: "Stop",
         log: int,
     ) -> None:
-        self.door, self.slice = door, TLS_SLICE if door.tls else SLICE
+        self.door, self.slice = door, TLS_SLICE if door.tls else SENDFILE
         # these mean: nothing can be read or written now
         self.waits: tuple[type[OSError], ...] = (BlockingIOError,)
         if door.tls:
@@ -2033,10 +2113,12 @@ class Server:
         if state is conn.state is State.HEAD:
             return
         self.queues[conn.state].pop(conn, None)
-        conn.state, conn.deadline = state, time.monotonic() + self.patience[state]
+        conn.deadline = time.monotonic() + self.patience[state]
         if state is not State.CLOSED:
             self.queues[state][conn] = None
-        self.watch(conn, WAITS_FOR.get(state, 0))
+        if state is not conn.state:
+            conn.state = state
+            self.watch(conn, WAITS_FOR.get(state, 0))
 
     def watch(self, conn: Connection, events: int) -> None:
         if events == conn.events:
@@ -2149,8 +2231,7 @@ class Server:
 
         None if too many others ask: the client only prefers to get one (RFC 9530 §4)."""
         info = found.info
-        key = info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
-        settled = time.time() - info.st_ctime > UNCHANGED
+        key, settled = facts_of(info), is_settled(info)
         shared = key if settled else (*key, id(conn))
         with self.lock:
             if key in self.digests:
@@ -2186,23 +2267,27 @@ class Server:
         remove_old_parts(place)
 
     def count_answer(
-        self, conn: Connection, request: Optional[Request], answer: Answer, sent: int
+        self,
+        conn: Connection,
+        request: Optional[Request],
+        answer: Answer,
+        sent: int,
+        cut: str = "",
     ) -> None:
         """Log an answer in Common Log Format, with a note in quotes if there is more to say.
 
         Also count it for --requests and --once."""
+        note = answer.note or cut
         if not self.args.quiet:
-            now = int(time.time())
-            line = request.line if request else "-"
-            note = f' "{printable(answer.note)}"' if answer.note else ""
-            self.lines.append(
-                f'{conn.peer} - - {log_time(now)} "{line}" {answer.status} {sent or "-"}{note}\n'
-            )
-        self.progress = time.monotonic()
+            line = f'"{request.line}" {answer.status}' if request else f'"-" {answer.status}'
+            noted = f' "{printable(note)}"' if note else ""
+            when = log_time(int(time.time()))
+            self.lines.append(f"{conn.peer} - - {when} {line} {sent or '-'}{noted}\n")
         with self.lock:
             self.count += 1
-            reads = request and request.method == "GET" and not answer.note
-            if self.args.once and reads and answer.share:
+            if self.args.once:
+                self.progress = time.monotonic()
+            if self.args.once and request and request.method == "GET" and not note and answer.share:
                 tag, size, sent_now = answer.share
                 ranges = self.received.setdefault((conn.peer, tag), [])
                 ranges[:] = coalesce([*ranges, *sent_now])
@@ -2283,6 +2368,10 @@ class Server:
         while (left := [conn for each in states for conn in self.queues[each]]) and self.turn(end):
             pass
         return left
+
+
+def is_settled(info: os.stat_result) -> bool:
+    return time.time() - max(info.st_ctime, info.st_mtime) > UNCHANGED
 
 
 class Hashing:
@@ -2509,7 +2598,19 @@ def get_file(conn: Connection, request: Request, names: Names, found: "Found") -
     packs = "accept-encoding" in fields and takes_gzip(fields["accept-encoding"])
     if packs and "range" not in fields:
         found, coding = prefer_gzip(conn, names, found)
-    info, now = found.info, time.time()
+    answer = file_answer(conn, request, names[-1], found, coding)
+    asked = conn.server.door.guard and not conn.args.public_read
+    if DIR_FD and not asked and not coding and "range" not in fields and is_settled(found.info):
+        folders = ["/".join(names[:count]) for count in range(1, len(names))]
+        path = "/".join(names)
+        answer.source = Source(path, facts_of(found.info), folders, path + ".gz" if packs else "")
+    return answer
+
+
+def file_answer(
+    conn: Connection, request: Request, name: str, found: "Found", coding: str
+) -> Answer:
+    fields, info, now = request.fields, found.info, time.time()
     tag, mtime = etag(info, coding and "-gz"), max(EARLIEST, min(int(info.st_mtime), int(now)))
     headers = {
         "ETag": tag,
@@ -2519,7 +2620,9 @@ def get_file(conn: Connection, request: Request, names: Names, found: "Found") -
     }
     if is_known(fields, tag, mtime):
         return Answer(304, headers)
-    kind = type_of(names[-1])
+    kind = type_of(name)
+    if kind.endswith(UTF_8) and not coding and not is_utf8(found.descriptor):
+        kind = kind.removesuffix(UTF_8)
     headers |= {"Content-Type": kind, "Accept-Ranges": "bytes", "X-Content-Type-Options": "nosniff"}
     if coding:
         headers["Content-Encoding"] = coding
@@ -2534,6 +2637,15 @@ def get_file(conn: Connection, request: Request, names: Names, found: "Found") -
     return one_range(
         headers, ranges, info.st_size, lambda start, end: [Span(found.descriptor, start, end)]
     )
+
+
+def is_utf8(descriptor: int) -> bool:
+    """Whether a text seems to be UTF-8: its first bytes, perhaps without the last character."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with contextlib.suppress(UnicodeDecodeError):
+        decoder.decode(read_at(descriptor, MAX_HEAD, 0))
+        return True
+    return False
 
 
 def is_known(fields: Fields, tag: str, mtime: float) -> bool:

@@ -1044,6 +1044,124 @@ def test_digests_that_are_forgotten_at_the_same_moment_disturb_no_answer(
     assert [connection.reply().body for connection in pair] == [b"b", b"c"], server.err
 
 
+# --- answers that are remembered ---
+REMEMBERING = """
+import itertools, sys
+sys.path.insert(0, {root!r})
+import httpserver
+httpserver.UNCHANGED, get_file, count = -1e9, httpserver.get_file, itertools.count()
+def numbered(*args):
+    answer = get_file(*args)
+    answer.fields["Number"] = str(next(count))
+    return answer
+httpserver.get_file = numbered
+sys.exit(httpserver.main())
+"""
+
+
+@pytest.fixture
+def remembering(spawn, folder, tmp_path, wire):
+    """A server that numbers its answers of a file when it makes them; and what asks it twice, to get what was remembered if anything was."""
+    (tmp_path / "remembering.py").write_text(REMEMBERING.format(root=str(ROOT)))
+
+    def start(*flags):
+        server = spawn(str(tmp_path / "remembering.py"), folder, *flags)
+        connection = wire(server)
+
+        def twice(path="/a.txt", fields="", method="GET"):
+            head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{fields}\r\n"
+            first, second = (connection.send(head).reply(method == "HEAD") for _ in range(2))
+            assert (first.status, first.body) == (second.status, second.body)
+            assert first.fields.keys() == second.fields.keys()
+            number = first.fields.get("number")
+            return second, number is not None and number == second.fields["number"]
+
+        return server, twice
+
+    return start
+
+
+def test_the_answer_to_the_same_head_is_remembered_for_as_long_as_its_file_stays_the_same(
+    remembering, folder
+):
+    (folder / "sub" / "deep").mkdir(parents=True)
+    (folder / "sub" / "deep" / "f").write_bytes(b"data\n")
+    (folder / "large").write_bytes(b"x" * 16385)
+    server, twice = remembering()
+    path, tag = folder / "a.txt", twice()[0].fields["etag"]
+    browser = "Accept-Encoding: gzip, deflate, br\r\nCookie: a=b\r\n"
+    for asked in (
+        [],
+        ["/a.txt", browser],
+        ["/sub/deep/f", browser],
+        ["/a.txt", "", "HEAD"],
+        ["/a.txt", f"If-None-Match: {tag}\r\n"],
+    ):
+        reply, remembered = twice(*asked)
+        assert remembered and reply.status in (200, 304), asked
+    for asked in ["/large"], ["/a.txt", "Range: bytes=0-1\r\n"], ["/a.txt", "If-Match: no\r\n"]:
+        assert not twice(*asked)[1], asked
+    # changed in place, with its size and time
+    info = path.stat()
+    path.write_bytes(b"jelly\n")
+    os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
+    assert twice()[0].body == b"jelly\n" == twice(fields=browser)[0].body
+    (folder / "new").write_bytes(b"other\n")
+    os.replace(folder / "new", path)
+    assert twice()[0].body == b"other\n"
+    assert twice("/a.txt", f"If-None-Match: {tag}\r\n")[0].body == b"other\n"
+    (folder / "a.txt.gz").write_bytes(gzip.compress(b"other\n"))
+    assert twice(fields=browser)[0].fields["content-encoding"] == "gzip"
+    assert twice()[0].body == b"other\n"
+    (folder / "a.txt.gz").unlink()
+    assert twice(fields=browser)[0].body == b"other\n"
+    path.unlink()
+    assert twice()[0].status == 404
+    path.symlink_to("new")
+    assert twice()[0].status == 403
+    path.unlink()
+    path.mkdir()
+    assert twice()[0].status == 308
+
+
+def test_what_was_remembered_is_not_served_through_a_folder_that_became_a_link(
+    remembering, folder, tmp_path
+):
+    (folder / "sub" / "deep").mkdir(parents=True)
+    (folder / "sub" / "deep" / "f").write_bytes(b"data\n")
+    server, twice = remembering()
+    assert twice("/sub/deep/f")[1]
+    for moved in folder / "sub", folder / "sub" / "deep":
+        moved.rename(tmp_path / "elsewhere")
+        moved.symlink_to(tmp_path / "elsewhere")
+        assert twice("/sub/deep/f")[0].status == 404
+        moved.unlink()
+        assert twice("/sub/deep/f")[0].status == 404
+        (tmp_path / "elsewhere").rename(moved)
+        assert twice("/sub/deep/f")[1]
+
+
+def test_nothing_that_a_password_decides_is_remembered(remembering, folder):
+    server, twice = remembering("--password", "word")
+    login = f"Authorization: Basic {b64encode(b'a:word').decode()}\r\n"
+    reply, remembered = twice("/a.txt", login)
+    assert reply.body == b"hello\n" and not remembered
+    wrong = f"Authorization: Basic {b64encode(b'a:no').decode()}\r\n"
+    assert [twice("/a.txt", wrong)[0].status for _ in range(5)] == [401] * 5
+    assert twice("/a.txt", login)[0].status == 429
+
+
+def test_a_file_that_has_just_changed_is_not_remembered_and_dates_go_on(wire, folder):
+    (folder / "a.txt").write_bytes(b"first\n")
+    connection = wire()
+    for number in range(50):
+        (folder / "a.txt").write_bytes(b"%05d\n" % number)  # within one tick of its times
+        assert connection.send(GET + "\r\n").reply().body == b"%05d\n" % number
+    os.utime(folder / "a.txt", (1, 1))
+    first = connection.send(GET + "\r\n").reply().fields["date"]
+    until(lambda: connection.send(GET + "\r\n").reply().fields["date"] != first, "another second")
+
+
 def test_index_types_and_own_headers(spawn, folder, ask):
     (folder / "index.html").write_bytes(b"<p>front")
     server = spawn(
