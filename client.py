@@ -12,7 +12,7 @@
     python3 client.py receive -o inbox/           wait for what they send
     python3 client.py send photos/ --to 192.0.2.9:51234 --to anna
                                                   or --all: nothing stays on the server
-    python3 client.py chat --nick anna            talk with list_clients who is in it
+    python3 client.py chat --nick anna            talk with those who are in it
     python3 client.py                             a shell with these commands
 
 If the connection is lost, a command reconnects and resumes by itself (--retries). If that fails
@@ -88,6 +88,7 @@ import functools
 import hashlib
 import itertools
 import os
+import posixpath
 import re
 import select
 import shlex
@@ -105,23 +106,31 @@ if TYPE_CHECKING:
 
 VERSION = "1.0"
 PROTOCOL = "1"
+PORT = 9000
 SERVER = "python3 server.py"
 PROMPT = "sixsockets> "
 UNANSWERED = 256  # requests that may wait for their answers
 # and their length: what both kernels hold, so that neither side ever waits for the other to read
 UNANSWERED_BYTES = 24576
-NUDGE_AFTER = 1.0  # seconds without a greeting until a server that waits for TLS is made to say so
+# what a server is sent after so many seconds without a greeting: to a file server it means nothing,
+# one that waits for TLS or HTTP says at once what it is
+NUDGE_AFTER, NUDGE = 1.0, b"note -\r\n\r\n"
 NOTICE_AFTER = 3.0  # seconds of silence until the client says for whom it waits
+LEAST_WINDOW = 8192  # bytes that the kernel may hold for a client that takes them slowly
 LIFE = 1.0  # seconds of silence of standard input after which the server is told that more may come
+RATE_AFTER = 0.5  # seconds after which a rate means something
 REDRAW = 0.1  # seconds from one picture of the progress bar to the next
 # seconds until the first new attempt, and at most: each pause is twice as long as the one before
 BACK_OFF, LONGEST_PAUSE = 0.5, 10.0
+LARGE = 1 << 23  # bytes of a file from which the server is asked before it is sent
 RETRIES = 16  # attempts after a lost connection: their pauses add up to two minutes
 # exit codes of a server that does not answer: refused or no route, silent, gone before its greeting
 ABSENT = {7, 28, 52}
 # how a line that answers something can begin
 ANSWERS = ("ok", "err", "file", "dir", "note", "help", "client", "got")
 MANY = 64  # files of a folder from which one list is quicker than a stat for each
+# a password that a server made: no 0, 1, i, l, o, which look alike
+MADE = re.compile("[a-hj-km-np-z2-9]{6}(?:-[a-hj-km-np-z2-9]{6}){2}")
 CHAT_PROMPT = "> "
 # lines a second that a pipe says, and how many at once: a little less than every server takes
 PIPE_RATE, PIPE_BURST = 18.0, 30.0
@@ -136,6 +145,8 @@ NEAR = 4
 # seconds for which a folder is read while the server writes its own: one that waits for longer to
 # be heard hangs up
 MEANWHILE = 2.0
+CHAT_COMMANDS = "/who", "/nick", "/quit"
+CHAT_HELP = "/who, /nick NAME, /quit; a line that starts with a slash needs two"
 CONTINUED = "  | "  # how a row begins that goes on with the line above it
 CONTINUED_ROOM = 20  # columns of such a row at least
 LISTED = 12000  # lines of a listing that are kept in memory; the rest goes to a nameless file
@@ -145,41 +156,46 @@ LISTED = 12000  # lines of a listing that are kept in memory; the rest goes to a
 def do_list(args: argparse.Namespace) -> int:
     """On a terminal a table; to a pipe one name a line, a folder's with a slash."""
     code, table = 0, os.isatty(1)
-    folder = [remote_name(args.folder)] if args.folder else []
-    for entry in lines_of(args, "list", *folder, deep="yes" if args.r else None):
+    folder = [remote_name(args, args.folder)] if args.folder else [args.cwd] * bool(args.cwd)
+    if folder and is_pattern(args, folder[0]):
+        entries = matching(args, folder[0], args.r)
+    else:
+        entries = lines_of(args, "list", *folder, deep="yes" if args.r else None)
+    for entry in entries:
+        if entry.keys.get("reason") == "not-a-file":
+            say(in_rows(f"skipped {printable(entry.words[0])}: {SKIPPED['link or special']}", 2))
+            continue
         if entry.verb == "note":
             code = 9
             say_failure(refusal(entry, "list", entry.words[0]))
             continue
-        name = entry.words[0] + "/" * (entry.verb == "dir")
+        name = entry.words[0].removeprefix(f"{args.cwd}/") + "/" * (entry.verb == "dir")
         if args.json:
             numbers: dict[str, Any] = {
                 key: entry.number(key) for key in ("size", "mtime_ns") if key in entry.keys
             }
             tell_json({"type": entry.verb, "name": entry.words[0], **numbers})
         elif table:
-            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.number("mtime_ns") / 1e9))
             size = readable_size(entry.number("size")) if entry.verb == "file" else ""
-            tell(f"{size:>9}  {when}  {name}")
+            tell(f"{size:>9}  {date_of(entry.number('mtime_ns'))[:-3]}  {name}")
         else:
             tell(name)
     return code
 
 
 def do_stat(args: argparse.Namespace) -> int:
-    name = remote_name(args.name)
+    name = remote_name(args, args.name)
     answer = require_ok(connected(args).ask("stat", name), "stat", name)
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(answer.number("mtime_ns") / 1e9))
-    facts = (
-        [f"{answer.number('size'):,} bytes"] * ("size" in answer.keys)
-        + [when]
-        + ["executable"] * ("exec" in answer.keys)
-    )
     if args.json:
         tell_json({**answer.keys, "verb": "stat", "name": name, "result": "ok"})
-    else:
-        kind = "folder" if answer.keys.get("type") == "dir" else "file"
-        tell(f"{name}: {', '.join([kind, *facts])}")
+        return 0
+    facts = ["folder" if answer.keys.get("type") == "dir" else "file"]
+    if "size" in answer.keys:
+        facts.append(plural(answer.number("size"), "byte"))
+    facts.append(date_of(answer.number("mtime_ns")))
+    if "exec" in answer.keys:
+        facts.append("executable")
+    tell(f"{name}: {', '.join(facts)}")
     return 0
 
 
@@ -249,12 +265,25 @@ class File(NamedTuple):
     listed: Optional["Line"] = None  # what a listing of the server says of it
     fresh: bool = False  # the server can have nothing of that name
     asked: bool = False  # whether it was asked for on a connection that was lost
+    doomed: bool = False  # --delete removes it
     stream: Optional["Stream"] = None  # standard output, and what of the file is in it already
 
 
 # A conversation sends requests. Each `yield` waits for the answer to the one just sent, and says
 # with what it begins again if the connection is lost before it has come or been carried out.
 Conversation = Generator[File, "Line", None]
+
+
+# what the server says of a name that is free, or where it does not tell
+ABSENT_THERE = {"no-such-file", "no-such-folder", "drop-box"}
+# what the server says to the same request again if it had been done before the connection was lost
+DONE = {"delete": "no-such-file", "mkdir": "exists"}
+# what is left out of a tree, and why
+SKIPPED = {
+    "hidden": "its name starts with a dot (--hidden takes such names)",
+    "link or special": "a link or a special file",
+    "excluded": "",
+}
 
 
 class Batch:
@@ -271,7 +300,8 @@ class Batch:
         self.progress = Progress(args)
         self.files: list[Iterator[File]] = []  # still to begin, the last first
         self.waiting: deque[tuple[File, Conversation]] = deque()  # in the order of their requests
-        self.code = self.moved = self.bytes = self.same = self.failed = 0
+        self.code = self.moved = self.bytes = self.same = self.deleted = self.failed = 0
+        self.skipped = dict.fromkeys(SKIPPED, 0)
         self.furthest = (0, 0)  # files, and bytes, at the last loss of the connection
 
     def use_link(self, link: "Link") -> None:
@@ -291,14 +321,12 @@ class Batch:
         raise NotImplementedError
 
     def run(self, files: Iterator[File]) -> int:
-        self.files.append(files)
         try:
-            while True:
-                try:
-                    self.exchange()
-                    break
-                except Lost as lost:
-                    self.recover(lost)
+            self.exchange_all(files)
+            if self.args.delete and self.failed:
+                say("nothing was deleted, because something failed")
+            elif self.args.delete:
+                self.exchange_all(self.surplus())
         except BaseException as end:
             self.progress.clear()
             if isinstance(end, KeyboardInterrupt):
@@ -310,6 +338,18 @@ class Batch:
             raise
         self.summary()
         return self.code
+
+    def surplus(self) -> Iterator[File]:
+        """What --delete removes there."""
+        return iter(())
+
+    def exchange_all(self, files: Iterator[File]) -> None:
+        self.files.append(files)
+        while True:
+            try:
+                return self.exchange()
+            except Lost as lost:
+                self.recover(lost)
 
     def exchange(self) -> None:
         """Begin as many conversations as may wait, and give each answer to the one it is for."""
@@ -363,9 +403,63 @@ class Batch:
         self.count_file(size)
         self.report(file, "same", size=size)
 
-    def say_skipped(self, path: str) -> None:
-        self.progress.clear()
-        say(in_rows(f"skipped {printable(path)}: a link or a special file", 2))
+    def skip(self, kind: str, path: str) -> None:
+        """Leave out what is in a tree. The last line counts it."""
+        self.skipped[kind] += 1
+        told = SKIPPED[kind] and (self.skipped[kind] == 1 or kind != "hidden")
+        if told and not self.args.quiet:
+            self.progress.clear()
+            say(in_rows(f"skipped {printable(path)}: {SKIPPED[kind]}", 2))
+
+    def leaves_out(self, path: str, below: str) -> bool:
+        """Whether a path is left out, below the folder that was named. A folder's ends in "/"."""
+        kind = self.kept_out(below)
+        above = below.rstrip("/").rpartition("/")[0]
+        if kind and not (above and self.kept_out(f"{above}/")):
+            self.skip(kind, path)
+        return bool(kind)
+
+    def kept_out(self, below: str) -> str:
+        """What --exclude or a dot at its beginning leaves out, and --delete leaves alone."""
+        if not self.args.hidden and "/." in f"/{below}":
+            return "hidden"
+        return "excluded" if is_excluded(self.args.exclude, below) else ""
+
+    def plan(self, what: str, file: File, size: int = 0) -> None:
+        """With --dry-run this is all that is done."""
+        if what == "delete":
+            self.deleted += 1
+        else:
+            self.moved += 1
+            self.bytes += size
+        self.report(file, what, dry_run=True)
+        if not self.args.json:
+            tell(f"{what} {file.name}")
+
+    def change(self, file: File, verb: str, *more: str, **keys: object) -> Conversation:
+        """One request that changes something there."""
+        if self.args.dry_run:
+            return self.plan(verb, file)
+        self.link.request(verb, file.name, *more, **keys)
+        answer = yield file._replace(asked=True)
+        reason = answer.keys.get("reason")
+        if file.doomed and reason == "not-empty":
+            return  # what is in it was left alone
+        if not (file.asked and reason == DONE.get(verb)):
+            require_ok(answer, verb, file.name)
+        self.deleted += verb == "delete"
+        self.report(file, "deleted" if file.doomed else "ok")
+
+    def check_share(self, doomed: int, total: int, name: str) -> None:
+        """--delete removes more than half only with --force."""
+        if doomed * 2 > total and not (self.args.force or self.args.dry_run):
+            raise Failure(
+                23 if self.verb == "get" else 25,
+                f"--delete would remove {doomed:,} of the {total:,} files and folders in "
+                f"{printable(name)}",
+                "that is more than half: perhaps another folder is meant",
+                "--dry-run shows them, --force removes them",
+            )
 
     def count_file(self, size: int) -> None:
         self.progress.files += 1
@@ -420,9 +514,17 @@ class Batch:
         self.progress.clear()
         elapsed = time.monotonic() - self.progress.began
         rate = readable_size(self.bytes / max(elapsed, 0.001))
-        text = f"{self.verb}: {plural(self.moved, 'file')}, {readable_size(self.bytes)}"
-        text += f" in {elapsed:.2f} s ({rate}/s)"
+        text = f"{plural(self.moved, 'file')}, {readable_size(self.bytes)}"
+        if self.args.dry_run:
+            text = (
+                f"{self.verb} --dry-run: would {'fetch' if self.verb == 'get' else 'send'} {text}"
+            )
+        else:
+            text = f"{self.verb}: {text} in {elapsed:.2f} s ({rate}/s)"
         text += f"; {self.same:,} already there" if self.same else ""
+        left_out = [f"{count:,} {kind}" for kind, count in self.skipped.items() if count]
+        text += f"; skipped {', '.join(left_out)}" if left_out else ""
+        text += f"; deleted {self.deleted:,}" if self.deleted else ""
         text += f"; {self.failed:,} failed" if self.failed else ""
         if self.args.json:
             tell_json(
@@ -431,16 +533,16 @@ class Batch:
                     "files": self.moved,
                     "bytes": self.bytes,
                     "seconds": round(elapsed, 3),
-                    "skipped": self.same,
+                    "same": self.same,
+                    "skipped": sum(self.skipped.values()),
+                    "deleted": self.deleted,
                     "failed": self.failed,
                 }
             )
-        elif not self.args.quiet and (self.moved or self.same or self.failed > 1):
+        elif not self.args.quiet and (
+            self.moved or self.same or self.deleted or left_out or self.failed > 1
+        ):
             say(text)
-
-
-# what the server says to the same request again if it had been done before the connection was lost
-DONE = {"delete": "no-such-file", "mkdir": "exists"}
 
 
 class Changes(Batch):
@@ -451,11 +553,17 @@ class Changes(Batch):
         self.verb, self.more, self.keys = args.command, more, keys
 
     def converse(self, file: File) -> Conversation:
-        self.link.request(self.verb, file.name, *self.more, **self.keys)
-        answer = yield file._replace(asked=True)
-        if not (file.asked and answer.keys.get("reason") == DONE.get(self.verb)):
-            require_ok(answer, self.verb, file.name)
-        self.report(file, "ok")
+        if not self.args.r or file.listed:
+            return (yield from self.change(file, self.verb, *self.more, **self.keys))
+        self.link.request("list", file.name, deep="yes")
+        answer = yield file
+        if answer.keys.get("reason") == "not-a-folder":
+            return self.files.append(iter([file._replace(listed=answer)]))
+        found = [file._replace(listed=answer)]
+        for entry in answer_lines(self.link, answer, self.verb, file.name):
+            found.append(File(entry.words[0], listed=entry))
+        found.reverse()  # a folder comes after what is in it
+        self.files.append(iter(found))
 
     def only_once(self, file: File) -> str:
         return "" if self.verb in DONE else "list shows what is there now"
@@ -473,11 +581,12 @@ def do_delete(args: argparse.Namespace) -> int:
 
 def do_rename(args: argparse.Namespace) -> int:
     over = "yes" if args.force else None
-    return Changes(args, remote_name(args.new), over=over).run(iter([File(remote_name(args.old))]))
+    old, new = remote_name(args, args.old), remote_name(args, args.new)
+    return Changes(args, new, over=over).run(iter([File(old)]))
 
 
 def do_mkdir(args: argparse.Namespace) -> int:
-    return Changes(args).run(iter([File(remote_name(args.folder))]))
+    return Changes(args).run(iter([File(remote_name(args, args.folder))]))
 
 
 def expand(args: argparse.Namespace, names: Sequence[str]) -> Iterator[File]:
@@ -485,28 +594,35 @@ def expand(args: argparse.Namespace, names: Sequence[str]) -> Iterator[File]:
 
     All are matched before the first is used, so that no other answer comes between."""
     chosen = Listing()
-    for name in map(remote_name, names):
+    for name in (remote_name(args, each) for each in names):
         count = 0
-        if re.search(r"[*?[]", name) and connected(args).ask("stat", name).verb != "ok":
+        if is_pattern(args, name):
             for found in matching(args, name):
-                count += 1
+                count += found.verb != "note"
                 chosen.add(found)
         if not count:
             chosen.add(Line("name", [name], {}))
-    return (File(found.words[0]) for found in chosen)
+    return (File(found.words[0]) for found in chosen if found.verb != "note")
 
 
-def matching(args: argparse.Namespace, pattern: str) -> Iterator["Line"]:
-    """What a pattern stands for in its folder. As in a shell, * matches no dot at the beginning."""
+def is_pattern(args: argparse.Namespace, name: str) -> bool:
+    """Whether a name has to be matched: it is not that of a file whose name holds a star."""
+    return bool(re.search(r"[*?[]", name)) and connected(args).ask("stat", name).verb != "ok"
+
+
+def matching(args: argparse.Namespace, pattern: str, below: bool = False) -> Iterator["Line"]:
+    """What a pattern stands for in its folder, or also below it.
+
+    As in a shell, * matches no dot at the beginning."""
     import fnmatch  # not at the top: few need it
 
     folder, _, wanted = pattern.rpartition("/")
-    for entry in lines_of(args, "list", *[folder] * bool(folder)):
+    deep = "yes" if below else None
+    for entry in lines_of(args, "list", *[folder] * bool(folder), deep=deep):
         above, _, leaf = entry.words[0].rpartition("/")
         unasked = leaf.startswith(".") and not (args.hidden or wanted.startswith("."))
-        fits = above == folder and fnmatch.fnmatchcase(leaf, wanted) and not unasked
-        if entry.verb != "note" and fits:
-            yield Line("name", entry.words[:1], {})
+        if (above == folder or below) and fnmatch.fnmatchcase(leaf, wanted) and not unasked:
+            yield entry
 
 
 class Listing:
@@ -546,8 +662,8 @@ class Puts(Batch):
 
     def sources(self) -> Iterator[File]:
         """What the command line names. Folders on the way to --into are made."""
-        into = remote_name(self.args.into) if self.args.into else ""
-        if into:
+        into = remote_name(self.args, self.args.into) if self.args.into else self.args.cwd or ""
+        if self.args.into:
             yield File(into, status=os.stat("."))
         for path in self.args.paths:
             # "" is the root folder's
@@ -560,10 +676,15 @@ class Puts(Batch):
                     "it is kept under one there",
                     f"{self.verb} {printable(shlex.quote(path))} --as NAME",
                 )
-            name = remote_name(own if self.args.name is None else self.args.name)
+            if is_excluded(self.args.exclude, own + "/" * os.path.isdir(path)):
+                self.skip("excluded", path)
+                continue
+            name = (own if self.args.name is None else self.args.name).rstrip("/")
             yield File(f"{into}/{name}" if into else name, path)
 
     def converse(self, file: File) -> Conversation:
+        if file.doomed:
+            return (yield from self.change(file, "delete"))
         if file.path == "-":
             return (yield from self.put_input(file))
         # a link that is named is followed; in a folder links are not
@@ -588,12 +709,14 @@ class Puts(Batch):
             if not there:
                 self.ask_about(file.name, status)
                 there = yield again
-            if there.keys.get("reason") != "no-such-file":
+            if there.keys.get("reason") not in ABSENT_THERE:
                 if self.is_same(file, status, there):
                     return self.skip_same(file, status.st_size)
                 self.check_force(file, status, there)
                 over = True
             part = there.number("part")
+        if self.args.dry_run:
+            return self.plan("replace" if over else "new", file, status.st_size)
         yield from self.send_file(again, part, over)
 
     def ask_about(self, name: str, status: os.stat_result) -> None:
@@ -604,11 +727,14 @@ class Puts(Batch):
         self.link.request("stat", name, **keys, digest="yes" if content else None)
 
     def send_file(self, file: File, part: int, over: bool) -> Conversation:
-        """The bytes. If an earlier attempt left a part, the server first says where to begin."""
+        """The bytes. If there are many, or a part was left before, the server is heard first.
+
+        It refuses what it has no room for, or says where to begin."""
         with self.opened(file) as (fd, status):
             size, sha, given_up = status.st_size, hashlib.sha256(), ""
-            asked = part if part <= size else 0
-            mine = digest(fd, asked, sha, self.show_checked) if asked else None
+            begun = part if part <= size else 0
+            asks = self.verb == "put" and (begun or size >= LARGE)
+            mine = digest(fd, begun, sha, self.show_checked) if asks else None
             self.announce(
                 file,
                 "put",
@@ -616,10 +742,10 @@ class Puts(Batch):
                 mtime_ns=status.st_mtime_ns,
                 over="yes" if over else None,
                 exec="yes" if status.st_mode & stat.S_IXUSR and os.name != "nt" else None,
-                offset=asked or None,
+                offset=begun if asks else None,
                 sha256=mine,
             )
-            offset = self.link.accepted_offset() if asked else 0
+            offset = self.link.accepted_offset() if asks else 0
             if offset is not None:  # None: it refuses
                 sha = sha if offset else hashlib.sha256()
                 os.lseek(fd, offset, os.SEEK_SET)
@@ -653,6 +779,9 @@ class Puts(Batch):
                 "run the same command with --force",
             )
         self.done(file, size, sha256, offset)
+        if answer.keys.get("as", file.name) != file.name and not self.args.quiet:
+            self.progress.clear()
+            say(in_rows(f"{printable(file.name)} is stored as {printable(answer.keys['as'])}", 2))
 
     def is_same(self, file: File, status: os.stat_result, there: "Line") -> bool:
         if there.verb == "err":
@@ -680,10 +809,10 @@ class Puts(Batch):
         if not self.args.force:
             raise Failure(
                 25,
-                f"server already has {printable(file.name)} "
-                f"({there.number('size'):,} bytes; yours has {status.st_size:,})",
-                "it is different, by size or time",
-                "--force replaces it; --as NAME stores it beside",
+                f"server already has another {printable(file.name)}",
+                f"{described(there.number('size'), there.number('mtime_ns'))}; "
+                f"yours: {described(status.st_size, status.st_mtime_ns)}",
+                "--as NAME stores yours beside it; --force replaces it",
             )
 
     def put_folder(self, file: File) -> Conversation:
@@ -691,17 +820,56 @@ class Puts(Batch):
         if (yield from self.keeps_copy(file)):
             self.progress.clear()
             return say(f"skipped {printable(file.path)}: there the server keeps what is sent")
-        self.announce(file, "mkdir")
-        answer = yield file._replace(fresh=False)
-        fresh = answer.verb == "ok"
-        if not fresh and answer.keys.get("reason") != "exists":
-            raise refusal(answer, "put", file.name)
+        fresh = file.fresh
+        if not (fresh and self.args.dry_run):
+            fresh = yield from self.make_folder(file)
         if file.path:
             ours = self.children(file, fresh)
             first = list(itertools.islice(ours, MANY))
             if not fresh and len(first) == MANY and self.args.compare != "content":
                 first = self.with_listing(file.name, first, ours)
             self.files.append(itertools.chain(first, ours))
+
+    def make_folder(self, file: File) -> Generator[File, "Line", bool]:
+        """Whether it is new; with --dry-run, whether it would be."""
+        if self.args.dry_run:
+            self.link.request("stat", file.name)
+        else:
+            self.announce(file, "mkdir")
+        answer = yield file._replace(fresh=False)
+        if answer.keys.get("type") == "dir" or answer.keys.get("reason") == "exists":
+            return False
+        if answer.keys.get("reason") not in ABSENT_THERE:
+            require_ok(answer, "put", file.name)
+        return True
+
+    def surplus(self) -> Iterator[File]:
+        """What the folders there have, and those here have not."""
+        found: list[File] = []
+        for source in self.sources():
+            if not os.path.isdir(source.path):
+                continue
+            doomed, total = [], 0
+            for entry in lines_of(self.args, "list", source.name, deep="yes"):
+                below = entry.words[0][len(source.name) + 1 :] + "/" * (entry.verb == "dir")
+                if entry.verb != "note" and not self.kept_out(below):
+                    total += 1
+                    if self.is_gone(source.path, below):
+                        doomed.append(File(entry.words[0], doomed=True))
+            self.check_share(len(doomed), total, source.name)
+            found += doomed
+        self.use_link(connected(self.args))
+        return reversed(found)  # a folder comes after what is in it
+
+    def is_gone(self, top: str, below: str) -> bool:
+        """Whether nothing of that name is in the folder here. What is behind a link counts."""
+        try:
+            above, leaf = os.path.split(os.path.join(top, *check_name(below.rstrip("/"))))
+            return self.folder(top, above).stat(leaf) is None
+        except FileNotFoundError:
+            return True
+        except (OSError, Refused):
+            return False
 
     def with_listing(self, name: str, first: list[File], more: Iterator[File]) -> list[File]:
         """Ask for a listing, and note in each file what it tells. Only large ones need a stat."""
@@ -739,6 +907,20 @@ class Puts(Batch):
             yield file
         return found
 
+    def measure(self) -> None:
+        """How much there is to send: the bar tells how much of it."""
+        for path in self.args.paths:
+            with contextlib.suppress(OSError):
+                if not os.path.isdir(path):
+                    self.progress.expect(os.stat(path).st_size)
+            for top, folders, names in os.walk(path):
+                below = os.path.join(top, "")[len(os.path.join(path, "")) :].replace(os.sep, "/")
+                folders[:] = [name for name in folders if not self.kept_out(f"{below}{name}/")]
+                for name in names:
+                    status = os.lstat(os.path.join(top, name))
+                    if stat.S_ISREG(status.st_mode) and not self.kept_out(below + name):
+                        self.progress.expect(status.st_size)
+
     def only_once(self, file: File) -> str:
         once = "run it again from the start: standard input cannot be resumed"
         return once if file.path == "-" else ""
@@ -750,13 +932,18 @@ class Puts(Batch):
         """What is in a folder."""
         try:
             top, here = above.top or above.path, os.path.join(above.path, "")
+            below = here[len(os.path.join(top, "")) :].replace(os.sep, "/")
             folder = self.folder(top, above.path)
             for name in folder.entries():
                 status = folder.stat(name)
                 mode = status.st_mode if status else stat.S_IFREG
+                if PART.fullmatch(name):
+                    continue
+                if self.leaves_out(here + name, f"{below}{name}{'/' * stat.S_ISDIR(mode)}"):
+                    continue
                 if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-                    self.say_skipped(here + name)
-                elif not PART.fullmatch(name):
+                    self.skip("link or special", here + name)
+                else:
                     yield File(f"{above.name}/{name}", here + name, top, status, fresh=fresh)
         except OSError as error:
             self.fail(above, self.as_failure(above, error))
@@ -788,6 +975,8 @@ class Puts(Batch):
 
     def put_input(self, file: File) -> Conversation:
         """Standard input has no known length: it needs no stat, and has no second attempt."""
+        if self.args.dry_run:
+            return self.plan("new", file)
         if self.verb == "put" and not self.args.quiet:
             say(
                 "standard input cannot be sent twice: "
@@ -874,7 +1063,7 @@ def do_put(args: argparse.Namespace) -> int:
         )
     batch = Puts(args) if args.command == "put" else Sends(args)
     if batch.progress.drawn:
-        measure(batch.progress, args.paths)
+        batch.measure()
     return batch.run(batch.sources())
 
 
@@ -885,17 +1074,6 @@ def local_names(path: str) -> list[str]:
     import glob  # not at the top: few need it
 
     return sorted(glob.glob(path)) or [path]
-
-
-def measure(progress: "Progress", paths: Sequence[str]) -> None:
-    """How much there is to send: the bar tells how much of it."""
-    for path in paths:
-        below = (os.path.join(top, name) for top, _, names in os.walk(path) for name in names)
-        for found in itertools.chain([path], below):
-            with contextlib.suppress(OSError):
-                status = os.lstat(found)
-                progress.total += status.st_size * stat.S_ISREG(status.st_mode)
-                progress.all_files += stat.S_ISREG(status.st_mode)
 
 
 # --- get: files come in ---
@@ -909,6 +1087,8 @@ class Gets(Batch):
         self.stream: int | None = None
         self.leaf = ""  # what the one thing that is fetched shall be called
         self.top = self.choose(args.output)
+        # for --delete: a folder's path here -> the names that the server has in it
+        self.known: dict[str, set[str]] = {}
         self.folder = functools.lru_cache(NEAR)(self.open_folder)
 
     def choose(self, output: Optional[str]) -> Optional["Folder"]:
@@ -955,6 +1135,8 @@ class Gets(Batch):
                 if facts.keys.get("type") == "dir":
                     path = f"{self.leaf}/{own}" if self.leaf else own
                     return (yield from self.get_folder(file._replace(path=path)))
+                if is_excluded(self.args.exclude, own):
+                    return self.skip("excluded", file.name)
                 file = file._replace(path=self.leaf or own)
                 self.progress.expect(facts.number("size"))
         yield from self.get_file(file._replace(listed=facts), facts)
@@ -963,10 +1145,13 @@ class Gets(Batch):
         """The listing of a folder, whole: bodies can follow only after it."""
         self.link.request("list", file.name, deep="yes")
         answer, entries = (yield file), Listing()
+        known = self.known[file.path] = set()
         for entry in answer_lines(self.link, answer, "get", file.name):
             entries.add(entry)
             if entry.verb == "file":
                 self.progress.expect(entry.number("size"))
+            if self.args.delete:
+                known.add(entry.words[0][len(file.name) + 1 :])
         self.make_folder(file.path)
         self.files.append(self.entries(file, entries))
 
@@ -984,13 +1169,12 @@ class Gets(Batch):
 
     def is_wanted(self, file: File, entry: "Line") -> bool:
         """Whether an entry of a listing is a file to get; a folder is made at once."""
-        leaf = check_name(file.path)[-1]
-        if "/." in file.path[len(file.top) :] and not self.args.hidden:
-            # what lies below a folder with such a name is not told one by one
-            if leaf.startswith("."):
-                raise hidden_name_failure(file.name)
-        elif entry.keys.get("reason") == "not-a-file":
-            self.say_skipped(file.name)
+        check_name(file.path)
+        below = file.path[len(file.top) + 1 :] + "/" * (entry.verb == "dir")
+        if file.top and self.leaves_out(file.name, below):
+            return False
+        if entry.keys.get("reason") == "not-a-file":
+            self.skip("link or special", file.name)
         elif entry.verb == "note":
             raise refusal(entry, "get", file.name)
         elif entry.verb == "dir":
@@ -1000,7 +1184,7 @@ class Gets(Batch):
         return False
 
     def make_folder(self, path: str) -> None:
-        if self.stream is None:
+        if self.stream is None and not self.args.dry_run:
             folder = self.folder(tuple(check_name(path)))
             for name in folder.entries():
                 remove_if_old(folder, name)
@@ -1017,13 +1201,18 @@ class Gets(Batch):
     def get_file(self, file: File, facts: "Line") -> Conversation:
         """Its bytes, or those after what an earlier attempt left."""
         part: Part | None = None
+        size = facts.number("size")
+        if self.args.dry_run and self.is_new(file):
+            return self.plan("new", file, size)
         if self.stream is not None:
             part = file.stream or Stream(self.stream)
             file = file._replace(stream=part)
         else:
             folder, leaf = self.local(file.path)
             if self.is_here(file, facts, folder, leaf):
-                return self.skip_same(file, facts.number("size"))
+                return self.skip_same(file, size)
+            if self.args.dry_run:
+                return self.plan("replace", file, size)
             folder.protect(leaf)
             part = self.earlier_part(file, facts, folder, leaf)
         received = part.received if part else 0
@@ -1040,6 +1229,45 @@ class Gets(Batch):
                 part.keep()
             raise
         self.receive(file, part, answer)
+
+    def is_new(self, file: File) -> bool:
+        """Whether nothing of that name is here; a folder above it is not made for that."""
+        return self.top is None or not os.path.lexists(os.path.join(self.top.path, file.path))
+
+    def surplus(self) -> Iterator[File]:
+        """Remove what is here and not there: first it is counted, then it goes."""
+        for path, known in self.known.items():
+            if self.top is None or self.is_new(File("", path)):
+                continue
+            folder = self.folder(tuple(check_name(path)))
+            extra = [below.strip("/") not in known for _, _, below in self.content(folder, "")]
+            self.check_share(sum(extra), len(extra), path)
+            for above, leaf, below in self.content(folder, ""):
+                if below.strip("/") not in known:
+                    self.remove(File(f"{path}/{below}".rstrip("/")), above, leaf, below[-1] == "/")
+        return iter(())
+
+    def remove(self, file: File, folder: "Folder", leaf: str, is_folder: bool) -> None:
+        if self.args.dry_run:
+            return self.plan("delete", file)
+        with contextlib.suppress(OSError, Refused):  # what is in it was left alone
+            folder.protect(leaf, is_folder)
+            folder.remove(leaf, is_folder)
+            self.deleted += 1
+            self.report(file, "deleted")
+
+    def content(self, folder: "Folder", below: str) -> Iterator[tuple["Folder", str, str]]:
+        """Each file and folder that --delete may remove, a folder after what is in it."""
+        for leaf in folder.entries():
+            status = folder.stat(leaf)
+            is_folder = bool(status and stat.S_ISDIR(status.st_mode))
+            path = f"{below}{leaf}{'/' * is_folder}"
+            special = not status or not (is_folder or stat.S_ISREG(status.st_mode))
+            if special or PART.fullmatch(leaf) or self.kept_out(path):
+                continue
+            if is_folder:
+                yield from self.content(folder.below(leaf), path)
+            yield folder, leaf, path
 
     def is_here(self, file: File, facts: "Line", folder: "Folder", leaf: str) -> bool:
         there, size = folder.stat(leaf), facts.number("size")
@@ -1062,10 +1290,10 @@ class Gets(Batch):
         if not alike and not self.args.force:
             raise Failure(
                 23,
-                f"{printable(file.path)} is already here "
-                f"({there.st_size:,} bytes; the server's has {size:,})",
-                "it is different, by size or time",
-                "--force replaces it; -o DEST puts it elsewhere",
+                f"another {printable(file.path)} is already here",
+                f"{described(there.st_size, there.st_mtime_ns)}; "
+                f"the server's: {described(size, facts.number('mtime_ns'))}",
+                "-o DEST puts the server's elsewhere; --force replaces yours",
             )
         return alike
 
@@ -1120,11 +1348,12 @@ class Gets(Batch):
             part.keep()
             raise
         except BaseException as error:
+            kept = isinstance(error, OSError) and error.errno in FULL and part.keep()
             part.drop()
             self.hang_up()  # the rest of this body is on its way, and nobody wants it
             self.use_link(connected(self.args))
             if isinstance(error, OSError):
-                raise self.cut_short(file, part.received, size, error) from None
+                raise self.cut_short(file, part, size, error, kept) from None
             raise
         self.done(file, size, part.sha.hexdigest(), offset)
 
@@ -1151,14 +1380,19 @@ class Gets(Batch):
         part.finish(self.args.force)
         return offset
 
-    def cut_short(self, file: File, received: int, size: int, error: OSError) -> "Failure":
-        return Failure(
-            23,
-            f"cannot write {printable(file.path)} ({error.strerror}) "
-            f"after {received:,} of {size:,} bytes",
-            "what was there before is untouched",
-            "room on the disk, or -o DEST",
-        )
+    def cut_short(
+        self, file: File, part: "Part", size: int, error: OSError, kept: bool
+    ) -> "Failure":
+        what = f"cannot write {printable(file.path)} ({error.strerror}) "
+        what += f"after {part.received:,} of {size:,} bytes"
+        if error.errno not in FULL:
+            why, hint = "what was there before is untouched", "-o DEST for another place"
+        else:
+            folder = printable(os.path.abspath(part.folder.path))
+            needed = plural(size - part.received * kept, "byte")
+            why = f"{needed} more must fit on the disk of {folder}"
+            hint = "make room, then run the same command" + " again: it resumes" * kept
+        return Failure(23, what, why, hint)
 
     def as_failure(self, file: File, error: Union[OSError, "Refused"]) -> "Failure":
         if isinstance(error, OSError):
@@ -1167,6 +1401,9 @@ class Gets(Batch):
         code = 56 if error.reason == "bad-name" else 23
         what = f"will not write {printable(file.path)} here"
         return Failure(code, what, str(why), "-o DEST for another place")
+
+
+FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 UNFIT = {
@@ -1195,15 +1432,6 @@ UNFIT = {
         "run the same command again",
     ),
 }  # why a body is not taken for the file
-
-
-def hidden_name_failure(name: str) -> "Failure":
-    return Failure(
-        23,
-        f"did not get {printable(name)}",
-        "its name starts with a dot: such files can hold settings that programs obey here",
-        "--hidden takes them too",
-    )
 
 
 def destination(path: str) -> "Folder":
@@ -1358,6 +1586,7 @@ class Inbox:
         # (sender, folder) -> what the folder is called here
         self.named: dict[tuple[str, str], str] = {}
         self.last_note = 0.0  # when the sender was last told how far it is
+        self.admitted: dict[tuple[str, str], bool] = {}  # what was asked for: sender, name
         self.top = destination(args.output or ".")
 
     def run(self) -> int:
@@ -1365,9 +1594,10 @@ class Inbox:
         self.link.keep_alive()
         if not self.args.quiet:
             known = printable(answer.keys.get("nick") or answer.keys.get("you", "?"))
+            port = f" --port {self.args.port}" * (self.args.port != PORT)
             say(
                 "waiting for files; others send them with:  python3 client.py "
-                f"--host {self.args.host} --port {self.args.port}{trust_options(self.args)} "
+                f"--host {shlex.quote(self.args.host)}{port}{trust_options(self.args)} "
                 f"send PATH --to {known}"
             )
         while self.args.count:  # below zero, without --count, it comes to no end
@@ -1383,6 +1613,7 @@ class Inbox:
             return
         name = request.words[0] if request.words else ""
         try:
+            self.admit(name, request)
             (self.store if request.verb == "put" else self.make)(name, request)
         except (Refused, OSError) as error:
             reason, why = reason_of(error), getattr(error, "keys", {}).get("why")
@@ -1391,6 +1622,32 @@ class Inbox:
             text = f"{self.sender(request)}: did not get {printable(name)} ({reason}{because})"
             say(in_rows(text, 2))
         self.link.flush()
+
+    def admit(self, name: str, request: "Line") -> None:
+        """Say who sends what before it is taken; --from and --ask can refuse it."""
+        endpoint, nick = request.keys.get("from", ""), request.keys.get("nick", "")
+        known = {endpoint, endpoint.rpartition(":")[0].strip("[]"), nick.lower()}
+        if self.args.senders and not known.intersection(map(str.lower, self.args.senders)):
+            raise Refused("not-wanted")
+        key = endpoint, name.partition("/")[0]
+        if key not in self.admitted:
+            size = f", {readable_size(request.number('size'))}" if "size" in request.keys else ""
+            text = f"{self.sender(request)} sends {printable(key[1])}{size}"
+            if not self.args.quiet and (self.args.ask or os.isatty(2)):
+                say(in_rows(text, 2))
+            self.admitted[key] = not self.args.ask or self.is_taken()
+            if len(self.admitted) > SENDERS:
+                del self.admitted[next(iter(self.admitted))]
+        if not self.admitted[key]:
+            raise Refused("not-wanted")
+
+    def is_taken(self) -> bool:
+        """Ask; no answer for half of the time that the server waits for us means no."""
+        draw("take it? [y/N] ")
+        if not sys.stdin or not select.select([0], [], [], self.args.timeout / 2)[0]:
+            draw("no answer: refused\n")
+            return False
+        return sys.stdin.readline().strip().lower().startswith("y")
 
     def sender(self, request: "Line") -> str:
         return peer_name(request.keys.get("from", "?"), request.keys.get("nick"))
@@ -1544,7 +1801,8 @@ class Chat:
         self.link.keep_alive()
         if not self.args.quiet:
             known = printable(found.keys.get("nick") or found.keys.get("you", "?"))
-            say(f"{plural(found.number('count', 1), 'client')} here; you are {known}; /who, /quit")
+            count = plural(found.number("count", 1), "client")
+            say(f"{count} here; you are {known}; {', '.join(CHAT_COMMANDS)}")
         self.ring()  # somebody may have said something already, and it came with the answer
         self.thread.start()
 
@@ -1584,23 +1842,30 @@ class Chat:
             self.show(self.link.line())
 
     def send_typed(self, text: str) -> None:
-        if text == "/who":
-            self.link.put(line("who"))
-            self.unanswered += 1
-        elif text.startswith("/") and not text.startswith("//"):
-            self.show_line(
-                "* /who tells who is here, /quit leaves; a line that starts with a slash needs two"
-            )
+        """A line for all, or a command, which begins with one slash."""
+        command, _, rest = text.partition(" ")
+        if not text.startswith("/") or text.startswith("//"):
+            self.say(text[text.startswith("//") :])
+        elif command == "/who":
+            self.request(line("who"))
+        elif command == "/nick" and rest:
+            self.request(line("ping", nick=rest.strip()))
         else:
-            clean = "".join(
-                " " if char < " " or char == "\x7f" else char
-                for char in text[text.startswith("//") :]
-            )
-            for start in range(0, len(clean), LONGEST):
-                self.link.put(
-                    b"say %b\n" % clean[start : start + LONGEST].encode(errors="surrogateescape")
-                )
-                self.unanswered += 1
+            import difflib
+
+            close = difflib.get_close_matches(command, CHAT_COMMANDS, 1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            self.show_line(f"* {hint}{CHAT_HELP}")
+
+    def say(self, text: str) -> None:
+        clean = "".join(" " if char < " " or char == "\x7f" else char for char in text)
+        for start in range(0, len(clean), LONGEST):
+            piece = clean[start : start + LONGEST].encode(errors="surrogateescape")
+            self.request(b"say %b\n" % piece)
+
+    def request(self, text: bytes) -> None:
+        self.link.put(text)
+        self.unanswered += 1
 
     def show(self, found: "Line") -> None:
         """A line of a peer begins with its name, a line of this program with a star."""
@@ -1624,17 +1889,21 @@ class Chat:
                 "they came faster than you took them",
                 {"lost": found.number("lost")},
             )
-        elif found.verb in ("ok", "err") and words[0] in ("say", "who"):
+        elif found.verb in ("ok", "err") and words[0] in ("say", "who", "ping"):
             self.unanswered -= 1
             if found.verb == "err":
-                self.code = 9
-                self.show_line(
-                    f"* not said ({keys.get('reason', '?')})", {"error": keys.get("reason", "?")}
-                )
+                self.code, reason = 9, keys.get("reason", "?")
+                what = "no new nick" if words[0] == "ping" else "not said"
+                self.show_line(f"* {what} ({reason})", {"error": reason})
+            elif "nick" in keys:
+                self.show_line(f"* you are {keys['nick']}", {"nick": keys["nick"]})
 
     def show_line(self, text: str, facts: Optional[dict[str, Any]] = None) -> None:
+        earlier = self.thread.ident is None  # what was said before we came
+        if self.live:
+            text = f"{'earlier' if earlier else time.strftime('%H:%M')} {text}"
         if self.args.json and facts:
-            tell_json(facts)
+            tell_json({**facts, "earlier": True} if earlier else facts)
         elif self.typist is Typist.TYPING and self.live:
             os.write(product(), self.with_prompt(in_rows(printable(text), 1)).encode())
         else:
@@ -2093,6 +2362,10 @@ class Link(Wire):
 
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(dial(args), args.timeout)
+        self.pace = Pace(args.limit_rate) if args.limit_rate else None
+        if self.pace:  # what the kernel holds back has not been taken by us
+            window = max(LEAST_WINDOW, min(args.limit_rate, BUFFER))
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
         self.endpoint, self.flags = endpoint(args), link_flags(args)
         # what was asked and not answered yet: the words that the answer repeats, the line's length
         self.asked: deque[tuple[tuple[str, ...], int]] = deque()
@@ -2110,10 +2383,10 @@ class Link(Wire):
 
     def greet(self) -> Line:
         try:
-            if not select.select([self.sock], [], [], min(NUDGE_AFTER, self.timeout / 2))[0]:
-                # an empty line means nothing; a server that waits for TLS is answered to its first
-                # byte
-                self.put(b"\n")
+            plain = not hasattr(self.sock, "pending")
+            patience = min(NUDGE_AFTER, self.timeout / 2)
+            if plain and not select.select([self.sock], [], [], patience)[0]:
+                self.put(NUDGE)
             greeting = self.line()
         except Broken as broken:
             greeting = Line(str(broken), [], {})
@@ -2151,8 +2424,8 @@ class Link(Wire):
                     "without --password and SIXSOCKETS_PASSWORD, if it is meant to be open",
                 )
             return
-        salt, theirs, mine = keys.get("salt", ""), keys.get("nonce", ""), os.urandom(16).hex()
-        if keys["auth"] != AUTH or not NONCE.fullmatch(salt) or not NONCE.fullmatch(theirs):
+        salt, nonce = keys.get("salt", ""), keys.get("nonce", "")
+        if keys["auth"] != AUTH or not NONCE.fullmatch(salt) or not NONCE.fullmatch(nonce):
             raise Failure(
                 56,
                 f"{self.endpoint} asks for a password in a way that is not known here",
@@ -2168,24 +2441,23 @@ class Link(Wire):
             )
         if not password:
             password = args.password = ask_password(self.endpoint)
-        key, pin = (
-            auth_key(password, salt),
-            fingerprint(self.sock.getpeercert(binary_form=True))
-            if hasattr(self.sock, "getpeercert")
-            else "",
-        )
-        answer = self.ask("auth", nonce=mine, proof=auth_proof(key, "client", theirs, mine, pin))
+        self.exchange_proofs(auth_key(password, salt), nonce)
+
+    def exchange_proofs(self, key: bytes, theirs: str) -> None:
+        """Ours first. Under TLS both cover the certificate: nobody in between can pass them on."""
+        mine, certificate = os.urandom(16).hex(), ""
+        if hasattr(self.sock, "getpeercert"):
+            certificate = fingerprint(self.sock.getpeercert(binary_form=True))
+        proof = auth_proof(key, "client", theirs, mine, certificate)
+        answer = self.ask("auth", nonce=mine, proof=proof)
         if answer.verb != "ok":
             reason = answer.keys.get("reason", "?")
-            told = (
-                TURNED_AWAY["busy"][2:]
-                if reason == "busy"
-                else ("it is not the server's", "the one that the server was given, or printed")
-            )
+            told = "it is not the server's", "the one that the server was given, or printed"
+            if reason == "busy":
+                told = TURNED_AWAY["busy"][2:]
             raise Failure(67, f"{self.endpoint} refused the password ({printable(reason)})", *told)
-        if not same_proof(
-            answer.keys.get("proof", ""), auth_proof(key, "server", theirs, mine, pin)
-        ):
+        expected = auth_proof(key, "server", theirs, mine, certificate)
+        if not same_proof(answer.keys.get("proof", ""), expected):
             raise Failure(
                 67,
                 f"{self.endpoint} does not know the password itself",
@@ -2197,11 +2469,23 @@ class Link(Wire):
         """As in Wire; but a server that sends while it does not read waits for others."""
         while view:
             try:
-                view = view[self.sock.send(self.sendable(view)) :]
+                count = self.sock.send(
+                    self.sendable(view[: self.pace.piece] if self.pace else view)
+                )
+                view = view[count:]
+                if self.pace:
+                    self.pace.wait(count)
             except OSError as error:
                 if not isinstance(error, socket.timeout) or not self.notes():
                     raise
         return 1
+
+    def receive_into(self, view: memoryview) -> int:
+        if not self.pace:
+            return super().receive_into(view)
+        count = super().receive_into(view[: self.pace.piece])
+        self.pace.wait(count)
+        return count
 
     def notes(self) -> int:
         """Take the lines that have come; how many."""
@@ -2302,11 +2586,21 @@ def dial(args: argparse.Namespace) -> socket.socket:
     """A connection to the server: by TLS when something is said about whom to trust."""
     plain = functools.partial(open_connection, args, args.host, args.port, server_command(args))
     try:
-        return encrypt(plain, args.host, args) if wants_tls(args) else plain()
+        checked = not proof_suffices(args)
+        return encrypt(plain, args.host, args, checked=checked) if wants_tls(args) else plain()
     except OSError as error:
         if isinstance(error, socket.timeout):
             raise Silent(f"silent for {args.timeout:g} s") from None
         raise Lost("it hung up within the TLS handshake") from None
+
+
+def proof_suffices(args: argparse.Namespace) -> bool:
+    """Whether the server's proof, which covers its certificate, is enough to trust it.
+
+    Who is in between hears our proof, and can try passwords on it: this is safe only with one that
+    a server made, of 89 random bits. One that a person made needs --pin or --cacert."""
+    unpinned = not (args.pin or args.cacert or args.insecure)
+    return unpinned and bool(MADE.fullmatch(given_password(args, args.host, args.port)))
 
 
 def link_flags(args: argparse.Namespace) -> list[Any]:
@@ -2322,6 +2616,7 @@ def link_flags(args: argparse.Namespace) -> list[Any]:
             "insecure",
             "timeout",
             "nick",
+            "limit_rate",
             "trace",
             "trace_hex",
         )
@@ -2401,6 +2696,10 @@ WHYS = {
         "a folder in that path is missing there",
         "mkdir makes it; put --into FOLDER does too",
     ),
+    "drop-box": (
+        "it is a drop box: files can be added, and nothing else can be done",
+        "put PATH, to hand something in",
+    ),
     "exists": (
         "there is already something of that name",
         "another name; --force puts or renames over a file, never over a folder",
@@ -2463,6 +2762,10 @@ WHYS = {
     "left": ("it stopped receiving", "python3 client.py receive, there"),
     "not-received": ("no receiver has got it", "who lists the clients"),
     "not-in-chat": ("that connection is not in the chat", "python3 client.py chat"),
+    "not-wanted": (
+        "its user takes nothing from you, or did not want this",
+        "ask there; receive --from NICK names who may send",
+    ),
     "bad-nick": (
         "a nick is 1 to 32 letters, digits, points, hyphens or underscores",
         "--nick NAME",
@@ -2540,8 +2843,10 @@ def peer_name(endpoint: str, nick: Optional[str]) -> str:
     return printable(f"{endpoint} ({nick})" if nick else endpoint)
 
 
-def remote_name(text: str) -> str:
-    """A name as people type it: a slash at the end of a folder's name means nothing."""
+def remote_name(args: argparse.Namespace, text: str) -> str:
+    """A name as people type it: a slash at the end of a folder's name means nothing.
+
+    In the shell, cd has chosen the folder that it begins in."""
     # no line can have it as a word: the server would hang up on all that is asked with it
     if not text:
         raise Failure(
@@ -2550,7 +2855,9 @@ def remote_name(text: str) -> str:
             "an empty word was given for it, perhaps by a variable of the shell that is not set",
             "list shows what there is",
         )
-    return text.rstrip("/") or text
+    if args.cwd is None or args.command == "send":
+        return text.rstrip("/") or text
+    return posixpath.normpath(posixpath.join("/", args.cwd, text)).strip("/")
 
 
 def same(size: int, mtime_ns: int, other_size: int, other_mtime_ns: int) -> bool:
@@ -2566,6 +2873,14 @@ def same(size: int, mtime_ns: int, other_size: int, other_mtime_ns: int) -> bool
         if mtime_ns % unit == 0 or other_mtime_ns % unit == 0
     )
     return size == other_size and mtime_ns // coarsest == other_mtime_ns // coarsest
+
+
+def described(size: int, mtime_ns: int) -> str:
+    return f"{plural(size, 'byte')} of {date_of(mtime_ns)}"
+
+
+def date_of(mtime_ns: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(mtime_ns / 1e9))
 
 
 def clock(seconds: float) -> str:
@@ -3112,7 +3427,7 @@ def write_line(raw: bytes) -> None:
             f"cannot write standard output ({error.strerror})",
             "what reads it has ended, or its disk is full",
             "run the same command without | or > to see what it writes",
-        ) from None
+        ) from error
 
 
 def product() -> int:
@@ -3157,7 +3472,7 @@ def in_rows(text: str, fd: int) -> str:
     there what looks like the line of another peer, or like ours."""
     if not os.isatty(fd):
         return text
-    room = max(CONTINUED_ROOM, (os.get_terminal_size(fd).columns or 80) - 1)
+    room = max(CONTINUED_ROOM, columns_of(fd) - 1)
     rows, used = [""], 0
     for char in text:
         # terminals differ about characters that are wide in East Asia alone
@@ -3168,6 +3483,13 @@ def in_rows(text: str, fd: int) -> str:
         rows[-1] += char
         used += width
     return "\n".join(rows)
+
+
+def columns_of(fd: int) -> int:
+    """How wide the terminal is now. Some do not know, and its window may have been closed."""
+    with contextlib.suppress(OSError):
+        return os.get_terminal_size(fd).columns or 80
+    return 80
 
 
 def draw(text: str) -> None:
@@ -3199,27 +3521,27 @@ class Progress:
         if self.drawn and (now := time.monotonic()) >= self.due:
             self.due = now + REDRAW
             self.shown = True
-            draw(
-                "\r"
-                + (
-                    f"verifying what is there already: {readable_size(current)}"
-                    if verb
-                    else self.bar(now)
-                )
-                + "\x1b[K"
-            )
+            checked = f"checking: {readable_size(current)}"
+            draw(f"\r{checked if verb else self.bar(now)}\x1b[K")
 
     def bar(self, now: float) -> str:
+        """As much as fits into one row, the most important first."""
         done, total = self.done + self.current, max(self.total, self.done + self.current, 1)
-        rate = (done - self.resumed) / max(now - self.began, 0.001)
-        filled = 20 * done // total
-        left = f"{clock((total - done) / rate)} left" if rate > 0 else ""
-        files = (
-            f"  {self.files:,} of {plural(self.all_files, 'file')}" if self.all_files > 1 else ""
-        )
-        bar = f"{100 * done // total:3}% [{'#' * filled}{' ' * (20 - filled)}] "
-        bar += f"{readable_size(done)} of {readable_size(total)}  {readable_size(rate)}/s  "
-        return f"{bar}{left}{files}"
+        elapsed, moved = now - self.began, done - self.resumed
+        parts = [f"{100 * done // total:3}%", f"{readable_size(done)} of {readable_size(total)}"]
+        if moved > 0 and elapsed >= RATE_AFTER:
+            parts.append(f"{readable_size(moved / elapsed)}/s")
+            parts.append(f"{clock((total - done) * elapsed / moved)} left")
+        if self.all_files > 1:
+            parts.append(f"{self.files:,} of {plural(self.all_files, 'file')}")
+        room = columns_of(2) - 1
+        while len("  ".join(parts)) > room and len(parts) > 1:
+            parts.pop()
+        text, length = "  ".join(parts[1:]), 20
+        if len(text) + length + 9 <= room:
+            filled = length * done // total
+            parts[0] += f" [{'#' * filled}{' ' * (length - filled)}]"
+        return "  ".join(parts)[:room]
 
     def clear(self) -> None:
         if self.shown:
@@ -3278,10 +3600,14 @@ class Stream(Part):
 
 
 # --- the shell ---
-WORDS = {"upload": "put", "download": "get", "ls": "list"}  # what the labs say for ours
-
-
-ENDS = {"bye", "logout", "stop", "quit", "exit"}
+WORDS = {
+    "upload": "put",
+    "download": "get",
+    **dict.fromkeys(("ls", "dir"), "list"),
+    "rm": "delete",
+    "mv": "rename",
+    **dict.fromkeys(("logout", "stop", "quit", "exit"), "bye"),
+}  # what the labs and other shells say for ours
 
 
 SHELL_HELP = """\
@@ -3294,21 +3620,23 @@ SHELL_HELP = """\
     chat                      talk with those who are in it
     delete NAME...            rename OLD NEW    mkdir NAME    stat NAME
     help                      these lines
+    cd [FOLDER], pwd          the folder there that names begin in; lcd [DIR] for the one here
+    !COMMAND                  a command of this machine
     bye                       the end (logout, stop, quit, Ctrl-D)
 put and get replace a different file only with --force. Names with spaces stand in quotes."""
 
 
 def shell(args: argparse.Namespace) -> int:
     """Commands from a prompt or a pipe, one a line. If one fails, the next runs all the same."""
-    terminal, code = os.isatty(0), 0
+    terminal, code, args.cwd = os.isatty(0), 0, ""
     connected(args)
     if terminal:
         prepare_completion()
         say(f"connected to {endpoint(args)}; help lists the commands")
     while True:
         try:
-            words = split(next_line(PROMPT))
-            if words and words[0].lower() in ENDS:
+            words = next_command(args)
+            if words[:1] == ["bye"]:
                 break
             failed = run_line(args, words) if words else 0
             code = code or failed
@@ -3324,6 +3652,14 @@ def shell(args: argparse.Namespace) -> int:
     if args.link:
         say_bye(args)
     return 0 if terminal else code
+
+
+def next_command(args: argparse.Namespace) -> list[str]:
+    text = next_line(f"sixsockets {args.cwd}> " if args.cwd else PROMPT)
+    if text.startswith("!"):
+        return ["!", text[1:]]
+    words = split(text)
+    return asked_upload() if [word.lower() for word in words] == ["upload"] else known_words(words)
 
 
 def next_line(prompt: str) -> str:
@@ -3351,12 +3687,9 @@ def split(text: str) -> list[str]:
 
 def run_line(args: argparse.Namespace, words: list[str]) -> int:
     """One line of the shell: the same words as on the command line, and those of the labs."""
-    words = translate_lab_words(words)
-    verb = WORDS.get(words[0].lower(), words[0].lower())
-    if verb == "help":
-        for text in SHELL_HELP.splitlines():
-            tell(text)
-        return 0
+    verb = words[0]
+    if verb in OWN_COMMANDS:
+        return OWN_COMMANDS[verb](args, *words[1:2]) or 0
     if verb not in COMMANDS:
         raise Failure(
             2, f"unknown command {printable(words[0])}", "the shell has no such word", "help"
@@ -3383,23 +3716,59 @@ def run_line(args: argparse.Namespace, words: list[str]) -> int:
         args.link = parsed.link
 
 
-def translate_lab_words(words: list[str]) -> list[str]:
-    """`upload IP PORT PATH` sends to that client; `upload` alone asks for path and receivers."""
-    if words[0].lower() != "upload":
-        return words
-    to: list[str] = []
-    if len(words) == 1:
-        words = ["upload", next_line("which file? ")]
-        to = next_line("to whom (empty: the server): ").replace(",", " ").split()
-    elif len(words) > 3 and re.fullmatch("[0-9]{1,5}", words[2]) and not os.path.exists(words[1]):
-        to, words = words[1:3], ["upload", *words[3:]]
+def asked_upload() -> list[str]:
+    """`upload` alone asks for the path, and to whom it goes."""
+    path = next_line("which file? ")
+    to = next_line("to whom (empty: the server): ").replace(",", " ").split()
     if len(to) == 2 and to[1].isdigit():
         to = [address((to[0].strip("[]"), to[1]))]
-    return (
-        ["send", *words[1:], *itertools.chain.from_iterable(("--to", one) for one in to)]
-        if to
-        else words
-    )
+    receivers = [word for one in to for word in ("--to", one)]
+    return ["send", path, *receivers] if to else ["put", path]
+
+
+def known_words(words: list[str]) -> list[str]:
+    """Our words for those of the labs; `upload IP PORT PATH` sends to that client."""
+    if not words:
+        return words
+    verb, *rest = words
+    verb = WORDS.get(verb.lower(), verb.lower())
+    to_client = len(rest) > 2 and rest[1].isdigit() and not os.path.exists(rest[0])
+    if words[0].lower() == "upload" and to_client:
+        return ["send", *rest[2:], "--to", address((rest[0].strip("[]"), rest[1]))]
+    return [verb, *rest]
+
+
+def change_folder(args: argparse.Namespace, name: str = "/") -> None:
+    """cd: names there begin in that folder from now on."""
+    folder = remote_name(args, name)
+    if folder:
+        answer = require_ok(connected(args).ask("stat", folder), "list", folder)
+        if answer.keys.get("type") != "dir":
+            raise Failure(2, f"{printable(name)} is not a folder", "it is a file there", "list")
+    args.cwd = folder
+
+
+def change_local_folder(args: argparse.Namespace, name: str = "~") -> None:
+    try:
+        os.chdir(os.path.expanduser(name))
+    except OSError as error:
+        what = f"cannot change to {printable(name)} ({error.strerror})"
+        raise Failure(26, what, "this is about the folder here", "!ls; cd changes there") from None
+    tell(os.getcwd())
+
+
+def show_shell_help(args: argparse.Namespace, *words: str) -> None:
+    for text in SHELL_HELP.splitlines():
+        tell(text)
+
+
+OWN_COMMANDS: dict[str, Callable[..., Optional[int]]] = {
+    "help": show_shell_help,
+    "cd": change_folder,
+    "pwd": lambda args, *words: tell(f"/{args.cwd}"),
+    "lcd": change_local_folder,
+    "!": lambda args, command: min(1, os.system(command)),
+}  # what the shell alone has
 
 
 def prepare_completion() -> None:
@@ -3413,7 +3782,7 @@ def prepare_completion() -> None:
             if readline.get_begidx() == 0:
                 found = [
                     word + " "
-                    for word in sorted({*COMMANDS, *WORDS, *ENDS})
+                    for word in sorted({*COMMANDS, *WORDS, *OWN_COMMANDS, "bye"})
                     if word.startswith(text)
                 ]
             else:
@@ -3500,20 +3869,22 @@ def encrypt(
     host: str,
     args: argparse.Namespace,
     protocols: Sequence[str] = (),
+    checked: bool = True,
 ) -> "ssl.SSLSocket":
     """Connect, and check that the peer is the one that it should be; nothing is sent on it yet.
 
-    An OSError means that the connection was lost during the handshake."""
+    If it is not checked, the caller has another proof, before it says anything. An OSError means
+    that the connection was lost during the handshake."""
     import ssl
 
-    context = client_tls(args, checked=True)
+    context = client_tls(args, checked)
     if protocols:
         context.set_alpn_protocols(list(protocols))
     secured = over_tls(context, dial(), host)
     try:
         shake_hands(secured)
         found = fingerprint(secured.getpeercert(binary_form=True))
-        if args.pin and found != args.pin:
+        if args.pin and not found.startswith(args.pin):
             raise Failure(
                 60,
                 f"{host} shows another certificate than the one pinned",
@@ -3534,7 +3905,7 @@ def encrypt(
         if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
             raise tls_failure(host, str(error.reason)) from None
         raise
-    if args.insecure and not args.pin:
+    if args.insecure and not args.pin and checked:
         unknown = f"whether {host} is who it says (the SHA-256 of its certificate is {found})"
         say_once(f"not checked, for --insecure: {unknown}")
     return secured
@@ -3571,8 +3942,9 @@ def say_once(text: str) -> None:
 def pin(text: str) -> str:
     """An argparse type: the SHA-256 of a certificate, as we and as openssl print it."""
     value = text.lower().rpartition("=")[2].replace(":", "").removeprefix("sha256")
-    if not re.fullmatch(r"[0-9a-f]{64}", value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not the SHA-256 of a certificate in hex")
+    if not re.fullmatch(r"[0-9a-f]{16,64}", value):
+        what = "the SHA-256 of a certificate in hex, or the first 16 digits of it or more"
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
     return value
 
 
@@ -3871,20 +4243,16 @@ class Traced(socket.socket):
     dump = False  # whether --trace-hex asks for the bytes
     number = sent = received = 0
     lasted = 0.0  # milliseconds of the last call
-    handshake = ended = ""  # what a connect() does, what 0 bytes mean
+    handshake = ""  # what a connect() does
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
         self.number = self.number or next(self.numbers)
         if data and hasattr(self, "cipher"):
             text += ", encrypted by TLS on its way"
         if self.dump and data:
-            text += hexdump(self.masked(mark, bytes(data)))
+            text += hexdump(bytes(data))
         now = 1000 * (time.perf_counter() - self.began)
         say(f"{now:9.3f} ms #{self.number} {mark} {text}")
-
-    def masked(self, mark: str, data: bytes) -> bytes:
-        """What --trace-hex may show of the data: all, where nothing is secret."""
-        return data
 
     def attempt(self, mark: str, what: str, call: Callable[..., Any], *args: object) -> Any:
         """Make a call of socket.socket. Its failure is a line of the trace too."""
@@ -3903,29 +4271,6 @@ class Traced(socket.socket):
         self.attempt("*", what, super().connect, target)
         here = address(self.getsockname())
         self.show("*", f"{what} ok from {here} ({self.handshake} {self.lasted:.2f} ms)")
-
-    def send(self, data: Any, flags: int = 0) -> int:
-        count: int = self.attempt(">", "send", super().send, data, flags)
-        self.show_sent("send", data, count)
-        return count
-
-    def show_sent(self, what: str, data: Any, count: int) -> None:
-        self.sent += count
-        text = f"{what} {count} of {len(data)} bytes (sent so far {self.sent})"
-        self.show(">", text, data[:count])
-
-    def recv(self, size: int, flags: int = 0) -> bytes:
-        data: bytes = self.attempt("<", "recv", super().recv, size, flags)
-        self.show_received("recv", data, size)
-        return data
-
-    def show_received(self, what: str, data: bytes, size: int) -> None:
-        self.received += len(data)
-        text = f"0 bytes = {self.ended}"
-        if data:
-            text = f"{len(data)} of at most {size} bytes, waited {self.lasted:.2f} ms"
-            text += f" (received so far {self.received})"
-        self.show("<", f"{what} {text}", data)
 
     def close(self) -> None:
         if self.fileno() >= 0:
@@ -3949,10 +4294,22 @@ class TracedStream(Traced):
         conn.show("*", f"accept from {address(peer)}")
         return conn, peer
 
-    def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
-        data = self.recv(size or len(buffer), flags)
-        memoryview(buffer)[: len(data)] = data
-        return len(data)
+    def send(self, data: Any, flags: int = 0) -> int:
+        count: int = self.attempt(">", "send", super().send, data, flags)
+        self.sent += count
+        text = f"send {count} of {len(data)} bytes (sent so far {self.sent})"
+        self.show(">", text, data[:count])
+        return count
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        data: bytes = self.attempt("<", "recv", super().recv, size, flags)
+        self.received += len(data)
+        text = f"recv 0 bytes = {self.ended}"
+        if data:
+            text = f"recv {len(data)} of at most {size} bytes, waited {self.lasted:.2f} ms"
+            text += f" (received so far {self.received})"
+        self.show("<", text, data)
+        return data
 
     def shutdown(self, how: int) -> None:
         self.attempt("*", "shutdown", super().shutdown, how)
@@ -3975,12 +4332,17 @@ class MaskedStream(TracedStream):
 
     lines: Mapping[str, bytes] = {}  # for each direction: a line whose end has not come yet
 
-    def masked(self, mark: str, data: bytes) -> bytes:
-        """The bytes, with asterisks for a secret, even if its line came in several pieces."""
+    def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
+        data = self.recv(size or len(buffer), flags)
+        memoryview(buffer)[: len(data)] = data
+        return len(data)
+
+    def show(self, mark: str, text: str, data: Any = b"") -> None:
+        """The same with asterisks for a secret, even if its line came in several pieces."""
         before = self.lines.get(mark, b"")
-        text = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + data)
-        self.lines = {**self.lines, mark: re.split(b"[\r\n]", text)[-1][:LONGEST_LINE]}
-        return text[len(before) :]
+        shown = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + bytes(data))
+        self.lines = {**self.lines, mark: re.split(b"[\r\n]", shown)[-1][:LONGEST_LINE]}
+        super().show(mark, text, shown[len(before) :])
 
 
 def socket_class(args: argparse.Namespace) -> type[socket.socket]:
@@ -4159,6 +4521,26 @@ def endpoint(args: argparse.Namespace) -> str:
     return address((args.host, args.port))
 
 
+def settle_endpoint(args: argparse.Namespace) -> None:
+    """SIXSOCKETS_HOST, as HOST or HOST:PORT, serves where --host is left out."""
+    if args.host is None:
+        args.host = os.environ.get("SIXSOCKETS_HOST") or "127.0.0.1"
+        host, _, port = args.host.rpartition(":")
+        if re.fullmatch("[0-9]{1,5}", port) and (":" not in host or host.endswith("]")):
+            args.host, args.port = host, args.port or int(port)
+        args.host = args.host.strip("[]")
+    args.port = args.port or PORT
+    if not 0 < args.port < 65536:
+        raise Failure(2, f"there is no port {args.port}", "SIXSOCKETS_HOST names it", "HOST:9000")
+
+
+def endpoint_flags(args: argparse.Namespace) -> str:
+    """What others type to reach the same server; what they need not type is left out."""
+    host = "" if args.host in ("127.0.0.1", "localhost") else f" --host {shlex.quote(args.host)}"
+    port = f" --port {args.port}" if args.port != PORT else ""
+    return host + port
+
+
 def typed(words: Sequence[str]) -> str:
     """A command to give again, as it was typed; a password is for nobody's screen."""
     masked = (
@@ -4188,13 +4570,12 @@ def trust_options(args: argparse.Namespace) -> str:
 
 def server_command(args: argparse.Namespace) -> str:
     """The command that starts the server which this client looks for."""
-    host = "" if args.host in ("127.0.0.1", "localhost") else f" --host {shlex.quote(args.host)}"
-    return f"{SERVER}{host} --port {args.port}{' --tls' * wants_tls(args)}"
+    return f"{SERVER}{endpoint_flags(args)}{' --tls' * wants_tls(args)}"
 
 
 DEFAULTS: dict[str, Any] = {
-    "host": "127.0.0.1",
-    "port": 9000,
+    "host": None,
+    "port": None,
     "password": None,
     "ask_password": False,
     "tls": False,
@@ -4219,7 +4600,14 @@ DEFAULTS: dict[str, Any] = {
     "to": None,
     "all": False,
     "count": -1,
+    "senders": None,
+    "ask": False,
     "hidden": False,
+    "exclude": None,
+    "dry_run": False,
+    "delete": False,
+    "limit_rate": 0,
+    "cwd": None,
     "link": None,
 }  # in one place: flags stand before a command or after it, and the shell hands its own to each
 
@@ -4227,7 +4615,7 @@ DEFAULTS: dict[str, Any] = {
 def common_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("options of every command")
     flag = group.add_argument
-    flag("--host", help="the server's name or address (default 127.0.0.1)")
+    flag("--host", help="the server (default: SIXSOCKETS_HOST, else 127.0.0.1)")
     flag("--port", type=between(1, 65535), help="its port (default 9000)")
     trust_flags(group)
     flag(
@@ -4269,6 +4657,7 @@ ARGUMENTS = {
     "OLD": "its name there",
     "NEW": "the new name, or a folder there",
     "FOLDER": "the name of the new folder",
+    "hidden": "names that start with a dot too",
 }
 
 
@@ -4309,11 +4698,16 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
         metavar="DEST",
         help="a folder, a name, or - for standard output (default: here)",
     )
-    flag("--hidden", action="store_true", help="take names that start with a dot too")
+    flag("--hidden", action="store_true", help=ARGUMENTS["hidden"])
+    tree_flags(flag)
     flag = command("put", "send files, folders, or - for standard input", "PATH+")
     flag("--as", dest="name", metavar="NAME", help="what it is called there")
     flag("--into", metavar="FOLDER", help="the folder there, made when missing")
-    command("delete", "delete files and empty folders", "NAME+")
+    flag("--hidden", action="store_true", help=ARGUMENTS["hidden"])
+    tree_flags(flag)
+    flag = command("delete", "delete files and empty folders", "NAME+")
+    flag("-r", action="store_true", help="folders with all that is in them")
+    flag("--dry-run", action="store_true", help="show what would be done, and change nothing")
     command("rename", "give a file or folder another name, or another folder", "OLD", "NEW")
     command("mkdir", "make a folder", "FOLDER")
     command("stat", "size and time of a file", "NAME")
@@ -4326,14 +4720,29 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
         metavar="HOST:PORT|NICK",
         help="who gets it; may be given several times",
     )
-    flag("--all", action="store_true", help="list_clients who is receiving")
+    flag("--all", action="store_true", help="everybody who is receiving")
     flag("--as", dest="name", metavar="NAME", help="what it is called there")
+    flag("--hidden", action="store_true", help=ARGUMENTS["hidden"])
+    tree_flags(flag)
     flag = command("receive", "wait for what others send")
     flag("-o", dest="output", metavar="DIR", help="the folder for it (default: here)")
     flag("--count", type=between(1, 1e9), metavar="N", help="end after so many files")
-    flag("--hidden", action="store_true", help="take names that start with a dot too")
-    command("chat", "talk with list_clients who is in it")
+    who = "take files from these alone: nicks or addresses"
+    flag("--from", dest="senders", nargs="+", metavar="NICK|ADDRESS", help=who)
+    flag("--ask", action="store_true", help="ask before taking what somebody sends")
+    flag("--hidden", action="store_true", help=ARGUMENTS["hidden"])
+    command("chat", "talk with those who are in it")
     return parser
+
+
+def command_place(words: Sequence[str]) -> int:
+    """Where the command stands: the first word that is no flag and no value of one."""
+    flags, is_value = build_parser([])._option_string_actions, False
+    for place, word in enumerate(words):
+        if not is_value and not word.startswith("-"):
+            return place
+        is_value = word in flags and flags[word].nargs is None
+    return len(words)
 
 
 def run_with_retries(args: argparse.Namespace) -> int:
@@ -4352,10 +4761,18 @@ def run_with_retries(args: argparse.Namespace) -> int:
 def run_command(args: argparse.Namespace) -> int:
     """Run a command; the exit code. After a failure its connection is closed."""
     try:
+        settle_endpoint(args)
         if args.ask_password and args.password is None:
             args.password = ask_password(endpoint(args))
         return run_with_retries(args) if args.command else shell(args)
     except Failure as failure:
+        if isinstance(failure.__cause__, BrokenPipeError) and args.command in (
+            "list",
+            "who",
+            "help",
+        ):
+            close_link(args)  # who reads the answer has seen enough, as head does
+            return 0
         problem = failure
     except Lost as lost:
         problem = lost_failure(
@@ -4412,9 +4829,14 @@ def catch_signals() -> None:
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    words = sys.argv[1:] if argv is None else argv
+    words = list(sys.argv[1:] if argv is None else argv)
+    typed_words = typed(["python3", "client.py", *words])
+    place = command_place(words)
+    words[place:] = known_words(words[place:])
+    if words[place:] == ["bye"]:
+        return 0  # each command ends its own connection
     args = build_parser(words).parse_args(words)
-    args.typed = typed(["python3", "client.py", *words])
+    args.typed = typed_words
     catch_signals()
     with contextlib.suppress(AttributeError):  # None: it was closed
         # as in file names: what is typed or piped need not be text

@@ -139,6 +139,7 @@ LONGEST_WAIT = 120.0  # seconds that a server may ask to wait
 DRAWN_EVERY = 0.1  # seconds between two drawings of the progress line
 LATEST = 10**11  # seconds since 1970: a later time is a mistake, and no system can show it
 EARLIEST = -62135596800  # the same for the year 1: an earlier time has no date in HTTP
+EXECUTABLE = "X-Executable"  # our own field: 1 for a file that its owner may execute
 OC_MTIME = "X-OC-Mtime"  # the field for a file's time that ownCloud invented
 # PATCH is idempotent because we send an Upload-Offset with it
 IDEMPOTENT = {"GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"}
@@ -163,7 +164,7 @@ ADVICE = {  # what the user may do about a status
 # A pattern is compiled when it is first used, and then kept by re; few runs need all.
 HEAD_END = re.compile(rb"\n\r?\n")  # old CGI programs end a line with a bare LF
 LINE_END = re.compile(rb"\n")
-STATUS_LINE = r"HTTP/(1\.[0-9]) ([1-9][0-9][0-9])(?: (.*))?"
+STATUS_LINE = r"HTTP/(1\.[01]) ([1-9][0-9][0-9])(?: (.*))?"
 TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110 section 5.6.2
 FIELD = rf"(?m)^(?:({TOKEN}):(.*)|(.+))$"  # or a line that is none
 FOLD = r"\n[ \t]+"  # obs-fold: a user agent reads it as a space (RFC 9112 section 5.2)
@@ -172,8 +173,6 @@ HOST = r"[!-,\-/-~]{1,63}(?:\.[!-,\-/-~]{1,63})*\.?"
 LENGTH = r"[0-9]{1,18}"
 MONTHS = "JanFebMarAprMayJunJulAugSepOctNovDec"
 DATE = r"[A-Z][a-z]{2}, ([0-9]{2}) ([A-Z][a-z]{2}) ([0-9]{4}) ([0-9]{2}):([0-9]{2}):([0-9]{2}) GMT"
-# in Caddy's indexes
-ISO_DATE = r"([0-9]{4})-(0[1-9]|1[0-2])-([0-9]{2})T([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.[0-9]+)?Z"
 CHUNK_LINE = rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n"
 CONTENT_RANGE = r"bytes (?:([0-9]{1,18})-([0-9]{1,18})|\*)/([0-9]{1,18}|\*)"
 SHA256_FIELD = r"(?i)(?:^|,)\s*sha-256=:?([A-Za-z0-9+/]{43}=):?"
@@ -184,6 +183,9 @@ PLAIN = r"[A-Za-z0-9_%-][A-Za-z0-9_.%~-]*/?"  # a link that needs no resolving; 
 # names that Windows does not take, or takes for a device
 WINDOWS_ILLEGAL = r"[\\<>:\"|?*\x00-\x1f]|[. ]$"
 GZIP_NAMES = ".gz", ".tgz"
+DECODED = "gzip", "deflate"
+# what a file in a coding is called that we do not decode
+ENDINGS = {"br": ".br", "zstd": ".zst", "compress": ".Z"}
 CLOSED = "the server closed it"
 PART_NAME = r"\.six-[0-9a-f]{32}\.(?:part|json)"
 SIGNED = r"x-(?:amz|goog)-[^&=]*|awsaccesskeyid|googleaccessid|signature|expires"
@@ -257,8 +259,9 @@ class Head(NamedTuple):
         return parse_date(self.get("last-modified"))
 
     @property
-    def coded(self) -> bool:
-        return self.get("content-encoding") not in ("", "identity")
+    def coding(self) -> str:
+        coding = self.get("content-encoding").lower().removeprefix("x-")
+        return "" if coding == "identity" else coding
 
     @property
     def success(self) -> bool:
@@ -381,13 +384,11 @@ class Client:
                     raise
         return self.converse(self.connect(url), request, method, url, body)
 
-    def request(
-        self, method: str, url: URL, fields: Fields, body: Optional["BodySource"] = None
-    ) -> bytes:
+    def request(self, method: str, url: URL, fields: Fields, body: Optional["BodySource"]) -> bytes:
         # https goes through a tunnel, which needs no absolute URL
         proxy = self.origin(url).proxy if url.scheme == "http" else None
         own = {
-            "Host": url.authority,
+            "Host": re.sub("%[^]]*", "", url.authority),  # a zone means nothing to the server
             "User-Agent": f"six-httpclient/{VERSION}",
             "Accept": "*/*",
             **proxy_login(proxy),
@@ -439,7 +440,8 @@ class Client:
         origin, sock_to = self.origin(url), functools.partial(self.open_socket, url)
         try:
             https = url.scheme == "https"
-            sock = encrypt(sock_to, url.host, self.args, ["http/1.1"]) if https else sock_to()
+            name = url.host.partition("%")[0]
+            sock = encrypt(sock_to, name, self.args, ["http/1.1"]) if https else sock_to()
         except OSError as error:
             raise Transient(
                 28 if isinstance(error, socket.timeout) else 56,
@@ -448,6 +450,8 @@ class Client:
                 "http:// instead of https://?",
             ) from None
         except Failure as failure:
+            if failure.code == 6 and not origin.proxy:
+                raise unknown_host(url, self.args, failure) from None
             # a lack of file descriptors on this machine does not pass
             passing = failure.code in (6, 7, 28) and os.strerror(errno.EMFILE) not in str(failure)
             if not origin.reached or not passing:
@@ -553,6 +557,12 @@ class Client:
             if connection:
                 connection.close()
 
+    def pipelined(
+        self, method: str, url: URL, fields: Fields = IDENTITY, body: Optional["BodySource"] = None
+    ) -> bytes:
+        """A request for pipeline(), with the login."""
+        return self.request(method, url, {**fields, **self.origin(url).login_fields}, body)
+
     def send_requests(
         self,
         connection: "Connection",
@@ -572,6 +582,13 @@ class Client:
                 connection.send(data)
                 data = b""
         connection.send(data)
+
+
+def unknown_host(url: URL, args: argparse.Namespace, failure: "Failure") -> "Failure":
+    """For a name that is perhaps a path, without the slash at its beginning."""
+    error, why, _ = (line[7:] for line in str(failure).split("\n"))
+    path = f"/{url.host}{url.path.rstrip('/')} is a path on {args.host}:{args.port}"
+    return Failure(6, error, why, f"check the spelling; {path}")
 
 
 def redirected(
@@ -642,6 +659,8 @@ class Connection:
         self.peer = peer
         self.args = args
         self.slice = TLS_SLICE if hasattr(sock, "unwrap") else BUFFER
+        if args.pace:
+            self.slice = min(self.slice, args.pace.piece)
         self.buffer = memoryview(bytearray(BUFFER))
         self.start = self.end = 0
         self.why_closed = CLOSED  # why nothing more comes, once receive() returns 0
@@ -655,7 +674,10 @@ class Connection:
         self.buffer[:waiting] = self.buffer[self.start : self.end]
         self.start, self.end = 0, waiting
         try:
-            count = self.sock.recv_into(self.buffer[waiting:])
+            room = self.buffer[waiting:]
+            if self.args.pace:
+                room = room[: self.args.pace.piece]
+            count = self.sock.recv_into(room)
         except socket.timeout:
             raise Transient(
                 28,
@@ -669,6 +691,8 @@ class Connection:
                 raise
             self.why_closed, count = error.strerror or str(error), 0
         self.end += count
+        if self.args.pace:
+            self.args.pace.wait(count)
         return count
 
     def read(self, most: int) -> memoryview:
@@ -787,6 +811,8 @@ class Connection:
                 count = self.sock.send(view[: self.slice])
                 view = view[count:]
                 self.args.progress.add(count)
+                if self.args.pace:
+                    self.args.pace.wait(count)
         return None
 
     def wait_for_continue(self) -> Optional[Head]:
@@ -864,6 +890,8 @@ class Reply:
         limit = MAX_HEAD
         while (line := self.read_line(limit)).strip(b"\r\n"):  # trailers
             limit -= len(line)
+            if b"\0" in line:
+                raise broken(peer, "a NUL in its trailers")
 
     def read_line(self, limit: int) -> bytes:
         try:
@@ -878,23 +906,23 @@ class Reply:
         return int(found[1], 16)
 
     def decoded(self) -> Iterator[Data]:
-        """The body without its Content-Encoding. A gzip body may not grow larger than text can."""
-        coding, peer = self.head.get("content-encoding").lower(), self.connection.peer
-        if coding in ("", "identity"):
+        """The body without its Content-Encoding. It may not grow larger than text can."""
+        coding, peer = self.head.coding, self.connection.peer
+        if coding == "":
             yield from self.chunks()
             return
-        if coding not in ("gzip", "x-gzip"):
+        if coding not in DECODED:
             what = f"a Content-Encoding that nobody asked for: {printable(coding[:40])}"
             raise broken(peer, what)
         size = 0
         try:
-            for out in gunzip(self.chunks()):
+            for out in decompress(self.chunks(), coding):
                 size += len(out)
                 if size > GZIP_RATIO * self.received + BUFFER:
-                    raise broken(peer, f"a gzip body over {GZIP_RATIO} times its size")
+                    raise broken(peer, f"a {coding} body over {GZIP_RATIO} times its size")
                 yield out
         except zlib.error as error:
-            raise broken(peer, f"a gzip body that is damaged ({error})") from None
+            raise broken(peer, f"a {coding} body that is damaged ({error})") from None
 
     def read(self, limit: int) -> bytes:
         """The first bytes of the body, or all of it if it is shorter than the limit."""
@@ -929,23 +957,26 @@ class Reply:
             self.connection.close()
 
 
-def gunzip(chunks: Iterable[memoryview]) -> Iterator[bytes]:
-    """Decode gzip, a bounded amount at a time.
+def decompress(chunks: Iterable[memoryview], coding: str) -> Iterator[bytes]:
+    """Decode gzip or deflate, a bounded amount at a time.
 
-    A stream may have several members, each with its own checksum (RFC 1952 section 2.2). Raises
-    zlib.error for what is no gzip, or ends too early."""
-    decoder = zlib.decompressobj(wbits=31)  # 31: with gzip's head and checksum
+    gzip may have several members, each with its own checksum (RFC 1952 section 2.2). deflate
+    means the format of zlib, but some servers send it without zlib's head and checksum. Raises
+    zlib.error for what is neither, or ends too early."""
+    wbits, decoder = 31, None  # 31: with gzip's head and checksum
     for chunk in chunks:
         for start in range(0, len(chunk), GZIP_STEP):
             rest, full = bytes(chunk[start : start + GZIP_STEP]), False
+            if coding == "deflate" and not decoder:
+                wbits = 15 if rest[0] & 15 == 8 else -15
             while rest or full:
-                if decoder.eof:
-                    decoder = zlib.decompressobj(wbits=31)
+                if not decoder or decoder.eof:
+                    decoder = zlib.decompressobj(wbits=wbits)
                 out = decoder.decompress(rest, BUFFER)
                 yield out
                 rest = decoder.unused_data or decoder.unconsumed_tail
                 full = len(out) == BUFFER and not decoder.eof
-    if not decoder.eof:
+    if not decoder or not decoder.eof:
         raise zlib.error("it stops in the middle")
 
 
@@ -962,6 +993,7 @@ class BodySource:
         self.length = sum(self.sizes) - start if parts else None
         self.state = [(info.st_size, info.st_mtime_ns) for info in found if info]
         self.mtime_ns = self.state[0][1] if self.state else 0
+        self.executable = any(info and info.st_mode & stat.S_IXUSR for info in found)
         self.sent = 0  # bytes read from standard input
         # a server that has the beginning wants the rest, so no Expect: 100-continue for that
         self.expects = not start and (self.length is None or self.length >= EXPECT_FROM)
@@ -1107,11 +1139,14 @@ def get(client: Client) -> None:
     args, folder, name = client.args, client.args.output or "", ""
     if folder == "-" or folder and not os.path.isdir(folder) and not folder.endswith("/"):
         folder, name = os.path.split(folder)
+    urls = args.url + (read_lines(args.input) if args.input else [])
+    if not urls:
+        raise Failure(2, "get needs a URL", "nothing was fetched", "get URL, or -i FILE")
     if args.output != "-":
-        if len(args.url) > 1 and name:
+        if len(urls) > 1 and name:
             raise Failure(
                 2,
-                f"{len(args.url)} URLs cannot all be {printable(args.output)}",
+                f"{len(urls)} URLs cannot all be {printable(args.output)}",
                 "nothing was fetched",
                 "-o FOLDER/",
             )
@@ -1120,7 +1155,23 @@ def get(client: Client) -> None:
     def one(url: URL) -> None:
         run_download(args, Download(client, url, folder, name, replace=False))
 
-    for_each(args, [target(text, args) for text in args.url], one)
+    for_each(args, [target(text, args) for text in urls], one)
+
+
+def read_lines(path: str) -> list[str]:
+    """The URLs in a file, one a line; - is standard input. Lines that begin with # are comments."""
+    try:
+        with contextlib.ExitStack() as stack:
+            file = sys.stdin if path == "-" else stack.enter_context(open(path))  # noqa: SIM115
+            lines = [line.strip() for line in file]
+    except (OSError, UnicodeError, TypeError) as error:
+        raise Failure(
+            26,
+            f"cannot read the URLs in {printable(path)}: {error}",
+            "nothing was fetched",
+            "-i FILE, or - for standard input",
+        ) from None
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def run_download(
@@ -1130,6 +1181,9 @@ def run_download(
     if not download.stdout:
         seconds = time.monotonic() - download.began
         report(args, download.url, verdict, download.path, download.received, seconds)
+        folder = download.url.path.endswith("/") and args.verb == "get"
+        if folder and not args.quiet and not args.json:
+            say("that is the page of a folder; mirror fetches what is in it")
 
 
 class Download:
@@ -1152,30 +1206,35 @@ class Download:
         self.connections = args.connections
         self.parallel = False  # whether several threads write
         self.verdict = ""  # "saved", or "same" if the file was here already
+        self.reply: Reply | None = None  # what a pipeline has brought already
         self.head: Head | None = None
         self.began = time.monotonic()
         self.received = 0
 
     def run(self, reply: Optional[Reply] = None) -> str:
         """Fetch the file, beginning with a reply that is here already, if there is one."""
+        self.reply = reply
         if not reply:
             self.client.retry(self.url, self.probe)
         if not self.verdict:
             try:
-                self.save(reply)
+                self.save()
             except Changed:
                 self.connections, self.parallel = 1, False
                 self.save()
         return self.verdict
 
-    def save(self, reply: Optional[Reply] = None) -> None:
+    def save(self) -> None:
         with contextlib.closing(self.open_output()) as output:
-            first = [] if reply is None else [reply]
-            self.fetch_next(output, first)
+
+            def fetch_next() -> None:
+                self.receive(self.client, output, output.left()[0], self.connections > 1)
+
+            self.client.retry(self.url, fetch_next, output.count)
             if self.connections > 1 and output.left():
                 self.side_by_side(output)
             while output.left() and not self.verdict:
-                self.fetch_next(output, first)
+                self.client.retry(self.url, fetch_next, output.count)
             if not self.verdict:
                 self.finish(output)
 
@@ -1230,57 +1289,47 @@ class Download:
             self.path = os.path.join(self.folder, self.name)
             # the server may propose a name, but not choose what is replaced
             self.replace = self.replace and self.name == asked
+        ending = ENDINGS.get(head.coding, "")
+        if ending and not self.name.endswith(ending):
+            say(f"{self.url} comes as {head.coding}, which was not asked for: kept as {ending}")
+            if not self.stdout:
+                self.name, self.path = self.name + ending, self.path + ending
         refuse_program(self.path)
-
-    def fetch_next(self, output: Output, first: list[Reply]) -> None:
-        """Fetch what comes next, with retries. If several connections follow, only the beginning.
-
-        first holds the reply that is here already."""
-
-        def act() -> None:
-            span = output.left()[0]
-            if first:
-                self.store(first.pop(), output, span, None)
-            else:
-                self.receive(self.client, output, span, self.connections > 1)
-
-        self.client.retry(self.url, act, output.count)
 
     def receive(self, client: Client, output: Output, span: "Span", begin: bool = False) -> None:
         """Ask for a span, or only for its beginning, and store what comes."""
         fields, source, end = dict(WANTED), output.source, span.end
         if begin:
             end = min(span.offset + NOTED_FROM, end or span.offset + NOTED_FROM)
-        known = source.size if source else None
-        if (span.offset, end) != (0, known) and (source is None or source.validator):
+        if (span.offset, end) != (0, source and source.size) and (not source or source.validator):
             fields["Range"] = f"bytes={span.offset}-{'' if end is None else end - 1}"
             fields["If-Range"] = source.validator if source else ""
-        with client.ask("GET", self.url, fields) as reply:
-            self.store(reply, output, span, end)
+        reply, self.reply = self.reply, None
+        with reply or client.ask("GET", self.url, fields) as reply:
+            if self.is_wanted(reply, output, span, end):
+                self.store(reply, output, span)
 
-    def store(self, reply: Reply, output: Output, span: "Span", end: Optional[int]) -> None:
+    def store(self, reply: Reply, output: Output, span: "Span") -> None:
         """Write the body of a reply into its span.
 
         gzip is decoded, unless the name asks for gzip, as a.tar.gz does."""
-        with reply:
-            if not self.is_wanted(reply, output, span, end):
-                return
-            head, encoded = reply.head, (self.name + url_name(self.url)).endswith(GZIP_NAMES)
-            decode = head.coded and not encoded
-            found = content_range(head) if head.status == 206 else None
-            if not output.source or not found:
-                # offsets and digests belong to the encoded bytes
-                blank = Source(str(self.url), "", "", None, "")
-                output.begin(blank if decode else source_of(self.url, head))
-                span = output.spans[0]
-            end = found[1] if found else span.end
+        head, found = reply.head, content_range(reply.head)
+        kept = head.coding in ENDINGS or (self.name + " " + url_name(self.url)).endswith(GZIP_NAMES)
+        decode = head.coding and not kept
+        if not output.source or not found:
+            # offsets and digests belong to the encoded bytes
+            blank = Source(str(self.url), "", "", None, "")
+            output.begin(blank if decode else source_of(self.url, head))
+            span = output.spans[0]
+        end = found[1] if found else span.end
+        if not self.parallel:
             self.show(output)
-            for chunk in reply.decoded() if decode else reply.chunks():
-                if end is not None and span.offset + len(chunk) > end:
-                    raise broken(self.url.authority, "a range longer than it says")
-                output.write(span.offset, chunk)
-                span.offset += len(chunk)
-                self.args.progress.add(len(chunk))
+        for chunk in reply.decoded() if decode else reply.chunks():
+            if end is not None and span.offset + len(chunk) > end:
+                raise broken(self.url.authority, "a range longer than it says")
+            output.write(span.offset, chunk)
+            span.offset += len(chunk)
+            self.args.progress.add(len(chunk))
         if end is None:
             span.end = span.offset
         elif span.offset < end:
@@ -1292,52 +1341,41 @@ class Download:
             )
 
     def show(self, output: Output) -> None:
-        if not self.parallel:
-            size = output.source.size if output.source else None
-            self.args.progress.begin(self.name, output.count(), size)
+        size = output.source.size if output.source else None
+        self.args.progress.begin(self.name, output.count(), size)
 
     def is_wanted(self, reply: Reply, output: Output, span: "Span", end: Optional[int]) -> bool:
         """Whether the body of a reply belongs into the output.
 
         If not, the file is here already, or must be asked for otherwise."""
-        head, source = reply.head, output.source
+        head, source, found = reply.head, output.source, content_range(reply.head)
         if head.status == 416 and (source or end):
-            return self.out_of_range(head, output)
+            return self.is_short(head, output)
         check(reply)
-        found = content_range(head) if head.status == 206 else None
-        if head.status == 206 and source:
-            if not found or found[:2] != (span.offset, end or found[2]):
-                raise self.changed(output, "answers a range with another one")
-            if not source.fits(head) or source.size not in (None, found[2]):
-                raise self.changed(output, "sends a range of another file")
+        if found and source:
+            same = source.fits(head) and source.size in (None, found[2])
+            if not same or found[:2] != (span.offset, end or found[2]):
+                raise self.changed(output)
             self.learn(head)
             return True
-        if self.parallel:
-            raise self.changed(output, "sends a whole file for a range")
-        if head.status == 206:
-            if not end:
-                raise broken(self.url.authority, "a part (206) of what was asked for whole")
-            ranges = found and found[:2] == (0, min(end, found[2])) and not head.coded
-            if not found or not ranges or not source_of(self.url, head).validator:
-                self.connections = 1  # ask again for the whole
-                return False
-        elif head.status != 200:
-            raise Failure(
-                22,
-                f"{self.url}: {head.status} {printable(head.reason)}",
-                "that is no file",
-                "-v shows both heads",
-            )
-        else:
-            self.connections = 1
+        if self.parallel or source and head.status == 206:
+            raise self.changed(output)
+        if head.status == 206 and not end:
+            raise broken(self.url.authority, "a part (206) of what was asked for whole")
+        if head.status in (204, 205) and not self.chosen:
+            self.verdict = "nothing to save:"
+        elif not found or head.coding or not source_of(self.url, head).validator or found[0]:
+            self.connections = 1  # the whole comes now, or is asked for
+        if self.verdict or head.status == 206 and self.connections == 1:
+            return False
         self.check_here(head._replace(length=found[2]) if found else head)
         return not self.verdict
 
-    def changed(self, output: Output, what: str) -> "Failure":
+    def changed(self, output: Output) -> "Failure":
         """What was fetched does not fit the file that the server has now: start over."""
         text = (
             33,
-            f"{self.url.authority} {what}",
+            f"{self.url.authority} answers a range with another one",
             "the file changed meanwhile, or its server is at fault",
             "use --no-resume with -o FILE to fetch it from the start",
         )
@@ -1346,17 +1384,17 @@ class Download:
         output.forget()
         return Transient(*text, after=0)
 
-    def out_of_range(self, head: Head, output: Output) -> bool:
-        """For 416: nothing is missing if size and ETag are those of what we have."""
+    def is_short(self, head: Head, output: Output) -> bool:
+        """For 416: nothing is missing if size and ETag are those of what we have. An empty file has
+        no range. There is no body to store."""
         span, source = content_range(head), output.source
-        if not source:  # of an empty file, there is no range
-            self.connections = 1
-            return False
-        same = source.etag and head.get("etag") == source.etag
-        if not same or not span or span[2] != output.count():
-            raise self.changed(output, "has not so many bytes of it any more")
-        self.learn(head)
-        output.spans = [Span(span[2], span[2])]
+        same = source and source.etag and head.get("etag") == source.etag
+        if same and span and span[2] == output.count():
+            self.learn(head)
+            output.spans = [Span(span[2], span[2])]
+        elif source:
+            raise self.changed(output)
+        self.connections = 1
         return False
 
     def finish(self, output: Output) -> None:
@@ -1384,7 +1422,6 @@ class Download:
 
         if not isinstance(output, Part) or not output.divide(self.connections):
             return
-        self.show(output)
         self.parallel, output.lock = True, threading.Lock()
         problems, ended, left = list[BaseException](), threading.Event(), iter(output.left())
 
@@ -1469,9 +1506,9 @@ def same_here(args: argparse.Namespace, path: str, url: URL, entry: Entry) -> bo
     return theirs // 1 == found.st_mtime // 1 or by_time and theirs < found.st_mtime
 
 
-def stat_or_none(path: str) -> Optional[os.stat_result]:
+def stat_or_none(path: str, follow: bool = True) -> Optional[os.stat_result]:
     with contextlib.suppress(OSError):
-        return os.stat(path)
+        return os.stat(path, follow_symlinks=follow)
     return None
 
 
@@ -1708,12 +1745,15 @@ class Part(Spans):
             if head and head.get("etag"):
                 value = etag_prefix(self.url, os.fstat(self.fd)) + to_bytes(head.get("etag"))
                 os.setxattr(self.fd, XATTR, value)
+        runs = 0o111 if head and head.get(EXECUTABLE.lower()) == "1" else 0
         # there may be no old file, or no modes
         with contextlib.suppress(OSError):
-            # without setuid and setgid: they were meant for the old content
-            old = os.lstat(path).st_mode
-            if stat.S_ISREG(old):  # the target of a link may be open to all
-                os.chmod(self.path, old & 0o777)
+            there = stat_or_none(path, follow=False)
+            # without setuid and setgid, which were meant for the old content; the target of a link
+            # may be open to all
+            mode = (there if there and stat.S_ISREG(there.st_mode) else os.fstat(self.fd)).st_mode
+            if there or runs:
+                os.chmod(self.path, mode & 0o777 | mode >> 2 & runs)
 
     def release(self) -> None:
         with self.lock:
@@ -1786,6 +1826,8 @@ class Stream(Spans):
         try:
             while view:
                 view = view[os.write(self.fd, view) :]
+        except BrokenPipeError:
+            raise  # head has enough: main() ends quietly
         except OSError as error:
             raise Failure(
                 23,
@@ -1923,15 +1965,19 @@ def put(client: Client) -> None:
     paths: list[str] = args.path
     url = target(args.url, args)
     into = url.path.endswith("/")
-    if not into and len(paths) > 1:
+    if (args.text is None) is not bool(paths) or not into and len(paths) > 1:
         raise Failure(
             2,
-            f"{len(paths)} files cannot all become {url}",
+            f"{len(paths)} files and {int(args.text is not None)} texts cannot become {url}",
             "nothing was sent",
-            f"{url}/ is a folder",
+            f"files, or --text and a URL with a name; {folder_url(url)} is a folder",
         )
-    if "-" in paths and into:
-        raise Failure(2, "standard input has no name", "nothing was sent", f"{url}NAME")
+    if into and ("-" in paths or not paths):
+        what = "a text" if not paths else "standard input"
+        raise Failure(2, f"{what} has no name", "nothing was sent", f"{url}NAME")
+    if not paths:
+        body = BodySource(os.fsencode(args.text))
+        return attempt(args, lambda: send(Upload(client, url, body, "the text")))
 
     def one(path: str) -> None:
         send_file(client, path, url.child(os.path.basename(path)) if into else url)
@@ -1940,30 +1986,38 @@ def put(client: Client) -> None:
 
 
 def send_file(client: Client, path: str, url: URL) -> None:
-    """PUT a file, or standard input for -. After a lost link, continue where the server stopped."""
-    began, args = time.monotonic(), client.args
-    upload = Upload(client, url, BodySource() if path == "-" else BodySource(path), path)
-    if path == "-":
+    """PUT a file, or standard input for -."""
+    send(Upload(client, url, BodySource() if path == "-" else BodySource(path), path))
+
+
+def send(upload: "Upload") -> None:
+    """After a lost link, continue where the server stopped. Standard input cannot be read twice."""
+    began = time.monotonic()
+    if upload.body.length is None:
         upload.attempt()
     else:
-        client.retry(url, upload.attempt, lambda: upload.offset)
-    report(args, url, upload.verdict, path, upload.sent, time.monotonic() - began)
+        upload.client.retry(upload.url, upload.attempt, lambda: upload.offset)
+    seconds = time.monotonic() - began
+    report(upload.args, upload.url, upload.verdict, upload.path, upload.sent, seconds)
 
 
 class Upload:
     """A file that is sent to a server, with as many requests as it takes."""
 
     def __init__(self, client: Client, url: URL, body: BodySource, path: str) -> None:
+        args = client.args
         self.client = client
-        self.args = client.args
+        self.args = args
         self.url = url
         self.body = body
         self.path = path
         self.offset = 0  # bytes that the server has, as far as we know
         self.complete = False  # the server has it all; only its reply was lost
         self.announced = False  # the server has said that it speaks the draft
+        self.looked = args.force or args.verb != "put"  # at what the server has under that name
         self.verdict = "sent"
         self.fields: Fields = {}
+        self.condition: Fields = {}
         name = part_name(url)[: -len("part")] + "json"
         self.note = os.path.join(os.path.dirname(path), name)
         self.resource = self.recall()  # where it can be continued
@@ -1997,26 +2051,52 @@ class Upload:
         servers that say that they check it."""
         if self.body.length is None:
             return {}
-        seconds = self.body.mtime_ns // 10**9
-        fields = {}
-        if EARLIEST <= seconds < LATEST:
+        seconds, fields = self.body.mtime_ns // 10**9, dict[str, str]()
+        if self.body.state and EARLIEST <= seconds < LATEST:
             # servers keep whole seconds
-            fields = {"Last-Modified": http_date(seconds), OC_MTIME: str(seconds)}
-            if self.args.verb == "upload":
-                fields["Date"] = fields["Last-Modified"]  # nginx takes the file's time from it
-        else:
+            date = http_date(seconds)
+            # nginx takes the file's time from Date
+            fields = {"Last-Modified": date, "Date": date, OC_MTIME: str(seconds)}
+        elif self.body.state:
             self.warn_of_time()
+        if self.body.executable:
+            fields[EXECUTABLE] = "1"
         offers = {"want-repr-digest"}
         if self.body.length >= EXPECT_FROM:
             with self.client.ask("OPTIONS", self.url) as reply:
                 offers = set(reply.head.fields)
         self.announced = "upload-limit" in offers and self.args.resume
         if offers & {"want-repr-digest", "upload-limit"}:
-            digest = bytes.fromhex(file_digest(self.path, "sha256"))
-            fields["Repr-Digest"] = f"sha-256=:{b64(digest)}:"  # RFC 9530
+            total = hasher("sha256")
+            for chunk in self.body.chunks():
+                total.update(chunk)
+            fields["Repr-Digest"] = f"sha-256=:{b64(total.digest())}:"  # RFC 9530
         return fields
 
+    def is_there(self) -> bool:
+        """Whether the server has this very file. Another one is replaced only with --force."""
+        with self.client.ask("HEAD", self.url, IDENTITY) as reply:
+            head = reply.head
+        if head.status in PASSING:
+            check(reply)
+        if head.status == 200:
+            entry = Entry("", False, head.length, head.modified)
+            if not self.body.state or not same_there(self.path, entry, exact=True):
+                raise Failure(
+                    25,
+                    f"{self.url} exists already, and is another file",
+                    "it was left as it is",
+                    "--force replaces it; or put under another name",
+                )
+        return head.status == 200
+
     def attempt(self) -> None:
+        first, self.looked = not self.looked, True
+        if first and not self.resource and self.is_there():
+            self.verdict = "same"
+            return
+        # somebody may put a file there meanwhile; later, it may be ours whose reply was lost
+        self.condition = {"If-None-Match": "*"} if first else {}
         if self.body.changed():  # the server has the beginning of another file
             self.body, self.resource, self.fields = BodySource(self.path), None, {}
         if not (self.resource and self.is_known(self.resource)):
@@ -2049,6 +2129,7 @@ class Upload:
             "Upload-Complete": "?0",
             "Upload-Length": str(self.body.length),
             **DRAFT,
+            **self.condition,
         }
         with self.client.ask("PUT", self.url, fields, BodySource(b"")) as reply:
             self.check(reply)
@@ -2066,8 +2147,7 @@ class Upload:
     def as_request(self) -> bytes:
         """Head and body in one piece, for a pipeline."""
         self.fields = self.prepare()
-        fields = {**self.fields, **self.client.origin(self.url).login_fields}
-        head = self.client.request("PUT", self.url, fields, self.body)
+        head = self.client.pipelined("PUT", self.url, self.fields, self.body)
         return head + b"".join(map(bytes, self.body.chunks()))
 
     def is_done(self, reply: Reply) -> bool:
@@ -2082,7 +2162,8 @@ class Upload:
 
     def send_whole(self) -> None:
         self.args.progress.begin(self.path, 0, self.body.length)
-        with self.client.ask("PUT", self.url, self.fields, self.body) as reply:
+        fields = {**self.fields, **self.condition}
+        with self.client.ask("PUT", self.url, fields, self.body) as reply:
             self.check(reply)
             self.check_time(reply.head)
             doubtful = self.is_doubtful(reply)
@@ -2521,8 +2602,7 @@ def mirror_files(tree: Tree, base: URL, dest: str, there: set[str], entries: lis
     def download(url: URL) -> Download:
         return Download(client, url, dest, jobs[url], replace=True)
 
-    fields = {**WANTED, **client.origin(base).login_fields}
-    ask = functools.partial(client.request, "HEAD", fields=fields)
+    ask = functools.partial(client.pipelined, "HEAD")
     for url, reply in client.pipeline("HEAD", [u for u in jobs if jobs[u] in known], ask):
         if reply and reply.head.status == 200 and download(url).is_same(reply.head):
             args.progress.count("same", reply.head.length)
@@ -2533,7 +2613,7 @@ def mirror_files(tree: Tree, base: URL, dest: str, there: set[str], entries: lis
         return
     begun = set(filter(is_part, there))
     urls = [url for url in jobs if not begun or part_name(url) not in begun]
-    ask = functools.partial(client.request, "GET", fields=fields)
+    ask = functools.partial(client.pipelined, "GET", fields=WANTED)
     for url, reply in client.pipeline("GET", urls, ask):
         if reply and reply.head.status == 200:
             attempt(args, functools.partial(run_download, args, download(url), reply))
@@ -2641,25 +2721,12 @@ def known_there(
         # without an index (None), any file may be there
         if there is None or url_name(url) in there:
             known[url] = (there or {}).get(url_name(url), Entry("", False))
-    unsure = {url for url, entry in known.items() if entry.size is None or entry.mtime is None}
-
-    def learn(url: URL, head: Head) -> None:
-        unsure.discard(url)
-        known[url] = Entry("", False, head.length, head.modified)
-        if not head.success:
-            del known[url]
-
-    def ask(url: URL) -> None:
-        with client.ask("HEAD", url, IDENTITY) as reply:
-            learn(url, reply.head)
-
-    if unsure:
-        fields = {**IDENTITY, **client.origin(min(unsure)).login_fields}
-        make = functools.partial(client.request, "HEAD", fields=fields)
-        for url, reply in client.pipeline("HEAD", list(unsure), make):
-            if reply and reply.head.status in (200, 404):
-                learn(url, reply.head)
-    for_each(client.args, list(unsure), lambda url: client.retry(url, lambda: ask(url)))
+    unsure = [url for url, entry in known.items() if entry.size is None or entry.mtime is None]
+    for url, reply in client.pipeline("HEAD", unsure, functools.partial(client.pipelined, "HEAD")):
+        if reply and reply.head.status == 200:
+            known[url] = Entry("", False, reply.head.length, reply.head.modified)
+        else:
+            del known[url]  # it is sent
     return known
 
 
@@ -2824,6 +2891,7 @@ def parse_url(text: str) -> URL:
         parts = urlsplit(text)
         scheme, host, port = parts.scheme, parts.hostname or "", parts.port
         host = host if host.isascii() else host.encode("idna").decode()
+        host = host.replace("%25", "%", 1)  # before the zone of a link-local address
     except ValueError as error:
         percent = "is a character in the password not percent-encoded?"
         reason = percent if "@" in text else printable(str(error))
@@ -2854,8 +2922,8 @@ def parse_head(raw: bytes) -> Head:
     No guesses: two programs that guess differently let an attacker in between."""
     if b"\0" in raw or raw.count(b"\r") != raw.count(b"\r\n"):
         raise ValueError("a NUL or a bare CR in its head")
-    text = re.sub(FOLD, " ", to_text(raw).replace("\r", ""))
-    first, _, rest = text.rstrip("\n").partition("\n")
+    first, _, rest = to_text(raw).replace("\r", "").rstrip("\n").partition("\n")
+    rest = re.sub(FOLD, " ", rest)
     found = re.fullmatch(STATUS_LINE, first)
     if not found:
         raise ValueError(f"{first[:60]!r} where HTTP/1.1 and a status belong")
@@ -2866,7 +2934,7 @@ def parse_head(raw: bytes) -> Head:
         name, value = name.lower(), value.strip(" \t")
         fields[name] = f"{fields[name]}, {value}" if name in fields else value
     version, status, reason = found.groups("")
-    return Head(version, int(status), reason, fields, content_length(fields), text)
+    return Head(version, int(status), reason, fields, content_length(fields), f"{first}\n{rest}")
 
 
 def content_length(fields: dict[str, str]) -> Optional[int]:
@@ -2880,11 +2948,11 @@ def content_length(fields: dict[str, str]) -> Optional[int]:
 
 
 def content_range(head: Head) -> Optional[tuple[int, int, int]]:
-    """The first byte, the byte after the last, and the size of the whole file.
+    """The first byte, the byte after the last, and the size of the whole file, of a 206 or 416.
 
     (-1, 0, size) means that the range could not be satisfied."""
     found = re.fullmatch(CONTENT_RANGE, head.get("content-range"))
-    if not found or found[3] == "*":
+    if head.status not in (206, 416) or not found or found[3] == "*":
         return None
     first, last, size = map(int, found.groups("-1"))
     return first, last + 1, size
@@ -2892,14 +2960,11 @@ def content_range(head: Head) -> Optional[tuple[int, int, int]]:
 
 @functools.lru_cache(maxsize=64)  # the files of a folder share many dates
 def parse_date(text: str) -> Optional[float]:
-    """Seconds since 1970. Reads the date of RFC 9110 section 5.6.7 that is not obsolete, and ISO
-    8601."""
-    if (found := re.fullmatch(DATE, text)) and found[2] in MONTHS:
-        day, month, year = int(found[1]), MONTHS.index(found[2]) // 3, int(found[3])
-    elif found := re.fullmatch(ISO_DATE, text):
-        day, month, year = int(found[3]), int(found[2]) - 1, int(found[1])
-    else:
+    """Seconds since 1970, from the date of RFC 9110 section 5.6.7 that is not obsolete."""
+    found = re.fullmatch(DATE, text)
+    if not found or found[2] not in MONTHS:
         return None
+    day, month, year = int(found[1]), MONTHS.index(found[2]) // 3, int(found[3])
     hour, minute, second = map(int, found.groups()[3:])
     # a year from March to February ends with its leap day
     year, month = (year, month - 2) if month > 1 else (year - 1, month + 10)
@@ -3004,7 +3069,7 @@ def json_entries(text: str, url: URL) -> list[Entry]:
 def json_entry(item: dict[str, Any]) -> Optional[Entry]:
     get = item.get
     name: Any = get("name")
-    size, mtime, etag = get("size"), get("mtime", get("mod_time")), get("etag")
+    size, mtime, etag = get("size"), get("mtime"), get("etag")
     link = get("href", get("url"))
     try:
         # exact even where the name is no text
@@ -3135,20 +3200,22 @@ def encrypt(
     host: str,
     args: argparse.Namespace,
     protocols: Sequence[str] = (),
+    checked: bool = True,
 ) -> "ssl.SSLSocket":
     """Connect, and check that the peer is the one that it should be; nothing is sent on it yet.
 
-    An OSError means that the connection was lost during the handshake."""
+    If it is not checked, the caller has another proof, before it says anything. An OSError means
+    that the connection was lost during the handshake."""
     import ssl
 
-    context = client_tls(args, checked=True)
+    context = client_tls(args, checked)
     if protocols:
         context.set_alpn_protocols(list(protocols))
     secured = over_tls(context, dial(), host)
     try:
         shake_hands(secured)
         found = fingerprint(secured.getpeercert(binary_form=True))
-        if args.pin and found != args.pin:
+        if args.pin and not found.startswith(args.pin):
             raise Failure(
                 60,
                 f"{host} shows another certificate than the one pinned",
@@ -3169,7 +3236,7 @@ def encrypt(
         if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
             raise tls_failure(host, str(error.reason)) from None
         raise
-    if args.insecure and not args.pin:
+    if args.insecure and not args.pin and checked:
         unknown = f"whether {host} is who it says (the SHA-256 of its certificate is {found})"
         say_once(f"not checked, for --insecure: {unknown}")
     return secured
@@ -3206,8 +3273,9 @@ def say_once(text: str) -> None:
 def pin(text: str) -> str:
     """An argparse type: the SHA-256 of a certificate, as we and as openssl print it."""
     value = text.lower().rpartition("=")[2].replace(":", "").removeprefix("sha256")
-    if not re.fullmatch(r"[0-9a-f]{64}", value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not the SHA-256 of a certificate in hex")
+    if not re.fullmatch(r"[0-9a-f]{16,64}", value):
+        what = "the SHA-256 of a certificate in hex, or the first 16 digits of it or more"
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
     return value
 
 
@@ -3506,20 +3574,16 @@ class Traced(socket.socket):
     dump = False  # whether --trace-hex asks for the bytes
     number = sent = received = 0
     lasted = 0.0  # milliseconds of the last call
-    handshake = ended = ""  # what a connect() does, what 0 bytes mean
+    handshake = ""  # what a connect() does
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
         self.number = self.number or next(self.numbers)
         if data and hasattr(self, "cipher"):
             text += ", encrypted by TLS on its way"
         if self.dump and data:
-            text += hexdump(self.masked(mark, bytes(data)))
+            text += hexdump(bytes(data))
         now = 1000 * (time.perf_counter() - self.began)
         say(f"{now:9.3f} ms #{self.number} {mark} {text}")
-
-    def masked(self, mark: str, data: bytes) -> bytes:
-        """What --trace-hex may show of the data: all, where nothing is secret."""
-        return data
 
     def attempt(self, mark: str, what: str, call: Callable[..., Any], *args: object) -> Any:
         """Make a call of socket.socket. Its failure is a line of the trace too."""
@@ -3538,29 +3602,6 @@ class Traced(socket.socket):
         self.attempt("*", what, super().connect, target)
         here = address(self.getsockname())
         self.show("*", f"{what} ok from {here} ({self.handshake} {self.lasted:.2f} ms)")
-
-    def send(self, data: Any, flags: int = 0) -> int:
-        count: int = self.attempt(">", "send", super().send, data, flags)
-        self.show_sent("send", data, count)
-        return count
-
-    def show_sent(self, what: str, data: Any, count: int) -> None:
-        self.sent += count
-        text = f"{what} {count} of {len(data)} bytes (sent so far {self.sent})"
-        self.show(">", text, data[:count])
-
-    def recv(self, size: int, flags: int = 0) -> bytes:
-        data: bytes = self.attempt("<", "recv", super().recv, size, flags)
-        self.show_received("recv", data, size)
-        return data
-
-    def show_received(self, what: str, data: bytes, size: int) -> None:
-        self.received += len(data)
-        text = f"0 bytes = {self.ended}"
-        if data:
-            text = f"{len(data)} of at most {size} bytes, waited {self.lasted:.2f} ms"
-            text += f" (received so far {self.received})"
-        self.show("<", f"{what} {text}", data)
 
     def close(self) -> None:
         if self.fileno() >= 0:
@@ -3584,10 +3625,22 @@ class TracedStream(Traced):
         conn.show("*", f"accept from {address(peer)}")
         return conn, peer
 
-    def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
-        data = self.recv(size or len(buffer), flags)
-        memoryview(buffer)[: len(data)] = data
-        return len(data)
+    def send(self, data: Any, flags: int = 0) -> int:
+        count: int = self.attempt(">", "send", super().send, data, flags)
+        self.sent += count
+        text = f"send {count} of {len(data)} bytes (sent so far {self.sent})"
+        self.show(">", text, data[:count])
+        return count
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        data: bytes = self.attempt("<", "recv", super().recv, size, flags)
+        self.received += len(data)
+        text = f"recv 0 bytes = {self.ended}"
+        if data:
+            text = f"recv {len(data)} of at most {size} bytes, waited {self.lasted:.2f} ms"
+            text += f" (received so far {self.received})"
+        self.show("<", text, data)
+        return data
 
     def shutdown(self, how: int) -> None:
         self.attempt("*", "shutdown", super().shutdown, how)
@@ -3610,12 +3663,17 @@ class MaskedStream(TracedStream):
 
     lines: Mapping[str, bytes] = {}  # for each direction: a line whose end has not come yet
 
-    def masked(self, mark: str, data: bytes) -> bytes:
-        """The bytes, with asterisks for a secret, even if its line came in several pieces."""
+    def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
+        data = self.recv(size or len(buffer), flags)
+        memoryview(buffer)[: len(data)] = data
+        return len(data)
+
+    def show(self, mark: str, text: str, data: Any = b"") -> None:
+        """The same with asterisks for a secret, even if its line came in several pieces."""
         before = self.lines.get(mark, b"")
-        text = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + data)
-        self.lines = {**self.lines, mark: re.split(b"[\r\n]", text)[-1][:LONGEST_LINE]}
-        return text[len(before) :]
+        shown = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + bytes(data))
+        self.lines = {**self.lines, mark: re.split(b"[\r\n]", shown)[-1][:LONGEST_LINE]}
+        super().show(mark, text, shown[len(before) :])
 
 
 def socket_class(args: argparse.Namespace) -> type[socket.socket]:
@@ -3870,23 +3928,21 @@ class Progress:
             self.draw()
 
     def facts(self) -> list[str]:
-        """What the line tells, the most important first."""
-        elapsed, moved = self.drawn - self.began, self.done - self.first
-        size, total = readable_size(self.done), self.total
+        """What the line tells, the most important first; nothing before there is something to
+        say."""
+        total, elapsed, moved = self.total, self.drawn - self.began, self.done - self.first
+        facts = [readable_size(self.done)]
         if self.files:
-            files = f"{sum(self.results.values()):,} of {self.files:,} files"
-            whole = max(total or 0, self.done)
-            return [files, f"{size} of {readable_size(whole)}", *self.rate(moved, elapsed)]
-        facts = [f"{100 * self.done // total:3}%"] if total else []
-        facts += [size, *self.rate(moved, elapsed)]
-        if total and len(self.rate(moved, elapsed)):
-            left = elapsed * (total - self.done) / moved
-            facts.append(f"{left // 60:.0f}:{left % 60:02.0f} left")
+            facts = [f"{sum(self.results.values()):,} of {self.files:,} files", facts[0]]
+            facts[1] += f" of {readable_size(max(total or 0, self.done))}"
+        elif total:
+            facts.insert(0, f"{100 * self.done // total:3}%")
+        if moved and elapsed > 1:
+            facts.append(f"{readable_size(moved / elapsed)}/s")
+            if total and not self.files:
+                left = elapsed * (total - self.done) / moved
+                facts.append(f"{left // 60:.0f}:{left % 60:02.0f} left")
         return facts
-
-    def rate(self, moved: int, elapsed: float) -> list[str]:
-        """Nothing before there is something to say."""
-        return [f"{readable_size(moved / elapsed)}/s"] if moved and elapsed > 1 else []
 
     def draw(self) -> None:
         """Draw the line, with as much as the window is wide, so that it never wraps."""
@@ -3894,16 +3950,13 @@ class Progress:
         # the window of the terminal may have been closed: go on without
         with contextlib.suppress(OSError):
             width = (os.get_terminal_size(2).columns or 80) - 1  # 0: it does not know
-            facts = self.facts()
+            facts, name = self.facts(), printable(self.name)
             while len(text := "  ".join(facts)) > width:
                 facts.pop()
             if self.total and not self.files and len(text) + 24 < width:
                 text = f"[{'#' * (20 * self.done // self.total):20}] {text}"
-            name = printable(self.name)
-            while columns(name) + 2 > width - len(text):
+            while name and columns(name) + 2 + len(text) > width:
                 name = name[:-1]
-                if not name:
-                    break
             self.write(f"\r{name}{'  ' * bool(name)}{text}\x1b[K")
 
     def wait(self, problem: str, pause: float) -> None:
@@ -3923,30 +3976,28 @@ class Progress:
     def summary(self, args: argparse.Namespace) -> None:
         """One line about many files, with the words of client.py."""
         self.clear()
-        seconds, moved = time.monotonic() - self.began, self.done - self.first
-        counts = {"same": "{} already there", "deleted": "deleted {}", "delete": "would delete {}"}
-        done = sum(self.results.get(name, 0) for name in ("saved", "sent", "new", "replace"))
+        counts, seconds = self.results, time.monotonic() - self.began
+        done = sum(counts.get(name, 0) for name in ("saved", "sent", "new", "replace"))
+        facts = {"files": done, "bytes": self.done - self.first, "seconds": round(seconds, 3)}
+        facts.update({name: counts.get(name, 0) for name in ("same", "deleted", "failed")})
+        facts["skipped"] = sum(self.skipped.values())
         if args.json:
-            facts = {name: self.results.get(name, 0) for name in ("same", "deleted", "failed")}
-            facts = {"files": done, "bytes": moved, **facts, "skipped": sum(self.skipped.values())}
-            emit_json(args, {"verb": args.verb, **facts, "seconds": round(seconds, 3)})
-        elif not args.quiet:
-            files = f"{done} file{'s' * (done != 1)}"
-            text = [f"{args.verb}: {files}, {readable_size(moved)} in {seconds:.2f} s"]
-            if moved:
-                text[0] += f" ({readable_size(moved / max(seconds, 1e-3))}/s)"
-            if args.dry_run:
-                would = "fetch" if args.verb == "mirror" else "send"
-                text = [f"{args.verb} --dry-run: would {would} {files}"]
-            for name, words in counts.items():
-                if name in self.results:
-                    text.append(words.format(self.results[name]))
-            if self.skipped:
-                each = [f"{count} {what}" for what, count in self.skipped.items()]
-                text.append(f"skipped {', '.join(each)}")
-            if self.results.get("failed"):
-                text.append(f"{self.results['failed']} failed")
-            say("; ".join(text))
+            return emit_json(args, {"verb": args.verb, **facts})
+        files = f"{done} file{'s' * (done != 1)}"
+        text = f"{args.verb}: {files}, {readable_size(facts['bytes'])} in {seconds:.2f} s"
+        if args.dry_run:
+            text = f"{args.verb} --dry-run: would {args.verb} {files}"
+        left_out = ", ".join(f"{count} {what}" for what, count in self.skipped.items())
+        for count, words in [
+            (counts.get("same"), "{} already there"),
+            (left_out, "skipped {}"),
+            (counts.get("deleted"), "deleted {}"),
+            (counts.get("delete"), "would delete {}"),
+            (counts.get("failed"), "{} failed"),
+        ]:
+            text += f"; {words.format(count)}" * bool(count)
+        if not args.quiet:
+            say(text)
 
     def write(self, text: str) -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -4102,15 +4153,19 @@ DEFAULTS = {
     "delete": False,
     "limit_rate": 0,
     "recursive": False,
+    "input": None,
+    "text": None,
+    "url": [],
+    "path": [],
     "data": None,
     "form": [],
 }
 
 
-# the text and the arguments of each verb; + stands for one or more
+# the text and the arguments of each verb; + stands for one or more, * for any number
 HELP = {
-    "get": ("fetch files", "URL+"),
-    "put": ("send files, or - for standard input", "PATH+", "URL"),
+    "get": ("fetch files", "URL*"),
+    "put": ("send files, or - for standard input", "PATH*", "URL"),
     "post": ("send data or a form", "URL"),
     "delete": ("delete files", "URL+"),
     "head": ("show a reply's head", "URL"),
@@ -4148,8 +4203,8 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
         # one from before the verb.
         common_flags(verb, "later_header")
         for argument in arguments:
-            metavar = argument.rstrip("+")
-            nargs = "+" if argument.endswith("+") else None
+            metavar = argument.rstrip("*+")
+            nargs = argument[-1] if argument[-1] in "*+" else None
             verb.add_argument(metavar.lower(), nargs=nargs, metavar=metavar, help=PLACES[metavar])
         verb_flags(name, verb.add_argument)
     return parser
@@ -4168,8 +4223,14 @@ def verb_flags(name: str, flag: Callable[..., object]) -> None:
     if name == "get":
         side_by_side = "fetch ranges of a large file side by side (default 1)"
         sum_of = "what the file must have, such as sha256:9f86d0..."
+        flag("-i", "--input", metavar="FILE", help="fetch the URLs in this file too, one a line")
         flag("--connections", type=between(1, 64), metavar="N", help=side_by_side)
         flag("--checksum", type=checksum, metavar="NAME:HEX", help=sum_of)
+    if name == "put":
+        flag("--text", metavar="TEXT", help="send this text instead of a file")
+        flag("--force", action="store_true", help="replace what exists and is another file")
+    if name in ("get", "put"):
+        flag("--limit-rate", type=parse_size, metavar="N", help="bytes a second at most")
     if name == "post":
         data = "the body: this text, a file, or standard input"
         field = "a field or file of a form"
@@ -4195,6 +4256,7 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     args = parsed(sys.argv[1:] if argv is None else argv)
     args.progress, args.asked = Progress(args), {}
+    args.pace = Pace(args.limit_rate) if args.limit_rate else None
     try:
         # in lower case as in URLs, because given_password() compares the two
         args.host = parse_url(host_url(args)).host
@@ -4207,6 +4269,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         args.progress.clear()
         say(str(failure))
         return failure.code
+    except BrokenPipeError:
+        args.progress.clear()
+        return 0
     except KeyboardInterrupt:
         args.progress.clear()
         say("stopped; repeat the command to continue from what is here")

@@ -2916,20 +2916,16 @@ class Traced(socket.socket):
     dump = False  # whether --trace-hex asks for the bytes
     number = sent = received = 0
     lasted = 0.0  # milliseconds of the last call
-    handshake = ended = ""  # what a connect() does, what 0 bytes mean
+    handshake = ""  # what a connect() does
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
         self.number = self.number or next(self.numbers)
         if data and hasattr(self, "cipher"):
             text += ", encrypted by TLS on its way"
         if self.dump and data:
-            text += hexdump(self.masked(mark, bytes(data)))
+            text += hexdump(bytes(data))
         now = 1000 * (time.perf_counter() - self.began)
         say(f"{now:9.3f} ms #{self.number} {mark} {text}")
-
-    def masked(self, mark: str, data: bytes) -> bytes:
-        """What --trace-hex may show of the data: all, where nothing is secret."""
-        return data
 
     def attempt(self, mark: str, what: str, call: Callable[..., Any], *args: object) -> Any:
         """Make a call of socket.socket. Its failure is a line of the trace too."""
@@ -2948,29 +2944,6 @@ class Traced(socket.socket):
         self.attempt("*", what, super().connect, target)
         here = address(self.getsockname())
         self.show("*", f"{what} ok from {here} ({self.handshake} {self.lasted:.2f} ms)")
-
-    def send(self, data: Any, flags: int = 0) -> int:
-        count: int = self.attempt(">", "send", super().send, data, flags)
-        self.show_sent("send", data, count)
-        return count
-
-    def show_sent(self, what: str, data: Any, count: int) -> None:
-        self.sent += count
-        text = f"{what} {count} of {len(data)} bytes (sent so far {self.sent})"
-        self.show(">", text, data[:count])
-
-    def recv(self, size: int, flags: int = 0) -> bytes:
-        data: bytes = self.attempt("<", "recv", super().recv, size, flags)
-        self.show_received("recv", data, size)
-        return data
-
-    def show_received(self, what: str, data: bytes, size: int) -> None:
-        self.received += len(data)
-        text = f"0 bytes = {self.ended}"
-        if data:
-            text = f"{len(data)} of at most {size} bytes, waited {self.lasted:.2f} ms"
-            text += f" (received so far {self.received})"
-        self.show("<", f"{what} {text}", data)
 
     def close(self) -> None:
         if self.fileno() >= 0:
@@ -2994,10 +2967,22 @@ class TracedStream(Traced):
         conn.show("*", f"accept from {address(peer)}")
         return conn, peer
 
-    def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
-        data = self.recv(size or len(buffer), flags)
-        memoryview(buffer)[: len(data)] = data
-        return len(data)
+    def send(self, data: Any, flags: int = 0) -> int:
+        count: int = self.attempt(">", "send", super().send, data, flags)
+        self.sent += count
+        text = f"send {count} of {len(data)} bytes (sent so far {self.sent})"
+        self.show(">", text, data[:count])
+        return count
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        data: bytes = self.attempt("<", "recv", super().recv, size, flags)
+        self.received += len(data)
+        text = f"recv 0 bytes = {self.ended}"
+        if data:
+            text = f"recv {len(data)} of at most {size} bytes, waited {self.lasted:.2f} ms"
+            text += f" (received so far {self.received})"
+        self.show("<", text, data)
+        return data
 
     def shutdown(self, how: int) -> None:
         self.attempt("*", "shutdown", super().shutdown, how)
@@ -3020,12 +3005,17 @@ class MaskedStream(TracedStream):
 
     lines: Mapping[str, bytes] = {}  # for each direction: a line whose end has not come yet
 
-    def masked(self, mark: str, data: bytes) -> bytes:
-        """The bytes, with asterisks for a secret, even if its line came in several pieces."""
+    def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
+        data = self.recv(size or len(buffer), flags)
+        memoryview(buffer)[: len(data)] = data
+        return len(data)
+
+    def show(self, mark: str, text: str, data: Any = b"") -> None:
+        """The same with asterisks for a secret, even if its line came in several pieces."""
         before = self.lines.get(mark, b"")
-        text = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + data)
-        self.lines = {**self.lines, mark: re.split(b"[\r\n]", text)[-1][:LONGEST_LINE]}
-        return text[len(before) :]
+        shown = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + bytes(data))
+        self.lines = {**self.lines, mark: re.split(b"[\r\n]", shown)[-1][:LONGEST_LINE]}
+        super().show(mark, text, shown[len(before) :])
 
 
 def socket_class(args: argparse.Namespace) -> type[socket.socket]:

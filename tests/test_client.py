@@ -1362,7 +1362,9 @@ def test_a_folder_that_is_refused_is_named_once(spawn, run, here, box):
     for number in range(20):
         (here / "tree" / ".git" / str(number)).touch()
     (here / "tree" / "z").touch()
-    sent = run("client.py", "--port", spawn("server.py", box).port, "put", "tree", cwd=here)
+    sent = run(
+        "client.py", "--port", spawn("server.py", box).port, "put", "--hidden", "tree", cwd=here
+    )
     assert sent.code == 25 and sent.err.count("error:") == 1 and (box / "tree" / "z").exists()
 
 
@@ -1477,7 +1479,7 @@ def test_a_terminal_has_a_bar_a_table_and_no_escapes(server, here, box, proxy):
     (box / "big").write_bytes(BIG)
     for words, pattern in (
         (["list"], rb"1\.5 kB  \d{4}-.*esc\\x1b\[31m"),
-        (["get", "big", "-o", "new"], rb"% \[#* *\] .* of 3\.1 MB"),
+        (["get", "big", "-o", "new"], rb"% \[#* *\]  .* of 3\.1 MB"),
     ):
         master, slave = pty.openpty()
         port = proxy(server.port, delay=0.02).port
@@ -1640,6 +1642,20 @@ def test_times_are_compared_at_the_coarser_precision(one, other, alike):
 )
 def test_a_pin_is_taken_as_we_and_as_openssl_print_it(told):
     assert script.pin(told) == "ab" * 32
+
+
+@pytest.mark.parametrize("columns", [30, 40, 80, 200])
+def test_the_bar_fits_into_a_row_and_says_nothing_before_there_is_something(monkeypatch, columns):
+    monkeypatch.setattr(script, "columns_of", lambda fd: columns)
+    bar = script.Progress(argparse.Namespace(quiet=True))
+    bar.total, bar.all_files, bar.files, bar.current = 123_456_789_000, 12_345, 1_234, 1
+    early, late = bar.bar(bar.began + 0.1), bar.bar(bar.began + 5000)
+    assert "  0%" in early and "/s" not in early and "left" not in early
+    assert columns < 80 or ("1 byte of 123 GB" in early and "1,234 of 12,345 files" in early)
+    bar.current = 99_999_999_999
+    assert all(len(text) < columns for text in (early, late, bar.bar(bar.began + 5000)))
+    bar.current = 0
+    assert "/s" not in bar.bar(bar.began + 5000), "nothing has come"
 
 
 def test_clock():
@@ -1811,7 +1827,8 @@ def test_dot_names_come_with_hidden_or_when_they_are_named(spawn, do, here, box)
     for name in (".a", "b", "t/.c", "t/d"):
         (box / name).write_text(name)
     port = spawn("server.py", "--hidden", box).port
-    assert do("get", "*", port=port).code == 23
+    got = do("get", "*", port=port)
+    assert got.code == 0 and got.err.endswith("; skipped 1 hidden\n"), got
     assert sorted(os.listdir(here)) == ["b", "t"] and os.listdir(here / "t") == ["d"]
     assert do("get", ".a", port=port).code == 0 and (here / ".a").exists()
     assert do("get", "*", "--hidden", "-o", "all/", port=port).code == 0
@@ -2059,7 +2076,235 @@ def test_a_pattern_means_what_gitignore_means_by_it(pattern, matching, others):
     assert [path for path in others if script.is_excluded(patterns, path)] == []
 
 
+@pytest.fixture
+def trees(here, box):
+    """The same tree on both sides, with what may be left out of one."""
+
+    def fill(*folders):
+        for folder in folders:
+            for path in (
+                "a.txt",
+                "b.tmp",
+                ".git/config",
+                ".env",
+                "build/x.o",
+                "src/a.c",
+                "src/b.tmp",
+            ):
+                (folder / "t" / path).parent.mkdir(parents=True, exist_ok=True)
+                (folder / "t" / path).write_text(path)
+            (folder / "t/link").symlink_to("a.txt")
+
+    return fill
+
+
+def paths(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("verb", ["put", "get"])
+def test_a_tree_comes_without_what_is_hidden_or_excluded_and_the_last_line_counts_it(
+    spawn, do, here, box, trees, verb
+):
+    trees(here if verb == "put" else box)
+    there, port = (box if verb == "put" else here), spawn("server.py", "--hidden", box).port
+    words = [verb, "t", "--exclude", "*.tmp", "--exclude", "build/"]
+    plan = do(*words, "--dry-run", port=port)
+    assert plan.out == b"new t/a.txt\nnew t/src/a.c\n" and not list(there.iterdir()), plan
+    assert (
+        f"{verb} --dry-run: would {'send' if verb == 'put' else 'fetch'} 2 files, 12 b" in plan.err
+    )
+    done = do(*words, port=port)
+    assert done.code == 0, done
+    assert paths(there) == ["t/a.txt", "t/src/a.c"], done
+    assert (
+        done.err.count("skipped t/") == 2
+        and "skipped t/.env: its name starts with a dot" in done.err
+    )
+    assert done.err.endswith("; skipped 2 hidden, 1 link or special, 3 excluded\n"), done
+    quiet = do(*words, "--quiet", port=port)
+    assert quiet.code == 0 and quiet.err == ""
+    told = do(*words, "--json", "--quiet", port=port).out.splitlines()
+    assert json.loads(told[-1]).items() >= {"same": 2, "skipped": 6, "files": 0}.items()
+    done = do(verb, "t", "--hidden", port=port)
+    assert done.code == 0 and len(paths(there)) == 7 and "skipped 1 link" in done.err, done
+
+
+@pytest.mark.parametrize("verb", ["put", "get"])
+def test_delete_removes_what_the_source_lost_but_nothing_excluded_or_hidden(
+    spawn, do, here, box, trees, verb
+):
+    trees(here, box)
+    ours, theirs = (here, box) if verb == "put" else (box, here)
+    port = spawn("server.py", "--hidden", box).port
+    assert do(verb, "t", "--compare", "content", port=port).code == 0
+    for path in ("old/deep/er/x", "old/y", "old/.keep", "gone.txt"):
+        (theirs / "t" / path).parent.mkdir(parents=True, exist_ok=True)
+        (theirs / "t" / path).touch()
+    os.unlink(ours / "t/build/x.o")
+    os.unlink(ours / "t/src/b.tmp")
+    words = [verb, "t", "--compare", "content", "--exclude", "*.tmp", "--delete"]
+    plan = do(*words, "--dry-run", port=port)
+    doomed = {"build/x.o", "gone.txt", "old/deep/er/x", "old/deep/er", "old/deep", "old/y", "old"}
+    assert {line[9:].decode() for line in plan.out.splitlines()} == doomed, plan
+    refused = do(*words, port=port)
+    assert refused.code == {"put": 25, "get": 23}[verb], refused
+    assert "--delete would remove 7 of the 11 files and folders in t" in refused.err, refused
+    assert (theirs / "t/gone.txt").exists()
+    done = do(*words, "--force", port=port)
+    assert done.code == 0 and done.err.endswith("; deleted 6\n"), done
+    kept = {".env", ".git/config", "a.txt", "b.tmp", "old/.keep", "src/a.c", "src/b.tmp"}
+    assert set(paths(theirs / "t")) == kept | {"link"} and not (theirs / "t/old/deep").exists()
+    assert (theirs / "t/build").is_dir(), "it is there still at the source"
+    (ours / "t/a.txt").write_text("other")
+    (theirs / "t/gone.txt").touch()
+    failed = do(*words, port=port)
+    assert failed.code and "nothing was deleted, because something failed" in failed.err
+    assert (theirs / "t/gone.txt").exists()
+
+
+def test_the_rate_is_kept_to_in_both_directions(do, here, box):
+    """It is measured between the trace's lines: the first and the last of the body."""
+    for folder, verb in (here, "put"), (box, "get"):
+        (folder / verb).write_bytes(bytes(range(256)) * 400)
+        done = do(verb, verb, "--limit-rate", "200k", "--trace")
+        assert done.code == 0, done
+        mark = ">" if verb == "put" else "<"
+        large = re.findall(rf"([\d.]+) ms #1 {mark} \w+ (\d{{4,}}) of", done.err)
+        assert max(int(count) for _, count in large) <= 20000
+        assert float(large[-1][0]) - float(large[0][0]) >= 350, large
+
+
+def test_delete_r_takes_a_folder_with_what_is_in_it(do, box):
+    for path in ("t/a/b/c", "t/d", "u", "v/w"):
+        (box / path).parent.mkdir(parents=True, exist_ok=True)
+        (box / path).touch()
+    assert do("delete", "t").code == 9 and (box / "t/d").exists()
+    plan = do("delete", "-r", "t", "u", "--dry-run")
+    assert plan.out == b"delete t/a/b/c\ndelete t/a/b\ndelete t/d\ndelete t/a\ndelete t\ndelete u\n"
+    assert do("delete", "-r", "t", "u", "nosuch").code == 78
+    assert os.listdir(box) == ["v"]
+    assert do("delete", "-r", "*").code == 0 and os.listdir(box) == []
+
+
+def test_list_takes_patterns_is_calm_about_links_and_ends_when_nobody_reads(server, do, box):
+    for path in ("a.txt", "b.md", "d/c.txt"):
+        (box / path).parent.mkdir(exist_ok=True)
+        (box / path).touch()
+    (box / "link").symlink_to("a.txt")
+    listed = do("list", "-r")
+    assert listed.code == 0 and listed.err == "skipped link: a link or a special file\n", listed
+    assert do("list", "*.txt").out == b"a.txt\n" and do("list", "d/?.txt").out == b"d/c.txt\n"
+    assert do("list", "-r", "*.txt").out == b"a.txt\nd/c.txt\n"
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer) as stdout:
+        client = [sys.executable, str(ROOT / "client.py"), "--port", str(server.port), "list"]
+        ended = subprocess.run(client, stdout=stdout, stderr=subprocess.PIPE, check=False)
+    assert ended.returncode == 0 and b"error" not in ended.stderr, ended
+
+
 @pytest.mark.parametrize("pattern", ["!a", "", "/", "[z-a]"])
 def test_what_is_no_pattern_is_told(pattern):
     with pytest.raises(argparse.ArgumentTypeError):
         script.pattern(pattern)
+
+
+# --- joining, words and folders ---
+def test_the_environment_names_the_server_where_no_host_is_given(server, run, box, here):
+    (box / "x").touch()
+    for value in (f"127.0.0.1:{server.port}", "127.0.0.1"):
+        flags = [] if ":" in value else ["--port", server.port]
+        env = {**os.environ, "SIXSOCKETS_HOST": value}
+        assert run("client.py", *flags, "list", env=env).out == b"x\n"
+    absent = run("client.py", "--host", "127.0.0.2", "--port", free_port(), "list", env=env)
+    assert absent.code == 7 and "nothing is listening on 127.0.0.2" in absent.err
+
+
+@pytest.mark.parametrize(
+    ("value", "given", "host", "port"),
+    [
+        ("a.example", None, "a.example", 9000),
+        ("a.example:80", None, "a.example", 80),
+        ("a.example:80", 7, "a.example", 7),
+        ("::1", None, "::1", 9000),
+        ("[::1]", None, "::1", 9000),
+        ("[::1]:80", None, "::1", 80),
+        ("", None, "127.0.0.1", 9000),
+    ],
+)
+def test_host_and_port_of_the_environment(monkeypatch, value, given, host, port):
+    monkeypatch.setenv("SIXSOCKETS_HOST", value)
+    args = argparse.Namespace(host=None, port=given)
+    script.settle_endpoint(args)
+    assert (args.host, args.port) == (host, port)
+
+
+def test_the_words_of_the_labs_work_on_the_command_line_too(do, here, box):
+    (here / "a b").write_text("x")
+    assert do("UPLOAD", "a b").code == 0 and do("--quiet", "LIST").out == b"a b\n"
+    assert do("--nick", "list", "dir").out == b"a b\n"
+    assert do("mv", "a b", "c").code == 0 and do("download", "c").code == 0
+    assert (here / "c").read_text() == "x" and do("rm", "c").code == 0 and os.listdir(box) == []
+    assert do("logout").code == do("STOP").code == 0
+    assert do("upload").code == 2
+    assert "did you mean list" in do("lits").err
+
+
+def test_the_shell_has_folders_on_both_sides_and_commands_of_this_machine(do, here, box):
+    (box / "d/e").mkdir(parents=True)
+    (box / "f").touch()
+    (here / "sub").mkdir()
+    (here / "sub/x").write_text("x")
+    lines = (
+        "cd d\npwd\nlcd sub\nput x\nput x --as y\nput x --into e\ndir\nmv y e/z\nrm x\ncd ..\nls\n"
+    )
+    lines += "cd d/e\nget /d/e/z -o got\n!echo there >&2; exit 3\ncd f\ncd nosuch\n"
+    done = do(input=lines.encode())
+    assert done.out.decode().splitlines() == [
+        "/d", str(here / "sub"), "e/", "x", "y", "d/", "f",
+    ], done  # fmt: skip
+    assert paths(box) == ["d/e/x", "d/e/z", "f"] and (here / "sub/got").read_text() == "x"
+    assert "there" in done.err and done.code == 1 and "no-such-file" in done.err, done
+
+
+def test_a_web_server_on_the_port_is_told_at_once(spawn, run, box):
+    port = spawn("httpserver.py", box).port
+    done = run("client.py", "--port", port, "list", timeout=20)
+    assert done.code == 56 and "it speaks HTTP" in done.err, done
+
+
+def test_a_put_without_room_is_refused_before_it_is_sent(spawn, run, here, box):
+    (here / "big").write_bytes(bytes(10 << 20))
+    port = spawn("server.py", box, "--max-size", "9M").port
+    done = run("client.py", "--port", port, "put", "big", "--trace", cwd=here)
+    assert done.code == 25 and "too-large" in done.err, done
+    assert sum(map(int, re.findall(r"send (\d+) of", done.err))) < 1000
+
+
+def test_receive_takes_from_those_alone_who_are_named_and_asks(server, do, here, box):
+    (here / "x").write_text("x")
+    inbox = Process(
+        ROOT / "client.py", "--port", server.port, "--nick", "carl", "receive", "-o", box / "in",
+        "--from", "Anna", "--count", "1", cwd=here,
+    )  # fmt: skip
+    inbox.wait_for("waiting for files")
+    refused = do("--nick", "bob", "send", "x", "--to", "carl")
+    assert refused.code == 25 and "not-wanted" in refused.err, refused
+    assert do("--nick", "anna", "send", "x", "--to", "carl").code == 0
+    assert inbox.wait() == 0 and os.listdir(box / "in") == ["x"], inbox.err
+    asked = Terminal(
+        "--port", server.port, "--nick", "dora", "receive", "--ask", "--count", "1", cwd=here
+    )
+    asked.wait_for("waiting for files")
+    for answer, code in ("n\n", 25), ("y\n", 0):
+        (here / f"{code}").write_text("y")
+        send = [ROOT / "client.py", "--nick", "bob", "--port", server.port, "send", f"{code}"]
+        sent = Process(*send, "--to", "dora", cwd=here)
+        asked.wait_for(f"(bob) sends {code}, 1 byte")
+        asked.wait_for("take it? [y/N]")
+        asked.text = ""
+        asked.type(answer)
+        assert sent.wait() == code, sent.err
+    asked.wait_for("0 (1)")
+    assert asked.end() == 0

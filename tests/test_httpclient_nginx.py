@@ -448,7 +448,7 @@ def test_caddy_is_listed_mirrored_and_continued(run, caddy, proxy, tmp_path):
     (tmp_path / "new").write_bytes(b"new")
     # it serves files and takes none, but answers 200
     for name in "big.bin", "sub%20%C3%BC%23%3F%2541/a%20b.txt":
-        done = run("httpclient.py", "put", "new", f"{url}{name}", cwd=tmp_path)
+        done = run("httpclient.py", "put", "--force", "new", f"{url}{name}", cwd=tmp_path)
         assert done.code == 56 and "3 were sent" in done.err
     assert run("httpclient.py", "put", "new", f"{url}new", cwd=tmp_path).code == 22
     assert tree(tmp_path / "copy") == tree(folder)
