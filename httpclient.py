@@ -181,7 +181,7 @@ FILENAME_STAR = r"(?i)\bfilename\*\s*=\s*utf-8'[^']*'([^\s;]+)"
 LINK = r"(?i)<a\s(?:[^<>]*?\s)?href\s*=\s*(?:\"([^\"<>]*)\"|'([^'<>]*)'|([^\s<>\"']+))"
 PLAIN = r"[A-Za-z0-9_%-][A-Za-z0-9_.%~-]*/?"  # a link that needs no resolving; most are like this
 # names that Windows does not take, or takes for a device
-WINDOWS_ILLEGAL = r"(?i)[\\<>:\"|?*\x00-\x1f]|[. ]$|^(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|$)"
+WINDOWS_ILLEGAL = r"[\\<>:\"|?*\x00-\x1f]|[. ]$"
 GZIP_NAMES = ".gz", ".tgz"
 DECODED = "gzip", "deflate"
 # what a file in a coding is called that we do not decode
@@ -190,7 +190,7 @@ CLOSED = "the server closed it"
 PART_NAME = r"\.six-[0-9a-f]{32}\.(?:part|json)"
 SIGNED = r"x-(?:amz|goog)-[^&=]*|awsaccesskeyid|googleaccessid|signature|expires"
 SIGNATURE = rf"(?i)(?<=[?&])(?:{SIGNED})=[^&]*&?"
-WINDOWS_DEVICE = r"(?i)(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|$)"
+WINDOWS_DEVICE = r"(?i)(?:con(?:in\$|out\$)?|prn|aux|nul|(?:com|lpt)[0-9¹²³])(?:\.|$)"
 
 
 # --- the conversation: one request, one reply, and what comes after it ---
@@ -3020,7 +3020,9 @@ def check_name(name: str, hidden: bool) -> bool:
         return False
     if name.startswith(".") and not hidden:
         return False
-    return os.name != "nt" or not re.search(WINDOWS_ILLEGAL, name)
+    return os.name != "nt" or not (
+        re.search(WINDOWS_ILLEGAL, name) or re.match(WINDOWS_DEVICE, name)
+    )
 
 
 def is_part(name: str) -> bool:
