@@ -678,9 +678,11 @@ def do_rename(session: "Session", request: "Line", old: str, new: str) -> None:
     folder, leaf, status = session.existing(old)
     other, other_leaf = session.find(new)
     is_folder = stat.S_ISDIR(status.st_mode)
-    over = request.is_set("over") and not is_folder
+    respelt = is_one_name((folder, leaf), (other, other_leaf))
+    over = respelt or request.is_set("over") and not is_folder
     folder.protect(leaf, is_folder)
-    session.check_vacant(other, other_leaf, over, is_folder)
+    if not respelt:
+        session.check_vacant(other, other_leaf, over, is_folder)
     if is_folder and new.count("/") > old.count("/"):
         check_depth(session, folder.below(leaf), new)
     with folder.locked(other):
@@ -691,15 +693,22 @@ def do_rename(session: "Session", request: "Line", old: str, new: str) -> None:
     session.ok(request)
 
 
+def is_same(*places: tuple["Folder", str]) -> bool:
+    """Whether two names are of the same file or folder."""
+    status, other = (folder.stat(name) for folder, name in places)
+    return status is not None and other is not None and os.path.samestat(status, other)
+
+
+def is_one_name(*places: tuple["Folder", str]) -> bool:
+    """Whether they are one, as "a" and "A" where case is nothing: only one of them is listed."""
+    return is_same(*places) and not all(name in folder.entries() for folder, name in places)
+
+
 def remove_twin(folder: "Folder", leaf: str, other: "Folder", other_leaf: str) -> None:
     """os.replace() does nothing between two links of one file: then remove the old name."""
-    status, renamed = folder.stat(leaf), other.stat(other_leaf)
-    if not status or not renamed or not os.path.samestat(status, renamed):
-        return
-    # where "a" and "A" are one name, only one of them is listed
-    both = (folder, leaf), (other, other_leaf)
-    listed = all(name in at.entries() for at, name in both)
-    if listed and folder.identity(leaf) != other.identity(other_leaf):
+    places = (folder, leaf), (other, other_leaf)
+    differ = folder.identity(leaf) != other.identity(other_leaf)
+    if differ and is_same(*places) and not is_one_name(*places):
         folder.remove(leaf)
 
 
@@ -1276,7 +1285,8 @@ MAX_DEPTH = 64  # components of a path: what is further down costs too much to w
 PART = re.compile(r"\.six-[0-9a-f]{32}\.part", re.IGNORECASE)
 # what Windows takes for something else
 DEVICE = re.compile(
-    r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?|.*[. ]|.*[\\:<>|?*\"].*", re.IGNORECASE
+    r"(?:con(?:in\$|out\$)?|prn|aux|nul|(?:com|lpt)[0-9¹²³])(?:\..*)?|.*[. ]|.*[\\:<>|?*\"].*",
+    re.IGNORECASE,
 )
 # and no wait for a FIFO
 NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -1291,7 +1301,9 @@ PAUSES = [min(0.05, 0.001 * 2**count) for count in range(44)]
 # entries of a folder that are put in order; where there are more they come as the disk has them
 SORTED = 20000
 SORTING = _thread.allocate_lock()  # one at a time: to sort takes several times what is kept
+LINK = os.stat_result([stat.S_IFLNK, *[0] * 9])  # of which nothing but its kind matters
 TIMED = os.utime in os.supports_fd
+LOCKED_BYTE = (1 << 31) - 2  # the last that Windows locks from Python
 BY_DESCRIPTOR = {
     os.open,
     os.stat,
@@ -1376,7 +1388,7 @@ class Folder:
             leaf = path if within is None else os.path.basename(path)
             nofollow = 0 if within is None else os.O_NOFOLLOW
             self.fd = os.open(leaf, os.O_RDONLY | os.O_DIRECTORY | nofollow, dir_fd=within)
-        elif not os.path.isdir(path):
+        elif not stat.S_ISDIR(os.stat(path).st_mode):
             raise os_error(errno.ENOTDIR)
 
     def __del__(self) -> None:
@@ -1384,19 +1396,25 @@ class Folder:
             os.close(self.fd)
 
     def at(self, name: str) -> str:
-        return name if self.fd is not None else os.path.join(self.path, name)
+        """What the system's calls take for a name in it: where they take no descriptor, a path.
+
+        Then the path must be its own real path: neither a link nor a junction, nor the second name
+        that Windows gives a long one."""
+        if self.fd is not None:
+            return name
+        path = os.path.join(os.path.realpath(self.path), name)
+        if os.path.normcase(os.path.realpath(path)) != os.path.normcase(path):
+            raise os_error(errno.ELOOP)
+        return path
 
     def below(self, name: str, make: bool = False) -> "Folder":
         """The folder of that name in this one; a link is not followed."""
         if make:
             with contextlib.suppress(FileExistsError):
                 self.make(name)
-        path = os.path.join(self.path, name)
-        if not BY_DESCRIPTOR:
-            real = os.path.join(os.path.realpath(self.path), name)
-            if os.path.realpath(path) != real:
-                raise os_error(errno.ENOTDIR)
-        return Folder(path, self.fd, self.durable)
+        if self.fd is None and self.stat(name) is LINK:
+            raise os_error(errno.ENOTDIR)
+        return Folder(os.path.join(self.path, name), self.fd, self.durable)
 
     def descend(self, names: Sequence[str], make: bool = False) -> "Folder":
         return functools.reduce(lambda found, name: found.below(name, make), names, self)
@@ -1422,8 +1440,6 @@ class Folder:
             os.fsync(self.fd)
 
     def open(self, name: str, flags: int, mode: int = 0o666) -> int:
-        if not BY_DESCRIPTOR and os.path.islink(self.at(name)):
-            raise os_error(errno.ELOOP)
         return os.open(self.at(name), flags | NO_LINK, mode, dir_fd=self.fd)
 
     def stat(self, name: str) -> Optional[os.stat_result]:
@@ -1431,6 +1447,10 @@ class Folder:
             return os.stat(self.at(name), dir_fd=self.fd, follow_symlinks=False)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            if self.fd is None and error.errno == errno.ELOOP:
+                return LINK
+            raise
 
     def identity(self, name: str) -> tuple[Any, ...]:
         """Tells a name in it from all others, even after a folder above it was renamed."""
@@ -1506,7 +1526,9 @@ class Folder:
 def lock_file(fd: int, free: bool = False) -> bool:
     """Lock a part or folder, or free it; False if somebody else has locked it.
 
-    Without flock only the writers in one server know of each other."""
+    Without a lock only the writers in one server know of each other."""
+    if sys.platform == "win32":
+        return lock_byte(fd)
     with contextlib.suppress(ImportError, OSError):  # OSError: Lustre, for one, may have none
         import fcntl  # not at the top: Windows has none
 
@@ -1514,6 +1536,25 @@ def lock_file(fd: int, free: bool = False) -> bool:
             fcntl.flock(fd, fcntl.LOCK_UN if free else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
+    return True
+
+
+def lock_byte(fd: int) -> bool:
+    """Lock one byte, as Windows can. Nobody else may read it then, so it is one far behind.
+
+    Only parts are locked so, and are free again when they are closed."""
+    if sys.platform != "win32":
+        return True
+    import msvcrt
+
+    start = os.lseek(fd, 0, os.SEEK_CUR)
+    os.lseek(fd, LOCKED_BYTE, os.SEEK_SET)
+    try:
+        msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+    except OSError:
+        return False
+    finally:
+        os.lseek(fd, start, os.SEEK_SET)
     return True
 
 

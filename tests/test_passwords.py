@@ -235,6 +235,58 @@ def test_somebody_in_between_with_another_certificate_passes_no_proof_on(
     server.wait_for("auth: .*wrong-password")
 
 
+MADE = "abcdef-ghjkmn-pqrs29"  # as a server makes it
+
+
+@pytest.mark.parametrize(
+    ("password", "flags", "code"),
+    [(MADE, [], 67), (MADE, ["--insecure"], 67), (WORD, [], 60), (MADE + "x", [], 60)],
+)
+def test_who_is_in_between_gets_nothing_from_a_client_that_has_a_made_password_and_no_pin(
+    spawn, run, box, listeners, tmp_path, password, flags, code
+):
+    """All lines are passed on as they are. With a password that a person made, the handshake ends
+    it already: nothing is said on which passwords could be tried."""
+    server = spawn("server.py", box, "--password", password, "--tls")
+    cert, key = made(tmp_path, "other")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+
+    def between(conn):
+        with contextlib.suppress(OSError), trusting().wrap_socket(server.connect()) as inner:
+            greeting = inner.recv(4096)
+            with context.wrap_socket(conn, server_side=True) as client:
+                client.sendall(greeting)
+                while line := client.recv(4096):
+                    heard.append(line)
+                    inner.sendall(line)
+                    client.sendall(inner.recv(4096))
+
+    heard = []
+    listeners.append(Listener(between))
+    to = "--port", listeners[0].port, "--tls", "--password", password, *flags
+    done = run("client.py", *to, "list")
+    assert done.code == code and done.out == b"", done
+    assert [line.split()[0] for line in heard] == [b"auth"] * (code == 67)
+
+
+def test_a_made_password_stands_for_the_pin_and_a_pin_may_be_shortened(spawn, run, box, canned):
+    server = spawn("server.py", box, "--password", MADE, "--tls")
+    at, pin = ("--port", server.port, "--tls"), pin_of(server)
+    done = run("client.py", *at, "--password", MADE, "list")
+    assert done.code == 0 and done.out == b"a\n" and done.err == "", done
+    wrong = run("client.py", *at, "--password", MADE[::-1], "list")
+    assert wrong.code == 67 and "refused the password" in wrong.err
+    for digits, code in (16, 0), (15, 2), (40, 0):
+        done = run("client.py", *at, "--password", MADE, "--pin", pin[:digits], "list")
+        assert done.code == code, done
+    wrong = run("client.py", *at, "--password", MADE, "--pin", "0" * 16, "list")
+    assert wrong.code == 60 and pin in wrong.err
+    open_one = spawn("server.py", box, "--tls")
+    done = run("client.py", "--port", open_one.port, "--tls", "--password", MADE, "list")
+    assert done.code == 67 and "does not ask for the password" in done.err
+
+
 def test_more_than_ten_wrong_passwords_are_answered_busy_and_nobody_else_is(spawn, run, box):
     plain, tls = (
         spawn("server.py", box, "--password", WORD, "--timeout", "600"),

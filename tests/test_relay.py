@@ -1705,16 +1705,45 @@ def test_from_a_pipe_it_says_what_comes_in_and_prints_what_it_hears(server, peer
         "said from=anna2 " + "y" * 1000,
     ]
     assert heard[7] == "left anna2" and heard[6].endswith(" " + "y" * 500)
-    assert f"* {anna.name}  anna  chat" in done.out.decode() and "* /who" in done.out.decode()
+    assert (
+        f"* {anna.name}  anna  chat" in done.out.decode() and "* /who, /nick" in done.out.decode()
+    )
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import client; client.PIPE_RATE = 1e9; sys.exit(client.main(sys.argv[1:]))"
     hasty = ["-c", code, *["--insecure"] * server.tls, "--port", server.port]
     # 13 seconds' worth
     done = run(*hasty, "chat", "--json", "--quiet", input=b"z" * 300 * script.LONGEST + b"\n")
     assert (
         done.code == 9
-        and json.loads(done.out.splitlines()[0]) == {"from": "anna2", "text": "hello"}
+        and json.loads(done.out.splitlines()[0])
+        == {"from": "anna2", "text": "hello", "earlier": True}
         and b'"too-fast"' in done.out
     )
+
+
+def test_a_chat_on_a_terminal_tells_the_time_what_was_before_and_what_was_meant(
+    server, peer, tmp_path
+):
+    anna = peer("chat anna")
+    assert anna.ask("say before") == "ok say"
+    flags = ["--insecure"] * server.tls
+    bob = Terminal(*flags, "--port", server.port, "--nick", "bob", "chat", cwd=tmp_path)
+    bob.wait_for("earlier anna: before\r\n")
+    bob.wait_for("you are bob")
+    anna.tell("say now")
+    bob.wait_for("anna: now")
+    assert re.search(r"\d\d:\d\d anna: now\r\n", bob.text), bob.text
+    for typed, heard in (
+        ("/quti", "did you mean /quit?"),
+        ("/nick carl", "* you are carl"),
+        ("/nick a:b", "* a nick is 1 to 32 letters"),
+    ):
+        bob.type(typed + "\n")
+        bob.wait_for(heard)
+    assert bob.text.count("anna: now") == 1 and "bob: " not in bob.text, bob.text
+    bob.type("hi\n")
+    until(lambda: "said from=carl hi" in anna.line(), "the line of carl")
+    bob.type("/quit\n")
+    assert bob.end() == 0
 
 
 def test_what_is_said_together_with_the_answer_is_heard_at_once(listeners):
