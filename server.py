@@ -2162,19 +2162,19 @@ class Session(Wire):
         wants no more; but one that ends no wait is carried out after the file."""
         while self.owed and self.has_line():
             relay, found = self.owed[0], self.line()
+            answers = found.words[:1] == [relay.verb] and (
+                found.verb == "err" or (found.verb == "ok" and relay.ended)
+            )
             if found.verb == "note":
                 self.count_received(relay, min(found.number("received"), relay.moved))
-            elif found.words[:1] == [relay.verb] and (
-                found.verb == "err" or (found.verb == "ok" and relay.ended)
-            ):
+                continue
+            if answers:
                 self.accept_answer(relay, found)
-            elif (
-                found.verb in STAYS and "nick" not in found.keys and len(self.postponed) < POSTPONED
-            ):
-                self.postponed.append(found)
-            else:
+                continue
+            self.postponed.append(found)
+            stays = found.verb in STAYS and "nick" not in found.keys
+            if not stays or len(self.postponed) > POSTPONED:
                 self.drop_owed("left")
-                self.postponed.append(found)
         if not self.owed:
             self.early.extend(self.postponed)
             self.postponed.clear()
@@ -2439,13 +2439,14 @@ class Lobby:
 
     def try_take(self, relay: "Relay") -> bool:
         with self.lock:
-            if self.is_turn(relay):
-                for session in relay.still_receive():
-                    with session.lock:
-                        session.owed.append(relay)
-                    relay.receivers[session] = 0
-                return True
-        return False
+            if not self.is_turn(relay):
+                return False
+            relay.wanted = relay.still_receive()
+            relay.receivers = dict.fromkeys(relay.wanted, 0)
+            for session in relay.wanted:
+                with session.lock:  # or one that drops what it owes could forget this
+                    session.owed.append(relay)
+        return True
 
     def is_turn(self, relay: "Relay") -> bool:
         """Are its receivers free, and not kept for a sender that came before? A sender keeps its

@@ -586,6 +586,21 @@ def test_who_sends_many_files_lets_another_in_between(peer):
     assert waiting.result()[-1] == "ok send b receivers=1 verified=1"
 
 
+def test_a_receiver_that_leaves_while_its_sender_waits_is_told_to_be_gone(peer):
+    first, second = peer(), peer()
+    bob, eve = peer("receive nick=bob"), peer("receive nick=eve")
+    first.tell(b"send bob a size=6\n" + body(HELLO))
+    assert bob.answer().startswith("put a ") and bob.body()[0] == HELLO
+    second.tell(b"send bob,eve b size=6\n" + body(HELLO))
+    assert second.line() == "note b waiting=2"
+    assert eve.ask("list") == "ok list count=0"
+    bob.tell(f"ok put a sha256={sha(HELLO)} verified=yes")
+    assert bob.accept()[0] == "b"
+    assert second.answer() == f"got {eve.name} err put b reason=not-receiving"
+    assert second.answer().startswith(f"got {bob.name} ok put b ")
+    assert second.answer() == "ok send b receivers=2 verified=1"
+
+
 def test_a_sender_that_is_gone_is_not_shown_as_sending(peer):
     sender, bob = peer(), peer("receive nick=bob")
     sender.tell(b"send bob x size=6\n" + body(HELLO))
