@@ -128,7 +128,6 @@ RETRIES = 16  # attempts after a lost connection: their pauses add up to two min
 ABSENT = {7, 28, 52}
 # how a line that answers something can begin
 ANSWERS = ("ok", "err", "file", "dir", "note", "help", "client", "got")
-MANY = 64  # files of a folder from which one list is quicker than a stat for each
 # a password that a server made: no 0, 1, i, l, o, which look alike
 MADE = re.compile("[a-hj-km-np-z2-9]{6}(?:-[a-hj-km-np-z2-9]{6}){2}")
 CHAT_PROMPT = "> "
@@ -142,9 +141,6 @@ LONGEST = 1000  # characters of one line of the chat; more are several
 SENDERS = 1000  # folders from others whose names here are remembered
 # folders that stay open: what is asked for runs ahead of what comes, often into the next folder
 NEAR = 4
-# seconds for which a folder is read while the server writes its own: one that waits for longer to
-# be heard hangs up
-MEANWHILE = 2.0
 REPLAYED = 50  # lines from before that a server tells who joins
 NICK = re.compile(r"[\w.-]{1,32}")
 CHAT_COMMANDS = "/who", "/nick", "/quit"
@@ -452,16 +448,21 @@ class Batch:
         self.deleted += verb == "delete"
         self.report(file, "deleted" if file.doomed else "ok")
 
-    def check_share(self, doomed: int, total: int, name: str) -> None:
-        """--delete removes more than half only with --force."""
-        if doomed * 2 > total and not (self.args.force or self.args.dry_run):
+    def choose_doomed(
+        self, name: str, content: Iterator[str], is_kept: Callable[[str], bool]
+    ) -> list[str]:
+        """What --delete removes of a folder's content: more than half of it only with --force."""
+        found = [below for below in content if not self.kept_out(below)]
+        doomed = [below for below in found if not is_kept(below.rstrip("/"))]
+        if len(doomed) * 2 > len(found) and not (self.args.force or self.args.dry_run):
             raise Failure(
                 23 if self.verb == "get" else 25,
-                f"--delete would remove {doomed:,} of the {total:,} files and folders in "
+                f"--delete would remove {len(doomed):,} of the {len(found):,} files and folders in "
                 f"{printable(name)}",
                 "that is more than half: perhaps another folder is meant",
                 "--dry-run shows them, --force removes them",
             )
+        return doomed
 
     def count_file(self, size: int) -> None:
         self.progress.files += 1
@@ -705,12 +706,10 @@ class Puts(Batch):
 
     def put_file(self, file: File, status: os.stat_result) -> Conversation:
         """What the server has of that name decides whether the bytes are sent."""
-        again, part, over = file._replace(status=status, fresh=False, listed=None), 0, False
+        again, part, over = file._replace(status=status, fresh=False), 0, False
         if not file.fresh:
-            there = file.listed
-            if not there:
-                self.ask_about(file.name, status)
-                there = yield again
+            self.ask_about(file.name, status)
+            there = yield again
             if there.keys.get("reason") not in ABSENT_THERE:
                 if self.is_same(file, status, there):
                     return self.skip_same(file, status.st_size)
@@ -788,7 +787,7 @@ class Puts(Batch):
     def is_same(self, file: File, status: os.stat_result, there: "Line") -> bool:
         if there.verb == "err":
             raise refusal(there, "put", file.name)
-        if there.keys.get("type", there.verb) != "file":
+        if there.keys.get("type") != "file":
             return False
         size = there.number("size")
         if self.args.compare != "content":
@@ -801,7 +800,7 @@ class Puts(Batch):
 
     def check_force(self, file: File, status: os.stat_result, there: "Line") -> None:
         """Only --force replaces a file, and nothing replaces a folder."""
-        if there.keys.get("type", there.verb) != "file":
+        if there.keys.get("type") != "file":
             raise Failure(
                 25,
                 f"server already has a folder {printable(file.name)}",
@@ -826,11 +825,7 @@ class Puts(Batch):
         if not (fresh and self.args.dry_run):
             fresh = yield from self.make_folder(file)
         if file.path:
-            ours = self.children(file, fresh)
-            first = list(itertools.islice(ours, MANY))
-            if not fresh and len(first) == MANY and self.args.compare != "content":
-                first = self.with_listing(file.name, first, ours)
-            self.files.append(itertools.chain(first, ours))
+            self.files.append(self.children(file, fresh))
 
     def make_folder(self, file: File) -> Generator[File, "Line", bool]:
         """Whether it is new; with --dry-run, whether it would be."""
@@ -849,46 +844,29 @@ class Puts(Batch):
         """What the folders there have, and those here have not."""
         found: list[File] = []
         for source in self.sources():
-            if not os.path.isdir(source.path):
-                continue
-            doomed, total = [], 0
-            for entry in lines_of(self.args, "list", source.name, deep="yes"):
-                below = entry.words[0][len(source.name) + 1 :] + "/" * (entry.verb == "dir")
-                if entry.verb != "note" and not self.kept_out(below):
-                    total += 1
-                    if self.is_gone(source.path, below):
-                        doomed.append(File(entry.words[0], doomed=True))
-            self.check_share(len(doomed), total, source.name)
-            found += doomed
+            if os.path.isdir(source.path):
+                entries = lines_of(self.args, "list", source.name, deep="yes")
+                names = (
+                    entry.words[0][len(source.name) + 1 :] + "/" * (entry.verb == "dir")
+                    for entry in entries
+                    if entry.verb != "note"
+                )
+                for below in self.choose_doomed(
+                    source.name, names, functools.partial(self.is_here, source.path)
+                ):
+                    found.append(File(f"{source.name}/{below}".rstrip("/"), doomed=True))
         self.use_link(connected(self.args))
         return reversed(found)  # a folder comes after what is in it
 
-    def is_gone(self, top: str, below: str) -> bool:
-        """Whether nothing of that name is in the folder here. What is behind a link counts."""
+    def is_here(self, top: str, below: str) -> bool:
+        """Whether something of that name is in the folder here, or may be behind a link."""
         try:
-            above, leaf = os.path.split(os.path.join(top, *check_name(below.rstrip("/"))))
-            return self.folder(top, above).stat(leaf) is None
+            above, leaf = os.path.split(os.path.join(top, *check_name(below)))
+            return self.folder(top, above).stat(leaf) is not None
         except FileNotFoundError:
-            return True
-        except (OSError, Refused):
             return False
-
-    def with_listing(self, name: str, first: list[File], more: Iterator[File]) -> list[File]:
-        """Ask for a listing, and note in each file what it tells. Only large ones need a stat."""
-        self.link.put(line("list", name))
-        self.link.flush()
-        due = time.monotonic() + MEANWHILE
-        while len(first) < LISTED and time.monotonic() < due and (file := next(more, None)):
-            first.append(file)
-        theirs = answer_lines(self.link, self.link.reply(), "list", name)
-        known = {entry.words[0]: entry for entry in itertools.islice(theirs, LISTED)}
-        whole = not sum(1 for _ in theirs)
-        return [
-            file._replace(listed=known.get(file.name), fresh=whole and file.name not in known)
-            if file.status and file.status.st_size < RESUMABLE
-            else file
-            for file in first
-        ]
+        except (OSError, Refused):
+            return True
 
     def keeps_copy(self, file: File) -> Generator[File, "Line", bool]:
         """Whether the server stores in this folder what is sent: then a copy would contain a copy.
@@ -1237,39 +1215,34 @@ class Gets(Batch):
         return self.top is None or not os.path.lexists(os.path.join(self.top.path, file.path))
 
     def surplus(self) -> Iterator[File]:
-        """Remove what is here and not there: first it is counted, then it goes."""
+        """Remove what is here and not there."""
         for path, known in self.known.items():
             if self.top is None or self.is_new(File("", path)):
                 continue
-            folder = self.folder(tuple(check_name(path)))
-            extra = [below.strip("/") not in known for _, _, below in self.content(folder, "")]
-            self.check_share(sum(extra), len(extra), path)
-            for above, leaf, below in self.content(folder, ""):
-                if below.strip("/") not in known:
-                    self.remove(File(f"{path}/{below}".rstrip("/")), above, leaf, below[-1] == "/")
+            content = self.content(self.folder(tuple(check_name(path))), "")
+            for below in self.choose_doomed(path, content, known.__contains__):
+                self.remove(File(f"{path}/{below}".rstrip("/")), below.endswith("/"))
         return iter(())
 
-    def remove(self, file: File, folder: "Folder", leaf: str, is_folder: bool) -> None:
+    def remove(self, file: File, is_folder: bool) -> None:
         if self.args.dry_run:
             return self.plan("delete", file)
         with contextlib.suppress(OSError, Refused):  # what is in it was left alone
+            folder, leaf = self.local(file.name)
             folder.protect(leaf, is_folder)
             folder.remove(leaf, is_folder)
             self.deleted += 1
             self.report(file, "deleted")
 
-    def content(self, folder: "Folder", below: str) -> Iterator[tuple["Folder", str, str]]:
-        """Each file and folder that --delete may remove, a folder after what is in it."""
+    def content(self, folder: "Folder", below: str) -> Iterator[str]:
+        """The files and folders in it, a folder after what is in it."""
         for leaf in folder.entries():
             status = folder.stat(leaf)
-            is_folder = bool(status and stat.S_ISDIR(status.st_mode))
-            path = f"{below}{leaf}{'/' * is_folder}"
-            special = not status or not (is_folder or stat.S_ISREG(status.st_mode))
-            if special or PART.fullmatch(leaf) or self.kept_out(path):
-                continue
-            if is_folder:
-                yield from self.content(folder.below(leaf), path)
-            yield folder, leaf, path
+            if status and stat.S_ISDIR(status.st_mode):
+                yield from self.content(folder.below(leaf), f"{below}{leaf}/")
+                yield f"{below}{leaf}/"
+            elif status and stat.S_ISREG(status.st_mode) and not PART.fullmatch(leaf):
+                yield below + leaf
 
     def is_here(self, file: File, facts: "Line", folder: "Folder", leaf: str) -> bool:
         there, size = folder.stat(leaf), facts.number("size")
@@ -1317,17 +1290,6 @@ class Gets(Batch):
             part.close()  # this program, a shell, may be the next to ask for it
             raise
         return part
-
-    def where(self, file: File, current: int) -> str:
-        """Also the part that is kept here, if there is one."""
-        text = super().where(file, current)
-        if file.listed and self.top and file.path:
-            folder, leaf = self.local(file.path)
-            facts = file.listed
-            name = lasting_name(leaf, facts.number("size"), facts.number("mtime_ns"))
-            if folder.stat(name):
-                text += f"; what came is kept as {printable(os.path.join(folder.path, name))}"
-        return text
 
     def claim(self, file: File, part: "Part") -> None:
         if not part.claim():
@@ -2552,9 +2514,9 @@ class Link(Wire):
 
     def hear(self) -> Line:
         """The next line that is an answer."""
-        while self.listen():
-            pass
-        return self.arrived.pop()[0]
+        while not self.arrived:
+            self.listen()
+        return self.arrived.popleft()[0]
 
     def listen(self) -> Optional[Line]:
         """Read a line. An answer is kept; a note goes to handle_note(), and is returned."""
@@ -2583,12 +2545,6 @@ class Link(Wire):
     def ask(self, *words: str, **keys: object) -> Line:
         """One request, and its answer."""
         self.put(line(*words, **keys))
-        return self.reply()
-
-    def reply(self) -> Line:
-        """The answer to the last request. Those before it are kept for their requests."""
-        while len(self.arrived) < len(self.asked):
-            self.listen()
         return self.hear()
 
 
