@@ -4,8 +4,11 @@
     python3 client.py list                        what is on 127.0.0.1:9000
     python3 client.py put notes.txt photos/       files and whole folders
     python3 client.py get notes.txt photos        into the current folder; -o DEST for elsewhere
-    python3 client.py --host 192.0.2.7 --password WORD --pin SHA256 get '*.jpg' -o pictures/
-                                                  (the server printed the pin at its start)
+    python3 client.py put src --exclude '*.o' --delete --dry-run    how a tree would be made alike
+    python3 client.py --host 192.0.2.7 --tls --password WORD get '*.jpg' -o pictures/
+                                                  (as the server printed it at its start; a password
+                                                  of your own needs --pin SHA256 too)
+    export SIXSOCKETS_HOST=192.0.2.7:9000         then no command needs --host and --port
     tar c . | python3 client.py put - --as box.tar     and: get box.tar -o - | tar x
     python3 client.py delete old.txt              rename OLD NEW, mkdir NAME, stat NAME, help
     python3 client.py who                         the other clients
@@ -15,10 +18,10 @@
     python3 client.py chat --nick anna            talk with those who are in it
     python3 client.py                             a shell with these commands
 
-If the connection is lost, a command reconnects and resumes by itself (--retries). If that fails
-too, the same command resumes later. A file that is there already, with the same size and time, is
-skipped; --force replaces a different one. The receiving side checks length and SHA-256 before it
-gives a file its name and reports success.
+If the connection is lost, a command reconnects for two minutes and resumes by itself (--retries).
+If that fails too, the same command resumes later. A file that is there already, with the same size
+and time, is skipped; --force replaces a different one. The receiving side checks length and SHA-256
+before it gives a file its name and reports success.
 
 What is said on the wire (server.py's docstring specifies it):
 
@@ -36,10 +39,11 @@ What is said on the wire (server.py's docstring specifies it):
 
 The password comes from --password, --ask-password or SIXSOCKETS_PASSWORD in the environment, which
 no process list shows. The client never sends it, but proves that it knows it. It tells nothing
-else to a server that cannot prove the same. --tls, --cacert and --pin encrypt.
+else to a server that cannot prove the same. --tls, --cacert and --pin encrypt. A password that the
+server made is proof enough of its certificate: both proofs cover it, and nobody can guess it.
 
 Limits: without TLS others can read what is sent. An upload from standard input cannot be resumed.
-Links inside a folder are skipped and named.
+Links inside a folder are skipped and named, names that start with a dot unless you say --hidden.
 """
 
 # The map
@@ -343,6 +347,7 @@ class Batch:
 
     def exchange_all(self, files: Iterator[File]) -> None:
         self.files.append(files)
+        self.use_link(connected(self.args))  # to find these may have needed a new connection
         while True:
             try:
                 return self.exchange()
@@ -751,7 +756,7 @@ class Puts(Batch):
                 sha = sha if offset else hashlib.sha256()
                 os.lseek(fd, offset, os.SEEK_SET)
                 self.progress.resumed += offset
-                given_up = send_body(self.link, fd, status, sha, self.is_wanted)
+                given_up = send_body(self.link, fd, status, sha, self.may_go_on)
         answer = yield file
         if given_up == "changed":
             raise Failure(
@@ -765,7 +770,7 @@ class Puts(Batch):
     def show_checked(self, count: int) -> None:
         self.progress.update(count, "checked")
 
-    def is_wanted(self, count: int) -> bool:
+    def may_go_on(self, count: int) -> bool:
         """Between chunks: or has the server refused it already?"""
         return count < BATCH or not self.link.peek()
 
@@ -855,7 +860,6 @@ class Puts(Batch):
                     source.name, names, functools.partial(self.is_here, source.path)
                 ):
                     found.append(File(f"{source.name}/{below}".rstrip("/"), doomed=True))
-        self.use_link(connected(self.args))
         return reversed(found)  # a folder comes after what is in it
 
     def is_here(self, top: str, below: str) -> bool:
@@ -1189,7 +1193,7 @@ class Gets(Batch):
             file = file._replace(stream=part)
         else:
             folder, leaf = self.local(file.path)
-            if self.is_here(file, facts, folder, leaf):
+            if self.is_same(file, facts, folder, leaf):
                 return self.skip_same(file, size)
             if self.args.dry_run:
                 return self.plan("replace", file, size)
@@ -1244,7 +1248,7 @@ class Gets(Batch):
             elif status and stat.S_ISREG(status.st_mode) and not PART.fullmatch(leaf):
                 yield below + leaf
 
-    def is_here(self, file: File, facts: "Line", folder: "Folder", leaf: str) -> bool:
+    def is_same(self, file: File, facts: "Line", folder: "Folder", leaf: str) -> bool:
         there, size = folder.stat(leaf), facts.number("size")
         if there is None:
             return False
@@ -1644,14 +1648,8 @@ class Inbox:
     def store(self, name: str, request: "Line") -> None:
         folder, parts = self.locate(name, request)
         size = request.number_or_none("size")
-        part = Part(
-            folder,
-            parts[-1],
-            None,
-            request.number_or_none("mtime_ns"),
-            request.is_set("exec"),
-        )
-        progress = Progress(self.args)
+        mtime_ns, executable = request.number_or_none("mtime_ns"), request.is_set("exec")
+        part, progress = Part(folder, parts[-1], None, mtime_ns, executable), Progress(self.args)
         progress.total = size or 0
 
         def tell_both(received: int) -> None:
@@ -1666,28 +1664,13 @@ class Inbox:
             part.begin(0)
             verified = receive_body(self.link, part, size, lambda announced: None, tell_both)
             parts[-1] = self.finish(part)
-        except Lost as lost:
-            raise lost_failure(
-                lost,
-                18,
-                f"connection lost at {part.received:,} of {size or 0:,} bytes of {printable(name)}",
-                "receive again, and let it be sent again",
-            ) from None
         finally:
             progress.clear()
             part.drop()
         given = "/".join(parts)
-        self.link.put(
-            line(
-                "ok",
-                "put",
-                name,
-                size=part.received,
-                sha256=part.sha.hexdigest(),
-                verified=verified,
-                **{"as": given if given != name else None},
-            )
-        )
+        facts = {"size": part.received, "sha256": part.sha.hexdigest(), "verified": verified}
+        other = given if given != name else None
+        self.link.put(line("ok", "put", name, **facts, **{"as": other}))
         self.link.flush()
         self.show(given, part, request)
 
@@ -1969,19 +1952,25 @@ def do_chat(args: argparse.Namespace) -> int:
         chat.ringer.close()
 
 
-COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "list": do_list,
-    "get": do_get,
-    "put": do_put,
-    "delete": do_delete,
-    "rename": do_rename,
-    "mkdir": do_mkdir,
-    "stat": do_stat,
-    "help": do_help,
-    "who": do_who,
-    "send": do_put,
-    "receive": do_receive,
-    "chat": do_chat,
+class Command(NamedTuple):
+    run: Callable[[argparse.Namespace], int]
+    text: str  # what -h says of it
+    places: tuple[str, ...] = ()  # its arguments
+
+
+COMMANDS = {
+    "list": Command(do_list, "what is there", ("PATH?",)),
+    "get": Command(do_get, "fetch files, folders, or what a pattern matches", ("NAME+",)),
+    "put": Command(do_put, "send files, folders, or - for standard input", ("PATH+",)),
+    "delete": Command(do_delete, "delete files and empty folders", ("NAME+",)),
+    "rename": Command(do_rename, "give it another name, or another folder", ("OLD", "NEW")),
+    "mkdir": Command(do_mkdir, "make a folder", ("FOLDER",)),
+    "stat": Command(do_stat, "size and time of a file", ("NAME",)),
+    "help": Command(do_help, "what the server understands"),
+    "who": Command(do_who, "who is connected"),
+    "send": Command(do_put, "the same as put, to other clients", ("PATH+",)),
+    "receive": Command(do_receive, "wait for what others send"),
+    "chat": Command(do_chat, "talk with those who are in it"),
 }
 
 
@@ -3625,9 +3614,12 @@ def run_line(args: argparse.Namespace, words: list[str]) -> int:
     if verb in OWN_COMMANDS:
         return OWN_COMMANDS[verb](args, *words[1:2]) or 0
     if verb not in COMMANDS:
-        raise Failure(
-            2, f"unknown command {printable(words[0])}", "the shell has no such word", "help"
-        )
+        import difflib  # not at the top: only a misspelt word needs it
+
+        close = difflib.get_close_matches(verb, [*COMMANDS, *WORDS, *OWN_COMMANDS], 1)
+        hint = f"did you mean {close[0]}? help lists all" if close else "help"
+        what = f"unknown command {printable(words[0])}"
+        raise Failure(2, what, "the shell has no such word", hint)
     if verb in ("put", "get", "delete") and len(words) == 1:
         words = [verb, next_line("which file? ")]
     if "\0" in "".join(words):
@@ -4583,15 +4575,15 @@ def common_flags(parser: argparse.ArgumentParser) -> None:
     flag("--trace-hex", action="store_true", help="the same, with the first bytes")
 
 
-# what the arguments of the commands are
+# an argument: its name for us, how many of it, and what -h says of it
 ARGUMENTS = {
-    "NAME": "a file or folder there",
-    "NAME+": "files, folders or patterns there",
-    "PATH+": "files and folders here, or - for standard input",
-    "OLD": "its name there",
-    "NEW": "the new name, or a folder there",
-    "FOLDER": "the name of the new folder",
-    "hidden": "names that start with a dot too",
+    "NAME": ("name", None, "a file or folder there"),
+    "NAME+": ("names", "+", "files, folders or patterns there"),
+    "PATH+": ("paths", "+", "files and folders here, or - for standard input"),
+    "PATH?": ("folder", "?", "a folder or a pattern there (default: all that is shared)"),
+    "OLD": ("old", None, "its name there"),
+    "NEW": ("new", None, "the new name, or a folder there"),
+    "FOLDER": ("folder", None, "the name of the new folder"),
 }
 
 
@@ -4599,83 +4591,59 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
     """A parser for these words. Only their command gets its flags: twelve would slow the start."""
     parser = Parser(prog="client.py")
     parser.set_defaults(**DEFAULTS)
-    parser.add_argument(
-        "--version", action="version", version=f"%(prog)s {VERSION}, protocol {PROTOCOL}"
-    )
+    version = f"%(prog)s {VERSION}, protocol {PROTOCOL}"
+    parser.add_argument("--version", action="version", version=version)
     common_flags(parser)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", prog="client.py")
-
-    def command(name: str, text: str, *places: str) -> Callable[..., object]:
-        made = commands.add_parser(name, argument_default=argparse.SUPPRESS, help=text)
-        if name not in words:
-            return lambda *names, **more: None
-        common_flags(made)
-        for place in places:
-            many = place.endswith("+")
-            made.add_argument(
-                {"NAME+": "names", "PATH+": "paths"}.get(place, place.lower()),
-                nargs="+" if many else None,
-                metavar=place.rstrip("+"),
-                help=ARGUMENTS[place],
-            )
-        return made.add_argument
-
-    flag = command("list", "what is there")
-    flag("folder", nargs="?", metavar="PATH", help="a folder (default: all that is shared)")
-    flag("-r", action="store_true", help="all folders below too")
-    flag = command(
-        "get", "fetch files, folders, or what a pattern such as '*.jpg' matches", "NAME+"
-    )
-    flag(
-        "-o",
-        dest="output",
-        metavar="DEST",
-        help="a folder, a name, or - for standard output (default: here)",
-    )
-    flag("--hidden", action="store_true", help=ARGUMENTS["hidden"])
-    tree_flags(flag)
-    flag = command("put", "send files, folders, or - for standard input", "PATH+")
-    flag("--as", dest="name", metavar="NAME", help="what it is called there")
-    flag("--into", metavar="FOLDER", help="the folder there, made when missing")
-    flag("--hidden", action="store_true", help=ARGUMENTS["hidden"])
-    tree_flags(flag)
-    flag = command("delete", "delete files and empty folders", "NAME+")
-    flag("-r", action="store_true", help="folders with all that is in them")
-    flag("--dry-run", action="store_true", help="show what would be done, and change nothing")
-    command("rename", "give a file or folder another name, or another folder", "OLD", "NEW")
-    command("mkdir", "make a folder", "FOLDER")
-    command("stat", "size and time of a file", "NAME")
-    command("help", "what the server understands")
-    command("who", "who is connected")
-    flag = command("send", "send files, folders, or - for standard input to other clients", "PATH+")
-    flag(
-        "--to",
-        action="append",
-        metavar="HOST:PORT|NICK",
-        help="who gets it; may be given several times",
-    )
-    flag("--all", action="store_true", help="everybody who is receiving")
-    flag("--as", dest="name", metavar="NAME", help="what it is called there")
-    flag("--hidden", action="store_true", help=ARGUMENTS["hidden"])
-    tree_flags(flag)
-    flag = command("receive", "wait for what others send")
-    flag("-o", dest="output", metavar="DIR", help="the folder for it (default: here)")
-    flag("--count", type=between(1, 1e9), metavar="N", help="end after so many files")
-    who = "take files from these alone: nicks or addresses"
-    flag("--from", dest="senders", nargs="+", metavar="NICK|ADDRESS", help=who)
-    flag("--ask", action="store_true", help="ask before taking what somebody sends")
-    flag("--hidden", action="store_true", help=ARGUMENTS["hidden"])
-    command("chat", "talk with those who are in it")
+    for name, command in COMMANDS.items():
+        made = commands.add_parser(name, argument_default=argparse.SUPPRESS, help=command.text)
+        if name in words:
+            common_flags(made)
+            for place in command.places:
+                key, many, text = ARGUMENTS[place]
+                made.add_argument(key, nargs=many, metavar=place.rstrip("+?"), help=text)
+            own_flags(name, made.add_argument)
     return parser
 
 
+def own_flags(command: str, flag: Callable[..., object]) -> None:
+    if command in ("list", "delete"):
+        flag("-r", action="store_true", help="folders with all that is in them")
+    if command in ("get", "receive"):
+        what = "a folder, a name, or - for standard output (default: here)"
+        flag("-o", dest="output", metavar="DEST", help=what)
+    if command in ("put", "send"):
+        flag("--as", dest="name", metavar="NAME", help="what it is called there")
+    if command in ("get", "put", "send"):
+        tree_flags(flag)
+    if command in ("get", "put", "send", "receive"):
+        flag("--hidden", action="store_true", help="names that start with a dot too")
+    if command == "put":
+        flag("--into", metavar="FOLDER", help="the folder there, made when missing")
+    if command == "delete":
+        flag("--dry-run", action="store_true", help="show what would be done, and change nothing")
+    if command == "send":
+        flag("--to", action="append", metavar="HOST:PORT|NICK", help="who gets it, or several")
+        flag("--all", action="store_true", help="everybody who is receiving")
+    if command == "receive":
+        who = "take files from these alone: nicks or addresses"
+        flag("--count", type=between(1, 1e9), metavar="N", help="end after so many files")
+        flag("--from", dest="senders", nargs="+", metavar="NICK|ADDRESS", help=who)
+        flag("--ask", action="store_true", help="ask before taking what somebody sends")
+
+
+# flags without a value
+SWITCHES = {f"--{name}" for name in ("ask-password", "tls", "insecure", "force", "no-resume")}
+SWITCHES |= {"--quiet", "--json", "--trace", "--trace-hex"}
+
+
 def command_place(words: Sequence[str]) -> int:
-    """Where the command stands: the first word that is no flag and no value of one."""
-    flags, is_value = build_parser([])._option_string_actions, False
-    for place, word in enumerate(words):
-        if not is_value and not word.startswith("-"):
+    """Where the command stands, in whatever case: behind no flag that takes a value."""
+    known = {*COMMANDS, *WORDS, "bye"}
+    for place, (before, word) in enumerate(zip(["", *words], words)):
+        value = before.startswith("-") and "=" not in before and before not in SWITCHES
+        if word.lower() in known and not value:
             return place
-        is_value = word in flags and flags[word].nargs is None
     return len(words)
 
 
@@ -4686,7 +4654,7 @@ def run_with_retries(args: argparse.Namespace) -> int:
     args.tries = 0  # new connections since something went well
     while True:
         try:
-            return COMMANDS[args.command](args)
+            return COMMANDS[args.command].run(args)
         except Lost as lost:
             if args.command == "chat" or not reconnected(args, lost):
                 raise
