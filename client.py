@@ -12,7 +12,7 @@
     python3 client.py receive -o inbox/           wait for what they send
     python3 client.py send photos/ --to 192.0.2.9:51234 --to anna
                                                   or --all: nothing stays on the server
-    python3 client.py chat --nick anna            talk with list_clients who is in it
+    python3 client.py chat --nick anna            talk with those who are in it
     python3 client.py                             a shell with these commands
 
 If the connection is lost, a command reconnects and resumes by itself (--retries). If that fails
@@ -47,17 +47,18 @@ Links inside a folder are skipped and named.
 # Begin at do_list(), the smallest command, then Link.ask(), which sends its request; then Batch.
 #
 #   one question       do_list(), do_stat(), do_help(), do_who(), answer_lines()
-#   many files         Transfer, Batch, Batch.exchange(), Changes, expand()
-#   put                Puts, Puts.start(), Puts.handle_stat(), Puts.send()
-#   get                Gets, Gets.start(), Gets.handle_body()
+#   many files         File, Batch, Batch.exchange(), Batch.go_on(), Changes, expand()
+#   put                Puts, Puts.converse(), Puts.put_file(), Puts.send_file()
+#   get                Gets, Gets.converse(), Gets.get_file(), Gets.receive()
 #   other clients      Sends, Inbox, Chat, then the table of the commands
 #   the connection     Wire, Link, Link.log_in(), Link.ask(), connected(), reconnected()
 #   what stands below  refusal(), Folder, Part, tell(), Progress, shell()
 #   shared fences      client_tls(), Traced, open_connection(), Failure, Parser
 #   the command line   build_parser(), run_command(), main()
 #
-# A Transfer waits in Batch.sources, then in Link.pending until its answer comes, and is done,
-# skipped or failed. If the connection is lost, Batch.requeue() moves it back to Batch.sources.
+# Each File has a conversation, a generator: it sends a request, and `yield` waits for the answer.
+# So the order of its code is the order of the wire. A File waits in Batch.files; its conversation
+# waits in Batch.waiting. If the connection is lost, each begins again with the File it yielded.
 # Only a chat has a second thread: it alone uses the connection, the main one waits for typing.
 
 # --- imports: the same in all six scripts (tests/test_twins.py) ---
@@ -71,14 +72,10 @@ if __name__ == "__main__":
         del sys.path[0]
     import os
 
-    def is_open(folder: str) -> bool:
-        """Whether files arrive there: the script's folder and the current one, not the library."""
-        if not os.path.exists(folder) or folder == os.path.dirname(os.__file__):
-            return False
-        own = os.path.dirname(os.path.realpath(__file__))
-        return os.path.samefile(folder, os.curdir) or os.path.samefile(folder, own)
-
-    sys.path[:] = [folder for folder in sys.path if not is_open(folder or os.curdir)]
+    own, library = os.path.dirname(os.path.realpath(__file__)), os.path.dirname(os.__file__)
+    for folder in [each for each in sys.path if os.path.exists(each or ".") and each != library]:
+        if any(os.path.samefile(folder or ".", place) for place in (".", own)):
+            sys.path.remove(folder)
 # --- end imports ---
 
 import _thread  # the locks of threading, which takes a client long to load
@@ -91,6 +88,7 @@ import functools
 import hashlib
 import itertools
 import os
+import posixpath
 import re
 import select
 import shlex
@@ -100,7 +98,7 @@ import stat
 import time
 import unicodedata
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional, Union
 
 if TYPE_CHECKING:
@@ -108,21 +106,31 @@ if TYPE_CHECKING:
 
 VERSION = "1.0"
 PROTOCOL = "1"
+PORT = 9000
 SERVER = "python3 server.py"
 PROMPT = "sixsockets> "
 UNANSWERED = 256  # requests that may wait for their answers
 # and their length: what both kernels hold, so that neither side ever waits for the other to read
 UNANSWERED_BYTES = 24576
-NUDGE_AFTER = 1.0  # seconds without a greeting until a server that waits for TLS is made to say so
+# what a server is sent after so many seconds without a greeting: to a file server it means nothing,
+# one that waits for TLS or HTTP says at once what it is
+NUDGE_AFTER, NUDGE = 1.0, b"note -\r\n\r\n"
 NOTICE_AFTER = 3.0  # seconds of silence until the client says for whom it waits
+LEAST_WINDOW = 8192  # bytes that the kernel may hold for a client that takes them slowly
 LIFE = 1.0  # seconds of silence of standard input after which the server is told that more may come
+RATE_AFTER = 0.5  # seconds after which a rate means something
 REDRAW = 0.1  # seconds from one picture of the progress bar to the next
-BACK_OFF = 0.5  # seconds until the first new attempt; doubled each time
+# seconds until the first new attempt, and at most: each pause is twice as long as the one before
+BACK_OFF, LONGEST_PAUSE = 0.5, 10.0
+LARGE = 1 << 23  # bytes of a file from which the server is asked before it is sent
+RETRIES = 16  # attempts after a lost connection: their pauses add up to two minutes
 # exit codes of a server that does not answer: refused or no route, silent, gone before its greeting
 ABSENT = {7, 28, 52}
 # how a line that answers something can begin
 ANSWERS = ("ok", "err", "file", "dir", "note", "help", "client", "got")
 MANY = 64  # files of a folder from which one list is quicker than a stat for each
+# a password that a server made: no 0, 1, i, l, o, which look alike
+MADE = re.compile("[a-hj-km-np-z2-9]{6}(?:-[a-hj-km-np-z2-9]{6}){2}")
 CHAT_PROMPT = "> "
 # lines a second that a pipe says, and how many at once: a little less than every server takes
 PIPE_RATE, PIPE_BURST = 18.0, 30.0
@@ -137,6 +145,10 @@ NEAR = 4
 # seconds for which a folder is read while the server writes its own: one that waits for longer to
 # be heard hangs up
 MEANWHILE = 2.0
+REPLAYED = 50  # lines from before that a server tells who joins
+NICK = re.compile(r"[\w.-]{1,32}")
+CHAT_COMMANDS = "/who", "/nick", "/quit"
+CHAT_HELP = "/who, /nick NAME, /quit; a line that starts with a slash needs two"
 CONTINUED = "  | "  # how a row begins that goes on with the line above it
 CONTINUED_ROOM = 20  # columns of such a row at least
 LISTED = 12000  # lines of a listing that are kept in memory; the rest goes to a nameless file
@@ -145,68 +157,59 @@ LISTED = 12000  # lines of a listing that are kept in memory; the rest goes to a
 # --- one question: list, stat, help, who ---
 def do_list(args: argparse.Namespace) -> int:
     """On a terminal a table; to a pipe one name a line, a folder's with a slash."""
-    code, table, link, folder = (
-        0,
-        os.isatty(1),
-        connected(args),
-        args.folder and remote_name(args.folder),
-    )
-    lines = answer_lines(
-        link,
-        link.ask("list", *[folder] * bool(folder), deep="yes" if args.r else None),
-        "list",
-        folder,
-    )
-    for entry in shown_once(lines):
+    code, table = 0, os.isatty(1)
+    folder = [remote_name(args, args.folder)] if args.folder else [args.cwd] * bool(args.cwd)
+    if folder and is_pattern(args, folder[0]):
+        entries = matching(args, folder[0], args.r)
+    else:
+        entries = lines_of(args, "list", *folder, deep="yes" if args.r else None)
+    for entry in entries:
+        if entry.keys.get("reason") == "not-a-file":
+            say(in_rows(f"skipped {printable(entry.words[0])}: {SKIPPED['link or special']}", 2))
+            continue
         if entry.verb == "note":
             code = 9
             say_failure(refusal(entry, "list", entry.words[0]))
             continue
-        name = entry.words[0] + "/" * (entry.verb == "dir")
+        name = entry.words[0].removeprefix(f"{args.cwd}/") + "/" * (entry.verb == "dir")
         if args.json:
-            tell_json(
-                {
-                    "type": entry.verb,
-                    "name": entry.words[0],
-                    **{key: entry.number(key) for key in ("size", "mtime_ns") if key in entry.keys},
-                }
-            )
+            numbers: dict[str, Any] = {
+                key: entry.number(key) for key in ("size", "mtime_ns") if key in entry.keys
+            }
+            tell_json({"type": entry.verb, "name": entry.words[0], **numbers})
         elif table:
-            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.number("mtime_ns") / 1e9))
             size = readable_size(entry.number("size")) if entry.verb == "file" else ""
-            tell(f"{size:>9}  {when}  {name}")
+            tell(f"{size:>9}  {date_of(entry.number('mtime_ns'))[:-3]}  {name}")
         else:
             tell(name)
     return code
 
 
 def do_stat(args: argparse.Namespace) -> int:
-    name = remote_name(args.name)
+    name = remote_name(args, args.name)
     answer = require_ok(connected(args).ask("stat", name), "stat", name)
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(answer.number("mtime_ns") / 1e9))
-    facts = (
-        [f"{answer.number('size'):,} bytes"] * ("size" in answer.keys)
-        + [when]
-        + ["executable"] * ("exec" in answer.keys)
-    )
     if args.json:
         tell_json({**answer.keys, "verb": "stat", "name": name, "result": "ok"})
-    else:
-        kind = "folder" if answer.keys.get("type") == "dir" else "file"
-        tell(f"{name}: {', '.join([kind, *facts])}")
+        return 0
+    facts = ["folder" if answer.keys.get("type") == "dir" else "file"]
+    if "size" in answer.keys:
+        facts.append(plural(answer.number("size"), "byte"))
+    facts.append(date_of(answer.number("mtime_ns")))
+    if "exec" in answer.keys:
+        facts.append("executable")
+    tell(f"{name}: {', '.join(facts)}")
     return 0
 
 
 def do_help(args: argparse.Namespace) -> int:
     """The server's own words: what it understands."""
-    link = connected(args)
-    for found in shown_once(answer_lines(link, link.ask("help"), "help")):
+    for found in lines_of(args, "help"):
         tell(found.words[0])
     return 0
 
 
 def do_who(args: argparse.Namespace) -> int:
-    for found in shown_once(list_clients(connected(args))):
+    for found in lines_of(args, "who"):
         nick, mode, you = (found.keys.get(key, "") for key in ("nick", "mode", "you"))
         if args.json:
             tell_json({"address": found.words[0], "nick": nick, "mode": mode, "you": bool(you)})
@@ -219,62 +222,76 @@ def do_who(args: argparse.Namespace) -> int:
     return 0
 
 
-def list_clients(link: "Link") -> Iterator["Line"]:
-    """Who is connected."""
-    return answer_lines(link, link.ask("who"), "tell", "who is there")
-
-
-def answer_lines(link: "Link", answer: "Line", verb: str, name: str = "") -> Iterator["Line"]:
+def answer_lines(link: "Link", answer: "Line", *words: str) -> Iterator["Line"]:
     """The lines of an answer that has several, from its first to before its `ok`."""
     while answer.verb not in ("ok", "err"):
         yield answer
         answer = link.hear()
-    require_ok(answer, verb, name)
+    require_ok(answer, words[0], " ".join(words[1:]))
 
 
-def shown_once(lines: Iterator["Line"]) -> Iterator["Line"]:
-    """Lines that are shown as they come. After the first one a lost connection is an error.
+def lines_of(args: argparse.Namespace, *words: str, **keys: object) -> Iterator["Line"]:
+    """The lines of an answer, as they come.
 
-    A second attempt would show the same lines twice."""
+    If the connection is lost, the question is asked again, and what was seen is passed over."""
+    seen: list[str] = []
     count = 0
-    try:
-        for found in lines:
-            count += 1
-            yield found
-    except Lost as lost:
-        if not count:
-            raise
-        raise lost_failure(
-            lost,
-            18,
-            f"connection lost after {plural(count, 'line')}: what was shown is not all",
-            "run the same command again",
-        ) from None
+    while True:
+        try:
+            link = connected(args)
+            found = answer_lines(link, link.ask(*words, **keys), *words)
+            if count and [each.words for each in itertools.islice(found, count)][-1:] != [seen]:
+                raise shown_in_part(count, Lost("what there is has changed meanwhile"))
+            for entry in found:
+                seen, count, args.tries = entry.words, count + 1, 0
+                yield entry
+            return
+        except Lost as lost:
+            if not reconnected(args, lost):
+                raise (shown_in_part(count, lost) if count else lost) from None
 
 
-# --- many files: what is asked, what is awaited, what became of each ---
-class Transfer:
-    """A file or folder on its way: what it is called there and here, and what is known of it."""
-
-    size = mtime_ns = offset = 0
-    executable = failed = fresh = False
-    part: Optional["Part"] = None
-    there: Optional["Line"] = None  # the server's line of it, from a listing
-    top = ""  # the folder that was named, which it is in
-    sha256 = kept = ""  # the digest; the name of the part that a lost connection leaves
-    got: list["Line"]  # what each of its receivers said
-
-    def __init__(self, name: str, path: str = "", status: Optional[os.stat_result] = None) -> None:
-        self.name, self.path, self.status = name, path, status
+def shown_in_part(count: int, lost: "Lost") -> "Failure":
+    what = f"connection lost after {plural(count, 'line')}: what was shown is not all"
+    return lost_failure(lost, 18, what, "run the same command again")
 
 
-Handler = Callable[[Transfer, "Line"], None]
+# --- many files: a conversation for each, and what became of it ---
+class File(NamedTuple):
+    """A file or folder of a command: what it is called there and here, and what is known of it."""
+
+    name: str  # on the server, or at the receiver
+    path: str = ""  # here
+    top: str = ""  # the folder that was named, which it is in: its path here
+    status: Optional[os.stat_result] = None  # of the one here, where a walk has looked at it
+    listed: Optional["Line"] = None  # what a listing of the server says of it
+    fresh: bool = False  # the server can have nothing of that name
+    asked: bool = False  # whether it was asked for on a connection that was lost
+    doomed: bool = False  # --delete removes it
+    stream: Optional["Stream"] = None  # standard output, and what of the file is in it already
+
+
+# A conversation sends requests. Each `yield` waits for the answer to the one just sent, and says
+# with what it begins again if the connection is lost before it has come or been carried out.
+Conversation = Generator[File, "Line", None]
+
+
+# what the server says of a name that is free, or where it does not tell
+ABSENT_THERE = {"no-such-file", "no-such-folder", "drop-box"}
+# what the server says to the same request again if it had been done before the connection was lost
+DONE = {"delete": "no-such-file", "mkdir": "exists"}
+# what is left out of a tree, and why
+SKIPPED = {
+    "hidden": "its name starts with a dot (--hidden takes such names)",
+    "link or special": "a link or a special file",
+    "excluded": "",
+}
 
 
 class Batch:
-    """The files of one command.
+    """The files of one command: a conversation for each, written as if it were the only one.
 
-    Requests run ahead of their answers; one bad file does not stop the others."""
+    While one waits for its answer, the next begins. One bad file does not stop the others."""
 
     verb = ""
     again = "the same command again resumes"
@@ -283,8 +300,11 @@ class Batch:
         self.args = args
         self.use_link(connected(args))
         self.progress = Progress(args)
-        self.sources: list[Iterator[Transfer]] = []
-        self.code = self.moved = self.bytes = self.skipped = self.failed = 0
+        self.files: list[Iterator[File]] = []  # still to begin, the last first
+        self.waiting: deque[tuple[File, Conversation]] = deque()  # in the order of their requests
+        self.code = self.moved = self.bytes = self.same = self.deleted = self.failed = 0
+        self.skipped = dict.fromkeys(SKIPPED, 0)
+        self.furthest = (0, 0)  # files, and bytes, at the last loss of the connection
 
     def use_link(self, link: "Link") -> None:
         self.link = link
@@ -295,21 +315,20 @@ class Batch:
             if key in note.keys:
                 self.progress.update(note.number(key), "" if key == "received" else key)
 
-    def start(self, transfer: Transfer) -> None:
+    def converse(self, file: File) -> Conversation:
+        """What is said about one file, in the order of the wire."""
         raise NotImplementedError
 
-    def as_failure(self, transfer: Transfer, error: Union[OSError, "Refused"]) -> "Failure":
+    def as_failure(self, file: File, error: Union[OSError, "Refused"]) -> "Failure":
         raise NotImplementedError
 
-    def run(self, transfers: Iterator[Transfer]) -> int:
-        self.sources.append(transfers)
+    def run(self, files: Iterator[File]) -> int:
         try:
-            while True:
-                try:
-                    self.exchange()
-                    break
-                except Lost as lost:
-                    self.recover(lost)
+            self.exchange_all(files)
+            if self.args.delete and self.failed:
+                say("nothing was deleted, because something failed")
+            elif self.args.delete:
+                self.exchange_all(self.surplus())
         except BaseException as end:
             self.progress.clear()
             if isinstance(end, KeyboardInterrupt):
@@ -317,148 +336,197 @@ class Batch:
                 end.args = (
                     f"stopped after {plural(self.moved, 'file')} and {reached}; {self.again}",
                 )
-            self.requeue()
+            self.hang_up()
             raise
         self.summary()
         return self.code
 
-    def exchange(self) -> None:
+    def surplus(self) -> Iterator[File]:
+        """What --delete removes there."""
+        return iter(())
+
+    def exchange_all(self, files: Iterator[File]) -> None:
+        self.files.append(files)
         while True:
-            if not self.link.full() and (transfer := self.next_transfer()):
-                self.attempt(self.start, transfer)
-            elif self.link.pending:
-                self.handle_answer()
+            try:
+                return self.exchange()
+            except Lost as lost:
+                self.recover(lost)
+
+    def exchange(self) -> None:
+        """Begin as many conversations as may wait, and give each answer to the one it is for."""
+        while True:
+            if not self.link.full() and (file := self.next_file()):
+                self.go_on(file, self.converse(file), None)
+            elif self.waiting:
+                answer = self.link.answer()
+                self.go_on(*self.waiting.popleft(), answer)
             else:
                 return
 
-    def next_transfer(self) -> Optional[Transfer]:
-        while self.sources:
-            if transfer := next(self.sources[-1], None):
-                return transfer
-            self.sources.pop()
+    def next_file(self) -> Optional[File]:
+        while self.files:
+            if file := next(self.files[-1], None):
+                return file
+            self.files.pop()
         return None
 
-    def handle_answer(self) -> None:
-        """Read the next answer and give it to its handler.
-
-        If the connection is lost meanwhile, the transfer starts again."""
-        answer = self.link.answer()
-        handler, transfer, words, cost = entry = self.link.pending[0]
-        if (
-            answer.verb in ("ok", "err")
-            and answer.words != ["-"]
-            and not all(map(str.startswith, words, answer.words))
-        ):
-            raise Broken(f"{' '.join(answer.words)} where {' '.join(words)} was asked")
-        self.link.pending.popleft()
-        self.link.unanswered -= cost
+    def go_on(self, file: File, conversation: Conversation, answer: Optional["Line"]) -> None:
+        """Let a conversation go on until it waits for its next answer, or ends."""
         try:
-            self.attempt(handler, transfer, answer)
+            file = conversation.send(answer) if answer else next(conversation)
+            self.waiting.append((file, conversation))
+        except StopIteration:
+            pass
+        except Failure as failure:
+            self.fail(file, failure)
+        except (OSError, Refused) as error:
+            self.fail(file, self.as_failure(file, error))
         except Lost:
-            self.link.pending.appendleft(entry)
+            self.waiting.appendleft((file, conversation))  # recover() begins it again
             raise
 
-    def attempt(self, call: Callable[..., None], transfer: Transfer, *rest: "Line") -> None:
-        try:
-            call(transfer, *rest)
-        except Failure as failure:
-            self.fail(transfer, failure)
-        except (OSError, Refused) as error:
-            self.fail(transfer, self.as_failure(transfer, error))
-
-    def fail(self, transfer: Transfer, failure: "Failure") -> None:
-        if transfer.failed:
-            return
-        transfer.failed = True
+    def fail(self, file: File, failure: "Failure") -> None:
         self.code = self.code or failure.code
         self.failed += 1
         self.progress.clear()
         say_failure(failure)
-        self.report(transfer, "failed", error=str(failure).splitlines()[0][7:])
+        self.report(file, "failed", error=str(failure).splitlines()[0][7:])
 
-    def done(self, transfer: Transfer, size: int, sha256: str) -> None:
+    def done(self, file: File, size: int, sha256: str, offset: int = 0) -> None:
         self.moved += 1
-        self.bytes += size - transfer.offset
-        self.args.tries = 0
+        self.bytes += size - offset
         self.count_file(size)
-        self.report(transfer, "ok", size=size, sha256=sha256)
+        self.report(file, "ok", size=size, sha256=sha256)
 
-    def skip(self, transfer: Transfer, size: int) -> None:
-        self.skipped += 1
+    def skip_same(self, file: File, size: int) -> None:
+        self.same += 1
         self.progress.resumed += size
         self.count_file(size)
-        self.report(transfer, "same", size=size)
+        self.report(file, "same", size=size)
 
-    def say_skipped(self, path: str) -> None:
-        self.progress.clear()
-        say(in_rows(f"skipped {printable(path)}: a link or a special file", 2))
+    def skip(self, kind: str, path: str) -> None:
+        """Leave out what is in a tree. The last line counts it."""
+        self.skipped[kind] += 1
+        told = SKIPPED[kind] and (self.skipped[kind] == 1 or kind != "hidden")
+        if told and not self.args.quiet:
+            self.progress.clear()
+            say(in_rows(f"skipped {printable(path)}: {SKIPPED[kind]}", 2))
+
+    def leaves_out(self, path: str, below: str) -> bool:
+        """Whether a path is left out, below the folder that was named. A folder's ends in "/"."""
+        kind = self.kept_out(below)
+        above = below.rstrip("/").rpartition("/")[0]
+        if kind and not (above and self.kept_out(f"{above}/")):
+            self.skip(kind, path)
+        return bool(kind)
+
+    def kept_out(self, below: str) -> str:
+        """What --exclude or a dot at its beginning leaves out, and --delete leaves alone."""
+        if not self.args.hidden and "/." in f"/{below}":
+            return "hidden"
+        return "excluded" if is_excluded(self.args.exclude, below) else ""
+
+    def plan(self, what: str, file: File, size: int = 0) -> None:
+        """With --dry-run this is all that is done."""
+        if what == "delete":
+            self.deleted += 1
+        else:
+            self.moved += 1
+            self.bytes += size
+        self.report(file, what, dry_run=True)
+        if not self.args.json:
+            tell(f"{what} {file.name}")
+
+    def change(self, file: File, verb: str, *more: str, **keys: object) -> Conversation:
+        """One request that changes something there."""
+        if self.args.dry_run:
+            return self.plan(verb, file)
+        self.link.request(verb, file.name, *more, **keys)
+        answer = yield file._replace(asked=True)
+        reason = answer.keys.get("reason")
+        if file.doomed and reason == "not-empty":
+            return  # what is in it was left alone
+        if not (file.asked and reason == DONE.get(verb)):
+            require_ok(answer, verb, file.name)
+        self.deleted += verb == "delete"
+        self.report(file, "deleted" if file.doomed else "ok")
+
+    def check_share(self, doomed: int, total: int, name: str) -> None:
+        """--delete removes more than half only with --force."""
+        if doomed * 2 > total and not (self.args.force or self.args.dry_run):
+            raise Failure(
+                23 if self.verb == "get" else 25,
+                f"--delete would remove {doomed:,} of the {total:,} files and folders in "
+                f"{printable(name)}",
+                "that is more than half: perhaps another folder is meant",
+                "--dry-run shows them, --force removes them",
+            )
 
     def count_file(self, size: int) -> None:
         self.progress.files += 1
         self.progress.done += size
         self.progress.update(0)
 
-    def report(self, transfer: Transfer, result: str, **more: object) -> None:
+    def report(self, file: File, result: str, **more: object) -> None:
         if self.args.json:
-            tell_json({"verb": self.verb, "name": transfer.name, "result": result, **more})
+            tell_json({"verb": self.verb, "name": file.name, "result": result, **more})
 
-    def resumed(self, transfer: Transfer, offset: int) -> None:
-        """It resumes at offset. If that is further than last time, the attempts count anew."""
-        if offset > transfer.offset:
-            self.progress.resumed += offset - transfer.offset
-            transfer.offset, self.args.tries = offset, 0
-
-    def requeue(self) -> None:
-        """Put transfers without an answer back into the queue, once each; not failed ones."""
-        again = {
-            id(transfer): transfer for _, transfer, _, _ in self.link.pending if not transfer.failed
-        }
-        for transfer in again.values():
-            transfer.fresh, transfer.there = False, None
-        self.sources.append(iter(again.values()))
-        self.link.pending.clear()
-        self.link.unanswered = 0
+    def hang_up(self) -> list[File]:
+        """Close the connection. The files whose conversations that ends are to begin again."""
+        files = [file for file, _ in self.waiting]
+        for _, conversation in self.waiting:
+            conversation.close()  # it releases its part: the shell's next command may need it
+        self.waiting.clear()
+        self.files.append(iter(files))
         close_link(self.args)
-        self.progress.current = 0
+        return files
 
     def recover(self, lost: "Lost") -> None:
         """A new connection, or the Failure that tells how far it came."""
-        reached, transfers = (
-            self.progress.current,
-            [transfer for _, transfer, _, _ in self.link.pending] or [Transfer("")],
-        )
-        transfer, once = transfers[0], next(filter(None, map(self.why_once, transfers)), "")
-        self.requeue()
+        reached = self.progress.files, self.progress.done + self.progress.current
+        if reached > self.furthest:
+            self.furthest, self.args.tries = reached, 0
+        current, self.progress.current = self.progress.current, 0
+        files = self.hang_up()
+        once = next(filter(None, map(self.only_once, files)), "")
         self.progress.clear()
         if not once and (link := reconnected(self.args, lost)):
             return self.use_link(link)
-        where = (
-            f" at {reached:,} of {transfer.size:,} bytes of {printable(transfer.name)}"
-            if transfer.size
-            else ""
-        )
-        where += f"; what came is kept as {printable(transfer.kept)}" if transfer.kept else ""
+        where = self.where(files[0], current) if files else ""
         raise lost_failure(
             lost,
             18,
             f"connection lost{where}",
-            f"again from the start: {once}"
-            if once
-            else f"{self.args.typed}   (resumes); "
-            f"if no server is there: {server_command(self.args)}",
+            once
+            or f"{self.args.typed}   (resumes); if no server is there: {server_command(self.args)}",
         )
 
-    def why_once(self, transfer: Transfer) -> str:
-        """Why it cannot be begun a second time."""
+    def where(self, file: File, current: int) -> str:
+        """How far the first file came that has no answer."""
+        size = file.status.st_size if file.status else 0
+        size = file.listed.number("size") if file.listed else size
+        return f" at {current:,} of {size:,} bytes of {printable(file.name)}" if size else ""
+
+    def only_once(self, file: File) -> str:
+        """What to do if it cannot be begun again by itself."""
         return ""
 
     def summary(self) -> None:
         self.progress.clear()
         elapsed = time.monotonic() - self.progress.began
         rate = readable_size(self.bytes / max(elapsed, 0.001))
-        text = f"{self.verb}: {plural(self.moved, 'file')}, {readable_size(self.bytes)}"
-        text += f" in {elapsed:.2f} s ({rate}/s)"
-        text += f"; {self.skipped:,} already there" if self.skipped else ""
+        text = f"{plural(self.moved, 'file')}, {readable_size(self.bytes)}"
+        if self.args.dry_run:
+            text = (
+                f"{self.verb} --dry-run: would {'fetch' if self.verb == 'get' else 'send'} {text}"
+            )
+        else:
+            text = f"{self.verb}: {text} in {elapsed:.2f} s ({rate}/s)"
+        text += f"; {self.same:,} already there" if self.same else ""
+        left_out = [f"{count:,} {kind}" for kind, count in self.skipped.items() if count]
+        text += f"; skipped {', '.join(left_out)}" if left_out else ""
+        text += f"; deleted {self.deleted:,}" if self.deleted else ""
         text += f"; {self.failed:,} failed" if self.failed else ""
         if self.args.json:
             tell_json(
@@ -467,47 +535,46 @@ class Batch:
                     "files": self.moved,
                     "bytes": self.bytes,
                     "seconds": round(elapsed, 3),
-                    "skipped": self.skipped,
+                    "same": self.same,
+                    "skipped": sum(self.skipped.values()),
+                    "deleted": self.deleted,
                     "failed": self.failed,
                 }
             )
-        elif not self.args.quiet and (self.moved or self.skipped or self.failed > 1):
+        elif not self.args.quiet and (
+            self.moved or self.same or self.deleted or left_out or self.failed > 1
+        ):
             say(text)
 
 
 class Changes(Batch):
-    """delete, rename, mkdir: a request for each name.
-
-    They are not repeated after a lost connection: the server may have done them already."""
+    """delete, rename, mkdir: a request for each name."""
 
     def __init__(self, args: argparse.Namespace, *more: str, **keys: object) -> None:
         super().__init__(args)
         self.verb, self.more, self.keys = args.command, more, keys
 
-    def start(self, transfer: Transfer) -> None:
-        self.link.request(
-            self.handle_done, transfer, self.verb, transfer.name, *self.more, **self.keys
-        )
+    def converse(self, file: File) -> Conversation:
+        if not self.args.r or file.listed:
+            return (yield from self.change(file, self.verb, *self.more, **self.keys))
+        self.link.request("list", file.name, deep="yes")
+        answer = yield file
+        if answer.keys.get("reason") == "not-a-folder":
+            return self.files.append(iter([file._replace(listed=answer)]))
+        found = [file._replace(listed=answer)]
+        for entry in answer_lines(self.link, answer, self.verb, file.name):
+            found.append(File(entry.words[0], listed=entry))
+        found.reverse()  # a folder comes after what is in it
+        self.files.append(iter(found))
 
-    def handle_done(self, transfer: Transfer, answer: "Line") -> None:
-        require_ok(answer, self.verb, transfer.name)
-        self.report(transfer, "ok")
+    def only_once(self, file: File) -> str:
+        return "" if self.verb in DONE else "list shows what is there now"
 
-    def run(self, transfers: Iterator[Transfer]) -> int:
-        self.sources.append(transfers)
-        try:
-            self.exchange()
-        except Lost as lost:
-            asked = [printable(transfer.name) for _, transfer, _, _ in self.link.pending]
-            more = f" and {len(asked) - 3:,} more" if len(asked) > 3 else ""
-            raise lost_failure(
-                lost,
-                56,
-                f"connection lost: unknown whether {self.verb} was done to "
-                f"{', '.join(asked[:3])}{more}",
-                "list shows what is there now",
-            ) from None
-        return self.code
+    def where(self, file: File, current: int) -> str:
+        return f": unknown whether {self.verb} was done to {printable(file.name)}"
+
+    def summary(self) -> None:
+        """Nothing is said of what went well."""
 
 
 def do_delete(args: argparse.Namespace) -> int:
@@ -515,42 +582,49 @@ def do_delete(args: argparse.Namespace) -> int:
 
 
 def do_rename(args: argparse.Namespace) -> int:
-    return Changes(args, remote_name(args.new), over="yes" if args.force else None).run(
-        iter([Transfer(remote_name(args.old))])
-    )
+    over = "yes" if args.force else None
+    old, new = remote_name(args, args.old), remote_name(args, args.new)
+    return Changes(args, new, over=over).run(iter([File(old)]))
 
 
 def do_mkdir(args: argparse.Namespace) -> int:
-    return Changes(args).run(iter([Transfer(remote_name(args.folder))]))
+    return Changes(args).run(iter([File(remote_name(args, args.folder))]))
 
 
-def expand(args: argparse.Namespace, names: Sequence[str]) -> Iterator[Transfer]:
+def expand(args: argparse.Namespace, names: Sequence[str]) -> Iterator[File]:
     """Names on the server; *, ? and [] match what is there.
 
     All are matched before the first is used, so that no other answer comes between."""
     chosen = Listing()
-    for name in map(remote_name, names):
+    for name in (remote_name(args, each) for each in names):
         count = 0
-        if re.search(r"[*?[]", name) and connected(args).ask("stat", name).verb != "ok":
-            for found in matching(connected(args), name, args.hidden):
-                count += 1
+        if is_pattern(args, name):
+            for found in matching(args, name):
+                count += found.verb != "note"
                 chosen.add(found)
         if not count:
             chosen.add(Line("name", [name], {}))
-    return (Transfer(found.words[0]) for found in chosen)
+    return (File(found.words[0]) for found in chosen if found.verb != "note")
 
 
-def matching(link: "Link", pattern: str, hidden: bool) -> Iterator["Line"]:
-    """What a pattern stands for in its folder. As in a shell, * matches no dot at the beginning."""
+def is_pattern(args: argparse.Namespace, name: str) -> bool:
+    """Whether a name has to be matched: it is not that of a file whose name holds a star."""
+    return bool(re.search(r"[*?[]", name)) and connected(args).ask("stat", name).verb != "ok"
+
+
+def matching(args: argparse.Namespace, pattern: str, below: bool = False) -> Iterator["Line"]:
+    """What a pattern stands for in its folder, or also below it.
+
+    As in a shell, * matches no dot at the beginning."""
     import fnmatch  # not at the top: few need it
 
     folder, _, wanted = pattern.rpartition("/")
-    for entry in answer_lines(link, link.ask("list", *[folder] * bool(folder)), "list", folder):
+    deep = "yes" if below else None
+    for entry in lines_of(args, "list", *[folder] * bool(folder), deep=deep):
         above, _, leaf = entry.words[0].rpartition("/")
-        unasked = leaf.startswith(".") and not (hidden or wanted.startswith("."))
-        fits = above == folder and fnmatch.fnmatchcase(leaf, wanted) and not unasked
-        if entry.verb != "note" and fits:
-            yield Line("name", entry.words[:1], {})
+        unasked = leaf.startswith(".") and not (args.hidden or wanted.startswith("."))
+        if (above == folder or below) and fnmatch.fnmatchcase(leaf, wanted) and not unasked:
+            yield entry
 
 
 class Listing:
@@ -588,11 +662,11 @@ class Puts(Batch):
         super().__init__(args)
         self.folder = functools.lru_cache(NEAR)(self.open_folder)
 
-    def transfers(self) -> Iterator[Transfer]:
+    def sources(self) -> Iterator[File]:
         """What the command line names. Folders on the way to --into are made."""
-        into = remote_name(self.args.into) if self.args.into else ""
-        if into:
-            yield Transfer(into, "", os.stat("."))
+        into = remote_name(self.args, self.args.into) if self.args.into else self.args.cwd or ""
+        if self.args.into:
+            yield File(into, status=os.stat("."))
         for path in self.args.paths:
             # "" is the root folder's
             own = "" if path == "-" else os.path.basename(os.path.abspath(path))
@@ -604,70 +678,277 @@ class Puts(Batch):
                     "it is kept under one there",
                     f"{self.verb} {printable(shlex.quote(path))} --as NAME",
                 )
-            name = remote_name(own if self.args.name is None else self.args.name)
-            yield Transfer(f"{into}/{name}" if into else name, path)
+            if is_excluded(self.args.exclude, own + "/" * os.path.isdir(path)):
+                self.skip("excluded", path)
+                continue
+            name = (own if self.args.name is None else self.args.name).rstrip("/")
+            yield File(f"{into}/{name}" if into else name, path)
 
-    def start(self, transfer: Transfer) -> None:
-        if transfer.path == "-":
-            return self.send_input(transfer)
+    def converse(self, file: File) -> Conversation:
+        if file.doomed:
+            return (yield from self.change(file, "delete"))
+        if file.path == "-":
+            return (yield from self.put_input(file))
         # a link that is named is followed; in a folder links are not
-        status = transfer.status = transfer.status or os.stat(transfer.path)
-        if stat.S_ISDIR(status.st_mode) and self.is_copy(transfer):
-            self.progress.clear()
-            say(f"skipped {printable(transfer.path)}: there the server keeps what is sent")
-        elif stat.S_ISDIR(status.st_mode):
-            self.announce(self.handle_folder, transfer, "mkdir")
-        elif transfer.fresh:
-            self.send(transfer, 0, over=False)
-        elif transfer.there:
-            self.handle_stat(transfer, transfer.there)
+        status = file.status or os.stat(file.path)
+        if stat.S_ISDIR(status.st_mode):
+            yield from self.put_folder(file)
         elif stat.S_ISREG(status.st_mode):
-            transfer.size = status.st_size
-            content = self.args.compare == "content"
-            keys = (
-                {"size": transfer.size, "mtime_ns": status.st_mtime_ns}
-                if transfer.size >= RESUMABLE and self.args.resume
-                else {}
-            )
-            self.link.request(
-                self.handle_stat,
-                transfer,
-                "stat",
-                transfer.name,
-                **keys,
-                digest="yes" if content else None,
-            )
+            yield from self.put_file(file, status)
         else:
             raise Failure(
                 26,
-                f"skipped {printable(transfer.path)}",
+                f"skipped {printable(file.path)}",
                 "it is a link or a special file, not a file or folder",
                 "the file that it leads to",
             )
 
-    def why_once(self, transfer: Transfer) -> str:
-        return "standard input cannot be resumed" if transfer.path == "-" else ""
+    def put_file(self, file: File, status: os.stat_result) -> Conversation:
+        """What the server has of that name decides whether the bytes are sent."""
+        again, part, over = file._replace(status=status, fresh=False, listed=None), 0, False
+        if not file.fresh:
+            there = file.listed
+            if not there:
+                self.ask_about(file.name, status)
+                there = yield again
+            if there.keys.get("reason") not in ABSENT_THERE:
+                if self.is_same(file, status, there):
+                    return self.skip_same(file, status.st_size)
+                self.check_force(file, status, there)
+                over = True
+            part = there.number("part")
+        if self.args.dry_run:
+            return self.plan("replace" if over else "new", file, status.st_size)
+        yield from self.send_file(again, part, over)
 
-    def announce(self, handler: Handler, transfer: Transfer, verb: str, **keys: object) -> None:
-        self.link.request(handler, transfer, verb, transfer.name, **keys)
+    def ask_about(self, name: str, status: os.stat_result) -> None:
+        """What does the server have of that name, and of an earlier attempt to send this file?"""
+        content = self.args.compare == "content"
+        resumable = status.st_size >= RESUMABLE and self.args.resume
+        keys = {"size": status.st_size, "mtime_ns": status.st_mtime_ns} if resumable else {}
+        self.link.request("stat", name, **keys, digest="yes" if content else None)
 
-    def children(self, above: Transfer) -> Iterator[Transfer]:
+    def send_file(self, file: File, part: int, over: bool) -> Conversation:
+        """The bytes. If there are many, or a part was left before, the server is heard first.
+
+        It refuses what it has no room for, or says where to begin."""
+        with self.opened(file) as (fd, status):
+            size, sha, given_up = status.st_size, hashlib.sha256(), ""
+            begun = part if part <= size else 0
+            asks = self.verb == "put" and (begun or size >= LARGE)
+            mine = digest(fd, begun, sha, self.show_checked) if asks else None
+            self.announce(
+                file,
+                "put",
+                size=size,
+                mtime_ns=status.st_mtime_ns,
+                over="yes" if over else None,
+                exec="yes" if status.st_mode & stat.S_IXUSR and os.name != "nt" else None,
+                offset=begun if asks else None,
+                sha256=mine,
+            )
+            offset = self.link.accepted_offset() if asks else 0
+            if offset is not None:  # None: it refuses
+                sha = sha if offset else hashlib.sha256()
+                os.lseek(fd, offset, os.SEEK_SET)
+                self.progress.resumed += offset
+                given_up = send_body(self.link, fd, status, sha, self.is_wanted)
+        answer = yield file
+        if given_up == "changed":
+            raise Failure(
+                18,
+                f"{printable(file.path)} changed while it was sent",
+                "the server has not kept it",
+                "run the same command again when nothing writes to it",
+            )
+        self.accept(file, answer, size, sha.hexdigest(), offset or 0)
+
+    def show_checked(self, count: int) -> None:
+        self.progress.update(count, "checked")
+
+    def is_wanted(self, count: int) -> bool:
+        """Between chunks: or has the server refused it already?"""
+        return count < BATCH or not self.link.peek()
+
+    def accept(self, file: File, answer: "Line", size: int, sha256: str, offset: int = 0) -> None:
+        """Believe that it arrived only if the server computed the same digest."""
+        require_ok(answer, "put", file.name)
+        if answer.keys.get("sha256") != sha256 or answer.keys.get("verified") != "yes":
+            raise Failure(
+                56,
+                f"the server stored something else as {printable(file.name)}",
+                "its digest is not that of what was sent",
+                "run the same command with --force",
+            )
+        self.done(file, size, sha256, offset)
+        if answer.keys.get("as", file.name) != file.name and not self.args.quiet:
+            self.progress.clear()
+            say(in_rows(f"{printable(file.name)} is stored as {printable(answer.keys['as'])}", 2))
+
+    def is_same(self, file: File, status: os.stat_result, there: "Line") -> bool:
+        if there.verb == "err":
+            raise refusal(there, "put", file.name)
+        if there.keys.get("type", there.verb) != "file":
+            return False
+        size = there.number("size")
+        if self.args.compare != "content":
+            return same(status.st_size, status.st_mtime_ns, size, there.number("mtime_ns"))
+        if status.st_size != size:
+            return False
+        with self.opened(file) as (fd, _):
+            found = digest(fd, size, hashlib.sha256(), self.show_checked)
+        return found == there.keys.get("sha256")
+
+    def check_force(self, file: File, status: os.stat_result, there: "Line") -> None:
+        """Only --force replaces a file, and nothing replaces a folder."""
+        if there.keys.get("type", there.verb) != "file":
+            raise Failure(
+                25,
+                f"server already has a folder {printable(file.name)}",
+                "a file cannot take its place",
+                "--as NAME",
+            )
+        if not self.args.force:
+            raise Failure(
+                25,
+                f"server already has another {printable(file.name)}",
+                f"{described(there.number('size'), there.number('mtime_ns'))}; "
+                f"yours: {described(status.st_size, status.st_mtime_ns)}",
+                "--as NAME stores yours beside it; --force replaces it",
+            )
+
+    def put_folder(self, file: File) -> Conversation:
+        """Make the folder there, then queue what is in it. A new one is empty."""
+        if (yield from self.keeps_copy(file)):
+            self.progress.clear()
+            return say(f"skipped {printable(file.path)}: there the server keeps what is sent")
+        fresh = file.fresh
+        if not (fresh and self.args.dry_run):
+            fresh = yield from self.make_folder(file)
+        if file.path:
+            ours = self.children(file, fresh)
+            first = list(itertools.islice(ours, MANY))
+            if not fresh and len(first) == MANY and self.args.compare != "content":
+                first = self.with_listing(file.name, first, ours)
+            self.files.append(itertools.chain(first, ours))
+
+    def make_folder(self, file: File) -> Generator[File, "Line", bool]:
+        """Whether it is new; with --dry-run, whether it would be."""
+        if self.args.dry_run:
+            self.link.request("stat", file.name)
+        else:
+            self.announce(file, "mkdir")
+        answer = yield file._replace(fresh=False)
+        if answer.keys.get("type") == "dir" or answer.keys.get("reason") == "exists":
+            return False
+        if answer.keys.get("reason") not in ABSENT_THERE:
+            require_ok(answer, "put", file.name)
+        return True
+
+    def surplus(self) -> Iterator[File]:
+        """What the folders there have, and those here have not."""
+        found: list[File] = []
+        for source in self.sources():
+            if not os.path.isdir(source.path):
+                continue
+            doomed, total = [], 0
+            for entry in lines_of(self.args, "list", source.name, deep="yes"):
+                below = entry.words[0][len(source.name) + 1 :] + "/" * (entry.verb == "dir")
+                if entry.verb != "note" and not self.kept_out(below):
+                    total += 1
+                    if self.is_gone(source.path, below):
+                        doomed.append(File(entry.words[0], doomed=True))
+            self.check_share(len(doomed), total, source.name)
+            found += doomed
+        self.use_link(connected(self.args))
+        return reversed(found)  # a folder comes after what is in it
+
+    def is_gone(self, top: str, below: str) -> bool:
+        """Whether nothing of that name is in the folder here. What is behind a link counts."""
+        try:
+            above, leaf = os.path.split(os.path.join(top, *check_name(below.rstrip("/"))))
+            return self.folder(top, above).stat(leaf) is None
+        except FileNotFoundError:
+            return True
+        except (OSError, Refused):
+            return False
+
+    def with_listing(self, name: str, first: list[File], more: Iterator[File]) -> list[File]:
+        """Ask for a listing, and note in each file what it tells. Only large ones need a stat."""
+        self.link.put(line("list", name))
+        self.link.flush()
+        due = time.monotonic() + MEANWHILE
+        while len(first) < LISTED and time.monotonic() < due and (file := next(more, None)):
+            first.append(file)
+        theirs = answer_lines(self.link, self.link.reply(), "list", name)
+        known = {entry.words[0]: entry for entry in itertools.islice(theirs, LISTED)}
+        whole = not sum(1 for _ in theirs)
+        return [
+            file._replace(listed=known.get(file.name), fresh=whole and file.name not in known)
+            if file.status and file.status.st_size < RESUMABLE
+            else file
+            for file in first
+        ]
+
+    def keeps_copy(self, file: File) -> Generator[File, "Line", bool]:
+        """Whether the server stores in this folder what is sent: then a copy would contain a copy.
+
+        Only a folder of the same name on this machine can be it. What the server makes tells."""
+        goal = file.name.partition("/")[0]
+        if self.verb != "put" or not file.top or not file.name.endswith(f"/{goal}"):
+            return False
+        with contextlib.suppress(OSError):  # the connection is lost: the next request tells
+            if self.link.sock.getsockname()[0] != self.link.sock.getpeername()[0]:
+                return False
+        probe = f"probe-{os.urandom(8).hex()}"
+        self.link.request("mkdir", f"{goal}/{probe}")
+        answer = yield file
+        found = os.path.lexists(os.path.join(file.path, probe))
+        if answer.verb == "ok":
+            self.link.request("delete", f"{goal}/{probe}")
+            yield file
+        return found
+
+    def measure(self) -> None:
+        """How much there is to send: the bar tells how much of it."""
+        for path in self.args.paths:
+            with contextlib.suppress(OSError):
+                if not os.path.isdir(path):
+                    self.progress.expect(os.stat(path).st_size)
+            for top, folders, names in os.walk(path):
+                below = os.path.join(top, "")[len(os.path.join(path, "")) :].replace(os.sep, "/")
+                folders[:] = [name for name in folders if not self.kept_out(f"{below}{name}/")]
+                for name in names:
+                    status = os.lstat(os.path.join(top, name))
+                    if stat.S_ISREG(status.st_mode) and not self.kept_out(below + name):
+                        self.progress.expect(status.st_size)
+
+    def only_once(self, file: File) -> str:
+        once = "run it again from the start: standard input cannot be resumed"
+        return once if file.path == "-" else ""
+
+    def announce(self, file: File, verb: str, **keys: object) -> None:
+        self.link.request(verb, file.name, **keys)
+
+    def children(self, above: File, fresh: bool) -> Iterator[File]:
         """What is in a folder."""
         try:
             top, here = above.top or above.path, os.path.join(above.path, "")
+            below = here[len(os.path.join(top, "")) :].replace(os.sep, "/")
             folder = self.folder(top, above.path)
             for name in folder.entries():
                 status = folder.stat(name)
-                is_file = bool(status and stat.S_ISREG(status.st_mode))
-                if status and not is_file and not stat.S_ISDIR(status.st_mode):
-                    self.say_skipped(here + name)
-                elif not PART.fullmatch(name):
-                    transfer = Transfer(f"{above.name}/{name}", here + name, status)
-                    transfer.size = status.st_size if status and is_file else 0
-                    transfer.fresh, transfer.top = above.fresh, top
-                    yield transfer
+                mode = status.st_mode if status else stat.S_IFREG
+                if PART.fullmatch(name):
+                    continue
+                if self.leaves_out(here + name, f"{below}{name}{'/' * stat.S_ISDIR(mode)}"):
+                    continue
+                if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                    self.skip("link or special", here + name)
+                else:
+                    yield File(f"{above.name}/{name}", here + name, top, status, fresh=fresh)
         except OSError as error:
-            self.fail(Transfer(above.name, above.path), self.as_failure(above, error))
+            self.fail(above, self.as_failure(above, error))
 
     def open_folder(self, top: str, path: str) -> "Folder":
         """A folder of a tree, opened from the named one down without following any link.
@@ -676,15 +957,15 @@ class Puts(Batch):
         return Folder(top).descend([*filter(None, path[len(top) :].split(os.sep))])
 
     @contextlib.contextmanager
-    def opened(self, transfer: Transfer) -> Iterator[tuple[int, os.stat_result]]:
+    def opened(self, file: File) -> Iterator[tuple[int, os.stat_result]]:
         """A regular file, open for reading; a FIFO would block for ever.
 
         Only a link that was named itself is followed."""
-        above, leaf = os.path.split(transfer.path)
+        above, leaf = os.path.split(file.path)
         fd = (
-            self.folder(transfer.top, above).open(leaf, os.O_RDONLY)
-            if transfer.top
-            else os.open(transfer.path, os.O_RDONLY | NO_LINK & ~getattr(os, "O_NOFOLLOW", 0))
+            self.folder(file.top, above).open(leaf, os.O_RDONLY)
+            if file.top
+            else os.open(file.path, os.O_RDONLY | NO_LINK & ~getattr(os, "O_NOFOLLOW", 0))
         )
         try:
             status = os.fstat(fd)
@@ -694,183 +975,10 @@ class Puts(Batch):
         finally:
             os.close(fd)
 
-    def is_copy(self, transfer: Transfer) -> bool:
-        """Whether a folder is the one that the server stores all this in.
-
-        The server may share a part of what is sent: then a copy would contain a copy, without end.
-        Once the server has answered, it changes nothing, so equal times in nanoseconds tell."""
-        goal, sock = transfer.name.partition("/")[0], self.link.sock
-        if self.verb != "put" or not transfer.top or not transfer.name.endswith(f"/{goal}"):
-            return False
-        with contextlib.suppress(OSError):  # the connection is lost: ask() tells
-            if sock.getsockname()[0] != sock.getpeername()[0]:
-                return False
-        try:
-            there = self.link.ask("stat", goal)
-        except Lost:
-            # no answer to it is pending, so nothing else would begin it again
-            self.sources.append(iter([transfer]))
-            raise
-        return (
-            there.keys.get("type") == "dir"
-            and there.number("mtime_ns") == os.lstat(transfer.path).st_mtime_ns
-        )
-
-    def handle_folder(self, transfer: Transfer, answer: "Line") -> None:
-        """The folder is there: queue what is in it. A new one is empty, so no file needs a stat."""
-        transfer.fresh = answer.verb == "ok"
-        if not transfer.fresh and answer.keys.get("reason") != "exists":
-            raise refusal(answer, "put", transfer.name)
-        if transfer.path:
-            ours = self.children(transfer)
-            first = list(itertools.islice(ours, MANY))
-            if not transfer.fresh and len(first) == MANY and self.args.compare != "content":
-                self.link.put(line("list", transfer.name))
-                self.link.flush()
-                due = time.monotonic() + MEANWHILE
-                while (
-                    len(first) < LISTED and time.monotonic() < due and (ahead := next(ours, None))
-                ):
-                    first.append(ahead)
-                self.note_known(
-                    first, answer_lines(self.link, self.link.reply(), "list", transfer.name)
-                )
-            self.sources.append(itertools.chain(first, ours))
-
-    def note_known(self, transfers: list[Transfer], theirs: Iterator["Line"]) -> None:
-        """Note what a listing tells of each transfer, so that only large files need a stat."""
-        known = {entry.words[0]: entry for entry in itertools.islice(theirs, LISTED)}
-        whole = not sum(1 for _ in theirs)
-        for transfer in transfers:
-            if transfer.size < RESUMABLE:
-                transfer.there = known.get(transfer.name)
-                transfer.fresh = whole and not transfer.there
-
-    def handle_stat(self, transfer: Transfer, answer: "Line") -> None:
-        """What the server has of that name decides."""
-        if answer.verb == "err" and answer.keys.get("reason") == "no-such-file":
-            return self.send(transfer, answer.number("part"), over=False)
-        if answer.verb == "err":
-            raise refusal(answer, "put", transfer.name)
-        is_file = answer.keys.get("type", answer.verb) == "file"
-        if is_file and self.is_same(transfer, answer):
-            return self.skip(transfer, transfer.size)
-        if is_file and self.args.force:
-            return self.send(transfer, answer.number("part"), over=True)
-        if not is_file:
-            raise Failure(
-                25,
-                f"server already has a folder {printable(transfer.name)}",
-                "a file cannot take its place",
-                "--as NAME",
-            )
-        raise Failure(
-            25,
-            f"server already has {printable(transfer.name)} "
-            f"({answer.number('size'):,} bytes; yours has {transfer.size:,})",
-            "it is different, by size or time",
-            "--force replaces it; --as NAME stores it beside",
-        )
-
-    def is_same(self, transfer: Transfer, answer: "Line") -> bool:
-        assert transfer.status
-        if self.args.compare != "content":
-            return same(
-                transfer.size,
-                transfer.status.st_mtime_ns,
-                answer.number("size"),
-                answer.number("mtime_ns"),
-            )
-        if transfer.size != answer.number("size"):
-            return False
-        with self.opened(transfer) as (fd, _):
-            return digest(
-                fd,
-                transfer.size,
-                hashlib.sha256(),
-                lambda count: self.progress.update(count, "checked"),
-            ) == answer.keys.get("sha256")
-
-    def send(self, transfer: Transfer, part: int, over: bool) -> None:
-        with self.opened(transfer) as (fd, status):
-            transfer.size, offset, sha = status.st_size, 0, hashlib.sha256()
-            if part and self.args.resume:
-                offset = self.agree_on_offset(transfer, fd, status, sha)
-                sha = sha if offset else hashlib.sha256()
-                os.lseek(fd, offset, os.SEEK_SET)
-            self.resumed(transfer, offset)
-            transfer.kept = (
-                lasting_name(
-                    transfer.name.rpartition("/")[2],
-                    transfer.size,
-                    within_range(status.st_mtime_ns),
-                )
-                + " there"
-                if transfer.size >= RESUMABLE
-                else ""
-            )
-            self.announce(
-                self.handle_stored,
-                transfer,
-                "put",
-                size=transfer.size,
-                mtime_ns=status.st_mtime_ns,
-                over="yes" if over else None,
-                exec="yes" if status.st_mode & stat.S_IXUSR and os.name != "nt" else None,
-                offset=offset or None,
-            )
-            given_up = send_body(self.link, fd, status, sha, self.go_on)
-        transfer.sha256 = sha.hexdigest()
-        if given_up == "changed":
-            raise Failure(
-                18,
-                f"{printable(transfer.path)} changed while it was sent",
-                "the server has not kept it",
-                "run the same command again when nothing writes to it",
-            )
-
-    def agree_on_offset(
-        self, transfer: Transfer, fd: int, status: os.stat_result, sha: "hashlib._Hash"
-    ) -> int:
-        """Where to go on: as far as the server's part is the beginning of this very file."""
-        answer = require_ok(
-            self.link.ask(
-                "resume",
-                transfer.name,
-                size=transfer.size,
-                mtime_ns=status.st_mtime_ns,
-                exec="yes" if status.st_mode & stat.S_IXUSR else None,
-            ),
-            "put",
-            transfer.name,
-        )
-        offset = answer.number("offset")
-        ours = (
-            digest(fd, offset, sha, lambda count: self.progress.update(count, "checked"))
-            if 0 < offset <= transfer.size
-            else ""
-        )
-        return offset if ours and ours == answer.keys.get("sha256") else 0
-
-    def go_on(self, count: int) -> bool:
-        """Between chunks: has the server refused it already?"""
-        return count < BATCH or not self.link.peek()
-
-    def handle_stored(self, transfer: Transfer, answer: "Line") -> None:
-        if transfer.failed:
-            return
-        require_ok(answer, "put", transfer.name)
-        if answer.keys.get("sha256") != transfer.sha256 or answer.keys.get("verified") != "yes":
-            raise Failure(
-                56,
-                f"the server stored something else as {printable(transfer.name)}",
-                "its digest is not that of what was sent",
-                "run the same command with --force",
-            )
-        self.done(transfer, transfer.size, transfer.sha256)
-
-    def send_input(self, transfer: Transfer) -> None:
+    def put_input(self, file: File) -> Conversation:
         """Standard input has no known length: it needs no stat, and has no second attempt."""
+        if self.args.dry_run:
+            return self.plan("new", file)
         if self.verb == "put" and not self.args.quiet:
             say(
                 "standard input cannot be sent twice: "
@@ -878,24 +986,27 @@ class Puts(Batch):
             )
         if sys.stdin is None:  # closed: the connection may have its number
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        self.announce(self.handle_stored, transfer, "put", over="yes" if self.args.force else None)
-        sha = hashlib.sha256()
+        self.announce(file, "put", over="yes" if self.args.force else None)
+        size, sha, problem = 0, hashlib.sha256(), None
         try:
-            while not (refused := self.await_input(transfer)) and (chunk := os.read(0, CHUNK)):
+            while not (refused := self.await_input(file.name)) and (chunk := os.read(0, CHUNK)):
                 sha.update(chunk)
-                transfer.size += len(chunk)
+                size += len(chunk)
                 self.link.put(b"data %d\n" % len(chunk))
                 self.link.put(chunk)
                 self.link.flush()
-        except OSError:
-            self.link.put(line("abort", reason="changed"))  # or the server would wait for the rest
-            raise
-        transfer.sha256 = sha.hexdigest()
-        self.link.put(
-            line("abort", reason="refused") if refused else line("end", sha256=transfer.sha256)
-        )
+            end = (
+                line("abort", reason="refused") if refused else line("end", sha256=sha.hexdigest())
+            )
+        except OSError as error:
+            problem, end = error, line("abort", reason="changed")
+        self.link.put(end)
+        answer = yield file
+        if problem:
+            raise problem
+        self.accept(file, answer, size, sha.hexdigest())
 
-    def await_input(self, transfer: Transfer) -> bool:
+    def await_input(self, name: str) -> bool:
         """Wait for standard input, and tell the server that we are there.
 
         Returns whether the server has refused the upload meanwhile."""
@@ -904,11 +1015,11 @@ class Puts(Batch):
             and os.name != "nt"
             and not select.select([0], [], [], LIFE)[0]
         ):
-            self.link.put(line("note", transfer.name))
+            self.link.put(line("note", name))
             self.link.flush()
         return refused
 
-    def as_failure(self, transfer: Transfer, error: Union[OSError, "Refused"]) -> "Failure":
+    def as_failure(self, file: File, error: Union[OSError, "Refused"]) -> "Failure":
         assert isinstance(error, OSError)
         near = ""
         with contextlib.suppress(OSError):
@@ -917,8 +1028,8 @@ class Puts(Batch):
             near = next(
                 iter(
                     difflib.get_close_matches(
-                        os.path.basename(transfer.path),
-                        os.listdir(os.path.dirname(transfer.path) or "."),
+                        os.path.basename(file.path),
+                        os.listdir(os.path.dirname(file.path) or "."),
                         1,
                     )
                 ),
@@ -926,7 +1037,7 @@ class Puts(Batch):
             )
         return Failure(
             26,
-            f"cannot read {printable(transfer.path)}: "
+            f"cannot read {printable(file.path)}: "
             f"{(error.strerror or '').lower()} (in {printable(os.getcwd())})",
             "it was not sent",
             f"did you mean {printable(near)}?" if near else "check the name",
@@ -954,8 +1065,8 @@ def do_put(args: argparse.Namespace) -> int:
         )
     batch = Puts(args) if args.command == "put" else Sends(args)
     if batch.progress.drawn:
-        measure(batch.progress, args.paths)
-    return batch.run(batch.transfers())
+        batch.measure()
+    return batch.run(batch.sources())
 
 
 def local_names(path: str) -> list[str]:
@@ -965,17 +1076,6 @@ def local_names(path: str) -> list[str]:
     import glob  # not at the top: few need it
 
     return sorted(glob.glob(path)) or [path]
-
-
-def measure(progress: "Progress", paths: Sequence[str]) -> None:
-    """How much there is to send: the bar tells how much of it."""
-    for path in paths:
-        below = (os.path.join(top, name) for top, _, names in os.walk(path) for name in names)
-        for found in itertools.chain([path], below):
-            with contextlib.suppress(OSError):
-                status = os.lstat(found)
-                progress.total += status.st_size * stat.S_ISREG(status.st_mode)
-                progress.all_files += stat.S_ISREG(status.st_mode)
 
 
 # --- get: files come in ---
@@ -989,6 +1089,8 @@ class Gets(Batch):
         self.stream: int | None = None
         self.leaf = ""  # what the one thing that is fetched shall be called
         self.top = self.choose(args.output)
+        # for --delete: a folder's path here -> the names that the server has in it
+        self.known: dict[str, set[str]] = {}
         self.folder = functools.lru_cache(NEAR)(self.open_folder)
 
     def choose(self, output: Optional[str]) -> Optional["Folder"]:
@@ -1009,7 +1111,7 @@ class Gets(Batch):
             folder, self.leaf = os.path.split(os.path.abspath(output))
         return destination(folder)
 
-    def transfers(self) -> Iterator[Transfer]:
+    def sources(self) -> Iterator[File]:
         found = expand(self.args, self.args.names)
         first = list(itertools.islice(found, 2))
         if self.leaf and len(first) > 1:
@@ -1022,81 +1124,70 @@ class Gets(Batch):
             )
         return itertools.chain(first, found)
 
-    def start(self, transfer: Transfer) -> None:
-        content = self.args.compare == "content" and self.stream is None
-        entry, transfer.there = transfer.there, None
-        if entry and not self.is_wanted(transfer, entry):
+    def converse(self, file: File) -> Conversation:
+        facts, content = file.listed, self.args.compare == "content" and self.stream is None
+        if facts and not self.is_wanted(file, facts):
             return
-        if transfer.top and not content:
-            return self.request_file(transfer)
-        self.link.request(
-            self.handle_stat, transfer, "stat", transfer.name, digest="yes" if content else None
-        )
+        if not facts or (content and "sha256" not in facts.keys):
+            self.link.request("stat", file.name, digest="yes" if content else None)
+            facts = require_ok((yield file), "get", file.name)
+            if not file.top:
+                own = file.name.rpartition("/")[2]
+                # DEST is where it goes, not its new name: given again, the command finds it there
+                if facts.keys.get("type") == "dir":
+                    path = f"{self.leaf}/{own}" if self.leaf else own
+                    return (yield from self.get_folder(file._replace(path=path)))
+                if is_excluded(self.args.exclude, own):
+                    return self.skip("excluded", file.name)
+                file = file._replace(path=self.leaf or own)
+                self.progress.expect(facts.number("size"))
+        yield from self.get_file(file._replace(listed=facts), facts)
 
-    def handle_stat(self, transfer: Transfer, answer: "Line") -> None:
-        require_ok(answer, "get", transfer.name)
-        own = transfer.name.rpartition("/")[2]
-        transfer.path = transfer.path if transfer.top else self.leaf or own
-        # DEST is where it goes, not its new name: given again, the command finds it there
-        if answer.keys.get("type") == "dir" and not transfer.top:
-            transfer.path = f"{self.leaf}/{own}" if self.leaf else own
-            self.link.request(self.handle_listing, transfer, "list", transfer.name, deep="yes")
-        else:
-            self.progress.total += answer.number("size") - transfer.size
-            self.progress.all_files += not transfer.mtime_ns
-            transfer.size, transfer.mtime_ns, transfer.sha256 = (
-                answer.number("size"),
-                answer.number("mtime_ns"),
-                answer.keys.get("sha256", ""),
-            )
-            transfer.executable = answer.is_set("exec")
-            self.request_file(transfer)
-
-    def handle_listing(self, transfer: Transfer, answer: "Line") -> None:
+    def get_folder(self, file: File) -> Conversation:
         """The listing of a folder, whole: bodies can follow only after it."""
-        entries = Listing()
-        for entry in answer_lines(self.link, answer, "get", transfer.name):
+        self.link.request("list", file.name, deep="yes")
+        answer, entries = (yield file), Listing()
+        known = self.known[file.path] = set()
+        for entry in answer_lines(self.link, answer, "get", file.name):
             entries.add(entry)
-            self.progress.total += entry.number("size") if entry.verb == "file" else 0
-            self.progress.all_files += entry.verb == "file"
-        self.make_folder(transfer)
-        self.sources.append(self.entries(transfer, entries))
+            if entry.verb == "file":
+                self.progress.expect(entry.number("size"))
+            if self.args.delete:
+                known.add(entry.words[0][len(file.name) + 1 :])
+        self.make_folder(file.path)
+        self.files.append(self.entries(file, entries))
 
-    def entries(self, above: Transfer, found: Listing) -> Iterator[Transfer]:
+    def entries(self, above: File, found: Listing) -> Iterator[File]:
         for entry in found:
-            transfer = Transfer(entry.words[0])
-            transfer.path = above.path + transfer.name[len(above.name) :]
-            transfer.top, transfer.there = above.path, entry
-            if transfer.name.startswith(above.name + "/"):
-                yield transfer
+            name = entry.words[0]
+            file = File(name, above.path + name[len(above.name) :], above.path, listed=entry)
+            if name.startswith(above.name + "/"):
+                yield file
             else:
-                listed, asked = printable(transfer.name), printable(above.name)
-                what = f"the server listed {listed}, which is not in {asked}"
+                what = f"the server listed {printable(name)}, which is not in "
+                what += printable(above.name)
                 why = "it breaks the protocol"
-                self.fail(transfer, Failure(56, what, why, "get the files by their names"))
+                self.fail(file, Failure(56, what, why, "get the files by their names"))
 
-    def is_wanted(self, transfer: Transfer, entry: "Line") -> bool:
+    def is_wanted(self, file: File, entry: "Line") -> bool:
         """Whether an entry of a listing is a file to get; a folder is made at once."""
-        leaf = check_name(transfer.path)[-1]
-        if "/." in transfer.path[len(transfer.top) :] and not self.args.hidden:
-            # what lies below a folder with such a name is not told one by one
-            if leaf.startswith("."):
-                raise hidden_name_failure(transfer.name)
-        elif entry.keys.get("reason") == "not-a-file":
-            self.say_skipped(transfer.name)
+        check_name(file.path)
+        below = file.path[len(file.top) + 1 :] + "/" * (entry.verb == "dir")
+        if file.top and self.leaves_out(file.name, below):
+            return False
+        if entry.keys.get("reason") == "not-a-file":
+            self.skip("link or special", file.name)
         elif entry.verb == "note":
-            raise refusal(entry, "get", transfer.name)
+            raise refusal(entry, "get", file.name)
         elif entry.verb == "dir":
-            self.make_folder(transfer)
+            self.make_folder(file.path)
         else:
-            transfer.size, transfer.mtime_ns = entry.number("size"), entry.number("mtime_ns")
-            transfer.executable = entry.is_set("exec")
             return True
         return False
 
-    def make_folder(self, transfer: Transfer) -> None:
-        if self.stream is None:
-            folder = self.folder(tuple(check_name(transfer.path)))
+    def make_folder(self, path: str) -> None:
+        if self.stream is None and not self.args.dry_run:
+            folder = self.folder(tuple(check_name(path)))
             for name in folder.entries():
                 remove_if_old(folder, name)
 
@@ -1109,113 +1200,171 @@ class Gets(Batch):
         assert self.top
         return self.top.descend(above, make=True)
 
-    def request_file(self, transfer: Transfer) -> None:
+    def get_file(self, file: File, facts: "Line") -> Conversation:
+        """Its bytes, or those after what an earlier attempt left."""
+        part: Part | None = None
+        size = facts.number("size")
+        if self.args.dry_run and self.is_new(file):
+            return self.plan("new", file, size)
         if self.stream is not None:
-            transfer.part = transfer.part or Stream(self.stream)
+            part = file.stream or Stream(self.stream)
+            file = file._replace(stream=part)
         else:
-            folder, leaf = self.local(transfer.path)
-            if self.is_here(transfer, folder, leaf):
-                return self.skip(transfer, transfer.size)
+            folder, leaf = self.local(file.path)
+            if self.is_here(file, facts, folder, leaf):
+                return self.skip_same(file, size)
+            if self.args.dry_run:
+                return self.plan("replace", file, size)
             folder.protect(leaf)
-            if self.args.resume and transfer.size >= RESUMABLE and not transfer.part:
-                self.resume(transfer, folder, leaf)
-        part = transfer.part
+            part = self.earlier_part(file, facts, folder, leaf)
+        received = part.received if part else 0
         self.link.request(
-            self.handle_body,
-            transfer,
             "get",
-            transfer.name,
-            offset=part.received if part and part.received else None,
-            sha256=part.sha.hexdigest() if part and part.received else None,
+            file.name,
+            offset=received or None,
+            sha256=part.sha.hexdigest() if part and received else None,
         )
+        try:
+            answer = require_ok((yield file), "get", file.name)
+        except BaseException:
+            if part:
+                part.keep()
+            raise
+        self.receive(file, part, answer)
 
-    def is_here(self, transfer: Transfer, folder: "Folder", leaf: str) -> bool:
-        there = folder.stat(leaf)
+    def is_new(self, file: File) -> bool:
+        """Whether nothing of that name is here; a folder above it is not made for that."""
+        return self.top is None or not os.path.lexists(os.path.join(self.top.path, file.path))
+
+    def surplus(self) -> Iterator[File]:
+        """Remove what is here and not there: first it is counted, then it goes."""
+        for path, known in self.known.items():
+            if self.top is None or self.is_new(File("", path)):
+                continue
+            folder = self.folder(tuple(check_name(path)))
+            extra = [below.strip("/") not in known for _, _, below in self.content(folder, "")]
+            self.check_share(sum(extra), len(extra), path)
+            for above, leaf, below in self.content(folder, ""):
+                if below.strip("/") not in known:
+                    self.remove(File(f"{path}/{below}".rstrip("/")), above, leaf, below[-1] == "/")
+        return iter(())
+
+    def remove(self, file: File, folder: "Folder", leaf: str, is_folder: bool) -> None:
+        if self.args.dry_run:
+            return self.plan("delete", file)
+        with contextlib.suppress(OSError, Refused):  # what is in it was left alone
+            folder.protect(leaf, is_folder)
+            folder.remove(leaf, is_folder)
+            self.deleted += 1
+            self.report(file, "deleted")
+
+    def content(self, folder: "Folder", below: str) -> Iterator[tuple["Folder", str, str]]:
+        """Each file and folder that --delete may remove, a folder after what is in it."""
+        for leaf in folder.entries():
+            status = folder.stat(leaf)
+            is_folder = bool(status and stat.S_ISDIR(status.st_mode))
+            path = f"{below}{leaf}{'/' * is_folder}"
+            special = not status or not (is_folder or stat.S_ISREG(status.st_mode))
+            if special or PART.fullmatch(leaf) or self.kept_out(path):
+                continue
+            if is_folder:
+                yield from self.content(folder.below(leaf), path)
+            yield folder, leaf, path
+
+    def is_here(self, file: File, facts: "Line", folder: "Folder", leaf: str) -> bool:
+        there, size = folder.stat(leaf), facts.number("size")
         if there is None:
             return False
         if not stat.S_ISREG(there.st_mode):
             raise Failure(
                 23,
-                f"cannot write {printable(transfer.path)}",
+                f"cannot write {printable(file.path)}",
                 "a folder, a link or a special file has that name here",
                 "-o DEST for another place",
             )
-        if transfer.sha256:
+        if "sha256" in facts.keys:
             fd, there = folder.read(leaf)
             with os.fdopen(fd, "rb"):
-                alike = (
-                    there.st_size == transfer.size
-                    and digest(fd, transfer.size, hashlib.sha256(), lambda count: None)
-                    == transfer.sha256
-                )
+                ours = digest(fd, size, hashlib.sha256(), lambda count: None)
+                alike = there.st_size == size and ours == facts.keys["sha256"]
         else:
-            alike = same(transfer.size, transfer.mtime_ns, there.st_size, there.st_mtime_ns)
+            alike = same(size, facts.number("mtime_ns"), there.st_size, there.st_mtime_ns)
         if not alike and not self.args.force:
             raise Failure(
                 23,
-                f"{printable(transfer.path)} is already here "
-                f"({there.st_size:,} bytes; the server's has {transfer.size:,})",
-                "it is different, by size or time",
-                "--force replaces it; -o DEST puts it elsewhere",
+                f"another {printable(file.path)} is already here",
+                f"{described(there.st_size, there.st_mtime_ns)}; "
+                f"the server's: {described(size, facts.number('mtime_ns'))}",
+                "-o DEST puts the server's elsewhere; --force replaces yours",
             )
         return alike
 
-    def resume(self, transfer: Transfer, folder: "Folder", leaf: str) -> None:
-        """What an earlier attempt left, and its digest, for the server to compare."""
-        part = Part(folder, leaf, transfer.size, transfer.mtime_ns, transfer.executable)
-        if not folder.stat(part.name):
-            return
-        self.claim(transfer, part)
+    def earlier_part(
+        self, file: File, facts: "Line", folder: "Folder", leaf: str
+    ) -> Optional["Part"]:
+        """What an earlier attempt left, locked, with its digest for the server to compare."""
+        size, mtime_ns = facts.number("size"), facts.number("mtime_ns")
+        part = Part(folder, leaf, size, mtime_ns, facts.is_set("exec"))
+        if not self.args.resume or size < RESUMABLE or not part.length():
+            return None
+        self.claim(file, part)
+        length = part.length()
         try:
-            part.examine(transfer.size, lambda count: self.progress.update(count, "checked"))
+            if length <= size:  # a longer one is of no use
+                digest(part.fd, length, part.sha, lambda n: self.progress.update(n, "checked"))
+                part.received = length
         except BaseException:
             part.close()  # this program, a shell, may be the next to ask for it
             raise
-        transfer.part = part
+        return part
 
-    def claim(self, transfer: Transfer, part: "Part") -> None:
+    def where(self, file: File, current: int) -> str:
+        """Also the part that is kept here, if there is one."""
+        text = super().where(file, current)
+        if file.listed and self.top and file.path:
+            folder, leaf = self.local(file.path)
+            facts = file.listed
+            name = lasting_name(leaf, facts.number("size"), facts.number("mtime_ns"))
+            if folder.stat(name):
+                text += f"; what came is kept as {printable(os.path.join(folder.path, name))}"
+        return text
+
+    def claim(self, file: File, part: "Part") -> None:
         if not part.claim():
             raise Failure(
                 23,
-                f"another program is writing {printable(transfer.path)}",
+                f"another program is writing {printable(file.path)}",
                 "its part is locked",
                 "run the same command again when that one is done",
             )
 
-    def handle_body(self, transfer: Transfer, answer: "Line") -> None:
-        if answer.verb != "ok":
-            self.release_part(transfer)
-            raise refusal(answer, "get", transfer.name)
+    def receive(self, file: File, part: Optional["Part"], answer: "Line") -> None:
+        """The body that follows the answer."""
         size, mtime_ns = answer.number("size"), answer.number("mtime_ns")
-        part = transfer.part or Part(
-            *self.local(transfer.path), size, mtime_ns, answer.is_set("exec")
-        )
-        part.mtime_ns, transfer.part = (
-            mtime_ns,
-            None,
-        )  # a file may have grown since its part was checked
+        part = part or Part(*self.local(file.path), size, mtime_ns, answer.is_set("exec"))
+        part.mtime_ns = mtime_ns  # a file may have grown since its part was checked
         try:
-            self.receive(transfer, part, size, answer.number("offset"))
+            offset = self.write_body(file, part, size, answer.number("offset"))
         except (Lost, KeyboardInterrupt):
-            transfer.part = part if isinstance(part, Stream) else None
             self.progress.current = part.received
-            transfer.kept = (
-                os.path.join(part.folder.path, part.name) if part.keep() and part.name else ""
-            )
+            part.keep()
             raise
-        except BaseException:
-            transfer.offset = part.received
+        except BaseException as error:
+            kept = isinstance(error, OSError) and error.errno in FULL and part.keep()
             part.drop()
-            self.requeue()  # the rest of this body is on its way, and nobody wants it
+            self.hang_up()  # the rest of this body is on its way, and nobody wants it
             self.use_link(connected(self.args))
+            if isinstance(error, OSError):
+                raise self.cut_short(file, part, size, error, kept) from None
             raise
-        self.done(transfer, size, part.sha.hexdigest())
+        self.done(file, size, part.sha.hexdigest(), offset)
 
-    def receive(self, transfer: Transfer, part: "Part", size: int, offset: int) -> None:
+    def write_body(self, file: File, part: "Part", size: int, offset: int) -> int:
+        """Receive it into the part, which then gets its name. Returns where it began."""
         if part.fd < 0:
-            self.claim(transfer, part)
+            self.claim(file, part)
         part.begin(offset)
-        self.resumed(transfer, offset)
+        self.progress.resumed += offset
         try:
             if (
                 receive_body(self.link, part, size, lambda announced: None, self.progress.update)
@@ -1226,36 +1375,37 @@ class Gets(Batch):
             code, what, why, hint = UNFIT[refused.reason]
             raise Failure(
                 code,
-                f"{printable(transfer.name)} {what} ({part.received:,} of {size:,} bytes)",
+                f"{printable(file.name)} {what} ({part.received:,} of {size:,} bytes)",
                 why,
                 hint,
             ) from None
         part.finish(self.args.force)
+        return offset
 
-    def requeue(self) -> None:
-        """Also release the parts of these transfers: the shell's next command may need them."""
-        for _, transfer, _, _ in self.link.pending:
-            self.release_part(transfer)
-        super().requeue()
+    def cut_short(
+        self, file: File, part: "Part", size: int, error: OSError, kept: bool
+    ) -> "Failure":
+        what = f"cannot write {printable(file.path)} ({error.strerror}) "
+        what += f"after {part.received:,} of {size:,} bytes"
+        if error.errno not in FULL:
+            why, hint = "what was there before is untouched", "-o DEST for another place"
+        else:
+            folder = printable(os.path.abspath(part.folder.path))
+            needed = plural(size - part.received * kept, "byte")
+            why = f"{needed} more must fit on the disk of {folder}"
+            hint = "make room, then run the same command" + " again: it resumes" * kept
+        return Failure(23, what, why, hint)
 
-    def release_part(self, transfer: Transfer) -> None:
-        if transfer.part and transfer.part.name:
-            transfer.part.keep()
-            transfer.part = None
+    def as_failure(self, file: File, error: Union[OSError, "Refused"]) -> "Failure":
+        if isinstance(error, OSError):
+            return cannot_write(file.path, error)
+        why = error.keys.get("why", WHYS[error.reason][0])
+        code = 56 if error.reason == "bad-name" else 23
+        what = f"will not write {printable(file.path)} here"
+        return Failure(code, what, str(why), "-o DEST for another place")
 
-    def as_failure(self, transfer: Transfer, error: Union[OSError, "Refused"]) -> "Failure":
-        if isinstance(error, Refused):
-            why = error.keys.get("why", WHYS[error.reason][0])
-            code = 56 if error.reason == "bad-name" else 23
-            what = f"will not write {printable(transfer.path)} here"
-            return Failure(code, what, str(why), "-o DEST for another place")
-        return Failure(
-            23,
-            f"cannot write {printable(transfer.path)} ({error.strerror}) "
-            f"after {transfer.offset:,} of {transfer.size:,} bytes",
-            "what was there before is untouched",
-            "room on the disk, or -o DEST",
-        )
+
+FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 UNFIT = {
@@ -1286,15 +1436,6 @@ UNFIT = {
 }  # why a body is not taken for the file
 
 
-def hidden_name_failure(name: str) -> "Failure":
-    return Failure(
-        23,
-        f"did not get {printable(name)}",
-        "its name starts with a dot: such files can hold settings that programs obey here",
-        "--hidden takes them too",
-    )
-
-
 def destination(path: str) -> "Folder":
     """The folder that something comes to, made when missing, without what nobody came back for."""
     try:
@@ -1319,7 +1460,7 @@ def cannot_write(path: str, error: OSError) -> "Failure":
 def do_get(args: argparse.Namespace) -> int:
     batch = Gets(args)
     try:
-        return batch.run(batch.transfers())
+        return batch.run(batch.sources())
     finally:
         if batch.stream is not None and args.output != "-":
             os.close(batch.stream)  # its reader waits for the end, and this program may be a shell
@@ -1338,7 +1479,7 @@ class Sends(Puts):
 
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(args)
-        self.waiting = self.nobody = False
+        self.waits = self.nobody = False
         # receiver -> files and folders it was sent, files it has, their bytes
         self.results: dict[str, list[int]] = {}
         self.targets = ",".join(filter(None, args.to or []))
@@ -1352,7 +1493,7 @@ class Sends(Puts):
         if args.all:
             waiting = (
                 found
-                for found in list_clients(self.link)
+                for found in lines_of(args, "who")
                 if found.keys.get("mode") == "receive" and "you" not in found.keys
             )
             self.targets = ",".join(found.words[0] for found in waiting)
@@ -1364,88 +1505,62 @@ class Sends(Puts):
                 "python3 client.py receive, there; --to HOST:PORT or NICK, here",
             )
 
-    def why_once(self, transfer: Transfer) -> str:
-        return "what others have already would come to them twice"
+    def only_once(self, file: File) -> str:
+        return "send what is missing: what others have already would come to them twice"
 
-    def announce(self, handler: Handler, transfer: Transfer, verb: str, **keys: object) -> None:
-        transfer.got, transfer.kept = [], ""
-        self.link.request(
-            handler,
-            transfer,
-            "send",
-            self.targets,
-            transfer.name,
-            **keys,
-            type="dir" if verb == "mkdir" else None,
-        )
+    def announce(self, file: File, verb: str, **keys: object) -> None:
+        kind = "dir" if verb == "mkdir" else None
+        self.link.request("send", self.targets, file.name, **keys, type=kind)
 
-    def start(self, transfer: Transfer) -> None:
-        transfer.fresh = True
-        super().start(transfer)
+    def put_file(self, file: File, status: os.stat_result) -> Conversation:
+        yield from self.send_file(file, 0, False)
+
+    def put_folder(self, file: File) -> Conversation:
+        self.announce(file, "mkdir")
+        if self.has_arrived(file, (yield file)):
+            self.files.append(self.children(file, True))
 
     def handle_note(self, note: "Line") -> None:
-        if note.verb == "got":  # answers come in order: it is about the first that has none
-            if len(self.link.arrived) >= len(self.link.pending):
-                raise Broken("got without a send")
-            self.link.pending[len(self.link.arrived)][1].got.append(note)
-        elif "waiting" in note.keys and not self.waiting:
-            self.waiting = True
+        if "waiting" in note.keys and not self.waits:
+            self.waits = True
             self.progress.clear()
             say(f"waiting: {plural(note.number('waiting'), 'receiver')}, not all of them free yet")
         super().handle_note(note)
 
-    def handle_folder(self, transfer: Transfer, answer: "Line") -> None:
-        self.received(transfer, answer)
-        if not transfer.failed:
-            self.sources.append(self.children(transfer))
+    def accept(self, file: File, answer: "Line", size: int, sha256: str, offset: int = 0) -> None:
+        if self.has_arrived(file, answer, size, sha256):
+            self.done(file, size, sha256)
 
-    def handle_stored(self, transfer: Transfer, answer: "Line") -> None:
-        self.received(transfer, answer)
-        if not transfer.failed:
-            self.done(transfer, transfer.size, transfer.sha256)
-
-    def received(self, transfer: Transfer, answer: "Line") -> None:
-        """Who has it, who has not, and why."""
+    def has_arrived(self, file: File, answer: "Line", size: int = 0, sha256: str = "") -> bool:
+        """Who has it, who has not, and why. False if nobody has."""
         if self.nobody:
-            transfer.failed, self.failed = True, self.failed + 1
-            return
-        if not transfer.got:
-            raise refusal(answer, "send", transfer.name)
-        reasons = [self.count_result(transfer, found) for found in transfer.got]
-        transfer.failed = all(reasons)
-        if transfer.failed and AWAY.issuperset(reasons):
+            self.failed += 1
+            return False
+        if not self.link.got:
+            raise refusal(answer, "send", file.name)
+        reasons = [self.count_result(file, found, size, sha256) for found in self.link.got]
+        if all(reasons) and AWAY.issuperset(reasons):
             self.nobody = True
-            if self.link.pending or self.next_transfer():
+            if self.waiting or self.next_file():
                 say("nobody is left who receives: the rest is not sent")
-            self.sources.clear()
+            self.files.clear()
+        return not all(reasons)
 
-    def count_result(self, transfer: Transfer, found: "Line") -> str:
+    def count_result(self, file: File, found: "Line", size: int, sha256: str) -> str:
         """What one receiver said: "", or why it has not got it."""
-        verified = found.words[1:2] == ["ok"] and found.keys.get("sha256") == (
-            transfer.sha256 or None
-        )
-        target, reason = (
-            peer_name(found.words[0], found.keys.get("nick")),
-            "" if verified else found.keys.get("reason") or "wrong-digest",
-        )
+        verified = found.words[1:2] == ["ok"] and found.keys.get("sha256") == (sha256 or None)
+        target = peer_name(found.words[0], found.keys.get("nick"))
+        reason = "" if verified else found.keys.get("reason") or "wrong-digest"
         row = self.results.setdefault(target, [0, 0, 0])
-        for place, more in enumerate((1, verified, transfer.size * verified)):
+        for place, more in enumerate((1, verified, size * verified)):
             row[place] += more
         if reason:
-            transfer.failed = False  # each receiver that has not got it is told of
             why, hint = {**WHYS, **THERE}.get(
                 reason, ("the receiver says so", "run the same command again")
             )
             why = printable(found.keys.get("why", why))
-            self.fail(
-                transfer,
-                Failure(
-                    25,
-                    f"{target} did not get {printable(transfer.name)} ({printable(reason)})",
-                    why,
-                    hint,
-                ),
-            )
+            what = f"{target} did not get {printable(file.name)} ({printable(reason)})"
+            self.fail(file, Failure(25, what, why, hint))
         return reason
 
     def summary(self) -> None:
@@ -1473,6 +1588,7 @@ class Inbox:
         # (sender, folder) -> what the folder is called here
         self.named: dict[tuple[str, str], str] = {}
         self.last_note = 0.0  # when the sender was last told how far it is
+        self.admitted: dict[tuple[str, str], bool] = {}  # what was asked for: sender, name
         self.top = destination(args.output or ".")
 
     def run(self) -> int:
@@ -1480,9 +1596,10 @@ class Inbox:
         self.link.keep_alive()
         if not self.args.quiet:
             known = printable(answer.keys.get("nick") or answer.keys.get("you", "?"))
+            port = f" --port {self.args.port}" * (self.args.port != PORT)
             say(
                 "waiting for files; others send them with:  python3 client.py "
-                f"--host {self.args.host} --port {self.args.port}{trust_options(self.args)} "
+                f"--host {shlex.quote(self.args.host)}{port}{trust_options(self.args)} "
                 f"send PATH --to {known}"
             )
         while self.args.count:  # below zero, without --count, it comes to no end
@@ -1498,6 +1615,7 @@ class Inbox:
             return
         name = request.words[0] if request.words else ""
         try:
+            self.admit(name, request)
             (self.store if request.verb == "put" else self.make)(name, request)
         except (Refused, OSError) as error:
             reason, why = reason_of(error), getattr(error, "keys", {}).get("why")
@@ -1506,6 +1624,32 @@ class Inbox:
             text = f"{self.sender(request)}: did not get {printable(name)} ({reason}{because})"
             say(in_rows(text, 2))
         self.link.flush()
+
+    def admit(self, name: str, request: "Line") -> None:
+        """Say who sends what before it is taken; --from and --ask can refuse it."""
+        endpoint, nick = request.keys.get("from", ""), request.keys.get("nick", "")
+        known = {endpoint, endpoint.rpartition(":")[0].strip("[]"), nick.lower()}
+        if self.args.senders and not known.intersection(map(str.lower, self.args.senders)):
+            raise Refused("not-wanted")
+        key = endpoint, name.partition("/")[0]
+        if key not in self.admitted:
+            size = f", {readable_size(request.number('size'))}" if "size" in request.keys else ""
+            text = f"{self.sender(request)} sends {printable(key[1])}{size}"
+            if not self.args.quiet and (self.args.ask or os.isatty(2)):
+                say(in_rows(text, 2))
+            self.admitted[key] = not self.args.ask or self.is_taken()
+            if len(self.admitted) > SENDERS:
+                del self.admitted[next(iter(self.admitted))]
+        if not self.admitted[key]:
+            raise Refused("not-wanted")
+
+    def is_taken(self) -> bool:
+        """Ask; no answer for half of the time that the server waits for us means no."""
+        draw("take it? [y/N] ")
+        if not sys.stdin or not select.select([0], [], [], self.args.timeout / 2)[0]:
+            draw("no answer: refused\n")
+            return False
+        return sys.stdin.readline().strip().lower().startswith("y")
 
     def sender(self, request: "Line") -> str:
         return peer_name(request.keys.get("from", "?"), request.keys.get("nick"))
@@ -1649,6 +1793,8 @@ class Chat:
         self.unanswered = self.code = 0
         self.due = 0.0  # when the next line from a pipe may be said
         self.problem: Exception | None = None
+        self.nick, self.rejoins = "", False  # with a new nick: what is replayed was heard before
+        self.recent: deque[dict[str, Any]] = deque(maxlen=REPLAYED)
         self.thread = threading.Thread(target=self.run, daemon=True)
 
     def join(self) -> None:
@@ -1656,10 +1802,12 @@ class Chat:
         while (found := self.link.line()).verb not in ("ok", "err"):
             self.show(found)
         require_ok(found, "let join", "the chat")
+        self.nick = found.keys.get("nick") or found.keys.get("you", "?")
         self.link.keep_alive()
         if not self.args.quiet:
-            known = printable(found.keys.get("nick") or found.keys.get("you", "?"))
-            say(f"{plural(found.number('count', 1), 'client')} here; you are {known}; /who, /quit")
+            known = printable(self.nick)
+            count = plural(found.number("count", 1), "client")
+            say(f"{count} here; you are {known}; {', '.join(CHAT_COMMANDS)}")
         self.ring()  # somebody may have said something already, and it came with the answer
         self.thread.start()
 
@@ -1699,32 +1847,44 @@ class Chat:
             self.show(self.link.line())
 
     def send_typed(self, text: str) -> None:
-        if text == "/who":
-            self.link.put(line("who"))
-            self.unanswered += 1
-        elif text.startswith("/") and not text.startswith("//"):
-            self.show_line(
-                "* /who tells who is here, /quit leaves; a line that starts with a slash needs two"
-            )
+        """A line for all, or a command, which begins with one slash."""
+        command, _, rest = text.partition(" ")
+        if not text.startswith("/") or text.startswith("//"):
+            self.say(text[text.startswith("//") :])
+        elif command == "/who":
+            self.request(line("who"))
+        elif command == "/nick" and rest:
+            if not NICK.fullmatch(rest):
+                return self.show_line(f"* {WHYS['bad-nick'][0]}")
+            self.rejoins = True
+            self.request(line("chat", rest))
         else:
-            clean = "".join(
-                " " if char < " " or char == "\x7f" else char
-                for char in text[text.startswith("//") :]
-            )
-            for start in range(0, len(clean), LONGEST):
-                self.link.put(
-                    b"say %b\n" % clean[start : start + LONGEST].encode(errors="surrogateescape")
-                )
-                self.unanswered += 1
+            import difflib
+
+            close = difflib.get_close_matches(command, CHAT_COMMANDS, 1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            self.show_line(f"* {hint}{CHAT_HELP}")
+
+    def say(self, text: str) -> None:
+        clean = "".join(" " if char < " " or char == "\x7f" else char for char in text)
+        for start in range(0, len(clean), LONGEST):
+            piece = clean[start : start + LONGEST].encode(errors="surrogateescape")
+            self.request(b"say %b\n" % piece)
+
+    def request(self, text: bytes) -> None:
+        self.link.put(text)
+        self.unanswered += 1
 
     def show(self, found: "Line") -> None:
         """A line of a peer begins with its name, a line of this program with a star."""
         words, keys = found.words or [""], found.keys
         if found.verb == "said":
             name, _, text = words[0].partition(" ")
-            self.show_line(
-                f"{unquote(name[5:])}: {text}", {"from": unquote(name[5:]), "text": text}
-            )
+            said = {"from": unquote(name[5:]), "text": text}
+            known = said in self.recent or said["from"] == self.nick
+            if not (self.rejoins and known):
+                self.show_line(f"{said['from']}: {text}", said)
+            self.recent.append(said)
         elif found.verb in ("joined", "left"):
             self.show_line(f"* {words[0]} {found.verb}", {found.verb: words[0]})
         elif found.verb == "client":
@@ -1739,17 +1899,21 @@ class Chat:
                 "they came faster than you took them",
                 {"lost": found.number("lost")},
             )
-        elif found.verb in ("ok", "err") and words[0] in ("say", "who"):
+        elif found.verb in ("ok", "err") and words[0] in ("say", "who", "chat"):
             self.unanswered -= 1
             if found.verb == "err":
-                self.code = 9
-                self.show_line(
-                    f"* not said ({keys.get('reason', '?')})", {"error": keys.get("reason", "?")}
-                )
+                self.code, reason = 9, keys.get("reason", "?")
+                self.show_line(f"* not said ({reason})", {"error": reason})
+            elif words[0] == "chat":
+                self.rejoins, self.nick = False, keys.get("nick", "")
+                self.show_line(f"* you are {self.nick}", {"nick": self.nick})
 
     def show_line(self, text: str, facts: Optional[dict[str, Any]] = None) -> None:
+        earlier = self.thread.ident is None  # what was said before we came
+        if self.live:
+            text = f"{'earlier' if earlier else time.strftime('%H:%M')} {text}"
         if self.args.json and facts:
-            tell_json(facts)
+            tell_json({**facts, "earlier": True} if earlier else facts)
         elif self.typist is Typist.TYPING and self.live:
             os.write(product(), self.with_prompt(in_rows(printable(text), 1)).encode())
         else:
@@ -2048,7 +2212,7 @@ class Wire:
         self.view = memoryview(self.buffer)
         self.start = self.end = 0  # what was received and not yet used: buffer[start:end]
         self.remaining = 0  # bytes of the announced body that are still to be used
-        self.unread: Line | None = None  # a line that was read too early
+        self.early: deque[Line] = deque()  # lines that were read before their turn
         self.out = bytearray()  # what is still to be sent
         self.last_heard = time.monotonic()
 
@@ -2103,6 +2267,9 @@ class Wire:
     def receive(self, patience: Optional[float]) -> None:
         """Wait for more bytes. First send what is queued, or both sides could wait for ever."""
         self.flush()
+        self.fill(patience)
+
+    def fill(self, patience: Optional[float]) -> None:
         rest = self.view[self.start : self.end]
         if len(self.buffer) == QUIET and (
             max(self.end, self.remaining) >= QUIET or hasattr(self.sock, "pending")
@@ -2141,22 +2308,21 @@ class Wire:
         """The next line. With idle, the wait for its first byte has no deadline."""
         while self.remaining:  # a body that nobody wants is read and dropped
             self.take_body()
-        if self.unread:
-            early, self.unread = self.unread, None
-            return early
-        while True:
+        while not self.early:
             stop = self.line_end()
             if stop < 0:
-                stop = self.wait_for_line(idle)
+                self.wait_for_line(idle)
+                continue
             raw = bytes(self.view[self.start : stop]).removesuffix(b"\r")
             self.start = stop + 1
             if raw:  # an empty line means nothing
                 return self.understand(raw)
+        return self.early.popleft()
 
-    def wait_for_line(self, idle: bool) -> int:
-        """Wait until the next line is whole, under one deadline; where it ends."""
+    def wait_for_line(self, idle: bool) -> None:
+        """Wait until the next line is whole, under one deadline."""
         deadline = None if idle and self.start == self.end else time.monotonic() + self.timeout
-        while (stop := self.line_end()) < 0:
+        while self.line_end() < 0 and not self.early:
             if self.buffer.startswith(TLS, self.start, self.end):
                 raise Broken("this-is-tls")
             try:
@@ -2166,7 +2332,6 @@ class Wire:
                     raise Lost("the other side closed the connection inside a line") from None
                 raise
             deadline = deadline or time.monotonic() + self.timeout
-        return stop
 
     def line_end(self) -> int:
         """Where the next line ends in the buffer, or -1."""
@@ -2208,10 +2373,18 @@ class Link(Wire):
 
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__(dial(args), args.timeout)
+        self.pace = Pace(args.limit_rate) if args.limit_rate else None
+        if self.pace:  # what the kernel holds back has not been taken by us
+            window = max(LEAST_WINDOW, min(args.limit_rate, BUFFER))
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
         self.endpoint, self.flags = endpoint(args), link_flags(args)
-        self.pending: deque[tuple[Handler, Transfer, tuple[str, ...], int]] = deque()
-        self.unanswered = 0  # bytes of pending requests
-        self.arrived: deque[Line] = deque()  # answers that came while something was sent
+        # what was asked and not answered yet: the words that the answer repeats, the line's length
+        self.asked: deque[tuple[tuple[str, ...], int]] = deque()
+        self.unanswered = 0  # bytes of these lines
+        # answers that came while something was sent, each with what receivers said before it
+        self.arrived: deque[tuple[Line, list[Line]]] = deque()
+        self.said: list[Line] = []  # what receivers said since the last answer
+        self.got: list[Line] = []  # what they said before the answer that was taken last
         self.handle_note: Callable[[Line], None] = lambda note: None
         try:
             self.log_in(args, self.greet())
@@ -2221,10 +2394,10 @@ class Link(Wire):
 
     def greet(self) -> Line:
         try:
-            if not select.select([self.sock], [], [], min(NUDGE_AFTER, self.timeout / 2))[0]:
-                # an empty line means nothing; a server that waits for TLS is answered to its first
-                # byte
-                self.put(b"\n")
+            plain = not hasattr(self.sock, "pending")
+            patience = min(NUDGE_AFTER, self.timeout / 2)
+            if plain and not select.select([self.sock], [], [], patience)[0]:
+                self.put(NUDGE)
             greeting = self.line()
         except Broken as broken:
             greeting = Line(str(broken), [], {})
@@ -2262,8 +2435,8 @@ class Link(Wire):
                     "without --password and SIXSOCKETS_PASSWORD, if it is meant to be open",
                 )
             return
-        salt, theirs, mine = keys.get("salt", ""), keys.get("nonce", ""), os.urandom(16).hex()
-        if keys["auth"] != AUTH or not NONCE.fullmatch(salt) or not NONCE.fullmatch(theirs):
+        salt, nonce = keys.get("salt", ""), keys.get("nonce", "")
+        if keys["auth"] != AUTH or not NONCE.fullmatch(salt) or not NONCE.fullmatch(nonce):
             raise Failure(
                 56,
                 f"{self.endpoint} asks for a password in a way that is not known here",
@@ -2279,24 +2452,23 @@ class Link(Wire):
             )
         if not password:
             password = args.password = ask_password(self.endpoint)
-        key, pin = (
-            auth_key(password, salt),
-            fingerprint(self.sock.getpeercert(binary_form=True))
-            if hasattr(self.sock, "getpeercert")
-            else "",
-        )
-        answer = self.ask("auth", nonce=mine, proof=auth_proof(key, "client", theirs, mine, pin))
+        self.exchange_proofs(auth_key(password, salt), nonce)
+
+    def exchange_proofs(self, key: bytes, theirs: str) -> None:
+        """Ours first. Under TLS both cover the certificate: nobody in between can pass them on."""
+        mine, certificate = os.urandom(16).hex(), ""
+        if hasattr(self.sock, "getpeercert"):
+            certificate = fingerprint(self.sock.getpeercert(binary_form=True))
+        proof = auth_proof(key, "client", theirs, mine, certificate)
+        answer = self.ask("auth", nonce=mine, proof=proof)
         if answer.verb != "ok":
             reason = answer.keys.get("reason", "?")
-            told = (
-                TURNED_AWAY["busy"][2:]
-                if reason == "busy"
-                else ("it is not the server's", "the one that the server was given, or printed")
-            )
+            told = "it is not the server's", "the one that the server was given, or printed"
+            if reason == "busy":
+                told = TURNED_AWAY["busy"][2:]
             raise Failure(67, f"{self.endpoint} refused the password ({printable(reason)})", *told)
-        if not same_proof(
-            answer.keys.get("proof", ""), auth_proof(key, "server", theirs, mine, pin)
-        ):
+        expected = auth_proof(key, "server", theirs, mine, certificate)
+        if not same_proof(answer.keys.get("proof", ""), expected):
             raise Failure(
                 67,
                 f"{self.endpoint} does not know the password itself",
@@ -2308,11 +2480,23 @@ class Link(Wire):
         """As in Wire; but a server that sends while it does not read waits for others."""
         while view:
             try:
-                view = view[self.sock.send(self.sendable(view)) :]
+                count = self.sock.send(
+                    self.sendable(view[: self.pace.piece] if self.pace else view)
+                )
+                view = view[count:]
+                if self.pace:
+                    self.pace.wait(count)
             except OSError as error:
                 if not isinstance(error, socket.timeout) or not self.notes():
                     raise
         return 1
+
+    def receive_into(self, view: memoryview) -> int:
+        if not self.pace:
+            return super().receive_into(view)
+        count = super().receive_into(view[: self.pace.piece])
+        self.pace.wait(count)
+        return count
 
     def notes(self) -> int:
         """Take the lines that have come; how many."""
@@ -2336,43 +2520,66 @@ class Link(Wire):
                 say(f"waiting for an answer from {self.endpoint} (Ctrl-C stops)")
         super().receive(patience)
 
-    def request(self, handler: Handler, transfer: Transfer, *words: str, **keys: object) -> None:
+    def request(self, *words: str, **keys: object) -> None:
         text = line(*words, **keys)
         # the answer does not repeat for whom it was
         echoed = words if words[0] != "send" else ("send", words[2])
-        self.pending.append((handler, transfer, echoed, len(text)))
+        self.asked.append((echoed, len(text)))
         self.unanswered += len(text)
         self.put(text)
 
     def full(self) -> bool:
-        return len(self.pending) >= UNANSWERED or self.unanswered > UNANSWERED_BYTES
+        return len(self.asked) >= UNANSWERED or self.unanswered > UNANSWERED_BYTES
 
     def answer(self) -> Line:
-        return self.arrived.popleft() if self.arrived else self.hear()
+        """The answer to the oldest request that has none yet."""
+        while not self.arrived:
+            self.listen()
+        found, self.got = self.arrived.popleft()
+        words, length = self.asked.popleft()
+        self.unanswered -= length
+        ends = found.verb in ("ok", "err") and found.words != ["-"]
+        if ends and not all(map(str.startswith, words, found.words)):
+            raise Broken(f"{' '.join(found.words)} where {' '.join(words)} was asked")
+        return found
+
+    def accepted_offset(self) -> Optional[int]:
+        """Where the body of the put that was just asked for begins. None: the server refuses it."""
+        while len(self.arrived) < len(self.asked):
+            note = self.listen()
+            if note and "offset" in note.keys:
+                return note.number("offset")
+        return None
 
     def hear(self) -> Line:
         """The next line that is an answer."""
-        while not self.listen():
+        while self.listen():
             pass
-        return self.arrived.pop()
+        return self.arrived.pop()[0]
 
-    def listen(self) -> bool:
-        """Read a line. An answer is kept, True; a note goes to handle_note(), False."""
+    def listen(self) -> Optional[Line]:
+        """Read a line. An answer is kept; a note goes to handle_note(), and is returned."""
         found = self.line()
         if found.verb not in ANSWERS:
             raise Broken(f"{found.verb} where an answer was awaited")
         if found.verb not in ("ok", "err") and not found.words:
             raise Broken("bad-line")
-        if found.verb != "got" and (found.verb != "note" or "reason" in found.keys):
-            self.arrived.append(found)
-            return True
-        self.handle_note(found)
-        return False
+        if found.verb == "got":
+            if len(self.arrived) >= len(self.asked):
+                raise Broken("got without a send")
+            self.said.append(found)
+        elif found.verb == "note" and "reason" not in found.keys:
+            self.handle_note(found)
+        else:
+            self.arrived.append((found, self.said))
+            self.said = []
+            return None
+        return found
 
     def peek(self) -> bool:
         """Read what has come, without blocking. Returns whether every request has its answer."""
         self.notes()
-        return len(self.arrived) >= len(self.pending)
+        return len(self.arrived) >= len(self.asked)
 
     def ask(self, *words: str, **keys: object) -> Line:
         """One request, and its answer."""
@@ -2381,7 +2588,7 @@ class Link(Wire):
 
     def reply(self) -> Line:
         """The answer to the last request. Those before it are kept for their requests."""
-        while len(self.arrived) < len(self.pending):
+        while len(self.arrived) < len(self.asked):
             self.listen()
         return self.hear()
 
@@ -2390,11 +2597,21 @@ def dial(args: argparse.Namespace) -> socket.socket:
     """A connection to the server: by TLS when something is said about whom to trust."""
     plain = functools.partial(open_connection, args, args.host, args.port, server_command(args))
     try:
-        return encrypt(plain, args.host, args) if wants_tls(args) else plain()
+        checked = not proof_suffices(args)
+        return encrypt(plain, args.host, args, checked=checked) if wants_tls(args) else plain()
     except OSError as error:
         if isinstance(error, socket.timeout):
             raise Silent(f"silent for {args.timeout:g} s") from None
         raise Lost("it hung up within the TLS handshake") from None
+
+
+def proof_suffices(args: argparse.Namespace) -> bool:
+    """Whether the server's proof, which covers its certificate, is enough to trust it.
+
+    Who is in between hears our proof, and can try passwords on it: this is safe only with one that
+    a server made, of 89 random bits. One that a person made needs --pin or --cacert."""
+    unpinned = not (args.pin or args.cacert or args.insecure)
+    return unpinned and bool(MADE.fullmatch(given_password(args, args.host, args.port)))
 
 
 def link_flags(args: argparse.Namespace) -> list[Any]:
@@ -2410,6 +2627,7 @@ def link_flags(args: argparse.Namespace) -> list[Any]:
             "insecure",
             "timeout",
             "nick",
+            "limit_rate",
             "trace",
             "trace_hex",
         )
@@ -2445,10 +2663,10 @@ def connect(args: argparse.Namespace) -> Link:
 
 
 def reconnected(args: argparse.Namespace, lost: Lost) -> Optional[Link]:
-    """A new connection instead of a lost one, or None. Each pause is twice as long."""
+    """A new connection instead of a lost one, or None after two minutes of growing pauses."""
     close_link(args)
     while args.tries < args.retries:
-        seconds = BACK_OFF * 2**args.tries
+        seconds = min(BACK_OFF * 2**args.tries, LONGEST_PAUSE)
         args.tries += 1
         say(f"connection lost ({lost}); attempt {args.tries} of {args.retries} in {seconds:g} s")
         time.sleep(seconds)
@@ -2488,6 +2706,10 @@ WHYS = {
     "no-such-folder": (
         "a folder in that path is missing there",
         "mkdir makes it; put --into FOLDER does too",
+    ),
+    "drop-box": (
+        "it is a drop box: files can be added, and nothing else can be done",
+        "put PATH, to hand something in",
     ),
     "exists": (
         "there is already something of that name",
@@ -2551,6 +2773,10 @@ WHYS = {
     "left": ("it stopped receiving", "python3 client.py receive, there"),
     "not-received": ("no receiver has got it", "who lists the clients"),
     "not-in-chat": ("that connection is not in the chat", "python3 client.py chat"),
+    "not-wanted": (
+        "its user takes nothing from you, or did not want this",
+        "ask there; receive --from NICK names who may send",
+    ),
     "bad-nick": (
         "a nick is 1 to 32 letters, digits, points, hyphens or underscores",
         "--nick NAME",
@@ -2628,8 +2854,10 @@ def peer_name(endpoint: str, nick: Optional[str]) -> str:
     return printable(f"{endpoint} ({nick})" if nick else endpoint)
 
 
-def remote_name(text: str) -> str:
-    """A name as people type it: a slash at the end of a folder's name means nothing."""
+def remote_name(args: argparse.Namespace, text: str) -> str:
+    """A name as people type it: a slash at the end of a folder's name means nothing.
+
+    In the shell, cd has chosen the folder that it begins in."""
     # no line can have it as a word: the server would hang up on all that is asked with it
     if not text:
         raise Failure(
@@ -2638,7 +2866,9 @@ def remote_name(text: str) -> str:
             "an empty word was given for it, perhaps by a variable of the shell that is not set",
             "list shows what there is",
         )
-    return text.rstrip("/") or text
+    if args.cwd is None or args.command == "send":
+        return text.rstrip("/") or text
+    return posixpath.normpath(posixpath.join("/", args.cwd, text)).strip("/")
 
 
 def same(size: int, mtime_ns: int, other_size: int, other_mtime_ns: int) -> bool:
@@ -2654,6 +2884,14 @@ def same(size: int, mtime_ns: int, other_size: int, other_mtime_ns: int) -> bool
         if mtime_ns % unit == 0 or other_mtime_ns % unit == 0
     )
     return size == other_size and mtime_ns // coarsest == other_mtime_ns // coarsest
+
+
+def described(size: int, mtime_ns: int) -> str:
+    return f"{plural(size, 'byte')} of {date_of(mtime_ns)}"
+
+
+def date_of(mtime_ns: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(mtime_ns / 1e9))
 
 
 def clock(seconds: float) -> str:
@@ -2674,7 +2912,8 @@ MAX_DEPTH = 64  # components of a path: what is further down costs too much to w
 PART = re.compile(r"\.six-[0-9a-f]{32}\.part", re.IGNORECASE)
 # what Windows takes for something else
 DEVICE = re.compile(
-    r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?|.*[. ]|.*[\\:<>|?*\"].*", re.IGNORECASE
+    r"(?:con(?:in\$|out\$)?|prn|aux|nul|(?:com|lpt)[0-9¹²³])(?:\..*)?|.*[. ]|.*[\\:<>|?*\"].*",
+    re.IGNORECASE,
 )
 # and no wait for a FIFO
 NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -2689,7 +2928,9 @@ PAUSES = [min(0.05, 0.001 * 2**count) for count in range(44)]
 # entries of a folder that are put in order; where there are more they come as the disk has them
 SORTED = 20000
 SORTING = _thread.allocate_lock()  # one at a time: to sort takes several times what is kept
+LINK = os.stat_result([stat.S_IFLNK, *[0] * 9])  # of which nothing but its kind matters
 TIMED = os.utime in os.supports_fd
+LOCKED_BYTE = (1 << 31) - 2  # the last that Windows locks from Python
 BY_DESCRIPTOR = {
     os.open,
     os.stat,
@@ -2774,7 +3015,7 @@ class Folder:
             leaf = path if within is None else os.path.basename(path)
             nofollow = 0 if within is None else os.O_NOFOLLOW
             self.fd = os.open(leaf, os.O_RDONLY | os.O_DIRECTORY | nofollow, dir_fd=within)
-        elif not os.path.isdir(path):
+        elif not stat.S_ISDIR(os.stat(path).st_mode):
             raise os_error(errno.ENOTDIR)
 
     def __del__(self) -> None:
@@ -2782,19 +3023,25 @@ class Folder:
             os.close(self.fd)
 
     def at(self, name: str) -> str:
-        return name if self.fd is not None else os.path.join(self.path, name)
+        """What the system's calls take for a name in it: where they take no descriptor, a path.
+
+        Then the path must be its own real path: neither a link nor a junction, nor the second name
+        that Windows gives a long one."""
+        if self.fd is not None:
+            return name
+        path = os.path.join(os.path.realpath(self.path), name)
+        if os.path.normcase(os.path.realpath(path)) != os.path.normcase(path):
+            raise os_error(errno.ELOOP)
+        return path
 
     def below(self, name: str, make: bool = False) -> "Folder":
         """The folder of that name in this one; a link is not followed."""
         if make:
             with contextlib.suppress(FileExistsError):
                 self.make(name)
-        path = os.path.join(self.path, name)
-        if not BY_DESCRIPTOR:
-            real = os.path.join(os.path.realpath(self.path), name)
-            if os.path.realpath(path) != real:
-                raise os_error(errno.ENOTDIR)
-        return Folder(path, self.fd, self.durable)
+        if self.fd is None and self.stat(name) is LINK:
+            raise os_error(errno.ENOTDIR)
+        return Folder(os.path.join(self.path, name), self.fd, self.durable)
 
     def descend(self, names: Sequence[str], make: bool = False) -> "Folder":
         return functools.reduce(lambda found, name: found.below(name, make), names, self)
@@ -2820,8 +3067,6 @@ class Folder:
             os.fsync(self.fd)
 
     def open(self, name: str, flags: int, mode: int = 0o666) -> int:
-        if not BY_DESCRIPTOR and os.path.islink(self.at(name)):
-            raise os_error(errno.ELOOP)
         return os.open(self.at(name), flags | NO_LINK, mode, dir_fd=self.fd)
 
     def stat(self, name: str) -> Optional[os.stat_result]:
@@ -2829,6 +3074,10 @@ class Folder:
             return os.stat(self.at(name), dir_fd=self.fd, follow_symlinks=False)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            if self.fd is None and error.errno == errno.ELOOP:
+                return LINK
+            raise
 
     def identity(self, name: str) -> tuple[Any, ...]:
         """Tells a name in it from all others, even after a folder above it was renamed."""
@@ -2904,7 +3153,9 @@ class Folder:
 def lock_file(fd: int, free: bool = False) -> bool:
     """Lock a part or folder, or free it; False if somebody else has locked it.
 
-    Without flock only the writers in one server know of each other."""
+    Without a lock only the writers in one server know of each other."""
+    if sys.platform == "win32":
+        return lock_byte(fd)
     with contextlib.suppress(ImportError, OSError):  # OSError: Lustre, for one, may have none
         import fcntl  # not at the top: Windows has none
 
@@ -2912,6 +3163,25 @@ def lock_file(fd: int, free: bool = False) -> bool:
             fcntl.flock(fd, fcntl.LOCK_UN if free else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
+    return True
+
+
+def lock_byte(fd: int) -> bool:
+    """Lock one byte, as Windows can. Nobody else may read it then, so it is one far behind.
+
+    Only parts are locked so, and are free again when they are closed."""
+    if sys.platform != "win32":
+        return True
+    import msvcrt
+
+    start = os.lseek(fd, 0, os.SEEK_CUR)
+    os.lseek(fd, LOCKED_BYTE, os.SEEK_SET)
+    try:
+        msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+    except OSError:
+        return False
+    finally:
+        os.lseek(fd, start, os.SEEK_SET)
     return True
 
 
@@ -2997,13 +3267,10 @@ class Part:
             if same:
                 self.folder.remove(self.name)
 
-    def examine(self, most: int, tell: Callable[[int], None]) -> None:
-        """Hash what an earlier attempt left. If it is longer than the file, it is of no use."""
-        length = os.fstat(self.fd).st_size
-        if length <= most:
-            self.received = length  # so that an interruption of this does not lose it either
-            digest(self.fd, length, self.sha, tell)
-            self.received = os.lseek(self.fd, 0, os.SEEK_CUR)
+    def length(self) -> int:
+        """Bytes that are there, also before claim() from an earlier attempt."""
+        found = self.folder.stat(self.name) if self.keyed or self.fd >= 0 else None
+        return found.st_size if found else 0
 
     def begin(self, offset: int) -> None:
         """Write from the offset on, if the digest is that of the bytes before; else from 0."""
@@ -3140,7 +3407,7 @@ def receive_body(
             part.write(wire.take_body())
             tell(part.received)
     if found.verb not in ("end", "abort"):
-        wire.unread = found
+        wire.early.append(found)
     if found.verb != "end":
         raise Refused("aborted")
     if size is not None and part.received != size:
@@ -3171,7 +3438,7 @@ def write_line(raw: bytes) -> None:
             f"cannot write standard output ({error.strerror})",
             "what reads it has ended, or its disk is full",
             "run the same command without | or > to see what it writes",
-        ) from None
+        ) from error
 
 
 def product() -> int:
@@ -3216,7 +3483,7 @@ def in_rows(text: str, fd: int) -> str:
     there what looks like the line of another peer, or like ours."""
     if not os.isatty(fd):
         return text
-    room = max(CONTINUED_ROOM, (os.get_terminal_size(fd).columns or 80) - 1)
+    room = max(CONTINUED_ROOM, columns_of(fd) - 1)
     rows, used = [""], 0
     for char in text:
         # terminals differ about characters that are wide in East Asia alone
@@ -3227,6 +3494,13 @@ def in_rows(text: str, fd: int) -> str:
         rows[-1] += char
         used += width
     return "\n".join(rows)
+
+
+def columns_of(fd: int) -> int:
+    """How wide the terminal is now. Some do not know, and its window may have been closed."""
+    with contextlib.suppress(OSError):
+        return os.get_terminal_size(fd).columns or 80
+    return 80
 
 
 def draw(text: str) -> None:
@@ -3247,33 +3521,38 @@ class Progress:
         self.resumed = 0  # bytes that were there before and do not count for the rate
         self.shown = False
 
+    def expect(self, size: int) -> None:
+        """One more file of that size is to come."""
+        self.total += size
+        self.all_files += 1
+
     def update(self, current: int, verb: str = "") -> None:
         """So much of the current file is there."""
         self.current = current
         if self.drawn and (now := time.monotonic()) >= self.due:
             self.due = now + REDRAW
             self.shown = True
-            draw(
-                "\r"
-                + (
-                    f"verifying what is there already: {readable_size(current)}"
-                    if verb
-                    else self.bar(now)
-                )
-                + "\x1b[K"
-            )
+            checked = f"checking: {readable_size(current)}"
+            draw(f"\r{checked if verb else self.bar(now)}\x1b[K")
 
     def bar(self, now: float) -> str:
+        """As much as fits into one row, the most important first."""
         done, total = self.done + self.current, max(self.total, self.done + self.current, 1)
-        rate = (done - self.resumed) / max(now - self.began, 0.001)
-        filled = 20 * done // total
-        left = f"{clock((total - done) / rate)} left" if rate > 0 else ""
-        files = (
-            f"  {self.files:,} of {plural(self.all_files, 'file')}" if self.all_files > 1 else ""
-        )
-        bar = f"{100 * done // total:3}% [{'#' * filled}{' ' * (20 - filled)}] "
-        bar += f"{readable_size(done)} of {readable_size(total)}  {readable_size(rate)}/s  "
-        return f"{bar}{left}{files}"
+        elapsed, moved = now - self.began, done - self.resumed
+        parts = [f"{100 * done // total:3}%", f"{readable_size(done)} of {readable_size(total)}"]
+        if moved > 0 and elapsed >= RATE_AFTER:
+            parts.append(f"{readable_size(moved / elapsed)}/s")
+            parts.append(f"{clock((total - done) * elapsed / moved)} left")
+        if self.all_files > 1:
+            parts.append(f"{self.files:,} of {plural(self.all_files, 'file')}")
+        room = columns_of(2) - 1
+        while len("  ".join(parts)) > room and len(parts) > 1:
+            parts.pop()
+        text, length = "  ".join(parts[1:]), 20
+        if len(text) + length + 9 <= room:
+            filled = length * done // total
+            parts[0] += f" [{'#' * filled}{' ' * (length - filled)}]"
+        return "  ".join(parts)[:room]
 
     def clear(self) -> None:
         if self.shown:
@@ -3332,10 +3611,14 @@ class Stream(Part):
 
 
 # --- the shell ---
-WORDS = {"upload": "put", "download": "get", "ls": "list"}  # what the labs say for ours
-
-
-ENDS = {"bye", "logout", "stop", "quit", "exit"}
+WORDS = {
+    "upload": "put",
+    "download": "get",
+    **dict.fromkeys(("ls", "dir"), "list"),
+    "rm": "delete",
+    "mv": "rename",
+    **dict.fromkeys(("logout", "stop", "quit", "exit"), "bye"),
+}  # what the labs and other shells say for ours
 
 
 SHELL_HELP = """\
@@ -3348,21 +3631,23 @@ SHELL_HELP = """\
     chat                      talk with those who are in it
     delete NAME...            rename OLD NEW    mkdir NAME    stat NAME
     help                      these lines
+    cd [FOLDER], pwd          the folder there that names begin in; lcd [DIR] for the one here
+    !COMMAND                  a command of this machine
     bye                       the end (logout, stop, quit, Ctrl-D)
 put and get replace a different file only with --force. Names with spaces stand in quotes."""
 
 
 def shell(args: argparse.Namespace) -> int:
     """Commands from a prompt or a pipe, one a line. If one fails, the next runs all the same."""
-    terminal, code = os.isatty(0), 0
+    terminal, code, args.cwd = os.isatty(0), 0, ""
     connected(args)
     if terminal:
         prepare_completion()
         say(f"connected to {endpoint(args)}; help lists the commands")
     while True:
         try:
-            words = split(next_line(PROMPT))
-            if words and words[0].lower() in ENDS:
+            words = next_command(args)
+            if words[:1] == ["bye"]:
                 break
             failed = run_line(args, words) if words else 0
             code = code or failed
@@ -3378,6 +3663,14 @@ def shell(args: argparse.Namespace) -> int:
     if args.link:
         say_bye(args)
     return 0 if terminal else code
+
+
+def next_command(args: argparse.Namespace) -> list[str]:
+    text = next_line(f"sixsockets {args.cwd}> " if args.cwd else PROMPT)
+    if text.startswith("!"):
+        return ["!", text[1:]]
+    words = split(text)
+    return asked_upload() if [word.lower() for word in words] == ["upload"] else known_words(words)
 
 
 def next_line(prompt: str) -> str:
@@ -3405,12 +3698,9 @@ def split(text: str) -> list[str]:
 
 def run_line(args: argparse.Namespace, words: list[str]) -> int:
     """One line of the shell: the same words as on the command line, and those of the labs."""
-    words = translate_lab_words(words)
-    verb = WORDS.get(words[0].lower(), words[0].lower())
-    if verb == "help":
-        for text in SHELL_HELP.splitlines():
-            tell(text)
-        return 0
+    verb = words[0]
+    if verb in OWN_COMMANDS:
+        return OWN_COMMANDS[verb](args, *words[1:2]) or 0
     if verb not in COMMANDS:
         raise Failure(
             2, f"unknown command {printable(words[0])}", "the shell has no such word", "help"
@@ -3437,23 +3727,59 @@ def run_line(args: argparse.Namespace, words: list[str]) -> int:
         args.link = parsed.link
 
 
-def translate_lab_words(words: list[str]) -> list[str]:
-    """`upload IP PORT PATH` sends to that client; `upload` alone asks for path and receivers."""
-    if words[0].lower() != "upload":
-        return words
-    to: list[str] = []
-    if len(words) == 1:
-        words = ["upload", next_line("which file? ")]
-        to = next_line("to whom (empty: the server): ").replace(",", " ").split()
-    elif len(words) > 3 and re.fullmatch("[0-9]{1,5}", words[2]) and not os.path.exists(words[1]):
-        to, words = words[1:3], ["upload", *words[3:]]
+def asked_upload() -> list[str]:
+    """`upload` alone asks for the path, and to whom it goes."""
+    path = next_line("which file? ")
+    to = next_line("to whom (empty: the server): ").replace(",", " ").split()
     if len(to) == 2 and to[1].isdigit():
         to = [address((to[0].strip("[]"), to[1]))]
-    return (
-        ["send", *words[1:], *itertools.chain.from_iterable(("--to", one) for one in to)]
-        if to
-        else words
-    )
+    receivers = [word for one in to for word in ("--to", one)]
+    return ["send", path, *receivers] if to else ["put", path]
+
+
+def known_words(words: list[str]) -> list[str]:
+    """Our words for those of the labs; `upload IP PORT PATH` sends to that client."""
+    if not words:
+        return words
+    verb, *rest = words
+    verb = WORDS.get(verb.lower(), verb.lower())
+    to_client = len(rest) > 2 and rest[1].isdigit() and not os.path.exists(rest[0])
+    if words[0].lower() == "upload" and to_client:
+        return ["send", *rest[2:], "--to", address((rest[0].strip("[]"), rest[1]))]
+    return [verb, *rest]
+
+
+def change_folder(args: argparse.Namespace, name: str = "/") -> None:
+    """cd: names there begin in that folder from now on."""
+    folder = remote_name(args, name)
+    if folder:
+        answer = require_ok(connected(args).ask("stat", folder), "list", folder)
+        if answer.keys.get("type") != "dir":
+            raise Failure(2, f"{printable(name)} is not a folder", "it is a file there", "list")
+    args.cwd = folder
+
+
+def change_local_folder(args: argparse.Namespace, name: str = "~") -> None:
+    try:
+        os.chdir(os.path.expanduser(name))
+    except OSError as error:
+        what = f"cannot change to {printable(name)} ({error.strerror})"
+        raise Failure(26, what, "this is about the folder here", "!ls; cd changes there") from None
+    tell(os.getcwd())
+
+
+def show_shell_help(args: argparse.Namespace, *words: str) -> None:
+    for text in SHELL_HELP.splitlines():
+        tell(text)
+
+
+OWN_COMMANDS: dict[str, Callable[..., Optional[int]]] = {
+    "help": show_shell_help,
+    "cd": change_folder,
+    "pwd": lambda args, *words: tell(f"/{args.cwd}"),
+    "lcd": change_local_folder,
+    "!": lambda args, command: min(1, os.system(command)),
+}  # what the shell alone has
 
 
 def prepare_completion() -> None:
@@ -3467,7 +3793,7 @@ def prepare_completion() -> None:
             if readline.get_begidx() == 0:
                 found = [
                     word + " "
-                    for word in sorted({*COMMANDS, *WORDS, *ENDS})
+                    for word in sorted({*COMMANDS, *WORDS, *OWN_COMMANDS, "bye"})
                     if word.startswith(text)
                 ]
             else:
@@ -3554,20 +3880,22 @@ def encrypt(
     host: str,
     args: argparse.Namespace,
     protocols: Sequence[str] = (),
+    checked: bool = True,
 ) -> "ssl.SSLSocket":
     """Connect, and check that the peer is the one that it should be; nothing is sent on it yet.
 
-    An OSError means that the connection was lost during the handshake."""
+    If it is not checked, the caller has another proof, before it says anything. An OSError means
+    that the connection was lost during the handshake."""
     import ssl
 
-    context = client_tls(args, checked=True)
+    context = client_tls(args, checked)
     if protocols:
         context.set_alpn_protocols(list(protocols))
     secured = over_tls(context, dial(), host)
     try:
         shake_hands(secured)
         found = fingerprint(secured.getpeercert(binary_form=True))
-        if args.pin and found != args.pin:
+        if args.pin and not found.startswith(args.pin):
             raise Failure(
                 60,
                 f"{host} shows another certificate than the one pinned",
@@ -3588,7 +3916,7 @@ def encrypt(
         if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
             raise tls_failure(host, str(error.reason)) from None
         raise
-    if args.insecure and not args.pin:
+    if args.insecure and not args.pin and checked:
         unknown = f"whether {host} is who it says (the SHA-256 of its certificate is {found})"
         say_once(f"not checked, for --insecure: {unknown}")
     return secured
@@ -3625,8 +3953,9 @@ def say_once(text: str) -> None:
 def pin(text: str) -> str:
     """An argparse type: the SHA-256 of a certificate, as we and as openssl print it."""
     value = text.lower().rpartition("=")[2].replace(":", "").removeprefix("sha256")
-    if not re.fullmatch(r"[0-9a-f]{64}", value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not the SHA-256 of a certificate in hex")
+    if not re.fullmatch(r"[0-9a-f]{16,64}", value):
+        what = "the SHA-256 of a certificate in hex, or the first 16 digits of it or more"
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
     return value
 
 
@@ -3669,6 +3998,78 @@ def readable_size(size: float) -> str:
 
 
 # --- end showing sizes ---
+
+
+# --- reading sizes: the same in the four file scripts (tests/test_twins.py) ---
+def parse_size(text: str) -> int:
+    """An argparse type: bytes. k, M, G, T are powers of 1,000; Ki, Mi, Gi, Ti of 1,024."""
+    found = re.fullmatch(r"([0-9]{1,15})(?:([kmgt])(i?))?", text.lower())
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes such as 500k or 2Gi")
+    base, power = 1024 if found[3] else 1000, " kmgt".index(found[2] or " ")
+    return int(int(found[1]) * base**power)
+
+
+# --- end reading sizes ---
+
+
+# --- trees: the same in client.py, httpclient.py (tests/test_twins.py) ---
+# the parts of a pattern, and what they match; only ** matches a slash
+PIECE = re.compile(r"(?<![^/])\*\*/|/\*\*\Z|\*+|\?|\[[!^]?[^]/]+\]|.", re.DOTALL)
+WILD = {"**/": "(?:[^/]+/)*", "/**": "/.+", "*": "[^/]*", "?": "[^/]"}
+
+
+def pattern(text: str) -> "re.Pattern[str]":
+    """An argparse type: the paths in a folder that a pattern in .gitignore's simple form means.
+
+    Without a slash inside it matches a name at any depth, with one it begins at the folder that was
+    named. A slash at its end: folders only. What is in a folder that matches, matches too."""
+    anywhere = "" if "/" in text.rstrip("/") else "(?:.*/)?"
+    below = "/.*" if text.endswith("/") else "(?:/.*)?"
+    core = PIECE.sub(lambda found: as_expression(found[0]), text.strip("/"))
+    with contextlib.suppress(re.error):
+        if core and not text.startswith("!"):
+            return re.compile(anywhere + core + below, re.DOTALL)
+    raise argparse.ArgumentTypeError(f"{text!r} is no pattern such as '*.tmp', build/ or a/*.jpg")
+
+
+def as_expression(piece: str) -> str:
+    if piece[0] == "[" and len(piece) > 1:
+        inside = re.sub(r"[\\\[&|~]", r"\\\g<0>", piece[1:-1].replace("!", "^", piece[1] == "!"))
+        return f"(?!/)[{inside}]"
+    return WILD.get(piece) or (WILD["*"] if piece[0] == "*" else re.escape(piece))
+
+
+def is_excluded(patterns: Optional[Sequence["re.Pattern[str]"]], path: str) -> bool:
+    """Whether --exclude means that path below the folder that was named. A folder's ends in "/"."""
+    return any(each.fullmatch(path) for each in patterns or ())
+
+
+def tree_flags(flag: Callable[..., object]) -> None:
+    several = "may be given several times"
+    text = f"leave out what matches, as in .gitignore; {several}"
+    flag("--exclude", type=pattern, action="append", metavar="PATTERN", help=text)
+    flag("--dry-run", action="store_true", help="show what would be done, and change nothing")
+    text = "of a folder, also delete what the source no longer has"
+    flag("--delete", action="store_true", help=text)
+    flag("--limit-rate", type=parse_size, metavar="N", help="bytes a second at most, such as 500k")
+
+
+class Pace:
+    """Not more than so many bytes a second."""
+
+    def __init__(self, rate: int) -> None:
+        self.rate, self.due = rate, 0.0
+        self.piece = max(1, rate // 10)  # bytes at once: those of a tenth of a second
+
+    def wait(self, count: int) -> None:
+        """After so many bytes, wait until the next may come or go."""
+        now = time.monotonic()
+        self.due = max(self.due, now) + count / self.rate
+        time.sleep(self.due - now)
+
+
+# --- end trees ---
 
 
 # --- programs: the same in the four file scripts (tests/test_twins.py) ---
@@ -3829,8 +4230,6 @@ def fingerprint(certificate: Optional[bytes]) -> str:
 
 # --- trace: the same in all six scripts (tests/test_twins.py) ---
 DUMPED = 64  # bytes of each call that --trace-hex prints
-LONGEST_LINE = 65536  # bytes; neither protocol has a longer line with a secret
-SECRET = re.compile(rb"(?i)((?:authorization|cookie):[ \t]*|\bproof=)([^\r\n]*)")
 NOTHING_HAPPENED = ("BlockingIOError", "SSLWantReadError", "SSLWantWriteError")
 
 
@@ -3855,22 +4254,16 @@ class Traced(socket.socket):
     dump = False  # whether --trace-hex asks for the bytes
     number = sent = received = 0
     lasted = 0.0  # milliseconds of the last call
-    handshake = ended = ""  # what a connect() does, what 0 bytes mean
-    lines: Mapping[str, bytes] = {}  # for each direction: a line whose end has not come yet
+    handshake = ""  # what a connect() does
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
         self.number = self.number or next(self.numbers)
+        if data and hasattr(self, "cipher"):
+            text += ", encrypted by TLS on its way"
         if self.dump and data:
-            text += hexdump(self.masked(mark, bytes(data)))
+            text += hexdump(bytes(data))
         now = 1000 * (time.perf_counter() - self.began)
         say(f"{now:9.3f} ms #{self.number} {mark} {text}")
-
-    def masked(self, mark: str, data: bytes) -> bytes:
-        """The bytes, with asterisks for a secret, even if its line came in several pieces."""
-        before = self.lines.get(mark, b"")
-        text = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + data)
-        self.lines = {**self.lines, mark: re.split(b"[\r\n]", text)[-1][:LONGEST_LINE]}
-        return text[len(before) :]
 
     def attempt(self, mark: str, what: str, call: Callable[..., Any], *args: object) -> Any:
         """Make a call of socket.socket. Its failure is a line of the trace too."""
@@ -3890,29 +4283,6 @@ class Traced(socket.socket):
         here = address(self.getsockname())
         self.show("*", f"{what} ok from {here} ({self.handshake} {self.lasted:.2f} ms)")
 
-    def send(self, data: Any, flags: int = 0) -> int:
-        count: int = self.attempt(">", "send", super().send, data, flags)
-        self.show_sent("send", data, count)
-        return count
-
-    def show_sent(self, what: str, data: Any, count: int) -> None:
-        self.sent += count
-        text = f"{what} {count} of {len(data)} bytes (sent so far {self.sent})"
-        self.show(">", text, data[:count])
-
-    def recv(self, size: int, flags: int = 0) -> bytes:
-        data: bytes = self.attempt("<", "recv", super().recv, size, flags)
-        self.show_received("recv", data, size)
-        return data
-
-    def show_received(self, what: str, data: bytes, size: int) -> None:
-        self.received += len(data)
-        text = f"0 bytes = {self.ended}"
-        if data:
-            text = f"{len(data)} of at most {size} bytes, waited {self.lasted:.2f} ms"
-            text += f" (received so far {self.received})"
-        self.show("<", f"{what} {text}", data)
-
     def close(self) -> None:
         if self.fileno() >= 0:
             self.show("*", f"close (sent {self.sent}, received {self.received})")
@@ -3931,28 +4301,68 @@ class TracedStream(Traced):
     def accept(self) -> tuple[socket.socket, Any]:
         plain, peer = self.attempt("*", "accept", super().accept)
         # the same connection as a traced object: the plain one gives its descriptor away
-        conn = TracedStream(fileno=plain.detach())
+        conn = type(self)(fileno=plain.detach())
         conn.show("*", f"accept from {address(peer)}")
         return conn, peer
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        count: int = self.attempt(">", "send", super().send, data, flags)
+        self.sent += count
+        text = f"send {count} of {len(data)} bytes (sent so far {self.sent})"
+        self.show(">", text, data[:count])
+        return count
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        data: bytes = self.attempt("<", "recv", super().recv, size, flags)
+        self.received += len(data)
+        text = f"recv 0 bytes = {self.ended}"
+        if data:
+            text = f"recv {len(data)} of at most {size} bytes, waited {self.lasted:.2f} ms"
+            text += f" (received so far {self.received})"
+        self.show("<", text, data)
+        return data
+
+    def shutdown(self, how: int) -> None:
+        self.attempt("*", "shutdown", super().shutdown, how)
+        side = "receiving" if how == socket.SHUT_RD else "sending = FIN"
+        self.show("*", f"shutdown of {side}")
+        if how == socket.SHUT_RD:
+            self.ended = "this side has shut its receiving"
+
+
+# --- end streams ---
+
+
+# --- masking: the same in the four file scripts (tests/test_twins.py) ---
+LONGEST_LINE = 65536  # bytes; neither protocol has a longer line with a secret
+SECRET = re.compile(rb"(?i)((?:authorization|cookie):[ \t]*|\bproof=)([^\r\n]*)")
+
+
+class MaskedStream(TracedStream):
+    """The same where passwords are sent: a trace is shown to others."""
+
+    lines: Mapping[str, bytes] = {}  # for each direction: a line whose end has not come yet
 
     def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
         data = self.recv(size or len(buffer), flags)
         memoryview(buffer)[: len(data)] = data
         return len(data)
 
-    def shutdown(self, how: int) -> None:
-        self.attempt("*", "shutdown", super().shutdown, how)
-        side = "receiving" if how == socket.SHUT_RD else "sending = FIN"
-        self.show("*", f"shutdown of {side}")
+    def show(self, mark: str, text: str, data: Any = b"") -> None:
+        """The same with asterisks for a secret, even if its line came in several pieces."""
+        before = self.lines.get(mark, b"")
+        shown = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + bytes(data))
+        self.lines = {**self.lines, mark: re.split(b"[\r\n]", shown)[-1][:LONGEST_LINE]}
+        super().show(mark, text, shown[len(before) :])
 
 
 def socket_class(args: argparse.Namespace) -> type[socket.socket]:
     """The class of all sockets: without --trace the plain one, so that it costs nothing."""
     Traced.dump = args.trace_hex
-    return TracedStream if args.trace or args.trace_hex else socket.socket
+    return MaskedStream if args.trace or args.trace_hex else socket.socket
 
 
-# --- end streams ---
+# --- end masking ---
 
 
 # --- connecting: the same in client.py, httpclient.py, tcp_upper.py (tests/test_twins.py) ---
@@ -4038,9 +4448,8 @@ def say(text: str) -> None:
 
 def address(place: Address) -> str:
     """HOST:PORT, or [HOST]:PORT for IPv6. An IPv4 client of a dual-stack server looks like IPv4."""
-    host, port = str(place[0]), place[1]
-    host = host[7:] if host.startswith("::ffff:") and "." in host else host
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    host = re.sub(r"^::ffff:(?=.*\.)", "", str(place[0]))
+    return f"[{host}]:{place[1]}" if ":" in host else f"{host}:{place[1]}"
 
 
 def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
@@ -4075,13 +4484,15 @@ class Parser(argparse.ArgumentParser):
     """argparse with a short -h, the manual for --help, and complaints in three lines."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(formatter_class=self.layout, add_help=False, **settings)
-        what = "show this; --help shows the manual first"
-        self.add_argument("-h", "--help", action="help", help=what)
-
-    def layout(self, prog: str) -> argparse.HelpFormatter:
-        """Lines as wide as ours. If argparse had to ask for a width, it would load shutil."""
-        return argparse.HelpFormatter(prog, width=100, max_help_position=32)
+        super().__init__(
+            # lines as wide as ours: if argparse had to ask for a width, it would load shutil
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 32, 100),
+            add_help=False,
+            **settings,
+        )
+        self.add_argument(
+            "-h", "--help", action="help", help="show this; --help shows the manual first"
+        )
 
     def format_help(self) -> str:
         manual = f"{__doc__}\n" if "--help" in sys.argv else ""
@@ -4121,6 +4532,26 @@ def endpoint(args: argparse.Namespace) -> str:
     return address((args.host, args.port))
 
 
+def settle_endpoint(args: argparse.Namespace) -> None:
+    """SIXSOCKETS_HOST, as HOST or HOST:PORT, serves where --host is left out."""
+    if args.host is None:
+        args.host = os.environ.get("SIXSOCKETS_HOST") or "127.0.0.1"
+        host, _, port = args.host.rpartition(":")
+        if re.fullmatch("[0-9]{1,5}", port) and (":" not in host or host.endswith("]")):
+            args.host, args.port = host, args.port or int(port)
+        args.host = args.host.strip("[]")
+    args.port = args.port or PORT
+    if not 0 < args.port < 65536:
+        raise Failure(2, f"there is no port {args.port}", "SIXSOCKETS_HOST names it", "HOST:9000")
+
+
+def endpoint_flags(args: argparse.Namespace) -> str:
+    """What others type to reach the same server; what they need not type is left out."""
+    host = "" if args.host in ("127.0.0.1", "localhost") else f" --host {shlex.quote(args.host)}"
+    port = f" --port {args.port}" if args.port != PORT else ""
+    return host + port
+
+
 def typed(words: Sequence[str]) -> str:
     """A command to give again, as it was typed; a password is for nobody's screen."""
     masked = (
@@ -4150,13 +4581,12 @@ def trust_options(args: argparse.Namespace) -> str:
 
 def server_command(args: argparse.Namespace) -> str:
     """The command that starts the server which this client looks for."""
-    host = "" if args.host in ("127.0.0.1", "localhost") else f" --host {shlex.quote(args.host)}"
-    return f"{SERVER}{host} --port {args.port}{' --tls' * wants_tls(args)}"
+    return f"{SERVER}{endpoint_flags(args)}{' --tls' * wants_tls(args)}"
 
 
 DEFAULTS: dict[str, Any] = {
-    "host": "127.0.0.1",
-    "port": 9000,
+    "host": None,
+    "port": None,
     "password": None,
     "ask_password": False,
     "tls": False,
@@ -4164,7 +4594,7 @@ DEFAULTS: dict[str, Any] = {
     "pin": None,
     "insecure": False,
     "timeout": 30.0,
-    "retries": 3,
+    "retries": RETRIES,
     "nick": None,
     "force": False,
     "resume": True,
@@ -4181,7 +4611,14 @@ DEFAULTS: dict[str, Any] = {
     "to": None,
     "all": False,
     "count": -1,
+    "senders": None,
+    "ask": False,
     "hidden": False,
+    "exclude": None,
+    "dry_run": False,
+    "delete": False,
+    "limit_rate": 0,
+    "cwd": None,
     "link": None,
 }  # in one place: flags stand before a command or after it, and the shell hands its own to each
 
@@ -4189,7 +4626,7 @@ DEFAULTS: dict[str, Any] = {
 def common_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("options of every command")
     flag = group.add_argument
-    flag("--host", help="the server's name or address (default 127.0.0.1)")
+    flag("--host", help="the server (default: SIXSOCKETS_HOST, else 127.0.0.1)")
     flag("--port", type=between(1, 65535), help="its port (default 9000)")
     trust_flags(group)
     flag(
@@ -4202,7 +4639,7 @@ def common_flags(parser: argparse.ArgumentParser) -> None:
         "--retries",
         type=between(0, 1000),
         metavar="N",
-        help="new connections after a lost one (default 3)",
+        help=f"attempts after a lost connection (default {RETRIES}: two minutes)",
     )
     flag("--nick", metavar="NAME", help="what others know this client by")
     flag("--force", action="store_true", help="replace what is different")
@@ -4231,6 +4668,7 @@ ARGUMENTS = {
     "OLD": "its name there",
     "NEW": "the new name, or a folder there",
     "FOLDER": "the name of the new folder",
+    "hidden": "names that start with a dot too",
 }
 
 
@@ -4271,11 +4709,16 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
         metavar="DEST",
         help="a folder, a name, or - for standard output (default: here)",
     )
-    flag("--hidden", action="store_true", help="take names that start with a dot too")
+    flag("--hidden", action="store_true", help=ARGUMENTS["hidden"])
+    tree_flags(flag)
     flag = command("put", "send files, folders, or - for standard input", "PATH+")
     flag("--as", dest="name", metavar="NAME", help="what it is called there")
     flag("--into", metavar="FOLDER", help="the folder there, made when missing")
-    command("delete", "delete files and empty folders", "NAME+")
+    flag("--hidden", action="store_true", help=ARGUMENTS["hidden"])
+    tree_flags(flag)
+    flag = command("delete", "delete files and empty folders", "NAME+")
+    flag("-r", action="store_true", help="folders with all that is in them")
+    flag("--dry-run", action="store_true", help="show what would be done, and change nothing")
     command("rename", "give a file or folder another name, or another folder", "OLD", "NEW")
     command("mkdir", "make a folder", "FOLDER")
     command("stat", "size and time of a file", "NAME")
@@ -4288,14 +4731,29 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
         metavar="HOST:PORT|NICK",
         help="who gets it; may be given several times",
     )
-    flag("--all", action="store_true", help="list_clients who is receiving")
+    flag("--all", action="store_true", help="everybody who is receiving")
     flag("--as", dest="name", metavar="NAME", help="what it is called there")
+    flag("--hidden", action="store_true", help=ARGUMENTS["hidden"])
+    tree_flags(flag)
     flag = command("receive", "wait for what others send")
     flag("-o", dest="output", metavar="DIR", help="the folder for it (default: here)")
     flag("--count", type=between(1, 1e9), metavar="N", help="end after so many files")
-    flag("--hidden", action="store_true", help="take names that start with a dot too")
-    command("chat", "talk with list_clients who is in it")
+    who = "take files from these alone: nicks or addresses"
+    flag("--from", dest="senders", nargs="+", metavar="NICK|ADDRESS", help=who)
+    flag("--ask", action="store_true", help="ask before taking what somebody sends")
+    flag("--hidden", action="store_true", help=ARGUMENTS["hidden"])
+    command("chat", "talk with those who are in it")
     return parser
+
+
+def command_place(words: Sequence[str]) -> int:
+    """Where the command stands: the first word that is no flag and no value of one."""
+    flags, is_value = build_parser([])._option_string_actions, False
+    for place, word in enumerate(words):
+        if not is_value and not word.startswith("-"):
+            return place
+        is_value = word in flags and flags[word].nargs is None
+    return len(words)
 
 
 def run_with_retries(args: argparse.Namespace) -> int:
@@ -4314,10 +4772,18 @@ def run_with_retries(args: argparse.Namespace) -> int:
 def run_command(args: argparse.Namespace) -> int:
     """Run a command; the exit code. After a failure its connection is closed."""
     try:
+        settle_endpoint(args)
         if args.ask_password and args.password is None:
             args.password = ask_password(endpoint(args))
         return run_with_retries(args) if args.command else shell(args)
     except Failure as failure:
+        if isinstance(failure.__cause__, BrokenPipeError) and args.command in (
+            "list",
+            "who",
+            "help",
+        ):
+            close_link(args)  # who reads the answer has seen enough, as head does
+            return 0
         problem = failure
     except Lost as lost:
         problem = lost_failure(
@@ -4374,9 +4840,14 @@ def catch_signals() -> None:
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    words = sys.argv[1:] if argv is None else argv
+    words = list(sys.argv[1:] if argv is None else argv)
+    typed_words = typed(["python3", "client.py", *words])
+    place = command_place(words)
+    words[place:] = known_words(words[place:])
+    if words[place:] == ["bye"]:
+        return 0  # each command ends its own connection
     args = build_parser(words).parse_args(words)
-    args.typed = typed(["python3", "client.py", *words])
+    args.typed = typed_words
     catch_signals()
     with contextlib.suppress(AttributeError):  # None: it was closed
         # as in file names: what is typed or piped need not be text

@@ -40,21 +40,21 @@ a certificate that is not trusted.
 #
 # Begin with Client.ask(), Client.exchange(), Client.converse(): a request and its reply.
 # The sections, in the order of the file:
-#   the conversation    URL, Head, Client, Client.ask(), Client.exchange(), check(), retry()
+#   the conversation    URL, Head, Client, Client.ask(), Client.exchange(), Client.retry(), check()
 #   the wire            Connection, Reply, BodySource
-#   getting             get(), Download, Download.receive(), Download.side_by_side(),
-#                       Part, Part.rename(), Span, Stream
+#   getting             get(), Download, Download.receive(), Download.store(), Span, Part, Stream
 #   sending             put(), Upload, post()
-#   folders             list_folder(), mirror(), mirror_files(), upload(), upload_files()
+#   folders             list_folder(), Tree, mirror(), mirror_files(), upload(), upload_files()
 #   logins and proxies  login_fields(), proxy_for()
 #   pure functions      parse_url(), parse_head(), safe_name(), html_entries(), printable()
 #   shared fences       encrypt(), is_program(), Traced, open_connection(), Failure, Parser
 #   the command line    Transient, Progress, report(), target(), build_parser(), main()
 #
-# Threads: in Download.side_by_side() each has its own Client and Span; they share the Part, under
-# its lock. The main thread waits and saves the note.
-# A connection is idle, sends a request, receives the reply, and is idle again or closed. A download
-# is a Part until Part.rename(). A failure that may pass is a Transient: retry() continues.
+# A download is a Part with the spans that are still to come: one, or several for --connections.
+# Threads: in Download.side_by_side() each has its own Client and fetches span after span; they
+# share the Part, under its lock. The main thread waits and saves the note.
+# A connection is idle, sends a request, receives the reply, and is idle again or closed. A failure
+# that may pass is a Transient: Client.retry() continues.
 
 # --- imports: the same in all six scripts (tests/test_twins.py) ---
 import sys
@@ -67,14 +67,10 @@ if __name__ == "__main__":
         del sys.path[0]
     import os
 
-    def is_open(folder: str) -> bool:
-        """Whether files arrive there: the script's folder and the current one, not the library."""
-        if not os.path.exists(folder) or folder == os.path.dirname(os.__file__):
-            return False
-        own = os.path.dirname(os.path.realpath(__file__))
-        return os.path.samefile(folder, os.curdir) or os.path.samefile(folder, own)
-
-    sys.path[:] = [folder for folder in sys.path if not is_open(folder or os.curdir)]
+    own, library = os.path.dirname(os.path.realpath(__file__)), os.path.dirname(os.__file__)
+    for folder in [each for each in sys.path if os.path.exists(each or ".") and each != library]:
+        if any(os.path.samefile(folder or ".", place) for place in (".", own)):
+            sys.path.remove(folder)
 # --- end imports ---
 
 import argparse
@@ -94,7 +90,7 @@ import time
 import unicodedata
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Optional, TypeVar, Union
 from urllib.parse import quote, unquote_to_bytes, urljoin, urlsplit
 
@@ -136,10 +132,14 @@ XATTR = "user.six.etag"
 SAVE_EVERY = 0.05, 1.0
 PART_AGE = 7 * 24 * 3600.0  # seconds that a part may wait to be continued
 # seconds before a retry: after progress; without progress, doubling; the most
-PAUSES = 0.1, 0.5, 60.0
+PAUSES = 0.1, 0.5, 10.0
+RETRIES = 16  # without progress; with those pauses, two minutes
+FEW_TRIES = 3  # where a server was never reached, or answers that it has trouble
+LONGEST_WAIT = 120.0  # seconds that a server may ask to wait
 DRAWN_EVERY = 0.1  # seconds between two drawings of the progress line
 LATEST = 10**11  # seconds since 1970: a later time is a mistake, and no system can show it
 EARLIEST = -62135596800  # the same for the year 1: an earlier time has no date in HTTP
+EXECUTABLE = "X-Executable"  # our own field: 1 for a file that its owner may execute
 OC_MTIME = "X-OC-Mtime"  # the field for a file's time that ownCloud invented
 # PATCH is idempotent because we send an Upload-Offset with it
 IDEMPOTENT = {"GET", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"}
@@ -164,7 +164,7 @@ ADVICE = {  # what the user may do about a status
 # A pattern is compiled when it is first used, and then kept by re; few runs need all.
 HEAD_END = re.compile(rb"\n\r?\n")  # old CGI programs end a line with a bare LF
 LINE_END = re.compile(rb"\n")
-STATUS_LINE = r"HTTP/(1\.[0-9]) ([1-9][0-9][0-9])(?: (.*))?"
+STATUS_LINE = r"HTTP/(1\.[01]) ([1-9][0-9][0-9])(?: (.*))?"
 TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110 section 5.6.2
 FIELD = rf"(?m)^(?:({TOKEN}):(.*)|(.+))$"  # or a line that is none
 FOLD = r"\n[ \t]+"  # obs-fold: a user agent reads it as a space (RFC 9112 section 5.2)
@@ -173,8 +173,6 @@ HOST = r"[!-,\-/-~]{1,63}(?:\.[!-,\-/-~]{1,63})*\.?"
 LENGTH = r"[0-9]{1,18}"
 MONTHS = "JanFebMarAprMayJunJulAugSepOctNovDec"
 DATE = r"[A-Z][a-z]{2}, ([0-9]{2}) ([A-Z][a-z]{2}) ([0-9]{4}) ([0-9]{2}):([0-9]{2}):([0-9]{2}) GMT"
-# in Caddy's indexes
-ISO_DATE = r"([0-9]{4})-(0[1-9]|1[0-2])-([0-9]{2})T([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.[0-9]+)?Z"
 CHUNK_LINE = rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n"
 CONTENT_RANGE = r"bytes (?:([0-9]{1,18})-([0-9]{1,18})|\*)/([0-9]{1,18}|\*)"
 SHA256_FIELD = r"(?i)(?:^|,)\s*sha-256=:?([A-Za-z0-9+/]{43}=):?"
@@ -183,13 +181,16 @@ FILENAME_STAR = r"(?i)\bfilename\*\s*=\s*utf-8'[^']*'([^\s;]+)"
 LINK = r"(?i)<a\s(?:[^<>]*?\s)?href\s*=\s*(?:\"([^\"<>]*)\"|'([^'<>]*)'|([^\s<>\"']+))"
 PLAIN = r"[A-Za-z0-9_%-][A-Za-z0-9_.%~-]*/?"  # a link that needs no resolving; most are like this
 # names that Windows does not take, or takes for a device
-WINDOWS_ILLEGAL = r"(?i)[\\<>:\"|?*\x00-\x1f]|[. ]$|^(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|$)"
+WINDOWS_ILLEGAL = r"[\\<>:\"|?*\x00-\x1f]|[. ]$"
 GZIP_NAMES = ".gz", ".tgz"
+DECODED = "gzip", "deflate"
+# what a file in a coding is called that we do not decode
+ENDINGS = {"br": ".br", "zstd": ".zst", "compress": ".Z"}
 CLOSED = "the server closed it"
 PART_NAME = r"\.six-[0-9a-f]{32}\.(?:part|json)"
 SIGNED = r"x-(?:amz|goog)-[^&=]*|awsaccesskeyid|googleaccessid|signature|expires"
 SIGNATURE = rf"(?i)(?<=[?&])(?:{SIGNED})=[^&]*&?"
-WINDOWS_DEVICE = r"(?i)(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|$)"
+WINDOWS_DEVICE = r"(?i)(?:con(?:in\$|out\$)?|prn|aux|nul|(?:com|lpt)[0-9¹²³])(?:\.|$)"
 
 
 # --- the conversation: one request, one reply, and what comes after it ---
@@ -258,8 +259,9 @@ class Head(NamedTuple):
         return parse_date(self.get("last-modified"))
 
     @property
-    def coded(self) -> bool:
-        return self.get("content-encoding") not in ("", "identity")
+    def coding(self) -> str:
+        coding = self.get("content-encoding").lower().removeprefix("x-")
+        return "" if coding == "identity" else coding
 
     @property
     def success(self) -> bool:
@@ -386,7 +388,7 @@ class Client:
         # https goes through a tunnel, which needs no absolute URL
         proxy = self.origin(url).proxy if url.scheme == "http" else None
         own = {
-            "Host": url.authority,
+            "Host": re.sub("%[^]]*", "", url.authority),  # a zone means nothing to the server
             "User-Agent": f"six-httpclient/{VERSION}",
             "Accept": "*/*",
             **proxy_login(proxy),
@@ -438,7 +440,8 @@ class Client:
         origin, sock_to = self.origin(url), functools.partial(self.open_socket, url)
         try:
             https = url.scheme == "https"
-            sock = encrypt(sock_to, url.host, self.args, ["http/1.1"]) if https else sock_to()
+            name = url.host.partition("%")[0]
+            sock = encrypt(sock_to, name, self.args, ["http/1.1"]) if https else sock_to()
         except OSError as error:
             raise Transient(
                 28 if isinstance(error, socket.timeout) else 56,
@@ -447,6 +450,8 @@ class Client:
                 "http:// instead of https://?",
             ) from None
         except Failure as failure:
+            if failure.code == 6 and not origin.proxy:
+                raise unknown_host(url, self.args, failure) from None
             # a lack of file descriptors on this machine does not pass
             passing = failure.code in (6, 7, 28) and os.strerror(errno.EMFILE) not in str(failure)
             if not origin.reached or not passing:
@@ -493,38 +498,56 @@ class Client:
         for connection in self.idle.values():
             connection.close()
 
-    def request_template(self, method: str, url: URL, fields: Fields) -> Callable[[URL], bytes]:
-        """A function that makes requests which differ only in their target."""
-        mark = url._replace(target="\0")
-        fields = {**fields, **self.origin(url).login_fields}
-        before, after = self.request(method, mark, fields, None).split(b"\0")
-        return lambda each: before + each.target.encode() + after
+    def retry(self, url: URL, act: "Callable[[], T]", count: Callable[[], int] = int) -> "T":
+        """Repeat act() until it raises no Transient. count() tells how many bytes have passed.
+
+        A link that had worked is tried for two minutes after its last byte, or as often as
+        --retries says. Other troubles are tried a few times."""
+        tries, most = 0, count()
+        while True:
+            try:
+                return act()
+            except Transient as failure:
+                progress = count() > most
+                tries, most = (0 if progress else tries + 1), max(most, count())
+                lasting = failure.lasting and self.origin(url).reached
+                limit = self.args.retries if lasting else min(self.args.retries, FEW_TRIES)
+                after = failure.after
+                if tries > limit or not limit or after and after > LONGEST_WAIT:
+                    raise failure.given_up(most) from None
+                pause = min(PAUSES[1] * 2 ** (tries - 1), PAUSES[2]) if tries else PAUSES[0]
+                pause = pause if after is None else after
+                self.args.progress.wait(str(failure).split("\n")[0], pause)
 
     def pipeline(
         self, method: str, urls: Iterable[URL], make: Callable[[URL], bytes]
-    ) -> Iterator[tuple[URL, "Reply"]]:
+    ) -> Iterator[tuple[URL, "Optional[Reply]"]]:
         """Send many requests to one server without waiting for each reply. Replies come in the same
-        order.
+        order; None stands for one that did not come or is none.
 
         Not every server keeps a connection open, so begin with one request, and double that
-        number while the connection stays open. A URL for which make() returns nothing is left
-        out."""
+        number while the connection stays open."""
         waiting, asked, window = deque(urls), deque[URL](), 1
         most = PIPELINE if waiting and not self.origin(waiting[0]).proxy else 1
         connection: Connection | None = None
         try:
             while waiting or asked:
-                url = (asked or waiting)[0]
-                connection = connection or self.kept_connection(url) or self.connect(url)
-                if len(asked) <= window // 2:  # so that several share a segment
-                    new = [waiting.popleft() for _ in range(min(window - len(asked), len(waiting)))]
-                    self.send_requests(connection, new, make, asked)
-                if not asked:
-                    continue
-                with Reply(connection, connection.read_head(), method, asked.popleft()) as reply:
-                    yield reply.url, reply
+                url, reply = (asked or waiting)[0], None
+                if not connection:
+                    connection = self.kept_connection(url) or self.retry(
+                        url, functools.partial(self.connect, url)
+                    )
+                with contextlib.suppress(Failure):
+                    if len(asked) <= window // 2:  # so that several share a segment
+                        self.send_requests(connection, waiting, make, asked, window)
+                    reply = Reply(connection, connection.read_head(), method, url)
+                (asked or waiting).popleft()
+                if not reply:
+                    connection.close()
+                with reply or contextlib.nullcontext():
+                    yield url, reply
                 window = min(2 * window, most)
-                if not reply.keep:
+                if not reply or not reply.keep:
                     connection, window = None, 1
                     waiting.extendleft(reversed(asked))
                     asked.clear()
@@ -534,24 +557,38 @@ class Client:
             if connection:
                 connection.close()
 
+    def pipelined(
+        self, method: str, url: URL, fields: Fields = IDENTITY, body: Optional["BodySource"] = None
+    ) -> bytes:
+        """A request for pipeline(), with the login."""
+        return self.request(method, url, {**fields, **self.origin(url).login_fields}, body)
+
     def send_requests(
         self,
         connection: "Connection",
-        urls: list[URL],
+        waiting: deque[URL],
         make: Callable[[URL], bytes],
         asked: deque[URL],
+        count: int,
     ) -> None:
-        """Send requests, small ones together, and append the URLs of those that were sent."""
+        """Send requests until so many are asked, small ones together."""
         data = b""
-        for url in urls:
-            if request := make(url):
-                narrate(self.args, ">", request)
-                asked.append(url)
-                data += request
+        while waiting and len(asked) < count:
+            request = make(waiting[0])
+            narrate(self.args, ">", request)
+            asked.append(waiting.popleft())
+            data += request
             if len(data) > TLS_SLICE:
                 connection.send(data)
                 data = b""
         connection.send(data)
+
+
+def unknown_host(url: URL, args: argparse.Namespace, failure: "Failure") -> "Failure":
+    """For a name that is perhaps a path, without the slash at its beginning."""
+    error, why, _ = (line[7:] for line in str(failure).split("\n"))
+    path = f"/{url.host}{url.path.rstrip('/')} is a path on {args.host}:{args.port}"
+    return Failure(6, error, why, f"check the spelling; {path}")
 
 
 def redirected(
@@ -598,36 +635,10 @@ def check(reply: "Reply") -> "Reply":
         ADVICE.get(head.status, "-v shows both heads"),
     )
     if head.status in PASSING:
-        raise Transient(22, *text, after=retry_after(head))
+        # a proxy says 502 to 504 while the server behind it restarts
+        after = retry_after(head)
+        raise Transient(22, *text, after=after, lasting=head.status > 501 or after is not None)
     raise Failure(22, *text)
-
-
-def retry(
-    args: argparse.Namespace, act: "Callable[[], T]", progress: Callable[[], int] = lambda: 0
-) -> "T":
-    """Repeat act() until it raises no Transient.
-
-    --retries counts the tries that made no progress. Pauses double, and vary so that many
-    clients do not come back at the same moment."""
-    failures, best = 0, progress()
-    while True:
-        try:
-            return act()
-        except Transient as failure:
-            further = progress() > best
-            failures, best = 0 if further else failures + 1, max(best, progress())
-            if failures > args.retries or args.retries == 0:
-                raise
-            short, pause, most = PAUSES
-            spread = 1 - os.urandom(1)[0] / 512
-            pause = short if further else min(pause * 2 ** (failures - 1), most) * spread
-            if failure.after is not None:
-                pause = min(failure.after, most)
-            args.progress.clear()
-            if not args.quiet:
-                first, _, _ = str(failure).partition("\n")
-                say(f"{first}; trying again in {pause:.1f} s")
-            time.sleep(pause)
 
 
 def retry_after(head: Head) -> Optional[float]:
@@ -648,6 +659,8 @@ class Connection:
         self.peer = peer
         self.args = args
         self.slice = TLS_SLICE if hasattr(sock, "unwrap") else BUFFER
+        if args.pace:
+            self.slice = min(self.slice, args.pace.piece)
         self.buffer = memoryview(bytearray(BUFFER))
         self.start = self.end = 0
         self.why_closed = CLOSED  # why nothing more comes, once receive() returns 0
@@ -661,19 +674,25 @@ class Connection:
         self.buffer[:waiting] = self.buffer[self.start : self.end]
         self.start, self.end = 0, waiting
         try:
-            count = self.sock.recv_into(self.buffer[waiting:])
+            room = self.buffer[waiting:]
+            if self.args.pace:
+                room = room[: self.args.pace.piece]
+            count = self.sock.recv_into(room)
         except socket.timeout:
             raise Transient(
                 28,
                 f"{self.peer} has said nothing for {self.args.timeout:g} s",
                 "it is connected but silent: busy, stopped, or behind a broken link",
                 "--timeout gives it longer",
+                lasting=False,
             ) from None
         except OSError as error:
             if self.sock.gettimeout() == 0:
                 raise
             self.why_closed, count = error.strerror or str(error), 0
         self.end += count
+        if self.args.pace:
+            self.args.pace.wait(count)
         return count
 
     def read(self, most: int) -> memoryview:
@@ -702,7 +721,8 @@ class Connection:
         came = self.end - self.start
         code, what = (18, f"only {came} bytes of a head came") if came else (52, "no answer")
         why = f"connection lost: {self.why_closed}"
-        return Transient(code, f"{what} from {self.peer}", why, "repeat the command")
+        text = f"{what} from {self.peer}", why, "repeat the command"
+        return Transient(code, *text, lasting=code != 52)
 
     def read_head(self) -> Head:
         """The head of the reply. Interim replies (1xx) before it only set answered."""
@@ -791,6 +811,8 @@ class Connection:
                 count = self.sock.send(view[: self.slice])
                 view = view[count:]
                 self.args.progress.add(count)
+                if self.args.pace:
+                    self.args.pace.wait(count)
         return None
 
     def wait_for_continue(self) -> Optional[Head]:
@@ -868,6 +890,8 @@ class Reply:
         limit = MAX_HEAD
         while (line := self.read_line(limit)).strip(b"\r\n"):  # trailers
             limit -= len(line)
+            if b"\0" in line:
+                raise broken(peer, "a NUL in its trailers")
 
     def read_line(self, limit: int) -> bytes:
         try:
@@ -882,23 +906,23 @@ class Reply:
         return int(found[1], 16)
 
     def decoded(self) -> Iterator[Data]:
-        """The body without its Content-Encoding. A gzip body may not grow larger than text can."""
-        coding, peer = self.head.get("content-encoding").lower(), self.connection.peer
-        if coding in ("", "identity"):
+        """The body without its Content-Encoding. It may not grow larger than text can."""
+        coding, peer = self.head.coding, self.connection.peer
+        if coding == "":
             yield from self.chunks()
             return
-        if coding not in ("gzip", "x-gzip"):
+        if coding not in DECODED:
             what = f"a Content-Encoding that nobody asked for: {printable(coding[:40])}"
             raise broken(peer, what)
         size = 0
         try:
-            for out in gunzip(self.chunks()):
+            for out in decompress(self.chunks(), coding):
                 size += len(out)
                 if size > GZIP_RATIO * self.received + BUFFER:
-                    raise broken(peer, f"a gzip body over {GZIP_RATIO} times its size")
+                    raise broken(peer, f"a {coding} body over {GZIP_RATIO} times its size")
                 yield out
         except zlib.error as error:
-            raise broken(peer, f"a gzip body that is damaged ({error})") from None
+            raise broken(peer, f"a {coding} body that is damaged ({error})") from None
 
     def read(self, limit: int) -> bytes:
         """The first bytes of the body, or all of it if it is shorter than the limit."""
@@ -933,23 +957,26 @@ class Reply:
             self.connection.close()
 
 
-def gunzip(chunks: Iterable[memoryview]) -> Iterator[bytes]:
-    """Decode gzip, a bounded amount at a time.
+def decompress(chunks: Iterable[memoryview], coding: str) -> Iterator[bytes]:
+    """Decode gzip or deflate, a bounded amount at a time.
 
-    A stream may have several members, each with its own checksum (RFC 1952 section 2.2). Raises
-    zlib.error for what is no gzip, or ends too early."""
-    decoder = zlib.decompressobj(wbits=31)  # 31: with gzip's head and checksum
+    gzip may have several members, each with its own checksum (RFC 1952 section 2.2). deflate
+    means the format of zlib, but some servers send it without zlib's head and checksum. Raises
+    zlib.error for what is neither, or ends too early."""
+    wbits, decoder = 31, None  # 31: with gzip's head and checksum
     for chunk in chunks:
         for start in range(0, len(chunk), GZIP_STEP):
             rest, full = bytes(chunk[start : start + GZIP_STEP]), False
+            if coding == "deflate" and not decoder:
+                wbits = 15 if rest[0] & 15 == 8 else -15
             while rest or full:
-                if decoder.eof:
-                    decoder = zlib.decompressobj(wbits=31)
+                if not decoder or decoder.eof:
+                    decoder = zlib.decompressobj(wbits=wbits)
                 out = decoder.decompress(rest, BUFFER)
                 yield out
                 rest = decoder.unused_data or decoder.unconsumed_tail
                 full = len(out) == BUFFER and not decoder.eof
-    if not decoder.eof:
+    if not decoder or not decoder.eof:
         raise zlib.error("it stops in the middle")
 
 
@@ -966,6 +993,7 @@ class BodySource:
         self.length = sum(self.sizes) - start if parts else None
         self.state = [(info.st_size, info.st_mtime_ns) for info in found if info]
         self.mtime_ns = self.state[0][1] if self.state else 0
+        self.executable = any(info and info.st_mode & stat.S_IXUSR for info in found)
         self.sent = 0  # bytes read from standard input
         # a server that has the beginning wants the rest, so no Expect: 100-continue for that
         self.expects = not start and (self.length is None or self.length >= EXPECT_FROM)
@@ -1104,39 +1132,64 @@ class Entry(NamedTuple):
     etag: str = ""
 
 
-Sink = Union["Part", "Span", "Stream"]
 Output = Union["Part", "Stream"]
 
 
-def get(client: Client) -> int:
+def get(client: Client) -> None:
     args, folder, name = client.args, client.args.output or "", ""
     if folder == "-" or folder and not os.path.isdir(folder) and not folder.endswith("/"):
         folder, name = os.path.split(folder)
+    urls = args.url + (read_lines(args.input) if args.input else [])
+    if not urls:
+        raise Failure(2, "get needs a URL", "nothing was fetched", "get URL, or -i FILE")
     if args.output != "-":
-        if len(args.url) > 1 and name:
+        if len(urls) > 1 and name:
             raise Failure(
                 2,
-                f"{len(args.url)} URLs cannot all be {printable(args.output)}",
+                f"{len(urls)} URLs cannot all be {printable(args.output)}",
                 "nothing was fetched",
                 "-o FOLDER/",
             )
-        make_folder(folder or ".")
+        make_folder(args, folder or ".")
 
     def one(url: URL) -> None:
         run_download(args, Download(client, url, folder, name, replace=False))
 
-    return for_each(args, [target(text, args) for text in args.url], one)
+    for_each(args, [target(text, args) for text in urls], one)
 
 
-def run_download(args: argparse.Namespace, download: "Download") -> None:
-    verdict = download.run()
+def read_lines(path: str) -> list[str]:
+    """The URLs in a file, one a line; - is standard input. Lines that begin with # are comments."""
+    try:
+        with contextlib.ExitStack() as stack:
+            file = sys.stdin if path == "-" else stack.enter_context(open(path))  # noqa: SIM115
+            lines = [line.strip() for line in file]
+    except (OSError, UnicodeError, TypeError) as error:
+        raise Failure(
+            26,
+            f"cannot read the URLs in {printable(path)}: {error}",
+            "nothing was fetched",
+            "-i FILE, or - for standard input",
+        ) from None
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def run_download(
+    args: argparse.Namespace, download: "Download", reply: Optional[Reply] = None
+) -> None:
+    verdict = download.run(reply)
     if not download.stdout:
         seconds = time.monotonic() - download.began
         report(args, download.url, verdict, download.path, download.received, seconds)
+        folder = download.url.path.endswith("/") and args.verb == "get"
+        if folder and not args.quiet and not args.json:
+            say("that is the page of a folder; mirror fetches what is in it")
 
 
 class Download:
-    """One URL that becomes one file, with as many requests as it takes."""
+    """One URL that becomes one file, with as many requests and connections as it takes.
+
+    The main thread asks first. That reply tells the name, and whether ranges are served."""
 
     def __init__(self, client: Client, url: URL, folder: str, name: str, replace: bool) -> None:
         args = client.args
@@ -1150,70 +1203,71 @@ class Download:
         self.chosen = bool(name) and not replace
         self.stdout = self.chosen and self.path == "-"
         self.replace = bool(replace or args.force or args.newer)
+        self.connections = args.connections
+        self.parallel = False  # whether several threads write
+        self.verdict = ""  # "saved", or "same" if the file was here already
+        self.reply: Reply | None = None  # what a pipeline has brought already
         self.head: Head | None = None
         self.began = time.monotonic()
         self.received = 0
 
-    def run(self) -> str:
-        """Returns "saved", or "same" if the file was here already."""
-        if retry(self.args, self.probe):
-            return "same"
-        try:
-            return self.save(self.open_sink(), split=True)
-        except Changed:
-            return self.save(self.open_sink(), split=False)
+    def run(self, reply: Optional[Reply] = None) -> str:
+        """Fetch the file, beginning with a reply that is here already, if there is one."""
+        self.reply = reply
+        if not reply:
+            self.client.retry(self.url, self.probe)
+        if not self.verdict:
+            try:
+                self.save()
+            except Changed:
+                self.connections, self.parallel = 1, False
+                self.save()
+        return self.verdict
 
-    def save(self, sink: Output, split: bool) -> str:
-        with contextlib.closing(sink):
-            if split and isinstance(sink, Part) and self.can_split(sink):
-                self.side_by_side(sink)
-            elif not self.fetch(self.client, sink):
-                return "same"
-            return self.finish(sink)
+    def save(self) -> None:
+        with contextlib.closing(self.open_output()) as output:
 
-    def save_reply(self, reply: Reply, method: str) -> str:
-        """Save a pipelined reply. Returns "saved" or "same", or "" if it needs a download of its
-        own."""
-        if method == "HEAD":
-            return "same" * self.is_same(reply.head)
-        short = reply.head.length is not None and reply.head.length <= NOTED_FROM
-        with (
-            contextlib.suppress(Failure),
-            contextlib.closing(Part(self.folder, self.url, self.args, short)) as part,
-        ):
-            return self.finish(part) if self.receive(reply, part) else "same"
-        return ""  # a failure is reported when the file is tried by itself
+            def fetch_next() -> None:
+                self.receive(self.client, output, output.left()[0], self.connections > 1)
 
-    def open_sink(self) -> Output:
+            self.client.retry(self.url, fetch_next, output.count)
+            if self.connections > 1 and output.left():
+                self.side_by_side(output)
+            while output.left() and not self.verdict:
+                self.client.retry(self.url, fetch_next, output.count)
+            if not self.verdict:
+                self.finish(output)
+
+    def open_output(self) -> Output:
         found = stat_or_none(self.path) if self.chosen else None
         special = found and not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode)
         if self.stdout or special:
+            self.connections = 1
             return Stream(self.path, self.args)
         return Part(self.folder, self.url, self.args)
 
-    def probe(self) -> bool:
-        """Whether the file is here already. HEAD tells it without sending the file."""
+    def probe(self) -> None:
+        """Find out whether the file is here already. HEAD tells it without sending the file."""
         name = self.name or safe_name(url_name(self.url))
         if self.stdout or self.args.force or not os.path.isfile(os.path.join(self.folder, name)):
-            return False
+            return
         with self.client.ask("HEAD", self.url, IDENTITY) as reply:
-            if reply.head.status != 200:
-                return False  # a URL that is signed only for GET refuses HEAD
-            return self.is_here(reply.head)
+            if reply.head.status == 200:  # a URL that is signed only for GET refuses HEAD
+                self.check_here(reply.head)
 
-    def is_here(self, head: Head) -> bool:
-        """Whether this very file is here already. Raises Failure if another one must not be
-        replaced."""
+    def check_here(self, head: Head) -> None:
+        """The verdict is "same" if this very file is here already.
+
+        Raises Failure if another one must not be replaced."""
         self.learn(head)
         found = stat_or_none(self.path)
         if found is None or self.stdout or self.chosen and not stat.S_ISREG(found.st_mode):
-            return False
+            return
         regular = stat.S_ISREG(found.st_mode)
         if regular and not (self.args.force and self.replace) and self.is_same(head):
-            return True
-        if not regular or not self.replace:
+            self.verdict = "same"
+        elif not regular or not self.replace:
             raise exists(self.path, not self.replace and (self.args.force or self.args.newer))
-        return False
 
     def is_same(self, head: Head) -> bool:
         """Whether a reply is about the very file that is here, and --checksum agrees."""
@@ -1235,180 +1289,172 @@ class Download:
             self.path = os.path.join(self.folder, self.name)
             # the server may propose a name, but not choose what is replaced
             self.replace = self.replace and self.name == asked
+        ending = ENDINGS.get(head.coding, "")
+        if ending and not self.name.endswith(ending):
+            say(f"{self.url} comes as {head.coding}, which was not asked for: kept as {ending}")
+            if not self.stdout:
+                self.name, self.path = self.name + ending, self.path + ending
         refuse_program(self.path)
 
-    def fetch(self, client: Client, sink: Sink) -> bool:
-        """Fetch all that is missing, with retries. Returns False if the file is here already."""
-        return retry(self.args, lambda: self.fetch_once(client, sink), lambda: sink.offset)
+    def receive(self, client: Client, output: Output, span: "Span", begin: bool = False) -> None:
+        """Ask for a span, or only for its beginning, and store what comes."""
+        fields, source, end = dict(WANTED), output.source, span.end
+        if begin:
+            end = min(span.offset + NOTED_FROM, end or span.offset + NOTED_FROM)
+        if (span.offset, end) != (0, source and source.size) and (not source or source.validator):
+            fields["Range"] = f"bytes={span.offset}-{'' if end is None else end - 1}"
+            fields["If-Range"] = source.validator if source else ""
+        reply, self.reply = self.reply, None
+        with reply or client.ask("GET", self.url, fields) as reply:
+            if self.is_wanted(reply, output, span, end):
+                self.store(reply, output, span)
 
-    def fetch_once(self, client: Client, sink: Sink) -> bool:
-        asked, source = dict(WANTED), sink.source
-        if sink.offset == sink.end:
-            return True
-        if source and source.validator and (sink.offset or sink.end):
-            last = sink.end - 1 if sink.end else ""
-            asked.update({"Range": f"bytes={sink.offset}-{last}", "If-Range": source.validator})
-        with client.ask("GET", self.url, asked) as reply:
-            received = self.receive(reply, sink)
-        if sink.end and sink.offset < sink.end:
+    def store(self, reply: Reply, output: Output, span: "Span") -> None:
+        """Write the body of a reply into its span.
+
+        gzip is decoded, unless the name asks for gzip, as a.tar.gz does."""
+        head, found = reply.head, content_range(reply.head)
+        kept = head.coding in ENDINGS or (self.name + " " + url_name(self.url)).endswith(GZIP_NAMES)
+        decode = head.coding and not kept
+        if not output.source or not found:
+            # offsets and digests belong to the encoded bytes
+            blank = Source(str(self.url), "", "", None, "")
+            output.begin(blank if decode else source_of(self.url, head))
+            span = output.spans[0]
+        end = found[1] if found else span.end
+        if not self.parallel:
+            self.show(output)
+        for chunk in reply.decoded() if decode else reply.chunks():
+            if end is not None and span.offset + len(chunk) > end:
+                raise broken(self.url.authority, "a range longer than it says")
+            output.write(span.offset, chunk)
+            span.offset += len(chunk)
+            self.args.progress.add(len(chunk))
+        if end is None:
+            span.end = span.offset
+        elif span.offset < end:
             raise Transient(
                 18,
                 f"a range of {self.url} came short",
-                f"{sink.end - sink.offset:,} bytes of it are missing",
+                f"{end - span.offset:,} bytes of it are missing",
                 "repeat the command",
             )
-        return received
 
-    def receive(self, reply: Reply, sink: Sink) -> bool:
-        """Write the body of a reply into a sink.
+    def show(self, output: Output) -> None:
+        size = output.source.size if output.source else None
+        self.args.progress.begin(self.name, output.count(), size)
 
-        gzip is decoded, unless the name asks for gzip, as a.tar.gz does."""
-        head = reply.head
-        if head.status == 416 and sink.offset:
-            return self.out_of_range(head, sink)
+    def is_wanted(self, reply: Reply, output: Output, span: "Span", end: Optional[int]) -> bool:
+        """Whether the body of a reply belongs into the output.
+
+        If not, the file is here already, or must be asked for otherwise."""
+        head, source, found = reply.head, output.source, content_range(reply.head)
+        if head.status == 416 and (source or end):
+            return self.is_short(head, output)
         check(reply)
-        if head.status == 206:
-            self.check_range(head, sink)
-            self.learn(head)
-        elif head.status != 200:
-            raise Failure(
-                22,
-                f"{self.url}: {head.status} {printable(head.reason)}",
-                "that is no file",
-                "-v shows both heads",
-            )
-        elif self.is_here(head):
-            return False
-        decode = head.coded and not self.name.endswith(GZIP_NAMES)
-        decode = decode and not url_name(self.url).endswith(GZIP_NAMES)
-        if head.status == 200:
-            # offsets and digests belong to the encoded bytes
-            blank = Source(str(self.url), "", "", None, "")
-            sink.begin(blank if decode else source_of(self.url, head))
-        if not sink.end:
-            size = sink.source.size if sink.source else None
-            self.args.progress.begin(self.name, sink.offset, size)
-        for chunk in reply.decoded() if decode else reply.chunks():
-            sink.write(chunk)
-            self.args.progress.add(len(chunk))
-        return True
-
-    def check_range(self, head: Head, sink: Sink) -> None:
-        """A partial reply must start where we stopped, and be of the same file."""
-        span, source = content_range(head), sink.source
-        if source is None or not (sink.offset or sink.end):
-            raise broken(self.url.authority, "a part (206) of what was asked for whole")
-        fits = span and span[:2] == (sink.offset, sink.end or span[2])
-        if not fits or not source.fits(head) or source.size not in (None, span and span[2]):
-            sink.forget()
-            raise Transient(
-                33,
-                f"{self.url.authority} answers a range with another one",
-                "it changed meanwhile, or its server is at fault",
-                "use --no-resume with -o FILE to fetch it from the start",
-                after=0,
-            )
-
-    def out_of_range(self, head: Head, sink: Sink) -> bool:
-        """For 416: nothing is missing if size and ETag are those of what we have."""
-        span, source = content_range(head), sink.source
-        same = source and source.etag and head.get("etag") == source.etag
-        if same and span and span[2] == sink.offset:
+        if found and source:
+            same = source.fits(head) and source.size in (None, found[2])
+            if not same or found[:2] != (span.offset, end or found[2]):
+                raise self.changed(output)
             self.learn(head)
             return True
-        sink.forget()
-        raise Transient(
-            33,
-            f"{self.url.authority} has not so many bytes of it any more",
-            "the file changed",
-            "use --no-resume to fetch it from the start",
-            after=0,
-        )
+        if self.parallel or source and head.status == 206:
+            raise self.changed(output)
+        if head.status == 206 and not end:
+            raise broken(self.url.authority, "a part (206) of what was asked for whole")
+        if head.status in (204, 205) and not self.chosen:
+            self.verdict = "nothing to save:"
+        elif not found or head.coding or not source_of(self.url, head).validator or found[0]:
+            self.connections = 1  # the whole comes now, or is asked for
+        if self.verdict or head.status == 206 and self.connections == 1:
+            return False
+        self.check_here(head._replace(length=found[2]) if found else head)
+        return not self.verdict
 
-    def finish(self, sink: Output) -> str:
-        """Check size and digests, then give the part its name."""
-        source = sink.source
-        if source and source.size is not None and sink.offset != source.size:
-            raise Failure(
-                18,
-                f"{sink.offset:,} of {source.size:,} bytes came",
-                "the server ended the body early",
-                "repeat the command",
-            )
+    def changed(self, output: Output) -> "Failure":
+        """What was fetched does not fit the file that the server has now: start over."""
+        text = (
+            33,
+            f"{self.url.authority} answers a range with another one",
+            "the file changed meanwhile, or its server is at fault",
+            "use --no-resume with -o FILE to fetch it from the start",
+        )
+        if self.parallel:
+            return Changed(*text)
+        output.forget()
+        return Transient(*text, after=0)
+
+    def is_short(self, head: Head, output: Output) -> bool:
+        """For 416: nothing is missing if size and ETag are those of what we have. An empty file has
+        no range. There is no body to store."""
+        span, source = content_range(head), output.source
+        same = source and source.etag and head.get("etag") == source.etag
+        if same and span and span[2] == output.count():
+            self.learn(head)
+            output.spans = [Span(span[2], span[2])]
+        elif source:
+            raise self.changed(output)
+        self.connections = 1
+        return False
+
+    def finish(self, output: Output) -> None:
+        """Check the digests, then give the part its name."""
+        source = output.source
         promised = [self.args.checksum, source and source.digest and ("sha256", source.digest)]
         for name, want in filter(None, promised):
-            found = sink.digest(name)
+            found = output.digest(name)
             if found != want:
-                sink.discard()
+                output.discard()
                 raise Failure(
                     56,
                     f"{self.url} came with a wrong {name}: {found}",
                     f"{want} was promised; nothing is kept of it",
                     "repeat the command; if it fails again, the file on the server is another one",
                 )
-        self.received = sink.offset - sink.first
-        if isinstance(sink, Part):
-            sink.rename(self.path, self.head, self.replace)
-        return "saved"
+        self.received = output.count() - output.kept
+        if isinstance(output, Part):
+            output.rename(self.path, self.head, self.replace)
+        self.verdict = "saved"
 
-    def can_split(self, part: "Part") -> bool:
-        """Whether several connections will fetch what is missing. If so, the part has spans."""
-        if not part.offset:
-            if self.args.connections < 2 or not retry(self.args, lambda: self.probe_ranges(part)):
-                return False
-        elif os.isatty(2):  # ask for a password here, not in several threads
-            with contextlib.suppress(Failure), self.client.ask("HEAD", self.url):
-                pass
-        return bool(part.spans) or self.args.connections > 1 and part.divide()
-
-    def probe_ranges(self, part: "Part") -> bool:
-        """Ask for one byte. The reply tells size and validator, and whether the server serves
-        ranges."""
-        with self.client.ask("GET", self.url, {**WANTED, "Range": "bytes=0-0"}) as reply:
-            head, source = reply.head, source_of(self.url, reply.head)
-        # ranges are of encoded bytes, and receive() can decode only the whole
-        span = content_range(head) if head.status == 206 and not head.coded else None
-        if not span or not source.validator or span[2] < 2 * SPLIT_FROM:
-            return False
-        if self.is_here(head._replace(length=span[2])):
-            # the file is here, under the name that only this reply told: fetch() finds that too
-            return False
-        part.begin(source)
-        return True
-
-    def side_by_side(self, part: "Part") -> None:
+    def side_by_side(self, output: Output) -> None:
         """Several threads fetch one span after another, each over a connection of its own."""
         import threading  # not at the top: one connection needs none
 
-        problems, ended = list[BaseException](), threading.Event()
-        spans, part.lock = iter(part.spans), threading.Lock()
-        self.args.progress.begin(self.name, part.offset - part.missing(), part.offset)
+        if not isinstance(output, Part) or not output.divide(self.connections):
+            return
+        self.parallel, output.lock = True, threading.Lock()
+        problems, ended, left = list[BaseException](), threading.Event(), iter(output.left())
 
         def work() -> None:
             try:
                 with contextlib.closing(Client(self.args, self.client.origins)) as client:
                     # all threads share the iterator, and stop when one has failed
-                    for span in itertools.takewhile(lambda span: not problems, spans):
-                        self.fetch(client, span)
+                    for span in itertools.takewhile(lambda span: not problems, left):
+                        self.fetch_span(client, output, span)
             except BaseException as problem:  # noqa: BLE001  (the main thread raises it again)
                 problems.append(problem)
             ended.set()
 
-        workers = [threading.Thread(target=work, daemon=True) for _ in range(self.args.connections)]
+        self.client.close()  # some servers serve one connection at a time
+        workers = [threading.Thread(target=work, daemon=True) for _ in range(self.connections)]
         for worker in workers:
             worker.start()
         pause, most = SAVE_EVERY
         while any(worker.is_alive() for worker in workers) and not problems:
             ended.wait(pause)
             ended.clear()
-            part.remember()
+            output.remember()
             pause = min(2 * pause, most)
         if problems:
             if isinstance(problems[0], Changed):
                 # other threads may still write into this part, so the next one is another file
-                part.discard()
+                output.discard()
             raise problems[0]
-        part.spans = []
+        self.parallel = False
+
+    def fetch_span(self, client: Client, output: "Part", span: "Span") -> None:
+        act = functools.partial(self.receive, client, output, span)
+        client.retry(self.url, act, lambda: span.offset)
 
 
 def refuse_program(path: str) -> None:
@@ -1460,9 +1506,9 @@ def same_here(args: argparse.Namespace, path: str, url: URL, entry: Entry) -> bo
     return theirs // 1 == found.st_mtime // 1 or by_time and theirs < found.st_mtime
 
 
-def stat_or_none(path: str) -> Optional[os.stat_result]:
+def stat_or_none(path: str, follow: bool = True) -> Optional[os.stat_result]:
     with contextlib.suppress(OSError):
-        return os.stat(path)
+        return os.stat(path, follow_symlinks=follow)
     return None
 
 
@@ -1490,30 +1536,62 @@ def url_name(url: URL) -> str:
     return unquoted(url.path.rpartition("/")[2]) or "index.html"
 
 
-class Part:
+class Span:
+    """Bytes of a file that are still to come. Without an end: until the body ends."""
+
+    def __init__(self, offset: int, end: Optional[int] = None) -> None:
+        self.offset = offset
+        self.end = end
+
+
+class Spans:
+    """Which bytes of a source are here, and which are still to come."""
+
+    def __init__(self) -> None:
+        self.source: Source | None = None
+        self.spans = [Span(0)]
+        self.kept = 0  # bytes that earlier runs have left
+
+    def left(self) -> list[Span]:
+        return [span for span in self.spans if span.offset != span.end]
+
+    def count(self) -> int:
+        """How many bytes are here."""
+        last = self.spans[-1]
+        whole = last.offset if last.end is None else last.end
+        return whole - sum((span.end or span.offset) - span.offset for span in self.spans)
+
+    def begin(self, source: Source) -> None:
+        """Start at the first byte, whatever was here."""
+        self.forget()
+        self.source, self.spans = source, [Span(0, source.size)]
+
+    def forget(self) -> None:
+        self.source, self.spans, self.kept = None, [Span(0)], 0
+
+    discard = forget
+
+
+class Part(Spans):
     """The hidden file of a download that is not finished, and a note of the source that it belongs
-    to.
+    to, with the spans that are still to come.
 
-    A short file is fetched again as a whole, so it needs no note. Its part has a random name."""
+    A single span grows with the file, whose length tells where to go on, so its note stays as it
+    is. Of several, only the note can tell."""
 
-    end: Optional[int] = None  # only a span has one
-
-    def __init__(
-        self, folder: str, url: URL, args: argparse.Namespace, short: bool = False
-    ) -> None:
+    def __init__(self, folder: str, url: URL, args: argparse.Namespace) -> None:
+        super().__init__()
         self.args = args
         self.url = url
-        name = f".six-{os.urandom(16).hex()}.part" if short else part_name(url)
-        self.path = os.path.join(folder, name)
+        self.path = os.path.join(folder, part_name(url))
         self.note = self.path[: -len("part")] + "json"
-        self.source: Source | None = None
-        self.spans: list[Span] = []  # what several connections still have to fetch
         # a real lock once several threads write
         self.lock: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+        self.noted = False  # whether there may be a note
         self.fd = self.open()
-        self.noted = os.fstat(self.fd).st_size > 0
-        self.offset = self.recall() if args.resume else 0
-        self.first = self.offset - self.missing()  # bytes that earlier runs have left here
+        if self.noted and args.resume:
+            self.recall()
+        self.kept = self.count()
 
     def open(self) -> int:
         """Open and lock the part, so that two runs of one download do not both write into it."""
@@ -1535,6 +1613,7 @@ class Part:
         try:
             if os.path.samestat(found, os.lstat(self.path)):
                 if found.st_nlink < 2:
+                    self.noted = found.st_size > 0
                     return fd
                 # a run was killed in rename(): this file is finished, and keeps its other name
                 os.unlink(self.path)
@@ -1546,35 +1625,56 @@ class Part:
         os.close(fd)
         return self.open()
 
-    def recall(self) -> int:
-        """How many bytes are here of the source in the note; 0 if that cannot be proven."""
-        if not self.noted:
-            return 0
+    def recall(self) -> None:
+        """Find out from the note what is here, if that can be proven."""
         try:
             note = read_note(self.note)
-            left = [(int(first), int(end)) for first, end in note.pop("left")]
-            source, found = noted_source(note), os.fstat(self.fd)
-        except (OSError, ValueError, OverflowError, TypeError, KeyError):
-            return 0
+            spans = [Span(int(first), end and int(end)) for first, end in note.pop("spans")]
+            source, found, last = noted_source(note), os.fstat(self.fd), spans[-1]
+        except (OSError, ValueError, OverflowError, TypeError, KeyError, IndexError):
+            return
         size = found.st_size
-        whole = size if source.size is None else source.size
         expired = time.time() - found.st_mtime > PART_AGE
-        if expired or not source.validator or size > whole or left and size != whole:
-            return 0
-        self.source = source
-        self.spans = [Span(self, first, end) for first, end in left if first < end]
-        if self.spans or not source.size:
-            return size
-        # a whole part asks for its last byte: that reply proves that the rest fits
-        return min(size, whole - 1)
+        known = last.end == source.size and size <= (last.end or size) and source.validator
+        if expired or not known or min(span.offset for span in spans) < 0:
+            return
+        last.offset = max(last.offset, size)
+        self.source, self.spans = source, spans
+        if size and not self.left():
+            # ask for the last byte of a whole part: that reply proves that the rest fits
+            last.offset -= 1
 
     def begin(self, source: Source) -> None:
-        """Start at the first byte, whatever was here."""
-        self.forget()
-        self.source = source
+        super().begin(source)
         os.ftruncate(self.fd, 0)
         if source.validator and (source.size is None or source.size > NOTED_FROM):
             self.remember()
+
+    def forget(self) -> None:
+        super().forget()
+        if self.noted:
+            with contextlib.suppress(OSError):
+                os.unlink(self.note)
+        self.noted = False
+
+    def divide(self, count: int) -> bool:
+        """Cut what is left into spans for so many connections, if the source can be asked for them.
+
+        There are more spans than connections, so that fast connections can take more of them."""
+        left, size = self.left(), self.source and self.source.validator and self.source.size
+        if not size:
+            return False
+        step = max(SPLIT_FROM, -(-(size - self.count()) // (4 * count)))
+        pieces = [
+            Span(first, min(first + step, span.end or size))
+            for span in left
+            for first in range(span.offset, span.end or size, step)
+        ]
+        # the file's length tells of the last span: of one without content, it tells nothing
+        self.spans = [*pieces, Span(size, size)]
+        # now, because what is written behind a gap must not look as if all before it were here
+        self.remember()
+        return len(pieces) > 1
 
     def remember(self) -> None:
         """Write the note. The bytes that it counts must be on the disk before it.
@@ -1582,76 +1682,39 @@ class Part:
         After a power failure, nothing else could tell which of them were written."""
         if self.source is None:
             return
-        left = [
-            (span.offset, span.end) for span in self.spans
-        ]  # a copy: other threads write meanwhile
-        if left:
+        # before the rest: other threads write meanwhile
+        spans = [(span.offset, span.end) for span in self.spans]
+        if len(spans) > 1:
             try:
                 getattr(os, "fdatasync", os.fsync)(self.fd)
             except OSError as error:
                 if error.errno != errno.EINVAL:  # some file systems cannot
                     raise unwritable(self.path, error, 0) from None
-        write_note(self.note, {**self.source._asdict(), "left": left})
+        write_note(self.note, {**self.source._asdict(), "spans": spans})
         self.noted = True
 
-    def forget(self) -> None:
-        self.source, self.offset, self.first, self.spans = None, 0, 0, []
-        if self.noted:
-            with contextlib.suppress(OSError):
-                os.unlink(self.note)
-        self.noted = False
-
-    def write(self, data: Data) -> None:
-        """Append. Zeros become a hole, which needs no room on the disk."""
-        end = self.offset + len(data)
-        zeros = len(data) >= HOLE_FROM and not data[0] and bytes(data) == bytes(len(data))
-        try:
-            if not zeros:
-                raise OSError
-            os.ftruncate(self.fd, end)
-        except OSError:  # some file systems cannot extend a file this way
-            self.write_at(self.offset, data)
-        self.offset = end
-
-    def write_at(self, position: int, data: Data) -> None:
+    def write(self, offset: int, data: Data) -> None:
         view = memoryview(data)
         with self.lock:
             try:
-                os.lseek(self.fd, position, os.SEEK_SET)
+                if self.is_hole(offset, data):
+                    return
+                os.lseek(self.fd, offset, os.SEEK_SET)
                 while view:
                     view = view[os.write(self.fd, view) :]
             except OSError as error:
-                raise unwritable(self.path, error, position + len(data) - len(view)) from None
+                raise unwritable(self.path, error, offset + len(data) - len(view)) from None
 
-    def divide(self) -> bool:
-        """Cut what is missing into spans.
-
-        There are more spans than connections, so that fast connections can take more of them."""
-        size = self.source.size if self.source else None
-        if size is None:
+    def is_hole(self, offset: int, data: Data) -> bool:
+        """Leave zeros out: a hole reads as zeros, and needs no room on the disk."""
+        end = offset + len(data)
+        if len(data) < HOLE_FROM or data[0] or bytes(data) != bytes(len(data)):
             return False
-        step = max(SPLIT_FROM, -(-size // (4 * self.args.connections)))
-        self.spans = [
-            Span(self, first, min(first + step, size)) for first in range(self.offset, size, step)
-        ]
-        try:  # take the room now: a full disk must show before the first byte
-            # note first: if the run is killed now, what is there must not look received
-            self.remember()
-            take_room(self.fd, size)
-            os.ftruncate(self.fd, size)
-        except (OSError, Failure) as problem:
-            self.spans = []
-            with contextlib.suppress(OSError, Failure):
-                os.ftruncate(self.fd, self.offset)
-                self.remember()
-            if isinstance(problem, OSError):
-                raise unwritable(self.path, problem, 0) from None
-            raise
-        self.offset = size
-        return True
-
-    def missing(self) -> int:
-        return sum(span.end - span.offset for span in self.spans)
+        with contextlib.suppress(OSError):  # some file systems cannot extend a file this way
+            if os.fstat(self.fd).st_size < end:
+                os.ftruncate(self.fd, end)
+            return True
+        return False
 
     def digest(self, name: str) -> str:
         """The digest of the whole part, with the bytes of earlier runs."""
@@ -1669,26 +1732,31 @@ class Part:
         except FileExistsError:
             raise exists(path) from None
         except OSError as error:
-            raise unwritable(path, error, self.offset) from None
+            raise unwritable(path, error, self.count()) from None
         self.forget()
 
     def copy_facts(self, path: str, head: Optional[Head]) -> None:
-        """Set time and ETag as the server told them, and the mode of the file that it replaces."""
+        """Set time, ETag and the right to execute as the server told them, and else the mode of the
+        file that it replaces."""
+        fields = head.fields if head else {}
         # the file system may not know such a time
         with contextlib.suppress(OSError, OverflowError):
-            if head and head.modified is not None:
-                os.utime(self.path, (head.modified, head.modified))
+            if head and (modified := head.modified) is not None:
+                os.utime(self.path, (modified, modified))
         # only Linux has attributes, and only on some file systems
         with contextlib.suppress(OSError, AttributeError):
-            if head and head.get("etag"):
-                value = etag_prefix(self.url, os.fstat(self.fd)) + to_bytes(head.get("etag"))
+            if "etag" in fields:
+                value = etag_prefix(self.url, os.fstat(self.fd)) + to_bytes(fields["etag"])
                 os.setxattr(self.fd, XATTR, value)
-        # there may be no old file, or no modes
+        old = stat_or_none(path, follow=False)
+        runs = 0o111 if fields.get(EXECUTABLE.lower()) == "1" else 0
+        # there may be no modes
         with contextlib.suppress(OSError):
-            # without setuid and setgid: they were meant for the old content
-            old = os.lstat(path).st_mode
-            if stat.S_ISREG(old):  # the target of a link may be open to all
-                os.chmod(self.path, old & 0o777)
+            if old or runs:
+                # the target of a link may be open to all
+                model = old if old and stat.S_ISREG(old.st_mode) else os.fstat(self.fd)
+                # without setuid and setgid, which were meant for the old content
+                os.chmod(self.path, model.st_mode & 0o777 | model.st_mode >> 2 & runs)
 
     def release(self) -> None:
         with self.lock:
@@ -1700,9 +1768,9 @@ class Part:
         """If the part did not become the file, keep what can be continued."""
         if self.fd < 0:
             return
-        if self.source is None or not self.offset or not self.noted:
+        if not self.noted or not self.count():
             self.discard()
-        elif self.spans:
+        elif len(self.spans) > 1:
             with contextlib.suppress(Failure):  # if the disk is full, the last note will do
                 self.remember()
         self.release()
@@ -1713,43 +1781,14 @@ class Part:
             os.unlink(self.path)
 
 
-class Span:
-    """A range of a part that comes over a connection of its own. Like the part, it is a sink."""
-
-    def __init__(self, part: "Part", first: int, end: int) -> None:
-        self.part = part
-        self.source = part.source
-        self.offset = first
-        self.end = end
-
-    def begin(self, source: Source) -> None:
-        self.forget()  # the server sent the whole file instead of a range
-
-    def forget(self) -> None:
-        raise Changed(
-            33,
-            f"{self.part.url} changed while it was fetched",
-            "a range of it is not what was asked for",
-            "repeat the command, which starts over",
-        )
-
-    def write(self, data: Data) -> None:
-        if self.offset + len(data) > self.end:
-            raise broken(self.part.url.authority, "a range longer than it says")
-        self.part.write_at(self.offset, data)
-        self.offset += len(data)
-
-
-class Stream:
+class Stream(Spans):
     """Standard output, a pipe or a device. A terminal gets text, with \\xNN for bytes that are
     none.
 
     A download that goes there can be continued only within this run."""
 
-    first = 0
-    end = None
-
     def __init__(self, path: str, args: argparse.Namespace) -> None:
+        super().__init__()
         self.name = "standard output" if path == "-" else printable(path)
         # standard output is closed, and the connection may have its number
         if path == "-" and sys.stdout is None:
@@ -1765,29 +1804,23 @@ class Stream:
             raise unwritable(path, error, 0) from None
         decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
         self.decoder = decoder if os.isatty(self.fd) else None
-        self.source: Source | None = None
-        self.offset = 0
+        self.written = 0
         self.totals = {args.checksum[0]: hasher(args.checksum[0])} if args.checksum else {}
 
     def begin(self, source: Source) -> None:
-        if self.offset:
+        if self.written:
             raise Failure(
                 33,
                 "the rest cannot be fetched alone, and what was written cannot be taken back",
                 "the file changed, or the server does not serve ranges",
                 "-o FILE, which can start over",
             )
-        self.source = source
+        super().begin(source)
         if source.digest:
             self.totals["sha256"] = hasher("sha256")
 
-    def forget(self) -> None:
-        self.source = None
-
-    discard = forget
-
-    def write(self, data: Data, last: bool = False) -> None:
-        self.offset += len(data)
+    def write(self, offset: int, data: Data, last: bool = False) -> None:
+        self.written += len(data)
         for total in self.totals.values():
             total.update(data)
         if self.decoder:
@@ -1796,6 +1829,8 @@ class Stream:
         try:
             while view:
                 view = view[os.write(self.fd, view) :]
+        except BrokenPipeError:
+            raise  # head has enough: main() ends quietly
         except OSError as error:
             raise Failure(
                 23,
@@ -1809,18 +1844,7 @@ class Stream:
 
     def close(self) -> None:
         if self.decoder:
-            self.write(b"", last=True)
-
-
-def take_room(fd: int, size: int) -> None:
-    try:
-        os.posix_fallocate(fd, 0, size)
-    except AttributeError:
-        pass  # macOS and Windows have no such call
-    except OSError as error:
-        # some file systems cannot, such as ZFS on FreeBSD
-        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
-            raise
+            self.write(0, b"", last=True)
 
 
 def open_own(path: str, flags: int) -> int:
@@ -1909,6 +1933,7 @@ def write_note(path: str, note: dict[str, Any]) -> None:
         raise unwritable(path, error, 0) from None
 
 
+@functools.lru_cache(maxsize=8)
 def part_name(url: URL) -> str:
     """The name of a URL's part: the same each time, even if the URL's signature is not."""
     unsigned = re.sub(SIGNATURE, "", url.full) if "?" in url.target else url.full
@@ -1939,52 +1964,64 @@ def remove_if_old(paths: list[str]) -> None:
 
 
 # --- sending: put, post, delete, mkdir, move, head ---
-def put(client: Client) -> int:
+def put(client: Client) -> None:
     args = client.args
     paths: list[str] = args.path
     url = target(args.url, args)
     into = url.path.endswith("/")
-    if not into and len(paths) > 1:
+    if (args.text is None) is not bool(paths) or not into and len(paths) > 1:
         raise Failure(
             2,
-            f"{len(paths)} files cannot all become {url}",
+            f"{len(paths)} files and {int(args.text is not None)} texts cannot become {url}",
             "nothing was sent",
-            f"{url}/ is a folder",
+            f"files, or --text and a URL with a name; {folder_url(url)} is a folder",
         )
-    if "-" in paths and into:
-        raise Failure(2, "standard input has no name", "nothing was sent", f"{url}NAME")
+    if into and ("-" in paths or not paths):
+        what = "a text" if not paths else "standard input"
+        raise Failure(2, f"{what} has no name", "nothing was sent", f"{url}NAME")
+    if not paths:
+        body = BodySource(os.fsencode(args.text))
+        return attempt(args, lambda: send(Upload(client, url, body, "the text")))
 
     def one(path: str) -> None:
         send_file(client, path, url.child(os.path.basename(path)) if into else url)
 
-    return for_each(args, paths, one)
+    for_each(args, paths, one)
 
 
 def send_file(client: Client, path: str, url: URL) -> None:
-    """PUT a file, or standard input for -. After a lost link, continue where the server stopped."""
-    began, args = time.monotonic(), client.args
-    upload = Upload(client, url, BodySource() if path == "-" else BodySource(path), path)
-    if path == "-":
+    """PUT a file, or standard input for -."""
+    send(Upload(client, url, BodySource() if path == "-" else BodySource(path), path))
+
+
+def send(upload: "Upload") -> None:
+    """After a lost link, continue where the server stopped. Standard input cannot be read twice."""
+    began = time.monotonic()
+    if upload.body.length is None:
         upload.attempt()
     else:
-        retry(args, upload.attempt, lambda: upload.offset)
-    report(args, url, upload.verdict, path, upload.sent, time.monotonic() - began)
+        upload.client.retry(upload.url, upload.attempt, lambda: upload.offset)
+    seconds = time.monotonic() - began
+    report(upload.args, upload.url, upload.verdict, upload.path, upload.sent, seconds)
 
 
 class Upload:
     """A file that is sent to a server, with as many requests as it takes."""
 
     def __init__(self, client: Client, url: URL, body: BodySource, path: str) -> None:
+        args = client.args
         self.client = client
-        self.args = client.args
+        self.args = args
         self.url = url
         self.body = body
         self.path = path
         self.offset = 0  # bytes that the server has, as far as we know
         self.complete = False  # the server has it all; only its reply was lost
         self.announced = False  # the server has said that it speaks the draft
+        self.looked = args.force or args.verb != "put"  # at what the server has under that name
         self.verdict = "sent"
         self.fields: Fields = {}
+        self.condition: Fields = {}
         name = part_name(url)[: -len("part")] + "json"
         self.note = os.path.join(os.path.dirname(path), name)
         self.resource = self.recall()  # where it can be continued
@@ -2018,26 +2055,52 @@ class Upload:
         servers that say that they check it."""
         if self.body.length is None:
             return {}
-        seconds = self.body.mtime_ns // 10**9
-        fields = {}
-        if EARLIEST <= seconds < LATEST:
+        seconds, fields = self.body.mtime_ns // 10**9, dict[str, str]()
+        if self.body.state and EARLIEST <= seconds < LATEST:
             # servers keep whole seconds
-            fields = {"Last-Modified": http_date(seconds), OC_MTIME: str(seconds)}
-            if self.args.verb == "upload":
-                fields["Date"] = fields["Last-Modified"]  # nginx takes the file's time from it
-        else:
+            date = http_date(seconds)
+            # nginx takes the file's time from Date
+            fields = {"Last-Modified": date, "Date": date, OC_MTIME: str(seconds)}
+        elif self.body.state:
             self.warn_of_time()
+        if self.body.executable:
+            fields[EXECUTABLE] = "1"
         offers = {"want-repr-digest"}
         if self.body.length >= EXPECT_FROM:
             with self.client.ask("OPTIONS", self.url) as reply:
                 offers = set(reply.head.fields)
         self.announced = "upload-limit" in offers and self.args.resume
         if offers & {"want-repr-digest", "upload-limit"}:
-            digest = bytes.fromhex(file_digest(self.path, "sha256"))
-            fields["Repr-Digest"] = f"sha-256=:{b64(digest)}:"  # RFC 9530
+            total = hasher("sha256")
+            for chunk in self.body.chunks():
+                total.update(chunk)
+            fields["Repr-Digest"] = f"sha-256=:{b64(total.digest())}:"  # RFC 9530
         return fields
 
+    def is_there(self) -> bool:
+        """Whether the server has this very file. Another one is replaced only with --force."""
+        with self.client.ask("HEAD", self.url, IDENTITY) as reply:
+            head = reply.head
+        if head.status in PASSING:
+            check(reply)
+        if head.status == 200:
+            entry = Entry("", False, head.length, head.modified)
+            if not self.body.state or not same_there(self.path, entry, exact=True):
+                raise Failure(
+                    25,
+                    f"{self.url} exists already, and is another file",
+                    "it was left as it is",
+                    "--force replaces it; or put under another name",
+                )
+        return head.status == 200
+
     def attempt(self) -> None:
+        first, self.looked = not self.looked, True
+        if first and not self.resource and self.is_there():
+            self.verdict = "same"
+            return
+        # somebody may put a file there meanwhile; later, it may be ours whose reply was lost
+        self.condition = {"If-None-Match": "*"} if first else {}
         if self.body.changed():  # the server has the beginning of another file
             self.body, self.resource, self.fields = BodySource(self.path), None, {}
         if not (self.resource and self.is_known(self.resource)):
@@ -2070,6 +2133,7 @@ class Upload:
             "Upload-Complete": "?0",
             "Upload-Length": str(self.body.length),
             **DRAFT,
+            **self.condition,
         }
         with self.client.ask("PUT", self.url, fields, BodySource(b"")) as reply:
             self.check(reply)
@@ -2084,9 +2148,26 @@ class Upload:
     def sent(self) -> int:
         return self.body.sent if self.body.length is None else self.body.length
 
+    def as_request(self) -> bytes:
+        """Head and body in one piece, for a pipeline."""
+        self.fields = self.prepare()
+        head = self.client.pipelined("PUT", self.url, self.fields, self.body)
+        return head + b"".join(map(bytes, self.body.chunks()))
+
+    def is_done(self, reply: Reply) -> bool:
+        """Whether a reply in the pipeline says that the file was stored."""
+        if not reply.head.success or self.is_doubtful(reply) or self.body.changed():
+            return False
+        self.check_time(reply.head)
+        self.args.progress.begin(self.path, 0, None)
+        self.args.progress.add(self.sent)
+        report(self.args, self.url, "sent", self.path, self.sent)
+        return True
+
     def send_whole(self) -> None:
         self.args.progress.begin(self.path, 0, self.body.length)
-        with self.client.ask("PUT", self.url, self.fields, self.body) as reply:
+        fields = {**self.fields, **self.condition}
+        with self.client.ask("PUT", self.url, fields, self.body) as reply:
             self.check(reply)
             self.check_time(reply.head)
             doubtful = self.is_doubtful(reply)
@@ -2175,7 +2256,7 @@ class Upload:
             self.check_time(reply.head)
 
 
-def post(client: Client) -> int:
+def post(client: Client) -> None:
     args = client.args
     url, fields, body = target(args.url, args), {}, BodySource(b"")
     if args.form and args.data is not None:
@@ -2201,10 +2282,9 @@ def post(client: Client) -> int:
         check(reply)
         with contextlib.closing(Stream("-", args)) as output:
             for chunk in reply.decoded():
-                output.write(chunk)
+                output.write(0, chunk)
     if args.json:
         report(args, url, "posted", size=body.length or 0)
-    return 0
 
 
 def form_fields(forms: Sequence[str], boundary: str) -> list[Union[bytes, str]]:
@@ -2234,14 +2314,14 @@ def quoted(name: str) -> str:
     return name.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
 
 
-def delete(client: Client) -> int:
+def delete(client: Client) -> None:
     args = client.args
 
     def one(url: URL) -> None:
-        retry(args, lambda: request(client, "DELETE", url))
+        client.retry(url, lambda: request(client, "DELETE", url))
         report(args, url, "deleted")
 
-    return for_each(args, [target(text, args) for text in args.url], one)
+    for_each(args, [target(text, args) for text in args.url], one)
 
 
 def request(client: Client, method: str, url: URL, fields: Optional[Fields] = None) -> None:
@@ -2250,15 +2330,14 @@ def request(client: Client, method: str, url: URL, fields: Optional[Fields] = No
         check(reply)
 
 
-def mkdir(client: Client) -> int:
+def mkdir(client: Client) -> None:
     args = client.args
     url = folder_url(target(args.url, args))  # nginx demands the slash
     request(client, "MKCOL", url)
     report(args, url, "made")
-    return 0
 
 
-def move(client: Client) -> int:
+def move(client: Client) -> None:
     args = client.args
     url = target(args.url, args)
     if "://" in args.new:
@@ -2270,10 +2349,9 @@ def move(client: Client) -> int:
     overwrite = "T" if args.force else "F"
     request(client, "MOVE", url, {"Destination": new.full, "Overwrite": overwrite})
     report(args, url, "moved", str(new))
-    return 0
 
 
-def head(client: Client) -> int:
+def head(client: Client) -> None:
     args = client.args
     url = target(args.url, args)
     with client.ask("HEAD", url) as reply:
@@ -2285,33 +2363,41 @@ def head(client: Client) -> int:
         emit(args, printable(head.text.rstrip("\n"), "\n\t"))
     if head.status >= 400:
         check(reply)
-    return 0
 
 
 # --- folders: list, mirror, upload ---
-def list_folder(client: Client) -> int:
-    args = client.args
-    url = folder_url(target(args.url, args))
-    _, entries = retry(args, lambda: listing(client, url))
+def list_folder(client: Client) -> None:
+    url = folder_url(target(client.args.url, client.args))
+    show_folder(Tree(client, url), url, "")
+
+
+def show_folder(tree: "Tree", url: URL, path: str) -> None:
+    """Print what a folder holds; with --recursive also what is in its folders."""
+    args = tree.args
+    base, entries = tree.listing(url, path)
     for entry in sorted(entries, key=lambda entry: entry.name):
+        name = path + entry.name
         if args.json:
-            emit_json(args, {**entry._asdict(), "name": json_text(entry.name)})
-            continue
-        size = "-" if entry.size is None else f"{entry.size}"
-        when = "-"
-        if entry.mtime is not None:
-            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.mtime))
-        emit(args, f"{size:>12}  {when:16}  {printable(entry.name)}{'/' * entry.folder}")
-    return 0
+            emit_json(args, {**entry._asdict(), "name": json_text(name)})
+        else:
+            size = "-" if entry.size is None else f"{entry.size}"
+            when = "-"
+            if entry.mtime is not None:
+                when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.mtime))
+            emit(args, f"{size:>12}  {when:16}  {printable(name)}{'/' * entry.folder}")
+        if entry.folder and args.recursive and check_name(entry.name, hidden=True):
+            inner = folder_url(base.child(entry.name))
+            attempt(args, functools.partial(show_folder, tree, inner, f"{name}/"))
 
 
-def listing(client: Client, url: URL) -> tuple[URL, list[Entry]]:
-    """The URL of a folder after redirects, and its entries. JSON is preferred; a page of links will
-    do."""
+def ask_index(client: Client, url: URL) -> Reply:
+    """Ask for a folder's entries. JSON is preferred; a page of links will do."""
     accept = "application/json, text/html;q=0.9, */*;q=0.1"
-    with client.ask("GET", url, {"Accept": accept, "Accept-Encoding": "gzip"}) as reply:
-        check(reply)
-        data = reply.read(MAX_LISTING + 1)
+    return client.ask("GET", url, {"Accept": accept, "Accept-Encoding": "gzip"})
+
+
+def read_index(reply: Reply) -> list[Entry]:
+    url, data = reply.url, reply.read(MAX_LISTING + 1)
     if len(data) > MAX_LISTING:
         raise Failure(
             56,
@@ -2321,107 +2407,225 @@ def listing(client: Client, url: URL) -> tuple[URL, list[Entry]]:
         )
     parse = json_entries if "json" in reply.head.get("content-type") else html_entries
     try:
-        return reply.url, parse(to_text(data), reply.url)
+        return parse(to_text(data), url)
     except (TypeError, ValueError, RecursionError):
         raise broken(url.authority, "an index that is no JSON list though it says so") from None
 
 
-def mirror(client: Client) -> int:
+class Tree:
+    """A folder with all that is in it, which list shows, mirror fetches, and upload sends.
+
+    A path is what an entry is called below the folder that was named; a folder's ends in a
+    slash."""
+
+    def __init__(self, client: Client, root: URL) -> None:
+        self.client, self.args = client, client.args
+        self.root = root
+        self.there = 0  # entries at the destination
+        # of them, what the source does not have: a folder after what is in it
+        self.extra: list[tuple[Union[str, URL], bool]] = []
+
+    def listing(self, url: URL, path: str) -> tuple[URL, list[Entry]]:
+        """The URL of a folder after redirects, and its entries."""
+
+        def ask() -> tuple[URL, list[Entry]]:
+            with check(ask_index(self.client, url)) as reply:
+                return reply.url, read_index(reply)
+
+        base, entries = self.client.retry(url, ask)
+        root = self.root
+        inside = base.origin == root.origin and base.path.startswith(root.path)
+        if not inside or path.count("/") > MAX_DEPTH:
+            raise Failure(
+                56,
+                f"{url} leads out of {root}, or too deep",
+                "it was not followed",
+                "name that URL by itself",
+            )
+        return base, entries
+
+    def leaves_out(self, path: str, name: str, kind: str) -> bool:
+        """Whether an entry of the source is not copied. Say why, if nobody asked for that."""
+        args, progress = self.args, self.args.progress
+        path += name + "/" * (kind == "folder")
+        what, why = "link or special", ""
+        if not check_name(name, hidden=True):
+            why = "an unfinished transfer" if is_part(name) else "no name for a file or folder"
+        elif not kind:
+            why = "a link or a special file"
+        elif is_excluded(args.exclude, path):
+            what = "excluded"
+        elif name.startswith(".") and not args.hidden:
+            what, why = "hidden", "its name starts with a dot (--hidden takes such names)"
+            why *= what not in progress.skipped  # only the first is told
+        else:
+            return False
+        progress.skipped[what] = progress.skipped.get(what, 0) + 1
+        if why and not args.quiet:
+            progress.clear()
+            say(f"skipped {printable(path)}: {why}")
+        return True
+
+    def find_extra(
+        self,
+        place: Union[str, URL],
+        path: str,
+        found: list[tuple[str, str]],
+        names: Container[str] = (),
+    ) -> bool:
+        """Note what the destination has besides these names. Returns whether all of it may go."""
+        whole = True
+        for name, kind in found:
+            inner = path + name + "/" * (kind == "folder")
+            allowed = kind and check_name(name, self.args.hidden)
+            if not allowed or is_excluded(self.args.exclude, inner):
+                whole = False
+                continue
+            self.there += 1
+            if name in names:
+                continue
+            child = os.path.join(place, name) if isinstance(place, str) else place.child(name)
+            if kind != "folder" or self.find_extra(child, inner, self.entries(child, inner)):
+                self.extra.append((child, kind == "folder"))
+            else:
+                whole = False
+        return whole
+
+    def entries(self, place: Union[str, URL], path: str) -> list[tuple[str, str]]:
+        if isinstance(place, str):
+            return local_entries(place)
+        return kinds(self.listing(folder_url(place), path)[1])
+
+    def finish(self, place: str, code: int) -> None:
+        """Delete what the source does not have, if all else came through. Tell the counts."""
+        args, extra = self.args, self.extra if self.args.delete else []
+        if args.delete and args.progress.code:
+            say("nothing was deleted, because something failed")
+        elif extra and args.dry_run:
+            for where, _ in extra:
+                foretell(args, "delete", where)
+        if 2 * len(extra) > self.there and not args.force and not args.progress.code:
+            raise Failure(
+                code,
+                f"--delete would remove {len(extra)} of the {self.there} files and folders in "
+                + place,
+                "that is more than half: perhaps another folder is meant",
+                "--dry-run shows them, --force removes them",
+            )
+        if not args.dry_run and not args.progress.code:
+            for_each(args, extra, lambda each: self.remove(*each))
+        args.progress.summary(args)
+
+    def remove(self, place: Union[str, URL], folder: bool) -> None:
+        if isinstance(place, str):
+            try:
+                os.rmdir(place) if folder else os.unlink(place)
+            except OSError as error:
+                raise unwritable(place, error, 0) from None
+            report(self.args, self.root, "deleted", place)
+        else:
+            url = folder_url(place) if folder else place
+            self.client.retry(url, lambda: request(self.client, "DELETE", url))
+            report(self.args, url, "deleted")
+
+
+def local_entries(folder: str) -> list[tuple[str, str]]:
+    """The names in a folder, and of what kind each is: "" for a link or special file."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((entry.name, kind_of(entry)) for entry in entries)
+    except OSError as error:
+        raise unreadable(folder, error) from None
+
+
+def kind_of(entry: "os.DirEntry[str]") -> str:
+    if entry.is_dir(follow_symlinks=False):
+        return "folder"
+    return "file" if entry.is_file(follow_symlinks=False) else ""
+
+
+def kinds(entries: Iterable[Entry]) -> list[tuple[str, str]]:
+    return [(entry.name, "folder" if entry.folder else "file") for entry in entries]
+
+
+def foretell(args: argparse.Namespace, what: str, place: Union[str, URL]) -> None:
+    """For --dry-run: say what would be done."""
+    name = place if isinstance(place, str) else unquoted(place.path)
+    args.progress.count(what)
+    if args.json:
+        facts = {"verb": args.verb, "name": json_text(name), "result": what, "dry_run": True}
+        emit_json(args, facts)
+    else:
+        emit(args, f"{what:7} {printable(name)}")
+
+
+def mirror(client: Client) -> None:
     args = client.args
     url = folder_url(target(args.url, args))
     name = safe_name(url_name(url._replace(target=url.path.rstrip("/"))))
     dest = args.output or (name if url.path != "/" else url.host)
-    code = mirror_folder(client, url, url, dest, 0)
-    args.progress.summary(args)
-    return code
+    tree = Tree(client, url)
+    mirror_folder(tree, url, dest, "")
+    tree.finish(printable(dest), 23)
 
 
-def mirror_folder(client: Client, root: URL, url: URL, dest: str, depth: int) -> int:
+def mirror_folder(tree: Tree, url: URL, dest: str, path: str) -> None:
     """Fetch a folder and the folders in it. A file that fails does not stop the rest."""
-    args = client.args
-    base, entries = retry(args, lambda: listing(client, url))
-    if base.origin != root.origin or not base.path.startswith(root.path) or depth > MAX_DEPTH:
-        raise Failure(
-            56,
-            f"{url} leads out of {root}, or too deep",
-            "it was not followed",
-            "mirror that URL by itself",
-        )
-    there = make_folder(dest, strict=depth > 0)
-    allowed = [entry for entry in entries if check_name(entry.name, args.hidden)]
-    for entry in entries:
-        if not check_name(entry.name, args.hidden):
-            why = "not a name that may come from a server (--hidden takes those with a dot)"
-            say(f"skipped {printable(entry.name)}: {why}")
-    files = [entry for entry in allowed if not entry.folder]
-    code = mirror_files(client, base, dest, there, files)
+    base, entries = tree.listing(url, path)
+    there = make_folder(tree.args, dest, strict=bool(path))
+    if tree.args.delete and there:
+        tree.find_extra(dest, path, local_entries(dest), {entry.name for entry in entries})
+    wanted = [
+        entry
+        for entry, (name, kind) in zip(entries, kinds(entries))
+        if not tree.leaves_out(path, name, kind)
+    ]
+    mirror_files(tree, base, dest, there, [entry for entry in wanted if not entry.folder])
 
-    def one(entry: Entry) -> int:
+    def one(entry: Entry) -> None:
         inner = folder_url(base.child(entry.name))
-        return mirror_folder(client, root, inner, os.path.join(dest, entry.name), depth + 1)
+        mirror_folder(tree, inner, os.path.join(dest, entry.name), f"{path}{entry.name}/")
 
-    further = for_each(args, [entry for entry in allowed if entry.folder], one)
-    return code or further
+    for_each(tree.args, [entry for entry in wanted if entry.folder], one)
 
 
-def mirror_files(
-    client: Client, base: URL, dest: str, there: set[str], entries: list[Entry]
-) -> int:
-    """Fetch a folder's files in a pipeline, and what that leaves one by one, with retries."""
-    args = client.args
-    args.progress.expect(len(entries))
+def mirror_files(tree: Tree, base: URL, dest: str, there: set[str], entries: list[Entry]) -> None:
+    """Fetch a folder's files in a pipeline, and what that leaves one by one."""
+    client, args = tree.client, tree.args
+    args.progress.expect([entry.size for entry in entries])
     known = there if not args.force else set[str]()
     jobs: dict[URL, str] = {}
     for entry in entries:
         name, url = entry.name, base.child(entry.name)
         described = name in known and entry.size is not None and entry.mtime is not None
         if described and same_here(args, os.path.join(dest, name), url, entry):
-            args.progress.count("same")
+            args.progress.count("same", entry.size)
         else:
             jobs[url] = name
 
     def download(url: URL) -> Download:
         return Download(client, url, dest, jobs[url], replace=True)
 
-    def finish(method: str, url: URL, reply: Reply) -> None:
-        it = download(url)
-        verdict = it.save_reply(reply, method) if reply.head.status == 200 else ""
-        if verdict:
-            report(args, url, verdict, it.path, it.received)
+    ask = functools.partial(client.pipelined, "HEAD")
+    for url, reply in client.pipeline("HEAD", [u for u in jobs if jobs[u] in known], ask):
+        if reply and reply.head.status == 200 and download(url).is_same(reply.head):
+            args.progress.count("same", reply.head.length)
             del jobs[url]
-
-    def ask_all(method: str, urls: list[URL]) -> None:
-        make = client.request_template(method, base, WANTED)
-        pipelined(client, method, urls, make, functools.partial(finish, method))
-
-    ask_all("HEAD", [url for url, name in jobs.items() if name in known])
+    if args.dry_run:
+        for name in jobs.values():
+            foretell(args, "replace" if name in there else "new", os.path.join(dest, name))
+        return
     begun = set(filter(is_part, there))
-    ask_all("GET", [url for url in jobs if not begun or part_name(url) not in begun])
-    return for_each(args, list(jobs), lambda url: run_download(args, download(url)))
+    urls = [url for url in jobs if not begun or part_name(url) not in begun]
+    ask = functools.partial(client.pipelined, "GET", fields=WANTED)
+    for url, reply in client.pipeline("GET", urls, ask):
+        if reply and reply.head.status == 200:
+            attempt(args, functools.partial(run_download, args, download(url), reply))
+            del jobs[url]
+    for_each(args, list(jobs), lambda url: run_download(args, download(url)))
 
 
-def pipelined(
-    client: Client,
-    method: str,
-    urls: Iterable[URL],
-    make: Callable[[URL], bytes],
-    finish: Callable[[URL, Reply], None],
-) -> None:
-    """Ask for all in one pipeline. If it breaks, start it again with the rest, while that makes
-    progress.
-
-    A Failure is reported later, when that file is tried by itself."""
-    left, before = dict.fromkeys(urls), -1
-    while left and len(left) != before:
-        before = len(left)
-        with contextlib.suppress(Failure):
-            for url, reply in client.pipeline(method, list(left), make):
-                del left[url]
-                finish(url, reply)
-            return
-
-
-def upload(client: Client) -> int:
+def upload(client: Client) -> None:
     args = client.args
     if not os.path.isdir(args.dir):
         raise Failure(
@@ -2431,77 +2635,103 @@ def upload(client: Client) -> int:
             "put sends files",
         )
     url = folder_url(target(args.url, args))
-    code = upload_folder(client, args.dir, url, 0)
-    args.progress.summary(args)
-    return code
+    tree = Tree(client, url)
+    upload_folder(tree, args.dir, url, "")
+    tree.finish(str(url), 25)
 
 
-def upload_folder(client: Client, path: str, url: URL, depth: int) -> int:
-    """Send what the server does not have. Links and special files are reported and left out."""
-    args = client.args
-    if depth > MAX_DEPTH:
+def upload_folder(tree: Tree, folder: str, url: URL, path: str) -> None:
+    """Send what the server does not have."""
+    args = tree.args
+    if path.count("/") > MAX_DEPTH:
         raise Failure(
             26,
-            f"{printable(path)} is more than {MAX_DEPTH} folders deep",
+            f"{printable(folder)} is more than {MAX_DEPTH} folders deep",
             "it was left out",
             "upload that folder by itself",
         )
     # list first: a server that shares this very folder is about to add one to it, without end
-    files, folders = sendable(path, args)
-    there = remote(client, url)
-    args.progress.expect(len(files))
-    code = upload_files(client, {url.child(entry.name): entry.path for entry in files}, url, there)
+    found = local_entries(folder)
+    there = remote(tree, url, path)
+    if args.delete and there:
+        tree.find_extra(url, path, kinds(there.values()), dict(found))
+    wanted = [(name, kind) for name, kind in found if not tree.leaves_out(path, name, kind)]
+    files = {url.child(name): os.path.join(folder, name) for name, kind in wanted if kind == "file"}
+    upload_files(tree, files, there)
 
-    def one(entry: os.DirEntry[str]) -> int:
-        return upload_folder(client, entry.path, folder_url(url.child(entry.name)), depth + 1)
+    def one(name: str) -> None:
+        inner = folder_url(url.child(name))
+        upload_folder(tree, os.path.join(folder, name), inner, f"{path}{name}/")
 
-    further = for_each(args, folders, one)
-    return code or further
+    for_each(args, [name for name, kind in wanted if kind == "folder"], one)
 
 
-def upload_files(
-    client: Client, jobs: dict[URL, str], base: URL, there: Optional[dict[str, Entry]]
-) -> int:
-    """Send a folder's files: short ones in a pipeline, the rest one by one, with retries."""
-    args = client.args
+def remote(tree: Tree, url: URL, path: str) -> Optional[dict[str, Entry]]:
+    """What a server has in a folder, which is made if it is missing. None if the server does not
+    tell."""
+    client = tree.client
+
+    def ask() -> tuple[int, list[Entry]]:
+        with ask_index(client, url) as reply:
+            head = reply.head
+            if head.status in PASSING:
+                check(reply)
+            return head.status, read_index(reply) if head.success else []
+
+    status, entries = client.retry(url, ask)
+    if status == 404 and not tree.args.dry_run:
+        # many servers know no MKCOL, and make folders when a file comes
+        with client.ask("MKCOL", url):
+            pass
+    return {entry.name: entry for entry in entries} if status in (200, 404) else None
+
+
+def upload_files(tree: Tree, jobs: dict[URL, str], there: Optional[dict[str, Entry]]) -> None:
+    """Send a folder's files: short ones in a pipeline, the rest one by one."""
+    client, args = tree.client, tree.args
+    found = {url: stat_or_none(path) for url, path in jobs.items()}
+    sizes = {url: each.st_size for url, each in found.items() if each}
+    args.progress.expect(list(map(sizes.get, jobs)))
+    known = known_there(client, jobs, there)
+    # a server that keeps one file's time keeps all
+    exact = any(entry.etag or same_there(jobs[url], entry, True) for url, entry in known.items())
+    for url in [url for url in known if same_there(jobs[url], known[url], exact)]:
+        report(args, url, "same", jobs.pop(url), sizes[url])
+    if args.dry_run:
+        for url in jobs:
+            foretell(args, "replace" if url in known else "new", url)
+        return
+    uploads: dict[URL, Upload] = {}
+
+    def make(url: URL) -> bytes:
+        uploads[url] = Upload(client, url, BodySource(jobs[url]), jobs[url])
+        return uploads[url].as_request()
+
+    short = [url for url in jobs if sizes.get(url, EXPECT_FROM) <= NOTED_FROM]
+    for url, reply in client.pipeline("PUT", short, make):
+        if reply and uploads.pop(url).is_done(reply):
+            jobs.pop(url)
+        elif reply and (reply.head.success or reply.head.status in {*REDIRECTS, 401, 405, 501}):
+            break  # all others would get the same reply
+    for_each(args, list(jobs), lambda url: send_file(client, jobs[url], url))
+
+
+def known_there(
+    client: Client, jobs: dict[URL, str], there: Optional[dict[str, Entry]]
+) -> dict[URL, Entry]:
+    """What a server has of these files. Where its index does not tell, HEAD does."""
     known: dict[URL, Entry] = {}
     for url in jobs:
         # without an index (None), any file may be there
         if there is None or url_name(url) in there:
             known[url] = (there or {}).get(url_name(url), Entry("", False))
-    unsure = {url for url, entry in known.items() if entry.size is None or entry.mtime is None}
-
-    def learn(url: URL, reply: Reply) -> None:
-        head = reply.head
-        if head.status in (200, 404):
-            known[url] = Entry("", False, head.length if head.success else None, head.modified)
-            unsure.discard(url)
-
-    def ask(url: URL) -> None:
-        with client.ask("HEAD", url, IDENTITY) as reply:
-            learn(url, reply)
-
-    template = client.request_template("HEAD", base, IDENTITY)
-    pipelined(client, "HEAD", list(unsure), template, learn)
-    # a server that keeps one file's time keeps all
-    exact = any(entry.etag or same_there(jobs[url], entry, True) for url, entry in known.items())
-
-    def is_same(url: URL) -> bool:
-        return url in known and same_there(jobs[url], known[url], exact)
-
-    puts = PutPipeline(client, jobs)
-    urls = [url for url in jobs if url not in unsure and not is_same(url)]
-    pipelined(client, "PUT", urls, puts.request, puts.finish)
-
-    def one(url: URL) -> None:
-        if url in unsure:
-            retry(args, lambda: ask(url))
-        if is_same(url):
-            report(args, url, "same", jobs[url])
+    unsure = [url for url, entry in known.items() if entry.size is None or entry.mtime is None]
+    for url, reply in client.pipeline("HEAD", unsure, functools.partial(client.pipelined, "HEAD")):
+        if reply and reply.head.status == 200:
+            known[url] = Entry("", False, reply.head.length, reply.head.modified)
         else:
-            send_file(client, jobs[url], url)
-
-    return for_each(args, list(jobs), one)
+            del known[url]  # it is sent
+    return known
 
 
 def same_there(path: str, entry: Entry, exact: bool) -> bool:
@@ -2516,113 +2746,31 @@ def same_there(path: str, entry: Entry, exact: bool) -> bool:
     return theirs == ours or not exact and theirs > ours
 
 
-class PutPipeline:
-    """Short files that are sent without waiting in between.
-
-    What does not simply succeed stays in jobs, and is sent by itself later."""
-
-    def __init__(self, client: Client, jobs: dict[URL, str]) -> None:
-        self.client = client
-        self.jobs = jobs  # what is sent leaves it
-        self.sent: dict[URL, Upload] = {}
-        self.plain = True  # False after a reply that all others would get too
-
-    def request(self, url: URL) -> bytes:
-        client, path = self.client, self.jobs[url]
-        with contextlib.suppress(Failure):
-            body = BodySource(path)
-            if self.plain and sum(body.sizes) <= NOTED_FROM:
-                upload = self.sent[url] = Upload(client, url, body, path)
-                upload.fields = upload.prepare()
-                fields = {**upload.fields, **client.origin(url).login_fields}
-                return client.request("PUT", url, fields, body) + b"".join(
-                    map(bytes, body.chunks())
-                )
-        return b""
-
-    def finish(self, url: URL, reply: Reply) -> None:
-        upload, head = self.sent.pop(url), reply.head
-        doubtful = head.status in {*REDIRECTS, 401, 405, 501}
-        doubtful = doubtful or head.success and upload.is_doubtful(reply)
-        self.plain = self.plain and not doubtful
-        if head.success and not doubtful and not upload.body.changed():
-            upload.check_time(head)
-            upload.args.progress.begin(upload.path, 0, None)
-            upload.args.progress.add(upload.sent)
-            report(upload.args, url, "sent", upload.path, upload.sent)
-            del self.jobs[url]
-
-
-def sendable(
-    path: str, args: argparse.Namespace
-) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]]:
-    """The files and folders in a folder, sorted by name."""
-    try:
-        entries = sorted(os.scandir(path), key=lambda entry: entry.name)
-    except OSError as error:
-        raise unreadable(path, error) from None
-    files, folders = list[os.DirEntry[str]](), list[os.DirEntry[str]]()
-    for entry in entries:
-        why = "a link or special file"
-        if is_part(entry.name):
-            why = "an unfinished transfer"
-        elif entry.name.startswith(".") and not args.hidden:
-            why = "hidden (--hidden sends it)"
-        elif entry.is_file(follow_symlinks=False):
-            files.append(entry)
-            continue
-        elif entry.is_dir(follow_symlinks=False):
-            folders.append(entry)
-            continue
-        say(f"skipped {printable(entry.path)}: {why}")
-    return files, folders
-
-
-def remote(client: Client, url: URL) -> Optional[dict[str, Entry]]:
-    """What a server has in a folder, which is made if it is missing. None if the server does not
-    tell."""
-    if retry(client.args, lambda: is_missing(client, url)):
-        # many servers know no MKCOL, and make folders when a file comes
-        with contextlib.suppress(Failure):
-            request(client, "MKCOL", url)
-        return {}
-    try:
-        _, entries = retry(client.args, lambda: listing(client, url))
-    except Failure as failure:
-        if failure.code != 22:
-            raise
-        return None
-    return {entry.name: entry for entry in entries}
-
-
-def is_missing(client: Client, url: URL) -> bool:
-    with client.ask("HEAD", url) as reply:
-        return reply.head.status == 404
-
-
 def folder_url(url: URL) -> URL:
     return url if url.path.endswith("/") else url._replace(target=url.path + "/")
 
 
-def make_folder(path: str, strict: bool = False) -> set[str]:
+def make_folder(args: argparse.Namespace, path: str, strict: bool = False) -> set[str]:
     """Make a folder, and return the names in it.
 
     Inside a mirror it must not be a link, which could lead out of the mirror."""
     if not os.path.isdir(path):
         refuse_program(path)  # Python runs the __main__.py in a folder
     try:
-        os.makedirs(path, exist_ok=True)
+        if not args.dry_run:
+            os.makedirs(path, exist_ok=True)
         if strict and os.path.islink(path):
             raise OSError(errno.ELOOP, "it is a link to elsewhere")
         # a drop box can be written to, but not read
         names = set(os.listdir(path)) if os.access(path, os.R_OK) else set[str]()
-        remove_old_parts(path, names)
+        if not args.dry_run:
+            remove_old_parts(path, names)
         return names
     except OSError as error:
         raise unwritable(path, error, 0) from None
 
 
-VERBS: dict[str, Callable[[Client], int]] = {
+VERBS: dict[str, Callable[[Client], None]] = {
     "get": get,
     "put": put,
     "post": post,
@@ -2747,6 +2895,7 @@ def parse_url(text: str) -> URL:
         parts = urlsplit(text)
         scheme, host, port = parts.scheme, parts.hostname or "", parts.port
         host = host if host.isascii() else host.encode("idna").decode()
+        host = host.replace("%25", "%", 1)  # before the zone of a link-local address
     except ValueError as error:
         percent = "is a character in the password not percent-encoded?"
         reason = percent if "@" in text else printable(str(error))
@@ -2777,8 +2926,8 @@ def parse_head(raw: bytes) -> Head:
     No guesses: two programs that guess differently let an attacker in between."""
     if b"\0" in raw or raw.count(b"\r") != raw.count(b"\r\n"):
         raise ValueError("a NUL or a bare CR in its head")
-    text = re.sub(FOLD, " ", to_text(raw).replace("\r", ""))
-    first, _, rest = text.rstrip("\n").partition("\n")
+    first, _, rest = to_text(raw).replace("\r", "").rstrip("\n").partition("\n")
+    rest = re.sub(FOLD, " ", rest)
     found = re.fullmatch(STATUS_LINE, first)
     if not found:
         raise ValueError(f"{first[:60]!r} where HTTP/1.1 and a status belong")
@@ -2789,7 +2938,7 @@ def parse_head(raw: bytes) -> Head:
         name, value = name.lower(), value.strip(" \t")
         fields[name] = f"{fields[name]}, {value}" if name in fields else value
     version, status, reason = found.groups("")
-    return Head(version, int(status), reason, fields, content_length(fields), text)
+    return Head(version, int(status), reason, fields, content_length(fields), f"{first}\n{rest}")
 
 
 def content_length(fields: dict[str, str]) -> Optional[int]:
@@ -2803,11 +2952,11 @@ def content_length(fields: dict[str, str]) -> Optional[int]:
 
 
 def content_range(head: Head) -> Optional[tuple[int, int, int]]:
-    """The first byte, the byte after the last, and the size of the whole file.
+    """The first byte, the byte after the last, and the size of the whole file, of a 206 or 416.
 
     (-1, 0, size) means that the range could not be satisfied."""
     found = re.fullmatch(CONTENT_RANGE, head.get("content-range"))
-    if not found or found[3] == "*":
+    if head.status not in (206, 416) or not found or found[3] == "*":
         return None
     first, last, size = map(int, found.groups("-1"))
     return first, last + 1, size
@@ -2815,14 +2964,11 @@ def content_range(head: Head) -> Optional[tuple[int, int, int]]:
 
 @functools.lru_cache(maxsize=64)  # the files of a folder share many dates
 def parse_date(text: str) -> Optional[float]:
-    """Seconds since 1970. Reads the date of RFC 9110 section 5.6.7 that is not obsolete, and ISO
-    8601."""
-    if (found := re.fullmatch(DATE, text)) and found[2] in MONTHS:
-        day, month, year = int(found[1]), MONTHS.index(found[2]) // 3, int(found[3])
-    elif found := re.fullmatch(ISO_DATE, text):
-        day, month, year = int(found[3]), int(found[2]) - 1, int(found[1])
-    else:
+    """Seconds since 1970, from the date of RFC 9110 section 5.6.7 that is not obsolete."""
+    found = re.fullmatch(DATE, text)
+    if not found or found[2] not in MONTHS:
         return None
+    day, month, year = int(found[1]), MONTHS.index(found[2]) // 3, int(found[3])
     hour, minute, second = map(int, found.groups()[3:])
     # a year from March to February ends with its leap day
     year, month = (year, month - 2) if month > 1 else (year - 1, month + 10)
@@ -2874,7 +3020,9 @@ def check_name(name: str, hidden: bool) -> bool:
         return False
     if name.startswith(".") and not hidden:
         return False
-    return os.name != "nt" or not re.search(WINDOWS_ILLEGAL, name)
+    return os.name != "nt" or not (
+        re.search(WINDOWS_ILLEGAL, name) or re.match(WINDOWS_DEVICE, name)
+    )
 
 
 def is_part(name: str) -> bool:
@@ -2925,7 +3073,7 @@ def json_entries(text: str, url: URL) -> list[Entry]:
 def json_entry(item: dict[str, Any]) -> Optional[Entry]:
     get = item.get
     name: Any = get("name")
-    size, mtime, etag = get("size"), get("mtime", get("mod_time")), get("etag")
+    size, mtime, etag = get("size"), get("mtime"), get("etag")
     link = get("href", get("url"))
     try:
         # exact even where the name is no text
@@ -3056,20 +3204,22 @@ def encrypt(
     host: str,
     args: argparse.Namespace,
     protocols: Sequence[str] = (),
+    checked: bool = True,
 ) -> "ssl.SSLSocket":
     """Connect, and check that the peer is the one that it should be; nothing is sent on it yet.
 
-    An OSError means that the connection was lost during the handshake."""
+    If it is not checked, the caller has another proof, before it says anything. An OSError means
+    that the connection was lost during the handshake."""
     import ssl
 
-    context = client_tls(args, checked=True)
+    context = client_tls(args, checked)
     if protocols:
         context.set_alpn_protocols(list(protocols))
     secured = over_tls(context, dial(), host)
     try:
         shake_hands(secured)
         found = fingerprint(secured.getpeercert(binary_form=True))
-        if args.pin and found != args.pin:
+        if args.pin and not found.startswith(args.pin):
             raise Failure(
                 60,
                 f"{host} shows another certificate than the one pinned",
@@ -3090,7 +3240,7 @@ def encrypt(
         if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
             raise tls_failure(host, str(error.reason)) from None
         raise
-    if args.insecure and not args.pin:
+    if args.insecure and not args.pin and checked:
         unknown = f"whether {host} is who it says (the SHA-256 of its certificate is {found})"
         say_once(f"not checked, for --insecure: {unknown}")
     return secured
@@ -3127,8 +3277,9 @@ def say_once(text: str) -> None:
 def pin(text: str) -> str:
     """An argparse type: the SHA-256 of a certificate, as we and as openssl print it."""
     value = text.lower().rpartition("=")[2].replace(":", "").removeprefix("sha256")
-    if not re.fullmatch(r"[0-9a-f]{64}", value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not the SHA-256 of a certificate in hex")
+    if not re.fullmatch(r"[0-9a-f]{16,64}", value):
+        what = "the SHA-256 of a certificate in hex, or the first 16 digits of it or more"
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
     return value
 
 
@@ -3171,6 +3322,78 @@ def readable_size(size: float) -> str:
 
 
 # --- end showing sizes ---
+
+
+# --- reading sizes: the same in the four file scripts (tests/test_twins.py) ---
+def parse_size(text: str) -> int:
+    """An argparse type: bytes. k, M, G, T are powers of 1,000; Ki, Mi, Gi, Ti of 1,024."""
+    found = re.fullmatch(r"([0-9]{1,15})(?:([kmgt])(i?))?", text.lower())
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes such as 500k or 2Gi")
+    base, power = 1024 if found[3] else 1000, " kmgt".index(found[2] or " ")
+    return int(int(found[1]) * base**power)
+
+
+# --- end reading sizes ---
+
+
+# --- trees: the same in client.py, httpclient.py (tests/test_twins.py) ---
+# the parts of a pattern, and what they match; only ** matches a slash
+PIECE = re.compile(r"(?<![^/])\*\*/|/\*\*\Z|\*+|\?|\[[!^]?[^]/]+\]|.", re.DOTALL)
+WILD = {"**/": "(?:[^/]+/)*", "/**": "/.+", "*": "[^/]*", "?": "[^/]"}
+
+
+def pattern(text: str) -> "re.Pattern[str]":
+    """An argparse type: the paths in a folder that a pattern in .gitignore's simple form means.
+
+    Without a slash inside it matches a name at any depth, with one it begins at the folder that was
+    named. A slash at its end: folders only. What is in a folder that matches, matches too."""
+    anywhere = "" if "/" in text.rstrip("/") else "(?:.*/)?"
+    below = "/.*" if text.endswith("/") else "(?:/.*)?"
+    core = PIECE.sub(lambda found: as_expression(found[0]), text.strip("/"))
+    with contextlib.suppress(re.error):
+        if core and not text.startswith("!"):
+            return re.compile(anywhere + core + below, re.DOTALL)
+    raise argparse.ArgumentTypeError(f"{text!r} is no pattern such as '*.tmp', build/ or a/*.jpg")
+
+
+def as_expression(piece: str) -> str:
+    if piece[0] == "[" and len(piece) > 1:
+        inside = re.sub(r"[\\\[&|~]", r"\\\g<0>", piece[1:-1].replace("!", "^", piece[1] == "!"))
+        return f"(?!/)[{inside}]"
+    return WILD.get(piece) or (WILD["*"] if piece[0] == "*" else re.escape(piece))
+
+
+def is_excluded(patterns: Optional[Sequence["re.Pattern[str]"]], path: str) -> bool:
+    """Whether --exclude means that path below the folder that was named. A folder's ends in "/"."""
+    return any(each.fullmatch(path) for each in patterns or ())
+
+
+def tree_flags(flag: Callable[..., object]) -> None:
+    several = "may be given several times"
+    text = f"leave out what matches, as in .gitignore; {several}"
+    flag("--exclude", type=pattern, action="append", metavar="PATTERN", help=text)
+    flag("--dry-run", action="store_true", help="show what would be done, and change nothing")
+    text = "of a folder, also delete what the source no longer has"
+    flag("--delete", action="store_true", help=text)
+    flag("--limit-rate", type=parse_size, metavar="N", help="bytes a second at most, such as 500k")
+
+
+class Pace:
+    """Not more than so many bytes a second."""
+
+    def __init__(self, rate: int) -> None:
+        self.rate, self.due = rate, 0.0
+        self.piece = max(1, rate // 10)  # bytes at once: those of a tenth of a second
+
+    def wait(self, count: int) -> None:
+        """After so many bytes, wait until the next may come or go."""
+        now = time.monotonic()
+        self.due = max(self.due, now) + count / self.rate
+        time.sleep(self.due - now)
+
+
+# --- end trees ---
 
 
 # --- programs: the same in the four file scripts (tests/test_twins.py) ---
@@ -3331,8 +3554,6 @@ def fingerprint(certificate: Optional[bytes]) -> str:
 
 # --- trace: the same in all six scripts (tests/test_twins.py) ---
 DUMPED = 64  # bytes of each call that --trace-hex prints
-LONGEST_LINE = 65536  # bytes; neither protocol has a longer line with a secret
-SECRET = re.compile(rb"(?i)((?:authorization|cookie):[ \t]*|\bproof=)([^\r\n]*)")
 NOTHING_HAPPENED = ("BlockingIOError", "SSLWantReadError", "SSLWantWriteError")
 
 
@@ -3357,22 +3578,16 @@ class Traced(socket.socket):
     dump = False  # whether --trace-hex asks for the bytes
     number = sent = received = 0
     lasted = 0.0  # milliseconds of the last call
-    handshake = ended = ""  # what a connect() does, what 0 bytes mean
-    lines: Mapping[str, bytes] = {}  # for each direction: a line whose end has not come yet
+    handshake = ""  # what a connect() does
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
         self.number = self.number or next(self.numbers)
+        if data and hasattr(self, "cipher"):
+            text += ", encrypted by TLS on its way"
         if self.dump and data:
-            text += hexdump(self.masked(mark, bytes(data)))
+            text += hexdump(bytes(data))
         now = 1000 * (time.perf_counter() - self.began)
         say(f"{now:9.3f} ms #{self.number} {mark} {text}")
-
-    def masked(self, mark: str, data: bytes) -> bytes:
-        """The bytes, with asterisks for a secret, even if its line came in several pieces."""
-        before = self.lines.get(mark, b"")
-        text = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + data)
-        self.lines = {**self.lines, mark: re.split(b"[\r\n]", text)[-1][:LONGEST_LINE]}
-        return text[len(before) :]
 
     def attempt(self, mark: str, what: str, call: Callable[..., Any], *args: object) -> Any:
         """Make a call of socket.socket. Its failure is a line of the trace too."""
@@ -3392,29 +3607,6 @@ class Traced(socket.socket):
         here = address(self.getsockname())
         self.show("*", f"{what} ok from {here} ({self.handshake} {self.lasted:.2f} ms)")
 
-    def send(self, data: Any, flags: int = 0) -> int:
-        count: int = self.attempt(">", "send", super().send, data, flags)
-        self.show_sent("send", data, count)
-        return count
-
-    def show_sent(self, what: str, data: Any, count: int) -> None:
-        self.sent += count
-        text = f"{what} {count} of {len(data)} bytes (sent so far {self.sent})"
-        self.show(">", text, data[:count])
-
-    def recv(self, size: int, flags: int = 0) -> bytes:
-        data: bytes = self.attempt("<", "recv", super().recv, size, flags)
-        self.show_received("recv", data, size)
-        return data
-
-    def show_received(self, what: str, data: bytes, size: int) -> None:
-        self.received += len(data)
-        text = f"0 bytes = {self.ended}"
-        if data:
-            text = f"{len(data)} of at most {size} bytes, waited {self.lasted:.2f} ms"
-            text += f" (received so far {self.received})"
-        self.show("<", f"{what} {text}", data)
-
     def close(self) -> None:
         if self.fileno() >= 0:
             self.show("*", f"close (sent {self.sent}, received {self.received})")
@@ -3433,28 +3625,68 @@ class TracedStream(Traced):
     def accept(self) -> tuple[socket.socket, Any]:
         plain, peer = self.attempt("*", "accept", super().accept)
         # the same connection as a traced object: the plain one gives its descriptor away
-        conn = TracedStream(fileno=plain.detach())
+        conn = type(self)(fileno=plain.detach())
         conn.show("*", f"accept from {address(peer)}")
         return conn, peer
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        count: int = self.attempt(">", "send", super().send, data, flags)
+        self.sent += count
+        text = f"send {count} of {len(data)} bytes (sent so far {self.sent})"
+        self.show(">", text, data[:count])
+        return count
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        data: bytes = self.attempt("<", "recv", super().recv, size, flags)
+        self.received += len(data)
+        text = f"recv 0 bytes = {self.ended}"
+        if data:
+            text = f"recv {len(data)} of at most {size} bytes, waited {self.lasted:.2f} ms"
+            text += f" (received so far {self.received})"
+        self.show("<", text, data)
+        return data
+
+    def shutdown(self, how: int) -> None:
+        self.attempt("*", "shutdown", super().shutdown, how)
+        side = "receiving" if how == socket.SHUT_RD else "sending = FIN"
+        self.show("*", f"shutdown of {side}")
+        if how == socket.SHUT_RD:
+            self.ended = "this side has shut its receiving"
+
+
+# --- end streams ---
+
+
+# --- masking: the same in the four file scripts (tests/test_twins.py) ---
+LONGEST_LINE = 65536  # bytes; neither protocol has a longer line with a secret
+SECRET = re.compile(rb"(?i)((?:authorization|cookie):[ \t]*|\bproof=)([^\r\n]*)")
+
+
+class MaskedStream(TracedStream):
+    """The same where passwords are sent: a trace is shown to others."""
+
+    lines: Mapping[str, bytes] = {}  # for each direction: a line whose end has not come yet
 
     def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
         data = self.recv(size or len(buffer), flags)
         memoryview(buffer)[: len(data)] = data
         return len(data)
 
-    def shutdown(self, how: int) -> None:
-        self.attempt("*", "shutdown", super().shutdown, how)
-        side = "receiving" if how == socket.SHUT_RD else "sending = FIN"
-        self.show("*", f"shutdown of {side}")
+    def show(self, mark: str, text: str, data: Any = b"") -> None:
+        """The same with asterisks for a secret, even if its line came in several pieces."""
+        before = self.lines.get(mark, b"")
+        shown = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + bytes(data))
+        self.lines = {**self.lines, mark: re.split(b"[\r\n]", shown)[-1][:LONGEST_LINE]}
+        super().show(mark, text, shown[len(before) :])
 
 
 def socket_class(args: argparse.Namespace) -> type[socket.socket]:
     """The class of all sockets: without --trace the plain one, so that it costs nothing."""
     Traced.dump = args.trace_hex
-    return TracedStream if args.trace or args.trace_hex else socket.socket
+    return MaskedStream if args.trace or args.trace_hex else socket.socket
 
 
-# --- end streams ---
+# --- end masking ---
 
 
 # --- connecting: the same in client.py, httpclient.py, tcp_upper.py (tests/test_twins.py) ---
@@ -3540,9 +3772,8 @@ def say(text: str) -> None:
 
 def address(place: Address) -> str:
     """HOST:PORT, or [HOST]:PORT for IPv6. An IPv4 client of a dual-stack server looks like IPv4."""
-    host, port = str(place[0]), place[1]
-    host = host[7:] if host.startswith("::ffff:") and "." in host else host
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    host = re.sub(r"^::ffff:(?=.*\.)", "", str(place[0]))
+    return f"[{host}]:{place[1]}" if ":" in host else f"{host}:{place[1]}"
 
 
 def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
@@ -3577,13 +3808,15 @@ class Parser(argparse.ArgumentParser):
     """argparse with a short -h, the manual for --help, and complaints in three lines."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(formatter_class=self.layout, add_help=False, **settings)
-        what = "show this; --help shows the manual first"
-        self.add_argument("-h", "--help", action="help", help=what)
-
-    def layout(self, prog: str) -> argparse.HelpFormatter:
-        """Lines as wide as ours. If argparse had to ask for a width, it would load shutil."""
-        return argparse.HelpFormatter(prog, width=100, max_help_position=32)
+        super().__init__(
+            # lines as wide as ours: if argparse had to ask for a width, it would load shutil
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 32, 100),
+            add_help=False,
+            **settings,
+        )
+        self.add_argument(
+            "-h", "--help", action="help", help="show this; --help shows the manual first"
+        )
 
     def format_help(self) -> str:
         manual = f"{__doc__}\n" if "--help" in sys.argv else ""
@@ -3624,76 +3857,151 @@ class Changed(Failure):
 
 class Transient(Failure):
     """A failure that may pass, so that a retry makes sense. after: the seconds that the server
-    named."""
+    named. lasting: worth minutes of retries."""
 
     def __init__(
-        self, code: int, error: str, why: str, hint: str, *, after: Optional[float] = None
+        self,
+        code: int,
+        error: str,
+        why: str,
+        hint: str,
+        *,
+        after: Optional[float] = None,
+        lasting: bool = True,
     ) -> None:
         super().__init__(code, error, why, hint)
-        self.after = after
+        self.after, self.lasting = after, lasting
+
+    def given_up(self, count: int) -> Failure:
+        """What is reported when no retry follows: with the bytes that have passed until then."""
+        error, why, hint = (line[7:] for line in str(self).split("\n"))
+        if self.after and self.after > LONGEST_WAIT:
+            hint = f"repeat the command in {self.after:.0f} s: so long the server wants you to wait"
+        elif count:
+            hint = f"repeat the command: {readable_size(count)} have passed, and it goes on from"
+            hint += " what can be continued"
+        return Failure(self.code, error, why, hint)
 
 
 # --- progress and reports ---
 class Progress:
-    """A line on the terminal about one file or many. Nothing is drawn elsewhere."""
+    """A line on the terminal about one file or many, and what became of them. Nothing is drawn
+    elsewhere."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        hushed = args.quiet or args.verbose or args.trace or args.trace_hex
-        self.drawing = os.isatty(2) and not hushed
+        self.quiet = args.quiet
+        self.drawing = os.isatty(2) and not (
+            args.quiet or args.verbose or args.trace or args.trace_hex
+        )
         self.name = ""
-        self.total: int | None = None
-        self.done = self.first = self.files = 0
+        self.total: int | None = None  # bytes, as far as that is known
+        # bytes: here or there, without a transfer, and of the current file
+        self.done = self.first = self.current = 0
+        self.files = 0  # of a folder, as far as they are known
         self.results: dict[str, int] = {}  # of many files: how many were saved, same, sent
+        self.skipped: dict[str, int] = {}
+        self.code = 0  # the exit code: that of the first failure
+        self.pause_ends = 0.0
         self.began = self.drawn = time.monotonic()
 
     def begin(self, name: str, done: int, total: Optional[int]) -> None:
+        """A file begins or goes on, with so many bytes done."""
         self.name = name
-        if not self.files:
+        if self.files:
+            self.first += done - self.current
+            self.done += done - self.current
+        else:
             self.done, self.first, self.total, self.began = done, done, total, time.monotonic()
+        self.current = done
 
-    def expect(self, files: int) -> None:
+    def expect(self, sizes: list[Optional[int]]) -> None:
         """Announce more files. From now on, the line is about all of them."""
-        self.files += files
+        self.files += len(sizes)
+        self.total = (self.total or 0) + sum(size or 0 for size in sizes)
 
-    def count(self, result: str) -> None:
+    def count(self, result: str, size: Optional[int] = 0) -> None:
+        """A file is finished; so many bytes of it needed no transfer."""
         self.results[result] = self.results.get(result, 0) + 1
+        self.done, self.first, self.current = self.done + (size or 0), self.first + (size or 0), 0
 
     def add(self, count: int) -> None:
         """Count bytes. If several threads call it at once, the line may be a few bytes short."""
         self.done += count
+        self.current += count
         if self.drawing and time.monotonic() - self.drawn > DRAWN_EVERY:
             self.draw()
 
-    def draw(self) -> None:
-        self.drawn = time.monotonic()
-        elapsed = max(self.drawn - self.began, 1e-3)
-        rate = (self.done - self.first) / elapsed
-        text = f"{printable(self.name)[:30]} "
-        first, done, total = self.first, self.done, self.total
+    def facts(self) -> list[str]:
+        """What the line tells, the most important first; nothing before there is something to
+        say."""
+        total, elapsed, moved = self.total, self.drawn - self.began, self.done - self.first
+        facts = [readable_size(self.done)]
         if self.files:
-            first, done, total = 0, sum(self.results.values()), self.files
-            text = f"{done} of {total} files, {text}"
-        if total:
-            text += f"[{'#' * (20 * done // total):20}] {100 * done / total:3.0f}%  "
-        text += f"{readable_size(self.done)}  {readable_size(rate)}/s  "
-        if total and done > first:
-            left = elapsed * (total - done) / (done - first)
-            text += f"{left // 60:.0f}:{left % 60:02.0f} left"
+            facts = [f"{sum(self.results.values()):,} of {self.files:,} files", facts[0]]
+            facts[1] += f" of {readable_size(max(total or 0, self.done))}"
+        elif total:
+            facts.insert(0, f"{100 * self.done // total:3}%")
+        if moved and elapsed > 1:
+            facts.append(f"{readable_size(moved / elapsed)}/s")
+            if total and not self.files:
+                left = elapsed * (total - self.done) / moved
+                facts.append(f"{left // 60:.0f}:{left % 60:02.0f} left")
+        return facts
+
+    def draw(self) -> None:
+        """Draw the line, with as much as the window is wide, so that it never wraps."""
+        self.drawn = time.monotonic()
         # the window of the terminal may have been closed: go on without
         with contextlib.suppress(OSError):
-            width = os.get_terminal_size(2).columns or 80  # 0: a terminal that does not know
-            self.write(f"\r{text[: width - 1]}\x1b[K")
+            width = (os.get_terminal_size(2).columns or 80) - 1  # 0: it does not know
+            facts, name = self.facts(), printable(self.name)
+            while len(text := "  ".join(facts)) > width:
+                facts.pop()
+            if self.total and not self.files and len(text) + 24 < width:
+                text = f"[{'#' * (20 * self.done // self.total):20}] {text}"
+            while name and columns(name) + 2 + len(text) > width:
+                name = name[:-1]
+            self.write(f"\r{name}{'  ' * bool(name)}{text}\x1b[K")
+
+    def wait(self, problem: str, pause: float) -> None:
+        """Pause before a retry, and tell it once, even if several connections wait at a time."""
+        now = time.monotonic()
+        if now >= self.pause_ends:
+            self.pause_ends = now + pause
+            self.clear()
+            if not self.quiet:
+                say(f"{problem}; trying again in {pause:.1f} s")
+        time.sleep(pause)
 
     def clear(self) -> None:
         if self.drawing:
             self.write("\r\x1b[K")
 
     def summary(self, args: argparse.Namespace) -> None:
-        """One line about many files."""
+        """One line about many files, with the words of client.py."""
         self.clear()
-        if not args.quiet and not args.json:
-            counts = [f"{count} {result}" for result, count in self.results.items()]
-            say(", ".join(counts) or "nothing to do")
+        counts, seconds = self.results, time.monotonic() - self.began
+        done = sum(counts.get(name, 0) for name in ("saved", "sent", "new", "replace"))
+        facts = {"files": done, "bytes": self.done - self.first, "seconds": round(seconds, 3)}
+        facts.update({name: counts.get(name, 0) for name in ("same", "deleted", "failed")})
+        facts["skipped"] = sum(self.skipped.values())
+        if args.json:
+            return emit_json(args, {"verb": args.verb, **facts})
+        files = f"{done} file{'s' * (done != 1)}"
+        text = f"{args.verb}: {files}, {readable_size(facts['bytes'])} in {seconds:.2f} s"
+        if args.dry_run:
+            text = f"{args.verb} --dry-run: would {args.verb} {files}"
+        left_out = ", ".join(f"{count} {what}" for what, count in self.skipped.items())
+        for count, words in [
+            (counts.get("same"), "{} already there"),
+            (left_out, "skipped {}"),
+            (counts.get("deleted"), "deleted {}"),
+            (counts.get("delete"), "would delete {}"),
+            (counts.get("failed"), "{} failed"),
+        ]:
+            text += f"; {words.format(count)}" * bool(count)
+        if not args.quiet:
+            say(text)
 
     def write(self, text: str) -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -3701,9 +4009,15 @@ class Progress:
             sys.stderr.flush()
 
 
+def columns(text: str) -> int:
+    """How wide text is on a terminal, at most: characters of East Asia take two columns."""
+    return sum(1 + (unicodedata.east_asian_width(char) in "WF") for char in text)
+
+
 def emit(args: argparse.Namespace, line: str) -> None:
     """Write a line of the result to standard output at once."""
-    Stream("-", args).write(f"{line}\n".encode())
+    args.progress.clear()
+    Stream("-", args).write(0, f"{line}\n".encode())
 
 
 def emit_json(args: argparse.Namespace, facts: dict[str, Any]) -> None:
@@ -3721,7 +4035,7 @@ def report(
     seconds: Optional[float] = None,
 ) -> None:
     """Report one transfer: a line for people, or with --json an object for programs."""
-    args.progress.count(result)
+    args.progress.count(result, size if result == "same" else 0)
     args.progress.clear()
     if args.json:
         facts = {"result": result, "url": str(url), "file": json_text(path), "bytes": size}
@@ -3735,22 +4049,23 @@ def report(
         say(text)
 
 
-def for_each(args: argparse.Namespace, items: Iterable[T], act: Callable[[T], Any]) -> int:
-    """Act on each item. A failure is reported and stops nothing. Returns the first exit code."""
-    code = 0
+def attempt(args: argparse.Namespace, act: Callable[[], object]) -> None:
+    """Act, and report a failure, which stops nothing."""
+    try:
+        act()
+    except Failure as failure:
+        args.progress.code = args.progress.code or failure.code
+        args.progress.clear()
+        say(str(failure))
+        args.progress.count("failed")
+        if args.json:
+            error = str(failure).split("\n")[0][7:]
+            emit_json(args, {"result": "failed", "code": failure.code, "error": error})
+
+
+def for_each(args: argparse.Namespace, items: Iterable[T], act: Callable[[T], object]) -> None:
     for item in items:
-        try:
-            result: int = act(item) or 0
-        except Failure as failure:
-            result = failure.code
-            args.progress.clear()
-            say(str(failure))
-            args.progress.count("failed")
-            if args.json:
-                error = str(failure).split("\n")[0][7:]
-                emit_json(args, {"result": "failed", "code": result, "error": error})
-        code = code or result
-    return code
+        attempt(args, functools.partial(act, item))
 
 
 # --- the command line ---
@@ -3809,7 +4124,12 @@ def common_flags(parser: argparse.ArgumentParser, headers: str) -> None:
     flag("-6", dest="family", action="store_const", const=socket.AF_INET6, help="IPv6 only")
     seconds, tries = between(0.01, 1e6, float), between(0, 1000)
     flag("--timeout", type=seconds, metavar="S", help="silence allowed (default 30)")
-    flag("--retries", type=tries, metavar="N", help="tries without progress (default 3)")
+    flag(
+        "--retries",
+        type=tries,
+        metavar="N",
+        help="tries without progress (default 16: for two minutes)",
+    )
     flag("--no-resume", dest="resume", action="store_false", help="start over, whatever is here")
     flag("--quiet", action="store_true", help="no progress, no reports")
     flag("--json", action="store_true", help="a JSON object for each transfer on standard output")
@@ -3823,7 +4143,7 @@ DEFAULTS = {
     "host": "127.0.0.1",
     "port": 8000,
     "timeout": 30.0,
-    "retries": 3,
+    "retries": RETRIES,
     "header": [],
     "later_header": [],
     "output": None,
@@ -3832,15 +4152,24 @@ DEFAULTS = {
     "connections": 1,
     "checksum": None,
     "hidden": False,
+    "exclude": None,
+    "dry_run": False,
+    "delete": False,
+    "limit_rate": 0,
+    "recursive": False,
+    "input": None,
+    "text": None,
+    "url": [],
+    "path": [],
     "data": None,
     "form": [],
 }
 
 
-# the text and the arguments of each verb; + stands for one or more
+# the text and the arguments of each verb; + stands for one or more, * for any number
 HELP = {
-    "get": ("fetch files", "URL+"),
-    "put": ("send files, or - for standard input", "PATH+", "URL"),
+    "get": ("fetch files", "URL*"),
+    "put": ("send files, or - for standard input", "PATH*", "URL"),
     "post": ("send data or a form", "URL"),
     "delete": ("delete files", "URL+"),
     "head": ("show a reply's head", "URL"),
@@ -3878,8 +4207,8 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
         # one from before the verb.
         common_flags(verb, "later_header")
         for argument in arguments:
-            metavar = argument.rstrip("+")
-            nargs = "+" if argument.endswith("+") else None
+            metavar = argument.rstrip("*+")
+            nargs = argument[-1] if argument[-1] in "*+" else None
             verb.add_argument(metavar.lower(), nargs=nargs, metavar=metavar, help=PLACES[metavar])
         verb_flags(name, verb.add_argument)
     return parser
@@ -3898,8 +4227,14 @@ def verb_flags(name: str, flag: Callable[..., object]) -> None:
     if name == "get":
         side_by_side = "fetch ranges of a large file side by side (default 1)"
         sum_of = "what the file must have, such as sha256:9f86d0..."
+        flag("-i", "--input", metavar="FILE", help="fetch the URLs in this file too, one a line")
         flag("--connections", type=between(1, 64), metavar="N", help=side_by_side)
         flag("--checksum", type=checksum, metavar="NAME:HEX", help=sum_of)
+    if name == "put":
+        flag("--text", metavar="TEXT", help="send this text instead of a file")
+        flag("--force", action="store_true", help="replace what exists and is another file")
+    if name in ("get", "put"):
+        flag("--limit-rate", type=parse_size, metavar="N", help="bytes a second at most")
     if name == "post":
         data = "the body: this text, a file, or standard input"
         field = "a field or file of a form"
@@ -3909,6 +4244,11 @@ def verb_flags(name: str, flag: Callable[..., object]) -> None:
         flag("--force", action="store_true", help="replace what has that name")
     if name in ("mirror", "upload"):
         flag("--hidden", action="store_true", help="names that start with a dot too")
+        tree_flags(flag)
+    if name == "upload":
+        flag("--force", action="store_true", help="let --delete remove more than half")
+    if name == "list":
+        flag("-r", "--recursive", action="store_true", help="what is in its folders, too")
 
 
 def parsed(words: Sequence[str]) -> argparse.Namespace:
@@ -3920,17 +4260,22 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     args = parsed(sys.argv[1:] if argv is None else argv)
     args.progress, args.asked = Progress(args), {}
+    args.pace = Pace(args.limit_rate) if args.limit_rate else None
     try:
         # in lower case as in URLs, because given_password() compares the two
         args.host = parse_url(host_url(args)).host
         if args.ask_password:
             args.password = ask_password("the server")
         with contextlib.closing(Client(args)) as client:
-            return VERBS[args.verb](client)
+            VERBS[args.verb](client)
+            return int(args.progress.code)
     except Failure as failure:
         args.progress.clear()
         say(str(failure))
         return failure.code
+    except BrokenPipeError:
+        args.progress.clear()
+        return 0
     except KeyboardInterrupt:
         args.progress.clear()
         say("stopped; repeat the command to continue from what is here")

@@ -24,9 +24,9 @@ its answer for --timeout seconds; a client that says nothing may stay.
 #
 # Begin with answer() and exchange(): one conversation, as the server and as the client see it.
 # The sections, in the order of the file:
-#   the conversation   Counts, answer(), send_message(), exchange(), receive()
+#   the conversation   Echo, answer(), send_message(), exchange(), receive()
 #   the server         outcome(), Server, Server.run(), Server.admit(), Server.reply(), serve()
-#   the client         ping_report(), Output, converse(), stream(), ping(), client()
+#   the client         ping_report(), write_out(), converse(), stream(), ping(), client()
 #   shared fences      Traced, TracedStream, Stop, bind(), open_connection(), Failure, Parser
 #   the command line   announce(), build_parser(), main()
 #
@@ -35,7 +35,7 @@ its answer for --timeout seconds; a client that says nothing may stay.
 # client, stream() starts a thread that sends while the main thread receives.
 #
 # A connection waits in the backlog until Server.admit() accepts it. If there is no room, it is
-# refused: told why, kept for LINGER seconds, closed. Else answer() serves it until the client's
+# refused: told why, closed when others were refused too. Else answer() serves it until the client's
 # FIN, an error, --reset-after or Ctrl-C, and Server.reply() logs how it ended and closes it.
 
 # --- imports: the same in all six scripts (tests/test_twins.py) ---
@@ -49,21 +49,15 @@ if __name__ == "__main__":
         del sys.path[0]
     import os
 
-    def is_open(folder: str) -> bool:
-        """Whether files arrive there: the script's folder and the current one, not the library."""
-        if not os.path.exists(folder) or folder == os.path.dirname(os.__file__):
-            return False
-        own = os.path.dirname(os.path.realpath(__file__))
-        return os.path.samefile(folder, os.curdir) or os.path.samefile(folder, own)
-
-    sys.path[:] = [folder for folder in sys.path if not is_open(folder or os.curdir)]
+    own, library = os.path.dirname(os.path.realpath(__file__)), os.path.dirname(os.__file__)
+    for folder in [each for each in sys.path if os.path.exists(each or ".") and each != library]:
+        if any(os.path.samefile(folder or ".", place) for place in (".", own)):
+            sys.path.remove(folder)
 # --- end imports ---
 
 import argparse
-import codecs
 import contextlib
 import errno
-import functools
 import io
 import itertools
 import os
@@ -75,8 +69,9 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn, Optional, Union
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, Optional
 
 VERSION = "1.0"
 SERVER = "python3 tcp_upper.py server"
@@ -88,95 +83,97 @@ NOTICE_AFTER = 3.0  # seconds of silence until the client says for whom it waits
 # send
 PIECE = 65536
 GRACE = 2.0  # seconds that Ctrl-C leaves for answers under way
-LINGER = 1.0  # seconds that a refused client has for reading why
-MAX_REFUSED = 64  # refused clients kept that long
+MAX_REFUSED = 16  # refused clients that are kept, so that they can read why
 ACCEPT_PAUSE = 0.5  # seconds to the next accept() when the system has no descriptor or memory left
 # SO_LINGER on, for 0 seconds: close() sends RST
 RESET = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
 
 # --- the conversation: as the server and as the client see it ---
-class Counts:
-    """The bytes that went each way on a connection, and whether the client has ended."""
+class Echo:
+    """A conversation: its socket, the options, and the bytes that went each way."""
 
-    def __init__(self) -> None:
+    def __init__(self, sock: socket.socket, args: Namespace) -> None:
+        self.sock = sock
+        self.args = args
         self.began = time.monotonic()
         self.sent = 0
         self.received = 0
-        self.ended = False
+        self.ended = False  # whether the client has no more to say
+        self.pings = 0
+        self.trips: list[float] = []  # milliseconds until each answer to a ping
 
 
 class NotAnEcho(Exception):
     """What came back is not what was sent, in capitals."""
 
 
-def answer(conn: socket.socket, args: argparse.Namespace, counts: Counts) -> None:
+def answer(echo: Echo) -> None:
     """The server's side: receive, capitalise, send, until the client has no more to say."""
-    while counts.received < args.reset_after:
-        chunk = conn.recv(min(args.recv_size, args.reset_after - counts.received))
+    sock, args = echo.sock, echo.args
+    while echo.received < args.reset_after:
+        chunk = sock.recv(min(args.recv_size, args.reset_after - echo.received))
         if len(chunk) == 0:  # FIN: the client will send nothing more
             return
-        counts.received += len(chunk)
-        if args.delay or args.rate:
-            hold_back(args, counts)
-        conn.settimeout(args.timeout)  # a client has to read its answer...
-        send_message(conn, chunk.upper(), counts)
-        conn.settimeout(None)  # ...but it may think before the next message
-    conn.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        echo.received += len(chunk)
+        hold_back(echo)
+        sock.settimeout(args.timeout)  # a client has to read its answer...
+        send_message(echo, chunk.upper())
+        sock.settimeout(None)  # ...but it may think before the next message
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
 
 
-def hold_back(args: argparse.Namespace, counts: Counts) -> None:
+def hold_back(echo: Echo) -> None:
     """Wait before the next answer, as --delay and --rate (bytes a second) ask."""
-    pause = args.delay
-    if args.rate:
-        pause = max(pause, counts.began + counts.sent / args.rate - time.monotonic())
-    time.sleep(pause)
+    pause = echo.args.delay
+    if echo.args.rate:
+        pause = max(pause, echo.began + echo.sent / echo.args.rate - time.monotonic())
+    if pause > 0:
+        time.sleep(pause)
 
 
-def send_message(sock: socket.socket, data: bytes, counts: Counts) -> None:
+def send_message(echo: Echo, data: bytes) -> None:
     """Send it all. send() takes only what the kernel has room for.
 
     (sendall() has one timeout for everything, and would cut off a slow reader.)
     """
     view = memoryview(data)
-    counts.sent += len(view)  # first: the answer can be here before send() returns
+    echo.sent += len(view)  # first: the answer can be here before send() returns
     try:
         while len(view) > 0:
-            view = view[sock.send(view) :]
+            view = view[echo.sock.send(view) :]
     finally:
-        counts.sent -= len(view)
+        echo.sent -= len(view)
 
 
-def exchange(
-    sock: socket.socket, message: bytes, args: argparse.Namespace, counts: Counts
-) -> bytes:
+def exchange(echo: Echo, message: bytes) -> bytes:
     """The client's side: send a message, and receive until as many bytes have come back."""
     reply = b""
     for start in range(0, len(message), PIECE):
-        send_message(sock, message[start : start + PIECE], counts)
-        while counts.received < counts.sent:
-            reply += receive(sock, args, counts)
+        send_message(echo, message[start : start + PIECE])
+        while echo.received < echo.sent:
+            reply += receive(echo)
     if reply != message.upper():
         raise NotAnEcho
     return reply
 
 
-def receive(sock: socket.socket, args: argparse.Namespace, counts: Counts) -> bytes:
+def receive(echo: Echo) -> bytes:
     """The next part of the answer, of any size: one recv() is not one message."""
-    wait_for_reply(sock, args, counts)
-    chunk = sock.recv(args.recv_size)
-    if len(chunk) == 0 and (counts.received < counts.sent or not counts.ended):
+    wait_for_reply(echo)
+    chunk = echo.sock.recv(echo.args.recv_size)
+    if len(chunk) == 0 and (echo.received < echo.sent or not echo.ended):
         raise ConnectionAbortedError(errno.ECONNABORTED, "the server closed it")
-    check(chunk, counts)
-    counts.received += len(chunk)
+    check(echo, chunk)
+    echo.received += len(chunk)
     return chunk
 
 
-def check(chunk: bytes, counts: Counts) -> None:
+def check(echo: Echo, chunk: bytes) -> None:
     """Refuse what no echo sends: small letters, or more than it was sent."""
-    if counts.received == 0 and chunk != chunk.upper():
+    if echo.received == 0 and chunk != chunk.upper():
         raise NotAnEcho(chunk)
-    if counts.received + len(chunk) > counts.sent:
+    if echo.received + len(chunk) > echo.sent:
         raise NotAnEcho
 
 
@@ -196,31 +193,28 @@ def outcome(problem: Optional[OSError], stopping: bool, reset: bool) -> str:
 class Server:
     """A listening socket, and a thread or process for each client that came in through it."""
 
-    def __init__(self, args: argparse.Namespace, sock: socket.socket) -> None:
+    def __init__(self, args: Namespace, sock: socket.socket) -> None:
         self.args = args
         self.sock = sock
         self.stop = Stop()
-        self.limit = args.requests or sys.maxsize
         self.forks = args.mode == "process" and hasattr(os, "fork")
-        # each client's connection, or the number of its process
-        self.clients: set[Union[socket.socket, int]] = set()
+        # the connection of each client, by the number of its process or by itself
+        self.clients: dict[Any, socket.socket] = {}
         self.refused: list[socket.socket] = []
         self.accepted = 0
-        self.ending = False
         if self.forks:  # the end of a child is a signal, for which Stop makes select() return
             signal.signal(signal.SIGCHLD, lambda number, frame: None)
 
     def run(self) -> None:
-        while not self.stop.asked and self.accepted - len(self.clients) < self.limit:
-            watched: list[Any] = [self.stop]
-            # serial: the next client waits in the backlog
-            if self.args.mode != "serial" or not self.clients:
-                watched.append(self.sock)
-            ready, _, _ = select.select(watched, [], [], LINGER if self.refused else None)
+        while not self.stop.asked and self.accepted - len(self.clients) < self.args.requests:
+            watched: list[Any] = [self.stop, self.sock]
+            if self.args.mode == "serial" and self.clients:
+                watched.remove(self.sock)  # the next client waits in the backlog
+            ready, _, _ = select.select(watched, [], [])
             self.stop.drain()
             if self.sock in ready:
                 self.admit()
-            self.release(everything=not ready)
+            self.release()
         self.finish()
 
     def admit(self) -> None:
@@ -240,11 +234,11 @@ class Server:
             self.dispatch(conn, peer)
             self.accepted += 1
         except (OSError, RuntimeError):
-            self.clients.discard(conn)
+            self.clients.pop(conn, None)
             self.refuse(conn, peer, "the system gives no further thread or process")
 
     def refuse(self, conn: socket.socket, peer: "Address", why: str) -> None:
-        """Tell the client and hang up, but keep the socket for a moment.
+        """Tell the client and send FIN, but keep the socket until others are refused.
 
         If it were closed over unread bytes, it would send RST, which destroys the answer.
         """
@@ -263,28 +257,22 @@ class Server:
         # an answer leaves at once, however short
         conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self.forks:
-            return self.hand_over(conn, peer)
-        self.clients.add(conn)
-        threading.Thread(target=self.reply, args=(conn, peer), daemon=True).start()
+            self.clients[self.hand_over(conn, peer)] = conn
+        else:
+            self.clients[conn] = conn
+            threading.Thread(target=self.reply, args=(conn, peer), daemon=True).start()
 
-    def hand_over(self, conn: socket.socket, peer: "Address") -> None:
-        """Give a connection to a copy of this process. It stays open until both have closed it."""
+    def hand_over(self, conn: socket.socket, peer: "Address") -> int:
+        """Serve a client in a copy of this process, a child. Returns the child's number."""
         child = os.fork()
         if child:  # this is the parent: it goes back to accept()
-            self.clients.add(child)
-            return conn.close()
-
-        def stop_reading(number: int, frame: object) -> None:
-            self.ending = True
-            with contextlib.suppress(OSError):
-                conn.shutdown(socket.SHUT_RD)
-
+            return child
         try:
-            signal.set_wakeup_fd(-1)
             # Ctrl-C reaches both processes: the parent passes it on as SIGTERM
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            signal.signal(signal.SIGTERM, stop_reading)
-            self.sock.close()
+            # or the other clients would hear no FIN before this child ends
+            for sock in [self.sock, *self.refused, *self.clients.values()]:
+                os.close(sock.detach())
             self.reply(conn, peer)
         except BaseException:  # noqa: BLE001  (a bug: tell it, but end here all the same)
             sys.excepthook(*sys.exc_info())
@@ -293,53 +281,52 @@ class Server:
 
     def reply(self, conn: socket.socket, peer: "Address") -> None:
         """A client's thread or process: its conversation, then its line in the log."""
-        counts, problem = Counts(), None
+        echo, problem = Echo(conn, self.args), None
         try:
-            answer(conn, self.args, counts)
+            answer(echo)
         except OSError as error:
             problem = error
-        seconds = time.monotonic() - counts.began
-        end = outcome(problem, self.ending, counts.received >= self.args.reset_after)
-        numbers = f"received {counts.received}, sent {counts.sent} bytes in {seconds:.3f} s"
+        seconds = time.monotonic() - echo.began
+        end = outcome(problem, self.stop.asked, echo.received >= self.args.reset_after)
+        numbers = f"received {echo.received}, sent {echo.sent} bytes in {seconds:.3f} s"
         log(f"{address(peer)} {numbers}: {end}")
         conn.close()
-        self.clients.discard(conn)  # in a child it is not there
+        self.clients.pop(conn, None)  # in a child it is not there
         self.stop.wake()
 
-    def release(self, everything: bool) -> None:
-        """Close refused connections, all or the oldest; collect the children that ended."""
-        while self.refused and (everything or len(self.refused) > MAX_REFUSED):
+    def release(self) -> None:
+        """Close the oldest of many refused connections, and those whose processes have ended."""
+        while len(self.refused) > MAX_REFUSED:
             self.refused.pop(0).close()
         with contextlib.suppress(ChildProcessError):
             while self.forks and (child := os.waitpid(-1, os.WNOHANG)[0]):
-                # not there: a child of the shell that became this server
-                self.clients.discard(child)
+                if child in self.clients:  # else it is of the shell that became this server
+                    self.clients.pop(child).close()
 
     def finish(self) -> None:
-        """Stop listening, ask each client's thread or process to end, wait a moment for them."""
-        self.sock.close()
-        self.release(everything=True)
-        self.ending = True
+        """Stop listening, end what the clients say, and wait a moment for the last answers."""
+        for sock in [self.sock, *self.refused]:
+            sock.close()
+        self.stop.asked = True
         dropped, deadline = len(self.clients), time.monotonic() + GRACE
-        for client in list(self.clients):
+        for child, conn in list(self.clients.items()):
             with contextlib.suppress(OSError):
-                if isinstance(client, int):
-                    os.kill(client, signal.SIGTERM)
-                else:
-                    client.shutdown(socket.SHUT_RD)  # recv() returns what has arrived, then 0
+                if self.forks:  # its log shall tell that it was stopped
+                    os.kill(child, signal.SIGTERM)
+                conn.shutdown(socket.SHUT_RD)  # recv() returns what has arrived, then 0
         while self.clients and (left := deadline - time.monotonic()) > 0:
             select.select([self.stop], [], [], left)
             self.stop.drain()
-            self.release(everything=True)
-        for client in list(self.clients):
-            if isinstance(client, int):
-                os.kill(client, signal.SIGKILL)
+            self.release()
+        for child in self.clients:
+            if self.forks:
+                os.kill(child, signal.SIGKILL)
         self.stop.close()
         served = self.accepted - len(self.clients)
         say(f"stopped: {dropped} client{'s' * (dropped != 1)} disconnected, {served} served")
 
 
-def serve(args: argparse.Namespace) -> int:
+def serve(args: Namespace) -> int:
     raise_file_limit()
     if args.rate:  # a tenth of a second's worth at once
         args.recv_size = min(args.recv_size, max(1, args.rate // 10))
@@ -348,20 +335,21 @@ def serve(args: argparse.Namespace) -> int:
     # connections inherit it: a later server can tell those in TIME_WAIT from a server
     if os.name == "posix":
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    server = Server(args, sock)  # from here on a signal is heard
-    announce(sock)
-    server.run()
+    with sock:
+        server = Server(args, sock)  # from here on a signal is heard
+        announce(sock)
+        server.run()
     return 0
 
 
 # --- the client: a prompt, a pipe, a ping, a message ---
-def wait_for_reply(sock: socket.socket, args: argparse.Namespace, counts: Counts) -> None:
+def wait_for_reply(echo: Echo) -> None:
     """Wait until something comes. Silence counts only while an answer is owed."""
-    silence = 0.0
+    silence, args = 0.0, echo.args
     while silence < args.timeout:
-        owed = counts.received < counts.sent
+        owed = echo.received < echo.sent
         step = min(NOTICE_AFTER, args.timeout - silence)
-        if select.select([sock], [], [], step)[0]:
+        if select.select([echo.sock], [], [], step)[0]:
             return
         if owed:  # else what stream() sent meanwhile has all of --timeout
             silence += step
@@ -389,36 +377,25 @@ def ping_report(sent: int, trips: Sequence[float]) -> str:
     if trips:
         mean = sum(trips) / len(trips)
         lines += f"\nround trip min/avg/max {min(trips):.3f}/{mean:.3f}/{max(trips):.3f} ms"
-    return lines
+    return lines + "\n"
 
 
-class Output:
-    """Standard output: a file or a pipe gets the bytes, a terminal text; \\xNN is no text."""
-
-    def __init__(self) -> None:
-        self.terminal = os.isatty(1)
-        # a chunk can end inside a character
-        self.decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
-
-    def write(self, data: bytes, last: bool = False) -> None:
-        if self.terminal:
-            data = shown(self.decoder.decode(data, last)).encode()
-        while data:
-            try:
-                data = data[os.write(1, data) :]
-            except BlockingIOError:  # another program made the shared terminal non-blocking
-                select.select([], [1], [])
-            except OSError as error:
-                raise no_output(error) from None
-
-
-def no_output(error: OSError) -> "Failure":
-    return Failure(
-        23,
-        f"cannot write standard output ({error.strerror})",
-        "what reads it has ended, or its disk is full",
-        "write to a file on a disk with room: add > FILE to the command",
-    )
+def write_out(data: bytes) -> None:
+    """To standard output: a file or a pipe gets the bytes, a terminal text; \\xNN is no text."""
+    if os.isatty(1):
+        data = shown(data.decode(errors="backslashreplace")).encode()
+    while data:
+        try:
+            data = data[os.write(1, data) :]
+        except BlockingIOError:  # another program made the shared terminal non-blocking
+            select.select([], [1], [])
+        except OSError as error:
+            raise Failure(
+                23,
+                f"cannot write standard output ({error.strerror})",
+                "what reads it has ended, or its disk is full",
+                "write to a file on a disk with room: add > FILE to the command",
+            ) from None
 
 
 def read_input(size: int) -> bytes:
@@ -436,22 +413,22 @@ def read_input(size: int) -> bytes:
             ) from None
 
 
-def converse(sock: socket.socket, args: argparse.Namespace, counts: Counts, out: Output) -> None:
+def converse(echo: Echo) -> None:
     """The prompt: each line is a message, until Ctrl-D. readline adds history and editing."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (not at the top: loading it can write to a terminal)
     if isinstance(sys.stdin, io.TextIOWrapper):
         # bytes that are no text come through as they were typed
         sys.stdin.reconfigure(errors="surrogateescape")
-    screen = sys.stdout if out.terminal else sys.stderr  # a prompt is no result
+    screen = sys.stdout if os.isatty(1) else sys.stderr  # a prompt is no result
     with contextlib.redirect_stdout(screen), contextlib.suppress(EOFError):
         while True:
             message = os.fsencode(input(PROMPT))
-            out.write(exchange(sock, message + b"\n", args, counts))
+            write_out(exchange(echo, message + b"\n"))
     say("")
 
 
-def stream(sock: socket.socket, args: argparse.Namespace, counts: Counts, out: Output) -> None:
+def stream(echo: Echo) -> None:
     """Standard input to the server, its answer to standard output: one thread for each way.
 
     If all were sent before any of it is read, both sides would block once the kernel's buffers
@@ -461,71 +438,69 @@ def stream(sock: socket.socket, args: argparse.Namespace, counts: Counts, out: O
 
     def send_input() -> None:
         try:
-            while chunk := read_input(args.recv_size):
-                send_message(sock, chunk, counts)
+            while chunk := read_input(echo.args.recv_size):
+                send_message(echo, chunk)
         except (Failure, OSError) as problem:
             problems.append(problem)  # told when all that is on its way has come back
-        counts.ended = True
+        echo.ended = True
         with contextlib.suppress(OSError):
-            sock.shutdown(socket.SHUT_WR)
+            echo.sock.shutdown(socket.SHUT_WR)
 
     threading.Thread(target=send_input, daemon=True).start()
-    while chunk := receive(sock, args, counts):
-        out.write(chunk)
+    while chunk := receive(echo):
+        write_out(chunk)
     if problems:
         raise problems[0]
 
 
-def ping(sock: socket.socket, args: argparse.Namespace, counts: Counts, out: Output) -> None:
+def ping(echo: Echo) -> None:
     """Send numbered messages and time each answer; --interval later comes the next."""
-    trips: list[float] = []
-    sent = 0
-    try:
-        for sent in range(1, args.ping + 1):
-            began = time.perf_counter()
-            exchange(sock, b"ping %d\n" % sent, args, counts)
-            trips.append(1000 * (time.perf_counter() - began))
-            if sent < args.ping and select.select([sock], [], [], args.interval)[0]:
-                receive(sock, args, counts)  # no answer is owed: this finds out what is wrong
-    finally:
-        out.write(f"{ping_report(sent, trips)}\n".encode())
+    args = echo.args
+    for number in range(1, args.ping + 1):
+        echo.pings, began = number, time.perf_counter()
+        exchange(echo, b"ping %d\n" % number)
+        echo.trips.append(1000 * (time.perf_counter() - began))
+        if number < args.ping and select.select([echo.sock], [], [], args.interval)[0]:
+            receive(echo)  # no answer is owed: this finds out what is wrong
 
 
-def talk(sock: socket.socket, args: argparse.Namespace, counts: Counts, out: Output) -> None:
+def talk(echo: Echo) -> None:
     """What the command line asks for: a ping, a message, a prompt or a pipe."""
+    args = echo.args
     if args.ping:
-        ping(sock, args, counts, out)
+        try:
+            ping(echo)
+        finally:
+            write_out(ping_report(echo.pings, echo.trips).encode())
     elif args.text:
-        out.write(exchange(sock, os.fsencode(" ".join(args.text)) + b"\n", args, counts))
+        write_out(exchange(echo, os.fsencode(" ".join(args.text)) + b"\n"))
     elif os.isatty(0):
-        converse(sock, args, counts, out)
+        converse(echo)
     else:
-        stream(sock, args, counts, out)
+        stream(echo)
 
 
-def connect(args: argparse.Namespace) -> socket.socket:
+def connect(args: Namespace) -> Echo:
     sock = open_connection(args, args.host, args.port, server_command(args))
     sock.settimeout(None)  # wait_for_reply() watches the time
-    return sock
+    return Echo(sock, args)
 
 
-def client(args: argparse.Namespace) -> int:
+def client(args: Namespace) -> int:
     check_client(args)
-    counts, out = Counts(), Output()
-    with connect(args) as sock:
+    echo = connect(args)
+    with echo.sock as sock:
         try:
-            talk(sock, args, counts, out)
+            talk(echo)
         except NotAnEcho as problem:
             raise no_echo(args, *problem.args) from None
         except OSError as error:
             raise Failure(
-                18 if counts.received else 52,
-                f"connection lost: {counts.received:,} of {counts.sent:,} bytes came back",
+                18 if echo.received else 52,
+                f"connection lost: {echo.received:,} of {echo.sent:,} bytes came back",
                 f"{error.strerror}; what was printed is right",
                 f"repeat the command; if the server has ended: {server_command(args)}",
             ) from None
-        finally:
-            out.write(b"", last=True)
         with contextlib.suppress(OSError):
             sock.shutdown(socket.SHUT_WR)  # FIN: nothing more from here
             sock.settimeout(args.timeout)
@@ -535,8 +510,6 @@ def client(args: argparse.Namespace) -> int:
 
 # --- trace: the same in all six scripts (tests/test_twins.py) ---
 DUMPED = 64  # bytes of each call that --trace-hex prints
-LONGEST_LINE = 65536  # bytes; neither protocol has a longer line with a secret
-SECRET = re.compile(rb"(?i)((?:authorization|cookie):[ \t]*|\bproof=)([^\r\n]*)")
 NOTHING_HAPPENED = ("BlockingIOError", "SSLWantReadError", "SSLWantWriteError")
 
 
@@ -561,22 +534,16 @@ class Traced(socket.socket):
     dump = False  # whether --trace-hex asks for the bytes
     number = sent = received = 0
     lasted = 0.0  # milliseconds of the last call
-    handshake = ended = ""  # what a connect() does, what 0 bytes mean
-    lines: Mapping[str, bytes] = {}  # for each direction: a line whose end has not come yet
+    handshake = ""  # what a connect() does
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
         self.number = self.number or next(self.numbers)
+        if data and hasattr(self, "cipher"):
+            text += ", encrypted by TLS on its way"
         if self.dump and data:
-            text += hexdump(self.masked(mark, bytes(data)))
+            text += hexdump(bytes(data))
         now = 1000 * (time.perf_counter() - self.began)
         say(f"{now:9.3f} ms #{self.number} {mark} {text}")
-
-    def masked(self, mark: str, data: bytes) -> bytes:
-        """The bytes, with asterisks for a secret, even if its line came in several pieces."""
-        before = self.lines.get(mark, b"")
-        text = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + data)
-        self.lines = {**self.lines, mark: re.split(b"[\r\n]", text)[-1][:LONGEST_LINE]}
-        return text[len(before) :]
 
     def attempt(self, mark: str, what: str, call: Callable[..., Any], *args: object) -> Any:
         """Make a call of socket.socket. Its failure is a line of the trace too."""
@@ -596,29 +563,6 @@ class Traced(socket.socket):
         here = address(self.getsockname())
         self.show("*", f"{what} ok from {here} ({self.handshake} {self.lasted:.2f} ms)")
 
-    def send(self, data: Any, flags: int = 0) -> int:
-        count: int = self.attempt(">", "send", super().send, data, flags)
-        self.show_sent("send", data, count)
-        return count
-
-    def show_sent(self, what: str, data: Any, count: int) -> None:
-        self.sent += count
-        text = f"{what} {count} of {len(data)} bytes (sent so far {self.sent})"
-        self.show(">", text, data[:count])
-
-    def recv(self, size: int, flags: int = 0) -> bytes:
-        data: bytes = self.attempt("<", "recv", super().recv, size, flags)
-        self.show_received("recv", data, size)
-        return data
-
-    def show_received(self, what: str, data: bytes, size: int) -> None:
-        self.received += len(data)
-        text = f"0 bytes = {self.ended}"
-        if data:
-            text = f"{len(data)} of at most {size} bytes, waited {self.lasted:.2f} ms"
-            text += f" (received so far {self.received})"
-        self.show("<", f"{what} {text}", data)
-
     def close(self) -> None:
         if self.fileno() >= 0:
             self.show("*", f"close (sent {self.sent}, received {self.received})")
@@ -637,28 +581,42 @@ class TracedStream(Traced):
     def accept(self) -> tuple[socket.socket, Any]:
         plain, peer = self.attempt("*", "accept", super().accept)
         # the same connection as a traced object: the plain one gives its descriptor away
-        conn = TracedStream(fileno=plain.detach())
+        conn = type(self)(fileno=plain.detach())
         conn.show("*", f"accept from {address(peer)}")
         return conn, peer
 
-    def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
-        data = self.recv(size or len(buffer), flags)
-        memoryview(buffer)[: len(data)] = data
-        return len(data)
+    def send(self, data: Any, flags: int = 0) -> int:
+        count: int = self.attempt(">", "send", super().send, data, flags)
+        self.sent += count
+        text = f"send {count} of {len(data)} bytes (sent so far {self.sent})"
+        self.show(">", text, data[:count])
+        return count
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        data: bytes = self.attempt("<", "recv", super().recv, size, flags)
+        self.received += len(data)
+        text = f"recv 0 bytes = {self.ended}"
+        if data:
+            text = f"recv {len(data)} of at most {size} bytes, waited {self.lasted:.2f} ms"
+            text += f" (received so far {self.received})"
+        self.show("<", text, data)
+        return data
 
     def shutdown(self, how: int) -> None:
         self.attempt("*", "shutdown", super().shutdown, how)
         side = "receiving" if how == socket.SHUT_RD else "sending = FIN"
         self.show("*", f"shutdown of {side}")
+        if how == socket.SHUT_RD:
+            self.ended = "this side has shut its receiving"
+
+
+# --- end streams ---
 
 
 def socket_class(args: argparse.Namespace) -> type[socket.socket]:
     """The class of all sockets: without --trace the plain one, so that it costs nothing."""
     Traced.dump = args.trace_hex
     return TracedStream if args.trace or args.trace_hex else socket.socket
-
-
-# --- end streams ---
 
 
 # --- listening: the same in all four servers (tests/test_twins.py) ---
@@ -741,11 +699,11 @@ def bind(
     sock = None
     try:
         sock = made_of(family, kind)  # an OSError too: a system without IPv6
-        if sys.platform == "win32":  # where two servers could otherwise share a port
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
-        elif reuse and backlog is not None:
-            # or connections of an earlier server in TIME_WAIT would keep the port
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # on Windows, where two servers could otherwise share a port
+        exclusive = getattr(socket, "SO_EXCLUSIVEADDRUSE", None)
+        if exclusive or reuse:
+            # elsewhere: or connections of an earlier server in TIME_WAIT would keep the port
+            sock.setsockopt(socket.SOL_SOCKET, exclusive or socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             # --host :: is for IPv4 too
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, target[0] != "::")
@@ -904,9 +862,8 @@ def say(text: str) -> None:
 
 def address(place: Address) -> str:
     """HOST:PORT, or [HOST]:PORT for IPv6. An IPv4 client of a dual-stack server looks like IPv4."""
-    host, port = str(place[0]), place[1]
-    host = host[7:] if host.startswith("::ffff:") and "." in host else host
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    host = re.sub(r"^::ffff:(?=.*\.)", "", str(place[0]))
+    return f"[{host}]:{place[1]}" if ":" in host else f"{host}:{place[1]}"
 
 
 def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
@@ -941,13 +898,15 @@ class Parser(argparse.ArgumentParser):
     """argparse with a short -h, the manual for --help, and complaints in three lines."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(formatter_class=self.layout, add_help=False, **settings)
-        what = "show this; --help shows the manual first"
-        self.add_argument("-h", "--help", action="help", help=what)
-
-    def layout(self, prog: str) -> argparse.HelpFormatter:
-        """Lines as wide as ours. If argparse had to ask for a width, it would load shutil."""
-        return argparse.HelpFormatter(prog, width=100, max_help_position=32)
+        super().__init__(
+            # lines as wide as ours: if argparse had to ask for a width, it would load shutil
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 32, 100),
+            add_help=False,
+            **settings,
+        )
+        self.add_argument(
+            "-h", "--help", action="help", help="show this; --help shows the manual first"
+        )
 
     def format_help(self) -> str:
         manual = f"{__doc__}\n" if "--help" in sys.argv else ""
@@ -987,17 +946,17 @@ def log(text: str) -> None:
     say(time.strftime("%Y-%m-%d %H:%M:%S ") + text)
 
 
-def place(args: argparse.Namespace) -> str:
+def place(args: Namespace) -> str:
     return address((args.host, args.port))
 
 
-def server_command(args: argparse.Namespace) -> str:
+def server_command(args: Namespace) -> str:
     """The command that starts the server which this client looks for."""
     host = "" if args.host in ("127.0.0.1", "localhost") else f" --host {shlex.quote(args.host)}"
     return f"{SERVER}{host} --port {args.port}"
 
 
-def no_echo(args: argparse.Namespace, notice: bytes = b"") -> Failure:
+def no_echo(args: Namespace, notice: bytes = b"") -> Failure:
     """What came back is no echo; notice is what the other side says instead."""
     if not notice:
         return Failure(
@@ -1016,7 +975,7 @@ def no_echo(args: argparse.Namespace, notice: bytes = b"") -> Failure:
     )
 
 
-def check_client(args: argparse.Namespace) -> None:
+def check_client(args: Namespace) -> None:
     if sys.stdin is None or sys.stdout is None:  # then the connection would get their numbers
         raise Failure(
             26,
@@ -1036,11 +995,7 @@ def check_client(args: argparse.Namespace) -> None:
 def announce(sock: socket.socket) -> None:
     """Where the server listens, on stdout; the command that reaches it, on stderr."""
     host, port = sock.getsockname()[:2]
-    try:
-        print(f"listening on {address((host, port))}", flush=True)
-    except OSError as error:
-        sock.close()
-        raise no_output(error) from None
+    write_out(f"listening on {address((host, port))}\n".encode())
     elsewhere = reachable_at(sock)
     for known in elsewhere:
         say(f"from another machine:  {CLIENT} --host {known} --port {port}")
@@ -1051,52 +1006,56 @@ def announce(sock: socket.socket) -> None:
 
 
 def common_flags(parser: argparse.ArgumentParser) -> None:
-    seconds, flag = between(0.01, 1e6, float), parser.add_argument
+    """They may stand before the role or after it: each default is in one place, build_parser()."""
+    parser.argument_default = argparse.SUPPRESS
+    flag, seconds = parser.add_argument, between(0.01, 1e6, float)
     flag("--host", help="the server's name or address (default 127.0.0.1)")
-    flag(
-        "--port", type=between(0, 65535), help="its port; a server takes any for 0 (default 12000)"
-    )
+    flag("--port", type=between(0, 65535), help="its port; a server takes 0 too (default 12000)")
     flag("--timeout", type=seconds, metavar="S", help="silence allowed in an answer (default 30)")
-    what = "bytes asked of one recv (default 65536)"
-    flag("--recv-size", type=between(1, 1 << 30), metavar="N", help=what)
+    size = between(1, 1 << 30)
+    flag("--recv-size", type=size, metavar="N", help="bytes asked of one recv (default 65536)")
     flag("--trace", action="store_true", help="print a line for each socket call")
     flag("--trace-hex", action="store_true", help="the same, with the first bytes")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="tcp_upper.py", argument_default=argparse.SUPPRESS)
+    parser = Parser(prog="tcp_upper.py")
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     roles = parser.add_subparsers(dest="role", metavar="server|client", required=True)
-    add = functools.partial(roles.add_parser, argument_default=argparse.SUPPRESS)
-    count, seconds = between(0, 1e12), between(0, 3600, float)
+    count, some, seconds = between(0, 1e12), between(1, 1e12), between(0, 3600, float)
 
-    server = add("server", help="wait for clients and answer them")
+    server = roles.add_parser("server", help="wait for clients and answer them")
     flag = server.add_argument
-    flag("--requests", type=count, metavar="N", help="end after so many clients (default never)")
+    flag("--requests", type=some, metavar="N", help="end after so many clients (default never)")
     flag("--rate", type=count, metavar="N", help="bytes a second (default no limit)")
     flag("--delay", type=seconds, metavar="S", help="wait so long before each answer")
-    flag("--reset-after", type=between(1, 1e12), metavar="N", help="send RST after so many bytes")
-    what = "what serves a client (default thread)"
-    flag("--mode", choices=("thread", "serial", "process"), help=what)
-    what = "more are refused (default 2000)"
-    flag("--max-clients", type=between(1, 1e5), metavar="N", help=what)
-    what = "clients that wait for accept (default 128)"
-    flag("--backlog", type=between(0, 65535), metavar="N", help=what)
-    what = "let TIME_WAIT keep the port"
-    flag("--no-reuseaddr", dest="reuseaddr", action="store_false", help=what)
+    flag("--reset-after", type=some, metavar="N", help="send RST after so many bytes")
+    modes = "thread", "serial", "process"
+    flag("--mode", choices=modes, help="what serves a client (default thread)")
+    flag("--max-clients", type=some, metavar="N", help="more are refused (default 2000)")
+    flag(
+        "--backlog",
+        type=between(0, 65535),
+        metavar="N",
+        help="clients that wait for accept (default 128)",
+    )
+    flag(
+        "--no-reuseaddr", dest="reuseaddr", action="store_false", help="let TIME_WAIT keep the port"
+    )
+    server.set_defaults(requests=sys.maxsize, rate=0, delay=0.0, reset_after=sys.maxsize)
+    server.set_defaults(mode="thread", max_clients=2000, backlog=128)
 
-    client = add("client", help="send text, print what comes back")
+    client = roles.add_parser("client", help="send text, print what comes back")
     flag = client.add_argument
-    what = "the message; without it, each line of standard input is one"
-    flag("text", nargs="*", metavar="TEXT", help=what)
+    words = "the message; without it, each line of standard input is one"
+    flag("text", nargs="*", metavar="TEXT", help=words)
     flag("--ping", type=count, metavar="N", help="send N numbered messages and time them")
     flag("--interval", type=seconds, metavar="S", help="from ping to ping (default 0.2)")
+    client.set_defaults(ping=0, interval=0.2)
     for each in parser, server, client:
         common_flags(each)
     parser.set_defaults(host="127.0.0.1", port=12000, timeout=30.0, recv_size=65536)
-    parser.set_defaults(trace=False, trace_hex=False, text=[], ping=0, interval=0.2)
-    parser.set_defaults(requests=0, rate=0, delay=0.0, reset_after=sys.maxsize, mode="thread")
-    parser.set_defaults(max_clients=2000, backlog=128, reuseaddr=True)
+    parser.set_defaults(trace=False, trace_hex=False)
     return parser
 
 

@@ -13,14 +13,14 @@ The protocol: a datagram is a message of its own. The server sends back each one
 a-z as A-Z and every other byte unchanged. The network may lose, double or reorder both. So the
 client waits 0.1 s for the answer, asks again and waits 0.2, 0.4 and 0.8 s. It knows the answer
 because that is the question in capitals; other datagrams (late or foreign) are ignored and counted.
-If only the beginning of the answer comes, the client reports it as truncated: at once, unless it
-may be the late answer to an earlier, shorter question. Nobody connects, so neither side can tell
-when the other one left.
+If only the beginning of the answer comes, the client reports it as truncated after the last try:
+until then it may be the late answer to a shorter question. Nobody connects, so neither side can
+tell when the other one left.
 
 Limits: there is no password and no encryption, and a sender's address can be forged. So that no
 two servers are made to answer each other for ever, datagrams from the server's own port, port
-12000, ports below 1024 and those of some other services get no answer; and one in a thousand of
-the datagrams without a small letter, which another server's answers are, gets none either.
+12000, ports below 1024 and those of some other services get no answer. Another server's answers
+have no small letter: of such datagrams, one in fifty of each sender gets no answer either.
 A datagram holds at most 65507 bytes over IPv4, 65527 over IPv6. A bad network is decided from
 --seed, the client's host and the number of its datagram: the same experiment has the same result.
 """
@@ -29,9 +29,9 @@ A datagram holds at most 65507 bytes over IPv4, 65527 over IPv6. A bad network i
 #
 # Begin with answer() and exchange(): one conversation, as the server and as the client see it.
 # The sections, in the order of the file:
-#   the conversation   Counts, answer(), send_message(), exchange(), receive()
+#   the conversation   Echo, answer(), send_message(), exchange(), receive()
 #   the server         outcome(), Server, Server.run(), Server.admit(), Server.reply(), serve()
-#   the client         ping_report(), Output, converse(), stream(), ping(), client()
+#   the client         ping_report(), write_out(), converse(), stream(), ping(), client()
 #   shared fences      Traced, TracedDatagrams, Stop, bind(), Failure, Parser
 #   the command line   announce(), build_parser(), main()
 #
@@ -54,21 +54,15 @@ if __name__ == "__main__":
         del sys.path[0]
     import os
 
-    def is_open(folder: str) -> bool:
-        """Whether files arrive there: the script's folder and the current one, not the library."""
-        if not os.path.exists(folder) or folder == os.path.dirname(os.__file__):
-            return False
-        own = os.path.dirname(os.path.realpath(__file__))
-        return os.path.samefile(folder, os.curdir) or os.path.samefile(folder, own)
-
-    sys.path[:] = [folder for folder in sys.path if not is_open(folder or os.curdir)]
+    own, library = os.path.dirname(os.path.realpath(__file__)), os.path.dirname(os.__file__)
+    for folder in [each for each in sys.path if os.path.exists(each or ".") and each != library]:
+        if any(os.path.samefile(folder or ".", place) for place in (".", own)):
+            sys.path.remove(folder)
 # --- end imports ---
 
 import argparse
-import codecs
 import contextlib
 import errno
-import functools
 import heapq
 import io
 import itertools
@@ -80,6 +74,7 @@ import shlex
 import signal
 import socket
 import time
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, Optional
 
@@ -93,7 +88,8 @@ LARGEST = 65536  # bytes: no datagram is as large
 BATCH = 64  # datagrams read before they are answered: fewer turns, and Ctrl-C is still heard
 # what answers by itself there: SSDP, NFS, SIP, mDNS, memcached, and this script
 SERVICES = {1900, 2049, 5060, 5353, 11211, 12000, *range(1024)}
-ECHO_LIMIT = 1000  # of so many datagrams without a small letter one is not answered
+ECHO_LIMIT = 50  # of so many datagrams of a sender without a small letter one is not answered
+SLOTS = 4096  # senders are counted together whose addresses have the same hash, modulo this
 GRACE = 2.0  # seconds that Ctrl-C leaves for answers that --delay holds back
 # seconds that --reorder holds an answer for others to overtake it; less than the first try waits
 LATE = 0.05
@@ -102,19 +98,22 @@ MAX_WAITING = 1000
 PIECE = 65536  # bytes of standard input that are read at once
 LONGEST = 1 << 20  # bytes of a line that are read to name its size when it is too long
 MAX_STALE = 64  # datagrams that are read before a question, so that a flood cannot hold the client
-MAX_PEERS = 10000  # clients whose datagrams are counted; the oldest is forgotten
+MAX_PEERS = 10000  # clients whose datagrams are counted; with one more, all begin anew
 
 
 # --- the conversation: as the server and as the client see it ---
-class Counts:
-    """What a client has seen: datagrams, errors, and the sizes that questions and answers had."""
+class Echo:
+    """A client's conversation: its socket, the options, and what it has met."""
 
-    def __init__(self) -> None:
+    def __init__(self, args: Namespace) -> None:
+        self.args = args
+        self.sock: socket.socket
         self.ignored = 0  # datagrams that were no answer
+        self.asked = 0  # the size of the last message
+        self.beginnings: list[int] = []  # sizes of what may be its answer, truncated
         self.problem: Optional[OSError] = None  # what the kernel heard (ICMP) of the last try
-        self.sizes: set[int] = set()  # of all questions
-        self.asked = 0  # the size of the last one
-        self.beginnings: set[int] = set()  # sizes of what may be a truncated answer
+        self.pings = self.pongs = 0
+        self.trips: dict[bytes, float] = {}  # of each answered ping: milliseconds until the answer
 
 
 class NotAnEcho(Exception):
@@ -122,18 +121,19 @@ class NotAnEcho(Exception):
 
 
 def answer(sock: socket.socket, server: "Server", most: int) -> None:
-    """The server's side: receive what has arrived, capitalise, send each back to its sender."""
-    arrived: list[Any] = []
+    """The server's side: receive, capitalise, send it back, until nothing more is there."""
+    size = server.args.recv_size
     try:
         for _ in range(most):
-            arrived.append(sock.recvfrom(LARGEST))
+            data, peer = sock.recvfrom(LARGEST)
+            reply = data[:size].upper()
+            if server.admit(data, reply, peer):
+                server.send(reply, peer)
     except (BlockingIOError, ConnectionError):
         pass  # nothing more is there. (Windows raises ConnectionError if a client has left.)
-    for data, peer in server.admit(arrived):
-        server.send(data.upper(), peer)
 
 
-def hold_back(args: argparse.Namespace, free: float, size: int) -> float:
+def hold_back(args: Namespace, free: float, size: int) -> float:
     """When an answer leaves: after --delay, and when --rate has let the earlier ones out."""
     due: float = time.monotonic() + args.delay
     if args.rate:
@@ -141,77 +141,66 @@ def hold_back(args: argparse.Namespace, free: float, size: int) -> float:
     return due
 
 
-def send_message(sock: socket.socket, data: bytes, counts: Counts) -> None:
+def send_message(echo: Echo, data: bytes) -> None:
     """Send one datagram, whole or not at all."""
     for _ in range(2):  # the first send() may do no more than tell what an earlier datagram met
         try:
-            sock.send(data)
+            echo.sock.send(data)
             return
         except OSError as error:
-            counts.problem = error
+            echo.problem = error
             if error.errno == errno.EMSGSIZE:  # larger than any datagram
                 raise NotAnEcho from None
 
 
-def exchange(
-    sock: socket.socket, message: bytes, args: argparse.Namespace, counts: Counts
-) -> bytes:
+def exchange(echo: Echo, message: bytes) -> bytes:
     """The client's side: send a message until its reply comes, each time with more patience."""
-    for _ in range(MAX_STALE):  # what came before the question is no answer to it
-        if receive(sock, args, counts, 0.0) is None:
-            break
-        counts.ignored += 1
-    counts.asked = len(message)
-    counts.sizes.add(counts.asked)
-    counts.beginnings.clear()
-    refused = 0
+    echo.asked = len(message)
+    echo.beginnings = []
+    problems: list[Optional[OSError]] = []
     for seconds in TRIES:
-        counts.problem = None
+        echo.problem = None
         deadline = time.perf_counter() + seconds
-        send_message(sock, message, counts)
+        send_message(echo, message)
         for _ in range(MAX_STALE):
-            reply = receive(sock, args, counts, deadline)
+            reply = receive(echo, deadline)
             if reply is None:
                 break
-            if check(reply, message.upper(), counts):
+            if check(echo, reply, message.upper()):
                 return reply
-        if counts.beginnings - counts.sizes:  # no question was as short: it is truncated
-            break
-        if not counts.beginnings:
-            why = f" ({counts.problem.strerror})" if counts.problem else ""
+        problems.append(echo.problem)
+        if not echo.beginnings:
+            why = f" ({echo.problem.strerror})" if echo.problem else ""
             say(f"no reply in {seconds:g} s{why}")
-        refused += counts.problem is not None
-    if refused < len(TRIES):
-        counts.problem = None
+    if None in problems:  # not every try was refused
+        echo.problem = None
     raise NotAnEcho
 
 
-def receive(
-    sock: socket.socket, args: argparse.Namespace, counts: Counts, deadline: float
-) -> Optional[bytes]:
-    """The next datagram, or None when the time is up. One recv() is one message."""
-    while wait_for_reply(sock, deadline):
+def receive(echo: Echo, deadline: float) -> Optional[bytes]:
+    """The next datagram, or None when the time is up. One recvfrom() is one message."""
+    while wait_for_reply(echo, deadline):
         try:
-            return sock.recv(args.recv_size)
+            return echo.sock.recvfrom(echo.args.recv_size)[0]
         except OSError as error:
             # nobody has that port now, but a server may come before the last try
-            counts.problem = error
+            echo.problem = error
     return None
 
 
-def check(reply: bytes, expected: bytes, counts: Counts) -> bool:
+def check(echo: Echo, reply: bytes, expected: bytes) -> bool:
     """Whether a datagram is the reply. Only its beginning may be a truncated one, or a late one."""
     if reply == expected:
-        counts.ignored += len(counts.beginnings)  # so they were late ones
+        echo.ignored += len(echo.beginnings)  # so they were late ones
     elif expected.startswith(reply):
-        counts.beginnings.add(len(reply))
+        echo.beginnings.append(len(reply))
     else:
-        counts.ignored += 1
+        echo.ignored += 1
     return reply == expected
 
 
 # --- the server: receive, play a bad network, answer ---
-def outcome(args: argparse.Namespace, host: str, number: int) -> tuple[bool, bool, bool]:
+def outcome(args: Namespace, host: str, number: int) -> tuple[bool, bool, bool]:
     """Whether a client's datagram of that number is lost, doubled, reordered.
 
     Each has a draw of its own, so that one option does not change another's result.
@@ -223,79 +212,77 @@ def outcome(args: argparse.Namespace, host: str, number: int) -> tuple[bool, boo
 class Server:
     """A socket for all clients, and the answers that are held back to play a bad network."""
 
-    def __init__(self, args: argparse.Namespace, sock: socket.socket) -> None:
+    def __init__(self, args: Namespace, sock: socket.socket) -> None:
         self.args = args
         self.sock = sock
         self.stop = Stop()
-        self.limit = args.requests or sys.maxsize
         self.services = SERVICES | {sock.getsockname()[1]}
-        self.capitals = itertools.count(1)  # datagrams without a small letter
+        self.capitals = [0] * SLOTS  # of the senders of a slot: datagrams without a small letter
         self.told: set[str] = set()  # what is said once
-        self.plays = any((args.loss, args.dup, args.reorder, args.delay, args.rate, args.truncate))
         self.numbers: dict[Address, int] = {}  # how many datagrams each client has sent
         # a heap: when it is due, its turn, the answer, to whom
         self.waiting: list[tuple[float, int, bytes, Address]] = []
         self.turn = itertools.count()
-        self.send = self.dispatch if self.plays else self.reply
+        plays = args.loss or args.dup or args.reorder or args.delay or args.rate
+        self.send = self.dispatch if plays or args.truncate < LARGEST else self.reply
         self.free = 0.0  # when --rate lets the next answer out
         self.finished = 0
 
     def run(self) -> None:
         watched: list[Any] = [self.stop, self.sock]
-        while not self.stop.asked and self.finished < self.limit:
+        while not self.stop.asked and self.finished < self.args.requests:
             ready, _, _ = select.select(watched, [], [], self.release())
             self.stop.drain()
             if self.sock in ready:
-                answer(self.sock, self, min(BATCH, self.limit - self.finished))
+                answer(self.sock, self, min(BATCH, self.args.requests - self.finished))
         self.finish()
 
-    def admit(self, arrived: list[Any]) -> list[Any]:
-        """The datagrams that are answered: not those whose answer something would answer again.
+    def admit(self, data: bytes, reply: bytes, peer: "Address") -> bool:
+        """Whether a datagram is answered: not if that could go on for ever.
 
-        An answer has no small letters. Not to answer each such datagram ends every loop.
+        Another server's answers have no small letters. Not to answer one of them ends the loop,
+        and a client that sends only capitals asks again.
         """
-        size, admitted = self.args.recv_size, []
-        for data, peer in arrived:
-            if peer[1] in self.services:
-                why = f"datagrams from port {peer[1]} get no answer: a service has it"
-                self.refuse(peer, why, True)
-            elif data == data.upper() and next(self.capitals) % ECHO_LIMIT == 0:
+        if peer[1] in self.services:
+            return self.refuse(
+                peer, f"datagrams from port {peer[1]} get no answer: a service has it", True
+            )
+        if data == reply:
+            slot = hash(peer) % SLOTS
+            self.capitals[slot] += 1
+            if self.capitals[slot] % ECHO_LIMIT == 0:
                 why = f"no answer to one in {ECHO_LIMIT} datagrams without a small letter"
-                self.refuse(peer, f"{why}: it may be an answer", True)
-            else:
-                if len(data) > size:  # the kernel would cut off as much, but not tell
-                    why = f"the datagram is larger than the buffer of {size} bytes"
-                    log(f"{address(peer)} truncated: {why}")
-                admitted.append((data[:size], peer))
-        return admitted
+                return self.refuse(peer, f"{why}: it may be an answer", True)
+        if len(data) > self.args.recv_size:  # the kernel would cut off as much, but not tell
+            why = f"the datagram is larger than the buffer of {self.args.recv_size} bytes"
+            log(f"{address(peer)} truncated: {why}")
+        return True
 
-    def refuse(self, peer: "Address", why: str, once: bool = False) -> None:
+    def refuse(self, peer: "Address", why: str, once: bool = False) -> bool:
         """Tell why a datagram gets no answer; once, if strangers could fill the log with it."""
         if why not in self.told:
             log(f"{address(peer)} {why}{' (said once)' * once}")
         if once:
             self.told.add(why)
+        return False
 
     def dispatch(self, reply: bytes, peer: "Address") -> None:
         """Treat an answer as the bad network would that the options play."""
-        # at the end: the first is the longest silent
-        number = self.numbers[peer] = self.numbers.pop(peer, 0) + 1
-        if len(self.numbers) > MAX_PEERS:
-            del self.numbers[next(iter(self.numbers))]
-        name, cut = f"datagram {number}", self.args.truncate
+        if len(self.numbers) >= MAX_PEERS and peer not in self.numbers:
+            self.numbers.clear()
+        number = self.numbers[peer] = self.numbers.get(peer, 0) + 1
         lost, doubled, reordered = outcome(self.args, peer[0], number)
         if lost or len(self.waiting) >= MAX_WAITING:
             why = "by --loss" if lost else f"{MAX_WAITING} answers are waiting"
-            return self.refuse(peer, f"{name} lost: {why}")
-        if cut and len(reply) > cut:
-            log(f"{address(peer)} {name} truncated from {len(reply)} to {cut} bytes")
-            reply = reply[:cut]
-        if doubled:
-            log(f"{address(peer)} {name} doubled")
-        if reordered:
-            log(f"{address(peer)} {name} reordered")
+            self.refuse(peer, f"datagram {number} lost: {why}")
+            return
+        rest = reply[: self.args.truncate]
+        cut = f"truncated from {len(reply)} to {len(rest)} bytes"
+        for what, done in (cut, rest != reply), ("doubled", doubled), ("reordered", reordered):
+            if done:
+                log(f"{address(peer)} datagram {number} {what}")
         for _ in range(1 + doubled):
-            self.hand_over(reply, peer, LATE if reordered else 0.0)
+            self.hand_over(rest, peer, LATE * reordered)
 
     def hand_over(self, reply: bytes, peer: "Address", late: float) -> None:
         """Put an answer into the queue, which it leaves when its time has come."""
@@ -328,20 +315,22 @@ class Server:
         say(f"stopped: {dropped} answer{'s' * (dropped != 1)} dropped, {self.finished} sent")
 
 
-def serve(args: argparse.Namespace) -> int:
+def serve(args: Namespace) -> int:
     # of a host's addresses the least, IPv4 before IPv6: the client takes the same one
     family, target = min(resolve(args.host, args.port, socket.SOCK_DGRAM))
-    sock = bind(socket_class(args), family, target)
-    server = Server(args, sock)  # from here on a signal is heard
-    announce(sock)
-    server.run()
+    sock = bind(socket_class(args), family, target, reuse=False)
+    with sock:
+        server = Server(args, sock)  # from here on a signal is heard
+        announce(sock)
+        server.run()
     return 0
 
 
 # --- the client: a prompt, a pipe, a ping, a message ---
-def wait_for_reply(sock: socket.socket, deadline: float) -> bool:
+def wait_for_reply(echo: Echo, deadline: float) -> bool:
     """Whether a datagram has come in time. One that is there counts, however late it is."""
-    return bool(select.select([sock], [], [], max(0.0, deadline - time.perf_counter()))[0])
+    left = max(0.0, deadline - time.perf_counter())
+    return bool(select.select([echo.sock], [], [], left)[0])
 
 
 def shown(text: str) -> str:
@@ -351,43 +340,36 @@ def shown(text: str) -> str:
     )
 
 
-def ping_report(sent: int, trips: Sequence[float], doubled: int, overtaken: int) -> str:
-    """The end of --ping: trips are the milliseconds that each answered message took."""
+def ping_report(sent: int, trips: Mapping[bytes, float], doubled: int) -> str:
+    """The end of --ping: trips are the milliseconds until each answer came, in their order."""
     lines = f"sent {sent}, received {len(trips)}, lost {sent - len(trips)}"
+    numbers = [int(reply[5:]) for reply in trips]
+    highest = itertools.accumulate(numbers, max)
+    overtaken = sum(number < most for number, most in zip(numbers, highest))
     lines += f", doubled {doubled}, out of order {overtaken}"
     if trips:
-        mean = sum(trips) / len(trips)
-        lines += f"\nround trip min/avg/max {min(trips):.3f}/{mean:.3f}/{max(trips):.3f} ms"
-    return lines
+        times = trips.values()
+        mean = sum(times) / len(times)
+        lines += f"\nround trip min/avg/max {min(times):.3f}/{mean:.3f}/{max(times):.3f} ms"
+    return lines + "\n"
 
 
-class Output:
-    """Standard output: a file or a pipe gets the bytes, a terminal text; \\xNN is no text."""
-
-    def __init__(self) -> None:
-        self.terminal = os.isatty(1)
-        # a chunk can end inside a character
-        self.decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
-
-    def write(self, data: bytes, last: bool = False) -> None:
-        if self.terminal:
-            data = shown(self.decoder.decode(data, last)).encode()
-        while data:
-            try:
-                data = data[os.write(1, data) :]
-            except BlockingIOError:  # another program made the shared terminal non-blocking
-                select.select([], [1], [])
-            except OSError as error:
-                raise no_output(error) from None
-
-
-def no_output(error: OSError) -> "Failure":
-    return Failure(
-        23,
-        f"cannot write standard output ({error.strerror})",
-        "what reads it has ended, or its disk is full",
-        "write to a file on a disk with room: add > FILE to the command",
-    )
+def write_out(data: bytes) -> None:
+    """To standard output: a file or a pipe gets the bytes, a terminal text; \\xNN is no text."""
+    if os.isatty(1):
+        data = shown(data.decode(errors="backslashreplace")).encode()
+    while data:
+        try:
+            data = data[os.write(1, data) :]
+        except BlockingIOError:  # another program made the shared terminal non-blocking
+            select.select([], [1], [])
+        except OSError as error:
+            raise Failure(
+                23,
+                f"cannot write standard output ({error.strerror})",
+                "what reads it has ended, or its disk is full",
+                "write to a file on a disk with room: add > FILE to the command",
+            ) from None
 
 
 def read_input(size: int) -> bytes:
@@ -405,118 +387,109 @@ def read_input(size: int) -> bytes:
             ) from None
 
 
-def converse(sock: socket.socket, args: argparse.Namespace, counts: Counts, out: Output) -> None:
+def converse(echo: Echo) -> None:
     """The prompt: each line is a message, until Ctrl-D. readline adds history and editing."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (not at the top: loading it can write to a terminal)
     if isinstance(sys.stdin, io.TextIOWrapper):
         # bytes that are no text come through as they were typed
         sys.stdin.reconfigure(errors="surrogateescape")
-    screen = sys.stdout if out.terminal else sys.stderr  # a prompt is no result
+    screen = sys.stdout if os.isatty(1) else sys.stderr  # a prompt is no result
     with contextlib.redirect_stdout(screen), contextlib.suppress(EOFError):
         while True:
             message = os.fsencode(input(PROMPT))
             try:
-                out.write(exchange(sock, message, args, counts) + b"\n")
+                write_out(exchange(echo, message) + b"\n")
             except NotAnEcho:  # the next one may get through
-                say(str(no_echo(args, counts, sock.family)))
+                say(str(no_echo(echo)))
     say("")
 
 
-def stream(sock: socket.socket, args: argparse.Namespace, counts: Counts, out: Output) -> None:
+def stream(echo: Echo) -> None:
     """Each line of standard input is a datagram; its answer is written before the next is sent."""
     rest = b""
     while len(rest) <= LONGEST and (chunk := read_input(PIECE)):
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
-            out.write(exchange(sock, line, args, counts) + b"\n")
+            write_out(exchange(echo, line) + b"\n")
     if rest:
-        out.write(exchange(sock, rest, args, counts))
+        write_out(exchange(echo, rest))
 
 
-def ping(sock: socket.socket, args: argparse.Namespace, counts: Counts, out: Output) -> None:
+def ping(echo: Echo) -> None:
     """Send numbered messages, one each --interval, and time what comes back meanwhile."""
-    # by its answer: the number of each question, and when it left
-    awaited: dict[bytes, tuple[int, float]] = {}
-    trips: dict[bytes, float] = {}  # milliseconds until each answer came
-    sent = read = highest = doubled = overtaken = 0
-    patience, due = min(PING_WAIT, args.timeout), time.perf_counter()
-    try:
-        while len(trips) < args.ping:
-            now = time.perf_counter()
-            # what has come is read first: unread, it would look slow, and soon find no room
-            if now >= due and (read >= MAX_STALE or not wait_for_reply(sock, 0.0)):
-                if sent == args.ping:
-                    break
-                sent, read = sent + 1, 0
-                due = due + args.interval if sent < args.ping else now + patience
-                awaited[b"PING %d" % sent] = sent, now
-                send_message(sock, b"ping %d" % sent, counts)
-            reply = receive(sock, args, counts, due)
-            read += 1
-            if reply in trips:
-                doubled += 1
-            elif reply in awaited:
-                number, began = awaited[reply]
-                now = time.perf_counter()
-                trips[reply] = 1000 * (now - began)
-                overtaken, highest = overtaken + (number < highest), max(number, highest)
-                due = due if sent < args.ping else now + patience
+    args = echo.args
+    left: dict[bytes, float] = {}  # when each question left, by its answer
+    for number in range(1, args.ping + 1):
+        echo.pings, last = number, number == args.ping
+        now = left[b"PING %d" % number] = time.perf_counter()
+        send_message(echo, b"ping %d" % number)
+        for _ in range(MAX_STALE + args.ping):
+            reply = receive(echo, now + (min(PING_WAIT, args.timeout) if last else args.interval))
+            if reply in left:
+                echo.pongs += 1
+                echo.trips.setdefault(reply, 1000 * (time.perf_counter() - left[reply]))
             elif reply is not None:
-                counts.ignored += 1
-    finally:
-        out.write(f"{ping_report(sent, list(trips.values()), doubled, overtaken)}\n".encode())
-    if not trips:
+                echo.ignored += 1
+            if reply is None or len(echo.trips) == args.ping:
+                break
+            if last:
+                now = time.perf_counter()
+    if not echo.trips:
         raise NotAnEcho
 
 
-def talk(sock: socket.socket, args: argparse.Namespace, counts: Counts, out: Output) -> None:
+def talk(echo: Echo) -> None:
     """What the command line asks for: a ping, a message, a prompt or a pipe."""
+    args = echo.args
     if args.ping:
-        ping(sock, args, counts, out)
+        try:
+            ping(echo)
+        finally:
+            report = ping_report(echo.pings, echo.trips, echo.pongs - len(echo.trips))
+            write_out(report.encode())
     elif args.text:
-        out.write(exchange(sock, os.fsencode(" ".join(args.text)), args, counts) + b"\n")
+        write_out(exchange(echo, os.fsencode(" ".join(args.text))) + b"\n")
     elif os.isatty(0):
-        converse(sock, args, counts, out)
+        converse(echo)
     else:
-        stream(sock, args, counts, out)
+        stream(echo)
 
 
-def connect(args: argparse.Namespace, counts: Counts) -> socket.socket:
+def connect(args: Namespace) -> Echo:
     """Send nothing, but name the only peer whose datagrams and refusals (ICMP) are let in."""
+    echo = Echo(args)
     # in an order that serve() has too: nothing tells on which of its addresses a server is
     for family, target in sorted(resolve(args.host, args.port, socket.SOCK_DGRAM)):
         sock = None
         try:
             sock = socket_class(args)(family, socket.SOCK_DGRAM)
             sock.connect(target)
-            return sock
+            echo.sock = sock
+            return echo
         except OSError as error:
             if sock:
                 sock.close()
-            counts.problem = error
-    raise no_echo(args, counts, family)
+            echo.problem = error
+    raise no_echo(echo)
 
 
-def client(args: argparse.Namespace) -> int:
+def client(args: Namespace) -> int:
     check_client(args)
-    counts, out = Counts(), Output()
-    with connect(args, counts) as sock:
+    echo = connect(args)
+    with echo.sock:
         try:
-            talk(sock, args, counts, out)
+            talk(echo)
         except NotAnEcho:
-            raise no_echo(args, counts, sock.family) from None
+            raise no_echo(echo) from None
         finally:
-            out.write(b"", last=True)
-            if counts.ignored:
-                say(f"ignored {counts.ignored} late or foreign datagrams")
+            if echo.ignored:
+                say(f"ignored {echo.ignored} late or foreign datagrams")
     return 0
 
 
 # --- trace: the same in all six scripts (tests/test_twins.py) ---
 DUMPED = 64  # bytes of each call that --trace-hex prints
-LONGEST_LINE = 65536  # bytes; neither protocol has a longer line with a secret
-SECRET = re.compile(rb"(?i)((?:authorization|cookie):[ \t]*|\bproof=)([^\r\n]*)")
 NOTHING_HAPPENED = ("BlockingIOError", "SSLWantReadError", "SSLWantWriteError")
 
 
@@ -541,22 +514,16 @@ class Traced(socket.socket):
     dump = False  # whether --trace-hex asks for the bytes
     number = sent = received = 0
     lasted = 0.0  # milliseconds of the last call
-    handshake = ended = ""  # what a connect() does, what 0 bytes mean
-    lines: Mapping[str, bytes] = {}  # for each direction: a line whose end has not come yet
+    handshake = ""  # what a connect() does
 
     def show(self, mark: str, text: str, data: Any = b"") -> None:
         self.number = self.number or next(self.numbers)
+        if data and hasattr(self, "cipher"):
+            text += ", encrypted by TLS on its way"
         if self.dump and data:
-            text += hexdump(self.masked(mark, bytes(data)))
+            text += hexdump(bytes(data))
         now = 1000 * (time.perf_counter() - self.began)
         say(f"{now:9.3f} ms #{self.number} {mark} {text}")
-
-    def masked(self, mark: str, data: bytes) -> bytes:
-        """The bytes, with asterisks for a secret, even if its line came in several pieces."""
-        before = self.lines.get(mark, b"")
-        text = SECRET.sub(lambda found: found[1] + b"*" * len(found[2]), before + data)
-        self.lines = {**self.lines, mark: re.split(b"[\r\n]", text)[-1][:LONGEST_LINE]}
-        return text[len(before) :]
 
     def attempt(self, mark: str, what: str, call: Callable[..., Any], *args: object) -> Any:
         """Make a call of socket.socket. Its failure is a line of the trace too."""
@@ -576,29 +543,6 @@ class Traced(socket.socket):
         here = address(self.getsockname())
         self.show("*", f"{what} ok from {here} ({self.handshake} {self.lasted:.2f} ms)")
 
-    def send(self, data: Any, flags: int = 0) -> int:
-        count: int = self.attempt(">", "send", super().send, data, flags)
-        self.show_sent("send", data, count)
-        return count
-
-    def show_sent(self, what: str, data: Any, count: int) -> None:
-        self.sent += count
-        text = f"{what} {count} of {len(data)} bytes (sent so far {self.sent})"
-        self.show(">", text, data[:count])
-
-    def recv(self, size: int, flags: int = 0) -> bytes:
-        data: bytes = self.attempt("<", "recv", super().recv, size, flags)
-        self.show_received("recv", data, size)
-        return data
-
-    def show_received(self, what: str, data: bytes, size: int) -> None:
-        self.received += len(data)
-        text = f"0 bytes = {self.ended}"
-        if data:
-            text = f"{len(data)} of at most {size} bytes, waited {self.lasted:.2f} ms"
-            text += f" (received so far {self.received})"
-        self.show("<", f"{what} {text}", data)
-
     def close(self) -> None:
         if self.fileno() >= 0:
             self.show("*", f"close (sent {self.sent}, received {self.received})")
@@ -611,17 +555,30 @@ class Traced(socket.socket):
 class TracedDatagrams(Traced):
     """The same for UDP: connect() sends nothing, an empty datagram ends nothing."""
 
-    handshake, ended = "UDP: nothing is sent,", "an empty datagram"
+    handshake = "UDP: nothing is sent,"
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        count: int = self.attempt(">", "send", super().send, data, flags)
+        self.show_sent("send", data)
+        return count
 
     def sendto(self, data: Any, peer: Any) -> int:  # type: ignore[override]
         what = f"sendto {address(peer)}"
         count: int = self.attempt(">", what, super().sendto, data, peer)
-        self.show_sent(what, data, count)
+        self.show_sent(what, data)
         return count
+
+    def show_sent(self, what: str, data: bytes) -> None:
+        size = len(data)  # a datagram is sent whole or not at all
+        self.sent += size
+        self.show(">", f"{what} {size} of {size} bytes (sent so far {self.sent})", data)
 
     def recvfrom(self, size: int, flags: int = 0) -> tuple[bytes, Any]:
         data, peer = self.attempt("<", "recvfrom", super().recvfrom, size, flags)
-        self.show_received(f"recvfrom {address(peer)}", data, size)
+        self.received += len(data)
+        text = f"recvfrom {address(peer)} {len(data)} of at most {size} bytes"
+        text += f", waited {self.lasted:.2f} ms (received so far {self.received})"
+        self.show("<", text, data)
         return data, peer
 
 
@@ -711,11 +668,11 @@ def bind(
     sock = None
     try:
         sock = made_of(family, kind)  # an OSError too: a system without IPv6
-        if sys.platform == "win32":  # where two servers could otherwise share a port
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
-        elif reuse and backlog is not None:
-            # or connections of an earlier server in TIME_WAIT would keep the port
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # on Windows, where two servers could otherwise share a port
+        exclusive = getattr(socket, "SO_EXCLUSIVEADDRUSE", None)
+        if exclusive or reuse:
+            # elsewhere: or connections of an earlier server in TIME_WAIT would keep the port
+            sock.setsockopt(socket.SOL_SOCKET, exclusive or socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             # --host :: is for IPv4 too
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, target[0] != "::")
@@ -799,9 +756,8 @@ def say(text: str) -> None:
 
 def address(place: Address) -> str:
     """HOST:PORT, or [HOST]:PORT for IPv6. An IPv4 client of a dual-stack server looks like IPv4."""
-    host, port = str(place[0]), place[1]
-    host = host[7:] if host.startswith("::ffff:") and "." in host else host
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    host = re.sub(r"^::ffff:(?=.*\.)", "", str(place[0]))
+    return f"[{host}]:{place[1]}" if ":" in host else f"{host}:{place[1]}"
 
 
 def resolve(host: str, port: int, kind: int) -> list[tuple[int, Address]]:
@@ -836,13 +792,15 @@ class Parser(argparse.ArgumentParser):
     """argparse with a short -h, the manual for --help, and complaints in three lines."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(formatter_class=self.layout, add_help=False, **settings)
-        what = "show this; --help shows the manual first"
-        self.add_argument("-h", "--help", action="help", help=what)
-
-    def layout(self, prog: str) -> argparse.HelpFormatter:
-        """Lines as wide as ours. If argparse had to ask for a width, it would load shutil."""
-        return argparse.HelpFormatter(prog, width=100, max_help_position=32)
+        super().__init__(
+            # lines as wide as ours: if argparse had to ask for a width, it would load shutil
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, 2, 32, 100),
+            add_help=False,
+            **settings,
+        )
+        self.add_argument(
+            "-h", "--help", action="help", help="show this; --help shows the manual first"
+        )
 
     def format_help(self) -> str:
         manual = f"{__doc__}\n" if "--help" in sys.argv else ""
@@ -882,24 +840,25 @@ def log(text: str) -> None:
     say(time.strftime("%Y-%m-%d %H:%M:%S ") + text)
 
 
-def place(args: argparse.Namespace) -> str:
+def place(args: Namespace) -> str:
     return address((args.host, args.port))
 
 
-def server_command(args: argparse.Namespace) -> str:
+def server_command(args: Namespace) -> str:
     """The command that starts the server which this client looks for."""
     host = "" if args.host in ("127.0.0.1", "localhost") else f" --host {shlex.quote(args.host)}"
     return f"{SERVER}{host} --port {args.port}"
 
 
-def no_echo(args: argparse.Namespace, counts: Counts, family: int) -> Failure:
+def no_echo(echo: Echo) -> Failure:
     """No answer came. The kernel may have said why, each time."""
-    problem = counts.problem
+    problem, args = echo.problem, echo.args
     if problem and problem.errno == errno.EMSGSIZE:
-        version, limit = ("IPv6", 65527) if family == socket.AF_INET6 else ("IPv4", 65507)
+        ipv6 = echo.sock.family == socket.AF_INET6
+        version, limit = ("IPv6", 65527) if ipv6 else ("IPv4", 65507)
         return Failure(
             2,
-            f"the datagram is {counts.asked} bytes, the {version} maximum is {limit}",
+            f"the datagram is {echo.asked} bytes, the {version} maximum is {limit}",
             "UDP sends a datagram whole or not at all; some systems take even less",
             "send shorter lines, or use TCP: tcp_upper.py takes any size",
         )
@@ -917,10 +876,10 @@ def no_echo(args: argparse.Namespace, counts: Counts, family: int) -> Failure:
             "this machine has no way to that address",
             "check the address that the server printed, and the network",
         )
-    if counts.beginnings:
+    if echo.beginnings:
         return Failure(
             18,
-            f"the reply is truncated: {max(counts.beginnings)} of {counts.asked} bytes came back",
+            f"the reply is truncated: {max(echo.beginnings)} of {echo.asked} bytes came back",
             "a buffer on the way was smaller than the datagram, and UDP drops what does not fit",
             "start server and client with a larger --recv-size and no --truncate",
         )
@@ -933,7 +892,7 @@ def no_echo(args: argparse.Namespace, counts: Counts, family: int) -> Failure:
     )
 
 
-def check_client(args: argparse.Namespace) -> None:
+def check_client(args: Namespace) -> None:
     if sys.stdin is None or sys.stdout is None:  # then the connection would get their numbers
         raise Failure(
             26,
@@ -953,11 +912,7 @@ def check_client(args: argparse.Namespace) -> None:
 def announce(sock: socket.socket) -> None:
     """Where the server listens, on stdout; the command that reaches it, on stderr."""
     host, port = sock.getsockname()[:2]
-    try:
-        print(f"listening on {address((host, port))}", flush=True)
-    except OSError as error:
-        sock.close()
-        raise no_output(error) from None
+    write_out(f"listening on {address((host, port))}\n".encode())
     elsewhere = reachable_at(sock)
     for known in elsewhere:
         say(f"from another machine:  {CLIENT} --host {known} --port {port}")
@@ -968,51 +923,49 @@ def announce(sock: socket.socket) -> None:
 
 
 def common_flags(parser: argparse.ArgumentParser) -> None:
-    seconds, flag = between(0.01, 1e6, float), parser.add_argument
+    """They may stand before the role or after it: each default is in one place, build_parser()."""
+    parser.argument_default = argparse.SUPPRESS
+    flag, seconds = parser.add_argument, between(0.01, 1e6, float)
     flag("--host", help="the server's name or address (default 127.0.0.1)")
-    flag(
-        "--port", type=between(0, 65535), help="its port; a server takes any for 0 (default 12000)"
-    )
+    flag("--port", type=between(0, 65535), help="its port; a server takes 0 too (default 12000)")
     flag("--timeout", type=seconds, metavar="S", help="silence allowed in an answer (default 30)")
-    what = "bytes asked of one recv (default 65536)"
-    flag("--recv-size", type=between(1, 1 << 30), metavar="N", help=what)
+    size = between(1, 1 << 30)
+    flag("--recv-size", type=size, metavar="N", help="bytes asked of one recv (default 65536)")
     flag("--trace", action="store_true", help="print a line for each socket call")
     flag("--trace-hex", action="store_true", help="the same, with the first bytes")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="udp_upper.py", argument_default=argparse.SUPPRESS)
+    parser = Parser(prog="udp_upper.py")
     parser.add_argument("--version", action="version", version=f"%(prog)s {VERSION}")
     roles = parser.add_subparsers(dest="role", metavar="server|client", required=True)
-    add = functools.partial(roles.add_parser, argument_default=argparse.SUPPRESS)
-    count, seconds = between(0, 1e12), between(0, 3600, float)
+    count, some, seconds = between(0, 1e12), between(1, 1e12), between(0, 3600, float)
     share = between(0, 1, float)
 
-    server = add("server", help="wait for clients and answer them")
+    server = roles.add_parser("server", help="wait for clients and answer them")
     flag = server.add_argument
-    flag("--requests", type=count, metavar="N", help="end after so many answers (default never)")
+    flag("--requests", type=some, metavar="N", help="end after so many answers (default never)")
     flag("--rate", type=count, metavar="N", help="bytes a second, for all (default no limit)")
     flag("--delay", type=seconds, metavar="S", help="hold each answer back so long")
     flag("--loss", type=share, metavar="P", help="share of the datagrams that get no answer")
     flag("--dup", type=share, metavar="P", help="share that is answered twice")
     flag("--reorder", type=share, metavar="P", help="share whose answer later ones overtake")
-    what = "bytes left of an answer (default all)"
-    flag("--truncate", type=between(0, 65535), metavar="N", help=what)
-    what = "another seed is another bad network (default 1)"
-    flag("--seed", type=between(0, 1 << 63), metavar="K", help=what)
+    flag("--truncate", type=count, metavar="N", help="bytes left of an answer (default all)")
+    flag("--seed", type=count, metavar="K", help="another seed is another bad network (default 1)")
+    server.set_defaults(requests=sys.maxsize, rate=0, delay=0.0, loss=0.0, dup=0.0, reorder=0.0)
+    server.set_defaults(truncate=LARGEST, seed=1)
 
-    client = add("client", help="send text, print what comes back")
+    client = roles.add_parser("client", help="send text, print what comes back")
     flag = client.add_argument
-    what = "the message; without it, each line of standard input is one"
-    flag("text", nargs="*", metavar="TEXT", help=what)
+    words = "the message; without it, each line of standard input is one"
+    flag("text", nargs="*", metavar="TEXT", help=words)
     flag("--ping", type=count, metavar="N", help="send N numbered messages and time them")
     flag("--interval", type=seconds, metavar="S", help="from ping to ping (default 0.2)")
+    client.set_defaults(ping=0, interval=0.2)
     for each in parser, server, client:
         common_flags(each)
     parser.set_defaults(host="127.0.0.1", port=12000, timeout=30.0, recv_size=65536)
-    parser.set_defaults(trace=False, trace_hex=False, text=[], ping=0, interval=0.2)
-    parser.set_defaults(requests=0, rate=0, delay=0.0, loss=0.0, dup=0.0, reorder=0.0)
-    parser.set_defaults(truncate=0, seed=1)
+    parser.set_defaults(trace=False, trace_hex=False)
     return parser
 
 

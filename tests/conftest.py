@@ -23,6 +23,7 @@ from contextlib import suppress
 from multiprocessing import connection
 from pathlib import Path
 
+import forked
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,6 +68,16 @@ def program(script, python):
     if path.parent != ROOT or path.name not in COMPILED:
         return str(script)
     return COMPILED[path.name] if python == sys.executable else str(path)
+
+
+def popen(command, **more):
+    """Start it: by a fork if it is a script of ours on this interpreter, since most of a start is Python's own imports. With --full all starts are real."""
+    if command[:3] == [sys.executable, "-W", "error"] and command[3] in FORKED:
+        return forked.Popen(command, **more)
+    return subprocess.Popen(command, **more)
+
+
+FORKED = set()  # the bytecode of what is started by a fork
 
 
 def interpreters():
@@ -149,7 +160,7 @@ class Process:
             else [python, "-W", "error", program(args[0], python), *map(str, args[1:])]
         )
         environment = {**os.environ, **(env or {})}
-        self.process = subprocess.Popen(
+        self.process = popen(
             command,
             cwd=cwd,
             env=environment,
@@ -239,8 +250,7 @@ class Server(Process):
         with self.connect() as sock:
             sock.sendall(b"\n")
             sock.recv(100)  # whom it answers came in after that look began
-        # one accepts, one watches connections that wait
-        until(lambda: self.status("Threads") == 2, "it to have nothing to do")
+        until(lambda: self.status("Threads") == 1, "it to have nothing to do")
         return self.descriptors(), self.status("Threads")
 
     def rests(self, before):
@@ -291,9 +301,9 @@ class Terminal:
     def __init__(self, *words, cwd, without=""):
         self.master, slave = os.openpty()
         start = f"import runpy, sys; sys.modules[{without!r}] = None; sys.argv[0] = 'client.py'; runpy.run_path({str(ROOT / 'client.py')!r}, run_name='__main__')"
-        program = ["-c", start] if without else [str(ROOT / "client.py")]
-        self.process = subprocess.Popen(
-            [sys.executable, "-W", "error", *program, *map(str, words)],
+        what = ["-c", start] if without else [program("client.py", sys.executable)]
+        self.process = popen(
+            [sys.executable, "-W", "error", *what, *map(str, words)],
             cwd=cwd,
             stdin=slave,
             stdout=slave,
@@ -342,16 +352,20 @@ def run():
     def run_to_end(
         script, *args, input=b"", cwd=None, env=None, python=sys.executable, timeout=60, **more
     ):
-        done = subprocess.run(
+        with popen(
             [python, "-W", "error", program(script, python), *map(str, args)],
-            input=input,
             cwd=cwd,
-            timeout=timeout,
             env={**os.environ, **(env or {})},
-            capture_output=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             **more,
-        )
-        finished = Finished(done.returncode, done.stdout, done.stderr)
+        ) as process:
+            try:
+                out, err = process.communicate(input, timeout)
+            finally:
+                process.kill()  # if it has not ended by itself
+        finished = Finished(process.returncode, out, err)
         assert_clean(finished.err)
         return finished
 
@@ -509,6 +523,11 @@ def pytest_addoption(parser):
         default=(os.cpu_count() or 1) + 2,
         help="run so many tests at once (default two more than cores: some wait)",
     )
+
+
+def pytest_configure(config):
+    if forked.POSSIBLE and not config.getoption("--full"):
+        FORKED.update(path for path in COMPILED.values() if path.endswith(".pyc"))
 
 
 @pytest.fixture

@@ -61,7 +61,7 @@ def test_text_for_a_terminal(text, want):
     ],
 )
 def test_the_report_of_a_ping(sent, trips, want):
-    assert tcp_upper.ping_report(sent, trips) == want
+    assert tcp_upper.ping_report(sent, trips) == want + "\n"
 
 
 @pytest.mark.parametrize(
@@ -430,9 +430,9 @@ def test_a_slow_reader_that_lives_is_not_hung_up_on():
         def sendall(self, data):
             raise socket.timeout("timed out")
 
-    counts = tcp_upper.Counts()
-    tcp_upper.send_message(Slow(), b"x" * 20_500, counts)
-    assert (bytes(got), counts.sent) == (b"x" * 20_500, 20_500)
+    echo = tcp_upper.Echo(Slow(), SimpleNamespace())
+    tcp_upper.send_message(echo, b"x" * 20_500)
+    assert (bytes(got), echo.sent) == (b"x" * 20_500, 20_500)
 
 
 def test_a_client_that_says_nothing_may_stay(spawn):
@@ -523,7 +523,9 @@ def test_only_silence_since_the_question_counts():
     client, server = socket.socketpair()
     with client, server:
         args = SimpleNamespace(host="servr", port=9, timeout=0.3, recv_size=100)
-        assert tcp_upper.receive(client, args, Sender()) == b"HELLO"
+        sender = Sender()
+        sender.sock, sender.args = client, args
+        assert tcp_upper.receive(sender) == b"HELLO"
 
 
 def test_after_three_seconds_of_silence_it_says_for_whom_it_waits(canned):
@@ -684,3 +686,12 @@ def test_the_trace_is_whole_when_a_server_ends(spawn):
             sock.sendall(b"hi")
             assert sock.recv(2) == b"HI"
         assert server.stop().count("* close (sent 2, received 2)") == 2
+
+
+def test_the_trace_does_not_take_its_own_shutdown_for_a_fin(spawn):
+    server = spawn(SCRIPT, "server", "--trace")
+    with server.connect() as sock:
+        sock.sendall(b"a")
+        assert sock.recv(1) == b"A"
+        log = server.stop()
+    assert "recv 0 bytes = this side has shut its receiving" in log and "sent FIN" not in log

@@ -139,7 +139,7 @@ def test_ping_counts_and_times(spawn, run, script):
 def test_ctrl_c_ends_a_ping_with_its_figures(spawn, script):
     server = spawn(script, "server")
     client = Process(ROOT / script, "client", "--port", server.port, "--ping", 1000, "--trace")
-    client.wait_for(r"recv \d")
+    client.wait_for(r"< recv")
     client.process.send_signal(signal.SIGINT)
     assert client.wait() == 130
     assert re.match(r"sent \d+, received \d+, lost \d", client.out)
@@ -579,11 +579,11 @@ def test_trace_prints_a_line_for_each_call(spawn, run, script):
     server = spawn(script, "server", "--trace")
     done = run(*patient(script), "client", "--trace", "--port", server.port, "hi")
     here = rf"127\.0\.0\.1:{server.port}"
-    size = 3 if script.startswith("tcp") else 2
+    size, word = (3, "recv") if script.startswith("tcp") else (2, f"recvfrom {here}")
     expected = [
         rf"\* connect {here} ok from 127\.0\.0\.1:\d+ \((handshake|UDP: nothing is sent,) \d+\.\d\d ms\)",
         rf"> send {size} of {size} bytes \(sent so far {size}\)",
-        rf"< recv {size} of at most 65536 bytes, waited \d+\.\d\d ms \(received so far {size}\)",
+        rf"< {word} {size} of at most 65536 bytes, waited \d+\.\d\d ms \(received so far {size}\)",
     ]
     if script.startswith("tcp"):
         expected += [
@@ -605,18 +605,13 @@ def test_a_refusal_and_a_reset_are_traced(run, script):
 
 
 @BOTH
-def test_trace_hex_dumps_at_most_64_bytes_and_masks_secrets(spawn, run, script):
+def test_trace_hex_dumps_at_most_64_bytes(spawn, run, script):
     server = spawn(script, "server")
     dumped = run(script, "client", "--trace-hex", "--port", server.port, "x" * 100).err
     assert dumped.count("78 78") and "40  78" not in dumped
     assert (
         " 0  48 69 c3 a9" in run(script, "client", "--trace-hex", "--port", server.port, "Hié").err
     )
-    secret = run(
-        script, "client", "--trace-hex", "--port", server.port, "Authorization: Basic c2VzYW1l"
-    ).err
-    assert "2a 2a 2a" in secret
-    assert b"c2Vz".hex(" ") not in secret and "c2V" not in secret
 
 
 # --- without what some systems lack ---
