@@ -60,8 +60,7 @@ that the browser asked for as X-Forwarded-Host.
 #   the loop           Task, Server, Server.turn(), Server.enter(), Server.work(), serve()
 #   methods            check_request(), get(), get_file(), put(), receive_upload(), post_form(),
 #                      patch(), delete(), mkcol(), move()
-#   archives, page     get_tar(), get_zip(), listing(), page_body(), error_page()
-#   the QR code        qr_code(), qr_frame(), show_qr()
+#   archives, page     get_tar(), get_zip(), listing(), page_body(), error_page(), qr_code()
 #   shared fences      Guard, is_program(), Traced, Stop, bind(), Failure, Parser
 #   the command line   announce(), build_parser(), main()
 #
@@ -3617,7 +3616,7 @@ input[type=checkbox]{width:1.1rem;height:1.1rem;flex:none;accent-color:var(--bar
 #status{margin:.25rem 0}#status:empty{display:none}
 table{border-collapse:collapse;width:100%;table-layout:fixed}
 td,th{padding:.2rem .5rem;border-bottom:1px solid var(--line);text-align:left}
-td{height:2.6rem}tr:focus-within,tbody tr:hover,.chosen{background:var(--soft)}
+td{height:2.9rem}tr:focus-within,tbody tr:hover,.chosen{background:var(--soft)}
 td:nth-child(2) a{display:block;padding:.25rem 0;white-space:pre-wrap}
 td:nth-child(3),th:nth-child(3){width:8.5rem;text-align:right}
 td:nth-child(4),th:nth-child(4){width:10.5rem}
@@ -3811,26 +3810,27 @@ function picture(row) {
   if (pictures && !image && isPicture(row))
     link.prepend(make('img', '', {loading: 'lazy', alt: '', src: hrefOf(row)}));
 }
-// the box and the buttons of each row, some rows at a time, so that the first are there at once
-function dress(some) {
-  for (const row of some.splice(0, 200)) {
-    const [box, tools] = $('row').content.cloneNode(true).children, name = nameOf(row);
-    box.firstChild.setAttribute('aria-label', 'Choose ' + name);
-    for (const tool of tools.children) {
-      tool.title = tool.dataset.does + ' ' + name;
-      tool.setAttribute('aria-label', tool.title);
-    }
-    if (isFolder(row) || !isText(row)) tools.querySelector('.copy').remove();
-    const get = tools.querySelector('.get'), folder = isFolder(row);
-    get.href = hrefOf(row) + (folder ? '?zip' : '');
-    get.download = folder ? '' : name;
-    row.cells[0].append(box);
-    row.cells[4].append(...tools.children);
-    picture(row);
+// the box and the buttons of a row, once it is near the window: a long list is drawn at once
+const watcher = new IntersectionObserver(found => {
+  for (const {target, isIntersecting} of found) if (isIntersecting) dress(target);
+}, {rootMargin: '500px'});
+function dress(row) {
+  watcher.unobserve(row);
+  const [box, tools] = $('row').content.cloneNode(true).children, name = nameOf(row);
+  box.firstChild.setAttribute('aria-label', 'Choose ' + name);
+  box.firstChild.checked = row.classList.contains('chosen');
+  for (const tool of tools.children) {
+    tool.title = tool.dataset.does + ' ' + name;
+    tool.setAttribute('aria-label', tool.title);
   }
-  if (some.length) setTimeout(dress, 0, some);
+  if (isFolder(row) || !isText(row)) tools.querySelector('.copy').remove();
+  const get = tools.querySelector('.get'), folder = isFolder(row);
+  get.href = hrefOf(row) + (folder ? '?zip' : '');
+  get.download = folder ? '' : name;
+  row.cells[0].replaceChildren(box);
+  row.cells[4].replaceChildren(...tools.children);
+  picture(row);
 }
-function undress(row) { row.cells[0].textContent = row.cells[4].textContent = ''; dress([row]); }
 function tally() {
   $('empty').hidden = list.rows.length > 0;
   $('grid').hidden = !rows().some(row => !isFolder(row) && isPicture(row));
@@ -3882,7 +3882,7 @@ function merge(page) {
   list.dataset.tag = news.dataset.tag;
   $('count').textContent = page.getElementById('count').textContent;
   arrange(ordered(all));
-  dress(fresh);
+  for (const row of fresh) watcher.observe(row);
   tally();
   // what is in sight stays where it is
   if (scrollY && first && first.isConnected) scrollBy(0, topOf(first) - before);
@@ -3975,7 +3975,7 @@ async function rename(row) {
   const link = linkOf(row);
   link.setAttribute('href', href + (folder ? '/' : ''));
   link.textContent = name + (folder ? '/' : '');
-  undress(row);
+  dress(row);
   arrange(ordered(rows()));
   link.focus();
   tally();
@@ -4033,6 +4033,7 @@ const busy = () => active > 0;
 const identity = job => 'part ' + JSON.stringify([job.base + job.path + job.file.name,
   job.file.size, job.file.lastModified]);
 function add(file, path, over) {
+  if (nameless()) return;
   const job = {file, path, over, base: here, sent: 0, note: ''};
   job.id = identity(job);
   if (file.size && [...jobs].some(other => other.id === job.id && isOpen(other))) return;
@@ -4071,7 +4072,7 @@ async function makeAll(job) {
   const parts = job.path.split('/').slice(0, -1).map(encodeURIComponent);
   for (const end of parts.keys()) {
     const url = job.base + parts.slice(0, end + 1).join('/') + '/';
-    const answer = await net(url, {method: 'MKCOL'});
+    const answer = await net(url, {method: 'MKCOL', headers: sender()});
     if (!answer.ok && answer.status !== 405) throw new Error(sentence(await answer.text()));
   }
   update(job, 'done');
@@ -4121,6 +4122,7 @@ async function create(job) {
       'Upload-Length': job.file.size,
       'X-OC-Mtime': Math.max(0, Math.floor(job.file.lastModified / 1000)),
       'Content-Type': 'application/octet-stream',
+      ...sender(),
       ...both && {'Content-Disposition': "inline; filename*=UTF-8''" + name},
       ...job.over !== 'replace' && !both && {'If-None-Match': '*'},
     };
@@ -4167,7 +4169,7 @@ async function locate(job) {
   kept('localStorage', job.id, {url: job.url, tab: me});
   progress(job, +answer.headers.get('Upload-Offset'));
   if (answer.headers.get('Upload-Complete') !== '?1') return false;
-  finish(job, answer.headers.get('Location'));
+  finish(job, placeIn(field => answer.headers.get(field)));
   return true;
 }
 function forget(job) {
@@ -4186,7 +4188,7 @@ function send(job) {
     request.upload.onprogress = event => progress(job, start + event.loaded);
     request.onload = () => {
       const status = request.status, text = request.responseText;
-      if (status < 300) return good(request.getResponseHeader('Location') || '');
+      if (status < 300) return good(placeIn(field => request.getResponseHeader(field)));
       if (status === 412 || status === 404) { forget(job); return good(null); }
       return bad(status === 409 ? new Error(text) : failure(status, text));
     };
@@ -4198,10 +4200,11 @@ function progress(job, sent) {
   job.sent = Math.min(sent, job.file.size);
   showPanel();
 }
+const placeIn = field => field('Stored-As') || field('Location') || '';
 function finish(job, place) {
   forget(job);
   job.sent = job.file.size;
-  const name = place ? decodeURIComponent(place.split('/').pop()) : job.file.name;
+  const name = place ? decodeURIComponent(place.split(/\/|%2F/).pop()) : job.file.name;
   update(job, 'done', name === job.file.name ? '' : 'stored as ' + name);
   if ($('drop')) handedIn(job, name);
 }
@@ -4219,6 +4222,30 @@ function giveUp(job) {
   if (url) net(url, {method: 'DELETE'}).catch(() => {});
 }
 function retry(job) { enqueue(Object.assign(job, {sent: 0, note: ''})); }
+
+// A drop box: who hands in, and what was handed in from here. It tells nothing of what it holds.
+const sender = () => $('drop') ? {Sender: encodeURIComponent($('drop').value.trim())} : {};
+function nameless() {
+  if (!$('drop') || $('drop').value.trim()) return false;
+  say('Your name first, please.');
+  $('drop').focus();
+  return true;
+}
+function handedIn(job, name) {
+  const all = kept('localStorage', 'handed in') || [], when = new Date().toLocaleString();
+  all.unshift([job.path + name, size(job.file.size), when]);
+  kept('localStorage', 'handed in', all.slice(0, 500));
+  showHandedIn();
+}
+function showHandedIn() {
+  const all = kept('localStorage', 'handed in') || [];
+  $('handed').replaceChildren(...all.map(facts => make('li', facts.join(', '))));
+}
+function startDropBox() {
+  if (!$('drop').value) $('drop').value = kept('localStorage', 'name') || '';
+  $('drop').onchange = () => kept('localStorage', 'name', $('drop').value);
+  showHandedIn();
+}
 
 // The panel: all uploads in a few lines that stay in sight; details on demand, failed ones always.
 let open = false, drawn = 0, samples = [];
@@ -4382,7 +4409,7 @@ function startListing() {
     head.firstElementChild.onclick = () => sortBy(+head.dataset.key);
   if (column !== 1 || way !== 1) sort();
   inheritFilter();
-  dress(rows());
+  for (const row of list.rows) watcher.observe(row);
   tally();
   $('filter').oninput = () => filter(true);
   $('grid').onclick = () => showPictures(!pictures);
@@ -4418,15 +4445,23 @@ function startChanges() {
 if (list) startListing();
 if (writes) startUploads();
 if (list && writes) startChanges();
+if ($('drop')) startDropBox();
 """
 UPLOAD = """<noscript><form class="tools" method="post" enctype="multipart/form-data">
 <input type="file" name="file" multiple aria-label="files to upload"> <button>Upload</button></form>
 </noscript><div class="tools js">
 <label class="pick">Upload files<input id="pick" type="file" multiple></label>
 <label class="pick">Upload folder<input id="pickdir" type="file" webkitdirectory></label>
-<button id="paste">Paste text</button>
-<button id="mkdir">New folder</button> <span class="hint dim">or drop and paste files here</span>
+<button id="paste">Paste text</button>@@ <span class="hint dim">or drop and paste files here</span>
 </div>
+"""
+MKDIR = """
+<button id="mkdir">New folder</button>"""
+DROP_BOX = """<h1>Hand in</h1><p><label for="drop">Your name</label>
+<input id="drop" type="text" autocomplete="name" maxlength="64"@@></p>
+"""
+HANDED_IN = """<p id="status" role="status"></p><div class="js"><h2>Handed in from here</h2>
+<ul id="handed"></ul></div><div id="dock">
 """
 FIND = """<p id="status" role="status"></p><div class="tools js">
 <input id="filter" type="search" placeholder="Filter" aria-label="Filter names">
@@ -4533,7 +4568,7 @@ def path_links(crumbs: Names) -> str:
 
 
 def page_body(items: Iterable[Entry], tag: str, hidden: bool, read_only: bool) -> Iterator[str]:
-    yield ("" if read_only else UPLOAD) + FIND
+    yield ("" if read_only else UPLOAD.replace("@@", MKDIR)) + FIND
     yield f'<table>{COLUMNS}<tbody data-tag="{tag}">\n'
     folders = files = total = 0
     left = MAX_COUNTED_NAMES
@@ -4595,6 +4630,17 @@ def table_row(entry: Entry, inner: Optional[int]) -> str:
     return (
         f'<tr><td><td><a href="{href}">{name}{"/" * entry.is_folder}</a>'
         f'<td data-v="{value}">{size}<td data-v="{when}">{readable_time(when)}<td>\n'
+    )
+
+
+def drop_page(crumbs: Names, login: str) -> str:
+    """All that a drop box shows: where to hand in. The login may have told the name."""
+    known = f' value="{html.escape(login)}" readonly' if login else ""
+    return (
+        page_head(html.escape(utf8_name(crumbs[-1])))
+        + DROP_BOX.replace("@@", known)
+        + UPLOAD.replace("@@", "")
+        + f"{HANDED_IN}{PANEL}</div><script>{SCRIPT}</script></body></html>\n"
     )
 
 
