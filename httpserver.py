@@ -160,6 +160,7 @@ MAX_KEPT, KEPT_HEAD, KEPT_BODY = 2048, 2048, 16384
 SMALL = 131072  # bytes of an answer that the loop sends itself
 PIECE = 262144  # bytes read or written at a time
 SLICE = 1 << 24  # bytes that are read for a digest before another request reads on
+QUICK = 1 << 20  # bytes of a file that the loop sends itself
 SENDFILE = 1 << 21  # bytes asked of one sendfile(): more of them fall out of the processor's cache
 # bytes of a TLS record at most: with less room, TLS keeps bytes where no selector sees them
 RECORD = 1 << 14
@@ -213,6 +214,7 @@ READING = ("GET", "HEAD", "OPTIONS")
 CHANGING = ("PUT", "POST", "DELETE", "MKCOL", "MOVE", "PATCH")
 # types in which a browser runs scripts
 ACTIVE = re.compile(r"text/html|application/xhtml\+xml|.*[/+]xml")
+MORE = getattr(socket, "MSG_MORE", 0)  # more follows: wait for it with what fills no segment
 UTF_8 = "; charset=utf-8"
 DIR_FD = {
     os.open,
@@ -720,7 +722,9 @@ def parameters(query: str) -> Fields:
 # --- names and the folder: nothing outside of it, and only whole files in it ---
 
 WINDOWS_NAME = re.compile(
-    r'.*[\\:<>"|?*\x00-\x1f].*|.*[. ]|(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?', re.DOTALL
+    r'.*[\\:<>"|?*\x00-\x1f].*|.*[. ]|'
+    r"(?i:con(?:in\$|out\$)?|prn|aux|nul|(?:com|lpt)[0-9¹²³])(?:\..*)?",
+    re.DOTALL,
 )
 
 
@@ -964,6 +968,17 @@ def open_leaf(place: Place) -> Found:
     raise Refusal(403, "only files and folders are served")
 
 
+def look_at(place: Place) -> Found:
+    """What is there, closed again: Windows removes and renames nothing that is open."""
+    with contextlib.closing(open_leaf(place)) as found:
+        return found
+
+
+def is_link(info: os.stat_result) -> bool:
+    """A symbolic link, or a junction of Windows: a folder in all but this tag."""
+    return stat.S_ISLNK(info.st_mode) or bool(getattr(info, "st_reparse_tag", 0) & SURROGATE)
+
+
 def inside(where: Where, name: str) -> Place:
     return Place(where, name) if isinstance(where, int) else Place(None, os.path.join(where, name))
 
@@ -976,6 +991,8 @@ def read_at(descriptor: int, size: int, offset: int) -> bytes:
     return os.read(descriptor, size)
 
 
+# In the tag of what is more than a file or folder on Windows: it stands for another name
+SURROGATE = 0x20000000
 SORTING = threading.Lock()  # one at a time: what sorting needs is a multiple of what is kept
 
 
@@ -1000,7 +1017,8 @@ def entry_of(where: Where, name: str, hidden: bool) -> Optional[Entry]:
         check_name(name, hidden)
         place = inside(where, name)
         info = place.stat()
-        if info and (stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode)):
+        is_served = info and (stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode))
+        if info and is_served and not is_link(info):
             return Entry(name, info, place)
     return None
 
@@ -1016,6 +1034,14 @@ def scan_folder(place: Place) -> Iterator[tuple[Place, os.DirEntry[str]]]:
             yield inside(folder.where, item.name), item
 
 
+def is_real_folder(item: os.DirEntry[str]) -> bool:
+    """A folder to walk into. A link is none, wherever it leads."""
+    with contextlib.suppress(FileNotFoundError):
+        is_one = item.is_dir(follow_symlinks=False)
+        return is_one and not is_link(item.stat(follow_symlinks=False))
+    return False
+
+
 def tree(place: Place) -> Iterator[tuple[Place, os.DirEntry[str], int]]:
     """All that is in a folder and how deep, a folder after its content. Links are not followed.
 
@@ -1023,7 +1049,7 @@ def tree(place: Place) -> Iterator[tuple[Place, os.DirEntry[str], int]]:
     levels, folders = [scan_folder(place)], []
     while levels:
         below, item = next(levels[-1], (place, None))
-        if item and item.is_dir(follow_symlinks=False):
+        if item and is_real_folder(item):
             folders.append((below, item))
             levels.append(scan_folder(below))
         elif item:
@@ -1084,16 +1110,36 @@ def link(old: Place, new: Place) -> bool:
 
 
 RENAMING = threading.Lock()  # where folders cannot be locked
+LOCKED_BYTE = (1 << 31) - 2  # the last that Windows locks from Python
 
 
 def lock_file(descriptor: int) -> bool:
     """Lock it. False if another thread or process has the lock."""
+    if sys.platform == "win32":
+        return lock_byte(descriptor)
     import fcntl  # not at the top: Windows has none
 
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    return True
+
+
+def lock_byte(descriptor: int) -> bool:
+    """Lock one byte, as Windows can. Nobody else may read it then, so it is one far behind."""
+    if sys.platform != "win32":
+        return True
+    import msvcrt
+
+    start = os.lseek(descriptor, 0, os.SEEK_CUR)
+    os.lseek(descriptor, LOCKED_BYTE, os.SEEK_SET)
+    try:
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    except OSError:
+        return False
+    finally:
+        os.lseek(descriptor, start, os.SEEK_SET)
     return True
 
 
@@ -1155,7 +1201,7 @@ class Part:
 
     def lock(self) -> bool:
         """Whether no other writer has it, in this process or another."""
-        # On Windows an open file cannot be replaced anyway. A file system may have none, as Lustre.
+        # A file system may have none, as Lustre.
         with contextlib.suppress(ImportError, OSError):
             if not lock_file(self.descriptor):
                 return False
@@ -1232,7 +1278,9 @@ class Part:
 
     def date(self, mtime: int) -> os.stat_result:
         """Give it this time in ns, or the nearest that the disk has."""
-        handle = self.descriptor if self.descriptor >= 0 else self.own.name
+        # Windows dates files by their names alone
+        by_name = self.descriptor < 0 or os.name == "nt"
+        handle = self.own.name if by_name else self.descriptor
         # some mounts let only the owner set a time, and not every system knows all years
         with contextlib.suppress(OSError, OverflowError):
             os.utime(handle, ns=(time.time_ns(), mtime))
@@ -1315,9 +1363,20 @@ def size_of(piece: Piece) -> int:
 
 
 def bytes_of(piece: Piece) -> bytes:
-    if isinstance(piece, Span):
-        return read_at(piece.descriptor, piece.end - piece.start, piece.start)
-    return piece
+    if not isinstance(piece, Span):
+        return piece
+    data, size = read_at(piece.descriptor, size_of(piece), piece.start), size_of(piece)
+    if len(data) < size:
+        raise Gone(f"the file shrank by {size - len(data)} bytes")
+    return data
+
+
+def only_span(answer: "Answer") -> Optional[Span]:
+    """The part of a file that is all there is to send."""
+    if isinstance(answer.pieces, list) and len(answer.pieces) == 1:
+        piece = answer.pieces[0]
+        return piece if isinstance(piece, Span) else None
+    return None
 
 
 class Answer:
@@ -1426,6 +1485,7 @@ class Connection:
         "sent",
         "server",
         "sock",
+        "span",
         "state",
         "unsent",
         "waited",
@@ -1439,8 +1499,10 @@ class Connection:
         self.buffer = b""
         self.scanned = self.sent = self.moved = 0
         self.waited = 0.0
-        self.rest = b""  # of a short answer, and what count_answer() is told when it is sent
-        self.unsent: tuple[Optional[Request], Answer]
+        # what is to be sent next: bytes, then those of a file
+        self.rest: Data = b""
+        self.span: Span | None = None
+        self.unsent: tuple[Optional[Request], Answer]  # whose answer that is, in the loop
         self.held: list[Found] = []  # what is open for the answer under way
         self.body: BodyReader  # of the request that a worker answers
         self.part: Part | None = None  # what is being received
@@ -1477,11 +1539,11 @@ class Connection:
             if not request.is_light:
                 return self.server.hand_over(Task(self, request, None))
             answer = self.recall(request) or self.respond(request)
-            if answer.pieces is not None:
+            if answer.pieces is not None and not self.is_quick(answer):
                 return self.server.hand_over(Task(self, request, answer))
             if not self.send_at_once(request, answer):
                 return None
-            if answer.source and len(answer.body) <= KEPT_BODY:
+            if answer.source and answer.pieces is None and len(answer.body) <= KEPT_BODY:
                 request.kept = answer
             if not self.buffer:
                 return self.await_head()
@@ -1494,20 +1556,20 @@ class Connection:
 
     def next_request(self) -> Optional[Request]:
         """The next whole head, taken off the buffer; None while there is none."""
-        request = HEADS.get(self.buffer)
-        if request:
-            self.buffer = b""
-        else:
-            head = self.next_head()
-            if not head:
+        request, size = HEADS.get(self.buffer), len(self.buffer)
+        if not request:
+            size = self.head_size()
+            if not size:
                 return None
+            head = self.buffer[:size]
             request = HEADS.get(head) or cached_head(head)
-        self.scanned, self.peer = 0, self.hop
+        self.buffer, self.scanned, self.peer = self.buffer[size:], 0, self.hop
         if self.server.is_proxy(self):
             self.peer = client_behind(self.server.proxies, request.fields) or self.hop
         return request
 
-    def next_head(self) -> bytes:
+    def head_size(self) -> int:
+        """Where the first head in the buffer ends; 0 while it has no end."""
         if self.buffer[:1] in (b"\r", b"\n") and (found := EMPTY_LINES.match(self.buffer)):
             # §2.2: some clients send an empty line after a body
             self.buffer = self.buffer[found.end() :]
@@ -1518,10 +1580,9 @@ class Connection:
             )
         found = HEAD_END.search(self.buffer, max(0, self.scanned - 2))
         self.scanned = len(self.buffer)
-        size = found.end() if found else self.scanned
-        if size > MAX_HEAD:
-            raise too_long(self.buffer[:size])
-        return self.buffered(size) if found else b""
+        if (found.end() if found else self.scanned) > MAX_HEAD:
+            raise too_long(self.buffer[: MAX_HEAD + 1])
+        return found.end() if found else 0
 
     def recall(self, request: Request) -> Optional[Answer]:
         """What was answered to the same head, if its file is the same.
@@ -1584,37 +1645,63 @@ class Connection:
             return False
         return request.keep and (answer.length is not None or request.minor > 0)
 
+    def is_quick(self, answer: Answer) -> bool:
+        """Whether the kernel sends all of it in a moment: it is one range of a file."""
+        span = only_span(answer)
+        return span is not None and size_of(span) <= QUICK and self.is_direct()
+
+    def is_direct(self) -> bool:
+        """Whether sendfile() can be used. On a TLS socket it would send in the clear."""
+        return hasattr(os, "sendfile") and type(self.sock) is socket.socket
+
     def send_at_once(self, request: Optional[Request], answer: Answer) -> bool:
         """Send a short answer. Whether all of it is sent and the connection goes on."""
         answer.close = not self.keeps_open(request, answer)
-        self.rest, self.unsent = self.head(request, answer) + answer.body, (request, answer)
-        self.release()
+        head = self.head(request, answer)
+        self.rest, self.unsent, self.sent = head + answer.body, (request, answer), -len(head)
+        self.span = only_span(answer)
         return self.send_rest()
 
     def send_rest(self) -> bool:
         """The same with what is left of it. If the kernel has no room, the loop waits for that."""
-        (request, answer), before = self.unsent, len(self.rest)
+        (request, answer), before = self.unsent, self.sent
         try:
-            while self.rest:
-                self.rest = self.rest[self.sock.send(self.rest[: self.server.slice]) :]
+            while self.rest or self.span:
+                self.send_some()
         except self.server.waits:
-            if len(self.rest) < before or self.state is not State.ANSWERING:
+            if self.sent > before or self.state is not State.ANSWERING:
                 self.server.enter(self, State.ANSWERING)
             return False
-        except OSError:
-            return self.give_up("left before the answer")
-        self.server.count_answer(self, request, answer, len(answer.body))
+        except (Gone, OSError) as problem:
+            return self.give_up(f"left before the answer: {reason_of(problem)}")
+        if self.held:
+            self.release()
+        self.server.count_answer(self, request, answer, self.sent)
         if answer.close:
             # nothing is unread where the client has announced that it sends nothing more
             whole = request and not request.keep and not self.buffer and not self.server.door.tls
             (self.close if whole else self.linger)()
         return not answer.close
 
-    def give_up(self, note: str) -> bool:
+    def send_some(self) -> int:
+        """Send what the kernel has room for: bytes that are left, then those of a file."""
         if self.rest:
-            request, answer = self.unsent
-            sent = max(0, len(answer.body) - len(self.rest))
-            self.server.count_answer(self, request, answer, sent, note)
+            data = self.rest[: self.server.slice]
+            count = self.sock.send(data, MORE) if self.span else self.sock.send(data)
+            self.rest = self.rest[count:]
+        elif self.span:
+            file, start, end = self.span
+            count = os.sendfile(self.sock.fileno(), file, start, min(SENDFILE, end - start))
+            if not count:
+                # the client sees that it got less than was announced
+                raise Gone(f"the file shrank by {end - start} bytes")
+            self.span = Span(file, start + count, end) if start + count < end else None
+        self.sent += count
+        return count
+
+    def give_up(self, note: str) -> bool:
+        if self.rest or self.span:
+            self.server.count_answer(self, *self.unsent, max(0, self.sent), note)
         self.close()
         return False
 
@@ -1752,23 +1839,22 @@ class Connection:
 
     def deliver(self, request: Request, answer: Answer) -> None:
         head = self.head(request, answer)
+        self.sent = -len(head)
         if answer.pieces is None:
-            self.send(head + answer.body)
-            self.sent = len(answer.body)
-            return
+            return self.send(head + answer.body)
         chunked = answer.length is None and request.minor > 0
+        left = answer.length or 0
         # only full segments until all is sent: else each page of a file is a segment of its own
         self.cork(1)
         self.send(head)
-        self.sent, left = 0, answer.length or 0
         for piece in answer.pieces:
             left -= size_of(piece)
             if left < 0 and answer.length is not None:
                 raise Gone("what is sent grew meanwhile")
-            if isinstance(piece, Span):
-                self.send_span(piece)
-            elif piece:
-                self.send(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
+            if chunked and isinstance(piece, bytes):
+                self.send(b"%x\r\n%b\r\n" % (len(piece), piece) if piece else b"")
+            else:
+                self.send(piece)
         if left > 0:
             raise Gone(f"what is sent shrank by {left} bytes")
         if chunked:
@@ -1776,41 +1862,21 @@ class Connection:
         self.cork(0)
 
     def cork(self, on: int) -> None:
+        """Where the system has no such option, MSG_MORE at least keeps head and file together."""
         if hasattr(socket, "TCP_CORK"):
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, on)
 
-    def send(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            count = self.when_ready(True, self.sock.send, view[: self.server.slice])
-            self.sent += count
-            view = view[count:]
-
-    def send_span(self, span: Span) -> None:
-        """Send a part of a file, inside the kernel where that is possible.
-
-        A file that shrinks ends the connection: the client sees that it got less than was
-        announced."""
-        # on a TLS socket it would send in the clear
-        at, direct = span.start, hasattr(os, "sendfile") and type(self.sock) is socket.socket
-        while at < span.end:
-            if direct:
-                count = self.when_ready(
-                    True,
-                    os.sendfile,
-                    self.sock.fileno(),
-                    span.descriptor,
-                    at,
-                    min(SENDFILE, span.end - at),
-                )
-                self.sent += count
-            else:
-                data = read_at(span.descriptor, min(PIECE, span.end - at), at)
-                self.send(data)
-                count = len(data)
-            if not count:
-                raise Gone(f"the file shrank by {span.end - at} bytes")
-            at += count
+    def send(self, piece: Piece) -> None:
+        """All of it: a part of a file inside the kernel, where that is possible."""
+        if isinstance(piece, bytes):
+            self.rest = memoryview(piece)
+        elif self.is_direct():
+            self.span = piece
+        else:
+            for at in range(piece.start, piece.end, PIECE):
+                self.send(bytes_of(piece._replace(start=at, end=min(at + PIECE, piece.end))))
+        while self.rest or self.span:
+            self.when_ready(True, self.send_some)
 
     def buffered(self, most: int) -> bytes:
         """What has been read already."""
@@ -1988,8 +2054,6 @@ def read_short(answer: Answer) -> Answer:
     """A few bytes of files are read at once: they need no thread of their own."""
     if isinstance(answer.pieces, list) and (answer.length or 0) <= SMALL:
         answer.body, answer.pieces = b"".join(map(bytes_of, answer.pieces)), None
-        if len(answer.body) != answer.length:
-            raise Refusal(500, "the file changed meanwhile")
     return answer
 
 
@@ -3229,10 +3293,8 @@ def delete(conn: Connection, request: Request) -> Answer:
     if not request.names:
         raise Refusal(403, "the shared folder itself stays")
     shared = conn.server.shared
-    with (
-        shared.locate(request.names, change=True) as place,
-        contextlib.closing(open_leaf(place)) as found,
-    ):
+    with shared.locate(request.names, change=True) as place:
+        found = look_at(place)
         if request.slash and not found.is_folder:
             raise Refusal(404, "that is a file, not a folder")
         if found.is_folder:
@@ -3251,9 +3313,7 @@ def delete_folder(place: "Place", recursive: bool, hidden: bool) -> None:
         raise Refusal(409, "it holds hidden files, and hidden names are not served")
     for below, item, _ in tree(place) if recursive else ():
         with contextlib.suppress(FileNotFoundError):  # another request has deleted it
-            (os.rmdir if item.is_dir(follow_symlinks=False) else os.unlink)(
-                below.name, dir_fd=below.parent
-            )
+            (os.rmdir if is_real_folder(item) else os.unlink)(below.name, dir_fd=below.parent)
     os.rmdir(place.name, dir_fd=place.parent)
 
 
@@ -3293,8 +3353,8 @@ def move(conn: Connection, request: Request) -> Answer:
         conn.server.shared.locate(request.names, change=True) as old,
         new_place(conn, names) as new,
         renaming(conn, old, new),
-        contextlib.closing(open_leaf(old)) as found,
     ):
+        found = look_at(old)
         for end in (request.names, names) if found.is_folder else ():
             conn.server.shared.refuse_program(end, holds_program)
         # all that is in it becomes as deep
@@ -3307,6 +3367,9 @@ def move(conn: Connection, request: Request) -> Answer:
 def move_to(old: "Place", found: "Found", new: "Place", request: Request, names: Names) -> Answer:
     check_conditions(request.fields, found.info)
     there, polite = new.stat(), request.fields.get("overwrite", "T").upper() == "F"
+    is_same = there and os.path.samestat(there, found.info) and names != request.names
+    if there and is_same and (found.is_folder or there.st_nlink == 1):
+        there = None  # it is found under its new name already: only the case of letters changes
     if there and (found.is_folder or not stat.S_ISREG(there.st_mode)):
         raise Refusal(412 if polite else 409, "something has that name already")
     if there and polite:

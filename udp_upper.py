@@ -122,14 +122,15 @@ class NotAnEcho(Exception):
 
 def answer(sock: socket.socket, server: "Server", most: int) -> None:
     """The server's side: receive, capitalise, send it back, until nothing more is there."""
-    for _ in range(most):
-        try:
+    size = server.args.recv_size
+    try:
+        for _ in range(most):
             data, peer = sock.recvfrom(LARGEST)
-        except (BlockingIOError, ConnectionError):
-            return  # (Windows raises ConnectionError if a client has left)
-        reply = data.upper()
-        if server.admit(data, reply, peer):
-            server.send(reply[: server.args.recv_size], peer)
+            reply = data[:size].upper()
+            if server.admit(data, reply, peer):
+                server.send(reply, peer)
+    except (BlockingIOError, ConnectionError):
+        pass  # nothing more is there. (Windows raises ConnectionError if a client has left.)
 
 
 def hold_back(args: Namespace, free: float, size: int) -> float:
