@@ -3675,7 +3675,7 @@ button,.pick,select,label{cursor:pointer}button:hover,.pick:hover{background:var
 input[type=search],input[type=text]{flex:1 1 12rem;min-width:8rem}
 :focus-visible,.pick:focus-within{outline:2px solid var(--bar);outline-offset:1px}
 .pick input{position:absolute;opacity:0;width:1px;padding:0}
-input[type=checkbox]{width:1.1rem;height:1.1rem;flex:none;accent-color:var(--bar)}
+input[type=checkbox]{width:1.1rem;height:1.1rem;min-height:0;flex:none;accent-color:var(--bar)}
 #status{margin:.25rem 0}#status:empty{display:none}
 table{border-collapse:collapse;width:100%;table-layout:fixed}
 td,th{padding:.2rem .5rem;border-bottom:1px solid var(--line);text-align:left}
@@ -3698,7 +3698,7 @@ td button:hover,td button:focus,td:last-child a:hover,td:last-child a:focus{colo
 svg{width:1.25rem;height:1.25rem;fill:none;stroke:currentColor;stroke-width:1.8}
 .grid thead{display:none}
 .grid tbody{display:grid;grid-template-columns:repeat(auto-fill,minmax(10rem,1fr));gap:.6rem}
-.grid tr{display:grid;grid-template-columns:2.6rem 1fr;border:1px solid var(--line);
+.grid tr{display:grid;grid-template:1fr auto/2.6rem 1fr;border:1px solid var(--line);
 border-radius:.5rem;overflow:hidden}
 .grid td{border:0;height:auto}.grid td:nth-child(2){grid-column:1/-1;grid-row:1;width:auto}
 .grid td:nth-child(n+3){display:none}
@@ -3724,12 +3724,15 @@ dialog::backdrop{background:#0006}dialog textarea,dialog select{width:100%}
 dialog label{display:flex;gap:.5rem;align-items:center;min-height:2.75rem}
 @media(scripting:none){.js,td:empty{display:none!important}}
 @media(max-width:40rem),(hover:none){.hint{display:none}
-button,.pick,select,nav a,footer a{min-height:2.75rem}.pick,nav a,footer a{display:inline-flex;
+button,.pick,input,select,nav a,footer a{min-height:2.75rem}
+.pick,nav a,footer a{display:inline-flex;
 align-items:center}td:first-child label,th:first-child label{min-height:2.75rem;width:2.75rem}
 td button,td:last-child a{width:2.75rem;height:2.75rem}}
-@media(max-width:40rem){body{padding:.6rem}
+@media(max-width:40rem){body{padding:.6rem}#dock .tools>:first-child{flex:1 1 100%}
+#dock button{padding:.3rem .6rem}
 thead,tbody,table:not(.grid){display:block}thead tr{display:flex;align-items:center;gap:1rem}
-th{border:0;width:auto!important;padding:0}th:first-child{margin-right:-.6rem}th:last-child{display:none}
+th{border:0;width:auto!important;padding:0}
+th:first-child{margin-right:-.6rem}th:last-child{display:none}
 table:not(.grid) tbody tr{display:grid;grid-template-columns:2.75rem auto 1fr auto;
 align-items:center;border-bottom:1px solid var(--line)}
 table:not(.grid) td{border:0;height:auto;width:auto!important;padding:0 .25rem}
@@ -4329,7 +4332,7 @@ function drawJob(job) {
   const [, note, button] = job.line.children;
   job.line.className = job.state;
   note.textContent = job.note || job.state;
-  button.textContent = job.state === 'failed' ? 'try again' : 'cancel';
+  button.textContent = job.state === 'failed' ? 'Try again' : 'Cancel';
   button.hidden = !isOpen(job) && job.state !== 'failed';
   button.onclick = () => job.state === 'failed' ? retry(job) : cancel(job);
   if (!wanted) job.line.remove();
@@ -4397,7 +4400,7 @@ async function showUnfinished() {
 }
 function unfinished(id, part, offset) {
   const [path, bytes] = JSON.parse(id.slice(5)), line = make('li', '', {className: 'unfinished'});
-  const folder = path.slice(0, path.lastIndexOf('/') + 1), stop = make('button', 'give up');
+  const folder = path.slice(0, path.lastIndexOf('/') + 1), stop = make('button', 'Give up');
   const where = folder.startsWith(here) ? '' : ' in ' + decodeURI(folder);
   line.append(make('span', path.slice(folder.startsWith(here) ? here.length : folder.length)),
     make('small', `${size(offset)} of ${size(bytes)}, choose the file again${where} to go on`),
@@ -4538,7 +4541,7 @@ COLUMNS = """<thead><tr>
 <th scope="col" data-key="3" aria-sort="none"><button>Changed</button></th><td></td></tr></thead>
 """
 CHOSEN = """<div id="chosen" hidden><div class="tools"><span id="howmany" role="status"></span>
-<button id="zip">Download as zip</button>@@<button id="none">Choose none</button></div></div>
+<button id="zip" title="As one zip archive">Download</button>@@<button id="none">None</button></div></div>
 """
 CHANGES = """<button id="rename">Rename</button><button id="move">Move</button>
 <button id="delete">Delete</button>"""
