@@ -3729,7 +3729,7 @@ button,.pick,input,select,nav a,footer a{min-height:2.75rem}
 align-items:center}td:first-child label,th:first-child label{min-height:2.75rem;width:2.75rem}
 td button,td:last-child a{width:2.75rem;height:2.75rem}}
 @media(max-width:40rem){body{padding:.6rem}#dock .tools>:first-child{flex:1 1 100%}
-#dock button{padding:.3rem .6rem}
+#dock .tools{gap:.3rem}#dock button{padding:.3rem .5rem}
 thead,tbody,table:not(.grid){display:block}thead tr{display:flex;align-items:center;gap:1rem}
 th{border:0;width:auto!important;padding:0}
 th:first-child{margin-right:-.6rem}th:last-child{display:none}
@@ -4541,7 +4541,8 @@ COLUMNS = """<thead><tr>
 <th scope="col" data-key="3" aria-sort="none"><button>Changed</button></th><td></td></tr></thead>
 """
 CHOSEN = """<div id="chosen" hidden><div class="tools"><span id="howmany" role="status"></span>
-<button id="zip" title="As one zip archive">Download</button>@@<button id="none">None</button></div></div>
+<button id="zip" title="As one zip archive">Download</button>@@<button id="none">None</button>
+</div></div>
 """
 CHANGES = """<button id="rename">Rename</button><button id="move">Move</button>
 <button id="delete">Delete</button>"""
