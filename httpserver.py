@@ -65,8 +65,7 @@ Host of the address behind it, and the one that the browser asked for as X-Forwa
 #   the loop           Task, Server, Server.turn(), Server.enter(), Server.work(), serve()
 #   methods            check_request(), get(), get_file(), put(), receive_upload(), post_form(),
 #                      patch(), delete(), mkcol(), move()
-#   archives, page     get_tar(), get_zip(), listing(), page_body(), error_page()
-#   the QR code        qr_code(), qr_frame(), show_qr()
+#   archives, page     get_tar(), get_zip(), listing(), page_body(), error_page(), qr_code()
 #   shared fences      Guard, is_program(), Traced, Stop, bind(), Failure, Parser
 #   the command line   announce(), build_parser(), main()
 #
@@ -3811,11 +3810,11 @@ button,.pick,select,label{cursor:pointer}button:hover,.pick:hover{background:var
 input[type=search],input[type=text]{flex:1 1 12rem;min-width:8rem}
 :focus-visible,.pick:focus-within{outline:2px solid var(--bar);outline-offset:1px}
 .pick input{position:absolute;opacity:0;width:1px;padding:0}
-input[type=checkbox]{width:1.1rem;height:1.1rem;flex:none;accent-color:var(--bar)}
+input[type=checkbox]{width:1.1rem;height:1.1rem;min-height:0;flex:none;accent-color:var(--bar)}
 #status{margin:.25rem 0}#status:empty{display:none}
 table{border-collapse:collapse;width:100%;table-layout:fixed}
 td,th{padding:.2rem .5rem;border-bottom:1px solid var(--line);text-align:left}
-td{height:2.6rem}tr:focus-within,tbody tr:hover,.chosen{background:var(--soft)}
+td{height:2.9rem}tr:focus-within,tbody tr:hover,.chosen{background:var(--soft)}
 td:nth-child(2) a{display:block;padding:.25rem 0;white-space:pre-wrap}
 td:nth-child(3),th:nth-child(3){width:8.5rem;text-align:right}
 td:nth-child(4),th:nth-child(4){width:10.5rem}
@@ -3834,7 +3833,7 @@ td button:hover,td button:focus,td:last-child a:hover,td:last-child a:focus{colo
 svg{width:1.25rem;height:1.25rem;fill:none;stroke:currentColor;stroke-width:1.8}
 .grid thead{display:none}
 .grid tbody{display:grid;grid-template-columns:repeat(auto-fill,minmax(10rem,1fr));gap:.6rem}
-.grid tr{display:grid;grid-template-columns:2.6rem 1fr;border:1px solid var(--line);
+.grid tr{display:grid;grid-template:1fr auto/2.6rem 1fr;border:1px solid var(--line);
 border-radius:.5rem;overflow:hidden}
 .grid td{border:0;height:auto}.grid td:nth-child(2){grid-column:1/-1;grid-row:1;width:auto}
 .grid td:nth-child(n+3){display:none}
@@ -3860,12 +3859,15 @@ dialog::backdrop{background:#0006}dialog textarea,dialog select{width:100%}
 dialog label{display:flex;gap:.5rem;align-items:center;min-height:2.75rem}
 @media(scripting:none){.js,td:empty{display:none!important}}
 @media(max-width:40rem),(hover:none){.hint{display:none}
-button,.pick,select,nav a,footer a{min-height:2.75rem}.pick,nav a,footer a{display:inline-flex;
+button,.pick,input,select,nav a,footer a{min-height:2.75rem}
+.pick,nav a,footer a{display:inline-flex;
 align-items:center}td:first-child label,th:first-child label{min-height:2.75rem;width:2.75rem}
 td button,td:last-child a{width:2.75rem;height:2.75rem}}
-@media(max-width:40rem){body{padding:.6rem}
+@media(max-width:40rem){body{padding:.6rem}#dock .tools>:first-child{flex:1 1 100%}
+#dock .tools{gap:.3rem}#dock button{padding:.3rem .5rem}
 thead,tbody,table:not(.grid){display:block}thead tr{display:flex;align-items:center;gap:1rem}
-th{border:0;width:auto!important;padding:0}th:first-child{margin-right:-.6rem}th:last-child{display:none}
+th{border:0;width:auto!important;padding:0}
+th:first-child{margin-right:-.6rem}th:last-child{display:none}
 table:not(.grid) tbody tr{display:grid;grid-template-columns:2.75rem auto 1fr auto;
 align-items:center;border-bottom:1px solid var(--line)}
 table:not(.grid) td{border:0;height:auto;width:auto!important;padding:0 .25rem}
@@ -4009,26 +4011,27 @@ function picture(row) {
   if (pictures && !image && isPicture(row))
     link.prepend(make('img', '', {loading: 'lazy', alt: '', src: hrefOf(row)}));
 }
-// the box and the buttons of each row, some rows at a time, so that the first are there at once
-function dress(some) {
-  for (const row of some.splice(0, 200)) {
-    const [box, tools] = $('row').content.cloneNode(true).children, name = nameOf(row);
-    box.firstChild.setAttribute('aria-label', 'Choose ' + name);
-    for (const tool of tools.children) {
-      tool.title = tool.dataset.does + ' ' + name;
-      tool.setAttribute('aria-label', tool.title);
-    }
-    if (isFolder(row) || !isText(row)) tools.querySelector('.copy').remove();
-    const get = tools.querySelector('.get'), folder = isFolder(row);
-    get.href = hrefOf(row) + (folder ? '?zip' : '');
-    get.download = folder ? '' : name;
-    row.cells[0].append(box);
-    row.cells[4].append(...tools.children);
-    picture(row);
+// the box and the buttons of a row, once it is near the window: a long list is drawn at once
+const watcher = new IntersectionObserver(found => {
+  for (const {target, isIntersecting} of found) if (isIntersecting) dress(target);
+}, {rootMargin: '500px'});
+function dress(row) {
+  watcher.unobserve(row);
+  const [box, tools] = $('row').content.cloneNode(true).children, name = nameOf(row);
+  box.firstChild.setAttribute('aria-label', 'Choose ' + name);
+  box.firstChild.checked = row.classList.contains('chosen');
+  for (const tool of tools.children) {
+    tool.title = tool.dataset.does + ' ' + name;
+    tool.setAttribute('aria-label', tool.title);
   }
-  if (some.length) setTimeout(dress, 0, some);
+  if (isFolder(row) || !isText(row)) tools.querySelector('.copy').remove();
+  const get = tools.querySelector('.get'), folder = isFolder(row);
+  get.href = hrefOf(row) + (folder ? '?zip' : '');
+  get.download = folder ? '' : name;
+  row.cells[0].replaceChildren(box);
+  row.cells[4].replaceChildren(...tools.children);
+  picture(row);
 }
-function undress(row) { row.cells[0].textContent = row.cells[4].textContent = ''; dress([row]); }
 function tally() {
   $('empty').hidden = list.rows.length > 0;
   $('grid').hidden = !rows().some(row => !isFolder(row) && isPicture(row));
@@ -4080,7 +4083,7 @@ function merge(page) {
   list.dataset.tag = news.dataset.tag;
   $('count').textContent = page.getElementById('count').textContent;
   arrange(ordered(all));
-  dress(fresh);
+  for (const row of fresh) watcher.observe(row);
   tally();
   // what is in sight stays where it is
   if (scrollY && first && first.isConnected) scrollBy(0, topOf(first) - before);
@@ -4173,7 +4176,7 @@ async function rename(row) {
   const link = linkOf(row);
   link.setAttribute('href', href + (folder ? '/' : ''));
   link.textContent = name + (folder ? '/' : '');
-  undress(row);
+  dress(row);
   arrange(ordered(rows()));
   link.focus();
   tally();
@@ -4231,6 +4234,7 @@ const busy = () => active > 0;
 const identity = job => 'part ' + JSON.stringify([job.base + job.path + job.file.name,
   job.file.size, job.file.lastModified]);
 function add(file, path, over) {
+  if (nameless()) return;
   const job = {file, path, over, base: here, sent: 0, note: ''};
   job.id = identity(job);
   if (file.size && [...jobs].some(other => other.id === job.id && isOpen(other))) return;
@@ -4269,7 +4273,7 @@ async function makeAll(job) {
   const parts = job.path.split('/').slice(0, -1).map(encodeURIComponent);
   for (const end of parts.keys()) {
     const url = job.base + parts.slice(0, end + 1).join('/') + '/';
-    const answer = await net(url, {method: 'MKCOL'});
+    const answer = await net(url, {method: 'MKCOL', headers: sender()});
     if (!answer.ok && answer.status !== 405) throw new Error(sentence(await answer.text()));
   }
   update(job, 'done');
@@ -4319,6 +4323,7 @@ async function create(job) {
       'Upload-Length': job.file.size,
       'X-OC-Mtime': Math.max(0, Math.floor(job.file.lastModified / 1000)),
       'Content-Type': 'application/octet-stream',
+      ...sender(),
       ...both && {'Content-Disposition': "inline; filename*=UTF-8''" + name},
       ...job.over !== 'replace' && !both && {'If-None-Match': '*'},
     };
@@ -4365,7 +4370,7 @@ async function locate(job) {
   kept('localStorage', job.id, {url: job.url, tab: me});
   progress(job, +answer.headers.get('Upload-Offset'));
   if (answer.headers.get('Upload-Complete') !== '?1') return false;
-  finish(job, answer.headers.get('Location'));
+  finish(job, placeIn(field => answer.headers.get(field)));
   return true;
 }
 function forget(job) {
@@ -4384,7 +4389,7 @@ function send(job) {
     request.upload.onprogress = event => progress(job, start + event.loaded);
     request.onload = () => {
       const status = request.status, text = request.responseText;
-      if (status < 300) return good(request.getResponseHeader('Location') || '');
+      if (status < 300) return good(placeIn(field => request.getResponseHeader(field)));
       if (status === 412 || status === 404) { forget(job); return good(null); }
       return bad(status === 409 ? new Error(text) : failure(status, text));
     };
@@ -4396,10 +4401,11 @@ function progress(job, sent) {
   job.sent = Math.min(sent, job.file.size);
   showPanel();
 }
+const placeIn = field => field('Stored-As') || field('Location') || '';
 function finish(job, place) {
   forget(job);
   job.sent = job.file.size;
-  const name = place ? decodeURIComponent(place.split('/').pop()) : job.file.name;
+  const name = place ? decodeURIComponent(place.split(/\/|%2F/).pop()) : job.file.name;
   update(job, 'done', name === job.file.name ? '' : 'stored as ' + name);
   if ($('drop')) handedIn(job, name);
 }
@@ -4417,6 +4423,30 @@ function giveUp(job) {
   if (url) net(url, {method: 'DELETE'}).catch(() => {});
 }
 function retry(job) { enqueue(Object.assign(job, {sent: 0, note: ''})); }
+
+// A drop box: who hands in, and what was handed in from here. It tells nothing of what it holds.
+const sender = () => $('drop') ? {Sender: encodeURIComponent($('drop').value.trim())} : {};
+function nameless() {
+  if (!$('drop') || $('drop').value.trim()) return false;
+  say('Your name first, please.');
+  $('drop').focus();
+  return true;
+}
+function handedIn(job, name) {
+  const all = kept('localStorage', 'handed in') || [], when = new Date().toLocaleString();
+  all.unshift([job.path + name, size(job.file.size), when]);
+  kept('localStorage', 'handed in', all.slice(0, 500));
+  showHandedIn();
+}
+function showHandedIn() {
+  const all = kept('localStorage', 'handed in') || [];
+  $('handed').replaceChildren(...all.map(facts => make('li', facts.join(', '))));
+}
+function startDropBox() {
+  if (!$('drop').value) $('drop').value = kept('localStorage', 'name') || '';
+  $('drop').onchange = () => kept('localStorage', 'name', $('drop').value);
+  showHandedIn();
+}
 
 // The panel: all uploads in a few lines that stay in sight; details on demand, failed ones always.
 let open = false, drawn = 0, samples = [];
@@ -4437,7 +4467,7 @@ function drawJob(job) {
   const [, note, button] = job.line.children;
   job.line.className = job.state;
   note.textContent = job.note || job.state;
-  button.textContent = job.state === 'failed' ? 'try again' : 'cancel';
+  button.textContent = job.state === 'failed' ? 'Try again' : 'Cancel';
   button.hidden = !isOpen(job) && job.state !== 'failed';
   button.onclick = () => job.state === 'failed' ? retry(job) : cancel(job);
   if (!wanted) job.line.remove();
@@ -4505,7 +4535,7 @@ async function showUnfinished() {
 }
 function unfinished(id, part, offset) {
   const [path, bytes] = JSON.parse(id.slice(5)), line = make('li', '', {className: 'unfinished'});
-  const folder = path.slice(0, path.lastIndexOf('/') + 1), stop = make('button', 'give up');
+  const folder = path.slice(0, path.lastIndexOf('/') + 1), stop = make('button', 'Give up');
   const where = folder.startsWith(here) ? '' : ' in ' + decodeURI(folder);
   line.append(make('span', path.slice(folder.startsWith(here) ? here.length : folder.length)),
     make('small', `${size(offset)} of ${size(bytes)}, choose the file again${where} to go on`),
@@ -4580,7 +4610,7 @@ function startListing() {
     head.firstElementChild.onclick = () => sortBy(+head.dataset.key);
   if (column !== 1 || way !== 1) sort();
   inheritFilter();
-  dress(rows());
+  for (const row of list.rows) watcher.observe(row);
   tally();
   $('filter').oninput = () => filter(true);
   $('grid').onclick = () => showPictures(!pictures);
@@ -4616,15 +4646,23 @@ function startChanges() {
 if (list) startListing();
 if (writes) startUploads();
 if (list && writes) startChanges();
+if ($('drop')) startDropBox();
 """
 UPLOAD = """<noscript><form class="tools" method="post" enctype="multipart/form-data">
 <input type="file" name="file" multiple aria-label="files to upload"> <button>Upload</button></form>
 </noscript><div class="tools js">
 <label class="pick">Upload files<input id="pick" type="file" multiple></label>
 <label class="pick">Upload folder<input id="pickdir" type="file" webkitdirectory></label>
-<button id="paste">Paste text</button>
-<button id="mkdir">New folder</button> <span class="hint dim">or drop and paste files here</span>
+<button id="paste">Paste text</button>@@ <span class="hint dim">or drop and paste files here</span>
 </div>
+"""
+MKDIR = """
+<button id="mkdir">New folder</button>"""
+DROP_BOX = """<h1>Hand in</h1><p><label for="drop">Your name</label>
+<input id="drop" type="text" autocomplete="name" maxlength="64"@@></p>
+"""
+HANDED_IN = """<p id="status" role="status"></p><div class="js"><h2>Handed in from here</h2>
+<ul id="handed"></ul></div><div id="dock">
 """
 FIND = """<p id="status" role="status"></p><div class="tools js">
 <input id="filter" type="search" placeholder="Filter" aria-label="Filter names">
@@ -4638,7 +4676,8 @@ COLUMNS = """<thead><tr>
 <th scope="col" data-key="3" aria-sort="none"><button>Changed</button></th><td></td></tr></thead>
 """
 CHOSEN = """<div id="chosen" hidden><div class="tools"><span id="howmany" role="status"></span>
-<button id="zip">Download as zip</button>@@<button id="none">Choose none</button></div></div>
+<button id="zip" title="As one zip archive">Download</button>@@<button id="none">None</button>
+</div></div>
 """
 CHANGES = """<button id="rename">Rename</button><button id="move">Move</button>
 <button id="delete">Delete</button>"""
@@ -4731,7 +4770,7 @@ def path_links(crumbs: Names) -> str:
 
 
 def page_body(items: Iterable[Entry], tag: str, hidden: bool, read_only: bool) -> Iterator[str]:
-    yield ("" if read_only else UPLOAD) + FIND
+    yield ("" if read_only else UPLOAD.replace("@@", MKDIR)) + FIND
     yield f'<table>{COLUMNS}<tbody data-tag="{tag}">\n'
     folders = files = total = 0
     left = MAX_COUNTED_NAMES
@@ -4793,6 +4832,17 @@ def table_row(entry: Entry, inner: Optional[int]) -> str:
     return (
         f'<tr><td><td><a href="{href}">{name}{"/" * entry.is_folder}</a>'
         f'<td data-v="{value}">{size}<td data-v="{when}">{readable_time(when)}<td>\n'
+    )
+
+
+def drop_page(crumbs: Names, login: str) -> str:
+    """All that a drop box shows: where to hand in. The login may have told the name."""
+    known = f' value="{html.escape(login)}" readonly' if login else ""
+    return (
+        page_head(html.escape(utf8_name(crumbs[-1])))
+        + DROP_BOX.replace("@@", known)
+        + UPLOAD.replace("@@", "")
+        + f"{HANDED_IN}{PANEL}</div><script>{SCRIPT}</script></body></html>\n"
     )
 
 
