@@ -2371,6 +2371,8 @@ class Server:
 
         Also count it for --requests and --once."""
         note = answer.note or cut
+        if answer.status == 304 and answer.fields.get("Cache-Control") == "no-store":
+            return  # an open page asks every few seconds whether its folder has changed
         if not self.args.quiet:
             line = f'"{request.line}" {answer.status}' if request else f'"-" {answer.status}'
             noted = f' "{printable(note)}"' if note else ""
