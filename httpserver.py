@@ -34,6 +34,11 @@ complete upload says so for as long as its file stays. X-OC-Mtime sets a file's 
 upload gets the time when it began. All state is in the folder, so several servers can share one
 folder. Runs of zeros become holes where the disk has them.
 
+With --drop-box, who connects can add files and folders, resume an own upload, and nothing else.
+Each sender has a folder: named by the login, or by the field Sender (percent-encoded), or by the
+address. A name that exists gets a number; Stored-As tells the name (percent-encoded), the log who
+handed in what, and with --json as one JSON object a line.
+
 One password is for all: --password, --ask-password or SIXSOCKETS_PASSWORD. On addresses other than
 loopback the server makes and prints one, unless it has --open. Clients send it by Basic (RFC 7617),
 with any name; for more than that, put a proxy in front. After ten wrong ones within a minute an
@@ -44,10 +49,10 @@ a certificate for the run, whose SHA-256 httpclient.py takes as --pin.
 Limits: on loopback there is no password unless one is given; without --tls others can read all,
 the password too. Links are not followed; names that start with a dot are not served without
 --hidden; a path has at most 64 names. No request changes these scripts or what Python imports at
-their start. HTML and SVG run no script here, except with --read-only. A Host
-that is no name of this machine is refused, and so is a change that another site's page sends: no
-web page reaches the folder. A proxy in front passes the Host of the address behind it, and the one
-that the browser asked for as X-Forwarded-Host.
+their start. HTML and SVG run no script here, except with --read-only. A Host that is no name of
+this machine is refused, unless --allow-host names it or each request needs the password, and so is
+a change that another site's page sends: no web page reaches the folder. A proxy in front passes the
+Host of the address behind it, and the one that the browser asked for as X-Forwarded-Host.
 """
 
 # The map
@@ -99,6 +104,7 @@ import argparse
 import base64
 import codecs
 import contextlib
+import copy
 import enum
 import errno
 import functools
@@ -139,6 +145,7 @@ PORT = 8000
 MAX_HEAD = 32768  # bytes of a request's head, all of it
 MAX_TARGET = 8192  # bytes of the target in it
 MAX_FIELDS = 100  # header fields in it
+MAX_USER = 64  # bytes of the name in a login that the log shows
 MAX_PROXIES = 8  # trusted proxies, one behind another
 MAX_LINE = 1024  # bytes of a chunk's size line with its extensions
 # bytes of the fields after the last chunk, and of the head of a field of a form
@@ -200,6 +207,7 @@ MAX_SEARCHED = 10000  # folders whose last search for old parts is remembered
 PART = re.compile(r"\.six-[0-9a-f]{32}\.part", re.IGNORECASE)
 # a client must name this version of the resumable-upload draft to get interim answers
 INTEROP = "8"
+DROP_BOX = "This is a drop box: files can be added, and nothing else can be done."
 PROXIED = frozenset(
     ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
 )
@@ -326,6 +334,8 @@ URL = re.compile(r"https?://([^/?]+)(.*)", re.IGNORECASE | re.DOTALL)
 BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 DIGITS = re.compile(r"[0-9]{1,18}")
+QUOTED = r'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
+CHUNK = re.compile(rf"([0-9A-Fa-f]{{1,15}})(?:;{TOKEN}(?:=(?:{TOKEN}|{QUOTED}))?)*")  # §7.1.1
 
 
 class Request:
@@ -352,6 +362,13 @@ class Request:
             and not self.query
             and "want-repr-digest" not in fields
         )
+
+    def below(self, folder: str) -> "Request":
+        """The same request for a name in this folder, whatever is there."""
+        moved = copy.copy(self)
+        moved.names = (folder, *self.names)
+        moved.fields = {name: self.fields[name] for name in self.fields.keys() - CONDITIONS}
+        return moved
 
 
 HEADS: dict[bytes, Request] = {}  # those of one client are often the same: parse them once
@@ -653,7 +670,7 @@ def is_own_host(host: str, names: frozenset[str]) -> bool:
     A foreign name whose address was changed to ours (DNS rebinding) does not."""
     found = HOST.fullmatch(host)
     name = found[1].lower().rstrip(".") if found else ""
-    if name in names or name.endswith(".localhost"):
+    if name in names or "*" in names or name.endswith(".localhost"):
         return True
     with contextlib.suppress(ValueError):
         return bool(ipaddress.ip_address(name.strip("[]")))
@@ -1488,6 +1505,7 @@ class Connection:
         "span",
         "state",
         "unsent",
+        "user",
         "waited",
     )
 
@@ -1495,6 +1513,7 @@ class Connection:
         self.server, self.sock, self.args = server, sock, server.args
         # the peer, and the client of the last request: a proxy speaks for many
         self.hop = self.peer = address((peer[0], 0)).rpartition(":")[0].strip("[]")
+        self.user = "-"  # the name in the login, as the log shows it
         self.state, self.deadline, self.events = State.CLOSED, 0.0, 0
         self.buffer = b""
         self.scanned = self.sent = self.moved = 0
@@ -1563,7 +1582,8 @@ class Connection:
                 return None
             head = self.buffer[:size]
             request = HEADS.get(head) or cached_head(head)
-        self.buffer, self.scanned, self.peer = self.buffer[size:], 0, self.hop
+        self.buffer, self.scanned = self.buffer[size:], 0
+        self.peer, self.user = self.hop, "-"
         if self.server.is_proxy(self):
             self.peer = client_behind(self.server.proxies, request.fields) or self.hop
         return request
@@ -1604,7 +1624,8 @@ class Connection:
         """The one place where a request becomes an answer, or an error becomes one."""
         try:
             check_request(self, request)
-            answer = METHODS[request.method](self, request)
+            act = hand_in if self.args.drop_box else METHODS[request.method]
+            answer = act(self, request)
             return answer if request.method == "HEAD" else read_short(answer)
         # a bug of this server too: the client must get an answer
         except Exception as problem:  # noqa: BLE001
@@ -1828,13 +1849,13 @@ class Connection:
             self.deliver(request, answer)
         except (Gone, OSError, Refusal) as problem:
             size = "?" if answer.length is None else answer.length
-            cut = f"ended at {self.sent} of {size} bytes: {reason_of(problem)}"
+            cut = f"ended at {max(0, self.sent)} of {size} bytes: {reason_of(problem)}"
             answer.note, answer.close = answer.note or cut, True
             raise Gone from None
         finally:
             del self.body
             self.release()
-            self.server.count_answer(self, request, answer, self.sent)
+            self.server.count_answer(self, request, answer, max(0, self.sent))
         return not answer.close
 
     def deliver(self, request: Request, answer: Answer) -> None:
@@ -2023,11 +2044,9 @@ class BodyReader:
             self.trailer[found[1].lower()] = found[2].strip()
 
     def chunk_size(self) -> int:
-        found = re.fullmatch(
-            rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?", self.read_line(MAX_LINE)
-        )
+        found = CHUNK.fullmatch(self.read_line(MAX_LINE).decode("latin-1"))
         if not found:
-            raise Refusal(400, "a chunk's size is not in hex digits")
+            raise Refusal(400, "a chunk's size or extension is malformed")
         return int(found[1], 16)
 
     def drain(self) -> bool:
@@ -2114,7 +2133,7 @@ class Server:
         self.args, self.sock, self.shared, self.stop = args, sock, shared, stop
         self.read_only = args.read_only or bool(shared.only)
         self.allowed = ", ".join(name for name in METHODS if name in READING or not self.read_only)
-        self.names = own_names(args.host)
+        self.names = own_names(args.host) | {name.lower() for name in args.allow_host}
         self.proxies = frozenset(args.trust_proxy)
         self.replaced = frozenset(line.partition(":")[0].lower() for line in args.header)
         self.extra = "".join(f"{line}\r\n" for line in args.header)
@@ -2355,8 +2374,12 @@ class Server:
         if not self.args.quiet:
             line = f'"{request.line}" {answer.status}' if request else f'"-" {answer.status}'
             noted = f' "{printable(note)}"' if note else ""
-            when = log_time(int(time.time()))
-            self.lines.append(f"{conn.peer} - - {when} {line} {sent or '-'}{noted}\n")
+            text = f"{line} {sent or '-'}{noted}"
+            if self.args.json:
+                self.log(conn.peer, text)
+            else:
+                when = log_time(int(time.time()))
+                self.lines.append(f"{conn.peer} - {conn.user} {when} {text}\n")
         with self.lock:
             self.count += 1
             if self.args.once:
@@ -2371,7 +2394,15 @@ class Server:
             self.stop.wake()
 
     def note(self, text: str) -> None:
-        self.lines.append(f"{log_time(int(time.time()))} {text}\n")
+        self.log("", text)
+
+    def log(self, client: str, text: str, facts: Optional[Mapping[str, object]] = None) -> None:
+        """A line of the log; with --json an object, with facts in place of the text."""
+        line = f"{log_time(int(time.time()))} {client}{' ' * bool(client)}{text}"
+        if self.args.json:
+            now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+            line = json.dumps({"time": now, "client": client, **(facts or {"text": text})})
+        self.lines.append(line + "\n")
 
     def note_left_out(self, entry: Entry, why: str) -> None:
         self.note(f"left out of an archive, because {why}: {printable(entry.name)}")
@@ -2496,6 +2527,15 @@ def serve(args: argparse.Namespace) -> int:
     sys.setswitchinterval(0.001)
     mimetypes.init()
     shared, log = open_shared(args), open_log(args.log) if args.log else 2
+    if args.drop_box and (args.read_only or shared.only):
+        raise Failure(
+            2,
+            "--drop-box and --read-only exclude each other"
+            if args.read_only
+            else "--drop-box needs a folder",
+            "nothing could be handed in" if args.read_only else "one file cannot be handed in to",
+            f"{SERVER} FOLDER --drop-box",
+        )
     family, target = resolve(args.host, args.port, socket.SOCK_STREAM)[0]
     door = make_door(args, str(target[0]))
     if door.tls:
@@ -2549,8 +2589,12 @@ def open_shared(args: argparse.Namespace) -> Shared:
 def check_request(conn: Connection, request: Request) -> None:
     """What holds for every method, in the order in which a stranger would try."""
     server, fields, method = conn.server, request.fields, request.method
-    if request.host and not is_own_host(request.host, server.names):
-        raise Refusal(421, "that host is not this machine")
+    # Where each request needs the password, a foreign name is no danger: a page of another site
+    # that has its name point to this machine gets no password from the browser, which knows it
+    # for our names alone.
+    asked = server.door.guard and not conn.args.public_read
+    if request.host and not asked and not is_own_host(request.host, server.names):
+        raise Refusal(421, "no name of this machine; its owner can allow it with --allow-host NAME")
     if server.door.guard:
         check_password(conn, request, server.door.guard)
     if method not in METHODS:
@@ -2574,9 +2618,10 @@ def check_password(conn: Connection, request: Request, guard: "Guard") -> None:
     reads = request.method in ("GET", "HEAD") and "upload" not in parameters(request.query)
     if conn.args.public_read and reads:
         return
-    given = basic_password(request.fields.get("authorization", ""))
-    if given is None:
+    login = basic_login(request.fields.get("authorization", ""))
+    if login is None:
         raise Refusal(401, "a password is asked for", CHALLENGE)
+    user, given = login
     right = secrets.compare_digest(hashlib.sha256(given).digest(), conn.server.secret)
     reason = guard.judge(conn.peer, right)
     if reason == "busy":
@@ -2584,15 +2629,16 @@ def check_password(conn: Connection, request: Request, guard: "Guard") -> None:
         raise Refusal(429, "busy: too many wrong passwords came from this address", later)
     if reason:
         raise Refusal(401, "wrong password", CHALLENGE)
+    conn.user = urllib.parse.quote(user[:MAX_USER], safe="") or "-"
 
 
-def basic_password(field: str) -> Optional[bytes]:
-    """What stands behind the first colon; None for what is no login by Basic."""
+def basic_login(field: str) -> Optional[tuple[bytes, bytes]]:
+    """The name and the password, parted by the first colon; None for what is no login by Basic."""
     scheme, _, token = field.partition(" ")
     with contextlib.suppress(ValueError):
-        _, colon, password = base64.b64decode(token.strip(), validate=True).partition(b":")
+        user, colon, password = base64.b64decode(token.strip(), validate=True).partition(b":")
         if scheme.lower() == "basic" and colon:
-            return password
+            return user, password
     return None
 
 
@@ -2632,9 +2678,9 @@ def get(conn: Connection, request: Request) -> Answer:
 
 def redirect(path: str, request: Request) -> Answer:
     """To a path of ours, never to a host (§15.4.9; // and \\ would begin one)."""
-    return text_answer(
-        308, "it is there", {"Location": path + ("?" + request.query if request.query else "")}
-    )
+    target = path + ("?" + request.query if request.query else "")
+    # browsers would keep it for ever, but the next server on this port may share something else
+    return text_answer(308, "it is there", {"Location": target, "Cache-Control": "no-store"})
 
 
 def get_folder(conn: Connection, request: Request, found: "Found", options: Fields) -> Answer:
@@ -2818,8 +2864,7 @@ def put(conn: Connection, request: Request) -> Answer:
 
 def post(conn: Connection, request: Request) -> Answer:
     """To a folder: store a form's files, or the body under a new name. To a file: like PUT."""
-    size = check_size(conn, request)
-    is_form = request.fields.get("content-type", "").lower().startswith("multipart/form-data")
+    size, is_form = check_size(conn, request), has_form(request)
     if not is_form and request.names and not request.slash and not is_folder(conn, request.names):
         return put(conn, request)
     names = (*request.names, suggested_name(request))
@@ -2828,6 +2873,11 @@ def post(conn: Connection, request: Request) -> Answer:
         if is_form:
             return post_form(conn, request)
         return receive_upload(conn, request, place, Plan(names, "number"))
+
+
+def has_form(request: Request) -> bool:
+    kind = request.fields.get("content-type", "").lower()
+    return request.method == "POST" and kind.startswith("multipart/form-data")
 
 
 def announced_length(request: Request) -> Optional[int]:
@@ -3042,6 +3092,7 @@ def complete_upload(conn: Connection, part: "Part", plan: Plan) -> Answer:
     part.kept = resumable  # until the lock on the folder is held
     mtime = plan.time if resumable else plan.mtime
     name, info, replaced = part.finish_upload(conn, plan, mtime)
+    log_hand_in(conn, plan, name, part.size, actual)
     fields["ETag"] = etag(info)
     if plan.mtime is not None and plan.mtime // 10**9 == info.st_mtime_ns // 10**9:
         fields["X-OC-Mtime"] = "accepted"
@@ -3150,6 +3201,7 @@ def store_file(conn: Connection, request: Request, data: Iterator[bytes], name: 
         conn.server.search_old_parts(place)
         write_body(conn, part, data)
         final, _, _ = part.finish_upload(conn, plan)
+        log_hand_in(conn, plan, final, part.size, None)
     return url_path([*plan.names[:-1], final])
 
 
@@ -3384,6 +3436,89 @@ def move_to(old: "Place", found: "Found", new: "Place", request: Request, names:
     if there:
         return Answer(204)
     return text_answer(201, "moved", {"Location": url_path(names, slash=found.is_folder)})
+
+
+# A drop box: --drop-box.
+def hand_in(conn: Connection, request: Request) -> Answer:
+    """Add a file or folder below the sender's own; all else is refused, whatever is there.
+
+    No answer tells whether a name exists: one that does gets a number."""
+    upload, folder = "upload" in parameters(request.query), sender_folder(conn, request)
+    if request.method == "OPTIONS":
+        return options(conn, request)
+    # without a login, whoever knows the upload's URL is its sender: nobody can guess that
+    own = upload and request.names and (conn.user == "-" or request.names[0] == folder)
+    if own and request.method in ("HEAD", "PATCH", "DELETE"):
+        return handed_in(METHODS[request.method](conn, request), request.names[0], request)
+    if request.method == "GET" and "text/html" in request.fields.get("accept", ""):
+        fields = {"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store"}
+        crumbs = (os.path.basename(conn.server.shared.path) or "files", *request.names)
+        login = "" if conn.user == "-" else urllib.parse.unquote(conn.user)
+        return Answer(200, fields | page_fields(), drop_page(crumbs, login).encode())
+    if upload or request.method not in ("PUT", "POST", "MKCOL"):
+        raise Refusal(403, DROP_BOX)
+    return handed_in(add_to_box(conn, request.below(folder)), folder, request)
+
+
+def add_to_box(conn: Connection, request: Request) -> Answer:
+    size, names, is_form = check_size(conn, request), request.names, has_form(request)
+    if request.method != "MKCOL" and (request.slash or len(names) == 1 or is_form):
+        names = (*names, suggested_name(request))
+    with conn.server.shared.locate(names, change=True, make=True) as place:
+        if request.method == "MKCOL":
+            with contextlib.suppress(FileExistsError):
+                conn.server.shared.make_folder(place)
+            return text_answer(201, "made")
+        check_space(conn, place, size)
+        if is_form:
+            return post_form(conn, request)
+        return receive_upload(conn, request, place, Plan(names, "number"))
+
+
+def handed_in(answer: Answer, folder: str, request: Request) -> Answer:
+    """Tell names as the sender would write them, and nothing that could be fetched."""
+    path, own = answer.fields.get("Location", ""), url_path([folder]) + "/"
+    if not path.startswith(own) or "?upload=" in path:
+        return answer
+    stored = path[len(own) :]
+    if answer.status == 303:
+        return text_answer(303, "stored", {"Location": "/" + stored})
+    fields = {name: value for name, value in answer.fields.items() if name != "Location"}
+    fields["Stored-As"] = stored
+    if answer.status != 201:
+        return Answer(answer.status, fields)
+    if "application/json" in request.fields.get("accept", ""):
+        fields["Content-Type"] = "application/json"
+        name = utf8_name(os.fsdecode(urllib.parse.unquote_to_bytes(stored)))
+        return Answer(201, fields, json.dumps({"name": name}).encode() + b"\n")
+    return Answer(201, fields, answer.body.replace(b" " + own.encode(), b" "))
+
+
+def sender_folder(conn: Connection, request: Request) -> str:
+    """The name in the login, or else the one that the page has asked for, or the address."""
+    given = request.fields.get("sender", "") if conn.user == "-" else conn.user
+    name = re.sub(r"[^\w.-]", "-", urllib.parse.unquote(given) or conn.peer)
+    name = name.strip(".")[:64] or "-"
+    return "_" + name if WINDOWS_NAME.fullmatch(name) else name
+
+
+def log_hand_in(
+    conn: Connection, plan: Plan, name: str, size: int, digest: Optional[bytes]
+) -> None:
+    if not conn.args.drop_box:
+        return
+    sender, *names = plan.names
+    path = printable_name("/".join([*plan.names[:-1], name]))
+    facts = {
+        "handed_in": path,
+        "by": sender,
+        "name": printable_name("/".join(names)),
+        "size": size,
+        "sha256": digest.hex() if digest else None,
+        "verified": bool(digest),
+    }
+    told = f"handed in by {sender}: {path}, {size} bytes, verified={'yes' if digest else 'no'}"
+    conn.server.log(conn.peer, told, facts)
 
 
 METHODS: dict[str, Callable[[Connection, Request], Answer]] = {
@@ -5662,15 +5797,9 @@ def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
             "what reads it has ended, or its disk is full",
             f"{SERVER} > FILE",
         ) from None
+    if args.drop_box:
+        say("drop box: who connects can add files, each in a folder of their own, and nothing else")
     others = reachable_at(sock)
-    login = f"any:{door.made}@" if door.made else ""
-    for other in others:
-        say(
-            f"from another machine:  {url_of(door, other, port, login)}\n"
-            f"or:  {CLIENT} --host {other} --port {port}{door.flags} list /"
-        )
-    if others and not args.no_qr:
-        show_qr(url_of(door, others[0], port, login))
     if not others:
         named = f" --host {host}" if host != "127.0.0.1" else ""  # where clients look by themselves
         with_client = (
@@ -5682,10 +5811,21 @@ def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
             f"only this machine can reach it, with a browser or:  {with_client}\n"
             "for others, start it with --host 0.0.0.0"
         )
+    found = interface_addresses(host)
+    if others != [socket.gethostname()] or not found:  # the way out for a lack of a default route
+        found = [*others, *found]
+    others = list(dict.fromkeys(found))
+    login = f"any:{door.made}@" if door.made else ""
+    urls = [url_of(door, other.replace("%", "%25"), port, login) for other in others]
+    say("from another machine:  " + "\n                       ".join(urls))
+    if not args.no_qr:
+        show_qr(urls[0])
+    say(f"or:  {CLIENT} --host {others[0]} --port {port}{door.flags} list /")
     if not door.guard:
         say(
-            "nobody is asked for a password: everybody who reaches it can read it"
-            + " and change it" * (not args.read_only)
+            "nobody is asked for a password: everybody who reaches it can "
+            + ("add files" if args.drop_box else "read it")
+            + " and change it" * (not args.read_only and not args.drop_box)
         )
     if not door.tls:
         say(
@@ -5693,6 +5833,21 @@ def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
             + " and the password in it" * bool(door.guard)
             + "; --tls encrypts"
         )
+
+
+def interface_addresses(host: str) -> list[str]:
+    """The addresses of all interfaces, where Linux tells them, if the server listens on all."""
+    found: list[str] = []
+    with contextlib.suppress(OSError):
+        if host in ("0.0.0.0", "::"):
+            with open("/proc/net/fib_trie") as routes:
+                found += re.findall(r"-- ([0-9.]+)\n +/32 host LOCAL", routes.read())
+        if host == "::":
+            with open("/proc/net/if_inet6") as interfaces:
+                for number, _, _, scope, _, name in map(str.split, interfaces):
+                    zone = f"%{name}" * (scope == "20")  # link-local: the same on each interface
+                    found.append(str(ipaddress.IPv6Address(int(number, 16))) + zone)
+    return [each for each in found if each != "::1" and not each.startswith("127.")]
 
 
 def url_of(door: Door, host: str, port: int, login: str = "") -> str:
@@ -5721,94 +5876,27 @@ def build_parser() -> argparse.ArgumentParser:
         "directory",
         nargs="?",
         default=None,
-        metavar="FOLDER|FILE",
-        help="what is shared (default the current folder)",
+        metavar="FOLDER|FILE|PORT",
+        help="what is shared (default the current folder); a number that is no name there: --port",
     )
+    add("-d", "--directory", dest="folder", default=".", metavar="DIR", help="the same")
     add(
-        "--directory",
-        dest="folder",
-        default=".",
-        metavar="DIR",
-        help="the same, as in python3 -m http.server",
-    )
-    add(
+        "-b",
+        "--bind",
         "--host",
+        dest="host",
         default="127.0.0.1",
         help="the address to listen on; :: is IPv6 and IPv4 (default 127.0.0.1)",
     )
-    add(
-        "--port",
-        type=between(0, 65535),
-        default=PORT,
-        help=f"the port; 0 takes any free one (default {PORT})",
-    )
+    any_port = f"the port; 0 takes any free one (default {PORT})"
+    add("-p", "--port", type=between(0, 65535), default=PORT, help=any_port)
     door_flags(parser)
-    add(
-        "--public-read",
-        action="store_true",
-        help="ask for the password only where something changes: GET and HEAD go without",
-    )
-    add("--read-only", action="store_true", help="refuse every change")
-    add("--hidden", action="store_true", help="show and serve names that start with a dot")
-    add(
-        "--max-size",
-        type=parse_size,
-        default=0,
-        metavar="N",
-        help="largest upload, such as 500M or 2Gi (default no limit)",
-    )
-    add(
-        "--min-free",
-        type=parse_size,
-        default=0,
-        metavar="N",
-        help="bytes that uploads leave free on the disk (default 0)",
-    )
-    add(
-        "--max-clients",
-        type=between(1, 1e6),
-        default=10000,
-        metavar="N",
-        help="connections; for one more the longest idle is closed, or it gets 503 (default 10000)",
-    )
-    add(
-        "--trust-proxy",
-        type=proxy_address,
-        action="append",
-        default=[],
-        metavar="ADDRESS",
-        help="a proxy's address: clients are those that it names in X-Forwarded-For or Forwarded",
-    )
-    add(
-        "--durable",
-        action="store_true",
-        help="an upload is on the disk before it is answered (fsync)",
-    )
-    add(
-        "--header",
-        type=header_line,
-        action="append",
-        default=[],
-        metavar="'NAME: VALUE'",
-        help="add this to every answer, instead of the server's own field of that name",
-    )
-    add(
-        "--requests",
-        type=between(0, 1e12),
-        default=0,
-        metavar="N",
-        help="end after so many answers (default never)",
-    )
-    add("--once", action="store_true", help="end when one client has got the whole of a file")
-    add(
-        "--timeout",
-        type=between(0.01, 1e6, float),
-        default=30.0,
-        metavar="S",
-        help="silence allowed inside a head or body (default 30)",
-    )
+    sharing_flags(parser)
+    limit_flags(parser)
+    proxy_flags(parser)
     add("--log", metavar="FILE", help="where the access log goes (default stderr)")
     add("--quiet", action="store_true", help="no access log")
+    add("--json", action="store_true", help="each line of the log is a JSON object")
     add("--trace", action="store_true", help="print a line for each socket call")
     add("--trace-hex", action="store_true", help="the same, with the first bytes")
     add("--no-qr", action="store_true", help="no QR code of the address on a terminal")
@@ -5816,9 +5904,86 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def sharing_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--public-read",
+        action="store_true",
+        help="ask for the password only where something changes: GET and HEAD go without",
+    )
+    add("--read-only", action="store_true", help="refuse every change")
+    box = "who connects can add files and folders, and nothing else"
+    add("--drop-box", action="store_true", help=box)
+    add("--hidden", action="store_true", help="show and serve names that start with a dot")
+    fsync = "an upload is on the disk before it is answered (fsync)"
+    add("--durable", action="store_true", help=fsync)
+    add("--once", action="store_true", help="end when one client has got the whole of a file")
+
+
+def limit_flags(parser: argparse.ArgumentParser) -> None:
+    limits = (
+        (
+            "--max-size",
+            parse_size,
+            0,
+            "N",
+            "largest upload, such as 500M or 2Gi (default no limit)",
+        ),
+        ("--min-free", parse_size, 0, "N", "bytes that uploads leave free on the disk (default 0)"),
+        (
+            "--max-clients",
+            between(1, 1e6),
+            10000,
+            "N",
+            "connections; for one more the longest idle is closed, or it gets 503 (default 10000)",
+        ),
+        ("--requests", between(0, 1e12), 0, "N", "end after so many answers (default never)"),
+        (
+            "--timeout",
+            between(0.01, 1e6, float),
+            30.0,
+            "S",
+            "silence allowed inside a head or body (default 30)",
+        ),
+    )
+    for flag, kind, default, unit, text in limits:
+        parser.add_argument(flag, type=kind, default=default, metavar=unit, help=text)
+
+
+def proxy_flags(parser: argparse.ArgumentParser) -> None:
+    """What can be given several times."""
+    several: tuple[tuple[str, Callable[[str], object], str, str], ...] = (
+        (
+            "--allow-host",
+            str,
+            "NAME",
+            "a name under which clients may ask for this server; * is any",
+        ),
+        (
+            "--trust-proxy",
+            proxy_address,
+            "ADDRESS",
+            "a proxy's address: clients are those that it names in X-Forwarded-For or Forwarded",
+        ),
+        (
+            "--header",
+            header_line,
+            "'NAME: VALUE'",
+            "add this to every answer, instead of the server's own field of that name",
+        ),
+    )
+    for flag, kind, unit, text in several:
+        add = parser.add_argument
+        add(flag, type=kind, action="append", default=[], metavar=unit, help=text)
+
+
 def main(argv: Optional[Sequence[str]] = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
+    port = re.fullmatch("[0-9]{1,9}", args.directory or "")
+    if port and not os.path.lexists(args.directory):  # as in python3 -m http.server
+        args = parser.parse_args(["--port", args.directory], argparse.Namespace(**vars(args)))
+        args.directory = None
     args.directory = args.directory or args.folder
     try:
         return serve(args)
