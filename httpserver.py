@@ -5919,7 +5919,7 @@ def sharing_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--public-read",
         action="store_true",
-        help="ask for the password only where something changes: GET and HEAD go without",
+        help="ask for the password only where something changes",
     )
     add("--read-only", action="store_true", help="refuse every change")
     box = "who connects can add files and folders, and nothing else"
@@ -5979,7 +5979,7 @@ def proxy_flags(parser: argparse.ArgumentParser) -> None:
             "--header",
             header_line,
             "'NAME: VALUE'",
-            "add this to every answer, instead of the server's own field of that name",
+            "add this to every answer, in place of the server's own field",
         ),
     )
     for flag, kind, unit, text in several:

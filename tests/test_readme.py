@@ -427,7 +427,7 @@ def test_the_first_screen_has_the_order_of_a_newcomers_questions():
     screen = README[: README.index("\n## ")]
     order = [
         "# Six Sockets\n",
-        'src="tests/charts/page.png"',
+        'src="tests/charts/page.webp"',
         "$ python3 httpserver.py --host 0.0.0.0\n",
         "$ python3 httpserver.py\n",
         "**Get it:**",
