@@ -3,29 +3,37 @@
 
     python3 httpclient.py get http://HOST/big.iso        saved as big.iso; repeat it to continue
     python3 httpclient.py get URL -o - | tar x           to standard output; or -o FOLDER, -o NAME
-    python3 httpclient.py get URL --connections 4 --checksum sha256:HEX
-    python3 httpclient.py put notes.txt photo.jpg http://HOST:8000/inbox/
+    python3 httpclient.py get URL --connections 4 --checksum sha256:HEX    or -i FILE, with URLs
+    python3 httpclient.py put notes.txt photo.jpg http://HOST:8000/inbox/  or --text TEXT URL
     python3 httpclient.py upload DIR http://HOST:8000/inbox/    a folder; repeat it to send changes
     python3 httpclient.py mirror http://HOST/pub/ -o copy       the reverse, from any index page
-    python3 httpclient.py list /                         --host and --port complete the URL
+    python3 httpclient.py list -r /                      --host and --port complete the URL
     python3 httpclient.py post URL --data 'a=1&b=2'      or --data @FILE, --form photo=@me.jpg
     python3 httpclient.py delete|head|mkdir URL, move URL NEW
 
 A download is written to a hidden part (.six-*.part) beside its destination. A note (.six-*.json)
-holds the URL, the ETag or Last-Modified, and the size. After a lost connection, or when you repeat
-the command, the download continues by Range with If-Range; a file that changed starts over. Length
-and digest are checked before the part gets its name. get replaces a file only with --force, or with
---newer if the server's file is newer or of another size. mirror replaces what differs, with --newer
-only such files. A name that only the server proposes replaces nothing. A file that would run later
-is refused: these scripts, and code in a folder from which Python imports.
+holds the URL, the ETag or Last-Modified, the size, and the ranges that are still to come. A link
+that had worked is tried again for two minutes (--retries). Then, or when you repeat the command,
+the download continues by Range with If-Range; a file that changed starts over. Length and digest
+are checked before the part gets its name. get replaces a file only with --force, or with --newer if
+the server's file is newer or of another size. mirror replaces what differs, with --newer only such
+files. A name that only the server proposes replaces nothing. A file that would run later is
+refused: these scripts, and code in a folder from which Python imports. gzip and deflate are
+decoded; what comes in another coding is kept, with its ending.
 
 A file that is here already is not fetched again. The ETag that came with it proves that, where
-Linux can keep it (user.six.etag); else Last-Modified and size do. upload sends a file whose size or
-time differs from the server's; if the server keeps no times, it sends what is newer. Large uploads
-ask first (Expect: 100-continue). They can be resumed, also through proxies, if the reply to OPTIONS
-has Upload-Limit: then the server speaks draft-ietf-httpbis-resumable-upload-10 (interop version 8).
-Files keep their time if the server knows X-OC-Mtime. "sent unverified" means that the server
-replied 200 and a page, which a server that ignores PUT would do too.
+Linux can keep it (user.six.etag); else Last-Modified and size do. put asks first (HEAD): the same
+file is skipped, another one is replaced only with --force. upload sends a file whose size or time
+differs from the server's; if the server keeps no times, it sends what is newer. Large uploads wait
+for the server's word (Expect: 100-continue). They can be resumed, also through proxies, if the
+reply to OPTIONS has Upload-Limit: then the server speaks
+draft-ietf-httpbis-resumable-upload-10 (interop version 8). Files keep their time if the server
+knows X-OC-Mtime, and the right to execute if it knows X-Executable. "sent unverified" means that
+the server replied 200 and a page, which a server that ignores PUT would do too.
+
+For mirror and upload, --exclude leaves out what matches, as in .gitignore, and --hidden takes names
+that start with a dot. --delete deletes what the source does not have, once all else came through:
+never what is left out, and more than half only with --force. --dry-run shows it all before.
 
 A password is sent only to the server for which --password, --user, -H or the URL gave it,
 never along a redirect to another one. SIXSOCKETS_PASSWORD is only for --host and --port. Otherwise
