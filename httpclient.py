@@ -191,7 +191,8 @@ FILENAME_STAR = r"(?i)\bfilename\*\s*=\s*utf-8'[^']*'([^\s;]+)"
 LINK = r"(?i)<a\s(?:[^<>]*?\s)?href\s*=\s*(?:\"([^\"<>]*)\"|'([^'<>]*)'|([^\s<>\"']+))"
 PLAIN = r"[A-Za-z0-9_%-][A-Za-z0-9_.%~-]*/?"  # a link that needs no resolving; most are like this
 # names that Windows does not take, or takes for a device
-WINDOWS_ILLEGAL = r"(?i)[\\<>:\"|?*\x00-\x1f]|[. ]$|^(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|$)"
+WINDOWS_DEVICE = r"con(?:in\$|out\$)?|prn|aux|nul|(?:com|lpt)[0-9¹²³]"
+WINDOWS_ILLEGAL = rf"(?i)[\\<>:\"|?*\x00-\x1f]|[. ]$|^(?:{WINDOWS_DEVICE})(?=\.|$)"
 GZIP_NAMES = ".gz", ".tgz"
 DECODED = "gzip", "deflate"
 # what a file in a coding is called that we do not decode
