@@ -245,25 +245,24 @@ class Server:
         """
         if peer[1] in self.services:
             return self.refuse(
-                peer, f"datagrams from port {peer[1]} get no answer: a service has it", True
+                peer, f"datagrams from port {peer[1]} get no answer: a service has it"
             )
         if data == reply:
             slot = hash(peer) % SLOTS
             self.capitals[slot] += 1
             if self.capitals[slot] % ECHO_LIMIT == 0:
                 why = f"no answer to one in {ECHO_LIMIT} datagrams without a small letter"
-                return self.refuse(peer, f"{why}: it may be an answer", True)
+                return self.refuse(peer, f"{why}: it may be an answer")
         if len(data) > self.args.recv_size:  # the kernel would cut off as much, but not tell
             why = f"the datagram is larger than the buffer of {self.args.recv_size} bytes"
             log(f"{address(peer)} truncated: {why}")
         return True
 
-    def refuse(self, peer: "Address", why: str, once: bool = False) -> bool:
-        """Tell why a datagram gets no answer; once, if strangers could fill the log with it."""
+    def refuse(self, peer: "Address", why: str) -> bool:
+        """Tell why a datagram gets no answer; once, or strangers could fill the log with it."""
         if why not in self.told:
-            log(f"{address(peer)} {why}{' (said once)' * once}")
-        if once:
             self.told.add(why)
+            log(f"{address(peer)} {why} (said once)")
         return False
 
     def dispatch(self, reply: bytes, peer: "Address") -> None:
@@ -274,8 +273,7 @@ class Server:
         lost, doubled, reordered = outcome(self.args, peer[0], number)
         if lost or len(self.waiting) >= MAX_WAITING:
             why = "by --loss" if lost else f"{MAX_WAITING} answers are waiting"
-            self.refuse(peer, f"datagram {number} lost: {why}")
-            return
+            return log(f"{address(peer)} datagram {number} lost: {why}")
         rest = reply[: self.args.truncate]
         cut = f"truncated from {len(reply)} to {len(rest)} bytes"
         for what, done in (cut, rest != reply), ("doubled", doubled), ("reordered", reordered):
@@ -295,7 +293,7 @@ class Server:
             self.sock.sendto(reply, peer)
         except OSError as error:
             # the network is down, a firewall says no, the send buffer is full: lost, as UDP may
-            self.refuse(peer, f"answers lost: {error.strerror}", True)
+            self.refuse(peer, f"answers lost: {error.strerror}")
 
     def release(self) -> Optional[float]:
         """Send the answers that are due. Returns the seconds until the next is, None for none."""
@@ -333,7 +331,7 @@ def wait_for_reply(echo: Echo, deadline: float) -> bool:
     return bool(select.select([echo.sock], [], [], left)[0])
 
 
-def shown(text: str) -> str:
+def printable(text: str) -> str:
     """Text for a terminal: what could move the cursor or change colours appears in hex."""
     return "".join(
         char if char.isprintable() or char in "\n\t" else f"\\x{ord(char):02x}" for char in text
@@ -342,14 +340,13 @@ def shown(text: str) -> str:
 
 def ping_report(sent: int, trips: Mapping[bytes, float], doubled: int) -> str:
     """The end of --ping: trips are the milliseconds until each answer came, in their order."""
-    lines = f"sent {sent}, received {len(trips)}, lost {sent - len(trips)}"
-    numbers = [int(reply[5:]) for reply in trips]
+    numbers, times = [int(reply[5:]) for reply in trips], trips.values()
     highest = itertools.accumulate(numbers, max)
     overtaken = sum(number < most for number, most in zip(numbers, highest))
+    lines = f"sent {sent}, received {len(trips)}, lost {sent - len(trips)}"
     lines += f", doubled {doubled}, out of order {overtaken}"
     if trips:
-        times = trips.values()
-        mean = sum(times) / len(times)
+        mean = sum(times) / len(trips)
         lines += f"\nround trip min/avg/max {min(times):.3f}/{mean:.3f}/{max(times):.3f} ms"
     return lines + "\n"
 
@@ -357,7 +354,7 @@ def ping_report(sent: int, trips: Mapping[bytes, float], doubled: int) -> str:
 def write_out(data: bytes) -> None:
     """To standard output: a file or a pipe gets the bytes, a terminal text; \\xNN is no text."""
     if os.isatty(1):
-        data = shown(data.decode(errors="backslashreplace")).encode()
+        data = printable(data.decode(errors="backslashreplace")).encode()
     while data:
         try:
             data = data[os.write(1, data) :]

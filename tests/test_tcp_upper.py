@@ -45,7 +45,7 @@ def read_all(sock):
     ],
 )
 def test_text_for_a_terminal(text, want):
-    assert tcp_upper.shown(text) == want
+    assert tcp_upper.printable(text) == want
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,8 @@ def test_the_report_of_a_ping(sent, trips, want):
     ],
 )
 def test_the_outcome_of_a_connection(problem, stopping, want):
-    assert tcp_upper.outcome(problem, stopping, False) == want
+    echo = tcp_upper.Echo(None, SimpleNamespace(reset_after=sys.maxsize))
+    assert tcp_upper.outcome(echo, problem, stopping) == want
 
 
 @pytest.mark.parametrize(
