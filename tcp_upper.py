@@ -58,7 +58,6 @@ if __name__ == "__main__":
 import argparse
 import contextlib
 import errno
-import io
 import itertools
 import os
 import re
@@ -416,9 +415,8 @@ def converse(echo: Echo) -> None:
     """The prompt: each line is a message, until Ctrl-D. readline adds history and editing."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (not at the top: loading it can write to a terminal)
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        # bytes that are no text come through as they were typed
-        sys.stdin.reconfigure(errors="surrogateescape")
+    # bytes that are no text come through as they were typed
+    sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
     screen = sys.stdout if os.isatty(1) else sys.stderr  # a prompt is no result
     with contextlib.redirect_stdout(screen), contextlib.suppress(EOFError):
         while True:

@@ -64,7 +64,6 @@ import argparse
 import contextlib
 import errno
 import heapq
-import io
 import itertools
 import os
 import random
@@ -267,9 +266,9 @@ class Server:
 
     def dispatch(self, reply: bytes, peer: "Address") -> None:
         """Treat an answer as the bad network would that the options play."""
-        if len(self.numbers) >= MAX_PEERS and peer not in self.numbers:
-            self.numbers.clear()
         number = self.numbers[peer] = self.numbers.get(peer, 0) + 1
+        if len(self.numbers) > MAX_PEERS:
+            self.numbers.clear()
         lost, doubled, reordered = outcome(self.args, peer[0], number)
         if lost or len(self.waiting) >= MAX_WAITING:
             why = "by --loss" if lost else f"{MAX_WAITING} answers are waiting"
@@ -388,9 +387,8 @@ def converse(echo: Echo) -> None:
     """The prompt: each line is a message, until Ctrl-D. readline adds history and editing."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (not at the top: loading it can write to a terminal)
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        # bytes that are no text come through as they were typed
-        sys.stdin.reconfigure(errors="surrogateescape")
+    # bytes that are no text come through as they were typed
+    sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
     screen = sys.stdout if os.isatty(1) else sys.stderr  # a prompt is no result
     with contextlib.redirect_stdout(screen), contextlib.suppress(EOFError):
         while True:
@@ -443,8 +441,8 @@ def talk(echo: Echo) -> None:
         try:
             ping(echo)
         finally:
-            report = ping_report(echo.pings, echo.trips, echo.pongs - len(echo.trips))
-            write_out(report.encode())
+            doubled = echo.pongs - len(echo.trips)
+            write_out(ping_report(echo.pings, echo.trips, doubled).encode())
     elif args.text:
         write_out(exchange(echo, os.fsencode(" ".join(args.text))) + b"\n")
     elif os.isatty(0):
@@ -555,20 +553,17 @@ class TracedDatagrams(Traced):
     handshake = "UDP: nothing is sent,"
 
     def send(self, data: Any, flags: int = 0) -> int:
-        count: int = self.attempt(">", "send", super().send, data, flags)
-        self.show_sent("send", data)
-        return count
+        return self.move("send", super().send, data)
 
     def sendto(self, data: Any, peer: Any) -> int:  # type: ignore[override]
-        what = f"sendto {address(peer)}"
-        count: int = self.attempt(">", what, super().sendto, data, peer)
-        self.show_sent(what, data)
-        return count
+        return self.move(f"sendto {address(peer)}", super().sendto, data, peer)
 
-    def show_sent(self, what: str, data: bytes) -> None:
-        size = len(data)  # a datagram is sent whole or not at all
-        self.sent += size
-        self.show(">", f"{what} {size} of {size} bytes (sent so far {self.sent})", data)
+    def move(self, what: str, call: Callable[..., int], data: bytes, *peer: "Address") -> int:
+        """A call that sends a datagram, complete or not at all."""
+        count: int = self.attempt(">", what, call, data, *peer)
+        self.sent += count
+        self.show(">", f"{what} {count} of {count} bytes (sent so far {self.sent})", data)
+        return count
 
     def recvfrom(self, size: int, flags: int = 0) -> tuple[bytes, Any]:
         data, peer = self.attempt("<", "recvfrom", super().recvfrom, size, flags)
