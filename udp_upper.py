@@ -170,7 +170,7 @@ def exchange(echo: Echo, message: bytes) -> bytes:
         problems.append(echo.problem)
         if not echo.beginnings:
             why = f" ({echo.problem.strerror})" if echo.problem else ""
-            say(f"no reply in {seconds:g} s{why}")
+            say(f"no reply in {seconds:g} s{why}")  # on stderr
     if None in problems:  # not every try was refused
         echo.problem = None
     raise NotAnEcho

@@ -272,6 +272,17 @@ def test_in_process_mode_each_client_has_a_process_that_ends_with_it(spawn):
     until(lambda: not children.read_text(), "both children to be collected")
 
 
+def test_in_process_mode_a_client_hears_the_fin_while_a_later_one_is_served(spawn):
+    """The later child is a copy of a process that had the first connection open too."""
+    server = spawn(SCRIPT, "server", "--mode", "process")
+    with server.connect() as one, server.connect() as two:
+        for sock in one, two:
+            sock.sendall(b"hi")
+            assert sock.recv(10) == b"HI"
+        one.shutdown(socket.SHUT_WR)
+        assert one.recv(10) == b""
+
+
 def test_a_killed_child_is_collected_and_counted(spawn):
     server = spawn(SCRIPT, "server", "--mode", "process", "--requests", 1)
     with server.connect() as sock:
