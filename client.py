@@ -88,6 +88,7 @@ import functools
 import hashlib
 import itertools
 import os
+import posixpath
 import re
 import select
 import shlex
@@ -105,24 +106,31 @@ if TYPE_CHECKING:
 
 VERSION = "1.0"
 PROTOCOL = "1"
+PORT = 9000
 SERVER = "python3 server.py"
 PROMPT = "sixsockets> "
 UNANSWERED = 256  # requests that may wait for their answers
 # and their length: what both kernels hold, so that neither side ever waits for the other to read
 UNANSWERED_BYTES = 24576
-NUDGE_AFTER = 1.0  # seconds without a greeting until a server that waits for TLS is made to say so
+# what a server is sent after so many seconds without a greeting: to a file server it means nothing,
+# one that waits for TLS or HTTP says at once what it is
+NUDGE_AFTER, NUDGE = 1.0, b"note -\r\n\r\n"
 NOTICE_AFTER = 3.0  # seconds of silence until the client says for whom it waits
 LEAST_WINDOW = 8192  # bytes that the kernel may hold for a client that takes them slowly
 LIFE = 1.0  # seconds of silence of standard input after which the server is told that more may come
+RATE_AFTER = 0.5  # seconds after which a rate means something
 REDRAW = 0.1  # seconds from one picture of the progress bar to the next
 # seconds until the first new attempt, and at most: each pause is twice as long as the one before
 BACK_OFF, LONGEST_PAUSE = 0.5, 10.0
+LARGE = 1 << 23  # bytes of a file from which the server is asked before it is sent
 RETRIES = 16  # attempts after a lost connection: their pauses add up to two minutes
 # exit codes of a server that does not answer: refused or no route, silent, gone before its greeting
 ABSENT = {7, 28, 52}
 # how a line that answers something can begin
 ANSWERS = ("ok", "err", "file", "dir", "note", "help", "client", "got")
 MANY = 64  # files of a folder from which one list is quicker than a stat for each
+# a password that a server made: no 0, 1, i, l, o, which look alike
+MADE = re.compile("[a-hj-km-np-z2-9]{6}(?:-[a-hj-km-np-z2-9]{6}){2}")
 CHAT_PROMPT = "> "
 # lines a second that a pipe says, and how many at once: a little less than every server takes
 PIPE_RATE, PIPE_BURST = 18.0, 30.0
@@ -137,6 +145,10 @@ NEAR = 4
 # seconds for which a folder is read while the server writes its own: one that waits for longer to
 # be heard hangs up
 MEANWHILE = 2.0
+REPLAYED = 50  # lines from before that a server tells who joins
+NICK = re.compile(r"[\w.-]{1,32}")
+CHAT_COMMANDS = "/who", "/nick", "/quit"
+CHAT_HELP = "/who, /nick NAME, /quit; a line that starts with a slash needs two"
 CONTINUED = "  | "  # how a row begins that goes on with the line above it
 CONTINUED_ROOM = 20  # columns of such a row at least
 LISTED = 12000  # lines of a listing that are kept in memory; the rest goes to a nameless file
@@ -146,7 +158,7 @@ LISTED = 12000  # lines of a listing that are kept in memory; the rest goes to a
 def do_list(args: argparse.Namespace) -> int:
     """On a terminal a table; to a pipe one name a line, a folder's with a slash."""
     code, table = 0, os.isatty(1)
-    folder = [remote_name(args.folder)] if args.folder else []
+    folder = [remote_name(args, args.folder)] if args.folder else [args.cwd] * bool(args.cwd)
     if folder and is_pattern(args, folder[0]):
         entries = matching(args, folder[0], args.r)
     else:
@@ -159,7 +171,7 @@ def do_list(args: argparse.Namespace) -> int:
             code = 9
             say_failure(refusal(entry, "list", entry.words[0]))
             continue
-        name = entry.words[0] + "/" * (entry.verb == "dir")
+        name = entry.words[0].removeprefix(f"{args.cwd}/") + "/" * (entry.verb == "dir")
         if args.json:
             numbers: dict[str, Any] = {
                 key: entry.number(key) for key in ("size", "mtime_ns") if key in entry.keys
@@ -174,7 +186,7 @@ def do_list(args: argparse.Namespace) -> int:
 
 
 def do_stat(args: argparse.Namespace) -> int:
-    name = remote_name(args.name)
+    name = remote_name(args, args.name)
     answer = require_ok(connected(args).ask("stat", name), "stat", name)
     if args.json:
         tell_json({**answer.keys, "verb": "stat", "name": name, "result": "ok"})
@@ -264,6 +276,8 @@ class File(NamedTuple):
 Conversation = Generator[File, "Line", None]
 
 
+# what the server says of a name that is free, or where it does not tell
+ABSENT_THERE = {"no-such-file", "no-such-folder", "drop-box"}
 # what the server says to the same request again if it had been done before the connection was lost
 DONE = {"delete": "no-such-file", "mkdir": "exists"}
 # what is left out of a tree, and why
@@ -569,11 +583,12 @@ def do_delete(args: argparse.Namespace) -> int:
 
 def do_rename(args: argparse.Namespace) -> int:
     over = "yes" if args.force else None
-    return Changes(args, remote_name(args.new), over=over).run(iter([File(remote_name(args.old))]))
+    old, new = remote_name(args, args.old), remote_name(args, args.new)
+    return Changes(args, new, over=over).run(iter([File(old)]))
 
 
 def do_mkdir(args: argparse.Namespace) -> int:
-    return Changes(args).run(iter([File(remote_name(args.folder))]))
+    return Changes(args).run(iter([File(remote_name(args, args.folder))]))
 
 
 def expand(args: argparse.Namespace, names: Sequence[str]) -> Iterator[File]:
@@ -581,7 +596,7 @@ def expand(args: argparse.Namespace, names: Sequence[str]) -> Iterator[File]:
 
     All are matched before the first is used, so that no other answer comes between."""
     chosen = Listing()
-    for name in map(remote_name, names):
+    for name in (remote_name(args, each) for each in names):
         count = 0
         if is_pattern(args, name):
             for found in matching(args, name):
@@ -649,8 +664,8 @@ class Puts(Batch):
 
     def sources(self) -> Iterator[File]:
         """What the command line names. Folders on the way to --into are made."""
-        into = remote_name(self.args.into) if self.args.into else ""
-        if into:
+        into = remote_name(self.args, self.args.into) if self.args.into else self.args.cwd or ""
+        if self.args.into:
             yield File(into, status=os.stat("."))
         for path in self.args.paths:
             # "" is the root folder's
@@ -666,7 +681,7 @@ class Puts(Batch):
             if is_excluded(self.args.exclude, own + "/" * os.path.isdir(path)):
                 self.skip("excluded", path)
                 continue
-            name = remote_name(own if self.args.name is None else self.args.name)
+            name = (own if self.args.name is None else self.args.name).rstrip("/")
             yield File(f"{into}/{name}" if into else name, path)
 
     def converse(self, file: File) -> Conversation:
@@ -696,7 +711,7 @@ class Puts(Batch):
             if not there:
                 self.ask_about(file.name, status)
                 there = yield again
-            if there.keys.get("reason") != "no-such-file":
+            if there.keys.get("reason") not in ABSENT_THERE:
                 if self.is_same(file, status, there):
                     return self.skip_same(file, status.st_size)
                 self.check_force(file, status, there)
@@ -714,11 +729,14 @@ class Puts(Batch):
         self.link.request("stat", name, **keys, digest="yes" if content else None)
 
     def send_file(self, file: File, part: int, over: bool) -> Conversation:
-        """The bytes. If an earlier attempt left a part, the server first says where to begin."""
+        """The bytes. If there are many, or a part was left before, the server is heard first.
+
+        It refuses what it has no room for, or says where to begin."""
         with self.opened(file) as (fd, status):
             size, sha, given_up = status.st_size, hashlib.sha256(), ""
-            asked = part if part <= size else 0
-            mine = digest(fd, asked, sha, self.show_checked) if asked else None
+            begun = part if part <= size else 0
+            asks = self.verb == "put" and (begun or size >= LARGE)
+            mine = digest(fd, begun, sha, self.show_checked) if asks else None
             self.announce(
                 file,
                 "put",
@@ -726,10 +744,10 @@ class Puts(Batch):
                 mtime_ns=status.st_mtime_ns,
                 over="yes" if over else None,
                 exec="yes" if status.st_mode & stat.S_IXUSR and os.name != "nt" else None,
-                offset=asked or None,
+                offset=begun if asks else None,
                 sha256=mine,
             )
-            offset = self.link.accepted_offset() if asked else 0
+            offset = self.link.accepted_offset() if asks else 0
             if offset is not None:  # None: it refuses
                 sha = sha if offset else hashlib.sha256()
                 os.lseek(fd, offset, os.SEEK_SET)
@@ -763,6 +781,9 @@ class Puts(Batch):
                 "run the same command with --force",
             )
         self.done(file, size, sha256, offset)
+        if answer.keys.get("as", file.name) != file.name and not self.args.quiet:
+            self.progress.clear()
+            say(in_rows(f"{printable(file.name)} is stored as {printable(answer.keys['as'])}", 2))
 
     def is_same(self, file: File, status: os.stat_result, there: "Line") -> bool:
         if there.verb == "err":
@@ -820,7 +841,7 @@ class Puts(Batch):
         answer = yield file._replace(fresh=False)
         if answer.keys.get("type") == "dir" or answer.keys.get("reason") == "exists":
             return False
-        if answer.keys.get("reason") != "no-such-file":
+        if answer.keys.get("reason") not in ABSENT_THERE:
             require_ok(answer, "put", file.name)
         return True
 
@@ -1329,11 +1350,12 @@ class Gets(Batch):
             part.keep()
             raise
         except BaseException as error:
+            kept = isinstance(error, OSError) and error.errno in FULL and part.keep()
             part.drop()
             self.hang_up()  # the rest of this body is on its way, and nobody wants it
             self.use_link(connected(self.args))
             if isinstance(error, OSError):
-                raise self.cut_short(file, part.received, size, error) from None
+                raise self.cut_short(file, part, size, error, kept) from None
             raise
         self.done(file, size, part.sha.hexdigest(), offset)
 
@@ -1360,14 +1382,19 @@ class Gets(Batch):
         part.finish(self.args.force)
         return offset
 
-    def cut_short(self, file: File, received: int, size: int, error: OSError) -> "Failure":
-        return Failure(
-            23,
-            f"cannot write {printable(file.path)} ({error.strerror}) "
-            f"after {received:,} of {size:,} bytes",
-            "what was there before is untouched",
-            "room on the disk, or -o DEST",
-        )
+    def cut_short(
+        self, file: File, part: "Part", size: int, error: OSError, kept: bool
+    ) -> "Failure":
+        what = f"cannot write {printable(file.path)} ({error.strerror}) "
+        what += f"after {part.received:,} of {size:,} bytes"
+        if error.errno not in FULL:
+            why, hint = "what was there before is untouched", "-o DEST for another place"
+        else:
+            folder = printable(os.path.abspath(part.folder.path))
+            needed = plural(size - part.received * kept, "byte")
+            why = f"{needed} more must fit on the disk of {folder}"
+            hint = "make room, then run the same command" + " again: it resumes" * kept
+        return Failure(23, what, why, hint)
 
     def as_failure(self, file: File, error: Union[OSError, "Refused"]) -> "Failure":
         if isinstance(error, OSError):
@@ -1376,6 +1403,9 @@ class Gets(Batch):
         code = 56 if error.reason == "bad-name" else 23
         what = f"will not write {printable(file.path)} here"
         return Failure(code, what, str(why), "-o DEST for another place")
+
+
+FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 UNFIT = {
@@ -1558,6 +1588,7 @@ class Inbox:
         # (sender, folder) -> what the folder is called here
         self.named: dict[tuple[str, str], str] = {}
         self.last_note = 0.0  # when the sender was last told how far it is
+        self.admitted: dict[tuple[str, str], bool] = {}  # what was asked for: sender, name
         self.top = destination(args.output or ".")
 
     def run(self) -> int:
@@ -1565,9 +1596,10 @@ class Inbox:
         self.link.keep_alive()
         if not self.args.quiet:
             known = printable(answer.keys.get("nick") or answer.keys.get("you", "?"))
+            port = f" --port {self.args.port}" * (self.args.port != PORT)
             say(
                 "waiting for files; others send them with:  python3 client.py "
-                f"--host {self.args.host} --port {self.args.port}{trust_options(self.args)} "
+                f"--host {shlex.quote(self.args.host)}{port}{trust_options(self.args)} "
                 f"send PATH --to {known}"
             )
         while self.args.count:  # below zero, without --count, it comes to no end
@@ -1583,6 +1615,7 @@ class Inbox:
             return
         name = request.words[0] if request.words else ""
         try:
+            self.admit(name, request)
             (self.store if request.verb == "put" else self.make)(name, request)
         except (Refused, OSError) as error:
             reason, why = reason_of(error), getattr(error, "keys", {}).get("why")
@@ -1591,6 +1624,32 @@ class Inbox:
             text = f"{self.sender(request)}: did not get {printable(name)} ({reason}{because})"
             say(in_rows(text, 2))
         self.link.flush()
+
+    def admit(self, name: str, request: "Line") -> None:
+        """Say who sends what before it is taken; --from and --ask can refuse it."""
+        endpoint, nick = request.keys.get("from", ""), request.keys.get("nick", "")
+        known = {endpoint, endpoint.rpartition(":")[0].strip("[]"), nick.lower()}
+        if self.args.senders and not known.intersection(map(str.lower, self.args.senders)):
+            raise Refused("not-wanted")
+        key = endpoint, name.partition("/")[0]
+        if key not in self.admitted:
+            size = f", {readable_size(request.number('size'))}" if "size" in request.keys else ""
+            text = f"{self.sender(request)} sends {printable(key[1])}{size}"
+            if not self.args.quiet and (self.args.ask or os.isatty(2)):
+                say(in_rows(text, 2))
+            self.admitted[key] = not self.args.ask or self.is_taken()
+            if len(self.admitted) > SENDERS:
+                del self.admitted[next(iter(self.admitted))]
+        if not self.admitted[key]:
+            raise Refused("not-wanted")
+
+    def is_taken(self) -> bool:
+        """Ask; no answer for half of the time that the server waits for us means no."""
+        draw("take it? [y/N] ")
+        if not sys.stdin or not select.select([0], [], [], self.args.timeout / 2)[0]:
+            draw("no answer: refused\n")
+            return False
+        return sys.stdin.readline().strip().lower().startswith("y")
 
     def sender(self, request: "Line") -> str:
         return peer_name(request.keys.get("from", "?"), request.keys.get("nick"))
@@ -1734,6 +1793,8 @@ class Chat:
         self.unanswered = self.code = 0
         self.due = 0.0  # when the next line from a pipe may be said
         self.problem: Exception | None = None
+        self.nick, self.rejoins = "", False  # with a new nick: what is replayed was heard before
+        self.recent: deque[dict[str, Any]] = deque(maxlen=REPLAYED)
         self.thread = threading.Thread(target=self.run, daemon=True)
 
     def join(self) -> None:
@@ -1741,10 +1802,12 @@ class Chat:
         while (found := self.link.line()).verb not in ("ok", "err"):
             self.show(found)
         require_ok(found, "let join", "the chat")
+        self.nick = found.keys.get("nick") or found.keys.get("you", "?")
         self.link.keep_alive()
         if not self.args.quiet:
-            known = printable(found.keys.get("nick") or found.keys.get("you", "?"))
-            say(f"{plural(found.number('count', 1), 'client')} here; you are {known}; /who, /quit")
+            known = printable(self.nick)
+            count = plural(found.number("count", 1), "client")
+            say(f"{count} here; you are {known}; {', '.join(CHAT_COMMANDS)}")
         self.ring()  # somebody may have said something already, and it came with the answer
         self.thread.start()
 
@@ -1784,32 +1847,44 @@ class Chat:
             self.show(self.link.line())
 
     def send_typed(self, text: str) -> None:
-        if text == "/who":
-            self.link.put(line("who"))
-            self.unanswered += 1
-        elif text.startswith("/") and not text.startswith("//"):
-            self.show_line(
-                "* /who tells who is here, /quit leaves; a line that starts with a slash needs two"
-            )
+        """A line for all, or a command, which begins with one slash."""
+        command, _, rest = text.partition(" ")
+        if not text.startswith("/") or text.startswith("//"):
+            self.say(text[text.startswith("//") :])
+        elif command == "/who":
+            self.request(line("who"))
+        elif command == "/nick" and rest:
+            if not NICK.fullmatch(rest):
+                return self.show_line(f"* {WHYS['bad-nick'][0]}")
+            self.rejoins = True
+            self.request(line("chat", rest))
         else:
-            clean = "".join(
-                " " if char < " " or char == "\x7f" else char
-                for char in text[text.startswith("//") :]
-            )
-            for start in range(0, len(clean), LONGEST):
-                self.link.put(
-                    b"say %b\n" % clean[start : start + LONGEST].encode(errors="surrogateescape")
-                )
-                self.unanswered += 1
+            import difflib
+
+            close = difflib.get_close_matches(command, CHAT_COMMANDS, 1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            self.show_line(f"* {hint}{CHAT_HELP}")
+
+    def say(self, text: str) -> None:
+        clean = "".join(" " if char < " " or char == "\x7f" else char for char in text)
+        for start in range(0, len(clean), LONGEST):
+            piece = clean[start : start + LONGEST].encode(errors="surrogateescape")
+            self.request(b"say %b\n" % piece)
+
+    def request(self, text: bytes) -> None:
+        self.link.put(text)
+        self.unanswered += 1
 
     def show(self, found: "Line") -> None:
         """A line of a peer begins with its name, a line of this program with a star."""
         words, keys = found.words or [""], found.keys
         if found.verb == "said":
             name, _, text = words[0].partition(" ")
-            self.show_line(
-                f"{unquote(name[5:])}: {text}", {"from": unquote(name[5:]), "text": text}
-            )
+            said = {"from": unquote(name[5:]), "text": text}
+            known = said in self.recent or said["from"] == self.nick
+            if not (self.rejoins and known):
+                self.show_line(f"{said['from']}: {text}", said)
+            self.recent.append(said)
         elif found.verb in ("joined", "left"):
             self.show_line(f"* {words[0]} {found.verb}", {found.verb: words[0]})
         elif found.verb == "client":
@@ -1824,17 +1899,21 @@ class Chat:
                 "they came faster than you took them",
                 {"lost": found.number("lost")},
             )
-        elif found.verb in ("ok", "err") and words[0] in ("say", "who"):
+        elif found.verb in ("ok", "err") and words[0] in ("say", "who", "chat"):
             self.unanswered -= 1
             if found.verb == "err":
-                self.code = 9
-                self.show_line(
-                    f"* not said ({keys.get('reason', '?')})", {"error": keys.get("reason", "?")}
-                )
+                self.code, reason = 9, keys.get("reason", "?")
+                self.show_line(f"* not said ({reason})", {"error": reason})
+            elif words[0] == "chat":
+                self.rejoins, self.nick = False, keys.get("nick", "")
+                self.show_line(f"* you are {self.nick}", {"nick": self.nick})
 
     def show_line(self, text: str, facts: Optional[dict[str, Any]] = None) -> None:
+        earlier = self.thread.ident is None  # what was said before we came
+        if self.live:
+            text = f"{'earlier' if earlier else time.strftime('%H:%M')} {text}"
         if self.args.json and facts:
-            tell_json(facts)
+            tell_json({**facts, "earlier": True} if earlier else facts)
         elif self.typist is Typist.TYPING and self.live:
             os.write(product(), self.with_prompt(in_rows(printable(text), 1)).encode())
         else:
@@ -2133,7 +2212,7 @@ class Wire:
         self.view = memoryview(self.buffer)
         self.start = self.end = 0  # what was received and not yet used: buffer[start:end]
         self.remaining = 0  # bytes of the announced body that are still to be used
-        self.unread: Line | None = None  # a line that was read too early
+        self.early: deque[Line] = deque()  # lines that were read before their turn
         self.out = bytearray()  # what is still to be sent
         self.last_heard = time.monotonic()
 
@@ -2188,6 +2267,9 @@ class Wire:
     def receive(self, patience: Optional[float]) -> None:
         """Wait for more bytes. First send what is queued, or both sides could wait for ever."""
         self.flush()
+        self.fill(patience)
+
+    def fill(self, patience: Optional[float]) -> None:
         rest = self.view[self.start : self.end]
         if len(self.buffer) == QUIET and (
             max(self.end, self.remaining) >= QUIET or hasattr(self.sock, "pending")
@@ -2226,22 +2308,21 @@ class Wire:
         """The next line. With idle, the wait for its first byte has no deadline."""
         while self.remaining:  # a body that nobody wants is read and dropped
             self.take_body()
-        if self.unread:
-            early, self.unread = self.unread, None
-            return early
-        while True:
+        while not self.early:
             stop = self.line_end()
             if stop < 0:
-                stop = self.wait_for_line(idle)
+                self.wait_for_line(idle)
+                continue
             raw = bytes(self.view[self.start : stop]).removesuffix(b"\r")
             self.start = stop + 1
             if raw:  # an empty line means nothing
                 return self.understand(raw)
+        return self.early.popleft()
 
-    def wait_for_line(self, idle: bool) -> int:
-        """Wait until the next line is whole, under one deadline; where it ends."""
+    def wait_for_line(self, idle: bool) -> None:
+        """Wait until the next line is whole, under one deadline."""
         deadline = None if idle and self.start == self.end else time.monotonic() + self.timeout
-        while (stop := self.line_end()) < 0:
+        while self.line_end() < 0 and not self.early:
             if self.buffer.startswith(TLS, self.start, self.end):
                 raise Broken("this-is-tls")
             try:
@@ -2251,7 +2332,6 @@ class Wire:
                     raise Lost("the other side closed the connection inside a line") from None
                 raise
             deadline = deadline or time.monotonic() + self.timeout
-        return stop
 
     def line_end(self) -> int:
         """Where the next line ends in the buffer, or -1."""
@@ -2314,10 +2394,10 @@ class Link(Wire):
 
     def greet(self) -> Line:
         try:
-            if not select.select([self.sock], [], [], min(NUDGE_AFTER, self.timeout / 2))[0]:
-                # an empty line means nothing; a server that waits for TLS is answered to its first
-                # byte
-                self.put(b"\n")
+            plain = not hasattr(self.sock, "pending")
+            patience = min(NUDGE_AFTER, self.timeout / 2)
+            if plain and not select.select([self.sock], [], [], patience)[0]:
+                self.put(NUDGE)
             greeting = self.line()
         except Broken as broken:
             greeting = Line(str(broken), [], {})
@@ -2355,8 +2435,8 @@ class Link(Wire):
                     "without --password and SIXSOCKETS_PASSWORD, if it is meant to be open",
                 )
             return
-        salt, theirs, mine = keys.get("salt", ""), keys.get("nonce", ""), os.urandom(16).hex()
-        if keys["auth"] != AUTH or not NONCE.fullmatch(salt) or not NONCE.fullmatch(theirs):
+        salt, nonce = keys.get("salt", ""), keys.get("nonce", "")
+        if keys["auth"] != AUTH or not NONCE.fullmatch(salt) or not NONCE.fullmatch(nonce):
             raise Failure(
                 56,
                 f"{self.endpoint} asks for a password in a way that is not known here",
@@ -2372,24 +2452,23 @@ class Link(Wire):
             )
         if not password:
             password = args.password = ask_password(self.endpoint)
-        key, pin = (
-            auth_key(password, salt),
-            fingerprint(self.sock.getpeercert(binary_form=True))
-            if hasattr(self.sock, "getpeercert")
-            else "",
-        )
-        answer = self.ask("auth", nonce=mine, proof=auth_proof(key, "client", theirs, mine, pin))
+        self.exchange_proofs(auth_key(password, salt), nonce)
+
+    def exchange_proofs(self, key: bytes, theirs: str) -> None:
+        """Ours first. Under TLS both cover the certificate: nobody in between can pass them on."""
+        mine, certificate = os.urandom(16).hex(), ""
+        if hasattr(self.sock, "getpeercert"):
+            certificate = fingerprint(self.sock.getpeercert(binary_form=True))
+        proof = auth_proof(key, "client", theirs, mine, certificate)
+        answer = self.ask("auth", nonce=mine, proof=proof)
         if answer.verb != "ok":
             reason = answer.keys.get("reason", "?")
-            told = (
-                TURNED_AWAY["busy"][2:]
-                if reason == "busy"
-                else ("it is not the server's", "the one that the server was given, or printed")
-            )
+            told = "it is not the server's", "the one that the server was given, or printed"
+            if reason == "busy":
+                told = TURNED_AWAY["busy"][2:]
             raise Failure(67, f"{self.endpoint} refused the password ({printable(reason)})", *told)
-        if not same_proof(
-            answer.keys.get("proof", ""), auth_proof(key, "server", theirs, mine, pin)
-        ):
+        expected = auth_proof(key, "server", theirs, mine, certificate)
+        if not same_proof(answer.keys.get("proof", ""), expected):
             raise Failure(
                 67,
                 f"{self.endpoint} does not know the password itself",
@@ -2518,11 +2597,21 @@ def dial(args: argparse.Namespace) -> socket.socket:
     """A connection to the server: by TLS when something is said about whom to trust."""
     plain = functools.partial(open_connection, args, args.host, args.port, server_command(args))
     try:
-        return encrypt(plain, args.host, args) if wants_tls(args) else plain()
+        checked = not proof_suffices(args)
+        return encrypt(plain, args.host, args, checked=checked) if wants_tls(args) else plain()
     except OSError as error:
         if isinstance(error, socket.timeout):
             raise Silent(f"silent for {args.timeout:g} s") from None
         raise Lost("it hung up within the TLS handshake") from None
+
+
+def proof_suffices(args: argparse.Namespace) -> bool:
+    """Whether the server's proof, which covers its certificate, is enough to trust it.
+
+    Who is in between hears our proof, and can try passwords on it: this is safe only with one that
+    a server made, of 89 random bits. One that a person made needs --pin or --cacert."""
+    unpinned = not (args.pin or args.cacert or args.insecure)
+    return unpinned and bool(MADE.fullmatch(given_password(args, args.host, args.port)))
 
 
 def link_flags(args: argparse.Namespace) -> list[Any]:
@@ -2618,6 +2707,10 @@ WHYS = {
         "a folder in that path is missing there",
         "mkdir makes it; put --into FOLDER does too",
     ),
+    "drop-box": (
+        "it is a drop box: files can be added, and nothing else can be done",
+        "put PATH, to hand something in",
+    ),
     "exists": (
         "there is already something of that name",
         "another name; --force puts or renames over a file, never over a folder",
@@ -2680,6 +2773,10 @@ WHYS = {
     "left": ("it stopped receiving", "python3 client.py receive, there"),
     "not-received": ("no receiver has got it", "who lists the clients"),
     "not-in-chat": ("that connection is not in the chat", "python3 client.py chat"),
+    "not-wanted": (
+        "its user takes nothing from you, or did not want this",
+        "ask there; receive --from NICK names who may send",
+    ),
     "bad-nick": (
         "a nick is 1 to 32 letters, digits, points, hyphens or underscores",
         "--nick NAME",
@@ -2757,8 +2854,10 @@ def peer_name(endpoint: str, nick: Optional[str]) -> str:
     return printable(f"{endpoint} ({nick})" if nick else endpoint)
 
 
-def remote_name(text: str) -> str:
-    """A name as people type it: a slash at the end of a folder's name means nothing."""
+def remote_name(args: argparse.Namespace, text: str) -> str:
+    """A name as people type it: a slash at the end of a folder's name means nothing.
+
+    In the shell, cd has chosen the folder that it begins in."""
     # no line can have it as a word: the server would hang up on all that is asked with it
     if not text:
         raise Failure(
@@ -2767,7 +2866,9 @@ def remote_name(text: str) -> str:
             "an empty word was given for it, perhaps by a variable of the shell that is not set",
             "list shows what there is",
         )
-    return text.rstrip("/") or text
+    if args.cwd is None or args.command == "send":
+        return text.rstrip("/") or text
+    return posixpath.normpath(posixpath.join("/", args.cwd, text)).strip("/")
 
 
 def same(size: int, mtime_ns: int, other_size: int, other_mtime_ns: int) -> bool:
@@ -2811,7 +2912,8 @@ MAX_DEPTH = 64  # components of a path: what is further down costs too much to w
 PART = re.compile(r"\.six-[0-9a-f]{32}\.part", re.IGNORECASE)
 # what Windows takes for something else
 DEVICE = re.compile(
-    r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?|.*[. ]|.*[\\:<>|?*\"].*", re.IGNORECASE
+    r"(?:con(?:in\$|out\$)?|prn|aux|nul|(?:com|lpt)[0-9¹²³])(?:\..*)?|.*[. ]|.*[\\:<>|?*\"].*",
+    re.IGNORECASE,
 )
 # and no wait for a FIFO
 NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -2826,7 +2928,9 @@ PAUSES = [min(0.05, 0.001 * 2**count) for count in range(44)]
 # entries of a folder that are put in order; where there are more they come as the disk has them
 SORTED = 20000
 SORTING = _thread.allocate_lock()  # one at a time: to sort takes several times what is kept
+LINK = os.stat_result([stat.S_IFLNK, *[0] * 9])  # of which nothing but its kind matters
 TIMED = os.utime in os.supports_fd
+LOCKED_BYTE = (1 << 31) - 2  # the last that Windows locks from Python
 BY_DESCRIPTOR = {
     os.open,
     os.stat,
@@ -2911,7 +3015,7 @@ class Folder:
             leaf = path if within is None else os.path.basename(path)
             nofollow = 0 if within is None else os.O_NOFOLLOW
             self.fd = os.open(leaf, os.O_RDONLY | os.O_DIRECTORY | nofollow, dir_fd=within)
-        elif not os.path.isdir(path):
+        elif not stat.S_ISDIR(os.stat(path).st_mode):
             raise os_error(errno.ENOTDIR)
 
     def __del__(self) -> None:
@@ -2919,19 +3023,25 @@ class Folder:
             os.close(self.fd)
 
     def at(self, name: str) -> str:
-        return name if self.fd is not None else os.path.join(self.path, name)
+        """What the system's calls take for a name in it: where they take no descriptor, a path.
+
+        Then the path must be its own real path: neither a link nor a junction, nor the second name
+        that Windows gives a long one."""
+        if self.fd is not None:
+            return name
+        path = os.path.join(os.path.realpath(self.path), name)
+        if os.path.normcase(os.path.realpath(path)) != os.path.normcase(path):
+            raise os_error(errno.ELOOP)
+        return path
 
     def below(self, name: str, make: bool = False) -> "Folder":
         """The folder of that name in this one; a link is not followed."""
         if make:
             with contextlib.suppress(FileExistsError):
                 self.make(name)
-        path = os.path.join(self.path, name)
-        if not BY_DESCRIPTOR:
-            real = os.path.join(os.path.realpath(self.path), name)
-            if os.path.realpath(path) != real:
-                raise os_error(errno.ENOTDIR)
-        return Folder(path, self.fd, self.durable)
+        if self.fd is None and self.stat(name) is LINK:
+            raise os_error(errno.ENOTDIR)
+        return Folder(os.path.join(self.path, name), self.fd, self.durable)
 
     def descend(self, names: Sequence[str], make: bool = False) -> "Folder":
         return functools.reduce(lambda found, name: found.below(name, make), names, self)
@@ -2957,8 +3067,6 @@ class Folder:
             os.fsync(self.fd)
 
     def open(self, name: str, flags: int, mode: int = 0o666) -> int:
-        if not BY_DESCRIPTOR and os.path.islink(self.at(name)):
-            raise os_error(errno.ELOOP)
         return os.open(self.at(name), flags | NO_LINK, mode, dir_fd=self.fd)
 
     def stat(self, name: str) -> Optional[os.stat_result]:
@@ -2966,6 +3074,10 @@ class Folder:
             return os.stat(self.at(name), dir_fd=self.fd, follow_symlinks=False)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            if self.fd is None and error.errno == errno.ELOOP:
+                return LINK
+            raise
 
     def identity(self, name: str) -> tuple[Any, ...]:
         """Tells a name in it from all others, even after a folder above it was renamed."""
@@ -3041,7 +3153,9 @@ class Folder:
 def lock_file(fd: int, free: bool = False) -> bool:
     """Lock a part or folder, or free it; False if somebody else has locked it.
 
-    Without flock only the writers in one server know of each other."""
+    Without a lock only the writers in one server know of each other."""
+    if sys.platform == "win32":
+        return lock_byte(fd)
     with contextlib.suppress(ImportError, OSError):  # OSError: Lustre, for one, may have none
         import fcntl  # not at the top: Windows has none
 
@@ -3049,6 +3163,25 @@ def lock_file(fd: int, free: bool = False) -> bool:
             fcntl.flock(fd, fcntl.LOCK_UN if free else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
+    return True
+
+
+def lock_byte(fd: int) -> bool:
+    """Lock one byte, as Windows can. Nobody else may read it then, so it is one far behind.
+
+    Only parts are locked so, and are free again when they are closed."""
+    if sys.platform != "win32":
+        return True
+    import msvcrt
+
+    start = os.lseek(fd, 0, os.SEEK_CUR)
+    os.lseek(fd, LOCKED_BYTE, os.SEEK_SET)
+    try:
+        msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+    except OSError:
+        return False
+    finally:
+        os.lseek(fd, start, os.SEEK_SET)
     return True
 
 
@@ -3274,7 +3407,7 @@ def receive_body(
             part.write(wire.take_body())
             tell(part.received)
     if found.verb not in ("end", "abort"):
-        wire.unread = found
+        wire.early.append(found)
     if found.verb != "end":
         raise Refused("aborted")
     if size is not None and part.received != size:
@@ -3350,7 +3483,7 @@ def in_rows(text: str, fd: int) -> str:
     there what looks like the line of another peer, or like ours."""
     if not os.isatty(fd):
         return text
-    room = max(CONTINUED_ROOM, (os.get_terminal_size(fd).columns or 80) - 1)
+    room = max(CONTINUED_ROOM, columns_of(fd) - 1)
     rows, used = [""], 0
     for char in text:
         # terminals differ about characters that are wide in East Asia alone
@@ -3361,6 +3494,13 @@ def in_rows(text: str, fd: int) -> str:
         rows[-1] += char
         used += width
     return "\n".join(rows)
+
+
+def columns_of(fd: int) -> int:
+    """How wide the terminal is now. Some do not know, and its window may have been closed."""
+    with contextlib.suppress(OSError):
+        return os.get_terminal_size(fd).columns or 80
+    return 80
 
 
 def draw(text: str) -> None:
@@ -3392,27 +3532,27 @@ class Progress:
         if self.drawn and (now := time.monotonic()) >= self.due:
             self.due = now + REDRAW
             self.shown = True
-            draw(
-                "\r"
-                + (
-                    f"verifying what is there already: {readable_size(current)}"
-                    if verb
-                    else self.bar(now)
-                )
-                + "\x1b[K"
-            )
+            checked = f"checking: {readable_size(current)}"
+            draw(f"\r{checked if verb else self.bar(now)}\x1b[K")
 
     def bar(self, now: float) -> str:
+        """As much as fits into one row, the most important first."""
         done, total = self.done + self.current, max(self.total, self.done + self.current, 1)
-        rate = (done - self.resumed) / max(now - self.began, 0.001)
-        filled = 20 * done // total
-        left = f"{clock((total - done) / rate)} left" if rate > 0 else ""
-        files = (
-            f"  {self.files:,} of {plural(self.all_files, 'file')}" if self.all_files > 1 else ""
-        )
-        bar = f"{100 * done // total:3}% [{'#' * filled}{' ' * (20 - filled)}] "
-        bar += f"{readable_size(done)} of {readable_size(total)}  {readable_size(rate)}/s  "
-        return f"{bar}{left}{files}"
+        elapsed, moved = now - self.began, done - self.resumed
+        parts = [f"{100 * done // total:3}%", f"{readable_size(done)} of {readable_size(total)}"]
+        if moved > 0 and elapsed >= RATE_AFTER:
+            parts.append(f"{readable_size(moved / elapsed)}/s")
+            parts.append(f"{clock((total - done) * elapsed / moved)} left")
+        if self.all_files > 1:
+            parts.append(f"{self.files:,} of {plural(self.all_files, 'file')}")
+        room = columns_of(2) - 1
+        while len("  ".join(parts)) > room and len(parts) > 1:
+            parts.pop()
+        text, length = "  ".join(parts[1:]), 20
+        if len(text) + length + 9 <= room:
+            filled = length * done // total
+            parts[0] += f" [{'#' * filled}{' ' * (length - filled)}]"
+        return "  ".join(parts)[:room]
 
     def clear(self) -> None:
         if self.shown:
@@ -3471,10 +3611,14 @@ class Stream(Part):
 
 
 # --- the shell ---
-WORDS = {"upload": "put", "download": "get", "ls": "list"}  # what the labs say for ours
-
-
-ENDS = {"bye", "logout", "stop", "quit", "exit"}
+WORDS = {
+    "upload": "put",
+    "download": "get",
+    **dict.fromkeys(("ls", "dir"), "list"),
+    "rm": "delete",
+    "mv": "rename",
+    **dict.fromkeys(("logout", "stop", "quit", "exit"), "bye"),
+}  # what the labs and other shells say for ours
 
 
 SHELL_HELP = """\
@@ -3487,21 +3631,23 @@ SHELL_HELP = """\
     chat                      talk with those who are in it
     delete NAME...            rename OLD NEW    mkdir NAME    stat NAME
     help                      these lines
+    cd [FOLDER], pwd          the folder there that names begin in; lcd [DIR] for the one here
+    !COMMAND                  a command of this machine
     bye                       the end (logout, stop, quit, Ctrl-D)
 put and get replace a different file only with --force. Names with spaces stand in quotes."""
 
 
 def shell(args: argparse.Namespace) -> int:
     """Commands from a prompt or a pipe, one a line. If one fails, the next runs all the same."""
-    terminal, code = os.isatty(0), 0
+    terminal, code, args.cwd = os.isatty(0), 0, ""
     connected(args)
     if terminal:
         prepare_completion()
         say(f"connected to {endpoint(args)}; help lists the commands")
     while True:
         try:
-            words = split(next_line(PROMPT))
-            if words and words[0].lower() in ENDS:
+            words = next_command(args)
+            if words[:1] == ["bye"]:
                 break
             failed = run_line(args, words) if words else 0
             code = code or failed
@@ -3517,6 +3663,14 @@ def shell(args: argparse.Namespace) -> int:
     if args.link:
         say_bye(args)
     return 0 if terminal else code
+
+
+def next_command(args: argparse.Namespace) -> list[str]:
+    text = next_line(f"sixsockets {args.cwd}> " if args.cwd else PROMPT)
+    if text.startswith("!"):
+        return ["!", text[1:]]
+    words = split(text)
+    return asked_upload() if [word.lower() for word in words] == ["upload"] else known_words(words)
 
 
 def next_line(prompt: str) -> str:
@@ -3544,12 +3698,9 @@ def split(text: str) -> list[str]:
 
 def run_line(args: argparse.Namespace, words: list[str]) -> int:
     """One line of the shell: the same words as on the command line, and those of the labs."""
-    words = translate_lab_words(words)
-    verb = WORDS.get(words[0].lower(), words[0].lower())
-    if verb == "help":
-        for text in SHELL_HELP.splitlines():
-            tell(text)
-        return 0
+    verb = words[0]
+    if verb in OWN_COMMANDS:
+        return OWN_COMMANDS[verb](args, *words[1:2]) or 0
     if verb not in COMMANDS:
         raise Failure(
             2, f"unknown command {printable(words[0])}", "the shell has no such word", "help"
@@ -3576,23 +3727,59 @@ def run_line(args: argparse.Namespace, words: list[str]) -> int:
         args.link = parsed.link
 
 
-def translate_lab_words(words: list[str]) -> list[str]:
-    """`upload IP PORT PATH` sends to that client; `upload` alone asks for path and receivers."""
-    if words[0].lower() != "upload":
-        return words
-    to: list[str] = []
-    if len(words) == 1:
-        words = ["upload", next_line("which file? ")]
-        to = next_line("to whom (empty: the server): ").replace(",", " ").split()
-    elif len(words) > 3 and re.fullmatch("[0-9]{1,5}", words[2]) and not os.path.exists(words[1]):
-        to, words = words[1:3], ["upload", *words[3:]]
+def asked_upload() -> list[str]:
+    """`upload` alone asks for the path, and to whom it goes."""
+    path = next_line("which file? ")
+    to = next_line("to whom (empty: the server): ").replace(",", " ").split()
     if len(to) == 2 and to[1].isdigit():
         to = [address((to[0].strip("[]"), to[1]))]
-    return (
-        ["send", *words[1:], *itertools.chain.from_iterable(("--to", one) for one in to)]
-        if to
-        else words
-    )
+    receivers = [word for one in to for word in ("--to", one)]
+    return ["send", path, *receivers] if to else ["put", path]
+
+
+def known_words(words: list[str]) -> list[str]:
+    """Our words for those of the labs; `upload IP PORT PATH` sends to that client."""
+    if not words:
+        return words
+    verb, *rest = words
+    verb = WORDS.get(verb.lower(), verb.lower())
+    to_client = len(rest) > 2 and rest[1].isdigit() and not os.path.exists(rest[0])
+    if words[0].lower() == "upload" and to_client:
+        return ["send", *rest[2:], "--to", address((rest[0].strip("[]"), rest[1]))]
+    return [verb, *rest]
+
+
+def change_folder(args: argparse.Namespace, name: str = "/") -> None:
+    """cd: names there begin in that folder from now on."""
+    folder = remote_name(args, name)
+    if folder:
+        answer = require_ok(connected(args).ask("stat", folder), "list", folder)
+        if answer.keys.get("type") != "dir":
+            raise Failure(2, f"{printable(name)} is not a folder", "it is a file there", "list")
+    args.cwd = folder
+
+
+def change_local_folder(args: argparse.Namespace, name: str = "~") -> None:
+    try:
+        os.chdir(os.path.expanduser(name))
+    except OSError as error:
+        what = f"cannot change to {printable(name)} ({error.strerror})"
+        raise Failure(26, what, "this is about the folder here", "!ls; cd changes there") from None
+    tell(os.getcwd())
+
+
+def show_shell_help(args: argparse.Namespace, *words: str) -> None:
+    for text in SHELL_HELP.splitlines():
+        tell(text)
+
+
+OWN_COMMANDS: dict[str, Callable[..., Optional[int]]] = {
+    "help": show_shell_help,
+    "cd": change_folder,
+    "pwd": lambda args, *words: tell(f"/{args.cwd}"),
+    "lcd": change_local_folder,
+    "!": lambda args, command: min(1, os.system(command)),
+}  # what the shell alone has
 
 
 def prepare_completion() -> None:
@@ -3606,7 +3793,7 @@ def prepare_completion() -> None:
             if readline.get_begidx() == 0:
                 found = [
                     word + " "
-                    for word in sorted({*COMMANDS, *WORDS, *ENDS})
+                    for word in sorted({*COMMANDS, *WORDS, *OWN_COMMANDS, "bye"})
                     if word.startswith(text)
                 ]
             else:
@@ -3693,20 +3880,22 @@ def encrypt(
     host: str,
     args: argparse.Namespace,
     protocols: Sequence[str] = (),
+    checked: bool = True,
 ) -> "ssl.SSLSocket":
     """Connect, and check that the peer is the one that it should be; nothing is sent on it yet.
 
-    An OSError means that the connection was lost during the handshake."""
+    If it is not checked, the caller has another proof, before it says anything. An OSError means
+    that the connection was lost during the handshake."""
     import ssl
 
-    context = client_tls(args, checked=True)
+    context = client_tls(args, checked)
     if protocols:
         context.set_alpn_protocols(list(protocols))
     secured = over_tls(context, dial(), host)
     try:
         shake_hands(secured)
         found = fingerprint(secured.getpeercert(binary_form=True))
-        if args.pin and found != args.pin:
+        if args.pin and not found.startswith(args.pin):
             raise Failure(
                 60,
                 f"{host} shows another certificate than the one pinned",
@@ -3727,7 +3916,7 @@ def encrypt(
         if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
             raise tls_failure(host, str(error.reason)) from None
         raise
-    if args.insecure and not args.pin:
+    if args.insecure and not args.pin and checked:
         unknown = f"whether {host} is who it says (the SHA-256 of its certificate is {found})"
         say_once(f"not checked, for --insecure: {unknown}")
     return secured
@@ -3764,8 +3953,9 @@ def say_once(text: str) -> None:
 def pin(text: str) -> str:
     """An argparse type: the SHA-256 of a certificate, as we and as openssl print it."""
     value = text.lower().rpartition("=")[2].replace(":", "").removeprefix("sha256")
-    if not re.fullmatch(r"[0-9a-f]{64}", value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not the SHA-256 of a certificate in hex")
+    if not re.fullmatch(r"[0-9a-f]{16,64}", value):
+        what = "the SHA-256 of a certificate in hex, or the first 16 digits of it or more"
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
     return value
 
 
@@ -4342,6 +4532,26 @@ def endpoint(args: argparse.Namespace) -> str:
     return address((args.host, args.port))
 
 
+def settle_endpoint(args: argparse.Namespace) -> None:
+    """SIXSOCKETS_HOST, as HOST or HOST:PORT, serves where --host is left out."""
+    if args.host is None:
+        args.host = os.environ.get("SIXSOCKETS_HOST") or "127.0.0.1"
+        host, _, port = args.host.rpartition(":")
+        if re.fullmatch("[0-9]{1,5}", port) and (":" not in host or host.endswith("]")):
+            args.host, args.port = host, args.port or int(port)
+        args.host = args.host.strip("[]")
+    args.port = args.port or PORT
+    if not 0 < args.port < 65536:
+        raise Failure(2, f"there is no port {args.port}", "SIXSOCKETS_HOST names it", "HOST:9000")
+
+
+def endpoint_flags(args: argparse.Namespace) -> str:
+    """What others type to reach the same server; what they need not type is left out."""
+    host = "" if args.host in ("127.0.0.1", "localhost") else f" --host {shlex.quote(args.host)}"
+    port = f" --port {args.port}" if args.port != PORT else ""
+    return host + port
+
+
 def typed(words: Sequence[str]) -> str:
     """A command to give again, as it was typed; a password is for nobody's screen."""
     masked = (
@@ -4371,13 +4581,12 @@ def trust_options(args: argparse.Namespace) -> str:
 
 def server_command(args: argparse.Namespace) -> str:
     """The command that starts the server which this client looks for."""
-    host = "" if args.host in ("127.0.0.1", "localhost") else f" --host {shlex.quote(args.host)}"
-    return f"{SERVER}{host} --port {args.port}{' --tls' * wants_tls(args)}"
+    return f"{SERVER}{endpoint_flags(args)}{' --tls' * wants_tls(args)}"
 
 
 DEFAULTS: dict[str, Any] = {
-    "host": "127.0.0.1",
-    "port": 9000,
+    "host": None,
+    "port": None,
     "password": None,
     "ask_password": False,
     "tls": False,
@@ -4402,11 +4611,14 @@ DEFAULTS: dict[str, Any] = {
     "to": None,
     "all": False,
     "count": -1,
+    "senders": None,
+    "ask": False,
     "hidden": False,
     "exclude": None,
     "dry_run": False,
     "delete": False,
     "limit_rate": 0,
+    "cwd": None,
     "link": None,
 }  # in one place: flags stand before a command or after it, and the shell hands its own to each
 
@@ -4414,7 +4626,7 @@ DEFAULTS: dict[str, Any] = {
 def common_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("options of every command")
     flag = group.add_argument
-    flag("--host", help="the server's name or address (default 127.0.0.1)")
+    flag("--host", help="the server (default: SIXSOCKETS_HOST, else 127.0.0.1)")
     flag("--port", type=between(1, 65535), help="its port (default 9000)")
     trust_flags(group)
     flag(
@@ -4526,9 +4738,22 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
     flag = command("receive", "wait for what others send")
     flag("-o", dest="output", metavar="DIR", help="the folder for it (default: here)")
     flag("--count", type=between(1, 1e9), metavar="N", help="end after so many files")
+    who = "take files from these alone: nicks or addresses"
+    flag("--from", dest="senders", nargs="+", metavar="NICK|ADDRESS", help=who)
+    flag("--ask", action="store_true", help="ask before taking what somebody sends")
     flag("--hidden", action="store_true", help=ARGUMENTS["hidden"])
     command("chat", "talk with those who are in it")
     return parser
+
+
+def command_place(words: Sequence[str]) -> int:
+    """Where the command stands: the first word that is no flag and no value of one."""
+    flags, is_value = build_parser([])._option_string_actions, False
+    for place, word in enumerate(words):
+        if not is_value and not word.startswith("-"):
+            return place
+        is_value = word in flags and flags[word].nargs is None
+    return len(words)
 
 
 def run_with_retries(args: argparse.Namespace) -> int:
@@ -4547,6 +4772,7 @@ def run_with_retries(args: argparse.Namespace) -> int:
 def run_command(args: argparse.Namespace) -> int:
     """Run a command; the exit code. After a failure its connection is closed."""
     try:
+        settle_endpoint(args)
         if args.ask_password and args.password is None:
             args.password = ask_password(endpoint(args))
         return run_with_retries(args) if args.command else shell(args)
@@ -4614,9 +4840,14 @@ def catch_signals() -> None:
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    words = sys.argv[1:] if argv is None else argv
+    words = list(sys.argv[1:] if argv is None else argv)
+    typed_words = typed(["python3", "client.py", *words])
+    place = command_place(words)
+    words[place:] = known_words(words[place:])
+    if words[place:] == ["bye"]:
+        return 0  # each command ends its own connection
     args = build_parser(words).parse_args(words)
-    args.typed = typed(["python3", "client.py", *words])
+    args.typed = typed_words
     catch_signals()
     with contextlib.suppress(AttributeError):  # None: it was closed
         # as in file names: what is typed or piped need not be text

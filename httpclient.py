@@ -173,8 +173,6 @@ HOST = r"[!-,\-/-~]{1,63}(?:\.[!-,\-/-~]{1,63})*\.?"
 LENGTH = r"[0-9]{1,18}"
 MONTHS = "JanFebMarAprMayJunJulAugSepOctNovDec"
 DATE = r"[A-Z][a-z]{2}, ([0-9]{2}) ([A-Z][a-z]{2}) ([0-9]{4}) ([0-9]{2}):([0-9]{2}):([0-9]{2}) GMT"
-# in Caddy's indexes
-ISO_DATE = r"([0-9]{4})-(0[1-9]|1[0-2])-([0-9]{2})T([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.[0-9]+)?Z"
 CHUNK_LINE = rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\r?\n"
 CONTENT_RANGE = r"bytes (?:([0-9]{1,18})-([0-9]{1,18})|\*)/([0-9]{1,18}|\*)"
 SHA256_FIELD = r"(?i)(?:^|,)\s*sha-256=:?([A-Za-z0-9+/]{43}=):?"
@@ -183,7 +181,7 @@ FILENAME_STAR = r"(?i)\bfilename\*\s*=\s*utf-8'[^']*'([^\s;]+)"
 LINK = r"(?i)<a\s(?:[^<>]*?\s)?href\s*=\s*(?:\"([^\"<>]*)\"|'([^'<>]*)'|([^\s<>\"']+))"
 PLAIN = r"[A-Za-z0-9_%-][A-Za-z0-9_.%~-]*/?"  # a link that needs no resolving; most are like this
 # names that Windows does not take, or takes for a device
-WINDOWS_ILLEGAL = r"(?i)[\\<>:\"|?*\x00-\x1f]|[. ]$|^(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|$)"
+WINDOWS_ILLEGAL = r"[\\<>:\"|?*\x00-\x1f]|[. ]$"
 GZIP_NAMES = ".gz", ".tgz"
 DECODED = "gzip", "deflate"
 # what a file in a coding is called that we do not decode
@@ -192,7 +190,7 @@ CLOSED = "the server closed it"
 PART_NAME = r"\.six-[0-9a-f]{32}\.(?:part|json)"
 SIGNED = r"x-(?:amz|goog)-[^&=]*|awsaccesskeyid|googleaccessid|signature|expires"
 SIGNATURE = rf"(?i)(?<=[?&])(?:{SIGNED})=[^&]*&?"
-WINDOWS_DEVICE = r"(?i)(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|$)"
+WINDOWS_DEVICE = r"(?i)(?:con(?:in\$|out\$)?|prn|aux|nul|(?:com|lpt)[0-9¹²³])(?:\.|$)"
 
 
 # --- the conversation: one request, one reply, and what comes after it ---
@@ -386,9 +384,7 @@ class Client:
                     raise
         return self.converse(self.connect(url), request, method, url, body)
 
-    def request(
-        self, method: str, url: URL, fields: Fields, body: Optional["BodySource"] = None
-    ) -> bytes:
+    def request(self, method: str, url: URL, fields: Fields, body: Optional["BodySource"]) -> bytes:
         # https goes through a tunnel, which needs no absolute URL
         proxy = self.origin(url).proxy if url.scheme == "http" else None
         own = {
@@ -560,6 +556,12 @@ class Client:
         finally:
             if connection:
                 connection.close()
+
+    def pipelined(
+        self, method: str, url: URL, fields: Fields = IDENTITY, body: Optional["BodySource"] = None
+    ) -> bytes:
+        """A request for pipeline(), with the login."""
+        return self.request(method, url, {**fields, **self.origin(url).login_fields}, body)
 
     def send_requests(
         self,
@@ -1204,30 +1206,35 @@ class Download:
         self.connections = args.connections
         self.parallel = False  # whether several threads write
         self.verdict = ""  # "saved", or "same" if the file was here already
+        self.reply: Reply | None = None  # what a pipeline has brought already
         self.head: Head | None = None
         self.began = time.monotonic()
         self.received = 0
 
     def run(self, reply: Optional[Reply] = None) -> str:
         """Fetch the file, beginning with a reply that is here already, if there is one."""
+        self.reply = reply
         if not reply:
             self.client.retry(self.url, self.probe)
         if not self.verdict:
             try:
-                self.save(reply)
+                self.save()
             except Changed:
                 self.connections, self.parallel = 1, False
                 self.save()
         return self.verdict
 
-    def save(self, reply: Optional[Reply] = None) -> None:
+    def save(self) -> None:
         with contextlib.closing(self.open_output()) as output:
-            first = [] if reply is None else [reply]
-            self.fetch_next(output, first)
+
+            def fetch_next() -> None:
+                self.receive(self.client, output, output.left()[0], self.connections > 1)
+
+            self.client.retry(self.url, fetch_next, output.count)
             if self.connections > 1 and output.left():
                 self.side_by_side(output)
             while output.left() and not self.verdict:
-                self.fetch_next(output, first)
+                self.client.retry(self.url, fetch_next, output.count)
             if not self.verdict:
                 self.finish(output)
 
@@ -1289,56 +1296,40 @@ class Download:
                 self.name, self.path = self.name + ending, self.path + ending
         refuse_program(self.path)
 
-    def fetch_next(self, output: Output, first: list[Reply]) -> None:
-        """Fetch what comes next, with retries. If several connections follow, only the beginning.
-
-        first holds the reply that is here already."""
-
-        def act() -> None:
-            span = output.left()[0]
-            if first:
-                self.store(first.pop(), output, span, None)
-            else:
-                self.receive(self.client, output, span, self.connections > 1)
-
-        self.client.retry(self.url, act, output.count)
-
     def receive(self, client: Client, output: Output, span: "Span", begin: bool = False) -> None:
         """Ask for a span, or only for its beginning, and store what comes."""
         fields, source, end = dict(WANTED), output.source, span.end
         if begin:
             end = min(span.offset + NOTED_FROM, end or span.offset + NOTED_FROM)
-        known = source.size if source else None
-        if (span.offset, end) != (0, known) and (source is None or source.validator):
+        if (span.offset, end) != (0, source and source.size) and (not source or source.validator):
             fields["Range"] = f"bytes={span.offset}-{'' if end is None else end - 1}"
             fields["If-Range"] = source.validator if source else ""
-        with client.ask("GET", self.url, fields) as reply:
-            self.store(reply, output, span, end)
+        reply, self.reply = self.reply, None
+        with reply or client.ask("GET", self.url, fields) as reply:
+            if self.is_wanted(reply, output, span, end):
+                self.store(reply, output, span)
 
-    def store(self, reply: Reply, output: Output, span: "Span", end: Optional[int]) -> None:
+    def store(self, reply: Reply, output: Output, span: "Span") -> None:
         """Write the body of a reply into its span.
 
         gzip is decoded, unless the name asks for gzip, as a.tar.gz does."""
-        with reply:
-            if not self.is_wanted(reply, output, span, end):
-                return
-            head, names = reply.head, (self.name, url_name(self.url))
-            kept = head.coding in ENDINGS or any(name.endswith(GZIP_NAMES) for name in names)
-            decode = head.coding and not kept
-            found = content_range(head) if head.status == 206 else None
-            if not output.source or not found:
-                # offsets and digests belong to the encoded bytes
-                blank = Source(str(self.url), "", "", None, "")
-                output.begin(blank if decode else source_of(self.url, head))
-                span = output.spans[0]
-            end = found[1] if found else span.end
+        head, found = reply.head, content_range(reply.head)
+        kept = head.coding in ENDINGS or (self.name + " " + url_name(self.url)).endswith(GZIP_NAMES)
+        decode = head.coding and not kept
+        if not output.source or not found:
+            # offsets and digests belong to the encoded bytes
+            blank = Source(str(self.url), "", "", None, "")
+            output.begin(blank if decode else source_of(self.url, head))
+            span = output.spans[0]
+        end = found[1] if found else span.end
+        if not self.parallel:
             self.show(output)
-            for chunk in reply.decoded() if decode else reply.chunks():
-                if end is not None and span.offset + len(chunk) > end:
-                    raise broken(self.url.authority, "a range longer than it says")
-                output.write(span.offset, chunk)
-                span.offset += len(chunk)
-                self.args.progress.add(len(chunk))
+        for chunk in reply.decoded() if decode else reply.chunks():
+            if end is not None and span.offset + len(chunk) > end:
+                raise broken(self.url.authority, "a range longer than it says")
+            output.write(span.offset, chunk)
+            span.offset += len(chunk)
+            self.args.progress.add(len(chunk))
         if end is None:
             span.end = span.offset
         elif span.offset < end:
@@ -1350,48 +1341,41 @@ class Download:
             )
 
     def show(self, output: Output) -> None:
-        if not self.parallel:
-            size = output.source.size if output.source else None
-            self.args.progress.begin(self.name, output.count(), size)
+        size = output.source.size if output.source else None
+        self.args.progress.begin(self.name, output.count(), size)
 
     def is_wanted(self, reply: Reply, output: Output, span: "Span", end: Optional[int]) -> bool:
         """Whether the body of a reply belongs into the output.
 
         If not, the file is here already, or must be asked for otherwise."""
-        head, source = reply.head, output.source
+        head, source, found = reply.head, output.source, content_range(reply.head)
         if head.status == 416 and (source or end):
-            return self.out_of_range(head, output)
+            return self.is_short(head, output)
         check(reply)
-        found = content_range(head) if head.status == 206 else None
-        if head.status == 206 and source:
-            if not found or found[:2] != (span.offset, end or found[2]):
-                raise self.changed(output, "answers a range with another one")
-            if not source.fits(head) or source.size not in (None, found[2]):
-                raise self.changed(output, "sends a range of another file")
+        if found and source:
+            same = source.fits(head) and source.size in (None, found[2])
+            if not same or found[:2] != (span.offset, end or found[2]):
+                raise self.changed(output)
             self.learn(head)
             return True
-        if self.parallel:
-            raise self.changed(output, "sends a whole file for a range")
-        if head.status == 206:
-            if not end:
-                raise broken(self.url.authority, "a part (206) of what was asked for whole")
-            ranges = found and found[:2] == (0, min(end, found[2])) and not head.coding
-            if not found or not ranges or not source_of(self.url, head).validator:
-                self.connections = 1  # ask again for the whole
-                return False
-        elif head.status in (204, 205) and not (self.chosen and self.name):
+        if self.parallel or source and head.status == 206:
+            raise self.changed(output)
+        if head.status == 206 and not end:
+            raise broken(self.url.authority, "a part (206) of what was asked for whole")
+        if head.status in (204, 205) and not self.chosen:
             self.verdict = "nothing to save:"
+        elif not found or head.coding or not source_of(self.url, head).validator or found[0]:
+            self.connections = 1  # the whole comes now, or is asked for
+        if self.verdict or head.status == 206 and self.connections == 1:
             return False
-        else:
-            self.connections = 1
         self.check_here(head._replace(length=found[2]) if found else head)
         return not self.verdict
 
-    def changed(self, output: Output, what: str) -> "Failure":
+    def changed(self, output: Output) -> "Failure":
         """What was fetched does not fit the file that the server has now: start over."""
         text = (
             33,
-            f"{self.url.authority} {what}",
+            f"{self.url.authority} answers a range with another one",
             "the file changed meanwhile, or its server is at fault",
             "use --no-resume with -o FILE to fetch it from the start",
         )
@@ -1400,17 +1384,17 @@ class Download:
         output.forget()
         return Transient(*text, after=0)
 
-    def out_of_range(self, head: Head, output: Output) -> bool:
-        """For 416: nothing is missing if size and ETag are those of what we have."""
+    def is_short(self, head: Head, output: Output) -> bool:
+        """For 416: nothing is missing if size and ETag are those of what we have. An empty file has
+        no range. There is no body to store."""
         span, source = content_range(head), output.source
-        if not source:  # of an empty file, there is no range
-            self.connections = 1
-            return False
-        same = source.etag and head.get("etag") == source.etag
-        if not same or not span or span[2] != output.count():
-            raise self.changed(output, "has not so many bytes of it any more")
-        self.learn(head)
-        output.spans = [Span(span[2], span[2])]
+        same = source and source.etag and head.get("etag") == source.etag
+        if same and span and span[2] == output.count():
+            self.learn(head)
+            output.spans = [Span(span[2], span[2])]
+        elif source:
+            raise self.changed(output)
+        self.connections = 1
         return False
 
     def finish(self, output: Output) -> None:
@@ -1438,7 +1422,6 @@ class Download:
 
         if not isinstance(output, Part) or not output.divide(self.connections):
             return
-        self.show(output)
         self.parallel, output.lock = True, threading.Lock()
         problems, ended, left = list[BaseException](), threading.Event(), iter(output.left())
 
@@ -1604,8 +1587,8 @@ class Part(Spans):
         self.note = self.path[: -len("part")] + "json"
         # a real lock once several threads write
         self.lock: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+        self.noted = False  # whether there may be a note
         self.fd = self.open()
-        self.noted = os.fstat(self.fd).st_size > 0
         if self.noted and args.resume:
             self.recall()
         self.kept = self.count()
@@ -1630,6 +1613,7 @@ class Part(Spans):
         try:
             if os.path.samestat(found, os.lstat(self.path)):
                 if found.st_nlink < 2:
+                    self.noted = found.st_size > 0
                     return fd
                 # a run was killed in rename(): this file is finished, and keeps its other name
                 os.unlink(self.path)
@@ -1752,25 +1736,27 @@ class Part(Spans):
         self.forget()
 
     def copy_facts(self, path: str, head: Optional[Head]) -> None:
-        """Set time and ETag as the server told them, and the mode of the file that it replaces."""
+        """Set time, ETag and the right to execute as the server told them, and else the mode of the
+        file that it replaces."""
+        fields = head.fields if head else {}
         # the file system may not know such a time
         with contextlib.suppress(OSError, OverflowError):
-            if head and head.modified is not None:
-                os.utime(self.path, (head.modified, head.modified))
+            if head and (modified := head.modified) is not None:
+                os.utime(self.path, (modified, modified))
         # only Linux has attributes, and only on some file systems
         with contextlib.suppress(OSError, AttributeError):
-            if head and head.get("etag"):
-                value = etag_prefix(self.url, os.fstat(self.fd)) + to_bytes(head.get("etag"))
+            if "etag" in fields:
+                value = etag_prefix(self.url, os.fstat(self.fd)) + to_bytes(fields["etag"])
                 os.setxattr(self.fd, XATTR, value)
-        runs = 0o111 if head and head.get(EXECUTABLE.lower()) == "1" else 0
-        # there may be no old file, or no modes
+        old = stat_or_none(path, follow=False)
+        runs = 0o111 if fields.get(EXECUTABLE.lower()) == "1" else 0
+        # there may be no modes
         with contextlib.suppress(OSError):
-            there = stat_or_none(path, follow=False)
-            # without setuid and setgid, which were meant for the old content; the target of a link
-            # may be open to all
-            mode = (there if there and stat.S_ISREG(there.st_mode) else os.fstat(self.fd)).st_mode
-            if there or runs:
-                os.chmod(self.path, mode & 0o777 | mode >> 2 & runs)
+            if old or runs:
+                # the target of a link may be open to all
+                model = old if old and stat.S_ISREG(old.st_mode) else os.fstat(self.fd)
+                # without setuid and setgid, which were meant for the old content
+                os.chmod(self.path, model.st_mode & 0o777 | model.st_mode >> 2 & runs)
 
     def release(self) -> None:
         with self.lock:
@@ -1947,6 +1933,7 @@ def write_note(path: str, note: dict[str, Any]) -> None:
         raise unwritable(path, error, 0) from None
 
 
+@functools.lru_cache(maxsize=8)
 def part_name(url: URL) -> str:
     """The name of a URL's part: the same each time, even if the URL's signature is not."""
     unsigned = re.sub(SIGNATURE, "", url.full) if "?" in url.target else url.full
@@ -2164,8 +2151,7 @@ class Upload:
     def as_request(self) -> bytes:
         """Head and body in one piece, for a pipeline."""
         self.fields = self.prepare()
-        fields = {**self.fields, **self.client.origin(self.url).login_fields}
-        head = self.client.request("PUT", self.url, fields, self.body)
+        head = self.client.pipelined("PUT", self.url, self.fields, self.body)
         return head + b"".join(map(bytes, self.body.chunks()))
 
     def is_done(self, reply: Reply) -> bool:
@@ -2620,8 +2606,7 @@ def mirror_files(tree: Tree, base: URL, dest: str, there: set[str], entries: lis
     def download(url: URL) -> Download:
         return Download(client, url, dest, jobs[url], replace=True)
 
-    fields = {**WANTED, **client.origin(base).login_fields}
-    ask = functools.partial(client.request, "HEAD", fields=fields)
+    ask = functools.partial(client.pipelined, "HEAD")
     for url, reply in client.pipeline("HEAD", [u for u in jobs if jobs[u] in known], ask):
         if reply and reply.head.status == 200 and download(url).is_same(reply.head):
             args.progress.count("same", reply.head.length)
@@ -2632,7 +2617,7 @@ def mirror_files(tree: Tree, base: URL, dest: str, there: set[str], entries: lis
         return
     begun = set(filter(is_part, there))
     urls = [url for url in jobs if not begun or part_name(url) not in begun]
-    ask = functools.partial(client.request, "GET", fields=fields)
+    ask = functools.partial(client.pipelined, "GET", fields=WANTED)
     for url, reply in client.pipeline("GET", urls, ask):
         if reply and reply.head.status == 200:
             attempt(args, functools.partial(run_download, args, download(url), reply))
@@ -2740,25 +2725,12 @@ def known_there(
         # without an index (None), any file may be there
         if there is None or url_name(url) in there:
             known[url] = (there or {}).get(url_name(url), Entry("", False))
-    unsure = {url for url, entry in known.items() if entry.size is None or entry.mtime is None}
-
-    def learn(url: URL, head: Head) -> None:
-        unsure.discard(url)
-        known[url] = Entry("", False, head.length, head.modified)
-        if not head.success:
-            del known[url]
-
-    def ask(url: URL) -> None:
-        with client.ask("HEAD", url, IDENTITY) as reply:
-            learn(url, reply.head)
-
-    if unsure:
-        fields = {**IDENTITY, **client.origin(min(unsure)).login_fields}
-        make = functools.partial(client.request, "HEAD", fields=fields)
-        for url, reply in client.pipeline("HEAD", list(unsure), make):
-            if reply and reply.head.status in (200, 404):
-                learn(url, reply.head)
-    for_each(client.args, list(unsure), lambda url: client.retry(url, lambda: ask(url)))
+    unsure = [url for url, entry in known.items() if entry.size is None or entry.mtime is None]
+    for url, reply in client.pipeline("HEAD", unsure, functools.partial(client.pipelined, "HEAD")):
+        if reply and reply.head.status == 200:
+            known[url] = Entry("", False, reply.head.length, reply.head.modified)
+        else:
+            del known[url]  # it is sent
     return known
 
 
@@ -2980,11 +2952,11 @@ def content_length(fields: dict[str, str]) -> Optional[int]:
 
 
 def content_range(head: Head) -> Optional[tuple[int, int, int]]:
-    """The first byte, the byte after the last, and the size of the whole file.
+    """The first byte, the byte after the last, and the size of the whole file, of a 206 or 416.
 
     (-1, 0, size) means that the range could not be satisfied."""
     found = re.fullmatch(CONTENT_RANGE, head.get("content-range"))
-    if not found or found[3] == "*":
+    if head.status not in (206, 416) or not found or found[3] == "*":
         return None
     first, last, size = map(int, found.groups("-1"))
     return first, last + 1, size
@@ -2992,14 +2964,11 @@ def content_range(head: Head) -> Optional[tuple[int, int, int]]:
 
 @functools.lru_cache(maxsize=64)  # the files of a folder share many dates
 def parse_date(text: str) -> Optional[float]:
-    """Seconds since 1970. Reads the date of RFC 9110 section 5.6.7 that is not obsolete, and ISO
-    8601."""
-    if (found := re.fullmatch(DATE, text)) and found[2] in MONTHS:
-        day, month, year = int(found[1]), MONTHS.index(found[2]) // 3, int(found[3])
-    elif found := re.fullmatch(ISO_DATE, text):
-        day, month, year = int(found[3]), int(found[2]) - 1, int(found[1])
-    else:
+    """Seconds since 1970, from the date of RFC 9110 section 5.6.7 that is not obsolete."""
+    found = re.fullmatch(DATE, text)
+    if not found or found[2] not in MONTHS:
         return None
+    day, month, year = int(found[1]), MONTHS.index(found[2]) // 3, int(found[3])
     hour, minute, second = map(int, found.groups()[3:])
     # a year from March to February ends with its leap day
     year, month = (year, month - 2) if month > 1 else (year - 1, month + 10)
@@ -3051,7 +3020,9 @@ def check_name(name: str, hidden: bool) -> bool:
         return False
     if name.startswith(".") and not hidden:
         return False
-    return os.name != "nt" or not re.search(WINDOWS_ILLEGAL, name)
+    return os.name != "nt" or not (
+        re.search(WINDOWS_ILLEGAL, name) or re.match(WINDOWS_DEVICE, name)
+    )
 
 
 def is_part(name: str) -> bool:
@@ -3102,7 +3073,7 @@ def json_entries(text: str, url: URL) -> list[Entry]:
 def json_entry(item: dict[str, Any]) -> Optional[Entry]:
     get = item.get
     name: Any = get("name")
-    size, mtime, etag = get("size"), get("mtime", get("mod_time")), get("etag")
+    size, mtime, etag = get("size"), get("mtime"), get("etag")
     link = get("href", get("url"))
     try:
         # exact even where the name is no text
@@ -3233,20 +3204,22 @@ def encrypt(
     host: str,
     args: argparse.Namespace,
     protocols: Sequence[str] = (),
+    checked: bool = True,
 ) -> "ssl.SSLSocket":
     """Connect, and check that the peer is the one that it should be; nothing is sent on it yet.
 
-    An OSError means that the connection was lost during the handshake."""
+    If it is not checked, the caller has another proof, before it says anything. An OSError means
+    that the connection was lost during the handshake."""
     import ssl
 
-    context = client_tls(args, checked=True)
+    context = client_tls(args, checked)
     if protocols:
         context.set_alpn_protocols(list(protocols))
     secured = over_tls(context, dial(), host)
     try:
         shake_hands(secured)
         found = fingerprint(secured.getpeercert(binary_form=True))
-        if args.pin and found != args.pin:
+        if args.pin and not found.startswith(args.pin):
             raise Failure(
                 60,
                 f"{host} shows another certificate than the one pinned",
@@ -3267,7 +3240,7 @@ def encrypt(
         if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
             raise tls_failure(host, str(error.reason)) from None
         raise
-    if args.insecure and not args.pin:
+    if args.insecure and not args.pin and checked:
         unknown = f"whether {host} is who it says (the SHA-256 of its certificate is {found})"
         say_once(f"not checked, for --insecure: {unknown}")
     return secured
@@ -3304,8 +3277,9 @@ def say_once(text: str) -> None:
 def pin(text: str) -> str:
     """An argparse type: the SHA-256 of a certificate, as we and as openssl print it."""
     value = text.lower().rpartition("=")[2].replace(":", "").removeprefix("sha256")
-    if not re.fullmatch(r"[0-9a-f]{64}", value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not the SHA-256 of a certificate in hex")
+    if not re.fullmatch(r"[0-9a-f]{16,64}", value):
+        what = "the SHA-256 of a certificate in hex, or the first 16 digits of it or more"
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
     return value
 
 
@@ -3958,23 +3932,21 @@ class Progress:
             self.draw()
 
     def facts(self) -> list[str]:
-        """What the line tells, the most important first."""
-        elapsed, moved = self.drawn - self.began, self.done - self.first
-        size, total = readable_size(self.done), self.total
+        """What the line tells, the most important first; nothing before there is something to
+        say."""
+        total, elapsed, moved = self.total, self.drawn - self.began, self.done - self.first
+        facts = [readable_size(self.done)]
         if self.files:
-            files = f"{sum(self.results.values()):,} of {self.files:,} files"
-            whole = max(total or 0, self.done)
-            return [files, f"{size} of {readable_size(whole)}", *self.rate(moved, elapsed)]
-        facts = [f"{100 * self.done // total:3}%"] if total else []
-        facts += [size, *self.rate(moved, elapsed)]
-        if total and len(self.rate(moved, elapsed)):
-            left = elapsed * (total - self.done) / moved
-            facts.append(f"{left // 60:.0f}:{left % 60:02.0f} left")
+            facts = [f"{sum(self.results.values()):,} of {self.files:,} files", facts[0]]
+            facts[1] += f" of {readable_size(max(total or 0, self.done))}"
+        elif total:
+            facts.insert(0, f"{100 * self.done // total:3}%")
+        if moved and elapsed > 1:
+            facts.append(f"{readable_size(moved / elapsed)}/s")
+            if total and not self.files:
+                left = elapsed * (total - self.done) / moved
+                facts.append(f"{left // 60:.0f}:{left % 60:02.0f} left")
         return facts
-
-    def rate(self, moved: int, elapsed: float) -> list[str]:
-        """Nothing before there is something to say."""
-        return [f"{readable_size(moved / elapsed)}/s"] if moved and elapsed > 1 else []
 
     def draw(self) -> None:
         """Draw the line, with as much as the window is wide, so that it never wraps."""
@@ -3982,16 +3954,13 @@ class Progress:
         # the window of the terminal may have been closed: go on without
         with contextlib.suppress(OSError):
             width = (os.get_terminal_size(2).columns or 80) - 1  # 0: it does not know
-            facts = self.facts()
+            facts, name = self.facts(), printable(self.name)
             while len(text := "  ".join(facts)) > width:
                 facts.pop()
             if self.total and not self.files and len(text) + 24 < width:
                 text = f"[{'#' * (20 * self.done // self.total):20}] {text}"
-            name = printable(self.name)
-            while columns(name) + 2 > width - len(text):
+            while name and columns(name) + 2 + len(text) > width:
                 name = name[:-1]
-                if not name:
-                    break
             self.write(f"\r{name}{'  ' * bool(name)}{text}\x1b[K")
 
     def wait(self, problem: str, pause: float) -> None:
@@ -4011,30 +3980,28 @@ class Progress:
     def summary(self, args: argparse.Namespace) -> None:
         """One line about many files, with the words of client.py."""
         self.clear()
-        seconds, moved = time.monotonic() - self.began, self.done - self.first
-        counts = {"same": "{} already there", "deleted": "deleted {}", "delete": "would delete {}"}
-        done = sum(self.results.get(name, 0) for name in ("saved", "sent", "new", "replace"))
+        counts, seconds = self.results, time.monotonic() - self.began
+        done = sum(counts.get(name, 0) for name in ("saved", "sent", "new", "replace"))
+        facts = {"files": done, "bytes": self.done - self.first, "seconds": round(seconds, 3)}
+        facts.update({name: counts.get(name, 0) for name in ("same", "deleted", "failed")})
+        facts["skipped"] = sum(self.skipped.values())
         if args.json:
-            facts = {name: self.results.get(name, 0) for name in ("same", "deleted", "failed")}
-            facts = {"files": done, "bytes": moved, **facts, "skipped": sum(self.skipped.values())}
-            emit_json(args, {"verb": args.verb, **facts, "seconds": round(seconds, 3)})
-        elif not args.quiet:
-            files = f"{done} file{'s' * (done != 1)}"
-            text = [f"{args.verb}: {files}, {readable_size(moved)} in {seconds:.2f} s"]
-            if moved:
-                text[0] += f" ({readable_size(moved / max(seconds, 1e-3))}/s)"
-            if args.dry_run:
-                would = "fetch" if args.verb == "mirror" else "send"
-                text = [f"{args.verb} --dry-run: would {would} {files}"]
-            for name, words in counts.items():
-                if name in self.results:
-                    text.append(words.format(self.results[name]))
-            if self.skipped:
-                each = [f"{count} {what}" for what, count in self.skipped.items()]
-                text.append(f"skipped {', '.join(each)}")
-            if self.results.get("failed"):
-                text.append(f"{self.results['failed']} failed")
-            say("; ".join(text))
+            return emit_json(args, {"verb": args.verb, **facts})
+        files = f"{done} file{'s' * (done != 1)}"
+        text = f"{args.verb}: {files}, {readable_size(facts['bytes'])} in {seconds:.2f} s"
+        if args.dry_run:
+            text = f"{args.verb} --dry-run: would {args.verb} {files}"
+        left_out = ", ".join(f"{count} {what}" for what, count in self.skipped.items())
+        for count, words in [
+            (counts.get("same"), "{} already there"),
+            (left_out, "skipped {}"),
+            (counts.get("deleted"), "deleted {}"),
+            (counts.get("delete"), "would delete {}"),
+            (counts.get("failed"), "{} failed"),
+        ]:
+            text += f"; {words.format(count)}" * bool(count)
+        if not args.quiet:
+            say(text)
 
     def write(self, text: str) -> None:
         with contextlib.suppress(OSError, ValueError):

@@ -60,7 +60,8 @@ that the browser asked for as X-Forwarded-Host.
 #   the loop           Task, Server, Server.turn(), Server.enter(), Server.work(), serve()
 #   methods            check_request(), get(), get_file(), put(), receive_upload(), post_form(),
 #                      patch(), delete(), mkcol(), move()
-#   archives, page     get_tar(), get_zip(), listing(), page()
+#   archives, page     get_tar(), get_zip(), listing(), page_body(), error_page()
+#   the QR code        qr_code(), qr_frame(), show_qr()
 #   shared fences      Guard, is_program(), Traced, Stop, bind(), Failure, Parser
 #   the command line   announce(), build_parser(), main()
 #
@@ -160,6 +161,7 @@ MAX_KEPT, KEPT_HEAD, KEPT_BODY = 2048, 2048, 16384
 SMALL = 131072  # bytes of an answer that the loop sends itself
 PIECE = 262144  # bytes read or written at a time
 SLICE = 1 << 24  # bytes that are read for a digest before another request reads on
+QUICK = 1 << 20  # bytes of a file that the loop sends itself
 SENDFILE = 1 << 21  # bytes asked of one sendfile(): more of them fall out of the processor's cache
 # bytes of a TLS record at most: with less room, TLS keeps bytes where no selector sees them
 RECORD = 1 << 14
@@ -213,6 +215,7 @@ READING = ("GET", "HEAD", "OPTIONS")
 CHANGING = ("PUT", "POST", "DELETE", "MKCOL", "MOVE", "PATCH")
 # types in which a browser runs scripts
 ACTIVE = re.compile(r"text/html|application/xhtml\+xml|.*[/+]xml")
+MORE = getattr(socket, "MSG_MORE", 0)  # more follows: wait for it with what fills no segment
 UTF_8 = "; charset=utf-8"
 DIR_FD = {
     os.open,
@@ -720,7 +723,9 @@ def parameters(query: str) -> Fields:
 # --- names and the folder: nothing outside of it, and only whole files in it ---
 
 WINDOWS_NAME = re.compile(
-    r'.*[\\:<>"|?*\x00-\x1f].*|.*[. ]|(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?', re.DOTALL
+    r'.*[\\:<>"|?*\x00-\x1f].*|.*[. ]|'
+    r"(?i:con(?:in\$|out\$)?|prn|aux|nul|(?:com|lpt)[0-9¹²³])(?:\..*)?",
+    re.DOTALL,
 )
 
 
@@ -759,10 +764,18 @@ def utf8_name(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "replace")
 
 
-def name_order(found: tuple[bool, str]) -> tuple[bool, str, str]:
-    """Folders before files, each by name as people sort it."""
+ACCENTS = re.compile("[\u0300-\u036f]")
+NUMBER = re.compile("0*([0-9]+)")
+
+
+def name_order(found: tuple[bool, str]) -> tuple[bool, bytes, str]:
+    """Folders before files, each by name as people sort it: natural() of the page does the same.
+
+    Accents and case count for nothing, and numbers by their value: their length stands first."""
     is_file, name = found
-    return is_file, utf8_name(name).casefold(), name
+    plain = ACCENTS.sub("", unicodedata.normalize("NFD", utf8_name(name))).lower()
+    key = NUMBER.sub(lambda digits: f"0{chr(len(digits[1]))}{digits[1]}", plain)
+    return is_file, key.encode("utf-16-be"), name  # in JavaScript, texts are UTF-16
 
 
 def printable_name(name: str) -> str:
@@ -956,6 +969,17 @@ def open_leaf(place: Place) -> Found:
     raise Refusal(403, "only files and folders are served")
 
 
+def look_at(place: Place) -> Found:
+    """What is there, closed again: Windows removes and renames nothing that is open."""
+    with contextlib.closing(open_leaf(place)) as found:
+        return found
+
+
+def is_link(info: os.stat_result) -> bool:
+    """A symbolic link, or a junction of Windows: a folder in all but this tag."""
+    return stat.S_ISLNK(info.st_mode) or bool(getattr(info, "st_reparse_tag", 0) & SURROGATE)
+
+
 def inside(where: Where, name: str) -> Place:
     return Place(where, name) if isinstance(where, int) else Place(None, os.path.join(where, name))
 
@@ -968,6 +992,8 @@ def read_at(descriptor: int, size: int, offset: int) -> bytes:
     return os.read(descriptor, size)
 
 
+# In the tag of what is more than a file or folder on Windows: it stands for another name
+SURROGATE = 0x20000000
 SORTING = threading.Lock()  # one at a time: what sorting needs is a multiple of what is kept
 
 
@@ -992,7 +1018,8 @@ def entry_of(where: Where, name: str, hidden: bool) -> Optional[Entry]:
         check_name(name, hidden)
         place = inside(where, name)
         info = place.stat()
-        if info and (stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode)):
+        is_served = info and (stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode))
+        if info and is_served and not is_link(info):
             return Entry(name, info, place)
     return None
 
@@ -1008,6 +1035,14 @@ def scan_folder(place: Place) -> Iterator[tuple[Place, os.DirEntry[str]]]:
             yield inside(folder.where, item.name), item
 
 
+def is_real_folder(item: os.DirEntry[str]) -> bool:
+    """A folder to walk into. A link is none, wherever it leads."""
+    with contextlib.suppress(FileNotFoundError):
+        is_one = item.is_dir(follow_symlinks=False)
+        return is_one and not is_link(item.stat(follow_symlinks=False))
+    return False
+
+
 def tree(place: Place) -> Iterator[tuple[Place, os.DirEntry[str], int]]:
     """All that is in a folder and how deep, a folder after its content. Links are not followed.
 
@@ -1015,7 +1050,7 @@ def tree(place: Place) -> Iterator[tuple[Place, os.DirEntry[str], int]]:
     levels, folders = [scan_folder(place)], []
     while levels:
         below, item = next(levels[-1], (place, None))
-        if item and item.is_dir(follow_symlinks=False):
+        if item and is_real_folder(item):
             folders.append((below, item))
             levels.append(scan_folder(below))
         elif item:
@@ -1076,16 +1111,36 @@ def link(old: Place, new: Place) -> bool:
 
 
 RENAMING = threading.Lock()  # where folders cannot be locked
+LOCKED_BYTE = (1 << 31) - 2  # the last that Windows locks from Python
 
 
 def lock_file(descriptor: int) -> bool:
     """Lock it. False if another thread or process has the lock."""
+    if sys.platform == "win32":
+        return lock_byte(descriptor)
     import fcntl  # not at the top: Windows has none
 
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    return True
+
+
+def lock_byte(descriptor: int) -> bool:
+    """Lock one byte, as Windows can. Nobody else may read it then, so it is one far behind."""
+    if sys.platform != "win32":
+        return True
+    import msvcrt
+
+    start = os.lseek(descriptor, 0, os.SEEK_CUR)
+    os.lseek(descriptor, LOCKED_BYTE, os.SEEK_SET)
+    try:
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    except OSError:
+        return False
+    finally:
+        os.lseek(descriptor, start, os.SEEK_SET)
     return True
 
 
@@ -1147,7 +1202,7 @@ class Part:
 
     def lock(self) -> bool:
         """Whether no other writer has it, in this process or another."""
-        # On Windows an open file cannot be replaced anyway. A file system may have none, as Lustre.
+        # A file system may have none, as Lustre.
         with contextlib.suppress(ImportError, OSError):
             if not lock_file(self.descriptor):
                 return False
@@ -1224,7 +1279,9 @@ class Part:
 
     def date(self, mtime: int) -> os.stat_result:
         """Give it this time in ns, or the nearest that the disk has."""
-        handle = self.descriptor if self.descriptor >= 0 else self.own.name
+        # Windows dates files by their names alone
+        by_name = self.descriptor < 0 or os.name == "nt"
+        handle = self.own.name if by_name else self.descriptor
         # some mounts let only the owner set a time, and not every system knows all years
         with contextlib.suppress(OSError, OverflowError):
             os.utime(handle, ns=(time.time_ns(), mtime))
@@ -1307,9 +1364,20 @@ def size_of(piece: Piece) -> int:
 
 
 def bytes_of(piece: Piece) -> bytes:
-    if isinstance(piece, Span):
-        return read_at(piece.descriptor, piece.end - piece.start, piece.start)
-    return piece
+    if not isinstance(piece, Span):
+        return piece
+    data, size = read_at(piece.descriptor, size_of(piece), piece.start), size_of(piece)
+    if len(data) < size:
+        raise Gone(f"the file shrank by {size - len(data)} bytes")
+    return data
+
+
+def only_span(answer: "Answer") -> Optional[Span]:
+    """The part of a file that is all there is to send."""
+    if isinstance(answer.pieces, list) and len(answer.pieces) == 1:
+        piece = answer.pieces[0]
+        return piece if isinstance(piece, Span) else None
+    return None
 
 
 class Answer:
@@ -1418,6 +1486,7 @@ class Connection:
         "sent",
         "server",
         "sock",
+        "span",
         "state",
         "unsent",
         "waited",
@@ -1431,8 +1500,10 @@ class Connection:
         self.buffer = b""
         self.scanned = self.sent = self.moved = 0
         self.waited = 0.0
-        self.rest = b""  # of a short answer, and what count_answer() is told when it is sent
-        self.unsent: tuple[Optional[Request], Answer]
+        # what is to be sent next: bytes, then those of a file
+        self.rest: Data = b""
+        self.span: Span | None = None
+        self.unsent: tuple[Optional[Request], Answer]  # whose answer that is, in the loop
         self.held: list[Found] = []  # what is open for the answer under way
         self.body: BodyReader  # of the request that a worker answers
         self.part: Part | None = None  # what is being received
@@ -1469,11 +1540,11 @@ class Connection:
             if not request.is_light:
                 return self.server.hand_over(Task(self, request, None))
             answer = self.recall(request) or self.respond(request)
-            if answer.pieces is not None:
+            if answer.pieces is not None and not self.is_quick(answer):
                 return self.server.hand_over(Task(self, request, answer))
             if not self.send_at_once(request, answer):
                 return None
-            if answer.source and len(answer.body) <= KEPT_BODY:
+            if answer.source and answer.pieces is None and len(answer.body) <= KEPT_BODY:
                 request.kept = answer
             if not self.buffer:
                 return self.await_head()
@@ -1486,20 +1557,20 @@ class Connection:
 
     def next_request(self) -> Optional[Request]:
         """The next whole head, taken off the buffer; None while there is none."""
-        request = HEADS.get(self.buffer)
-        if request:
-            self.buffer = b""
-        else:
-            head = self.next_head()
-            if not head:
+        request, size = HEADS.get(self.buffer), len(self.buffer)
+        if not request:
+            size = self.head_size()
+            if not size:
                 return None
+            head = self.buffer[:size]
             request = HEADS.get(head) or cached_head(head)
-        self.scanned, self.peer = 0, self.hop
+        self.buffer, self.scanned, self.peer = self.buffer[size:], 0, self.hop
         if self.server.is_proxy(self):
             self.peer = client_behind(self.server.proxies, request.fields) or self.hop
         return request
 
-    def next_head(self) -> bytes:
+    def head_size(self) -> int:
+        """Where the first head in the buffer ends; 0 while it has no end."""
         if self.buffer[:1] in (b"\r", b"\n") and (found := EMPTY_LINES.match(self.buffer)):
             # §2.2: some clients send an empty line after a body
             self.buffer = self.buffer[found.end() :]
@@ -1510,10 +1581,9 @@ class Connection:
             )
         found = HEAD_END.search(self.buffer, max(0, self.scanned - 2))
         self.scanned = len(self.buffer)
-        size = found.end() if found else self.scanned
-        if size > MAX_HEAD:
-            raise too_long(self.buffer[:size])
-        return self.buffered(size) if found else b""
+        if (found.end() if found else self.scanned) > MAX_HEAD:
+            raise too_long(self.buffer[: MAX_HEAD + 1])
+        return found.end() if found else 0
 
     def recall(self, request: Request) -> Optional[Answer]:
         """What was answered to the same head, if its file is the same.
@@ -1539,7 +1609,9 @@ class Connection:
             return answer if request.method == "HEAD" else read_short(answer)
         # a bug of this server too: the client must get an answer
         except Exception as problem:  # noqa: BLE001
-            return refusal_answer(as_refusal(problem))
+            refused = as_refusal(problem)
+            wants_page = refused.text and "text/html" in request.fields.get("accept", "")
+            return error_page(request, refused) if wants_page else refusal_answer(refused)
 
     def head(self, request: Optional[Request], answer: Answer) -> bytes:
         """The status line and header fields."""
@@ -1574,37 +1646,63 @@ class Connection:
             return False
         return request.keep and (answer.length is not None or request.minor > 0)
 
+    def is_quick(self, answer: Answer) -> bool:
+        """Whether the kernel sends all of it in a moment: it is one range of a file."""
+        span = only_span(answer)
+        return span is not None and size_of(span) <= QUICK and self.is_direct()
+
+    def is_direct(self) -> bool:
+        """Whether sendfile() can be used. On a TLS socket it would send in the clear."""
+        return hasattr(os, "sendfile") and type(self.sock) is socket.socket
+
     def send_at_once(self, request: Optional[Request], answer: Answer) -> bool:
         """Send a short answer. Whether all of it is sent and the connection goes on."""
         answer.close = not self.keeps_open(request, answer)
-        self.rest, self.unsent = self.head(request, answer) + answer.body, (request, answer)
-        self.release()
+        head = self.head(request, answer)
+        self.rest, self.unsent, self.sent = head + answer.body, (request, answer), -len(head)
+        self.span = only_span(answer)
         return self.send_rest()
 
     def send_rest(self) -> bool:
         """The same with what is left of it. If the kernel has no room, the loop waits for that."""
-        (request, answer), before = self.unsent, len(self.rest)
+        (request, answer), before = self.unsent, self.sent
         try:
-            while self.rest:
-                self.rest = self.rest[self.sock.send(self.rest[: self.server.slice]) :]
+            while self.rest or self.span:
+                self.send_some()
         except self.server.waits:
-            if len(self.rest) < before or self.state is not State.ANSWERING:
+            if self.sent > before or self.state is not State.ANSWERING:
                 self.server.enter(self, State.ANSWERING)
             return False
-        except OSError:
-            return self.give_up("left before the answer")
-        self.server.count_answer(self, request, answer, len(answer.body))
+        except (Gone, OSError) as problem:
+            return self.give_up(f"left before the answer: {reason_of(problem)}")
+        if self.held:
+            self.release()
+        self.server.count_answer(self, request, answer, self.sent)
         if answer.close:
             # nothing is unread where the client has announced that it sends nothing more
             whole = request and not request.keep and not self.buffer and not self.server.door.tls
             (self.close if whole else self.linger)()
         return not answer.close
 
-    def give_up(self, note: str) -> bool:
+    def send_some(self) -> int:
+        """Send what the kernel has room for: bytes that are left, then those of a file."""
         if self.rest:
-            request, answer = self.unsent
-            sent = max(0, len(answer.body) - len(self.rest))
-            self.server.count_answer(self, request, answer, sent, note)
+            data = self.rest[: self.server.slice]
+            count = self.sock.send(data, MORE) if self.span else self.sock.send(data)
+            self.rest = self.rest[count:]
+        elif self.span:
+            file, start, end = self.span
+            count = os.sendfile(self.sock.fileno(), file, start, min(SENDFILE, end - start))
+            if not count:
+                # the client sees that it got less than was announced
+                raise Gone(f"the file shrank by {end - start} bytes")
+            self.span = Span(file, start + count, end) if start + count < end else None
+        self.sent += count
+        return count
+
+    def give_up(self, note: str) -> bool:
+        if self.rest or self.span:
+            self.server.count_answer(self, *self.unsent, max(0, self.sent), note)
         self.close()
         return False
 
@@ -1742,23 +1840,22 @@ class Connection:
 
     def deliver(self, request: Request, answer: Answer) -> None:
         head = self.head(request, answer)
+        self.sent = -len(head)
         if answer.pieces is None:
-            self.send(head + answer.body)
-            self.sent = len(answer.body)
-            return
+            return self.send(head + answer.body)
         chunked = answer.length is None and request.minor > 0
+        left = answer.length or 0
         # only full segments until all is sent: else each page of a file is a segment of its own
         self.cork(1)
         self.send(head)
-        self.sent, left = 0, answer.length or 0
         for piece in answer.pieces:
             left -= size_of(piece)
             if left < 0 and answer.length is not None:
                 raise Gone("what is sent grew meanwhile")
-            if isinstance(piece, Span):
-                self.send_span(piece)
-            elif piece:
-                self.send(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
+            if chunked and isinstance(piece, bytes):
+                self.send(b"%x\r\n%b\r\n" % (len(piece), piece) if piece else b"")
+            else:
+                self.send(piece)
         if left > 0:
             raise Gone(f"what is sent shrank by {left} bytes")
         if chunked:
@@ -1766,41 +1863,21 @@ class Connection:
         self.cork(0)
 
     def cork(self, on: int) -> None:
+        """Where the system has no such option, MSG_MORE at least keeps head and file together."""
         if hasattr(socket, "TCP_CORK"):
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, on)
 
-    def send(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            count = self.when_ready(True, self.sock.send, view[: self.server.slice])
-            self.sent += count
-            view = view[count:]
-
-    def send_span(self, span: Span) -> None:
-        """Send a part of a file, inside the kernel where that is possible.
-
-        A file that shrinks ends the connection: the client sees that it got less than was
-        announced."""
-        # on a TLS socket it would send in the clear
-        at, direct = span.start, hasattr(os, "sendfile") and type(self.sock) is socket.socket
-        while at < span.end:
-            if direct:
-                count = self.when_ready(
-                    True,
-                    os.sendfile,
-                    self.sock.fileno(),
-                    span.descriptor,
-                    at,
-                    min(SENDFILE, span.end - at),
-                )
-                self.sent += count
-            else:
-                data = read_at(span.descriptor, min(PIECE, span.end - at), at)
-                self.send(data)
-                count = len(data)
-            if not count:
-                raise Gone(f"the file shrank by {span.end - at} bytes")
-            at += count
+    def send(self, piece: Piece) -> None:
+        """All of it: a part of a file inside the kernel, where that is possible."""
+        if isinstance(piece, bytes):
+            self.rest = memoryview(piece)
+        elif self.is_direct():
+            self.span = piece
+        else:
+            for at in range(piece.start, piece.end, PIECE):
+                self.send(bytes_of(piece._replace(start=at, end=min(at + PIECE, piece.end))))
+        while self.rest or self.span:
+            self.when_ready(True, self.send_some)
 
     def buffered(self, most: int) -> bytes:
         """What has been read already."""
@@ -1978,8 +2055,6 @@ def read_short(answer: Answer) -> Answer:
     """A few bytes of files are read at once: they need no thread of their own."""
     if isinstance(answer.pieces, list) and (answer.length or 0) <= SMALL:
         answer.body, answer.pieces = b"".join(map(bytes_of, answer.pieces)), None
-        if len(answer.body) != answer.length:
-            raise Refusal(500, "the file changed meanwhile")
     return answer
 
 
@@ -2565,11 +2640,11 @@ def redirect(path: str, request: Request) -> Answer:
 
 def get_folder(conn: Connection, request: Request, found: "Found", options: Fields) -> Answer:
     shared, kind = conn.server.shared, listing_type(request.fields.get("accept", "*/*"))
-    name = request.names[-1] if request.names else os.path.basename(shared.path) or "files"
+    crumbs = (os.path.basename(shared.path) or "files", *request.names)
     if "tar" in options:
-        return get_tar(conn, request, found, name)
+        return get_tar(conn, request, found, crumbs[-1])
     if "zip" in options:
-        return get_zip(conn, found, name)
+        return get_zip(conn, request, found, crumbs[-1])
     if kind == "text/html" and (index := index_of(conn, found)):
         answer = get_file(conn, request, (*request.names, "index.html"), index)
         answer.fields["Vary"] = "Accept, Accept-Encoding"
@@ -2582,7 +2657,10 @@ def get_folder(conn: Connection, request: Request, found: "Found", options: Fiel
     }
     if kind == "text/html":
         fields |= page_fields()
-    pieces = listing(found, kind, request.names, shared.hidden, conn.server.read_only)
+        tag = folder_tag(found.info)
+        if tag and is_known(request.fields, f'"{tag}"', NO_DATE):
+            return Answer(304, fields)
+    pieces = listing(found, kind, crumbs, shared.hidden, conn.server.read_only)
     return Answer(200, fields, pieces=in_chunks(pieces))
 
 
@@ -3216,10 +3294,8 @@ def delete(conn: Connection, request: Request) -> Answer:
     if not request.names:
         raise Refusal(403, "the shared folder itself stays")
     shared = conn.server.shared
-    with (
-        shared.locate(request.names, change=True) as place,
-        contextlib.closing(open_leaf(place)) as found,
-    ):
+    with shared.locate(request.names, change=True) as place:
+        found = look_at(place)
         if request.slash and not found.is_folder:
             raise Refusal(404, "that is a file, not a folder")
         if found.is_folder:
@@ -3238,9 +3314,7 @@ def delete_folder(place: "Place", recursive: bool, hidden: bool) -> None:
         raise Refusal(409, "it holds hidden files, and hidden names are not served")
     for below, item, _ in tree(place) if recursive else ():
         with contextlib.suppress(FileNotFoundError):  # another request has deleted it
-            (os.rmdir if item.is_dir(follow_symlinks=False) else os.unlink)(
-                below.name, dir_fd=below.parent
-            )
+            (os.rmdir if is_real_folder(item) else os.unlink)(below.name, dir_fd=below.parent)
     os.rmdir(place.name, dir_fd=place.parent)
 
 
@@ -3280,8 +3354,8 @@ def move(conn: Connection, request: Request) -> Answer:
         conn.server.shared.locate(request.names, change=True) as old,
         new_place(conn, names) as new,
         renaming(conn, old, new),
-        contextlib.closing(open_leaf(old)) as found,
     ):
+        found = look_at(old)
         for end in (request.names, names) if found.is_folder else ():
             conn.server.shared.refuse_program(end, holds_program)
         # all that is in it becomes as deep
@@ -3294,6 +3368,9 @@ def move(conn: Connection, request: Request) -> Answer:
 def move_to(old: "Place", found: "Found", new: "Place", request: Request, names: Names) -> Answer:
     check_conditions(request.fields, found.info)
     there, polite = new.stat(), request.fields.get("overwrite", "T").upper() == "F"
+    is_same = there and os.path.samestat(there, found.info) and names != request.names
+    if there and is_same and (found.is_folder or there.st_nlink == 1):
+        there = None  # it is found under its new name already: only the case of letters changes
     if there and (found.is_folder or not stat.S_ISREG(there.st_mode)):
         raise Refusal(412 if polite else 409, "something has that name already")
     if there and polite:
@@ -3325,12 +3402,20 @@ METHODS: dict[str, Callable[[Connection, Request], Answer]] = {
 # --- archives: a folder as one stream whose length is known before ---
 
 
+def chosen(query: str) -> frozenset[str]:
+    """What ?zip=A/B and ?tar=A/B name: only these of the folder are wanted. None named is all."""
+    listed = query.partition("=")[2].encode("latin-1")
+    names = (urllib.parse.unquote_to_bytes(part) for part in listed.split(b"/"))
+    return frozenset(os.fsdecode(name) for name in names if name)
+
+
 def get_tar(conn: Connection, request: Request, found: Found, name: str) -> Answer:
     """A folder as a tar archive; a download that was cut can be resumed.
 
     Its length and tag come from names, sizes and times alone."""
-    hidden = conn.server.shared.hidden
-    length, tag = tar_plan(walk(found.where, "", hidden, conn.server.note_left_out))
+    hidden, only = conn.server.shared.hidden, chosen(request.query)
+    read = functools.partial(walk, found.where, "", hidden, only=only)
+    length, tag = tar_plan(read(conn.server.note_left_out))
     headers = {
         "Content-Type": "application/x-tar",
         "Content-Disposition": disposition(name + ".tar"),
@@ -3345,19 +3430,20 @@ def get_tar(conn: Connection, request: Request, found: Found, name: str) -> Answ
         headers,
         ranges,
         length,
-        lambda start, end: tar_pieces(walk(found.where, "", hidden), start, end, tag),
+        lambda start, end: tar_pieces(read(), start, end, tag),
     )
 
 
-def get_zip(conn: Connection, found: Found, name: str) -> Answer:
-    hidden = conn.server.shared.hidden
-    length = zip_length(walk(found.where, "", hidden, conn.server.note_left_out))
+def get_zip(conn: Connection, request: Request, found: Found, name: str) -> Answer:
+    hidden, only = conn.server.shared.hidden, chosen(request.query)
+    read = functools.partial(walk, found.where, "", hidden, only=only)
+    length = zip_length(read(conn.server.note_left_out))
     headers = {
         "Content-Type": "application/zip",
         "Content-Disposition": disposition(name + ".zip"),
         "Cache-Control": "no-store",
     }
-    answer = Answer(200, headers, pieces=zip_pieces(walk(found.where, "", hidden)), length=length)
+    answer = Answer(200, headers, pieces=zip_pieces(read()), length=length)
     answer.share = "zip", length, [(0, length)]
     return answer
 
@@ -3368,12 +3454,15 @@ def walk(
     hidden: bool,
     left_out: Callable[[Entry, str], None] = lambda entry, why: None,
     depth: int = 0,
+    only: frozenset[str] = frozenset(),
 ) -> Iterator[Entry]:
     """Everything in a folder, depth first and by name, so two walks give the same order.
 
     Only the names of one folder are in memory at a time. Files that are unreadable or too deep are
     left out: they are no reason to refuse all others."""
     for found in entries(where, hidden):
+        if only and found.name not in only:
+            continue
         entry = found._replace(name=path + found.name + "/" * found.is_folder)
         if depth == MAX_DEPTH:
             return left_out(entry, f"it is more than {MAX_DEPTH} folders deep there")
@@ -3567,206 +3656,589 @@ def file_chunks(entry: Entry) -> Iterator[bytes]:
 
 
 # --- the page: a folder for people, and for programs ---
-STYLE = """
-:root{color-scheme:light dark;--line:#8884;--dim:#666;--bar:#2a6fdb}
-@media(prefers-color-scheme:dark){:root{--dim:#aaa;--bar:#6ea8ff}}
-*{box-sizing:border-box}
-body{font:16px/1.5 system-ui,sans-serif;margin:0 auto;max-width:62rem;padding:1rem}
+STYLE = r"""
+:root{color-scheme:light dark;--line:#8884;--dim:#5c6166;--bar:#1a5fd0;--back:#fff;--soft:#f1f3f6}
+@media(prefers-color-scheme:dark){:root{--dim:#a9aeb5;--bar:#82b1ff;--back:#17191d;--soft:#24272d}}
+*{box-sizing:border-box}[hidden]{display:none!important}
+html{overflow-y:scroll;overflow-anchor:none}
+body{font:16px/1.5 system-ui,sans-serif;margin:0 auto;max-width:64rem;padding:1rem;
+background:var(--back)}
 a{color:inherit;text-decoration:none;overflow-wrap:anywhere}
 a:hover,a:focus{text-decoration:underline}
-nav{font-size:1.25rem;margin-bottom:.75rem}nav a{color:var(--bar)}
-.tools{display:flex;flex-wrap:wrap;gap:.5rem;align-items:center;margin:.75rem 0}
-input,button,.pick{font:inherit;padding:.3rem .7rem;border:1px solid var(--line);
-border-radius:.4rem;background:transparent;color:inherit}
-button,.pick{cursor:pointer}input[type=search]{flex:1 1 12rem;min-width:8rem}
-.pick:focus-within,button:focus-visible,input:focus-visible{outline:2px solid var(--bar)}
+nav{font-size:1.25rem;margin-bottom:.5rem}nav a,p a,footer a{color:var(--bar)}
+p a,footer a{text-decoration:underline}
+nav span,.dim{color:var(--dim)}
+h1{font-size:1.5rem;overflow-wrap:anywhere}
+.tools{display:flex;flex-wrap:wrap;gap:.5rem;align-items:center;margin:.5rem 0}
+input,button,select,textarea,.pick{font:inherit;padding:.35rem .8rem;border:1px solid var(--line);
+border-radius:.5rem;background:var(--back);color:inherit}
+button,.pick,select,label{cursor:pointer}button:hover,.pick:hover{background:var(--soft)}
+input[type=search],input[type=text]{flex:1 1 12rem;min-width:8rem}
+:focus-visible,.pick:focus-within{outline:2px solid var(--bar);outline-offset:1px}
 .pick input{position:absolute;opacity:0;width:1px;padding:0}
-table{border-collapse:collapse;width:100%}
-td,th{padding:.35rem .5rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
-th button{border:0;padding:0;font-weight:600}
-th[aria-sort=ascending] button::after{content:" \\2191"}
-th[aria-sort=descending] button::after{content:" \\2193"}
-.n{text-align:right;white-space:nowrap}.t{white-space:nowrap;color:var(--dim)}
-.d{white-space:nowrap;text-align:right}
-.d button{border:0;padding:0 .35rem;color:var(--dim)}.d button:hover,.d button:focus{color:inherit}
-tr:focus-within,tbody tr:hover{background:#8881}
-#jobs{list-style:none;margin:0;padding:0}
-#jobs li{display:grid;grid-template-columns:1fr auto auto;gap:0 .75rem;align-items:center;
-padding:.25rem 0}
-#jobs span{overflow-wrap:anywhere}
-progress{width:100%;grid-column:1/-1;height:.5rem;accent-color:var(--bar)}
-#total{margin:.5rem 0}.drop{outline:3px dashed var(--bar);outline-offset:-.5rem}
-footer{color:var(--dim);margin-top:1rem}footer a{color:var(--bar)}
-@media(max-width:36rem){.t{display:none}body{padding:.6rem}td,th{padding:.45rem .25rem}}
-[hidden]{display:none!important}
+input[type=checkbox]{width:1.1rem;height:1.1rem;flex:none;accent-color:var(--bar)}
+#status{margin:.25rem 0}#status:empty{display:none}
+table{border-collapse:collapse;width:100%;table-layout:fixed}
+td,th{padding:.2rem .5rem;border-bottom:1px solid var(--line);text-align:left}
+td{height:2.6rem}tr:focus-within,tbody tr:hover,.chosen{background:var(--soft)}
+td:nth-child(2) a{display:block;padding:.25rem 0;white-space:pre-wrap}
+td:nth-child(3),th:nth-child(3){width:8.5rem;text-align:right}
+td:nth-child(4),th:nth-child(4){width:10.5rem}
+td:nth-child(3),td:nth-child(4){color:var(--dim);white-space:nowrap}
+td:first-child,th:first-child{width:2.6rem;padding:0}
+td:first-child label,th:first-child label{display:flex;min-height:2.6rem;align-items:center;
+justify-content:center}
+td:last-child,th:last-child{width:11.5rem;padding:0;text-align:right;white-space:nowrap}
+th button,td button,td:last-child a{border:0;padding:.3rem;background:none}
+th button{font-weight:600;margin:0 -.3rem}
+th[aria-sort=ascending] button::after{content:" \2191"}
+th[aria-sort=descending] button::after{content:" \2193"}
+td button,td:last-child a{display:inline-flex;min-width:2.4rem;height:2.4rem;color:var(--dim);
+align-items:center;justify-content:center;vertical-align:middle}
+td button:hover,td button:focus,td:last-child a:hover,td:last-child a:focus{color:var(--bar)}
+svg{width:1.25rem;height:1.25rem;fill:none;stroke:currentColor;stroke-width:1.8}
+.grid thead{display:none}
+.grid tbody{display:grid;grid-template-columns:repeat(auto-fill,minmax(10rem,1fr));gap:.6rem}
+.grid tr{display:grid;grid-template-columns:2.6rem 1fr;border:1px solid var(--line);
+border-radius:.5rem;overflow:hidden}
+.grid td{border:0;height:auto}.grid td:nth-child(2){grid-column:1/-1;grid-row:1;width:auto}
+.grid td:nth-child(n+3){display:none}
+.grid td:last-child{display:block;width:auto;grid-column:2;grid-row:2}
+.grid .edit,.grid .bin{display:none}
+.grid img{width:100%;height:9rem;object-fit:cover;display:block;background:var(--soft)}
+.grid img+*{margin-top:.3rem}
+footer{color:var(--dim);margin:1rem 0}
+.drop{outline:3px dashed var(--bar);outline-offset:-.5rem}
+#dock{position:sticky;bottom:0;margin:0 -.5rem}
+#dock>div{margin:.5rem 0;padding:.5rem .75rem;border:1px solid var(--line);border-radius:.6rem;
+background:var(--soft);box-shadow:0 2px 12px #0003}
+#dock .tools{margin:0}#dock .tools>:first-child{flex:1 1 12rem}
+progress{width:100%;height:.6rem;accent-color:var(--bar);display:block;margin:.3rem 0}
+#jobs{list-style:none;margin:0;padding:0;max-height:40vh;overflow-y:auto}
+#jobs li{display:flex;flex-wrap:wrap;gap:0 .75rem;align-items:center;padding:.2rem 0;
+border-top:1px solid var(--line)}
+#jobs li>:first-child{flex:1 1 10rem;overflow-wrap:anywhere;min-width:0}
+#jobs small{color:var(--dim)}#jobs .failed small{color:inherit;font-weight:600}
+dialog{border:1px solid var(--line);border-radius:.6rem;max-width:32rem;width:calc(100% - 2rem);
+background:var(--back);color:inherit;overflow-wrap:anywhere}
+dialog::backdrop{background:#0006}dialog textarea,dialog select{width:100%}
+dialog label{display:flex;gap:.5rem;align-items:center;min-height:2.75rem}
+@media(scripting:none){.js,td:empty{display:none!important}}
+@media(max-width:40rem),(hover:none){.hint{display:none}
+button,.pick,select,nav a,footer a{min-height:2.75rem}.pick,nav a,footer a{display:inline-flex;
+align-items:center}td:first-child label,th:first-child label{min-height:2.75rem;width:2.75rem}
+td button,td:last-child a{width:2.75rem;height:2.75rem}}
+@media(max-width:40rem){body{padding:.6rem}
+thead,tbody,table:not(.grid){display:block}thead tr{display:flex;align-items:center;gap:1rem}
+th{border:0;width:auto!important;padding:0}th:first-child{margin-right:-.6rem}th:last-child{display:none}
+table:not(.grid) tbody tr{display:grid;grid-template-columns:2.75rem auto 1fr auto;
+align-items:center;border-bottom:1px solid var(--line)}
+table:not(.grid) td{border:0;height:auto;width:auto!important;padding:0 .25rem}
+table:not(.grid) td:first-child,table:not(.grid) td:last-child{grid-row:1/3}
+table:not(.grid) td:nth-child(2){grid-column:2/4}
+table:not(.grid) td:nth-child(2) a{padding:.5rem 0 1.7rem;margin-bottom:-1.6rem}
+table:not(.grid) td:nth-child(3),table:not(.grid) td:nth-child(4){font-size:.85rem;
+text-align:left;padding-bottom:.4rem;pointer-events:none}
+table:not(.grid) td:last-child{grid-column:4}
+td .edit,td .bin{display:none}.grid tbody{grid-template-columns:1fr 1fr}}
 """
 SCRIPT = r"""
 'use strict';
+// Basics: elements, requests, and texts for people.
 const $ = id => document.getElementById(id), here = location.pathname;
 // fetch() refuses an address with a login in it, which this page's own may be;
 // other requests are first sent without, body and all
 const at = url => new URL(url, location.origin + here);
 const net = (url, options) => fetch(at(url), options);
-const make = (tag, text, props) => Object.assign(document.createElement(tag), {textContent: text
-  || ''}, props);
+const wait = ms => new Promise(go => setTimeout(go, ms));
+const make = (tag, text, props) =>
+  Object.assign(document.createElement(tag), {textContent: text || ''}, props);
 const say = text => { $('status').textContent = text; };
-const size = n => {
-  let u = 0;
-  for (; n >= 1000 && u < 5; u++) n /= 1000;
-  return (u ? n.toPrecision(3) : n) + ' ' + ['B', 'kB', 'MB', 'GB', 'TB', 'PB'][u];
-};
+const number = n => n.toLocaleString('en');
+const count = (n, what) => number(n) + ' ' + what + (n === 1 ? '' : 's');
+function size(n) {
+  if (n < 999.5) return count(Math.round(n), 'byte');
+  let power = 1;
+  while (power < 4 && n >= 999.5 * 1000 ** power) power++;
+  n /= 1000 ** power;
+  return n.toFixed(n < 99.95 ? 1 : 0) + ' ' + ' kMGT'[power] + 'B';
+}
+// what the server says, without the status: "409 Conflict: a folder has that name"
+function sentence(text) {
+  const bare = text.replace(/^\d+ [^:]*: /, '').trim() || 'the server refused it';
+  return bare[0].toUpperCase() + bare.slice(1) + '.';
+}
+const UNREACHABLE = 'The server cannot be reached.';
+// the same as on the server: without accents and case, and numbers by their value
+const natural = name => name.normalize('NFD').replace(/[\u0300-\u036f]/g, '').toLowerCase()
+  .replace(/0*([0-9]+)/g, (_, digits) => '0' + String.fromCharCode(digits.length) + digits);
+// a question over the page: the value of the button, '' for Escape
+function question(text, fields, answers) {
+  const box = make('dialog'), form = make('form', '', {method: 'dialog'});
+  const line = make('div', '', {className: 'tools'});
+  line.append(...answers.map(([value, label]) => make('button', label, {value})));
+  form.append(make('p', text), ...fields, line);
+  box.append(form);
+  document.body.append(box);
+  box.showModal();
+  return new Promise(go => { box.onclose = () => { box.remove(); go(box.returnValue); }; });
+}
+// what is kept in this browser; it may keep nothing
+function kept(store, key, value) {
+  try {
+    if (value === undefined) return JSON.parse(window[store].getItem(key));
+    if (value === null) window[store].removeItem(key);
+    else window[store].setItem(key, JSON.stringify(value));
+  } catch (error) { /* the page works without */ }
+  return null;
+}
 
-// sorting and filtering
-let order = [0, 1];
-const rows = () => [...document.querySelectorAll('tbody tr')];
+// The rows of the listing: what they say, their order, and which of them are seen.
+const list = document.querySelector('tbody'), writes = !!$('pick');
+const rows = () => [...list.rows];
+const linkOf = row => row.cells[1].firstElementChild;
+const hrefOf = row => linkOf(row).getAttribute('href');
+const isFolder = row => hrefOf(row).endsWith('/');
+const nameOf = row => linkOf(row).textContent.slice(0, isFolder(row) ? -1 : undefined);
+const rowNamed = name => rows().find(row => nameOf(row) === name);
+const isPicture = row => /\.(jpe?g|png|gif|webp|avif|svg|bmp)$/i.test(nameOf(row))
+  && row.cells[2].dataset.v < 2e7;
+const isText = row => row.cells[2].dataset.v < 2e6 && new RegExp('\\.(txt|md|csv|log|json|xml|html?'
+  + '|css|m?js|ts|py|sh|[ch]|cpp|java|go|rs|ini|cfg|conf|toml|ya?ml|tex|sql|url)$', 'i')
+  .test(nameOf(row));
+let [column, way] = kept('localStorage', 'order') || [1, 1];
+let pictures = false;
+function ordered(some) {
+  const value = row => column === 1 ? natural(nameOf(row)) : +row.cells[column].dataset.v;
+  const facts = some.map(row => [isFolder(row) ? 0 : 1, value(row), nameOf(row), row]);
+  facts.sort((a, b) => a[0] - b[0] || way * (a[1] < b[1] ? -1 : a[1] > b[1] ? 1
+    : column > 1 ? 0 : a[2] < b[2] ? -1 : 1));
+  return facts.map(fact => fact[3]);
+}
+// put rows in this order, and move as few of them as possible: what moves loses the focus
+function arrange(some) {
+  const focused = document.activeElement;
+  let next = list.firstChild;
+  for (const row of some) {
+    if (row === next) next = next.nextSibling;
+    else list.insertBefore(row, next);
+  }
+  if (focused !== document.activeElement && focused.isConnected)
+    focused.focus({preventScroll: true});
+}
 function sort() {
-  const [column, way] = order, body = document.querySelector('tbody');
-  const value = row => column ? +row.cells[column].dataset.v : row.dataset.name;
-  const compare = (a, b) => column ? value(a) - value(b) : value(a).localeCompare(value(b),
-    undefined, {numeric: true});
-  body.append(...rows().sort((a, b) => (b.dataset.folder - a.dataset.folder) || way * compare(a,
-    b)));
-  document.querySelectorAll('th[data-key]').forEach(th =>
-    th.setAttribute('aria-sort', +th.dataset.key !== column ? 'none' : way > 0 ? 'ascending'
-      : 'descending'));
+  arrange(ordered(rows()));
+  for (const head of document.querySelectorAll('th[data-key]')) {
+    const mine = +head.dataset.key === column;
+    head.setAttribute('aria-sort', !mine ? 'none' : way > 0 ? 'ascending' : 'descending');
+  }
 }
-document.querySelectorAll('th[data-key] button').forEach(button => button.onclick = () => {
-  const key = +button.parentNode.dataset.key;
-  order = [key, order[0] === key ? -order[1] : 1];
+function sortBy(key) {
+  [column, way] = [key, column === key ? -way : 1];
+  kept('localStorage', 'order', [column, way]);
   sort();
-});
-function filter() {
-  const want = $('filter').value.toLowerCase();
-  rows().forEach(row => row.hidden = !row.dataset.name.toLowerCase().includes(want));
 }
-$('filter').oninput = filter;
-document.querySelectorAll('.js').forEach(element => element.hidden = false);
-document.querySelectorAll('.nojs').forEach(element => element.hidden = true);
+const seen = () => rows().filter(row => !row.hidden);
+function filter(save) {
+  const typed = $('filter').value, want = typed.toLowerCase();
+  let shown = 0;
+  for (const row of list.rows) {
+    row.hidden = !nameOf(row).toLowerCase().includes(want);
+    shown += !row.hidden;
+  }
+  $('shown').textContent = !typed ? '' : !shown ? 'nothing matches'
+    : number(shown) + ' of ' + number(list.rows.length);
+  if (save || typed) kept('sessionStorage', 'filter ' + here, typed);
+}
+// the folder above has a filter: it holds here too, unless it leaves nothing
+function inheritFilter() {
+  const own = kept('sessionStorage', 'filter ' + here);
+  const above = kept('sessionStorage', 'filter ' + here.replace(/[^/]*\/$/, ''));
+  $('filter').value = own === null ? above || '' : own;
+  filter();
+  if (own !== null || !list.rows.length || seen().length) return;
+  $('filter').value = '';
+  filter(true);
+}
+function clearFilter() { $('filter').value = ''; filter(true); }
+function showPictures(on) {
+  pictures = on;
+  kept('localStorage', 'pictures', on);
+  list.parentNode.classList.toggle('grid', on);
+  $('grid').setAttribute('aria-pressed', on);
+  for (const row of rows()) picture(row);
+}
+function picture(row) {
+  const link = linkOf(row), image = link.querySelector('img');
+  if (!pictures && image) image.remove();
+  if (pictures && !image && isPicture(row))
+    link.prepend(make('img', '', {loading: 'lazy', alt: '', src: hrefOf(row)}));
+}
+// the box and the buttons of each row, some rows at a time, so that the first are there at once
+function dress(some) {
+  for (const row of some.splice(0, 200)) {
+    const [box, tools] = $('row').content.cloneNode(true).children, name = nameOf(row);
+    box.firstChild.setAttribute('aria-label', 'Choose ' + name);
+    for (const tool of tools.children) {
+      tool.title = tool.dataset.does + ' ' + name;
+      tool.setAttribute('aria-label', tool.title);
+    }
+    if (isFolder(row) || !isText(row)) tools.querySelector('.copy').remove();
+    const get = tools.querySelector('.get'), folder = isFolder(row);
+    get.href = hrefOf(row) + (folder ? '?zip' : '');
+    get.download = folder ? '' : name;
+    row.cells[0].append(box);
+    row.cells[4].append(...tools.children);
+    picture(row);
+  }
+  if (some.length) setTimeout(dress, 0, some);
+}
+function undress(row) { row.cells[0].textContent = row.cells[4].textContent = ''; dress([row]); }
+function tally() {
+  $('empty').hidden = list.rows.length > 0;
+  $('grid').hidden = !rows().some(row => !isFolder(row) && isPicture(row));
+  if ($('filter').value) filter();
+  showChosen();
+}
 
-// keys: / filters, arrows walk, Alt+Up goes to the folder above
-document.onkeydown = event => {
-  const links = rows().filter(row => !row.hidden).map(row => row.querySelector('a')),
-    at = links.indexOf(document.activeElement);
-  if (event.key === '/' && document.activeElement.tagName !== 'INPUT') $('filter').focus();
-  else if (event.key === 'Escape'
-    && document.activeElement === $('filter')) { $('filter').value = ''; filter(); }
+// The listing is alive: look whether the folder has changed, and take over what is new.
+let looking = null, again = false, gone = '';
+function look() {
+  again = Boolean(looking);
+  looking = looking || lookOnce().catch(() => trouble(UNREACHABLE)).finally(() => {
+    looking = null;
+    return again && look();
+  });
+  return looking;
+}
+async function lookOnce() {
+  const {tag} = list.dataset;
+  const headers = {Accept: 'text/html', ...tag && {'If-None-Match': `"${tag}"`}};
+  const answer = await net(here, {headers});
+  if (answer.status === 404) return trouble('This folder is gone.');
+  if (!answer.ok && answer.status !== 304) return trouble(answer.status === 401
+    ? 'The password is no longer right: reload the page.' : sentence(await answer.text()));
+  trouble('');
+  if (answer.ok) merge(new DOMParser().parseFromString(await answer.text(), 'text/html'));
+}
+// said while it lasts
+function trouble(text) {
+  if (text || $('status').textContent === gone) say(text);
+  gone = text;
+}
+const topOf = row => row ? row.getBoundingClientRect().top : 0;
+function merge(page) {
+  const news = page.querySelector('tbody'), known = new Map(rows().map(row => [hrefOf(row), row]));
+  if (!news) return say('This folder has a page of its own now: reload to see it.');
+  const focused = list.contains(document.activeElement) && document.activeElement.closest('tr');
+  const place = rows().indexOf(focused), fresh = [], all = [];
+  const first = rows().find(row => topOf(row) >= 0), before = topOf(first);
+  for (const row of [...news.rows]) {
+    const old = known.get(hrefOf(row));
+    known.delete(hrefOf(row));
+    all.push(old || row);
+    if (!old) fresh.push(row);
+    else for (const cell of [2, 3]) if (old.cells[cell].outerHTML !== row.cells[cell].outerHTML)
+      old.cells[cell].replaceWith(row.cells[cell].cloneNode(true));
+  }
+  for (const row of known.values()) row.remove();
+  list.dataset.tag = news.dataset.tag;
+  $('count').textContent = page.getElementById('count').textContent;
+  arrange(ordered(all));
+  dress(fresh);
+  tally();
+  // what is in sight stays where it is
+  if (scrollY && first && first.isConnected) scrollBy(0, topOf(first) - before);
+  const near = list.rows[Math.min(place, list.rows.length - 1)];
+  if (focused && !focused.isConnected && near) linkOf(near).focus();
+}
+async function keepLooking() {
+  for (;; await wait(4000)) if (!document.hidden) await look();
+}
+
+// Keys: / filters, arrows walk, Enter opens the only match, Alt+Up goes to the folder above.
+function onKey(event) {
+  const active = document.activeElement, inFilter = active === $('filter');
+  if (document.querySelector('dialog') || event.ctrlKey || event.metaKey) return;
+  const walk = seen(), place = walk.indexOf(active.closest('tr'));
+  if (event.key === '/' && !/INPUT|TEXTAREA/.test(active.tagName)) $('filter').focus();
+  else if (event.key === 'Escape') { clearFilter(); choose([]); }
+  else if (event.key === 'Enter' && inFilter && walk.length === 1) linkOf(walk[0]).click();
   else if (event.key === 'ArrowUp' && event.altKey) { if (here !== '/') location = '../'; }
-  else if (event.key === 'ArrowDown' && links.length) links[Math.min(at + 1,
-    links.length - 1)].focus();
-  else if (event.key === 'ArrowUp' && at > 0) links[at - 1].focus();
+  else if (event.key === 'ArrowDown' && walk.length) linkOf(walk[Math.min(place + 1,
+    walk.length - 1)]).focus();
+  else if (event.key === 'ArrowUp' && place > 0) linkOf(walk[place - 1]).focus();
+  else if (event.key === 'ArrowUp' && !place) $('filter').focus();
   else return;
   event.preventDefault();
-};
+}
 
-// changing: rename, delete, new folder
-async function ask(method, url, headers) {
+// Choosing rows, and what can be done with them.
+const boxOf = row => row.querySelector('input');
+const chosen = () => rows().filter(row => row.classList.contains('chosen'));
+let lastChosen = null;
+function choose(some) {
+  const set = new Set(some);
+  for (const row of list.rows) {
+    row.classList.toggle('chosen', set.has(row));
+    if (boxOf(row)) boxOf(row).checked = set.has(row);
+  }
+  showChosen();
+}
+function onChoice(event) {
+  const row = event.target.closest('tr'), on = event.target.checked, all = seen();
+  const from = event.shiftKey && lastChosen ? all.indexOf(lastChosen) : all.indexOf(row);
+  const [low, high] = [from, all.indexOf(row)].sort((a, b) => a - b);
+  for (const each of all.slice(Math.max(low, 0), high + 1)) {
+    each.classList.toggle('chosen', on);
+    if (boxOf(each)) boxOf(each).checked = on;
+  }
+  lastChosen = row;
+  showChosen();
+}
+function showChosen() {
+  const some = chosen();
+  $('chosen').hidden = !some.length;
+  $('every').checked = some.length > 0 && some.length === list.rows.length;
+  $('howmany').textContent = number(some.length) + ' chosen, '
+    + size(some.reduce((sum, row) => sum + (isFolder(row) ? 0 : +row.cells[2].dataset.v), 0));
+  if ($('rename')) $('rename').hidden = some.length !== 1;
+}
+function download() {
+  const names = chosen().map(row => hrefOf(row).replace(/\/$/, '')).join('/');
+  if (names.length > 7000) return say('These are too many names for one archive: choose fewer.');
+  make('a', '', {href: '?zip=' + names, download: ''}).click();
+}
+// send one request that changes something: whether it did
+async function change(method, url, headers) {
   try {
     const answer = await net(url, {method, headers});
-    if (!answer.ok) return say(await answer.text());
-    say('');
-    await reload();
-  } catch (error) { say('The server cannot be reached.'); }
+    say(answer.ok ? '' : sentence(await answer.text()));
+    return answer.ok;
+  } catch (error) { say(UNREACHABLE); return false; }
 }
-async function reload() {
-  const text = await (await net(here, {headers: {Accept: 'text/html'}})).text();
-  const page = new DOMParser().parseFromString(text, 'text/html');
-  document.querySelector('tbody').replaceWith(page.querySelector('tbody'));
-  $('count').replaceWith(page.getElementById('count'));
-  equip(); sort(); filter();
+// a new name that can be taken, '' else
+function checked(name) {
+  if (!name) return '';
+  const there = rowNamed(name);
+  if (name.trim() && !there) return name;
+  say(there ? `A ${isFolder(there) ? 'folder' : 'file'} of that name exists.`
+    : 'A name needs more than spaces.');
+  return '';
 }
-function equip() {
-  if (!$('pick')) return;
-  rows().forEach(row => {
-    const link = row.querySelector('a'), url = link.getAttribute('href'), name = row.dataset.name,
-      folder = row.dataset.folder === '1';
-    const change = make('button', '\u270e', {title: 'Rename ' + name}), remove = make('button',
-      '\u2715', {title: 'Delete ' + name});
-    change.setAttribute('aria-label', change.title); remove.setAttribute('aria-label',
-      remove.title);
-    change.onclick = () => {
-      const wanted = prompt('New name', name);
-      if (wanted && wanted !== name)
-        ask('MOVE', url, {Destination: here + encodeURIComponent(wanted), Overwrite: 'F'});
-    };
-    remove.onclick = () => {
-      if (confirm('Delete ' + name + (folder ? ' and everything in it?' : '?')))
-        ask('DELETE', url + (folder ? '?recursive' : ''));
-    };
-    row.cells[3].replaceChildren(change, remove);
-  });
+async function makeFolder() {
+  const name = checked(prompt('Name of the new folder'));
+  if (name && await change('MKCOL', here + encodeURIComponent(name) + '/')) await look();
+}
+async function rename(row) {
+  const typed = prompt('New name', nameOf(row)), folder = isFolder(row);
+  const name = typed === nameOf(row) ? '' : checked(typed), href = encodeURIComponent(name);
+  const headers = {Destination: here + href, Overwrite: 'F'};
+  if (!name || !await change('MOVE', hrefOf(row), headers)) return;
+  const link = linkOf(row);
+  link.setAttribute('href', href + (folder ? '/' : ''));
+  link.textContent = name + (folder ? '/' : '');
+  undress(row);
+  arrange(ordered(rows()));
+  link.focus();
+  tally();
+}
+async function remove(some) {
+  const [row] = some, what = some.length > 1 ? `these ${number(some.length)}` : nameOf(row);
+  if (!confirm('Delete ' + what + (some.some(isFolder) ? ' and everything in it?' : '?'))) return;
+  for (const each of some)
+    if (!await change('DELETE', hrefOf(each) + (isFolder(each) ? '?recursive' : ''))) break;
+  await look();
+}
+async function moveChosen() {
+  const some = chosen(), where = make('select'), folders = rows().filter(row => isFolder(row)
+    && !some.includes(row));
+  where.setAttribute('aria-label', 'Folder');
+  if (here !== '/') where.append(make('option', 'the folder above', {value: '../'}));
+  where.append(...folders.map(row => make('option', nameOf(row), {value: hrefOf(row)})));
+  if (!where.length) return say('There is no folder to move it to: make one first.');
+  const answers = [['move', 'Move'], ['', 'Cancel']];
+  if (!await question(`Move the ${number(some.length)} chosen to`, [where], answers)) return;
+  for (const row of some) {
+    const Destination = at(where.value).pathname + hrefOf(row);
+    if (!await change('MOVE', hrefOf(row), {Destination, Overwrite: 'F'})) break;
+  }
+  await look();
+}
+async function copy(row) {
+  try {
+    const text = await (await net(hrefOf(row))).text();
+    if (navigator.clipboard) await navigator.clipboard.writeText(text);
+    else copyOld(text);
+    say('Copied ' + nameOf(row) + '.');
+  } catch (error) { say('It could not be copied.'); }
+}
+// where the address is no secure one, browsers have no other way
+function copyOld(text) {
+  const box = make('textarea', '', {value: text});
+  document.body.append(box);
+  box.select();
+  const done = document.execCommand('copy');
+  box.remove();
+  if (!done) throw new Error('refused');
+}
+function onRow(event) {
+  const tool = event.target.closest('button'), row = event.target.closest('tr');
+  if (event.target.type === 'checkbox') onChoice(event);
+  else if (tool) ({copy, edit: rename, bin: row => remove([row])})[tool.className](row);
 }
 
-// uploading: each file is created, then sent from the offset that the server has,
-// as often as the link breaks
-const queue = [];
-let active = 0, sum = 0, done = 0;
-const wait = ms => new Promise(go => setTimeout(go, ms));
-function add(file, path) {
-  const job = {file, path, sent: 0, line: make('li'), bar: make('progress', '', {max: file.size
-    || 1, value: 0}), note: make('small')};
-  const stop = make('button', 'cancel');
-  stop.onclick = () => cancel(job);
-  job.stop = stop;
-  job.line.append(make('span', path + file.name), job.note, stop, job.bar);
-  $('jobs').append(job.line);
-  sum += file.size;
-  queue.push(job);
-  progress(job, 0);
-  while (active < 2 && queue.length) { active++; run(); }
+// Uploading: each file is created, then sent from the offset that the server has, as often as
+// the link breaks. What is unfinished is remembered in this browser under the file's identity.
+const me = Math.random().toString(36).slice(2), queue = [], jobs = new Set();
+let active = 0, forAll = '', asking = Promise.resolve();
+const busy = () => active > 0;
+const identity = job => 'part ' + JSON.stringify([job.base + job.path + job.file.name,
+  job.file.size, job.file.lastModified]);
+function add(file, path, over) {
+  const job = {file, path, over, base: here, sent: 0, note: ''};
+  job.id = identity(job);
+  if (file.size && [...jobs].some(other => other.id === job.id && isOpen(other))) return;
+  const part = kept('localStorage', job.id);
+  if (part) job.url = part.url;
+  // the line of its upload takes this one's place
+  for (const line of document.querySelectorAll('.unfinished'))
+    if (line.dataset.id === job.id) line.remove();
+  jobs.add(job);
+  enqueue(job);
 }
-async function run() {
+// a folder that may be empty
+function addFolder(path) {
+  const file = {name: path.split('/').at(-2) + '/', size: 0};
+  const job = {file, path, folder: true, base: here, sent: 0, note: ''};
+  jobs.add(job);
+  enqueue(job);
+}
+const isOpen = job => job.state === 'waiting' || job.state === 'sending';
+function enqueue(job) {
+  queue.push(job);
+  update(job, 'waiting');
+  while (active < 2 && queue.length) { active++; work(); }
+  sayAlive();
+}
+async function work() {
   for (let job; (job = queue.shift());) {
-    try { if (!job.cancelled) await upload(job); } catch (error) { end(job, error.message); }
+    update(job, 'sending');
+    try { await (job.folder ? makeAll(job) : upload(job)); }
+    catch (error) { update(job, 'failed', error.message); }
   }
   active--;
-  if (!active) { await reload().catch(() => {}); }
+  if (!active) { forAll = ''; showPanel(); if (list) await look(); }
+}
+async function makeAll(job) {
+  const parts = job.path.split('/').slice(0, -1).map(encodeURIComponent);
+  for (const end of parts.keys()) {
+    const url = job.base + parts.slice(0, end + 1).join('/') + '/';
+    const answer = await net(url, {method: 'MKCOL'});
+    if (!answer.ok && answer.status !== 405) throw new Error(sentence(await answer.text()));
+  }
+  update(job, 'done');
 }
 async function upload(job) {
-  for (let pause = 250, before = 0; !job.cancelled; before = job.sent) {
+  for (let pause = 250; isOpen(job);) {
+    const before = job.sent;
     try {
-      if (!job.url) job.url = await create(job);
-      else if (await arrived(job)) return end(job, 'done', true);
-      if (job.cancelled) break;
-      await send(job);
-      return end(job, 'done', true);
+      if (await step(job)) return;
     } catch (error) {
-      if (job.cancelled) break;
+      if (!isOpen(job)) break;
       if (error.final) throw error;
-      job.note.textContent = 'link lost, trying again';
+      update(job, 'sending', 'the link is lost, trying again');
       pause = job.sent > before ? 250 : Math.min(pause * 2, 15000);
-      const woken = new Promise(go => { job.wake = go; addEventListener('online', go,
-        {once: true}); });
-      await Promise.race([wait(pause), woken]);
+      await Promise.race([wait(pause), new Promise(go => {
+        job.wake = go;
+        addEventListener('online', go, {once: true});
+      })]);
     }
   }
-  end(job, 'cancelled');
-  if (job.url) net(job.url, {method: 'DELETE'}).catch(() => {});
+  giveUp(job);
 }
-const refused = text => Object.assign(new Error(text), {final: true});
-const passing = status => status >= 500 && status !== 507 || status === 408;
-async function check(answer) {
-  if (answer.ok) return answer;
-  const text = await answer.text();
-  throw passing(answer.status) ? new Error(text) : refused(text || 'refused: ' + answer.status);
+// the next step of an upload; true when nothing is left to do
+async function step(job) {
+  if (!job.url) {
+    if (!await create(job)) return true;
+  } else if (await locate(job)) return true;
+  if (!job.url || !isOpen(job)) return false;
+  update(job, 'sending', '');
+  const place = await send(job);
+  if (place === null) return false;
+  finish(job, place);
+  return true;
 }
+const passing = status => status >= 500 && status !== 507 || status === 408 || status === 429;
+function failure(status, text) {
+  return Object.assign(new Error(sentence(text)), {final: !passing(status)});
+}
+// begin it at the server: false if it is to be skipped
 async function create(job) {
-  const folder = here + job.path.split('/').map(encodeURIComponent).join('/');
+  const folder = job.base + job.path.split('/').map(encodeURIComponent).join('/');
   const name = encodeURIComponent(job.file.name).replace(/'/g, '%27');
-  const headers = {
-    'Upload-Complete': '?0',
-    'Upload-Length': job.file.size,
-    'X-OC-Mtime': Math.max(0, Math.floor(job.file.lastModified / 1000)),
-    'Content-Type': 'application/octet-stream',
-    'Content-Disposition': "inline; filename*=UTF-8''" + name,
-  };
-  const answer = await check(await net(folder, {method: 'POST', headers}));
-  return answer.headers.get('Location');
+  for (;;) {
+    const both = Boolean($('drop')) || job.over === 'both';
+    const headers = {
+      'Upload-Complete': '?0',
+      'Upload-Length': job.file.size,
+      'X-OC-Mtime': Math.max(0, Math.floor(job.file.lastModified / 1000)),
+      'Content-Type': 'application/octet-stream',
+      ...both && {'Content-Disposition': "inline; filename*=UTF-8''" + name},
+      ...job.over !== 'replace' && !both && {'If-None-Match': '*'},
+    };
+    const answer = await net(folder + (both ? '' : name), {method: both ? 'POST' : 'PUT', headers});
+    if (answer.ok) {
+      job.url = answer.headers.get('Location');
+      kept('localStorage', job.id, {url: job.url, tab: me});
+      return true;
+    }
+    if (answer.status !== 412) throw failure(answer.status, await answer.text());
+    job.over = await decide(job, folder + name);
+    if (!isOpen(job)) return true;
+    if (job.over === 'skip') return skip(job);
+  }
 }
-async function arrived(job) {
-  const {headers} = await check(await net(job.url, {method: 'HEAD'}));
-  progress(job, +headers.get('Upload-Offset'));
-  return headers.get('Upload-Complete') === '?1';
+function skip(job) { update(job, 'skipped'); return false; }
+// what becomes of a file whose name exists: the same one is skipped, else a person decides
+async function decide(job, url) {
+  const {headers} = await net(url, {method: 'HEAD', cache: 'no-store'});
+  const when = Date.parse(headers.get('Last-Modified')), length = +headers.get('Content-Length');
+  if (length === job.file.size && when === Math.floor(job.file.lastModified / 1000) * 1000)
+    return 'skip';
+  const answer = asking.then(() => forAll || askPerson(job, length, when));
+  asking = answer.catch(() => {});
+  return answer;
 }
+async function askPerson(job, length, when) {
+  if (!isOpen(job)) return 'skip';
+  const told = (bytes, time) => `${size(bytes)}, ${new Date(time).toLocaleString()}`;
+  const box = make('input', '', {type: 'checkbox'}), line = make('label');
+  line.append(box, 'The same for all others');
+  const answer = await question(`${job.path}${job.file.name} exists.`, [
+    make('p', 'There: ' + told(length, when), {className: 'dim'}),
+    make('p', 'Yours: ' + told(job.file.size, job.file.lastModified), {className: 'dim'}), line,
+  ], [['replace', 'Replace'], ['both', 'Keep both'], ['skip', 'Skip']]) || 'skip';
+  if (box.checked) forAll = answer;
+  return answer;
+}
+// ask how much has arrived; true if it is finished
+async function locate(job) {
+  const answer = await net(job.url, {method: 'HEAD'});
+  if (answer.status === 404) { forget(job); return false; }
+  if (!answer.ok) throw failure(answer.status, await answer.text());
+  kept('localStorage', job.id, {url: job.url, tab: me});
+  progress(job, +answer.headers.get('Upload-Offset'));
+  if (answer.headers.get('Upload-Complete') !== '?1') return false;
+  finish(job, answer.headers.get('Location'));
+  return true;
+}
+function forget(job) {
+  kept('localStorage', job.id, null);
+  job.url = '';
+  progress(job, 0);
+}
+// send the rest: where it was stored, or null if another file has taken the name
 function send(job) {
   return new Promise((good, bad) => {
     const request = job.request = new XMLHttpRequest(), start = job.sent;
@@ -3775,89 +4247,287 @@ function send(job) {
     request.setRequestHeader('Upload-Offset', start);
     request.setRequestHeader('Upload-Complete', '?1');
     request.upload.onprogress = event => progress(job, start + event.loaded);
-    request.onload = () => request.status < 300 ? good() : bad(passing(request.status)
-      || request.status === 409
-      ? new Error(request.responseText) : refused(request.responseText || 'refused'));
+    request.onload = () => {
+      const status = request.status, text = request.responseText;
+      if (status < 300) return good(request.getResponseHeader('Location') || '');
+      if (status === 412 || status === 404) { forget(job); return good(null); }
+      return bad(status === 409 ? new Error(text) : failure(status, text));
+    };
     request.onerror = request.onabort = () => bad(new Error('interrupted'));
     request.send(job.file.slice(start));
   });
 }
 function progress(job, sent) {
-  done += Math.min(sent, job.file.size) - job.sent;
   job.sent = Math.min(sent, job.file.size);
-  job.bar.value = job.file.size ? job.sent : 1;
-  job.note.textContent = size(job.sent) + ' of ' + size(job.file.size);
-  $('total').hidden = false;
-  $('all').max = sum || 1;
-  $('all').value = sum ? done : 1;
+  showPanel();
 }
-function end(job, text, whole) {
-  if (whole) progress(job, job.file.size);
-  else { sum -= job.file.size; done -= job.sent; $('all').max = sum || 1; $('all').value = done; }
-  job.note.textContent = text;
-  job.line.className = whole ? 'done' : 'failed';
-  if (!whole) job.bar.remove();
-  job.stop.textContent = 'clear';
-  job.stop.onclick = () => {
-    job.line.remove();
-    if (!$('jobs').children.length) { $('total').hidden = true; sum = done = 0; }
-  };
+function finish(job, place) {
+  forget(job);
+  job.sent = job.file.size;
+  const name = place ? decodeURIComponent(place.split('/').pop()) : job.file.name;
+  update(job, 'done', name === job.file.name ? '' : 'stored as ' + name);
+  if ($('drop')) handedIn(job, name);
 }
 function cancel(job) {
-  job.cancelled = true;
-  job.note.textContent = 'cancelled';
+  const waits = queue.includes(job);
+  if (!isOpen(job)) return;
+  update(job, 'cancelled', 'cancelled');
   if (job.request) job.request.abort();
   if (job.wake) job.wake();
-  if (queue.includes(job)) { queue.splice(queue.indexOf(job), 1); end(job, 'cancelled'); }
+  if (waits) { queue.splice(queue.indexOf(job), 1); giveUp(job); }
 }
+function giveUp(job) {
+  const url = job.url;
+  forget(job);
+  if (url) net(url, {method: 'DELETE'}).catch(() => {});
+}
+function retry(job) { enqueue(Object.assign(job, {sent: 0, note: ''})); }
+
+// The panel: all uploads in a few lines that stay in sight; details on demand, failed ones always.
+let open = false, drawn = 0, samples = [];
+function update(job, state, note) {
+  job.state = state;
+  if (note !== undefined) job.note = note;
+  drawJob(job);
+  showPanel();
+}
+function drawJob(job) {
+  const wanted = open || job.state === 'failed' || job.note && job.state !== 'cancelled';
+  if (!job.line && !wanted) return;
+  if (!job.line) {
+    job.line = make('li');
+    job.line.append(make('span', job.path + (job.folder ? '' : job.file.name)), make('small'),
+      make('button'));
+  }
+  const [, note, button] = job.line.children;
+  job.line.className = job.state;
+  note.textContent = job.note || job.state;
+  button.textContent = job.state === 'failed' ? 'try again' : 'cancel';
+  button.hidden = !isOpen(job) && job.state !== 'failed';
+  button.onclick = () => job.state === 'failed' ? retry(job) : cancel(job);
+  if (!wanted) job.line.remove();
+  else if (!job.line.isConnected) $('jobs').append(job.line);
+}
+function showPanel() {
+  const now = performance.now();
+  if (busy() && now - drawn < 100) return;
+  drawn = now;
+  const all = [...jobs], of = state => all.filter(job => job.state === state).length;
+  const total = all.filter(job => isOpen(job) || job.state === 'done');
+  const bytes = total.reduce((sum, job) => sum + job.file.size, 0);
+  const sent = total.reduce((sum, job) => sum + job.sent, 0);
+  $('panel').hidden = !all.length && !$('jobs').children.length;
+  $('all').hidden = !busy();
+  $('all').max = bytes || 1;
+  $('all').value = bytes ? sent : 1;
+  $('sum').textContent = busy() ? sending(of('done') + of('skipped'), total.length + of('skipped'),
+    sent, bytes, now) : ended(of, sent);
+  $('details').hidden = !all.length;
+  $('stop').hidden = !busy();
+  $('clear').hidden = busy() || !all.length;
+}
+function sending(ready, many, sent, bytes, now) {
+  if (!samples.length || now - samples.at(-1)[0] > 500) samples.push([now, sent]);
+  samples = samples.filter(sample => now - sample[0] < 10000);
+  const [then, before] = samples[0], rate = (sent - before) / (now - then) * 1000;
+  const left = (bytes - sent) / rate, known = rate > 0 && now - then > 1000;
+  return `${number(ready)} of ${count(many, 'file')}, ${size(sent)} of ${size(bytes)}`
+    + (known ? `, ${size(rate)}/s, ${duration(left)} left` : '');
+}
+function duration(seconds) {
+  if (seconds < 60) return Math.ceil(seconds) + ' s';
+  return seconds < 5400 ? Math.round(seconds / 60) + ' min' : (seconds / 3600).toFixed(1) + ' h';
+}
+function ended(of, sent) {
+  samples = [];
+  const told = [['done', `uploaded (${size(sent)})`], ['skipped', 'skipped: already there'],
+    ['failed', 'failed'], ['cancelled', 'cancelled']].filter(([state]) => of(state));
+  return told.map(([state, what]) => number(of(state)) + ' ' + what).join(', ')
+    || 'Unfinished uploads';
+}
+function showDetails() {
+  open = !open;
+  $('details').textContent = open ? 'Fewer details' : 'Details';
+  $('details').setAttribute('aria-expanded', open);
+  jobs.forEach(drawJob);
+}
+function clearJobs() {
+  for (const job of jobs) if (job.line) job.line.remove();
+  jobs.clear();
+  showPanel();
+}
+// what this browser began and did not finish; another tab that sends it says so every second
+function sayAlive() { kept('localStorage', 'tab ' + me, busy() ? Date.now() : null); }
+async function showUnfinished() {
+  for (const id of Object.keys(localStorage).filter(key => key.startsWith('part '))) {
+    const part = kept('localStorage', id), tab = part && kept('localStorage', 'tab ' + part.tab);
+    if (!part || part.tab === me || Date.now() - tab < 5000) continue;
+    const answer = await net(part.url, {method: 'HEAD'});
+    if (answer.status === 404 || answer.headers.get('Upload-Complete') === '?1')
+      kept('localStorage', id, null);
+    else if (answer.ok) unfinished(id, part, +answer.headers.get('Upload-Offset'));
+  }
+}
+function unfinished(id, part, offset) {
+  const [path, bytes] = JSON.parse(id.slice(5)), line = make('li', '', {className: 'unfinished'});
+  const folder = path.slice(0, path.lastIndexOf('/') + 1), stop = make('button', 'give up');
+  const where = folder.startsWith(here) ? '' : ' in ' + decodeURI(folder);
+  line.append(make('span', path.slice(folder.startsWith(here) ? here.length : folder.length)),
+    make('small', `${size(offset)} of ${size(bytes)}, choose the file again${where} to go on`),
+    stop);
+  stop.onclick = () => {
+    giveUp({id, url: part.url, file: {size: 0}});
+    line.remove();
+    showPanel();
+  };
+  line.dataset.id = id;
+  $('jobs').append(line);
+  showPanel();
+}
+
+// Where files come from: chosen, dropped, pasted.
 const above = path => path.split('/').slice(0, -1).map(part => part + '/').join('');
 async function enter(entry, path) {
   if (entry.isFile) return add(await new Promise((good, bad) => entry.file(good, bad)), path);
-  const reader = entry.createReader();
-  for (let some; (some = await new Promise((good, bad) => reader.readEntries(good, bad))).length;)
-    for (const child of some) await enter(child, path + entry.name + '/');
+  const reader = entry.createReader(), inner = path + entry.name + '/';
+  let empty = true;
+  for (let some; (some = await new Promise((good, bad) => reader.readEntries(good, bad))).length;) {
+    empty = false;
+    for (const child of some) await enter(child, inner);
+  }
+  return empty && addFolder(inner);
 }
-if ($('pick')) {
-  $('pick').onchange = $('pickdir').onchange = event => {
-    for (const file of event.target.files) add(file, above(file.webkitRelativePath || ''));
-    event.target.value = '';
-  };
-  $('mkdir').onclick = () => {
-    const name = prompt('Name of the new folder');
-    if (name) ask('MKCOL', here + encodeURIComponent(name) + '/');
-  };
-  const mark = on => event => {
-    event.preventDefault();
-    document.body.classList.toggle('drop', on);
-  };
-  document.ondragover = mark(true);
-  document.ondragleave = mark(false);
-  document.ondrop = event => {
-    mark(false)(event);
-    const items = [...event.dataTransfer.items]
-      .map(item => item.webkitGetAsEntry && item.webkitGetAsEntry()).filter(Boolean);
-    if (items.length) items.forEach(item => enter(item,
-      '').catch(() => say('That cannot be read.')));
-    else for (const file of event.dataTransfer.files) add(file, '');
-  };
-  equip();
+function onFiles(event) {
+  for (const file of event.target.files) add(file, above(file.webkitRelativePath || ''));
+  event.target.value = '';
 }
+function onDrag(event) {
+  if (![...event.dataTransfer.types].includes('Files')) return;
+  event.preventDefault();
+  document.body.classList.toggle('drop', event.type === 'dragover');
+  if (event.type !== 'drop') return;
+  const entries = [...event.dataTransfer.items]
+    .map(item => item.webkitGetAsEntry && item.webkitGetAsEntry()).filter(Boolean);
+  if (!entries.length) for (const file of event.dataTransfer.files) add(file, '');
+  for (const entry of entries) enter(entry, '').catch(() => say('That cannot be read.'));
+}
+function stamp() {
+  const now = new Date(), two = n => String(n).padStart(2, '0');
+  return [now.getFullYear(), two(now.getMonth() + 1), two(now.getDate())].join('-') + ' '
+    + [now.getHours(), now.getMinutes(), now.getSeconds()].map(two).join('.');
+}
+function pasteFile(data, type, ending) {
+  add(new File([data], `pasted ${stamp()}.${ending}`, {type}), '', 'both');
+}
+function onPaste(event) {
+  if (/INPUT|TEXTAREA/.test(event.target.tagName)) return;
+  const data = event.clipboardData, text = data.getData('text/plain');
+  for (const file of data.files)
+    pasteFile(file, file.type, file.type.split('/')[1].replace(/\W.*|jpeg/, found =>
+      found === 'jpeg' ? 'jpg' : '') || 'bin');
+  if (!data.files.length && text) pasteFile(text, 'text/plain', 'txt');
+}
+async function pasteText() {
+  const box = make('textarea', '', {rows: 8, placeholder: 'Paste or type here'});
+  box.setAttribute('aria-label', 'Text');
+  if (await question('Store this text as a file', [box], [['store', 'Store'], ['', 'Cancel']])
+    && box.value) pasteFile(box.value, 'text/plain', 'txt');
+}
+// while something is on its way, leaving asks, and links open beside this page
+function onLink(event) {
+  const link = event.target.closest('a');
+  if (link) link.target = busy() && !link.hasAttribute('download') ? '_blank' : '';
+}
+
+// The start.
+function startListing() {
+  for (const head of document.querySelectorAll('th[data-key]'))
+    head.firstElementChild.onclick = () => sortBy(+head.dataset.key);
+  if (column !== 1 || way !== 1) sort();
+  inheritFilter();
+  dress(rows());
+  tally();
+  $('filter').oninput = () => filter(true);
+  $('grid').onclick = () => showPictures(!pictures);
+  if (kept('localStorage', 'pictures') && !$('grid').hidden) showPictures(true);
+  $('every').onchange = event => choose(event.target.checked ? seen() : []);
+  $('zip').onclick = download;
+  $('none').onclick = () => choose([]);
+  list.onclick = onRow;
+  document.onkeydown = onKey;
+  document.onvisibilitychange = () => { if (!document.hidden) look(); };
+  setTimeout(keepLooking, 4000);
+}
+function startUploads() {
+  $('pick').onchange = $('pickdir').onchange = onFiles;
+  document.ondragover = document.ondragleave = document.ondrop = onDrag;
+  document.onpaste = onPaste;
+  document.onclick = onLink;
+  $('paste').onclick = pasteText;
+  $('details').onclick = showDetails;
+  $('stop').onclick = () => jobs.forEach(job => cancel(job));
+  $('clear').onclick = clearJobs;
+  addEventListener('beforeunload', event => { if (busy()) event.preventDefault(); });
+  addEventListener('pagehide', () => kept('localStorage', 'tab ' + me, null));
+  setInterval(() => { if (busy()) { sayAlive(); showPanel(); } }, 1000);
+  showUnfinished().catch(() => {});
+}
+function startChanges() {
+  $('mkdir').onclick = makeFolder;
+  $('rename').onclick = () => rename(chosen()[0]);
+  $('delete').onclick = () => remove(chosen());
+  $('move').onclick = moveChosen;
+}
+if (list) startListing();
+if (writes) startUploads();
+if (list && writes) startChanges();
 """
-UPLOAD = """<form class="tools nojs" method="post" enctype="multipart/form-data">
+UPLOAD = """<noscript><form class="tools" method="post" enctype="multipart/form-data">
 <input type="file" name="file" multiple aria-label="files to upload"> <button>Upload</button></form>
-<div class="tools js" hidden>
+</noscript><div class="tools js">
 <label class="pick">Upload files<input id="pick" type="file" multiple></label>
 <label class="pick">Upload folder<input id="pickdir" type="file" webkitdirectory></label>
-<button id="mkdir">New folder</button> <span>or drop them here</span></div>
-<label id="total" hidden>All<progress id="all" value="0"></progress></label><ul id="jobs"></ul>
+<button id="paste">Paste text</button>
+<button id="mkdir">New folder</button> <span class="hint dim">or drop and paste files here</span>
+</div>
 """
-COLUMNS = """<table><thead><tr><th scope="col" data-key="0" aria-sort="ascending">
-<button>Name</button></th>
-<th scope="col" data-key="1" aria-sort="none" class="n"><button>Size</button></th>
-<th scope="col" data-key="2" aria-sort="none" class="t"><button>Changed</button></th>
-<th><span hidden>Change</span></th></tr></thead>
-<tbody>
+FIND = """<p id="status" role="status"></p><div class="tools js">
+<input id="filter" type="search" placeholder="Filter" aria-label="Filter names">
+<span id="shown" role="status"></span><span class="hint dim">/ filters</span>
+<button id="grid" hidden aria-pressed="false">Pictures</button></div>
 """
+COLUMNS = """<thead><tr>
+<th class="js"><label><input id="every" type="checkbox" aria-label="Choose all"></label></th>
+<th scope="col" data-key="1" aria-sort="ascending"><button>Name</button></th>
+<th scope="col" data-key="2" aria-sort="none"><button>Size</button></th>
+<th scope="col" data-key="3" aria-sort="none"><button>Changed</button></th><td></td></tr></thead>
+"""
+CHOSEN = """<div id="chosen" hidden><div class="tools"><span id="howmany" role="status"></span>
+<button id="zip">Download as zip</button>@@<button id="none">Choose none</button></div></div>
+"""
+CHANGES = """<button id="rename">Rename</button><button id="move">Move</button>
+<button id="delete">Delete</button>"""
+PANEL = """<div id="panel" hidden><div class="tools"><span id="sum" role="status"></span>
+<button id="details" aria-expanded="false">Details</button><button id="stop">Cancel all</button>
+<button id="clear">Clear</button></div>
+<progress id="all" value="0" aria-label="All uploads"></progress><ul id="jobs"></ul></div>
+"""
+ROW = """<template id="row"><label><input type="checkbox"></label><div>
+<button class="copy" data-does="Copy the text of">
+<svg viewBox="0 0 24 24" aria-hidden="true"><path d="M9 9h11v11H9zM15 9V4H4v11h5"/></svg>
+</button>
+<a class="get" data-does="Download">
+<svg viewBox="0 0 24 24" aria-hidden="true"><path d="M12 4v11m-5-5 5 5 5-5M5 20h14"/></svg></a>"""
+ROW_CHANGES = """<button class="edit" data-does="Rename">
+<svg viewBox="0 0 24 24" aria-hidden="true"><path d="M4 20v-4L16 4l4 4L8 20zM13 7l4 4"/></svg>
+</button>
+<button class="bin" data-does="Delete">
+<svg viewBox="0 0 24 24" aria-hidden="true"><path d="M4 7h16M9 7V4h6v3M6 7l1 13h10l1-13"/></svg>
+</button>"""
+
+LONG_NAME = 24  # letters; in a longer name a line may break after these
+BREAKS = re.compile(r"[_.-]+")
+MAX_COUNTED_NAMES = 20000  # names in the folders of a folder: a page counts no more
 
 
 @functools.cache
@@ -3869,15 +4539,23 @@ def page_fields() -> Fields:
     )
     policy = (
         f"default-src 'none'; script-src '{script}'; style-src '{style}'; connect-src 'self'; "
-        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+        "img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     )
     return {"Content-Security-Policy": policy, "Referrer-Policy": "same-origin"}
 
 
-def listing(found: Found, kind: str, names: Names, hidden: bool, read_only: bool) -> Iterator[str]:
+def folder_tag(info: os.stat_result) -> str:
+    """What changes with every name in a folder.
+
+    "" just after a change: within one tick of the clock another one would have the same time."""
+    return bare_tag(info) if abs(time.time() - info.st_mtime) > UNCHANGED else ""
+
+
+def listing(found: Found, kind: str, crumbs: Names, hidden: bool, read_only: bool) -> Iterator[str]:
     items = entries(found.where, hidden, folders_first=kind == "text/html")
     if kind == "text/html":
-        yield from page(items, names, read_only)
+        yield page_head(html.escape(utf8_name(crumbs[-1]))) + path_links(crumbs)
+        yield from page_body(items, folder_tag(found.info), hidden, read_only)
     elif kind == "text/plain":
         yield from (printable_name(entry.name) + "/" * entry.is_folder + "\n" for entry in items)
     else:
@@ -3900,35 +4578,61 @@ def json_entry(entry: Entry) -> dict[str, object]:
     }
 
 
-def page(items: Iterable[Entry], names: Names, read_only: bool) -> Iterator[str]:
-    title = html.escape("/" + "/".join(map(utf8_name, names)))
-    yield (
+def page_head(title: str) -> str:
+    return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{STYLE}</style></head>"
-        '\n<body>\n<nav aria-label="Path"><a href="/">home</a>'
+        f"<style>{STYLE}</style></head>\n<body>\n"
     )
-    for up, name in zip(reversed(range(len(names))), names):
-        yield f' / <a href="{"../" * up or "./"}">{html.escape(utf8_name(name))}</a>'
-    yield (
-        "</nav>\n"
-        + ("" if read_only else UPLOAD)
-        + '<p id="status" role="status"></p>\n<div class="tools">'
-        '<input class="js" hidden id="filter" type="search" '
-    )
-    yield 'placeholder="Filter (press /)" aria-label="Filter names"></div>\n' + COLUMNS
+
+
+def path_links(crumbs: Names) -> str:
+    """The shared folder and those on the way to this one, each a link."""
+    links: list[str] = []
+    for up, name in zip(reversed(range(len(crumbs))), crumbs):
+        href = ("../" * up or "./") if links else "/"
+        links.append(f'<a href="{href}">{html.escape(utf8_name(name))}</a>')
+    return f'<nav aria-label="Path">{" <span>/</span> ".join(links)}</nav>\n'
+
+
+def page_body(items: Iterable[Entry], tag: str, hidden: bool, read_only: bool) -> Iterator[str]:
+    yield ("" if read_only else UPLOAD) + FIND
+    yield f'<table>{COLUMNS}<tbody data-tag="{tag}">\n'
     folders = files = total = 0
+    left = MAX_COUNTED_NAMES
     for entry in items:
         folders, files = folders + entry.is_folder, files + (not entry.is_folder)
         total += entry.size
-        yield table_row(entry)
-    counts = f"{folders} folder{'s' * (folders != 1)}, {files} file{'s' * (files != 1)}"
+        inner = count_names(entry, hidden, left) if entry.is_folder else None
+        left -= inner or 0
+        yield table_row(entry, inner)
     yield (
-        f'</tbody></table>\n<footer><span id="count">{counts}, {readable_size(total)}</span>'
-        " &middot; "
+        f'</tbody></table>\n<p id="empty" class="dim"{" hidden" * bool(folders + files)}>'
+        f'This folder is empty.</p>\n<footer><span id="count">{plural(folders, "folder")}, '
+        f"{plural(files, 'file')}, {readable_size(total)}</span> &middot; "
         'all of it as <a href="?tar">tar</a> (can be resumed) or <a href="?zip">zip</a></footer>\n'
-        f"<script>{SCRIPT}</script></body></html>\n"
     )
+    yield '<div id="dock">' + CHOSEN.replace("@@", "" if read_only else CHANGES)
+    yield ("" if read_only else PANEL) + "</div>" + ROW + ("" if read_only else ROW_CHANGES)
+    yield f"</div></template>\n<script>{SCRIPT}</script></body></html>\n"
+
+
+def plural(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
+def count_names(folder: Entry, hidden: bool, most: int) -> Optional[int]:
+    """How many names it shows; None if nobody may read it, or if there are more than that."""
+    with (
+        contextlib.suppress(OSError, Refusal),
+        contextlib.closing(open_leaf(folder.place)) as found,
+        os.scandir(found.where) as scan,
+    ):
+        names = (item.name for item in scan if not item.is_symlink())
+        shown = (name for name in names if name[0] != "." or hidden and not PART.fullmatch(name))
+        count = sum(1 for _ in itertools.islice(shown, most + 1))
+        return count if count <= most else None
+    return None
 
 
 def readable_time(when: int) -> str:
@@ -3938,19 +4642,35 @@ def readable_time(when: int) -> str:
     return ""
 
 
-def table_row(entry: Entry) -> str:
+def table_row(entry: Entry, inner: Optional[int]) -> str:
+    """The ends of cells and rows may be left out, and most of a long page is rows."""
     name, when = html.escape(utf8_name(entry.name)), int(entry.info.st_mtime)
+    if len(name) > LONG_NAME:
+        name = BREAKS.sub(r"\g<0><wbr>", name)
     href = url_path([entry.name], slash=entry.is_folder)[1:]
-    size = (
-        '<td class="n" data-v="-1"></td>'
-        if entry.is_folder
-        else f'<td class="n" data-v="{entry.size}">{readable_size(entry.size)}</td>'
-    )
+    value: object = entry.size
+    size = readable_size(entry.size)
+    if entry.is_folder:
+        value, size = (
+            inner or 0,
+            "" if inner is None else plural(inner, "item") if inner else "empty",
+        )
     return (
-        f'<tr data-name="{name}" data-folder="{int(entry.is_folder)}"><td><a href="{href}">'
-        f"{name}{'/' * entry.is_folder}</a></td>{size}"
-        f'<td class="t" data-v="{when}">{readable_time(when)}</td><td class="d"></td></tr>\n'
+        f'<tr><td><td><a href="{href}">{name}{"/" * entry.is_folder}</a>'
+        f'<td data-v="{value}">{size}<td data-v="{when}">{readable_time(when)}<td>\n'
     )
+
+
+def error_page(request: Request, refused: Refusal) -> Answer:
+    """An error for a person in front of a browser."""
+    text = html.escape(refused.text[:1].upper() + refused.text[1:])
+    up = url_path(request.names[:-1], slash=True)
+    above = f'<a href="{up}">the folder above</a> or ' * bool(request.names)
+    body = page_head(text) + f'<h1>{text}.</h1>\n<p>Go to {above}<a href="/">the start</a></p>'
+    fields = {"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-store"}
+    answer = Answer(refused.status, fields | page_fields() | refused.fields, body.encode())
+    answer.note, answer.close = refused.note, refused.close
+    return answer
 
 
 def in_chunks(texts: Iterable[str]) -> Iterator[bytes]:
@@ -3964,6 +4684,131 @@ def in_chunks(texts: Iterable[str]) -> Iterator[bytes]:
             yield "".join(rows).encode()
             rows, size = [], 0
     yield "".join(rows).encode()
+
+
+# --- the QR code: an address for the camera of a phone ---
+# For versions 1 to 10 at level L: bytes in all, bytes that correct a block, blocks.
+QR_SIZES = (
+    (26, 7, 1),
+    (44, 10, 1),
+    (70, 15, 1),
+    (100, 20, 1),
+    (134, 26, 1),
+    (172, 18, 2),
+    (196, 20, 2),
+    (242, 24, 2),
+    (292, 30, 2),
+    (346, 18, 4),
+)
+# level L and mask 0, and the versions from 7 on, each with what corrects it
+QR_FORMAT, QR_VERSIONS = "001000111110111", (0x07C94, 0x085BC, 0x09A99, 0x0A4D3)
+QUIET = 4  # modules of white around a code
+Modules = dict[tuple[int, int], int]  # (x, y): 1 is dark
+
+
+def qr_code(data: bytes) -> list[str]:
+    """Up to 271 bytes as rows of 0 and 1 (ISO/IEC 18004), in byte mode, with the least correction.
+
+    Any of the eight masks can be read; the first one, a chessboard, serves for all."""
+    wide = len(data) > 230  # version 10 has a length of two bytes
+    need = len(data) + 2 + wide
+    version = 1 + sum(total - check * blocks < need for total, check, blocks in QR_SIZES)
+    total, check, blocks = QR_SIZES[version - 1]
+    # the mode, the length, the bytes, four zeros; then padding
+    head = (4 << 8 * (1 + wide) | len(data)) << 8 * len(data) | int.from_bytes(data, "big")
+    padded = (head << 4).to_bytes(need, "big") + b"\xec\x11" * total
+    words = qr_words(padded[: total - check * blocks], check, blocks)
+    bits = iter("".join(f"{word:08b}" for word in words))
+    size, modules = 17 + 4 * version, qr_frame(version)
+    for x, y in qr_path(size):
+        if (x, y) not in modules:
+            modules[x, y] = int(next(bits, "0")) ^ ~(x + y) & 1
+    return ["".join(str(modules[x, y]) for x in range(size)) for y in range(size)]
+
+
+def qr_words(words: bytes, check: int, blocks: int) -> Iterator[int]:
+    """The bytes of all blocks in turn, then those that correct them. Longer blocks stand last."""
+    parts = []
+    for left in range(blocks, 0, -1):
+        length = len(words) // left
+        parts.append(words[:length])
+        words = words[length:]
+    for rows in itertools.zip_longest(*parts), zip(*[qr_check(part, check) for part in parts]):
+        for row in rows:
+            yield from (word for word in row if word is not None)
+
+
+def qr_check(words: bytes, count: int) -> list[int]:
+    """What is left when they are divided by the generator of this code (Reed-Solomon)."""
+    divisor, root = [0] * (count - 1) + [1], 1
+    for _ in range(count):
+        divisor = [qr_times(a, root) ^ b for a, b in zip(divisor, [*divisor[1:], 0])]
+        root = qr_times(root, 2)
+    left = [0] * count
+    for word in words:
+        lead = word ^ left[0]
+        left = [qr_times(a, lead) ^ b for a, b in zip(divisor, [*left[1:], 0])]
+    return left
+
+
+def qr_times(one: int, other: int) -> int:
+    """The product in the field of 256 elements, whose polynomial is 0x11D."""
+    product = 0
+    while other:
+        product ^= one * (other & 1)
+        one, other = one << 1 ^ 0x11D * (one >> 7), other >> 1
+    return product
+
+
+def qr_square(x: int, y: int, rings: str) -> Modules:
+    """Rings around a module. What is outside of the code is never asked for."""
+    reach = range(1 - len(rings), len(rings))
+    return {(x + a, y + b): int(rings[max(abs(a), abs(b))]) for a in reach for b in reach}
+
+
+def qr_frame(version: int) -> Modules:
+    """What holds no data: dotted lines, three finders, alignment, the format, the version."""
+    size = 17 + 4 * version
+    end, middle = size - 7, size // 2
+    frame = {cell: ~at & 1 for at in range(size) for cell in ((6, at), (at, 6))}
+    places = [(6, middle), (middle, 6), (middle, middle), (end, middle), (middle, end)]
+    for x, y in [*(places if version > 6 else []), (end, end)]:
+        frame |= qr_square(x, y, "101" if version > 1 else "")
+    for x, y in (3, 3), (3, size - 4), (size - 4, 3):
+        frame |= qr_square(x, y, "11010")
+    for at, bit in enumerate(QR_FORMAT):  # twice: down beside the finders, and along below them
+        y = size - 15 + at if at > 7 else at + (at > 5)
+        x = size - 1 - at if at < 8 else 15 - at - (at > 8)
+        frame[8, y] = frame[x, 8] = int(bit)
+    for at in range(18 if version > 6 else 0):
+        one, other = size - 11 + at % 3, at // 3
+        frame[one, other] = frame[other, one] = QR_VERSIONS[version - 7] >> at & 1
+    return {**frame, (8, size - 8): 1}
+
+
+def qr_path(size: int) -> Iterator[tuple[int, int]]:
+    """Two columns at a time from the right, up and down in turn, without the sixth column."""
+    for number, right in enumerate([*range(size - 1, 6, -2), 5, 3, 1]):
+        for y in range(size)[:: 1 if number % 2 else -1]:
+            yield from ((right, y), (right - 1, y))
+
+
+def show_qr(url: str) -> None:
+    """Draw it in black on white, whatever the terminal's colours are, if it fits in there."""
+    if not sys.stderr.isatty() or len(url) > 271:
+        return
+    code = qr_code(url.encode())
+    wide = len(code) + 2 * QUIET
+    # two rows in a line of half blocks; they are an odd number, so one more of white
+    rows = [row.center(wide, "0") for row in [""] * QUIET + code + [""] * (QUIET + 1)]
+    lines = [
+        "".join(" \u2584\u2580\u2588"[int(pair, 2)] for pair in map("".join, zip(*two)))
+        for two in zip(rows[::2], rows[1::2])
+    ]
+    with contextlib.suppress(OSError, UnicodeEncodeError):
+        lines[QUIET].encode(sys.stderr.encoding)
+        if wide < os.get_terminal_size(sys.stderr.fileno()).columns:
+            say("\n".join(f"\x1b[30;107m{line}\x1b[0m" for line in lines))
 
 
 # --- guarding: the same in server.py, httpserver.py (tests/test_twins.py) ---
@@ -4774,6 +5619,8 @@ def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
             f"from another machine:  {url_of(door, other, port, login)}\n"
             f"or:  {CLIENT} --host {other} --port {port}{door.flags} list /"
         )
+    if others and not args.no_qr:
+        show_qr(url_of(door, others[0], port, login))
     if not others:
         named = f" --host {host}" if host != "127.0.0.1" else ""  # where clients look by themselves
         with_client = (
@@ -4914,6 +5761,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--quiet", action="store_true", help="no access log")
     add("--trace", action="store_true", help="print a line for each socket call")
     add("--trace-hex", action="store_true", help="the same, with the first bytes")
+    add("--no-qr", action="store_true", help="no QR code of the address on a terminal")
     add("--version", action="version", version=f"%(prog)s {VERSION}")
     return parser
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Draw a ladder diagram of one connection, as SVG, from what --trace printed.
+"""Draw a ladder diagram of one connection, as SVG, from what --trace of any of the six scripts printed.
 
-    python3 tcp_upper.py client --trace hello 2>&1 | python3 tests/ladder.py > hello.svg
-    python3 tests/ladder.py --connection 2 --title "The second client" < server.log > second.svg
+    python3 tcp_upper.py client --trace hello 2> trace
+    python3 tests/ladder.py trace > ladder.svg        the first connection in it
+    python3 tests/ladder.py trace 2 > ladder.svg      the one that is marked #2
     python3 tests/ladder.py --guide tests/charts      the README's diagrams, from traces made now
 
 Time runs downwards. On the left is the program that was traced, on the right the other side, which is seen only through what
@@ -55,21 +56,16 @@ class Arrow(NamedTuple):
     kernel: bool  # no call of the program sent or took it
 
 
-def events_of(trace, connection):
-    """The lines about this connection, and when each happened, from the first on."""
+def events_of(trace, connection=None):
+    """The lines about this connection, or about the first, and when each happened after the first of them."""
     # a shutdown of what the other side has ended already says nothing about the wire
-    lines = [
-        found
-        for found in map(LINE.match, trace.splitlines())
-        if found and "shutdown: " not in found[4]
+    found = [
+        line for line in map(LINE.match, trace.splitlines()) if line and "shutdown: " not in line[4]
     ]
+    connection = connection or (found[0][2] if found else None)
     events = [
-        Event(float(ms), mark, words)
-        for ms, number, mark, words in map(re.Match.groups, lines)
-        if int(number) == connection
+        Event(float(line[1]), line[3], line[4]) for line in found if line[2] == str(connection)
     ]
-    if not events:
-        raise SystemExit(f"there is no line of connection #{connection} in this trace")
     return [event._replace(ms=event.ms - events[0].ms) for event in events]
 
 
@@ -89,7 +85,7 @@ def arrows_of(event):
         return [Arrow(False, "FIN", False)]
     if "reset by peer" in words:
         return [Arrow(False, "RST", False)]
-    moved = re.match(r"(send|recv|sendfile) (\d+)", words)
+    moved = re.match(r"(send|recv|sendfile|sendto \S+|recvfrom \S+) (\d+)", words)
     if moved and moved[2] != "0":
         return [Arrow(event.mark == ">", f"{int(moved[2]):,} byte{'s' * (moved[2] != '1')}", False)]
     return []
@@ -124,7 +120,7 @@ def ends_of(events):
     for event in events:
         if found := re.match(r"connect (\S+?):? .*?(?:ok from (\S+)|$)", event.words):
             return found[2] or "", found[1]
-        if found := re.match(r"accept from (\S+)", event.words):
+        if found := re.match(r"(?:accept from|sendto|recvfrom) (\S+)", event.words):
             return "", found[1]
     return "", ""
 
@@ -150,9 +146,9 @@ def arrow(y, which):
     )
 
 
-def ladder(trace, title, connection=1, names=("the program", "the other side")):
+def ladder(events, title, names=("this program", "the other side")):
     """The whole picture."""
-    events, fins = with_last_fin(events_of(trace, connection))
+    events, fins = with_last_fin(events)
     y, parts, before = TOP + 14, [], 0.0
     for event, arrows in events:
         passed, before = event.ms - before, event.ms
@@ -265,27 +261,38 @@ def guide(folder):
         }
     for number, (title, trace) in traces.items():
         Path(folder, f"ladder-{number}.svg").write_text(
-            ladder(trace, f"{number}. {title}", names=pair)
+            ladder(events_of(trace), f"{number}. {title}", pair)
         )
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--connection",
-        type=int,
-        default=1,
-        metavar="N",
-        help="the one that the trace calls #N (default 1)",
-    )
-    parser.add_argument("--title", default="One connection")
+    parser.add_argument("trace", nargs="?", help="a file with what --trace printed")
+    parser.add_argument("connection", nargs="?", help="the number behind # (default the first one)")
+    parser.add_argument("--title", help="what stands above the picture")
     parser.add_argument("--guide", metavar="FOLDER", help="make the README's diagrams")
     args = parser.parse_args()
     if args.guide:
         guide(args.guide)
-    else:
-        sys.stdout.write(ladder(sys.stdin.read(), args.title, args.connection))
+        return 0
+    if not args.trace:
+        parser.error("name a file with what --trace printed")
+    try:
+        trace = Path(args.trace).read_text(errors="replace")
+    except OSError as error:
+        print(f"error: cannot read {args.trace} ({error.strerror})", file=sys.stderr)
+        return 26
+    events = events_of(trace, args.connection)
+    if not events:
+        which = f"connection #{args.connection}" if args.connection else "connection"
+        print(
+            f"error: there is no {which} in {args.trace}: is it what --trace printed?",
+            file=sys.stderr,
+        )
+        return 26
+    sys.stdout.write(ladder(events, args.title or "One connection"))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,14 +1,15 @@
-"""tests/capture.py: what the wire shows, as tshark reads it."""
+"""tests/capture.py and tests/ladder.py: what the wire shows, read by tshark, and drawn."""
 
 import os
 import re
 import shutil
 import subprocess
+import xml.etree.ElementTree as ElementTree
 
 import pytest
 from conftest import DEADLINE, ROOT
 
-CAPTURE = ROOT / "tests" / "capture.py"
+CAPTURE, LADDER = ROOT / "tests" / "capture.py", ROOT / "tests" / "ladder.py"
 TSHARK = shutil.which("tshark")
 needs_tshark = pytest.mark.skipif(not TSHARK, reason="tshark is not installed")
 STRICT = [
@@ -150,3 +151,15 @@ def test_the_tcp_pair_is_captured_and_what_tls_hides_is_said(spawn, run, tmp_pat
 def test_a_capture_that_cannot_be_written_is_said(run, tmp_path):
     failed = run(CAPTURE, tmp_path / "none" / "wire", ROOT / "tcp_upper.py", "client", "hi")
     assert failed.code == 23 and failed.err.startswith("error: cannot write ")
+
+
+# --- the ladder ---
+def test_a_trace_becomes_a_ladder(spawn, run, tmp_path):
+    server = spawn("tcp_upper.py", "server")
+    traced = run("tcp_upper.py", "client", "--port", server.port, "--trace", "hello")
+    (tmp_path / "trace").write_text(traced.err)
+    drawn = run(LADDER, tmp_path / "trace")
+    assert drawn.code == 0
+    texts = [each.text for each in ElementTree.fromstring(drawn.out).iter() if each.text]
+    assert f"127.0.0.1:{server.port}" in texts and texts.count("6 bytes") == 2
+    assert texts.count("FIN") == 2 and texts.count("SYN") == 1

@@ -1362,7 +1362,9 @@ def test_a_folder_that_is_refused_is_named_once(spawn, run, here, box):
     for number in range(20):
         (here / "tree" / ".git" / str(number)).touch()
     (here / "tree" / "z").touch()
-    sent = run("client.py", "--port", spawn("server.py", box).port, "put", "tree", cwd=here)
+    sent = run(
+        "client.py", "--port", spawn("server.py", box).port, "put", "--hidden", "tree", cwd=here
+    )
     assert sent.code == 25 and sent.err.count("error:") == 1 and (box / "tree" / "z").exists()
 
 
@@ -1477,7 +1479,7 @@ def test_a_terminal_has_a_bar_a_table_and_no_escapes(server, here, box, proxy):
     (box / "big").write_bytes(BIG)
     for words, pattern in (
         (["list"], rb"1\.5 kB  \d{4}-.*esc\\x1b\[31m"),
-        (["get", "big", "-o", "new"], rb"% \[#* *\] .* of 3\.1 MB"),
+        (["get", "big", "-o", "new"], rb"% \[#* *\]  .* of 3\.1 MB"),
     ):
         master, slave = pty.openpty()
         port = proxy(server.port, delay=0.02).port
@@ -1640,6 +1642,20 @@ def test_times_are_compared_at_the_coarser_precision(one, other, alike):
 )
 def test_a_pin_is_taken_as_we_and_as_openssl_print_it(told):
     assert script.pin(told) == "ab" * 32
+
+
+@pytest.mark.parametrize("columns", [30, 40, 80, 200])
+def test_the_bar_fits_into_a_row_and_says_nothing_before_there_is_something(monkeypatch, columns):
+    monkeypatch.setattr(script, "columns_of", lambda fd: columns)
+    bar = script.Progress(argparse.Namespace(quiet=True))
+    bar.total, bar.all_files, bar.files, bar.current = 123_456_789_000, 12_345, 1_234, 1
+    early, late = bar.bar(bar.began + 0.1), bar.bar(bar.began + 5000)
+    assert "  0%" in early and "/s" not in early and "left" not in early
+    assert columns < 80 or ("1 byte of 123 GB" in early and "1,234 of 12,345 files" in early)
+    bar.current = 99_999_999_999
+    assert all(len(text) < columns for text in (early, late, bar.bar(bar.began + 5000)))
+    bar.current = 0
+    assert "/s" not in bar.bar(bar.began + 5000), "nothing has come"
 
 
 def test_clock():
@@ -2192,3 +2208,103 @@ def test_list_takes_patterns_is_calm_about_links_and_ends_when_nobody_reads(serv
 def test_what_is_no_pattern_is_told(pattern):
     with pytest.raises(argparse.ArgumentTypeError):
         script.pattern(pattern)
+
+
+# --- joining, words and folders ---
+def test_the_environment_names_the_server_where_no_host_is_given(server, run, box, here):
+    (box / "x").touch()
+    for value in (f"127.0.0.1:{server.port}", "127.0.0.1"):
+        flags = [] if ":" in value else ["--port", server.port]
+        env = {**os.environ, "SIXSOCKETS_HOST": value}
+        assert run("client.py", *flags, "list", env=env).out == b"x\n"
+    absent = run("client.py", "--host", "127.0.0.2", "--port", free_port(), "list", env=env)
+    assert absent.code == 7 and "nothing is listening on 127.0.0.2" in absent.err
+
+
+@pytest.mark.parametrize(
+    ("value", "given", "host", "port"),
+    [
+        ("a.example", None, "a.example", 9000),
+        ("a.example:80", None, "a.example", 80),
+        ("a.example:80", 7, "a.example", 7),
+        ("::1", None, "::1", 9000),
+        ("[::1]", None, "::1", 9000),
+        ("[::1]:80", None, "::1", 80),
+        ("", None, "127.0.0.1", 9000),
+    ],
+)
+def test_host_and_port_of_the_environment(monkeypatch, value, given, host, port):
+    monkeypatch.setenv("SIXSOCKETS_HOST", value)
+    args = argparse.Namespace(host=None, port=given)
+    script.settle_endpoint(args)
+    assert (args.host, args.port) == (host, port)
+
+
+def test_the_words_of_the_labs_work_on_the_command_line_too(do, here, box):
+    (here / "a b").write_text("x")
+    assert do("UPLOAD", "a b").code == 0 and do("--quiet", "LIST").out == b"a b\n"
+    assert do("--nick", "list", "dir").out == b"a b\n"
+    assert do("mv", "a b", "c").code == 0 and do("download", "c").code == 0
+    assert (here / "c").read_text() == "x" and do("rm", "c").code == 0 and os.listdir(box) == []
+    assert do("logout").code == do("STOP").code == 0
+    assert do("upload").code == 2
+    assert "did you mean list" in do("lits").err
+
+
+def test_the_shell_has_folders_on_both_sides_and_commands_of_this_machine(do, here, box):
+    (box / "d/e").mkdir(parents=True)
+    (box / "f").touch()
+    (here / "sub").mkdir()
+    (here / "sub/x").write_text("x")
+    lines = (
+        "cd d\npwd\nlcd sub\nput x\nput x --as y\nput x --into e\ndir\nmv y e/z\nrm x\ncd ..\nls\n"
+    )
+    lines += "cd d/e\nget /d/e/z -o got\n!echo there >&2; exit 3\ncd f\ncd nosuch\n"
+    done = do(input=lines.encode())
+    assert done.out.decode().splitlines() == [
+        "/d", str(here / "sub"), "e/", "x", "y", "d/", "f",
+    ], done  # fmt: skip
+    assert paths(box) == ["d/e/x", "d/e/z", "f"] and (here / "sub/got").read_text() == "x"
+    assert "there" in done.err and done.code == 1 and "no-such-file" in done.err, done
+
+
+def test_a_web_server_on_the_port_is_told_at_once(spawn, run, box):
+    port = spawn("httpserver.py", box).port
+    done = run("client.py", "--port", port, "list", timeout=20)
+    assert done.code == 56 and "it speaks HTTP" in done.err, done
+
+
+def test_a_put_without_room_is_refused_before_it_is_sent(spawn, run, here, box):
+    (here / "big").write_bytes(bytes(10 << 20))
+    port = spawn("server.py", box, "--max-size", "9M").port
+    done = run("client.py", "--port", port, "put", "big", "--trace", cwd=here)
+    assert done.code == 25 and "too-large" in done.err, done
+    assert sum(map(int, re.findall(r"send (\d+) of", done.err))) < 1000
+
+
+def test_receive_takes_from_those_alone_who_are_named_and_asks(server, do, here, box):
+    (here / "x").write_text("x")
+    inbox = Process(
+        ROOT / "client.py", "--port", server.port, "--nick", "carl", "receive", "-o", box / "in",
+        "--from", "Anna", "--count", "1", cwd=here,
+    )  # fmt: skip
+    inbox.wait_for("waiting for files")
+    refused = do("--nick", "bob", "send", "x", "--to", "carl")
+    assert refused.code == 25 and "not-wanted" in refused.err, refused
+    assert do("--nick", "anna", "send", "x", "--to", "carl").code == 0
+    assert inbox.wait() == 0 and os.listdir(box / "in") == ["x"], inbox.err
+    asked = Terminal(
+        "--port", server.port, "--nick", "dora", "receive", "--ask", "--count", "1", cwd=here
+    )
+    asked.wait_for("waiting for files")
+    for answer, code in ("n\n", 25), ("y\n", 0):
+        (here / f"{code}").write_text("y")
+        send = [ROOT / "client.py", "--nick", "bob", "--port", server.port, "send", f"{code}"]
+        sent = Process(*send, "--to", "dora", cwd=here)
+        asked.wait_for(f"(bob) sends {code}, 1 byte")
+        asked.wait_for("take it? [y/N]")
+        asked.text = ""
+        asked.type(answer)
+        assert sent.wait() == code, sent.err
+    asked.wait_for("0 (1)")
+    assert asked.end() == 0

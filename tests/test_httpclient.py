@@ -1984,9 +1984,9 @@ def test_an_upload_asks_again_when_an_answer_is_lost(run, canned, tmp_path, ther
         read_until=b"\r\n\r\n",
     )
     done = run("httpclient.py", "upload", "up", f"http://127.0.0.1:{server.port}/", cwd=tmp_path)
-    assert (
-        done.code == 0 and "trying again" in done.err and server.read[-1].startswith(b"PUT /a")
-    ), (done, server.read)
+    # a file about which no answer came is sent
+    assert done.code == 0 and ("trying again" in done.err or there), (done, server.read)
+    assert server.read[-1].startswith(b"PUT /a")
 
 
 def test_an_upload_says_why_something_stays_here(run, canned, tmp_path):
@@ -3409,7 +3409,7 @@ def test_a_zone_is_for_the_connection_alone(text):
     assert (url.host, url.port) == ("fe80::1%eth0", 8000)
     args = h.parsed(["get", text])
     args.asked = {}
-    request = h.Client(args).request("GET", url, {})
+    request = h.Client(args).request("GET", url, {}, None)
     assert b"\r\nHost: [fe80::1]:8000\r\n" in request and request.startswith(b"GET / HTTP/1.1")
 
 

@@ -1087,6 +1087,7 @@ def test_the_answer_to_the_same_head_is_remembered_for_as_long_as_its_file_stays
     (folder / "sub" / "deep").mkdir(parents=True)
     (folder / "sub" / "deep" / "f").write_bytes(b"data\n")
     (folder / "large").write_bytes(b"x" * 16385)
+    (folder / "larger").write_bytes(b"x" * 400000)
     server, twice = remembering()
     path, tag = folder / "a.txt", twice()[0].fields["etag"]
     browser = "Accept-Encoding: gzip, deflate, br\r\nCookie: a=b\r\n"
@@ -1099,7 +1100,12 @@ def test_the_answer_to_the_same_head_is_remembered_for_as_long_as_its_file_stays
     ):
         reply, remembered = twice(*asked)
         assert remembered and reply.status in (200, 304), asked
-    for asked in ["/large"], ["/a.txt", "Range: bytes=0-1\r\n"], ["/a.txt", "If-Match: no\r\n"]:
+    for asked in (
+        ["/large"],
+        ["/larger"],
+        ["/a.txt", "Range: bytes=0-1\r\n"],
+        ["/a.txt", "If-Match: no\r\n"],
+    ):
         assert not twice(*asked)[1], asked
     # changed in place, with its size and time
     info = path.stat()

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import io
 import itertools
 import json
 import os
@@ -10,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import time
+import zipfile
 
 import pytest
 from conftest import DEADLINE, until
@@ -146,7 +148,8 @@ class Browser:
 
     def wait(self, script):
         deadline = time.monotonic() + DEADLINE
-        while not (value := self.run(script)):
+        # an element is {} here
+        while (value := self.run(script)) in (None, False, 0, ""):
             assert time.monotonic() < deadline, (
                 f"waited in vain for {script}:\n{self.run('document.body.innerText')}"
             )
@@ -204,9 +207,39 @@ def folder(tmp_path):
     return tmp_path / "www"
 
 
+def key(browser, name, text="", **more):
+    browser.call("Input.dispatchKeyEvent", type="keyDown", key=name, text=text, **more)
+    browser.call("Input.dispatchKeyEvent", type="keyUp", key=name)
+
+
+def click(browser, script):
+    """A click of the mouse in the middle of an element, which counts as a person's."""
+    x, y = browser.run(
+        f"{{ const box = {script}.getBoundingClientRect(); [box.x + box.width / 2, box.y + box.height / 2] }}"
+    )
+    for kind in "mousePressed", "mouseReleased":
+        browser.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+
+def states(browser):
+    """What the page says of its uploads: name, state, note."""
+    return sorted(browser.run("[...jobs].map(job => [job.file.name, job.state, job.note])"))
+
+
+def finished(browser, count, state="done"):
+    browser.wait(f"!busy() && [...jobs].filter(job => job.state === '{state}').length === {count}")
+
+
+def again(browser):
+    """Load the page anew."""
+    browser.run("window.old = true")
+    browser.call("Page.reload")
+    browser.wait("!window.old && document.readyState === 'complete'")
+
+
 def names(browser):
     return browser.run(
-        "[...document.querySelectorAll('tbody tr')].filter(row => !row.hidden).map(row => row.querySelector('a').textContent)"
+        "[...document.querySelectorAll('tbody tr')].filter(row => !row.hidden).map(row => linkOf(row).textContent)"
     )
 
 
@@ -218,16 +251,16 @@ def test_hostile_names_are_text_and_lead_to_their_files(browser, spawn, folder):
     (folder / HOSTILE[0] / "inner").touch()
     server = spawn("httpserver.py", folder)
     browser.open(f"http://127.0.0.1:{server.port}/")
-    assert browser.run("document.title") == "/"
+    assert browser.run("document.title") == "www"
     assert sorted(names(browser)) == sorted(
         [HOSTILE[0] + "/", "x", *(name.replace("/", "\u2215") for name in HOSTILE[1:])]
     )
     assert browser.run("document.querySelectorAll('img,[onmouseover]').length") == 0
     texts = browser.run(
-        "Promise.all([...document.querySelectorAll('tbody tr[data-folder=\"0\"] a')].map(async a => (await fetch(a.href)).text()))"
+        "Promise.all([...rows()].filter(row => !isFolder(row)).map(async row => (await fetch(hrefOf(row))).text()))"
     )
     assert sorted(texts) == sorted(HOSTILE)
-    browser.run("document.querySelector('tbody a').click()")
+    browser.run("linkOf(rows()[0]).click()")
     browser.wait("document.readyState === 'complete' && document.title.includes('img')")
     assert (
         names(browser) == ["inner"]
@@ -241,24 +274,174 @@ def test_sorting_filtering_and_keys(browser, spawn, folder):
         os.utime(folder / name, (when, when))
     (folder / "zdir").mkdir()
     browser.open(f"http://127.0.0.1:{spawn('httpserver.py', folder).port}/")
-    assert names(browser)[0] == "zdir/"
-    click = "document.querySelectorAll('th button')[{}].click()"
-    browser.run(click.format(1))
+    assert names(browser) == ["zdir/", "a", "b9", "b10"]
+    press = "document.querySelectorAll('th button')[{}].click()"
+    browser.run(press.format(1))
     assert names(browser) == ["zdir/", "b10", "b9", "a"]
-    browser.run(click.format(2))
+    browser.run(press.format(2))
     assert names(browser) == ["zdir/", "b9", "a", "b10"]
-    browser.run(click.format(0) + ";" + click.format(0))
+    browser.run(press.format(0) + ";" + press.format(0))
     assert names(browser) == ["zdir/", "b10", "b9", "a"]
-    browser.call("Input.dispatchKeyEvent", type="keyDown", key="/", text="/")
-    browser.call("Input.insertText", text="B1")
-    assert names(browser) == ["b10"] and browser.run("document.activeElement.id") == "filter"
-    browser.call("Input.dispatchKeyEvent", type="keyDown", key="ArrowDown")
+    key(browser, "/", "/")
+    browser.call("Input.insertText", text="B")
+    assert names(browser) == ["b10", "b9"] and browser.run("document.activeElement.id") == "filter"
+    assert browser.run("$('shown').textContent") == "2 of 4"
+    key(browser, "ArrowDown")
     assert browser.run("document.activeElement.textContent") == "b10"
+    key(browser, "ArrowUp")
+    browser.call("Input.insertText", text="x")
+    assert names(browser) == [] and browser.run("$('shown').textContent") == "nothing matches"
+    key(browser, "Escape")
+    assert len(names(browser)) == 4 and browser.run("$('shown').textContent") == ""
+    # Enter opens the only match; order and filter are kept on the way back, the order below too
+    browser.call("Input.insertText", text="zd")
+    key(browser, "Enter", "\r")
+    browser.wait("location.pathname === '/zdir/' && document.readyState === 'complete'")
+    assert browser.run("[column, way].join()") == "1,-1"
+    key(browser, "ArrowUp", modifiers=1)
+    browser.wait("location.pathname === '/' && document.readyState === 'complete'")
+    assert names(browser) == ["zdir/"] and browser.run("$('filter').value") == "zd"
+    key(browser, "Escape")
+    assert names(browser) == ["zdir/", "b10", "b9", "a"]
+    browser.run("sortBy(1)")
+
+
+def test_a_filter_holds_in_the_folder_below_unless_it_leaves_nothing(browser, spawn, folder):
+    for path in ("jpgs/a.jpg", "jpgs/b.txt", "other/c.txt"):
+        (folder / path).parent.mkdir(exist_ok=True)
+        (folder / path).touch()
+    port = spawn("httpserver.py", folder).port
+    browser.open(f"http://127.0.0.1:{port}/")
+    browser.run("$('filter').value = 'jpg'; filter(true)")
+    browser.open(f"http://127.0.0.1:{port}/jpgs/")
+    assert names(browser) == ["a.jpg"] and browser.run("$('shown').textContent") == "1 of 2"
+    browser.open(f"http://127.0.0.1:{port}/other/")
+    assert names(browser) == ["c.txt"] and browser.run("$('filter').value") == ""
+
+
+def test_the_server_and_the_page_have_one_natural_order(browser, spawn, folder):
+    some = [
+        "a1",
+        "a2",
+        "a10",
+        "A02b",
+        "a",
+        "a-1",
+        "a01",
+        "Ä3",
+        "ä20",
+        "z",
+        "Z9",
+        "ß",
+        "ss",
+        "10",
+        "9",
+    ]
+    some += [
+        "img 100 b",
+        "img 99 c",
+        "İ1",
+        "\uff01",
+        "\U0001f600",
+        "é",
+        "e\u0301 2",
+        "f",
+        "x" + "1" * 30,
+    ]
+    for name in some:
+        (folder / name).touch()
+    browser.open(f"http://127.0.0.1:{spawn('httpserver.py', folder).port}/")
+    shown = names(browser)
+    browser.run("sort()")
+    assert names(browser) == shown and len(shown) == len(set(some))
+    place = shown.index
+    assert place("9") < place("10") < place("a1") < place("a2") < place("Ä3") < place("a10")
+    assert place("e\u0301 2") < place("f") and place("img 99 c") < place("img 100 b")
+
+
+def test_folders_show_how_many_entries_they_have_and_an_empty_one_says_so(browser, spawn, folder):
+    for name in ("one", "many", "none"):
+        (folder / name).mkdir()
+    for name in ("one/a", "one/.hidden", *(f"many/{number}" for number in range(1200))):
+        (folder / name).touch()
+    port = spawn("httpserver.py", folder).port
+    browser.open(f"http://127.0.0.1:{port}/")
+    shown = dict(browser.run("rows().map(row => [nameOf(row), row.cells[2].textContent.trim()])"))
+    assert shown == {"one": "1 item", "many": "1,200 items", "none": "empty"}
+    assert browser.run("document.querySelector('nav').textContent.trim()") == "www"
+    browser.open(f"http://127.0.0.1:{port}/none/")
+    assert browser.run("document.title") == "none"
+    assert browser.run("document.querySelector('nav').textContent.trim()") == "www / none"
+    assert "This folder is empty." in browser.run("document.body.innerText")
+    (folder / "none" / "new").touch()
+    browser.run("look()")
+    assert names(browser) == ["new"]
+    assert "This folder is empty." not in browser.run("document.body.innerText")
+
+
+def test_a_page_shows_what_is_new_without_losing_focus_choice_or_place(browser, spawn, folder):
+    for number in range(300):
+        (folder / f"file {number}").touch()
+    server = spawn("httpserver.py", folder)
+    browser.open(f"http://127.0.0.1:{server.port}/")
+    browser.run(
+        "const row = rowNamed('file 150'); linkOf(row).focus(); choose([row, rowNamed('file 7')])"
+    )
+    top = "Math.round(rowNamed('file 150').getBoundingClientRect().top)"
+    before = browser.run(f"scrollY > 100 && {top}")
+    for name in ("a new one", "file 42 b", "z"):
+        (folder / name).write_bytes(b"12345")
+    (folder / "file 299").unlink()
+    browser.run("look()")
+    browser.wait("rowNamed('z')")
+    assert browser.run("document.activeElement.textContent") == "file 150"
+    assert browser.run("chosen().map(nameOf).join()") == "file 7,file 150"
+    assert browser.run(f"new Promise(go => requestAnimationFrame(() => go({top})))") == before
+    assert browser.run("rows().length") == 302
+    assert browser.run("nameOf(rows()[0])") == "a new one"
+    # after a while its tag tells that nothing is new
+    os.utime(folder, (1000000000, 1000000000))
+    browser.run("look().then(look)")
+    server.wait_for('"GET / HTTP/1.1" 304 ')
+    (folder / "file 150").unlink()
+    browser.run("document.onvisibilitychange()")
+    browser.wait("!rowNamed('file 150')")
+    assert browser.run("nameOf(document.activeElement.closest('tr'))") == "file 151"
+
+
+def test_a_folder_that_is_gone_says_so_until_it_is_back(browser, spawn, folder):
+    (folder / "sub").mkdir()
+    server = spawn("httpserver.py", folder)
+    browser.open(f"http://127.0.0.1:{server.port}/sub/")
+    (folder / "sub").rmdir()
+    browser.run("look()")
+    assert browser.run("$('status').textContent") == "This folder is gone."
+    (folder / "sub").mkdir()
+    browser.run("look()")
+    assert browser.run("$('status').textContent") == ""
+    server.stop()
+    browser.run("look()")
+    assert browser.run("$('status').textContent") == "The server cannot be reached."
+
+
+@pytest.mark.parametrize("hidden", [False, True], ids=["in sight", "hidden"])
+def test_a_page_looks_whether_its_folder_has_changed_while_it_is_in_sight(
+    hidden, browser, spawn, folder
+):
+    server = spawn("httpserver.py", folder)
+    browser.open(f"http://127.0.0.1:{server.port}/")
+    browser.run(
+        f"Object.defineProperty(document, 'hidden', {{value: {json.dumps(hidden)}}}); var waits = 0;"
+        "window.setTimeout = go => { if (++waits < 4) queueMicrotask(go); }; void keepLooking()"
+    )
+    browser.wait("waits === 4")
+    assert server.stop().count('"GET / ') == (1 if hidden else 5)
 
 
 def test_choosing_and_dropping_files_and_folders_uploads_them(browser, spawn, folder, tmp_path):
     source = tmp_path / "source"
     (source / "tree" / "deep er").mkdir(parents=True)
+    (source / "tree" / "empty" / "inner").mkdir(parents=True)
     files = {
         name: os.urandom(size)
         for name, size in (("one.txt", 10), ("empty", 0), ("ü #1'.bin", 3000000))
@@ -268,19 +451,53 @@ def test_choosing_and_dropping_files_and_folders_uploads_them(browser, spawn, fo
     (source / "tree" / "deep er" / "leaf").write_bytes(b"leaf")
     browser.open(f"http://127.0.0.1:{spawn('httpserver.py', folder).port}/")
     browser.choose("#pick", *(source / name for name in files))
-    browser.wait(
-        "document.querySelectorAll('#jobs .done').length === 3 && document.querySelectorAll('tbody tr').length === 3"
-    )
+    finished(browser, 3)
+    browser.wait("rows().length === 3")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
+    top = browser.run("list.getBoundingClientRect().top")
+    # what is there already, with the same size and time, is not sent again
     browser.drop(source / "tree", source / "one.txt")
-    browser.wait(
-        "document.querySelectorAll('#jobs .done').length === 5 && document.querySelectorAll('tbody tr').length === 5"
-    )
+    finished(browser, 5)
+    browser.wait("rows().length === 4")
     assert (folder / "tree" / "deep er" / "leaf").read_bytes() == b"leaf"
-    assert (folder / "one (1).txt").read_bytes() == files["one.txt"]
-    assert browser.run(
-        "document.getElementById('all').value === document.getElementById('all').max && !document.getElementById('total').hidden"
-    )
+    assert (folder / "tree" / "empty" / "inner").is_dir() and len(os.listdir(folder)) == 4
+    assert browser.run("$('sum').textContent") == "5 uploaded (3.0 MB), 1 skipped: already there"
+    # one panel, which moves nothing; its lines are there on demand
+    assert browser.run("list.getBoundingClientRect().top") == top
+    assert browser.run("$('jobs').children.length") == 0
+    browser.run("$('details').click()")
+    assert browser.run("$('jobs').children.length") == 6
+    browser.run("$('clear').click()")
+    assert browser.run("$('panel').hidden && $('jobs').children.length === 0")
+
+
+@pytest.mark.parametrize(
+    "answer, once", [("replace", False), ("both", False), ("skip", False), ("both", True)]
+)
+def test_a_name_that_exists_asks_what_to_do(answer, once, browser, spawn, folder, tmp_path):
+    for name in "ab":
+        (folder / f"{name}.txt").write_bytes(b"old")
+        (tmp_path / f"{name}.txt").write_bytes(b"newer")
+    (tmp_path / "c.txt").write_bytes(b"c")
+    browser.open(f"http://127.0.0.1:{spawn('httpserver.py', folder).port}/")
+    browser.choose("#pick", *(tmp_path / f"{name}.txt" for name in "abc"))
+    for _ in range(1 if once else 2):
+        browser.wait(
+            "document.querySelector('dialog[open] p')?.textContent.endsWith('.txt exists.')"
+        )
+        assert "3 bytes" in browser.run("document.querySelector('dialog[open]').textContent")
+        browser.run(f"document.querySelector('dialog[open] input').checked = {json.dumps(once)}")
+        browser.run(f"document.querySelector('dialog[open] button[value={answer}]').click()")
+    browser.wait("!busy()")
+    there = {path.name: path.read_bytes() for path in folder.iterdir()}
+    new = {
+        "replace": {"a.txt": b"newer", "b.txt": b"newer"},
+        "both": {"a.txt": b"old", "b.txt": b"old", "a (1).txt": b"newer", "b (1).txt": b"newer"},
+        "skip": {"a.txt": b"old", "b.txt": b"old"},
+    }
+    assert there == {"c.txt": b"c", **new[answer]}
+    told = browser.run("$('jobs').textContent")
+    assert ("stored as a (1).txt" in told) == (answer == "both")
 
 
 def test_an_upload_goes_on_after_a_lost_link(browser, spawn, folder, tmp_path, proxy):
@@ -289,7 +506,7 @@ def test_an_upload_goes_on_after_a_lost_link(browser, spawn, folder, tmp_path, p
     server = spawn("httpserver.py", folder)
     browser.open(f"http://127.0.0.1:{proxy(server.port, cut_at=1000000, toward='server').port}/")
     browser.choose("#pick", tmp_path / "big")
-    browser.wait("document.querySelectorAll('#jobs .done').length === 1")
+    finished(browser, 1)
     assert (folder / "big").read_bytes() == data and len(os.listdir(folder)) == 1
     assert server.stop().count("PATCH") >= 4
 
@@ -304,7 +521,7 @@ def test_an_upload_goes_on_after_a_link_that_stood_still(browser, spawn, folder,
     browser.choose("#pick", tmp_path / "big")
     server.wait_for('"PATCH .*" 408 ')
     way.go.set()
-    browser.wait("document.querySelectorAll('#jobs .done').length === 1")
+    finished(browser, 1)
     assert (folder / "big").read_bytes() == (tmp_path / "big").read_bytes()
 
 
@@ -314,33 +531,113 @@ def test_an_upload_whose_last_answer_is_lost_is_not_sent_again(browser, spawn, f
     server = spawn("httpserver.py", folder)
     browser.open(f"http://127.0.0.1:{server.port}/")
     browser.run(
-        "{ const begin = create; create = async job => { job.url = await begin(job); await new Promise(good => { job.sent = 0; send(job).then(good); });"
+        "{ const begin = create; create = async job => { await begin(job); await send(job); job.sent = 0;"
         " throw new Error('the answer is lost'); }; }"
     )
     browser.choose("#pick", tmp_path / "x")
-    browser.wait("document.querySelectorAll('#jobs .done').length === 1")
+    finished(browser, 1)
     assert os.listdir(folder) == ["x"] and (folder / "x").read_bytes() == b"whole"
     assert server.stop().count("PATCH") == 1 and int((folder / "x").stat().st_mtime) == 1500000000
 
 
+def test_leaving_asks_while_something_is_on_its_way_and_the_file_goes_on_when_chosen_again(
+    browser, spawn, folder, tmp_path, proxy
+):
+    (tmp_path / "film.mkv").write_bytes(os.urandom(6000000))
+    (folder / "other.txt").write_text("other")
+    server = spawn("httpserver.py", folder)
+    way = proxy(server.port, delay=0.02, toward="server")
+    browser.open(f"http://127.0.0.1:{way.port}/")
+    click(browser, "$('filter')")  # browsers ask only where a person has done something
+    browser.choose("#pick", tmp_path / "film.mkv")
+    browser.wait("[...jobs].some(job => job.sent > 500000)")
+    # a link of the listing opens beside the page
+    assert (
+        browser.run(
+            "{ const link = linkOf(rowNamed('other.txt')); link.addEventListener('click', event => event.preventDefault()); link.click(); link.target }"
+        )
+        == "_blank"
+    )
+    browser.answers = [None]
+    browser.run("location.reload()")
+    until(lambda: browser.run("1") and not browser.answers, "the question")
+    assert browser.run("busy()")
+    browser.answers = [""]
+    again(browser)
+    browser.wait("!busy() && document.querySelector('.unfinished')")
+    told = browser.run("$('panel').innerText")
+    assert "Unfinished uploads" in told and "film.mkv" in told
+    assert re.search("of 6.0 MB, choose the file again to go on", told), told
+    stored = browser.run("document.querySelector('.unfinished').textContent")
+    assert not re.search(r"mkv0 bytes", stored)
+    browser.choose("#pick", tmp_path / "film.mkv")
+    finished(browser, 1)
+    assert (folder / "film.mkv").read_bytes() == (tmp_path / "film.mkv").read_bytes()
+    assert (
+        browser.run(
+            "$('jobs').children.length + Object.keys(localStorage).filter(key => key.startsWith('part')).length"
+        )
+        == 0
+    )
+    log = server.stop()
+    assert len(re.findall('"PUT /film.mkv HTTP/1.1" 201', log)) == 1
+
+
+def test_an_unfinished_upload_can_be_given_up(browser, spawn, folder, tmp_path):
+    (tmp_path / "x").write_bytes(b"x" * 1000)
+    server = spawn("httpserver.py", folder)
+    browser.open(f"http://127.0.0.1:{server.port}/")
+    browser.run("send = () => new Promise(() => {})")
+    browser.choose("#pick", tmp_path / "x")
+    browser.wait("Object.keys(localStorage).some(key => key.startsWith('part'))")
+    until(lambda: os.listdir(folder), "the part")
+    # as after a crash: nothing was said on leaving
+    browser.run("kept('localStorage', 'tab ' + me, 1); kept = () => null; active = 0")
+    browser.open(f"http://127.0.0.1:{server.port}/?again")
+    browser.wait("document.querySelector('.unfinished button')")
+    browser.run("document.querySelector('.unfinished button').click()")
+    until(lambda: not os.listdir(folder), "the part to be deleted")
+    assert (
+        browser.run("$('panel').hidden")
+        and browser.run("Object.keys(localStorage).filter(key => key.startsWith('part')).length")
+        == 0
+    )
+
+
+def test_an_upload_of_another_tab_is_left_alone(browser, spawn, folder):
+    server = spawn("httpserver.py", folder)
+    browser.open(f"http://127.0.0.1:{server.port}/")
+    browser.run(
+        "kept('localStorage', 'part [\"/y\",5,1]', {url: '/y?upload=1', tab: 'other'}); kept('localStorage', 'tab other', Date.now())"
+    )
+    browser.run("showUnfinished()")
+    assert browser.run("$('panel').hidden")
+    browser.run("kept('localStorage', 'tab other', null)")
+    browser.run("showUnfinished()")  # nobody sends it, and the server knows none: forgotten
+    assert browser.run("$('panel').hidden && localStorage.getItem('part [\"/y\",5,1]') === null")
+    assert server.stop().count('"HEAD /y') == 1
+
+
 def test_cancel_leaves_nothing(browser, spawn, folder, tmp_path, proxy):
-    (tmp_path / "big").write_bytes(os.urandom(20000000))
+    for name in ("big", "bigger", "waits"):
+        (tmp_path / name).write_bytes(os.urandom(10000000))
     server = spawn("httpserver.py", folder)
     browser.open(f"http://127.0.0.1:{proxy(server.port, delay=0.02, toward='server').port}/")
-    browser.choose("#pick", tmp_path / "big")
-    browser.wait(
-        "document.querySelector('#jobs progress') && document.querySelector('#jobs progress').value > 0"
-    )
-    browser.run("document.querySelector('#jobs button').click()")
-    browser.wait("document.querySelectorAll('#jobs .failed').length === 1")
-    until(lambda: not os.listdir(folder), "the part to be deleted")
+    browser.choose("#pick", *(tmp_path / name for name in ("big", "bigger", "waits")))
+    browser.wait("[...jobs].some(job => job.sent > 0)")
+    said = browser.run("$('sum').textContent")
+    assert re.match(r"0 of 3 files, .* of 30.0 MB", said), said
+    browser.run("$('stop').click()")
+    finished(browser, 3, "cancelled")
+    until(lambda: not os.listdir(folder), "the parts to be deleted")
+    assert browser.run("$('sum').textContent") == "3 cancelled"
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        "{ const begin = create; create = async job => { const url = await begin(job); job.stop.click(); return url; }; }",
-        "send = async job => { job.request = new XMLHttpRequest(); setTimeout(() => job.stop.click()); throw new Error('the link is lost'); }",
+        "{ const begin = create; create = async job => { const went = await begin(job); cancel(job); return went; }; }",
+        "send = async job => { job.request = new XMLHttpRequest(); setTimeout(() => cancel(job)); throw new Error('the link is lost'); }",
     ],
     ids=["while it begins", "while it waits for the link"],
 )
@@ -350,34 +647,193 @@ def test_cancel_ends_an_upload_at_any_time(change, browser, spawn, folder, tmp_p
     browser.open(f"http://127.0.0.1:{server.port}/")
     browser.run(change)
     browser.choose("#pick", tmp_path / "x")
-    browser.wait("document.querySelectorAll('#jobs .failed').length === 1")
-    assert (
-        browser.run(
-            "document.querySelector('#jobs small').textContent + ' ' + document.querySelector('#jobs button').textContent + sum + done"
-        )
-        == "cancelled clear00"
-    )
+    finished(browser, 1, "cancelled")
     server.wait_for('"DELETE /x[?]')
     log = server.stop()
     assert "PATCH" not in log and not os.listdir(folder)
 
 
+def test_an_upload_that_fails_says_why_to_a_person_and_can_be_tried_again(
+    browser, spawn, folder, tmp_path
+):
+    (folder / "x").mkdir()
+    (tmp_path / "x").write_bytes(b"x")
+    (tmp_path / ("long_name_" * 12)).write_bytes(bytes(2000))
+    server = spawn("httpserver.py", folder, "--max-size", "1000")
+    browser.open(f"http://127.0.0.1:{server.port}/")
+    browser.choose("#pick", tmp_path / "x", tmp_path / ("long_name_" * 12))
+    finished(browser, 2, "failed")
+    notes = [note for _, _, note in states(browser)]
+    assert notes == ["More than 1000 bytes are not taken.", "A folder has that name."]
+    # failed ones are always shown, and their names break well
+    assert browser.look(None, 390, "light")
+    width, height = browser.run(
+        "{ const box = document.querySelector('.failed span').getBoundingClientRect(); [box.width, box.height] }"
+    )
+    assert width > 150 and height < 200
+    browser.call("Emulation.clearDeviceMetricsOverride")
+    (folder / "x").rmdir()
+    browser.run(
+        "[...document.querySelectorAll('.failed')].find(line => line.textContent.startsWith('x')).querySelector('button').click()"
+    )
+    finished(browser, 1)
+    assert (folder / "x").read_bytes() == b"x"
+
+
+def test_what_is_pasted_becomes_a_file_and_a_text_can_be_copied(browser, spawn, folder):
+    server = spawn("httpserver.py", folder)
+    browser.open(f"http://127.0.0.1:{server.port}/")
+    browser.run(
+        "{ const data = new DataTransfer(); data.setData('text/plain', 'grüße'); document.body.dispatchEvent(new ClipboardEvent('paste', {clipboardData: data, bubbles: true})); }"
+    )
+    finished(browser, 1)
+    browser.run(
+        "{ const data = new DataTransfer(); data.items.add(new File(['PNG'], 'image.png', {type: 'image/png'})); document.body.dispatchEvent(new ClipboardEvent('paste', {clipboardData: data, bubbles: true})); }"
+    )
+    finished(browser, 2)
+    browser.run(
+        "pasteText(); document.querySelector('dialog textarea').value = 'by hand'; document.querySelector('dialog button').click()"
+    )
+    finished(browser, 3)
+    found = {path.read_text(): path.name for path in folder.iterdir()}
+    stamp = r"pasted \d{4}-\d\d-\d\d \d\d\.\d\d\.\d\d( \(1\))?"
+    assert re.fullmatch(stamp + r"\.txt", found["grüße"]) and re.fullmatch(
+        stamp + r"\.png", found["PNG"]
+    )
+    assert re.fullmatch(stamp + r"\.txt", found["by hand"])
+    browser.wait("rows().length === 3")
+    assert browser.run("document.querySelectorAll('td .copy').length") == 2
+    browser.run(
+        "var copied; Object.defineProperty(navigator, 'clipboard', {value: {writeText: async text => { copied = text; }}});"
+        f"rowNamed({json.dumps(found['grüße'])}).querySelector('.copy').click()"
+    )
+    assert browser.wait("copied") == "grüße"
+
+
 def test_new_folder_rename_and_delete_after_a_question(browser, spawn, folder):
     (folder / "old name").write_bytes(b"x")
-    browser.open(f"http://127.0.0.1:{spawn('httpserver.py', folder).port}/")
-    browser.answers = ["a/b <new>", "folder", "new ü?", None, ""]
-    browser.run("document.getElementById('mkdir').click()")  # a slash is no part of a name
-    browser.wait("document.getElementById('status').textContent.includes('403')")
-    browser.run("document.getElementById('mkdir').click()")
-    browser.wait("document.querySelector('a[href=\"folder/\"]') !== null")
-    browser.run("document.querySelector('[title=\"Rename old name\"]').click()")
-    browser.wait("document.querySelector('[data-name=\"new ü?\"]') !== null")
+    server = spawn("httpserver.py", folder)
+    browser.open(f"http://127.0.0.1:{server.port}/")
+    browser.answers = ["a/b <new>", "  ", "old name", "folder", "new ü?", None, ""]
+    said = "$('status').textContent"
+    browser.run("$('mkdir').click()")  # a slash is no part of a name
+    browser.wait(f"{said} === 'That is not the name of a file or folder.'")
+    browser.run("$('mkdir').click()")
+    assert browser.run(said) == "A name needs more than spaces."
+    browser.run("$('mkdir').click()")
+    assert browser.run(said) == "A file of that name exists."
+    browser.run("$('mkdir').click()")
+    browser.wait("rowNamed('folder')")
+    browser.run(
+        "linkOf(rowNamed('old name')).focus(); document.querySelector('[title=\"Rename old name\"]').click()"
+    )
+    browser.wait("rowNamed('new ü?')")
     assert sorted(os.listdir(folder)) == ["folder", "new ü?"]
+    assert browser.run("document.activeElement.textContent") == "new ü?"
     browser.run("document.querySelector('[title=\"Delete folder\"]').click()")
     assert "everything in it" in browser.dialogs[-1] and (folder / "folder").exists()
     browser.run("document.querySelector('[title=\"Delete folder\"]').click()")
-    browser.wait("document.querySelector('a[href=\"folder/\"]') === null")
+    browser.wait("!rowNamed('folder')")
     assert os.listdir(folder) == ["new ü?"]
+    # no text of a server that names a number
+    (folder / "hidden later").mkdir()
+    browser.answers = ["hidden later"]
+    browser.run("$('mkdir').click()")
+    browser.wait(f"{said} === 'That name exists.'")
+
+
+def test_several_rows_are_chosen_and_downloaded_moved_or_deleted(browser, spawn, folder):
+    for number in range(1, 8):
+        (folder / f"{number} é.txt").write_text(str(number))
+    (folder / "sub").mkdir()
+    (folder / "sub" / "inner").write_text("inner")
+    server = spawn("httpserver.py", folder)
+    browser.open(f"http://127.0.0.1:{server.port}/")
+    browser.wait("rows().every(row => boxOf(row))")
+    box = "rowNamed('{}').querySelector('input').dispatchEvent(new MouseEvent('click', {{bubbles: true, shiftKey: {}}}))"
+    browser.run(box.format("2 é.txt", "false") + ";" + box.format("5 é.txt", "true"))
+    assert browser.run("chosen().map(nameOf).join()") == "2 é.txt,3 é.txt,4 é.txt,5 é.txt"
+    assert browser.run("$('howmany').textContent") == "4 chosen, 4 bytes"
+    assert browser.run("$('chosen').hidden") is False and browser.run("$('rename').hidden")
+    # the archive has these and no others, whole folders too
+    browser.run(
+        "var asked; HTMLAnchorElement.prototype.click = function () { asked = this.href; }; choose([...chosen(), rowNamed('sub')]); download()"
+    )
+    data = base64.b64decode(
+        browser.run(
+            "fetch(asked).then(answer => answer.arrayBuffer()).then(data => btoa(String.fromCharCode(...new Uint8Array(data))))"
+        )
+    )
+    archive = zipfile.ZipFile(io.BytesIO(data))
+    assert sorted(archive.namelist()) == [
+        *(f"{number} é.txt" for number in range(2, 6)),
+        "sub/",
+        "sub/inner",
+    ]
+    browser.run("choose([rowNamed('2 é.txt'), rowNamed('3 é.txt')]); $('move').click()")
+    assert (
+        browser.run(
+            "[...document.querySelectorAll('dialog option')].map(option => option.textContent).join()"
+        )
+        == "sub"
+    )
+    browser.run("document.querySelector('dialog button').click()")
+    browser.wait("rows().length === 6")
+    assert sorted(os.listdir(folder / "sub")) == ["2 é.txt", "3 é.txt", "inner"]
+    browser.answers = [""]
+    browser.run("choose([rowNamed('sub'), rowNamed('4 é.txt')]); $('delete').click()")
+    assert browser.dialogs[-1] == "Delete these 2 and everything in it?"
+    browser.wait("rows().length === 4")
+    assert sorted(os.listdir(folder)) == [f"{number} é.txt" for number in (1, 5, 6, 7)]
+    browser.run("$('filter').value = '5'; filter(true); $('every').click()")
+    assert browser.run("chosen().map(nameOf).join()") == "5 é.txt"
+    browser.run("clearFilter()")
+
+
+def test_pictures_are_shown_as_a_grid_when_they_are_wanted(browser, spawn, folder):
+    dot = base64.b64decode(
+        "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+    )
+    for name in ("a.png", "b.PNG", "note.txt"):
+        (folder / name).write_bytes(dot)
+    browser.open(f"http://127.0.0.1:{spawn('httpserver.py', folder).port}/")
+    browser.wait("rows().every(row => boxOf(row))")
+    assert browser.run("document.images.length") == 0
+    browser.run("$('grid').click()")
+    browser.wait(
+        "document.images.length === 2 && [...document.images].every(image => image.naturalWidth === 1)"
+    )
+    assert browser.run("getComputedStyle(list).display") == "grid"
+    assert browser.run("document.images[0].loading") == "lazy"
+    again(browser)
+    browser.wait("document.images.length === 2")
+    browser.run("$('grid').click()")
+    assert browser.run("document.images.length") == 0
+
+
+def test_an_error_in_a_browser_is_a_page_and_for_a_program_a_line(browser, spawn, folder):
+    (folder / "sub").mkdir()
+    server = spawn("httpserver.py", folder, "--password", "secret", "--public-read")
+    browser.open(f"http://127.0.0.1:{server.port}/sub/%3Cb%3Ex/")
+    text = browser.run("document.body.innerText")
+    assert "There is no such file or folder." in text and "404" not in text
+    links = browser.run("[...document.links].map(link => link.getAttribute('href')).join(' ')")
+    assert links == "/sub/ /" and browser.run("getComputedStyle(document.body).maxWidth") != "none"
+    heads = {"page": "text/html,*/*;q=0.8", "program": "*/*"}
+    got = {
+        who: browser.run(
+            f"fetch('/', {{method: 'DELETE', credentials: 'omit', headers: {{Accept: '{accept}'}}}}).then(async answer => [answer.status, answer.headers.get('Content-Type'), await answer.text()])"
+        )
+        for who, accept in heads.items()
+    }
+    assert got["program"] == [
+        401,
+        "text/plain; charset=utf-8",
+        "401 Unauthorized: a password is asked for\n",
+    ]
+    status, kind, text = got["page"]
+    assert (status, kind) == (401, "text/html; charset=utf-8")
+    assert "<h1>A password is asked for.</h1>" in text
 
 
 def test_with_a_password_the_page_changes_what_it_may(browser, spawn, folder, tmp_path):
@@ -386,10 +842,10 @@ def test_with_a_password_the_page_changes_what_it_may(browser, spawn, folder, tm
     browser.call("Page.navigate", url=f"http://any:gr%C3%BCn%3Ax@127.0.0.1:{server.port}/")
     browser.wait(f"location.port === '{server.port}' && document.readyState === 'complete'")
     browser.choose("#pick", tmp_path / "new.txt")
-    browser.wait("rows().some(row => row.dataset.name === 'new.txt')")
+    browser.wait("rows().some(row => nameOf(row) === 'new.txt')")
     assert (folder / "new.txt").read_text() == "new"
     browser.run(
-        "window.confirm = () => true; rows().find(row => row.dataset.name === 'new.txt').querySelector('[title^=Delete]').click()"
+        "window.confirm = () => true; rows().find(row => nameOf(row) === 'new.txt').querySelector('.bin').click()"
     )
     until(lambda: not (folder / "new.txt").exists(), "it is deleted")
     log = server.stop()
@@ -411,13 +867,26 @@ def test_it_fits_wide_and_narrow_light_and_dark_and_loads_nothing_else(
     (folder / "folder").mkdir()
     browser.open(f"http://127.0.0.1:{spawn('httpserver.py', folder).port}/")
     keep = os.environ.get("SCREENSHOTS")
-    for width in 360, 1280:
+    for width in 360, 390, 1280:
         for scheme in "light", "dark":
             assert browser.look(
                 keep and tmp_path.__class__(keep) / f"{width}-{scheme}.png", width, scheme
             ), f"scrolls sideways at {width}"
+    # fingers need 44 pixels
+    browser.look(None, 390, "light")
+    small = browser.run(
+        "[...document.querySelectorAll('button, td a, td label, .pick')].filter(each => each.offsetParent && (each.offsetHeight < 43.5 || each.offsetWidth < 43.5)).map(each => each.outerHTML)"
+    )
+    assert not small, small
+    said = browser.run("document.body.innerText")
+    assert "drop and paste" not in said and "/ filters" not in said
+    assert browser.run(
+        "[2, 3].every(cell => rows()[3].cells[cell].offsetHeight > 0) && document.querySelector('th[data-key=\"3\"] button').offsetHeight > 0"
+    )
     assert browser.run("getComputedStyle(document.documentElement).colorScheme") == "light dark"
-    assert browser.run("performance.getEntriesByType('resource').length") == 0
+    loaded = browser.run("performance.getEntriesByType('resource').map(entry => entry.name)")
+    ours = browser.run("[location.href, location.origin + '/favicon.ico']")  # the browser's wish
+    assert set(loaded) <= set(ours), loaded
     browser.call("Emulation.clearDeviceMetricsOverride")
 
 

@@ -1,13 +1,11 @@
 """tests/ladder.py draws what a trace says: its arrows, in order, as well-formed SVG."""
 
 import re
-import subprocess
-import sys
 from xml.etree import ElementTree
 
 import pytest
 from conftest import ROOT
-from ladder import ladder
+from ladder import events_of, ladder
 
 FRESH = "    1.000 ms #1 * connect 127.0.0.1:12000 ok from 127.0.0.1:37464 (handshake 0.10 ms)\n"
 HANDSHAKE = [("SYN", True), ("SYN, ACK", False), ("ACK", True)]
@@ -19,6 +17,14 @@ CLOSE = "    9.300 ms #1 * close (sent 6, received 6)\n"
 RST = "    9.200 ms #1 < recv: Connection reset by peer\n"
 REFUSED = "    1.000 ms #1 * connect 127.0.0.1:12000: Connection refused\n"
 ACCEPTED = "    1.000 ms #1 * accept from 127.0.0.1:37464\n"
+
+
+UDP = "    1.000 ms #1 > sendto 127.0.0.1:12000 5 of 5 bytes (sent so far 5)\n"
+UDP_CAME = "    2.000 ms #1 < recvfrom 127.0.0.1:12000 5 of at most 65536 bytes, waited 0.07 ms\n"
+
+
+def draw(trace):
+    return ladder(events_of(trace), "a trace")
 
 
 def arrows(svg):
@@ -42,26 +48,41 @@ def arrows(svg):
         (FRESH + PEER_FIN + CLOSE, [*HANDSHAKE, ("FIN", False), ("FIN", True)]),
         (FRESH + RST + CLOSE, [*HANDSHAKE, ("RST", False)]),
         (REFUSED + CLOSE, [("SYN", True), ("RST", False)]),
+        (UDP + UDP_CAME, [("5 bytes", True), ("5 bytes", False)]),
         (ACCEPTED, [(label, not right) for label, right in HANDSHAKE]),
     ],
 )
 def test_the_arrows_are_what_the_trace_says(trace, want):
-    assert arrows(ladder(trace, "a trace")) == want
+    assert arrows(draw(trace)) == want
 
 
 def test_who_sent_the_first_fin_keeps_time_wait_and_a_pause_tells_its_length():
-    ours = ladder(FRESH + SENT + CAME + FIN + PEER_FIN + CLOSE, "a trace")
-    theirs = ladder(FRESH + PEER_FIN + CLOSE, "a trace")
+    ours = draw(FRESH + SENT + CAME + FIN + PEER_FIN + CLOSE)
+    theirs = draw(FRESH + PEER_FIN + CLOSE)
     assert re.search(r'text-anchor="end"[^>]*>TIME_WAIT', ours)
     assert re.search(r'text-anchor="start"[^>]*>TIME_WAIT', theirs)
     assert ">8 ms<" in ours
 
 
-def test_the_program_draws_standard_input_and_says_what_is_missing():
-    command = [sys.executable, ROOT / "tests" / "ladder.py", "--title", "<hello>"]
-    done = subprocess.run(command, input=FRESH + SENT, capture_output=True, text=True)
-    assert "&lt;hello&gt;" in done.stdout and len(arrows(done.stdout)) == 4
-    done = subprocess.run(
-        [*command, "--connection", "7"], input=FRESH, capture_output=True, text=True
-    )
-    assert done.returncode and "no line of connection #7" in done.stderr
+def test_a_longer_wait_is_a_larger_gap():
+    def height(wait):
+        later = CAME.replace("9.000", f"{1.0 + wait:.3f}")
+        return float(re.search(r'viewBox="0 0 \d+ (\d+)"', draw(FRESH + later))[1])
+
+    assert height(0.1) < height(2) < height(50) < height(5000)
+
+
+def test_the_program_draws_one_connection_and_says_which_is_missing(run, tmp_path):
+    program, trace = ROOT / "tests" / "ladder.py", tmp_path / "trace"
+    trace.write_text(FRESH + SENT + (FRESH + CAME).replace("#1", "#2"))
+    for number, want in (
+        (None, ("6 bytes", True)),
+        ("1", ("6 bytes", True)),
+        ("2", ("6 bytes", False)),
+    ):
+        done = run(program, "--title", "<hello>", trace, *([number] if number else []))
+        assert arrows(done.out)[-1] == want and b"&lt;hello&gt;" in done.out
+    assert b"prefers-color-scheme:dark" in done.out
+    for words, problem in (((trace, "7"), "connection #7"), ((tmp_path / "none",), "cannot read")):
+        done = run(program, *words)
+        assert done.code == 26 and problem in done.err

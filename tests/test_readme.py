@@ -14,7 +14,6 @@ The folder holds copies of the scripts, in which the default ports are replaced 
 machine is in nobody's way, and in which UDP's first tries wait longer, so that a machine that is busy for a moment loses nothing.
 """
 
-import fcntl
 import os
 import re
 import shutil
@@ -22,7 +21,6 @@ import signal
 import struct
 import subprocess
 import sys
-import termios
 import threading
 import time
 from contextlib import suppress
@@ -31,6 +29,8 @@ from typing import NamedTuple
 import pytest
 from conftest import DEADLINE, ROOT, SCRIPTS, assert_clean, free_port
 
+fcntl = pytest.importorskip("fcntl", reason="there are no terminals (pty) to type into")
+termios = pytest.importorskip("termios", reason="there are no terminals (pty) to type into")
 README = (ROOT / "README.md").read_text()
 DEFAULT_PORTS = ("8000", "9000", "12000")
 PROGRAMS = ("curl", "openssl", "wget", "tshark")  # which a machine may lack
