@@ -146,6 +146,8 @@ NEAR = 4
 # seconds for which a folder is read while the server writes its own: one that waits for longer to
 # be heard hangs up
 MEANWHILE = 2.0
+REPLAYED = 50  # lines from before that a server tells who joins
+NICK = re.compile(r"[\w.-]{1,32}")
 CHAT_COMMANDS = "/who", "/nick", "/quit"
 CHAT_HELP = "/who, /nick NAME, /quit; a line that starts with a slash needs two"
 CONTINUED = "  | "  # how a row begins that goes on with the line above it
@@ -1792,6 +1794,8 @@ class Chat:
         self.unanswered = self.code = 0
         self.due = 0.0  # when the next line from a pipe may be said
         self.problem: Exception | None = None
+        self.nick, self.rejoins = "", False  # with a new nick: what is replayed was heard before
+        self.recent: deque[dict[str, Any]] = deque(maxlen=REPLAYED)
         self.thread = threading.Thread(target=self.run, daemon=True)
 
     def join(self) -> None:
@@ -1799,9 +1803,10 @@ class Chat:
         while (found := self.link.line()).verb not in ("ok", "err"):
             self.show(found)
         require_ok(found, "let join", "the chat")
+        self.nick = found.keys.get("nick") or found.keys.get("you", "?")
         self.link.keep_alive()
         if not self.args.quiet:
-            known = printable(found.keys.get("nick") or found.keys.get("you", "?"))
+            known = printable(self.nick)
             count = plural(found.number("count", 1), "client")
             say(f"{count} here; you are {known}; {', '.join(CHAT_COMMANDS)}")
         self.ring()  # somebody may have said something already, and it came with the answer
@@ -1850,7 +1855,10 @@ class Chat:
         elif command == "/who":
             self.request(line("who"))
         elif command == "/nick" and rest:
-            self.request(line("ping", nick=rest.strip()))
+            if not NICK.fullmatch(rest):
+                return self.show_line(f"* {WHYS['bad-nick'][0]}")
+            self.rejoins = True
+            self.request(line("chat", rest))
         else:
             import difflib
 
@@ -1873,9 +1881,11 @@ class Chat:
         words, keys = found.words or [""], found.keys
         if found.verb == "said":
             name, _, text = words[0].partition(" ")
-            self.show_line(
-                f"{unquote(name[5:])}: {text}", {"from": unquote(name[5:]), "text": text}
-            )
+            said = {"from": unquote(name[5:]), "text": text}
+            known = said in self.recent or said["from"] == self.nick
+            if not (self.rejoins and known):
+                self.show_line(f"{said['from']}: {text}", said)
+            self.recent.append(said)
         elif found.verb in ("joined", "left"):
             self.show_line(f"* {words[0]} {found.verb}", {found.verb: words[0]})
         elif found.verb == "client":
@@ -1890,14 +1900,14 @@ class Chat:
                 "they came faster than you took them",
                 {"lost": found.number("lost")},
             )
-        elif found.verb in ("ok", "err") and words[0] in ("say", "who", "ping"):
+        elif found.verb in ("ok", "err") and words[0] in ("say", "who", "chat"):
             self.unanswered -= 1
             if found.verb == "err":
                 self.code, reason = 9, keys.get("reason", "?")
-                what = "no new nick" if words[0] == "ping" else "not said"
-                self.show_line(f"* {what} ({reason})", {"error": reason})
-            elif "nick" in keys:
-                self.show_line(f"* you are {keys['nick']}", {"nick": keys["nick"]})
+                self.show_line(f"* not said ({reason})", {"error": reason})
+            elif words[0] == "chat":
+                self.rejoins, self.nick = False, keys.get("nick", "")
+                self.show_line(f"* you are {self.nick}", {"nick": self.nick})
 
     def show_line(self, text: str, facts: Optional[dict[str, Any]] = None) -> None:
         earlier = self.thread.ident is None  # what was said before we came
@@ -2203,7 +2213,7 @@ class Wire:
         self.view = memoryview(self.buffer)
         self.start = self.end = 0  # what was received and not yet used: buffer[start:end]
         self.remaining = 0  # bytes of the announced body that are still to be used
-        self.unread: Line | None = None  # a line that was read too early
+        self.early: deque[Line] = deque()  # lines that were read before their turn
         self.out = bytearray()  # what is still to be sent
         self.last_heard = time.monotonic()
 
@@ -2258,6 +2268,9 @@ class Wire:
     def receive(self, patience: Optional[float]) -> None:
         """Wait for more bytes. First send what is queued, or both sides could wait for ever."""
         self.flush()
+        self.fill(patience)
+
+    def fill(self, patience: Optional[float]) -> None:
         rest = self.view[self.start : self.end]
         if len(self.buffer) == QUIET and (
             max(self.end, self.remaining) >= QUIET or hasattr(self.sock, "pending")
@@ -2296,22 +2309,21 @@ class Wire:
         """The next line. With idle, the wait for its first byte has no deadline."""
         while self.remaining:  # a body that nobody wants is read and dropped
             self.take_body()
-        if self.unread:
-            early, self.unread = self.unread, None
-            return early
-        while True:
+        while not self.early:
             stop = self.line_end()
             if stop < 0:
-                stop = self.wait_for_line(idle)
+                self.wait_for_line(idle)
+                continue
             raw = bytes(self.view[self.start : stop]).removesuffix(b"\r")
             self.start = stop + 1
             if raw:  # an empty line means nothing
                 return self.understand(raw)
+        return self.early.popleft()
 
-    def wait_for_line(self, idle: bool) -> int:
-        """Wait until the next line is whole, under one deadline; where it ends."""
+    def wait_for_line(self, idle: bool) -> None:
+        """Wait until the next line is whole, under one deadline."""
         deadline = None if idle and self.start == self.end else time.monotonic() + self.timeout
-        while (stop := self.line_end()) < 0:
+        while self.line_end() < 0 and not self.early:
             if self.buffer.startswith(TLS, self.start, self.end):
                 raise Broken("this-is-tls")
             try:
@@ -2321,7 +2333,6 @@ class Wire:
                     raise Lost("the other side closed the connection inside a line") from None
                 raise
             deadline = deadline or time.monotonic() + self.timeout
-        return stop
 
     def line_end(self) -> int:
         """Where the next line ends in the buffer, or -1."""
@@ -3397,7 +3408,7 @@ def receive_body(
             part.write(wire.take_body())
             tell(part.received)
     if found.verb not in ("end", "abort"):
-        wire.unread = found
+        wire.early.append(found)
     if found.verb != "end":
         raise Refused("aborted")
     if size is not None and part.received != size:
