@@ -90,6 +90,7 @@ import enum
 import errno
 import functools
 import hashlib
+import io
 import itertools
 import os
 import posixpath
@@ -2836,7 +2837,7 @@ def described(size: int, mtime_ns: int) -> str:
 
 
 def date_of(mtime_ns: int) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(mtime_ns / 1e9))
+    return time.strftime("%Y-%m-%d %H:%M:%S", calendar(time.localtime, mtime_ns / 1e9))
 
 
 def clock(seconds: float) -> str:
@@ -3933,6 +3934,22 @@ def trust_flags(parser: argparse._ActionsContainer) -> None:
 # --- end trust ---
 
 
+# --- times: the same in client.py, httpserver.py, httpclient.py (tests/test_twins.py) ---
+CYCLE = 400 * 365.2425 * 86400  # seconds after which the calendar repeats itself
+
+
+def calendar(clock: Callable[[float], time.struct_time], seconds: float) -> time.struct_time:
+    """time.gmtime() or time.localtime(), also before 1970, where Windows has neither."""
+    try:
+        return clock(seconds)
+    except OSError:
+        later = clock(seconds + CYCLE)
+        return time.struct_time((later.tm_year - 400, *later[1:]))
+
+
+# --- end times ---
+
+
 # --- showing sizes: the same in client.py, httpserver.py, httpclient.py (tests/test_twins.py) ---
 def readable_size(size: float) -> str:
     """Bytes as people read them, such as 999 bytes or 1.2 MB, in powers of 1,000."""
@@ -4382,8 +4399,17 @@ class Failure(Exception):
     """What a user or a network can cause: three lines, and the exit code that curl uses for it."""
 
     def __init__(self, code: int, error: str, why: str, hint: str) -> None:
+        if os.name == "nt":  # where the programs that a hint names are called otherwise
+            hint = re.sub(r"\bss -\w+", "netstat -ano", hint).replace("python3 ", "py ")
         super().__init__(f"error: {error}\nwhy:   {why}\ntry:   {hint}")
         self.code = code
+
+
+def speak_utf8() -> None:
+    """A pipe of Windows has a code page that lacks most letters: text is UTF-8, as elsewhere."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr) if os.name == "nt" else ():
+        if isinstance(stream, io.TextIOWrapper) and not stream.isatty():
+            stream.reconfigure(encoding="utf-8", errors=stream.errors)
 
 
 def say(text: str) -> None:
@@ -4764,6 +4790,7 @@ def catch_signals() -> None:
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
+    speak_utf8()
     words = list(sys.argv[1:] if argv is None else argv)
     typed_words = typed(["python3", "client.py", *words])
     place = command_place(words)
