@@ -181,7 +181,7 @@ FILENAME_STAR = r"(?i)\bfilename\*\s*=\s*utf-8'[^']*'([^\s;]+)"
 LINK = r"(?i)<a\s(?:[^<>]*?\s)?href\s*=\s*(?:\"([^\"<>]*)\"|'([^'<>]*)'|([^\s<>\"']+))"
 PLAIN = r"[A-Za-z0-9_%-][A-Za-z0-9_.%~-]*/?"  # a link that needs no resolving; most are like this
 # names that Windows does not take, or takes for a device
-WINDOWS_ILLEGAL = r"(?i)[\\<>:\"|?*\x00-\x1f]|[. ]$|^(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|$)"
+WINDOWS_ILLEGAL = r"[\\<>:\"|?*\x00-\x1f]|[. ]$"
 GZIP_NAMES = ".gz", ".tgz"
 DECODED = "gzip", "deflate"
 # what a file in a coding is called that we do not decode
@@ -190,7 +190,7 @@ CLOSED = "the server closed it"
 PART_NAME = r"\.six-[0-9a-f]{32}\.(?:part|json)"
 SIGNED = r"x-(?:amz|goog)-[^&=]*|awsaccesskeyid|googleaccessid|signature|expires"
 SIGNATURE = rf"(?i)(?<=[?&])(?:{SIGNED})=[^&]*&?"
-WINDOWS_DEVICE = r"(?i)(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|$)"
+WINDOWS_DEVICE = r"(?i)(?:con(?:in\$|out\$)?|prn|aux|nul|(?:com|lpt)[0-9¹²³])(?:\.|$)"
 
 
 # --- the conversation: one request, one reply, and what comes after it ---
@@ -1587,8 +1587,8 @@ class Part(Spans):
         self.note = self.path[: -len("part")] + "json"
         # a real lock once several threads write
         self.lock: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+        self.noted = False  # whether there may be a note
         self.fd = self.open()
-        self.noted = os.fstat(self.fd).st_size > 0
         if self.noted and args.resume:
             self.recall()
         self.kept = self.count()
@@ -1613,6 +1613,7 @@ class Part(Spans):
         try:
             if os.path.samestat(found, os.lstat(self.path)):
                 if found.st_nlink < 2:
+                    self.noted = found.st_size > 0
                     return fd
                 # a run was killed in rename(): this file is finished, and keeps its other name
                 os.unlink(self.path)
@@ -1735,25 +1736,27 @@ class Part(Spans):
         self.forget()
 
     def copy_facts(self, path: str, head: Optional[Head]) -> None:
-        """Set time and ETag as the server told them, and the mode of the file that it replaces."""
+        """Set time, ETag and the right to execute as the server told them, and else the mode of the
+        file that it replaces."""
+        fields = head.fields if head else {}
         # the file system may not know such a time
         with contextlib.suppress(OSError, OverflowError):
-            if head and head.modified is not None:
-                os.utime(self.path, (head.modified, head.modified))
+            if head and (modified := head.modified) is not None:
+                os.utime(self.path, (modified, modified))
         # only Linux has attributes, and only on some file systems
         with contextlib.suppress(OSError, AttributeError):
-            if head and head.get("etag"):
-                value = etag_prefix(self.url, os.fstat(self.fd)) + to_bytes(head.get("etag"))
+            if "etag" in fields:
+                value = etag_prefix(self.url, os.fstat(self.fd)) + to_bytes(fields["etag"])
                 os.setxattr(self.fd, XATTR, value)
-        runs = 0o111 if head and head.get(EXECUTABLE.lower()) == "1" else 0
-        # there may be no old file, or no modes
+        old = stat_or_none(path, follow=False)
+        runs = 0o111 if fields.get(EXECUTABLE.lower()) == "1" else 0
+        # there may be no modes
         with contextlib.suppress(OSError):
-            there = stat_or_none(path, follow=False)
-            # without setuid and setgid, which were meant for the old content; the target of a link
-            # may be open to all
-            mode = (there if there and stat.S_ISREG(there.st_mode) else os.fstat(self.fd)).st_mode
-            if there or runs:
-                os.chmod(self.path, mode & 0o777 | mode >> 2 & runs)
+            if old or runs:
+                # the target of a link may be open to all
+                model = old if old and stat.S_ISREG(old.st_mode) else os.fstat(self.fd)
+                # without setuid and setgid, which were meant for the old content
+                os.chmod(self.path, model.st_mode & 0o777 | model.st_mode >> 2 & runs)
 
     def release(self) -> None:
         with self.lock:
@@ -1930,6 +1933,7 @@ def write_note(path: str, note: dict[str, Any]) -> None:
         raise unwritable(path, error, 0) from None
 
 
+@functools.lru_cache(maxsize=8)
 def part_name(url: URL) -> str:
     """The name of a URL's part: the same each time, even if the URL's signature is not."""
     unsigned = re.sub(SIGNATURE, "", url.full) if "?" in url.target else url.full
@@ -3016,7 +3020,9 @@ def check_name(name: str, hidden: bool) -> bool:
         return False
     if name.startswith(".") and not hidden:
         return False
-    return os.name != "nt" or not re.search(WINDOWS_ILLEGAL, name)
+    return os.name != "nt" or not (
+        re.search(WINDOWS_ILLEGAL, name) or re.match(WINDOWS_DEVICE, name)
+    )
 
 
 def is_part(name: str) -> bool:

@@ -723,7 +723,9 @@ def parameters(query: str) -> Fields:
 # --- names and the folder: nothing outside of it, and only whole files in it ---
 
 WINDOWS_NAME = re.compile(
-    r'.*[\\:<>"|?*\x00-\x1f].*|.*[. ]|(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?', re.DOTALL
+    r'.*[\\:<>"|?*\x00-\x1f].*|.*[. ]|'
+    r"(?i:con(?:in\$|out\$)?|prn|aux|nul|(?:com|lpt)[0-9¹²³])(?:\..*)?",
+    re.DOTALL,
 )
 
 
@@ -967,6 +969,17 @@ def open_leaf(place: Place) -> Found:
     raise Refusal(403, "only files and folders are served")
 
 
+def look_at(place: Place) -> Found:
+    """What is there, closed again: Windows removes and renames nothing that is open."""
+    with contextlib.closing(open_leaf(place)) as found:
+        return found
+
+
+def is_link(info: os.stat_result) -> bool:
+    """A symbolic link, or a junction of Windows: a folder in all but this tag."""
+    return stat.S_ISLNK(info.st_mode) or bool(getattr(info, "st_reparse_tag", 0) & SURROGATE)
+
+
 def inside(where: Where, name: str) -> Place:
     return Place(where, name) if isinstance(where, int) else Place(None, os.path.join(where, name))
 
@@ -979,6 +992,8 @@ def read_at(descriptor: int, size: int, offset: int) -> bytes:
     return os.read(descriptor, size)
 
 
+# In the tag of what is more than a file or folder on Windows: it stands for another name
+SURROGATE = 0x20000000
 SORTING = threading.Lock()  # one at a time: what sorting needs is a multiple of what is kept
 
 
@@ -1003,7 +1018,8 @@ def entry_of(where: Where, name: str, hidden: bool) -> Optional[Entry]:
         check_name(name, hidden)
         place = inside(where, name)
         info = place.stat()
-        if info and (stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode)):
+        is_served = info and (stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode))
+        if info and is_served and not is_link(info):
             return Entry(name, info, place)
     return None
 
@@ -1019,6 +1035,14 @@ def scan_folder(place: Place) -> Iterator[tuple[Place, os.DirEntry[str]]]:
             yield inside(folder.where, item.name), item
 
 
+def is_real_folder(item: os.DirEntry[str]) -> bool:
+    """A folder to walk into. A link is none, wherever it leads."""
+    with contextlib.suppress(FileNotFoundError):
+        is_one = item.is_dir(follow_symlinks=False)
+        return is_one and not is_link(item.stat(follow_symlinks=False))
+    return False
+
+
 def tree(place: Place) -> Iterator[tuple[Place, os.DirEntry[str], int]]:
     """All that is in a folder and how deep, a folder after its content. Links are not followed.
 
@@ -1026,7 +1050,7 @@ def tree(place: Place) -> Iterator[tuple[Place, os.DirEntry[str], int]]:
     levels, folders = [scan_folder(place)], []
     while levels:
         below, item = next(levels[-1], (place, None))
-        if item and item.is_dir(follow_symlinks=False):
+        if item and is_real_folder(item):
             folders.append((below, item))
             levels.append(scan_folder(below))
         elif item:
@@ -1087,16 +1111,36 @@ def link(old: Place, new: Place) -> bool:
 
 
 RENAMING = threading.Lock()  # where folders cannot be locked
+LOCKED_BYTE = (1 << 31) - 2  # the last that Windows locks from Python
 
 
 def lock_file(descriptor: int) -> bool:
     """Lock it. False if another thread or process has the lock."""
+    if sys.platform == "win32":
+        return lock_byte(descriptor)
     import fcntl  # not at the top: Windows has none
 
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    return True
+
+
+def lock_byte(descriptor: int) -> bool:
+    """Lock one byte, as Windows can. Nobody else may read it then, so it is one far behind."""
+    if sys.platform != "win32":
+        return True
+    import msvcrt
+
+    start = os.lseek(descriptor, 0, os.SEEK_CUR)
+    os.lseek(descriptor, LOCKED_BYTE, os.SEEK_SET)
+    try:
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    except OSError:
+        return False
+    finally:
+        os.lseek(descriptor, start, os.SEEK_SET)
     return True
 
 
@@ -1158,7 +1202,7 @@ class Part:
 
     def lock(self) -> bool:
         """Whether no other writer has it, in this process or another."""
-        # On Windows an open file cannot be replaced anyway. A file system may have none, as Lustre.
+        # A file system may have none, as Lustre.
         with contextlib.suppress(ImportError, OSError):
             if not lock_file(self.descriptor):
                 return False
@@ -1235,7 +1279,9 @@ class Part:
 
     def date(self, mtime: int) -> os.stat_result:
         """Give it this time in ns, or the nearest that the disk has."""
-        handle = self.descriptor if self.descriptor >= 0 else self.own.name
+        # Windows dates files by their names alone
+        by_name = self.descriptor < 0 or os.name == "nt"
+        handle = self.own.name if by_name else self.descriptor
         # some mounts let only the owner set a time, and not every system knows all years
         with contextlib.suppress(OSError, OverflowError):
             os.utime(handle, ns=(time.time_ns(), mtime))
@@ -3248,10 +3294,8 @@ def delete(conn: Connection, request: Request) -> Answer:
     if not request.names:
         raise Refusal(403, "the shared folder itself stays")
     shared = conn.server.shared
-    with (
-        shared.locate(request.names, change=True) as place,
-        contextlib.closing(open_leaf(place)) as found,
-    ):
+    with shared.locate(request.names, change=True) as place:
+        found = look_at(place)
         if request.slash and not found.is_folder:
             raise Refusal(404, "that is a file, not a folder")
         if found.is_folder:
@@ -3270,9 +3314,7 @@ def delete_folder(place: "Place", recursive: bool, hidden: bool) -> None:
         raise Refusal(409, "it holds hidden files, and hidden names are not served")
     for below, item, _ in tree(place) if recursive else ():
         with contextlib.suppress(FileNotFoundError):  # another request has deleted it
-            (os.rmdir if item.is_dir(follow_symlinks=False) else os.unlink)(
-                below.name, dir_fd=below.parent
-            )
+            (os.rmdir if is_real_folder(item) else os.unlink)(below.name, dir_fd=below.parent)
     os.rmdir(place.name, dir_fd=place.parent)
 
 
@@ -3312,8 +3354,8 @@ def move(conn: Connection, request: Request) -> Answer:
         conn.server.shared.locate(request.names, change=True) as old,
         new_place(conn, names) as new,
         renaming(conn, old, new),
-        contextlib.closing(open_leaf(old)) as found,
     ):
+        found = look_at(old)
         for end in (request.names, names) if found.is_folder else ():
             conn.server.shared.refuse_program(end, holds_program)
         # all that is in it becomes as deep
@@ -3326,6 +3368,9 @@ def move(conn: Connection, request: Request) -> Answer:
 def move_to(old: "Place", found: "Found", new: "Place", request: Request, names: Names) -> Answer:
     check_conditions(request.fields, found.info)
     there, polite = new.stat(), request.fields.get("overwrite", "T").upper() == "F"
+    is_same = there and os.path.samestat(there, found.info) and names != request.names
+    if there and is_same and (found.is_folder or there.st_nlink == 1):
+        there = None  # it is found under its new name already: only the case of letters changes
     if there and (found.is_folder or not stat.S_ISREG(there.st_mode)):
         raise Refusal(412 if polite else 409, "something has that name already")
     if there and polite:

@@ -33,9 +33,7 @@ GREETED = re.compile(
     rb"sixsockets 1 max-line=32768 auth=scrypt-hmac-sha256 salt=([0-9a-f]{32}) nonce=([0-9a-f]{32}) you=127\.0\.0\.\d:\d+\n"
 )
 WORD = "grün: 100% ✓"  # umlauts, a colon, a space, a percent sign
-# threads of a server that nobody uses: the one that accepts, the one that watches connections which
-# wait
-RESTING = 2
+RESTING = 1  # threads of a server that nobody uses: the one that accepts
 VERBS = [
     "list",
     "get a",
@@ -235,6 +233,58 @@ def test_somebody_in_between_with_another_certificate_passes_no_proof_on(
     done = run("client.py", "--port", listeners[0].port, "--insecure", "--password", WORD, "list")
     assert done.code == 67 and done.out == b""
     server.wait_for("auth: .*wrong-password")
+
+
+MADE = "abcdef-ghjkmn-pqrs29"  # as a server makes it
+
+
+@pytest.mark.parametrize(
+    ("password", "flags", "code"),
+    [(MADE, [], 67), (MADE, ["--insecure"], 67), (WORD, [], 60), (MADE + "x", [], 60)],
+)
+def test_who_is_in_between_gets_nothing_from_a_client_that_has_a_made_password_and_no_pin(
+    spawn, run, box, listeners, tmp_path, password, flags, code
+):
+    """All lines are passed on as they are. With a password that a person made, the handshake ends
+    it already: nothing is said on which passwords could be tried."""
+    server = spawn("server.py", box, "--password", password, "--tls")
+    cert, key = made(tmp_path, "other")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+
+    def between(conn):
+        with contextlib.suppress(OSError), trusting().wrap_socket(server.connect()) as inner:
+            greeting = inner.recv(4096)
+            with context.wrap_socket(conn, server_side=True) as client:
+                client.sendall(greeting)
+                while line := client.recv(4096):
+                    heard.append(line)
+                    inner.sendall(line)
+                    client.sendall(inner.recv(4096))
+
+    heard = []
+    listeners.append(Listener(between))
+    to = "--port", listeners[0].port, "--tls", "--password", password, *flags
+    done = run("client.py", *to, "list")
+    assert done.code == code and done.out == b"", done
+    assert [line.split()[0] for line in heard] == [b"auth"] * (code == 67)
+
+
+def test_a_made_password_stands_for_the_pin_and_a_pin_may_be_shortened(spawn, run, box, canned):
+    server = spawn("server.py", box, "--password", MADE, "--tls")
+    at, pin = ("--port", server.port, "--tls"), pin_of(server)
+    done = run("client.py", *at, "--password", MADE, "list")
+    assert done.code == 0 and done.out == b"a\n" and done.err == "", done
+    wrong = run("client.py", *at, "--password", MADE[::-1], "list")
+    assert wrong.code == 67 and "refused the password" in wrong.err
+    for digits, code in (16, 0), (15, 2), (40, 0):
+        done = run("client.py", *at, "--password", MADE, "--pin", pin[:digits], "list")
+        assert done.code == code, done
+    wrong = run("client.py", *at, "--password", MADE, "--pin", "0" * 16, "list")
+    assert wrong.code == 60 and pin in wrong.err
+    open_one = spawn("server.py", box, "--tls")
+    done = run("client.py", "--port", open_one.port, "--tls", "--password", MADE, "list")
+    assert done.code == 67 and "does not ask for the password" in done.err
 
 
 def test_more_than_ten_wrong_passwords_are_answered_busy_and_nobody_else_is(spawn, run, box):
@@ -476,10 +526,10 @@ def test_off_loopback_a_password_is_made_and_printed_in_the_clients_command(spaw
     log = box.parent / "log"
     server = spawn("server.py", box, "--host", "0.0.0.0", "--log", log)
     command = server.wait_for(
-        r"python3 (client\.py --host \S+ --port \d+ --password ([a-z2-9-]{20}) list)\n"
+        r"python3 (client\.py --host \S+ --port \d+ --password ([a-z2-9-]{20}))\n"
     )
     server.wait_for("others on the way can read the traffic and try to guess a weak password")
-    done = run(*command[1].split())
+    done = run(*command[1].split(), "list")
     assert (done.code, done.out) == (0, b"a\n"), done
     assert (
         not re.search("[ilo01]", command[2])
@@ -487,12 +537,13 @@ def test_off_loopback_a_password_is_made_and_printed_in_the_clients_command(spaw
     )
     tls = spawn("server.py", box, "--host", "0.0.0.0", "--tls")
     other = tls.wait_for(
-        r"python3 (client\.py --host \S+ --port \d+ --password (\S+) --pin [0-9a-f]{64} list)\n"
+        r"from another machine:\n  python3 (client\.py --host \S+ --port \d+ --password (\S+) --tls)\n"
     )
-    assert run(*other[1].split()).out == b"a\n" and other[2] != command[2]
+    assert "--pin" not in tls.err, "who knows such a password needs none"
+    assert run(*other[1].split(), "--insecure", "list").out == b"a\n" and other[2] != command[2]
     assert "can read" not in tls.stop() and command[2] not in log.read_text()
     own = spawn("server.py", box, "--host", "0.0.0.0", "--password", WORD)
-    own.wait_for(r"client\.py --host \S+ --port \d+ --ask-password list\n")
+    own.wait_for(r"client\.py --host \S+ --port \d+ --ask-password\n")
     assert WORD not in own.stop()
     with_open = spawn(
         "server.py", box, "--host", "0.0.0.0", "--open", env={"SIXSOCKETS_PASSWORD": WORD}
