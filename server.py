@@ -371,6 +371,7 @@ import contextlib
 import errno
 import functools
 import hashlib
+import io
 import itertools
 import os
 import re
@@ -2844,6 +2845,7 @@ def open_log(path: str) -> int:
 
 def serve(args: argparse.Namespace) -> int:
     raise_file_limit()
+    args.max_clients = most_clients(args.max_clients)
     family, target = resolve(args.host, args.port, socket.SOCK_STREAM)[0]
     door = make_door(args, str(target[0]))
     if door.tls:
@@ -3539,6 +3541,12 @@ def raise_file_limit() -> None:
 # --- end many files ---
 
 
+def most_clients(wanted: int) -> int:
+    """How many can be watched: where only select() is, as on Windows, it takes 512 sockets."""
+    by_select = issubclass(selectors.DefaultSelector, selectors.SelectSelector)
+    return min(wanted, 400) if by_select else wanted
+
+
 # --- errors: the same in all six scripts (tests/test_twins.py) ---
 Address = tuple[Any, ...]  # (host, port), and for IPv6 (host, port, flow, scope)
 
@@ -3547,8 +3555,17 @@ class Failure(Exception):
     """What a user or a network can cause: three lines, and the exit code that curl uses for it."""
 
     def __init__(self, code: int, error: str, why: str, hint: str) -> None:
+        if os.name == "nt":  # where the programs that a hint names are called otherwise
+            hint = re.sub(r"\bss -\w+", "netstat -ano", hint).replace("python3 ", "py ")
         super().__init__(f"error: {error}\nwhy:   {why}\ntry:   {hint}")
         self.code = code
+
+
+def speak_utf8() -> None:
+    """A pipe of Windows has a code page that lacks most letters: text is UTF-8, as elsewhere."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr) if os.name == "nt" else ():
+        if isinstance(stream, io.TextIOWrapper) and not stream.isatty():
+            stream.reconfigure(encoding="utf-8", errors=stream.errors)
 
 
 def say(text: str) -> None:
@@ -3748,6 +3765,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
+    speak_utf8()
     args = build_parser().parse_args(argv)
     try:
         return serve(args)
