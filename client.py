@@ -347,7 +347,8 @@ class Batch:
 
     def exchange_all(self, files: Iterator[File]) -> None:
         self.files.append(files)
-        self.use_link(connected(self.args))  # to find these may have needed a new connection
+        if self.args.link is not self.link:  # to find these needed a new connection
+            self.use_link(connected(self.args))
         while True:
             try:
                 return self.exchange()
@@ -687,7 +688,7 @@ class Puts(Batch):
             if is_excluded(self.args.exclude, own + "/" * os.path.isdir(path)):
                 self.skip("excluded", path)
                 continue
-            name = (own if self.args.name is None else self.args.name).rstrip("/")
+            name = plain_name(own if self.args.name is None else self.args.name)
             yield File(f"{into}/{name}" if into else name, path)
 
     def converse(self, file: File) -> Conversation:
@@ -1353,7 +1354,7 @@ class Gets(Batch):
     ) -> "Failure":
         what = f"cannot write {printable(file.path)} ({error.strerror}) "
         what += f"after {part.received:,} of {size:,} bytes"
-        if error.errno not in FULL:
+        if error.errno not in FULL or not part.name:
             why, hint = "what was there before is untouched", "-o DEST for another place"
         else:
             folder = printable(os.path.abspath(part.folder.path))
@@ -1664,6 +1665,11 @@ class Inbox:
             part.begin(0)
             verified = receive_body(self.link, part, size, lambda announced: None, tell_both)
             parts[-1] = self.finish(part)
+        except Lost:
+            progress.clear()
+            came = f"{part.received:,} of {size or 0:,} bytes of {printable(name)}"
+            say(in_rows(f"connection lost at {came}: it has to be sent again", 2))
+            raise
         finally:
             progress.clear()
             part.drop()
@@ -2799,9 +2805,15 @@ def peer_name(endpoint: str, nick: Optional[str]) -> str:
 
 
 def remote_name(args: argparse.Namespace, text: str) -> str:
-    """A name as people type it: a slash at the end of a folder's name means nothing.
+    """A name on the server. In the shell, cd has chosen the folder that it begins in."""
+    name = plain_name(text)
+    if args.cwd is None or args.command == "send":
+        return name
+    return posixpath.normpath(posixpath.join("/", args.cwd, name)).strip("/")
 
-    In the shell, cd has chosen the folder that it begins in."""
+
+def plain_name(text: str) -> str:
+    """A name as people type it: a slash at the end of a folder's name means nothing."""
     # no line can have it as a word: the server would hang up on all that is asked with it
     if not text:
         raise Failure(
@@ -2810,9 +2822,7 @@ def remote_name(args: argparse.Namespace, text: str) -> str:
             "an empty word was given for it, perhaps by a variable of the shell that is not set",
             "list shows what there is",
         )
-    if args.cwd is None or args.command == "send":
-        return text.rstrip("/") or text
-    return posixpath.normpath(posixpath.join("/", args.cwd, text)).strip("/")
+    return text.rstrip("/") or text
 
 
 def same(size: int, mtime_ns: int, other_size: int, other_mtime_ns: int) -> bool:
