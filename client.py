@@ -90,6 +90,7 @@ import enum
 import errno
 import functools
 import hashlib
+import io
 import itertools
 import os
 import posixpath
@@ -147,8 +148,8 @@ SENDERS = 1000  # folders from others whose names here are remembered
 NEAR = 4
 REPLAYED = 50  # lines from before that a server tells who joins
 NICK = re.compile(r"[\w.-]{1,32}")
-CHAT_COMMANDS = "/who", "/nick", "/quit"
-CHAT_HELP = "/who, /nick NAME, /quit; a line that starts with a slash needs two"
+CHAT_COMMANDS = "/who", "/nick", "/msg", "/quit"
+CHAT_HELP = "/who, /nick NAME, /msg NICK TEXT, /quit; a line that starts with a slash needs two"
 CONTINUED = "  | "  # how a row begins that goes on with the line above it
 CONTINUED_ROOM = 20  # columns of such a row at least
 LISTED = 12000  # lines of a listing that are kept in memory; the rest goes to a nameless file
@@ -1804,6 +1805,8 @@ class Chat:
             self.say(text[text.startswith("//") :])
         elif command == "/who":
             self.request(line("who"))
+        elif command == "/msg" and " " in rest.strip():
+            self.request(b"tell %b\n" % rest.strip().encode(errors="surrogateescape"))
         elif command == "/nick" and rest:
             if not NICK.fullmatch(rest):
                 return self.show_line(f"* {WHYS['bad-nick'][0]}")
@@ -1836,6 +1839,10 @@ class Chat:
             if not (self.rejoins and known):
                 self.show_line(f"{said['from']}: {text}", said)
             self.recent.append(said)
+        elif found.verb == "told":
+            name, _, text = words[0].partition(" ")
+            facts = {"from": unquote(name[5:]), "text": text, "private": True}
+            self.show_line(f"{facts['from']} to you alone: {text}", facts)
         elif found.verb in ("joined", "left"):
             self.show_line(f"* {words[0]} {found.verb}", {found.verb: words[0]})
         elif found.verb == "client":
@@ -1850,7 +1857,7 @@ class Chat:
                 "they came faster than you took them",
                 {"lost": found.number("lost")},
             )
-        elif found.verb in ("ok", "err") and words[0] in ("say", "who", "chat"):
+        elif found.verb in ("ok", "err") and words[0] in ("say", "tell", "who", "chat"):
             self.unanswered -= 1
             if found.verb == "err":
                 self.code, reason = 9, keys.get("reason", "?")
@@ -1992,7 +1999,7 @@ BATCH = 1 << 16  # bytes of lines and small bodies that gather until they leave 
 PLAIN = re.compile(r"[!-$&-<>-~]*")  # printable ASCII but for space, percent sign and equals sign
 CONTROL = re.compile(rb"[\0-\x1f\x7f]")  # bytes that no line may hold
 BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
-FREE = {"help", "say", "said"}  # verbs whose line is text from the first space on
+FREE = {"help", "say", "said", "tell", "told"}  # verbs whose line is text from the first space on
 ESCAPE = re.compile(rb"%(..)")
 # bytes of names as this system has them in text
 NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
@@ -2102,7 +2109,7 @@ def parse(raw: bytes) -> Line:
     for word in rest:
         key, equals, value = word.partition("=")
         if equals:
-            found.keys[key] = unquote(value)
+            found.keys[key.lower()] = unquote(value)
         elif word:
             found.words.append(unquote(word))
         else:  # two spaces, or one at the end
@@ -2169,7 +2176,7 @@ class Wire:
         self.view = memoryview(self.buffer)
         self.start = self.end = 0  # what was received and not yet used: buffer[start:end]
         self.remaining = 0  # bytes of the announced body that are still to be used
-        self.unread: Line | None = None  # a line that was read too early
+        self.early: deque[Line] = deque()  # lines that were read before their turn
         self.out = bytearray()  # what is still to be sent
         self.last_heard = time.monotonic()
 
@@ -2224,6 +2231,9 @@ class Wire:
     def receive(self, patience: Optional[float]) -> None:
         """Wait for more bytes. First send what is queued, or both sides could wait for ever."""
         self.flush()
+        self.fill(patience)
+
+    def fill(self, patience: Optional[float]) -> None:
         rest = self.view[self.start : self.end]
         if len(self.buffer) == QUIET and (
             max(self.end, self.remaining) >= QUIET or hasattr(self.sock, "pending")
@@ -2262,22 +2272,21 @@ class Wire:
         """The next line. With idle, the wait for its first byte has no deadline."""
         while self.remaining:  # a body that nobody wants is read and dropped
             self.take_body()
-        if self.unread:
-            early, self.unread = self.unread, None
-            return early
-        while True:
+        while not self.early:
             stop = self.line_end()
             if stop < 0:
-                stop = self.wait_for_line(idle)
+                self.wait_for_line(idle)
+                continue
             raw = bytes(self.view[self.start : stop]).removesuffix(b"\r")
             self.start = stop + 1
             if raw:  # an empty line means nothing
                 return self.understand(raw)
+        return self.early.popleft()
 
-    def wait_for_line(self, idle: bool) -> int:
-        """Wait until the next line is whole, under one deadline; where it ends."""
+    def wait_for_line(self, idle: bool) -> None:
+        """Wait until the next line is whole, under one deadline."""
         deadline = None if idle and self.start == self.end else time.monotonic() + self.timeout
-        while (stop := self.line_end()) < 0:
+        while self.line_end() < 0 and not self.early:
             if self.buffer.startswith(TLS, self.start, self.end):
                 raise Broken("this-is-tls")
             try:
@@ -2287,7 +2296,6 @@ class Wire:
                     raise Lost("the other side closed the connection inside a line") from None
                 raise
             deadline = deadline or time.monotonic() + self.timeout
-        return stop
 
     def line_end(self) -> int:
         """Where the next line ends in the buffer, or -1."""
@@ -2699,6 +2707,10 @@ WHYS = {
         "another client is sending this file",
         "run the same command again when that one is done",
     ),
+    "taken-over": (
+        "another client is putting the same file, and the server goes on with that one",
+        "run the same command again when that one is done",
+    ),
     "wrong-digest": (
         "what arrived is not what was sent: the network or a disk changed it",
         "run the same command again",
@@ -2845,7 +2857,7 @@ def described(size: int, mtime_ns: int) -> str:
 
 
 def date_of(mtime_ns: int) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(mtime_ns / 1e9))
+    return time.strftime("%Y-%m-%d %H:%M:%S", calendar(time.localtime, mtime_ns / 1e9))
 
 
 def clock(seconds: float) -> str:
@@ -2866,7 +2878,8 @@ MAX_DEPTH = 64  # components of a path: what is further down costs too much to w
 PART = re.compile(r"\.six-[0-9a-f]{32}\.part", re.IGNORECASE)
 # what Windows takes for something else
 DEVICE = re.compile(
-    r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?|.*[. ]|.*[\\:<>|?*\"].*", re.IGNORECASE
+    r"(?:con(?:in\$|out\$)?|prn|aux|nul|(?:com|lpt)[0-9¹²³])(?:\..*)?|.*[. ]|.*[\\:<>|?*\"].*",
+    re.IGNORECASE,
 )
 # and no wait for a FIFO
 NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -2881,7 +2894,9 @@ PAUSES = [min(0.05, 0.001 * 2**count) for count in range(44)]
 # entries of a folder that are put in order; where there are more they come as the disk has them
 SORTED = 20000
 SORTING = _thread.allocate_lock()  # one at a time: to sort takes several times what is kept
+LINK = os.stat_result([stat.S_IFLNK, *[0] * 9])  # of which nothing but its kind matters
 TIMED = os.utime in os.supports_fd
+LOCKED_BYTE = (1 << 31) - 2  # the last that Windows locks from Python
 BY_DESCRIPTOR = {
     os.open,
     os.stat,
@@ -2966,7 +2981,7 @@ class Folder:
             leaf = path if within is None else os.path.basename(path)
             nofollow = 0 if within is None else os.O_NOFOLLOW
             self.fd = os.open(leaf, os.O_RDONLY | os.O_DIRECTORY | nofollow, dir_fd=within)
-        elif not os.path.isdir(path):
+        elif not stat.S_ISDIR(os.stat(path).st_mode):
             raise os_error(errno.ENOTDIR)
 
     def __del__(self) -> None:
@@ -2974,19 +2989,25 @@ class Folder:
             os.close(self.fd)
 
     def at(self, name: str) -> str:
-        return name if self.fd is not None else os.path.join(self.path, name)
+        """What the system's calls take for a name in it: where they take no descriptor, a path.
+
+        Then the path must be its own real path: neither a link nor a junction, nor the second name
+        that Windows gives a long one."""
+        if self.fd is not None:
+            return name
+        path = os.path.join(os.path.realpath(self.path), name)
+        if os.path.normcase(os.path.realpath(path)) != os.path.normcase(path):
+            raise os_error(errno.ELOOP)
+        return path
 
     def below(self, name: str, make: bool = False) -> "Folder":
         """The folder of that name in this one; a link is not followed."""
         if make:
             with contextlib.suppress(FileExistsError):
                 self.make(name)
-        path = os.path.join(self.path, name)
-        if not BY_DESCRIPTOR:
-            real = os.path.join(os.path.realpath(self.path), name)
-            if os.path.realpath(path) != real:
-                raise os_error(errno.ENOTDIR)
-        return Folder(path, self.fd, self.durable)
+        if self.fd is None and self.stat(name) is LINK:
+            raise os_error(errno.ENOTDIR)
+        return Folder(os.path.join(self.path, name), self.fd, self.durable)
 
     def descend(self, names: Sequence[str], make: bool = False) -> "Folder":
         return functools.reduce(lambda found, name: found.below(name, make), names, self)
@@ -3012,8 +3033,6 @@ class Folder:
             os.fsync(self.fd)
 
     def open(self, name: str, flags: int, mode: int = 0o666) -> int:
-        if not BY_DESCRIPTOR and os.path.islink(self.at(name)):
-            raise os_error(errno.ELOOP)
         return os.open(self.at(name), flags | NO_LINK, mode, dir_fd=self.fd)
 
     def stat(self, name: str) -> Optional[os.stat_result]:
@@ -3021,6 +3040,10 @@ class Folder:
             return os.stat(self.at(name), dir_fd=self.fd, follow_symlinks=False)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            if self.fd is None and error.errno == errno.ELOOP:
+                return LINK
+            raise
 
     def identity(self, name: str) -> tuple[Any, ...]:
         """Tells a name in it from all others, even after a folder above it was renamed."""
@@ -3096,7 +3119,9 @@ class Folder:
 def lock_file(fd: int, free: bool = False) -> bool:
     """Lock a part or folder, or free it; False if somebody else has locked it.
 
-    Without flock only the writers in one server know of each other."""
+    Without a lock only the writers in one server know of each other."""
+    if sys.platform == "win32":
+        return lock_byte(fd)
     with contextlib.suppress(ImportError, OSError):  # OSError: Lustre, for one, may have none
         import fcntl  # not at the top: Windows has none
 
@@ -3104,6 +3129,25 @@ def lock_file(fd: int, free: bool = False) -> bool:
             fcntl.flock(fd, fcntl.LOCK_UN if free else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
+    return True
+
+
+def lock_byte(fd: int) -> bool:
+    """Lock one byte, as Windows can. Nobody else may read it then, so it is one far behind.
+
+    Only parts are locked so, and are free again when they are closed."""
+    if sys.platform != "win32":
+        return True
+    import msvcrt
+
+    start = os.lseek(fd, 0, os.SEEK_CUR)
+    os.lseek(fd, LOCKED_BYTE, os.SEEK_SET)
+    try:
+        msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+    except OSError:
+        return False
+    finally:
+        os.lseek(fd, start, os.SEEK_SET)
     return True
 
 
@@ -3329,7 +3373,7 @@ def receive_body(
             part.write(wire.take_body())
             tell(part.received)
     if found.verb not in ("end", "abort"):
-        wire.unread = found
+        wire.early.append(found)
     if found.verb != "end":
         raise Refused("aborted")
     if size is not None and part.received != size:
@@ -3910,6 +3954,22 @@ def trust_flags(parser: argparse._ActionsContainer) -> None:
 # --- end trust ---
 
 
+# --- times: the same in client.py, httpserver.py, httpclient.py (tests/test_twins.py) ---
+CYCLE = 400 * 365.2425 * 86400  # seconds after which the calendar repeats itself
+
+
+def calendar(clock: Callable[[float], time.struct_time], seconds: float) -> time.struct_time:
+    """time.gmtime() or time.localtime(), also before 1970, where Windows has neither."""
+    try:
+        return clock(seconds)
+    except OSError:
+        later = clock(seconds + CYCLE)
+        return time.struct_time((later.tm_year - 400, *later[1:]))
+
+
+# --- end times ---
+
+
 # --- showing sizes: the same in client.py, httpserver.py, httpclient.py (tests/test_twins.py) ---
 def readable_size(size: float) -> str:
     """Bytes as people read them, such as 999 bytes or 1.2 MB, in powers of 1,000."""
@@ -4359,8 +4419,17 @@ class Failure(Exception):
     """What a user or a network can cause: three lines, and the exit code that curl uses for it."""
 
     def __init__(self, code: int, error: str, why: str, hint: str) -> None:
+        if os.name == "nt":  # where the programs that a hint names are called otherwise
+            hint = re.sub(r"\bss -\w+", "netstat -ano", hint).replace("python3 ", "py ")
         super().__init__(f"error: {error}\nwhy:   {why}\ntry:   {hint}")
         self.code = code
+
+
+def speak_utf8() -> None:
+    """A pipe of Windows has a code page that lacks most letters: text is UTF-8, as elsewhere."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr) if os.name == "nt" else ():
+        if isinstance(stream, io.TextIOWrapper) and not stream.isatty():
+            stream.reconfigure(encoding="utf-8", errors=stream.errors)
 
 
 def say(text: str) -> None:
@@ -4741,6 +4810,7 @@ def catch_signals() -> None:
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
+    speak_utf8()
     words = list(sys.argv[1:] if argv is None else argv)
     typed_words = typed(["python3", "client.py", *words])
     place = command_place(words)

@@ -6,6 +6,7 @@
     python3 server.py --host 0.0.0.0 --tls    with other machines too: prints the command for them,
                                               password included
     python3 server.py --read-only             nothing can be changed
+    python3 server.py --drop-box --host ::    hand-in: files can be added, and nothing else
     python3 server.py --min-free 1G --max-size 500M --max-clients 20
     printf 'list\\n' | nc -N 127.0.0.1 9000    client.py is the client; netcat is enough
 
@@ -31,12 +32,35 @@ announced.
     C: bye
     S: ok bye
 
+A body need not end in a line feed: the next line begins right behind its last byte, as here `end`
+behind `abc`. A client should send `data`, the body and `end` in one call, or set TCP_NODELAY:
+otherwise Nagle's algorithm holds the last of them back for 40 ms.
+
+    C: put abc.txt
+    C: data 3
+    C: abcend
+    S: ok put abc.txt size=3 sha256=ba7816bf… verified=no
+
+A put that was interrupted goes on. The client asks how much is there, and tells the digest of as
+many bytes of its own:
+
+    C: stat film.mp4 size=3145728 mtime_ns=1700000000500000000
+    S: err stat film.mp4 reason=no-such-file part=2097152
+    C: put film.mp4 size=3145728 mtime_ns=1700000000500000000 offset=2097152 sha256=(of the first)
+    S: note film.mp4 offset=2097152
+    C: data 1048576
+    C: (1048576 bytes)
+    C: end sha256=(of the whole file)
+    S: ok put film.mp4 size=3145728 sha256=(of the whole file) verified=yes
+
 Lines. A line is a verb and words with single spaces between them. It ends with LF, or CRLF, and has
-at most 32768 bytes with that. Verbs are case-insensitive. A word is positional, or key=value.
-Unknown keys are ignored; if a key is given twice, the last value counts. An empty line means
-nothing. In names and values a space, `%`, `=` and every byte that is not part of a printable UTF-8
-character are written %XX; other bytes may be. Numbers are decimal digits; mtime_ns (nanoseconds
-since 1970) may begin with a minus sign.
+at most 32768 bytes with that. Verbs and keys are case-insensitive. A word is positional, or
+key=value. Unknown keys are ignored; if a key is given twice, the last value counts. An empty line
+means nothing. In names and values a space, `%`, `=` and every byte that is not part of a printable
+UTF-8 character are written %XX; other bytes may be. No line has a control character (a tab neither,
+not even in the text of `say`), a space at its beginning or end, two spaces in a row (but in such a
+text), or a `%` without two hex digits: these are bad-line. Numbers are decimal digits, at most
+8999999999999999999; mtime_ns (nanoseconds since 1970) may begin with a minus sign.
 
 Names. A name is a path below the shared folder, with `/` between its components: at most 4096 bytes
 and 64 components. Refused as bad-name: an empty component, `.`, `..`, a leading `/`, NUL, and
@@ -46,12 +70,13 @@ not followed.
 
 Requests and answers. The server speaks first: the greeting above. A client may send requests
 without waiting for the answers, which come in the same order: `ok VERB NAME… key=value…` or `err
-VERB NAME… reason=CODE …` (each word is cut off after 900 characters). Lines that begin with `note`
-may come before an answer. received=N and checked=N tell how far the server is, at most ten times a
-second; offset=N answers a `put` that names one; in `list`, reason=CODE tells what was left out. Any
-request except help and say may have the key nick=NAME, which is what others know this client by
-from now on. It has 1 to 32 letters, digits, `_`, `.` or `-`, else it is refused as bad-nick. If
-another client has that nick already, in whatever case, a number is added.
+VERB NAME… reason=CODE …`. They repeat the request's positional words (err two at most, each cut off
+after 900 characters), but `send` only NAME, and `help`, `say` and `tell` none. Lines that begin
+with `note` may come before an answer. received=N and checked=N tell how far the server is, at most
+ten times a second; offset=N answers a `put` that names one; in `list`, reason=CODE tells what was
+left out. Any request except help, say and tell may have the key nick=NAME, which is what others
+know this client by from now on. It has 1 to 32 letters, digits, `_`, `.` or `-`, else it is refused
+as bad-nick. If another client has that nick already, in whatever case, a number is added.
 
     help                    help VERB WORDS -- TEXT, a line for each verb, then ok help count=N
     list [FOLDER] [deep=yes]
@@ -93,6 +118,7 @@ another client has that nick already, in whatever case, a number is added.
                             you=HOST:PORT count=N, below
     say TEXT                the rest of the line as it is, at most 4000 bytes, to all others in the
                             chat; ok say
+    tell NICK TEXT          the same to one in the chat alone; NICK is a nick or HOST:PORT; ok tell
     ping                    ok ping
     bye                     ok bye, and the server closes
     upload, download, and logout, stop, quit are other words for put, get and bye.
@@ -123,72 +149,179 @@ connection. In Python, where scrypt is that of RFC 7914, of the password's UTF-8
     text = f"client {servers_nonce} {my_nonce} {certificate}".encode()
     proof = hmac.new(key, text, "sha256").hexdigest()
 
-certificate is `-`, or with TLS the SHA-256 of the server's certificate (DER) in hex, so that nobody
-can pass on the proofs of another connection. The server's proof is the same with the word server
-instead of client; a client goes no further if the server cannot give it. After a wrong proof the
-server closes. Ten wrong proofs within a minute from one address, and until the minute is over the
+certificate is `-`, or with TLS the SHA-256 of the server's certificate (DER) in hex. The server's
+proof is the same with the word server instead of client; a client goes no further if the server
+cannot give it. After a wrong proof the server closes.
+
+Why a client that was given a password which the server made (89 random bits) needs no --pin: it
+takes any certificate, sends `auth` and nothing else, and checks the server's proof. Somebody in
+between, who ends TLS with a certificate of his own and relays everything, has on the client's side
+another certificate than the server has. So the client's proof is wrong at the server, and the
+server's at the client; he cannot make one himself, since both need the key. To answer the client
+with its own proof, or with one of an earlier connection, does not help him: the word and the nonces
+differ. A client that asked for TLS does not go on without it. What he gets is one proof, on which
+he can try passwords without anybody's help: 2^89 of them, at 50 ms each. A password of a person's
+own could be guessed in this way, so it needs --pin or --cacert.
+
+Ten wrong proofs within a minute from one address, and until the minute is over the
 server answers all new connections from there with `err - reason=busy retry=SECONDS` instead of the
 greeting (under TLS with the alert access_denied).
 
 TLS. With --tls the client begins with a TLS handshake (1.2 or later), and all the rest is the same
-inside. A client that begins without TLS is answered without TLS, with reason=tls-only.
+inside. A client that begins without TLS, or says nothing for five seconds, is answered without TLS:
 
-From client to client. After `receive` a connection waits until its client closes or sends a request
-other than help, who, ping, say (without nick); usage and unknown-verb do not end it either.
-Meanwhile the server may send it these, each after the last was answered,
+    C: list
+    S: err - reason=tls-only
+
+From client to client. A connection that has sent `receive` waits for what others send. This is what
+Bob sees on his, who takes the first file, refuses the second inside its body, and is left with a
+third whose sender goes away (S is the server, B is Bob):
+
+    B: receive nick=bob
+    S: ok receive you=127.0.0.1:51240 nick=bob
+    S: put notes.txt size=6 from=127.0.0.1:51234 nick=anna
+    S: data 6
+    S: hello⏎
+    S: end sha256=5891b5b5…
+    B: note notes.txt received=6
+    B: ok put notes.txt size=6 sha256=5891b5b5… verified=yes
+    S: put film.mp4 size=9000000 from=127.0.0.1:51234 nick=anna
+    S: data 524288
+    S: (524288 bytes)
+    B: err put film.mp4 reason=disk-full
+    S: abort reason=refused
+    S: put last.txt size=6 from=127.0.0.1:51234 nick=anna
+    S: data 3
+    S: hel
+    S: abort reason=sender-gone
+    B: err put last.txt reason=aborted
+
+And this is what Anna sees, who sends the first one to Bob and to somebody who is not there:
+
+    A: send bob,carl notes.txt size=6
+    A: data 6
+    A: hello⏎
+    A: end sha256=5891b5b5…
+    S: got carl err put notes.txt reason=no-such-client
+    S: got 127.0.0.1:51240 ok put notes.txt size=6 sha256=5891b5b5… verified=yes nick=bob
+    S: ok send notes.txt receivers=2 verified=1
+
+The receiver's side. The server sends these, and the client answers as a server does:
 
     put NAME [size=N] [mtime_ns=N] [exec=yes] from=HOST:PORT [nick=NAME]
-                            and a body, in which `note NAME` may stand between the lines
+                            and a body, in which `note NAME` may stand between the lines; then ok
+                            put NAME size= sha256= verified=yes [as=NAME-IT-HAS-THERE], or err put
+                            NAME reason=CODE [why=TEXT], as soon as the client knows
     mkdir NAME from=HOST:PORT [nick=NAME]
+                            ok mkdir NAME or err mkdir NAME reason=CODE
 
-and the client answers as the server does. During the body it sends note NAME received=N. As soon as
-it knows: ok put NAME size= sha256= verified=yes [as=NAME-IT-HAS-THERE] or err put NAME reason=CODE
-[why=TEXT]; ok or err mkdir NAME. A request of its own inside a body is carried out, and means that
-it does not want the file (left). The sender chose NAME: the receiver must check it.
+The next put may come before the answer to the one before it; the answers come in the same order.
+During a body the client sends note NAME received=N now and then. The sender chose NAME: the
+receiver must check it. A body that the client has refused ends with abort reason=refused, or with
+its end if that was on its way. If its sender is gone or gives up, it ends with abort and another
+reason. A help, who, ping or say (without nick) that comes inside a body is carried out after it.
+Any other request ends the waiting: inside a body it means that the client does not want the file,
+and the answer to it ends the body.
 
-The sender gets `note NAME waiting=N` while one of its N receivers is busy with another sender. It
-gets all of them at once, first come first served. A sender that waits has none of them; it keeps
-them from later senders only when it has waited for --timeout seconds. Then it gets `note NAME
-received=N`: what the slowest receiver has. For each receiver, as soon as its result is known, it
-gets `got HOST:PORT ok put NAME size= sha256= verified= [as=] [nick=]` or `got TO err put NAME
-reason=CODE [why=]` (mkdir with type=dir). The reason is the receiver's own, or no-such-client,
-not-receiving, yourself, gone (it closed, or broke the protocol), stalled (for --timeout seconds it
-read nothing and told of nothing new received, so the server closed it), or left. If a receiver says
-ok before the body ends, it counts as having left. If no receiver got the file, the answer is err
-send NAME reason=not-received receivers=N verified=0, even inside the body. If the sender is lost or
-gives up, its receivers get `abort reason=…`. It may close its writing side after the last byte, as
-nc -N does, but the connection only after the answer: the server notices at the next note that a
-sender is gone. Nothing is stored. The server announces with `data` what it holds, at most 512 KiB,
-and reads on when every receiver has that. The digest is the sender's; the receiver checks it.
+The sender's side. TO is HOST:PORT or a nick, or several with commas between. A sender gets all its
+receivers at once, first come first served. While one of them is busy with another sender it gets
+`note NAME waiting=N` (how many still receive), and has none of them; it keeps them from later
+senders only when it has waited for --timeout seconds. Then it gets `note NAME received=N`: what the
+slowest receiver has. As soon as a receiver's result is known, it gets `got HOST:PORT ok put NAME
+size= sha256= verified= [as=] [nick=]` or `got HOST:PORT err put NAME reason=CODE [why=] [nick=]`
+(mkdir with type=dir). Instead of HOST:PORT a word of TO stands there if nobody was reached by it.
+verified=yes means that the receiver says so, and that its digest is the sender's. The reason is the
+receiver's own, or no-such-client, not-receiving, yourself, gone (it closed, or broke the protocol),
+stalled, or left (it asked for something else, or said ok before the body's end). The last line is
+ok send NAME receivers=N verified=N if one receiver at least has the file, and else err send NAME
+reason=not-received, which may come inside the body. A sender may send the next `send` before the
+answer. It may close its writing side after the last byte, as nc -N does, but the connection only
+after the answer: the server notices at the next note that a sender is gone.
 
-Chat. After `ok chat`, and until the next request other than help, who, ping, say, these lines come
-between answers: said from=NAME TEXT (one space, then the text to the end of the line), joined NAME
-at=HOST:PORT, left NAME. NAME is the nick or HOST:PORT. One client may say 40 lines (or join so
-often) at once and 20 a second; more are refused as too-fast. For a client that does not read, 200
-lines are kept; of more it loses the oldest, and gets `note chat lost=N` before the next.
+Nothing is stored. The server announces with `data` what it holds, and reads on when every receiver
+has taken that: the slowest one sets the pace. It closes a receiver that stands still for --timeout
+seconds (stalled): one that reads nothing, or that has been sent all and neither answers nor gets on
+by 1024 bytes a second. A sender that sends nothing but notes for so long, while others wait for its
+receivers, is refused (stalled).
 
-Reason codes. The connection goes on after: no-such-file, no-such-folder (one above it is missing),
-exists (with size= mtime_ns=, except for mkdir), is-a-folder, not-a-folder, not-a-file (a link or
-special file), not-empty, not-permitted (with why= a sentence if what arrives would later run as
-part of a program: one of these scripts, or what Python imports), not-possible, bad-name, too-deep
-(more than 64 components, also of what is in a folder that is renamed; `list` does not look into
-what is further down, or longer than names are), hidden-name, read-only, too-large (limit=),
-too-long (more than size= announced), incomplete (less), wrong-digest, aborted, bad-number (of a
-key), disk-full, disk-read-only, busy (another client is writing it, or another
-program has locked the folder), bad-nick, not-received, not-in-chat, too-fast (limit=),
-auth-required, not-needed (auth without a password, or a second time), usage, unknown-verb, failed.
-received=N tells how far a put came.
+Chat. After `ok chat`, and until the next request other than help, who, ping, say, tell, these lines
+come between answers: said from=NAME TEXT (one space, then the text to the end of the line), told
+from=NAME TEXT (to this client alone), joined NAME at=HOST:PORT, left NAME. NAME is the nick or
+HOST:PORT. One client may say 40 lines (or join so often) at once and 20 a second; more are refused
+as too-fast. For a client that does not read, 200 lines are kept; of more it loses the oldest, and
+gets `note chat lost=N` before the next.
 
-The server closes after `err auth` reason=wrong-password or busy, after `err - reason=` bad-line,
-line-too-long, bad-number (of `data`), this-is-http, this-is-tls, and after tls-only, server-full
-and busy, which come instead of the greeting. It closes too if a line, once begun, or a body stands
-still for --timeout seconds, or if the password is not proved within them. After that a client may
-be silent between requests for ever, with one exception: if the server is full, and one address (of
-IPv6: 64 bits) has more than half of all places, a client from another address takes the place of
-the one there that has been silent longest. Clients in receive or chat go last, and none goes while
-its request is carried out. If the connection ends inside a put of 1 MiB or more that announced size
-and mtime_ns, what was received is kept for seven days. What no put can go on with goes at
-once, or an hour after the server was killed.
+Reason codes. The connection goes on after these; every err that comes inside the body of a put has
+received=N, the bytes that have come.
+
+    no-such-file            there is none, or (with one file shared) it is another
+    no-such-folder          a folder above it is missing
+    exists                  the name is taken (a file: with size= mtime_ns=, but for mkdir)
+    is-a-folder             a file was expected, or a folder's name cannot be a file's
+    not-a-folder            a file was found where a folder was expected
+    not-a-file              a link or special file
+    not-empty               delete of a folder with something in it
+    not-permitted           the system allows it not, or (with why=) it would be part of a program
+                            that runs later: a script of ours, or what Python imports
+    not-possible            as to rename a folder into itself
+    bad-name                see Names; also what this system cannot call a file
+    too-deep                more than 64 components, also of what is in a folder that is renamed;
+                            as a note, what `list` does not look into
+    hidden-name             a component starts with a dot, and the server has no --hidden
+    read-only               the server has --read-only
+    drop-box                the server has --drop-box (stat: with part= for an interrupted put)
+    too-large               more than --max-size (limit=)
+    too-long                more bytes than size= announced (size=); say and tell: text (limit=)
+    incomplete              fewer bytes than size= announced (size=)
+    wrong-digest            the digest of `end` is another (sha256= of what came)
+    aborted                 the body ended with abort, or with another request
+    bad-number              the value of a key is no number
+    disk-full               no room, or less than --min-free would be left
+    disk-read-only          the disk
+    busy                    another connection writes this very part and is not silent, or another
+                            program has locked the folder, or the server has no descriptor left
+    bad-nick                see Requests
+    not-received            of a send: no receiver has the file (receivers= verified=0)
+    stalled                 of a send: see The sender's side
+    not-in-chat             say or tell before chat
+    no-such-client          tell: nobody of that name is in the chat
+    too-fast                the chat's limit (limit=)
+    auth-required           the password is not proved yet
+    not-needed              auth without a password, or a second time
+    usage                   too few or too many words (usage=)
+    unknown-verb            (try=help)
+    failed                  the system gave another error
+
+The server closes after these. They come as `err - reason=`, and instead of the greeting where that
+is said; wrong-password and busy also as `err auth reason=`.
+
+    bad-line                see Lines
+    line-too-long           more than 32768 bytes
+    bad-number              of `data`
+    this-is-http            a request of HTTP
+    this-is-tls             TLS, where the server has none
+    tls-only                (instead) the reverse
+    server-full             (instead) there are --max-clients; also no thread or descriptor
+    busy                    (instead) too many wrong passwords from there (retry= seconds)
+    wrong-password          the proof is wrong
+    taken-over              another connection puts the same file (name, size, mtime_ns), and this
+                            one had been silent for a second
+
+It closes too if a line, once begun, or a body stands still for --timeout seconds, or if the
+password is not proved within them. After that a client may be silent between requests for ever,
+with one exception: if the server is full, and one address (of IPv6: 64 bits) has more than half of
+all places, a client from another address takes the place of the one there that has been silent
+longest. Clients in receive or chat go last, and none goes while its request is carried out. If the
+connection ends inside a put of 1 MiB or more that announced size and mtime_ns, what was received is
+kept for seven days. What no put can go on with goes at once, or an hour after the server was
+killed.
+
+Drop box. With --drop-box a client can put, mkdir and resume, and nothing else (help, ping, auth and
+bye are allowed; stat is always err, with part= if the client's own interrupted put left bytes).
+What it puts goes to a folder of its own: that of its nick (which may have no number here), or else
+of its address; missing folders are made. If a name is taken, the file gets a number, as in
+notes (1).txt: the answer to put has as=NAME-IT-HAS-THERE. The log tells who handed in what; with
+--json it is one object a line, and handed_in, by, name, size, sha256, verified tell it.
 
 Limits. On a loopback address the server asks for no password unless one is given. On any other it
 makes one and prints it, unless --open does without. Without --tls others can read the traffic, and
@@ -202,18 +335,18 @@ length and digest are right: readers see the old file or the new one, whole.
 # The sections, in the order of the file:
 #   the conversation   converse(), answer(), do_get(), do_put(), do_send(), Command
 #   what it stands on  Line, Wire, Folder, Part, send_body(), receive_body()
-#   one client         walk(), Session, Session.run(), Session.find(), Session.claim()
-#   client to client   Holder, Lobby, Receiver, Relay
+#   one client         walk(), Session, Session.run(), Session.attend(), Session.find()
+#   client to client   Bell, Lobby, Lobby.take(), Relay, Relay.body()
 #   the server         Server, Server.run(), Server.accept(), Server.handle(), serve()
 #   shared fences      Guard, Door, is_program(), over_tls(), Traced, Stop, bind(), Failure, Parser
 #   the command line   announce(), build_parser(), main()
 #
 # Threads: the main thread runs Server.run(). Each client has one that runs Session.run(); it alone
-# touches its Session, with two exceptions that Holder names. While a client waits in `receive` or
-# `chat`, its thread sleeps and the lobby's thread, Lobby.watch(), has the connection. While another
-# client sends to it, that client's thread has it.
+# reads and writes the connection, for its whole life. Other threads leave what they have for it in
+# Session.queue and ring its Bell.
 # States of a connection: TLS and greeting; requests, `admitted` once the password is proved;
-# in the lobby (`mode`); hung up on: Session.hang_up() reads until the client has read why.
+# waiting in `receive` or `chat` (`mode`, Session.attend()); hung up on: Session.hang_up() reads
+# until the client has read why.
 
 # --- imports: the same in all six scripts (tests/test_twins.py) ---
 import sys
@@ -235,10 +368,10 @@ if __name__ == "__main__":
 import _thread  # the locks of threading, which takes a client long to load
 import argparse
 import contextlib
-import enum
 import errno
 import functools
 import hashlib
+import io
 import itertools
 import os
 import re
@@ -261,8 +394,10 @@ if TYPE_CHECKING:
 
 VERSION = "1.0"
 PROTOCOL = "1"
+PORT = 9000  # where client.py looks by itself
 CLIENT = "python3 client.py"
 GRACE = 2.0  # seconds that Ctrl-C leaves for transfers under way
+TLS_WAIT = 5.0  # seconds in which a TLS client begins; who waits for a greeting is told tls-only
 LINGER = 1.0  # seconds that a client has for reading why the server closes
 MAX_REFUSED = 64  # clients over the limit that are kept that long
 ACCEPT_PAUSE = 0.5  # seconds to the next accept() when the system has no descriptor or memory left
@@ -287,7 +422,11 @@ RESULTS = {
     "sha256": 64,
     "verified": 3,
 }
-BRIEF = 0.001  # seconds that one client's connection may hold up what others wait for too
+BRIEF = 0.001  # seconds that a TLS connection may take to find that it has no room
+AHEAD = 2  # blocks that a receiver may still have to be sent when its sender leaves the next one
+SENDS_AHEAD = 200  # files of one sender that its receivers have not answered yet
+LEAST = 1024  # bytes a second by which a receiver that has been sent all must get on
+POSTPONED = 16  # requests of a receiver that wait for the end of the file which it is sent
 # letters of any script, digits: nothing that could pass for an address or for more than a name, and
 # none of the four letters that nobody can see (the fillers of Hangul)
 NICK = re.compile(r"(?:(?![\u115f\u1160\u3164\uffa0])[\w.-]){1,32}")
@@ -296,7 +435,7 @@ SAY_RATE, SAY_BURST = 20.0, 40.0  # lines a second that one client may say, and 
 MAX_TARGETS = 2000  # receivers that one line can name: each is answered with a line of its own
 HISTORY = 50  # lines of the chat that a client gets when it joins
 UNHEARD = 200  # lines that are kept for a slow reader; of more it loses the oldest
-AT_ONCE = 16  # how many of them one send() gets
+AT_ONCE = 16  # how many of them leave together
 SWEEP = 3600.0  # seconds from one search for old parts to the next
 
 
@@ -307,12 +446,17 @@ def converse(session: "Session") -> None:
         if session.start == session.end:
             session.flush()  # before Ctrl-C may take it for idle
             session.idle = True
-        request = session.line(idle=session.admitted)
+        try:
+            request = session.line(idle=session.admitted)
+        except Ended:  # it may have closed only its own half, and await what receivers answer
+            session.finish_sends()
+            raise
         session.idle = False
         session.requests += 1
         if request.verb in ALIASES:
             request = request._replace(verb=ALIASES[request.verb])
         answer(session, request)
+    session.finish_sends()
 
 
 def answer(session: "Session", request: "Line") -> None:
@@ -323,17 +467,20 @@ def answer(session: "Session", request: "Line") -> None:
     session.started = session.last_note = time.monotonic()
     session.moved, result = 0, "ok"
     try:
+        if verb != "send":  # answers come in the order of the requests
+            session.finish_sends()
         command = find_command(session, verb, words)
         session.prepare(request)
         command.run(session, request, *words)
     except (Refused, BadNumber, OSError) as error:
         result = reason_of(error)
-        repeated = {"send": words[1:], "say": []}.get(verb, words)[:2]
+        session.finish_sends()
+        repeated = {"send": words[1:], "say": [], "tell": []}.get(verb, words)[:2]
         named = [word[:MAX_ECHO] for word in (verb, *repeated)]
         session.send_line("err", *named, reason=result, **getattr(error, "keys", {}))
     if verb not in UNLOGGED or result not in EXPECTED:
         # somebody may have typed the password after `auth`
-        what = " ".join([verb, *words] if verb != "auth" else [verb])
+        what = " ".join([verb, *words] if verb not in ("auth", "tell") else [verb])
         elapsed = time.monotonic() - session.started
         session.note(f"{what[:300]}: {session.moved} bytes, {elapsed:.3f} s, {result}")
 
@@ -349,6 +496,8 @@ def find_command(session: "Session", verb: str, words: Sequence[str]) -> "Comman
         raise Refused("auth-required")
     if found.changes and session.args.read_only:
         raise Refused("read-only")
+    if session.args.drop_box and verb not in DROPPING:
+        raise Refused("drop-box")
     return found
 
 
@@ -398,9 +547,9 @@ def digest_in_turn(session: "Session", name: str, fd: int, upto: int, sha: "hash
 
 
 def do_stat(session: "Session", request: "Line", name: str) -> None:
-    # most ask without mtime_ns, and many
-    part = session.part(request, name) if "mtime_ns" in request.keys else None
-    part_size = (part.length() or None) if part else None
+    part_size = left_by_interruption(session, request, name)
+    if session.args.drop_box:  # not even whether there is such a file
+        raise Refused("drop-box", part=part_size)
     try:
         status = session.existing(name)[2]
     except Refused as refusal:
@@ -412,6 +561,14 @@ def do_stat(session: "Session", request: "Line", name: str) -> None:
         with session.opened(name) as (fd, status):
             sha256 = digest_in_turn(session, name, fd, status.st_size, hashlib.sha256())
     session.ok(request, type="file", **facts(status), sha256=sha256, part=part_size)
+
+
+def left_by_interruption(session: "Session", request: "Line", name: str) -> Optional[int]:
+    """How much of such a file an interrupted put left. Most ask without mtime_ns, and many."""
+    with contextlib.suppress(OSError, Refused):
+        if "mtime_ns" in request.keys:
+            return session.part(request, name).length() or None
+    return None
 
 
 def do_get(session: "Session", request: "Line", name: str) -> None:
@@ -435,40 +592,67 @@ def do_get(session: "Session", request: "Line", name: str) -> None:
 
 
 def do_put(session: "Session", request: "Line", name: str) -> None:
-    size, over = request.number_or_none("size"), request.is_set("over")
-    part = session.part(request, name)
-    session.check_room(size or 0, min(request.number("offset"), part.length()))
-    session.check_vacant(part.folder, part.leaf, over)
+    size, offset = request.number_or_none("size"), request.number("offset")
+    over, drops = request.is_set("over"), session.args.drop_box
+    if drops and over:
+        raise Refused("drop-box")
+    part = session.part(request, name, make=drops)
+    session.check_room(size or 0, min(offset, part.length()))
+    session.check_vacant(part.folder, part.leaf, over or drops)
     session.claim(part)
     try:
-        if "offset" in request.keys:
-            agree_on_offset(session, request, name, part)
-        else:
-            part.begin(0)
-        verified = receive_body(
-            session,
-            part,
-            size,
-            lambda announced: session.check_room(announced, part.received),
-            session.progress(name, "received"),
-        )
-        part.finish(over)
+        verified = store(session, request, name, part)
     except (Lost, Broken) as lost:
-        keeps = part.keep()
-        session.server.kept += keeps
-        kept = "kept for seven days" if keeps else "nothing is kept"
+        kept = "kept for seven days" if session.keep(part) else "nothing is kept"
         whole = "?" if size is None else size
         session.note(f"put {name}: cut at {part.received} of {whole} bytes ({lost}); {kept}")
         raise
-    except OSError as error:
-        # another program has locked the folder: the client may come back and find it all here
-        session.server.kept += error.errno == errno.EBUSY and part.keep()
-        raise Refused(reason_of(error), received=part.received) from None
+    except (OSError, Refused) as error:
+        reason, keys = reason_of(error), getattr(error, "keys", {})
+        if reason == "busy":  # another program has locked the folder: the client may come back
+            session.keep(part)
+        there = part.folder.stat(part.leaf) if reason == "exists" else None
+        keys = {**keys, **(facts(there) if there else {}), "received": part.received}
+        raise Refused(reason, **keys) from None
     finally:
         session.moved = part.received
         part.drop()
         session.disclaim(part)
-    session.ok(request, size=part.received, sha256=part.sha.hexdigest(), verified=verified)
+    told = {"size": part.received, "sha256": part.sha.hexdigest(), "verified": verified}
+    if drops:
+        told["as"] = "/".join([*name.split("/")[:-1], part.leaf])
+        session.note_handed_in(name, told)
+    session.ok(request, **told)
+
+
+def store(session: "Session", request: "Line", name: str, part: "Part") -> str:
+    """Receive a body into its part, and give that its name: whether it was verified."""
+    if "offset" in request.keys:
+        agree_on_offset(session, request, name, part)
+    else:
+        part.begin(0)
+    verified = receive_body(
+        session,
+        part,
+        request.number_or_none("size"),
+        lambda announced: session.check_room(announced, part.received),
+        session.progress(name, "received"),
+    )
+    if session.args.drop_box:
+        finish_beside(part)
+    else:
+        part.finish(request.is_set("over"))
+    return verified
+
+
+def finish_beside(part: "Part") -> None:
+    """Its name, with the first number that is free if there is such a file: notes (1).txt."""
+    stem, ending = os.path.splitext(part.leaf)
+    numbered = (f"{stem} ({number}){ending}" for number in itertools.count(1))
+    for leaf in itertools.chain([part.leaf], numbered):
+        part.leaf = leaf
+        with contextlib.suppress(FileExistsError):
+            return part.finish(over=False)
 
 
 def agree_on_offset(session: "Session", request: "Line", name: str, part: "Part") -> None:
@@ -495,9 +679,11 @@ def do_rename(session: "Session", request: "Line", old: str, new: str) -> None:
     folder, leaf, status = session.existing(old)
     other, other_leaf = session.find(new)
     is_folder = stat.S_ISDIR(status.st_mode)
-    over = request.is_set("over") and not is_folder
+    respelt = is_one_name((folder, leaf), (other, other_leaf))
+    over = respelt or request.is_set("over") and not is_folder
     folder.protect(leaf, is_folder)
-    session.check_vacant(other, other_leaf, over, is_folder)
+    if not respelt:
+        session.check_vacant(other, other_leaf, over, is_folder)
     if is_folder and new.count("/") > old.count("/"):
         check_depth(session, folder.below(leaf), new)
     with folder.locked(other):
@@ -508,15 +694,22 @@ def do_rename(session: "Session", request: "Line", old: str, new: str) -> None:
     session.ok(request)
 
 
+def is_same(*places: tuple["Folder", str]) -> bool:
+    """Whether two names are of the same file or folder."""
+    status, other = (folder.stat(name) for folder, name in places)
+    return status is not None and other is not None and os.path.samestat(status, other)
+
+
+def is_one_name(*places: tuple["Folder", str]) -> bool:
+    """Whether they are one, as "a" and "A" where case is nothing: only one of them is listed."""
+    return is_same(*places) and not all(name in folder.entries() for folder, name in places)
+
+
 def remove_twin(folder: "Folder", leaf: str, other: "Folder", other_leaf: str) -> None:
     """os.replace() does nothing between two links of one file: then remove the old name."""
-    status, renamed = folder.stat(leaf), other.stat(other_leaf)
-    if not status or not renamed or not os.path.samestat(status, renamed):
-        return
-    # where "a" and "A" are one name, only one of them is listed
-    both = (folder, leaf), (other, other_leaf)
-    listed = all(name in at.entries() for at, name in both)
-    if listed and folder.identity(leaf) != other.identity(other_leaf):
+    places = (folder, leaf), (other, other_leaf)
+    differ = folder.identity(leaf) != other.identity(other_leaf)
+    if differ and is_same(*places) and not is_one_name(*places):
         folder.remove(leaf)
 
 
@@ -534,7 +727,8 @@ def check_depth(session: "Session", folder: "Folder", name: str) -> None:
 
 def do_mkdir(session: "Session", request: "Line", name: str) -> None:
     folder, leaf = session.find(name, make=True)
-    folder.make(leaf)
+    with contextlib.suppress(*[FileExistsError] * session.args.drop_box):
+        folder.make(leaf)
     session.ok(request)
 
 
@@ -572,19 +766,20 @@ def do_bye(session: "Session", request: "Line") -> None:
 def do_who(session: "Session", request: "Line") -> None:
     everybody = sorted(session.server.sessions.copy(), key=lambda each: each.connected)
     for each in everybody:
-        mode = each.mode or ("idle" if each.idle else each.doing)
+        mode = each.mode or ("idle" if each.is_idle() else each.doing)
         you = "yes" if each is session else None
         session.send_line("client", each.peer, nick=each.nick or None, mode=mode, you=you)
     session.ok(request, count=len(everybody))
 
 
 def do_receive(session: "Session", request: "Line") -> None:
+    session.share()
     session.ok(request, you=session.peer, nick=session.nick or None)
-    session.mode = "receive"
+    session.lobby.receive(session)
 
 
 def do_send(session: "Session", request: "Line", to: str, name: str) -> None:
-    """Each receiver's connection is lent to this thread until the receiver has answered."""
+    """Pass a body on. Its receivers may answer while the next one is on its way."""
     verb = "mkdir" if request.keys.get("type") == "dir" else "put"
     check_name(name)
     offer = line(
@@ -596,28 +791,26 @@ def do_send(session: "Session", request: "Line", to: str, name: str) -> None:
         **{"from": session.peer, "nick": session.nick or None},
     )
     wanted, refused = find_receivers(session, to)
-    lent = session.lobby.borrow(wanted, session.progress(name, "waiting"), session.timeout)
-    refused.update((each.peer, "not-receiving") for each in set(wanted).difference(lent))
-    relay = Relay(session, verb, name, lent, len(lent) + len(refused))
+    same = bool(session.relays) and session.relays[-1].wanted == wanted
+    session.finish_sends(SENDS_AHEAD if same else 0)
+    session.share()
+    relay = Relay(session, request, verb, wanted, len(wanted) + len(refused))
+    session.lobby.take(relay)
+    refused.update((each.peer, "not-receiving") for each in set(wanted).difference(relay.wanted))
+    relay.results.extend((target, refusal(reason), "") for target, reason in refused.items())
+    session.relays.append(relay)
     try:
-        for target, reason in refused.items():
-            relay.report(target, refusal(reason))
         if verb == "mkdir":
             relay.end(offer)
         else:
-            relay.forward(offer)
-            session.relay = relay
+            relay.give(offer)
             relay.body()
-    except Lost as lost:
-        session.note(f"send {name}: cut after {session.moved} bytes ({lost})")
+    except (Lost, Broken, Refused) as error:
+        relay.give_up(reason_of(error) if isinstance(error, Refused) else "sender-gone")
+        session.relays.remove(relay)
+        if isinstance(error, Lost):
+            session.note(f"send {name}: cut after {relay.moved} bytes ({error})")
         raise
-    finally:
-        session.relay = None
-        if not relay.ended:
-            relay.end(line("abort", reason="sender-gone"))
-        relay.wait_for_answers()
-    relay.check()
-    session.send_line("ok", "send", name, receivers=relay.count, verified=relay.verified)
 
 
 def find_receivers(session: "Session", to: str) -> "tuple[list[Session], dict[str, str]]":
@@ -649,6 +842,7 @@ def do_chat(session: "Session", request: "Line", nick: str = "") -> None:
     if request.words:
         session.set_nick(nick)
     session.limit_rate()
+    session.share()
     for said in session.lobby.join(session):
         session.put(said)
     session.note(f"chat: {session.display_name()} joined")
@@ -666,6 +860,21 @@ def do_say(session: "Session", request: "Line", text: str) -> None:
     session.lobby.say(session, raw)
     session.note(f"chat: <{session.display_name()}> {text}")
     session.put(b"ok say\n")
+
+
+def do_tell(session: "Session", request: "Line", text: str) -> None:
+    if session.mode != "chat":
+        raise Refused("not-in-chat")
+    name, _, words = text.partition(" ")
+    raw = words.encode(*NAMES)
+    if not raw:
+        raise Refused("usage", usage=f"tell {COMMANDS['tell'].usage}")
+    if len(raw) > MAX_SAY:
+        raise Refused("too-long", limit=MAX_SAY)
+    session.limit_rate()
+    if not session.lobby.tell(session, name.casefold(), raw):
+        raise Refused("no-such-client")
+    session.put(b"ok tell\n")
 
 
 class Command(NamedTuple):
@@ -711,15 +920,17 @@ COMMANDS = {
     ),
     "chat": Command(do_chat, "[NICK]", "join: hear what others say", 0, 1),
     "say": Command(do_say, "TEXT", "to all others in the chat", 1, 1),
+    "tell": Command(do_tell, "NICK TEXT", "to one in the chat alone", 1, 1),
     "ping": Command(do_ping, "", "is anybody there"),
     "bye": Command(do_bye, "", "the end"),
 }
 ALIASES = {"upload": "put", "download": "get", "logout": "bye", "stop": "bye", "quit": "bye"}
 BEFORE_AUTH = {"help", "ping", "auth", "bye"}
+DROPPING = {*BEFORE_AUTH, "put", "mkdir", "stat"}  # all that --drop-box allows
 NOT_ALONE = {"data", "end", "abort", "note"}  # they mean something only inside a body
-STAYS = {"help", "who", "ping", "say"}  # they do not end a `receive` or `chat` that waits
-# not logged unless they are refused: they move and change nothing
-UNLOGGED = {"help", "stat", "ping", "bye", "who", "chat", "say", "auth"}
+STAYS = {"help", "who", "ping", "say", "tell"}  # they do not end a `receive` or `chat` that waits
+# not logged unless they are refused: they move and change nothing (a `send` when it is answered)
+UNLOGGED = {"help", "stat", "ping", "bye", "who", "chat", "say", "tell", "auth", "send"}
 # their results that are not worth a line in the log
 EXPECTED = {"ok", "no-such-file", "no-such-folder", "too-fast"}
 
@@ -736,7 +947,7 @@ BATCH = 1 << 16  # bytes of lines and small bodies that gather until they leave 
 PLAIN = re.compile(r"[!-$&-<>-~]*")  # printable ASCII but for space, percent sign and equals sign
 CONTROL = re.compile(rb"[\0-\x1f\x7f]")  # bytes that no line may hold
 BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
-FREE = {"help", "say", "said"}  # verbs whose line is text from the first space on
+FREE = {"help", "say", "said", "tell", "told"}  # verbs whose line is text from the first space on
 ESCAPE = re.compile(rb"%(..)")
 # bytes of names as this system has them in text
 NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
@@ -846,7 +1057,7 @@ def parse(raw: bytes) -> Line:
     for word in rest:
         key, equals, value = word.partition("=")
         if equals:
-            found.keys[key] = unquote(value)
+            found.keys[key.lower()] = unquote(value)
         elif word:
             found.words.append(unquote(word))
         else:  # two spaces, or one at the end
@@ -913,7 +1124,7 @@ class Wire:
         self.view = memoryview(self.buffer)
         self.start = self.end = 0  # what was received and not yet used: buffer[start:end]
         self.remaining = 0  # bytes of the announced body that are still to be used
-        self.unread: Line | None = None  # a line that was read too early
+        self.early: deque[Line] = deque()  # lines that were read before their turn
         self.out = bytearray()  # what is still to be sent
         self.last_heard = time.monotonic()
 
@@ -968,6 +1179,9 @@ class Wire:
     def receive(self, patience: Optional[float]) -> None:
         """Wait for more bytes. First send what is queued, or both sides could wait for ever."""
         self.flush()
+        self.fill(patience)
+
+    def fill(self, patience: Optional[float]) -> None:
         rest = self.view[self.start : self.end]
         if len(self.buffer) == QUIET and (
             max(self.end, self.remaining) >= QUIET or hasattr(self.sock, "pending")
@@ -1006,22 +1220,21 @@ class Wire:
         """The next line. With idle, the wait for its first byte has no deadline."""
         while self.remaining:  # a body that nobody wants is read and dropped
             self.take_body()
-        if self.unread:
-            early, self.unread = self.unread, None
-            return early
-        while True:
+        while not self.early:
             stop = self.line_end()
             if stop < 0:
-                stop = self.wait_for_line(idle)
+                self.wait_for_line(idle)
+                continue
             raw = bytes(self.view[self.start : stop]).removesuffix(b"\r")
             self.start = stop + 1
             if raw:  # an empty line means nothing
                 return self.understand(raw)
+        return self.early.popleft()
 
-    def wait_for_line(self, idle: bool) -> int:
-        """Wait until the next line is whole, under one deadline; where it ends."""
+    def wait_for_line(self, idle: bool) -> None:
+        """Wait until the next line is whole, under one deadline."""
         deadline = None if idle and self.start == self.end else time.monotonic() + self.timeout
-        while (stop := self.line_end()) < 0:
+        while self.line_end() < 0 and not self.early:
             if self.buffer.startswith(TLS, self.start, self.end):
                 raise Broken("this-is-tls")
             try:
@@ -1031,7 +1244,6 @@ class Wire:
                     raise Lost("the other side closed the connection inside a line") from None
                 raise
             deadline = deadline or time.monotonic() + self.timeout
-        return stop
 
     def line_end(self) -> int:
         """Where the next line ends in the buffer, or -1."""
@@ -1074,7 +1286,8 @@ MAX_DEPTH = 64  # components of a path: what is further down costs too much to w
 PART = re.compile(r"\.six-[0-9a-f]{32}\.part", re.IGNORECASE)
 # what Windows takes for something else
 DEVICE = re.compile(
-    r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?|.*[. ]|.*[\\:<>|?*\"].*", re.IGNORECASE
+    r"(?:con(?:in\$|out\$)?|prn|aux|nul|(?:com|lpt)[0-9¹²³])(?:\..*)?|.*[. ]|.*[\\:<>|?*\"].*",
+    re.IGNORECASE,
 )
 # and no wait for a FIFO
 NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -1089,7 +1302,9 @@ PAUSES = [min(0.05, 0.001 * 2**count) for count in range(44)]
 # entries of a folder that are put in order; where there are more they come as the disk has them
 SORTED = 20000
 SORTING = _thread.allocate_lock()  # one at a time: to sort takes several times what is kept
+LINK = os.stat_result([stat.S_IFLNK, *[0] * 9])  # of which nothing but its kind matters
 TIMED = os.utime in os.supports_fd
+LOCKED_BYTE = (1 << 31) - 2  # the last that Windows locks from Python
 BY_DESCRIPTOR = {
     os.open,
     os.stat,
@@ -1174,7 +1389,7 @@ class Folder:
             leaf = path if within is None else os.path.basename(path)
             nofollow = 0 if within is None else os.O_NOFOLLOW
             self.fd = os.open(leaf, os.O_RDONLY | os.O_DIRECTORY | nofollow, dir_fd=within)
-        elif not os.path.isdir(path):
+        elif not stat.S_ISDIR(os.stat(path).st_mode):
             raise os_error(errno.ENOTDIR)
 
     def __del__(self) -> None:
@@ -1182,19 +1397,25 @@ class Folder:
             os.close(self.fd)
 
     def at(self, name: str) -> str:
-        return name if self.fd is not None else os.path.join(self.path, name)
+        """What the system's calls take for a name in it: where they take no descriptor, a path.
+
+        Then the path must be its own real path: neither a link nor a junction, nor the second name
+        that Windows gives a long one."""
+        if self.fd is not None:
+            return name
+        path = os.path.join(os.path.realpath(self.path), name)
+        if os.path.normcase(os.path.realpath(path)) != os.path.normcase(path):
+            raise os_error(errno.ELOOP)
+        return path
 
     def below(self, name: str, make: bool = False) -> "Folder":
         """The folder of that name in this one; a link is not followed."""
         if make:
             with contextlib.suppress(FileExistsError):
                 self.make(name)
-        path = os.path.join(self.path, name)
-        if not BY_DESCRIPTOR:
-            real = os.path.join(os.path.realpath(self.path), name)
-            if os.path.realpath(path) != real:
-                raise os_error(errno.ENOTDIR)
-        return Folder(path, self.fd, self.durable)
+        if self.fd is None and self.stat(name) is LINK:
+            raise os_error(errno.ENOTDIR)
+        return Folder(os.path.join(self.path, name), self.fd, self.durable)
 
     def descend(self, names: Sequence[str], make: bool = False) -> "Folder":
         return functools.reduce(lambda found, name: found.below(name, make), names, self)
@@ -1220,8 +1441,6 @@ class Folder:
             os.fsync(self.fd)
 
     def open(self, name: str, flags: int, mode: int = 0o666) -> int:
-        if not BY_DESCRIPTOR and os.path.islink(self.at(name)):
-            raise os_error(errno.ELOOP)
         return os.open(self.at(name), flags | NO_LINK, mode, dir_fd=self.fd)
 
     def stat(self, name: str) -> Optional[os.stat_result]:
@@ -1229,6 +1448,10 @@ class Folder:
             return os.stat(self.at(name), dir_fd=self.fd, follow_symlinks=False)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            if self.fd is None and error.errno == errno.ELOOP:
+                return LINK
+            raise
 
     def identity(self, name: str) -> tuple[Any, ...]:
         """Tells a name in it from all others, even after a folder above it was renamed."""
@@ -1304,7 +1527,9 @@ class Folder:
 def lock_file(fd: int, free: bool = False) -> bool:
     """Lock a part or folder, or free it; False if somebody else has locked it.
 
-    Without flock only the writers in one server know of each other."""
+    Without a lock only the writers in one server know of each other."""
+    if sys.platform == "win32":
+        return lock_byte(fd)
     with contextlib.suppress(ImportError, OSError):  # OSError: Lustre, for one, may have none
         import fcntl  # not at the top: Windows has none
 
@@ -1312,6 +1537,25 @@ def lock_file(fd: int, free: bool = False) -> bool:
             fcntl.flock(fd, fcntl.LOCK_UN if free else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
+    return True
+
+
+def lock_byte(fd: int) -> bool:
+    """Lock one byte, as Windows can. Nobody else may read it then, so it is one far behind.
+
+    Only parts are locked so, and are free again when they are closed."""
+    if sys.platform != "win32":
+        return True
+    import msvcrt
+
+    start = os.lseek(fd, 0, os.SEEK_CUR)
+    os.lseek(fd, LOCKED_BYTE, os.SEEK_SET)
+    try:
+        msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+    except OSError:
+        return False
+    finally:
+        os.lseek(fd, start, os.SEEK_SET)
     return True
 
 
@@ -1537,7 +1781,7 @@ def receive_body(
             part.write(wire.take_body())
             tell(part.received)
     if found.verb not in ("end", "abort"):
-        wire.unread = found
+        wire.early.append(found)
     if found.verb != "end":
         raise Refused("aborted")
     if size is not None and part.received != size:
@@ -1559,6 +1803,12 @@ def facts(status: os.stat_result) -> dict[str, object]:
         "mtime_ns": status.st_mtime_ns,
         "exec": "yes" if status.st_mode & stat.S_IXUSR else None,
     }
+
+
+def sender_folder(name: str) -> str:
+    """The folder of a nick or address in a drop box, on any system."""
+    safe = re.sub(r"[^\w.-]", "-", name).strip(".") or "-"
+    return f"_{safe}" if DEVICE.fullmatch(safe) else safe
 
 
 def host_of(peer: str) -> str:
@@ -1629,16 +1879,21 @@ class Session(Wire):
         )  # whether the client may do more than ask and log in
         self.nonce = os.urandom(16).hex()
         self.nick = self.mode = self.doing = ""  # mode: "receive" or "chat" while it waits in one
-        # its life in the lobby
-        self.holder, self.returned = Holder.OWN, threading.Event()
-        self.trouble = ""  # why another thread lost the connection while it held it
-        # lines of the chat that are still to be sent
-        self.unheard: deque[bytes] = deque(maxlen=UNHEARD)
-        # the rest of those that are being sent; how many were dropped
-        self.rest, self.missed = b"", 0
+        self.reason = ""  # why another thread ended it
+        # what others have left for it, and the lock of that; lines of the chat that were dropped
+        self.bell: Bell | None = None
+        self.lock, self.queue, self.missed = threading.Lock(), deque[bytes](), 0
+        self.rest = memoryview(b"")  # what is being sent of it
+        # as a receiver: what it has not answered; requests that wait until it has
+        self.owed: deque[Relay] = deque()
+        self.postponed: list[Line] = []
+        # when it last took bytes or got further; the next count that is further
+        self.progressed, self.goal = self.connected, LEAST * self.timeout
+        # as a sender: what is not answered yet; lines and small bodies for the last one's receivers
+        self.relays: deque[Relay] = deque()
+        self.gathered = bytearray()
         # the clock of the rate limit, which each line puts forward
         self.next_say = self.connected - SAY_BURST / SAY_RATE
-        self.relay: Relay | None = None  # while it sends to others
 
     def run(self) -> None:
         """A connection's whole life."""
@@ -1650,12 +1905,15 @@ class Session(Wire):
             if not self.requests:
                 self.note("came and left without a word")
         except Lost as lost:
+            self.rest, self.out = memoryview(b""), bytearray()
             self.note(f"connection lost: {lost}")
         except Broken as broken:
             self.out += line("err", "-", reason=broken)  # hang_up() sends it
             self.note(f"hung up on: {broken}")
         finally:
-            self.lobby.leave(self)
+            self.lobby.leave(self, "gone")
+            if self.reason:
+                self.out += line("err", "-", reason=self.reason)
             self.hang_up()
 
     def encrypt(self) -> None:
@@ -1664,16 +1922,22 @@ class Session(Wire):
         if context is None:
             return
         try:
-            first = socket.socket.recv(self.sock, 1, socket.MSG_PEEK)
-            if first and first != TLS[:1]:
-                raise Broken("tls-only")
-            secured = over_tls(context, self.sock)
-            self.sock = secured
-            shake_hands(secured)
+            self.sock.settimeout(min(TLS_WAIT, self.timeout))
+            with contextlib.suppress(socket.timeout):
+                first = socket.socket.recv(self.sock, 1, socket.MSG_PEEK)
+                self.sock.settimeout(self.timeout)
+                if first in (b"", TLS[:1]):
+                    return self.shake_hands(context)
+            raise Broken("tls-only")
         except OSError as error:
             why = getattr(error, "reason", "") or error.strerror
             why = "silent" if isinstance(error, socket.timeout) else why
             raise Lost(f"no TLS: {why}") from None
+
+    def shake_hands(self, context: "ssl.SSLContext") -> None:
+        secured = over_tls(context, self.sock)
+        self.sock = secured
+        shake_hands(secured)
 
     def greet(self) -> None:
         keys = {"auth": "none"}
@@ -1685,7 +1949,7 @@ class Session(Wire):
         """A request may name its client; most end a `receive` or `chat` that waits."""
         self.doing, nick = request.verb, request.keys.get("nick")
         if self.mode and (self.doing not in STAYS or nick is not None):
-            self.lobby.leave(self)
+            self.lobby.leave(self, "left")
         if nick is not None:
             if not self.admitted:  # or strangers could take the names of those who may come in
                 raise Refused("auth-required")
@@ -1695,9 +1959,11 @@ class Session(Wire):
         """Its name from now on, with a number if another client has that name."""
         if not NICK.fullmatch(nick):
             raise Refused("bad-nick")
-        with self.lobby.changed:
+        with self.lobby.lock:
             others = self.server.sessions.copy() - {self}
-            taken = {session.nick.casefold() for session in others}
+            # in a drop box it is a folder's name, also for the connection after a lost one
+            known = set() if self.args.drop_box else others
+            taken = {session.nick.casefold() for session in known}
             numbered = (f"{nick}{number}" for number in itertools.count(2))
             names = itertools.chain([nick], numbered)
             self.nick = next(name for name in names if name.casefold() not in taken)
@@ -1711,14 +1977,14 @@ class Session(Wire):
     def progress(self, name: str, key: str) -> Callable[[int], None]:
         """A function for a long operation to call: now and then it tells the client a count."""
 
-        def tell(count: int) -> None:
-            now = time.monotonic()
-            if now - self.last_note >= TELL:
-                self.last_note = now
-                self.send_line("note", name, **{key: count})
-                self.flush()
+        return functools.partial(self.tell_count, name, key)
 
-        return tell
+    def tell_count(self, name: str, key: str, count: int) -> None:
+        now = time.monotonic()
+        if now - self.last_note >= TELL:
+            self.last_note = now
+            self.send_line("note", name, **{key: count})
+            self.flush()
 
     def count(self, more: int) -> bool:
         self.moved += more
@@ -1734,19 +2000,13 @@ class Session(Wire):
 
     # waiting, logging, closing
     def receive(self, patience: Optional[float]) -> None:
-        """Before it waits: other threads may use the connection, or change the last folder."""
+        """Before it waits: other threads may change the last folder."""
         self.last_folder = "", self.root
         # nor may strangers keep the places of others by idle talk
         if not self.admitted and time.monotonic() > self.connected + self.timeout:
             raise Lost(f"no password in {self.timeout:g} s")
-        if self.relay:
-            self.relay.wait_for_sender(self.timeout if patience is None else patience)
-        elif self.mode and patience is None:
-            self.flush()
-            self.lobby.wait(self)
-            if self.start != self.end:  # the thread that had it has left something unread
-                return
-            patience = self.timeout
+        if (self.mode or self.relays) and not self.attend(patience):
+            return
         super().receive(patience)
 
     def has_line(self) -> bool:
@@ -1756,20 +2016,40 @@ class Session(Wire):
         return self.line_end() >= 0
 
     def flush(self) -> None:
-        """The log lines are written with the answers that they tell of, many at once."""
-        if self.logged:
-            self.server.log(self.logged)
-            self.logged = []
+        self.write_log()
+        if self.rest:  # a line that was begun must be ended before any other
+            rest, self.rest = self.rest, memoryview(b"")
+            self.attempt(self.push, rest)
         super().flush()
 
-    def note(self, text: str) -> None:
-        self.logged.append(f"{self.peer} {printable(text)}")
+    def write_log(self) -> None:
+        """The log lines are written with the answers that they tell of, many at once."""
+        if self.logged:
+            self.server.write_log(self.logged)
+            self.logged = []
+
+    def note(self, text: str, **facts: object) -> None:
+        self.logged.append(log_line(self.args.json, printable(text), self.peer, **facts))
+
+    def note_handed_in(self, name: str, facts: Mapping[str, object]) -> None:
+        by = self.nick or host_of(self.peer)
+        there = f"{sender_folder(by)}/{facts['as']}"
+        self.note(
+            f"handed in by {by}: {there}, {facts['size']} bytes, verified={facts['verified']}",
+            handed_in=printable(there),
+            by=by,
+            name=printable(name),
+            size=facts["size"],
+            sha256=facts["sha256"],
+            verified=facts["verified"] == "yes",
+        )
 
     def hang_up(self) -> None:
         """Close so that the last answer arrives: closing over unread bytes sends RST, which
         destroys it."""
         deadline = time.monotonic() + LINGER
         with contextlib.suppress(Lost, OSError):
+            self.sock.settimeout(LINGER)
             self.flush()
             end_tls(self.sock)
             self.sock.shutdown(socket.SHUT_WR)
@@ -1777,17 +2057,193 @@ class Session(Wire):
                 self.sock.settimeout(left)
                 if not self.sock.recv_into(self.buffer):
                     break
+        if self.bell:
+            self.bell.close()
         self.sock.close()
 
     def is_idle(self) -> bool:
-        return self.idle and self.holder is not Holder.SENDER
+        return self.idle and not self.owed and not self.relays
 
-    def cut(self) -> None:
-        """From another thread: end whatever this connection waits for.
+    def cut(self, reason: str = "") -> None:
+        """From another thread: end whatever this connection waits for; its own tells the reason.
 
         (A TLS socket's own shutdown() is for its own thread only.)"""
+        self.reason = reason
         with contextlib.suppress(OSError):
-            socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
+            how = socket.SHUT_RD if reason else socket.SHUT_RDWR
+            socket.socket.shutdown(self.sock, how)
+
+    # what others leave for it, and what it leaves for others
+    def share(self) -> None:
+        """From now on other threads may have something for it."""
+        self.bell = self.bell or Bell(self.sock)
+
+    def ring(self) -> None:
+        if self.bell:
+            self.bell.ring()
+
+    def attend(self, patience: Optional[float]) -> bool:
+        """Until the client says something: send what others leave for it, and hear its answers.
+
+        False if it has a line already that was read among its answers."""
+        assert self.bell
+        due = None if patience is None else time.monotonic() + patience
+        while due is None or time.monotonic() < due:
+            self.write_log()
+            self.report()
+            self.load()
+            able = self.bell.select(bool(self.rest), self.pause(due))
+            if able & selectors.EVENT_WRITE and self.rest:
+                self.send_rest()
+            if able & selectors.EVENT_READ:
+                if self.mode == "chat":  # what was said before comes before the next answer
+                    self.out += b"".join(self.take_queued(UNHEARD))
+                if not self.owed:
+                    return True
+                self.fill(self.timeout)
+                self.hear()
+            if self.early or (able and self.start != self.end and not self.owed):
+                return False
+            self.check_owed()
+        raise Silent(f"silent for {self.timeout:g} s")
+
+    def pause(self, due: Optional[float]) -> Optional[float]:
+        """How long to wait for the client or the bell."""
+        signs = [min(LIFE, self.timeout)] if self.owed or self.relays else []
+        signs += [] if due is None else [max(0.0, due - time.monotonic())]
+        return min(signs, default=None)
+
+    def load(self) -> None:
+        """Take up what is to be sent next: our own answers, then what others left."""
+        if self.rest:
+            return
+        if self.out:
+            self.rest, self.out = memoryview(self.out), bytearray()
+        elif self.queue:
+            blocks = self.take_queued(AT_ONCE if self.mode == "chat" else 1)
+            self.rest = memoryview(blocks[0] if len(blocks) == 1 else b"".join(blocks))
+            self.progressed = time.monotonic()
+            if self.owed:
+                self.owed[0].sender.ring()
+
+    def take_queued(self, most: int) -> list[bytes]:
+        with self.lock:
+            blocks = [self.queue.popleft() for _ in range(min(most, len(self.queue)))]
+            lost, self.missed = self.missed, 0
+        return [line("note", "chat", lost=lost), *blocks] if lost else blocks
+
+    def send_rest(self) -> None:
+        """As much as its socket takes now."""
+        if hasattr(self.sock, "pending"):
+            self.sock.settimeout(BRIEF)
+        try:
+            self.rest = self.rest[self.sock.send(self.sendable(self.rest)) :]
+            self.progressed = time.monotonic()
+        except OSError as error:
+            if not isinstance(error, socket.timeout):
+                raise Lost(error.strerror or "closed") from None
+        self.sock.settimeout(self.timeout)
+
+    def leave_line(self, text: bytes) -> None:
+        """From another thread. A slow client loses its oldest lines; nobody waits for it."""
+        with self.lock:
+            if len(self.queue) == UNHEARD:
+                self.queue.popleft()
+                self.missed += 1
+            self.queue.append(text)
+        self.ring()
+
+    # as a receiver
+    def hear(self) -> None:
+        """Notes about what it is sent, then an answer for each. Any other request means that it
+        wants no more; but one that ends no wait is carried out after the file."""
+        while self.owed and self.has_line():
+            relay, found = self.owed[0], self.line()
+            if found.verb == "note":
+                self.count_received(relay, min(found.number("received"), relay.moved))
+            elif found.words[:1] == [relay.verb] and (
+                found.verb == "err" or (found.verb == "ok" and relay.ended)
+            ):
+                self.accept_answer(relay, found)
+            elif (
+                found.verb in STAYS and "nick" not in found.keys and len(self.postponed) < POSTPONED
+            ):
+                self.postponed.append(found)
+            else:
+                self.drop_owed("left")
+                self.postponed.append(found)
+        if not self.owed:
+            self.early.extend(self.postponed)
+            self.postponed.clear()
+
+    def count_received(self, relay: "Relay", received: int) -> None:
+        """Who tells of one more byte each time, or of nothing new, does not live by that."""
+        if received > relay.receivers.get(self, received):
+            relay.receivers[self] = received
+            if received >= min(self.goal, relay.moved):
+                self.progressed, self.goal = time.monotonic(), received + LEAST * self.timeout
+            relay.sender.ring()
+
+    def accept_answer(self, relay: "Relay", found: Line) -> None:
+        with self.lock:
+            self.owed.popleft()
+            if not relay.ended:
+                self.queue.append(line("abort", reason="refused"))
+        self.progressed, self.goal = time.monotonic(), LEAST * self.timeout
+        relay.settle(self, found)
+        if not self.owed:
+            self.lobby.wake_senders()
+
+    def check_owed(self) -> None:
+        """Close it if it stands still. While its sender is silent, tell it that we are there."""
+        if not self.owed or (self.queue and not self.rest):
+            return
+        relay, silent = self.owed[0], time.monotonic() - self.progressed
+        if not self.rest and not relay.ended:
+            if silent > LIFE:
+                self.queue.append(line("note", relay.name))
+        elif silent > self.timeout:
+            self.drop_owed("stalled")
+            raise Lost(f"took nothing for {self.timeout:g} s")
+
+    def drop_owed(self, reason: str) -> None:
+        """It gets nothing more of what it was sent."""
+        with self.lock:
+            owed = self.owed.copy()
+            self.owed.clear()
+            self.queue.clear()
+        for relay in owed:
+            relay.settle(self, refusal(reason))
+        self.lobby.wake_senders()
+
+    # as a sender
+    def hear_bell(self, patience: float) -> bool:
+        assert self.bell
+        self.flush()
+        return self.bell.wait(patience)
+
+    def report(self) -> None:
+        """Pass on what is gathered; tell the client what became of what it sent, in order."""
+        if self.gathered:
+            self.relays[-1].pass_on()
+        self.tell_results()
+
+    def tell_results(self) -> None:
+        while self.relays and self.relays[0].report():
+            self.relays.popleft()
+        if self.relays:
+            self.relays[0].show()
+
+    def wait_for_receivers(self) -> None:
+        self.tell_results()
+        self.hear_bell(TELL)
+
+    def finish_sends(self, most: int = 0) -> None:
+        """Wait until no more than so many of its files have no answer."""
+        while len(self.relays) > most:
+            self.report()
+            if len(self.relays) > most:
+                self.hear_bell(TELL)
 
     # names: whatever a client names is found here and nowhere else
     def folder(self, parts: list[str], make: bool = False) -> Folder:
@@ -1805,6 +2261,8 @@ class Session(Wire):
     def find(self, name: str, make: bool = False) -> tuple[Folder, str]:
         """The folder that a name from the network is in, and its last component."""
         only = self.server.only
+        if self.args.drop_box:
+            name = f"{sender_folder(self.nick or host_of(self.peer))}/{name}"
         *above, leaf = check_name(name, self.args.hidden or name == only)
         if only and name != only:
             raise Refused("no-such-file")
@@ -1852,13 +2310,13 @@ class Session(Wire):
                 raise Refused("disk-full")
 
     # parts: one connection at a time writes one
-    def part(self, request: Line, name: str) -> Part:
+    def part(self, request: Line, name: str, make: bool = False) -> Part:
         """The part for the body of such a request."""
         size, mtime_ns = request.number_or_none("size"), request.number_or_none("mtime_ns")
-        return Part(*self.find(name), size, mtime_ns, request.is_set("exec"))
+        return Part(*self.find(name, make), size, mtime_ns, request.is_set("exec"))
 
     def claim(self, part: Part) -> None:
-        """Become the one writer of a part. An earlier writer that is silent has lost its link: cut
+        """Become the one writer of a part. An earlier writer that is silent has lost its link: end
         it. Count tries, not time: if the machine was suspended, that writer got no time either."""
         try:
             for _ in range(TRIES):
@@ -1866,12 +2324,17 @@ class Session(Wire):
                 if other is self and part.claim():
                     return
                 if other is not self and time.monotonic() - other.last_heard > STALE:
-                    other.cut()
+                    other.cut("taken-over")
                 time.sleep(RETRY)
             raise Refused("busy")
         except (Refused, OSError):
             self.disclaim(part)
             raise
+
+    def keep(self, part: Part) -> bool:
+        keeps = part.keep()
+        self.server.kept += keeps
+        return keeps
 
     def disclaim(self, part: Part) -> None:
         """The part has no writer any more, unless the next one has come in already."""
@@ -1879,395 +2342,299 @@ class Session(Wire):
             del self.server.writers[part.identity()]
 
 
-# --- from client to client: the lobby, where connections wait; the relay, which sends to them ---
-class Holder(enum.Enum):
-    """The one that reads and writes a connection now: never two (with TLS one thread alone may)."""
+# --- from client to client: the bell of a connection, who may send to whom, what is passed on ---
+class Bell:
+    """Wakes the thread of a connection when others have left something for it."""
 
-    OWN = "its own thread"  # becomes LOBBY when it waits in `receive` or `chat`
-    # becomes OWN when the client says something or is gone, SENDER when another one sends to it
-    LOBBY = "the thread that has the lobby's lock"
-    # becomes LOBBY when the client answered, OWN when it is lost or said something else
-    SENDER = "the thread of the client that sends to it"
-
-
-class Sending(NamedTuple):
-    """A sender that waits for its receivers."""
-
-    deadline: float  # from then on it keeps its receivers from those that came later
-    wanted: "list[Session]"
-
-    def receivers(self) -> "list[Session]":
-        return [session for session in self.wanted if session.mode == "receive"]
-
-
-class Lobby:
-    """The connections that wait. One thread watches them all, while their own threads sleep."""
-
-    def __init__(self) -> None:
-        self.changed = threading.Condition()  # and the lock of all that is here
-        self.selector = selectors.DefaultSelector()
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock, self.rung, self.events = sock, False, selectors.EVENT_READ
         self.reader, self.writer = socket.socketpair()
-        self.reader.setblocking(False)
         self.writer.setblocking(False)
+        # select() knows no descriptor above 1023, and epoll needs one of its own
+        self.selector = getattr(selectors, "PollSelector", selectors.SelectSelector)()
+        self.selector.register(sock, self.events)
         self.selector.register(self.reader, selectors.EVENT_READ)
-        self.queue: list[Sending] = []
-        self.chatters: dict[Session, None] = {}  # in the order in which they came
-        self.history: deque[bytes] = deque(maxlen=HISTORY)
-        self.closed = False
-        self.thread = threading.Thread(target=self.watch, daemon=True)
-        self.thread.start()
+
+    def ring(self) -> None:
+        """From any thread, after something was left."""
+        if not self.rung:
+            self.rung = True
+            with contextlib.suppress(OSError):
+                self.writer.send(b"\0")
+
+    def wait(self, patience: float) -> bool:
+        """Wait for the bell alone; False if it did not ring."""
+        self.reader.settimeout(max(0.001, patience))
+        with contextlib.suppress(OSError):
+            self.reader.recv(4096)
+            self.rung = False  # only now: what is left after this rings anew
+            return True
+        return False
+
+    def select(self, writing: bool, patience: Optional[float]) -> int:
+        """Wait for the bell or the connection: which of EVENT_READ and EVENT_WRITE it can do."""
+        events = selectors.EVENT_READ | selectors.EVENT_WRITE * writing
+        if events != self.events:
+            self.events = events
+            self.selector.modify(self.sock, events)
+        able = 0
+        for key, found in self.selector.select(patience):
+            if key.fileobj is self.reader:
+                self.wait(0)
+            else:
+                able = found
+        return able
 
     def close(self) -> None:
-        self.closed = True
-        self.wake()
-        self.thread.join(LINGER)
-
-    def wake(self) -> None:
-        """Some systems' selectors take no connection while they wait: let it wait anew."""
-        with contextlib.suppress(OSError):
-            self.writer.send(b"\0")
-
-    def watch(self) -> None:
-        while not self.closed:
-            self.selector.select()
-            # look again: a client that spoke may have been lent and returned meanwhile, and have
-            # nothing more to say
-            with self.changed:
-                # a function of its own, so that no connection is held on to while it waits
-                self.handle_events(self.selector.select(0))
         for opened in (self.selector, self.reader, self.writer):
             opened.close()
 
-    def handle_events(self, found: Sequence[tuple[selectors.SelectorKey, int]]) -> None:
-        for key, events in found:
-            if key.data is None:
-                self.reader.recv(4096)
-            elif events & selectors.EVENT_READ:
-                self.wake_owner(key.data)
-            else:
-                self.deliver(key.data)
 
-    # a connection that waits; all but wait(), borrow() and leave() are called with the lock held
-    def wait(self, session: "Session") -> None:
-        """Block until the client says something. Raises Lost if another thread lost it."""
-        with self.changed:
-            session.returned.clear()
-            self.add(session)
-        session.returned.wait()
-        session.sock.settimeout(session.timeout)
-        if session.rest:  # a line that was begun must be ended before any other
-            session.out, session.rest = bytearray(session.rest) + session.out, b""
-        if session.trouble:
-            raise Lost(session.trouble)
+class Lobby:
+    """Who chats, and which sender's turn it is."""
 
-    def add(self, session: "Session") -> None:
-        session.holder = Holder.LOBBY
-        session.sock.settimeout(BRIEF)
-        self.selector.register(session.sock, self.events(session), session)
-        self.changed.notify_all()
-        self.wake()
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.queue: list[Relay] = []  # that wait for their receivers, first come first
+        self.chatters: dict[Session, None] = {}  # in the order in which they came
+        self.history: deque[bytes] = deque(maxlen=HISTORY)
 
-    def events(self, session: "Session") -> int:
-        writes = selectors.EVENT_WRITE if session.rest or session.unheard else 0
-        return selectors.EVENT_READ | writes
+    def wake_senders(self) -> None:
+        """A receiver came, went or is free: whose turn is it now?"""
+        for relay in self.queue.copy():
+            relay.sender.ring()
 
-    def wake_owner(self, session: "Session", trouble: str = "") -> None:
-        if session.holder is Holder.LOBBY:
-            self.selector.unregister(session.sock)
-        session.holder, session.trouble = Holder.OWN, trouble
-        session.returned.set()
+    def receive(self, session: "Session") -> None:
+        session.mode = "receive"
+        self.wake_senders()
 
-    def leave(self, session: "Session") -> None:
+    def leave(self, session: "Session", reason: str) -> None:
         """It neither receives nor chats any more."""
-        with self.changed:
+        with self.lock:
             if session in self.chatters:
                 del self.chatters[session]
                 self.tell_all(line("left", session.display_name()))
                 session.note(f"chat: {session.display_name()} left")
-            session.mode, session.rest = "", b""
-            session.unheard.clear()
-            self.changed.notify_all()
+            session.mode = ""
+        session.drop_owed(reason)
 
-    # receivers
-    def borrow(
-        self, wanted: "list[Session]", waiting: Callable[[int], None], patience: float
-    ) -> "list[Session]":
-        """Wait for this sender's turn; then all that still receive, at once."""
-        sending = Sending(time.monotonic() + patience, wanted)
-        with self.changed:
-            self.queue.append(sending)
+    # senders
+    def take(self, relay: "Relay") -> None:
+        """Wait for this sender's turn; then all its receivers that still receive, at once."""
+        sender = relay.sender
+        with self.lock:
+            self.queue.append(relay)
         try:
-            while (lent := self.try_borrow(sending)) is None:
-                waiting(len(sending.receivers()))
-            return lent
+            while not self.try_take(relay):
+                sender.report()
+                if not sender.hear_bell(LIFE):
+                    sender.tell_count(relay.name, "waiting", len(relay.still_receive()))
         finally:
-            with self.changed:
-                self.queue = [each for each in self.queue if each is not sending]
-                self.changed.notify_all()
+            with self.lock:
+                self.queue.remove(relay)
+            self.wake_senders()
 
-    def is_turn(self, sending: Sending) -> bool:
+    def try_take(self, relay: "Relay") -> bool:
+        with self.lock:
+            if self.is_turn(relay):
+                for session in relay.still_receive():
+                    with session.lock:
+                        session.owed.append(relay)
+                    relay.receivers[session] = 0
+                return True
+        return False
+
+    def is_turn(self, relay: "Relay") -> bool:
         """Are its receivers free, and not kept for a sender that came before? A sender keeps its
         receivers if it can begin too, or has waited long enough; else it may wait for one that
-        stands still, and the others are for those that can begin."""
+        stands still, and the others are for those that can begin. A sender's own receivers count
+        as free: it may send the next file before the answer, unless others wait for their turn."""
         kept: set[Session] = set()
         for each in self.queue:
-            found = set(each.receivers())
-            free = found.isdisjoint(kept) and {one.holder for one in found} <= {Holder.LOBBY}
-            if each is sending:
+            found = set(each.still_receive())
+            holders = {held.sender for one in found for held in one.owed.copy()}
+            free = found.isdisjoint(kept) and holders <= {relay.sender}
+            if each is relay:
                 return free
-            if free or time.monotonic() > each.deadline:
+            if free or time.monotonic() > each.started + each.sender.timeout:
                 kept |= found
         return False
 
-    def try_borrow(self, sending: Sending) -> "list[Session] | None":
-        """Its receivers, if its turn comes within a moment."""
-        with self.changed:
-            if not self.changed.wait_for(lambda: self.is_turn(sending), LIFE):
-                return None
-            lent = sending.receivers()
-            for session in lent:
-                self.selector.unregister(session.sock)
-                session.holder = Holder.SENDER
-            return lent
-
-    def return_receiver(self, session: "Session", trouble: str = "") -> None:
-        with self.changed:
-            if trouble or session.start != session.end:
-                self.wake_owner(session, trouble)
-            else:
-                self.add(session)
-            self.changed.notify_all()
+    def is_awaited(self, relay: "Relay") -> bool:
+        """Do others wait for one of its receivers?"""
+        held = set(relay.receivers.copy())
+        return any(not held.isdisjoint(each.still_receive()) for each in self.queue.copy())
 
     # chatters
     def join(self, session: "Session") -> list[bytes]:
         """What was said before; what is said from now on comes after it."""
-        with self.changed:
+        with self.lock:
             self.tell_all(line("joined", session.display_name(), at=session.peer))
             self.chatters[session] = None
             session.mode = "chat"
             return list(self.history)
 
     def say(self, session: "Session", text: bytes) -> None:
-        with self.changed:
+        with self.lock:
             said = b"said from=%b %b\n" % (quote(session.display_name()).encode(), text)
             self.history.append(said)
             self.tell_all(said, session)
 
+    def tell(self, session: "Session", name: str, text: bytes) -> bool:
+        """To one alone; False if nobody of that name is in the chat."""
+        told = b"told from=%b %b\n" % (quote(session.display_name()).encode(), text)
+        with self.lock:
+            for each in self.chatters:
+                if name in (each.peer, each.nick.casefold()):
+                    each.leave_line(told)
+                    return True
+        return False
+
     def tell_all(self, text: bytes, but: "Session | None" = None) -> None:
-        """Send a line to all in the chat. A slow client gets it later; no other waits for it."""
+        """Leave a line for all in the chat."""
         for session in self.chatters:
             if session is not but:
-                session.missed += len(session.unheard) == UNHEARD
-                session.unheard.append(text)
-                if session.holder is Holder.LOBBY and not session.rest:
-                    self.deliver(session)
-
-    def deliver(self, session: "Session") -> None:
-        """Send what waits for a client, as far as its socket takes it now."""
-        try:
-            while session.rest or session.unheard:
-                if not session.rest:
-                    lost = line("note", "chat", lost=session.missed) if session.missed else b""
-                    # the bytes are copied, so take only some of them
-                    some = min(AT_ONCE, len(session.unheard))
-                    lines = [session.unheard.popleft() for _ in range(some)]
-                    session.rest, session.missed = lost + b"".join(lines), 0
-                session.rest = session.rest[session.sock.send(session.rest[:BATCH]) :]
-        except OSError as error:
-            if not isinstance(error, socket.timeout):
-                return self.wake_owner(session, error.strerror or "closed")
-        self.selector.modify(session.sock, self.events(session), session)
-
-
-def wait_for_any(
-    readers: Sequence[socket.socket], writers: Sequence[socket.socket], patience: float
-) -> set[socket.socket]:
-    """Wait until one of the readers can be read or one of the writers written.
-
-    Returns those that can be read. (select() knows no descriptor above 1023.)"""
-    with getattr(selectors, "PollSelector", selectors.SelectSelector)() as selector:
-        for sock in {*readers, *writers}:
-            reads = selectors.EVENT_READ * (sock in readers)
-            selector.register(sock, reads | selectors.EVENT_WRITE * (sock in writers), sock)
-        found = selector.select(patience)
-        return {key.data for key, events in found if events & selectors.EVENT_READ}
+                session.leave_line(text)
 
 
 def refusal(reason: str) -> Line:
     return Line("err", [], {"reason": reason})
 
 
-class Receiver:
-    """One of those that a client sends to: what it must still be sent, and what it answered."""
-
-    def __init__(self, session: "Session") -> None:
-        self.session = session
-        self.rest = memoryview(b"")
-        self.received = 0
-        self.answer: Line | None = None
-        # when it last took bytes or got further; when something was last queued for it
-        self.progressed = self.queued = time.monotonic()
-
-    def queue(self, block: bytes) -> None:
-        self.queued = time.monotonic()
-        if not self.rest:
-            self.progressed = self.queued
-        # a rest is left only where the sender was lost within a block
-        self.rest = memoryview(bytes(self.rest) + block)
-
-    def send(self) -> None:
-        """Send as much as its socket takes now."""
-        with contextlib.suppress(socket.timeout):
-            self.rest = self.rest[self.session.sock.send(self.session.sendable(self.rest)) :]
-            self.progressed = time.monotonic()
-
-    def read_answer(self, relay: "Relay") -> None:
-        """Read its notes, then its answer. Anything else is a request of its own: it stays unread,
-        and means that the file is not wanted."""
-        wire = self.session
-        with contextlib.suppress(Silent):
-            wire.receive(BRIEF)
-        wire.sock.settimeout(BRIEF)
-        while not self.answer and wire.has_line():
-            before, found = wire.start, wire.line()
-            if found.verb == "note":
-                received = min(found.number("received"), relay.sender.moved)
-                # a note without progress does not count, or notes could hold the sender for ever
-                if received > self.received:
-                    self.received, self.progressed = received, time.monotonic()
-            elif found.words[:1] == [relay.verb] and (
-                found.verb == "err" or (found.verb == "ok" and relay.ended)
-            ):
-                self.answer = found
-            else:
-                wire.start, wire.remaining = before, 0
-                self.answer = refusal("left")
-
-
 class Relay:
-    """Passes on what one client sends to others. It keeps only the block that it is sending, so
-    the slowest receiver sets the pace."""
+    """A file or folder that one client sends to others.
+
+    The sender's thread leaves each block in the receivers' queues, and the next when all have taken
+    it: so the slowest sets the pace. Each receiver's thread sends it, and hears the answer."""
 
     def __init__(
-        self, sender: "Session", verb: str, name: str, sessions: "Sequence[Session]", count: int
+        self, sender: "Session", request: Line, verb: str, wanted: "list[Session]", count: int
     ) -> None:
-        self.sender, self.verb, self.name, self.count = sender, verb, name, count
-        self.receivers = [Receiver(session) for session in sessions]  # that have not answered
-        self.verified = 0
-        self.ended = False  # all is queued: only answers are to come
-        self.progress = sender.progress(name, "received")
+        self.sender, self.verb, self.wanted, self.count = sender, verb, wanted, count
+        self.name, self.what = request.words[1], " ".join(["send", *request.words])[:300]
+        self.receivers: dict[Session, int] = {}  # those that have not answered: what they received
+        # what became of it: at whom, the answer, the nick
+        self.results: deque[tuple[str, Line, str]] = deque()
+        self.taken = self.verified = self.moved = 0
+        self.ended = False  # all is passed on: only answers are to come
+        self.sha256 = "-"  # what the sender says at the end
+        self.started = self.brought = time.monotonic()
 
+    def still_receive(self) -> "list[Session]":
+        return [session for session in self.wanted if session.mode == "receive"]
+
+    # the sender's thread
     def body(self) -> None:
         """The sender's body, line by line, until it ends."""
-        while (found := self.sender.line()).verb in ("data", "note"):
+        sender = self.sender
+        while (found := sender.line()).verb in ("data", "note"):
             if found.verb == "note":
-                self.forward(line("note", self.name))
-            while self.sender.remaining:
-                chunk = self.sender.take_body()
-                self.sender.moved += len(chunk)
-                self.forward(b"".join((b"data %d\n" % len(chunk), chunk)))
+                self.give(line("note", self.name))
+                if self.is_overdue() and sender.lobby.is_awaited(self):
+                    raise Refused("stalled")
+            while sender.remaining:
+                chunk = sender.take_body()
+                self.moved += len(chunk)
+                self.brought = time.monotonic()
+                self.give(b"".join((b"data %d\n" % len(chunk), chunk)))
         if found.verb == "end":
+            self.sha256 = found.keys.get("sha256", "-").lower()
             return self.end(line("end", sha256=found.keys.get("sha256")))
         if found.verb != "abort":
-            self.sender.unread = found
+            sender.early.append(found)
         self.end(line("abort", reason=found.keys.get("reason", "interrupted")))
+
+    def is_overdue(self) -> bool:
+        """Notes alone do not keep receivers for whom others wait."""
+        return time.monotonic() > self.brought + self.sender.timeout
 
     def end(self, last: bytes) -> None:
         self.ended = True
-        self.forward(last)
+        self.give(last)
 
-    def forward(self, block: bytes) -> None:
-        """Send a whole line, or `data` and its bytes, to all."""
-        for receiver in self.receivers:
-            receiver.queue(block)
-        self.flush()
+    def give(self, block: bytes) -> None:
+        """Pass on whole lines, or `data` and its bytes. Few bytes gather until the sender waits."""
+        if len(block) < BATCH:
+            self.sender.gathered += block
+        if len(self.sender.gathered) >= BATCH or len(block) >= BATCH:
+            self.pass_on()
+        if len(block) >= BATCH:
+            self.wait_for_room()
+            self.leave(block)
 
-    def flush(self) -> None:
-        while unsent := self.unsent():
-            for receiver in unsent:
-                self.attempt(receiver, receiver.send)
-            if self.unsent():
-                self.listen(TELL)
+    def pass_on(self) -> None:
+        if self.sender.gathered:
+            self.wait_for_room()
+            self.leave(bytes(self.sender.gathered))
+            self.sender.gathered.clear()
 
-    def unsent(self) -> list[Receiver]:
-        return [receiver for receiver in self.receivers if receiver.rest]
+    def wait_for_room(self) -> None:
+        while any(len(each.queue) >= AHEAD for each in self.receivers.copy()):
+            self.sender.wait_for_receivers()
 
-    def wait_for_sender(self, patience: float) -> None:
-        """Listen to the receivers until the sender's thread has something to read."""
-        deadline = time.monotonic() + patience
-        while self.receivers and self.sender.sock not in self.listen(LIFE, self.sender.sock):
-            if time.monotonic() > deadline:
-                raise Silent(f"silent for {self.sender.timeout:g} s")
-            self.flush()
-        if not self.receivers:
-            self.check()
+    def leave(self, block: bytes) -> None:
+        for each in self.receivers.copy():
+            with each.lock:
+                if self in each.owed:  # it may have answered meanwhile
+                    each.queue.append(block)
+            each.ring()
 
-    def check(self) -> None:
-        if not self.verified:
-            raise Refused("not-received", receivers=self.count, verified=0)
-
-    def wait_for_answers(self) -> None:
-        while self.receivers:
-            self.listen(TELL)
-
-    def listen(self, patience: float, *others: socket.socket) -> set[socket.socket]:
-        """Wait for what receivers say, and drop those that stand still. The sender is told how far
-        the slowest is; a receiver that waits is told that the server is there."""
-        silent = [receiver.session.sock for receiver in self.receivers if not receiver.answer]
-        unsent = [receiver.session.sock for receiver in self.unsent()]
-        found = wait_for_any([*others, *silent], unsent, patience)
-        for receiver in list(self.receivers):
-            if receiver.session.sock in found:
-                self.attempt(receiver, functools.partial(receiver.read_answer, self))
-        now = time.monotonic()
-        for receiver in list(self.receivers):
-            timeout, due = receiver.session.timeout, receiver.rest or self.ended
-            if due and now - receiver.progressed > timeout:
-                self.lose(receiver, "stalled", f"took nothing for {timeout:g} s")
-            elif not due and now - receiver.queued > LIFE:
-                receiver.queue(line("note", self.name))
-        if self.receivers:
-            self.show()
-        return found
+    def give_up(self, reason: str) -> None:
+        """The sender is gone or may not go on: no receiver can hold this up."""
+        self.sender.gathered += line("abort", reason=reason)
+        self.ended = True
+        self.leave(bytes(self.sender.gathered))
+        self.sender.gathered.clear()
 
     def show(self) -> None:
         """Tell the sender how far the slowest is. If it is gone, only the reset that answers this
         tells so while what it sent is unread."""
-        try:
-            self.progress(min(receiver.received for receiver in self.receivers))
-        except Lost:
-            if not self.ended:
-                raise
+        if received := self.receivers.copy().values():
+            self.sender.tell_count(self.name, "received", min(received))
 
-    def attempt(self, receiver: Receiver, call: Callable[[], None]) -> None:
-        try:
-            call()
-        except (Lost, Broken, OSError) as error:
-            return self.lose(receiver, "gone", str(error))
-        if receiver.answer and not receiver.rest:
-            self.release(receiver, receiver.answer)
+    def report(self) -> bool:
+        """Tell the sender what became of it where; then, if that is all, the answer."""
+        over = not self.receivers  # before the results are read: the last one is among them then
+        while self.results:
+            self.report_one(*self.results.popleft())
+        if over and not self.ended:
+            raise self.not_received()
+        if over:
+            self.answer()
+        return over
 
-    def lose(self, receiver: Receiver, reason: str, trouble: str) -> None:
-        """Its own thread closes it; the others go on."""
-        self.release(receiver, receiver.answer or refusal(reason), trouble)
-
-    def release(self, receiver: Receiver, result: Line, trouble: str = "") -> None:
-        self.receivers.remove(receiver)
-        self.report(receiver.session.peer, result, receiver.session.nick)
-        self.sender.lobby.return_receiver(receiver.session, trouble)
-
-    def report(self, target: str, result: Line, nick: str = "") -> None:
-        """Tell the sender, if it is still there, what became of the file at one receiver."""
+    def report_one(self, target: str, result: Line, nick: str) -> None:
         keys = {key: result.keys[key][:most] for key, most in RESULTS.items() if key in result.keys}
         if result.verb == "ok":
-            self.verified += self.verb == "mkdir" or keys.get("verified") == "yes"
+            # a receiver may say what it likes: what it has must be what was sent
+            self.taken += 1
+            if self.verb == "put" and self.sha256 != keys.get("sha256", "").lower():
+                keys["verified"] = "no"
+            self.verified += keys.get("verified", "yes") == "yes"
         else:
             reason = keys.get("reason", "failed")
             self.sender.note(f"send {self.name[:300]} to {target[:300]}: {reason}")
         words = target[:MAX_ECHO], result.verb, self.verb, self.name
-        with contextlib.suppress(Lost):
-            self.sender.send_line("got", *words, **keys, nick=nick or None)
-            self.sender.flush()
+        self.sender.send_line("got", *words, **keys, nick=nick or None)
+
+    def answer(self) -> None:
+        sender, facts, result = self.sender, {"receivers": self.count}, "ok"
+        if self.taken:
+            sender.send_line("ok", "send", self.name, **facts, verified=self.verified)
+        else:
+            result = "not-received"
+            sender.send_line("err", "send", self.name, reason=result, **facts, verified=0)
+        elapsed = time.monotonic() - self.started
+        sender.note(f"{self.what}: {self.moved} bytes, {elapsed:.3f} s, {result}")
+
+    def not_received(self) -> Refused:
+        return Refused("not-received", receivers=self.count, verified=0)
+
+    # the receivers' threads
+    def settle(self, session: "Session", result: Line) -> None:
+        self.results.append((session.peer, result, session.nick))
+        self.receivers.pop(session, None)
+        self.sender.ring()
 
 
 # --- the server: listen, accept, a thread for each client ---
@@ -2320,7 +2687,7 @@ class Server:
             return  # the client left between select() and accept()
         except OSError as error:
             # EMFILE, ENFILE, ENOBUFS, ENOMEM: nothing is wrong with this socket
-            self.log([f"cannot accept ({error.strerror}): pausing"])
+            self.log(f"cannot accept ({error.strerror}): pausing")
             select.select([self.stop], [], [], ACCEPT_PAUSE)
             return
         guard = self.door.guard
@@ -2348,11 +2715,11 @@ class Server:
         longest = min(idle, key=lambda each: (bool(each.mode), each.last_heard))
         self.sessions.discard(longest)
         longest.cut()
-        self.log([f"{longest.peer} hung up on: full, and its address has {count} clients"])
+        self.log(f"{longest.peer} hung up on: full, and its address has {count} clients")
         return True
 
     def refuse(self, conn: socket.socket, peer: "Address", why: str) -> None:
-        self.log([f"{address(peer)} refused: {why}"])
+        self.log(f"refused: {why}", peer)
         self.turn_away(conn, line("err", "-", reason="server-full"), OVERLOADED)
 
     def turn_away(self, conn: socket.socket, text: bytes, code: int) -> None:
@@ -2384,16 +2751,19 @@ class Server:
             self.sessions.discard(session)
             self.stop.wake()
 
-    def log(self, lines: Sequence[str]) -> None:
+    def log(self, text: str, peer: "Address | None" = None) -> None:
+        client = address(peer) if peer else ""
+        self.write_log([log_line(self.args.json, text, client)])
+
+    def write_log(self, lines: Sequence[str]) -> None:
         """One write, so that the lines of two threads do not mix.
 
         If the disk is full it may take only a part: then the next write begins a new line."""
-        now, lost = time.strftime("%Y-%m-%d %H:%M:%S "), self.lost_lines
-        before = [f"{lost} lines lost before this one"] * bool(lost)
-        texts = "".join(f"{now}{text}\n" for text in [*before, *lines])
-        left = ("\n" * bool(lost) + texts).encode()
+        lost = self.lost_lines
+        before = [log_line(self.args.json, f"{lost} lines lost before this one")] * bool(lost)
+        left = ("\n" * bool(lost) + "".join(f"{each}\n" for each in [*before, *lines])).encode()
         try:
-            while left:
+            while left and self.log_fd >= 0:
                 left = left[os.write(self.log_fd, left) :]
             self.lost_lines = 0
         except OSError as error:
@@ -2407,7 +2777,7 @@ class Server:
         with contextlib.suppress(OSError):
             for full, folder, _ in walk(Folder(self.directory), "", lambda full, error: None):
                 if remove_if_old(folder, os.path.basename(full)):
-                    self.log([f"removed {printable(full)}: nobody resumed it"])
+                    self.log(f"removed {printable(full)}: nobody resumed it")
 
     def finish(self) -> None:
         """Close the listening socket, cut what is idle, and give transfers a moment to end."""
@@ -2421,9 +2791,21 @@ class Server:
                     session.cut()
                 select.select([self.stop], [], [], min(left, ACCEPT_PAUSE))
                 self.stop.drain()
-        self.lobby.close()
         clients, parts = "s" * (dropped != 1), "s" * (self.kept != 1)
-        say(f"stopped: {dropped} client{clients} disconnected, {self.kept} part{parts} kept")
+        if not self.args.quiet:
+            say(f"stopped: {dropped} client{clients} disconnected, {self.kept} part{parts} kept")
+
+
+def log_line(as_json: bool, text: str, client: str = "", **facts: object) -> str:
+    """A line of the log, or an object of JSON Lines."""
+    if not as_json:
+        return f"{time.strftime('%Y-%m-%d %H:%M:%S')} {client}{' ' * bool(client)}{text}"
+    import json  # not at the top: few need it
+
+    return json.dumps(
+        {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "client": client, "text": text, **facts},
+        ensure_ascii=False,
+    )
 
 
 def prepare_folder(path: str) -> tuple[str, str]:
@@ -2458,6 +2840,7 @@ def open_log(path: str) -> int:
 
 def serve(args: argparse.Namespace) -> int:
     raise_file_limit()
+    args.max_clients = most_clients(args.max_clients)
     family, target = resolve(args.host, args.port, socket.SOCK_STREAM)[0]
     door = make_door(args, str(target[0]))
     if door.tls:
@@ -2465,7 +2848,14 @@ def serve(args: argparse.Namespace) -> int:
         door.tls.num_tickets = 0
     directory, only = prepare_folder(args.path or args.directory)
     args.read_only = args.read_only or bool(only)
-    log_fd = open_log(args.log) if args.log else 2
+    if args.drop_box and args.read_only:
+        raise Failure(
+            2,
+            "a drop box must be a folder that may be changed",
+            "nothing can be handed in to one file, nor where all is --read-only",
+            "python3 server.py --drop-box FOLDER",
+        )
+    log_fd = open_log(args.log) if args.log else -1 if args.quiet else 2
     # a client that finds the backlog full tries again only after a second
     sock = bind(socket_class(args), family, target, 1024)
     server = Server(args, sock, door, directory, only, log_fd)
@@ -3146,6 +3536,12 @@ def raise_file_limit() -> None:
 # --- end many files ---
 
 
+def most_clients(wanted: int) -> int:
+    """How many can be watched: where only select() is, as on Windows, it takes 512 sockets."""
+    by_select = issubclass(selectors.DefaultSelector, selectors.SelectSelector)
+    return min(wanted, 400) if by_select else wanted
+
+
 # --- errors: the same in all six scripts (tests/test_twins.py) ---
 Address = tuple[Any, ...]  # (host, port), and for IPv6 (host, port, flow, scope)
 
@@ -3154,8 +3550,17 @@ class Failure(Exception):
     """What a user or a network can cause: three lines, and the exit code that curl uses for it."""
 
     def __init__(self, code: int, error: str, why: str, hint: str) -> None:
+        if os.name == "nt":  # where the programs that a hint names are called otherwise
+            hint = re.sub(r"\bss -\w+", "netstat -ano", hint).replace("python3 ", "py ")
         super().__init__(f"error: {error}\nwhy:   {why}\ntry:   {hint}")
         self.code = code
+
+
+def speak_utf8() -> None:
+    """A pipe of Windows has a code page that lacks most letters: text is UTF-8, as elsewhere."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr) if os.name == "nt" else ():
+        if isinstance(stream, io.TextIOWrapper) and not stream.isatty():
+            stream.reconfigure(encoding="utf-8", errors=stream.errors)
 
 
 def say(text: str) -> None:
@@ -3262,15 +3667,29 @@ def announce(sock: socket.socket, args: argparse.Namespace, door: Door) -> None:
             "python3 server.py > FILE",
         ) from None
     elsewhere = reachable_at(sock)
+    # who knows a made password needs no pin: see "Auth"
+    flags = door.flags.replace(f" --pin {door.pin}", " --tls") if door.made else door.flags
+    flags = f" --port {port}{flags}" if port != PORT else flags
+    if args.quiet and not door.made:
+        return
     for name in elsewhere:
-        say(f"from another machine:  {CLIENT} --host {name} --port {port}{door.flags} list")
+        say(f"from another machine:\n  {CLIENT} --host {name}{flags}")
     if not elsewhere:
         named = f" --host {host}" if host != "127.0.0.1" else ""  # where clients look by themselves
-        command = f"{CLIENT}{named} --port {port}{door.flags} list"
-        say(f"only this machine can reach it, with:  {command}")
+        say(f"only this machine can reach it, with:  {CLIENT}{named}{flags} list")
+    if not args.quiet:
+        warn(args, door, bool(elsewhere))
+
+
+def warn(args: argparse.Namespace, door: Door, reachable: bool) -> None:
+    """What whoever starts it should know of who can do what."""
+    if args.drop_box:
+        say("drop box: who connects can add files, each in a folder of their own, and nothing else")
+    if not reachable:
         return say("for others, start it with --host 0.0.0.0")
     if not door.guard:
         rights = "read it" if args.read_only else "read it and change it"
+        rights = "add files" if args.drop_box else rights
         say(f"nobody is asked for a password: everybody who reaches it can {rights}")
     if not door.tls:
         guess = " and try to guess a weak password" if door.guard else ""
@@ -3324,13 +3743,16 @@ def build_parser() -> argparse.ArgumentParser:
         default="127.0.0.1",
         help="the address to listen on (default 127.0.0.1); 0.0.0.0 or :: for all",
     )
-    flag("--port", type=between(0, 65535), default=9000, help="0 takes a free one (default 9000)")
+    flag("--port", type=between(0, 65535), default=PORT, help="0 takes a free one (default 9000)")
     door_flags(parser)
     flag("--read-only", action="store_true", help="refuse what would change the folder")
+    flag("--drop-box", action="store_true", help="let clients add files, and do nothing else")
     flag("--hidden", action="store_true", help="show and serve names that start with a dot")
     flag("--durable", action="store_true", help="answer only when files are on the disk (fsync)")
     limit_flags(parser)
     flag("--log", metavar="FILE", help="where the log goes (default stderr)")
+    flag("--json", action="store_true", help="write the log as one JSON object a line")
+    flag("--quiet", action="store_true", help="no log on stderr, and no hints at the start")
     flag("--trace", action="store_true", help="print a line for each socket call")
     flag("--trace-hex", action="store_true", help="the same, with the first bytes")
     flag("--version", action="version", version=f"%(prog)s {VERSION}, protocol {PROTOCOL}")
@@ -3338,6 +3760,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
+    speak_utf8()
     args = build_parser().parse_args(argv)
     try:
         return serve(args)

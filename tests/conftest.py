@@ -250,8 +250,7 @@ class Server(Process):
         with self.connect() as sock:
             sock.sendall(b"\n")
             sock.recv(100)  # whom it answers came in after that look began
-        # one accepts, one watches connections that wait
-        until(lambda: self.status("Threads") == 2, "it to have nothing to do")
+        until(lambda: self.status("Threads") == 1, "it to have nothing to do")
         return self.descriptors(), self.status("Threads")
 
     def rests(self, before):

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import ctypes
 import hashlib
+import json
 import os
 import random
 import re
@@ -803,7 +804,7 @@ def test_without_a_default_route_it_does_not_say_that_nobody_else_can_come(spawn
     )
     server.wait_for("and change it\nnothing is encrypted.*\n")
     assert (
-        f"client.py --host {socket.gethostname()} --port {server.port} list\n" in server.err
+        f"client.py --host {socket.gethostname()} --port {server.port}\n" in server.err
         and "only this machine" not in server.err
     )
 
@@ -854,7 +855,8 @@ def test_those_who_wait_go_last_and_those_with_a_request_never():
     """Also of IPv6, where 64 bits are one address."""
 
     class Client(types.SimpleNamespace):
-        __hash__, is_idle, holder = object.__hash__, script.Session.is_idle, script.Holder.OWN
+        __hash__, is_idle = object.__hash__, script.Session.is_idle
+        owed = relays = ()
 
         def __eq__(self, other):
             return self is other
@@ -1423,34 +1425,6 @@ def test_an_old_part_that_is_swept_is_locked_until_its_name_is_gone(box, monkeyp
     assert claims == [False] and names(box) == []
 
 
-def test_a_receiver_that_was_heard_by_its_sender_is_not_waited_for_by_its_own_thread():
-    """What it said may be read, and itself be given back, before the lobby that noticed it has its lock: nothing more would come, and it be lost."""
-    lobby, (ours, theirs) = script.Lobby(), socket.socketpair()
-    session = script.Session.__new__(script.Session)
-    session.sock, session.mode, session.rest, session.unheard, session.start, session.end = (
-        ours,
-        "receive",
-        b"",
-        (),
-        0,
-        0,
-    )
-    session.returned, entry = threading.Event(), script.Sending(0.0, [session])
-    with ours, theirs:
-        with lobby.changed:
-            lobby.add(session)
-            theirs.send(b"\n")
-            until(
-                lambda: sys._current_frames()[lobby.thread.ident].f_code.co_name == "__enter__",
-                "the lobby to notice it",
-            )
-            lobby.queue.append(entry)
-            assert lobby.try_borrow(entry) == [session] and ours.recv(9) == b"\n"
-            lobby.return_receiver(session)
-        lobby.close()
-    assert session.holder is script.Holder.LOBBY and not session.returned.is_set()
-
-
 def test_a_part_that_nothing_can_resume_says_so_by_its_name(start, box):
     server = start()
     with server.connect() as sock:
@@ -1803,6 +1777,127 @@ def test_a_client_that_says_little_costs_little(start):
             sock.sendall(b"ping\n")
             assert GREETING.match(sock.recv(100))
         assert server.status("VmRSS") - before < 40 * 128
+
+
+# --- a drop box ---
+def test_in_a_drop_box_files_can_be_added_and_nothing_else(start, box):
+    (box / "a").write_text("a")
+    server = start("--drop-box")
+    said = talk(server, b"ping nick=anna\n" + put("a", b"1", size=1) + put("a", b"22", over="yes"))
+    assert said.splitlines() == [
+        b"ok ping",
+        b"ok put a size=1 sha256=%b verified=yes as=a" % sha(b"1").encode(),
+        b"err put a reason=drop-box",
+    ]
+    asked = (
+        "list|get a|get anna/a|delete a|rename a b|who|send x y|receive|chat|say x|stat a|stat b"
+    )
+    for request in asked.split("|"):
+        said = talk(server, f"ping nick=anna\n{request}\n".encode()).decode().splitlines()[1]
+        assert said.startswith("err ") and said.endswith("reason=drop-box"), said
+    assert names(box) == ["a", "anna"] and (box / "anna" / "a").read_bytes() == b"1"
+    server.wait_for(r"handed in by anna: anna/a, 1 bytes, verified=yes")
+
+
+def test_what_is_handed_in_twice_gets_a_number_and_the_answer_tells_it(start, box):
+    server = start("--drop-box")
+    said = talk(
+        server,
+        b"ping nick=anna\nmkdir hw\nmkdir hw\n"
+        + b"".join(put("hw/my%20notes.txt", bytes([each])) for each in b"123")
+        + b"ping nick=bob\n"
+        + put("hw/new/my%20notes.txt", b"4"),
+    ).decode()
+    assert re.findall(r"as=(\S+)", said) == [
+        "hw/my%20notes.txt",
+        "hw/my%20notes%20(1).txt",
+        "hw/my%20notes%20(2).txt",
+        "hw/new/my%20notes.txt",
+    ]
+    assert said.count("ok mkdir hw") == 2
+    found = {str(path.relative_to(box)): path.read_bytes() for path in box.rglob("*.txt")}
+    assert found == {
+        "anna/hw/my notes.txt": b"1",
+        "anna/hw/my notes (1).txt": b"2",
+        "anna/hw/my notes (2).txt": b"3",
+        "bob/hw/new/my notes.txt": b"4",
+    }
+
+
+def test_each_resumes_his_own_upload_in_a_drop_box_alone(start, box):
+    server = start("--drop-box")
+    with server.connect() as sock:
+        sock.sendall(
+            b"put big nick=anna size=%d mtime_ns=1\ndata %d\n%b"
+            % (len(BIG), len(BIG), BIG[:1500000])
+        )
+        until(lambda: parts(box / "anna") if (box / "anna").exists() else None, "the part")
+    server.wait_for("put big: cut at 1500000")
+    asked = b"stat big nick=%b size=%d mtime_ns=1\n"
+    assert talk(server, asked % (b"bob", len(BIG))) == b"err stat big reason=drop-box\n"
+    assert (
+        talk(server, asked % (b"anna", len(BIG))) == b"err stat big reason=drop-box part=1500000\n"
+    )
+    said = talk(server, rest(1500000, "big nick=anna mtime_ns=1"))
+    assert b"note big offset=1500000\n" in said and b"verified=yes as=big" in said
+    assert (box / "anna" / "big").read_bytes() == BIG and names(box) == ["anna"]
+
+
+def test_without_a_nick_the_address_is_the_folder_and_two_may_have_one_nick(start, box):
+    server = start("--drop-box")
+    with server.connect() as other:
+        other.sendall(b"ping nick=anna\n")
+        other.recv(1000)
+        talk(server, put("x", b"1") + b"ping nick=anna\n" + put("y", b"2"))
+    assert sorted(str(path.relative_to(box)) for path in box.glob("*/*")) == [
+        "127.0.0.1/x",
+        "anna/y",
+    ]
+    for name in ("../x", "/x", ".hidden", "a/.six-" + "0" * 32 + ".part"):
+        assert b"reason=bad-name" in (said := talk(server, put(name, b"x"))) or b"hidden" in said
+
+
+@pytest.mark.parametrize(
+    "name, folder",
+    [("anna", "anna"), ("..", "-"), (".x", "x"), ("2001:db8::1", "2001-db8--1"), ("con", "_con")],
+)
+def test_a_sender_becomes_a_folder_on_any_system(name, folder):
+    assert script.sender_folder(name) == folder
+
+
+def test_the_log_of_a_drop_box_can_be_read_by_a_program(start, box, tmp_path):
+    server = start("--drop-box", "--json", "--quiet", "--log", tmp_path / "log")
+    talk(server, b"ping nick=anna\n" + put("n%0A.txt", b"1"))
+    assert server.stop() == ""
+    lines = [json.loads(each) for each in (tmp_path / "log").read_text().splitlines()]
+    found = [each for each in lines if "handed_in" in each]
+    assert len(found) == 1 and all({"time", "client", "text"} <= set(each) for each in lines)
+    facts = {
+        key: found[0][key] for key in ("by", "name", "handed_in", "size", "verified", "sha256")
+    }
+    assert facts == {
+        "by": "anna",
+        "name": "n\\n.txt",
+        "handed_in": "anna/n\\n.txt",
+        "size": 1,
+        "verified": True,
+        "sha256": sha(b"1"),
+    }
+
+
+@pytest.mark.parametrize("flags", [["--read-only"], []])
+def test_a_drop_box_that_could_take_nothing_is_refused(run, box, flags):
+    (box / "a").touch()
+    done = run("server.py", *flags, "--drop-box", box if flags else box / "a")
+    assert done.code == 2 and "drop box" in done.err
+
+
+def test_a_quiet_server_says_what_is_needed_alone(start, spawn, box):
+    server = start("--quiet")
+    talk(server, put("a", b"a"))
+    assert server.stop() == ""
+    made = spawn("server.py", box, "--quiet", "--host", "0.0.0.0")
+    assert re.fullmatch(r"from another machine:\n  python3 client.py --host \S+ .*\n", made.stop())
 
 
 # --- the wire, its pure functions ---

@@ -1,0 +1,121 @@
+"""What other systems have and this one lacks, or the reverse: shown here by taking calls away, or by making them answer as there."""
+
+import io
+import os
+import tarfile
+
+import pytest
+from conftest import ROOT
+from test_httpserver import ask, folder, server, wire  # noqa: F401  fixtures
+from test_server import names, talk
+
+# A link "junction" looks as a junction does on Windows: a folder in all but its tag, and no call takes a descriptor or refuses links.
+JUNCTIONS = """
+import os, runpy, stat, sys
+os.supports_dir_fd = set()
+del os.O_NOFOLLOW
+looked, scanned, is_link = os.stat, os.scandir, os.path.islink
+
+class Status:
+    def __init__(self, path):
+        self.real, self.target = looked(path, follow_symlinks=False), looked(path)
+        self.st_reparse_tag, self.st_mode = 0xA0000003, self.target.st_mode
+    def __getattr__(self, name):
+        return getattr(self.real, name)
+
+def is_junction(path):
+    return isinstance(path, str) and os.path.basename(path) == "junction"
+
+def stat_there(path, *, dir_fd=None, follow_symlinks=True):
+    if is_junction(path) and not follow_symlinks:
+        return Status(path)
+    return looked(path, follow_symlinks=follow_symlinks)
+
+class Entry:
+    def __init__(self, entry):
+        self.entry, self.name, self.path = entry, entry.name, entry.path
+    def is_dir(self, follow_symlinks=True):
+        return self.entry.is_dir(follow_symlinks=follow_symlinks or self.name == "junction")
+    def is_file(self, follow_symlinks=True):
+        return self.entry.is_file(follow_symlinks=follow_symlinks)
+    def is_symlink(self):
+        return self.entry.is_symlink() and self.name != "junction"
+    def stat(self, follow_symlinks=True):
+        return stat_there(self.path, follow_symlinks=follow_symlinks)
+
+class Scan:
+    def __init__(self, path):
+        self.scan = scanned(path)
+    def __enter__(self):
+        return self
+    def __exit__(self, *problem):
+        self.scan.close()
+    def __iter__(self):
+        return self
+    def __next__(self):
+        return Entry(next(self.scan))
+    def close(self):
+        self.scan.close()
+
+os.stat, os.scandir = stat_there, Scan
+lstat_before = os.lstat
+
+def lstat_there(path, **more):
+    if "realpath" in sys._getframe(1).f_code.co_name:  # which sees through junctions there
+        return lstat_before(path, **more)
+    return stat_there(path, follow_symlinks=False)
+
+os.lstat = lstat_there
+os.path.islink = lambda path: is_link(path) and not is_junction(path)
+sys.argv[:] = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture
+def junctions(tmp_path):
+    path = tmp_path / "junctions.py"
+    path.write_text(JUNCTIONS)
+    return path
+
+
+@pytest.fixture
+def outside(tmp_path):
+    """A folder beyond the share, to which a junction in it leads."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret").write_bytes(b"secret")
+    yield outside
+    assert os.listdir(outside) == ["secret"], "nothing outside is deleted"
+
+
+def test_a_junction_is_neither_listed_nor_archived_nor_emptied_by_http(
+    ask, folder, junctions, outside, spawn
+):  # noqa: F811
+    (folder / "sub").mkdir()
+    (folder / "sub" / "junction").symlink_to(outside)
+    server = spawn(str(junctions), ROOT / "httpserver.py", folder)
+    assert b"junction" not in ask("GET", "/sub/", to=server).body
+    with tarfile.open(fileobj=io.BytesIO(ask("GET", "/?tar", to=server).body)) as archive:
+        assert not [name for name in archive.getnames() if "junction" in name or "secret" in name]
+    assert b"secret" not in ask("GET", "/?zip", to=server).body
+    for path in "/sub/junction", "/sub/junction/", "/sub/junction/secret":
+        assert ask("GET", path, to=server).status in (403, 404)
+        assert ask("DELETE", path + "?recursive", to=server).status in (403, 404)
+    assert ask("DELETE", "/sub/?recursive", to=server).status == 204
+    assert not (folder / "sub").exists()
+
+
+def test_a_junction_leads_nowhere_over_tcp(tmp_path, junctions, outside, spawn):
+    share = tmp_path / "share"
+    (share / "sub").mkdir(parents=True)
+    (share / "sub" / "junction").symlink_to(outside)
+    server = spawn(str(junctions), ROOT / "server.py", share)
+    said = talk(
+        server, b"list deep=yes\nlist sub/junction\nget sub/junction/secret\nstat sub/junction\n"
+    ).decode()
+    assert (
+        "secret size" not in said and "dir sub/junction" not in said and said.count("\nerr ") == 3
+    )
+    assert talk(server, b"delete sub/junction\n").startswith(b"err delete")
+    assert names(share / "sub") == ["junction"]
