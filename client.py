@@ -3666,7 +3666,7 @@ def run_line(args: argparse.Namespace, words: list[str]) -> int:
     """One line of the shell: the same words as on the command line, and those of the labs."""
     verb = words[0]
     if verb in OWN_COMMANDS:
-        return OWN_COMMANDS[verb](args, *words[1:2]) or 0
+        return run_own(args, *words[:2])
     if verb not in COMMANDS:
         import difflib  # not at the top: only a misspelt word needs it
 
@@ -3694,6 +3694,16 @@ def run_line(args: argparse.Namespace, words: list[str]) -> int:
         return run_command(parsed)
     finally:
         args.link = parsed.link
+
+
+def run_own(args: argparse.Namespace, verb: str, *words: str) -> int:
+    args.tries = 0
+    try:
+        return OWN_COMMANDS[verb](args, *words) or 0
+    except (Lost, Broken) as problem:
+        close_link(args)
+        what = f"connection to {endpoint(args)} lost"
+        raise Failure(56, what, printable(str(problem)), "type the line again") from None
 
 
 def asked_upload() -> list[str]:
