@@ -2080,7 +2080,7 @@ def test_a_tree_comes_without_what_is_hidden_or_excluded_and_the_last_line_count
     trees(here if verb == "put" else box)
     there, port = (box if verb == "put" else here), spawn("server.py", "--hidden", box).port
     words = [verb, "t", "--exclude", "*.tmp", "--exclude", "build/"]
-    plan = do(*words, "--dry-run", port=port)
+    plan = do(*words, "--dry-run", "--delete", port=port)
     assert plan.out == b"new t/a.txt\nnew t/src/a.c\n" and not list(there.iterdir()), plan
     assert (
         f"{verb} --dry-run: would {'send' if verb == 'put' else 'fetch'} 2 files, 12 b" in plan.err
@@ -2156,6 +2156,11 @@ def test_delete_r_takes_a_folder_with_what_is_in_it(do, box):
     assert do("delete", "-r", "t", "u", "nosuch").code == 78
     assert os.listdir(box) == ["v"]
     assert do("delete", "-r", "*").code == 0 and os.listdir(box) == []
+    (box / "t").mkdir()
+    (box / "t/link").symlink_to("/etc/passwd")
+    kept = do("delete", "-r", "t")
+    assert kept.code == 9 and kept.err.count("error:") == 1 and "not-empty" in kept.err, kept
+    assert (box / "t/link").is_symlink()
 
 
 def test_list_takes_patterns_is_calm_about_links_and_ends_when_nobody_reads(server, do, box):
