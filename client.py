@@ -571,7 +571,8 @@ class Changes(Batch):
             return self.files.append(iter([file._replace(listed=answer)]))
         found = [file._replace(listed=answer)]
         for entry in answer_lines(self.link, answer, self.verb, file.name):
-            found.append(File(entry.words[0], listed=entry))
+            if entry.verb != "note":  # a link, which is not ours to delete
+                found.append(File(entry.words[0], listed=entry))
         found.reverse()  # a folder comes after what is in it
         self.files.append(iter(found))
 
@@ -851,7 +852,8 @@ class Puts(Batch):
         """What the folders there have, and those here have not."""
         found: list[File] = []
         for source in self.sources():
-            if os.path.isdir(source.path):
+            new = self.args.dry_run and connected(self.args).ask("stat", source.name).verb != "ok"
+            if os.path.isdir(source.path) and not new:
                 entries = lines_of(self.args, "list", source.name, deep="yes")
                 names = (
                     entry.words[0][len(source.name) + 1 :] + "/" * (entry.verb == "dir")
