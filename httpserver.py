@@ -172,7 +172,7 @@ MAX_THREADS = 512  # transfers and folder walks at once
 FOREVER = float("inf")  # a deadline that never comes
 SPARE_THREADS = 4  # workers kept for the next long request
 MAX_LINGERING = 256  # refused connections that wait until the client has read why
-# heads that are remembered with what was answered: all together 40 MB at most
+# heads that are remembered with what was answered: all together 50 MB at most
 MAX_KEPT, KEPT_HEAD, KEPT_BODY = 2048, 2048, 16384
 SMALL = 131072  # bytes of an answer that the loop sends itself
 PIECE = 262144  # bytes read or written at a time
@@ -1733,6 +1733,8 @@ class Connection:
     def give_up(self, note: str) -> bool:
         if self.rest or self.span:
             self.server.count_answer(self, *self.unsent, max(0, self.sent), note)
+        else:
+            self.server.log(self.peer, note)
         self.close()
         return False
 
@@ -1779,6 +1781,7 @@ class Connection:
     def close(self) -> None:
         self.server.enter(self, State.CLOSED)
         self.release()
+        self.buffer = b""  # or an event of the same turn would find the beginning of a head
         self.sock.close()
 
     def handshake(self) -> bool:
@@ -2273,14 +2276,18 @@ class Server:
         return False
 
     def end_slow(self, new: Connection) -> bool:
-        """Close the oldest connection within a head, of an address that has half, for a new client.
+        """Close the oldest slow connection of an address that has half, for a new client.
 
         False if no address has half of all clients there."""
-        slow = [*self.queues[State.HANDSHAKE], *self.queues[State.HEAD]]
+        states = State.HANDSHAKE, State.HEAD, State.ANSWERING
+        slow = [conn for state in states for conn in self.queues[state]]
         for client, count in Counter(network(conn.hop) for conn in slow).most_common(1):
             if 2 * count >= self.args.max_clients and client != network(new.hop):
                 first = next(conn for conn in slow if network(conn.hop) == client)
-                first.refuse_head(Refusal(503, "another client needs the place"))
+                why = "another client needs the place"
+                if first.state is State.ANSWERING:  # no error in the middle of an answer
+                    return not first.give_up(why)
+                first.refuse_head(Refusal(503, why))
                 return True
         return False
 
@@ -3517,7 +3524,7 @@ def sender_folder(conn: Connection, request: Request) -> str:
 def log_hand_in(
     conn: Connection, plan: Plan, name: str, size: int, digest: Optional[bytes]
 ) -> None:
-    if not conn.args.drop_box:
+    if not conn.args.drop_box or conn.args.quiet and not conn.args.log:
         return
     sender, *names = plan.names
     path = printable_name("/".join([*plan.names[:-1], name]))

@@ -1799,6 +1799,18 @@ def test_one_address_with_slow_heads_does_not_keep_all_others_out(spawn, folder,
     assert wire(server).reply().status == 503
 
 
+def test_one_address_that_reads_slowly_does_not_keep_all_others_out(spawn, folder, wire):
+    (folder / "big").write_bytes(b"x" * 131072)
+    server = spawn("httpserver.py", folder, "--max-clients", "4")
+    slow = []
+    for number in range(1, 5):
+        slow.append(wire(server, narrow=True))
+        slow[-1].send("GET /big HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100)
+        until(lambda n=number: len(set(re.findall("GET /big", server.err))) and n, "an answer")
+    until(lambda: wire(server, source="127.0.0.2").send(GET + "\r\n").reply().status == 200, "room")
+    assert "another client needs the place" in server.stop()
+
+
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_for_a_new_client_the_connection_that_is_idle_longest_makes_room(
     scheme, spawn, folder, wire
