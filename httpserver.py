@@ -120,6 +120,7 @@ import errno
 import functools
 import hashlib
 import html
+import io
 import ipaddress
 import itertools
 import json
@@ -524,7 +525,7 @@ def status_line(status: int, seconds: int, dated: bool) -> bytes:
 
 @functools.lru_cache(maxsize=1024)
 def http_date(seconds: int) -> str:
-    return time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(seconds))
+    return time.strftime("%a, %d %b %Y %H:%M:%S GMT", calendar(time.gmtime, seconds))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -2542,6 +2543,7 @@ def own_names(host: str) -> frozenset[str]:
 
 def serve(args: argparse.Namespace) -> int:
     raise_file_limit()
+    args.max_clients = most_clients(args.max_clients)
     # a worker that makes a listing must not delay the loop for the usual 5 ms
     sys.setswitchinterval(0.001)
     mimetypes.init()
@@ -4831,7 +4833,7 @@ def count_names(folder: Entry, hidden: bool, most: int) -> Optional[int]:
 def readable_time(when: int) -> str:
     # a broken disk may give any time, and the other files must still be listed
     with contextlib.suppress(OverflowError, OSError):
-        return time.strftime("%Y-%m-%d %H:%M", time.localtime(when))
+        return time.strftime("%Y-%m-%d %H:%M", calendar(time.localtime, when))
     return ""
 
 
@@ -5218,6 +5220,22 @@ def door_flags(parser: argparse.ArgumentParser) -> None:
 
 
 # --- end guarding ---
+
+
+# --- times: the same in client.py, httpserver.py, httpclient.py (tests/test_twins.py) ---
+CYCLE = 400 * 365.2425 * 86400  # seconds after which the calendar repeats itself
+
+
+def calendar(clock: Callable[[float], time.struct_time], seconds: float) -> time.struct_time:
+    """time.gmtime() or time.localtime(), also before 1970, where Windows has neither."""
+    try:
+        return clock(seconds)
+    except OSError:
+        later = clock(seconds + CYCLE)
+        return time.struct_time((later.tm_year - 400, *later[1:]))
+
+
+# --- end times ---
 
 
 # --- showing sizes: the same in client.py, httpserver.py, httpclient.py (tests/test_twins.py) ---
@@ -5701,6 +5719,12 @@ def raise_file_limit() -> None:
 # --- end many files ---
 
 
+def most_clients(wanted: int) -> int:
+    """How many can be watched: where only select() is, as on Windows, it takes 512 sockets."""
+    by_select = issubclass(selectors.DefaultSelector, selectors.SelectSelector)
+    return min(wanted, 400) if by_select else wanted
+
+
 # --- errors: the same in all six scripts (tests/test_twins.py) ---
 Address = tuple[Any, ...]  # (host, port), and for IPv6 (host, port, flow, scope)
 
@@ -5709,8 +5733,17 @@ class Failure(Exception):
     """What a user or a network can cause: three lines, and the exit code that curl uses for it."""
 
     def __init__(self, code: int, error: str, why: str, hint: str) -> None:
+        if os.name == "nt":  # where the programs that a hint names are called otherwise
+            hint = re.sub(r"\bss -\w+", "netstat -ano", hint).replace("python3 ", "py ")
         super().__init__(f"error: {error}\nwhy:   {why}\ntry:   {hint}")
         self.code = code
+
+
+def speak_utf8() -> None:
+    """A pipe of Windows has a code page that lacks most letters: text is UTF-8, as elsewhere."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr) if os.name == "nt" else ():
+        if isinstance(stream, io.TextIOWrapper) and not stream.isatty():
+            stream.reconfigure(encoding="utf-8", errors=stream.errors)
 
 
 def say(text: str) -> None:
@@ -5928,7 +5961,7 @@ def sharing_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--public-read",
         action="store_true",
-        help="ask for the password only where something changes, not for GET and HEAD",
+        help="ask for the password only where something changes",
     )
     add("--read-only", action="store_true", help="refuse every change")
     box = "who connects can add files and folders, and nothing else"
@@ -5988,7 +6021,7 @@ def proxy_flags(parser: argparse.ArgumentParser) -> None:
             "--header",
             header_line,
             "'NAME: VALUE'",
-            "add this to every answer, instead of an own field of that name",
+            "add this to every answer, in place of the server's own field",
         ),
     )
     for flag, kind, unit, text in several:
@@ -5997,6 +6030,7 @@ def proxy_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
+    speak_utf8()
     parser = build_parser()
     args = parser.parse_args(argv)
     port = re.fullmatch("[0-9]{1,9}", args.directory or "")

@@ -837,6 +837,49 @@ def test_an_error_in_a_browser_is_a_page_and_for_a_program_a_line(browser, spawn
     assert "<h1>A password is asked for.</h1>" in text
 
 
+def test_in_a_drop_box_the_page_hands_in_and_shows_nothing_but_what_came_from_here(
+    browser, spawn, folder, tmp_path
+):
+    (folder / "Anna-B" / "deep").mkdir(parents=True)
+    (folder / "Anna-B" / "essay.txt").write_text("of somebody")
+    (tmp_path / "essay.txt").write_text("my essay")
+    (tmp_path / "tree" / "empty").mkdir(parents=True)
+    server = spawn("httpserver.py", folder, "--drop-box")
+    browser.open(f"http://127.0.0.1:{server.port}/")
+    browser.run("localStorage.clear()")
+    again(browser)
+    assert browser.run("document.querySelector('table')") is None
+    browser.choose("#pick", tmp_path / "essay.txt")
+    browser.wait("$('status').textContent === 'Your name first, please.'")
+    browser.run("$('drop').value = 'Anna B'; $('drop').onchange()")
+    browser.choose("#pick", tmp_path / "essay.txt")
+    finished(browser, 1)
+    browser.drop(tmp_path / "tree")
+    finished(browser, 2)
+    assert (folder / "Anna-B" / "essay (1).txt").read_text() == "my essay"
+    assert (folder / "Anna-B" / "essay.txt").read_text() == "of somebody"
+    assert (folder / "Anna-B" / "tree" / "empty").is_dir()
+    again(browser)
+    assert browser.run("$('drop').value") == "Anna B"
+    text = browser.run("document.body.innerText")
+    assert "essay (1).txt, 8 bytes" in text and "deep" not in text
+    browser.look(None, 390, "light")
+    assert browser.run("document.documentElement.scrollWidth <= innerWidth")
+    browser.call("Emulation.clearDeviceMetricsOverride")
+    browser.run("localStorage.clear()")
+
+
+def test_a_page_without_its_rows_has_at_most_45_kilobytes(browser, spawn, folder):
+    server = spawn("httpserver.py", folder)
+    browser.open(f"http://127.0.0.1:{server.port}/")
+    assert (
+        browser.run(
+            "fetch('/', {headers: {Accept: 'text/html'}}).then(answer => answer.blob()).then(data => data.size)"
+        )
+        <= 45000
+    )
+
+
 def test_with_a_password_the_page_changes_what_it_may(browser, spawn, folder, tmp_path):
     server = spawn("httpserver.py", folder, "--password", "gr\u00fcn:x")
     (tmp_path / "new.txt").write_text("new")
