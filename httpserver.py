@@ -3812,17 +3812,19 @@ input[type=search],input[type=text]{flex:1 1 12rem;min-width:8rem}
 .pick input{position:absolute;opacity:0;width:1px;padding:0}
 input[type=checkbox]{width:1.1rem;height:1.1rem;min-height:0;flex:none;accent-color:var(--bar)}
 #status{margin:.25rem 0}#status:empty{display:none}
-table{border-collapse:collapse;width:100%;table-layout:fixed}
-td,th{padding:.2rem .5rem;border-bottom:1px solid var(--line);text-align:left}
-td{height:2.9rem}tr:focus-within,tbody tr:hover,.chosen{background:var(--soft)}
+table,thead,tbody{display:block}
+tr{display:grid;grid-template-columns:2.6rem 1fr 8.5rem 10.5rem 11.5rem;align-items:center;
+min-height:2.9rem;border-bottom:1px solid var(--line)}
+tbody tr{content-visibility:auto;contain-intrinsic-height:auto calc(2.9rem - 1px)}
+td,th{padding:0 .5rem;text-align:left;min-width:0}
+tr:focus-within,tbody tr:hover,.chosen{background:var(--soft)}
 td:nth-child(2) a{display:block;padding:.25rem 0;white-space:pre-wrap}
-td:nth-child(3),th:nth-child(3){width:8.5rem;text-align:right}
-td:nth-child(4),th:nth-child(4){width:10.5rem}
+td:nth-child(3),th:nth-child(3){text-align:right}
 td:nth-child(3),td:nth-child(4){color:var(--dim);white-space:nowrap}
-td:first-child,th:first-child{width:2.6rem;padding:0}
+td:first-child,th:first-child{padding:0}
 td:first-child label,th:first-child label{display:flex;min-height:2.6rem;align-items:center;
 justify-content:center}
-td:last-child,th:last-child{width:11.5rem;padding:0;text-align:right;white-space:nowrap}
+td:last-child,th:last-child{padding:0;text-align:right;white-space:nowrap}
 th button,td button,td:last-child a{border:0;padding:.3rem;background:none}
 th button{font-weight:600;margin:0 -.3rem}
 th[aria-sort=ascending] button::after{content:" \2191"}
@@ -3834,10 +3836,10 @@ svg{width:1.25rem;height:1.25rem;fill:none;stroke:currentColor;stroke-width:1.8}
 .grid thead{display:none}
 .grid tbody{display:grid;grid-template-columns:repeat(auto-fill,minmax(10rem,1fr));gap:.6rem}
 .grid tr{display:grid;grid-template:1fr auto/2.6rem 1fr;border:1px solid var(--line);
-border-radius:.5rem;overflow:hidden}
-.grid td{border:0;height:auto}.grid td:nth-child(2){grid-column:1/-1;grid-row:1;width:auto}
+border-radius:.5rem;overflow:hidden;contain-intrinsic-height:auto 14rem}
+.grid td:nth-child(2){grid-column:1/-1;grid-row:1}
 .grid td:nth-child(n+3){display:none}
-.grid td:last-child{display:block;width:auto;grid-column:2;grid-row:2}
+.grid td:last-child{display:block;grid-column:2;grid-row:2}
 .grid .edit,.grid .bin{display:none}
 .grid img{width:100%;height:9rem;object-fit:cover;display:block;background:var(--soft)}
 .grid img+*{margin-top:.3rem}
@@ -3857,7 +3859,7 @@ dialog{border:1px solid var(--line);border-radius:.6rem;max-width:32rem;width:ca
 background:var(--back);color:inherit;overflow-wrap:anywhere}
 dialog::backdrop{background:#0006}dialog textarea,dialog select{width:100%}
 dialog label{display:flex;gap:.5rem;align-items:center;min-height:2.75rem}
-@media(scripting:none){.js,td:empty{display:none!important}}
+@media(scripting:none){.js{display:none!important}th.js{display:block!important;visibility:hidden}}
 @media(max-width:40rem),(hover:none){.hint{display:none}
 button,.pick,input,select,nav a,footer a{min-height:2.75rem}
 .pick,nav a,footer a{display:inline-flex;
@@ -3865,12 +3867,10 @@ align-items:center}td:first-child label,th:first-child label{min-height:2.75rem;
 td button,td:last-child a{width:2.75rem;height:2.75rem}}
 @media(max-width:40rem){body{padding:.6rem}#dock .tools>:first-child{flex:1 1 100%}
 #dock .tools{gap:.3rem}#dock button{padding:.3rem .5rem}
-thead,tbody,table:not(.grid){display:block}thead tr{display:flex;align-items:center;gap:1rem}
-th{border:0;width:auto!important;padding:0}
-th:first-child{margin-right:-.6rem}th:last-child{display:none}
-table:not(.grid) tbody tr{display:grid;grid-template-columns:2.75rem auto 1fr auto;
-align-items:center;border-bottom:1px solid var(--line)}
-table:not(.grid) td{border:0;height:auto;width:auto!important;padding:0 .25rem}
+thead tr{display:flex;gap:1rem;border:0}th{padding:0}thead td{display:none}
+table:not(.grid) tbody tr{grid-template-columns:2.75rem auto 1fr auto;
+contain-intrinsic-height:auto 4rem}
+table:not(.grid) td{padding:0 .25rem}
 table:not(.grid) td:first-child,table:not(.grid) td:last-child{grid-row:1/3}
 table:not(.grid) td:nth-child(2){grid-column:2/4}
 table:not(.grid) td:nth-child(2) a{padding:.5rem 0 1.7rem;margin-bottom:-1.6rem}
@@ -4658,7 +4658,7 @@ UPLOAD = """<noscript><form class="tools" method="post" enctype="multipart/form-
 """
 MKDIR = """
 <button id="mkdir">New folder</button>"""
-DROP_BOX = """<h1>Hand in</h1><p><label for="drop">Your name</label>
+HAND_IN = """<h1>Hand in</h1><p><label for="drop">Your name</label>
 <input id="drop" type="text" autocomplete="name" maxlength="64"@@></p>
 """
 HANDED_IN = """<p id="status" role="status"></p><div class="js"><h2>Handed in from here</h2>
@@ -4840,7 +4840,7 @@ def drop_page(crumbs: Names, login: str) -> str:
     known = f' value="{html.escape(login)}" readonly' if login else ""
     return (
         page_head(html.escape(utf8_name(crumbs[-1])))
-        + DROP_BOX.replace("@@", known)
+        + HAND_IN.replace("@@", known)
         + UPLOAD.replace("@@", "")
         + f"{HANDED_IN}{PANEL}</div><script>{SCRIPT}</script></body></html>\n"
     )
@@ -4861,13 +4861,13 @@ def error_page(request: Request, refused: Refusal) -> Answer:
 def in_chunks(texts: Iterable[str]) -> Iterator[bytes]:
     """Text in pieces that are worth a send."""
     rows: list[str] = []
-    size = 0
+    size, most = 0, SMALL // 32  # the first is small: a browser draws it while the rest comes
     for text in texts:
         rows.append(text)
         size += len(text)
-        if size > SMALL:
+        if size > most:
             yield "".join(rows).encode()
-            rows, size = [], 0
+            rows, size, most = [], 0, SMALL
     yield "".join(rows).encode()
 
 
