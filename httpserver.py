@@ -3905,6 +3905,9 @@ function sentence(text) {
   const bare = text.replace(/^\d+ [^:]*: /, '').trim() || 'the server refused it';
   return bare[0].toUpperCase() + bare.slice(1) + '.';
 }
+function decoded(text) {
+  try { return decodeURIComponent(text); } catch (error) { return text; }
+}
 const UNREACHABLE = 'The server cannot be reached.';
 // the same as on the server: without accents and case, and numbers by their value
 const natural = name => name.normalize('NFD').replace(/[\u0300-\u036f]/g, '').toLowerCase()
@@ -4235,6 +4238,7 @@ const identity = job => 'part ' + JSON.stringify([job.base + job.path + job.file
   job.file.size, job.file.lastModified]);
 function add(file, path, over) {
   if (nameless()) return;
+  if (!busy()) clearJobs(true);
   const job = {file, path, over, base: here, sent: 0, note: ''};
   job.id = identity(job);
   if (file.size && [...jobs].some(other => other.id === job.id && isOpen(other))) return;
@@ -4248,6 +4252,7 @@ function add(file, path, over) {
 }
 // a folder that may be empty
 function addFolder(path) {
+  if (nameless()) return;
   const file = {name: path.split('/').at(-2) + '/', size: 0};
   const job = {file, path, folder: true, base: here, sent: 0, note: ''};
   jobs.add(job);
@@ -4330,7 +4335,7 @@ async function create(job) {
     const answer = await net(folder + (both ? '' : name), {method: both ? 'POST' : 'PUT', headers});
     if (answer.ok) {
       job.url = answer.headers.get('Location');
-      kept('localStorage', job.id, {url: job.url, tab: me});
+      remember(job);
       return true;
     }
     if (answer.status !== 412) throw failure(answer.status, await answer.text());
@@ -4367,11 +4372,15 @@ async function locate(job) {
   const answer = await net(job.url, {method: 'HEAD'});
   if (answer.status === 404) { forget(job); return false; }
   if (!answer.ok) throw failure(answer.status, await answer.text());
-  kept('localStorage', job.id, {url: job.url, tab: me});
+  remember(job);
   progress(job, +answer.headers.get('Upload-Offset'));
   if (answer.headers.get('Upload-Complete') !== '?1') return false;
   finish(job, placeIn(field => answer.headers.get(field)));
   return true;
+}
+function remember(job) {
+  const {url, base, path, file} = job;
+  kept('localStorage', job.id, {url, base, tab: me, name: path + file.name, size: file.size});
 }
 function forget(job) {
   kept('localStorage', job.id, null);
@@ -4405,7 +4414,7 @@ const placeIn = field => field('Stored-As') || field('Location') || '';
 function finish(job, place) {
   forget(job);
   job.sent = job.file.size;
-  const name = place ? decodeURIComponent(place.split(/\/|%2F/).pop()) : job.file.name;
+  const name = place ? decoded(place.split(/\/|%2F/).pop()) : job.file.name;
   update(job, 'done', name === job.file.name ? '' : 'stored as ' + name);
   if ($('drop')) handedIn(job, name);
 }
@@ -4516,17 +4525,23 @@ function showDetails() {
   $('details').setAttribute('aria-expanded', open);
   jobs.forEach(drawJob);
 }
-function clearJobs() {
-  for (const job of jobs) if (job.line) job.line.remove();
-  jobs.clear();
+function clearJobs(butFailed) {
+  for (const job of jobs) {
+    if (butFailed && job.state === 'failed') continue;
+    if (job.line) job.line.remove();
+    jobs.delete(job);
+  }
   showPanel();
 }
 // what this browser began and did not finish; another tab that sends it says so every second
 function sayAlive() { kept('localStorage', 'tab ' + me, busy() ? Date.now() : null); }
 async function showUnfinished() {
+  const isAlive = key => Date.now() - kept('localStorage', key) < 5000;
+  for (const key of Object.keys(localStorage))
+    if (key.startsWith('tab ') && !isAlive(key)) kept('localStorage', key, null);
   for (const id of Object.keys(localStorage).filter(key => key.startsWith('part '))) {
-    const part = kept('localStorage', id), tab = part && kept('localStorage', 'tab ' + part.tab);
-    if (!part || part.tab === me || Date.now() - tab < 5000) continue;
+    const part = kept('localStorage', id);
+    if (!part || part.tab === me || isAlive('tab ' + part.tab)) continue;
     const answer = await net(part.url, {method: 'HEAD'});
     if (answer.status === 404 || answer.headers.get('Upload-Complete') === '?1')
       kept('localStorage', id, null);
@@ -4534,12 +4549,10 @@ async function showUnfinished() {
   }
 }
 function unfinished(id, part, offset) {
-  const [path, bytes] = JSON.parse(id.slice(5)), line = make('li', '', {className: 'unfinished'});
-  const folder = path.slice(0, path.lastIndexOf('/') + 1), stop = make('button', 'Give up');
-  const where = folder.startsWith(here) ? '' : ' in ' + decodeURI(folder);
-  line.append(make('span', path.slice(folder.startsWith(here) ? here.length : folder.length)),
-    make('small', `${size(offset)} of ${size(bytes)}, choose the file again${where} to go on`),
-    stop);
+  const line = make('li', '', {className: 'unfinished'}), stop = make('button', 'Give up');
+  const where = part.base === here ? '' : ' in ' + decoded(part.base);
+  line.append(make('span', part.name), make('small',
+    `${size(offset)} of ${size(part.size)}, choose the file again${where} to go on`), stop);
   stop.onclick = () => {
     giveUp({id, url: part.url, file: {size: 0}});
     line.remove();
@@ -4631,7 +4644,7 @@ function startUploads() {
   $('paste').onclick = pasteText;
   $('details').onclick = showDetails;
   $('stop').onclick = () => jobs.forEach(job => cancel(job));
-  $('clear').onclick = clearJobs;
+  $('clear').onclick = () => clearJobs();
   addEventListener('beforeunload', event => { if (busy()) event.preventDefault(); });
   addEventListener('pagehide', () => kept('localStorage', 'tab ' + me, null));
   setInterval(() => { if (busy()) { sayAlive(); showPanel(); } }, 1000);
