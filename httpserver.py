@@ -82,6 +82,14 @@ Host of the address behind it, and the one that the browser asked for as X-Forwa
 #
 # Each state has a queue in which the first deadline comes first; Server.enter() alone moves a
 # connection from one to another. No deadline: idle, or with a worker, which has its own.
+#
+# Why none of http.server's classes? Their habits break rules that tests/test_httpserver.py holds:
+#   a malformed field line ends the head and hides all fields after it    ("1 a header line ...")
+#   a lone CR passes in a field, \x0b and \xa0 for a space                ("3 a lone CR", "4 ...")
+#   the body of a refused request is read as the next request             (..._becomes_the_next_...)
+#   head and body leave apart, and Nagle holds the second for 40 ms       (..._in_one_segment)
+#   no deadline for a head, and a thread even for an idle connection      (..._its_bytes_drip)
+#   it takes 30 times as long for a small file                            (tests/benchmark.py)
 
 # --- imports: the same in all six scripts (tests/test_twins.py) ---
 import sys
@@ -110,6 +118,7 @@ import errno
 import functools
 import hashlib
 import html
+import io
 import ipaddress
 import itertools
 import json
@@ -514,7 +523,7 @@ def status_line(status: int, seconds: int, dated: bool) -> bytes:
 
 @functools.lru_cache(maxsize=1024)
 def http_date(seconds: int) -> str:
-    return time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(seconds))
+    return time.strftime("%a, %d %b %Y %H:%M:%S GMT", calendar(time.gmtime, seconds))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -2371,6 +2380,8 @@ class Server:
 
         Also count it for --requests and --once."""
         note = answer.note or cut
+        if answer.status == 304 and answer.fields.get("Cache-Control") == "no-store":
+            return  # an open page asks every few seconds whether its folder has changed
         if not self.args.quiet:
             line = f'"{request.line}" {answer.status}' if request else f'"-" {answer.status}'
             noted = f' "{printable(note)}"' if note else ""
@@ -2523,6 +2534,7 @@ def own_names(host: str) -> frozenset[str]:
 
 def serve(args: argparse.Namespace) -> int:
     raise_file_limit()
+    args.max_clients = most_clients(args.max_clients)
     # a worker that makes a listing must not delay the loop for the usual 5 ms
     sys.setswitchinterval(0.001)
     mimetypes.init()
@@ -4825,7 +4837,7 @@ def count_names(folder: Entry, hidden: bool, most: int) -> Optional[int]:
 def readable_time(when: int) -> str:
     # a broken disk may give any time, and the other files must still be listed
     with contextlib.suppress(OverflowError, OSError):
-        return time.strftime("%Y-%m-%d %H:%M", time.localtime(when))
+        return time.strftime("%Y-%m-%d %H:%M", calendar(time.localtime, when))
     return ""
 
 
@@ -5212,6 +5224,22 @@ def door_flags(parser: argparse.ArgumentParser) -> None:
 
 
 # --- end guarding ---
+
+
+# --- times: the same in client.py, httpserver.py, httpclient.py (tests/test_twins.py) ---
+CYCLE = 400 * 365.2425 * 86400  # seconds after which the calendar repeats itself
+
+
+def calendar(clock: Callable[[float], time.struct_time], seconds: float) -> time.struct_time:
+    """time.gmtime() or time.localtime(), also before 1970, where Windows has neither."""
+    try:
+        return clock(seconds)
+    except OSError:
+        later = clock(seconds + CYCLE)
+        return time.struct_time((later.tm_year - 400, *later[1:]))
+
+
+# --- end times ---
 
 
 # --- showing sizes: the same in client.py, httpserver.py, httpclient.py (tests/test_twins.py) ---
@@ -5695,6 +5723,12 @@ def raise_file_limit() -> None:
 # --- end many files ---
 
 
+def most_clients(wanted: int) -> int:
+    """How many can be watched: where only select() is, as on Windows, it takes 512 sockets."""
+    by_select = issubclass(selectors.DefaultSelector, selectors.SelectSelector)
+    return min(wanted, 400) if by_select else wanted
+
+
 # --- errors: the same in all six scripts (tests/test_twins.py) ---
 Address = tuple[Any, ...]  # (host, port), and for IPv6 (host, port, flow, scope)
 
@@ -5703,8 +5737,17 @@ class Failure(Exception):
     """What a user or a network can cause: three lines, and the exit code that curl uses for it."""
 
     def __init__(self, code: int, error: str, why: str, hint: str) -> None:
+        if os.name == "nt":  # where the programs that a hint names are called otherwise
+            hint = re.sub(r"\bss -\w+", "netstat -ano", hint).replace("python3 ", "py ")
         super().__init__(f"error: {error}\nwhy:   {why}\ntry:   {hint}")
         self.code = code
+
+
+def speak_utf8() -> None:
+    """A pipe of Windows has a code page that lacks most letters: text is UTF-8, as elsewhere."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr) if os.name == "nt" else ():
+        if isinstance(stream, io.TextIOWrapper) and not stream.isatty():
+            stream.reconfigure(encoding="utf-8", errors=stream.errors)
 
 
 def say(text: str) -> None:
@@ -5991,6 +6034,7 @@ def proxy_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
+    speak_utf8()
     parser = build_parser()
     args = parser.parse_args(argv)
     port = re.fullmatch("[0-9]{1,9}", args.directory or "")

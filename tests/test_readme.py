@@ -41,6 +41,7 @@ ROWS, COLUMNS = 24, 100
 SHELL = "bash --noprofile --norc --noediting"
 MASKS = [
     (r"\d{4}-\d\d-\d\d \d\d:\d\d(:\d\d)?", "DATE"),
+    (r"(?m)^\d\d:\d\d (?=\S)", "HH:MM "),
     (r" *\d+\.\d+(/\d+\.\d+)* (m?s)\b", r" TIME \2"),
     (r"\d+(\.\d+)? (bytes|[kMG]B)/s", "RATE"),
     (r"#\d+ ", "#N "),
