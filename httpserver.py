@@ -19,7 +19,7 @@
     curl -X MKCOL http://127.0.0.1:8000/folder/  make a folder; to rename:
                                                  -X MOVE -H 'Destination: /other'
     curl -C - -o x.tar 'http://127.0.0.1:8000/x/?tar'   a folder as an archive that can be
-                                                 resumed; ?zip cannot
+                                                 resumed; ?zip cannot; ?zip=A/B holds two of it
 
 HTTP/1.1 (RFC 9110, 9112). GET and HEAD know ETag, all conditions, ranges, and a fresh .gz beside
 the file; index.html is the page of its folder. A POST that is no form is stored under a new name,
@@ -3970,9 +3970,9 @@ function ordered(some) {
 // put rows in this order, and move as few of them as possible: what moves loses the focus
 function arrange(some) {
   const focused = document.activeElement;
-  let next = list.firstChild;
+  let next = list.firstElementChild;
   for (const row of some) {
-    if (row === next) next = next.nextSibling;
+    if (row === next) next = next.nextElementSibling;
     else list.insertBefore(row, next);
   }
   if (focused !== document.activeElement && focused.isConnected)
@@ -4726,7 +4726,7 @@ ROW_CHANGES = """<button class="edit" data-does="Rename">
 
 LONG_NAME = 24  # letters; in a longer name a line may break after these
 BREAKS = re.compile(r"[_.-]+")
-MAX_COUNTED_NAMES = 20000  # names in the folders of a folder: a page counts no more
+MAX_COUNTED_NAMES = 20000  # folders of a folder, and names in them: a page counts no more
 
 
 @functools.cache
@@ -4802,8 +4802,9 @@ def page_body(items: Iterable[Entry], tag: str, hidden: bool, read_only: bool) -
     for entry in items:
         folders, files = folders + entry.is_folder, files + (not entry.is_folder)
         total += entry.size
-        inner = count_names(entry, hidden, left) if entry.is_folder else None
-        left -= inner or 0
+        counted = entry.is_folder and left > 0
+        inner = count_names(entry, hidden, left) if counted else None
+        left -= counted + (inner or 0)
         yield table_row(entry, inner)
     yield (
         f'</tbody></table>\n<p id="empty" class="dim"{" hidden" * bool(folders + files)}>'
