@@ -3926,7 +3926,7 @@ const natural = name => name.normalize('NFD').replace(/[\u0300-\u036f]/g, '').to
   .replace(/0*([0-9]+)/g, (_, digits) => '0' + String.fromCharCode(digits.length) + digits);
 // a question over the page: the value of the button, '' for Escape
 function question(text, fields, answers) {
-  const box = make('dialog'), form = make('form', '', {method: 'dialog'});
+  const box = make('dialog', '', {ariaLabel: text}), form = make('form', '', {method: 'dialog'});
   const line = make('div', '', {className: 'tools'});
   line.append(...answers.map(([value, label]) => make('button', label, {value})));
   form.append(make('p', text), ...fields, line);
@@ -5006,7 +5006,9 @@ def qr_path(size: int) -> Iterator[tuple[int, int]]:
 
 def show_qr(url: str) -> None:
     """Draw it in black on white, whatever the terminal's colours are, if it fits in there."""
-    if not sys.stderr.isatty() or len(url) > 271:
+    # an old console of Windows, which names itself in neither, would show the colours as letters
+    kind = os.environ.get("WT_SESSION") or os.environ.get("TERM", "dumb")
+    if kind == "dumb" or not sys.stderr.isatty() or len(url) > 271:
         return
     code = qr_code(url.encode())
     wide = len(code) + 2 * QUIET
