@@ -4553,7 +4553,8 @@ async function showUnfinished() {
     if (key.startsWith('tab ') && !isAlive(key)) kept('localStorage', key, null);
   for (const id of Object.keys(localStorage).filter(key => key.startsWith('part '))) {
     const part = kept('localStorage', id);
-    if (!part || part.tab === me || isAlive('tab ' + part.tab)) continue;
+    const shown = [...$('jobs').children].some(line => line.dataset.id === id);
+    if (!part || shown || part.tab === me || isAlive('tab ' + part.tab)) continue;
     const answer = await net(part.url, {method: 'HEAD'});
     if (answer.status === 404 || answer.headers.get('Upload-Complete') === '?1')
       kept('localStorage', id, null);
@@ -4660,7 +4661,9 @@ function startUploads() {
   addEventListener('beforeunload', event => { if (busy()) event.preventDefault(); });
   addEventListener('pagehide', () => kept('localStorage', 'tab ' + me, null));
   setInterval(() => { if (busy()) { sayAlive(); showPanel(); } }, 1000);
-  showUnfinished().catch(() => {});
+  const show = () => showUnfinished().catch(() => {});
+  show();
+  setTimeout(show, 6000);  // a browser that crashed has not said that it no longer sends
 }
 function startChanges() {
   $('mkdir').onclick = makeFolder;
