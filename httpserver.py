@@ -73,6 +73,8 @@ Host of the address behind it, and the one that the browser asked for as X-Forwa
 # what is short. A worker touches one connection, from the Task that it takes off a queue until it
 # leaves what the loop does next in another queue, and rings the bell. What several threads count
 # is guarded by the lock of the Server.
+
+# The life of a connection
 #
 #   accept                    one byte            whole, short
 #     +--> HANDSHAKE --> IDLE --------> HEAD ----------+-----> sent: IDLE again, or LINGERING
@@ -82,7 +84,7 @@ Host of the address behind it, and the one that the browser asked for as X-Forwa
 #
 # Each state has a queue in which the first deadline comes first; Server.enter() alone moves a
 # connection from one to another. No deadline: idle, or with a worker, which has its own.
-#
+
 # Why none of http.server's classes? Their habits break rules that tests/test_httpserver.py holds:
 #   a malformed field line ends the head and hides all fields after it    ("1 a header line ...")
 #   a lone CR passes in a field, \x0b and \xa0 for a space                ("3 a lone CR", "4 ...")
@@ -216,7 +218,7 @@ MAX_SEARCHED = 10000  # folders whose last search for old parts is remembered
 PART = re.compile(r"\.six-[0-9a-f]{32}\.part", re.IGNORECASE)
 # a client must name this version of the resumable-upload draft to get interim answers
 INTEROP = "8"
-DROP_BOX = "This is a drop box: files can be added, and nothing else can be done."
+REFUSED = "This is a drop box: files can be added, and nothing else can be done."
 PROXIED = frozenset(
     ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
 )
@@ -3468,7 +3470,7 @@ def hand_in(conn: Connection, request: Request) -> Answer:
         login = "" if conn.user == "-" else urllib.parse.unquote(conn.user)
         return Answer(200, fields | page_fields(), drop_page(crumbs, login).encode())
     if upload or request.method not in ("PUT", "POST", "MKCOL"):
-        raise Refusal(403, DROP_BOX)
+        raise Refusal(403, REFUSED)
     return handed_in(add_to_box(conn, request.below(folder)), folder, request)
 
 
@@ -5939,7 +5941,7 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="?",
         default=None,
         metavar="FOLDER|FILE|PORT",
-        help="what is shared (default the current folder); a number that is no name there: --port",
+        help="what is shared (default .); a number that is no name here: the port",
     )
     add("-d", "--directory", dest="folder", default=".", metavar="DIR", help="the same")
     add(
@@ -5971,7 +5973,7 @@ def sharing_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--public-read",
         action="store_true",
-        help="ask for the password only where something changes",
+        help="ask for the password only where something changes, not for GET and HEAD",
     )
     add("--read-only", action="store_true", help="refuse every change")
     box = "who connects can add files and folders, and nothing else"
@@ -5997,7 +5999,7 @@ def limit_flags(parser: argparse.ArgumentParser) -> None:
             between(1, 1e6),
             10000,
             "N",
-            "connections; for one more the longest idle is closed, or it gets 503 (default 10000)",
+            "connections; one more ends the longest idle, or gets 503 (default 10000)",
         ),
         ("--requests", between(0, 1e12), 0, "N", "end after so many answers (default never)"),
         (
@@ -6025,13 +6027,13 @@ def proxy_flags(parser: argparse.ArgumentParser) -> None:
             "--trust-proxy",
             proxy_address,
             "ADDRESS",
-            "a proxy's address: clients are those that it names in X-Forwarded-For or Forwarded",
+            "its clients are those in its X-Forwarded-For or Forwarded",
         ),
         (
             "--header",
             header_line,
             "'NAME: VALUE'",
-            "add this to every answer, in place of the server's own field",
+            "add this to every answer, instead of an own field of that name",
         ),
     )
     for flag, kind, unit, text in several:

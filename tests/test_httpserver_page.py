@@ -405,6 +405,7 @@ def test_a_page_shows_what_is_new_without_losing_focus_choice_or_place(browser, 
     browser.run("look().then(look)")
     tag = "{'Accept': 'text/html', 'If-None-Match': `\"${list.dataset.tag}\"`}"
     assert browser.run(f"net(here, {{headers: {tag}}}).then(answer => answer.status)") == 304
+    assert '" 304 ' not in server.err  # or the log would grow as long as a page is open
     (folder / "file 150").unlink()
     browser.run("document.onvisibilitychange()")
     browser.wait("!rowNamed('file 150')")
