@@ -510,7 +510,7 @@ class Client:
                     raise failure.given_up(most) from None
                 pause = min(PAUSES[1] * 2 ** (tries - 1), PAUSES[2]) if tries else PAUSES[0]
                 pause = pause if after is None else after
-                self.args.progress.wait(str(failure).split("\n")[0], pause)
+                self.args.progress.wait(lines_of(failure)[0], pause)
 
     def pipeline(
         self, method: str, urls: Iterable[URL], make: Callable[[URL], bytes]
@@ -1146,7 +1146,7 @@ def read_lines(path: str) -> list[str]:
     """The URLs in a file, one a line; - is standard input. Lines that begin with # are comments."""
     try:
         with contextlib.ExitStack() as stack:
-            file = sys.stdin if path == "-" else stack.enter_context(open(path))  # noqa: SIM115
+            file = sys.stdin if path == "-" else stack.enter_context(open(path, encoding="utf-8"))
             lines = [line.strip() for line in file]
     except (OSError, UnicodeError, TypeError) as error:
         raise Failure(
@@ -1165,7 +1165,7 @@ def run_download(
     if not download.stdout:
         seconds = time.monotonic() - download.began
         report(args, download.url, verdict, download.path, download.received, seconds)
-        folder = download.url.path.endswith("/") and args.verb == "get"
+        folder = download.source_url.path.endswith("/") and args.verb == "get"
         if folder and not args.quiet and not args.json:
             say("that is the page of a folder; mirror fetches what is in it")
 
@@ -1192,6 +1192,7 @@ class Download:
         self.verdict = ""  # "saved", or "same" if the file was here already
         self.reply: Reply | None = None  # what a pipeline has brought already
         self.head: Head | None = None
+        self.source_url = url  # after redirects
         self.began = time.monotonic()
         self.received = 0
 
@@ -1298,8 +1299,8 @@ class Download:
 
         gzip is decoded, unless the name asks for gzip, as a.tar.gz does."""
         head, found = reply.head, content_range(reply.head)
-        kept = head.coding in ENDINGS or (self.name + " " + url_name(self.url)).endswith(GZIP_NAMES)
-        decode = head.coding and not kept
+        gzip = self.name.endswith(GZIP_NAMES) or url_name(self.url).endswith(GZIP_NAMES)
+        decode = head.coding and head.coding not in ENDINGS and not gzip
         if not output.source or not found:
             # offsets and digests belong to the encoded bytes
             blank = Source(str(self.url), "", "", None, "")
@@ -1333,6 +1334,7 @@ class Download:
 
         If not, the file is here already, or must be asked for otherwise."""
         head, source, found = reply.head, output.source, content_range(reply.head)
+        self.source_url = reply.url
         if head.status == 416 and (source or end):
             return self.is_short(head, output)
         check(reply)
@@ -3902,7 +3904,8 @@ class Progress:
         total, elapsed, moved = self.total, self.drawn - self.began, self.done - self.first
         facts = [readable_size(self.done)]
         if self.files:
-            facts = [f"{sum(self.results.values()):,} of {self.files:,} files", facts[0]]
+            files = f"{self.files:,} file{'s' * (self.files != 1)}"
+            facts = [f"{sum(self.results.values()):,} of {files}", facts[0]]
             facts[1] += f" of {readable_size(max(total or 0, self.done))}"
         elif total:
             facts.insert(0, f"{100 * self.done // total:3}%")
@@ -3953,9 +3956,12 @@ class Progress:
         if args.json:
             return emit_json(args, {"verb": args.verb, **facts})
         files = f"{done} file{'s' * (done != 1)}"
-        text = f"{args.verb}: {files}, {readable_size(facts['bytes'])} in {seconds:.2f} s"
+        moved = facts["bytes"]
+        text = f"{args.verb}: {files}, {readable_size(moved)} in {seconds:.2f} s"
+        text += f" ({readable_size(moved / max(seconds, 1e-3))}/s)" * bool(moved)
         if args.dry_run:
-            text = f"{args.verb} --dry-run: would {args.verb} {files}"
+            would = "fetch" if args.verb == "mirror" else "send"
+            text = f"{args.verb} --dry-run: would {would} {files}"
         left_out = ", ".join(f"{count} {what}" for what, count in self.skipped.items())
         for count, words in [
             (counts.get("same"), "{} already there"),

@@ -590,6 +590,10 @@ def test_gzip_is_decoded_unless_the_name_asks_for_it(run, canned, tmp_path):
         == 0
     )
     assert get(run, tmp_path, f"http://127.0.0.1:{server.port}/b.tar.gz", "-o", "-").out == packed
+    named = 'Content-Encoding: gzip\r\nContent-Disposition: attachment; filename="d.tgz"\r\n'
+    server = canned(answer(packed, headers=named), read_until=b"\r\n\r\n")
+    assert get(run, tmp_path, f"http://127.0.0.1:{server.port}/download").code == 0
+    assert (tmp_path / "d.tgz").read_bytes() == packed
 
 
 def test_an_error_page_is_shown_and_never_written(run, canned, tmp_path):
@@ -3582,9 +3586,11 @@ def test_the_common_mistakes_get_a_hint(run, files, listeners, tmp_path):
     done = get(run, tmp_path, "notes.invalid", "--port", 8123)
     assert done.code == 6 and "/notes.invalid is a path on 127.0.0.1:8123" in done.err
     page = answer(b"<a href=x>", headers="Content-Type: text/html\r\n")
-    server = files(b"", hook=lambda head: page)
-    done = get(run, tmp_path, f"http://127.0.0.1:{server.port}/pub/")
-    assert done.code == 0 and "mirror fetches what is in it" in done.err
+    there = answer(b"", "301 There", "Location: /pub/\r\n")
+    server = files(b"", hook=lambda head: page if " /pub/ " in head else there)
+    for path in "pub/", "pub":
+        done = get(run, tmp_path, f"http://127.0.0.1:{server.port}/{path}")
+        assert done.code == 0 and "mirror fetches what is in it" in done.err
     plain = Listener(lambda conn: conn.recv(9999) and conn.sendall(answer(b"", "400 No")))
     listeners.append(plain)
     done = get(run, tmp_path, f"https://127.0.0.1:{plain.port}/pub/")
