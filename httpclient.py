@@ -145,8 +145,7 @@ RETRIES = 16  # without progress; with those pauses, two minutes
 FEW_TRIES = 3  # where a server was never reached, or answers that it has trouble
 LONGEST_WAIT = 120.0  # seconds that a server may ask to wait
 DRAWN_EVERY = 0.1  # seconds between two drawings of the progress line
-LATEST = 10**11  # seconds since 1970: a later time is a mistake, and no system can show it
-EARLIEST = -62135596800  # the same for the year 1: an earlier time has no date in HTTP
+LATEST = 10**10  # seconds since 1970: servers take no later time
 EXECUTABLE = "X-Executable"  # our own field: 1 for a file that its owner may execute
 OC_MTIME = "X-OC-Mtime"  # the field for a file's time that ownCloud invented
 # PATCH is idempotent because we send an Upload-Offset with it
@@ -2033,13 +2032,13 @@ class Upload:
         if self.body.length is None:
             return {}
         seconds, fields = self.body.mtime_ns // 10**9, dict[str, str]()
-        if self.body.state and EARLIEST <= seconds < LATEST:
+        if self.body.state and 0 <= seconds < LATEST:
             # servers keep whole seconds
             date = http_date(seconds)
             # nginx takes the file's time from Date
             fields = {"Last-Modified": date, "Date": date, OC_MTIME: str(seconds)}
         elif self.body.state:
-            self.warn_of_time()
+            say(f"the time of {printable(self.path)} is not sent: {seconds} s since 1970")
         if self.body.executable:
             fields[EXECUTABLE] = "1"
         offers = {"want-repr-digest"}
@@ -2113,7 +2112,7 @@ class Upload:
             **self.condition,
         }
         with self.client.ask("PUT", self.url, fields, BodySource(b"")) as reply:
-            self.check(reply)
+            check(reply)
             location = reply.head.get("location")
         resource = reply.url.join(location)._replace(login=self.url.login)
         if not location or resource.origin != self.url.origin:
@@ -2135,7 +2134,6 @@ class Upload:
         """Whether a reply in the pipeline says that the file was stored."""
         if not reply.head.success or self.is_doubtful(reply) or self.body.changed():
             return False
-        self.check_time(reply.head)
         self.args.progress.begin(self.path, 0, None)
         self.args.progress.add(self.sent)
         report(self.args, self.url, "sent", self.path, self.sent)
@@ -2145,8 +2143,7 @@ class Upload:
         self.args.progress.begin(self.path, 0, self.body.length)
         fields = {**self.fields, **self.condition}
         with self.client.ask("PUT", self.url, fields, self.body) as reply:
-            self.check(reply)
-            self.check_time(reply.head)
+            check(reply)
             doubtful = self.is_doubtful(reply)
         if doubtful:
             self.verify_size()
@@ -2156,27 +2153,6 @@ class Upload:
         """Whether a success may be the reply to a GET."""
         page = reply.head.status == 200
         return page and (bool(reply.read(1)) or "last-modified" in reply.head.fields)
-
-    @property
-    def rare_time(self) -> bool:
-        """Whether the file's time is before 1970 or after 2286. Some servers refuse such a time."""
-        return not re.fullmatch("[0-9]{0,10}", self.fields.get(OC_MTIME, ""))
-
-    def check(self, reply: Reply) -> None:
-        """If a refusal may be about a rare time, send the file without that time."""
-        if reply.head.status == 400 and self.rare_time:
-            del self.fields[OC_MTIME]
-            self.warn_of_time()
-            raise Transient(22, f"{self.url}: 400", "that time", "without it", after=0)
-        check(reply)
-
-    def check_time(self, head: Head) -> None:
-        if self.rare_time and head.get(OC_MTIME.lower()) != "accepted":
-            self.warn_of_time()
-
-    def warn_of_time(self) -> None:
-        time_of = f"the time of {printable(self.path)}, {self.body.mtime_ns // 10**9} s since 1970"
-        say(f"not kept by the server: {time_of}")
 
     def verify_size(self) -> None:
         """Compare the size that the server has now with what was sent.
@@ -2230,7 +2206,6 @@ class Upload:
                     "repeat the command",
                 )
             check(reply)
-            self.check_time(reply.head)
 
 
 def post(client: Client) -> None:
@@ -2583,10 +2558,9 @@ def mirror_files(tree: Tree, base: URL, dest: str, there: set[str], entries: lis
     def download(url: URL) -> Download:
         return Download(client, url, dest, jobs[url], replace=True)
 
-    ask = functools.partial(client.pipelined, "HEAD")
-    for url, reply in client.pipeline("HEAD", [u for u in jobs if jobs[u] in known], ask):
-        if reply and reply.head.status == 200 and download(url).is_same(reply.head):
-            args.progress.count("same", reply.head.length)
+    for url, head in heads(client, [url for url, name in jobs.items() if name in known]):
+        if download(url).is_same(head):
+            args.progress.count("same", head.length)
             del jobs[url]
     if args.dry_run:
         for name in jobs.values():
@@ -2693,6 +2667,14 @@ def upload_files(tree: Tree, jobs: dict[URL, str], there: Optional[dict[str, Ent
     for_each(args, list(jobs), lambda url: send_file(client, jobs[url], url))
 
 
+def heads(client: Client, urls: list[URL]) -> Iterator[tuple[URL, Head]]:
+    """What a server says of files, without their content."""
+    make = functools.partial(client.pipelined, "HEAD")
+    for url, reply in client.pipeline("HEAD", urls, make):
+        if reply and reply.head.status == 200:
+            yield url, reply.head
+
+
 def known_there(
     client: Client, jobs: dict[URL, str], there: Optional[dict[str, Entry]]
 ) -> dict[URL, Entry]:
@@ -2703,11 +2685,10 @@ def known_there(
         if there is None or url_name(url) in there:
             known[url] = (there or {}).get(url_name(url), Entry("", False))
     unsure = [url for url, entry in known.items() if entry.size is None or entry.mtime is None]
-    for url, reply in client.pipeline("HEAD", unsure, functools.partial(client.pipelined, "HEAD")):
-        if reply and reply.head.status == 200:
-            known[url] = Entry("", False, reply.head.length, reply.head.modified)
-        else:
-            del known[url]  # it is sent
+    for url in unsure:
+        del known[url]  # what no reply tells of is sent
+    for url, head in heads(client, unsure):
+        known[url] = Entry("", False, head.length, head.modified)
     return known
 
 
