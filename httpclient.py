@@ -87,6 +87,7 @@ import codecs
 import contextlib
 import errno
 import functools
+import io
 import itertools
 import os
 import re
@@ -2335,7 +2336,7 @@ def show_folder(tree: "Tree", url: URL, path: str) -> None:
             size = "-" if entry.size is None else f"{entry.size}"
             when = "-"
             if entry.mtime is not None:
-                when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.mtime))
+                when = time.strftime("%Y-%m-%d %H:%M", calendar(time.localtime, entry.mtime))
             emit(args, f"{size:>12}  {when:16}  {printable(name)}{'/' * entry.folder}")
         if entry.folder and args.recursive and check_name(entry.name, hidden=True):
             inner = folder_url(base.child(entry.name))
@@ -2925,7 +2926,7 @@ def parse_date(text: str) -> Optional[float]:
 
 def http_date(seconds: float) -> str:
     # in English as long as nobody calls setlocale()
-    return time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(seconds))
+    return time.strftime("%a, %d %b %Y %H:%M:%S GMT", calendar(time.gmtime, seconds))
 
 
 def source_of(url: URL, head: Head) -> Source:
@@ -3250,6 +3251,22 @@ def trust_flags(parser: argparse._ActionsContainer) -> None:
 
 
 # --- end trust ---
+
+
+# --- times: the same in client.py, httpserver.py, httpclient.py (tests/test_twins.py) ---
+CYCLE = 400 * 365.2425 * 86400  # seconds after which the calendar repeats itself
+
+
+def calendar(clock: Callable[[float], time.struct_time], seconds: float) -> time.struct_time:
+    """time.gmtime() or time.localtime(), also before 1970, where Windows has neither."""
+    try:
+        return clock(seconds)
+    except OSError:
+        later = clock(seconds + CYCLE)
+        return time.struct_time((later.tm_year - 400, *later[1:]))
+
+
+# --- end times ---
 
 
 # --- showing sizes: the same in client.py, httpserver.py, httpclient.py (tests/test_twins.py) ---
@@ -3701,8 +3718,17 @@ class Failure(Exception):
     """What a user or a network can cause: three lines, and the exit code that curl uses for it."""
 
     def __init__(self, code: int, error: str, why: str, hint: str) -> None:
+        if os.name == "nt":  # where the programs that a hint names are called otherwise
+            hint = re.sub(r"\bss -\w+", "netstat -ano", hint).replace("python3 ", "py ")
         super().__init__(f"error: {error}\nwhy:   {why}\ntry:   {hint}")
         self.code = code
+
+
+def speak_utf8() -> None:
+    """A pipe of Windows has a code page that lacks most letters: text is UTF-8, as elsewhere."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr) if os.name == "nt" else ():
+        if isinstance(stream, io.TextIOWrapper) and not stream.isatty():
+            stream.reconfigure(encoding="utf-8", errors=stream.errors)
 
 
 def say(text: str) -> None:
@@ -4207,6 +4233,7 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
+    speak_utf8()
     args = parsed(sys.argv[1:] if argv is None else argv)
     args.progress, args.asked = Progress(args), {}
     args.pace = Pace(args.limit_rate) if args.limit_rate else None
