@@ -1220,6 +1220,7 @@ class Download:
                 self.side_by_side(output)
             while output.left() and not self.verdict:
                 self.client.retry(self.url, fetch_next, output.count)
+                output.remember()
             if not self.verdict:
                 self.finish(output)
 
@@ -1555,6 +1556,9 @@ class Spans:
     def forget(self) -> None:
         self.source, self.spans, self.kept = None, [Span(0)], 0
 
+    def remember(self) -> None:
+        """Note what is here, where that can be continued."""
+
     discard = forget
 
 
@@ -1666,7 +1670,7 @@ class Part(Spans):
         """Write the note. The bytes that it counts must be on the disk before it.
 
         After a power failure, nothing else could tell which of them were written."""
-        if self.source is None:
+        if self.source is None or not self.source.validator:
             return
         # before the rest: other threads write meanwhile
         spans = [(span.offset, span.end) for span in self.spans]

@@ -2910,6 +2910,28 @@ def test_several_connections_that_are_killed_at_once_have_noted_what_came(run, l
         client.wait()
 
 
+def test_one_connection_that_goes_on_after_several_notes_each_span(run, files, tmp_path):
+    body = random.Random(4).randbytes(8_000_000)
+    server = files(body, cuts=[500_000])
+    assert get(run, tmp_path, server.url, "--connections", 3, "--retries", 0).code == 18
+    note = tmp_path / h.part_name(h.parse_url(server.url)).replace(".part", ".json")
+    spans = json.loads(note.read_text())["spans"]
+    waiting = [first for first, end in spans if first < end][2]
+    asked = threading.Event()
+
+    def hold(head):
+        if f"bytes={waiting}-" in head:
+            asked.set()
+            server.go.wait(DEADLINE)
+
+    server.hook = hold
+    client = Process(SCRIPT, "get", server.url, cwd=tmp_path)
+    assert asked.wait(DEADLINE)
+    client.kill()
+    left = [first for first, end in json.loads(note.read_text())["spans"] if first < end]
+    assert left[0] == waiting
+
+
 def test_parts_that_nothing_can_continue_go_with_the_next_run(run, files, stock, tmp_path):
     import fcntl
 
