@@ -4,8 +4,11 @@
     python3 client.py list                        what is on 127.0.0.1:9000
     python3 client.py put notes.txt photos/       files and whole folders
     python3 client.py get notes.txt photos        into the current folder; -o DEST for elsewhere
-    python3 client.py --host 192.0.2.7 --password WORD --pin SHA256 get '*.jpg' -o pictures/
-                                                  (the server printed the pin at its start)
+    python3 client.py put src --exclude '*.o' --delete --dry-run    how a tree would be made alike
+    python3 client.py --host 192.0.2.7 --tls --password WORD get '*.jpg' -o pictures/
+                                                  (as the server printed it at its start; a password
+                                                  of your own needs --pin SHA256 too)
+    export SIXSOCKETS_HOST=192.0.2.7:9000         then no command needs --host and --port
     tar c . | python3 client.py put - --as box.tar     and: get box.tar -o - | tar x
     python3 client.py delete old.txt              rename OLD NEW, mkdir NAME, stat NAME, help
     python3 client.py who                         the other clients
@@ -15,10 +18,10 @@
     python3 client.py chat --nick anna            talk with those who are in it
     python3 client.py                             a shell with these commands
 
-If the connection is lost, a command reconnects and resumes by itself (--retries). If that fails
-too, the same command resumes later. A file that is there already, with the same size and time, is
-skipped; --force replaces a different one. The receiving side checks length and SHA-256 before it
-gives a file its name and reports success.
+If the connection is lost, a command reconnects for two minutes and resumes by itself (--retries).
+If that fails too, the same command resumes later. A file that is there already, with the same size
+and time, is skipped; --force replaces a different one. The receiving side checks length and SHA-256
+before it gives a file its name and reports success.
 
 What is said on the wire (server.py's docstring specifies it):
 
@@ -36,10 +39,11 @@ What is said on the wire (server.py's docstring specifies it):
 
 The password comes from --password, --ask-password or SIXSOCKETS_PASSWORD in the environment, which
 no process list shows. The client never sends it, but proves that it knows it. It tells nothing
-else to a server that cannot prove the same. --tls, --cacert and --pin encrypt.
+else to a server that cannot prove the same. --tls, --cacert and --pin encrypt. A password that the
+server made is proof enough of its certificate: both proofs cover it, and nobody can guess it.
 
 Limits: without TLS others can read what is sent. An upload from standard input cannot be resumed.
-Links inside a folder are skipped and named.
+Links inside a folder are skipped and named, names that start with a dot unless you say --hidden.
 """
 
 # The map
@@ -86,6 +90,7 @@ import enum
 import errno
 import functools
 import hashlib
+import io
 import itertools
 import os
 import posixpath
@@ -128,7 +133,6 @@ RETRIES = 16  # attempts after a lost connection: their pauses add up to two min
 ABSENT = {7, 28, 52}
 # how a line that answers something can begin
 ANSWERS = ("ok", "err", "file", "dir", "note", "help", "client", "got")
-MANY = 64  # files of a folder from which one list is quicker than a stat for each
 # a password that a server made: no 0, 1, i, l, o, which look alike
 MADE = re.compile("[a-hj-km-np-z2-9]{6}(?:-[a-hj-km-np-z2-9]{6}){2}")
 CHAT_PROMPT = "> "
@@ -142,13 +146,10 @@ LONGEST = 1000  # characters of one line of the chat; more are several
 SENDERS = 1000  # folders from others whose names here are remembered
 # folders that stay open: what is asked for runs ahead of what comes, often into the next folder
 NEAR = 4
-# seconds for which a folder is read while the server writes its own: one that waits for longer to
-# be heard hangs up
-MEANWHILE = 2.0
 REPLAYED = 50  # lines from before that a server tells who joins
 NICK = re.compile(r"[\w.-]{1,32}")
-CHAT_COMMANDS = "/who", "/nick", "/quit"
-CHAT_HELP = "/who, /nick NAME, /quit; a line that starts with a slash needs two"
+CHAT_COMMANDS = "/who", "/nick", "/msg", "/quit"
+CHAT_HELP = "/who, /nick NAME, /msg NICK TEXT, /quit; a line that starts with a slash needs two"
 CONTINUED = "  | "  # how a row begins that goes on with the line above it
 CONTINUED_ROOM = 20  # columns of such a row at least
 LISTED = 12000  # lines of a listing that are kept in memory; the rest goes to a nameless file
@@ -347,6 +348,8 @@ class Batch:
 
     def exchange_all(self, files: Iterator[File]) -> None:
         self.files.append(files)
+        if self.args.link is not self.link:  # to find these needed a new connection
+            self.use_link(connected(self.args))
         while True:
             try:
                 return self.exchange()
@@ -452,16 +455,21 @@ class Batch:
         self.deleted += verb == "delete"
         self.report(file, "deleted" if file.doomed else "ok")
 
-    def check_share(self, doomed: int, total: int, name: str) -> None:
-        """--delete removes more than half only with --force."""
-        if doomed * 2 > total and not (self.args.force or self.args.dry_run):
+    def choose_doomed(
+        self, name: str, content: Iterator[str], is_kept: Callable[[str], bool]
+    ) -> list[str]:
+        """What --delete removes of a folder's content: more than half of it only with --force."""
+        found = [below for below in content if not self.kept_out(below)]
+        doomed = [below for below in found if not is_kept(below.rstrip("/"))]
+        if len(doomed) * 2 > len(found) and not (self.args.force or self.args.dry_run):
             raise Failure(
                 23 if self.verb == "get" else 25,
-                f"--delete would remove {doomed:,} of the {total:,} files and folders in "
+                f"--delete would remove {len(doomed):,} of the {len(found):,} files and folders in "
                 f"{printable(name)}",
                 "that is more than half: perhaps another folder is meant",
                 "--dry-run shows them, --force removes them",
             )
+        return doomed
 
     def count_file(self, size: int) -> None:
         self.progress.files += 1
@@ -681,7 +689,7 @@ class Puts(Batch):
             if is_excluded(self.args.exclude, own + "/" * os.path.isdir(path)):
                 self.skip("excluded", path)
                 continue
-            name = (own if self.args.name is None else self.args.name).rstrip("/")
+            name = plain_name(own if self.args.name is None else self.args.name)
             yield File(f"{into}/{name}" if into else name, path)
 
     def converse(self, file: File) -> Conversation:
@@ -705,12 +713,10 @@ class Puts(Batch):
 
     def put_file(self, file: File, status: os.stat_result) -> Conversation:
         """What the server has of that name decides whether the bytes are sent."""
-        again, part, over = file._replace(status=status, fresh=False, listed=None), 0, False
+        again, part, over = file._replace(status=status, fresh=False), 0, False
         if not file.fresh:
-            there = file.listed
-            if not there:
-                self.ask_about(file.name, status)
-                there = yield again
+            self.ask_about(file.name, status)
+            there = yield again
             if there.keys.get("reason") not in ABSENT_THERE:
                 if self.is_same(file, status, there):
                     return self.skip_same(file, status.st_size)
@@ -752,7 +758,7 @@ class Puts(Batch):
                 sha = sha if offset else hashlib.sha256()
                 os.lseek(fd, offset, os.SEEK_SET)
                 self.progress.resumed += offset
-                given_up = send_body(self.link, fd, status, sha, self.is_wanted)
+                given_up = send_body(self.link, fd, status, sha, self.may_go_on)
         answer = yield file
         if given_up == "changed":
             raise Failure(
@@ -766,7 +772,7 @@ class Puts(Batch):
     def show_checked(self, count: int) -> None:
         self.progress.update(count, "checked")
 
-    def is_wanted(self, count: int) -> bool:
+    def may_go_on(self, count: int) -> bool:
         """Between chunks: or has the server refused it already?"""
         return count < BATCH or not self.link.peek()
 
@@ -788,7 +794,7 @@ class Puts(Batch):
     def is_same(self, file: File, status: os.stat_result, there: "Line") -> bool:
         if there.verb == "err":
             raise refusal(there, "put", file.name)
-        if there.keys.get("type", there.verb) != "file":
+        if there.keys.get("type") != "file":
             return False
         size = there.number("size")
         if self.args.compare != "content":
@@ -801,7 +807,7 @@ class Puts(Batch):
 
     def check_force(self, file: File, status: os.stat_result, there: "Line") -> None:
         """Only --force replaces a file, and nothing replaces a folder."""
-        if there.keys.get("type", there.verb) != "file":
+        if there.keys.get("type") != "file":
             raise Failure(
                 25,
                 f"server already has a folder {printable(file.name)}",
@@ -826,11 +832,7 @@ class Puts(Batch):
         if not (fresh and self.args.dry_run):
             fresh = yield from self.make_folder(file)
         if file.path:
-            ours = self.children(file, fresh)
-            first = list(itertools.islice(ours, MANY))
-            if not fresh and len(first) == MANY and self.args.compare != "content":
-                first = self.with_listing(file.name, first, ours)
-            self.files.append(itertools.chain(first, ours))
+            self.files.append(self.children(file, fresh))
 
     def make_folder(self, file: File) -> Generator[File, "Line", bool]:
         """Whether it is new; with --dry-run, whether it would be."""
@@ -849,46 +851,28 @@ class Puts(Batch):
         """What the folders there have, and those here have not."""
         found: list[File] = []
         for source in self.sources():
-            if not os.path.isdir(source.path):
-                continue
-            doomed, total = [], 0
-            for entry in lines_of(self.args, "list", source.name, deep="yes"):
-                below = entry.words[0][len(source.name) + 1 :] + "/" * (entry.verb == "dir")
-                if entry.verb != "note" and not self.kept_out(below):
-                    total += 1
-                    if self.is_gone(source.path, below):
-                        doomed.append(File(entry.words[0], doomed=True))
-            self.check_share(len(doomed), total, source.name)
-            found += doomed
-        self.use_link(connected(self.args))
+            if os.path.isdir(source.path):
+                entries = lines_of(self.args, "list", source.name, deep="yes")
+                names = (
+                    entry.words[0][len(source.name) + 1 :] + "/" * (entry.verb == "dir")
+                    for entry in entries
+                    if entry.verb != "note"
+                )
+                for below in self.choose_doomed(
+                    source.name, names, functools.partial(self.is_here, source.path)
+                ):
+                    found.append(File(f"{source.name}/{below}".rstrip("/"), doomed=True))
         return reversed(found)  # a folder comes after what is in it
 
-    def is_gone(self, top: str, below: str) -> bool:
-        """Whether nothing of that name is in the folder here. What is behind a link counts."""
+    def is_here(self, top: str, below: str) -> bool:
+        """Whether something of that name is in the folder here, or may be behind a link."""
         try:
-            above, leaf = os.path.split(os.path.join(top, *check_name(below.rstrip("/"))))
-            return self.folder(top, above).stat(leaf) is None
+            above, leaf = os.path.split(os.path.join(top, *check_name(below)))
+            return self.folder(top, above).stat(leaf) is not None
         except FileNotFoundError:
-            return True
-        except (OSError, Refused):
             return False
-
-    def with_listing(self, name: str, first: list[File], more: Iterator[File]) -> list[File]:
-        """Ask for a listing, and note in each file what it tells. Only large ones need a stat."""
-        self.link.put(line("list", name))
-        self.link.flush()
-        due = time.monotonic() + MEANWHILE
-        while len(first) < LISTED and time.monotonic() < due and (file := next(more, None)):
-            first.append(file)
-        theirs = answer_lines(self.link, self.link.reply(), "list", name)
-        known = {entry.words[0]: entry for entry in itertools.islice(theirs, LISTED)}
-        whole = not sum(1 for _ in theirs)
-        return [
-            file._replace(listed=known.get(file.name), fresh=whole and file.name not in known)
-            if file.status and file.status.st_size < RESUMABLE
-            else file
-            for file in first
-        ]
+        except (OSError, Refused):
+            return True
 
     def keeps_copy(self, file: File) -> Generator[File, "Line", bool]:
         """Whether the server stores in this folder what is sent: then a copy would contain a copy.
@@ -1211,7 +1195,7 @@ class Gets(Batch):
             file = file._replace(stream=part)
         else:
             folder, leaf = self.local(file.path)
-            if self.is_here(file, facts, folder, leaf):
+            if self.is_same(file, facts, folder, leaf):
                 return self.skip_same(file, size)
             if self.args.dry_run:
                 return self.plan("replace", file, size)
@@ -1237,41 +1221,36 @@ class Gets(Batch):
         return self.top is None or not os.path.lexists(os.path.join(self.top.path, file.path))
 
     def surplus(self) -> Iterator[File]:
-        """Remove what is here and not there: first it is counted, then it goes."""
+        """Remove what is here and not there."""
         for path, known in self.known.items():
             if self.top is None or self.is_new(File("", path)):
                 continue
-            folder = self.folder(tuple(check_name(path)))
-            extra = [below.strip("/") not in known for _, _, below in self.content(folder, "")]
-            self.check_share(sum(extra), len(extra), path)
-            for above, leaf, below in self.content(folder, ""):
-                if below.strip("/") not in known:
-                    self.remove(File(f"{path}/{below}".rstrip("/")), above, leaf, below[-1] == "/")
+            content = self.content(self.folder(tuple(check_name(path))), "")
+            for below in self.choose_doomed(path, content, known.__contains__):
+                self.remove(File(f"{path}/{below}".rstrip("/")), below.endswith("/"))
         return iter(())
 
-    def remove(self, file: File, folder: "Folder", leaf: str, is_folder: bool) -> None:
+    def remove(self, file: File, is_folder: bool) -> None:
         if self.args.dry_run:
             return self.plan("delete", file)
         with contextlib.suppress(OSError, Refused):  # what is in it was left alone
+            folder, leaf = self.local(file.name)
             folder.protect(leaf, is_folder)
             folder.remove(leaf, is_folder)
             self.deleted += 1
             self.report(file, "deleted")
 
-    def content(self, folder: "Folder", below: str) -> Iterator[tuple["Folder", str, str]]:
-        """Each file and folder that --delete may remove, a folder after what is in it."""
+    def content(self, folder: "Folder", below: str) -> Iterator[str]:
+        """The files and folders in it, a folder after what is in it."""
         for leaf in folder.entries():
             status = folder.stat(leaf)
-            is_folder = bool(status and stat.S_ISDIR(status.st_mode))
-            path = f"{below}{leaf}{'/' * is_folder}"
-            special = not status or not (is_folder or stat.S_ISREG(status.st_mode))
-            if special or PART.fullmatch(leaf) or self.kept_out(path):
-                continue
-            if is_folder:
-                yield from self.content(folder.below(leaf), path)
-            yield folder, leaf, path
+            if status and stat.S_ISDIR(status.st_mode):
+                yield from self.content(folder.below(leaf), f"{below}{leaf}/")
+                yield f"{below}{leaf}/"
+            elif status and stat.S_ISREG(status.st_mode) and not PART.fullmatch(leaf):
+                yield below + leaf
 
-    def is_here(self, file: File, facts: "Line", folder: "Folder", leaf: str) -> bool:
+    def is_same(self, file: File, facts: "Line", folder: "Folder", leaf: str) -> bool:
         there, size = folder.stat(leaf), facts.number("size")
         if there is None:
             return False
@@ -1317,17 +1296,6 @@ class Gets(Batch):
             part.close()  # this program, a shell, may be the next to ask for it
             raise
         return part
-
-    def where(self, file: File, current: int) -> str:
-        """Also the part that is kept here, if there is one."""
-        text = super().where(file, current)
-        if file.listed and self.top and file.path:
-            folder, leaf = self.local(file.path)
-            facts = file.listed
-            name = lasting_name(leaf, facts.number("size"), facts.number("mtime_ns"))
-            if folder.stat(name):
-                text += f"; what came is kept as {printable(os.path.join(folder.path, name))}"
-        return text
 
     def claim(self, file: File, part: "Part") -> None:
         if not part.claim():
@@ -1387,7 +1355,7 @@ class Gets(Batch):
     ) -> "Failure":
         what = f"cannot write {printable(file.path)} ({error.strerror}) "
         what += f"after {part.received:,} of {size:,} bytes"
-        if error.errno not in FULL:
+        if error.errno not in FULL or not part.name:
             why, hint = "what was there before is untouched", "-o DEST for another place"
         else:
             folder = printable(os.path.abspath(part.folder.path))
@@ -1682,14 +1650,8 @@ class Inbox:
     def store(self, name: str, request: "Line") -> None:
         folder, parts = self.locate(name, request)
         size = request.number_or_none("size")
-        part = Part(
-            folder,
-            parts[-1],
-            None,
-            request.number_or_none("mtime_ns"),
-            request.is_set("exec"),
-        )
-        progress = Progress(self.args)
+        mtime_ns, executable = request.number_or_none("mtime_ns"), request.is_set("exec")
+        part, progress = Part(folder, parts[-1], None, mtime_ns, executable), Progress(self.args)
         progress.total = size or 0
 
         def tell_both(received: int) -> None:
@@ -1704,28 +1666,18 @@ class Inbox:
             part.begin(0)
             verified = receive_body(self.link, part, size, lambda announced: None, tell_both)
             parts[-1] = self.finish(part)
-        except Lost as lost:
-            raise lost_failure(
-                lost,
-                18,
-                f"connection lost at {part.received:,} of {size or 0:,} bytes of {printable(name)}",
-                "receive again, and let it be sent again",
-            ) from None
+        except Lost:
+            progress.clear()
+            came = f"{part.received:,} of {size or 0:,} bytes of {printable(name)}"
+            say(in_rows(f"connection lost at {came}: it has to be sent again", 2))
+            raise
         finally:
             progress.clear()
             part.drop()
         given = "/".join(parts)
-        self.link.put(
-            line(
-                "ok",
-                "put",
-                name,
-                size=part.received,
-                sha256=part.sha.hexdigest(),
-                verified=verified,
-                **{"as": given if given != name else None},
-            )
-        )
+        facts = {"size": part.received, "sha256": part.sha.hexdigest(), "verified": verified}
+        other = given if given != name else None
+        self.link.put(line("ok", "put", name, **facts, **{"as": other}))
         self.link.flush()
         self.show(given, part, request)
 
@@ -1853,6 +1805,8 @@ class Chat:
             self.say(text[text.startswith("//") :])
         elif command == "/who":
             self.request(line("who"))
+        elif command == "/msg" and " " in rest.strip():
+            self.request(b"tell %b\n" % rest.strip().encode(errors="surrogateescape"))
         elif command == "/nick" and rest:
             if not NICK.fullmatch(rest):
                 return self.show_line(f"* {WHYS['bad-nick'][0]}")
@@ -1885,6 +1839,10 @@ class Chat:
             if not (self.rejoins and known):
                 self.show_line(f"{said['from']}: {text}", said)
             self.recent.append(said)
+        elif found.verb == "told":
+            name, _, text = words[0].partition(" ")
+            facts = {"from": unquote(name[5:]), "text": text, "private": True}
+            self.show_line(f"{facts['from']} to you alone: {text}", facts)
         elif found.verb in ("joined", "left"):
             self.show_line(f"* {words[0]} {found.verb}", {found.verb: words[0]})
         elif found.verb == "client":
@@ -1899,7 +1857,7 @@ class Chat:
                 "they came faster than you took them",
                 {"lost": found.number("lost")},
             )
-        elif found.verb in ("ok", "err") and words[0] in ("say", "who", "chat"):
+        elif found.verb in ("ok", "err") and words[0] in ("say", "tell", "who", "chat"):
             self.unanswered -= 1
             if found.verb == "err":
                 self.code, reason = 9, keys.get("reason", "?")
@@ -2007,19 +1965,25 @@ def do_chat(args: argparse.Namespace) -> int:
         chat.ringer.close()
 
 
-COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "list": do_list,
-    "get": do_get,
-    "put": do_put,
-    "delete": do_delete,
-    "rename": do_rename,
-    "mkdir": do_mkdir,
-    "stat": do_stat,
-    "help": do_help,
-    "who": do_who,
-    "send": do_put,
-    "receive": do_receive,
-    "chat": do_chat,
+class Command(NamedTuple):
+    run: Callable[[argparse.Namespace], int]
+    text: str  # what -h says of it
+    places: tuple[str, ...] = ()  # its arguments
+
+
+COMMANDS = {
+    "list": Command(do_list, "what is there", ("PATH?",)),
+    "get": Command(do_get, "fetch files, folders, or what a pattern matches", ("NAME+",)),
+    "put": Command(do_put, "send files, folders, or - for standard input", ("PATH+",)),
+    "delete": Command(do_delete, "delete files and empty folders", ("NAME+",)),
+    "rename": Command(do_rename, "give it another name, or another folder", ("OLD", "NEW")),
+    "mkdir": Command(do_mkdir, "make a folder", ("FOLDER",)),
+    "stat": Command(do_stat, "size and time of a file", ("NAME",)),
+    "help": Command(do_help, "what the server understands"),
+    "who": Command(do_who, "who is connected"),
+    "send": Command(do_put, "the same as put, to other clients", ("PATH+",)),
+    "receive": Command(do_receive, "wait for what others send"),
+    "chat": Command(do_chat, "talk with those who are in it"),
 }
 
 
@@ -2035,7 +1999,7 @@ BATCH = 1 << 16  # bytes of lines and small bodies that gather until they leave 
 PLAIN = re.compile(r"[!-$&-<>-~]*")  # printable ASCII but for space, percent sign and equals sign
 CONTROL = re.compile(rb"[\0-\x1f\x7f]")  # bytes that no line may hold
 BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
-FREE = {"help", "say", "said"}  # verbs whose line is text from the first space on
+FREE = {"help", "say", "said", "tell", "told"}  # verbs whose line is text from the first space on
 ESCAPE = re.compile(rb"%(..)")
 # bytes of names as this system has them in text
 NAMES = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
@@ -2145,7 +2109,7 @@ def parse(raw: bytes) -> Line:
     for word in rest:
         key, equals, value = word.partition("=")
         if equals:
-            found.keys[key] = unquote(value)
+            found.keys[key.lower()] = unquote(value)
         elif word:
             found.words.append(unquote(word))
         else:  # two spaces, or one at the end
@@ -2553,9 +2517,9 @@ class Link(Wire):
 
     def hear(self) -> Line:
         """The next line that is an answer."""
-        while self.listen():
-            pass
-        return self.arrived.pop()[0]
+        while not self.arrived:
+            self.listen()
+        return self.arrived.popleft()[0]
 
     def listen(self) -> Optional[Line]:
         """Read a line. An answer is kept; a note goes to handle_note(), and is returned."""
@@ -2584,12 +2548,6 @@ class Link(Wire):
     def ask(self, *words: str, **keys: object) -> Line:
         """One request, and its answer."""
         self.put(line(*words, **keys))
-        return self.reply()
-
-    def reply(self) -> Line:
-        """The answer to the last request. Those before it are kept for their requests."""
-        while len(self.arrived) < len(self.asked):
-            self.listen()
         return self.hear()
 
 
@@ -2749,6 +2707,10 @@ WHYS = {
         "another client is sending this file",
         "run the same command again when that one is done",
     ),
+    "taken-over": (
+        "another client is putting the same file, and the server goes on with that one",
+        "run the same command again when that one is done",
+    ),
     "wrong-digest": (
         "what arrived is not what was sent: the network or a disk changed it",
         "run the same command again",
@@ -2855,9 +2817,15 @@ def peer_name(endpoint: str, nick: Optional[str]) -> str:
 
 
 def remote_name(args: argparse.Namespace, text: str) -> str:
-    """A name as people type it: a slash at the end of a folder's name means nothing.
+    """A name on the server. In the shell, cd has chosen the folder that it begins in."""
+    name = plain_name(text)
+    if args.cwd is None or args.command == "send":
+        return name
+    return posixpath.normpath(posixpath.join("/", args.cwd, name)).strip("/")
 
-    In the shell, cd has chosen the folder that it begins in."""
+
+def plain_name(text: str) -> str:
+    """A name as people type it: a slash at the end of a folder's name means nothing."""
     # no line can have it as a word: the server would hang up on all that is asked with it
     if not text:
         raise Failure(
@@ -2866,9 +2834,7 @@ def remote_name(args: argparse.Namespace, text: str) -> str:
             "an empty word was given for it, perhaps by a variable of the shell that is not set",
             "list shows what there is",
         )
-    if args.cwd is None or args.command == "send":
-        return text.rstrip("/") or text
-    return posixpath.normpath(posixpath.join("/", args.cwd, text)).strip("/")
+    return text.rstrip("/") or text
 
 
 def same(size: int, mtime_ns: int, other_size: int, other_mtime_ns: int) -> bool:
@@ -2891,7 +2857,7 @@ def described(size: int, mtime_ns: int) -> str:
 
 
 def date_of(mtime_ns: int) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(mtime_ns / 1e9))
+    return time.strftime("%Y-%m-%d %H:%M:%S", calendar(time.localtime, mtime_ns / 1e9))
 
 
 def clock(seconds: float) -> str:
@@ -3700,11 +3666,14 @@ def run_line(args: argparse.Namespace, words: list[str]) -> int:
     """One line of the shell: the same words as on the command line, and those of the labs."""
     verb = words[0]
     if verb in OWN_COMMANDS:
-        return OWN_COMMANDS[verb](args, *words[1:2]) or 0
+        return run_own(args, *words[:2])
     if verb not in COMMANDS:
-        raise Failure(
-            2, f"unknown command {printable(words[0])}", "the shell has no such word", "help"
-        )
+        import difflib  # not at the top: only a misspelt word needs it
+
+        close = difflib.get_close_matches(verb, [*COMMANDS, *WORDS, *OWN_COMMANDS], 1)
+        hint = f"did you mean {close[0]}? help lists all" if close else "help"
+        what = f"unknown command {printable(words[0])}"
+        raise Failure(2, what, "the shell has no such word", hint)
     if verb in ("put", "get", "delete") and len(words) == 1:
         words = [verb, next_line("which file? ")]
     if "\0" in "".join(words):
@@ -3725,6 +3694,16 @@ def run_line(args: argparse.Namespace, words: list[str]) -> int:
         return run_command(parsed)
     finally:
         args.link = parsed.link
+
+
+def run_own(args: argparse.Namespace, verb: str, *words: str) -> int:
+    args.tries = 0
+    try:
+        return OWN_COMMANDS[verb](args, *words) or 0
+    except (Lost, Broken) as problem:
+        close_link(args)
+        what = f"connection to {endpoint(args)} lost"
+        raise Failure(56, what, printable(str(problem)), "type the line again") from None
 
 
 def asked_upload() -> list[str]:
@@ -3983,6 +3962,22 @@ def trust_flags(parser: argparse._ActionsContainer) -> None:
 
 
 # --- end trust ---
+
+
+# --- times: the same in client.py, httpserver.py, httpclient.py (tests/test_twins.py) ---
+CYCLE = 400 * 365.2425 * 86400  # seconds after which the calendar repeats itself
+
+
+def calendar(clock: Callable[[float], time.struct_time], seconds: float) -> time.struct_time:
+    """time.gmtime() or time.localtime(), also before 1970, where Windows has neither."""
+    try:
+        return clock(seconds)
+    except OSError:
+        later = clock(seconds + CYCLE)
+        return time.struct_time((later.tm_year - 400, *later[1:]))
+
+
+# --- end times ---
 
 
 # --- showing sizes: the same in client.py, httpserver.py, httpclient.py (tests/test_twins.py) ---
@@ -4434,8 +4429,17 @@ class Failure(Exception):
     """What a user or a network can cause: three lines, and the exit code that curl uses for it."""
 
     def __init__(self, code: int, error: str, why: str, hint: str) -> None:
+        if os.name == "nt":  # where the programs that a hint names are called otherwise
+            hint = re.sub(r"\bss -\w+", "netstat -ano", hint).replace("python3 ", "py ")
         super().__init__(f"error: {error}\nwhy:   {why}\ntry:   {hint}")
         self.code = code
+
+
+def speak_utf8() -> None:
+    """A pipe of Windows has a code page that lacks most letters: text is UTF-8, as elsewhere."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr) if os.name == "nt" else ():
+        if isinstance(stream, io.TextIOWrapper) and not stream.isatty():
+            stream.reconfigure(encoding="utf-8", errors=stream.errors)
 
 
 def say(text: str) -> None:
@@ -4660,15 +4664,15 @@ def common_flags(parser: argparse.ArgumentParser) -> None:
     flag("--trace-hex", action="store_true", help="the same, with the first bytes")
 
 
-# what the arguments of the commands are
+# an argument: its name for us, how many of it, and what -h says of it
 ARGUMENTS = {
-    "NAME": "a file or folder there",
-    "NAME+": "files, folders or patterns there",
-    "PATH+": "files and folders here, or - for standard input",
-    "OLD": "its name there",
-    "NEW": "the new name, or a folder there",
-    "FOLDER": "the name of the new folder",
-    "hidden": "names that start with a dot too",
+    "NAME": ("name", None, "a file or folder there"),
+    "NAME+": ("names", "+", "files, folders or patterns there"),
+    "PATH+": ("paths", "+", "files and folders here, or - for standard input"),
+    "PATH?": ("folder", "?", "a folder or a pattern there (default: all that is shared)"),
+    "OLD": ("old", None, "its name there"),
+    "NEW": ("new", None, "the new name, or a folder there"),
+    "FOLDER": ("folder", None, "the name of the new folder"),
 }
 
 
@@ -4676,83 +4680,59 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
     """A parser for these words. Only their command gets its flags: twelve would slow the start."""
     parser = Parser(prog="client.py")
     parser.set_defaults(**DEFAULTS)
-    parser.add_argument(
-        "--version", action="version", version=f"%(prog)s {VERSION}, protocol {PROTOCOL}"
-    )
+    version = f"%(prog)s {VERSION}, protocol {PROTOCOL}"
+    parser.add_argument("--version", action="version", version=version)
     common_flags(parser)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", prog="client.py")
-
-    def command(name: str, text: str, *places: str) -> Callable[..., object]:
-        made = commands.add_parser(name, argument_default=argparse.SUPPRESS, help=text)
-        if name not in words:
-            return lambda *names, **more: None
-        common_flags(made)
-        for place in places:
-            many = place.endswith("+")
-            made.add_argument(
-                {"NAME+": "names", "PATH+": "paths"}.get(place, place.lower()),
-                nargs="+" if many else None,
-                metavar=place.rstrip("+"),
-                help=ARGUMENTS[place],
-            )
-        return made.add_argument
-
-    flag = command("list", "what is there")
-    flag("folder", nargs="?", metavar="PATH", help="a folder (default: all that is shared)")
-    flag("-r", action="store_true", help="all folders below too")
-    flag = command(
-        "get", "fetch files, folders, or what a pattern such as '*.jpg' matches", "NAME+"
-    )
-    flag(
-        "-o",
-        dest="output",
-        metavar="DEST",
-        help="a folder, a name, or - for standard output (default: here)",
-    )
-    flag("--hidden", action="store_true", help=ARGUMENTS["hidden"])
-    tree_flags(flag)
-    flag = command("put", "send files, folders, or - for standard input", "PATH+")
-    flag("--as", dest="name", metavar="NAME", help="what it is called there")
-    flag("--into", metavar="FOLDER", help="the folder there, made when missing")
-    flag("--hidden", action="store_true", help=ARGUMENTS["hidden"])
-    tree_flags(flag)
-    flag = command("delete", "delete files and empty folders", "NAME+")
-    flag("-r", action="store_true", help="folders with all that is in them")
-    flag("--dry-run", action="store_true", help="show what would be done, and change nothing")
-    command("rename", "give a file or folder another name, or another folder", "OLD", "NEW")
-    command("mkdir", "make a folder", "FOLDER")
-    command("stat", "size and time of a file", "NAME")
-    command("help", "what the server understands")
-    command("who", "who is connected")
-    flag = command("send", "send files, folders, or - for standard input to other clients", "PATH+")
-    flag(
-        "--to",
-        action="append",
-        metavar="HOST:PORT|NICK",
-        help="who gets it; may be given several times",
-    )
-    flag("--all", action="store_true", help="everybody who is receiving")
-    flag("--as", dest="name", metavar="NAME", help="what it is called there")
-    flag("--hidden", action="store_true", help=ARGUMENTS["hidden"])
-    tree_flags(flag)
-    flag = command("receive", "wait for what others send")
-    flag("-o", dest="output", metavar="DIR", help="the folder for it (default: here)")
-    flag("--count", type=between(1, 1e9), metavar="N", help="end after so many files")
-    who = "take files from these alone: nicks or addresses"
-    flag("--from", dest="senders", nargs="+", metavar="NICK|ADDRESS", help=who)
-    flag("--ask", action="store_true", help="ask before taking what somebody sends")
-    flag("--hidden", action="store_true", help=ARGUMENTS["hidden"])
-    command("chat", "talk with those who are in it")
+    for name, command in COMMANDS.items():
+        made = commands.add_parser(name, argument_default=argparse.SUPPRESS, help=command.text)
+        if name in words:
+            common_flags(made)
+            for place in command.places:
+                key, many, text = ARGUMENTS[place]
+                made.add_argument(key, nargs=many, metavar=place.rstrip("+?"), help=text)
+            own_flags(name, made.add_argument)
     return parser
 
 
+def own_flags(command: str, flag: Callable[..., object]) -> None:
+    if command in ("list", "delete"):
+        flag("-r", action="store_true", help="folders with all that is in them")
+    if command in ("get", "receive"):
+        what = "a folder, a name, or - for standard output (default: here)"
+        flag("-o", dest="output", metavar="DEST", help=what)
+    if command in ("put", "send"):
+        flag("--as", dest="name", metavar="NAME", help="what it is called there")
+    if command in ("get", "put", "send"):
+        tree_flags(flag)
+    if command in ("get", "put", "send", "receive"):
+        flag("--hidden", action="store_true", help="names that start with a dot too")
+    if command == "put":
+        flag("--into", metavar="FOLDER", help="the folder there, made when missing")
+    if command == "delete":
+        flag("--dry-run", action="store_true", help="show what would be done, and change nothing")
+    if command == "send":
+        flag("--to", action="append", metavar="HOST:PORT|NICK", help="who gets it, or several")
+        flag("--all", action="store_true", help="everybody who is receiving")
+    if command == "receive":
+        who = "take files from these alone: nicks or addresses"
+        flag("--count", type=between(1, 1e9), metavar="N", help="end after so many files")
+        flag("--from", dest="senders", nargs="+", metavar="NICK|ADDRESS", help=who)
+        flag("--ask", action="store_true", help="ask before taking what somebody sends")
+
+
+# flags without a value
+SWITCHES = {f"--{name}" for name in ("ask-password", "tls", "insecure", "force", "no-resume")}
+SWITCHES |= {"--quiet", "--json", "--trace", "--trace-hex"}
+
+
 def command_place(words: Sequence[str]) -> int:
-    """Where the command stands: the first word that is no flag and no value of one."""
-    flags, is_value = build_parser([])._option_string_actions, False
-    for place, word in enumerate(words):
-        if not is_value and not word.startswith("-"):
+    """Where the command stands, in whatever case: behind no flag that takes a value."""
+    known = {*COMMANDS, *WORDS, "bye"}
+    for place, (before, word) in enumerate(zip(["", *words], words)):
+        value = before.startswith("-") and "=" not in before and before not in SWITCHES
+        if word.lower() in known and not value:
             return place
-        is_value = word in flags and flags[word].nargs is None
     return len(words)
 
 
@@ -4763,7 +4743,7 @@ def run_with_retries(args: argparse.Namespace) -> int:
     args.tries = 0  # new connections since something went well
     while True:
         try:
-            return COMMANDS[args.command](args)
+            return COMMANDS[args.command].run(args)
         except Lost as lost:
             if args.command == "chat" or not reconnected(args, lost):
                 raise
@@ -4840,6 +4820,7 @@ def catch_signals() -> None:
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
+    speak_utf8()
     words = list(sys.argv[1:] if argv is None else argv)
     typed_words = typed(["python3", "client.py", *words])
     place = command_place(words)

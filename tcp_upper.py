@@ -58,6 +58,7 @@ if __name__ == "__main__":
 import argparse
 import contextlib
 import errno
+import io
 import itertools
 import os
 import re
@@ -847,8 +848,17 @@ class Failure(Exception):
     """What a user or a network can cause: three lines, and the exit code that curl uses for it."""
 
     def __init__(self, code: int, error: str, why: str, hint: str) -> None:
+        if os.name == "nt":  # where the programs that a hint names are called otherwise
+            hint = re.sub(r"\bss -\w+", "netstat -ano", hint).replace("python3 ", "py ")
         super().__init__(f"error: {error}\nwhy:   {why}\ntry:   {hint}")
         self.code = code
+
+
+def speak_utf8() -> None:
+    """A pipe of Windows has a code page that lacks most letters: text is UTF-8, as elsewhere."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr) if os.name == "nt" else ():
+        if isinstance(stream, io.TextIOWrapper) and not stream.isatty():
+            stream.reconfigure(encoding="utf-8", errors=stream.errors)
 
 
 def say(text: str) -> None:
@@ -1059,6 +1069,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
+    speak_utf8()
     args = build_parser().parse_args(argv)
     try:
         return serve(args) if args.role == "server" else client(args)
