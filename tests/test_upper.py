@@ -598,6 +598,13 @@ def test_trace_prints_a_line_for_each_call(spawn, run, script):
     server.wait_for(EVENT + r"< recv")
 
 
+@BOTH
+def test_the_trace_tells_how_long_an_answer_was_waited_for(spawn, run, script):
+    server = spawn(script, "server", "--delay", 0.3)
+    traced = run(*patient(script), "client", "--trace", "--port", server.port, input=b"hi").err
+    assert float(re.search(r"waited (\d+\.\d\d) ms", traced)[1]) >= 290
+
+
 def test_a_pipe_over_tcp_shuts_its_side_once(spawn, run):
     server = spawn("tcp_upper.py", "server")
     traced = run("tcp_upper.py", "client", "--trace", "--port", server.port, input=b"hi\n").err
