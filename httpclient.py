@@ -3626,11 +3626,12 @@ class TracedStream(Traced):
         return data
 
     def shutdown(self, how: int) -> None:
-        self.attempt("*", "shutdown", super().shutdown, how)
-        side = "receiving" if how == socket.SHUT_RD else "sending = FIN"
-        self.show("*", f"shutdown of {side}")
+        side = "sending = FIN"
         if how == socket.SHUT_RD:
-            self.ended = "this side has shut its receiving"
+            side = "receiving"
+            self.ended = "this side has shut its receiving"  # first: another thread may be in recv
+        self.attempt("*", "shutdown", super().shutdown, how)
+        self.show("*", f"shutdown of {side}")
 
 
 # --- end streams ---
