@@ -571,7 +571,8 @@ class Changes(Batch):
             return self.files.append(iter([file._replace(listed=answer)]))
         found = [file._replace(listed=answer)]
         for entry in answer_lines(self.link, answer, self.verb, file.name):
-            found.append(File(entry.words[0], listed=entry))
+            if entry.verb != "note":  # a link, which is not ours to delete
+                found.append(File(entry.words[0], listed=entry))
         found.reverse()  # a folder comes after what is in it
         self.files.append(iter(found))
 
@@ -851,7 +852,8 @@ class Puts(Batch):
         """What the folders there have, and those here have not."""
         found: list[File] = []
         for source in self.sources():
-            if os.path.isdir(source.path):
+            new = self.args.dry_run and connected(self.args).ask("stat", source.name).verb != "ok"
+            if os.path.isdir(source.path) and not new:
                 entries = lines_of(self.args, "list", source.name, deep="yes")
                 names = (
                     entry.words[0][len(source.name) + 1 :] + "/" * (entry.verb == "dir")
@@ -1991,9 +1993,9 @@ COMMANDS = {
 # bytes of a line with its end: the longest path of most systems, every byte percent-encoded, and
 # keys
 MAX_LINE = 32768
-# bytes asked of one recv: half as many cost a sixth more time, and each busy connection has its own
-BUFFER = 1 << 19
-QUIET = 1 << 12  # the same for a connection on which no more than that has come at once
+QUIET = 1 << 12  # bytes asked of one recv until more than that has come at once
+# the same after that: a whole `data` line with its body; each busy connection has its own
+BUFFER = (1 << 20) + QUIET
 RECORD = 1 << 14  # bytes of a TLS record at most
 BATCH = 1 << 16  # bytes of lines and small bodies that gather until they leave in one send
 PLAIN = re.compile(r"[!-$&-<>-~]*")  # printable ASCII but for space, percent sign and equals sign
@@ -2246,7 +2248,11 @@ class Wire:
         self.start, self.end = 0, len(rest)
         if patience != self.timeout:
             self.sock.settimeout(patience)
-        self.attempt(self.receive_into, self.view[self.end :])
+        # no further than to the end of the body, so that the next one is received in one piece
+        # (but whole records of TLS: what it holds back select() would not see)
+        within = self.remaining > self.end and not hasattr(self.sock, "pending")
+        ends = self.remaining if within else len(self.view)
+        self.attempt(self.receive_into, self.view[self.end : ends])
         if patience != self.timeout:
             self.sock.settimeout(self.timeout)
 
@@ -3179,7 +3185,7 @@ def remove_if_old(folder: Folder, name: str) -> bool:
 # --- bodies: the same in server.py, client.py (tests/test_twins.py) ---
 # most bytes that our side announces in one `data`: it can stop only between two, and each busy
 # connection has its own
-CHUNK = 1 << 19
+CHUNK = 1 << 20
 # bytes from which an interrupted file is worth resuming; a smaller one starts over
 RESUMABLE = 1 << 20
 HOLE = 1 << 12  # zeros at once from which a disk need not store them

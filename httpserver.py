@@ -73,6 +73,8 @@ Host of the address behind it, and the one that the browser asked for as X-Forwa
 # what is short. A worker touches one connection, from the Task that it takes off a queue until it
 # leaves what the loop does next in another queue, and rings the bell. What several threads count
 # is guarded by the lock of the Server.
+
+# The life of a connection
 #
 #   accept                    one byte            whole, short
 #     +--> HANDSHAKE --> IDLE --------> HEAD ----------+-----> sent: IDLE again, or LINGERING
@@ -82,7 +84,7 @@ Host of the address behind it, and the one that the browser asked for as X-Forwa
 #
 # Each state has a queue in which the first deadline comes first; Server.enter() alone moves a
 # connection from one to another. No deadline: idle, or with a worker, which has its own.
-#
+
 # Why none of http.server's classes? Their habits break rules that tests/test_httpserver.py holds:
 #   a malformed field line ends the head and hides all fields after it    ("1 a header line ...")
 #   a lone CR passes in a field, \x0b and \xa0 for a space                ("3 a lone CR", "4 ...")
@@ -171,7 +173,7 @@ MAX_THREADS = 512  # transfers and folder walks at once
 FOREVER = float("inf")  # a deadline that never comes
 SPARE_THREADS = 4  # workers kept for the next long request
 MAX_LINGERING = 256  # refused connections that wait until the client has read why
-# heads that are remembered with what was answered: all together 40 MB at most
+# heads that are remembered with what was answered: all together 50 MB at most
 MAX_KEPT, KEPT_HEAD, KEPT_BODY = 2048, 2048, 16384
 SMALL = 131072  # bytes of an answer that the loop sends itself
 PIECE = 262144  # bytes read or written at a time
@@ -216,7 +218,7 @@ MAX_SEARCHED = 10000  # folders whose last search for old parts is remembered
 PART = re.compile(r"\.six-[0-9a-f]{32}\.part", re.IGNORECASE)
 # a client must name this version of the resumable-upload draft to get interim answers
 INTEROP = "8"
-DROP_BOX = "This is a drop box: files can be added, and nothing else can be done."
+REFUSED = "This is a drop box: files can be added, and nothing else can be done."
 PROXIED = frozenset(
     ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
 )
@@ -1732,6 +1734,8 @@ class Connection:
     def give_up(self, note: str) -> bool:
         if self.rest or self.span:
             self.server.count_answer(self, *self.unsent, max(0, self.sent), note)
+        else:
+            self.server.log(self.peer, note)
         self.close()
         return False
 
@@ -1778,6 +1782,7 @@ class Connection:
     def close(self) -> None:
         self.server.enter(self, State.CLOSED)
         self.release()
+        self.buffer = b""  # or an event of the same turn would find the beginning of a head
         self.sock.close()
 
     def handshake(self) -> bool:
@@ -2272,14 +2277,18 @@ class Server:
         return False
 
     def end_slow(self, new: Connection) -> bool:
-        """Close the oldest connection within a head, of an address that has half, for a new client.
+        """Close the oldest slow connection of an address that has half, for a new client.
 
         False if no address has half of all clients there."""
-        slow = [*self.queues[State.HANDSHAKE], *self.queues[State.HEAD]]
+        states = State.HANDSHAKE, State.HEAD, State.ANSWERING
+        slow = [conn for state in states for conn in self.queues[state]]
         for client, count in Counter(network(conn.hop) for conn in slow).most_common(1):
             if 2 * count >= self.args.max_clients and client != network(new.hop):
                 first = next(conn for conn in slow if network(conn.hop) == client)
-                first.refuse_head(Refusal(503, "another client needs the place"))
+                why = "another client needs the place"
+                if first.state is State.ANSWERING:  # no error in the middle of an answer
+                    return not first.give_up(why)
+                first.refuse_head(Refusal(503, why))
                 return True
         return False
 
@@ -3468,7 +3477,7 @@ def hand_in(conn: Connection, request: Request) -> Answer:
         login = "" if conn.user == "-" else urllib.parse.unquote(conn.user)
         return Answer(200, fields | page_fields(), drop_page(crumbs, login).encode())
     if upload or request.method not in ("PUT", "POST", "MKCOL"):
-        raise Refusal(403, DROP_BOX)
+        raise Refusal(403, REFUSED)
     return handed_in(add_to_box(conn, request.below(folder)), folder, request)
 
 
@@ -3517,7 +3526,7 @@ def sender_folder(conn: Connection, request: Request) -> str:
 def log_hand_in(
     conn: Connection, plan: Plan, name: str, size: int, digest: Optional[bytes]
 ) -> None:
-    if not conn.args.drop_box:
+    if not conn.args.drop_box or conn.args.quiet and not conn.args.log:
         return
     sender, *names = plan.names
     path = printable_name("/".join([*plan.names[:-1], name]))
@@ -5923,7 +5932,7 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="?",
         default=None,
         metavar="FOLDER|FILE|PORT",
-        help="what is shared (default the current folder); a number that is no name there: --port",
+        help="what is shared (default .); a number that is no name here: the port",
     )
     add("-d", "--directory", dest="folder", default=".", metavar="DIR", help="the same")
     add(
@@ -5981,7 +5990,7 @@ def limit_flags(parser: argparse.ArgumentParser) -> None:
             between(1, 1e6),
             10000,
             "N",
-            "connections; for one more the longest idle is closed, or it gets 503 (default 10000)",
+            "connections; one more ends the longest idle, or gets 503 (default 10000)",
         ),
         ("--requests", between(0, 1e12), 0, "N", "end after so many answers (default never)"),
         (
@@ -6009,7 +6018,7 @@ def proxy_flags(parser: argparse.ArgumentParser) -> None:
             "--trust-proxy",
             proxy_address,
             "ADDRESS",
-            "a proxy's address: clients are those that it names in X-Forwarded-For or Forwarded",
+            "its clients are those in its X-Forwarded-For or Forwarded",
         ),
         (
             "--header",
